@@ -1,0 +1,1 @@
+"""Choosing an endpoint: filter, score, pick; pure functions over a snapshot."""

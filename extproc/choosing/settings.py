@@ -1,0 +1,41 @@
+"""Load-balancing settings of one model, with the defaults that apply to whatever is left unset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Algorithm(StrEnum):
+    """The policies a model may choose from."""
+
+    INFERENCE_LB = "inference_lb"
+    PREFIX_CACHE = "prefix_cache"
+    LEAST_REQUEST = "least_request"
+    ROUND_ROBIN = "round_robin"
+    RANDOM = "random"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadBalancing:
+    """How one model's endpoints are chosen. Names and defaults follow AIGW's `LBConfig`.
+
+    Attributes:
+        algorithm: Which policy.
+        load_aware_enable: False leaves in-flight requests and prefill out of the score.
+        cache_aware_enable: False leaves the prefix match out of the score.
+        candidate_percent: The pick is uniform among this share of best endpoints, 0..100, at least one.
+        request_load_weight: Weight of in-flight requests, >= 0.
+        prefill_load_weight: Weight of pending prefill, >= 0.
+        cache_ratio_weight: Weight of the cache hit ratio, >= 0.
+        fallbacks: Further endpoints named to Envoy for retries before the first byte, 0..8.
+    """
+
+    algorithm: Algorithm = Algorithm.INFERENCE_LB
+    load_aware_enable: bool = True
+    cache_aware_enable: bool = True
+    candidate_percent: int = 5
+    request_load_weight: float = 1.0
+    prefill_load_weight: float = 3.0
+    cache_ratio_weight: float = 2.0
+    fallbacks: int = 2

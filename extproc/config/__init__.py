@@ -1,0 +1,1 @@
+"""tokenway.yaml: schema, parser, reload."""

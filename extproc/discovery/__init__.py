@@ -1,0 +1,1 @@
+"""Which endpoints exist, and telling Envoy."""

@@ -1,0 +1,103 @@
+"""Every way a request can be refused, and the one table that says how it looks to the client.
+
+Rules:
+    1. Core modules raise `RouterError`; only `extproc.protocol` turns one into bytes on the wire.
+    2. `Reason` is closed: it is the OpenAI `code`, the metric label and the explain field at once.
+    3. A message never quotes prompt text, header values or secrets; it may quote names and positions.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import orjson
+
+
+class Reason(StrEnum):
+    """Why a request was refused. The value is the OpenAI `error.code`."""
+
+    INVALID_JSON = "invalid_json"
+    INVALID_REQUEST = "invalid_request"
+    MISSING_MODEL = "missing_model"
+    EMPTY_MESSAGES = "empty_messages"
+    MODEL_NOT_FOUND = "model_not_found"
+    ROUTE_NOT_FOUND = "route_not_found"
+    UNKNOWN_PATH = "unknown_path"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+    BODY_TOO_LARGE = "body_too_large"
+    NO_HEALTHY_ENDPOINT = "no_healthy_endpoint"
+    SHUTTING_DOWN = "shutting_down"
+    INTERNAL = "internal_error"
+
+
+_STATUS: dict[Reason, tuple[int, str]] = {
+    Reason.INVALID_JSON: (400, "invalid_request_error"),
+    Reason.INVALID_REQUEST: (400, "invalid_request_error"),
+    Reason.MISSING_MODEL: (400, "invalid_request_error"),
+    Reason.EMPTY_MESSAGES: (400, "invalid_request_error"),
+    Reason.MODEL_NOT_FOUND: (404, "invalid_request_error"),
+    Reason.ROUTE_NOT_FOUND: (404, "invalid_request_error"),
+    Reason.UNKNOWN_PATH: (404, "invalid_request_error"),
+    Reason.METHOD_NOT_ALLOWED: (405, "invalid_request_error"),
+    Reason.BODY_TOO_LARGE: (413, "invalid_request_error"),
+    Reason.NO_HEALTHY_ENDPOINT: (503, "overloaded_error"),
+    Reason.SHUTTING_DOWN: (503, "overloaded_error"),
+    Reason.INTERNAL: (500, "api_error"),
+}
+
+
+class RouterError(Exception):
+    """A request that cannot be served, with everything its answer needs.
+
+    Args:
+        reason: Closed code; fixes HTTP status and OpenAI `type`.
+        message: For the client; one sentence, no prompt text.
+        param: The offending request field (`messages`, `model`, `body.17`), or None.
+        retry_after_s: Whole seconds for `Retry-After`, or None for no such header.
+    """
+
+    def __init__(
+        self,
+        reason: Reason,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    @property
+    def status(self) -> int:
+        """HTTP status code of the answer."""
+        return _STATUS[self.reason][0]
+
+    def body(self) -> bytes:
+        """The OpenAI-shaped answer: `{"error":{"message","type","param","code"}}`."""
+        return orjson.dumps(
+            {
+                "error": {
+                    "message": self.message,
+                    "type": _STATUS[self.reason][1],
+                    "param": self.param,
+                    "code": self.reason.value,
+                }
+            }
+        )
+
+
+class ConfigError(Exception):
+    """A configuration file that cannot be used.
+
+    Args:
+        path: The file.
+        problems: One line each, "line N: key: what is wrong; accepted: ...".
+    """
+
+    def __init__(self, path: str, problems: list[str]) -> None:
+        super().__init__(f"{path}: " + "; ".join(problems))
+        self.path = path
+        self.problems = problems

@@ -1,0 +1,1 @@
+"""Metrics, decision records, explain, logs."""

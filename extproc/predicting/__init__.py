@@ -1,0 +1,1 @@
+"""Predicting TTFT and TPOT by recursive least squares, learned online."""

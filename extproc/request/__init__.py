@@ -1,0 +1,1 @@
+"""Understanding a request: body bytes to an InferenceRequest, its blocks, its rule."""

@@ -1,0 +1,125 @@
+"""Values that cross module boundaries of the gateway. No behaviour beyond small derivations.
+
+Rules:
+    1. Frozen and slotted; a value that changes is somebody's private state, not a type here.
+    2. Quantities end in their unit. Arrays say shape and dtype. Absence is None, never a sentinel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metadata_center.types import EndpointKey
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+
+class Rng(Protocol):
+    """The only randomness a decision may use; `random.Random` satisfies it."""
+
+    def random(self) -> float:
+        """Uniform float in [0, 1)."""
+        ...
+
+
+class Operation(StrEnum):
+    """What the request asks for; values are OpenTelemetry `gen_ai.operation.name`s where one exists."""
+
+    CHAT = "chat"
+    TEXT_COMPLETION = "text_completion"
+    RESPONSES = "responses"
+    MESSAGES = "messages"
+    EMBEDDINGS = "embeddings"
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceRequest:
+    """One understood request body.
+
+    Attributes:
+        operation: Which API it came by.
+        model: The client's name for the model, before any rewriting.
+        stream: True if the client asked for server-sent events.
+        prompt: Canonical prompt bytes: equal conversation prefixes give equal byte prefixes;
+            media replaced by fixed-width content hashes. Never logged.
+        prompt_tokens: Exact count when the client sent token ids, else None.
+        max_tokens: The client's output bound, or None.
+        cache_salt: The engine's cache namespace asked for by the client, or None.
+        body: The decoded JSON object, owned by this request; sanitising edits it.
+        removed: Names of body fields taken out because clients may not steer them.
+        is_multimodal: True if any part was image, audio or video.
+    """
+
+    operation: Operation
+    model: str
+    stream: bool
+    prompt: bytes
+    prompt_tokens: int | None
+    max_tokens: int | None
+    cache_salt: str | None
+    body: dict[str, Any]
+    removed: tuple[str, ...] = ()
+    is_multimodal: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One engine replica as the configuration names it, address resolved.
+
+    `key` is `ip:port` (IPv6 in brackets) and is the identity everywhere: load, cache, health, Envoy.
+    """
+
+    key: EndpointKey
+    cluster: str
+    weight: int = 1
+    labels: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    draining: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What one decision looks at: one row per candidate, all arrays of shape (n,).
+
+    Attributes:
+        keys: Candidate endpoints, distinct.
+        requests: In-flight requests, int64.
+        prefill_tokens: Uncached prompt tokens charged but not yet known to be prefilled, int64.
+        context_tokens: Prompt tokens of all in-flight requests (KV in use), int64.
+        matched_blocks: Longest contiguous cached prefix in blocks, int64, 0..num_blocks.
+        num_blocks: Blocks of this request's prompt.
+        weights: Relative capacity, float64 > 0.
+    """
+
+    keys: tuple[EndpointKey, ...]
+    requests: IntArray
+    prefill_tokens: IntArray
+    context_tokens: IntArray
+    matched_blocks: IntArray
+    num_blocks: int
+    weights: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The outcome of a policy over one `Snapshot`.
+
+    Attributes:
+        order: Row indices, best first: the chosen endpoint, then fallbacks. Never empty, distinct.
+        scores: Higher is better, shape (n,), float64; None for policies without scores.
+        terms: Named score parts, each shape (n,), summing to `scores`.
+        candidates: How many of the best rows the pick was made among.
+    """
+
+    order: tuple[int, ...]
+    scores: FloatArray | None
+    terms: Mapping[str, FloatArray]
+    candidates: int
