@@ -1,0 +1,221 @@
+"""Envoy's access-log entries as values: what ended, where, how.
+
+Rules:
+    1. `RequestEnd` comes exactly once for each request that Envoy finished, whatever the ending.
+    2. `AttemptStarted` and `AttemptFailed` come for attempts worth telling: retries and failures. A first
+       attempt that went well is told by its request's end.
+    3. Entries of one request may come in any order.
+
+Source: envoy/data/accesslog/v3/accesslog.proto; the tags and filters of envoy/bootstrap.yaml.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from envoy.data.accesslog.v3 import accesslog_pb2 as pb
+
+from extproc.health.tracker import FailureKind
+from extproc.observing.records import Ended
+from metadata_center.types import EndpointKey, RequestId
+
+USAGE_NAMESPACE = "llm.usage"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEnd:
+    """One request is over.
+
+    Attributes:
+        request_id: Made by Envoy at the edge.
+        owner: The worker that decided, or None if none did or its answer came too late.
+        endpoint: Who served the last attempt, or None if no attempt was made.
+        attempts: Upstream attempts made.
+        status: HTTP status the client saw; 0 if it left before any.
+        ended: How.
+        details: Envoy's `response_code_details`.
+        ttft_s: From sending to the engine to its first body byte, or None.
+        gateway_s: From receiving the request to sending it to the engine, or None.
+        duration_s: From first byte received to last byte sent.
+        stream_s: From the first to the last body byte of the engine, or None.
+        request_bytes: Body bytes received.
+        response_bytes: Body bytes sent.
+        prompt_tokens: As the engine reported, or None.
+        completion_tokens: As the engine reported, or None.
+        cached_tokens: As the engine reported, or None.
+        started_unix_s: Wall clock at which the request began.
+    """
+
+    request_id: RequestId
+    owner: str | None
+    endpoint: EndpointKey | None
+    attempts: int
+    status: int
+    ended: Ended
+    details: str
+    ttft_s: float | None
+    gateway_s: float | None
+    duration_s: float
+    stream_s: float | None
+    request_bytes: int
+    response_bytes: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    cached_tokens: int | None
+    started_unix_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RequestAlive:
+    """A long request still runs."""
+
+    request_id: RequestId
+    owner: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptStarted:
+    """A further attempt was dispatched to `endpoint`."""
+
+    request_id: RequestId
+    owner: str | None
+    endpoint: EndpointKey
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFailed:
+    """An attempt at `endpoint` failed."""
+
+    request_id: RequestId
+    owner: str | None
+    endpoint: EndpointKey
+    kind: FailureKind
+
+
+Entry = RequestEnd | RequestAlive | AttemptStarted | AttemptFailed
+
+
+def _endpoint(common: pb.AccessLogCommon) -> EndpointKey | None:
+    address = common.upstream_remote_address.socket_address
+    if not address.address:
+        return None
+    host = f"[{address.address}]" if ":" in address.address else address.address
+    return EndpointKey(f"{host}:{address.port_value}")
+
+
+def _seconds(tag: str | None) -> float | None:
+    """A microsecond tag; Envoy writes "-" for what did not happen."""
+    if tag is None or tag == "-":
+        return None
+    try:
+        return int(tag) / 1e6
+    except ValueError:
+        return None
+
+
+def _duration_s(duration: object) -> float:
+    return float(duration.seconds + duration.nanos / 1e9)  # type: ignore[attr-defined]
+
+
+def failure_kind(common: pb.AccessLogCommon, status: int) -> FailureKind | None:
+    """What an attempt's flags and status say about its endpoint; None if nothing bad."""
+    flags = common.response_flags
+    if flags.upstream_connection_failure:
+        return FailureKind.CONNECT_FAILURE
+    if flags.upstream_request_timeout:
+        return FailureKind.FIRST_BYTE_TIMEOUT
+    if flags.upstream_connection_termination or flags.upstream_remote_reset or flags.upstream_protocol_error:
+        return FailureKind.RESET
+    if status >= 500:
+        return FailureKind.SERVER_ERROR
+    return None
+
+
+def _ended(common: pb.AccessLogCommon, status: int, details: str) -> Ended:
+    flags = common.response_flags
+    if flags.downstream_connection_termination or flags.downstream_remote_reset:
+        return Ended.CLIENT_ABORT
+    if flags.upstream_request_timeout or flags.stream_idle_timeout or flags.duration_timeout:
+        return Ended.TIMEOUT
+    if flags.upstream_connection_termination or flags.upstream_remote_reset:
+        return Ended.UPSTREAM_RESET
+    if details.startswith("tokenway_"):
+        return Ended.COMPLETED if status < 400 else Ended.REJECTED
+    if status == 0:
+        return Ended.CLIENT_ABORT
+    return Ended.UPSTREAM_ERROR if status >= 500 else Ended.COMPLETED
+
+
+def translate(entry: pb.HTTPAccessLogEntry) -> Entry | None:
+    """One entry as a value; None if it tells us nothing (no id, a kind we did not ask for)."""
+    common = entry.common_properties
+    tags = common.custom_tags
+    request_id = RequestId(tags.get("rid", ""))
+    if not request_id:
+        return None
+    owner = tags.get("owner") or None
+    if owner == "-":
+        owner = None
+    log_type = common.access_log_type
+    if log_type == pb.DownstreamEnd:
+        return _request_end(entry, request_id, owner)
+    endpoint = _endpoint(common)
+    if log_type == pb.DownstreamPeriodic:
+        return RequestAlive(request_id, owner)
+    if endpoint is None:
+        return None
+    if log_type == pb.UpstreamPoolReady:
+        return AttemptStarted(request_id, owner, endpoint)
+    if log_type == pb.UpstreamEnd:
+        kind = failure_kind(common, entry.response.response_code.value)
+        return None if kind is None else AttemptFailed(request_id, owner, endpoint, kind)
+    return None
+
+
+def _request_end(entry: pb.HTTPAccessLogEntry, request_id: RequestId, owner: str | None) -> RequestEnd:
+    common = entry.common_properties
+    response = entry.response
+    tags = common.custom_tags
+    status = response.response_code.value
+    details = response.response_code_details
+    ttft_s = _seconds(tags.get("ttft_us"))
+    stream_s = None
+    if ttft_s is not None and common.HasField("time_to_last_upstream_rx_byte"):
+        first_s = ttft_s + _duration_s(common.time_to_first_upstream_tx_byte)
+        stream_s = max(0.0, _duration_s(common.time_to_last_upstream_rx_byte) - first_s)
+    usage = common.metadata.filter_metadata
+    prompt = completion = cached = None
+    if USAGE_NAMESPACE in usage:
+        fields = usage[USAGE_NAMESPACE].fields
+        prompt = _count(fields, "prompt_tokens")
+        completion = _count(fields, "completion_tokens")
+        cached = _count(fields, "cached_tokens")
+    start = common.start_time
+    return RequestEnd(
+        request_id=request_id,
+        owner=owner,
+        endpoint=_endpoint(common),
+        attempts=common.upstream_request_attempt_count,
+        status=status,
+        ended=_ended(common, status, details),
+        details=details,
+        ttft_s=ttft_s,
+        gateway_s=_seconds(tags.get("gateway_us")),
+        duration_s=_duration_s(common.duration),
+        stream_s=stream_s,
+        request_bytes=entry.request.request_body_bytes,
+        response_bytes=response.response_body_bytes,
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        cached_tokens=cached,
+        started_unix_s=start.seconds + start.nanos / 1e9,
+    )
+
+
+def _count(fields: object, name: str) -> int | None:
+    if name not in fields:  # type: ignore[operator]
+        return None
+    value = fields[name]  # type: ignore[index]
+    if value.WhichOneof("kind") != "number_value" or not 0 <= value.number_value < 1e12:
+        return None
+    return int(value.number_value)

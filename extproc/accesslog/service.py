@@ -1,0 +1,137 @@
+"""The gRPC access log service: Envoy tells each ending, we hand it to whoever decided.
+
+An entry may reach another worker than the one that decided: Envoy keeps one log stream per thread of its own.
+`Dispatcher` looks at the owner tag and hands over what is not ours. An entry without an owner belongs to a
+request that nobody decided, or whose decision came too late for Envoy: every worker is told, so that a late
+charge finds its release.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any
+
+import grpc
+from envoy.service.accesslog.v3 import als_pb2
+
+from extproc.accesslog.entries import (
+    AttemptFailed,
+    AttemptStarted,
+    Entry,
+    RequestAlive,
+    RequestEnd,
+    translate,
+)
+from extproc.observing.metrics import Metrics
+
+SERVICE = "envoy.service.accesslog.v3.AccessLogService"
+
+
+class EntryKind(StrEnum):
+    """Kinds of entries; a metric label."""
+
+    REQUEST_END = "request_end"
+    REQUEST_ALIVE = "request_alive"
+    ATTEMPT_STARTED = "attempt_started"
+    ATTEMPT_FAILED = "attempt_failed"
+
+
+_KINDS: dict[type[Entry], EntryKind] = {
+    RequestEnd: EntryKind.REQUEST_END,
+    RequestAlive: EntryKind.REQUEST_ALIVE,
+    AttemptStarted: EntryKind.ATTEMPT_STARTED,
+    AttemptFailed: EntryKind.ATTEMPT_FAILED,
+}
+
+
+class Dispatcher:
+    """Hands each entry to its owner.
+
+    Args:
+        owner: This worker's name in `OWNER_HEADER`.
+        take: Applies an entry here.
+        hand_over: Sends the entry to another worker, named as in the tag; False if there is no such worker.
+        tell_all: Sends the entry to every other worker.
+        metrics: Counters.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        take: Callable[[Entry], None],
+        hand_over: Callable[[str, Entry], bool],
+        tell_all: Callable[[Entry], None],
+        metrics: Metrics,
+    ) -> None:
+        self._owner = owner
+        self._take = take
+        self._hand_over = hand_over
+        self._tell_all = tell_all
+        self._metrics = metrics
+
+    def dispatch(self, entry: Entry) -> None:
+        """Apply the entry here, or hand it over."""
+        owner = entry.owner
+        if owner == self._owner:
+            self._take(entry)
+        elif owner is None:
+            self._take(entry)
+            self._tell_all(entry)
+        elif self._hand_over(owner, entry):
+            self._metrics.handed_over()
+        else:
+            self._metrics.access_log_unmatched()
+
+
+class AccessLog:
+    """`envoy.service.accesslog.v3.AccessLogService`.
+
+    Args:
+        dispatch: Receives each entry.
+        metrics: Counters.
+        wall_clock: Unix seconds, to tell how late entries are.
+    """
+
+    def __init__(
+        self,
+        dispatch: Callable[[Entry], None],
+        metrics: Metrics,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._dispatch = dispatch
+        self._metrics = metrics
+        self._wall_clock = wall_clock
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """The service."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "StreamAccessLogs": grpc.stream_unary_rpc_method_handler(
+                    self.stream,
+                    request_deserializer=als_pb2.StreamAccessLogsMessage.FromString,
+                    response_serializer=als_pb2.StreamAccessLogsResponse.SerializeToString,
+                )
+            },
+        )
+
+    async def stream(
+        self, _: Any, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> als_pb2.StreamAccessLogsResponse:
+        """Serve one thread of Envoy for as long as it lives."""
+        while True:
+            message = await context.read()
+            if message is grpc.aio.EOF:
+                return als_pb2.StreamAccessLogsResponse()
+            now_unix_s = self._wall_clock()
+            for logged in message.http_logs.log_entry:
+                entry = translate(logged)
+                if entry is None:
+                    continue
+                ended_unix_s = now_unix_s
+                if type(entry) is RequestEnd:
+                    ended_unix_s = entry.started_unix_s + entry.duration_s
+                self._metrics.access_log_entry(_KINDS[type(entry)], now_unix_s - ended_unix_s)
+                self._dispatch(entry)

@@ -1,0 +1,44 @@
+"""The decision: a snapshot, a model's settings and some randomness give the order to try endpoints in.
+
+Rules:
+    1. Pure: equal arguments and equal draws give the equal choice, so a recorded decision replays.
+    2. The chosen row comes first, then up to `settings.fallbacks` others by the policy's preference.
+    3. Who may be chosen at all (health, labels, draining) was settled when the snapshot was made.
+"""
+
+from __future__ import annotations
+
+from extproc.choosing import policies
+from extproc.choosing.settings import Algorithm, LoadBalancing
+from extproc.types import Choice, Rng, Snapshot
+
+
+def choose(snapshot: Snapshot, settings: LoadBalancing, rng: Rng, turn: int) -> Choice:
+    """Choose one endpoint and its fallbacks.
+
+    Args:
+        snapshot: At least one row.
+        settings: Algorithm, weights and number of fallbacks.
+        rng: See Rule 3 of `policies` for the draws; round-robin makes none.
+        turn: Counts up with each choice among these keys, >= 0; only round-robin looks at it.
+
+    Raises:
+        ValueError: The snapshot is empty.
+    """
+    rows = len(snapshot.keys)
+    if not rows:
+        raise ValueError("nothing to choose from")
+    wanted = min(1 + settings.fallbacks, rows)
+    match settings.algorithm:
+        case Algorithm.INFERENCE_LB:
+            ranking = policies.inference_lb(snapshot, settings)
+        case Algorithm.PREFIX_CACHE:
+            ranking = policies.prefix_cache(snapshot, settings)
+        case Algorithm.LEAST_REQUEST:
+            ranking = policies.least_request(snapshot)
+        case Algorithm.RANDOM:
+            ranking = policies.uniform(snapshot)
+        case Algorithm.ROUND_ROBIN:
+            return Choice(tuple((turn + step) % rows for step in range(wanted)), None, {}, 1)
+    order = policies.pick(ranking, rows, wanted, rng)
+    return Choice(order, ranking.scores, ranking.terms, ranking.candidates)

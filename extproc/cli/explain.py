@@ -1,0 +1,64 @@
+"""`tokenway explain`: why a request went where it went, asked of a running gateway's admin port."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote
+from urllib.request import urlopen
+
+import orjson
+
+from extproc.observing.explain import render
+
+# The answer is a few records from memory; a gateway that needs longer is not answering.
+_TIMEOUT_S = 5.0
+
+
+def explain(args: Sequence[str], admin_url: str) -> int:
+    """Print one decision by request id, or the last few.
+
+    Args:
+        args: Command line after `explain`: a request id or `--last N`, and `--json`.
+        admin_url: Base URL of the admin port.
+
+    Returns:
+        Exit code: 0, or 1 if the gateway does not know the request or does not answer.
+    """
+    parser = argparse.ArgumentParser(
+        prog="tokenway explain", description="Show why a request went where it went."
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("request_id", nargs="?", help="value of the x-request-id header")
+    which.add_argument("--last", type=int, metavar="N", help="the N most recent decisions, newest first")
+    parser.add_argument("--json", action="store_true", help="the record as the gateway holds it")
+    options = parser.parse_args(args)
+    if options.request_id is None:
+        path = f"/explain?last={options.last or 1}"
+    else:
+        path = f"/explain/{quote(options.request_id, safe='')}"
+    try:
+        answer = _get(admin_url.rstrip("/") + path)
+    except HTTPError as exc:
+        missing = exc.code == 404
+        print("no such request is held" if missing else f"admin port: status {exc.code}", file=sys.stderr)
+        return 1
+    except (URLError, OSError, ValueError) as exc:
+        print(f"admin port {admin_url} does not answer: {exc}", file=sys.stderr)
+        return 1
+    if options.json:
+        print(orjson.dumps(answer, option=orjson.OPT_INDENT_2).decode())
+    else:
+        records = answer["records"] if options.request_id is None else [answer]
+        print("\n".join(render(record) for record in records) or "no decisions are held")
+    return 0
+
+
+def _get(url: str) -> Any:
+    if not url.startswith(("http://", "https://")):
+        raise ValueError("the admin URL must begin with http:// or https://")
+    with urlopen(url, timeout=_TIMEOUT_S) as response:  # noqa: S310 - the scheme is checked above
+        return orjson.loads(response.read())

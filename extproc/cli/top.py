@@ -1,0 +1,122 @@
+"""`tokenway top`: every endpoint's load, refreshed in place, read from a running gateway's admin port."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import orjson
+
+# The answer is one table from memory; a gateway that needs longer is not answering.
+_TIMEOUT_S = 5.0
+_HOME_AND_CLEAR = "\x1b[H\x1b[2J"
+_COLUMNS = (
+    "endpoint",
+    "cluster",
+    "state",
+    "requests",
+    "prefill tok",
+    "context tok",
+    "cache",
+    "TTFT ms",
+    "req/s",
+    "served",
+    "failed",
+    "reason",
+)
+_LEFT_ALIGNED = frozenset({"endpoint", "cluster", "state", "reason"})
+
+
+def top(admin_url: str, *, once: bool, interval_s: float, as_json: bool = False) -> int:
+    """Show the endpoint table, once or until interrupted.
+
+    Args:
+        admin_url: Base URL of the admin port.
+        once: Print one table and return.
+        interval_s: Between refreshes.
+        as_json: Print the gateway's JSON, one object per line, instead of the table.
+
+    Returns:
+        Exit code: 0, or 1 if the gateway does not answer.
+    """
+    previous: Mapping[str, Any] | None = None
+    try:
+        while True:
+            try:
+                current = _endpoints(admin_url)
+            except (URLError, OSError, ValueError) as exc:
+                print(f"admin port {admin_url} does not answer: {exc}", file=sys.stderr)
+                return 1
+            if as_json:
+                print(orjson.dumps(current).decode(), flush=True)
+            else:
+                clear = _HOME_AND_CLEAR if sys.stdout.isatty() and not once else ""
+                print(clear + render_endpoints(current, previous), end="", flush=True)
+            if once:
+                return 0
+            previous = current
+            time.sleep(interval_s)
+    except KeyboardInterrupt:
+        return 0
+
+
+def render_endpoints(current: Mapping[str, Any], previous: Mapping[str, Any] | None = None) -> str:
+    """The table as text.
+
+    Args:
+        current: The admin port's `/endpoints` answer.
+        previous: An earlier answer of the same process, from which rates are taken; None shows none.
+    """
+    served_before: dict[str, int] = {}
+    elapsed_s = 0.0
+    if previous is not None:
+        elapsed_s = current["uptime_s"] - previous["uptime_s"]
+        served_before = {row["key"]: row["served_total"] for row in previous["endpoints"]}
+    rows = [list(_COLUMNS)]
+    for row in sorted(current["endpoints"], key=lambda row: (row["cluster"], row["key"])):
+        before = served_before.get(row["key"])
+        rate = "-"
+        if before is not None and elapsed_s > 0:
+            rate = f"{(row['served_total'] - before) / elapsed_s:.1f}"
+        ttft_s, capacity_blocks = row["ttft_ewma_s"], row["capacity_blocks"]
+        rows.append(
+            [
+                row["key"],
+                row["cluster"],
+                row["state"],
+                str(row["requests"]),
+                str(row["prefill_tokens"]),
+                str(row["context_tokens"]),
+                f"{100 * row['cached_blocks'] / capacity_blocks:.0f}%" if capacity_blocks else "-",
+                "-" if ttft_s is None else f"{ttft_s * 1e3:.0f}",
+                rate,
+                str(row["served_total"]),
+                str(row["failures_total"]),
+                row["reason"] or "",
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if name in _LEFT_ALIGNED else cell.rjust(width)
+            for name, cell, width in zip(_COLUMNS, row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+    summary = (
+        f"tokenway   up {current['uptime_s']:.0f} s   workers {current['workers']}   "
+        f"in flight {current['in_flight']}   endpoints {len(current['endpoints'])}"
+    )
+    return "\n".join([summary, "", *lines]) + "\n"
+
+
+def _endpoints(admin_url: str) -> dict[str, Any]:
+    if not admin_url.startswith(("http://", "https://")):
+        raise ValueError("the admin URL must begin with http:// or https://")
+    with urlopen(f"{admin_url.rstrip('/')}/endpoints", timeout=_TIMEOUT_S) as response:  # noqa: S310 - scheme checked
+        answer: dict[str, Any] = orjson.loads(response.read())
+        return answer

@@ -1,0 +1,142 @@
+"""tokenway.yaml and the clusters.json beside it: text to `Config`, and back.
+
+Only `load` and `load_all` read files. Everything else here is pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from extproc.config.document import Document, Location, read_yaml, unknown
+from extproc.config.schema import Config, Model, RuleSection
+from extproc.discovery.clusters import ClusterSpec, parse_clusters
+from extproc.errors import ConfigError
+
+
+def load(path: Path) -> Config:
+    """Read a tokenway.yaml.
+
+    Raises:
+        ConfigError: The file cannot be read, or has problems; all of them are named.
+    """
+    return parse(_read(path), str(path))
+
+
+def load_all(path: Path) -> tuple[Config, tuple[ClusterSpec, ...]]:
+    """Read a tokenway.yaml and its clusters file, or a clusters.json alone (`.json`) with all defaults.
+
+    Returns:
+        The configuration with its models filled in (`with_defaults`), and the clusters.
+
+    Raises:
+        ConfigError: Either file cannot be read or has problems, or they do not fit together.
+    """
+    if path.suffix == ".json":
+        clusters = parse_clusters(_read(path), str(path))
+        return with_defaults(Config(clusters_file=path.name), clusters), clusters
+    text = _read(path)
+    config = parse(text, str(path))
+    clusters_file = clusters_path(config, path)
+    clusters = parse_clusters(_read(clusters_file), str(clusters_file))
+    cross_check(config, clusters, read_yaml(text, str(path)))
+    return with_defaults(config, clusters), clusters
+
+
+def parse(text: str, path: str) -> Config:
+    """The configuration in a YAML text; an empty text is all defaults.
+
+    Args:
+        text: The whole file.
+        path: Its name, for messages only.
+
+    Raises:
+        ConfigError: With every problem, each as "line N: key: what is wrong; accepted: ...".
+    """
+    document = read_yaml(text, path)
+    config = document.validated(Config)
+    problems = _names_given_twice(config)
+    if problems:
+        document.refuse(problems)
+    return config
+
+
+def clusters_path(config: Config, path: Path) -> Path:
+    """Where `clusters_file` of the tokenway.yaml at `path` is."""
+    return path.parent / config.clusters_file
+
+
+def cross_check(config: Config, clusters: Sequence[ClusterSpec], document: Document) -> None:
+    """Refuse a configuration that names a cluster which does not exist.
+
+    Args:
+        config: From `parse`, without `with_defaults`.
+        clusters: What the clusters file has.
+        document: The text `config` came from (`read_yaml`), for the lines.
+
+    Raises:
+        ConfigError: Naming each place and the clusters there are.
+    """
+    names = [cluster.name for cluster in clusters]
+    places: list[tuple[Location, str | None]] = [(("default_cluster",), config.default_cluster)]
+    for model_name, model in config.models.items():
+        for i, rule in enumerate(model.rules):
+            places.append((("models", model_name, "rules", i, "cluster"), rule.cluster))
+    problems = [
+        (location, f"no cluster `{name}` in {config.clusters_file}{unknown(name, names)}")
+        for location, name in places
+        if name is not None and name not in set(names)
+    ]
+    if problems:
+        document.refuse(problems)
+
+
+def with_defaults(config: Config, clusters: Sequence[ClusterSpec]) -> Config:
+    """Fill in the models of a configuration that names none: one per cluster.
+
+    The model is called what the cluster's `model` says or, failing that, like the cluster. Clusters of
+    the same model become rules of equal weight.
+    """
+    if config.models:
+        return config
+    rules: dict[str, list[RuleSection]] = {}
+    for cluster in clusters:
+        rules.setdefault(cluster.model or cluster.name, []).append(RuleSection(cluster=cluster.name))
+    return config.model_copy(
+        update={"models": {name: Model(rules=tuple(of_model)) for name, of_model in rules.items()}}
+    )
+
+
+def effective(config: Config) -> str:
+    """The configuration as YAML with every default written out; `parse` gives the same back."""
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of tokenway.yaml, published as etc/tokenway.schema.json."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
+
+
+def _names_given_twice(config: Config) -> list[tuple[Location, str]]:
+    problems: list[tuple[Location, str]] = []
+    owners = {name: name for name in config.models}
+    for model_name, model in config.models.items():
+        for i, alias in enumerate(model.aliases):
+            owner = owners.setdefault(alias, model_name)
+            if owner != model_name or alias in model.aliases[:i] or alias == model_name:
+                text = f"`{alias}` already names the model `{owner}`; accepted: names not in use"
+                problems.append((("models", model_name, "aliases", i), text))
+    return problems
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(str(path), [f"cannot be read: {error.strerror}"]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(str(path), [f"cannot be read: not UTF-8 at byte {error.start}"]) from error

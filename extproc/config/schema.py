@@ -1,0 +1,394 @@
+"""What tokenway.yaml may say: every key with its type, range, default and meaning.
+
+Rules:
+    1. Models are frozen; an unknown key, a wrong type or a value out of range is an error.
+    2. A key left out, or given as null, has its default: never 0, never empty by accident.
+    3. Attribute docstrings are the descriptions in the published JSON schema.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from extproc.choosing.settings import Algorithm, LoadBalancing
+from extproc.health.settings import HealthSettings
+from extproc.request.rules import Backend, ModelRules, Rule
+
+_LB = LoadBalancing()
+_HEALTH = HealthSettings()
+
+_DAY_S = 86_400
+"""Upper bound of all times: what is longer is a mistake of unit."""
+
+_MISSPELT = "cache_radio_weight"
+"""AIGW's spelling of `cache_ratio_weight` in its wire schema; accepted so that its files can be kept."""
+
+
+def _lower(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name.lower() for name in names)
+
+
+def _lower_names(headers: Mapping[str, str]) -> Mapping[str, str]:
+    lowered = {name.lower(): value for name, value in headers.items()}
+    if len(lowered) < len(headers):
+        raise PydanticCustomError(
+            "header_twice", "two header names differ in letter case only; accepted: distinct names"
+        )
+    return lowered
+
+
+def _listen_address(text: str) -> str:
+    """`unix:/path` or `ip:port`, IPv6 in brackets."""
+    if text.startswith("unix:/"):
+        return text
+    host, _, port = text.rpartition(":")
+    try:
+        ipaddress.ip_address(host.removeprefix("[").removesuffix("]") if host.startswith("[") else host)
+        usable = port.isascii() and port.isdigit() and int(port) <= 65_535
+    except ValueError:
+        usable = False
+    if not usable or (":" in host) != host.startswith("["):
+        raise PydanticCustomError(
+            "listen",
+            "not an address; accepted: text like `unix:/run/tokenway.sock`, `127.0.0.1:9000`, `[::]:9000`",
+        )
+    return text
+
+
+Name = Annotated[str, Field(min_length=1, max_length=256)]
+"""AIGW bounds cluster and backend names to 1..256 as well."""
+
+HeaderName = Annotated[
+    str,
+    Field(pattern=r"^:?[0-9A-Za-z!#$%&'*+.^_`|~-]+$", max_length=256, examples=["x-tier"]),
+]
+"""RFC 9110 token; a leading colon is for pseudo-headers such as `:authority`."""
+
+Listen = Annotated[str, AfterValidator(_listen_address)]
+Port = Annotated[int, Field(ge=0, le=65_535)]
+Seconds = Annotated[float, Field(gt=0, le=_DAY_S)]
+Weight = Annotated[float, Field(ge=0)]
+Labels = Mapping[Name, Annotated[str, Field(max_length=256)]]
+HeaderValue = Annotated[str, Field(max_length=16_384)]
+"""AIGW's bound on header values of a rule."""
+
+
+class Section(BaseModel):
+    """A mapping in the file."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_unset(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        known = cls.model_fields.keys() | {_MISSPELT}
+        return {key: value for key, value in data.items() if value is not None or key not in known}
+
+
+class Admin(Section):
+    """The operator's HTTP port: metrics, explain, endpoints, readiness."""
+
+    address: str = Field(default="127.0.0.1", examples=["127.0.0.1", "::"])
+    """IP address to listen on; keep it off the public network."""
+    port: Port = 10080
+    """TCP port; 0 picks a free one."""
+
+    @field_validator("address")
+    @classmethod
+    def _is_ip(cls, address: str) -> str:
+        try:
+            return str(ipaddress.ip_address(address))
+        except ValueError:
+            raise PydanticCustomError(
+                "address", "not an IP address; accepted: text like `127.0.0.1`, `0.0.0.0`, `::`"
+            ) from None
+
+
+class Server(Section):
+    """The processes and where they listen. Changes need a restart."""
+
+    workers: int = Field(default=1, ge=1, le=64)
+    """Worker processes sharing one load table; one serves about a core of Envoy traffic."""
+    run_dir: Name = "/tmp/tokenway"  # noqa: S108 - the quick start's place; a deployment names its own
+    """Directory of the Unix sockets and the shared load table; made at start."""
+    listen: Annotated[tuple[Listen, ...], Field(strict=False)] = ()
+    """Further gRPC addresses beside the socket in `run_dir`: `unix:/path` or `ip:port`."""
+    admin: Admin = Admin()
+    """The operator's HTTP port."""
+    drain_s: float = Field(default=30.0, ge=0, le=_DAY_S)
+    """How long streams may take to finish after SIGTERM, in seconds."""
+
+
+class Request(Section):
+    """What a client may send."""
+
+    max_body_bytes: int = Field(default=33_554_432, ge=1_024, le=1_073_741_824)
+    """Larger bodies are refused with 413. 32 MiB holds a 24 MiB image in base64."""
+    allow_fields: Annotated[tuple[Name, ...], Field(strict=False)] = ()
+    """Body fields that steer the engine and are kept; all others of that kind are removed."""
+    allow_headers: Annotated[tuple[HeaderName, ...], Field(strict=False), AfterValidator(_lower)] = ()
+    """Request headers that steer routing or the engine and are kept."""
+    usage_injection: bool = False
+    """Ask engines for token usage in streams whose client did not; the client then sees it too."""
+    block_bytes: int = Field(default=512, ge=64, le=65_536)
+    """Prompt bytes per block of the prefix index; AIGW's step is 512."""
+
+
+class Signals(Section):
+    """When a request counts as answered, and when it is given up."""
+
+    first_chunk: bool = True
+    """Take the first body chunk of a stream as its first token; false takes the response headers."""
+    timeout_s: Seconds = 600.0
+    """Bound on an answer that is not streamed, in seconds."""
+    first_byte_timeout_s: Seconds = 60.0
+    """Bound on the response headers of a stream, in seconds."""
+
+
+class Load(Section):
+    """The table of in-flight requests."""
+
+    lease_s: Seconds = 180.0
+    """A request not heard of for this long no longer counts as load, in seconds."""
+    tombstone_s: Seconds = 60.0
+    """How long an end that came before its beginning is remembered, in seconds."""
+    max_requests: int = Field(default=200_000, ge=1, le=10_000_000)
+    """Bound on requests in the table."""
+    max_tombstones: int = Field(default=100_000, ge=1, le=10_000_000)
+    """Bound on remembered early ends."""
+
+
+class Health(Section):
+    """Which endpoints may be chosen: active probes, passive signals, ejection and recovery."""
+
+    path: str = Field(default=_HEALTH.path, pattern=r"^/[!-~]*$", max_length=1_024, examples=["/health"])
+    """Probed by GET; any 2xx is a success."""
+    interval_s: Seconds = _HEALTH.interval_s
+    """Between probes of a healthy endpoint, in seconds."""
+    recovery_interval_s: Seconds = _HEALTH.recovery_interval_s
+    """Between probes of an ejected endpoint, in seconds."""
+    timeout_s: Seconds = _HEALTH.timeout_s
+    """Bound on one probe, in seconds."""
+    unhealthy_threshold: int = Field(default=_HEALTH.unhealthy_threshold, ge=1, le=1_000)
+    """Consecutive failed probes that eject."""
+    passive_threshold: int = Field(default=_HEALTH.passive_threshold, ge=1, le=1_000)
+    """Consecutive failed attempts in real traffic that eject."""
+    ejection_s: Seconds = _HEALTH.ejection_s
+    """Shortest time out, in seconds; doubles with each ejection in a row."""
+    max_ejection_s: Seconds = _HEALTH.max_ejection_s
+    """Longest time out, in seconds; not below `ejection_s`."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.max_ejection_s < self.ejection_s:
+            raise PydanticCustomError(
+                "ejection_order",
+                "max_ejection_s is below ejection_s; accepted: max_ejection_s >= {least}",
+                {"least": self.ejection_s},
+            )
+        return self
+
+    def settings(self) -> HealthSettings:
+        """The values as the health tracker takes them."""
+        return HealthSettings(**self.model_dump())
+
+
+class Explain(Section):
+    """Decision records kept for `tokenway explain`."""
+
+    ring_size: int = Field(default=2_000, ge=1, le=1_000_000)
+    """Latest decisions kept per worker."""
+    debug_token_env: Annotated[
+        str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", examples=["TOKENWAY_DEBUG_TOKEN"])
+    ] | (None) = None
+    """Environment variable that holds the operator token for the debug header; unset turns it off."""
+
+
+class Cache(Section):
+    """The estimate of what engines hold in their prefix caches."""
+
+    max_blocks_per_endpoint: int = Field(default=200_000, ge=1, le=100_000_000)
+    """Bound on remembered blocks per endpoint, whatever the engine's cache size."""
+    default_kv_tokens: int = Field(default=100_000, ge=1, le=1_000_000_000)
+    """Cache size in tokens assumed until the engine's own cache_config_info is known."""
+
+
+class Logging(Section):
+    """Logs on standard error, one JSON object per line."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe level that is written."""
+    requests: bool = True
+    """One line per request."""
+
+
+class RuleSection(Section):
+    """One way to serve a model."""
+
+    cluster: Name
+    """Cluster in clusters_file that serves it."""
+    backend: Annotated[Backend, Field(strict=False)] = Backend.VLLM
+    """Engine behind the cluster."""
+    headers: Annotated[Mapping[HeaderName, HeaderValue], AfterValidator(_lower_names)] = Field(
+        default_factory=dict
+    )
+    """Request headers that must all have exactly these values; none makes this the default rule."""
+    subset: Labels = Field(default_factory=dict)
+    """Labels an endpoint must carry to be chosen."""
+    weight: int = Field(default=1, ge=0, le=1_000_000)
+    """Share of traffic among equally specific rules; 0 switches the rule off."""
+    lora: Name | None = None
+    """LoRA adapter that answers."""
+    model: Name | None = None
+    """Name of the model at the engine, if it differs from the client's."""
+    route_name: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    """Shown in decision records."""
+    endpoint_group: Name | None = None
+    """Endpoints that perform alike share one latency model; null means the cluster."""
+
+
+class Prior(Section):
+    """What the latency model assumes before it has seen traffic; unset keys keep the built-in prior."""
+
+    ttft_base_s: Annotated[float, Field(gt=0, le=60)] | None = None
+    """Time to first token of an empty prompt on an idle endpoint, in seconds."""
+    prefill_tokens_per_s: Annotated[float, Field(ge=1, le=10_000_000)] | None = None
+    """Uncached prompt tokens an idle endpoint computes per second."""
+    tpot_s: Annotated[float, Field(gt=0, le=60)] | None = None
+    """Time per output token of a lone request, in seconds."""
+    tokens_per_byte: Annotated[float, Field(ge=1 / 64, le=1)] | None = None
+    """Prompt tokens per byte of prompt text."""
+
+
+def _add_misspelling(schema: dict[str, Any]) -> None:
+    schema["properties"][_MISSPELT] = {
+        **schema["properties"]["cache_ratio_weight"],
+        "deprecated": True,
+        "description": "AIGW's spelling of cache_ratio_weight; give one of the two.",
+    }
+
+
+class LoadBalancingSection(Section):
+    """How one model's endpoints are chosen. Names and defaults follow AIGW's `LBConfig`."""
+
+    model_config = ConfigDict(json_schema_extra=_add_misspelling)
+
+    algorithm: Annotated[Algorithm, Field(strict=False)] = _LB.algorithm
+    """The policy."""
+    load_aware_enable: bool = _LB.load_aware_enable
+    """False leaves in-flight requests and prefill out of the score."""
+    cache_aware_enable: bool = _LB.cache_aware_enable
+    """False leaves the prefix match out of the score."""
+    candidate_percent: int = Field(default=_LB.candidate_percent, ge=0, le=100)
+    """The pick is uniform among this share of the best endpoints, at least one."""
+    request_load_weight: Weight = _LB.request_load_weight
+    """Weight of in-flight requests."""
+    prefill_load_weight: Weight = _LB.prefill_load_weight
+    """Weight of pending prefill."""
+    cache_ratio_weight: Weight = Field(
+        default=_LB.cache_ratio_weight, validation_alias=AliasChoices("cache_ratio_weight", _MISSPELT)
+    )
+    """Weight of the cache hit ratio."""
+    fallbacks: int = Field(default=_LB.fallbacks, ge=0, le=8)
+    """Further endpoints named to Envoy for retries before the first byte."""
+
+    def settings(self) -> LoadBalancing:
+        """The values as the policies take them."""
+        return LoadBalancing(**self.model_dump())
+
+
+class Model(Section):
+    """A model that clients can ask for."""
+
+    aliases: Annotated[tuple[Name, ...], Field(strict=False)] = ()
+    """Other names clients may use; distinct over all models."""
+    prior: Prior | None = None
+    """Assumptions of the latency model; null means built-in ones."""
+    rules: Annotated[tuple[RuleSection, ...], Field(strict=False, min_length=1)]
+    """Where it is served: the matching rule with the most headers wins."""
+    load_balancing: LoadBalancingSection = LoadBalancingSection()
+    """How an endpoint is chosen."""
+
+    @field_validator("rules")
+    @classmethod
+    def _one_is_on(cls, rules: tuple[RuleSection, ...]) -> tuple[RuleSection, ...]:
+        if all(rule.weight == 0 for rule in rules):
+            raise PydanticCustomError(
+                "all_off", "every rule has weight 0; accepted: at least one rule above 0"
+            )
+        return rules
+
+
+class Config(Section):
+    """Configuration of a Tokenway gateway (tokenway.yaml)."""
+
+    version: Literal[1] = 1
+    """Version of this format."""
+    server: Server = Server()
+    """The processes and where they listen."""
+    clusters_file: Name = "clusters.json"
+    """Clusters and their endpoints; relative to this file."""
+    default_cluster: Name | None = None
+    """Cluster for paths that are no inference API; null answers 404."""
+    request: Request = Request()
+    """What a client may send."""
+    signals: Signals = Signals()
+    """When a request counts as answered, and when it is given up."""
+    load: Load = Load()
+    """The table of in-flight requests."""
+    health: Health = Health()
+    """Which endpoints may be chosen."""
+    explain: Explain = Explain()
+    """Decision records."""
+    cache: Cache = Cache()
+    """The estimate of prefix caches."""
+    logging: Logging = Logging()
+    """Logs."""
+    reasoning_split: Literal[False] = False
+    """Not done here: tokens do not pass through Tokenway; use the engine flag (vLLM: --reasoning-parser)."""
+    models: Mapping[Name, Model] = Field(default_factory=dict)
+    """Models by name; none at all means one model per cluster of clusters_file."""
+
+    @field_validator("reasoning_split", mode="before")
+    @classmethod
+    def _engines_split_reasoning(cls, value: Any) -> Any:
+        if value is True:
+            raise PydanticCustomError(
+                "reasoning_split",
+                "tokens do not pass through Tokenway, so it cannot split reasoning from the answer: "
+                "start the engine with its own flag instead (vLLM: --reasoning-parser); accepted: false",
+            )
+        return value
+
+    def rules(self) -> tuple[ModelRules, ...]:
+        """All models as `RuleTable` takes them."""
+        return tuple(
+            ModelRules(
+                name=name,
+                aliases=model.aliases,
+                rules=tuple(Rule(**rule.model_dump()) for rule in model.rules),
+                load_balancing=model.load_balancing.settings(),
+            )
+            for name, model in self.models.items()
+        )

@@ -1,0 +1,162 @@
+"""clusters.json: which clusters and endpoints the operator names, before any name is resolved.
+
+Rules:
+    1. AIGW's format, `{"clusters":[{"name","endpoints":[{"address","port"}]}]}`, plus optional keys.
+    2. Strict: an unknown key, a duplicate or a port out of range is an error with its line.
+    3. Pure; turning host names into addresses is `resolve.py`'s job.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
+
+from extproc.config.document import Location, read_json
+from extproc.config.schema import Labels, Name, Section
+
+_HOST_NAME = re.compile(
+    r"(?=.{1,253}$)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
+)
+"""RFC 1123 labels, and underscores, which container networks put into service names."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSpec:
+    """One endpoint as written.
+
+    Attributes:
+        address: IPv4, IPv6 (no brackets, shortest form) or lower-case host name.
+        port: 1..65535.
+        weight: Relative capacity, 1..1000.
+        labels: The cluster's labels with the endpoint's own on top; rules select by them.
+        metadata: Free for the operator; shown, never interpreted.
+        draining: True takes no new requests and finishes those it has.
+    """
+
+    address: str
+    port: int
+    weight: int = 1
+    labels: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    draining: bool = False
+
+    @property
+    def is_host_name(self) -> bool:
+        """True if the address has to be resolved."""
+        return _ip_or_none(self.address) is None
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSpec:
+    """One cluster as written.
+
+    Attributes:
+        name: Envoy's name for it, distinct.
+        endpoints: Distinct by address and port; may be empty.
+        model: Model it serves where tokenway.yaml names no models; None means the cluster's name.
+    """
+
+    name: str
+    endpoints: tuple[EndpointSpec, ...]
+    model: str | None = None
+
+
+def _ip_or_none(text: str) -> str | None:
+    try:
+        ip = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return None if "%" in text else ip.compressed
+
+
+def _address(text: str) -> str:
+    host = text.lower().removesuffix(".")
+    ip = _ip_or_none(text)
+    if ip is not None:
+        return ip
+    if not _HOST_NAME.fullmatch(host) or host.rpartition(".")[2].isdigit():
+        raise PydanticCustomError(
+            "address", "not an address; accepted: IPv4, IPv6 without brackets and zone, or a host name"
+        )
+    return host
+
+
+class _Endpoint(Section):
+    address: Annotated[str, AfterValidator(_address)]
+    port: int = Field(ge=1, le=65_535)
+    weight: int = Field(default=1, ge=1, le=1_000)
+    labels: Labels = Field(default_factory=dict)
+    metadata: Mapping[Name, Annotated[str, Field(max_length=4_096)]] = Field(default_factory=dict)
+    draining: bool = False
+
+
+class _Cluster(Section):
+    name: Name
+    model: Name | None = None
+    labels: Labels = Field(default_factory=dict)
+    endpoints: Annotated[tuple[_Endpoint, ...], Field(strict=False)]
+
+
+class _ClustersFile(Section):
+    clusters: Annotated[tuple[_Cluster, ...], Field(strict=False)]
+
+
+def parse_clusters(text: str, path: str) -> tuple[ClusterSpec, ...]:
+    """The clusters of a clusters.json, in the order of the file.
+
+    Args:
+        text: The whole file.
+        path: Its name, for messages only.
+
+    Raises:
+        ConfigError: With every problem, each naming line and key.
+    """
+    document = read_json(text, path)
+    clusters = document.validated(_ClustersFile).clusters
+    problems = _duplicates(clusters)
+    if problems:
+        document.refuse(problems)
+    return tuple(_spec(cluster) for cluster in clusters)
+
+
+def _spec(cluster: _Cluster) -> ClusterSpec:
+    return ClusterSpec(
+        name=cluster.name,
+        model=cluster.model,
+        endpoints=tuple(
+            EndpointSpec(
+                address=endpoint.address,
+                port=endpoint.port,
+                weight=endpoint.weight,
+                labels={**cluster.labels, **endpoint.labels},
+                metadata=endpoint.metadata,
+                draining=endpoint.draining,
+            )
+            for endpoint in cluster.endpoints
+        ),
+    )
+
+
+def _duplicates(clusters: tuple[_Cluster, ...]) -> list[tuple[Location, str]]:
+    problems: list[tuple[Location, str]] = []
+    names: set[str] = set()
+    for i, cluster in enumerate(clusters):
+        if cluster.name in names:
+            problems.append(
+                (("clusters", i, "name"), f"the cluster `{cluster.name}` is given twice; accepted: one")
+            )
+        names.add(cluster.name)
+        addresses: set[tuple[str, int]] = set()
+        for j, endpoint in enumerate(cluster.endpoints):
+            address = (endpoint.address, endpoint.port)
+            if address in addresses:
+                text = f"the endpoint {endpoint.address} port {endpoint.port} is given twice; accepted: one"
+                problems.append((("clusters", i, "endpoints", j), text))
+            addresses.add(address)
+    return problems

@@ -1,0 +1,216 @@
+"""Clusters and endpoints → the Envoy resources that describe them, as bytes.
+
+Rules:
+    1. Pure and deterministic: equal input gives equal bytes in every worker, so a version (the hash
+       of the bytes) means the same everywhere and a reconnecting Envoy is sent nothing it has.
+    2. The host comes from request metadata only, which clients cannot set; never from a header.
+    3. Health and drain appear in the assignment, not in the cluster: an endpoint change never
+       rebuilds a cluster. Envoy's override_host ignores them; its fallback policy does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
+from functools import lru_cache
+
+import betterproto2
+from envoy_data_plane.envoy.config.cluster import v3 as cluster_v3
+from envoy_data_plane.envoy.config.core import v3 as core_v3
+from envoy_data_plane.envoy.config.endpoint import v3 as endpoint_v3
+from envoy_data_plane.envoy.extensions.load_balancing_policies.least_request import v3 as least_request_v3
+from envoy_data_plane.envoy.extensions.load_balancing_policies.override_host import v3 as override_host_v3
+from envoy_data_plane.envoy.extensions.upstreams.http import v3 as http_v3
+from envoy_data_plane.envoy.type import v3 as type_v3
+from envoy_data_plane.envoy.type.metadata import v3 as metadata_v3
+from envoy_data_plane.google import protobuf
+
+from extproc.health.tracker import HealthState
+from extproc.types import Endpoint
+from metadata_center.types import EndpointKey
+
+CLUSTER_TYPE = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+ASSIGNMENT_TYPE = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
+MODEL_ALIAS_PREFIX = "model:"
+"""A cluster of this prefix and a model's name shares the endpoints of the cluster that serves it."""
+
+_DESTINATION_NAMESPACE = "envoy.lb"
+_DESTINATION_KEY = "x-gateway-destination-endpoint"
+"""Where the choice travels: Gateway API Inference Extension proposal 004, endpoint picker protocol."""
+
+_CONNECT_TIMEOUT = timedelta(seconds=0.5)
+"""A replica in the same network answers a SYN in milliseconds; Envoy retries the next one after this."""
+
+_IDLE_TIMEOUT = timedelta(seconds=4)
+"""vLLM (uvicorn) closes idle connections after 5.0 s; Envoy must be first or requests race the close."""
+
+_NO_LIMIT = 100_000
+"""Envoy's defaults (1,024 requests, 3 retries) would shed load that the router means to place."""
+
+_STATUS = {
+    HealthState.HEALTHY: core_v3.HealthStatus.HEALTHY,
+    HealthState.EJECTED: core_v3.HealthStatus.UNHEALTHY,
+    HealthState.DRAINING: core_v3.HealthStatus.DRAINING,
+}
+
+
+def cluster_resources(clusters: Iterable[str], models: Mapping[str, str]) -> dict[str, bytes]:
+    """One `Cluster` per cluster, and one alias per model for Envoy's own routing without ext_proc.
+
+    Args:
+        clusters: Cluster names, each also the name of its assignment; a mapping by name will do.
+        models: Model name to cluster name.
+
+    Returns:
+        Resource name to serialised `envoy.config.cluster.v3.Cluster`, by sorted name. A cluster
+        that is itself named like an alias takes its place.
+    """
+    services = {MODEL_ALIAS_PREFIX + model: cluster for model, cluster in models.items()}
+    services.update({name: name for name in clusters})
+    return {name: _cluster(name, services[name]) for name in sorted(services)}
+
+
+def load_assignments(
+    clusters: Mapping[str, Sequence[Endpoint]],
+    state_of: Callable[[EndpointKey], HealthState | None],
+) -> dict[str, bytes]:
+    """One `ClusterLoadAssignment` per cluster, with weights and health.
+
+    Args:
+        clusters: Cluster name to endpoints, keys distinct within a cluster.
+        state_of: `HealthTracker.state`; None (not tracked yet) counts as healthy.
+
+    Returns:
+        Resource name to serialised `envoy.config.endpoint.v3.ClusterLoadAssignment`, by sorted name.
+        Unchanged clusters come from a cache: one endpoint's ejection costs one cluster's encoding.
+    """
+    return {
+        name: _assignment(
+            name,
+            tuple(
+                sorted(
+                    (
+                        endpoint.key,
+                        endpoint.weight,
+                        HealthState.DRAINING
+                        if endpoint.draining
+                        else state_of(endpoint.key) or HealthState.HEALTHY,
+                    )
+                    for endpoint in clusters[name]
+                )
+            ),
+        )
+        for name in sorted(clusters)
+    }
+
+
+@lru_cache(maxsize=1024)
+def _cluster(name: str, service_name: str) -> bytes:
+    destination = metadata_v3.MetadataKey(
+        key=_DESTINATION_NAMESPACE, path=[metadata_v3.MetadataKeyPathSegment(key=_DESTINATION_KEY)]
+    )
+    override_host = override_host_v3.OverrideHost(
+        override_host_sources=[override_host_v3.OverrideHostOverrideHostSource(metadata=destination)],
+        fallback_policy=_policy(
+            "envoy.load_balancing_policies.least_request", least_request_v3.LeastRequest(choice_count=2)
+        ),
+    )
+    http1 = http_v3.HttpProtocolOptions(
+        common_http_protocol_options=core_v3.HttpProtocolOptions(idle_timeout=_IDLE_TIMEOUT),
+        explicit_http_config=http_v3.HttpProtocolOptionsExplicitHttpConfig(
+            http_protocol_options=core_v3.Http1ProtocolOptions()
+        ),
+    )
+    return bytes(
+        cluster_v3.Cluster(
+            name=name,
+            type=cluster_v3.ClusterDiscoveryType.EDS,
+            eds_cluster_config=cluster_v3.ClusterEdsClusterConfig(
+                eds_config=core_v3.ConfigSource(
+                    ads=core_v3.AggregatedConfigSource(), resource_api_version=core_v3.ApiVersion.V3
+                ),
+                service_name=service_name,
+            ),
+            connect_timeout=_CONNECT_TIMEOUT,
+            load_balancing_policy=_policy("envoy.load_balancing_policies.override_host", override_host),
+            circuit_breakers=cluster_v3.CircuitBreakers(
+                thresholds=[
+                    cluster_v3.CircuitBreakersThresholds(
+                        max_connections=_NO_LIMIT,
+                        max_pending_requests=_NO_LIMIT,
+                        max_requests=_NO_LIMIT,
+                        max_retries=_NO_LIMIT,
+                    )
+                ]
+            ),
+            typed_extension_protocol_options={
+                "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": _any(http1)
+            },
+            common_lb_config=cluster_v3.ClusterCommonLbConfig(
+                # Health reaches the fallback at once, not after Envoy's 1 s merge window.
+                update_merge_window=timedelta(0),
+                # Use endpoints marked bad only when (nearly) all are: then the marks may be stale.
+                healthy_panic_threshold=type_v3.Percent(value=1.0),
+            ),
+            outlier_detection=_outlier_detection(),
+        )
+    )
+
+
+def _outlier_detection() -> cluster_v3.OutlierDetection:
+    """For the fallback alone, and only for what cannot be load: connections that fail locally.
+
+    Engines answer overload with 503, so ejecting on statuses would remove replicas when they are
+    needed; half of the hosts always stay. Five in a row is Envoy's default.
+    """
+    return cluster_v3.OutlierDetection(
+        split_external_local_origin_errors=True,
+        consecutive_local_origin_failure=5,
+        enforcing_consecutive_5xx=0,
+        enforcing_consecutive_gateway_failure=0,
+        enforcing_success_rate=0,
+        enforcing_local_origin_success_rate=0,
+        interval=timedelta(seconds=1),
+        base_ejection_time=timedelta(seconds=5),
+        max_ejection_time=timedelta(seconds=60),
+        max_ejection_percent=50,
+    )
+
+
+@lru_cache(maxsize=1024)
+def _assignment(name: str, endpoints: tuple[tuple[EndpointKey, int, HealthState], ...]) -> bytes:
+    return bytes(
+        endpoint_v3.ClusterLoadAssignment(
+            cluster_name=name,
+            endpoints=[
+                endpoint_v3.LocalityLbEndpoints(
+                    lb_endpoints=[
+                        endpoint_v3.LbEndpoint(
+                            endpoint=endpoint_v3.Endpoint(address=_address(key)),
+                            health_status=_STATUS[state],
+                            load_balancing_weight=weight,
+                        )
+                        for key, weight, state in endpoints
+                    ]
+                )
+            ],
+        )
+    )
+
+
+def _address(key: EndpointKey) -> core_v3.Address:
+    host, _, port = key.rpartition(":")
+    return core_v3.Address(
+        socket_address=core_v3.SocketAddress(address=host.strip("[]"), port_value=int(port))
+    )
+
+
+def _policy(name: str, policy: betterproto2.Message) -> cluster_v3.LoadBalancingPolicy:
+    extension = core_v3.TypedExtensionConfig(name=name, typed_config=_any(policy))
+    return cluster_v3.LoadBalancingPolicy(
+        policies=[cluster_v3.LoadBalancingPolicyPolicy(typed_extension_config=extension)]
+    )
+
+
+def _any(message: betterproto2.Message) -> protobuf.Any:
+    return protobuf.Any.pack(message)

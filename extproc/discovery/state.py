@@ -1,0 +1,207 @@
+"""The delta xDS protocol without I/O: what is published, and what one Envoy has of it.
+
+Rules:
+    1. A resource's version is the hash of its bytes; Envoy is sent a resource iff it lacks that version.
+    2. Clusters go before assignments, so Envoy asks for endpoints of clusters it knows.
+    3. A cluster that changed, or is new, waits for its assignment even if Envoy has that already:
+       the subscription is not repeated (envoyproxy/envoy#47302), and Envoy 1.40 holds its answer
+       back until the wait ends. So a response with clusters is followed at once by all
+       assignments the stream subscribes to.
+    4. A refused version is not sent again; the next one is.
+    5. A stream's memory is bounded by what it subscribes to, at most `MAX_NAMES` per type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from envoy_data_plane.envoy.service.discovery import v3 as discovery_v3
+from envoy_data_plane.google import protobuf
+from xxhash import xxh3_64_hexdigest
+
+from extproc.discovery.resources import ASSIGNMENT_TYPE, CLUSTER_TYPE
+
+MAX_NAMES = 65_536
+"""Names one stream may subscribe to or claim to have, per type; far above any fleet, far below harm."""
+
+_ORDER = (CLUSTER_TYPE, ASSIGNMENT_TYPE)
+
+
+class SubscriptionLimitError(Exception):
+    """A stream asked for more than `MAX_NAMES` resources of one type."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResource:
+    """One published resource: serialised message and xxh3_64 of it in hex."""
+
+    body: bytes
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Nack:
+    """Envoy refused a response and keeps what it had.
+
+    Attributes:
+        detail: Envoy's words; they name the resource.
+    """
+
+    type_url: str
+    detail: str
+
+
+class ResourceStore:
+    """What every Envoy should have: per type, name to resource. Owned by one event loop."""
+
+    def __init__(self) -> None:
+        self._resources: dict[str, Mapping[str, StoredResource]] = {
+            type_url: MappingProxyType({}) for type_url in _ORDER
+        }
+
+    def replace(self, type_url: str, bodies: Mapping[str, bytes]) -> bool:
+        """Publish exactly these resources of a type.
+
+        Returns:
+            True if anything differs from before.
+
+        Raises:
+            KeyError: The type is not served. Nothing changed.
+        """
+        before = self._resources[type_url]
+        after: dict[str, StoredResource] = {}
+        for name, body in bodies.items():
+            known = before.get(name)
+            is_same = known is not None and known.body == body
+            after[name] = known if known and is_same else StoredResource(body, xxh3_64_hexdigest(body))
+        if before == after:
+            return False
+        self._resources[type_url] = MappingProxyType(after)
+        return True
+
+    def resources(self, type_url: str) -> Mapping[str, StoredResource]:
+        """Published resources of a type, by name: a view that later publications do not change."""
+        return self._resources[type_url]
+
+
+@dataclass(slots=True)
+class _Subscription:
+    """One type on one stream.
+
+    Attributes:
+        names: Subscribed by name.
+        is_wildcard: Everything is subscribed.
+        known: Name to the version Envoy has or was last sent; None if it was told there is none.
+        is_answered: Some response went out; a wildcard's first one may be empty, for Envoy waits for it.
+    """
+
+    names: set[str] = field(default_factory=set)
+    is_wildcard: bool = False
+    known: dict[str, str | None] = field(default_factory=dict)
+    is_answered: bool = False
+
+
+class DeltaStream:
+    """One delta ADS stream: requests in, due responses out.
+
+    Args:
+        store: Shared with all streams; read whenever responses are asked for.
+    """
+
+    def __init__(self, store: ResourceStore) -> None:
+        self._store = store
+        self._subscriptions: dict[str, _Subscription] = {}
+        self._num_responses = 0
+        self._clusters_sent = False
+
+    def receive(self, request: discovery_v3.DeltaDiscoveryRequest) -> Nack | None:
+        """Take one request: subscriptions, and Envoy's refusal of a response if there was one.
+
+        A type that is not served is ignored: there is nothing to say about it.
+
+        Raises:
+            SubscriptionLimitError: The stream should be ended.
+        """
+        if request.type_url not in _ORDER:
+            return None
+        subscription = self._subscriptions.get(request.type_url)
+        is_first = subscription is None
+        if subscription is None:
+            subscription = self._open(request)
+        for name in request.resource_names_subscribe:
+            if name == "*":
+                subscription.is_wildcard = True
+                continue
+            subscription.names.add(name)
+            if not is_first:  # asking again means wanting it again
+                subscription.known.pop(name, None)
+        for name in request.resource_names_unsubscribe:
+            if name == "*":
+                subscription.is_wildcard = False
+            subscription.names.discard(name)
+            subscription.known.pop(name, None)
+        if max(len(subscription.names), len(subscription.known)) > MAX_NAMES:
+            raise SubscriptionLimitError(request.type_url)
+        if request.error_detail is None:
+            return None
+        return Nack(request.type_url, request.error_detail.message)
+
+    def responses(self) -> list[discovery_v3.DeltaDiscoveryResponse]:
+        """What Envoy lacks now, in sending order; counts as sent. Empty if it has everything."""
+        due = []
+        for type_url in _ORDER:
+            subscription = self._subscriptions.get(type_url)
+            response = None if subscription is None else self._response(type_url, subscription)
+            if response is not None:
+                due.append(response)
+        return due
+
+    def _open(self, request: discovery_v3.DeltaDiscoveryRequest) -> _Subscription:
+        """First request of a type: no names means every cluster, and Envoy tells what it has."""
+        is_cluster = request.type_url == CLUSTER_TYPE
+        subscription = _Subscription(is_wildcard=is_cluster and not request.resource_names_subscribe)
+        if is_cluster or not self._clusters_sent:
+            subscription.known.update(request.initial_resource_versions)
+        self._subscriptions[request.type_url] = subscription
+        return subscription
+
+    def _response(
+        self, type_url: str, subscription: _Subscription
+    ) -> discovery_v3.DeltaDiscoveryResponse | None:
+        published = self._store.resources(type_url)
+        known = subscription.known
+        wanted = published.keys() if subscription.is_wildcard else subscription.names & published.keys()
+        changed = sorted(name for name in wanted if known.get(name) != published[name].version)
+        missing = (subscription.names | known.keys()) - published.keys()
+        removed = sorted(name for name in missing if known.get(name, "") is not None)
+        if not changed and not removed and (subscription.is_answered or not subscription.is_wildcard):
+            return None
+        for name in changed:
+            known[name] = published[name].version
+        for name in removed:
+            if name in subscription.names:
+                known[name] = None
+            else:
+                known.pop(name, None)
+        self._num_responses += 1
+        subscription.is_answered = True
+        if type_url == CLUSTER_TYPE and changed:
+            self._clusters_sent = True
+            if ASSIGNMENT_TYPE in self._subscriptions:
+                self._subscriptions[ASSIGNMENT_TYPE].known.clear()
+        return discovery_v3.DeltaDiscoveryResponse(
+            type_url=type_url,
+            nonce=format(self._num_responses, "x"),
+            resources=[_resource(type_url, name, published[name]) for name in changed],
+            removed_resources=removed,
+        )
+
+
+def _resource(type_url: str, name: str, resource: StoredResource) -> discovery_v3.Resource:
+    return discovery_v3.Resource(
+        name=name,
+        version=resource.version,
+        resource=protobuf.Any(type_url=type_url, value=resource.body),
+    )

@@ -1,0 +1,286 @@
+"""Asks every engine whether it is well, and now and then how large its cache is.
+
+Rules:
+    1. One loop starts due probes, oldest first, at most 64 at once and one per endpoint; when each
+       is due is the tracker's decision.
+    2. A probe is GET `settings.path` within `timeout_s`. Any failure of it is a failed probe, never
+       an exception of the loop.
+    3. `/metrics` is read only after a good probe: the first one, before an ejected endpoint
+       recovers, and once a minute. An engine that says it sleeps does not recover.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
+
+import aiohttp
+
+from extproc.health.settings import HealthSettings
+from extproc.health.tracker import HealthState, HealthTracker, Transition
+from extproc.types import Endpoint, Rng
+from metadata_center.types import EndpointKey
+
+logger = logging.getLogger(__name__)
+
+_MAX_PROBES = 64
+"""Probes in flight; at the default time-out of 1 s that is 64 dead endpoints a second."""
+
+_SCRAPE_INTERVAL_S = 60.0
+"""Between two readings of `/metrics`: the cache's size only changes when the engine restarts."""
+
+_MAX_METRICS_BYTES = 4 * 1024 * 1024
+"""Read of one `/metrics` answer; vLLM 0.32 was captured at 50 KB, adapters and ranks multiply it."""
+
+_TICK_S = 0.25
+"""Longest nap of the loop: how late a probe may be. A twentieth of the default interval."""
+
+_KEEP_ALIVE_S = 4.0
+"""Idle connections older than this are not reused: vLLM closes them after 5.0 s (uvicorn's default)."""
+
+_CACHE_SERIES = (
+    (b"vllm:cache_config_info{", b"num_gpu_blocks", b"block_size"),
+    (b"sglang:cache_config_info{", b"num_pages", b"page_size"),
+)
+_SLEEP_SERIES = b"vllm:engine_sleep_state{"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What `/metrics` tells about an engine that requests do not.
+
+    Attributes:
+        kv_tokens: Capacity of the KV cache in tokens, all data-parallel ranks together, or None.
+        block_size: Tokens per cache block, or None; set exactly when `kv_tokens` is.
+        is_asleep: True if any engine behind the endpoint says it is not awake.
+    """
+
+    kv_tokens: int | None
+    block_size: int | None
+    is_asleep: bool
+
+
+def engine_facts(exposition: bytes) -> EngineFacts:
+    """Find the few needed series in a Prometheus text exposition without parsing the rest.
+
+    Absent or malformed series give None and "awake". vLLM repeats the same block total, already
+    summed over data-parallel ranks, in each rank's series, so the largest one counts, not the sum.
+    """
+    kv_tokens = block_size = None
+    for prefix, count_label, size_label in _CACHE_SERIES:
+        for line in _lines(exposition, prefix):
+            count, size = _int_label(line, count_label), _int_label(line, size_label)
+            if count and size and count * size > (kv_tokens or 0):
+                kv_tokens, block_size = count * size, size
+    is_asleep = any(
+        b'sleep_state="awake"' in line and line.rsplit(b" ", 1)[-1] in (b"0", b"0.0")
+        for line in _lines(exposition, _SLEEP_SERIES)
+    )
+    return EngineFacts(kv_tokens, block_size, is_asleep)
+
+
+def _lines(text: bytes, prefix: bytes) -> Iterable[bytes]:
+    """Lines of `text` that start with `prefix`, without their line end."""
+    text, needle = b"\n" + text, b"\n" + prefix
+    at = text.find(needle)
+    while at >= 0:
+        end = text.find(b"\n", at + 1)
+        yield text[at + 1 : end if end >= 0 else len(text)].rstrip()
+        at = text.find(needle, at + 1)
+
+
+def _int_label(line: bytes, name: bytes) -> int | None:
+    """Value of a label that is a positive integer, else None ("None" before the cache exists)."""
+    found = re.search(rb'[{,]%b="([1-9][0-9]{0,15})"' % name, line)
+    return int(found[1]) if found else None
+
+
+class Prober:
+    """Probes all endpoints of a tracker. `start` and `stop` belong to the owner's event loop.
+
+    Args:
+        tracker: Fed with the results; `set_endpoints` here also sets its endpoints.
+        settings: The same as the tracker's.
+        clock: Monotonic seconds, the tracker's `now_s`.
+        rng: Spreads first probes over one interval.
+        on_transition: Called for every state change a probe or `set_endpoints` caused.
+        on_cache_config: Called as (key, kv_tokens, block_size) after every reading that has them.
+        on_cache_cleared: Called when an engine was found asleep: its cache is gone.
+    """
+
+    def __init__(
+        self,
+        tracker: HealthTracker,
+        settings: HealthSettings,
+        *,
+        clock: Callable[[], float],
+        rng: Rng,
+        on_transition: Callable[[Transition], None],
+        on_cache_config: Callable[[EndpointKey, int, int], None],
+        on_cache_cleared: Callable[[EndpointKey], None],
+    ) -> None:
+        self._tracker = tracker
+        self._settings = settings
+        self._clock = clock
+        self._rng = rng
+        self._on_transition = on_transition
+        self._on_cache_config = on_cache_config
+        self._on_cache_cleared = on_cache_cleared
+        self._first_probe_s: dict[EndpointKey, float] = {}
+        self._scraped_s: dict[EndpointKey, float | None] = {}
+        self._asleep: set[EndpointKey] = set()
+        self._probes: dict[EndpointKey, asyncio.Task[None]] = {}
+        self._loop_task: asyncio.Task[None] | None = None
+
+    def set_endpoints(self, endpoints: Iterable[Endpoint]) -> None:
+        """Replace what is probed, and the tracker's endpoints with it; keeps what is known of the rest."""
+        endpoints = tuple(endpoints)
+        for transition in self._tracker.set_endpoints(endpoints):
+            self._on_transition(transition)
+        keys = {endpoint.key for endpoint in endpoints}
+        for key in self._scraped_s.keys() - keys:
+            del self._scraped_s[key]
+            self._first_probe_s.pop(key, None)
+            self._asleep.discard(key)
+            if key in self._probes:
+                self._probes[key].cancel()
+        now_s = self._clock()
+        for key in keys - self._scraped_s.keys():
+            self._scraped_s[key] = None
+            self._first_probe_s[key] = now_s + self._rng.random() * self._settings.interval_s
+
+    def start(self) -> None:
+        """Begin probing.
+
+        Raises:
+            RuntimeError: Already started.
+        """
+        if self._loop_task is not None:
+            raise RuntimeError("the prober is already started")
+        self._loop_task = asyncio.create_task(self._run(), name="prober")
+
+    async def stop(self) -> None:
+        """Cancel all probes and close all connections; returns when both are done. Idempotent."""
+        task, self._loop_task = self._loop_task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        nap_s = min(_TICK_S, self._settings.recovery_interval_s / 4)
+        # Probes further apart than connections live would only leave idle sockets at both ends.
+        connector = (
+            aiohttp.TCPConnector(limit=_MAX_PROBES, force_close=True)
+            if self._settings.interval_s >= _KEEP_ALIVE_S
+            else aiohttp.TCPConnector(limit=_MAX_PROBES, keepalive_timeout=_KEEP_ALIVE_S)
+        )
+        timeout = aiohttp.ClientTimeout(total=self._settings.timeout_s)
+        async with (
+            aiohttp.ClientSession(
+                connector=connector,
+                timeout=timeout,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers={"User-Agent": "tokenway-prober"},
+            ) as session,
+            asyncio.TaskGroup() as tasks,
+        ):
+            while True:
+                for key in self._due(self._clock()):
+                    task = tasks.create_task(self._probe(session, key))
+                    self._probes[key] = task
+                    task.add_done_callback(partial(self._finished, key))
+                await asyncio.sleep(nap_s)
+
+    def _due(self, now_s: float) -> list[EndpointKey]:
+        """Keys to probe now, longest overdue first, as many as may start."""
+        due: list[tuple[float, EndpointKey]] = []
+        for key in self._scraped_s:
+            due_s = self._tracker.next_probe_due(key)
+            if due_s is not None and key not in self._probes:
+                due_s = max(due_s, self._first_probe_s.get(key, due_s))
+                if due_s <= now_s:
+                    due.append((due_s, key))
+        due.sort()
+        return [key for _, key in due[: _MAX_PROBES - len(self._probes)]]
+
+    async def _probe(self, session: aiohttp.ClientSession, key: EndpointKey) -> None:
+        try:
+            failure = await self._health(session, key)
+            facts = await self._scrape(session, key) if failure is None and self._wants_scrape(key) else None
+            if failure is None and facts is None and key in self._asleep:
+                failure = "asleep when /metrics last answered"
+            self._report(key, failure, facts)
+        except Exception:  # a bug here or in a callback must not end all probing
+            logger.exception("probe raised", extra={"endpoint": key})
+
+    def _finished(self, key: EndpointKey, _: asyncio.Task[None]) -> None:
+        self._probes.pop(key, None)
+
+    async def _health(self, session: aiohttp.ClientSession, key: EndpointKey) -> str | None:
+        """One probe; None if it succeeded, else why not."""
+        try:
+            async with session.get(f"http://{key}{self._settings.path}", allow_redirects=False) as response:
+                if HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
+                    return None
+                return f"status {response.status}"
+        except TimeoutError:
+            return "timeout"
+        except (aiohttp.ClientError, OSError) as error:
+            return type(error).__name__
+
+    async def _scrape(self, session: aiohttp.ClientSession, key: EndpointKey) -> EngineFacts | None:
+        """Read `/metrics`; None if it could not be read, which is no failure of the endpoint.
+
+        404 means an engine that has no metrics: no facts, and not asked again before a minute is over.
+        """
+        try:
+            async with session.get(f"http://{key}/metrics", allow_redirects=False) as response:
+                if response.status == HTTPStatus.NOT_FOUND:
+                    return EngineFacts(None, None, is_asleep=False)
+                if response.status != HTTPStatus.OK:
+                    return None
+                chunks, size = [], 0
+                async for chunk in response.content.iter_any():
+                    size += len(chunk)
+                    if size > _MAX_METRICS_BYTES:
+                        return None
+                    chunks.append(chunk)
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            return None
+        return engine_facts(b"".join(chunks))
+
+    def _wants_scrape(self, key: EndpointKey) -> bool:
+        scraped_s = self._scraped_s[key]
+        return (
+            scraped_s is None
+            or self._clock() - scraped_s >= _SCRAPE_INTERVAL_S
+            or key in self._asleep
+            or self._tracker.state(key) is HealthState.EJECTED
+        )
+
+    def _report(self, key: EndpointKey, failure: str | None, facts: EngineFacts | None) -> None:
+        """Tell the tracker, then the callbacks: a raising callback leaves the health right."""
+        now_s = self._clock()
+        self._first_probe_s.pop(key, None)
+        if failure is not None:
+            transition = self._tracker.probe_failed(key, now_s, failure)
+        elif facts is not None and facts.is_asleep:
+            transition = self._tracker.engine_asleep(key, now_s)
+        else:
+            transition = self._tracker.probe_succeeded(key, now_s)
+        fell_asleep = False
+        if facts is not None:
+            self._scraped_s[key] = now_s
+            fell_asleep = facts.is_asleep and key not in self._asleep
+            (self._asleep.add if facts.is_asleep else self._asleep.discard)(key)
+        if transition is not None:
+            self._on_transition(transition)
+        if fell_asleep:
+            self._on_cache_cleared(key)
+        if facts is not None and facts.kv_tokens is not None and facts.block_size is not None:
+            self._on_cache_config(key, facts.kv_tokens, facts.block_size)

@@ -1,0 +1,270 @@
+"""A decision record as JSON, the decision made again from that JSON, and a page a person can read.
+
+Rules:
+    1. The JSON is complete: `recompute` uses nothing else and gives the order that was chosen.
+    2. Floats survive exactly (shortest round-trip decimal); NaN and infinity, which JSON lacks, are null.
+    3. Absence is null, never a missing key.
+    4. The page never passes control characters on: model names and the like come from clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from math import isfinite
+from typing import Any
+
+import numpy as np
+
+from extproc.choosing.choose import choose
+from extproc.choosing.replay import ReplayRng
+from extproc.choosing.settings import Algorithm, LoadBalancing
+from extproc.observing.records import DecisionRecord
+from extproc.types import Choice, FloatArray, IntArray, Snapshot
+from metadata_center.types import EndpointKey
+
+_COUNTS = ("requests", "prefill_tokens", "context_tokens", "matched_blocks")
+
+
+def to_json(record: DecisionRecord) -> dict[str, Any]:
+    """Everything `record` holds, in JSON types; rows of arrays are in the order of `snapshot.keys`."""
+    return {
+        "request_id": record.request_id,
+        "time_unix_s": record.time_unix_s,
+        "operation": record.operation,
+        "model": record.model,
+        "upstream_model": record.upstream_model,
+        "lora": record.lora,
+        "cluster": record.cluster,
+        "route_name": record.route_name,
+        "settings": None if record.settings is None else asdict(record.settings),
+        "stream": record.stream,
+        "prompt_bytes": record.prompt_bytes,
+        "prompt_tokens": record.prompt_tokens,
+        "num_blocks": record.num_blocks,
+        "block_bytes": record.block_bytes,
+        "snapshot": None if record.snapshot is None else _snapshot_json(record.snapshot),
+        "choice": None if record.choice is None else _choice_json(record.choice),
+        "draws": list(record.draws),
+        "turn": record.turn,
+        "predicted_ttft_s": _floats(record.predicted_ttft_s),
+        "predicted_tpot_s": _floats(record.predicted_tpot_s),
+        "cached_tokens": None if record.cached_tokens is None else record.cached_tokens.tolist(),
+        "filtered": [{"endpoint": key, "reason": reason} for key, reason in record.filtered],
+        "data_age_s": {name: _float(age_s) for name, age_s in record.data_age_s.items()},
+        "decision_us": record.decision_us,
+        "held_s": record.held_s,
+        "rejected": record.rejected,
+        "outcome": None if record.outcome is None else asdict(record.outcome),
+    }
+
+
+def recompute(record_json: Mapping[str, Any]) -> tuple[int, ...]:
+    """Make the decision again.
+
+    Returns:
+        Row indices, best first, as `Choice.order`.
+
+    Raises:
+        ValueError: The request was rejected, so nothing was chosen; or the recorded random numbers
+            do not suffice, so today's policy is not the one that chose.
+    """
+    snapshot, settings = record_json["snapshot"], record_json["settings"]
+    if snapshot is None or settings is None:
+        raise ValueError("a rejected request has no choice to recompute")
+    columns: dict[str, IntArray] = {name: np.array(snapshot[name], dtype=np.int64) for name in _COUNTS}
+    rebuilt = Snapshot(
+        keys=tuple(EndpointKey(key) for key in snapshot["keys"]),
+        num_blocks=snapshot["num_blocks"],
+        weights=np.array(snapshot["weights"], dtype=np.float64),
+        **columns,
+    )
+    lb = LoadBalancing(**{**settings, "algorithm": Algorithm(settings["algorithm"])})
+    return choose(rebuilt, lb, ReplayRng(record_json["draws"]), record_json["turn"]).order
+
+
+def verdict(record_json: Mapping[str, Any]) -> str | None:
+    """Whether the decision comes out the same today; None for a rejected request."""
+    if record_json["choice"] is None:
+        return None
+    try:
+        order = recompute(record_json)
+    except ValueError as exc:
+        return f"recomputed: DIFFERENT ({exc})"
+    if order == tuple(record_json["choice"]["order"]):
+        return "recomputed: same choice"
+    keys = record_json["snapshot"]["keys"]
+    return f"recomputed: DIFFERENT ({', '.join(keys[row] for row in order)})"
+
+
+def render(record_json: Mapping[str, Any]) -> str:
+    """A terminal page: what was asked, every candidate, the choice, and what happened."""
+    lines = [*_header(record_json), ""]
+    if record_json["snapshot"] is not None:
+        lines += [*_candidates(record_json), ""]
+    elif record_json["filtered"]:
+        lines += [*_table([["endpoint", "filtered"], *_filtered_rows(record_json, 0)]), ""]
+    lines += _choice_lines(record_json)
+    lines += _outcome_lines(record_json)
+    ages = ", ".join(
+        f"{name} {'never' if age_s is None else f'{age_s:.3f} s'}"
+        for name, age_s in record_json["data_age_s"].items()
+    )
+    lines.append(f"data age   {ages or '-'}")
+    comparison = verdict(record_json)
+    if comparison is not None:
+        lines += ["", comparison]
+    return "".join(f"{_printable(line).rstrip()}\n" for line in lines)
+
+
+def _snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
+    return {
+        "keys": list(snapshot.keys),
+        **{name: getattr(snapshot, name).tolist() for name in _COUNTS},
+        "num_blocks": snapshot.num_blocks,
+        "weights": _floats(snapshot.weights),
+    }
+
+
+def _choice_json(choice: Choice) -> dict[str, Any]:
+    return {
+        "order": [int(row) for row in choice.order],
+        "scores": _floats(choice.scores),
+        "terms": {name: _floats(term) for name, term in choice.terms.items()},
+        "candidates": choice.candidates,
+    }
+
+
+def _floats(values: FloatArray | None) -> list[float | None] | None:
+    if values is None:
+        return None
+    return [_float(value) for value in values.tolist()]
+
+
+def _float(value: float) -> float | None:
+    return value if isfinite(value) else None
+
+
+def _header(record: Mapping[str, Any]) -> list[str]:
+    model = record["model"] or "-"
+    if record["upstream_model"] not in (None, record["model"]):
+        model += f" -> {record['upstream_model']}"
+    if record["lora"] is not None:
+        model += f" (adapter {record['lora']})"
+    stream = "yes" if record["stream"] else "no"
+    route, cluster = record["route_name"] or "-", record["cluster"] or "-"
+    algorithm = "-" if record["settings"] is None else record["settings"]["algorithm"]
+    return [
+        f"request    {record['request_id']}   unix time {record['time_unix_s']:.3f}",
+        f"asked for  {record['operation'] or '-'}   model {model}   stream {stream}",
+        f"routed by  {route}   cluster {cluster}   algorithm {algorithm}",
+        f"prompt     {record['prompt_bytes']} bytes   ~{record['prompt_tokens']} tokens   "
+        f"{record['num_blocks']} blocks of {record['block_bytes']} bytes",
+        f"took       {record['decision_us']:.0f} us   held {record['held_s']:.3f} s",
+    ]
+
+
+def _candidates(record: Mapping[str, Any]) -> list[str]:
+    """One row per candidate in order of choice, then by score; then the endpoints that were none."""
+    snapshot, choice = record["snapshot"], record["choice"]
+    scores, terms, order = choice["scores"], choice["terms"], choice["order"]
+    num_candidates = len(snapshot["keys"])
+    columns: list[tuple[str, Sequence[str]]] = [
+        ("endpoint", snapshot["keys"]),
+        ("cached tok", _cells(record["cached_tokens"], num_candidates)),
+        ("matched", [f"{matched}/{snapshot['num_blocks']}" for matched in snapshot["matched_blocks"]]),
+        ("requests", _cells(snapshot["requests"], num_candidates)),
+        ("prefill tok", _cells(snapshot["prefill_tokens"], num_candidates)),
+        ("context tok", _cells(snapshot["context_tokens"], num_candidates)),
+        ("weight", _cells(snapshot["weights"], num_candidates, "g")),
+        ("TTFT ms", _cells(_milliseconds(record["predicted_ttft_s"]), num_candidates, ".1f")),
+        ("TPOT ms", _cells(_milliseconds(record["predicted_tpot_s"]), num_candidates, ".1f")),
+        *((f"{name} term", _cells(term, num_candidates, ".4f")) for name, term in terms.items()),
+        ("score", _cells(scores, num_candidates, ".4f")),
+    ]
+    place = {row: index for index, row in enumerate(order)}
+
+    def rank(row: int) -> tuple[int, float]:
+        score = None if scores is None else scores[row]
+        return place.get(row, len(order)), float("inf") if score is None else -score
+
+    rows = sorted(range(num_candidates), key=rank)
+    marks = {0: "chosen", **{index: f"fallback {index}" for index in range(1, len(order))}}
+    body = [[cells[row] for _, cells in columns] + [marks.get(place.get(row, -1), "")] for row in rows]
+    body += _filtered_rows(record, len(columns) - 1)
+    return _table([[*(name for name, _ in columns), ""], *body])
+
+
+def _filtered_rows(record: Mapping[str, Any], blanks: int) -> list[list[str]]:
+    return [
+        [
+            entry["endpoint"],
+            *["-"] * blanks,
+            entry["reason"] if blanks == 0 else f"filtered: {entry['reason']}",
+        ]
+        for entry in record["filtered"]
+    ]
+
+
+def _choice_lines(record: Mapping[str, Any]) -> list[str]:
+    if record["choice"] is None:
+        return [f"rejected   {record['rejected'] or '-'}"]
+    keys, order = record["snapshot"]["keys"], record["choice"]["order"]
+    fallbacks = ", ".join(keys[row] for row in order[1:]) or "none"
+    return [
+        f"chosen     {keys[order[0]]}   among the best {record['choice']['candidates']} of {len(keys)}   "
+        f"fallbacks {fallbacks}"
+    ]
+
+
+def _outcome_lines(record: Mapping[str, Any]) -> list[str]:
+    outcome = record["outcome"]
+    if outcome is None:
+        return ["happened   nothing yet" if record["rejected"] is None else "happened   answered here"]
+    flags = ",".join(outcome["response_flags"]) or "-"
+    return [
+        f"happened   {outcome['ended']}   status {_text(outcome['status'])}   served by "
+        f"{outcome['endpoint'] or '-'}   attempts {outcome['attempts']}   flags {flags}   "
+        f"details {outcome['details'] or '-'}",
+        f"TTFT       predicted {_ms(outcome['predicted_ttft_s'])}   actual {_ms(outcome['ttft_s'])}   "
+        f"whole answer {_ms(outcome['duration_s'])}",
+        f"tokens     prompt {_text(outcome['prompt_tokens'])} (estimated {record['prompt_tokens']})   "
+        f"output {_text(outcome['completion_tokens'])}   cached: predicted "
+        f"{_text(outcome['predicted_cached_tokens'])}, reported {_text(outcome['cached_tokens'])}",
+        f"bytes      request {outcome['request_bytes']}   response {outcome['response_bytes']}",
+    ]
+
+
+def _milliseconds(values_s: Sequence[float | None] | None) -> list[float | None] | None:
+    return None if values_s is None else [None if value is None else value * 1e3 for value in values_s]
+
+
+def _cells(values: Sequence[float | None] | None, count: int, form: str = "d") -> list[str]:
+    if values is None:
+        return ["-"] * count
+    return ["-" if value is None else format(value + 0, form) for value in values]  # -0.0 + 0 is 0.0
+
+
+def _text(value: object) -> str:
+    return "-" if value is None else str(value)
+
+
+def _ms(value_s: float | None) -> str:
+    return "-" if value_s is None else f"{value_s * 1e3:.1f} ms"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Align columns: the first and the last to the left, numbers between them to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    last = len(widths) - 1
+    return [
+        "  ".join(
+            cell.ljust(width) if index in (0, last) else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+
+
+def _printable(text: Iterable[str]) -> str:
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)

@@ -1,0 +1,121 @@
+"""Time to first token of one model on one group of equal endpoints.
+
+Rules:
+    1. Prefill of u uncached tokens after c cached ones costs u for the linear layers and u*(c + u/2) pairs
+       for attention; so both quadratic terms are features: TTFT over [1, u, c, u*u, u*c, p].
+    2. p, uncached tokens of other requests ahead on the endpoint, delays by about their own prefill.
+    3. u, c and p are counts of thousands of tokens inside, of tokens at every function's edge.
+"""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+
+import numpy as np
+
+from extproc.predicting.priced_terms import Counts, PricedTerms
+from extproc.types import FloatArray
+
+_TOKENS = 1_000.0
+"""Tokens per unit of u, c and p."""
+
+_FLOOR_S = 0.001
+"""No engine answers within a millisecond: the quickest step published for an 8B model on H100 is 5 ms."""
+
+
+@dataclass(frozen=True, slots=True)
+class TtftPrices:
+    """What TTFT is made of before anything was observed: an 8B bf16 model on one H100 under vLLM.
+
+    Attributes:
+        base_s: A request with nothing to prefill: 5..10 ms of API server and 1 ms of step (BLIS fits of
+            7..8B on H100 have 2.5..10.3 ms before the queue).
+        uncached_s: Per 1,000 uncached tokens. Three independent sources agree on 0.020..0.026 ms per token
+            (BLIS fits on vLLM, Vidur kernel profiles, LLMServingSim layer profiles).
+        cached_s: Per 1,000 cached tokens: tokenising and hashing them, 0.0005 ms each; Preble's fits have
+            0.0002..0.004 ms per token of total length.
+        uncached_pairs_s: Per (1,000 uncached tokens) squared: half of `cached_pairs_s`, for a token attends
+            only to those before it.
+        cached_pairs_s: Per 1,000 uncached times 1,000 cached tokens: 1.3e-6 ms per pair, attention FLOPs of
+            8B at 40 % of H100's peak.
+        pending_s: Per 1,000 uncached tokens of other requests ahead: as `uncached_s`.
+    """
+
+    base_s: float = 0.010
+    uncached_s: float = 0.025
+    cached_s: float = 0.0005
+    uncached_pairs_s: float = 0.00065
+    cached_pairs_s: float = 0.0013
+    pending_s: float = 0.025
+
+
+class TtftModel:
+    """Predicts TTFT and learns from it.
+
+    Args:
+        prior: Prices to begin with; they need only be of the right proportions, the scale is learned first.
+    """
+
+    __slots__ = ("_terms",)
+
+    def __init__(self, prior: TtftPrices = TtftPrices()) -> None:
+        self._terms = PricedTerms(astuple(prior), floor_s=_FLOOR_S)
+
+    @property
+    def prices(self) -> TtftPrices:
+        """The current prices."""
+        return TtftPrices(*self._terms.prices_s)
+
+    @property
+    def num_learned(self) -> int:
+        """Observations learned so far."""
+        return self._terms.num_learned
+
+    def predict(self, uncached_tokens: float, cached_tokens: float, pending_tokens: float) -> float:
+        """Return the expected TTFT in seconds; see `predict_many`."""
+        return self._terms.predict(_terms(uncached_tokens, cached_tokens, pending_tokens))
+
+    def predict_many(
+        self, uncached_tokens: Counts, cached_tokens: Counts, pending_tokens: Counts
+    ) -> FloatArray:
+        """Return the expected TTFT at each candidate.
+
+        Args:
+            uncached_tokens: Prompt tokens to be prefilled there, shape (n,), >= 0.
+            cached_tokens: Prompt tokens in its cache, shape (n,), >= 0.
+            pending_tokens: Uncached tokens of requests ahead there, shape (n,), >= 0.
+
+        Returns:
+            Seconds, shape (n,), float64, finite and > 0; never falling in any argument.
+        """
+        base_s, uncached_s, cached_s, uncached_pairs_s, cached_pairs_s, pending_s = self._terms.prices_s
+        ttft_s: FloatArray = np.multiply(uncached_tokens, uncached_pairs_s / _TOKENS**2)
+        ttft_s += cached_tokens * (cached_pairs_s / _TOKENS**2)
+        ttft_s += uncached_s / _TOKENS
+        ttft_s *= uncached_tokens
+        ttft_s += cached_tokens * (cached_s / _TOKENS)
+        ttft_s += pending_tokens * (pending_s / _TOKENS)
+        ttft_s += base_s
+        return self._terms.bound(ttft_s)
+
+    def learn(
+        self, uncached_tokens: float, cached_tokens: float, pending_tokens: float, ttft_s: float
+    ) -> None:
+        """Learn from one request, with what was known of it when it was routed.
+
+        Args:
+            uncached_tokens: Prompt tokens believed not cached, finite, >= 0.
+            cached_tokens: Prompt tokens believed cached, finite, >= 0.
+            pending_tokens: Uncached tokens of other requests ahead, finite, >= 0.
+            ttft_s: Request sent to first token, seconds, finite and > 0.
+
+        Raises:
+            ValueError: A value is out of its range. The model is unchanged.
+        """
+        self._terms.learn(_terms(uncached_tokens, cached_tokens, pending_tokens), ttft_s)
+
+
+def _terms(uncached_tokens: float, cached_tokens: float, pending_tokens: float) -> tuple[float, ...]:
+    """Return the features [1, u, c, u*u, u*c, p]."""
+    u, c, p = uncached_tokens / _TOKENS, cached_tokens / _TOKENS, pending_tokens / _TOKENS
+    return (1.0, u, c, u * u, u * c, p)

@@ -1,0 +1,358 @@
+"""One ext_proc stream as a sans-IO machine: events in, effects out.
+
+Rules:
+    1. No I/O, no clock, no protobuf. `receive` takes an event and returns the effects to perform, in order.
+    2. The table `TRANSITIONS` is the whole protocol. A (phase, event) pair that is not in it is a
+       `SpuriousMessage`: the machine is left as it was, nothing is answered.
+    3. Every message that Envoy waits on is answered at most once. After `Finish` there is nothing left to say.
+    4. The machine releases nothing. A request that was decided ends by its access-log entry, which comes for
+       every ending; one that was not decided was never charged.
+
+Theory of operation:
+    Envoy sends request headers; an inference request is told to send its whole body (BUFFERED), anything else
+    is routed or refused at once. The body leads to `Decide`, which the shell may answer now or later with
+    `decided` or `refused` (a decision is a step that may be deferred: `DECIDING` is a phase like any other,
+    in which the client may leave). The answer names the endpoints. If the answer is to be a stream and its
+    first chunk is wanted, the machine waits for one body chunk that carries data, skipping server-sent-event
+    comments, and finishes without answering it: Envoy flushes what it queued and streams the rest alone.
+
+    What is unsatisfying: with response headers skipped, a chunk of an error body looks like any other chunk;
+    it is recognised by not being server-sent events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from extproc.errors import RouterError
+
+
+class Phase(Enum):
+    """Where the conversation with Envoy stands."""
+
+    AWAIT_HEADERS = auto()
+    AWAIT_BODY = auto()
+    DECIDING = auto()
+    AWAIT_FIRST_CHUNK = auto()
+    DONE = auto()
+
+
+class Kind(Enum):
+    """What can happen to a stream."""
+
+    REQUEST_HEADERS = auto()
+    REQUEST_BODY = auto()
+    REQUEST_TRAILERS = auto()
+    RESPONSE_HEADERS = auto()
+    RESPONSE_BODY = auto()
+    RESPONSE_TRAILERS = auto()
+    DECIDED = auto()
+    REFUSED = auto()
+    CLOSED = auto()
+
+
+class SpuriousMessage(Exception):  # noqa: N818 - the name says what arrived
+    """Envoy sent what the protocol does not allow in this phase. The machine is unchanged."""
+
+    def __init__(self, phase: Phase, kind: Kind) -> None:
+        super().__init__(f"{kind.name} in phase {phase.name}")
+        self.phase = phase
+        self.kind = kind
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHeaders:
+    """The request line and headers.
+
+    Attributes:
+        method: Upper case.
+        path: As sent, query string included.
+        headers: Lower-case names; pseudo-headers included. Secrets never arrive: Envoy withholds them.
+        end_of_stream: True if no body follows.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    end_of_stream: bool
+
+
+class Verdict:
+    """What the request line alone decides. One of the four below."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NeedBody(Verdict):
+    """An inference request: its body decides."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassTo(Verdict):
+    """Not an inference request: it goes to this cluster unseen."""
+
+    cluster: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Verdict):
+    """Tokenway answers by itself."""
+
+    status: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse(Verdict):
+    """No."""
+
+    error: RouterError
+
+
+class Effect:
+    """Something for the shell to do."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SendAwaitBody(Effect):
+    """Answer the headers: send the body and, if the response turns out to be a stream, its first chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class SendPass(Effect):
+    """Answer the headers: route to `cluster`."""
+
+    cluster: str
+
+
+@dataclass(frozen=True, slots=True)
+class SendImmediate(Effect):
+    """Answer with a complete response of our own; `error` is set if it is a refusal."""
+
+    status: int
+    body: bytes
+    details: str
+    error: RouterError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decide(Effect):
+    """Choose an endpoint for this request; report back by `decided` or `refused`."""
+
+    request: RequestHeaders
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SendDecision(Effect):
+    """Answer the message that Envoy waits on with the decision; `to_trailers` if those came instead of a body."""
+
+    to_trailers: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SendContinue(Effect):
+    """Let a message pass unchanged."""
+
+    kind: Kind
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken(Effect):
+    """The first token of the answer passes right now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon(Effect):
+    """The client is gone while the decision is pending: drop it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finish(Effect):
+    """Close the stream; Envoy carries on alone."""
+
+
+_AWAIT_BODY = (SendAwaitBody(),)
+_FINISH = (Finish(),)
+_FIRST_TOKEN = (FirstToken(), Finish())
+_CONTINUE = {kind: (SendContinue(kind),) for kind in Kind}
+_DECISION = SendDecision(to_trailers=False)
+_DECISION_AT_TRAILERS = SendDecision(to_trailers=True)
+
+Effects = tuple[Effect, ...]
+
+_DATA = b"data:"
+_CARRY_BYTES = len(b"\ndata:") - 1
+_RESPONSES_API_TOKEN = b"response.output_"
+"""The Responses API announces `response.created` and `response.in_progress` before any token exists."""
+
+
+class Stream:
+    """The state of one ext_proc stream.
+
+    Args:
+        judge: Pure function from request headers to verdict.
+        want_first_chunk: True to wait for the first chunk of a streamed answer.
+    """
+
+    __slots__ = ("_at_trailers", "_carry", "_headers", "_judge", "_marker", "_want_first_chunk", "phase")
+
+    def __init__(self, judge: Callable[[RequestHeaders], Verdict], *, want_first_chunk: bool) -> None:
+        self.phase = Phase.AWAIT_HEADERS
+        self._judge = judge
+        self._want_first_chunk = want_first_chunk
+        self._headers: RequestHeaders | None = None
+        self._at_trailers = False
+        self._carry = b""
+        self._marker = _DATA
+
+    def __repr__(self) -> str:
+        return f"<Stream {self.phase.name}>"
+
+    def receive_headers(self, event: RequestHeaders) -> Effects:
+        """Request headers arrived."""
+        self._expect(Kind.REQUEST_HEADERS)
+        verdict = self._judge(event)
+        if isinstance(verdict, NeedBody):
+            self._headers = event
+            if event.end_of_stream:
+                return self._decide(b"")
+            self.phase = Phase.AWAIT_BODY
+            return _AWAIT_BODY
+        self.phase = Phase.DONE
+        if isinstance(verdict, PassTo):
+            return (SendPass(verdict.cluster), Finish())
+        if isinstance(verdict, Answer):
+            return (SendImmediate(verdict.status, verdict.body, "tokenway_answer"), Finish())
+        assert isinstance(verdict, Refuse)
+        return self._refuse(verdict.error)
+
+    def receive_body(self, body: bytes) -> Effects:
+        """The whole request body arrived; when trailers follow, Envoy does not mark it as the end."""
+        self._expect(Kind.REQUEST_BODY)
+        return self._decide(body)
+
+    def receive(self, kind: Kind) -> Effects:
+        """A message whose content does not matter, or the end of the stream (`CLOSED`)."""
+        self._expect(kind)
+        if kind is Kind.REQUEST_TRAILERS:
+            if self.phase is Phase.AWAIT_BODY:
+                self._at_trailers = True
+                return self._decide(b"")
+            return _CONTINUE[kind]
+        if kind is Kind.RESPONSE_HEADERS and self.phase is Phase.AWAIT_FIRST_CHUNK:
+            return _CONTINUE[kind]
+        # What is left ends the stream: a local reply while we wait, a response without body, the close.
+        was = self.phase
+        self.phase = Phase.DONE
+        if was is Phase.DECIDING:
+            return (Abandon(), Finish())
+        return _FINISH
+
+    def receive_chunk(self, chunk: bytes, *, end_of_stream: bool) -> Effects:
+        """A chunk of the response body arrived."""
+        self._expect(Kind.RESPONSE_BODY)
+        if self.phase is not Phase.AWAIT_FIRST_CHUNK:
+            return self._leave()
+        if self._carry:
+            chunk = self._carry + chunk
+        if self._carries_token(chunk):
+            self.phase = Phase.DONE
+            return _FIRST_TOKEN
+        if end_of_stream or not _looks_like_sse(chunk):
+            self.phase = Phase.DONE
+            return _FINISH
+        self._carry = chunk[-max(_CARRY_BYTES, len(self._marker)) :]
+        return _CONTINUE[Kind.RESPONSE_BODY]
+
+    def decided(self, *, stream: bool, late_marker: bool) -> Effects:
+        """The shell has a decision.
+
+        Args:
+            stream: The client asked for a stream.
+            late_marker: The API announces itself before its first token (Responses).
+        """
+        self._expect(Kind.DECIDED)
+        answer = _DECISION_AT_TRAILERS if self._at_trailers else _DECISION
+        if stream and self._want_first_chunk:
+            self.phase = Phase.AWAIT_FIRST_CHUNK
+            if late_marker:
+                self._marker = _RESPONSES_API_TOKEN
+            return (answer,)
+        self.phase = Phase.DONE
+        return (answer, Finish())
+
+    def refused(self, error: RouterError) -> Effects:
+        """The shell cannot serve the request."""
+        self._expect(Kind.REFUSED)
+        self.phase = Phase.DONE
+        return self._refuse(error)
+
+    def _decide(self, body: bytes) -> Effects:
+        assert self._headers is not None
+        self.phase = Phase.DECIDING
+        return (Decide(self._headers, body),)
+
+    def _leave(self) -> Effects:
+        was = self.phase
+        self.phase = Phase.DONE
+        return (Abandon(), Finish()) if was is Phase.DECIDING else _FINISH
+
+    def _refuse(self, error: RouterError) -> Effects:
+        details = f"tokenway_{error.reason.value}"
+        return (SendImmediate(error.status, error.body(), details, error), Finish())
+
+    def _carries_token(self, chunk: bytes) -> bool:
+        if self._marker is not _DATA:
+            return self._marker in chunk
+        return chunk.startswith(_DATA) or b"\ndata:" in chunk
+
+    def _expect(self, kind: Kind) -> None:
+        if kind not in TRANSITIONS[self.phase]:
+            raise SpuriousMessage(self.phase, kind)
+
+
+def _looks_like_sse(chunk: bytes) -> bool:
+    """A line of server-sent events starts with a field name, a colon or nothing; JSON starts with a bracket."""
+    return not chunk.lstrip()[:1] in (b"{", b"[", b"<")
+
+
+TRANSITIONS: dict[Phase, dict[Kind, tuple[Phase, ...]]] = {
+    Phase.AWAIT_HEADERS: {
+        Kind.REQUEST_HEADERS: (Phase.AWAIT_BODY, Phase.DECIDING, Phase.DONE),
+        Kind.RESPONSE_HEADERS: (Phase.DONE,),
+        Kind.RESPONSE_BODY: (Phase.DONE,),
+        Kind.CLOSED: (Phase.DONE,),
+    },
+    Phase.AWAIT_BODY: {
+        Kind.REQUEST_BODY: (Phase.DECIDING,),
+        Kind.REQUEST_TRAILERS: (Phase.DECIDING,),
+        Kind.RESPONSE_HEADERS: (Phase.DONE,),
+        Kind.RESPONSE_BODY: (Phase.DONE,),
+        Kind.RESPONSE_TRAILERS: (Phase.DONE,),
+        Kind.CLOSED: (Phase.DONE,),
+    },
+    Phase.DECIDING: {
+        Kind.DECIDED: (Phase.AWAIT_FIRST_CHUNK, Phase.DONE),
+        Kind.REFUSED: (Phase.DONE,),
+        Kind.REQUEST_TRAILERS: (Phase.DECIDING,),
+        Kind.RESPONSE_HEADERS: (Phase.DONE,),
+        Kind.RESPONSE_BODY: (Phase.DONE,),
+        Kind.RESPONSE_TRAILERS: (Phase.DONE,),
+        Kind.CLOSED: (Phase.DONE,),
+    },
+    Phase.AWAIT_FIRST_CHUNK: {
+        Kind.REQUEST_TRAILERS: (Phase.AWAIT_FIRST_CHUNK,),
+        Kind.RESPONSE_HEADERS: (Phase.AWAIT_FIRST_CHUNK,),
+        Kind.RESPONSE_BODY: (Phase.AWAIT_FIRST_CHUNK, Phase.DONE),
+        Kind.RESPONSE_TRAILERS: (Phase.DONE,),
+        Kind.CLOSED: (Phase.DONE,),
+    },
+    Phase.DONE: {Kind.CLOSED: (Phase.DONE,)},
+}
+"""The protocol: in each phase, what may arrive and the phases it may lead to. Tests walk it."""

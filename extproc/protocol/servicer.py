@@ -1,0 +1,153 @@
+"""The gRPC loop around the stream machine: reads messages, performs effects, answers.
+
+Cancellation hides in grpc.aio: a stream that Envoy reset while we wait for its next message looks like one
+that ended. So nothing is concluded from the end of a stream, and nothing is released here.
+
+A bug in a decision fails its own stream only: the exception leaves `process`, gRPC answers UNKNOWN, and Envoy
+carries the request on by its own fallback policy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import grpc
+
+from extproc.errors import RouterError
+from extproc.protocol import machine, wire
+from extproc.protocol.machine import Kind, RequestHeaders, Stream, Verdict
+
+
+class Decided(Protocol):
+    """What the loop needs to know of a decision."""
+
+    @property
+    def stream(self) -> bool:
+        """The client asked for a stream."""
+
+    @property
+    def late_marker(self) -> bool:
+        """The API announces itself before its first token."""
+
+    def answer(self, *, to_trailers: bool) -> bytes:
+        """The serialised answer."""
+
+
+class Decider(Protocol):
+    """Who chooses, and who is told when the first token passes."""
+
+    def decide(self, request: RequestHeaders, body: bytes) -> Decided:
+        """Choose and charge, in one step. Raises RouterError if the request cannot be served."""
+
+    def first_token(self, request_id: str) -> None:
+        """The first token of this request's answer passes now."""
+
+    def pass_to(self, cluster: str) -> bytes:
+        """The serialised answer that routes a request past us."""
+
+    def rejected(self, request: RequestHeaders | None, error: RouterError) -> None:
+        """A request was refused."""
+
+    def stream_ended(self, phase: str, how: str) -> None:
+        """A stream ended in `phase`: "finished" by us, "closed" by Envoy, "spurious" or "failed"."""
+
+
+class Processor:
+    """`envoy.service.ext_proc.v3.ExternalProcessor`.
+
+    Args:
+        judge: What the request line alone decides.
+        decider: Chooses endpoints.
+        want_first_chunk: Called per stream: is the first chunk wanted?
+    """
+
+    def __init__(
+        self,
+        judge: Callable[[RequestHeaders], Verdict],
+        decider: Decider,
+        want_first_chunk: Callable[[], bool],
+    ) -> None:
+        self._judge = judge
+        self._decider = decider
+        self._want_first_chunk = want_first_chunk
+        self.streams_active = 0
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """The service, its answers already serialised."""
+        return grpc.method_handlers_generic_handler(
+            wire.SERVICE,
+            {"Process": grpc.stream_stream_rpc_method_handler(self.process, request_deserializer=wire.parse)},
+        )
+
+    async def process(self, _: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """Serve one HTTP request's stream."""
+        first_chunk = self._want_first_chunk()
+        stream = Stream(self._judge, want_first_chunk=first_chunk)
+        await_body = wire.AWAIT_BODY_AND_FIRST_CHUNK if first_chunk else wire.AWAIT_BODY
+        request: RequestHeaders | None = None
+        phase, how = stream.phase, "failed"
+        self.streams_active += 1
+        try:
+            while True:
+                message = await context.read()
+                if message is grpc.aio.EOF:
+                    phase, how = stream.phase, "closed"
+                    stream.receive(Kind.CLOSED)
+                    return
+                phase = stream.phase
+                kind = wire.kind_of(message)
+                if kind is None:
+                    continue
+                if kind is Kind.REQUEST_BODY:
+                    effects = stream.receive_body(message.request_body.body)
+                elif kind is Kind.REQUEST_HEADERS:
+                    request = wire.request_headers(message)
+                    effects = stream.receive_headers(request)
+                elif kind is Kind.RESPONSE_BODY:
+                    chunk = message.response_body
+                    effects = stream.receive_chunk(chunk.body, end_of_stream=chunk.end_of_stream)
+                else:
+                    effects = stream.receive(kind)
+                if isinstance(effects[0], machine.Decide):
+                    decided, effects = self._decide(stream, effects[0])
+                else:
+                    decided = None
+                for effect in effects:
+                    match effect:
+                        case machine.SendAwaitBody():
+                            await context.write(await_body)
+                        case machine.SendDecision(to_trailers):
+                            assert decided is not None
+                            await context.write(decided.answer(to_trailers=to_trailers))
+                        case machine.FirstToken():
+                            assert request is not None
+                            self._decider.first_token(request.headers.get(wire.REQUEST_ID_HEADER, ""))
+                        case machine.Finish() | machine.Abandon():
+                            how = "finished"
+                            return
+                        case machine.SendContinue(kind):
+                            await context.write(wire.CONTINUE[kind])
+                        case machine.SendImmediate(status, body, details, error):
+                            if error is not None:
+                                self._decider.rejected(request, error)
+                            await context.write(wire.immediate(status, body, details, error))
+                        case machine.SendPass(cluster):
+                            await context.write(self._decider.pass_to(cluster))
+        except machine.SpuriousMessage as spurious:
+            how = "spurious"
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(spurious))
+        except asyncio.CancelledError:
+            how = "closed"
+            raise
+        finally:
+            self.streams_active -= 1
+            self._decider.stream_ended(phase.name, how)
+
+    def _decide(self, stream: Stream, effect: machine.Decide) -> tuple[Decided | None, machine.Effects]:
+        try:
+            decided = self._decider.decide(effect.request, effect.body)
+        except RouterError as error:
+            return None, stream.refused(error)
+        return decided, stream.decided(stream=decided.stream, late_marker=decided.late_marker)

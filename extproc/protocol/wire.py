@@ -1,0 +1,218 @@
+"""ext_proc messages on the wire: the only module of the request path that knows protobuf's `envoy.*`.
+
+Rules:
+    1. Answers are bytes. Whatever does not depend on the request is serialised once; a decision's answer
+       depends only on its ordered endpoints and its cluster, so it is kept and reused (`Answers`).
+    2. What does depend on the request is a serialised message of its own, appended: protobuf merges
+       concatenated messages field by field.
+    3. Every routing answer mutates a header, or Envoy ignores `clear_route_cache` (Envoy 1.40).
+    4. A new body comes with its `content-length` in the same answer, or Envoy answers 500.
+
+Source: envoy/service/ext_proc/v3/external_processor.proto, Envoy 1.40.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from envoy.config.core.v3 import base_pb2
+from envoy.extensions.filters.http.ext_proc.v3 import processing_mode_pb2
+from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+
+from extproc.errors import RouterError
+from extproc.protocol.machine import Kind, RequestHeaders
+
+PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
+SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
+
+REQUEST_ID_HEADER = "x-tokenway-request-id"
+"""Set by Envoy at the edge on every request (a UUID); a client's own value is overwritten."""
+
+OWNER_HEADER = "x-tokenway-owner"
+"""Set by the worker that decided; tells which process holds the request's books."""
+
+DEBUG_HEADER = "x-tokenway-debug"
+"""An operator's token; asks for the decision id in the answer."""
+
+LB_NAMESPACE = "envoy.lb"
+DESTINATION_KEY = "x-gateway-destination-endpoint"
+ROUTE_NAMESPACE = "tokenway.route"
+DECISION_NAMESPACE = "tokenway"
+DEBUG_KEY = "debug"
+
+ProcessingRequest = pb.ProcessingRequest
+parse = pb.ProcessingRequest.FromString
+
+_Mode = processing_mode_pb2.ProcessingMode
+
+KINDS = {
+    "request_headers": Kind.REQUEST_HEADERS,
+    "request_body": Kind.REQUEST_BODY,
+    "request_trailers": Kind.REQUEST_TRAILERS,
+    "response_headers": Kind.RESPONSE_HEADERS,
+    "response_body": Kind.RESPONSE_BODY,
+    "response_trailers": Kind.RESPONSE_TRAILERS,
+}
+
+
+def kind_of(message: pb.ProcessingRequest) -> Kind | None:
+    """Which of the six messages this is; None if it carries none that we know."""
+    return KINDS.get(message.WhichOneof("request") or "")
+
+
+def request_headers(message: pb.ProcessingRequest) -> RequestHeaders:
+    """Translate the headers message. A repeated header keeps its last value."""
+    http = message.request_headers
+    headers = {
+        header.key: header.raw_value.decode("utf-8", "replace") if header.raw_value else header.value
+        for header in http.headers.headers
+    }
+    return RequestHeaders(
+        method=headers.get(":method", ""),
+        path=headers.get(":path", ""),
+        headers=headers,
+        end_of_stream=http.end_of_stream,
+    )
+
+
+def _await_body(*, first_chunk: bool) -> bytes:
+    mode = None
+    if first_chunk:
+        mode = _Mode(
+            request_header_mode=_Mode.SEND,
+            request_body_mode=_Mode.BUFFERED,
+            request_trailer_mode=_Mode.SEND,
+            response_header_mode=_Mode.SKIP,
+            response_body_mode=_Mode.STREAMED,
+            response_trailer_mode=_Mode.SKIP,
+        )
+    return bytes(
+        pb.ProcessingResponse(request_headers=pb.HeadersResponse(), mode_override=mode).SerializeToString()
+    )
+
+
+AWAIT_BODY = _await_body(first_chunk=False)
+AWAIT_BODY_AND_FIRST_CHUNK = _await_body(first_chunk=True)
+
+CONTINUE: dict[Kind, bytes] = {
+    Kind.REQUEST_TRAILERS: pb.ProcessingResponse(request_trailers=pb.TrailersResponse()).SerializeToString(),
+    Kind.RESPONSE_HEADERS: pb.ProcessingResponse(response_headers=pb.HeadersResponse()).SerializeToString(),
+    Kind.RESPONSE_BODY: pb.ProcessingResponse(response_body=pb.BodyResponse()).SerializeToString(),
+}
+
+
+def _set(key: str, value: str) -> base_pb2.HeaderValueOption:
+    return base_pb2.HeaderValueOption(
+        header=base_pb2.HeaderValue(key=key, raw_value=value.encode()),
+        append_action=base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD,
+    )
+
+
+def _routed(field: str, common: pb.CommonResponse) -> pb.ProcessingResponse:
+    if field == "request_headers":
+        return pb.ProcessingResponse(request_headers=pb.HeadersResponse(response=common))
+    if field == "request_body":
+        return pb.ProcessingResponse(request_body=pb.BodyResponse(response=common))
+    mutation = common.header_mutation
+    return pb.ProcessingResponse(request_trailers=pb.TrailersResponse(header_mutation=mutation))
+
+
+class Answers:
+    """Serialised routing answers of one worker.
+
+    Args:
+        owner: Value of `OWNER_HEADER` for every decision of this process.
+        size: Bound on kept answers; least recently used go first. 4,096 covers all orders of three out of
+            seventeen endpoints.
+    """
+
+    def __init__(self, owner: str, size: int = 4096) -> None:
+        self._owner = owner
+        self._size = size
+        self._kept: OrderedDict[tuple[str, tuple[str, ...], str, tuple[tuple[str, str], ...]], bytes] = OrderedDict()
+
+    def decision(
+        self, field: str, endpoints: tuple[str, ...], cluster: str, headers: tuple[tuple[str, str], ...] = ()
+    ) -> bytes:
+        """The answer that sends a request to `endpoints`, in order, all in `cluster`.
+
+        Args:
+            field: The message answered: "request_body", "request_headers" or "request_trailers".
+            endpoints: `ip:port`, best first; empty leaves the choice to Envoy's own policy.
+            cluster: Envoy cluster, the same for each attempt.
+            headers: Extra headers, (name, value).
+        """
+        key = (field, endpoints, cluster, headers)
+        kept = self._kept.get(key)
+        if kept is not None:
+            self._kept.move_to_end(key)
+            return kept
+        message = _routed(
+            field,
+            pb.CommonResponse(
+                clear_route_cache=True,
+                header_mutation=pb.HeaderMutation(
+                    set_headers=[
+                        _set(OWNER_HEADER, self._owner),
+                        *(_set(name, value) for name, value in headers),
+                    ]
+                ),
+            ),
+        )
+        attempts = max(1, len(endpoints))
+        message.dynamic_metadata.update(
+            {
+                ROUTE_NAMESPACE: {
+                    "priority_groups": [
+                        {"name": str(i), "clusters": [{"cluster_name": cluster, "weight": 1}]}
+                        for i in range(attempts)
+                    ]
+                }
+            }
+        )
+        if endpoints:
+            message.dynamic_metadata.update({LB_NAMESPACE: {DESTINATION_KEY: ",".join(endpoints)}})
+        kept = message.SerializeToString()
+        if len(self._kept) >= self._size:
+            self._kept.popitem(last=False)
+        self._kept[key] = kept
+        return kept
+
+    @staticmethod
+    def new_body(body: bytes) -> bytes:
+        """What to append to a body decision so that `body` replaces the client's."""
+        return pb.ProcessingResponse(
+            request_body=pb.BodyResponse(
+                response=pb.CommonResponse(
+                    header_mutation=pb.HeaderMutation(set_headers=[_set("content-length", str(len(body)))]),
+                    body_mutation=pb.BodyMutation(body=body),
+                )
+            )
+        ).SerializeToString()
+
+    @staticmethod
+    def debug(request_id: str) -> bytes:
+        """What to append so that Envoy shows the decision id to the client."""
+        message = pb.ProcessingResponse()
+        message.dynamic_metadata.update({DECISION_NAMESPACE: {DEBUG_KEY: request_id}})
+        return message.SerializeToString()
+
+
+def immediate(status: int, body: bytes, details: str, error: RouterError | None) -> bytes:
+    """A complete response, sent by Envoy without any upstream.
+
+    Args:
+        status: HTTP status code.
+        body: JSON.
+        details: Becomes `response_code_details` in the access log.
+        error: The refusal, for its `Retry-After`; None for an answer that is no refusal.
+    """
+    headers = [_set("content-type", "application/json")]
+    if error is not None and error.retry_after_s is not None:
+        headers.append(_set("retry-after", str(error.retry_after_s)))
+    message = pb.ProcessingResponse()
+    message.immediate_response.status.code = status
+    message.immediate_response.headers.set_headers.extend(headers)
+    message.immediate_response.body = body
+    message.immediate_response.details = details
+    return bytes(message.SerializeToString())

@@ -1,0 +1,202 @@
+"""Which cluster serves a request: model name and headers against rules compiled once.
+
+Rules:
+    1. The most specific matching rule wins: the one that names the most headers, all of them equal.
+       A rule without headers matches every request and is therefore the model's default.
+    2. Equally specific matching rules share traffic in proportion to their weights. Weight 0 switches
+       a rule off: it never matches, whatever else does.
+    3. One random draw at most, and only where two or more rules share the traffic.
+    4. A `RuleTable` never changes; a reload builds another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from itertools import accumulate, groupby
+
+from extproc.choosing.settings import LoadBalancing
+from extproc.errors import Reason, RouterError
+from extproc.types import Rng
+
+_QUOTED_CHARS = 200
+"""Longest part of a client's model name that an error message repeats; no published name is longer."""
+
+
+class Backend(StrEnum):
+    """The engine behind a cluster. AIGW's names; `openai` is any other engine with the OpenAI API."""
+
+    VLLM = "vllm"
+    SGLANG = "sglang"
+    TENSORRT_LLM = "tensorrt-llm"
+    OPENAI = "openai"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One way to serve a model.
+
+    Attributes:
+        cluster: Envoy cluster that serves it.
+        backend: Engine behind the cluster.
+        headers: Required request headers, lower-case name -> exact value; empty matches every request.
+        subset: Labels an endpoint must carry to be a candidate.
+        weight: Share of the traffic among equally specific matching rules, >= 0; 0 is off.
+        lora: LoRA adapter that answers; engines serve an adapter under its own model name.
+        model: Name of the model at the engine, or None for the client's (or the adapter's) name.
+        route_name: For decision records, or None.
+        endpoint_group: Endpoints that perform alike and so share one predictor; None means the cluster.
+    """
+
+    cluster: str
+    backend: Backend = Backend.VLLM
+    headers: Mapping[str, str] = field(default_factory=dict)
+    subset: Mapping[str, str] = field(default_factory=dict)
+    weight: int = 1
+    lora: str | None = None
+    model: str | None = None
+    route_name: str | None = None
+    endpoint_group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRules:
+    """A model as clients know it: its name, its other names, its rules in the order of the file."""
+
+    name: str
+    rules: tuple[Rule, ...]
+    aliases: tuple[str, ...] = ()
+    load_balancing: LoadBalancing = field(default_factory=LoadBalancing)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a request goes and how its endpoint is chosen.
+
+    Attributes:
+        model: Canonical model name; aliases are gone.
+        cluster: Envoy cluster whose endpoints are the candidates.
+        backend: Engine behind the cluster.
+        subset: Labels a candidate must carry.
+        lora: LoRA adapter, or None; part of the cache namespace.
+        upstream_model: Name to write into the body, or None if the client's name is already right.
+        route_name: For decision records, or None.
+        load_balancing: Settings of the choice.
+        group: Endpoints sharing one predictor: the rule's endpoint group or else its cluster.
+    """
+
+    model: str
+    cluster: str
+    backend: Backend
+    subset: Mapping[str, str]
+    lora: str | None
+    upstream_model: str | None
+    route_name: str | None
+    load_balancing: LoadBalancing
+    group: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    headers: tuple[tuple[str, str], ...]
+    weight: int
+    route: Route
+
+    def matches(self, headers: Mapping[str, str]) -> bool:
+        return all(headers.get(name) == value for name, value in self.headers)
+
+
+_Tiers = tuple[tuple[_Candidate, ...], ...]
+"""Candidates of one model name grouped by number of headers, most first."""
+
+
+class RuleTable:
+    """Every served name, compiled for `match`.
+
+    Args:
+        models: Names and aliases must be distinct over all of them.
+
+    Raises:
+        ValueError: A name is served twice.
+    """
+
+    __slots__ = ("_by_name",)
+
+    def __init__(self, models: Iterable[ModelRules]) -> None:
+        self._by_name: dict[str, Route | _Tiers] = {}
+        for model in models:
+            for name in (model.name, *model.aliases):
+                if name in self._by_name:
+                    raise ValueError(f"model name {name!r} is served twice")
+                self._by_name[name] = _compile(model, name)
+
+    def match(self, model: str, headers: Mapping[str, str], rng: Rng) -> Route:
+        """The route of one request.
+
+        One dictionary look-up where the model has a single rule without headers.
+
+        Args:
+            model: The client's name for the model.
+            headers: Request headers, lower-case names.
+            rng: Drawn from once if several equally specific rules match, else not at all.
+
+        Raises:
+            RouterError: MODEL_NOT_FOUND for a name nobody serves, ROUTE_NOT_FOUND if no rule matches.
+        """
+        compiled = self._by_name.get(model)
+        if isinstance(compiled, Route):
+            return compiled
+        quoted = model if len(model) <= _QUOTED_CHARS else f"{model[:_QUOTED_CHARS]}…"
+        if compiled is None:
+            raise RouterError(
+                Reason.MODEL_NOT_FOUND,
+                f"The model `{quoted}` does not exist or is not served here.",
+                param="model",
+            )
+        for tier in compiled:
+            matching = [candidate for candidate in tier if candidate.matches(headers)]
+            if matching:
+                return matching[0].route if len(matching) == 1 else _pick(matching, rng)
+        raise RouterError(
+            Reason.ROUTE_NOT_FOUND,
+            f"No route of the model `{quoted}` matches the headers of this request.",
+            param="model",
+        )
+
+
+def _pick(candidates: list[_Candidate], rng: Rng) -> Route:
+    """Weighted random pick; all weights are > 0, so the draw always lands before the last bound."""
+    bounds = list(accumulate(candidate.weight for candidate in candidates))
+    point = rng.random() * bounds[-1]
+    for candidate, bound in zip(candidates, bounds, strict=True):
+        if point < bound:
+            return candidate.route
+    return candidates[-1].route
+
+
+def _compile(model: ModelRules, name: str) -> Route | _Tiers:
+    candidates = [
+        _Candidate(tuple(rule.headers.items()), rule.weight, _route(model, rule, name))
+        for rule in sorted(model.rules, key=lambda rule: -len(rule.headers))
+        if rule.weight > 0
+    ]
+    if len(candidates) == 1 and not candidates[0].headers:
+        return candidates[0].route
+    return tuple(tuple(tier) for _, tier in groupby(candidates, key=lambda candidate: len(candidate.headers)))
+
+
+def _route(model: ModelRules, rule: Rule, name: str) -> Route:
+    """The route of one rule for clients that say `name`: the rule's model, its adapter, or canonical."""
+    upstream = rule.model or rule.lora or model.name
+    return Route(
+        model=model.name,
+        cluster=rule.cluster,
+        backend=rule.backend,
+        subset=dict(rule.subset),
+        lora=rule.lora,
+        upstream_model=upstream if upstream != name else None,
+        route_name=rule.route_name,
+        load_balancing=model.load_balancing,
+        group=rule.endpoint_group or rule.cluster,
+    )

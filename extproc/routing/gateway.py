@@ -1,0 +1,95 @@
+"""What the ext_proc loop talks to: decisions, first tokens, refusals; and the books behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+
+from extproc.errors import RouterError
+from extproc.observing.records import DecisionRecord, Ended, Outcome
+from extproc.observing.request_log import log_request_end
+from extproc.protocol.machine import RequestHeaders, Verdict
+from extproc.protocol.wire import REQUEST_ID_HEADER
+from extproc.routing.outcomes import Ending
+from extproc.routing.router import Decision, Router
+from extproc.routing.state import State
+from metadata_center.types import RequestId
+
+
+class StreamPhase(StrEnum):
+    """How far an ext_proc stream had come; a metric label, from `machine.Phase`."""
+
+    AWAIT_HEADERS = "await_headers"
+    AWAIT_BODY = "await_body"
+    DECIDING = "deciding"
+    AWAIT_FIRST_CHUNK = "await_first_chunk"
+    DONE = "done"
+
+
+class StreamEnding(StrEnum):
+    """How an ext_proc stream ended; a metric label."""
+
+    FINISHED = "finished"
+    CLOSED = "closed"
+    SPURIOUS = "spurious"
+    FAILED = "failed"
+
+
+class Gateway:
+    """One worker's answer to Envoy.
+
+    Args:
+        router: Decides.
+        state: Books of this worker.
+        clock: Monotonic seconds.
+        wall_clock: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        state: State,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self.router = router
+        self._state = state
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self.log_requests = True
+        self.decide: Callable[[RequestHeaders, bytes], Decision] = router.decide
+        self.pass_to: Callable[[str], bytes] = router.pass_to
+
+    def judge(self, request: RequestHeaders) -> Verdict:
+        """What the request line alone decides."""
+        return self.router.table.judge(request)
+
+    def first_token(self, request_id: str) -> None:
+        """The first token of this request's answer passes now."""
+        self._state.first_token(RequestId(request_id), self._clock())
+
+    def rejected(self, request: RequestHeaders | None, error: RouterError) -> None:
+        """A request was refused: counted, recorded, logged."""
+        request_id = RequestId("" if request is None else request.headers.get(REQUEST_ID_HEADER, ""))
+        record = DecisionRecord(
+            request_id=request_id,
+            time_unix_s=self._wall_clock(),
+            data_age_s={},
+            rejected=error.reason,
+            outcome=Outcome(
+                ended=Ended.REJECTED, duration_s=0.0, status=error.status, details=error.message
+            ),
+        )
+        self._state.records.add(record)
+        self._state.metrics.rejected(error.reason, "", error.status)
+        assert record.outcome is not None
+        self.ended(Ending(record, record.outcome))
+
+    def ended(self, ending: Ending) -> None:
+        """A request is over: its log line."""
+        if self.log_requests:
+            log_request_end(ending.record, ending.outcome)
+
+    def stream_ended(self, phase: str, how: str) -> None:
+        """An ext_proc stream ended."""
+        self._state.metrics.stream_ended(StreamPhase(phase.lower()), StreamEnding(how))

@@ -1,0 +1,83 @@
+"""What a worker remembers of the requests it decided, until they end.
+
+Rules:
+    1. One entry per decided request, removed at its end or by the lease sweep; bounded by the load table.
+    2. Nothing here is charged or released; that is the load table's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from extproc.observing.records import DecisionRecord
+from extproc.types import Operation
+from metadata_center.types import EndpointKey, RequestId
+
+
+class Inflight:
+    """One decided request.
+
+    Attributes:
+        record: Its decision record.
+        operation: Which API.
+        endpoint: Who serves it now, as far as known: the choice, or a fallback.
+        blocks: Block hashes of its prompt.
+        group: Key of its predictor models: (model, endpoint group).
+        decided_s: Monotonic time of the decision.
+        first_token_s: Monotonic time of the first token, or None.
+        prior_use: Use sequence of the last matched block before this request touched it; None until recorded.
+    """
+
+    __slots__ = (
+        "blocks",
+        "decided_s",
+        "endpoint",
+        "first_token_s",
+        "group",
+        "operation",
+        "prior_use",
+        "record",
+    )
+
+    def __init__(
+        self,
+        record: DecisionRecord,
+        operation: Operation,
+        endpoint: EndpointKey,
+        blocks: list[int],
+        group: tuple[str, str],
+        decided_s: float,
+    ) -> None:
+        self.record = record
+        self.operation = operation
+        self.endpoint = endpoint
+        self.blocks = blocks
+        self.group = group
+        self.decided_s = decided_s
+        self.first_token_s: float | None = None
+        self.prior_use: int | None = None
+
+
+class InflightTable:
+    """Decided requests by id."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[RequestId, Inflight] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Inflight]:
+        return iter(self._by_id.values())
+
+    def add(self, request_id: RequestId, inflight: Inflight) -> None:
+        """Remember a decided request."""
+        self._by_id[request_id] = inflight
+
+    def get(self, request_id: RequestId) -> Inflight | None:
+        """The request, or None if it ended or was never ours."""
+        return self._by_id.get(request_id)
+
+    def pop(self, request_id: RequestId) -> Inflight | None:
+        """Forget a request."""
+        return self._by_id.pop(request_id, None)

@@ -1,0 +1,185 @@
+"""What became of a decided request: release, learn, record, log.
+
+Rules:
+    1. `ended` releases exactly once; whatever comes after finds nothing to release.
+    2. Nothing is learned from a request that did not complete, nor from a reading that makes no sense.
+    3. An engine that reports fewer cached tokens than believed has evicted: by LRU order all that is older
+       than the missing blocks is gone as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from extproc.accesslog.entries import AttemptFailed, AttemptStarted, Entry, RequestAlive, RequestEnd
+from extproc.health.tracker import Transition
+from extproc.observing.records import DecisionRecord, Ended, Outcome
+from extproc.routing.inflight import Inflight
+from extproc.routing.state import State
+from metadata_center.types import EndpointKey
+
+LIVE_TTFT_TOLERANCE_S = 0.1
+"""Envoy's own reading of the first byte is taken unless the live signal came this much later: then the first
+byte was a keep-alive comment, not a token."""
+
+CACHED_TOLERANCE_TOKENS = 128
+"""Believed and reported cached tokens may differ by one block of each side: 512 bytes of ours are about 128
+tokens, vLLM's largest usual block is 128 (its CPU default)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """One finished request, for whoever reports it."""
+
+    record: DecisionRecord
+    outcome: Outcome
+
+
+class Outcomes:
+    """Takes access-log entries of requests this worker decided.
+
+    Args:
+        state: Books of this worker.
+        on_transition: Told when an endpoint's health changed.
+        on_end: Told of each finished request.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        on_transition: Callable[[Transition], None],
+        on_end: Callable[[Ending], None],
+    ) -> None:
+        self._state = state
+        self._on_transition = on_transition
+        self._on_end = on_end
+
+    def take(self, entry: Entry, now_s: float) -> None:
+        """Apply one entry."""
+        match entry:
+            case RequestEnd():
+                self._ended(entry, now_s)
+            case AttemptStarted():
+                self._moved(entry, now_s)
+            case AttemptFailed():
+                self._state.endpoints[entry.endpoint].failures += 1
+                self._transition(self._state.health.attempt_failed(entry.endpoint, entry.kind, now_s))
+            case RequestAlive():
+                self._state.load.refresh(entry.request_id, now_s)
+
+    def _moved(self, entry: AttemptStarted, now_s: float) -> None:
+        inflight = self._state.inflight.get(entry.request_id)
+        if inflight is not None and inflight.endpoint != entry.endpoint:
+            self._state.load.move(entry.request_id, entry.endpoint, now_s)
+            inflight.endpoint = entry.endpoint
+
+    def _ended(self, entry: RequestEnd, now_s: float) -> None:
+        state = self._state
+        state.load.release(entry.request_id, now_s)
+        inflight = state.inflight.pop(entry.request_id)
+        if inflight is None:
+            if entry.owner is not None:
+                state.metrics.access_log_unmatched()
+            return
+        record = inflight.record
+        if entry.endpoint is not None:
+            if entry.endpoint != record.chosen:
+                state.metrics.fell_back(record.cluster or "")
+            inflight.endpoint = entry.endpoint
+        endpoint = inflight.endpoint
+        completed = entry.ended is Ended.COMPLETED and entry.status == 200
+        if completed:
+            state.record_cached(inflight)
+            self._transition(state.health.attempt_succeeded(endpoint, now_s))
+        ttft_s = self._ttft_s(inflight, entry) if record.stream and completed else None
+        outcome = self._outcome(inflight, entry, endpoint, ttft_s)
+        if completed:
+            state.endpoints[endpoint].answered(ttft_s)
+            self._learn(inflight, entry, outcome)
+        state.records.attach(entry.request_id, outcome)
+        state.metrics.observe_end(inflight.operation, record.model, outcome)
+        self._on_end(Ending(record, outcome))
+
+    def _outcome(
+        self, inflight: Inflight, entry: RequestEnd, endpoint: EndpointKey, ttft_s: float | None
+    ) -> Outcome:
+        record = inflight.record
+        row = record.row(endpoint)
+        predicted_ttft_s = predicted_cached = None
+        if row is not None:
+            if record.predicted_ttft_s is not None:
+                predicted_ttft_s = float(record.predicted_ttft_s[row])
+            if record.cached_tokens is not None:
+                predicted_cached = int(record.cached_tokens[row])
+        return Outcome(
+            ended=entry.ended,
+            duration_s=entry.duration_s,
+            endpoint=endpoint if entry.attempts else None,
+            attempts=entry.attempts,
+            status=entry.status or None,
+            ttft_s=ttft_s,
+            prompt_tokens=entry.prompt_tokens,
+            completion_tokens=entry.completion_tokens,
+            cached_tokens=entry.cached_tokens,
+            request_bytes=entry.request_bytes,
+            response_bytes=entry.response_bytes,
+            predicted_ttft_s=predicted_ttft_s,
+            predicted_cached_tokens=predicted_cached,
+            details=entry.details,
+        )
+
+    @staticmethod
+    def _ttft_s(inflight: Inflight, entry: RequestEnd) -> float | None:
+        """From sending to the engine to its first token."""
+        if inflight.first_token_s is None or entry.attempts != 1:
+            return entry.ttft_s
+        live_s = inflight.first_token_s - inflight.decided_s
+        if entry.ttft_s is None or live_s - entry.ttft_s > LIVE_TTFT_TOLERANCE_S:
+            return live_s
+        return entry.ttft_s
+
+    def _learn(self, inflight: Inflight, entry: RequestEnd, outcome: Outcome) -> None:
+        state, record = self._state, inflight.record
+        predictor = state.predictor
+        if entry.prompt_tokens and record.prompt_bytes:
+            predictor.observe_usage(record.model, record.prompt_bytes, entry.prompt_tokens)
+        self._correct_cache(inflight, entry, outcome)
+        row = record.row(inflight.endpoint)
+        if row is None or record.snapshot is None or record.cached_tokens is None or entry.attempts != 1:
+            return
+        ttft_s = outcome.ttft_s
+        if ttft_s is not None and ttft_s > 0.0:
+            cached = float(record.cached_tokens[row] if entry.cached_tokens is None else entry.cached_tokens)
+            prompt = float(record.prompt_tokens if entry.prompt_tokens is None else entry.prompt_tokens)
+            predictor.observe_ttft(
+                inflight.group,
+                uncached=max(0.0, prompt - cached),
+                cached=cached,
+                pending=float(record.snapshot.prefill_tokens[row]),
+                predicted_s=outcome.predicted_ttft_s,
+                actual_s=ttft_s,
+            )
+        tokens = entry.completion_tokens
+        if record.stream and tokens is not None and tokens > 1 and entry.stream_s:
+            predicted = None if record.predicted_tpot_s is None else float(record.predicted_tpot_s[row])
+            predictor.observe_tpot(
+                inflight.group,
+                batch=float(record.snapshot.requests[row]) + 1.0,
+                context=float(record.snapshot.context_tokens[row]),
+                predicted_s=predicted,
+                actual_s=entry.stream_s / (tokens - 1),
+            )
+
+    def _correct_cache(self, inflight: Inflight, entry: RequestEnd, outcome: Outcome) -> None:
+        believed, reported = outcome.predicted_cached_tokens, entry.cached_tokens
+        if believed is None or reported is None or not inflight.prior_use:
+            return
+        if believed - reported > CACHED_TOLERANCE_TOKENS:
+            self._state.index.forget_older(inflight.endpoint, inflight.prior_use)
+
+    def _transition(self, transition: Transition | None) -> None:
+        if transition is not None:
+            self._on_transition(transition)
+
+

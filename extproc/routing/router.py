@@ -1,0 +1,316 @@
+"""The decision: from a request's bytes to an endpoint, charged in the same step.
+
+Rules:
+    1. `decide` neither awaits nor yields: nothing comes between what it reads and what it charges. Where
+       several workers share the counters, their lock is held over the same step.
+    2. Time and randomness are given at construction; a decision's record holds every draw.
+    3. What fails before the charge raises `RouterError` and leaves no trace in any counter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from extproc.choosing.choose import choose
+from extproc.choosing.replay import RecordingRng
+from extproc.errors import Reason, RouterError
+from extproc.observing.records import DecisionRecord
+from extproc.protocol.machine import RequestHeaders
+from extproc.protocol.wire import DEBUG_HEADER, REQUEST_ID_HEADER, Answers
+from extproc.request.blocks import block_hashes, root
+from extproc.request.parse import parse
+from extproc.request.rules import Route
+from extproc.request.sanitize import encode, force_usage, rewrite_model, sanitize
+from extproc.routing.inflight import Inflight
+from extproc.routing.state import State
+from extproc.routing.table import Pool, RoutingTable
+from extproc.types import Choice, FloatArray, InferenceRequest, IntArray, Operation, Rng, Snapshot
+from metadata_center.load import LoadView
+from metadata_center.types import Charge, EndpointKey, RequestId
+
+PREFILL_DUE_FACTOR = 1.2
+"""A prefill without a first-token signal is released after this many times its predicted TTFT (AIGW: 12/10)."""
+
+PREFILL_DUE_FLOOR_S = 0.1
+"""And not before this (AIGW: 100 ms)."""
+
+_RQ_TIMEOUT = "x-envoy-upstream-rq-timeout-ms"
+_TRY_TIMEOUT = "x-envoy-upstream-rq-per-try-timeout-ms"
+_MAX_RETRIES = "x-envoy-max-retries"
+
+
+@dataclass(frozen=True, slots=True)
+class RouterSettings:
+    """What the configuration says about requests as such.
+
+    Attributes:
+        first_chunk: The first chunk of streams is seen; else prefill ends when it is predicted to.
+        timeout_s: Bound on an answer that is not streamed.
+        first_byte_timeout_s: Bound on the response headers of a stream, per attempt.
+        block_bytes: Prompt bytes per cache block.
+        usage_injection: Ask engines for usage on every stream.
+        max_body_bytes: Larger bodies are refused.
+        debug_token: Operators send it to learn the decision id; None switches that off.
+        retry_after_s: For answers that no endpoint is available.
+    """
+
+    first_chunk: bool = True
+    timeout_s: float = 600.0
+    first_byte_timeout_s: float = 60.0
+    block_bytes: int = 512
+    usage_injection: bool = False
+    max_body_bytes: int = 32 * 1024 * 1024
+    debug_token: str | None = None
+    retry_after_s: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A decision, ready to be answered.
+
+    Attributes:
+        stream: The client asked for a stream.
+        late_marker: The API announces itself before its first token.
+    """
+
+    stream: bool
+    late_marker: bool
+    _answers: Answers
+    _endpoints: tuple[EndpointKey, ...]
+    _cluster: str
+    _headers: tuple[tuple[str, str], ...]
+    _extra: bytes
+
+    def answer(self, *, to_trailers: bool) -> bytes:
+        """The serialised answer; a request that ended by trailers has no body to replace."""
+        field = "request_trailers" if to_trailers else "request_body"
+        return self._answers.decision(field, self._endpoints, self._cluster, self._headers) + self._extra
+
+
+class Router:
+    """Decides.
+
+    Args:
+        state: Books of this worker.
+        table: Compiled configuration; replaced by assignment.
+        settings: Likewise.
+        answers: Serialised answers of this worker.
+        rng: Source of every random choice.
+        clock: Monotonic seconds.
+        wall_clock: Unix seconds, for records.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        table: RoutingTable,
+        settings: RouterSettings,
+        answers: Answers,
+        rng: Rng,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self.table = table
+        self.settings = settings
+        self._state = state
+        self._answers = answers
+        self._rng = rng
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._turn = 0
+        self._pools: dict[tuple[str, tuple[tuple[str, str], ...]], Pool] = {}
+        self._pools_of: tuple[RoutingTable, int] | None = None
+
+    def decide(self, headers: RequestHeaders, body: bytes) -> Decision:
+        """Understand, choose, charge.
+
+        Raises:
+            RouterError: The request cannot be served.
+        """
+        state, settings, table = self._state, self.settings, self.table
+        now_s = self._clock()
+        if len(body) > settings.max_body_bytes:
+            raise RouterError(
+                Reason.BODY_TOO_LARGE,
+                f"The request body is larger than {settings.max_body_bytes} bytes.",
+                param="body",
+            )
+        state.advance(now_s)
+        request = parse(urlsplit(headers.path).path, body)
+        route = table.rules.match(request.model, headers.headers, self._rng)
+        pool = self._pool(route)
+        if not pool.keys:
+            raise RouterError(
+                Reason.NO_HEALTHY_ENDPOINT,
+                f"No endpoint of model `{route.model}` is available.",
+                retry_after_s=settings.retry_after_s,
+            )
+        new_body = self._new_body(request, route)
+
+        prompt_bytes = len(request.prompt)
+        blocks = block_hashes(
+            request.prompt,
+            root(route.model, route.lora, request.cache_salt),
+            settings.block_bytes,
+        )
+        prompt_tokens = request.prompt_tokens
+        if prompt_tokens is None:
+            prompt_tokens = state.predictor.prompt_tokens(route.model, prompt_bytes)
+        matched = state.index.match(blocks, pool.keys)
+        cached = _cached_tokens(matched, settings.block_bytes, prompt_bytes, prompt_tokens)
+        uncached = prompt_tokens - cached
+        group = (route.model, route.group)
+        rng = RecordingRng(self._rng)
+        turn = self._turn
+        self._turn += 1
+        request_id = RequestId(headers.headers.get(REQUEST_ID_HEADER, ""))
+
+        with state.load.lock():
+            load = state.load.view(pool.slots)
+            snapshot = Snapshot(
+                keys=pool.keys,
+                requests=load.requests,
+                prefill_tokens=load.prefill_tokens,
+                context_tokens=load.context_tokens,
+                matched_blocks=matched,
+                num_blocks=len(blocks),
+                weights=pool.weights,
+            )
+            choice = choose(snapshot, route.load_balancing, rng, turn)
+            row = choice.order[0]
+            ttft, tpot = self._predict(group, uncached, cached, load)
+            due_s = None
+            if not (request.stream and settings.first_chunk):
+                due_s = now_s + max(PREFILL_DUE_FLOOR_S, PREFILL_DUE_FACTOR * float(ttft[row]))
+            charge = Charge(request_id, pool.keys[row], int(uncached[row]), prompt_tokens)
+            charged = state.load.charge(charge, now_s, due_s)
+
+        decided_s = self._clock()
+        record = DecisionRecord(
+            request_id=request_id,
+            time_unix_s=self._wall_clock(),
+            operation=request.operation,
+            model=route.model,
+            upstream_model=route.upstream_model,
+            lora=route.lora,
+            cluster=route.cluster,
+            route_name=route.route_name,
+            settings=route.load_balancing,
+            stream=request.stream,
+            prompt_bytes=prompt_bytes,
+            prompt_tokens=prompt_tokens,
+            num_blocks=len(blocks),
+            block_bytes=settings.block_bytes,
+            snapshot=snapshot,
+            choice=choice,
+            draws=rng.draws,
+            turn=turn,
+            predicted_ttft_s=ttft,
+            predicted_tpot_s=tpot,
+            cached_tokens=cached,
+            filtered=pool.filtered,
+            data_age_s=state.data_age_s(now_s),
+            decision_us=(decided_s - now_s) * 1e6,
+        )
+        state.records.add(record)
+        if charged:  # else it ended before it was decided: nothing to follow
+            state.inflight.add(
+                request_id, Inflight(record, request.operation, charge.endpoint, blocks, group, decided_s)
+            )
+        scores = choice.scores
+        state.metrics.observe_decision(
+            route.model,
+            route.load_balancing.algorithm,
+            charge.endpoint,
+            decided_s - now_s,
+            None if scores is None else float(scores[row]),
+            float(matched[row]) / len(blocks) if blocks else 0.0,
+        )
+        return self._decision(request, route, pool, choice, new_body, headers)
+
+    def pass_to(self, cluster: str) -> bytes:
+        """The answer that routes a request past us: Envoy's own policy over `cluster`."""
+        return self._answers.decision("request_headers", (), cluster)
+
+    def _pool(self, route: Route) -> Pool:
+        """The route's available endpoints, compiled anew when health or configuration changed."""
+        of = (self.table, self._state.health.generation)
+        if of != self._pools_of:
+            self._pools.clear()
+            self._pools_of = of
+        key = (route.cluster, tuple(route.subset.items()) if route.subset else ())
+        pool = self._pools.get(key)
+        if pool is None:
+            pool = self._pools[key] = self.table.pool(
+                route.cluster, route.subset, self._state.health.reason
+            )
+        return pool
+
+    def _new_body(self, request: InferenceRequest, route: Route) -> bytes | None:
+        """The body to send instead of the client's, or None if that one may go as it came."""
+        body = request.body
+        changed = bool(sanitize(body, self.table.allowed_fields))
+        if route.upstream_model is not None:
+            changed |= rewrite_model(body, route.upstream_model)
+        if self.settings.usage_injection:
+            changed |= force_usage(body, request.operation)
+        return encode(body) if changed else None
+
+    def _predict(
+        self, group: tuple[str, str], uncached: IntArray, cached: IntArray, load: LoadView
+    ) -> tuple[FloatArray, FloatArray]:
+        predictor = self._state.predictor
+        return (
+            predictor.predict_ttft(
+                group,
+                uncached.astype(np.float64),
+                cached.astype(np.float64),
+                load.prefill_tokens.astype(np.float64),
+            ),
+            predictor.predict_tpot(
+                group, (load.requests + 1).astype(np.float64), load.context_tokens.astype(np.float64)
+            ),
+        )
+
+    def _decision(
+        self,
+        request: InferenceRequest,
+        route: Route,
+        pool: Pool,
+        choice: Choice,
+        new_body: bytes | None,
+        headers: RequestHeaders,
+    ) -> Decision:
+        settings = self.settings
+        endpoints = tuple(pool.keys[row] for row in choice.order)
+        if len(endpoints) == 1:
+            endpoints *= 2  # one more try at the only one: its connection may have been stale
+        if request.stream:
+            timeout = (_TRY_TIMEOUT, str(math.ceil(settings.first_byte_timeout_s * 1000)))
+        else:
+            timeout = (_RQ_TIMEOUT, str(math.ceil(settings.timeout_s * 1000)))
+        extra = b"" if new_body is None else Answers.new_body(new_body)
+        if settings.debug_token is not None and headers.headers.get(DEBUG_HEADER) == settings.debug_token:
+            extra += Answers.debug(headers.headers.get(REQUEST_ID_HEADER, ""))
+        return Decision(
+            stream=request.stream,
+            late_marker=request.operation is Operation.RESPONSES,
+            _answers=self._answers,
+            _endpoints=endpoints,
+            _cluster=route.cluster,
+            _headers=(timeout, (_MAX_RETRIES, str(len(endpoints) - 1))),
+            _extra=extra,
+        )
+
+
+def _cached_tokens(matched: IntArray, block_bytes: int, prompt_bytes: int, prompt_tokens: int) -> IntArray:
+    """Prompt tokens believed cached per endpoint: the matched bytes' share, at least one token recomputed."""
+    if not prompt_bytes or not prompt_tokens:
+        return np.zeros_like(matched)
+    tokens = matched * (block_bytes * prompt_tokens) // prompt_bytes
+    return np.minimum(tokens, prompt_tokens - 1)

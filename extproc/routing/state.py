@@ -1,0 +1,99 @@
+"""The books of one worker, shared by who decides and who learns the outcome; no other owner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from extproc.health.tracker import HealthTracker
+from extproc.observing.metrics import Metrics
+from extproc.observing.records import Ended, Outcome, RecordRing
+from extproc.predicting.predictor import Predictor
+from extproc.routing.endpoint_stats import EndpointStatsTable
+from extproc.routing.inflight import Inflight, InflightTable
+from metadata_center.load import LoadTable
+from metadata_center.prefix_index import PrefixIndex
+from metadata_center.types import EndpointKey, RequestId
+
+
+def _share_nothing(_endpoint: EndpointKey, _blocks: list[int]) -> None:
+    """A gateway of one worker has nobody to tell."""
+
+
+@dataclass(slots=True)
+class State:
+    """Everything a worker knows.
+
+    Attributes:
+        load: Who is charged for what.
+        index: Which endpoint holds which block.
+        health: Who may be chosen.
+        predictor: TTFT, TPOT, tokens per byte.
+        records: Recent decisions.
+        inflight: Decided requests that have not ended.
+        endpoints: Totals per endpoint.
+        metrics: Counters.
+        share: Tells the other workers what an endpoint has cached.
+        configured_s: Monotonic time of the configuration in force.
+        health_changed_s: Monotonic time of the last change of health.
+    """
+
+    load: LoadTable
+    index: PrefixIndex
+    health: HealthTracker
+    predictor: Predictor
+    records: RecordRing
+    metrics: Metrics
+    inflight: InflightTable = field(default_factory=InflightTable)
+    endpoints: EndpointStatsTable = field(default_factory=EndpointStatsTable)
+    share: Callable[[EndpointKey, list[int]], None] = _share_nothing
+    configured_s: float = 0.0
+    health_changed_s: float = 0.0
+
+    def advance(self, now_s: float) -> None:
+        """Release what time has released: predicted prefills, lost requests. Cheap when nothing is due."""
+        expired = self.load.advance(now_s)
+        for request_id in expired.prefills:
+            inflight = self.inflight.get(request_id)
+            if inflight is not None:
+                self.record_cached(inflight)
+        if expired.requests:
+            self.metrics.leases_expired(len(expired.requests))
+            for request_id in expired.requests:
+                self._lose(request_id, now_s)
+
+    def first_token(self, request_id: RequestId, now_s: float) -> None:
+        """The first token of a request passes now: its prefill is done and its blocks are cached."""
+        inflight = self.inflight.get(request_id)
+        if inflight is None or inflight.first_token_s is not None:
+            return
+        inflight.first_token_s = now_s
+        self.load.release_prefill(request_id)
+        self.record_cached(inflight)
+
+    def record_cached(self, inflight: Inflight) -> None:
+        """The request's prompt is in its endpoint's cache; once per request."""
+        if inflight.prior_use is None:
+            inflight.prior_use = self.index.record(inflight.endpoint, inflight.blocks)
+            self.share(inflight.endpoint, inflight.blocks)
+
+    def data_age_s(self, now_s: float) -> Mapping[str, float]:
+        """How old each input of a decision is; load and cache are this worker's own books, always current."""
+        return {
+            "load": 0.0,
+            "health": now_s - self.health_changed_s,
+            "configuration": now_s - self.configured_s,
+        }
+
+    def _lose(self, request_id: RequestId, now_s: float) -> None:
+        inflight = self.inflight.pop(request_id)
+        if inflight is None:
+            return
+        outcome = Outcome(
+            ended=Ended.LEASE_EXPIRED,
+            duration_s=now_s - inflight.decided_s,
+            endpoint=inflight.endpoint,
+            details="no end was reported in time",
+        )
+        self.records.attach(request_id, outcome)
+        self.metrics.observe_end(inflight.operation, inflight.record.model, outcome)

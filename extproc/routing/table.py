@@ -1,0 +1,120 @@
+"""What a decision needs of the configuration, compiled once and replaced as a whole.
+
+Rules:
+    1. A `RoutingTable` never changes; a reload makes a new one and swaps one reference.
+    2. Endpoints appear in configuration order; the arrays of a `Pool` are aligned with its keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import numpy as np
+import orjson
+
+from extproc.errors import Reason, RouterError
+from extproc.protocol.machine import Answer, NeedBody, PassTo, Refuse, RequestHeaders, Verdict
+from extproc.request.parse import operation_of
+from extproc.request.rules import RuleTable
+from extproc.types import Endpoint, FloatArray, IntArray
+from metadata_center.types import EndpointKey
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Endpoints that may serve a route, one row each.
+
+    Attributes:
+        keys: Distinct.
+        slots: Their rows in the load counters, shape (n,), int64.
+        weights: Relative capacity, shape (n,), float64.
+        filtered: Endpoints left out, each with the reason.
+    """
+
+    keys: tuple[EndpointKey, ...]
+    slots: IntArray
+    weights: FloatArray
+    filtered: tuple[tuple[EndpointKey, str], ...] = ()
+
+
+class RoutingTable:
+    """Rules, clusters and the judgement of request lines.
+
+    Args:
+        rules: Compiled model rules.
+        clusters: Endpoints by cluster name.
+        models: Names listed by `/v1/models`, with the time they were configured.
+        default_cluster: Where requests go that are no inference; None refuses them with 404.
+        allowed_fields: Body fields that clients may steer by.
+        slots_of: Rows of endpoints in the load counters, shape (n,), int64.
+        loaded_unix_s: When this configuration was loaded; `created` of every listed model.
+    """
+
+    def __init__(
+        self,
+        rules: RuleTable,
+        clusters: Mapping[str, Sequence[Endpoint]],
+        models: Sequence[str],
+        default_cluster: str | None,
+        allowed_fields: frozenset[str],
+        slots_of: Callable[[Sequence[EndpointKey]], IntArray],
+        loaded_unix_s: float,
+    ) -> None:
+        self.rules = rules
+        self.clusters = {name: tuple(endpoints) for name, endpoints in clusters.items()}
+        self.allowed_fields = allowed_fields
+        self._default_cluster = default_cluster
+        self._slots_of = slots_of
+        self._model_list = {
+            name: {"id": name, "object": "model", "created": int(loaded_unix_s), "owned_by": "tokenway"}
+            for name in models
+        }
+        self._models_body = orjson.dumps({"object": "list", "data": list(self._model_list.values())})
+
+    def pool(
+        self, cluster: str, subset: Mapping[str, str], why_not: Callable[[EndpointKey], str | None]
+    ) -> Pool:
+        """The endpoints of `cluster` that carry all labels of `subset` and are available.
+
+        Args:
+            cluster: An unknown name gives an empty pool.
+            subset: Required labels.
+            why_not: None if the endpoint may be chosen, else the reason it may not.
+        """
+        keys: list[EndpointKey] = []
+        weights: list[float] = []
+        filtered: list[tuple[EndpointKey, str]] = []
+        for endpoint in self.clusters.get(cluster, ()):
+            if any(endpoint.labels.get(name) != value for name, value in subset.items()):
+                filtered.append((endpoint.key, "subset"))
+                continue
+            reason = why_not(endpoint.key)
+            if reason is not None:
+                filtered.append((endpoint.key, reason))
+                continue
+            keys.append(endpoint.key)
+            weights.append(float(endpoint.weight))
+        return Pool(tuple(keys), self._slots_of(keys), np.array(weights, dtype=np.float64), tuple(filtered))
+
+    def judge(self, request: RequestHeaders) -> Verdict:
+        """What the request line alone decides."""
+        path = urlsplit(request.path).path
+        if operation_of(path) is not None:
+            if request.method != "POST":
+                return Refuse(
+                    RouterError(
+                        Reason.METHOD_NOT_ALLOWED, f"{path} takes POST, not {request.method}.", param="method"
+                    )
+                )
+            return NeedBody()
+        if request.method == "GET" and path.rstrip("/") == "/v1/models":
+            return Answer(200, self._models_body)
+        if request.method == "GET" and path.startswith("/v1/models/"):
+            model = self._model_list.get(path.removeprefix("/v1/models/"))
+            if model is not None:
+                return Answer(200, orjson.dumps(model))
+            return Refuse(RouterError(Reason.MODEL_NOT_FOUND, "This model is not served here.", param="model"))
+        if self._default_cluster is not None:
+            return PassTo(self._default_cluster)
+        return Refuse(RouterError(Reason.UNKNOWN_PATH, "Nothing is served at this path."))

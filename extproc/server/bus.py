@@ -1,0 +1,140 @@
+"""Workers of one gateway talking to each other over Unix sockets: access-log entries and cached blocks.
+
+Rules:
+    1. Each worker listens on `bus<i>.sock` and connects to every other one; a peer that is away is tried again
+       every `RECONNECT_S`.
+    2. A peer's queue is bounded by `MAX_QUEUED_BYTES`; what does not fit is dropped and counted: a lost ending
+       is made good by its lease, a lost block by the next request that records it.
+    3. Frames are length-prefixed pickles of our own frozen values, on a socket only this user may open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import pickle
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from extproc.accesslog.entries import Entry
+from metadata_center.types import EndpointKey
+
+RECONNECT_S = 0.2
+MAX_QUEUED_BYTES = 16 * 1024 * 1024
+"""About 100,000 entries, far more than a worker that restarts within a second misses."""
+
+MAX_FRAME_BYTES = 4 * 1024 * 1024
+
+_LENGTH = struct.Struct("<I")
+
+Frame = tuple[str, object]
+
+
+class Bus:
+    """The workers' wire.
+
+    Args:
+        run_dir: Where the sockets lie.
+        index: This worker.
+        workers: How many there are.
+        on_entry: Receives entries that other workers were told.
+        on_cached: Receives what other workers saw cached.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        index: int,
+        workers: int,
+        on_entry: Callable[[Entry], None],
+        on_cached: Callable[[EndpointKey, list[int]], None],
+    ) -> None:
+        self._run_dir = run_dir
+        self._index = index
+        self._peers = [i for i in range(workers) if i != index]
+        self._on_entry = on_entry
+        self._on_cached = on_cached
+        self._writers: dict[int, asyncio.StreamWriter] = {}
+        self._server: asyncio.Server | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self.dropped = 0
+
+    def _path(self, index: int) -> Path:
+        return self._run_dir / f"bus{index}.sock"
+
+    async def start(self) -> None:
+        """Listen, and keep connecting to the others."""
+        path = self._path(self._index)
+        path.unlink(missing_ok=True)
+        self._server = await asyncio.start_unix_server(self._serve, path)
+        path.chmod(0o600)
+        self._tasks = [asyncio.create_task(self._keep_connected(peer)) for peer in self._peers]
+
+    async def stop(self) -> None:
+        """Close everything."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers.values():
+            writer.close()
+        if self._server is not None:
+            self._server.close()
+            self._path(self._index).unlink(missing_ok=True)
+
+    def hand_over(self, owner: str, entry: Entry) -> bool:
+        """Send the entry to the worker named `owner` (`index.incarnation`); False if there is none such."""
+        index, _, _ = owner.partition(".")
+        return index.isdigit() and int(index) in self._peers and self._send(int(index), ("entry", entry))
+
+    def tell_all(self, entry: Entry) -> None:
+        """Send the entry to every other worker."""
+        for peer in self._peers:
+            self._send(peer, ("entry", entry))
+
+    def share(self, endpoint: EndpointKey, blocks: Sequence[int]) -> None:
+        """Tell every other worker that `endpoint` has `blocks` cached."""
+        for peer in self._peers:
+            self._send(peer, ("cached", (endpoint, list(blocks))))
+
+    def _send(self, peer: int, frame: Frame) -> bool:
+        writer = self._writers.get(peer)
+        payload = pickle.dumps(frame, protocol=pickle.HIGHEST_PROTOCOL)
+        if (
+            writer is None
+            or len(payload) > MAX_FRAME_BYTES
+            or writer.transport.get_write_buffer_size() > MAX_QUEUED_BYTES
+        ):
+            self.dropped += 1
+            return False
+        writer.write(_LENGTH.pack(len(payload)) + payload)
+        return True
+
+    async def _keep_connected(self, peer: int) -> None:
+        while True:
+            try:
+                reader, writer = await asyncio.open_unix_connection(self._path(peer))
+            except OSError:
+                await asyncio.sleep(RECONNECT_S)
+                continue
+            self._writers[peer] = writer
+            with contextlib.suppress(OSError):
+                await reader.read()  # nothing is ever sent back: this returns when the peer is gone
+            self._writers.pop(peer).close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+                if length > MAX_FRAME_BYTES:
+                    return
+                kind, content = pickle.loads(await reader.readexactly(length))  # noqa: S301 - rule 3
+                if kind == "entry":
+                    self._on_entry(content)
+                else:
+                    endpoint, blocks = content
+                    self._on_cached(endpoint, blocks)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return
+        finally:
+            writer.close()

@@ -1,0 +1,169 @@
+"""Several workers as one gateway: starts them, restarts those that die, and speaks for them on the admin port."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+from aiohttp import web
+
+from extproc.config.loading import load_all
+from extproc.observing.merge import merge
+from extproc.server.admin import METRICS_TYPE, json_response
+from extproc.server.worker import COUNTERS_FILE, admin_path
+from metadata_center import shared_counters
+
+_log = logging.getLogger("tokenway.supervisor")
+
+RESTART_DELAY_S = 0.2
+"""Between a worker's death and its successor; doubles up to `MAX_RESTART_DELAY_S` while it keeps dying."""
+
+MAX_RESTART_DELAY_S = 10.0
+
+STEADY_S = 30.0
+"""A worker that lived this long starts over with `RESTART_DELAY_S`."""
+
+_ASK_TIMEOUT = aiohttp.ClientTimeout(total=2.0)
+
+
+class Supervisor:
+    """Owns the worker processes.
+
+    Args:
+        path: The configuration, read by each worker itself.
+
+    Raises:
+        ConfigError: The configuration cannot be used.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._config, _ = load_all(path)
+        self._run_dir = Path(self._config.server.run_dir)
+        self._processes: dict[int, asyncio.subprocess.Process] = {}
+        self._keepers: list[asyncio.Task[None]] = []
+        self._runner: web.AppRunner | None = None
+        self._stopping = False
+
+    async def start(self) -> None:
+        """Start all workers and the admin port."""
+        workers = self._config.server.workers
+        self._run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        shared_counters.create(self._run_dir / COUNTERS_FILE, workers)
+        self._keepers = [asyncio.create_task(self._keep(index)) for index in range(workers)]
+        app = web.Application()
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/endpoints", self._endpoints)
+        app.router.add_get("/explain", self._last)
+        app.router.add_get("/explain/{request_id}", self._explain)
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        admin = self._config.server.admin
+        await web.TCPSite(self._runner, admin.address, admin.port).start()
+
+    async def stop(self) -> None:
+        """Drain all workers together, then leave."""
+        self._stopping = True
+        for process in self._processes.values():
+            if process.returncode is None:
+                process.terminate()
+        await asyncio.gather(*self._keepers)
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _keep(self, index: int) -> None:
+        delay_s = RESTART_DELAY_S
+        loop = asyncio.get_running_loop()
+        while not self._stopping:
+            started_s = loop.time()
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "extproc.cli.main", "worker", str(self._path), str(index)
+            )
+            self._processes[index] = process
+            status = await process.wait()
+            if self._stopping:
+                return
+            delay_s = (
+                RESTART_DELAY_S
+                if loop.time() - started_s > STEADY_S
+                else min(2 * delay_s, MAX_RESTART_DELAY_S)
+            )
+            _log.error("worker died", extra={"worker": index, "status": status, "restart_in_s": delay_s})
+            await asyncio.sleep(delay_s)
+
+    async def _ask(self, target: str) -> dict[int, tuple[int, bytes]]:
+        """Status and body of every worker that answers."""
+
+        async def one(index: int) -> tuple[int, bytes] | None:
+            connector = aiohttp.UnixConnector(str(admin_path(self._run_dir, index)))
+            try:
+                async with (
+                    aiohttp.ClientSession(connector=connector, timeout=_ASK_TIMEOUT) as session,
+                    session.get(f"http://worker{target}") as response,
+                ):
+                    return response.status, await response.read()
+            except (aiohttp.ClientError, TimeoutError, OSError):
+                return None
+
+        indices = range(self._config.server.workers)
+        answers = await asyncio.gather(*(one(index) for index in indices))
+        return {
+            index: answer for index, answer in zip(indices, answers, strict=True) if answer is not None
+        }
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        answers = await self._ask("/metrics")
+        text = merge({index: body.decode() for index, (_, body) in answers.items()})
+        return web.Response(body=text.encode(), headers={"content-type": METRICS_TYPE})
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return json_response({"status": "alive"})
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        answers = await self._ask("/readyz")
+        ready = sum(status == 200 for status, _ in answers.values())
+        return json_response(
+            {"status": "ready" if ready else "not ready", "workers_ready": ready}, 200 if ready else 503
+        )
+
+    async def _endpoints(self, _: web.Request) -> web.Response:
+        answers = await self._ask("/endpoints")
+        bodies = [orjson.loads(body) for status, body in answers.values() if status == 200]
+        if not bodies:
+            return json_response({"error": "no worker answers"}, 503)
+        merged: dict[str, Any] = bodies[0]  # load is shared: each worker sees all of it
+        merged["in_flight"] = sum(body["in_flight"] for body in bodies)
+        merged["workers"] = len(bodies)
+        for i, row in enumerate(merged["endpoints"]):
+            for total in ("served_total", "failures_total"):
+                row[total] = sum(
+                    body["endpoints"][i][total]
+                    for body in bodies
+                    if i < len(body["endpoints"]) and body["endpoints"][i]["key"] == row["key"]
+                )
+        return json_response(merged)
+
+    async def _last(self, request: web.Request) -> web.Response:
+        answers = await self._ask(f"/explain?{request.query_string}")
+        refused = [body for status, body in answers.values() if status != 200]
+        if refused or not answers:
+            return web.Response(
+                body=refused[0] if refused else b"", status=400 if refused else 503, content_type="application/json"
+            )
+        records = [record for _, body in answers.values() for record in orjson.loads(body)["records"]]
+        records.sort(key=lambda record: record["time_unix_s"], reverse=True)
+        return json_response({"records": records[: int(request.query.get("last", "1"))]})
+
+    async def _explain(self, request: web.Request) -> web.Response:
+        answers = await self._ask(f"/explain/{request.match_info['request_id']}")
+        for status, body in answers.values():
+            if status == 200:
+                return web.Response(body=body, content_type="application/json")
+        return json_response({"error": "no such request is held"}, 404)

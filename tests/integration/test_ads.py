@@ -1,0 +1,312 @@
+"""Delta ADS against the real Envoy: what is published takes effect, and only that is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import grpc
+import pytest
+from aiohttp import web
+from envoy_data_plane.envoy.config.cluster import v3 as cluster_v3
+from envoy_data_plane.envoy.service.discovery import v3 as discovery_v3
+
+from extproc.discovery.ads import AdsServer
+from extproc.discovery.resources import ASSIGNMENT_TYPE, CLUSTER_TYPE, cluster_resources, load_assignments
+from extproc.health.tracker import HealthState
+from extproc.types import Endpoint
+from metadata_center.types import EndpointKey
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.e2e]
+
+DEADLINE_S = 10.0
+
+BOOTSTRAP = """
+node: {{id: test, cluster: test}}
+admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {admin_port}}}}}}}
+dynamic_resources:
+  ads_config:
+    api_type: DELTA_GRPC
+    transport_api_version: V3
+    set_node_on_first_message_only: true
+    grpc_services: [{{envoy_grpc: {{cluster_name: xds}}}}]
+  cds_config: {{ads: {{}}, resource_api_version: V3, initial_fetch_timeout: 2s}}
+static_resources:
+  listeners:
+  - name: ingress
+    address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.http_connection_manager
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager  # noqa: E501
+          stat_prefix: ingress
+          http_filters:
+          - name: envoy.filters.http.router
+            typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
+          route_config:
+            virtual_hosts:
+            - name: all
+              domains: ["*"]
+              routes: [{{match: {{prefix: /}}, route: {{cluster_header: x-cluster}}}}]
+  clusters:
+  - name: xds
+    type: STATIC
+    connect_timeout: 0.25s
+    typed_extension_protocol_options:
+      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+        explicit_http_config: {{http2_protocol_options: {{}}}}
+    load_assignment:
+      cluster_name: xds
+      endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{pipe: {{path: {xds_socket}}}}}}}}}]}}]
+"""
+
+
+@pytest.fixture
+def envoy_binary() -> Path:
+    """The Envoy under test: TOKENWAY_ENVOY, or the one fetched into the repository."""
+    fetched = Path(__file__).parents[2] / ".tools/envoy/envoy/_bin/envoy"
+    path = Path(os.environ.get("TOKENWAY_ENVOY", fetched))
+    if not path.exists():
+        pytest.skip("no Envoy binary")
+    return path
+
+
+def free_port() -> int:
+    """A port that nothing listens on right now; Envoy cannot report one it chose."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class World:
+    """One Envoy, its control plane, two engines, and what was said on the wire."""
+
+    ads: AdsServer
+    server: grpc.aio.Server
+    xds_socket: str
+    http: aiohttp.ClientSession
+    url: str
+    engines: dict[str, Endpoint]
+    nacks: Counter[str]
+    sent: list[discovery_v3.DeltaDiscoveryResponse] = field(default_factory=list)
+
+    def publish(
+        self,
+        clusters: dict[str, list[str]],
+        models: dict[str, str] | None = None,
+        ejected: tuple[str, ...] = (),
+    ) -> bool:
+        """Publish clusters by engine names."""
+        endpoints = {name: [self.engines[e] for e in engines] for name, engines in clusters.items()}
+        out = {self.engines[name].key for name in ejected}
+
+        def state_of(key: EndpointKey) -> HealthState:
+            return HealthState.EJECTED if key in out else HealthState.HEALTHY
+
+        return self.ads.publish(
+            {
+                CLUSTER_TYPE: cluster_resources(clusters, models or {}),
+                ASSIGNMENT_TYPE: load_assignments(endpoints, state_of),
+            }
+        )
+
+    async def ask(self, cluster: str) -> str:
+        """Which engine answers, or the status that Envoy gives instead."""
+        async with self.http.get(self.url, headers={"x-cluster": cluster}) as response:
+            return await response.text() if response.status == 200 else str(response.status)
+
+    async def serve(self) -> None:
+        """Start a control plane at the socket, recording every response it sends."""
+        self.server = grpc.aio.server(interceptors=[Recorder(self.sent)])
+        self.server.add_generic_rpc_handlers((self.ads.handlers(),))
+        self.server.add_insecure_port(f"unix:{self.xds_socket}")
+        await self.server.start()
+
+
+class Recorder(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types here
+    """Keeps the responses of the delta stream."""
+
+    def __init__(self, sent: list[discovery_v3.DeltaDiscoveryResponse]) -> None:
+        self._sent = sent
+
+    async def intercept_service(
+        self, continuation: Callable[[Any], Awaitable[Any]], details: Any
+    ) -> grpc.RpcMethodHandler:
+        """Wrap the serialiser of the one method there is."""
+        handler = await continuation(details)
+
+        def record(response: discovery_v3.DeltaDiscoveryResponse) -> bytes:
+            self._sent.append(response)
+            return bytes(response)
+
+        return grpc.stream_stream_rpc_method_handler(
+            handler.stream_stream, handler.request_deserializer, record
+        )
+
+
+async def eventually(ask: Callable[[], Awaitable[object]], expected: object) -> float:
+    """Ask until the answer is as expected; returns the seconds it took."""
+    start_s = time.monotonic()
+    while (answer := await ask()) != expected:
+        assert time.monotonic() - start_s < DEADLINE_S, f"still {answer}, not {expected}"
+        await asyncio.sleep(0.01)
+    return time.monotonic() - start_s
+
+
+@contextlib.asynccontextmanager
+async def engine(name: str) -> AsyncIterator[Endpoint]:
+    """An HTTP server that answers with its name."""
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(text=name)
+
+    app = web.Application()
+    app.router.add_get("/", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield Endpoint(key=EndpointKey(f"127.0.0.1:{runner.addresses[0][1]}"), cluster="m")
+    finally:
+        await runner.cleanup()
+
+
+@contextlib.asynccontextmanager
+async def envoy(binary: Path, tmp_path: Path, xds_socket: str) -> AsyncIterator[str]:
+    """A running Envoy; yields the listener's URL and kills the process in the end, whatever happens."""
+    port, admin_port = free_port(), free_port()
+    bootstrap = tmp_path / "envoy.yaml"
+    bootstrap.write_text(BOOTSTRAP.format(port=port, admin_port=admin_port, xds_socket=xds_socket))
+    with (tmp_path / "envoy.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            binary, "-c", bootstrap, "--concurrency", "1", "--use-dynamic-base-id", stdout=log, stderr=log
+        )
+    try:
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+@pytest.fixture
+async def world(envoy_binary: Path, tmp_path: Path) -> AsyncIterator[World]:
+    """Envoy connected to a control plane that publishes cluster `m` with engine `a`."""
+    nacks: Counter[str] = Counter()
+
+    def count(type_url: str) -> None:
+        nacks[type_url] += 1
+
+    async with (
+        engine("a") as a,
+        engine("b") as b,
+        aiohttp.ClientSession() as http,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        built = World(
+            AdsServer(count), grpc.aio.server(), str(tmp_path / "xds.sock"), http, "", {"a": a, "b": b}, nacks
+        )
+        built.publish({"m": ["a"]})
+        await built.serve()
+        stack.push_async_callback(lambda: built.server.stop(None))
+        built.url = await stack.enter_async_context(envoy(envoy_binary, tmp_path, built.xds_socket))
+
+        async def first() -> str:
+            try:
+                return await built.ask("m")
+            except aiohttp.ClientConnectionError:
+                return "starting"
+
+        await eventually(first, "a")
+        yield built
+
+
+async def test_endpoint_swap_takes_effect(world: World) -> None:
+    """Publishing another endpoint moves the traffic, and sends the assignment alone."""
+    world.sent.clear()
+    assert world.publish({"m": ["b"]})
+    await eventually(lambda: world.ask("m"), "b")
+    assert [(r.type_url, [x.name for x in r.resources]) for r in world.sent] == [(ASSIGNMENT_TYPE, ["m"])]
+    assert not world.publish({"m": ["b"]})
+
+
+async def test_fallback_avoids_ejected_endpoints(world: World) -> None:
+    """With an endpoint ejected, Envoy's own choice falls on the others only; if all are, on any."""
+    world.publish({"m": ["a", "b"]}, ejected=("a",))
+    await eventually(lambda: world.ask("m"), "b")
+    assert {await world.ask("m") for _ in range(20)} == {"b"}
+    world.publish({"m": ["a"]}, ejected=("a",))
+    await eventually(lambda: world.ask("m"), "a")
+
+
+async def test_removed_cluster_is_gone(world: World) -> None:
+    """A cluster that is no longer published is no longer routable, and can return."""
+    world.publish({"n": ["b"]})
+    await eventually(lambda: world.ask("m"), "503")
+    await eventually(lambda: world.ask("n"), "b")
+    world.publish({"m": ["b"]})
+    await eventually(lambda: world.ask("m"), "b")
+
+
+async def test_model_alias_of_a_known_cluster_is_usable_at_once(world: World) -> None:
+    """A new alias shares an assignment Envoy has already, and does not wait out a fetch time-out."""
+    world.publish({"m": ["a"]}, {"gpt": "m"})
+    assert await eventually(lambda: world.ask("model:gpt"), "a") < 2.0
+    world.publish({"m": ["b"]}, {"gpt": "m"})
+    await eventually(lambda: world.ask("model:gpt"), "b")
+
+
+async def test_reconnect_does_not_resend_what_envoy_has(world: World) -> None:
+    """After a restart of the control plane only what changed meanwhile is sent."""
+    world.publish({"m": ["a"], "n": ["a"]})
+    await eventually(lambda: world.ask("n"), "a")
+    await world.server.stop(None)
+    assert await world.ask("m") == "a"
+    world.sent.clear()
+    nacks = world.nacks
+    world.ads = AdsServer(lambda type_url: nacks.update([type_url]))
+    world.publish({"m": ["a"], "n": ["b"]})
+    await world.serve()
+    await eventually(lambda: world.ask("n"), "b")
+    assert [r.name for response in world.sent for r in response.resources] == ["n"]
+    assert not nacks
+
+
+async def test_invalid_resource_is_refused_and_counted(world: World) -> None:
+    """Envoy's refusal is counted, harms nothing that works, and the next good version is taken."""
+    bad = cluster_v3.Cluster(name="bad", type=cluster_v3.ClusterDiscoveryType.EDS)  # names no source
+    good = cluster_resources(["m"], {})
+
+    async def refusals() -> int:
+        return world.nacks[CLUSTER_TYPE]
+
+    world.ads.publish({CLUSTER_TYPE: {**good, "bad": bytes(bad)}})
+    await eventually(refusals, 1)
+    assert await world.ask("m") == "a"
+    world.publish({"m": ["a"], "bad": ["b"]})
+    await eventually(lambda: world.ask("bad"), "b")
+    assert world.nacks == {CLUSTER_TYPE: 1}
+
+
+async def test_streams_end_with_envoy_and_with_close(world: World) -> None:
+    """A stream belongs to its Envoy's connection; closing ends it without waiting for Envoy."""
+    assert world.ads.num_streams == 1
+    world.ads.close()
+
+    async def streams() -> int:
+        return world.ads.num_streams
+
+    await eventually(streams, 0)
+    assert await world.ask("m") == "a"

@@ -1,0 +1,206 @@
+"""clusters.json: what it means, and what is said about mistakes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from extproc.discovery.clusters import ClusterSpec, EndpointSpec, parse_clusters
+from extproc.errors import ConfigError
+
+
+def cluster(*endpoints: str, extra: str = "") -> str:
+    """A file of one cluster whose endpoints begin at line 3, one per line."""
+    lines = ",\n".join(endpoints)
+    return f'{{"clusters": [\n{{"name": "a",{extra} "endpoints": [\n{lines}\n]}}]}}'
+
+
+def problems(text: str) -> list[str]:
+    """The problems of a file; none for a good one."""
+    try:
+        parse_clusters(text, "clusters.json")
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+def test_file_of_aigw_is_understood() -> None:
+    """AIGW's format gives endpoints of weight 1 without labels."""
+    one = '{"name":"a","endpoints":[{"address":"127.0.0.1","port":80}]}'
+    assert parse_clusters(f'{{"clusters":[{one},{{"name":"b","endpoints":[]}}]}}', "x") == (
+        ClusterSpec("a", (EndpointSpec("127.0.0.1", 80),)),
+        ClusterSpec("b", ()),
+    )
+
+
+def test_optional_keys_arrive_and_cluster_labels_are_merged() -> None:
+    """Endpoint labels win over the cluster's of the same name."""
+    text = cluster(
+        '{"address": "h", "port": 1, "weight": 5, "labels": {"x": "2"},'
+        ' "metadata": {"rack": "9"}, "draining": true}',
+        extra='"model": "m", "labels": {"x": "1", "y": "1"},',
+    )
+    (spec,) = parse_clusters(text, "x")
+    assert spec.model == "m"
+    assert spec.endpoints == (EndpointSpec("h", 1, 5, {"x": "2", "y": "1"}, {"rack": "9"}, draining=True),)
+
+
+@pytest.mark.parametrize(
+    ("written", "address", "is_host_name"),
+    [
+        ("10.1.2.3", "10.1.2.3", False),
+        ("2001:DB8:0::1", "2001:db8::1", False),
+        ("Vllm-0.vllm.svc.cluster.local.", "vllm-0.vllm.svc.cluster.local", True),
+        ("my_engine", "my_engine", True),
+    ],
+)
+def test_addresses_have_one_form(written: str, address: str, is_host_name: bool) -> None:
+    """Addresses are brought to one spelling, and host names are told from IPs."""
+    (spec,) = parse_clusters(cluster(json.dumps({"address": written, "port": 1})), "x")
+    assert (spec.endpoints[0].address, spec.endpoints[0].is_host_name) == (address, is_host_name)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "10.0.0.300",
+        "[::1]",
+        "fe80::1%eth0",
+        "a b",
+        "http://x",
+        "x:80",
+        "-a",
+        "a..b",
+        "x.1",
+        "a" * 64,
+        "a." * 130,
+    ],
+)
+def test_text_that_is_no_address_is_refused(address: str) -> None:
+    """A mistyped IP, brackets, a zone, a URL or a port are errors that say what is accepted."""
+    found = problems(cluster(json.dumps({"address": address, "port": 1})))
+    expected = "not an address; accepted: IPv4, IPv6 without brackets and zone, or a host name"
+    assert found == [f"line 3: clusters[0].endpoints[0].address: {expected}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            cluster('{"address": "h",\n"prt": 1, "port": 2}'),
+            "line 4: clusters[0].endpoints[0].prt: unknown key, did you mean `port`?; "
+            "accepted: address, port, weight, labels, metadata, draining",
+        ),
+        (
+            cluster('{"address": "h", "port": 0}'),
+            "line 3: clusters[0].endpoints[0].port: out of range: 0; accepted: an integer from 1 to 65535",
+        ),
+        (
+            cluster('{"address": "h", "port": 1}', '{"address": "h", "port": 65536}'),
+            "line 4: clusters[0].endpoints[1].port: out of range: 65536; "
+            "accepted: an integer from 1 to 65535",
+        ),
+        (
+            cluster('{"address": "h", "port": "80"}'),
+            'line 3: clusters[0].endpoints[0].port: wrong type: "80"; accepted: an integer from 1 to 65535',
+        ),
+        (
+            cluster('{"address": "h", "port": 1, "weight": 1001}'),
+            "line 3: clusters[0].endpoints[0].weight: out of range: 1001; "
+            "accepted: an integer from 1 to 1000",
+        ),
+        (
+            cluster('{"address": "h"}'),
+            "line 3: clusters[0].endpoints[0].port: the key is required; "
+            "accepted: an integer from 1 to 65535",
+        ),
+        (
+            cluster('{"address": "H", "port": 1}', '{"address": "h", "port": 1}'),
+            "line 4: clusters[0].endpoints[1]: the endpoint h port 1 is given twice; accepted: one",
+        ),
+        (
+            '{"clusters": [{"name": "a", "endpoints": []},\n\n{"endpoints": [],\n"name": "a"}]}',
+            "line 4: clusters[1].name: the cluster `a` is given twice; accepted: one",
+        ),
+        (
+            cluster('{"address": "h", "port": 1,\n "port": 2}'),
+            "line 3: clusters[0].endpoints[0].port: the key is given twice, again at line 4",
+        ),
+        (
+            '{"clusters": [{"x": 1}],\n"clusters": [{"x": 1}]}',
+            "line 1: clusters: the key is given twice, again at line 2",
+        ),
+        ('{"clusters": []}x', "line 1: not valid JSON: Extra data (column 17)"),
+        ('{\n"clusters": [,]}', "line 2: not valid JSON: Expecting value (column 14)"),
+        ('{"a": 1,\n"clusters": NaN}', "line 2: not valid JSON: NaN is no JSON number"),
+        ("", "line 1: not valid JSON: Expecting value (column 1)"),
+        ("[]", "line 1: wrong type: a list of 0; accepted: a mapping with the keys clusters"),
+    ],
+)
+def test_a_mistake_is_named_with_line_key_and_what_is_accepted(text: str, expected: str) -> None:
+    """One mistake gives one line that suffices to repair it."""
+    assert problems(text) == [expected]
+
+
+def test_same_address_may_serve_two_clusters() -> None:
+    """Duplicates are per cluster: one engine can be in several."""
+    endpoint = [{"address": "h", "port": 1}]
+    text = json.dumps(
+        {"clusters": [{"name": "a", "endpoints": endpoint}, {"name": "b", "endpoints": endpoint}]}
+    )
+    assert len(parse_clusters(text, "x")) == 2
+
+
+def test_nesting_without_end_is_refused() -> None:
+    """Nesting too deep for the JSON reader is a problem of the file, not a crash."""
+    assert problems("[" * 100_000)[0].startswith("line 1: not valid JSON: ")
+
+
+labels = st.dictionaries(st.text(min_size=1, max_size=5), st.text(max_size=5), max_size=3)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.ip_addresses().map(str), st.integers(1, 65_535), st.integers(1, 1000), labels),
+        unique_by=lambda endpoint: endpoint[:2],
+        max_size=5,
+    ),
+    st.sampled_from([None, 0, 2]),
+)
+def test_every_valid_file_is_read_back(
+    endpoints: list[tuple[str, int, int, dict[str, str]]], indent: int | None
+) -> None:
+    """Whatever the layout of the file, each endpoint arrives as written."""
+    written = [
+        {"address": address, "port": port, "weight": weight, "labels": own}
+        for address, port, weight, own in endpoints
+    ]
+    text = json.dumps({"clusters": [{"name": "a", "endpoints": written}]}, indent=indent)
+    assert parse_clusters(text, "x")[0].endpoints == tuple(EndpointSpec(*endpoint) for endpoint in endpoints)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet='{}[]:,"\\u12n \nabcdef') | st.text())
+def test_any_text_is_clusters_or_a_config_error(text: str) -> None:
+    """No text whatever raises anything but ConfigError."""
+    assert all(problem.startswith("line ") for problem in problems(text))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    ),
+    st.sampled_from(["clusters", "name", "endpoints", "labels"]),
+)
+def test_any_json_is_clusters_or_a_config_error(value: object, key: str) -> None:
+    """Values of any shape in any place are refused with the place named."""
+    cluster_object = {"name": "a", "endpoints": [], key: value}
+    text = json.dumps({"clusters": value if key == "clusters" else [cluster_object]}, indent=1)
+    assert all("clusters" in problem for problem in problems(text))

@@ -1,0 +1,86 @@
+"""`tokenway check FILE`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from extproc.cli.check import check
+from extproc.config.loading import parse
+
+CLUSTERS = '{"clusters": [{"name": "a", "endpoints": [{"address": "10.0.0.1", "port": 8000}]}]}'
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    """A tokenway.yaml and its clusters.json."""
+    (tmp_path / "clusters.json").write_text(CLUSTERS)
+    path = tmp_path / "tokenway.yaml"
+    path.write_text("models:\n  llama:\n    rules: [{cluster: a}]\n")
+    return path
+
+
+def test_good_file_is_summed_up(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A usable file exits 0 with its models, clusters and endpoints on standard output."""
+    assert check(config_file) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        f"{config_file}: ok",
+        "  models:    1 (llama)",
+        "  clusters:  1 (a)",
+        "  endpoints: 1",
+    ]
+    assert err == ""
+
+
+def test_clusters_file_alone_is_checked_with_all_defaults(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A clusters.json needs no tokenway.yaml: each cluster is then a model."""
+    assert check(config_file.with_name("clusters.json")) == 0
+    assert "models:    1 (a)" in capsys.readouterr().out
+
+
+def test_problems_go_to_standard_error_one_per_line(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file with two mistakes exits 1 with two lines, each naming the file."""
+    config_file.write_text("version: 2\nloda: {}\n")
+    assert check(config_file) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[0] == f"{config_file}: line 1: version: unknown value: 2; accepted: 1"
+    assert err.splitlines()[1].startswith(f"{config_file}: line 2: loda: unknown key, did you mean `load`?")
+    assert len(err.splitlines()) == 2
+
+
+@pytest.mark.parametrize("content", [None, '{"clusters": 5}'])
+def test_problems_of_the_clusters_file_name_that_file(
+    config_file: Path, content: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A clusters file that is missing or wrong fails the check of the configuration that names it."""
+    clusters_file = config_file.with_name("clusters.json")
+    clusters_file.unlink()
+    if content is not None:
+        clusters_file.write_text(content)
+    assert check(config_file) == 1
+    assert capsys.readouterr().err.startswith(f"{clusters_file}: ")
+
+
+def test_rule_with_an_unknown_cluster_fails(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The two files are checked against each other, with the line in tokenway.yaml."""
+    config_file.write_text("models:\n  llama:\n    rules: [{cluster: b}]\n")
+    assert check(config_file) == 1
+    expected = "line 3: models.llama.rules[0].cluster: no cluster `b` in clusters.json; accepted: a"
+    assert capsys.readouterr().err == f"{config_file}: {expected}\n"
+
+
+def test_print_effective_writes_a_complete_file(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The effective configuration is YAML with every default and nothing else."""
+    assert check(config_file, print_effective=True) == 0
+    out = capsys.readouterr().out
+    assert "candidate_percent: 5" in out
+    assert parse(out, "x") == parse(config_file.read_text(), "x")

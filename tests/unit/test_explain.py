@@ -1,0 +1,310 @@
+"""Explaining a decision: complete JSON, the same choice again, and a page that hides nothing."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from extproc.choosing.choose import choose
+from extproc.choosing.replay import RecordingRng
+from extproc.choosing.settings import Algorithm, LoadBalancing
+from extproc.cli.explain import explain
+from extproc.errors import Reason
+from extproc.observing.explain import recompute, render, to_json, verdict
+from extproc.observing.records import DecisionRecord, Ended, Outcome
+from extproc.types import Operation, Snapshot
+from metadata_center.types import EndpointKey, RequestId
+
+KEYS = tuple(EndpointKey(f"10.0.0.{host}:8000") for host in range(1, 5))
+GONE = EndpointKey("10.0.0.9:8000")
+
+
+def decided(
+    snapshot: Snapshot, settings: LoadBalancing, seed: int = 0, turn: int = 0, model: str = "qwen"
+) -> DecisionRecord:
+    """Make a decision as the router does and record it."""
+    rng = RecordingRng(random.Random(seed))
+    choice = choose(snapshot, settings, rng, turn)
+    n = len(snapshot.keys)
+    return DecisionRecord(
+        request_id=RequestId("r-1"),
+        time_unix_s=1_700_000_000.5,
+        data_age_s={"load": 0.0, "health": 1.2, "cache": float("inf")},
+        operation=Operation.CHAT,
+        model=model,
+        upstream_model="qwen-int8",
+        cluster="chat",
+        route_name="default",
+        settings=settings,
+        stream=True,
+        prompt_bytes=4096,
+        prompt_tokens=1000,
+        num_blocks=snapshot.num_blocks,
+        block_bytes=64,
+        snapshot=snapshot,
+        choice=choice,
+        draws=rng.draws,
+        turn=turn,
+        predicted_ttft_s=np.linspace(0.1, 0.4, n),
+        cached_tokens=np.arange(n, dtype=np.int64) * 16,
+        filtered=((GONE, "ejected"),),
+        decision_us=41.0,
+    )
+
+
+def fixed_snapshot() -> Snapshot:
+    """Four candidates, the third idle with the whole prompt cached."""
+    return Snapshot(
+        keys=KEYS,
+        requests=np.array([4, 2, 0, 1], dtype=np.int64),
+        prefill_tokens=np.array([8000, 100, 0, 5], dtype=np.int64),
+        context_tokens=np.array([9000, 700, 0, 6], dtype=np.int64),
+        matched_blocks=np.array([0, 3, 64, 1], dtype=np.int64),
+        num_blocks=64,
+        weights=np.array([1.0, 1.0, 1.0, 2.0]),
+    )
+
+
+@pytest.fixture
+def record() -> DecisionRecord:
+    """A decision that ended well."""
+    made = decided(fixed_snapshot(), LoadBalancing())
+    made.outcome = Outcome(
+        Ended.COMPLETED,
+        1.5,
+        KEYS[2],
+        attempts=1,
+        status=200,
+        ttft_s=0.25,
+        prompt_tokens=1010,
+        completion_tokens=20,
+        cached_tokens=992,
+        predicted_ttft_s=0.3,
+        predicted_cached_tokens=1000,
+    )
+    return made
+
+
+def through_json(record: DecisionRecord) -> dict[str, Any]:
+    """The record as it arrives at the other end of the admin port."""
+    decoded: dict[str, Any] = orjson.loads(orjson.dumps(to_json(record)))
+    return decoded
+
+
+@st.composite
+def decisions(draw: st.DrawFn) -> DecisionRecord:
+    """Any decision over up to eight endpoints."""
+    n, num_blocks = draw(st.integers(1, 8)), draw(st.integers(0, 50))
+
+    def column(most: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        return np.array(draw(st.lists(st.integers(0, most), min_size=n, max_size=n)), dtype=np.int64)
+
+    weights = draw(st.lists(st.floats(0.1, 10.0), min_size=n, max_size=n))
+    snapshot = Snapshot(
+        keys=tuple(EndpointKey(f"h{row}:1") for row in range(n)),
+        requests=column(20),
+        prefill_tokens=column(100_000),
+        context_tokens=column(1_000_000),
+        matched_blocks=column(num_blocks),
+        num_blocks=num_blocks,
+        weights=np.array(weights),
+    )
+    settings = LoadBalancing(
+        algorithm=draw(st.sampled_from(Algorithm)),
+        load_aware_enable=draw(st.booleans()),
+        cache_aware_enable=draw(st.booleans()),
+        candidate_percent=draw(st.integers(0, 100)),
+        request_load_weight=draw(st.floats(0.0, 10.0)),
+        fallbacks=draw(st.integers(0, 8)),
+    )
+    return decided(snapshot, settings, draw(st.integers(0, 1000)), draw(st.integers(0, 1000)))
+
+
+@given(decisions())
+def test_any_decision_is_recomputed_from_its_json(record: DecisionRecord) -> None:
+    """The JSON alone gives the same order under every algorithm, and the page says so."""
+    assert record.choice is not None
+    shown = through_json(record)
+    assert recompute(shown) == record.choice.order
+    assert render(shown).endswith("\nrecomputed: same choice\n")
+
+
+def test_json_holds_every_field_of_the_record(record: DecisionRecord) -> None:
+    """No field is forgotten, and arrays arrive with exactly their values."""
+    shown = through_json(record)
+    assert set(shown) == set(DecisionRecord.__dataclass_fields__)
+    assert shown["snapshot"]["prefill_tokens"] == [8000, 100, 0, 5]
+    assert shown["predicted_ttft_s"] == np.linspace(0.1, 0.4, 4).tolist()
+    assert shown["predicted_tpot_s"] is None
+    assert shown["settings"]["prefill_load_weight"] == 3.0
+    assert shown["filtered"] == [{"endpoint": GONE, "reason": "ejected"}]
+    assert shown["data_age_s"] == {"load": 0.0, "health": 1.2, "cache": None}
+    assert shown["outcome"]["ended"] == "completed"
+    assert set(shown["outcome"]) == set(Outcome.__dataclass_fields__)
+    assert set(shown["snapshot"]) == set(Snapshot.__dataclass_fields__)
+
+
+def test_page_shows_the_chosen_candidate_first_and_every_other(record: DecisionRecord) -> None:
+    """The table starts with the chosen endpoint, then fallbacks, then the rest, then the filtered ones."""
+    lines = render(through_json(record)).splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith("endpoint"))
+    for name in ("cached tok", "matched", "prefill tok", "TTFT ms", "requests", "prefill term", "score"):
+        assert name in lines[start]
+    table = lines[start + 1 : start + 6]
+    assert table[0].startswith(KEYS[2])
+    assert table[0].endswith("chosen")
+    assert "64/64" in table[0]
+    assert "300.0" in table[0]
+    assert "-0.0000" not in table[0]
+    assert [line.split()[-2:] for line in table[1:3]] == [["fallback", "1"], ["fallback", "2"]]
+    assert {line.split()[0] for line in table[1:4]} == {KEYS[0], KEYS[1], KEYS[3]}
+    assert table[4].startswith(GONE)
+    assert table[4].endswith("filtered: ejected")
+
+
+def test_page_compares_prediction_and_outcome(record: DecisionRecord) -> None:
+    """Predicted and actual TTFT, cached tokens and status stand side by side."""
+    page = render(through_json(record))
+    assert "TTFT       predicted 300.0 ms   actual 250.0 ms" in page
+    assert "cached: predicted 1000, reported 992" in page
+    assert "prompt 1010 (estimated 1000)" in page
+    assert "happened   completed   status 200   served by 10.0.0.3:8000" in page
+    assert "data age   load 0.000 s, health 1.200 s, cache never" in page
+    assert "model qwen -> qwen-int8" in page
+
+
+def test_a_changed_record_is_reported_as_different(record: DecisionRecord) -> None:
+    """If the recorded choice is not what the recorded inputs give, the page says what they give."""
+    shown = through_json(record)
+    shown["choice"]["order"] = [0, 1, 3]
+    assert verdict(shown) == f"recomputed: DIFFERENT ({', '.join(KEYS[row] for row in recompute(shown))})"
+    assert recompute(shown)[0] == 2
+
+
+def test_missing_draws_are_reported_as_different() -> None:
+    """A record whose random numbers ran out cannot have been made by this policy."""
+    shown = through_json(decided(fixed_snapshot(), LoadBalancing(algorithm=Algorithm.RANDOM)))
+    assert shown["draws"] != []
+    shown["draws"] = []
+    verdict_text = verdict(shown)
+    assert verdict_text is not None
+    assert verdict_text.startswith("recomputed: DIFFERENT (more draws")
+
+
+def test_a_running_request_has_no_outcome_yet() -> None:
+    """Before its end the page says that nothing happened yet."""
+    assert "happened   nothing yet" in render(through_json(decided(fixed_snapshot(), LoadBalancing())))
+
+
+def test_a_rejected_request_shows_its_reason_and_who_was_filtered() -> None:
+    """A refusal has no candidates and nothing to recompute, but says why and lists the filtered endpoints."""
+    refused = DecisionRecord(
+        request_id=RequestId("r"),
+        time_unix_s=1.0,
+        data_age_s={},
+        filtered=((GONE, "draining"),),
+        rejected=Reason.NO_HEALTHY_ENDPOINT,
+    )
+    shown = through_json(refused)
+    page = render(shown)
+    assert "rejected   no_healthy_endpoint" in page
+    assert f"{GONE}  draining" in page
+    assert "recomputed" not in page
+    with pytest.raises(ValueError, match="rejected"):
+        recompute(shown)
+
+
+def test_control_characters_never_reach_the_terminal() -> None:
+    """A model name with an escape sequence is shown as text."""
+    page = render(through_json(decided(fixed_snapshot(), LoadBalancing(), model="m\x1b[2J\nchosen")))
+    assert "m\\x1b[2J\\x0achosen" in page
+    assert page.replace("\n", "").isprintable()
+
+
+@pytest.fixture
+def admin_url(record: DecisionRecord) -> Iterator[str]:
+    """A server that holds one record, under an id that needs quoting."""
+    answers = {
+        "/explain/a%2Fb": to_json(record),
+        "/explain?last=1": {"records": [to_json(record)]},
+        "/explain?last=2": {"records": [to_json(record), to_json(record)]},
+        "/explain?last=9": {"records": []},
+    }
+
+    class Admin(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status = 500 if self.path == "/explain/broken" else 200 if self.path in answers else 404
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(orjson.dumps(answers.get(self.path)))
+
+        def log_request(self, code: object = "-", size: object = "-") -> None:
+            """Stay silent."""
+
+    server = HTTPServer(("127.0.0.1", 0), Admin)
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_command_renders_one_record(
+    admin_url: str, record: DecisionRecord, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A request id is quoted into the path and its page printed."""
+    assert explain(["a/b"], admin_url) == 0
+    assert capsys.readouterr().out == render(to_json(record)) + "\n"
+
+
+@pytest.mark.parametrize(("args", "count"), [([], 1), (["--last", "2"], 2)])
+def test_command_renders_the_last_records(
+    args: list[str], count: int, admin_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without an id the most recent decisions are shown, one by default."""
+    assert explain(args, admin_url) == 0
+    assert capsys.readouterr().out.count("recomputed: same choice") == count
+
+
+def test_command_passes_json_on(
+    admin_url: str, record: DecisionRecord, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--json` prints the record as the gateway holds it."""
+    assert explain(["a/b", "--json"], admin_url) == 0
+    assert json.loads(capsys.readouterr().out) == through_json(record)
+
+
+def test_command_says_when_nothing_is_held(admin_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """An empty ring is a sentence, not an empty screen."""
+    assert explain(["--last", "9"], admin_url) == 0
+    assert capsys.readouterr().out == "no decisions are held\n"
+
+
+@pytest.mark.parametrize(
+    ("request_id", "message"), [("other", "no such request is held"), ("broken", "admin port: status 500")]
+)
+def test_command_fails_with_the_admin_ports_answer(
+    request_id: str, message: str, admin_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An unknown id and a failing gateway are told apart; both exit 1."""
+    assert explain([request_id], admin_url) == 1
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", f"{message}\n")
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "file:///etc/hosts"])
+def test_command_fails_without_an_admin_port(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A refused connection or an unsupported URL is one line on stderr and exit code 1."""
+    assert explain(["r"], url) == 1
+    assert capsys.readouterr().err.startswith(f"admin port {url} does not answer")

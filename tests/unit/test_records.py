@@ -1,0 +1,83 @@
+"""The ring of decision records."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from extproc.observing.records import DecisionRecord, Ended, Outcome, RecordRing
+from extproc.types import Choice, Snapshot
+from metadata_center.types import EndpointKey, RequestId
+
+A, B = EndpointKey("10.0.0.1:8000"), EndpointKey("10.0.0.2:8000")
+
+
+def record(request_id: str) -> DecisionRecord:
+    """Build a record that holds nothing but its id."""
+    return DecisionRecord(request_id=RequestId(request_id), time_unix_s=1.0, data_age_s={})
+
+
+def test_row_and_chosen_refer_to_the_snapshot() -> None:
+    """`chosen` is the first of the order and `row` finds candidates only."""
+    zeros = np.zeros(2, dtype=np.int64)
+    snapshot = Snapshot((A, B), zeros, zeros, zeros, zeros, 0, np.ones(2))
+    made = DecisionRecord(
+        request_id=RequestId("r"),
+        time_unix_s=1.0,
+        data_age_s={},
+        snapshot=snapshot,
+        choice=Choice(order=(1, 0), scores=None, terms={}, candidates=2),
+    )
+    assert made.snapshot is snapshot
+    assert (made.chosen, made.row(A), made.row(B), made.row(EndpointKey("x:1"))) == (B, 0, 1, None)
+    assert (record("q").chosen, record("q").row(A)) == (None, None)
+
+
+def test_outcome_is_attached_to_the_record_of_its_request() -> None:
+    """An outcome reaches the record of its id; an unknown id attaches nothing and reports it."""
+    ring = RecordRing(2)
+    ring.add(record("a"))
+    outcome = Outcome(Ended.COMPLETED, 1.0)
+    attached = ring.attach(RequestId("a"), outcome)
+    assert attached is ring.get(RequestId("a"))
+    assert attached is not None
+    assert attached.outcome is outcome
+    assert ring.attach(RequestId("b"), outcome) is None
+
+
+def test_overwriting_an_older_record_keeps_the_newer_one_of_the_same_id() -> None:
+    """When an id repeats, evicting its older record leaves the newer findable."""
+    ring = RecordRing(2)
+    older, newer = record("a"), record("a")
+    ring.add(older)
+    ring.add(newer)
+    ring.add(record("b"))
+    assert ring.get(RequestId("a")) is newer
+    ring.add(record("c"))
+    assert ring.get(RequestId("a")) is None
+
+
+def test_ring_of_size_zero_holds_nothing() -> None:
+    """Size 0 switches recording off; a negative size is refused."""
+    ring = RecordRing(0)
+    ring.add(record("a"))
+    assert (len(ring), ring.last(5), ring.get(RequestId("a"))) == (0, [], None)
+    with pytest.raises(ValueError, match="size"):
+        RecordRing(-1)
+
+
+@given(st.integers(1, 5), st.lists(st.sampled_from("abcdef"), max_size=20), st.integers(0, 8))
+def test_ring_equals_the_tail_of_everything_added(size: int, ids: list[str], count: int) -> None:
+    """The ring is the last `size` records: `last` newest first, `get` the newest of an id, len bounded."""
+    ring = RecordRing(size)
+    added = [record(request_id) for request_id in ids]
+    for made in added:
+        ring.add(made)
+    held = added[-size:]
+    assert len(ring) == len(held)
+    assert ring.last(count) == held[::-1][:count]
+    for request_id in "abcdef":
+        newest = next((made for made in reversed(held) if made.request_id == request_id), None)
+        assert ring.get(RequestId(request_id)) is newest

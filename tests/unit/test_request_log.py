@@ -1,0 +1,187 @@
+"""Log lines: complete, parseable, and silent about content."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from extproc.choosing.settings import LoadBalancing
+from extproc.errors import Reason, RouterError
+from extproc.observing.records import DecisionRecord, Ended, Outcome
+from extproc.observing.request_log import REQUEST_LOGGER, WITHHELD, JsonFormatter, log_request_end
+from extproc.types import Operation
+from metadata_center.types import EndpointKey, RequestId
+
+CANARY = "sk-canary-7f3a"
+RECORD = DecisionRecord(
+    request_id=RequestId("r-1"),
+    time_unix_s=1.0,
+    data_age_s={},
+    operation=Operation.CHAT,
+    model="m",
+    cluster="c",
+    settings=LoadBalancing(),
+    decision_us=41.26,
+)
+OUTCOME = Outcome(
+    Ended.COMPLETED,
+    1.5,
+    EndpointKey("10.0.0.1:8000"),
+    attempts=1,
+    status=200,
+    ttft_s=0.25,
+    cached_tokens=32,
+    predicted_ttft_s=0.2,
+    response_flags=("UC", "URX"),
+)
+
+
+@pytest.fixture
+def written() -> Iterator[io.StringIO]:
+    """What the request logger writes, formatted as in production."""
+    logger, stream = logging.getLogger(REQUEST_LOGGER), io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter())
+    logger.addHandler(handler)
+    level, propagate = logger.level, logger.propagate
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    yield stream
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+    logger.propagate = propagate
+
+
+def formatted(**extra: object) -> str:
+    """One line with these `extra=` keys."""
+    logger = logging.getLogger("test")
+    return JsonFormatter().format(
+        logger.makeRecord("test", logging.INFO, "", 0, "event %d", (7,), None, extra=extra)
+    )
+
+
+def test_an_ended_request_leaves_one_line_with_its_numbers(written: io.StringIO) -> None:
+    """One JSON line with a constant event and the request's identity, place, times and prediction."""
+    log_request_end(RECORD, OUTCOME)
+    (text,) = written.getvalue().splitlines()
+    line = json.loads(text)
+    expected = {
+        "level": "INFO",
+        "logger": "tokenway.request",
+        "event": "request ended",
+        "request_id": "r-1",
+        "operation": "chat",
+        "model": "m",
+        "cluster": "c",
+        "algorithm": "inference_lb",
+        "endpoint": "10.0.0.1:8000",
+        "outcome": "completed",
+        "status": 200,
+        "ttft_ms": 250.0,
+        "predicted_ttft_ms": 200.0,
+        "duration_ms": 1500.0,
+        "cached_tokens": 32,
+        "prompt_tokens": None,
+        "decision_us": 41.3,
+        "flags": "UC,URX",
+        "rejected": None,
+    }
+    assert {key: line[key] for key in expected} == expected
+    also = {"time", "upstream_model", "route", "stream", "chosen", "attempts", "details", "completion_tokens"}
+    also |= {"predicted_cached_tokens", "request_bytes", "response_bytes", "held_ms"}
+    assert set(line) == set(expected) | also, "the keys are a closed list"
+
+
+def test_a_rejected_request_is_logged_with_its_reason(written: io.StringIO) -> None:
+    """A refusal appears with its code, before any model or endpoint was known."""
+    refused = DecisionRecord(
+        request_id=RequestId("r"), time_unix_s=1.0, data_age_s={}, rejected=Reason.INVALID_JSON
+    )
+    log_request_end(refused, Outcome(Ended.REJECTED, 0.001, status=400))
+    line = json.loads(written.getvalue())
+    assert (line["rejected"], line["outcome"], line["endpoint"]) == ("invalid_json", "rejected", None)
+
+
+def test_long_text_is_cut(written: io.StringIO) -> None:
+    """Neither a client's model name nor a peer's error text can fill the log."""
+    long = DecisionRecord(request_id=RequestId("r"), time_unix_s=1.0, data_age_s={}, model="m" * 10_000)
+    log_request_end(long, Outcome(Ended.UPSTREAM_RESET, 1.0, details="d" * 10_000))
+    line = json.loads(written.getvalue())
+    assert (line["model"], line["details"]) == ("m" * 256, "d" * 256)
+
+
+def test_nothing_is_written_when_the_logger_is_off(written: io.StringIO) -> None:
+    """Above INFO the request line does not exist."""
+    logging.getLogger(REQUEST_LOGGER).setLevel(logging.WARNING)
+    log_request_end(RECORD, OUTCOME)
+    assert written.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    "name", ["prompt", "headers", "Authorization", "api_key", "cookie", "body", "token", "secret", "password"]
+)
+def test_values_under_telling_names_are_withheld(name: str) -> None:
+    """Whatever a call site passes as a prompt, a header or a credential does not reach the line."""
+    text = formatted(**{name: {"x": CANARY}}, endpoint="e")
+    assert CANARY not in text
+    assert json.loads(text)[name] == WITHHELD
+    assert json.loads(text)["endpoint"] == "e"
+
+
+def test_an_exception_shows_type_and_stack_but_not_what_it_quotes() -> None:
+    """Messages of foreign exceptions may quote a request, so only ours and the system's are shown."""
+    try:
+        try:
+            raise KeyError(CANARY)
+        except KeyError as exc:
+            raise RouterError(Reason.INTERNAL, "the answer was lost") from exc
+    except RouterError as exc:
+        record = logging.LogRecord("test", logging.ERROR, "", 0, "failed", (), (type(exc), exc, None))
+        text = JsonFormatter().format(record)
+        record.exc_info = (type(exc), exc, exc.__traceback__)
+        line = json.loads(JsonFormatter().format(record))
+    assert CANARY not in text
+    assert json.loads(text)["error"]["types"] == ["RouterError", "KeyError"]
+    assert line["error"]["messages"] == ["the answer was lost"]
+    assert line["error"]["stack"][-1].endswith(
+        "test_an_exception_shows_type_and_stack_but_not_what_it_quotes"
+    )
+
+
+def test_a_circle_of_causes_ends() -> None:
+    """An exception that is its own cause is shown up to the bound."""
+    first, second = ValueError("a"), TypeError("b")
+    first.__cause__, second.__cause__ = second, first
+    record = logging.LogRecord("test", logging.ERROR, "", 0, "failed", (), (ValueError, first, None))
+    assert len(json.loads(JsonFormatter().format(record))["error"]["types"]) == 8
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()) | st.builds(object),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.tuples(st.integers()), inner),
+    max_leaves=6,
+)
+
+
+@given(json_values)
+def test_any_value_gives_exactly_one_parseable_line(value: object) -> None:
+    """No extra value (surrogate, huge integer, object, line break) breaks the one-object-per-line form."""
+    text = formatted(value=value)
+    assert "\n" not in text
+    assert json.loads(text)["event"] == "event 7"
+
+
+def test_objects_are_shown_by_type() -> None:
+    """An object in an extra shows its type's name, never its repr, which could hold anything."""
+
+    class Holder:
+        def __repr__(self) -> str:
+            return CANARY
+
+    assert json.loads(formatted(value=Holder()))["value"] == "<Holder>"

@@ -1,0 +1,196 @@
+"""Counters shared by the worker processes of one gateway."""
+
+import multiprocessing
+import os
+import signal
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from metadata_center.errors import CapacityError, LayoutError
+from metadata_center.load import LoadTable
+from metadata_center.shared_counters import SharedCounters, create
+from metadata_center.types import Charge, EndpointKey, RequestId
+
+A, B = EndpointKey("10.0.0.1:8000"), EndpointKey("10.0.0.2:8000")
+fork = multiprocessing.get_context("fork")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A fresh file for two workers and two endpoints."""
+    file = tmp_path / "load"
+    create(file, workers=2, capacity=2)
+    return file
+
+
+def test_totals_are_the_sum_over_workers(path: Path) -> None:
+    """Each worker sees its own load and the other's, under the same slot."""
+    one, two = SharedCounters(path, 0), SharedCounters(path, 1)
+    one.add(one.slot(A), 1, 10, 20)
+    two.add(two.slot(B), 1, 1, 2)
+    two.add(two.slot(A), 2, 30, 40)
+
+    expected = [[3, 1], [40, 1], [60, 2]]
+    assert one.totals(one.slots([A, B])).tolist() == expected
+    assert two.totals(two.slots([A, B])).tolist() == expected
+
+
+def test_a_restarted_worker_starts_from_zero(path: Path) -> None:
+    """Attaching zeroes the worker's own row, frees its claims and leaves the other row alone."""
+    one, two = SharedCounters(path, 0), SharedCounters(path, 1)
+    one.add(one.slot(A), 1, 1, 1)
+    two.add(two.slot(A), 5, 5, 5)
+    two.add(two.slot(B), 5, 5, 5)
+
+    again = SharedCounters(path, 1)
+
+    assert one.totals(one.slots([A])).tolist() == [[1], [1], [1]]
+    assert again.slot(EndpointKey("10.0.0.3:8000")) == two.slot(B)
+
+
+def test_a_slot_is_reused_only_when_no_worker_needs_it(path: Path) -> None:
+    """A slot stays with its endpoint while any worker claims it or any request is counted there."""
+    one, two = SharedCounters(path, 0), SharedCounters(path, 1)
+    new = EndpointKey("10.0.0.3:8000")
+    slots = one.slots([A, B])
+    assert np.array_equal(two.slots([A, B]), slots)
+    two.add(two.slot(B), 1, 0, 0)
+
+    one.retain([])
+    with pytest.raises(CapacityError):
+        one.slot(new)
+    two.retain([A])
+    with pytest.raises(CapacityError):
+        one.slot(new)
+    two.add(int(slots[1]), -1, 0, 0)
+    assert one.slot(new) == slots[1]
+    assert one.totals(one.slots([new])).tolist() == [[0], [0], [0]]
+    with pytest.raises(CapacityError):
+        two.slot(B)
+
+
+def test_a_name_torn_by_a_killed_worker_is_not_found(path: Path) -> None:
+    """A name in a slot that nobody claims and nothing loads does not attract its endpoint."""
+    one = SharedCounters(path, 0)
+    one._names[1] = A.encode()
+
+    assert one.slot(A) == 0
+    assert one.slot(B) == 1
+
+
+def test_two_load_tables_share_their_view(path: Path) -> None:
+    """A charge of one worker weighs in the other's decision and goes with its release."""
+    one, two = LoadTable(SharedCounters(path, 0)), LoadTable(SharedCounters(path, 1))
+    with one.lock():
+        one.charge(Charge(RequestId("1"), A, 100, 200), 0.0, None)
+
+    assert two.view(two.slots([A])).prefill_tokens.tolist() == [100]
+    one.release(RequestId("1"), 1.0)
+    assert two.view(two.slots([A])).requests.tolist() == [0]
+
+
+def _decide(path: Path, worker: int, rounds: int, pipe: Connection) -> None:
+    """Charge the least loaded endpoint `rounds` times; send the largest difference ever left behind."""
+    table = LoadTable(SharedCounters(path, worker))
+    slots = table.slots([A, B])
+    pipe.send(0)
+    pipe.recv()
+    apart = 0
+    for number in range(rounds):
+        with table.lock():
+            least = int(table.view(slots).requests.argmin())
+            table.charge(Charge(RequestId(f"{worker}-{number}"), (A, B)[least], 1, 1), 0.0, None)
+            apart = max(apart, abs(int(np.diff(table.view(slots).requests)[0])))
+    pipe.send(apart)
+
+
+def test_decisions_of_two_processes_do_not_interleave(path: Path) -> None:
+    """Two processes that take the least loaded endpoint under the lock never leave them two apart."""
+    pipes, workers = [], []
+    for worker in (0, 1):
+        ours, theirs = fork.Pipe()
+        process = fork.Process(target=_decide, args=(path, worker, 2000, theirs))
+        process.start()
+        pipes.append(ours)
+        workers.append(process)
+        assert ours.poll(20)
+        ours.recv()
+    for pipe in pipes:
+        pipe.send(True)
+
+    for pipe, process in zip(pipes, workers, strict=True):
+        assert pipe.poll(20)
+        assert pipe.recv() == 1
+        process.join(20)
+    left = np.memmap(path, np.int64, mode="r", offset=64, shape=(2, 3, 2))
+    assert left.sum(axis=0).tolist() == [[2000, 2000]] * 3
+
+
+def _hold(path: Path, ready: Connection) -> None:
+    counters = SharedCounters(path, 1)
+    with counters.lock():
+        counters.add(counters.slot(A), 1, 1, 1)
+        ready.send(True)
+        signal.pause()
+
+
+def test_a_killed_holder_releases_the_lock(path: Path) -> None:
+    """The lock of a worker killed inside it is free at once; its load goes when its row is taken again."""
+    ours, theirs = fork.Pipe()
+    process = fork.Process(target=_hold, args=(path, theirs))
+    process.start()
+    assert ours.poll(20)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(20)
+
+    one = SharedCounters(path, 0)
+    with one.lock(), one.lock():
+        assert one.totals(one.slots([A])).tolist() == [[1], [1], [1]]
+    SharedCounters(path, 1)
+    assert one.totals(one.slots([A])).tolist() == [[0], [0], [0]]
+
+
+def test_create_leaves_workers_of_an_older_gateway_alone(path: Path) -> None:
+    """A new file replaces the old one; who mapped the old one keeps it, and only the owner may read it."""
+    old = SharedCounters(path, 0)
+    old.add(old.slot(A), 1, 1, 1)
+
+    create(path, workers=1)
+
+    new = SharedCounters(path, 0)
+    assert new.totals(new.slots([A])).tolist() == [[0], [0], [0]]
+    assert old.totals(old.slots([A])).tolist() == [[1], [1], [1]]
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [entry.name for entry in path.parent.iterdir()] == ["load"]
+
+
+def test_files_of_another_shape_are_refused(path: Path, tmp_path: Path) -> None:
+    """A missing, foreign or truncated file, or one without the row asked for, is a `LayoutError`."""
+    with pytest.raises(LayoutError):
+        SharedCounters(path, 2)
+    with pytest.raises(LayoutError):
+        SharedCounters(tmp_path / "missing", 0)
+    foreign = tmp_path / "foreign"
+    foreign.write_bytes(b"x" * 1000)
+    with pytest.raises(LayoutError):
+        SharedCounters(foreign, 0)
+    os.truncate(path, 100)
+    with pytest.raises(LayoutError):
+        SharedCounters(path, 0)
+
+
+def test_close_gives_the_file_back(path: Path) -> None:
+    """After `close` the descriptor is gone; the counters can still be read."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    counters = SharedCounters(path, 0)
+    counters.add(counters.slot(A), 1, 1, 1)
+    opened = len(list(Path("/proc/self/fd").iterdir()))
+    counters.close()
+
+    assert len(list(Path("/proc/self/fd").iterdir())) == opened - 1
+    assert opened > before
+    assert counters.totals(counters.slots([A])).tolist() == [[1], [1], [1]]

@@ -1,0 +1,112 @@
+"""`tokenway top`: the table and its exit codes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from extproc.cli.top import render_endpoints, top
+
+ROW = {
+    "key": "10.0.0.1:8000",
+    "cluster": "chat",
+    "state": "healthy",
+    "reason": None,
+    "requests": 3,
+    "prefill_tokens": 4096,
+    "context_tokens": 9000,
+    "cached_blocks": 25,
+    "capacity_blocks": 100,
+    "served_total": 100,
+    "failures_total": 2,
+    "ttft_ewma_s": 0.1234,
+}
+
+
+def answer(*rows: dict[str, Any], uptime_s: float = 10.0) -> dict[str, Any]:
+    """The admin port's `/endpoints` answer."""
+    return {"endpoints": list(rows), "in_flight": 3, "workers": 2, "uptime_s": uptime_s}
+
+
+@pytest.fixture
+def admin_url() -> Iterator[str]:
+    """A server that answers `/endpoints` only."""
+    body = json.dumps(answer(ROW)).encode()
+
+    class Admin(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = self.path == "/endpoints"
+            self.send_response(200 if found else 404)
+            self.end_headers()
+            self.wfile.write(body if found else b"")
+
+        def log_request(self, code: object = "-", size: object = "-") -> None:
+            """Stay silent."""
+
+    server = HTTPServer(("127.0.0.1", 0), Admin)
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_table_shows_load_cache_share_and_latency() -> None:
+    """Each endpoint is one row under the header, cache as a share of capacity, latency in ms."""
+    summary, blank, header, row = render_endpoints(answer(ROW)).splitlines()
+    assert summary == "tokenway   up 10 s   workers 2   in flight 3   endpoints 1"
+    assert blank == ""
+    assert header.split()[:3] == ["endpoint", "cluster", "state"]
+    assert " ".join(row.split()) == "10.0.0.1:8000 chat healthy 3 4096 9000 25% 123 - 100 2"
+
+
+def test_rows_are_sorted_and_columns_aligned() -> None:
+    """Rows are ordered by cluster then endpoint and every number column ends at the same place."""
+    second = {**ROW, "key": "10.0.0.10:8000", "requests": 12_345, "cluster": "a", "reason": "probe failed"}
+    *_, header, first_row, second_row = render_endpoints(answer(ROW, second)).splitlines()
+    assert first_row.startswith("10.0.0.10:8000  a")
+    assert first_row.endswith("probe failed")
+    end = header.index("requests") + len("requests")
+    assert (first_row[:end].split()[-1], second_row[:end].split()[-1]) == ("12345", "3")
+
+
+def test_rate_is_the_difference_between_two_readings() -> None:
+    """Requests per second come from served totals and uptime; a new endpoint or no time passed shows none."""
+    after = {**ROW, "served_total": 130}
+    new = {**ROW, "key": "z:1"}
+    rows = render_endpoints(answer(after, new, uptime_s=14.0), answer(ROW)).splitlines()[3:]
+    assert [row.split()[8] for row in rows] == ["7.5", "-"]
+    assert render_endpoints(answer(after), answer(ROW)).splitlines()[3].split()[8] == "-"
+
+
+def test_missing_measurements_show_a_dash() -> None:
+    """An endpoint without capacity or first token yet shows dashes, not zeros."""
+    row = render_endpoints(answer({**ROW, "capacity_blocks": 0, "ttft_ewma_s": None})).splitlines()[3]
+    assert row.split()[6:8] == ["-", "-"]
+
+
+def test_once_prints_one_table(admin_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--once` prints the table without terminal codes and exits 0; a trailing slash is no matter."""
+    assert top(admin_url + "/", once=True, interval_s=60.0) == 0
+    assert capsys.readouterr().out == render_endpoints(answer(ROW))
+
+
+def test_json_passes_the_answer_on(admin_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--json` prints the gateway's answer as one line."""
+    assert top(admin_url, once=True, interval_s=60.0, as_json=True) == 0
+    assert json.loads(capsys.readouterr().out) == answer(ROW)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "file:///etc/hosts", "not a url"])
+def test_an_unusable_admin_port_is_a_message_and_exit_1(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A refused connection or an unsupported URL ends with one line on stderr and exit code 1."""
+    assert top(url, once=True, interval_s=60.0) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"admin port {url} does not answer")
