@@ -202,8 +202,7 @@ class PrefixIndex:
     def remove(self, endpoint: EndpointKey) -> None:
         """Forget `endpoint`, capacity included. O(its blocks)."""
         self.clear(endpoint)
-        if self._caches.pop(endpoint, None) is not None:
-            self._groups.clear()
+        self._caches.pop(endpoint, None)
 
     def _admit(self, endpoint: EndpointKey) -> _Cache:
         if len(self._caches) >= self._max_endpoints:
@@ -212,7 +211,7 @@ class PrefixIndex:
         for cache in self._caches.values():
             taken |= cache.bit
         cache = self._caches[endpoint] = _Cache(~taken & (taken + 1), self._default_capacity_blocks)
-        self._groups.clear()
+        self._groups.clear()  # they may know this bit as another's, or this endpoint as nobody's
         return cache
 
     def _group(self, keys: tuple[EndpointKey, ...]) -> _Group:

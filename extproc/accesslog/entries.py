@@ -21,6 +21,27 @@ from metadata_center.types import EndpointKey, RequestId
 
 USAGE_NAMESPACE = "llm.usage"
 
+_SHORT_FLAGS = {
+    "no_healthy_upstream": "UH",
+    "upstream_request_timeout": "UT",
+    "local_reset": "LR",
+    "upstream_remote_reset": "UR",
+    "upstream_connection_failure": "UF",
+    "upstream_connection_termination": "UC",
+    "upstream_overflow": "UO",
+    "no_route_found": "NR",
+    "downstream_connection_termination": "DC",
+    "downstream_remote_reset": "DR",
+    "upstream_retry_limit_exceeded": "URX",
+    "stream_idle_timeout": "SI",
+    "downstream_protocol_error": "DPE",
+    "upstream_protocol_error": "UPE",
+    "duration_timeout": "DT",
+    "no_cluster_found": "NC",
+    "overload_manager": "OM",
+}
+"""Envoy documentation, access logging, `%RESPONSE_FLAGS%`."""
+
 
 @dataclass(frozen=True, slots=True)
 class RequestEnd:
@@ -34,6 +55,7 @@ class RequestEnd:
         status: HTTP status the client saw; 0 if it left before any.
         ended: How.
         details: Envoy's `response_code_details`.
+        flags: Envoy's short response flags.
         ttft_s: From sending to the engine to its first body byte, or None.
         gateway_s: From receiving the request to sending it to the engine, or None.
         duration_s: From first byte received to last byte sent.
@@ -53,6 +75,7 @@ class RequestEnd:
     status: int
     ended: Ended
     details: str
+    flags: tuple[str, ...]
     ttft_s: float | None
     gateway_s: float | None
     duration_s: float
@@ -199,6 +222,9 @@ def _request_end(entry: pb.HTTPAccessLogEntry, request_id: RequestId, owner: str
         status=status,
         ended=_ended(common, status, details),
         details=details,
+        flags=tuple(
+            _SHORT_FLAGS.get(field.name, field.name) for field, _ in common.response_flags.ListFields()
+        ),
         ttft_s=ttft_s,
         gateway_s=_seconds(tags.get("gateway_us")),
         duration_s=_duration_s(common.duration),

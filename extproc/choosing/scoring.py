@@ -35,7 +35,7 @@ _OVERLOAD_SIGMAS: Final = 1.0
 """A holder this far above the mean load is passed over (AIBrix prefix-cache, code default)."""
 
 _ROUNDING: Final = 1e-9
-"""Keeps a rounding error from lifting rows above a mean they equal; loads that differ do so by far more."""
+"""Keeps rounding from lifting a row above a line it is on: of two rows the higher always is on it."""
 
 
 def inference_terms(snapshot: Snapshot, settings: LoadBalancing) -> Terms:

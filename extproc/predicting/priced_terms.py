@@ -55,10 +55,6 @@ _LEAST_RESIDUAL = 0.02
 """The usual residual never falls below 2 % of the prediction, so a model of a perfectly even engine can still
 learn that it changed."""
 
-_LEAST_SPEED_RATIO = 0.01
-"""A residual is relative to at least this share of the prior: no engine is 100 times quicker than one H100,
-and an expectation near 0 must not make everything an outlier."""
-
 CEILING_S = 3600.0
 """No prediction exceeds an hour; no client waits longer, and scores must stay finite."""
 
@@ -129,7 +125,7 @@ class PricedTerms:
             raise ValueError("terms must be finite, >= 0 and not all 0")
         shares = [part / prior_s for part in parts_s]
         expected = self._model.predict(shares)
-        scale = max(_LEAST_SPEED_RATIO, expected)
+        scale = self.predict(terms) / prior_s
         most = _MAX_RESIDUALS * self._residual
         residual = max(-most, min(most, (duration_s / prior_s - expected) / scale))
         self._model.learn(shares, expected + residual * scale)

@@ -126,6 +126,7 @@ class Outcomes:
             response_bytes=entry.response_bytes,
             predicted_ttft_s=predicted_ttft_s,
             predicted_cached_tokens=predicted_cached,
+            response_flags=entry.flags,
             details=entry.details,
         )
 

@@ -50,7 +50,7 @@ MAX_SERVED_RECORDS = 10_000  # what /sim/state remembers
 EMBEDDING_DIMENSIONS = 16  # enough to tell inputs apart
 _BUSY_MESSAGES = {
     Rejection.QUEUED_REQUESTS: "The engine is currently busy. Please try again later.",
-    Rejection.QUEUED_TOKENS: "The engine has reached its prefill token backlog limit. Please try again later.",
+    Rejection.QUEUED_TOKENS: "The engine is over its prefill token backlog limit. Please try again later.",
 }
 
 
@@ -270,17 +270,17 @@ class SimulatorServer:
         self._http_requests += 1
         try:
             fault = self.faults.take()
-            match fault and fault.kind:
+            if fault is None:
+                return await answer()
+            match fault.kind:
                 case FaultKind.STATUS:
-                    assert fault is not None
                     raise ApiError(fault.status, HTTPStatus(fault.status).phrase, "Injected fault.")
                 case FaultKind.RESET_BEFORE:
                     _reset(request)
                     return web.Response()
                 case FaultKind.HANG:
                     await asyncio.Event().wait()
-                case FaultKind.RESET_AFTER:
-                    request["fault"] = fault
+            request["fault"] = fault
             return await answer()
         finally:
             self._http_requests -= 1
@@ -292,8 +292,7 @@ class SimulatorServer:
         max_tokens = self._bound_output(len(prompt), dialect.max_tokens(body), dialect.default_max_tokens)
         number = next(self._numbers)
         request_id = request.headers.get("X-Request-Id")
-        suffix = request_id or xxhash.xxh3_64_hexdigest(f"{self._started_s}-{self.port}-{number}")
-        reply = dialect(dialect.id_prefix + suffix, model, int(time.time()), body)
+        suffix = request_id or xxhash.xxh3_64_hexdigest(f"{self._started_s}-{self.port}-{number}".encode())
         generation = Generation(
             self._record(request, model, number, len(prompt)),
             prompt,
@@ -302,6 +301,7 @@ class SimulatorServer:
             _text_field(body, "cache_salt"),
             request.headers.get("X-Session-ID") or _text_field(body, "session_id"),
         )
+        reply = dialect(dialect.id_prefix + suffix, int(time.time()), generation, body)
         echo = (request_id or suffix) if self.settings.request_id_headers else None
         self._submit(generation)
         try:
@@ -310,7 +310,7 @@ class SimulatorServer:
             await generation.done
         finally:
             self.driver.abort(generation)
-        response = json_response(reply.whole(generation))
+        response = json_response(reply.whole())
         if echo is not None:
             response.headers["X-Request-Id"] = echo
         return response
@@ -324,9 +324,9 @@ class SimulatorServer:
         def emit(word: bytes, finish_reason: str | None) -> None:
             stream.write_token(reply.token(word, finish_reason))
             if finish_reason is not None:
-                stream.write(reply.closing(generation))
+                stream.write(reply.closing())
 
-        # Nothing is delivered before the headers are out: that takes a step, and this takes no await that waits.
+        # No token can overtake the headers: sending those never suspends, it fills the transport's buffer.
         generation.on_token = emit
         await stream.open(echo)
         stream.write(reply.opening())
@@ -336,9 +336,10 @@ class SimulatorServer:
         body = decode_object(await request.read())
         model = self._model(body)
         given = body.get("input")
-        many = isinstance(given, list) and bool(given) and isinstance(given[0], str | list)
+        if not (isinstance(given, list) and given and isinstance(given[0], str | list)):
+            given = [given]
         try:
-            prompts = [prompt_ids(item) for item in (given if many else [given])]
+            prompts = [prompt_ids(item) for item in given]
         except BadRequestError as error:
             raise BadRequestError(error.message, "input") from None
         loop = asyncio.get_running_loop()
@@ -395,14 +396,14 @@ class SimulatorServer:
         hint = f"(parameter=input_tokens, value={prompt_tokens})"
         if prompt_tokens >= limit:
             message += (
-                f"your prompt contains {prompt_tokens} input tokens, which exceeds this limit even without any "
-                f"output tokens. Please reduce the length of the input prompt. {hint}"
+                f"your prompt contains {prompt_tokens} input tokens, which exceeds this limit even without "
+                f"any output tokens. Please reduce the length of the input prompt. {hint}"
             )
         elif max_tokens is not None and prompt_tokens + max_tokens > limit:
             message += (
-                f"you requested {max_tokens} output tokens and your prompt contains {prompt_tokens} input tokens, "
-                f"for a total of {prompt_tokens + max_tokens} tokens. Please reduce the length of the input "
-                f"prompt or the number of requested output tokens. {hint}"
+                f"you requested {max_tokens} output tokens and your prompt contains {prompt_tokens} input "
+                f"tokens, for a total of {prompt_tokens + max_tokens} tokens. Please reduce the length of "
+                f"the input prompt or the number of requested output tokens. {hint}"
             )
         else:
             return max_tokens or min(default, limit - prompt_tokens)

@@ -100,9 +100,11 @@ class Dialect:
     id_prefix: ClassVar[str]
     default_max_tokens: ClassVar[int] = 64  # long enough to see a stream, short enough for tests
 
-    def __init__(self, reply_id: str, model: str, created_s: int, body: dict[str, Any]) -> None:
+    def __init__(self, reply_id: str, created_s: int, generation: Generation, body: dict[str, Any]) -> None:
         self._id = reply_id
-        self._model = model
+        self._generation = generation
+        self._served = generation.served
+        self._model = generation.served.model
         self._created_s = created_s
         self._has_started = False
         self._head = self._tail = b""
@@ -129,11 +131,11 @@ class Dialect:
         self._has_started = True
         return start + (self._piece(word) if finish_reason is None else self._last(word, finish_reason))
 
-    def closing(self, generation: Generation) -> bytes:
+    def closing(self) -> bytes:
         """The end of a stream."""
         raise NotImplementedError
 
-    def whole(self, generation: Generation) -> dict[str, Any]:
+    def whole(self) -> dict[str, Any]:
         """The answer in one piece."""
         raise NotImplementedError
 
@@ -154,8 +156,8 @@ class Completions(Dialect):
     id_prefix = "cmpl-"
     default_max_tokens = 16  # OpenAI's and vLLM's default
 
-    def __init__(self, reply_id: str, model: str, created_s: int, body: dict[str, Any]) -> None:
-        super().__init__(reply_id, model, created_s, body)
+    def __init__(self, reply_id: str, created_s: int, generation: Generation, body: dict[str, Any]) -> None:
+        super().__init__(reply_id, created_s, generation, body)
         self._head, self._tail = _split(b"data: ", self._chunk(_MARK, None))
 
     @staticmethod
@@ -166,21 +168,19 @@ class Completions(Dialect):
     def _last(self, word: bytes, finish_reason: str, /) -> bytes:
         return _data({**self._chunk(word.decode(), finish_reason), "system_fingerprint": _FINGERPRINT})
 
-    def closing(self, generation: Generation) -> bytes:
+    def closing(self) -> bytes:
         """See `Dialect.closing`."""
         if not self._include_usage:
             return _DONE
-        return (
-            _data({**self._base("text_completion"), "choices": [], "usage": usage(generation.served)}) + _DONE
-        )
+        return _data({**self._base("text_completion"), "choices": [], "usage": usage(self._served)}) + _DONE
 
-    def whole(self, generation: Generation) -> dict[str, Any]:
+    def whole(self) -> dict[str, Any]:
         """See `Dialect.whole`."""
         choice = {
             "index": 0,
-            "text": generation.text,
+            "text": self._generation.text,
             "logprobs": None,
-            "finish_reason": generation.served.finish_reason,
+            "finish_reason": self._served.finish_reason,
             "stop_reason": None,
             "token_ids": None,
             "prompt_logprobs": None,
@@ -192,7 +192,7 @@ class Completions(Dialect):
             "choices": [choice],
             "service_tier": None,
             "system_fingerprint": _FINGERPRINT,
-            "usage": usage(generation.served),
+            "usage": usage(self._served),
             "kv_transfer_params": None,
             "ec_transfer_params": None,
             "metrics": None,
@@ -219,8 +219,8 @@ class Chat(Dialect):
 
     id_prefix = "chatcmpl-"
 
-    def __init__(self, reply_id: str, model: str, created_s: int, body: dict[str, Any]) -> None:
-        super().__init__(reply_id, model, created_s, body)
+    def __init__(self, reply_id: str, created_s: int, generation: Generation, body: dict[str, Any]) -> None:
+        super().__init__(reply_id, created_s, generation, body)
         self._head, self._tail = _split(b"data: ", self._chunk({"content": _MARK}, None))
 
     @staticmethod
@@ -240,20 +240,20 @@ class Chat(Dialect):
         last = self._chunk({"content": word.decode()}, finish_reason)
         return _data({**last, "system_fingerprint": _FINGERPRINT})
 
-    def closing(self, generation: Generation) -> bytes:
+    def closing(self) -> bytes:
         """See `Dialect.closing`."""
         if not self._include_usage:
             return _DONE
         return (
-            _data({**self._base("chat.completion.chunk"), "choices": [], "usage": usage(generation.served)})
+            _data({**self._base("chat.completion.chunk"), "choices": [], "usage": usage(self._served)})
             + _DONE
         )
 
-    def whole(self, generation: Generation) -> dict[str, Any]:
+    def whole(self) -> dict[str, Any]:
         """See `Dialect.whole`."""
         message = {
             "role": "assistant",
-            "content": generation.text,
+            "content": self._generation.text,
             "refusal": None,
             "annotations": None,
             "audio": None,
@@ -264,7 +264,7 @@ class Chat(Dialect):
             "index": 0,
             "message": message,
             "logprobs": None,
-            "finish_reason": generation.served.finish_reason,
+            "finish_reason": self._served.finish_reason,
             "stop_reason": None,
             "token_ids": None,
             "routed_experts": None,
@@ -274,7 +274,7 @@ class Chat(Dialect):
             "choices": [choice],
             "service_tier": None,
             "system_fingerprint": _FINGERPRINT,
-            "usage": usage(generation.served),
+            "usage": usage(self._served),
             "prompt_logprobs": None,
             "prompt_token_ids": None,
             "prompt_text": None,
@@ -296,8 +296,8 @@ class Responses(Dialect):
 
     id_prefix = "resp_"
 
-    def __init__(self, reply_id: str, model: str, created_s: int, body: dict[str, Any]) -> None:
-        super().__init__(reply_id, model, created_s, body)
+    def __init__(self, reply_id: str, created_s: int, generation: Generation, body: dict[str, Any]) -> None:
+        super().__init__(reply_id, created_s, generation, body)
         self._item_id = "msg_" + reply_id.removeprefix(self.id_prefix)
         self._place = {"item_id": self._item_id, "output_index": 0, "content_index": 0}
         self._events = 0
@@ -339,30 +339,33 @@ class Responses(Dialect):
         self._events += 1
         return b'%b%b%b,"sequence_number":%d}\n\n' % (self._head, word, self._tail, self._events - 1)
 
-    def closing(self, generation: Generation) -> bytes:
+    def closing(self) -> bytes:
         """See `Dialect.closing`."""
-        whole = self.whole(generation)
+        whole = self.whole()
         return b"".join(
             (
-                self._event("response.output_text.done", **self._place, logprobs=[], text=generation.text),
-                self._event("response.content_part.done", **self._place, part=_output_text(generation.text)),
+                self._event(
+                    "response.output_text.done", **self._place, logprobs=[], text=self._generation.text
+                ),
+                self._event(
+                    "response.content_part.done", **self._place, part=_output_text(self._generation.text)
+                ),
                 self._event("response.output_item.done", output_index=0, item=whole["output"][0]),
                 self._event(f"response.{whole['status']}", response=whole),
             )
         )
 
-    def whole(self, generation: Generation) -> dict[str, Any]:
+    def whole(self) -> dict[str, Any]:
         """See `Dialect.whole`."""
-        served = generation.served
-        status = "completed" if served.finish_reason == "stop" else "incomplete"
+        status = "completed" if self._served.finish_reason == "stop" else "incomplete"
         item = {
             "id": self._item_id,
             "type": "message",
             "role": "assistant",
             "status": status,
-            "content": [_output_text(generation.text)],
+            "content": [_output_text(self._generation.text)],
         }
-        return self._response(status, [item], served)
+        return self._response(status, [item], self._served)
 
     def _response(self, status: str, output: list[dict[str, Any]], served: Served | None) -> dict[str, Any]:
         return {
@@ -401,8 +404,8 @@ class Messages(Dialect):
 
     id_prefix = "msg_"
 
-    def __init__(self, reply_id: str, model: str, created_s: int, body: dict[str, Any]) -> None:
-        super().__init__(reply_id, model, created_s, body)
+    def __init__(self, reply_id: str, created_s: int, generation: Generation, body: dict[str, Any]) -> None:
+        super().__init__(reply_id, created_s, generation, body)
         delta = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": _MARK}}
         self._head, self._tail = _split(b"event: content_block_delta\ndata: ", delta)
 
@@ -415,32 +418,32 @@ class Messages(Dialect):
         return encode_chat(messages, body.get("tools"))
 
     def _start(self) -> bytes:
-        message = self._message([], None, {"input_tokens": 0, "output_tokens": 0})
+        message = self._message([], None, _messages_usage(self._served))
         block = {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
         return _named("message_start", {"type": "message_start", "message": message}) + _named(
             "content_block_start", block
         )
 
-    def closing(self, generation: Generation) -> bytes:
+    def closing(self) -> bytes:
         """See `Dialect.closing`."""
-        delta = {"stop_reason": _stop_reason(generation.served), "stop_sequence": None}
+        delta = {"stop_reason": _stop_reason(self._served), "stop_sequence": None}
         return b"".join(
             (
                 _named("content_block_stop", {"type": "content_block_stop", "index": 0}),
                 _named(
                     "message_delta",
-                    {"type": "message_delta", "delta": delta, "usage": _messages_usage(generation.served)},
+                    {"type": "message_delta", "delta": delta, "usage": _messages_usage(self._served)},
                 ),
                 _named("message_stop", {"type": "message_stop"}),
             )
         )
 
-    def whole(self, generation: Generation) -> dict[str, Any]:
+    def whole(self) -> dict[str, Any]:
         """See `Dialect.whole`."""
         return self._message(
-            [{"type": "text", "text": generation.text}],
-            _stop_reason(generation.served),
-            _messages_usage(generation.served),
+            [{"type": "text", "text": self._generation.text}],
+            _stop_reason(self._served),
+            _messages_usage(self._served),
         )
 
     def _message(

@@ -20,6 +20,7 @@ from aiohttp import web
 from envoy_data_plane.envoy.config.cluster import v3 as cluster_v3
 from envoy_data_plane.envoy.service.discovery import v3 as discovery_v3
 
+from extproc.discovery import state
 from extproc.discovery.ads import AdsServer
 from extproc.discovery.resources import ASSIGNMENT_TYPE, CLUSTER_TYPE, cluster_resources, load_assignments
 from extproc.health.tracker import HealthState
@@ -48,7 +49,7 @@ static_resources:
     - filters:
       - name: envoy.filters.network.http_connection_manager
         typed_config:
-          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager  # noqa: E501
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
           stat_prefix: ingress
           http_filters:
           - name: envoy.filters.http.router
@@ -69,7 +70,7 @@ static_resources:
     load_assignment:
       cluster_name: xds
       endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{pipe: {{path: {xds_socket}}}}}}}}}]}}]
-"""
+"""  # noqa: E501 - a type URL cannot be broken
 
 
 @pytest.fixture
@@ -298,6 +299,30 @@ async def test_invalid_resource_is_refused_and_counted(world: World) -> None:
     world.publish({"m": ["a"], "bad": ["b"]})
     await eventually(lambda: world.ask("bad"), "b")
     assert world.nacks == {CLUSTER_TYPE: 1}
+
+
+async def test_stream_that_asks_for_too_much_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client beyond the subscription limit gets RESOURCE_EXHAUSTED and leaves no stream."""
+    monkeypatch.setattr(state, "MAX_NAMES", 1)
+    ads = AdsServer(lambda _: None)
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((ads.handlers(),))
+    address = f"unix:{tmp_path}/xds.sock"
+    server.add_insecure_port(address)
+    await server.start()
+    async with grpc.aio.insecure_channel(address) as channel:
+        call = channel.stream_stream(
+            "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources",
+            request_serializer=bytes,
+        )()
+        await call.write(
+            discovery_v3.DeltaDiscoveryRequest(type_url=ASSIGNMENT_TYPE, resource_names_subscribe=["a", "b"])
+        )
+        assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert ads.num_streams == 0
+    await server.stop(None)
 
 
 async def test_streams_end_with_envoy_and_with_close(world: World) -> None:

@@ -263,18 +263,19 @@ def test_a_state_with_a_key_missing_is_refused(key: str) -> None:
         RecursiveLeastSquares.from_state(state)
 
 
-def test_nonnegative_weights_are_the_conditional_mean() -> None:
-    """With one negative weight, the others move to their expectation given that it is 0."""
-    data = rows(3, 30, seed=9, noise=0.2)
-    flipped = [([x[0], -x[1], x[2]], y) for x, y in data]
-    model = learned(RecursiveLeastSquares(3, prior_covariance=_P0), flipped)
-    assert model.weights[1] < 0.0
-    x = np.array([[row[0], row[2]] for row, _ in flipped])
-    y = np.array([target for _, target in flipped])
-    kept = np.ix_([0, 2], [0, 2])
-    prior = np.linalg.inv(np.array(_P0))[kept]
-    expected = np.linalg.solve(x.T @ x + prior, x.T @ y)
-    assert model.nonnegative_weights() == pytest.approx((expected[0], 0.0, expected[1]), abs=1e-9)
+@pytest.mark.parametrize("flipped", [(1,), (0, 2), (1, 2), (0, 1, 2)])
+def test_nonnegative_weights_are_the_conditional_mean(flipped: tuple[int, ...]) -> None:
+    """With negative weights at 0, the others are what batch ridge regression gives without those features."""
+    data = [
+        ([-v if i in flipped else v for i, v in enumerate(x)], y) for x, y in rows(3, 12, seed=9, noise=0.2)
+    ]
+    model = learned(RecursiveLeastSquares(3, prior_covariance=_P0), data)
+    assert [w < 0.0 for w in model.weights] == [i in flipped for i in range(3)]
+    kept = [i for i in range(3) if i not in flipped]
+    x, y = np.array([row for row, _ in data])[:, kept], np.array([target for _, target in data])
+    expected = np.zeros(3)
+    expected[kept] = np.linalg.solve(x.T @ x + np.linalg.inv(np.array(_P0))[np.ix_(kept, kept)], x.T @ y)
+    assert model.nonnegative_weights() == pytest.approx(expected, abs=1e-9)
 
 
 @given(observations(10.0))

@@ -1,0 +1,337 @@
+"""Probing over real sockets: what engines answer, and what the tracker makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+import pytest
+from aiohttp import web
+
+from extproc.health.prober import EngineFacts, Prober, engine_facts
+from extproc.health.settings import HealthSettings
+from extproc.health.tracker import FailureKind, HealthState, HealthTracker, Transition
+from extproc.types import Endpoint
+from metadata_center.types import EndpointKey
+
+pytestmark = pytest.mark.asyncio
+
+DEADLINE_S = 5.0
+SETTINGS = HealthSettings(
+    interval_s=0.05, recovery_interval_s=0.02, timeout_s=0.2, ejection_s=0.1, unhealthy_threshold=2
+)
+
+METRICS = b"""# HELP vllm:num_requests_running Number of requests in model execution batches.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="tiny"} 0.0
+# HELP vllm:engine_sleep_state Engine sleep state; awake = 0 means engine is sleeping
+# TYPE vllm:engine_sleep_state gauge
+vllm:engine_sleep_state{engine="0",model_name="tiny",sleep_state="awake"} 1.0
+vllm:engine_sleep_state{engine="0",model_name="tiny",sleep_state="weights_offloaded"} 0.0
+vllm:engine_sleep_state{engine="0",model_name="tiny",sleep_state="discard_all"} 0.0
+# TYPE vllm:cache_config_info gauge
+vllm:cache_config_info{_block_size_resolved="True",block_size="32",effective_attention_block_size="64",\
+engine="0",num_cpu_blocks="None",num_gpu_blocks="1024",num_gpu_blocks_override="None"} 1.0
+"""
+ASLEEP = METRICS.replace(b'sleep_state="awake"} 1.0', b'sleep_state="awake"} 0.0')
+
+
+@dataclass
+class Engine:
+    """An engine whose answers a test decides."""
+
+    health: int = 200
+    metrics: bytes = METRICS
+    metrics_status: int = 200
+    delay_s: float = 0.0
+    probes: int = 0
+    scrapes: int = 0
+    concurrent: int = 0
+    most_concurrent: int = 0
+    keys: list[EndpointKey] = field(default_factory=list)
+
+    async def answer_health(self, _: web.Request) -> web.Response:
+        """GET /health."""
+        self.probes += 1
+        self.concurrent += 1
+        self.most_concurrent = max(self.most_concurrent, self.concurrent)
+        try:
+            await asyncio.sleep(self.delay_s)
+        finally:
+            self.concurrent -= 1
+        return web.Response(status=self.health)
+
+    async def answer_metrics(self, _: web.Request) -> web.Response:
+        """GET /metrics."""
+        self.scrapes += 1
+        return web.Response(status=self.metrics_status, body=self.metrics)
+
+    @property
+    def key(self) -> EndpointKey:
+        """Its only address."""
+        (key,) = self.keys
+        return key
+
+
+@contextlib.asynccontextmanager
+async def serving(num_ports: int = 1, keepalive_timeout: float = 5.0) -> AsyncIterator[Engine]:
+    """An engine behind so many ports of its own."""
+    built = Engine()
+    app = web.Application()
+    app.router.add_get("/health", built.answer_health)
+    app.router.add_get("/metrics", built.answer_metrics)
+    runner = web.AppRunner(app, keepalive_timeout=keepalive_timeout, handler_cancellation=True)
+    await runner.setup()
+    for _ in range(num_ports):
+        await web.TCPSite(runner, "127.0.0.1", 0, shutdown_timeout=0.1).start()
+    built.keys = [EndpointKey(f"{host}:{port}") for host, port in runner.addresses]
+    try:
+        yield built
+    finally:
+        await runner.cleanup()
+
+
+@dataclass
+class Watch:
+    """A prober and everything it reported."""
+
+    tracker: HealthTracker = field(default_factory=lambda: HealthTracker(SETTINGS))
+    transitions: list[Transition] = field(default_factory=list)
+    configs: list[tuple[EndpointKey, int, int]] = field(default_factory=list)
+    cleared: list[EndpointKey] = field(default_factory=list)
+    skipped_s: float = 0.0
+    prober: Prober = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.prober = Prober(
+            self.tracker,
+            SETTINGS,
+            clock=lambda: time.monotonic() + self.skipped_s,
+            rng=random.Random(1),
+            on_transition=self.transitions.append,
+            on_cache_config=lambda key, kv_tokens, block_size: self.configs.append(
+                (key, kv_tokens, block_size)
+            ),
+            on_cache_cleared=self.cleared.append,
+        )
+
+    def set_endpoints(self, *keys: EndpointKey) -> None:
+        """Probe these."""
+        self.prober.set_endpoints(Endpoint(key=key, cluster="m") for key in keys)
+
+
+@pytest.fixture
+async def watch() -> AsyncIterator[Watch]:
+    """A running prober without endpoints."""
+    built = Watch()
+    built.prober.start()
+    yield built
+    await built.prober.stop()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition that must come true."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():  # noqa: ASYNC110 - conditions over state that announces nothing
+            await asyncio.sleep(0.005)
+
+
+async def test_first_success_reports_the_cache(watch: Watch) -> None:
+    """A healthy engine stays available, and its cache size arrives with the first probe only."""
+    async with serving() as engine:
+        watch.set_endpoints(engine.key)
+        await until(lambda: engine.probes >= 5)
+        assert watch.configs == [(engine.key, 32 * 1024, 32)]
+        assert engine.scrapes == 1
+        assert watch.transitions == []
+        watch.skipped_s = 61.0
+        await until(lambda: len(watch.configs) == 2)
+
+
+async def test_sick_engine_is_ejected_and_recovers(watch: Watch) -> None:
+    """Failed probes eject, the first good one recovers, and the cache is read again."""
+    async with serving() as engine:
+        watch.set_endpoints(engine.key)
+        await until(lambda: engine.probes >= 1)
+        engine.health = 503
+        await until(lambda: not watch.tracker.is_available(engine.key))
+        assert watch.tracker.reason(engine.key) == "probe failed: status 503"
+        engine.health = 200
+        await until(lambda: watch.tracker.is_available(engine.key))
+        assert [t.after for t in watch.transitions] == [HealthState.EJECTED, HealthState.HEALTHY]
+        await until(lambda: len(watch.configs) == 2)
+
+
+async def test_ejection_by_traffic_ends_with_a_probe(watch: Watch) -> None:
+    """An endpoint that traffic ejected is probed as soon as its time is over, not at the old interval."""
+    async with serving() as engine:
+        watch.set_endpoints(engine.key)
+        await until(lambda: engine.probes >= 1)
+        watch.tracker.attempt_failed(engine.key, FailureKind.CONNECT_FAILURE, time.monotonic())
+        assert not watch.tracker.is_available(engine.key)
+        await until(lambda: watch.tracker.is_available(engine.key))
+
+
+async def test_nobody_listening(watch: Watch) -> None:
+    """A refused connection is a failed probe, told by name."""
+    async with serving() as engine:
+        key = engine.key
+    watch.set_endpoints(key)
+    await until(lambda: not watch.tracker.is_available(key))
+    assert watch.tracker.reason(key) == "probe failed: ClientConnectorError"
+
+
+async def test_hung_engine_does_not_delay_others(watch: Watch) -> None:
+    """A probe is bounded in time, and probes of other endpoints go on meanwhile."""
+    async with serving() as hung, serving() as well:
+        hung.delay_s = 60.0
+        watch.set_endpoints(hung.key, well.key)
+        await until(lambda: watch.tracker.reason(hung.key) == "probe failed: timeout")
+        assert well.probes >= 3
+        assert watch.tracker.is_available(well.key)
+
+
+async def test_sleeping_engine_is_out_until_awake(watch: Watch) -> None:
+    """An engine asleep is ejected and its cache cleared, once, though it answers probes with 200."""
+    async with serving() as engine:
+        engine.metrics = ASLEEP
+        watch.set_endpoints(engine.key)
+        await until(lambda: not watch.tracker.is_available(engine.key))
+        assert watch.tracker.reason(engine.key) == "engine is asleep"
+        engine.metrics_status = 500
+        probes = engine.probes
+        await until(lambda: engine.probes >= probes + 3)
+        assert not watch.tracker.is_available(engine.key)
+        engine.metrics_status, engine.metrics = 200, METRICS
+        await until(lambda: watch.tracker.is_available(engine.key))
+        assert watch.cleared == [engine.key]
+
+
+async def test_engine_without_metrics_is_asked_seldom(watch: Watch) -> None:
+    """404 on /metrics is no failure and not asked again with every probe; other errors are."""
+    async with serving() as engine:
+        engine.metrics_status = 503
+        watch.set_endpoints(engine.key)
+        await until(lambda: engine.scrapes >= 2)
+        engine.metrics_status = 404
+        scrapes = engine.scrapes + 1
+        await until(lambda: engine.scrapes >= scrapes)
+        probes = engine.probes
+        await until(lambda: engine.probes >= probes + 3)
+        assert engine.scrapes == scrapes
+        assert watch.tracker.is_available(engine.key)
+        assert watch.configs == []
+
+
+async def test_endless_metrics_are_not_swallowed(watch: Watch) -> None:
+    """More than the bound of /metrics is no fact at all."""
+    async with serving() as engine:
+        engine.metrics = METRICS + b"#" * (4 * 1024 * 1024)
+        watch.set_endpoints(engine.key)
+        await until(lambda: engine.scrapes >= 2)
+        assert watch.configs == []
+
+
+async def test_connection_closed_by_the_engine_is_no_failure(watch: Watch) -> None:
+    """An idle connection that the engine closed between two probes costs no failed probe."""
+    async with serving(keepalive_timeout=0.01) as engine:
+        watch.set_endpoints(engine.key)
+        await until(lambda: engine.probes >= 10)
+        assert watch.transitions == []
+        assert watch.tracker._records[engine.key].probe_failures == 0
+
+
+async def test_removed_endpoint_is_no_longer_probed(watch: Watch) -> None:
+    """Removing an endpoint cancels its probe in flight and forgets it."""
+    async with serving() as gone, serving() as stays:
+        gone.delay_s = 60.0
+        watch.set_endpoints(gone.key, stays.key)
+        await until(lambda: gone.concurrent == 1)
+        watch.set_endpoints(stays.key)
+        await until(lambda: gone.concurrent == 0)
+        probes, others = gone.probes, stays.probes
+        await until(lambda: stays.probes >= others + 3)
+        assert gone.probes == probes
+        assert watch.tracker.state(gone.key) is None
+
+
+async def test_draining_is_reported(watch: Watch) -> None:
+    """A change of configuration that changes a state is reported like one a probe caused."""
+    key = EndpointKey("127.0.0.1:1")
+    watch.set_endpoints(key)
+    watch.prober.set_endpoints([Endpoint(key=key, cluster="m", draining=True)])
+    assert [t.after for t in watch.transitions] == [HealthState.DRAINING]
+
+
+async def test_probes_at_once_are_bounded(watch: Watch) -> None:
+    """Of 80 endpoints that hang at most 64 are probed at the same time, and all get their turn."""
+    async with serving(num_ports=80) as engine:
+        engine.delay_s = 60.0
+        watch.set_endpoints(*engine.keys)
+        await until(lambda: not any(watch.tracker.is_available(key) for key in engine.keys))
+        assert engine.most_concurrent == 64
+
+
+async def test_raising_callback_does_not_end_probing(watch: Watch, caplog: pytest.LogCaptureFixture) -> None:
+    """A bug in whoever listens is logged; probing goes on and the health is right."""
+
+    def explode(transition: Transition) -> None:
+        raise RuntimeError(transition.reason)
+
+    watch.prober._on_transition = explode
+    async with serving() as engine:
+        engine.health = 500
+        watch.set_endpoints(engine.key)
+        await until(lambda: not watch.tracker.is_available(engine.key))
+        engine.health = 200
+        await until(lambda: watch.tracker.is_available(engine.key))
+    assert "probe raised" in caplog.text
+
+
+async def test_stop_leaves_nothing_behind() -> None:
+    """Stopping cancels probes in flight, ends all tasks, closes connections, and can be repeated."""
+    async with serving() as engine:
+        engine.delay_s = 60.0
+        before = asyncio.all_tasks()
+        watch = Watch()
+        await watch.prober.stop()
+        watch.prober.start()
+        with pytest.raises(RuntimeError, match="already started"):
+            watch.prober.start()
+        watch.set_endpoints(engine.key)
+        await until(lambda: engine.concurrent == 1)
+        await watch.prober.stop()
+        await watch.prober.stop()
+        await until(lambda: engine.concurrent == 0)
+        await until(lambda: asyncio.all_tasks() <= before)
+
+
+async def test_facts_of_data_parallel_engines() -> None:
+    """Each rank repeats the total of all ranks: it is not added up; one sleeping rank counts as asleep."""
+    second = METRICS.replace(b'engine="0"', b'engine="1"')
+    assert engine_facts(METRICS + second) == EngineFacts(32 * 1024, 32, is_asleep=False)
+    assert engine_facts(METRICS + second.replace(b'"awake"} 1.0', b'"awake"} 0.0')).is_asleep
+
+
+@pytest.mark.parametrize(
+    ("text", "facts"),
+    [
+        (b"", EngineFacts(None, None, is_asleep=False)),
+        (b"garbage \xff\n\n", EngineFacts(None, None, is_asleep=False)),
+        (
+            METRICS.replace(b'gpu_blocks="1024"', b'gpu_blocks="None"'),
+            EngineFacts(None, None, is_asleep=False),
+        ),
+        (
+            b'sglang:cache_config_info{num_pages="100",page_size="16"} 1.0',
+            EngineFacts(1600, 16, is_asleep=False),
+        ),
+    ],
+)
+async def test_facts_of_other_expositions(text: bytes, facts: EngineFacts) -> None:
+    """Missing or malformed series give no capacity and an engine awake; SGLang's names are known."""
+    assert engine_facts(text) == facts
