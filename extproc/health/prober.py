@@ -174,10 +174,11 @@ class Prober:
     async def _run(self) -> None:
         nap_s = min(_TICK_S, self._settings.recovery_interval_s / 4)
         # Probes further apart than connections live would only leave idle sockets at both ends.
+        # No limit here: a probe that waited for a connection would time out and look like a failure.
         connector = (
-            aiohttp.TCPConnector(limit=_MAX_PROBES, force_close=True)
+            aiohttp.TCPConnector(limit=0, force_close=True)
             if self._settings.interval_s >= _KEEP_ALIVE_S
-            else aiohttp.TCPConnector(limit=_MAX_PROBES, keepalive_timeout=_KEEP_ALIVE_S)
+            else aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S)
         )
         timeout = aiohttp.ClientTimeout(total=self._settings.timeout_s)
         async with (

@@ -90,11 +90,6 @@ class PricedTerms:
         """Current prices, seconds per unit of each term, shape (n,), all >= 0."""
         return self._prices_s
 
-    @property
-    def num_learned(self) -> int:
-        """Observations learned so far."""
-        return self._model.num_learned
-
     def predict(self, terms: Sequence[float]) -> float:
         """Return the predicted duration in seconds, between the floor and `CEILING_S`, for n terms >= 0."""
         return max(self._floor_s, min(CEILING_S, sum(map(mul, self._prices_s, terms), 0.0)))

@@ -61,11 +61,6 @@ class TpotModel:
         """The current prices."""
         return TpotPrices(*self._terms.prices_s)
 
-    @property
-    def num_learned(self) -> int:
-        """Observations learned so far."""
-        return self._terms.num_learned
-
     def predict(self, batch: float, context_tokens: float) -> float:
         """Return the expected TPOT in seconds; see `predict_many`."""
         return self._terms.predict((batch, context_tokens / _TOKENS, 1.0))
@@ -122,11 +117,6 @@ class SegmentedTpotModel:
             raise ValueError("there must be one prior per segment")
         self._thresholds = tuple(thresholds)
         self._models = tuple(map(TpotModel, priors))
-
-    @property
-    def models(self) -> tuple[TpotModel, ...]:
-        """The segments' models, by batch size."""
-        return self._models
 
     def segment(self, batch: float) -> int:
         """Return the index of the segment that `batch` lies in."""

@@ -66,11 +66,6 @@ class TtftModel:
         """The current prices."""
         return TtftPrices(*self._terms.prices_s)
 
-    @property
-    def num_learned(self) -> int:
-        """Observations learned so far."""
-        return self._terms.num_learned
-
     def predict(self, uncached_tokens: float, cached_tokens: float, pending_tokens: float) -> float:
         """Return the expected TTFT in seconds; see `predict_many`."""
         return self._terms.predict(_terms(uncached_tokens, cached_tokens, pending_tokens))

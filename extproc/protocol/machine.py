@@ -164,7 +164,9 @@ class SendContinue(Effect):
 
 @dataclass(frozen=True, slots=True)
 class FirstToken(Effect):
-    """The first token of the answer passes right now."""
+    """The first token of the answer passes right now; `late` if other bytes of the body came before it."""
+
+    late: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +181,8 @@ class Finish(Effect):
 
 _AWAIT_BODY = (SendAwaitBody(),)
 _FINISH = (Finish(),)
-_FIRST_TOKEN = (FirstToken(), Finish())
+_FIRST_TOKEN = (FirstToken(late=False), Finish())
+_LATE_FIRST_TOKEN = (FirstToken(late=True), Finish())
 _CONTINUE = {kind: (SendContinue(kind),) for kind in Kind}
 _DECISION = SendDecision(to_trailers=False)
 _DECISION_AT_TRAILERS = SendDecision(to_trailers=True)
@@ -259,11 +262,11 @@ class Stream:
         self._expect(Kind.RESPONSE_BODY)
         if self.phase is not Phase.AWAIT_FIRST_CHUNK:
             return self._leave()
-        if self._carry:
-            chunk = self._carry + chunk
+        carry = self._carry
+        chunk = carry + chunk
         if self._carries_token(chunk):
             self.phase = Phase.DONE
-            return _FIRST_TOKEN
+            return _LATE_FIRST_TOKEN if carry else _FIRST_TOKEN
         if end_of_stream or not _looks_like_sse(chunk):
             self.phase = Phase.DONE
             return _FINISH

@@ -41,8 +41,8 @@ class Decider(Protocol):
     def decide(self, request: RequestHeaders, body: bytes) -> Decided:
         """Choose and charge, in one step. Raises RouterError if the request cannot be served."""
 
-    def first_token(self, request_id: str) -> None:
-        """The first token of this request's answer passes now."""
+    def first_token(self, request_id: str, *, late: bool) -> None:
+        """The first token of this request's answer passes now; `late` if other bytes came before it."""
 
     def pass_to(self, cluster: str) -> bytes:
         """The serialised answer that routes a request past us."""
@@ -121,9 +121,10 @@ class Processor:
                         case machine.SendDecision(to_trailers):
                             assert decided is not None
                             await context.write(decided.answer(to_trailers=to_trailers))
-                        case machine.FirstToken():
+                        case machine.FirstToken(late):
                             assert request is not None
-                            self._decider.first_token(request.headers.get(wire.REQUEST_ID_HEADER, ""))
+                            request_id = request.headers.get(wire.REQUEST_ID_HEADER, "")
+                            self._decider.first_token(request_id, late=late)
                         case machine.Finish() | machine.Abandon():
                             how = "finished"
                             return

@@ -64,9 +64,9 @@ class Gateway:
         """What the request line alone decides."""
         return self.router.table.judge(request)
 
-    def first_token(self, request_id: str) -> None:
-        """The first token of this request's answer passes now."""
-        self._state.first_token(RequestId(request_id), self._clock())
+    def first_token(self, request_id: str, *, late: bool) -> None:
+        """The first token of this request's answer passes now; `late` if other bytes came before it."""
+        self._state.first_token(RequestId(request_id), self._clock(), late=late)
 
     def rejected(self, request: RequestHeaders | None, error: RouterError) -> None:
         """A request was refused: counted, recorded, logged."""

@@ -25,6 +25,7 @@ class Inflight:
         group: Key of its predictor models: (model, endpoint group).
         decided_s: Monotonic time of the decision.
         first_token_s: Monotonic time of the first token, or None.
+        first_byte_is_token: False if bytes that are no token (keep-alive comments) came first.
         prior_use: Use sequence of the last matched block before this request touched it; None until recorded.
     """
 
@@ -32,6 +33,7 @@ class Inflight:
         "blocks",
         "decided_s",
         "endpoint",
+        "first_byte_is_token",
         "first_token_s",
         "group",
         "operation",
@@ -55,6 +57,7 @@ class Inflight:
         self.group = group
         self.decided_s = decided_s
         self.first_token_s: float | None = None
+        self.first_byte_is_token = True
         self.prior_use: int | None = None
 
 

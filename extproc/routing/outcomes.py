@@ -19,10 +19,6 @@ from extproc.routing.inflight import Inflight
 from extproc.routing.state import State
 from metadata_center.types import EndpointKey
 
-LIVE_TTFT_TOLERANCE_S = 0.1
-"""Envoy's own reading of the first byte is taken unless the live signal came this much later: then the first
-byte was a keep-alive comment, not a token."""
-
 CACHED_TOLERANCE_TOKENS = 128
 """Believed and reported cached tokens may differ by one block of each side: 512 bytes of ours are about 128
 tokens, vLLM's largest usual block is 128 (its CPU default)."""
@@ -132,13 +128,10 @@ class Outcomes:
 
     @staticmethod
     def _ttft_s(inflight: Inflight, entry: RequestEnd) -> float | None:
-        """From sending to the engine to its first token."""
-        if inflight.first_token_s is None or entry.attempts != 1:
+        """From sending to the engine to its first token: as Envoy saw it, unless other bytes came first."""
+        if inflight.first_byte_is_token or inflight.first_token_s is None:
             return entry.ttft_s
-        live_s = inflight.first_token_s - inflight.decided_s
-        if entry.ttft_s is None or live_s - entry.ttft_s > LIVE_TTFT_TOLERANCE_S:
-            return live_s
-        return entry.ttft_s
+        return inflight.first_token_s - inflight.decided_s
 
     def _learn(self, inflight: Inflight, entry: RequestEnd, outcome: Outcome) -> None:
         state, record = self._state, inflight.record

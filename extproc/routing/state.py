@@ -62,12 +62,20 @@ class State:
             for request_id in expired.requests:
                 self._lose(request_id, now_s)
 
-    def first_token(self, request_id: RequestId, now_s: float) -> None:
-        """The first token of a request passes now: its prefill is done and its blocks are cached."""
+    def first_token(self, request_id: RequestId, now_s: float, *, late: bool) -> None:
+        """The first token of a request passes now: its prefill is done and its blocks are cached.
+
+        Args:
+            request_id: Whose.
+            now_s: Monotonic time.
+            late: Other bytes of the body came before it (keep-alive comments): Envoy's time of the first
+                body byte is not that of the token.
+        """
         inflight = self.inflight.get(request_id)
         if inflight is None or inflight.first_token_s is not None:
             return
         inflight.first_token_s = now_s
+        inflight.first_byte_is_token = not late
         self.load.release_prefill(request_id)
         self.record_cached(inflight)
 

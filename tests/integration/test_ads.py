@@ -301,32 +301,60 @@ async def test_invalid_resource_is_refused_and_counted(world: World) -> None:
     assert world.nacks == {CLUSTER_TYPE: 1}
 
 
+@contextlib.asynccontextmanager
+async def client(ads: AdsServer, tmp_path: Path) -> AsyncIterator[Any]:
+    """A delta stream of a client that can do what Envoy does not."""
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((ads.handlers(),))
+    address = f"unix:{tmp_path}/xds.sock"
+    server.add_insecure_port(address)
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(address) as channel:
+            yield channel.stream_stream(
+                "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources",
+                request_serializer=bytes,
+                response_deserializer=discovery_v3.DeltaDiscoveryResponse.FromString,
+            )()
+    finally:
+        await server.stop(None)
+
+
 async def test_stream_that_asks_for_too_much_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client beyond the subscription limit gets RESOURCE_EXHAUSTED and leaves no stream."""
     monkeypatch.setattr(state, "MAX_NAMES", 1)
     ads = AdsServer(lambda _: None)
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers((ads.handlers(),))
-    address = f"unix:{tmp_path}/xds.sock"
-    server.add_insecure_port(address)
-    await server.start()
-    async with grpc.aio.insecure_channel(address) as channel:
-        call = channel.stream_stream(
-            "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources",
-            request_serializer=bytes,
-        )()
+    async with client(ads, tmp_path) as call:
         await call.write(
             discovery_v3.DeltaDiscoveryRequest(type_url=ASSIGNMENT_TYPE, resource_names_subscribe=["a", "b"])
         )
         assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert ads.num_streams == 0
-    await server.stop(None)
+        assert ads.num_streams == 0
 
 
-async def test_streams_end_with_envoy_and_with_close(world: World) -> None:
-    """A stream belongs to its Envoy's connection; closing ends it without waiting for Envoy."""
+async def test_stream_ends_with_its_client(tmp_path: Path) -> None:
+    """A client that goes away, or is done asking, leaves no stream behind."""
+    ads = AdsServer(lambda _: None)
+
+    async def streams() -> int:
+        return ads.num_streams
+
+    for leave in ("cancel", "done_writing"):
+        async with client(ads, tmp_path) as call:
+            await call.write(discovery_v3.DeltaDiscoveryRequest(type_url=CLUSTER_TYPE))
+            assert (await call.read()).type_url == CLUSTER_TYPE
+            assert ads.num_streams == 1
+            if leave == "cancel":
+                call.cancel()
+            else:
+                await call.done_writing()
+            await eventually(streams, 0)
+
+
+async def test_close_ends_streams(world: World) -> None:
+    """Closing ends all streams without waiting for Envoy, which keeps serving what it has."""
     assert world.ads.num_streams == 1
     world.ads.close()
 

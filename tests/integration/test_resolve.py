@@ -20,7 +20,7 @@ RECORDS = {"engines.test": ["10.0.0.2", "10.0.0.1", "2001:db8::1", "10.0.0.2"], 
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+async def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names looked up; a resolver with `RECORDS` stands in for the network's."""
     names: list[str] = []
 
@@ -32,7 +32,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, 0)) for ip in RECORDS[host]]
 
-    monkeypatch.setattr(asyncio.get_event_loop_policy().get_event_loop(), "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
     return names
 
 

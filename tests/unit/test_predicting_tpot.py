@@ -73,7 +73,6 @@ def test_segments_learn_apart() -> None:
     assert model.predict(15, 15_000) == pytest.approx(0.1, rel=0.05)
     assert model.predict(9, 9_000) == TpotModel().predict(9, 9_000)
     assert model.predict(20, 9_000) == TpotModel().predict(20, 9_000)
-    assert [m.num_learned for m in model.models] == [0, 50, 0]
 
 
 @pytest.mark.parametrize("thresholds", [(0,), (-1, 2), (10, 10), (20, 10)])

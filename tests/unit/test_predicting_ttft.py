@@ -114,13 +114,13 @@ def test_a_single_freak_does_not_matter() -> None:
 
 
 def test_absurdly_quick_answers_are_unlearned() -> None:
-    """After 200 requests answered a million times too quickly, as a stub does, 200 real ones are learned."""
+    """After 200 requests answered at once, as by a stub, 200 real ones bring predictions within 40 %."""
     model = TtftModel()
     for work in workload(1, 200):
         model.learn(*work, engine_s(work, speed=1e6))
     for work in workload(2, 200):
         model.learn(*work, engine_s(work))
-    assert relative_error(model, engine_s) < 0.5
+    assert relative_error(model, engine_s) < 0.4
 
 
 @pytest.mark.parametrize(
