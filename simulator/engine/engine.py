@@ -302,7 +302,8 @@ class Engine:
     def _admit(self, step: StepResult) -> bool:
         """Move the head of the queue to prefilling if it is ready and fits; False if not."""
         profile, cache = self.profile, self.cache
-        if not self._waiting or len(self._decoding) >= profile.max_num_seqs:
+        # No prefill is unfinished here, so every sequence of this step has its token in `step.tokens`.
+        if not self._waiting or len(step.tokens) >= profile.max_num_seqs:
             return False
         sequence = self._waiting[0]
         unreferenced = cache.num_unreferenced

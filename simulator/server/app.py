@@ -38,7 +38,7 @@ from simulator.server.dialects import (
     usage,
 )
 from simulator.server.driver import EngineDriver, Generation, Publisher, Served
-from simulator.server.faults import Fault, FaultBoard, FaultKind, parse_fault
+from simulator.server.faults import FaultBoard, FaultKind, parse_fault
 from simulator.server.metrics import EngineMetrics
 from simulator.server.settings import ServerSettings
 from simulator.server.text import TokenArray, generate
@@ -163,7 +163,7 @@ class SimulatorServer:
         self._driver: EngineDriver | None = None
         self._publisher: _RunningPublisher | None = None
         self._runner: web.AppRunner | None = None
-        self._http_requests = 0
+        self.http_requests = 0
         self._numbers = itertools.count()
         self._started_s = int(time.time())
         self.port = settings.port
@@ -237,14 +237,20 @@ class SimulatorServer:
 
     def _routes(self) -> list[web.RouteDef]:
         def generation(dialect: type[Dialect]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-            return lambda request: self._counted(request, lambda: self._generate(request, dialect))
+            async def handle(request: web.Request) -> web.StreamResponse:
+                return await self._counted(request, dialect)
+
+            return handle
+
+        async def embeddings(request: web.Request) -> web.StreamResponse:
+            return await self._counted(request, None)
 
         return [
             web.post("/v1/chat/completions", generation(Chat)),
             web.post("/v1/completions", generation(Completions)),
             web.post("/v1/responses", generation(Responses)),
             web.post("/v1/messages", generation(Messages)),
-            web.post("/v1/embeddings", lambda r: self._counted(r, lambda: self._embed(r))),
+            web.post("/v1/embeddings", embeddings),
             web.get("/health", self._health),
             web.route("*", "/ping", self._health),
             web.get("/v1/models", self._models),
@@ -263,29 +269,29 @@ class SimulatorServer:
             web.get("/sim/state", self._state),
         ]
 
-    async def _counted(
-        self, request: web.Request, answer: Callable[[], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        """Count the request in `/load` while it lasts, and let a fault take it."""
-        self._http_requests += 1
+    async def _counted(self, request: web.Request, dialect: type[Dialect] | None) -> web.StreamResponse:
+        """Answer a generation, or embeddings if `dialect` is None: counted in `/load`, faults first."""
+        self.http_requests += 1
         try:
             fault = self.faults.take()
-            if fault is None:
-                return await answer()
-            match fault.kind:
+            match fault and fault.kind:
                 case FaultKind.STATUS:
-                    raise ApiError(fault.status, HTTPStatus(fault.status).phrase, "Injected fault.")
+                    status = self.faults.fault.status
+                    raise ApiError(status, HTTPStatus(status).phrase, "Injected fault.")
                 case FaultKind.RESET_BEFORE:
                     _reset(request)
                     return web.Response()
                 case FaultKind.HANG:
                     await asyncio.Event().wait()
-            request["fault"] = fault
-            return await answer()
+            if dialect is None:
+                return await self._embed(request)
+            return await self._generate(request, dialect, fault.chunks if fault else None)
         finally:
-            self._http_requests -= 1
+            self.http_requests -= 1
 
-    async def _generate(self, request: web.Request, dialect: type[Dialect]) -> web.StreamResponse:
+    async def _generate(
+        self, request: web.Request, dialect: type[Dialect], reset_after: int | None
+    ) -> web.StreamResponse:
         body = decode_object(await request.read())
         model = self._model(body)
         prompt = dialect.prompt(body)
@@ -306,7 +312,8 @@ class SimulatorServer:
         self._submit(generation)
         try:
             if body.get("stream") is True:
-                return await self._stream(request, reply, generation, echo)
+                stream = EventStream(request, self.settings.sse_keep_alive_s, reset_after)
+                return await self._stream(stream, reply, generation, echo)
             await generation.done
         finally:
             self.driver.abort(generation)
@@ -316,11 +323,8 @@ class SimulatorServer:
         return response
 
     async def _stream(
-        self, request: web.Request, reply: Dialect, generation: Generation, echo: str | None
+        self, stream: EventStream, reply: Dialect, generation: Generation, echo: str | None
     ) -> web.StreamResponse:
-        fault: Fault | None = request.get("fault")
-        stream = EventStream(request, self.settings.sse_keep_alive_s, fault.chunks if fault else None)
-
         def emit(word: bytes, finish_reason: str | None) -> None:
             stream.write_token(reply.token(word, finish_reason))
             if finish_reason is not None:
@@ -446,7 +450,7 @@ class SimulatorServer:
         return json_response({"version": VERSION})
 
     async def _load(self, _: web.Request) -> web.Response:
-        return json_response({"server_load": self._http_requests})
+        return json_response({"server_load": self.http_requests})
 
     async def _metrics(self, _: web.Request) -> web.Response:
         headers = {"Content-Type": "text/plain; version=1.0.0; charset=utf-8"}
@@ -510,7 +514,7 @@ class SimulatorServer:
             {
                 "running": engine.num_running,
                 "waiting": engine.num_waiting,
-                "http_requests": self._http_requests,
+                "http_requests": self.http_requests,
                 "served": list(self.served),
                 "prefix_cache": {
                     "block_size": engine.profile.block_size,

@@ -340,7 +340,7 @@ class Responses(Dialect):
         return b'%b%b%b,"sequence_number":%d}\n\n' % (self._head, word, self._tail, self._events - 1)
 
     def closing(self) -> bytes:
-        """See `Dialect.closing`."""
+        """See `Dialect.closing`; the last event is `completed` even if the status is not, as in vLLM."""
         whole = self.whole()
         return b"".join(
             (
@@ -351,7 +351,7 @@ class Responses(Dialect):
                     "response.content_part.done", **self._place, part=_output_text(self._generation.text)
                 ),
                 self._event("response.output_item.done", output_index=0, item=whole["output"][0]),
-                self._event(f"response.{whole['status']}", response=whole),
+                self._event("response.completed", response=whole),
             )
         )
 

@@ -170,7 +170,7 @@ class EngineDriver:
             self._metrics.successes["abort"] += 1
             if generation.on_token is not None:
                 generation.on_token(b"", "abort")
-            generation.done.set_result(None)
+            _resolve(generation)
 
     def pause(self) -> None:
         """Start no further step."""
@@ -244,8 +244,8 @@ class EngineDriver:
             self._observe_end(generation)
         if generation.on_token is not None:
             generation.on_token(output.words[position], served.finish_reason)
-        if is_last and not generation.done.done():
-            generation.done.set_result(None)
+        if is_last:
+            _resolve(generation)
 
     def _observe_end(self, generation: Generation) -> None:
         metrics, served = self._metrics, generation.served
@@ -261,3 +261,9 @@ class EngineDriver:
         metrics.request_computed_tokens.observe(served.prompt_tokens - served.cached_tokens)
         if served.output_tokens > 1:
             metrics.per_output_token.observe(decode_s / (served.output_tokens - 1))
+
+
+def _resolve(generation: Generation) -> None:
+    # A client that has just gone away has cancelled the future, and its handler has not run yet.
+    if not generation.done.done():
+        generation.done.set_result(None)

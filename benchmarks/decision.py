@@ -1,0 +1,91 @@
+"""What one decision costs in process: from a request's bytes to a charged endpoint.
+
+    python -m benchmarks.decision
+
+No network and no Envoy; parse, rules, blocks, prefix match, choice, prediction, charge, record and metrics are
+in. Every request is released again, as its access-log entry would, but that is not timed.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import time
+
+from prometheus_client import CollectorRegistry
+
+from extproc.health.settings import HealthSettings
+from extproc.health.tracker import HealthTracker
+from extproc.observing.metrics import Metrics
+from extproc.observing.records import RecordRing
+from extproc.predicting.predictor import Predictor
+from extproc.protocol.machine import RequestHeaders
+from extproc.protocol.wire import Answers
+from extproc.request.rules import ModelRules, Rule, RuleTable
+from extproc.routing.router import Router, RouterSettings
+from extproc.routing.state import State
+from extproc.routing.table import RoutingTable
+from extproc.types import Endpoint
+from metadata_center.counters import Counters
+from metadata_center.load import LoadTable
+from metadata_center.prefix_index import PrefixIndex
+from metadata_center.types import EndpointKey, RequestId
+
+
+def decisions(endpoints: int, *, prompt_bytes: int = 4096, repeats: int = 2000) -> float:
+    """Median microseconds of one decision over `endpoints` endpoints."""
+    members = [Endpoint(EndpointKey(f"10.0.{i // 250}.{i % 250}:8000"), "c") for i in range(endpoints)]
+    health = HealthTracker(HealthSettings())
+    health.set_endpoints(members)
+    metrics = Metrics(CollectorRegistry(), "bench")
+    metrics.configure(models=["m"], clusters=["c"], endpoints=[member.key for member in members])
+    state = State(
+        load=LoadTable(Counters()),
+        index=PrefixIndex(10_000, 100_000),
+        health=health,
+        predictor=Predictor(),
+        records=RecordRing(2000),
+        metrics=metrics,
+    )
+    table = RoutingTable(
+        RuleTable([ModelRules("m", (Rule("c"),))]),
+        {"c": members},
+        ["m"],
+        None,
+        frozenset(),
+        state.load.slots,
+        0.0,
+    )
+    router = Router(
+        state, table, RouterSettings(), Answers("0.bench"), random.Random(1), time.monotonic, time.time
+    )
+    took: list[float] = []
+    for i in range(repeats):
+        request_id = f"{i:036d}"
+        headers = RequestHeaders(
+            "POST",
+            "/v1/chat/completions",
+            {"x-tokenway-request-id": request_id, ":path": "/v1/chat/completions"},
+            end_of_stream=False,
+        )
+        content = f"{i % 64:08d} " + "lorem ipsum " * (prompt_bytes // 12)
+        body = b'{"model":"m","stream":true,"messages":[{"role":"user","content":"%s"}]}' % content.encode()
+        began = time.perf_counter()
+        decision = router.decide(headers, body)
+        decision.answer(to_trailers=False)
+        took.append((time.perf_counter() - began) * 1e6)
+        state.first_token(RequestId(request_id), time.monotonic(), late=False)
+        if i % 4:  # a quarter stays in flight, so that loads differ
+            state.load.release(RequestId(request_id), time.monotonic())
+            state.inflight.pop(RequestId(request_id))
+    return statistics.median(took)
+
+
+def main() -> None:
+    """Print the figures; the last line is a JSON object."""
+    print(json.dumps({f"decision_us_{n}": round(decisions(n), 1) for n in (3, 10, 100, 1000)}))
+
+
+if __name__ == "__main__":
+    main()
