@@ -183,6 +183,7 @@ async def upstream(ports: list[int]) -> None:
 
 async def floor(socket: str, endpoints: list[str], first_chunk: bool) -> None:
     """The transport's floor."""
+    import extproc.cli  # noqa: F401 - the same transport settings
     import grpc
 
     from extproc.protocol import wire

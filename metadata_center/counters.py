@@ -92,9 +92,9 @@ class Counters:
         found = self._slots.get(key)
         return self._claim(key) if found is None else found
 
-    def slots(self, keys: Iterable[EndpointKey]) -> IntArray:
-        """Slots of `keys`, shape (n,), int64; valid as long as `retain` is given each of them."""
-        return np.array([self.slot(key) for key in keys], np.int64)
+    def slots(self, keys: Iterable[EndpointKey]) -> tuple[int, ...]:
+        """Slots of `keys`; valid as long as `retain` is given each of them."""
+        return tuple(self.slot(key) for key in keys)
 
     def retain(self, keys: Collection[EndpointKey]) -> None:
         """Give up this worker's claim on every other endpoint; their slots die once they count zero."""
@@ -104,10 +104,18 @@ class Counters:
                 for key in gone:
                     self._own_claims[self._slots.pop(key)] = False
 
-    def totals(self, slots: IntArray) -> IntArray:
-        """Requests, prefill tokens and context tokens of `slots`, summed over workers, shape (3, n)."""
-        totals: IntArray = np.add.reduce(self._rows.take(slots, axis=2), axis=0)
-        return totals
+    def totals(self, slots: tuple[int, ...]) -> tuple[list[int], list[int], list[int]]:
+        """Requests, prefill tokens and context tokens of `slots`, summed over workers."""
+        if len(self._rows) == 1:
+            own, second = self._own, self._capacity
+            third = 2 * second
+            return (
+                [own[slot] for slot in slots],
+                [own[slot + second] for slot in slots],
+                [own[slot + third] for slot in slots],
+            )
+        requests, prefill_tokens, context_tokens = np.add.reduce(self._rows.take(slots, axis=2), axis=0).tolist()
+        return requests, prefill_tokens, context_tokens
 
     def add(self, slot: int, requests: int, prefill_tokens: int, context_tokens: int) -> None:
         """Add to this worker's row; amounts may be negative."""

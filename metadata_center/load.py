@@ -20,16 +20,16 @@ from heapq import heapify, heappop, heappush
 from math import isfinite
 from typing import Final
 
-from metadata_center.counters import Counters, IntArray
+from metadata_center.counters import Counters
 from metadata_center.errors import CapacityError
-from metadata_center.types import Charge, EndpointKey, RequestId
+from metadata_center.types import Charge, EndpointKey, RequestId, value
 
 _SWEEP_FLOOR: Final = 1024  # heap entries below which sweeping saves less memory than it costs time
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class LoadView:
-    """Load per endpoint, all workers together; each array has shape (n,), int64, and is a copy.
+    """Load per endpoint, all workers together; one value per endpoint asked for, copied.
 
     Attributes:
         requests: In flight.
@@ -37,9 +37,9 @@ class LoadView:
         context_tokens: Prompt tokens of all in-flight requests.
     """
 
-    requests: IntArray
-    prefill_tokens: IntArray
-    context_tokens: IntArray
+    requests: list[int]
+    prefill_tokens: list[int]
+    context_tokens: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +114,8 @@ class LoadTable:
         """Keep other workers from deciding between this one's `view` and `charge`."""
         return self._counters.lock()
 
-    def slots(self, keys: Iterable[EndpointKey]) -> IntArray:
-        """Where `keys` are counted, shape (n,), int64: the argument of `view`.
+    def slots(self, keys: Iterable[EndpointKey]) -> tuple[int, ...]:
+        """Where `keys` are counted: the argument of `view`.
 
         Valid as long as each of them is in every `retain`.
         """
@@ -125,10 +125,9 @@ class LoadTable:
         """Forget all other endpoints; requests still on one of them release it as usual."""
         self._counters.retain(keys)
 
-    def view(self, slots: IntArray) -> LoadView:
+    def view(self, slots: tuple[int, ...]) -> LoadView:
         """The load of `slots`, as every worker has it now."""
-        requests, prefill_tokens, context_tokens = self._counters.totals(slots)
-        return LoadView(requests, prefill_tokens, context_tokens)
+        return LoadView(*self._counters.totals(slots))
 
     def charge(self, charge: Charge, now_s: float, prefill_due_s: float | None) -> bool:
         """Put one request on its endpoint.

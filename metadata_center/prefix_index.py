@@ -21,9 +21,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Final
 
-import numpy as np
-
-from metadata_center.counters import MAX_ENDPOINTS, IntArray
+from metadata_center.counters import MAX_ENDPOINTS
 from metadata_center.errors import CapacityError
 from metadata_center.types import EndpointKey
 
@@ -42,15 +40,22 @@ class _Cache:
 
 
 class _Group:
-    """One keys tuple: which bits it spans and which bit each row has (`bits[row]`, shape (n,))."""
+    """One keys tuple: the bits it spans, and the row of each bit (`rows[bit]`; other bits have none)."""
 
-    __slots__ = ("bits", "keys", "mask", "num_bytes")
+    __slots__ = ("keys", "mask", "rows")
 
-    def __init__(self, keys: tuple[EndpointKey, ...], bits: list[int]) -> None:
+    def __init__(self, keys: tuple[EndpointKey, ...], bits: list[int | None]) -> None:
         self.keys = keys  # held, so that its id stays its own
-        self.mask = sum(1 << bit for bit in set(bits) if bit >= 0)
-        self.num_bytes = self.mask.bit_length() // 8 + 1  # at least one spare bit: that of unknown rows
-        self.bits = np.array(bits, np.int64)
+        self.rows = {bit: row for row, bit in enumerate(bits) if bit is not None}
+        self.mask = sum(1 << bit for bit in self.rows)
+
+    def set_rows(self, matched: list[int], mask: int, depth: int) -> None:
+        """Write `depth` into the row of each bit of `mask`."""
+        digits = f"{mask:b}"[::-1]
+        bit = digits.find("1")
+        while bit >= 0:
+            matched[self.rows[bit]] = depth
+            bit = digits.find("1", bit + 1)
 
 
 class PrefixIndex:
@@ -99,7 +104,7 @@ class PrefixIndex:
         cache = self._caches.get(endpoint)
         return 0 if cache is None else cache.blocks.get(block, 0)
 
-    def match(self, blocks: Sequence[int], keys: tuple[EndpointKey, ...]) -> IntArray:
+    def match(self, blocks: Sequence[int], keys: tuple[EndpointKey, ...]) -> list[int]:
         """How many leading blocks each endpoint holds.
 
         O(k log b + n) for b blocks, n endpoints and k distinct lengths of match. Passing the same tuple
@@ -107,28 +112,29 @@ class PrefixIndex:
 
         Args:
             blocks: The prompt's chain, head first.
-            keys: Endpoints; one that is unknown matches nothing.
+            keys: Endpoints, distinct; one that is unknown matches nothing.
 
         Returns:
-            Shape (n,), int64, 0..len(blocks).
+            One length per key, 0..len(blocks).
         """
         group = self._groups.get(id(keys)) or self._group(keys)
         holders = self._holders
         alive = group.mask
-        by_bit = np.zeros(group.num_bytes * 8, np.int64)
+        matched = [0] * len(keys)
         depth = 0
         while alive and depth < len(blocks):
             holding = alive & holders.get(blocks[depth], 0)
             if holding != alive:  # those that hold `depth` blocks and not the next
                 if depth:
-                    by_bit[_bits(alive ^ holding, group.num_bytes)] = depth
+                    group.set_rows(matched, alive ^ holding, depth)
                 alive = holding
+                if not alive:
+                    return matched
             depth = bisect_left(
                 blocks, True, depth + 1, key=lambda block: alive & holders.get(block, 0) != alive
             )
         if alive:
-            by_bit[_bits(alive, group.num_bytes)] = len(blocks)
-        matched: IntArray = by_bit[group.bits]
+            group.set_rows(matched, alive, len(blocks))
         return matched
 
     def record(self, endpoint: EndpointKey, blocks: Sequence[int]) -> int:
@@ -216,7 +222,7 @@ class PrefixIndex:
 
     def _group(self, keys: tuple[EndpointKey, ...]) -> _Group:
         caches = [self._caches.get(key) for key in keys]
-        group = _Group(keys, [-1 if cache is None else cache.bit.bit_length() - 1 for cache in caches])
+        group = _Group(keys, [None if cache is None else cache.bit.bit_length() - 1 for cache in caches])
         if len(self._groups) >= _MAX_GROUPS:
             self._groups.clear()
         self._groups[id(keys)] = group
@@ -233,10 +239,3 @@ class PrefixIndex:
             self._holders[block] = holding
         else:
             del self._holders[block]
-
-
-def _bits(mask: int, num_bytes: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Bits of `mask`, lowest first, shape (8 * num_bytes,), bool."""
-    return np.unpackbits(np.frombuffer(mask.to_bytes(num_bytes, "little"), np.uint8), bitorder="little").view(
-        np.bool_
-    )

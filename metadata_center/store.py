@@ -14,7 +14,6 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from metadata_center.counters import IntArray
 from metadata_center.load import Expired, LoadView
 from metadata_center.types import Charge, EndpointKey, RequestId
 
@@ -35,7 +34,7 @@ class LoadStore(Protocol):
         """Within it, no other worker's charge falls between a `view` and the `charge` made from it."""
         ...
 
-    def slots(self, keys: Iterable[EndpointKey]) -> IntArray:
+    def slots(self, keys: Iterable[EndpointKey]) -> tuple[int, ...]:
         """Handles of `keys` for `view`, shape (n,), good while each key is in every `retain`."""
         ...
 
@@ -43,7 +42,7 @@ class LoadStore(Protocol):
         """The endpoints that exist; others are forgotten once nothing is in flight there."""
         ...
 
-    def view(self, slots: IntArray) -> LoadView:
+    def view(self, slots: tuple[int, ...]) -> LoadView:
         """Load over all workers; an endpoint nobody charged counts zero."""
         ...
 
@@ -79,7 +78,7 @@ class LoadStore(Protocol):
 class PrefixStore(Protocol):
     """Predicted KV-cache contents per endpoint. `PrefixIndex` states each call in full."""
 
-    def match(self, blocks: Sequence[int], keys: tuple[EndpointKey, ...]) -> IntArray:
+    def match(self, blocks: Sequence[int], keys: tuple[EndpointKey, ...]) -> list[int]:
         """Leading blocks held, shape (n,); 0 for an endpoint never recorded."""
         ...
 

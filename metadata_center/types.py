@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NewType
+from typing import NewType, TypeVar, dataclass_transform
+
+_T = TypeVar("_T")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=False)
+def value(cls: type[_T]) -> type[_T]:
+    """A slotted dataclass that the type checker holds to be frozen, and that is made for every request.
+
+    Frozen at run time as well, construction costs three times as much: each field then goes through
+    `object.__setattr__` (measured: 18 fields, 0.9 against 2.9 us). Values made less often are
+    `@dataclass(frozen=True, slots=True)`.
+    """
+    return dataclass(slots=True)(cls)
 
 EndpointKey = NewType("EndpointKey", str)
 """`ip:port`, IPv6 in brackets: the identity of one engine replica."""
@@ -15,7 +28,7 @@ BlockHash = NewType("BlockHash", int)
 """Unsigned 64-bit chained hash of a prompt prefix that ends at a block boundary."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Charge:
     """What one request costs the endpoint that serves it.
 

@@ -17,7 +17,7 @@ from envoy.data.accesslog.v3 import accesslog_pb2 as pb
 
 from extproc.health.tracker import FailureKind
 from extproc.observing.records import Ended
-from metadata_center.types import EndpointKey, RequestId
+from metadata_center.types import EndpointKey, RequestId, value
 
 USAGE_NAMESPACE = "llm.usage"
 
@@ -42,8 +42,11 @@ _SHORT_FLAGS = {
 }
 """Envoy documentation, access logging, `%RESPONSE_FLAGS%`."""
 
+_BROKEN_OFF = "upstream_reset_after_response_started"
+"""Envoy documentation, response code details: the client got the beginning of an answer, status and all."""
 
-@dataclass(frozen=True, slots=True)
+
+@value
 class RequestEnd:
     """One request is over.
 
@@ -160,7 +163,12 @@ def _ended(common: pb.AccessLogCommon, status: int, details: str) -> Ended:
         return Ended.CLIENT_ABORT
     if flags.upstream_request_timeout or flags.stream_idle_timeout or flags.duration_timeout:
         return Ended.TIMEOUT
-    if flags.upstream_connection_termination or flags.upstream_remote_reset:
+    if (
+        flags.upstream_connection_termination
+        or flags.upstream_remote_reset
+        or flags.upstream_protocol_error  # what Envoy calls a chunked body cut off by a close
+        or details.startswith(_BROKEN_OFF)
+    ):
         return Ended.UPSTREAM_RESET
     if details.startswith("tokenway_"):
         return Ended.COMPLETED if status < 400 else Ended.REJECTED

@@ -8,7 +8,8 @@ Rules:
 
 from __future__ import annotations
 
-from extproc.choosing import policies
+from extproc.choosing.picker import pick
+from extproc.choosing.scoring import terms_of, total
 from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.types import Choice, Rng, Snapshot
 
@@ -19,7 +20,7 @@ def choose(snapshot: Snapshot, settings: LoadBalancing, rng: Rng, turn: int) -> 
     Args:
         snapshot: At least one row.
         settings: Algorithm, weights and number of fallbacks.
-        rng: See Rule 3 of `policies` for the draws; round-robin makes none.
+        rng: See Rule 2 of `picker` for the draws; round-robin makes none.
         turn: Counts up with each choice among these keys, >= 0; only round-robin looks at it.
 
     Raises:
@@ -29,16 +30,13 @@ def choose(snapshot: Snapshot, settings: LoadBalancing, rng: Rng, turn: int) -> 
     if not rows:
         raise ValueError("nothing to choose from")
     wanted = min(1 + settings.fallbacks, rows)
-    match settings.algorithm:
-        case Algorithm.INFERENCE_LB:
-            ranking = policies.inference_lb(snapshot, settings)
-        case Algorithm.PREFIX_CACHE:
-            ranking = policies.prefix_cache(snapshot, settings)
-        case Algorithm.LEAST_REQUEST:
-            ranking = policies.least_request(snapshot)
-        case Algorithm.RANDOM:
-            ranking = policies.uniform(snapshot)
-        case Algorithm.ROUND_ROBIN:
-            return Choice(tuple((turn + step) % rows for step in range(wanted)), None, {}, 1)
-    order = policies.pick(ranking, rows, wanted, rng)
-    return Choice(order, ranking.scores, ranking.terms, ranking.candidates)
+    if settings.algorithm is Algorithm.ROUND_ROBIN:
+        return Choice(tuple((turn + step) % rows for step in range(wanted)), None, 1)
+    scores = total(terms_of(snapshot, settings))
+    if scores is None:
+        candidates = rows
+    elif settings.algorithm is Algorithm.INFERENCE_LB:
+        candidates = min(max(1, rows * settings.candidate_percent // 100), rows)
+    else:
+        candidates = 1
+    return Choice(pick(scores, rows, candidates, wanted, rng), scores, candidates)

@@ -16,14 +16,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-import numpy as np
-
 from extproc.health.settings import HealthSettings
-from extproc.types import BoolArray, Endpoint
+from extproc.types import Endpoint
 from metadata_center.types import EndpointKey
-
-_MAX_MASKS = 256
-"""Distinct key tuples remembered per generation: one per cluster is usual, so 256 clusters."""
 
 
 class HealthState(StrEnum):
@@ -106,7 +101,6 @@ class HealthTracker:
     def __init__(self, settings: HealthSettings) -> None:
         self._settings = settings
         self._records: dict[EndpointKey, _Record] = {}
-        self._masks: dict[int, tuple[tuple[EndpointKey, ...], BoolArray]] = {}
         self._generation = 0
 
     @property
@@ -227,22 +221,6 @@ class HealthTracker:
         record = self._records.get(key)
         return record is not None and record.state is HealthState.HEALTHY
 
-    def available_mask(self, keys: tuple[EndpointKey, ...]) -> BoolArray:
-        """`is_available` of each key: shape (len(keys),), bool, read-only.
-
-        Computed once per generation and tuple object: pass the same tuple again and it costs one
-        dictionary look-up. Holding the tuple keeps its id from being reused.
-        """
-        known = self._masks.get(id(keys))
-        if known is not None and known[0] is keys:
-            return known[1]
-        mask = np.fromiter((self.is_available(key) for key in keys), dtype=np.bool_, count=len(keys))
-        mask.flags.writeable = False
-        if len(self._masks) >= _MAX_MASKS:
-            self._masks.clear()
-        self._masks[id(keys)] = (keys, mask)
-        return mask
-
     def state(self, key: EndpointKey) -> HealthState | None:
         """Current state, or None for a key that is not configured."""
         record = self._records.get(key)
@@ -301,4 +279,3 @@ class HealthTracker:
 
     def _changed(self) -> None:
         self._generation += 1
-        self._masks.clear()

@@ -9,18 +9,17 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from math import isfinite
 from typing import Any
 
-import numpy as np
-
 from extproc.choosing.choose import choose
 from extproc.choosing.replay import ReplayRng
+from extproc.choosing.scoring import terms_of
 from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.observing.records import DecisionRecord
-from extproc.types import Choice, FloatArray, IntArray, Snapshot
+from extproc.types import Snapshot
 from metadata_center.types import EndpointKey
 
 _COUNTS = ("requests", "prefill_tokens", "context_tokens", "matched_blocks")
@@ -44,12 +43,12 @@ def to_json(record: DecisionRecord) -> dict[str, Any]:
         "num_blocks": record.num_blocks,
         "block_bytes": record.block_bytes,
         "snapshot": None if record.snapshot is None else _snapshot_json(record.snapshot),
-        "choice": None if record.choice is None else _choice_json(record.choice),
+        "choice": _choice_json(record),
         "draws": list(record.draws),
         "turn": record.turn,
-        "predicted_ttft_s": _floats(record.predicted_ttft_s),
-        "predicted_tpot_s": _floats(record.predicted_tpot_s),
-        "cached_tokens": None if record.cached_tokens is None else record.cached_tokens.tolist(),
+        "predicted_ttft_s": _predicted(record, record.predicted_ttft_s),
+        "predicted_tpot_s": _predicted(record, record.predicted_tpot_s),
+        "cached_tokens": None if record.snapshot is None else list(record.cached_tokens),
         "filtered": [{"endpoint": key, "reason": reason} for key, reason in record.filtered],
         "data_age_s": {name: _float(age_s) for name, age_s in record.data_age_s.items()},
         "decision_us": record.decision_us,
@@ -72,12 +71,11 @@ def recompute(record_json: Mapping[str, Any]) -> tuple[int, ...]:
     snapshot, settings = record_json["snapshot"], record_json["settings"]
     if snapshot is None or settings is None:
         raise ValueError("a rejected request has no choice to recompute")
-    columns: dict[str, IntArray] = {name: np.array(snapshot[name], dtype=np.int64) for name in _COUNTS}
     rebuilt = Snapshot(
         keys=tuple(EndpointKey(key) for key in snapshot["keys"]),
         num_blocks=snapshot["num_blocks"],
-        weights=np.array(snapshot["weights"], dtype=np.float64),
-        **columns,
+        weights=snapshot["weights"],
+        **{name: snapshot[name] for name in _COUNTS},
     )
     lb = LoadBalancing(**{**settings, "algorithm": Algorithm(settings["algorithm"])})
     return choose(rebuilt, lb, ReplayRng(record_json["draws"]), record_json["turn"]).order
@@ -120,25 +118,35 @@ def render(record_json: Mapping[str, Any]) -> str:
 def _snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
     return {
         "keys": list(snapshot.keys),
-        **{name: getattr(snapshot, name).tolist() for name in _COUNTS},
+        **{name: list(getattr(snapshot, name)) for name in _COUNTS},
         "num_blocks": snapshot.num_blocks,
         "weights": _floats(snapshot.weights),
     }
 
 
-def _choice_json(choice: Choice) -> dict[str, Any]:
+def _choice_json(record: DecisionRecord) -> dict[str, Any] | None:
+    choice, snapshot, settings = record.choice, record.snapshot, record.settings
+    if choice is None or snapshot is None or settings is None:
+        return None
+    terms = {} if choice.scores is None else terms_of(snapshot, settings)
     return {
-        "order": [int(row) for row in choice.order],
+        "order": list(choice.order),
         "scores": _floats(choice.scores),
-        "terms": {name: _floats(term) for name, term in choice.terms.items()},
+        "terms": {name: _floats(term) for name, term in terms.items()},
         "candidates": choice.candidates,
     }
 
 
-def _floats(values: FloatArray | None) -> list[float | None] | None:
-    if values is None:
+def _predicted(
+    record: DecisionRecord, predict: Callable[[int], float | None]
+) -> list[float | None] | None:
+    if record.prices is None or record.snapshot is None:
         return None
-    return [_float(value) for value in values.tolist()]
+    return [predict(row) for row in range(len(record.snapshot.keys))]
+
+
+def _floats(values: Sequence[float] | None) -> list[float | None] | None:
+    return None if values is None else [_float(value) for value in values]
 
 
 def _float(value: float) -> float | None:

@@ -10,14 +10,15 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from extproc.choosing.settings import LoadBalancing
 from extproc.errors import Reason
-from extproc.types import Choice, FloatArray, IntArray, Operation, Snapshot
-from metadata_center.types import EndpointKey, RequestId
+from extproc.predicting.prices import Prices
+from extproc.types import Choice, Operation, Snapshot
+from metadata_center.types import EndpointKey, RequestId, value
 
 
 class Ended(StrEnum):
@@ -32,7 +33,7 @@ class Ended(StrEnum):
     LEASE_EXPIRED = "lease_expired"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Outcome:
     """What became of one request, as Envoy and the engine reported it.
 
@@ -98,9 +99,8 @@ class DecisionRecord:
         choice: What it chose; None for a rejected request.
         draws: Random numbers the choice consumed, in order, each in [0, 1).
         turn: The round-robin turn given to the choice.
-        predicted_ttft_s: Per candidate, shape (n,), or None without a predictor.
-        predicted_tpot_s: Per candidate, shape (n,), or None.
-        cached_tokens: Estimated cached prompt tokens per candidate, shape (n,), or None.
+        prices: What predicted TTFT and TPOT; None for a rejected request.
+        cached_tokens: Estimated cached prompt tokens, one per candidate; empty for a rejected request.
         filtered: Endpoints of the cluster that were no candidates, with the reason.
         data_age_s: Age of each input at the decision, by name ("load", "health", ...).
         decision_us: From the whole body to the decision, in microseconds.
@@ -127,9 +127,8 @@ class DecisionRecord:
     choice: Choice | None = None
     draws: tuple[float, ...] = ()
     turn: int = 0
-    predicted_ttft_s: FloatArray | None = None
-    predicted_tpot_s: FloatArray | None = None
-    cached_tokens: IntArray | None = None
+    prices: Prices | None = None
+    cached_tokens: Sequence[int] = ()
     filtered: tuple[tuple[EndpointKey, str], ...] = ()
     data_age_s: Mapping[str, float]
     decision_us: float = 0.0
@@ -143,6 +142,19 @@ class DecisionRecord:
         if self.snapshot is None or self.choice is None:
             return None
         return self.snapshot.keys[self.choice.order[0]]
+
+    def predicted_ttft_s(self, row: int) -> float | None:
+        """What was expected of candidate `row`, in seconds; None for a rejected request."""
+        if self.prices is None or self.snapshot is None:
+            return None
+        cached = self.cached_tokens[row]
+        return self.prices.ttft_s(self.prompt_tokens - cached, cached, self.snapshot.prefill_tokens[row])
+
+    def predicted_tpot_s(self, row: int) -> float | None:
+        """What was expected of candidate `row`, in seconds; None for a rejected request."""
+        if self.prices is None or self.snapshot is None:
+            return None
+        return self.prices.tpot_s(self.snapshot.requests[row] + 1, self.snapshot.context_tokens[row])
 
     def row(self, endpoint: EndpointKey) -> int | None:
         """The candidate row of `endpoint`, None if it was no candidate."""

@@ -16,11 +16,10 @@ from math import isfinite
 from typing import TypeVar
 
 from extproc.predicting.calibration import Calibration, CalibrationSummary
-from extproc.predicting.priced_terms import Counts
+from extproc.predicting.prices import Prices
 from extproc.predicting.tokens import TokensPerByte
 from extproc.predicting.tpot import SegmentedTpotModel
 from extproc.predicting.ttft import TtftModel
-from extproc.types import FloatArray
 
 ModelKey = tuple[str, str]
 """(model name as the engine knows it, endpoint group): endpoints of a group are equal hardware."""
@@ -43,13 +42,18 @@ class KeyCalibration:
 class _Models:
     """What is kept per key."""
 
-    __slots__ = ("tpot", "tpot_calibration", "ttft", "ttft_calibration")
+    __slots__ = ("prices", "tpot", "tpot_calibration", "ttft", "ttft_calibration")
 
     def __init__(self, tpot_thresholds: Sequence[int]) -> None:
         self.ttft = TtftModel()
         self.tpot = SegmentedTpotModel(tpot_thresholds)
         self.ttft_calibration = Calibration()
         self.tpot_calibration = Calibration()
+        self.reprice()
+
+    def reprice(self) -> None:
+        """Take over what the models have learned."""
+        self.prices = Prices(self.ttft.prices_s, self.tpot.prices_s, self.tpot.thresholds)
 
     def calibration(self) -> KeyCalibration:
         return KeyCalibration(self.ttft_calibration.summary(), self.tpot_calibration.summary())
@@ -80,26 +84,9 @@ class Predictor:
         """Keys that something was learned of."""
         return len(self._models)
 
-    def predict_ttft(self, key: ModelKey, uncached: Counts, cached: Counts, pending: Counts) -> FloatArray:
-        """Return the expected TTFT at each candidate in seconds, shape (n,); see `TtftModel.predict_many`.
-
-        Args:
-            key: Whose experience to use.
-            uncached: Prompt tokens to be prefilled, shape (n,), >= 0.
-            cached: Prompt tokens in the candidate's cache, shape (n,), >= 0.
-            pending: Uncached tokens of requests ahead, shape (n,), >= 0.
-        """
-        return self._models.get(key, self._untrained).ttft.predict_many(uncached, cached, pending)
-
-    def predict_tpot(self, key: ModelKey, batch: Counts, context: Counts) -> FloatArray:
-        """Return the expected TPOT at each candidate in seconds, shape (n,); see `TpotModel.predict_many`.
-
-        Args:
-            key: Whose experience to use.
-            batch: Requests running, shape (n,), >= 0.
-            context: KV tokens in use, shape (n,), >= 0.
-        """
-        return self._models.get(key, self._untrained).tpot.predict_many(batch, context)
+    def prices(self, key: ModelKey) -> Prices:
+        """What predicts for `key` right now; unlike the models behind it, it does not change."""
+        return self._models.get(key, self._untrained).prices
 
     def prompt_tokens(self, model: str, prompt_bytes: int) -> int:
         """Return the expected tokens of a prompt of that many bytes, 0 only for an empty one."""
@@ -131,6 +118,7 @@ class Predictor:
         _require_finite(predicted_s)
         models = self._models.get(key) or _Models(self._tpot_thresholds)
         models.ttft.learn(uncached, cached, pending, actual_s)
+        models.reprice()
         if predicted_s is not None:
             models.ttft_calibration.observe(predicted_s, actual_s)
         self._keep(self._models, key, models)
@@ -153,6 +141,7 @@ class Predictor:
         _require_finite(predicted_s)
         models = self._models.get(key) or _Models(self._tpot_thresholds)
         models.tpot.learn(batch, context, actual_s)
+        models.reprice()
         if predicted_s is not None:
             models.tpot_calibration.observe(predicted_s, actual_s)
         self._keep(self._models, key, models)

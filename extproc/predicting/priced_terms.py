@@ -16,13 +16,7 @@ from collections.abc import Sequence
 from math import isfinite
 from operator import mul
 
-import numpy as np
-
 from extproc.predicting.least_squares import RecursiveLeastSquares
-from extproc.types import FloatArray, IntArray
-
-Counts = FloatArray | IntArray
-"""Counts of tokens or requests at n candidates, shape (n,): float64, or int64 as a snapshot holds them."""
 
 _FORGETTING = 0.995
 """Memory of 200 observations: 90 % of a sudden change is learned within 460, and six prices fitted to noise
@@ -59,6 +53,11 @@ CEILING_S = 3600.0
 """No prediction exceeds an hour; no client waits longer, and scores must stay finite."""
 
 
+def priced(prices_s: Sequence[float], terms: Sequence[float], floor_s: float) -> float:
+    """The sum of prices times terms, kept between `floor_s` and `CEILING_S`, seconds."""
+    return max(floor_s, min(CEILING_S, sum(map(mul, prices_s, terms), 0.0)))
+
+
 class PricedTerms:
     """Learned prices of n terms.
 
@@ -92,15 +91,7 @@ class PricedTerms:
 
     def predict(self, terms: Sequence[float]) -> float:
         """Return the predicted duration in seconds, between the floor and `CEILING_S`, for n terms >= 0."""
-        return max(self._floor_s, min(CEILING_S, sum(map(mul, self._prices_s, terms), 0.0)))
-
-    def bound(self, durations_s: FloatArray) -> FloatArray:
-        """Bring durations within the floor and `CEILING_S`, in place, and return them.
-
-        NaN, which only wrong input gives, becomes the ceiling: such a candidate is no bargain.
-        """
-        np.fmin(durations_s, CEILING_S, out=durations_s)
-        return np.maximum(durations_s, self._floor_s, out=durations_s)
+        return priced(self._prices_s, terms, self._floor_s)
 
     def learn(self, terms: Sequence[float], duration_s: float) -> None:
         """Learn from one observed duration.

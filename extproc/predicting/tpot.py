@@ -13,15 +13,12 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
-import numpy as np
-
-from extproc.predicting.priced_terms import Counts, PricedTerms
-from extproc.types import FloatArray
+from extproc.predicting.priced_terms import PricedTerms
 
 _TOKENS = 1_000.0
 """Tokens per unit of context."""
 
-_FLOOR_S = 0.0005
+FLOOR_S = 0.0005
 """No decode step takes under half a millisecond; the floor of Dynamo's mocker is 1 ms per step, and
 speculative decoding gives more than one token per step."""
 
@@ -54,7 +51,12 @@ class TpotModel:
     __slots__ = ("_terms",)
 
     def __init__(self, prior: TpotPrices = TpotPrices()) -> None:
-        self._terms = PricedTerms(astuple(prior), floor_s=_FLOOR_S)
+        self._terms = PricedTerms(astuple(prior), floor_s=FLOOR_S)
+
+    @property
+    def prices_s(self) -> tuple[float, ...]:
+        """The current prices in the order of `TpotPrices`."""
+        return self._terms.prices_s
 
     @property
     def prices(self) -> TpotPrices:
@@ -62,24 +64,16 @@ class TpotModel:
         return TpotPrices(*self._terms.prices_s)
 
     def predict(self, batch: float, context_tokens: float) -> float:
-        """Return the expected TPOT in seconds; see `predict_many`."""
-        return self._terms.predict((batch, context_tokens / _TOKENS, 1.0))
-
-    def predict_many(self, batch: Counts, context_tokens: Counts) -> FloatArray:
-        """Return the expected TPOT at each candidate.
+        """Return the expected TPOT.
 
         Args:
-            batch: Requests running there, this one included, shape (n,), >= 0.
-            context_tokens: KV tokens in use there, shape (n,), >= 0.
+            batch: Requests running, this one included, >= 0.
+            context_tokens: KV tokens in use, >= 0.
 
         Returns:
-            Seconds, shape (n,), float64, finite and > 0.
+            Seconds, finite and > 0.
         """
-        sequence_s, context_s, base_s = self._terms.prices_s
-        tpot_s: FloatArray = np.multiply(batch, sequence_s)
-        tpot_s += context_tokens * (context_s / _TOKENS)
-        tpot_s += base_s
-        return self._terms.bound(tpot_s)
+        return self._terms.predict(terms(batch, context_tokens))
 
     def learn(self, batch: float, context_tokens: float, tpot_s: float) -> None:
         """Learn from one request.
@@ -92,7 +86,7 @@ class TpotModel:
         Raises:
             ValueError: A value is out of its range. The model is unchanged.
         """
-        self._terms.learn((batch, context_tokens / _TOKENS, 1.0), tpot_s)
+        self._terms.learn(terms(batch, context_tokens), tpot_s)
 
 
 class SegmentedTpotModel:
@@ -118,22 +112,29 @@ class SegmentedTpotModel:
         self._thresholds = tuple(thresholds)
         self._models = tuple(map(TpotModel, priors))
 
+    @property
+    def thresholds(self) -> tuple[int, ...]:
+        """Batch sizes at which a new segment begins."""
+        return self._thresholds
+
+    @property
+    def prices_s(self) -> tuple[tuple[float, ...], ...]:
+        """The current prices of each segment."""
+        return tuple(model.prices_s for model in self._models)
+
     def segment(self, batch: float) -> int:
         """Return the index of the segment that `batch` lies in."""
         return bisect_right(self._thresholds, batch)
 
     def predict(self, batch: float, context_tokens: float) -> float:
-        """Return the expected TPOT in seconds; see `TpotModel.predict_many`."""
+        """Return the expected TPOT in seconds; see `TpotModel.predict`."""
         return self._models[self.segment(batch)].predict(batch, context_tokens)
-
-    def predict_many(self, batch: Counts, context_tokens: Counts) -> FloatArray:
-        """Return the expected TPOT at each candidate; see `TpotModel.predict_many`."""
-        tpot_s = self._models[0].predict_many(batch, context_tokens)
-        for model, threshold in zip(self._models[1:], self._thresholds, strict=True):
-            rows = batch >= threshold
-            tpot_s[rows] = model.predict_many(batch[rows], context_tokens[rows])
-        return tpot_s
 
     def learn(self, batch: float, context_tokens: float, tpot_s: float) -> None:
         """Teach the segment of `batch`; see `TpotModel.learn`."""
         self._models[self.segment(batch)].learn(batch, context_tokens, tpot_s)
+
+
+def terms(batch: float, context_tokens: float) -> tuple[float, ...]:
+    """Return the features [batch, context, 1]."""
+    return (batch, context_tokens / _TOKENS, 1.0)

@@ -11,15 +11,12 @@ from __future__ import annotations
 
 from dataclasses import astuple, dataclass
 
-import numpy as np
-
-from extproc.predicting.priced_terms import Counts, PricedTerms
-from extproc.types import FloatArray
+from extproc.predicting.priced_terms import PricedTerms
 
 _TOKENS = 1_000.0
 """Tokens per unit of u, c and p."""
 
-_FLOOR_S = 0.001
+FLOOR_S = 0.001
 """No engine answers within a millisecond: the quickest step published for an 8B model on H100 is 5 ms."""
 
 
@@ -59,7 +56,12 @@ class TtftModel:
     __slots__ = ("_terms",)
 
     def __init__(self, prior: TtftPrices = TtftPrices()) -> None:
-        self._terms = PricedTerms(astuple(prior), floor_s=_FLOOR_S)
+        self._terms = PricedTerms(astuple(prior), floor_s=FLOOR_S)
+
+    @property
+    def prices_s(self) -> tuple[float, ...]:
+        """The current prices in the order of `TtftPrices`."""
+        return self._terms.prices_s
 
     @property
     def prices(self) -> TtftPrices:
@@ -67,31 +69,17 @@ class TtftModel:
         return TtftPrices(*self._terms.prices_s)
 
     def predict(self, uncached_tokens: float, cached_tokens: float, pending_tokens: float) -> float:
-        """Return the expected TTFT in seconds; see `predict_many`."""
-        return self._terms.predict(_terms(uncached_tokens, cached_tokens, pending_tokens))
-
-    def predict_many(
-        self, uncached_tokens: Counts, cached_tokens: Counts, pending_tokens: Counts
-    ) -> FloatArray:
-        """Return the expected TTFT at each candidate.
+        """Return the expected TTFT.
 
         Args:
-            uncached_tokens: Prompt tokens to be prefilled there, shape (n,), >= 0.
-            cached_tokens: Prompt tokens in its cache, shape (n,), >= 0.
-            pending_tokens: Uncached tokens of requests ahead there, shape (n,), >= 0.
+            uncached_tokens: Prompt tokens to be prefilled, >= 0.
+            cached_tokens: Prompt tokens in the cache, >= 0.
+            pending_tokens: Uncached tokens of requests ahead, >= 0.
 
         Returns:
-            Seconds, shape (n,), float64, finite and > 0; never falling in any argument.
+            Seconds, finite and > 0; never falling in any argument.
         """
-        base_s, uncached_s, cached_s, uncached_pairs_s, cached_pairs_s, pending_s = self._terms.prices_s
-        ttft_s: FloatArray = np.multiply(uncached_tokens, uncached_pairs_s / _TOKENS**2)
-        ttft_s += cached_tokens * (cached_pairs_s / _TOKENS**2)
-        ttft_s += uncached_s / _TOKENS
-        ttft_s *= uncached_tokens
-        ttft_s += cached_tokens * (cached_s / _TOKENS)
-        ttft_s += pending_tokens * (pending_s / _TOKENS)
-        ttft_s += base_s
-        return self._terms.bound(ttft_s)
+        return self._terms.predict(terms(uncached_tokens, cached_tokens, pending_tokens))
 
     def learn(
         self, uncached_tokens: float, cached_tokens: float, pending_tokens: float, ttft_s: float
@@ -107,10 +95,10 @@ class TtftModel:
         Raises:
             ValueError: A value is out of its range. The model is unchanged.
         """
-        self._terms.learn(_terms(uncached_tokens, cached_tokens, pending_tokens), ttft_s)
+        self._terms.learn(terms(uncached_tokens, cached_tokens, pending_tokens), ttft_s)
 
 
-def _terms(uncached_tokens: float, cached_tokens: float, pending_tokens: float) -> tuple[float, ...]:
+def terms(uncached_tokens: float, cached_tokens: float, pending_tokens: float) -> tuple[float, ...]:
     """Return the features [1, u, c, u*u, u*c, p]."""
     u, c, p = uncached_tokens / _TOKENS, cached_tokens / _TOKENS, pending_tokens / _TOKENS
     return (1.0, u, c, u * u, u * c, p)

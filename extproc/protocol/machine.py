@@ -24,13 +24,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import StrEnum, auto
 
 from extproc.errors import RouterError
+from metadata_center.types import value
 
 
-class Phase(Enum):
-    """Where the conversation with Envoy stands."""
+class Phase(StrEnum):
+    """Where the conversation with Envoy stands; a metric label."""
 
     AWAIT_HEADERS = auto()
     AWAIT_BODY = auto()
@@ -39,7 +40,7 @@ class Phase(Enum):
     DONE = auto()
 
 
-class Kind(Enum):
+class Kind(StrEnum):
     """What can happen to a stream."""
 
     REQUEST_HEADERS = auto()
@@ -62,7 +63,7 @@ class SpuriousMessage(Exception):  # noqa: N818 - the name says what arrived
         self.kind = kind
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RequestHeaders:
     """The request line and headers.
 
@@ -140,7 +141,7 @@ class SendImmediate(Effect):
     error: RouterError | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Decide(Effect):
     """Choose an endpoint for this request; report back by `decided` or `refused`."""
 
@@ -184,13 +185,15 @@ _FINISH = (Finish(),)
 _FIRST_TOKEN = (FirstToken(late=False), Finish())
 _LATE_FIRST_TOKEN = (FirstToken(late=True), Finish())
 _CONTINUE = {kind: (SendContinue(kind),) for kind in Kind}
-_DECISION = SendDecision(to_trailers=False)
-_DECISION_AT_TRAILERS = SendDecision(to_trailers=True)
+_DECISION = (SendDecision(to_trailers=False),)
+_DECISION_AT_TRAILERS = (SendDecision(to_trailers=True),)
+_LAST_DECISION = (*_DECISION, Finish())
+_LAST_DECISION_AT_TRAILERS = (*_DECISION_AT_TRAILERS, Finish())
 
 Effects = tuple[Effect, ...]
 
-_DATA = b"data:"
-_CARRY_BYTES = len(b"\ndata:") - 1
+_LINE_START = b"\n"
+_DATA = b"\ndata:"
 _RESPONSES_API_TOKEN = b"response.output_"
 """The Responses API announces `response.created` and `response.in_progress` before any token exists."""
 
@@ -203,7 +206,16 @@ class Stream:
         want_first_chunk: True to wait for the first chunk of a streamed answer.
     """
 
-    __slots__ = ("_at_trailers", "_carry", "_headers", "_judge", "_marker", "_want_first_chunk", "phase")
+    __slots__ = (
+        "_at_trailers",
+        "_carry",
+        "_headers",
+        "_is_sse",
+        "_judge",
+        "_marker",
+        "_want_first_chunk",
+        "phase",
+    )
 
     def __init__(self, judge: Callable[[RequestHeaders], Verdict], *, want_first_chunk: bool) -> None:
         self.phase = Phase.AWAIT_HEADERS
@@ -211,8 +223,9 @@ class Stream:
         self._want_first_chunk = want_first_chunk
         self._headers: RequestHeaders | None = None
         self._at_trailers = False
-        self._carry = b""
+        self._carry = _LINE_START
         self._marker = _DATA
+        self._is_sse = False
 
     def __repr__(self) -> str:
         return f"<Stream {self.phase.name}>"
@@ -262,15 +275,17 @@ class Stream:
         self._expect(Kind.RESPONSE_BODY)
         if self.phase is not Phase.AWAIT_FIRST_CHUNK:
             return self._leave()
-        carry = self._carry
-        chunk = carry + chunk
-        if self._carries_token(chunk):
+        is_first = self._carry == _LINE_START
+        chunk = self._carry + chunk
+        if self._marker in chunk:
             self.phase = Phase.DONE
-            return _LATE_FIRST_TOKEN if carry else _FIRST_TOKEN
-        if end_of_stream or not _looks_like_sse(chunk):
+            return _FIRST_TOKEN if is_first else _LATE_FIRST_TOKEN
+        begins = chunk.lstrip()[:1]
+        if end_of_stream or not (self._is_sse or _may_begin_sse(begins)):
             self.phase = Phase.DONE
             return _FINISH
-        self._carry = chunk[-max(_CARRY_BYTES, len(self._marker)) :]
+        self._is_sse = self._is_sse or begins != b""
+        self._carry = chunk[1 - len(self._marker) :]
         return _CONTINUE[Kind.RESPONSE_BODY]
 
     def decided(self, *, stream: bool, late_marker: bool) -> Effects:
@@ -281,14 +296,13 @@ class Stream:
             late_marker: The API announces itself before its first token (Responses).
         """
         self._expect(Kind.DECIDED)
-        answer = _DECISION_AT_TRAILERS if self._at_trailers else _DECISION
         if stream and self._want_first_chunk:
             self.phase = Phase.AWAIT_FIRST_CHUNK
             if late_marker:
                 self._marker = _RESPONSES_API_TOKEN
-            return (answer,)
+            return _DECISION_AT_TRAILERS if self._at_trailers else _DECISION
         self.phase = Phase.DONE
-        return (answer, Finish())
+        return _LAST_DECISION_AT_TRAILERS if self._at_trailers else _LAST_DECISION
 
     def refused(self, error: RouterError) -> Effects:
         """The shell cannot serve the request."""
@@ -310,19 +324,14 @@ class Stream:
         details = f"tokenway_{error.reason.value}"
         return (SendImmediate(error.status, error.body(), details, error), Finish())
 
-    def _carries_token(self, chunk: bytes) -> bool:
-        if self._marker is not _DATA:
-            return self._marker in chunk
-        return chunk.startswith(_DATA) or b"\ndata:" in chunk
-
     def _expect(self, kind: Kind) -> None:
         if kind not in TRANSITIONS[self.phase]:
             raise SpuriousMessage(self.phase, kind)
 
 
-def _looks_like_sse(chunk: bytes) -> bool:
-    """A line of server-sent events starts with a field name, a colon or nothing; JSON starts with a bracket."""
-    return not chunk.lstrip()[:1] in (b"{", b"[", b"<")
+def _may_begin_sse(begins: bytes) -> bool:
+    """A line of server-sent events starts with a field name or a colon; JSON and HTML start with a bracket."""
+    return begins not in (b"{", b"[", b"<")
 
 
 TRANSITIONS: dict[Phase, dict[Kind, tuple[Phase, ...]]] = {

@@ -11,13 +11,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from enum import StrEnum, auto
 from typing import Any, Protocol
 
 import grpc
 
 from extproc.errors import RouterError
 from extproc.protocol import machine, wire
-from extproc.protocol.machine import Kind, RequestHeaders, Stream, Verdict
+from extproc.protocol.machine import Kind, Phase, RequestHeaders, Stream, Verdict
+
+
+class StreamEnding(StrEnum):
+    """How an ext_proc stream ended; a metric label."""
+
+    FINISHED = auto()
+    CLOSED = auto()
+    SPURIOUS = auto()
+    FAILED = auto()
 
 
 class Decided(Protocol):
@@ -50,8 +60,8 @@ class Decider(Protocol):
     def rejected(self, request: RequestHeaders | None, error: RouterError) -> None:
         """A request was refused."""
 
-    def stream_ended(self, phase: str, how: str) -> None:
-        """A stream ended in `phase`: "finished" by us, "closed" by Envoy, "spurious" or "failed"."""
+    def stream_ended(self, phase: Phase, how: StreamEnding) -> None:
+        """A stream ended in `phase`."""
 
 
 class Processor:
@@ -87,13 +97,13 @@ class Processor:
         stream = Stream(self._judge, want_first_chunk=first_chunk)
         await_body = wire.AWAIT_BODY_AND_FIRST_CHUNK if first_chunk else wire.AWAIT_BODY
         request: RequestHeaders | None = None
-        phase, how = stream.phase, "failed"
+        phase, how = stream.phase, StreamEnding.FAILED
         self.streams_active += 1
         try:
             while True:
                 message = await context.read()
                 if message is grpc.aio.EOF:
-                    phase, how = stream.phase, "closed"
+                    phase, how = stream.phase, StreamEnding.CLOSED
                     stream.receive(Kind.CLOSED)
                     return
                 phase = stream.phase
@@ -126,7 +136,7 @@ class Processor:
                             request_id = request.headers.get(wire.REQUEST_ID_HEADER, "")
                             self._decider.first_token(request_id, late=late)
                         case machine.Finish() | machine.Abandon():
-                            how = "finished"
+                            how = StreamEnding.FINISHED
                             return
                         case machine.SendContinue(kind):
                             await context.write(wire.CONTINUE[kind])
@@ -137,14 +147,14 @@ class Processor:
                         case machine.SendPass(cluster):
                             await context.write(self._decider.pass_to(cluster))
         except machine.SpuriousMessage as spurious:
-            how = "spurious"
+            how = StreamEnding.SPURIOUS
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(spurious))
         except asyncio.CancelledError:
-            how = "closed"
+            how = StreamEnding.CLOSED
             raise
         finally:
             self.streams_active -= 1
-            self._decider.stream_ended(phase.name, how)
+            self._decider.stream_ended(phase, how)
 
     def _decide(self, stream: Stream, effect: machine.Decide) -> tuple[Decided | None, machine.Effects]:
         try:

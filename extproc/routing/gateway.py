@@ -3,36 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import StrEnum
 
 from extproc.errors import RouterError
 from extproc.observing.records import DecisionRecord, Ended, Outcome
 from extproc.observing.request_log import log_request_end
-from extproc.protocol.machine import RequestHeaders, Verdict
+from extproc.protocol.machine import Phase, RequestHeaders, Verdict
+from extproc.protocol.servicer import StreamEnding
 from extproc.protocol.wire import REQUEST_ID_HEADER
 from extproc.routing.outcomes import Ending
 from extproc.routing.router import Decision, Router
 from extproc.routing.state import State
 from metadata_center.types import RequestId
-
-
-class StreamPhase(StrEnum):
-    """How far an ext_proc stream had come; a metric label, from `machine.Phase`."""
-
-    AWAIT_HEADERS = "await_headers"
-    AWAIT_BODY = "await_body"
-    DECIDING = "deciding"
-    AWAIT_FIRST_CHUNK = "await_first_chunk"
-    DONE = "done"
-
-
-class StreamEnding(StrEnum):
-    """How an ext_proc stream ended; a metric label."""
-
-    FINISHED = "finished"
-    CLOSED = "closed"
-    SPURIOUS = "spurious"
-    FAILED = "failed"
 
 
 class Gateway:
@@ -59,6 +40,7 @@ class Gateway:
         self.log_requests = True
         self.decide: Callable[[RequestHeaders, bytes], Decision] = router.decide
         self.pass_to: Callable[[str], bytes] = router.pass_to
+        self.stream_ended: Callable[[Phase, StreamEnding], None] = state.metrics.stream_ended
 
     def judge(self, request: RequestHeaders) -> Verdict:
         """What the request line alone decides."""
@@ -89,7 +71,3 @@ class Gateway:
         """A request is over: its log line."""
         if self.log_requests:
             log_request_end(ending.record, ending.outcome)
-
-    def stream_ended(self, phase: str, how: str) -> None:
-        """An ext_proc stream ended."""
-        self._state.metrics.stream_ended(StreamPhase(phase.lower()), StreamEnding(how))

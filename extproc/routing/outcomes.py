@@ -9,22 +9,29 @@ Rules:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from extproc.accesslog.entries import AttemptFailed, AttemptStarted, Entry, RequestAlive, RequestEnd
 from extproc.health.tracker import Transition
 from extproc.observing.records import DecisionRecord, Ended, Outcome
 from extproc.routing.inflight import Inflight
 from extproc.routing.state import State
-from metadata_center.types import EndpointKey
+from metadata_center.types import EndpointKey, value
+
+LEARN_INTERVAL_S = 0.02
+"""One TTFT and one TPOT are learned per model and group and this interval: 50 a second follow any drift (the
+models remember 200) and bound what learning costs at any rate of requests."""
+
+MAX_GROUPS = 1024
+"""As many as the predictor keeps."""
 
 CACHED_TOLERANCE_TOKENS = 128
 """Believed and reported cached tokens may differ by one block of each side: 512 bytes of ours are about 128
 tokens, vLLM's largest usual block is 128 (its CPU default)."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Ending:
     """One finished request, for whoever reports it."""
 
@@ -50,6 +57,7 @@ class Outcomes:
         self._state = state
         self._on_transition = on_transition
         self._on_end = on_end
+        self._learned_s: dict[tuple[str, str], float] = {}
 
     def take(self, entry: Entry, now_s: float) -> None:
         """Apply one entry."""
@@ -92,7 +100,7 @@ class Outcomes:
         outcome = self._outcome(inflight, entry, endpoint, ttft_s)
         if completed:
             state.endpoints[endpoint].answered(ttft_s)
-            self._learn(inflight, entry, outcome)
+            self._learn(inflight, entry, outcome, now_s)
         state.records.attach(entry.request_id, outcome)
         state.metrics.observe_end(inflight.operation, record.model, outcome)
         self._on_end(Ending(record, outcome))
@@ -104,10 +112,8 @@ class Outcomes:
         row = record.row(endpoint)
         predicted_ttft_s = predicted_cached = None
         if row is not None:
-            if record.predicted_ttft_s is not None:
-                predicted_ttft_s = float(record.predicted_ttft_s[row])
-            if record.cached_tokens is not None:
-                predicted_cached = int(record.cached_tokens[row])
+            predicted_ttft_s = record.predicted_ttft_s(row)
+            predicted_cached = record.cached_tokens[row]
         return Outcome(
             ended=entry.ended,
             duration_s=entry.duration_s,
@@ -133,15 +139,20 @@ class Outcomes:
             return entry.ttft_s
         return inflight.first_token_s - inflight.decided_s
 
-    def _learn(self, inflight: Inflight, entry: RequestEnd, outcome: Outcome) -> None:
+    def _learn(self, inflight: Inflight, entry: RequestEnd, outcome: Outcome, now_s: float) -> None:
         state, record = self._state, inflight.record
         predictor = state.predictor
         if entry.prompt_tokens and record.prompt_bytes:
             predictor.observe_usage(record.model, record.prompt_bytes, entry.prompt_tokens)
         self._correct_cache(inflight, entry, outcome)
         row = record.row(inflight.endpoint)
-        if row is None or record.snapshot is None or record.cached_tokens is None or entry.attempts != 1:
+        if row is None or record.snapshot is None or entry.attempts != 1 or not record.stream:
             return
+        if now_s - self._learned_s.get(inflight.group, -math.inf) < LEARN_INTERVAL_S:
+            return
+        if len(self._learned_s) >= MAX_GROUPS:
+            self._learned_s.clear()
+        self._learned_s[inflight.group] = now_s
         ttft_s = outcome.ttft_s
         if ttft_s is not None and ttft_s > 0.0:
             cached = float(record.cached_tokens[row] if entry.cached_tokens is None else entry.cached_tokens)
@@ -155,13 +166,12 @@ class Outcomes:
                 actual_s=ttft_s,
             )
         tokens = entry.completion_tokens
-        if record.stream and tokens is not None and tokens > 1 and entry.stream_s:
-            predicted = None if record.predicted_tpot_s is None else float(record.predicted_tpot_s[row])
+        if tokens is not None and tokens > 1 and entry.stream_s:
             predictor.observe_tpot(
                 inflight.group,
                 batch=float(record.snapshot.requests[row]) + 1.0,
                 context=float(record.snapshot.context_tokens[row]),
-                predicted_s=predicted,
+                predicted_s=record.predicted_tpot_s(row),
                 actual_s=entry.stream_s / (tokens - 1),
             )
 

@@ -12,9 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from urllib.parse import urlsplit
-
-import numpy as np
 
 from extproc.choosing.choose import choose
 from extproc.choosing.replay import RecordingRng
@@ -29,9 +26,8 @@ from extproc.request.sanitize import encode, force_usage, rewrite_model, sanitiz
 from extproc.routing.inflight import Inflight
 from extproc.routing.state import State
 from extproc.routing.table import Pool, RoutingTable
-from extproc.types import Choice, FloatArray, InferenceRequest, IntArray, Operation, Rng, Snapshot
-from metadata_center.load import LoadView
-from metadata_center.types import Charge, EndpointKey, RequestId
+from extproc.types import Choice, InferenceRequest, Operation, Rng, Snapshot
+from metadata_center.types import Charge, EndpointKey, RequestId, value
 
 PREFILL_DUE_FACTOR = 1.2
 """A prefill without a first-token signal is released after this many times its predicted TTFT (AIGW: 12/10)."""
@@ -69,7 +65,7 @@ class RouterSettings:
     retry_after_s: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Decision:
     """A decision, ready to be answered.
 
@@ -141,7 +137,7 @@ class Router:
                 param="body",
             )
         state.advance(now_s)
-        request = parse(urlsplit(headers.path).path, body)
+        request = parse(headers.path, body)
         route = table.rules.match(request.model, headers.headers, self._rng)
         pool = self._pool(route)
         if not pool.keys:
@@ -163,8 +159,8 @@ class Router:
             prompt_tokens = state.predictor.prompt_tokens(route.model, prompt_bytes)
         matched = state.index.match(blocks, pool.keys)
         cached = _cached_tokens(matched, settings.block_bytes, prompt_bytes, prompt_tokens)
-        uncached = prompt_tokens - cached
         group = (route.model, route.group)
+        prices = state.predictor.prices(group)
         rng = RecordingRng(self._rng)
         turn = self._turn
         self._turn += 1
@@ -183,11 +179,12 @@ class Router:
             )
             choice = choose(snapshot, route.load_balancing, rng, turn)
             row = choice.order[0]
-            ttft, tpot = self._predict(group, uncached, cached, load)
+            uncached = prompt_tokens - cached[row]
             due_s = None
             if not (request.stream and settings.first_chunk):
-                due_s = now_s + max(PREFILL_DUE_FLOOR_S, PREFILL_DUE_FACTOR * float(ttft[row]))
-            charge = Charge(request_id, pool.keys[row], int(uncached[row]), prompt_tokens)
+                ttft_s = prices.ttft_s(uncached, cached[row], load.prefill_tokens[row])
+                due_s = now_s + max(PREFILL_DUE_FLOOR_S, PREFILL_DUE_FACTOR * ttft_s)
+            charge = Charge(request_id, pool.keys[row], uncached, prompt_tokens)
             charged = state.load.charge(charge, now_s, due_s)
 
         decided_s = self._clock()
@@ -210,8 +207,7 @@ class Router:
             choice=choice,
             draws=rng.draws,
             turn=turn,
-            predicted_ttft_s=ttft,
-            predicted_tpot_s=tpot,
+            prices=prices,
             cached_tokens=cached,
             filtered=pool.filtered,
             data_age_s=state.data_age_s(now_s),
@@ -228,8 +224,8 @@ class Router:
             route.load_balancing.algorithm,
             charge.endpoint,
             decided_s - now_s,
-            None if scores is None else float(scores[row]),
-            float(matched[row]) / len(blocks) if blocks else 0.0,
+            None if scores is None else scores[row],
+            matched[row] / len(blocks) if blocks else 0.0,
         )
         return self._decision(request, route, pool, choice, new_body, headers)
 
@@ -260,22 +256,6 @@ class Router:
         if self.settings.usage_injection:
             changed |= force_usage(body, request.operation)
         return encode(body) if changed else None
-
-    def _predict(
-        self, group: tuple[str, str], uncached: IntArray, cached: IntArray, load: LoadView
-    ) -> tuple[FloatArray, FloatArray]:
-        predictor = self._state.predictor
-        return (
-            predictor.predict_ttft(
-                group,
-                uncached.astype(np.float64),
-                cached.astype(np.float64),
-                load.prefill_tokens.astype(np.float64),
-            ),
-            predictor.predict_tpot(
-                group, (load.requests + 1).astype(np.float64), load.context_tokens.astype(np.float64)
-            ),
-        )
 
     def _decision(
         self,
@@ -308,9 +288,12 @@ class Router:
         )
 
 
-def _cached_tokens(matched: IntArray, block_bytes: int, prompt_bytes: int, prompt_tokens: int) -> IntArray:
+def _cached_tokens(
+    matched: list[int], block_bytes: int, prompt_bytes: int, prompt_tokens: int
+) -> list[int]:
     """Prompt tokens believed cached per endpoint: the matched bytes' share, at least one token recomputed."""
-    if not prompt_bytes or not prompt_tokens:
-        return np.zeros_like(matched)
-    tokens = matched * (block_bytes * prompt_tokens) // prompt_bytes
-    return np.minimum(tokens, prompt_tokens - 1)
+    if not any(matched):
+        return matched
+    most = prompt_tokens - 1
+    block_tokens = block_bytes * prompt_tokens
+    return [min(most, blocks * block_tokens // prompt_bytes) for blocks in matched]

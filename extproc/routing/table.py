@@ -2,24 +2,24 @@
 
 Rules:
     1. A `RoutingTable` never changes; a reload makes a new one and swaps one reference.
-    2. Endpoints appear in configuration order; the arrays of a `Pool` are aligned with its keys.
+    2. Endpoints appear in configuration order; the columns of a `Pool` are aligned with its keys.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import unquote
 
-import numpy as np
 import orjson
 
 from extproc.errors import Reason, RouterError
 from extproc.protocol.machine import Answer, NeedBody, PassTo, Refuse, RequestHeaders, Verdict
 from extproc.request.parse import operation_of
 from extproc.request.rules import RuleTable
-from extproc.types import Endpoint, FloatArray, IntArray
+from extproc.types import Endpoint
 from metadata_center.types import EndpointKey
+
 
 @dataclass(frozen=True, slots=True)
 class Pool:
@@ -27,14 +27,14 @@ class Pool:
 
     Attributes:
         keys: Distinct.
-        slots: Their rows in the load counters, shape (n,), int64.
-        weights: Relative capacity, shape (n,), float64.
+        slots: Where they are counted, one per key.
+        weights: Relative capacity, one per key.
         filtered: Endpoints left out, each with the reason.
     """
 
     keys: tuple[EndpointKey, ...]
-    slots: IntArray
-    weights: FloatArray
+    slots: tuple[int, ...]
+    weights: tuple[float, ...]
     filtered: tuple[tuple[EndpointKey, str], ...] = ()
 
 
@@ -47,7 +47,7 @@ class RoutingTable:
         models: Names listed by `/v1/models`, with the time they were configured.
         default_cluster: Where requests go that are no inference; None refuses them with 404.
         allowed_fields: Body fields that clients may steer by.
-        slots_of: Rows of endpoints in the load counters, shape (n,), int64.
+        slots_of: Where endpoints are counted.
         loaded_unix_s: When this configuration was loaded; `created` of every listed model.
     """
 
@@ -58,7 +58,7 @@ class RoutingTable:
         models: Sequence[str],
         default_cluster: str | None,
         allowed_fields: frozenset[str],
-        slots_of: Callable[[Sequence[EndpointKey]], IntArray],
+        slots_of: Callable[[Sequence[EndpointKey]], tuple[int, ...]],
         loaded_unix_s: float,
     ) -> None:
         self.rules = rules
@@ -95,11 +95,11 @@ class RoutingTable:
                 continue
             keys.append(endpoint.key)
             weights.append(float(endpoint.weight))
-        return Pool(tuple(keys), self._slots_of(keys), np.array(weights, dtype=np.float64), tuple(filtered))
+        return Pool(tuple(keys), self._slots_of(keys), tuple(weights), tuple(filtered))
 
     def judge(self, request: RequestHeaders) -> Verdict:
         """What the request line alone decides."""
-        path = urlsplit(request.path).path
+        path = request.path.partition("?")[0]
         if operation_of(path) is not None:
             if request.method != "POST":
                 return Refuse(
@@ -111,7 +111,7 @@ class RoutingTable:
         if request.method == "GET" and path.rstrip("/") == "/v1/models":
             return Answer(200, self._models_body)
         if request.method == "GET" and path.startswith("/v1/models/"):
-            model = self._model_list.get(path.removeprefix("/v1/models/"))
+            model = self._model_list.get(unquote(path.removeprefix("/v1/models/")))
             if model is not None:
                 return Answer(200, orjson.dumps(model))
             return Refuse(RouterError(Reason.MODEL_NOT_FOUND, "This model is not served here.", param="model"))

@@ -56,6 +56,7 @@ class Bus:
         self._on_entry = on_entry
         self._on_cached = on_cached
         self._writers: dict[int, asyncio.StreamWriter] = {}
+        self._served: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.dropped = 0
@@ -76,7 +77,7 @@ class Bus:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for writer in self._writers.values():
+        for writer in (*self._writers.values(), *self._served):
             writer.close()
         if self._server is not None:
             self._server.close()
@@ -123,6 +124,7 @@ class Bus:
             self._writers.pop(peer).close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._served.add(writer)
         try:
             while True:
                 (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
@@ -137,4 +139,5 @@ class Bus:
         except (asyncio.IncompleteReadError, ConnectionError):
             return
         finally:
+            self._served.discard(writer)
             writer.close()

@@ -3,13 +3,12 @@
 import random
 from collections import Counter
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.choosing.choose import choose
-from extproc.choosing.policies import Ranking, pick
+from extproc.choosing.picker import pick
 from extproc.choosing.replay import RecordingRng, ReplayRng
 from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.types import Snapshot
@@ -27,12 +26,12 @@ def snapshot(
     zeros = [0] * len(requests)
     return Snapshot(
         keys=tuple(EndpointKey(f"10.0.0.{row}:8000") for row in range(len(requests))),
-        requests=np.array(requests, np.int64),
-        prefill_tokens=np.array(prefill or zeros, np.int64),
-        context_tokens=np.array(zeros, np.int64),
-        matched_blocks=np.array(matched or zeros, np.int64),
+        requests=requests,
+        prefill_tokens=prefill or zeros,
+        context_tokens=zeros,
+        matched_blocks=matched or zeros,
         num_blocks=10,
-        weights=np.ones(len(requests)),
+        weights=(1.0,) * len(requests),
     )
 
 
@@ -90,14 +89,13 @@ def test_ties_are_broken_uniformly(settings: LoadBalancing, requests: list[int])
 def test_random_has_no_scores_and_all_rows_as_candidates() -> None:
     """A policy without preference says so."""
     choice = choose(snapshot([1, 2, 3]), LoadBalancing(algorithm=Algorithm.RANDOM), random.Random(1), 0)
-    assert (choice.scores, dict(choice.terms), choice.candidates) == (None, {}, 3)
+    assert (choice.scores, choice.candidates) == (None, 3)
 
 
 def test_the_pick_is_uniform_among_candidates_with_a_random_cut() -> None:
     """Of scores 2, 1, 1, 1, 0 with two candidates: the best half the time, its equals a sixth each."""
-    ranking = Ranking(np.array([1.0, 2.0, 1.0, 0.0, 1.0]), {}, 2)
     rng = random.Random(5)
-    seen = Counter(pick(ranking, 5, 1, rng)[0] for _ in range(6000))
+    seen = Counter(pick([1.0, 2.0, 1.0, 0.0, 1.0], 5, 2, 1, rng)[0] for _ in range(6000))
     assert seen.keys() == {0, 1, 2, 4}
     assert 2850 < seen[1] < 3150
     assert all(850 < seen[row] < 1150 for row in (0, 2, 4))
@@ -105,8 +103,7 @@ def test_the_pick_is_uniform_among_candidates_with_a_random_cut() -> None:
 
 def test_fallbacks_of_a_picked_candidate_start_at_the_best() -> None:
     """When the second best is picked, the best comes next and then the third."""
-    ranking = Ranking(np.array([5.0, 4.0, 3.0, 2.0]), {}, 2)
-    assert pick(ranking, 4, 3, ReplayRng([0.5])) == (1, 0, 2)
+    assert pick([5.0, 4.0, 3.0, 2.0], 4, 2, 3, ReplayRng([0.5])) == (1, 0, 2)
 
 
 @given(
@@ -143,9 +140,9 @@ def test_a_recorded_decision_replays(
 )
 def test_picks_respect_the_ranking(scores: list[float], candidates: int, seed: int) -> None:
     """The chosen row is no worse than the candidate cut, and no row left out beats a fallback."""
-    ranking = Ranking(np.array(scores), {}, min(candidates, len(scores)))
-    first, *rest = pick(ranking, len(scores), len(scores), random.Random(seed))
-    assert scores[first] >= sorted(scores, reverse=True)[ranking.candidates - 1]
+    candidates = min(candidates, len(scores))
+    first, *rest = pick(scores, len(scores), candidates, len(scores), random.Random(seed))
+    assert scores[first] >= sorted(scores, reverse=True)[candidates - 1]
     left = [scores[row] for row in rest]
     assert left == sorted(left, reverse=True)
     assert sorted([first, *rest]) == list(range(len(scores)))
@@ -162,9 +159,9 @@ def test_charging_at_the_choice_spreads_a_burst(algorithm: Algorithm) -> None:
     rng = random.Random(3)
     for number in range(64):
         view = table.view(slots)
-        now = snapshot(view.requests.tolist(), view.prefill_tokens.tolist())
+        now = snapshot(view.requests, view.prefill_tokens)
         row = choose(now, LoadBalancing(algorithm=algorithm), rng, number).order[0]
         table.charge(Charge(RequestId(str(number)), base.keys[row], 100, 500), float(number), None)
         spread = table.view(slots).requests
-        assert spread.max() - spread.min() <= 1
-    assert table.view(slots).requests.tolist() == [8] * 8
+        assert max(spread) - min(spread) <= 1
+    assert table.view(slots).requests == [8] * 8

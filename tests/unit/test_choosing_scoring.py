@@ -1,34 +1,55 @@
 """Scores: worked cases of the peers, and what must hold for any snapshot."""
 
+import random
+from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.choosing.policies import inference_lb, least_request, prefix_cache
-from extproc.choosing.scoring import inference_terms, least_request_terms, prefix_cache_terms
-from extproc.choosing.settings import LoadBalancing
-from extproc.types import Snapshot
+from extproc.choosing.choose import choose
+from extproc.choosing.scoring import inference_terms, prefix_cache_terms, terms_of, total
+from extproc.choosing.settings import Algorithm, LoadBalancing
+from extproc.types import Choice, Snapshot
 from metadata_center.types import EndpointKey
 
 DEFAULTS = LoadBalancing()
+PREFIX_CACHE = LoadBalancing(algorithm=Algorithm.PREFIX_CACHE)
+LEAST_REQUEST = LoadBalancing(algorithm=Algorithm.LEAST_REQUEST)
+SCORED = (DEFAULTS, PREFIX_CACHE, LEAST_REQUEST)
+
+
+def scored(snapshot: Snapshot, settings: LoadBalancing = DEFAULTS) -> Choice:
+    """The choice of some draw."""
+    return choose(snapshot, settings, random.Random(1), 0)
+
+
+def scores(snapshot: Snapshot, settings: LoadBalancing = DEFAULTS) -> list[float]:
+    """The scores of a policy that has some."""
+    found = scored(snapshot, settings).scores
+    assert found is not None
+    return list(found)
+
+
+def best(values: Sequence[float]) -> int:
+    """The first row of the highest score."""
+    return values.index(max(values))
 
 
 def snapshot(
     *rows: tuple[int, int, int], num_blocks: int = 10, weights: tuple[float, ...] | None = None
 ) -> Snapshot:
     """Rows of (requests, prefill tokens, matched blocks)."""
-    requests, prefill_tokens, matched = np.array(rows, np.int64).reshape(-1, 3).T
+    requests, prefill_tokens, matched = zip(*rows, strict=True)
     return Snapshot(
         keys=tuple(EndpointKey(f"10.0.0.{row}:8000") for row in range(len(rows))),
         requests=requests,
         prefill_tokens=prefill_tokens,
-        context_tokens=np.zeros(len(rows), np.int64),
+        context_tokens=(0,) * len(rows),
         matched_blocks=matched,
         num_blocks=num_blocks,
-        weights=np.ones(len(rows)) if weights is None else np.array(weights),
+        weights=weights or (1.0,) * len(rows),
     )
 
 
@@ -49,11 +70,11 @@ def permuted(original: Snapshot, order: list[int]) -> Snapshot:
     return replace(
         original,
         keys=tuple(original.keys[row] for row in order),
-        requests=original.requests[order],
-        prefill_tokens=original.prefill_tokens[order],
-        context_tokens=original.context_tokens[order],
-        matched_blocks=original.matched_blocks[order],
-        weights=original.weights[order],
+        requests=[original.requests[row] for row in order],
+        prefill_tokens=[original.prefill_tokens[row] for row in order],
+        context_tokens=[original.context_tokens[row] for row in order],
+        matched_blocks=[original.matched_blocks[row] for row in order],
+        weights=[original.weights[row] for row in order],
     )
 
 
@@ -68,7 +89,7 @@ def permuted(original: Snapshot, order: list[int]) -> Snapshot:
 )
 def test_aigw_worked_scores(rows: list[tuple[int, int, int]], expected: list[float]) -> None:
     """With equal weights the scores are AIGW's."""
-    assert inference_lb(snapshot(*rows), DEFAULTS).scores == pytest.approx(expected, abs=1e-6)
+    assert scores(snapshot(*rows)) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -77,18 +98,15 @@ def test_aigw_worked_scores(rows: list[tuple[int, int, int]], expected: list[flo
 )
 def test_aigw_candidate_counts(rows: int, percent: int, expected: int) -> None:
     """The candidates are the floor of the percentage, at least one and at most all."""
-    ranking = inference_lb(snapshot(*[(0, 0, 0)] * rows), LoadBalancing(candidate_percent=percent))
-    assert ranking.candidates == expected
+    choice = scored(snapshot(*[(0, 0, 0)] * rows), LoadBalancing(candidate_percent=percent))
+    assert choice.candidates == expected
 
 
 def test_a_weight_divides_the_load() -> None:
     """Twice the requests and prefill on twice the capacity scores the same."""
-    both = inference_lb(snapshot((4, 3000, 0), (8, 6000, 0), weights=(1.0, 2.0)), DEFAULTS)
-    assert both.scores is not None
-    assert both.scores[0] == both.scores[1] == -3.0
-    loads = least_request(snapshot((4, 0, 0), (8, 0, 0), (5, 0, 0), weights=(1.0, 2.0, 1.0))).scores
-    assert loads is not None
-    assert loads.tolist() == [-4.0, -4.0, -5.0]
+    assert scores(snapshot((4, 3000, 0), (8, 6000, 0), weights=(1.0, 2.0))) == [-3.0, -3.0]
+    rows = snapshot((4, 0, 0), (8, 0, 0), (5, 0, 0), weights=(1.0, 2.0, 1.0))
+    assert scores(rows, LEAST_REQUEST) == [-4.0, -4.0, -5.0]
 
 
 @pytest.mark.parametrize(
@@ -108,20 +126,30 @@ def test_switches_drop_terms(load: bool, cache: bool, names: list[str]) -> None:
 def test_a_prompt_without_blocks_hits_nothing() -> None:
     """Zero matched of zero blocks is a hit ratio of zero, not an error."""
     terms = inference_terms(snapshot((0, 0, 0), num_blocks=0), DEFAULTS)
-    assert terms["cache"].tolist() == [0.0]
+    assert terms["cache"] == [0.0]
 
 
-@given(snapshots())
-def test_terms_sum_to_the_scores(any_snapshot: Snapshot) -> None:
-    """For each scored policy the named parts, added up, are the score."""
-    for ranking in (
-        inference_lb(any_snapshot, DEFAULTS),
-        prefix_cache(any_snapshot, DEFAULTS),
-        least_request(any_snapshot),
-    ):
-        assert ranking.scores is not None
-        assert ranking.scores == pytest.approx(sum(ranking.terms.values()))
-        assert ranking.scores.shape == (len(any_snapshot.keys),)
+@given(snapshots(), st.sampled_from(SCORED), st.booleans(), st.booleans())
+def test_terms_sum_to_the_scores(
+    any_snapshot: Snapshot, policy: LoadBalancing, load: bool, cache: bool
+) -> None:
+    """For each scored policy the named parts, added up in their order, are exactly the score of the choice."""
+    settings = replace(policy, load_aware_enable=load, cache_aware_enable=cache)
+    terms = terms_of(any_snapshot, settings)
+    found = scored(any_snapshot, settings).scores
+    assert found == total(terms)
+    if found is None:
+        assert terms == {}
+    else:
+        assert found == [sum(parts) for parts in zip(*terms.values(), strict=True)]
+        assert len(found) == len(any_snapshot.keys)
+
+
+@pytest.mark.parametrize("algorithm", [Algorithm.RANDOM, Algorithm.ROUND_ROBIN])
+def test_policies_without_preference_have_no_terms(algorithm: Algorithm) -> None:
+    """A policy that does not score has no parts, and no parts have no total."""
+    terms = terms_of(snapshot((1, 1, 1), (0, 0, 0)), LoadBalancing(algorithm=algorithm))
+    assert (terms, total(terms)) == ({}, None)
 
 
 @given(snapshots(), st.data())
@@ -129,80 +157,67 @@ def test_scores_follow_their_rows(any_snapshot: Snapshot, data: st.DataObject) -
     """Reordering the rows reorders the scores and changes none."""
     order = data.draw(st.permutations(range(len(any_snapshot.keys))))
     moved = permuted(any_snapshot, order)
-    for terms in (
-        lambda s: inference_terms(s, DEFAULTS),
-        least_request_terms,
-        lambda s: prefix_cache_terms(s, DEFAULTS),
-    ):
-        for name, values in terms(any_snapshot).items():
-            assert terms(moved)[name].tolist() == pytest.approx(values[order].tolist())
+    for settings in SCORED:
+        after = terms_of(moved, settings)
+        for name, values in terms_of(any_snapshot, settings).items():
+            assert after[name] == pytest.approx([values[row] for row in order])
 
 
 @given(snapshots(), st.data())
 def test_a_better_row_never_loses_by_improving(any_snapshot: Snapshot, data: st.DataObject) -> None:
     """Less load or a longer match never narrows a row's lead over, or widens its gap to, any other row."""
     row = data.draw(st.integers(0, len(any_snapshot.keys) - 1))
-    better = replace(
-        any_snapshot,
-        requests=any_snapshot.requests.copy(),
-        prefill_tokens=any_snapshot.prefill_tokens.copy(),
-        matched_blocks=any_snapshot.matched_blocks.copy(),
+    requests, prefill_tokens, matched = (
+        list(column)
+        for column in (any_snapshot.requests, any_snapshot.prefill_tokens, any_snapshot.matched_blocks)
     )
-    better.requests[row] = data.draw(st.integers(0, int(better.requests[row])))
-    better.prefill_tokens[row] = data.draw(st.integers(0, int(better.prefill_tokens[row])))
-    better.matched_blocks[row] = data.draw(st.integers(int(better.matched_blocks[row]), 10))
-    for policy in (lambda s: inference_lb(s, DEFAULTS), least_request):
-        before, after = policy(any_snapshot).scores, policy(better).scores
-        assert before is not None
-        assert after is not None
-        assert ((after[row] - after) >= (before[row] - before) - 1e-9).all()
+    requests[row] = data.draw(st.integers(0, requests[row]))
+    prefill_tokens[row] = data.draw(st.integers(0, prefill_tokens[row]))
+    matched[row] = data.draw(st.integers(matched[row], 10))
+    better = replace(any_snapshot, requests=requests, prefill_tokens=prefill_tokens, matched_blocks=matched)
+    for policy in (DEFAULTS, LEAST_REQUEST):
+        before, after = scores(any_snapshot, policy), scores(better, policy)
+        for other in range(len(before)):
+            assert after[row] - after[other] >= before[row] - before[other] - 1e-9
 
 
 def test_prefix_cache_counts_only_blocks_that_tell_rows_apart() -> None:
     """A prefix that every row holds decides nothing; load does."""
     terms = prefix_cache_terms(snapshot((2, 0, 7), (1, 0, 7)), DEFAULTS)
-    assert terms["cache"].tolist() == [0.0, 0.0]
+    assert terms["cache"] == [0.0, 0.0]
     assert terms["requests"][1] > terms["requests"][0]
 
 
 def test_prefix_cache_prefers_one_more_block_to_any_load_difference_within_the_guard() -> None:
     """Among rows within the guard the match comes first, load only breaks ties."""
-    scores = prefix_cache(snapshot((3, 0, 2), (0, 0, 1), (8, 0, 0), (3, 0, 2)), DEFAULTS).scores
-    assert scores is not None
-    assert scores[0] == scores[3] > scores[1] > scores[2]
+    found = scores(snapshot((3, 0, 2), (0, 0, 1), (8, 0, 0), (3, 0, 2)), PREFIX_CACHE)
+    assert found[0] == found[3] > found[1] > found[2]
 
 
-@pytest.mark.parametrize(("spread", "best"), [(8, 0), (9, 1)])
-def test_prefix_cache_falls_back_on_imbalance(spread: int, best: int) -> None:
+@pytest.mark.parametrize(("spread", "expected"), [(8, 0), (9, 1)])
+def test_prefix_cache_falls_back_on_imbalance(spread: int, expected: int) -> None:
     """A spread over 8 requests turns the cache off: AIBrix's absolute guard."""
-    scores = prefix_cache(snapshot((1, 0, 5), (0, 0, 0), (spread, 0, 0)), DEFAULTS).scores
-    assert scores is not None
-    assert scores.argmax() == best
+    found = scores(snapshot((1, 0, 5), (0, 0, 0), (spread, 0, 0)), PREFIX_CACHE)
+    assert best(found) == expected
 
 
-@pytest.mark.parametrize(("holder", "best"), [(4, 0), (8, 2)])
-def test_prefix_cache_passes_over_an_overloaded_holder(holder: int, best: int) -> None:
+@pytest.mark.parametrize(("holder", "expected"), [(4, 0), (8, 2)])
+def test_prefix_cache_passes_over_an_overloaded_holder(holder: int, expected: int) -> None:
     """A holder above mean + sigma counts as holding nothing; the next holder is taken."""
     rows = [(holder, 0, 9), (4, 0, 0), (4, 0, 3), (3, 0, 0), (4, 0, 0), (4, 0, 0)]
-    scores = prefix_cache(snapshot(*rows), DEFAULTS).scores
-    assert scores is not None
-    assert scores.argmax() == best
+    found = scores(snapshot(*rows), PREFIX_CACHE)
+    assert best(found) == expected
 
 
 @pytest.mark.parametrize("weight", [1.0, 3.0])
 def test_prefix_cache_of_two_rows_passes_over_nobody(weight: float) -> None:
     """Of two rows the higher is exactly mean + sigma, which is not above it, however the sums round."""
-    scores = prefix_cache(snapshot((3, 0, 0), (4, 0, 1), weights=(weight, weight)), DEFAULTS).scores
-    assert scores is not None
-    assert scores.argmax() == 1
+    found = scores(snapshot((3, 0, 0), (4, 0, 1), weights=(weight, weight)), PREFIX_CACHE)
+    assert best(found) == 1
 
 
 def test_prefix_cache_obeys_the_switches() -> None:
     """Without load awareness the longest match wins whatever its load; without the cache, the least load."""
     rows = snapshot((90, 0, 5), (0, 0, 0))
-    blind = prefix_cache(rows, LoadBalancing(load_aware_enable=False)).scores
-    cacheless = prefix_cache(rows, LoadBalancing(cache_aware_enable=False)).scores
-    assert blind is not None
-    assert cacheless is not None
-    assert blind.argmax() == 0
-    assert cacheless.argmax() == 1
+    assert best(scores(rows, replace(PREFIX_CACHE, load_aware_enable=False))) == 0
+    assert best(scores(rows, replace(PREFIX_CACHE, cache_aware_enable=False))) == 1

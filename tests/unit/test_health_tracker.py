@@ -192,30 +192,19 @@ def test_removed_endpoints_are_forgotten() -> None:
     assert built.is_available(A)
 
 
-def test_mask_is_cached_until_something_changes() -> None:
-    """The same tuple gives the same read-only array as long as the generation stands still."""
+def test_the_generation_tells_when_availability_changes() -> None:
+    """Events that change nobody's availability leave the generation alone; one that does moves it on."""
     built, keys = tracker(A, B), (B, C, A)
-    mask = built.available_mask(keys)
-    assert mask.tolist() == [True, False, True]
+    assert [built.is_available(key) for key in keys] == [True, False, True]
     generation = built.generation
     built.attempt_failed(A, FailureKind.RESET, 0.0)
     built.probe_succeeded(B, 0.0)
     built.set_endpoints([endpoint(A), endpoint(B)])
     assert built.generation == generation
-    assert built.available_mask(keys) is mask
-    with pytest.raises(ValueError, match="read-only"):
-        mask[0] = False
+    assert [built.is_available(key) for key in keys] == [True, False, True]
     built.attempt_failed(B, FailureKind.CONNECT_FAILURE, 0.0)
     assert built.generation > generation
-    assert built.available_mask(keys).tolist() == [False, False, True]
-
-
-def test_masks_are_bounded() -> None:
-    """Callers that never reuse a tuple cost time, not memory."""
-    built = tracker(A)
-    for _ in range(10_000):
-        built.available_mask((A, B))
-    assert len(built._masks) <= 256
+    assert [built.is_available(key) for key in keys] == [False, False, True]
 
 
 class HealthMachine(RuleBasedStateMachine):
@@ -226,7 +215,7 @@ class HealthMachine(RuleBasedStateMachine):
         self.tracker = HealthTracker(SETTINGS)
         self.now_s = 0.0
         self.configured: dict[EndpointKey, bool] = {}
-        self.mask_of: dict[int, list[bool]] = {}
+        self.available_at: dict[int, list[bool]] = {}
         self.keys = (A, B, C)
 
     def check(self, transition: Transition | None, key: EndpointKey, before: HealthState | None) -> None:
@@ -296,13 +285,12 @@ class HealthMachine(RuleBasedStateMachine):
 
     @invariant()
     def ejected_is_never_available(self) -> None:
-        """Available means configured, healthy, and without a reason against it; the mask agrees."""
+        """Available means configured, healthy, and without a reason against it; one generation, one answer."""
         for key in self.keys:
             is_healthy = self.tracker.state(key) is HealthState.HEALTHY
             assert self.tracker.is_available(key) is is_healthy is (self.tracker.reason(key) is None)
-        mask = self.tracker.available_mask(self.keys).tolist()
-        assert mask == [self.tracker.is_available(key) for key in self.keys]
-        assert self.mask_of.setdefault(self.tracker.generation, mask) == mask
+        available = [self.tracker.is_available(key) for key in self.keys]
+        assert self.available_at.setdefault(self.tracker.generation, available) == available
 
     @invariant()
     def counts_stay_in_range(self) -> None:

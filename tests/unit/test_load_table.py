@@ -22,7 +22,7 @@ def loads(table: LoadTable, *keys: EndpointKey) -> list[tuple[int, int, int]]:
     """(requests, prefill, context) per key."""
     view = table.view(table.slots(keys))
     return list(
-        zip(view.requests.tolist(), view.prefill_tokens.tolist(), view.context_tokens.tolist(), strict=True)
+        zip(view.requests, view.prefill_tokens, view.context_tokens, strict=True)
     )
 
 

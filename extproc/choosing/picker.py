@@ -1,0 +1,53 @@
+"""The one picker over rankings: scores and some draws become an order.
+
+Rules:
+    1. Equal scores are a tie and every tie is broken uniformly at random, the one at the candidate cut
+       included: the outcome is that of shuffling the rows, sorting them stably and choosing uniformly
+       among the first `candidates`.
+    2. A draw is made only where there is more than one possibility, in this order: the candidate's
+       position, if the candidates differ in score; the row among its equals, if it has any; then for
+       each fallback the row among its equals, if it has any.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+
+from extproc.types import Rng
+
+
+def pick(scores: Sequence[float] | None, rows: int, candidates: int, wanted: int, rng: Rng) -> tuple[int, ...]:
+    """Draw `wanted` distinct rows, the chosen one first, then by rank.
+
+    Args:
+        scores: Higher is better, one per row; None if all rows are equal.
+        rows: n, >= 1.
+        candidates: Of how many best rows the first is picked, 1..n.
+        wanted: 1..n.
+        rng: Drawn from at most `wanted` + 1 times, see Rule 2.
+    """
+    if scores is None:
+        order = list(range(rows))
+        costs = [0.0] * rows
+    else:
+        by_row = [-score for score in scores]
+        order = sorted(range(rows), key=by_row.__getitem__)
+        costs = [by_row[row] for row in order]
+    position = 0
+    if costs[0] != costs[candidates - 1]:
+        position = _draw(rng, candidates)
+    picked = []
+    for _ in range(wanted):
+        cost = costs[position]
+        first = bisect_left(costs, cost)
+        equals = bisect_right(costs, cost) - first
+        at = first + (_draw(rng, equals) if equals > 1 else 0)
+        picked.append(order.pop(at))
+        del costs[at]
+        position = 0
+    return tuple(picked)
+
+
+def _draw(rng: Rng, options: int) -> int:
+    return int(rng.random() * options)

@@ -1,0 +1,272 @@
+"""What most tests of the request path need: a clock by hand, seeded randomness, a registry, one whole gateway."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import orjson
+import pytest
+from prometheus_client import CollectorRegistry
+
+from extproc.accesslog.entries import AttemptFailed, AttemptStarted, RequestAlive, RequestEnd
+from extproc.choosing.settings import LoadBalancing
+from extproc.health.settings import HealthSettings
+from extproc.health.tracker import FailureKind, HealthTracker, Transition
+from extproc.observing.metrics import Metrics
+from extproc.observing.records import DecisionRecord, Ended, RecordRing
+from extproc.predicting.predictor import Predictor
+from extproc.protocol.machine import RequestHeaders
+from extproc.protocol.wire import REQUEST_ID_HEADER, Answers
+from extproc.request.rules import ModelRules, Rule, RuleTable
+from extproc.routing.gateway import Gateway
+from extproc.routing.outcomes import Ending, Outcomes
+from extproc.routing.router import Decision, Router, RouterSettings
+from extproc.routing.state import State
+from extproc.routing.table import RoutingTable
+from extproc.types import Endpoint
+from metadata_center.counters import Counters
+from metadata_center.load import LoadTable
+from metadata_center.prefix_index import PrefixIndex
+from metadata_center.types import EndpointKey, RequestId
+
+OWNER = "0.test"
+CLUSTER = "pool"
+MODEL = "m"
+CHAT = "/v1/chat/completions"
+BLOCK_BYTES = 64
+LEASE_S = 30.0
+TOMBSTONE_S = 10.0
+WALL_S = 1.7e9
+"""Unix time at which every manual clock reads zero."""
+
+
+class ManualClock:
+    """Monotonic seconds that pass only when told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        """The time."""
+        return self.now_s
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now_s += seconds
+
+    def wall(self) -> float:
+        """The same instant as Unix seconds."""
+        return WALL_S + self.now_s
+
+
+def endpoint(number: int, **changes: Any) -> Endpoint:
+    """The replica of that number, in the one cluster there is."""
+    return replace(Endpoint(EndpointKey(f"10.0.0.{number}:8000"), CLUSTER), **changes)
+
+
+def chat(prompt: str = "hi", **fields: Any) -> bytes:
+    """A chat body of one user turn."""
+    return orjson.dumps({"model": MODEL, "messages": [{"role": "user", "content": prompt}], **fields})
+
+
+def request_line(request_id: str, path: str = CHAT, **headers: str) -> RequestHeaders:
+    """Headers as Envoy sends them; underscores in names stand for dashes."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return RequestHeaders("POST", path, {REQUEST_ID_HEADER: request_id, **named}, end_of_stream=False)
+
+
+def request_end(request_id: str, **changes: Any) -> RequestEnd:
+    """An answer of 200 that took 0.5 s, its first byte after 0.2 s; no usage, no endpoint unless given."""
+    plain = RequestEnd(
+        request_id=RequestId(request_id),
+        owner=OWNER,
+        endpoint=None,
+        attempts=1,
+        status=200,
+        ended=Ended.COMPLETED,
+        details="via_upstream",
+        flags=(),
+        ttft_s=0.2,
+        gateway_s=0.001,
+        duration_s=0.5,
+        stream_s=0.3,
+        request_bytes=100,
+        response_bytes=200,
+        prompt_tokens=None,
+        completion_tokens=None,
+        cached_tokens=None,
+        started_unix_s=WALL_S,
+    )
+    return replace(plain, **changes)
+
+
+@dataclass(slots=True)
+class Rig:
+    """One worker's request path without sockets: `Gateway` and `Outcomes` over real books.
+
+    Attributes:
+        state: The books.
+        router: Decides.
+        gateway: What the ext_proc loop talks to.
+        outcomes: What the access log talks to.
+        clock: The only time there is.
+        registry: Holds this worker's metrics.
+        configure: Makes these the endpoints of the cluster, as a reload does.
+        transitions: Changes of health, in order.
+        endings: Finished requests, in order.
+    """
+
+    state: State
+    router: Router
+    gateway: Gateway
+    outcomes: Outcomes
+    clock: ManualClock
+    registry: CollectorRegistry
+    configure: Callable[[Sequence[Endpoint]], None]
+    transitions: list[Transition] = field(default_factory=list)
+    endings: list[Ending] = field(default_factory=list)
+
+    def decide(self, request_id: str = "r", body: bytes | None = None, **headers: str) -> Decision:
+        """Decide a chat request."""
+        return self.gateway.decide(request_line(request_id, **headers), chat() if body is None else body)
+
+    def record(self, request_id: str = "r") -> DecisionRecord:
+        """The record of a decision."""
+        record = self.state.records.get(RequestId(request_id))
+        assert record is not None
+        return record
+
+    def chosen(self, request_id: str = "r") -> EndpointKey:
+        """Where the decision sent it."""
+        key = self.record(request_id).chosen
+        assert key is not None
+        return key
+
+    def end(self, request_id: str = "r", **changes: Any) -> None:
+        """The request's last access-log entry arrives; by default it completed where it was sent."""
+        inflight = self.state.inflight.get(RequestId(request_id))
+        if "endpoint" not in changes and inflight is not None:
+            changes["endpoint"] = inflight.endpoint
+        self.outcomes.take(request_end(request_id, **changes), self.clock())
+
+    def started(self, request_id: str, to: EndpointKey) -> None:
+        """Envoy dispatches a further attempt."""
+        self.outcomes.take(AttemptStarted(RequestId(request_id), OWNER, to), self.clock())
+
+    def failed(
+        self, request_id: str, at: EndpointKey, kind: FailureKind = FailureKind.CONNECT_FAILURE
+    ) -> None:
+        """An attempt failed."""
+        self.outcomes.take(AttemptFailed(RequestId(request_id), OWNER, at, kind), self.clock())
+
+    def alive(self, request_id: str) -> None:
+        """Envoy says that the request still runs."""
+        self.outcomes.take(RequestAlive(RequestId(request_id), OWNER), self.clock())
+
+    def load(self, key: EndpointKey) -> tuple[int, int, int]:
+        """Requests, prefill tokens, context tokens counted for an endpoint."""
+        view = self.state.load.view(self.state.load.slots([key]))
+        return int(view.requests[0]), int(view.prefill_tokens[0]), int(view.context_tokens[0])
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A sample of this worker's metrics; 0 if there is none."""
+        return self.registry.get_sample_value(name, labels) or 0.0
+
+
+def build_rig(
+    endpoints: Sequence[Endpoint] = tuple(endpoint(number) for number in range(3)),
+    *,
+    models: Sequence[ModelRules] = (),
+    load_balancing: LoadBalancing | None = None,
+    settings: RouterSettings | None = None,
+    health: HealthSettings | None = None,
+    allowed_fields: frozenset[str] = frozenset(),
+    default_cluster: str | None = None,
+    seed: int = 1,
+    clusters: Mapping[str, Sequence[Endpoint]] | None = None,
+) -> Rig:
+    """A worker's request path over `endpoints`, serving model `m`, in blocks of 64 bytes."""
+    clock, registry = ManualClock(), CollectorRegistry()
+    metrics = Metrics(registry, "test")
+    state = State(
+        load=LoadTable(Counters(), lease_s=LEASE_S, tombstone_s=TOMBSTONE_S),
+        index=PrefixIndex(1_000, 1_000),
+        health=HealthTracker(health or HealthSettings()),
+        predictor=Predictor(),
+        records=RecordRing(256),
+        metrics=metrics,
+    )
+    served = models or [ModelRules(MODEL, (Rule(CLUSTER),), load_balancing=load_balancing or LoadBalancing())]
+
+    def table(members: Mapping[str, Sequence[Endpoint]]) -> RoutingTable:
+        return RoutingTable(
+            rules=RuleTable(served),
+            clusters=members,
+            models=[model.name for model in served],
+            default_cluster=default_cluster,
+            allowed_fields=allowed_fields,
+            slots_of=state.load.slots,
+            loaded_unix_s=WALL_S,
+        )
+
+    def configure(members: Sequence[Endpoint]) -> None:
+        keys = frozenset(member.key for member in members)
+        before = {member.key for group in router.table.clusters.values() for member in group}
+        router.table = table({CLUSTER: members})
+        state.health.set_endpoints(members)
+        state.load.retain(keys)
+        state.endpoints.retain(keys)
+        for key in before - keys:
+            state.index.remove(key)
+
+    router = Router(
+        state,
+        table({}),
+        settings or RouterSettings(block_bytes=BLOCK_BYTES),
+        Answers(OWNER),
+        random.Random(seed),
+        clock,
+        clock.wall,
+    )
+    gateway = Gateway(router, state, clock, clock.wall)
+    transitions: list[Transition] = []
+    endings: list[Ending] = []
+    outcomes = Outcomes(state, transitions.append, endings.append)
+    configure(endpoints)
+    if clusters is not None:
+        members = [member for group in clusters.values() for member in group]
+        configure(members)
+        router.table = table(clusters)
+    metrics.configure(
+        models=[model.name for model in served],
+        clusters=[CLUSTER],
+        endpoints=[member.key for member in endpoints],
+    )
+    return Rig(state, router, gateway, outcomes, clock, registry, configure, transitions, endings)
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    """A clock at zero."""
+    return ManualClock()
+
+
+@pytest.fixture
+def rng() -> random.Random:
+    """Randomness that is the same in every run."""
+    return random.Random(1)
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    """A metrics registry of the test's own."""
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def rig() -> Rig:
+    """A worker's request path over three equal endpoints."""
+    return build_rig()

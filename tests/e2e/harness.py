@@ -1,0 +1,627 @@
+"""A whole gateway on loopback: the real Envoy, the real gateway process, simulated or recording engines.
+
+Everything is owned by an async context manager that kills what it started, whatever happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import aiohttp
+import openai
+import yaml
+from aiohttp import web
+
+from extproc.server import bootstrap
+from extproc.server.worker import socket_path
+from simulator.engine.profile import PROFILES
+from simulator.server.app import SimulatorServer, running
+from simulator.server.settings import ServerSettings
+
+T = TypeVar("T")
+
+REPOSITORY = Path(__file__).parents[2]
+DEBUG_TOKEN = "operators-only"
+DEBUG_TOKEN_ENV = "TOKENWAY_E2E_DEBUG_TOKEN"
+DEBUG_HEADERS = {"x-tokenway-debug": DEBUG_TOKEN}
+DECISION_HEADER = "x-tokenway-decision-id"
+
+START_TIMEOUT_S = 30.0
+"""A Python process imports for 2 s on an idle core; two busy cores may need several times that."""
+
+SETTLE_TIMEOUT_S = 8.0
+"""Envoy flushes its access log every 10 ms; the rest is room for a busy machine."""
+
+FAST_HEALTH = {"interval_s": 0.5, "recovery_interval_s": 0.2, "ejection_s": 0.5, "timeout_s": 1.0}
+"""Probes quick enough for a test to watch an engine go and come back."""
+
+
+def envoy_binary() -> Path:
+    """The real Envoy: `TOKENWAY_ENVOY`, or the one in the repository's tools folder."""
+    named = os.environ.get("TOKENWAY_ENVOY")
+    return Path(named) if named else REPOSITORY / ".tools/envoy/envoy/_bin/envoy"
+
+
+def free_port() -> int:
+    """A TCP port of loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def eventually(
+    read: Callable[[], Awaitable[T]], accept: Callable[[T], bool], timeout_s: float = SETTLE_TIMEOUT_S
+) -> T:
+    """The first reading that is accepted.
+
+    Raises:
+        AssertionError: None was within `timeout_s`; shows the last one.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        value = await read()
+        if accept(value):
+            return value
+        assert time.monotonic() < deadline_s, f"still {value!r} after {timeout_s} s"
+        await asyncio.sleep(0.02)
+
+
+class Subprocess:
+    """One child, leader of its own process group, with its output in a file."""
+
+    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
+        self._process = process
+        self.log = log
+
+    @classmethod
+    async def start(cls, argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> Self:
+        """Start `argv` in the repository root; `env` comes on top of our own environment."""
+        with log.open("ab") as output:
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                stdout=output,
+                stderr=output,
+                cwd=REPOSITORY,
+                env={**os.environ, **(env or {})},
+                start_new_session=True,
+            )
+        return cls(process, log)
+
+    @property
+    def pid(self) -> int:
+        """Of the group's leader."""
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        """True until it ended."""
+        return self._process.returncode is None
+
+    def children(self) -> list[int]:
+        """Process ids of its direct children."""
+        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the leader alone."""
+        self._process.send_signal(number)
+
+    async def kill(self) -> None:
+        """Kill the whole group at once; harmless if it is gone."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        await self._process.wait()
+
+
+class EngineProcess:
+    """One simulator in a process of its own, which can be killed and started again on its port."""
+
+    def __init__(self, log: Path, *words: str) -> None:
+        self.port = free_port()
+        self._log = log
+        self._words = words
+        self._process: Subprocess | None = None
+
+    @property
+    def key(self) -> str:
+        """`ip:port`."""
+        return f"127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        """Start, and wait until it is healthy."""
+        self._process = await Subprocess.start(
+            [sys.executable, "-m", "simulator", "--port", str(self.port), *self._words], self._log
+        )
+        await _answers(self._process, f"http://{self.key}/health")
+
+    async def kill(self) -> None:
+        """SIGKILL."""
+        if self._process is not None:
+            await self._process.kill()
+
+    async def state(self) -> dict[str, Any]:
+        """`/sim/state`."""
+        return await get_json(f"http://{self.key}/sim/state")
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One request as an engine saw it; header names in lower case."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+Behaviour = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+async def answer_chat(_: web.Request) -> web.StreamResponse:
+    """A small whole answer."""
+    return web.json_response(
+        {
+            "id": "chatcmpl-1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": "recorded",
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": "well"},
+                    "finish_reason": "stop",
+                }
+            ],
+            "usage": {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6},
+        }
+    )
+
+
+class Recorder:
+    """An engine that keeps what it is sent and answers as it is told.
+
+    Attributes:
+        received: Inference requests, oldest first.
+        behaviour: Answers the next requests.
+    """
+
+    def __init__(self) -> None:
+        self.received: list[Received] = []
+        self.behaviour: Behaviour = answer_chat
+        self.port = 0
+        self._runner: web.AppRunner | None = None
+
+    @property
+    def key(self) -> str:
+        """`ip:port`."""
+        return f"127.0.0.1:{self.port}"
+
+    def reset(self) -> None:
+        """Forget everything and answer plainly."""
+        self.received.clear()
+        self.behaviour = answer_chat
+
+    async def start(self) -> None:
+        """Listen."""
+        app = web.Application(client_max_size=64 << 20)
+        app.router.add_get("/health", self._health)
+        app.router.add_route("*", "/{path:.*}", self._record)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        """Close."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _health(self, _: web.Request) -> web.Response:
+        return web.Response()
+
+    async def _record(self, request: web.Request) -> web.StreamResponse:
+        if request.path == "/metrics":
+            return web.Response(status=404)
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        self.received.append(Received(request.method, request.path_qs, headers, await request.read()))
+        return await self.behaviour(request)
+
+
+@asynccontextmanager
+async def recording() -> AsyncIterator[Recorder]:
+    """A started recorder for the length of a block."""
+    recorder = Recorder()
+    await recorder.start()
+    try:
+        yield recorder
+    finally:
+        await recorder.stop()
+
+
+@asynccontextmanager
+async def simulators(
+    count: int, *, time_scale: float, models: tuple[str, ...] = ("sim",)
+) -> AsyncIterator[list[SimulatorServer]]:
+    """Simulated replicas in this process for the length of a block."""
+    settings = ServerSettings(models=models, profile=PROFILES["llama8b-h100"], time_scale=time_scale)
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(running(settings)) for _ in range(count)]
+
+
+def key_of(engine: SimulatorServer) -> str:
+    """`ip:port` of a simulator in this process."""
+    return f"127.0.0.1:{engine.port}"
+
+
+def cluster(
+    name: str, keys: Iterable[str], *, model: str | None = None, **of_endpoints: Any
+) -> dict[str, Any]:
+    """A cluster as clusters.json has it; `of_endpoints` is added to each endpoint."""
+    endpoints = []
+    for key in keys:
+        address, _, port = key.rpartition(":")
+        endpoints.append({"address": address, "port": int(port), **of_endpoints})
+    return {"name": name, "endpoints": endpoints} | ({} if model is None else {"model": model})
+
+
+@dataclass(slots=True)
+class Stack:
+    """A gateway and its Envoy in a run directory; `running_stack` starts and ends it.
+
+    Attributes:
+        run_dir: Configuration, sockets and logs; short, for Unix sockets take 107 bytes.
+        workers: Gateway processes.
+        port: Where clients connect.
+        envoy_admin_port: Envoy's own admin surface.
+        admin_port: The gateway's.
+    """
+
+    run_dir: Path
+    workers: int
+    port: int = field(default_factory=free_port)
+    envoy_admin_port: int = field(default_factory=free_port)
+    admin_port: int = field(default_factory=free_port)
+    _gateway: Subprocess | None = None
+    _envoy: Subprocess | None = None
+
+    @property
+    def url(self) -> str:
+        """For clients."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def admin_url(self) -> str:
+        """The gateway's admin port."""
+        return f"http://127.0.0.1:{self.admin_port}"
+
+    @property
+    def gateway(self) -> Subprocess:
+        """The running gateway."""
+        assert self._gateway is not None
+        return self._gateway
+
+    def client(self) -> openai.AsyncOpenAI:
+        """The official client, which must not hide failures by retrying."""
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="sk-test", max_retries=0, timeout=60)
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Put tokenway.yaml in place in one step."""
+        server = {
+            "workers": self.workers,
+            "run_dir": str(self.run_dir),
+            "admin": {"port": self.admin_port},
+            "drain_s": 0,
+        }
+        text = yaml.safe_dump({**config, "server": server}, sort_keys=False)
+        self._put("tokenway.yaml", text)
+
+    def write_clusters(self, *clusters: Mapping[str, Any]) -> None:
+        """Put clusters.json in place in one step."""
+        self.write_clusters_text(json.dumps({"clusters": clusters}, indent=1))
+
+    def write_clusters_text(self, text: str) -> None:
+        """The same with any text."""
+        self._put("clusters.json", text)
+
+    def _put(self, name: str, text: str) -> None:
+        new = self.run_dir / f"{name}.new"
+        new.write_text(text)
+        new.replace(self.run_dir / name)
+
+    async def start_gateway(self) -> None:
+        """Start the gateway and wait until every worker is ready."""
+        self._gateway = await Subprocess.start(
+            [sys.executable, "-m", "extproc.cli.main", "serve", str(self.run_dir / "tokenway.yaml")],
+            self.run_dir / "gateway.log",
+            {DEBUG_TOKEN_ENV: DEBUG_TOKEN},
+        )
+        await _answers(self._gateway, f"{self.admin_url}/readyz", self._all_ready)
+
+    def _all_ready(self, body: bytes) -> bool:
+        return json.loads(body).get("workers_ready", 1) == self.workers
+
+    async def start_envoy(self) -> None:
+        """Start Envoy and wait until it knows the endpoints of every cluster."""
+        path = self.run_dir / "envoy.yaml"
+        path.write_text(
+            bootstrap.render(
+                bootstrap.template(),
+                listen=("127.0.0.1", self.port),
+                admin_port=self.envoy_admin_port,
+                sockets=[str(socket_path(self.run_dir, index)) for index in range(self.workers)],
+            )
+        )
+        self._envoy = await Subprocess.start(
+            [
+                str(envoy_binary()),
+                "-c",
+                str(path),
+                "--concurrency",
+                str(self.workers),
+                "--disable-hot-restart",
+            ],
+            self.run_dir / "envoy.log",
+        )
+        clusters = json.loads((self.run_dir / "clusters.json").read_text())["clusters"]
+        wanted = {f"{c['name']}::127.0.0.1:{e['port']}::" for c in clusters for e in c["endpoints"]}
+        await _answers(
+            self._envoy,
+            f"http://127.0.0.1:{self.envoy_admin_port}/clusters",
+            lambda body: all(row in body.decode() for row in wanted),
+        )
+        await _answers(self._envoy, f"http://127.0.0.1:{self.envoy_admin_port}/ready")
+
+    async def stop(self) -> None:
+        """Kill everything."""
+        for process in (self._envoy, self._gateway):
+            if process is not None:
+                await process.kill()
+
+    async def endpoints(self) -> dict[str, Any]:
+        """`/endpoints` of the gateway."""
+        return await get_json(f"{self.admin_url}/endpoints")
+
+    async def rows(self) -> dict[str, dict[str, Any]]:
+        """The rows of `/endpoints` by key."""
+        return {row["key"]: row for row in (await self.endpoints())["endpoints"]}
+
+    async def explain(self, request_id: str) -> dict[str, Any]:
+        """One decision record."""
+        return await get_json(f"{self.admin_url}/explain/{request_id}")
+
+    async def last(self, count: int) -> list[dict[str, Any]]:
+        """The latest decision records, newest first."""
+        records: list[dict[str, Any]] = (await get_json(f"{self.admin_url}/explain?last={count}"))["records"]
+        return records
+
+    async def metrics(self) -> str:
+        """One scrape."""
+        return (await get(f"{self.admin_url}/metrics")).decode()
+
+    async def envoy_clusters(self) -> str:
+        """Envoy's own view of its endpoints."""
+        return (await get(f"http://127.0.0.1:{self.envoy_admin_port}/clusters")).decode()
+
+    def gateway_log(self) -> list[dict[str, Any]]:
+        """The gateway's log lines."""
+        lines = self.gateway.log.read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    async def settled(self) -> None:
+        """Every counter is exactly zero, at once or shortly, and stays there."""
+        await eventually(self.charged, lambda charged: not charged)
+
+    async def charged(self) -> dict[str, int]:
+        """Every load counter that is not zero, by name."""
+        view = await self.endpoints()
+        counters = {"in_flight": view["in_flight"]} | {
+            f"{row['key']} {name}": row[name]
+            for row in view["endpoints"]
+            for name in ("requests", "prefill_tokens", "context_tokens")
+        }
+        return {name: value for name, value in counters.items() if value}
+
+
+@asynccontextmanager
+async def running_stack(
+    clusters: Sequence[Mapping[str, Any]], config: Mapping[str, Any] | None = None, *, workers: int = 1
+) -> AsyncIterator[Stack]:
+    """Gateway first, then Envoy, so that Envoy's clusters come at once; everything is killed at the end."""
+    stack = Stack(Path(tempfile.mkdtemp(prefix="tw", dir="/tmp")), workers)
+    try:
+        stack.write_config(config or {})
+        stack.write_clusters(*clusters)
+        await stack.start_gateway()
+        await stack.start_envoy()
+        yield stack
+    finally:
+        await stack.stop()
+        shutil.rmtree(stack.run_dir, ignore_errors=True)
+
+
+class Load:
+    """Clients that ask again and again until the block ends.
+
+    Attributes:
+        answers: Whole, correct answers so far.
+        failures: What every other request met: a status with its body, or an error.
+    """
+
+    def __init__(self, stack: Stack, model: str, *, clients: int, stream: bool, max_tokens: int = 8) -> None:
+        self._stack = stack
+        self._model = model
+        self._clients = clients
+        self._stream = stream
+        self._max_tokens = max_tokens
+        self._is_over = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self.answers = 0
+        self.failures: list[str] = []
+
+    async def __aenter__(self) -> Self:
+        self._tasks = [asyncio.create_task(self._ask(number)) for number in range(self._clients)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._is_over = True
+        await asyncio.gather(*self._tasks)
+
+    async def more(self, count: int) -> None:
+        """Wait for `count` further answers."""
+        goal = self.answers + count
+
+        async def read() -> int:
+            return self.answers
+
+        await eventually(read, lambda answers: answers >= goal, 20)
+
+    async def _ask(self, number: int) -> None:
+        timeout = aiohttp.ClientTimeout(total=30)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            turn = 0
+            while not self._is_over:
+                turn += 1
+                body = chat(self._model, f"client {number} turn {turn}", self._max_tokens, self._stream)
+                try:
+                    async with session.post(f"{self._stack.url}/v1/chat/completions", json=body) as reply:
+                        answer = await reply.read()
+                except (aiohttp.ClientError, TimeoutError) as error:
+                    self.failures.append(repr(error))
+                    continue
+                end = b"data: [DONE]\n\n" if self._stream else b"}"
+                if reply.status == 200 and answer.endswith(end):
+                    self.answers += 1
+                else:
+                    self.failures.append(f"{reply.status} {answer[-200:]!r}")
+
+
+def chat(model: str, text: str, max_tokens: int = 8, stream: bool = False) -> dict[str, Any]:
+    """A chat request's body."""
+    return {
+        "model": model,
+        "messages": [{"role": "user", "content": text}],
+        "max_tokens": max_tokens,
+        "stream": stream,
+        "ignore_eos": True,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An HTTP answer; header names in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        """The decoded body."""
+        return json.loads(self.body)
+
+
+def check(reply: Reply, status: int, code: str) -> dict[str, str]:
+    """The error object of an answer that must be OpenAI-shaped."""
+    assert (reply.status, reply.json["error"]["code"]) == (status, code), reply
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.json.keys() == {"error"}
+    error: dict[str, str] = reply.json["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert error["message"]
+    assert error["type"]
+    return error
+
+
+async def post(stack: Stack, body: object, headers: Mapping[str, str] | None = None) -> Reply:
+    """POST to `/v1/chat/completions`: an object as JSON, bytes as they are."""
+    return await send(stack, "POST", "/v1/chat/completions", body, headers)
+
+
+async def send(
+    stack: Stack, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
+) -> Reply:
+    """One request on a connection of its own."""
+    data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+    sent = {"content-type": "application/json", **(headers or {})}
+    timeout = aiohttp.ClientTimeout(total=30)
+    async with (
+        aiohttp.ClientSession(timeout=timeout) as session,
+        session.request(method, stack.url + path, data=data, headers=sent) as reply,
+    ):
+        received = {name.lower(): value for name, value in reply.headers.items()}
+        return Reply(reply.status, received, await reply.read())
+
+
+async def exchange(port: int, *parts: bytes, pause_s: float = 0.0) -> Reply:
+    """Write raw bytes with a pause after each part, then read one answer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(pause_s)
+        async with asyncio.timeout(20):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+            status_line, *lines = head.strip().split("\r\n")
+            headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+            if headers.get("transfer-encoding") == "chunked":
+                body = await _read_chunks(reader)
+            else:
+                body = await reader.readexactly(int(headers["content-length"]))
+    finally:
+        writer.close()
+    return Reply(int(status_line.split()[1]), headers, body)
+
+
+async def _read_chunks(reader: asyncio.StreamReader) -> bytes:
+    body = b""
+    while size := int((await reader.readline()).strip(), 16):
+        body += (await reader.readexactly(size + len(b"\r\n")))[:size]
+    return body
+
+
+async def get(url: str) -> bytes:
+    """The body of a GET that succeeds."""
+    timeout = aiohttp.ClientTimeout(total=10)
+    async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url) as reply:
+        assert reply.status == 200, f"{url}: {reply.status}"
+        return await reply.read()
+
+
+async def get_json(url: str) -> dict[str, Any]:
+    """The JSON object of a GET that succeeds."""
+    decoded: dict[str, Any] = json.loads(await get(url))
+    return decoded
+
+
+def sample(scrape: str, series: str) -> float | None:
+    """The value of one series, or None if it is not in the scrape."""
+    found = re.search(rf"^{re.escape(series)} (\S+)$", scrape, re.MULTILINE)
+    return None if found is None else float(found[1])
+
+
+async def _answers(process: Subprocess, url: str, accept: Callable[[bytes], bool] = lambda _: True) -> None:
+    """Wait until `url` answers 200 with an accepted body, for as long as the process lives."""
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while True:
+        with suppress(aiohttp.ClientError, TimeoutError, AssertionError):
+            if accept(await get(url)):
+                return
+        tail = process.log.read_text(errors="replace")[-2000:]
+        assert process.is_running, f"ended before {url} answered:\n{tail}"
+        assert time.monotonic() < deadline_s, f"{url} does not answer as it should:\n{tail}"
+        await asyncio.sleep(0.05)

@@ -1,0 +1,125 @@
+"""A gateway that dies or hangs: Envoy carries on by itself, and the books are right again afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from simulator.server.app import SimulatorServer
+from tests.e2e.harness import (
+    Load,
+    Recorder,
+    Stack,
+    chat,
+    cluster,
+    eventually,
+    key_of,
+    post,
+    recording,
+    running_stack,
+    send,
+)
+
+pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
+
+MESSAGE_TIMEOUT_S = 0.5
+"""What envoy/bootstrap.yaml grants the gateway before it goes on without."""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def other() -> AsyncIterator[Recorder]:
+    """The engine of another model."""
+    async with recording() as recorder:
+        yield recorder
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def alone(engines: list[SimulatorServer], other: Recorder) -> AsyncIterator[Stack]:
+    """One worker of its own; a test that ends it starts it again."""
+    clusters = [
+        cluster("pool-a", map(key_of, engines), model="sim"),
+        cluster("pool-b", [other.key], model="other"),
+    ]
+    async with running_stack(clusters) as stack:
+        yield stack
+
+
+async def test_worker_killed_under_load(two_workers: Stack) -> None:
+    """A worker killed by SIGKILL under load loses no request, is restarted and leaves nothing charged."""
+    async with Load(two_workers, "sim", clients=16, stream=True, max_tokens=40) as load:
+        await load.more(40)
+        victim = two_workers.gateway.children()[0]
+        os.kill(victim, signal.SIGKILL)
+        await load.more(80)
+
+        async def children() -> list[int]:
+            return two_workers.gateway.children()
+
+        await eventually(children, lambda pids: len(pids) == 2 and victim not in pids, 20)
+
+        async def workers() -> int:
+            number: int = (await two_workers.endpoints())["workers"]
+            return number
+
+        await eventually(workers, lambda number: number == 2, 20)
+        await load.more(80)
+    assert load.failures == []
+    await two_workers.settled()
+
+
+async def test_gateway_killed(alone: Stack, other: Recorder) -> None:
+    """Without a gateway Envoy serves every model by itself, steered by nobody, until a new one takes over."""
+    async with Load(alone, "sim", clients=8, stream=True) as load:
+        await load.more(16)
+        await alone.gateway.kill()
+        await load.more(40)
+        other.reset()
+        spoofed = {
+            "x-gateway-destination-endpoint": "127.0.0.1:1",
+            "x-tokenway-owner": "0.spoofed",
+            "x-tokenway-model": "model:sim",
+        }
+        for _ in range(5):
+            assert (await post(alone, chat("other", "hello"), spoofed)).status == 200
+        assert len(other.received) == 5
+        unknown = await post(alone, chat("nobody", "hello"))
+        assert unknown.status == 404
+        assert unknown.json["error"]["code"] == "model_not_found"
+        assert (await send(alone, "GET", "/nowhere")).status == 404
+        await alone.start_gateway()
+
+        async def decisions() -> int:
+            return len(await alone.last(1))
+
+        await eventually(decisions, lambda count: count == 1, 20)
+        await load.more(40)
+    assert load.failures == []
+    await alone.settled()
+
+
+async def test_gateway_stopped(alone: Stack) -> None:
+    """A gateway that hangs (SIGSTOP) fails no request, and what it decides too late is not left charged."""
+    async with Load(alone, "sim", clients=8, stream=True) as load:
+        await load.more(16)
+        alone.gateway.signal(signal.SIGSTOP)
+        try:
+            await load.more(24)
+            started_s = time.monotonic()
+            replies = await asyncio.gather(*(post(alone, chat("sim", f"held {n}")) for n in range(4)))
+            took_s = time.monotonic() - started_s
+        finally:
+            alone.gateway.signal(signal.SIGCONT)
+        await load.more(24)
+    assert {reply.status for reply in replies} == {200}
+    assert MESSAGE_TIMEOUT_S <= took_s < 3 * MESSAGE_TIMEOUT_S
+    assert load.failures == []
+    await alone.settled()
+    assert (await post(alone, chat("sim", "after"))).status == 200
+    await alone.settled()
+    assert (await alone.last(1))[0]["outcome"]["ended"] == "completed"

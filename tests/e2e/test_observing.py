@@ -1,0 +1,150 @@
+"""What an operator can see of live traffic: explain, metrics, and prefills released by prediction."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import pytest
+from aiohttp import web
+
+from extproc.observing import metrics
+from simulator.server.app import SimulatorServer
+from tests.e2e.conftest import Shared
+from tests.e2e.harness import (
+    DEBUG_HEADERS,
+    DECISION_HEADER,
+    REPOSITORY,
+    Stack,
+    answer_chat,
+    chat,
+    cluster,
+    eventually,
+    key_of,
+    post,
+    running_stack,
+)
+
+pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
+
+BEYOND_TRAFFIC = {
+    "tokenway_ads_nacks_total",  # takes resources that Envoy refuses
+    "tokenway_ttft_calibration_ratio",  # is by endpoint, but predictions are calibrated by model and group
+}
+"""Families that no traffic gives a sample."""
+
+
+async def _command(stack: Stack, *words: str) -> tuple[int, str]:
+    """Exit code and output of `tokenway WORDS --admin URL`."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "extproc.cli.main", *words, "--admin", stack.admin_url),
+        cwd=REPOSITORY,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    return process.returncode or 0, output.decode()
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_explain_recomputes_the_decision(plain: Shared, stream: bool) -> None:
+    """The id an operator's token brings back explains the decision, and it comes out the same again."""
+    reply = await post(plain.stack, chat("sim", "why there?", stream=stream), DEBUG_HEADERS)
+    await plain.stack.settled()
+    code, page = await _command(plain.stack, "explain", reply.headers[DECISION_HEADER])
+    assert code == 0
+    assert "recomputed: same" in page
+    assert all(key_of(engine) in page for engine in plain.engines)
+    assert "why there?" not in page
+    code, page = await _command(plain.stack, "explain", "--last", "1")
+    assert (code, reply.headers[DECISION_HEADER] in page) == (0, True)
+
+
+@pytest.mark.parametrize("token", [None, "", "wrong"])
+async def test_no_id_without_the_token(plain: Shared, token: str | None) -> None:
+    """Without the operator's token no decision id comes back, and no engine's address either."""
+    headers = {} if token is None else {"x-tokenway-debug": token}
+    reply = await post(plain.stack, chat("sim", "hello"), headers)
+    assert reply.status == 200
+    assert DECISION_HEADER not in reply.headers
+    assert not any(key_of(engine) in value for value in reply.headers.values() for engine in plain.engines)
+
+
+async def test_unknown_id(plain: Shared) -> None:
+    """Asking about a request nobody made fails and says so."""
+    code, page = await _command(plain.stack, "explain", "11111111-1111-4111-8111-111111111111")
+    assert code == 1
+    assert "no such request" in page
+
+
+async def test_every_family_is_scraped(plain: Shared) -> None:
+    """After traffic of every kind, a live scrape holds a sample of every family that traffic can produce."""
+    usage = {"stream_options": {"include_usage": True}}
+    for turn in range(2):
+        text = "tell me everything " * 200
+        assert (await post(plain.stack, chat("sim", text, 20, stream=True) | usage)).status == 200
+        assert (await post(plain.stack, chat("sim", f"{turn}"))).status == 200
+    assert (await post(plain.stack, b"{")).status == 400
+
+    assert (await post(plain.stack, chat("dead", "hello"))).status == 503
+
+    async def reset_first(request: web.Request) -> web.StreamResponse:
+        if len(plain.recorder.received) + len(plain.decoy.received) == 1:
+            assert request.transport is not None
+            request.transport.abort()
+        return await answer_chat(request)
+
+    plain.recorder.behaviour = plain.decoy.behaviour = reset_first
+    assert (await post(plain.stack, chat("pair", "hello"))).status == 200
+    assert len(plain.recorder.received) == len(plain.decoy.received) == 1
+    await plain.stack.settled()
+    scrape = await plain.stack.metrics()
+    sampled = {line.partition(" ")[0].partition("{")[0] for line in scrape.splitlines() if line[:1] != "#"}
+    missing = {
+        family.name for family in metrics.FAMILIES if not {family.name, f"{family.name}_bucket"} & sampled
+    }
+    assert missing - BEYOND_TRAFFIC == set()
+    declared = {line.split()[2] for line in scrape.splitlines() if line.startswith("# TYPE ")}
+    assert {family.name.removesuffix("_total") for family in metrics.FAMILIES} <= {
+        name.removesuffix("_total") for name in declared
+    }
+
+
+async def _prefill_tokens(stack: Stack) -> int:
+    return sum(row["prefill_tokens"] for row in (await stack.rows()).values())
+
+
+async def test_prefill_ends_with_the_first_token(plain: Shared) -> None:
+    """By default a stream's prefill stays charged until its first token passes, however late that is."""
+    for engine in plain.engines:
+        engine.driver.pause()
+    task = asyncio.create_task(post(plain.stack, chat("sim", "word " * 400, 200, stream=True)))
+    try:
+        charged = await eventually(lambda: _prefill_tokens(plain.stack), bool)
+        await asyncio.sleep(1.5)
+        assert await _prefill_tokens(plain.stack) == charged
+    finally:
+        for engine in plain.engines:
+            engine.driver.resume()
+    await eventually(lambda: _prefill_tokens(plain.stack), lambda tokens: tokens == 0)
+    assert (await task).status == 200
+
+
+async def test_without_first_chunks_prefill_ends_as_predicted(engines: list[SimulatorServer]) -> None:
+    """With `first_chunk: false` a prefill is released when predicted to end; its request stays charged."""
+    config = {"signals": {"first_chunk": False}}
+    async with running_stack([cluster("sim", map(key_of, engines))], config) as stack:
+        for engine in engines:
+            engine.driver.pause()
+        task = asyncio.create_task(post(stack, chat("sim", "word " * 400, 20, stream=True)))
+        try:
+            await eventually(lambda: _prefill_tokens(stack), bool)
+            await eventually(lambda: _prefill_tokens(stack), lambda tokens: tokens == 0, 3)
+            assert (await stack.endpoints())["in_flight"] == 1
+            assert not task.done()
+        finally:
+            for engine in engines:
+                engine.driver.resume()
+        reply = await task
+        assert reply.body.count(b'"delta":{"content":') == 20
+        await stack.settled()

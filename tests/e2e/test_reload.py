@@ -1,0 +1,205 @@
+"""Configuration changed while requests run: in force within two seconds, and nobody notices."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from simulator.server.app import SimulatorServer
+from tests.e2e.harness import (
+    Load,
+    Stack,
+    chat,
+    cluster,
+    eventually,
+    key_of,
+    post,
+    running_stack,
+    sample,
+    simulators,
+)
+
+pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
+
+EFFECTIVE_S = 2.0
+"""What the product promises between a saved file and its effect."""
+
+CLUSTERS_SUCCESS = 'tokenway_config_last_reload_successful{file="clusters.json"}'
+CONFIG_SUCCESS = 'tokenway_config_last_reload_successful{file="tokenway.yaml"}'
+MODELS = {"sim": {"rules": [{"cluster": "sim"}]}}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def replicas() -> AsyncIterator[list[SimulatorServer]]:
+    """Four replicas, half as fast as the modelled engine, so that streams outlive a reload."""
+    async with simulators(4, time_scale=2.0) as started:
+        yield started
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def editable(replicas: list[SimulatorServer]) -> AsyncIterator[Stack]:
+    """A gateway whose files the tests edit; each test first restores them."""
+    async with running_stack([_pool(replicas)], {"models": MODELS}) as stack:
+        yield stack
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def stack(editable: Stack, replicas: list[SimulatorServer]) -> AsyncIterator[Stack]:
+    """The gateway with all four replicas and default settings in force."""
+    editable.write_config({"models": MODELS})
+    editable.write_clusters(_pool(replicas))
+    await _within(EFFECTIVE_S, lambda: _serving(editable, replicas))
+    yield editable
+    await editable.settled()
+
+
+def _pool(engines: list[SimulatorServer]) -> dict[str, Any]:
+    return cluster("sim", map(key_of, engines))
+
+
+async def _within(limit_s: float, check: Callable[[], Awaitable[bool]]) -> None:
+    await eventually(check, bool, limit_s)
+
+
+async def _serving(stack: Stack, engines: list[SimulatorServer]) -> bool:
+    """Both the gateway and Envoy know exactly these endpoints, and the last reload went well."""
+    wanted = {key_of(engine) for engine in engines}
+    envoy = await stack.envoy_clusters()
+    envoy_keys = {
+        line.split("::")[1]
+        for line in envoy.splitlines()
+        if line.startswith("sim::127") and "::cx_active" in line
+    }
+    scrape = await stack.metrics()
+    went_well = sample(scrape, CLUSTERS_SUCCESS) == sample(scrape, CONFIG_SUCCESS) == 1
+    return went_well and (await stack.rows()).keys() == wanted == envoy_keys
+
+
+def _served(engines: list[SimulatorServer]) -> list[int]:
+    return [len(engine.served) for engine in engines]
+
+
+async def test_endpoints_change_under_load(stack: Stack, replicas: list[SimulatorServer]) -> None:
+    """Endpoints removed, added and swapped under load are in force within two seconds and fail nobody."""
+    async with Load(stack, "sim", clients=8, stream=True) as load:
+        for chosen in (replicas[:2], replicas, replicas[2:], replicas[:2]):
+            stack.write_clusters(_pool(chosen))
+            await _within(EFFECTIVE_S, lambda chosen=chosen: _serving(stack, chosen))
+            before = _served(replicas)
+            await load.more(24)
+            after = _served(replicas)
+            grew = {key_of(e) for e, old, new in zip(replicas, before, after, strict=True) if new > old}
+            assert grew == {key_of(engine) for engine in chosen}
+    assert load.failures == []
+
+
+async def test_streams_on_a_removed_endpoint_finish(stack: Stack, replicas: list[SimulatorServer]) -> None:
+    """Streams that run on an endpoint when it is removed finish intact, and so do their charges."""
+    tasks = [
+        asyncio.create_task(post(stack, chat("sim", f"long {number}", 150, stream=True)))
+        for number in range(8)
+    ]
+
+    async def running() -> int:
+        return sum(engine.engine.num_running for engine in replicas)
+
+    await eventually(running, lambda count: count == 8)
+    stack.write_clusters(_pool(replicas[:1]))
+    await _within(EFFECTIVE_S, lambda: _serving(stack, replicas[:1]))
+    assert sum(engine.engine.num_running for engine in replicas[1:]) == 6
+    replies = await asyncio.gather(*tasks)
+    assert all(reply.body.endswith(b"data: [DONE]\n\n") for reply in replies)
+    assert all(reply.body.count(b'"delta":{"content":') == 150 for reply in replies)
+
+
+async def test_whole_cluster_comes_and_goes(stack: Stack, replicas: list[SimulatorServer]) -> None:
+    """A new model with a new cluster is served within two seconds, and unknown again once removed."""
+    models = {**MODELS, "late": {"rules": [{"cluster": "late", "model": "sim"}]}}
+    stack.write_clusters(_pool(replicas[:3]), cluster("late", [key_of(replicas[3])]))
+    stack.write_config({"models": models})
+
+    async def status() -> int:
+        return (await post(stack, chat("late", "hello"))).status
+
+    await eventually(status, lambda code: code == 200, EFFECTIVE_S)
+    stack.write_config({"models": MODELS})
+    await eventually(status, lambda code: code == 404, EFFECTIVE_S)
+
+
+BROKEN_CLUSTERS = {
+    "port": (lambda text, port: text.replace(f'"port": {port}', '"port": 99999', 1), "port"),
+    "key": (lambda text, port: text.replace('"address"', '"adress"', 1), "adress"),
+    "syntax": (lambda text, port: text.replace('"port": ', '"port" ', 1), None),
+}
+
+
+@pytest.mark.parametrize(("damage", "key"), BROKEN_CLUSTERS.values(), ids=BROKEN_CLUSTERS.keys())
+async def test_broken_clusters_file(
+    stack: Stack, replicas: list[SimulatorServer], damage: Callable[[str, int], str], key: str | None
+) -> None:
+    """A broken edit changes nothing, is named by line and key, and shows in the metrics until repaired."""
+    text = json.dumps({"clusters": [_pool(replicas)]}, indent=1)
+    broken = damage(text, replicas[0].port)
+    line = next(
+        number
+        for number, (old, new) in enumerate(zip(text.splitlines(), broken.splitlines(), strict=True), 1)
+        if old != new
+    )
+    known = len(stack.gateway_log())
+    stack.write_clusters_text(broken)
+
+    async def success() -> float | None:
+        return sample(await stack.metrics(), CLUSTERS_SUCCESS)
+
+    await eventually(success, lambda value: value == 0, EFFECTIVE_S)
+    assert (await post(stack, chat("sim", "still here"))).status == 200
+    assert (await stack.rows()).keys() == {key_of(engine) for engine in replicas}
+    problems = [
+        entry["problem"] for entry in stack.gateway_log()[known:] if entry["event"] == "configuration refused"
+    ]
+    assert any(f"line {line}:" in problem for problem in problems), problems
+    assert key is None or any(key in problem for problem in problems)
+    stack.write_clusters_text(text)
+    await eventually(success, lambda value: value == 1, EFFECTIVE_S)
+
+
+async def test_settings_change_under_load(stack: Stack, replicas: list[SimulatorServer]) -> None:
+    """A new algorithm and new weights decide within two seconds, and no request fails."""
+    async with Load(stack, "sim", clients=4, stream=False) as load:
+        await load.more(4)
+        balancing = {"algorithm": "prefix_cache", "prefill_load_weight": 7}
+        stack.write_config({"models": {"sim": {**MODELS["sim"], "load_balancing": balancing}}})
+
+        async def settings() -> tuple[str, float]:
+            used = (await stack.last(1))[0]["settings"]
+            return used["algorithm"], used["prefill_load_weight"]
+
+        await eventually(settings, lambda used: used == ("prefix_cache", 7), EFFECTIVE_S)
+        await load.more(4)
+    assert load.failures == []
+
+
+async def test_broken_settings(stack: Stack) -> None:
+    """A misspelt key in tokenway.yaml changes nothing and is named with its line."""
+    known = len(stack.gateway_log())
+    stack.write_config({"models": {"sim": {**MODELS["sim"], "load_balancing": {"algoritm": "random"}}}})
+
+    async def success() -> float | None:
+        return sample(await stack.metrics(), CONFIG_SUCCESS)
+
+    await eventually(success, lambda value: value == 0, EFFECTIVE_S)
+    text = (stack.run_dir / "tokenway.yaml").read_text().splitlines()
+    line = next(number for number, content in enumerate(text, 1) if "algoritm" in content)
+    problems = [e["problem"] for e in stack.gateway_log()[known:] if e["event"] == "configuration refused"]
+    assert any(f"line {line}:" in problem and "algoritm" in problem for problem in problems), problems
+    assert (await post(stack, chat("sim", "still here"))).status == 200
+    started_s = time.monotonic()
+    stack.write_config({"models": MODELS})
+    await eventually(success, lambda value: value == 1, EFFECTIVE_S)
+    assert time.monotonic() - started_s < EFFECTIVE_S

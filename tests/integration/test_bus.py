@@ -1,0 +1,189 @@
+"""Workers' wire over real sockets: entries and blocks arrive, lost peers are found again, nothing piles up."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import struct
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from extproc.accesslog.entries import AttemptFailed, AttemptStarted, Entry, RequestAlive
+from extproc.health.tracker import FailureKind
+from extproc.server.bus import MAX_FRAME_BYTES, MAX_QUEUED_BYTES, Bus
+from metadata_center.types import EndpointKey, RequestId
+from tests.conftest import request_end
+
+pytestmark = pytest.mark.asyncio
+
+KEY = EndpointKey("10.0.0.1:8000")
+ENTRY = RequestAlive(RequestId("r"), "1.a")
+DEADLINE_S = 5.0
+
+
+class Peer:
+    """A bus and what it was told."""
+
+    def __init__(self, run_dir: Path, index: int, workers: int = 2) -> None:
+        self.entries: list[Entry] = []
+        self.cached: list[tuple[EndpointKey, list[int]]] = []
+        self.bus = Bus(
+            run_dir, index, workers, self.entries.append, lambda key, blocks: self.cached.append((key, blocks))
+        )
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that another peer does."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def connected(*peers: Peer) -> None:
+    """Wait until each peer reaches all others."""
+    await until(lambda: all(len(peer.bus._writers) == len(peer.bus._peers) for peer in peers))
+
+
+@pytest.fixture
+async def pair(tmp_path: Path) -> AsyncIterator[tuple[Peer, Peer]]:
+    """Two peers that reach each other."""
+    peers = Peer(tmp_path, 0), Peer(tmp_path, 1)
+    for peer in peers:
+        await peer.bus.start()
+    await connected(*peers)
+    yield peers
+    for peer in peers:
+        await peer.bus.stop()
+
+
+async def test_entries_and_blocks_arrive_in_order(pair: tuple[Peer, Peer]) -> None:
+    """Every kind of entry arrives equal to what was sent, and so do cached blocks."""
+    left, right = pair
+    entries: list[Entry] = [
+        request_end("r", owner=None, endpoint=KEY, flags=("DC",), prompt_tokens=3),
+        ENTRY,
+        AttemptStarted(RequestId("r"), "1.a", KEY),
+        AttemptFailed(RequestId("r"), "1.a", KEY, FailureKind.RESET),
+    ]
+    assert all(left.bus.hand_over("1.a", entry) for entry in entries)
+    left.bus.share(KEY, (1, 2**64 - 1))
+    right.bus.tell_all(ENTRY)
+    await until(lambda: bool(right.cached and left.entries))
+    assert right.entries == entries
+    assert right.cached == [(KEY, [1, 2**64 - 1])]
+    assert (left.entries, left.cached) == ([ENTRY], [])
+    assert left.bus.dropped == right.bus.dropped == 0
+
+
+@pytest.mark.parametrize("owner", ["0.a", "2.a", "", "-", "x.1", "-1.a"])
+async def test_only_a_peer_can_be_handed_something(pair: tuple[Peer, Peer], owner: str) -> None:
+    """Oneself, an unknown worker and nonsense are refused, and are no drops."""
+    assert not pair[0].bus.hand_over(owner, ENTRY)
+    assert pair[0].bus.dropped == 0
+
+
+async def test_all_others_are_told(tmp_path: Path) -> None:
+    """What concerns everybody goes to each other worker once, and not to oneself."""
+    peers = [Peer(tmp_path, index, workers=3) for index in range(3)]
+    for peer in peers:
+        await peer.bus.start()
+    await connected(*peers)
+    peers[1].bus.tell_all(ENTRY)
+    await until(lambda: bool(peers[0].entries and peers[2].entries))
+    assert [peer.entries for peer in peers] == [[ENTRY], [], [ENTRY]]
+    for peer in peers:
+        await peer.bus.stop()
+
+
+async def test_a_peer_that_is_away_costs_a_drop(tmp_path: Path) -> None:
+    """What cannot be sent is dropped and counted at once: nothing waits for a dead worker."""
+    alone = Peer(tmp_path, 0)
+    await alone.bus.start()
+    assert not alone.bus.hand_over("1.a", ENTRY)
+    alone.bus.share(KEY, [1])
+    assert alone.bus.dropped == 2
+    await alone.bus.stop()
+
+
+async def test_a_peer_that_restarts_is_found_again(pair: tuple[Peer, Peer], tmp_path: Path) -> None:
+    """A stopped peer hears nothing more; its successor is reached without anyone being told."""
+    left, right = pair
+    await right.bus.stop()
+    await until(lambda: not left.bus._writers)
+    assert not left.bus.hand_over("1.a", ENTRY)
+    successor = Peer(tmp_path, 1)
+    await successor.bus.start()
+    await connected(left, successor)
+    assert left.bus.hand_over("1.b", ENTRY)
+    successor.bus.tell_all(ENTRY)
+    await until(lambda: bool(successor.entries and left.entries))
+    assert right.entries == []
+    assert left.bus.dropped == 1
+    await successor.bus.stop()
+
+
+async def test_a_full_queue_drops_and_counts(tmp_path: Path) -> None:
+    """A peer that does not read holds no more than its bound; all that does not fit is counted."""
+    sender = Peer(tmp_path, 0)
+    accepted = asyncio.Event()
+
+    async def never_read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        accepted.set()
+
+    deaf = await asyncio.start_unix_server(never_read, tmp_path / "bus1.sock")
+    await sender.bus.start()
+    await connected(sender)
+    await accepted.wait()
+    blocks = list(range(2**63, 2**63 + 50_000))
+    frame_bytes = len(pickle.dumps(("cached", (KEY, blocks))))
+    sent = 2 * MAX_QUEUED_BYTES // frame_bytes
+    for _ in range(sent):
+        sender.bus.share(KEY, blocks)
+    held = sender.bus._writers[1].transport.get_write_buffer_size()
+    assert MAX_QUEUED_BYTES < held <= MAX_QUEUED_BYTES + frame_bytes + 4
+    assert 0 < sender.bus.dropped < sent
+    assert not sender.bus.hand_over("1.a", ENTRY)
+    await sender.bus.stop()
+    sender.bus._writers[1].transport.abort()
+    deaf.close()
+
+
+async def test_a_frame_that_is_too_large_is_never_sent(pair: tuple[Peer, Peer]) -> None:
+    """It would make the peer hang up: it is dropped here, and later frames still arrive."""
+    left, right = pair
+    left.bus.share(KEY, list(range(2**63, 2**63 + MAX_FRAME_BYTES // 9)))
+    assert left.bus.dropped == 1
+    assert left.bus.hand_over("1.a", ENTRY)
+    await until(lambda: bool(right.entries))
+    assert right.cached == []
+
+
+async def test_a_stranger_that_sends_nonsense_is_hung_up_on(pair: tuple[Peer, Peer], tmp_path: Path) -> None:
+    """A length beyond the bound ends the connection before anything is read; peers are not disturbed."""
+    left, right = pair
+    reader, writer = await asyncio.open_unix_connection(tmp_path / "bus1.sock")
+    writer.write(struct.pack("<I", MAX_FRAME_BYTES + 1) + b"x" * 100)
+    async with asyncio.timeout(DEADLINE_S):
+        try:
+            assert await reader.read() == b""
+        except ConnectionResetError:
+            pass
+    writer.close()
+    assert left.bus.hand_over("1.a", ENTRY)
+    await until(lambda: bool(right.entries))
+
+
+async def test_sockets_are_private_and_do_not_outlive_their_worker(tmp_path: Path) -> None:
+    """Frames are pickles, so nobody else may open the socket; a stale one is replaced."""
+    path = tmp_path / "bus0.sock"
+    path.write_bytes(b"left by a worker that was killed")
+    peer = Peer(tmp_path, 0)
+    await peer.bus.start()
+    assert path.is_socket()
+    assert os.stat(path).st_mode & 0o077 == 0
+    await peer.bus.stop()
+    assert not path.exists()

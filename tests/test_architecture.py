@@ -1,0 +1,273 @@
+"""The structure that the documents promise, read from the sources: what is core, who imports what, what is stripped."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator, Mapping
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from extproc.config.schema import Config
+from extproc.request.sanitize import STEERING_HEADERS
+from extproc.server.bootstrap import WORKER_CLUSTERS, render, template
+
+ROOT = Path(__file__).parents[1]
+
+CORE = (
+    "extproc/types.py",
+    "extproc/errors.py",
+    "extproc/request/*.py",
+    "extproc/choosing/*.py",
+    "extproc/predicting/*.py",
+    "extproc/protocol/machine.py",
+    "extproc/routing/*.py",
+    "extproc/accesslog/entries.py",
+    "extproc/health/tracker.py",
+    "extproc/health/settings.py",
+    "extproc/observing/records.py",
+    "extproc/observing/explain.py",
+    "extproc/discovery/clusters.py",
+    "extproc/discovery/resources.py",
+    "extproc/discovery/state.py",
+    "extproc/config/schema.py",
+    "extproc/config/document.py",
+    "metadata_center/types.py",
+    "metadata_center/errors.py",
+    "metadata_center/load.py",
+    "metadata_center/counters.py",
+    "metadata_center/prefix_index.py",
+    "metadata_center/store.py",
+    "simulator/engine/*.py",
+)
+
+IMPURE = frozenset(
+    "aiohttp asyncio concurrent contextvars grpc logging multiprocessing os pathlib prometheus_client random "
+    "redis secrets select selectors socket ssl subprocess tempfile threading time urllib.request zmq".split()
+)
+"""I/O, clocks, randomness, environment, logging, metrics. `datetime` may be used for types alone."""
+
+IMPURE_CALLS = frozenset({"open", "print", "input", "datetime.now", "datetime.utcnow", "date.today"})
+
+EXCEPTIONS: Mapping[str, Mapping[str, str]] = {}
+"""Core module -> forbidden import -> why it may all the same. None does."""
+
+MAY_IMPORT: Mapping[str, frozenset[str]] = {
+    name: frozenset(allowed.split())
+    for name, allowed in {
+        "metadata_center": "",
+        "simulator": "",
+        "extproc.types": "metadata_center",
+        "extproc.errors": "",
+        "extproc.choosing": "extproc.types",
+        "extproc.predicting": "extproc.types",
+        "extproc.request": "extproc.types extproc.errors extproc.choosing",
+        "extproc.protocol": "extproc.types extproc.errors metadata_center",
+        "extproc.health": "extproc.types metadata_center",
+        "extproc.observing": "extproc.types extproc.errors extproc.choosing extproc.predicting metadata_center",
+        "extproc.accesslog": "extproc.health extproc.observing metadata_center",
+        "extproc.config": "extproc.errors extproc.choosing extproc.health extproc.request extproc.discovery",
+        "extproc.discovery": "extproc.types extproc.config extproc.health metadata_center",
+        "extproc.routing": "extproc.types extproc.errors extproc.request extproc.choosing extproc.predicting "
+        "extproc.protocol extproc.health extproc.observing extproc.accesslog metadata_center",
+    }.items()
+}
+"""Package -> packages of ours that it may import. Those that build everything (server, cli) are not listed."""
+
+WIRE_ONLY = {"envoy": ("extproc/protocol/wire.py", "extproc/accesslog/"), "envoy_data_plane": ("extproc/discovery/",)}
+"""Protobuf package -> where alone it may be imported."""
+
+NO_PYTHON = ("envoy", "istio", "etc")
+"""Configuration only; a module under envoy/ would also hide the protobuf package of that name."""
+
+OWN_STRIPPED = (
+    "x-tokenway-owner",
+    "x-tokenway-model",
+    "x-envoy-max-retries",
+    "x-envoy-retry-on",
+    "x-envoy-upstream-rq-timeout-ms",
+    "x-envoy-upstream-rq-per-try-timeout-ms",
+    "x-envoy-attempt-count",
+)
+"""What Tokenway or Envoy's router takes orders from; no setting allows a client these."""
+
+
+def sources(*patterns: str) -> list[Path]:
+    """Files of the repository that match, sorted; each pattern must match something."""
+    found = [sorted(ROOT.glob(pattern)) for pattern in patterns]
+    assert all(found), [pattern for pattern, files in zip(patterns, found, strict=True) if not files]
+    return [path for files in found for path in files]
+
+
+def name_of(path: Path) -> str:
+    """The path in the repository."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Dotted names that a module imports, at any depth of it; `from a import b` gives `a.b`."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{name_of(path)}:{node.lineno}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_under(name: str, packages: Iterable[str]) -> bool:
+    """True if a dotted name is one of the packages or lies in one."""
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+PACKAGES = sources("extproc/**/*.py", "metadata_center/**/*.py", "simulator/**/*.py")
+CORE_FILES = sources(*CORE)
+
+
+@pytest.mark.parametrize("path", CORE_FILES, ids=name_of)
+def test_the_core_does_no_io(path: Path) -> None:
+    """Core modules import no I/O, clock, randomness, environment, logging or metrics, but for listed reasons."""
+    allowed = EXCEPTIONS.get(name_of(path), {})
+    assert [name for name in imports(path) if is_under(name, IMPURE) and not is_under(name, allowed)] == []
+    calls = {
+        ast.unparse(node.func)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+    }
+    assert calls & IMPURE_CALLS == set()
+
+
+def test_every_exception_is_needed() -> None:
+    """An exception that nothing uses any more is taken out of the table."""
+    for name, allowed in EXCEPTIONS.items():
+        used = list(imports(ROOT / name))
+        assert all(any(is_under(imported, [package]) for imported in used) for package in allowed), name
+        assert all(allowed.values()), name
+
+
+@pytest.mark.parametrize("package", sorted(MAY_IMPORT))
+def test_packages_import_only_what_they_may(package: str) -> None:
+    """Dependencies between packages are those of the table: the metadata center knows nothing of a gateway."""
+    where = package.replace(".", "/")
+    ours = {"extproc", "metadata_center", "simulator", "benchmarks", "tests"}
+    for path in [path for path in PACKAGES if name_of(path).startswith((f"{where}/", f"{where}.py"))]:
+        for name in imports(path):
+            if name.partition(".")[0] in ours:
+                assert is_under(name, [package, *MAY_IMPORT[package]]), f"{name_of(path)} imports {name}"
+
+
+def test_packages_do_not_import_each_other_in_circles() -> None:
+    """Modules import each other in one direction only."""
+    modules = {name_of(path).removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in PACKAGES}
+    graph: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        imported = {name if name in modules else name.rpartition(".")[0] for name in imports(path)}
+        graph[module] = {name for name in imported if name in modules and name != module}
+    order = list(TopologicalSorter(graph).static_order())
+    assert set(order) == set(modules)
+
+
+@pytest.mark.parametrize("protobuf", sorted(WIRE_ONLY))
+def test_protobuf_stays_at_the_edges(protobuf: str) -> None:
+    """Messages are known where they are translated and nowhere else."""
+    users = {name_of(path) for path in PACKAGES if any(is_under(name, [protobuf]) for name in imports(path))}
+    assert users
+    assert [user for user in users if not user.startswith(WIRE_ONLY[protobuf])] == []
+
+
+@pytest.mark.parametrize("folder", NO_PYTHON)
+def test_configuration_folders_hold_no_python(folder: str) -> None:
+    """They are for operators to read and copy."""
+    assert list((ROOT / folder).rglob("*.py")) == []
+
+
+@pytest.mark.parametrize("name", ["utils", "util", "common", "helpers", "misc"])
+def test_no_module_is_named_after_nothing(name: str) -> None:
+    """A module is named after what it knows."""
+    assert [name_of(path) for path in PACKAGES if name in (path.stem, path.parent.name)] == []
+
+
+def test_nothing_is_logged_by_f_string() -> None:
+    """Events are constant; what differs goes into `extra`, where it is filtered by its name."""
+    loggers = {"_log", "_LOGGER", "logging"}
+    found = [
+        f"{name_of(path)}:{node.lineno}"
+        for path in PACKAGES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and ast.unparse(node.func.value) in loggers
+        and any(isinstance(argument, ast.JoinedStr) for argument in node.args)
+    ]
+    assert found == []
+
+
+def manager(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The HTTP connection manager of a bootstrap."""
+    (listener,) = document["static_resources"]["listeners"]
+    typed: dict[str, Any] = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    return typed
+
+
+def stripped(document: Mapping[str, Any]) -> list[str]:
+    """Headers that Envoy takes from clients before anything else sees them."""
+    (early,) = manager(document)["early_header_mutation_extensions"]
+    return [mutation["remove"] for mutation in early["typed_config"]["mutations"] if "remove" in mutation]
+
+
+def rendered(**changes: Any) -> dict[str, Any]:
+    """What `tokenway bootstrap` prints for the default configuration, parsed."""
+    settings: dict[str, Any] = {
+        "listen": ("127.0.0.1", 10000),
+        "admin_port": 15000,
+        "sockets": [f"{Config().server.run_dir}/gw0.sock"],
+        "allow_headers": Config().request.allow_headers,
+        "max_body_bytes": Config().request.max_body_bytes,
+    }
+    document: dict[str, Any] = yaml.safe_load(render(template(), **{**settings, **changes}))
+    return document
+
+
+def without_cluster_names(document: dict[str, Any]) -> dict[str, Any]:
+    """The bootstrap but for `load_assignment.cluster_name`, which says nothing in a static cluster."""
+    for cluster in document["static_resources"]["clusters"]:
+        cluster["load_assignment"].pop("cluster_name", None)  # clusters may share one by a YAML alias
+    return document
+
+
+def test_the_shipped_bootstrap_strips_all_that_steers() -> None:
+    """Exactly the steering headers and those of this gateway and its Envoy, each once."""
+    assert stripped(template()) == [*STEERING_HEADERS, *OWN_STRIPPED]
+
+
+def test_allowed_headers_are_no_longer_stripped_and_no_others() -> None:
+    """An operator may allow a client some of them by name."""
+    assert stripped(rendered(allow_headers=["x-session-token", "unknown"])) == [
+        name for name in stripped(template()) if name != "x-session-token"
+    ]
+
+
+def test_the_bootstrap_of_the_defaults_is_the_shipped_one() -> None:
+    """`tokenway bootstrap` without settings of one's own prints what is shipped."""
+    assert without_cluster_names(rendered()) == without_cluster_names(template())
+
+
+def test_the_bootstrap_puts_each_setting_in_its_place() -> None:
+    """Addresses, ports, sockets and the body limit are filled in where Envoy reads them."""
+    document = rendered(
+        listen=("::", 80), admin_port=9901, sockets=["/run/a.sock", "[::1]:50051"], max_body_bytes=4096
+    )
+    (listener,) = document["static_resources"]["listeners"]
+    assert listener["address"]["socket_address"] == {"address": "::", "port_value": 80}
+    assert listener["per_connection_buffer_limit_bytes"] == 4096
+    assert document["admin"]["address"]["socket_address"]["port_value"] == 9901
+    clusters = {cluster["name"]: cluster for cluster in document["static_resources"]["clusters"]}
+    assert set(WORKER_CLUSTERS) <= set(clusters)
+    for name in WORKER_CLUSTERS:
+        (locality,) = clusters[name]["load_assignment"]["endpoints"]
+        assert [member["endpoint"]["address"] for member in locality["lb_endpoints"]] == [
+            {"pipe": {"path": "/run/a.sock"}},
+            {"socket_address": {"address": "::1", "port_value": 50051}},
+        ]

@@ -1,0 +1,355 @@
+"""The stream machine: its table walked, its first-chunk detection, and what it never does."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from extproc.errors import Reason, RouterError
+from extproc.protocol import machine
+from extproc.protocol.machine import (
+    TRANSITIONS,
+    Abandon,
+    Answer,
+    Decide,
+    Effects,
+    Finish,
+    FirstToken,
+    Kind,
+    NeedBody,
+    PassTo,
+    Phase,
+    Refuse,
+    RequestHeaders,
+    SendAwaitBody,
+    SendContinue,
+    SendDecision,
+    SendImmediate,
+    SendPass,
+    SpuriousMessage,
+    Stream,
+    Verdict,
+)
+
+HEADERS = RequestHeaders("POST", "/v1/chat/completions", {":method": "POST"}, end_of_stream=False)
+BODILESS = RequestHeaders("POST", "/v1/chat/completions", {}, end_of_stream=True)
+ERROR = RouterError(Reason.NO_HEALTHY_ENDPOINT, "None.", retry_after_s=1)
+SENDS = (SendAwaitBody, SendPass, SendImmediate, SendDecision, SendContinue)
+
+VERDICTS: dict[str, Verdict] = {
+    "need_body": NeedBody(),
+    "pass_to": PassTo("other"),
+    "answer": Answer(200, b"{}"),
+    "refuse": Refuse(ERROR),
+}
+
+
+def stream_in(phase: Phase, verdict: Verdict | None = None) -> Stream:
+    """A stream that came to `phase` the usual way."""
+    stream = Stream(lambda _: verdict or NeedBody(), want_first_chunk=True)
+    if phase is Phase.AWAIT_HEADERS:
+        return stream
+    stream.receive_headers(HEADERS)
+    if phase is Phase.AWAIT_BODY:
+        return stream
+    stream.receive_body(b"{}")
+    if phase is Phase.DECIDING:
+        return stream
+    stream.decided(stream=phase is Phase.AWAIT_FIRST_CHUNK, late_marker=False)
+    assert stream.phase is phase
+    return stream
+
+
+def variants(kind: Kind) -> list[Callable[[Stream], Effects]]:
+    """Every way the shell tells a stream of that kind of event."""
+    match kind:
+        case Kind.REQUEST_HEADERS:
+            return [lambda s: s.receive_headers(HEADERS), lambda s: s.receive_headers(BODILESS)]
+        case Kind.REQUEST_BODY:
+            return [lambda s: s.receive_body(b"{}")]
+        case Kind.RESPONSE_BODY:
+            chunks = itertools.product((b"", b": ping\n\n", b"data: {}\n\n", b'{"error":{}}'), (False, True))
+            return [
+                lambda s, chunk=chunk, end=end: s.receive_chunk(chunk, end_of_stream=end)
+                for chunk, end in chunks
+            ]
+        case Kind.DECIDED:
+            flags = itertools.product((False, True), repeat=2)
+            return [
+                lambda s, stream=stream, late=late: s.decided(stream=stream, late_marker=late)
+                for stream, late in flags
+            ]
+        case Kind.REFUSED:
+            return [lambda s: s.refused(ERROR)]
+        case _:
+            return [lambda s: s.receive(kind)]
+
+
+def private_state(stream: Stream) -> dict[str, object]:
+    """All a stream remembers."""
+    return {name: getattr(stream, name) for name in Stream.__slots__}
+
+
+@pytest.mark.parametrize(("phase", "kind"), list(itertools.product(Phase, Kind)))
+def test_every_pair_leads_where_the_table_says_or_is_spurious(phase: Phase, kind: Kind) -> None:
+    """A pair in the table leads to each phase it names and no other; any other pair changes nothing."""
+    allowed = TRANSITIONS[phase].get(kind)
+    reached = set()
+    for verdict, event in itertools.product(VERDICTS.values(), variants(kind)):
+        stream = stream_in(phase, verdict if phase is Phase.AWAIT_HEADERS else None)
+        before = private_state(stream)
+        if allowed is None:
+            with pytest.raises(SpuriousMessage, match=f"{kind.name} in phase {phase.name}"):
+                event(stream)
+            assert private_state(stream) == before
+        else:
+            event(stream)
+            reached.add(stream.phase)
+    assert reached == set(allowed or ())
+
+
+def test_the_table_names_every_phase() -> None:
+    """No phase is forgotten, none leads out of DONE, and each may be closed."""
+    assert set(TRANSITIONS) == set(Phase)
+    assert TRANSITIONS[Phase.DONE] == {Kind.CLOSED: (Phase.DONE,)}
+    assert all(Kind.CLOSED in row for row in TRANSITIONS.values())
+
+
+@pytest.mark.parametrize(
+    ("verdict", "effects"),
+    [
+        ("need_body", (SendAwaitBody(),)),
+        ("pass_to", (SendPass("other"), Finish())),
+        ("answer", (SendImmediate(200, b"{}", "tokenway_answer"), Finish())),
+        (
+            "refuse",
+            (SendImmediate(503, ERROR.body(), "tokenway_no_healthy_endpoint", ERROR), Finish()),
+        ),
+    ],
+)
+def test_each_verdict_has_its_answer(verdict: str, effects: Effects) -> None:
+    """The request line alone asks for the body, passes the request, answers it or refuses it."""
+    stream = Stream(lambda _: VERDICTS[verdict], want_first_chunk=True)
+    assert stream.receive_headers(HEADERS) == effects
+
+
+def test_a_request_without_body_is_decided_at_its_headers() -> None:
+    """No body message follows headers that end the request: waiting for one would hang it."""
+    stream = Stream(lambda _: NeedBody(), want_first_chunk=True)
+    assert stream.receive_headers(BODILESS) == (Decide(BODILESS, b""),)
+    assert stream.refused(ERROR)[0] == SendImmediate(
+        503, ERROR.body(), "tokenway_no_healthy_endpoint", ERROR
+    )
+    assert stream.phase is Phase.DONE
+
+
+def test_a_request_of_trailers_alone_is_decided_at_its_trailers() -> None:
+    """Trailers instead of a body lead to a decision whose answer answers the trailers."""
+    stream = stream_in(Phase.AWAIT_BODY)
+    assert stream.receive(Kind.REQUEST_TRAILERS) == (Decide(HEADERS, b""),)
+    assert stream.decided(stream=False, late_marker=False) == (SendDecision(to_trailers=True), Finish())
+
+
+@pytest.mark.parametrize("phase", [Phase.DECIDING, Phase.AWAIT_FIRST_CHUNK])
+def test_trailers_after_the_body_pass(phase: Phase) -> None:
+    """Trailers that follow the body are let through and change nothing."""
+    stream = stream_in(phase)
+    assert stream.receive(Kind.REQUEST_TRAILERS) == (SendContinue(Kind.REQUEST_TRAILERS),)
+    assert stream.phase is phase
+
+
+def test_the_decision_answers_the_body_and_ends_what_is_no_stream() -> None:
+    """A plain answer needs no watching; a stream is watched until its first chunk."""
+    assert stream_in(Phase.DECIDING).decided(stream=False, late_marker=False) == (
+        SendDecision(to_trailers=False),
+        Finish(),
+    )
+    stream = stream_in(Phase.DECIDING)
+    assert stream.decided(stream=True, late_marker=False) == (SendDecision(to_trailers=False),)
+    assert stream.phase is Phase.AWAIT_FIRST_CHUNK
+
+
+def test_a_stream_is_not_watched_when_nobody_wants_its_first_chunk() -> None:
+    """Without the first-chunk signal the decision is the last word."""
+    stream = Stream(lambda _: NeedBody(), want_first_chunk=False)
+    stream.receive_headers(HEADERS)
+    stream.receive_body(b"{}")
+    assert stream.decided(stream=True, late_marker=False) == (SendDecision(to_trailers=False), Finish())
+
+
+@pytest.mark.parametrize("kind", [Kind.RESPONSE_HEADERS, Kind.RESPONSE_BODY, Kind.RESPONSE_TRAILERS])
+def test_a_local_reply_while_the_body_is_awaited_ends_the_stream(kind: Kind) -> None:
+    """Envoy's own 413 or 504 comes as a response; not leaving would turn it into a hang."""
+    for event in variants(kind):
+        stream = stream_in(Phase.AWAIT_BODY)
+        assert event(stream) == (Finish(),)
+        assert stream.phase is Phase.DONE
+
+
+@pytest.mark.parametrize(
+    "kind", [Kind.RESPONSE_HEADERS, Kind.RESPONSE_BODY, Kind.RESPONSE_TRAILERS, Kind.CLOSED]
+)
+def test_who_leaves_during_the_decision_has_it_abandoned(kind: Kind) -> None:
+    """While a decision is pending, a local reply or the close drops it; its result is then spurious."""
+    for event in variants(kind):
+        stream = stream_in(Phase.DECIDING)
+        assert event(stream) == (Abandon(), Finish())
+        with pytest.raises(SpuriousMessage):
+            stream.decided(stream=True, late_marker=False)
+
+
+@pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.DECIDING])
+def test_the_close_says_nothing(phase: Phase) -> None:
+    """At any other phase the end of the stream just ends it, as often as it is told."""
+    stream = stream_in(phase)
+    assert stream.receive(Kind.CLOSED) == (Finish(),)
+    assert stream.receive(Kind.CLOSED) == (Finish(),)
+    assert stream.phase is Phase.DONE
+
+
+def feed(chunks: list[bytes], *, late_marker: bool = False, ends: bool = True) -> list[machine.Effect]:
+    """The effects of these response chunks, until the stream leaves; the last one may end the response."""
+    stream = stream_in(Phase.DECIDING)
+    stream.decided(stream=True, late_marker=late_marker)
+    effects: list[machine.Effect] = []
+    for index, chunk in enumerate(chunks):
+        effects += stream.receive_chunk(chunk, end_of_stream=ends and index == len(chunks) - 1)
+        if stream.phase is Phase.DONE:
+            break
+    return effects
+
+
+CONTINUE = SendContinue(Kind.RESPONSE_BODY)
+ON_TIME, LATE = [FirstToken(late=False), Finish()], [FirstToken(late=True), Finish()]
+COMMENT = b": keep-alive {data: not yet}\n\n"
+DATA = b'data: {"choices":[]}\n\n'
+
+
+def test_the_first_data_is_the_first_token_and_is_not_answered() -> None:
+    """The chunk that carries the token is left unanswered: Envoy flushes it as the stream closes."""
+    assert feed([DATA], ends=False) == ON_TIME
+
+
+@pytest.mark.parametrize("before", [b"", b"event: message_start\n", b"id: 1\r\n", COMMENT])
+def test_the_marker_is_found_at_the_start_of_any_line(before: bytes) -> None:
+    """Comments and other fields in the same chunk do not hide the data line."""
+    assert feed([before + DATA], ends=False) == ON_TIME
+
+
+def test_comments_are_skipped() -> None:
+    """Keep-alive comments are let through; the data behind them counts as late."""
+    assert feed([COMMENT, COMMENT, DATA], ends=False) == [CONTINUE, CONTINUE, *LATE]
+
+
+def test_an_empty_chunk_is_nothing() -> None:
+    """A chunk without bytes neither is the token nor makes it late."""
+    assert feed([b"", DATA], ends=False) == [CONTINUE, *ON_TIME]
+
+
+@pytest.mark.parametrize("cut", range(1, len(COMMENT + DATA)))
+def test_the_marker_is_found_wherever_chunks_are_cut(cut: int) -> None:
+    """Split at any byte, the token is seen as soon as its marker is complete and never before."""
+    text = COMMENT + DATA
+    complete = len(COMMENT) + len(b"data:")
+    expected = ON_TIME if cut >= complete else [CONTINUE, *LATE]
+    assert feed([text[:cut], text[cut:]], ends=False) == expected
+
+
+@pytest.mark.parametrize("cut", range(1, 6))
+def test_the_marker_is_found_when_it_starts_the_answer_in_pieces(cut: int) -> None:
+    """The very first line needs no line break before it."""
+    effects = feed([DATA[:cut], DATA[cut:]], ends=False)
+    assert effects[-2:] == (ON_TIME if cut == 5 else LATE)
+
+
+@given(st.lists(st.sampled_from([b":", b" ", b"data", b"x", b"{", b"d", b"ata:"]), max_size=8), st.data())
+def test_a_comment_is_never_a_token(words: list[bytes], data: st.DataObject) -> None:
+    """Whatever a comment says and wherever it is cut, only a line that starts with `data:` is data."""
+    comment = b":" + b"".join(words) + b"\n\n"
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(comment)), max_size=5)))
+    chunks = [comment[a:b] for a, b in itertools.pairwise([0, *cuts, len(comment)])]
+    assert feed([*chunks, DATA], ends=False) == [CONTINUE] * len(chunks) + LATE
+
+
+@pytest.mark.parametrize("body", [b'{"error":{"code":500}}', b' \n [{"x": "data:"}]', b"<html>"])
+@pytest.mark.parametrize("cut", range(4))
+def test_an_error_body_has_no_token(body: bytes, cut: int) -> None:
+    """What is no stream of events ends the watching without a token, even while it is incomplete."""
+    effects = feed([body[:cut], body[cut:]], ends=False)
+    assert effects[-1] == Finish()
+    assert FirstToken not in map(type, effects)
+
+
+def test_a_plain_text_error_is_watched_to_its_end() -> None:
+    """Text that might be a field of an event is let through until the answer ends."""
+    assert feed([b"Internal ", b"Server Error"]) == [CONTINUE, Finish()]
+
+
+def test_the_end_of_the_answer_ends_the_watching() -> None:
+    """An answer of comments alone had no token; data in the last chunk still counts."""
+    assert feed([COMMENT]) == [Finish()]
+    assert feed([COMMENT, DATA]) == [CONTINUE, *LATE]
+
+
+CREATED = b'event: response.created\ndata: {"type":"response.created","response":{"tools":[]}}\n\n'
+OUTPUT = b'event: response.output_item.added\ndata: {"type":"response.output_item.added"}\n\n'
+
+
+@pytest.mark.parametrize("cut", range(1, len(CREATED + OUTPUT)))
+def test_the_responses_api_announces_itself_first(cut: int) -> None:
+    """There, data is no token until the first output event, wherever chunks are cut."""
+    text = CREATED + OUTPUT
+    complete = len(CREATED) + len(b"event: response.output_")
+    effects = feed([text[:cut], text[cut:]], late_marker=True, ends=False)
+    assert effects == (ON_TIME if cut >= complete else [CONTINUE, *LATE])
+
+
+@pytest.mark.parametrize("cut", range(1, len(CREATED)))
+def test_a_bracket_at_a_cut_is_no_error_body(cut: int) -> None:
+    """Only how an answer begins tells that it is no stream of events, never what is left of a chunk."""
+    effects = feed([CREATED[:cut], CREATED[cut:], OUTPUT], late_marker=True, ends=False)
+    assert effects == [CONTINUE, CONTINUE, *LATE]
+
+
+def test_an_error_of_the_responses_api_has_no_token() -> None:
+    """Its JSON error body ends the watching as any other."""
+    assert feed([b'{"error":"response.failed"}'], late_marker=True, ends=False) == [Finish()]
+
+
+EVENTS = [(kind, index) for kind in Kind for index in range(len(variants(kind)))]
+
+
+@given(
+    verdict=st.sampled_from(sorted(VERDICTS)),
+    want_first_chunk=st.booleans(),
+    events=st.lists(st.sampled_from(EVENTS), max_size=12),
+)
+def test_no_message_is_answered_twice_and_nothing_follows_the_finish(
+    verdict: str, want_first_chunk: bool, events: list[tuple[Kind, int]]
+) -> None:
+    """Under any events, answers never outnumber Envoy's messages and none comes after `Finish`."""
+    stream = Stream(lambda _: VERDICTS[verdict], want_first_chunk=want_first_chunk)
+    unanswered, finished, tokens = 0, False, 0
+    for kind, variant in events:
+        before = stream.phase
+        try:
+            effects = variants(kind)[variant](stream)
+        except SpuriousMessage:
+            assert stream.phase is before
+            continue
+        if kind not in (Kind.DECIDED, Kind.REFUSED, Kind.CLOSED):
+            unanswered += 1
+        for effect in effects:
+            if isinstance(effect, SENDS):
+                assert not finished
+                unanswered -= 1
+                assert unanswered >= 0
+            tokens += isinstance(effect, FirstToken)
+            finished |= isinstance(effect, Finish)
+        assert isinstance(effects[-1], Finish) is (stream.phase is Phase.DONE)
+    assert finished is (stream.phase is Phase.DONE)
+    assert tokens <= 1

@@ -1,0 +1,316 @@
+"""What becomes of a decided request: moved, ended, learned from; and what must never be learned from."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from extproc.choosing.settings import LoadBalancing
+from extproc.health.settings import HealthSettings
+from extproc.health.tracker import FailureKind, HealthState
+from extproc.observing.records import Ended
+from extproc.routing.outcomes import CACHED_TOLERANCE_TOKENS
+from extproc.types import Operation
+from metadata_center.types import EndpointKey, RequestId
+from tests.conftest import CLUSTER, MODEL, Rig, build_rig, chat, endpoint, request_end
+
+KEYS = tuple(endpoint(number).key for number in range(3))
+GROUP = (MODEL, CLUSTER)
+NOTHING = (0, 0, 0)
+USAGE = {"prompt_tokens": 400, "completion_tokens": 11, "cached_tokens": 0}
+
+
+def another(rig: Rig, request_id: str = "r") -> EndpointKey:
+    """An endpoint that was not chosen."""
+    return next(key for key in KEYS if key != rig.chosen(request_id))
+
+
+def streamed(rig: Rig, request_id: str = "r", prompt: str = "x" * 1000) -> None:
+    """A streamed request is decided and its first token passes 0.2 s later."""
+    rig.decide(request_id, chat(prompt, stream=True))
+    rig.clock.advance(0.2)
+    rig.gateway.first_token(request_id, late=False)
+
+
+def learned(rig: Rig) -> tuple[int, int, bool]:
+    """How many TTFTs and TPOTs were learned, and whether a token ratio was."""
+    calibration = rig.state.predictor.calibration(GROUP)
+    ttfts, tpots = (
+        0 if summary is None else summary.num_observed for summary in (calibration.ttft, calibration.tpot)
+    )
+    return ttfts, tpots, bool(dict(rig.state.predictor.token_ratios()))
+
+
+def test_a_fallback_attempt_moves_the_load(rig: Rig) -> None:
+    """What is still charged goes where the next attempt goes; the end then releases it there."""
+    rig.decide("r", chat("x" * 1000, stream=True))
+    first, second = rig.chosen(), another(rig)
+    charged = rig.load(first)
+    rig.started("r", second)
+    assert (rig.load(first), rig.load(second)) == (NOTHING, charged)
+    rig.started("r", second)
+    assert rig.load(second) == charged
+    rig.end("r", attempts=2)
+    assert rig.load(second) == NOTHING
+    assert rig.metric("tokenway_fallbacks_total", cluster=CLUSTER) == 1
+    (ending,) = rig.endings
+    assert (ending.outcome.endpoint, ending.outcome.attempts) == (second, 2)
+    assert rig.state.index.size(second) > rig.state.index.size(first) == 0
+
+
+def test_an_attempt_after_the_end_moves_nothing(rig: Rig) -> None:
+    """Entries of one request come in any order."""
+    rig.decide()
+    second = another(rig)
+    rig.end("r", endpoint=second, attempts=2)
+    rig.started("r", second)
+    assert all(rig.load(key) == NOTHING for key in KEYS)
+
+
+def test_an_end_tells_of_a_fallback_by_itself(rig: Rig) -> None:
+    """The end alone says who answered, even if the attempt's own entry was lost."""
+    rig.decide("r", chat("x" * 1000))
+    second = another(rig)
+    rig.end("r", endpoint=second, attempts=2)
+    outcome = rig.endings[0].outcome
+    record = rig.record()
+    assert outcome.endpoint == second
+    row = record.row(second)
+    assert row is not None
+    assert record.cached_tokens is not None
+    assert outcome.predicted_cached_tokens == record.cached_tokens[row]
+    assert rig.state.endpoints[second].served == 1
+    assert rig.state.index.size(second) == record.num_blocks
+
+
+def test_failed_attempts_eject_and_are_told(rig: Rig) -> None:
+    """A refused connection ejects at once; whoever reports changes of health is told once."""
+    rig.decide()
+    bad = rig.chosen()
+    rig.failed("r", bad)
+    rig.failed("r", bad)
+    assert [(change.key, change.after) for change in rig.transitions] == [(bad, HealthState.EJECTED)]
+    assert rig.state.endpoints[bad].failures == 2
+    rig.decide("next")
+    assert rig.chosen("next") != bad
+
+
+def test_an_answer_ends_a_run_of_failures() -> None:
+    """Only failures in a row eject: a completed request between them starts the count anew."""
+    rig = build_rig([endpoint(0), endpoint(1)], health=HealthSettings(passive_threshold=2))
+    for number in range(4):
+        rig.failed("x", KEYS[0], FailureKind.RESET)
+        rig.decide(str(number))
+        rig.end(str(number), endpoint=KEYS[0])
+    assert rig.transitions == []
+    rig.failed("x", KEYS[0], FailureKind.RESET)
+    rig.decide("abort")
+    rig.end("abort", endpoint=KEYS[0], ended=Ended.CLIENT_ABORT)
+    rig.failed("x", KEYS[0], FailureKind.RESET)
+    assert len(rig.transitions) == 1
+
+
+def test_an_end_of_a_request_of_ours_that_is_not_known_is_counted(rig: Rig) -> None:
+    """Only an entry that names us and finds nothing says that something was lost."""
+    rig.outcomes.take(request_end("gone"), 0.0)
+    rig.outcomes.take(request_end("nobody's", owner=None), 0.0)
+    assert rig.metric("tokenway_access_log_unmatched_total") == 1
+    assert rig.endings == []
+
+
+def test_a_completed_stream_teaches_ttft_tpot_and_tokens(rig: Rig) -> None:
+    """One answer of usage and times gives one lesson of each kind."""
+    streamed(rig)
+    rig.end("r", **USAGE)
+    assert learned(rig) == (1, 1, True)
+    ratio = dict(rig.state.predictor.token_ratios())[MODEL]
+    assert ratio != build_rig().state.predictor.prompt_tokens(MODEL, 1000) / 1000
+    assert rig.state.endpoints[rig.chosen()].ttft_ewma_s == 0.2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ended": Ended.CLIENT_ABORT},
+        {"ended": Ended.UPSTREAM_RESET},
+        {"ended": Ended.TIMEOUT},
+        {"ended": Ended.UPSTREAM_ERROR, "status": 503},
+        {"status": 429},
+        {"status": 404},
+    ],
+)
+def test_nothing_is_learned_from_what_did_not_complete(rig: Rig, changes: dict[str, Any]) -> None:
+    """An abort, an error or an answer other than 200 teaches nothing and shows no TTFT."""
+    streamed(rig)
+    rig.end("r", **USAGE, **changes)
+    assert learned(rig) == (0, 0, False)
+    assert rig.endings[0].outcome.ttft_s is None
+    assert rig.state.endpoints[rig.chosen()].served == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"attempts": 2}, (0, 0, True)),
+        ({"ttft_s": None}, (0, 1, True)),
+        ({"ttft_s": 0.0}, (0, 1, True)),
+        ({"ttft_s": -1.0}, (0, 1, True)),
+        ({"stream_s": None}, (1, 0, True)),
+        ({"stream_s": 0.0}, (1, 0, True)),
+        ({"completion_tokens": 1}, (1, 0, True)),
+        ({"completion_tokens": None}, (1, 0, True)),
+        ({"prompt_tokens": None}, (1, 1, False)),
+        ({"prompt_tokens": 0}, (1, 1, False)),
+        ({"cached_tokens": None}, (1, 1, True)),
+        ({"cached_tokens": 10**9}, (1, 1, True)),
+        ({"endpoint": EndpointKey("10.9.9.9:1")}, (0, 0, True)),
+    ],
+)
+def test_a_reading_that_makes_no_sense_teaches_nothing(
+    rig: Rig, changes: dict[str, Any], expected: tuple[int, int, bool]
+) -> None:
+    """Each lesson needs its own readings; what is missing or absurd never raises."""
+    streamed(rig)
+    rig.end("r", **{**USAGE, **changes})
+    assert learned(rig) == expected
+
+
+def test_a_whole_answer_teaches_no_ttft(rig: Rig) -> None:
+    """Its first byte is no first token."""
+    rig.decide("r", chat("x" * 1000))
+    rig.end("r", **USAGE)
+    assert learned(rig) == (0, 0, True)
+    assert rig.endings[0].outcome.ttft_s is None
+
+
+@pytest.mark.parametrize(
+    ("late", "seen_after_s", "expected_s"), [(False, 3.0, 0.2), (True, 3.0, 3.0), (True, None, 0.2)]
+)
+def test_the_first_byte_is_the_first_token_unless_others_came_first(
+    rig: Rig, late: bool, seen_after_s: float | None, expected_s: float
+) -> None:
+    """Envoy times the first byte best; after keep-alive comments only the live signal knows the token's time."""
+    rig.decide("r", chat("x" * 1000, stream=True))
+    if seen_after_s is not None:
+        rig.clock.advance(seen_after_s)
+        rig.gateway.first_token("r", late=late)
+    rig.end("r", ttft_s=0.2, **USAGE)
+    assert rig.endings[0].outcome.ttft_s == expected_s
+
+
+def test_predictions_follow_what_is_observed() -> None:
+    """After many answers at a second each, the TTFT expected of a like request is near a second."""
+    rig = build_rig([endpoint(0)])
+    rng = random.Random(1)
+    for number in range(200):
+        request_id = str(number)
+        rig.decide(request_id, chat(f"{rng.random()}" * 200, stream=True))
+        rig.clock.advance(1.0)
+        rig.gateway.first_token(request_id, late=False)
+        rig.end(request_id, ttft_s=1.0, prompt_tokens=900, cached_tokens=0)
+    rig.decide("last", chat(f"{rng.random()}" * 200, stream=True))
+    predicted_s = rig.record("last").predicted_ttft_s
+    assert predicted_s is not None
+    assert predicted_s[0] == pytest.approx(1.0, rel=0.2)
+
+
+def test_an_answer_without_a_first_token_signal_still_records_its_blocks(rig: Rig) -> None:
+    """A completed answer proves that the prompt was computed; an aborted one does not."""
+    rig.decide("done", chat("x" * 1000, stream=True))
+    rig.decide("gone", chat("y" * 1000, stream=True))
+    done, gone = rig.chosen("done"), rig.chosen("gone")
+    assert done != gone
+    rig.end("done")
+    rig.end("gone", ended=Ended.CLIENT_ABORT)
+    assert rig.state.index.size(done) == rig.record("done").num_blocks
+    assert rig.state.index.size(gone) == 0
+
+
+def evicted(*, missing_tokens: int) -> tuple[Rig, EndpointKey, int, int]:
+    """Two prompts cached at one endpoint, then the second again, which had `missing_tokens` fewer cached.
+
+    Returns:
+        The rig, its endpoint, and how many blocks each of the two prompts has.
+    """
+    rig = build_rig([endpoint(0)], load_balancing=LoadBalancing())
+    for request_id, letter in (("old", "o"), ("new", "n"), ("again", "n")):
+        streamed(rig, request_id, letter * 4000)
+        record = rig.record(request_id)
+        assert record.cached_tokens is not None
+        believed = int(record.cached_tokens[0])
+        rig.end(request_id, cached_tokens=max(0, believed - missing_tokens))
+    assert believed > CACHED_TOLERANCE_TOKENS
+    return rig, KEYS[0], rig.record("old").num_blocks, rig.record("new").num_blocks
+
+
+def test_fewer_cached_tokens_than_believed_forget_what_is_older() -> None:
+    """An engine that lost blocks lost all that were used no later; what this request computed is there."""
+    rig, key, _, new = evicted(missing_tokens=CACHED_TOLERANCE_TOKENS + 1)
+    assert rig.state.index.size(key) == new
+
+
+def test_a_difference_of_a_block_forgets_nothing() -> None:
+    """Our blocks and the engine's end at different places."""
+    rig, key, old, new = evicted(missing_tokens=CACHED_TOLERANCE_TOKENS)
+    assert rig.state.index.size(key) == old + new
+
+
+def test_an_endpoint_that_left_is_not_remembered(rig: Rig) -> None:
+    """A request that outlives its endpoint's place in the configuration leaves nothing behind there."""
+    shared: list[EndpointKey] = []
+    rig.state.share = lambda key, _: shared.append(key)
+    for number in range(3):
+        rig.decide(str(number), chat("x" * 1000, stream=number < 2))
+    rig.configure([endpoint(7)])
+    rig.gateway.first_token("0", late=False)
+    rig.end("0")
+    rig.end("1")
+    rig.clock.advance(20.0)
+    rig.state.advance(rig.clock())
+    assert rig.state.index.total == 0
+    assert not any(key in rig.state.index._caches for key in KEYS)
+    assert shared == []
+
+
+def test_the_end_is_reported_with_its_decision(rig: Rig) -> None:
+    """The record carries its outcome, and whoever logs gets both."""
+    streamed(rig)
+    rig.end("r", flags=("DC",), details="via_upstream", **USAGE)
+    (ending,) = rig.endings
+    assert ending.record is rig.record()
+    assert ending.record.outcome is ending.outcome
+    outcome, record = ending.outcome, ending.record
+    row = record.row(rig.chosen())
+    assert record.predicted_ttft_s is not None
+    assert row is not None
+    assert outcome.predicted_ttft_s == record.predicted_ttft_s[row]
+    assert (outcome.prompt_tokens, outcome.completion_tokens, outcome.cached_tokens) == (400, 11, 0)
+    assert (outcome.request_bytes, outcome.response_bytes) == (100, 200)
+    assert (outcome.response_flags, outcome.details, outcome.status) == (("DC",), "via_upstream", 200)
+    assert rig.metric(
+        "tokenway_requests_total", model=MODEL, status_class="2xx", outcome=Ended.COMPLETED
+    ) == 1
+    assert record.operation is Operation.CHAT
+
+
+def test_a_request_that_never_went_upstream_names_no_endpoint(rig: Rig) -> None:
+    """The client left between the decision and the dispatch."""
+    rig.decide()
+    rig.end("r", endpoint=None, attempts=0, status=0, ended=Ended.CLIENT_ABORT)
+    outcome = rig.endings[0].outcome
+    assert (outcome.endpoint, outcome.status, outcome.attempts) == (None, None, 0)
+    assert rig.metric("tokenway_fallbacks_total", cluster=CLUSTER) == 0
+
+
+def test_a_request_that_is_said_to_live_keeps_its_lease(rig: Rig) -> None:
+    """A long stream is no lost one, and one that is not ours stays unknown."""
+    rig.decide()
+    for _ in range(10):
+        rig.clock.advance(20.0)
+        rig.alive("r")
+        rig.alive("unknown")
+        rig.state.advance(rig.clock())
+    assert rig.state.load.get(RequestId("r")) is not None
+    assert rig.state.load.in_flight == len(rig.state.inflight) == 1

@@ -1,0 +1,132 @@
+"""The compiled configuration: what the request line decides, and which endpoints a route may use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from extproc.errors import Reason
+from extproc.protocol.machine import Answer, NeedBody, PassTo, Refuse, RequestHeaders, Verdict
+from extproc.request.rules import ModelRules, Rule, RuleTable
+from extproc.routing.table import RoutingTable
+from extproc.types import Endpoint, IntArray
+from metadata_center.types import EndpointKey
+from tests.conftest import CLUSTER, endpoint
+
+MODELS = ("m", "org/m")
+INFERENCE = ("chat/completions", "completions", "responses", "messages", "embeddings")
+
+
+def slots_of(keys: Sequence[EndpointKey]) -> IntArray:
+    """The number in the last byte of the address is the slot."""
+    return np.array([int(key.split(":")[0].split(".")[-1]) for key in keys], np.int64)
+
+
+def table(endpoints: Sequence[Endpoint] = (), default_cluster: str | None = None) -> RoutingTable:
+    """A table over one cluster."""
+    rules = RuleTable([ModelRules(name, (Rule(CLUSTER),)) for name in MODELS])
+    return RoutingTable(
+        rules, {CLUSTER: endpoints}, MODELS, default_cluster, frozenset(), slots_of, loaded_unix_s=1.7e9
+    )
+
+
+def judge(path: str, method: str = "GET", default_cluster: str | None = None) -> Verdict:
+    """The verdict on a request line."""
+    return table(default_cluster=default_cluster).judge(RequestHeaders(method, path, {}, end_of_stream=True))
+
+
+@pytest.mark.parametrize("name", INFERENCE)
+@pytest.mark.parametrize("suffix", ["", "/", "?api-version=1", "/?x=//[y"])
+def test_inference_needs_its_body(name: str, suffix: str) -> None:
+    """Every inference path waits for the body, with or without a query or a trailing slash."""
+    assert judge(f"/v1/{name}{suffix}", "POST") == NeedBody()
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", ""])
+def test_inference_takes_post_alone(method: str) -> None:
+    """Another method is refused with 405 before any body is sent."""
+    verdict = judge("/v1/chat/completions", method, default_cluster="other")
+    assert isinstance(verdict, Refuse)
+    assert (verdict.error.reason, verdict.error.status) == (Reason.METHOD_NOT_ALLOWED, 405)
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/", "/v1/models?limit=2"])
+def test_the_models_are_listed(path: str) -> None:
+    """The list names every model in OpenAI's form, without asking an engine."""
+    verdict = judge(path, default_cluster="other")
+    assert isinstance(verdict, Answer)
+    assert verdict.status == 200
+    listed = orjson.loads(verdict.body)
+    assert listed["object"] == "list"
+    assert [model["id"] for model in listed["data"]] == list(MODELS)
+    assert listed["data"][0] == {
+        "id": "m",
+        "object": "model",
+        "created": 1_700_000_000,
+        "owned_by": "tokenway",
+    }
+
+
+@pytest.mark.parametrize("path", ["org/m", "org%2Fm", "org%2fm?x=1"])
+def test_a_model_is_found_by_its_name(path: str) -> None:
+    """A slash in a name may come as it is or, as OpenAI's client sends it, percent-encoded."""
+    verdict = judge(f"/v1/models/{path}")
+    assert isinstance(verdict, Answer)
+    assert orjson.loads(verdict.body)["id"] == "org/m"
+
+
+def test_a_model_that_is_not_served_is_not_found() -> None:
+    """An unknown name is 404, even where other paths are passed on."""
+    verdict = judge("/v1/models/x", default_cluster="other")
+    assert isinstance(verdict, Refuse)
+    assert (verdict.error.reason, verdict.error.status) == (Reason.MODEL_NOT_FOUND, 404)
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/v1/audio/speech", "/v1/chat/completions/x", "/v2/models"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_other_paths_go_to_the_default_cluster_or_nowhere(path: str, method: str) -> None:
+    """What is no inference is passed on where a default cluster is configured, else refused."""
+    assert judge(path, method, default_cluster="other") == PassTo("other")
+    verdict = judge(path, method)
+    assert isinstance(verdict, Refuse)
+    assert verdict.error.reason is Reason.UNKNOWN_PATH
+
+
+@given(path=st.text(alphabet="/[]:@?#%v1models\x00é", max_size=12), method=st.sampled_from(["GET", "POST"]))
+def test_every_path_has_a_verdict(path: str, method: str) -> None:
+    """No path a client can think of raises: `//[x` is no valid URL, but a path like any other."""
+    assert isinstance(judge(path, method), Verdict)
+    assert isinstance(judge("//[" + path, method, default_cluster="other"), PassTo)
+
+
+def test_a_pool_holds_what_is_available_and_says_why_the_rest_is_not() -> None:
+    """Rows come in configuration order, aligned with slots and weights; each absence has its reason."""
+    gold = {"tier": "gold", "zone": "a"}
+    endpoints = [
+        endpoint(1, labels=gold, weight=3),
+        endpoint(2, labels={"tier": "iron"}),
+        endpoint(3, labels=gold),
+        endpoint(4),
+        endpoint(5, labels=gold),
+    ]
+    sick = {endpoint(3).key: "draining", endpoint(2).key: "asleep"}
+    pool = table(endpoints).pool(CLUSTER, {"tier": "gold"}, sick.get)
+    assert pool.keys == (endpoint(1).key, endpoint(5).key)
+    assert list(pool.slots) == [1, 5]
+    assert list(pool.weights) == [3.0, 1.0]
+    assert pool.filtered == (
+        (endpoint(2).key, "subset"),
+        (endpoint(3).key, "draining"),
+        (endpoint(4).key, "subset"),
+    )
+
+
+def test_an_unknown_cluster_is_empty() -> None:
+    """A rule may name a cluster that has no endpoints yet."""
+    pool = table([endpoint(1)]).pool("nowhere", {}, lambda _: None)
+    assert (pool.keys, pool.filtered, len(pool.slots), len(pool.weights)) == ((), (), 0, 0)
