@@ -51,11 +51,11 @@ class _Group:
 
     def set_rows(self, matched: list[int], mask: int, depth: int) -> None:
         """Write `depth` into the row of each bit of `mask`."""
-        digits = f"{mask:b}"[::-1]
-        bit = digits.find("1")
+        rows, find = self.rows, f"{mask:b}"[::-1].find
+        bit = find("1")
         while bit >= 0:
-            matched[self.rows[bit]] = depth
-            bit = digits.find("1", bit + 1)
+            matched[rows[bit]] = depth
+            bit = find("1", bit + 1)
 
 
 class PrefixIndex:

@@ -1,4 +1,4 @@
-"""What most tests of the request path need: a clock by hand, seeded randomness, a registry, one whole gateway."""
+"""What tests of the request path share: a clock set by hand, randomness, one gateway without sockets."""
 
 from __future__ import annotations
 
@@ -65,6 +65,9 @@ class ManualClock:
 def endpoint(number: int, **changes: Any) -> Endpoint:
     """The replica of that number, in the one cluster there is."""
     return replace(Endpoint(EndpointKey(f"10.0.0.{number}:8000"), CLUSTER), **changes)
+
+
+THREE = tuple(map(endpoint, range(3)))
 
 
 def chat(prompt: str = "hi", **fields: Any) -> bytes:
@@ -177,7 +180,7 @@ class Rig:
 
 
 def build_rig(
-    endpoints: Sequence[Endpoint] = tuple(endpoint(number) for number in range(3)),
+    endpoints: Sequence[Endpoint] = THREE,
     *,
     models: Sequence[ModelRules] = (),
     load_balancing: LoadBalancing | None = None,

@@ -31,9 +31,11 @@ def pick(scores: Sequence[float] | None, rows: int, candidates: int, wanted: int
         order = list(range(rows))
         costs = [0.0] * rows
     else:
-        by_row = [-score for score in scores]
-        order = sorted(range(rows), key=by_row.__getitem__)
-        costs = [by_row[row] for row in order]
+        # No draw goes beyond the equals of the last row that may be named, so the rest need no order.
+        last = sorted(scores)[-max(candidates, wanted)]
+        order = [row for row, score in enumerate(scores) if score >= last]
+        order.sort(key=scores.__getitem__, reverse=True)
+        costs = [-scores[row] for row in order]
     position = 0
     if costs[0] != costs[candidates - 1]:
         position = _draw(rng, candidates)

@@ -16,7 +16,7 @@ from typing import Final
 from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.types import Snapshot
 
-Terms = Mapping[str, Sequence[float]]
+Terms = Mapping[str, list[float]]
 
 _MIN_REQUEST_SPREAD: Final = 2.0
 """Smallest divisor of a request difference, so that 0 against 1 does not weigh in full (AIGW)."""
@@ -52,10 +52,9 @@ def terms_of(snapshot: Snapshot, settings: LoadBalancing) -> Terms:
 
 def total(terms: Terms) -> list[float] | None:
     """The scores: terms added up in their order; None if there are none."""
-    parts = iter(terms.values())
-    scores: list[float] | None = next(parts, None)  # type: ignore[assignment]
-    for part in parts:
-        scores = list(map(add, scores or (), part))
+    scores: list[float] | None = None
+    for part in terms.values():
+        scores = part if scores is None else list(map(add, scores, part))
     return scores
 
 
@@ -68,7 +67,7 @@ def inference_terms(snapshot: Snapshot, settings: LoadBalancing) -> Terms:
     Source: AIGW `pkg/aigateway/loadbalancer/inferencelb/inference_lb.go` at 169bcb8; equal to it when
     every weight is 1.
     """
-    terms: dict[str, Sequence[float]] = {}
+    terms: dict[str, list[float]] = {}
     if settings.cache_aware_enable:
         per_block = settings.cache_ratio_weight / max(1, snapshot.num_blocks)
         terms["cache"] = [matched * per_block for matched in snapshot.matched_blocks]
@@ -98,7 +97,7 @@ def prefix_cache_terms(snapshot: Snapshot, settings: LoadBalancing) -> Terms:
 
     Source: AIBrix `pkg/plugins/gateway/algorithms/prefix_cache.go` at e3e10f9.
     """
-    terms: dict[str, Sequence[float]] = {}
+    terms: dict[str, list[float]] = {}
     if settings.cache_aware_enable:
         common = min(snapshot.matched_blocks)
         terms["cache"] = [float(matched - common) for matched in snapshot.matched_blocks]

@@ -22,7 +22,7 @@ def explain(args: Sequence[str], admin_url: str) -> int:
     """Print one decision by request id, or the last few.
 
     Args:
-        args: Command line after `explain`: a request id or `--last N`, and `--json`.
+        args: Command line after `explain`: a request id or `--last [N]`, and `--json`.
         admin_url: Base URL of the admin port.
 
     Returns:
@@ -32,8 +32,19 @@ def explain(args: Sequence[str], admin_url: str) -> int:
         prog="tokenway explain", description="Show why a request went where it went."
     )
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("request_id", nargs="?", help="value of the x-request-id header")
-    which.add_argument("--last", type=int, metavar="N", help="the N most recent decisions, newest first")
+    which.add_argument(
+        "request_id",
+        nargs="?",
+        help="value of the x-tokenway-decision-id response header or the request_id of the log line",
+    )
+    which.add_argument(
+        "--last",
+        nargs="?",
+        type=int,
+        const=1,
+        metavar="N",
+        help="the N most recent decisions, newest first; one if N is left out",
+    )
     parser.add_argument("--json", action="store_true", help="the record as the gateway holds it")
     options = parser.parse_args(args)
     if options.request_id is None:

@@ -159,7 +159,7 @@ class Signals(Section):
     """When a request counts as answered, and when it is given up."""
 
     first_chunk: bool = True
-    """Take the first body chunk of a stream as its first token; false takes the response headers."""
+    """Take a stream's first chunk as first token; false ends its prefill at 1.2 times its predicted TTFT."""
     timeout_s: Seconds = 600.0
     """Bound on an answer that is not streamed, in seconds."""
     first_byte_timeout_s: Seconds = 60.0
@@ -268,19 +268,6 @@ class RuleSection(Section):
     """Endpoints that perform alike share one latency model; null means the cluster."""
 
 
-class Prior(Section):
-    """What the latency model assumes before it has seen traffic; unset keys keep the built-in prior."""
-
-    ttft_base_s: Annotated[float, Field(gt=0, le=60)] | None = None
-    """Time to first token of an empty prompt on an idle endpoint, in seconds."""
-    prefill_tokens_per_s: Annotated[float, Field(ge=1, le=10_000_000)] | None = None
-    """Uncached prompt tokens an idle endpoint computes per second."""
-    tpot_s: Annotated[float, Field(gt=0, le=60)] | None = None
-    """Time per output token of a lone request, in seconds."""
-    tokens_per_byte: Annotated[float, Field(ge=1 / 64, le=1)] | None = None
-    """Prompt tokens per byte of prompt text."""
-
-
 def _add_misspelling(schema: dict[str, Any]) -> None:
     schema["properties"][_MISSPELT] = {
         **schema["properties"]["cache_ratio_weight"],
@@ -323,8 +310,6 @@ class Model(Section):
 
     aliases: Annotated[tuple[Name, ...], Field(strict=False)] = ()
     """Other names clients may use; distinct over all models."""
-    prior: Prior | None = None
-    """Assumptions of the latency model; null means built-in ones."""
     rules: Annotated[tuple[RuleSection, ...], Field(strict=False, min_length=1)]
     """Where it is served: the matching rule with the most headers wins."""
     load_balancing: LoadBalancingSection = LoadBalancingSection()

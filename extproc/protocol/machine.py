@@ -330,7 +330,7 @@ class Stream:
 
 
 def _may_begin_sse(begins: bytes) -> bool:
-    """A line of server-sent events starts with a field name or a colon; JSON and HTML start with a bracket."""
+    """A line of server-sent events starts with a field name or a colon, JSON and HTML with a bracket."""
     return begins not in (b"{", b"[", b"<")
 
 

@@ -80,7 +80,7 @@ class State:
         self.record_cached(inflight)
 
     def record_cached(self, inflight: Inflight) -> None:
-        """The request's prompt is in its endpoint's cache; once per request, and not if the endpoint has left."""
+        """The request's prompt is in its endpoint's cache; once per request, unless the endpoint has left."""
         if inflight.prior_use is None and self.health.state(inflight.endpoint) is not None:
             inflight.prior_use = self.index.record(inflight.endpoint, inflight.blocks)
             self.share(inflight.endpoint, inflight.blocks)

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extproc.predicting.least_squares import RecursiveLeastSquares
+from extproc.predicting.prices import Prices
 from extproc.predicting.tpot import SegmentedTpotModel, TpotModel, TpotPrices
 from extproc.predicting.ttft import TtftModel
 
@@ -266,8 +266,8 @@ def test_aigw_tpot_predictions(batch: int, context: int, tpot_ms: float) -> None
     priors = [TpotPrices(a / 1e3, b, c / 1e3) for a, b, c in parameters]
     model = SegmentedTpotModel((10, 30), priors=priors)
     assert model.predict(batch, context) * 1e3 == pytest.approx(tpot_ms)
-    many_s = model.predict_many(np.array([float(batch)]), np.array([float(context)]))
-    assert many_s[0] * 1e3 == pytest.approx(tpot_ms)
+    prices = Prices((), model.prices_s, model.thresholds)
+    assert prices.tpot_s(batch, context) * 1e3 == pytest.approx(tpot_ms)
 
 
 def test_aigw_tpot_one_observation() -> None:

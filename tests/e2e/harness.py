@@ -352,7 +352,8 @@ class Stack:
         await _answers(self._gateway, f"{self.admin_url}/readyz", self._all_ready)
 
     def _all_ready(self, body: bytes) -> bool:
-        return json.loads(body).get("workers_ready", 1) == self.workers
+        ready: int = json.loads(body).get("workers_ready", 1)
+        return ready == self.workers
 
     async def start_envoy(self) -> None:
         """Start Envoy and wait until it knows the endpoints of every cluster."""

@@ -6,13 +6,14 @@ import json
 
 import pytest
 from openai import AsyncOpenAI
+from openai.types.chat import ChatCompletionMessageParam
 
 from tests.e2e.conftest import Shared
 from tests.e2e.harness import send
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
-MESSAGES = [{"role": "user", "content": "How are you?"}]
+MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "How are you?"}]
 
 
 async def test_chat_whole(client: AsyncOpenAI) -> None:
@@ -71,6 +72,7 @@ async def test_responses(client: AsyncOpenAI) -> None:
     events = [event async for event in stream]
     deltas = "".join(event.delta for event in events if event.type == "response.output_text.delta")
     assert deltas == whole.output_text
+    assert events[-1].type == "response.completed"
     assert events[-1].response.output_text == whole.output_text
     assert whole.usage is not None
     assert whole.usage.output_tokens == 9
@@ -110,10 +112,9 @@ async def test_models(client: AsyncOpenAI) -> None:
 
 async def test_engine_usage_is_learned(plain: Shared, client: AsyncOpenAI) -> None:
     """What the engine counted reaches the decision record of a streamed and of a whole answer."""
-    options = {"include_usage": True}
     await client.chat.completions.create(model="sim", messages=MESSAGES, max_tokens=7)
     stream = await client.chat.completions.create(
-        model="sim", messages=MESSAGES, max_tokens=8, stream=True, stream_options=options
+        model="sim", messages=MESSAGES, max_tokens=8, stream=True, stream_options={"include_usage": True}
     )
     _ = [chunk async for chunk in stream]
     await plain.stack.settled()

@@ -27,7 +27,7 @@ def _without_time(stream: bytes) -> bytes:
 
 
 async def test_two_hundred_streams_byte_identical(plain: Shared) -> None:
-    """Of 200 concurrent streams, a quarter aborted, the rest arrive byte for byte as the engine sends them."""
+    """Of 200 concurrent streams, a quarter aborted, the others arrive byte for byte as sent."""
     rng = random.Random(20261121)
     aborts_at = [rng.randrange(1, 20_000) if rng.random() < ABORTED_RATIO else None for _ in range(STREAMS)]
     bodies = [chat("sim", f"stream {number}", CHUNKS, stream=True) for number in range(STREAMS)]

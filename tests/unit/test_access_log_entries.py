@@ -126,9 +126,7 @@ def test_an_end_is_read_whole() -> None:
         (200, (), "tokenway_answer", Ended.COMPLETED),
     ],
 )
-def test_endings_are_told_apart(
-    status: int, flags: tuple[str, ...], details: str, expected: Ended
-) -> None:
+def test_endings_are_told_apart(status: int, flags: tuple[str, ...], details: str, expected: Ended) -> None:
     """Flags come before details, and those before the status."""
     assert ended(logged(status=status, flags=flags, details=details)).ended is expected
 

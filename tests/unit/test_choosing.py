@@ -148,6 +148,22 @@ def test_picks_respect_the_ranking(scores: list[float], candidates: int, seed: i
     assert sorted([first, *rest]) == list(range(len(scores)))
 
 
+@given(
+    scores=st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=20),
+    candidates=st.integers(1, 20),
+    wanted=st.integers(1, 20),
+    seed=st.integers(0, 99),
+)
+def test_fewer_fallbacks_are_the_beginning_of_more(
+    scores: list[float], candidates: int, wanted: int, seed: int
+) -> None:
+    """How many rows are wanted changes neither who comes first nor who follows, whatever ties there are."""
+    rows = len(scores)
+    candidates, wanted = min(candidates, rows), min(wanted, rows)
+    everyone = pick(scores, rows, candidates, rows, random.Random(seed))
+    assert pick(scores, rows, candidates, wanted, random.Random(seed)) == everyone[:wanted]
+
+
 @pytest.mark.parametrize(
     "algorithm", [Algorithm.INFERENCE_LB, Algorithm.PREFIX_CACHE, Algorithm.LEAST_REQUEST]
 )

@@ -3,6 +3,8 @@
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
+from operator import add
 
 import pytest
 from hypothesis import given
@@ -133,7 +135,7 @@ def test_a_prompt_without_blocks_hits_nothing() -> None:
 def test_terms_sum_to_the_scores(
     any_snapshot: Snapshot, policy: LoadBalancing, load: bool, cache: bool
 ) -> None:
-    """For each scored policy the named parts, added up in their order, are exactly the score of the choice."""
+    """For each scored policy the named parts, added up in their order, are exactly the scores."""
     settings = replace(policy, load_aware_enable=load, cache_aware_enable=cache)
     terms = terms_of(any_snapshot, settings)
     found = scored(any_snapshot, settings).scores
@@ -141,7 +143,7 @@ def test_terms_sum_to_the_scores(
     if found is None:
         assert terms == {}
     else:
-        assert found == [sum(parts) for parts in zip(*terms.values(), strict=True)]
+        assert found == [reduce(add, parts) for parts in zip(*terms.values(), strict=True)]
         assert len(found) == len(any_snapshot.keys)
 
 

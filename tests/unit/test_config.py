@@ -222,7 +222,7 @@ def test_a_mistake_is_named_with_line_key_and_what_is_accepted(text: str, expect
         (
             "models:\n  a:",
             "line 2: models.a: wrong type: null; "
-            "accepted: a mapping with the keys aliases, prior, rules, load_balancing",
+            "accepted: a mapping with the keys aliases, rules, load_balancing",
         ),
         (
             "models:\n  a:\n    rules:\n      - {cluster: c, weight: 0}",
@@ -351,7 +351,6 @@ def configs(draw: st.DrawFn) -> Config:
             "default_cluster": draw(st.none() | st.just("yes")),
             "models": {
                 name: {
-                    "prior": draw(st.none() | st.fixed_dictionaries({"tpot_s": st.floats(0.001, 1)})),
                     "rules": [{"cluster": "1", "backend": draw(st.sampled_from(sorted(Backend)))}],
                     "load_balancing": {"cache_ratio_weight": draw(st.floats(0, 1e9))},
                 }

@@ -9,7 +9,6 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 from typing import Any
 
-import numpy as np
 import orjson
 import pytest
 from hypothesis import given
@@ -17,25 +16,35 @@ from hypothesis import strategies as st
 
 from extproc.choosing.choose import choose
 from extproc.choosing.replay import RecordingRng
+from extproc.choosing.scoring import terms_of, total
 from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.cli.explain import explain
 from extproc.errors import Reason
 from extproc.observing.explain import recompute, render, to_json, verdict
 from extproc.observing.records import DecisionRecord, Ended, Outcome
+from extproc.predicting.predictor import Predictor
+from extproc.predicting.prices import Prices
 from extproc.types import Operation, Snapshot
 from metadata_center.types import EndpointKey, RequestId
 
 KEYS = tuple(EndpointKey(f"10.0.0.{host}:8000") for host in range(1, 5))
 GONE = EndpointKey("10.0.0.9:8000")
+KEY = ("qwen-int8", "chat")
+PRICES = Prices((0.3, 0.0, 0.0, 0.0, 0.0, 0.01), ((0.001, 0.0, 0.009),), ())
+"""300 ms, 10 us per token ahead; 10 ms per token, 1 ms per request ahead."""
 
 
 def decided(
-    snapshot: Snapshot, settings: LoadBalancing, seed: int = 0, turn: int = 0, model: str = "qwen"
+    snapshot: Snapshot,
+    settings: LoadBalancing,
+    seed: int = 0,
+    turn: int = 0,
+    model: str = "qwen",
+    prices: Prices = PRICES,
 ) -> DecisionRecord:
     """Make a decision as the router does and record it."""
     rng = RecordingRng(random.Random(seed))
     choice = choose(snapshot, settings, rng, turn)
-    n = len(snapshot.keys)
     return DecisionRecord(
         request_id=RequestId("r-1"),
         time_unix_s=1_700_000_000.5,
@@ -55,8 +64,8 @@ def decided(
         choice=choice,
         draws=rng.draws,
         turn=turn,
-        predicted_ttft_s=np.linspace(0.1, 0.4, n),
-        cached_tokens=np.arange(n, dtype=np.int64) * 16,
+        prices=prices,
+        cached_tokens=[row * 16 for row in range(len(snapshot.keys))],
         filtered=((GONE, "ejected"),),
         decision_us=41.0,
     )
@@ -66,12 +75,12 @@ def fixed_snapshot() -> Snapshot:
     """Four candidates, the third idle with the whole prompt cached."""
     return Snapshot(
         keys=KEYS,
-        requests=np.array([4, 2, 0, 1], dtype=np.int64),
-        prefill_tokens=np.array([8000, 100, 0, 5], dtype=np.int64),
-        context_tokens=np.array([9000, 700, 0, 6], dtype=np.int64),
-        matched_blocks=np.array([0, 3, 64, 1], dtype=np.int64),
+        requests=[4, 2, 0, 1],
+        prefill_tokens=[8000, 100, 0, 5],
+        context_tokens=[9000, 700, 0, 6],
+        matched_blocks=[0, 3, 64, 1],
         num_blocks=64,
-        weights=np.array([1.0, 1.0, 1.0, 2.0]),
+        weights=(1.0, 1.0, 1.0, 2.0),
     )
 
 
@@ -106,8 +115,8 @@ def decisions(draw: st.DrawFn) -> DecisionRecord:
     """Any decision over up to eight endpoints."""
     n, num_blocks = draw(st.integers(1, 8)), draw(st.integers(0, 50))
 
-    def column(most: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        return np.array(draw(st.lists(st.integers(0, most), min_size=n, max_size=n)), dtype=np.int64)
+    def column(most: int) -> list[int]:
+        return draw(st.lists(st.integers(0, most), min_size=n, max_size=n))
 
     weights = draw(st.lists(st.floats(0.1, 10.0), min_size=n, max_size=n))
     snapshot = Snapshot(
@@ -117,7 +126,7 @@ def decisions(draw: st.DrawFn) -> DecisionRecord:
         context_tokens=column(1_000_000),
         matched_blocks=column(num_blocks),
         num_blocks=num_blocks,
-        weights=np.array(weights),
+        weights=tuple(weights),
     )
     settings = LoadBalancing(
         algorithm=draw(st.sampled_from(Algorithm)),
@@ -127,7 +136,12 @@ def decisions(draw: st.DrawFn) -> DecisionRecord:
         request_load_weight=draw(st.floats(0.0, 10.0)),
         fallbacks=draw(st.integers(0, 8)),
     )
-    return decided(snapshot, settings, draw(st.integers(0, 1000)), draw(st.integers(0, 1000)))
+    predictor = Predictor(tpot_thresholds=(5, 10))
+    for actual_s in draw(st.lists(st.floats(0.001, 10.0), max_size=3)):
+        predictor.observe_ttft(KEY, uncached=9, cached=9, pending=9, predicted_s=None, actual_s=actual_s)
+        predictor.observe_tpot(KEY, batch=7, context=9, predicted_s=None, actual_s=actual_s)
+    seed, turn = draw(st.integers(0, 1000)), draw(st.integers(0, 1000))
+    return decided(snapshot, settings, seed, turn, prices=predictor.prices(KEY))
 
 
 @given(decisions())
@@ -139,13 +153,29 @@ def test_any_decision_is_recomputed_from_its_json(record: DecisionRecord) -> Non
     assert render(shown).endswith("\nrecomputed: same choice\n")
 
 
+@given(decisions())
+def test_predictions_and_scores_survive_the_json(record: DecisionRecord) -> None:
+    """Every candidate's TTFT, TPOT, score and score parts arrive exactly as the decision had them."""
+    assert record.snapshot is not None
+    assert record.choice is not None
+    assert record.settings is not None
+    shown, rows = through_json(record), range(len(record.snapshot.keys))
+    assert shown["predicted_ttft_s"] == [record.predicted_ttft_s(row) for row in rows]
+    assert shown["predicted_tpot_s"] == [record.predicted_tpot_s(row) for row in rows]
+    assert shown["choice"]["scores"] == record.choice.scores
+    assert shown["choice"]["terms"] == terms_of(record.snapshot, record.settings)
+    assert total(shown["choice"]["terms"]) == record.choice.scores
+
+
 def test_json_holds_every_field_of_the_record(record: DecisionRecord) -> None:
     """No field is forgotten, and arrays arrive with exactly their values."""
     shown = through_json(record)
-    assert set(shown) == set(DecisionRecord.__dataclass_fields__)
+    predicted = {"predicted_ttft_s", "predicted_tpot_s"}
+    assert set(shown) == set(DecisionRecord.__dataclass_fields__) - {"prices"} | predicted
     assert shown["snapshot"]["prefill_tokens"] == [8000, 100, 0, 5]
-    assert shown["predicted_ttft_s"] == np.linspace(0.1, 0.4, 4).tolist()
-    assert shown["predicted_tpot_s"] is None
+    assert shown["predicted_ttft_s"] == pytest.approx([0.38, 0.301, 0.3, 0.30005])
+    assert shown["predicted_tpot_s"] == pytest.approx([0.014, 0.012, 0.01, 0.011])
+    assert shown["cached_tokens"] == [0, 16, 32, 48]
     assert shown["settings"]["prefill_load_weight"] == 3.0
     assert shown["filtered"] == [{"endpoint": GONE, "reason": "ejected"}]
     assert shown["data_age_s"] == {"load": 0.0, "health": 1.2, "cache": None}
@@ -216,6 +246,8 @@ def test_a_rejected_request_shows_its_reason_and_who_was_filtered() -> None:
         rejected=Reason.NO_HEALTHY_ENDPOINT,
     )
     shown = through_json(refused)
+    for name in ("snapshot", "choice", "cached_tokens", "predicted_ttft_s", "predicted_tpot_s"):
+        assert shown[name] is None
     page = render(shown)
     assert "rejected   no_healthy_endpoint" in page
     assert f"{GONE}  draining" in page
@@ -268,11 +300,11 @@ def test_command_renders_one_record(
     assert capsys.readouterr().out == render(to_json(record)) + "\n"
 
 
-@pytest.mark.parametrize(("args", "count"), [([], 1), (["--last", "2"], 2)])
+@pytest.mark.parametrize(("args", "count"), [([], 1), (["--last"], 1), (["--last", "2"], 2)])
 def test_command_renders_the_last_records(
     args: list[str], count: int, admin_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without an id the most recent decisions are shown, one by default."""
+    """Without an id the most recent decisions are shown, one unless a number is given."""
     assert explain(args, admin_url) == 0
     assert capsys.readouterr().out.count("recomputed: same choice") == count
 

@@ -285,7 +285,7 @@ class HealthMachine(RuleBasedStateMachine):
 
     @invariant()
     def ejected_is_never_available(self) -> None:
-        """Available means configured, healthy, and without a reason against it; one generation, one answer."""
+        """Available means configured, healthy, without a reason against it; one generation, one answer."""
         for key in self.keys:
             is_healthy = self.tracker.state(key) is HealthState.HEALTHY
             assert self.tracker.is_available(key) is is_healthy is (self.tracker.reason(key) is None)

@@ -21,9 +21,7 @@ def charge(
 def loads(table: LoadTable, *keys: EndpointKey) -> list[tuple[int, int, int]]:
     """(requests, prefill, context) per key."""
     view = table.view(table.slots(keys))
-    return list(
-        zip(view.requests, view.prefill_tokens, view.context_tokens, strict=True)
-    )
+    return list(zip(view.requests, view.prefill_tokens, view.context_tokens, strict=True))
 
 
 def test_aigw_load_test_cases() -> None:

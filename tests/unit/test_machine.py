@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from operator import methodcaller
 
 import pytest
 from hypothesis import given
@@ -68,25 +69,19 @@ def variants(kind: Kind) -> list[Callable[[Stream], Effects]]:
     """Every way the shell tells a stream of that kind of event."""
     match kind:
         case Kind.REQUEST_HEADERS:
-            return [lambda s: s.receive_headers(HEADERS), lambda s: s.receive_headers(BODILESS)]
+            return [methodcaller("receive_headers", request) for request in (HEADERS, BODILESS)]
         case Kind.REQUEST_BODY:
-            return [lambda s: s.receive_body(b"{}")]
+            return [methodcaller("receive_body", b"{}")]
         case Kind.RESPONSE_BODY:
             chunks = itertools.product((b"", b": ping\n\n", b"data: {}\n\n", b'{"error":{}}'), (False, True))
-            return [
-                lambda s, chunk=chunk, end=end: s.receive_chunk(chunk, end_of_stream=end)
-                for chunk, end in chunks
-            ]
+            return [methodcaller("receive_chunk", chunk, end_of_stream=end) for chunk, end in chunks]
         case Kind.DECIDED:
             flags = itertools.product((False, True), repeat=2)
-            return [
-                lambda s, stream=stream, late=late: s.decided(stream=stream, late_marker=late)
-                for stream, late in flags
-            ]
+            return [methodcaller("decided", stream=stream, late_marker=late) for stream, late in flags]
         case Kind.REFUSED:
-            return [lambda s: s.refused(ERROR)]
+            return [methodcaller("refused", ERROR)]
         case _:
-            return [lambda s: s.receive(kind)]
+            return [methodcaller("receive", kind)]
 
 
 def private_state(stream: Stream) -> dict[str, object]:
@@ -141,9 +136,7 @@ def test_a_request_without_body_is_decided_at_its_headers() -> None:
     """No body message follows headers that end the request: waiting for one would hang it."""
     stream = Stream(lambda _: NeedBody(), want_first_chunk=True)
     assert stream.receive_headers(BODILESS) == (Decide(BODILESS, b""),)
-    assert stream.refused(ERROR)[0] == SendImmediate(
-        503, ERROR.body(), "tokenway_no_healthy_endpoint", ERROR
-    )
+    assert stream.refused(ERROR)[0] == SendImmediate(503, ERROR.body(), "tokenway_no_healthy_endpoint", ERROR)
     assert stream.phase is Phase.DONE
 
 

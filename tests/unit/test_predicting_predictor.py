@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 
 from extproc.predicting.predictor import KeyCalibration, Predictor
-from extproc.predicting.tpot import TpotModel
+from extproc.predicting.prices import Prices
+from extproc.predicting.tpot import SegmentedTpotModel, TpotModel
 from extproc.predicting.ttft import TtftModel
 
 KEY = ("llama-8b", "h100")
 OTHER = ("llama-8b", "a100")
-UNCACHED, CACHED, PENDING = (
-    np.array([1e3, 500.0, 0.0]),
-    np.array([0.0, 500.0, 1e3]),
-    np.array([0.0, 0.0, 5e3]),
-)
+WORKS = ((1_000, 0, 0), (500, 500, 0), (0, 1_000, 5_000))
+"""(uncached, cached, pending) tokens of some candidates."""
+
+
+def ttft_s(predictor: Predictor, key: tuple[str, str]) -> list[float]:
+    """What is expected right now of each of `WORKS`."""
+    return [predictor.prices(key).ttft_s(*work) for work in WORKS]
 
 
 def observe(predictor: Predictor, key: tuple[str, str] = KEY, **edits: Any) -> None:
@@ -36,20 +38,40 @@ def observe(predictor: Predictor, key: tuple[str, str] = KEY, **edits: Any) -> N
 def test_an_unknown_key_is_predicted_by_the_prior_and_leaves_no_trace() -> None:
     """Predictions for a key never observed are the untrained models' and create nothing."""
     predictor = Predictor()
-    ttft_s = predictor.predict_ttft(KEY, UNCACHED, CACHED, PENDING)
-    tpot_s = predictor.predict_tpot(KEY, np.array([1.0, 64.0]), np.array([1e3, 1e5]))
-    assert ttft_s.tolist() == TtftModel().predict_many(UNCACHED, CACHED, PENDING).tolist()
-    assert tpot_s == pytest.approx([TpotModel().predict(1, 1e3), TpotModel().predict(64, 1e5)])
+    assert ttft_s(predictor, KEY) == [TtftModel().predict(*work) for work in WORKS]
+    prices = predictor.prices(KEY)
+    assert prices.tpot_s(1, 1_000) == TpotModel().predict(1, 1_000)
+    assert prices.tpot_s(64, 100_000) == TpotModel().predict(64, 100_000)
     assert predictor.calibration(KEY) == KeyCalibration(None, None)
     assert predictor.prompt_tokens("llama-8b", 400) == 100
     assert (len(predictor), list(predictor.calibrations()), list(predictor.token_ratios())) == (0, [], [])
 
 
-def test_no_candidates_give_no_predictions() -> None:
-    """Empty arrays give an empty prediction."""
-    none = np.zeros(0)
-    assert Predictor().predict_ttft(KEY, none, none, none).shape == (0,)
-    assert Predictor(tpot_thresholds=(4,)).predict_tpot(KEY, none, none).shape == (0,)
+@pytest.mark.parametrize("thresholds", [(), (10, 20)])
+def test_prices_are_those_of_the_moment(thresholds: tuple[int, ...]) -> None:
+    """Prices say what models with the same history say, and keep saying it when more is learned."""
+    predictor, ttft, tpot = Predictor(tpot_thresholds=thresholds), TtftModel(), SegmentedTpotModel(thresholds)
+
+    def shown(prices: Prices) -> list[float]:
+        return [
+            *(prices.ttft_s(*work) for work in WORKS),
+            *(prices.tpot_s(batch, 9_000) for batch in (1, 10, 20)),
+        ]
+
+    held: list[tuple[Prices, list[float]]] = [(predictor.prices(KEY), shown(predictor.prices(KEY)))]
+    for count in range(1, 30):
+        observe(predictor, uncached=100 * count, actual_s=0.3)
+        ttft.learn(100 * count, 0, 0, 0.3)
+        predictor.observe_tpot(KEY, batch=count, context=900, predicted_s=None, actual_s=0.001 * count)
+        tpot.learn(count, 900, 0.001 * count)
+        now = predictor.prices(KEY)
+        assert shown(now) == [
+            *(ttft.predict(*work) for work in WORKS),
+            *(tpot.predict(batch, 9_000) for batch in (1, 10, 20)),
+        ]
+        held.append((now, shown(now)))
+    assert all(shown(prices) == at_the_time for prices, at_the_time in held)
+    assert held[0][1] != held[1][1] != held[-1][1]
 
 
 def test_keys_learn_apart() -> None:
@@ -57,10 +79,8 @@ def test_keys_learn_apart() -> None:
     predictor = Predictor()
     for _ in range(50):
         observe(predictor)
-    learned = predictor.predict_ttft(KEY, UNCACHED, CACHED, PENDING)
-    assert learned[0] == pytest.approx(0.2, rel=0.05)
-    untouched = predictor.predict_ttft(OTHER, UNCACHED, CACHED, PENDING)
-    assert untouched.tolist() == TtftModel().predict_many(UNCACHED, CACHED, PENDING).tolist()
+    assert ttft_s(predictor, KEY)[0] == pytest.approx(0.2, rel=0.05)
+    assert ttft_s(predictor, OTHER) == [TtftModel().predict(*work) for work in WORKS]
 
 
 def test_a_prediction_is_paired_before_its_outcome_is_learned() -> None:
@@ -80,8 +100,8 @@ def test_an_outcome_without_a_prediction_is_learned_but_not_paired() -> None:
     observe(predictor, predicted_s=None)
     predictor.observe_tpot(KEY, batch=1, context=1_000, predicted_s=None, actual_s=0.05)
     assert predictor.calibration(KEY) == KeyCalibration(None, None)
-    assert predictor.predict_ttft(KEY, UNCACHED, CACHED, PENDING)[0] > 0.1
-    assert predictor.predict_tpot(KEY, np.array([1.0]), np.array([1e3]))[0] > 0.03
+    assert ttft_s(predictor, KEY)[0] > 0.1
+    assert predictor.prices(KEY).tpot_s(1, 1_000) > 0.03
 
 
 def test_tpot_is_learned_and_paired_by_segment() -> None:
@@ -89,9 +109,9 @@ def test_tpot_is_learned_and_paired_by_segment() -> None:
     predictor = Predictor(tpot_thresholds=(10,))
     for _ in range(50):
         predictor.observe_tpot(KEY, batch=4, context=4_000, predicted_s=0.01, actual_s=0.04)
-    tpot_s = predictor.predict_tpot(KEY, np.array([4.0, 10.0]), np.array([4e3, 4e3]))
-    assert tpot_s[0] == pytest.approx(0.04, rel=0.05)
-    assert tpot_s[1] == pytest.approx(TpotModel().predict(10, 4e3))
+    prices = predictor.prices(KEY)
+    assert prices.tpot_s(4, 4_000) == pytest.approx(0.04, rel=0.05)
+    assert prices.tpot_s(10, 4_000) == TpotModel().predict(10, 4_000)
     calibration = predictor.calibration(KEY)
     assert calibration.ttft is None
     assert calibration.tpot is not None
@@ -115,7 +135,7 @@ def test_the_least_recently_learned_key_is_dropped() -> None:
     observe(predictor, a)
     observe(predictor, b)
     observe(predictor, a)
-    predictor.predict_ttft(b, UNCACHED, CACHED, PENDING)
+    predictor.prices(b)
     observe(predictor, c)
     assert [key for key, _ in predictor.calibrations()] == [a, c]
     for model in ("x", "y", "x", "z"):
@@ -151,10 +171,10 @@ def test_an_impossible_outcome_changes_nothing(edits: dict[str, Any]) -> None:
         observe(predictor, **edits)
     assert len(predictor) == 0
     observe(predictor)
-    before = predictor.predict_ttft(KEY, UNCACHED, CACHED, PENDING).tolist(), predictor.calibration(KEY)
+    before = predictor.prices(KEY), predictor.calibration(KEY)
     with pytest.raises(ValueError):
         observe(predictor, **edits)
-    after = predictor.predict_ttft(KEY, UNCACHED, CACHED, PENDING).tolist(), predictor.calibration(KEY)
+    after = predictor.prices(KEY), predictor.calibration(KEY)
     assert after == before
 
 

@@ -6,12 +6,12 @@ import math
 import pickle
 import random
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extproc.predicting.priced_terms import CEILING_S
+from extproc.predicting.prices import Prices
 from extproc.predicting.tpot import SegmentedTpotModel, TpotModel, TpotPrices
 
 
@@ -52,17 +52,15 @@ def test_more_load_never_makes_tokens_quicker(history: list[tuple[float, float, 
 
 
 @pytest.mark.parametrize("thresholds", [(), (10,), (10, 20, 30)])
-def test_many_predictions_equal_single_ones(thresholds: tuple[int, ...]) -> None:
-    """The vectorised prediction takes each candidate's own segment and leaves its inputs alone."""
+def test_prices_say_what_the_model_predicts(thresholds: tuple[int, ...]) -> None:
+    """Prices taken from a model give its prediction to the bit, each batch by its own segment."""
     model = SegmentedTpotModel(thresholds)
     for batch in range(1, 60):
         model.learn(batch, 1_000.0 * batch, 0.01 + 0.001 * (batch % 7))
-    batches, contexts = np.arange(45, dtype=np.float64), np.linspace(0.0, 1e5, 45)
-    tpot_s = model.predict_many(batches, contexts)
-    assert tpot_s.shape == (45,)
-    pairs = zip(batches.tolist(), contexts.tolist(), strict=True)
-    assert tpot_s == pytest.approx([model.predict(b, c) for b, c in pairs])
-    assert batches.tolist() == list(range(45))
+    prices = Prices((), model.prices_s, model.thresholds)
+    for batch in range(45):
+        context = batch * 2_273
+        assert prices.tpot_s(batch, context) == model.predict(batch, context)
 
 
 def test_segments_learn_apart() -> None:

@@ -8,12 +8,12 @@ import random
 from collections.abc import Callable
 from statistics import median
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extproc.predicting.priced_terms import CEILING_S, PricedTerms
+from extproc.predicting.prices import Prices
 from extproc.predicting.ttft import TtftModel, TtftPrices
 
 Work = tuple[float, float, float]
@@ -157,32 +157,20 @@ def test_more_work_never_takes_less_time(history: list[tuple[float, ...]], at: l
         assert model.predict(*grown) >= here
 
 
-@given(st.lists(st.tuples(counts, counts, counts), min_size=1, max_size=20))
+@given(st.lists(st.tuples(*[st.integers(0, 3_000_000)] * 3), min_size=1, max_size=20))
 @settings(max_examples=40, deadline=None)
-def test_many_predictions_equal_single_ones(works: list[Work]) -> None:
-    """The vectorised prediction agrees with the scalar one at every candidate and leaves its inputs alone."""
+def test_prices_say_what_the_model_predicts(works: list[tuple[int, int, int]]) -> None:
+    """Prices taken from a model give its prediction to the bit, for counts however large."""
     model = trained(50)
-    arrays = [np.array(column) for column in zip(*works, strict=True)]
-    copies = [a.copy() for a in arrays]
-    many_s = model.predict_many(arrays[0], arrays[1], arrays[2])
-    assert many_s.shape == (len(works),)
-    assert many_s.dtype == np.float64
-    assert many_s == pytest.approx([model.predict(*w) for w in works], rel=1e-9)
-    assert all((a == b).all() for a, b in zip(arrays, copies, strict=True))
-
-
-def test_integer_arrays_are_counts_too() -> None:
-    """Counts as int64, as a snapshot holds them, give the same seconds and no overflow."""
-    model = TtftModel()
-    u, c, p = (np.array([v], dtype=np.int64) for v in (3_000_000, 5, 7))
-    assert model.predict_many(u, c, p)[0] == pytest.approx(model.predict(3_000_000, 5, 7))
+    prices = Prices(model.prices_s, (), ())
+    assert [prices.ttft_s(*work) for work in works] == [model.predict(*work) for work in works]
 
 
 def test_a_count_that_is_not_a_number_makes_the_worst_candidate() -> None:
-    """NaN predicts the ceiling, for one and for many: never finite by luck, never the best."""
-    nan, zero = np.array([math.nan, 0.0]), np.zeros(2)
-    assert TtftModel().predict_many(nan, zero, zero).tolist() == [CEILING_S, 0.010]
+    """NaN predicts the ceiling: never finite by luck, never the best."""
     assert TtftModel().predict(math.nan, 0.0, 0.0) == CEILING_S
+    assert TtftModel().predict(0.0, math.nan, 0.0) == CEILING_S
+    assert TtftModel().predict(0.0, 0.0, math.nan) == CEILING_S
 
 
 @pytest.mark.parametrize(

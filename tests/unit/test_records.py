@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.observing.records import DecisionRecord, Ended, Outcome, RecordRing
+from extproc.predicting.prices import Prices
+from extproc.predicting.tpot import SegmentedTpotModel
+from extproc.predicting.ttft import TtftModel
 from extproc.types import Choice, Snapshot
 from metadata_center.types import EndpointKey, RequestId
 
@@ -21,18 +23,37 @@ def record(request_id: str) -> DecisionRecord:
 
 def test_row_and_chosen_refer_to_the_snapshot() -> None:
     """`chosen` is the first of the order and `row` finds candidates only."""
-    zeros = np.zeros(2, dtype=np.int64)
-    snapshot = Snapshot((A, B), zeros, zeros, zeros, zeros, 0, np.ones(2))
+    zeros = (0, 0)
+    snapshot = Snapshot((A, B), zeros, zeros, zeros, zeros, 0, (1.0, 1.0))
     made = DecisionRecord(
         request_id=RequestId("r"),
         time_unix_s=1.0,
         data_age_s={},
         snapshot=snapshot,
-        choice=Choice(order=(1, 0), scores=None, terms={}, candidates=2),
+        choice=Choice(order=(1, 0), scores=None, candidates=2),
     )
     assert made.snapshot is snapshot
     assert (made.chosen, made.row(A), made.row(B), made.row(EndpointKey("x:1"))) == (B, 0, 1, None)
     assert (record("q").chosen, record("q").row(A)) == (None, None)
+
+
+def test_predictions_are_made_of_each_rows_own_columns() -> None:
+    """TTFT comes of a row's uncached, cached and pending tokens, TPOT of its batch, this request included."""
+    prices = TtftModel().prices_s, SegmentedTpotModel().prices_s, ()
+    made = DecisionRecord(
+        request_id=RequestId("r"),
+        time_unix_s=1.0,
+        data_age_s={},
+        prompt_tokens=1_000,
+        snapshot=Snapshot((A, B), (7, 3), (500, 40), (9_000, 80_000), (0, 4), 5, (1.0, 1.0)),
+        prices=Prices(*prices),
+        cached_tokens=(0, 800),
+    )
+    assert made.predicted_ttft_s(0) == TtftModel().predict(1_000, 0, 500)
+    assert made.predicted_ttft_s(1) == TtftModel().predict(200, 800, 40)
+    assert made.predicted_tpot_s(0) == SegmentedTpotModel().predict(8, 9_000)
+    assert made.predicted_tpot_s(1) == SegmentedTpotModel().predict(4, 80_000)
+    assert (record("q").predicted_ttft_s(0), record("q").predicted_tpot_s(0)) == (None, None)
 
 
 def test_outcome_is_attached_to_the_record_of_its_request() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import orjson
 import pytest
 from hypothesis import given
@@ -14,7 +13,7 @@ from extproc.errors import Reason
 from extproc.protocol.machine import Answer, NeedBody, PassTo, Refuse, RequestHeaders, Verdict
 from extproc.request.rules import ModelRules, Rule, RuleTable
 from extproc.routing.table import RoutingTable
-from extproc.types import Endpoint, IntArray
+from extproc.types import Endpoint
 from metadata_center.types import EndpointKey
 from tests.conftest import CLUSTER, endpoint
 
@@ -22,9 +21,9 @@ MODELS = ("m", "org/m")
 INFERENCE = ("chat/completions", "completions", "responses", "messages", "embeddings")
 
 
-def slots_of(keys: Sequence[EndpointKey]) -> IntArray:
+def slots_of(keys: Sequence[EndpointKey]) -> tuple[int, ...]:
     """The number in the last byte of the address is the slot."""
-    return np.array([int(key.split(":")[0].split(".")[-1]) for key in keys], np.int64)
+    return tuple(int(key.split(":")[0].split(".")[-1]) for key in keys)
 
 
 def table(endpoints: Sequence[Endpoint] = (), default_cluster: str | None = None) -> RoutingTable:
@@ -87,7 +86,9 @@ def test_a_model_that_is_not_served_is_not_found() -> None:
     assert (verdict.error.reason, verdict.error.status) == (Reason.MODEL_NOT_FOUND, 404)
 
 
-@pytest.mark.parametrize("path", ["/", "/metrics", "/v1/audio/speech", "/v1/chat/completions/x", "/v2/models"])
+@pytest.mark.parametrize(
+    "path", ["/", "/metrics", "/v1/audio/speech", "/v1/chat/completions/x", "/v2/models"]
+)
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_other_paths_go_to_the_default_cluster_or_nowhere(path: str, method: str) -> None:
     """What is no inference is passed on where a default cluster is configured, else refused."""
@@ -117,8 +118,8 @@ def test_a_pool_holds_what_is_available_and_says_why_the_rest_is_not() -> None:
     sick = {endpoint(3).key: "draining", endpoint(2).key: "asleep"}
     pool = table(endpoints).pool(CLUSTER, {"tier": "gold"}, sick.get)
     assert pool.keys == (endpoint(1).key, endpoint(5).key)
-    assert list(pool.slots) == [1, 5]
-    assert list(pool.weights) == [3.0, 1.0]
+    assert pool.slots == (1, 5)
+    assert pool.weights == (3.0, 1.0)
     assert pool.filtered == (
         (endpoint(2).key, "subset"),
         (endpoint(3).key, "draining"),

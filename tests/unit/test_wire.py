@@ -79,7 +79,7 @@ def test_endpoints_and_groups_are_in_lock_step(endpoints: tuple[str, ...], field
 
 @given(st.binary(max_size=2000))
 def test_a_new_body_comes_with_its_length(body: bytes) -> None:
-    """An appended body merges into the decision: nothing of the decision is lost, the length is the body's."""
+    """An appended body merges into the decision: nothing is lost and the length is the body's."""
     decision = Answers("0.a").decision("request_body", KEYS, "pool", EXTRA)
     message = parsed(decision + Answers.new_body(body))
     common = message.request_body.response
