@@ -45,6 +45,9 @@ from extproc.server import bootstrap
 
 ENVOY = Path(os.environ.get("TOKENWAY_ENVOY", Path(__file__).parents[1] / ".tools/envoy/envoy/_bin/envoy"))
 MODEL = "bench"
+STREAM_RATE = 15.0
+"""Streams of 10,000 tokens a second: 150,000 tokens, about what one Envoy thread, client and upstream can do here."""
+
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -540,12 +543,18 @@ async def _compare(root: Path, engines: list[int], seconds: float, rounds: int, 
             )
         print_progress("saturation", figures)
 
-        short = [request(10000, 4096, f"{i:08d}", stream_tokens=10) for i in range(64)]
-        long = [request(10000, 4096, f"{i:08d}", stream_tokens=10_000) for i in range(64)]
+        # At the same rate, so that what the process does between requests weighs the same in both.
         ratios = []
         for _ in range(rounds):
-            few = await cpu_per_request(chunk, short, 4, seconds)
-            ratios.append(await cpu_per_request(chunk, long, 4, 2 * seconds) / few)
+            used = []
+            for tokens in (10, 10_000):
+                messages = [request(10000, 4096, f"{i:08d}", stream_tokens=tokens) for i in range(64)]
+                assert chunk.pid is not None
+                before = cpu_s(chunk.pid)
+                done = len(await open_loop(chunk, messages, STREAM_RATE, max(8.0, 2 * seconds)))
+                await asyncio.sleep(0.1)
+                used.append((cpu_s(chunk.pid) - before) / done)
+            ratios.append(used[1] / used[0])
         figures["cpu_ratio_10k_vs_10_output_tokens"] = round(statistics.median(ratios), 3)
         assert plain.pid is not None
         figures["rss_mib"] = round(rss_mib(plain.pid), 1)

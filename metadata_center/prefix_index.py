@@ -51,11 +51,10 @@ class _Group:
 
     def set_rows(self, matched: list[int], mask: int, depth: int) -> None:
         """Write `depth` into the row of each bit of `mask`."""
-        rows, find = self.rows, f"{mask:b}"[::-1].find
-        bit = find("1")
-        while bit >= 0:
+        rows, bit = self.rows, -1
+        for zeros in f"{mask:b}"[::-1].split("1")[:-1]:
+            bit += len(zeros) + 1
             matched[rows[bit]] = depth
-            bit = find("1", bit + 1)
 
 
 class PrefixIndex:

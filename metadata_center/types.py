@@ -18,6 +18,7 @@ def value(cls: type[_T]) -> type[_T]:
     """
     return dataclass(slots=True)(cls)
 
+
 EndpointKey = NewType("EndpointKey", str)
 """`ip:port`, IPv6 in brackets: the identity of one engine replica."""
 

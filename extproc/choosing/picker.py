@@ -17,7 +17,9 @@ from collections.abc import Sequence
 from extproc.types import Rng
 
 
-def pick(scores: Sequence[float] | None, rows: int, candidates: int, wanted: int, rng: Rng) -> tuple[int, ...]:
+def pick(
+    scores: Sequence[float] | None, rows: int, candidates: int, wanted: int, rng: Rng
+) -> tuple[int, ...]:
     """Draw `wanted` distinct rows, the chosen one first, then by rank.
 
     Args:
@@ -31,10 +33,7 @@ def pick(scores: Sequence[float] | None, rows: int, candidates: int, wanted: int
         order = list(range(rows))
         costs = [0.0] * rows
     else:
-        # No draw goes beyond the equals of the last row that may be named, so the rest need no order.
-        last = sorted(scores)[-max(candidates, wanted)]
-        order = [row for row, score in enumerate(scores) if score >= last]
-        order.sort(key=scores.__getitem__, reverse=True)
+        order = sorted(range(rows), key=scores.__getitem__, reverse=True)
         costs = [-scores[row] for row in order]
     position = 0
     if costs[0] != costs[candidates - 1]:

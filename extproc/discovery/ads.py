@@ -41,22 +41,24 @@ class AdsServer:
         """Envoys connected now."""
         return len(self._wakes)
 
-    def publish(self, resources: Mapping[str, Mapping[str, bytes]]) -> bool:
+    def publish(self, resources: Mapping[str, Mapping[str, bytes]]) -> list[str]:
         """Make these the resources of the given types, all at once; other types keep theirs.
 
         Args:
             resources: Type URL to (name to serialised message).
 
         Returns:
-            True if anything changed, and therefore goes out.
+            The types of which anything changed, and therefore goes out.
 
         Raises:
             KeyError: A type is not served.
         """
-        changed = [self._store.replace(type_url, bodies) for type_url, bodies in resources.items()]
-        if any(changed):
+        changed = [
+            type_url for type_url, bodies in resources.items() if self._store.replace(type_url, bodies)
+        ]
+        if changed:
             self._wake_all()
-        return any(changed)
+        return changed
 
     def close(self) -> None:
         """End all streams, now and from now on, so that each Envoy reconnects elsewhere."""

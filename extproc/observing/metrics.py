@@ -33,6 +33,7 @@ from prometheus_client.registry import Collector
 from extproc.choosing.settings import Algorithm
 from extproc.errors import Reason
 from extproc.observing.records import Ended, Outcome
+from extproc.predicting.predictor import KeyCalibration, ModelKey
 from extproc.types import Operation
 from metadata_center.types import EndpointKey
 
@@ -264,11 +265,24 @@ TTFT_EWMA = Family(
     "Moving average of the endpoint's time to first token; absent until one was seen.",
     ("cluster", "endpoint"),
 )
-TTFT_CALIBRATION = Family(
-    "tokenway_ttft_calibration_ratio",
+PREDICTION_RELATIVE_ERROR = Family(
+    "tokenway_prediction_median_relative_error_ratio",
     Kind.GAUGE,
-    "Factor the endpoint's predicted time to first token is corrected by; 1 is a perfect predictor.",
-    ("cluster", "endpoint"),
+    "Median distance between predicted and actual, over the actual, of the last 256 predictions; `target` is "
+    "`ttft` or `tpot`, `group` the endpoint group that shares the model.",
+    ("model", "group", "target"),
+)
+PREDICTION_BIAS = Family(
+    "tokenway_prediction_bias_seconds",
+    Kind.GAUGE,
+    "Decayed mean of predicted minus actual: above zero the predictor is too pessimistic.",
+    ("model", "group", "target"),
+)
+PREDICTION_BELOW = Family(
+    "tokenway_prediction_actual_below_ratio",
+    Kind.GAUGE,
+    "Share of actuals that came in below their prediction; 0.5 is a calibrated median.",
+    ("model", "group", "target"),
 )
 TOKENS_PER_BYTE = Family(
     "tokenway_tokens_per_byte_ratio",
@@ -372,7 +386,9 @@ FAMILIES: tuple[Family, ...] = (
     CAPACITY_BLOCKS,
     ENDPOINT_AVAILABLE,
     TTFT_EWMA,
-    TTFT_CALIBRATION,
+    PREDICTION_RELATIVE_ERROR,
+    PREDICTION_BIAS,
+    PREDICTION_BELOW,
     TOKENS_PER_BYTE,
     EJECTIONS,
     STREAMS_ACTIVE,
@@ -405,7 +421,6 @@ class EndpointGauges:
     cached_blocks: int
     capacity_blocks: int
     ttft_ewma_s: float | None = None
-    ttft_calibration_ratio: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,12 +432,14 @@ class LiveGauges:
         streams_active: Open ext_proc streams.
         explain_records: Decision records held.
         tokens_per_byte: Learned ratio by model; configured models only are shown.
+        calibrations: How good predictions have been, by model and endpoint group.
     """
 
     endpoints: Iterable[EndpointGauges] = ()
     streams_active: int = 0
     explain_records: int = 0
     tokens_per_byte: Mapping[str, float] = field(default_factory=dict)
+    calibrations: Iterable[tuple[ModelKey, KeyCalibration]] = ()
 
 
 class _Histogram:
@@ -726,12 +743,20 @@ class Metrics(Collector):
             CAPACITY_BLOCKS: lambda row: row.capacity_blocks,
             ENDPOINT_AVAILABLE: lambda row: row.available,
             TTFT_EWMA: lambda row: row.ttft_ewma_s,
-            TTFT_CALIBRATION: lambda row: row.ttft_calibration_ratio,
         }
         for family, read in columns.items():
             values[family] = {
                 (row.cluster, row.key): value for row in rows if (value := read(row)) is not None
             }
+        for family in (PREDICTION_RELATIVE_ERROR, PREDICTION_BIAS, PREDICTION_BELOW):
+            values[family] = {}
+        for (model, group), calibration in live.calibrations:
+            for target, summary in (("ttft", calibration.ttft), ("tpot", calibration.tpot)):
+                if summary is not None and model in self._models:
+                    labels = (model, group, target)
+                    values[PREDICTION_RELATIVE_ERROR][labels] = summary.median_relative_error_ratio
+                    values[PREDICTION_BIAS][labels] = summary.mean_error_s
+                    values[PREDICTION_BELOW][labels] = summary.below_ratio
         return values
 
 

@@ -4,7 +4,7 @@ Rules:
     1. No I/O, no clock, no protobuf. `receive` takes an event and returns the effects to perform, in order.
     2. The table `TRANSITIONS` is the whole protocol. A (phase, event) pair that is not in it is a
        `SpuriousMessage`: the machine is left as it was, nothing is answered.
-    3. Every message that Envoy waits on is answered at most once. After `Finish` there is nothing left to say.
+    3. Every message that Envoy waits on is answered at most once. After `Finish` nothing is left to say.
     4. The machine releases nothing. A request that was decided ends by its access-log entry, which comes for
        every ending; one that was not decided was never charged.
 
@@ -151,7 +151,7 @@ class Decide(Effect):
 
 @dataclass(frozen=True, slots=True)
 class SendDecision(Effect):
-    """Answer the message that Envoy waits on with the decision; `to_trailers` if those came instead of a body."""
+    """Answer the message Envoy waits on with the decision; `to_trailers` if those came instead of a body."""
 
     to_trailers: bool
 

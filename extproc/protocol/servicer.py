@@ -150,7 +150,7 @@ class Processor:
             how = StreamEnding.SPURIOUS
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(spurious))
         except asyncio.CancelledError:
-            how = StreamEnding.CLOSED
+            phase, how = stream.phase, StreamEnding.CLOSED
             raise
         finally:
             self.streams_active -= 1

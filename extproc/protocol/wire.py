@@ -129,7 +129,9 @@ class Answers:
     def __init__(self, owner: str, size: int = 4096) -> None:
         self._owner = owner
         self._size = size
-        self._kept: OrderedDict[tuple[str, tuple[str, ...], str, tuple[tuple[str, str], ...]], bytes] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, tuple[str, ...], str, tuple[tuple[str, str], ...]], bytes] = (
+            OrderedDict()
+        )
 
     def decision(
         self, field: str, endpoints: tuple[str, ...], cluster: str, headers: tuple[tuple[str, str], ...] = ()
@@ -172,7 +174,7 @@ class Answers:
         )
         if endpoints:
             message.dynamic_metadata.update({LB_NAMESPACE: {DESTINATION_KEY: ",".join(endpoints)}})
-        kept = message.SerializeToString()
+        kept = bytes(message.SerializeToString())
         if len(self._kept) >= self._size:
             self._kept.popitem(last=False)
         self._kept[key] = kept
@@ -181,21 +183,22 @@ class Answers:
     @staticmethod
     def new_body(body: bytes) -> bytes:
         """What to append to a body decision so that `body` replaces the client's."""
-        return pb.ProcessingResponse(
+        message = pb.ProcessingResponse(
             request_body=pb.BodyResponse(
                 response=pb.CommonResponse(
                     header_mutation=pb.HeaderMutation(set_headers=[_set("content-length", str(len(body)))]),
                     body_mutation=pb.BodyMutation(body=body),
                 )
             )
-        ).SerializeToString()
+        )
+        return bytes(message.SerializeToString())
 
     @staticmethod
     def debug(request_id: str) -> bytes:
         """What to append so that Envoy shows the decision id to the client."""
         message = pb.ProcessingResponse()
         message.dynamic_metadata.update({DECISION_NAMESPACE: {DEBUG_KEY: request_id}})
-        return message.SerializeToString()
+        return bytes(message.SerializeToString())
 
 
 def immediate(status: int, body: bytes, details: str, error: RouterError | None) -> bytes:

@@ -58,9 +58,7 @@ class Gateway:
             time_unix_s=self._wall_clock(),
             data_age_s={},
             rejected=error.reason,
-            outcome=Outcome(
-                ended=Ended.REJECTED, duration_s=0.0, status=error.status, details=error.message
-            ),
+            outcome=Outcome(ended=Ended.REJECTED, duration_s=0.0, status=error.status, details=error.message),
         )
         self._state.records.add(record)
         self._state.metrics.rejected(error.reason, "", error.status)

@@ -185,5 +185,3 @@ class Outcomes:
     def _transition(self, transition: Transition | None) -> None:
         if transition is not None:
             self._on_transition(transition)
-
-

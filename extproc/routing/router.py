@@ -30,7 +30,7 @@ from extproc.types import Choice, InferenceRequest, Operation, Rng, Snapshot
 from metadata_center.types import Charge, EndpointKey, RequestId, value
 
 PREFILL_DUE_FACTOR = 1.2
-"""A prefill without a first-token signal is released after this many times its predicted TTFT (AIGW: 12/10)."""
+"""A prefill without first-token signal is released after this many times its predicted TTFT (AIGW: 12/10)."""
 
 PREFILL_DUE_FLOOR_S = 0.1
 """And not before this (AIGW: 100 ms)."""
@@ -242,9 +242,7 @@ class Router:
         key = (route.cluster, tuple(route.subset.items()) if route.subset else ())
         pool = self._pools.get(key)
         if pool is None:
-            pool = self._pools[key] = self.table.pool(
-                route.cluster, route.subset, self._state.health.reason
-            )
+            pool = self._pools[key] = self.table.pool(route.cluster, route.subset, self._state.health.reason)
         return pool
 
     def _new_body(self, request: InferenceRequest, route: Route) -> bytes | None:
@@ -288,12 +286,10 @@ class Router:
         )
 
 
-def _cached_tokens(
-    matched: list[int], block_bytes: int, prompt_bytes: int, prompt_tokens: int
-) -> list[int]:
+def _cached_tokens(matched: list[int], block_bytes: int, prompt_bytes: int, prompt_tokens: int) -> list[int]:
     """Prompt tokens believed cached per endpoint: the matched bytes' share, at least one token recomputed."""
     if not any(matched):
         return matched
     most = prompt_tokens - 1
     block_tokens = block_bytes * prompt_tokens
-    return [min(most, blocks * block_tokens // prompt_bytes) for blocks in matched]
+    return [min(most, blocks * block_tokens // prompt_bytes) if blocks else 0 for blocks in matched]

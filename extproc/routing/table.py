@@ -114,7 +114,9 @@ class RoutingTable:
             model = self._model_list.get(unquote(path.removeprefix("/v1/models/")))
             if model is not None:
                 return Answer(200, orjson.dumps(model))
-            return Refuse(RouterError(Reason.MODEL_NOT_FOUND, "This model is not served here.", param="model"))
+            return Refuse(
+                RouterError(Reason.MODEL_NOT_FOUND, "This model is not served here.", param="model")
+            )
         if self._default_cluster is not None:
             return PassTo(self._default_cluster)
         return Refuse(RouterError(Reason.UNKNOWN_PATH, "Nothing is served at this path."))

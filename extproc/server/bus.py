@@ -1,10 +1,10 @@
 """Workers of one gateway talking to each other over Unix sockets: access-log entries and cached blocks.
 
 Rules:
-    1. Each worker listens on `bus<i>.sock` and connects to every other one; a peer that is away is tried again
-       every `RECONNECT_S`.
-    2. A peer's queue is bounded by `MAX_QUEUED_BYTES`; what does not fit is dropped and counted: a lost ending
-       is made good by its lease, a lost block by the next request that records it.
+    1. Each worker listens on `bus<i>.sock` and connects to every other one; a peer that is away is tried
+       again every `RECONNECT_S`.
+    2. A peer's queue is bounded by `MAX_QUEUED_BYTES`; what does not fit is dropped and counted: a lost
+       ending is made good by its lease, a lost block by the next request that records it.
     3. Frames are length-prefixed pickles of our own frozen values, on a socket only this user may open.
 """
 

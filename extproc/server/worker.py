@@ -57,6 +57,9 @@ RESOLVE_INTERVAL_S = 5.0
 TICK_S = 1.0
 """Leases and predicted prefills are released at every decision; without traffic, this often."""
 
+ADS_TYPES = {CLUSTER_TYPE: "CDS", ASSIGNMENT_TYPE: "EDS"}
+"""Metric labels of the published resource types."""
+
 COUNTERS_FILE = "load.counters"
 
 DEFAULT_CLUSTER = "tokenway-default"
@@ -116,6 +119,7 @@ class Worker:
         self._path = path
         self._index = index
         self._supervised = supervised
+        self._supervisor = os.getppid()
         config, self._specs = load_all(path)
         self.config = config
         self._watcher = self._watch(config)
@@ -167,7 +171,7 @@ class Worker:
             metrics,
         )
         self._access_log = AccessLog(dispatcher.dispatch, metrics)
-        self._ads = AdsServer(metrics.ads_refused)
+        self._ads = AdsServer(lambda type_url: metrics.ads_refused(ADS_TYPES[type_url]))
         self._prober = Prober(
             self._health,
             config.health.settings(),
@@ -317,6 +321,7 @@ class Worker:
         keys = frozenset(endpoint.key for endpoint in resolution.endpoints)
         state = self.state
         state.configured_s = time.monotonic()
+        state.health_changed_s = state.health_changed_s or state.configured_s
         self._router.table = table
         self._router.settings = self._router_settings(config)
         self._gateway.log_requests = config.logging.requests
@@ -364,13 +369,13 @@ class Worker:
         default = self.config.default_cluster
         if default is not None:
             clusters[DEFAULT_CLUSTER] = clusters[default]
-        if self._ads.publish(
+        for type_url in self._ads.publish(
             {
                 CLUSTER_TYPE: cluster_resources(clusters, self._model_clusters()),
                 ASSIGNMENT_TYPE: load_assignments(clusters, self._health.state),
             }
         ):
-            self.state.metrics.ads_updated("all")
+            self.state.metrics.ads_updated(ADS_TYPES[type_url])
 
     def _model_clusters(self) -> Mapping[str, str]:
         """Where Envoy sends each model by itself: the cluster of its first rule without headers, or its first."""
@@ -391,6 +396,10 @@ class Worker:
         while True:
             await asyncio.sleep(TICK_S)
             self.state.advance(time.monotonic())
+            if self._supervised and os.getppid() != self._supervisor:
+                # At once and without clean-up: the sockets may be a successor's by now.
+                _log.error("supervisor is gone")
+                os._exit(1)
 
     async def _resolve_again(self) -> None:
         while True:
@@ -411,6 +420,7 @@ class Worker:
             streams_active=self._processor.streams_active,
             explain_records=len(self.state.records),
             tokens_per_byte=dict(self.state.predictor.token_ratios()),
+            calibrations=list(self.state.predictor.calibrations()),
         )
 
     def endpoint_gauges(self) -> list[EndpointGauges]:

@@ -56,6 +56,15 @@ def envoy_binary() -> Path:
     return Path(named) if named else REPOSITORY / ".tools/envoy/envoy/_bin/envoy"
 
 
+def is_alive(pid: int) -> bool:
+    """True if the process exists and is no zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
 def free_port() -> int:
     """A TCP port of loopback that nobody listens on now."""
     with socket.socket() as probe:
@@ -119,6 +128,11 @@ class Subprocess:
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the leader alone."""
         self._process.send_signal(number)
+
+    async def ended(self) -> int:
+        """Wait for its end; the exit code."""
+        async with asyncio.timeout(START_TIMEOUT_S):
+            return await self._process.wait()
 
     async def kill(self) -> None:
         """Kill the whole group at once; harmless if it is gone."""

@@ -19,6 +19,7 @@ from tests.e2e.harness import (
     chat,
     cluster,
     eventually,
+    is_alive,
     key_of,
     post,
     recording,
@@ -73,6 +74,27 @@ async def test_worker_killed_under_load(two_workers: Stack) -> None:
     await two_workers.settled()
 
 
+async def test_supervisor_killed(engines: list[SimulatorServer]) -> None:
+    """Workers whose supervisor was killed leave by themselves, and the next gateway finds no rival."""
+    async with (
+        running_stack([cluster("sim", map(key_of, engines))], workers=2) as stack,
+        Load(stack, "sim", clients=8, stream=True) as load,
+    ):
+        await load.more(16)
+        orphans = stack.gateway.children()
+        stack.gateway.signal(signal.SIGKILL)
+
+        async def alive() -> list[int]:
+            return [pid for pid in orphans if is_alive(pid)]
+
+        await eventually(alive, lambda pids: not pids)
+        await load.more(16)
+        await stack.start_gateway()
+        await load.more(40)
+        assert (await stack.endpoints())["workers"] == 2
+    assert load.failures == []
+
+
 async def test_gateway_killed(alone: Stack, other: Recorder) -> None:
     """Without a gateway Envoy serves every model by itself, steered by nobody, until a new one takes over."""
     async with Load(alone, "sim", clients=8, stream=True) as load:
@@ -123,3 +145,17 @@ async def test_gateway_stopped(alone: Stack) -> None:
     assert (await post(alone, chat("sim", "after"))).status == 200
     await alone.settled()
     assert (await alone.last(1))[0]["outcome"]["ended"] == "completed"
+
+
+async def test_gateway_terminated(alone: Stack) -> None:
+    """SIGTERM under load ends the gateway at once and in order, and fails no request."""
+    async with Load(alone, "sim", clients=8, stream=True) as load:
+        await load.more(16)
+        alone.gateway.signal(signal.SIGTERM)
+        assert await alone.gateway.ended() == 0
+        await load.more(24)
+        await alone.start_gateway()
+        await load.more(24)
+    assert load.failures == []
+    assert not [line for line in alone.gateway_log() if line["level"] == "ERROR"]
+    await alone.settled()

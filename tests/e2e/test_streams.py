@@ -10,8 +10,9 @@ import time
 import aiohttp
 import pytest
 
+from simulator.server.app import SimulatorServer
 from tests.e2e.conftest import Shared
-from tests.e2e.harness import chat, key_of, send
+from tests.e2e.harness import Stack, chat, key_of, sample, send
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
@@ -28,13 +29,31 @@ def _without_time(stream: bytes) -> bytes:
 
 async def test_two_hundred_streams_byte_identical(plain: Shared) -> None:
     """Of 200 concurrent streams, a quarter aborted, the others arrive byte for byte as sent."""
+    await _check_streams(plain.stack, plain.engines)
+
+
+async def test_two_hundred_streams_over_two_workers(
+    two_workers: Stack, engines: list[SimulatorServer]
+) -> None:
+    """The same through two workers, whose endings reach each other: nothing stays charged at either."""
+    before = await _handovers(two_workers)
+    await _check_streams(two_workers, engines)
+    assert await _handovers(two_workers) > before
+
+
+async def _handovers(stack: Stack) -> float:
+    scrape = await stack.metrics()
+    return sum(sample(scrape, f'tokenway_handovers_total{{worker="{n}"}}') or 0 for n in range(2))
+
+
+async def _check_streams(stack: Stack, engines: list[SimulatorServer]) -> None:
     rng = random.Random(20261121)
     aborts_at = [rng.randrange(1, 20_000) if rng.random() < ABORTED_RATIO else None for _ in range(STREAMS)]
     bodies = [chat("sim", f"stream {number}", CHUNKS, stream=True) for number in range(STREAMS)]
     timeout = aiohttp.ClientTimeout(total=60)
 
     async def through(session: aiohttp.ClientSession, number: int) -> tuple[str, bytes] | None:
-        url = f"{plain.stack.url}/v1/chat/completions"
+        url = f"{stack.url}/v1/chat/completions"
         async with session.post(url, json=bodies[number]) as reply:
             assert reply.status == 200
             received = b""
@@ -47,7 +66,7 @@ async def test_two_hundred_streams_byte_identical(plain: Shared) -> None:
             return reply.headers["x-request-id"], received
 
     async def direct(session: aiohttp.ClientSession, number: int, request_id: str) -> bytes:
-        url = f"http://{key_of(plain.engines[0])}/v1/chat/completions"
+        url = f"http://{key_of(engines[0])}/v1/chat/completions"
         async with session.post(url, json=bodies[number], headers={"x-request-id": request_id}) as reply:
             return await reply.read()
 
@@ -66,8 +85,8 @@ async def test_two_hundred_streams_byte_identical(plain: Shared) -> None:
     for (number, (_, got)), want in zip(whole.items(), expected, strict=True):
         assert _without_time(got) == _without_time(want), f"stream {number}"
         assert want.count(b'"delta":{"content":') == CHUNKS
-    await plain.stack.settled()
-    assert [engine.engine.num_running for engine in plain.engines] == [0] * len(plain.engines)
+    await stack.settled()
+    assert [engine.engine.num_running for engine in engines] == [0] * len(engines)
 
 
 async def test_long_stream_outlives_the_message_timeout(plain: Shared) -> None:

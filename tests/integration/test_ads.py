@@ -108,7 +108,7 @@ class World:
         clusters: dict[str, list[str]],
         models: dict[str, str] | None = None,
         ejected: tuple[str, ...] = (),
-    ) -> bool:
+    ) -> list[str]:
         """Publish clusters by engine names."""
         endpoints = {name: [self.engines[e] for e in engines] for name, engines in clusters.items()}
         out = {self.engines[name].key for name in ejected}

@@ -24,6 +24,8 @@ from extproc.observing.metrics import (
     document,
 )
 from extproc.observing.records import Ended, Outcome
+from extproc.predicting.calibration import CalibrationSummary
+from extproc.predicting.predictor import KeyCalibration
 from extproc.types import Operation
 from metadata_center.types import EndpointKey
 
@@ -266,9 +268,16 @@ def test_live_gauges_are_read_at_each_scrape(scraped: Scraped) -> None:
     """Gauges show the state of the moment, without endpoints gone and measurements never made."""
     rows = [
         EndpointGauges(A, "c", True, 1, 2, 3, 4, 5),
-        EndpointGauges(B, "c", False, 0, 0, 0, 0, 0, 0.25, 1.5),
+        EndpointGauges(B, "c", False, 0, 0, 0, 0, 0, 0.25),
     ]
-    live = LiveGauges(rows, streams_active=7, explain_records=9, tokens_per_byte={"m": 0.25, "x": 1.0})
+    summary = CalibrationSummary(9, 0.2, -0.1, 0.3, 0.6)
+    live = LiveGauges(
+        rows,
+        streams_active=7,
+        explain_records=9,
+        tokens_per_byte={"m": 0.25, "x": 1.0},
+        calibrations=[(("m", "g"), KeyCalibration(summary, None)), (("x", "g"), KeyCalibration(summary, summary))],
+    )
     scraped.metrics.watch(lambda: live)
     assert scraped.samples("tokenway_requests_in_flight") == {("c", A): 1, ("c", B): 0}
     assert scraped.samples("tokenway_prefill_tokens_pending") == {("c", A): 2, ("c", B): 0}
@@ -277,7 +286,9 @@ def test_live_gauges_are_read_at_each_scrape(scraped: Scraped) -> None:
     assert scraped.samples("tokenway_cache_capacity_blocks") == {("c", A): 5, ("c", B): 0}
     assert scraped.samples("tokenway_endpoint_available") == {("c", A): 1, ("c", B): 0}
     assert scraped.samples("tokenway_endpoint_ttft_ewma_seconds") == {("c", B): 0.25}
-    assert scraped.samples("tokenway_ttft_calibration_ratio") == {("c", B): 1.5}
+    assert scraped.samples("tokenway_prediction_median_relative_error_ratio") == {("m", "g", "ttft"): 0.3}
+    assert scraped.samples("tokenway_prediction_bias_seconds") == {("m", "g", "ttft"): -0.1}
+    assert scraped.samples("tokenway_prediction_actual_below_ratio") == {("m", "g", "ttft"): 0.6}
     assert scraped.samples("tokenway_tokens_per_byte_ratio") == {("m",): 0.25}
     assert scraped.value("tokenway_streams_active") == 7
     assert scraped.value("tokenway_explain_records") == 9

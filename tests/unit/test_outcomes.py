@@ -195,6 +195,8 @@ def test_the_first_byte_is_the_first_token_unless_others_came_first(
     if seen_after_s is not None:
         rig.clock.advance(seen_after_s)
         rig.gateway.first_token("r", late=late)
+        rig.clock.advance(1.0)
+        rig.gateway.first_token("r", late=not late)  # only the first one is the first
     rig.end("r", ttft_s=0.2, **USAGE)
     assert rig.endings[0].outcome.ttft_s == expected_s
 

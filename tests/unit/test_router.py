@@ -229,15 +229,20 @@ def test_a_known_prefix_goes_back_to_who_holds_it(seed: int) -> None:
     ("first", "second"),
     [
         ({}, {"model": "tuned"}),
+        ({}, {"model": "other"}),
         ({}, {"cache_salt": "tenant"}),
         ({"cache_salt": "a"}, {"cache_salt": "b"}),
     ],
 )
-def test_caches_are_not_shared_across_adapters_and_salts(
+def test_caches_are_not_shared_across_models_adapters_and_salts(
     first: dict[str, str], second: dict[str, str]
 ) -> None:
-    """Equal prompts under another adapter or salt share no block."""
-    rules = ModelRules(MODEL, (Rule(CLUSTER),)), ModelRules("tuned", (Rule(CLUSTER, lora="adapter"),))
+    """Equal prompts under another model, adapter or salt share no block."""
+    rules = [
+        ModelRules(MODEL, (Rule(CLUSTER),)),
+        ModelRules("other", (Rule(CLUSTER),)),
+        ModelRules("tuned", (Rule(CLUSTER, lora="adapter"),)),
+    ]
     rig = build_rig(models=rules)
     rig.decide("first", chat("x" * 1000, **first))
     rig.end("first")
@@ -462,6 +467,17 @@ def test_a_new_endpoint_set_takes_effect_at_the_next_decision(rig: Rig) -> None:
     rig.end("old")
     assert rig.load(old) == NOTHING
     assert rig.load(endpoint(7).key)[0] == 1
+
+
+def test_a_reload_that_changes_no_endpoint_takes_effect_as_well(rig: Rig) -> None:
+    """New weights of the same endpoints are seen at the next decision."""
+    rig.decide("old")
+    rig.configure([endpoint(number, weight=5) for number in range(3)])
+    rig.decide("new")
+    before, after = rig.record("old").snapshot, rig.record("new").snapshot
+    assert before is not None
+    assert after is not None
+    assert (list(before.weights), list(after.weights)) == ([1.0] * 3, [5.0] * 3)
 
 
 def test_a_record_tells_the_age_of_what_it_looked_at(rig: Rig) -> None:
