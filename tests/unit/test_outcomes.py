@@ -275,6 +275,21 @@ def test_an_endpoint_that_left_is_not_remembered(rig: Rig) -> None:
     assert shared == []
 
 
+def test_totals_outlive_a_reload_and_end_with_their_endpoint(rig: Rig) -> None:
+    """What an endpoint did is told as long as it is configured; of others nothing is kept."""
+    streamed(rig)
+    key = rig.chosen()
+    rig.end("r", ttft_s=0.2)
+    rig.configure([endpoint(number) for number in range(3)])
+    assert (rig.state.endpoints[key].served, rig.state.endpoints[key].ttft_ewma_s) == (1, 0.2)
+    rig.decide("next", chat(stream=True))
+    rig.end("next", endpoint=key, ttft_s=0.7)
+    assert rig.state.endpoints[key].ttft_ewma_s == pytest.approx(0.2 + 0.1 * 0.5)
+    rig.configure([endpoint(7)])
+    rig.configure([endpoint(number) for number in range(3)])
+    assert rig.state.endpoints[key].served == 0
+
+
 def test_the_end_is_reported_with_its_decision(rig: Rig) -> None:
     """The record carries its outcome, and whoever logs gets both."""
     streamed(rig)

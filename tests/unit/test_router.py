@@ -226,27 +226,24 @@ def test_a_known_prefix_goes_back_to_who_holds_it(seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "second"),
+    ("first", "second", "headers"),
     [
-        ({}, {"model": "tuned"}),
-        ({}, {"model": "other"}),
-        ({}, {"cache_salt": "tenant"}),
-        ({"cache_salt": "a"}, {"cache_salt": "b"}),
+        ({}, {"model": "other"}, {}),
+        ({}, {}, {"x_tuned": "yes"}),
+        ({}, {"cache_salt": "tenant"}, {}),
+        ({"cache_salt": "a"}, {"cache_salt": "b"}, {}),
     ],
 )
 def test_caches_are_not_shared_across_models_adapters_and_salts(
-    first: dict[str, str], second: dict[str, str]
+    first: dict[str, str], second: dict[str, str], headers: dict[str, str]
 ) -> None:
     """Equal prompts under another model, adapter or salt share no block."""
-    rules = [
-        ModelRules(MODEL, (Rule(CLUSTER),)),
-        ModelRules("other", (Rule(CLUSTER),)),
-        ModelRules("tuned", (Rule(CLUSTER, lora="adapter"),)),
-    ]
-    rig = build_rig(models=rules)
+    tuned = Rule(CLUSTER, headers={"x-tuned": "yes"}, lora="adapter")
+    rig = build_rig(models=[ModelRules(MODEL, (Rule(CLUSTER), tuned)), ModelRules("other", (Rule(CLUSTER),))])
     rig.decide("first", chat("x" * 1000, **first))
     rig.end("first")
-    rig.decide("second", chat("x" * 1000, **second))
+    rig.decide("second", chat("x" * 1000, **second), **headers)
+    assert (rig.record("second").lora is None) is (not headers)
     snapshot = rig.record("second").snapshot
     assert snapshot is not None
     assert not any(snapshot.matched_blocks)
@@ -254,17 +251,17 @@ def test_caches_are_not_shared_across_models_adapters_and_salts(
 
 @settings(max_examples=50, deadline=None)
 @given(
-    prompt=st.text(min_size=0, max_size=400),
-    tokens=st.none() | st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=200),
+    prompt=st.text(max_size=400)
+    | st.integers(1, 8).map(lambda blocks: "x" * BLOCK_BYTES * blocks)  # cached to its last byte
+    | st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=200)
+    | st.integers(1, 8).map(lambda blocks: [7] * (BLOCK_BYTES // 4) * blocks),
     reported=st.integers(1, 5000),
 )
-def test_cached_tokens_leave_at_least_one_to_compute(
-    prompt: str, tokens: list[int] | None, reported: int
-) -> None:
+def test_cached_tokens_leave_at_least_one_to_compute(prompt: str | list[int], reported: int) -> None:
     """However much is cached and however tokens are estimated, an engine always computes the last one."""
     rig = build_rig()
     line = request_line("a", "/v1/completions")
-    body = orjson.dumps({"model": MODEL, "prompt": prompt if tokens is None else tokens})
+    body = orjson.dumps({"model": MODEL, "prompt": prompt})
     rig.gateway.decide(line, body)
     rig.end("a", prompt_tokens=reported)
     rig.gateway.decide(replace(line, headers={REQUEST_ID_HEADER: "b"}), body)
