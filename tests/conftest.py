@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -187,9 +187,7 @@ def build_rig(
     settings: RouterSettings | None = None,
     health: HealthSettings | None = None,
     allowed_fields: frozenset[str] = frozenset(),
-    default_cluster: str | None = None,
     seed: int = 1,
-    clusters: Mapping[str, Sequence[Endpoint]] | None = None,
 ) -> Rig:
     """A worker's request path over `endpoints`, serving model `m`, in blocks of 64 bytes."""
     clock, registry = ManualClock(), CollectorRegistry()
@@ -204,12 +202,12 @@ def build_rig(
     )
     served = models or [ModelRules(MODEL, (Rule(CLUSTER),), load_balancing=load_balancing or LoadBalancing())]
 
-    def table(members: Mapping[str, Sequence[Endpoint]]) -> RoutingTable:
+    def table(members: Sequence[Endpoint]) -> RoutingTable:
         return RoutingTable(
             rules=RuleTable(served),
-            clusters=members,
+            clusters={CLUSTER: members},
             models=[model.name for model in served],
-            default_cluster=default_cluster,
+            default_cluster=None,
             allowed_fields=allowed_fields,
             slots_of=state.load.slots,
             loaded_unix_s=WALL_S,
@@ -218,7 +216,7 @@ def build_rig(
     def configure(members: Sequence[Endpoint]) -> None:
         keys = frozenset(member.key for member in members)
         before = {member.key for group in router.table.clusters.values() for member in group}
-        router.table = table({CLUSTER: members})
+        router.table = table(members)
         state.health.set_endpoints(members)
         state.load.retain(keys)
         state.endpoints.retain(keys)
@@ -227,7 +225,7 @@ def build_rig(
 
     router = Router(
         state,
-        table({}),
+        table(()),
         settings or RouterSettings(block_bytes=BLOCK_BYTES),
         Answers(OWNER),
         random.Random(seed),
@@ -239,22 +237,12 @@ def build_rig(
     endings: list[Ending] = []
     outcomes = Outcomes(state, transitions.append, endings.append)
     configure(endpoints)
-    if clusters is not None:
-        members = [member for group in clusters.values() for member in group]
-        configure(members)
-        router.table = table(clusters)
     metrics.configure(
         models=[model.name for model in served],
         clusters=[CLUSTER],
         endpoints=[member.key for member in endpoints],
     )
     return Rig(state, router, gateway, outcomes, clock, registry, configure, transitions, endings)
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    """A clock at zero."""
-    return ManualClock()
 
 
 @pytest.fixture

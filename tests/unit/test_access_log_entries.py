@@ -247,10 +247,10 @@ def test_no_entry_is_too_strange(
 class Told:
     """Where a dispatcher's entries went."""
 
-    def __init__(self, *, others: bool) -> None:
+    def __init__(self, registry: CollectorRegistry, *, others: bool) -> None:
         self.others = others
         self.went: list[tuple[str, Entry]] = []
-        self.registry = CollectorRegistry()
+        self.registry = registry
         self.dispatcher = Dispatcher(
             OWNER,
             lambda entry: self.went.append(("here", entry)),
@@ -274,9 +274,11 @@ class Told:
     ("owner", "others", "expected"),
     [(OWNER, True, ["here"]), ("1.b", True, ["1.b"]), (None, True, ["here", "all"]), ("9.z", False, [])],
 )
-def test_an_entry_goes_to_who_decided(owner: str | None, others: bool, expected: list[str]) -> None:
+def test_an_entry_goes_to_who_decided(
+    registry: CollectorRegistry, owner: str | None, others: bool, expected: list[str]
+) -> None:
     """Ours is applied, another's handed over, nobody's told to all, and a stranger's counted."""
-    told = Told(others=others)
+    told = Told(registry, others=others)
     entry = request_end("r", owner=owner)
     told.dispatcher.dispatch(entry)
     assert told.went == [(where, entry) for where in expected]

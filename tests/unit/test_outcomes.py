@@ -201,10 +201,9 @@ def test_the_first_byte_is_the_first_token_unless_others_came_first(
     assert rig.endings[0].outcome.ttft_s == expected_s
 
 
-def test_predictions_follow_what_is_observed() -> None:
+def test_predictions_follow_what_is_observed(rng: random.Random) -> None:
     """After many answers at a second each a second is expected; older records keep what they expected."""
     rig = build_rig([endpoint(0)])
-    rng = random.Random(1)
     for number in range(200):
         request_id = str(number)
         rig.decide(request_id, chat(f"{rng.random()}" * 200, stream=True))
