@@ -186,9 +186,9 @@ async def upstream(ports: list[int]) -> None:
 
 async def floor(socket: str, endpoints: list[str], first_chunk: bool) -> None:
     """The transport's floor."""
-    import extproc.cli  # noqa: F401 - the same transport settings
     import grpc
 
+    import extproc.cli  # noqa: F401 - the same transport settings
     from extproc.protocol import wire
 
     answer = wire.Answers("0.floor").decision("request_body", tuple(endpoints), "bench")
@@ -247,7 +247,12 @@ def envoy_config(kind: str, port: int, admin_port: int, socket: str, engines: li
                     "typed_config": {
                         "@type": "type.googleapis.com/envoy.extensions.load_balancing_policies.override_host.v3.OverrideHost",
                         "override_host_sources": [
-                            {"metadata": {"key": "envoy.lb", "path": [{"key": "x-gateway-destination-endpoint"}]}}
+                            {
+                                "metadata": {
+                                    "key": "envoy.lb",
+                                    "path": [{"key": "x-gateway-destination-endpoint"}],
+                                }
+                            }
                         ],
                         "fallback_policy": {
                             "policies": [
@@ -275,7 +280,11 @@ def envoy_config(kind: str, port: int, admin_port: int, socket: str, engines: li
             "name": name,
             "type": "STATIC",
             "connect_timeout": "0.5s",
-            "circuit_breakers": {"thresholds": [{"max_connections": 100000, "max_pending_requests": 100000, "max_requests": 100000}]},
+            "circuit_breakers": {
+                "thresholds": [
+                    {"max_connections": 100000, "max_pending_requests": 100000, "max_requests": 100000}
+                ]
+            },
             "load_balancing_policy": policy,
             "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
         }
@@ -304,7 +313,16 @@ async def setup(
         if kind == "floor":
             keys = [f"127.0.0.1:{engine}" for engine in engines]
             pid = stack.enter_context(
-                running(sys.executable, "-m", "benchmarks.overhead", "--role", "floor", socket, str(int(first_chunk)), *keys)
+                running(
+                    sys.executable,
+                    "-m",
+                    "benchmarks.overhead",
+                    "--role",
+                    "floor",
+                    socket,
+                    str(int(first_chunk)),
+                    *keys,
+                )
             ).pid
             await until(lambda: _is(Path(socket).exists()), "floor")
         elif kind == "tokenway":
@@ -333,7 +351,14 @@ async def setup(
             await until(lambda: _answers(f"http://127.0.0.1:{admin}/readyz"), "tokenway")
         envoy = stack.enter_context(
             running(
-                str(ENVOY), "-c", str(run_dir / "envoy.yaml"), "--concurrency", "1", "--use-dynamic-base-id", "-l", "off"
+                str(ENVOY),
+                "-c",
+                str(run_dir / "envoy.yaml"),
+                "--concurrency",
+                "1",
+                "--use-dynamic-base-id",
+                "-l",
+                "off",
             )
         )
         await until(lambda: _serves(port), f"envoy {kind}")
@@ -491,7 +516,9 @@ async def measure(seconds: float, rounds: int) -> dict[str, Any]:
     return figures
 
 
-async def _compare(root: Path, engines: list[int], seconds: float, rounds: int, figures: dict[str, Any]) -> None:
+async def _compare(
+    root: Path, engines: list[int], seconds: float, rounds: int, figures: dict[str, Any]
+) -> None:
     async with (
         setup("alone", root, engines, first_chunk=False) as alone,
         setup("floor", root, engines, first_chunk=False) as floor_plain,
@@ -595,7 +622,9 @@ def _cpu_name() -> str:
 
 def main() -> None:
     """Run the benchmark, or one of its processes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=4.0, help="per phase")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--role", choices=("upstream", "floor", "health"), help=argparse.SUPPRESS)

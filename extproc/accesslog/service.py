@@ -25,6 +25,7 @@ from extproc.accesslog.entries import (
     translate,
 )
 from extproc.observing.metrics import Metrics
+from extproc.protocol.wire import PASSED
 
 SERVICE = "envoy.service.accesslog.v3.AccessLogService"
 
@@ -76,6 +77,8 @@ class Dispatcher:
         owner = entry.owner
         if owner == self._owner:
             self._take(entry)
+        elif owner == PASSED:
+            return
         elif owner is None:
             self._take(entry)
             self._tell_all(entry)

@@ -9,7 +9,7 @@ Rules:
 from __future__ import annotations
 
 from extproc.choosing.picker import pick
-from extproc.choosing.scoring import terms_of, total
+from extproc.choosing.scoring import inference_scores, terms_of, total
 from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.types import Choice, Rng, Snapshot
 
@@ -32,11 +32,12 @@ def choose(snapshot: Snapshot, settings: LoadBalancing, rng: Rng, turn: int) -> 
     wanted = min(1 + settings.fallbacks, rows)
     if settings.algorithm is Algorithm.ROUND_ROBIN:
         return Choice(tuple((turn + step) % rows for step in range(wanted)), None, 1)
-    scores = total(terms_of(snapshot, settings))
-    if scores is None:
-        candidates = rows
-    elif settings.algorithm is Algorithm.INFERENCE_LB:
+    if settings.algorithm is Algorithm.INFERENCE_LB:
+        scores = inference_scores(snapshot, settings)
         candidates = min(max(1, rows * settings.candidate_percent // 100), rows)
     else:
+        scores = total(terms_of(snapshot, settings))
         candidates = 1
+    if scores is None:
+        candidates = rows
     return Choice(pick(scores, rows, candidates, wanted, rng), scores, candidates)

@@ -58,6 +58,19 @@ def total(terms: Terms) -> list[float] | None:
     return scores
 
 
+def inference_scores(snapshot: Snapshot, settings: LoadBalancing) -> list[float] | None:
+    """`total(inference_terms(...))` to the last bit, in one pass over the rows for the usual settings."""
+    if not (settings.cache_aware_enable and settings.load_aware_enable):
+        return total(inference_terms(snapshot, settings))
+    requests = list(map(truediv, snapshot.requests, snapshot.weights))
+    prefill_tokens = list(map(truediv, snapshot.prefill_tokens, snapshot.weights))
+    per_block, fewest, step, per_token = _inference_factors(snapshot, settings, requests, prefill_tokens)
+    return [
+        matched * per_block + (fewest - row) * step + tokens * per_token
+        for matched, row, tokens in zip(snapshot.matched_blocks, requests, prefill_tokens, strict=True)
+    ]
+
+
 def inference_terms(snapshot: Snapshot, settings: LoadBalancing) -> Terms:
     """AIGW's terms: `cache`, `requests` and `prefill`, those that the settings turn on, in this order.
 
@@ -67,20 +80,30 @@ def inference_terms(snapshot: Snapshot, settings: LoadBalancing) -> Terms:
     Source: AIGW `pkg/aigateway/loadbalancer/inferencelb/inference_lb.go` at 169bcb8; equal to it when
     every weight is 1.
     """
+    requests = list(map(truediv, snapshot.requests, snapshot.weights))
+    prefill_tokens = list(map(truediv, snapshot.prefill_tokens, snapshot.weights))
+    per_block, fewest, step, per_token = _inference_factors(snapshot, settings, requests, prefill_tokens)
     terms: dict[str, list[float]] = {}
     if settings.cache_aware_enable:
-        per_block = settings.cache_ratio_weight / max(1, snapshot.num_blocks)
         terms["cache"] = [matched * per_block for matched in snapshot.matched_blocks]
     if settings.load_aware_enable:
-        requests = list(map(truediv, snapshot.requests, snapshot.weights))
-        prefill_tokens = list(map(truediv, snapshot.prefill_tokens, snapshot.weights))
-        fewest = min(requests)
-        spread = max(_MIN_REQUEST_SPREAD, max(requests) - fewest)
-        step = settings.request_load_weight * ceil(spread / _REQUEST_STEP) / spread
         terms["requests"] = [(fewest - row) * step for row in requests]
-        per_token = -settings.prefill_load_weight / max(_MIN_PREFILL_TOKENS, max(prefill_tokens))
         terms["prefill"] = [row * per_token for row in prefill_tokens]
     return terms
+
+
+def _inference_factors(
+    snapshot: Snapshot, settings: LoadBalancing, requests: list[float], prefill_tokens: list[float]
+) -> tuple[float, float, float, float]:
+    """What a matched block is worth, the fewest requests, what each above them costs, and each token."""
+    fewest = min(requests)
+    spread = max(_MIN_REQUEST_SPREAD, max(requests) - fewest)
+    return (
+        settings.cache_ratio_weight / max(1, snapshot.num_blocks),
+        fewest,
+        settings.request_load_weight * ceil(spread / _REQUEST_STEP) / spread,
+        -settings.prefill_load_weight / max(_MIN_PREFILL_TOKENS, max(prefill_tokens)),
+    )
 
 
 def least_request_terms(snapshot: Snapshot) -> Terms:

@@ -22,7 +22,7 @@ _TIMEOUT_S = 2.0
 """Bound on all look-ups together: glibc asks its first server for 5 s, a start should not."""
 
 
-class ResolveError(Exception):
+class ResolveError(OSError):
     """Host names that could not be resolved.
 
     Args:

@@ -125,7 +125,7 @@ class Prober:
         on_cache_cleared: Callable[[EndpointKey], None],
     ) -> None:
         self._tracker = tracker
-        self._settings = settings
+        self.settings = settings
         self._clock = clock
         self._rng = rng
         self._on_transition = on_transition
@@ -152,7 +152,7 @@ class Prober:
         now_s = self._clock()
         for key in keys - self._scraped_s.keys():
             self._scraped_s[key] = None
-            self._first_probe_s[key] = now_s + self._rng.random() * self._settings.interval_s
+            self._first_probe_s[key] = now_s + self._rng.random() * self.settings.interval_s
 
     def start(self) -> None:
         """Begin probing.
@@ -172,15 +172,15 @@ class Prober:
             await asyncio.gather(task, return_exceptions=True)
 
     async def _run(self) -> None:
-        nap_s = min(_TICK_S, self._settings.recovery_interval_s / 4)
+        nap_s = min(_TICK_S, self.settings.recovery_interval_s / 4)
         # Probes further apart than connections live would only leave idle sockets at both ends.
         # No limit here: a probe that waited for a connection would time out and look like a failure.
         connector = (
             aiohttp.TCPConnector(limit=0, force_close=True)
-            if self._settings.interval_s >= _KEEP_ALIVE_S
+            if self.settings.interval_s >= _KEEP_ALIVE_S
             else aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S)
         )
-        timeout = aiohttp.ClientTimeout(total=self._settings.timeout_s)
+        timeout = aiohttp.ClientTimeout(total=self.settings.timeout_s)
         async with (
             aiohttp.ClientSession(
                 connector=connector,
@@ -225,7 +225,7 @@ class Prober:
     async def _health(self, session: aiohttp.ClientSession, key: EndpointKey) -> str | None:
         """One probe; None if it succeeded, else why not."""
         try:
-            async with session.get(f"http://{key}{self._settings.path}", allow_redirects=False) as response:
+            async with session.get(f"http://{key}{self.settings.path}", allow_redirects=False) as response:
                 if HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
                     return None
                 return f"status {response.status}"

@@ -99,7 +99,7 @@ class HealthTracker:
     """
 
     def __init__(self, settings: HealthSettings) -> None:
-        self._settings = settings
+        self.settings = settings
         self._records: dict[EndpointKey, _Record] = {}
         self._generation = 0
 
@@ -162,8 +162,8 @@ class HealthTracker:
         """
 
         def apply(record: _Record) -> str:
-            record.probe_failures = min(record.probe_failures + 1, self._settings.unhealthy_threshold)
-            if record.ejected is None and record.probe_failures >= self._settings.unhealthy_threshold:
+            record.probe_failures = min(record.probe_failures + 1, self.settings.unhealthy_threshold)
+            if record.ejected is None and record.probe_failures >= self.settings.unhealthy_threshold:
                 record.ejected, record.ejected_until_s = f"probe failed: {detail}", now_s
             self._schedule(record, now_s)
             return record.ejected or detail
@@ -205,7 +205,7 @@ class HealthTracker:
         def apply(record: _Record) -> str:
             if record.ejected is not None:
                 return record.ejected
-            threshold = self._settings.passive_threshold
+            threshold = self.settings.passive_threshold
             record.attempt_failures = min(record.attempt_failures + 1, threshold)
             record.is_hard |= kind not in _MAY_BE_OVERLOAD
             if kind is FailureKind.CONNECT_FAILURE or (
@@ -251,21 +251,21 @@ class HealthTracker:
         return Transition(key, before, record.state, reason)
 
     def _eject_by_traffic(self, record: _Record, kind: FailureKind, now_s: float) -> None:
-        limit_s = self._settings.max_ejection_s
+        limit_s = self.settings.max_ejection_s
         is_in_a_row = record.recovered_s is not None and now_s - record.recovered_s < limit_s
         record.ejections_in_a_row = record.ejections_in_a_row + 1 if is_in_a_row else 1
         # 2**30 s is past any limit; the bound keeps the float finite after a long row.
         doublings = min(record.ejections_in_a_row - 1, 30)
         record.ejected = f"traffic failed: {kind.value}"
-        record.ejected_until_s = now_s + min(self._settings.ejection_s * 2**doublings, limit_s)
+        record.ejected_until_s = now_s + min(self.settings.ejection_s * 2**doublings, limit_s)
         # An earlier probe could not end the ejection, so it would only cost the engine work.
         record.next_probe_s = record.ejected_until_s
 
     def _schedule(self, record: _Record, now_s: float) -> None:
         if record.ejected is None:
-            record.next_probe_s = now_s + self._settings.interval_s
+            record.next_probe_s = now_s + self.settings.interval_s
         else:
-            record.next_probe_s = max(now_s + self._settings.recovery_interval_s, record.ejected_until_s)
+            record.next_probe_s = max(now_s + self.settings.recovery_interval_s, record.ejected_until_s)
 
     def _is_last(self, key: EndpointKey, record: _Record) -> bool:
         """True if some cluster of this endpoint has no other available one. O(endpoints), rare."""

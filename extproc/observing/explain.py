@@ -137,9 +137,7 @@ def _choice_json(record: DecisionRecord) -> dict[str, Any] | None:
     }
 
 
-def _predicted(
-    record: DecisionRecord, predict: Callable[[int], float | None]
-) -> list[float | None] | None:
+def _predicted(record: DecisionRecord, predict: Callable[[int], float | None]) -> list[float | None] | None:
     if record.prices is None or record.snapshot is None:
         return None
     return [predict(row) for row in range(len(record.snapshot.keys))]

@@ -86,9 +86,13 @@ class Verdict:
     __slots__ = ()
 
 
-@dataclass(frozen=True, slots=True)
 class NeedBody(Verdict):
-    """An inference request: its body decides."""
+    """An inference request: its body decides. There is one, `NEED_BODY`."""
+
+    __slots__ = ()
+
+
+NEED_BODY = NeedBody()
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,9 +236,10 @@ class Stream:
 
     def receive_headers(self, event: RequestHeaders) -> Effects:
         """Request headers arrived."""
-        self._expect(Kind.REQUEST_HEADERS)
+        if self.phase is not Phase.AWAIT_HEADERS:
+            raise SpuriousMessage(self.phase, Kind.REQUEST_HEADERS)
         verdict = self._judge(event)
-        if isinstance(verdict, NeedBody):
+        if verdict is NEED_BODY:
             self._headers = event
             if event.end_of_stream:
                 return self._decide(b"")
@@ -250,7 +255,8 @@ class Stream:
 
     def receive_body(self, body: bytes) -> Effects:
         """The whole request body arrived; when trailers follow, Envoy does not mark it as the end."""
-        self._expect(Kind.REQUEST_BODY)
+        if self.phase is not Phase.AWAIT_BODY:
+            raise SpuriousMessage(self.phase, Kind.REQUEST_BODY)
         return self._decide(body)
 
     def receive(self, kind: Kind) -> Effects:
@@ -295,7 +301,8 @@ class Stream:
             stream: The client asked for a stream.
             late_marker: The API announces itself before its first token (Responses).
         """
-        self._expect(Kind.DECIDED)
+        if self.phase is not Phase.DECIDING:
+            raise SpuriousMessage(self.phase, Kind.DECIDED)
         if stream and self._want_first_chunk:
             self.phase = Phase.AWAIT_FIRST_CHUNK
             if late_marker:

@@ -107,45 +107,46 @@ class Processor:
                     stream.receive(Kind.CLOSED)
                     return
                 phase = stream.phase
-                kind = wire.kind_of(message)
-                if kind is None:
-                    continue
-                if kind is Kind.REQUEST_BODY:
+                which = message.WhichOneof("request")
+                if which == "request_body":
                     effects = stream.receive_body(message.request_body.body)
-                elif kind is Kind.REQUEST_HEADERS:
+                elif which == "request_headers":
                     request = wire.request_headers(message)
                     effects = stream.receive_headers(request)
-                elif kind is Kind.RESPONSE_BODY:
+                elif which == "response_body":
                     chunk = message.response_body
                     effects = stream.receive_chunk(chunk.body, end_of_stream=chunk.end_of_stream)
+                elif which is None:  # a message that a later Envoy may send and we need not know
+                    continue
                 else:
-                    effects = stream.receive(kind)
-                if isinstance(effects[0], machine.Decide):
+                    effects = stream.receive(Kind(which))
+                decided = None
+                if type(effects[0]) is machine.Decide:
                     decided, effects = self._decide(stream, effects[0])
-                else:
-                    decided = None
                 for effect in effects:
                     match effect:
                         case machine.SendAwaitBody():
                             await context.write(await_body)
-                        case machine.SendDecision(to_trailers):
+                        case machine.SendDecision():
                             assert decided is not None
-                            await context.write(decided.answer(to_trailers=to_trailers))
-                        case machine.FirstToken(late):
-                            assert request is not None
-                            request_id = request.headers.get(wire.REQUEST_ID_HEADER, "")
-                            self._decider.first_token(request_id, late=late)
-                        case machine.Finish() | machine.Abandon():
+                            await context.write(decided.answer(to_trailers=effect.to_trailers))
+                        case machine.Finish():
                             how = StreamEnding.FINISHED
                             return
-                        case machine.SendContinue(kind):
-                            await context.write(wire.CONTINUE[kind])
+                        case machine.FirstToken():
+                            assert request is not None
+                            request_id = request.headers.get(wire.REQUEST_ID_HEADER, "")
+                            self._decider.first_token(request_id, late=effect.late)
+                        case machine.SendContinue():
+                            await context.write(wire.CONTINUE[effect.kind])
                         case machine.SendImmediate(status, body, details, error):
                             if error is not None:
                                 self._decider.rejected(request, error)
                             await context.write(wire.immediate(status, body, details, error))
                         case machine.SendPass(cluster):
                             await context.write(self._decider.pass_to(cluster))
+                        case machine.Abandon():
+                            pass  # nobody waits for a decision that is made at once
         except machine.SpuriousMessage as spurious:
             how = StreamEnding.SPURIOUS
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(spurious))

@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from hmac import compare_digest
 
 from extproc.choosing.choose import choose
 from extproc.choosing.replay import RecordingRng
@@ -27,13 +29,16 @@ from extproc.routing.inflight import Inflight
 from extproc.routing.state import State
 from extproc.routing.table import Pool, RoutingTable
 from extproc.types import Choice, InferenceRequest, Operation, Rng, Snapshot
-from metadata_center.types import Charge, EndpointKey, RequestId, value
+from metadata_center.types import Charge, RequestId, value
 
 PREFILL_DUE_FACTOR = 1.2
 """A prefill without first-token signal is released after this many times its predicted TTFT (AIGW: 12/10)."""
 
 PREFILL_DUE_FLOOR_S = 0.1
 """And not before this (AIGW: 100 ms)."""
+
+MAX_ANSWERS = 4096
+"""Serialised answers kept per pool: all orders of three out of sixteen endpoints; about 400 bytes each."""
 
 _RQ_TIMEOUT = "x-envoy-upstream-rq-timeout-ms"
 _TRY_TIMEOUT = "x-envoy-upstream-rq-per-try-timeout-ms"
@@ -72,20 +77,18 @@ class Decision:
     Attributes:
         stream: The client asked for a stream.
         late_marker: The API announces itself before its first token.
+        to_body: The serialised answer to the request's body.
+        for_trailers: Makes the answer for a request that had trailers and no body.
     """
 
     stream: bool
     late_marker: bool
-    _answers: Answers
-    _endpoints: tuple[EndpointKey, ...]
-    _cluster: str
-    _headers: tuple[tuple[str, str], ...]
-    _extra: bytes
+    to_body: bytes
+    for_trailers: Callable[[], bytes]
 
     def answer(self, *, to_trailers: bool) -> bytes:
-        """The serialised answer; a request that ended by trailers has no body to replace."""
-        field = "request_trailers" if to_trailers else "request_body"
-        return self._answers.decision(field, self._endpoints, self._cluster, self._headers) + self._extra
+        """The serialised answer."""
+        return self.for_trailers() if to_trailers else self.to_body
 
 
 class Router:
@@ -264,26 +267,37 @@ class Router:
         new_body: bytes | None,
         headers: RequestHeaders,
     ) -> Decision:
-        settings = self.settings
-        endpoints = tuple(pool.keys[row] for row in choice.order)
+        key = (choice.order, request.stream)
+        answer = pool.answers.get(key)
+        if answer is None:
+            if len(pool.answers) >= MAX_ANSWERS:
+                pool.answers.clear()
+            answer = pool.answers[key] = self._answer("request_body", route, pool, key)
+        if new_body is not None:
+            answer += Answers.new_body(new_body)
+        token = self.settings.debug_token
+        if token is not None and compare_digest(
+            headers.headers.get(DEBUG_HEADER, "").encode(), token.encode()
+        ):
+            answer += Answers.debug(headers.headers.get(REQUEST_ID_HEADER, ""))
+        return Decision(
+            request.stream,
+            request.operation is Operation.RESPONSES,
+            answer,
+            partial(self._answer, "request_trailers", route, pool, key),
+        )
+
+    def _answer(self, field: str, route: Route, pool: Pool, key: tuple[tuple[int, ...], bool]) -> bytes:
+        order, stream = key
+        endpoints = tuple(pool.keys[row] for row in order)
         if len(endpoints) == 1:
             endpoints *= 2  # one more try at the only one: its connection may have been stale
-        if request.stream:
-            timeout = (_TRY_TIMEOUT, str(math.ceil(settings.first_byte_timeout_s * 1000)))
+        if stream:
+            timeout = (_TRY_TIMEOUT, str(math.ceil(self.settings.first_byte_timeout_s * 1000)))
         else:
-            timeout = (_RQ_TIMEOUT, str(math.ceil(settings.timeout_s * 1000)))
-        extra = b"" if new_body is None else Answers.new_body(new_body)
-        if settings.debug_token is not None and headers.headers.get(DEBUG_HEADER) == settings.debug_token:
-            extra += Answers.debug(headers.headers.get(REQUEST_ID_HEADER, ""))
-        return Decision(
-            stream=request.stream,
-            late_marker=request.operation is Operation.RESPONSES,
-            _answers=self._answers,
-            _endpoints=endpoints,
-            _cluster=route.cluster,
-            _headers=(timeout, (_MAX_RETRIES, str(len(endpoints) - 1))),
-            _extra=extra,
-        )
+            timeout = (_RQ_TIMEOUT, str(math.ceil(self.settings.timeout_s * 1000)))
+        retries = (_MAX_RETRIES, str(len(endpoints) - 1))
+        return self._answers.decision(field, endpoints, route.cluster, (timeout, retries))
 
 
 def _cached_tokens(matched: list[int], block_bytes: int, prompt_bytes: int, prompt_tokens: int) -> list[int]:

@@ -8,13 +8,13 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import unquote
 
 import orjson
 
 from extproc.errors import Reason, RouterError
-from extproc.protocol.machine import Answer, NeedBody, PassTo, Refuse, RequestHeaders, Verdict
+from extproc.protocol.machine import NEED_BODY, Answer, PassTo, Refuse, RequestHeaders, Verdict
 from extproc.request.parse import operation_of
 from extproc.request.rules import RuleTable
 from extproc.types import Endpoint
@@ -30,12 +30,14 @@ class Pool:
         slots: Where they are counted, one per key.
         weights: Relative capacity, one per key.
         filtered: Endpoints left out, each with the reason.
+        answers: Serialised answers by (order of rows, streamed); kept by the router as long as the pool.
     """
 
     keys: tuple[EndpointKey, ...]
     slots: tuple[int, ...]
     weights: tuple[float, ...]
     filtered: tuple[tuple[EndpointKey, str], ...] = ()
+    answers: dict[tuple[tuple[int, ...], bool], bytes] = field(default_factory=dict)
 
 
 class RoutingTable:
@@ -99,15 +101,12 @@ class RoutingTable:
 
     def judge(self, request: RequestHeaders) -> Verdict:
         """What the request line alone decides."""
+        if request.method == "POST" and operation_of(request.path) is not None:
+            return NEED_BODY
         path = request.path.partition("?")[0]
         if operation_of(path) is not None:
-            if request.method != "POST":
-                return Refuse(
-                    RouterError(
-                        Reason.METHOD_NOT_ALLOWED, f"{path} takes POST, not {request.method}.", param="method"
-                    )
-                )
-            return NeedBody()
+            error = f"{path} takes POST, not {request.method}."
+            return Refuse(RouterError(Reason.METHOD_NOT_ALLOWED, error, param="method"))
         if request.method == "GET" and path.rstrip("/") == "/v1/models":
             return Answer(200, self._models_body)
         if request.method == "GET" and path.startswith("/v1/models/"):

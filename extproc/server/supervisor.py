@@ -1,4 +1,4 @@
-"""Several workers as one gateway: starts them, restarts those that die, and speaks for them on the admin port."""
+"""Several workers as one gateway: started, restarted when they die, and spoken for on the admin port."""
 
 from __future__ import annotations
 
@@ -114,11 +114,9 @@ class Supervisor:
 
         indices = range(self._config.server.workers)
         answers = await asyncio.gather(*(one(index) for index in indices))
-        return {
-            index: answer for index, answer in zip(indices, answers, strict=True) if answer is not None
-        }
+        return {index: answer for index, answer in zip(indices, answers, strict=True) if answer is not None}
 
-    async def _metrics(self, request: web.Request) -> web.Response:
+    async def _metrics(self, _: web.Request) -> web.Response:
         answers = await self._ask("/metrics")
         text = merge({index: body.decode() for index, (_, body) in answers.items()})
         return web.Response(body=text.encode(), headers={"content-type": METRICS_TYPE})
@@ -155,7 +153,9 @@ class Supervisor:
         refused = [body for status, body in answers.values() if status != 200]
         if refused or not answers:
             return web.Response(
-                body=refused[0] if refused else b"", status=400 if refused else 503, content_type="application/json"
+                body=refused[0] if refused else b"",
+                status=400 if refused else 503,
+                content_type="application/json",
             )
         records = [record for _, body in answers.values() for record in orjson.loads(body)["records"]]
         records.sort(key=lambda record: record["time_unix_s"], reverse=True)

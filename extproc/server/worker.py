@@ -1,4 +1,4 @@
-"""One worker process: builds everything, owns it, starts, reloads, drains and stops it."""
+"""One worker process: builds everything, owns it, starts, drains and stops it."""
 
 from __future__ import annotations
 
@@ -8,28 +8,22 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Mapping
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import grpc
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 
 from extproc.accesslog.entries import Entry
 from extproc.accesslog.service import AccessLog, Dispatcher
-from extproc.config.loading import clusters_path, load_all
-from extproc.config.reload import FileWatcher
 from extproc.config.schema import Config
 from extproc.discovery.ads import AdsServer
-from extproc.discovery.clusters import ClusterSpec
-from extproc.discovery.resolve import Resolution, ResolveError, resolve
+from extproc.discovery.resolve import Resolution
 from extproc.discovery.resources import ASSIGNMENT_TYPE, CLUSTER_TYPE, cluster_resources, load_assignments
-from extproc.errors import ConfigError
 from extproc.health.prober import Prober
 from extproc.health.tracker import FailureKind, HealthState, HealthTracker, Transition
-from extproc.observing.metrics import EndpointGauges, LiveGauges, Metrics
+from extproc.observing.metrics import Metrics
 from extproc.observing.records import RecordRing
 from extproc.predicting.predictor import Predictor
 from extproc.predicting.tokens import TokensPerByte
@@ -43,6 +37,8 @@ from extproc.routing.state import State
 from extproc.routing.table import RoutingTable
 from extproc.server.admin import Admin
 from extproc.server.bus import Bus
+from extproc.server.configuration import Configuration
+from extproc.server.status import Status
 from metadata_center.counters import Counters
 from metadata_center.load import LoadTable
 from metadata_center.prefix_index import PrefixIndex
@@ -50,9 +46,6 @@ from metadata_center.shared_counters import SharedCounters
 from metadata_center.types import EndpointKey
 
 _log = logging.getLogger("tokenway.worker")
-
-RESOLVE_INTERVAL_S = 5.0
-"""Host names are looked up again this often (AIGW's DNS interval)."""
 
 TICK_S = 1.0
 """Leases and predicted prefills are released at every decision; without traffic, this often."""
@@ -103,6 +96,15 @@ def capacity_blocks(kv_tokens: int, tokens_per_byte: float, config: Config) -> i
     return min(config.cache.max_blocks_per_endpoint, max(1, blocks))
 
 
+def model_clusters(config: Config) -> dict[str, str]:
+    """Where Envoy sends each model by itself: the cluster of its default rule, or else of its first."""
+    return {
+        name: next((rule.cluster for rule in model.rules if not rule.headers), model.rules[0].cluster)
+        for model_name, model in config.models.items()
+        for name in (model_name, *model.aliases)
+    }
+
+
 class Worker:
     """A whole gateway, or one of several processes of one.
 
@@ -116,16 +118,14 @@ class Worker:
     """
 
     def __init__(self, path: Path, *, index: int = 0, supervised: bool = False) -> None:
-        self._path = path
         self._index = index
         self._supervised = supervised
         self._supervisor = os.getppid()
-        config, self._specs = load_all(path)
-        self.config = config
-        self._watcher = self._watch(config)
-        self._owner = f"{index}.{secrets.token_hex(4)}"
         self._registry = CollectorRegistry()
         metrics = Metrics(self._registry, version("tokenway"))
+        self._configuration = Configuration(path, metrics, self._apply)
+        config = self._configuration.current
+        self._owner = f"{index}.{secrets.token_hex(4)}"
         self._health = HealthTracker(config.health.settings())
         workers = config.server.workers if supervised else 1
         run_dir = Path(config.server.run_dir)
@@ -151,6 +151,8 @@ class Worker:
         if self._bus is not None:
             self.state.share = self._bus.share
         self._resolution = Resolution({}, has_host_names=False)
+        self._default_cluster = config.default_cluster
+        self._model_clusters = model_clusters(config)
         self._router = Router(
             self.state,
             self._table(config, self._resolution),
@@ -181,10 +183,17 @@ class Worker:
             on_cache_config=self._cache_config,
             on_cache_cleared=self.state.index.clear,
         )
-        self._admin = Admin(self.state, self.metrics_text, self.endpoints_json, lambda: self.ready)
-        self._tasks: list[asyncio.Task[None]] = []
+        status = Status(
+            self.state,
+            self._registry,
+            lambda: self._resolution.endpoints,
+            lambda: self._processor.streams_active,
+            workers,
+        )
+        metrics.watch(status.gauges)
+        self._admin = Admin(self.state, status.metrics_text, status.endpoints_json, lambda: self.ready)
+        self._ticker: asyncio.Task[None] | None = None
         self._server: grpc.aio.Server | None = None
-        self._started_s = time.monotonic()
         self.ready = False
 
     async def start(self) -> None:
@@ -194,14 +203,15 @@ class Worker:
             ResolveError: A host name of the first configuration cannot be resolved.
             OSError: A socket cannot be opened.
         """
-        self._apply(self.config, await resolve(self._specs))
-        run_dir = Path(self.config.server.run_dir)
-        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await self._configuration.start()
+        config = self._configuration.current
+        run_dir = Path(config.server.run_dir)
+        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # noqa: ASYNC240 - once, at the start
         server = grpc.aio.server(
             options=[
                 (
                     "grpc.max_receive_message_length",
-                    self.config.request.max_body_bytes + _MESSAGE_OVERHEAD_BYTES,
+                    config.request.max_body_bytes + _MESSAGE_OVERHEAD_BYTES,
                 ),
                 ("grpc.so_reuseport", 0),
             ]
@@ -213,23 +223,18 @@ class Worker:
         socket.unlink(missing_ok=True)
         server.add_insecure_port(f"unix:{socket}")
         if self._index == 0:
-            for address in self.config.server.listen:
+            for address in config.server.listen:
                 server.add_insecure_port(address)
         if self._bus is not None:
             await self._bus.start()
         await server.start()
         self._server = server
         self._prober.start()
-        self._watcher.start()
-        self._tasks = [
-            asyncio.create_task(self._tick(), name="tick"),
-            asyncio.create_task(self._resolve_again(), name="resolve"),
-        ]
-        admin = self.config.server.admin
+        self._ticker = asyncio.create_task(self._tick(), name="tick")
         if self._supervised:
             await self._admin.start_unix(admin_path(run_dir, self._index))
         else:
-            await self._admin.start_tcp(admin.address, admin.port)
+            await self._admin.start_tcp(config.server.admin.address, config.server.admin.port)
         self.ready = True
         _log.info("serving", extra={"socket": str(socket), "owner": self._owner})
 
@@ -241,18 +246,19 @@ class Worker:
     async def stop(self) -> None:
         """Drain: no new work, let running streams finish, then close everything."""
         self.ready = False
+        server_config = self._configuration.current.server
         self._ads.close()
         if self._server is not None:
-            await self._server.stop(self.config.server.drain_s)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._watcher.stop()
+            await self._server.stop(server_config.drain_s)
+        if self._ticker is not None:
+            self._ticker.cancel()
+            await asyncio.wait([self._ticker])
+        await self._configuration.stop()
         await self._prober.stop()
         if self._bus is not None:
             await self._bus.stop()
         await self._admin.stop()
-        socket_path(Path(self.config.server.run_dir), self._index).unlink(missing_ok=True)
+        socket_path(Path(server_config.run_dir), self._index).unlink(missing_ok=True)
         _log.info("stopped")
 
     # What other parts report.
@@ -284,40 +290,14 @@ class Worker:
 
     # Configuration.
 
-    def _watch(self, config: Config) -> FileWatcher:
-        paths = [self._path]
-        if self._path.suffix != ".json":
-            paths.append(clusters_path(config, self._path))
-        return FileWatcher(paths, self._reload)
-
-    def _reload(self) -> None:
-        metrics = self.state.metrics
-        try:
-            config, specs = load_all(self._path)
-        except ConfigError as error:
-            metrics.reload_failed(Path(error.path).name)
-            for problem in error.problems:
-                _log.error("configuration refused", extra={"file": error.path, "problem": problem})
-            return
-        self._tasks.append(asyncio.create_task(self._resolve_and_apply(config, specs), name="apply"))
-        self._tasks = [task for task in self._tasks if not task.done()]
-
-    async def _resolve_and_apply(self, config: Config, specs: tuple[ClusterSpec, ...]) -> None:
-        try:
-            resolution = await resolve(specs)
-        except ResolveError as error:
-            self.state.metrics.reload_failed(Path(config.clusters_file).name)
-            _log.error("configuration refused", extra={"file": config.clusters_file, "problem": str(error)})  # noqa: TRY400
-            return
-        self._specs = specs
-        self._apply(config, resolution)
-        _log.info("configuration applied", extra={"file": str(self._path)})
-
     def _apply(self, config: Config, resolution: Resolution) -> None:
         """Make a configuration the one in force; nothing in here can fail half-way."""
         table = self._table(config, resolution)
         before = {endpoint.key for endpoint in self._resolution.endpoints}
-        self.config, self._resolution = config, resolution
+        self._resolution = resolution
+        self._default_cluster = config.default_cluster
+        self._model_clusters = model_clusters(config)
+        self._health.settings = self._prober.settings = config.health.settings()
         keys = frozenset(endpoint.key for endpoint in resolution.endpoints)
         state = self.state
         state.configured_s = time.monotonic()
@@ -331,11 +311,6 @@ class Worker:
         for key in before - keys:
             state.index.remove(key)
         state.metrics.configure(models=config.models, clusters=resolution.clusters, endpoints=keys)
-        state.metrics.watch(self._gauges)
-        now_unix_s = time.time()
-        state.metrics.reloaded(self._path.name, now_unix_s)
-        if self._path.suffix != ".json":
-            state.metrics.reloaded(Path(config.clusters_file).name, now_unix_s)
         logging.getLogger("tokenway").setLevel(config.logging.level.upper())
         self._publish()
 
@@ -366,29 +341,23 @@ class Worker:
 
     def _publish(self) -> None:
         clusters = dict(self._resolution.clusters)
-        default = self.config.default_cluster
+        default = self._default_cluster
         if default is not None:
             clusters[DEFAULT_CLUSTER] = clusters[default]
         for type_url in self._ads.publish(
             {
-                CLUSTER_TYPE: cluster_resources(clusters, self._model_clusters()),
+                CLUSTER_TYPE: cluster_resources(clusters, self._model_clusters),
                 ASSIGNMENT_TYPE: load_assignments(clusters, self._health.state),
             }
         ):
             self.state.metrics.ads_updated(ADS_TYPES[type_url])
 
-    def _model_clusters(self) -> Mapping[str, str]:
-        """Where Envoy sends each model by itself: the cluster of its first rule without headers, or its first."""
-        return {
-            name: next((rule.cluster for rule in model.rules if not rule.headers), model.rules[0].cluster)
-            for model_name, model in self.config.models.items()
-            for name in (model_name, *model.aliases)
-        }
-
     def _cache_config(self, key: EndpointKey, kv_tokens: int, _block_size: int) -> None:
         ratios = [ratio for _, ratio in self.state.predictor.token_ratios()]
         tokens_per_byte = sum(ratios) / len(ratios) if ratios else TokensPerByte().ratio
-        self.state.index.set_capacity(key, capacity_blocks(kv_tokens, tokens_per_byte, self.config))
+        self.state.index.set_capacity(
+            key, capacity_blocks(kv_tokens, tokens_per_byte, self._configuration.current)
+        )
 
     # Housekeeping.
 
@@ -400,74 +369,3 @@ class Worker:
                 # At once and without clean-up: the sockets may be a successor's by now.
                 _log.error("supervisor is gone")
                 os._exit(1)
-
-    async def _resolve_again(self) -> None:
-        while True:
-            await asyncio.sleep(RESOLVE_INTERVAL_S)
-            if not self._resolution.has_host_names:
-                continue
-            try:
-                resolution = await resolve(self._specs)
-            except ResolveError as error:
-                _log.warning("host names keep their addresses", extra={"problem": str(error)})
-                continue
-            if resolution != self._resolution:
-                self._apply(self.config, resolution)
-
-    def _gauges(self) -> LiveGauges:
-        return LiveGauges(
-            endpoints=self.endpoint_gauges(),
-            streams_active=self._processor.streams_active,
-            explain_records=len(self.state.records),
-            tokens_per_byte=dict(self.state.predictor.token_ratios()),
-            calibrations=list(self.state.predictor.calibrations()),
-        )
-
-    def endpoint_gauges(self) -> list[EndpointGauges]:
-        """What is known of each endpoint now."""
-        state, endpoints = self.state, self._resolution.endpoints
-        load = state.load.view(state.load.slots([endpoint.key for endpoint in endpoints]))
-        return [
-            EndpointGauges(
-                key=endpoint.key,
-                cluster=endpoint.cluster,
-                available=state.health.is_available(endpoint.key),
-                requests=int(load.requests[i]),
-                prefill_tokens=int(load.prefill_tokens[i]),
-                context_tokens=int(load.context_tokens[i]),
-                cached_blocks=state.index.size(endpoint.key),
-                capacity_blocks=state.index.capacity(endpoint.key),
-                ttft_ewma_s=state.endpoints[endpoint.key].ttft_ewma_s,
-            )
-            for i, endpoint in enumerate(endpoints)
-        ]
-
-    def endpoints_json(self) -> dict[str, Any]:
-        """The body of `/endpoints`, as `tokenway top` reads it."""
-        state = self.state
-        return {
-            "endpoints": [
-                {
-                    "key": row.key,
-                    "cluster": row.cluster,
-                    "state": state.health.state(row.key),
-                    "reason": state.health.reason(row.key),
-                    "requests": row.requests,
-                    "prefill_tokens": row.prefill_tokens,
-                    "context_tokens": row.context_tokens,
-                    "cached_blocks": row.cached_blocks,
-                    "capacity_blocks": row.capacity_blocks,
-                    "served_total": state.endpoints[row.key].served,
-                    "failures_total": state.endpoints[row.key].failures,
-                    "ttft_ewma_s": row.ttft_ewma_s,
-                }
-                for row in self.endpoint_gauges()
-            ],
-            "in_flight": state.load.in_flight,
-            "workers": self.config.server.workers if self._supervised else 1,
-            "uptime_s": time.monotonic() - self._started_s,
-        }
-
-    def metrics_text(self) -> bytes:
-        """The Prometheus exposition."""
-        return generate_latest(self._registry)

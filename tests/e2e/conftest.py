@@ -53,7 +53,7 @@ class Shared:
 @pytest.fixture(scope="session", autouse=True)
 def _envoy() -> None:
     if "TOKENWAY_ENVOY" not in os.environ and not envoy_binary().exists():
-        pytest.skip("no Envoy: set TOKENWAY_ENVOY to the binary")
+        pytest.fail("no Envoy: run `make envoy`, or set TOKENWAY_ENVOY to the binary")
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -6,6 +6,7 @@ Everything is owned by an async context manager that kills what it started, what
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import re
@@ -570,7 +571,8 @@ async def send(
     stack: Stack, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
 ) -> Reply:
     """One request on a connection of its own."""
-    data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+    encoded = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+    data = None if encoded is None else io.BytesIO(encoded)
     sent = {"content-type": "application/json", **(headers or {})}
     timeout = aiohttp.ClientTimeout(total=30)
     async with (

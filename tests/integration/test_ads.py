@@ -79,7 +79,7 @@ def envoy_binary() -> Path:
     fetched = Path(__file__).parents[2] / ".tools/envoy/envoy/_bin/envoy"
     path = Path(os.environ.get("TOKENWAY_ENVOY", fetched))
     if not path.exists():
-        pytest.skip("no Envoy binary")
+        pytest.fail("no Envoy: run `make envoy`, or set TOKENWAY_ENVOY to the binary")
     return path
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from extproc.errors import Reason, RouterError
 from extproc.protocol import machine
 from extproc.protocol.machine import (
+    NEED_BODY,
     TRANSITIONS,
     Abandon,
     Answer,
@@ -21,7 +22,6 @@ from extproc.protocol.machine import (
     Finish,
     FirstToken,
     Kind,
-    NeedBody,
     PassTo,
     Phase,
     Refuse,
@@ -42,7 +42,7 @@ ERROR = RouterError(Reason.NO_HEALTHY_ENDPOINT, "None.", retry_after_s=1)
 SENDS = (SendAwaitBody, SendPass, SendImmediate, SendDecision, SendContinue)
 
 VERDICTS: dict[str, Verdict] = {
-    "need_body": NeedBody(),
+    "need_body": NEED_BODY,
     "pass_to": PassTo("other"),
     "answer": Answer(200, b"{}"),
     "refuse": Refuse(ERROR),
@@ -51,7 +51,7 @@ VERDICTS: dict[str, Verdict] = {
 
 def stream_in(phase: Phase, verdict: Verdict | None = None) -> Stream:
     """A stream that came to `phase` the usual way."""
-    stream = Stream(lambda _: verdict or NeedBody(), want_first_chunk=True)
+    stream = Stream(lambda _: verdict or NEED_BODY, want_first_chunk=True)
     if phase is Phase.AWAIT_HEADERS:
         return stream
     stream.receive_headers(HEADERS)
@@ -134,7 +134,7 @@ def test_each_verdict_has_its_answer(verdict: str, effects: Effects) -> None:
 
 def test_a_request_without_body_is_decided_at_its_headers() -> None:
     """No body message follows headers that end the request: waiting for one would hang it."""
-    stream = Stream(lambda _: NeedBody(), want_first_chunk=True)
+    stream = Stream(lambda _: NEED_BODY, want_first_chunk=True)
     assert stream.receive_headers(BODILESS) == (Decide(BODILESS, b""),)
     assert stream.refused(ERROR)[0] == SendImmediate(503, ERROR.body(), "tokenway_no_healthy_endpoint", ERROR)
     assert stream.phase is Phase.DONE
@@ -168,7 +168,7 @@ def test_the_decision_answers_the_body_and_ends_what_is_no_stream() -> None:
 
 def test_a_stream_is_not_watched_when_nobody_wants_its_first_chunk() -> None:
     """Without the first-chunk signal the decision is the last word."""
-    stream = Stream(lambda _: NeedBody(), want_first_chunk=False)
+    stream = Stream(lambda _: NEED_BODY, want_first_chunk=False)
     stream.receive_headers(HEADERS)
     stream.receive_body(b"{}")
     assert stream.decided(stream=True, late_marker=False) == (SendDecision(to_trailers=False), Finish())

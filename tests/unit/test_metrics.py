@@ -276,7 +276,10 @@ def test_live_gauges_are_read_at_each_scrape(scraped: Scraped) -> None:
         streams_active=7,
         explain_records=9,
         tokens_per_byte={"m": 0.25, "x": 1.0},
-        calibrations=[(("m", "g"), KeyCalibration(summary, None)), (("x", "g"), KeyCalibration(summary, summary))],
+        calibrations=[
+            (("m", "g"), KeyCalibration(summary, None)),
+            (("x", "g"), KeyCalibration(summary, summary)),
+        ],
     )
     scraped.metrics.watch(lambda: live)
     assert scraped.samples("tokenway_requests_in_flight") == {("c", A): 1, ("c", B): 0}

@@ -517,3 +517,10 @@ def test_a_decision_does_not_write_to_an_earlier_record(rig: Rig) -> None:
     for number in range(5):
         rig.decide(str(number))
     assert list(snapshot.requests) == before
+
+
+def test_equal_choices_share_one_answer(rig: Rig) -> None:
+    """An order that was chosen before is not serialised again; another order is another answer."""
+    decisions = [rig.router.decide(request_line(f"r{i}"), chat("x" * 600)) for i in range(64)]
+    answers = {decision.to_body for decision in decisions}
+    assert len({id(decision.to_body) for decision in decisions}) == len(answers) < len(decisions)

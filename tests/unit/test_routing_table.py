@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.errors import Reason
-from extproc.protocol.machine import Answer, NeedBody, PassTo, Refuse, RequestHeaders, Verdict
+from extproc.protocol.machine import NEED_BODY, Answer, PassTo, Refuse, RequestHeaders, Verdict
 from extproc.request.rules import ModelRules, Rule, RuleTable
 from extproc.routing.table import RoutingTable
 from extproc.types import Endpoint
@@ -43,7 +43,7 @@ def judge(path: str, method: str = "GET", default_cluster: str | None = None) ->
 @pytest.mark.parametrize("suffix", ["", "/", "?api-version=1", "/?x=//[y"])
 def test_inference_needs_its_body(name: str, suffix: str) -> None:
     """Every inference path waits for the body, with or without a query or a trailing slash."""
-    assert judge(f"/v1/{name}{suffix}", "POST") == NeedBody()
+    assert judge(f"/v1/{name}{suffix}", "POST") == NEED_BODY
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", ""])

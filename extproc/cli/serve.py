@@ -1,0 +1,56 @@
+"""`tokenway serve`: the gateway, one process or several."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+from pathlib import Path
+
+from extproc.config.loading import load_all
+from extproc.observing.request_log import JsonFormatter
+from extproc.server.supervisor import Supervisor
+from extproc.server.worker import Worker
+
+GC_THRESHOLD = 50_000
+"""Allocations between collections of the youngest objects; the default, 700, collects twice per request."""
+
+
+def serve(path: Path) -> int:
+    """Run until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigError: The configuration cannot be used.
+        ResolveError: A host name in it cannot be resolved.
+        OSError: A socket cannot be opened.
+    """
+    config, _ = load_all(path)
+    return _run(Supervisor(path) if config.server.workers > 1 else Worker(path))
+
+
+def serve_worker(path: Path, index: int) -> int:
+    """Run one of several workers; raises as `serve`."""
+    return _run(Worker(path, index=index, supervised=True))
+
+
+def _run(server: Worker | Supervisor) -> int:
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
+    asyncio.run(_until_signalled(server))
+    return 0
+
+
+async def _until_signalled(server: Worker | Supervisor) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    await server.start()
+    # What was built so far lives until the end: no collection need look at it again.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
+    await stopping.wait()
+    await server.stop()

@@ -1,0 +1,99 @@
+"""What a worker shows of itself: gauges for a scrape, the body of `/endpoints`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+
+from extproc.observing.metrics import EndpointGauges, LiveGauges
+from extproc.routing.state import State
+from extproc.types import Endpoint
+
+
+class Status:
+    """Reads the books.
+
+    Args:
+        state: The worker's books.
+        registry: Where its metrics are registered.
+        endpoints: All endpoints configured now.
+        streams_active: Open ext_proc streams.
+        workers: Processes of this gateway.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        registry: CollectorRegistry,
+        endpoints: Callable[[], Sequence[Endpoint]],
+        streams_active: Callable[[], int],
+        workers: int,
+    ) -> None:
+        self._state = state
+        self._registry = registry
+        self._endpoints = endpoints
+        self._streams_active = streams_active
+        self._workers = workers
+        self._started_s = time.monotonic()
+
+    def metrics_text(self) -> bytes:
+        """The Prometheus exposition."""
+        return generate_latest(self._registry)
+
+    def gauges(self) -> LiveGauges:
+        """What a scrape reads."""
+        predictor = self._state.predictor
+        return LiveGauges(
+            endpoints=self._endpoint_gauges(),
+            streams_active=self._streams_active(),
+            explain_records=len(self._state.records),
+            tokens_per_byte=dict(predictor.token_ratios()),
+            calibrations=list(predictor.calibrations()),
+        )
+
+    def endpoints_json(self) -> dict[str, Any]:
+        """The body of `/endpoints`, as `tokenway top` reads it."""
+        state = self._state
+        return {
+            "endpoints": [
+                {
+                    "key": row.key,
+                    "cluster": row.cluster,
+                    "state": state.health.state(row.key),
+                    "reason": state.health.reason(row.key),
+                    "requests": row.requests,
+                    "prefill_tokens": row.prefill_tokens,
+                    "context_tokens": row.context_tokens,
+                    "cached_blocks": row.cached_blocks,
+                    "capacity_blocks": row.capacity_blocks,
+                    "served_total": state.endpoints[row.key].served,
+                    "failures_total": state.endpoints[row.key].failures,
+                    "ttft_ewma_s": row.ttft_ewma_s,
+                }
+                for row in self._endpoint_gauges()
+            ],
+            "in_flight": state.load.in_flight,
+            "workers": self._workers,
+            "uptime_s": time.monotonic() - self._started_s,
+        }
+
+    def _endpoint_gauges(self) -> list[EndpointGauges]:
+        state, endpoints = self._state, self._endpoints()
+        load = state.load.view(state.load.slots([endpoint.key for endpoint in endpoints]))
+        return [
+            EndpointGauges(
+                key=endpoint.key,
+                cluster=endpoint.cluster,
+                available=state.health.is_available(endpoint.key),
+                requests=load.requests[i],
+                prefill_tokens=load.prefill_tokens[i],
+                context_tokens=load.context_tokens[i],
+                cached_blocks=state.index.size(endpoint.key),
+                capacity_blocks=state.index.capacity(endpoint.key),
+                ttft_ewma_s=state.endpoints[endpoint.key].ttft_ewma_s,
+            )
+            for i, endpoint in enumerate(endpoints)
+        ]
