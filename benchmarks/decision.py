@@ -2,8 +2,8 @@
 
     python -m benchmarks.decision
 
-No network and no Envoy; parse, rules, blocks, prefix match, choice, prediction, charge, record and metrics are
-in. Every request is released again, as its access-log entry would, but that is not timed.
+No network and no Envoy; parse, rules, blocks, prefix match, choice, prediction, charge, record and metrics
+are in. Every request is released again, as its access-log entry would, but that is not timed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,13 @@ from metadata_center.types import EndpointKey, RequestId
 
 
 def decisions(endpoints: int, *, prompt_bytes: int = 4096, repeats: int = 2000) -> float:
-    """Median microseconds of one decision over `endpoints` endpoints."""
+    """Median microseconds of one decision.
+
+    Args:
+        endpoints: Candidates, all healthy, in one cluster.
+        prompt_bytes: Length of the prompt, to within one repetition of its words.
+        repeats: Decisions timed; a quarter of them stay in flight.
+    """
     members = [Endpoint(EndpointKey(f"10.0.{i // 250}.{i % 250}:8000"), "c") for i in range(endpoints)]
     health = HealthTracker(HealthSettings())
     health.set_endpoints(members)

@@ -23,6 +23,10 @@ IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
 
+NO_OWNER = "passed"
+"""In place of a worker's name, for requests that are routed past us: nobody keeps books on them."""
+
+
 class Rng(Protocol):
     """The only randomness a decision may use; `random.Random` satisfies it."""
 

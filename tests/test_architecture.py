@@ -71,7 +71,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "extproc.health": "extproc.types metadata_center",
         "extproc.observing": "extproc.types extproc.errors extproc.choosing extproc.predicting "
         "metadata_center",
-        "extproc.accesslog": "extproc.health extproc.observing metadata_center",
+        "extproc.accesslog": "extproc.types extproc.health extproc.observing metadata_center",
         "extproc.config": "extproc.errors extproc.choosing extproc.health extproc.request extproc.discovery",
         "extproc.discovery": "extproc.types extproc.config extproc.health metadata_center",
         "extproc.routing": "extproc.types extproc.errors extproc.request extproc.choosing extproc.predicting "

@@ -25,7 +25,7 @@ from extproc.accesslog.entries import (
     translate,
 )
 from extproc.observing.metrics import Metrics
-from extproc.protocol.wire import PASSED
+from extproc.types import NO_OWNER
 
 SERVICE = "envoy.service.accesslog.v3.AccessLogService"
 
@@ -77,7 +77,7 @@ class Dispatcher:
         owner = entry.owner
         if owner == self._owner:
             self._take(entry)
-        elif owner == PASSED:
+        elif owner == NO_OWNER:
             return
         elif owner is None:
             self._take(entry)

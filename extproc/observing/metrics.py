@@ -329,6 +329,11 @@ HANDOVERS = Family(
     Kind.COUNTER,
     "Access log entries handed to the worker that made the decision.",
 )
+BUS_DROPPED = Family(
+    "tokenway_bus_dropped_total",
+    Kind.COUNTER,
+    "Messages to another worker that were dropped because it was away or did not keep up.",
+)
 ADS_UPDATES = Family(
     "tokenway_ads_updates_total",
     Kind.COUNTER,
@@ -398,6 +403,7 @@ FAMILIES: tuple[Family, ...] = (
     ACCESS_LOG_UNMATCHED,
     LEASE_EXPIRATIONS,
     HANDOVERS,
+    BUS_DROPPED,
     ADS_UPDATES,
     ADS_NACKS,
     RELOADS,
@@ -433,6 +439,7 @@ class LiveGauges:
         explain_records: Decision records held.
         tokens_per_byte: Learned ratio by model; configured models only are shown.
         calibrations: How good predictions have been, by model and endpoint group.
+        bus_dropped: Messages to other workers dropped so far.
     """
 
     endpoints: Iterable[EndpointGauges] = ()
@@ -440,6 +447,7 @@ class LiveGauges:
     explain_records: int = 0
     tokens_per_byte: Mapping[str, float] = field(default_factory=dict)
     calibrations: Iterable[tuple[ModelKey, KeyCalibration]] = ()
+    bus_dropped: int = 0
 
 
 class _Histogram:
@@ -730,6 +738,7 @@ class Metrics(Collector):
         values: dict[Family, dict[tuple[str, ...], float]] = {
             STREAMS_ACTIVE: {(): live.streams_active},
             EXPLAIN_RECORDS: {(): live.explain_records},
+            BUS_DROPPED: {(): live.bus_dropped},
             TOKENS_PER_BYTE: {
                 (model,): ratio for model, ratio in live.tokens_per_byte.items() if model in self._models
             },

@@ -19,6 +19,7 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from extproc.errors import RouterError
 from extproc.protocol.machine import Kind, RequestHeaders
+from extproc.types import NO_OWNER
 
 PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
@@ -28,9 +29,6 @@ REQUEST_ID_HEADER = "x-tokenway-request-id"
 
 OWNER_HEADER = "x-tokenway-owner"
 """Set by the worker that decided; tells which process holds the request's books."""
-
-PASSED = "passed"
-"""In place of an owner, for requests that are routed past us: nobody keeps books on them."""
 
 DEBUG_HEADER = "x-tokenway-debug"
 """An operator's token; asks for the decision id in the answer."""
@@ -132,7 +130,7 @@ class Answers:
                 clear_route_cache=True,
                 header_mutation=pb.HeaderMutation(
                     set_headers=[
-                        _set(OWNER_HEADER, self._owner if endpoints else PASSED),
+                        _set(OWNER_HEADER, self._owner if endpoints else NO_OWNER),
                         *(_set(name, value) for name, value in headers),
                     ]
                 ),

@@ -78,9 +78,10 @@ class Bus:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for writer in (*self._writers.values(), *self._served):
-            writer.close()
+            writer.transport.abort()  # what a peer has not read by now it will not miss: it drains as well
         if self._server is not None:
             self._server.close()
+            await asyncio.sleep(0)  # an aborted transport closes its socket one turn later
             self._path(self._index).unlink(missing_ok=True)
 
     def hand_over(self, owner: str, entry: Entry) -> bool:

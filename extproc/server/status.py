@@ -21,6 +21,7 @@ class Status:
         registry: Where its metrics are registered.
         endpoints: All endpoints configured now.
         streams_active: Open ext_proc streams.
+        bus_dropped: Messages to other workers dropped so far.
         workers: Processes of this gateway.
     """
 
@@ -30,12 +31,14 @@ class Status:
         registry: CollectorRegistry,
         endpoints: Callable[[], Sequence[Endpoint]],
         streams_active: Callable[[], int],
+        bus_dropped: Callable[[], int],
         workers: int,
     ) -> None:
         self._state = state
         self._registry = registry
         self._endpoints = endpoints
         self._streams_active = streams_active
+        self._bus_dropped = bus_dropped
         self._workers = workers
         self._started_s = time.monotonic()
 
@@ -52,6 +55,7 @@ class Status:
             explain_records=len(self._state.records),
             tokens_per_byte=dict(predictor.token_ratios()),
             calibrations=list(predictor.calibrations()),
+            bus_dropped=self._bus_dropped(),
         )
 
     def endpoints_json(self) -> dict[str, Any]:

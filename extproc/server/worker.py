@@ -188,6 +188,7 @@ class Worker:
             self._registry,
             lambda: self._resolution.endpoints,
             lambda: self._processor.streams_active,
+            lambda: 0 if self._bus is None else self._bus.dropped,
             workers,
         )
         metrics.watch(status.gauges)

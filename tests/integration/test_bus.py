@@ -132,16 +132,16 @@ async def test_a_peer_that_restarts_is_found_again(pair: tuple[Peer, Peer], tmp_
 async def test_a_full_queue_drops_and_counts(tmp_path: Path) -> None:
     """A peer that does not read holds no more than its bound; all that does not fit is counted."""
     sender = Peer(tmp_path, 0)
-    accepted = asyncio.Event()
+    accepted: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
 
     async def never_read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         reader._transport.pause_reading()  # type: ignore[attr-defined]
-        accepted.set()
+        accepted.put_nowait(writer)
 
     deaf = await asyncio.start_unix_server(never_read, tmp_path / "bus1.sock")
     await sender.bus.start()
     await connected(sender)
-    await accepted.wait()
+    writer = await accepted.get()
     blocks = list(range(2**63, 2**63 + 50_000))
     frame_bytes = len(pickle.dumps(("cached", (KEY, blocks))))
     sent = 2 * MAX_QUEUED_BYTES // frame_bytes
@@ -152,8 +152,9 @@ async def test_a_full_queue_drops_and_counts(tmp_path: Path) -> None:
     assert 0 < sender.bus.dropped < sent
     assert not sender.bus.hand_over("1.a", ENTRY)
     await sender.bus.stop()
-    sender.bus._writers[1].transport.abort()
+    writer.transport.abort()
     deaf.close()
+    await asyncio.sleep(0)
 
 
 async def test_a_frame_that_is_too_large_is_never_sent(pair: tuple[Peer, Peer]) -> None:

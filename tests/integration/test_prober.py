@@ -84,10 +84,12 @@ async def serving(num_ports: int = 1, keepalive_timeout: float = 5.0) -> AsyncIt
     app = web.Application()
     app.router.add_get("/health", built.answer_health)
     app.router.add_get("/metrics", built.answer_metrics)
-    runner = web.AppRunner(app, keepalive_timeout=keepalive_timeout, handler_cancellation=True)
+    runner = web.AppRunner(
+        app, keepalive_timeout=keepalive_timeout, handler_cancellation=True, shutdown_timeout=0.1
+    )
     await runner.setup()
     for _ in range(num_ports):
-        await web.TCPSite(runner, "127.0.0.1", 0, shutdown_timeout=0.1).start()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
     built.keys = [EndpointKey(f"{host}:{port}") for host, port in runner.addresses]
     try:
         yield built

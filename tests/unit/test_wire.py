@@ -17,6 +17,7 @@ from extproc.protocol import wire
 from extproc.protocol.machine import Kind, RequestHeaders
 from extproc.protocol.wire import Answers
 from extproc.server.bootstrap import template
+from extproc.types import NO_OWNER
 
 FIELDS = ("request_headers", "request_body", "request_trailers")
 KEYS = ("10.0.0.1:8000", "10.0.0.2:8000", "[fd00::1]:8000")
@@ -133,7 +134,7 @@ def test_a_request_passed_on_has_no_owner() -> None:
     """Without endpoints nobody keeps books, and the owner header says so."""
     message = parsed(Answers("0.a").decision("request_headers", (), "pool"))
     headers = headers_of(message.request_headers.response.header_mutation)
-    assert headers[wire.OWNER_HEADER] == wire.PASSED
+    assert headers[wire.OWNER_HEADER] == NO_OWNER
 
 
 @pytest.mark.parametrize("retry_after_s", [None, 7])

@@ -1,0 +1,81 @@
+"""The transport's floor: a gRPC servicer that answers Tokenway's messages with constants, no more.
+
+    python -m benchmarks.floor [--first-chunk] SOCKET CLUSTER ENDPOINT...       until killed
+
+What Tokenway costs above it is Tokenway's own; what it costs itself is gRPC, asyncio and Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from typing import Any
+
+import extproc.cli  # noqa: F401 - Tokenway's settings for gRPC, which reads them when it is imported
+
+# isort: split
+import grpc
+
+from extproc.protocol import wire
+
+MAX_MESSAGE_BYTES = 64 << 20
+"""Above any body that Envoy lets through."""
+
+
+async def serve(socket: str, cluster: str, endpoints: list[str], *, first_chunk: bool) -> None:
+    """Be the servicer until killed.
+
+    Args:
+        socket: Path of the Unix socket to listen on.
+        cluster: The Envoy cluster that every request is sent to.
+        endpoints: Its endpoints that every request may use: `ip:port`, best first.
+        first_chunk: Ask for the first chunk of streamed answers, as `signals.first_chunk` does.
+    """
+    answer = wire.Answers("0.floor").decision("request_body", tuple(endpoints), cluster)
+    await_body = wire.AWAIT_BODY_AND_FIRST_CHUNK if first_chunk else wire.AWAIT_BODY
+
+    async def process(_: Any, context: Any) -> None:
+        await context.read()
+        await context.write(await_body)
+        body = await context.read()
+        await context.write(answer)
+        if first_chunk and b'"stream":true' in body:
+            await context.read()
+
+    async def drop(_: Any, context: Any) -> bytes:
+        while await context.read() is not grpc.aio.EOF:
+            pass
+        return b""
+
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)])
+    server.add_generic_rpc_handlers(
+        (
+            grpc.method_handlers_generic_handler(
+                wire.SERVICE, {"Process": grpc.stream_stream_rpc_method_handler(process)}
+            ),
+            grpc.method_handlers_generic_handler(
+                "envoy.service.accesslog.v3.AccessLogService",
+                {"StreamAccessLogs": grpc.stream_unary_rpc_method_handler(drop)},
+            ),
+        )
+    )
+    server.add_insecure_port(f"unix:{socket}")
+    await server.start()
+    await asyncio.Event().wait()
+
+
+def main() -> None:
+    """Be the servicer."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--first-chunk", action="store_true")
+    parser.add_argument("socket")
+    parser.add_argument("cluster")
+    parser.add_argument("endpoints", nargs="+")
+    options = parser.parse_args()
+    asyncio.run(serve(options.socket, options.cluster, options.endpoints, first_chunk=options.first_chunk))
+
+
+if __name__ == "__main__":
+    main()

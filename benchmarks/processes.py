@@ -1,0 +1,91 @@
+"""Child processes of a benchmark: starting them, waiting, and what they used according to Linux's /proc."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+POLL_S = 0.05
+"""Between two looks at a condition: short beside the start of a Python process or of Envoy."""
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def cpu_s(pid: int) -> float:
+    """User and system time of a process so far, all threads, in seconds.
+
+    Raises:
+        FileNotFoundError: It is gone.
+    """
+    return cpu_ticks(Path(f"/proc/{pid}/stat").read_text()) / TICKS_PER_S
+
+
+def cpu_ticks(stat: str) -> int:
+    """User + system time in clock ticks, from the text of /proc/<pid>/stat.
+
+    Source: proc_pid_stat(5), fields 14 (utime) and 15 (stime), counted from behind the name, which
+    may hold anything.
+    """
+    fields = stat.rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def rss_mib(pid: int) -> float:
+    """Resident memory of a process in MiB.
+
+    Raises:
+        FileNotFoundError: It is gone.
+    """
+    return resident_kib(Path(f"/proc/{pid}/status").read_text()) / 1024
+
+
+def resident_kib(status: str) -> int:
+    """VmRSS in KiB, from the text of /proc/<pid>/status.
+
+    Raises:
+        ValueError: There is none: a kernel thread, or a process that has ended but is not yet reaped.
+    """
+    for line in status.splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    raise ValueError("no VmRSS")
+
+
+@contextlib.contextmanager
+def running(*command: str) -> Iterator[int]:
+    """A silent child process, killed at the end; yields its pid."""
+    process = subprocess.Popen(  # noqa: S603 - the benchmarks' own commands
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def until(ready: Callable[[], Awaitable[bool]], what: str, timeout_s: float = 20.0) -> None:
+    """Wait for a condition; one that cannot be looked at yet (no connection, half an answer) is not met.
+
+    Raises:
+        TimeoutError: `what` did not come about in time.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    while time.monotonic() < deadline_s:
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            if await ready():
+                return
+        await asyncio.sleep(POLL_S)
+    raise TimeoutError(what)

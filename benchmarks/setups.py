@@ -1,0 +1,213 @@
+"""The set-ups that are compared, each an Envoy with the shipped bootstrap's data path and what is behind it.
+
+    alone     no ext_proc, no access log
+    floor     a servicer that answers with constants and drops access-log bytes (`benchmarks.floor`)
+    tokenway  Tokenway
+
+All send to the same engines. Those of `alone` and `floor` are in static clusters with Tokenway's balancing
+policy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import urllib.request
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from benchmarks import processes
+from benchmarks.traffic import MODEL, Client, Target, request
+from extproc.server import bootstrap
+
+Kind = Literal["alone", "floor", "tokenway"]
+
+ENVOY = Path(os.environ.get("TOKENWAY_ENVOY", Path(__file__).parents[1] / ".tools/envoy/envoy/_bin/envoy"))
+CLUSTER = "bench"
+FALLBACK_CLUSTER = "tokenway-default"
+"""What the shipped routes name when nobody chose: everything, in `alone`."""
+
+UNBOUNDED = 100_000
+"""Circuit breakers as Tokenway sets them: never what bounds a measurement."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup(Target):
+    """A set-up that serves.
+
+    Attributes:
+        pid: The Python process behind Envoy; None in `alone`.
+    """
+
+    pid: int | None
+
+    def cpu_s(self) -> float:
+        """User and system time of the Python process so far, in seconds."""
+        assert self.pid is not None
+        return processes.cpu_s(self.pid)
+
+    def rss_mib(self) -> float:
+        """Resident memory of the Python process in MiB."""
+        assert self.pid is not None
+        return processes.rss_mib(self.pid)
+
+
+def envoy_config(kind: Kind, port: int, admin_port: int, socket: str, engines: list[int]) -> str:
+    """Envoy's configuration as YAML: the shipped bootstrap, less what the set-up goes without.
+
+    Args:
+        kind: `tokenway` keeps everything; the others get static clusters; `alone` loses ext_proc and logs.
+        port: For clients, on 127.0.0.1.
+        admin_port: For Envoy's own admin surface.
+        socket: Path of the Unix socket of the Python process.
+        engines: Ports of the engines on 127.0.0.1, for static clusters.
+    """
+    document: dict[str, Any] = yaml.safe_load(
+        bootstrap.render(
+            bootstrap.template(), listen=("127.0.0.1", port), admin_port=admin_port, sockets=[socket]
+        )
+    )
+    if kind == "tokenway":
+        return yaml.safe_dump(document)
+    del document["dynamic_resources"]
+    static = document["static_resources"]
+    unused = bootstrap.WORKER_CLUSTERS if kind == "alone" else ("tokenway-xds",)
+    static["clusters"] = [cluster for cluster in static["clusters"] if cluster["name"] not in unused] + [
+        _static_cluster(name, engines) for name in (CLUSTER, FALLBACK_CLUSTER)
+    ]
+    if kind == "alone":
+        manager = static["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+        router = manager["http_filters"][-1]
+        manager["http_filters"] = [router]
+        del router["typed_config"]["upstream_log"]
+        del manager["access_log"]
+    return yaml.safe_dump(document)
+
+
+def _static_cluster(name: str, engines: list[int]) -> dict[str, Any]:
+    endpoints = [
+        {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": engine}}}}
+        for engine in engines
+    ]
+    limits = dict.fromkeys(("max_connections", "max_pending_requests", "max_requests"), UNBOUNDED)
+    return {
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": "0.5s",
+        "circuit_breakers": {"thresholds": [limits]},
+        "load_balancing_policy": _policy(
+            "override_host",
+            "OverrideHost",
+            override_host_sources=[
+                {"metadata": {"key": "envoy.lb", "path": [{"key": "x-gateway-destination-endpoint"}]}}
+            ],
+            fallback_policy=_policy("round_robin", "RoundRobin"),
+        ),
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
+    }
+
+
+def _policy(name: str, message: str, **settings: Any) -> dict[str, Any]:
+    extension = f"envoy.load_balancing_policies.{name}"
+    kind = f"type.googleapis.com/envoy.extensions.load_balancing_policies.{name}.v3.{message}"
+    config = {"name": extension, "typed_config": {"@type": kind, **settings}}
+    return {"policies": [{"typed_extension_config": config}]}
+
+
+@contextlib.asynccontextmanager
+async def setup(
+    kind: Kind, root: Path, engines: list[int], *, first_chunk: bool, endpoints: int | None = None
+) -> AsyncIterator[Setup]:
+    """Start an Envoy with what stands behind it; killed at the end.
+
+    Args:
+        kind: What stands behind it.
+        root: A folder of its own is made under it.
+        engines: Ports of running engines.
+        first_chunk: Whether the Python process sees the first chunk of streamed answers.
+        endpoints: Make Tokenway see so many, on as many loopback addresses, at the engines' ports in turn;
+            None for each engine once, on 127.0.0.1.
+
+    Yields:
+        The set-up, after it has answered one request.
+
+    Raises:
+        TimeoutError: It does not start.
+    """
+    run_dir = root / f"{kind}{first_chunk:d}{endpoints or 0}"
+    run_dir.mkdir()
+    socket = run_dir / "gw0.sock"
+    port, envoy_admin_port = processes.free_port(), processes.free_port()
+    envoy_yaml = run_dir / "envoy.yaml"
+    envoy_yaml.write_text(envoy_config(kind, port, envoy_admin_port, str(socket), engines))
+    with contextlib.ExitStack() as stack:
+        pid = None
+        if kind == "floor":
+            options = ["--first-chunk"] if first_chunk else []
+            keys = [f"127.0.0.1:{engine}" for engine in engines]
+            pid = stack.enter_context(
+                python_module("benchmarks.floor", *options, str(socket), CLUSTER, *keys)
+            )
+            await processes.until(lambda: asyncio.to_thread(socket.exists), "floor")
+        elif kind == "tokenway":
+            admin_port = processes.free_port()
+            config = _tokenway_config(run_dir, admin_port, _addresses(engines, endpoints), first_chunk)
+            pid = stack.enter_context(python_module("extproc.cli.main", "serve", str(config)))
+            ready = f"http://127.0.0.1:{admin_port}/readyz"
+            await processes.until(lambda: asyncio.to_thread(_answers, ready), "tokenway")
+        log_off = ("-l", "off")
+        one_thread = ("--concurrency", "1")
+        beside_others = "--use-dynamic-base-id"
+        stack.enter_context(
+            processes.running(str(ENVOY), "-c", str(envoy_yaml), *one_thread, beside_others, *log_off)
+        )
+        await processes.until(lambda: _serves(port), f"envoy {kind}")
+        yield Setup(kind, port, pid)
+
+
+def python_module(module: str, *arguments: str) -> contextlib.AbstractContextManager[int]:
+    """A child that runs a module with this Python, killed at the end; yields its pid."""
+    return processes.running(sys.executable, "-m", module, *arguments)
+
+
+def _addresses(engines: list[int], endpoints: int | None) -> list[tuple[str, int]]:
+    if endpoints is None:
+        return [("127.0.0.1", engine) for engine in engines]
+    return [(f"127.0.{i // 250}.{i % 250 + 1}", engines[i % len(engines)]) for i in range(endpoints)]
+
+
+def _tokenway_config(
+    run_dir: Path, admin_port: int, addresses: list[tuple[str, int]], first_chunk: bool
+) -> Path:
+    endpoints = [{"address": address, "port": port} for address, port in addresses]
+    clusters = {"clusters": [{"name": CLUSTER, "endpoints": endpoints}]}
+    (run_dir / "clusters.json").write_text(json.dumps(clusters))
+    settings = {
+        "server": {"run_dir": str(run_dir), "admin": {"port": admin_port}},
+        "signals": {"first_chunk": first_chunk},
+        "logging": {"requests": False, "level": "warning"},
+        "models": {MODEL: {"rules": [{"cluster": CLUSTER}]}},
+    }
+    path = run_dir / "tokenway.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def _answers(url: str) -> bool:
+    with urllib.request.urlopen(url, timeout=1) as response:  # noqa: S310 - our own http address
+        return bool(response.status == 200)
+
+
+async def _serves(port: int) -> bool:
+    client = await Client.connect(port)
+    try:
+        return await client.ask(request(1, "x")) == 200
+    finally:
+        client.close()

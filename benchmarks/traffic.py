@@ -1,0 +1,251 @@
+"""Traffic at the least cost: an engine that answers at once, a client, closed and open loops, quantiles.
+
+    python -m benchmarks.traffic HOST PORT...       the engine, until killed
+
+Engine and client are as plain as they can be, because they share the machine with what is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import time
+from dataclasses import dataclass
+
+MODEL = "bench"
+
+EVENT = (
+    b'data: {"id":"x","object":"chat.completion.chunk",'
+    b'"choices":[{"index":0,"delta":{"content":"tok "}}]}\n\n'
+)
+USAGE = b'"usage":{"prompt_tokens":1000,"completion_tokens":10,"prompt_tokens_details":{"cached_tokens":512}}'
+LAST_EVENTS = b'data: {"id":"x","choices":[],' + USAGE + b"}\n\ndata: [DONE]\n\n"
+JSON_BODY = b'{"id":"x","object":"chat.completion","choices":[],' + USAGE + b"}"
+
+JSON_ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (
+    len(JSON_BODY),
+    JSON_BODY,
+)
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+TOKEN = b"%x\r\n%s\r\n" % (len(EVENT), EVENT)
+STREAM_END = b"%x\r\n%s\r\n0\r\n\r\n" % (len(LAST_EVENTS), LAST_EVENTS)
+
+FIRST_TOKEN_ALONE_S = 0.001
+"""From the first token to the second, so that Envoy sees the first in a packet of its own."""
+
+TOKENS_PER_WRITE = 50
+"""Many tokens a packet, so that the client keeps up."""
+
+CONNECTION_LIMIT_BYTES = 1 << 20
+"""A client's read buffer: a stream's end is found in it without pausing after every packet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where requests go: a port of 127.0.0.1, and what to call it."""
+
+    name: str
+    port: int
+
+
+class Engine(asyncio.Protocol):
+    """A minimal HTTP/1.1 engine: JSON at once, or `max_tokens` tokens. Any path will do."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Answer each complete request."""
+        self._buffer += data
+        while True:
+            head_end = self._buffer.find(b"\r\n\r\n")
+            if head_end < 0:
+                return
+            head = bytes(self._buffer[:head_end]).lower()
+            length = 0
+            if b"content-length:" in head:
+                length = int(head.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
+            if len(self._buffer) < head_end + 4 + length:
+                return
+            body = bytes(self._buffer[head_end + 4 : head_end + 4 + length])
+            del self._buffer[: head_end + 4 + length]
+            self._answer(body)
+
+    def _answer(self, body: bytes) -> None:
+        if b'"stream":true' not in body:
+            self._transport.write(JSON_ANSWER)
+            return
+        tokens = int(body.split(b'"max_tokens":', 1)[1].split(b",", 1)[0].split(b"}", 1)[0])
+        self._transport.write(STREAM_HEAD + TOKEN)
+        asyncio.get_running_loop().call_later(FIRST_TOKEN_ALONE_S, self._stream, tokens - 1)
+
+    def _stream(self, left: int) -> None:
+        if self._transport.is_closing():
+            return
+        now = min(left, TOKENS_PER_WRITE)
+        self._transport.write(TOKEN * now)
+        if left > now:
+            asyncio.get_running_loop().call_soon(self._stream, left - now)
+        else:
+            self._transport.write(STREAM_END)
+
+
+async def serve(host: str, ports: list[int]) -> None:
+    """Be an engine on each port of an address, until killed."""
+    loop = asyncio.get_running_loop()
+    for port in ports:
+        await loop.create_server(Engine, host, port)
+    await asyncio.Event().wait()
+
+
+def request(prompt_bytes: int, salt: str, *, stream_tokens: int | None = None) -> bytes:
+    """One chat request on the wire.
+
+    Args:
+        prompt_bytes: Length of the prompt.
+        salt: What the prompt begins with: prompts of different salts share no prefix.
+        stream_tokens: How many tokens to stream; None asks for JSON.
+    """
+    prompt = (salt + " lorem ipsum" * (prompt_bytes // 12 + 1))[:prompt_bytes]
+    stream = b"" if stream_tokens is None else b',"stream":true,"max_tokens":%d' % stream_tokens
+    body = b'{"model":"%s","messages":[{"role":"user","content":"%s"}]%s}' % (
+        MODEL.encode(),
+        prompt.encode(),
+        stream,
+    )
+    return (
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1:10000\r\ncontent-type: application/json\r\n"
+        b"content-length: %d\r\n\r\n%s" % (len(body), body)
+    )
+
+
+def requests(count: int, prompt_bytes: int, *, stream_tokens: int | None = None) -> list[bytes]:
+    """`count` requests with different prompts; arguments as for `request`."""
+    return [request(prompt_bytes, f"{i:08d}", stream_tokens=stream_tokens) for i in range(count)]
+
+
+class Client:
+    """One keep-alive connection, one request at a time."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    @classmethod
+    async def connect(cls, port: int) -> Client:
+        """Open it.
+
+        Raises:
+            OSError: Nobody listens.
+        """
+        return cls(*await asyncio.open_connection("127.0.0.1", port, limit=CONNECTION_LIMIT_BYTES))
+
+    async def ask(self, message: bytes) -> int:
+        """Send a request, read the whole answer; returns its status.
+
+        Raises:
+            OSError, EOFError: The connection broke.
+        """
+        self._writer.write(message)
+        head = await self._reader.readuntil(b"\r\n\r\n")
+        status = int(head[9:12])
+        if b"transfer-encoding: chunked" in head:
+            await self._reader.readuntil(b"\r\n0\r\n\r\n")
+        else:
+            length = int(head.split(b"content-length: ", 1)[1].split(b"\r\n", 1)[0])
+            await self._reader.readexactly(length)
+        return status
+
+    def close(self) -> None:
+        """Close it."""
+        self._writer.close()
+
+
+async def closed_loop(target: Target, messages: list[bytes], concurrency: int, seconds: float) -> list[float]:
+    """Latencies in ms of as many requests as `concurrency` connections manage in `seconds`.
+
+    Raises:
+        RuntimeError: An answer was not 200.
+    """
+    latencies_ms: list[float] = []
+    deadline_s = time.perf_counter() + seconds
+
+    async def one(offset: int) -> None:
+        client = await Client.connect(target.port)
+        turn = offset
+        while time.perf_counter() < deadline_s:
+            began_s = time.perf_counter()
+            status = await client.ask(messages[turn % len(messages)])
+            latencies_ms.append((time.perf_counter() - began_s) * 1e3)
+            if status != 200:
+                raise RuntimeError(f"{target.name}: status {status}")
+            turn += concurrency
+        client.close()
+
+    await asyncio.gather(*(one(i) for i in range(concurrency)))
+    return latencies_ms
+
+
+async def open_loop(
+    target: Target, messages: list[bytes], requests_per_s: float, seconds: float
+) -> list[float]:
+    """Latencies in ms of Poisson arrivals, the same ones every time; waiting for a connection counts.
+
+    Raises:
+        RuntimeError: An answer was not 200.
+    """
+    latencies_ms: list[float] = []
+    idle: list[Client] = []
+    rng = random.Random(1)
+
+    async def one(message: bytes, due_s: float) -> None:
+        client = idle.pop() if idle else await Client.connect(target.port)
+        status = await client.ask(message)
+        if status != 200:
+            raise RuntimeError(f"{target.name}: status {status}")
+        latencies_ms.append((time.perf_counter() - due_s) * 1e3)
+        idle.append(client)
+
+    began_s = due_s = time.perf_counter()
+    tasks: list[asyncio.Task[None]] = []
+    while due_s < began_s + seconds:
+        due_s += rng.expovariate(requests_per_s)
+        await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
+        tasks.append(asyncio.create_task(one(messages[len(tasks) % len(messages)], time.perf_counter())))
+    await asyncio.gather(*tasks)
+    for client in idle:
+        client.close()
+    return latencies_ms
+
+
+def quantile(values: list[float], q: float) -> float:
+    """The value that `q` of the values, rounded down, come before in order; at `q` = 1 the largest.
+
+    Args:
+        values: At least one, in any order and unit; the answer is one of them.
+        q: 0..1.
+
+    Raises:
+        IndexError: There are no values.
+    """
+    return sorted(values)[min(len(values) - 1, int(q * len(values)))]
+
+
+def main() -> None:
+    """Be the engine."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("host")
+    parser.add_argument("ports", nargs="+", type=int)
+    options = parser.parse_args()
+    asyncio.run(serve(options.host, options.ports))
+
+
+if __name__ == "__main__":
+    main()

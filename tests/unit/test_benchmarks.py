@@ -1,0 +1,130 @@
+"""What the benchmarks compute: quantiles, readings of /proc, their traffic, and what set-ups leave out."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the benchmarks are not installed
+
+from benchmarks.processes import cpu_s, cpu_ticks, resident_kib, rss_mib
+from benchmarks.setups import Kind, envoy_config
+from benchmarks.traffic import LAST_EVENTS, TOKEN, quantile, request, requests
+
+VALUES = st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=50)
+FRACTION = st.floats(0, 1)
+
+
+@given(VALUES, FRACTION, FRACTION)
+def test_a_quantile_is_one_of_the_values_and_grows_with_q(values: list[float], p: float, q: float) -> None:
+    """Nothing is interpolated, and a higher quantile is never a lower value."""
+    low, high = quantile(values, min(p, q)), quantile(values, max(p, q))
+    assert {low, high} <= set(values)
+    assert low <= high
+    assert (quantile(values, 0), quantile(values, 1)) == (min(values), max(values))
+
+
+@pytest.mark.parametrize(("q", "expected"), [(0.5, 51.0), (0.9, 91.0), (0.99, 100.0)])
+def test_a_quantile_has_its_share_of_the_values_below_it(q: float, expected: float) -> None:
+    """Of the numbers 1 to 100 in any order, the median has 50 below it, the 99th percentile 99."""
+    assert quantile([float(n) for n in range(100, 0, -1)], q) == expected
+
+
+def test_no_values_have_no_quantile() -> None:
+    """A phase without requests is an error, not a zero."""
+    with pytest.raises(IndexError):
+        quantile([], 0.5)
+
+
+@pytest.mark.parametrize("name", ["python", "a b", ") S 1 (", "((x))"])
+def test_cpu_is_user_and_system_time_whatever_the_process_is_called(name: str) -> None:
+    """A name with blanks and parentheses does not shift the fields."""
+    fields = " ".join(str(number) for number in range(4, 53))  # each field is its own number
+    assert cpu_ticks(f"1234 ({name}) S {fields}\n") == 14 + 15
+
+
+def test_resident_memory_is_that_of_the_status_file() -> None:
+    """VmRSS is read, not a line like it; a process without memory is an error."""
+    assert resident_kib("VmHWM:\t  9 kB\nVmRSS:\t    2048 kB\nRssAnon:\t 7 kB\n") == 2048
+    with pytest.raises(ValueError, match="VmRSS"):
+        resident_kib("Name:\tkthreadd\nState:\tS (sleeping)\n")
+
+
+def test_a_living_process_has_used_something() -> None:
+    """The files have the expected form on this kernel: our own figures agree with the resource usage."""
+    usage = os.times()
+    assert cpu_s(os.getpid()) == pytest.approx(usage.user + usage.system, abs=0.5)
+    assert 1 < rss_mib(os.getpid()) < 100_000
+
+
+@given(st.integers(1, 5000), st.none() | st.integers(1, 10_000))
+def test_a_request_says_how_long_it_is_and_what_it_wants(
+    prompt_bytes: int, stream_tokens: int | None
+) -> None:
+    """The prompt has the bytes asked for, the body the announced length, and only streams bound tokens."""
+    head, _, body = request(prompt_bytes, "salt", stream_tokens=stream_tokens).partition(b"\r\n\r\n")
+    assert f"content-length: {len(body)}".encode() in head.split(b"\r\n")
+    asked = json.loads(body)
+    assert len(asked["messages"][0]["content"]) == prompt_bytes
+    assert (asked.get("stream"), asked.get("max_tokens")) == (stream_tokens and True, stream_tokens)
+
+
+def test_requests_share_no_prefix() -> None:
+    """Prompts differ from the start, so that none is a cache hit of another."""
+    prompts = [
+        json.loads(message.partition(b"\r\n\r\n")[2])["messages"][0]["content"]
+        for message in requests(64, 4096)
+    ]
+    assert len({prompt[:8] for prompt in prompts}) == 64
+
+
+@pytest.mark.parametrize("chunk", [TOKEN, LAST_EVENTS])
+def test_streamed_events_are_what_engines_send(chunk: bytes) -> None:
+    """Each event is JSON but for the closing [DONE]; only the last carries usage."""
+    lines = [line for line in chunk.splitlines() if line.startswith(b"data: ")]
+    events = [json.loads(line.removeprefix(b"data: ")) for line in lines if line != b"data: [DONE]"]
+    assert [("usage" in event) for event in events] == [chunk is LAST_EVENTS]
+
+
+def config(kind: Kind) -> dict[str, Any]:
+    """The configuration of a set-up, decoded."""
+    document: dict[str, Any] = yaml.safe_load(envoy_config(kind, 10000, 9901, "/run/x.sock", [8001, 8002]))
+    return document
+
+
+@pytest.mark.parametrize(
+    ("kind", "clusters"),
+    [
+        ("alone", {"bench", "tokenway-default"}),
+        ("floor", {"tokenway-extproc", "tokenway-als", "bench", "tokenway-default"}),
+        ("tokenway", {"tokenway-extproc", "tokenway-als", "tokenway-xds"}),
+    ],
+)
+def test_set_ups_differ_in_their_clusters(kind: Kind, clusters: set[str]) -> None:
+    """Only Tokenway brings clusters of its own; the others have the same engines in static ones."""
+    document = config(kind)
+    named = {cluster["name"]: cluster for cluster in document["static_resources"]["clusters"]}
+    assert set(named) == clusters
+    assert ("dynamic_resources" in document) == (kind == "tokenway")
+    if "bench" in named:
+        (locality,) = named["bench"]["load_assignment"]["endpoints"]
+        addresses = [each["endpoint"]["address"]["socket_address"] for each in locality["lb_endpoints"]]
+        assert [address["port_value"] for address in addresses] == [8001, 8002]
+
+
+def test_envoy_alone_calls_nobody() -> None:
+    """Neither its filters nor its logs name a cluster of Tokenway; the floor's are all that Tokenway has."""
+    assert "tokenway-extproc" not in json.dumps(config("alone"))
+    assert "tokenway-als" not in json.dumps(config("alone"))
+    assert (
+        config("floor")["static_resources"]["listeners"]
+        == config("tokenway")["static_resources"]["listeners"]
+    )
