@@ -44,6 +44,12 @@ _CONNECT_TIMEOUT = timedelta(seconds=0.5)
 _IDLE_TIMEOUT = timedelta(seconds=4)
 """vLLM (uvicorn) closes idle connections after 5.0 s; Envoy must be first or requests race the close."""
 
+_LOCALITIES_FIELD = 2
+"""`ClusterLoadAssignment.endpoints`."""
+
+_LB_ENDPOINTS_FIELD = 2
+"""`LocalityLbEndpoints.lb_endpoints`."""
+
 _NO_LIMIT = 100_000
 """Envoy's defaults (1,024 requests, 3 retries) would shed load that the router means to place."""
 
@@ -179,23 +185,27 @@ def _outlier_detection() -> cluster_v3.OutlierDetection:
 
 @lru_cache(maxsize=1024)
 def _assignment(name: str, endpoints: tuple[tuple[EndpointKey, int, HealthState], ...]) -> bytes:
+    """Put together from encoded endpoints: encoding a thousand anew stalls the event loop for 170 ms."""
+    locality = b"".join(
+        _embedded(_LB_ENDPOINTS_FIELD, _lb_endpoint(key, weight, state)) for key, weight, state in endpoints
+    )
+    return bytes(endpoint_v3.ClusterLoadAssignment(cluster_name=name)) + _embedded(_LOCALITIES_FIELD, locality)
+
+
+@lru_cache(maxsize=16_384)
+def _lb_endpoint(key: EndpointKey, weight: int, state: HealthState) -> bytes:
     return bytes(
-        endpoint_v3.ClusterLoadAssignment(
-            cluster_name=name,
-            endpoints=[
-                endpoint_v3.LocalityLbEndpoints(
-                    lb_endpoints=[
-                        endpoint_v3.LbEndpoint(
-                            endpoint=endpoint_v3.Endpoint(address=_address(key)),
-                            health_status=_STATUS[state],
-                            load_balancing_weight=weight,
-                        )
-                        for key, weight, state in endpoints
-                    ]
-                )
-            ],
+        endpoint_v3.LbEndpoint(
+            endpoint=endpoint_v3.Endpoint(address=_address(key)),
+            health_status=_STATUS[state],
+            load_balancing_weight=weight,
         )
     )
+
+
+def _embedded(field: int, message: bytes) -> bytes:
+    """An encoded message as a field of another: tag and length, each a varint, then the message."""
+    return betterproto2.encode_varint(field << 3 | 2) + betterproto2.encode_varint(len(message)) + message
 
 
 def _address(key: EndpointKey) -> core_v3.Address:
