@@ -189,7 +189,8 @@ def _assignment(name: str, endpoints: tuple[tuple[EndpointKey, int, HealthState]
     locality = b"".join(
         _embedded(_LB_ENDPOINTS_FIELD, _lb_endpoint(key, weight, state)) for key, weight, state in endpoints
     )
-    return bytes(endpoint_v3.ClusterLoadAssignment(cluster_name=name)) + _embedded(_LOCALITIES_FIELD, locality)
+    head = bytes(endpoint_v3.ClusterLoadAssignment(cluster_name=name))
+    return head + _embedded(_LOCALITIES_FIELD, locality)
 
 
 @lru_cache(maxsize=16_384)
