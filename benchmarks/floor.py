@@ -13,7 +13,7 @@ from typing import Any
 
 import extproc.cli  # noqa: F401 - Tokenway's settings for gRPC, which reads them when it is imported
 
-# isort: split
+# isort: split - the other way round the floor costs a fifth more than the transport Tokenway runs on
 import grpc
 
 from extproc.protocol import wire

@@ -48,7 +48,7 @@ LAST_LOGS_S = 0.1
 """From the last answer until its access-log entry has been handled."""
 
 PACED_PER_S = 300.0
-"""Requests a second at which no set-up here queues: about a fifth of what one Envoy thread does."""
+"""Requests a second: about a sixth of what the slowest set-up manages here, so that none of them queues."""
 
 STREAMS_PER_S = 15.0
 """Of 10,000 tokens: 150,000 tokens a second, about what one Envoy thread, client and upstream can do here."""
@@ -134,7 +134,7 @@ async def _latency(alone: Setup, floor: Setup, tokenway: Setup, seconds: float, 
     messages = requests(64, PROMPT_BYTES)
     loads: dict[str, Callable[[Setup], Load]] = {
         "concurrency_1": lambda target: closed_loop(target, messages, 1, seconds),
-        "300_per_s": lambda target: open_loop(target, messages, PACED_PER_S, seconds),
+        f"{PACED_PER_S:.0f}_per_s": lambda target: open_loop(target, messages, PACED_PER_S, seconds),
     }
     figures: Figures = {}
     for label, load in loads.items():

@@ -206,7 +206,8 @@ def _lb_endpoint(key: EndpointKey, weight: int, state: HealthState) -> bytes:
 
 def _embedded(field: int, message: bytes) -> bytes:
     """An encoded message as a field of another: tag and length, each a varint, then the message."""
-    return betterproto2.encode_varint(field << 3 | 2) + betterproto2.encode_varint(len(message)) + message
+    head: bytes = betterproto2.encode_varint(field << 3 | 2) + betterproto2.encode_varint(len(message))
+    return head + message
 
 
 def _address(key: EndpointKey) -> core_v3.Address:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import sys
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the benchmarks are not installed
 
+from benchmarks import floor
 from benchmarks.processes import cpu_s, cpu_ticks, resident_kib, rss_mib
 from benchmarks.setups import Kind, envoy_config
 from benchmarks.traffic import LAST_EVENTS, TOKEN, quantile, request, requests
@@ -92,6 +94,13 @@ def test_streamed_events_are_what_engines_send(chunk: bytes) -> None:
     lines = [line for line in chunk.splitlines() if line.startswith(b"data: ")]
     events = [json.loads(line.removeprefix(b"data: ")) for line in lines if line != b"data: [DONE]"]
     assert [("usage" in event) for event in events] == [chunk is LAST_EVENTS]
+
+
+def test_the_floor_has_the_transport_settings_of_tokenway() -> None:
+    """It takes over Tokenway's environment for gRPC before gRPC reads it; else the two are not comparable."""
+    tree = ast.parse(Path(floor.__file__).read_text(encoding="utf-8"))
+    imported = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
+    assert imported.index("extproc.cli") < imported.index("grpc")
 
 
 def config(kind: Kind) -> dict[str, Any]:
