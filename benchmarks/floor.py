@@ -18,6 +18,7 @@ import extproc.cli  # noqa: F401 - for its effect
 import grpc
 
 from extproc.protocol import wire
+from extproc.protocol.machine import Kind
 
 MAX_MESSAGE_BYTES = 64 << 20
 """Above any body that Envoy lets through."""
@@ -35,13 +36,15 @@ async def serve(socket: str, cluster: str, endpoints: list[str], *, first_chunk:
     answer = wire.Answers("0.floor").decision("request_body", tuple(endpoints), cluster)
     await_body = wire.AWAIT_BODY_AND_FIRST_CHUNK if first_chunk else wire.AWAIT_BODY
 
-    async def process(_: Any, context: Any) -> None:
+    async def process(_: Any, context: Any) -> bytes:
         await context.read()
         await context.write(await_body)
         body = await context.read()
-        await context.write(answer)
         if first_chunk and b'"stream":true' in body:
+            await context.write(answer)
             await context.read()
+            return wire.CONTINUE[Kind.RESPONSE_BODY]
+        return answer
 
     async def drop(_: Any, context: Any) -> bytes:
         while await context.read() is not grpc.aio.EOF:
@@ -52,7 +55,7 @@ async def serve(socket: str, cluster: str, endpoints: list[str], *, first_chunk:
     server.add_generic_rpc_handlers(
         (
             grpc.method_handlers_generic_handler(
-                wire.SERVICE, {"Process": grpc.stream_stream_rpc_method_handler(process)}
+                wire.SERVICE, {"Process": grpc.stream_unary_rpc_method_handler(process)}
             ),
             grpc.method_handlers_generic_handler(
                 "envoy.service.accesslog.v3.AccessLogService",

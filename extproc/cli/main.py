@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from extproc.errors import ConfigError
+from metadata_center.errors import MetadataError
 
 ADMIN_ENV = "TOKENWAY_ADMIN"
 DEFAULT_ADMIN = "http://127.0.0.1:10080"
@@ -24,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         for problem in error.problems:
             print(f"{error.path}: {problem}", file=sys.stderr)
-    except OSError as error:  # a port in use, a name that does not resolve, no Envoy
+    except (OSError, MetadataError) as error:  # a port in use, a name that does not resolve, no Envoy
         print(f"tokenway: {error}", file=sys.stderr)
     return 1
 
@@ -55,10 +56,29 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
             from extproc.cli.explain import explain
 
             return explain(rest, options.admin)
+        case "metadata-center":
+            return _metadata_center(options)
         case _:
             from extproc.cli.demo import demo
 
             return demo(options.config, options.listen, options.envoy_admin_port, options.time_scale)
+
+
+def _metadata_center(options: argparse.Namespace) -> int:
+    import logging
+
+    from extproc.observing.request_log import JsonFormatter
+    from metadata_center.serve import serve
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
+    return serve(
+        options.listen,
+        token_env=options.token_env,
+        request_expiry_s=options.request_expiry_s,
+        cache_expiry_s=options.cache_expiry_s,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -98,6 +118,26 @@ def _parser() -> argparse.ArgumentParser:
     watching.add_argument("--once", action="store_true", help="print one table and leave")
     watching.add_argument("--interval", type=float, default=1.0, metavar="SECONDS")
     watching.add_argument("--json", action="store_true")
+
+    center = commands.add_parser(
+        "metadata-center", help="run a metadata center for AIGW gateways, over HTTP, in memory"
+    )
+    center.add_argument("--listen", default="127.0.0.1:8080", metavar="IP:PORT")
+    center.add_argument("--token-env", metavar="NAME", help="variable that holds the bearer token to require")
+    center.add_argument(
+        "--request-expiry-s",
+        type=float,
+        default=660.0,
+        metavar="SECONDS",
+        help="a request nobody deleted for so long is taken for lost (default 660)",
+    )
+    center.add_argument(
+        "--cache-expiry-s",
+        type=float,
+        default=3600.0,
+        metavar="SECONDS",
+        help="a prompt nobody saved for so long is taken for evicted (default 3600)",
+    )
 
     showing = commands.add_parser(
         "demo", parents=[envoy], help="Envoy, three simulated engines and the gateway, at once"

@@ -14,7 +14,7 @@ Theory of operation:
     `decided` or `refused` (a decision is a step that may be deferred: `DECIDING` is a phase like any other,
     in which the client may leave). The answer names the endpoints. If the answer is to be a stream and its
     first chunk is wanted, the machine waits for one body chunk that carries data, skipping server-sent-event
-    comments, and finishes without answering it: Envoy flushes what it queued and streams the rest alone.
+    comments, lets it pass and finishes: Envoy flushes what it queued and streams the rest alone.
 
     What is unsatisfying: with response headers skipped, a chunk of an error body looks like any other chunk;
     it is recognised by not being server-sent events.
@@ -181,7 +181,7 @@ class Abandon(Effect):
 
 @dataclass(frozen=True, slots=True)
 class Finish(Effect):
-    """Close the stream; Envoy carries on alone."""
+    """Close the stream, letting pass what was not answered; Envoy carries on alone."""
 
 
 _AWAIT_BODY = (SendAwaitBody(),)

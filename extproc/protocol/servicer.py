@@ -85,17 +85,20 @@ class Processor:
         self.streams_active = 0
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """The service, its answers already serialised."""
+        """The service, its answers already serialised.
+
+        To Envoy `Process` streams both ways. Here its last answer is what the handler returns, so that gRPC
+        sends it together with the status: one operation, and one turn of two threads, less per request.
+        """
         return grpc.method_handlers_generic_handler(
             wire.SERVICE,
-            {"Process": grpc.stream_stream_rpc_method_handler(self.process, request_deserializer=wire.parse)},
+            {"Process": grpc.stream_unary_rpc_method_handler(self.process, request_deserializer=wire.parse)},
         )
 
-    async def process(self, _: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        """Serve one HTTP request's stream."""
+    async def process(self, _: Any, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        """Serve one HTTP request's stream; returns the last answer."""
         first_chunk = self._want_first_chunk()
         stream = Stream(self._judge, want_first_chunk=first_chunk)
-        await_body = wire.AWAIT_BODY_AND_FIRST_CHUNK if first_chunk else wire.AWAIT_BODY
         request: RequestHeaders | None = None
         phase, how = stream.phase, StreamEnding.FAILED
         self.streams_active += 1
@@ -105,7 +108,7 @@ class Processor:
                 if message is grpc.aio.EOF:
                     phase, how = stream.phase, StreamEnding.CLOSED
                     stream.receive(Kind.CLOSED)
-                    return
+                    return b""
                 phase = stream.phase
                 which = message.WhichOneof("request")
                 if which == "request_body":
@@ -123,33 +126,36 @@ class Processor:
                 decided = None
                 if type(effects[0]) is machine.Decide:
                     decided, effects = self._decide(stream, effects[0])
+                answer = b""
                 for effect in effects:
                     match effect:
                         case machine.SendAwaitBody():
-                            await context.write(await_body)
+                            answer = wire.AWAIT_BODY_AND_FIRST_CHUNK if first_chunk else wire.AWAIT_BODY
                         case machine.SendDecision():
                             assert decided is not None
-                            await context.write(decided.answer(to_trailers=effect.to_trailers))
+                            answer = decided.answer(to_trailers=effect.to_trailers)
                         case machine.Finish():
                             how = StreamEnding.FINISHED
-                            return
+                            return answer or wire.CONTINUE[Kind(which)]
                         case machine.FirstToken():
                             assert request is not None
                             request_id = request.headers.get(wire.REQUEST_ID_HEADER, "")
                             self._decider.first_token(request_id, late=effect.late)
                         case machine.SendContinue():
-                            await context.write(wire.CONTINUE[effect.kind])
+                            answer = wire.CONTINUE[effect.kind]
                         case machine.SendImmediate(status, body, details, error):
                             if error is not None:
                                 self._decider.rejected(request, error)
-                            await context.write(wire.immediate(status, body, details, error))
+                            answer = wire.immediate(status, body, details, error)
                         case machine.SendPass(cluster):
-                            await context.write(self._decider.pass_to(cluster))
+                            answer = self._decider.pass_to(cluster)
                         case machine.Abandon():
                             pass  # nobody waits for a decision that is made at once
+                await context.write(answer)
         except machine.SpuriousMessage as spurious:
             how = StreamEnding.SPURIOUS
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(spurious))
+            raise  # abort has raised already
         except asyncio.CancelledError:
             phase, how = stream.phase, StreamEnding.CLOSED
             raise

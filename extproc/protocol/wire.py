@@ -83,6 +83,9 @@ CONTINUE: dict[Kind, bytes] = {
     Kind.REQUEST_TRAILERS: pb.ProcessingResponse(request_trailers=pb.TrailersResponse()).SerializeToString(),
     Kind.RESPONSE_HEADERS: pb.ProcessingResponse(response_headers=pb.HeadersResponse()).SerializeToString(),
     Kind.RESPONSE_BODY: pb.ProcessingResponse(response_body=pb.BodyResponse()).SerializeToString(),
+    Kind.RESPONSE_TRAILERS: pb.ProcessingResponse(
+        response_trailers=pb.TrailersResponse()
+    ).SerializeToString(),
 }
 
 

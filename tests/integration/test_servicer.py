@@ -135,7 +135,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
 
 
 async def test_a_stream_is_decided_watched_and_left(served: Served) -> None:
-    """The body gets the decision, comments pass, the first data closes the stream unanswered."""
+    """The body gets the decision, comments pass, the first data passes and closes the stream."""
     call = served.call()
     await call.write(headers("r"))
     first = await call.read()
@@ -148,6 +148,7 @@ async def test_a_stream_is_decided_watched_and_left(served: Served) -> None:
     await call.write(chunk(b": keep-alive\n\n"))
     assert (await call.read()).WhichOneof("response") == "response_body"
     await call.write(chunk(b"data: {}\n\n"))
+    assert await call.read() == pb.ProcessingResponse(response_body=pb.BodyResponse())
     assert await call.read() is grpc.aio.EOF
     assert await call.code() is grpc.StatusCode.OK
     assert served.rig.load(chosen) == (1, 0, tokens)
@@ -177,6 +178,7 @@ async def test_trailers_after_the_body_are_let_through(served: Served) -> None:
     await call.write(pb.ProcessingRequest(request_trailers=pb.HttpTrailers()))
     assert (await call.read()).WhichOneof("response") == "request_trailers"
     await call.write(chunk(b"data: {}\n\n"))
+    assert (await call.read()).WhichOneof("response") == "response_body"
     assert await call.read() is grpc.aio.EOF
 
 
@@ -220,6 +222,7 @@ async def test_a_local_reply_while_the_body_is_awaited_is_left_alone(served: Ser
     await call.write(headers("r"))
     await call.read()
     await call.write(pb.ProcessingRequest(response_headers=pb.HttpHeaders()))
+    assert await call.read() == pb.ProcessingResponse(response_headers=pb.HeadersResponse())
     assert await call.read() is grpc.aio.EOF
     assert await call.code() is grpc.StatusCode.OK
 
@@ -248,6 +251,8 @@ async def test_whoever_leaves_leaves_nothing_behind(
     call = await reach(served, where)
     if politely:
         await call.done_writing()
+        assert await call.read() == pb.ProcessingResponse()  # empty: Envoy, having left, does not read it
+        assert await call.read() is grpc.aio.EOF
         assert await call.code() is grpc.StatusCode.OK
     else:
         call.cancel()
@@ -329,6 +334,7 @@ async def test_a_bug_fails_its_own_stream_alone(served: Served, caplog: pytest.L
     assert await bad.code() is grpc.StatusCode.UNKNOWN
     assert served.endings("await_body", "failed") == 1
     await good.write(chunk(b"data: {}\n\n"))
+    assert (await good.read()).WhichOneof("response") == "response_body"
     assert await good.read() is grpc.aio.EOF
     await served.idle()
     await served.end("good", "bad")

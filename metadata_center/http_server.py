@@ -1,0 +1,168 @@
+"""The metadata-center API on a TCP port: bytes in, `Api`, bytes out.
+
+One event loop owns the state and answers without awaiting in between, so calls are atomic and in the order
+their bodies arrived.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Final
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, generate_latest
+
+from metadata_center.api import (
+    MAX_BODY_BYTES,
+    TRACE_HEADER,
+    Answer,
+    Api,
+    Code,
+    LogLevel,
+    RefusedError,
+    Request,
+    route,
+)
+from metadata_center.metrics import Metrics
+from metadata_center.service_state import Limits, ServiceState
+
+_LOGGER: Final = logging.getLogger("metadata_center")
+
+_LEVELS: Final[Mapping[LogLevel, int]] = {
+    LogLevel.TRACE: logging.DEBUG,  # nothing here is finer
+    LogLevel.DEBUG: logging.DEBUG,
+    LogLevel.INFO: logging.INFO,
+    LogLevel.WARN: logging.WARNING,
+    LogLevel.ERROR: logging.ERROR,
+    LogLevel.FATAL: logging.CRITICAL,
+}
+
+_EXPIRE_INTERVAL_S: Final = (
+    5.0  # every call expires what is due; this keeps the backlog of a quiet hour small
+)
+
+_STOP_S: Final = 5.0
+"""For calls under way when the server stops; they take milliseconds, a slow sender's body may not."""
+
+_AIGW_TRACE_HEADER: Final = "TraceId"  # what AIGW's client sends, often empty
+_TRACE_ID: Final = re.compile(r"[!-~]{1,128}")
+
+
+class HttpServer:
+    """The service: state, API and port.
+
+    Args:
+        limits: Lifetimes and bounds of what is remembered.
+        token: Required as bearer token; None requires none.
+    """
+
+    def __init__(self, limits: Limits, *, token: str | None = None) -> None:
+        self.state = ServiceState(limits, zero_unix_ns=time.time_ns() - time.monotonic_ns())
+        self._registry = CollectorRegistry()
+        self._metrics = Metrics(self._registry, self.state)
+        self._api = Api(self.state, self, token=token)
+        self._runner: web.AppRunner | None = None
+        self._expiring: asyncio.Task[None] | None = None
+        self.port = 0
+        """The TCP port, once started."""
+
+    async def start(self, host: str, port: int) -> None:
+        """Listen; port 0 picks one.
+
+        Raises:
+            OSError: The address cannot be bound.
+        """
+        app = web.Application(client_max_size=MAX_BODY_BYTES)
+        app.router.add_route("*", "/{path:.*}", self._handle)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=_STOP_S)
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, host, port).start()
+        except OSError:
+            await self._runner.cleanup()
+            raise
+        self.port = self._runner.addresses[0][1]
+        self._expiring = asyncio.create_task(self._expire())
+        _LOGGER.info("metadata center listening", extra={"host": host, "port": self.port})
+
+    async def stop(self) -> None:
+        """Accept no more, let calls under way finish for 5 s at most, close. What is remembered is gone."""
+        if self._expiring is not None:
+            self._expiring.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._expiring
+        if self._runner is not None:
+            await self._runner.cleanup()
+        _LOGGER.info("metadata center stopped")
+
+    def metrics_text(self) -> bytes:
+        """The Prometheus exposition."""
+        return generate_latest(self._registry)
+
+    def set_log_level(self, level: LogLevel) -> None:
+        """Log from this level on; DEBUG has a line for every answer."""
+        _LOGGER.setLevel(_LEVELS[level])
+        _LOGGER.info("log level set", extra={"threshold": level})
+
+    async def _expire(self) -> None:
+        while True:
+            await asyncio.sleep(_EXPIRE_INTERVAL_S)
+            self.state.advance(time.monotonic())
+
+    async def _handle(self, http: web.Request) -> web.Response:
+        trace_id = _trace_id(http.headers)
+        method, path = http.method, http.rel_url.raw_path
+        try:
+            body = await http.read()
+        except web.HTTPRequestEntityTooLarge:
+            refused = RefusedError(Code.BODY_TOO_LARGE, f"accepted: {MAX_BODY_BYTES} bytes")
+            answer = refused.answer(trace_id)
+        except (web.RequestPayloadError, ConnectionError):  # cut short, or not in its Content-Encoding
+            answer = RefusedError(Code.INVALID_INPUT, "invalid body").answer(trace_id)
+        else:
+            answer = self._answer(
+                Request(
+                    method,
+                    path,
+                    trace_id,
+                    http.rel_url.raw_query_string,
+                    body,
+                    http.headers.get("Authorization"),
+                    http.headers.get("Event-Type"),
+                )
+            )
+        known_method, known_path = route(method, path)
+        self._metrics.count(known_method, known_path, answer.status)
+        if _LOGGER.isEnabledFor(logging.DEBUG):
+            _LOGGER.debug(
+                "answered",
+                extra={
+                    "method": known_method,
+                    "path": known_path,
+                    "status": answer.status,
+                    "trace_id": trace_id,
+                },
+            )
+        return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
+
+    def _answer(self, request: Request) -> Answer:
+        try:
+            return self._api.answer(request, time.monotonic())
+        except Exception:
+            _LOGGER.exception("metadata call failed")
+            return RefusedError(Code.INTERNAL, "see the log").answer(request.trace_id)
+
+
+def _trace_id(headers: Mapping[str, str]) -> str:
+    """The caller's trace id if it can be echoed as a header, else a new one."""
+    for name in (_AIGW_TRACE_HEADER, TRACE_HEADER):
+        found = headers.get(name, "")
+        if _TRACE_ID.fullmatch(found):
+            return found
+    return uuid.uuid4().hex

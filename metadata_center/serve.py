@@ -1,0 +1,74 @@
+"""Runs the metadata-center service until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import os
+import signal
+from math import isfinite
+
+from metadata_center.errors import MetadataError
+from metadata_center.http_server import HttpServer
+from metadata_center.service_state import Limits
+
+_LOGGER = logging.getLogger("metadata_center")
+
+
+class SettingError(MetadataError):
+    """A setting of the service that cannot be used; the message names it."""
+
+
+def serve(listen: str, *, token_env: str | None, request_expiry_s: float, cache_expiry_s: float) -> int:
+    """Run until SIGTERM or SIGINT.
+
+    Args:
+        listen: `ip:port` or `name:port`, IPv6 in brackets; port 0 picks one.
+        token_env: Name of the environment variable that holds the bearer token; None requires none.
+        request_expiry_s: See `Limits`; > 0.
+        cache_expiry_s: See `Limits`; > 0.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        SettingError: One of these cannot be used.
+        OSError: The address cannot be bound.
+    """
+    host, port = _address(listen)
+    for name, seconds in (("request expiry", request_expiry_s), ("cache expiry", cache_expiry_s)):
+        if not (isfinite(seconds) and seconds > 0):
+            raise SettingError(f"{name}: {seconds}; accepted: seconds > 0")
+    token = None if token_env is None else os.environ.get(token_env)
+    if token_env is not None and not token:
+        raise SettingError(f"environment variable {token_env} holds no token")
+    if token is None and not _is_loopback(host):
+        _LOGGER.warning("open to the network without a token", extra={"host": host})
+    limits = Limits(request_expiry_s=request_expiry_s, cache_expiry_s=cache_expiry_s)
+    asyncio.run(_until_signalled(HttpServer(limits, token=token), host, port))
+    return 0
+
+
+async def _until_signalled(server: HttpServer, host: str, port: int) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    await server.start(host, port)
+    await stopping.wait()
+    await server.stop()
+
+
+def _address(listen: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
+        raise SettingError(f"listen: {listen}; accepted: ip:port, IPv6 in brackets")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
