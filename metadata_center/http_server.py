@@ -50,6 +50,8 @@ _EXPIRE_INTERVAL_S: Final = (
 _STOP_S: Final = 5.0
 """For calls under way when the server stops; they take milliseconds, a slow sender's body may not."""
 
+_FLUSH_S: Final = 1.0  # for answers already made to leave: they are small
+
 _AIGW_TRACE_HEADER: Final = "TraceId"  # what AIGW's client sends, often empty
 _TRACE_ID: Final = re.compile(r"[!-~]{1,128}")
 
@@ -68,6 +70,10 @@ class HttpServer:
         self._metrics = Metrics(self._registry, self.state)
         self._api = Api(self.state, self, token=token)
         self._runner: web.AppRunner | None = None
+        self._site: web.TCPSite | None = None
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._expiring: asyncio.Task[None] | None = None
         self.port = 0
         """The TCP port, once started."""
@@ -80,10 +86,11 @@ class HttpServer:
         """
         app = web.Application(client_max_size=MAX_BODY_BYTES)
         app.router.add_route("*", "/{path:.*}", self._handle)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=_STOP_S)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=_FLUSH_S)
         await self._runner.setup()
+        self._site = web.TCPSite(self._runner, host, port)
         try:
-            await web.TCPSite(self._runner, host, port).start()
+            await self._site.start()
         except OSError:
             await self._runner.cleanup()
             raise
@@ -92,13 +99,19 @@ class HttpServer:
         _LOGGER.info("metadata center listening", extra={"host": host, "port": self.port})
 
     async def stop(self) -> None:
-        """Accept no more, let calls under way finish for 5 s at most, close. What is remembered is gone."""
-        if self._expiring is not None:
-            self._expiring.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._expiring
-        if self._runner is not None:
-            await self._runner.cleanup()
+        """Accept no more, let calls under way finish for 5 s at most, close. Once is enough."""
+        runner, site, expiring = self._runner, self._site, self._expiring
+        self._runner = self._site = self._expiring = None
+        if runner is None or site is None or expiring is None:
+            return
+        await site.stop()
+        # aiohttp's own wait comes after it stopped reading: a body half sent would never be complete.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), _STOP_S)
+        await runner.cleanup()
+        expiring.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await expiring
         _LOGGER.info("metadata center stopped")
 
     def metrics_text(self) -> bytes:
@@ -116,6 +129,16 @@ class HttpServer:
             self.state.advance(time.monotonic())
 
     async def _handle(self, http: web.Request) -> web.Response:
+        self._calls += 1
+        self._idle.clear()
+        try:
+            return await self._respond(http)
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._idle.set()
+
+    async def _respond(self, http: web.Request) -> web.Response:
         trace_id = _trace_id(http.headers)
         method, path = http.method, http.rel_url.raw_path
         try:

@@ -93,7 +93,6 @@ def request_end(request_id: str, **changes: Any) -> RequestEnd:
         details="via_upstream",
         flags=(),
         ttft_s=0.2,
-        gateway_s=0.001,
         duration_s=0.5,
         stream_s=0.3,
         request_bytes=100,
@@ -101,7 +100,6 @@ def request_end(request_id: str, **changes: Any) -> RequestEnd:
         prompt_tokens=None,
         completion_tokens=None,
         cached_tokens=None,
-        started_unix_s=WALL_S,
     )
     return replace(plain, **changes)
 

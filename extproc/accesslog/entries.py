@@ -42,6 +42,18 @@ _SHORT_FLAGS = {
 }
 """Envoy documentation, access logging, `%RESPONSE_FLAGS%`."""
 
+_ENDED_BY = {
+    "DC": Ended.CLIENT_ABORT,
+    "DR": Ended.CLIENT_ABORT,
+    "UT": Ended.TIMEOUT,
+    "SI": Ended.TIMEOUT,
+    "DT": Ended.TIMEOUT,
+    "UC": Ended.UPSTREAM_RESET,
+    "UR": Ended.UPSTREAM_RESET,
+    "UPE": Ended.UPSTREAM_RESET,  # what Envoy calls a chunked body cut off by a close
+}
+"""Flags that tell how a request ended by themselves, the strongest first."""
+
 _BROKEN_OFF = "upstream_reset_after_response_started"
 """Envoy documentation, response code details: the client got the beginning of an answer, status and all."""
 
@@ -60,15 +72,13 @@ class RequestEnd:
         details: Envoy's `response_code_details`.
         flags: Envoy's short response flags.
         ttft_s: From sending to the engine to its first body byte, or None.
-        gateway_s: From receiving the request to sending it to the engine, or None.
         duration_s: From first byte received to last byte sent.
-        stream_s: From the first to the last body byte of the engine, or None.
+        stream_s: From the first to the last body byte of the engine; None without usage.
         request_bytes: Body bytes received.
         response_bytes: Body bytes sent.
         prompt_tokens: As the engine reported, or None.
         completion_tokens: As the engine reported, or None.
         cached_tokens: As the engine reported, or None.
-        started_unix_s: Wall clock at which the request began.
     """
 
     request_id: RequestId
@@ -80,7 +90,6 @@ class RequestEnd:
     details: str
     flags: tuple[str, ...]
     ttft_s: float | None
-    gateway_s: float | None
     duration_s: float
     stream_s: float | None
     request_bytes: int
@@ -88,7 +97,6 @@ class RequestEnd:
     prompt_tokens: int | None
     completion_tokens: int | None
     cached_tokens: int | None
-    started_unix_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,18 +165,16 @@ def failure_kind(common: pb.AccessLogCommon, status: int) -> FailureKind | None:
     return None
 
 
-def _ended(common: pb.AccessLogCommon, status: int, details: str) -> Ended:
-    flags = common.response_flags
-    if flags.downstream_connection_termination or flags.downstream_remote_reset:
-        return Ended.CLIENT_ABORT
-    if flags.upstream_request_timeout or flags.stream_idle_timeout or flags.duration_timeout:
-        return Ended.TIMEOUT
-    if (
-        flags.upstream_connection_termination
-        or flags.upstream_remote_reset
-        or flags.upstream_protocol_error  # what Envoy calls a chunked body cut off by a close
-        or details.startswith(_BROKEN_OFF)
-    ):
+def _flags(common: pb.AccessLogCommon) -> tuple[str, ...]:
+    return tuple(_SHORT_FLAGS.get(field.name, field.name) for field, _ in common.response_flags.ListFields())
+
+
+def _ended(flags: tuple[str, ...], status: int, details: str) -> Ended:
+    if flags:
+        for flag, ended in _ENDED_BY.items():
+            if flag in flags:
+                return ended
+    if details.startswith(_BROKEN_OFF):
         return Ended.UPSTREAM_RESET
     if details.startswith("tokenway_"):
         return Ended.COMPLETED if status < 400 else Ended.REJECTED
@@ -206,43 +212,38 @@ def translate(entry: pb.HTTPAccessLogEntry) -> Entry | None:
 def _request_end(entry: pb.HTTPAccessLogEntry, request_id: RequestId, owner: str | None) -> RequestEnd:
     common = entry.common_properties
     response = entry.response
-    tags = common.custom_tags
     status = response.response_code.value
     details = response.response_code_details
-    ttft_s = _seconds(tags.get("ttft_us"))
-    stream_s = None
-    if ttft_s is not None and common.HasField("time_to_last_upstream_rx_byte"):
-        first_s = ttft_s + _duration_s(common.time_to_first_upstream_tx_byte)
-        stream_s = max(0.0, _duration_s(common.time_to_last_upstream_rx_byte) - first_s)
-    usage = common.metadata.filter_metadata
+    flags = _flags(common) if common.HasField("response_flags") else ()
+    ttft_s = _seconds(common.custom_tags.get("ttft_us"))
     prompt = completion = cached = None
+    usage = common.metadata.filter_metadata
     if USAGE_NAMESPACE in usage:
         fields = usage[USAGE_NAMESPACE].fields
         prompt = _count(fields, "prompt_tokens")
         completion = _count(fields, "completion_tokens")
         cached = _count(fields, "cached_tokens")
-    start = common.start_time
+    stream_s = None
+    if ttft_s is not None and completion is not None:
+        first_s = ttft_s + _duration_s(common.time_to_first_upstream_tx_byte)
+        stream_s = max(0.0, _duration_s(common.time_to_last_upstream_rx_byte) - first_s)
     return RequestEnd(
-        request_id=request_id,
-        owner=owner,
-        endpoint=_endpoint(common),
-        attempts=common.upstream_request_attempt_count,
-        status=status,
-        ended=_ended(common, status, details),
-        details=details,
-        flags=tuple(
-            _SHORT_FLAGS.get(field.name, field.name) for field, _ in common.response_flags.ListFields()
-        ),
-        ttft_s=ttft_s,
-        gateway_s=_seconds(tags.get("gateway_us")),
-        duration_s=_duration_s(common.duration),
-        stream_s=stream_s,
-        request_bytes=entry.request.request_body_bytes,
-        response_bytes=response.response_body_bytes,
-        prompt_tokens=prompt,
-        completion_tokens=completion,
-        cached_tokens=cached,
-        started_unix_s=start.seconds + start.nanos / 1e9,
+        request_id,
+        owner,
+        _endpoint(common),
+        common.upstream_request_attempt_count,
+        status,
+        _ended(flags, status, details),
+        details,
+        flags,
+        ttft_s,
+        _duration_s(common.duration),
+        stream_s,
+        entry.request.request_body_bytes,
+        response.response_body_bytes,
+        prompt,
+        completion,
+        cached,
     )
 
 
@@ -250,6 +251,13 @@ def _count(fields: object, name: str) -> int | None:
     if name not in fields:  # type: ignore[operator]
         return None
     value = fields[name]  # type: ignore[index]
-    if value.WhichOneof("kind") != "number_value" or not 0 <= value.number_value < 1e12:
-        return None
-    return int(value.number_value)
+    number: float = value.number_value
+    if 0 < number < 1e12:
+        return int(number)
+    return 0 if number == 0 and value.WhichOneof("kind") == "number_value" else None
+
+
+def ended_unix_s(entry: pb.HTTPAccessLogEntry) -> float:
+    """Wall clock at which the request of an entry ended, to tell how late the entry is."""
+    common = entry.common_properties
+    return _duration_s(common.start_time) + _duration_s(common.duration)

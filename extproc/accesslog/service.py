@@ -22,6 +22,7 @@ from extproc.accesslog.entries import (
     Entry,
     RequestAlive,
     RequestEnd,
+    ended_unix_s,
     translate,
 )
 from extproc.observing.metrics import Metrics
@@ -128,13 +129,13 @@ class AccessLog:
             message = await context.read()
             if message is grpc.aio.EOF:
                 return als_pb2.StreamAccessLogsResponse()
-            now_unix_s = self._wall_clock()
+            lag_s: float | None = None
             for logged in message.http_logs.log_entry:
                 entry = translate(logged)
                 if entry is None:
                     continue
-                ended_unix_s = now_unix_s
-                if type(entry) is RequestEnd:
-                    ended_unix_s = entry.started_unix_s + entry.duration_s
-                self._metrics.access_log_entry(_KINDS[type(entry)], now_unix_s - ended_unix_s)
+                if lag_s is None and type(entry) is RequestEnd:  # the oldest of the batch
+                    lag_s = self._wall_clock() - ended_unix_s(logged)
+                    self._metrics.access_log_lag(lag_s)
+                self._metrics.access_log_entry(_KINDS[type(entry)])
                 self._dispatch(entry)

@@ -308,7 +308,8 @@ STREAM_ENDINGS = Family(
 ACCESS_LOG_LAG = Family(
     "tokenway_access_log_lag_seconds",
     Kind.HISTOGRAM,
-    "From the end of a request to the arrival of its access log entry; load is held that much too long.",
+    "From the end of a request to the arrival of its access log entry, the oldest of each batch; load is "
+    "held that much too long.",
     buckets=_LAG_BUCKETS,
 )
 ACCESS_LOG_ENTRIES = Family(
@@ -677,9 +678,12 @@ class Metrics(Collector):
         """Count one closed ext_proc stream."""
         self._values[STREAM_ENDINGS][phase, how] += 1
 
-    def access_log_entry(self, kind: StrEnum, lag_s: float) -> None:
-        """Count one access log entry that arrived `lag_s` after what it reports."""
+    def access_log_entry(self, kind: StrEnum) -> None:
+        """Count one access log entry."""
         self._values[ACCESS_LOG_ENTRIES][kind,] += 1
+
+    def access_log_lag(self, lag_s: float) -> None:
+        """Note that the oldest entry of a batch arrived `lag_s` after its request ended."""
         self._histograms[ACCESS_LOG_LAG][()].observe(max(0.0, lag_s))
 
     def access_log_unmatched(self) -> None:

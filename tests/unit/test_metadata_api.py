@@ -203,21 +203,14 @@ def test_an_engine_has_one_spelling(sent: str, kept: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "",
-        "x",
-        "10.0.0",
-        "10.0.0.1:",
-        "10.0.0.1:0",
-        "10.0.0.1:65536",
-        "10.0.0.1:-1",
-        "10.0.0.1:8x",
-        "[fd00::1]",
-    ]
-    + ["fe80::1%eth0", "[fe80::1%1]:80", "10.0.0.1/8", "10.0.0.01", ":80", "[]:80", "::1" * 30, 17, None],
+        *("x", "10.0.0", "10.0.0.1:", "10.0.0.1:0", "10.0.0.1:65536", "10.0.0.1:-1", "10.0.0.1:8x", ":80"),
+        *("10.0.0.1/8", "10.0.0.01", "[fd00::1]", "fe80::1%eth0", "[fe80::1%1]:80", "[]:80", "::1" * 30),
+        *("", 17, None),
+    ],
 )
 def test_what_is_no_address_is_refused(text: object) -> None:
     """Names, zones, networks and ports out of range are no engine."""
-    with pytest.raises(ValueError, match=""):
+    with pytest.raises(ValueError):
         canonical_address(text)
 
 
