@@ -1,8 +1,10 @@
 """The transport's floor: a gRPC servicer that answers Tokenway's messages with constants, no more.
 
-    python -m benchmarks.floor [--first-chunk] SOCKET CLUSTER ENDPOINT...       until killed
+    python -m benchmarks.floor [--first-chunk] [--plain] SOCKET CLUSTER ENDPOINT...       until killed
 
-What Tokenway costs above it is Tokenway's own; what it costs itself is gRPC, asyncio and Python.
+What Tokenway costs above it is Tokenway's own; what it costs itself is gRPC, asyncio and Python. `--plain` is
+the servicer as gRPC's own examples have it: every answer written, nothing returned. (The environment decides
+whether gRPC also runs with its own settings: `GRPC_EXPERIMENTS=` set to nothing keeps Tokenway's away.)
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ MAX_MESSAGE_BYTES = 64 << 20
 """Above any body that Envoy lets through."""
 
 
-async def serve(socket: str, cluster: str, endpoints: list[str], *, first_chunk: bool) -> None:
+async def serve(
+    socket: str, cluster: str, endpoints: list[str], *, first_chunk: bool, plain: bool = False
+) -> None:
     """Be the servicer until killed.
 
     Args:
@@ -32,6 +36,7 @@ async def serve(socket: str, cluster: str, endpoints: list[str], *, first_chunk:
         cluster: The Envoy cluster that every request is sent to.
         endpoints: Its endpoints that every request may use: `ip:port`, best first.
         first_chunk: Ask for the first chunk of streamed answers, as `signals.first_chunk` does.
+        plain: Write every answer, instead of returning the last one with the status.
     """
     answer = wire.Answers("0.floor").decision("request_body", tuple(endpoints), cluster)
     await_body = wire.AWAIT_BODY_AND_FIRST_CHUNK if first_chunk else wire.AWAIT_BODY
@@ -46,6 +51,20 @@ async def serve(socket: str, cluster: str, endpoints: list[str], *, first_chunk:
             return wire.CONTINUE[Kind.RESPONSE_BODY]
         return answer
 
+    async def process_plainly(_: Any, context: Any) -> None:
+        await context.read()
+        await context.write(await_body)
+        body = await context.read()
+        await context.write(answer)
+        if first_chunk and b'"stream":true' in body:
+            await context.read()
+
+    handler = (
+        grpc.stream_stream_rpc_method_handler(process_plainly)
+        if plain
+        else grpc.stream_unary_rpc_method_handler(process)
+    )
+
     async def drop(_: Any, context: Any) -> bytes:
         while await context.read() is not grpc.aio.EOF:
             pass
@@ -54,9 +73,7 @@ async def serve(socket: str, cluster: str, endpoints: list[str], *, first_chunk:
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)])
     server.add_generic_rpc_handlers(
         (
-            grpc.method_handlers_generic_handler(
-                wire.SERVICE, {"Process": grpc.stream_unary_rpc_method_handler(process)}
-            ),
+            grpc.method_handlers_generic_handler(wire.SERVICE, {"Process": handler}),
             grpc.method_handlers_generic_handler(
                 "envoy.service.accesslog.v3.AccessLogService",
                 {"StreamAccessLogs": grpc.stream_unary_rpc_method_handler(drop)},
@@ -74,11 +91,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--first-chunk", action="store_true")
+    parser.add_argument("--plain", action="store_true")
     parser.add_argument("socket")
     parser.add_argument("cluster")
     parser.add_argument("endpoints", nargs="+")
     options = parser.parse_args()
-    asyncio.run(serve(options.socket, options.cluster, options.endpoints, first_chunk=options.first_chunk))
+    asyncio.run(
+        serve(
+            options.socket,
+            options.cluster,
+            options.endpoints,
+            first_chunk=options.first_chunk,
+            plain=options.plain,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
     make bench-overhead          (python -m benchmarks.overhead)
 
-Three set-ups run side by side in one go, each an Envoy with the shipped bootstrap's data path, one upstream
+Four set-ups run side by side in one go, each an Envoy with the shipped bootstrap's data path, one upstream
 that answers at once, and a closed- or open-loop client on loopback:
 
-    alone     Envoy without ext_proc and access log
-    floor     Envoy with a gRPC servicer that answers the same messages with constants and drops access logs
-    tokenway  Envoy with Tokenway, three endpoints
+    alone        Envoy without ext_proc and access log
+    floor        Envoy with a gRPC servicer that answers the same messages with constants, drops access logs,
+                 and has Tokenway's transport settings
+    plain_floor  the same with gRPC as it comes
+    tokenway     Envoy with Tokenway, three endpoints
 
 CPU is user + system time of the Python process from /proc, over a phase, divided by its requests; access logs
 are included. Latencies are medians and 99th percentiles at the client, minus those of `alone` in the same
@@ -92,10 +94,17 @@ async def _compare(root: Path, engines: list[int], seconds: float, rounds: int, 
         setup("alone", root, engines, first_chunk=False) as alone,
         setup("floor", root, engines, first_chunk=False) as floor,
         setup("floor", root, engines, first_chunk=True) as floor_chunk,
+        setup("plain_floor", root, engines, first_chunk=False) as plain_floor,
+        setup("plain_floor", root, engines, first_chunk=True) as plain_floor_chunk,
         setup("tokenway", root, engines, first_chunk=False) as tokenway,
         setup("tokenway", root, engines, first_chunk=True) as tokenway_chunk,
     ):
-        figures |= await _cpu(floor, tokenway, floor_chunk, tokenway_chunk, seconds, rounds)
+        figures |= await _cpu(
+            (plain_floor, floor, tokenway),
+            (plain_floor_chunk, floor_chunk, tokenway_chunk),
+            seconds,
+            rounds,
+        )
         _print_progress("cpu per request", figures)
         figures |= await _latency(alone, floor, tokenway, seconds, rounds)
         _print_progress("latency", figures)
@@ -107,25 +116,31 @@ async def _compare(root: Path, engines: list[int], seconds: float, rounds: int, 
 
 
 async def _cpu(
-    floor: Setup, tokenway: Setup, floor_chunk: Setup, tokenway_chunk: Setup, seconds: float, rounds: int
+    whole: tuple[Setup, Setup, Setup], first_chunk: tuple[Setup, Setup, Setup], seconds: float, rounds: int
 ) -> Figures:
-    """CPU of a JSON request, and of a streamed one with its first chunk; the transport's part and our own."""
+    """CPU of a JSON request, and of a streamed one with its first chunk; the transport's part and our own.
+
+    Each tuple is gRPC as it comes, the floor with our transport settings, Tokenway.
+    """
+    names = ("plain_floor_us_per_request", "floor_us_per_request", "cpu_us_per_request")
     json_requests = requests(64, PROMPT_BYTES)
     stream_requests = requests(64, PROMPT_BYTES, stream_tokens=10)
     used_us: dict[str, list[float]] = {}
     for _ in range(rounds):
-        for name, target, messages in (
-            ("floor_us_per_request", floor, json_requests),
-            ("cpu_us_per_request", tokenway, json_requests),
-            ("floor_us_per_request_first_chunk", floor_chunk, stream_requests),
-            ("cpu_us_per_request_first_chunk", tokenway_chunk, stream_requests),
+        for suffix, targets, messages in (
+            ("", whole, json_requests),
+            ("_first_chunk", first_chunk, stream_requests),
         ):
-            used_us.setdefault(name, []).append(await _warm_cpu_us(target, messages, 4, seconds))
+            for name, target in zip(names, targets, strict=True):
+                used = await _warm_cpu_us(target, messages, 4, seconds)
+                used_us.setdefault(name + suffix, []).append(used)
     figures: Figures = {name: round(statistics.median(values), 1) for name, values in used_us.items()}
     for suffix in ("", "_first_chunk"):
         total, base = figures[f"cpu_us_per_request{suffix}"], figures[f"floor_us_per_request{suffix}"]
         figures[f"own_us_per_request{suffix}"] = round(total - base, 1)
         figures[f"total_to_floor_ratio{suffix}"] = round(total / base, 3)
+        plain = figures[f"plain_floor_us_per_request{suffix}"]
+        figures[f"total_to_plain_floor_ratio{suffix}"] = round(total / plain, 3)
     return figures
 
 

@@ -1,10 +1,11 @@
 """The set-ups that are compared, each an Envoy with the shipped bootstrap's data path and what is behind it.
 
-    alone     no ext_proc, no access log
-    floor     a servicer that answers with constants and drops access-log bytes (`benchmarks.floor`)
-    tokenway  Tokenway
+    alone        no ext_proc, no access log
+    floor        a servicer that answers with constants and drops access-log bytes (`benchmarks.floor`)
+    plain_floor  the same without Tokenway's transport settings and its way to answer: gRPC as it comes
+    tokenway     Tokenway
 
-All send to the same engines. Those of `alone` and `floor` are in static clusters with Tokenway's balancing
+All send to the same engines. Those of all but `tokenway` are in static clusters with Tokenway's balancing
 policy.
 """
 
@@ -27,7 +28,7 @@ from benchmarks import processes
 from benchmarks.traffic import MODEL, Client, Target, request
 from extproc.server import bootstrap
 
-Kind = Literal["alone", "floor", "tokenway"]
+Kind = Literal["alone", "floor", "plain_floor", "tokenway"]
 
 ENVOY = Path(os.environ.get("TOKENWAY_ENVOY", Path(__file__).parents[1] / ".tools/envoy/envoy/_bin/envoy"))
 CLUSTER = "bench"
@@ -149,12 +150,24 @@ async def setup(
     envoy_yaml.write_text(envoy_config(kind, port, envoy_admin_port, str(socket), engines))
     with contextlib.ExitStack() as stack:
         pid = None
-        if kind == "floor":
+        if kind in ("floor", "plain_floor"):
             options = ["--first-chunk"] if first_chunk else []
             keys = [f"127.0.0.1:{engine}" for engine in engines]
-            pid = stack.enter_context(
-                python_module("benchmarks.floor", *options, str(socket), CLUSTER, *keys)
+            arguments = [*options, str(socket), CLUSTER, *keys]
+            child = (
+                python_module("benchmarks.floor", *arguments)
+                if kind == "floor"
+                else processes.running(
+                    "env",
+                    "GRPC_EXPERIMENTS=",
+                    sys.executable,
+                    "-m",
+                    "benchmarks.floor",
+                    "--plain",
+                    *arguments,
+                )
             )
+            pid = stack.enter_context(child)
             await processes.until(lambda: asyncio.to_thread(socket.exists), "floor")
         elif kind == "tokenway":
             admin_port = processes.free_port()

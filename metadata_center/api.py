@@ -296,8 +296,10 @@ class Api:
 
     def _query(self, request: Request, now_s: float) -> Answer:
         body = _Body(request)
-        top_k = body.count("top_k") or body.count("topk")  # AIGW's client sends the latter
-        held = self._state.caches.query(body.name("cluster"), body.hashes("prompt_hash"), top_k, now_s)
+        top_k, topk = body.count("top_k"), body.count("topk")  # AIGW's client sends the latter
+        held = self._state.caches.query(
+            body.name("cluster"), body.hashes("prompt_hash"), top_k or topk, now_s
+        )
         return _ok(request, {"locations": [{"ip": ip, "length": length} for ip, length in held]})
 
     def _set_log_level(self, request: Request, _: float) -> Answer:
@@ -344,8 +346,8 @@ class _Body:
 
     def count(self, field: str) -> int:
         """An integer 0..`MAX_INT32`; 0 if absent."""
-        found = self._fields.get(field, 0)
-        if type(found) is not int or not 0 <= found <= MAX_INT32:
+        found = _integer(self._fields.get(field, 0))
+        if found is None or not 0 <= found <= MAX_INT32:
             raise _invalid(f"field {field} should be an integer, 0..{MAX_INT32}")
         return found
 
@@ -356,10 +358,13 @@ class _Body:
             raise _invalid(f"field {field} is required")
         if not isinstance(found, list) or len(found) > MAX_HASHES:
             raise _invalid(f"field {field} should be a list of at most {MAX_HASHES} integers")
-        # Not `isinstance`: True is an int there. Beyond 64 bits the decoder makes floats.
-        if found and (set(map(type, found)) != {int} or min(found) < 0):
+        hashes: list[int] = found
+        if not set(map(type, found)) <= {int}:
+            hashes = [number for number in map(_integer, found) if number is not None]
+        in_range = not hashes or 0 <= min(hashes) <= max(hashes) <= _MAX_HASH
+        if len(hashes) != len(found) or not in_range:
             raise _invalid(f"field {field} should hold integers, 0..{_MAX_HASH}")
-        return found
+        return hashes
 
     def address(self, field: str) -> str:
         """`ip` or `ip:port`, an IPv6 address with a port in brackets; canonical."""
@@ -371,6 +376,13 @@ class _Body:
         except ValueError:
             reason = f"field {field} should be an IPv4 or IPv6 address, with or without a port"
             raise _invalid(reason) from None
+
+
+def _integer(found: object) -> int | None:
+    """An integer as JSON Schema has it: 12.0 is one, true is none. Beyond 64 bits decoding makes floats."""
+    if type(found) is float and found.is_integer():
+        return int(found)
+    return found if type(found) is int else None
 
 
 def canonical_address(text: object) -> str:
@@ -596,7 +608,10 @@ _OPERATIONS: Final = (
         "POST",
         "/v1/replica/event",
         "One of the three changes above, from a replica of AIGW's metadata center",
-        body=_ADD_BODY,
+        body={
+            **_ID_BODY,
+            "description": "That of the call: load.stats.set needs all that POST /v1/load/stats does.",
+        },
         parameters=(
             {
                 "name": "Event-Type",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import schemathesis
@@ -24,6 +25,9 @@ from schemathesis.specs.openapi.checks import (
 from metadata_center.api import openapi_document
 from metadata_center.http_server import HttpServer
 from metadata_center.service_state import Limits
+
+EVENT = "/v1/replica/event"
+"""What its body must hold depends on a header, which no OpenAPI schema says."""
 
 CHECKS = [
     not_a_server_error,
@@ -55,6 +59,7 @@ def url() -> Iterator[str]:
 
 @schema.parametrize()
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-def test_every_call_conforms(case: Case, url: str) -> None:
+def test_every_call_conforms(case: Case[Any], url: str) -> None:
     """No 5xx; status, headers, type and body are documented; valid input is taken, invalid input is not."""
-    case.call_and_validate(base_url=url, checks=CHECKS)
+    excluded = [negative_data_rejection, positive_data_acceptance] if case.path == EVENT else []
+    case.call_and_validate(base_url=url, checks=CHECKS, excluded_checks=excluded)

@@ -162,6 +162,14 @@ def test_hashes_are_unsigned_64_bit() -> None:
     assert not client.ok("POST", QUERY, {**ASK, "prompt_hash": [2**64 - 2]})["locations"]
 
 
+def test_an_integer_may_be_written_as_a_float() -> None:
+    """12.0 is 12, in counts and in hashes, as JSON Schema has it."""
+    client = Client()
+    client.ok("POST", SAVE, {**KEEP, "prompt_hash": [12, 2.0]})
+    asked = {**ASK, "prompt_hash": [12.0, 2], "top_k": 3.0}
+    assert client.ok("POST", QUERY, asked) == {"locations": [{"ip": "10.0.0.1", "length": 2}]}
+
+
 def test_lengths_stay_readable_to_aigw() -> None:
     """A sum beyond int32 is cut off there, and comes back exactly when requests end."""
     client = Client()
@@ -251,9 +259,10 @@ def test_a_required_field_is_required(call: tuple[str, str], body: dict[str, Any
         (("POST", SAVE), {**KEEP, "prompt_hash": "1"}),
         (("POST", SAVE), {**KEEP, "prompt_hash": [1, -1]}),
         (("POST", SAVE), {**KEEP, "prompt_hash": [1, True]}),
-        (("POST", SAVE), {**KEEP, "prompt_hash": [1.0]}),
+        (("POST", SAVE), {**KEEP, "prompt_hash": [1.5]}),
         (("POST", SAVE), {**KEEP, "prompt_hash": [0] * (MAX_HASHES + 1)}),
         (("POST", SAVE), b'{"cluster":"c","ip":"10.0.0.1","prompt_hash":[18446744073709551616]}'),
+        (("POST", SAVE), b'{"cluster":"c","ip":"10.0.0.1","prompt_hash":[1e999]}'),
         (("POST", QUERY), {**ASK, "top_k": -1}),
         (("POST", QUERY), {**ASK, "topk": "10"}),
         (("POST", LEVEL), {"LevelParam": "debug"}),
