@@ -154,18 +154,11 @@ async def setup(
             options = ["--first-chunk"] if first_chunk else []
             keys = [f"127.0.0.1:{engine}" for engine in engines]
             arguments = [*options, str(socket), CLUSTER, *keys]
+            plain_grpc = ("env", "GRPC_EXPERIMENTS=", sys.executable, "-m")
             child = (
                 python_module("benchmarks.floor", *arguments)
                 if kind == "floor"
-                else processes.running(
-                    "env",
-                    "GRPC_EXPERIMENTS=",
-                    sys.executable,
-                    "-m",
-                    "benchmarks.floor",
-                    "--plain",
-                    *arguments,
-                )
+                else processes.running(*plain_grpc, "benchmarks.floor", "--plain", *arguments)
             )
             pid = stack.enter_context(child)
             await processes.until(lambda: asyncio.to_thread(socket.exists), "floor")

@@ -149,8 +149,6 @@ class ClusterLoads:
             return False
         engine = self._clusters.get(cluster, {}).get(address)
         if engine is None:
-            if len(self._engines) >= self._limits.max_endpoints:
-                raise CapacityError(f"{self._limits.max_endpoints} endpoints are known")
             engine = _Engine(cluster, address, EndpointKey(str(self._serial)), now_s)
         self._table.charge(Charge(request_id, engine.key, prompt_length, 0), now_s, None)
         if engine.key not in self._engines:

@@ -41,6 +41,8 @@ CORE = (
     "metadata_center/counters.py",
     "metadata_center/prefix_index.py",
     "metadata_center/store.py",
+    "metadata_center/api.py",
+    "metadata_center/service_state.py",
     "simulator/engine/*.py",
 )
 

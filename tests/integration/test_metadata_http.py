@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from io import BytesIO
 from pathlib import Path
@@ -16,9 +17,11 @@ import aiohttp
 import orjson
 import pytest
 
+from metadata_center import http_server
 from metadata_center.api import MAX_BODY_BYTES
 from metadata_center.http_server import HttpServer
 from metadata_center.service_state import Limits
+from metadata_center.types import RequestId
 
 pytestmark = pytest.mark.asyncio
 
@@ -192,6 +195,18 @@ async def test_stopping_lets_a_call_under_way_finish(server: HttpServer) -> None
         assert (await reader.readline()).startswith(b"HTTP/1.1 200")
         writer.close()
         await stopping
+
+
+async def test_what_is_due_expires_without_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server looks by itself, so that a call after a quiet hour does not find an hour's work."""
+    monkeypatch.setattr(http_server, "_EXPIRE_INTERVAL_S", 0.01)
+    server = HttpServer(Limits(request_expiry_s=0.05))
+    await server.start("127.0.0.1", 0)
+    server.state.loads.add(RequestId("r"), "c", "10.0.0.1", 1, time.monotonic())
+    async with asyncio.timeout(DEADLINE_S):
+        while server.state.loads.expired_requests == 0:  # noqa: ASYNC110 - expiry announces itself to nobody
+            await asyncio.sleep(0.01)
+    await server.stop()
 
 
 async def test_a_port_in_use_is_an_error(server: HttpServer) -> None:
