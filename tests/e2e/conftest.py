@@ -13,6 +13,7 @@ from openai import AsyncOpenAI
 from simulator.server.app import SimulatorServer
 from tests.e2e.harness import (
     DEBUG_TOKEN_ENV,
+    LEASE_S,
     Recorder,
     Stack,
     cluster,
@@ -94,8 +95,9 @@ async def shared(engines: list[SimulatorServer]) -> AsyncIterator[Shared]:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def two_workers(engines: list[SimulatorServer]) -> AsyncIterator[Stack]:
-    """Two workers in front of the same replicas."""
-    async with running_stack([cluster("sim", map(key_of, engines))], workers=2) as stack:
+    """Two workers in front of the same replicas; leases short enough to be seen running out."""
+    config = {"load": {"lease_s": LEASE_S}}
+    async with running_stack([cluster("sim", map(key_of, engines))], config, workers=2) as stack:
         yield stack
 
 

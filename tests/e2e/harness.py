@@ -469,6 +469,10 @@ async def running_stack(
         shutil.rmtree(stack.run_dir, ignore_errors=True)
 
 
+LEASE_S = 6.0
+"""Of the stack whose workers are killed: what a lost access log would have released is released by then."""
+
+
 class Load:
     """Clients that ask again and again until the block ends.
 
