@@ -17,6 +17,16 @@ GC_THRESHOLD = 50_000
 """Allocations between collections of the youngest objects; the default, 700, collects twice per request."""
 
 
+def is_news(record: logging.LogRecord) -> bool:
+    """False for gRPC's complaint that it could not deliver an answer because the peer had just left.
+
+    Envoy resets a stream whose client is gone; if our answer is on its way at that moment, gRPC logs an error
+    of its own. What our handlers raise it logs with other words ("Unexpected ... raised by servicer method").
+    """
+    undelivered = "Exception not handled by _handle_exceptions"
+    return not (record.name == "grpc._cython.cygrpc" and str(record.msg).startswith(undelivered))
+
+
 def serve(path: Path) -> int:
     """Run until SIGTERM or SIGINT.
 
@@ -37,6 +47,7 @@ def serve_worker(path: Path, index: int) -> int:
 def _run(server: Worker | Supervisor) -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
+    handler.addFilter(is_news)
     logging.basicConfig(handlers=[handler], level=logging.INFO)
     asyncio.run(_until_signalled(server))
     return 0
