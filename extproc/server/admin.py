@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 from aiohttp import web
@@ -26,6 +26,40 @@ def json_response(body: object, status: int = 200) -> web.Response:
         status=status,
         content_type="application/json",
     )
+
+
+class AdminSurface(Protocol):
+    """Who answers on the admin port: a worker for itself, or a supervisor for all."""
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        """GET /metrics."""
+
+    async def healthz(self, _: web.Request) -> web.Response:
+        """GET /healthz."""
+
+    async def readyz(self, _: web.Request) -> web.Response:
+        """GET /readyz."""
+
+    async def endpoints(self, _: web.Request) -> web.Response:
+        """GET /endpoints."""
+
+    async def last(self, request: web.Request) -> web.Response:
+        """GET /explain?last=N."""
+
+    async def explain(self, request: web.Request) -> web.Response:
+        """GET /explain/{request_id}."""
+
+
+def application(surface: AdminSurface) -> web.Application:
+    """The admin port's paths."""
+    app = web.Application()
+    app.router.add_get("/metrics", surface.metrics)
+    app.router.add_get("/healthz", surface.healthz)
+    app.router.add_get("/readyz", surface.readyz)
+    app.router.add_get("/endpoints", surface.endpoints)
+    app.router.add_get("/explain", surface.last)
+    app.router.add_get("/explain/{request_id}", surface.explain)
+    return app
 
 
 class Admin:
@@ -70,37 +104,37 @@ class Admin:
             await self._runner.cleanup()
 
     async def _start(self) -> web.AppRunner:
-        app = web.Application()
-        app.router.add_get("/metrics", self._metrics)
-        app.router.add_get("/healthz", self._healthz)
-        app.router.add_get("/readyz", self._readyz)
-        app.router.add_get("/endpoints", self._endpoints)
-        app.router.add_get("/explain", self._last)
-        app.router.add_get("/explain/{request_id}", self._explain)
+        app = application(self)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
         return self._runner
 
-    async def _metrics(self, _: web.Request) -> web.Response:
+    async def metrics(self, _: web.Request) -> web.Response:
+        """The Prometheus exposition."""
         return web.Response(body=self._metrics_text(), headers={"content-type": METRICS_TYPE})
 
-    async def _healthz(self, _: web.Request) -> web.Response:
+    async def healthz(self, _: web.Request) -> web.Response:
+        """Alive, or there would be no answer."""
         return json_response({"status": "alive"})
 
-    async def _readyz(self, _: web.Request) -> web.Response:
+    async def readyz(self, _: web.Request) -> web.Response:
+        """200 while new requests are taken, else 503."""
         ready = self._ready()
         return json_response({"status": "ready" if ready else "not ready"}, 200 if ready else 503)
 
-    async def _endpoints(self, _: web.Request) -> web.Response:
+    async def endpoints(self, _: web.Request) -> web.Response:
+        """What `tokenway top` shows."""
         return json_response(self._endpoints_json())
 
-    async def _last(self, request: web.Request) -> web.Response:
+    async def last(self, request: web.Request) -> web.Response:
+        """The most recent decision records, newest first."""
         text = request.query.get("last", "1")
         if not text.isdigit() or not 1 <= int(text) <= _MAX_LAST:
             return json_response({"error": f"last must be 1..{_MAX_LAST}"}, 400)
         return json_response({"records": [to_json(record) for record in self._state.records.last(int(text))]})
 
-    async def _explain(self, request: web.Request) -> web.Response:
+    async def explain(self, request: web.Request) -> web.Response:
+        """One decision record, or 404."""
         record = self._state.records.get(RequestId(request.match_info["request_id"]))
         if record is None:
             return json_response({"error": "no such request is held"}, 404)

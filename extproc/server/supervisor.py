@@ -14,7 +14,7 @@ from aiohttp import web
 
 from extproc.config.loading import load_all
 from extproc.observing.merge import merge
-from extproc.server.admin import METRICS_TYPE, json_response
+from extproc.server.admin import METRICS_TYPE, application, json_response
 from extproc.server.worker import COUNTERS_FILE, admin_path
 from metadata_center import shared_counters
 
@@ -56,13 +56,7 @@ class Supervisor:
         self._run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         shared_counters.create(self._run_dir / COUNTERS_FILE, workers)
         self._keepers = [asyncio.create_task(self._keep(index)) for index in range(workers)]
-        app = web.Application()
-        app.router.add_get("/metrics", self._metrics)
-        app.router.add_get("/healthz", self._healthz)
-        app.router.add_get("/readyz", self._readyz)
-        app.router.add_get("/endpoints", self._endpoints)
-        app.router.add_get("/explain", self._last)
-        app.router.add_get("/explain/{request_id}", self._explain)
+        app = application(self)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
         admin = self._config.server.admin
@@ -116,22 +110,26 @@ class Supervisor:
         answers = await asyncio.gather(*(one(index) for index in indices))
         return {index: answer for index, answer in zip(indices, answers, strict=True) if answer is not None}
 
-    async def _metrics(self, _: web.Request) -> web.Response:
+    async def metrics(self, _: web.Request) -> web.Response:
+        """The Prometheus exposition."""
         answers = await self._ask("/metrics")
         text = merge({index: body.decode() for index, (_, body) in answers.items()})
         return web.Response(body=text.encode(), headers={"content-type": METRICS_TYPE})
 
-    async def _healthz(self, _: web.Request) -> web.Response:
+    async def healthz(self, _: web.Request) -> web.Response:
+        """Alive, or there would be no answer."""
         return json_response({"status": "alive"})
 
-    async def _readyz(self, _: web.Request) -> web.Response:
+    async def readyz(self, _: web.Request) -> web.Response:
+        """200 while new requests are taken, else 503."""
         answers = await self._ask("/readyz")
         ready = sum(status == 200 for status, _ in answers.values())
         return json_response(
             {"status": "ready" if ready else "not ready", "workers_ready": ready}, 200 if ready else 503
         )
 
-    async def _endpoints(self, _: web.Request) -> web.Response:
+    async def endpoints(self, _: web.Request) -> web.Response:
+        """What `tokenway top` shows."""
         answers = await self._ask("/endpoints")
         bodies = [orjson.loads(body) for status, body in answers.values() if status == 200]
         if not bodies:
@@ -148,7 +146,8 @@ class Supervisor:
                 )
         return json_response(merged)
 
-    async def _last(self, request: web.Request) -> web.Response:
+    async def last(self, request: web.Request) -> web.Response:
+        """The most recent decision records, newest first."""
         answers = await self._ask(f"/explain?{request.query_string}")
         refused = [body for status, body in answers.values() if status != 200]
         if refused or not answers:
@@ -161,7 +160,8 @@ class Supervisor:
         records.sort(key=lambda record: record["time_unix_s"], reverse=True)
         return json_response({"records": records[: int(request.query.get("last", "1"))]})
 
-    async def _explain(self, request: web.Request) -> web.Response:
+    async def explain(self, request: web.Request) -> web.Response:
+        """One decision record, or 404."""
         answers = await self._ask(f"/explain/{request.match_info['request_id']}")
         for status, body in answers.values():
             if status == 200:
