@@ -59,7 +59,6 @@ class InferenceRequest:
         max_tokens: The client's output bound, or None.
         cache_salt: The engine's cache namespace asked for by the client, or None.
         body: The decoded JSON object, owned by this request; sanitising edits it.
-        removed: Names of body fields taken out because clients may not steer them.
         is_multimodal: True if any part was image, audio or video.
     """
 
@@ -71,7 +70,6 @@ class InferenceRequest:
     max_tokens: int | None
     cache_salt: str | None
     body: dict[str, Any]
-    removed: tuple[str, ...] = ()
     is_multimodal: bool = False
 
 

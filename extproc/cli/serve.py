@@ -14,7 +14,8 @@ from extproc.server.supervisor import Supervisor
 from extproc.server.worker import Worker
 
 GC_THRESHOLD = 50_000
-"""Allocations between collections of the youngest objects; the default, 700, collects twice per request."""
+"""Allocations between collections of the youngest objects; at the default, 700, collections come every few
+requests and find what is still in flight."""
 
 
 def is_news(record: logging.LogRecord) -> bool:

@@ -38,7 +38,7 @@ PREFILL_DUE_FLOOR_S = 0.1
 """And not before this (AIGW: 100 ms)."""
 
 MAX_ANSWERS = 4096
-"""Serialised answers kept per pool: all orders of three out of sixteen endpoints; about 400 bytes each."""
+"""Serialised answers kept per pool: all orders of three out of sixteen endpoints; about 500 bytes each."""
 
 _RQ_TIMEOUT = "x-envoy-upstream-rq-timeout-ms"
 _TRY_TIMEOUT = "x-envoy-upstream-rq-per-try-timeout-ms"

@@ -15,8 +15,8 @@ from metadata_center.types import RequestId
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-_MAX_LAST = 10_000
-"""Records one answer may hold; a record of 1,000 candidates is about 300 KB."""
+_MAX_LAST = 500
+"""Records one answer may hold; a record of 1,000 candidates is about 80 KB, so 40 MB at most."""
 
 
 def json_response(body: object, status: int = 200) -> web.Response:
