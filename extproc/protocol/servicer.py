@@ -10,7 +10,7 @@ carries the request on by its own fallback policy.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from enum import StrEnum, auto
 from typing import Any, Protocol
 
@@ -48,8 +48,11 @@ class Decided(Protocol):
 class Decider(Protocol):
     """Who chooses, and who is told when the first token passes."""
 
-    def decide(self, request: RequestHeaders, body: bytes) -> Decided:
-        """Choose and charge, in one step. Raises RouterError if the request cannot be served."""
+    def decide(self, request: RequestHeaders, body: bytes) -> Decided | Awaitable[Decided]:
+        """Choose and charge, in one step, now or later. Raises RouterError if the request cannot be served.
+
+        What is awaited is cancelled when the client leaves meanwhile; it must not charge after that.
+        """
 
     def first_token(self, request_id: str, *, late: bool) -> None:
         """The first token of this request's answer passes now; `late` if other bytes came before it."""
@@ -82,6 +85,7 @@ class Processor:
         self._judge = judge
         self._decider = decider
         self._want_first_chunk = want_first_chunk
+        self._reads: set[asyncio.Task[Any]] = set()
         self.streams_active = 0
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -100,11 +104,13 @@ class Processor:
         first_chunk = self._want_first_chunk()
         stream = Stream(self._judge, want_first_chunk=first_chunk)
         request: RequestHeaders | None = None
+        ahead: asyncio.Task[Any] | None = None
         phase, how = stream.phase, StreamEnding.FAILED
         self.streams_active += 1
         try:
             while True:
-                message = await context.read()
+                message = await (ahead or context.read())
+                ahead = None
                 if message is grpc.aio.EOF:
                     phase, how = stream.phase, StreamEnding.CLOSED
                     stream.receive(Kind.CLOSED)
@@ -125,7 +131,7 @@ class Processor:
                     effects = stream.receive(Kind(which))
                 decided = None
                 if type(effects[0]) is machine.Decide:
-                    decided, effects = self._decide(stream, effects[0])
+                    decided, effects, ahead = await self._decide(stream, effects[0], context)
                 answer = b""
                 for effect in effects:
                     match effect:
@@ -150,7 +156,8 @@ class Processor:
                         case machine.SendPass(cluster):
                             answer = self._decider.pass_to(cluster)
                         case machine.Abandon():
-                            pass  # nobody waits for a decision that is made at once
+                            phase, how = Phase.DECIDING, StreamEnding.CLOSED
+                            return b""
                 await context.write(answer)
         except machine.SpuriousMessage as spurious:
             how = StreamEnding.SPURIOUS
@@ -163,9 +170,57 @@ class Processor:
             self.streams_active -= 1
             self._decider.stream_ended(phase, how)
 
-    def _decide(self, stream: Stream, effect: machine.Decide) -> tuple[Decided | None, machine.Effects]:
+    async def _decide(
+        self, stream: Stream, effect: machine.Decide, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> tuple[Decided | None, machine.Effects, asyncio.Task[Any] | None]:
+        """Decide, and what to do then; third, a read that was begun while a decision was waited for."""
+        ahead = None
         try:
             decided = self._decider.decide(effect.request, effect.body)
+            if isinstance(decided, Awaitable):
+                later = asyncio.ensure_future(decided)
+                abandoned, ahead = await self._wait(stream, later, context)
+                if abandoned is not None:
+                    return None, abandoned, None
+                decided = later.result()
         except RouterError as error:
-            return None, stream.refused(error)
-        return decided, stream.decided(stream=decided.stream, late_marker=decided.late_marker)
+            return None, stream.refused(error), ahead
+        return decided, stream.decided(stream=decided.stream, late_marker=decided.late_marker), ahead
+
+    async def _wait(
+        self,
+        stream: Stream,
+        decision: asyncio.Future[Decided],
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> tuple[machine.Effects | None, asyncio.Task[Any] | None]:
+        """Until the decision is there, or the client is gone: then the decision is cancelled.
+
+        A read cannot be taken back from gRPC, so the one that was begun to notice the end of the stream is
+        returned, to be awaited in place of the next one.
+        """
+        try:
+            while True:
+                ahead: asyncio.Task[Any] = asyncio.ensure_future(context.read())
+                self._reads.add(ahead)
+                ahead.add_done_callback(self._forget_read)
+                await asyncio.wait((decision, ahead), return_when=asyncio.FIRST_COMPLETED)
+                if not ahead.done():
+                    return None, ahead
+                message = ahead.result()
+                if message is grpc.aio.EOF:
+                    return stream.receive(Kind.CLOSED), None
+                which = message.WhichOneof("request")
+                if which is None:
+                    continue
+                effects = stream.receive(Kind(which))
+                if type(effects[0]) is machine.Abandon:
+                    return effects, None
+                await context.write(wire.CONTINUE[Kind(which)])
+        finally:
+            decision.cancel()
+
+    def _forget_read(self, read: asyncio.Task[Any]) -> None:
+        """A read that outlives its stream ends with it, by EOF, cancellation or an error of gRPC."""
+        self._reads.discard(read)
+        if not read.cancelled():
+            read.exception()

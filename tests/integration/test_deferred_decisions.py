@@ -1,0 +1,172 @@
+"""Decisions answered later: the stream waits for them, notices who leaves, and drops what is left."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+
+from extproc.errors import Reason, RouterError
+from extproc.protocol import wire
+from extproc.protocol.machine import RequestHeaders
+from extproc.protocol.servicer import Decided, Processor
+from extproc.routing.gateway import Gateway
+from tests.conftest import Rig, build_rig, chat
+from tests.integration.test_servicer import body, chunk, headers, until
+
+pytestmark = pytest.mark.asyncio
+
+
+class Deferring:
+    """A gateway whose decisions wait until the test lets them go."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self.release = asyncio.Event()
+        self.waiting = 0
+        self.abandoned = 0
+        self.error: RouterError | None = None
+        self.first_token = gateway.first_token
+        self.pass_to = gateway.pass_to
+        self.rejected = gateway.rejected
+        self.stream_ended = gateway.stream_ended
+
+    def decide(self, request: RequestHeaders, body: bytes) -> Awaitable[Decided]:
+        """Later."""
+        return self._later(request, body)
+
+    async def _later(self, request: RequestHeaders, body: bytes) -> Decided:
+        self.waiting += 1
+        try:
+            await self.release.wait()
+        except asyncio.CancelledError:
+            self.abandoned += 1
+            raise
+        finally:
+            self.waiting -= 1
+        if self.error is not None:
+            raise self.error
+        return self._gateway.decide(request, body)
+
+
+class Served:
+    """A rig behind a real server, its decisions deferred."""
+
+    def __init__(self, rig: Rig, channel: grpc.aio.Channel) -> None:
+        self.rig = rig
+        self.decider = Deferring(rig.gateway)
+        self.processor = Processor(rig.gateway.judge, self.decider, lambda: True)
+        self._process = channel.stream_stream(
+            wire.PROCESS,
+            request_serializer=pb.ProcessingRequest.SerializeToString,
+            response_deserializer=pb.ProcessingResponse.FromString,
+        )
+
+    async def waiting(self, *, stream: bool) -> Any:
+        """A stream whose decision is pending."""
+        call = self._process()
+        await call.write(headers("r"))
+        await call.read()
+        await call.write(body(chat("x" * 1000, stream=stream)))
+        await until(lambda: self.decider.waiting == 1)
+        return call
+
+    async def idle(self) -> None:
+        """Wait until no stream is open."""
+        await until(lambda: self.processor.streams_active == 0)
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> AsyncIterator[Served]:
+    """On a Unix socket."""
+    address = f"unix:{tmp_path / 'gw.sock'}"
+    server = grpc.aio.server()
+    server.add_insecure_port(address)
+    async with grpc.aio.insecure_channel(address) as channel:
+        served = Served(build_rig(), channel)
+        server.add_generic_rpc_handlers((served.processor.handlers(),))
+        await server.start()
+        yield served
+    await server.stop(None)
+
+
+async def test_a_stream_decided_later_goes_on_as_one_decided_at_once(served: Served) -> None:
+    """The body is answered when the decision is there; the first chunk still closes the stream."""
+    call = await served.waiting(stream=True)
+    served.decider.release.set()
+    assert (await call.read()).WhichOneof("response") == "request_body"
+    await call.write(chunk(b"data: {}\n\n"))
+    assert (await call.read()).WhichOneof("response") == "response_body"
+    assert await call.read() is grpc.aio.EOF
+    assert await call.code() is grpc.StatusCode.OK
+    await served.idle()
+
+
+async def test_an_unstreamed_request_decided_later_is_answered_and_left(served: Served) -> None:
+    """Its decision is the last word, though a read was begun while it waited."""
+    call = await served.waiting(stream=False)
+    served.decider.release.set()
+    assert (await call.read()).WhichOneof("response") == "request_body"
+    assert await call.read() is grpc.aio.EOF
+    assert await call.code() is grpc.StatusCode.OK
+    await served.idle()
+
+
+async def test_a_late_refusal_is_an_answer(served: Served) -> None:
+    """A decision that fails after its wait gives the client the error."""
+    served.decider.error = RouterError(Reason.NO_HEALTHY_ENDPOINT, "none", retry_after_s=1)
+    call = await served.waiting(stream=True)
+    served.decider.release.set()
+    assert (await call.read()).immediate_response.status.code == 503
+    assert await call.read() is grpc.aio.EOF
+    await served.idle()
+
+
+@pytest.mark.parametrize("politely", [True, False])
+async def test_who_leaves_while_waiting_is_not_decided(served: Served, politely: bool) -> None:
+    """The decision is cancelled at once and nothing is charged."""
+    call = await served.waiting(stream=True)
+    if politely:
+        await call.done_writing()
+    else:
+        call.cancel()
+    await served.idle()
+    await until(lambda: served.decider.abandoned == 1)
+    assert served.rig.metric("tokenway_stream_endings_total", phase="deciding", how="closed") == 1
+    assert len(served.rig.state.inflight) == 0
+
+
+async def test_trailers_while_waiting_pass(served: Served) -> None:
+    """Request trailers are let through at once; the decision answers the body all the same."""
+    call = await served.waiting(stream=True)
+    await call.write(pb.ProcessingRequest(request_trailers=pb.HttpTrailers()))
+    assert (await call.read()).WhichOneof("response") == "request_trailers"
+    served.decider.release.set()
+    assert (await call.read()).WhichOneof("response") == "request_body"
+    call.cancel()
+    await served.idle()
+
+
+async def test_a_local_reply_while_waiting_ends_it(served: Served) -> None:
+    """Envoy answered by itself (a timeout): the decision is dropped and the stream closed."""
+    call = await served.waiting(stream=True)
+    await call.write(pb.ProcessingRequest(response_headers=pb.HttpHeaders()))
+    assert await call.read() == pb.ProcessingResponse()  # empty: Envoy, having left, does not read it
+    assert await call.read() is grpc.aio.EOF
+    assert await call.code() is grpc.StatusCode.OK
+    await served.idle()
+    assert served.decider.abandoned == 1
+
+
+async def test_a_spurious_message_while_waiting_is_an_invalid_argument(served: Served) -> None:
+    """A second body fails the stream, and the decision with it."""
+    call = await served.waiting(stream=True)
+    await call.write(body(b"{}"))
+    assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+    await served.idle()
+    assert served.decider.abandoned == 1
