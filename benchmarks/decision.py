@@ -67,7 +67,7 @@ def decisions(endpoints: int, *, prompt_bytes: int = 4096, repeats: int = 2000) 
         state, table, RouterSettings(), Answers("0.bench"), random.Random(1), time.monotonic, time.time
     )
     for member in members:  # known from the start, as after a minute of traffic
-        state.index.record(member.key, [1])
+        state.caches.history.record(member.key, [1])
     took: list[float] = []
     for i in range(repeats):
         request_id = f"{i:036d}"

@@ -97,8 +97,9 @@ class Snapshot:
         requests: In-flight requests.
         prefill_tokens: Uncached prompt tokens charged but not yet known to be prefilled.
         context_tokens: Prompt tokens of all in-flight requests (KV in use).
-        matched_blocks: Longest contiguous cached prefix in blocks, 0..num_blocks.
-        num_blocks: Blocks of this request's prompt.
+        matched_blocks: Longest contiguous cached prefix, 0..num_blocks.
+        num_blocks: Length of this request's prompt in the same unit: blocks of ours where routing history is
+            the only view of the caches, tokens where engines announce them.
         weights: Relative capacity, > 0.
     """
 

@@ -21,6 +21,7 @@ from extproc.predicting.predictor import Predictor
 from extproc.protocol.machine import RequestHeaders
 from extproc.protocol.wire import REQUEST_ID_HEADER, Answers
 from extproc.request.rules import ModelRules, Rule, RuleTable
+from extproc.routing.caches import Caches
 from extproc.routing.gateway import Gateway
 from extproc.routing.outcomes import Ending, Outcomes
 from extproc.routing.router import Decision, Router, RouterSettings
@@ -192,7 +193,7 @@ def build_rig(
     metrics = Metrics(registry, "test")
     state = State(
         load=LoadTable(Counters(), lease_s=LEASE_S, tombstone_s=TOMBSTONE_S),
-        index=PrefixIndex(1_000, 1_000),
+        caches=Caches(PrefixIndex(1_000, 1_000)),
         health=HealthTracker(health or HealthSettings()),
         predictor=Predictor(),
         records=RecordRing(256),
@@ -219,7 +220,7 @@ def build_rig(
         state.load.retain(keys)
         state.endpoints.retain(keys)
         for key in before - keys:
-            state.index.remove(key)
+            state.caches.history.remove(key)
 
     router = Router(
         state,

@@ -49,6 +49,7 @@ def to_json(record: DecisionRecord) -> dict[str, Any]:
         "predicted_ttft_s": _predicted(record, record.predicted_ttft_s),
         "predicted_tpot_s": _predicted(record, record.predicted_tpot_s),
         "cached_tokens": None if record.snapshot is None else list(record.cached_tokens),
+        "views": None if record.snapshot is None else list(record.views),
         "filtered": [{"endpoint": key, "reason": reason} for key, reason in record.filtered],
         "data_age_s": {name: _float(age_s) for name, age_s in record.data_age_s.items()},
         "decision_us": record.decision_us,
@@ -178,6 +179,7 @@ def _candidates(record: Mapping[str, Any]) -> list[str]:
     columns: list[tuple[str, Sequence[str]]] = [
         ("endpoint", snapshot["keys"]),
         ("cached tok", _cells(record["cached_tokens"], num_candidates)),
+        ("view", record["views"] or ["-"] * num_candidates),
         ("matched", [f"{matched}/{snapshot['num_blocks']}" for matched in snapshot["matched_blocks"]]),
         ("requests", _cells(snapshot["requests"], num_candidates)),
         ("prefill tok", _cells(snapshot["prefill_tokens"], num_candidates)),

@@ -93,7 +93,7 @@ class DecisionRecord:
         stream: The client asked for server-sent events.
         prompt_bytes: Length of the canonical prompt.
         prompt_tokens: Estimated, exact when the client sent token ids.
-        num_blocks: Blocks of the prompt.
+        num_blocks: Blocks of the prompt, or its tokens where engines announce their caches.
         block_bytes: Prompt bytes per block.
         snapshot: What the decision looked at; None for a rejected request.
         choice: What it chose; None for a rejected request.
@@ -101,6 +101,7 @@ class DecisionRecord:
         turn: The round-robin turn given to the choice.
         prices: What predicted TTFT and TPOT; None for a rejected request.
         cached_tokens: Estimated cached prompt tokens, one per candidate; empty for a rejected request.
+        views: Which view of the caches spoke for each candidate; empty for a rejected request.
         filtered: Endpoints of the cluster that were no candidates, with the reason.
         data_age_s: Age of each input at the decision, by name ("load", "health", ...).
         decision_us: From the whole body to the decision, in microseconds.
@@ -129,6 +130,7 @@ class DecisionRecord:
     turn: int = 0
     prices: Prices | None = None
     cached_tokens: Sequence[int] = ()
+    views: Sequence[str] = ()
     filtered: tuple[tuple[EndpointKey, str], ...] = ()
     data_age_s: Mapping[str, float]
     decision_us: float = 0.0

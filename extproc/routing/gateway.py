@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from extproc.errors import RouterError
 from extproc.observing.records import DecisionRecord, Ended, Outcome
@@ -38,7 +38,7 @@ class Gateway:
         self._clock = clock
         self._wall_clock = wall_clock
         self.log_requests = True
-        self.decide: Callable[[RequestHeaders, bytes], Decision] = router.decide
+        self.decide: Callable[[RequestHeaders, bytes], Decision | Awaitable[Decision]] = router.decide
         self.pass_to: Callable[[str], bytes] = router.pass_to
         self.stream_ended: Callable[[Phase, StreamEnding], None] = state.metrics.stream_ended
 

@@ -26,6 +26,7 @@ class Inflight:
         decided_s: Monotonic time of the decision.
         first_token_s: Monotonic time of the first token, or None.
         first_byte_is_token: False if bytes that are no token (keep-alive comments) came first.
+        is_running: Its blocks are counted as running at `endpoint`.
         prior_use: Use sequence of the last matched block before this request touched it; None until recorded.
     """
 
@@ -36,6 +37,7 @@ class Inflight:
         "first_byte_is_token",
         "first_token_s",
         "group",
+        "is_running",
         "operation",
         "prior_use",
         "record",
@@ -58,6 +60,7 @@ class Inflight:
         self.decided_s = decided_s
         self.first_token_s: float | None = None
         self.first_byte_is_token = True
+        self.is_running = False
         self.prior_use: int | None = None
 
 

@@ -76,12 +76,12 @@ class Outcomes:
         inflight = self._state.inflight.get(entry.request_id)
         if inflight is not None and inflight.endpoint != entry.endpoint:
             self._state.load.move(entry.request_id, entry.endpoint, now_s)
-            inflight.endpoint = entry.endpoint
+            self._state.move(inflight, entry.endpoint)
 
     def _ended(self, entry: RequestEnd, now_s: float) -> None:
         state = self._state
         state.load.release(entry.request_id, now_s)
-        inflight = state.inflight.pop(entry.request_id)
+        inflight = state.finish(entry.request_id)
         if inflight is None:
             if entry.owner is not None:
                 state.metrics.access_log_unmatched()
@@ -180,7 +180,7 @@ class Outcomes:
         if believed is None or reported is None or not inflight.prior_use:
             return
         if believed - reported > CACHED_TOLERANCE_TOKENS:
-            self._state.index.forget_older(inflight.endpoint, inflight.prior_use)
+            self._state.caches.history.forget_older(inflight.endpoint, inflight.prior_use)
 
     def _transition(self, transition: Transition | None) -> None:
         if transition is not None:

@@ -10,7 +10,7 @@ Rules:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from hmac import compare_digest
@@ -71,6 +71,31 @@ class RouterSettings:
 
 
 @value
+class Asked:
+    """A request understood and not yet decided.
+
+    Attributes:
+        request_id: Whose.
+        headers: As they came.
+        request: Its body.
+        route: Where it may go.
+        new_body: The body to send instead of the client's, or None.
+        blocks: Hashes of its prompt's blocks.
+        prompt_tokens: Exact or estimated.
+        received_s: Monotonic time when the body was there.
+    """
+
+    request_id: RequestId
+    headers: RequestHeaders
+    request: InferenceRequest
+    route: Route
+    new_body: bytes | None
+    blocks: list[int]
+    prompt_tokens: int
+    received_s: float
+
+
+@value
 class Decision:
     """A decision, ready to be answered.
 
@@ -125,12 +150,16 @@ class Router:
         self._pools: dict[tuple[str, tuple[tuple[str, str], ...]], Pool] = {}
         self._pools_of: tuple[RoutingTable, int] | None = None
 
-    def decide(self, headers: RequestHeaders, body: bytes) -> Decision:
+    def decide(self, headers: RequestHeaders, body: bytes) -> Decision | Awaitable[Decision]:
         """Understand, choose, charge.
 
         Raises:
             RouterError: The request cannot be served.
         """
+        return self._choose_and_charge(self._understand(headers, body))
+
+    def _understand(self, headers: RequestHeaders, body: bytes) -> Asked:
+        """What the request alone says; depends on no endpoint's state, so it holds however long it waits."""
         state, settings, table = self._state, self.settings, self.table
         now_s = self._clock()
         if len(body) > settings.max_body_bytes:
@@ -139,19 +168,9 @@ class Router:
                 f"The request body is larger than {settings.max_body_bytes} bytes.",
                 param="body",
             )
-        state.advance(now_s)
         request = parse(headers.path, body)
         route = table.rules.match(request.model, headers.headers, self._rng)
-        pool = self._pool(route)
-        if not pool.keys:
-            raise RouterError(
-                Reason.NO_HEALTHY_ENDPOINT,
-                f"No endpoint of model `{route.model}` is available.",
-                retry_after_s=settings.retry_after_s,
-            )
         new_body = self._new_body(request, route)
-
-        prompt_bytes = len(request.prompt)
         blocks = block_hashes(
             request.prompt,
             root(route.model, route.lora, request.cache_salt),
@@ -159,15 +178,38 @@ class Router:
         )
         prompt_tokens = request.prompt_tokens
         if prompt_tokens is None:
-            prompt_tokens = state.predictor.prompt_tokens(route.model, prompt_bytes)
-        matched = state.index.match(blocks, pool.keys)
-        cached = _cached_tokens(matched, settings.block_bytes, prompt_bytes, prompt_tokens)
+            prompt_tokens = state.predictor.prompt_tokens(route.model, len(request.prompt))
+        request_id = RequestId(headers.headers.get(REQUEST_ID_HEADER, ""))
+        return Asked(request_id, headers, request, route, new_body, blocks, prompt_tokens, now_s)
+
+    def _choose_and_charge(self, asked: Asked) -> Decision:
+        state, settings = self._state, self.settings
+        request, route, blocks = asked.request, asked.route, asked.blocks
+        now_s = self._clock()
+        state.advance(now_s)
+        pool = self._pool(route)
+        if not pool.keys:
+            raise RouterError(
+                Reason.NO_HEALTHY_ENDPOINT,
+                f"No endpoint of model `{route.model}` is available.",
+                retry_after_s=settings.retry_after_s,
+            )
+        estimate = state.caches.estimate(
+            request,
+            route.model,
+            route.lora,
+            blocks,
+            settings.block_bytes,
+            asked.prompt_tokens,
+            pool.keys,
+            pool.rows,
+        )
+        prompt_tokens, cached = estimate.prompt_tokens, estimate.cached_tokens
         group = (route.model, route.group)
         prices = state.predictor.prices(group)
         rng = RecordingRng(self._rng)
         turn = self._turn
         self._turn += 1
-        request_id = RequestId(headers.headers.get(REQUEST_ID_HEADER, ""))
 
         with state.load.lock():
             load = state.load.view(pool.slots)
@@ -176,8 +218,8 @@ class Router:
                 requests=load.requests,
                 prefill_tokens=load.prefill_tokens,
                 context_tokens=load.context_tokens,
-                matched_blocks=matched,
-                num_blocks=len(blocks),
+                matched_blocks=estimate.matched,
+                num_blocks=estimate.num_units,
                 weights=pool.weights,
             )
             choice = choose(snapshot, route.load_balancing, rng, turn)
@@ -187,12 +229,12 @@ class Router:
             if not (request.stream and settings.first_chunk):
                 ttft_s = prices.ttft_s(uncached, cached[row], load.prefill_tokens[row])
                 due_s = now_s + max(PREFILL_DUE_FLOOR_S, PREFILL_DUE_FACTOR * ttft_s)
-            charge = Charge(request_id, pool.keys[row], uncached, prompt_tokens)
+            charge = Charge(asked.request_id, pool.keys[row], uncached, prompt_tokens)
             charged = state.load.charge(charge, now_s, due_s)
 
         decided_s = self._clock()
         record = DecisionRecord(
-            request_id=request_id,
+            request_id=asked.request_id,
             time_unix_s=self._wall_clock(),
             operation=request.operation,
             model=route.model,
@@ -202,9 +244,9 @@ class Router:
             route_name=route.route_name,
             settings=route.load_balancing,
             stream=request.stream,
-            prompt_bytes=prompt_bytes,
+            prompt_bytes=len(request.prompt),
             prompt_tokens=prompt_tokens,
-            num_blocks=len(blocks),
+            num_blocks=estimate.num_units,
             block_bytes=settings.block_bytes,
             snapshot=snapshot,
             choice=choice,
@@ -212,25 +254,27 @@ class Router:
             turn=turn,
             prices=prices,
             cached_tokens=cached,
+            views=estimate.views,
             filtered=pool.filtered,
             data_age_s=state.data_age_s(now_s),
-            decision_us=(decided_s - now_s) * 1e6,
+            decision_us=(decided_s - asked.received_s) * 1e6,
         )
         state.records.add(record)
         if charged:  # else it ended before it was decided: nothing to follow
-            state.inflight.add(
-                request_id, Inflight(record, request.operation, charge.endpoint, blocks, group, decided_s)
+            state.begin(
+                asked.request_id,
+                Inflight(record, request.operation, charge.endpoint, blocks, group, decided_s),
             )
         scores = choice.scores
         state.metrics.observe_decision(
             route.model,
             route.load_balancing.algorithm,
             charge.endpoint,
-            decided_s - now_s,
+            decided_s - asked.received_s,
             None if scores is None else scores[row],
-            matched[row] / len(blocks) if blocks else 0.0,
+            estimate.matched[row] / estimate.num_units if estimate.num_units else 0.0,
         )
-        return self._decision(request, route, pool, choice, new_body, headers)
+        return self._decision(request, route, pool, choice, asked.new_body, asked.headers)
 
     def pass_to(self, cluster: str) -> bytes:
         """The answer that routes a request past us: Envoy's own policy over `cluster`."""
@@ -298,12 +342,3 @@ class Router:
             timeout = (_RQ_TIMEOUT, str(math.ceil(self.settings.timeout_s * 1000)))
         retries = (_MAX_RETRIES, str(len(endpoints) - 1))
         return self._answers.decision(field, endpoints, route.cluster, (timeout, retries))
-
-
-def _cached_tokens(matched: list[int], block_bytes: int, prompt_bytes: int, prompt_tokens: int) -> list[int]:
-    """Prompt tokens believed cached per endpoint: the matched bytes' share, at least one token recomputed."""
-    if not any(matched):
-        return matched
-    most = prompt_tokens - 1
-    block_tokens = block_bytes * prompt_tokens
-    return [min(most, blocks * block_tokens // prompt_bytes) if blocks else 0 for blocks in matched]

@@ -9,10 +9,10 @@ from extproc.health.tracker import HealthTracker
 from extproc.observing.metrics import Metrics
 from extproc.observing.records import Ended, Outcome, RecordRing
 from extproc.predicting.predictor import Predictor
+from extproc.routing.caches import Caches
 from extproc.routing.endpoint_stats import EndpointStatsTable
 from extproc.routing.inflight import Inflight, InflightTable
 from metadata_center.load import LoadTable
-from metadata_center.prefix_index import PrefixIndex
 from metadata_center.types import EndpointKey, RequestId
 
 
@@ -26,7 +26,7 @@ class State:
 
     Attributes:
         load: Who is charged for what.
-        index: Which endpoint holds which block.
+        caches: What each endpoint has cached.
         health: Who may be chosen.
         predictor: TTFT, TPOT, tokens per byte.
         records: Recent decisions.
@@ -39,7 +39,7 @@ class State:
     """
 
     load: LoadTable
-    index: PrefixIndex
+    caches: Caches
     health: HealthTracker
     predictor: Predictor
     records: RecordRing
@@ -62,6 +62,26 @@ class State:
             for request_id in expired.requests:
                 self._lose(request_id, now_s)
 
+    def begin(self, request_id: RequestId, inflight: Inflight) -> None:
+        """A request was decided and charged."""
+        self.inflight.add(request_id, inflight)
+        inflight.is_running = self.caches.running.add(inflight.endpoint, inflight.blocks)
+
+    def finish(self, request_id: RequestId) -> Inflight | None:
+        """It is over: what was remembered of it; None if nothing is."""
+        inflight = self.inflight.pop(request_id)
+        if inflight is not None and inflight.is_running:
+            self.caches.running.remove(inflight.endpoint, inflight.blocks)
+            inflight.is_running = False
+        return inflight
+
+    def move(self, inflight: Inflight, to: EndpointKey) -> None:
+        """Another endpoint serves it after all."""
+        if inflight.is_running:
+            self.caches.running.remove(inflight.endpoint, inflight.blocks)
+            inflight.is_running = self.caches.running.add(to, inflight.blocks)
+        inflight.endpoint = to
+
     def first_token(self, request_id: RequestId, now_s: float, *, late: bool) -> None:
         """The first token of a request passes now: its prefill is done and its blocks are cached.
 
@@ -82,7 +102,7 @@ class State:
     def record_cached(self, inflight: Inflight) -> None:
         """The request's prompt is in its endpoint's cache; once per request, unless the endpoint has left."""
         if inflight.prior_use is None and self.health.state(inflight.endpoint) is not None:
-            inflight.prior_use = self.index.record(inflight.endpoint, inflight.blocks)
+            inflight.prior_use = self.caches.history.record(inflight.endpoint, inflight.blocks)
             self.share(inflight.endpoint, inflight.blocks)
 
     def data_age_s(self, now_s: float) -> Mapping[str, float]:
@@ -94,7 +114,7 @@ class State:
         }
 
     def _lose(self, request_id: RequestId, now_s: float) -> None:
-        inflight = self.inflight.pop(request_id)
+        inflight = self.finish(request_id)
         if inflight is None:
             return
         outcome = Outcome(

@@ -27,6 +27,7 @@ class Pool:
 
     Attributes:
         keys: Distinct.
+        rows: The row of each key.
         slots: Where they are counted, one per key.
         weights: Relative capacity, one per key.
         filtered: Endpoints left out, each with the reason.
@@ -34,6 +35,7 @@ class Pool:
     """
 
     keys: tuple[EndpointKey, ...]
+    rows: Mapping[EndpointKey, int]
     slots: tuple[int, ...]
     weights: tuple[float, ...]
     filtered: tuple[tuple[EndpointKey, str], ...] = ()
@@ -97,7 +99,8 @@ class RoutingTable:
                 continue
             keys.append(endpoint.key)
             weights.append(float(endpoint.weight))
-        return Pool(tuple(keys), self._slots_of(keys), tuple(weights), tuple(filtered))
+        rows = {key: row for row, key in enumerate(keys)}
+        return Pool(tuple(keys), rows, self._slots_of(keys), tuple(weights), tuple(filtered))
 
     def judge(self, request: RequestHeaders) -> Verdict:
         """What the request line alone decides."""

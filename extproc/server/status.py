@@ -95,8 +95,8 @@ class Status:
                 requests=load.requests[i],
                 prefill_tokens=load.prefill_tokens[i],
                 context_tokens=load.context_tokens[i],
-                cached_blocks=state.index.size(endpoint.key),
-                capacity_blocks=state.index.capacity(endpoint.key),
+                cached_blocks=state.caches.history.size(endpoint.key),
+                capacity_blocks=state.caches.history.capacity(endpoint.key),
                 ttft_ewma_s=state.endpoints[endpoint.key].ttft_ewma_s,
             )
             for i, endpoint in enumerate(endpoints)

@@ -30,6 +30,7 @@ from extproc.predicting.tokens import TokensPerByte
 from extproc.protocol.servicer import Processor
 from extproc.protocol.wire import Answers
 from extproc.request.rules import RuleTable
+from extproc.routing.caches import Caches
 from extproc.routing.gateway import Gateway
 from extproc.routing.outcomes import Outcomes
 from extproc.routing.router import Router, RouterSettings
@@ -138,9 +139,11 @@ class Worker:
                 max_tombstones=config.load.max_tombstones,
                 max_requests=config.load.max_requests,
             ),
-            index=PrefixIndex(
-                capacity_blocks(config.cache.default_kv_tokens, TokensPerByte().ratio, config),
-                config.cache.max_blocks_per_endpoint,
+            caches=Caches(
+                PrefixIndex(
+                    capacity_blocks(config.cache.default_kv_tokens, TokensPerByte().ratio, config),
+                    config.cache.max_blocks_per_endpoint,
+                )
             ),
             health=self._health,
             predictor=Predictor(),
@@ -181,7 +184,7 @@ class Worker:
             rng=random.Random(),
             on_transition=self._transition,
             on_cache_config=self._cache_config,
-            on_cache_cleared=self.state.index.clear,
+            on_cache_cleared=self.state.caches.history.clear,
         )
         status = Status(
             self.state,
@@ -269,7 +272,7 @@ class Worker:
 
     def _cached_elsewhere(self, endpoint: EndpointKey, blocks: list[int]) -> None:
         if self._health.state(endpoint) is not None:
-            self.state.index.record(endpoint, blocks)
+            self.state.caches.history.record(endpoint, blocks)
 
     def _wants_first_chunk(self) -> bool:
         return self._router.settings.first_chunk
@@ -310,7 +313,7 @@ class Worker:
         state.load.retain(keys)
         state.endpoints.retain(keys)
         for key in before - keys:
-            state.index.remove(key)
+            state.caches.history.remove(key)
         state.metrics.configure(models=config.models, clusters=resolution.clusters, endpoints=keys)
         logging.getLogger("tokenway").setLevel(config.logging.level.upper())
         self._publish()
@@ -356,7 +359,7 @@ class Worker:
     def _cache_config(self, key: EndpointKey, kv_tokens: int, _block_size: int) -> None:
         ratios = [ratio for _, ratio in self.state.predictor.token_ratios()]
         tokens_per_byte = sum(ratios) / len(ratios) if ratios else TokensPerByte().ratio
-        self.state.index.set_capacity(
+        self.state.caches.history.set_capacity(
             key, capacity_blocks(kv_tokens, tokens_per_byte, self._configuration.current)
         )
 

@@ -186,7 +186,7 @@ class GatewayMachine(RuleBasedStateMachine):
             inflight = state.inflight.get(RequestId(request_id))
             assert inflight is not None
             assert inflight.endpoint == charge.endpoint
-        assert set(state.index._caches) <= self.configured
+        assert set(state.caches.history._caches) <= self.configured
 
     def teardown(self) -> None:
         """After all ends, or their leases, every counter is exactly zero."""

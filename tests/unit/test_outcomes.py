@@ -57,7 +57,7 @@ def test_a_fallback_attempt_moves_the_load(rig: Rig) -> None:
     assert rig.metric("tokenway_fallbacks_total", cluster=CLUSTER) == 1
     (ending,) = rig.endings
     assert (ending.outcome.endpoint, ending.outcome.attempts) == (second, 2)
-    assert rig.state.index.size(second) > rig.state.index.size(first) == 0
+    assert rig.state.caches.history.size(second) > rig.state.caches.history.size(first) == 0
 
 
 def test_an_attempt_after_the_end_moves_nothing(rig: Rig) -> None:
@@ -81,7 +81,7 @@ def test_an_end_tells_of_a_fallback_by_itself(rig: Rig) -> None:
     assert row is not None
     assert outcome.predicted_cached_tokens == record.cached_tokens[row]
     assert rig.state.endpoints[second].served == 1
-    assert rig.state.index.size(second) == record.num_blocks
+    assert rig.state.caches.history.size(second) == record.num_blocks
 
 
 def test_failed_attempts_eject_and_are_told(rig: Rig) -> None:
@@ -225,8 +225,8 @@ def test_an_answer_without_a_first_token_signal_still_records_its_blocks(rig: Ri
     assert done != gone
     rig.end("done")
     rig.end("gone", ended=Ended.CLIENT_ABORT)
-    assert rig.state.index.size(done) == rig.record("done").num_blocks
-    assert rig.state.index.size(gone) == 0
+    assert rig.state.caches.history.size(done) == rig.record("done").num_blocks
+    assert rig.state.caches.history.size(gone) == 0
 
 
 def evicted(*, missing_tokens: int) -> tuple[Rig, EndpointKey, int, int]:
@@ -248,13 +248,13 @@ def evicted(*, missing_tokens: int) -> tuple[Rig, EndpointKey, int, int]:
 def test_fewer_cached_tokens_than_believed_forget_what_is_older() -> None:
     """An engine that lost blocks lost all that were used no later; what this request computed is there."""
     rig, key, _, new = evicted(missing_tokens=CACHED_TOLERANCE_TOKENS + 1)
-    assert rig.state.index.size(key) == new
+    assert rig.state.caches.history.size(key) == new
 
 
 def test_a_difference_of_a_block_forgets_nothing() -> None:
     """Our blocks and the engine's end at different places."""
     rig, key, old, new = evicted(missing_tokens=CACHED_TOLERANCE_TOKENS)
-    assert rig.state.index.size(key) == old + new
+    assert rig.state.caches.history.size(key) == old + new
 
 
 def test_an_endpoint_that_left_is_not_remembered(rig: Rig) -> None:
@@ -269,8 +269,8 @@ def test_an_endpoint_that_left_is_not_remembered(rig: Rig) -> None:
     rig.end("1")
     rig.clock.advance(20.0)
     rig.state.advance(rig.clock())
-    assert rig.state.index.total == 0
-    assert not any(key in rig.state.index._caches for key in KEYS)
+    assert rig.state.caches.history.total == 0
+    assert not any(key in rig.state.caches.history._caches for key in KEYS)
     assert shared == []
 
 

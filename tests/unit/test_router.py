@@ -279,7 +279,7 @@ def test_a_first_token_releases_the_prefill_once(rig: Rig) -> None:
     for _ in range(2):
         rig.gateway.first_token("r", late=False)
         assert rig.load(key) == (1, 0, tokens)
-    assert rig.state.index.size(key) == rig.record().num_blocks >= 1000 // BLOCK_BYTES
+    assert rig.state.caches.history.size(key) == rig.record().num_blocks >= 1000 // BLOCK_BYTES
     assert shared == [key]
 
 
@@ -303,11 +303,11 @@ def test_without_its_signal_a_prefill_ends_when_predicted(stream: bool) -> None:
     rig.clock.advance(due_s - 1e-6)
     rig.state.advance(rig.clock())
     assert rig.load(key)[1] == record.prompt_tokens
-    assert rig.state.index.size(key) == 0
+    assert rig.state.caches.history.size(key) == 0
     rig.clock.advance(2e-6)
     rig.state.advance(rig.clock())
     assert rig.load(key) == (1, 0, record.prompt_tokens)
-    assert rig.state.index.size(key) == record.num_blocks
+    assert rig.state.caches.history.size(key) == record.num_blocks
 
 
 def test_a_watched_stream_keeps_its_prefill_until_its_token(rig: Rig) -> None:

@@ -1,0 +1,159 @@
+"""What each endpoint has of a prompt in its cache, by the best view there is of each.
+
+Rules:
+    1. Three views. `announced`: the engine's own KV events. `history`: what was routed there before, bounded
+       by the cache's size. `running`: prompts of requests in flight there, cached or about to be.
+    2. An endpoint whose announcements are complete speaks for itself, any other is judged by history. This is
+       settled at each decision, per endpoint: nobody configures it and nothing has to be undone.
+    3. A running prompt counts where it reaches a block of ours beyond the view of that endpoint; less than
+       that is the error of counting tokens by bytes.
+    4. Estimates are in prompt tokens. `matched` counts blocks of ours where history alone speaks (AIGW's
+       ratio), and tokens as soon as an engine does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from extproc.types import InferenceRequest
+from metadata_center.prefix_index import PrefixIndex
+from metadata_center.running_blocks import RunningBlocks
+from metadata_center.types import EndpointKey, value
+
+
+class View(StrEnum):
+    """Which view spoke for an endpoint; an explain field and a metric label."""
+
+    ANNOUNCED = "announced"
+    HISTORY = "history"
+    RUNNING = "running"
+
+
+@value
+class Announcement:
+    """What engines announced to have of one prompt.
+
+    Attributes:
+        tokens: Usable cached prompt tokens per row; None for an endpoint that does not announce.
+        block_tokens: Tokens per block of each row's engine; 0 where `tokens` is None.
+        prompt_tokens: The prompt's tokens, counted better than by its bytes; more than any of `tokens`.
+    """
+
+    tokens: Sequence[int | None]
+    block_tokens: Sequence[int]
+    prompt_tokens: int
+
+
+class Announcing(Protocol):
+    """Engines that tell what they cache."""
+
+    def match(
+        self,
+        request: InferenceRequest,
+        model: str,
+        lora: str | None,
+        keys: tuple[EndpointKey, ...],
+        tokens_per_byte: float,
+    ) -> Announcement | None:
+        """What they have of a prompt; None if nobody among `keys` can tell, or not for this request."""
+        ...
+
+
+@value
+class Estimate:
+    """What is believed cached of one prompt, one value per row.
+
+    Attributes:
+        prompt_tokens: Length of the prompt.
+        cached_tokens: 0..prompt_tokens - 1.
+        matched: 0..num_units.
+        num_units: What the prompt has of the units of `matched`, see Rule 4.
+        views: Who spoke.
+    """
+
+    prompt_tokens: int
+    cached_tokens: list[int]
+    matched: list[int]
+    num_units: int
+    views: list[View]
+
+
+@dataclass(slots=True)
+class Caches:
+    """The views of one worker.
+
+    Attributes:
+        history: Blocks by routing history.
+        running: Blocks of requests in flight.
+        announcing: Engines that announce, if any may.
+    """
+
+    history: PrefixIndex
+    running: RunningBlocks = field(default_factory=RunningBlocks)
+    announcing: Announcing | None = None
+
+    def estimate(
+        self,
+        request: InferenceRequest,
+        model: str,
+        lora: str | None,
+        blocks: Sequence[int],
+        block_bytes: int,
+        prompt_tokens: int,
+        keys: tuple[EndpointKey, ...],
+        rows: Mapping[EndpointKey, int],
+    ) -> Estimate:
+        """Ask every view.
+
+        Args:
+            request: Whose prompt.
+            model: Served model.
+            lora: Its adapter, if any.
+            blocks: The prompt's blocks, head first.
+            block_bytes: Bytes per block.
+            prompt_tokens: As far as known, >= 1.
+            keys: Endpoints.
+            rows: Row of each.
+        """
+        views = [View.HISTORY] * len(keys)
+        matched = self.history.match(blocks, keys)
+        running = list(self.running.match(blocks, rows))
+        announcement = None
+        prompt_bytes = len(request.prompt)
+        if self.announcing is not None and prompt_bytes:
+            tokens_per_byte = prompt_tokens / prompt_bytes
+            announcement = self.announcing.match(request, model, lora, keys, tokens_per_byte)
+        if announcement is None:
+            for row, depth in running:
+                if depth > matched[row]:
+                    matched[row] = depth
+                    views[row] = View.RUNNING
+            cached = _tokens_of(matched, block_bytes, prompt_bytes, prompt_tokens)
+            return Estimate(prompt_tokens, cached, matched, len(blocks), views)
+        prompt_tokens = announcement.prompt_tokens
+        cached = _tokens_of(matched, block_bytes, prompt_bytes, prompt_tokens)
+        for row, tokens in enumerate(announcement.tokens):
+            if tokens is not None:
+                cached[row] = tokens
+                views[row] = View.ANNOUNCED
+        one_block = block_bytes * prompt_tokens // prompt_bytes
+        for row, depth in running:
+            (tokens,) = _tokens_of([depth], block_bytes, prompt_bytes, prompt_tokens)
+            unit = announcement.block_tokens[row] or 1
+            tokens -= tokens % unit
+            if tokens >= cached[row] + one_block:
+                cached[row] = tokens
+                views[row] = View.RUNNING
+        return Estimate(prompt_tokens, cached, cached, prompt_tokens, views)
+
+
+def _tokens_of(matched: list[int], block_bytes: int, prompt_bytes: int, prompt_tokens: int) -> list[int]:
+    """Prompt tokens in matched blocks: their share of the bytes, at least one token recomputed."""
+    if not any(matched):
+        return matched.copy()
+    most = prompt_tokens - 1
+    block_tokens = block_bytes * prompt_tokens
+    return [min(most, blocks * block_tokens // prompt_bytes) if blocks else 0 for blocks in matched]

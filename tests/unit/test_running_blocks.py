@@ -1,0 +1,70 @@
+"""Blocks of requests in flight: counted exactly, matched as chains, bounded."""
+
+from __future__ import annotations
+
+import random
+
+from metadata_center.running_blocks import RunningBlocks
+from metadata_center.types import EndpointKey
+
+A, B = EndpointKey("10.0.0.1:1"), EndpointKey("10.0.0.2:1")
+ROWS = {A: 0, B: 1}
+
+
+def test_a_running_chain_is_matched_as_far_as_it_is_shared() -> None:
+    """The leading blocks that a request in flight has in common with the prompt."""
+    running = RunningBlocks()
+    running.add(A, [1, 2, 3])
+    assert list(running.match([1, 2, 4], ROWS)) == [(0, 2)]
+    assert list(running.match([1, 2, 3, 4], ROWS)) == [(0, 3)]
+    assert list(running.match([9, 2], ROWS)) == []
+    assert list(running.match([], ROWS)) == []
+
+
+def test_an_endpoint_that_does_not_matter_is_left_out() -> None:
+    """Only asked-for endpoints are matched."""
+    running = RunningBlocks()
+    running.add(A, [1])
+    running.add(B, [1, 2])
+    assert list(running.match([1, 2], {B: 0})) == [(0, 2)]
+
+
+def test_blocks_stay_until_the_last_request_that_uses_them_is_over() -> None:
+    """Counts, not sets: two requests with one prompt are two."""
+    running = RunningBlocks()
+    running.add(A, [1, 2])
+    running.add(A, [1, 2, 3])
+    running.remove(A, [1, 2, 3])
+    assert list(running.match([1, 2, 3], ROWS)) == [(0, 2)]
+    running.remove(A, [1, 2])
+    assert list(running.match([1, 2, 3], ROWS)) == []
+    assert len(running) == 0
+
+
+def test_what_does_not_fit_is_left_out_and_said_so() -> None:
+    """The bound holds over all endpoints together."""
+    running = RunningBlocks(max_blocks=3)
+    assert running.add(A, [1, 2])
+    assert not running.add(B, [1, 2])
+    assert len(running) == 2
+    running.remove(A, [1, 2])
+    assert running.add(B, [1, 2, 3])
+
+
+def test_any_order_of_endings_leaves_nothing(rng: random.Random) -> None:
+    """A match is always the longest chain still in flight, and at the end nothing is counted."""
+    running = RunningBlocks()
+    chains = [list(range(head, head + rng.randrange(1, 20))) for head in (0, 100, 200) for _ in range(20)]
+    alive: list[list[int]] = []
+    for chain in chains:
+        running.add(A, chain)
+        alive.append(chain)
+        if rng.random() < 0.4:
+            running.remove(A, alive.pop(rng.randrange(len(alive))))
+        for head in (0, 100, 200):
+            prompt = list(range(head, head + 25))
+            longest = max((len(other) for other in alive if other[0] == head), default=0)
+            assert dict(running.match(prompt, ROWS)).get(0, 0) == longest
+    for chain in alive:
+        running.remove(A, chain)
+    assert len(running) == 0
