@@ -11,6 +11,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -32,6 +33,8 @@ _HEALTH = HealthSettings()
 
 _DAY_S = 86_400
 """Upper bound of all times: what is longer is a mistake of unit."""
+
+_STORE_URL = r"^(redis|rediss|redis\+sentinel|redis\+cluster|https?)://.+$"
 
 _MISSPELT = "cache_radio_weight"
 """AIGW's spelling of `cache_ratio_weight` in its wire schema; accepted so that its files can be kept."""
@@ -78,6 +81,7 @@ HeaderName = Annotated[
 """RFC 9110 token; a leading colon is for pseudo-headers such as `:authority`."""
 
 Listen = Annotated[str, AfterValidator(_listen_address)]
+EnvironmentVariable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", examples=["TOKENWAY_SECRET"])]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 Seconds = Annotated[float, Field(gt=0, le=_DAY_S)]
 Weight = Annotated[float, Field(ge=0)]
@@ -219,10 +223,64 @@ class Explain(Section):
 
     ring_size: int = Field(default=2_000, ge=1, le=1_000_000)
     """Latest decisions kept per worker."""
-    debug_token_env: Annotated[
-        str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", examples=["TOKENWAY_DEBUG_TOKEN"])
-    ] | (None) = None
+    debug_token_env: EnvironmentVariable | None = None
     """Environment variable that holds the operator token for the debug header; unset turns it off."""
+
+
+class MetadataCenter(Section):
+    """Load and caches, shared with other gateways. Changes need a restart."""
+
+    url: (
+        Annotated[
+            str,
+            Field(
+                pattern=_STORE_URL,
+                max_length=2_048,
+                examples=["redis://10.0.0.5:6379/0", "http://10.0.0.5:8080"],
+            ),
+        ]
+        | None
+    ) = None
+    """Where gateways meet: redis, rediss, redis+sentinel, redis+cluster, http(s); null shares nothing."""
+    username: Name | None = None
+    """Redis ACL user."""
+    password_env: EnvironmentVariable | None = None
+    """Environment variable with the Redis password, or the bearer token of the HTTP service."""
+    gateway: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,128}$", examples=["gw-1"])] | None = None
+    """This gateway's name, distinct among those that share; null takes the host name and the admin port."""
+    key_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,64}$", examples=["tokenway"])] = "tokenway"
+    """Prefix of every key and channel; gateways of one prefix share."""
+    lease_s: Seconds = 6.0
+    """The load of a gateway not heard of for this long no longer counts, in seconds."""
+    timeout_s: Seconds = 1.0
+    """Bound on one exchange with the store, in seconds; no decision waits for one unless `reserve` is on."""
+    reserve: bool = False
+    """Charge by compare-and-set at the store: one round trip per request, no two gateways choose alike."""
+    reserve_timeout_s: Seconds = 0.02
+    """Bound on that round trip, in seconds; after it the choice is charged here alone."""
+
+    @model_validator(mode="after")
+    def _secret_stays_out(self) -> Self:
+        if self.url is not None and urlsplit(self.url).password is not None:
+            raise PydanticCustomError(
+                "secret", "the URL holds a password; accepted: username and password_env beside a URL without"
+            )
+        return self
+
+
+class KvEvents(Section):
+    """Engines' announcements of what they cache (vLLM and SGLang KV events)."""
+
+    enabled: bool = True
+    """Ask every engine at `/kv_event_sources`; those that publish are followed."""
+    bind: Annotated[str, Field(pattern=r"^(tcp|ipc)://.+$", examples=["tcp://10.0.0.5:5557"])] | None = None
+    """Address that engines connect to, for engines that do not listen themselves; null opens none."""
+    discovery_interval_s: Seconds = 30.0
+    """Engines that published nothing so far are asked again this often, in seconds."""
+    max_blocks: int = Field(default=20_000_000, ge=1_000, le=1_000_000_000)
+    """Bound on engine blocks remembered, summed over endpoints; about 120 bytes each."""
+    slow_medium_weight: float = Field(default=0.5, ge=0, le=1)
+    """Worth of a token cached in host memory or storage, against one on the GPU."""
 
 
 class Cache(Section):
@@ -232,6 +290,8 @@ class Cache(Section):
     """Bound on remembered blocks per endpoint, whatever the engine's cache size."""
     default_kv_tokens: int = Field(default=100_000, ge=1, le=1_000_000_000)
     """Cache size in tokens assumed until the engine's own cache_config_info is known."""
+    kv_events: KvEvents = KvEvents()
+    """Engines' own announcements, where there are any and the model's tokenizer is known."""
 
 
 class Logging(Section):
@@ -314,6 +374,8 @@ class Model(Section):
     """Where it is served: the matching rule with the most headers wins."""
     load_balancing: LoadBalancingSection = LoadBalancingSection()
     """How an endpoint is chosen."""
+    tokenizer: Annotated[str, Field(min_length=1, max_length=4_096)] | None = None
+    """Folder of tokenizer.json and chat template, relative to this file; null leaves it to history."""
 
     @field_validator("rules")
     @classmethod
@@ -346,6 +408,8 @@ class Config(Section):
     """Which endpoints may be chosen."""
     explain: Explain = Explain()
     """Decision records."""
+    metadata_center: MetadataCenter = MetadataCenter()
+    """Load and caches, shared with other gateways."""
     cache: Cache = Cache()
     """The estimate of prefix caches."""
     logging: Logging = Logging()

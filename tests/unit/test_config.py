@@ -167,7 +167,7 @@ models:
         ),
         (
             "explain: {debug_token_env: 'a b'}",
-            'line 1: explain.debug_token_env: malformed: "a b"; accepted: text like `TOKENWAY_DEBUG_TOKEN`',
+            'line 1: explain.debug_token_env: malformed: "a b"; accepted: text like `TOKENWAY_SECRET`',
         ),
         (
             "health: {ejection_s: 9, max_ejection_s: 5}",
@@ -222,7 +222,7 @@ def test_a_mistake_is_named_with_line_key_and_what_is_accepted(text: str, expect
         (
             "models:\n  a:",
             "line 2: models.a: wrong type: null; "
-            "accepted: a mapping with the keys aliases, rules, load_balancing",
+            "accepted: a mapping with the keys aliases, rules, load_balancing, tokenizer",
         ),
         (
             "models:\n  a:\n    rules:\n      - {cluster: c, weight: 0}",
