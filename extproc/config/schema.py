@@ -81,6 +81,7 @@ HeaderName = Annotated[
 """RFC 9110 token; a leading colon is for pseudo-headers such as `:authority`."""
 
 Listen = Annotated[str, AfterValidator(_listen_address)]
+EventsAddress = Annotated[str, Field(pattern=r"^(tcp|ipc)://.+$", max_length=256, examples=["tcp://*:5557"])]
 EnvironmentVariable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", examples=["TOKENWAY_SECRET"])]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 Seconds = Annotated[float, Field(gt=0, le=_DAY_S)]
@@ -273,10 +274,10 @@ class KvEvents(Section):
 
     enabled: bool = True
     """Ask every engine at `/kv_event_sources`; those that publish are followed."""
-    bind: Annotated[str, Field(pattern=r"^(tcp|ipc)://.+$", examples=["tcp://10.0.0.5:5557"])] | None = None
-    """Address that engines connect to, for engines that do not listen themselves; null opens none."""
+    listen: Mapping[EventsAddress, EventsAddress] = Field(default_factory=dict)
+    """For engines that connect to the gateway: the address they name -> the address to bind for it."""
     discovery_interval_s: Seconds = 30.0
-    """Engines that published nothing so far are asked again this often, in seconds."""
+    """Engines that do not publish are asked again this often, in seconds."""
     max_blocks: int = Field(default=20_000_000, ge=1_000, le=1_000_000_000)
     """Bound on engine blocks remembered, summed over endpoints; about 120 bytes each."""
     slow_medium_weight: float = Field(default=0.5, ge=0, le=1)

@@ -8,7 +8,7 @@ Rules:
     3. A running prompt counts where it reaches a block of ours beyond the view of that endpoint; less than
        that is the error of counting tokens by bytes.
     4. Estimates are in prompt tokens. `matched` counts blocks of ours where history alone speaks (AIGW's
-       ratio), and tokens as soon as an engine does.
+       ratio), and tokens as soon as an engine does, those in slower media for less.
 """
 
 from __future__ import annotations
@@ -38,11 +38,13 @@ class Announcement:
 
     Attributes:
         tokens: Usable cached prompt tokens per row; None for an endpoint that does not announce.
+        worth: The same hits as so many tokens in GPU memory; slower media count less.
         block_tokens: Tokens per block of each row's engine; 0 where `tokens` is None.
         prompt_tokens: The prompt's tokens, counted better than by its bytes; more than any of `tokens`.
     """
 
     tokens: Sequence[int | None]
+    worth: Sequence[float]
     block_tokens: Sequence[int]
     prompt_tokens: int
 
@@ -135,9 +137,11 @@ class Caches:
             return Estimate(prompt_tokens, cached, matched, len(blocks), views)
         prompt_tokens = announcement.prompt_tokens
         cached = _tokens_of(matched, block_bytes, prompt_bytes, prompt_tokens)
+        worth = cached.copy()
         for row, tokens in enumerate(announcement.tokens):
             if tokens is not None:
                 cached[row] = tokens
+                worth[row] = round(announcement.worth[row])
                 views[row] = View.ANNOUNCED
         one_block = block_bytes * prompt_tokens // prompt_bytes
         for row, depth in running:
@@ -145,9 +149,9 @@ class Caches:
             unit = announcement.block_tokens[row] or 1
             tokens -= tokens % unit
             if tokens >= cached[row] + one_block:
-                cached[row] = tokens
+                cached[row] = worth[row] = tokens
                 views[row] = View.RUNNING
-        return Estimate(prompt_tokens, cached, cached, prompt_tokens, views)
+        return Estimate(prompt_tokens, cached, worth, prompt_tokens, views)
 
 
 def _tokens_of(matched: list[int], block_bytes: int, prompt_bytes: int, prompt_tokens: int) -> list[int]:

@@ -22,7 +22,10 @@ class Engines:
 
     def __init__(self, tokens: Sequence[int | None], prompt_tokens: int = 256) -> None:
         self._announcement = Announcement(
-            tokens, [0 if count is None else 32 for count in tokens], prompt_tokens
+            tokens,
+            [count or 0 for count in tokens],
+            [0 if count is None else 32 for count in tokens],
+            prompt_tokens,
         )
 
     def match(
