@@ -1,0 +1,495 @@
+"""Receives cache events from all engines over ZeroMQ and hands them on in order.
+
+Rules:
+    1. Events of a source reach the callbacks exactly as its `Sequencer` orders them. Nothing is delivered for
+       a source after it was removed, and its removal is itself a clear.
+    2. One task at a time works, for `TURN_S` at most before the event loop gets its turn: a flood of events
+       delays other events, never requests for longer. What does not fit into ZeroMQ's queues by then is lost,
+       shows as a gap, and is replayed.
+    3. Each replay has a socket of its own, so a late answer to an abandoned request goes nowhere; each source
+       asks at most once in `MIN_REPLAY_INTERVAL_S`.
+    4. A new connection to an engine may mean a new engine: the sequencer verifies it. Where engines connect
+       to us (bind), connections say nothing, so whoever learns of a restart calls `verify`.
+    5. Nothing an engine sends raises: a message without the frames of one is counted; a batch that cannot be
+       decoded is counted and clears its source, since what it removed is unknown.
+
+A bound socket takes events from whoever can reach it: bind it to a private network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
+from typing import Final, TypeVarTuple, Unpack
+
+import zmq
+import zmq.asyncio
+
+from metadata_center.kv_events.decoding import MAX_PAYLOAD_BYTES, decode
+from metadata_center.kv_events.errors import DecodeError
+from metadata_center.kv_events.events import Batch
+from metadata_center.kv_events.sequencing import (
+    REPLAY_TIMEOUT_S,
+    RETRY_S,
+    Clear,
+    Deliver,
+    Effect,
+    Sequencer,
+    SequenceStats,
+    SyncState,
+)
+from metadata_center.kv_events.sources import Source
+from metadata_center.types import EndpointKey
+
+_Args = TypeVarTuple("_Args")
+
+logger = logging.getLogger("tokenway.kv_events")
+
+TURN_S: Final = 0.002
+"""Work before other tasks get their turn; some 100 batches of 64 blocks are decoded in it."""
+
+MIN_REPLAY_INTERVAL_S: Final = 0.25
+"""Two engines that share a topic look like endless restarts; this bounds what that costs."""
+
+LIVE_QUEUE: Final = 1_000
+"""Messages queued for one SUB connection: ten seconds of an engine with 10 ms steps."""
+
+REPLAY_QUEUE: Final = 4_096
+"""Messages queued during a replay, on top of the 1,000 of vLLM's ROUTER; more arrive in a second request."""
+
+MAX_SOURCES: Final = 1_024
+
+_TICK_S: Final = 0.25  # how late a time-out may be noticed
+_REOPEN_S: Final = 1.0  # between attempts to open an address that is in use or malformed
+_MAX_FRAME_BYTES: Final = 4 * MAX_PAYLOAD_BYTES  # above it the connection is cut, below it is one bad batch
+_HEARTBEAT_MS: Final = 5_000  # a peer that vanished without a word is noticed within three of them
+_MAX_RECONNECT_MS: Final = 2_000  # from libzmq's 100 ms, doubling
+_REPLAY_END: Final = b"\xff" * 8
+_SEQUENCE_LIMIT: Final = 1 << 62
+
+
+@dataclass(slots=True)
+class SubscriberStats:
+    """Counts since the start, and how the sources are.
+
+    Attributes:
+        batches: Handed to `on_batch`.
+        malformed_messages: Without the frames of a message.
+        malformed_batches: That could not be decoded.
+        unknown_topics: Messages to a bound socket that no source expects.
+        callback_errors: Exceptions of callbacks.
+        sources: By state; every state is a key.
+        sequence: Sums over the present sources.
+    """
+
+    batches: int = 0
+    malformed_messages: int = 0
+    malformed_batches: int = 0
+    unknown_topics: int = 0
+    callback_errors: int = 0
+    sources: dict[SyncState, int] = field(default_factory=dict)
+    sequence: SequenceStats = field(default_factory=SequenceStats)
+
+
+class _Feed:
+    """One source and what is under way for it."""
+
+    __slots__ = ("asked_s", "closed", "replay", "sequencer", "source", "told", "unverified", "warned")
+
+    def __init__(self, source: Source, sequencer: Sequencer) -> None:
+        self.source = source
+        self.sequencer = sequencer
+        self.told = SyncState.SILENT
+        self.replay: asyncio.Task[None] | None = None
+        self.asked_s = float("-inf")
+        self.unverified = True
+        self.warned = False
+        self.closed = False
+
+
+class _Inlet:
+    """One SUB socket and the feeds behind it, by the topic or endpoint that tells them apart if bound."""
+
+    __slots__ = ("address", "bind", "feeds", "task")
+
+    def __init__(self, address: str, *, bind: bool) -> None:
+        self.address = address
+        self.bind = bind
+        self.feeds: dict[str, _Feed] = {}
+        self.task: asyncio.Task[None] | None = None
+
+    def feed(self, topic: bytes) -> _Feed | None:
+        """Whose message this is."""
+        if not self.bind:
+            return next(iter(self.feeds.values()), None)
+        name = topic.decode("utf-8", "replace")
+        feed = self.feeds.get(name)
+        if feed is None and name.startswith("kv@"):
+            feed = self.feeds.get(name.split("@", 2)[1])
+        return feed
+
+
+def _name(source: Source) -> str:
+    """What tells a source from others of its socket."""
+    return (source.topic or source.endpoint) if source.bind else ""
+
+
+class KvEventSubscriber:
+    """All sources of one gateway worker. `start`, `stop` and the rest belong to one event loop.
+
+    Args:
+        on_batch: Called with each batch in order. The source is the authority on the rank.
+        on_clear: Called when all that was delivered for a source no longer counts.
+        on_state: Called when what a source's view is worth has changed, after the batches that changed it.
+        clock: Monotonic seconds.
+        replay_timeout_s: See `Sequencer`.
+        retry_s: See `Sequencer`.
+        live_queue: Messages queued for one SUB connection.
+    """
+
+    def __init__(
+        self,
+        *,
+        on_batch: Callable[[Source, Batch], None],
+        on_clear: Callable[[Source], None],
+        on_state: Callable[[Source, SyncState], None],
+        clock: Callable[[], float] = time.monotonic,
+        replay_timeout_s: float = REPLAY_TIMEOUT_S,
+        retry_s: float = RETRY_S,
+        live_queue: int = LIVE_QUEUE,
+    ) -> None:
+        self._on_batch = on_batch
+        self._on_clear = on_clear
+        self._on_state = on_state
+        self._clock = clock
+        self._replay_timeout_s = replay_timeout_s
+        self._retry_s = retry_s
+        self._live_queue = live_queue
+        self._feeds: dict[Source, _Feed] = {}
+        self._inlets: dict[tuple[str, bool], _Inlet] = {}
+        self._turn = asyncio.Lock()
+        self._yield_at_s = 0.0
+        self._wake = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._context: zmq.asyncio.Context | None = None
+        self._counts = SubscriberStats()
+
+    def start(self) -> None:
+        """Begin receiving; sources may be set before or after.
+
+        Raises:
+            RuntimeError: Already started.
+        """
+        if self._context is not None:
+            raise RuntimeError("the subscriber is already started")
+        self._context = zmq.asyncio.Context()
+        self._context.set(zmq.MAX_SOCKETS, 4 * MAX_SOURCES)  # SUB, monitor and its peer, DEALER
+        self._spawn(self._tick(), "kv-events-tick")
+        for inlet in self._inlets.values():
+            inlet.task = self._spawn(self._read(self._context, inlet), "kv-events-read")
+
+    async def stop(self) -> None:
+        """End all tasks and close all sockets. Idempotent; cannot be started again."""
+        for feed in self._feeds.values():
+            feed.closed = True
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._context is not None and not self._context.closed:
+            self._context.destroy(linger=0)
+
+    def set_sources(self, sources: Iterable[Source]) -> None:
+        """Replace the sources; those that stay are not touched, those that go are cleared.
+
+        Raises:
+            ValueError: More than `MAX_SOURCES`, or two that nothing tells apart. Nothing was changed.
+        """
+        wanted = dict.fromkeys(sources)
+        names = {(source.events_address, source.bind, _name(source)) for source in wanted}
+        if len(wanted) > MAX_SOURCES or len(names) < len(wanted):
+            raise ValueError("too many sources, or two with the same address and topic")
+        for source in self._feeds.keys() - wanted.keys():
+            self._remove(source)
+        for source in wanted:
+            if source not in self._feeds:
+                self._add(source)
+        # Only now: a socket that goes on being used must not be closed and bound again.
+        for address, inlet in tuple(self._inlets.items()):
+            if not inlet.feeds:
+                del self._inlets[address]
+                if inlet.task is not None:
+                    inlet.task.cancel()
+
+    def verify(self, endpoint: EndpointKey) -> None:
+        """The engine may have been restarted: have its sources found out, soon."""
+        for source, feed in self._feeds.items():
+            if source.endpoint == endpoint:
+                self._suspect(feed)
+
+    def state(self, source: Source) -> SyncState | None:
+        """What the view of `source` is worth; None if it is not a source."""
+        feed = self._feeds.get(source)
+        return None if feed is None else feed.told
+
+    @property
+    def stats(self) -> SubscriberStats:
+        """A copy of the counts."""
+        counts = self._counts
+        states = dict.fromkeys(SyncState, 0)
+        sequence = SequenceStats()
+        for feed in self._feeds.values():
+            states[feed.told] += 1
+            for item in fields(SequenceStats):
+                total = getattr(sequence, item.name) + getattr(feed.sequencer.stats, item.name)
+                setattr(sequence, item.name, total)
+        return SubscriberStats(
+            counts.batches,
+            counts.malformed_messages,
+            counts.malformed_batches,
+            counts.unknown_topics,
+            counts.callback_errors,
+            states,
+            sequence,
+        )
+
+    def _add(self, source: Source) -> None:
+        sequencer = Sequencer(
+            can_replay=source.replay_address is not None,
+            replay_timeout_s=self._replay_timeout_s,
+            retry_s=self._retry_s,
+        )
+        self._feeds[source] = feed = _Feed(source, sequencer)
+        self._wake.set()
+        key = (source.events_address, source.bind)
+        inlet = self._inlets.get(key)
+        if inlet is None:
+            self._inlets[key] = inlet = _Inlet(source.events_address, bind=source.bind)
+            if self._context is not None:
+                inlet.task = self._spawn(self._read(self._context, inlet), "kv-events-read")
+        inlet.feeds[_name(source)] = feed
+
+    def _remove(self, source: Source) -> None:
+        feed = self._feeds.pop(source)
+        feed.closed = True
+        if feed.replay is not None:
+            feed.replay.cancel()
+        del self._inlets[source.events_address, source.bind].feeds[_name(source)]
+        self._call(self._on_clear, source)
+
+    def _spawn(self, coroutine: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _suspect(self, feed: _Feed) -> None:
+        feed.unverified = True
+        self._wake.set()
+
+    async def _tick(self) -> None:
+        """Notice time-outs, and what is to be verified."""
+        while True:
+            self._wake.clear()
+            for feed in tuple(self._feeds.values()):
+                async with self._turn:
+                    self._begin_turn()
+                    now_s = self._clock()
+                    effects = feed.sequencer.advance(now_s)
+                    if feed.unverified and not effects:
+                        feed.unverified = False
+                        effects = feed.sequencer.verify(now_s)
+                    await self._apply(feed, effects)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_TICK_S):
+                    await self._wake.wait()
+
+    async def _read(self, context: zmq.asyncio.Context, inlet: _Inlet) -> None:
+        """Keep one SUB socket open."""
+        while True:
+            try:
+                with context.socket(zmq.SUB) as socket:
+                    self._open(socket, inlet)
+                    async with asyncio.TaskGroup() as tasks:
+                        if not inlet.bind:
+                            tasks.create_task(self._watch(socket, inlet))
+                        tasks.create_task(self._receive(socket, inlet))
+            except* zmq.ZMQError as errors:
+                logger.warning(
+                    "cannot subscribe to cache events",
+                    extra={"address": inlet.address, "error": str(errors.exceptions[0])},
+                )
+            except* Exception:  # a bug here must not end the subscription
+                logger.exception("receiving cache events failed", extra={"address": inlet.address})
+            await asyncio.sleep(_REOPEN_S)
+
+    def _open(self, socket: zmq.asyncio.Socket, inlet: _Inlet) -> None:
+        _limit(socket, self._live_queue)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 2 * _HEARTBEAT_MS)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, _MAX_RECONNECT_MS)
+        socket.subscribe(b"")
+        if inlet.bind:
+            socket.bind(inlet.address)
+        else:
+            socket.connect(inlet.address)
+
+    async def _watch(self, socket: zmq.asyncio.Socket, inlet: _Inlet) -> None:
+        """Have the source verified after each handshake with its publisher."""
+        with socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED) as monitor:
+            try:
+                while True:
+                    await monitor.recv_multipart()
+                    for feed in inlet.feeds.values():
+                        self._suspect(feed)
+            finally:
+                socket.disable_monitor()
+
+    async def _receive(self, socket: zmq.asyncio.Socket, inlet: _Inlet) -> None:
+        # A future per message would cost more than the message: wait once, then take what is there.
+        direct: zmq.Socket[bytes] = zmq.Socket.shadow(socket.underlying)
+        while True:
+            await socket.poll()
+            async with self._turn:
+                self._begin_turn()
+                while not self._is_turn_over():
+                    try:
+                        frames = direct.recv_multipart(zmq.NOBLOCK)
+                    except zmq.Again:
+                        break
+                    await self._take_live(inlet, frames)
+
+    async def _take_live(self, inlet: _Inlet, frames: list[bytes]) -> None:
+        sequence = _sequence(frames[1]) if len(frames) == 3 else None
+        if sequence is None:
+            self._counts.malformed_messages += 1
+            return
+        feed = inlet.feed(frames[0])
+        if feed is None:
+            self._counts.unknown_topics += 1
+            return
+        await self._apply(feed, feed.sequencer.receive(sequence, frames[2], self._clock()))
+
+    def _ask(self, feed: _Feed, start: int) -> None:
+        """Begin a replay instead of the one that runs."""
+        if self._context is None or feed.source.replay_address is None:
+            return
+        self._end_replay(feed)
+        replay = self._replay(self._context, feed, feed.source.replay_address, start)
+        feed.replay = self._spawn(replay, "kv-events-replay")
+
+    def _end_replay(self, feed: _Feed) -> None:
+        replay, feed.replay = feed.replay, None
+        if replay is not None and replay is not asyncio.current_task():
+            replay.cancel()
+
+    async def _replay(self, context: zmq.asyncio.Context, feed: _Feed, address: str, start: int) -> None:
+        loop = asyncio.get_running_loop()
+        delay_s = feed.asked_s + MIN_REPLAY_INTERVAL_S - loop.time()
+        if delay_s > 0:
+            await asyncio.sleep(delay_s)
+        feed.asked_s = loop.time()
+        try:
+            with context.socket(zmq.DEALER) as socket:
+                _limit(socket, REPLAY_QUEUE)
+                socket.connect(address)
+                await socket.send_multipart((b"", start.to_bytes(8, "big")))
+                direct: zmq.Socket[bytes] = zmq.Socket.shadow(socket.underlying)
+                while feed.replay is asyncio.current_task():
+                    await socket.poll()
+                    async with self._turn:
+                        self._begin_turn()
+                        while feed.replay is asyncio.current_task() and not self._is_turn_over():
+                            try:
+                                frames = direct.recv_multipart(zmq.NOBLOCK)
+                            except zmq.Again:
+                                break
+                            await self._take_replayed(feed, frames)
+        except zmq.ZMQError as error:  # no answer will come: the sequencer's time-out sees to it
+            logger.warning(
+                "cannot ask for a replay of cache events", extra={"address": address, "error": str(error)}
+            )
+
+    async def _take_replayed(self, feed: _Feed, frames: list[bytes]) -> None:
+        """`["", topic, number, payload]` from vLLM, without a topic from SGLang."""
+        now_s = self._clock()
+        if len(frames) in (3, 4):
+            if frames[-2] == _REPLAY_END:
+                await self._apply(feed, feed.sequencer.replay_ended(now_s))
+                return
+            sequence = _sequence(frames[-2])
+            if sequence is not None:
+                await self._apply(feed, feed.sequencer.replayed(sequence, frames[-1], now_s))
+                return
+        self._counts.malformed_messages += 1
+
+    async def _apply(self, feed: _Feed, effects: list[Effect]) -> None:
+        """Do what the sequencer says; `_turn` is held, so that nothing gets in between."""
+        for effect in effects:
+            if feed.closed:
+                return
+            if isinstance(effect, Deliver):
+                self._deliver(feed, effect.payload)
+            elif isinstance(effect, Clear):
+                self._call(self._on_clear, feed.source)
+            else:
+                self._ask(feed, effect.start)
+            if self._is_turn_over():
+                await asyncio.sleep(0)
+                self._begin_turn()
+        state = feed.sequencer.state
+        if feed.closed:
+            return
+        if state is not SyncState.REPLAYING:
+            self._end_replay(feed)
+        if state is not feed.told:
+            feed.told = state
+            self._call(self._on_state, feed.source, state)
+
+    def _deliver(self, feed: _Feed, payload: bytes) -> None:
+        try:
+            batch = decode(payload)
+        except DecodeError as error:
+            self._counts.malformed_batches += 1
+            if not feed.warned:
+                feed.warned = True
+                logger.warning(
+                    "cache events that cannot be decoded",
+                    extra={"endpoint": feed.source.endpoint, "error": str(error)},
+                )
+            feed.sequencer.spoiled()
+            self._call(self._on_clear, feed.source)
+            return
+        self._counts.batches += 1
+        self._call(self._on_batch, feed.source, batch)
+
+    def _call(self, callback: Callable[[Unpack[_Args]], None], *args: *_Args) -> None:
+        try:
+            callback(*args)
+        except Exception:  # what applies events must not end receiving them
+            self._counts.callback_errors += 1
+            logger.exception("a callback of cache events raised")
+
+    def _begin_turn(self) -> None:
+        self._yield_at_s = asyncio.get_running_loop().time() + TURN_S
+
+    def _is_turn_over(self) -> bool:
+        return asyncio.get_running_loop().time() >= self._yield_at_s
+
+
+def _limit(socket: zmq.asyncio.Socket, messages: int) -> None:
+    """Bound what waits in the socket, and let it go at once when it is closed."""
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.IPV6, 1)
+    socket.setsockopt(zmq.RCVHWM, messages)
+    socket.setsockopt(zmq.MAXMSGSIZE, _MAX_FRAME_BYTES)
+
+
+def _sequence(frame: bytes) -> int | None:
+    """A batch's number, or None if the frame holds none."""
+    number = int.from_bytes(frame, "big") if len(frame) == 8 else _SEQUENCE_LIMIT
+    return number if number < _SEQUENCE_LIMIT else None

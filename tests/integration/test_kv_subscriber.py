@@ -1,0 +1,657 @@
+"""Cache events over real ZeroMQ sockets, of a bare publisher and of simulated replicas."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+import zmq
+import zmq.asyncio
+from aiohttp import web
+
+from metadata_center.kv_events.errors import DiscoveryError
+from metadata_center.kv_events.events import AllBlocksCleared, Batch, BlockRemoved, BlockStored
+from metadata_center.kv_events.sequencing import SyncState
+from metadata_center.kv_events.sources import MAX_ANSWER_BYTES, Source, configured, discover
+from metadata_center.kv_events.subscriber import MAX_SOURCES, KvEventSubscriber
+from metadata_center.types import EndpointKey
+from simulator.engine.profile import PROFILES
+from simulator.server.app import SimulatorServer, running
+from simulator.server.settings import KvEventsConfig, ServerSettings
+
+ENGINE = EndpointKey("127.0.0.1:8000")
+WITHIN_S = 10.0
+
+
+async def until(condition: Callable[[], bool], within_s: float = WITHIN_S) -> None:
+    """Wait until something holds, or fail."""
+    deadline_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "it never came to hold"
+        await asyncio.sleep(0.005)
+
+
+class Engine:
+    """The sockets of one publisher: PUB, and a ROUTER with a buffer, unless it is told to have none."""
+
+    def __init__(
+        self,
+        *,
+        pub: str = "tcp://127.0.0.1:*",
+        connect: bool = False,
+        topic: bytes = b"",
+        router: str | None = "tcp://127.0.0.1:*",
+        legacy: bool = False,
+        life: int = 0,
+        buffered: int = 1000,
+        hwm: int = 0,
+    ) -> None:
+        self.context = zmq.asyncio.Context()
+        self.topic = topic
+        self.legacy = legacy
+        self.life = life
+        self.buffered = buffered
+        self.sent: list[bytes] = []
+        self.pub = self.context.socket(zmq.PUB)
+        self.pub.sndhwm = hwm
+        if connect:
+            self.pub.connect(pub)
+        else:
+            self.pub.bind(pub)
+        self.events_address = self.pub.getsockopt_string(zmq.LAST_ENDPOINT)
+        self.replay_address: str | None = None
+        self.asked: list[int] = []
+        self.is_mute = False
+        if router is not None:
+            self.router = self.context.socket(zmq.ROUTER)
+            self.router.sndhwm = 0
+            self.router.bind(router)
+            self.replay_address = self.router.getsockopt_string(zmq.LAST_ENDPOINT)
+            self.task = asyncio.create_task(self._replays())
+
+    def source(self, endpoint: EndpointKey = ENGINE, rank: int = 0) -> Source:
+        """Where it is, for a subscriber that connects."""
+        return Source(endpoint, rank, self.events_address, self.replay_address)
+
+    async def publish(self, *, is_lost: bool = False) -> None:
+        """One batch, whose only block has the batch's number as its hash and the life as its parent."""
+        number = len(self.sent)
+        event = ["BlockStored", [number], self.life, [1, 2], 2, None, "GPU"]
+        await self.publish_raw(msgspec.msgpack.encode([time.time(), [event], 0]), is_lost=is_lost)
+
+    async def publish_raw(self, payload: bytes, *, is_lost: bool = False) -> None:
+        """One batch of these bytes."""
+        number = len(self.sent)
+        self.sent.append(payload)
+        if not is_lost:
+            await self.pub.send_multipart((self.topic, number.to_bytes(8, "big"), payload))
+
+    async def _replays(self) -> None:
+        while True:
+            peer, _, start = await self.router.recv_multipart()
+            self.asked.append(int.from_bytes(start, "big"))
+            if self.is_mute:
+                continue
+            head = (peer, b"") if self.legacy else (peer, b"", self.topic)
+            first = max(self.asked[-1], len(self.sent) - self.buffered)
+            for number, payload in enumerate(self.sent[first:], first):
+                await self.router.send_multipart((*head, number.to_bytes(8, "big"), payload))
+            await self.router.send_multipart((*head, b"\xff" * 8, b""))
+
+    async def stop(self) -> None:
+        """Drop dead."""
+        if self.replay_address is not None:
+            self.task.cancel()
+            await asyncio.gather(self.task, return_exceptions=True)
+        self.context.destroy(linger=0)
+
+    def restarted(self) -> Engine:
+        """A new life at the same addresses."""
+        return Engine(
+            pub=self.events_address, topic=self.topic, router=self.replay_address, life=self.life + 1
+        )
+
+
+@asynccontextmanager
+async def engines(*started: Engine) -> AsyncIterator[None]:
+    """Stop them in the end."""
+    try:
+        yield
+    finally:
+        for engine in started:
+            await engine.stop()
+
+
+class View:
+    """What a subscriber told, as an index would apply it: `(life, number)` of each block, by source."""
+
+    def __init__(self, **options: Any) -> None:
+        self.blocks: dict[Source, list[tuple[int | None, int]]] = {}
+        self.batches: list[tuple[Source, Batch]] = []
+        self.clears: list[Source] = []
+        self.states: list[SyncState] = []
+        self.subscriber = KvEventSubscriber(
+            on_batch=self._on_batch,
+            on_clear=self._on_clear,
+            on_state=lambda source, state: self.states.append(state),
+            **options,
+        )
+
+    def _on_batch(self, source: Source, batch: Batch) -> None:
+        self.batches.append((source, batch))
+        for event in batch.events:
+            if isinstance(event, BlockStored):
+                known = self.blocks.setdefault(source, [])
+                known.extend((event.parent, item) for item in event.hashes)
+
+    def _on_clear(self, source: Source) -> None:
+        self.clears.append(source)
+        self.blocks.pop(source, None)
+
+    def has(self, source: Source, life: int, count: int) -> Callable[[], bool]:
+        """Whether the view is in sync and holds exactly the first `count` batches of a life."""
+        expected = [(life, number) for number in range(count)]
+        return lambda: (
+            self.blocks.get(source, []) == expected and self.subscriber.state(source) is SyncState.IN_SYNC
+        )
+
+
+@asynccontextmanager
+async def subscribed(*sources: Source, **options: Any) -> AsyncIterator[View]:
+    """A running subscriber."""
+    view = View(**options)
+    view.subscriber.start()
+    view.subscriber.set_sources(sources)
+    try:
+        yield view
+    finally:
+        await view.subscriber.stop()
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["vllm", "sglang"])
+async def test_first_contact_gets_what_was_published_before(legacy: bool) -> None:
+    """A replay from 0 first, then live batches; answers without a topic are understood."""
+    engine = Engine(legacy=legacy)
+    source = engine.source()
+    async with engines(engine):
+        for _ in range(50):
+            await engine.publish()
+        async with subscribed(source) as view:
+            await until(view.has(source, 0, 50))
+            for _ in range(50):
+                await engine.publish()
+            await engine.publish()
+            await until(view.has(source, 0, 101))
+            assert engine.asked[0] == 0
+            assert view.clears == []
+            assert view.states[0] is SyncState.REPLAYING
+            assert view.subscriber.stats.sequence.losses == 0
+
+
+async def test_an_engine_that_comes_later_is_found() -> None:
+    """Until then the source is silent; a request that waits for it is answered when it comes."""
+    probe = Engine()
+    source = probe.source()
+    await probe.stop()
+    async with subscribed(source, replay_timeout_s=0.3) as view:
+        await until(lambda: SyncState.SILENT in view.states)
+        assert view.subscriber.stats.sources[SyncState.SILENT] == 1
+        engine = Engine(pub=probe.events_address, router=probe.replay_address)
+        async with engines(engine):
+            await engine.publish()
+            await until(view.has(source, 0, 1))
+
+
+async def test_lost_batches_are_replayed() -> None:
+    """Only what is missing is asked for."""
+    engine = Engine()
+    source = engine.source()
+    async with engines(engine), subscribed(source) as view:
+        await engine.publish()
+        await until(view.has(source, 0, 1))
+        for is_lost in (False, True, True, False, False):
+            await engine.publish(is_lost=is_lost)
+        await until(view.has(source, 0, 6))
+        assert view.clears == []
+        assert max(engine.asked) == 1
+        assert view.subscriber.stats.sequence.gaps == 1
+
+
+async def test_a_restarted_engine_is_cleared_even_while_it_is_idle() -> None:
+    """The new connection gives it away before its first event."""
+    first = Engine()
+    source = first.source()
+    async with subscribed(source) as view:
+        for _ in range(5):
+            await first.publish()
+        await until(view.has(source, 0, 5))
+        await first.stop()
+        second = first.restarted()
+        async with engines(second):
+            await until(lambda: view.clears == [source])
+            await until(view.has(source, 1, 0))
+            await second.publish()
+            await until(view.has(source, 1, 1))
+
+
+async def test_a_restart_is_noticed_whatever_number_is_seen_first() -> None:
+    """The new life has gone beyond the old one's numbers when its first batch is seen."""
+    first = Engine()
+    source = first.source()
+    async with subscribed(source) as view:
+        for _ in range(3):
+            await first.publish()
+        await until(view.has(source, 0, 3))
+        await first.stop()
+        second = first.restarted()
+        async with engines(second):
+            for _ in range(20):
+                await second.publish(is_lost=True)
+            await second.publish()
+            await until(view.has(source, 1, 21))
+            assert view.clears[0] == source
+
+
+async def test_a_replay_buffer_that_is_too_short_is_told() -> None:
+    """The view holds what there is and says that it is not all."""
+    engine = Engine(buffered=4)
+    source = engine.source()
+    async with engines(engine):
+        for _ in range(10):
+            await engine.publish()
+        async with subscribed(source) as view:
+            await until(lambda: view.blocks.get(source) == [(0, number) for number in range(6, 10)])
+            await until(lambda: view.subscriber.state(source) is SyncState.INCOMPLETE)
+
+
+async def test_a_replay_that_nobody_answers_is_given_up() -> None:
+    """Live batches are used all the same; later attempts complete the view."""
+    engine = Engine()
+    engine.is_mute = True
+    source = engine.source()
+    async with engines(engine):
+        await engine.publish()
+        async with subscribed(source, replay_timeout_s=0.3, retry_s=0.3) as view:
+            await until(lambda: len(engine.asked) > 0)
+            while not view.batches:
+                await engine.publish()
+                await asyncio.sleep(0.02)
+            assert view.subscriber.state(source) in (SyncState.INCOMPLETE, SyncState.REPLAYING)
+            engine.is_mute = False
+            await until(lambda: view.has(source, 0, len(engine.sent))())
+
+
+async def test_without_a_replay_endpoint_events_are_used_from_where_they_are() -> None:
+    """The view is incomplete, and a gap clears it."""
+    engine = Engine(router=None)
+    source = engine.source()
+    async with engines(engine), subscribed(source) as view:
+        while not view.batches:
+            await engine.publish()
+            await asyncio.sleep(0.01)
+        await engine.publish(is_lost=True)
+        await engine.publish()
+        last = len(engine.sent) - 1
+        await until(lambda: view.blocks.get(source) == [(0, last)])
+        assert view.subscriber.state(source) is SyncState.INCOMPLETE
+
+
+async def test_a_bound_socket_takes_the_events_of_many_engines() -> None:
+    """The topic tells them apart, in full or by the engine's endpoint; others are counted."""
+    probe = zmq.Context()
+    with probe.socket(zmq.SUB) as socket:
+        port = socket.bind_to_random_port("tcp://127.0.0.1")
+    probe.term()
+    address = f"tcp://127.0.0.1:{port}"
+    other = EndpointKey("127.0.0.1:8001")
+    topics = (b"kv@r0@tiny", b"kv@127.0.0.1:8001@tiny", b"kv@stranger@tiny", b"\xff")
+    one, two, three, four = (Engine(pub=address, connect=True, topic=topic) for topic in topics)
+    sources = (
+        Source(ENGINE, 0, address, one.replay_address, "kv@r0@tiny", True),
+        Source(other, 0, address, two.replay_address, "", True),
+    )
+    async with engines(one, two, three, four):
+        await one.publish()
+        await two.publish()
+        async with subscribed(*sources) as view:
+            await until(view.has(sources[0], 0, 1))
+            await until(view.has(sources[1], 0, 1))
+
+            def has_all() -> bool:
+                counts = [view.has(sources[0], 0, len(one.sent)), view.has(sources[1], 0, len(two.sent))]
+                return view.subscriber.stats.unknown_topics >= 2 and all(has() for has in counts)
+
+            # A publisher that is not connected yet drops its batches, so the last ones must be live.
+            while not (has_all() and len(one.sent) > 20):
+                for engine in (one, two, three, four):
+                    await engine.publish()
+                await asyncio.sleep(0.01)
+            assert set(view.blocks) == set(sources)
+
+
+async def test_verify_finds_a_restart_of_an_engine_that_connects_to_us() -> None:
+    """There the connection says nothing, so whoever knows better asks."""
+    probe = zmq.Context()
+    with probe.socket(zmq.SUB) as socket:
+        port = socket.bind_to_random_port("tcp://127.0.0.1")
+    probe.term()
+    address = f"tcp://127.0.0.1:{port}"
+    first = Engine(pub=address, connect=True, topic=b"kv@r0@tiny")
+    source = Source(ENGINE, 0, address, first.replay_address, "kv@r0@tiny", True)
+    async with subscribed(source) as view:
+        await first.publish()
+        await until(view.has(source, 0, 1))
+        await first.stop()
+        second = Engine(pub=address, connect=True, topic=b"kv@r0@tiny", router=first.replay_address, life=1)
+        async with engines(second):
+            view.subscriber.verify(EndpointKey("127.0.0.1:1"))
+            view.subscriber.verify(ENGINE)
+            await until(lambda: view.clears == [source])
+            await until(view.has(source, 1, 0))
+
+
+async def test_malformed_messages_are_counted_and_change_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """Wrong frames are skipped; a batch that cannot be decoded clears its source, and the next one counts."""
+    engine = Engine()
+    source = engine.source()
+    number = (1).to_bytes(8, "big")
+    async with engines(engine), subscribed(source) as view:
+        await engine.publish()
+        await until(view.has(source, 0, 1))
+        for frames in (
+            [b"x"],
+            [b"", b"", b""],
+            [b"", b"123", b""],
+            [b"", b"\xff" * 8, b""],
+            [b"", number, b"", b""],
+        ):
+            await engine.pub.send_multipart(frames)
+        await engine.publish()
+        await until(view.has(source, 0, 2))
+        assert view.subscriber.stats.malformed_messages == 5
+        assert view.clears == []
+        for _ in range(3):
+            await engine.publish_raw(b"\x93 this is no batch")
+        await until(lambda: view.subscriber.stats.malformed_batches == 3)
+        await engine.publish()
+        await until(lambda: view.blocks.get(source) == [(0, 5)])
+        assert view.subscriber.state(source) is SyncState.INCOMPLETE
+        assert [record.message for record in caplog.records] == ["cache events that cannot be decoded"]
+
+
+async def test_callbacks_that_raise_end_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """It is counted and logged."""
+    engine = Engine()
+    seen = []
+
+    def on_batch(source: Source, batch: Batch) -> None:
+        seen.append(batch)
+        raise ValueError("a bug")
+
+    subscriber = KvEventSubscriber(on_batch=on_batch, on_clear=lambda _: None, on_state=lambda *_: None)
+    subscriber.start()
+    subscriber.set_sources([engine.source()])
+    async with engines(engine):
+        for _ in range(3):
+            await engine.publish()
+        await until(lambda: len(seen) == 3)
+        assert subscriber.stats.callback_errors == 3
+        await subscriber.stop()
+    assert "a callback of cache events raised" in {record.message for record in caplog.records}
+
+
+async def test_what_a_flood_overflows_is_replayed() -> None:
+    """PUB drops what its subscriber is too slow for; the view is whole all the same."""
+    engine = Engine(hwm=10, buffered=100_000)
+    source = engine.source()
+    event = {"type": "BlockRemoved", "block_hashes": [2**63] * 900}
+    large = msgspec.msgpack.encode([time.time(), [event], 0])
+    async with engines(engine), subscribed(source, live_queue=10) as view:
+        await engine.publish()
+        await until(view.has(source, 0, 1))
+        for _ in range(3_000):  # 24 MB at once: more than all queues and kernel buffers together
+            await engine.publish_raw(large)
+        await until(lambda: len(view.batches) >= 2)
+        await engine.publish()
+        await until(lambda: len(view.batches) == 3_002 and view.states[-1] is SyncState.IN_SYNC)
+        assert view.blocks[source] == [(0, 0), (0, 3_001)]
+        assert view.clears == []
+        assert view.subscriber.stats.sequence.gaps > 0
+
+
+async def test_a_flood_does_not_starve_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a batch takes a whole turn, others have theirs after each one, live or replayed or held back."""
+    monkeypatch.setattr("metadata_center.kv_events.subscriber.TURN_S", 1e-4)
+    engine = Engine()
+    source = engine.source()
+    since_turn = longest = 0
+
+    def on_batch(_: Source, __: Batch) -> None:
+        nonlocal since_turn, longest
+        since_turn += 1
+        longest = max(longest, since_turn)
+        until_s = time.perf_counter() + 3e-4
+        while time.perf_counter() < until_s:
+            pass
+
+    async def others() -> None:
+        nonlocal since_turn
+        while True:
+            since_turn = 0
+            await asyncio.sleep(0)
+
+    subscriber = KvEventSubscriber(on_batch=on_batch, on_clear=lambda _: None, on_state=lambda *_: None)
+    task = asyncio.create_task(others())
+    async with engines(engine):
+        for _ in range(150):
+            await engine.publish()
+        subscriber.start()
+        subscriber.set_sources([source])
+        while subscriber.stats.batches < 500:
+            await engine.publish(is_lost=len(engine.sent) % 50 == 0)
+            if len(engine.sent) % 100 == 0:
+                await asyncio.sleep(0.001)
+        await subscriber.stop()
+    task.cancel()
+    assert longest <= 2
+
+
+async def test_sources_come_and_go() -> None:
+    """One that stays is not disturbed; one that goes is cleared and silent, even if it comes back."""
+    one, two = Engine(), Engine()
+    first, second = one.source(), two.source(rank=1)
+    async with engines(one, two), subscribed(first) as view:
+        await one.publish()
+        await two.publish()
+        await until(view.has(first, 0, 1))
+        asked = len(one.asked)
+        view.subscriber.set_sources([first, second])
+        await until(view.has(second, 0, 1))
+        view.subscriber.set_sources([first])
+        assert view.clears == [second]
+        assert view.subscriber.state(second) is None
+        await two.publish()
+        await one.publish()
+        await until(view.has(first, 0, 2))
+        assert second not in view.blocks
+        view.subscriber.set_sources([first, second])
+        await until(view.has(second, 0, 2))
+        assert len(one.asked) == asked
+        view.subscriber.set_sources([])
+        assert not view.blocks
+
+
+async def test_sources_that_nothing_tells_apart_are_refused() -> None:
+    """As are too many; nothing changes then."""
+    view = View()
+    one = Source(ENGINE, 0, "tcp://127.0.0.1:1")
+    with pytest.raises(ValueError):
+        view.subscriber.set_sources([one, replace(one, rank=1)])
+    with pytest.raises(ValueError):
+        view.subscriber.set_sources(
+            Source(ENGINE, rank, f"tcp://127.0.0.1:{1 + rank}") for rank in range(MAX_SOURCES + 1)
+        )
+    assert view.subscriber.state(one) is None
+    await view.subscriber.stop()
+
+
+async def test_an_address_in_use_is_reported_and_tried_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not disturb other sources."""
+    monkeypatch.setattr("metadata_center.kv_events.subscriber._REOPEN_S", 0.05)
+    context = zmq.Context()
+    taken = context.socket(zmq.SUB)
+    port = taken.bind_to_random_port("tcp://127.0.0.1")
+    address = f"tcp://127.0.0.1:{port}"
+    engine = Engine()
+    bound = Engine(pub=address, connect=True, topic=b"t")
+    sources = (engine.source(), Source(ENGINE, 1, address, bound.replay_address, "t", True))
+    async with engines(engine, bound), subscribed(*sources) as view:
+        await engine.publish()
+        await until(view.has(sources[0], 0, 1))
+        await until(
+            lambda: "cannot subscribe to cache events" in {record.message for record in caplog.records}
+        )
+        context.destroy(linger=0)
+        while not view.blocks.get(sources[1]):
+            await bound.publish()
+            await asyncio.sleep(0.01)
+
+
+async def test_it_starts_once_and_stops_any_number_of_times() -> None:
+    """Nothing is left open."""
+    view = View()
+    view.subscriber.set_sources([Source(ENGINE, 0, "tcp://127.0.0.1:1", "tcp://127.0.0.1:1")])
+    view.subscriber.start()
+    with pytest.raises(RuntimeError):
+        view.subscriber.start()
+    await view.subscriber.stop()
+    await view.subscriber.stop()
+    assert len(asyncio.all_tasks()) == 1
+
+
+SETTINGS = ServerSettings(
+    models=("tiny",),
+    profile=replace(PROFILES["demo"], block_size=32, kv_tokens=256),
+    time_scale=0.02,
+    kv_events=KvEventsConfig("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", "kv@replica-1@tiny"),
+)
+
+
+def key(server: SimulatorServer) -> EndpointKey:
+    """The replica's identity."""
+    return EndpointKey(f"127.0.0.1:{server.port}")
+
+
+async def complete(session: aiohttp.ClientSession, server: SimulatorServer, prompt: list[int]) -> None:
+    """Have a replica compute a prompt."""
+    body = {"model": "tiny", "prompt": prompt, "max_tokens": 1}
+    async with session.post(f"{server.url}/v1/completions", json=body) as response:
+        assert response.status == 200
+
+
+async def test_a_simulated_replica_is_discovered_and_mirrored() -> None:
+    """Discovery, replay, live events, evictions, a reset, and what was computed after it."""
+    async with running(SETTINGS) as server, aiohttp.ClientSession() as session:
+        (source,) = await discover(session, key(server))
+        assert source.topic == "kv@replica-1@tiny"
+        await complete(session, server, list(range(100, 200)))
+        async with subscribed(source) as view:
+            await until(lambda: view.subscriber.state(source) is SyncState.IN_SYNC and len(view.batches) == 1)
+            await complete(session, server, list(range(1000, 1100)))
+            await complete(session, server, list(range(2000, 2200)))
+            async with session.post(f"{server.url}/reset_prefix_cache") as response:
+                assert response.status == 200
+            await complete(session, server, list(range(100, 170)))
+            await until(
+                lambda: any(isinstance(e, AllBlocksCleared) for _, b in view.batches for e in b.events)
+            )
+            events = [event for _, batch in view.batches for event in batch.events]
+            assert any(isinstance(event, BlockRemoved) for event in events)
+            last = events[-1]
+            assert isinstance(last, BlockStored)
+            assert last.token_ids() == list(range(100, 164))
+            assert {batch.rank for _, batch in view.batches} == {0}
+
+
+async def test_data_parallel_ranks_are_separate_sources() -> None:
+    """Rank r publishes on the next ports; an operator may write that down instead of asking."""
+    replicas = [Engine() for _ in range(2)]
+    async with engines(*replicas):
+        sources = [engine.source(rank=rank) for rank, engine in enumerate(replicas)]
+        async with subscribed(*sources) as view:
+            await replicas[1].publish()
+            await until(view.has(sources[1], 0, 1))
+            await until(view.has(sources[0], 0, 0))
+    assert [s.events_address for s in configured(ENGINE, "tcp://*:5557", ranks=2)] == [
+        "tcp://127.0.0.1:5557",
+        "tcp://127.0.0.1:5558",
+    ]
+
+
+async def test_a_replica_without_events_has_no_sources() -> None:
+    """Switched off, or too old to know the question."""
+    async with aiohttp.ClientSession() as session:
+        async with running(replace(SETTINGS, kv_events=None)) as server:
+            assert await discover(session, key(server)) == []
+        async with _answering(web.Response(status=404)) as endpoint:
+            assert await discover(session, endpoint) == []
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        web.Response(status=500),
+        web.Response(status=302, headers={"Location": "http://127.0.0.1:1/"}),
+        web.Response(body=b"not json"),
+        web.Response(body=b" " * (MAX_ANSWER_BYTES + 1)),
+        web.Response(body=b'{"0":{"endpoint":"tcp://10.1.2.3:5557"}}'),
+    ],
+    ids=["500", "redirect", "garbage", "large", "elsewhere"],
+)
+async def test_a_bad_answer_is_a_discovery_error(response: web.Response) -> None:
+    """Whatever the engine says, and if it says nothing."""
+    async with aiohttp.ClientSession() as session:
+        async with _answering(response) as endpoint:
+            with pytest.raises(DiscoveryError):
+                await discover(session, endpoint)
+        with pytest.raises(DiscoveryError):
+            await discover(session, endpoint)
+
+
+async def test_an_engine_that_does_not_answer_is_a_discovery_error() -> None:
+    """After the time-out."""
+    async with aiohttp.ClientSession() as session, _answering(None) as endpoint:
+        with pytest.raises(DiscoveryError, match="timeout"):
+            await discover(session, endpoint, timeout_s=0.05)
+
+
+@asynccontextmanager
+async def _answering(response: web.Response | None) -> AsyncIterator[EndpointKey]:
+    """A server that gives one answer, or none."""
+
+    async def handle(request: web.Request) -> web.Response:
+        if response is None:
+            await asyncio.Event().wait()
+        assert request.path == "/kv_event_sources"
+        assert response is not None
+        return response
+
+    app = web.Application()
+    app.router.add_get("/kv_event_sources", handle)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield EndpointKey(f"127.0.0.1:{runner.addresses[0][1]}")
+    finally:
+        await runner.cleanup()
