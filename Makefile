@@ -4,19 +4,23 @@ BIN := .venv/bin
 ENVOY := .tools/envoy/envoy/_bin/envoy
 ENVOY_VERSION := 1.40.0
 
-.PHONY: demo test test-unit test-e2e check lint types bench-overhead bench-decision envoy install clean
+.PHONY: demo test test-unit test-e2e check lint types test-vllm bench-overhead bench-decision bench-index bench-bursts vllm envoy install clean
 
 demo: install envoy
 	$(BIN)/tokenway demo
 
 test: install envoy
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -m "not real_vllm"
 
 test-unit: install
-	$(BIN)/pytest -q -m "not e2e"
+	$(BIN)/pytest -q -m "not e2e and not real_vllm"
 
 test-e2e: install envoy
 	$(BIN)/pytest -q -m e2e
+
+# Two real vLLM replicas on the CPU; makes an environment of 1.9 GB in .tools/vllm first.
+test-vllm: vllm envoy
+	$(BIN)/pytest -q -m real_vllm tests/real_vllm
 
 check: install envoy lint types test
 
@@ -32,6 +36,15 @@ bench-overhead: install envoy
 
 bench-decision: install
 	$(BIN)/python -m benchmarks.decision
+
+bench-index: install
+	$(BIN)/python -m benchmarks.index
+
+bench-bursts: install
+	$(BIN)/python -m benchmarks.bursts
+
+vllm: install
+	$(BIN)/python tests/real_vllm/environment/install.py
 
 install: .venv/.installed
 

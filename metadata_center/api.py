@@ -1,8 +1,11 @@
 """AIGW's metadata-center API over one `ServiceState`: a request as values in, an answer as values out.
 
+Further calls are for Tokenway's gateways, and for what AIGW's roadmap has: tokens, refresh.
+
 Rules:
-    1. Every answer but `/metrics` and `/openapi.json` is the envelope `{"status","error","data","trace_id"}`.
-       Success is HTTP 200; a failure's HTTP status is its code divided by 100,000, rounded down.
+    1. Every answer but `/metrics`, `/openapi.json` and shares is the envelope
+       `{"status","error","data","trace_id"}`. Success is HTTP 200; a failure's HTTP status is its code
+       divided by 100,000, rounded down.
     2. What a caller can do wrong is a 4xx; 500 is a fault of ours. A failure names the field and what is
        accepted, and never quotes what was sent.
     3. Fields that are not asked for are ignored: AIGW's deletes carry an empty `cluster` and `ip`.
@@ -24,8 +27,21 @@ from urllib.parse import parse_qs
 
 import orjson
 
+from metadata_center.cluster_loads import BYTES_PER_TOKEN
 from metadata_center.errors import CapacityError, MetadataError
 from metadata_center.service_state import DEFAULT_TOP_K, ServiceState
+from metadata_center.sharing.http_messages import (
+    EVENTS_PATH,
+    FRAMES_TYPE,
+    KEEP_ALIVE,
+    MESSAGE_TYPE,
+    RESERVE_PATH,
+    RESERVE_TYPE,
+    SHARES_PATH,
+    decode_reserve,
+    encode_frames,
+)
+from metadata_center.sharing.messages import MAX_AMOUNT, MAX_CANDIDATES, MessageError, decode
 from metadata_center.types import RequestId
 
 MAX_BODY_BYTES: Final = 1 << 20
@@ -138,11 +154,13 @@ class Answer:
         status: HTTP status.
         body: Bytes of the body.
         headers: Content type included, length not.
+        follows: The body goes on with every message that followers are told.
     """
 
     status: int
     body: bytes
     headers: Mapping[str, str]
+    follows: bool = False
 
 
 class RefusedError(MetadataError):
@@ -198,9 +216,14 @@ class Api:
             ("POST", "/v1/load/stats"): self._add,
             ("DELETE", "/v1/load/stats"): self._delete,
             ("DELETE", "/v1/load/prompt"): self._delete_prompt,
+            ("POST", "/v1/load/refresh"): self._refresh,
             ("POST", "/v1/replica/event"): self._replicated,
             ("POST", "/v1/cache/save"): self._save,
             ("POST", "/v1/cache/query"): self._query,
+            ("GET", SHARES_PATH): self._shares,
+            ("POST", SHARES_PATH): self._share,
+            ("POST", RESERVE_PATH): self._reserve,
+            ("GET", EVENTS_PATH): self._follow,
             ("POST", "/log/level"): self._set_log_level,
             ("GET", "/metrics"): self._metrics,
             ("GET", "/healthz"): self._healthz,
@@ -210,6 +233,7 @@ class Api:
             "load.stats.set": self._add,
             "load.stats.delete": self._delete,
             "load.prompt.delete": self._delete_prompt,
+            "load.stats.refresh": self._refresh,
         }
 
     def answer(self, request: Request, now_s: float) -> Answer:
@@ -249,6 +273,17 @@ class Api:
             body.address("ip"),
             body.count("prompt_length"),
             now_s,
+            input_tokens=body.known_count("input_tokens"),
+        )
+        return _ok(request)
+
+    def _refresh(self, request: Request, now_s: float) -> Answer:
+        body = _Body(request)
+        self._state.loads.refresh(
+            RequestId(body.name("request_id")),
+            now_s,
+            input_tokens=body.known_count("input_tokens"),
+            generated_tokens=body.known_count("generated_tokens"),
         )
         return _ok(request)
 
@@ -261,7 +296,7 @@ class Api:
         return _ok(request)
 
     def _loads(self, request: Request, now_s: float) -> Answer:
-        loads = self._state.loads.view(_query_name(request.query, "cluster"), now_s)
+        loads = self._state.meeting.load_of(_query_name(request.query, "cluster"), now_s)
         return _ok(
             request,
             None
@@ -269,8 +304,12 @@ class Api:
             else [
                 {
                     "ip": load.address,
-                    "queued_req_num": load.requests,
+                    "queued_req_num": min(load.requests, MAX_INT32),
                     "prompt_length": min(load.prompt_length, MAX_INT32),
+                    "prefill_req_num": min(load.prefill_requests, MAX_INT32),
+                    "prefill_tokens": min(load.prefill_tokens, MAX_INT32),
+                    "input_tokens": min(load.input_tokens, MAX_INT32),
+                    "generated_tokens": min(load.generated_tokens, MAX_INT32),
                     "updated_time": self._state.unix_ns(load.updated_s),
                 }
                 for load in loads
@@ -301,6 +340,26 @@ class Api:
             body.name("cluster"), body.hashes("prompt_hash"), top_k or topk, now_s
         )
         return _ok(request, {"locations": [{"ip": ip, "length": length} for ip, length in held]})
+
+    def _shares(self, request: Request, now_s: float) -> Answer:
+        return _frames(request, encode_frames(self._state.meeting.snapshot(now_s)))
+
+    def _share(self, request: Request, now_s: float) -> Answer:
+        try:
+            self._state.meeting.publish(decode(request.body), request.body, now_s)
+        except MessageError as error:
+            raise _invalid(str(error)) from error
+        return _ok(request)
+
+    def _reserve(self, request: Request, now_s: float) -> Answer:
+        try:
+            places = self._state.meeting.reserve(*decode_reserve(request.body), now_s)
+        except MessageError as error:
+            raise _invalid(str(error)) from error
+        return _ok(request, [{"index": place.index, "totals": place.totals} for place in places])
+
+    def _follow(self, request: Request, _: float) -> Answer:
+        return _frames(request, KEEP_ALIVE, follows=True)
 
     def _set_log_level(self, request: Request, _: float) -> Answer:
         name = _Body(request).name("LevelParam")
@@ -350,6 +409,10 @@ class _Body:
         if found is None or not 0 <= found <= MAX_INT32:
             raise _invalid(f"field {field} should be an integer, 0..{MAX_INT32}")
         return found
+
+    def known_count(self, field: str) -> int | None:
+        """An integer 0..`MAX_INT32`; None if absent."""
+        return self.count(field) if field in self._fields else None
 
     def hashes(self, field: str) -> list[int]:
         """A list of up to `MAX_HASHES` unsigned 64-bit integers."""
@@ -422,6 +485,11 @@ def _invalid(reason: str) -> RefusedError:
     return RefusedError(Code.INVALID_INPUT, reason, detail=reason)
 
 
+def _frames(request: Request, frames: bytes, *, follows: bool = False) -> Answer:
+    headers = {"Content-Type": FRAMES_TYPE, TRACE_HEADER: request.trace_id}
+    return Answer(200, frames, headers, follows)
+
+
 def _ok(request: Request, data: object = None) -> Answer:
     return _answer(200, "OK", None, data, request.trace_id, {})
 
@@ -457,7 +525,8 @@ def openapi_document() -> dict[str, Any]:
         "info": {
             "title": "Tokenway metadata center",
             "version": "1",
-            "description": "Load and cached prompt prefixes per engine, by AIGW's metadata-center API.",
+            "description": "Load and cached prompt prefixes per engine, by AIGW's metadata-center API; "
+            "shares of Tokenway's gateways.",
         },
         "paths": paths,
         "components": {
@@ -493,21 +562,46 @@ _HASHES: Final = {
     "items": {"type": "integer", "minimum": 0, "maximum": _MAX_HASH},
     "description": "Hashes of the prompt's pieces, in order; AIGW's are cumulative over steps of 512 bytes.",
 }
+_INPUT_TOKENS: Final = {
+    **_COUNT,
+    "description": f"Tokens of the prompt; taken for prompt_length/{BYTES_PER_TOKEN} until it is told.",
+}
 _ADD_BODY: Final = _object(
-    "request_id cluster ip", request_id=_NAME, cluster=_NAME, ip=_ADDRESS, prompt_length=_COUNT
+    "request_id cluster ip",
+    request_id=_NAME,
+    cluster=_NAME,
+    ip=_ADDRESS,
+    prompt_length=_COUNT,
+    input_tokens=_INPUT_TOKENS,
 )
 _ID_BODY: Final = _object("request_id", request_id=_NAME)
 _LOAD: Final = _object(
-    "ip queued_req_num prompt_length updated_time",
+    "ip queued_req_num prompt_length prefill_req_num prefill_tokens input_tokens generated_tokens "
+    "updated_time",
     ip={"type": "string"},
     queued_req_num=_COUNT,
     prompt_length={**_COUNT, "description": "In the callers' unit; what exceeds an int32 is cut off."},
+    prefill_req_num={**_COUNT, "description": "Requests whose prompt is not computed yet."},
+    prefill_tokens={**_COUNT, "description": "Input tokens of those."},
+    input_tokens={**_COUNT, "description": "Input tokens of all requests."},
+    generated_tokens={**_COUNT, "description": "Output tokens so far, as far as callers tell."},
     updated_time={"type": "integer", "description": "Unix nanoseconds of the last add or delete."},
 )
 _LOCATION: Final = _object(
     "ip length",
     ip={"type": "string"},
     length={"type": "integer", "minimum": 1, "description": "Leading hashes held."},
+)
+_BINARY: Final = {"type": "string", "format": "binary"}
+_PLACE: Final = _object(
+    "index totals",
+    index={"type": "integer", "minimum": 0, "maximum": MAX_CANDIDATES - 1},
+    totals={
+        "type": "array",
+        "maxItems": MAX_CANDIDATES,
+        "items": {"type": "integer", "minimum": 0, "maximum": MAX_AMOUNT},
+        "description": "Requests in flight per candidate, over all gateways, before this one.",
+    },
 )
 _TRACED: Final = {TRACE_HEADER: {"required": True, "schema": {"type": "string", "minLength": 1}}}
 
@@ -521,6 +615,7 @@ class _Operation:
     summary: str
     data: Mapping[str, Any] = field(default_factory=lambda: _NULL)
     body: Mapping[str, Any] | None = None
+    body_type: str = "application/json"
     parameters: tuple[Mapping[str, Any], ...] = ()
     failures: tuple[Code, ...] = ()
     content: Mapping[str, Any] | None = None
@@ -557,7 +652,7 @@ class _Operation:
         if self.body is not None:
             document["requestBody"] = {
                 "required": True,
-                "content": {"application/json": {"schema": self.body}},
+                "content": {self.body_type: {"schema": self.body}},
             }
         return document
 
@@ -606,8 +701,19 @@ _OPERATIONS: Final = (
     _Operation("DELETE", "/v1/load/prompt", "The request's prompt is computed", body=_ID_BODY),
     _Operation(
         "POST",
+        "/v1/load/refresh",
+        "The request still runs: its expiry starts anew; what is known of its tokens",
+        body=_object(
+            "request_id",
+            request_id=_NAME,
+            input_tokens=_INPUT_TOKENS,
+            generated_tokens={**_COUNT, "description": "So far; less than before is ignored."},
+        ),
+    ),
+    _Operation(
+        "POST",
         "/v1/replica/event",
-        "One of the three changes above, from a replica of AIGW's metadata center",
+        "One of the four changes above, from a replica of AIGW's metadata center",
         body={
             **_ID_BODY,
             "description": "That of the call: load.stats.set needs all that POST /v1/load/stats does.",
@@ -619,7 +725,12 @@ _OPERATIONS: Final = (
                 "required": True,
                 "schema": {
                     "type": "string",
-                    "enum": ["load.stats.set", "load.stats.delete", "load.prompt.delete"],
+                    "enum": [
+                        "load.stats.set",
+                        "load.stats.delete",
+                        "load.prompt.delete",
+                        "load.stats.refresh",
+                    ],
                 },
             },
         ),
@@ -644,6 +755,38 @@ _OPERATIONS: Final = (
             top_k={**_COUNT, "description": f"Most engines to name; 0 or none: {DEFAULT_TOP_K}."},
             topk={**_COUNT, "description": "The same, if top_k does not say."},
         ),
+    ),
+    _Operation(
+        "GET",
+        SHARES_PATH,
+        "What every gateway has in flight: frames of updates, to be applied in this order",
+        content={FRAMES_TYPE: {"schema": _BINARY}},
+    ),
+    _Operation(
+        "POST",
+        SHARES_PATH,
+        "What a gateway has in flight: an update, passed on to all followers",
+        body=_BINARY,
+        body_type=MESSAGE_TYPE,
+        failures=(Code.TOO_MUCH,),
+    ),
+    _Operation(
+        "POST",
+        RESERVE_PATH,
+        "The same, and places for requests: each is charged to its first candidate that has no more "
+        "requests than believed, else to the one that has the fewest too many",
+        data={"type": "array", "items": _PLACE},
+        body=_BINARY,
+        body_type=RESERVE_TYPE,
+        failures=(Code.TOO_MUCH,),
+    ),
+    _Operation(
+        "GET",
+        EVENTS_PATH,
+        "Frames of updates as gateways send them, without end; an empty frame at first, and when nothing "
+        "is sent",
+        content={FRAMES_TYPE: {"schema": _BINARY}},
+        failures=(Code.TOO_MUCH,),
     ),
     _Operation(
         "POST",

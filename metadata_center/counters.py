@@ -6,11 +6,12 @@ Rules:
        live is given to another endpoint, so a slot held by a request never changes its owner.
     3. Names and claims change only under `lock()`; reading totals and adding need no lock.
     4. Everything lies in one buffer of fixed size: memory is bounded by `num_bytes`.
+    5. What other gateways count is added to totals and nothing else: no slot lives by it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
@@ -28,17 +29,20 @@ MAX_ENDPOINTS: Final = 4096
 KEY_BYTES: Final = 64
 """Longest key: a bracketed IPv6 address with a port is 47 bytes, the rest is room for a zone."""
 
-_KINDS: Final = 3  # requests, prefill tokens, context tokens
+NUM_KINDS: Final = 5
+"""Requests, prefill requests, prefill tokens, context tokens, generated tokens: rows of every matrix here."""
+
+_MAX_GROUPS: Final = 256  # slot tuples remembered: far more than a gateway has models
 _NO_LOCK: Final = nullcontext()
 
 
 def num_bytes(workers: int, capacity: int) -> int:
     """Size of the buffer behind `workers` rows of `capacity` slots: rows, names, claims."""
-    return capacity * (workers * (_KINDS * 8 + 1) + KEY_BYTES)
+    return capacity * (workers * (NUM_KINDS * 8 + 1) + KEY_BYTES)
 
 
 class Counters:
-    """Requests, prefill tokens and context tokens in flight per endpoint.
+    """What is in flight per endpoint, in the kinds of `NUM_KINDS`.
 
     Args:
         workers: Rows; 1 for a gateway of one process.
@@ -61,18 +65,27 @@ class Counters:
         memory = np.frombuffer(
             bytearray(num_bytes(workers, capacity)) if buffer is None else buffer, np.uint8
         )
-        names_at = workers * _KINDS * 8 * capacity
+        names_at = workers * NUM_KINDS * 8 * capacity
         claims_at = names_at + KEY_BYTES * capacity
-        self._rows: IntArray = memory[:names_at].view(np.int64).reshape(workers, _KINDS, capacity)
+        self._rows: IntArray = memory[:names_at].view(np.int64).reshape(workers, NUM_KINDS, capacity)
         self._names = memory[names_at:claims_at].view(f"S{KEY_BYTES}")
         self._claims = memory[claims_at:].view(np.bool_).reshape(workers, capacity)
-        self._capacity = capacity
+        self.capacity = capacity
         # `view[i] += 1` takes 0.08 us on a memoryview, 0.14 us on an array; a request does it a dozen times.
-        self._requests, self._prefill_tokens, self._context_tokens = (
-            memoryview(counts) for counts in self._rows[worker]
-        )
+        (
+            self._requests,
+            self._prefill_requests,
+            self._prefill_tokens,
+            self._context_tokens,
+            self._generated_tokens,
+        ) = (memoryview(counts) for counts in self._rows[worker])
+        self._own: IntArray = self._rows[worker]
         self._own_claims = self._claims[worker]
         self._slots: dict[EndpointKey, int] = {}
+        self._used = 0  # own slots ever claimed lie below
+        self._groups: dict[int, tuple[tuple[int, ...], NDArray[np.intp]]] = {}
+        self._others: IntArray | None = None
+        self._others_of: Callable[[EndpointKey], Sequence[int]] | None = None
         with self.lock():
             self._rows[worker] = 0
             self._own_claims[:] = False
@@ -106,21 +119,69 @@ class Counters:
                 for key in gone:
                     self._own_claims[self._slots.pop(key)] = False
 
-    def totals(self, slots: tuple[int, ...]) -> tuple[list[int], list[int], list[int]]:
-        """Requests, prefill tokens and context tokens of `slots`, summed over workers."""
-        if len(self._rows) == 1:
-            own = self._requests, self._prefill_tokens, self._context_tokens
-            requests, prefill_tokens, context_tokens = ([counts[slot] for slot in slots] for counts in own)
-        else:
-            rows = self._rows.take(slots, axis=2)
-            requests, prefill_tokens, context_tokens = np.add.reduce(rows, axis=0).tolist()
-        return requests, prefill_tokens, context_tokens
+    def totals(self, slots: tuple[int, ...]) -> list[list[int]]:
+        """Counts of `slots` over all workers and others, shape (`NUM_KINDS`, n).
 
-    def add(self, slot: int, requests: int, prefill_tokens: int, context_tokens: int) -> None:
+        Passing the same tuple object again saves translating it: 0.5 us for 3 slots, 3 us for 100.
+        """
+        group = self._groups.get(id(slots))
+        index = self._group(slots) if group is None else group[1]
+        if len(self._rows) == 1:
+            totals = self._own.take(index, axis=1)
+        else:
+            totals = np.add.reduce(self._rows.take(index, axis=2), axis=0)
+        if self._others is not None:
+            totals += self._others.take(index, axis=1)
+        counts: list[list[int]] = totals.tolist()
+        return counts
+
+    def add(
+        self, slot: int, requests: int, prefill_requests: int, prefill_tokens: int, context_tokens: int
+    ) -> None:
         """Add to this worker's row; amounts may be negative."""
         self._requests[slot] += requests
+        self._prefill_requests[slot] += prefill_requests
         self._prefill_tokens[slot] += prefill_tokens
         self._context_tokens[slot] += context_tokens
+
+    def add_prefill(self, slot: int, prefill_requests: int, prefill_tokens: int) -> None:
+        """`add` of these two alone."""
+        self._prefill_requests[slot] += prefill_requests
+        self._prefill_tokens[slot] += prefill_tokens
+
+    def add_generated(self, slot: int, generated_tokens: int) -> None:
+        """`add` of generated tokens alone."""
+        self._generated_tokens[slot] += generated_tokens
+
+    def own(self) -> IntArray:
+        """This worker's row, a copy, shape (`NUM_KINDS`, u): all slots from u on are zero."""
+        own: IntArray = self._own[:, : self._used].copy()
+        return own
+
+    def add_others(self, amounts_of: Callable[[EndpointKey], Sequence[int]]) -> None:
+        """Add to all totals from now on what is counted outside of these rows.
+
+        Args:
+            amounts_of: Shape (`NUM_KINDS`,), >= 0; asked when an endpoint is claimed, later told by
+                `set_others`.
+        """
+        self._others_of = amounts_of
+        self._others = np.zeros((NUM_KINDS, self.capacity), np.int64)
+        for key in self._slots:
+            self.set_others(key, amounts_of(key))
+
+    def set_others(self, key: EndpointKey, amounts: Sequence[int]) -> None:
+        """What is counted on `key` outside of these rows, shape (`NUM_KINDS`,); ignored if it is unknown."""
+        slot = self._slots.get(key)
+        if slot is not None and self._others is not None:
+            self._others[:, slot] = amounts
+
+    def _group(self, slots: tuple[int, ...]) -> NDArray[np.intp]:
+        index = np.array(slots, np.intp)
+        if len(self._groups) >= _MAX_GROUPS:
+            self._groups.clear()
+        self._groups[id(slots)] = slots, index  # the tuple is held, so that its id stays its own
+        return index
 
     def _claim(self, key: EndpointKey) -> int:
         name = key.encode("ascii")
@@ -133,8 +194,11 @@ class Counters:
             if not found.size:
                 found = np.flatnonzero(~live)
                 if not found.size:
-                    raise CapacityError(f"all {self._capacity} endpoint slots are in use")
+                    raise CapacityError(f"all {self.capacity} endpoint slots are in use")
                 self._names[found[0]] = name
             slot = self._slots[key] = int(found[0])
             self._own_claims[slot] = True
+        self._used = max(self._used, slot + 1)
+        if self._others_of is not None:
+            self.set_others(key, self._others_of(key))
         return slot

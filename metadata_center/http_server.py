@@ -1,7 +1,7 @@
 """The metadata-center API on a TCP port: bytes in, `Api`, bytes out.
 
 One event loop owns the state and answers without awaiting in between, so calls are atomic and in the order
-their bodies arrived.
+their bodies arrived. Followers are told before the next call, so that is the order they see.
 """
 
 from __future__ import annotations
@@ -29,8 +29,11 @@ from metadata_center.api import (
     Request,
     route,
 )
+from metadata_center.cluster_loads import Limits
+from metadata_center.followers import MAX_FOLLOWERS, Followers
+from metadata_center.meeting import AIGW_LEASE_S
 from metadata_center.metrics import Metrics
-from metadata_center.service_state import Limits, ServiceState
+from metadata_center.service_state import ServiceState
 
 _LOGGER: Final = logging.getLogger("metadata_center")
 
@@ -43,9 +46,12 @@ _LEVELS: Final[Mapping[LogLevel, int]] = {
     LogLevel.FATAL: logging.CRITICAL,
 }
 
-_EXPIRE_INTERVAL_S: Final = (
-    5.0  # every call expires what is due; this keeps the backlog of a quiet hour small
-)
+_EXPIRE_INTERVAL_S: Final = AIGW_LEASE_S / 3
+"""Every call expires what is due; this keeps the backlog of a quiet hour small, and AIGW's share alive."""
+
+_CHANGES_INTERVAL_S: Final = 0.005
+"""What AIGW's callers change is told together this often: they send a call per request and change, after the
+fact, and each message goes to every follower."""
 
 _STOP_S: Final = 5.0
 """For calls under way when the server stops; they take milliseconds, a slow sender's body may not."""
@@ -66,8 +72,9 @@ class HttpServer:
 
     def __init__(self, limits: Limits, *, token: str | None = None) -> None:
         self.state = ServiceState(limits, zero_unix_ns=time.time_ns() - time.monotonic_ns())
+        self.followers = Followers()
         self._registry = CollectorRegistry()
-        self._metrics = Metrics(self._registry, self.state)
+        self._metrics = Metrics(self._registry, self.state, self.followers)
         self._api = Api(self.state, self, token=token)
         self._runner: web.AppRunner | None = None
         self._site: web.TCPSite | None = None
@@ -75,6 +82,7 @@ class HttpServer:
         self._idle = asyncio.Event()
         self._idle.set()
         self._expiring: asyncio.Task[None] | None = None
+        self._telling: asyncio.TimerHandle | None = None
         self.port = 0
         """The TCP port, once started."""
 
@@ -105,10 +113,13 @@ class HttpServer:
         if runner is None or site is None or expiring is None:
             return
         await site.stop()
+        self.followers.end()
         # aiohttp's own wait comes after it stopped reading: a body half sent would never be complete.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), _STOP_S)
         await runner.cleanup()
+        if self._telling is not None:
+            self._telling.cancel()
         expiring.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await expiring
@@ -126,9 +137,25 @@ class HttpServer:
     async def _expire(self) -> None:
         while True:
             await asyncio.sleep(_EXPIRE_INTERVAL_S)
-            self.state.advance(time.monotonic())
+            now_s = time.monotonic()
+            self.state.advance(now_s)
+            self.state.meeting.renew(now_s)
+            self.followers.tell(self.state.meeting.take_messages())
 
-    async def _handle(self, http: web.Request) -> web.Response:
+    def _tell(self) -> None:
+        """Pass on what the last call published; AIGW's changes with the next few."""
+        meeting = self.state.meeting
+        self.followers.tell(meeting.take_messages())
+        if self._telling is None and self.followers and meeting.has_news:
+            loop = asyncio.get_running_loop()
+            self._telling = loop.call_later(_CHANGES_INTERVAL_S, self._tell_changes)
+
+    def _tell_changes(self) -> None:
+        self._telling = None
+        self.state.meeting.tell_changes()
+        self.followers.tell(self.state.meeting.take_messages())
+
+    async def _handle(self, http: web.Request) -> web.StreamResponse:
         self._calls += 1
         self._idle.clear()
         try:
@@ -138,7 +165,7 @@ class HttpServer:
             if not self._calls:
                 self._idle.set()
 
-    async def _respond(self, http: web.Request) -> web.Response:
+    async def _respond(self, http: web.Request) -> web.StreamResponse:
         trace_id = _trace_id(http.headers)
         method, path = http.method, http.rel_url.raw_path
         try:
@@ -172,14 +199,20 @@ class HttpServer:
                     "trace_id": trace_id,
                 },
             )
+        if answer.follows:
+            return await self.followers.follow(http, answer)
         return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
 
     def _answer(self, request: Request) -> Answer:
         try:
-            return self._api.answer(request, time.monotonic())
+            answer = self._api.answer(request, time.monotonic())
+            self._tell()
         except Exception:
             _LOGGER.exception("metadata call failed")
             return RefusedError(Code.INTERNAL, "see the log").answer(request.trace_id)
+        if answer.follows and len(self.followers) >= MAX_FOLLOWERS:
+            return RefusedError(Code.TOO_MUCH, f"{MAX_FOLLOWERS} follow already").answer(request.trace_id)
+        return answer
 
 
 def _trace_id(headers: Mapping[str, str]) -> str:

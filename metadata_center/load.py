@@ -29,17 +29,21 @@ _SWEEP_FLOOR: Final = 1024  # heap entries below which sweeping saves less memor
 
 @value
 class LoadView:
-    """Load per endpoint, all workers together; one value per endpoint asked for, copied.
+    """Load per endpoint, all workers and sharing gateways together; one value per endpoint asked for, copied.
 
     Attributes:
         requests: In flight.
+        prefill_requests: Of these, not yet known to be prefilled.
         prefill_tokens: Charged and not yet known to be prefilled.
         context_tokens: Prompt tokens of all in-flight requests.
+        generated_tokens: Generated so far by all in-flight requests, as far as their refreshes told.
     """
 
     requests: list[int]
+    prefill_requests: list[int]
     prefill_tokens: list[int]
     context_tokens: list[int]
+    generated_tokens: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,7 @@ class _Entry:
     prefill_held: bool
     prefill_due_s: float | None
     lease_until_s: float
+    generated_tokens: int = 0
 
 
 class LoadTable:
@@ -158,7 +163,7 @@ class LoadTable:
         if len(self._entries) >= self._max_requests:
             raise CapacityError(f"{self._max_requests} requests are in flight")
         slot = self._counters.slot(charge.endpoint)
-        self._counters.add(slot, 1, charge.prefill_tokens, charge.context_tokens)
+        self._counters.add(slot, 1, 1, charge.prefill_tokens, charge.context_tokens)
         self._entries[request_id] = _Entry(
             charge.endpoint,
             slot,
@@ -175,8 +180,17 @@ class LoadTable:
             heappush(self._due, (prefill_due_s, request_id))
         return True
 
-    def move(self, request_id: RequestId, to: EndpointKey, now_s: float) -> bool:
+    def move(
+        self, request_id: RequestId, to: EndpointKey, now_s: float, *, prefill_tokens: int | None = None
+    ) -> bool:
         """Another endpoint serves after all: what is still charged goes there, and the lease starts anew.
+
+        Args:
+            request_id: Who.
+            to: Where.
+            now_s: Monotonic seconds.
+            prefill_tokens: What of its prompt is not cached there, >= 0, if that is known and the prefill
+                is still held; None carries what is charged.
 
         Returns:
             False if the request is not in flight.
@@ -189,16 +203,37 @@ class LoadTable:
             return False
         if to != entry.endpoint:
             slot = self._counters.slot(to)
-            self._counters.add(entry.slot, -1, -entry.prefill_tokens, -entry.context_tokens)
-            self._counters.add(slot, 1, entry.prefill_tokens, entry.context_tokens)
+            self._subtract(entry)
+            if prefill_tokens is not None and entry.prefill_held:
+                entry.prefill_tokens = prefill_tokens
             entry.endpoint, entry.slot = to, slot
+            self._counters.add(slot, 1, entry.prefill_held, entry.prefill_tokens, entry.context_tokens)
+            if entry.generated_tokens:
+                self._counters.add_generated(slot, entry.generated_tokens)
         return self.refresh(request_id, now_s)
 
-    def refresh(self, request_id: RequestId, now_s: float) -> bool:
-        """The request is alive: start its lease anew. False if it is not in flight."""
+    def refresh(self, request_id: RequestId, now_s: float, generated_tokens: int | None = None) -> bool:
+        """The request is alive: start its lease anew.
+
+        Args:
+            request_id: Who.
+            now_s: Monotonic seconds.
+            generated_tokens: How many it has generated so far, >= 0; None if that is not known.
+
+        Returns:
+            False if it is not in flight.
+
+        Raises:
+            ValueError: `generated_tokens` is negative; nothing was changed.
+        """
         entry = self._entries.get(request_id)
         if entry is None:
             return False
+        if generated_tokens is not None and generated_tokens < 0:
+            raise ValueError("generated_tokens is negative")
+        if generated_tokens is not None and generated_tokens != entry.generated_tokens:
+            self._counters.add_generated(entry.slot, generated_tokens - entry.generated_tokens)
+            entry.generated_tokens = generated_tokens
         entry.lease_until_s = now_s + self._lease_s
         self._entries.move_to_end(request_id)
         return True
@@ -208,7 +243,7 @@ class LoadTable:
         entry = self._entries.get(request_id)
         if entry is None or not entry.prefill_held:
             return False
-        self._counters.add(entry.slot, 0, -entry.prefill_tokens, 0)
+        self._counters.add_prefill(entry.slot, -1, -entry.prefill_tokens)
         entry.prefill_tokens = 0
         entry.prefill_held = False
         return True
@@ -257,8 +292,13 @@ class LoadTable:
 
     def _take_out(self, request_id: RequestId, entry: _Entry) -> Charge:
         del self._entries[request_id]
-        self._counters.add(entry.slot, -1, -entry.prefill_tokens, -entry.context_tokens)
+        self._subtract(entry)
         return _charge(request_id, entry)
+
+    def _subtract(self, entry: _Entry) -> None:
+        self._counters.add(entry.slot, -1, -entry.prefill_held, -entry.prefill_tokens, -entry.context_tokens)
+        if entry.generated_tokens:
+            self._counters.add_generated(entry.slot, -entry.generated_tokens)
 
     def _is_due(self, due_s: float, request_id: RequestId) -> bool:
         entry = self._entries.get(request_id)

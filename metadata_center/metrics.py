@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from metadata_center.followers import Followers
 from metadata_center.service_state import ServiceState
 
 
@@ -22,10 +23,12 @@ class Metrics(Collector):
     Args:
         registry: Where the series appear.
         state: Read at every scrape.
+        followers: Likewise.
     """
 
-    def __init__(self, registry: CollectorRegistry, state: ServiceState) -> None:
+    def __init__(self, registry: CollectorRegistry, state: ServiceState, followers: Followers) -> None:
         self._state = state
+        self._followers = followers
         self._answers: Counter[tuple[str, str, str]] = Counter()
         registry.register(self)
 
@@ -35,7 +38,7 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The series as they are now."""
-        loads, caches = self._state.loads, self._state.caches
+        loads, caches, shares = self._state.loads, self._state.caches, self._state.meeting.shares
         answers = CounterMetricFamily(
             "tokenway_metadata_http_requests",
             "HTTP requests answered.",
@@ -64,3 +67,17 @@ class Metrics(Collector):
         expired.add_metric(["request"], loads.expired_requests)
         expired.add_metric(["block"], caches.expired_blocks)
         yield expired
+        yield GaugeMetricFamily(
+            "tokenway_metadata_members", "Workers of gateways whose share is live.", shares.live_members
+        )
+        yield CounterMetricFamily(
+            "tokenway_metadata_shares_refused", "Members and rows that found no room.", shares.refused
+        )
+        yield GaugeMetricFamily(
+            "tokenway_metadata_followers", "Open streams of shares.", len(self._followers)
+        )
+        yield CounterMetricFamily(
+            "tokenway_metadata_followers_cut_off",
+            "Streams of shares ended because their reader was too slow.",
+            self._followers.cut_off,
+        )

@@ -35,8 +35,8 @@ class RunningBlocks:
         return self._blocks
 
     def add(self, endpoint: EndpointKey, blocks: Sequence[int]) -> bool:
-        """One more request with these blocks is on its way; False if there is no room to count them."""
-        if self._blocks + len(blocks) > self._max_blocks:
+        """One more request with these blocks is on its way; False if there are none, or no room for them."""
+        if not blocks or self._blocks + len(blocks) > self._max_blocks:
             return False
         counts = self._counts.get(endpoint)
         if counts is None:

@@ -24,7 +24,7 @@ from metadata_center.counters import MAX_ENDPOINTS, Counters, num_bytes
 from metadata_center.errors import LayoutError
 
 _HEADER: Final = struct.Struct("<8sqq40x")  # magic, workers, capacity; padded to one 64-byte cache line
-_MAGIC: Final = b"TWLOAD01"
+_MAGIC: Final = b"TWLOAD02"
 
 
 def create(path: Path, workers: int, capacity: int = MAX_ENDPOINTS) -> None:

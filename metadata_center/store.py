@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
-from metadata_center.load import Expired, LoadView
+from metadata_center.load import Expired, LoadTable, LoadView
+from metadata_center.prefix_index import PrefixIndex
 from metadata_center.types import Charge, EndpointKey, RequestId
 
 
@@ -43,7 +45,7 @@ class LoadStore(Protocol):
         ...
 
     def view(self, slots: tuple[int, ...]) -> LoadView:
-        """Load over all workers; an endpoint nobody charged counts zero."""
+        """Load over all workers and gateways that share it; an endpoint nobody charged counts zero."""
         ...
 
     def get(self, request_id: RequestId) -> Charge | None:
@@ -54,12 +56,14 @@ class LoadStore(Protocol):
         """Once per request; False for a duplicate or when the release came first."""
         ...
 
-    def move(self, request_id: RequestId, to: EndpointKey, now_s: float) -> bool:
+    def move(
+        self, request_id: RequestId, to: EndpointKey, now_s: float, *, prefill_tokens: int | None = None
+    ) -> bool:
         """Carry the charge to the endpoint that serves; False when not in flight."""
         ...
 
-    def refresh(self, request_id: RequestId, now_s: float) -> bool:
-        """Start the lease anew; False when not in flight."""
+    def refresh(self, request_id: RequestId, now_s: float, generated_tokens: int | None = None) -> bool:
+        """Start the lease anew, and note how much was generated; False when not in flight."""
         ...
 
     def release_prefill(self, request_id: RequestId) -> bool:
@@ -119,3 +123,23 @@ class MetadataStore(Protocol):
     def prefixes(self) -> PrefixStore:
         """Predicted cache contents."""
         ...
+
+    def share(self, endpoint: EndpointKey, blocks: Sequence[int]) -> None:
+        """Tell other gateways what was just recorded in `prefixes`, as seen by this process itself."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedStore:
+    """The store of a gateway that shares nothing beyond its own host.
+
+    Attributes:
+        load: Books of this process, over counters that its siblings may share.
+        prefixes: What this gateway believes cached.
+    """
+
+    load: LoadTable
+    prefixes: PrefixIndex
+
+    def share(self, endpoint: EndpointKey, blocks: Sequence[int]) -> None:
+        """Nobody else is to be told."""

@@ -24,6 +24,12 @@ CORE = (
     "extproc/choosing/*.py",
     "extproc/predicting/*.py",
     "extproc/protocol/machine.py",
+    "extproc/rendering/vocabulary.py",
+    "extproc/rendering/canonical.py",
+    "extproc/rendering/window.py",
+    "extproc/rendering/template.py",
+    "extproc/rendering/messages.py",
+    "extproc/rendering/prompt_text.py",
     "extproc/routing/*.py",
     "extproc/accesslog/entries.py",
     "extproc/health/tracker.py",
@@ -40,6 +46,21 @@ CORE = (
     "metadata_center/load.py",
     "metadata_center/counters.py",
     "metadata_center/prefix_index.py",
+    "metadata_center/running_blocks.py",
+    "metadata_center/cluster_loads.py",
+    "metadata_center/meeting.py",
+    "metadata_center/shares.py",
+    "metadata_center/cache_map/*.py",
+    "metadata_center/kv_events/errors.py",
+    "metadata_center/kv_events/events.py",
+    "metadata_center/kv_events/decoding.py",
+    "metadata_center/kv_events/sequencing.py",
+    "metadata_center/sharing/http_messages.py",
+    "metadata_center/sharing/messages.py",
+    "metadata_center/sharing/peers.py",
+    "metadata_center/sharing/redis_url.py",
+    "metadata_center/sharing/store.py",
+    "metadata_center/sharing/transport.py",
     "metadata_center/store.py",
     "metadata_center/api.py",
     "metadata_center/service_state.py",
@@ -63,12 +84,17 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
     name: frozenset(allowed.split())
     for name, allowed in {
         "metadata_center": "",
-        "simulator": "",
+        "simulator.engine": "",
+        "simulator.server": "simulator.engine",
+        "simulator.policies": "extproc.choosing extproc.types metadata_center",
+        "simulator.replay": "simulator.engine simulator.policies extproc.choosing extproc.predicting "
+        "extproc.types metadata_center",
         "extproc.types": "metadata_center",
         "extproc.errors": "",
         "extproc.choosing": "extproc.types",
         "extproc.predicting": "extproc.types",
         "extproc.request": "extproc.types extproc.errors extproc.choosing",
+        "extproc.rendering": "extproc.types extproc.errors extproc.request metadata_center",
         "extproc.protocol": "extproc.types extproc.errors metadata_center",
         "extproc.health": "extproc.types metadata_center",
         "extproc.observing": "extproc.types extproc.errors extproc.choosing extproc.predicting "
@@ -76,7 +102,8 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "extproc.accesslog": "extproc.types extproc.health extproc.observing metadata_center",
         "extproc.config": "extproc.errors extproc.choosing extproc.health extproc.request extproc.discovery",
         "extproc.discovery": "extproc.types extproc.config extproc.health metadata_center",
-        "extproc.routing": "extproc.types extproc.errors extproc.request extproc.choosing extproc.predicting "
+        "extproc.routing": "extproc.types extproc.errors extproc.request extproc.rendering "
+        "extproc.choosing extproc.predicting "
         "extproc.protocol extproc.health extproc.observing extproc.accesslog metadata_center",
     }.items()
 }

@@ -8,6 +8,7 @@ charge finds its release.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from enum import StrEnum
@@ -27,6 +28,8 @@ from extproc.accesslog.entries import (
 )
 from extproc.observing.metrics import Metrics
 from extproc.types import NO_OWNER
+
+_log = logging.getLogger("tokenway.accesslog")
 
 SERVICE = "envoy.service.accesslog.v3.AccessLogService"
 
@@ -138,4 +141,7 @@ class AccessLog:
                     lag_s = self._wall_clock() - ended_unix_s(logged)
                     self._metrics.access_log_lag(lag_s)
                 self._metrics.access_log_entry(_KINDS[type(entry)])
-                self._dispatch(entry)
+                try:
+                    self._dispatch(entry)
+                except Exception:  # a bug with one request must not lose the endings of all others
+                    _log.exception("access log entry failed")

@@ -5,6 +5,7 @@ Only `load` and `load_all` read files. Everything else here is pure.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from extproc.config.document import Document, Location, read_yaml, unknown
 from extproc.config.schema import Config, Model, RuleSection
 from extproc.discovery.clusters import ClusterSpec, parse_clusters
 from extproc.errors import ConfigError
+
+_PASSWORD = re.compile(r"(://[^/@:]*):[^/@]*@")
 
 
 def load(path: Path) -> Config:
@@ -111,8 +114,15 @@ def with_defaults(config: Config, clusters: Sequence[ClusterSpec]) -> Config:
 
 
 def effective(config: Config) -> str:
-    """The configuration as YAML with every default written out; `parse` gives the same back."""
-    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """The configuration as YAML with every default written out; `parse` gives the same back.
+
+    But for a password in the store's URL, which is not shown.
+    """
+    document = config.model_dump(mode="json")
+    url = config.metadata_center.url
+    if url is not None:
+        document["metadata_center"]["url"] = _PASSWORD.sub(r"\1:***@", url)
+    text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
     return text
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -34,7 +33,7 @@ _HEALTH = HealthSettings()
 _DAY_S = 86_400
 """Upper bound of all times: what is longer is a mistake of unit."""
 
-_STORE_URL = r"^(redis|rediss|redis\+sentinel|redis\+cluster|https?)://.+$"
+_STORE_URL = r"^(rediss?(\+sentinel|\+cluster)?|https?)://.+$"
 
 _MISSPELT = "cache_radio_weight"
 """AIGW's spelling of `cache_ratio_weight` in its wire schema; accepted so that its files can be kept."""
@@ -242,7 +241,7 @@ class MetadataCenter(Section):
         ]
         | None
     ) = None
-    """Where gateways meet: redis, rediss, redis+sentinel, redis+cluster, http(s); null shares nothing."""
+    """Where gateways meet: Redis (TLS by rediss, +sentinel, +cluster) or http(s); null shares nothing."""
     username: Name | None = None
     """Redis ACL user."""
     password_env: EnvironmentVariable | None = None
@@ -259,14 +258,6 @@ class MetadataCenter(Section):
     """Charge by compare-and-set at the store: one round trip per request, no two gateways choose alike."""
     reserve_timeout_s: Seconds = 0.02
     """Bound on that round trip, in seconds; after it the choice is charged here alone."""
-
-    @model_validator(mode="after")
-    def _secret_stays_out(self) -> Self:
-        if self.url is not None and urlsplit(self.url).password is not None:
-            raise PydanticCustomError(
-                "secret", "the URL holds a password; accepted: username and password_env beside a URL without"
-            )
-        return self
 
 
 class KvEvents(Section):
@@ -377,6 +368,8 @@ class Model(Section):
     """How an endpoint is chosen."""
     tokenizer: Annotated[str, Field(min_length=1, max_length=4_096)] | None = None
     """Folder of tokenizer.json and chat template, relative to this file; null leaves it to history."""
+    chat_template_kwargs: Mapping[Name, Any] = Field(default_factory=dict)
+    """Template variables that the engines were started with (vLLM --default-chat-template-kwargs)."""
 
     @field_validator("rules")
     @classmethod

@@ -32,43 +32,15 @@ from prometheus_client.registry import Collector
 
 from extproc.choosing.settings import Algorithm
 from extproc.errors import Reason
+from extproc.observing.family import Family, Kind
 from extproc.observing.records import Ended, Outcome
+from extproc.observing.shared_metrics import FAMILIES as SHARED_FAMILIES
 from extproc.predicting.predictor import KeyCalibration, ModelKey
 from extproc.types import Operation
 from metadata_center.types import EndpointKey
 
 OTHER = "other"
 """The label value of whatever the configuration does not name."""
-
-
-class Kind(StrEnum):
-    """Prometheus metric types in use."""
-
-    COUNTER = "counter"
-    GAUGE = "gauge"
-    HISTOGRAM = "histogram"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Family:
-    """One metric family: its row in the documentation and its shape in memory.
-
-    Attributes:
-        name: As scraped; counters end in `_total`.
-        kind: Prometheus type.
-        doc: What one sample means.
-        labels: Label names, in the order of the value tuples.
-        buckets: Upper bounds of a histogram, ascending, without +Inf.
-        start: Label value tuples that exist at zero from the start (closed enums), so that the first
-            increase is visible to `rate()`.
-    """
-
-    name: str
-    kind: Kind
-    doc: str
-    labels: tuple[str, ...] = ()
-    buckets: tuple[float, ...] = ()
-    start: tuple[tuple[str, ...], ...] = field(default=(), repr=False)
 
 
 def _doubling(first: float, count: int) -> tuple[float, ...]:
@@ -194,6 +166,14 @@ MATCH_RATIO = Family(
     ("model",),
     _RATIO_BUCKETS,
 )
+CACHE_VIEWS = Family(
+    "tokenway_cache_views_total",
+    Kind.COUNTER,
+    "Decisions by the view that told what the chosen endpoint has cached: `announced` by the engine's KV "
+    "events, `history` of what was routed there, `running` prompts of requests in flight.",
+    ("view",),
+    start=_closed(("announced", "history", "running")),
+)
 FALLBACKS = Family(
     "tokenway_fallbacks_total",
     Kind.COUNTER,
@@ -257,6 +237,12 @@ ENDPOINT_AVAILABLE = Family(
     "tokenway_endpoint_available",
     Kind.GAUGE,
     "1 if the endpoint may be chosen, 0 if it is ejected, draining or not yet probed.",
+    ("cluster", "endpoint"),
+)
+ENDPOINT_ANNOUNCING = Family(
+    "tokenway_endpoint_announcing",
+    Kind.GAUGE,
+    "1 while the endpoint's own KV events say what it has cached, 0 while routing history does.",
     ("cluster", "endpoint"),
 )
 TTFT_EWMA = Family(
@@ -381,6 +367,7 @@ FAMILIES: tuple[Family, ...] = (
     DECISION_SECONDS,
     SCORE,
     MATCH_RATIO,
+    CACHE_VIEWS,
     FALLBACKS,
     TTFT_ERROR,
     TTFT_RELATIVE_ERROR,
@@ -391,6 +378,7 @@ FAMILIES: tuple[Family, ...] = (
     CACHED_BLOCKS,
     CAPACITY_BLOCKS,
     ENDPOINT_AVAILABLE,
+    ENDPOINT_ANNOUNCING,
     TTFT_EWMA,
     PREDICTION_RELATIVE_ERROR,
     PREDICTION_BIAS,
@@ -411,6 +399,7 @@ FAMILIES: tuple[Family, ...] = (
     RELOAD_SUCCESSFUL,
     RELOAD_TIME,
     EXPLAIN_RECORDS,
+    *SHARED_FAMILIES,
     BUILD_INFO,
 )
 
@@ -428,6 +417,7 @@ class EndpointGauges:
     cached_blocks: int
     capacity_blocks: int
     ttft_ewma_s: float | None = None
+    announcing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -441,6 +431,7 @@ class LiveGauges:
         tokens_per_byte: Learned ratio by model; configured models only are shown.
         calibrations: How good predictions have been, by model and endpoint group.
         bus_dropped: Messages to other workers dropped so far.
+        shared: What is told of other gateways and of engines' announcements (`shared_metrics.values`).
     """
 
     endpoints: Iterable[EndpointGauges] = ()
@@ -449,6 +440,7 @@ class LiveGauges:
     tokens_per_byte: Mapping[str, float] = field(default_factory=dict)
     calibrations: Iterable[tuple[ModelKey, KeyCalibration]] = ()
     bus_dropped: int = 0
+    shared: Mapping[Family, Mapping[tuple[str, ...], float]] = field(default_factory=dict)
 
 
 class _Histogram:
@@ -556,6 +548,7 @@ class Metrics(Collector):
         self._decision_seconds = self._histograms[DECISION_SECONDS][()]
         self._scores = self._histograms[SCORE]
         self._match_ratios = self._histograms[MATCH_RATIO]
+        self._views = self._values[CACHE_VIEWS]
         registry.register(self)
 
     def watch(self, live: Callable[[], LiveGauges]) -> None:
@@ -597,6 +590,7 @@ class Metrics(Collector):
         decision_s: float,
         score: float | None,
         match_ratio: float,
+        view: str,
     ) -> None:
         """Count one choice.
 
@@ -607,6 +601,7 @@ class Metrics(Collector):
             decision_s: Seconds from the whole body to the decision.
             score: Of the chosen endpoint; None for policies without scores.
             match_ratio: Cached share of the prompt's blocks at the chosen endpoint, 0..1.
+            view: Who told that.
         """
         if model not in self._models:
             model = OTHER
@@ -615,6 +610,7 @@ class Metrics(Collector):
         if score is not None:
             self._scores[algorithm,].observe(score)
         self._match_ratios[model,].observe(match_ratio)
+        self._views[view,] += 1
 
     def observe_end(self, operation: Operation, model: str, outcome: Outcome) -> None:
         """Count one request that was sent upstream and ended, with all it tells about our predictions."""
@@ -747,6 +743,7 @@ class Metrics(Collector):
                 (model,): ratio for model, ratio in live.tokens_per_byte.items() if model in self._models
             },
         }
+        values.update({family: dict(series) for family, series in live.shared.items()})
         rows = list(live.endpoints)
         columns: dict[Family, Callable[[EndpointGauges], float | None]] = {
             REQUESTS_IN_FLIGHT: lambda row: row.requests,
@@ -755,6 +752,7 @@ class Metrics(Collector):
             CACHED_BLOCKS: lambda row: row.cached_blocks,
             CAPACITY_BLOCKS: lambda row: row.capacity_blocks,
             ENDPOINT_AVAILABLE: lambda row: row.available,
+            ENDPOINT_ANNOUNCING: lambda row: row.announcing,
             TTFT_EWMA: lambda row: row.ttft_ewma_s,
         }
         for family, read in columns.items():

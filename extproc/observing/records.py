@@ -77,7 +77,7 @@ class Outcome:
 class DecisionRecord:
     """One decision with everything needed to make it again.
 
-    Mutable for `outcome` and `held_s` alone; not frozen because frozen construction of this many
+    Mutable for `outcome`, `placed` and `held_s` alone; not frozen because frozen construction of this many
     fields costs three times as much, on the request path.
 
     Attributes:
@@ -101,6 +101,7 @@ class DecisionRecord:
         turn: The round-robin turn given to the choice.
         prices: What predicted TTFT and TPOT; None for a rejected request.
         cached_tokens: Estimated cached prompt tokens, one per candidate; empty for a rejected request.
+        placed: Where compare-and-set put it, if that is not where it was chosen for.
         views: Which view of the caches spoke for each candidate; empty for a rejected request.
         filtered: Endpoints of the cluster that were no candidates, with the reason.
         data_age_s: Age of each input at the decision, by name ("load", "health", ...).
@@ -131,6 +132,7 @@ class DecisionRecord:
     prices: Prices | None = None
     cached_tokens: Sequence[int] = ()
     views: Sequence[str] = ()
+    placed: EndpointKey | None = None
     filtered: tuple[tuple[EndpointKey, str], ...] = ()
     data_age_s: Mapping[str, float]
     decision_us: float = 0.0
@@ -141,6 +143,8 @@ class DecisionRecord:
     @property
     def chosen(self) -> EndpointKey | None:
         """The endpoint named first to Envoy, None for a rejected request."""
+        if self.placed is not None:
+            return self.placed
         if self.snapshot is None or self.choice is None:
             return None
         return self.snapshot.keys[self.choice.order[0]]

@@ -10,8 +10,8 @@ Rules:
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from hmac import compare_digest
 
@@ -29,13 +29,17 @@ from extproc.routing.inflight import Inflight
 from extproc.routing.state import State
 from extproc.routing.table import Pool, RoutingTable
 from extproc.types import Choice, InferenceRequest, Operation, Rng, Snapshot
-from metadata_center.types import Charge, RequestId, value
+from metadata_center.sharing.messages import MAX_CANDIDATES, Candidate
+from metadata_center.types import Charge, EndpointKey, RequestId, value
 
 PREFILL_DUE_FACTOR = 1.2
 """A prefill without first-token signal is released after this many times its predicted TTFT (AIGW: 12/10)."""
 
 PREFILL_DUE_FLOOR_S = 0.1
 """And not before this (AIGW: 100 ms)."""
+
+Reserve = Callable[[RequestId, Sequence[Candidate]], Awaitable[EndpointKey | None]]
+"""Compare and set, see `metadata_center.sharing.sync.Sync.reserve`."""
 
 MAX_ANSWERS = 4096
 """Serialised answers kept per pool: all orders of three out of sixteen endpoints; about 500 bytes each."""
@@ -95,6 +99,56 @@ class Asked:
     received_s: float
 
 
+@dataclass(slots=True)
+class Chosen:
+    """A choice that was made and charged, on its way to being answered.
+
+    Attributes:
+        pool: What it was made from.
+        choice: As the policy made it.
+        snapshot: What the policy looked at.
+        prompt_tokens: Of the request.
+        cached_tokens: Believed cached, one per row.
+        charged: False if the request had ended before.
+        order: Rows in the order that Envoy is to try.
+    """
+
+    pool: Pool
+    choice: Choice
+    snapshot: Snapshot
+    prompt_tokens: int
+    cached_tokens: list[int]
+    charged: bool
+    order: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.order = self.order or self.choice.order
+
+    @property
+    def place(self) -> EndpointKey:
+        """Who serves."""
+        return self.pool.keys[self.order[0]]
+
+    def moved_to(self, place: EndpointKey) -> Chosen:
+        """The same with `place` first."""
+        first = self.pool.rows[place]
+        order = (first, *(row for row in self.order if row != first))[: len(self.order)]
+        return replace(self, order=order)
+
+    def candidates(self) -> list[Candidate]:
+        """Rows that would do, best first, with what was believed of them."""
+        scores, keys, requests = self.choice.scores, self.pool.keys, self.snapshot.requests
+        rows = list(self.order)
+        others = set(range(len(keys))).difference(rows)
+        rows += sorted(others) if scores is None else sorted(others, key=scores.__getitem__, reverse=True)
+        return [
+            Candidate(
+                keys[row], requests[row], self.prompt_tokens - self.cached_tokens[row], self.prompt_tokens
+            )
+            for row in rows[:MAX_CANDIDATES]
+        ]
+
+
 @value
 class Decision:
     """A decision, ready to be answered.
@@ -127,6 +181,8 @@ class Router:
         rng: Source of every random choice.
         clock: Monotonic seconds.
         wall_clock: Unix seconds, for records.
+        reserve: Puts a charge to where all gateways meet; says where it is charged now, None if it is
+            unconfirmed and stays. None decides here alone.
     """
 
     def __init__(
@@ -138,6 +194,7 @@ class Router:
         rng: Rng,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
+        reserve: Reserve | None = None,
     ) -> None:
         self.table = table
         self.settings = settings
@@ -146,6 +203,7 @@ class Router:
         self._rng = rng
         self._clock = clock
         self._wall_clock = wall_clock
+        self._reserve = reserve
         self._turn = 0
         self._pools: dict[tuple[str, tuple[tuple[str, str], ...]], Pool] = {}
         self._pools_of: tuple[RoutingTable, int] | None = None
@@ -156,7 +214,20 @@ class Router:
         Raises:
             RouterError: The request cannot be served.
         """
-        return self._choose_and_charge(self._understand(headers, body))
+        asked = self._understand(headers, body)
+        chosen = self._choose_and_charge(asked)
+        if self._reserve is None or not chosen.charged:
+            return self._answered(asked, chosen)
+        return self._reserved(asked, chosen)
+
+    async def _reserved(self, asked: Asked, chosen: Chosen) -> Decision:
+        """Have the choice confirmed, or moved, where all gateways' choices are put in one order."""
+        assert self._reserve is not None
+        place = await self._reserve(asked.request_id, chosen.candidates())
+        if place is not None and place != chosen.place:
+            self._state.placed(asked.request_id, place)
+            chosen = chosen.moved_to(place)
+        return self._answered(asked, chosen)
 
     def _understand(self, headers: RequestHeaders, body: bytes) -> Asked:
         """What the request alone says; depends on no endpoint's state, so it holds however long it waits."""
@@ -182,7 +253,7 @@ class Router:
         request_id = RequestId(headers.headers.get(REQUEST_ID_HEADER, ""))
         return Asked(request_id, headers, request, route, new_body, blocks, prompt_tokens, now_s)
 
-    def _choose_and_charge(self, asked: Asked) -> Decision:
+    def _choose_and_charge(self, asked: Asked) -> Chosen:
         state, settings = self._state, self.settings
         request, route, blocks = asked.request, asked.route, asked.blocks
         now_s = self._clock()
@@ -273,8 +344,9 @@ class Router:
             decided_s - asked.received_s,
             None if scores is None else scores[row],
             estimate.matched[row] / estimate.num_units if estimate.num_units else 0.0,
+            estimate.views[row],
         )
-        return self._decision(request, route, pool, choice, asked.new_body, asked.headers)
+        return Chosen(pool, choice, snapshot, prompt_tokens, cached, charged)
 
     def pass_to(self, cluster: str) -> bytes:
         """The answer that routes a request past us: Envoy's own policy over `cluster`."""
@@ -302,16 +374,10 @@ class Router:
             changed |= force_usage(body, request.operation)
         return encode(body) if changed else None
 
-    def _decision(
-        self,
-        request: InferenceRequest,
-        route: Route,
-        pool: Pool,
-        choice: Choice,
-        new_body: bytes | None,
-        headers: RequestHeaders,
-    ) -> Decision:
-        key = (choice.order, request.stream)
+    def _answered(self, asked: Asked, chosen: Chosen) -> Decision:
+        request, route, headers = asked.request, asked.route, asked.headers
+        pool, new_body = chosen.pool, asked.new_body
+        key = (chosen.order, request.stream)
         answer = pool.answers.get(key)
         if answer is None:
             if len(pool.answers) >= MAX_ANSWERS:

@@ -75,6 +75,13 @@ class State:
             inflight.is_running = False
         return inflight
 
+    def placed(self, request_id: RequestId, at: EndpointKey) -> None:
+        """Compare-and-set gave a decided request another place, before anybody was told of the first."""
+        inflight = self.inflight.get(request_id)
+        if inflight is not None:
+            self.move(inflight, at)
+            inflight.record.placed = at
+
     def move(self, inflight: Inflight, to: EndpointKey) -> None:
         """Another endpoint serves it after all."""
         if inflight.is_running:

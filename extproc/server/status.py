@@ -9,8 +9,10 @@ from typing import Any
 from prometheus_client import CollectorRegistry, generate_latest
 
 from extproc.observing.metrics import EndpointGauges, LiveGauges
+from extproc.observing.shared_metrics import Values
 from extproc.routing.state import State
 from extproc.types import Endpoint
+from metadata_center.types import EndpointKey
 
 
 class Status:
@@ -22,6 +24,8 @@ class Status:
         endpoints: All endpoints configured now.
         streams_active: Open ext_proc streams.
         bus_dropped: Messages to other workers dropped so far.
+        shared: Series about other gateways and announcements.
+        is_announcing: Does an endpoint tell what it has cached?
         workers: Processes of this gateway.
     """
 
@@ -32,6 +36,8 @@ class Status:
         endpoints: Callable[[], Sequence[Endpoint]],
         streams_active: Callable[[], int],
         bus_dropped: Callable[[], int],
+        shared: Callable[[], Values],
+        is_announcing: Callable[[EndpointKey], bool],
         workers: int,
     ) -> None:
         self._state = state
@@ -39,6 +45,8 @@ class Status:
         self._endpoints = endpoints
         self._streams_active = streams_active
         self._bus_dropped = bus_dropped
+        self._shared = shared
+        self._is_announcing = is_announcing
         self._workers = workers
         self._started_s = time.monotonic()
 
@@ -56,6 +64,7 @@ class Status:
             tokens_per_byte=dict(predictor.token_ratios()),
             calibrations=list(predictor.calibrations()),
             bus_dropped=self._bus_dropped(),
+            shared=self._shared(),
         )
 
     def endpoints_json(self) -> dict[str, Any]:
@@ -73,6 +82,7 @@ class Status:
                     "context_tokens": row.context_tokens,
                     "cached_blocks": row.cached_blocks,
                     "capacity_blocks": row.capacity_blocks,
+                    "announcing": row.announcing,
                     "served_total": state.endpoints[row.key].served,
                     "failures_total": state.endpoints[row.key].failures,
                     "ttft_ewma_s": row.ttft_ewma_s,
@@ -98,6 +108,7 @@ class Status:
                 cached_blocks=state.caches.history.size(endpoint.key),
                 capacity_blocks=state.caches.history.capacity(endpoint.key),
                 ttft_ewma_s=state.endpoints[endpoint.key].ttft_ewma_s,
+                announcing=self._is_announcing(endpoint.key),
             )
             for i, endpoint in enumerate(endpoints)
         ]

@@ -25,11 +25,13 @@ from extproc.health.prober import Prober
 from extproc.health.tracker import FailureKind, HealthState, HealthTracker, Transition
 from extproc.observing.metrics import Metrics
 from extproc.observing.records import RecordRing
+from extproc.observing.shared_metrics import Values, event_values, sharing_values
 from extproc.predicting.predictor import Predictor
 from extproc.predicting.tokens import TokensPerByte
 from extproc.protocol.servicer import Processor
 from extproc.protocol.wire import Answers
 from extproc.request.rules import RuleTable
+from extproc.routing.announced import Announced
 from extproc.routing.caches import Caches
 from extproc.routing.gateway import Gateway
 from extproc.routing.outcomes import Outcomes
@@ -37,13 +39,19 @@ from extproc.routing.router import Router, RouterSettings
 from extproc.routing.state import State
 from extproc.routing.table import RoutingTable
 from extproc.server.admin import Admin
+from extproc.server.announcements import Announcements
 from extproc.server.bus import Bus
 from extproc.server.configuration import Configuration
+from extproc.server.sharing import member_of, transport_of
 from extproc.server.status import Status
+from metadata_center.cache_map.cache_map import CacheMap
 from metadata_center.counters import Counters
 from metadata_center.load import LoadTable
 from metadata_center.prefix_index import PrefixIndex
 from metadata_center.shared_counters import SharedCounters
+from metadata_center.sharing.store import SharedStore
+from metadata_center.sharing.sync import Sync, SyncSettings
+from metadata_center.store import EmbeddedStore
 from metadata_center.types import EndpointKey
 
 _log = logging.getLogger("tokenway.worker")
@@ -119,6 +127,7 @@ class Worker:
     """
 
     def __init__(self, path: Path, *, index: int = 0, supervised: bool = False) -> None:
+        self._path = path
         self._index = index
         self._supervised = supervised
         self._supervisor = os.getppid()
@@ -131,28 +140,28 @@ class Worker:
         workers = config.server.workers if supervised else 1
         run_dir = Path(config.server.run_dir)
         counters = SharedCounters(run_dir / COUNTERS_FILE, index) if supervised else Counters()
+        history = PrefixIndex(
+            capacity_blocks(config.cache.default_kv_tokens, TokensPerByte().ratio, config),
+            config.cache.max_blocks_per_endpoint,
+        )
+        kv_events = config.cache.kv_events
+        cache_map = CacheMap(kv_events.max_blocks, slow_weight=kv_events.slow_medium_weight)
+        announced = Announced(cache_map, time.time)
+        self._announcements = Announcements(cache_map, announced, time.monotonic, time.time)
+        self._cache_map = cache_map
+        store, self._sync = self._store(config, counters, history)
+        self._shared_store = store if isinstance(store, SharedStore) else None
         self.state = State(
-            load=LoadTable(
-                counters,
-                lease_s=config.load.lease_s,
-                tombstone_s=config.load.tombstone_s,
-                max_tombstones=config.load.max_tombstones,
-                max_requests=config.load.max_requests,
-            ),
-            caches=Caches(
-                PrefixIndex(
-                    capacity_blocks(config.cache.default_kv_tokens, TokensPerByte().ratio, config),
-                    config.cache.max_blocks_per_endpoint,
-                )
-            ),
+            load=store.load,
+            caches=Caches(history, announcing=announced),
             health=self._health,
             predictor=Predictor(),
             records=RecordRing(config.explain.ring_size),
             metrics=metrics,
         )
         self._bus = Bus(run_dir, index, workers, self._take, self._cached_elsewhere) if workers > 1 else None
-        if self._bus is not None:
-            self.state.share = self._bus.share
+        self._store_share = store.share
+        self.state.share = self._share
         self._resolution = Resolution({}, has_host_names=False)
         self._default_cluster = config.default_cluster
         self._model_clusters = model_clusters(config)
@@ -164,6 +173,7 @@ class Worker:
             random.Random(),
             time.monotonic,
             time.time,
+            self._sync.reserve if self._sync is not None and config.metadata_center.reserve else None,
         )
         self._gateway = Gateway(self._router, self.state, time.monotonic, time.time)
         self._processor = Processor(self._gateway.judge, self._gateway, self._wants_first_chunk)
@@ -192,6 +202,8 @@ class Worker:
             lambda: self._resolution.endpoints,
             lambda: self._processor.streams_active,
             lambda: 0 if self._bus is None else self._bus.dropped,
+            self._shared_values,
+            announced.is_announcing,
             workers,
         )
         metrics.watch(status.gauges)
@@ -234,6 +246,9 @@ class Worker:
         await server.start()
         self._server = server
         self._prober.start()
+        self._announcements.start()
+        if self._sync is not None:
+            self._sync.start()
         self._ticker = asyncio.create_task(self._tick(), name="tick")
         if self._supervised:
             await self._admin.start_unix(admin_path(run_dir, self._index))
@@ -259,11 +274,43 @@ class Worker:
             await asyncio.wait([self._ticker])
         await self._configuration.stop()
         await self._prober.stop()
+        await self._announcements.stop()
+        if self._sync is not None:
+            await self._sync.stop()
         if self._bus is not None:
             await self._bus.stop()
         await self._admin.stop()
         socket_path(Path(server_config.run_dir), self._index).unlink(missing_ok=True)
         _log.info("stopped")
+
+    def _store(
+        self, config: Config, counters: Counters, history: PrefixIndex
+    ) -> tuple[EmbeddedStore | SharedStore, Sync | None]:
+        """The load table, and what keeps it in step with other gateways if there may be any."""
+        load, shared = config.load, config.metadata_center
+        if shared.url is None:
+            table = LoadTable(
+                counters,
+                lease_s=load.lease_s,
+                tombstone_s=load.tombstone_s,
+                max_tombstones=load.max_tombstones,
+                max_requests=load.max_requests,
+            )
+            return EmbeddedStore(table, history), None
+        store = SharedStore(
+            member_of(config, self._index, secrets.token_hex(4)),
+            counters,
+            history,
+            share_lease_s=shared.lease_s,
+            optimistic=not shared.reserve,
+            lease_s=load.lease_s,
+            tombstone_s=load.tombstone_s,
+            max_tombstones=load.max_tombstones,
+            max_requests=load.max_requests,
+        )
+        transport = transport_of(shared, str(self._path))
+        settings = SyncSettings(shared.timeout_s, shared.reserve_timeout_s)
+        return store, Sync(store, transport, time.monotonic, random.Random(), settings)
 
     # What other parts report.
 
@@ -274,6 +321,18 @@ class Worker:
         if self._health.state(endpoint) is not None:
             self.state.caches.history.record(endpoint, blocks)
 
+    def _share(self, endpoint: EndpointKey, blocks: list[int]) -> None:
+        """Tell the other workers and the other gateways what an endpoint has cached."""
+        if self._bus is not None:
+            self._bus.share(endpoint, blocks)
+        self._store_share(endpoint, blocks)
+
+    def _shared_values(self) -> Values:
+        values = event_values(self._announcements.stats, self._cache_map.stats)
+        if self._sync is not None and self._shared_store is not None:
+            values.update(sharing_values(self._sync.stats, self._shared_store.live_gateways))
+        return values
+
     def _wants_first_chunk(self) -> bool:
         return self._router.settings.first_chunk
 
@@ -281,6 +340,8 @@ class Worker:
         self.state.health_changed_s = time.monotonic()
         if transition.after is HealthState.EJECTED:
             self.state.metrics.ejected(transition.key, EjectionCause.of(transition.reason))
+        else:
+            self._announcements.came_back(transition.key)
         _log.warning(
             "endpoint health changed",
             extra={
@@ -314,6 +375,7 @@ class Worker:
         state.endpoints.retain(keys)
         for key in before - keys:
             state.caches.history.remove(key)
+        self._announcements.configure(config, resolution.clusters, self._path.parent)
         state.metrics.configure(models=config.models, clusters=resolution.clusters, endpoints=keys)
         logging.getLogger("tokenway").setLevel(config.logging.level.upper())
         self._publish()

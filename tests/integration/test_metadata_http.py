@@ -19,8 +19,10 @@ import pytest
 
 from metadata_center import http_server
 from metadata_center.api import MAX_BODY_BYTES
+from metadata_center.cluster_loads import Limits
 from metadata_center.http_server import HttpServer
-from metadata_center.service_state import Limits
+from metadata_center.sharing.http_messages import SHARES_PATH
+from metadata_center.sharing.messages import Update, encode, member_id
 from metadata_center.types import RequestId
 
 pytestmark = pytest.mark.asyncio
@@ -158,6 +160,7 @@ async def test_metrics_tell_answers_and_contents(server: HttpServer, client: aio
     await call(client, "POST", STATS, b"i")
     await call(client, "GET", "/made/up")
     await call(client, "POST", "/v1/cache/save", {"cluster": "c", "ip": "10.0.0.1", "prompt_hash": [1, 2]})
+    await call(client, "POST", SHARES_PATH, encode(Update(member_id("gw", 0, "a"), 1, lease_s=60.0)))
     async with client.get("/metrics") as response:
         lines = (await response.text()).splitlines()
     name = "tokenway_metadata_http_requests_total"
@@ -170,6 +173,10 @@ async def test_metrics_tell_answers_and_contents(server: HttpServer, client: aio
         'tokenway_metadata_endpoints{kind="cache"} 1.0',
         "tokenway_metadata_cached_blocks 2.0",
         'tokenway_metadata_expired_total{kind="request"} 0.0',
+        "tokenway_metadata_members 1.0",
+        "tokenway_metadata_followers 0.0",
+        "tokenway_metadata_followers_cut_off_total 0.0",
+        "tokenway_metadata_shares_refused_total 0.0",
     ):
         assert expected in lines
 

@@ -28,6 +28,7 @@ class LoadTableMachine(RuleBasedStateMachine):
         self.due_s: dict[RequestId, float] = {}
         self.lease_s: dict[RequestId, float] = {}
         self.tombstones: dict[RequestId, float] = {}
+        self.generated: dict[RequestId, int] = {}
 
     @rule(request_id=ids, key=keys, prefill=tokens, context=tokens, due=st.none() | st.integers(0, 6))
     def charge(
@@ -56,11 +57,13 @@ class LoadTableMachine(RuleBasedStateMachine):
             self.charged[request_id] = Charge(request_id, key, old.prefill_tokens, old.context_tokens)
             self.lease_s[request_id] = self.now_s + LEASE_S
 
-    @rule(request_id=ids)
-    def refresh(self, request_id: RequestId) -> None:
-        """Start the lease anew."""
-        assert self.table.refresh(request_id, self.now_s) is (request_id in self.charged)
+    @rule(request_id=ids, generated=st.none() | tokens)
+    def refresh(self, request_id: RequestId, generated: int | None) -> None:
+        """Start the lease anew, and note what was generated."""
+        assert self.table.refresh(request_id, self.now_s, generated) is (request_id in self.charged)
         if request_id in self.charged:
+            if generated is not None:
+                self.generated[request_id] = generated
             self.lease_s[request_id] = self.now_s + LEASE_S
 
     @rule(request_id=ids)
@@ -101,7 +104,7 @@ class LoadTableMachine(RuleBasedStateMachine):
 
     def forget(self, request_id: RequestId) -> None:
         """In the model, the request is over."""
-        for known in (self.charged, self.due_s, self.lease_s):
+        for known in (self.charged, self.due_s, self.lease_s, self.generated):
             known.pop(request_id, None)
         self.held.discard(request_id)
 
@@ -111,6 +114,9 @@ class LoadTableMachine(RuleBasedStateMachine):
         view = self.table.view(self.table.slots(KEYS))
         for row, key in enumerate(KEYS):
             here = [charge for charge in self.charged.values() if charge.endpoint == key]
+            ids = [charge.request_id for charge in here]
+            assert view.prefill_requests[row] == len(self.held.intersection(ids))
+            assert view.generated_tokens[row] == sum(self.generated.get(one, 0) for one in ids)
             assert view.requests[row] == len(here)
             assert view.prefill_tokens[row] == sum(charge.prefill_tokens for charge in here)
             assert view.context_tokens[row] == sum(charge.context_tokens for charge in here)

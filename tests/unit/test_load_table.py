@@ -255,3 +255,73 @@ def test_lock_of_one_process_is_reentrant() -> None:
     table = LoadTable(Counters())
     with table.lock(), table.lock():
         assert table.charge(charge(), 0.0, None)
+
+
+def test_prefill_requests_are_those_whose_prefill_is_held() -> None:
+    """A request counts as prefilling from its charge to the end of its prefill, wherever it is moved."""
+    table = LoadTable(Counters())
+    slots = table.slots([A, B])
+    table.charge(charge("1"), 0.0, None)
+    table.charge(charge("2"), 0.0, None)
+    table.release_prefill(R2)
+    assert table.view(slots).prefill_requests == [1, 0]
+
+    table.move(R1, B, 0.0)
+    table.move(R2, B, 0.0)
+    assert table.view(slots).prefill_requests == [0, 1]
+    table.release(R1, 0.0)
+    table.release(R2, 0.0)
+    assert table.view(slots).prefill_requests == [0, 0]
+
+
+def test_a_move_may_change_the_prefill() -> None:
+    """What is cached differs by endpoint: a prefill still held takes the amount given, one released none."""
+    table = LoadTable(Counters())
+    table.charge(charge("1"), 0.0, None)
+    table.charge(charge("2"), 0.0, None)
+    table.release_prefill(R2)
+
+    table.move(R1, B, 0.0, prefill_tokens=100)
+    table.move(R2, B, 0.0, prefill_tokens=100)
+
+    assert loads(table, A, B) == [(0, 0, 0), (2, 100, 1400)]
+    assert table.release(R1, 0.0) == charge("1", B, prefill=100)
+    table.release(R2, 0.0)
+    assert loads(table, B) == [(0, 0, 0)]
+
+
+def test_generated_tokens_follow_their_request() -> None:
+    """A refresh says how many there are by now; they move and go with the request."""
+    table = LoadTable(Counters())
+    slots = table.slots([A, B])
+    table.charge(charge("1"), 0.0, None)
+
+    assert table.refresh(R1, 1.0, 10)
+    assert table.refresh(R1, 2.0, 25)
+    assert table.refresh(R1, 3.0)
+    assert table.view(slots).generated_tokens == [25, 0]
+    with pytest.raises(ValueError):
+        table.refresh(R1, 4.0, -1)
+    table.move(R1, B, 5.0)
+    assert table.view(slots).generated_tokens == [0, 25]
+    table.release(R1, 6.0)
+    assert table.view(slots).generated_tokens == [0, 0]
+
+
+def test_what_others_count_is_added_to_views() -> None:
+    """Amounts of others are asked for when an endpoint is claimed, and follow `set_others`."""
+    for workers in (1, 2):
+        counters = Counters(workers=workers)
+        table = LoadTable(counters)
+        slots = table.slots([A])
+        counters.add_others(lambda key: (1, 2, 3, 4, 5) if key == A else (6, 0, 0, 0, 0))
+        slots += table.slots([B])
+        table.charge(charge("1"), 0.0, None)
+
+        view = table.view(slots)
+        assert (view.requests, view.prefill_requests) == ([2, 6], [3, 0])
+        assert (view.prefill_tokens, view.context_tokens) == ([515, 0], [704, 0])
+        assert view.generated_tokens == [5, 0]
+        counters.set_others(B, (0, 0, 0, 0, 0))
+        counters.set_others(EndpointKey("unknown:1"), (9, 9, 9, 9, 9))
+        assert table.view(slots).requests == [2, 0]

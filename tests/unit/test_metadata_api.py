@@ -25,11 +25,28 @@ from metadata_center.api import (
     openapi_json,
     route,
 )
-from metadata_center.service_state import Limits, ServiceState
+from metadata_center.cluster_loads import Limits
+from metadata_center.service_state import ServiceState
+from metadata_center.sharing.http_messages import (
+    EVENTS_PATH,
+    FRAMES_TYPE,
+    KEEP_ALIVE,
+    RESERVE_PATH,
+    SHARES_PATH,
+    Deframer,
+    encode_reserve,
+)
+from metadata_center.sharing.messages import Candidate, Reservation, Row, Update, decode, encode, member_id
+from metadata_center.types import EndpointKey
 
 ETC = Path(__file__).parents[2] / "etc"
 STATS, PROMPT, EVENT = "/v1/load/stats", "/v1/load/prompt", "/v1/replica/event"
 SAVE, QUERY, LEVEL = "/v1/cache/save", "/v1/cache/query", "/log/level"
+REFRESH = "/v1/load/refresh"
+TOKENS = ("input_tokens", "generated_tokens")
+SHARE = Update(
+    member_id("gw", 0, "a"), 1, (Row(EndpointKey("10.0.0.1:8000"), 2, 1, 30, 40, 5),), full=True, lease_s=5.0
+)
 ADD = {"request_id": "r", "cluster": "c", "ip": "10.0.0.1", "prompt_length": 512}
 KEEP = {"cluster": "c", "prompt_hash": [1, 2, 3], "ip": "10.0.0.1"}
 ASK = {"cluster": "c", "prompt_hash": [1, 2, 9]}
@@ -117,8 +134,98 @@ def test_the_load_of_an_engine_has_the_documented_shape() -> None:
     client.ok("POST", STATS, ADD)
     client.now_s = 9.0
     assert client.ok("GET", STATS, query="cluster=c") == [
-        {"ip": "10.0.0.1", "queued_req_num": 1, "prompt_length": 512, "updated_time": UNIX_NS + 1_500_000_000}
+        {
+            "ip": "10.0.0.1",
+            "queued_req_num": 1,
+            "prompt_length": 512,
+            "prefill_req_num": 1,
+            "prefill_tokens": 128,
+            "input_tokens": 128,
+            "generated_tokens": 0,
+            "updated_time": UNIX_NS + 1_500_000_000,
+        }
     ]
+
+
+def tokens(client: Client) -> tuple[int, ...]:
+    """Prefills, their tokens, input and generated tokens of the one engine there is."""
+    (load,) = client.ok("GET", STATS, query="cluster=c")
+    return tuple(load[name] for name in ("prefill_req_num", "prefill_tokens", *TOKENS))
+
+
+def test_tokens_follow_what_callers_tell() -> None:
+    """With the add, with refreshes, and by a replica's event; without, AIGW's calls work as ever."""
+    client = Client()
+    client.ok("POST", STATS, {**ADD, "input_tokens": 100})
+    assert tokens(client) == (1, 100, 100, 0)
+    client.ok("POST", REFRESH, {"request_id": "r", "input_tokens": 90, "generated_tokens": 5})
+    assert tokens(client) == (1, 90, 90, 5)
+    client.ok("DELETE", PROMPT, {"request_id": "r"})
+    client.ok("POST", EVENT, {"request_id": "r", "generated_tokens": 9}, event_type="load.stats.refresh")
+    assert tokens(client) == (0, 0, 90, 9)
+    client.ok("DELETE", STATS, {"request_id": "r"})
+    assert tokens(client) == (0, 0, 0, 0)
+
+
+def test_a_refresh_keeps_a_long_stream_counted() -> None:
+    """Past its expiry; of a request that is not known it is no failure."""
+    client = Client()
+    client.ok("POST", STATS, ADD)
+    for client.now_s in (600.0, 1_200.0):
+        client.ok("POST", REFRESH, {"request_id": "r"})
+    assert client.load() == {"10.0.0.1": (1, 512)}
+    client.now_s = 1_900.0
+    assert client.ok("POST", REFRESH, {"request_id": "r"}) is None
+    assert client.load() is None
+
+
+def frames(answer: Answer) -> list[Update]:
+    """Updates of an answer."""
+    deframer = Deframer()
+    deframer.feed(answer.body)
+    found = []
+    while (message := deframer.take()) is not None:
+        found.append(decode(message))
+    assert deframer.is_empty
+    return found
+
+
+def test_a_share_is_published_read_and_told() -> None:
+    """It is in the snapshot, and followers are told its bytes."""
+    client = Client()
+    assert client.ok("POST", SHARES_PATH, encode(SHARE)) is None
+    answer = client.call("GET", SHARES_PATH)
+    assert (answer.status, answer.headers["Content-Type"]) == (200, FRAMES_TYPE)
+    assert frames(answer) == [SHARE]
+    assert client.api._state.meeting.take_messages() == [encode(SHARE)]
+
+
+def test_aigw_and_gateways_count_together() -> None:
+    """A query shows both, a snapshot has AIGW's as one more member, a reservation knows of it."""
+    client = Client()
+    client.ok("POST", STATS, ADD)
+    client.ok("POST", SHARES_PATH, encode(SHARE))
+    assert client.load() == {"10.0.0.1": (3, 512 + 4 * 30)}
+    _, theirs = frames(client.call("GET", SHARES_PATH))
+    assert theirs.rows == (Row(SHARE.rows[0].endpoint, 1, 1, 128, 128),)
+    asked = [Reservation((Candidate(SHARE.rows[0].endpoint, 3, 1, 1),))]
+    body = encode_reserve(Update(SHARE.member, 2), asked)
+    assert client.ok("POST", RESERVE_PATH, body) == [{"index": 0, "totals": [3]}]
+
+
+@pytest.mark.parametrize("path", [SHARES_PATH, RESERVE_PATH])
+@pytest.mark.parametrize("body", [b"", b"{}", b"\x00", b"\xff" * 40])
+def test_bytes_that_are_no_message_are_invalid_input(path: str, body: bytes) -> None:
+    """And nobody is told of them."""
+    client = Client()
+    assert client.refused("POST", path, body)[0] == INVALID
+    assert client.api._state.meeting.take_messages() == []
+
+
+def test_an_answer_that_follows_begins_with_a_keep_alive() -> None:
+    """The rest is the server's."""
+    answer = Client().call("GET", EVENTS_PATH)
+    assert (answer.status, answer.follows, answer.body) == (200, True, KEEP_ALIVE)
 
 
 def test_the_bodies_of_aigw_are_understood() -> None:
@@ -229,6 +336,7 @@ REQUIRED = [
     *((("POST", SAVE), KEEP, name) for name in ("cluster", "prompt_hash", "ip")),
     *((("POST", QUERY), ASK, name) for name in ("cluster", "prompt_hash")),
     (("POST", LEVEL), {"LevelParam": "INFO"}, "LevelParam"),
+    (("POST", REFRESH), {"request_id": "r"}, "request_id"),
 ]
 
 
@@ -256,6 +364,10 @@ def test_a_required_field_is_required(call: tuple[str, str], body: dict[str, Any
         (("POST", STATS), {**ADD, "prompt_length": True}),
         (("POST", STATS), {**ADD, "prompt_length": "512"}),
         (("POST", STATS), {**ADD, "prompt_length": MAX_INT32 + 1}),
+        (("POST", STATS), {**ADD, "input_tokens": -1}),
+        (("POST", STATS), {**ADD, "input_tokens": None}),
+        (("POST", REFRESH), {"request_id": "r", "generated_tokens": 0.5}),
+        (("POST", REFRESH), {"request_id": "r", "input_tokens": "1"}),
         (("POST", SAVE), {**KEEP, "prompt_hash": "1"}),
         (("POST", SAVE), {**KEEP, "prompt_hash": [1, -1]}),
         (("POST", SAVE), {**KEEP, "prompt_hash": [1, True]}),

@@ -107,7 +107,7 @@ def test_a_second_instance_on_one_registry_is_refused(scraped: Scraped) -> None:
 
 def test_a_decision_counts_endpoint_time_score_and_match(scraped: Scraped) -> None:
     """One decision is one count at its endpoint and one observation of duration, score and match ratio."""
-    scraped.metrics.observe_decision("m", Algorithm.INFERENCE_LB, A, 0.00003, -0.3, 0.75)
+    scraped.metrics.observe_decision("m", Algorithm.INFERENCE_LB, A, 0.00003, -0.3, 0.75, "history")
     labels = {"model": "m", "algorithm": "inference_lb", "endpoint": A}
     assert scraped.value("tokenway_decisions_total", **labels) == 1
     assert scraped.value("tokenway_decision_seconds_bucket", le="2e-05") == 0
@@ -120,7 +120,7 @@ def test_a_decision_counts_endpoint_time_score_and_match(scraped: Scraped) -> No
 
 def test_a_policy_without_scores_observes_none(scraped: Scraped) -> None:
     """A None score leaves no observation; zero would be read as a bad score."""
-    scraped.metrics.observe_decision("m", Algorithm.RANDOM, A, 0.00003, None, 0.0)
+    scraped.metrics.observe_decision("m", Algorithm.RANDOM, A, 0.00003, None, 0.0, "history")
     assert scraped.samples("tokenway_score_bucket") == {}
 
 
@@ -216,7 +216,7 @@ def test_made_up_label_values_are_counted_as_other(scraped: Scraped) -> None:
     """No client and no late answer of a removed endpoint can create a series."""
     gone = EndpointKey("gone:1")
     for made_up in ("x", "y"):
-        scraped.metrics.observe_decision(made_up, Algorithm.RANDOM, gone, 0.1, None, 0.0)
+        scraped.metrics.observe_decision(made_up, Algorithm.RANDOM, gone, 0.1, None, 0.0, "history")
         scraped.metrics.observe_end(Operation.CHAT, made_up, Outcome(Ended.COMPLETED, 1.0, status=200))
         scraped.metrics.rejected(Reason.MODEL_NOT_FOUND, made_up, 404)
         scraped.metrics.fell_back(made_up)
@@ -240,7 +240,7 @@ def test_rejections_exist_at_zero_for_every_reason(scraped: Scraped) -> None:
 def test_removed_endpoints_and_models_lose_their_series(scraped: Scraped) -> None:
     """Only configured labels are scraped; what stays keeps counting, what returns starts anew."""
     for endpoint in (A, B):
-        scraped.metrics.observe_decision("m", Algorithm.RANDOM, endpoint, 0.1, None, 0.5)
+        scraped.metrics.observe_decision("m", Algorithm.RANDOM, endpoint, 0.1, None, 0.5, "history")
         scraped.metrics.ejected(endpoint, Word.ONE)
     scraped.metrics.fell_back("c")
     end = Outcome(Ended.COMPLETED, 1.0, A, status=200, ttft_s=0.5)
@@ -351,7 +351,7 @@ def test_buckets_count_values_up_to_and_including_their_bound(values_s: list[flo
     """Every bucket equals the number of observations not above its bound; count and sum are exact."""
     scraped = Scraped()
     for value_s in values_s:
-        scraped.metrics.observe_decision("m", Algorithm.RANDOM, A, value_s, None, 0.0)
+        scraped.metrics.observe_decision("m", Algorithm.RANDOM, A, value_s, None, 0.0, "history")
     buckets = scraped.samples("tokenway_decision_seconds_bucket")
     for (bound,), count in buckets.items():
         assert count == sum(value_s <= float(bound) for value_s in values_s)
@@ -377,7 +377,7 @@ def test_merge_keeps_every_sample_under_its_worker() -> None:
     for worker in range(3):
         scraped = Scraped()
         for _ in range(worker + 1):
-            scraped.metrics.observe_decision("m", Algorithm.RANDOM, A, 0.1, None, 0.5)
+            scraped.metrics.observe_decision("m", Algorithm.RANDOM, A, 0.1, None, 0.5, "history")
             scraped.metrics.handed_over()
         texts[worker] = scraped.text()
         for (name, labels), value in parsed(texts[worker]).items():

@@ -68,3 +68,12 @@ def test_any_order_of_endings_leaves_nothing(rng: random.Random) -> None:
     for chain in alive:
         running.remove(A, chain)
     assert len(running) == 0
+
+
+def test_a_prompt_without_blocks_is_not_counted() -> None:
+    """Short prompts have none: nothing is added and nothing may be removed."""
+    running = RunningBlocks()
+    assert not running.add(A, [])
+    assert running.add(A, [1])
+    running.remove(A, [1])
+    assert len(running) == 0

@@ -29,11 +29,12 @@ def path(tmp_path: Path) -> Path:
 def test_totals_are_the_sum_over_workers(path: Path) -> None:
     """Each worker sees its own load and the other's, under the same slot."""
     one, two = SharedCounters(path, 0), SharedCounters(path, 1)
-    one.add(one.slot(A), 1, 10, 20)
-    two.add(two.slot(B), 1, 1, 2)
-    two.add(two.slot(A), 2, 30, 40)
+    one.add(one.slot(A), 1, 1, 10, 20)
+    two.add(two.slot(B), 1, 0, 1, 2)
+    two.add(two.slot(A), 2, 1, 30, 40)
+    two.add_generated(two.slot(A), 7)
 
-    expected = ([3, 1], [40, 1], [60, 2])
+    expected = [[3, 1], [2, 0], [40, 1], [60, 2], [7, 0]]
     assert one.totals(one.slots([A, B])) == expected
     assert two.totals(two.slots([A, B])) == expected
 
@@ -41,13 +42,13 @@ def test_totals_are_the_sum_over_workers(path: Path) -> None:
 def test_a_restarted_worker_starts_from_zero(path: Path) -> None:
     """Attaching zeroes the worker's own row, frees its claims and leaves the other row alone."""
     one, two = SharedCounters(path, 0), SharedCounters(path, 1)
-    one.add(one.slot(A), 1, 1, 1)
-    two.add(two.slot(A), 5, 5, 5)
-    two.add(two.slot(B), 5, 5, 5)
+    one.add(one.slot(A), 1, 1, 1, 1)
+    two.add(two.slot(A), 5, 5, 5, 5)
+    two.add(two.slot(B), 5, 5, 5, 5)
 
     again = SharedCounters(path, 1)
 
-    assert one.totals(one.slots([A])) == ([1], [1], [1])
+    assert one.totals(one.slots([A])) == [[1], [1], [1], [1], [0]]
     assert again.slot(EndpointKey("10.0.0.3:8000")) == two.slot(B)
 
 
@@ -57,7 +58,7 @@ def test_a_slot_is_reused_only_when_no_worker_needs_it(path: Path) -> None:
     new = EndpointKey("10.0.0.3:8000")
     slots = one.slots([A, B])
     assert two.slots([A, B]) == slots
-    two.add(two.slot(B), 1, 0, 0)
+    two.add(two.slot(B), 1, 0, 0, 0)
 
     one.retain([])
     with pytest.raises(CapacityError):
@@ -65,9 +66,9 @@ def test_a_slot_is_reused_only_when_no_worker_needs_it(path: Path) -> None:
     two.retain([A])
     with pytest.raises(CapacityError):
         one.slot(new)
-    two.add(slots[1], -1, 0, 0)
+    two.add(slots[1], -1, 0, 0, 0)
     assert one.slot(new) == slots[1]
-    assert one.totals(one.slots([new])) == ([0], [0], [0])
+    assert one.totals(one.slots([new])) == [[0]] * 5
     with pytest.raises(CapacityError):
         two.slot(B)
 
@@ -127,14 +128,14 @@ def test_decisions_of_two_processes_do_not_interleave(path: Path) -> None:
         assert pipe.poll(20)
         assert pipe.recv() == 1
         process.join(20)
-    left = np.memmap(path, np.int64, mode="r", offset=64, shape=(2, 3, 2))
-    assert left.sum(axis=0).tolist() == [[2000, 2000]] * 3
+    left = np.memmap(path, np.int64, mode="r", offset=64, shape=(2, 5, 2))
+    assert left.sum(axis=0).tolist() == [[2000, 2000]] * 4 + [[0, 0]]
 
 
 def _hold(path: Path, ready: Connection) -> None:
     counters = SharedCounters(path, 1)
     with counters.lock():
-        counters.add(counters.slot(A), 1, 1, 1)
+        counters.add(counters.slot(A), 1, 1, 1, 1)
         ready.send(True)
         signal.pause()
 
@@ -151,21 +152,21 @@ def test_a_killed_holder_releases_the_lock(path: Path) -> None:
 
     one = SharedCounters(path, 0)
     with one.lock(), one.lock():
-        assert one.totals(one.slots([A])) == ([1], [1], [1])
+        assert one.totals(one.slots([A])) == [[1], [1], [1], [1], [0]]
     SharedCounters(path, 1)
-    assert one.totals(one.slots([A])) == ([0], [0], [0])
+    assert one.totals(one.slots([A])) == [[0]] * 5
 
 
 def test_create_leaves_workers_of_an_older_gateway_alone(path: Path) -> None:
     """A new file replaces the old one; who mapped the old one keeps it, and only the owner may read it."""
     old = SharedCounters(path, 0)
-    old.add(old.slot(A), 1, 1, 1)
+    old.add(old.slot(A), 1, 1, 1, 1)
 
     create(path, workers=1)
 
     new = SharedCounters(path, 0)
-    assert new.totals(new.slots([A])) == ([0], [0], [0])
-    assert old.totals(old.slots([A])) == ([1], [1], [1])
+    assert new.totals(new.slots([A])) == [[0]] * 5
+    assert old.totals(old.slots([A])) == [[1], [1], [1], [1], [0]]
     assert path.stat().st_mode & 0o777 == 0o600
     assert [entry.name for entry in path.parent.iterdir()] == ["load"]
 
@@ -189,10 +190,10 @@ def test_close_gives_the_file_back(path: Path) -> None:
     """After `close` the descriptor is gone; the counters can still be read."""
     before = len(list(Path("/proc/self/fd").iterdir()))
     counters = SharedCounters(path, 0)
-    counters.add(counters.slot(A), 1, 1, 1)
+    counters.add(counters.slot(A), 1, 1, 1, 1)
     opened = len(list(Path("/proc/self/fd").iterdir()))
     counters.close()
 
     assert len(list(Path("/proc/self/fd").iterdir())) == opened - 1
     assert opened > before
-    assert counters.totals(counters.slots([A])) == ([1], [1], [1])
+    assert counters.totals(counters.slots([A])) == [[1], [1], [1], [1], [0]]

@@ -1,0 +1,336 @@
+"""Follows the KV events of all engines that publish them and whose tokenizer is known.
+
+Rules:
+    1. Nobody configures who announces. Each engine of a model with a tokenizer is asked for its publishers;
+       one that has any is asked to tokenize samples, and if it agrees with the model's files it is followed.
+    2. An endpoint announces from then on while every publisher of it is in sync. In any other state history
+       speaks for it, at once and without anybody's doing.
+    3. An engine that comes back from being unreachable may be another one: it is asked everything again.
+    4. A failure of any of this costs accuracy, never a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import orjson
+
+from extproc.config.schema import Config, KvEvents
+from extproc.rendering.check import Verdict, check_engine
+from extproc.rendering.loading import load
+from extproc.rendering.prompt_text import Rendering
+from extproc.rendering.template import UnsupportedTemplate
+from extproc.rendering.vocabulary import UnsupportedTokenizer
+from extproc.routing.announced import Announced, ModelText
+from extproc.types import Endpoint
+from metadata_center.cache_map.cache_map import CacheMap, Replica
+from metadata_center.errors import CapacityError
+from metadata_center.kv_events.errors import DiscoveryError
+from metadata_center.kv_events.events import Batch
+from metadata_center.kv_events.sequencing import SyncState
+from metadata_center.kv_events.sources import Source, configured, discover
+from metadata_center.kv_events.subscriber import KvEventSubscriber, SubscriberStats
+from metadata_center.types import EndpointKey
+
+_log = logging.getLogger("tokenway.announcements")
+
+EVENTS_METADATA: Final = "kv-events"
+"""Endpoint metadata: address of an engine that cannot be asked for it (SGLang's `--kv-events-config`)."""
+
+REPLAY_METADATA: Final = "kv-events-replay"
+"""Endpoint metadata: its replay address."""
+
+RANKS_METADATA: Final = "kv-events-ranks"
+"""Endpoint metadata: its data-parallel ranks; each has the next port."""
+
+_FIRST_RETRY_S: Final = 1.0
+"""An engine that is being started is asked again soon; the pause doubles up to the configured interval."""
+
+_SWEEP_RUNS: Final = 256
+_SWEEP_INTERVAL_S: Final = 0.05
+"""Blocks of engines that left are taken away at 5,000 runs a second, about a millisecond at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is to be known of an endpoint before it is followed.
+
+    Attributes:
+        endpoint: Which.
+        space: Its model's tokenizer folder and template variables.
+        model: Name that the engine serves the model under.
+    """
+
+    endpoint: Endpoint
+    space: str
+    model: str
+
+
+class Announcements:
+    """All of it for one worker.
+
+    Args:
+        caches: Filled from events.
+        announced: Told who announces, and how prompts become text.
+        clock: Monotonic seconds.
+        wall_clock: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        caches: CacheMap,
+        announced: Announced,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self._caches = caches
+        self._announced = announced
+        self._wall_clock = wall_clock
+        self._settings = KvEvents()
+        self._subscriber = KvEventSubscriber(
+            on_batch=self._batch, on_clear=self._clear, on_state=self._state_changed, clock=clock
+        )
+        self._renderings: dict[str, Rendering] = {}
+        self._models: dict[str, str] = {}
+        self._known: dict[EndpointKey, _Known] = {}
+        self._asking: dict[EndpointKey, asyncio.Task[None]] = {}
+        self._verdicts: dict[EndpointKey, Verdict] = {}
+        self._sources: dict[EndpointKey, tuple[Source, ...]] = {}
+        self._replicas: dict[Source, Replica] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._session: aiohttp.ClientSession | None = None
+        self._configuring: asyncio.Task[None] | None = None
+
+    @property
+    def stats(self) -> SubscriberStats:
+        """Counts of the subscriber."""
+        return self._subscriber.stats
+
+    def start(self) -> None:
+        """Begin; endpoints may be configured before or after."""
+        self._session = aiohttp.ClientSession()
+        self._subscriber.start()
+        self._spawn(self._sweep(), "announcements-sweep")
+        for key in self._known:
+            self._ask(key)
+
+    async def stop(self) -> None:
+        """End everything."""
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._subscriber.stop()
+        if self._session is not None:
+            await self._session.close()
+
+    def configure(self, config: Config, clusters: Mapping[str, Sequence[Endpoint]], base: Path) -> None:
+        """Follow the engines of this configuration; those that stay are not disturbed.
+
+        Args:
+            config: Names models, their clusters and tokenizers.
+            clusters: Endpoints, resolved.
+            base: Tokenizer folders are relative to it.
+        """
+        self._settings = config.cache.kv_events
+        if self._configuring is not None:
+            self._configuring.cancel()
+        self._configuring = self._spawn(self._configure(config, dict(clusters), base), "announcements-load")
+
+    def came_back(self, endpoint: EndpointKey) -> None:
+        """An engine answers again after it did not: it may be another one."""
+        self._subscriber.verify(endpoint)
+        if endpoint in self._known:
+            self._ask(endpoint)
+
+    # What engines are there, and how their prompts become text.
+
+    async def _configure(
+        self, config: Config, clusters: Mapping[str, Sequence[Endpoint]], base: Path
+    ) -> None:
+        wanted: dict[EndpointKey, _Known] = {}
+        models: dict[str, str] = {}
+        if config.cache.kv_events.enabled:
+            for name, model in config.models.items():
+                if model.tokenizer is None:
+                    continue
+                folder, variables = base / model.tokenizer, dict(model.chat_template_kwargs)
+                space = str(folder) + (orjson.dumps(variables).decode() if variables else "")
+                if not await self._load(space, folder, variables):
+                    continue
+                models[name] = space
+                for rule in model.rules:
+                    for endpoint in clusters[rule.cluster]:
+                        served = (rule.model or name) if rule.lora is None else (rule.model or "")
+                        before = wanted.get(endpoint.key)
+                        if before is None or not before.model:
+                            wanted[endpoint.key] = _Known(endpoint, space, served)
+        self._models = models
+        for key in self._known.keys() - wanted.keys():
+            self._forget(key)
+        changed = [key for key, known in wanted.items() if self._known.get(key) != known]
+        self._known = wanted
+        for key in changed:
+            self._ask(key)
+        self._tell()
+
+    async def _load(self, space: str, folder: Path, variables: dict[str, Any]) -> bool:
+        """Read a tokenizer once; False, and the reason in the log, if it is of no use."""
+        if space not in self._renderings:
+            try:
+                self._renderings[space] = await asyncio.to_thread(load, folder, variables)
+            except (UnsupportedTokenizer, UnsupportedTemplate) as error:
+                _log.error("tokenizer not usable", extra={"folder": str(folder), "problem": str(error)})
+                return False
+        return True
+
+    def _forget(self, key: EndpointKey) -> None:
+        asking = self._asking.pop(key, None)
+        if asking is not None:
+            asking.cancel()
+        self._verdicts.pop(key, None)
+        if self._sources.pop(key, None) is not None:
+            self._follow()
+        self._caches.remove(key)
+
+    # Each engine is asked until it answers, and from time to time while it does not publish.
+
+    def _ask(self, key: EndpointKey) -> None:
+        before = self._asking.get(key)
+        if before is not None:
+            before.cancel()
+        if self._session is not None:
+            self._asking[key] = self._spawn(self._ask_until_known(key, self._session), f"announcements-{key}")
+
+    async def _ask_until_known(self, key: EndpointKey, session: aiohttp.ClientSession) -> None:
+        pause_s = _FIRST_RETRY_S
+        while True:
+            known = self._known[key]
+            problem = await self._learn(known, session)
+            if problem is None:
+                return
+            _log.info("endpoint does not announce", extra={"endpoint": key, "reason": problem})
+            await asyncio.sleep(pause_s)
+            pause_s = min(2.0 * pause_s, self._settings.discovery_interval_s)
+
+    async def _learn(self, known: _Known, session: aiohttp.ClientSession) -> str | None:
+        """Find out all about one engine and follow it; otherwise why not."""
+        key = known.endpoint.key
+        try:
+            sources = await self._sources_of(known.endpoint, session)
+        except (DiscoveryError, ValueError) as error:
+            return f"sources: {error}"
+        if not sources:
+            return "it publishes no events"
+        verdict = await check_engine(
+            session, f"http://{key}", known.model, self._renderings[known.space], self._wall_clock()
+        )
+        for reason in verdict.reasons:
+            _log.warning("engine and tokenizer files disagree", extra={"endpoint": key, "reason": reason})
+        self._verdicts[key] = verdict
+        if not verdict.ok:
+            self._tell()
+            return "it does not agree with the tokenizer files"
+        if self._sources.get(key) != sources:
+            self._sources[key] = sources
+            self._follow()
+        self._tell()
+        return None
+
+    async def _sources_of(self, endpoint: Endpoint, session: aiohttp.ClientSession) -> tuple[Source, ...]:
+        written = endpoint.metadata.get(EVENTS_METADATA)
+        if written is None:
+            return tuple(await discover(session, endpoint.key, listen=self._settings.listen))
+        return tuple(
+            configured(
+                endpoint.key,
+                written,
+                endpoint.metadata.get(REPLAY_METADATA),
+                ranks=int(endpoint.metadata.get(RANKS_METADATA, "1")),
+            )
+        )
+
+    def _follow(self) -> None:
+        """Bring replicas and the subscriber's sources in line with what is known."""
+        wanted = {source for sources in self._sources.values() for source in sources}
+        for source in self._replicas.keys() - wanted:
+            del self._replicas[source]
+        for key, sources in self._sources.items():
+            known = self._known[key]
+            if any(source not in self._replicas for source in sources):
+                vocabulary = self._verdicts[key].rendering.vocabulary
+                try:
+                    for source in sources:
+                        self._replicas[source] = self._caches.attach(
+                            key, source.rank, known.space, vocabulary.pieces
+                        )
+                except CapacityError as error:
+                    _log.error("endpoint not followed", extra={"endpoint": key, "problem": str(error)})
+                    wanted.difference_update(sources)
+        try:
+            self._subscriber.set_sources(wanted)
+        except ValueError as error:
+            _log.error("endpoints not followed", extra={"problem": str(error)})
+
+    # What the subscriber reports.
+
+    def _batch(self, source: Source, batch: Batch) -> None:
+        replica = self._replicas.get(source)
+        if replica is not None:
+            self._caches.apply(replica, batch)
+
+    def _clear(self, source: Source) -> None:
+        replica = self._replicas.get(source)
+        if replica is not None:
+            self._caches.clear(replica)
+
+    def _state_changed(self, source: Source, state: SyncState) -> None:
+        _log.info(
+            "event source changed",
+            extra={"endpoint": source.endpoint, "rank": source.rank, "state": state.value},
+        )
+        self._tell()
+
+    def _tell(self) -> None:
+        """Work out who announces, and what of each model's rendering all of those agree with."""
+        announcing: list[EndpointKey] = []
+        agreed: dict[str, Rendering] = {}
+        for key, sources in self._sources.items():
+            verdict = self._verdicts.get(key)
+            if verdict is None or not verdict.ok:
+                continue
+            if all(self._subscriber.state(source) is SyncState.IN_SYNC for source in sources):
+                announcing.append(key)
+                space, own = self._known[key].space, verdict.rendering
+                before = agreed.setdefault(space, own)
+                agreed[space] = before.restricted(own.features, tokens_agree=own.tokens_agree)
+        self._announced.set_models(
+            {
+                model: ModelText(space, agreed[space])
+                for model, space in self._models.items()
+                if space in agreed
+            }
+        )
+        self._announced.set_announcing(announcing)
+
+    async def _sweep(self) -> None:
+        while True:
+            has_more = self._caches.sweep(_SWEEP_RUNS)
+            await asyncio.sleep(_SWEEP_INTERVAL_S if has_more else 1.0)
+
+    def _spawn(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("announcements", exc_info=error)

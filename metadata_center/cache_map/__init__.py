@@ -1,0 +1,1 @@
+"""Which replica holds which prompt text in its KV cache, as the engines themselves announce it."""

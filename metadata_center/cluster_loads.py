@@ -1,0 +1,342 @@
+"""Load of every engine of every cluster, as callers tell it request by request.
+
+Rules:
+    1. A request id counts at most once. Once its delete was seen no add of it counts any more, however the
+       two were ordered or repeated, for as long as the id is remembered.
+    2. A prompt delete that comes before its add is remembered as well: the add then brings no prompt.
+    3. Clusters share nothing but the bounds: an address in two clusters is two engines.
+    4. A request that nobody ended or refreshed for `request_expiry_s` is ended. Every call first does what
+       is due by its `now_s`, which never goes back.
+    5. Everything is bounded by `Limits`. A new request or engine beyond them is refused with
+       `CapacityError` and nothing is changed; memories of what ended make room.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Final
+
+from metadata_center.counters import MAX_ENDPOINTS
+from metadata_center.errors import CapacityError
+from metadata_center.types import RequestId, value
+
+BYTES_PER_TOKEN: Final = 4
+"""Of a prompt whose tokens nobody counted: English text under current byte-pair vocabularies."""
+
+_NOT_ENDED: Final = (0.0, False)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Lifetimes and bounds.
+
+    Attributes:
+        request_expiry_s: A request nobody deleted for so long is taken for lost, an ended one is forgotten,
+            and an engine without news is no longer listed. AIGW's METADATA_CENTER_LOAD_REQ_EXPIRE, 660 s.
+        cache_expiry_s: Since a prefix was last saved. AIGW's metadata center keeps it an hour.
+        max_requests: In flight, all clusters together; as in the gateway's own load table.
+        max_ended: Ended ids remembered; the oldest makes room. one measures 300 bytes.
+            Enough for 300 requests per second over the whole expiry, or 1,000 over the last 200 s.
+        max_endpoints: Engines with load, and engines with cached prefixes, all clusters together.
+        max_blocks: Cached blocks of all engines; one measures 180 bytes over 64 engines, so about 0.4 GB.
+        max_blocks_per_endpoint: 32 MiB of prompt text in AIGW's steps of 512 bytes, about 8 million tokens:
+            more than any one engine's KV cache holds.
+    """
+
+    request_expiry_s: float = 660.0
+    cache_expiry_s: float = 3600.0
+    max_requests: int = 200_000
+    max_ended: int = 200_000
+    max_endpoints: int = MAX_ENDPOINTS
+    max_blocks: int = 2_000_000
+    max_blocks_per_endpoint: int = 65_536
+
+
+@value
+class EngineLoad:
+    """One engine of a cluster, as a caller sees it.
+
+    Attributes:
+        address: As the caller named it: `ip` or `ip:port`, canonical.
+        requests: In flight.
+        prompt_length: Sum over requests whose prompt was not deleted, in the unit the callers send.
+        prefill_requests: Requests whose prompt was not deleted.
+        prefill_tokens: Input tokens of those.
+        input_tokens: Input tokens of all requests.
+        generated_tokens: Output tokens so far, of requests whose caller tells them.
+        updated_s: Time of the last call that changed it, on the clock of `now_s`.
+    """
+
+    address: str
+    requests: int
+    prompt_length: int
+    prefill_requests: int
+    prefill_tokens: int
+    input_tokens: int
+    generated_tokens: int
+    updated_s: float
+
+
+@dataclass(slots=True)
+class _Engine:
+    """An engine with load; the numbers are sums over its requests."""
+
+    cluster: str
+    address: str
+    updated_s: float
+    requests: int = 0
+    prompt_length: int = 0
+    prefill_requests: int = 0
+    prefill_tokens: int = 0
+    input_tokens: int = 0
+    generated_tokens: int = 0
+
+
+@dataclass(slots=True)
+class _Request:
+    """One request in flight."""
+
+    engine: _Engine
+    prompt_length: int
+    input_tokens: int
+    generated_tokens: int
+    prompt_held: bool
+    lease_until_s: float
+
+
+class ClusterLoads:
+    """Requests in flight and their prompts, per engine of each cluster.
+
+    These are not the books of `LoadTable`: those keep tokens of endpoints that the gateway knows, for
+    processes that share memory; these a length in the caller's unit as well, for engines named by callers.
+
+    Args:
+        limits: Lifetimes and bounds.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._requests: OrderedDict[RequestId, _Request] = OrderedDict()  # the first to expire first
+        self._clusters: dict[str, dict[str, _Engine]] = {}
+        self._engines: OrderedDict[tuple[str, str], _Engine] = OrderedDict()  # longest without news first
+        self._addresses: dict[str, dict[str, _Engine]] = {}
+        self._ended: OrderedDict[RequestId, tuple[float, bool]] = OrderedDict()  # until when; wholly?
+        self._changed: set[str] = set()
+        self.expired_requests = 0
+        """Requests that time has ended so far."""
+
+    @property
+    def in_flight(self) -> int:
+        """Requests counted now."""
+        return len(self._requests)
+
+    @property
+    def endpoints(self) -> int:
+        """Engines listed now."""
+        return len(self._engines)
+
+    def add(
+        self,
+        request_id: RequestId,
+        cluster: str,
+        address: str,
+        prompt_length: int,
+        now_s: float,
+        *,
+        input_tokens: int | None = None,
+    ) -> bool:
+        """Count a request on an engine.
+
+        Args:
+            request_id: Unique over all clusters.
+            cluster: Made known by its first engine.
+            address: Made known by its first request.
+            prompt_length: >= 0, in any unit that all callers of the cluster share.
+            now_s: Monotonic seconds.
+            input_tokens: >= 0; None is taken from the prompt length, as if that were bytes.
+
+        Returns:
+            False if it is counted already or was deleted before.
+
+        Raises:
+            CapacityError: Too many requests or engines; nothing was changed.
+        """
+        self.advance(now_s)
+        _, is_over = self._ended.get(request_id, _NOT_ENDED)
+        if is_over or request_id in self._requests:
+            return False
+        if len(self._requests) >= self._limits.max_requests:
+            raise CapacityError(f"{self._limits.max_requests} requests are in flight")
+        engine = self._engines.get((cluster, address)) or self._new_engine(cluster, address, now_s)
+        if input_tokens is None:
+            input_tokens = -(-prompt_length // BYTES_PER_TOKEN)
+        prompt_held = self._ended.pop(request_id, None) is None  # else its prompt was deleted first (Rule 2)
+        self._requests[request_id] = _Request(
+            engine, prompt_length, input_tokens, 0, prompt_held, now_s + self._limits.request_expiry_s
+        )
+        engine.requests += 1
+        engine.input_tokens += input_tokens
+        if prompt_held:
+            engine.prefill_requests += 1
+            engine.prompt_length += prompt_length
+            engine.prefill_tokens += input_tokens
+        self._touch(engine, now_s)
+        return True
+
+    def refresh(
+        self,
+        request_id: RequestId,
+        now_s: float,
+        *,
+        input_tokens: int | None = None,
+        generated_tokens: int | None = None,
+    ) -> bool:
+        """The request still runs: its expiry starts anew.
+
+        Args:
+            request_id: Whose.
+            now_s: Monotonic seconds.
+            input_tokens: As the engine counted them; None leaves them as they are.
+            generated_tokens: So far; less than before is late news and changes nothing.
+
+        Returns:
+            False if it is not counted.
+        """
+        self.advance(now_s)
+        request = self._requests.get(request_id)
+        if request is None:
+            return False
+        engine = request.engine
+        request.lease_until_s = now_s + self._limits.request_expiry_s
+        self._requests.move_to_end(request_id)
+        if input_tokens is not None:
+            more = input_tokens - request.input_tokens
+            request.input_tokens = input_tokens
+            engine.input_tokens += more
+            engine.prefill_tokens += more * request.prompt_held
+        if generated_tokens is not None and generated_tokens > request.generated_tokens:
+            engine.generated_tokens += generated_tokens - request.generated_tokens
+            request.generated_tokens = generated_tokens
+        self._touch(engine, now_s)
+        return True
+
+    def delete_prompt(self, request_id: RequestId, now_s: float) -> None:
+        """The request's prompt is computed; its add may still be under way. Idempotent."""
+        self.advance(now_s)
+        request = self._requests.get(request_id)
+        if request is None:
+            if request_id not in self._ended:
+                self._remember(request_id, now_s, wholly=False)
+        elif request.prompt_held:
+            self._take_prompt(request)
+            self._touch(request.engine, now_s)
+
+    def delete(self, request_id: RequestId, now_s: float) -> None:
+        """The request is over; its add may still be under way. Idempotent."""
+        self.advance(now_s)
+        request = self._requests.pop(request_id, None)
+        if request is not None:
+            self._take_out(request)
+            self._touch(request.engine, now_s)
+        self._remember(request_id, now_s, wholly=True)
+
+    def view(self, cluster: str, now_s: float) -> list[EngineLoad] | None:
+        """Load of every engine heard of within `request_expiry_s`; None if the cluster has none."""
+        self.advance(now_s)
+        engines = self._clusters.get(cluster)
+        return None if engines is None else [_summed(engine.address, [engine]) for engine in engines.values()]
+
+    def at(self, address: str) -> EngineLoad:
+        """Load of an address over all clusters; zero, of no time, if it is not known."""
+        return _summed(address, self._addresses.get(address, {}).values())
+
+    @property
+    def has_changed(self) -> bool:
+        """True if `take_changed` has any."""
+        return bool(self._changed)
+
+    @property
+    def addresses(self) -> Collection[str]:
+        """Addresses of all engines, each once."""
+        return self._addresses.keys()
+
+    def take_changed(self) -> set[str]:
+        """Addresses whose load has changed since the last call; some may have gone."""
+        changed, self._changed = self._changed, set()
+        return changed
+
+    def advance(self, now_s: float) -> None:
+        """End what is due by `now_s`; O(1) when nothing is."""
+        while self._requests:
+            request_id, request = next(iter(self._requests.items()))
+            if request.lease_until_s > now_s:
+                break
+            del self._requests[request_id]
+            self._take_out(request)
+            self.expired_requests += 1
+        while self._ended and next(iter(self._ended.values()))[0] <= now_s:
+            self._ended.popitem(last=False)
+        # A request's lease began no later than its engine's last news: such an engine has none left.
+        while self._engines:
+            engine = next(iter(self._engines.values()))
+            if engine.updated_s + self._limits.request_expiry_s > now_s:
+                break
+            del self._engines[engine.cluster, engine.address]
+            _discard(self._clusters, engine.cluster, engine.address)
+            _discard(self._addresses, engine.address, engine.cluster)
+
+    def _new_engine(self, cluster: str, address: str, now_s: float) -> _Engine:
+        if len(self._engines) >= self._limits.max_endpoints:
+            raise CapacityError(f"{self._limits.max_endpoints} endpoints are known")
+        engine = self._engines[cluster, address] = _Engine(cluster, address, now_s)
+        self._clusters.setdefault(cluster, {})[address] = engine
+        self._addresses.setdefault(address, {})[cluster] = engine
+        return engine
+
+    def _take_prompt(self, request: _Request) -> None:
+        request.prompt_held = False
+        engine = request.engine
+        engine.prefill_requests -= 1
+        engine.prompt_length -= request.prompt_length
+        engine.prefill_tokens -= request.input_tokens
+
+    def _take_out(self, request: _Request) -> None:
+        if request.prompt_held:
+            self._take_prompt(request)
+        engine = request.engine
+        engine.requests -= 1
+        engine.input_tokens -= request.input_tokens
+        engine.generated_tokens -= request.generated_tokens
+        self._changed.add(engine.address)
+
+    def _touch(self, engine: _Engine, now_s: float) -> None:
+        engine.updated_s = now_s
+        self._engines.move_to_end((engine.cluster, engine.address))
+        self._changed.add(engine.address)
+
+    def _remember(self, request_id: RequestId, now_s: float, *, wholly: bool) -> None:
+        self._ended[request_id] = (now_s + self._limits.request_expiry_s, wholly)
+        self._ended.move_to_end(request_id)
+        if len(self._ended) > self._limits.max_ended:
+            self._ended.popitem(last=False)
+
+
+def _summed(address: str, engines: Collection[_Engine]) -> EngineLoad:
+    return EngineLoad(
+        address,
+        sum(engine.requests for engine in engines),
+        sum(engine.prompt_length for engine in engines),
+        sum(engine.prefill_requests for engine in engines),
+        sum(engine.prefill_tokens for engine in engines),
+        sum(engine.input_tokens for engine in engines),
+        sum(engine.generated_tokens for engine in engines),
+        max((engine.updated_s for engine in engines), default=0.0),
+    )
+
+
+def _discard(groups: dict[str, dict[str, _Engine]], group: str, member: str) -> None:
+    del groups[group][member]
+    if not groups[group]:
+        del groups[group]

@@ -1,0 +1,204 @@
+"""Where Tokenway's gateways and AIGW's meet: each kind sees the load of the other as that of its own kind.
+
+Rules:
+    1. Messages are numbered by nobody: their order is that of `take_messages`, the same for every follower.
+    2. What AIGW's gateways have in flight is the share of one more member, `AIGW/0/<run>`. It exists while
+       the service knows an engine from them; its lease is renewed by `renew`.
+    3. AIGW names an engine by its address without a port, members by `ip:port`. An address without a port
+       stands for every endpoint there that a member has named; a load of members shows under its `ip:port`
+       where callers of the cluster use that name, else under the address without a port.
+    4. Members do not say which cluster an endpoint is in, so every cluster shows what they load.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Final
+
+from metadata_center.cluster_loads import BYTES_PER_TOKEN, ClusterLoads, EngineLoad
+from metadata_center.counters import MAX_ENDPOINTS
+from metadata_center.shares import Shares
+from metadata_center.sharing.messages import (
+    MAX_AMOUNT,
+    MemberId,
+    MessageError,
+    Reservation,
+    Reserved,
+    Row,
+    Update,
+    encode,
+    gateway_of,
+)
+from metadata_center.types import EndpointKey
+
+AIGW: Final = "aigw-clients"
+"""The name of the gateway that the service speaks for; no other may take it."""
+
+AIGW_LEASE_S: Final = 6.0
+"""Of that gateway's share, if the service goes silent: as short as members' own."""
+
+
+class Meeting:
+    """The members' shares, AIGW's load as one of them, and what followers have to be told.
+
+    Args:
+        loads: What AIGW's gateways told.
+        run: Another one for each start of the service, 1..64 letters and digits.
+    """
+
+    def __init__(self, loads: ClusterLoads, run: str) -> None:
+        self.shares = Shares()
+        self._loads = loads
+        self._member = MemberId(f"{AIGW}/0/{run}")
+        self._sequence = 1  # a snapshot has it before anything was told
+        self._messages: list[bytes] = []
+        self._endpoints: OrderedDict[EndpointKey, str] = OrderedDict()  # host of each, last named last
+        self._hosts: dict[str, set[EndpointKey]] = {}
+        self._renamed: set[str] = set()
+
+    @property
+    def has_news(self) -> bool:
+        """True if AIGW's load has changed since followers were told."""
+        return self._loads.has_changed or bool(self._renamed)
+
+    def publish(self, update: Update, message: bytes, now_s: float) -> None:
+        """Take in what a member says, and pass it on.
+
+        Args:
+            update: Of any age.
+            message: Its bytes as they came, so that followers get fields that this version does not know.
+            now_s: Monotonic seconds.
+
+        Raises:
+            MessageError: It claims to come from this service.
+        """
+        self._refuse_namesake(update)
+        self.advance(now_s)
+        self.shares.apply(update, now_s)
+        self._learn(row.endpoint for row in update.rows)
+        self._messages.append(message)
+
+    def reserve(self, update: Update, reservations: Sequence[Reservation], now_s: float) -> list[Reserved]:
+        """Take in what a member says, give its requests places, and pass on the rows as charged.
+
+        Raises:
+            CapacityError: Too many members or rows; nobody is told.
+            MessageError: It claims to come from this service.
+        """
+        self._refuse_namesake(update)
+        self.advance(now_s)
+        wanted = {candidate.endpoint for asked in reservations for candidate in asked.candidates}
+        others = {endpoint: self._row(endpoint).requests for endpoint in wanted}
+        places, told = self.shares.reserve(update, reservations, others, now_s)
+        self._learn(wanted)
+        self._learn(row.endpoint for row in update.rows)
+        self._messages.append(encode(told))
+        return places
+
+    def snapshot(self, now_s: float) -> list[Update]:
+        """Updates that give a newcomer all live shares."""
+        self.advance(now_s)
+        updates = self.shares.shares(now_s)
+        if self._loads.addresses:
+            self.tell_changes()
+            updates.append(self._full())
+        return updates
+
+    def load_of(self, cluster: str, now_s: float) -> list[EngineLoad] | None:
+        """Load per engine of a cluster, members' included; None if there is none (Rules 3, 4)."""
+        self.advance(now_s)
+        engines = {engine.address: engine for engine in self._loads.view(cluster, now_s) or ()}
+        for endpoint, amounts in self.shares.totals.items():
+            requests, prefill_requests, prefill_tokens, context_tokens, generated_tokens = amounts
+            address = endpoint if endpoint in engines else _host(endpoint)
+            engine = engines.get(address) or EngineLoad(address, 0, 0, 0, 0, 0, 0, now_s)
+            engines[address] = EngineLoad(
+                address,
+                engine.requests + requests,
+                engine.prompt_length + prefill_tokens * BYTES_PER_TOKEN,
+                engine.prefill_requests + prefill_requests,
+                engine.prefill_tokens + prefill_tokens,
+                engine.input_tokens + context_tokens,
+                engine.generated_tokens + generated_tokens,
+                now_s,
+            )
+        return list(engines.values()) or None
+
+    def tell_changes(self) -> None:
+        """Tell followers what has changed of AIGW's load."""
+        changed = self._loads.take_changed() | self._renamed
+        self._renamed.clear()
+        endpoints = {endpoint for address in changed for endpoint in self._endpoints_at(address)}
+        if endpoints:
+            self._sequence += 1
+            rows = tuple(self._row(endpoint) for endpoint in islice(endpoints, MAX_ENDPOINTS))
+            self._messages.append(encode(Update(self._member, self._sequence, rows, lease_s=AIGW_LEASE_S)))
+
+    def renew(self, now_s: float) -> None:
+        """Tell followers all of AIGW's load, if there is any; called several times per `AIGW_LEASE_S`."""
+        self.advance(now_s)
+        self.tell_changes()
+        if self._loads.addresses:
+            self._sequence += 1
+            self._messages.append(encode(self._full()))
+
+    def take_messages(self) -> list[bytes]:
+        """What followers have to be told, in order; once."""
+        messages, self._messages = self._messages, []
+        return messages
+
+    def advance(self, now_s: float) -> None:
+        """End requests of AIGW and shares of members that are due by `now_s`; O(1) when none is."""
+        self._loads.advance(now_s)
+        self.shares.advance(now_s)
+
+    def _full(self) -> Update:
+        endpoints = {
+            endpoint for address in self._loads.addresses for endpoint in self._endpoints_at(address)
+        }
+        rows = tuple(self._row(endpoint) for endpoint in islice(endpoints, MAX_ENDPOINTS))
+        return Update(self._member, self._sequence, rows, full=True, lease_s=AIGW_LEASE_S)
+
+    def _row(self, endpoint: EndpointKey) -> Row:
+        """What AIGW's gateways have in flight on an endpoint: under its name, and under its host's."""
+        loads = [self._loads.at(name) for name in {endpoint, _host(endpoint)}]
+        return Row(
+            endpoint,
+            sum(load.requests for load in loads),
+            sum(load.prefill_requests for load in loads),
+            min(MAX_AMOUNT, sum(load.prefill_tokens for load in loads)),
+            min(MAX_AMOUNT, sum(load.input_tokens for load in loads)),
+            min(MAX_AMOUNT, sum(load.generated_tokens for load in loads)),
+        )
+
+    def _endpoints_at(self, address: str) -> Iterable[EndpointKey]:
+        return (EndpointKey(address),) if _host(address) != address else self._hosts.get(address, ())
+
+    def _learn(self, endpoints: Iterable[EndpointKey]) -> None:
+        for endpoint in endpoints:
+            if endpoint in self._endpoints:
+                self._endpoints.move_to_end(endpoint)
+                continue
+            host = self._endpoints[endpoint] = _host(endpoint)
+            self._hosts.setdefault(host, set()).add(endpoint)
+            if host in self._loads.addresses:
+                self._renamed.add(host)
+            if len(self._endpoints) > MAX_ENDPOINTS:
+                forgotten, host = self._endpoints.popitem(last=False)
+                self._hosts[host].discard(forgotten)
+                if not self._hosts[host]:
+                    del self._hosts[host]
+
+    def _refuse_namesake(self, update: Update) -> None:
+        if gateway_of(update.member) == AIGW:
+            raise MessageError(f"no gateway may be called {AIGW}")
+
+
+def _host(address: str) -> str:
+    """The address without its port, as callers spell it; itself if it has none."""
+    if address.startswith("["):
+        return address[1:].partition("]")[0]
+    host, _, port = address.rpartition(":")
+    return host if host and port and ":" not in host else address

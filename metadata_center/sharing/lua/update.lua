@@ -1,0 +1,157 @@
+-- Takes one update of one member: writes its share, gives reservations a place, tells all subscribers.
+--
+-- KEYS[1]  sorted set: members by the end of their lease, in milliseconds of this server's clock
+-- KEYS[2]  hash: the member's share; shares of the others are named alike, in the same slot
+-- ARGV[1]  channel
+-- ARGV[2]  what KEYS[2] begins with, before the member's id
+-- ARGV[3]  the update: {version, member, sequence, rows, full, lease_s, {}, leaving}, MessagePack
+-- ARGV[4]  reservations: {{candidates}, ...}, MessagePack, or empty; a candidate is
+--          {endpoint, believed requests, prefill tokens, context tokens}
+-- ARGV[5]  the message with its blocks, or empty if it has none; Redis' MessagePack cannot read them
+-- returns  per reservation {row of the candidate charged, total requests per candidate before}
+--
+-- A share's fields: '@newest' and '@full' are sequences of the newest and the last full update; all others
+-- are endpoints, each "sequence requests prefill_requests prefill_tokens context_tokens generated_tokens".
+local members, share, channel = KEYS[1], KEYS[2], ARGV[1]
+local payload = ARGV[5] == '' and ARGV[3] or ARGV[5]
+local update = cmsgpack.unpack(ARGV[3])
+local member, sequence, rows, full, lease_ms = update[2], update[3], update[4], update[5], update[6] * 1000
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local CHUNK = 1000 -- fields of one command: a Lua call takes fewer than 8,000 arguments
+
+local function text(row, at)
+  return string.format('%.0f %.0f %.0f %.0f %.0f %.0f', at, row[2], row[3], row[4], row[5], row[6])
+end
+
+local function sequence_of(value)
+  return tonumber(string.match(value, '^%d+'))
+end
+
+local function call_in_chunks(command, arguments)
+  for first = 1, #arguments, CHUNK do
+    redis.call(command, share, unpack(arguments, first, math.min(first + CHUNK - 1, #arguments)))
+  end
+end
+
+redis.call('ZREMRANGEBYSCORE', members, '-inf', now_ms)
+
+if update[8] then
+  redis.call('DEL', share)
+  redis.call('ZREM', members, member)
+  redis.call('PUBLISH', channel, payload)
+  return {}
+end
+
+local known = redis.call('HMGET', share, '@newest', '@full')
+local newest, last_full = tonumber(known[1] or 0), tonumber(known[2] or 0)
+local in_order = sequence > newest
+
+if full and in_order then
+  redis.call('DEL', share)
+elseif full and sequence > last_full then
+  local fields, old = redis.call('HGETALL', share), {}
+  for i = 1, #fields, 2 do
+    if string.sub(fields[i], 1, 1) ~= '@' and sequence_of(fields[i + 1]) < sequence then
+      old[#old + 1] = fields[i]
+    end
+  end
+  call_in_chunks('HDEL', old)
+end
+
+local written = {}
+for _, row in ipairs(rows) do
+  local applies = in_order
+  if not applies then
+    local value = redis.call('HGET', share, row[1])
+    applies = sequence > (value and sequence_of(value) or last_full)
+  end
+  if applies then
+    written[#written + 1] = row[1]
+    written[#written + 1] = text(row, sequence)
+  end
+end
+call_in_chunks('HSET', written)
+if full and sequence > last_full then
+  redis.call('HSET', share, '@full', string.format('%.0f', sequence))
+end
+if in_order then
+  redis.call('HSET', share, '@newest', string.format('%.0f', sequence))
+  redis.call('PEXPIRE', share, math.ceil(lease_ms))
+  redis.call('ZADD', members, now_ms + math.ceil(lease_ms), member)
+end
+
+if ARGV[4] == '' then
+  redis.call('PUBLISH', channel, payload)
+  return {}
+end
+
+local reservations = cmsgpack.unpack(ARGV[4])
+local endpoints, totals, places = {}, {}, {}
+for _, reservation in ipairs(reservations) do
+  for _, candidate in ipairs(reservation[1]) do
+    if totals[candidate[1]] == nil then
+      endpoints[#endpoints + 1] = candidate[1]
+      totals[candidate[1]] = 0
+    end
+  end
+end
+for _, name in ipairs(redis.call('ZRANGE', members, 0, -1)) do
+  for first = 1, #endpoints, CHUNK do
+    local last = math.min(first + CHUNK - 1, #endpoints)
+    local values = redis.call('HMGET', ARGV[2] .. name, unpack(endpoints, first, last))
+    for i, value in ipairs(values) do
+      if value then
+        local endpoint = endpoints[first + i - 1]
+        totals[endpoint] = totals[endpoint] + tonumber(string.match(value, '^%d+ (%d+)'))
+      end
+    end
+  end
+end
+
+local charged = {}
+for number, reservation in ipairs(reservations) do
+  local chosen, least, place = nil, nil, {}
+  for i, candidate in ipairs(reservation[1]) do
+    local total = totals[candidate[1]]
+    local excess = math.max(0, total - candidate[2])
+    if least == nil or excess < least then
+      chosen, least = i, excess
+    end
+    place[i] = total
+  end
+  local candidate = reservation[1][chosen]
+  local row = charged[candidate[1]]
+  if row == nil then
+    row = {candidate[1], 0, 0, 0, 0, 0}
+    local value = redis.call('HGET', share, candidate[1])
+    if value then
+      local i = 1
+      for amount in string.gmatch(value, ' (%d+)') do
+        i = i + 1
+        row[i] = tonumber(amount)
+      end
+    end
+    charged[candidate[1]] = row
+  end
+  totals[candidate[1]] = totals[candidate[1]] + 1
+  row[2], row[3] = row[2] + 1, row[3] + 1
+  row[4], row[5] = row[4] + candidate[3], row[5] + candidate[4]
+  places[number] = {chosen - 1, place}
+end
+
+local told = {}
+for _, row in ipairs(rows) do
+  if charged[row[1]] == nil then
+    told[#told + 1] = row
+  end
+end
+local changed = {}
+for endpoint, row in pairs(charged) do
+  told[#told + 1] = row
+  changed[#changed + 1] = endpoint
+  changed[#changed + 1] = text(row, sequence)
+end
+call_in_chunks('HSET', changed)
+redis.call('PUBLISH', channel, cmsgpack.pack({update[1], member, sequence, told, full, update[6], {}, false}))
+return places

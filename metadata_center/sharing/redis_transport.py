@@ -1,0 +1,299 @@
+"""Members meet in Redis: shares in hashes, messages by publish/subscribe, each message one round trip.
+
+Keys, P being the prefix; the braces make a Cluster keep them all in one slot, as one script needs them:
+
+    name                type        content                                 size                    lifetime
+    {P}:members         sorted set  live members by the end of their lease  100 B a member          swept by
+                                    (Unix milliseconds of the server)                               an update
+    {P}:share:<member>  hash        `@newest`, `@full`: sequences;          110 B an endpoint with  the lease,
+                                    `<endpoint>`: sequence and five         load since the last     anew with
+                                    counts, as text                         heartbeat               an update
+    {P}:updates         channel     `messages.encode` of an update          30 B, 22 B a row,       not kept
+                                                                            8 B a block
+
+Rights that a user needs (ACL, on Redis 6 after `resetchannels`): `~{P}:* &{P}:* +evalsha +eval +publish
++subscribe +time +hset +hget +hmget +hgetall +hdel +del +pexpire +pttl +zadd +zrem +zrange +zrangebyscore
++zremrangebyscore`.
+
+Publish/subscribe and not streams: a message is only worth something while it is the newest, a subscriber
+that was away takes the snapshot in any case, and a stream costs memory on the server, a blocking read per
+subscriber and message, and trimming. `benchmarks/bursts.py` has both latencies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from hashlib import sha1
+from math import inf
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+from msgspec import structs
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import MovedError, NoScriptError, ReadOnlyError, RedisError
+
+from metadata_center.counters import NUM_KINDS
+from metadata_center.sharing.messages import (
+    MemberId,
+    MessageError,
+    Reservation,
+    Reserved,
+    Row,
+    Update,
+    decode,
+    encode,
+)
+from metadata_center.sharing.peers import share
+from metadata_center.sharing.redis_url import RedisUrl, UrlError
+from metadata_center.sharing.transport import TransportError
+from metadata_center.types import EndpointKey
+
+CONNECT_S: Final = 2.0
+"""For a connection, TLS and AUTH included; callers bound the whole call as well."""
+
+_MAX_MOVES: Final = 3  # from a Cluster node that has not the slot to the one that has, and two fail-overs
+_FOLDER: Final = Path(__file__).with_name("lua")
+
+_T = TypeVar("_T")
+
+
+class RedisTransport:
+    """A `Transport` over Redis 6.2 or newer, or what speaks like it.
+
+    One connection for all commands, which follow each other, and one per subscription. All keys are on one
+    server, so neither Sentinel nor Cluster need more; where that server is is found out at each connect.
+
+    Args:
+        url: From `redis_url.parse_url`.
+        prefix: Of all keys and the channel, without braces; gateways that share it share their load.
+    """
+
+    def __init__(self, url: RedisUrl, *, prefix: str = "tokenway") -> None:
+        if not prefix or set("{}") & set(prefix):
+            raise UrlError("a key prefix is not empty and has no braces")
+        self._url = url
+        self._members = f"{{{prefix}}}:members"
+        self._share = f"{{{prefix}}}:share:"
+        self._channel = f"{{{prefix}}}:updates"
+        self._secrets = [secret for secret in (url.password, url.sentinel_password) if secret]
+        self._scripts = {name: _Script(name) for name in ("update", "snapshot")}
+        self._connection: AbstractConnection | None = None
+        self._moved: tuple[str, int] | None = None
+        self._turn = asyncio.Lock()
+        self.refused = 0
+        """Messages received that were none, and skipped."""
+
+    async def publish(self, update: Update) -> None:
+        """See `Transport`."""
+        await self._update(update, b"")
+
+    async def reserve(self, update: Update, reservations: Sequence[Reservation]) -> list[Reserved]:
+        """See `Transport`."""
+        answer = await self._update(update, _ENCODER.encode(reservations))
+        try:
+            return msgspec.convert(answer, list[Reserved])
+        except msgspec.ValidationError as exc:
+            raise TransportError("an answer of another form than ours") from exc
+
+    async def snapshot(self) -> list[Update]:
+        """See `Transport`."""
+        answer = await self._run("snapshot", [self._members], [self._share])
+        try:
+            return [update for entry in answer for update in _updates(*entry)]
+        except (TypeError, ValueError, msgspec.ValidationError, MessageError) as exc:
+            raise TransportError("a share of another form than ours") from exc
+
+    @asynccontextmanager
+    async def subscribe(self) -> AsyncIterator[AsyncIterator[Update]]:
+        """See `Transport`. Redis cuts off who is too slow (`client-output-buffer-limit pubsub`)."""
+        connection: AbstractConnection | None = None
+        try:
+            try:
+                connection = await self._connect()
+                await connection.send_command("SUBSCRIBE", self._channel)
+                await connection.read_response(timeout=inf)
+            except (RedisError, OSError) as exc:
+                raise self._error(exc) from exc
+            yield self._messages(connection)
+        finally:
+            if connection is not None:
+                await connection.disconnect(nowait=True)
+
+    async def close(self) -> None:
+        """See `Transport`."""
+        await self._drop()
+
+    async def _messages(self, connection: AbstractConnection) -> AsyncIterator[Update]:
+        while True:
+            try:
+                message = await connection.read_response(timeout=inf)
+            except (RedisError, OSError) as exc:
+                raise self._error(exc) from exc
+            if message[0] != b"message":
+                continue
+            try:
+                update = decode(message[2])
+            except MessageError:
+                self.refused += 1
+                continue
+            yield update
+
+    async def _update(self, update: Update, reservations: bytes) -> Any:
+        try:
+            payload = encode(update) if update.blocks else b""
+            head = encode(structs.replace(update, blocks=()) if update.blocks else update)
+        except MessageError as exc:
+            raise TransportError(str(exc)) from exc
+        keys = [self._members, self._share + update.member]
+        return await self._run("update", keys, [self._channel, self._share, head, reservations, payload])
+
+    async def _run(self, name: str, keys: list[str], arguments: list[Any]) -> Any:
+        script = self._scripts[name]
+        tail = (len(keys), *keys, *arguments)
+        async with self._turn:
+            for _ in range(_MAX_MOVES):
+                try:
+                    if self._connection is None:
+                        self._connection = await self._connect()
+                    try:
+                        return await self._ask("EVALSHA", script.digest, *tail)
+                    except (
+                        NoScriptError
+                    ):  # flushed, restarted or failed over: EVAL keeps it for the next time
+                        return await self._ask("EVAL", script.source, *tail)
+                except MovedError as exc:
+                    await self._drop()
+                    self._moved = exc.host, int(exc.port)
+                except ReadOnlyError as exc:  # a master that became a replica: ask who is master
+                    await self._drop()
+                    raise self._error(exc) from exc
+                except (RedisError, OSError) as exc:
+                    if self._connection is None or not self._connection.is_connected:
+                        await self._drop()
+                    raise self._error(exc) from exc
+        raise TransportError("the cluster moves the slot around")
+
+    async def _ask(self, *command: Any) -> Any:
+        connection = self._connection
+        assert connection is not None
+        try:
+            await connection.send_command(*command)
+            return await connection.read_response(timeout=inf)
+        except asyncio.CancelledError:
+            await self._drop()  # the answer to this would be taken for the next one's
+            raise
+
+    async def _drop(self) -> None:
+        connection, self._connection, self._moved = self._connection, None, None
+        if connection is not None:
+            await connection.disconnect(nowait=True)
+
+    async def _connect(self) -> AbstractConnection:
+        """A connection to the server that has our keys."""
+        url = self._url
+        if url.kind == "sentinel":
+            return await self._server(*await self._master())
+        if self._moved is not None:
+            return await self._server(*self._moved)
+        return await self._first([partial(self._server, *node) for node in url.nodes])
+
+    async def _server(self, host: str, port: int) -> AbstractConnection:
+        url = self._url
+        return await self._open(host, port, url.username, url.password, url.database)
+
+    async def _master(self) -> tuple[str, int]:
+        url = self._url
+
+        async def ask(host: str, port: int) -> tuple[str, int]:
+            sentinel = await self._open(host, port, url.sentinel_username, url.sentinel_password, 0)
+            try:
+                await sentinel.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", url.service)
+                answer = await sentinel.read_response(timeout=CONNECT_S)
+            finally:
+                await sentinel.disconnect(nowait=True)
+            if not answer:
+                raise TransportError("a sentinel that does not know the service")
+            return answer[0].decode(), int(answer[1])
+
+        return await self._first([partial(ask, *node) for node in url.nodes])
+
+    @staticmethod
+    async def _first(attempts: Sequence[Callable[[], Awaitable[_T]]]) -> _T:
+        """The result of the first attempt that has one."""
+        failure: Exception = TransportError("no server is named")
+        for attempt in attempts:
+            try:
+                return await attempt()
+            except (RedisError, OSError, TransportError) as exc:
+                failure = exc
+        raise failure
+
+    async def _open(
+        self, host: str, port: int, username: str | None, password: str | None, database: int
+    ) -> AbstractConnection:
+        make: type[Connection] = Connection
+        tls: dict[str, Any] = {}
+        if self._url.tls is not None:
+            make = SSLConnection
+            tls = {**self._url.tls, "ssl_min_version": ssl.TLSVersion.TLSv1_2}
+        connection = make(
+            host=host,
+            port=port,
+            db=database,
+            username=username,
+            password=password,
+            socket_timeout=CONNECT_S,
+            socket_connect_timeout=CONNECT_S,
+            socket_keepalive=True,
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,
+            driver_info=None,
+            **tls,
+        )
+        try:
+            await connection.connect()  # type: ignore[no-untyped-call]
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return connection
+
+    def _error(self, exc: Exception) -> TransportError:
+        text = f"{type(exc).__name__}: {exc}"
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return TransportError(text[:300])
+
+
+class _Script:
+    """A Lua file and the name Redis knows it by."""
+
+    __slots__ = ("digest", "source")
+
+    def __init__(self, name: str) -> None:
+        self.source = (_FOLDER / f"{name}.lua").read_bytes()
+        self.digest = sha1(self.source, usedforsecurity=False).hexdigest()
+
+
+_ENCODER: Final = msgspec.msgpack.Encoder()
+
+
+def _updates(member: bytes, left_ms: int, fields: list[bytes]) -> list[Update]:
+    """A member's hash as updates; `decode` checks them, since others than us may write to Redis."""
+    full, rows = 0, []
+    for name, value in zip(fields[::2], fields[1::2], strict=True):
+        if name == b"@full":
+            full = int(value)
+        elif name != b"@newest":
+            sequence, *amounts = map(int, value.split())
+            if len(amounts) != NUM_KINDS:
+                raise ValueError("a row of another length")
+            rows.append((sequence, Row(EndpointKey(name.decode()), *amounts)))
+    updates = share(MemberId(member.decode()), full, left_ms / 1000.0, rows)
+    return [decode(encode(update)) for update in updates]

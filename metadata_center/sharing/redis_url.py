@@ -1,0 +1,127 @@
+"""Redis URLs: one server, Sentinel or Cluster, with or without TLS."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from metadata_center.errors import MetadataError
+
+_DEFAULT_PORT: Final = 6379
+_DEFAULT_SENTINEL_PORT: Final = 26379
+_TLS_OPTIONS: Final = ("ca_certs", "certfile", "keyfile", "check_hostname")
+_OPTIONS: Final = (*_TLS_OPTIONS, "sentinel_username", "sentinel_password")
+
+
+class UrlError(MetadataError):
+    """A Redis URL that cannot be used; the text quotes nothing of it, as it may hold a password."""
+
+
+@dataclass(frozen=True, slots=True)
+class RedisUrl:
+    """Where Redis is.
+
+    Attributes:
+        kind: `redis`, `sentinel` or `cluster`.
+        nodes: Host and port each: the server, the sentinels, or some nodes of the cluster.
+        service: What the sentinels call the master.
+        database: Number; 0 on a Cluster.
+        username: For the servers (ACL).
+        password: Likewise.
+        sentinel_username: For the sentinels.
+        sentinel_password: Likewise.
+        tls: Settings of `redis-py`, None without TLS.
+    """
+
+    kind: str
+    nodes: tuple[tuple[str, int], ...]
+    service: str = ""
+    database: int = 0
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    sentinel_username: str | None = None
+    sentinel_password: str | None = field(default=None, repr=False)
+    tls: Mapping[str, Any] | None = None
+
+
+def parse_url(url: str, *, username: str | None = None, password: str | None = None) -> RedisUrl:
+    """Read a URL.
+
+    Args:
+        url: `redis://[user:password@]host[:port][/database]`, `redis+sentinel://host[:port],.../service
+            [/database]`, or `redis+cluster://host[:port],...`; `rediss` for TLS. IPv6 in brackets. Query:
+            `ca_certs`, `certfile`, `keyfile` (paths), `check_hostname` (`true`, `false`),
+            `sentinel_username`, `sentinel_password`.
+        username: Instead of the one in the URL.
+        password: Instead of the one in the URL, as from the environment.
+
+    Raises:
+        UrlError: It has another form.
+    """
+    try:
+        parts = urlsplit(url)
+        query = parse_qs(parts.query, strict_parsing=bool(parts.query))
+    except ValueError as exc:
+        raise UrlError("no URL") from exc
+    scheme, _, kind = parts.scheme.partition("+")
+    kind = kind or "redis"
+    if scheme not in ("redis", "rediss") or kind not in ("redis", "sentinel", "cluster"):
+        raise UrlError("the scheme is none of redis, rediss, redis+sentinel, redis+cluster (or rediss+...)")
+    unknown = [name for name in query if name not in _OPTIONS]
+    if unknown or any(len(values) != 1 for values in query.values()):
+        raise UrlError(f"options are, each once: {', '.join(_OPTIONS)}")
+    options = {name: values[0] for name, values in query.items()}
+    login, _, hosts = parts.netloc.rpartition("@")
+    user, _, secret = login.partition(":")
+    port = _DEFAULT_SENTINEL_PORT if kind == "sentinel" else _DEFAULT_PORT
+    nodes = tuple(_node(host, port) for host in hosts.split(","))
+    if kind == "redis" and len(nodes) != 1:
+        raise UrlError("one server; several are redis+sentinel or redis+cluster")
+    path = parts.path.strip("/").split("/") if parts.path.strip("/") else []
+    service = ""
+    if kind == "sentinel":
+        if not path:
+            raise UrlError("the path names the service that the sentinels watch")
+        service = unquote(path.pop(0))
+    if len(path) > 1 or (path and (kind == "cluster" or not (path[0].isascii() and path[0].isdigit()))):
+        raise UrlError("the path ends with the number of a database, which a cluster has not")
+    tls = None
+    if scheme == "rediss":
+        if options.get("check_hostname", "true") not in ("true", "false"):
+            raise UrlError("check_hostname is true or false")
+        tls = {
+            "ssl_ca_certs": options.get("ca_certs"),
+            "ssl_certfile": options.get("certfile"),
+            "ssl_keyfile": options.get("keyfile"),
+            "ssl_check_hostname": options.get("check_hostname", "true") == "true",
+        }
+    elif any(name in options for name in _TLS_OPTIONS):
+        raise UrlError("options of TLS go with rediss")
+    return RedisUrl(
+        kind,
+        nodes,
+        service,
+        int(path[0]) if path else 0,
+        username or unquote(user) or None,
+        password or unquote(secret) or None,
+        options.get("sentinel_username"),
+        options.get("sentinel_password"),
+        tls,
+    )
+
+
+def _node(address: str, default_port: int) -> tuple[str, int]:
+    """Host and port of `host`, `host:port`, `[ipv6]` or `[ipv6]:port`."""
+    host, bracket, rest = address.removeprefix("[").partition("]") if address[:1] == "[" else ("", "", "")
+    if not bracket:
+        host, colon, port = address.partition(":")
+        rest = colon + port
+    port = rest.removeprefix(":")
+    if not host or (rest and rest[0] != ":") or (rest and not (port.isascii() and port.isdigit())):
+        raise UrlError("a server is host or host:port, an IPv6 address in brackets")
+    number = int(port) if port else default_port
+    if not 0 < number < 65_536:
+        raise UrlError("a port is 1..65535")
+    return host, number

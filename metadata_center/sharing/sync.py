@@ -1,0 +1,296 @@
+"""Keeps a `SharedStore` in step with the others over a `Transport`: one task, and no decision waits for it.
+
+Rules:
+    1. Subscribe, then take the snapshot, then publish the full share: in this order nothing is missed. The
+       same after every fault, after a pause that grows to `backoff_s`, shortened by up to half at random.
+    2. One message is under way at a time; what changes meanwhile goes with the next one. An idle member's
+       first change leaves at once. Between two messages lies a pause in proportion to the live members, so
+       that what all of them receive is bounded by `MESSAGES_PER_S` at any number of them.
+    3. A member that does not hear itself for a lease was cut off, whatever its connections say.
+    4. Every wait has a bound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from metadata_center.sharing.messages import Candidate, Update
+from metadata_center.sharing.store import Outgoing, SharedStore
+from metadata_center.sharing.transport import Transport, TransportError
+from metadata_center.types import EndpointKey, RequestId
+
+_LOGGER: Final = logging.getLogger("tokenway.sharing")
+
+MESSAGES_PER_S: Final = 4_000.0
+"""That a member receives from all others: about 50 us of CPU each, so a fifth of a core at the most."""
+
+_EWMA: Final = 0.1  # weight of the last round trip: the last twenty count
+_FIRST_BACKOFF_S: Final = 0.05
+
+
+class _Rng(Protocol):
+    def random(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SyncSettings:
+    """Bounds on waits.
+
+    Attributes:
+        timeout_s: For one round trip, to connect and subscribe included.
+        reserve_timeout_s: How long a decision waits for compare and set.
+        backoff_s: Longest pause before another attempt.
+    """
+
+    timeout_s: float = 2.0
+    reserve_timeout_s: float = 0.05
+    backoff_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SyncStats:
+    """Counts since the start, for metrics.
+
+    Attributes:
+        connected: The subscription stands and the snapshot was taken.
+        published: Messages accepted.
+        received: Messages heard, own ones included.
+        refused: Messages received that were none.
+        failures: Faults of the transport.
+        reconnects: Connections made after the first.
+        namesakes: Messages of another process with this gateway name and worker number; growing, two gateways
+            have one name and do not count each other.
+        dropped: Rows, members and block hashes that found no room.
+        last_received_s: When the last message was heard, on the clock given; None if never.
+        round_trip_s: Of a message, moving average; 0 before the first.
+        reserved: Charges placed by compare and set.
+        reserve_timeouts: Charges that were to be but stayed local, for want of an answer in time.
+    """
+
+    connected: bool
+    published: int
+    received: int
+    refused: int
+    failures: int
+    reconnects: int
+    namesakes: int
+    dropped: int
+    last_received_s: float | None
+    round_trip_s: float
+    reserved: int
+    reserve_timeouts: int
+
+
+class Sync:
+    """One member's connection to the others.
+
+    Args:
+        store: What is kept in step.
+        transport: Closed by `stop`.
+        clock: Monotonic seconds.
+        rng: For pauses.
+        settings: Bounds.
+    """
+
+    def __init__(
+        self,
+        store: SharedStore,
+        transport: Transport,
+        clock: Callable[[], float],
+        rng: _Rng,
+        settings: SyncSettings | None = None,
+    ) -> None:
+        self._store = store
+        self._transport = transport
+        self._clock = clock
+        self._rng = rng
+        self._settings = settings or SyncSettings()
+        self._news = asyncio.Event()
+        self._urgent = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._connected = False
+        self._sent_s = 0.0
+        self._under_way_s: float | None = None
+        self._published = self._received = self._failures = self._connects = 0
+        self._reserved = self._reserve_timeouts = 0
+        self._heard_self_s = 0.0
+        self._last_received_s: float | None = None
+        self._round_trip_s = 0.0
+        store.wake = self._news.set
+
+    def start(self) -> None:
+        """Begin; returns at once, whether or not there is anybody to talk to."""
+        self._task = asyncio.create_task(self._run(), name="metadata-sync")
+
+    async def stop(self) -> None:
+        """Say goodbye if that is possible in `timeout_s`, and close the transport."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        with contextlib.suppress(TransportError, TimeoutError):
+            async with asyncio.timeout(self._settings.timeout_s):
+                await self._transport.publish(self._store.leave())
+        with contextlib.suppress(TransportError, TimeoutError):
+            async with asyncio.timeout(self._settings.timeout_s):
+                await self._transport.close()
+
+    @property
+    def stats(self) -> SyncStats:
+        """What happened so far."""
+        store = self._store
+        return SyncStats(
+            connected=self._connected,
+            published=self._published,
+            received=self._received,
+            refused=self._transport.refused,
+            failures=self._failures,
+            reconnects=max(0, self._connects - 1),
+            namesakes=store.namesakes,
+            dropped=store.peers.refused + store.dropped_blocks,
+            last_received_s=self._last_received_s,
+            round_trip_s=self._round_trip_s,
+            reserved=self._reserved,
+            reserve_timeouts=self._reserve_timeouts,
+        )
+
+    async def reserve(self, request_id: RequestId, candidates: Sequence[Candidate]) -> EndpointKey | None:
+        """Put a charge just made on the first of `candidates` to the meeting point, and charge as it says.
+
+        Args:
+            request_id: Charged in the store's load table, in the same turn of the event loop.
+            candidates: Best first, each with what the member's view said before the charge.
+
+        Returns:
+            Where it is charged now; None if nobody confirmed a place within `reserve_timeout_s`: it stays
+            on the first candidate.
+        """
+        now_s = self._clock()
+        timeout_s = self._settings.reserve_timeout_s
+        is_stuck = self._under_way_s is not None and now_s - self._under_way_s > timeout_s
+        answered = asyncio.Event()
+        ticket = None
+        if self._connected and not is_stuck:  # else a fault would add its timeout to every request
+            ticket = self._store.reserve(request_id, candidates, answered.set)
+        if ticket is None:
+            self._reserve_timeouts += 1
+            return None
+        self._urgent.set()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await answered.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._store.withdraw(ticket)
+        if ticket.place is None:
+            self._reserve_timeouts += 1
+        else:
+            self._reserved += 1
+        return ticket.place
+
+    async def _run(self) -> None:
+        pause_s = _FIRST_BACKOFF_S
+        while True:
+            connects = self._connects
+            try:
+                await self._follow()
+            except* (TransportError, TimeoutError) as group:
+                self._failures += 1
+                _LOGGER.warning("metadata center lost", extra={"reason": _reason(group)})
+            except* Exception:  # a fault of ours must not end the sharing for good
+                self._failures += 1
+                _LOGGER.exception("sharing failed")
+            self._connected = False
+            if self._connects > connects:
+                pause_s = _FIRST_BACKOFF_S
+            await asyncio.sleep(pause_s * (1.0 - 0.5 * self._rng.random()))
+            pause_s = min(2.0 * pause_s, self._settings.backoff_s)
+
+    async def _follow(self) -> None:
+        """Rule 1; returns only by an exception."""
+        async with contextlib.AsyncExitStack() as stack:
+            async with asyncio.timeout(self._settings.timeout_s):
+                messages = await stack.enter_async_context(self._transport.subscribe())
+            async with asyncio.timeout(self._settings.timeout_s):
+                updates = await self._transport.snapshot()
+            self._store.snapshot(updates, self._clock())
+            self._connected = True
+            self._connects += 1
+            self._heard_self_s = self._clock()
+            _LOGGER.info("metadata center joined", extra={"shares": len(updates)})
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._receive(messages))
+                tasks.create_task(self._send())
+
+    async def _receive(self, messages: AsyncIterator[Update]) -> None:
+        member = self._store.member
+        async for update in messages:
+            now_s = self._clock()
+            self._received += 1
+            self._last_received_s = now_s
+            if update.member == member:
+                self._heard_self_s = now_s
+            self._store.incoming(update, now_s)
+        raise TransportError("the subscription ended")
+
+    async def _send(self) -> None:
+        store = self._store
+        while True:
+            await _wait(self._news, store.heartbeat_s - self._clock())
+            if not store.is_reserving:
+                gap_s = (1 + store.peers.live_members) / MESSAGES_PER_S
+                await _wait(self._urgent, self._sent_s + gap_s - self._clock())
+            self._news.clear()
+            self._urgent.clear()
+            now_s = self._clock()
+            if now_s - self._heard_self_s > store.share_lease_s:
+                raise TransportError("nothing was heard for a lease")
+            store.advance(now_s)
+            outgoing = store.outgoing(now_s)
+            if outgoing is not None:
+                await self._exchange(outgoing, now_s)
+
+    async def _exchange(self, outgoing: Outgoing, now_s: float) -> None:
+        self._sent_s = self._under_way_s = now_s
+        settled = False
+        try:
+            async with asyncio.timeout(self._settings.timeout_s):
+                if outgoing.tickets:
+                    reserved = await self._transport.reserve(outgoing.update, outgoing.reservations())
+                    if len(reserved) != len(outgoing.tickets):
+                        raise TransportError("an answer of another length than the question")
+                else:
+                    reserved = []
+                    await self._transport.publish(outgoing.update)
+            after_s = self._clock()
+            self._store.accepted(outgoing, reserved, after_s)
+            settled = True
+        finally:
+            self._under_way_s = None
+            if not settled:
+                self._store.failed(outgoing, self._clock())
+        self._published += 1
+        took_s = after_s - now_s
+        self._round_trip_s += (_EWMA if self._round_trip_s else 1.0) * (took_s - self._round_trip_s)
+
+
+async def _wait(event: asyncio.Event, most_s: float) -> None:
+    """Until the event is set, or `most_s` are over."""
+    if event.is_set() or most_s <= 0.0:
+        return
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(most_s):
+            await event.wait()
+
+
+def _reason(group: BaseExceptionGroup[BaseException]) -> str:
+    """What the first of a group of exceptions says."""
+    first: BaseException = group
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return str(first) or type(first).__name__

@@ -1,0 +1,416 @@
+"""Messages through a real redis-server, Sentinel and Cluster, and what becomes of them when it misbehaves."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from metadata_center.shares import Shares
+from metadata_center.sharing import redis_transport
+from metadata_center.sharing.messages import (
+    MAX_SHARED_BLOCKS,
+    Candidate,
+    Chain,
+    MemberId,
+    Reservation,
+    Reserved,
+    Row,
+    Update,
+    member_id,
+)
+from metadata_center.sharing.peers import Peers
+from metadata_center.sharing.redis_transport import RedisTransport
+from metadata_center.sharing.redis_url import UrlError, parse_url
+from metadata_center.sharing.transport import TransportError
+from metadata_center.types import EndpointKey
+from tests.contract.stores import until
+from tests.redis_server import RedisServer, free_port, running
+
+A, B, C = (EndpointKey(f"10.0.0.{host}:8000") for host in (1, 2, 3))
+ONE, TWO = member_id("gw1", 0, "x"), member_id("gw2", 0, "x")
+DEADLINE_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One for the tests that leave it as it was."""
+    with running(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+async def transport(server: RedisServer) -> AsyncIterator[RedisTransport]:
+    """A way to it, over an empty database."""
+    server.command("FLUSHALL")
+    async with connected(server.url) as transport:
+        yield transport
+
+
+@asynccontextmanager
+async def connected(url: str, **options: str) -> AsyncIterator[RedisTransport]:
+    """A transport for the length of a block."""
+    prefix = options.pop("prefix", "tokenway")
+    transport = RedisTransport(parse_url(url, **options), prefix=prefix)
+    try:
+        yield transport
+    finally:
+        await transport.close()
+
+
+async def totals(transport: RedisTransport) -> dict[EndpointKey, int]:
+    """Requests per endpoint, by a snapshot."""
+    peers = Peers()
+    for update in await transport.snapshot():
+        peers.apply(update, 0.0)
+    return {key: total[0] for key, total in peers.totals.items()}
+
+
+def update(
+    sequence: int,
+    *rows: Row,
+    member: MemberId = ONE,
+    full: bool = False,
+    lease_s: float = 60.0,
+    leaving: bool = False,
+) -> Update:
+    """An update without blocks."""
+    return Update(member, sequence, rows, full, lease_s, (), leaving)
+
+
+async def test_what_is_published_is_heard_by_all_and_kept(transport: RedisTransport) -> None:
+    """Every subscriber, the sender included, gets the message; the snapshot has the share."""
+    chain = Chain.of(A, [1, 2**64 - 1])
+    message = Update(ONE, 1, (Row(A, 1, 2, 3, 4, 2**53 - 1),), True, 60.0, (chain,))
+    async with transport.subscribe() as one, transport.subscribe() as two, asyncio.timeout(DEADLINE_S):
+        await transport.publish(message)
+        assert await anext(one) == await anext(two) == message
+    (kept,) = await transport.snapshot()
+    assert (kept.member, kept.sequence, kept.rows, kept.full) == (ONE, 1, message.rows, True)
+    assert 0 < kept.lease_s <= 60.0
+
+
+async def test_the_largest_message_passes(transport: RedisTransport) -> None:
+    """All endpoints and all blocks in one message."""
+    rows = [Row(EndpointKey(f"10.{n // 250}.{n % 250}.1:8000"), n, n, n, n, n) for n in range(4096)]
+    blocks = (Chain.of(A, list(range(MAX_SHARED_BLOCKS))),)
+    message = Update(ONE, 1, tuple(rows), True, 60.0, blocks)
+    async with transport.subscribe() as messages, asyncio.timeout(DEADLINE_S):
+        await transport.publish(message)
+        assert await anext(messages) == message
+    assert len((await transport.snapshot())[0].rows) == 4096
+
+
+async def test_a_share_ends_with_its_lease_or_its_member(
+    transport: RedisTransport, server: RedisServer
+) -> None:
+    """A killed member's share is gone when its lease is over; one that leaves takes it along."""
+    await transport.publish(update(1, Row(A, 1), full=True, lease_s=0.05))
+    await transport.publish(update(1, Row(A, 2), member=TWO, full=True))
+    async with asyncio.timeout(DEADLINE_S):
+        while await totals(transport) != {A: 2}:
+            pass
+    await transport.publish(update(2, member=TWO, leaving=True))
+    assert await totals(transport) == {}
+    await transport.publish(update(1, Row(A, 1), member=TWO, full=True))
+    async with asyncio.timeout(DEADLINE_S):
+        while server.command("KEYS", "*") != b"*0\r\n":  # the set may outlive the share by a millisecond
+            await transport.publish(update(2, member=TWO, leaving=True))
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_redis_keeps_what_the_model_keeps(transport: RedisTransport, seed: int) -> None:
+    """Random updates and reservations, out of order and repeated, give the shares and places of `Shares`."""
+    rng = random.Random(seed)
+    model = Shares()
+    said: list[Update] = []
+    for sequence in range(1, 60):
+        member = rng.choice([ONE, TWO])
+        keys = rng.sample([A, B, C], rng.randint(0, 3))
+        message = update(
+            sequence,
+            *(Row(key, *(rng.randint(0, 9) for _ in range(5))) for key in keys),
+            member=member,
+            full=rng.random() < 0.2,
+        )
+        said.append(message)
+        if rng.random() < 0.5:
+            message = rng.choice(said)
+        # A member reserves in order: only its newest message carries reservations.
+        newest = message is said[-1] and all(one.member != member for one in said[sequence:])
+        if newest and rng.random() < 0.4:
+            asked = [
+                Reservation(
+                    tuple(
+                        Candidate(key, rng.randint(0, 12), rng.randint(0, 99), rng.randint(0, 99))
+                        for key in rng.sample([A, B, C], rng.randint(1, 3))
+                    )
+                )
+                for _ in range(rng.randint(1, 4))
+            ]
+            places, _ = model.reserve(message, asked, {}, 0.0)
+            assert await transport.reserve(message, asked) == places
+        else:
+            model.apply(message, 0.0)
+            await transport.publish(message)
+        kept = Peers()
+        for one in await transport.snapshot():
+            kept.apply(one, 0.0)
+        assert kept.totals == model.totals, sequence
+
+
+async def test_a_reservation_takes_the_first_that_is_as_believed(transport: RedisTransport) -> None:
+    """Else the one that exceeds least; each sees those before; subscribers are told the rows so charged."""
+    await transport.publish(update(1, Row(A, 5, 1, 1, 1, 1), Row(B, 3), member=TWO, full=True))
+    async with transport.subscribe() as messages, asyncio.timeout(DEADLINE_S):
+        asked = [
+            Reservation((Candidate(A, 4, 10, 20), Candidate(B, 3, 5, 20))),
+            Reservation((Candidate(A, 4, 10, 20), Candidate(B, 2, 5, 20))),
+            Reservation((Candidate(C, 0, 1, 2),)),
+        ]
+        reserved = await transport.reserve(update(1, Row(A, 1, 1, 7, 7, 7), full=True), asked)
+        assert reserved == [Reserved(1, (6, 3)), Reserved(0, (6, 4)), Reserved(0, (0,))]
+        message = await anext(messages)
+    assert (message.member, message.sequence, message.full) == (ONE, 1, True)
+    assert set(message.rows) == {Row(A, 2, 2, 17, 27, 7), Row(B, 1, 1, 5, 20, 0), Row(C, 1, 1, 1, 2, 0)}
+    assert await totals(transport) == {A: 7, B: 4, C: 1}
+
+
+async def test_scripts_that_were_flushed_are_sent_again(
+    transport: RedisTransport, server: RedisServer
+) -> None:
+    """Nobody notices."""
+    await transport.publish(update(1, Row(A, 1), full=True))
+    server.command("SCRIPT", "FLUSH")
+    await transport.publish(update(2, Row(A, 2)))
+    server.command("SCRIPT", "FLUSH")
+    assert await totals(transport) == {A: 2}
+
+
+async def test_prefixes_do_not_meet(transport: RedisTransport, server: RedisServer) -> None:
+    """Neither shares nor messages of one prefix are seen under another."""
+    async with connected(server.url, prefix="other") as other, other.subscribe() as messages:
+        await transport.publish(update(1, Row(A, 1), full=True))
+        await other.publish(update(1, Row(B, 2), full=True))
+        async with asyncio.timeout(DEADLINE_S):
+            assert (await anext(messages)).rows == (Row(B, 2),)
+        assert (await totals(transport), await totals(other)) == ({A: 1}, {B: 2})
+    with pytest.raises(UrlError):
+        RedisTransport(parse_url(server.url), prefix="{x}")
+
+
+async def test_strangers_words_are_skipped_or_an_error(
+    transport: RedisTransport, server: RedisServer
+) -> None:
+    """Junk in the channel is counted and skipped; junk in a share is a `TransportError`."""
+    async with transport.subscribe() as messages, asyncio.timeout(DEADLINE_S):
+        server.command("PUBLISH", "{tokenway}:updates", "junk")
+        await transport.publish(update(1, Row(A, 1), full=True))
+        assert (await anext(messages)).sequence == 1
+    assert transport.refused == 1
+    for junk in ("junk", "1 2 3", "9 -1 0 0 0 0", "9 1 1 1 1 1 1"):
+        server.command("HSET", f"{{tokenway}}:share:{ONE}", B, junk)
+        with pytest.raises(TransportError):
+            await transport.snapshot()
+
+
+async def test_an_interrupted_call_leaves_no_answer_behind(
+    transport: RedisTransport, server: RedisServer
+) -> None:
+    """After a call was cancelled at any moment the next one gets its own answer."""
+    await transport.publish(update(1, Row(A, 1), full=True))
+    for turns in range(12):
+        call = asyncio.create_task(transport.publish(update(2 + turns, Row(B, turns))))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.wait([call])
+        assert (await totals(transport))[A] == 1
+
+
+async def test_a_lost_connection_is_an_error_once(tmp_path: Path) -> None:
+    """Killed, the server fails calls and subscriptions; restarted, it is used as if nothing had been."""
+    with running(tmp_path) as server:
+        async with connected(server.url) as transport:
+            await transport.publish(update(1, Row(A, 1), full=True))
+            async with transport.subscribe() as messages:
+                server.kill()
+                with pytest.raises(TransportError):
+                    async with asyncio.timeout(DEADLINE_S):
+                        await anext(messages)
+            for _ in range(2):
+                with pytest.raises(TransportError):
+                    await transport.publish(update(2, Row(A, 2)))
+            with pytest.raises(TransportError):
+                await transport.snapshot()
+            with pytest.raises(TransportError):
+                async with transport.subscribe():
+                    pass
+            server.start()
+            assert await totals(transport) == {}
+            await transport.publish(update(3, Row(A, 3), full=True))
+            assert await totals(transport) == {A: 3}
+
+
+RIGHTS = (
+    "~{tokenway}:* &{tokenway}:* +evalsha +eval +publish +subscribe +time +hset +hget +hmget +hgetall +hdel "
+    "+del +pexpire +pttl +zadd +zrem +zrange +zrangebyscore +zremrangebyscore"
+)
+"""As the documentation of `redis_transport` has them."""
+
+
+async def test_the_documented_rights_suffice_and_passwords_stay_secret(server: RedisServer) -> None:
+    """A user with just these can do all of it; a wrong password or a missing right is an error without it."""
+    documented = " ".join((redis_transport.__doc__ or "").replace("{P}", "{tokenway}").split())
+    assert RIGHTS in documented
+    server.command("FLUSHALL")
+    server.command("ACL", "SETUSER", "gw", "reset", "resetchannels", "on", ">s3cret", *RIGHTS.split())
+    server.command("ACL", "SETUSER", "weak", "reset", "on", ">s3cret", "+ping")
+    host = server.url.removeprefix("redis://")
+    async with connected(f"redis://gw:s3cret@{host}") as transport:
+        async with transport.subscribe() as messages, asyncio.timeout(DEADLINE_S):
+            for number, full in enumerate((True, False, True), start=2):
+                await transport.publish(update(number, Row(A, number), full=full))
+                assert (await anext(messages)).sequence == number
+            await transport.publish(update(1, Row(A, 9), Row(B, 9), full=True))
+            await transport.publish(update(3, Row(A, 9), full=True))
+            await transport.reserve(update(5), [Reservation((Candidate(A, 0, 1, 1),))])
+        assert await totals(transport) == {A: 5}
+        await transport.publish(update(6, leaving=True))
+    async with connected(server.url, username="gw", password="s3cret") as transport:
+        assert await transport.snapshot() == []
+    for user, password in (("gw", "wr0ng"), ("weak", "s3cret"), ("nobody", "s3cret")):
+        async with connected(server.url, username=user, password=password) as transport:
+            with pytest.raises(TransportError) as error:
+                await transport.snapshot()
+            assert password not in str(error.value)
+    server.command("ACL", "DELUSER", "gw", "weak")
+
+
+async def test_tls(server: RedisServer, tmp_path: Path) -> None:
+    """A server whose certificate is signed by the authority given is trusted; without it, it is not."""
+    server.command("FLUSHALL")
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    openssl = await asyncio.create_subprocess_exec(
+        *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject, *files),
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert await openssl.wait() == 0
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    pumps: set[asyncio.Task[None]] = set()
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(65_536):
+                writer.write(data)
+                await writer.drain()
+        except (ConnectionError, ssl.SSLError):
+            pass
+        finally:
+            writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", server.port)
+        for pair in ((reader, inner_writer), (inner_reader, writer)):
+            pumps.add(asyncio.create_task(pump(*pair)))
+
+    front = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)  # this redis-server has no TLS
+    address = f"rediss://127.0.0.1:{front.sockets[0].getsockname()[1]}"
+    try:
+        async with (
+            connected(f"{address}?ca_certs={certificate}") as transport,
+            transport.subscribe() as messages,
+            asyncio.timeout(DEADLINE_S),
+        ):
+            await transport.publish(update(1, Row(A, 1), full=True))
+            assert (await anext(messages)).rows == (Row(A, 1),)
+        async with connected(address) as transport:
+            with pytest.raises(TransportError):
+                await transport.snapshot()
+    finally:
+        front.close()
+        await asyncio.wait(pumps, timeout=DEADLINE_S)
+
+
+async def test_cluster(tmp_path: Path) -> None:
+    """The node that has the slot is found from any other, and found again when the slot has moved."""
+    arguments = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"]
+    with (
+        running(tmp_path / "1", arguments) as first,
+        running(tmp_path / "2", arguments) as second,
+    ):
+        slots = [str(slot) for slot in range(16_384)]
+        slot = int(first.command("CLUSTER", "KEYSLOT", "{tokenway}:members")[1:])
+        first.command("CLUSTER", "ADDSLOTS", *(s for s in slots if s != str(slot)))
+        second.command("CLUSTER", "ADDSLOTS", str(slot))
+        first.command("CLUSTER", "MEET", "127.0.0.1", str(second.port))
+        await until(lambda: all(b"cluster_state:ok" in s.command("CLUSTER", "INFO") for s in (first, second)))
+        await until(
+            lambda: all(
+                b"cluster_slots_assigned:16384" in s.command("CLUSTER", "INFO") for s in (first, second)
+            )
+        )
+        nodes = f"127.0.0.1:{free_port()},127.0.0.1:{first.port}"
+        async with connected(f"redis+cluster://{nodes}") as transport:
+            async with transport.subscribe() as messages, asyncio.timeout(DEADLINE_S):
+                await transport.publish(update(1, Row(A, 1), full=True))
+                assert (await anext(messages)).rows == (Row(A, 1),)
+                reserved = await transport.reserve(update(2), [Reservation((Candidate(A, 1, 1, 1),))])
+                assert reserved == [Reserved(0, (1,))]
+            assert await totals(transport) == {A: 2}
+
+            second.command("FLUSHALL")
+            to = first.command("CLUSTER", "MYID").split(b"\r\n")[1].decode()
+            for one in (first, second):
+                one.command("CLUSTER", "SETSLOT", str(slot), "NODE", to)
+            await transport.publish(update(3, Row(A, 5), full=True))
+            assert await totals(transport) == {A: 5}
+            assert first.command("DBSIZE") == b":2\r\n"
+
+
+async def test_sentinel(tmp_path: Path) -> None:
+    """The master is the one the sentinels name, after a fail-over the new one."""
+    async with AsyncExitStack() as stack:
+        master = stack.enter_context(running(tmp_path / "master"))
+        replica = stack.enter_context(
+            running(tmp_path / "replica", ["--replicaof", "127.0.0.1", str(master.port)])
+        )
+        folder = tmp_path / "sentinel"
+        folder.mkdir()
+        (folder / "sentinel.conf").write_text(
+            f"sentinel monitor main 127.0.0.1 {master.port} 1\n"
+            "sentinel down-after-milliseconds main 500\n"
+            "sentinel failover-timeout main 3000\n"
+        )
+        await until(lambda: b"master_link_status:up" in replica.command("INFO", "replication"))
+        sentinel = stack.enter_context(running(folder, sentinel=True))
+        url = f"redis+sentinel://127.0.0.1:{free_port()},127.0.0.1:{sentinel.port}/main"
+        transport = await stack.enter_async_context(connected(url))
+        await transport.publish(update(1, Row(A, 1), full=True))
+        assert master.command("DBSIZE") == b":2\r\n"
+        await until(lambda: str(replica.port).encode() in sentinel.command("SENTINEL", "REPLICAS", "main"))
+
+        master.kill()
+        with pytest.raises(TransportError):
+            await transport.publish(update(2, Row(A, 2)))
+        await until(lambda: b"role:master" in replica.command("INFO", "replication"))
+        await until(
+            lambda: (
+                str(replica.port).encode() in sentinel.command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "main")
+            )
+        )
+        async with transport.subscribe() as messages, asyncio.timeout(DEADLINE_S):
+            await transport.publish(update(3, Row(A, 3), full=True))
+            assert (await anext(messages)).sequence == 3
+        assert await totals(transport) == {A: 3}
+        async with connected(f"redis+sentinel://127.0.0.1:{sentinel.port}/other") as unknown:
+            with pytest.raises(TransportError):
+                await unknown.snapshot()

@@ -1,0 +1,400 @@
+"""One member's store: what it says, what it hears, and what its views show in between."""
+
+from pathlib import Path
+
+import pytest
+
+from metadata_center.counters import MAX_ENDPOINTS, Counters
+from metadata_center.prefix_index import PrefixIndex
+from metadata_center.shared_counters import SharedCounters, create
+from metadata_center.sharing.messages import (
+    MAX_SHARED_BLOCKS,
+    Candidate,
+    Chain,
+    MemberId,
+    Reserved,
+    Row,
+    Update,
+    member_id,
+)
+from metadata_center.sharing.store import MAX_WAITING, OPTIMISM_S, SharedStore, Ticket
+from metadata_center.store import EmbeddedStore, MetadataStore
+from metadata_center.types import Charge, EndpointKey, RequestId
+
+A, B = EndpointKey("10.0.0.1:8000"), EndpointKey("10.0.0.2:8000")
+ONE, TWO, THREE = (member_id(f"gw{number}", 0, "x") for number in (1, 2, 3))
+
+
+def store(member: MemberId = ONE, *, optimistic: bool = True, capacity: int = 16) -> SharedStore:
+    """A store that said its first, full word and knows A and B."""
+    made = SharedStore(member, Counters(capacity=capacity), PrefixIndex(100, 100), optimistic=optimistic)
+    made.load.retain(frozenset([A, B]))
+    assert made.outgoing(0.0) is not None
+    return made
+
+
+def charge(made: SharedStore, request_id: str, endpoint: EndpointKey = A, now_s: float = 0.0) -> None:
+    """Charge 10 prefill and 20 context tokens."""
+    assert made.load.charge(Charge(RequestId(request_id), endpoint, 10, 20), now_s, None)
+
+
+def sent(made: SharedStore, now_s: float = 0.0) -> Update | None:
+    """The next message."""
+    outgoing = made.outgoing(now_s)
+    return None if outgoing is None else outgoing.update
+
+
+def requests(made: SharedStore) -> list[int]:
+    """The view of A and B."""
+    return made.load.view(made.load.slots([A, B])).requests
+
+
+def test_only_changes_are_said() -> None:
+    """A message has the rows that differ from the last one; without any there is no message."""
+    one = store()
+    assert sent(one) is None
+    charge(one, "1")
+    one.load.refresh(RequestId("1"), 0.0, 7)
+    assert sent(one) == Update(ONE, 2, (Row(A, 1, 1, 10, 20, 7),))
+    assert sent(one) is None
+    one.load.move(RequestId("1"), B, 0.0)
+    moved = sent(one)
+    assert moved is not None
+    assert set(moved.rows) == {Row(A), Row(B, 1, 1, 10, 20, 7)}
+    charge(one, "2")
+    one.load.release(RequestId("2"), 0.0)
+    assert sent(one) is None
+
+
+def test_a_heartbeat_is_full() -> None:
+    """After a third of the lease everything is said, zeros left out."""
+    one = store()
+    charge(one, "1")
+    charge(one, "2", B)
+    assert sent(one) is not None
+    one.load.release(RequestId("2"), 0.0)
+    assert one.heartbeat_s == pytest.approx(5.0 / 3)
+    assert sent(one, 2.0) == Update(ONE, 3, (Row(A, 1, 1, 10, 20),), True)
+
+
+def test_what_failed_is_said_again_in_full() -> None:
+    """A message that may be lost is followed by a full one at once."""
+    one = store()
+    charge(one, "1")
+    outgoing = one.outgoing(0.0)
+    assert outgoing is not None
+    one.failed(outgoing, 0.5)
+    assert sent(one, 0.5) == Update(ONE, 3, (Row(A, 1, 1, 10, 20),), True)
+
+
+def test_a_slot_that_changed_hands_says_so() -> None:
+    """An endpoint whose slot went to another one between two messages is said to be empty."""
+    one = store(capacity=1)
+    one.load.retain(frozenset([A]))
+    charge(one, "1", A)
+    assert sent(one) is not None
+    one.load.release(RequestId("1"), 0.0)
+    one.load.retain(frozenset([B]))
+    charge(one, "2", B)
+    assert sent(one) == Update(ONE, 3, (Row(A), Row(B, 1, 1, 10, 20)))
+
+
+def test_views_add_what_other_gateways_count() -> None:
+    """Messages, their leases, and snapshots show in the view, on endpoints known before and after."""
+    one = store()
+    one.load.slots([A])
+    one.incoming(Update(TWO, 1, (Row(A, 3), Row(B, 4)), True), 0.0)
+    one.incoming(Update(member_id("gw1", 1, "sibling"), 1, (Row(A, 100),), True), 0.0)
+    assert requests(one) == [3, 4]
+    one.snapshot([Update(THREE, 1, (Row(A, 1),), True, 2.0)], 0.0)
+    assert requests(one) == [4, 4]
+    assert one.live_gateways == 3
+    again = sent(one)
+    assert again is not None
+    assert again.full
+    one.load.advance(2.0)
+    assert requests(one) == [3, 4]
+    one.load.advance(5.0)
+    assert requests(one) == [0, 0]
+    assert one.live_gateways == 1
+
+
+def test_a_gateway_of_the_same_name_is_noticed() -> None:
+    """Its load is not counted, since it looks like a sibling's, but somebody can see why."""
+    one = store()
+    one.incoming(Update(member_id("gw1", 0, "other"), 1, (Row(A, 3),)), 0.0)
+    one.incoming(Update(member_id("gw1", 1, "sibling"), 1, (Row(A, 3),)), 0.0)
+    one.incoming(Update(ONE, 1), 0.0)
+    assert (requests(one), one.namesakes) == ([0, 0], 1)
+
+
+def test_a_charge_counts_once_per_gateway_until_it_is_heard() -> None:
+    """The increment ends with the echo of the message that carries the charge, not with an earlier one."""
+    one = store()
+    one.incoming(Update(TWO, 1), 0.0)
+    one.incoming(Update(THREE, 1), 0.0)
+    charge(one, "1")
+    assert requests(one) == [3, 0]
+    first = sent(one)
+    assert first is not None
+    charge(one, "2")
+    assert requests(one) == [6, 0]
+    view = one.load.view(one.load.slots([A]))
+    assert (view.prefill_requests, view.prefill_tokens, view.context_tokens) == ([6], [60], [120])
+    one.incoming(first, 0.0)
+    assert requests(one) == [4, 0]
+    second = sent(one)
+    assert second is not None
+    one.incoming(second, 0.0)
+    assert requests(one) == [2, 0]
+    assert not one._ahead
+
+
+def test_an_increment_nobody_echoes_ends_by_itself() -> None:
+    """With the transport down a charge counts more than once for `OPTIMISM_S` only."""
+    one = store()
+    one.incoming(Update(TWO, 1), 0.0)
+    charge(one, "1")
+    assert requests(one) == [2, 0]
+    one.load.advance(OPTIMISM_S)
+    assert requests(one) == [1, 0]
+
+
+def test_without_others_or_when_switched_off_nothing_is_added() -> None:
+    """A lone gateway, and one that does not want it, count what is there."""
+    alone, plain = store(), store(optimistic=False)
+    plain.incoming(Update(TWO, 1), 0.0)
+    for one in (alone, plain):
+        charge(one, "1")
+        assert requests(one) == [1, 0]
+
+
+def test_whoever_sends_is_woken_by_every_change() -> None:
+    """Charges, moves, releases, progress, expiry and shared blocks wake; what changes nothing does not."""
+    one = store()
+    woken: list[bool] = []
+    one.wake = lambda: woken.append(True)
+
+    def wakes() -> bool:
+        found = bool(woken)
+        woken.clear()
+        return found
+
+    load, r1 = one.load, RequestId("1")
+    load.charge(Charge(r1, A, 10, 20), 0.0, 1.0)
+    assert wakes()
+    load.charge(Charge(r1, A, 10, 20), 0.0, 1.0)
+    load.refresh(r1, 0.0)
+    load.advance(0.5)
+    load.release(RequestId("unknown"), 0.0)
+    assert not wakes()
+    for change in (
+        lambda: load.refresh(r1, 0.0, 5),
+        lambda: load.advance(1.0),
+        lambda: load.move(r1, B, 1.0),
+        lambda: load.release(r1, 1.0),
+        lambda: one.share(A, [1]),
+    ):
+        change()
+        assert wakes()
+    load.charge(Charge(r1, A, 10, 20), 1.0, None)
+    wakes()
+    assert load.release_prefill(r1)
+    assert wakes()
+    assert not load.release_prefill(r1)
+    assert not wakes()
+
+
+def test_routing_history_is_shared() -> None:
+    """Chains go out once, and come in for endpoints that exist; a sibling's come by another way."""
+    one, two = store(ONE), store(TWO)
+    one.share(A, [1, 2, 3])
+    one.share(EndpointKey("gone:1"), [4])
+    message = sent(one)
+    assert message is not None
+    assert sent(one) is None
+    two.incoming(message, 0.0)
+    two.incoming(Update(member_id("gw2", 1, "sibling"), 1, blocks=(Chain.of(B, [1]),)), 0.0)
+    assert two.prefixes.match([1, 2, 3], (A, B)) == [3, 0]
+    assert two.prefixes.total == 3
+
+
+def test_history_beyond_the_bound_is_dropped_and_counted() -> None:
+    """What waits to be sent has the size of one message."""
+    one = store()
+    one.share(A, list(range(MAX_SHARED_BLOCKS)))
+    one.share(A, [1, 2])
+    assert one.dropped_blocks == 2
+    message = sent(one)
+    assert message is not None
+    assert [chain.num_blocks for chain in message.blocks] == [MAX_SHARED_BLOCKS]
+
+
+def reserve(made: SharedStore, request_id: str, answers: list[str]) -> Ticket:
+    """Ask whether the request may stay on A or should go to B, where only 3 tokens are not cached."""
+    candidates = [Candidate(A, 0, 10, 20), Candidate(B, 0, 3, 20)]
+    ticket = made.reserve(RequestId(request_id), candidates, lambda: answers.append(request_id))
+    assert ticket is not None
+    return ticket
+
+
+def test_a_reservation_goes_where_the_meeting_point_says() -> None:
+    """It is charged at once, left out of the rows, and moved with the tokens of its place."""
+    one = store()
+    answers: list[str] = []
+    charge(one, "0")
+    charge(one, "1")
+    charge(one, "2")
+    tickets = [reserve(one, "1", answers), reserve(one, "2", answers)]
+    assert requests(one) == [3, 0]
+
+    outgoing = one.outgoing(0.0)
+    assert outgoing is not None
+    assert outgoing.update.rows == (Row(A, 1, 1, 10, 20),)
+    assert len(outgoing.reservations()) == 2
+    one.accepted(outgoing, [Reserved(0, (1, 0)), Reserved(1, (2, 0))], 0.0)
+
+    assert answers == ["1", "2"]
+    assert [ticket.place for ticket in tickets] == [A, B]
+    assert requests(one) == [2, 1]
+    assert one.load.get(RequestId("2")) == Charge(RequestId("2"), B, 3, 20)
+    assert sent(one) is None
+    one.load.release(RequestId("2"), 0.0)
+    assert sent(one) == Update(ONE, 3, (Row(B),))
+
+
+def test_a_reservation_withdrawn_in_time_is_an_ordinary_charge() -> None:
+    """Before it is sent it goes into the rows; nobody is told of an answer."""
+    one = store()
+    answers: list[str] = []
+    charge(one, "1")
+    one.withdraw(reserve(one, "1", answers))
+    assert sent(one) == Update(ONE, 2, (Row(A, 1, 1, 10, 20),))
+    assert not answers
+
+
+def test_a_reservation_withdrawn_too_late_is_set_right() -> None:
+    """The charge stays where the request was sent; the next message says so of both endpoints."""
+    one = store()
+    charge(one, "1")
+    ticket = reserve(one, "1", [])
+    outgoing = one.outgoing(0.0)
+    assert outgoing is not None
+    one.withdraw(ticket)
+    one.accepted(outgoing, [Reserved(1, (1, 0))], 0.0)
+
+    assert ticket.place is None
+    assert requests(one) == [1, 0]
+    correction = sent(one)
+    assert correction is not None
+    assert set(correction.rows) == {Row(A, 1, 1, 10, 20), Row(B)}
+
+
+def test_a_reservation_that_failed_stays_local() -> None:
+    """Without an answer the charge is where it was made, and the next message is full."""
+    one = store()
+    answers: list[str] = []
+    charge(one, "1")
+    ticket = reserve(one, "1", answers)
+    outgoing = one.outgoing(0.0)
+    assert outgoing is not None
+    one.failed(outgoing, 0.0)
+    assert (ticket.place, answers) == (None, ["1"])
+    assert sent(one) == Update(ONE, 3, (Row(A, 1, 1, 10, 20),), True)
+
+
+def test_a_request_that_ends_before_its_answer_leaves_no_load() -> None:
+    """Ended before it was sent it is not asked for; ended later, what it got is given back."""
+    one = store()
+    answers: list[str] = []
+    charge(one, "1")
+    reserve(one, "1", answers)
+    one.load.release(RequestId("1"), 0.0)
+    assert sent(one) is None
+    assert answers == ["1"]
+
+    charge(one, "2")
+    reserve(one, "2", answers)
+    outgoing = one.outgoing(0.0)
+    assert outgoing is not None
+    one.load.release(RequestId("2"), 0.0)
+    one.accepted(outgoing, [Reserved(1, (0, 0))], 0.0)
+    assert requests(one) == [0, 0]
+    assert sent(one) == Update(ONE, 3, (Row(B),))
+
+
+def test_a_place_at_an_endpoint_that_is_gone_is_set_right() -> None:
+    """An endpoint without a slot here keeps nothing of ours at the meeting point."""
+    one = store(capacity=1)
+    one.load.retain(frozenset([A]))
+    charge(one, "1")
+    ticket = reserve(one, "1", [])
+    outgoing = one.outgoing(0.0)
+    assert outgoing is not None
+    one.accepted(outgoing, [Reserved(1, (1, 0))], 0.0)
+    assert ticket.place is None
+    assert sent(one) == Update(ONE, 3, (Row(A, 1, 1, 10, 20),), True)
+
+
+def test_reservations_are_bounded() -> None:
+    """One for nobody, a second one for somebody, and one too many are refused."""
+    one = store()
+    assert one.reserve(RequestId("none"), [Candidate(A, 0, 0, 0)], lambda: None) is None
+    for number in range(MAX_WAITING + 1):
+        charge(one, str(number))
+        ticket = one.reserve(RequestId(str(number)), [Candidate(A, 0, 0, 0)], lambda: None)
+        assert (ticket is None) == (number == MAX_WAITING)
+    assert one.reserve(RequestId("0"), [Candidate(A, 0, 0, 0)], lambda: None) is None
+    asked = 0
+    while one.is_reserving:
+        outgoing = one.outgoing(0.0)
+        assert outgoing is not None
+        assert outgoing.update.rows == () or outgoing.update.rows[0].requests == 1 + asked
+        one.accepted(outgoing, [Reserved(0, (0,))] * len(outgoing.tickets), 0.0)
+        asked += len(outgoing.tickets)
+    assert asked == MAX_WAITING
+
+
+def test_goodbye_is_the_last_word() -> None:
+    """It voids the share at the others."""
+    one, two = store(ONE), store(TWO)
+    charge(one, "1")
+    message = sent(one)
+    assert message is not None
+    two.incoming(message, 0.0)
+    two.incoming(one.leave(), 0.0)
+    assert requests(two) == [0, 0]
+
+
+def test_siblings_share_memory_and_say_each_their_own(tmp_path: Path) -> None:
+    """Two workers of a gateway see each other at once; each one's messages have its own row."""
+    create(tmp_path / "load", workers=2)
+    one, two = (
+        SharedStore(
+            member_id("gw1", worker, "x"),
+            SharedCounters(tmp_path / "load", worker),
+            PrefixIndex(10, 10),
+        )
+        for worker in (0, 1)
+    )
+    charge(one, "1")
+    charge(two, "2", B)
+    assert requests(one) == requests(two) == [1, 1]
+    two.incoming(Update(TWO, 1, (Row(A, 5),)), 0.0)
+    assert (requests(one), requests(two)) == ([1, 1], [6, 1])
+    message = sent(one)
+    assert message is not None
+    assert message.rows == (Row(A, 1, 1, 10, 20),)
+    two.incoming(message, 0.0)
+    assert requests(two) == [6, 1]
+
+
+def test_both_kinds_are_metadata_stores() -> None:
+    """A router may hold either."""
+    embedded: MetadataStore = EmbeddedStore(store().load, PrefixIndex(10, 10))
+    shared: MetadataStore = store()
+    for made in (embedded, shared):
+        made.share(A, [1])
+        assert made.load.in_flight == 0
+    with pytest.raises(ValueError):
+        SharedStore(ONE, Counters(capacity=MAX_ENDPOINTS + 1), PrefixIndex(10, 10))
