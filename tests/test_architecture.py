@@ -65,6 +65,14 @@ CORE = (
     "metadata_center/api.py",
     "metadata_center/service_state.py",
     "simulator/engine/*.py",
+    "simulator/policies/*.py",
+    *(
+        f"simulator/replay/{name}.py"
+        for name in (
+            *("trace", "draws", "books", "caches", "fleet", "replica", "settings", "gateway", "run"),
+            *("summary", "oracle", "lineup", "report", "generators", "export"),
+        )
+    ),
 )
 
 IMPURE = (
@@ -87,8 +95,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "simulator.engine": "",
         "simulator.server": "simulator.engine",
         "simulator.policies": "extproc.choosing extproc.types metadata_center",
-        "simulator.replay": "simulator.engine simulator.policies extproc.choosing extproc.predicting "
-        "extproc.types metadata_center",
+        "simulator.replay": "simulator.engine simulator.policies extproc.predicting metadata_center",
         "extproc.types": "metadata_center",
         "extproc.errors": "",
         "extproc.choosing": "extproc.types",

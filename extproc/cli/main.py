@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 1 failed, 2 misused."""
     parser = _parser()
     options, rest = parser.parse_known_args(argv)
-    if rest and options.command != "explain":
+    if rest and options.command not in ("explain", "replay"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return _run(options, rest)
@@ -58,6 +58,10 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
             return explain(rest, options.admin)
         case "metadata-center":
             return _metadata_center(options)
+        case "replay":
+            from extproc.cli.replay import replay
+
+            return replay(rest)
         case _:
             from extproc.cli.demo import demo
 
@@ -138,6 +142,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="a prompt nobody saved for so long is taken for evicted (default 3600)",
     )
+
+    commands.add_parser("replay", add_help=False, help="a trace through a simulated fleet, policy by policy")
 
     showing = commands.add_parser(
         "demo", parents=[envoy], help="Envoy, three simulated engines and the gateway, at once"

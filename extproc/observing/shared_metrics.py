@@ -79,7 +79,7 @@ MAP_CHECKS = Family(
     ("result",),
 )
 
-FAMILIES: tuple[Family, ...] = (
+SHARING_FAMILIES: tuple[Family, ...] = (
     SHARING_CONNECTED,
     SHARING_GATEWAYS,
     SHARING_MESSAGES,
@@ -87,6 +87,11 @@ FAMILIES: tuple[Family, ...] = (
     SHARING_DROPPED,
     SHARING_ROUND_TRIP,
     RESERVATIONS,
+)
+"""Without a sample in a gateway that shares with nobody."""
+
+FAMILIES: tuple[Family, ...] = (
+    *SHARING_FAMILIES,
     EVENT_SOURCES,
     EVENT_BATCHES,
     EVENT_FAULTS,

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from extproc.accesslog.entries import AttemptFailed, AttemptStarted, Entry, RequestAlive, RequestEnd
 from extproc.health.tracker import Transition
 from extproc.observing.records import DecisionRecord, Ended, Outcome
+from extproc.routing.caches import View
 from extproc.routing.inflight import Inflight
 from extproc.routing.state import State
 from metadata_center.types import EndpointKey, value
@@ -176,9 +177,14 @@ class Outcomes:
             )
 
     def _correct_cache(self, inflight: Inflight, entry: RequestEnd, outcome: Outcome) -> None:
+        record, row = inflight.record, inflight.record.row(inflight.endpoint)
         believed, reported = outcome.predicted_cached_tokens, entry.cached_tokens
-        if believed is None or reported is None or not inflight.prior_use:
+        if row is None or believed is None or reported is None or not inflight.prior_use:
             return
+        if record.views[row] != View.HISTORY:
+            return
+        if entry.prompt_tokens:  # what was believed in estimated tokens, in those the engine counts
+            believed = believed * entry.prompt_tokens // record.prompt_tokens
         if believed - reported > CACHED_TOLERANCE_TOKENS:
             self._state.caches.history.forget_older(inflight.endpoint, inflight.prior_use)
 

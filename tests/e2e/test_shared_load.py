@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
+from extproc.observing.shared_metrics import SHARING_FAMILIES
 from simulator.server.app import SimulatorServer
-from tests.e2e.harness import Load, Stack, chat, cluster, eventually, key_of, post
+from tests.e2e.harness import Load, Stack, chat, cluster, eventually, key_of, post, sample
 from tests.e2e.pair import all_settled, running_pair
 from tests.redis_server import RedisServer, running
 
@@ -69,6 +70,18 @@ async def test_nothing_is_left_after_load_through_both(pair: list[Stack]) -> Non
         await other.more(100)
     assert one.failures == other.failures == []
     await all_settled(pair, 8)
+
+
+async def test_what_is_shared_is_measured(pair: list[Stack]) -> None:
+    """Each family about other gateways has a sample, and both gateways count two."""
+    for stack in pair:
+        scrape = await stack.metrics()
+        sampled = {
+            line.partition(" ")[0].partition("{")[0] for line in scrape.splitlines() if line[:1] != "#"
+        }
+        assert {family.name for family in SHARING_FAMILIES} <= sampled
+        assert sample(scrape, "tokenway_sharing_connected") == 1
+        assert sample(scrape, "tokenway_sharing_gateways") == 2
 
 
 async def test_compare_and_set_spreads_a_burst_over_both_gateways(

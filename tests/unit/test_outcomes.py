@@ -257,6 +257,20 @@ def test_a_difference_of_a_block_forgets_nothing() -> None:
     assert rig.state.caches.history.size(key) == old + new
 
 
+def test_a_prompt_shorter_in_tokens_than_estimated_forgets_nothing() -> None:
+    """Belief is in estimated tokens, a report in the engine's: shares of the prompt are what is compared."""
+    rig = build_rig((endpoint(0),))
+    prompt = "x" * 8_000
+    for request_id in ("first", "again"):
+        streamed(rig, request_id, prompt)
+    record = rig.record("again")
+    believed, estimated = int(record.cached_tokens[0]), record.prompt_tokens
+    held = rig.state.caches.history.size(KEYS[0])
+    rig.end("again", prompt_tokens=estimated // 2, cached_tokens=believed // 2, completion_tokens=1)
+    assert believed - believed // 2 > CACHED_TOLERANCE_TOKENS
+    assert rig.state.caches.history.size(KEYS[0]) == held
+
+
 def test_an_endpoint_that_left_is_not_remembered(rig: Rig) -> None:
     """A request that outlives its endpoint's place in the configuration leaves nothing behind there."""
     shared: list[EndpointKey] = []

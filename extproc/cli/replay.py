@@ -1,0 +1,285 @@
+"""`tokenway replay`: a trace through a simulated fleet, under each policy, as one table."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import orjson
+
+from simulator.engine.profile import PROFILES
+from simulator.replay.caches import ViewKind
+from simulator.replay.fleet import Fleet, Member, parse_fleet, profiles_from, scaled_kv
+from simulator.replay.lineup import Entrant, parse_lineup
+from simulator.replay.readers import Format
+from simulator.replay.report import document, markdown
+from simulator.replay.settings import RunSettings, Spread
+from simulator.replay.sources import open_trace
+from simulator.replay.summary import Slo
+from simulator.replay.sweep import (
+    AUTO_SPEEDS,
+    Job,
+    Result,
+    find_knee,
+    full_speed,
+    pool,
+    run_all,
+)
+from simulator.replay.trace import Trace
+
+_DEFAULT_ENGINES = 8
+
+
+def replay(args: Sequence[str]) -> int:
+    """Replay a trace and print the comparison as Markdown.
+
+    Args:
+        args: Command line after `replay`.
+
+    Returns:
+        Exit code: 0, or 2 if something asked for is wrong.
+    """
+    options = _parser().parse_args(args)
+    try:
+        return _replay(options)
+    except (ValueError, OSError) as error:
+        print(f"tokenway replay: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        print(f"tokenway replay: {error}; install tokenway[simulator]", file=sys.stderr)
+        return 2
+
+
+def _replay(options: argparse.Namespace) -> int:
+    fleet = _fleet(options)
+    settings = RunSettings(
+        gateways=options.gateways,
+        spread=Spread(options.spread),
+        push_delay_s=options.push_delay_ms / 1000.0,
+        view=ViewKind(options.view),
+        event_lag_s=options.event_lag_ms / 1000.0,
+        metric_age_s=options.metric_age_ms / 1000.0,
+        first_token=not options.no_first_token,
+        router_block_tokens=options.router_block,
+        token_error=options.token_error,
+        max_hold_s=options.max_hold_s,
+        max_held=options.max_held,
+        warmup_s=options.warmup_s,
+        duration_s=options.duration_s,
+    )
+    entrants = parse_lineup(options.policies)
+    slo = Slo(options.slo_ttft_ms / 1000.0, options.slo_tpot_ms / 1000.0)
+    if options.seeds < 1 or options.jobs < 1:
+        raise ValueError("--seeds and --jobs must be positive")
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    smallest = min(member.profile.kv_tokens for member in fleet)
+    traces = {
+        seed: open_trace(
+            options.trace,
+            seed,
+            form=None if options.format is None else Format(options.format),
+            max_requests=options.max_requests,
+            max_context_tokens=min(options.max_context, smallest),
+            share=options.share,
+        )
+        for seed in seeds
+    }
+    first = traces[seeds[0]]
+    if not first.requests:
+        raise ValueError(f"{options.trace}: no request is left")
+
+    def job(entrant: Entrant, speed: float, seed: int) -> Job:
+        return Job(entrant, traces[seed], fleet, replace(settings, speed=speed), seed, slo)
+
+    with pool(options.jobs) as executor:
+        knee = None
+        if options.rates == "auto":
+            judges = parse_lineup(options.knee_policies)
+            start = full_speed(first, fleet)
+            _say(f"looking for the knee around speed x{start:.2f}")
+            knee = find_knee(lambda speed: [job(judge, speed, seeds[0]) for judge in judges], start, executor)
+            speeds = [knee * factor for factor in AUTO_SPEEDS]
+        else:
+            speeds = _speeds(options.rates)
+        jobs = [job(entrant, speed, seed) for speed in speeds for entrant in entrants for seed in seeds]
+        with _Bar(len(jobs)) as bar:
+            results = run_all(jobs, executor, bar.done)
+    print(_heading(first, fleet, settings, slo, len(seeds), knee))
+    print(markdown(results))
+    if options.json is not None:
+        command = {**_command(options), "knee_speed": knee, "dropped": first.dropped}
+        content = document(command, results, timings=not options.no_timings)
+        options.json.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
+    if options.plots is not None:
+        from simulator.replay.plots import draw
+
+        for path in draw(results, options.plots, first.name):
+            _say(f"wrote {path}")
+    return 0
+
+
+class _Bar:
+    """Progress on a terminal's standard error, nothing elsewhere."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._bar: Any = None
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            try:
+                from tqdm import tqdm
+            except ModuleNotFoundError:
+                return self  # a bar is a comfort; the extra that brings it is not asked for
+            self._bar = tqdm(total=self._total, unit="run", file=sys.stderr)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def done(self, result: Result) -> None:
+        """One run is over."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{result.policy} x{result.speed:.3g}")
+            self._bar.update(1)
+
+
+def _fleet(options: argparse.Namespace) -> Fleet:
+    """The fleet asked for, what-ifs applied."""
+    profiles = PROFILES
+    if options.profiles is not None:
+        profiles = profiles_from(orjson.loads(options.profiles.read_bytes()))
+    if options.profile not in profiles:
+        raise ValueError(f"no profile is called {options.profile!r}; there are {', '.join(profiles)}")
+    one = Member(profiles[options.profile])
+    fleet: Fleet = (one,) * _DEFAULT_ENGINES
+    if options.fleet is not None:
+        fleet = parse_fleet(options.fleet, profiles)
+    for change in options.engines:
+        count = int(change)
+        if change.startswith("+"):
+            fleet += (one,) * count
+        elif change.startswith("-"):
+            fleet = fleet[:count]
+        else:
+            fleet = (one,) * count
+    if not fleet:
+        raise ValueError("no engine is left")
+    return scaled_kv(fleet, options.kv_scale)
+
+
+def _speeds(text: str) -> list[float]:
+    """Factors from a list such as `x2,2.5,x3`."""
+    try:
+        return [float(part.strip().removeprefix("x")) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"rates are `auto` or factors such as x1,x2.5: {text!r}") from None
+
+
+def _heading(
+    trace: Trace, fleet: Fleet, settings: RunSettings, slo: Slo, seeds: int, knee: float | None
+) -> str:
+    groups = Counter(f"{member.profile.name} ({member.profile.kv_tokens:,} KV tokens)" for member in fleet)
+    lines = [
+        f"## {trace.name}: {len(trace.requests):,} requests, {seeds} seeds",
+        "",
+        "- engines: " + ", ".join(f"{count} × {group}" for group, count in groups.items()),
+        f"- {settings.gateways} gateways, cache view {settings.view},"
+        f" events {settings.event_lag_s * 1e3:.0f} ms late,"
+        f" metrics up to {settings.metric_age_s * 1e3:.0f} ms old,"
+        f" first token {'seen' if settings.first_token else 'not seen'},"
+        f" token estimates off by {settings.token_error:.0%}",
+        f"- good: TTFT ≤ {slo.ttft_s:g} s and TPOT ≤ {slo.tpot_s * 1e3:g} ms",
+    ]
+    if trace.dropped:
+        lines.append(f"- dropped as too long: {trace.dropped:,} requests")
+    if knee is not None:
+        lines.append(f"- knee: speed ×{knee:.3g}")
+    return "\n".join([*lines, ""])
+
+
+def _command(options: argparse.Namespace) -> dict[str, Any]:
+    """What the results depend on, as it was given."""
+    where = {"json", "plots", "jobs", "no_timings"}
+    return {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in vars(options).items()
+        if key not in where
+    }
+
+
+def _say(text: str) -> None:
+    if sys.stderr.isatty():
+        print(text, file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    default = RunSettings()
+    slo = Slo()
+    parser = argparse.ArgumentParser(
+        prog="tokenway replay",
+        description="Replay a trace through a simulated fleet, in virtual time, under each policy.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("trace", help="a trace file, `sample`, or gen:NAME[:requests=N]")
+    add = parser.add_argument_group("trace").add_argument
+    add("--format", choices=[str(form) for form in Format], help="of the file; guessed if left out")
+    add("--rates", default="auto", metavar="LIST", help="speeds such as x1,x2.5, or auto: around the knee")
+    add(
+        "--knee-policies",
+        default="lmetric,inference_lb",
+        metavar="LIST",
+        help="the best of them has the knee",
+    )
+    add("--max-requests", type=int, metavar="N", help="the first N alone")
+    add("--max-context", type=int, default=131_072, metavar="TOKENS", help="drop what is longer")
+    add("--share", action="store_true", help="make up shared prefixes for a trace that names none")
+    add("--duration-s", type=float, metavar="S", help="let nothing arrive later")
+    add("--warmup-s", type=float, default=0.0, metavar="S", help="do not count what arrives before")
+    add = parser.add_argument_group("fleet").add_argument
+    add("--profile", default="llama8b-h100", help=f"one of {', '.join(PROFILES)}, or of --profiles")
+    add("--profiles", type=Path, metavar="FILE", help="JSON: more profiles by name")
+    add("--fleet", metavar="LIST", help="name:count[:weight],... instead of eight of --profile")
+    add(
+        "--engines",
+        action="append",
+        default=[],
+        metavar="N",
+        help="so many of --profile; +N or -N: so many more or fewer than there would be",
+    )
+    add("--kv-scale", type=float, default=1.0, metavar="X", help="factor on every KV cache")
+    add = parser.add_argument_group("policies").add_argument
+    add(
+        "--policies",
+        default="all",
+        metavar="LIST",
+        help="names with parameters and a view, name:param=value@view, or all, rivals, own, oracles",
+    )
+    add("--view", default=str(default.view), choices=[str(kind) for kind in ViewKind])
+    add("--gateways", type=int, default=default.gateways, metavar="N")
+    add("--spread", default=str(default.spread), choices=[str(spread) for spread in Spread])
+    add("--push-delay-ms", type=float, default=default.push_delay_s * 1e3, metavar="MS")
+    add("--event-lag-ms", type=float, default=default.event_lag_s * 1e3, metavar="MS")
+    add("--metric-age-ms", type=float, default=default.metric_age_s * 1e3, metavar="MS")
+    add("--no-first-token", action="store_true", help="gateways do not see the first token")
+    add("--router-block", type=int, default=default.router_block_tokens, metavar="TOKENS")
+    add("--token-error", type=float, default=default.token_error, metavar="SIGMA")
+    add("--max-hold-s", type=float, default=default.max_hold_s, metavar="S")
+    add("--max-held", type=int, default=default.max_held, metavar="N")
+    add = parser.add_argument_group("figures").add_argument
+    add("--slo-ttft-ms", type=float, default=slo.ttft_s * 1e3, metavar="MS")
+    add("--slo-tpot-ms", type=float, default=slo.tpot_s * 1e3, metavar="MS")
+    add("--seeds", type=int, default=1, metavar="N", help="runs of each kind")
+    add("--first-seed", type=int, default=0, metavar="N")
+    add("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes")
+    add("--json", type=Path, metavar="FILE", help="write all figures")
+    add("--no-timings", action="store_true", help="leave real times out of the JSON: the rest is repeatable")
+    add("--plots", type=Path, metavar="DIR", help="write PNG pictures (needs tokenway[simulator])")
+    return parser

@@ -1,0 +1,1 @@
+"""Routing rules: what a rule may see (`view`), the rivals, one file each, and their names (`registry`)."""

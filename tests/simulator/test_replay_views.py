@@ -1,0 +1,127 @@
+"""Books and cache views: what a gateway knows, and when."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from metadata_center.types import EndpointKey
+from simulator.replay.books import Books
+from simulator.replay.caches import Announced, Events, History
+
+KEYS = (EndpointKey("10.0.0.1:8000"), EndpointKey("10.0.0.2:8000"))
+
+
+def _columns(books: Books) -> list[list[int]]:
+    return [
+        books.requests,
+        books.prefilling,
+        books.prefill_tokens,
+        books.prompt_tokens,
+        books.context_tokens,
+    ]
+
+
+def test_a_prefill_is_taken_off_once_and_the_rest_with_the_request() -> None:
+    """Uncached and prompt tokens leave at the first token, context and the request at the end."""
+    books = Books(2)
+    books.charge(7, 1, 60, 100)
+    assert _columns(books) == [[0, 1], [0, 1], [0, 60], [0, 100], [0, 100]]
+    books.prefilled(7)
+    assert books.prefilled(7) is None
+    assert _columns(books) == [[0, 1], [0, 0], [0, 0], [0, 0], [0, 100]]
+    books.release(7)
+    assert _columns(books) == [[0, 0]] * 5
+    assert books.prefilled(7) is None
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from("cpr"), st.integers(0, 2)), max_size=40))
+def test_what_is_told_keeps_another_gateway_equal(
+    steps: list[tuple[int, str, int]],
+) -> None:
+    """Entries applied elsewhere give the same columns, and all of it ends at zero."""
+    own, other = Books(3), Books(3)
+    open_ids = set()
+    for request_id, what, row in steps:
+        entry = None
+        if what == "c" and request_id not in open_ids:
+            open_ids.add(request_id)
+            entry = own.charge(request_id, row, 10 + request_id, 50 + request_id)
+        elif what == "p":
+            entry = own.prefilled(request_id)
+        elif what == "r" and request_id in open_ids:
+            open_ids.discard(request_id)
+            entry = own.release(request_id)
+        if entry is not None:
+            other.apply(entry)
+        assert _columns(own) == _columns(other)
+    for request_id in open_ids:
+        other.apply(own.release(request_id))
+    assert _columns(own) == _columns(other) == [[0, 0, 0]] * 5
+
+
+def test_history_counts_from_the_sending_and_confirmed_history_from_the_first_token() -> None:
+    """Both know the same prompt, the second one later."""
+    for confirmed in (False, True):
+        view = History(KEYS, (10, 10), confirmed=confirmed)
+        view.sent(1, 1, [1, 2, 3])
+        assert view.match([1, 2, 9]) == ([0, 0] if confirmed else [0, 2])
+        view.prefilled(1)
+        assert view.match([1, 2, 9]) == [0, 2]
+
+
+@pytest.mark.parametrize("confirmed", [False, True])
+def test_confirmed_history_forgets_what_an_engine_must_have_evicted(confirmed: bool) -> None:
+    """A reported miss drops all last used no later than the missing blocks; else it may be a race."""
+    view = History(KEYS, (10, 10), confirmed=confirmed)
+    for request_id, blocks in enumerate(([1, 2], [5], [8], [5, 6], [8, 9])):
+        view.sent(request_id, 0, blocks)
+        view.prefilled(request_id)
+    view.settled(4, missing=True)
+    kept = [view.match(blocks)[0] for blocks in ([1, 2], [5, 6], [8, 9])]
+    assert kept == ([0, 2, 2] if confirmed else [2, 2, 2])
+
+
+def test_history_holds_no_more_than_the_engine() -> None:
+    """The least recently used blocks leave first."""
+    view = History(KEYS, (3, 3), confirmed=False)
+    view.sent(1, 0, [1, 2])
+    view.sent(2, 0, [5, 6])
+    assert view.match([1, 2]) == [1, 0]
+    assert view.match([5, 6]) == [2, 0]
+
+
+def test_events_tell_and_pending_prompts_bridge_their_lag() -> None:
+    """Between sending and announcement only the view with pending blocks knows the prompt."""
+    announced = Announced(2)
+    plain, bridged = (Events(announced, 2, pending=pending) for pending in (False, True))
+    for view in (plain, bridged):
+        view.sent(1, 0, [1, 2])
+    assert plain.match([1, 2, 3]) == [0, 0]
+    assert bridged.match([1, 2, 3]) == [2, 0]
+    announced.stored(0, [1, 2, 3])
+    for view in (plain, bridged):
+        view.settled(1, missing=False)
+        assert view.match([1, 2, 3, 4]) == [3, 0]
+
+
+def test_a_block_is_gone_when_its_last_copy_is() -> None:
+    """Copies are announced and removed one by one."""
+    announced = Announced(1)
+    announced.stored(0, [1])
+    announced.stored(0, [1])
+    assert announced.removed(0, [1]) == []
+    assert announced.removed(0, [1]) == [1]
+    assert Events(announced, 1, pending=False).match([1]) == [0]
+
+
+def test_two_pending_prompts_share_their_beginning() -> None:
+    """The end of one leaves the other's blocks pending."""
+    view = Events(Announced(1), 1, pending=True)
+    view.sent(1, 0, [1, 2])
+    view.sent(2, 0, [1, 3])
+    view.settled(1, missing=False)
+    assert view.match([1, 2]) == [1]
+    assert view.match([1, 3]) == [2]
