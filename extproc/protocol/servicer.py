@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from enum import StrEnum, auto
 from typing import Any, Protocol
 
@@ -45,10 +46,23 @@ class Decided(Protocol):
         """The serialised answer."""
 
 
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """A decision that will be there later than Envoy would wait by itself.
+
+    Attributes:
+        decision: Cancelled when the client leaves meanwhile; it must not charge after that.
+        patience_s: It is there after this long at the latest.
+    """
+
+    decision: Awaitable[Decided]
+    patience_s: float
+
+
 class Decider(Protocol):
     """Who chooses, and who is told when the first token passes."""
 
-    def decide(self, request: RequestHeaders, body: bytes) -> Decided | Awaitable[Decided]:
+    def decide(self, request: RequestHeaders, body: bytes) -> Decided | Awaitable[Decided] | Deferred:
         """Choose and charge, in one step, now or later. Raises RouterError if the request cannot be served.
 
         What is awaited is cancelled when the client leaves meanwhile; it must not charge after that.
@@ -176,16 +190,19 @@ class Processor:
         """Decide, and what to do then; third, a read that was begun while a decision was waited for."""
         ahead = None
         try:
-            decided = self._decider.decide(effect.request, effect.body)
-            if isinstance(decided, Awaitable):
-                later = asyncio.ensure_future(decided)
+            answer = self._decider.decide(effect.request, effect.body)
+            if isinstance(answer, Deferred):
+                await context.write(wire.patience(answer.patience_s))
+                answer = answer.decision
+            if isinstance(answer, Awaitable):
+                later = asyncio.ensure_future(answer)
                 abandoned, ahead = await self._wait(stream, later, context)
                 if abandoned is not None:
                     return None, abandoned, None
-                decided = later.result()
+                answer = later.result()
         except RouterError as error:
             return None, stream.refused(error), ahead
-        return decided, stream.decided(stream=decided.stream, late_marker=decided.late_marker), ahead
+        return answer, stream.decided(stream=answer.stream, late_marker=answer.late_marker), ahead
 
     async def _wait(
         self,

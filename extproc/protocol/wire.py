@@ -175,6 +175,17 @@ class Answers:
         return bytes(message.SerializeToString())
 
 
+def patience(wait_s: float) -> bytes:
+    """Tells Envoy to wait for the answer this much longer than it would; heard once per message.
+
+    Args:
+        wait_s: From now; Envoy ignores what exceeds its `max_message_timeout`.
+    """
+    message = pb.ProcessingResponse()
+    message.override_message_timeout.FromNanoseconds(int(wait_s * 1e9))
+    return bytes(message.SerializeToString())
+
+
 def immediate(status: int, body: bytes, details: str, error: RouterError | None) -> bytes:
     """A complete response, sent by Envoy without any upstream.
 

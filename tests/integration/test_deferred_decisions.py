@@ -14,7 +14,7 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from extproc.errors import Reason, RouterError
 from extproc.protocol import wire
 from extproc.protocol.machine import RequestHeaders
-from extproc.protocol.servicer import Decided, Processor
+from extproc.protocol.servicer import Decided, Deferred, Processor
 from extproc.routing.gateway import Gateway
 from tests.conftest import Rig, build_rig, chat
 from tests.integration.test_servicer import body, chunk, headers, until
@@ -31,14 +31,16 @@ class Deferring:
         self.waiting = 0
         self.abandoned = 0
         self.error: RouterError | None = None
+        self.patience_s: float | None = None
         self.first_token = gateway.first_token
         self.pass_to = gateway.pass_to
         self.rejected = gateway.rejected
         self.stream_ended = gateway.stream_ended
 
-    def decide(self, request: RequestHeaders, body: bytes) -> Awaitable[Decided]:
+    def decide(self, request: RequestHeaders, body: bytes) -> Awaitable[Decided] | Deferred:
         """Later."""
-        return self._later(request, body)
+        later = self._later(request, body)
+        return later if self.patience_s is None else Deferred(later, self.patience_s)
 
     async def _later(self, request: RequestHeaders, body: bytes) -> Decided:
         self.waiting += 1
@@ -170,3 +172,16 @@ async def test_a_spurious_message_while_waiting_is_an_invalid_argument(served: S
     assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
     await served.idle()
     assert served.decider.abandoned == 1
+
+
+async def test_envoy_is_told_to_wait_before_the_decision_is_there(served: Served) -> None:
+    """A decision later than Envoy's own time-out asks for more time first, and then answers as any other."""
+    served.decider.patience_s = 12.5
+    call = await served.waiting(stream=False)
+    patience = await call.read()
+    assert patience.WhichOneof("response") is None
+    assert patience.override_message_timeout.ToMilliseconds() == 12_500
+    served.decider.release.set()
+    assert (await call.read()).WhichOneof("response") == "request_body"
+    assert await call.read() is grpc.aio.EOF
+    await served.idle()
