@@ -24,7 +24,7 @@ from extproc.request.rules import ModelRules, Rule, RuleTable
 from extproc.routing.caches import Caches
 from extproc.routing.gateway import Gateway
 from extproc.routing.outcomes import Ending, Outcomes
-from extproc.routing.router import Decision, Router, RouterSettings
+from extproc.routing.router import Decision, Reserve, Router, RouterSettings
 from extproc.routing.state import State
 from extproc.routing.table import RoutingTable
 from extproc.types import Endpoint
@@ -132,8 +132,10 @@ class Rig:
     endings: list[Ending] = field(default_factory=list)
 
     def decide(self, request_id: str = "r", body: bytes | None = None, **headers: str) -> Decision:
-        """Decide a chat request."""
-        return self.gateway.decide(request_line(request_id, **headers), chat() if body is None else body)
+        """Decide a chat request at once."""
+        decision = self.gateway.decide(request_line(request_id, **headers), chat() if body is None else body)
+        assert isinstance(decision, Decision)
+        return decision
 
     def record(self, request_id: str = "r") -> DecisionRecord:
         """The record of a decision."""
@@ -187,6 +189,7 @@ def build_rig(
     health: HealthSettings | None = None,
     allowed_fields: frozenset[str] = frozenset(),
     seed: int = 1,
+    reserve: Reserve | None = None,
 ) -> Rig:
     """A worker's request path over `endpoints`, serving model `m`, in blocks of 64 bytes."""
     clock, registry = ManualClock(), CollectorRegistry()
@@ -230,6 +233,7 @@ def build_rig(
         random.Random(seed),
         clock,
         clock.wall,
+        reserve,
     )
     gateway = Gateway(router, state, clock, clock.wall)
     transitions: list[Transition] = []

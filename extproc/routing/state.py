@@ -20,6 +20,11 @@ def _share_nothing(_endpoint: EndpointKey, _blocks: list[int]) -> None:
     """A gateway of one worker has nobody to tell."""
 
 
+def _always_current(_now_s: float) -> float:
+    """Nobody else's load counts."""
+    return 0.0
+
+
 @dataclass(slots=True)
 class State:
     """Everything a worker knows.
@@ -33,7 +38,8 @@ class State:
         inflight: Decided requests that have not ended.
         endpoints: Totals per endpoint.
         metrics: Counters.
-        share: Tells the other workers what an endpoint has cached.
+        share: Tells the other workers and gateways what an endpoint has cached.
+        load_age_s: How old the news of other gateways' load is at a given monotonic time.
         configured_s: Monotonic time of the configuration in force.
         health_changed_s: Monotonic time of the last change of health.
     """
@@ -47,6 +53,7 @@ class State:
     inflight: InflightTable = field(default_factory=InflightTable)
     endpoints: EndpointStatsTable = field(default_factory=EndpointStatsTable)
     share: Callable[[EndpointKey, list[int]], None] = _share_nothing
+    load_age_s: Callable[[float], float] = _always_current
     configured_s: float = 0.0
     health_changed_s: float = 0.0
 
@@ -113,9 +120,9 @@ class State:
             self.share(inflight.endpoint, inflight.blocks)
 
     def data_age_s(self, now_s: float) -> Mapping[str, float]:
-        """How old each input of a decision is; load and cache are this worker's own books, always current."""
+        """How old each input of a decision is; own load and caches are this worker's books, always current."""
         return {
-            "load": 0.0,
+            "load": self.load_age_s(now_s),
             "health": now_s - self.health_changed_s,
             "configuration": now_s - self.configured_s,
         }

@@ -162,6 +162,8 @@ class Worker:
         self._bus = Bus(run_dir, index, workers, self._take, self._cached_elsewhere) if workers > 1 else None
         self._store_share = store.share
         self.state.share = self._share
+        if self._sync is not None:
+            self.state.load_age_s = self._sync.age_s
         self._resolution = Resolution({}, has_host_names=False)
         self._default_cluster = config.default_cluster
         self._model_clusters = model_clusters(config)

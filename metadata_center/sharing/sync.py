@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -138,6 +139,10 @@ class Sync:
         with contextlib.suppress(TransportError, TimeoutError):
             async with asyncio.timeout(self._settings.timeout_s):
                 await self._transport.close()
+
+    def age_s(self, now_s: float) -> float:
+        """How long ago anything was heard of other members or of oneself; infinite before the first word."""
+        return math.inf if self._last_received_s is None else now_s - self._last_received_s
 
     @property
     def stats(self) -> SyncStats:

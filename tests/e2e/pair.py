@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 from tests.e2e.harness import Stack, eventually, running_stack, sample
@@ -49,7 +50,7 @@ async def running_pair(
         ]
         stacks = [await entering for entering in started]
         for each in stacks:
-            await eventually(lambda each=each: gateways_seen(each), lambda seen: seen == count, 20)
+            await eventually(partial(gateways_seen, each), lambda seen: seen == count, 20)
         yield stacks
 
 

@@ -1,0 +1,119 @@
+"""Choices put to compare-and-set: where they are charged, what Envoy is told, what the record says."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from typing import Any
+
+import pytest
+from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+
+from extproc.choosing.settings import Algorithm, LoadBalancing
+from extproc.observing.explain import render, to_json
+from extproc.protocol.wire import DESTINATION_KEY, LB_NAMESPACE
+from extproc.routing.router import Decision
+from metadata_center.sharing.messages import Candidate
+from metadata_center.types import EndpointKey, RequestId
+from tests.conftest import Rig, build_rig, chat, endpoint, request_line
+
+pytestmark = pytest.mark.asyncio
+
+KEYS = tuple(endpoint(number).key for number in range(3))
+
+
+class Meeting:
+    """Where gateways meet: answers with the place that the test wants, as the store does it."""
+
+    def __init__(self) -> None:
+        self.place: int | None = 0
+        self.asked: list[tuple[RequestId, list[Candidate]]] = []
+        self.rig: Rig | None = None
+
+    async def __call__(self, request_id: RequestId, candidates: Sequence[Candidate]) -> EndpointKey | None:
+        """The candidate of that rank; None for no answer in time."""
+        self.asked.append((request_id, list(candidates)))
+        if self.place is None:
+            return None
+        place = candidates[self.place].endpoint
+        assert self.rig is not None
+        self.rig.state.load.move(request_id, place, self.rig.clock())
+        return place
+
+
+@pytest.fixture
+def meeting() -> Meeting:
+    """A meeting point with a rig that reserves there."""
+    meeting = Meeting()
+    meeting.rig = build_rig(
+        load_balancing=LoadBalancing(algorithm=Algorithm.LEAST_REQUEST, fallbacks=2), reserve=meeting
+    )
+    return meeting
+
+
+async def decided(rig: Rig, request_id: str = "r", **body: Any) -> list[str]:
+    """The endpoints that Envoy is told, in order."""
+    decision = rig.gateway.decide(request_line(request_id), chat("x" * 500, **body))
+    assert isinstance(decision, Awaitable)
+    made = await decision
+    assert isinstance(made, Decision)
+    answer = pb.ProcessingResponse.FromString(made.to_body)
+    return str(answer.dynamic_metadata[LB_NAMESPACE][DESTINATION_KEY]).split(",")
+
+
+async def test_a_confirmed_choice_stays(meeting: Meeting) -> None:
+    """The first candidate is the choice, with what was believed before it was charged."""
+    rig = meeting.rig
+    assert rig is not None
+    told = await decided(rig)
+    ((request_id, candidates),) = meeting.asked
+    record = rig.record()
+    assert request_id == "r"
+    assert [candidate.endpoint for candidate in candidates] == told
+    assert {candidate.believed_requests for candidate in candidates} == {0}
+    assert candidates[0].prefill_tokens == candidates[0].context_tokens == record.prompt_tokens
+    assert record.placed is None
+    assert rig.chosen() == told[0]
+
+
+async def test_a_moved_choice_is_where_it_was_put(meeting: Meeting) -> None:
+    """Envoy is told the other endpoint first, the books follow, and the record says both."""
+    rig = meeting.rig
+    assert rig is not None
+    meeting.place = 1
+    told = await decided(rig)
+    candidates = [candidate.endpoint for candidate in meeting.asked[0][1]]
+    assert told == [candidates[1], candidates[0], candidates[2]]
+    assert rig.load(candidates[1])[0] == 1
+    assert rig.load(candidates[0]) == (0, 0, 0)
+    record = rig.record()
+    assert record.snapshot is not None
+    assert record.choice is not None
+    assert record.snapshot.keys[record.choice.order[0]] == candidates[0]
+    assert record.placed == record.chosen == candidates[1]
+    page = render(to_json(record))
+    assert f"placed     {candidates[1]}" in page
+    assert "recomputed: same choice" in page
+    rig.end(endpoint=candidates[1])
+    assert all(rig.load(key) == (0, 0, 0) for key in KEYS)
+    assert len(rig.state.caches.running) == 0
+    assert rig.metric("tokenway_fallbacks_total", cluster="c") == 0
+
+
+async def test_an_unconfirmed_choice_stays_where_it_is(meeting: Meeting) -> None:
+    """Without an answer in time the charge is what it was."""
+    rig = meeting.rig
+    assert rig is not None
+    meeting.place = None
+    told = await decided(rig)
+    assert rig.load(EndpointKey(told[0]))[0] == 1
+    assert rig.record().placed is None
+
+
+async def test_a_request_that_ended_before_is_not_put_to_anybody(meeting: Meeting) -> None:
+    """Its charge is void; there is nothing to reserve."""
+    rig = meeting.rig
+    assert rig is not None
+    rig.end("early", endpoint=None)
+    assert isinstance(rig.gateway.decide(request_line("early"), chat()), Decision)
+    assert meeting.asked == []
+    assert all(rig.load(key) == (0, 0, 0) for key in KEYS)
