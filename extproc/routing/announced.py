@@ -91,9 +91,10 @@ class Announced:
             worth[row] = found.worth_tokens[row]
             block_tokens[row] = found.block_sizes[row]
         prompt_tokens = text.num_tokens
-        if prompt_tokens is None:
-            by_bytes = round(len(request.prompt) * tokens_per_byte)
-            prompt_tokens = max(by_bytes, 1 + max(found.tokens))
+        if prompt_tokens is None:  # what engines hold is counted, the rest has its share of the estimate
+            rest = (len(text.text) - found.counted_bytes) / max(1, len(text.text))
+            rest_tokens = round(rest * len(request.prompt) * tokens_per_byte)
+            prompt_tokens = max(found.counted_tokens + rest_tokens, 1 + max(found.tokens))
         return Announcement(tokens, worth, block_tokens, prompt_tokens)
 
     def _group(self, keys: tuple[EndpointKey, ...]) -> tuple[tuple[EndpointKey, ...], tuple[int, ...]]:

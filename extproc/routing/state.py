@@ -120,7 +120,7 @@ class State:
             self.share(inflight.endpoint, inflight.blocks)
 
     def data_age_s(self, now_s: float) -> Mapping[str, float]:
-        """How old each input of a decision is; own load and caches are this worker's books, always current."""
+        """How old each input of a decision is; this worker's own books are always current."""
         return {
             "load": self.load_age_s(now_s),
             "health": now_s - self.health_changed_s,

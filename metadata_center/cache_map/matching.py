@@ -85,9 +85,11 @@ class Walk:
         counts: What is asked and found out is added to them.
     """
 
-    __slots__ = ("block_size", "counts", "text", "verify")
+    __slots__ = ("block_size", "counts", "longest", "text", "verify")
 
     def __init__(self, text: bytes, block_size: int, verify: Verify | None, counts: Counts) -> None:
+        self.longest = (0, 0)
+        """Blocks and bytes of the longest start of the text that any holder asked about has."""
         self.text = text
         self.block_size = block_size
         self.verify = verify
@@ -114,6 +116,7 @@ class Walk:
         for _ in range(MAX_PATHS):
             outlived = self._follow(path, first, waiting, slower=slower)
             limit = path.depth if self.verify is None else self._verified(path, self.verify, outlived)
+            self.longest = max(self.longest, (path.depth, path.offset))
             for bits, depth in path.levels:
                 reached = min(depth, limit)
                 reaches.append((bits, reached, reached))

@@ -44,6 +44,8 @@ class Matches:
             it still computes the last block.
         gpu_tokens: Those of them that lie in GPU memory.
         worth_tokens: The same hit as so many tokens in GPU memory: the rest counts `slow_weight`.
+        counted_tokens: Tokens of the longest start that any of the endpoints holds: one number.
+        counted_bytes: Its bytes; what is behind them may be counted by their ratio.
     """
 
     blocks: list[int]
@@ -51,6 +53,8 @@ class Matches:
     tokens: list[int]
     gpu_tokens: list[int]
     worth_tokens: list[float]
+    counted_tokens: int
+    counted_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ MAX_EVENTS: Final = 65_536
 Hash = Annotated[int, msgspec.Meta(ge=0)]
 """Unsigned 64-bit; msgpack has no larger integers."""
 
-BlockSize = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+BlockSize = Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
 """Tokens per block; hybrid models were seen with thousands."""
 
 

@@ -44,7 +44,7 @@ def names(tokens: Sequence[int], size: int, seed: int = 0, before: Sequence[int]
 
 def stored(
     tokens: Sequence[int], size: int = 2, before: Sequence[int] = (), seed: int = 0, **more: Any
-) -> Event:
+) -> BlockStored:
     """The event for the blocks of `tokens`, which follow those of `before`."""
     parent = names(before, size, seed)[-1] if before else None
     more = {"medium": "GPU", "group": 0, "kind": "full_attention", **more}
@@ -83,9 +83,9 @@ def test_tells_blocks_tokens_and_block_sizes() -> None:
     apply(cache_map, replica, stored(ids("abcdef")))
     cache_map.attach(B, 0, "m", LETTERS)
     assert cache_map.match(ROOT, b"abcdefg", (B, A, C)) == Matches(
-        [0, 3, 0], [0, 2, 0], [0, 6, 0], [0, 6, 0], [0, 6, 0]
+        [0, 3, 0], [0, 2, 0], [0, 6, 0], [0, 6, 0], [0, 6, 0], 6, 6
     )
-    assert cache_map.match(ROOT, b"abcdef", (A,)) == Matches([3], [2], [4], [4], [4])
+    assert cache_map.match(ROOT, b"abcdef", (A,)) == Matches([3], [2], [4], [4], [4], 6, 6)
     assert cache_map.match(ROOT, b"abcdeg", (A,)).tokens == [4]
     assert cache_map.match(ROOT, b"b", (A,)).tokens == [0]
     assert cache_map.match(ROOT, b"", (A,)).tokens == [0]
@@ -519,3 +519,45 @@ def test_follows_what_a_real_engine_announced(capture: str) -> None:
             assert cache_map.match(start, text, (A,)).blocks == [depth], name
     assert chains
     assert cache_map.stats.held == sum(count > 0 for count in copies.values())
+
+
+def test_a_prompt_that_ends_inside_a_run() -> None:
+    """Who holds just what the prompt covers computes its last block again, like who holds more."""
+    cache_map, replica = one()
+    other = cache_map.attach(B, 0, "m", LETTERS)
+    for each in (replica, other):
+        apply(cache_map, each, stored(ids("abcdef")))
+    apply(cache_map, other, removed(ids("abcdef")))
+    found = cache_map.match(ROOT, b"abcd", (A, B))
+    assert (found.blocks, found.tokens) == ([2, 2], [2, 2])
+
+
+def test_two_cuts_of_one_text_are_two_blocks() -> None:
+    """An engine that was given both as prompts has both, and may evict either."""
+    cache_map = CacheMap()
+    replica = cache_map.attach(A, 0, "m", [b"a", b"b", b"aa"])
+    for tokens in ([0, 2, 1, 1], [2, 0, 1, 1]):
+        apply(cache_map, replica, stored(tokens))
+    assert (cache_map.stats.stored, cache_map.stats.held) == (4, 4)
+    apply(cache_map, replica, removed([0, 2, 1, 1]), removed([0, 2]))
+    assert blocks(cache_map, "aaabbx") == [2]
+    assert cache_map.stats.unmatched == 0
+
+
+def test_a_run_split_while_it_is_swept_keeps_nothing_of_the_gone() -> None:
+    """A new run may take a place that this pass has already swept."""
+    cache_map, replica = one()
+    others = [cache_map.attach(key, 0, "m", LETTERS) for key in (B, C)]
+    apply(cache_map, replica, stored(ids("zz")))  # the place that the new run will take
+    for each in others:
+        apply(cache_map, each, stored(ids("abcdef")))
+    apply(cache_map, replica, removed(ids("zz")))
+    cache_map.clear(others[0])
+    assert cache_map.sweep(1)
+    cache_map._store(others[1], stored(ids("xy"), before=ids("abcd")))  # `apply` would sweep the rest
+    assert [run is not None for run in cache_map._runs] == [True, True, True]
+    while cache_map.sweep(1):
+        pass
+    heir = cache_map.attach(EndpointKey("10.0.0.9:8000"), 0, "m", LETTERS)
+    apply(cache_map, heir, stored(ids("mn")))
+    assert blocks(cache_map, "abcdefg", B, C, heir.endpoint) == [0, 3, 0]

@@ -258,7 +258,6 @@ def test_values_can_be_made_by_hand() -> None:
         pack({"type": "New"}, {"type": "BlockRemoved", "block_hashes": None}),
         pack(["BlockStored", [1]]),
         pack(stored(block_hashes=None)),
-        pack(stored(block_size=0)),
         pack(stored(block_size=-1)),
         pack(stored(block_size="2")),
         pack(stored(parent_block_hash=1.5)),
@@ -342,3 +341,10 @@ def test_any_value_in_any_field_is_understood_or_refused(value: Any, name: str, 
     """A field of a wrong type never breaks more than its batch."""
     event = stored() | {name: value}
     survives(pack(list(event.values()) if as_array else event))
+
+
+def test_an_offloaded_block_may_have_neither_tokens_nor_size() -> None:
+    """vLLM's offloading connectors name blocks by hash alone, with a block size of 0."""
+    (event,) = decode(pack(stored(block_size=0, token_ids=[], medium="CPU"))).events
+    assert isinstance(event, BlockStored)
+    assert (event.block_size, event.token_ids()) == (0, [])
