@@ -222,7 +222,8 @@ def test_a_mistake_is_named_with_line_key_and_what_is_accepted(text: str, expect
         (
             "models:\n  a:",
             "line 2: models.a: wrong type: null; "
-            "accepted: a mapping with the keys aliases, rules, load_balancing, tokenizer, chat_template_kwargs",
+            "accepted: a mapping with the keys aliases, rules, load_balancing, tokenizer, "
+            "chat_template_kwargs",
         ),
         (
             "models:\n  a:\n    rules:\n      - {cluster: c, weight: 0}",

@@ -344,7 +344,7 @@ def test_any_value_in_any_field_is_understood_or_refused(value: Any, name: str, 
 
 
 def test_an_offloaded_block_may_have_neither_tokens_nor_size() -> None:
-    """vLLM's offloading connectors name blocks by hash alone, with a block size of 0."""
+    """Offloading connectors of vLLM name blocks by hash alone, with a block size of 0."""
     (event,) = decode(pack(stored(block_size=0, token_ids=[], medium="CPU"))).events
     assert isinstance(event, BlockStored)
     assert (event.block_size, event.token_ids()) == (0, [])

@@ -35,7 +35,7 @@ def unit(**changes: object) -> Unit:
         **dict.fromkeys(("in_bytes", "out_bytes", "redis_s", "send_s", "receive_s"), NOTHING),
         **dict.fromkeys(("delivery_s", "connection_bytes", "peer_row_bytes", "history_block_bytes"), 0.0),
         **dict.fromkeys(("announced_block_bytes", "announced_block_s"), 0.0),
-        **dict.fromkeys(("compare_s", "reserve_s", "share_bytes"), {1: 0}),
+        **{name: {1: 0} for name in ("compare_s", "reserve_s", "share_bytes")},
     }
     return Unit(**(free | changes))  # type: ignore[arg-type]
 
