@@ -23,7 +23,8 @@ from extproc.predicting.predictor import Predictor
 from extproc.protocol.machine import RequestHeaders
 from extproc.protocol.wire import Answers
 from extproc.request.rules import ModelRules, Rule, RuleTable
-from extproc.routing.router import Router, RouterSettings
+from extproc.routing.caches import Caches
+from extproc.routing.router import Decision, Router, RouterSettings
 from extproc.routing.state import State
 from extproc.routing.table import RoutingTable
 from extproc.types import Endpoint
@@ -48,7 +49,7 @@ def decisions(endpoints: int, *, prompt_bytes: int = 4096, repeats: int = 2000) 
     metrics.configure(models=["m"], clusters=["c"], endpoints=[member.key for member in members])
     state = State(
         load=LoadTable(Counters()),
-        index=PrefixIndex(10_000, 100_000),
+        caches=Caches(PrefixIndex(10_000, 100_000)),
         health=health,
         predictor=Predictor(),
         records=RecordRing(2000),
@@ -81,6 +82,7 @@ def decisions(endpoints: int, *, prompt_bytes: int = 4096, repeats: int = 2000) 
         body = b'{"model":"m","stream":true,"messages":[{"role":"user","content":"%s"}]}' % content.encode()
         began = time.perf_counter()
         decision = router.decide(headers, body)
+        assert isinstance(decision, Decision)
         decision.answer(to_trailers=False)
         took.append((time.perf_counter() - began) * 1e6)
         state.first_token(RequestId(request_id), time.monotonic(), late=False)

@@ -24,6 +24,7 @@ import platform
 import random
 import secrets
 import socket
+import statistics
 import tempfile
 import time
 import tracemalloc
@@ -37,7 +38,7 @@ from typing import Final
 
 import msgspec
 
-from metadata_center.cache_map.cache_map import CacheMap
+from metadata_center.cache_map.cache_map import CacheMap, Replica
 from metadata_center.counters import MAX_ENDPOINTS, Counters, num_bytes
 from metadata_center.kv_events.decoding import decode as decode_batch
 from metadata_center.prefix_index import PrefixIndex
@@ -80,10 +81,13 @@ BLOCK_BYTES: Final = 512
 TOKENS_PER_BYTE: Final = 0.25
 """What the gateway starts with, before it learned a model's."""
 
+SHAPES: Final = ((1, 0), (17, 0), (1, 1))
+"""Rows and chains of the messages that are measured; costs lie on lines between."""
+
 MESSAGES: Final = 1_000
 DELIVERED_TO: Final = 16
 PACE_S: Final = 0.001
-"""Between two messages to a receiver: it wakes for each, which is what it does below a thousand a second."""
+"""Between two messages: sender, Redis and receiver wake for each, as they do below a thousand a second."""
 
 SAMPLE_BLOCKS: Final = 64_000
 CHECK_S: Final = 5.0
@@ -123,7 +127,7 @@ class Unit:
         peer_row_bytes: In a gateway, per row of another member.
         history_block_bytes: In a gateway, per block and endpoint that holds it.
         announced_block_bytes: In a gateway, per announced block that one engine holds.
-        announced_block_s: Of a gateway, per announced block.
+        announced_block_s: Of a gateway, to take an announced block in and, later, its removal.
     """
 
     in_bytes: Cost
@@ -173,7 +177,8 @@ def messages_per_s(changes_per_s: float, pause_s: float) -> float:
 
 def distinct(draws: float, endpoints: int) -> float:
     """Endpoints hit by so many draws, each of them at random."""
-    return endpoints * (1.0 - (1.0 - 1.0 / endpoints) ** draws)
+    missed: float = (1.0 - 1.0 / endpoints) ** draws
+    return endpoints * (1.0 - missed)
 
 
 def traffic(load: Load, endpoints: int, members: int) -> tuple[float, float, float]:
@@ -299,67 +304,80 @@ def _drain(url: str, count: int, pipe: Connection) -> None:
             connection.recv(1 << 16)
 
 
-async def publishing(url: str, redis: Redis, rows: int, chains: int) -> dict[str, float]:
-    """Per message, nobody subscribed but who is already: bytes into and out of Redis, CPU of both sides."""
+async def publishing(url: str, redis: Redis, rows: int, chains: int, *, is_sent: bool) -> dict[str, float]:
+    """Per message: bytes into and out of Redis, CPU of both sides; whoever subscribes does so already.
+
+    The same without sending is what the loop itself costs, and Redis when idle.
+    """
     transport = RedisTransport(parse_url(url))
     await transport.publish(update(1, rows, chains))
     before, cpu_s = redis.info(), time.process_time()
     for sequence in range(2, MESSAGES + 2):
-        await transport.publish(update(sequence, rows, chains))
+        message = update(sequence, rows, chains)
+        if is_sent:
+            await transport.publish(message)
+        await asyncio.sleep(PACE_S)
     cpu_s = time.process_time() - cpu_s
     after = redis.info()
-    built_s = time.process_time()
-    for sequence in range(MESSAGES):
-        update(sequence + 1, rows, chains)
-    built_s = time.process_time() - built_s
     await transport.publish(Update(member_id("gateway-1", 0, "0123abcd"), MESSAGES + 2, leaving=True))
     await transport.close()
-    return {
-        "in_bytes": (after["total_net_input_bytes"] - before["total_net_input_bytes"]) / MESSAGES,
-        "out_bytes": (after["total_net_output_bytes"] - before["total_net_output_bytes"]) / MESSAGES,
-        "redis_s": (_cpu_s(after) - _cpu_s(before)) / MESSAGES,
-        "send_s": (cpu_s - built_s) / MESSAGES,
+    spent = {
+        "in_bytes": after["total_net_input_bytes"] - before["total_net_input_bytes"],
+        "out_bytes": after["total_net_output_bytes"] - before["total_net_output_bytes"],
+        "redis_s": _cpu_s(after) - _cpu_s(before),
+        "send_s": cpu_s,
     }
+    return {name: figure / MESSAGES for name, figure in spent.items()}
 
 
-def messages(url: str, redis: Redis) -> dict[str, Cost | float]:
-    """Costs of sending, and of Redis."""
-    shapes = [asyncio.run(publishing(url, redis, *shape)) for shape in ((1, 0), (17, 0), (1, 1))]
-    found: dict[str, Cost | float] = {name: _cost(*(shape[name] for shape in shapes)) for name in shapes[0]}
+def messages(url: str, redis: Redis) -> tuple[dict[str, Cost], float]:
+    """Costs of sending by name, and CPU of Redis per subscriber."""
+
+    def spent(*, is_sent: bool) -> list[dict[str, float]]:
+        return [asyncio.run(publishing(url, redis, *shape, is_sent=is_sent)) for shape in SHAPES]
+
+    idle, alone = spent(is_sent=False), spent(is_sent=True)
+    found = {
+        name: _cost(*(one[name] - other[name] for one, other in zip(alone, idle, strict=True)))
+        for name in alone[0]
+    }
     with subscribers(url, DELIVERED_TO):
-        heard = [asyncio.run(publishing(url, redis, *shape)) for shape in ((1, 0), (17, 0), (1, 1))]
-    pushed = [
-        (one["out_bytes"] - alone["out_bytes"]) / DELIVERED_TO
-        for one, alone in zip(heard, shapes, strict=True)
-    ]
-    found["out_bytes"] = _cost(*pushed)
-    found["delivery_s"] = max(0.0, heard[0]["redis_s"] - shapes[0]["redis_s"]) / DELIVERED_TO
-    return found
+        heard = spent(is_sent=True)
+    pushed = ((one["out_bytes"] - other["out_bytes"]) for one, other in zip(heard, alone, strict=True))
+    found["out_bytes"] = _cost(*(figure / DELIVERED_TO for figure in pushed))
+    return found, max(0.0, heard[0]["redis_s"] - alone[0]["redis_s"]) / DELIVERED_TO
 
 
 def _cost(one_row: float, more_rows: float, with_chain: float) -> Cost:
+    """Of the figures of `SHAPES`."""
     return Cost(one_row, max(0.0, more_rows - one_row) / 16, max(0.0, with_chain - one_row))
 
 
-def receiving(url: str, rows: int, chains: int) -> float:
-    """CPU of a gateway per message received, of a process that does nothing else."""
+def receiving(url: str) -> Cost:
+    """CPU of a gateway per message received, of a process that does nothing else; the less of two runs."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_receiver, args=(url, theirs), daemon=True)
     process.start()
-    ours.recv()
     host, _, port = url.removeprefix("redis://").partition(":")
+    sequence, spent_s = 0, []
+    before = ours.recv()
     with socket.create_connection((host, int(port))) as connection:
-        for sequence in range(1, MESSAGES + 1):
-            data = encode(update(sequence, rows, chains, full=sequence == 1, worker=1))
-            head = b"*3\r\n$7\r\nPUBLISH\r\n$18\r\n{tokenway}:updates\r\n$%d\r\n" % len(data)
-            connection.sendall(head + data + b"\r\n")
-            connection.recv(64)
-            time.sleep(PACE_S)
-    ours.send(None)
-    received, cpu_s = ours.recv()
+        for rows, chains in SHAPES * 2:
+            for _ in range(MESSAGES):
+                sequence += 1
+                data = encode(update(sequence, rows, chains, full=sequence == 1, worker=1))
+                head = b"*3\r\n$7\r\nPUBLISH\r\n$18\r\n{tokenway}:updates\r\n$%d\r\n" % len(data)
+                connection.sendall(head + data + b"\r\n")
+                connection.recv(64)
+                time.sleep(PACE_S)
+            ours.send(None)
+            after = ours.recv()
+            spent_s.append((after[1] - before[1]) / (after[0] - before[0]))
+            before = after
+    process.kill()
     process.join()
-    return float(cpu_s / received)
+    return _cost(*(min(pair) for pair in zip(spent_s[: len(SHAPES)], spent_s[len(SHAPES) :], strict=True)))
 
 
 def _store(number: int, endpoints: int) -> SharedStore:
@@ -370,8 +388,9 @@ def _store(number: int, endpoints: int) -> SharedStore:
     return store
 
 
-def _sync(store: SharedStore, url: str) -> Sync:
-    return Sync(store, RedisTransport(parse_url(url)), time.monotonic, random.Random(1))
+def _sync(store: SharedStore, url: str, prefix: str = "tokenway") -> Sync:
+    transport = RedisTransport(parse_url(url), prefix=prefix)
+    return Sync(store, transport, time.monotonic, random.Random(1))
 
 
 def _receiver(url: str, pipe: Connection) -> None:
@@ -380,11 +399,9 @@ def _receiver(url: str, pipe: Connection) -> None:
         sync.start()
         while not sync.stats.connected:  # noqa: ASYNC110 - once, before anything is measured
             await asyncio.sleep(0.01)
-        pipe.send(None)
-        before, cpu_s = sync.stats.received, time.process_time()
-        await asyncio.get_running_loop().run_in_executor(None, pipe.recv)
-        pipe.send((sync.stats.received - before, time.process_time() - cpu_s))
-        await sync.stop()
+        while True:
+            pipe.send((sync.stats.received, time.process_time()))
+            await asyncio.get_running_loop().run_in_executor(None, pipe.recv)
 
     asyncio.run(receive())
 
@@ -455,10 +472,10 @@ def history() -> PrefixIndex:
     return index
 
 
-def announcements() -> list[bytes]:
-    """Batches of 64 blocks each, of prompts of 256 blocks that share nothing."""
+def announcements() -> tuple[list[bytes], list[bytes]]:
+    """Batches of 64 stored blocks, of prompts of 256 that share nothing; and batches that remove them."""
     rng = random.Random(1)
-    batches, parent = [], None
+    stored, removed, parent = [], [], None
     for number in range(SAMPLE_BLOCKS // 64):
         if number % 4 == 0:
             parent = None
@@ -471,47 +488,50 @@ def announcements() -> list[bytes]:
             "block_size": BLOCK_TOKENS,
             "medium": "GPU",
         }
-        batches.append(msgspec.msgpack.encode([0.0, [event], 0]))
+        gone = [{"type": "BlockRemoved", "block_hashes": [one], "medium": "GPU"} for one in reversed(hashes)]
+        stored.append(msgspec.msgpack.encode([0.0, [event], 0]))
+        removed.append(msgspec.msgpack.encode([0.0, gone, 0]))
         parent = hashes[-1]
-    return batches
+    return stored, removed
 
 
-def announced(batches: list[bytes], pieces: list[bytes]) -> CacheMap:
+def announced(batches: list[bytes], pieces: list[bytes]) -> tuple[CacheMap, list[Replica]]:
     """What a hundred engines announced."""
     caches = CacheMap()
     replicas = [caches.attach(key, 0, "m", pieces) for key in keys(100)]
     for number, batch in enumerate(batches):
         caches.apply(replicas[number // 4 % 100], decode_batch(batch))
-    return caches
+    return caches, replicas
 
 
 def measured(url: str, redis: Redis) -> Unit:
     """Everything that a table is computed from."""
-    sent = messages(url, redis)
-    one, more, chained = (receiving(url, *shape) for shape in ((1, 0), (17, 0), (1, 1)))
-    batches = announcements()
+    costs, delivery_s = messages(url, redis)
+    stored, removed = announcements()
     pieces = [b"%04d" % (n % 10_000) for n in range(50_000)]  # four bytes a token, as English has
     began_s = time.process_time()
-    held = announced(batches, pieces).stats.held
+    caches, replicas = announced(stored, pieces)
+    held = caches.stats.held
+    for number, batch in reversed(list(enumerate(removed))):  # tails first, as engines evict
+        caches.apply(replicas[number // 4 % 100], decode_batch(batch))
     spent_s = time.process_time() - began_s
     info = redis.info()
     with subscribers(url, DELIVERED_TO):
         grown = redis.info()["used_memory"] - info["used_memory"]
-    costs = {name: cost for name, cost in sent.items() if isinstance(cost, Cost)}
     return Unit(
         in_bytes=costs["in_bytes"],
         out_bytes=costs["out_bytes"],
         redis_s=costs["redis_s"],
-        delivery_s=float(sent["delivery_s"]),  # type: ignore[arg-type]
+        delivery_s=delivery_s,
         send_s=costs["send_s"],
-        receive_s=_cost(one, more, chained),
+        receive_s=receiving(url),
         compare_s={count: comparing(count) for count in ENDPOINTS},
         reserve_s={count: asyncio.run(reserving(url, redis, count)) for count in GATEWAYS},
         share_bytes={count: asyncio.run(share_bytes(url, redis, count)) for count in ENDPOINTS},
         connection_bytes=grown / DELIVERED_TO,
         peer_row_bytes=allocated(peer_rows) / 15_000,
         history_block_bytes=allocated(history) / SAMPLE_BLOCKS,
-        announced_block_bytes=allocated(lambda: announced(batches, pieces)) / held,
+        announced_block_bytes=allocated(lambda: announced(stored, pieces)) / held,
         announced_block_s=spent_s / held,
     )
 
@@ -519,16 +539,16 @@ def measured(url: str, redis: Redis) -> Unit:
 # Gateways that run, beside what was computed of them.
 
 
-def _gateway(number: int, url: str, requests_per_s: float, shares: bool, pipe: Connection) -> None:
-    asyncio.run(_serve(number, url, requests_per_s, shares, pipe))
+def _gateway(number: int, url: str, requests_per_s: float, prefix: str | None, pipe: Connection) -> None:
+    asyncio.run(_serve(number, url, requests_per_s, prefix, pipe))
 
 
-async def _serve(number: int, url: str, requests_per_s: float, shares: bool, pipe: Connection) -> None:
-    """Requests at random for `CHECK_S`; `shares` False keeps them to itself, to tell what else it costs."""
+async def _serve(number: int, url: str, requests_per_s: float, prefix: str | None, pipe: Connection) -> None:
+    """Requests at random for `CHECK_S`; without a prefix shared with nobody, to tell what else they cost."""
     store = _store(number, 100)
     places, rng = keys(100), random.Random(number)
-    sync = _sync(store, url)
-    if shares:
+    sync = _sync(store, url, prefix or "nobody")
+    if prefix:
         sync.start()
         while not sync.stats.connected:  # noqa: ASYNC110 - once, before anything is measured
             await asyncio.sleep(0.01)
@@ -536,15 +556,20 @@ async def _serve(number: int, url: str, requests_per_s: float, shares: bool, pip
     loop = asyncio.get_running_loop()
     await loop.run_in_executor(None, pipe.recv)
     due_s, count = loop.time(), 0
-    end_s = due_s + CHECK_S
-    before, cpu_s = sync.stats, time.process_time()
+    begin_s, end_s = due_s + DURATION_S, due_s + DURATION_S + CHECK_S
+    round_trips_s: list[float] = []
+    before, cpu_s = sync.stats, 0.0
     while (due_s := due_s + rng.expovariate(requests_per_s)) < end_s:
         await asyncio.sleep(due_s - loop.time())
+        if not round_trips_s and due_s >= begin_s:
+            before, cpu_s = sync.stats, time.process_time()
+        if due_s >= begin_s:
+            round_trips_s.append(sync.stats.round_trip_s)
         name, place = RequestId(str(count)), rng.choice(places)
         blocks = [(number << 56) + (count << 16) + block for block in range(PROMPT_BLOCKS)]
         count += 1
         store.load.charge(Charge(name, place, 2_000, 4_000), time.monotonic(), None)
-        loop.call_later(FIRST_TOKEN_S, _first_token, store, name, place, blocks, shares)
+        loop.call_later(FIRST_TOKEN_S, _first_token, store, name, place, blocks if prefix else [])
         loop.call_later(DURATION_S, store.load.release, name, time.monotonic())
     cpu_s = time.process_time() - cpu_s
     after = sync.stats
@@ -553,41 +578,41 @@ async def _serve(number: int, url: str, requests_per_s: float, shares: bool, pip
             (after.published - before.published) / CHECK_S,
             (after.received - before.received) / CHECK_S,
             cpu_s / CHECK_S,
-            after.round_trip_s,
+            statistics.mean(round_trips_s),
         )
     )
-    pipe.recv()
-    if shares:
-        await sync.stop()
+    await loop.run_in_executor(None, pipe.recv)
 
 
-def _first_token(
-    store: SharedStore, name: RequestId, place: EndpointKey, blocks: list[int], shares: bool
-) -> None:
+def _first_token(store: SharedStore, name: RequestId, place: EndpointKey, blocks: list[int]) -> None:
     store.load.release_prefill(name)
-    if shares:
+    if blocks:
         store.share(place, blocks)
 
 
-def check(url: str, redis: Redis, gateways: int, requests_per_s: float, *, shares: bool) -> dict[str, float]:
+def check(
+    url: str, redis: Redis, gateways: int, requests_per_s: float, prefix: str | None
+) -> dict[str, float]:
     """What gateways use that run for `CHECK_S` over 100 endpoints, means over gateways; and Redis."""
     context = multiprocessing.get_context("spawn")
-    pipes = []
+    pipes, processes = [], []
     for number in range(gateways):
         ours, theirs = context.Pipe()
-        context.Process(
-            target=_gateway, args=(number, url, requests_per_s, shares, theirs), daemon=True
-        ).start()
+        arguments = (number, url, requests_per_s, prefix, theirs)
+        processes.append(context.Process(target=_gateway, args=arguments, daemon=True))
+        processes[-1].start()
         pipes.append(ours)
     for pipe in pipes:
         pipe.recv()
-    before = redis.info()
     for pipe in pipes:
         pipe.send(None)
+    time.sleep(DURATION_S)
+    before = redis.info()
     sent, received, cpu, round_trip_s = zip(*(pipe.recv() for pipe in pipes), strict=True)
     after = redis.info()
-    for pipe in pipes:
-        pipe.send(None)
+    for process in processes:
+        process.kill()
+        process.join()
 
     def per_s(name: str) -> float:
         return (after[name] - before[name]) / CHECK_S
@@ -605,8 +630,8 @@ def check(url: str, redis: Redis, gateways: int, requests_per_s: float, *, share
 
 def checked(unit: Unit, load: Load, url: str, redis: Redis, gateways: int) -> dict[str, tuple[float, float]]:
     """Measured and computed, for 100 endpoints and the round trip that was measured."""
-    alone = check(url, redis, 1, load.requests_per_s, shares=False)
-    found = check(url, redis, gateways, load.requests_per_s, shares=True)
+    alone = check(url, redis, 1, load.requests_per_s, None)
+    found = check(url, redis, gateways, load.requests_per_s, f"check{gateways}")
     same = Load(load.requests_per_s, found["round_trip_ms"] / 1e3, DURATION_S, load.kv_tokens)
     expected = sized(unit, same, 100, gateways)
     found["gateway_cpu_percent"] -= alone["gateway_cpu_percent"]

@@ -4,18 +4,31 @@ Rules:
     1. An engine never evicts the blocks of a request that runs there, and computes those of one that waits
        there before any request behind it starts. So from a request's charge to its end its blocks are a
        hit for whoever comes after it, whatever else is known of that cache.
-    2. Blocks come as chains (see `prefix_index`) and are added and removed whole, so a count never exceeds
-       that of its ancestor: `match` bisects.
-    3. Counts are exact: what was not added (Rule 4) must not be removed, which `add` tells.
+    2. Chains are added and removed whole, so a block is in use as long as its descendants are: blocks are
+       closed under ancestry, as `BlockHolders` wants them.
+    3. Counts are exact: what was not added must not be removed, which `add` tells.
     4. Memory is bounded by `max_blocks` over all endpoints.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
+from metadata_center.block_holders import BlockHolders
+from metadata_center.counters import MAX_ENDPOINTS
+from metadata_center.errors import CapacityError
 from metadata_center.types import EndpointKey
+
+
+class _Running:
+    """One endpoint's blocks in use, counted."""
+
+    __slots__ = ("bit", "counts", "has_left")
+
+    def __init__(self, bit: int) -> None:
+        self.bit = bit
+        self.counts: dict[int, int] = {}
+        self.has_left = False
 
 
 class RunningBlocks:
@@ -23,10 +36,12 @@ class RunningBlocks:
 
     Args:
         max_blocks: Bound on blocks counted, summed over endpoints; chains beyond it are left out.
+        max_endpoints: Bound on endpoints.
     """
 
-    def __init__(self, max_blocks: int = 2_000_000) -> None:
-        self._counts: dict[EndpointKey, dict[int, int]] = {}
+    def __init__(self, max_blocks: int = 2_000_000, *, max_endpoints: int = MAX_ENDPOINTS) -> None:
+        self._running: dict[EndpointKey, _Running] = {}
+        self._holders = BlockHolders(max_endpoints)
         self._max_blocks = max_blocks
         self._blocks = 0
 
@@ -38,41 +53,53 @@ class RunningBlocks:
         """One more request with these blocks is on its way; False if there are none, or no room for them."""
         if not blocks or self._blocks + len(blocks) > self._max_blocks:
             return False
-        counts = self._counts.get(endpoint)
-        if counts is None:
-            counts = self._counts[endpoint] = {}
-        before = len(counts)
+        running = self._running.get(endpoint)
+        if running is None:
+            try:
+                running = self._running[endpoint] = _Running(self._holders.admit(endpoint))
+            except CapacityError:
+                return False
+        running.has_left = False
+        counts, bit, masks = running.counts, running.bit, self._holders.masks
         for block in blocks:
-            counts[block] = counts.get(block, 0) + 1
-        self._blocks += len(counts) - before
+            count = counts.get(block)
+            if count is None:
+                counts[block] = 1
+                masks[block] = masks.get(block, 0) | bit
+                self._blocks += 1
+            else:
+                counts[block] = count + 1
         return True
 
     def remove(self, endpoint: EndpointKey, blocks: Sequence[int]) -> None:
         """A request that was added is over."""
-        counts = self._counts[endpoint]
-        before = len(counts)
+        running = self._running[endpoint]
+        counts, bit, masks = running.counts, running.bit, self._holders.masks
         for block in blocks:
             left = counts[block] - 1
             if left:
                 counts[block] = left
+                continue
+            del counts[block]
+            self._blocks -= 1
+            holding = masks[block] ^ bit
+            if holding:
+                masks[block] = holding
             else:
-                del counts[block]
-        self._blocks += len(counts) - before
-        if not counts:
-            del self._counts[endpoint]
+                del masks[block]
 
-    def match(self, blocks: Sequence[int], rows: Mapping[EndpointKey, int]) -> Iterator[tuple[int, int]]:
-        """Row and number of leading blocks, for each endpoint that has at least the first one in use.
+        if running.has_left:
+            self.forget(endpoint)
 
-        Args:
-            blocks: The prompt's chain, head first.
-            rows: Endpoints that matter, and their rows.
-        """
-        if not blocks:
-            return
-        first = blocks[0]
-        for endpoint, counts in self._counts.items():
-            if first in counts:
-                row = rows.get(endpoint)
-                if row is not None:
-                    yield row, bisect_left(blocks, True, 1, key=lambda block: block not in counts)
+    def forget(self, endpoint: EndpointKey) -> None:
+        """The endpoint has left: nothing is kept of it once the last request there is over."""
+        running = self._running.get(endpoint)
+        if running is not None:
+            running.has_left = True
+            if not running.counts:
+                del self._running[endpoint]
+                self._holders.dismiss(endpoint)
+
+    def match(self, blocks: Sequence[int], keys: tuple[EndpointKey, ...]) -> list[int]:
+        """How many leading blocks of a prompt are in use at each endpoint; see `BlockHolders.match`."""
+        return self._holders.match(blocks, keys)

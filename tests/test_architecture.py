@@ -46,6 +46,7 @@ CORE = (
     "metadata_center/load.py",
     "metadata_center/counters.py",
     "metadata_center/prefix_index.py",
+    "metadata_center/block_holders.py",
     "metadata_center/running_blocks.py",
     "metadata_center/cluster_loads.py",
     "metadata_center/meeting.py",

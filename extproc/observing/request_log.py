@@ -4,13 +4,20 @@ A line is a constant event and keys. The request line's keys are a closed list o
 addresses: prompt text, header values and credentials have no way in. `JsonFormatter` holds every other
 logger of the process to the same: values under telling names are withheld, and an exception shows its type
 and its stack, but its message only where the type is known not to quote its input.
+
+`logging.prompt_blocks` adds what a replay needs to know of a prompt: its length and hashes of its blocks,
+keyed by a secret of the installation. Without the secret nobody can tell whether a text that he guesses was
+asked; with one for all, the logs of several gateways fit together. That two prompts begin alike stays
+visible: this is what the hashes are for.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import traceback
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,12 +28,18 @@ from extproc.observing.records import DecisionRecord, Outcome
 
 REQUEST_LOGGER = "tokenway.request"
 WITHHELD = "[withheld]"
+MIN_KEY_CHARS = 16
+"""Of an installation's secret: 64 bits in hexadecimal, too many to try."""
 
 _LOGGER = logging.getLogger(REQUEST_LOGGER)
 _EVENT = "request ended"
 # A client chooses the model name and may make Envoy quote a certificate: OpenAI's longest fine-tune names and
 # Envoy's longest fixed `response_code_details` stay under 100 characters.
 _MAX_CHARS = 256
+# A line of 35 kB at most: 1 MiB of prompt, about 260,000 tokens. What is longer loses its tail in a replay.
+_MAX_BLOCKS = 2048
+# JSON's numbers are exact up to here for every reader; odds that any of a million blocks collide: 1 : 18,000.
+_HASH_BITS = 53
 # What a LogRecord carries of itself; anything else in it came by `extra=`.
 _STANDARD = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {
     "message",
@@ -75,11 +88,44 @@ class JsonFormatter(logging.Formatter):
             return json.dumps(line, default=_type_name, skipkeys=True)
 
 
-def log_request_end(record: DecisionRecord, outcome: Outcome) -> None:
-    """Leave the line of one ended request at INFO on `tokenway.request`; near free when that is off."""
+def block_key(secret: str) -> bytes:
+    """The key of the block hashes from an installation's secret of any length."""
+    return hashlib.blake2b(secret.encode(), digest_size=32, person=b"tokenway.blocks").digest()
+
+
+def keyed_blocks(blocks: Sequence[int], key: bytes) -> list[int]:
+    """Block hashes as logs show them.
+
+    Args:
+        blocks: Unsigned 64-bit chained hashes, in prompt order.
+        key: From `block_key`.
+
+    Returns:
+        As many numbers of 53 bits, up to 2,048; equal where the hashes are.
+    """
+    keyed = hashlib.blake2b(key=key, digest_size=8)
+    hashes = []
+    for block in blocks[:_MAX_BLOCKS]:
+        one = keyed.copy()
+        one.update(block.to_bytes(8, "little"))
+        hashes.append(int.from_bytes(one.digest(), "little") >> (64 - _HASH_BITS))
+    return hashes
+
+
+def log_request_end(
+    record: DecisionRecord, outcome: Outcome, blocks: Sequence[int] = (), key: bytes | None = None
+) -> None:
+    """Leave the line of one ended request at INFO on `tokenway.request`; near free when that is off.
+
+    Args:
+        record: Its decision.
+        outcome: Its end.
+        blocks: Hashes of its prompt's blocks.
+        key: From `block_key`, to log `blocks` under; None leaves out all about the prompt's blocks.
+    """
     if not _LOGGER.isEnabledFor(logging.INFO):
         return
-    fields = {
+    fields: dict[str, Any] = {
         "request_id": record.request_id,
         "operation": record.operation,
         "model": record.model[:_MAX_CHARS],
@@ -108,6 +154,12 @@ def log_request_end(record: DecisionRecord, outcome: Outcome) -> None:
         "decision_us": round(record.decision_us, 1),
         "held_ms": _ms(record.held_s),
     }
+    if key is not None:
+        fields |= {
+            "prompt_bytes": record.prompt_bytes,
+            "block_bytes": record.block_bytes,
+            "prompt_blocks": keyed_blocks(blocks, key),
+        }
     # `Logger.info` would walk the stack for a caller that is always this function.
     _LOGGER.handle(_LOGGER.makeRecord(REQUEST_LOGGER, logging.INFO, "", 0, _EVENT, (), None, extra=fields))
 

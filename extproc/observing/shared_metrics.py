@@ -37,6 +37,11 @@ SHARING_DROPPED = Family(
 SHARING_ROUND_TRIP = Family(
     "tokenway_sharing_round_trip_seconds", Kind.GAUGE, "Moving average of one exchange with the store."
 )
+SHARING_NAMESAKES = Family(
+    "tokenway_sharing_namesakes_total",
+    Kind.COUNTER,
+    "Messages of another gateway of this one's name; growing, two gateways need `metadata_center.gateway`.",
+)
 RESERVATIONS = Family(
     "tokenway_reservations_total",
     Kind.COUNTER,
@@ -86,6 +91,7 @@ SHARING_FAMILIES: tuple[Family, ...] = (
     SHARING_FAILURES,
     SHARING_DROPPED,
     SHARING_ROUND_TRIP,
+    SHARING_NAMESAKES,
     RESERVATIONS,
 )
 """Without a sample in a gateway that shares with nobody."""
@@ -115,6 +121,7 @@ def sharing_values(stats: SyncStats, gateways: int) -> Values:
         SHARING_FAILURES: {(): stats.failures},
         SHARING_DROPPED: {(): stats.dropped},
         SHARING_ROUND_TRIP: {(): stats.round_trip_s},
+        SHARING_NAMESAKES: {(): stats.namesakes},
         RESERVATIONS: {("placed",): stats.reserved, ("local",): stats.reserve_timeouts},
     }
 

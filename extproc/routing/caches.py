@@ -13,7 +13,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -106,7 +106,6 @@ class Caches:
         block_bytes: int,
         prompt_tokens: int,
         keys: tuple[EndpointKey, ...],
-        rows: Mapping[EndpointKey, int],
     ) -> Estimate:
         """Ask every view.
 
@@ -118,21 +117,21 @@ class Caches:
             block_bytes: Bytes per block.
             prompt_tokens: As far as known, >= 1.
             keys: Endpoints.
-            rows: Row of each.
         """
         views = [View.HISTORY] * len(keys)
         matched = self.history.match(blocks, keys)
-        running = list(self.running.match(blocks, rows))
+        running = self.running.match(blocks, keys)
         announcement = None
         prompt_bytes = len(request.prompt)
         if self.announcing is not None and prompt_bytes:
             tokens_per_byte = prompt_tokens / prompt_bytes
             announcement = self.announcing.match(request, model, lora, keys, tokens_per_byte)
         if announcement is None:
-            for row, depth in running:
-                if depth > matched[row]:
-                    matched[row] = depth
-                    views[row] = View.RUNNING
+            if any(running):
+                for row, depth in enumerate(running):
+                    if depth > matched[row]:
+                        matched[row] = depth
+                        views[row] = View.RUNNING
             cached = _tokens_of(matched, block_bytes, prompt_bytes, prompt_tokens)
             return Estimate(prompt_tokens, cached, matched, len(blocks), views)
         prompt_tokens = announcement.prompt_tokens
@@ -144,8 +143,8 @@ class Caches:
                 worth[row] = round(announcement.worth[row])
                 views[row] = View.ANNOUNCED
         one_block = block_bytes * prompt_tokens // prompt_bytes
-        for row, depth in running:
-            (tokens,) = _tokens_of([depth], block_bytes, prompt_bytes, prompt_tokens)
+        running_tokens = _tokens_of(running, block_bytes, prompt_bytes, prompt_tokens)
+        for row, tokens in enumerate(running_tokens):
             unit = announcement.block_tokens[row] or 1
             tokens -= tokens % unit
             if tokens >= cached[row] + one_block:

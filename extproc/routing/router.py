@@ -273,7 +273,6 @@ class Router:
             settings.block_bytes,
             asked.prompt_tokens,
             pool.keys,
-            pool.rows,
         )
         prompt_tokens, cached = estimate.prompt_tokens, estimate.cached_tokens
         group = (route.model, route.group)

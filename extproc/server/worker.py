@@ -25,6 +25,7 @@ from extproc.health.prober import Prober
 from extproc.health.tracker import FailureKind, HealthState, HealthTracker, Transition
 from extproc.observing.metrics import Metrics
 from extproc.observing.records import RecordRing
+from extproc.observing.request_log import MIN_KEY_CHARS, block_key
 from extproc.observing.shared_metrics import Values, event_values, sharing_values
 from extproc.predicting.predictor import Predictor
 from extproc.predicting.tokens import TokensPerByte
@@ -372,11 +373,13 @@ class Worker:
         self._router.table = table
         self._router.settings = self._router_settings(config)
         self._gateway.log_requests = config.logging.requests
+        self._gateway.block_key = self._block_key(config)
         self._prober.set_endpoints(resolution.endpoints)
         state.load.retain(keys)
         state.endpoints.retain(keys)
         for key in before - keys:
             state.caches.history.remove(key)
+            state.caches.running.forget(key)
         self._announcements.configure(config, resolution.clusters, self._path.parent)
         state.metrics.configure(models=config.models, clusters=resolution.clusters, endpoints=keys)
         logging.getLogger("tokenway").setLevel(config.logging.level.upper())
@@ -393,6 +396,18 @@ class Worker:
             slots_of=counters.slots,
             loaded_unix_s=time.time(),
         )
+
+    @staticmethod
+    def _block_key(config: Config) -> bytes | None:
+        """Under which prompts' blocks are logged; None if they are not to be, or not without a good key."""
+        if not config.logging.prompt_blocks:
+            return None
+        name = config.logging.prompt_blocks_key_env
+        secret = os.environ.get(name, "")
+        if len(secret) < MIN_KEY_CHARS:
+            _log.warning("prompt blocks are not logged: no key", extra={"variable": name})
+            return None
+        return block_key(secret)
 
     @staticmethod
     def _router_settings(config: Config) -> RouterSettings:

@@ -8,7 +8,8 @@ Rules:
        shows as a gap, and is replayed.
     3. Each replay has a socket of its own, so a late answer to an abandoned request goes nowhere; each source
        asks at most once in `MIN_REPLAY_INTERVAL_S`.
-    4. A new connection to an engine may mean a new engine: the sequencer verifies it. Where engines connect
+    4. While there is no connection to an engine its view counts as behind. A new connection may mean a new
+       engine: the sequencer verifies it. Where engines connect
        to us (bind), connections say nothing, so whoever learns of a restart calls `verify`.
     5. Nothing an engine sends raises: a message without the frames of one is counted; a batch that cannot be
        decoded is counted and clears its source, since what it removed is unknown.
@@ -28,6 +29,7 @@ from typing import Final, TypeVarTuple, Unpack
 
 import zmq
 import zmq.asyncio
+from zmq.utils.monitor import parse_monitor_message
 
 from metadata_center.kv_events.decoding import MAX_PAYLOAD_BYTES, decode
 from metadata_center.kv_events.errors import DecodeError
@@ -98,7 +100,7 @@ class SubscriberStats:
 class _Feed:
     """One source and what is under way for it."""
 
-    __slots__ = ("asked_s", "closed", "replay", "sequencer", "source", "told", "unverified", "warned")
+    __slots__ = ("asked_s", "closed", "cut", "replay", "sequencer", "source", "told", "unverified", "warned")
 
     def __init__(self, source: Source, sequencer: Sequencer) -> None:
         self.source = source
@@ -109,6 +111,7 @@ class _Feed:
         self.unverified = True
         self.warned = False
         self.closed = False
+        self.cut = False
 
 
 class _Inlet:
@@ -339,13 +342,17 @@ class KvEventSubscriber:
             socket.connect(inlet.address)
 
     async def _watch(self, socket: zmq.asyncio.Socket, inlet: _Inlet) -> None:
-        """Have the source verified after each handshake with its publisher."""
-        with socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED) as monitor:
+        """Have the source verified after each handshake with its publisher; behind while there is none."""
+        with socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED) as monitor:
             try:
                 while True:
-                    await monitor.recv_multipart()
+                    event = parse_monitor_message(await monitor.recv_multipart())["event"]
                     for feed in inlet.feeds.values():
-                        self._suspect(feed)
+                        feed.cut = event == zmq.EVENT_DISCONNECTED
+                        if feed.cut:
+                            self._tell(feed)
+                        else:
+                            self._suspect(feed)
             finally:
                 socket.disable_monitor()
 
@@ -446,7 +453,14 @@ class KvEventSubscriber:
             return
         if state is not SyncState.REPLAYING:
             self._end_replay(feed)
-        if state is not feed.told:
+        self._tell(feed)
+
+    def _tell(self, feed: _Feed) -> None:
+        """Say what a source's view is worth, if that has changed: behind, while its publisher is away."""
+        state = feed.sequencer.state
+        if feed.cut and state in (SyncState.IN_SYNC, SyncState.INCOMPLETE):
+            state = SyncState.REPLAYING
+        if state is not feed.told and not feed.closed:
             feed.told = state
             self._call(self._on_state, feed.source, state)
 

@@ -41,6 +41,7 @@ from redis.exceptions import MovedError, NoScriptError, ReadOnlyError, RedisErro
 
 from metadata_center.counters import NUM_KINDS
 from metadata_center.sharing.messages import (
+    MAX_LEASE_S,
     MemberId,
     MessageError,
     Reservation,
@@ -259,6 +260,9 @@ class RedisTransport:
         )
         try:
             await connection.connect()  # type: ignore[no-untyped-call]
+            # From here on callers bound each call. With a time-out of its own redis-py waits by
+            # `asyncio.wait_for`, which on Python 3.11 loses a cancellation that meets the end of a send.
+            connection.socket_timeout = None
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
@@ -295,5 +299,6 @@ def _updates(member: bytes, left_ms: int, fields: list[bytes]) -> list[Update]:
             if len(amounts) != NUM_KINDS:
                 raise ValueError("a row of another length")
             rows.append((sequence, Row(EndpointKey(name.decode()), *amounts)))
-    updates = share(MemberId(member.decode()), full, left_ms / 1000.0, rows)
+    lease_s = min(left_ms / 1000.0, MAX_LEASE_S)  # more is left if the server's clock was set back
+    updates = share(MemberId(member.decode()), full, lease_s, rows)
     return [decode(encode(update)) for update in updates]

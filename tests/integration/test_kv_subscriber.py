@@ -241,6 +241,22 @@ async def test_a_restarted_engine_is_cleared_even_while_it_is_idle() -> None:
             await until(view.has(source, 1, 1))
 
 
+async def test_a_view_is_behind_while_its_publisher_is_away() -> None:
+    """What an engine caches meanwhile is unknown: nobody may take the old view for a current one."""
+    first = Engine()
+    source = first.source()
+    async with subscribed(source) as view:
+        await first.publish()
+        await until(view.has(source, 0, 1))
+        await until(lambda: view.subscriber.state(source) is SyncState.IN_SYNC)
+        await first.stop()
+        await until(lambda: view.subscriber.state(source) is SyncState.REPLAYING)
+        assert view.states[-1] is SyncState.REPLAYING
+        second = first.restarted()
+        async with engines(second):
+            await until(lambda: view.subscriber.state(source) is SyncState.IN_SYNC)
+
+
 async def test_a_restart_is_noticed_whatever_number_is_seen_first() -> None:
     """The new life has gone beyond the old one's numbers when its first batch is seen."""
     first = Engine()

@@ -64,6 +64,10 @@ def _reconnected(sync: Sync, before: int) -> bool:
     return sync.stats.reconnects > before
 
 
+def _is_connected(sync: Sync) -> bool:
+    return sync.stats.connected
+
+
 def views(pair: Pair) -> list[list[int]]:
     """Requests on A and B as each of them counts."""
     found = []
@@ -307,3 +311,17 @@ async def test_a_fault_of_ours_does_not_end_the_sharing() -> None:
         stub.heard.put_nowait(ZeroDivisionError())
         await until(lambda: sync.stats.reconnects == 1)
         assert sync.stats.connected
+
+
+async def test_stopping_under_traffic_ends(server: RedisServer) -> None:
+    """A stop that meets the end of a send is still a stop, however often it is tried."""
+    for attempt in range(30):
+        store = SharedStore(member_id("third", 0, f"x{attempt}"), Counters(), PrefixIndex(9, 9))
+        sync = Sync(store, RedisTransport(parse_url(server.url)), time.monotonic, random.Random(attempt))
+        sync.start()
+        await until(partial(_is_connected, sync))
+        for number in range(attempt % 7 + 1):
+            store.load.charge(Charge(RequestId(f"{number}"), A, 1, 1), time.monotonic(), None)
+            await asyncio.sleep(0)
+        async with asyncio.timeout(20.0):
+            await sync.stop()

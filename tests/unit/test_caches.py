@@ -12,7 +12,6 @@ from metadata_center.types import EndpointKey
 
 BLOCK_BYTES = 64
 KEYS = tuple(EndpointKey(f"10.0.0.{i}:8000") for i in range(3))
-ROWS = {key: row for row, key in enumerate(KEYS)}
 PROMPT = bytes(range(256)) * 4  # 16 blocks, taken to be 256 tokens
 BLOCKS = block_hashes(PROMPT, 0, BLOCK_BYTES)
 
@@ -48,7 +47,7 @@ def caches(announcing: Engines | None = None) -> Caches:
 def estimate(views: Caches) -> Estimate:
     """What is believed of `PROMPT`."""
     request = InferenceRequest(Operation.CHAT, "m", True, PROMPT, None, None, None, {})
-    return views.estimate(request, "m", None, BLOCKS, BLOCK_BYTES, 256, KEYS, ROWS)
+    return views.estimate(request, "m", None, BLOCKS, BLOCK_BYTES, 256, KEYS)
 
 
 def test_without_announcements_history_speaks_in_blocks() -> None:

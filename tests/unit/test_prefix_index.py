@@ -98,7 +98,7 @@ def test_agrees_with_the_naive_model(
             assert index.size(endpoint) == len(held)
             assert all(index.last_use(endpoint, block) == sequence for block, sequence in held.items())
     assert index.total == sum(map(len, model.used.values()))
-    assert len(index._holders) == len({block for held in model.used.values() for block in held})
+    assert len(index._holders.masks) == len({block for held in model.used.values() for block in held})
 
 
 @given(steps=st.lists(st.tuples(endpoints, st.lists(st.integers(0, 9), max_size=8)), max_size=20))
@@ -111,7 +111,7 @@ def test_blocks_that_are_no_chain_do_no_harm(steps: list[tuple[EndpointKey, list
         assert all(0 <= depth <= len(blocks) for depth in index.match(blocks, (A, B, C)))
     for key in (A, B, C):
         index.remove(key)
-    assert index._holders == {}
+    assert index._holders.masks == {}
 
 
 def test_the_tail_of_a_chain_is_evicted_first() -> None:
@@ -197,7 +197,7 @@ def test_equal_tuples_are_interchangeable() -> None:
 
     for _ in range(600):
         assert index.match(blocks, tuple([B, A])) == [0, 2]  # noqa: C409 - a new object each time
-    assert len(index._groups) <= 256
+    assert len(index._holders._groups) <= 256
 
 
 def test_endpoints_are_bounded() -> None:

@@ -6,15 +6,25 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.choosing.settings import LoadBalancing
+from extproc.config.schema import Config
 from extproc.errors import Reason, RouterError
 from extproc.observing.records import DecisionRecord, Ended, Outcome
-from extproc.observing.request_log import REQUEST_LOGGER, WITHHELD, JsonFormatter, log_request_end
+from extproc.observing.request_log import (
+    REQUEST_LOGGER,
+    WITHHELD,
+    JsonFormatter,
+    block_key,
+    keyed_blocks,
+    log_request_end,
+)
+from extproc.server.worker import Worker
 from extproc.types import Operation
 from metadata_center.types import EndpointKey, RequestId
 
@@ -185,3 +195,55 @@ def test_objects_are_shown_by_type() -> None:
             return CANARY
 
     assert json.loads(formatted(value=Holder()))["value"] == "<Holder>"
+
+
+def test_prompt_blocks_are_logged_only_under_a_key(written: io.StringIO) -> None:
+    """With a key the line also has the prompt's length, the blocks' size and their keyed hashes."""
+    record = replace(RECORD, prompt_bytes=1200, block_bytes=512)
+    log_request_end(record, OUTCOME, [1, 2])
+    log_request_end(record, OUTCOME, [1, 2], block_key(CANARY))
+    plain, keyed = map(json.loads, written.getvalue().splitlines())
+    assert "prompt_blocks" not in plain
+    assert {key: keyed[key] for key in keyed.keys() - plain.keys()} == {
+        "prompt_bytes": 1200,
+        "block_bytes": 512,
+        "prompt_blocks": keyed_blocks([1, 2], block_key(CANARY)),
+    }
+    assert CANARY not in written.getvalue()
+
+
+def test_keyed_blocks_are_equal_where_key_and_block_are() -> None:
+    """Two gateways of one secret agree; another secret shares nothing; a common beginning stays one."""
+    one, other = block_key(CANARY), block_key(CANARY + "!")
+    assert keyed_blocks([5, 6, 7], one)[:2] == keyed_blocks([5, 6, 8], one)[:2]
+    assert keyed_blocks([7], one) != keyed_blocks([8], one)
+    assert not set(keyed_blocks(range(100), one)) & set(keyed_blocks(range(100), other))
+    assert not set(keyed_blocks(range(100), one)) & set(range(100))
+
+
+def test_keyed_blocks_are_numbers_that_json_keeps_and_not_too_many() -> None:
+    """At most 2,048 of 53 bits, whatever the prompt."""
+    hashes = keyed_blocks(range(2**64 - 5_000, 2**64), block_key(CANARY))
+    assert len(hashes) == 2048
+    assert all(0 <= value < 2**53 for value in hashes)
+    assert max(hashes) > 2**52
+
+
+@pytest.mark.parametrize(
+    ("on", "secret", "keyed"),
+    [
+        (True, CANARY + "-and-more", True),
+        (True, "short", False),
+        (True, None, False),
+        (False, CANARY * 2, False),
+    ],
+)
+def test_a_worker_logs_blocks_only_with_a_good_secret(
+    monkeypatch: pytest.MonkeyPatch, on: bool, secret: str | None, keyed: bool
+) -> None:
+    """The option alone is not enough: without a secret of 16 characters the lines stay as they are."""
+    monkeypatch.delenv("TOKENWAY_LOG_KEY", raising=False)
+    if secret is not None:
+        monkeypatch.setenv("TOKENWAY_LOG_KEY", secret)
+    key = Worker._block_key(Config.model_validate({"logging": {"prompt_blocks": on}}))
+    assert key == (block_key(secret) if keyed and secret else None)

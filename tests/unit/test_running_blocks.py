@@ -8,17 +8,16 @@ from metadata_center.running_blocks import RunningBlocks
 from metadata_center.types import EndpointKey
 
 A, B = EndpointKey("10.0.0.1:1"), EndpointKey("10.0.0.2:1")
-ROWS = {A: 0, B: 1}
+KEYS = (A, B)
 
 
 def test_a_running_chain_is_matched_as_far_as_it_is_shared() -> None:
     """The leading blocks that a request in flight has in common with the prompt."""
     running = RunningBlocks()
     running.add(A, [1, 2, 3])
-    assert list(running.match([1, 2, 4], ROWS)) == [(0, 2)]
-    assert list(running.match([1, 2, 3, 4], ROWS)) == [(0, 3)]
-    assert list(running.match([9, 2], ROWS)) == []
-    assert list(running.match([], ROWS)) == []
+    assert running.match([1, 2, 4], KEYS) == [2, 0]
+    assert running.match([1, 2, 3, 4], KEYS) == [3, 0]
+    assert running.match([9, 2], KEYS) == running.match([], KEYS) == [0, 0]
 
 
 def test_an_endpoint_that_does_not_matter_is_left_out() -> None:
@@ -26,7 +25,7 @@ def test_an_endpoint_that_does_not_matter_is_left_out() -> None:
     running = RunningBlocks()
     running.add(A, [1])
     running.add(B, [1, 2])
-    assert list(running.match([1, 2], {B: 0})) == [(0, 2)]
+    assert running.match([1, 2], (B,)) == [2]
 
 
 def test_blocks_stay_until_the_last_request_that_uses_them_is_over() -> None:
@@ -35,9 +34,9 @@ def test_blocks_stay_until_the_last_request_that_uses_them_is_over() -> None:
     running.add(A, [1, 2])
     running.add(A, [1, 2, 3])
     running.remove(A, [1, 2, 3])
-    assert list(running.match([1, 2, 3], ROWS)) == [(0, 2)]
+    assert running.match([1, 2, 3], KEYS) == [2, 0]
     running.remove(A, [1, 2])
-    assert list(running.match([1, 2, 3], ROWS)) == []
+    assert running.match([1, 2, 3], KEYS) == [0, 0]
     assert len(running) == 0
 
 
@@ -64,7 +63,7 @@ def test_any_order_of_endings_leaves_nothing(rng: random.Random) -> None:
         for head in (0, 100, 200):
             prompt = list(range(head, head + 25))
             longest = max((len(other) for other in alive if other[0] == head), default=0)
-            assert dict(running.match(prompt, ROWS)).get(0, 0) == longest
+            assert running.match(prompt, KEYS) == [longest, 0]
     for chain in alive:
         running.remove(A, chain)
     assert len(running) == 0
@@ -77,3 +76,14 @@ def test_a_prompt_without_blocks_is_not_counted() -> None:
     assert running.add(A, [1])
     running.remove(A, [1])
     assert len(running) == 0
+
+
+def test_an_endpoint_that_left_gives_its_place_back_when_it_is_idle() -> None:
+    """The bound on endpoints counts those that are there or still busy."""
+    running = RunningBlocks(max_endpoints=1)
+    assert running.add(A, [1])
+    running.forget(A)
+    assert not running.add(B, [2])
+    running.remove(A, [1])
+    assert running.add(B, [2])
+    assert running.match([2], KEYS) == [0, 1]
