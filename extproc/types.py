@@ -89,6 +89,21 @@ class Endpoint:
 
 
 @value
+class Learned:
+    """What `least_completion` has learned, as one decision takes it.
+
+    Attributes:
+        prefill_prices_s: See `extproc.choosing.completion.PrefillModel`.
+        followers_per_s: Requests that come to one endpoint while a second of backlog is worked off.
+        decode_tokens: Seconds of TTFT that a second of time per output token is worth.
+    """
+
+    prefill_prices_s: tuple[float, ...]
+    followers_per_s: float
+    decode_tokens: float
+
+
+@value
 class Snapshot:
     """What one decision looks at: one row per candidate, all columns of length n.
 
@@ -101,6 +116,12 @@ class Snapshot:
         num_blocks: Length of this request's prompt in the same unit: blocks of ours where routing history is
             the only view of the caches, tokens where engines announce them.
         weights: Relative capacity, > 0.
+        prefilling: Requests not known to be prefilled. This and all that follows is for `least_completion`.
+        cached_tokens: Prompt tokens believed cached.
+        steps_s: Predicted time per output token.
+        prompt_tokens: Length of this request's prompt.
+        output_tokens: Usual length of an answer.
+        learned: Prices and traffic; None where another policy chooses.
     """
 
     keys: tuple[EndpointKey, ...]
@@ -110,6 +131,12 @@ class Snapshot:
     matched_blocks: Sequence[int]
     num_blocks: int
     weights: Sequence[float]
+    prefilling: Sequence[int] = ()
+    cached_tokens: Sequence[int] = ()
+    steps_s: Sequence[float] = ()
+    prompt_tokens: int = 0
+    output_tokens: float = 0.0
+    learned: Learned | None = None
 
 
 @value

@@ -7,10 +7,16 @@ import asyncio
 import signal
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 from simulator.engine.profile import PROFILES
 from simulator.server.app import SimulatorServer
-from simulator.server.settings import DEFAULT_MAX_MODEL_LEN, KvEventsConfig, ServerSettings
+from simulator.server.settings import (
+    DEFAULT_BUFFER_STEPS,
+    DEFAULT_MAX_MODEL_LEN,
+    KvEventsConfig,
+    ServerSettings,
+)
 
 
 def parse_settings(argv: list[str]) -> ServerSettings:
@@ -36,13 +42,15 @@ def parse_settings(argv: list[str]) -> ServerSettings:
     add("--kv-events-bind", action="store_true", help="bind --kv-events whatever the address")
     add("--kv-replay", metavar="ENDPOINT", help="answer replay requests for KV events here")
     add("--kv-topic", default="")
+    add("--kv-buffer-steps", type=int, default=DEFAULT_BUFFER_STEPS, help="batches kept for replay")
     add("--sse-keep-alive", type=float, metavar="SECONDS", help="send comments until the first token")
     add("--enable-request-id-headers", action="store_true", help="echo X-Request-Id")
+    add("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json of a byte-level BPE for completions")
     args = parser.parse_args(argv)
     if args.kv_events is None and (args.kv_replay is not None or args.kv_events_bind or args.kv_topic):
         parser.error("--kv-replay, --kv-events-bind and --kv-topic need --kv-events")
     kv_events = args.kv_events and KvEventsConfig(
-        args.kv_events, args.kv_replay, args.kv_topic, args.kv_events_bind
+        args.kv_events, args.kv_replay, args.kv_topic, args.kv_events_bind, args.kv_buffer_steps
     )
     overrides = {
         name: getattr(args, name)
@@ -61,6 +69,7 @@ def parse_settings(argv: list[str]) -> ServerSettings:
             kv_events=kv_events,
             sse_keep_alive_s=args.sse_keep_alive,
             request_id_headers=args.enable_request_id_headers,
+            tokenizer=args.tokenizer,
         )
     except ValueError as error:
         parser.error(str(error))

@@ -71,8 +71,12 @@ CORE = (
         f"simulator/replay/{name}.py"
         for name in (
             *("trace", "draws", "books", "caches", "fleet", "replica", "settings", "gateway", "run"),
-            *("summary", "oracle", "lineup", "report", "generators", "export"),
+            *("summary", "oracle", "lineup", "report", "generators", "export", "log_lines"),
         )
+    ),
+    *(
+        f"simulator/validation/{name}.py"
+        for name in ("measured", "playing", "fitting", "comparing", "datasheet")
     ),
 )
 
@@ -95,11 +99,12 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "metadata_center": "",
         "simulator.engine": "",
         "simulator.server": "simulator.engine",
-        "simulator.policies": "extproc.choosing extproc.types metadata_center",
+        "simulator.validation": "simulator.engine",
+        "simulator.policies": "extproc.choosing extproc.predicting extproc.types metadata_center",
         "simulator.replay": "simulator.engine simulator.policies extproc.predicting metadata_center",
         "extproc.types": "metadata_center",
         "extproc.errors": "",
-        "extproc.choosing": "extproc.types",
+        "extproc.choosing": "extproc.types extproc.predicting metadata_center",
         "extproc.predicting": "extproc.types",
         "extproc.request": "extproc.types extproc.errors extproc.choosing",
         "extproc.rendering": "extproc.types extproc.errors extproc.request metadata_center",

@@ -13,6 +13,7 @@ from math import ceil, sqrt
 from operator import add, truediv
 from typing import Final
 
+from extproc.choosing.least_completion import completion_terms
 from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.types import Snapshot
 
@@ -42,6 +43,8 @@ def terms_of(snapshot: Snapshot, settings: LoadBalancing) -> Terms:
     match settings.algorithm:
         case Algorithm.INFERENCE_LB:
             return inference_terms(snapshot, settings)
+        case Algorithm.LEAST_COMPLETION:
+            return completion_terms(snapshot)
         case Algorithm.PREFIX_CACHE:
             return prefix_cache_terms(snapshot, settings)
         case Algorithm.LEAST_REQUEST:

@@ -10,6 +10,7 @@ class Algorithm(StrEnum):
     """The policies a model may choose from."""
 
     INFERENCE_LB = "inference_lb"
+    LEAST_COMPLETION = "least_completion"
     PREFIX_CACHE = "prefix_cache"
     LEAST_REQUEST = "least_request"
     ROUND_ROBIN = "round_robin"

@@ -270,7 +270,7 @@ class KvEvents(Section):
     discovery_interval_s: Seconds = 30.0
     """Engines that do not publish are asked again this often, in seconds."""
     max_blocks: int = Field(default=20_000_000, ge=1_000, le=1_000_000_000)
-    """Bound on engine blocks remembered, summed over endpoints; about 120 bytes each."""
+    """Bound on distinct engine blocks remembered, about 120 bytes each; one endpoint takes half at most."""
     slow_medium_weight: float = Field(default=0.5, ge=0, le=1)
     """Worth of a token cached in host memory or storage, against one on the GPU."""
 
@@ -293,6 +293,10 @@ class Logging(Section):
     """Least severe level that is written."""
     requests: bool = True
     """One line per request."""
+    prompt_blocks: bool = False
+    """Add keyed hashes of the prompt's blocks to it, for `tokenway replay`; needs the key."""
+    prompt_blocks_key_env: EnvironmentVariable = "TOKENWAY_LOG_KEY"
+    """Environment variable with their key: a secret of 16 characters or more, the same for all gateways."""
 
 
 class RuleSection(Section):

@@ -19,7 +19,7 @@ from extproc.choosing.replay import ReplayRng
 from extproc.choosing.scoring import terms_of
 from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.observing.records import DecisionRecord
-from extproc.types import Snapshot
+from extproc.types import Learned, Snapshot
 from metadata_center.types import EndpointKey
 
 _COUNTS = ("requests", "prefill_tokens", "context_tokens", "matched_blocks")
@@ -77,6 +77,12 @@ def recompute(record_json: Mapping[str, Any]) -> tuple[int, ...]:
         keys=tuple(EndpointKey(key) for key in snapshot["keys"]),
         num_blocks=snapshot["num_blocks"],
         weights=snapshot["weights"],
+        prefilling=snapshot["prefilling"],
+        cached_tokens=snapshot["cached_tokens"],
+        steps_s=snapshot["steps_s"],
+        prompt_tokens=snapshot["prompt_tokens"],
+        output_tokens=snapshot["output_tokens"],
+        learned=None if snapshot["learned"] is None else _learned(snapshot["learned"]),
         **{name: snapshot[name] for name in _COUNTS},
     )
     lb = LoadBalancing(**{**settings, "algorithm": Algorithm(settings["algorithm"])})
@@ -123,7 +129,17 @@ def _snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
         **{name: list(getattr(snapshot, name)) for name in _COUNTS},
         "num_blocks": snapshot.num_blocks,
         "weights": _floats(snapshot.weights),
+        "prefilling": list(snapshot.prefilling),
+        "cached_tokens": list(snapshot.cached_tokens),
+        "steps_s": _floats(snapshot.steps_s),
+        "prompt_tokens": snapshot.prompt_tokens,
+        "output_tokens": snapshot.output_tokens,
+        "learned": None if snapshot.learned is None else asdict(snapshot.learned),
     }
+
+
+def _learned(learned: Mapping[str, Any]) -> Learned:
+    return Learned(tuple(learned["prefill_prices_s"]), learned["followers_per_s"], learned["decode_tokens"])
 
 
 def _choice_json(record: DecisionRecord) -> dict[str, Any] | None:

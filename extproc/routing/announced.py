@@ -1,7 +1,7 @@
 """Prompts held against what engines announced to have cached.
 
 Rules:
-    1. An endpoint announces while all its publishers are in sync and its engine was seen to render and
+    1. An endpoint announces while none of its publishers is behind and its engine was seen to render and
        tokenize as the model's files say. Whoever learns of either says so here; a decision only looks.
     2. One text per request serves all endpoints, so a model's rendering is used as far as every endpoint of
        it that announces agrees with it.
@@ -49,15 +49,19 @@ class Announced:
         self._wall_clock = wall_clock
         self._models: dict[str, ModelText] = {}
         self._announcing: frozenset[EndpointKey] = frozenset()
+        self._incomplete: frozenset[EndpointKey] = frozenset()
         self._groups: dict[int, tuple[tuple[EndpointKey, ...], tuple[int, ...]]] = {}
 
     def set_models(self, models: Mapping[str, ModelText]) -> None:
         """Replace what is known of models; others are left to history."""
         self._models = dict(models)
 
-    def set_announcing(self, endpoints: Iterable[EndpointKey]) -> None:
-        """Replace the endpoints that announce."""
-        self._announcing = frozenset(endpoints)
+    def set_announcing(
+        self, endpoints: Iterable[EndpointKey], incomplete: Iterable[EndpointKey] = ()
+    ) -> None:
+        """Replace the endpoints that announce; of `incomplete` ones, what they cached before is unknown."""
+        self._incomplete = frozenset(incomplete)
+        self._announcing = frozenset(endpoints) | self._incomplete
         self._groups.clear()
 
     def is_announcing(self, endpoint: EndpointKey) -> bool:
@@ -86,7 +90,9 @@ class Announced:
         tokens: list[int | None] = [None] * len(keys)
         worth = [0.0] * len(keys)
         block_tokens = [0] * len(keys)
+        is_complete = [True] * len(keys)
         for row in rows:
+            is_complete[row] = keys[row] not in self._incomplete
             tokens[row] = found.tokens[row]
             worth[row] = found.worth_tokens[row]
             block_tokens[row] = found.block_sizes[row]
@@ -95,7 +101,7 @@ class Announced:
             rest = (len(text.text) - found.counted_bytes) / max(1, len(text.text))
             rest_tokens = round(rest * len(request.prompt) * tokens_per_byte)
             prompt_tokens = max(found.counted_tokens + rest_tokens, 1 + max(found.tokens))
-        return Announcement(tokens, worth, block_tokens, prompt_tokens)
+        return Announcement(tokens, worth, is_complete, block_tokens, prompt_tokens)
 
     def _group(self, keys: tuple[EndpointKey, ...]) -> tuple[tuple[EndpointKey, ...], tuple[int, ...]]:
         if len(self._groups) >= _MAX_GROUPS:

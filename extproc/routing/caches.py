@@ -3,8 +3,9 @@
 Rules:
     1. Three views. `announced`: the engine's own KV events. `history`: what was routed there before, bounded
        by the cache's size. `running`: prompts of requests in flight there, cached or about to be.
-    2. An endpoint whose announcements are complete speaks for itself, any other is judged by history. This is
-       settled at each decision, per endpoint: nobody configures it and nothing has to be undone.
+    2. An endpoint whose announcements are complete speaks for itself, any other is judged by history. Between
+       the two, where what an engine holds from before we listened is unknown, the longer match speaks. This
+       is settled at each decision, per endpoint: nobody configures it and nothing has to be undone.
     3. A running prompt counts where it reaches a block of ours beyond the view of that endpoint; less than
        that is the error of counting tokens by bytes.
     4. Estimates are in prompt tokens. `matched` counts blocks of ours where history alone speaks (AIGW's
@@ -39,12 +40,14 @@ class Announcement:
     Attributes:
         tokens: Usable cached prompt tokens per row; None for an endpoint that does not announce.
         worth: The same hits as so many tokens in GPU memory; slower media count less.
+        is_complete: All that each row's engine holds was announced; if not, history may know more.
         block_tokens: Tokens per block of each row's engine; 0 where `tokens` is None.
         prompt_tokens: The prompt's tokens, counted better than by its bytes; more than any of `tokens`.
     """
 
     tokens: Sequence[int | None]
     worth: Sequence[float]
+    is_complete: Sequence[bool]
     block_tokens: Sequence[int]
     prompt_tokens: int
 
@@ -137,12 +140,13 @@ class Caches:
         prompt_tokens = announcement.prompt_tokens
         cached = _tokens_of(matched, block_bytes, prompt_bytes, prompt_tokens)
         worth = cached.copy()
-        for row, tokens in enumerate(announcement.tokens):
-            if tokens is not None:
-                cached[row] = tokens
-                worth[row] = round(announcement.worth[row])
-                views[row] = View.ANNOUNCED
         one_block = block_bytes * prompt_tokens // prompt_bytes
+        for row, tokens in enumerate(announcement.tokens):
+            if tokens is None or (not announcement.is_complete[row] and cached[row] >= tokens + one_block):
+                continue
+            cached[row] = tokens
+            worth[row] = round(announcement.worth[row])
+            views[row] = View.ANNOUNCED
         running_tokens = _tokens_of(running, block_bytes, prompt_bytes, prompt_tokens)
         for row, tokens in enumerate(running_tokens):
             unit = announcement.block_tokens[row] or 1

@@ -38,6 +38,7 @@ class Gateway:
         self._clock = clock
         self._wall_clock = wall_clock
         self.log_requests = True
+        self.block_key: bytes | None = None
         self.decide: Callable[[RequestHeaders, bytes], Decision | Awaitable[Decision]] = router.decide
         self.pass_to: Callable[[str], bytes] = router.pass_to
         self.stream_ended: Callable[[Phase, StreamEnding], None] = state.metrics.stream_ended
@@ -68,4 +69,4 @@ class Gateway:
     def ended(self, ending: Ending) -> None:
         """A request is over: its log line."""
         if self.log_requests:
-            log_request_end(ending.record, ending.outcome)
+            log_request_end(ending.record, ending.outcome, ending.blocks, self.block_key)

@@ -10,7 +10,7 @@ Rules:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from extproc.accesslog.entries import AttemptFailed, AttemptStarted, Entry, RequestAlive, RequestEnd
 from extproc.health.tracker import Transition
@@ -34,10 +34,17 @@ tokens, vLLM's largest usual block is 128 (its CPU default)."""
 
 @value
 class Ending:
-    """One finished request, for whoever reports it."""
+    """One finished request, for whoever reports it.
+
+    Attributes:
+        record: Its decision.
+        outcome: Its end.
+        blocks: Hashes of its prompt's blocks; empty if it was refused.
+    """
 
     record: DecisionRecord
     outcome: Outcome
+    blocks: Sequence[int] = ()
 
 
 class Outcomes:
@@ -104,7 +111,7 @@ class Outcomes:
             self._learn(inflight, entry, outcome, now_s)
         state.records.attach(entry.request_id, outcome)
         state.metrics.observe_end(inflight.operation, record.model, outcome)
-        self._on_end(Ending(record, outcome))
+        self._on_end(Ending(record, outcome, inflight.blocks))
 
     def _outcome(
         self, inflight: Inflight, entry: RequestEnd, endpoint: EndpointKey, ttft_s: float | None
@@ -147,6 +154,8 @@ class Outcomes:
             predictor.observe_usage(record.model, record.prompt_bytes, entry.prompt_tokens)
         self._correct_cache(inflight, entry, outcome)
         row = record.row(inflight.endpoint)
+        if entry.completion_tokens:
+            state.completions[inflight.group].answered(entry.completion_tokens)
         if row is None or record.snapshot is None or entry.attempts != 1 or not record.stream:
             return
         if now_s - self._learned_s.get(inflight.group, -math.inf) < LEARN_INTERVAL_S:
@@ -166,6 +175,10 @@ class Outcomes:
                 predicted_s=outcome.predicted_ttft_s,
                 actual_s=ttft_s,
             )
+            if record.snapshot.learned is not None:
+                state.completions[inflight.group].observe(
+                    record.snapshot, row, int(max(0.0, prompt - cached)), int(cached), ttft_s
+                )
         tokens = entry.completion_tokens
         if tokens is not None and tokens > 1 and entry.stream_s:
             predictor.observe_tpot(

@@ -16,7 +16,9 @@ from functools import partial
 from hmac import compare_digest
 
 from extproc.choosing.choose import choose
+from extproc.choosing.least_completion import completion_costs
 from extproc.choosing.replay import RecordingRng
+from extproc.choosing.settings import Algorithm
 from extproc.errors import Reason, RouterError
 from extproc.observing.records import DecisionRecord
 from extproc.protocol.machine import RequestHeaders
@@ -26,6 +28,7 @@ from extproc.request.parse import parse
 from extproc.request.rules import Route
 from extproc.request.sanitize import encode, force_usage, rewrite_model, sanitize
 from extproc.routing.inflight import Inflight
+from extproc.routing.learned import SLO_TPOT_HEADER, SLO_TTFT_HEADER, decode_tokens_of
 from extproc.routing.state import State
 from extproc.routing.table import Pool, RoutingTable
 from extproc.types import Choice, InferenceRequest, Operation, Rng, Snapshot
@@ -86,6 +89,7 @@ class Asked:
         new_body: The body to send instead of the client's, or None.
         blocks: Hashes of its prompt's blocks.
         prompt_tokens: Exact or estimated.
+        decode_tokens: See `learned.decode_tokens_of`.
         received_s: Monotonic time when the body was there.
     """
 
@@ -96,6 +100,7 @@ class Asked:
     new_body: bytes | None
     blocks: list[int]
     prompt_tokens: int
+    decode_tokens: float
     received_s: float
 
 
@@ -251,7 +256,12 @@ class Router:
         if prompt_tokens is None:
             prompt_tokens = state.predictor.prompt_tokens(route.model, len(request.prompt))
         request_id = RequestId(headers.headers.get(REQUEST_ID_HEADER, ""))
-        return Asked(request_id, headers, request, route, new_body, blocks, prompt_tokens, now_s)
+        decode_tokens = decode_tokens_of(
+            headers.headers.get(SLO_TTFT_HEADER), headers.headers.get(SLO_TPOT_HEADER)
+        )
+        return Asked(
+            request_id, headers, request, route, new_body, blocks, prompt_tokens, decode_tokens, now_s
+        )
 
     def _choose_and_charge(self, asked: Asked) -> Chosen:
         state, settings = self._state, self.settings
@@ -277,6 +287,9 @@ class Router:
         prompt_tokens, cached = estimate.prompt_tokens, estimate.cached_tokens
         group = (route.model, route.group)
         prices = state.predictor.prices(group)
+        completion = None
+        if route.load_balancing.algorithm is Algorithm.LEAST_COMPLETION:
+            completion = state.completions[group]
         rng = RecordingRng(self._rng)
         turn = self._turn
         self._turn += 1
@@ -292,6 +305,20 @@ class Router:
                 num_blocks=estimate.num_units,
                 weights=pool.weights,
             )
+            if completion is not None:
+                learned = completion.learned(
+                    now_s, len(pool.keys) / state.live_gateways(), asked.decode_tokens
+                )
+                steps_s = list(map(prices.tpot_s, load.requests, load.context_tokens))
+                snapshot = replace(
+                    snapshot,
+                    prefilling=load.prefill_requests,
+                    cached_tokens=cached,
+                    steps_s=steps_s,
+                    prompt_tokens=prompt_tokens,
+                    output_tokens=completion.output_tokens,
+                    learned=learned,
+                )
             choice = choose(snapshot, route.load_balancing, rng, turn)
             row = choice.order[0]
             uncached = prompt_tokens - cached[row]
@@ -301,6 +328,8 @@ class Router:
                 due_s = now_s + max(PREFILL_DUE_FLOOR_S, PREFILL_DUE_FACTOR * ttft_s)
             charge = Charge(asked.request_id, pool.keys[row], uncached, prompt_tokens)
             charged = state.load.charge(charge, now_s, due_s)
+        if completion is not None:
+            completion.traffic.placed(now_s, completion_costs(snapshot)[row].work_s)
 
         decided_s = self._clock()
         record = DecisionRecord(

@@ -12,12 +12,18 @@ from extproc.predicting.predictor import Predictor
 from extproc.routing.caches import Caches
 from extproc.routing.endpoint_stats import EndpointStatsTable
 from extproc.routing.inflight import Inflight, InflightTable
+from extproc.routing.learned import Completions
 from metadata_center.load import LoadTable
 from metadata_center.types import EndpointKey, RequestId
 
 
 def _share_nothing(_endpoint: EndpointKey, _blocks: list[int]) -> None:
     """A gateway of one worker has nobody to tell."""
+
+
+def _alone() -> int:
+    """This gateway shares with nobody."""
+    return 1
 
 
 def _always_current(_now_s: float) -> float:
@@ -36,9 +42,11 @@ class State:
         predictor: TTFT, TPOT, tokens per byte.
         records: Recent decisions.
         inflight: Decided requests that have not ended.
+        completions: What `least_completion` learns.
         endpoints: Totals per endpoint.
         metrics: Counters.
         share: Tells the other workers and gateways what an endpoint has cached.
+        live_gateways: Gateways that share the endpoints, this one included.
         load_age_s: How old the news of other gateways' load is at a given monotonic time.
         configured_s: Monotonic time of the configuration in force.
         health_changed_s: Monotonic time of the last change of health.
@@ -51,8 +59,10 @@ class State:
     records: RecordRing
     metrics: Metrics
     inflight: InflightTable = field(default_factory=InflightTable)
+    completions: Completions = field(default_factory=Completions)
     endpoints: EndpointStatsTable = field(default_factory=EndpointStatsTable)
     share: Callable[[EndpointKey, list[int]], None] = _share_nothing
+    live_gateways: Callable[[], int] = _alone
     load_age_s: Callable[[float], float] = _always_current
     configured_s: float = 0.0
     health_changed_s: float = 0.0

@@ -3,8 +3,9 @@
 Rules:
     1. Nobody configures who announces. Each engine of a model with a tokenizer is asked for its publishers;
        one that has any is asked to tokenize samples, and if it agrees with the model's files it is followed.
-    2. An endpoint announces from then on while every publisher of it is in sync. In any other state history
-       speaks for it, at once and without anybody's doing.
+    2. An endpoint announces from then on while every publisher of it is in sync. If what it cached before is
+       beyond replay, the longer of its announcements and of history speaks; while a publisher is behind or
+       away, history alone does, at once and without anybody's doing.
     3. An engine that comes back from being unreachable may be another one: it is asked everything again.
     4. A failure of any of this costs accuracy, never a request.
 """
@@ -300,13 +301,15 @@ class Announcements:
     def _tell(self) -> None:
         """Work out who announces, and what of each model's rendering all of those agree with."""
         announcing: list[EndpointKey] = []
+        incomplete: list[EndpointKey] = []
         agreed: dict[str, Rendering] = {}
         for key, sources in self._sources.items():
             verdict = self._verdicts.get(key)
             if verdict is None or not verdict.ok:
                 continue
-            if all(self._subscriber.state(source) is SyncState.IN_SYNC for source in sources):
-                announcing.append(key)
+            states = {self._subscriber.state(source) for source in sources}
+            if states <= {SyncState.IN_SYNC, SyncState.INCOMPLETE}:
+                (incomplete if SyncState.INCOMPLETE in states else announcing).append(key)
                 space, own = self._known[key].space, verdict.rendering
                 before = agreed.setdefault(space, own)
                 agreed[space] = before.restricted(own.features, tokens_agree=own.tokens_agree)
@@ -317,7 +320,7 @@ class Announcements:
                 if space in agreed
             }
         )
-        self._announced.set_announcing(announcing)
+        self._announced.set_announcing(announcing, incomplete)
 
     async def _sweep(self) -> None:
         while True:

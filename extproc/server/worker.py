@@ -146,7 +146,11 @@ class Worker:
             config.cache.max_blocks_per_endpoint,
         )
         kv_events = config.cache.kv_events
-        cache_map = CacheMap(kv_events.max_blocks, slow_weight=kv_events.slow_medium_weight)
+        cache_map = CacheMap(
+            kv_events.max_blocks,
+            max(1, kv_events.max_blocks // 2),  # one engine gone mad leaves the others their room
+            slow_weight=kv_events.slow_medium_weight,
+        )
         announced = Announced(cache_map, time.time)
         self._announcements = Announcements(cache_map, announced, time.monotonic, time.time)
         self._cache_map = cache_map
@@ -165,6 +169,8 @@ class Worker:
         self.state.share = self._share
         if self._sync is not None:
             self.state.load_age_s = self._sync.age_s
+        if isinstance(store, SharedStore):
+            self.state.live_gateways = lambda: store.live_gateways
         self._resolution = Resolution({}, has_host_names=False)
         self._default_cluster = config.default_cluster
         self._model_clusters = model_clusters(config)

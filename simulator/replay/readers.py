@@ -11,6 +11,7 @@ Formats (`.gz` and `.xz` are decompressed):
     requests: JSON lines `{time_s, prompt_tokens, completion_tokens}` and, if known, `blocks` (chained hashes
         of `block_tokens` tokens each, default 128), `session`, `slo_ttft_ms`, `slo_tpot_ms`: what a gateway's
         log can be turned into.
+    log: the gateway's own log, with `logging.prompt_blocks` on; see `log_lines`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any, Final
 
 import orjson
 
+from simulator.replay.log_lines import EndedRequest, ended_request, request_records
 from simulator.replay.trace import (
     Runs,
     Timing,
@@ -66,6 +68,7 @@ class Format(StrEnum):
     SESSIONS = "sessions"
     CSV = "csv"
     REQUESTS = "requests"
+    LOG = "log"
 
 
 class TraceError(ValueError):
@@ -99,7 +102,10 @@ def read_trace(path: Path, form: Format | None = None) -> Trace:
         case Format.CSV:
             return _csv(path, name, numbered)
         case Format.REQUESTS:
-            return _requests(path, name, numbered)
+            documents = ((f"{path}:{at}", _object(path, at, line)) for at, line in numbered)
+            return _requests(name, documents)
+        case Format.LOG:
+            return _log(path, name, numbered)
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -123,6 +129,8 @@ def _guess(path: Path, first: str) -> Format:
     if not first.lstrip().startswith("{"):
         return Format.CSV
     document = _object(path, 1, first)
+    if "logger" in document:
+        return Format.LOG
     if "hash_ids" in document:
         return Format.MOONCAKE
     return Format.SESSIONS if "requests" in document else Format.REQUESTS
@@ -338,13 +346,31 @@ def _csv(path: Path, name: str, lines: Iterator[tuple[int, str]]) -> Trace:
     return Trace(name, PRIVATE_BLOCK_TOKENS, tuple(requests))
 
 
-def _requests(path: Path, name: str, lines: Iterator[tuple[int, str]]) -> Trace:
+def _log(path: Path, name: str, lines: Iterator[tuple[int, str]]) -> Trace:
+    """Lines of several gateways may be mixed; whatever is no request's line is passed over."""
+    ended: list[EndedRequest] = []
+    for number, line in lines:
+        try:
+            request = ended_request(orjson.loads(line))
+        except orjson.JSONDecodeError:
+            continue  # what other programs write to the same stream
+        except ValueError as error:
+            raise TraceError(f"{path}:{number}: {error}") from None
+        if request is not None:
+            ended.append(request)
+    if not ended:
+        raise TraceError(
+            f"{path}: no request has token counts; request.usage_injection asks engines for them"
+        )
+    return _requests(name, ((str(path), document) for document in request_records(ended)))
+
+
+def _requests(name: str, documents: Iterator[tuple[str, dict[str, Any]]]) -> Trace:
     id_of: dict[int, int] = {}
     block_tokens = 0
     begun_s: float | None = None
     requests = []
-    for number, line in lines:
-        where, document = f"{path}:{number}", _object(path, number, line)
+    for where, document in documents:
         given = _tokens(where, document, "block_tokens", LOG_BLOCK_TOKENS)
         if block_tokens not in (0, given):
             raise TraceError(f"{where}: block_tokens differs from that of the lines before")

@@ -41,7 +41,8 @@ from simulator.server.driver import EngineDriver, Generation, Publisher, Served
 from simulator.server.faults import FaultBoard, FaultKind, parse_fault
 from simulator.server.metrics import EngineMetrics
 from simulator.server.settings import ServerSettings
-from simulator.server.text import TokenArray, generate
+from simulator.server.text import Output, TokenArray, generate
+from simulator.server.tokenizer import BpeTokenizer
 
 VERSION = "0.32.0"
 IDLE_TIMEOUT_S = 5.0  # vLLM's VLLM_HTTP_TIMEOUT_KEEP_ALIVE
@@ -152,7 +153,11 @@ class EventStream:
 
 
 class SimulatorServer:
-    """One simulated replica: engine, HTTP server and cache events."""
+    """One simulated replica: engine, HTTP server and cache events.
+
+    Raises:
+        ValueError: The tokenizer of the settings cannot be used.
+    """
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
@@ -160,6 +165,7 @@ class SimulatorServer:
         self.faults = FaultBoard()
         self.served: deque[Served] = deque(maxlen=MAX_SERVED_RECORDS)
         self.metrics = EngineMetrics(self.engine, settings.models[0], settings.engine_id)
+        self._tokenizer = None if settings.tokenizer is None else BpeTokenizer(settings.tokenizer)
         self._driver: EngineDriver | None = None
         self._publisher: _RunningPublisher | None = None
         self._runner: web.AppRunner | None = None
@@ -258,6 +264,7 @@ class SimulatorServer:
             web.get("/load", self._load),
             web.get("/metrics", self._metrics),
             web.get("/kv_event_sources", self._kv_event_sources),
+            web.post("/tokenize", self._tokenize),
             web.post("/sleep", self._sleep),
             web.post("/wake_up", self._wake_up),
             web.get("/is_sleeping", self._is_sleeping),
@@ -294,7 +301,7 @@ class SimulatorServer:
     ) -> web.StreamResponse:
         body = decode_object(await request.read())
         model = self._model(body)
-        prompt = dialect.prompt(body)
+        prompt = self._prompt(dialect, body)
         max_tokens = self._bound_output(len(prompt), dialect.max_tokens(body), dialect.default_max_tokens)
         number = next(self._numbers)
         request_id = request.headers.get("X-Request-Id")
@@ -302,7 +309,7 @@ class SimulatorServer:
         generation = Generation(
             self._record(request, model, number, len(prompt)),
             prompt,
-            generate(prompt, max_tokens, body.get("ignore_eos") is True),
+            self._say(dialect, prompt, max_tokens, body.get("ignore_eos") is True),
             asyncio.get_running_loop().create_future(),
             _text_field(body, "cache_salt"),
             request.headers.get("X-Session-ID") or _text_field(body, "session_id"),
@@ -380,6 +387,20 @@ class SimulatorServer:
             }
         )
 
+    def _prompt(self, dialect: type[Dialect], body: dict[str, Any]) -> TokenArray:
+        """Token ids of the prompt, shape (n,), n > 0."""
+        if self._tokenizer is not None and dialect is Completions:
+            given = body.get("prompt")
+            if isinstance(given, list) and len(given) == 1:
+                given = given[0]
+            if isinstance(given, str) and given:
+                return self._tokenizer.encode(given)
+        return dialect.prompt(body)
+
+    def _say(self, dialect: type[Dialect], prompt: TokenArray, max_tokens: int, ignore_eos: bool) -> Output:
+        words = self._tokenizer.words if self._tokenizer is not None and dialect is Completions else None
+        return generate(prompt, max_tokens, ignore_eos, words)
+
     def _model(self, body: dict[str, Any]) -> str:
         model = body.get("model")
         if model is None:
@@ -451,6 +472,14 @@ class SimulatorServer:
 
     async def _load(self, _: web.Request) -> web.Response:
         return json_response({"server_load": self.http_requests})
+
+    async def _tokenize(self, request: web.Request) -> web.Response:
+        body = decode_object(await request.read())
+        self._model(body)
+        ids = self._prompt(Chat if "messages" in body else Completions, body)
+        limit = self.settings.max_model_len
+        answer = {"count": len(ids), "max_model_len": limit, "tokens": ids.tolist(), "token_strs": None}
+        return json_response(answer)
 
     async def _metrics(self, _: web.Request) -> web.Response:
         headers = {"Content-Type": "text/plain; version=1.0.0; charset=utf-8"}

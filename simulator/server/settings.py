@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from simulator.engine.profile import PROFILES, EngineProfile
 from simulator.server.text import TokenArray
 
 DEFAULT_MAX_MODEL_LEN = 131_072  # Llama 3.1's context
+DEFAULT_BUFFER_STEPS = 10_000  # vLLM's
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class KvEventsConfig:
     replay_endpoint: str | None = None
     topic: str = ""
     bind: bool = False
-    buffer_steps: int = 10_000  # vLLM's default
+    buffer_steps: int = DEFAULT_BUFFER_STEPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class ServerSettings:
         kv_events: None for no cache events.
         sse_keep_alive_s: Comment interval before the first token of a stream, or None for no comments.
         request_id_headers: True to echo `X-Request-Id` in responses.
+        tokenizer: `tokenizer.json` of a byte-level BPE that cuts and speaks completions, or None.
 
     Raises:
         ValueError: No model, or a number out of range.
@@ -74,6 +77,7 @@ class ServerSettings:
     kv_events: KvEventsConfig | None = None
     sse_keep_alive_s: float | None = None
     request_id_headers: bool = False
+    tokenizer: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.models or not all(self.models):

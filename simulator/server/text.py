@@ -6,6 +6,8 @@ Rules:
     3. Output fed back as the next turn's assistant message has the token ids it was generated with, so
        generated KV blocks are found again, as they are with a real model.
     4. Output pieces are ASCII without anything JSON would escape.
+
+Rules 2 and 3 do not hold for what a real tokenizer (`tokenizer.py`) cuts.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ _FIRST_HASHED_ID = 16
 _TURN_START, _TURN_END = 1, 2
 _ROLE_IDS = {"system": 3, "user": 4, "assistant": 5, "tool": 6, "developer": 7}
 _OTHER_ROLE_ID = 8
-_WORDS: tuple[bytes, ...] = tuple(
+_PIECES: tuple[bytes, ...] = tuple(
     f"{first}{vowel}{last} ".encode()
     for first in "bcdfghjklmnprstv"
     for vowel in "aeiou"
@@ -81,6 +83,19 @@ def content_bytes(content: Any) -> bytes:
     )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Words:
+    """What generations are made of.
+
+    Attributes:
+        pieces: ASCII pieces of one token each.
+        token_ids: Their ids, shape (len(pieces),).
+    """
+
+    pieces: tuple[bytes, ...]
+    token_ids: TokenArray
+
+
 @dataclass(frozen=True, slots=True)
 class Output:
     """A generation, known before it is computed.
@@ -96,14 +111,16 @@ class Output:
     stops: bool
 
 
-def generate(prompt: TokenArray, max_tokens: int, ignore_eos: bool) -> Output:
+def generate(prompt: TokenArray, max_tokens: int, ignore_eos: bool, words: Words | None = None) -> Output:
     """What the model says to `prompt`.
 
     Args:
         prompt: Token ids, shape (n,).
         max_tokens: Most tokens, > 0.
         ignore_eos: True to go on to `max_tokens` whatever happens.
+        words: What to say it in; None for those of `encode`.
     """
+    words = words or _WORDS
     seed = xxhash.xxh3_64_intdigest(prompt.tobytes())
     natural_tokens = _MIN_OUTPUT_TOKENS + seed % _OUTPUT_SPREAD_TOKENS
     stops = not ignore_eos and natural_tokens <= max_tokens
@@ -113,8 +130,8 @@ def generate(prompt: TokenArray, max_tokens: int, ignore_eos: bool) -> Output:
     ) * np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    picks = ((state ^ (state >> np.uint64(31))) % np.uint64(len(_WORDS))).astype(np.intp)
-    return Output([_WORDS[pick] for pick in picks.tolist()], _WORD_IDS[picks], stops)
+    picks = ((state ^ (state >> np.uint64(31))) % np.uint64(len(words.pieces))).astype(np.intp)
+    return Output([words.pieces[pick] for pick in picks.tolist()], words.token_ids[picks], stops)
 
 
 def _piece_ids(pieces: TokenArray) -> TokenArray:
@@ -127,4 +144,4 @@ def _marks(*ids: int) -> TokenArray:
     return np.array(ids, dtype=np.uint32)
 
 
-_WORD_IDS = encode(b"".join(_WORDS))
+_WORDS = Words(_PIECES, encode(b"".join(_PIECES)))

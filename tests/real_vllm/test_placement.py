@@ -15,7 +15,7 @@ from tests.real_vllm.engine import KV_TOKENS, SERVED_MODEL
 
 pytestmark = [pytest.mark.real_vllm, pytest.mark.asyncio(loop_scope="session")]
 
-GROUPS = 10
+GROUPS = 12
 PER_GROUP = 8
 PREFIX_TOKENS = 2112
 SUFFIX_TOKENS = 64

@@ -548,11 +548,12 @@ def test_the_command_line_makes_settings() -> None:
         "--port 0 --model a --model b --profile llama8b-h100 --time-scale 0.5 --block-size 32 --engine-id 3"
     )
     events = "--kv-events tcp://127.0.0.1:5557 --kv-replay tcp://127.0.0.1:5558 --kv-topic kv@a@b"
+    events += " --kv-buffer-steps 9"
     made = parse_settings(f"{words} {events}".split())
     assert (made.models, made.time_scale, made.engine_id) == (("a", "b"), 0.5, 3)
     assert (made.profile.block_size, made.profile.kv_tokens) == (32, 467_000)
     assert made.kv_events is not None
-    assert made.kv_events.replay_endpoint == "tcp://127.0.0.1:5558"
+    assert (made.kv_events.replay_endpoint, made.kv_events.buffer_steps) == ("tcp://127.0.0.1:5558", 9)
     for bad in ("--time-scale 0", "--kv-replay tcp://127.0.0.1:1", "--block-size 0", "--profile none"):
         with pytest.raises(SystemExit):
             parse_settings(bad.split())

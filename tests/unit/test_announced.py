@@ -166,3 +166,8 @@ def test_who_announces_may_change_between_two_requests() -> None:
     assert found(fleet.match()) == [hit, None, None]
     fleet.announced.set_announcing(KEYS[1:])
     assert found(fleet.match()) == [None, hit, hit]
+    fleet.announced.set_announcing(KEYS[1:2], incomplete=KEYS[2:])
+    announcement = fleet.match()
+    assert found(announcement) == [None, hit, hit]
+    assert announcement is not None
+    assert list(announcement.is_complete) == [True, True, False]

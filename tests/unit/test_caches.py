@@ -19,10 +19,13 @@ BLOCKS = block_hashes(PROMPT, 0, BLOCK_BYTES)
 class Engines:
     """Engines that announce what the test says."""
 
-    def __init__(self, tokens: Sequence[int | None], prompt_tokens: int = 256) -> None:
+    def __init__(
+        self, tokens: Sequence[int | None], prompt_tokens: int = 256, *, is_complete: bool = True
+    ) -> None:
         self._announcement = Announcement(
             tokens,
             [count or 0 for count in tokens],
+            [is_complete] * len(tokens),
             [0 if count is None else 32 for count in tokens],
             prompt_tokens,
         )
@@ -100,3 +103,13 @@ def test_the_better_count_of_the_prompt_is_taken_over() -> None:
     believed = estimate(views)
     assert believed.prompt_tokens == 512
     assert believed.cached_tokens == [256, 480, 0]
+
+
+def test_where_announcements_are_incomplete_the_longer_match_speaks() -> None:
+    """An engine may hold from before we listened what only history knows."""
+    views = caches(Engines([32, 128, 0], is_complete=False))
+    views.history.record(KEYS[0], BLOCKS[:8])
+    views.history.record(KEYS[1], BLOCKS[:8])
+    believed = estimate(views)
+    assert believed.cached_tokens == [128, 128, 0]
+    assert believed.views == [View.HISTORY, View.ANNOUNCED, View.ANNOUNCED]

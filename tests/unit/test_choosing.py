@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.choosing.choose import choose
+from extproc.choosing.completion import PrefillModel
 from extproc.choosing.picker import pick
 from extproc.choosing.replay import RecordingRng, ReplayRng
 from extproc.choosing.settings import Algorithm, LoadBalancing
-from extproc.types import Snapshot
+from extproc.types import Learned, Snapshot
 from metadata_center.counters import Counters
 from metadata_center.load import LoadTable
 from metadata_center.types import Charge, EndpointKey, RequestId
@@ -32,6 +33,12 @@ def snapshot(
         matched_blocks=matched or zeros,
         num_blocks=10,
         weights=(1.0,) * len(requests),
+        prefilling=[min(1, row) for row in requests],
+        cached_tokens=[100 * row for row in matched or zeros],
+        steps_s=[0.01] * len(requests),
+        prompt_tokens=1_000,
+        output_tokens=200.0,
+        learned=Learned(PrefillModel().prices_s, 1.0, 50.0),
     )
 
 

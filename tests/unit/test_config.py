@@ -247,7 +247,7 @@ def test_a_mistake_is_named_with_line_key_and_what_is_accepted(text: str, expect
         (
             "models:\n  a:\n    rules: [{cluster: c}]\n    load_balancing: {algorithm: rr}",
             'line 4: models.a.load_balancing.algorithm: unknown value: "rr"; '
-            "accepted: inference_lb, prefix_cache, least_request, round_robin, random",
+            "accepted: inference_lb, least_completion, prefix_cache, least_request, round_robin, random",
         ),
         (
             "models:\n  a: {rules: [{cluster: c}], aliases: [x]}\n  b: {rules: [{cluster: c}], aliases: [x]}",

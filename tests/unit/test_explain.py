@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.choosing.choose import choose
+from extproc.choosing.completion import PrefillModel
 from extproc.choosing.replay import RecordingRng
 from extproc.choosing.scoring import terms_of, total
 from extproc.choosing.settings import Algorithm, LoadBalancing
@@ -24,7 +25,7 @@ from extproc.observing.explain import recompute, render, to_json, verdict
 from extproc.observing.records import DecisionRecord, Ended, Outcome
 from extproc.predicting.predictor import Predictor
 from extproc.predicting.prices import Prices
-from extproc.types import Operation, Snapshot
+from extproc.types import Learned, Operation, Snapshot
 from metadata_center.types import EndpointKey, RequestId
 
 KEYS = tuple(EndpointKey(f"10.0.0.{host}:8000") for host in range(1, 5))
@@ -127,6 +128,12 @@ def decisions(draw: st.DrawFn) -> DecisionRecord:
         matched_blocks=column(num_blocks),
         num_blocks=num_blocks,
         weights=tuple(weights),
+        prefilling=column(5),
+        cached_tokens=column(999),
+        steps_s=draw(st.lists(st.floats(0.001, 1.0), min_size=n, max_size=n)),
+        prompt_tokens=draw(st.integers(1000, 100_000)),
+        output_tokens=draw(st.floats(1.0, 2000.0)),
+        learned=Learned(PrefillModel().prices_s, draw(st.floats(0.0, 50.0)), draw(st.floats(1.0, 100.0))),
     )
     settings = LoadBalancing(
         algorithm=draw(st.sampled_from(Algorithm)),

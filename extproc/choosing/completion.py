@@ -1,0 +1,267 @@
+"""Least predicted completion: the endpoint where a request costs the least time, its own and that of others.
+
+Rules:
+    1. Everything is seconds. The cost of an endpoint is what the request waits there for prefills ahead of it,
+       what its own prefill takes, what its prefill costs those who come later, and what decoding there takes
+       beyond the first token. No part has a weight.
+    2. Prefill that is not cached costs `tokens + pairs`; while it lasts each engine step also carries the
+       decodes that run there. Prices are learned per group of equal endpoints, see `PrefillModel`.
+    3. The cost to others is the relative value of an M/G/1 queue, shared by all endpoints because later
+       requests go around a full one: work of w seconds delays by w/n whoever comes while the backlog lasts.
+       Those are rate * backlog / (1 - utilisation), both learned from what was placed. So an idle fleet asks
+       for the quickest endpoint, and a full one for the least work: affinity where it pays, nowhere else.
+    4. A token of decoding counts as much as the limit on TTFT over that on TPOT says: missing either is the
+       same failure.
+    5. Equal costs are drawn among; nothing else here draws.
+
+Source of the relative value: E. Hyytia, A. Penttinen, S. Aalto, "Size- and state-aware dispatching problem
+with queue-specific job sizes", EJOR 217 (2012): v(u) = rate * u^2 / (2 * (1 - utilisation)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import exp, isfinite
+from typing import Final
+
+from extproc.predicting.priced_terms import PricedTerms
+from extproc.types import Rng
+from metadata_center.types import value
+
+STEP_TOKENS: Final = 2048
+"""Prompt tokens of one full engine step: vLLM's `max_num_batched_tokens` for online serving on H100 is larger
+(8,192), both calibrations of the shipped prices used 2,048; engines do not announce it."""
+
+MEMORY_S: Final = 30.0
+"""Time constant of the traffic seen: several hundred requests at a full fleet's rate, and short beside the
+minutes in which load changes."""
+
+MOST_BUSY: Final = 0.9
+"""Utilisation is not believed above this: the estimate's own error exceeds the idle share that it leaves."""
+
+DECODE_TOKENS: Final = 50.0
+"""The default limits of 5 s to the first token and 0.1 s per token, the first over the second."""
+
+_TIE_S: Final = 1e-9
+
+_TOKENS: Final = 1_000.0
+_FLOOR_S: Final = 0.001
+
+_PRICES: Final = (0.010, 0.022, 0.0013, 0.00001, 0.00006)
+"""Prior prices of `_terms` in seconds, an 8B model on one H100: front end and step; 1,000 tokens; 1,000,000
+pairs; one decode in one step; 1,000 tokens of context in one step. As `extproc.predicting.ttft` and `tpot`."""
+
+
+@value
+class Backlog:
+    """What is on one endpoint before the request.
+
+    Attributes:
+        prefilling: Requests without first token.
+        prefill_tokens: Their uncached tokens.
+        prompt_tokens: Their prompt tokens, cached ones included.
+        decoding: Requests that are being answered.
+        context_tokens: KV tokens that those read in each step.
+    """
+
+    prefilling: int
+    prefill_tokens: int
+    prompt_tokens: int
+    decoding: int
+    context_tokens: float
+
+
+@value
+class Cost:
+    """What one endpoint would cost the request, in seconds.
+
+    Attributes:
+        wait_s: Prefill ahead of it.
+        work_s: Its own prefill.
+        others_s: Delay of those who come later, summed over them.
+        decode_s: Time per output token, weighed by Rule 4.
+    """
+
+    wait_s: float
+    work_s: float
+    others_s: float
+    decode_s: float
+
+    @property
+    def total_s(self) -> float:
+        """What is compared."""
+        return self.wait_s + self.work_s + self.others_s + self.decode_s
+
+
+class PrefillModel:
+    """Learns what prefill costs on one group of equal endpoints.
+
+    A first token comes after the prefill ahead and the request's own, so both are one sum of priced terms.
+    """
+
+    __slots__ = ("_terms",)
+
+    def __init__(self) -> None:
+        self._terms = PricedTerms(_PRICES, floor_s=_FLOOR_S)
+
+    @property
+    def prices_s(self) -> tuple[float, ...]:
+        """Seconds for a request, 1,000 tokens, 1,000,000 pairs, and a decode and 1,000 tokens of context in a
+        step of `STEP_TOKENS`."""
+        return self._terms.prices_s
+
+    def times_s(self, backlog: Backlog, uncached_tokens: int, cached_tokens: int) -> tuple[float, float]:
+        """Seconds of prefill ahead, and of the request's own."""
+        return prefill_times_s(self._terms.prices_s, backlog, uncached_tokens, cached_tokens)
+
+    def learn(self, backlog: Backlog, uncached_tokens: int, cached_tokens: int, ttft_s: float) -> None:
+        """Learn from one request.
+
+        Args:
+            backlog: Of its endpoint when it was sent.
+            uncached_tokens: Of its prompt, >= 1.
+            cached_tokens: Of its prompt, >= 0.
+            ttft_s: Sent to first token, seconds; what is not finite and > 0 is passed over.
+        """
+        if not (isfinite(ttft_s) and ttft_s > 0.0):
+            return
+        tokens = backlog.prefill_tokens + uncached_tokens
+        pairs = _pairs_ahead(backlog) + uncached_tokens * (cached_tokens + uncached_tokens / 2)
+        steps = tokens / _step_tokens(backlog)
+        self._terms.learn(
+            (
+                1.0,
+                tokens / _TOKENS,
+                pairs / (_TOKENS * _TOKENS),
+                steps * backlog.decoding,
+                steps * backlog.context_tokens / _TOKENS,
+            ),
+            ttft_s,
+        )
+
+
+def prefill_times_s(
+    prices_s: Sequence[float], backlog: Backlog, uncached_tokens: int, cached_tokens: int
+) -> tuple[float, float]:
+    """Seconds of prefill ahead, and of the request's own, at the prices of `PrefillModel`."""
+    base, token, pair, sequence, context = prices_s
+    per_token = token / _TOKENS + (
+        sequence * backlog.decoding + context * backlog.context_tokens / _TOKENS
+    ) / _step_tokens(backlog)
+    per_pair = pair / (_TOKENS * _TOKENS)
+    wait_s = backlog.prefill_tokens * per_token + _pairs_ahead(backlog) * per_pair
+    pairs = uncached_tokens * (cached_tokens + uncached_tokens / 2)
+    return wait_s, base + uncached_tokens * per_token + pairs * per_pair
+
+
+class Traffic:
+    """How much comes and how busy it keeps the fleet, from what was placed lately."""
+
+    __slots__ = ("_at_s", "_requests", "_work_s")
+
+    def __init__(self) -> None:
+        self._at_s: float | None = None
+        self._requests = 0.0
+        self._work_s = 0.0
+
+    def placed(self, now_s: float, work_s: float) -> None:
+        """A request was placed; it is `work_s` seconds of prefill where it went."""
+        self._forget(now_s)
+        self._requests += 1.0
+        self._work_s += work_s
+
+    def followers_per_s(self, now_s: float, endpoints: float) -> float:
+        """Requests that come to one endpoint while a second of backlog per endpoint is worked off.
+
+        Args:
+            now_s: The time.
+            endpoints: How many take what was placed here, > 0; with several gateways this one's share.
+        """
+        self._forget(now_s)
+        rate = self._requests / MEMORY_S / endpoints
+        busy = min(self._work_s / MEMORY_S / endpoints, MOST_BUSY)
+        return rate / (1.0 - busy)
+
+    def _forget(self, now_s: float) -> None:
+        if self._at_s is not None and now_s > self._at_s:
+            kept = exp((self._at_s - now_s) / MEMORY_S)
+            self._requests *= kept
+            self._work_s *= kept
+        self._at_s = now_s
+
+
+def room_wait_s(
+    needed_tokens: float, used_tokens: float, kv_tokens: int, output_tokens: float, step_s: float
+) -> float:
+    """How long a prompt waits for room in the KV cache: until enough of the running requests have ended.
+
+    Args:
+        needed_tokens: Uncached tokens of the prompt and of those ahead of it.
+        used_tokens: Held by running requests.
+        kv_tokens: Capacity, > 0.
+        output_tokens: Usual length of an answer; what is left of one is as long, whatever its age, for lengths
+            are nearly memoryless.
+        step_s: Time per output token.
+    """
+    excess = used_tokens + needed_tokens - kv_tokens
+    if excess <= 0.0 or used_tokens <= 0.0:
+        return 0.0
+    return min(1.0, excess / used_tokens) * output_tokens * step_s
+
+
+def costs(
+    times_s: Sequence[tuple[float, float]],
+    steps_s: Sequence[float],
+    followers_per_s: float,
+    decode_tokens: float = DECODE_TOKENS,
+    held_s: float = 0.0,
+) -> list[Cost]:
+    """What each endpoint would cost.
+
+    Args:
+        times_s: Prefill ahead and own prefill per endpoint, see `PrefillModel.times_s`; shape (n, 2).
+        steps_s: Time per output token there, shape (n,).
+        followers_per_s: See `Traffic`.
+        decode_tokens: See Rule 4: the request's own limits, the first over the second, where it has both.
+        held_s: Least work of all requests that wait elsewhere for these endpoints.
+
+    Returns:
+        One per endpoint.
+    """
+    endpoints = len(times_s)
+    backlog_s = (sum(wait_s for wait_s, _ in times_s) + held_s) / max(1, endpoints)
+    return [
+        Cost(
+            wait_s,
+            work_s,
+            followers_per_s * work_s * (backlog_s + work_s / (2 * endpoints)),
+            decode_tokens * step_s,
+        )
+        for (wait_s, work_s), step_s in zip(times_s, steps_s, strict=True)
+    ]
+
+
+def least(costs_s: Sequence[Cost], rng: Rng) -> int:
+    """The row of the least cost; draws once if several have it.
+
+    Raises:
+        ValueError: There is no row.
+    """
+    totals = [cost.total_s for cost in costs_s]
+    lowest = min(totals) + _TIE_S
+    rows = [row for row, total in enumerate(totals) if total <= lowest]
+    return rows[int(rng.random() * len(rows))] if len(rows) > 1 else rows[0]
+
+
+def _pairs_ahead(backlog: Backlog) -> float:
+    """Pairs of (token, earlier token) in the prefill ahead, as if its requests were alike."""
+    if not backlog.prefilling:
+        return 0.0
+    tokens = backlog.prefill_tokens
+    cached = max(0, backlog.prompt_tokens - tokens)
+    return tokens * (cached + tokens / 2) / backlog.prefilling
+
+
+def _step_tokens(backlog: Backlog) -> float:
+    """Prompt tokens that a step has room for beside its decodes."""
+    return float(max(STEP_TOKENS // 8, STEP_TOKENS - backlog.decoding))

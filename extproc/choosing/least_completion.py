@@ -1,0 +1,54 @@
+"""`least_completion` over a snapshot: the columns of `completion`, and its costs as terms of a score."""
+
+from __future__ import annotations
+
+from extproc.choosing.completion import Backlog, Cost, costs, prefill_times_s
+from extproc.types import Snapshot
+
+_BLANK_PROMPT = 1
+"""Tokens of a prompt that says nothing: an engine computes at least one."""
+
+
+def backlog(snapshot: Snapshot, row: int) -> Backlog:
+    """What is on one endpoint before the request.
+
+    Books tell prompt tokens of all requests in flight; those that still prefill have their share of them, and
+    at least what is left of theirs.
+    """
+    requests, prefilling = snapshot.requests[row], snapshot.prefilling[row]
+    context, pending = snapshot.context_tokens[row], snapshot.prefill_tokens[row]
+    ahead = max(pending, context * prefilling // requests) if requests else pending
+    decoding = max(0, requests - prefilling)
+    read = max(0, context - ahead) + decoding * snapshot.output_tokens / 2
+    return Backlog(prefilling, pending, ahead, decoding, read)
+
+
+def completion_costs(snapshot: Snapshot) -> list[Cost]:
+    """What each row would cost, in seconds.
+
+    Raises:
+        ValueError: The snapshot has no learned prices.
+    """
+    learned = snapshot.learned
+    if learned is None:
+        raise ValueError("a snapshot without prices")
+    times_s, steps_s = [], []
+    for row, cached in enumerate(snapshot.cached_tokens):
+        ahead = backlog(snapshot, row)
+        uncached = max(_BLANK_PROMPT, snapshot.prompt_tokens - cached)
+        weight = snapshot.weights[row]
+        wait_s, work_s = prefill_times_s(learned.prefill_prices_s, ahead, uncached, cached)
+        times_s.append((wait_s / weight, work_s / weight))
+        steps_s.append(snapshot.steps_s[row])
+    return costs(times_s, steps_s, learned.followers_per_s, learned.decode_tokens)
+
+
+def completion_terms(snapshot: Snapshot) -> dict[str, list[float]]:
+    """Terms `wait`, `work`, `others` and `decode`: seconds, negated."""
+    found = completion_costs(snapshot)
+    return {
+        "wait": [-cost.wait_s for cost in found],
+        "work": [-cost.work_s for cost in found],
+        "others": [-cost.others_s for cost in found],
+        "decode": [-cost.decode_s for cost in found],
+    }

@@ -1,0 +1,89 @@
+"""What `least_completion` learns from this worker's own requests, per model and endpoint group.
+
+Rules:
+    1. One `Completion` per group, at most as many as the predictor keeps; the least recently used goes first.
+    2. A decision takes values out of it (`Learned`), so its record stays what it was.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Final
+
+from extproc.choosing.completion import DECODE_TOKENS, PrefillModel, Traffic
+from extproc.choosing.least_completion import backlog
+from extproc.types import Learned, Snapshot
+
+MAX_GROUPS: Final = 1024
+"""As many as the predictor keeps."""
+
+FIRST_OUTPUT_TOKENS: Final = 200.0
+"""Expected length of an answer before any was seen: public conversation traces have means of 200 to 350."""
+
+_OUTPUT_GAIN: Final = 0.02
+"""Share of the newest answer's length in the expected one: the last hundred count."""
+
+SLO_TTFT_HEADER: Final = "x-slo-ttft-ms"
+SLO_TPOT_HEADER: Final = "x-slo-tpot-ms"
+
+_MOST_DECODE_TOKENS: Final = 100_000.0
+
+
+class Completion:
+    """One group."""
+
+    __slots__ = ("output_tokens", "prefill", "traffic")
+
+    def __init__(self) -> None:
+        self.prefill = PrefillModel()
+        self.traffic = Traffic()
+        self.output_tokens = FIRST_OUTPUT_TOKENS
+
+    def learned(self, now_s: float, endpoints: float, decode_tokens: float) -> Learned:
+        """The values in force, for one decision.
+
+        Args:
+            now_s: The time.
+            endpoints: How many take what this worker places, > 0.
+            decode_tokens: See `decode_tokens_of`.
+        """
+        followers_per_s = self.traffic.followers_per_s(now_s, endpoints)
+        return Learned(self.prefill.prices_s, followers_per_s, decode_tokens)
+
+    def observe(
+        self, snapshot: Snapshot, row: int, uncached_tokens: int, cached_tokens: int, ttft_s: float
+    ) -> None:
+        """A first token came `ttft_s` after its request was sent."""
+        self.prefill.learn(backlog(snapshot, row), max(1, uncached_tokens), cached_tokens, ttft_s)
+
+    def answered(self, output_tokens: int) -> None:
+        """An answer had so many tokens."""
+        self.output_tokens += _OUTPUT_GAIN * (output_tokens - self.output_tokens)
+
+
+class Completions:
+    """All groups."""
+
+    def __init__(self) -> None:
+        self._groups: OrderedDict[tuple[str, str], Completion] = OrderedDict()
+
+    def __getitem__(self, group: tuple[str, str]) -> Completion:
+        found = self._groups.get(group)
+        if found is None:
+            if len(self._groups) >= MAX_GROUPS:
+                self._groups.popitem(last=False)
+            found = self._groups[group] = Completion()
+        else:
+            self._groups.move_to_end(group)
+        return found
+
+
+def decode_tokens_of(ttft_ms: str | None, tpot_ms: str | None) -> float:
+    """What a token of decoding counts: the request's own limit on TTFT over that on TPOT, if it has both."""
+    if ttft_ms is None or tpot_ms is None:
+        return DECODE_TOKENS
+    try:
+        ratio = float(ttft_ms) / float(tpot_ms)
+    except (ValueError, ZeroDivisionError):
+        return DECODE_TOKENS
+    return ratio if 0.0 < ratio <= _MOST_DECODE_TOKENS else DECODE_TOKENS

@@ -1,0 +1,1 @@
+"""Measured runs of real engines: played again in the engine core, compared, and fitted to."""

@@ -1,0 +1,169 @@
+"""`least_completion` in the router: what it sees, what it learns, what its record says."""
+
+from __future__ import annotations
+
+import pytest
+
+from extproc.choosing.completion import DECODE_TOKENS, PrefillModel
+from extproc.choosing.least_completion import backlog, completion_costs
+from extproc.choosing.settings import Algorithm, LoadBalancing
+from extproc.observing.explain import render, to_json, verdict
+from extproc.routing.learned import MAX_GROUPS, Completions, decode_tokens_of
+from extproc.types import Learned, Snapshot
+from metadata_center.types import EndpointKey
+from tests.conftest import CLUSTER, MODEL, Rig, build_rig, chat, endpoint
+
+KEYS = tuple(EndpointKey(f"10.0.0.{row}:8000") for row in range(2))
+GROUP = (MODEL, CLUSTER)
+
+
+def completing() -> Rig:
+    """Three equal endpoints under `least_completion`."""
+    return build_rig(load_balancing=LoadBalancing(algorithm=Algorithm.LEAST_COMPLETION, fallbacks=1))
+
+
+def snapshot(
+    *,
+    requests: list[int] | None = None,
+    prefilling: list[int] | None = None,
+    pending: list[int] | None = None,
+    context: list[int] | None = None,
+    cached: list[int] | None = None,
+    weights: tuple[float, ...] = (1.0, 1.0),
+    followers_per_s: float = 0.0,
+) -> Snapshot:
+    """Two endpoints and a prompt of 4,000 tokens."""
+    zeros = [0, 0]
+    return Snapshot(
+        KEYS,
+        requests or zeros,
+        pending or zeros,
+        context or zeros,
+        zeros,
+        1,
+        weights,
+        prefilling=prefilling or zeros,
+        cached_tokens=cached or zeros,
+        steps_s=[0.01, 0.01],
+        prompt_tokens=4_000,
+        output_tokens=200.0,
+        learned=Learned(PrefillModel().prices_s, followers_per_s, DECODE_TOKENS),
+    )
+
+
+def test_the_backlog_is_read_from_the_books() -> None:
+    """Of three requests one prefills; its prompt is its share, and the others are half answered."""
+    found = backlog(snapshot(requests=[3, 0], prefilling=[1, 0], pending=[500, 0], context=[9_000, 0]), 0)
+    assert (found.prefilling, found.prefill_tokens, found.prompt_tokens) == (1, 500, 3_000)
+    assert (found.decoding, found.context_tokens) == (2, 6_000 + 2 * 100)
+
+
+def test_what_is_pending_is_never_more_than_its_prompts() -> None:
+    """Shares are estimates; the tokens left to compute are counted."""
+    found = backlog(snapshot(requests=[4, 0], prefilling=[1, 0], pending=[3_900, 0], context=[8_000, 0]), 0)
+    assert found.prompt_tokens == 3_900
+
+
+def test_a_cached_prompt_is_worth_waiting_for_as_long_as_it_takes_to_compute() -> None:
+    """The holder is chosen until the prefill ahead of it costs more than the prompt elsewhere."""
+    idle, _ = completion_costs(snapshot(cached=[3_900, 0]))
+    assert idle.total_s < completion_costs(snapshot(cached=[3_900, 0]))[1].total_s
+    busy, other = completion_costs(
+        snapshot(
+            cached=[3_900, 0], requests=[2, 0], prefilling=[2, 0], pending=[9_000, 0], context=[9_000, 0]
+        )
+    )
+    assert busy.total_s > other.total_s
+
+
+def test_the_fuller_the_fleet_the_dearer_is_work() -> None:
+    """With followers behind it, the same wait is worth less than the work it saves."""
+    busy = {"requests": [2, 2], "prefilling": [2, 2], "pending": [9_000, 5_500], "context": [9_000, 5_500]}
+    waits, works = completion_costs(snapshot(cached=[2_000, 0], **busy))
+    assert waits.total_s > works.total_s
+    waits, works = completion_costs(snapshot(cached=[2_000, 0], followers_per_s=20.0, **busy))
+    assert waits.total_s < works.total_s
+
+
+def test_twice_the_weight_takes_half_the_time() -> None:
+    """An endpoint of weight 2 prefills twice as fast."""
+    one, two = completion_costs(snapshot(weights=(1.0, 2.0), pending=[4_000, 4_000], prefilling=[1, 1]))
+    assert two.wait_s == pytest.approx(one.wait_s / 2)
+    assert two.work_s == pytest.approx(one.work_s / 2)
+
+
+def test_a_decision_is_recorded_with_all_it_was_made_from() -> None:
+    """The JSON recomputes it, and the page shows every part of every candidate's cost."""
+    rig = completing()
+    for number in range(6):
+        rig.decide(f"r{number}", chat("x" * 3_000, stream=True))
+    record = rig.record("r5")
+    assert record.snapshot is not None
+    assert record.snapshot.learned is not None
+    assert record.snapshot.learned.followers_per_s > 0
+    assert sum(record.snapshot.prefilling) == sum(record.snapshot.requests) == 5
+    json = to_json(record)
+    assert verdict(json) == "recomputed: same choice"
+    page = render(json)
+    assert all(f"{term} term" in page for term in ("wait", "work", "others", "decode"))
+
+
+def test_first_tokens_and_answers_are_learned_from() -> None:
+    """A slow engine raises the price of prefill; long answers raise the expected length."""
+    rig = completing()
+    completion = rig.state.completions[GROUP]
+    before, expected = completion.prefill.prices_s, completion.output_tokens
+    for number in range(20):
+        rig.decide(str(number), chat(f"{number} " + "x" * 3_000, stream=True))
+        rig.clock.advance(5.0)
+        rig.gateway.first_token(str(number), late=False)
+        rig.end(
+            str(number),
+            ttft_s=5.0,
+            duration_s=9.0,
+            prompt_tokens=1_000,
+            cached_tokens=0,
+            completion_tokens=900,
+            stream_s=4.0,
+        )
+    assert completion.output_tokens > expected
+    assert completion.prefill.prices_s[1] > before[1]
+
+
+def test_limits_of_the_request_weigh_decoding() -> None:
+    """The limit on TTFT over that on TPOT, where it has both and they make sense."""
+    rig = completing()
+    rig.decide("slo", chat(), x_slo_ttft_ms="2000", x_slo_tpot_ms="20")
+    record = rig.record("slo")
+    assert record.snapshot is not None
+    assert record.snapshot.learned is not None
+    assert record.snapshot.learned.decode_tokens == 100.0
+    for ttft_ms, tpot_ms in (
+        (None, "20"),
+        ("2000", None),
+        ("soon", "20"),
+        ("2000", "0"),
+        ("-1", "5"),
+        ("nan", "1"),
+    ):
+        assert decode_tokens_of(ttft_ms, tpot_ms) == DECODE_TOKENS
+
+
+def test_other_policies_learn_nothing_and_record_nothing_of_it() -> None:
+    """Their snapshots are without prices."""
+    rig = build_rig([endpoint(0)])
+    rig.decide("r")
+    record = rig.record("r")
+    assert record.snapshot is not None
+    assert record.snapshot.learned is None
+
+
+def test_groups_are_bounded() -> None:
+    """The least recently used makes room."""
+    groups = Completions()
+    first = groups["m", "0"]
+    for number in range(1, MAX_GROUPS):
+        assert groups["m", str(number)] is not first
+    assert groups["m", "0"] is first
+    assert groups["m", "new"] is not first
+    assert groups["m", "0"] is first
