@@ -16,6 +16,7 @@ from extproc.protocol import wire
 from extproc.protocol.machine import RequestHeaders
 from extproc.protocol.servicer import Decided, Deferred, Processor
 from extproc.routing.gateway import Gateway
+from extproc.routing.router import Decision
 from tests.conftest import Rig, build_rig, chat
 from tests.integration.test_servicer import body, chunk, headers, until
 
@@ -53,7 +54,9 @@ class Deferring:
             self.waiting -= 1
         if self.error is not None:
             raise self.error
-        return self._gateway.decide(request, body)
+        decision = self._gateway.decide(request, body)
+        assert isinstance(decision, Decision)
+        return decision
 
 
 class Served:

@@ -320,7 +320,9 @@ async def test_a_bug_fails_its_own_stream_alone(served: Served, caplog: pytest.L
     def broken(request: RequestHeaders, text: bytes) -> Decision:
         if request.headers[REQUEST_ID_HEADER] == "bad":
             raise ZeroDivisionError
-        return decide(request, text)
+        decision = decide(request, text)
+        assert isinstance(decision, Decision)
+        return decision
 
     served.rig.gateway.decide = broken
     caplog.set_level(logging.CRITICAL)

@@ -78,11 +78,24 @@ def test_a_cached_prompt_is_worth_waiting_for_as_long_as_it_takes_to_compute() -
 
 def test_the_fuller_the_fleet_the_dearer_is_work() -> None:
     """With followers behind it, the same wait is worth less than the work it saves."""
-    busy = {"requests": [2, 2], "prefilling": [2, 2], "pending": [9_000, 5_500], "context": [9_000, 5_500]}
-    waits, works = completion_costs(snapshot(cached=[2_000, 0], **busy))
-    assert waits.total_s > works.total_s
-    waits, works = completion_costs(snapshot(cached=[2_000, 0], followers_per_s=20.0, **busy))
-    assert waits.total_s < works.total_s
+
+    def costs(followers_per_s: float) -> tuple[float, float]:
+        holder, other = completion_costs(
+            snapshot(
+                cached=[2_000, 0],
+                requests=[2, 2],
+                prefilling=[2, 2],
+                pending=[9_000, 5_500],
+                context=[9_000, 5_500],
+                followers_per_s=followers_per_s,
+            )
+        )
+        return holder.total_s, other.total_s
+
+    holder_s, other_s = costs(0.0)
+    assert holder_s > other_s
+    holder_s, other_s = costs(20.0)
+    assert holder_s < other_s
 
 
 def test_twice_the_weight_takes_half_the_time() -> None:

@@ -13,12 +13,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from extproc.choosing.settings import Algorithm
 from extproc.errors import Reason
+from extproc.observing.family import Kind
 from extproc.observing.merge import merge
 from extproc.observing.metrics import (
     DECISION_SECONDS,
     FAMILIES,
     EndpointGauges,
-    Kind,
     LiveGauges,
     Metrics,
     document,

@@ -129,7 +129,9 @@ def test_streams_and_whole_answers_have_their_own_bound(stream: bool, name: str,
 def test_only_the_responses_api_announces_itself(path: str, late: bool) -> None:
     """Its first events carry no token."""
     body = chat(input="hi", stream=True)
-    assert build_rig().gateway.decide(request_line("r", path), body).late_marker is late
+    decision = build_rig().gateway.decide(request_line("r", path), body)
+    assert isinstance(decision, Decision)
+    assert decision.late_marker is late
 
 
 def test_ejected_and_draining_endpoints_are_no_candidates() -> None:
@@ -521,6 +523,6 @@ def test_a_decision_does_not_write_to_an_earlier_record(rig: Rig) -> None:
 
 def test_equal_choices_share_one_answer(rig: Rig) -> None:
     """An order that was chosen before is not serialised again; another order is another answer."""
-    decisions = [rig.router.decide(request_line(f"r{i}"), chat("x" * 600)) for i in range(64)]
+    decisions = [rig.decide(f"r{i}", chat("x" * 600)) for i in range(64)]
     answers = {decision.to_body for decision in decisions}
     assert len({id(decision.to_body) for decision in decisions}) == len(answers) < len(decisions)
