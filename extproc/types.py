@@ -119,6 +119,7 @@ class Snapshot:
         prefilling: Requests not known to be prefilled. This and all that follows is for `least_completion`.
         cached_tokens: Prompt tokens believed cached.
         steps_s: Predicted time per output token.
+        kv_tokens: Size of the KV cache; 0 where it is unknown.
         prompt_tokens: Length of this request's prompt.
         output_tokens: Usual length of an answer.
         learned: Prices and traffic; None where another policy chooses.
@@ -134,6 +135,7 @@ class Snapshot:
     prefilling: Sequence[int] = ()
     cached_tokens: Sequence[int] = ()
     steps_s: Sequence[float] = ()
+    kv_tokens: Sequence[int] = ()
     prompt_tokens: int = 0
     output_tokens: float = 0.0
     learned: Learned | None = None

@@ -1,9 +1,9 @@
 """Least predicted completion: the endpoint where a request costs the least time, its own and that of others.
 
 Rules:
-    1. Everything is seconds. The cost of an endpoint is what the request waits there for prefills ahead of it,
-       what its own prefill takes, what its prefill costs those who come later, and what decoding there takes
-       beyond the first token. No part has a weight.
+    1. Everything is seconds. The cost of an endpoint is what the request waits there for the prefill ahead
+       and for room in the KV cache, what its own prefill takes, what that costs those who come later, and
+       what decoding there takes. No part has a weight.
     2. Prefill that is not cached costs `tokens + pairs`; while it lasts each engine step also carries the
        decodes that run there. Prices are learned per group of equal endpoints, see `PrefillModel`.
     3. The cost to others is the relative value of an M/G/1 queue, shared by all endpoints because later
@@ -29,8 +29,8 @@ from extproc.types import Rng
 from metadata_center.types import value
 
 STEP_TOKENS: Final = 2048
-"""Prompt tokens of one full engine step: vLLM's `max_num_batched_tokens` for online serving on H100 is larger
-(8,192), both calibrations of the shipped prices used 2,048; engines do not announce it."""
+"""Prompt tokens of one full engine step: both calibrations of the prior prices used vLLM's 2,048, and engines
+do not announce theirs. Only the share of decodes in a step's time depends on it, and that is learned."""
 
 MEMORY_S: Final = 30.0
 """Time constant of the traffic seen: several hundred requests at a full fleet's rate, and short beside the
@@ -48,8 +48,8 @@ _TOKENS: Final = 1_000.0
 _FLOOR_S: Final = 0.001
 
 _PRICES: Final = (0.010, 0.022, 0.0013, 0.00001, 0.00006)
-"""Prior prices of `_terms` in seconds, an 8B model on one H100: front end and step; 1,000 tokens; 1,000,000
-pairs; one decode in one step; 1,000 tokens of context in one step. As `extproc.predicting.ttft` and `tpot`."""
+"""Prior prices in seconds, an 8B model on one H100: front end and step; 1,000 tokens; 1,000,000 pairs; a
+decode in one step; 1,000 tokens of context in one step. Sources: `extproc.predicting.ttft` and `tpot`."""
 
 
 @value
@@ -77,12 +77,14 @@ class Cost:
 
     Attributes:
         wait_s: Prefill ahead of it.
+        room_s: Until the KV cache has room for it.
         work_s: Its own prefill.
         others_s: Delay of those who come later, summed over them.
         decode_s: Time per output token, weighed by Rule 4.
     """
 
     wait_s: float
+    room_s: float
     work_s: float
     others_s: float
     decode_s: float
@@ -90,7 +92,7 @@ class Cost:
     @property
     def total_s(self) -> float:
         """What is compared."""
-        return self.wait_s + self.work_s + self.others_s + self.decode_s
+        return self.wait_s + self.room_s + self.work_s + self.others_s + self.decode_s
 
 
 class PrefillModel:
@@ -106,9 +108,13 @@ class PrefillModel:
 
     @property
     def prices_s(self) -> tuple[float, ...]:
-        """Seconds for a request, 1,000 tokens, 1,000,000 pairs, and a decode and 1,000 tokens of context in a
-        step of `STEP_TOKENS`."""
+        """The current prices in the order of the prior ones."""
         return self._terms.prices_s
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of a step that computes `STEP_TOKENS` and nothing else."""
+        return STEP_TOKENS * self._terms.prices_s[1] / _TOKENS
 
     def times_s(self, backlog: Backlog, uncached_tokens: int, cached_tokens: int) -> tuple[float, float]:
         """Seconds of prefill ahead, and of the request's own."""
@@ -199,8 +205,7 @@ def room_wait_s(
         needed_tokens: Uncached tokens of the prompt and of those ahead of it.
         used_tokens: Held by running requests.
         kv_tokens: Capacity, > 0.
-        output_tokens: Usual length of an answer; what is left of one is as long, whatever its age, for lengths
-            are nearly memoryless.
+        output_tokens: Usual length of an answer; what is left of one is taken to be as long at any age.
         step_s: Time per output token.
     """
     excess = used_tokens + needed_tokens - kv_tokens
@@ -211,6 +216,7 @@ def room_wait_s(
 
 def costs(
     times_s: Sequence[tuple[float, float]],
+    rooms_s: Sequence[float],
     steps_s: Sequence[float],
     followers_per_s: float,
     decode_tokens: float = DECODE_TOKENS,
@@ -220,6 +226,7 @@ def costs(
 
     Args:
         times_s: Prefill ahead and own prefill per endpoint, see `PrefillModel.times_s`; shape (n, 2).
+        rooms_s: See `room_wait_s`; shape (n,).
         steps_s: Time per output token there, shape (n,).
         followers_per_s: See `Traffic`.
         decode_tokens: See Rule 4: the request's own limits, the first over the second, where it has both.
@@ -229,15 +236,16 @@ def costs(
         One per endpoint.
     """
     endpoints = len(times_s)
-    backlog_s = (sum(wait_s for wait_s, _ in times_s) + held_s) / max(1, endpoints)
+    backlog_s = (sum(wait_s for wait_s, _ in times_s) + sum(rooms_s) + held_s) / max(1, endpoints)
     return [
         Cost(
             wait_s,
+            room_s,
             work_s,
             followers_per_s * work_s * (backlog_s + work_s / (2 * endpoints)),
             decode_tokens * step_s,
         )
-        for (wait_s, work_s), step_s in zip(times_s, steps_s, strict=True)
+        for (wait_s, work_s), room_s, step_s in zip(times_s, rooms_s, steps_s, strict=True)
     ]
 
 

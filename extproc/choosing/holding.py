@@ -1,17 +1,15 @@
 """Late binding: requests wait at the gateway while the endpoints that suit them are full.
 
 Rules:
-    1. An endpoint is full while the prefill ahead there lasts longer than it takes to hear that it is done and
-       to send more: it never runs dry for being full, so what waits here loses nothing.
-    2. Order is by arrival plus `STRETCH` times the work: short work goes first, and nobody is overtaken by who
-       comes more than that later. Whom an endpoint suits, waits for it alone; who is ahead for it counts as
-       prefill there.
-    3. Bounds: `max_held` requests, `max_hold_s` each. Beyond the first, and where the work ahead predicts that
-       the second, or a limit of the request's own, cannot be kept, it is refused at once with the time after
-       which there should be room.
-    4. Wake-ups are the caller's: ask again when anything on an endpoint ends, and at `until_s`. Several
-       gateways leave `1/gateways` of an endpoint's room to each, so that nobody races for what was freed.
-    5. A request that is forgotten (sent, refused, gone) is at once in nobody's way.
+    1. An endpoint is full while the prefill ahead there is more than `OPEN_STEPS` engine steps, or its KV
+       cache has no room. It never runs dry for being full, so what waits here loses nothing.
+    2. Order is by arrival plus `STRETCH` times the work: short work goes first, and nobody is overtaken by
+       one who comes more than that later. A request waits for the endpoint that suits it best; those ahead that
+       wait for the same one count as prefill there, so a queue for one endpoint makes others the better.
+    3. At most `max_held` requests wait, each `max_hold_s` at most. One that is too many, or that cannot be
+       answered within that time (or within its own limit) by what is ahead of it, is refused at once.
+    4. Wake-ups are the caller's: ask again when a prefill or a request ends anywhere, and at `until_s`.
+    5. A request that was sent, refused or forgotten is in nobody's way.
 """
 
 from __future__ import annotations
@@ -23,8 +21,14 @@ from typing import Final
 from extproc.choosing.completion import Cost
 from metadata_center.types import value
 
+OPEN_STEPS: Final = 2.0
+"""One step that runs and one that is ready when it ends: what is sent on the news of an end comes in time."""
+
 STRETCH: Final = 10.0
-"""Seconds of waiting per second of own work that are as bad for a long request as for a short one."""
+"""How many times its own work a request gives way; see docs/adr/0014 for other values."""
+
+_LEAST_RETRY_S: Final = 1.0
+"""`Retry-After` has whole seconds."""
 
 
 @value
@@ -46,11 +50,13 @@ class Wait:
         until_s: Decide again then at the latest.
         rank: Order among those kept, lower first.
         row: The endpoint it waits for.
+        closed: Every endpoint is full for those of higher rank too.
     """
 
     until_s: float
     rank: float
     row: int
+    closed: bool
 
 
 @value
@@ -128,8 +134,8 @@ class HoldQueue:
         arrived_s: float,
         now_s: float,
         costs: Sequence[Cost],
+        opens_s: Sequence[float],
         row: int,
-        open_s: float,
         limit_s: float | None = None,
     ) -> Verdict:
         """What happens to a request now; whoever is kept is remembered, whoever is not is forgotten.
@@ -139,22 +145,23 @@ class HoldQueue:
             arrived_s: When it came.
             now_s: The time.
             costs: Of each endpoint, those ahead in this queue counted as waiting time.
+            opens_s: Prefill ahead with which each endpoint still takes a request.
             row: The best of them.
-            open_s: An endpoint whose waiting time is below this takes another request.
             limit_s: The request's own limit on the time to its first token, from its arrival.
         """
         best = costs[row]
         self.forget(request_id)
-        if best.wait_s <= open_s:
+        if best.wait_s <= opens_s[row] and best.room_s == 0.0:
             return Send(row)
         latest_s = arrived_s + self._max_hold_s
-        held_until_s = now_s + best.wait_s - open_s
         if limit_s is not None:
             latest_s = min(latest_s, arrived_s + limit_s - best.work_s)
-        if now_s >= latest_s or held_until_s > latest_s or len(self._held) >= self._max_held:
-            return Refuse(max(1.0, held_until_s - latest_s))
+        free_s = now_s + best.wait_s - opens_s[row] + best.room_s
+        if now_s >= latest_s or free_s > latest_s or len(self._held) >= self._max_held:
+            return Refuse(max(_LEAST_RETRY_S, free_s - latest_s))
         works_s = [cost.work_s for cost in costs]
         rank, least_s = self.rank(arrived_s, works_s), min(works_s)
         self._held[request_id] = _Held(rank, row, best.work_s, least_s)
         self._least_s += least_s
-        return Wait(latest_s, rank, row)
+        closed = all(cost.wait_s > open_s for cost, open_s in zip(costs, opens_s, strict=True))
+        return Wait(latest_s, rank, row, closed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from extproc.choosing.completion import Backlog, Cost, costs, prefill_times_s
+from extproc.choosing.completion import Backlog, Cost, costs, prefill_times_s, room_wait_s
 from extproc.types import Snapshot
 
 _BLANK_PROMPT = 1
@@ -32,22 +32,37 @@ def completion_costs(snapshot: Snapshot) -> list[Cost]:
     learned = snapshot.learned
     if learned is None:
         raise ValueError("a snapshot without prices")
-    times_s, steps_s = [], []
+    times_s, rooms_s = [], []
     for row, cached in enumerate(snapshot.cached_tokens):
         ahead = backlog(snapshot, row)
         uncached = max(_BLANK_PROMPT, snapshot.prompt_tokens - cached)
         weight = snapshot.weights[row]
         wait_s, work_s = prefill_times_s(learned.prefill_prices_s, ahead, uncached, cached)
         times_s.append((wait_s / weight, work_s / weight))
-        steps_s.append(snapshot.steps_s[row])
-    return costs(times_s, steps_s, learned.followers_per_s, learned.decode_tokens)
+        rooms_s.append(_room_s(snapshot, row, ahead, uncached))
+    return costs(times_s, rooms_s, snapshot.steps_s, learned.followers_per_s, learned.decode_tokens)
+
+
+def _room_s(snapshot: Snapshot, row: int, ahead: Backlog, uncached_tokens: int) -> float:
+    """Until the KV cache has room for what is ahead and the request; 0 where its size is unknown."""
+    kv_tokens = snapshot.kv_tokens[row]
+    if not kv_tokens:
+        return 0.0
+    return room_wait_s(
+        ahead.prefill_tokens + uncached_tokens,
+        ahead.context_tokens + ahead.prompt_tokens - ahead.prefill_tokens,
+        kv_tokens,
+        snapshot.output_tokens,
+        snapshot.steps_s[row],
+    )
 
 
 def completion_terms(snapshot: Snapshot) -> dict[str, list[float]]:
-    """Terms `wait`, `work`, `others` and `decode`: seconds, negated."""
+    """Terms `wait`, `room`, `work`, `others` and `decode`: seconds, negated."""
     found = completion_costs(snapshot)
     return {
         "wait": [-cost.wait_s for cost in found],
+        "room": [-cost.room_s for cost in found],
         "work": [-cost.work_s for cost in found],
         "others": [-cost.others_s for cost in found],
         "decode": [-cost.decode_s for cost in found],

@@ -315,6 +315,7 @@ class Router:
                     prefilling=load.prefill_requests,
                     cached_tokens=cached,
                     steps_s=steps_s,
+                    kv_tokens=[state.kv_tokens.get(key, 0) for key in pool.keys],
                     prompt_tokens=prompt_tokens,
                     output_tokens=completion.output_tokens,
                     learned=learned,

@@ -42,6 +42,7 @@ class State:
         predictor: TTFT, TPOT, tokens per byte.
         records: Recent decisions.
         inflight: Decided requests that have not ended.
+        kv_tokens: Size of each engine's KV cache, as far as they told.
         completions: What `least_completion` learns.
         endpoints: Totals per endpoint.
         metrics: Counters.
@@ -59,6 +60,7 @@ class State:
     records: RecordRing
     metrics: Metrics
     inflight: InflightTable = field(default_factory=InflightTable)
+    kv_tokens: dict[EndpointKey, int] = field(default_factory=dict)
     completions: Completions = field(default_factory=Completions)
     endpoints: EndpointStatsTable = field(default_factory=EndpointStatsTable)
     share: Callable[[EndpointKey, list[int]], None] = _share_nothing

@@ -386,6 +386,7 @@ class Worker:
         for key in before - keys:
             state.caches.history.remove(key)
             state.caches.running.forget(key)
+            state.kv_tokens.pop(key, None)
         self._announcements.configure(config, resolution.clusters, self._path.parent)
         state.metrics.configure(models=config.models, clusters=resolution.clusters, endpoints=keys)
         logging.getLogger("tokenway").setLevel(config.logging.level.upper())
@@ -442,6 +443,7 @@ class Worker:
             self.state.metrics.ads_updated(ADS_TYPES[type_url])
 
     def _cache_config(self, key: EndpointKey, kv_tokens: int, _block_size: int) -> None:
+        self.state.kv_tokens[key] = kv_tokens
         ratios = [ratio for _, ratio in self.state.predictor.token_ratios()]
         tokens_per_byte = sum(ratios) / len(ratios) if ratios else TokensPerByte().ratio
         self.state.caches.history.set_capacity(

@@ -1,4 +1,4 @@
-"""The product's least completion (`extproc.choosing.completion`), with what it learns from its own answers."""
+"""The product's least completion, decided at once or late, with what it learns from its own answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from extproc.choosing.completion import (
     least,
     room_wait_s,
 )
-from extproc.choosing.holding import HoldQueue, Refuse, Wait
+from extproc.choosing.holding import OPEN_STEPS, HoldQueue, Refuse, Wait
 from extproc.predicting.tpot import TpotModel
 from simulator.policies.view import Decision, Hold, Policy, Sent, Shed, View
 
@@ -42,11 +42,10 @@ class LeastCompletion(Policy):
         learn: False leaves every price at its prior: a predictor that never gets warm.
     """
 
-    __slots__ = ("_first_s", "_groups", "_learn", "_output_tokens", "_room", "_sent", "_traffic", "_work")
+    __slots__ = ("_first_s", "_groups", "_learn", "_output_tokens", "_sent", "_traffic", "_work")
 
-    def __init__(self, *, learn: bool = True, room: bool = True) -> None:
+    def __init__(self, *, learn: bool = True) -> None:
         self._learn = learn
-        self._room = room
         self._groups: dict[str, _Group] = {}
         self._traffic = Traffic()
         self._output_tokens = _FIRST_OUTPUT_TOKENS
@@ -75,28 +74,28 @@ class LeastCompletion(Policy):
     def costs(self, view: View, backlogs: list[Backlog], held_s: float = 0.0) -> list[Cost]:
         """One per endpoint."""
         request = view.request
-        times_s, steps_s = [], []
+        times_s, rooms_s, steps_s = [], [], []
         for row, (backlog, cached) in enumerate(zip(backlogs, view.matched_tokens(), strict=True)):
             group = self._group(view.groups[row])
-            wait_s, work_s = group.prefill.times_s(backlog, request.prompt_tokens - cached, cached)
+            uncached, kv_tokens = request.prompt_tokens - cached, view.kv_tokens[row]
             running = backlog.decoding + backlog.prefilling
             step_s = group.tpot.predict(running, backlog.context_tokens + backlog.prompt_tokens)
-            if self._room:
-                kv_tokens = view.kv_tokens[row]
-                wait_s += room_wait_s(
-                    backlog.prefill_tokens + request.prompt_tokens - cached,
+            times_s.append(group.prefill.times_s(backlog, uncached, cached))
+            rooms_s.append(
+                room_wait_s(
+                    backlog.prefill_tokens + uncached,
                     view.kv_usage[row] * kv_tokens,
                     kv_tokens,
                     self._output_tokens,
                     step_s,
                 )
-            times_s.append((wait_s, work_s))
+            )
             steps_s.append(step_s)
         decode_tokens = DECODE_TOKENS
         if request.slo_ttft_s is not None and request.slo_tpot_s:
             decode_tokens = request.slo_ttft_s / request.slo_tpot_s
         followers = self._traffic.followers_per_s(view.now_s, len(backlogs) / view.gateways)
-        return costs(times_s, steps_s, followers, decode_tokens, held_s)
+        return costs(times_s, rooms_s, steps_s, followers, decode_tokens, held_s)
 
     def choose(self, view: View) -> Decision:
         """One draw if tied."""
@@ -145,19 +144,19 @@ class LeastCompletion(Policy):
 
 
 class LateCompletion(LeastCompletion):
-    """Holds requests while their best endpoint is full.
+    """Holds a request while its best endpoint is full.
 
     Args:
+        learn: As above.
         max_hold_s: Longest hold before a request is refused.
-        open_s: Prefill ahead below which an endpoint takes more.
+        max_held: Most requests held.
     """
 
-    __slots__ = ("_open_s", "_queue")
+    __slots__ = ("_queue",)
 
-    def __init__(self, *, max_hold_s: float = 30.0, open_s: float = 0.1, learn: bool = True) -> None:
+    def __init__(self, *, learn: bool = True, max_hold_s: float = 30.0, max_held: int = 1000) -> None:
         super().__init__(learn=learn)
-        self._queue = HoldQueue(max_hold_s=max_hold_s)
-        self._open_s = open_s
+        self._queue = HoldQueue(max_held=max_held, max_hold_s=max_hold_s)
 
     def choose(self, view: View) -> Decision:
         """One draw if tied."""
@@ -169,13 +168,19 @@ class LateCompletion(LeastCompletion):
         costs_s = [
             replace(cost, wait_s=cost.wait_s + ahead) for cost, ahead in zip(costs_s, ahead_s, strict=True)
         ]
-        row = least(costs_s, view.rng)
+        opens_s = [OPEN_STEPS * self._group(name).prefill.step_s for name in view.groups]
         verdict = queue.decide(
-            request.request_id, request.arrived_s, view.now_s, costs_s, row, self._open_s, request.slo_ttft_s
+            request.request_id,
+            request.arrived_s,
+            view.now_s,
+            costs_s,
+            opens_s,
+            least(costs_s, view.rng),
+            request.slo_ttft_s,
         )
         if isinstance(verdict, Wait):
-            return Hold(verdict.until_s, verdict.rank)
+            return Hold(verdict.until_s, verdict.rank, verdict.closed)
         if isinstance(verdict, Refuse):
             return Shed(verdict.retry_after_s)
-        self.place(view, row, backlogs[row], costs_s[row])
-        return row
+        self.place(view, verdict.row, backlogs[verdict.row], costs_s[verdict.row])
+        return verdict.row

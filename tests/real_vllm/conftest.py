@@ -28,6 +28,9 @@ CLUSTER: Final = "vllm"
 ROUND_ROBIN: Final = "tiny-round-robin"
 """The same model and replicas by turns: what Tokenway is compared with."""
 
+LEAST_COMPLETION: Final = "tiny-least-completion"
+"""The same again by predicted completion."""
+
 HEALTH: Final = {"interval_s": 1.0, "recovery_interval_s": 0.5, "ejection_s": 0.5, "timeout_s": 5.0}
 """Quick to see an engine go and come back; patient with one whose core is busy."""
 
@@ -79,6 +82,11 @@ def gateway_config() -> dict[str, Any]:
             ROUND_ROBIN: {
                 "rules": [{"cluster": CLUSTER, "model": SERVED_MODEL}],
                 "load_balancing": {"algorithm": "round_robin"},
+                **tokenizer,
+            },
+            LEAST_COMPLETION: {
+                "rules": [{"cluster": CLUSTER, "model": SERVED_MODEL}],
+                "load_balancing": {"algorithm": "least_completion"},
                 **tokenizer,
             },
             **{name: {"rules": [{"cluster": CLUSTER, "lora": name}], **tokenizer} for name in ADAPTERS},

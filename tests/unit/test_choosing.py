@@ -36,6 +36,7 @@ def snapshot(
         prefilling=[min(1, row) for row in requests],
         cached_tokens=[100 * row for row in matched or zeros],
         steps_s=[0.01] * len(requests),
+        kv_tokens=[0] * len(requests),
         prompt_tokens=1_000,
         output_tokens=200.0,
         learned=Learned(PrefillModel().prices_s, 1.0, 50.0),

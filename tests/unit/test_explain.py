@@ -131,6 +131,7 @@ def decisions(draw: st.DrawFn) -> DecisionRecord:
         prefilling=column(5),
         cached_tokens=column(999),
         steps_s=draw(st.lists(st.floats(0.001, 1.0), min_size=n, max_size=n)),
+        kv_tokens=column(1_000_000),
         prompt_tokens=draw(st.integers(1000, 100_000)),
         output_tokens=draw(st.floats(1.0, 2000.0)),
         learned=Learned(PrefillModel().prices_s, draw(st.floats(0.0, 50.0)), draw(st.floats(1.0, 100.0))),

@@ -30,6 +30,7 @@ def snapshot(
     context: list[int] | None = None,
     cached: list[int] | None = None,
     weights: tuple[float, ...] = (1.0, 1.0),
+    kv_tokens: list[int] | None = None,
     followers_per_s: float = 0.0,
 ) -> Snapshot:
     """Two endpoints and a prompt of 4,000 tokens."""
@@ -45,6 +46,7 @@ def snapshot(
         prefilling=prefilling or zeros,
         cached_tokens=cached or zeros,
         steps_s=[0.01, 0.01],
+        kv_tokens=kv_tokens or zeros,
         prompt_tokens=4_000,
         output_tokens=200.0,
         learned=Learned(PrefillModel().prices_s, followers_per_s, DECODE_TOKENS),
@@ -105,6 +107,16 @@ def test_twice_the_weight_takes_half_the_time() -> None:
     assert two.work_s == pytest.approx(one.work_s / 2)
 
 
+def test_a_full_cache_is_a_wait() -> None:
+    """Where prompt and answers in flight exceed the cache, the request waits for some of them to end."""
+    roomy, tight = completion_costs(
+        snapshot(requests=[4, 4], context=[16_000, 16_000], kv_tokens=[100_000, 17_000])
+    )
+    assert roomy.room_s == 0.0 < tight.room_s
+    unknown, _ = completion_costs(snapshot(requests=[4, 4], context=[16_000, 16_000]))
+    assert unknown.room_s == 0.0
+
+
 def test_a_decision_is_recorded_with_all_it_was_made_from() -> None:
     """The JSON recomputes it, and the page shows every part of every candidate's cost."""
     rig = completing()
@@ -118,7 +130,7 @@ def test_a_decision_is_recorded_with_all_it_was_made_from() -> None:
     json = to_json(record)
     assert verdict(json) == "recomputed: same choice"
     page = render(json)
-    assert all(f"{term} term" in page for term in ("wait", "work", "others", "decode"))
+    assert all(f"{term} term" in page for term in ("wait", "room", "work", "others", "decode"))
 
 
 def test_first_tokens_and_answers_are_learned_from() -> None:

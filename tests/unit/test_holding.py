@@ -1,0 +1,149 @@
+"""The hold queue: who goes, who waits, in which order, and for how long at most."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from extproc.choosing.completion import Cost
+from extproc.choosing.holding import STRETCH, HoldQueue, Refuse, Send, Verdict, Wait
+
+OPEN_S = 0.1
+
+
+def cost(wait_s: float, work_s: float = 0.5, room_s: float = 0.0) -> Cost:
+    """Of an endpoint, decoding and others left out."""
+    return Cost(wait_s, room_s, work_s, 0.0, 0.0)
+
+
+def decide(
+    queue: HoldQueue,
+    request_id: int,
+    costs: list[Cost],
+    *,
+    row: int = 0,
+    arrived_s: float = 0.0,
+    now_s: float = 0.0,
+    limit_s: float | None = None,
+) -> Verdict:
+    """The queue's verdict, all endpoints open below `OPEN_S`."""
+    return queue.decide(request_id, arrived_s, now_s, costs, [OPEN_S] * len(costs), row, limit_s)
+
+
+def test_an_open_endpoint_takes_a_request_at_once() -> None:
+    """Below the knee nothing is ever held."""
+    queue = HoldQueue()
+    assert decide(queue, 1, [cost(0.09)]) == Send(0)
+    assert len(queue) == 0
+
+
+def test_a_full_endpoint_lets_it_wait() -> None:
+    """Until the end of the longest hold, at a place by arrival and work."""
+    queue = HoldQueue(max_hold_s=30.0)
+    verdict = decide(queue, 1, [cost(2.0, 0.5), cost(3.0, 0.7)], arrived_s=5.0, now_s=6.0)
+    assert verdict == Wait(until_s=35.0, rank=5.0 + STRETCH * 0.5, row=0, closed=True)
+    assert queue.least_s == pytest.approx(0.5)
+
+
+def test_no_room_in_the_cache_is_full() -> None:
+    """An endpoint without prefill ahead, but without room either, would only queue it itself."""
+    verdict = decide(HoldQueue(), 1, [cost(0.0, room_s=1.0)])
+    assert isinstance(verdict, Wait)
+    assert not verdict.closed
+
+
+def test_others_are_asked_while_some_endpoint_is_open() -> None:
+    """Who waits for a full endpoint does not stop those whom an open one suits."""
+    verdict = decide(HoldQueue(), 1, [cost(1.0), cost(0.0)])
+    assert isinstance(verdict, Wait)
+    assert not verdict.closed
+
+
+def test_shorter_work_is_ahead() -> None:
+    """Of two that came together the shorter counts as prefill ahead of the longer, not the other way."""
+    queue = HoldQueue()
+    decide(queue, 1, [cost(1.0, 0.2)])
+    decide(queue, 2, [cost(1.0, 0.9)])
+    short, long = queue.rank(0.0, [0.2]), queue.rank(0.0, [0.9])
+    assert queue.ahead_s(2, long, 1) == [pytest.approx(0.2)]
+    assert queue.ahead_s(1, short, 1) == [0.0]
+
+
+def test_nobody_is_overtaken_for_ever() -> None:
+    """Who comes more than `STRETCH` times its work later goes behind, however short."""
+    queue = HoldQueue()
+    long = queue.rank(0.0, [1.0])
+    assert queue.rank(STRETCH * 1.0 - 0.1, [0.0]) < long < queue.rank(STRETCH * 1.0 + 0.1, [0.0])
+
+
+def test_only_those_for_the_same_endpoint_are_ahead() -> None:
+    """Waiting elsewhere delays nobody here; rows that are gone are passed over."""
+    queue = HoldQueue()
+    decide(queue, 1, [cost(1.0), cost(1.0, 0.3), cost(1.0)], row=1)
+    decide(queue, 2, [cost(1.0), cost(1.0), cost(1.0)], row=2)
+    assert queue.ahead_s(3, 100.0, 2) == [0.0, pytest.approx(0.3)]
+
+
+def test_who_is_sent_is_in_nobodys_way() -> None:
+    """Nothing is left of a request that was held and then sent."""
+    queue = HoldQueue()
+    decide(queue, 1, [cost(1.0)])
+    assert decide(queue, 1, [cost(0.0)], now_s=1.0) == Send(0)
+    assert (len(queue), queue.least_s, queue.ahead_s(2, 100.0, 1)) == (0, 0.0, [0.0])
+
+
+def test_who_left_is_forgotten() -> None:
+    """A client that goes frees its place; to forget it twice is nothing."""
+    queue = HoldQueue()
+    decide(queue, 1, [cost(1.0)])
+    queue.forget(1)
+    queue.forget(1)
+    assert (len(queue), queue.least_s) == (0, 0.0)
+
+
+def test_one_too_many_is_refused() -> None:
+    """The bound holds, those already held may go on waiting."""
+    queue = HoldQueue(max_held=2)
+    for request_id in (1, 2):
+        assert isinstance(decide(queue, request_id, [cost(1.0)]), Wait)
+    assert isinstance(decide(queue, 3, [cost(1.0)]), Refuse)
+    assert isinstance(decide(queue, 1, [cost(1.0)]), Wait)
+
+
+def test_a_hopeless_wait_is_refused_at_once() -> None:
+    """40 s ahead with 30 s to wait: come back when the rest is done."""
+    verdict = decide(HoldQueue(max_hold_s=30.0), 1, [cost(40.0 + OPEN_S)])
+    assert isinstance(verdict, Refuse)
+    assert verdict.retry_after_s == pytest.approx(10.0)
+
+
+def test_nobody_waits_beyond_the_bound() -> None:
+    """At the end of the hold it is refused, with a second to come back at least."""
+    assert decide(HoldQueue(max_hold_s=30.0), 1, [cost(0.2)], now_s=30.0) == Refuse(1.0)
+
+
+def test_a_requests_own_limit_comes_first() -> None:
+    """2 s to the first token, 0.5 s of them work: it can wait for 1.5 s and no longer."""
+    verdict = decide(HoldQueue(), 1, [cost(1.0)], limit_s=2.0)
+    assert isinstance(verdict, Wait)
+    assert verdict.until_s == pytest.approx(1.5)
+    assert isinstance(decide(HoldQueue(), 1, [cost(1.7)], limit_s=2.0), Refuse)
+
+
+@pytest.mark.parametrize(("held", "hold_s"), [(0, 1.0), (1, 0.0), (1, -1.0)])
+def test_bounds_must_be_positive(held: int, hold_s: float) -> None:
+    """A queue without room is a mistake of the configuration."""
+    with pytest.raises(ValueError):
+        HoldQueue(max_held=held, max_hold_s=hold_s)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.floats(0.0, 60.0), st.floats(0.001, 5.0)), max_size=60))
+def test_the_books_of_the_queue_add_up(asked: list[tuple[int, float, float]]) -> None:
+    """Never more than the bound, and the work that waits is the sum over who waits."""
+    queue, waiting = HoldQueue(max_held=5), dict[int, float]()
+    for request_id, wait_s, work_s in asked:
+        waiting.pop(request_id, None)
+        if isinstance(decide(queue, request_id, [cost(wait_s, work_s)]), Wait):
+            waiting[request_id] = work_s
+        assert len(queue) == len(waiting) <= 5
+        assert queue.least_s == pytest.approx(sum(waiting.values()), abs=1e-9)
+        assert queue.ahead_s(-1, float("inf"), 1)[0] == pytest.approx(sum(waiting.values()), abs=1e-9)
