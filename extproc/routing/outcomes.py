@@ -89,7 +89,8 @@ class Outcomes:
     def _ended(self, entry: RequestEnd, now_s: float) -> None:
         state = self._state
         state.load.release(entry.request_id, now_s)
-        inflight = state.finish(entry.request_id)
+        completed = entry.ended is Ended.COMPLETED and entry.status == 200
+        inflight = state.finish(entry.request_id, now_s, completed=completed)
         if inflight is None:
             if entry.owner is not None:
                 state.metrics.access_log_unmatched()
@@ -100,7 +101,6 @@ class Outcomes:
                 state.metrics.fell_back(record.cluster or "")
             inflight.endpoint = entry.endpoint
         endpoint = inflight.endpoint
-        completed = entry.ended is Ended.COMPLETED and entry.status == 200
         if completed:
             state.record_cached(inflight)
             self._transition(state.health.attempt_succeeded(endpoint, now_s))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from extproc.health.tracker import HealthTracker
 from extproc.observing.metrics import Metrics
@@ -15,6 +17,9 @@ from extproc.routing.inflight import Inflight, InflightTable
 from extproc.routing.learned import Completions
 from metadata_center.load import LoadTable
 from metadata_center.types import EndpointKey, RequestId
+
+LINGER_S: Final = 1.0
+"""A busy engine's announcement was seen to lag by 0.1 s, and its blocks to be evicted in many seconds."""
 
 
 def _share_nothing(_endpoint: EndpointKey, _blocks: list[int]) -> None:
@@ -41,6 +46,8 @@ class State:
         health: Who may be chosen.
         predictor: TTFT, TPOT, tokens per byte.
         records: Recent decisions.
+        lingering: Blocks of completed requests and until when they still count as running, oldest first;
+            bounded as `caches.running` is.
         inflight: Decided requests that have not ended.
         kv_tokens: Size of each engine's KV cache, as far as they told.
         completions: What `least_completion` learns.
@@ -59,6 +66,7 @@ class State:
     predictor: Predictor
     records: RecordRing
     metrics: Metrics
+    lingering: deque[tuple[float, EndpointKey, list[int]]] = field(default_factory=deque)
     inflight: InflightTable = field(default_factory=InflightTable)
     kv_tokens: dict[EndpointKey, int] = field(default_factory=dict)
     completions: Completions = field(default_factory=Completions)
@@ -71,6 +79,10 @@ class State:
 
     def advance(self, now_s: float) -> None:
         """Release what time has released: predicted prefills, lost requests. Cheap when nothing is due."""
+        lingering = self.lingering
+        while lingering and lingering[0][0] <= now_s:
+            _, endpoint, blocks = lingering.popleft()
+            self.caches.running.remove(endpoint, blocks)
         expired = self.load.advance(now_s)
         for request_id in expired.prefills:
             inflight = self.inflight.get(request_id)
@@ -86,12 +98,19 @@ class State:
         self.inflight.add(request_id, inflight)
         inflight.is_running = self.caches.running.add(inflight.endpoint, inflight.blocks)
 
-    def finish(self, request_id: RequestId) -> Inflight | None:
-        """It is over: what was remembered of it; None if nothing is."""
+    def finish(self, request_id: RequestId, now_s: float, *, completed: bool) -> Inflight | None:
+        """It is over: what was remembered of it; None if nothing is.
+
+        The blocks of a completed request count as running for `LINGER_S` more: its engine has them, and under
+        load announces them later than it answers.
+        """
         inflight = self.inflight.pop(request_id)
         if inflight is not None and inflight.is_running:
-            self.caches.running.remove(inflight.endpoint, inflight.blocks)
             inflight.is_running = False
+            if completed:
+                self.lingering.append((now_s + LINGER_S, inflight.endpoint, inflight.blocks))
+            else:
+                self.caches.running.remove(inflight.endpoint, inflight.blocks)
         return inflight
 
     def placed(self, request_id: RequestId, at: EndpointKey) -> None:
@@ -140,7 +159,7 @@ class State:
         }
 
     def _lose(self, request_id: RequestId, now_s: float) -> None:
-        inflight = self.finish(request_id)
+        inflight = self.finish(request_id, now_s, completed=False)
         if inflight is None:
             return
         outcome = Outcome(

@@ -13,7 +13,7 @@ import pytest
 
 from extproc.health.tracker import HealthState
 from tests.e2e.harness import eventually
-from tests.real_vllm.accuracy import cached_summary, foreseen
+from tests.real_vllm.accuracy import LEAST_EQUAL_RATIO, cached_summary, equal_ratio, foreseen
 from tests.real_vllm.asking import Answer, ask, ask_all, shared_prefix_prompts
 from tests.real_vllm.conftest import Deployment, announcing
 from tests.real_vllm.engine import SERVED_MODEL
@@ -74,6 +74,9 @@ async def test_an_engine_restarts_under_load(
     await eventually(is_healthy, all, EFFECTIVE_S)
     for gateway in deployment.gateways:
         await announcing(gateway)
+    # What the survivor holds goes on going there; new texts go to the restarted one as well.
+    new = shared_prefix_prompts(rng, groups=6, per_group=6, prefix_tokens=512, suffix_tokens=64)
+    prompts = [*prompts[:10], *new]
     rng.shuffle(prompts)
     after = await ask_all(deployment.clients, prompts, model=SERVED_MODEL, at_once=CLIENTS)
     records = await deployment.records(after)
@@ -90,3 +93,4 @@ async def test_an_engine_restarts_under_load(
             "all_after": cached_summary(foreseen(records)),
         },
     )
+    assert equal_ratio(foreseen(of_victim)) >= LEAST_EQUAL_RATIO

@@ -12,6 +12,7 @@ from extproc.health.settings import HealthSettings
 from extproc.health.tracker import FailureKind, HealthState
 from extproc.observing.records import Ended
 from extproc.routing.outcomes import CACHED_TOLERANCE_TOKENS
+from extproc.routing.state import LINGER_S
 from extproc.types import Operation
 from metadata_center.types import EndpointKey, RequestId
 from tests.conftest import CLUSTER, MODEL, Rig, build_rig, chat, endpoint, request_end
@@ -269,6 +270,21 @@ def test_a_prompt_shorter_in_tokens_than_estimated_forgets_nothing() -> None:
     rig.end("again", prompt_tokens=estimated // 2, cached_tokens=believed // 2, completion_tokens=1)
     assert believed - believed // 2 > CACHED_TOLERANCE_TOKENS
     assert rig.state.caches.history.size(KEYS[0]) == held
+
+
+def test_blocks_of_a_completed_request_count_for_a_moment_longer(rig: Rig) -> None:
+    """Its engine may announce them later than it answered; those of a failed one count no longer."""
+    streamed(rig, "done")
+    streamed(rig, "gone", "y" * 1000)
+    both = len(rig.state.caches.running)
+    rig.end("gone", ended=Ended.UPSTREAM_RESET)
+    rig.end("done")
+    held = len(rig.state.caches.running)
+    assert 0 < held < both
+    assert held == rig.record("done").num_blocks
+    rig.clock.advance(LINGER_S)
+    rig.state.advance(rig.clock())
+    assert len(rig.state.caches.running) == 0
 
 
 def test_an_endpoint_that_left_is_not_remembered(rig: Rig) -> None:

@@ -12,6 +12,7 @@ from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.observing.explain import render, to_json
 from extproc.protocol.wire import DESTINATION_KEY, LB_NAMESPACE
 from extproc.routing.router import Decision
+from extproc.routing.state import LINGER_S
 from metadata_center.sharing.messages import Candidate
 from metadata_center.types import EndpointKey, RequestId
 from tests.conftest import Rig, build_rig, chat, endpoint, request_line
@@ -95,6 +96,8 @@ async def test_a_moved_choice_is_where_it_was_put(meeting: Meeting) -> None:
     assert "recomputed: same choice" in page
     rig.end(endpoint=candidates[1])
     assert all(rig.load(key) == (0, 0, 0) for key in KEYS)
+    rig.clock.advance(LINGER_S)
+    rig.state.advance(rig.clock())
     assert len(rig.state.caches.running) == 0
     assert rig.metric("tokenway_fallbacks_total", cluster="c") == 0
 
