@@ -111,10 +111,9 @@ class PrefillModel:
         """The current prices in the order of the prior ones."""
         return self._terms.prices_s
 
-    @property
-    def step_s(self) -> float:
-        """Seconds of a step that computes `STEP_TOKENS` and nothing else."""
-        return STEP_TOKENS * self._terms.prices_s[1] / _TOKENS
+    def step_s(self, backlog: Backlog) -> float:
+        """Seconds of a step full of prompt tokens, beside the decodes of `backlog`."""
+        return STEP_TOKENS * _per_token_s(self._terms.prices_s, backlog)
 
     def times_s(self, backlog: Backlog, uncached_tokens: int, cached_tokens: int) -> tuple[float, float]:
         """Seconds of prefill ahead, and of the request's own."""
@@ -150,10 +149,8 @@ def prefill_times_s(
     prices_s: Sequence[float], backlog: Backlog, uncached_tokens: int, cached_tokens: int
 ) -> tuple[float, float]:
     """Seconds of prefill ahead, and of the request's own, at the prices of `PrefillModel`."""
-    base, token, pair, sequence, context = prices_s
-    per_token = token / _TOKENS + (
-        sequence * backlog.decoding + context * backlog.context_tokens / _TOKENS
-    ) / _step_tokens(backlog)
+    base, pair = prices_s[0], prices_s[2]
+    per_token = _per_token_s(prices_s, backlog)
     per_pair = pair / (_TOKENS * _TOKENS)
     wait_s = backlog.prefill_tokens * per_token + _pairs_ahead(backlog) * per_pair
     pairs = uncached_tokens * (cached_tokens + uncached_tokens / 2)
@@ -259,6 +256,13 @@ def least(costs_s: Sequence[Cost], rng: Rng) -> int:
     lowest = min(totals) + _TIE_S
     rows = [row for row, total in enumerate(totals) if total <= lowest]
     return rows[int(rng.random() * len(rows))] if len(rows) > 1 else rows[0]
+
+
+def _per_token_s(prices_s: Sequence[float], backlog: Backlog) -> float:
+    """Seconds per prompt token, its share of the decodes in its step included."""
+    _, token, _, sequence, context = prices_s
+    beside_s = sequence * backlog.decoding + context * backlog.context_tokens / _TOKENS
+    return token / _TOKENS + beside_s / _step_tokens(backlog)
 
 
 def _pairs_ahead(backlog: Backlog) -> float:

@@ -3,9 +3,10 @@
 Rules:
     1. An endpoint is full while the prefill ahead there is more than `OPEN_STEPS` engine steps, or its KV
        cache has no room. It never runs dry for being full, so what waits here loses nothing.
-    2. Order is by arrival plus `STRETCH` times the work: short work goes first, and nobody is overtaken by
-       one who comes more than that later. A request waits for the endpoint that suits it best; those ahead that
-       wait for the same one count as prefill there, so a queue for one endpoint makes others the better.
+    2. Order is by arrival plus work, which is when an idle fleet would have answered: short work goes first,
+       and nobody is overtaken by one who comes later than its own work takes. A request waits for the
+       endpoint that suits it best; those ahead that wait for the same one count as prefill there, so a queue
+       for one makes others the better.
     3. At most `max_held` requests wait, each `max_hold_s` at most. One that is too many, or that cannot be
        answered within that time (or within its own limit) by what is ahead of it, is refused at once.
     4. Wake-ups are the caller's: ask again when a prefill or a request ends anywhere, and at `until_s`.
@@ -23,9 +24,6 @@ from metadata_center.types import value
 
 OPEN_STEPS: Final = 2.0
 """One step that runs and one that is ready when it ends: what is sent on the news of an end comes in time."""
-
-STRETCH: Final = 10.0
-"""How many times its own work a request gives way; see docs/adr/0014 for other values."""
 
 _LEAST_RETRY_S: Final = 1.0
 """`Retry-After` has whole seconds."""
@@ -120,7 +118,7 @@ class HoldQueue:
 
     def rank(self, arrived_s: float, works_s: Sequence[float]) -> float:
         """Place in the order, see Rule 2."""
-        return arrived_s + STRETCH * min(works_s)
+        return arrived_s + min(works_s)
 
     def forget(self, request_id: int) -> None:
         """It was sent, refused, or its client left."""

@@ -168,7 +168,10 @@ class LateCompletion(LeastCompletion):
         costs_s = [
             replace(cost, wait_s=cost.wait_s + ahead) for cost, ahead in zip(costs_s, ahead_s, strict=True)
         ]
-        opens_s = [OPEN_STEPS * self._group(name).prefill.step_s for name in view.groups]
+        opens_s = [
+            OPEN_STEPS * self._group(name).prefill.step_s(backlog)
+            for name, backlog in zip(view.groups, backlogs, strict=True)
+        ]
         verdict = queue.decide(
             request.request_id,
             request.arrived_s,

@@ -21,6 +21,7 @@ from simulator.policies.llmd_predicted import LlmdPredicted
 from simulator.policies.llmd_sticky import LlmdSticky
 from simulator.policies.llmd_weights import LlmdWeights
 from simulator.policies.lmetric import LMetric
+from simulator.policies.ours import LateCompletion, LeastCompletion
 from simulator.policies.preble import Preble
 from simulator.policies.product import Product
 from simulator.policies.round_robin import RoundRobin
@@ -85,6 +86,8 @@ REGISTRY: Mapping[str, Rule] = {
     "chwbl": Rule(Chwbl),
     "inference_lb": Rule(Product, rival=False),
     "prefix_cache": Rule(Product, {"algorithm": "prefix_cache"}, rival=False),
+    "least_completion": Rule(LeastCompletion, rival=False),
+    "late_completion": Rule(LateCompletion, rival=False),
 }
 """Every rule that is compared; rivals in the order of the literature, simple ones first."""
 

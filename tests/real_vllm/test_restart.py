@@ -13,7 +13,7 @@ import pytest
 
 from extproc.health.tracker import HealthState
 from tests.e2e.harness import eventually
-from tests.real_vllm.accuracy import LEAST_EQUAL_RATIO, cached_summary, equal_ratio, foreseen
+from tests.real_vllm.accuracy import cached_summary, equal_ratio, foreseen
 from tests.real_vllm.asking import Answer, ask, ask_all, shared_prefix_prompts
 from tests.real_vllm.conftest import Deployment, announcing
 from tests.real_vllm.engine import SERVED_MODEL
@@ -21,6 +21,8 @@ from tests.real_vllm.engine import SERVED_MODEL
 pytestmark = [pytest.mark.real_vllm, pytest.mark.asyncio(loop_scope="session")]
 
 CLIENTS = 4
+LEAST_EQUAL_AT_RESTARTED = 0.8
+"""Of some 25 requests, four at once: prompts still being computed are counted by their bytes."""
 EFFECTIVE_S = 40.0
 """For probes, requests and ejections on a busy machine; a second or two on an idle one."""
 
@@ -93,4 +95,4 @@ async def test_an_engine_restarts_under_load(
             "all_after": cached_summary(foreseen(records)),
         },
     )
-    assert equal_ratio(foreseen(of_victim)) >= LEAST_EQUAL_RATIO
+    assert equal_ratio(foreseen(of_victim)) >= LEAST_EQUAL_AT_RESTARTED

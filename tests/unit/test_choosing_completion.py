@@ -60,7 +60,7 @@ def test_a_slower_group_is_learned() -> None:
         model.learn(backlog, uncached, 500, 3.0 * sum(truth.times_s(backlog, uncached, 500)))
     _, work_s = model.times_s(IDLE, 20_000, 0)
     assert work_s == pytest.approx(3.0 * truth.times_s(IDLE, 20_000, 0)[1], rel=0.05)
-    assert model.step_s == pytest.approx(3.0 * truth.step_s, rel=0.05)
+    assert model.step_s(IDLE) == pytest.approx(3.0 * truth.step_s(IDLE), rel=0.05)
 
 
 @pytest.mark.parametrize("ttft_s", [0.0, -1.0, float("nan"), float("inf")])
