@@ -15,16 +15,17 @@ from tests.real_vllm.engine import KV_TOKENS, SERVED_MODEL
 
 pytestmark = [pytest.mark.real_vllm, pytest.mark.asyncio(loop_scope="session")]
 
-GROUPS = 12
-PER_GROUP = 8
-PREFIX_TOKENS = 2112
+GROUPS = 6
+PER_GROUP = 10
+PREFIX_TOKENS = 4096
 SUFFIX_TOKENS = 64
 AT_ONCE = 2
 assert GROUPS * PREFIX_TOKENS > KV_TOKENS > GROUPS // 2 * PREFIX_TOKENS
 """One replica cannot hold all prefixes; two that share them out can, with room for a few in both."""
 
-MOST_COMPUTED_RATIO = 0.85
-"""Prompt tokens that engines compute, to those by turns: 0.4 to 0.75 was seen on a busy machine."""
+MOST_COMPUTED_RATIO = 0.6
+"""Prompt tokens that engines compute under `least_completion`, to those by turns: 0.3 was seen on a busy
+machine, 0.25 is what one computation of each prefix comes to."""
 
 
 async def test_tokenway_finds_more_cached_than_round_robin(
@@ -59,10 +60,10 @@ async def test_tokenway_finds_more_cached_than_round_robin(
         figures[name]["ttft_to_round_robin"] = round(figures[name]["ttft_mean_ms"] / base, 3)
     report("shared prefixes", figures)
     computed = {name: 1 - figure["hit_ratio"] for name, figure in figures.items()}
-    assert computed["tokenway_one_gateway"] <= MOST_COMPUTED_RATIO * computed["round_robin"]
-    assert computed["least_completion_one_gateway"] <= MOST_COMPUTED_RATIO * computed["round_robin"]
-    assert computed["tokenway_two_gateways"] < computed["round_robin"]
-    assert computed["least_completion_two_gateways"] < computed["round_robin"]
+    for arm in ("least_completion_one_gateway", "least_completion_two_gateways"):
+        assert computed[arm] <= MOST_COMPUTED_RATIO * computed["round_robin"]
+    for arm in ("tokenway_one_gateway", "tokenway_two_gateways"):
+        assert computed[arm] < computed["round_robin"]
 
 
 async def test_cached_tokens_are_foreseen_exactly(
