@@ -151,12 +151,21 @@ class Encoder:
             for places in (_WORD_START, _WORD_END):
                 found = places.search(text, behind_it, highest)
                 if found is not None:
-                    return found.start()
+                    return self._behind_added(text, found.start())
             if highest == len(text):
                 return highest
             if text[highest] >= _FIRST_NOT_ASCII:
                 break
-        return _character_start(text, highest)
+        return self._behind_added(text, _character_start(text, highest))
+
+    def _behind_added(self, text: bytes, position: int) -> int:
+        """The position, or the end of the added token that it would cut: its first half reads otherwise."""
+        if self._added is not None:
+            reach = self._longest_added
+            for token in self._added.finditer(text, max(0, position - reach), position + reach):
+                if token.start() < position < token.end():
+                    return token.end()
+        return position
 
 
 class Window:

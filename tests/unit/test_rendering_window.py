@@ -108,6 +108,13 @@ def test_the_encoder_cuts_canonical_text_as_the_tokenizer_cuts_the_text(
     assert window.tokens_between(start, end) == expected(ids, boundaries(family, ids), start, end)
 
 
+def test_a_window_does_not_end_within_a_special_token() -> None:
+    """Half of one reads as other tokens, with boundaries that the whole has not."""
+    text = "theKV cache<|end|>"
+    window = Window(rendering("parts").encoder, rendering("parts").canonical.of(text))
+    assert window.tokens_between(0, 14) is None
+
+
 @cache
 def long_text(family: str) -> tuple[bytes, list[int], list[int]]:
     """Sources, documents and Chinese in one text: canonical, its ids, their boundaries."""
