@@ -9,12 +9,15 @@ are in. Every request is released again, as its access-log entry would, but that
 from __future__ import annotations
 
 import json
+import os
+import platform
 import random
 import statistics
 import time
 
 from prometheus_client import CollectorRegistry
 
+from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.health.settings import HealthSettings
 from extproc.health.tracker import HealthTracker
 from extproc.observing.metrics import Metrics
@@ -24,7 +27,8 @@ from extproc.protocol.machine import RequestHeaders
 from extproc.protocol.wire import Answers
 from extproc.request.rules import ModelRules, Rule, RuleTable
 from extproc.routing.caches import Caches
-from extproc.routing.router import Decision, Router, RouterSettings
+from extproc.routing.router import Decision, Router
+from extproc.routing.settings import RouterSettings
 from extproc.routing.state import State
 from extproc.routing.table import RoutingTable
 from extproc.types import Endpoint
@@ -34,11 +38,14 @@ from metadata_center.prefix_index import PrefixIndex
 from metadata_center.types import EndpointKey, RequestId
 
 
-def decisions(endpoints: int, *, prompt_bytes: int = 4096, repeats: int = 2000) -> float:
+def decisions(
+    endpoints: int, algorithm: Algorithm, *, prompt_bytes: int = 4096, repeats: int = 2000
+) -> float:
     """Median microseconds of one decision.
 
     Args:
         endpoints: Candidates, all healthy, in one cluster.
+        algorithm: Which policy.
         prompt_bytes: Length of the prompt, to within one repetition of its words.
         repeats: Decisions timed; a quarter of them stay in flight.
     """
@@ -56,7 +63,7 @@ def decisions(endpoints: int, *, prompt_bytes: int = 4096, repeats: int = 2000) 
         metrics=metrics,
     )
     table = RoutingTable(
-        RuleTable([ModelRules("m", (Rule("c"),))]),
+        RuleTable([ModelRules("m", (Rule("c"),), load_balancing=LoadBalancing(algorithm=algorithm))]),
         {"c": members},
         ["m"],
         None,
@@ -94,7 +101,12 @@ def decisions(endpoints: int, *, prompt_bytes: int = 4096, repeats: int = 2000) 
 
 def main() -> None:
     """Print the figures; the last line is a JSON object."""
-    print(json.dumps({f"decision_us_{n}": round(decisions(n), 1) for n in (3, 10, 100, 1000)}))
+    print(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}")
+    figures = {}
+    for algorithm in (Algorithm.INFERENCE_LB, Algorithm.LEAST_COMPLETION):
+        for endpoints in (3, 10, 100, 1000):
+            figures[f"{algorithm}_us_{endpoints}"] = round(decisions(endpoints, algorithm), 1)
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

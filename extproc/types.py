@@ -123,6 +123,8 @@ class Snapshot:
         prompt_tokens: Length of this request's prompt.
         output_tokens: Usual length of an answer.
         learned: Prices and traffic; None where another policy chooses.
+        held_s: Work of all requests that wait at this gateway for these endpoints, in seconds.
+        ahead_s: Work of those that go before this one, at the endpoint each waits for; empty if nobody does.
     """
 
     keys: tuple[EndpointKey, ...]
@@ -139,6 +141,8 @@ class Snapshot:
     prompt_tokens: int = 0
     output_tokens: float = 0.0
     learned: Learned | None = None
+    held_s: float = 0.0
+    ahead_s: Sequence[float] = ()
 
 
 @value

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from heapq import heappop, heappush
 from typing import Any
 
 import orjson
@@ -24,9 +26,11 @@ from extproc.request.rules import ModelRules, Rule, RuleTable
 from extproc.routing.caches import Caches
 from extproc.routing.gateway import Gateway
 from extproc.routing.outcomes import Ending, Outcomes
-from extproc.routing.router import Decision, Reserve, Router, RouterSettings
+from extproc.routing.router import Decision, Reserve, Router
+from extproc.routing.settings import RouterSettings
 from extproc.routing.state import State
 from extproc.routing.table import RoutingTable
+from extproc.routing.waiting import Loop
 from extproc.types import Endpoint
 from metadata_center.counters import Counters
 from metadata_center.load import LoadTable
@@ -61,6 +65,115 @@ class ManualClock:
     def wall(self) -> float:
         """The same instant as Unix seconds."""
         return WALL_S + self.now_s
+
+
+@dataclass(slots=True, eq=False)
+class VirtualTimer:
+    """A call of `VirtualLoop`."""
+
+    due_s: float
+    callback: Callable[[], object]
+    is_cancelled: bool = False
+
+    def cancel(self) -> None:
+        """Not any more."""
+        self.is_cancelled = True
+
+
+class Promise:
+    """A future of `VirtualLoop`."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        self._loop = loop
+        self._callbacks: list[Callable[[Any], object]] = []
+        self._result: Any = None
+        self._exception: BaseException | None = None
+        self._is_done = self._is_cancelled = False
+
+    def __await__(self) -> Any:
+        """Nobody awaits in virtual time."""
+        raise NotImplementedError
+
+    def done(self) -> bool:
+        """It has an outcome."""
+        return self._is_done
+
+    def cancelled(self) -> bool:
+        """The outcome is that nobody waits."""
+        return self._is_cancelled
+
+    def cancel(self) -> None:
+        """Nobody waits any more."""
+        if not self._is_done:
+            self._is_cancelled = True
+            self._finish()
+
+    def result(self) -> Any:
+        """What it was given."""
+        if self._exception is not None:
+            raise self._exception
+        assert self._is_done
+        assert not self._is_cancelled
+        return self._result
+
+    def set_result(self, result: Any, /) -> None:
+        """Give it."""
+        assert not self._is_done
+        self._result = result
+        self._finish()
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        """Fail."""
+        assert not self._is_done
+        self._exception = exception
+        self._finish()
+
+    def exception(self) -> BaseException | None:
+        """How it failed."""
+        return self._exception
+
+    def add_done_callback(self, callback: Callable[[Any], object], /) -> None:
+        """Have it called in the next turn."""
+        self._callbacks.append(callback)
+
+    def _finish(self) -> None:
+        self._is_done = True
+        for callback in self._callbacks:
+            self._loop.call_later(0.0, partial(callback, self))
+
+
+class VirtualLoop:
+    """An event loop whose time passes when told to; `extproc.routing.waiting.Loop`."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self._timers: list[tuple[float, int, VirtualTimer]] = []
+        self._made = 0
+
+    def create_future(self) -> Promise:
+        """A promise."""
+        return Promise(self)
+
+    def create_task(self, work: Any, /) -> Any:
+        """Nothing is awaited in virtual time."""
+        raise NotImplementedError
+
+    def call_later(self, delay: float, callback: Callable[[], object], /) -> VirtualTimer:
+        """Call in so many seconds."""
+        timer = VirtualTimer(self.clock.now_s + delay, callback)
+        self._made += 1
+        heappush(self._timers, (timer.due_s, self._made, timer))
+        return timer
+
+    def run(self, seconds: float = 0.0) -> None:
+        """Let time pass, and make the calls that fall into it."""
+        end_s = self.clock.now_s + seconds
+        while self._timers and self._timers[0][0] <= end_s:
+            due_s, _, timer = heappop(self._timers)
+            self.clock.now_s = max(self.clock.now_s, due_s)
+            if not timer.is_cancelled:
+                timer.callback()
+        self.clock.now_s = max(self.clock.now_s, end_s)
 
 
 def endpoint(number: int, **changes: Any) -> Endpoint:
@@ -190,9 +303,11 @@ def build_rig(
     allowed_fields: frozenset[str] = frozenset(),
     seed: int = 1,
     reserve: Reserve | None = None,
+    loop: Loop | None = None,
 ) -> Rig:
     """A worker's request path over `endpoints`, serving model `m`, in blocks of 64 bytes."""
-    clock, registry = ManualClock(), CollectorRegistry()
+    clock = loop.clock if isinstance(loop, VirtualLoop) else ManualClock()
+    registry = CollectorRegistry()
     metrics = Metrics(registry, "test")
     state = State(
         load=LoadTable(Counters(), lease_s=LEASE_S, tombstone_s=TOMBSTONE_S),
@@ -234,7 +349,10 @@ def build_rig(
         clock,
         clock.wall,
         reserve,
+        None if loop is None else lambda: loop,
     )
+    if router.waiting is not None:
+        state.freed = router.waiting.wake
     gateway = Gateway(router, state, clock, clock.wall)
     transitions: list[Transition] = []
     endings: list[Ending] = []

@@ -8,6 +8,10 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from extproc.choosing.completion import Cost
+from extproc.choosing.least_completion import completion_costs
 from extproc.choosing.picker import pick
 from extproc.choosing.scoring import inference_scores, terms_of, total
 from extproc.choosing.settings import Algorithm, LoadBalancing
@@ -32,6 +36,8 @@ def choose(snapshot: Snapshot, settings: LoadBalancing, rng: Rng, turn: int) -> 
     wanted = min(1 + settings.fallbacks, rows)
     if settings.algorithm is Algorithm.ROUND_ROBIN:
         return Choice(tuple((turn + step) % rows for step in range(wanted)), None, 1)
+    if settings.algorithm is Algorithm.LEAST_COMPLETION:
+        return choose_least(completion_costs(snapshot), settings, rng)
     if settings.algorithm is Algorithm.INFERENCE_LB:
         scores = inference_scores(snapshot, settings)
         candidates = min(max(1, rows * settings.candidate_percent // 100), rows)
@@ -41,3 +47,16 @@ def choose(snapshot: Snapshot, settings: LoadBalancing, rng: Rng, turn: int) -> 
     if scores is None:
         candidates = rows
     return Choice(pick(scores, rows, candidates, wanted, rng), scores, candidates)
+
+
+def choose_least(costs_s: Sequence[Cost], settings: LoadBalancing, rng: Rng) -> Choice:
+    """Choose the least cost, as `choose` does for `least_completion`.
+
+    Args:
+        costs_s: One per row, at least one.
+        settings: Number of fallbacks.
+        rng: See `choose`.
+    """
+    scores = [-cost.total_s for cost in costs_s]
+    rows = len(scores)
+    return Choice(pick(scores, rows, 1, min(1 + settings.fallbacks, rows), rng), scores, 1)

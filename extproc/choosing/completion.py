@@ -113,7 +113,7 @@ class PrefillModel:
 
     def step_s(self, backlog: Backlog) -> float:
         """Seconds of a step full of prompt tokens, beside the decodes of `backlog`."""
-        return STEP_TOKENS * _per_token_s(self._terms.prices_s, backlog)
+        return prefill_step_s(self._terms.prices_s, backlog)
 
     def times_s(self, backlog: Backlog, uncached_tokens: int, cached_tokens: int) -> tuple[float, float]:
         """Seconds of prefill ahead, and of the request's own."""
@@ -143,6 +143,11 @@ class PrefillModel:
             ),
             ttft_s,
         )
+
+
+def prefill_step_s(prices_s: Sequence[float], backlog: Backlog) -> float:
+    """Seconds of a step full of prompt tokens beside the decodes of `backlog`."""
+    return STEP_TOKENS * _per_token_s(prices_s, backlog)
 
 
 def prefill_times_s(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from extproc.choosing.completion import Backlog, Cost, costs, prefill_times_s, room_wait_s
-from extproc.types import Snapshot
+from dataclasses import replace
+
+from extproc.choosing.completion import Backlog, Cost, costs, prefill_step_s, prefill_times_s, room_wait_s
+from extproc.choosing.holding import OPEN_STEPS
+from extproc.types import Learned, Snapshot
 
 _BLANK_PROMPT = 1
 """Tokens of a prompt that says nothing: an engine computes at least one."""
@@ -23,15 +26,17 @@ def backlog(snapshot: Snapshot, row: int) -> Backlog:
     return Backlog(prefilling, pending, ahead, decoding, read)
 
 
-def completion_costs(snapshot: Snapshot) -> list[Cost]:
+def completion_costs(snapshot: Snapshot, held_s: float = 0.0) -> list[Cost]:
     """What each row would cost, in seconds.
+
+    Args:
+        snapshot: What is known.
+        held_s: Least work of the requests that wait at gateways, see `extproc.choosing.completion.costs`.
 
     Raises:
         ValueError: The snapshot has no learned prices.
     """
-    learned = snapshot.learned
-    if learned is None:
-        raise ValueError("a snapshot without prices")
+    learned = _learned(snapshot)
     times_s, rooms_s = [], []
     for row, cached in enumerate(snapshot.cached_tokens):
         ahead = backlog(snapshot, row)
@@ -40,7 +45,35 @@ def completion_costs(snapshot: Snapshot) -> list[Cost]:
         wait_s, work_s = prefill_times_s(learned.prefill_prices_s, ahead, uncached, cached)
         times_s.append((wait_s / weight, work_s / weight))
         rooms_s.append(_room_s(snapshot, row, ahead, uncached))
-    return costs(times_s, rooms_s, snapshot.steps_s, learned.followers_per_s, learned.decode_tokens)
+    held_s = max(held_s, snapshot.held_s)
+    found = costs(
+        times_s, rooms_s, snapshot.steps_s, learned.followers_per_s, learned.decode_tokens, held_s
+    )
+    if not snapshot.ahead_s:
+        return found
+    return [
+        replace(cost, wait_s=cost.wait_s + ahead_s)
+        for cost, ahead_s in zip(found, snapshot.ahead_s, strict=True)
+    ]
+
+
+def open_until_s(snapshot: Snapshot) -> list[float]:
+    """Prefill ahead, in seconds, with which each row still takes a request that is held for it.
+
+    Raises:
+        ValueError: The snapshot has no learned prices.
+    """
+    prices_s = _learned(snapshot).prefill_prices_s
+    return [
+        OPEN_STEPS * prefill_step_s(prices_s, backlog(snapshot, row)) / weight
+        for row, weight in enumerate(snapshot.weights)
+    ]
+
+
+def _learned(snapshot: Snapshot) -> Learned:
+    if snapshot.learned is None:
+        raise ValueError("a snapshot without prices")
+    return snapshot.learned
 
 
 def _room_s(snapshot: Snapshot, row: int, ahead: Backlog, uncached_tokens: int) -> float:

@@ -109,7 +109,7 @@ def render_endpoints(current: Mapping[str, Any], previous: Mapping[str, Any] | N
     ]
     summary = (
         f"tokenway   up {current['uptime_s']:.0f} s   workers {current['workers']}   "
-        f"in flight {current['in_flight']}   endpoints {len(current['endpoints'])}"
+        f"in flight {current['in_flight']}   held {current['held']}   endpoints {len(current['endpoints'])}"
     )
     return "\n".join([summary, "", *lines]) + "\n"
 

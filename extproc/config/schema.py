@@ -33,6 +33,9 @@ _HEALTH = HealthSettings()
 _DAY_S = 86_400
 """Upper bound of all times: what is longer is a mistake of unit."""
 
+_MAX_HOLD_S = 55
+"""Envoy's bootstrap lets a decision take 60 s (`max_message_timeout`); a margin for its way."""
+
 _STORE_URL = r"^(rediss?(\+sentinel|\+cluster)?|https?)://.+$"
 
 _MISSPELT = "cache_radio_weight"
@@ -256,8 +259,11 @@ class MetadataCenter(Section):
     """Bound on one exchange with the store, in seconds; no decision waits for one unless `reserve` is on."""
     reserve: bool = False
     """Charge by compare-and-set at the store: one round trip per request, no two gateways choose alike."""
-    reserve_timeout_s: Seconds = 0.02
-    """Bound on that round trip, in seconds; after it the choice is charged here alone."""
+    reserve_timeout_s: Annotated[float, Field(gt=0, le=0.4)] = 0.02
+    """Bound on that round trip, in seconds; after it the choice is charged here alone.
+
+    At most 0.4: Envoy waits 0.5 s for the gateway (`message_timeout`) and then routes without it.
+    """
 
 
 class KvEvents(Section):
@@ -284,6 +290,17 @@ class Cache(Section):
     """Cache size in tokens assumed until the engine's own cache_config_info is known."""
     kv_events: KvEvents = KvEvents()
     """Engines' own announcements, where there are any and the model's tokenizer is known."""
+
+
+class Holding(Section):
+    """Late binding: requests wait here while their endpoint is full (`least_completion` only)."""
+
+    enabled: bool = False
+    """False sends every request at once; it then waits at its engine, first come first served."""
+    max_requests: int = Field(default=1_000, ge=1, le=100_000)
+    """Most that wait per set of endpoints and worker; one more is refused with 429 and Retry-After."""
+    max_s: float = Field(default=30.0, gt=0, le=_MAX_HOLD_S)
+    """Longest wait, in seconds; who cannot be served in that time is refused at once with 429."""
 
 
 class Logging(Section):
@@ -410,6 +427,8 @@ class Config(Section):
     """Load and caches, shared with other gateways."""
     cache: Cache = Cache()
     """The estimate of prefix caches."""
+    holding: Holding = Holding()
+    """Late binding."""
     logging: Logging = Logging()
     """Logs."""
     reasoning_split: Literal[False] = False

@@ -55,6 +55,7 @@ def to_json(record: DecisionRecord) -> dict[str, Any]:
         "data_age_s": {name: _float(age_s) for name, age_s in record.data_age_s.items()},
         "decision_us": record.decision_us,
         "held_s": record.held_s,
+        "held_for": record.held_for,
         "rejected": record.rejected,
         "outcome": None if record.outcome is None else asdict(record.outcome),
     }
@@ -84,6 +85,8 @@ def recompute(record_json: Mapping[str, Any]) -> tuple[int, ...]:
         prompt_tokens=snapshot["prompt_tokens"],
         output_tokens=snapshot["output_tokens"],
         learned=None if snapshot["learned"] is None else _learned(snapshot["learned"]),
+        held_s=snapshot["held_s"],
+        ahead_s=snapshot["ahead_s"],
         **{name: snapshot[name] for name in _COUNTS},
     )
     lb = LoadBalancing(**{**settings, "algorithm": Algorithm(settings["algorithm"])})
@@ -137,6 +140,8 @@ def _snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
         "prompt_tokens": snapshot.prompt_tokens,
         "output_tokens": snapshot.output_tokens,
         "learned": None if snapshot.learned is None else asdict(snapshot.learned),
+        "held_s": snapshot.held_s,
+        "ahead_s": _floats(snapshot.ahead_s),
     }
 
 
@@ -178,6 +183,7 @@ def _header(record: Mapping[str, Any]) -> list[str]:
     if record["lora"] is not None:
         model += f" (adapter {record['lora']})"
     stream = "yes" if record["stream"] else "no"
+    held_for = "" if record["held_for"] is None else f"   for {record['held_for']}"
     route, cluster = record["route_name"] or "-", record["cluster"] or "-"
     algorithm = "-" if record["settings"] is None else record["settings"]["algorithm"]
     return [
@@ -186,7 +192,7 @@ def _header(record: Mapping[str, Any]) -> list[str]:
         f"routed by  {route}   cluster {cluster}   algorithm {algorithm}",
         f"prompt     {record['prompt_bytes']} bytes   ~{record['prompt_tokens']} tokens   "
         f"{record['num_blocks']} blocks of {record['block_bytes']} bytes",
-        f"took       {record['decision_us']:.0f} us   held {record['held_s']:.3f} s",
+        f"took       {record['decision_us']:.0f} us   held {record['held_s']:.3f} s{held_for}",
     ]
 
 

@@ -33,7 +33,7 @@ from prometheus_client.registry import Collector
 from extproc.choosing.settings import Algorithm
 from extproc.errors import Reason
 from extproc.observing.family import Family, Kind
-from extproc.observing.records import Ended, Outcome
+from extproc.observing.records import Ended, HoldEnding, HoldReason, Outcome
 from extproc.observing.shared_metrics import FAMILIES as SHARED_FAMILIES
 from extproc.predicting.predictor import KeyCalibration, ModelKey
 from extproc.types import Operation
@@ -75,6 +75,8 @@ _TTFT_BUCKETS = (*_OTEL_TTFT_BUCKETS, 20.0, 40.0, 60.0, 120.0)
 _TPOT_BUCKETS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 # 10 us (a decision over a handful of endpoints) to 82 ms (long enough to have stalled every stream).
 _DECISION_BUCKETS = tuple(round(bound, 6) for bound in _doubling(0.00001, 14))
+# From one engine step to twice the longest wait by default.
+_HOLD_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 # A chosen inference_lb score is mostly within -4..2 under the default weights (`choosing.scoring`);
 # least_request and prefix_cache count in requests and blocks.
 _SCORE_STEPS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 10.0, 30.0, 100.0)
@@ -115,7 +117,7 @@ REQUEST_DURATION = Family(
 TIME_TO_FIRST_TOKEN = Family(
     "gen_ai_server_time_to_first_token_seconds",
     Kind.HISTOGRAM,
-    "From the request to the first byte of a streamed, completed answer.",
+    "From the request, the time it was held included, to the first byte of a streamed, completed answer.",
     _GEN_AI,
     _TTFT_BUCKETS,
 )
@@ -150,6 +152,26 @@ DECISION_SECONDS = Family(
     Kind.HISTOGRAM,
     "From the whole request body to the decision.",
     buckets=_DECISION_BUCKETS,
+)
+HELD = Family(
+    "tokenway_held_requests",
+    Kind.GAUGE,
+    "Requests that wait here now, by what their endpoint is short of: `prefill` (time), or `kv_cache` (room).",
+    ("reason",),
+)
+HOLDS = Family(
+    "tokenway_holds_total",
+    Kind.COUNTER,
+    "Requests that had to wait here, by what their endpoint was short of at first.",
+    ("model", "reason"),
+)
+HOLD_SECONDS = Family(
+    "tokenway_hold_seconds",
+    Kind.HISTOGRAM,
+    "How long requests waited here that did; `ending` says whether they were `placed`, `refused` with status "
+    "429, or their client had `gone`.",
+    ("model", "ending"),
+    _HOLD_BUCKETS,
 )
 SCORE = Family(
     "tokenway_score",
@@ -365,6 +387,9 @@ FAMILIES: tuple[Family, ...] = (
     REJECTIONS,
     DECISIONS,
     DECISION_SECONDS,
+    HELD,
+    HOLDS,
+    HOLD_SECONDS,
     SCORE,
     MATCH_RATIO,
     CACHE_VIEWS,
@@ -428,6 +453,7 @@ class LiveGauges:
         endpoints: Every endpoint configured now.
         streams_active: Open ext_proc streams.
         explain_records: Decision records held.
+        held: Requests that wait, by reason.
         tokens_per_byte: Learned ratio by model; configured models only are shown.
         calibrations: How good predictions have been, by model and endpoint group.
         bus_dropped: Messages to other workers dropped so far.
@@ -437,6 +463,7 @@ class LiveGauges:
     endpoints: Iterable[EndpointGauges] = ()
     streams_active: int = 0
     explain_records: int = 0
+    held: Mapping[HoldReason, int] = field(default_factory=dict)
     tokens_per_byte: Mapping[str, float] = field(default_factory=dict)
     calibrations: Iterable[tuple[ModelKey, KeyCalibration]] = ()
     bus_dropped: int = 0
@@ -612,8 +639,24 @@ class Metrics(Collector):
         self._match_ratios[model,].observe(match_ratio)
         self._views[view,] += 1
 
-    def observe_end(self, operation: Operation, model: str, outcome: Outcome) -> None:
-        """Count one request that was sent upstream and ended, with all it tells about our predictions."""
+    def held(self, model: str, reason: HoldReason) -> None:
+        """Count one request that has to wait."""
+        self._values[HOLDS][model if model in self._models else OTHER, reason] += 1
+
+    def hold_ended(self, model: str, ending: HoldEnding, held_s: float) -> None:
+        """Count the end of one wait."""
+        labels = (model if model in self._models else OTHER, ending)
+        self._histograms[HOLD_SECONDS][labels].observe(held_s)
+
+    def observe_end(self, operation: Operation, model: str, outcome: Outcome, held_s: float = 0.0) -> None:
+        """Count one request that was sent upstream and ended, with all it tells about our predictions.
+
+        Args:
+            operation: What was asked for.
+            model: The client's model.
+            outcome: How it ended.
+            held_s: How long it waited here before it was sent.
+        """
         if model not in self._models:
             model = OTHER
         ends = self._ends.get((model, operation))
@@ -644,9 +687,10 @@ class Metrics(Collector):
         ttft_s = outcome.ttft_s
         if ttft_s is None:
             return
-        ends.ttft.observe(ttft_s)
+        first_s = held_s + ttft_s
+        ends.ttft.observe(first_s)
         if completion_tokens is not None and completion_tokens > 1:
-            ends.tpot.observe((outcome.duration_s - ttft_s) / (completion_tokens - 1))
+            ends.tpot.observe((outcome.duration_s - first_s) / (completion_tokens - 1))
         predicted_s = outcome.predicted_ttft_s
         if predicted_s is not None and ttft_s > 0:
             if ttft_s < predicted_s:
@@ -738,6 +782,7 @@ class Metrics(Collector):
         values: dict[Family, dict[tuple[str, ...], float]] = {
             STREAMS_ACTIVE: {(): live.streams_active},
             EXPLAIN_RECORDS: {(): live.explain_records},
+            HELD: {(reason,): count for reason, count in live.held.items()},
             BUS_DROPPED: {(): live.bus_dropped},
             TOKENS_PER_BYTE: {
                 (model,): ratio for model, ratio in live.tokens_per_byte.items() if model in self._models

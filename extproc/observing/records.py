@@ -33,6 +33,22 @@ class Ended(StrEnum):
     LEASE_EXPIRED = "lease_expired"
 
 
+class HoldReason(StrEnum):
+    """What the endpoint that suits a waiting request is short of; a metric label and an explain field."""
+
+    PREFILL = "prefill"
+    KV_CACHE = "kv_cache"
+
+
+class HoldEnding(StrEnum):
+    """How a wait ended; a metric label."""
+
+    PLACED = "placed"
+    REFUSED = "refused"
+    GONE = "gone"
+    FAILED = "failed"
+
+
 @value
 class Outcome:
     """What became of one request, as Envoy and the engine reported it.
@@ -106,7 +122,8 @@ class DecisionRecord:
         filtered: Endpoints of the cluster that were no candidates, with the reason.
         data_age_s: Age of each input at the decision, by name ("load", "health", ...).
         decision_us: From the whole body to the decision, in microseconds.
-        held_s: How long the request waited for the decision to be released.
+        held_s: How long the request waited here for an endpoint with room.
+        held_for: What its endpoint was short of last; None if it did not wait.
         rejected: Why the request was refused, or None.
         outcome: What became of it; None while it runs.
     """
@@ -137,6 +154,7 @@ class DecisionRecord:
     data_age_s: Mapping[str, float]
     decision_us: float = 0.0
     held_s: float = 0.0
+    held_for: HoldReason | None = None
     rejected: Reason | None = None
     outcome: Outcome | None = None
 

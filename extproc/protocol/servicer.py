@@ -51,11 +51,12 @@ class Deferred:
     """A decision that will be there later than Envoy would wait by itself.
 
     Attributes:
-        decision: Cancelled when the client leaves meanwhile; it must not charge after that.
+        decision: Cancelled when the client leaves meanwhile; it must not charge after that. What it gives may
+            have to be awaited as well.
         patience_s: It is there after this long at the latest.
     """
 
-    decision: Awaitable[Decided]
+    decision: Awaitable[Decided | Awaitable[Decided]]
     patience_s: float
 
 
@@ -190,13 +191,16 @@ class Processor:
         """Decide, and what to do then; third, a read that was begun while a decision was waited for."""
         ahead = None
         try:
-            answer = self._decider.decide(effect.request, effect.body)
-            if isinstance(answer, Deferred):
-                await context.write(wire.patience(answer.patience_s))
-                answer = answer.decision
-            if isinstance(answer, Awaitable):
+            answer: Decided | Awaitable[Any]
+            decision = self._decider.decide(effect.request, effect.body)
+            if isinstance(decision, Deferred):
+                await context.write(wire.patience(decision.patience_s))
+                answer = decision.decision
+            else:
+                answer = decision
+            while isinstance(answer, Awaitable):
                 later = asyncio.ensure_future(answer)
-                abandoned, ahead = await self._wait(stream, later, context)
+                abandoned, ahead = await self._wait(stream, later, ahead, context)
                 if abandoned is not None:
                     return None, abandoned, None
                 answer = later.result()
@@ -207,7 +211,8 @@ class Processor:
     async def _wait(
         self,
         stream: Stream,
-        decision: asyncio.Future[Decided],
+        decision: asyncio.Future[Any],
+        ahead: asyncio.Task[Any] | None,
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> tuple[machine.Effects | None, asyncio.Task[Any] | None]:
         """Until the decision is there, or the client is gone: then the decision is cancelled.
@@ -217,13 +222,14 @@ class Processor:
         """
         try:
             while True:
-                ahead: asyncio.Task[Any] = asyncio.ensure_future(context.read())
-                self._reads.add(ahead)
-                ahead.add_done_callback(self._forget_read)
+                if ahead is None:
+                    ahead = asyncio.ensure_future(context.read())
+                    self._reads.add(ahead)
+                    ahead.add_done_callback(self._forget_read)
                 await asyncio.wait((decision, ahead), return_when=asyncio.FIRST_COMPLETED)
                 if not ahead.done():
                     return None, ahead
-                message = ahead.result()
+                message, ahead = ahead.result(), None
                 if message is grpc.aio.EOF:
                     return stream.receive(Kind.CLOSED), None
                 which = message.WhichOneof("request")

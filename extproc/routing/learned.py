@@ -8,6 +8,7 @@ Rules:
 from __future__ import annotations
 
 from collections import OrderedDict
+from math import inf
 from typing import Final
 
 from extproc.choosing.completion import DECODE_TOKENS, PrefillModel, Traffic
@@ -76,6 +77,17 @@ class Completions:
         else:
             self._groups.move_to_end(group)
         return found
+
+
+def limit_s_of(ttft_ms: str | None) -> float | None:
+    """The request's own limit on the time to its first token, in seconds; None if it has none."""
+    if ttft_ms is None:
+        return None
+    try:
+        limit_ms = float(ttft_ms)
+    except ValueError:
+        return None
+    return limit_ms / 1000.0 if 0.0 < limit_ms < inf else None
 
 
 def decode_tokens_of(ttft_ms: str | None, tpot_ms: str | None) -> float:

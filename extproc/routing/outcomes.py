@@ -85,12 +85,14 @@ class Outcomes:
         if inflight is not None and inflight.endpoint != entry.endpoint:
             self._state.load.move(entry.request_id, entry.endpoint, now_s)
             self._state.move(inflight, entry.endpoint)
+            self._state.freed()
 
     def _ended(self, entry: RequestEnd, now_s: float) -> None:
         state = self._state
         state.load.release(entry.request_id, now_s)
         completed = entry.ended is Ended.COMPLETED and entry.status == 200
         inflight = state.finish(entry.request_id, now_s, completed=completed)
+        state.freed()
         if inflight is None:
             if entry.owner is not None:
                 state.metrics.access_log_unmatched()
@@ -110,7 +112,7 @@ class Outcomes:
             state.endpoints[endpoint].answered(ttft_s)
             self._learn(inflight, entry, outcome, now_s)
         state.records.attach(entry.request_id, outcome)
-        state.metrics.observe_end(inflight.operation, record.model, outcome)
+        state.metrics.observe_end(inflight.operation, record.model, outcome, record.held_s)
         self._on_end(Ending(record, outcome, inflight.blocks))
 
     def _outcome(
@@ -154,7 +156,7 @@ class Outcomes:
             predictor.observe_usage(record.model, record.prompt_bytes, entry.prompt_tokens)
         self._correct_cache(inflight, entry, outcome)
         row = record.row(inflight.endpoint)
-        if entry.completion_tokens:
+        if entry.completion_tokens and record.snapshot is not None and record.snapshot.learned is not None:
             state.completions[inflight.group].answered(entry.completion_tokens)
         if row is None or record.snapshot is None or entry.attempts != 1 or not record.stream:
             return

@@ -21,14 +21,21 @@ from metadata_center.types import EndpointKey, RequestId
 LINGER_S: Final = 1.0
 """A busy engine's announcement was seen to lag by 0.1 s, and its blocks to be evicted in many seconds."""
 
+MAX_LINGERING: Final = 16_384
+"""A second's worth of what a worker can serve, ten times over; beyond it the oldest linger no longer."""
+
 
 def _share_nothing(_endpoint: EndpointKey, _blocks: list[int]) -> None:
     """A gateway of one worker has nobody to tell."""
 
 
 def _alone() -> int:
-    """This gateway shares with nobody."""
+    """Nobody else places requests here."""
     return 1
+
+
+def _nobody_waits() -> None:
+    """Requests are placed at once."""
 
 
 def _always_current(_now_s: float) -> float:
@@ -46,15 +53,15 @@ class State:
         health: Who may be chosen.
         predictor: TTFT, TPOT, tokens per byte.
         records: Recent decisions.
-        lingering: Blocks of completed requests and until when they still count as running, oldest first;
-            bounded as `caches.running` is.
+        lingering: Blocks of completed requests and until when they still count as running, oldest first.
         inflight: Decided requests that have not ended.
         kv_tokens: Size of each engine's KV cache, as far as they told.
         completions: What `least_completion` learns.
         endpoints: Totals per endpoint.
         metrics: Counters.
         share: Tells the other workers and gateways what an endpoint has cached.
-        live_gateways: Gateways that share the endpoints, this one included.
+        placing: Processes that place requests on these endpoints, of all gateways, this one included.
+        freed: Called when room was freed at an endpoint.
         load_age_s: How old the news of other gateways' load is at a given monotonic time.
         configured_s: Monotonic time of the configuration in force.
         health_changed_s: Monotonic time of the last change of health.
@@ -72,7 +79,8 @@ class State:
     completions: Completions = field(default_factory=Completions)
     endpoints: EndpointStatsTable = field(default_factory=EndpointStatsTable)
     share: Callable[[EndpointKey, list[int]], None] = _share_nothing
-    live_gateways: Callable[[], int] = _alone
+    placing: Callable[[], int] = _alone
+    freed: Callable[[], None] = _nobody_waits
     load_age_s: Callable[[float], float] = _always_current
     configured_s: float = 0.0
     health_changed_s: float = 0.0
@@ -80,10 +88,12 @@ class State:
     def advance(self, now_s: float) -> None:
         """Release what time has released: predicted prefills, lost requests. Cheap when nothing is due."""
         lingering = self.lingering
-        while lingering and lingering[0][0] <= now_s:
+        while lingering and (lingering[0][0] <= now_s or len(lingering) > MAX_LINGERING):
             _, endpoint, blocks = lingering.popleft()
             self.caches.running.remove(endpoint, blocks)
         expired = self.load.advance(now_s)
+        if expired.prefills or expired.requests:
+            self.freed()
         for request_id in expired.prefills:
             inflight = self.inflight.get(request_id)
             if inflight is not None:
@@ -140,6 +150,7 @@ class State:
         if inflight is None or inflight.first_token_s is not None:
             return
         inflight.first_token_s = now_s
+        self.freed()
         inflight.first_byte_is_token = not late
         self.load.release_prefill(request_id)
         self.record_cached(inflight)

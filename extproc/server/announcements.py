@@ -6,7 +6,9 @@ Rules:
     2. An endpoint announces from then on while every publisher of it is in sync. If what it cached before is
        beyond replay, the longer of its announcements and of history speaks; while a publisher is behind or
        away, history alone does, at once and without anybody's doing.
-    3. An engine that comes back from being unreachable may be another one: it is asked everything again.
+    3. An engine that comes back from being unreachable may be another one: it is asked everything again. If
+       it now names no publishers, or does not agree with the model's files, it is followed no longer and
+       what it announced is forgotten.
     4. A failure of any of this costs accuracy, never a request.
 """
 
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -101,6 +103,7 @@ class Announcements:
         self._models: dict[str, str] = {}
         self._known: dict[EndpointKey, _Known] = {}
         self._asking: dict[EndpointKey, asyncio.Task[None]] = {}
+        self._problems: dict[EndpointKey, str] = {}
         self._verdicts: dict[EndpointKey, Verdict] = {}
         self._sources: dict[EndpointKey, tuple[Source, ...]] = {}
         self._replicas: dict[Source, Replica] = {}
@@ -150,6 +153,15 @@ class Announcements:
         if endpoint in self._known:
             self._ask(endpoint)
 
+    def cleared(self, key: EndpointKey) -> None:
+        """The engine said that it dropped its whole cache: nothing that it announced so far counts.
+
+        To be called as soon as that is known: what it stored since then and already announced is forgotten
+        as well. An endpoint that is not followed is none of our business.
+        """
+        for source in self._sources.get(key, ()):
+            self._clear(source)
+
     # What engines are there, and how their prompts become text.
 
     async def _configure(
@@ -173,10 +185,14 @@ class Announcements:
                         if before is None or not before.model:
                             wanted[endpoint.key] = _Known(endpoint, space, served)
         self._models = models
-        for key in self._known.keys() - wanted.keys():
+        former, self._known = self._known, wanted
+        changed = [key for key, known in wanted.items() if former.get(key) != known]
+        gone = former.keys() - wanted.keys()
+        for key in gone:
             self._forget(key)
-        changed = [key for key, known in wanted.items() if self._known.get(key) != known]
-        self._known = wanted
+        # What was announced as text of another tokenizer, or of other template variables, is not found again.
+        renamed = [key for key in changed if key in former and former[key].space != wanted[key].space]
+        self._unfollow([*gone, *renamed])
         for key in changed:
             self._ask(key)
         self._tell()
@@ -192,13 +208,12 @@ class Announcements:
         return True
 
     def _forget(self, key: EndpointKey) -> None:
+        """Ask no more, and know nothing of the answers."""
         asking = self._asking.pop(key, None)
         if asking is not None:
             asking.cancel()
+        self._problems.pop(key, None)
         self._verdicts.pop(key, None)
-        if self._sources.pop(key, None) is not None:
-            self._follow()
-        self._caches.remove(key)
 
     # Each engine is asked until it answers, and from time to time while it does not publish.
 
@@ -215,8 +230,11 @@ class Announcements:
             known = self._known[key]
             problem = await self._learn(known, session)
             if problem is None:
+                self._problems.pop(key, None)
                 return
-            _log.info("endpoint does not announce", extra={"endpoint": key, "reason": problem})
+            if self._problems.get(key) != problem:
+                self._problems[key] = problem
+                _log.info("endpoint does not announce", extra={"endpoint": key, "reason": problem})
             await asyncio.sleep(pause_s)
             pause_s = min(2.0 * pause_s, self._settings.discovery_interval_s)
 
@@ -228,15 +246,18 @@ class Announcements:
         except (DiscoveryError, ValueError) as error:
             return f"sources: {error}"
         if not sources:
+            self._unfollow([key])
             return "it publishes no events"
         verdict = await check_engine(
             session, f"http://{key}", known.model, self._renderings[known.space], self._wall_clock()
         )
-        for reason in verdict.reasons:
-            _log.warning("engine and tokenizer files disagree", extra={"endpoint": key, "reason": reason})
+        before = self._verdicts.get(key)
+        if before is None or before.reasons != verdict.reasons:
+            for reason in verdict.reasons:
+                _log.warning("engine and tokenizer files disagree", extra={"endpoint": key, "reason": reason})
         self._verdicts[key] = verdict
         if not verdict.ok:
-            self._tell()
+            self._unfollow([key])
             return "it does not agree with the tokenizer files"
         if self._sources.get(key) != sources:
             self._sources[key] = sources
@@ -261,23 +282,31 @@ class Announcements:
         """Bring replicas and the subscriber's sources in line with what is known."""
         wanted = {source for sources in self._sources.values() for source in sources}
         for source in self._replicas.keys() - wanted:
-            del self._replicas[source]
+            # Here, because the subscriber's clear of what it removes finds no replica any more.
+            self._caches.clear(self._replicas.pop(source))
         for key, sources in self._sources.items():
-            known = self._known[key]
-            if any(source not in self._replicas for source in sources):
-                vocabulary = self._verdicts[key].rendering.vocabulary
-                try:
-                    for source in sources:
-                        self._replicas[source] = self._caches.attach(
-                            key, source.rank, known.space, vocabulary.pieces
-                        )
-                except CapacityError as error:
-                    _log.error("endpoint not followed", extra={"endpoint": key, "problem": str(error)})
-                    wanted.difference_update(sources)
+            new = [source for source in sources if source not in self._replicas]
+            space, vocabulary = self._known[key].space, self._verdicts[key].rendering.vocabulary
+            try:
+                for source in new:
+                    self._replicas[source] = self._caches.attach(key, source.rank, space, vocabulary.pieces)
+            except CapacityError as error:
+                _log.error("endpoint not followed", extra={"endpoint": key, "problem": str(error)})
+                wanted.difference_update(sources)
         try:
             self._subscriber.set_sources(wanted)
         except ValueError as error:
             _log.error("endpoints not followed", extra={"problem": str(error)})
+
+    def _unfollow(self, keys: Iterable[EndpointKey]) -> None:
+        """Follow these no longer, forget what they announced, and leave them to history."""
+        followed = [key for key in keys if self._sources.pop(key, None) is not None]
+        if not followed:
+            return
+        self._follow()
+        for key in followed:
+            self._caches.remove(key)
+        self._tell()
 
     # What the subscriber reports.
 
@@ -304,13 +333,10 @@ class Announcements:
         incomplete: list[EndpointKey] = []
         agreed: dict[str, Rendering] = {}
         for key, sources in self._sources.items():
-            verdict = self._verdicts.get(key)
-            if verdict is None or not verdict.ok:
-                continue
             states = {self._subscriber.state(source) for source in sources}
             if states <= {SyncState.IN_SYNC, SyncState.INCOMPLETE}:
                 (incomplete if SyncState.INCOMPLETE in states else announcing).append(key)
-                space, own = self._known[key].space, verdict.rendering
+                space, own = self._known[key].space, self._verdicts[key].rendering
                 before = agreed.setdefault(space, own)
                 agreed[space] = before.restricted(own.features, tokens_agree=own.tokens_agree)
         self._announced.set_models(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 
 from extproc.observing.metrics import EndpointGauges, LiveGauges
+from extproc.observing.records import HoldReason
 from extproc.observing.shared_metrics import Values
 from extproc.routing.state import State
 from extproc.types import Endpoint
@@ -26,6 +27,7 @@ class Status:
         bus_dropped: Messages to other workers dropped so far.
         shared: Series about other gateways and announcements.
         is_announcing: Does an endpoint tell what it has cached?
+        held: Requests that wait here, by reason.
         workers: Processes of this gateway.
     """
 
@@ -38,6 +40,7 @@ class Status:
         bus_dropped: Callable[[], int],
         shared: Callable[[], Values],
         is_announcing: Callable[[EndpointKey], bool],
+        held: Callable[[], Mapping[HoldReason, int]],
         workers: int,
     ) -> None:
         self._state = state
@@ -47,6 +50,7 @@ class Status:
         self._bus_dropped = bus_dropped
         self._shared = shared
         self._is_announcing = is_announcing
+        self._held = held
         self._workers = workers
         self._started_s = time.monotonic()
 
@@ -61,6 +65,7 @@ class Status:
             endpoints=self._endpoint_gauges(),
             streams_active=self._streams_active(),
             explain_records=len(self._state.records),
+            held=self._held(),
             tokens_per_byte=dict(predictor.token_ratios()),
             calibrations=list(predictor.calibrations()),
             bus_dropped=self._bus_dropped(),
@@ -90,6 +95,7 @@ class Status:
                 for row in self._endpoint_gauges()
             ],
             "in_flight": state.load.in_flight,
+            "held": sum(self._held().values()),
             "workers": self._workers,
             "uptime_s": time.monotonic() - self._started_s,
         }

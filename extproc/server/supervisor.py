@@ -136,6 +136,7 @@ class Supervisor:
             return json_response({"error": "no worker answers"}, 503)
         merged: dict[str, Any] = bodies[0]  # load is shared: each worker sees all of it
         merged["in_flight"] = sum(body["in_flight"] for body in bodies)
+        merged["held"] = sum(body["held"] for body in bodies)
         merged["workers"] = len(bodies)
         for i, row in enumerate(merged["endpoints"]):
             for total in ("served_total", "failures_total"):

@@ -36,7 +36,8 @@ from extproc.routing.announced import Announced
 from extproc.routing.caches import Caches
 from extproc.routing.gateway import Gateway
 from extproc.routing.outcomes import Outcomes
-from extproc.routing.router import Router, RouterSettings
+from extproc.routing.router import Router
+from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.routing.state import State
 from extproc.routing.table import RoutingTable
 from extproc.server.admin import Admin
@@ -170,7 +171,9 @@ class Worker:
         if self._sync is not None:
             self.state.load_age_s = self._sync.age_s
         if isinstance(store, SharedStore):
-            self.state.live_gateways = lambda: store.live_gateways
+            self.state.placing = lambda: workers + store.peers.live_members
+        else:
+            self.state.placing = lambda: workers
         self._resolution = Resolution({}, has_host_names=False)
         self._default_cluster = config.default_cluster
         self._model_clusters = model_clusters(config)
@@ -183,7 +186,11 @@ class Worker:
             time.monotonic,
             time.time,
             self._sync.reserve if self._sync is not None and config.metadata_center.reserve else None,
+            asyncio.get_running_loop,
         )
+        assert self._router.waiting is not None
+        self._waiting = self._router.waiting
+        self.state.freed = self._waiting.wake
         self._gateway = Gateway(self._router, self.state, time.monotonic, time.time)
         self._processor = Processor(self._gateway.judge, self._gateway, self._wants_first_chunk)
         self._outcomes = Outcomes(self.state, self._transition, self._gateway.ended)
@@ -203,7 +210,7 @@ class Worker:
             rng=random.Random(),
             on_transition=self._transition,
             on_cache_config=self._cache_config,
-            on_cache_cleared=self.state.caches.history.clear,
+            on_cache_cleared=self._cache_cleared,
         )
         status = Status(
             self.state,
@@ -213,6 +220,7 @@ class Worker:
             lambda: 0 if self._bus is None else self._bus.dropped,
             self._shared_values,
             announced.is_announcing,
+            self._waiting.by_reason,
             workers,
         )
         metrics.watch(status.gauges)
@@ -276,6 +284,7 @@ class Worker:
         self.ready = False
         server_config = self._configuration.current.server
         self._ads.close()
+        self._waiting.close()
         if self._server is not None:
             await self._server.stop(server_config.drain_s)
         if self._ticker is not None:
@@ -360,6 +369,7 @@ class Worker:
                 "reason": transition.reason,
             },
         )
+        self.state.freed()
         self._publish()
 
     # Configuration.
@@ -427,6 +437,9 @@ class Worker:
             usage_injection=config.request.usage_injection,
             max_body_bytes=config.request.max_body_bytes,
             debug_token=None if name is None else os.environ.get(name) or None,
+            hold=HoldSettings(config.holding.max_requests, config.holding.max_s)
+            if config.holding.enabled
+            else None,
         )
 
     def _publish(self) -> None:
@@ -441,6 +454,10 @@ class Worker:
             }
         ):
             self.state.metrics.ads_updated(ADS_TYPES[type_url])
+
+    def _cache_cleared(self, key: EndpointKey) -> None:
+        self.state.caches.history.clear(key)
+        self._announcements.cleared(key)
 
     def _cache_config(self, key: EndpointKey, kv_tokens: int, _block_size: int) -> None:
         self.state.kv_tokens[key] = kv_tokens

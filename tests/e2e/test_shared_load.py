@@ -91,7 +91,7 @@ async def test_compare_and_set_spreads_a_burst_over_both_gateways(
     clusters = [cluster("sim", map(key_of, engines))]
     models = {"sim": {"rules": [{"cluster": "sim"}], "load_balancing": {"algorithm": "least_request"}}}
     async with running_pair(
-        redis.url, clusters, {"models": models}, reserve=True, reserve_timeout_s=1.0, key_prefix="cas"
+        redis.url, clusters, {"models": models}, reserve=True, reserve_timeout_s=0.4, key_prefix="cas"
     ) as stacks:
         replies = await asyncio.gather(
             *(post(stacks[n % 2], chat("sim", f"burst {n}", 200, stream=True)) for n in range(64))

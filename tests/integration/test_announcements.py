@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -42,20 +43,54 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
+class Rank:
+    """One publisher: a PUB and a ROUTER that replays all it ever published."""
+
+    def __init__(self, context: zmq.asyncio.Context) -> None:
+        self.batches: list[bytes] = []
+        self.pub = context.socket(zmq.PUB)
+        self.router = context.socket(zmq.ROUTER)
+        for socket in (self.pub, self.router):
+            socket.bind("tcp://127.0.0.1:*")
+
+    @property
+    def answer(self) -> dict[str, Any]:
+        """As the engine names it."""
+        return {
+            "enable_kv_cache_events": True,
+            "publisher": "zmq",
+            "endpoint": self.pub.getsockopt_string(zmq.LAST_ENDPOINT),
+            "replay_endpoint": self.router.getsockopt_string(zmq.LAST_ENDPOINT),
+            "topic": "",
+        }
+
+    async def publish(self, event: dict[str, Any]) -> None:
+        """A batch of one event."""
+        self.batches.append(msgspec.msgpack.encode([time.time(), [event], 0]))
+        number = len(self.batches) - 1
+        await self.pub.send_multipart([b"", number.to_bytes(8, "big"), self.batches[number]])
+
+    async def replay(self) -> None:
+        """Answer for ever."""
+        while True:
+            peer, _, start = await self.router.recv_multipart()
+            for number in range(int.from_bytes(start, "big"), len(self.batches)):
+                frames = [peer, b"", b"", number.to_bytes(8, "big"), self.batches[number]]
+                await self.router.send_multipart(frames)
+            await self.router.send_multipart([peer, b"", b"", b"\xff" * 8, b""])
+
+
 class Engine:
-    """`/tokenize`, `/kv_event_sources`, a PUB and a ROUTER; completions are tokenized, chats are not."""
+    """`/tokenize`, `/kv_event_sources` and two ranks; completions are tokenized, chats are not."""
 
     def __init__(self) -> None:
         self.rendering = load(DATA / FAMILY)
         self.agrees = True
-        self.publishes = True
-        self.batches: list[bytes] = []
+        self.named = [0]  # ranks that it says it has
+        self.asked = 0  # how often
         self.port = 0
         self._context = zmq.asyncio.Context()
-        self.pub = self._context.socket(zmq.PUB)
-        self.router = self._context.socket(zmq.ROUTER)
-        for socket in (self.pub, self.router):
-            socket.bind("tcp://127.0.0.1:*")
+        self.ranks = [Rank(self._context), Rank(self._context)]
 
     @property
     def endpoint(self) -> Endpoint:
@@ -71,12 +106,13 @@ class Engine:
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
         self.port = self._runner.addresses[0][1]
-        self._replays = asyncio.create_task(self._replay())
+        self._replays = [asyncio.create_task(rank.replay()) for rank in self.ranks]
 
     async def stop(self) -> None:
         """Close."""
-        self._replays.cancel()
-        await asyncio.wait([self._replays])
+        for task in self._replays:
+            task.cancel()
+        await asyncio.wait(self._replays)
         await self._runner.cleanup()
         self._context.destroy(linger=0)
 
@@ -88,19 +124,11 @@ class Engine:
         return web.json_response({"count": len(ids), "tokens": ids if self.agrees else ids[::-1]})
 
     async def _sources(self, _: web.Request) -> web.Response:
-        if not self.publishes:
-            return web.json_response({})
-        rank = {
-            "enable_kv_cache_events": True,
-            "publisher": "zmq",
-            "endpoint": self.pub.getsockopt_string(zmq.LAST_ENDPOINT),
-            "replay_endpoint": self.router.getsockopt_string(zmq.LAST_ENDPOINT),
-            "topic": "",
-        }
-        return web.json_response({"0": rank})
+        self.asked += 1
+        return web.json_response({str(number): self.ranks[number].answer for number in self.named})
 
-    async def compute(self, text: str) -> int:
-        """Compute a prompt and publish its blocks; returns its tokens."""
+    async def compute(self, text: str, *, rank: int = 0) -> int:
+        """Compute a prompt and publish its blocks; returns how many of its tokens are cached for it now."""
         ids = self.rendering.encoder.encode(text)
         blocks = len(ids) // BLOCK_TOKENS
         stored = {
@@ -113,18 +141,8 @@ class Engine:
             "medium": "GPU",
             "lora_name": None,
         }
-        self.batches.append(msgspec.msgpack.encode([time.time(), [stored], 0]))
-        number = len(self.batches) - 1
-        await self.pub.send_multipart([b"", number.to_bytes(8, "big"), self.batches[number]])
-        return len(ids)
-
-    async def _replay(self) -> None:
-        while True:
-            peer, _, start = await self.router.recv_multipart()
-            for number in range(int.from_bytes(start, "big"), len(self.batches)):
-                frames = [peer, b"", b"", number.to_bytes(8, "big"), self.batches[number]]
-                await self.router.send_multipart(frames)
-            await self.router.send_multipart([peer, b"", b"", b"\xff" * 8, b""])
+        await self.ranks[rank].publish(stored)
+        return (len(ids) - 1) // BLOCK_TOKENS * BLOCK_TOKENS
 
 
 class Gateway:
@@ -135,9 +153,19 @@ class Gateway:
         self.announced = Announced(self.caches, time.time)
         self.announcements = Announcements(self.caches, self.announced, time.monotonic, time.time)
 
-    def configure(self, engines: list[Engine], *, tokenizer: str | None = FAMILY) -> None:
-        """These engines serve model `m`."""
-        model: dict[str, Any] = {"rules": [{"cluster": "c"}]}
+    def configure(
+        self,
+        engines: list[Engine],
+        *,
+        tokenizer: str | None = FAMILY,
+        served: str = "m",
+        variables: dict[str, Any] | None = None,
+    ) -> None:
+        """These engines serve model `m`, under the name `served`."""
+        model: dict[str, Any] = {
+            "rules": [{"cluster": "c", "model": served}],
+            "chat_template_kwargs": variables or {},
+        }
         if tokenizer is not None:
             model["tokenizer"] = tokenizer
         config = parse_config(orjson.dumps({"models": {"m": model}}).decode(), "tokenway.yaml")
@@ -148,6 +176,19 @@ class Gateway:
         request = parse("/v1/completions", orjson.dumps({"model": "m", "prompt": TEXT}))
         found = self.announced.match(request, "m", None, (engine.endpoint.key,), 0.25)
         return None if found is None else found.tokens[0]
+
+    def came_back(self, engine: Engine) -> None:
+        """Health has it that this engine answers again."""
+        self.announcements.came_back(engine.endpoint.key)
+
+    def is_announcing(self, engine: Engine) -> bool:
+        """True if it speaks for itself."""
+        return self.announced.is_announcing(engine.endpoint.key)
+
+    @property
+    def sources(self) -> int:
+        """Publishers that are followed."""
+        return sum(self.announcements.stats.sources.values())
 
 
 @asynccontextmanager
@@ -173,11 +214,10 @@ async def gateway() -> AsyncIterator[Gateway]:
 async def test_an_engine_is_found_checked_and_followed(gateway: Gateway) -> None:
     """What it computed before, what it computes now, and nothing once it is no longer configured."""
     async with started() as engine:
-        tokens = await engine.compute(TEXT)
+        hit = await engine.compute(TEXT)
         gateway.configure([engine])
-        hit = (tokens - 1) // BLOCK_TOKENS * BLOCK_TOKENS
         await until(lambda: gateway.tokens(engine) == hit)
-        assert gateway.announced.is_announcing(engine.endpoint.key)
+        assert gateway.is_announcing(engine)
         gateway.configure([])
         await until(lambda: gateway.tokens(engine) is None)
         assert gateway.caches.stats.replicas == 0
@@ -191,22 +231,142 @@ async def test_an_engine_that_tokenizes_otherwise_is_left_to_history(gateway: Ga
         await honest.compute(TEXT)
         gateway.configure([engine, honest])
         await until(lambda: bool(gateway.tokens(honest)))
-        assert not gateway.announced.is_announcing(engine.endpoint.key)
+        assert not gateway.is_announcing(engine)
         assert gateway.tokens(engine) is None
 
 
 async def test_an_engine_that_begins_to_publish_is_noticed(gateway: Gateway) -> None:
     """It is asked again; coming back to health asks it at once."""
     async with started() as engine:
-        engine.publishes = False
+        engine.named = []
         gateway.configure([engine])
-        await asyncio.sleep(0.2)
-        assert not gateway.announced.is_announcing(engine.endpoint.key)
-        engine.publishes = True
-        gateway.announcements.came_back(engine.endpoint.key)
-        await until(lambda: gateway.announced.is_announcing(engine.endpoint.key))
+        await until(lambda: engine.asked > 0)
+        assert not gateway.is_announcing(engine)
+        engine.named = [0]
+        gateway.came_back(engine)
+        await until(lambda: gateway.is_announcing(engine))
         await engine.compute(TEXT)
         await until(lambda: bool(gateway.tokens(engine)))
+
+
+async def test_an_engine_that_publishes_no_longer_is_followed_no_longer(gateway: Gateway) -> None:
+    """It came back as one without publishers: history speaks for it, and its map is empty."""
+    async with started() as engine, started() as other:
+        hit = await engine.compute(TEXT)
+        await other.compute(TEXT)
+        gateway.configure([engine, other])
+        await until(lambda: gateway.tokens(engine) == gateway.tokens(other) == hit)
+        engine.named = []
+        gateway.came_back(engine)
+        await until(lambda: gateway.sources == 1)
+        assert gateway.caches.stats.replicas == 1
+        assert (gateway.tokens(engine), gateway.tokens(other)) == (None, hit)
+        engine.named = [0]
+        gateway.came_back(engine)
+        await until(lambda: gateway.tokens(engine) == hit)
+
+
+async def test_an_engine_that_agrees_no_longer_is_followed_no_longer(gateway: Gateway) -> None:
+    """Asked anew, it has another tokenizer; once it agrees again, all that it published is learned again."""
+    async with started() as engine:
+        hit = await engine.compute(TEXT)
+        gateway.configure([engine])
+        await until(lambda: gateway.tokens(engine) == hit)
+        engine.agrees = False
+        gateway.configure([engine], served="n")  # asks, and nothing else
+        await until(lambda: not gateway.is_announcing(engine))
+        assert (gateway.caches.stats.replicas, gateway.sources) == (0, 0)
+        engine.agrees = True
+        gateway.came_back(engine)
+        await until(lambda: gateway.tokens(engine) == hit)
+
+
+async def test_a_rank_that_is_added_leaves_the_others_as_they_are(gateway: Gateway) -> None:
+    """What the first rank announced is not learned anew, and need not be replayed."""
+    async with started() as engine:
+        hit = await engine.compute(TEXT)
+        gateway.configure([engine])
+        await until(lambda: gateway.tokens(engine) == hit)
+        engine.named = [0, 1]
+        gateway.came_back(engine)
+        await until(lambda: gateway.sources == 2 and gateway.is_announcing(engine))
+        assert gateway.tokens(engine) == hit
+
+
+async def test_what_a_rank_held_goes_with_it(gateway: Gateway) -> None:
+    """An engine that came back with fewer ranks is not believed to hold what the others had."""
+    async with started() as engine:
+        engine.named = [0, 1]
+        hit = await engine.compute(TEXT, rank=1)
+        gateway.configure([engine])
+        await until(lambda: gateway.tokens(engine) == hit)
+        engine.named = [0]
+        gateway.came_back(engine)
+        await until(lambda: gateway.sources == 1 and gateway.is_announcing(engine))
+        assert gateway.tokens(engine) == 0
+        assert gateway.caches.stats.held == 0
+
+
+async def test_an_engine_that_dropped_its_cache_is_believed_empty(gateway: Gateway) -> None:
+    """All its ranks, at once; it alone, and it goes on announcing."""
+    async with started() as engine, started() as other:
+        engine.named = [0, 1]
+        hit = await engine.compute(TEXT)
+        await engine.compute(TEXT, rank=1)
+        await other.compute(TEXT)
+        gateway.configure([engine, other])
+        await until(lambda: gateway.tokens(engine) == gateway.tokens(other) == hit)
+        gateway.announcements.cleared(engine.endpoint.key)
+        gateway.announcements.cleared(EndpointKey("127.0.0.1:1"))
+        assert (gateway.tokens(engine), gateway.tokens(other)) == (0, hit)
+        await engine.compute(TEXT)
+        await until(lambda: gateway.tokens(engine) == hit)
+
+
+async def test_other_template_variables_are_learned_anew(gateway: Gateway) -> None:
+    """What was announced under the former configuration is found under the new one as well."""
+    async with started() as engine:
+        hit = await engine.compute(TEXT)
+        gateway.configure([engine])
+        await until(lambda: gateway.tokens(engine) == hit)
+        gateway.configure([engine], variables={"enable_thinking": False})
+        await until(lambda: engine.asked == 2 and gateway.tokens(engine) == hit)
+
+
+async def test_why_an_engine_does_not_announce_is_logged_when_it_changes(
+    gateway: Gateway, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it is asked; and once more if it announced meanwhile."""
+    monkeypatch.setattr("extproc.server.announcements._FIRST_RETRY_S", 0.01)
+    caplog.set_level(logging.INFO, "tokenway.announcements")
+
+    def logged() -> list[str]:
+        return [
+            vars(record)["reason"]
+            for record in caplog.records
+            if record.getMessage() == "endpoint does not announce"
+        ]
+
+    async with started() as engine:
+        engine.named = []
+        gateway.configure([engine])
+        await until(lambda: engine.asked > 2)
+        gateway.came_back(engine)
+        before = engine.asked
+        await until(lambda: engine.asked > before + 2)
+        assert logged() == ["it publishes no events"]
+        engine.named, engine.agrees = [0], False
+        await until(lambda: len(logged()) == 2)
+        before = engine.asked
+        await until(lambda: engine.asked > before + 2)
+        assert logged()[1:] == ["it does not agree with the tokenizer files"]
+        differing = [record for record in caplog.records if record.levelno == logging.WARNING]
+        assert len({vars(record)["reason"] for record in differing}) == len(differing)
+        engine.agrees = True
+        await until(lambda: gateway.is_announcing(engine))
+        engine.agrees = False
+        gateway.came_back(engine)
+        await until(lambda: logged()[2:] == ["it does not agree with the tokenizer files"])
 
 
 async def test_without_a_tokenizer_nobody_is_asked(gateway: Gateway) -> None:
@@ -215,4 +375,4 @@ async def test_without_a_tokenizer_nobody_is_asked(gateway: Gateway) -> None:
         gateway.configure([engine], tokenizer=None)
         gateway.configure([engine], tokenizer="nowhere")
         gateway.configure([engine])
-        await until(lambda: gateway.announced.is_announcing(engine.endpoint.key))
+        await until(lambda: gateway.is_announcing(engine))

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from extproc.errors import RouterError
 from extproc.health.tracker import FailureKind
 from extproc.observing.records import Ended
-from extproc.routing.router import PREFILL_DUE_FACTOR, PREFILL_DUE_FLOOR_S
+from extproc.routing.placing import PREFILL_DUE_FACTOR, PREFILL_DUE_FLOOR_S
 from metadata_center.types import EndpointKey, RequestId
 from tests.conftest import LEASE_S, OWNER, TOMBSTONE_S, build_rig, chat, endpoint
 

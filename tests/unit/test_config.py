@@ -149,6 +149,11 @@ models:
             "line 2: health.timeout_s: out of range: 0; accepted: a number > 0 and <= 86400",
         ),
         (
+            "metadata_center: {reserve_timeout_s: 0.45}",
+            "line 1: metadata_center.reserve_timeout_s: out of range: 0.45; "
+            "accepted: a number > 0 and <= 0.4",
+        ),
+        (
             "request: {block_bytes: 512.0}",
             "line 1: request.block_bytes: wrong type: 512.0; accepted: an integer from 64 to 65536",
         ),

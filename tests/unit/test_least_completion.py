@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from extproc.choosing.completion import DECODE_TOKENS, PrefillModel
-from extproc.choosing.least_completion import backlog, completion_costs
+from extproc.choosing.holding import OPEN_STEPS
+from extproc.choosing.least_completion import backlog, completion_costs, open_until_s
 from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.observing.explain import render, to_json, verdict
 from extproc.routing.learned import MAX_GROUPS, Completions, decode_tokens_of
@@ -115,6 +118,31 @@ def test_a_full_cache_is_a_wait() -> None:
     assert roomy.room_s == 0.0 < tight.room_s
     unknown, _ = completion_costs(snapshot(requests=[4, 4], context=[16_000, 16_000]))
     assert unknown.room_s == 0.0
+
+
+def test_what_is_held_makes_work_dearer() -> None:
+    """Work that waits at gateways delays those who follow as much as what was sent."""
+    none, _ = completion_costs(snapshot(followers_per_s=2.0))
+    some, _ = completion_costs(snapshot(followers_per_s=2.0), held_s=3.0)
+    assert some.others_s - none.others_s == pytest.approx(2.0 * none.work_s * 3.0 / 2)
+
+
+def test_an_endpoint_is_open_for_two_steps() -> None:
+    """2,048 tokens each, slower beside decodes, quicker on a quicker endpoint."""
+    model = PrefillModel()
+    idle_s, quick_s = open_until_s(snapshot(weights=(1.0, 2.0)))
+    assert idle_s == pytest.approx(OPEN_STEPS * model.step_s(backlog(snapshot(), 0)))
+    assert quick_s == pytest.approx(idle_s / 2)
+    busy_s, _ = open_until_s(snapshot(requests=[20, 0], context=[90_000, 0]))
+    assert busy_s > idle_s
+
+
+def test_without_prices_there_is_no_cost() -> None:
+    """A snapshot of another policy is refused."""
+    bare = replace(snapshot(), learned=None)
+    for read in (completion_costs, open_until_s):
+        with pytest.raises(ValueError):
+            read(bare)
 
 
 def test_a_decision_is_recorded_with_all_it_was_made_from() -> None:

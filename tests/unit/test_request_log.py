@@ -104,7 +104,7 @@ def test_an_ended_request_leaves_one_line_with_its_numbers(written: io.StringIO)
     }
     assert {key: line[key] for key in expected} == expected
     also = {"time", "upstream_model", "route", "stream", "chosen", "attempts", "details", "completion_tokens"}
-    also |= {"predicted_cached_tokens", "request_bytes", "response_bytes", "held_ms"}
+    also |= {"predicted_cached_tokens", "request_bytes", "response_bytes", "held_ms", "held_for"}
     assert set(line) == set(expected) | also, "the keys are a closed list"
 
 

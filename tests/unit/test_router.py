@@ -21,7 +21,9 @@ from extproc.observing.records import Ended
 from extproc.protocol.wire import DEBUG_HEADER, REQUEST_ID_HEADER
 from extproc.request.rules import ModelRules, Rule
 from extproc.request.sanitize import STEERING_FIELDS
-from extproc.routing.router import PREFILL_DUE_FACTOR, PREFILL_DUE_FLOOR_S, Decision, RouterSettings
+from extproc.routing.placing import PREFILL_DUE_FACTOR, PREFILL_DUE_FLOOR_S
+from extproc.routing.router import Decision
+from extproc.routing.settings import RouterSettings
 from metadata_center.types import EndpointKey, RequestId
 from tests.conftest import (
     BLOCK_BYTES,

@@ -30,7 +30,7 @@ ROW = {
 
 def answer(*rows: dict[str, Any], uptime_s: float = 10.0) -> dict[str, Any]:
     """The admin port's `/endpoints` answer."""
-    return {"endpoints": list(rows), "in_flight": 3, "workers": 2, "uptime_s": uptime_s}
+    return {"endpoints": list(rows), "in_flight": 3, "held": 1, "workers": 2, "uptime_s": uptime_s}
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def admin_url() -> Iterator[str]:
 def test_table_shows_load_cache_share_and_latency() -> None:
     """Each endpoint is one row under the header, cache as a share of capacity, latency in ms."""
     summary, blank, header, row = render_endpoints(answer(ROW)).splitlines()
-    assert summary == "tokenway   up 10 s   workers 2   in flight 3   endpoints 1"
+    assert summary == "tokenway   up 10 s   workers 2   in flight 3   held 1   endpoints 1"
     assert blank == ""
     assert header.split()[:3] == ["endpoint", "cluster", "state"]
     assert " ".join(row.split()) == "10.0.0.1:8000 chat healthy 3 4096 9000 25% 123 - 100 2"

@@ -1,0 +1,327 @@
+"""Where a request goes: looked at, chosen and charged in one step; or it waits and is placed again.
+
+Rules:
+    1. `place` neither awaits nor yields: nothing comes between what it reads and what it charges. Where
+       several workers share the counters, their lock is held over the same step.
+    2. What fails or waits is charged nowhere. One that waits is in its pool's queue and nowhere else.
+    3. A pool and its queue last until health or configuration changes; who waits in an old queue is placed
+       again in the new one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from extproc.choosing.choose import choose, choose_least
+from extproc.choosing.completion import Cost
+from extproc.choosing.holding import HoldQueue, Refuse, Wait
+from extproc.choosing.least_completion import completion_costs, open_until_s
+from extproc.choosing.replay import RecordingRng
+from extproc.choosing.settings import Algorithm
+from extproc.errors import Reason, RouterError
+from extproc.observing.records import DecisionRecord, HoldReason
+from extproc.request.rules import Route
+from extproc.routing.asking import Asked
+from extproc.routing.inflight import Inflight
+from extproc.routing.learned import SLO_TPOT_HEADER, SLO_TTFT_HEADER, decode_tokens_of, limit_s_of
+from extproc.routing.settings import HoldSettings, RouterSettings
+from extproc.routing.state import State
+from extproc.routing.table import Pool, RoutingTable
+from extproc.types import Choice, Rng, Snapshot
+from metadata_center.sharing.messages import MAX_CANDIDATES, Candidate
+from metadata_center.types import Charge, EndpointKey, value
+
+PREFILL_DUE_FACTOR = 1.2
+"""A prefill without first-token signal is released after this many times its predicted TTFT (AIGW: 12/10)."""
+
+PREFILL_DUE_FLOOR_S = 0.1
+"""And not before this (AIGW: 100 ms)."""
+
+
+@dataclass(slots=True)
+class Chosen:
+    """A choice that was made and charged, on its way to being answered.
+
+    Attributes:
+        pool: What it was made from.
+        choice: As the policy made it.
+        snapshot: What the policy looked at.
+        prompt_tokens: Of the request.
+        cached_tokens: Believed cached, one per row.
+        charged: False if the request had ended before.
+        order: Rows in the order that Envoy is to try.
+    """
+
+    pool: Pool
+    choice: Choice
+    snapshot: Snapshot
+    prompt_tokens: int
+    cached_tokens: list[int]
+    charged: bool
+    order: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.order = self.order or self.choice.order
+
+    @property
+    def place(self) -> EndpointKey:
+        """Who serves."""
+        return self.pool.keys[self.order[0]]
+
+    def moved_to(self, place: EndpointKey) -> Chosen:
+        """The same with `place` first."""
+        first = self.pool.rows[place]
+        order = (first, *(row for row in self.order if row != first))[: len(self.order)]
+        return replace(self, order=order)
+
+    def candidates(self) -> list[Candidate]:
+        """Rows that would do, best first, with what was believed of them."""
+        scores, keys, requests = self.choice.scores, self.pool.keys, self.snapshot.requests
+        rows = list(self.order)
+        others = set(range(len(keys))).difference(rows)
+        rows += sorted(others) if scores is None else sorted(others, key=scores.__getitem__, reverse=True)
+        return [
+            Candidate(
+                keys[row], requests[row], self.prompt_tokens - self.cached_tokens[row], self.prompt_tokens
+            )
+            for row in rows[:MAX_CANDIDATES]
+        ]
+
+
+@value
+class Parked:
+    """A request that waits.
+
+    Attributes:
+        ticket: Its name in the queue; older requests have lower ones.
+        queue: Where it waits.
+        wait: Until when, and in which order.
+        reason: What its endpoint is short of.
+    """
+
+    ticket: int
+    queue: HoldQueue
+    wait: Wait
+    reason: HoldReason
+
+
+class Placer:
+    """Places requests on endpoints.
+
+    Args:
+        state: Books of this worker.
+        rng: Source of every random choice.
+        clock: Monotonic seconds.
+        wall_clock: Unix seconds, for records.
+    """
+
+    def __init__(
+        self, state: State, rng: Rng, clock: Callable[[], float], wall_clock: Callable[[], float]
+    ) -> None:
+        self._state = state
+        self._rng = rng
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._turn = 0
+        self._tickets = 0
+        self._pools: dict[tuple[str, tuple[tuple[str, str], ...]], Pool] = {}
+        self._queues: dict[tuple[EndpointKey, ...], HoldQueue] = {}
+        self._pools_of: tuple[RoutingTable, int] | None = None
+
+    def place(
+        self,
+        asked: Asked,
+        table: RoutingTable,
+        settings: RouterSettings,
+        before: Parked | None = None,
+        *,
+        may_wait: bool = True,
+    ) -> Chosen | Parked:
+        """Choose and charge, or park.
+
+        Args:
+            asked: The request.
+            table: Which endpoints there are.
+            settings: In force now; without `hold` nothing is parked.
+            before: How it waited until now; it does so no more.
+            may_wait: False places it now, wherever it is best.
+
+        Raises:
+            RouterError: No endpoint is available, or none will be in time.
+        """
+        state, rng = self._state, RecordingRng(self._rng)
+        request, route, blocks = asked.request, asked.route, asked.blocks
+        if before is not None:
+            before.queue.forget(before.ticket)
+        now_s = self._clock()
+        state.advance(now_s)
+        pool = self._pool(route, table)
+        if not pool.keys:
+            raise RouterError(
+                Reason.NO_HEALTHY_ENDPOINT,
+                f"No endpoint of model `{route.model}` is available.",
+                retry_after_s=settings.retry_after_s,
+            )
+        estimate = state.caches.estimate(
+            request,
+            route.model,
+            route.lora,
+            blocks,
+            settings.block_bytes,
+            asked.prompt_tokens,
+            pool.keys,
+        )
+        prompt_tokens, cached = estimate.prompt_tokens, estimate.cached_tokens
+        group = (route.model, route.group)
+        prices = state.predictor.prices(group)
+        turn = self._turn
+        self._turn += 1
+
+        with state.load.lock():
+            load = state.load.view(pool.slots)
+            snapshot = Snapshot(
+                keys=pool.keys,
+                requests=load.requests,
+                prefill_tokens=load.prefill_tokens,
+                context_tokens=load.context_tokens,
+                matched_blocks=estimate.matched,
+                num_blocks=estimate.num_units,
+                weights=pool.weights,
+            )
+            if route.load_balancing.algorithm is Algorithm.LEAST_COMPLETION:
+                completion = state.completions[group]
+                slo_ttft, slo_tpot = map(asked.headers.headers.get, (SLO_TTFT_HEADER, SLO_TPOT_HEADER))
+                snapshot = replace(
+                    snapshot,
+                    prefilling=load.prefill_requests,
+                    cached_tokens=cached,
+                    steps_s=list(map(prices.tpot_s, load.requests, load.context_tokens)),
+                    kv_tokens=[state.kv_tokens.get(key, 0) for key in pool.keys],
+                    prompt_tokens=prompt_tokens,
+                    output_tokens=completion.output_tokens,
+                    learned=completion.learned(
+                        now_s, len(pool.keys) / state.placing(), decode_tokens_of(slo_ttft, slo_tpot)
+                    ),
+                )
+                if settings.hold is None or not may_wait:
+                    costs = completion_costs(snapshot)
+                    choice = choose_least(costs, route.load_balancing, rng)
+                else:
+                    decided = self._now_or_later(
+                        asked, pool, snapshot, settings.hold, limit_s_of(slo_ttft), rng, now_s, before
+                    )
+                    if isinstance(decided, Parked):
+                        return decided
+                    snapshot, costs, choice = decided
+                completion.traffic.placed(now_s, costs[choice.order[0]].work_s)
+            else:
+                choice = choose(snapshot, route.load_balancing, rng, turn)
+            row = choice.order[0]
+            uncached = prompt_tokens - cached[row]
+            due_s = None
+            if not (request.stream and settings.first_chunk):
+                ttft_s = prices.ttft_s(uncached, cached[row], load.prefill_tokens[row])
+                due_s = now_s + max(PREFILL_DUE_FLOOR_S, PREFILL_DUE_FACTOR * ttft_s)
+            charge = Charge(asked.request_id, pool.keys[row], uncached, prompt_tokens)
+            charged = state.load.charge(charge, now_s, due_s)
+
+        decided_s = self._clock()
+        began_s = asked.received_s if before is None else now_s
+        record = DecisionRecord(
+            request_id=asked.request_id,
+            time_unix_s=self._wall_clock(),
+            operation=request.operation,
+            model=route.model,
+            upstream_model=route.upstream_model,
+            lora=route.lora,
+            cluster=route.cluster,
+            route_name=route.route_name,
+            settings=route.load_balancing,
+            stream=request.stream,
+            prompt_bytes=len(request.prompt),
+            prompt_tokens=prompt_tokens,
+            num_blocks=estimate.num_units,
+            block_bytes=settings.block_bytes,
+            snapshot=snapshot,
+            choice=choice,
+            draws=rng.draws,
+            turn=turn,
+            prices=prices,
+            cached_tokens=cached,
+            views=estimate.views,
+            filtered=pool.filtered,
+            data_age_s=state.data_age_s(now_s),
+            decision_us=(decided_s - began_s) * 1e6,
+            held_s=began_s - asked.received_s,
+            held_for=None if before is None else before.reason,
+        )
+        state.records.add(record)
+        if charged:  # else it ended before it was decided: nothing to follow
+            state.begin(
+                asked.request_id,
+                Inflight(record, request.operation, charge.endpoint, blocks, group, decided_s),
+            )
+        scores = choice.scores
+        state.metrics.observe_decision(
+            route.model,
+            route.load_balancing.algorithm,
+            charge.endpoint,
+            decided_s - began_s,
+            None if scores is None else scores[row],
+            estimate.matched[row] / estimate.num_units if estimate.num_units else 0.0,
+            estimate.views[row],
+        )
+        return Chosen(pool, choice, snapshot, prompt_tokens, cached, charged)
+
+    def _now_or_later(
+        self,
+        asked: Asked,
+        pool: Pool,
+        snapshot: Snapshot,
+        hold: HoldSettings,
+        limit_s: float | None,
+        rng: Rng,
+        now_s: float,
+        before: Parked | None,
+    ) -> Parked | tuple[Snapshot, list[Cost], Choice]:
+        """The choice, with those who wait already in mind; or that the request is one of them."""
+        queue = self._queues.get(pool.keys)
+        if queue is None:
+            queue = self._queues[pool.keys] = HoldQueue(max_held=hold.max_requests, max_hold_s=hold.max_s)
+        if before is None:
+            self._tickets += 1
+        ticket = self._tickets if before is None else before.ticket
+        if len(queue):
+            snapshot = replace(snapshot, held_s=queue.least_s)
+            rank = queue.rank(asked.received_s, [cost.work_s for cost in completion_costs(snapshot)])
+            snapshot = replace(snapshot, ahead_s=queue.ahead_s(ticket, rank, len(pool.keys)))
+        costs = completion_costs(snapshot)
+        choice = choose_least(costs, asked.route.load_balancing, rng)
+        row = choice.order[0]
+        verdict = queue.decide(ticket, asked.received_s, now_s, costs, open_until_s(snapshot), row, limit_s)
+        if isinstance(verdict, Wait):
+            reason = HoldReason.KV_CACHE if costs[row].room_s > 0.0 else HoldReason.PREFILL
+            return Parked(ticket, queue, verdict, reason)
+        if isinstance(verdict, Refuse):
+            raise RouterError(
+                Reason.OVERLOADED,
+                f"All endpoints of model `{asked.route.model}` are busy, and more requests wait for them "
+                "than can be answered in time.",
+                retry_after_s=math.ceil(verdict.retry_after_s),
+            )
+        return snapshot, costs, choice
+
+    def _pool(self, route: Route, table: RoutingTable) -> Pool:
+        """The route's available endpoints, compiled anew when health or configuration changed."""
+        of = (table, self._state.health.generation)
+        if of != self._pools_of:
+            self._pools.clear()
+            self._queues.clear()
+            self._pools_of = of
+        key = (route.cluster, tuple(route.subset.items()) if route.subset else ())
+        pool = self._pools.get(key)
+        if pool is None:
+            pool = self._pools[key] = table.pool(route.cluster, route.subset, self._state.health.reason)
+        return pool

@@ -1,0 +1,266 @@
+"""Requests that wait for an endpoint with room, and when each of them is placed again.
+
+Rules:
+    1. News of freed room starts a pass: everybody who waits is placed again in the order of rank, until one
+       finds every endpoint closed for those behind it too. News that comes during a pass starts another.
+    2. Other workers and gateways free room without a word to us, and time does: while anybody waits there is
+       a pass every `POLL_S`.
+    3. A pass yields to other work after every `PASS_SLICE` requests, and passes together take at most one
+       part in `1 + REST` of the time, however many wait.
+    4. Each who waits is answered, refused or gone, once. Whoever is gone was never charged.
+    5. A failure of one request is that request's alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+from extproc.errors import RouterError
+from extproc.observing.metrics import Metrics
+from extproc.observing.records import HoldEnding, HoldReason
+from extproc.protocol.servicer import Deferred
+from extproc.routing.asking import Asked
+from extproc.routing.placing import Chosen, Parked
+
+D = TypeVar("D")
+"""An answer."""
+
+POLL_S: Final = 0.02
+"""The news of other gateways are about this old, and an engine step is no shorter."""
+
+PASS_SLICE: Final = 16
+"""Placing takes some 0.2 ms: other requests wait 3 ms at most."""
+
+REST: Final = 4.0
+"""Passes may take a fifth of the time of a core whose decisions are otherwise for new requests."""
+
+MAX_HELD_BYTES: Final = 256 * 1024 * 1024
+"""Of bodies that wait, parsed ones several times as large in memory; what comes beyond is placed at once."""
+
+_PATIENCE_S: Final = 1.0
+"""Longer than the last wait: the answer is on its way by then."""
+
+
+class Promise(Protocol):
+    """What an answer is given by later; `asyncio.Future` satisfies it."""
+
+    def __await__(self) -> Any:
+        """Wait for it."""
+
+    def done(self) -> bool:
+        """It was given, or nobody waits for it any more."""
+
+    def cancelled(self) -> bool:
+        """Nobody waits for it any more."""
+
+    def set_result(self, result: Any, /) -> None:
+        """Give it."""
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        """Fail."""
+
+    def exception(self) -> BaseException | None:
+        """How it failed."""
+
+    def add_done_callback(self, callback: Callable[[Any], object], /) -> None:
+        """Have it called when `done` becomes true, in the next turn of the loop."""
+
+
+class Timer(Protocol):
+    """A call that will be made; `asyncio.TimerHandle` satisfies it."""
+
+    def cancel(self) -> None:
+        """Not any more."""
+
+
+class Loop(Protocol):
+    """What of the event loop is needed."""
+
+    def create_future(self) -> Any:
+        """A `Promise`."""
+
+    def create_task(self, work: Any, /) -> Any:
+        """Begin `work`; what is returned can be awaited."""
+
+    def call_later(self, delay: float, callback: Callable[[], object], /) -> Timer:
+        """Call in so many seconds."""
+
+
+@dataclass(slots=True)
+class _Held:
+    asked: Asked
+    parked: Parked
+    promise: Promise
+    num_bytes: int
+
+
+class WaitingRoom(Generic[D]):
+    """Who waits here.
+
+    Args:
+        place: Places a request again, given how it waited; may raise `RouterError`.
+        answer: Makes the answer of one that was charged, at once or later.
+        metrics: Told of each wait.
+        loop: The running event loop.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        place: Callable[[Asked, Parked | None], Chosen | Parked],
+        answer: Callable[[Asked, Chosen], D | Awaitable[D]],
+        metrics: Metrics,
+        loop: Callable[[], Loop],
+        clock: Callable[[], float],
+    ) -> None:
+        self._place = place
+        self._answer = answer
+        self._metrics = metrics
+        self._loop = loop
+        self._clock = clock
+        self._held: dict[int, _Held] = {}
+        self._num_bytes = 0
+        self._is_open = True
+        self._tasks: set[Any] = set()
+        self._pass: Iterator[None] | None = None
+        self._again = False
+        self._timer: Timer | None = None
+        self._timer_s = 0.0
+        self._rested_s = 0.0
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self._held)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether anybody else may wait."""
+        return self._is_open and self._num_bytes < MAX_HELD_BYTES
+
+    def by_reason(self) -> dict[HoldReason, int]:
+        """How many wait for what."""
+        counts = dict.fromkeys(HoldReason, 0)
+        for held in self._held.values():
+            counts[held.parked.reason] += 1
+        return counts
+
+    def admit(self, asked: Asked, parked: Parked) -> Deferred:
+        """Let a request wait; the promise of its answer."""
+        promise: Promise = self._loop().create_future()
+        held = _Held(asked, parked, promise, len(asked.request.prompt) + len(asked.new_body or b""))
+        self._held[parked.ticket] = held
+        self._num_bytes += held.num_bytes
+        promise.add_done_callback(lambda _: self._left(held))
+        self._metrics.held(asked.route.model, parked.reason)
+        now_s = self._clock()
+        self._wake_at(now_s + POLL_S, now_s)
+        return Deferred(promise, parked.wait.until_s - now_s + _PATIENCE_S)
+
+    def wake(self) -> None:
+        """Room may have been freed."""
+        if self._pass is not None:
+            self._again = True
+        elif self._held:
+            now_s = self._clock()
+            self._wake_at(now_s, now_s)
+
+    def close(self) -> None:
+        """Place everybody now, wherever it is best, and let nobody wait from now on."""
+        self._is_open = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._pass = None
+        for held in self._in_order():
+            self._ask(held)
+
+    def _in_order(self) -> list[_Held]:
+        return sorted(self._held.values(), key=lambda held: (held.parked.wait.rank, held.parked.ticket))
+
+    def _wake_at(self, due_s: float, now_s: float) -> None:
+        """Have the next pass begin then, unless one will earlier."""
+        due_s = max(due_s, self._rested_s)
+        if self._timer is not None:
+            if self._timer_s <= due_s:
+                return
+            self._timer.cancel()
+        self._timer_s = due_s
+        self._timer = self._loop().call_later(max(0.0, due_s - now_s), self._go_on)
+
+    def _go_on(self) -> None:
+        """Begin a pass, or do the next slice of it."""
+        self._timer = None
+        began_s = self._clock()
+        if self._pass is None:
+            self._again = False
+            self._pass = self._slices()
+        is_over = next(self._pass, self) is self
+        if not self._is_open:
+            return
+        now_s = self._clock()
+        self._rested_s = now_s + REST * (now_s - began_s)
+        if not is_over:
+            self._wake_at(now_s, now_s)
+            return
+        self._pass = None
+        if self._held:
+            self._wake_at(now_s if self._again else now_s + POLL_S, now_s)
+
+    def _slices(self) -> Iterator[None]:
+        """One pass; yields between slices."""
+        closed: set[int] = set()
+        asked = 0
+        for held in self._in_order():
+            # A queue of before the last change of health or configuration is never found closed.
+            if id(held.parked.queue) in closed and held.parked.wait.until_s > self._clock():
+                continue
+            if asked and asked % PASS_SLICE == 0:
+                yield
+            asked += 1
+            if self._ask(held) and held.parked.wait.closed:
+                closed.add(id(held.parked.queue))
+
+    def _ask(self, held: _Held) -> bool:
+        """Place it again; True if it goes on waiting."""
+        if held.promise.done():  # its client left in this turn of the loop, or during this pass
+            return False
+        try:
+            placed = self._place(held.asked, held.parked)
+            if isinstance(placed, Parked):
+                held.parked = placed
+                return True
+            answer = self._answer(held.asked, placed)
+        except RouterError as error:
+            self._end(held, HoldEnding.REFUSED)
+            held.promise.set_exception(error)
+        except Exception as error:  # a bug: this stream fails, and Envoy routes the request by itself
+            self._end(held, HoldEnding.FAILED)
+            held.promise.set_exception(error)
+        else:
+            self._end(held, HoldEnding.PLACED)
+            held.promise.set_result(self._begun(answer) if isinstance(answer, Awaitable) else answer)
+        return False
+
+    def _begun(self, answer: Awaitable[D]) -> Awaitable[D]:
+        """An answer that needs time of its own takes it, whether its client stays or not."""
+        task: Any = self._loop().create_task(answer)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        begun: Awaitable[D] = task
+        return begun
+
+    def _left(self, held: _Held) -> None:
+        """A promise is done; if not by us, its client is gone."""
+        if not held.promise.cancelled():
+            held.promise.exception()  # a failure that nobody waits for any more is no news
+        elif held.parked.ticket in self._held:
+            held.parked.queue.forget(held.parked.ticket)
+            self._end(held, HoldEnding.GONE)
+
+    def _end(self, held: _Held, ending: HoldEnding) -> None:
+        del self._held[held.parked.ticket]
+        self._num_bytes -= held.num_bytes
+        held_s = self._clock() - held.asked.received_s
+        self._metrics.hold_ended(held.asked.route.model, ending, held_s)

@@ -1,0 +1,315 @@
+"""Requests that wait for room: who is let go, in which order, and that nobody is lost or charged twice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from extproc.choosing.settings import Algorithm, LoadBalancing
+from extproc.errors import Reason, RouterError
+from extproc.health.tracker import FailureKind
+from extproc.observing.explain import render, to_json, verdict
+from extproc.observing.records import HoldReason
+from extproc.protocol.servicer import Deferred
+from extproc.routing.router import Decision
+from extproc.routing.settings import HoldSettings, RouterSettings
+from extproc.routing.waiting import POLL_S, WaitingRoom
+from metadata_center.types import RequestId
+from tests.conftest import (
+    BLOCK_BYTES,
+    THREE,
+    Promise,
+    Rig,
+    VirtualLoop,
+    build_rig,
+    chat,
+    endpoint,
+    request_end,
+    request_line,
+)
+
+LEAST_COMPLETION = LoadBalancing(algorithm=Algorithm.LEAST_COMPLETION, fallbacks=0)
+LONG = "long prompt " * 8_000
+"""Some 24,000 tokens: half a second on the engine that prices begin from, more than two of its steps."""
+
+
+class Held:
+    """A rig over some endpoints in virtual time."""
+
+    def __init__(self, endpoints: int = 1, **hold: Any) -> None:
+        self.loop = VirtualLoop()
+        self.rig: Rig = build_rig(
+            THREE[:endpoints],
+            load_balancing=LEAST_COMPLETION,
+            settings=RouterSettings(block_bytes=BLOCK_BYTES, hold=HoldSettings(**hold)),
+            loop=self.loop,
+        )
+
+    @property
+    def room(self) -> WaitingRoom[Decision]:
+        """Where requests wait."""
+        assert self.rig.router.waiting is not None
+        return self.rig.router.waiting
+
+    def ask(self, request_id: str, prompt: str = LONG, **headers: str) -> Decision | Promise:
+        """What comes of a request: a decision, or the promise of one."""
+        # Distinct from the first byte on: nothing of it is cached anywhere.
+        body = chat(f"{request_id} {prompt}", stream=True)
+        decision = self.rig.gateway.decide(request_line(request_id, **headers), body)
+        if isinstance(decision, Deferred):
+            assert isinstance(decision.decision, Promise)
+            return decision.decision
+        assert isinstance(decision, Decision)
+        return decision
+
+    def hold(self, request_id: str, prompt: str = LONG, **headers: str) -> Promise:
+        """Ask for one that has to wait."""
+        promise = self.ask(request_id, prompt, **headers)
+        assert isinstance(promise, Promise)
+        assert not promise.done()
+        return promise
+
+    def first_token(self, request_id: str) -> None:
+        """The prefill of a request is done, and the loop takes a turn."""
+        self.rig.gateway.first_token(request_id, late=False)
+        self.loop.run()
+
+
+def test_an_idle_fleet_holds_nobody() -> None:
+    """A request goes at once while its endpoint has less than two steps of prefill ahead."""
+    held = Held(2)
+    assert isinstance(held.ask("a"), Decision)
+    assert isinstance(held.ask("b"), Decision)
+    assert len(held.room) == 0
+
+
+def test_a_request_waits_while_every_endpoint_is_full_and_goes_when_one_is_not() -> None:
+    """It is charged nowhere while it waits, and once when it goes."""
+    held = Held()
+    held.ask("a")
+    promise = held.hold("b")
+    assert held.rig.state.load.in_flight == 1
+    assert held.room.by_reason() == {HoldReason.PREFILL: 1, HoldReason.KV_CACHE: 0}
+    held.loop.run(0.3)
+    assert not promise.done()
+    held.first_token("a")
+    assert isinstance(promise.result(), Decision)
+    assert held.rig.state.load.in_flight == 2
+    assert len(held.room) == 0
+    assert held.rig.metric("tokenway_hold_seconds_count", model="m", ending="placed") == 1
+    assert held.rig.metric("tokenway_hold_seconds_sum", model="m", ending="placed") == pytest.approx(0.3)
+    assert held.rig.metric("tokenway_holds_total", model="m", reason="prefill") == 1
+
+
+def test_the_record_of_a_held_request_says_so_and_can_be_recomputed() -> None:
+    """Time and reason of the wait are told; those who waited too are part of the recomputed choice."""
+    held = Held(2)
+    held.ask("a")
+    held.ask("b")
+    held.hold("c")
+    held.hold("d")
+    held.loop.run(0.25)
+    held.first_token("a")
+    held.loop.run(0.25)
+    held.first_token("b")
+    record = held.rig.record("d")
+    assert record.held_s == pytest.approx(0.5)
+    assert record.held_for is HoldReason.PREFILL
+    json = to_json(record)
+    assert verdict(json) == "recomputed: same choice"
+    assert "held 0.500 s   for prefill" in render(json)
+
+
+def test_short_work_goes_before_long_work_that_came_a_little_earlier() -> None:
+    """The order is by arrival plus work."""
+    held = Held()
+    held.ask("a")
+    long, short = held.hold("long"), held.hold("short", "short " * 2_000)
+    held.first_token("a")
+    assert short.done()
+    assert not long.done()
+
+
+def test_nobody_is_overtaken_by_what_comes_later_than_its_own_work_takes() -> None:
+    """A stream of short requests does not starve a long one."""
+    held = Held()
+    held.ask("a")
+    long = held.hold("long")
+    held.loop.run(2.0)
+    short = held.hold("short", "short " * 2_000)
+    held.first_token("a")
+    assert long.done()
+    assert not short.done()
+
+
+def test_news_that_never_comes_is_looked_for() -> None:
+    """Another worker or gateway frees room without a word: the poll finds it."""
+    held = Held()
+    held.ask("a")
+    promise = held.hold("b")
+    held.rig.state.load.release_prefill(RequestId("a"))
+    held.loop.run(POLL_S)
+    assert promise.done()
+
+
+def test_a_client_that_left_is_never_charged() -> None:
+    """Its place in the queue is free at once, whoever waited behind it included."""
+    held = Held()
+    held.ask("a")
+    gone, behind = held.hold("gone"), held.hold("behind")
+    gone.cancel()
+    held.first_token("a")
+    assert behind.done()
+    assert held.rig.state.records.get(RequestId("gone")) is None
+    assert held.rig.state.load.in_flight == 2
+    assert held.rig.metric("tokenway_hold_seconds_count", model="m", ending="gone") == 1
+    assert len(held.room) == 0
+
+
+def test_one_too_many_is_refused_with_the_time_to_come_back() -> None:
+    """The bound on the number held is kept, and the answer is early."""
+    held = Held(max_requests=1)
+    held.ask("a")
+    held.hold("b")
+    with pytest.raises(RouterError) as refused:
+        held.ask("c")
+    assert (refused.value.reason, refused.value.status) == (Reason.OVERLOADED, 429)
+    assert refused.value.retry_after_s is not None
+    assert refused.value.retry_after_s >= 1
+
+
+def test_what_cannot_be_answered_within_its_own_limit_is_refused_early() -> None:
+    """`x-slo-ttft-ms` bounds the wait: the prefill ahead alone exceeds it."""
+    held = Held()
+    held.ask("a", LONG * 4)
+    with pytest.raises(RouterError) as refused:
+        held.ask("b", x_slo_ttft_ms="700")
+    assert refused.value.reason is Reason.OVERLOADED
+
+
+def test_nobody_waits_longer_than_the_longest_wait() -> None:
+    """A promise whose endpoint never had room is refused in time."""
+    held = Held(max_s=2.0)
+    held.ask("a")
+    promise = held.hold("b")
+    held.loop.run(2.0 + POLL_S)
+    assert promise.done()
+    with pytest.raises(RouterError) as refused:
+        promise.result()
+    assert refused.value.reason is Reason.OVERLOADED
+    assert held.rig.metric("tokenway_hold_seconds_count", model="m", ending="refused") == 1
+
+
+def test_who_waits_goes_elsewhere_when_its_endpoint_is_ejected() -> None:
+    """A change of health makes a new queue, and everybody is in it or gone from the room."""
+    held = Held(2)
+    held.ask("a")
+    held.ask("b")
+    promises = [held.hold(f"c{number}") for number in range(4)]
+    lost = held.rig.chosen("a")
+    for _ in range(3):
+        held.rig.state.health.attempt_failed(lost, FailureKind.CONNECT_FAILURE, held.rig.clock())
+    held.rig.outcomes.take(request_end("b"), held.rig.clock())
+    held.loop.run(POLL_S)
+    done = [number for number, promise in enumerate(promises) if promise.done()]
+    assert len(done) == 1
+    assert held.rig.chosen(f"c{done[0]}") != lost
+
+
+def test_no_endpoint_left_answers_who_waits() -> None:
+    """Nobody waits for endpoints that are gone."""
+    held = Held()
+    held.ask("a")
+    promise = held.hold("b")
+    held.rig.configure([])
+    held.loop.run(POLL_S)
+    with pytest.raises(RouterError) as refused:
+        promise.result()
+    assert refused.value.reason is Reason.NO_HEALTHY_ENDPOINT
+
+
+def test_a_new_endpoint_takes_who_waits() -> None:
+    """A configuration with more room is used at the next pass."""
+    held = Held()
+    held.ask("a")
+    promise = held.hold("b")
+    held.rig.configure(THREE[:2])
+    held.loop.run(POLL_S)
+    assert promise.done()
+    assert held.rig.chosen("b") == endpoint(1).key
+
+
+def test_switching_it_off_lets_everybody_go() -> None:
+    """Settings are those in force when a request is placed again."""
+    held = Held()
+    held.ask("a")
+    promises = [held.hold("b"), held.hold("c")]
+    held.rig.router.settings = RouterSettings(block_bytes=BLOCK_BYTES)
+    held.loop.run(POLL_S)
+    assert all(promise.done() for promise in promises)
+
+
+def test_closing_places_everybody_at_once_and_holds_nobody_any_more() -> None:
+    """A worker that stops loses nobody."""
+    held = Held()
+    held.ask("a")
+    promises = [held.hold("b"), held.hold("c")]
+    held.room.close()
+    assert all(isinstance(promise.result(), Decision) for promise in promises)
+    assert isinstance(held.ask("d"), Decision)
+    assert held.rig.state.load.in_flight == 4
+
+
+def test_a_failure_is_that_of_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug met by one that waits fails its stream and leaves the others waiting their turn."""
+    held = Held()
+    held.ask("a")
+    broken, whole = held.hold("broken"), held.hold("whole")
+    estimate = held.rig.state.caches.__class__.estimate
+
+    def fail_once(*args: Any) -> Any:
+        monkeypatch.setattr(held.rig.state.caches.__class__, "estimate", estimate)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(held.rig.state.caches.__class__, "estimate", fail_once)
+    held.first_token("a")
+    with pytest.raises(ZeroDivisionError):
+        broken.result()
+    assert whole.done()
+    assert held.rig.metric("tokenway_hold_seconds_count", model="m", ending="failed") == 1
+
+
+def test_bodies_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the bound on bytes a request is placed at once rather than held."""
+    monkeypatch.setattr("extproc.routing.waiting.MAX_HELD_BYTES", 1)
+    held = Held()
+    held.ask("a")
+    held.hold("b")
+    assert isinstance(held.ask("c"), Decision)
+
+
+def test_passes_rest_in_between() -> None:
+    """A pass that took long delays the next one by four times as much."""
+    held = Held()
+    held.ask("a")
+    promise = held.hold("b")
+    estimate = held.rig.state.caches.estimate
+    state = held.rig.state
+
+    class Slow:
+        history, running, announcing = state.caches.history, state.caches.running, None
+
+        @staticmethod
+        def estimate(*args: Any) -> Any:
+            held.loop.clock.advance(0.1)
+            return estimate(*args)
+
+    state.caches = Slow()  # type: ignore[assignment]
+    held.loop.run(POLL_S)
+    began_s = held.loop.clock.now_s
+    held.first_token("a")
+    assert not promise.done()
+    assert held.loop.clock.now_s == began_s
+    held.loop.run(0.4)
+    assert promise.done()
