@@ -1,4 +1,4 @@
-"""Asks every engine whether it is well, and now and then how large its cache is.
+"""Asks every engine whether it is well, how full it is, and how large its cache is.
 
 Rules:
     1. One loop starts due probes, oldest first, at most 64 at once and one per endpoint; when each
@@ -6,7 +6,7 @@ Rules:
     2. A probe is GET `settings.path` within `timeout_s`. Any failure of it is a failed probe, never
        an exception of the loop.
     3. `/metrics` is read only after a good probe: the first one, before an ejected endpoint
-       recovers, and once a minute. An engine that says it sleeps does not recover.
+       recovers, and every few seconds. An engine that says it sleeps does not recover.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
+from math import inf
 
 import aiohttp
 
@@ -31,8 +32,9 @@ logger = logging.getLogger(__name__)
 _MAX_PROBES = 64
 """Probes in flight; at the default time-out of 1 s that is 64 dead endpoints a second."""
 
-_SCRAPE_INTERVAL_S = 60.0
-"""Between two readings of `/metrics`: the cache's size only changes when the engine restarts."""
+_SCRAPE_INTERVAL_S = 4.0
+"""Between two readings of `/metrics`, at least: about once per probe at the default interval. Engines make
+the page in some milliseconds, and between two of them the router's own books tell."""
 
 _MAX_METRICS_BYTES = 4 * 1024 * 1024
 """Read of one `/metrics` answer; vLLM 0.32 was captured at 50 KB, adapters and ranks multiply it."""
@@ -48,6 +50,24 @@ _CACHE_SERIES = (
     (b"sglang:cache_config_info{", b"num_pages", b"page_size"),
 )
 _SLEEP_SERIES = b"vllm:engine_sleep_state{"
+_RUNNING_SERIES = (b"vllm:num_requests_running{", b"sglang:num_running_reqs{")
+_WAITING_SERIES = (b"vllm:num_requests_waiting{", b"sglang:num_queue_reqs{")
+_USAGE_SERIES = (b"vllm:kv_cache_usage_perc{", b"sglang:token_usage{")
+
+
+@dataclass(frozen=True, slots=True)
+class Occupancy:
+    """How full an engine said it was, as of its last step; data-parallel ranks together.
+
+    Attributes:
+        running: Requests in its batch.
+        waiting: Requests in its queue.
+        kv_usage_ratio: Share of the KV cache that running requests hold, of the fullest rank, 0..1.
+    """
+
+    running: int
+    waiting: int
+    kv_usage_ratio: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +78,13 @@ class EngineFacts:
         kv_tokens: Capacity of the KV cache in tokens, all data-parallel ranks together, or None.
         block_size: Tokens per cache block, or None; set exactly when `kv_tokens` is.
         is_asleep: True if any engine behind the endpoint says it is not awake.
+        occupancy: How full it is, or None.
     """
 
     kv_tokens: int | None
     block_size: int | None
     is_asleep: bool
+    occupancy: Occupancy | None = None
 
 
 def engine_facts(exposition: bytes) -> EngineFacts:
@@ -81,7 +103,26 @@ def engine_facts(exposition: bytes) -> EngineFacts:
         b'sleep_state="awake"' in line and line.rsplit(b" ", 1)[-1] in (b"0", b"0.0")
         for line in _lines(exposition, _SLEEP_SERIES)
     )
-    return EngineFacts(kv_tokens, block_size, is_asleep)
+    return EngineFacts(kv_tokens, block_size, is_asleep, _occupancy(exposition))
+
+
+def _occupancy(exposition: bytes) -> Occupancy | None:
+    running, waiting, usage = (
+        [value for prefix in series for line in _lines(exposition, prefix) for value in _value(line)]
+        for series in (_RUNNING_SERIES, _WAITING_SERIES, _USAGE_SERIES)
+    )
+    if not (running and waiting and usage):
+        return None
+    return Occupancy(int(sum(running)), int(sum(waiting)), min(1.0, max(usage)))
+
+
+def _value(line: bytes) -> tuple[float, ...]:
+    """The value of a sample: one number, finite and not negative; nothing if it is none."""
+    try:
+        value = float(line.rsplit(b" ", 1)[-1])
+    except ValueError:
+        return ()
+    return (value,) if 0.0 <= value < inf else ()
 
 
 def _lines(text: bytes, prefix: bytes) -> Iterable[bytes]:
@@ -111,6 +152,7 @@ class Prober:
         on_transition: Called for every state change a probe or `set_endpoints` caused.
         on_cache_config: Called as (key, kv_tokens, block_size) after every reading that has them.
         on_cache_cleared: Called when an engine was found asleep: its cache is gone.
+        on_occupancy: Called after every reading that tells how full the engine is.
     """
 
     def __init__(
@@ -123,6 +165,7 @@ class Prober:
         on_transition: Callable[[Transition], None],
         on_cache_config: Callable[[EndpointKey, int, int], None],
         on_cache_cleared: Callable[[EndpointKey], None],
+        on_occupancy: Callable[[EndpointKey, Occupancy], None],
     ) -> None:
         self._tracker = tracker
         self.settings = settings
@@ -131,6 +174,7 @@ class Prober:
         self._on_transition = on_transition
         self._on_cache_config = on_cache_config
         self._on_cache_cleared = on_cache_cleared
+        self._on_occupancy = on_occupancy
         self._first_probe_s: dict[EndpointKey, float] = {}
         self._scraped_s: dict[EndpointKey, float | None] = {}
         self._asleep: set[EndpointKey] = set()
@@ -237,7 +281,7 @@ class Prober:
     async def _scrape(self, session: aiohttp.ClientSession, key: EndpointKey) -> EngineFacts | None:
         """Read `/metrics`; None if it could not be read, which is no failure of the endpoint.
 
-        404 means an engine that has no metrics: no facts, and not asked again before a minute is over.
+        404 means an engine that has no metrics: no facts, and not asked again at once.
         """
         try:
             async with session.get(f"http://{key}/metrics", allow_redirects=False) as response:
@@ -285,3 +329,5 @@ class Prober:
             self._on_cache_cleared(key)
         if facts is not None and facts.kv_tokens is not None and facts.block_size is not None:
             self._on_cache_config(key, facts.kv_tokens, facts.block_size)
+        if facts is not None and facts.occupancy is not None:
+            self._on_occupancy(key, facts.occupancy)

@@ -156,7 +156,7 @@ DECISION_SECONDS = Family(
 HELD = Family(
     "tokenway_held_requests",
     Kind.GAUGE,
-    "Requests that wait here now, by what their endpoint is short of: `prefill` (time), or `kv_cache` (room).",
+    "Requests that wait here now, by what their endpoint is short of: time for `prefill`, or `kv_cache`.",
     ("reason",),
 )
 HOLDS = Family(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from extproc.health.prober import Occupancy
 from extproc.health.tracker import HealthTracker
 from extproc.observing.metrics import Metrics
 from extproc.observing.records import Ended, Outcome, RecordRing
@@ -56,6 +57,7 @@ class State:
         lingering: Blocks of completed requests and until when they still count as running, oldest first.
         inflight: Decided requests that have not ended.
         kv_tokens: Size of each engine's KV cache, as far as they told.
+        occupancies: How full each engine last said it was.
         completions: What `least_completion` learns.
         endpoints: Totals per endpoint.
         metrics: Counters.
@@ -76,6 +78,7 @@ class State:
     lingering: deque[tuple[float, EndpointKey, list[int]]] = field(default_factory=deque)
     inflight: InflightTable = field(default_factory=InflightTable)
     kv_tokens: dict[EndpointKey, int] = field(default_factory=dict)
+    occupancies: dict[EndpointKey, Occupancy] = field(default_factory=dict)
     completions: Completions = field(default_factory=Completions)
     endpoints: EndpointStatsTable = field(default_factory=EndpointStatsTable)
     share: Callable[[EndpointKey, list[int]], None] = _share_nothing

@@ -21,7 +21,7 @@ from extproc.config.schema import Config
 from extproc.discovery.ads import AdsServer
 from extproc.discovery.resolve import Resolution
 from extproc.discovery.resources import ASSIGNMENT_TYPE, CLUSTER_TYPE, cluster_resources, load_assignments
-from extproc.health.prober import Prober
+from extproc.health.prober import Occupancy, Prober
 from extproc.health.tracker import FailureKind, HealthState, HealthTracker, Transition
 from extproc.observing.metrics import Metrics
 from extproc.observing.records import RecordRing
@@ -211,6 +211,7 @@ class Worker:
             on_transition=self._transition,
             on_cache_config=self._cache_config,
             on_cache_cleared=self._cache_cleared,
+            on_occupancy=self._occupancy,
         )
         status = Status(
             self.state,
@@ -397,6 +398,7 @@ class Worker:
             state.caches.history.remove(key)
             state.caches.running.forget(key)
             state.kv_tokens.pop(key, None)
+            state.occupancies.pop(key, None)
         self._announcements.configure(config, resolution.clusters, self._path.parent)
         state.metrics.configure(models=config.models, clusters=resolution.clusters, endpoints=keys)
         logging.getLogger("tokenway").setLevel(config.logging.level.upper())
@@ -466,6 +468,9 @@ class Worker:
         self.state.caches.history.set_capacity(
             key, capacity_blocks(kv_tokens, tokens_per_byte, self._configuration.current)
         )
+
+    def _occupancy(self, key: EndpointKey, occupancy: Occupancy) -> None:
+        self.state.occupancies[key] = occupancy
 
     # Housekeeping.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 from aiohttp import web
 
-from extproc.health.prober import EngineFacts, Prober, engine_facts
+from extproc.health.prober import EngineFacts, Occupancy, Prober, engine_facts
 from extproc.health.settings import HealthSettings
 from extproc.health.tracker import FailureKind, HealthState, HealthTracker, Transition
 from extproc.types import Endpoint
@@ -105,6 +105,7 @@ class Watch:
     transitions: list[Transition] = field(default_factory=list)
     configs: list[tuple[EndpointKey, int, int]] = field(default_factory=list)
     cleared: list[EndpointKey] = field(default_factory=list)
+    occupancies: list[tuple[EndpointKey, Occupancy]] = field(default_factory=list)
     skipped_s: float = 0.0
     prober: Prober = field(init=False)
 
@@ -119,6 +120,7 @@ class Watch:
                 (key, kv_tokens, block_size)
             ),
             on_cache_cleared=self.cleared.append,
+            on_occupancy=lambda key, occupancy: self.occupancies.append((key, occupancy)),
         )
 
     def set_endpoints(self, *keys: EndpointKey) -> None:
@@ -337,3 +339,41 @@ async def test_facts_of_data_parallel_engines() -> None:
 async def test_facts_of_other_expositions(text: bytes, facts: EngineFacts) -> None:
     """Missing or malformed series give no capacity and an engine awake; SGLang's names are known."""
     assert engine_facts(text) == facts
+
+
+FULL = b"""
+vllm:num_requests_running{engine="0",model_name="m"} 128.0
+vllm:num_requests_running{engine="1",model_name="m"} 120.0
+vllm:num_requests_waiting{engine="0",model_name="m"} 7.0
+vllm:num_requests_waiting{engine="1",model_name="m"} 0.0
+vllm:num_requests_waiting_by_reason{engine="0",model_name="m",reason="capacity"} 7.0
+vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25
+vllm:kv_cache_usage_perc{engine="1",model_name="m"} 0.75
+"""
+
+
+async def test_how_full_an_engine_is() -> None:
+    """Requests of all ranks are added up, the fullest cache counts; SGLang's names are known."""
+    assert engine_facts(FULL).occupancy == Occupancy(248, 7, 0.75)
+    sglang = (
+        b'sglang:num_running_reqs{m="x"} 3\nsglang:num_queue_reqs{m="x"} 1\nsglang:token_usage{m="x"} 0.5'
+    )
+    assert engine_facts(sglang).occupancy == Occupancy(3, 1, 0.5)
+
+
+@pytest.mark.parametrize("bad", [b"NaN", b"+Inf", b"-1", b"many", b""])
+async def test_a_reading_that_makes_no_sense_is_none(bad: bytes) -> None:
+    """A series without a usable value leaves the occupancy unknown."""
+    text = b"".join(line for line in FULL.splitlines(keepends=True) if b'engine="0"' in line)
+    assert engine_facts(text.replace(b"128.0", bad)).occupancy is None
+
+
+async def test_occupancy_is_reported_again_and_again(watch: Watch) -> None:
+    """Every few seconds an engine that answers is asked how full it is."""
+    async with serving() as engine:
+        engine.metrics = FULL
+        watch.set_endpoints(engine.key)
+        await until(lambda: len(watch.occupancies) == 1)
+        watch.skipped_s += 10.0
+        await until(lambda: len(watch.occupancies) == 2)
+        assert watch.occupancies[0] == (engine.key, Occupancy(248, 7, 0.75))
