@@ -23,11 +23,12 @@ from metadata_center.types import EndpointKey
 class _Running:
     """One endpoint's blocks in use, counted."""
 
-    __slots__ = ("bit", "counts", "has_left")
+    __slots__ = ("bit", "counts", "has_left", "uses")
 
     def __init__(self, bit: int) -> None:
         self.bit = bit
         self.counts: dict[int, int] = {}
+        self.uses = 0
         self.has_left = False
 
 
@@ -60,6 +61,7 @@ class RunningBlocks:
             except CapacityError:
                 return False
         running.has_left = False
+        running.uses += len(blocks)
         counts, bit, masks = running.counts, running.bit, self._holders.masks
         for block in blocks:
             count = counts.get(block)
@@ -74,6 +76,7 @@ class RunningBlocks:
     def remove(self, endpoint: EndpointKey, blocks: Sequence[int]) -> None:
         """A request that was added is over."""
         running = self._running[endpoint]
+        running.uses -= len(blocks)
         counts, bit, masks = running.counts, running.bit, self._holders.masks
         for block in blocks:
             left = counts[block] - 1
@@ -90,6 +93,14 @@ class RunningBlocks:
 
         if running.has_left:
             self.forget(endpoint)
+
+    def distinct_ratio(self, endpoint: EndpointKey) -> float:
+        """Distinct blocks in use at an endpoint over the blocks of its requests, in (0, 1]; 1 if there are none.
+
+        What its prompts take in the KV cache is that share of their length: what they share is there once.
+        """
+        running = self._running.get(endpoint)
+        return len(running.counts) / running.uses if running is not None and running.uses else 1.0
 
     def forget(self, endpoint: EndpointKey) -> None:
         """The endpoint has left: nothing is kept of it once the last request there is over."""

@@ -87,3 +87,17 @@ def test_an_endpoint_that_left_gives_its_place_back_when_it_is_idle() -> None:
     running.remove(A, [1])
     assert running.add(B, [2])
     assert running.match([2], KEYS) == [0, 1]
+
+
+def test_shared_blocks_are_told_from_the_length_of_prompts() -> None:
+    """Two prompts that share three of four blocks take five blocks of eight."""
+    running = RunningBlocks()
+    assert running.distinct_ratio(A) == 1.0
+    running.add(A, [1, 2, 3, 4])
+    assert running.distinct_ratio(A) == 1.0
+    running.add(A, [1, 2, 3, 5])
+    assert running.distinct_ratio(A) == 5 / 8
+    running.remove(A, [1, 2, 3, 4])
+    assert running.distinct_ratio(A) == 1.0
+    running.remove(A, [1, 2, 3, 5])
+    assert running.distinct_ratio(A) == 1.0
