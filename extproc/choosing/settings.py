@@ -19,10 +19,10 @@ class Algorithm(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LoadBalancing:
-    """How one model's endpoints are chosen. Names and defaults follow AIGW's `LBConfig`.
+    """How one model's endpoints are chosen. Names and defaults follow AIGW's `LBConfig`, but for `algorithm`.
 
     Attributes:
-        algorithm: Which policy.
+        algorithm: Which policy; only `inference_lb` looks at weights and `candidate_percent`.
         load_aware_enable: False leaves in-flight requests and prefill out of the score.
         cache_aware_enable: False leaves the prefix match out of the score.
         candidate_percent: The pick is uniform among this share of best endpoints, 0..100, at least one.
@@ -32,7 +32,7 @@ class LoadBalancing:
         fallbacks: Further endpoints named to Envoy for retries before the first byte, 0..8.
     """
 
-    algorithm: Algorithm = Algorithm.INFERENCE_LB
+    algorithm: Algorithm = Algorithm.LEAST_COMPLETION
     load_aware_enable: bool = True
     cache_aware_enable: bool = True
     candidate_percent: int = 5

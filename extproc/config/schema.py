@@ -28,6 +28,15 @@ from extproc.health.settings import HealthSettings
 from extproc.request.rules import Backend, ModelRules, Rule
 
 _LB = LoadBalancing()
+_AIGW_KEYS = {
+    "load_aware_enable",
+    "cache_aware_enable",
+    "candidate_percent",
+    "request_load_weight",
+    "prefill_load_weight",
+    "cache_ratio_weight",
+}
+"""They say something about `inference_lb` alone, but for the first two, which `prefix_cache` has as well."""
 _HEALTH = HealthSettings()
 
 _DAY_S = 86_400
@@ -350,12 +359,12 @@ def _add_misspelling(schema: dict[str, Any]) -> None:
 
 
 class LoadBalancingSection(Section):
-    """How one model's endpoints are chosen. Names and defaults follow AIGW's `LBConfig`."""
+    """How one model's endpoints are chosen. Names and defaults follow AIGW's `LBConfig`; not `algorithm`."""
 
     model_config = ConfigDict(json_schema_extra=_add_misspelling)
 
     algorithm: Annotated[Algorithm, Field(strict=False)] = _LB.algorithm
-    """The policy."""
+    """The policy; where it is left out and one of the keys of AIGW's score below is not, inference_lb."""
     load_aware_enable: bool = _LB.load_aware_enable
     """False leaves in-flight requests and prefill out of the score."""
     cache_aware_enable: bool = _LB.cache_aware_enable
@@ -375,7 +384,10 @@ class LoadBalancingSection(Section):
 
     def settings(self) -> LoadBalancing:
         """The values as the policies take them."""
-        return LoadBalancing(**self.model_dump())
+        values = self.model_dump()
+        if "algorithm" not in self.model_fields_set and self.model_fields_set & _AIGW_KEYS:
+            values["algorithm"] = Algorithm.INFERENCE_LB
+        return LoadBalancing(**values)
 
 
 class Model(Section):

@@ -19,6 +19,10 @@ from metadata_center.types import Charge, EndpointKey, RequestId
 
 NO_DRAWS = ReplayRng([])
 
+AIGW_WITHOUT_TERMS = LoadBalancing(
+    algorithm=Algorithm.INFERENCE_LB, load_aware_enable=False, cache_aware_enable=False, fallbacks=1
+)
+
 
 def snapshot(
     requests: list[int], prefill: list[int] | None = None, matched: list[int] | None = None
@@ -80,7 +84,7 @@ def test_round_robin_follows_the_turn() -> None:
     ("settings", "requests"),
     [
         (LoadBalancing(algorithm=Algorithm.RANDOM, fallbacks=1), [50, 0, 0]),
-        (LoadBalancing(load_aware_enable=False, cache_aware_enable=False, fallbacks=1), [50, 0, 0]),
+        (AIGW_WITHOUT_TERMS, [50, 0, 0]),
         (LoadBalancing(algorithm=Algorithm.LEAST_REQUEST, fallbacks=1), [4, 4, 4]),
         (LoadBalancing(algorithm=Algorithm.INFERENCE_LB, fallbacks=1), [4, 4, 4]),
         (LoadBalancing(algorithm=Algorithm.PREFIX_CACHE, fallbacks=1), [4, 4, 4]),

@@ -16,7 +16,7 @@ from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.types import Choice, Snapshot
 from metadata_center.types import EndpointKey
 
-DEFAULTS = LoadBalancing()
+DEFAULTS = LoadBalancing(algorithm=Algorithm.INFERENCE_LB)
 PREFIX_CACHE = LoadBalancing(algorithm=Algorithm.PREFIX_CACHE)
 LEAST_REQUEST = LoadBalancing(algorithm=Algorithm.LEAST_REQUEST)
 SCORED = (DEFAULTS, PREFIX_CACHE, LEAST_REQUEST)
@@ -100,7 +100,7 @@ def test_aigw_worked_scores(rows: list[tuple[int, int, int]], expected: list[flo
 )
 def test_aigw_candidate_counts(rows: int, percent: int, expected: int) -> None:
     """The candidates are the floor of the percentage, at least one and at most all."""
-    choice = scored(snapshot(*[(0, 0, 0)] * rows), LoadBalancing(candidate_percent=percent))
+    choice = scored(snapshot(*[(0, 0, 0)] * rows), replace(DEFAULTS, candidate_percent=percent))
     assert choice.candidates == expected
 
 
@@ -121,7 +121,7 @@ def test_a_weight_divides_the_load() -> None:
 )
 def test_switches_drop_terms(load: bool, cache: bool, names: list[str]) -> None:
     """A term that is turned off is neither in the score nor in its parts."""
-    settings = LoadBalancing(load_aware_enable=load, cache_aware_enable=cache)
+    settings = replace(DEFAULTS, load_aware_enable=load, cache_aware_enable=cache)
     assert list(inference_terms(snapshot((1, 1, 1), (0, 0, 0)), settings)) == names
 
 

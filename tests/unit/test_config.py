@@ -85,8 +85,26 @@ def test_documented_defaults_hold() -> None:
 def test_unset_load_balancing_keys_keep_defaults_and_are_not_zero() -> None:
     """Setting one weight leaves the others at their defaults, unlike in AIGW."""
     text = ONE_MODEL + "    load_balancing: {prefill_load_weight: 0, request_load_weight: null}\n"
-    expected = LoadBalancing(prefill_load_weight=0.0)
+    expected = LoadBalancing(algorithm=Algorithm.INFERENCE_LB, prefill_load_weight=0.0)
     assert parse(text, "x").models["llama"].load_balancing.settings() == expected
+
+
+@pytest.mark.parametrize(
+    ("section", "algorithm"),
+    [
+        ("{}", Algorithm.LEAST_COMPLETION),
+        ("{fallbacks: 1}", Algorithm.LEAST_COMPLETION),
+        ("{cache_ratio_weight: 2}", Algorithm.INFERENCE_LB),
+        ("{cache_radio_weight: 2}", Algorithm.INFERENCE_LB),
+        ("{cache_aware_enable: false}", Algorithm.INFERENCE_LB),
+        ("{cache_aware_enable: false, algorithm: prefix_cache}", Algorithm.PREFIX_CACHE),
+        ("{cache_ratio_weight: 2, algorithm: least_completion}", Algorithm.LEAST_COMPLETION),
+    ],
+)
+def test_a_file_with_aigws_keys_keeps_aigws_score(section: str, algorithm: Algorithm) -> None:
+    """Weights without an algorithm are not silently without effect."""
+    text = ONE_MODEL + f"    load_balancing: {section}\n"
+    assert parse(text, "x").models["llama"].load_balancing.settings().algorithm is algorithm
 
 
 def test_misspelt_cache_weight_of_aigw_is_understood() -> None:

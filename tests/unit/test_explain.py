@@ -34,6 +34,8 @@ KEY = ("qwen-int8", "chat")
 PRICES = Prices((0.3, 0.0, 0.0, 0.0, 0.0, 0.01), ((0.001, 0.0, 0.009),), ())
 """300 ms, 10 us per token ahead; 10 ms per token, 1 ms per request ahead."""
 
+AIGW = LoadBalancing(algorithm=Algorithm.INFERENCE_LB)
+
 
 def decided(
     snapshot: Snapshot,
@@ -88,7 +90,7 @@ def fixed_snapshot() -> Snapshot:
 @pytest.fixture
 def record() -> DecisionRecord:
     """A decision that ended well."""
-    made = decided(fixed_snapshot(), LoadBalancing())
+    made = decided(fixed_snapshot(), AIGW)
     made.outcome = Outcome(
         Ended.COMPLETED,
         1.5,
@@ -241,7 +243,7 @@ def test_missing_draws_are_reported_as_different() -> None:
 
 def test_a_running_request_has_no_outcome_yet() -> None:
     """Before its end the page says that nothing happened yet."""
-    assert "happened   nothing yet" in render(through_json(decided(fixed_snapshot(), LoadBalancing())))
+    assert "happened   nothing yet" in render(through_json(decided(fixed_snapshot(), AIGW)))
 
 
 def test_a_rejected_request_shows_its_reason_and_who_was_filtered() -> None:
@@ -266,7 +268,7 @@ def test_a_rejected_request_shows_its_reason_and_who_was_filtered() -> None:
 
 def test_control_characters_never_reach_the_terminal() -> None:
     """A model name with an escape sequence is shown as text."""
-    page = render(through_json(decided(fixed_snapshot(), LoadBalancing(), model="m\x1b[2J\nchosen")))
+    page = render(through_json(decided(fixed_snapshot(), AIGW, model="m\x1b[2J\nchosen")))
     assert "m\\x1b[2J\\x0achosen" in page
     assert page.replace("\n", "").isprintable()
 

@@ -204,7 +204,7 @@ def test_limits_of_the_request_weigh_decoding() -> None:
 
 def test_other_policies_learn_nothing_and_record_nothing_of_it() -> None:
     """Their snapshots are without prices."""
-    rig = build_rig([endpoint(0)])
+    rig = build_rig([endpoint(0)], load_balancing=LoadBalancing(algorithm=Algorithm.INFERENCE_LB))
     rig.decide("r")
     record = rig.record("r")
     assert record.snapshot is not None

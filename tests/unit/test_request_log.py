@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.choosing.settings import LoadBalancing
+from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.config.schema import Config
 from extproc.errors import Reason, RouterError
 from extproc.observing.records import DecisionRecord, Ended, Outcome
@@ -36,7 +36,7 @@ RECORD = DecisionRecord(
     operation=Operation.CHAT,
     model="m",
     cluster="c",
-    settings=LoadBalancing(),
+    settings=LoadBalancing(algorithm=Algorithm.INFERENCE_LB),
     decision_us=41.26,
 )
 OUTCOME = Outcome(

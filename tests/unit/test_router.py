@@ -83,7 +83,9 @@ def test_a_decision_charges_its_endpoint(rig: Rig) -> None:
     assert len(rig.state.inflight) == rig.state.load.in_flight == 1
     chosen = rig.chosen()
     assert (
-        rig.metric("tokenway_decisions_total", model=MODEL, algorithm=Algorithm.INFERENCE_LB, endpoint=chosen)
+        rig.metric(
+            "tokenway_decisions_total", model=MODEL, algorithm=Algorithm.LEAST_COMPLETION, endpoint=chosen
+        )
         == 1
     )
 
