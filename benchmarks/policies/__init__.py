@@ -1,0 +1,1 @@
+"""Routing policies compared by replay: a declared list of command lines, executed, and what comes of them."""

@@ -1,0 +1,92 @@
+"""What a cell's figures depend on, as one hash.
+
+Rules:
+    1. A stamp covers the command line, the trace file, the policies' parameters and the sources that the
+       cell's kind depends on. Equal stamps: the stored figures are those that a run would give.
+    2. Rivals and oracles are stamped without the event loop (`run.py`, `gateway.py`): it changes for the
+       product's rules and for several gateways, and a run of an hour would be thrown away each time.
+       `--verify` runs a stored cell again and compares, which is the proof that such a change was harmless.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from benchmarks.policies.cells import Cell, Kind
+from simulator.policies.registry import REGISTRY
+
+ROOT: Final = Path(__file__).parents[2]
+
+_SHARED: Final = (
+    "simulator/engine/*.py",
+    "simulator/policies/*.py",
+    "simulator/replay/*.py",
+    "extproc/predicting/tokens.py",
+    "metadata_center/prefix_index.py",
+)
+
+_OUTPUT: Final = frozenset(
+    f"simulator/replay/{name}.py" for name in ("export", "lineup", "log_lines", "plots", "report")
+)
+"""Say how figures are asked for and shown, not what they are; entrants are stamped by their parameters."""
+
+_OTHERS: Final = frozenset(
+    {
+        *(f"simulator/policies/{name}.py" for name in ("ours", "product", "registry")),
+        *(f"simulator/replay/{name}.py" for name in ("run", "gateway")),
+    }
+)
+"""What rivals are stamped without, see Rule 2."""
+
+_WHOLE: Final = (
+    *_SHARED,
+    "extproc/choosing/*.py",
+    "extproc/predicting/*.py",
+    "extproc/types.py",
+    "metadata_center/types.py",
+)
+
+SOURCES: Final[Mapping[Kind, tuple[tuple[str, ...], frozenset[str]]]] = {
+    Kind.RIVALS: (_SHARED, _OUTPUT | _OTHERS | {"simulator/replay/oracle.py"}),
+    Kind.ORACLES: (_SHARED, _OUTPUT | _OTHERS),
+    Kind.OWN: (_WHOLE, _OUTPUT | {"simulator/replay/oracle.py"}),
+    Kind.WHOLE: (_WHOLE, _OUTPUT | {"simulator/replay/oracle.py"}),
+}
+"""Kind -> patterns of files it depends on, and files of those that it does not."""
+
+
+def sources(kind: Kind, root: Path = ROOT) -> list[Path]:
+    """Files that the figures of a kind depend on, sorted."""
+    patterns, without = SOURCES[kind]
+    found = {path for pattern in patterns for path in root.glob(pattern)}
+    return sorted(path for path in found if path.relative_to(root).as_posix() not in without)
+
+
+def stamp(cell: Cell, traces: Path, root: Path = ROOT) -> str:
+    """The hash of all that a cell's figures depend on, 16 hexadecimal digits.
+
+    Raises:
+        OSError: A source or the trace cannot be read.
+    """
+    told = hashlib.sha256()
+
+    def tell(*parts: bytes) -> None:
+        for part in parts:
+            told.update(len(part).to_bytes(8, "little"))
+            told.update(part)
+
+    tell(*(word.encode() for word in cell.argv))
+    for policy in cell.policies:
+        name = policy.partition("@")[0].partition(":")[0]
+        rule = REGISTRY.get(name)  # None for an oracle, which has no row
+        if rule is not None:
+            tell(name.encode(), repr(sorted(rule.parameters().items())).encode())
+    trace = cell.line[0]
+    if not trace.startswith("gen:"):
+        tell((traces / trace).read_bytes())
+    for path in sources(cell.kind, root):
+        tell(path.relative_to(root).as_posix().encode(), path.read_bytes())
+    return told.hexdigest()[:16]

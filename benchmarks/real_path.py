@@ -1,0 +1,670 @@
+"""The order of policies on the real path: Envoy, Tokenway and simulated engines over HTTP, in real time.
+
+    python -m benchmarks.real_path [--rates 3.6,5.6] [--seconds 90] [--only round_robin,...]
+
+For each rate and each set-up in turn: four engines (`python -m simulator`, a process each, an H100 slowed by
+`SLOWDOWN`) that announce their caches, `tokenway serve`, and Envoy are started afresh, so that no cache and
+nothing learned is carried over. All get the very same requests at the very same times: conversations behind
+tenants' system prompts (`benchmarks.conversations`), Poisson arrivals, streamed completions. Warm-up requests
+count nowhere but in the requests per engine. Rates are `BELOW_KNEE` and `PAST_KNEE` of the highest rate at
+which the best rival of least completion still answers nine of ten requests within the limits, found in
+virtual time. `announced` is the share of decisions in which the chosen engine's cache was known from its
+announcements.
+
+The same trace, fleet and rules are then replayed in virtual time through `simulator.replay`, `SIM_RUNS` times
+with arrivals moved by a few milliseconds: how far those runs are apart is what one run's figure is good for.
+The last table of a rate has both beside each other.
+
+CPU is user + system time from /proc from the end of the warm-up to the last arrival, in cores. `busy` is that
+of the whole machine over its cores, `waited` the share of the time in which some process waited for a core:
+much of it makes latencies those of the machine.
+
+The last line is a JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+import aiohttp
+import orjson
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+from tokenizers import Tokenizer
+
+from benchmarks import processes
+from benchmarks.conversations import conversations, one_token_words, prompts
+from benchmarks.setups import ENVOY, envoy_config
+from benchmarks.streaming import Asked, Figures, figures, open_loop
+from extproc.config.loading import parse
+from extproc.errors import ConfigError
+from simulator.engine.profile import PROFILES, EngineProfile
+from simulator.replay.fleet import Fleet, Member
+from simulator.replay.lineup import Entrant
+from simulator.replay.settings import RunSettings
+from simulator.replay.summary import Slo, Summary
+from simulator.replay.sweep import Job, find_knee, full_speed, pool, run_all
+from simulator.replay.trace import Trace
+from tests.tokenizer_folder import write_tokenizer
+
+MODEL: Final = "bench"
+CLUSTER: Final = "engines"
+ENGINES: Final = 4
+
+PROFILE: Final = "llama8b-h100"
+SLOWDOWN: Final = 8.0
+"""Real seconds per second of the profile: the knee is at some five requests a second, an eighth of a core."""
+
+SEED: Final = 1
+SIM_RUNS: Final = 20
+"""Past the knee five of them were too few: they spanned a quarter of what twenty did."""
+
+JITTER_S: Final = 0.01
+"""Arrivals are moved by up to so much in all virtual runs but the first: about what a busy machine does."""
+
+WARMUP_S: Final = 15.0
+START_TIMEOUT_S: Final = 60.0
+"""Six Python processes that import at once on two cores that others use as well."""
+
+SLO: Final = Slo(ttft_s=5.0, tpot_s=0.1 * SLOWDOWN)
+"""That of `simulator.replay`; a step takes so many times as long here, and a queue of 5 s is one anywhere."""
+
+BELOW_KNEE: Final = 0.7
+PAST_KNEE: Final = 1.1
+"""Of the knee: the first and the last of `simulator.replay.sweep.AUTO_SPEEDS`."""
+
+KNEE_REQUESTS: Final = 4_000
+"""As many as come in the longest run at any speed that the search may try."""
+
+SCRAPE_S: Final = 5.0
+"""Tokenway's default `health.interval_s`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """One line of the comparison.
+
+    Attributes:
+        name: For reports.
+        algorithm: `load_balancing.algorithm` of the model.
+        replayed: Name of the same rule in `simulator.replay`.
+        is_rival: It sets the knee.
+        sections: Further sections of tokenway.yaml.
+    """
+
+    name: str
+    algorithm: str
+    replayed: str
+    is_rival: bool = True
+    sections: Mapping[str, Any] = field(default_factory=dict)
+
+
+SETUPS: Final = (
+    Setup("round_robin", "round_robin", "round_robin"),
+    Setup("least_request", "least_request", "least_request"),
+    Setup("inference_lb", "inference_lb", "inference_lb"),
+    Setup("least_completion", "least_completion", "least_completion", is_rival=False),
+    Setup(
+        "least_completion + holding",
+        "least_completion",
+        "late_completion",
+        is_rival=False,
+        sections={"holding": {"enabled": True}},
+    ),
+)
+
+
+def gateway_config(setup: Setup, run_dir: str, admin_port: int, tokenizer: str) -> str:
+    """tokenway.yaml of a set-up.
+
+    Args:
+        setup: Which.
+        run_dir: For its socket.
+        admin_port: On 127.0.0.1.
+        tokenizer: Folder of the model's tokenizer.
+    """
+    return yaml.safe_dump(
+        {
+            "server": {"run_dir": run_dir, "admin": {"port": admin_port}, "drain_s": 0},
+            "logging": {"requests": False, "level": "warning"},
+            "models": {
+                MODEL: {
+                    "rules": [{"cluster": CLUSTER}],
+                    "tokenizer": tokenizer,
+                    "load_balancing": {"algorithm": setup.algorithm},
+                }
+            },
+            **setup.sections,
+        }
+    )
+
+
+def refusal(setup: Setup) -> str | None:
+    """Why Tokenway does not take a set-up's configuration, or None."""
+    try:
+        parse(gateway_config(setup, "/run", 1, "/tokenizer"), setup.name)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def slowed(profile: EngineProfile, factor: float) -> EngineProfile:
+    """The profile of an engine whose every second takes `factor` seconds."""
+    times = {
+        name: factor * getattr(profile, name)
+        for name in (
+            "a_ms",
+            "w0_ms",
+            "b_ms_per_token",
+            "c_ms_per_pair",
+            "d_ms_per_context_token",
+            "e_ms_per_seq",
+            "alpha0_ms",
+        )
+    }
+    return replace(profile, **times)
+
+
+def fleet() -> Fleet:
+    """The engines in virtual time."""
+    return (Member(slowed(PROFILES[PROFILE], SLOWDOWN)),) * ENGINES
+
+
+def schedule(trace: Trace, texts: Sequence[str], rate: float, until_s: float) -> list[Asked]:
+    """The requests of a run.
+
+    Args:
+        trace: One request per second on average, from time 0.
+        texts: Their prompts.
+        rate: Requests per second.
+        until_s: None comes later.
+    """
+    return [
+        Asked(
+            request.arrival_s / rate,
+            orjson.dumps(
+                {
+                    "model": MODEL,
+                    "prompt": text,
+                    "max_tokens": request.output_tokens,
+                    "ignore_eos": True,
+                    "stream": True,
+                    "stream_options": {"include_usage": True},
+                }
+            ),
+            request.prompt_tokens,
+            request.output_tokens,
+        )
+        for request, text in zip(trace.requests, texts, strict=True)
+        if request.arrival_s / rate <= until_s
+    ]
+
+
+# Virtual time
+
+
+def job(setup: Setup, trace: Trace, rate: float, until_s: float) -> Job:
+    """The replay of a run: what the real path does, as far as the simulator has it.
+
+    Lengths are known and announcements matched to the engine's block: all words are about equally long here,
+    so the errors that the simulator assumes of other prompts are left out.
+    """
+    settings = RunSettings(
+        speed=rate,
+        metric_age_s=SCRAPE_S,
+        router_block_tokens=PROFILES[PROFILE].block_size,
+        token_error=0.0,
+        warmup_s=WARMUP_S,
+        duration_s=until_s,
+    )
+    return Job(Entrant(setup.name, setup.replayed), trace, fleet(), settings, SEED, SLO)
+
+
+def knee(rivals: Sequence[Setup], trace: Trace, until_s: float) -> float:
+    """Requests per second that the best rival just carries, in virtual time."""
+    with pool(os.cpu_count() or 1) as executor:
+        return find_knee(
+            lambda rate: [job(rival, trace, rate, until_s) for rival in rivals],
+            full_speed(trace, fleet()),
+            executor,
+        )
+
+
+def moved(trace: Trace, rng: Random, by: float) -> Trace:
+    """The trace with each arrival moved by -`by`..`by` seconds of its own time, not before 0."""
+    return replace(
+        trace,
+        requests=tuple(
+            replace(request, arrival_s=max(0.0, request.arrival_s + rng.uniform(-by, by)))
+            for request in trace.requests
+        ),
+    )
+
+
+def replayed(
+    setup: Setup, trace: Trace, rate: float, until_s: float, executor: Executor | None = None
+) -> list[Summary]:
+    """A set-up in virtual time, `SIM_RUNS` times: as it is first, then with arrivals moved.
+
+    Args:
+        setup: Which.
+        trace: One request per second on average.
+        rate: Requests per second.
+        until_s: None comes later.
+        executor: Where; None runs them here.
+    """
+    traces = [trace, *(moved(trace, Random(run), JITTER_S * rate) for run in range(1, SIM_RUNS))]
+    jobs = [job(setup, each, rate, until_s) for each in traces]
+    return [result.summary for result in run_all(jobs, executor, lambda _: None)]
+
+
+# Real time
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A gateway that serves, with its processes.
+
+    Attributes:
+        url: Of Envoy.
+        admin_url: Of Tokenway.
+        engines: URLs of the engines.
+        pids: Processes by role; those of one role count together.
+    """
+
+    url: str
+    admin_url: str
+    engines: tuple[str, ...]
+    pids: Mapping[str, tuple[int, ...]]
+
+
+@asynccontextmanager
+async def serving(setup: Setup, run_dir: Path, tokenizer: Path) -> AsyncIterator[Served]:
+    """Engines, Tokenway and Envoy, all fresh; killed at the end.
+
+    Args:
+        setup: Which.
+        run_dir: Empty; short, for Unix sockets take 107 bytes.
+        tokenizer: `tokenizer.json` of engines and gateway.
+
+    Yields:
+        Once every engine is followed and a request has passed through.
+
+    Raises:
+        TimeoutError: Something does not start.
+    """
+    ports: set[int] = set()
+    while len(ports) < 3 * ENGINES + 3:
+        ports.add(processes.free_port())
+    port, envoy_admin_port, admin_port, *rest = ports
+    serve_ports, event_ports, replay_ports = (rest[start::3] for start in range(3))
+    endpoints = [{"address": "127.0.0.1", "port": each} for each in serve_ports]
+    clusters = {"clusters": [{"name": CLUSTER, "endpoints": endpoints}]}
+    (run_dir / "clusters.json").write_text(json.dumps(clusters))
+    config = run_dir / "tokenway.yaml"
+    config.write_text(gateway_config(setup, str(run_dir), admin_port, str(tokenizer.parent)))
+    socket = run_dir / "gw0.sock"
+    bootstrap = run_dir / "envoy.yaml"
+    bootstrap.write_text(envoy_config("tokenway", port, envoy_admin_port, str(socket), []))
+    url, admin_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin_port}"
+    engines = tuple(f"http://127.0.0.1:{each}" for each in serve_ports)
+    with ExitStack() as stack:
+
+        def start(*command: str) -> int:
+            return stack.enter_context(processes.running(*command))
+
+        python = (sys.executable, "-m")
+        engine_pids = tuple(
+            start(
+                *python,
+                "simulator",
+                *("--port", str(serve), "--model", MODEL, "--tokenizer", str(tokenizer)),
+                *("--profile", PROFILE, "--time-scale", str(SLOWDOWN)),
+                *("--kv-events", f"tcp://127.0.0.1:{events}", "--kv-events-bind"),
+                *("--kv-replay", f"tcp://127.0.0.1:{replay}"),
+            )
+            for serve, events, replay in zip(serve_ports, event_ports, replay_ports, strict=True)
+        )
+        timeout = aiohttp.ClientTimeout(total=5.0)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+
+            async def until(url: str, what: str) -> None:
+                await processes.until(lambda: _answers(session, url), what, START_TIMEOUT_S)
+
+            for engine in engines:
+                await until(f"{engine}/health", "engine")
+            gateway_pid = start(*python, "extproc.cli.main", "serve", str(config))
+            await until(f"{admin_url}/readyz", "tokenway")
+            quiet = ("--concurrency", "1", "--use-dynamic-base-id", "-l", "off")
+            envoy_pid = start(str(ENVOY), "-c", str(bootstrap), *quiet)
+            await processes.until(lambda: _completes(session, url), "envoy", START_TIMEOUT_S)
+            await processes.until(lambda: _announcing(session, admin_url), "events", START_TIMEOUT_S)
+        yield Served(
+            url,
+            admin_url,
+            engines,
+            {"engines": engine_pids, "tokenway": (gateway_pid,), "envoy": (envoy_pid,)},
+        )
+
+
+async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
+    async with session.get(url) as reply:
+        return reply.status == 200
+
+
+async def _completes(session: aiohttp.ClientSession, url: str) -> bool:
+    body = {"model": MODEL, "prompt": " ready", "max_tokens": 1}
+    async with session.post(f"{url}/v1/completions", json=body) as reply:
+        return reply.status == 200
+
+
+async def _announcing(session: aiohttp.ClientSession, admin_url: str) -> bool:
+    async with session.get(f"{admin_url}/endpoints") as reply:
+        rows = (await reply.json())["endpoints"]
+    return len(rows) == ENGINES and all(row["announcing"] for row in rows)
+
+
+def announced_ratio(exposition: str) -> float:
+    """Share of a scrape's decisions in which the chosen endpoint's cache was known from its announcements.
+
+    A prompt on its way to the endpoint that reaches further than what is announced (`running`) is counted in:
+    it stands on announcements as well. Without any decision, 0.
+    """
+    found = _by_label(exposition, "tokenway_cache_views_total", "view")
+    followed = found.get("announced", 0.0) + found.get("running", 0.0)
+    return followed / max(1.0, sum(found.values()))
+
+
+def held_requests(exposition: str) -> int:
+    """Requests that had to wait at the gateway, by a scrape; 0 if it does not count them."""
+    return int(sum(_by_label(exposition, "tokenway_holds_total", "reason").values()))
+
+
+def _by_label(exposition: str, name: str, label: str) -> dict[str, float]:
+    """Values of a counter by one of its labels, summed over the others."""
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(exposition):
+        for sample in family.samples:
+            if sample.name == name:
+                value = sample.labels[label]
+                found[value] = found.get(value, 0.0) + sample.value
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """CPU over a span of time.
+
+    Attributes:
+        cores: By role, all processes of it together.
+        busy_ratio: Of the machine's cores, whoever kept them busy.
+        waited_ratio: Share of the time in which some process of the machine waited for a core.
+    """
+
+    cores: dict[str, float]
+    busy_ratio: float
+    waited_ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Clocks:
+    now_s: float
+    by_role_s: dict[str, float]
+    busy_s: float
+    waited_s: float
+
+    @classmethod
+    def read(cls, pids: Mapping[str, tuple[int, ...]]) -> _Clocks:
+        user, nice, system, _, _, irq, soft, *_ = (
+            int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+        )
+        pressure = Path("/proc/pressure/cpu").read_text().split("\n", 1)[0]
+        return cls(
+            time.monotonic(),
+            {role: sum(map(processes.cpu_s, each)) for role, each in pids.items()},
+            (user + nice + system + irq + soft) / processes.TICKS_PER_S,
+            int(pressure.rpartition("total=")[2]) / 1e6,
+        )
+
+    def since(self, before: _Clocks) -> Used:
+        span_s = self.now_s - before.now_s
+        return Used(
+            {role: (used_s - before.by_role_s[role]) / span_s for role, used_s in self.by_role_s.items()},
+            (self.busy_s - before.busy_s) / span_s / (os.cpu_count() or 1),
+            (self.waited_s - before.waited_s) / span_s,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Real:
+    """A run on the real path.
+
+    Attributes:
+        figures: Of the requests that count.
+        engine_requests: Per engine, warm-up included.
+        announced: See `announced_ratio`.
+        held: Requests that waited at the gateway, warm-up included.
+        used: CPU from the end of the warm-up to the last arrival.
+        drained_s: From the last arrival to the last answer.
+        errors: Of those that failed, the first few.
+    """
+
+    figures: Figures
+    engine_requests: list[int]
+    announced: float
+    held: int
+    used: Used
+    drained_s: float
+    errors: list[str]
+
+
+async def measure(setup: Setup, root: Path, tokenizer: Path, asked: Sequence[Asked], until_s: float) -> Real:
+    """One run on the real path.
+
+    Raises:
+        TimeoutError: Something does not start.
+    """
+    with tempfile.TemporaryDirectory(dir=root) as folder:
+        async with serving(setup, Path(folder), tokenizer) as served:
+            pids = {**served.pids, "client": (os.getpid(),)}
+            began_s = time.monotonic()
+            loop = asyncio.create_task(open_loop(f"{served.url}/v1/completions", asked, began_s))
+            await asyncio.sleep(WARMUP_S)
+            before = _Clocks.read(pids)
+            await asyncio.sleep(began_s + until_s - time.monotonic())
+            used = _Clocks.read(pids).since(before)
+            answers = await loop
+            drained_s = time.monotonic() - began_s - until_s
+            async with aiohttp.ClientSession() as session:
+                counts = []
+                for engine in served.engines:
+                    async with session.get(f"{engine}/sim/state") as reply:
+                        counts.append(len((await reply.json())["served"]))
+                async with session.get(f"{served.admin_url}/metrics") as reply:
+                    exposition = await reply.text()
+    errors = [answer.error for answer in answers if answer.error is not None and not answer.is_refused]
+    return Real(
+        figures(answers, WARMUP_S),
+        counts,
+        announced_ratio(exposition),
+        held_requests(exposition),
+        used,
+        drained_s,
+        errors[:3],
+    )
+
+
+# Reports
+
+
+def real_row(name: str, run: Real) -> str:
+    """A line of the table of the real path."""
+    of, cores = run.figures, run.used.cores
+    return (
+        f"| {name} | {of.requests} | {_s(of.ttft_mean_s)} | {_s(of.ttft_p50_s)} | {_s(of.ttft_p90_s)} "
+        f"| {_s(of.ttft_p99_s)} | {_ms(of.tpot_mean_s)} | {of.cached_ratio:.3f} | {of.errors} | {of.refused} "
+        f"| {max(run.engine_requests) - min(run.engine_requests)} {run.engine_requests} "
+        f"| {run.announced:.3f} | {run.held} | {cores['engines']:.2f} {cores['tokenway']:.2f} "
+        f"{cores['envoy']:.2f} {cores['client']:.2f} | {run.used.busy_ratio:.0%} {run.used.waited_ratio:.0%} "
+        f"| {run.drained_s:.0f} |"
+    )
+
+
+REAL_HEAD: Final = (
+    "| set-up | n | TTFT s mean | p50 | p90 | p99 | TPOT ms | cached | errors | 429 | max-min per engine "
+    "| announced | held | cores: engines tokenway envoy client | busy waited | drain s |\n"
+    + "|---" * 16
+    + "|"
+)
+
+
+def both_row(name: str, run: Real, summaries: Sequence[Summary]) -> str:
+    """A line of the table that has the real path and the simulator beside each other."""
+    of = run.figures
+    cells = (
+        _both(of.ttft_mean_s, [each.ttft_mean_s for each in summaries], 1.0),
+        _both(of.ttft_p90_s, [each.ttft_p90_s for each in summaries], 1.0),
+        _both(of.tpot_mean_s, [each.tpot_mean_s for each in summaries], 1e3),
+        _both(of.cached_ratio, [each.hit_ratio for each in summaries], 1.0),
+        f"{of.refused / max(1, of.requests):.3f} / {statistics.fmean(s.shed_ratio for s in summaries):.3f}",
+    )
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+BOTH_HEAD: Final = (
+    "real / simulated mean [least..most of the runs] (real over simulated mean)\n\n"
+    "| set-up | TTFT s mean | TTFT s p90 | TPOT ms | cached | refused |\n" + "|---" * 6 + "|"
+)
+
+
+def _both(real: float | None, simulated: Sequence[float | None], unit: float) -> str:
+    known = [unit * value for value in simulated if value is not None]
+    if real is None or not known:
+        return "–"
+    mean = statistics.fmean(known)
+    return (
+        f"{unit * real:.3g} / {mean:.3g} [{min(known):.3g}..{max(known):.3g}] ({unit * real / mean - 1:+.0%})"
+    )
+
+
+def _s(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _ms(value: float | None) -> str:
+    return "–" if value is None else f"{1e3 * value:.0f}"
+
+
+def _rounded(value: Any) -> Any:
+    """Floats of a document to four decimals: the figures are not good for more."""
+    if isinstance(value, float):
+        return round(value, 4)
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list) else value
+
+
+def machine() -> dict[str, Any]:
+    """What it ran on."""
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "cpu": names[0] if names else platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "load_average": round(os.getloadavg()[0], 2),
+    }
+
+
+async def compare(setups: Sequence[Setup], rates: Sequence[float], seconds: float) -> dict[str, Any]:
+    """Everything, printed on the way; what the last line holds.
+
+    Args:
+        setups: In this order at each rate.
+        rates: Requests per second; none for those of the knee.
+        seconds: How long arrivals count, after the warm-up.
+    """
+    report: dict[str, Any] = {"machine": machine(), "rates": {}, "skipped": {}}
+    print(json.dumps(report["machine"]), flush=True)
+    taken = []
+    for setup in setups:
+        reason = refusal(setup)
+        if reason is None:
+            taken.append(setup)
+        else:
+            report["skipped"][setup.name] = reason
+            print(f"skipped: {setup.name}: {reason}", flush=True)
+    until_s = WARMUP_S + seconds
+    trace = conversations(Random(f"{SEED}/trace"), KNEE_REQUESTS)
+    if not rates:
+        found = knee([setup for setup in SETUPS if setup.is_rival], trace, until_s)
+        report["knee_requests_per_s"] = round(found, 3)
+        print(f"knee of the best rival: {found:.2f} requests/s, by virtual time", flush=True)
+        rates = [round(factor * found, 2) for factor in (BELOW_KNEE, PAST_KNEE)]
+    with tempfile.TemporaryDirectory(prefix="twr", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        tokenizer = write_tokenizer(Path(folder) / "tokenizer")
+        words = one_token_words(Tokenizer.from_file(str(tokenizer)))
+        for rate in rates:
+            first = replace(trace, requests=tuple(r for r in trace.requests if r.arrival_s <= until_s * rate))
+            asked = schedule(first, prompts(first, words), rate, until_s)
+            print(f"\n## {rate} requests/s, {len(asked)} in {until_s:.0f} s\n\n{REAL_HEAD}", flush=True)
+            runs: dict[str, Real] = {}
+            for setup in taken:
+                runs[setup.name] = run = await measure(setup, Path(folder), tokenizer, asked, until_s)
+                print(real_row(setup.name, run), flush=True)
+            for name, run in runs.items():
+                if run.errors:
+                    print(f"\n{name}: {run.errors}", flush=True)
+            print(f"\n{BOTH_HEAD}", flush=True)
+            report["rates"][str(rate)] = of_rate = {}
+            with pool(os.cpu_count() or 1) as executor:
+                for setup in taken:
+                    summaries = replayed(setup, first, rate, until_s, executor)
+                    print(both_row(setup.name, runs[setup.name], summaries), flush=True)
+                    of_rate[setup.name] = {
+                        "real": _rounded(asdict(runs[setup.name])),
+                        "simulated": [_rounded(asdict(summary)) for summary in summaries],
+                    }
+    return report
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.real_path",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--rates", help="requests per second, by comma; by default those of the knee")
+    parser.add_argument("--seconds", type=float, default=90.0, help="that count, per set-up and rate")
+    parser.add_argument("--only", help="set-ups by comma; by default all")
+    options = parser.parse_args()
+    rates = [float(rate) for rate in options.rates.split(",")] if options.rates else []
+    names = options.only.split(",") if options.only else [setup.name for setup in SETUPS]
+    unknown = set(names) - {setup.name for setup in SETUPS}
+    if unknown:
+        parser.error(f"no set-up is called {', '.join(sorted(unknown))}")
+    setups = [setup for setup in SETUPS if setup.name in names]
+    print(json.dumps(asyncio.run(compare(setups, rates, options.seconds))))
+
+
+if __name__ == "__main__":
+    main()

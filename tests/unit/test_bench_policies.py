@@ -1,0 +1,215 @@
+"""The benchmark of policies: its lines, what stored figures depend on, and what is read from them."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the benchmarks are not installed
+
+from benchmarks.policies import cells as declared
+from benchmarks.policies.cells import Cell, Kind, cells, named, selected
+from benchmarks.policies.figures import GOODPUT, KEPT, P90, Column, Row, best, compact, means, shared_seeds
+from benchmarks.policies.running import differences, load, path_of, run_cells, verify
+from benchmarks.policies.stamps import ROOT, sources, stamp
+from benchmarks.policies.tables import document, ratios, worst
+from extproc.cli.replay import _parser
+from simulator.policies.registry import REGISTRY
+from simulator.replay.lineup import parse_lineup
+
+TINY = Cell(
+    "hot-spot",
+    "strong",
+    Kind.RIVALS,
+    3,
+    ("round_robin",),
+    (1.0,),
+    ("gen:hot-spot:requests=20", "--engines", "2"),
+)
+
+
+def test_every_line_is_one_that_the_command_understands() -> None:
+    """Options parse, policies exist, and names are distinct."""
+    every = cells()
+    for cell in every:
+        assert cell.argv[:2] == ("tokenway", "replay")
+        options = _parser().parse_args(cell.argv[2:])
+        assert len(parse_lineup(options.policies)) == len(cell.policies)
+    assert len({cell.name for cell in every}) == len(every)
+
+
+def test_every_rival_of_the_registry_takes_part_once() -> None:
+    """A new rival must be put into a group."""
+    groups = (*declared.STRONG, *declared.SIMPLE, *declared.REST)
+    assert sorted(groups) == sorted(name for name, rule in REGISTRY.items() if rule.rival)
+    assert set(declared.OWN) <= {name for name, rule in REGISTRY.items() if not rule.rival}
+
+
+def test_no_cell_uses_a_seed_that_rules_were_shaped_on() -> None:
+    """Seeds 1 and 2 are for shaping; speeds rise from below to past the knee."""
+    assert {cell.seed for cell in cells()} == {3, 4, 5}
+    assert all(list(each.speeds) == sorted(set(each.speeds)) for each in declared.WORKLOADS)
+
+
+def test_each_further_list_of_words_narrows_the_choice() -> None:
+    """Words of one list add up; lists intersect; an unknown word is an error."""
+    every = cells()
+    rivals = selected(every, ["conversation,azure", "rivals", "3"])
+    assert {cell.workload for cell in rivals} == {"conversation", "azure"}
+    assert {(cell.kind, cell.seed) for cell in rivals} == {(Kind.RIVALS, 3)}
+    assert selected(every, []) == every
+    with pytest.raises(ValueError, match="nobody"):
+        selected(every, ["rivals", "nobody"])
+    with pytest.raises(ValueError, match="nobody"):
+        named(every, "nobody")
+
+
+def copied(root: Path) -> None:
+    """A copy of all that any cell depends on."""
+    for path in {path for kind in Kind for path in sources(kind)}:
+        there = root / path.relative_to(ROOT)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.write_bytes(path.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("changed", "stale"),
+    [
+        ("simulator/policies/ours.py", {Kind.OWN, Kind.WHOLE}),
+        ("extproc/choosing/completion.py", {Kind.OWN, Kind.WHOLE}),
+        ("simulator/replay/run.py", {Kind.OWN, Kind.WHOLE}),
+        ("simulator/replay/oracle.py", {Kind.ORACLES}),
+        ("simulator/engine/engine.py", set(Kind)),
+        ("simulator/replay/trace.py", set(Kind)),
+    ],
+)
+def test_a_change_makes_those_stale_that_depend_on_it(tmp_path: Path, changed: str, stale: set[Kind]) -> None:
+    """Work on the product's own rules does not ask for the rivals' hours again; the engine concerns all."""
+    copied(tmp_path)
+    probes = {kind: replace(TINY, kind=kind) for kind in Kind}
+    before = {kind: stamp(cell, tmp_path, tmp_path) for kind, cell in probes.items()}
+    with (tmp_path / changed).open("a", encoding="utf-8") as file:
+        file.write("# changed\n")
+    assert {kind for kind, cell in probes.items() if stamp(cell, tmp_path, tmp_path) != before[kind]} == stale
+
+
+def test_a_stamp_covers_line_trace_and_sources(tmp_path: Path) -> None:
+    """Another option, another trace of the same name: another stamp."""
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text("one")
+    cell = replace(TINY, line=("trace.jsonl", "--engines", "2"))
+    stamps = [stamp(cell, tmp_path), stamp(replace(cell, line=(*cell.line, "--share")), tmp_path)]
+    trace.write_text("two")
+    stamps.append(stamp(cell, tmp_path))
+    assert len(set(stamps)) == 3
+    with pytest.raises(FileNotFoundError):
+        stamp(replace(cell, line=("missing",)), tmp_path)
+
+
+def test_a_cell_runs_once_and_can_be_verified(tmp_path: Path) -> None:
+    """The installed command runs; what is stored is not run again; a second run gives the same figures."""
+    results = tmp_path / "results"
+    first = run_cells([TINY], tmp_path, results, 1)
+    assert (first["ran"], first["stored_before"], first["failed"]) == (1, 0, [])
+    stored = load(TINY, results)
+    assert stored is not None
+    assert stored.argv == TINY.argv
+    assert [run["policy"] for run in stored.document["runs"]] == ["round_robin"]
+    again = run_cells([TINY], tmp_path, results, 1)
+    assert (again["ran"], again["stored_before"]) == (0, 1)
+    assert verify(TINY, tmp_path, results, 1) == []
+
+
+def test_a_cell_that_fails_is_told_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command's own words are shown; the next cells would still run."""
+    broken = replace(TINY, policies=("nobody",))
+    done = run_cells([broken], tmp_path, tmp_path, 1)
+    assert (done["ran"], done["failed"]) == (0, [broken.name])
+    assert "no policy is called 'nobody'" in capsys.readouterr().out
+    assert load(broken, tmp_path) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"version": 99}', b"\xff"])
+def test_a_file_that_is_no_cell_counts_as_missing(tmp_path: Path, content: bytes) -> None:
+    """Whatever is in it, it is run again."""
+    path_of(TINY, tmp_path).write_bytes(content)
+    assert load(TINY, tmp_path) is None
+
+
+def test_differences_name_what_differs_but_not_real_time() -> None:
+    """Decision times differ from run to run; everything else must not."""
+    run: dict[str, Any] = {"policy": "p", "speed": 2.0, "ttft_p90_s": 1.0, "decision": {"mean_us": 3.0}}
+    same = {**run, "decision": {"mean_us": 9.0}}
+    assert differences({"runs": [run]}, {"runs": [same]}) == []
+    assert differences({"runs": [run]}, {"runs": [{**run, "ttft_p90_s": 1.5}]}) == [
+        "p x2 ttft_p90_s: 1.0 before, 1.5 now"
+    ]
+    assert differences({"runs": [run]}, {"runs": []}) == ["1 runs before, 0 now"]
+
+
+def row(policy: str, seed: int, p90_s: float | None, goodput: float, kind: Kind = Kind.RIVALS) -> Row:
+    """A run of the conversation workload at its knee; all other figures are 1."""
+    workload = declared.WORKLOADS[0]
+    cell = Cell(workload.name, "strong", kind, seed, (policy,), workload.speeds, workload.line)
+    figures = dict.fromkeys(KEPT, 1.0) | {"ttft_p90_s": p90_s, "goodput_rps": goodput}
+    return Row(cell, policy, workload.speeds[1], figures)
+
+
+def test_means_are_over_seeds_that_all_have() -> None:
+    """A policy with fewer seeds is left out rather than compared on easier ones."""
+    rows = [row("a", 3, 1.0, 1.0), row("a", 4, 4.0, 0.0), row("b", 3, 1.0, 1.0)]
+    assert shared_seeds(rows, ["a"]) == {3, 4}
+    assert shared_seeds(rows, ["a", "b"]) == {3}
+    assert shared_seeds(rows, []) == frozenset()
+    speed = rows[0].speed
+    assert means(rows, [3, 4]).keys() == {(speed, "a")}
+    assert means(rows, [3, 4])[speed, "a"]["ttft_p90_s"] == 2.0
+    assert means(rows, [3, 4])[speed, "a"]["goodput_rps"] == 0.0
+
+
+def test_the_best_rival_is_that_of_each_column() -> None:
+    """Least time, most goodput; a policy without a figure is not it."""
+    figures = {each.policy: each.figures for each in (row("a", 3, 2.0, 9.0), row("b", 3, 1.0, 8.0))}
+    figures["none"] = row("none", 3, None, 0.0).figures
+    assert best(figures, P90) == ("b", 1.0)
+    assert best(figures, GOODPUT) == ("a", 9.0)
+    assert best({}, P90) is None
+    assert Column("x", "x").worst([0.5, 2.0]) == 2.0
+    assert GOODPUT.worst([0.5, 2.0]) == 0.5
+    assert P90.ratio(None, 1.0) is P90.ratio(1.0, 0.0) is None
+
+
+def test_the_worst_ratio_is_the_least_favourable_of_all_workloads() -> None:
+    """Own figures stand against the best rival of each column; the worst single seed is beside the mean."""
+    rows = [
+        each for seed in (3, 4) for each in (row("lmetric", seed, 2.0, 10.0), row("smetric", seed, 4.0, 8.0))
+    ]
+    rows += [row("least_completion", 3, 1.0, 9.0, Kind.OWN), row("least_completion", 4, 9.0, 9.0, Kind.OWN)]
+    workload = declared.WORKLOADS[0]
+    found = ratios(rows, workload, [3, 4])
+    knee = workload.speeds[1]
+    assert found["least_completion", "ttft_p90_s", knee] == pytest.approx(1.5)
+    assert found["least_completion", "goodput_rps", knee] == pytest.approx(0.9)
+    table = worst(rows)[-1]
+    assert "1.50 conversation (4.50)" in table
+    assert "0.90 conversation (0.90)" in table
+    assert "| `least_completion` | at the knee |" in table
+    assert "(0.90) | 100 |" in table
+
+
+def test_the_page_and_the_kept_document_hold_what_ran() -> None:
+    """Lines that ran are shown as they ran; figures are cut to four digits."""
+    rows = [row("lmetric", 3, 1.23456, 10.0)]
+    cell = rows[0].cell
+    page = document(rows, [cell])
+    assert " ".join(cell.argv) in page
+    assert "`lmetric`" in page
+    (kept,) = compact([(cell, "stamp", 1.04, rows)])["cells"]
+    assert kept["line"] == " ".join(cell.argv)
+    assert dict(zip(("policy", "speed", *KEPT), kept["rows"][0], strict=True))["ttft_p90_s"] == 1.235
