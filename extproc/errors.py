@@ -56,6 +56,7 @@ class RouterError(Exception):
         message: For the client; one sentence, no prompt text.
         param: The offending request field (`messages`, `model`, `body.17`), or None.
         retry_after_s: Whole seconds for `Retry-After`, or None for no such header.
+        held_s: How long the request waited for an endpoint before it was refused.
     """
 
     def __init__(
@@ -65,12 +66,14 @@ class RouterError(Exception):
         *,
         param: str | None = None,
         retry_after_s: int | None = None,
+        held_s: float = 0.0,
     ) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+        self.held_s = held_s
 
     @property
     def status(self) -> int:

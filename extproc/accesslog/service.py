@@ -8,6 +8,7 @@ charge finds its release.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -110,6 +111,14 @@ class AccessLog:
         self._dispatch = dispatch
         self._metrics = metrics
         self._wall_clock = wall_clock
+        self._reads: set[asyncio.Task[Any]] = set()
+        self._is_closing = False
+
+    def close(self) -> None:
+        """End all streams: Envoy never does, and would hold up a stop for as long as it may take."""
+        self._is_closing = True
+        for read in self._reads:
+            read.cancel()
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """The service."""
@@ -128,10 +137,19 @@ class AccessLog:
         self, _: Any, context: grpc.aio.ServicerContext[Any, Any]
     ) -> als_pb2.StreamAccessLogsResponse:
         """Serve one thread of Envoy for as long as it lives."""
-        while True:
-            message = await context.read()
+        while not self._is_closing:
+            # A task of its own: gRPC leaves a stream open whose handler is cancelled.
+            read: asyncio.Task[Any] = asyncio.ensure_future(context.read())
+            self._reads.add(read)
+            read.add_done_callback(self._reads.discard)
+            try:
+                message = await read
+            except asyncio.CancelledError:
+                if not self._is_closing:
+                    raise
+                break
             if message is grpc.aio.EOF:
-                return als_pb2.StreamAccessLogsResponse()
+                break
             lag_s: float | None = None
             for logged in message.http_logs.log_entry:
                 entry = translate(logged)
@@ -145,3 +163,4 @@ class AccessLog:
                     self._dispatch(entry)
                 except Exception:  # a bug with one request must not lose the endings of all others
                     _log.exception("access log entry failed")
+        return als_pb2.StreamAccessLogsResponse()

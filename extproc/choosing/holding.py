@@ -4,7 +4,8 @@ Rules:
     1. An endpoint is full while the prefill ahead there is more than `OPEN_STEPS` engine steps, or its KV
        cache has no room. It never runs dry for being full, so what waits here loses nothing.
     2. Order is by arrival plus work, which is when an idle fleet would have answered: short work goes first,
-       and nobody is overtaken by one who comes later than its own work takes. A request waits for the
+       and nobody is overtaken by one who comes later than its own work takes. Nobody falls back when work
+       turns out longer than it was thought: so who is first sees nobody ahead. A request waits for the
        endpoint that suits it best; those ahead that wait for the same one count as prefill there, so a queue
        for one makes others the better.
     3. At most `max_held` requests wait, each `max_hold_s` at most. One that is too many, or that cannot be
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Final
 
 from extproc.choosing.completion import Cost
@@ -135,6 +137,7 @@ class HoldQueue:
         opens_s: Sequence[float],
         row: int,
         limit_s: float | None = None,
+        rank: float = inf,
     ) -> Verdict:
         """What happens to a request now; whoever is kept is remembered, whoever is not is forgotten.
 
@@ -146,6 +149,7 @@ class HoldQueue:
             opens_s: Prefill ahead with which each endpoint still takes a request.
             row: The best of them.
             limit_s: The request's own limit on the time to its first token, from its arrival.
+            rank: What it had until now, if it waited.
         """
         best = costs[row]
         self.forget(request_id)
@@ -158,8 +162,11 @@ class HoldQueue:
         if now_s >= latest_s or free_s > latest_s or len(self._held) >= self._max_held:
             return Refuse(max(_LEAST_RETRY_S, free_s - latest_s))
         works_s = [cost.work_s for cost in costs]
-        rank, least_s = self.rank(arrived_s, works_s), min(works_s)
-        self._held[request_id] = _Held(rank, row, best.work_s, least_s)
+        rank, least_s = min(rank, self.rank(arrived_s, works_s)), min(works_s)
+        self._held[request_id] = _Held(rank, row, max(best.work_s, best.turn_s), least_s)
         self._least_s += least_s
-        closed = all(cost.wait_s > open_s for cost, open_s in zip(costs, opens_s, strict=True))
+        closed = all(
+            cost.wait_s > open_s or (cost.turn_s > 0.0 and cost.room_s > 0.0)
+            for cost, open_s in zip(costs, opens_s, strict=True)
+        )
         return Wait(latest_s, rank, row, closed)

@@ -194,8 +194,12 @@ class Processor:
             answer: Decided | Awaitable[Any]
             decision = self._decider.decide(effect.request, effect.body)
             if isinstance(decision, Deferred):
-                await context.write(wire.patience(decision.patience_s))
-                answer = decision.decision
+                answer = asyncio.ensure_future(decision.decision)
+                try:
+                    await context.write(wire.patience(decision.patience_s))
+                except BaseException:  # the client left just now: nobody will wait
+                    answer.cancel()
+                    raise
             else:
                 answer = decision
             while isinstance(answer, Awaitable):

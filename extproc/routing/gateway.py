@@ -61,6 +61,7 @@ class Gateway:
             time_unix_s=self._wall_clock(),
             data_age_s={},
             rejected=error.reason,
+            held_s=error.held_s,
             outcome=Outcome(ended=Ended.REJECTED, duration_s=0.0, status=error.status, details=error.message),
         )
         self._state.records.add(record)

@@ -6,6 +6,8 @@ Rules:
     2. What fails or waits is charged nowhere. One that waits is in its pool's queue and nowhere else.
     3. A pool and its queue last until health or configuration changes; who waits in an old queue is placed
        again in the new one.
+    4. No wait is prolonged: Envoy was told its end when it began. Who could wait longer by then, because
+       bounds or costs have changed, is placed.
 """
 
 from __future__ import annotations
@@ -99,12 +101,14 @@ class Parked:
         queue: Where it waits.
         wait: Until when, and in which order.
         reason: What its endpoint is short of.
+        latest_s: How long Envoy was told to wait when it began.
     """
 
     ticket: int
     queue: HoldQueue
     wait: Wait
     reason: HoldReason
+    latest_s: float
 
 
 class Placer:
@@ -293,23 +297,32 @@ class Placer:
         if before is None:
             self._tickets += 1
         ticket = self._tickets if before is None else before.ticket
+        rank_before = math.inf if before is None else before.wait.rank
         if len(queue):
             snapshot = replace(snapshot, held_s=queue.least_s)
             rank = queue.rank(asked.received_s, [cost.work_s for cost in completion_costs(snapshot)])
-            snapshot = replace(snapshot, ahead_s=queue.ahead_s(ticket, rank, len(pool.keys)))
+            ahead_s = queue.ahead_s(ticket, min(rank, rank_before), len(pool.keys))
+            snapshot = replace(snapshot, ahead_s=ahead_s)
         costs = completion_costs(snapshot)
         choice = choose_least(costs, asked.route.load_balancing, rng)
         row = choice.order[0]
-        verdict = queue.decide(ticket, asked.received_s, now_s, costs, open_until_s(snapshot), row, limit_s)
+        verdict = queue.decide(
+            ticket, asked.received_s, now_s, costs, open_until_s(snapshot), row, limit_s, rank_before
+        )
         if isinstance(verdict, Wait):
-            reason = HoldReason.KV_CACHE if costs[row].room_s > 0.0 else HoldReason.PREFILL
-            return Parked(ticket, queue, verdict, reason)
-        if isinstance(verdict, Refuse):
+            latest_s = verdict.until_s if before is None else before.latest_s
+            if now_s < latest_s:
+                reason = HoldReason.KV_CACHE if costs[row].room_s > 0.0 else HoldReason.PREFILL
+                wait = replace(verdict, until_s=min(verdict.until_s, latest_s))
+                return Parked(ticket, queue, wait, reason, latest_s)
+            queue.forget(ticket)
+        elif isinstance(verdict, Refuse):
             raise RouterError(
                 Reason.OVERLOADED,
                 f"All endpoints of model `{asked.route.model}` are busy, and more requests wait for them "
                 "than can be answered in time.",
                 retry_after_s=math.ceil(verdict.retry_after_s),
+                held_s=0.0 if before is None else now_s - asked.received_s,
             )
         return snapshot, costs, choice
 

@@ -120,7 +120,7 @@ class Router:
         return self._answers.decision("request_headers", (), cluster)
 
     def _place(self, asked: Asked, before: Parked | None) -> Chosen | Parked:
-        may_wait = self.waiting is not None and self.waiting.has_room
+        may_wait = self.waiting is not None and self.waiting.takes(before)
         return self._placer.place(asked, self.table, self.settings, before, may_wait=may_wait)
 
     def _charged(self, asked: Asked, chosen: Chosen) -> Decision | Awaitable[Decision]:

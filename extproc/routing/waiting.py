@@ -134,10 +134,9 @@ class WaitingRoom(Generic[D]):
         """How many."""
         return len(self._held)
 
-    @property
-    def has_room(self) -> bool:
-        """Whether anybody else may wait."""
-        return self._is_open and self._num_bytes < MAX_HELD_BYTES
+    def takes(self, before: Parked | None) -> bool:
+        """Whether a request may wait here: another one, or one that does."""
+        return self._is_open and (before is not None or self._num_bytes < MAX_HELD_BYTES)
 
     def by_reason(self) -> dict[HoldReason, int]:
         """How many wait for what."""

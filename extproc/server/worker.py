@@ -58,6 +58,12 @@ from metadata_center.types import EndpointKey
 
 _log = logging.getLogger("tokenway.worker")
 
+_DRAIN_POLL_S = 0.05
+"""Between looks at what still runs while stopping."""
+
+_LEAST_DRAIN_S = 0.5
+"""For the answers to requests that waited here until the stop; as long as Envoy waits for any answer."""
+
 TICK_S = 1.0
 """Leases and predicted prefills are released at every decision; without traffic, this often."""
 
@@ -281,13 +287,18 @@ class Worker:
         return self._admin.port
 
     async def stop(self) -> None:
-        """Drain: no new work, let running streams finish, then close everything."""
+        """Drain: no new work, let running requests end and be reported, then close everything."""
         self.ready = False
         server_config = self._configuration.current.server
         self._ads.close()
+        drain_s = max(server_config.drain_s, _LEAST_DRAIN_S if len(self._waiting) else 0.0)
         self._waiting.close()
         if self._server is not None:
-            await self._server.stop(server_config.drain_s)
+            stopping = asyncio.create_task(self._server.stop(drain_s), name="stop")
+            while not stopping.done() and (self._processor.streams_active or self.state.load.in_flight):
+                await asyncio.wait([stopping], timeout=_DRAIN_POLL_S)
+            self._access_log.close()
+            await stopping
         if self._ticker is not None:
             self._ticker.cancel()
             await asyncio.wait([self._ticker])

@@ -188,3 +188,30 @@ async def test_envoy_is_told_to_wait_before_the_decision_is_there(served: Served
     assert (await call.read()).WhichOneof("response") == "request_body"
     assert await call.read() is grpc.aio.EOF
     await served.idle()
+
+
+async def test_who_leaves_before_envoy_is_asked_for_patience_is_not_waited_for(served: Served) -> None:
+    """A message that finds the stream gone cancels the decision: it would wait, and be sent, for nobody."""
+    promise = asyncio.get_running_loop().create_future()
+
+    class Slow:
+        first_token, pass_to = served.decider.first_token, served.decider.pass_to
+        rejected, stream_ended = served.decider.rejected, served.decider.stream_ended
+
+        def decide(self, _request: RequestHeaders, _body: bytes) -> Deferred:
+            return Deferred(promise, 5.0)
+
+    class Gone:
+        messages = [headers("r"), body(chat("x", stream=True))]
+
+        async def read(self) -> Any:
+            return self.messages.pop(0)
+
+        async def write(self, message: bytes) -> None:
+            if not self.messages:
+                raise asyncio.CancelledError
+
+    processor = Processor(served.rig.gateway.judge, Slow(), lambda: True)
+    with pytest.raises(asyncio.CancelledError):
+        await processor.process(None, Gone())  # type: ignore[arg-type]
+    assert promise.cancelled()

@@ -26,14 +26,29 @@ def _columns(books: Books) -> list[list[int]]:
 def test_a_prefill_is_taken_off_once_and_the_rest_with_the_request() -> None:
     """Uncached and prompt tokens leave at the first token, context and the request at the end."""
     books = Books(2)
-    books.charge(7, 1, 60, 100)
+    books.charge(7, 1, 60, 100, 1.0)
     assert _columns(books) == [[0, 1], [0, 1], [0, 60], [0, 100], [0, 100]]
-    books.prefilled(7)
-    assert books.prefilled(7) is None
+    books.prefilled(7, 2.0)
+    assert books.prefilled(7, 3.0) is None
     assert _columns(books) == [[0, 1], [0, 0], [0, 0], [0, 0], [0, 100]]
-    books.release(7)
+    books.release(7, 4.0)
     assert _columns(books) == [[0, 0]] * 5
-    assert books.prefilled(7) is None
+    assert books.prefilled(7, 5.0) is None
+
+
+def test_the_prefill_at_the_head_is_under_way_since_the_one_before_ended() -> None:
+    """The first since it was sent, another that is sent meanwhile changes nothing, an answer's end neither."""
+    books = Books(2)
+    books.charge(1, 0, 60, 100, 1.0)
+    books.charge(2, 0, 60, 100, 2.0)
+    assert books.since_s == [1.0, 0.0]
+    books.prefilled(1, 3.0)
+    assert books.since_s == [3.0, 0.0]
+    books.release(1, 4.0)
+    assert books.since_s == [3.0, 0.0]
+    books.release(2, 5.0)
+    books.charge(3, 0, 60, 100, 6.0)
+    assert books.since_s == [6.0, 0.0]
 
 
 @settings(max_examples=50)
@@ -48,17 +63,17 @@ def test_what_is_told_keeps_another_gateway_equal(
         entry = None
         if what == "c" and request_id not in open_ids:
             open_ids.add(request_id)
-            entry = own.charge(request_id, row, 10 + request_id, 50 + request_id)
+            entry = own.charge(request_id, row, 10 + request_id, 50 + request_id, 0.0)
         elif what == "p":
-            entry = own.prefilled(request_id)
+            entry = own.prefilled(request_id, 0.0)
         elif what == "r" and request_id in open_ids:
             open_ids.discard(request_id)
-            entry = own.release(request_id)
+            entry = own.release(request_id, 0.0)
         if entry is not None:
-            other.apply(entry)
+            other.apply(entry, 0.0)
         assert _columns(own) == _columns(other)
     for request_id in open_ids:
-        other.apply(own.release(request_id))
+        other.apply(own.release(request_id, 0.0), 0.0)
     assert _columns(own) == _columns(other) == [[0, 0, 0]] * 5
 
 

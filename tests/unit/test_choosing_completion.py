@@ -57,7 +57,8 @@ def test_a_slower_group_is_learned() -> None:
     for _ in range(300):
         backlog = Backlog(1, rng.randint(0, 8000), 9000, rng.randint(0, 40), rng.random() * 3e5)
         uncached = rng.randint(1, 6000)
-        model.learn(backlog, uncached, 500, 3.0 * sum(truth.times_s(backlog, uncached, 500)))
+        decodes_s = backlog.decoding * 0.00001 + backlog.context_tokens * 0.00006e-3
+        model.learn(backlog, uncached, 500, 3.0 * (sum(truth.times_s(backlog, uncached, 500)) + decodes_s))
     _, work_s = model.times_s(IDLE, 20_000, 0)
     assert work_s == pytest.approx(3.0 * truth.times_s(IDLE, 20_000, 0)[1], rel=0.05)
     assert model.step_s(IDLE) == pytest.approx(3.0 * truth.step_s(IDLE), rel=0.05)

@@ -1,0 +1,185 @@
+"""What the tests of late binding hold requests with: engines that answer when told to, and how to ask.
+
+An engine here is full for as long as a test likes: a prompt of several engine steps without a first token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import yaml
+from aiohttp import web
+
+from extproc.observing.explain import verdict
+from tests.e2e.harness import Recorder, Reply, Stack, chat, eventually, get, post, sample
+
+FULL_TOKENS: Final = 12_000
+"""Six engine steps: at the prices that learning begins from 0.4 s, where 0.1 s make an endpoint full."""
+
+BURST_TOKENS: Final = 6_000
+"""Half of that: a simulated engine is to compute two dozen of them while a test waits."""
+
+SHORT_TOKENS: Final = 200
+
+_TIMESTAMP: Final = 'tokenway_config_last_reload_success_timestamp_seconds{file="tokenway.yaml"}'
+
+_TOKEN: Final = "tok "
+"""Four bytes, which is what a token is taken to have before any was counted."""
+
+
+class GatedEngine(Recorder):
+    """An engine that sends the headers of a stream at once and its tokens when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.behaviour = self._answer
+        self._waiting: deque[asyncio.Event] = deque()
+        self._is_open = False
+
+    @property
+    def arrived(self) -> list[str]:
+        """Names of the requests that came, in order."""
+        return [_name(received.body) for received in self.received]
+
+    async def has(self, count: int) -> None:
+        """Wait until so many have come in all."""
+
+        async def read() -> list[str]:
+            return self.arrived
+
+        await eventually(read, lambda names: len(names) >= count)
+
+    def let_go(self) -> None:
+        """Answer the oldest one."""
+        self._waiting.popleft().set()
+
+    def open(self) -> None:
+        """Answer everybody, and at once from now on."""
+        self._is_open = True
+        while self._waiting:
+            self.let_go()
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await answer.prepare(request)
+        if not self._is_open:
+            told = asyncio.Event()
+            self._waiting.append(told)
+            await told.wait()
+        delta = {"choices": [{"index": 0, "delta": {"content": "well"}, "finish_reason": "stop"}]}
+        await answer.write(b"data: " + json.dumps(delta).encode() + b"\n\n")
+        await answer.write(b"data: [DONE]\n\n")
+        return answer
+
+
+@asynccontextmanager
+async def gated() -> AsyncIterator[GatedEngine]:
+    """A started engine for the length of a block; it lets everybody go at the end."""
+    engine = GatedEngine()
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        engine.open()
+        await engine.stop()
+
+
+def served_by(cluster: str, **rule: Any) -> dict[str, Any]:
+    """A model whose requests may be held."""
+    return {
+        "rules": [{"cluster": cluster, **rule}],
+        "load_balancing": {"algorithm": "least_completion"},
+    }
+
+
+def ask(
+    stack: Stack,
+    model: str,
+    name: str,
+    tokens: int = FULL_TOKENS,
+    headers: Mapping[str, str] | None = None,
+    **fields: Any,
+) -> asyncio.Task[Reply]:
+    """Ask for a stream. No two names share a block, so nothing of it is cached anywhere."""
+    body = {**chat(model, f"{name} " + _TOKEN * tokens, stream=True), **fields}
+    return asyncio.create_task(post(stack, body, headers), name=name)
+
+
+async def fill(stack: Stack, model: str, *engines: GatedEngine) -> list[asyncio.Task[Reply]]:
+    """One request on each of the model's endpoints, which are full then."""
+    asked = [ask(stack, model, f"full-{number}") for number in range(len(engines))]
+    await asyncio.gather(*(engine.has(1) for engine in engines))
+    return asked
+
+
+async def reconfigured(stack: Stack, **sections: Any) -> None:
+    """Change sections of tokenway.yaml, and wait until that is in force."""
+
+    async def loaded() -> float | None:
+        return sample(await stack.metrics(), _TIMESTAMP)
+
+    before = await loaded()
+    file = stack.run_dir / "tokenway.yaml"
+    config = yaml.safe_load(file.read_text())
+    for name, section in sections.items():
+        config[name] = {**config.get(name, {}), **section}
+    new = file.with_suffix(".new")
+    new.write_text(yaml.safe_dump(config))
+    new.replace(file)
+    await eventually(loaded, lambda after: after != before)
+
+
+async def held(stack: Stack, count: int) -> None:
+    """Wait until exactly so many are held."""
+
+    async def read() -> int:
+        number: int = (await stack.endpoints())["held"]
+        return number
+
+    await eventually(read, lambda number: number == count)
+
+
+async def answered(asked: Iterable[asyncio.Task[Reply]]) -> list[Reply]:
+    """The answers, each of them a whole stream."""
+    replies = await asyncio.gather(*asked)
+    assert [reply.status for reply in replies] == [200] * len(replies), replies
+    assert all(reply.body.endswith(b"data: [DONE]\n\n") for reply in replies)
+    return replies
+
+
+async def all_free(stack: Stack) -> None:
+    """Nobody is held and nothing is charged."""
+    await held(stack, 0)
+    await stack.settled()
+
+
+def total(scrape: str, name: str, **labels: str) -> float:
+    """The sum of a metric over all series that have these labels."""
+    wanted = [f'{label}="{value}"' for label, value in labels.items()]
+    found = re.findall(rf"^{name}(?:{{(.*)}})? (\S+)$", scrape, re.MULTILINE)
+    return sum(float(value) for series, value in found if all(label in series for label in wanted))
+
+
+async def envoy_total(stack: Stack, name: str) -> int:
+    """A counter of Envoy's external processing filter."""
+    text = (await get(f"http://127.0.0.1:{stack.envoy_admin_port}/stats?filter=ext_proc")).decode()
+    return sum(int(value) for value in re.findall(rf"ext_proc\.(?:\w+\.)?{name}: (\d+)$", text, re.MULTILINE))
+
+
+async def held_records(stack: Stack, model: str, count: int) -> list[dict[str, Any]]:
+    """Those of the model's latest decisions that were held first; each can be recomputed."""
+    records = [record for record in await stack.last(count) if record["model"] == model and record["held_s"]]
+    assert all(record["held_for"] in ("prefill", "kv_cache") for record in records)
+    assert {verdict(record) for record in records} <= {"recomputed: same choice"}
+    return records
+
+
+def _name(body: bytes) -> str:
+    messages: Sequence[dict[str, str]] = json.loads(body)["messages"]
+    return messages[0]["content"].split(" ", 1)[0]
