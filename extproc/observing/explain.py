@@ -85,6 +85,9 @@ def recompute(record_json: Mapping[str, Any]) -> tuple[int, ...]:
         prompt_tokens=snapshot["prompt_tokens"],
         output_tokens=snapshot["output_tokens"],
         learned=None if snapshot["learned"] is None else _learned(snapshot["learned"]),
+        seats=snapshot["seats"],
+        kv_used=snapshot["kv_used"],
+        under_way_s=snapshot["under_way_s"],
         held_s=snapshot["held_s"],
         ahead_s=snapshot["ahead_s"],
         **{name: snapshot[name] for name in _COUNTS},
@@ -140,13 +143,18 @@ def _snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
         "prompt_tokens": snapshot.prompt_tokens,
         "output_tokens": snapshot.output_tokens,
         "learned": None if snapshot.learned is None else asdict(snapshot.learned),
+        "seats": list(snapshot.seats),
+        "kv_used": list(snapshot.kv_used),
+        "under_way_s": _floats(snapshot.under_way_s),
         "held_s": snapshot.held_s,
         "ahead_s": _floats(snapshot.ahead_s),
     }
 
 
 def _learned(learned: Mapping[str, Any]) -> Learned:
-    return Learned(tuple(learned["prefill_prices_s"]), learned["followers_per_s"], learned["decode_tokens"])
+    prices_s = tuple(learned["prefill_prices_s"])
+    row_prices_s = [tuple(row) for row in learned["row_prices_s"]]
+    return Learned(**{**learned, "prefill_prices_s": prices_s, "row_prices_s": row_prices_s})
 
 
 def _choice_json(record: DecisionRecord) -> dict[str, Any] | None:

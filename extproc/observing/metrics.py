@@ -156,7 +156,8 @@ DECISION_SECONDS = Family(
 HELD = Family(
     "tokenway_held_requests",
     Kind.GAUGE,
-    "Requests that wait here now, by what their endpoint is short of: time for `prefill`, or `kv_cache`.",
+    "Requests that wait here now, by what their endpoint is short of: time for `prefill`, room in its "
+    "`kv_cache`, or `seats` (it runs as many at once as it can).",
     ("reason",),
 )
 HOLDS = Family(

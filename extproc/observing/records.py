@@ -38,6 +38,7 @@ class HoldReason(StrEnum):
 
     PREFILL = "prefill"
     KV_CACHE = "kv_cache"
+    SEATS = "seats"
 
 
 class HoldEnding(StrEnum):

@@ -12,7 +12,7 @@ from math import inf
 from typing import Final
 
 from extproc.choosing.completion import DECODE_TOKENS, PrefillModel, Traffic
-from extproc.choosing.least_completion import backlog
+from extproc.choosing.least_completion import backlog, has_room
 from extproc.types import Learned, Snapshot
 
 MAX_GROUPS: Final = 1024
@@ -48,13 +48,20 @@ class Completion:
             endpoints: How many take what this worker places, > 0.
             decode_tokens: See `decode_tokens_of`.
         """
-        followers_per_s = self.traffic.followers_per_s(now_s, endpoints)
-        return Learned(self.prefill.prices_s, followers_per_s, decode_tokens)
+        traffic = self.traffic
+        return Learned(
+            self.prefill.prices_s,
+            traffic.followers_per_s(now_s, endpoints),
+            decode_tokens,
+            traffic.rate_per_s(now_s, endpoints),
+        )
 
     def observe(
         self, snapshot: Snapshot, row: int, uncached_tokens: int, cached_tokens: int, ttft_s: float
     ) -> None:
         """A first token came `ttft_s` after its request was sent."""
+        if not has_room(snapshot, row):
+            return
         self.prefill.learn(backlog(snapshot, row), max(1, uncached_tokens), cached_tokens, ttft_s)
 
     def answered(self, output_tokens: int) -> None:

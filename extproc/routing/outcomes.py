@@ -92,7 +92,6 @@ class Outcomes:
         state.load.release(entry.request_id, now_s)
         completed = entry.ended is Ended.COMPLETED and entry.status == 200
         inflight = state.finish(entry.request_id, now_s, completed=completed)
-        state.freed()
         if inflight is None:
             if entry.owner is not None:
                 state.metrics.access_log_unmatched()

@@ -203,6 +203,12 @@ class Placer:
                     cached_tokens=cached,
                     steps_s=list(map(prices.tpot_s, load.requests, load.context_tokens)),
                     kv_tokens=[state.kv_tokens.get(key, 0) for key in pool.keys],
+                    seats=[state.seats[key].limit for key in pool.keys],
+                    kv_used=state.kv_used(pool.keys, load, completion.output_tokens),
+                    under_way_s=[
+                        now_s - state.prefill_since_s.get(key, now_s) if prefilling else 0.0
+                        for key, prefilling in zip(pool.keys, load.prefill_requests, strict=True)
+                    ],
                     prompt_tokens=prompt_tokens,
                     output_tokens=completion.output_tokens,
                     learned=completion.learned(
@@ -230,6 +236,8 @@ class Placer:
                 due_s = now_s + max(PREFILL_DUE_FLOOR_S, PREFILL_DUE_FACTOR * ttft_s)
             charge = Charge(asked.request_id, pool.keys[row], uncached, prompt_tokens)
             charged = state.load.charge(charge, now_s, due_s)
+            if not load.prefill_requests[row]:
+                state.prefill_since_s[charge.endpoint] = now_s
 
         decided_s = self._clock()
         began_s = asked.received_s if before is None else now_s
@@ -312,7 +320,9 @@ class Placer:
         if isinstance(verdict, Wait):
             latest_s = verdict.until_s if before is None else before.latest_s
             if now_s < latest_s:
-                reason = HoldReason.KV_CACHE if costs[row].room_s > 0.0 else HoldReason.PREFILL
+                reason = HoldReason.PREFILL
+                if costs[row].room_s > 0.0:
+                    reason = HoldReason.SEATS if costs[row].turn_s > 0.0 else HoldReason.KV_CACHE
                 wait = replace(verdict, until_s=min(verdict.until_s, latest_s))
                 return Parked(ticket, queue, wait, reason, latest_s)
             queue.forget(ticket)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from extproc.health.prober import Occupancy
+from extproc.choosing.seats import Seats
 from extproc.health.tracker import HealthTracker
 from extproc.observing.metrics import Metrics
 from extproc.observing.records import Ended, Outcome, RecordRing
@@ -16,7 +16,7 @@ from extproc.routing.caches import Caches
 from extproc.routing.endpoint_stats import EndpointStatsTable
 from extproc.routing.inflight import Inflight, InflightTable
 from extproc.routing.learned import Completions
-from metadata_center.load import LoadTable
+from metadata_center.load import LoadTable, LoadView
 from metadata_center.types import EndpointKey, RequestId
 
 LINGER_S: Final = 1.0
@@ -57,7 +57,9 @@ class State:
         lingering: Blocks of completed requests and until when they still count as running, oldest first.
         inflight: Decided requests that have not ended.
         kv_tokens: Size of each engine's KV cache, as far as they told.
-        occupancies: How full each engine last said it was.
+        seats: What is known of each engine's limit on sequences.
+        prefill_since_s: Since when each endpoint has been at the prefill at the head of its queue: when one
+            last ended there, or the first was sent.
         completions: What `least_completion` learns.
         endpoints: Totals per endpoint.
         metrics: Counters.
@@ -78,7 +80,8 @@ class State:
     lingering: deque[tuple[float, EndpointKey, list[int]]] = field(default_factory=deque)
     inflight: InflightTable = field(default_factory=InflightTable)
     kv_tokens: dict[EndpointKey, int] = field(default_factory=dict)
-    occupancies: dict[EndpointKey, Occupancy] = field(default_factory=dict)
+    seats: defaultdict[EndpointKey, Seats] = field(default_factory=lambda: defaultdict(Seats))
+    prefill_since_s: dict[EndpointKey, float] = field(default_factory=dict)
     completions: Completions = field(default_factory=Completions)
     endpoints: EndpointStatsTable = field(default_factory=EndpointStatsTable)
     share: Callable[[EndpointKey, list[int]], None] = _share_nothing
@@ -95,11 +98,10 @@ class State:
             _, endpoint, blocks = lingering.popleft()
             self.caches.running.remove(endpoint, blocks)
         expired = self.load.advance(now_s)
-        if expired.prefills or expired.requests:
-            self.freed()
         for request_id in expired.prefills:
             inflight = self.inflight.get(request_id)
             if inflight is not None:
+                self.prefill_ended(inflight.endpoint, now_s)
                 self.record_cached(inflight)
         if expired.requests:
             self.metrics.leases_expired(len(expired.requests))
@@ -118,6 +120,10 @@ class State:
         load announces them later than it answers.
         """
         inflight = self.inflight.pop(request_id)
+        if inflight is not None and inflight.first_token_s is None:
+            self.prefill_ended(inflight.endpoint, now_s)
+        else:
+            self.freed()
         if inflight is not None and inflight.is_running:
             inflight.is_running = False
             if completed:
@@ -153,10 +159,36 @@ class State:
         if inflight is None or inflight.first_token_s is not None:
             return
         inflight.first_token_s = now_s
-        self.freed()
+        self.prefill_ended(inflight.endpoint, now_s)
         inflight.first_byte_is_token = not late
         self.load.release_prefill(request_id)
         self.record_cached(inflight)
+
+    def kv_used(self, keys: Sequence[EndpointKey], load: LoadView, output_tokens: float) -> list[int]:
+        """Tokens of KV cache that what is computed of the requests in flight takes: what prompts share, once.
+
+        Args:
+            keys: Endpoints.
+            load: Theirs.
+            output_tokens: Usual length of an answer; of a running one half is there.
+        """
+        shared = self.caches.running.distinct_ratio
+        return [
+            int(max(0.0, context * shared(key) - pending) + max(0, requests - prefilling) * output_tokens / 2)
+            for key, context, pending, requests, prefilling in zip(
+                keys,
+                load.context_tokens,
+                load.prefill_tokens,
+                load.requests,
+                load.prefill_requests,
+                strict=True,
+            )
+        ]
+
+    def prefill_ended(self, endpoint: EndpointKey, now_s: float) -> None:
+        """A prefill is over at an endpoint, or taken to be: the next one begins."""
+        self.prefill_since_s[endpoint] = now_s
+        self.freed()
 
     def record_cached(self, inflight: Inflight) -> None:
         """The request's prompt is in its endpoint's cache; once per request, unless the endpoint has left."""

@@ -372,6 +372,7 @@ class Worker:
             self.state.metrics.ejected(transition.key, EjectionCause.of(transition.reason))
         else:
             self._announcements.came_back(transition.key)
+            self.state.seats.pop(transition.key, None)  # it may be another process, with other limits
         _log.warning(
             "endpoint health changed",
             extra={
@@ -409,7 +410,8 @@ class Worker:
             state.caches.history.remove(key)
             state.caches.running.forget(key)
             state.kv_tokens.pop(key, None)
-            state.occupancies.pop(key, None)
+            state.seats.pop(key, None)
+            state.prefill_since_s.pop(key, None)
         self._announcements.configure(config, resolution.clusters, self._path.parent)
         state.metrics.configure(models=config.models, clusters=resolution.clusters, endpoints=keys)
         logging.getLogger("tokenway").setLevel(config.logging.level.upper())
@@ -481,7 +483,7 @@ class Worker:
         )
 
     def _occupancy(self, key: EndpointKey, occupancy: Occupancy) -> None:
-        self.state.occupancies[key] = occupancy
+        self.state.seats[key].observe(occupancy.running, occupancy.waiting, occupancy.kv_usage_ratio)
 
     # Housekeeping.
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from extproc.choosing.seats import SURE_VISITS
 from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.errors import Reason, RouterError
 from extproc.health.tracker import FailureKind
@@ -15,7 +16,7 @@ from extproc.protocol.servicer import Deferred
 from extproc.routing.router import Decision
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.routing.waiting import POLL_S, WaitingRoom
-from metadata_center.types import RequestId
+from metadata_center.types import Charge, RequestId
 from tests.conftest import (
     BLOCK_BYTES,
     THREE,
@@ -90,15 +91,15 @@ def test_a_request_waits_while_every_endpoint_is_full_and_goes_when_one_is_not()
     held.ask("a")
     promise = held.hold("b")
     assert held.rig.state.load.in_flight == 1
-    assert held.room.by_reason() == {HoldReason.PREFILL: 1, HoldReason.KV_CACHE: 0}
-    held.loop.run(0.3)
+    assert held.room.by_reason() == {HoldReason.PREFILL: 1, HoldReason.KV_CACHE: 0, HoldReason.SEATS: 0}
+    held.loop.run(0.1)
     assert not promise.done()
     held.first_token("a")
     assert isinstance(promise.result(), Decision)
     assert held.rig.state.load.in_flight == 2
     assert len(held.room) == 0
     assert held.rig.metric("tokenway_hold_seconds_count", model="m", ending="placed") == 1
-    assert held.rig.metric("tokenway_hold_seconds_sum", model="m", ending="placed") == pytest.approx(0.3)
+    assert held.rig.metric("tokenway_hold_seconds_sum", model="m", ending="placed") == pytest.approx(0.1)
     assert held.rig.metric("tokenway_holds_total", model="m", reason="prefill") == 1
 
 
@@ -121,6 +122,32 @@ def test_the_record_of_a_held_request_says_so_and_can_be_recomputed() -> None:
     assert "held 0.500 s   for prefill" in render(json)
 
 
+def test_time_that_a_prefill_has_had_counts_as_done() -> None:
+    """A request goes when the prefill ahead must be almost over, in time for the end of it."""
+    held = Held()
+    held.ask("a")
+    promise = held.hold("b")
+    held.loop.run(1.0)
+    assert promise.done()
+
+
+def test_an_engine_full_by_number_is_full() -> None:
+    """Once its limit is learned, a request waits for a seat, whatever the prefill ahead."""
+    held = Held()
+    seats = held.rig.state.seats[THREE[0].key]
+    for _ in range(SURE_VISITS):
+        seats.observe(running=2, waiting=1, kv_usage=0.1)
+        seats.observe(running=1, waiting=0, kv_usage=0.1)
+    for number in range(3):  # the third is ready when a seat becomes free
+        assert isinstance(held.ask(f"a{number}", "short"), Decision)
+        held.first_token(f"a{number}")
+    promise = held.hold("b", "short")
+    assert held.room.by_reason()[HoldReason.SEATS] == 1
+    held.rig.outcomes.take(request_end("a0"), held.rig.clock())
+    held.loop.run()
+    assert promise.done()
+
+
 def test_short_work_goes_before_long_work_that_came_a_little_earlier() -> None:
     """The order is by arrival plus work."""
     held = Held()
@@ -134,7 +161,7 @@ def test_short_work_goes_before_long_work_that_came_a_little_earlier() -> None:
 def test_nobody_is_overtaken_by_what_comes_later_than_its_own_work_takes() -> None:
     """A stream of short requests does not starve a long one."""
     held = Held()
-    held.ask("a")
+    held.ask("a", LONG * 6)
     long = held.hold("long")
     held.loop.run(2.0)
     short = held.hold("short", "short " * 2_000)
@@ -188,12 +215,13 @@ def test_what_cannot_be_answered_within_its_own_limit_is_refused_early() -> None
     assert refused.value.reason is Reason.OVERLOADED
 
 
-def test_nobody_waits_longer_than_the_longest_wait() -> None:
-    """A promise whose endpoint never had room is refused in time."""
+def test_who_cannot_be_served_in_time_any_more_is_refused_then() -> None:
+    """Load that came from elsewhere makes the wait too long: the answer does not wait for its end."""
     held = Held(max_s=2.0)
     held.ask("a")
     promise = held.hold("b")
-    held.loop.run(2.0 + POLL_S)
+    held.rig.state.load.charge(Charge(RequestId("x"), THREE[0].key, 200_000, 200_000), 0.0, None)
+    held.loop.run(POLL_S)
     assert promise.done()
     with pytest.raises(RouterError) as refused:
         promise.result()
