@@ -96,11 +96,15 @@ class Learned:
         prefill_prices_s: See `extproc.choosing.completion.PrefillModel`.
         followers_per_s: Requests that come to one endpoint while a second of backlog is worked off.
         decode_tokens: Seconds of TTFT that a second of time per output token is worth.
+        rate_per_s: Requests that come to one endpoint.
+        row_prices_s: Prices of each row, where rows differ in more than their weight; else empty.
     """
 
     prefill_prices_s: tuple[float, ...]
     followers_per_s: float
     decode_tokens: float
+    rate_per_s: float = 0.0
+    row_prices_s: Sequence[tuple[float, ...]] = ()
 
 
 @value
@@ -125,6 +129,12 @@ class Snapshot:
         learned: Prices and traffic; None where another policy chooses.
         held_s: Work of all requests that wait at this gateway for these endpoints, in seconds.
         ahead_s: Work of those that go before this one, at the endpoint each waits for; empty if nobody does.
+        seats: Most sequences that the engine runs at once, see `extproc.choosing.seats`; 0 where it is
+            unknown, empty if it is unknown everywhere.
+        kv_used: Tokens of the KV cache that running requests hold, as the engine says; None where it does not
+            say, empty if none does. Without it the books are taken, which count shared prompts several times.
+        under_way_s: For how long the endpoint has been at the prefill at the head of its queue: since a
+            prefill last ended there, or since the first was sent; 0 where none is. Empty if unknown.
     """
 
     keys: tuple[EndpointKey, ...]
@@ -143,6 +153,9 @@ class Snapshot:
     learned: Learned | None = None
     held_s: float = 0.0
     ahead_s: Sequence[float] = ()
+    seats: Sequence[int] = ()
+    kv_used: Sequence[int | None] = ()
+    under_way_s: Sequence[float] = ()
 
 
 @value

@@ -8,9 +8,9 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from operator import neg
 
-from extproc.choosing.completion import Cost
+from extproc.choosing.completion import Costs
 from extproc.choosing.least_completion import completion_costs
 from extproc.choosing.picker import pick
 from extproc.choosing.scoring import inference_scores, terms_of, total
@@ -49,7 +49,7 @@ def choose(snapshot: Snapshot, settings: LoadBalancing, rng: Rng, turn: int) -> 
     return Choice(pick(scores, rows, candidates, wanted, rng), scores, candidates)
 
 
-def choose_least(costs_s: Sequence[Cost], settings: LoadBalancing, rng: Rng) -> Choice:
+def choose_least(costs_s: Costs, settings: LoadBalancing, rng: Rng) -> Choice:
     """Choose the least cost, as `choose` does for `least_completion`.
 
     Args:
@@ -57,6 +57,6 @@ def choose_least(costs_s: Sequence[Cost], settings: LoadBalancing, rng: Rng) -> 
         settings: Number of fallbacks.
         rng: See `choose`.
     """
-    scores = [-cost.total_s for cost in costs_s]
+    scores = list(map(neg, costs_s.totals_s))
     rows = len(scores)
     return Choice(pick(scores, rows, 1, min(1 + settings.fallbacks, rows), rng), scores, 1)

@@ -10,6 +10,7 @@ Rules:
        requests go around a full one: work of w seconds delays by w/n whoever comes while the backlog lasts.
        Those are rate * backlog / (1 - utilisation), both learned from what was placed. So an idle fleet asks
        for the quickest endpoint, and a full one for the least work: affinity where it pays, nowhere else.
+       Utilisation is that of whatever is scarcer: time for prefill, or seats where their number is known.
     4. A token of decoding counts as much as the limit on TTFT over that on TPOT says: missing either is the
        same failure.
     5. Equal costs are drawn among; nothing else here draws.
@@ -22,7 +23,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import exp, isfinite
-from typing import Final
+from operator import add
+from typing import Final, overload
 
 from extproc.predicting.priced_terms import PricedTerms
 from extproc.types import Rng
@@ -44,7 +46,9 @@ DECODE_TOKENS: Final = 50.0
 
 _TIE_S: Final = 1e-9
 
-_TOKENS: Final = 1_000.0
+TOKENS: Final = 1_000.0
+"""Unit of the prices."""
+
 _FLOOR_S: Final = 0.001
 
 _PRICES: Final = (0.010, 0.022, 0.0013, 0.00001, 0.00006)
@@ -81,6 +85,7 @@ class Cost:
         work_s: Its own prefill.
         others_s: Delay of those who come later, summed over them.
         decode_s: Time per output token, weighed by Rule 4.
+        turn_s: Time from one seat to the next that becomes free; 0 where a seat is free. Part of `room_s`.
     """
 
     wait_s: float
@@ -88,11 +93,81 @@ class Cost:
     work_s: float
     others_s: float
     decode_s: float
+    turn_s: float = 0.0
 
     @property
     def total_s(self) -> float:
         """What is compared."""
         return self.wait_s + self.room_s + self.work_s + self.others_s + self.decode_s
+
+
+class Costs(Sequence[Cost]):
+    """What each endpoint would cost, kept in columns: a decision over a thousand endpoints makes six lists.
+
+    Args:
+        waits_s: See `Cost`; shape (n,) like all others.
+        rooms_s: See `Cost`.
+        works_s: See `Cost`.
+        others_s: See `Cost`.
+        decodes_s: See `Cost`.
+        turns_s: See `Cost`; empty for zeros.
+    """
+
+    __slots__ = ("decodes_s", "others_s", "rooms_s", "totals_s", "turns_s", "waits_s", "works_s")
+
+    def __init__(
+        self,
+        waits_s: Sequence[float],
+        rooms_s: Sequence[float],
+        works_s: Sequence[float],
+        others_s: Sequence[float],
+        decodes_s: Sequence[float],
+        turns_s: Sequence[float],
+    ) -> None:
+        self.waits_s = waits_s
+        self.rooms_s = rooms_s
+        self.works_s = works_s
+        self.others_s = others_s
+        self.decodes_s = decodes_s
+        self.turns_s = turns_s
+        self.totals_s = [
+            wait_s + room_s + work_s + other_s + decode_s
+            for wait_s, room_s, work_s, other_s, decode_s in zip(
+                waits_s, rooms_s, works_s, others_s, decodes_s, strict=True
+            )
+        ]
+
+    def __len__(self) -> int:
+        return len(self.waits_s)
+
+    @overload
+    def __getitem__(self, row: int) -> Cost: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> Sequence[Cost]: ...
+
+    def __getitem__(self, row: int | slice) -> Cost | Sequence[Cost]:
+        if isinstance(row, slice):
+            return [self[each] for each in range(*row.indices(len(self)))]
+        return Cost(
+            self.waits_s[row],
+            self.rooms_s[row],
+            self.works_s[row],
+            self.others_s[row],
+            self.decodes_s[row],
+            self.turns_s[row] if self.turns_s else 0.0,
+        )
+
+    def behind(self, ahead_s: Sequence[float]) -> Costs:
+        """The same for a request that waits for so much more at each endpoint."""
+        return Costs(
+            list(map(add, self.waits_s, ahead_s)),
+            self.rooms_s,
+            self.works_s,
+            self.others_s,
+            self.decodes_s,
+            self.turns_s,
+        )
 
 
 class PrefillModel:
@@ -132,14 +207,15 @@ class PrefillModel:
             return
         tokens = backlog.prefill_tokens + uncached_tokens
         pairs = _pairs_ahead(backlog) + uncached_tokens * (cached_tokens + uncached_tokens / 2)
-        steps = tokens / _step_tokens(backlog)
+        # One more on average: half of the step that runs when it comes, and half of the one that it ends in.
+        steps = tokens / step_tokens(backlog.decoding) + 1.0
         self._terms.learn(
             (
                 1.0,
-                tokens / _TOKENS,
-                pairs / (_TOKENS * _TOKENS),
+                tokens / TOKENS,
+                pairs / (TOKENS * TOKENS),
                 steps * backlog.decoding,
-                steps * backlog.context_tokens / _TOKENS,
+                steps * backlog.context_tokens / TOKENS,
             ),
             ttft_s,
         )
@@ -156,7 +232,7 @@ def prefill_times_s(
     """Seconds of prefill ahead, and of the request's own, at the prices of `PrefillModel`."""
     base, pair = prices_s[0], prices_s[2]
     per_token = _per_token_s(prices_s, backlog)
-    per_pair = pair / (_TOKENS * _TOKENS)
+    per_pair = pair / (TOKENS * TOKENS)
     wait_s = backlog.prefill_tokens * per_token + _pairs_ahead(backlog) * per_pair
     pairs = uncached_tokens * (cached_tokens + uncached_tokens / 2)
     return wait_s, base + uncached_tokens * per_token + pairs * per_pair
@@ -185,10 +261,14 @@ class Traffic:
             now_s: The time.
             endpoints: How many take what was placed here, > 0; with several gateways this one's share.
         """
-        self._forget(now_s)
-        rate = self._requests / MEMORY_S / endpoints
+        rate = self.rate_per_s(now_s, endpoints)
         busy = min(self._work_s / MEMORY_S / endpoints, MOST_BUSY)
         return rate / (1.0 - busy)
+
+    def rate_per_s(self, now_s: float, endpoints: float) -> float:
+        """Requests that come to one endpoint; arguments as for `followers_per_s`."""
+        self._forget(now_s)
+        return self._requests / MEMORY_S / endpoints
 
     def _forget(self, now_s: float) -> None:
         if self._at_s is not None and now_s > self._at_s:
@@ -223,7 +303,8 @@ def costs(
     followers_per_s: float,
     decode_tokens: float = DECODE_TOKENS,
     held_s: float = 0.0,
-) -> list[Cost]:
+    turns_s: Sequence[float] = (),
+) -> Costs:
     """What each endpoint would cost.
 
     Args:
@@ -233,31 +314,43 @@ def costs(
         followers_per_s: See `Traffic`.
         decode_tokens: See Rule 4: the request's own limits, the first over the second, where it has both.
         held_s: Least work of all requests that wait elsewhere for these endpoints.
+        turns_s: See `Cost.turn_s`, shape (n,); empty if every endpoint has a free seat.
 
     Returns:
         One per endpoint.
     """
-    endpoints = len(times_s)
-    backlog_s = (sum(wait_s for wait_s, _ in times_s) + sum(rooms_s) + held_s) / max(1, endpoints)
-    return [
-        Cost(
-            wait_s,
-            room_s,
-            work_s,
-            followers_per_s * work_s * (backlog_s + work_s / (2 * endpoints)),
-            decode_tokens * step_s,
-        )
-        for (wait_s, work_s), room_s, step_s in zip(times_s, rooms_s, steps_s, strict=True)
-    ]
+    waits_s = [wait_s for wait_s, _ in times_s]
+    works_s = [work_s for _, work_s in times_s]
+    return cost_columns(waits_s, works_s, rooms_s, steps_s, followers_per_s, decode_tokens, held_s, turns_s)
 
 
-def least(costs_s: Sequence[Cost], rng: Rng) -> int:
+def cost_columns(
+    waits_s: Sequence[float],
+    works_s: Sequence[float],
+    rooms_s: Sequence[float],
+    steps_s: Sequence[float],
+    followers_per_s: float,
+    decode_tokens: float,
+    held_s: float,
+    turns_s: Sequence[float] = (),
+) -> Costs:
+    """`costs`, given prefill ahead and own prefill as columns."""
+    endpoints = len(waits_s)
+    # The emptier half is where later requests go: a queue for one hot prefix alone delays none of them.
+    half_s = sorted(map(add, waits_s, rooms_s))[: (endpoints + 1) // 2]
+    backlog_s = sum(half_s) / max(1, len(half_s)) + held_s / max(1, endpoints)
+    twice = 2 * endpoints
+    others_s = [followers_per_s * work_s * (backlog_s + work_s / twice) for work_s in works_s]
+    return Costs(waits_s, rooms_s, works_s, others_s, [decode_tokens * step_s for step_s in steps_s], turns_s)
+
+
+def least(costs_s: Costs, rng: Rng) -> int:
     """The row of the least cost; draws once if several have it.
 
     Raises:
         ValueError: There is no row.
     """
-    totals = [cost.total_s for cost in costs_s]
+    totals = costs_s.totals_s
     lowest = min(totals) + _TIE_S
     rows = [row for row, total in enumerate(totals) if total <= lowest]
     return rows[int(rng.random() * len(rows))] if len(rows) > 1 else rows[0]
@@ -266,8 +359,8 @@ def least(costs_s: Sequence[Cost], rng: Rng) -> int:
 def _per_token_s(prices_s: Sequence[float], backlog: Backlog) -> float:
     """Seconds per prompt token, its share of the decodes in its step included."""
     _, token, _, sequence, context = prices_s
-    beside_s = sequence * backlog.decoding + context * backlog.context_tokens / _TOKENS
-    return token / _TOKENS + beside_s / _step_tokens(backlog)
+    beside_s = sequence * backlog.decoding + context * backlog.context_tokens / TOKENS
+    return token / TOKENS + beside_s / step_tokens(backlog.decoding)
 
 
 def _pairs_ahead(backlog: Backlog) -> float:
@@ -279,6 +372,6 @@ def _pairs_ahead(backlog: Backlog) -> float:
     return tokens * (cached + tokens / 2) / backlog.prefilling
 
 
-def _step_tokens(backlog: Backlog) -> float:
-    """Prompt tokens that a step has room for beside its decodes."""
-    return float(max(STEP_TOKENS // 8, STEP_TOKENS - backlog.decoding))
+def step_tokens(decoding: int) -> float:
+    """Prompt tokens that a step has room for beside so many decodes."""
+    return float(max(STEP_TOKENS // 8, STEP_TOKENS - decoding))

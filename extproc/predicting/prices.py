@@ -8,10 +8,11 @@ Rules:
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from extproc.predicting import tpot, ttft
-from extproc.predicting.priced_terms import priced
+from extproc.predicting.priced_terms import CEILING_S, priced
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +39,13 @@ class Prices:
         """Expected time per output token in seconds, with `batch` requests running."""
         prices_s = self.tpot_prices_s[bisect_right(self.tpot_thresholds, batch)]
         return priced(prices_s, tpot.terms(batch, context_tokens), tpot.FLOOR_S)
+
+    def tpots_s(self, batches: Sequence[int], contexts_tokens: Sequence[int]) -> list[float]:
+        """`tpot_s` of many endpoints, without a call for each."""
+        segments, thresholds = self.tpot_prices_s, self.tpot_thresholds
+        found = []
+        for batch, context_tokens in zip(batches, contexts_tokens, strict=True):
+            per_request, per_context, base = segments[bisect_right(thresholds, batch)]
+            step_s = per_request * batch + per_context * (context_tokens / tpot.TOKENS) + base
+            found.append(max(tpot.FLOOR_S, min(CEILING_S, step_s)))
+        return found

@@ -15,7 +15,7 @@ from dataclasses import astuple, dataclass
 
 from extproc.predicting.priced_terms import PricedTerms
 
-_TOKENS = 1_000.0
+TOKENS = 1_000.0
 """Tokens per unit of context."""
 
 FLOOR_S = 0.0005
@@ -137,4 +137,4 @@ class SegmentedTpotModel:
 
 def terms(batch: float, context_tokens: float) -> tuple[float, ...]:
     """Return the features [batch, context, 1]."""
-    return (batch, context_tokens / _TOKENS, 1.0)
+    return (batch, context_tokens / TOKENS, 1.0)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from extproc.choosing.choose import choose, choose_least
-from extproc.choosing.completion import Cost
+from extproc.choosing.completion import Costs
 from extproc.choosing.holding import HoldQueue, Refuse, Wait
 from extproc.choosing.least_completion import completion_costs, open_until_s
 from extproc.choosing.replay import RecordingRng
@@ -201,14 +201,10 @@ class Placer:
                     snapshot,
                     prefilling=load.prefill_requests,
                     cached_tokens=cached,
-                    steps_s=list(map(prices.tpot_s, load.requests, load.context_tokens)),
-                    kv_tokens=[state.kv_tokens.get(key, 0) for key in pool.keys],
-                    seats=[state.seats[key].limit for key in pool.keys],
+                    steps_s=prices.tpots_s(load.requests, load.context_tokens),
+                    kv_tokens=[state.engines.kv_tokens.get(key, 0) for key in pool.keys],
+                    seats=state.engines.seats(pool.keys),
                     kv_used=state.kv_used(pool.keys, load, completion.output_tokens),
-                    under_way_s=[
-                        now_s - state.prefill_since_s.get(key, now_s) if prefilling else 0.0
-                        for key, prefilling in zip(pool.keys, load.prefill_requests, strict=True)
-                    ],
                     prompt_tokens=prompt_tokens,
                     output_tokens=completion.output_tokens,
                     learned=completion.learned(
@@ -219,13 +215,15 @@ class Placer:
                     costs = completion_costs(snapshot)
                     choice = choose_least(costs, route.load_balancing, rng)
                 else:
+                    under_way_s = state.engines.under_way_s(pool.keys, load.prefill_requests, now_s)
+                    snapshot = replace(snapshot, under_way_s=under_way_s)
                     decided = self._now_or_later(
                         asked, pool, snapshot, settings.hold, limit_s_of(slo_ttft), rng, now_s, before
                     )
                     if isinstance(decided, Parked):
                         return decided
                     snapshot, costs, choice = decided
-                completion.traffic.placed(now_s, costs[choice.order[0]].work_s)
+                completion.traffic.placed(now_s, costs.works_s[choice.order[0]])
             else:
                 choice = choose(snapshot, route.load_balancing, rng, turn)
             row = choice.order[0]
@@ -237,7 +235,7 @@ class Placer:
             charge = Charge(asked.request_id, pool.keys[row], uncached, prompt_tokens)
             charged = state.load.charge(charge, now_s, due_s)
             if not load.prefill_requests[row]:
-                state.prefill_since_s[charge.endpoint] = now_s
+                state.engines.prefill_begins(charge.endpoint, now_s)
 
         decided_s = self._clock()
         began_s = asked.received_s if before is None else now_s
@@ -297,7 +295,7 @@ class Placer:
         rng: Rng,
         now_s: float,
         before: Parked | None,
-    ) -> Parked | tuple[Snapshot, list[Cost], Choice]:
+    ) -> Parked | tuple[Snapshot, Costs, Choice]:
         """The choice, with those who wait already in mind; or that the request is one of them."""
         queue = self._queues.get(pool.keys)
         if queue is None:
@@ -308,7 +306,7 @@ class Placer:
         rank_before = math.inf if before is None else before.wait.rank
         if len(queue):
             snapshot = replace(snapshot, held_s=queue.least_s)
-            rank = queue.rank(asked.received_s, [cost.work_s for cost in completion_costs(snapshot)])
+            rank = queue.rank(asked.received_s, completion_costs(snapshot).works_s)
             ahead_s = queue.ahead_s(ticket, min(rank, rank_before), len(pool.keys))
             snapshot = replace(snapshot, ahead_s=ahead_s)
         costs = completion_costs(snapshot)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from extproc.choosing.seats import Seats
 from extproc.health.tracker import HealthTracker
 from extproc.observing.metrics import Metrics
 from extproc.observing.records import Ended, Outcome, RecordRing
 from extproc.predicting.predictor import Predictor
 from extproc.routing.caches import Caches
 from extproc.routing.endpoint_stats import EndpointStatsTable
+from extproc.routing.engines import Engines
 from extproc.routing.inflight import Inflight, InflightTable
 from extproc.routing.learned import Completions
 from metadata_center.load import LoadTable, LoadView
@@ -56,10 +56,7 @@ class State:
         records: Recent decisions.
         lingering: Blocks of completed requests and until when they still count as running, oldest first.
         inflight: Decided requests that have not ended.
-        kv_tokens: Size of each engine's KV cache, as far as they told.
-        seats: What is known of each engine's limit on sequences.
-        prefill_since_s: Since when each endpoint has been at the prefill at the head of its queue: when one
-            last ended there, or the first was sent.
+        engines: What is known of engines beside their load.
         completions: What `least_completion` learns.
         endpoints: Totals per endpoint.
         metrics: Counters.
@@ -79,9 +76,7 @@ class State:
     metrics: Metrics
     lingering: deque[tuple[float, EndpointKey, list[int]]] = field(default_factory=deque)
     inflight: InflightTable = field(default_factory=InflightTable)
-    kv_tokens: dict[EndpointKey, int] = field(default_factory=dict)
-    seats: defaultdict[EndpointKey, Seats] = field(default_factory=lambda: defaultdict(Seats))
-    prefill_since_s: dict[EndpointKey, float] = field(default_factory=dict)
+    engines: Engines = field(default_factory=Engines)
     completions: Completions = field(default_factory=Completions)
     endpoints: EndpointStatsTable = field(default_factory=EndpointStatsTable)
     share: Callable[[EndpointKey, list[int]], None] = _share_nothing
@@ -164,14 +159,18 @@ class State:
         self.load.release_prefill(request_id)
         self.record_cached(inflight)
 
-    def kv_used(self, keys: Sequence[EndpointKey], load: LoadView, output_tokens: float) -> list[int]:
+    def kv_used(self, keys: Sequence[EndpointKey], load: LoadView, output_tokens: float) -> Sequence[int]:
         """Tokens of KV cache that what is computed of the requests in flight takes: what prompts share, once.
+
+        Empty if nothing is known of any cache's size.
 
         Args:
             keys: Endpoints.
             load: Theirs.
             output_tokens: Usual length of an answer; of a running one half is there.
         """
+        if not self.engines.kv_tokens:
+            return ()
         shared = self.caches.running.distinct_ratio
         return [
             int(max(0.0, context * shared(key) - pending) + max(0, requests - prefilling) * output_tokens / 2)
@@ -187,7 +186,7 @@ class State:
 
     def prefill_ended(self, endpoint: EndpointKey, now_s: float) -> None:
         """A prefill is over at an endpoint, or taken to be: the next one begins."""
-        self.prefill_since_s[endpoint] = now_s
+        self.engines.prefill_ended(endpoint, now_s)
         self.freed()
 
     def record_cached(self, inflight: Inflight) -> None:

@@ -372,7 +372,7 @@ class Worker:
             self.state.metrics.ejected(transition.key, EjectionCause.of(transition.reason))
         else:
             self._announcements.came_back(transition.key)
-            self.state.seats.pop(transition.key, None)  # it may be another process, with other limits
+            self.state.engines.restarted(transition.key)
         _log.warning(
             "endpoint health changed",
             extra={
@@ -409,9 +409,7 @@ class Worker:
         for key in before - keys:
             state.caches.history.remove(key)
             state.caches.running.forget(key)
-            state.kv_tokens.pop(key, None)
-            state.seats.pop(key, None)
-            state.prefill_since_s.pop(key, None)
+            state.engines.forget(key)
         self._announcements.configure(config, resolution.clusters, self._path.parent)
         state.metrics.configure(models=config.models, clusters=resolution.clusters, endpoints=keys)
         logging.getLogger("tokenway").setLevel(config.logging.level.upper())
@@ -475,7 +473,7 @@ class Worker:
         self._announcements.cleared(key)
 
     def _cache_config(self, key: EndpointKey, kv_tokens: int, _block_size: int) -> None:
-        self.state.kv_tokens[key] = kv_tokens
+        self.state.engines.told_kv_tokens(key, kv_tokens)
         ratios = [ratio for _, ratio in self.state.predictor.token_ratios()]
         tokens_per_byte = sum(ratios) / len(ratios) if ratios else TokensPerByte().ratio
         self.state.caches.history.set_capacity(
@@ -483,7 +481,7 @@ class Worker:
         )
 
     def _occupancy(self, key: EndpointKey, occupancy: Occupancy) -> None:
-        self.state.seats[key].observe(occupancy.running, occupancy.waiting, occupancy.kv_usage_ratio)
+        self.state.engines.told_occupancy(key, occupancy.running, occupancy.waiting, occupancy.kv_usage_ratio)
 
     # Housekeeping.
 

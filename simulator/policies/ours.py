@@ -1,21 +1,20 @@
-"""The product's least completion, decided at once or late, with what it learns from its own answers."""
+"""The product's least completion, decided at once or late, with what it learns from its own answers.
+
+Here is only what the product's router does around `extproc.choosing`: a snapshot is made, and answers teach.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 
-from extproc.choosing.completion import (
-    DECODE_TOKENS,
-    Backlog,
-    Cost,
-    PrefillModel,
-    Traffic,
-    costs,
-    least,
-    room_wait_s,
-)
-from extproc.choosing.holding import OPEN_STEPS, HoldQueue, Refuse, Wait
+from extproc.choosing.completion import DECODE_TOKENS, Backlog, Cost, PrefillModel, Traffic, least
+from extproc.choosing.holding import HoldQueue, Refuse, Wait
+from extproc.choosing.least_completion import backlog, completion_costs, has_room, open_until_s
+from extproc.choosing.seats import Seats
 from extproc.predicting.tpot import TpotModel
+from extproc.types import Learned, Snapshot
+from metadata_center.types import value
 from simulator.policies.view import Decision, Hold, Policy, Sent, Shed, View
 
 _FIRST_OUTPUT_TOKENS = 200.0
@@ -35,6 +34,25 @@ class _Group:
         self.tpot = TpotModel()
 
 
+@value
+class _Lesson:
+    """What an answer will be compared with.
+
+    Attributes:
+        group: Of its endpoint.
+        backlog: Of its endpoint when it was sent.
+        uncached_tokens: Of its prompt.
+        cached_tokens: Of its prompt.
+        has_room: See `extproc.choosing.least_completion.has_room`.
+    """
+
+    group: str
+    backlog: Backlog
+    uncached_tokens: int
+    cached_tokens: int
+    has_room: bool
+
+
 class LeastCompletion(Policy):
     """Decides at once.
 
@@ -42,99 +60,132 @@ class LeastCompletion(Policy):
         learn: False leaves every price at its prior: a predictor that never gets warm.
     """
 
-    __slots__ = ("_first_s", "_groups", "_learn", "_output_tokens", "_sent", "_traffic", "_work")
+    __slots__ = (
+        "_first_s",
+        "_groups",
+        "_learn",
+        "_lesson",
+        "_output_tokens",
+        "_scraped_s",
+        "_seats",
+        "_sent",
+        "_traffic",
+    )
 
     def __init__(self, *, learn: bool = True) -> None:
         self._learn = learn
         self._groups: dict[str, _Group] = {}
         self._traffic = Traffic()
         self._output_tokens = _FIRST_OUTPUT_TOKENS
-        self._sent: dict[int, tuple[str, Backlog, int, int]] = {}
+        self._seats: list[Seats] = []
+        self._scraped_s: list[float] = []
+        self._sent: dict[int, _Lesson] = {}
         self._first_s: dict[int, float] = {}
-        self._work: tuple[str, Backlog, int, int] | None = None
+        self._lesson: _Lesson | None = None
 
-    def backlogs(self, view: View) -> list[Backlog]:
-        """What is on each endpoint, by the books; what was generated so far is taken for half an answer."""
-        half = self._output_tokens / 2
-        found = []
-        for row, requests in enumerate(view.requests):
-            decoding = max(0, requests - view.prefilling[row])
-            context = view.context_tokens[row] - view.prompt_tokens[row] + decoding * half
-            found.append(
-                Backlog(
-                    view.prefilling[row],
-                    view.prefill_tokens[row],
-                    view.prompt_tokens[row],
-                    decoding,
-                    max(0.0, context),
-                )
-            )
-        return found
-
-    def costs(self, view: View, backlogs: list[Backlog], held_s: float = 0.0) -> list[Cost]:
-        """One per endpoint."""
-        request = view.request
-        times_s, rooms_s, steps_s = [], [], []
-        for row, (backlog, cached) in enumerate(zip(backlogs, view.matched_tokens(), strict=True)):
-            group = self._group(view.groups[row])
-            uncached, kv_tokens = request.prompt_tokens - cached, view.kv_tokens[row]
-            running = backlog.decoding + backlog.prefilling
-            step_s = group.tpot.predict(running, backlog.context_tokens + backlog.prompt_tokens)
-            times_s.append(group.prefill.times_s(backlog, uncached, cached))
-            rooms_s.append(
-                room_wait_s(
-                    backlog.prefill_tokens + uncached,
-                    view.kv_usage[row] * kv_tokens,
-                    kv_tokens,
-                    self._output_tokens,
-                    step_s,
-                )
-            )
-            steps_s.append(step_s)
+    def snapshot(self, view: View) -> Snapshot:
+        """What the product's router would hand to its policy."""
+        self._read_metrics(view)
+        request, half = view.request, self._output_tokens / 2
+        groups = [self._group(name) for name in view.groups]
         decode_tokens = DECODE_TOKENS
         if request.slo_ttft_s is not None and request.slo_tpot_s:
             decode_tokens = request.slo_ttft_s / request.slo_tpot_s
-        followers = self._traffic.followers_per_s(view.now_s, len(backlogs) / view.gateways)
-        return costs(times_s, rooms_s, steps_s, followers, decode_tokens, held_s)
+        steps_s = [
+            group.tpot.predict(requests, context + max(0, requests - prefilling) * half)
+            for group, requests, prefilling, context in zip(
+                groups, view.requests, view.prefilling, view.context_tokens, strict=True
+            )
+        ]
+        share = len(groups) / view.gateways
+        return Snapshot(
+            keys=view.keys,
+            requests=view.requests,
+            prefill_tokens=view.prefill_tokens,
+            context_tokens=view.context_tokens,
+            matched_blocks=view.matched_blocks,
+            num_blocks=len(request.blocks),
+            weights=[1.0] * len(groups),  # what weights stand for is learned per group
+            prefilling=view.prefilling,
+            cached_tokens=view.matched_tokens(),
+            steps_s=steps_s,
+            kv_tokens=view.kv_tokens,
+            prompt_tokens=request.prompt_tokens,
+            output_tokens=self._output_tokens,
+            learned=Learned(
+                groups[0].prefill.prices_s,
+                self._traffic.followers_per_s(view.now_s, share),
+                decode_tokens,
+                self._traffic.rate_per_s(view.now_s, share),
+                tuple(group.prefill.prices_s for group in groups),
+            ),
+            seats=[seats.limit for seats in self._seats],
+            kv_used=[
+                int(usage * tokens) for usage, tokens in zip(view.kv_usage, view.kv_tokens, strict=True)
+            ],
+            under_way_s=[
+                view.now_s - since_s if prefilling else 0.0
+                for since_s, prefilling in zip(view.since_s, view.prefilling, strict=True)
+            ]
+            if view.since_s
+            else (),
+        )
 
     def choose(self, view: View) -> Decision:
         """One draw if tied."""
-        backlogs = self.backlogs(view)
-        costs_s = self.costs(view, backlogs)
+        snapshot = self.snapshot(view)
+        costs_s = completion_costs(snapshot)
         row = least(costs_s, view.rng)
-        self.place(view, row, backlogs[row], costs_s[row])
+        self.place(view, snapshot, row, costs_s[row])
         return row
 
-    def place(self, view: View, row: int, backlog: Backlog, cost: Cost) -> None:
+    def place(self, view: View, snapshot: Snapshot, row: int, cost: Cost) -> None:
         """Note what was decided, for learning."""
-        cached = view.matched_tokens()[row]
-        self._work = (view.groups[row], backlog, view.request.prompt_tokens - cached, cached)
+        cached = snapshot.cached_tokens[row]
+        self._lesson = _Lesson(
+            view.groups[row],
+            backlog(snapshot, row),
+            snapshot.prompt_tokens - cached,
+            cached,
+            has_room(snapshot, row),
+        )
         self._traffic.placed(view.now_s, cost.work_s)
 
     def on_sent(self, sent: Sent) -> None:
         """Remember what it was predicted from."""
-        assert self._work is not None, "sent is what was chosen"
-        self._sent[sent.request.request_id] = self._work
+        assert self._lesson is not None, "sent is what was chosen"
+        self._sent[sent.request.request_id] = self._lesson
 
     def on_first_token(self, sent: Sent, now_s: float) -> None:
         """Learn the prefill."""
         request_id = sent.request.request_id
-        group, backlog, uncached, cached = self._sent[request_id]
+        lesson = self._sent[request_id]
         self._first_s[request_id] = now_s
-        if self._learn:
-            self._group(group).prefill.learn(backlog, uncached, cached, now_s - sent.sent_s)
+        if self._learn and lesson.has_room:
+            prefill, ttft_s = self._group(lesson.group).prefill, now_s - sent.sent_s
+            prefill.learn(lesson.backlog, lesson.uncached_tokens, lesson.cached_tokens, ttft_s)
 
     def on_finished(self, sent: Sent, now_s: float, output_tokens: int) -> None:
         """Learn the length and the pace of the answer."""
         request_id = sent.request.request_id
-        group, backlog, *_ = self._sent.pop(request_id)
+        lesson = self._sent.pop(request_id)
         first_s = self._first_s.pop(request_id, None)
         if output_tokens:
             self._output_tokens += _OUTPUT_GAIN * (output_tokens - self._output_tokens)
         if self._learn and first_s is not None and output_tokens > 1 and now_s > first_s:
-            running = backlog.decoding + backlog.prefilling
-            context = backlog.context_tokens + backlog.prompt_tokens
-            self._group(group).tpot.learn(running, context, (now_s - first_s) / (output_tokens - 1))
+            running = lesson.backlog.decoding + lesson.backlog.prefilling
+            context = lesson.backlog.context_tokens + lesson.backlog.prompt_tokens
+            self._group(lesson.group).tpot.learn(running, context, (now_s - first_s) / (output_tokens - 1))
+
+    def _read_metrics(self, view: View) -> None:
+        """Learn from what was scraped since the last look."""
+        if not self._seats:
+            self._seats = [Seats() for _ in view.keys]
+            self._scraped_s = [-1.0] * len(view.keys)
+        for row, scraped_s in enumerate(view.scraped_s):
+            if scraped_s != self._scraped_s[row]:
+                self._scraped_s[row] = scraped_s
+                self._seats[row].observe(view.running[row], view.waiting[row], view.kv_usage[row])
 
     def _group(self, name: str) -> _Group:
         group = self._groups.get(name)
@@ -152,38 +203,38 @@ class LateCompletion(LeastCompletion):
         max_held: Most requests held.
     """
 
-    __slots__ = ("_queue",)
+    __slots__ = ("_queue", "_ranks")
 
     def __init__(self, *, learn: bool = True, max_hold_s: float = 30.0, max_held: int = 1000) -> None:
         super().__init__(learn=learn)
         self._queue = HoldQueue(max_held=max_held, max_hold_s=max_hold_s)
+        self._ranks: dict[int, float] = {}
 
     def choose(self, view: View) -> Decision:
         """One draw if tied."""
         request, queue = view.request, self._queue
-        backlogs = self.backlogs(view)
-        costs_s = self.costs(view, backlogs, queue.least_s)
-        rank = queue.rank(request.arrived_s, [cost.work_s for cost in costs_s])
-        ahead_s = queue.ahead_s(request.request_id, rank, len(costs_s))
-        costs_s = [
-            replace(cost, wait_s=cost.wait_s + ahead) for cost, ahead in zip(costs_s, ahead_s, strict=True)
-        ]
-        opens_s = [
-            OPEN_STEPS * self._group(name).prefill.step_s(backlog)
-            for name, backlog in zip(view.groups, backlogs, strict=True)
-        ]
+        snapshot = self.snapshot(view)
+        rank_before = self._ranks.pop(request.request_id, inf)
+        if len(queue):
+            snapshot = replace(snapshot, held_s=queue.least_s)
+            rank = queue.rank(request.arrived_s, completion_costs(snapshot).works_s)
+            ahead_s = queue.ahead_s(request.request_id, min(rank, rank_before), len(snapshot.keys))
+            snapshot = replace(snapshot, ahead_s=ahead_s)
+        costs_s = completion_costs(snapshot)
         verdict = queue.decide(
             request.request_id,
             request.arrived_s,
             view.now_s,
             costs_s,
-            opens_s,
+            open_until_s(snapshot),
             least(costs_s, view.rng),
             request.slo_ttft_s,
+            rank_before,
         )
         if isinstance(verdict, Wait):
-            return Hold(verdict.until_s, verdict.rank, verdict.closed)
+            self._ranks[request.request_id] = verdict.rank
+            return Hold(verdict.until_s, verdict.rank, verdict.closed, polls=True)
         if isinstance(verdict, Refuse):
             return Shed(verdict.retry_after_s)
-        self.place(view, verdict.row, backlogs[verdict.row], costs_s[verdict.row])
+        self.place(view, snapshot, verdict.row, costs_s[verdict.row])
         return verdict.row

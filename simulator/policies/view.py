@@ -77,6 +77,8 @@ class View:
         kv_usage: Scraped: share of the KV cache held by running requests, 0..1.
         scraped_s: When the scraped columns were read; the same time as before means the same values.
         matched_blocks: Leading blocks of the prompt that the endpoint holds by the cache view in use.
+        since_s: Books: when a prefill last ended there, or the first of the `prefilling` was sent, whichever
+            was later; empty if nobody noted it.
     """
 
     now_s: float
@@ -98,6 +100,7 @@ class View:
     kv_usage: Sequence[float]
     scraped_s: Sequence[float]
     matched_blocks: Sequence[int]
+    since_s: Sequence[float] = ()
 
     def matched_tokens(self) -> list[int]:
         """Cached prompt tokens per row: whole blocks, and never the last token, which is always computed."""
@@ -121,11 +124,13 @@ class Hold:
         until_s: Later than now.
         rank: Lower is asked for first.
         closed: Nothing of a higher rank could be sent either: the others are not asked for this time.
+        polls: Time alone may free what it waits for: all held requests are asked for every so often, too.
     """
 
     until_s: float
     rank: float = 0.0
     closed: bool = False
+    polls: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 Rules:
     1. A charge is taken off exactly once, in two parts: the prefill at its end, the rest with the request.
     2. Columns equal the sum of all charges, own ones at once and others' as they were pushed.
+    3. An engine begins the next prefill when one ends, and the first when it is sent: `since_s` is when.
 """
 
 from __future__ import annotations
@@ -50,35 +51,40 @@ class Books:
         self.prefill_tokens = [0] * rows
         self.prompt_tokens = [0] * rows
         self.context_tokens = [0] * rows
+        self.since_s = [0.0] * rows
         self._charges: dict[int, _Charge] = {}
 
-    def apply(self, entry: Entry) -> None:
+    def apply(self, entry: Entry, now_s: float) -> None:
         """Add one change."""
         row = entry.row
+        if entry.prefilling < 0 or (entry.prefilling > 0 and not self.prefilling[row]):
+            self.since_s[row] = now_s
         self.requests[row] += entry.requests
         self.prefilling[row] += entry.prefilling
         self.prefill_tokens[row] += entry.prefill_tokens
         self.prompt_tokens[row] += entry.prompt_tokens
         self.context_tokens[row] += entry.context_tokens
 
-    def charge(self, request_id: int, row: int, prefill_tokens: int, prompt_tokens: int) -> Entry:
+    def charge(
+        self, request_id: int, row: int, prefill_tokens: int, prompt_tokens: int, now_s: float
+    ) -> Entry:
         """Put a request on a row; returns what others are to be told."""
         self._charges[request_id] = _Charge(row, prefill_tokens, prompt_tokens)
         entry = Entry(row, 1, 1, prefill_tokens, prompt_tokens, prompt_tokens)
-        self.apply(entry)
+        self.apply(entry, now_s)
         return entry
 
-    def prefilled(self, request_id: int) -> Entry | None:
+    def prefilled(self, request_id: int, now_s: float) -> Entry | None:
         """The prefill is over, or taken to be; None if that was known."""
         charge = self._charges.get(request_id)
         if charge is None or not charge.prefilling:
             return None
         charge.prefilling = False
         entry = Entry(charge.row, 0, -1, -charge.prefill_tokens, -charge.prompt_tokens, 0)
-        self.apply(entry)
+        self.apply(entry, now_s)
         return entry
 
-    def release(self, request_id: int) -> Entry:
+    def release(self, request_id: int, now_s: float) -> Entry:
         """The request is over; returns what others are to be told.
 
         Raises:
@@ -91,5 +97,5 @@ class Books:
             )
         else:
             entry = Entry(charge.row, -1, 0, 0, 0, -charge.prompt_tokens)
-        self.apply(entry)
+        self.apply(entry, now_s)
         return entry

@@ -160,6 +160,7 @@ class Gateway:
                 kv_usage=scrape.kv_usage,
                 scraped_s=scrape.scraped_s,
                 matched_blocks=self.view.match(live.request.blocks),
+                since_s=books.since_s,
             )
         )
         live.decision_s += self._clock() - started
@@ -183,7 +184,7 @@ class Gateway:
             prices = self.predictor.prices((_MODEL, self._facts.groups[row]))
             ttft_s = prices.ttft_s(uncached, cached, live.pending_tokens)
             due_s = now_s + max(PREFILL_DUE_FLOOR_S, PREFILL_DUE_FACTOR * ttft_s)
-        entry = books.charge(request.request_id, row, uncached, request.prompt_tokens)
+        entry = books.charge(request.request_id, row, uncached, request.prompt_tokens, now_s)
         self.view.sent(request.request_id, row, request.blocks)
         self.policy.on_sent(live.sent)
         return entry, due_s
@@ -191,7 +192,7 @@ class Gateway:
     def first_token(self, live: Live, now_s: float) -> Entry | None:
         """The first token passed by; returns what others are to be told."""
         assert live.sent is not None, "only what was sent is answered"
-        entry = self.books.prefilled(live.request.request_id)
+        entry = self.books.prefilled(live.request.request_id, now_s)
         self.view.prefilled(live.request.request_id)
         self.policy.on_first_token(live.sent, now_s)
         return entry
@@ -199,7 +200,7 @@ class Gateway:
     def finished(self, live: Live, now_s: float) -> Entry:
         """The request ended, answered or refused; returns what others are to be told."""
         assert live.sent is not None, "only what was sent ends"
-        entry = self.books.release(live.request.request_id)
+        entry = self.books.release(live.request.request_id, now_s)
         answered = live.first_s is not None
         if answered:
             self.view.prefilled(live.request.request_id)

@@ -6,7 +6,8 @@ Rules:
     2. A step's tokens, ends and cache events become known at its end; gateways hear of them when their
        settings say so.
     3. A held request is asked for again when anything frees capacity, as its gateway knows, and when its own
-       time is up. Nobody is held longer than `max_hold_s`, and no gateway holds more than `max_held`.
+       time is up; if it says so, every `POLL_S` too. News of one moment are all heard before anybody is
+       asked. Nobody is held longer than `max_hold_s`, and no gateway holds more than `max_held`.
     4. A refused request ends at once; who waited for it goes on as after an answer.
 """
 
@@ -35,6 +36,9 @@ BYTES_PER_TOKEN: Final = 4.0
 
 MIN_HOLD_S: Final = 0.001
 """A policy that holds until now is asked again a millisecond later, not for ever at the same moment."""
+
+POLL_S: Final = 0.02
+"""The product's `extproc.routing.waiting.POLL_S`."""
 
 
 class Truth:
@@ -185,6 +189,8 @@ class Replay:
             for index in range(settings.gateways)
         ]
         self._held: list[dict[int, _Held]] = [{} for _ in self._gateways]
+        self._polled = [False] * len(self._gateways)
+        self._woken = [False] * len(self._gateways)
         self._open = 0
         self._outcome = Outcome(computed_tokens=[[] for _ in fleet])
 
@@ -283,6 +289,9 @@ class Replay:
                     timer_s = until_s
                     self._at(timer_s, self._time_up, live)
                 held[live.index] = _Held(live, decision.rank, timer_s)
+                if decision.polls and not self._polled[gateway.index]:
+                    self._polled[gateway.index] = True
+                    self._at(now_s + POLL_S, self._poll, gateway)
                 return decision
             self._ended(now_s, live)
         elif isinstance(decision, Shed):
@@ -298,6 +307,20 @@ class Replay:
             again = self._ask(now_s, waiting.live)
             if again is not None and again.closed:
                 return
+
+    def _poll(self, now_s: float, gateway: Gateway) -> None:
+        self._polled[gateway.index] = False
+        self._ask_held(now_s, gateway)
+
+    def _wake_held(self, now_s: float, gateway: Gateway) -> None:
+        """Ask for the held requests once all that happens now has happened."""
+        if not self._woken[gateway.index]:
+            self._woken[gateway.index] = True
+            self._at(now_s, self._woke, gateway)
+
+    def _woke(self, now_s: float, gateway: Gateway) -> None:
+        self._woken[gateway.index] = False
+        self._ask_held(now_s, gateway)
 
     def _time_up(self, now_s: float, live: Live) -> None:
         held = self._held[live.gateway].get(live.index)
@@ -360,9 +383,9 @@ class Replay:
                 self._at(now_s + self._settings.push_delay_s, self._told, other, entry)
 
     def _told(self, now_s: float, gateway: Gateway, entry: Entry) -> None:
-        gateway.books.apply(entry)
+        gateway.books.apply(entry, now_s)
         if entry.prefilling < 0 or entry.requests < 0:
-            self._ask_held(now_s, gateway)
+            self._wake_held(now_s, gateway)
 
     def _told_sent(
         self, _: float, gateway: Gateway, request_id: int, row: int, blocks: Sequence[int]
@@ -387,7 +410,7 @@ class Replay:
 
     def _prefill_due(self, now_s: float, gateway: Gateway, live: Live) -> None:
         """No first token is seen, but it should have come by now."""
-        entry = gateway.books.prefilled(live.index)
+        entry = gateway.books.prefilled(live.index, now_s)
         if entry is not None:
             self._tell(now_s, gateway, entry)
             self._ask_held(now_s, gateway)

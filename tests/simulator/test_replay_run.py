@@ -17,7 +17,7 @@ from simulator.replay.caches import ViewKind
 from simulator.replay.fleet import Fleet, Member, parse_fleet, profiles_from, scaled_kv
 from simulator.replay.oracle import Oracle, prefill_s, time_to_first_token
 from simulator.replay.replica import QueuedPrompt, Replica
-from simulator.replay.run import Outcome, Replay, Truth
+from simulator.replay.run import POLL_S, Outcome, Replay, Truth
 from simulator.replay.settings import RunSettings, Spread
 from simulator.replay.trace import Trace, TraceRequest
 
@@ -228,6 +228,26 @@ def test_a_held_request_is_asked_again_when_its_time_is_up() -> None:
     settings = replace(EXACT, max_hold_s=5.0)
     (served,) = _run(_trace(_request(1.0)), lambda _: Scripted(Hold(float("inf"))), settings).served
     assert (served.first_s, served.end_s) == (None, 6.0)
+
+
+def test_a_held_request_that_polls_is_asked_again_every_so_often() -> None:
+    """Nothing ends, and yet it is sent at the fifth poll."""
+    policy = Scripted(*(Hold(9.0, polls=True),) * 5, 0)
+    (served,) = _run(_trace(_request(1.0)), lambda _: policy).served
+    assert served.sent_s == pytest.approx(1.0 + 5 * POLL_S)
+
+
+def test_news_of_one_moment_are_heard_before_anybody_is_asked() -> None:
+    """Two of the other gateway's answers end in one step: who is held here is asked once, with both gone."""
+    held = Scripted(Hold(30.0), 0)
+    policies = iter((Scripted(0), held))
+    settings = replace(EXACT, gateways=2, push_delay_s=0.05)
+    requests = (_request(0.0, output=1), _request(0.0, first=50), _request(0.0, first=90, output=1))
+    outcome = _run(_trace(*requests), lambda _: next(policies), settings)
+    first, other = (served for served in outcome.served if served.index != 1)
+    assert first.end_s == other.end_s
+    assert [view["requests"] for view in held.views] == [[0, 0], [0, 0]]
+    assert held.views[1]["now_s"] == first.end_s + 0.05
 
 
 def test_a_hold_that_ends_now_does_not_stop_the_clock() -> None:

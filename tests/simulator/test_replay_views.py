@@ -37,7 +37,7 @@ def test_a_prefill_is_taken_off_once_and_the_rest_with_the_request() -> None:
 
 
 def test_the_prefill_at_the_head_is_under_way_since_the_one_before_ended() -> None:
-    """The first since it was sent, another that is sent meanwhile changes nothing, an answer's end neither."""
+    """The first since it was sent, another sent meanwhile changes nothing, an answer's end neither."""
     books = Books(2)
     books.charge(1, 0, 60, 100, 1.0)
     books.charge(2, 0, 60, 100, 2.0)

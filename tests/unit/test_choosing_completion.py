@@ -124,6 +124,15 @@ def test_a_hot_prefix_spreads() -> None:
     assert least(found, NO_DRAWS) == 1
 
 
+def test_a_queue_for_one_endpoint_alone_makes_work_elsewhere_no_dearer() -> None:
+    """Later requests go to the emptier half; it is what they find there that they wait for."""
+    level = costs([(0.1, 0.2), (0.1, 0.2)], [0.0, 0.0], [0.0, 0.0], 5.0)
+    queue = costs([(0.1, 0.2), (0.1, 0.2)], [0.0, 90.0], [0.0, 0.0], 5.0)
+    assert queue[0].others_s == pytest.approx(level[0].others_s)
+    both = costs([(0.1, 0.2), (0.1, 0.2)], [90.0, 90.0], [0.0, 0.0], 5.0)
+    assert both[0].others_s > level[0].others_s
+
+
 def test_what_is_held_counts_as_backlog() -> None:
     """Work that waits at the gateway is served by the same endpoints."""
     (without,) = costs([(0.0, 1.0)], [0.0], [0.0], 2.0)
@@ -155,7 +164,7 @@ def test_ties_are_drawn() -> None:
 def test_nothing_to_choose_from_is_an_error() -> None:
     """No row is no choice."""
     with pytest.raises(ValueError):
-        least([], NO_DRAWS)
+        least(costs([], [], [], 0.0), NO_DRAWS)
 
 
 SECONDS = st.floats(0.0, 1e4)

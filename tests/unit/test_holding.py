@@ -58,6 +58,16 @@ def test_others_are_asked_while_some_endpoint_is_open() -> None:
     assert not verdict.closed
 
 
+def test_who_waits_for_a_seat_is_ahead_by_the_time_between_seats() -> None:
+    """Little work, but the next seat is free only after it; and nobody finds another seat before."""
+    queue = HoldQueue()
+    full = Cost(0.0, 0.3, 0.02, 0.0, 0.0, turn_s=0.15)
+    verdict = decide(queue, 1, [full])
+    assert isinstance(verdict, Wait)
+    assert verdict.closed
+    assert queue.ahead_s(2, 100.0, 1) == [pytest.approx(0.15)]
+
+
 def test_shorter_work_is_ahead() -> None:
     """Of two that came together the shorter counts as prefill ahead of the longer, not the other way."""
     queue = HoldQueue()

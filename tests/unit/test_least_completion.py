@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from extproc.choosing.completion import DECODE_TOKENS, PrefillModel
 from extproc.choosing.holding import OPEN_STEPS
-from extproc.choosing.least_completion import backlog, completion_costs, open_until_s
+from extproc.choosing.least_completion import (
+    backlog,
+    completion_costs,
+    completion_terms,
+    has_room,
+    open_until_s,
+    row_times_s,
+)
+from extproc.choosing.scoring import total
 from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.observing.explain import render, to_json, verdict
 from extproc.routing.learned import MAX_GROUPS, Completions, decode_tokens_of
@@ -120,10 +131,72 @@ def test_a_full_cache_is_a_wait() -> None:
     assert unknown.room_s == 0.0
 
 
+def test_a_full_engine_is_a_wait_for_a_seat() -> None:
+    """128 seats, 130 in flight: two must end, one of whom is ready to be followed; seats end in turns."""
+    free, full = completion_costs(replace(snapshot(requests=[127, 130]), seats=[128, 128]))
+    turn_s = 200.0 * 0.01 / 128
+    assert (free.room_s, free.turn_s) == (0.0, 0.0)
+    assert full.room_s == pytest.approx(2 * turn_s)
+    assert full.turn_s == pytest.approx(turn_s)
+    assert [has_room(replace(snapshot(requests=[127, 130]), seats=[128, 128]), row) for row in (0, 1)] == [
+        True,
+        False,
+    ]
+
+
+def test_prefill_ahead_is_done_while_seats_become_free() -> None:
+    """The longer of the two waits is the whole wait."""
+    busy = snapshot(requests=[130, 0], prefilling=[3, 0], pending=[9_000, 0], context=[90_000, 0])
+    without, _ = completion_costs(busy)
+    within, _ = completion_costs(replace(busy, seats=[128, 0]))
+    assert within.wait_s == without.wait_s > 0.0
+    assert within.room_s == 0.0
+    assert within.turn_s > 0.0
+
+
+def test_work_is_dear_where_seats_are_taken() -> None:
+    """Nine seats in ten taken are a utilisation of 0.9, whatever prefill there is."""
+    taken = replace(snapshot(requests=[90, 90]), seats=[100, 100])
+    assert taken.learned is not None
+    learned = replace(taken.learned, rate_per_s=2.0)
+    cost, _ = completion_costs(replace(taken, learned=learned))
+    assert cost.others_s == pytest.approx(2.0 / (1.0 - 0.9) * cost.work_s * cost.work_s / 4)
+    unknown, _ = completion_costs(replace(taken, learned=learned, seats=[0, 0]))
+    assert unknown.others_s == pytest.approx(2.0 * cost.work_s * cost.work_s / 4)
+
+
+def test_the_engine_knows_its_cache_better_than_the_books() -> None:
+    """Shared prompts are there once, and counted once per request here; who says nothing is counted."""
+    tight = snapshot(requests=[4, 4], context=[16_000, 16_000], kv_tokens=[17_000, 17_000])
+    assert [cost.room_s > 0.0 for cost in completion_costs(tight)] == [True, True]
+    told = replace(tight, kv_used=[5_000, None])
+    assert [cost.room_s > 0.0 for cost in completion_costs(told)] == [False, True]
+    assert [has_room(told, row) for row in (0, 1)] == [True, False]
+
+
+def test_what_is_done_of_the_prefill_under_way_opens_an_endpoint() -> None:
+    """A second of it done is a second less ahead."""
+    fresh, _ = open_until_s(snapshot())
+    going, _ = open_until_s(replace(snapshot(), under_way_s=[1.0, 0.0]))
+    assert going - fresh == pytest.approx(1.0)
+
+
+def test_rows_may_have_prices_of_their_own() -> None:
+    """Another card, other prices: weights are then of no account."""
+    plain = snapshot()
+    assert plain.learned is not None
+    prices_s = plain.learned.prefill_prices_s
+    dear = tuple(3.0 * price_s for price_s in prices_s)
+    mixed = replace(plain, learned=replace(plain.learned, row_prices_s=(prices_s, dear)))
+    one, three = completion_costs(mixed)
+    assert three.work_s == pytest.approx(3.0 * one.work_s)
+    assert open_until_s(mixed)[1] == pytest.approx(3.0 * open_until_s(mixed)[0])
+
+
 def test_what_is_held_makes_work_dearer() -> None:
     """Work that waits at gateways delays those who follow as much as what was sent."""
     none, _ = completion_costs(snapshot(followers_per_s=2.0))
-    some, _ = completion_costs(snapshot(followers_per_s=2.0), held_s=3.0)
+    some, _ = completion_costs(replace(snapshot(followers_per_s=2.0), held_s=3.0))
     assert some.others_s - none.others_s == pytest.approx(2.0 * none.work_s * 3.0 / 2)
 
 
@@ -220,3 +293,48 @@ def test_groups_are_bounded() -> None:
     assert groups["m", "0"] is first
     assert groups["m", "new"] is not first
     assert groups["m", "0"] is first
+
+
+amounts = st.integers(0, 200_000)
+
+
+@st.composite
+def snapshots(draw: st.DrawFn) -> Snapshot:
+    """Any books, of one to four endpoints."""
+    rows = draw(st.integers(1, 4))
+
+    def column(values: st.SearchStrategy[Any]) -> list[Any]:
+        return draw(st.lists(values, min_size=rows, max_size=rows))
+
+    prompt_tokens = draw(st.integers(1, 100_000))
+    prices_s = st.tuples(*[st.floats(1e-6, 0.1)] * 5)
+    return Snapshot(
+        tuple(EndpointKey(f"10.0.0.{row}:1") for row in range(rows)),
+        column(st.integers(0, 300)),
+        column(amounts),
+        column(amounts),
+        [0] * rows,
+        1,
+        column(st.floats(0.1, 10.0)),
+        prefilling=column(st.integers(0, 20)),
+        cached_tokens=column(st.integers(0, prompt_tokens - 1)),
+        steps_s=column(st.floats(0.001, 0.1)),
+        kv_tokens=column(st.sampled_from([0, 100_000])),
+        prompt_tokens=prompt_tokens,
+        output_tokens=draw(st.floats(1.0, 1_000.0)),
+        learned=Learned(
+            draw(prices_s), 1.0, 50.0, 2.0, draw(st.one_of(st.just([]), st.just(column(prices_s))))
+        ),
+        seats=draw(st.sampled_from([[], [0] * rows, [64] * rows])),
+        kv_used=draw(st.one_of(st.just([]), st.just(column(st.one_of(st.none(), amounts))))),
+    )
+
+
+@given(snapshots())
+def test_columns_are_what_their_rows_say(any_snapshot: Snapshot) -> None:
+    """The quick way over all rows gives the times of each row to the last bit."""
+    found = completion_costs(any_snapshot)
+    for row, cost in enumerate(found):
+        assert (cost.wait_s, cost.work_s, cost.room_s) == row_times_s(any_snapshot, row)
+    terms = completion_terms(any_snapshot)
+    assert total(terms) == [-cost.total_s for cost in found] == [-each for each in found.totals_s]

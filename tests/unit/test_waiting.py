@@ -134,10 +134,9 @@ def test_time_that_a_prefill_has_had_counts_as_done() -> None:
 def test_an_engine_full_by_number_is_full() -> None:
     """Once its limit is learned, a request waits for a seat, whatever the prefill ahead."""
     held = Held()
-    seats = held.rig.state.seats[THREE[0].key]
     for _ in range(SURE_VISITS):
-        seats.observe(running=2, waiting=1, kv_usage=0.1)
-        seats.observe(running=1, waiting=0, kv_usage=0.1)
+        held.rig.state.engines.told_occupancy(THREE[0].key, running=2, waiting=1, kv_usage_ratio=0.1)
+        held.rig.state.engines.told_occupancy(THREE[0].key, running=1, waiting=0, kv_usage_ratio=0.1)
     for number in range(3):  # the third is ready when a seat becomes free
         assert isinstance(held.ask(f"a{number}", "short"), Decision)
         held.first_token(f"a{number}")

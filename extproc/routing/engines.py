@@ -1,0 +1,77 @@
+"""What is known of each engine beside its load: how much it holds at once, and what it is at.
+
+Rules:
+    1. What an engine tells of itself comes by `told_*`; what its answers show, by `prefill_*`.
+    2. Empty columns mean that nothing is known of anybody: most fleets are never full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from extproc.choosing.seats import Seats
+from metadata_center.types import EndpointKey
+
+
+class Engines:
+    """One worker's knowledge; bounded by the endpoints configured, see `forget`."""
+
+    def __init__(self) -> None:
+        self._kv_tokens: dict[EndpointKey, int] = {}
+        self._seats: dict[EndpointKey, Seats] = {}
+        self._limits: dict[EndpointKey, int] = {}
+        self._prefill_since_s: dict[EndpointKey, float] = {}
+
+    def told_kv_tokens(self, key: EndpointKey, kv_tokens: int) -> None:
+        """The size of its KV cache."""
+        self._kv_tokens[key] = kv_tokens
+
+    def told_occupancy(self, key: EndpointKey, running: int, waiting: int, kv_usage_ratio: float) -> None:
+        """How full it is; from many such readings its limit on sequences is learned."""
+        seats = self._seats.get(key)
+        if seats is None:
+            seats = self._seats[key] = Seats()
+        seats.observe(running, waiting, kv_usage_ratio)
+        if seats.limit:
+            self._limits[key] = seats.limit
+        else:
+            self._limits.pop(key, None)
+
+    def prefill_begins(self, key: EndpointKey, now_s: float) -> None:
+        """A request came to an endpoint without any to prefill."""
+        self._prefill_since_s[key] = now_s
+
+    def prefill_ended(self, key: EndpointKey, now_s: float) -> None:
+        """A prefill is over, or taken to be: the next one begins."""
+        self._prefill_since_s[key] = now_s
+
+    def restarted(self, key: EndpointKey) -> None:
+        """It may be another process, with other limits."""
+        self._seats.pop(key, None)
+        self._limits.pop(key, None)
+
+    def forget(self, key: EndpointKey) -> None:
+        """It left the configuration."""
+        self.restarted(key)
+        self._kv_tokens.pop(key, None)
+        self._prefill_since_s.pop(key, None)
+
+    @property
+    def kv_tokens(self) -> Mapping[EndpointKey, int]:
+        """Sizes of KV caches, as far as they are known."""
+        return self._kv_tokens
+
+    def seats(self, keys: Sequence[EndpointKey]) -> Sequence[int]:
+        """Limits on sequences, 0 where one is unknown; empty if all are."""
+        limits = self._limits
+        return [limits.get(key, 0) for key in keys] if limits else ()
+
+    def under_way_s(
+        self, keys: Sequence[EndpointKey], prefilling: Sequence[int], now_s: float
+    ) -> list[float]:
+        """For how long each endpoint has been at the prefill at the head of its queue; 0 where none is."""
+        since_s = self._prefill_since_s
+        return [
+            now_s - since_s.get(key, now_s) if count else 0.0
+            for key, count in zip(keys, prefilling, strict=True)
+        ]

@@ -1,0 +1,59 @@
+"""An engine's limit on sequences, learned from what it says of itself."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from extproc.choosing.seats import FULL_CACHE_RATIO, SURE_VISITS, Seats
+
+
+def visited(times: int, most: int = 128, *, waiting: int = 3, kv_usage: float = 0.5) -> Seats:
+    """An engine that was at `most` so often, and below it in between."""
+    seats = Seats()
+    for _ in range(times):
+        seats.observe(most, waiting, kv_usage)
+        seats.observe(most - 1, waiting, kv_usage)
+    return seats
+
+
+def test_an_engine_that_comes_back_to_the_same_number_is_full() -> None:
+    """Four times is chance, five are a limit."""
+    assert visited(SURE_VISITS - 1).limit == 0
+    assert visited(SURE_VISITS).limit == 128
+
+
+def test_staying_is_one_visit() -> None:
+    """A number that is read again and again while nothing happens says nothing new."""
+    seats = Seats()
+    for _ in range(50):
+        seats.observe(20, 4, 0.3)
+    assert seats.limit == 0
+
+
+def test_nobody_waits_where_there_are_seats() -> None:
+    """Without a queue the largest number is that of the traffic."""
+    assert visited(20, waiting=0).limit == 0
+
+
+def test_a_full_cache_says_nothing_of_seats() -> None:
+    """Who waits for blocks may have a seat."""
+    assert visited(20, kv_usage=FULL_CACHE_RATIO).limit == 0
+
+
+def test_one_more_refutes_the_limit() -> None:
+    """It is unknown again until the new number has proved itself."""
+    seats = visited(SURE_VISITS, 30)
+    seats.observe(31, 0, 0.5)
+    assert seats.limit == 0
+    for _ in range(SURE_VISITS):
+        seats.observe(31, 1, 0.5)
+        seats.observe(29, 1, 0.5)
+    assert seats.limit == 31
+
+
+@given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 9), st.floats(0.0, 1.0))))
+def test_a_limit_is_the_most_that_was_ever_seen(seen: list[tuple[int, int, float]]) -> None:
+    """Or there is none."""
+    seats = Seats()
+    for running, waiting, kv_usage in seen:
+        seats.observe(running, waiting, kv_usage)
+    assert seats.limit in (0, max((running for running, _, _ in seen), default=0))
