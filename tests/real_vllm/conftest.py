@@ -28,8 +28,8 @@ CLUSTER: Final = "vllm"
 ROUND_ROBIN: Final = "tiny-round-robin"
 """The same model and replicas by turns: what Tokenway is compared with."""
 
-LEAST_COMPLETION: Final = "tiny-least-completion"
-"""The same again by predicted completion."""
+INFERENCE_LB: Final = "tiny-inference-lb"
+"""The same again by AIGW's score."""
 
 HEALTH: Final = {"interval_s": 1.0, "recovery_interval_s": 0.5, "ejection_s": 0.5, "timeout_s": 5.0}
 """Quick to see an engine go and come back; patient with one whose core is busy."""
@@ -46,7 +46,8 @@ class Deployment:
 
     Attributes:
         replicas: Of model `tiny`, with both adapters.
-        gateways: Serve `tiny`, `tiny-round-robin` and the adapters by name; all over both replicas.
+        gateways: Serve `tiny` by the default policy, by turns and by AIGW's score, and the adapters by name;
+            all over both replicas.
         clients: The official client of each gateway.
         redis: A Redis that both gateways could share.
     """
@@ -84,9 +85,9 @@ def gateway_config() -> dict[str, Any]:
                 "load_balancing": {"algorithm": "round_robin"},
                 **tokenizer,
             },
-            LEAST_COMPLETION: {
+            INFERENCE_LB: {
                 "rules": [{"cluster": CLUSTER, "model": SERVED_MODEL}],
-                "load_balancing": {"algorithm": "least_completion"},
+                "load_balancing": {"algorithm": "inference_lb"},
                 **tokenizer,
             },
             **{name: {"rules": [{"cluster": CLUSTER, "lora": name}], **tokenizer} for name in ADAPTERS},

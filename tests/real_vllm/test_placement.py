@@ -10,7 +10,7 @@ import pytest
 
 from tests.real_vllm.accuracy import LEAST_EQUAL_RATIO, cached_summary, equal_ratio, foreseen
 from tests.real_vllm.asking import ask_all, hit_ratio, mean_ttft_ms, shared_prefix_prompts
-from tests.real_vllm.conftest import LEAST_COMPLETION, ROUND_ROBIN, Deployment
+from tests.real_vllm.conftest import INFERENCE_LB, ROUND_ROBIN, Deployment
 from tests.real_vllm.engine import KV_TOKENS, SERVED_MODEL
 
 pytestmark = [pytest.mark.real_vllm, pytest.mark.asyncio(loop_scope="session")]
@@ -24,7 +24,7 @@ assert GROUPS * PREFIX_TOKENS > KV_TOKENS > GROUPS // 2 * PREFIX_TOKENS
 """One replica cannot hold all prefixes; two that share them out can, with room for a few in both."""
 
 MOST_COMPUTED_RATIO = 0.6
-"""Prompt tokens that engines compute under `least_completion`, to those by turns: 0.3 was seen on a busy
+"""Prompt tokens that engines compute under `least_completion`, the default, to those by turns: 0.3 was seen on a busy
 machine, 0.25 is what one computation of each prefix comes to."""
 
 
@@ -34,10 +34,10 @@ async def test_tokenway_finds_more_cached_than_round_robin(
     """Other texts in the same order: by turns, and by two policies through one gateway and through both."""
     arms = {
         "round_robin": (ROUND_ROBIN, 1),
-        "tokenway_one_gateway": (SERVED_MODEL, 1),
-        "tokenway_two_gateways": (SERVED_MODEL, 2),
-        "least_completion_one_gateway": (LEAST_COMPLETION, 1),
-        "least_completion_two_gateways": (LEAST_COMPLETION, 2),
+        "inference_lb_one_gateway": (INFERENCE_LB, 1),
+        "inference_lb_two_gateways": (INFERENCE_LB, 2),
+        "least_completion_one_gateway": (SERVED_MODEL, 1),
+        "least_completion_two_gateways": (SERVED_MODEL, 2),
     }
     figures: dict[str, Any] = {}
     for name, (model, gateways) in arms.items():
@@ -62,7 +62,7 @@ async def test_tokenway_finds_more_cached_than_round_robin(
     computed = {name: 1 - figure["hit_ratio"] for name, figure in figures.items()}
     for arm in ("least_completion_one_gateway", "least_completion_two_gateways"):
         assert computed[arm] <= MOST_COMPUTED_RATIO * computed["round_robin"]
-    for arm in ("tokenway_one_gateway", "tokenway_two_gateways"):
+    for arm in ("inference_lb_one_gateway", "inference_lb_two_gateways"):
         assert computed[arm] < computed["round_robin"]
 
 

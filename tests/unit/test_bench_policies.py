@@ -82,6 +82,7 @@ def copied(root: Path) -> None:
         ("simulator/policies/ours.py", {Kind.OWN, Kind.WHOLE}),
         ("extproc/choosing/completion.py", {Kind.OWN, Kind.WHOLE}),
         ("simulator/replay/run.py", {Kind.OWN, Kind.WHOLE}),
+        ("simulator/replay/books.py", {Kind.OWN, Kind.WHOLE}),
         ("simulator/replay/oracle.py", {Kind.ORACLES}),
         ("simulator/engine/engine.py", set(Kind)),
         ("simulator/replay/trace.py", set(Kind)),
