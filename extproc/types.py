@@ -95,15 +95,14 @@ class Learned:
     Attributes:
         prefill_prices_s: See `extproc.choosing.completion.PrefillModel`.
         followers_per_s: Requests that come to one endpoint while a second of backlog is worked off.
-        pace_price: Seconds of TTFT that the square of one second per output token is worth: the limit on TTFT
-            over the square of that on TPOT.
+        decode_tokens: Seconds of TTFT that a second of time per output token is worth.
         rate_per_s: Requests that come to one endpoint.
         row_prices_s: Prices of each row, where rows differ in more than their weight; else empty.
     """
 
     prefill_prices_s: tuple[float, ...]
     followers_per_s: float
-    pace_price: float
+    decode_tokens: float
     rate_per_s: float = 0.0
     row_prices_s: Sequence[tuple[float, ...]] = ()
 

@@ -11,8 +11,8 @@ Rules:
        Those are rate * backlog / (1 - utilisation), both learned from what was placed. So an idle fleet asks
        for the quickest endpoint, and a full one for the least work: affinity where it pays, nowhere else.
        Utilisation is that of whatever is scarcer: time for prefill, or seats where their number is known.
-    4. Decoding at the limit on the time per token costs as much as waiting up to the limit on TTFT: missing
-       either is the same failure. Below its limit the risk of that grows with the square of the pace.
+    4. A token of decoding counts as much as the limit on TTFT over that on TPOT says: missing either is the
+       same failure.
     5. Equal costs are drawn among; nothing else here draws.
 
 Source of the relative value: E. Hyytia, A. Penttinen, S. Aalto, "Size- and state-aware dispatching problem
@@ -41,12 +41,8 @@ minutes in which load changes."""
 MOST_BUSY: Final = 0.9
 """Utilisation is not believed above this: the estimate's own error exceeds the idle share that it leaves."""
 
-TTFT_LIMIT_S: Final = 5.0
-TPOT_LIMIT_S: Final = 0.1
-"""Limits of a request that names none: those that a chat feels slow beyond, on long prompts."""
-
-PACE_PRICE: Final = TTFT_LIMIT_S / TPOT_LIMIT_S**2
-"""See Rule 4, for those limits."""
+DECODE_TOKENS: Final = 50.0
+"""The default limits of 5 s to the first token and 0.1 s per token, the first over the second."""
 
 _TIE_S: Final = 1e-9
 
@@ -88,7 +84,7 @@ class Cost:
         room_s: Until the KV cache has room for it.
         work_s: Its own prefill.
         others_s: Delay of those who come later, summed over them.
-        decode_s: The pace of its decoding, by Rule 4.
+        decode_s: Time per output token, weighed by Rule 4.
         turn_s: Time from one seat to the next that becomes free; 0 where a seat is free. Part of `room_s`.
     """
 
@@ -305,7 +301,7 @@ def costs(
     rooms_s: Sequence[float],
     steps_s: Sequence[float],
     followers_per_s: float,
-    pace_price: float = PACE_PRICE,
+    decode_tokens: float = DECODE_TOKENS,
     held_s: float = 0.0,
     turns_s: Sequence[float] = (),
 ) -> Costs:
@@ -316,7 +312,7 @@ def costs(
         rooms_s: See `room_wait_s`; shape (n,).
         steps_s: Time per output token there, shape (n,).
         followers_per_s: See `Traffic`.
-        pace_price: See Rule 4.
+        decode_tokens: See Rule 4: the request's own limits, the first over the second, where it has both.
         held_s: Least work of all requests that wait elsewhere for these endpoints.
         turns_s: See `Cost.turn_s`, shape (n,); empty if every endpoint has a free seat.
 
@@ -325,7 +321,7 @@ def costs(
     """
     waits_s = [wait_s for wait_s, _ in times_s]
     works_s = [work_s for _, work_s in times_s]
-    return cost_columns(waits_s, works_s, rooms_s, steps_s, followers_per_s, pace_price, held_s, turns_s)
+    return cost_columns(waits_s, works_s, rooms_s, steps_s, followers_per_s, decode_tokens, held_s, turns_s)
 
 
 def cost_columns(
@@ -334,7 +330,7 @@ def cost_columns(
     rooms_s: Sequence[float],
     steps_s: Sequence[float],
     followers_per_s: float,
-    pace_price: float,
+    decode_tokens: float,
     held_s: float,
     turns_s: Sequence[float] = (),
 ) -> Costs:
@@ -345,9 +341,7 @@ def cost_columns(
     backlog_s = sum(half_s) / max(1, len(half_s)) + held_s / max(1, endpoints)
     twice = 2 * endpoints
     others_s = [followers_per_s * work_s * (backlog_s + work_s / twice) for work_s in works_s]
-    return Costs(
-        waits_s, rooms_s, works_s, others_s, [pace_price * step_s * step_s for step_s in steps_s], turns_s
-    )
+    return Costs(waits_s, rooms_s, works_s, others_s, [decode_tokens * step_s for step_s in steps_s], turns_s)
 
 
 def least(costs_s: Costs, rng: Rng) -> int:

@@ -50,7 +50,7 @@ def completion_costs(snapshot: Snapshot) -> Costs:
         *_columns(snapshot, learned),
         snapshot.steps_s,
         max(learned.followers_per_s, _followers_per_s(snapshot, learned)),
-        learned.pace_price,
+        learned.decode_tokens,
         snapshot.held_s,
         [_seat_s(snapshot, row)[1] for row in range(len(snapshot.keys))] if any(snapshot.seats) else (),
     )

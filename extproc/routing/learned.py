@@ -8,9 +8,10 @@ Rules:
 from __future__ import annotations
 
 from collections import OrderedDict
+from math import inf
 from typing import Final
 
-from extproc.choosing.completion import TPOT_LIMIT_S, TTFT_LIMIT_S, PrefillModel, Traffic
+from extproc.choosing.completion import DECODE_TOKENS, PrefillModel, Traffic
 from extproc.choosing.least_completion import backlog, has_room
 from extproc.types import Learned, Snapshot
 
@@ -26,8 +27,7 @@ _OUTPUT_GAIN: Final = 0.02
 SLO_TTFT_HEADER: Final = "x-slo-ttft-ms"
 SLO_TPOT_HEADER: Final = "x-slo-tpot-ms"
 
-_LEAST_LIMIT_S: Final = 1e-6
-_MOST_LIMIT_S: Final = 86_400.0
+_MOST_DECODE_TOKENS: Final = 100_000.0
 
 
 class Completion:
@@ -40,19 +40,19 @@ class Completion:
         self.traffic = Traffic()
         self.output_tokens = FIRST_OUTPUT_TOKENS
 
-    def learned(self, now_s: float, endpoints: float, pace_price: float) -> Learned:
+    def learned(self, now_s: float, endpoints: float, decode_tokens: float) -> Learned:
         """The values in force, for one decision.
 
         Args:
             now_s: The time.
             endpoints: How many take what this worker places, > 0.
-            pace_price: See `pace_price_of`.
+            decode_tokens: See `decode_tokens_of`.
         """
         traffic = self.traffic
         return Learned(
             self.prefill.prices_s,
             traffic.followers_per_s(now_s, endpoints),
-            pace_price,
+            decode_tokens,
             traffic.rate_per_s(now_s, endpoints),
         )
 
@@ -86,17 +86,23 @@ class Completions:
         return found
 
 
-def limit_s_of(limit_ms: str | None) -> float | None:
-    """A limit that a request names in a header, in seconds; None if it names none between 1 us and a day."""
-    if limit_ms is None:
+def limit_s_of(ttft_ms: str | None) -> float | None:
+    """The request's own limit on the time to its first token, in seconds; None if it has none."""
+    if ttft_ms is None:
         return None
     try:
-        limit_s = float(limit_ms) / 1000.0
+        limit_ms = float(ttft_ms)
     except ValueError:
         return None
-    return limit_s if _LEAST_LIMIT_S <= limit_s <= _MOST_LIMIT_S else None
+    return limit_ms / 1000.0 if 0.0 < limit_ms < inf else None
 
 
-def pace_price_of(ttft_limit_s: float | None, tpot_limit_s: float | None) -> float:
-    """See `extproc.types.Learned`; a limit that the request does not name is the default."""
-    return (ttft_limit_s or TTFT_LIMIT_S) / (tpot_limit_s or TPOT_LIMIT_S) ** 2
+def decode_tokens_of(ttft_ms: str | None, tpot_ms: str | None) -> float:
+    """What a token of decoding counts: the request's own limit on TTFT over that on TPOT, if it has both."""
+    if ttft_ms is None or tpot_ms is None:
+        return DECODE_TOKENS
+    try:
+        ratio = float(ttft_ms) / float(tpot_ms)
+    except (ValueError, ZeroDivisionError):
+        return DECODE_TOKENS
+    return ratio if 0.0 < ratio <= _MOST_DECODE_TOKENS else DECODE_TOKENS

@@ -27,7 +27,7 @@ from extproc.observing.records import DecisionRecord, HoldReason
 from extproc.request.rules import Route
 from extproc.routing.asking import Asked
 from extproc.routing.inflight import Inflight
-from extproc.routing.learned import SLO_TPOT_HEADER, SLO_TTFT_HEADER, limit_s_of, pace_price_of
+from extproc.routing.learned import SLO_TPOT_HEADER, SLO_TTFT_HEADER, decode_tokens_of, limit_s_of
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.routing.state import State
 from extproc.routing.table import Pool, RoutingTable
@@ -196,9 +196,7 @@ class Placer:
             )
             if route.load_balancing.algorithm is Algorithm.LEAST_COMPLETION:
                 completion = state.completions[group]
-                headers = asked.headers.headers
-                ttft_limit_s = limit_s_of(headers.get(SLO_TTFT_HEADER))
-                tpot_limit_s = limit_s_of(headers.get(SLO_TPOT_HEADER))
+                slo_ttft, slo_tpot = map(asked.headers.headers.get, (SLO_TTFT_HEADER, SLO_TPOT_HEADER))
                 snapshot = replace(
                     snapshot,
                     prefilling=load.prefill_requests,
@@ -210,7 +208,7 @@ class Placer:
                     prompt_tokens=prompt_tokens,
                     output_tokens=completion.output_tokens,
                     learned=completion.learned(
-                        now_s, len(pool.keys) / state.placing(), pace_price_of(ttft_limit_s, tpot_limit_s)
+                        now_s, len(pool.keys) / state.placing(), decode_tokens_of(slo_ttft, slo_tpot)
                     ),
                 )
                 if settings.hold is None or not may_wait:
@@ -220,7 +218,7 @@ class Placer:
                     under_way_s = state.engines.under_way_s(pool.keys, load.prefill_requests, now_s)
                     snapshot = replace(snapshot, under_way_s=under_way_s)
                     decided = self._now_or_later(
-                        asked, pool, snapshot, settings.hold, ttft_limit_s, rng, now_s, before
+                        asked, pool, snapshot, settings.hold, limit_s_of(slo_ttft), rng, now_s, before
                     )
                     if isinstance(decided, Parked):
                         return decided

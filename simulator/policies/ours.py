@@ -8,15 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from math import inf
 
-from extproc.choosing.completion import (
-    TPOT_LIMIT_S,
-    TTFT_LIMIT_S,
-    Backlog,
-    Cost,
-    PrefillModel,
-    Traffic,
-    least,
-)
+from extproc.choosing.completion import DECODE_TOKENS, Backlog, Cost, PrefillModel, Traffic, least
 from extproc.choosing.holding import HoldQueue, Refuse, Wait
 from extproc.choosing.least_completion import backlog, completion_costs, has_room, open_until_s
 from extproc.choosing.seats import Seats
@@ -96,7 +88,9 @@ class LeastCompletion(Policy):
         self._read_metrics(view)
         request, half = view.request, self._output_tokens / 2
         groups = [self._group(name) for name in view.groups]
-        ttft_limit_s, tpot_limit_s = request.slo_ttft_s or TTFT_LIMIT_S, request.slo_tpot_s or TPOT_LIMIT_S
+        decode_tokens = DECODE_TOKENS
+        if request.slo_ttft_s is not None and request.slo_tpot_s:
+            decode_tokens = request.slo_ttft_s / request.slo_tpot_s
         steps_s = [
             group.tpot.predict(requests, context + max(0, requests - prefilling) * half)
             for group, requests, prefilling, context in zip(
@@ -121,7 +115,7 @@ class LeastCompletion(Policy):
             learned=Learned(
                 groups[0].prefill.prices_s,
                 self._traffic.followers_per_s(view.now_s, share),
-                ttft_limit_s / tpot_limit_s**2,
+                decode_tokens,
                 self._traffic.rate_per_s(view.now_s, share),
                 tuple(group.prefill.prices_s for group in groups),
             ),

@@ -142,10 +142,10 @@ def test_what_is_held_counts_as_backlog() -> None:
 
 def test_cost_by_hand() -> None:
     """Two endpoints, 1 s of backlog and 1 s of room wait in all: 1 s each; k = 3 followers per second."""
-    first, second = costs([(1.0, 0.2), (0.0, 0.4)], [0.0, 1.0], [0.02, 0.03], 3.0, 500.0)
+    first, second = costs([(1.0, 0.2), (0.0, 0.4)], [0.0, 1.0], [0.02, 0.03], 3.0, 50.0)
     assert first.others_s == pytest.approx(3.0 * 0.2 * (1.0 + 0.2 / 4))
-    assert first.total_s == pytest.approx(1.0 + 0.2 + first.others_s + 0.2)
-    assert second.total_s == pytest.approx(1.0 + 0.4 + 3.0 * 0.4 * (1.0 + 0.4 / 4) + 0.45)
+    assert first.total_s == pytest.approx(1.0 + 0.2 + first.others_s + 1.0)
+    assert second.total_s == pytest.approx(1.0 + 0.4 + 3.0 * 0.4 * (1.0 + 0.4 / 4) + 1.5)
 
 
 def test_slower_decoding_is_avoided() -> None:

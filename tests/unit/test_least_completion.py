@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.choosing.completion import PACE_PRICE, PrefillModel
+from extproc.choosing.completion import DECODE_TOKENS, PrefillModel
 from extproc.choosing.holding import OPEN_STEPS
 from extproc.choosing.least_completion import (
     backlog,
@@ -22,7 +22,7 @@ from extproc.choosing.least_completion import (
 from extproc.choosing.scoring import total
 from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.observing.explain import render, to_json, verdict
-from extproc.routing.learned import MAX_GROUPS, Completions, limit_s_of, pace_price_of
+from extproc.routing.learned import MAX_GROUPS, Completions, decode_tokens_of
 from extproc.types import Learned, Snapshot
 from metadata_center.types import EndpointKey
 from tests.conftest import CLUSTER, MODEL, Rig, build_rig, chat, endpoint
@@ -63,7 +63,7 @@ def snapshot(
         kv_tokens=kv_tokens or zeros,
         prompt_tokens=4_000,
         output_tokens=200.0,
-        learned=Learned(PrefillModel().prices_s, followers_per_s, PACE_PRICE),
+        learned=Learned(PrefillModel().prices_s, followers_per_s, DECODE_TOKENS),
     )
 
 
@@ -257,23 +257,22 @@ def test_first_tokens_and_answers_are_learned_from() -> None:
 
 
 def test_limits_of_the_request_weigh_decoding() -> None:
-    """The limit on TTFT over the square of that on TPOT; the default of one that it does not name."""
+    """The limit on TTFT over that on TPOT, where it has both and they make sense."""
     rig = completing()
     rig.decide("slo", chat(), x_slo_ttft_ms="2000", x_slo_tpot_ms="20")
     record = rig.record("slo")
     assert record.snapshot is not None
     assert record.snapshot.learned is not None
-    assert record.snapshot.learned.pace_price == pytest.approx(2.0 / 0.02**2)
-    assert pace_price_of(None, None) == PACE_PRICE
-    assert pace_price_of(2.0, None) == pytest.approx(2.0 / 0.1**2)
-    assert pace_price_of(None, 0.02) == pytest.approx(5.0 / 0.02**2)
-
-
-@pytest.mark.parametrize("text", [None, "soon", "", "0", "-1", "nan", "inf", "1e300", "1e-300"])
-def test_a_limit_that_makes_no_sense_is_none(text: str | None) -> None:
-    """Limits are positive times of up to a day."""
-    assert limit_s_of(text) is None
-    assert limit_s_of("1500") == 1.5
+    assert record.snapshot.learned.decode_tokens == 100.0
+    for ttft_ms, tpot_ms in (
+        (None, "20"),
+        ("2000", None),
+        ("soon", "20"),
+        ("2000", "0"),
+        ("-1", "5"),
+        ("nan", "1"),
+    ):
+        assert decode_tokens_of(ttft_ms, tpot_ms) == DECODE_TOKENS
 
 
 def test_other_policies_learn_nothing_and_record_nothing_of_it() -> None:
