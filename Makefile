@@ -4,7 +4,7 @@ BIN := .venv/bin
 ENVOY := .tools/envoy/envoy/_bin/envoy
 ENVOY_VERSION := 1.40.0
 
-.PHONY: demo test test-unit test-e2e check lint types test-vllm bench-overhead bench-decision bench-index bench-bursts bench-sizing vllm envoy install clean
+.PHONY: demo test test-unit test-e2e check lint types test-vllm bench-overhead bench-decision bench-index bench-bursts bench-sizing bench-policies bench-real-path vllm envoy install clean
 
 demo: install envoy
 	$(BIN)/tokenway demo
@@ -42,6 +42,13 @@ bench-index: install
 
 bench-bursts: install
 	$(BIN)/python -m benchmarks.bursts
+
+bench-policies: install
+	$(BIN)/python -m benchmarks.policies --traces $(TRACES)
+	$(BIN)/python -m benchmarks.policies --traces $(TRACES) --render
+
+bench-real-path: install envoy
+	$(BIN)/python -m benchmarks.real_path
 
 bench-sizing: install
 	$(BIN)/python -m benchmarks.sizing

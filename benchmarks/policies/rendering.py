@@ -16,8 +16,7 @@ from benchmarks.policies.stamps import ROOT
 
 KEPT_FILE: Final = ROOT / "benchmarks" / "policies" / "results.json"
 IMAGES: Final = ROOT / "docs" / "images"
-TABLES: Final = "tables.md"
-"""In the folder of results."""
+TABLES: Final = ROOT / "docs" / "policies.md"
 
 
 def render(cells: Sequence[Cell], traces: Path, results: Path) -> dict[str, Any]:
@@ -45,14 +44,13 @@ def render(cells: Sequence[Cell], traces: Path, results: Path) -> dict[str, Any]
     shown = [(cell, stamp, cpu_s, rows) for cell, stamp, cpu_s, rows in found if not cell.pictures]
     rows = [row for *_, of_cell in shown for row in of_cell]
     KEPT_FILE.write_bytes(orjson.dumps(compact(shown)) + b"\n")
-    written = results / TABLES
-    written.write_text(tables.document(rows, ran), encoding="utf-8")
+    TABLES.write_text(tables.document(rows, ran), encoding="utf-8")
     drawn = pictures.draw(rows, ran, results, IMAGES)
     return {
         "cells": len(ran),
         "missing": missing,
         "stale": stale,
         "kept_bytes": KEPT_FILE.stat().st_size,
-        "written": [str(path) for path in (written, KEPT_FILE, *drawn)],
+        "written": [str(path) for path in (TABLES, KEPT_FILE, *drawn)],
         "cpu_s": round(sum(cpu_s for _, _, cpu_s, _ in found), 1),
     }
