@@ -47,6 +47,9 @@ START_TIMEOUT_S = 30.0
 SETTLE_TIMEOUT_S = 8.0
 """Envoy flushes its access log every 10 ms; the rest is room for a busy machine."""
 
+_ENVOY_STARTS = 3
+"""A port is lost to another process once in many runs; twice in a row there is another cause."""
+
 FAST_HEALTH = {"interval_s": 0.5, "recovery_interval_s": 0.2, "ejection_s": 0.5, "timeout_s": 1.0}
 """Probes quick enough for a test to watch an engine go and come back."""
 
@@ -371,7 +374,20 @@ class Stack:
         return ready == self.workers
 
     async def start_envoy(self) -> None:
-        """Start Envoy and wait until it knows the endpoints of every cluster."""
+        """Start Envoy and wait until it knows the endpoints of every cluster.
+
+        Its ports were free when they were chosen; if somebody has taken one since, there are others.
+        """
+        for _ in range(_ENVOY_STARTS - 1):
+            try:
+                return await self._start_envoy()
+            except AssertionError as error:
+                if "Address already in use" not in str(error):
+                    raise
+            self.port, self.envoy_admin_port = free_port(), free_port()
+        return await self._start_envoy()
+
+    async def _start_envoy(self) -> None:
         path = self.run_dir / "envoy.yaml"
         path.write_text(
             bootstrap.render(

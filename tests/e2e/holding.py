@@ -1,6 +1,10 @@
 """What the tests of late binding hold requests with: engines that answer when told to, and how to ask.
 
-An engine here is full for as long as a test likes: a prompt of several engine steps without a first token.
+Rules:
+    1. A prefill that gives no first token counts as done when its predicted time is over, so an engine that
+       is full of prefill opens then, whatever it does: `FULL_TOKENS` outlast what a test does meanwhile.
+    2. Once an engine has answered, its prompts are predicted to take as long as that took.
+    3. A full KV cache is full until an answer ends: for as long as a test likes.
 """
 
 from __future__ import annotations
@@ -19,8 +23,13 @@ from aiohttp import web
 from extproc.observing.explain import verdict
 from tests.e2e.harness import Recorder, Reply, Stack, chat, eventually, get, post, sample
 
-FULL_TOKENS: Final = 12_000
-"""Six engine steps: at the prices that learning begins from 0.4 s, where 0.1 s make an endpoint full."""
+FULL_TOKENS: Final = 170_000
+"""Fills an engine: 22.5 s at the prices that learning begins from. What waits behind it has to fit into
+`holding.max_s` with it: a request that cannot be answered within that time is refused at once."""
+
+ASKED_TOKENS: Final = 12_000
+"""Six engine steps, 0.4 s at those prices: a dozen can wait behind `FULL_TOKENS`, and whichever is sent makes
+its engine full again, which 0.1 s do."""
 
 BURST_TOKENS: Final = 6_000
 """Half of that: a simulated engine is to compute two dozen of them while a test waits."""
@@ -29,16 +38,24 @@ SHORT_TOKENS: Final = 200
 
 _TIMESTAMP: Final = 'tokenway_config_last_reload_success_timestamp_seconds{file="tokenway.yaml"}'
 
+_BLOCK_TOKENS: Final = 16
+
 _TOKEN: Final = "tok "
 """Four bytes, which is what a token is taken to have before any was counted."""
 
 
 class GatedEngine(Recorder):
-    """An engine that sends the headers of a stream at once and its tokens when it is told to."""
+    """An engine that sends the headers of a stream at once and its tokens when it is told to.
 
-    def __init__(self) -> None:
+    Args:
+        kv_tokens: Size of its KV cache, which it then tells; it also gives every first token at once, since
+            only what is computed takes room there. 0 keeps the size to itself.
+    """
+
+    def __init__(self, kv_tokens: int = 0) -> None:
         super().__init__()
         self.behaviour = self._answer
+        self._kv_tokens = kv_tokens
         self._waiting: deque[asyncio.Event] = deque()
         self._is_open = False
 
@@ -65,23 +82,35 @@ class GatedEngine(Recorder):
         while self._waiting:
             self.let_go()
 
+    async def _record(self, request: web.Request) -> web.StreamResponse:
+        if request.path != "/metrics" or not self._kv_tokens:
+            return await super()._record(request)
+        labels = f'block_size="{_BLOCK_TOKENS}",num_gpu_blocks="{self._kv_tokens // _BLOCK_TOKENS}"'
+        return web.Response(text=f"vllm:cache_config_info{{{labels}}} 1.0\n")
+
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         answer = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await answer.prepare(request)
+        if self._kv_tokens:
+            await answer.write(_event("well", None))
         if not self._is_open:
             told = asyncio.Event()
             self._waiting.append(told)
             await told.wait()
-        delta = {"choices": [{"index": 0, "delta": {"content": "well"}, "finish_reason": "stop"}]}
-        await answer.write(b"data: " + json.dumps(delta).encode() + b"\n\n")
+        await answer.write(_event("done", "stop"))
         await answer.write(b"data: [DONE]\n\n")
         return answer
 
 
+def _event(content: str, finish_reason: str | None) -> bytes:
+    delta = {"choices": [{"index": 0, "delta": {"content": content}, "finish_reason": finish_reason}]}
+    return b"data: " + json.dumps(delta).encode() + b"\n\n"
+
+
 @asynccontextmanager
-async def gated() -> AsyncIterator[GatedEngine]:
+async def gated(kv_tokens: int = 0) -> AsyncIterator[GatedEngine]:
     """A started engine for the length of a block; it lets everybody go at the end."""
-    engine = GatedEngine()
+    engine = GatedEngine(kv_tokens)
     await engine.start()
     try:
         yield engine
@@ -102,7 +131,7 @@ def ask(
     stack: Stack,
     model: str,
     name: str,
-    tokens: int = FULL_TOKENS,
+    tokens: int = ASKED_TOKENS,
     headers: Mapping[str, str] | None = None,
     **fields: Any,
 ) -> asyncio.Task[Reply]:
@@ -112,9 +141,22 @@ def ask(
 
 
 async def fill(stack: Stack, model: str, *engines: GatedEngine) -> list[asyncio.Task[Reply]]:
-    """One request on each of the model's endpoints, which are full then."""
+    """One request on each of the model's endpoints, which are full of prefill then."""
+    asked = [ask(stack, model, f"full-{number}", FULL_TOKENS) for number in range(len(engines))]
+    await asyncio.gather(*(engine.has(1) for engine in engines))
+    return asked
+
+
+async def fill_caches(stack: Stack, model: str, *engines: GatedEngine) -> list[asyncio.Task[Reply]]:
+    """One request on each of the model's endpoints, which is being answered and has its part of the cache."""
     asked = [ask(stack, model, f"full-{number}") for number in range(len(engines))]
     await asyncio.gather(*(engine.has(1) for engine in engines))
+
+    async def prefilling() -> int:
+        rows = await stack.rows()
+        return sum(int(rows[engine.key]["prefill_tokens"]) for engine in engines)
+
+    await eventually(prefilling, lambda tokens: tokens == 0)
     return asked
 
 

@@ -36,6 +36,7 @@ from tests.e2e.holding import (
     ask,
     envoy_total,
     fill,
+    fill_caches,
     gated,
     held,
     held_records,
@@ -48,13 +49,21 @@ from tests.redis_server import running
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
-GATED: Final = ("order", "gone", "bounds", "late", "patience", "reload")
+GATED: Final = ("order", "gone", "late", "patience", "reload")
 """Models with one gated engine each: what one test has taught the gateway is no other's price."""
+
+KV_TOKENS: Final = {"bounds": 20_000, "one": 48_000, "other": 48_000}
+"""Engines that are full for as long as a test likes: beside a prompt of `ASKED_TOKENS` there is no room for
+another one at `bounds`, nor for one of `PAIR_TOKENS` at the others."""
+
+PAIR_TOKENS: Final = 40_000
+"""Several times what fills these caches: its prefill is predicted to take several times as long as that
+took, so whoever is next is not sent before the first token says that the cache is full again."""
 
 MESSAGE_TIMEOUT_S: Final = 0.5
 """What envoy/bootstrap.yaml grants the gateway unless it asks for more."""
 
-HOLDING: Final = {"enabled": True, "max_requests": 1_000, "max_s": 30.0}
+HOLDING: Final = {"enabled": True, "max_requests": 1_000, "max_s": 50.0}
 
 BURST: Final = 24
 
@@ -62,7 +71,7 @@ DRAIN_S: Final = 60.0
 """The harness has gateways cut what they do; a real one lets it end."""
 
 
-MODELS: Final = {name: served_by(name) for name in (*GATED, "sim", "pair")}
+MODELS: Final = {name: served_by(name) for name in (*GATED, "bounds", "sim", "pair")}
 REWRITTEN: Final = "polite"
 """The adapter that engines see instead of the model, unless Envoy goes on without the gateway."""
 
@@ -76,15 +85,16 @@ async def slow() -> AsyncIterator[list[SimulatorServer]]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def gates() -> AsyncIterator[dict[str, GatedEngine]]:
-    """The engine of each model of `GATED`, and the two behind `pair`."""
+    """The engine of each model of `GATED` and of `bounds`, and the two behind `pair`."""
+    sizes = dict.fromkeys(GATED, 0) | KV_TOKENS
     async with AsyncExitStack() as stack:
-        yield {name: await stack.enter_async_context(gated()) for name in (*GATED, "one", "other")}
+        yield {name: await stack.enter_async_context(gated(size)) for name, size in sizes.items()}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def common(slow: list[SimulatorServer], gates: dict[str, GatedEngine]) -> AsyncIterator[Stack]:
     """One worker that holds requests."""
-    clusters = [cluster(name, [gates[name].key]) for name in GATED]
+    clusters = [cluster(name, [gates[name].key]) for name in (*GATED, "bounds")]
     clusters.append(cluster("sim", map(key_of, slow)))
     clusters.append(cluster("pair", [gates["one"].key, gates["other"].key]))
     models = {**MODELS, "patience": served_by("patience", lora=REWRITTEN)}
@@ -134,7 +144,7 @@ async def test_short_work_goes_first(stack: Stack, gates: dict[str, GatedEngine]
     asked = await fill(stack, "order", engine)
     longs = [f"long-{number}" for number in range(4)]
     for number, name in enumerate(longs, 1):
-        asked.append(ask(stack, "order", name, 40_000))
+        asked.append(ask(stack, "order", name, 80_000))
         await held(stack, number)
     asked.append(ask(stack, "order", "short", SHORT_TOKENS))
     await held(stack, 5)
@@ -202,19 +212,19 @@ def _check_overloaded(reply: Reply) -> None:
 
 async def test_bounds_are_kept(configured: Stack, gates: dict[str, GatedEngine]) -> None:
     """One too many is refused at once; who is held is refused as soon as its time cannot suffice any more."""
-    engine, max_s = gates["bounds"], 2.0
+    engine, max_s = gates["bounds"], 4.0
     await reconfigured(configured, holding={"max_requests": 2, "max_s": max_s})
-    asked = await fill(configured, "bounds", engine)
-    waiting = [ask(configured, "bounds", f"waiting-{number}", SHORT_TOKENS) for number in range(2)]
+    asked = await fill_caches(configured, "bounds", engine)
+    waiting = [ask(configured, "bounds", f"waiting-{number}") for number in range(2)]
     await held(configured, 2)
-    _check_overloaded(await ask(configured, "bounds", "one-too-many", SHORT_TOKENS))
+    _check_overloaded(await ask(configured, "bounds", "one-too-many"))
     for reply in await asyncio.gather(*waiting):
         _check_overloaded(reply)
     scrape = await configured.metrics()
     refused = total(scrape, "tokenway_hold_seconds_count", model="bounds", ending="refused")
     assert refused == 2
-    # Of both, by the gateway's clock: ours counts what a busy machine adds. What is predicted to be ahead of
-    # them, half a second, would have to fit as well.
+    # Of both, by the gateway's clock: ours counts what a busy machine adds. The time in which room is
+    # predicted to come, half a second, would have to fit as well.
     refused_s = total(scrape, "tokenway_hold_seconds_sum", model="bounds", ending="refused")
     assert max_s < refused_s <= 2 * (max_s + 1)
     assert total(scrape, "tokenway_rejections_total", reason="overloaded") == 3
@@ -280,10 +290,10 @@ async def test_who_is_held_for_an_engine_that_dies_goes_elsewhere(
 ) -> None:
     """They go to those that are left; when none is, they are told so."""
     one, other = gates["one"], gates["other"]
-    broken, kept = await fill(stack, "pair", one, other)
+    broken, kept = await fill_caches(stack, "pair", one, other)
     if one.arrived != ["full-0"]:
         broken, kept = kept, broken
-    waiting = [ask(stack, "pair", f"held-{number}") for number in range(4)]
+    waiting = [ask(stack, "pair", f"held-{number}", PAIR_TOKENS) for number in range(4)]
     await held(stack, 4)
     await one.stop()
     await asyncio.gather(broken, return_exceptions=True)

@@ -25,6 +25,7 @@ from tests.e2e.harness import (
     post,
     running_stack,
 )
+from tests.e2e.holding import FULL_TOKENS, ask, held, reconfigured
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
@@ -95,6 +96,7 @@ async def test_every_family_is_scraped(plain: Shared) -> None:
     plain.recorder.behaviour = plain.decoy.behaviour = reset_first
     assert (await post(plain.stack, chat("pair", "hello"))).status == 200
     assert len(plain.recorder.received) == len(plain.decoy.received) == 1
+    await _hold_one(plain)
     await plain.stack.settled()
     scrape = await plain.stack.metrics()
     sampled = {line.partition(" ")[0].partition("{")[0] for line in scrape.splitlines() if line[:1] != "#"}
@@ -108,6 +110,35 @@ async def test_every_family_is_scraped(plain: Shared) -> None:
     assert {family.name.removesuffix("_total") for family in metrics.FAMILIES} <= {
         name.removesuffix("_total") for name in declared
     }
+
+
+async def _hold_one(shared: Shared) -> None:
+    """Have a request wait until an engine gives the first token of a long prompt."""
+    told = asyncio.Event()
+
+    async def answer_when_told(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await answer.prepare(request)
+        await told.wait()
+        await answer.write(b"data: [DONE]\n\n")
+        return answer
+
+    async def received() -> int:
+        return len(shared.recorder.received)
+
+    shared.recorder.reset()
+    shared.recorder.behaviour = answer_when_told
+    await reconfigured(shared.stack, holding={"enabled": True, "max_s": 50.0})
+    try:
+        asked = [ask(shared.stack, "tuned", "long", FULL_TOKENS)]
+        await eventually(received, bool)
+        asked.append(ask(shared.stack, "tuned", "held"))
+        await held(shared.stack, 1)
+        told.set()
+        assert [reply.status for reply in await asyncio.gather(*asked)] == [200, 200]
+    finally:
+        told.set()
+        await reconfigured(shared.stack, holding={"enabled": False})
 
 
 async def _prefill_tokens(stack: Stack) -> int:

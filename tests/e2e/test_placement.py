@@ -8,11 +8,12 @@ import pytest
 
 from simulator.server.app import SimulatorServer
 from tests.e2e.conftest import REPLICAS, Shared
-from tests.e2e.harness import Stack, chat, eventually, post, sample
+from tests.e2e.harness import Stack, chat, cluster, eventually, key_of, post, running_stack, sample
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
 PREFIX = "All work and no play makes Jack a dull boy. " * 373  # 16 KB
+TAIL = "All play and no work makes Jack a mere toy. " * 93  # 4 KB
 BURST = 64
 ASKED = 24
 
@@ -31,24 +32,44 @@ def _resume(engines: list[SimulatorServer]) -> None:
         engine.driver.resume()
 
 
-async def test_prefix_stays_on_one_endpoint_until_that_is_busy(plain: Shared) -> None:
-    """20 requests with the same 16 KB prefix go to one endpoint; once it is held up, others take over."""
-    before = [len(engine.served) for engine in plain.engines]
+async def test_prefix_stays_on_one_endpoint_until_that_is_busy(engines: list[SimulatorServer]) -> None:
+    """20 requests with the same 16 KB prefix go to one endpoint; once it is held up, others take over.
+
+    Under `inference_lb`, which weighs requests in flight against cached blocks.
+    """
+    models = {"sim": {"rules": [{"cluster": "sim"}], "load_balancing": {"algorithm": "inference_lb"}}}
+    async with running_stack([cluster("sim", map(key_of, engines))], {"models": models}) as stack:
+        await _stays_until_busy(stack, engines, PREFIX)
+        await stack.settled()
+
+
+async def test_prefix_stays_on_one_endpoint_until_its_work_waits(plain: Shared) -> None:
+    """The same under `least_completion`, where work that has to be done anyway is what moves requests.
+
+    With nothing but a cached prefix they would stay: each of them takes milliseconds there.
+    """
+    await _stays_until_busy(plain.stack, plain.engines, f"Once more: {PREFIX}", TAIL)
+
+
+async def _stays_until_busy(
+    stack: Stack, engines: list[SimulatorServer], prefix: str, tail: str = ""
+) -> None:
+    before = [len(engine.served) for engine in engines]
     for turn in range(20):
-        assert (await post(plain.stack, chat("sim", f"{PREFIX}{turn}"))).status == 200
-        await plain.stack.settled()
-    answered = [len(engine.served) - count for engine, count in zip(plain.engines, before, strict=True)]
+        assert (await post(stack, chat("sim", f"{prefix}{turn}"))).status == 200
+        await stack.settled()
+    answered = [len(engine.served) - count for engine, count in zip(engines, before, strict=True)]
     assert max(answered) >= 18
     assert sum(answered) == 20
-    holder = plain.engines[answered.index(max(answered))]
+    holder = engines[answered.index(max(answered))]
     assert holder.served[-1].cached_tokens > 0.9 * holder.served[-1].prompt_tokens
 
-    others = [engine for engine in plain.engines if engine is not holder]
+    others = [engine for engine in engines if engine is not holder]
     before = [len(engine.served) for engine in others]
     holder.driver.pause()
     try:
         tasks = [
-            asyncio.create_task(post(plain.stack, chat("sim", f"{PREFIX}more {turn}", stream=True)))
+            asyncio.create_task(post(stack, chat("sim", f"{prefix}more {turn}{tail}", stream=True)))
             for turn in range(ASKED)
         ]
 
