@@ -95,7 +95,7 @@ class RunningBlocks:
             self.forget(endpoint)
 
     def distinct_ratio(self, endpoint: EndpointKey) -> float:
-        """Distinct blocks in use at an endpoint over the blocks of its requests, in (0, 1]; 1 if there are none.
+        """Distinct blocks in use at an endpoint over the blocks of its requests, in (0, 1]; 1 without any.
 
         What its prompts take in the KV cache is that share of their length: what they share is there once.
         """

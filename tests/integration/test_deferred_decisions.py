@@ -202,7 +202,8 @@ async def test_who_leaves_before_envoy_is_asked_for_patience_is_not_waited_for(s
             return Deferred(promise, 5.0)
 
     class Gone:
-        messages = [headers("r"), body(chat("x", stream=True))]
+        def __init__(self) -> None:
+            self.messages = [headers("r"), body(chat("x", stream=True))]
 
         async def read(self) -> Any:
             return self.messages.pop(0)
