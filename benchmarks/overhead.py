@@ -37,6 +37,7 @@ from benchmarks.decision import decisions
 from benchmarks.processes import free_port
 from benchmarks.setups import Setup, python_module, setup
 from benchmarks.traffic import closed_loop, open_loop, quantile, requests
+from extproc.choosing.settings import Algorithm
 
 Figures = dict[str, Any]
 """Names with units to numbers; `decision_us` and `machine` are objects of their own."""
@@ -79,7 +80,8 @@ async def measure(seconds: float, rounds: int) -> Figures:
         every_address = "0.0.0.0"  # noqa: S104 - 127.0.x.y stand for a hundred engines
         with python_module("benchmarks.traffic", every_address, str(engines[0])):
             figures |= await _idle(root, engines[0])
-    figures["decision_us"] = {str(n): round(decisions(n), 1) for n in (10, 100, 1000)}
+    algorithm = Algorithm.LEAST_COMPLETION
+    figures["decision_us"] = {str(n): round(decisions(n, algorithm), 1) for n in (10, 100, 1000)}
     figures["machine"] = {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),

@@ -194,11 +194,8 @@ async def test_who_leaves_before_envoy_is_asked_for_patience_is_not_waited_for(s
     """A message that finds the stream gone cancels the decision: it would wait, and be sent, for nobody."""
     promise = asyncio.get_running_loop().create_future()
 
-    class Slow:
-        first_token, pass_to = served.decider.first_token, served.decider.pass_to
-        rejected, stream_ended = served.decider.rejected, served.decider.stream_ended
-
-        def decide(self, _request: RequestHeaders, _body: bytes) -> Deferred:
+    class Slow(Deferring):
+        def decide(self, request: RequestHeaders, body: bytes) -> Deferred:
             return Deferred(promise, 5.0)
 
     class Gone:
@@ -212,7 +209,7 @@ async def test_who_leaves_before_envoy_is_asked_for_patience_is_not_waited_for(s
             if not self.messages:
                 raise asyncio.CancelledError
 
-    processor = Processor(served.rig.gateway.judge, Slow(), lambda: True)
+    processor = Processor(served.rig.gateway.judge, Slow(served.rig.gateway), lambda: True)
     with pytest.raises(asyncio.CancelledError):
         await processor.process(None, Gone())  # type: ignore[arg-type]
     assert promise.cancelled()

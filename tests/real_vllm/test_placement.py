@@ -24,8 +24,8 @@ assert GROUPS * PREFIX_TOKENS > KV_TOKENS > GROUPS // 2 * PREFIX_TOKENS
 """One replica cannot hold all prefixes; two that share them out can, with room for a few in both."""
 
 MOST_COMPUTED_RATIO = 0.6
-"""Prompt tokens that engines compute under `least_completion`, the default, to those by turns: 0.3 was seen on
-a busy machine, 0.25 is what one computation of each prefix comes to."""
+"""Prompt tokens that engines compute under `least_completion`, the default, to those by turns: 0.3 was
+seen on a busy machine, 0.25 is what one computation of each prefix comes to."""
 
 
 async def test_tokenway_finds_more_cached_than_round_robin(

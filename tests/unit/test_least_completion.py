@@ -306,17 +306,18 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
     def column(values: st.SearchStrategy[Any]) -> list[Any]:
         return draw(st.lists(values, min_size=rows, max_size=rows))
 
+    requests = column(st.integers(0, 300))
+    tokens = [[draw(amounts) if count else 0 for count in requests] for _ in range(2)]
     prompt_tokens = draw(st.integers(1, 100_000))
     prices_s = st.tuples(*[st.floats(1e-6, 0.1)] * 5)
     return Snapshot(
         tuple(EndpointKey(f"10.0.0.{row}:1") for row in range(rows)),
-        column(st.integers(0, 300)),
-        column(amounts),
-        column(amounts),
+        requests,
+        *tokens,
         [0] * rows,
         1,
         column(st.floats(0.1, 10.0)),
-        prefilling=column(st.integers(0, 20)),
+        prefilling=[min(count, draw(st.integers(0, 20))) for count in requests],
         cached_tokens=column(st.integers(0, prompt_tokens - 1)),
         steps_s=column(st.floats(0.001, 0.1)),
         kv_tokens=column(st.sampled_from([0, 100_000])),
