@@ -211,5 +211,5 @@ async def test_who_leaves_before_envoy_is_asked_for_patience_is_not_waited_for(s
 
     processor = Processor(served.rig.gateway.judge, Slow(served.rig.gateway), lambda: True)
     with pytest.raises(asyncio.CancelledError):
-        await processor.process(None, Gone())  # type: ignore[arg-type]
+        await processor.process(None, Gone())
     assert promise.cancelled()

@@ -307,13 +307,14 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         return draw(st.lists(values, min_size=rows, max_size=rows))
 
     requests = column(st.integers(0, 300))
-    tokens = [[draw(amounts) if count else 0 for count in requests] for _ in range(2)]
+    pending, context = ([draw(amounts) if count else 0 for count in requests] for _ in range(2))
     prompt_tokens = draw(st.integers(1, 100_000))
     prices_s = st.tuples(*[st.floats(1e-6, 0.1)] * 5)
     return Snapshot(
         tuple(EndpointKey(f"10.0.0.{row}:1") for row in range(rows)),
         requests,
-        *tokens,
+        pending,
+        context,
         [0] * rows,
         1,
         column(st.floats(0.1, 10.0)),
