@@ -336,8 +336,9 @@ def cost_columns(
 ) -> Costs:
     """`costs`, given prefill ahead and own prefill as columns."""
     endpoints = len(waits_s)
-    # The emptier half is where later requests go: a queue for one hot prefix alone delays none of them.
-    half_s = sorted(map(add, waits_s, rooms_s))[: (endpoints + 1) // 2]
+    # The emptier half is where later requests go: a queue for one hot prefix alone delays none of them. Of
+    # two both count: the next request takes the idle one, and those after it wait for either.
+    half_s = sorted(map(add, waits_s, rooms_s))[: max(2, (endpoints + 1) // 2)]
     backlog_s = sum(half_s) / max(1, len(half_s)) + held_s / max(1, endpoints)
     twice = 2 * endpoints
     others_s = [followers_per_s * work_s * (backlog_s + work_s / twice) for work_s in works_s]

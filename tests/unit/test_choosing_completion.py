@@ -126,11 +126,19 @@ def test_a_hot_prefix_spreads() -> None:
 
 def test_a_queue_for_one_endpoint_alone_makes_work_elsewhere_no_dearer() -> None:
     """Later requests go to the emptier half; it is what they find there that they wait for."""
-    level = costs([(0.1, 0.2), (0.1, 0.2)], [0.0, 0.0], [0.0, 0.0], 5.0)
-    queue = costs([(0.1, 0.2), (0.1, 0.2)], [0.0, 90.0], [0.0, 0.0], 5.0)
+    alike, zeros = [(0.1, 0.2)] * 4, [0.0] * 4
+    level = costs(alike, zeros, zeros, 5.0)
+    queue = costs(alike, [0.0, 0.0, 0.0, 90.0], zeros, 5.0)
     assert queue[0].others_s == pytest.approx(level[0].others_s)
-    both = costs([(0.1, 0.2), (0.1, 0.2)], [90.0, 90.0], [0.0, 0.0], 5.0)
-    assert both[0].others_s > level[0].others_s
+    most = costs(alike, [0.0, 90.0, 90.0, 90.0], zeros, 5.0)
+    assert most[0].others_s > level[0].others_s
+
+
+def test_of_two_endpoints_both_count() -> None:
+    """The next request takes the idle one; those after it wait for either."""
+    idle = costs([(0.0, 0.2), (0.0, 0.2)], [0.0, 0.0], [0.0, 0.0], 5.0)
+    one = costs([(2.0, 0.2), (0.0, 0.2)], [0.0, 0.0], [0.0, 0.0], 5.0)
+    assert one[1].others_s - idle[1].others_s == pytest.approx(5.0 * 0.2 * 1.0)
 
 
 def test_what_is_held_counts_as_backlog() -> None:
