@@ -1,4 +1,4 @@
-"""Conversations as a workload that real engines and `simulator.replay` serve alike, token for token.
+"""Conversations as a workload that real engines and `tokenway.simulator.replay` serve alike, token for token.
 
 Rules:
     1. Equal draws make equal traces; requests come as a Poisson process of one per second, to be scaled.
@@ -21,11 +21,11 @@ from typing import Final
 
 from tokenizers import Tokenizer
 
-from simulator.replay.draws import Draws
-from simulator.replay.trace import Runs, Trace, TraceRequest
+from tokenway.simulator.replay.draws import Draws
+from tokenway.simulator.replay.trace import Runs, Trace, TraceRequest
 
 BLOCK_TOKENS: Final = 64
-"""As in `simulator.replay.generators`: four engine blocks."""
+"""As in `tokenway.simulator.replay.generators`: four engine blocks."""
 
 TENANTS: Final = 16
 """System prompts, the first of them popular (Zipf): four per engine, so that none is for one engine alone."""
@@ -49,7 +49,7 @@ REST_ARRIVALS: Final = 24
 """Arrivals between two turns of a conversation, at least: 5 s at five a second, as in `multi_tenant`."""
 
 SIGMA: Final = 0.8
-"""Spread of lengths, that of `simulator.replay.generators`."""
+"""Spread of lengths, that of `tokenway.simulator.replay.generators`."""
 
 
 @dataclass(slots=True)

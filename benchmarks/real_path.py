@@ -2,7 +2,7 @@
 
     python -m benchmarks.real_path [--rates 3.6,5.6] [--seconds 90] [--only round_robin,...]
 
-For each rate and each set-up in turn: four engines (`python -m simulator`, a process each, an H100 slowed by
+For each rate and each set-up in turn: four simulated engines (a process each, an H100 slowed by
 `SLOWDOWN`) that announce their caches, `tokenway serve`, and Envoy are started afresh, so that no cache and
 nothing learned is carried over. All get the very same requests at the very same times: conversations behind
 tenants' system prompts (`benchmarks.conversations`), Poisson arrivals, streamed completions. Warm-up requests
@@ -53,14 +53,14 @@ from benchmarks.setups import ENVOY, envoy_config
 from benchmarks.streaming import Asked, Figures, figures, open_loop
 from extproc.config.loading import parse
 from extproc.errors import ConfigError
-from simulator.engine.profile import PROFILES, EngineProfile
-from simulator.replay.fleet import Fleet, Member
-from simulator.replay.lineup import Entrant
-from simulator.replay.settings import RunSettings
-from simulator.replay.summary import Slo, Summary
-from simulator.replay.sweep import Job, find_knee, full_speed, pool, run_all
-from simulator.replay.trace import Trace
 from tests.tokenizer_folder import write_tokenizer
+from tokenway.simulator.engine.profile import PROFILES, EngineProfile
+from tokenway.simulator.replay.fleet import Fleet, Member
+from tokenway.simulator.replay.lineup import Entrant
+from tokenway.simulator.replay.settings import RunSettings
+from tokenway.simulator.replay.summary import Slo, Summary
+from tokenway.simulator.replay.sweep import Job, find_knee, full_speed, pool, run_all
+from tokenway.simulator.replay.trace import Trace
 
 MODEL: Final = "bench"
 CLUSTER: Final = "engines"
@@ -86,7 +86,7 @@ SLO: Final = Slo(ttft_s=5.0, tpot_s=0.1 * SLOWDOWN)
 
 BELOW_KNEE: Final = 0.7
 PAST_KNEE: Final = 1.1
-"""Of the knee: the first and the last of `simulator.replay.sweep.AUTO_SPEEDS`."""
+"""Of the knee: the first and the last of `tokenway.simulator.replay.sweep.AUTO_SPEEDS`."""
 
 KNEE_REQUESTS: Final = 4_000
 """As many as come in the longest run at any speed that the search may try."""
@@ -102,7 +102,7 @@ class Setup:
     Attributes:
         name: For reports.
         algorithm: `load_balancing.algorithm` of the model.
-        replayed: Name of the same rule in `simulator.replay`.
+        replayed: Name of the same rule in `tokenway.simulator.replay`.
         is_rival: It sets the knee.
         sections: Further sections of tokenway.yaml.
     """
@@ -332,7 +332,7 @@ async def serving(setup: Setup, run_dir: Path, tokenizer: Path) -> AsyncIterator
         engine_pids = tuple(
             start(
                 *python,
-                "simulator",
+                "tokenway.simulator",
                 *("--port", str(serve), "--model", MODEL, "--tokenizer", str(tokenizer)),
                 *("--profile", PROFILE, "--time-scale", str(SLOWDOWN)),
                 *("--kv-events", f"tcp://127.0.0.1:{events}", "--kv-events-bind"),

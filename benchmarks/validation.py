@@ -27,14 +27,14 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final
 
-from simulator.engine.profile import PROFILES, EngineProfile
-from simulator.validation.comparing import Comparison, compare, gauge_errors, halves
-from simulator.validation.datasheet import Card, Model, from_datasheet
-from simulator.validation.files import read_layers, read_meta, read_run, run_names
-from simulator.validation.fitting import CONSTANTS, fit
-from simulator.validation.measured import Run
-from simulator.validation.measuring import Asked, measure, mixed_load
-from simulator.validation.playing import play
+from tokenway.simulator.engine.profile import PROFILES, EngineProfile
+from tokenway.simulator.validation.comparing import Comparison, compare, gauge_errors, halves
+from tokenway.simulator.validation.datasheet import Card, Model, from_datasheet
+from tokenway.simulator.validation.files import read_layers, read_meta, read_run, run_names
+from tokenway.simulator.validation.fitting import CONSTANTS, fit
+from tokenway.simulator.validation.measured import Run
+from tokenway.simulator.validation.measuring import Asked, measure, mixed_load
+from tokenway.simulator.validation.playing import play
 
 CARDS: Final = {
     # NVIDIA's data sheets; bf16 with 32-bit accumulation, dense. The workstation Blackwell accumulates at
@@ -166,7 +166,7 @@ def _validated(
             report["preemptions"] = played.preemptions
             report["gauges"] = gauge_errors(run, played)
             if options.plots is not None:
-                from simulator.validation.pictures import draw
+                from tokenway.simulator.validation.pictures import draw
 
                 draw(options.plots / f"validation_{name}.png", name, run, played, whole)
     print(f"\npreemptions when played: {report['preemptions']}")

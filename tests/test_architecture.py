@@ -65,17 +65,17 @@ CORE = (
     "metadata_center/store.py",
     "metadata_center/api.py",
     "metadata_center/service_state.py",
-    "simulator/engine/*.py",
-    "simulator/policies/*.py",
+    "tokenway/simulator/engine/*.py",
+    "tokenway/simulator/policies/*.py",
     *(
-        f"simulator/replay/{name}.py"
+        f"tokenway/simulator/replay/{name}.py"
         for name in (
             *("trace", "draws", "books", "caches", "fleet", "replica", "settings", "gateway", "run"),
             *("summary", "oracle", "lineup", "report", "generators", "export", "log_lines"),
         )
     ),
     *(
-        f"simulator/validation/{name}.py"
+        f"tokenway/simulator/validation/{name}.py"
         for name in ("measured", "playing", "fitting", "comparing", "datasheet")
     ),
 )
@@ -97,11 +97,12 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
     name: frozenset(allowed.split())
     for name, allowed in {
         "metadata_center": "",
-        "simulator.engine": "",
-        "simulator.server": "simulator.engine",
-        "simulator.validation": "simulator.engine",
-        "simulator.policies": "extproc.choosing extproc.predicting extproc.types metadata_center",
-        "simulator.replay": "simulator.engine simulator.policies extproc.predicting metadata_center",
+        "tokenway.simulator.engine": "",
+        "tokenway.simulator.server": "tokenway.simulator.engine",
+        "tokenway.simulator.validation": "tokenway.simulator.engine",
+        "tokenway.simulator.policies": "extproc.choosing extproc.predicting extproc.types metadata_center",
+        "tokenway.simulator.replay": "tokenway.simulator.engine tokenway.simulator.policies "
+        "extproc.predicting metadata_center",
         "extproc.types": "metadata_center",
         "extproc.errors": "",
         "extproc.choosing": "extproc.types extproc.predicting metadata_center",
@@ -170,7 +171,7 @@ def is_under(name: str, packages: Iterable[str]) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
-PACKAGES = sources("extproc/**/*.py", "metadata_center/**/*.py", "simulator/**/*.py")
+PACKAGES = sources("extproc/**/*.py", "metadata_center/**/*.py", "tokenway/simulator/**/*.py")
 CORE_FILES = sources(*CORE)
 
 
@@ -199,7 +200,7 @@ def test_every_exception_is_needed() -> None:
 def test_packages_import_only_what_they_may(package: str) -> None:
     """Dependencies are those of the table: above all, the metadata center knows nothing of a gateway."""
     where = package.replace(".", "/")
-    ours = {"extproc", "metadata_center", "simulator", "benchmarks", "tests"}
+    ours = {"extproc", "metadata_center", "tokenway", "benchmarks", "tests"}
     for path in [path for path in PACKAGES if name_of(path).startswith((f"{where}/", f"{where}.py"))]:
         for name in imports(path):
             if name.partition(".")[0] in ours:

@@ -17,27 +17,27 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.policies.cells import Cell, Kind
-from simulator.policies.registry import REGISTRY
+from tokenway.simulator.policies.registry import REGISTRY
 
 ROOT: Final = Path(__file__).parents[2]
 
 _SHARED: Final = (
-    "simulator/engine/*.py",
-    "simulator/policies/*.py",
-    "simulator/replay/*.py",
+    "tokenway/simulator/engine/*.py",
+    "tokenway/simulator/policies/*.py",
+    "tokenway/simulator/replay/*.py",
     "extproc/predicting/tokens.py",
     "metadata_center/prefix_index.py",
 )
 
 _OUTPUT: Final = frozenset(
-    f"simulator/replay/{name}.py" for name in ("export", "lineup", "log_lines", "plots", "report")
+    f"tokenway/simulator/replay/{name}.py" for name in ("export", "lineup", "log_lines", "plots", "report")
 )
 """Say how figures are asked for and shown, not what they are; entrants are stamped by their parameters."""
 
 _OTHERS: Final = frozenset(
     {
-        *(f"simulator/policies/{name}.py" for name in ("ours", "product", "registry", "view")),
-        *(f"simulator/replay/{name}.py" for name in ("run", "gateway", "books")),
+        *(f"tokenway/simulator/policies/{name}.py" for name in ("ours", "product", "registry", "view")),
+        *(f"tokenway/simulator/replay/{name}.py" for name in ("run", "gateway", "books")),
     }
 )
 """What rivals are stamped without, see Rule 2."""
@@ -51,10 +51,10 @@ _WHOLE: Final = (
 )
 
 SOURCES: Final[Mapping[Kind, tuple[tuple[str, ...], frozenset[str]]]] = {
-    Kind.RIVALS: (_SHARED, _OUTPUT | _OTHERS | {"simulator/replay/oracle.py"}),
+    Kind.RIVALS: (_SHARED, _OUTPUT | _OTHERS | {"tokenway/simulator/replay/oracle.py"}),
     Kind.ORACLES: (_SHARED, _OUTPUT | _OTHERS),
-    Kind.OWN: (_WHOLE, _OUTPUT | {"simulator/replay/oracle.py"}),
-    Kind.WHOLE: (_WHOLE, _OUTPUT | {"simulator/replay/oracle.py"}),
+    Kind.OWN: (_WHOLE, _OUTPUT | {"tokenway/simulator/replay/oracle.py"}),
+    Kind.WHOLE: (_WHOLE, _OUTPUT | {"tokenway/simulator/replay/oracle.py"}),
 }
 """Kind -> patterns of files it depends on, and files of those that it does not."""
 

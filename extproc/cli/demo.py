@@ -63,7 +63,15 @@ def demo(path: Path | None, listen: str, envoy_admin_port: int, time_scale: floa
         logs = Path(tempfile.mkdtemp(prefix="tokenway-demo-"))
         pids = {}
         for i, spec in enumerate(spec for cluster in clusters for spec in cluster.endpoints):
-            command = [sys.executable, "-m", "simulator", "--port", str(spec.port), "--engine-id", str(i)]
+            command = [
+                sys.executable,
+                "-m",
+                "tokenway.simulator",
+                "--port",
+                str(spec.port),
+                "--engine-id",
+                str(i),
+            ]
             command += ["--profile", "demo", "--time-scale", str(time_scale)]
             command += [part for model in models for part in ("--model", model)]
             pids[f"{spec.address}:{spec.port}"] = _start(stack, command, logs / f"engine{i}.log")

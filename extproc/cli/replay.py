@@ -13,16 +13,16 @@ from typing import Any, Self
 
 import orjson
 
-from simulator.engine.profile import PROFILES
-from simulator.replay.caches import ViewKind
-from simulator.replay.fleet import Fleet, Member, parse_fleet, profiles_from, scaled_kv
-from simulator.replay.lineup import Entrant, parse_lineup
-from simulator.replay.readers import Format
-from simulator.replay.report import document, markdown
-from simulator.replay.settings import RunSettings, Spread
-from simulator.replay.sources import open_trace
-from simulator.replay.summary import Slo
-from simulator.replay.sweep import (
+from tokenway.simulator.engine.profile import PROFILES
+from tokenway.simulator.replay.caches import ViewKind
+from tokenway.simulator.replay.fleet import Fleet, Member, parse_fleet, profiles_from, scaled_kv
+from tokenway.simulator.replay.lineup import Entrant, parse_lineup
+from tokenway.simulator.replay.readers import Format
+from tokenway.simulator.replay.report import document, markdown
+from tokenway.simulator.replay.settings import RunSettings, Spread
+from tokenway.simulator.replay.sources import open_trace
+from tokenway.simulator.replay.summary import Slo
+from tokenway.simulator.replay.sweep import (
     AUTO_SPEEDS,
     Job,
     Result,
@@ -31,7 +31,7 @@ from simulator.replay.sweep import (
     pool,
     run_all,
 )
-from simulator.replay.trace import Trace
+from tokenway.simulator.replay.trace import Trace
 
 _DEFAULT_ENGINES = 8
 
@@ -117,7 +117,7 @@ def _replay(options: argparse.Namespace) -> int:
         content = document(command, results, timings=not options.no_timings)
         options.json.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
     if options.plots is not None:
-        from simulator.replay.plots import draw
+        from tokenway.simulator.replay.plots import draw
 
         for path in draw(results, options.plots, first.name):
             _say(f"wrote {path}")

@@ -10,7 +10,6 @@ import pytest
 import pytest_asyncio
 from openai import AsyncOpenAI
 
-from simulator.server.app import SimulatorServer
 from tests.e2e.harness import (
     DEBUG_TOKEN_ENV,
     LEASE_S,
@@ -24,6 +23,7 @@ from tests.e2e.harness import (
     running_stack,
     simulators,
 )
+from tokenway.simulator.server.app import SimulatorServer
 
 REPLICAS = 8
 """As many as the burst test spreads 64 requests over."""

@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 import zmq
 
-from simulator.server.kv_events import REPLAY_END, BlockStored, EventBatch
+from tokenway.simulator.server.kv_events import REPLAY_END, BlockStored, EventBatch
 
 BLOCKS: Final = 4
 BLOCK_TOKENS: Final = 16

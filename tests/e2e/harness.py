@@ -29,9 +29,9 @@ from aiohttp import web
 
 from extproc.server import bootstrap
 from extproc.server.worker import socket_path
-from simulator.engine.profile import PROFILES
-from simulator.server.app import SimulatorServer, running
-from simulator.server.settings import ServerSettings
+from tokenway.simulator.engine.profile import PROFILES
+from tokenway.simulator.server.app import SimulatorServer, running
+from tokenway.simulator.server.settings import ServerSettings
 
 T = TypeVar("T")
 
@@ -162,7 +162,7 @@ class EngineProcess:
     async def start(self) -> None:
         """Start, and wait until it is healthy."""
         self._process = await Subprocess.start(
-            [sys.executable, "-m", "simulator", "--port", str(self.port), *self._words], self._log
+            [sys.executable, "-m", "tokenway.simulator", "--port", str(self.port), *self._words], self._log
         )
         await _answers(self._process, f"http://{self.key}/health")
 

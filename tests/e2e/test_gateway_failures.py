@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from simulator.server.app import SimulatorServer
 from tests.e2e.harness import (
     LEASE_S,
     Load,
@@ -27,6 +26,7 @@ from tests.e2e.harness import (
     running_stack,
     send,
 )
+from tokenway.simulator.server.app import SimulatorServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 

@@ -13,7 +13,6 @@ from typing import Final
 import pytest
 import pytest_asyncio
 
-from simulator.server.app import SimulatorServer
 from tests.e2e.harness import (
     FAST_HEALTH,
     Reply,
@@ -46,6 +45,7 @@ from tests.e2e.holding import (
 )
 from tests.e2e.pair import all_settled, running_pair
 from tests.redis_server import running
+from tokenway.simulator.server.app import SimulatorServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 

@@ -10,7 +10,6 @@ from aiohttp import web
 
 from extproc.observing import metrics
 from extproc.observing.shared_metrics import SHARING_FAMILIES
-from simulator.server.app import SimulatorServer
 from tests.e2e.conftest import Shared
 from tests.e2e.harness import (
     DEBUG_HEADERS,
@@ -26,6 +25,7 @@ from tests.e2e.harness import (
     running_stack,
 )
 from tests.e2e.holding import FULL_TOKENS, ask, held, reconfigured
+from tokenway.simulator.server.app import SimulatorServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 

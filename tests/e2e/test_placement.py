@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from simulator.server.app import SimulatorServer
 from tests.e2e.conftest import REPLICAS, Shared
 from tests.e2e.harness import Stack, chat, cluster, eventually, key_of, post, running_stack, sample
+from tokenway.simulator.server.app import SimulatorServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 

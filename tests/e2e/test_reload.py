@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from simulator.server.app import SimulatorServer
 from tests.e2e.harness import (
     Load,
     Stack,
@@ -23,6 +22,7 @@ from tests.e2e.harness import (
     sample,
     simulators,
 )
+from tokenway.simulator.server.app import SimulatorServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 

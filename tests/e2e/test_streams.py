@@ -10,9 +10,9 @@ import time
 import aiohttp
 import pytest
 
-from simulator.server.app import SimulatorServer
 from tests.e2e.conftest import Shared
 from tests.e2e.harness import Stack, chat, key_of, sample, send
+from tokenway.simulator.server.app import SimulatorServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 

@@ -22,9 +22,9 @@ from metadata_center.kv_events.sequencing import SyncState
 from metadata_center.kv_events.sources import MAX_ANSWER_BYTES, Source, configured, discover
 from metadata_center.kv_events.subscriber import MAX_SOURCES, KvEventSubscriber
 from metadata_center.types import EndpointKey
-from simulator.engine.profile import PROFILES
-from simulator.server.app import SimulatorServer, running
-from simulator.server.settings import KvEventsConfig, ServerSettings
+from tokenway.simulator.engine.profile import PROFILES
+from tokenway.simulator.server.app import SimulatorServer, running
+from tokenway.simulator.server.settings import KvEventsConfig, ServerSettings
 
 ENGINE = EndpointKey("127.0.0.1:8000")
 WITHIN_S = 10.0

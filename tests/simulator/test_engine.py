@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.engine.engine import Admission, Engine, EngineRequest, Rejection, StepResult
-from simulator.engine.prefix_cache import BlocksRemoved, BlocksStored, CacheCleared
-from simulator.engine.profile import PROFILES, EngineProfile
+from tokenway.simulator.engine.engine import Admission, Engine, EngineRequest, Rejection, StepResult
+from tokenway.simulator.engine.prefix_cache import BlocksRemoved, BlocksStored, CacheCleared
+from tokenway.simulator.engine.profile import PROFILES, EngineProfile
 
 H100 = PROFILES["llama8b-h100"]
 SMALL = EngineProfile(

@@ -14,10 +14,10 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from simulator.engine.profile import PROFILES
-from simulator.server.app import SimulatorServer, running
-from simulator.server.kv_events import REPLAY_END, EventBatch
-from simulator.server.settings import KvEventsConfig, ServerSettings
+from tokenway.simulator.engine.profile import PROFILES
+from tokenway.simulator.server.app import SimulatorServer, running
+from tokenway.simulator.server.kv_events import REPLAY_END, EventBatch
+from tokenway.simulator.server.settings import KvEventsConfig, ServerSettings
 
 CAPTURES = sorted((Path(__file__).parent / "captures").glob("*.bin"))
 SETTINGS = ServerSettings(

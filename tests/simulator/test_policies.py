@@ -13,22 +13,22 @@ from extproc.choosing.scoring import inference_scores
 from extproc.choosing.settings import LoadBalancing
 from extproc.types import Snapshot
 from metadata_center.types import EndpointKey
-from simulator.policies.aibrix import AibrixPrefixCache
-from simulator.policies.aigw import Aigw
-from simulator.policies.chwbl import Chwbl
-from simulator.policies.dynamo import DynamoLinear
-from simulator.policies.llmd_observed import LlmdObserved
-from simulator.policies.llmd_predicted import LlmdPredicted
-from simulator.policies.llmd_sticky import LlmdSticky
-from simulator.policies.llmd_weights import LlmdWeights
-from simulator.policies.lmetric import LMetric
-from simulator.policies.preble import Preble
-from simulator.policies.product import Product
-from simulator.policies.registry import REGISTRY, make
-from simulator.policies.sglang import SglangCacheAware
-from simulator.policies.smetric import SMetric
-from simulator.policies.view import Policy, Request, Sent, View
-from simulator.policies.vllm_dp import VllmDp
+from tokenway.simulator.policies.aibrix import AibrixPrefixCache
+from tokenway.simulator.policies.aigw import Aigw
+from tokenway.simulator.policies.chwbl import Chwbl
+from tokenway.simulator.policies.dynamo import DynamoLinear
+from tokenway.simulator.policies.llmd_observed import LlmdObserved
+from tokenway.simulator.policies.llmd_predicted import LlmdPredicted
+from tokenway.simulator.policies.llmd_sticky import LlmdSticky
+from tokenway.simulator.policies.llmd_weights import LlmdWeights
+from tokenway.simulator.policies.lmetric import LMetric
+from tokenway.simulator.policies.preble import Preble
+from tokenway.simulator.policies.product import Product
+from tokenway.simulator.policies.registry import REGISTRY, make
+from tokenway.simulator.policies.sglang import SglangCacheAware
+from tokenway.simulator.policies.smetric import SMetric
+from tokenway.simulator.policies.view import Policy, Request, Sent, View
+from tokenway.simulator.policies.vllm_dp import VllmDp
 
 ROWS = 3
 

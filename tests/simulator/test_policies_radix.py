@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from simulator.policies.radix import RadixTree
+from tokenway.simulator.policies.radix import RadixTree
 
 ROWS = 3
 

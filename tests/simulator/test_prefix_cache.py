@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from simulator.engine.prefix_cache import BlocksRemoved, BlocksStored, CacheCleared, PrefixCache
+from tokenway.simulator.engine.prefix_cache import BlocksRemoved, BlocksStored, CacheCleared, PrefixCache
 
 
 def _stored(cache: PrefixCache, keys: list[int]) -> list[int]:

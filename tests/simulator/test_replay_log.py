@@ -13,9 +13,9 @@ import pytest
 
 from extproc.cli.replay import replay
 from extproc.observing.request_log import REQUEST_LOGGER, JsonFormatter, block_key
-from simulator.replay.log_lines import ended_request
-from simulator.replay.readers import Format, TraceError, read_trace
 from tests.conftest import BLOCK_BYTES, Rig, chat
+from tokenway.simulator.replay.log_lines import ended_request
+from tokenway.simulator.replay.readers import Format, TraceError, read_trace
 
 SYSTEM = "You answer questions about the weather, in one sentence and without any jokes. " * 20
 TOKENS_PER_BYTE = 0.25

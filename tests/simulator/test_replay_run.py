@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from simulator.engine.engine import EngineRequest
-from simulator.engine.profile import PROFILES, EngineProfile
-from simulator.policies.registry import make
-from simulator.policies.view import Decision, Hold, Policy, Sent, Shed, View
-from simulator.replay.caches import ViewKind
-from simulator.replay.fleet import Fleet, Member, parse_fleet, profiles_from, scaled_kv
-from simulator.replay.oracle import Oracle, prefill_s, time_to_first_token
-from simulator.replay.replica import QueuedPrompt, Replica
-from simulator.replay.run import POLL_S, Outcome, Replay, Truth
-from simulator.replay.settings import RunSettings, Spread
-from simulator.replay.trace import Trace, TraceRequest
+from tokenway.simulator.engine.engine import EngineRequest
+from tokenway.simulator.engine.profile import PROFILES, EngineProfile
+from tokenway.simulator.policies.registry import make
+from tokenway.simulator.policies.view import Decision, Hold, Policy, Sent, Shed, View
+from tokenway.simulator.replay.caches import ViewKind
+from tokenway.simulator.replay.fleet import Fleet, Member, parse_fleet, profiles_from, scaled_kv
+from tokenway.simulator.replay.oracle import Oracle, prefill_s, time_to_first_token
+from tokenway.simulator.replay.replica import QueuedPrompt, Replica
+from tokenway.simulator.replay.run import POLL_S, Outcome, Replay, Truth
+from tokenway.simulator.replay.settings import RunSettings, Spread
+from tokenway.simulator.replay.trace import Trace, TraceRequest
 
 H100 = PROFILES["llama8b-h100"]
 FLEET: Fleet = (Member(H100),) * 2
@@ -336,7 +336,7 @@ def test_fleets_of_two_block_sizes_are_refused() -> None:
 
 def test_every_registered_rule_serves_every_request() -> None:
     """Rivals and our own, on a mixed fleet with two gateways."""
-    from simulator.policies.registry import REGISTRY
+    from tokenway.simulator.policies.registry import REGISTRY
 
     rng = Random(4)
     requests = [

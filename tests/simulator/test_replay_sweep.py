@@ -12,16 +12,24 @@ import orjson
 import pytest
 
 from extproc.cli.main import main
-from simulator.engine.profile import PROFILES
-from simulator.replay.fleet import Fleet, Member
-from simulator.replay.generators import sample
-from simulator.replay.lineup import Entrant, parse_lineup
-from simulator.replay.report import document, markdown
-from simulator.replay.run import Outcome, Served
-from simulator.replay.settings import RunSettings
-from simulator.replay.summary import Slo, summarise
-from simulator.replay.sweep import KNEE_PRECISION, Job, Result, find_knee, full_speed, run_all, run_job
-from simulator.replay.trace import Trace, TraceRequest
+from tokenway.simulator.engine.profile import PROFILES
+from tokenway.simulator.replay.fleet import Fleet, Member
+from tokenway.simulator.replay.generators import sample
+from tokenway.simulator.replay.lineup import Entrant, parse_lineup
+from tokenway.simulator.replay.report import document, markdown
+from tokenway.simulator.replay.run import Outcome, Served
+from tokenway.simulator.replay.settings import RunSettings
+from tokenway.simulator.replay.summary import Slo, summarise
+from tokenway.simulator.replay.sweep import (
+    KNEE_PRECISION,
+    Job,
+    Result,
+    find_knee,
+    full_speed,
+    run_all,
+    run_job,
+)
+from tokenway.simulator.replay.trace import Trace, TraceRequest
 
 FLEET: Fleet = (Member(PROFILES["llama8b-h100"]),) * 2
 
@@ -195,7 +203,7 @@ def test_the_document_is_json_with_all_runs(results: list[Result]) -> None:
 def test_pictures_are_drawn(results: list[Result], tmp_path: Path) -> None:
     """Three PNG files."""
     pytest.importorskip("matplotlib")
-    from simulator.replay.plots import draw
+    from tokenway.simulator.replay.plots import draw
 
     paths = draw(results, tmp_path / "new", "t")
     assert [path.name for path in paths] == ["t_ttft_cdf.png", "t_goodput.png", "t_load.png"]

@@ -12,12 +12,12 @@ from typing import Any
 import orjson
 import pytest
 
-from simulator.replay.export import records
-from simulator.replay.generators import GENERATORS, with_sharing
-from simulator.replay.readers import Format, TraceError, read_trace
-from simulator.replay.samples.make import content
-from simulator.replay.sources import SAMPLE_FILE, open_trace
-from simulator.replay.trace import (
+from tokenway.simulator.replay.export import records
+from tokenway.simulator.replay.generators import GENERATORS, with_sharing
+from tokenway.simulator.replay.readers import Format, TraceError, read_trace
+from tokenway.simulator.replay.samples.make import content
+from tokenway.simulator.replay.sources import SAMPLE_FILE, open_trace
+from tokenway.simulator.replay.trace import (
     Timing,
     Trace,
     TraceRequest,
@@ -291,7 +291,7 @@ def test_the_shipped_sample_is_what_its_generator_makes() -> None:
     """It can be read, and made again byte for byte."""
     trace = open_trace("sample", 0)
     assert len(trace.requests) == 300
-    path = Path(__file__).parents[2] / "simulator" / "replay" / "samples" / SAMPLE_FILE
+    path = Path(__file__).parents[2] / "tokenway" / "simulator" / "replay" / "samples" / SAMPLE_FILE
     assert gzip.decompress(path.read_bytes()) == content()
     assert path.stat().st_size < 16_384
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metadata_center.types import EndpointKey
-from simulator.replay.books import Books
-from simulator.replay.caches import Announced, Events, History
+from tokenway.simulator.replay.books import Books
+from tokenway.simulator.replay.caches import Announced, Events, History
 
 KEYS = (EndpointKey("10.0.0.1:8000"), EndpointKey("10.0.0.2:8000"))
 

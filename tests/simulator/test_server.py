@@ -14,11 +14,11 @@ import aiohttp
 import orjson
 import pytest
 
-from simulator.__main__ import parse_settings
-from simulator.engine.profile import PROFILES
-from simulator.server.app import SimulatorServer, running
-from simulator.server.faults import FaultKind, parse_fault
-from simulator.server.settings import ServerSettings
+from tokenway.simulator.__main__ import parse_settings
+from tokenway.simulator.engine.profile import PROFILES
+from tokenway.simulator.server.app import SimulatorServer, running
+from tokenway.simulator.server.faults import FaultKind, parse_fault
+from tokenway.simulator.server.settings import ServerSettings
 
 SETTINGS = ServerSettings(models=("tiny", "alias"), time_scale=0.1, request_id_headers=True)
 MESSAGES = [{"role": "user", "content": "hello there, this is a prompt of more than one block " * 4}]
@@ -560,9 +560,16 @@ def test_the_command_line_makes_settings() -> None:
 
 
 async def test_the_process_announces_its_port_and_ends_on_sigterm() -> None:
-    """`python -m simulator` prints where it listens and exits cleanly."""
+    """`python -m tokenway.simulator` prints where it listens and exits cleanly."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "simulator", "--port", "0", "--model", "m", stdout=asyncio.subprocess.PIPE
+        sys.executable,
+        "-m",
+        "tokenway.simulator",
+        "--port",
+        "0",
+        "--model",
+        "m",
+        stdout=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None
     async with asyncio.timeout(10):

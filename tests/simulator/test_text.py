@@ -7,8 +7,8 @@ import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.engine.keys import block_keys
-from simulator.server.text import encode, encode_chat, generate
+from tokenway.simulator.engine.keys import block_keys
+from tokenway.simulator.server.text import encode, encode_chat, generate
 
 
 @given(text=st.text(max_size=60), more=st.text(max_size=60))

@@ -15,13 +15,13 @@ import zmq
 import zmq.asyncio
 from tokenizers import Tokenizer
 
-from simulator.__main__ import parse_settings
-from simulator.server.app import SimulatorServer, running
-from simulator.server.kv_events import EventBatch
-from simulator.server.settings import KvEventsConfig, ServerSettings
-from simulator.server.text import encode_chat, generate
-from simulator.server.tokenizer import BpeTokenizer
 from tests.tokenizer_folder import write_tokenizer
+from tokenway.simulator.__main__ import parse_settings
+from tokenway.simulator.server.app import SimulatorServer, running
+from tokenway.simulator.server.kv_events import EventBatch
+from tokenway.simulator.server.settings import KvEventsConfig, ServerSettings
+from tokenway.simulator.server.text import encode_chat, generate
+from tokenway.simulator.server.tokenizer import BpeTokenizer
 
 PROMPT = "def walk(tree):\n    for leaf in tree:\n        yield leaf  # don't, 日本 \U0001f600\n" * 4
 MESSAGES = [{"role": "user", "content": "Hello!"}]

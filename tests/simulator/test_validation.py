@@ -12,13 +12,13 @@ import numpy as np
 import orjson
 import pytest
 
-from simulator.engine.profile import PROFILES, EngineProfile
-from simulator.validation.comparing import compare, gauge_errors, halves
-from simulator.validation.datasheet import Card, Model, from_datasheet
-from simulator.validation.files import read_layers, read_meta, read_run, run_names
-from simulator.validation.fitting import deviations, fit
-from simulator.validation.measured import Load, MeasurementError, Run, Timing, measured_run
-from simulator.validation.playing import play
+from tokenway.simulator.engine.profile import PROFILES, EngineProfile
+from tokenway.simulator.validation.comparing import compare, gauge_errors, halves
+from tokenway.simulator.validation.datasheet import Card, Model, from_datasheet
+from tokenway.simulator.validation.files import read_layers, read_meta, read_run, run_names
+from tokenway.simulator.validation.fitting import deviations, fit
+from tokenway.simulator.validation.measured import Load, MeasurementError, Run, Timing, measured_run
+from tokenway.simulator.validation.playing import play
 
 PLAIN = EngineProfile("plain", 1.0, 9.0, 0.1, 0.0, 0.0, 0.0, 0.0, 4096)
 

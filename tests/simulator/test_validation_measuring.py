@@ -9,8 +9,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from simulator.validation.measured import MeasurementError
-from simulator.validation.measuring import Asked, measure, mixed_load
+from tokenway.simulator.validation.measured import MeasurementError
+from tokenway.simulator.validation.measuring import Asked, measure, mixed_load
 
 
 async def _server(metrics: dict[str, Any] | None, seen: list[dict[str, Any]]) -> TestServer:

@@ -18,8 +18,8 @@ from benchmarks.policies.running import differences, load, path_of, run_cells, v
 from benchmarks.policies.stamps import ROOT, sources, stamp
 from benchmarks.policies.tables import document, ratios, worst
 from extproc.cli.replay import _parser
-from simulator.policies.registry import REGISTRY
-from simulator.replay.lineup import parse_lineup
+from tokenway.simulator.policies.registry import REGISTRY
+from tokenway.simulator.replay.lineup import parse_lineup
 
 TINY = Cell(
     "hot-spot",
@@ -79,13 +79,13 @@ def copied(root: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "stale"),
     [
-        ("simulator/policies/ours.py", {Kind.OWN, Kind.WHOLE}),
+        ("tokenway/simulator/policies/ours.py", {Kind.OWN, Kind.WHOLE}),
         ("extproc/choosing/completion.py", {Kind.OWN, Kind.WHOLE}),
-        ("simulator/replay/run.py", {Kind.OWN, Kind.WHOLE}),
-        ("simulator/replay/books.py", {Kind.OWN, Kind.WHOLE}),
-        ("simulator/replay/oracle.py", {Kind.ORACLES}),
-        ("simulator/engine/engine.py", set(Kind)),
-        ("simulator/replay/trace.py", set(Kind)),
+        ("tokenway/simulator/replay/run.py", {Kind.OWN, Kind.WHOLE}),
+        ("tokenway/simulator/replay/books.py", {Kind.OWN, Kind.WHOLE}),
+        ("tokenway/simulator/replay/oracle.py", {Kind.ORACLES}),
+        ("tokenway/simulator/engine/engine.py", set(Kind)),
+        ("tokenway/simulator/replay/trace.py", set(Kind)),
     ],
 )
 def test_a_change_makes_those_stale_that_depend_on_it(tmp_path: Path, changed: str, stale: set[Kind]) -> None:

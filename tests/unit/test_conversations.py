@@ -22,8 +22,8 @@ from benchmarks.conversations import (
     one_token_words,
     prompts,
 )
-from simulator.replay.trace import Trace, num_blocks, shared_blocks
 from tests.tokenizer_folder import write_tokenizer
+from tokenway.simulator.replay.trace import Trace, num_blocks, shared_blocks
 
 
 @pytest.fixture(scope="module")

@@ -36,8 +36,8 @@ from benchmarks.real_path import (
     slowed,
 )
 from benchmarks.streaming import Answer, Asked, Reading, figures
-from simulator.engine.profile import PROFILES
-from simulator.replay.sweep import run_job
+from tokenway.simulator.engine.profile import PROFILES
+from tokenway.simulator.replay.sweep import run_job
 
 ASKED = Asked(due_s=2.0, body=b"{}", prompt_tokens=100, output_tokens=3)
 BEGAN_S = 1000.0

@@ -1,0 +1,22 @@
+"""The endpoint with the fewest requests in flight, by the router's own count.
+
+Source: AIBrix `pkg/plugins/gateway/algorithms/least_request.go` at e3e10f9: gateway-tracked running requests,
+ties at random. Relative to the endpoint's weight, which AIBrix does not know: equal to it on an even fleet.
+"""
+
+from __future__ import annotations
+
+from operator import truediv
+
+from tokenway.simulator.policies.ties import least
+from tokenway.simulator.policies.view import Policy, View
+
+
+class LeastRequest(Policy):
+    """argmin requests / weight."""
+
+    __slots__ = ()
+
+    def choose(self, view: View) -> int:
+        """The least loaded row; one draw if tied."""
+        return least(list(map(truediv, view.requests, view.weights)), view.rng)

@@ -1,0 +1,93 @@
+"""The replicas of a run: which profiles, how many, and the what-ifs on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from metadata_center.types import EndpointKey
+from tokenway.simulator.engine.profile import PROFILES, EngineProfile
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One replica.
+
+    Attributes:
+        profile: Its speed and size; its name is the endpoint's group.
+        weight: Its relative capacity as an operator would configure it, > 0.
+    """
+
+    profile: EngineProfile
+    weight: float = 1.0
+
+
+Fleet = tuple[Member, ...]
+
+
+def parse_fleet(text: str, profiles: Mapping[str, EngineProfile] = PROFILES) -> Fleet:
+    """A fleet from `name:count[:weight],...`, such as `llama8b-h100:6,llama8b-a100:2:0.4`.
+
+    Raises:
+        ValueError: It is not of that form, or a profile is not known.
+    """
+    members: list[Member] = []
+    for part in text.split(","):
+        name, _, rest = part.strip().partition(":")
+        count, _, weight = rest.partition(":")
+        if name not in profiles:
+            raise ValueError(f"fleet: no profile is called {name!r}; there are {', '.join(profiles)}")
+        try:
+            member, copies = Member(profiles[name], float(weight or 1.0)), int(count or 1)
+        except ValueError:
+            raise ValueError(f"fleet: {part!r} is not name:count[:weight]") from None
+        if copies < 1 or member.weight <= 0.0:
+            raise ValueError(f"fleet: count and weight of {part!r} must be positive")
+        members += [member] * copies
+    return tuple(members)
+
+
+def profiles_from(document: Any) -> dict[str, EngineProfile]:
+    """The known profiles and those of a decoded JSON object.
+
+    It maps names to fields of `EngineProfile`; `base` names a profile that gives the fields left out.
+
+    Raises:
+        ValueError: A field is unknown, missing or out of range.
+    """
+    if not isinstance(document, dict):
+        raise ValueError("profiles: an object of profiles by name is expected")
+    known = {field.name for field in fields(EngineProfile)} - {"name"}
+    found = dict(PROFILES)
+    for name, given in document.items():
+        if not isinstance(given, dict):
+            raise ValueError(f"profile {name}: an object is expected")
+        values = {key: value for key, value in given.items() if key != "base"}
+        if values.keys() - known:
+            raise ValueError(f"profile {name}: unknown fields {', '.join(sorted(values.keys() - known))}")
+        try:
+            if "base" in given:
+                found[name] = replace(found[given["base"]], name=name, **values)
+            else:
+                found[name] = EngineProfile(name=name, **values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"profile {name}: {error}") from None
+    return found
+
+
+def scaled_kv(fleet: Fleet, factor: float) -> Fleet:
+    """The fleet with `factor` times the KV cache in every replica.
+
+    Raises:
+        ValueError: Less than one block would be left.
+    """
+    return tuple(
+        replace(member, profile=replace(member.profile, kv_tokens=int(member.profile.kv_tokens * factor)))
+        for member in fleet
+    )
+
+
+def endpoint_keys(fleet: Iterable[Member]) -> tuple[EndpointKey, ...]:
+    """Addresses for a fleet's members, distinct."""
+    return tuple(EndpointKey(f"10.0.{row // 250}.{row % 250 + 1}:8000") for row, _ in enumerate(fleet))

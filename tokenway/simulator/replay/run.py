@@ -1,0 +1,496 @@
+"""One run: a trace through a fleet under one policy, event by event in virtual time.
+
+Rules:
+    1. Events happen in the order of their time, equal times in the order of their making; no event makes an
+       earlier one. Equal arguments give equal runs, decision times apart.
+    2. A step's tokens, ends and cache events become known at its end; gateways hear of them when their
+       settings say so.
+    3. A held request is asked for again when anything frees capacity, as its gateway knows, and when its own
+       time is up; if it says so, every `POLL_S` too. News of one moment are all heard before anybody is
+       asked. Nobody is held longer than `max_hold_s`, and no gateway holds more than `max_held`.
+    4. A refused request ends at once; who waited for it goes on as after an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from math import exp
+from typing import Any, Final
+
+from tokenway.simulator.engine.engine import EngineRequest, StepResult
+from tokenway.simulator.engine.prefix_cache import BlocksRemoved, BlocksStored, CacheEvent
+from tokenway.simulator.policies.view import Hold, Policy, Request, Shed
+from tokenway.simulator.replay.books import Entry
+from tokenway.simulator.replay.caches import Announced, CacheView, Events, History, ViewKind
+from tokenway.simulator.replay.draws import MakeDraws
+from tokenway.simulator.replay.fleet import Fleet, endpoint_keys
+from tokenway.simulator.replay.gateway import FleetFacts, Gateway, Live, Scrape, missed_cache
+from tokenway.simulator.replay.replica import Replica
+from tokenway.simulator.replay.settings import RunSettings, Spread
+from tokenway.simulator.replay.trace import Trace, arrivals, block_ratio, engine_keys
+
+BYTES_PER_TOKEN: Final = 4.0
+"""English text under current byte-pair vocabularies, on average; routers start from the same guess."""
+
+MIN_HOLD_S: Final = 0.001
+"""A policy that holds until now is asked again a millisecond later, not for ever at the same moment."""
+
+POLL_S: Final = 0.02
+"""The product's `extproc.routing.waiting.POLL_S`."""
+
+
+class Truth:
+    """What an oracle may know: the engines themselves and every request's real size."""
+
+    def __init__(self, replicas: Sequence[Replica]) -> None:
+        self.replicas = replicas
+        self.live: dict[int, Live] = {}
+
+
+@dataclass(slots=True)
+class Served:
+    """What became of one request.
+
+    Attributes:
+        index: In the trace.
+        arrived_s: At the gateway.
+        sent_s: To the engine; None if it never was.
+        row: Its endpoint, or None.
+        first_s: When its first token came; None if it was refused.
+        end_s: When its last token came, or it was refused.
+        prompt_tokens: Real length.
+        output_tokens: Real length.
+        cached_tokens: What its engine had cached at admission.
+        best_tokens: What the best of all engines had cached when it was sent, at a router block's precision.
+        decisions: How often its gateway decided.
+        decision_s: Real time of those decisions, seconds.
+    """
+
+    index: int
+    arrived_s: float
+    sent_s: float | None
+    row: int | None
+    first_s: float | None
+    end_s: float
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int = 0
+    best_tokens: int = 0
+    decisions: int = 0
+    decision_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Outcome:
+    """A whole run.
+
+    Attributes:
+        served: In the order of their ends.
+        computed_tokens: Per endpoint, tokens computed in each second of the run.
+        steps: Of all engines.
+        preemptions: Of all engines.
+        end_s: Last event.
+    """
+
+    served: list[Served] = field(default_factory=list)
+    computed_tokens: list[list[int]] = field(default_factory=list)
+    steps: int = 0
+    preemptions: int = 0
+    end_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Held:
+    live: Live
+    rank: float
+    timer_s: float
+
+
+class Replay:
+    """The event loop of one run.
+
+    Args:
+        trace: What comes.
+        fleet: Who serves; one block size throughout.
+        make_policy: Called once per gateway, in order.
+        settings: How.
+        make_draws: Randomness; equal draws make equal runs.
+        clock: Real seconds, to time decisions.
+
+    Raises:
+        ValueError: The fleet is empty or mixes block sizes, the trace's blocks do not fit it, or a request
+            fits no engine's cache.
+    """
+
+    def __init__(
+        self,
+        trace: Trace,
+        fleet: Fleet,
+        make_policy: Callable[[Truth], Policy],
+        settings: RunSettings,
+        make_draws: MakeDraws,
+        clock: Callable[[], float],
+    ) -> None:
+        sizes = {member.profile.block_size for member in fleet}
+        if len(sizes) != 1:
+            raise ValueError("a fleet has at least one replica and one block size")
+        (self._block_size,) = sizes
+        self._trace = trace
+        self._settings = settings
+        self._ratio = block_ratio(trace, self._block_size, settings.router_block_tokens)
+        self._router_tokens = self._ratio * self._block_size
+        smallest = min(member.profile.num_blocks for member in fleet) * self._block_size
+        for index, request in enumerate(trace.requests):
+            if request.prompt_tokens + request.output_tokens > smallest:
+                raise ValueError(
+                    f"request {index} of {trace.name} does not fit {smallest} tokens of KV cache"
+                )
+        self._arrivals = make_draws("arrivals")
+        texts = make_draws("texts")
+        # Drawn in the order of the trace: every policy has the same texts to judge.
+        self._bytes_per_token = [
+            BYTES_PER_TOKEN * exp(settings.token_error * texts.gauss(0.0, 1.0)) for _ in trace.requests
+        ]
+        self._assign = make_draws("gateways")
+        self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._made = 0
+        self._turn = 0
+        self._replicas = [Replica(member.profile) for member in fleet]
+        self._truth = Truth(self._replicas)
+        self._busy = [False] * len(fleet)
+        self._live: dict[str, Live] = {}
+        self._followers: dict[int, list[int]] = {}
+        for index, request in enumerate(trace.requests):
+            if request.after is not None:
+                self._followers.setdefault(request.after, []).append(index)
+        self._announced = Announced(len(fleet))
+        self._hears_events = settings.view in (ViewKind.EVENTS, ViewKind.EVENTS_PENDING)
+        self._scrape = Scrape([0] * len(fleet), [0] * len(fleet), [0.0] * len(fleet), [0.0] * len(fleet))
+        facts = FleetFacts(
+            endpoint_keys(fleet),
+            tuple(member.profile.name for member in fleet),
+            tuple(member.weight for member in fleet),
+            tuple(member.profile.kv_tokens for member in fleet),
+        )
+        self._gateways = [
+            Gateway(
+                index,
+                settings.gateways,
+                facts,
+                self._scrape,
+                self._view(facts),
+                make_policy(self._truth),
+                make_draws(f"policy/{index}"),
+                clock,
+                first_token=settings.first_token,
+            )
+            for index in range(settings.gateways)
+        ]
+        self._held: list[dict[int, _Held]] = [{} for _ in self._gateways]
+        self._polled = [False] * len(self._gateways)
+        self._woken = [False] * len(self._gateways)
+        self._open = 0
+        self._outcome = Outcome(computed_tokens=[[] for _ in fleet])
+
+    def run(self) -> Outcome:
+        """Play the trace to its last token."""
+        self._open = len(self._trace.requests)
+        for index, arrival_s in enumerate(arrivals(self._trace, self._arrivals, self._settings.speed)):
+            if self._trace.requests[index].after is None:
+                self._comes(arrival_s, index)
+        if self._settings.metric_age_s:
+            self._at(self._settings.metric_age_s, self._scraped)
+        heap = self._heap
+        while self._open:
+            now_s, _, happen, args = heappop(heap)
+            happen(now_s, *args)
+            self._outcome.end_s = now_s
+        return self._outcome
+
+    def _at(self, time_s: float, happen: Callable[..., None], *args: object) -> None:
+        """Call `happen(time_s, *args)` when it is time."""
+        self._made += 1
+        heappush(self._heap, (time_s, self._made, happen, args))
+
+    def _view(self, facts: FleetFacts) -> CacheView:
+        rows = len(facts.keys)
+        match self._settings.view:
+            case ViewKind.HISTORY | ViewKind.HISTORY_CONFIRMED as kind:
+                capacities = [tokens // self._router_tokens for tokens in facts.kv_tokens]
+                return History(facts.keys, capacities, confirmed=kind is ViewKind.HISTORY_CONFIRMED)
+            case kind:
+                return Events(self._announced, rows, pending=kind is ViewKind.EVENTS_PENDING)
+
+    # Requests
+
+    def _arrived(self, now_s: float, index: int) -> None:
+        source, settings, ratio = self._trace.requests[index], self._settings, self._ratio
+        keys = engine_keys(source, self._trace.block_tokens, self._block_size)
+        prompt_bytes = max(1, round(source.prompt_tokens * self._bytes_per_token[index]))
+        gateway = self._gateways[self._assigned()]
+        prompt_tokens = gateway.estimate(prompt_bytes) if settings.token_error else source.prompt_tokens
+        live = Live(
+            index,
+            source,
+            Request(
+                request_id=index,
+                arrived_s=now_s,
+                prompt_tokens=prompt_tokens,
+                blocks=keys[ratio - 1 : source.prompt_tokens // self._block_size : ratio],
+                session=source.session,
+                slo_ttft_s=source.slo_ttft_s,
+                slo_tpot_s=source.slo_tpot_s,
+            ),
+            gateway.index,
+            keys,
+            prompt_bytes,
+            # A router cuts blocks by bytes: what is off in a prompt's length is off in each of its blocks.
+            max(1, round(self._router_tokens * prompt_tokens / source.prompt_tokens)),
+        )
+        self._truth.live[index] = live
+        self._ask(now_s, live)
+
+    def _comes(self, time_s: float, index: int) -> None:
+        """A request will arrive; if that is too late for this run, neither it nor who waits for it does."""
+        duration_s = self._settings.duration_s
+        if duration_s is None or time_s <= duration_s:
+            self._at(time_s, self._arrived, index)
+            return
+        late = [index]
+        while late:
+            late += self._followers.pop(late.pop(), ())
+            self._open -= 1
+
+    def _assigned(self) -> int:
+        """Index of the gateway that the next request comes to."""
+        gateways = len(self._gateways)
+        if self._settings.spread is Spread.RANDOM:
+            return int(self._assign.random() * gateways)
+        self._turn += 1
+        return (self._turn - 1) % gateways
+
+    def _ask(self, now_s: float, live: Live) -> Hold | None:
+        """Decide on one request; returns the hold if it goes on waiting."""
+        gateway, settings = self._gateways[live.gateway], self._settings
+        if not settings.metric_age_s:
+            self._read_metrics(now_s)
+        decision = gateway.decide(live, now_s)
+        held = self._held[live.gateway]
+        latest_s = live.request.arrived_s + settings.max_hold_s
+        known = held.pop(live.index, None)
+        if isinstance(decision, Hold):
+            if now_s < latest_s and (known is not None or len(held) < settings.max_held):
+                until_s = min(max(decision.until_s, now_s + MIN_HOLD_S), latest_s)
+                if known is not None and now_s < known.timer_s <= until_s:
+                    timer_s = known.timer_s
+                else:
+                    timer_s = until_s
+                    self._at(timer_s, self._time_up, live)
+                held[live.index] = _Held(live, decision.rank, timer_s)
+                if decision.polls and not self._polled[gateway.index]:
+                    self._polled[gateway.index] = True
+                    self._at(now_s + POLL_S, self._poll, gateway)
+                return decision
+            self._ended(now_s, live)
+        elif isinstance(decision, Shed):
+            self._ended(now_s, live)
+        else:
+            self._send(now_s, gateway, live, decision)
+        return None
+
+    def _ask_held(self, now_s: float, gateway: Gateway) -> None:
+        """Something was freed: ask for the held requests again, best rank first."""
+        held = self._held[gateway.index]
+        for waiting in sorted(held.values(), key=lambda each: (each.rank, each.live.index)):
+            again = self._ask(now_s, waiting.live)
+            if again is not None and again.closed:
+                return
+
+    def _poll(self, now_s: float, gateway: Gateway) -> None:
+        self._polled[gateway.index] = False
+        self._ask_held(now_s, gateway)
+
+    def _wake_held(self, now_s: float, gateway: Gateway) -> None:
+        """Ask for the held requests once all that happens now has happened."""
+        if not self._woken[gateway.index]:
+            self._woken[gateway.index] = True
+            self._at(now_s, self._woke, gateway)
+
+    def _woke(self, now_s: float, gateway: Gateway) -> None:
+        self._woken[gateway.index] = False
+        self._ask_held(now_s, gateway)
+
+    def _time_up(self, now_s: float, live: Live) -> None:
+        held = self._held[live.gateway].get(live.index)
+        if held is not None and held.timer_s == now_s:
+            self._ask(now_s, live)
+
+    def _send(self, now_s: float, gateway: Gateway, live: Live, row: int) -> None:
+        source, request_id = live.source, str(live.index)
+        live.best_tokens = max(
+            replica.cached_tokens(live.keys, source.prompt_tokens) for replica in self._replicas
+        )
+        entry, due_s = gateway.send(live, row, now_s)
+        self._tell(now_s, gateway, entry)
+        for other in self._gateways:
+            if other is not gateway:
+                blocks = live.request.blocks
+                self._at(now_s + self._settings.push_delay_s, self._told_sent, other, live.index, row, blocks)
+        rejection = self._replicas[row].submit(
+            EngineRequest(request_id, source.prompt_tokens, source.output_tokens, live.keys), now_s
+        )
+        if rejection is not None:
+            self._over(now_s, gateway, live)
+            self._ended(now_s, live)
+            self._at(now_s, self._ask_held, gateway)
+            return
+        self._live[request_id] = live
+        if due_s is not None:
+            self._at(due_s, self._prefill_due, gateway, live)
+        self._wake(now_s, row)
+
+    def _ended(self, now_s: float, live: Live) -> None:
+        """Note the end, and let those come who waited for it."""
+        source, sent = live.source, live.sent
+        self._outcome.served.append(
+            Served(
+                live.index,
+                live.request.arrived_s,
+                None if sent is None else sent.sent_s,
+                None if sent is None else sent.row,
+                live.first_s,
+                now_s,
+                source.prompt_tokens,
+                source.output_tokens,
+                live.cached_tokens,
+                live.best_tokens,
+                live.decisions,
+                live.decision_s,
+            )
+        )
+        del self._truth.live[live.index]
+        self._open -= 1
+        for follower in self._followers.pop(live.index, ()):
+            self._comes(now_s + self._trace.requests[follower].think_s, follower)
+
+    # What gateways learn
+
+    def _tell(self, now_s: float, gateway: Gateway, entry: Entry) -> None:
+        for other in self._gateways:
+            if other is not gateway:
+                self._at(now_s + self._settings.push_delay_s, self._told, other, entry)
+
+    def _told(self, now_s: float, gateway: Gateway, entry: Entry) -> None:
+        gateway.books.apply(entry, now_s)
+        if entry.prefilling < 0 or entry.requests < 0:
+            self._wake_held(now_s, gateway)
+
+    def _told_sent(
+        self, _: float, gateway: Gateway, request_id: int, row: int, blocks: Sequence[int]
+    ) -> None:
+        gateway.view.sent(request_id, row, blocks)
+
+    def _told_prefilled(self, _: float, gateway: Gateway, request_id: int) -> None:
+        gateway.view.prefilled(request_id)
+
+    def _settled(self, _: float, gateway: Gateway, request_id: int, missing: bool) -> None:
+        gateway.view.settled(request_id, missing)
+
+    def _prefilled(self, now_s: float, gateway: Gateway, live: Live) -> None:
+        """The gateway sees a first token."""
+        entry = gateway.first_token(live, now_s)
+        if entry is not None:
+            self._tell(now_s, gateway, entry)
+        for other in self._gateways:
+            if other is not gateway:
+                delay_s = self._settings.push_delay_s
+                self._at(now_s + delay_s, self._told_prefilled, other, live.index)
+
+    def _prefill_due(self, now_s: float, gateway: Gateway, live: Live) -> None:
+        """No first token is seen, but it should have come by now."""
+        entry = gateway.books.prefilled(live.index, now_s)
+        if entry is not None:
+            self._tell(now_s, gateway, entry)
+            self._ask_held(now_s, gateway)
+
+    def _over(self, now_s: float, gateway: Gateway, live: Live) -> None:
+        """A request that was sent is over; its cache events are on their way."""
+        self._tell(now_s, gateway, gateway.finished(live, now_s))
+        missing, settings = missed_cache(live), self._settings
+        for each in self._gateways:
+            delay_s = settings.event_lag_s
+            if each is not gateway:
+                delay_s = max(delay_s, settings.push_delay_s)
+                if live.first_s is not None:
+                    self._at(now_s + settings.push_delay_s, self._told_prefilled, each, live.index)
+            self._at(now_s + delay_s, self._settled, each, live.index, missing)
+
+    def _heard(self, _: float, row: int, events: tuple[CacheEvent, ...]) -> None:
+        """Cache events arrive at the gateways."""
+        ratio = self._ratio
+        for event in events:
+            if isinstance(event, BlocksStored):
+                first = (ratio - 1 - event.first_block) % ratio
+                self._announced.stored(row, event.keys[first::ratio])
+            elif isinstance(event, BlocksRemoved):
+                gone = self._announced.removed(row, [key for key in event.keys if key % ratio == ratio - 1])
+                if gone:
+                    for gateway in self._gateways:
+                        gateway.policy.on_evicted(row, gone)
+
+    def _scraped(self, now_s: float) -> None:
+        self._read_metrics(now_s)
+        self._at(now_s + self._settings.metric_age_s, self._scraped)
+
+    def _read_metrics(self, now_s: float) -> None:
+        scrape = self._scrape
+        for row, replica in enumerate(self._replicas):
+            scrape.waiting[row] = replica.num_waiting
+            scrape.running[row] = replica.num_running
+            scrape.kv_usage[row] = replica.kv_usage_ratio
+            scrape.scraped_s[row] = now_s
+
+    # Engines
+
+    def _wake(self, now_s: float, row: int) -> None:
+        if self._busy[row]:
+            return
+        due_s = self._replicas[row].next_step_due()
+        if due_s is not None:
+            self._busy[row] = True
+            self._at(max(due_s, now_s), self._start_step, row)
+
+    def _start_step(self, now_s: float, row: int) -> None:
+        step = self._replicas[row].step(now_s)
+        outcome = self._outcome
+        outcome.steps += 1
+        outcome.preemptions += len(step.preempted)
+        seconds, second = outcome.computed_tokens[row], int(now_s)
+        if len(seconds) <= second:
+            seconds += [0] * (second + 1 - len(seconds))
+        seconds[second] += step.scheduled_tokens
+        self._at(step.end_s, self._step_ended, row, step)
+
+    def _step_ended(self, now_s: float, row: int, step: StepResult) -> None:
+        for admission in step.admitted:
+            self._live[admission.request_id].cached_tokens = admission.cached_tokens
+        if step.events and self._hears_events:
+            self._at(now_s + self._settings.event_lag_s, self._heard, row, step.events)
+        freed: set[int] = set()
+        for request_id in step.first_tokens:
+            live = self._live[request_id]
+            live.first_s = now_s
+            if self._settings.first_token:
+                self._prefilled(now_s, self._gateways[live.gateway], live)
+                freed.add(live.gateway)
+        for request_id in step.finished:
+            live = self._live.pop(request_id)
+            self._over(now_s, self._gateways[live.gateway], live)
+            self._ended(now_s, live)
+            freed.add(live.gateway)
+        self._busy[row] = False
+        self._wake(now_s, row)
+        for index in sorted(freed):
+            self._ask_held(now_s, self._gateways[index])

@@ -1,0 +1,223 @@
+"""Many runs: entrants x speeds x seeds over processes, and the speed at which the fleet is full.
+
+Rules:
+    1. A run's result depends on its job alone, not on the process it ran in nor on the others.
+    2. The knee is the highest speed at which the best of the knee's policies still keeps both limits for
+       `KNEE_GOOD_RATIO` of the first seed's requests, to within `KNEE_PRECISION`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from random import Random
+from typing import Final
+
+import numpy as np
+
+from tokenway.simulator.replay.fleet import Fleet
+from tokenway.simulator.replay.lineup import Entrant
+from tokenway.simulator.replay.oracle import prefill_s
+from tokenway.simulator.replay.run import Replay
+from tokenway.simulator.replay.settings import RunSettings
+from tokenway.simulator.replay.summary import (
+    DecisionCost,
+    Slo,
+    Summary,
+    counted,
+    decision_cost,
+    summarise,
+    ttfts,
+)
+from tokenway.simulator.replay.trace import Timing, Trace
+
+KNEE_GOOD_RATIO: Final = 0.9
+"""Past the knee queues grow with the trace's length; at nine requests in ten they have begun to."""
+
+KNEE_PRECISION: Final = 1.03
+"""Ratio between the speeds below and above the knee at which the search ends."""
+
+AUTO_SPEEDS: Final = (0.7, 0.85, 1.0, 1.1)
+"""Of the knee: well below, just below, at it and just past it."""
+
+_PROBES: Final = 4
+"""Speeds tried at once while searching."""
+
+_MAX_ROUNDS: Final = 12
+
+_QUANTILES: Final = tuple(np.linspace(0.0, 1.0, 201).tolist())
+
+_HEAT_COLUMNS: Final = 120
+"""Most columns of a heat map; each is a whole number of seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run.
+
+    Attributes:
+        entrant: Who decides.
+        trace: What comes.
+        fleet: Who serves.
+        settings: How; its speed and view are those of the run.
+        seed: Of everything drawn.
+        slo: What is good.
+    """
+
+    entrant: Entrant
+    trace: Trace
+    fleet: Fleet
+    settings: RunSettings
+    seed: int
+    slo: Slo
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+        policy: Name of the entrant.
+        speed: Of the run.
+        seed: Of the run.
+        summary: Figures.
+        cost: Real time of its decisions.
+        ttft_quantiles_s: Quantiles of TTFT at 0, 0.5, ... 100 %; empty if nothing was answered.
+        heat: Tokens computed per second, one row per engine, one column per `heat_s`.
+        heat_s: Width of a column.
+    """
+
+    policy: str
+    speed: float
+    seed: int
+    summary: Summary
+    cost: DecisionCost
+    ttft_quantiles_s: tuple[float, ...]
+    heat: tuple[tuple[float, ...], ...]
+    heat_s: int
+
+
+def run_job(job: Job) -> Result:
+    """Do one run."""
+    settings = job.settings if job.entrant.view is None else replace(job.settings, view=job.entrant.view)
+    outcome = Replay(
+        job.trace,
+        job.fleet,
+        job.entrant.maker(),
+        settings,
+        lambda use: Random(f"{job.seed}/{use}"),
+        time.perf_counter,
+    ).run()
+    slos = [(request.slo_ttft_s, request.slo_tpot_s) for request in job.trace.requests]
+    ttft_s = ttfts(counted(outcome, settings.warmup_s))
+    seconds = max(1, *(len(row) for row in outcome.computed_tokens))
+    bin_s = -(-seconds // _HEAT_COLUMNS)
+    quantiles = tuple(np.quantile(ttft_s, _QUANTILES).tolist()) if ttft_s.size else ()
+    return Result(
+        job.entrant.name,
+        settings.speed,
+        job.seed,
+        summarise(outcome, slos, job.slo, settings.warmup_s),
+        decision_cost(outcome),
+        quantiles,
+        tuple(_binned(row, bin_s, -(-seconds // bin_s)) for row in outcome.computed_tokens),
+        bin_s,
+    )
+
+
+def _binned(seconds: list[int], bin_s: int, columns: int) -> tuple[float, ...]:
+    sums = np.zeros(bin_s * columns)
+    sums[: len(seconds)] = seconds
+    rates: list[float] = sums.reshape(columns, bin_s).mean(axis=1).tolist()
+    return tuple(rates)
+
+
+@contextmanager
+def pool(jobs: int) -> Iterator[Executor]:
+    """Processes for `run_all`; a fresh interpreter each, so nothing is inherited."""
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as executor:
+        yield executor
+
+
+def run_all(jobs: Sequence[Job], executor: Executor | None, done: Callable[[Result], None]) -> list[Result]:
+    """Do many runs; results in the order of the jobs.
+
+    Args:
+        jobs: What to do.
+        executor: Where; None runs them here, one after another.
+        done: Called with each result as it comes.
+    """
+    if executor is None:
+        results = []
+        for job in jobs:
+            results.append(run_job(job))
+            done(results[-1])
+        return results
+    futures = {executor.submit(run_job, job): index for index, job in enumerate(jobs)}
+    found: dict[int, Result] = {}
+    for future in as_completed(futures):
+        found[futures[future]] = future.result()
+        done(found[futures[future]])
+    return [found[index] for index in range(len(jobs))]
+
+
+def full_speed(trace: Trace, fleet: Fleet) -> float:
+    """Speed at which computing every prompt without any cache would keep every engine busy all the time.
+
+    A first guess of where the fleet is full, no more.
+    """
+    work_s = 0.0
+    for request in trace.requests:
+        times = [prefill_s(member.profile, 0, request.prompt_tokens) for member in fleet]
+        work_s += len(times) / sum(1.0 / time_s for time_s in times)
+    if trace.timing is Timing.SESSIONS:
+        sessions = len({request.session for request in trace.requests})
+        span_s = sessions / trace.sessions_per_s
+    else:
+        span_s = max(request.arrival_s for request in trace.requests)
+    return len(fleet) * max(span_s, 1.0) / work_s
+
+
+def find_knee(jobs_at: Callable[[float], Sequence[Job]], start: float, executor: Executor | None) -> float:
+    """The knee, see Rule 2.
+
+    Args:
+        jobs_at: The runs that tell about one speed; the best of them counts.
+        start: Where to look first, > 0.
+        executor: As for `run_all`.
+
+    Returns:
+        The highest speed tried that was still good; the lowest tried if none was.
+    """
+    low, high = 0.0, float("inf")
+    speeds = [start * factor for factor in (0.35, 0.6, 1.0, 1.6)]
+    for _ in range(_MAX_ROUNDS):
+        good = _good_ratios(jobs_at, speeds, executor)
+        for speed, ratio in zip(speeds, good, strict=True):
+            if ratio < KNEE_GOOD_RATIO:
+                high = min(high, speed)
+        low = max([low, *(s for s, ratio in zip(speeds, good, strict=True) if s < high)])
+        if low and high / low <= KNEE_PRECISION:
+            return low
+        if high == float("inf"):
+            speeds = [low * 1.5**power for power in range(1, _PROBES + 1)]
+        elif not low:
+            speeds = [high / 1.5**power for power in range(_PROBES, 0, -1)]
+        else:
+            speeds = [low * (high / low) ** (step / (_PROBES + 1)) for step in range(1, _PROBES + 1)]
+    return low or min(speeds)
+
+
+def _good_ratios(
+    jobs_at: Callable[[float], Sequence[Job]], speeds: Sequence[float], executor: Executor | None
+) -> list[float]:
+    jobs = [(speed, job) for speed in speeds for job in jobs_at(speed)]
+    results = run_all([job for _, job in jobs], executor, lambda _: None)
+    return [
+        max(r.summary.good_ratio for (at, _), r in zip(jobs, results, strict=True) if at == speed)
+        for speed in speeds
+    ]
