@@ -101,7 +101,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "tokenway.simulator.server": "tokenway.simulator.engine",
         "tokenway.simulator.validation": "tokenway.simulator.engine",
         "tokenway.simulator.policies": "extproc.choosing extproc.predicting extproc.types metadata_center",
-        "tokenway.simulator.replay": "tokenway.simulator.engine tokenway.simulator.policies "
+        "tokenway.simulator.replay": "tokenway.simulator.engine tokenway.simulator.policies extproc.choosing "
         "extproc.predicting metadata_center",
         "extproc.types": "metadata_center",
         "extproc.errors": "",

@@ -17,10 +17,11 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from math import inf
-from typing import Final
+from typing import Final, Generic, Protocol, TypeVar
 
 from extproc.choosing.completion import Cost
 from metadata_center.types import value
@@ -28,8 +29,20 @@ from metadata_center.types import value
 OPEN_STEPS: Final = 2.0
 """One step that runs and one that is ready when it ends: what is sent on the news of an end comes in time."""
 
+POLL_S: Final = 0.02
+"""Other workers and gateways free room without a word to us, and so does time: all that wait are asked for
+this often. The news of other gateways are about this old, and an engine step is no shorter."""
+
 _LEAST_RETRY_S: Final = 1.0
 """`Retry-After` has whole seconds."""
+
+
+class HoldReason(StrEnum):
+    """What the endpoint that suits a waiting request is short of; a metric label and an explain field."""
+
+    PREFILL = "prefill"
+    KV_CACHE = "kv_cache"
+    SEATS = "seats"
 
 
 @value
@@ -171,3 +184,50 @@ class HoldQueue:
             for cost, open_s in zip(costs, opens_s, strict=True)
         )
         return Wait(latest_s, rank, row, closed)
+
+
+class Waiting(Protocol):
+    """One request that waits, as a pass sees it."""
+
+    @property
+    def turn(self) -> tuple[float, int]:
+        """Its rank and its ticket: lower goes first."""
+        ...
+
+    @property
+    def until_s(self) -> float:
+        """When its wait is over."""
+        ...
+
+    @property
+    def line(self) -> object:
+        """The queue it waits in, by identity."""
+        ...
+
+
+W = TypeVar("W", bound=Waiting)
+
+
+class Pass(Generic[W]):
+    """All that wait, in their order, each asked for once, as they were when the pass began.
+
+    Args:
+        waiting: In any order.
+    """
+
+    __slots__ = ("_closed", "_order")
+
+    def __init__(self, waiting: Iterable[W]) -> None:
+        self._order = iter(sorted(waiting, key=lambda each: each.turn))
+        self._closed: set[int] = set()
+
+    def next(self, now_s: float) -> W | None:
+        """The next to ask for: its queue is not closed, or its time is up; None after the last."""
+        for each in self._order:
+            if each.until_s <= now_s or id(each.line) not in self._closed:
+                return each
+        return None
+
+    def close(self, line: object) -> None:
+        """Every endpoint is full for all that come later in that queue: they are left out of this pass."""
+        self._closed.add(id(line))

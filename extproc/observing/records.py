@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from extproc.choosing.holding import HoldReason
 from extproc.choosing.settings import LoadBalancing
 from extproc.errors import Reason
 from extproc.predicting.prices import Prices
@@ -31,14 +32,6 @@ class Ended(StrEnum):
     TIMEOUT = "timeout"
     REJECTED = "rejected"
     LEASE_EXPIRED = "lease_expired"
-
-
-class HoldReason(StrEnum):
-    """What the endpoint that suits a waiting request is short of; a metric label and an explain field."""
-
-    PREFILL = "prefill"
-    KV_CACHE = "kv_cache"
-    SEATS = "seats"
 
 
 class HoldEnding(StrEnum):

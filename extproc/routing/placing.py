@@ -6,8 +6,6 @@ Rules:
     2. What fails or waits is charged nowhere. One that waits is in its pool's queue and nowhere else.
     3. A pool and its queue last until health or configuration changes; who waits in an old queue is placed
        again in the new one.
-    4. No wait is prolonged: Envoy was told its end when it began. Who could wait longer by then, because
-       bounds or costs have changed, is placed.
 """
 
 from __future__ import annotations
@@ -16,14 +14,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from extproc.choosing.choose import choose, choose_least
-from extproc.choosing.completion import Costs
-from extproc.choosing.holding import HoldQueue, Refuse, Wait
-from extproc.choosing.least_completion import completion_costs, open_until_s
+from extproc.choosing.deciding import Claim, Later, No, decide
+from extproc.choosing.holding import HoldQueue
 from extproc.choosing.replay import RecordingRng
 from extproc.choosing.settings import Algorithm
 from extproc.errors import Reason, RouterError
-from extproc.observing.records import DecisionRecord, HoldReason
+from extproc.observing.records import DecisionRecord
 from extproc.request.rules import Route
 from extproc.routing.asking import Asked
 from extproc.routing.inflight import Inflight
@@ -99,16 +95,12 @@ class Parked:
     Attributes:
         ticket: Its name in the queue; older requests have lower ones.
         queue: Where it waits.
-        wait: Until when, and in which order.
-        reason: What its endpoint is short of.
-        latest_s: How long Envoy was told to wait when it began.
+        later: What was decided.
     """
 
     ticket: int
     queue: HoldQueue
-    wait: Wait
-    reason: HoldReason
-    latest_s: float
+    later: Later
 
 
 class Placer:
@@ -194,6 +186,7 @@ class Placer:
                 num_blocks=estimate.num_units,
                 weights=pool.weights,
             )
+            queue = claim = completion = None
             if route.load_balancing.algorithm is Algorithm.LEAST_COMPLETION:
                 completion = state.completions[group]
                 slo_ttft, slo_tpot = map(asked.headers.headers.get, (SLO_TTFT_HEADER, SLO_TPOT_HEADER))
@@ -211,21 +204,27 @@ class Placer:
                         now_s, len(pool.keys) / state.placing(), decode_tokens_of(slo_ttft, slo_tpot)
                     ),
                 )
-                if settings.hold is None or not may_wait:
-                    costs = completion_costs(snapshot)
-                    choice = choose_least(costs, route.load_balancing, rng)
-                else:
+                if settings.hold is not None and may_wait:
                     under_way_s = state.engines.under_way_s(pool.keys, load.prefill_requests, now_s)
                     snapshot = replace(snapshot, under_way_s=under_way_s)
-                    decided = self._now_or_later(
-                        asked, pool, snapshot, settings.hold, limit_s_of(slo_ttft), rng, now_s, before
-                    )
-                    if isinstance(decided, Parked):
-                        return decided
-                    snapshot, costs, choice = decided
-                completion.traffic.placed(now_s, costs.works_s[choice.order[0]])
-            else:
-                choice = choose(snapshot, route.load_balancing, rng, turn)
+                    queue = self._queue(pool, settings.hold)
+                    claim = self._claim(asked, limit_s_of(slo_ttft), before)
+            decided = decide(snapshot, route.load_balancing, rng, turn, now_s, queue, claim)
+            if isinstance(decided, Later):
+                assert queue is not None, "no request waits without a queue"
+                assert claim is not None, "no request waits without a name"
+                return Parked(claim.ticket, queue, decided)
+            if isinstance(decided, No):
+                raise RouterError(
+                    Reason.OVERLOADED,
+                    f"All endpoints of model `{route.model}` are busy, and more requests wait for them "
+                    "than can be answered in time.",
+                    retry_after_s=math.ceil(decided.retry_after_s),
+                    held_s=0.0 if before is None else now_s - asked.received_s,
+                )
+            snapshot, choice = decided.snapshot, decided.choice
+            if completion is not None and decided.costs is not None:
+                completion.traffic.placed(now_s, decided.costs.works_s[choice.order[0]])
             row = choice.order[0]
             uncached = prompt_tokens - cached[row]
             due_s = None
@@ -265,7 +264,7 @@ class Placer:
             data_age_s=state.data_age_s(now_s),
             decision_us=(decided_s - began_s) * 1e6,
             held_s=began_s - asked.received_s,
-            held_for=None if before is None else before.reason,
+            held_for=None if before is None else before.later.reason,
         )
         state.records.add(record)
         if charged:  # else it ended before it was decided: nothing to follow
@@ -285,54 +284,18 @@ class Placer:
         )
         return Chosen(pool, choice, snapshot, prompt_tokens, cached, charged)
 
-    def _now_or_later(
-        self,
-        asked: Asked,
-        pool: Pool,
-        snapshot: Snapshot,
-        hold: HoldSettings,
-        limit_s: float | None,
-        rng: Rng,
-        now_s: float,
-        before: Parked | None,
-    ) -> Parked | tuple[Snapshot, Costs, Choice]:
-        """The choice, with those who wait already in mind; or that the request is one of them."""
+    def _queue(self, pool: Pool, hold: HoldSettings) -> HoldQueue:
+        """Where requests for these endpoints wait."""
         queue = self._queues.get(pool.keys)
         if queue is None:
             queue = self._queues[pool.keys] = HoldQueue(max_held=hold.max_requests, max_hold_s=hold.max_s)
-        if before is None:
-            self._tickets += 1
-        ticket = self._tickets if before is None else before.ticket
-        rank_before = math.inf if before is None else before.wait.rank
-        if len(queue):
-            snapshot = replace(snapshot, held_s=queue.least_s)
-            rank = queue.rank(asked.received_s, completion_costs(snapshot).works_s)
-            ahead_s = queue.ahead_s(ticket, min(rank, rank_before), len(pool.keys))
-            snapshot = replace(snapshot, ahead_s=ahead_s)
-        costs = completion_costs(snapshot)
-        choice = choose_least(costs, asked.route.load_balancing, rng)
-        row = choice.order[0]
-        verdict = queue.decide(
-            ticket, asked.received_s, now_s, costs, open_until_s(snapshot), row, limit_s, rank_before
-        )
-        if isinstance(verdict, Wait):
-            latest_s = verdict.until_s if before is None else before.latest_s
-            if now_s < latest_s:
-                reason = HoldReason.PREFILL
-                if costs[row].room_s > 0.0:
-                    reason = HoldReason.SEATS if costs[row].turn_s > 0.0 else HoldReason.KV_CACHE
-                wait = replace(verdict, until_s=min(verdict.until_s, latest_s))
-                return Parked(ticket, queue, wait, reason, latest_s)
-            queue.forget(ticket)
-        elif isinstance(verdict, Refuse):
-            raise RouterError(
-                Reason.OVERLOADED,
-                f"All endpoints of model `{asked.route.model}` are busy, and more requests wait for them "
-                "than can be answered in time.",
-                retry_after_s=math.ceil(verdict.retry_after_s),
-                held_s=0.0 if before is None else now_s - asked.received_s,
-            )
-        return snapshot, costs, choice
+        return queue
+
+    def _claim(self, asked: Asked, limit_s: float | None, before: Parked | None) -> Claim:
+        if before is not None:
+            return Claim(before.ticket, asked.received_s, limit_s, before.later)
+        self._tickets += 1
+        return Claim(self._tickets, asked.received_s, limit_s)
 
     def _pool(self, route: Route, table: RoutingTable) -> Pool:
         """The route's available endpoints, compiled anew when health or configuration changed."""

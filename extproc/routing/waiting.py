@@ -17,18 +17,16 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
 
+from extproc.choosing.holding import POLL_S, HoldReason, Pass
 from extproc.errors import RouterError
 from extproc.observing.metrics import Metrics
-from extproc.observing.records import HoldEnding, HoldReason
+from extproc.observing.records import HoldEnding
 from extproc.protocol.servicer import Deferred
 from extproc.routing.asking import Asked
 from extproc.routing.placing import Chosen, Parked
 
 D = TypeVar("D")
 """An answer."""
-
-POLL_S: Final = 0.02
-"""The news of other gateways are about this old, and an engine step is no shorter."""
 
 PASS_SLICE: Final = 16
 """Placing takes some 0.2 ms: other requests wait 3 ms at most."""
@@ -95,6 +93,21 @@ class _Held:
     promise: Promise
     num_bytes: int
 
+    @property
+    def turn(self) -> tuple[float, int]:
+        """See `extproc.choosing.holding.Waiting`."""
+        return self.parked.later.wait.rank, self.parked.ticket
+
+    @property
+    def until_s(self) -> float:
+        """See `extproc.choosing.holding.Waiting`."""
+        return self.parked.later.wait.until_s
+
+    @property
+    def line(self) -> object:
+        """See `extproc.choosing.holding.Waiting`; one of before the last change is never found closed."""
+        return self.parked.queue
+
 
 class WaitingRoom(Generic[D]):
     """Who waits here.
@@ -142,7 +155,7 @@ class WaitingRoom(Generic[D]):
         """How many wait for what."""
         counts = dict.fromkeys(HoldReason, 0)
         for held in self._held.values():
-            counts[held.parked.reason] += 1
+            counts[held.parked.later.reason] += 1
         return counts
 
     def admit(self, asked: Asked, parked: Parked) -> Deferred:
@@ -152,10 +165,10 @@ class WaitingRoom(Generic[D]):
         self._held[parked.ticket] = held
         self._num_bytes += held.num_bytes
         promise.add_done_callback(lambda _: self._left(held))
-        self._metrics.held(asked.route.model, parked.reason)
+        self._metrics.held(asked.route.model, parked.later.reason)
         now_s = self._clock()
         self._wake_at(now_s + POLL_S, now_s)
-        return Deferred(promise, parked.wait.until_s - now_s + _PATIENCE_S)
+        return Deferred(promise, parked.later.wait.until_s - now_s + _PATIENCE_S)
 
     def wake(self) -> None:
         """Room may have been freed."""
@@ -172,11 +185,8 @@ class WaitingRoom(Generic[D]):
             self._timer.cancel()
             self._timer = None
         self._pass = None
-        for held in self._in_order():
+        for held in sorted(self._held.values(), key=lambda each: each.turn):
             self._ask(held)
-
-    def _in_order(self) -> list[_Held]:
-        return sorted(self._held.values(), key=lambda held: (held.parked.wait.rank, held.parked.ticket))
 
     def _wake_at(self, due_s: float, now_s: float) -> None:
         """Have the next pass begin then, unless one will earlier."""
@@ -209,17 +219,13 @@ class WaitingRoom(Generic[D]):
 
     def _slices(self) -> Iterator[None]:
         """One pass; yields between slices."""
-        closed: set[int] = set()
-        asked = 0
-        for held in self._in_order():
-            # A queue of before the last change of health or configuration is never found closed.
-            if id(held.parked.queue) in closed and held.parked.wait.until_s > self._clock():
-                continue
+        asked, waiting = 0, Pass(self._held.values())
+        while (held := waiting.next(self._clock())) is not None:
             if asked and asked % PASS_SLICE == 0:
                 yield
             asked += 1
-            if self._ask(held) and held.parked.wait.closed:
-                closed.add(id(held.parked.queue))
+            if self._ask(held) and held.parked.later.wait.closed:
+                waiting.close(held.line)
 
     def _ask(self, held: _Held) -> bool:
         """Place it again; True if it goes on waiting."""

@@ -8,8 +8,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 
+from extproc.choosing.holding import HoldReason
 from extproc.observing.metrics import EndpointGauges, LiveGauges
-from extproc.observing.records import HoldReason
 from extproc.observing.shared_metrics import Values
 from extproc.routing.state import State
 from extproc.types import Endpoint

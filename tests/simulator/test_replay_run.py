@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from extproc.choosing.holding import POLL_S
 from tokenway.simulator.engine.engine import EngineRequest
 from tokenway.simulator.engine.profile import PROFILES, EngineProfile
 from tokenway.simulator.policies.registry import make
@@ -17,7 +18,7 @@ from tokenway.simulator.replay.caches import ViewKind
 from tokenway.simulator.replay.fleet import Fleet, Member, parse_fleet, profiles_from, scaled_kv
 from tokenway.simulator.replay.oracle import Oracle, prefill_s, time_to_first_token
 from tokenway.simulator.replay.replica import QueuedPrompt, Replica
-from tokenway.simulator.replay.run import POLL_S, Outcome, Replay, Truth
+from tokenway.simulator.replay.run import Outcome, Replay, Truth
 from tokenway.simulator.replay.settings import RunSettings, Spread
 from tokenway.simulator.replay.trace import Trace, TraceRequest
 

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from extproc.choosing.completion import Backlog
-from extproc.choosing.holding import HoldQueue
+from extproc.choosing.holding import POLL_S, HoldQueue, HoldReason
 from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.errors import Reason, RouterError
 from extproc.health.tracker import FailureKind
-from extproc.observing.records import Ended, HoldEnding, HoldReason
+from extproc.observing.records import Ended, HoldEnding
 from extproc.protocol.servicer import Deferred
 from extproc.routing.router import Decision
 from extproc.routing.settings import HoldSettings, RouterSettings
-from extproc.routing.waiting import POLL_S, WaitingRoom
+from extproc.routing.waiting import WaitingRoom
 from metadata_center.types import EndpointKey, RequestId
 from tests.conftest import (
     BLOCK_BYTES,

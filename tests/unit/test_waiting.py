@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
+from extproc.choosing.holding import POLL_S, HoldReason
 from extproc.choosing.seats import SURE_VISITS
 from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.errors import Reason, RouterError
 from extproc.health.tracker import FailureKind
 from extproc.observing.explain import render, to_json, verdict
-from extproc.observing.records import HoldReason
 from extproc.protocol.servicer import Deferred
 from extproc.routing.router import Decision
 from extproc.routing.settings import HoldSettings, RouterSettings
-from extproc.routing.waiting import POLL_S, WaitingRoom
+from extproc.routing.waiting import WaitingRoom
 from metadata_center.types import Charge, RequestId
 from tests.conftest import (
     BLOCK_BYTES,

@@ -5,13 +5,12 @@ Here is only what the product's router does around `extproc.choosing`: a snapsho
 
 from __future__ import annotations
 
-from dataclasses import replace
-from math import inf
-
-from extproc.choosing.completion import DECODE_TOKENS, Backlog, Cost, PrefillModel, Traffic, least
-from extproc.choosing.holding import HoldQueue, Refuse, Wait
-from extproc.choosing.least_completion import backlog, completion_costs, has_room, open_until_s
+from extproc.choosing.completion import DECODE_TOKENS, Backlog, PrefillModel, Traffic
+from extproc.choosing.deciding import Claim, Later, No, Now, decide
+from extproc.choosing.holding import HoldQueue
+from extproc.choosing.least_completion import backlog, has_room
 from extproc.choosing.seats import Seats
+from extproc.choosing.settings import LoadBalancing
 from extproc.predicting.tpot import TpotModel
 from extproc.types import Learned, Snapshot
 from metadata_center.types import value
@@ -22,6 +21,10 @@ _FIRST_OUTPUT_TOKENS = 200.0
 
 _OUTPUT_GAIN = 0.02
 """Share of the newest answer's length in the expected one."""
+
+
+_SETTINGS = LoadBalancing(fallbacks=0)
+"""The product's default policy; nothing fails here, so there is no second choice."""
 
 
 class _Group:
@@ -133,14 +136,21 @@ class LeastCompletion(Policy):
 
     def choose(self, view: View) -> Decision:
         """One draw if tied."""
-        snapshot = self.snapshot(view)
-        costs_s = completion_costs(snapshot)
-        row = least(costs_s, view.rng)
-        self.place(view, snapshot, row, costs_s[row])
-        return row
+        decided = self.decide(view)
+        if isinstance(decided, Later):
+            wait = decided.wait
+            return Hold(wait.until_s, wait.rank, wait.closed, polls=True)
+        if isinstance(decided, No):
+            return Shed(decided.retry_after_s)
+        return self.place(view, decided)
 
-    def place(self, view: View, snapshot: Snapshot, row: int, cost: Cost) -> None:
-        """Note what was decided, for learning."""
+    def decide(self, view: View) -> Now | Later | No:
+        """The product's decision, at once."""
+        return decide(self.snapshot(view), _SETTINGS, view.rng, 0, view.now_s)
+
+    def place(self, view: View, decided: Now) -> int:
+        """Note what was decided, for learning; returns the row."""
+        row, snapshot = decided.choice.order[0], decided.snapshot
         cached = snapshot.cached_tokens[row]
         self._lesson = _Lesson(
             view.groups[row],
@@ -149,7 +159,9 @@ class LeastCompletion(Policy):
             cached,
             has_room(snapshot, row),
         )
-        self._traffic.placed(view.now_s, cost.work_s)
+        if decided.costs is not None:
+            self._traffic.placed(view.now_s, decided.costs.works_s[row])
+        return row
 
     def on_sent(self, sent: Sent) -> None:
         """Remember what it was predicted from."""
@@ -203,38 +215,19 @@ class LateCompletion(LeastCompletion):
         max_held: Most requests held.
     """
 
-    __slots__ = ("_queue", "_ranks")
+    __slots__ = ("_laters", "_queue")
 
     def __init__(self, *, learn: bool = True, max_hold_s: float = 30.0, max_held: int = 1000) -> None:
         super().__init__(learn=learn)
         self._queue = HoldQueue(max_held=max_held, max_hold_s=max_hold_s)
-        self._ranks: dict[int, float] = {}
+        self._laters: dict[int, Later] = {}
 
-    def choose(self, view: View) -> Decision:
-        """One draw if tied."""
-        request, queue = view.request, self._queue
-        snapshot = self.snapshot(view)
-        rank_before = self._ranks.pop(request.request_id, inf)
-        if len(queue):
-            snapshot = replace(snapshot, held_s=queue.least_s)
-            rank = queue.rank(request.arrived_s, completion_costs(snapshot).works_s)
-            ahead_s = queue.ahead_s(request.request_id, min(rank, rank_before), len(snapshot.keys))
-            snapshot = replace(snapshot, ahead_s=ahead_s)
-        costs_s = completion_costs(snapshot)
-        verdict = queue.decide(
-            request.request_id,
-            request.arrived_s,
-            view.now_s,
-            costs_s,
-            open_until_s(snapshot),
-            least(costs_s, view.rng),
-            request.slo_ttft_s,
-            rank_before,
-        )
-        if isinstance(verdict, Wait):
-            self._ranks[request.request_id] = verdict.rank
-            return Hold(verdict.until_s, verdict.rank, verdict.closed, polls=True)
-        if isinstance(verdict, Refuse):
-            return Shed(verdict.retry_after_s)
-        self.place(view, snapshot, verdict.row, costs_s[verdict.row])
-        return verdict.row
+    def decide(self, view: View) -> Now | Later | No:
+        """The product's decision, with the requests that wait in mind."""
+        request = view.request
+        before = self._laters.pop(request.request_id, None)
+        claim = Claim(request.request_id, request.arrived_s, request.slo_ttft_s, before)
+        decided = decide(self.snapshot(view), _SETTINGS, view.rng, 0, view.now_s, self._queue, claim)
+        if isinstance(decided, Later):
+            self._laters[request.request_id] = decided
+        return decided

@@ -19,6 +19,7 @@ from heapq import heappop, heappush
 from math import exp
 from typing import Any, Final
 
+from extproc.choosing.holding import POLL_S, Pass
 from tokenway.simulator.engine.engine import EngineRequest, StepResult
 from tokenway.simulator.engine.prefix_cache import BlocksRemoved, BlocksStored, CacheEvent
 from tokenway.simulator.policies.view import Hold, Policy, Request, Shed
@@ -36,9 +37,6 @@ BYTES_PER_TOKEN: Final = 4.0
 
 MIN_HOLD_S: Final = 0.001
 """A policy that holds until now is asked again a millisecond later, not for ever at the same moment."""
-
-POLL_S: Final = 0.02
-"""The product's `extproc.routing.waiting.POLL_S`."""
 
 
 class Truth:
@@ -106,6 +104,21 @@ class _Held:
     live: Live
     rank: float
     timer_s: float
+
+    @property
+    def turn(self) -> tuple[float, int]:
+        """See `extproc.choosing.holding.Waiting`."""
+        return self.rank, self.live.index
+
+    @property
+    def until_s(self) -> float:
+        """See `extproc.choosing.holding.Waiting`."""
+        return self.timer_s
+
+    @property
+    def line(self) -> object:
+        """See `extproc.choosing.holding.Waiting`; a gateway of a replay has one queue."""
+        return None
 
 
 class Replay:
@@ -302,11 +315,11 @@ class Replay:
 
     def _ask_held(self, now_s: float, gateway: Gateway) -> None:
         """Something was freed: ask for the held requests again, best rank first."""
-        held = self._held[gateway.index]
-        for waiting in sorted(held.values(), key=lambda each: (each.rank, each.live.index)):
-            again = self._ask(now_s, waiting.live)
+        waiting = Pass(self._held[gateway.index].values())
+        while (held := waiting.next(now_s)) is not None:
+            again = self._ask(now_s, held.live)
             if again is not None and again.closed:
-                return
+                waiting.close(held.line)
 
     def _poll(self, now_s: float, gateway: Gateway) -> None:
         self._polled[gateway.index] = False

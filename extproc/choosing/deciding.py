@@ -1,0 +1,155 @@
+"""One decision: the request goes now, waits, or is refused. Gateway and replayer decide by this alone.
+
+Rules:
+    1. Pure: equal facts, queue and draws give the equal decision. The queue is the only thing that changes.
+    2. A decision is one of three values: `Now` with the choice, `Later` with what it waits for, `No`.
+    3. No wait is prolonged: who asked on the request's behalf was told its end when it began. A request that
+       could wait longer by then, because bounds or costs have changed, goes now.
+    4. Requests that wait already are in mind: their least work is backlog of all endpoints, and the work of
+       those that go before is prefill ahead at the endpoint that each of them waits for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import inf
+from typing import Final
+
+from extproc.choosing.choose import choose, choose_least
+from extproc.choosing.completion import Costs
+from extproc.choosing.holding import HoldQueue, HoldReason, Refuse, Wait
+from extproc.choosing.least_completion import completion_costs, open_until_s
+from extproc.choosing.settings import Algorithm, LoadBalancing
+from extproc.types import Choice, Rng, Snapshot
+from metadata_center.types import value
+
+
+@value
+class Claim:
+    """What a request brings to its decision beside the snapshot.
+
+    Attributes:
+        ticket: Its name in the queue; older requests have lower ones.
+        arrived_s: When it came.
+        limit_s: Its own limit on the time to its first token, from its arrival; None if it has none.
+        before: How it waited until now; None if it did not.
+    """
+
+    ticket: int
+    arrived_s: float
+    limit_s: float | None = None
+    before: Later | None = None
+
+
+@value
+class Now:
+    """It goes.
+
+    Attributes:
+        choice: The order of endpoints.
+        snapshot: What the choice was made from, those that wait included.
+        costs: Of each endpoint; None where another policy than `least_completion` chose.
+    """
+
+    choice: Choice
+    snapshot: Snapshot
+    costs: Costs | None = None
+
+
+@value
+class Later:
+    """It waits in the queue.
+
+    Attributes:
+        wait: Until when, in which order, and for which endpoint.
+        reason: What that endpoint is short of.
+        latest_s: When the wait ends, as told when it began.
+    """
+
+    wait: Wait
+    reason: HoldReason
+    latest_s: float
+
+
+@value
+class No:
+    """It is refused.
+
+    Attributes:
+        retry_after_s: When there should be room, > 0.
+    """
+
+    retry_after_s: float
+
+
+Decision = Now | Later | No
+
+_UNRANKED: Final = inf
+
+
+def decide(
+    snapshot: Snapshot,
+    settings: LoadBalancing,
+    rng: Rng,
+    turn: int,
+    now_s: float,
+    queue: HoldQueue | None = None,
+    claim: Claim | None = None,
+) -> Decision:
+    """Decide on one request.
+
+    Args:
+        snapshot: At least one row.
+        settings: Algorithm and number of fallbacks.
+        rng: See `choose` for the draws.
+        turn: See `choose`.
+        now_s: The time.
+        queue: Where it may wait; None if it may not, or if its policy never waits.
+        claim: Whose decision it is; needed with a queue.
+
+    Raises:
+        ValueError: The snapshot is empty, or has a queue without a claim.
+    """
+    if settings.algorithm is not Algorithm.LEAST_COMPLETION:
+        return Now(choose(snapshot, settings, rng, turn), snapshot)
+    if queue is None:
+        costs = completion_costs(snapshot)
+        return Now(choose_least(costs, settings, rng), snapshot, costs)
+    if claim is None:
+        raise ValueError("nobody waits without a name")
+    return _now_or_later(snapshot, settings, rng, now_s, queue, claim)
+
+
+def _now_or_later(
+    snapshot: Snapshot, settings: LoadBalancing, rng: Rng, now_s: float, queue: HoldQueue, claim: Claim
+) -> Decision:
+    before, ticket = claim.before, claim.ticket
+    rank_before = _UNRANKED if before is None else before.wait.rank
+    queue.forget(ticket)
+    if len(queue):
+        snapshot = replace(snapshot, held_s=queue.least_s)
+        rank = queue.rank(claim.arrived_s, completion_costs(snapshot).works_s)
+        ahead_s = queue.ahead_s(ticket, min(rank, rank_before), len(snapshot.keys))
+        snapshot = replace(snapshot, ahead_s=ahead_s)
+    costs = completion_costs(snapshot)
+    choice = choose_least(costs, settings, rng)
+    row = choice.order[0]
+    verdict = queue.decide(
+        ticket, claim.arrived_s, now_s, costs, open_until_s(snapshot), row, claim.limit_s, rank_before
+    )
+    if isinstance(verdict, Wait):
+        latest_s = verdict.until_s if before is None else before.latest_s
+        if now_s < latest_s:
+            wait = replace(verdict, until_s=min(verdict.until_s, latest_s))
+            return Later(wait, _short_of(costs, row), latest_s)
+        queue.forget(ticket)
+    elif isinstance(verdict, Refuse):
+        return No(verdict.retry_after_s)
+    return Now(choice, snapshot, costs)
+
+
+def _short_of(costs: Costs, row: int) -> HoldReason:
+    """What an endpoint that is full is short of."""
+    if costs[row].room_s == 0.0:
+        return HoldReason.PREFILL
+    return HoldReason.SEATS if costs[row].turn_s > 0.0 else HoldReason.KV_CACHE
