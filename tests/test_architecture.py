@@ -106,7 +106,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "extproc.types": "metadata_center",
         "extproc.errors": "",
         "extproc.choosing": "extproc.types extproc.predicting metadata_center",
-        "extproc.predicting": "extproc.types",
+        "extproc.predicting": "metadata_center",
         "extproc.request": "extproc.types extproc.errors extproc.choosing",
         "extproc.rendering": "extproc.types extproc.errors extproc.request metadata_center",
         "extproc.protocol": "extproc.types extproc.errors metadata_center",

@@ -56,7 +56,12 @@ def choose_least(costs_s: Costs, settings: LoadBalancing, rng: Rng) -> Choice:
         costs_s: One per row, at least one.
         settings: Number of fallbacks.
         rng: See `choose`.
+
+    Raises:
+        ValueError: There is no row.
     """
     scores = list(map(neg, costs_s.totals_s))
     rows = len(scores)
+    if not rows:
+        raise ValueError("nothing to choose from")
     return Choice(pick(scores, rows, 1, min(1 + settings.fallbacks, rows), rng), scores, 1)

@@ -5,17 +5,9 @@ from __future__ import annotations
 from operator import neg
 from typing import Final
 
-from extproc.choosing.completion import (
-    TOKENS,
-    Backlog,
-    Costs,
-    cost_columns,
-    prefill_step_s,
-    prefill_times_s,
-    room_wait_s,
-    step_tokens,
-)
+from extproc.choosing.completion import Costs, cost_columns, room_wait_s
 from extproc.choosing.holding import OPEN_STEPS
+from extproc.predicting.ttft import TOKENS, Backlog, step_s, step_tokens, times_s, total_s
 from extproc.types import Learned, Snapshot
 
 _MOST_TAKEN: Final = 0.99
@@ -66,6 +58,7 @@ def _columns(snapshot: Snapshot, learned: Learned) -> tuple[list[float], list[fl
     prompt_tokens, half_tokens = snapshot.prompt_tokens, snapshot.output_tokens / 2
     prices_s, own_prices_s = learned.prefill_prices_s, learned.row_prices_s
     has_seats, kv_used = any(snapshot.seats), snapshot.kv_used
+    kv_sizes = snapshot.kv_tokens or [0] * len(snapshot.keys)
     waits_s, works_s, rooms_s = [], [], []
     for row, (requests, prefilling, pending, context, cached, weight, kv_tokens) in enumerate(
         zip(
@@ -75,25 +68,27 @@ def _columns(snapshot: Snapshot, learned: Learned) -> tuple[list[float], list[fl
             snapshot.context_tokens,
             snapshot.cached_tokens,
             snapshot.weights,
-            snapshot.kv_tokens,
+            kv_sizes,
             strict=True,
         )
     ):
         if own_prices_s:
             prices_s = own_prices_s[row]
-        base, token, pair, sequence, in_context = prices_s
+        base, token, pair, from_cache, sequence, in_context = prices_s
         per_pair = pair / (TOKENS * TOKENS)
         per_token = token / TOKENS
-        wait_s = 0.0
+        wait_s = beside_s = 0.0
         if requests or pending:
             ahead = max(pending, context * prefilling // requests) if requests else pending
             decoding = max(0, requests - prefilling)
             read = max(0, context - ahead) + decoding * half_tokens
-            per_token += (sequence * decoding + in_context * read / TOKENS) / step_tokens(decoding)
+            beside_s = sequence * decoding + in_context * read / TOKENS
+            per_token += beside_s / step_tokens(decoding)
             pairs = pending * (max(0, ahead - pending) + pending / 2) / prefilling if prefilling else 0.0
             wait_s = (pending * per_token + pairs * per_pair) / weight
         uncached = max(_BLANK_PROMPT, prompt_tokens - cached)
-        work_s = base + uncached * per_token + uncached * (cached + uncached / 2) * per_pair
+        pairs = uncached * (cached + uncached / 2)
+        work_s = base + cached * (from_cache / TOKENS) + beside_s + uncached * per_token + pairs * per_pair
         room_s = 0.0
         if kv_tokens:
             used = kv_used[row] if kv_used else None
@@ -117,9 +112,19 @@ def row_times_s(snapshot: Snapshot, row: int) -> tuple[float, float, float]:
     ahead = backlog(snapshot, row)
     cached, weight = snapshot.cached_tokens[row], snapshot.weights[row]
     uncached = max(_BLANK_PROMPT, snapshot.prompt_tokens - cached)
-    wait_s, work_s = prefill_times_s(_prices_s(_learned(snapshot), row), ahead, uncached, cached)
+    wait_s, work_s = times_s(_prices_s(_learned(snapshot), row), ahead, uncached, cached)
     wait_s, work_s = wait_s / weight, work_s / weight
     return wait_s, work_s, max(_kv_s(snapshot, row, ahead, uncached), _seat_s(snapshot, row)[0] - wait_s, 0.0)
+
+
+def expected_ttft_s(snapshot: Snapshot, row: int) -> float:
+    """Time to first token that the request is expected to have on one row, from being sent there.
+
+    Raises:
+        ValueError: The snapshot has no learned prices.
+    """
+    ahead_s = snapshot.ahead_s[row] if snapshot.ahead_s else 0.0
+    return total_s(*row_times_s(snapshot, row), ahead_s)
 
 
 def open_until_s(snapshot: Snapshot) -> list[float]:
@@ -133,7 +138,7 @@ def open_until_s(snapshot: Snapshot) -> list[float]:
     learned = _learned(snapshot)
     done_s = snapshot.under_way_s or [0.0] * len(snapshot.weights)
     return [
-        OPEN_STEPS * prefill_step_s(_prices_s(learned, row), backlog(snapshot, row)) / weight + done_s[row]
+        OPEN_STEPS * step_s(_prices_s(learned, row), backlog(snapshot, row)) / weight + done_s[row]
         for row, weight in enumerate(snapshot.weights)
     ]
 
@@ -181,7 +186,7 @@ def _followers_per_s(snapshot: Snapshot, learned: Learned) -> float:
 
 def _kv_s(snapshot: Snapshot, row: int, ahead: Backlog, uncached_tokens: int) -> float:
     """Until the KV cache has room for what is ahead and the request; 0 where its size is unknown."""
-    kv_tokens = snapshot.kv_tokens[row]
+    kv_tokens = snapshot.kv_tokens[row] if snapshot.kv_tokens else 0
     if not kv_tokens:
         return 0.0
     used: float | None = snapshot.kv_used[row] if snapshot.kv_used else None

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from extproc.choosing.holding import HoldReason
+from extproc.choosing.least_completion import expected_ttft_s
 from extproc.choosing.settings import LoadBalancing
+from extproc.choosing.snapshots import row_step_s
 from extproc.errors import Reason
 from extproc.predicting.prices import Prices
 from extproc.types import Choice, Operation, Snapshot
@@ -109,7 +111,7 @@ class DecisionRecord:
         choice: What it chose; None for a rejected request.
         draws: Random numbers the choice consumed, in order, each in [0, 1).
         turn: The round-robin turn given to the choice.
-        prices: What predicted TTFT and TPOT; None for a rejected request.
+        prices: What predicted TPOT, one for all candidates or one each; empty for a rejected request.
         cached_tokens: Estimated cached prompt tokens, one per candidate; empty for a rejected request.
         placed: Where compare-and-set put it, if that is not where it was chosen for.
         views: Which view of the caches spoke for each candidate; empty for a rejected request.
@@ -140,7 +142,7 @@ class DecisionRecord:
     choice: Choice | None = None
     draws: tuple[float, ...] = ()
     turn: int = 0
-    prices: Prices | None = None
+    prices: tuple[Prices, ...] = ()
     cached_tokens: Sequence[int] = ()
     views: Sequence[str] = ()
     placed: EndpointKey | None = None
@@ -163,16 +165,14 @@ class DecisionRecord:
 
     def predicted_ttft_s(self, row: int) -> float | None:
         """What was expected of candidate `row`, in seconds; None for a rejected request."""
-        if self.prices is None or self.snapshot is None:
-            return None
-        cached = self.cached_tokens[row]
-        return self.prices.ttft_s(self.prompt_tokens - cached, cached, self.snapshot.prefill_tokens[row])
+        return None if self.snapshot is None else expected_ttft_s(self.snapshot, row)
 
     def predicted_tpot_s(self, row: int) -> float | None:
         """What was expected of candidate `row`, in seconds; None for a rejected request."""
-        if self.prices is None or self.snapshot is None:
+        snapshot = self.snapshot
+        if snapshot is None:
             return None
-        return self.prices.tpot_s(self.snapshot.requests[row] + 1, self.snapshot.context_tokens[row])
+        return snapshot.steps_s[row] if snapshot.steps_s else row_step_s(self.prices, snapshot, row)
 
     def row(self, endpoint: EndpointKey) -> int | None:
         """The candidate row of `endpoint`, None if it was no candidate."""

@@ -19,7 +19,8 @@ from extproc.predicting.calibration import Calibration, CalibrationSummary
 from extproc.predicting.prices import Prices
 from extproc.predicting.tokens import TokensPerByte
 from extproc.predicting.tpot import SegmentedTpotModel
-from extproc.predicting.ttft import TtftModel
+from extproc.predicting.traffic import Traffic
+from extproc.predicting.ttft import Backlog, TtftModel
 
 ModelKey = tuple[str, str]
 """(model name as the engine knows it, endpoint group): endpoints of a group are equal hardware."""
@@ -79,6 +80,7 @@ class Predictor:
         self._untrained_tokens = TokensPerByte()
         self._models: OrderedDict[ModelKey, _Models] = OrderedDict()
         self._tokens: OrderedDict[str, TokensPerByte] = OrderedDict()
+        self._traffic: OrderedDict[ModelKey, Traffic] = OrderedDict()
 
     def __len__(self) -> int:
         """Keys that something was learned of."""
@@ -88,59 +90,84 @@ class Predictor:
         """What predicts for `key` right now; unlike the models behind it, it does not change."""
         return self._models.get(key, self._untrained).prices
 
+    def row_prices(self, model: str, groups: Sequence[str]) -> tuple[Prices, ...]:
+        """`prices` of several endpoint groups of a model, in their order."""
+        return tuple(self.prices((model, group)) for group in groups)
+
     def prompt_tokens(self, model: str, prompt_bytes: int) -> int:
         """Return the expected tokens of a prompt of that many bytes, 0 only for an empty one."""
         return self._tokens.get(model, self._untrained_tokens).estimate(prompt_bytes)
 
+    def traffic(self, key: ModelKey) -> Traffic:
+        """What is asked of a group of endpoints: kept and shown the traffic by its caller."""
+        traffic = self._traffic.get(key) or Traffic()
+        self._keep(self._traffic, key, traffic)
+        return traffic
+
     def observe_ttft(
         self,
         key: ModelKey,
+        backlog: Backlog,
         *,
-        uncached: float,
-        cached: float,
-        pending: float,
+        uncached: int,
+        cached: int,
         predicted_s: float | None,
         actual_s: float,
+        weight: float = 1.0,
+        teaches: bool = True,
     ) -> None:
         """Pair a prediction with its outcome, then learn the outcome.
 
         Args:
             key: Which model on which endpoint group.
-            uncached: Tokens to be prefilled as believed when routing, >= 0.
-            cached: Tokens in the cache as believed when routing, >= 0.
-            pending: Uncached tokens of requests ahead when routing, >= 0.
+            backlog: Of the endpoint when the request was sent.
+            uncached: Tokens that were prefilled, >= 0.
+            cached: Tokens that were in the cache, >= 0.
             predicted_s: What was predicted for the chosen endpoint, seconds; None if nothing was.
             actual_s: Observed TTFT, seconds, > 0.
+            weight: Relative capacity of the endpoint, > 0.
+            teaches: False if the request waited for more than prefill: that says nothing of its prices.
 
         Raises:
             ValueError: A value is out of range or not finite. Nothing is changed.
         """
         _require_finite(predicted_s)
         models = self._models.get(key) or _Models(self._tpot_thresholds)
-        models.ttft.learn(uncached, cached, pending, actual_s)
-        models.reprice()
+        if teaches:
+            models.ttft.learn(
+                backlog, uncached or 1, cached, actual_s * weight
+            )  # an engine computes one token
+            models.reprice()
         if predicted_s is not None:
             models.ttft_calibration.observe(predicted_s, actual_s)
         self._keep(self._models, key, models)
 
     def observe_tpot(
-        self, key: ModelKey, *, batch: float, context: float, predicted_s: float | None, actual_s: float
+        self,
+        key: ModelKey,
+        *,
+        batch: float,
+        context: float,
+        predicted_s: float | None,
+        actual_s: float,
+        weight: float = 1.0,
     ) -> None:
         """Pair a prediction with its outcome, then learn the outcome.
 
         Args:
             key: Which model on which endpoint group.
-            batch: Requests running at the endpoint, >= 0.
+            batch: Requests running at the endpoint, this one included, >= 0.
             context: KV tokens in use there, >= 0.
             predicted_s: What was predicted, seconds; None if nothing was.
             actual_s: Observed mean time per output token, seconds, > 0.
+            weight: Relative capacity of the endpoint, > 0.
 
         Raises:
             ValueError: A value is out of range or not finite. Nothing is changed.
         """
         _require_finite(predicted_s)
         models = self._models.get(key) or _Models(self._tpot_thresholds)
-        models.tpot.learn(batch, context, actual_s)
+        models.tpot.learn(batch, context, actual_s * weight)
         models.reprice()
         if predicted_s is not None:
             models.tpot_calibration.observe(predicted_s, actual_s)

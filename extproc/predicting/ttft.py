@@ -1,22 +1,32 @@
-"""Time to first token of one model on one group of equal endpoints.
+"""Time to first token of one model on one group of equal endpoints: the one model that decides and is shown.
 
 Rules:
-    1. Prefill of u uncached tokens after c cached ones costs u for the linear layers and u*(c + u/2) pairs
-       for attention; so both quadratic terms are features: TTFT over [1, u, c, u*u, u*c, p].
-    2. p, uncached tokens of other requests ahead on the endpoint, delays by about their own prefill.
-    3. u, c and p are counts of thousands of tokens inside, of tokens at every function's edge.
+    1. A first token comes after the prefill ahead on the endpoint and the request's own. Prefill of u
+       uncached tokens after c cached ones costs u tokens and u*(c + u/2) pairs of (token, earlier token);
+       while it lasts, each engine step also carries the decodes that run there. All of it is one sum of
+       priced terms.
+    2. Cached tokens are not free: they are tokenized and hashed.
+    3. Counts are of thousands of tokens inside, of tokens at every function's edge. An endpoint of weight w
+       takes a w-th of the time; prices are those of weight 1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
+from typing import Final
 
-from extproc.predicting.priced_terms import PricedTerms
+from extproc.predicting.priced_terms import CEILING_S, PricedTerms
+from metadata_center.types import value
 
-_TOKENS = 1_000.0
-"""Tokens per unit of u, c and p."""
+TOKENS: Final = 1_000.0
+"""Unit of the prices."""
 
-FLOOR_S = 0.001
+STEP_TOKENS: Final = 2048
+"""Prompt tokens of one full engine step: both calibrations of the prior prices used vLLM's 2,048, and engines
+do not announce theirs. Only the share of decodes in a step's time depends on it, and that is learned."""
+
+FLOOR_S: Final = 0.001
 """No engine answers within a millisecond: the quickest step published for an 8B model on H100 is 5 ms."""
 
 
@@ -27,23 +37,45 @@ class TtftPrices:
     Attributes:
         base_s: A request with nothing to prefill: 5..10 ms of API server and 1 ms of step (BLIS fits of
             7..8B on H100 have 2.5..10.3 ms before the queue).
-        uncached_s: Per 1,000 uncached tokens. Three independent sources agree on 0.020..0.026 ms per token
+        token_s: Per 1,000 uncached tokens. Three independent sources agree on 0.020..0.026 ms per token
             (BLIS fits on vLLM, Vidur kernel profiles, LLMServingSim layer profiles).
+        pair_s: Per 1,000 uncached times 1,000 earlier tokens: 1.3e-6 ms per pair, attention FLOPs of 8B at
+            40 % of H100's peak.
         cached_s: Per 1,000 cached tokens: tokenising and hashing them, 0.0005 ms each; Preble's fits have
             0.0002..0.004 ms per token of total length.
-        uncached_pairs_s: Per (1,000 uncached tokens) squared: half of `cached_pairs_s`, for a token attends
-            only to those before it.
-        cached_pairs_s: Per 1,000 uncached times 1,000 cached tokens: 1.3e-6 ms per pair, attention FLOPs of
-            8B at 40 % of H100's peak.
-        pending_s: Per 1,000 uncached tokens of other requests ahead: as `uncached_s`.
+        sequence_s: Per decode in one step; see `extproc.predicting.tpot`.
+        context_s: Per 1,000 tokens of context in one step; see `extproc.predicting.tpot`.
     """
 
     base_s: float = 0.010
-    uncached_s: float = 0.025
+    token_s: float = 0.022
+    pair_s: float = 0.0013
     cached_s: float = 0.0005
-    uncached_pairs_s: float = 0.00065
-    cached_pairs_s: float = 0.0013
-    pending_s: float = 0.025
+    sequence_s: float = 0.00001
+    context_s: float = 0.00006
+
+
+@value
+class Backlog:
+    """What is on one endpoint before the request.
+
+    Attributes:
+        prefilling: Requests without first token.
+        prefill_tokens: Their uncached tokens.
+        prompt_tokens: Their prompt tokens, cached ones included.
+        decoding: Requests that are being answered.
+        context_tokens: KV tokens that those read in each step.
+    """
+
+    prefilling: int
+    prefill_tokens: int
+    prompt_tokens: int
+    decoding: int
+    context_tokens: float
+
+
+IDLE: Final = Backlog(0, 0, 0, 0, 0.0)
+"""An endpoint without requests."""
 
 
 class TtftModel:
@@ -68,37 +100,79 @@ class TtftModel:
         """The current prices."""
         return TtftPrices(*self._terms.prices_s)
 
-    def predict(self, uncached_tokens: float, cached_tokens: float, pending_tokens: float) -> float:
-        """Return the expected TTFT.
+    def predict(self, backlog: Backlog, uncached_tokens: int, cached_tokens: int) -> float:
+        """Return the expected TTFT in seconds, finite and > 0; see `learn` for the arguments."""
+        return total_s(*times_s(self._terms.prices_s, backlog, uncached_tokens, cached_tokens))
+
+    def learn(self, backlog: Backlog, uncached_tokens: int, cached_tokens: int, ttft_s: float) -> None:
+        """Learn from one request that prefill alone kept waiting.
 
         Args:
-            uncached_tokens: Prompt tokens to be prefilled, >= 0.
-            cached_tokens: Prompt tokens in the cache, >= 0.
-            pending_tokens: Uncached tokens of requests ahead, >= 0.
-
-        Returns:
-            Seconds, finite and > 0; never falling in any argument.
-        """
-        return self._terms.predict(terms(uncached_tokens, cached_tokens, pending_tokens))
-
-    def learn(
-        self, uncached_tokens: float, cached_tokens: float, pending_tokens: float, ttft_s: float
-    ) -> None:
-        """Learn from one request, with what was known of it when it was routed.
-
-        Args:
-            uncached_tokens: Prompt tokens believed not cached, finite, >= 0.
-            cached_tokens: Prompt tokens believed cached, finite, >= 0.
-            pending_tokens: Uncached tokens of other requests ahead, finite, >= 0.
-            ttft_s: Request sent to first token, seconds, finite and > 0.
+            backlog: Of its endpoint when it was sent.
+            uncached_tokens: Of its prompt, >= 1.
+            cached_tokens: Of its prompt, >= 0.
+            ttft_s: Sent to first token, seconds, finite and > 0; times its endpoint's weight.
 
         Raises:
             ValueError: A value is out of its range. The model is unchanged.
         """
-        self._terms.learn(terms(uncached_tokens, cached_tokens, pending_tokens), ttft_s)
+        tokens = backlog.prefill_tokens + uncached_tokens
+        pairs = _pairs_ahead(backlog) + uncached_tokens * (cached_tokens + uncached_tokens / 2)
+        # One more on average: half of the step that runs when it comes, and half of the one that it ends in.
+        steps = tokens / step_tokens(backlog.decoding) + 1.0
+        self._terms.learn(
+            (
+                1.0,
+                tokens / TOKENS,
+                pairs / (TOKENS * TOKENS),
+                cached_tokens / TOKENS,
+                steps * backlog.decoding,
+                steps * backlog.context_tokens / TOKENS,
+            ),
+            ttft_s,
+        )
 
 
-def terms(uncached_tokens: float, cached_tokens: float, pending_tokens: float) -> tuple[float, ...]:
-    """Return the features [1, u, c, u*u, u*c, p]."""
-    u, c, p = uncached_tokens / _TOKENS, cached_tokens / _TOKENS, pending_tokens / _TOKENS
-    return (1.0, u, c, u * u, u * c, p)
+def times_s(
+    prices_s: Sequence[float], backlog: Backlog, uncached_tokens: int, cached_tokens: int
+) -> tuple[float, float]:
+    """Seconds of prefill ahead, and of the request's own with the step that it ends in, at weight 1."""
+    base, _, pair, cached, sequence, context = prices_s
+    per_token = _per_token_s(prices_s, backlog)
+    per_pair = pair / (TOKENS * TOKENS)
+    wait_s = backlog.prefill_tokens * per_token + _pairs_ahead(backlog) * per_pair
+    pairs = uncached_tokens * (cached_tokens + uncached_tokens / 2)
+    beside_s = sequence * backlog.decoding + context * backlog.context_tokens / TOKENS
+    own_s = base + cached_tokens * (cached / TOKENS) + beside_s
+    return wait_s, own_s + uncached_tokens * per_token + pairs * per_pair
+
+
+def total_s(*parts_s: float) -> float:
+    """The parts of one TTFT together, between the floor and the ceiling of a prediction."""
+    return max(FLOOR_S, min(CEILING_S, sum(parts_s)))
+
+
+def step_s(prices_s: Sequence[float], backlog: Backlog) -> float:
+    """Seconds of a step full of prompt tokens beside the decodes of `backlog`, at weight 1."""
+    return STEP_TOKENS * _per_token_s(prices_s, backlog)
+
+
+def step_tokens(decoding: int) -> float:
+    """Prompt tokens that a step has room for beside so many decodes."""
+    return float(max(STEP_TOKENS // 8, STEP_TOKENS - decoding))
+
+
+def _per_token_s(prices_s: Sequence[float], backlog: Backlog) -> float:
+    """Seconds per prompt token, its share of the decodes in its step included."""
+    _, token, _, _, sequence, context = prices_s
+    beside_s = sequence * backlog.decoding + context * backlog.context_tokens / TOKENS
+    return token / TOKENS + beside_s / step_tokens(backlog.decoding)
+
+
+def _pairs_ahead(backlog: Backlog) -> float:
+    """Pairs of (token, earlier token) in the prefill ahead, as if its requests were alike."""
+    if not backlog.prefilling:
+        return 0.0
+    tokens = backlog.prefill_tokens
+    cached = max(0, backlog.prompt_tokens - tokens)
+    return tokens * (cached + tokens / 2) / backlog.prefilling

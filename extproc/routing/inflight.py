@@ -22,7 +22,8 @@ class Inflight:
         operation: Which API.
         endpoint: Who serves it now, as far as known: the choice, or a fallback.
         blocks: Block hashes of its prompt.
-        group: Key of its predictor models: (model, endpoint group).
+        group: Its route's endpoint group.
+        groups: Groups of its candidates that perform alike: one for all, or one per row of its record.
         decided_s: Monotonic time of the decision.
         first_token_s: Monotonic time of the first token, or None.
         first_byte_is_token: False if bytes that are no token (keep-alive comments) came first.
@@ -37,6 +38,7 @@ class Inflight:
         "first_byte_is_token",
         "first_token_s",
         "group",
+        "groups",
         "is_running",
         "operation",
         "prior_use",
@@ -49,7 +51,8 @@ class Inflight:
         operation: Operation,
         endpoint: EndpointKey,
         blocks: list[int],
-        group: tuple[str, str],
+        group: str,
+        groups: tuple[str, ...],
         decided_s: float,
     ) -> None:
         self.record = record
@@ -57,11 +60,16 @@ class Inflight:
         self.endpoint = endpoint
         self.blocks = blocks
         self.group = group
+        self.groups = groups
         self.decided_s = decided_s
         self.first_token_s: float | None = None
         self.first_byte_is_token = True
         self.is_running = False
         self.prior_use: int | None = None
+
+    def key(self, row: int) -> tuple[str, str]:
+        """Key of the latency models of a candidate: (model, endpoint group)."""
+        return self.record.model, self.groups[row if len(self.groups) > 1 else 0]
 
 
 class InflightTable:

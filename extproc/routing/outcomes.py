@@ -13,6 +13,8 @@ import math
 from collections.abc import Callable, Sequence
 
 from extproc.accesslog.entries import AttemptFailed, AttemptStarted, Entry, RequestAlive, RequestEnd
+from extproc.choosing.least_completion import backlog, has_room
+from extproc.choosing.snapshots import batch_of
 from extproc.health.tracker import Transition
 from extproc.observing.records import DecisionRecord, Ended, Outcome
 from extproc.routing.caches import View
@@ -154,40 +156,41 @@ class Outcomes:
         if entry.prompt_tokens and record.prompt_bytes:
             predictor.observe_usage(record.model, record.prompt_bytes, entry.prompt_tokens)
         self._correct_cache(inflight, entry, outcome)
-        row = record.row(inflight.endpoint)
-        if entry.completion_tokens and record.snapshot is not None and record.snapshot.learned is not None:
-            state.completions[inflight.group].answered(entry.completion_tokens)
-        if row is None or record.snapshot is None or entry.attempts != 1 or not record.stream:
+        row, snapshot = record.row(inflight.endpoint), record.snapshot
+        if entry.completion_tokens:
+            predictor.traffic((record.model, inflight.group)).answered(entry.completion_tokens)
+        if row is None or snapshot is None or entry.attempts != 1 or not record.stream:
             return
-        if now_s - self._learned_s.get(inflight.group, -math.inf) < LEARN_INTERVAL_S:
+        key = inflight.key(row)
+        if now_s - self._learned_s.get(key, -math.inf) < LEARN_INTERVAL_S:
             return
         if len(self._learned_s) >= MAX_GROUPS:
             self._learned_s.clear()
-        self._learned_s[inflight.group] = now_s
+        self._learned_s[key] = now_s
         ttft_s = outcome.ttft_s
         if ttft_s is not None and ttft_s > 0.0:
-            cached = float(record.cached_tokens[row] if entry.cached_tokens is None else entry.cached_tokens)
-            prompt = float(record.prompt_tokens if entry.prompt_tokens is None else entry.prompt_tokens)
+            cached = record.cached_tokens[row] if entry.cached_tokens is None else entry.cached_tokens
+            prompt = record.prompt_tokens if entry.prompt_tokens is None else entry.prompt_tokens
             predictor.observe_ttft(
-                inflight.group,
-                uncached=max(0.0, prompt - cached),
+                key,
+                backlog(snapshot, row),
+                uncached=max(0, prompt - cached),
                 cached=cached,
-                pending=float(record.snapshot.prefill_tokens[row]),
                 predicted_s=outcome.predicted_ttft_s,
                 actual_s=ttft_s,
+                weight=snapshot.weights[row],
+                teaches=has_room(snapshot, row),
             )
-            if record.snapshot.learned is not None:
-                state.completions[inflight.group].observe(
-                    record.snapshot, row, int(max(0.0, prompt - cached)), int(cached), ttft_s
-                )
         tokens = entry.completion_tokens
         if tokens is not None and tokens > 1 and entry.stream_s:
+            batch, context = batch_of(snapshot, row)
             predictor.observe_tpot(
-                inflight.group,
-                batch=float(record.snapshot.requests[row]) + 1.0,
-                context=float(record.snapshot.context_tokens[row]),
+                key,
+                batch=batch,
+                context=context,
                 predicted_s=record.predicted_tpot_s(row),
                 actual_s=entry.stream_s / (tokens - 1),
+                weight=snapshot.weights[row],
             )
 
     def _correct_cache(self, inflight: Inflight, entry: RequestEnd, outcome: Outcome) -> None:

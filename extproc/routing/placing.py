@@ -16,14 +16,16 @@ from dataclasses import dataclass, replace
 
 from extproc.choosing.deciding import Claim, Later, No, decide
 from extproc.choosing.holding import HoldQueue
+from extproc.choosing.least_completion import expected_ttft_s
+from extproc.choosing.limits import SLO_TPOT_HEADER, SLO_TTFT_HEADER, decode_tokens_of, limit_s_of
 from extproc.choosing.replay import RecordingRng
 from extproc.choosing.settings import Algorithm
+from extproc.choosing.snapshots import Demand, Load, Prompt, completion_snapshot, plain_snapshot
 from extproc.errors import Reason, RouterError
 from extproc.observing.records import DecisionRecord
 from extproc.request.rules import Route
 from extproc.routing.asking import Asked
 from extproc.routing.inflight import Inflight
-from extproc.routing.learned import SLO_TPOT_HEADER, SLO_TTFT_HEADER, decode_tokens_of, limit_s_of
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.routing.state import State
 from extproc.routing.table import Pool, RoutingTable
@@ -170,45 +172,41 @@ class Placer:
             pool.keys,
         )
         prompt_tokens, cached = estimate.prompt_tokens, estimate.cached_tokens
-        group = (route.model, route.group)
-        prices = state.predictor.prices(group)
+        groups = pool.groups_of(route.group)
+        prices = state.predictor.row_prices(route.model, groups)
+        traffic = state.predictor.traffic((route.model, route.group))
+        prompt = Prompt(prompt_tokens, cached, estimate.matched, estimate.num_units)
         turn = self._turn
         self._turn += 1
 
         with state.load.lock():
-            load = state.load.view(pool.slots)
-            snapshot = Snapshot(
-                keys=pool.keys,
-                requests=load.requests,
-                prefill_tokens=load.prefill_tokens,
-                context_tokens=load.context_tokens,
-                matched_blocks=estimate.matched,
-                num_blocks=estimate.num_units,
-                weights=pool.weights,
-            )
-            queue = claim = completion = None
+            view = state.load.view(pool.slots)
+            load = Load(view.requests, view.prefill_requests, view.prefill_tokens, view.context_tokens)
+            queue = claim = None
             if route.load_balancing.algorithm is Algorithm.LEAST_COMPLETION:
-                completion = state.completions[group]
                 slo_ttft, slo_tpot = map(asked.headers.headers.get, (SLO_TTFT_HEADER, SLO_TPOT_HEADER))
-                snapshot = replace(
-                    snapshot,
-                    prefilling=load.prefill_requests,
-                    cached_tokens=cached,
-                    steps_s=prices.tpots_s(load.requests, load.context_tokens),
-                    kv_tokens=[state.engines.kv_tokens.get(key, 0) for key in pool.keys],
-                    seats=state.engines.seats(pool.keys),
-                    kv_used=state.kv_used(pool.keys, load, completion.output_tokens),
-                    prompt_tokens=prompt_tokens,
-                    output_tokens=completion.output_tokens,
-                    learned=completion.learned(
-                        now_s, len(pool.keys) / state.placing(), decode_tokens_of(slo_ttft, slo_tpot)
+                is_patient = settings.hold is not None and may_wait
+                snapshot = completion_snapshot(
+                    pool.keys,
+                    pool.weights,
+                    load,
+                    prompt,
+                    prices,
+                    state.engines_of(pool.keys, load.prefilling if is_patient else (), now_s),
+                    Demand(
+                        traffic,
+                        now_s,
+                        len(pool.keys) / state.placing(),
+                        decode_tokens_of(slo_ttft, slo_tpot),
                     ),
                 )
                 if settings.hold is not None and may_wait:
-                    under_way_s = state.engines.under_way_s(pool.keys, load.prefill_requests, now_s)
-                    snapshot = replace(snapshot, under_way_s=under_way_s)
                     queue = self._queue(pool, settings.hold)
                     claim = self._claim(asked, limit_s_of(slo_ttft), before)
+            else:
+                snapshot = plain_snapshot(
+                    pool.keys, pool.weights, load, prompt, prices, traffic.output_tokens
+                )
             decided = decide(snapshot, route.load_balancing, rng, turn, now_s, queue, claim)
             if isinstance(decided, Later):
                 assert queue is not None, "no request waits without a queue"
@@ -223,17 +221,17 @@ class Placer:
                     held_s=0.0 if before is None else now_s - asked.received_s,
                 )
             snapshot, choice = decided.snapshot, decided.choice
-            if completion is not None and decided.costs is not None:
-                completion.traffic.placed(now_s, decided.costs.works_s[choice.order[0]])
+            if decided.costs is not None:
+                traffic.placed(now_s, decided.costs.works_s[choice.order[0]])
             row = choice.order[0]
             uncached = prompt_tokens - cached[row]
             due_s = None
             if not (request.stream and settings.first_chunk):
-                ttft_s = prices.ttft_s(uncached, cached[row], load.prefill_tokens[row])
+                ttft_s = expected_ttft_s(snapshot, row)
                 due_s = now_s + max(PREFILL_DUE_FLOOR_S, PREFILL_DUE_FACTOR * ttft_s)
             charge = Charge(asked.request_id, pool.keys[row], uncached, prompt_tokens)
             charged = state.load.charge(charge, now_s, due_s)
-            if not load.prefill_requests[row]:
+            if not load.prefilling[row]:
                 state.engines.prefill_begins(charge.endpoint, now_s)
 
         decided_s = self._clock()
@@ -270,7 +268,7 @@ class Placer:
         if charged:  # else it ended before it was decided: nothing to follow
             state.begin(
                 asked.request_id,
-                Inflight(record, request.operation, charge.endpoint, blocks, group, decided_s),
+                Inflight(record, request.operation, charge.endpoint, blocks, route.group, groups, decided_s),
             )
         scores = choice.scores
         state.metrics.observe_decision(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from extproc.choosing.snapshots import Engines as EnginesView
 from extproc.health.tracker import HealthTracker
 from extproc.observing.metrics import Metrics
 from extproc.observing.records import Ended, Outcome, RecordRing
@@ -15,8 +16,7 @@ from extproc.routing.caches import Caches
 from extproc.routing.endpoint_stats import EndpointStatsTable
 from extproc.routing.engines import Engines
 from extproc.routing.inflight import Inflight, InflightTable
-from extproc.routing.learned import Completions
-from metadata_center.load import LoadTable, LoadView
+from metadata_center.load import LoadTable
 from metadata_center.types import EndpointKey, RequestId
 
 LINGER_S: Final = 1.0
@@ -57,7 +57,6 @@ class State:
         lingering: Blocks of completed requests and until when they still count as running, oldest first.
         inflight: Decided requests that have not ended.
         engines: What is known of engines beside their load.
-        completions: What `least_completion` learns.
         endpoints: Totals per endpoint.
         metrics: Counters.
         share: Tells the other workers and gateways what an endpoint has cached.
@@ -77,7 +76,6 @@ class State:
     lingering: deque[tuple[float, EndpointKey, list[int]]] = field(default_factory=deque)
     inflight: InflightTable = field(default_factory=InflightTable)
     engines: Engines = field(default_factory=Engines)
-    completions: Completions = field(default_factory=Completions)
     endpoints: EndpointStatsTable = field(default_factory=EndpointStatsTable)
     share: Callable[[EndpointKey, list[int]], None] = _share_nothing
     placing: Callable[[], int] = _alone
@@ -159,30 +157,21 @@ class State:
         self.load.release_prefill(request_id)
         self.record_cached(inflight)
 
-    def kv_used(self, keys: Sequence[EndpointKey], load: LoadView, output_tokens: float) -> Sequence[int]:
-        """Tokens of KV cache that what is computed of the requests in flight takes: what prompts share, once.
-
-        Empty if nothing is known of any cache's size.
+    def engines_of(self, keys: Sequence[EndpointKey], prefilling: Sequence[int], now_s: float) -> EnginesView:
+        """What is known of engines beside their load.
 
         Args:
-            keys: Endpoints.
-            load: Theirs.
-            output_tokens: Usual length of an answer; of a running one half is there.
+            keys: Whose.
+            prefilling: Requests not known to be prefilled, one per key; empty leaves out what is under way.
+            now_s: The time.
         """
-        if not self.engines.kv_tokens:
-            return ()
-        shared = self.caches.running.distinct_ratio
-        return [
-            int(max(0.0, context * shared(key) - pending) + max(0, requests - prefilling) * output_tokens / 2)
-            for key, context, pending, requests, prefilling in zip(
-                keys,
-                load.context_tokens,
-                load.prefill_tokens,
-                load.requests,
-                load.prefill_requests,
-                strict=True,
-            )
-        ]
+        engines, sizes = self.engines, self.engines.kv_tokens
+        return EnginesView(
+            kv_tokens=[sizes.get(key, 0) for key in keys] if sizes else (),
+            seats=engines.seats(keys),
+            distinct_ratios=list(map(self.caches.running.distinct_ratio, keys)) if sizes else (),
+            under_way_s=engines.under_way_s(keys, prefilling, now_s) if prefilling else (),
+        )
 
     def prefill_ended(self, endpoint: EndpointKey, now_s: float) -> None:
         """A prefill is over at an endpoint, or taken to be: the next one begins."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 from urllib.parse import unquote
 
 import orjson
@@ -20,6 +21,9 @@ from extproc.request.rules import RuleTable
 from extproc.types import Endpoint
 from metadata_center.types import EndpointKey
 
+HARDWARE_LABEL: Final = "hardware"
+"""Endpoints of a cluster with different values of this label have latency models of their own."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pool:
@@ -30,6 +34,8 @@ class Pool:
         rows: The row of each key.
         slots: Where they are counted, one per key.
         weights: Relative capacity, one per key.
+        hardware: What each key runs on, by its label `hardware`; one value if all run on the same, empty if
+            no endpoint of the cluster has the label.
         filtered: Endpoints left out, each with the reason.
         answers: Serialised answers by (order of rows, streamed); kept by the router as long as the pool.
     """
@@ -38,8 +44,13 @@ class Pool:
     rows: Mapping[EndpointKey, int]
     slots: tuple[int, ...]
     weights: tuple[float, ...]
+    hardware: tuple[str, ...] = ()
     filtered: tuple[tuple[EndpointKey, str], ...] = ()
     answers: dict[tuple[tuple[int, ...], bool], bytes] = field(default_factory=dict)
+
+    def groups_of(self, group: str) -> tuple[str, ...]:
+        """Endpoints that perform alike, within a route's group: one name for all rows, or one per row."""
+        return tuple(f"{group}/{kind}" if kind else group for kind in self.hardware) or (group,)
 
 
 class RoutingTable:
@@ -88,6 +99,7 @@ class RoutingTable:
         """
         keys: list[EndpointKey] = []
         weights: list[float] = []
+        hardware: list[str] = []
         filtered: list[tuple[EndpointKey, str]] = []
         for endpoint in self.clusters.get(cluster, ()):
             if any(endpoint.labels.get(name) != value for name, value in subset.items()):
@@ -99,8 +111,11 @@ class RoutingTable:
                 continue
             keys.append(endpoint.key)
             weights.append(float(endpoint.weight))
+            hardware.append(endpoint.labels.get(HARDWARE_LABEL, ""))
         rows = {key: row for row, key in enumerate(keys)}
-        return Pool(tuple(keys), rows, self._slots_of(keys), tuple(weights), tuple(filtered))
+        is_labelled = any(HARDWARE_LABEL in each.labels for each in self.clusters.get(cluster, ()))
+        kinds = tuple(hardware if len(set(hardware)) > 1 else hardware[:1]) if is_labelled else ()
+        return Pool(tuple(keys), rows, self._slots_of(keys), tuple(weights), kinds, tuple(filtered))
 
     def judge(self, request: RequestHeaders) -> Verdict:
         """What the request line alone decides."""

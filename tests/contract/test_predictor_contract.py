@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from extproc.predicting.least_squares import RecursiveLeastSquares
 from extproc.predicting.prices import Prices
 from extproc.predicting.tpot import SegmentedTpotModel, TpotModel, TpotPrices
-from extproc.predicting.ttft import TtftModel
+from extproc.predicting.ttft import IDLE, Backlog, TtftModel
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,16 @@ def _spread_learn(model: Any, x: list[float], y: float) -> None:
     model.learn(*x, y)
 
 
+def _ttft(model: Any, x: list[float]) -> float:
+    uncached, cached, context = x
+    return float(model.predict(Backlog(0, 0, 0, 1, context), uncached, cached))
+
+
+def _ttft_learn(model: Any, x: list[float], y: float) -> None:
+    uncached, cached, context = x
+    model.learn(Backlog(0, 0, 0, 1, context), uncached, cached, y)
+
+
 LEARNERS = {
     "least_squares": Learner(
         lambda: RecursiveLeastSquares(4), 4, lambda m, x: float(m.predict(x)), lambda m, x, y: m.learn(x, y)
@@ -51,7 +61,7 @@ LEARNERS = {
         lambda m, x: float(m.predict(x)),
         lambda m, x, y: m.learn(x, y),
     ),
-    "ttft": Learner(TtftModel, 3, _spread, _spread_learn),
+    "ttft": Learner(TtftModel, 3, _ttft, _ttft_learn),
     "tpot": Learner(TpotModel, 2, _spread, _spread_learn),
     "segmented_tpot": Learner(lambda: SegmentedTpotModel((10, 100)), 2, _spread, _spread_learn),
 }
@@ -245,8 +255,8 @@ def test_the_product_keeps_the_same_inequalities() -> None:
     """The same five rows, in tokens and seconds, keep the product's model within the same bounds, rising."""
     model = TtftModel()
     for length, ttft_s in ((1024, 0.8), (1024, 0.5), (1024, 1.0), (2048, 2.0), (3048, 3.5)):
-        model.learn(length, 0, 0, ttft_s)
-    predictions_s = [model.predict(length, 0, 0) for length in (100, 1024, 3048, 4048)]
+        model.learn(IDLE, length, 0, ttft_s)
+    predictions_s = [model.predict(IDLE, length, 0) for length in (100, 1024, 3048, 4048)]
     assert predictions_s == sorted(predictions_s)
     assert all(p < bound_s for p, bound_s in zip(predictions_s, (1.0, 1.0, 4.0, 6.0), strict=True))
 

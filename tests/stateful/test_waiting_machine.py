@@ -12,12 +12,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from extproc.choosing.completion import Backlog
 from extproc.choosing.holding import POLL_S, HoldQueue, HoldReason
 from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.errors import Reason, RouterError
 from extproc.health.tracker import FailureKind
 from extproc.observing.records import Ended, HoldEnding
+from extproc.predicting.ttft import IDLE
 from extproc.protocol.servicer import Deferred
 from extproc.routing.router import Decision
 from extproc.routing.settings import HoldSettings, RouterSettings
@@ -348,9 +348,10 @@ def test_idle_endpoints_take_who_waits_though_prices_have_risen() -> None:
     machine.begin(HOLDS[-1])
     machine.burst(12)
     assert len(machine.waiting) == 12
-    learned = machine.rig.state.completions[MODEL, CLUSTER].prefill
     for _ in range(10):
-        learned.learn(Backlog(0, 0, 0, 0, 0.0), 8_000, 0, ttft_s=0.3)
+        machine.rig.state.predictor.observe_ttft(
+            (MODEL, CLUSTER), IDLE, uncached=8_000, cached=0, predicted_s=None, actual_s=0.3
+        )
     for first in (4, 7, 10, 13):
         for request_id in list(machine.running):
             machine.finish(request_id, Ended.CLIENT_ABORT)

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.choosing.choose import choose
-from extproc.choosing.completion import PrefillModel
 from extproc.choosing.picker import pick
 from extproc.choosing.replay import RecordingRng, ReplayRng
 from extproc.choosing.settings import Algorithm, LoadBalancing
+from extproc.predicting.ttft import TtftModel
 from extproc.types import Learned, Snapshot
 from metadata_center.counters import Counters
 from metadata_center.load import LoadTable
@@ -43,7 +43,7 @@ def snapshot(
         kv_tokens=[0] * len(requests),
         prompt_tokens=1_000,
         output_tokens=200.0,
-        learned=Learned(PrefillModel().prices_s, 1.0, 50.0),
+        learned=Learned(TtftModel().prices_s, 1.0, 50.0),
     )
 
 

@@ -1,76 +1,38 @@
-"""The least completion: what costs what, what is learned, and what follows from it."""
+"""The least completion: what costs what, and what follows from it."""
 
-import random
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.choosing.completion import (
-    MEMORY_S,
-    MOST_BUSY,
-    STEP_TOKENS,
-    Backlog,
-    PrefillModel,
-    Traffic,
-    costs,
-    least,
-    room_wait_s,
-)
+from extproc.choosing.choose import choose_least
+from extproc.choosing.completion import DECODE_TOKENS, Costs, cost_columns, room_wait_s
 from extproc.choosing.replay import ReplayRng
+from extproc.choosing.settings import LoadBalancing
+from extproc.predicting.traffic import MEMORY_S, MOST_BUSY, Traffic
+from extproc.types import Rng
 
-IDLE = Backlog(0, 0, 0, 0, 0.0)
 NO_DRAWS = ReplayRng([])
 
 
-def test_an_idle_endpoint_makes_nobody_wait() -> None:
-    """Nothing ahead is no time; the own prefill is tokens, pairs and a constant."""
-    wait_s, work_s = PrefillModel().times_s(IDLE, 2000, 1000)
-    assert wait_s == 0.0
-    assert work_s == pytest.approx(0.010 + 2 * 0.022 + 2000 * (1000 + 1000) * 0.0013e-6)
+def costs(
+    times_s: Sequence[tuple[float, float]],
+    rooms_s: Sequence[float],
+    steps_s: Sequence[float],
+    followers_per_s: float,
+    decode_tokens: float = DECODE_TOKENS,
+    held_s: float = 0.0,
+) -> Costs:
+    """Costs by prefill ahead and own prefill of each endpoint."""
+    waits_s = [wait_s for wait_s, _ in times_s]
+    works_s = [work_s for _, work_s in times_s]
+    return cost_columns(waits_s, works_s, rooms_s, steps_s, followers_per_s, decode_tokens, held_s)
 
 
-def test_what_is_ahead_waits_by_its_tokens_and_pairs() -> None:
-    """Two prompts of 4,000 tokens, half of each cached, as if each were computed by itself."""
-    wait_s, _ = PrefillModel().times_s(Backlog(2, 4000, 8000, 0, 0.0), 100, 0)
-    assert wait_s == pytest.approx(4 * 0.022 + 2 * 2000 * (2000 + 1000) * 0.0013e-6)
-
-
-def test_decodes_slow_prefill_down() -> None:
-    """Each step carries the decodes' sequences and context, and has less room for prompts."""
-    model = PrefillModel()
-    _, alone_s = model.times_s(IDLE, 8192, 0)
-    _, beside_s = model.times_s(Backlog(0, 0, 0, 48, 200_000.0), 8192, 0)
-    steps = 8192 / (STEP_TOKENS - 48)
-    assert beside_s - alone_s == pytest.approx(steps * (48 * 0.00001 + 200 * 0.00006))
-
-
-def test_more_decodes_than_a_step_holds_leave_some_room() -> None:
-    """Times stay finite and positive whatever the books say."""
-    _, work_s = PrefillModel().times_s(Backlog(0, 0, 0, 10_000, 1e9), 1000, 0)
-    assert 0.0 < work_s < float("inf")
-
-
-def test_a_slower_group_is_learned() -> None:
-    """Prices follow what is observed, for prompts of other lengths too."""
-    model, truth, rng = PrefillModel(), PrefillModel(), random.Random(1)
-    for _ in range(300):
-        backlog = Backlog(1, rng.randint(0, 8000), 9000, rng.randint(0, 40), rng.random() * 3e5)
-        uncached = rng.randint(1, 6000)
-        decodes_s = backlog.decoding * 0.00001 + backlog.context_tokens * 0.00006e-3
-        model.learn(backlog, uncached, 500, 3.0 * (sum(truth.times_s(backlog, uncached, 500)) + decodes_s))
-    _, work_s = model.times_s(IDLE, 20_000, 0)
-    assert work_s == pytest.approx(3.0 * truth.times_s(IDLE, 20_000, 0)[1], rel=0.05)
-    assert model.step_s(IDLE) == pytest.approx(3.0 * truth.step_s(IDLE), rel=0.05)
-
-
-@pytest.mark.parametrize("ttft_s", [0.0, -1.0, float("nan"), float("inf")])
-def test_an_impossible_time_teaches_nothing(ttft_s: float) -> None:
-    """What is not a duration leaves the prices as they are."""
-    model = PrefillModel()
-    before = model.prices_s
-    model.learn(IDLE, 100, 0, ttft_s)
-    assert model.prices_s == before
+def least(found: Costs, rng: Rng) -> int:
+    """The row that is chosen."""
+    return choose_least(found, LoadBalancing(fallbacks=0), rng).order[0]
 
 
 def test_followers_are_rate_over_idle_share() -> None:
@@ -150,10 +112,11 @@ def test_what_is_held_counts_as_backlog() -> None:
 
 def test_cost_by_hand() -> None:
     """Two endpoints, 1 s of backlog and 1 s of room wait in all: 1 s each; k = 3 followers per second."""
-    first, second = costs([(1.0, 0.2), (0.0, 0.4)], [0.0, 1.0], [0.02, 0.03], 3.0, 50.0)
+    found = costs([(1.0, 0.2), (0.0, 0.4)], [0.0, 1.0], [0.02, 0.03], 3.0, 50.0)
+    first = found[0]
     assert first.others_s == pytest.approx(3.0 * 0.2 * (1.0 + 0.2 / 4))
-    assert first.total_s == pytest.approx(1.0 + 0.2 + first.others_s + 1.0)
-    assert second.total_s == pytest.approx(1.0 + 0.4 + 3.0 * 0.4 * (1.0 + 0.4 / 4) + 1.5)
+    assert found.totals_s[0] == pytest.approx(1.0 + 0.2 + first.others_s + 1.0)
+    assert found.totals_s[1] == pytest.approx(1.0 + 0.4 + 3.0 * 0.4 * (1.0 + 0.4 / 4) + 1.5)
 
 
 def test_slower_decoding_is_avoided() -> None:
@@ -172,7 +135,7 @@ def test_ties_are_drawn() -> None:
 def test_nothing_to_choose_from_is_an_error() -> None:
     """No row is no choice."""
     with pytest.raises(ValueError):
-        least(costs([], [], [], 0.0), NO_DRAWS)
+        choose_least(costs([], [], [], 0.0), LoadBalancing(), NO_DRAWS)
 
 
 SECONDS = st.floats(0.0, 1e4)
@@ -184,7 +147,7 @@ def test_cost_never_falls_with_more_to_do(
 ) -> None:
     """More work or a longer queue on an endpoint never makes it look better."""
     zeros = [0.0] * len(times_s)
-    before = costs(times_s, zeros, zeros, followers)[0].total_s
+    before = costs(times_s, zeros, zeros, followers).totals_s[0]
     (wait_s, work_s), *rest = times_s
-    assert costs([(wait_s, work_s + more_s), *rest], zeros, zeros, followers)[0].total_s >= before
-    assert costs([(wait_s + more_s, work_s), *rest], zeros, zeros, followers)[0].total_s >= before
+    assert costs([(wait_s, work_s + more_s), *rest], zeros, zeros, followers).totals_s[0] >= before
+    assert costs([(wait_s + more_s, work_s), *rest], zeros, zeros, followers).totals_s[0] >= before

@@ -15,24 +15,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.choosing.choose import choose
-from extproc.choosing.completion import PrefillModel
 from extproc.choosing.replay import RecordingRng
 from extproc.choosing.scoring import terms_of, total
 from extproc.choosing.settings import Algorithm, LoadBalancing
+from extproc.choosing.snapshots import Load, Prompt, plain_snapshot
 from extproc.cli.explain import explain
 from extproc.errors import Reason
 from extproc.observing.explain import recompute, render, to_json, verdict
 from extproc.observing.records import DecisionRecord, Ended, Outcome
 from extproc.predicting.predictor import Predictor
 from extproc.predicting.prices import Prices
+from extproc.predicting.ttft import IDLE, TtftModel
 from extproc.types import Learned, Operation, Snapshot
 from metadata_center.types import EndpointKey, RequestId
 
 KEYS = tuple(EndpointKey(f"10.0.0.{host}:8000") for host in range(1, 5))
 GONE = EndpointKey("10.0.0.9:8000")
 KEY = ("qwen-int8", "chat")
-PRICES = Prices((0.3, 0.0, 0.0, 0.0, 0.0, 0.01), ((0.001, 0.0, 0.009),), ())
-"""300 ms, 10 us per token ahead; 10 ms per token, 1 ms per request ahead."""
+PRICES = Prices((0.3, 0.01, 0.0, 0.0, 0.0, 0.0), ((0.001, 0.0, 0.009),), ())
+"""300 ms and 10 us per token computed, ahead or own; 10 ms per token, 1 ms per request more."""
 
 AIGW = LoadBalancing(algorithm=Algorithm.INFERENCE_LB)
 
@@ -67,7 +68,7 @@ def decided(
         choice=choice,
         draws=rng.draws,
         turn=turn,
-        prices=prices,
+        prices=(prices,),
         cached_tokens=[row * 16 for row in range(len(snapshot.keys))],
         filtered=((GONE, "ejected"),),
         decision_us=41.0,
@@ -76,15 +77,9 @@ def decided(
 
 def fixed_snapshot() -> Snapshot:
     """Four candidates, the third idle with the whole prompt cached."""
-    return Snapshot(
-        keys=KEYS,
-        requests=[4, 2, 0, 1],
-        prefill_tokens=[8000, 100, 0, 5],
-        context_tokens=[9000, 700, 0, 6],
-        matched_blocks=[0, 3, 64, 1],
-        num_blocks=64,
-        weights=(1.0, 1.0, 1.0, 2.0),
-    )
+    load = Load([4, 2, 0, 1], [1, 1, 0, 1], [8000, 100, 0, 5], [9000, 700, 0, 6])
+    prompt = Prompt(1_000, [row * 16 for row in range(4)], [0, 3, 64, 1], 64)
+    return plain_snapshot(KEYS, (1.0, 1.0, 1.0, 2.0), load, prompt, (PRICES,), 200.0)
 
 
 @pytest.fixture
@@ -136,7 +131,7 @@ def decisions(draw: st.DrawFn) -> DecisionRecord:
         kv_tokens=column(1_000_000),
         prompt_tokens=draw(st.integers(1000, 100_000)),
         output_tokens=draw(st.floats(1.0, 2000.0)),
-        learned=Learned(PrefillModel().prices_s, draw(st.floats(0.0, 50.0)), draw(st.floats(1.0, 100.0))),
+        learned=Learned(TtftModel().prices_s, draw(st.floats(0.0, 50.0)), draw(st.floats(1.0, 100.0))),
     )
     settings = LoadBalancing(
         algorithm=draw(st.sampled_from(Algorithm)),
@@ -148,7 +143,7 @@ def decisions(draw: st.DrawFn) -> DecisionRecord:
     )
     predictor = Predictor(tpot_thresholds=(5, 10))
     for actual_s in draw(st.lists(st.floats(0.001, 10.0), max_size=3)):
-        predictor.observe_ttft(KEY, uncached=9, cached=9, pending=9, predicted_s=None, actual_s=actual_s)
+        predictor.observe_ttft(KEY, IDLE, uncached=9, cached=9, predicted_s=None, actual_s=actual_s)
         predictor.observe_tpot(KEY, batch=7, context=9, predicted_s=None, actual_s=actual_s)
     seed, turn = draw(st.integers(0, 1000)), draw(st.integers(0, 1000))
     return decided(snapshot, settings, seed, turn, prices=predictor.prices(KEY))
@@ -183,8 +178,8 @@ def test_json_holds_every_field_of_the_record(record: DecisionRecord) -> None:
     predicted = {"predicted_ttft_s", "predicted_tpot_s"}
     assert set(shown) == set(DecisionRecord.__dataclass_fields__) - {"prices"} | predicted
     assert shown["snapshot"]["prefill_tokens"] == [8000, 100, 0, 5]
-    assert shown["predicted_ttft_s"] == pytest.approx([0.38, 0.301, 0.3, 0.30005])
-    assert shown["predicted_tpot_s"] == pytest.approx([0.014, 0.012, 0.01, 0.011])
+    assert shown["predicted_ttft_s"] == pytest.approx([0.39, 0.31084, 0.30968, 0.154785])
+    assert shown["predicted_tpot_s"] == pytest.approx([0.014, 0.012, 0.01, 0.0055])
     assert shown["cached_tokens"] == [0, 16, 32, 48]
     assert shown["settings"]["prefill_load_weight"] == 3.0
     assert shown["filtered"] == [{"endpoint": GONE, "reason": "ejected"}]
@@ -204,7 +199,7 @@ def test_page_shows_the_chosen_candidate_first_and_every_other(record: DecisionR
     assert table[0].startswith(KEYS[2])
     assert table[0].endswith("chosen")
     assert "64/64" in table[0]
-    assert "300.0" in table[0]
+    assert "309.7" in table[0]
     assert "-0.0000" not in table[0]
     assert [line.split()[-2:] for line in table[1:3]] == [["fallback", "1"], ["fallback", "2"]]
     assert {line.split()[0] for line in table[1:4]} == {KEYS[0], KEYS[1], KEYS[3]}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.choosing.completion import DECODE_TOKENS, PrefillModel
+from extproc.choosing.completion import DECODE_TOKENS
 from extproc.choosing.holding import OPEN_STEPS
 from extproc.choosing.least_completion import (
     backlog,
@@ -19,10 +19,11 @@ from extproc.choosing.least_completion import (
     open_until_s,
     row_times_s,
 )
+from extproc.choosing.limits import decode_tokens_of
 from extproc.choosing.scoring import total
 from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.observing.explain import render, to_json, verdict
-from extproc.routing.learned import MAX_GROUPS, Completions, decode_tokens_of
+from extproc.predicting.ttft import TtftModel, step_s
 from extproc.types import Learned, Snapshot
 from metadata_center.types import EndpointKey
 from tests.conftest import CLUSTER, MODEL, Rig, build_rig, chat, endpoint
@@ -63,7 +64,7 @@ def snapshot(
         kv_tokens=kv_tokens or zeros,
         prompt_tokens=4_000,
         output_tokens=200.0,
-        learned=Learned(PrefillModel().prices_s, followers_per_s, DECODE_TOKENS),
+        learned=Learned(TtftModel().prices_s, followers_per_s, DECODE_TOKENS),
     )
 
 
@@ -82,21 +83,21 @@ def test_what_is_pending_is_never_more_than_its_prompts() -> None:
 
 def test_a_cached_prompt_is_worth_waiting_for_as_long_as_it_takes_to_compute() -> None:
     """The holder is chosen until the prefill ahead of it costs more than the prompt elsewhere."""
-    idle, _ = completion_costs(snapshot(cached=[3_900, 0]))
-    assert idle.total_s < completion_costs(snapshot(cached=[3_900, 0]))[1].total_s
-    busy, other = completion_costs(
+    holder_s, other_s = completion_costs(snapshot(cached=[3_900, 0])).totals_s
+    assert holder_s < other_s
+    holder_s, other_s = completion_costs(
         snapshot(
             cached=[3_900, 0], requests=[2, 0], prefilling=[2, 0], pending=[9_000, 0], context=[9_000, 0]
         )
-    )
-    assert busy.total_s > other.total_s
+    ).totals_s
+    assert holder_s > other_s
 
 
 def test_the_fuller_the_fleet_the_dearer_is_work() -> None:
     """With followers behind it, the same wait is worth less than the work it saves."""
 
     def costs(followers_per_s: float) -> tuple[float, float]:
-        holder, other = completion_costs(
+        found = completion_costs(
             snapshot(
                 cached=[2_000, 0],
                 requests=[2, 2],
@@ -106,7 +107,7 @@ def test_the_fuller_the_fleet_the_dearer_is_work() -> None:
                 followers_per_s=followers_per_s,
             )
         )
-        return holder.total_s, other.total_s
+        return found.totals_s[0], found.totals_s[1]
 
     holder_s, other_s = costs(0.0)
     assert holder_s > other_s
@@ -202,9 +203,8 @@ def test_what_is_held_makes_work_dearer() -> None:
 
 def test_an_endpoint_is_open_for_two_steps() -> None:
     """2,048 tokens each, slower beside decodes, quicker on a quicker endpoint."""
-    model = PrefillModel()
     idle_s, quick_s = open_until_s(snapshot(weights=(1.0, 2.0)))
-    assert idle_s == pytest.approx(OPEN_STEPS * model.step_s(backlog(snapshot(), 0)))
+    assert idle_s == pytest.approx(OPEN_STEPS * step_s(TtftModel().prices_s, backlog(snapshot(), 0)))
     assert quick_s == pytest.approx(idle_s / 2)
     busy_s, _ = open_until_s(snapshot(requests=[20, 0], context=[90_000, 0]))
     assert busy_s > idle_s
@@ -237,8 +237,9 @@ def test_a_decision_is_recorded_with_all_it_was_made_from() -> None:
 def test_first_tokens_and_answers_are_learned_from() -> None:
     """A slow engine raises the price of prefill; long answers raise the expected length."""
     rig = completing()
-    completion = rig.state.completions[GROUP]
-    before, expected = completion.prefill.prices_s, completion.output_tokens
+    predictor = rig.state.predictor
+    before, traffic = predictor.prices(GROUP).ttft_prices_s, predictor.traffic(GROUP)
+    expected = traffic.output_tokens
     for number in range(20):
         rig.decide(str(number), chat(f"{number} " + "x" * 3_000, stream=True))
         rig.clock.advance(5.0)
@@ -252,8 +253,8 @@ def test_first_tokens_and_answers_are_learned_from() -> None:
             completion_tokens=900,
             stream_s=4.0,
         )
-    assert completion.output_tokens > expected
-    assert completion.prefill.prices_s[1] > before[1]
+    assert traffic.output_tokens > expected
+    assert predictor.prices(GROUP).ttft_prices_s[1] > before[1]
 
 
 def test_limits_of_the_request_weigh_decoding() -> None:
@@ -275,24 +276,19 @@ def test_limits_of_the_request_weigh_decoding() -> None:
         assert decode_tokens_of(ttft_ms, tpot_ms) == DECODE_TOKENS
 
 
-def test_other_policies_learn_nothing_and_record_nothing_of_it() -> None:
-    """Their snapshots are without prices."""
-    rig = build_rig([endpoint(0)], load_balancing=LoadBalancing(algorithm=Algorithm.INFERENCE_LB))
-    rig.decide("r")
+@pytest.mark.parametrize("algorithm", list(Algorithm))
+def test_what_is_shown_is_what_decides(algorithm: Algorithm) -> None:
+    """Under every policy one model foresees the first token: explain, record and costs say the same."""
+    rig = build_rig([endpoint(0)], load_balancing=LoadBalancing(algorithm=algorithm))
+    rig.decide("before", chat("y" * 2_000, stream=True))
+    rig.decide("r", chat("x" * 3_000, stream=True))
     record = rig.record("r")
     assert record.snapshot is not None
-    assert record.snapshot.learned is None
-
-
-def test_groups_are_bounded() -> None:
-    """The least recently used makes room."""
-    groups = Completions()
-    first = groups["m", "0"]
-    for number in range(1, MAX_GROUPS):
-        assert groups["m", str(number)] is not first
-    assert groups["m", "0"] is first
-    assert groups["m", "new"] is not first
-    assert groups["m", "0"] is first
+    cost = completion_costs(replace(record.snapshot, steps_s=record.snapshot.steps_s or [0.01]))[0]
+    expected_s = cost.wait_s + cost.room_s + cost.work_s
+    assert cost.wait_s > 0.0
+    assert record.predicted_ttft_s(0) == pytest.approx(expected_s)
+    assert to_json(record)["predicted_ttft_s"] == [record.predicted_ttft_s(0)]
 
 
 amounts = st.integers(0, 200_000)
@@ -309,7 +305,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
     requests = column(st.integers(0, 300))
     pending, context = ([draw(amounts) if count else 0 for count in requests] for _ in range(2))
     prompt_tokens = draw(st.integers(1, 100_000))
-    prices_s = st.tuples(*[st.floats(1e-6, 0.1)] * 5)
+    prices_s = st.tuples(*[st.floats(1e-6, 0.1)] * 6)
     return Snapshot(
         tuple(EndpointKey(f"10.0.0.{row}:1") for row in range(rows)),
         requests,
@@ -339,4 +335,4 @@ def test_columns_are_what_their_rows_say(any_snapshot: Snapshot) -> None:
     for row, cost in enumerate(found):
         assert (cost.wait_s, cost.work_s, cost.room_s) == row_times_s(any_snapshot, row)
     terms = completion_terms(any_snapshot)
-    assert total(terms) == [-cost.total_s for cost in found] == [-each for each in found.totals_s]
+    assert total(terms) == [-each for each in found.totals_s]

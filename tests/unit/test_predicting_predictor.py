@@ -10,17 +10,22 @@ import pytest
 from extproc.predicting.predictor import KeyCalibration, Predictor
 from extproc.predicting.prices import Prices
 from extproc.predicting.tpot import SegmentedTpotModel, TpotModel
-from extproc.predicting.ttft import TtftModel
+from extproc.predicting.ttft import IDLE, Backlog, TtftModel, times_s, total_s
 
 KEY = ("llama-8b", "h100")
 OTHER = ("llama-8b", "a100")
-WORKS = ((1_000, 0, 0), (500, 500, 0), (0, 1_000, 5_000))
-"""(uncached, cached, pending) tokens of some candidates."""
+WORKS = ((IDLE, 1_000, 0), (IDLE, 500, 500), (Backlog(1, 5_000, 5_000, 0, 0.0), 1, 1_000))
+"""What is ahead, and uncached and cached tokens, of some candidates."""
 
 
 def ttft_s(predictor: Predictor, key: tuple[str, str]) -> list[float]:
     """What is expected right now of each of `WORKS`."""
-    return [predictor.prices(key).ttft_s(*work) for work in WORKS]
+    return shown_ttft_s(predictor.prices(key))
+
+
+def shown_ttft_s(prices: Prices) -> list[float]:
+    """What prices say of each of `WORKS`."""
+    return [total_s(*times_s(prices.ttft_prices_s, *work)) for work in WORKS]
 
 
 def observe(predictor: Predictor, key: tuple[str, str] = KEY, **edits: Any) -> None:
@@ -28,11 +33,10 @@ def observe(predictor: Predictor, key: tuple[str, str] = KEY, **edits: Any) -> N
     values: dict[str, Any] = {
         "uncached": 1_000,
         "cached": 0,
-        "pending": 0,
         "predicted_s": 0.1,
         "actual_s": 0.2,
     }
-    predictor.observe_ttft(key, **values | edits)
+    predictor.observe_ttft(key, IDLE, **values | edits)
 
 
 def test_an_unknown_key_is_predicted_by_the_prior_and_leaves_no_trace() -> None:
@@ -54,14 +58,14 @@ def test_prices_are_those_of_the_moment(thresholds: tuple[int, ...]) -> None:
 
     def shown(prices: Prices) -> list[float]:
         return [
-            *(prices.ttft_s(*work) for work in WORKS),
+            *shown_ttft_s(prices),
             *(prices.tpot_s(batch, 9_000) for batch in (1, 10, 20)),
         ]
 
     held: list[tuple[Prices, list[float]]] = [(predictor.prices(KEY), shown(predictor.prices(KEY)))]
     for count in range(1, 30):
         observe(predictor, uncached=100 * count, actual_s=0.3)
-        ttft.learn(100 * count, 0, 0, 0.3)
+        ttft.learn(IDLE, 100 * count, 0, 0.3)
         predictor.observe_tpot(KEY, batch=count, context=900, predicted_s=None, actual_s=0.001 * count)
         tpot.learn(count, 900, 0.001 * count)
         now = predictor.prices(KEY)
@@ -160,8 +164,9 @@ def test_the_number_of_keys_is_bounded_by_default() -> None:
         {"predicted_s": math.inf},
         {"actual_s": 0.0},
         {"actual_s": math.nan},
-        {"uncached": -1.0},
-        {"pending": math.inf},
+        {"uncached": -1},
+        {"cached": -1},
+        {"weight": math.inf},
     ],
 )
 def test_an_impossible_outcome_changes_nothing(edits: dict[str, Any]) -> None:

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from extproc.choosing.snapshots import Load, Prompt, plain_snapshot
 from extproc.observing.records import DecisionRecord, Ended, Outcome, RecordRing
 from extproc.predicting.prices import Prices
 from extproc.predicting.tpot import SegmentedTpotModel
-from extproc.predicting.ttft import TtftModel
+from extproc.predicting.ttft import Backlog, TtftModel
 from extproc.types import Choice, Snapshot
 from metadata_center.types import EndpointKey, RequestId
 
@@ -38,21 +39,30 @@ def test_row_and_chosen_refer_to_the_snapshot() -> None:
 
 
 def test_predictions_are_made_of_each_rows_own_columns() -> None:
-    """TTFT comes of a row's uncached, cached and pending tokens, TPOT of its batch, this request included."""
-    prices = TtftModel().prices_s, SegmentedTpotModel().prices_s, ()
+    """TTFT comes of a row's prompt and of what is ahead, TPOT of its batch, this request included."""
+    prices = Prices(TtftModel().prices_s, SegmentedTpotModel().prices_s, ())
     made = DecisionRecord(
         request_id=RequestId("r"),
         time_unix_s=1.0,
         data_age_s={},
         prompt_tokens=1_000,
-        snapshot=Snapshot((A, B), (7, 3), (500, 40), (9_000, 80_000), (0, 4), 5, (1.0, 1.0)),
-        prices=Prices(*prices),
+        snapshot=plain_snapshot(
+            (A, B),
+            (1.0, 2.0),
+            Load((7, 3), (1, 0), (500, 0), (9_000, 80_000)),
+            Prompt(1_000, (0, 800), (0, 4), 5),
+            (prices,),
+            200.0,
+        ),
+        prices=(prices,),
         cached_tokens=(0, 800),
     )
-    assert made.predicted_ttft_s(0) == TtftModel().predict(1_000, 0, 500)
-    assert made.predicted_ttft_s(1) == TtftModel().predict(200, 800, 40)
-    assert made.predicted_tpot_s(0) == SegmentedTpotModel().predict(8, 9_000)
-    assert made.predicted_tpot_s(1) == SegmentedTpotModel().predict(4, 80_000)
+    ahead = Backlog(1, 500, 1_285, 6, 9_000 - 1_285 + 6 * 100.0)
+    assert made.predicted_ttft_s(0) == pytest.approx(TtftModel().predict(ahead, 1_000, 0))
+    decoding = Backlog(0, 0, 0, 3, 80_000 + 3 * 100.0)
+    assert made.predicted_ttft_s(1) == pytest.approx(TtftModel().predict(decoding, 200, 800) / 2)
+    assert made.predicted_tpot_s(0) == SegmentedTpotModel().predict(8, 9_000 + 1_000 + 600)
+    assert made.predicted_tpot_s(1) == SegmentedTpotModel().predict(4, 80_000 + 1_000 + 300) / 2
     assert (record("q").predicted_ttft_s(0), record("q").predicted_tpot_s(0)) == (None, None)
 
 

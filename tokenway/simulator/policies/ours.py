@@ -5,36 +5,29 @@ Here is only what the product's router does around `extproc.choosing`: a snapsho
 
 from __future__ import annotations
 
-from extproc.choosing.completion import DECODE_TOKENS, Backlog, PrefillModel, Traffic
+from collections import deque
+
+from extproc.choosing.completion import DECODE_TOKENS
 from extproc.choosing.deciding import Claim, Later, No, Now, decide
 from extproc.choosing.holding import HoldQueue
 from extproc.choosing.least_completion import backlog, has_room
 from extproc.choosing.seats import Seats
 from extproc.choosing.settings import LoadBalancing
-from extproc.predicting.tpot import TpotModel
-from extproc.types import Learned, Snapshot
-from metadata_center.types import value
+from extproc.choosing.snapshots import Demand, Engines, Load, Prompt, batch_of, completion_snapshot
+from extproc.predicting.predictor import Predictor
+from extproc.types import Snapshot
+from metadata_center.running_blocks import RunningBlocks
+from metadata_center.types import EndpointKey, value
 from tokenway.simulator.policies.view import Decision, Hold, Policy, Sent, Shed, View
 
-_FIRST_OUTPUT_TOKENS = 200.0
-"""Expected length of an answer before any was seen."""
+MODEL = "model"
+"""All requests of a replay are for one."""
 
-_OUTPUT_GAIN = 0.02
-"""Share of the newest answer's length in the expected one."""
-
+LINGER_S = 1.0
+"""The product's `extproc.routing.state.LINGER_S`."""
 
 _SETTINGS = LoadBalancing(fallbacks=0)
 """The product's default policy; nothing fails here, so there is no second choice."""
-
-
-class _Group:
-    """What is learned of one group of endpoints."""
-
-    __slots__ = ("prefill", "tpot")
-
-    def __init__(self) -> None:
-        self.prefill = PrefillModel()
-        self.tpot = TpotModel()
 
 
 @value
@@ -42,18 +35,16 @@ class _Lesson:
     """What an answer will be compared with.
 
     Attributes:
-        group: Of its endpoint.
-        backlog: Of its endpoint when it was sent.
-        uncached_tokens: Of its prompt.
-        cached_tokens: Of its prompt.
-        has_room: See `extproc.choosing.least_completion.has_room`.
+        snapshot: What was decided from.
+        row: Where it went.
+        group: Of that endpoint.
+        key: That endpoint.
     """
 
+    snapshot: Snapshot
+    row: int
     group: str
-    backlog: Backlog
-    uncached_tokens: int
-    cached_tokens: int
-    has_room: bool
+    key: EndpointKey
 
 
 class LeastCompletion(Policy):
@@ -64,22 +55,24 @@ class LeastCompletion(Policy):
     """
 
     __slots__ = (
+        "_counted",
         "_first_s",
-        "_groups",
         "_learn",
         "_lesson",
-        "_output_tokens",
+        "_lingering",
+        "_predictor",
+        "_running",
         "_scraped_s",
         "_seats",
         "_sent",
-        "_traffic",
     )
 
     def __init__(self, *, learn: bool = True) -> None:
         self._learn = learn
-        self._groups: dict[str, _Group] = {}
-        self._traffic = Traffic()
-        self._output_tokens = _FIRST_OUTPUT_TOKENS
+        self._predictor = Predictor()
+        self._running = RunningBlocks()
+        self._counted: set[int] = set()
+        self._lingering: deque[tuple[float, EndpointKey, tuple[int, ...]]] = deque()
         self._seats: list[Seats] = []
         self._scraped_s: list[float] = []
         self._sent: dict[int, _Lesson] = {}
@@ -89,49 +82,33 @@ class LeastCompletion(Policy):
     def snapshot(self, view: View) -> Snapshot:
         """What the product's router would hand to its policy."""
         self._read_metrics(view)
-        request, half = view.request, self._output_tokens / 2
-        groups = [self._group(name) for name in view.groups]
+        while self._lingering and self._lingering[0][0] <= view.now_s:
+            _, key, blocks = self._lingering.popleft()
+            self._running.remove(key, blocks)
+        request, predictor = view.request, self._predictor
         decode_tokens = DECODE_TOKENS
         if request.slo_ttft_s is not None and request.slo_tpot_s:
             decode_tokens = request.slo_ttft_s / request.slo_tpot_s
-        steps_s = [
-            group.tpot.predict(requests, context + max(0, requests - prefilling) * half)
-            for group, requests, prefilling, context in zip(
-                groups, view.requests, view.prefilling, view.context_tokens, strict=True
-            )
+        groups = view.groups if len(set(view.groups)) > 1 else view.groups[:1]
+        under_way_s = [
+            view.now_s - since_s if prefilling else 0.0
+            for since_s, prefilling in zip(view.since_s, view.prefilling, strict=False)
         ]
-        share = len(groups) / view.gateways
-        return Snapshot(
-            keys=view.keys,
-            requests=view.requests,
-            prefill_tokens=view.prefill_tokens,
-            context_tokens=view.context_tokens,
-            matched_blocks=view.matched_blocks,
-            num_blocks=len(request.blocks),
-            weights=[1.0] * len(groups),  # what weights stand for is learned per group
-            prefilling=view.prefilling,
-            cached_tokens=view.matched_tokens(),
-            steps_s=steps_s,
-            kv_tokens=view.kv_tokens,
-            prompt_tokens=request.prompt_tokens,
-            output_tokens=self._output_tokens,
-            learned=Learned(
-                groups[0].prefill.prices_s,
-                self._traffic.followers_per_s(view.now_s, share),
-                decode_tokens,
-                self._traffic.rate_per_s(view.now_s, share),
-                tuple(group.prefill.prices_s for group in groups),
+        return completion_snapshot(
+            view.keys,
+            view.weights,
+            Load(view.requests, view.prefilling, view.prefill_tokens, view.context_tokens),
+            Prompt(request.prompt_tokens, view.matched_tokens(), view.matched_blocks, len(request.blocks)),
+            predictor.row_prices(MODEL, groups),
+            Engines(
+                view.kv_tokens,
+                [seats.limit for seats in self._seats],
+                list(map(self._running.distinct_ratio, view.keys)),
+                under_way_s,
             ),
-            seats=[seats.limit for seats in self._seats],
-            kv_used=[
-                int(usage * tokens) for usage, tokens in zip(view.kv_usage, view.kv_tokens, strict=True)
-            ],
-            under_way_s=[
-                view.now_s - since_s if prefilling else 0.0
-                for since_s, prefilling in zip(view.since_s, view.prefilling, strict=True)
-            ]
-            if view.since_s
-            else (),
+            Demand(
+                predictor.traffic((MODEL, MODEL)), view.now_s, len(view.keys) / view.gateways, decode_tokens
+            ),
         )
 
     def choose(self, view: View) -> Decision:
@@ -150,44 +127,58 @@ class LeastCompletion(Policy):
 
     def place(self, view: View, decided: Now) -> int:
         """Note what was decided, for learning; returns the row."""
-        row, snapshot = decided.choice.order[0], decided.snapshot
-        cached = snapshot.cached_tokens[row]
-        self._lesson = _Lesson(
-            view.groups[row],
-            backlog(snapshot, row),
-            snapshot.prompt_tokens - cached,
-            cached,
-            has_room(snapshot, row),
-        )
+        row = decided.choice.order[0]
+        self._lesson = _Lesson(decided.snapshot, row, view.groups[row], view.keys[row])
         if decided.costs is not None:
-            self._traffic.placed(view.now_s, decided.costs.works_s[row])
+            self._predictor.traffic((MODEL, MODEL)).placed(view.now_s, decided.costs.works_s[row])
         return row
 
     def on_sent(self, sent: Sent) -> None:
         """Remember what it was predicted from."""
         assert self._lesson is not None, "sent is what was chosen"
         self._sent[sent.request.request_id] = self._lesson
+        if self._running.add(self._lesson.key, sent.request.blocks):
+            self._counted.add(sent.request.request_id)
 
     def on_first_token(self, sent: Sent, now_s: float) -> None:
         """Learn the prefill."""
         request_id = sent.request.request_id
         lesson = self._sent[request_id]
         self._first_s[request_id] = now_s
-        if self._learn and lesson.has_room:
-            prefill, ttft_s = self._group(lesson.group).prefill, now_s - sent.sent_s
-            prefill.learn(lesson.backlog, lesson.uncached_tokens, lesson.cached_tokens, ttft_s)
+        if self._learn:
+            snapshot, row = lesson.snapshot, lesson.row
+            cached = snapshot.cached_tokens[row]
+            self._predictor.observe_ttft(
+                (MODEL, lesson.group),
+                backlog(snapshot, row),
+                uncached=snapshot.prompt_tokens - cached,
+                cached=cached,
+                predicted_s=None,
+                actual_s=now_s - sent.sent_s,
+                weight=snapshot.weights[row],
+                teaches=has_room(snapshot, row),
+            )
 
     def on_finished(self, sent: Sent, now_s: float, output_tokens: int) -> None:
         """Learn the length and the pace of the answer."""
         request_id = sent.request.request_id
         lesson = self._sent.pop(request_id)
         first_s = self._first_s.pop(request_id, None)
+        if request_id in self._counted:
+            self._counted.remove(request_id)
+            self._lingering.append((now_s + LINGER_S, lesson.key, tuple(sent.request.blocks)))
         if output_tokens:
-            self._output_tokens += _OUTPUT_GAIN * (output_tokens - self._output_tokens)
+            self._predictor.traffic((MODEL, MODEL)).answered(output_tokens)
         if self._learn and first_s is not None and output_tokens > 1 and now_s > first_s:
-            running = lesson.backlog.decoding + lesson.backlog.prefilling
-            context = lesson.backlog.context_tokens + lesson.backlog.prompt_tokens
-            self._group(lesson.group).tpot.learn(running, context, (now_s - first_s) / (output_tokens - 1))
+            batch, context = batch_of(lesson.snapshot, lesson.row)
+            self._predictor.observe_tpot(
+                (MODEL, lesson.group),
+                batch=batch,
+                context=context,
+                predicted_s=None,
+                actual_s=(now_s - first_s) / (output_tokens - 1),
+                weight=lesson.snapshot.weights[lesson.row],
+            )
 
     def _read_metrics(self, view: View) -> None:
         """Learn from what was scraped since the last look."""
@@ -198,12 +189,6 @@ class LeastCompletion(Policy):
             if scraped_s != self._scraped_s[row]:
                 self._scraped_s[row] = scraped_s
                 self._seats[row].observe(view.running[row], view.waiting[row], view.kv_usage[row])
-
-    def _group(self, name: str) -> _Group:
-        group = self._groups.get(name)
-        if group is None:
-            group = self._groups[name] = _Group()
-        return group
 
 
 class LateCompletion(LeastCompletion):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from extproc.predicting.ttft import Backlog
 from metadata_center.types import value
 
 
@@ -53,6 +54,17 @@ class Books:
         self.context_tokens = [0] * rows
         self.since_s = [0.0] * rows
         self._charges: dict[int, _Charge] = {}
+
+    def backlog(self, row: int) -> Backlog:
+        """What is on one row before the next request, answers not counted: nobody knows their length."""
+        prompts = self.prompt_tokens[row]
+        return Backlog(
+            self.prefilling[row],
+            self.prefill_tokens[row],
+            prompts,
+            self.requests[row] - self.prefilling[row],
+            float(self.context_tokens[row] - prompts),
+        )
 
     def apply(self, entry: Entry, now_s: float) -> None:
         """Add one change."""

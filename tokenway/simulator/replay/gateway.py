@@ -11,10 +11,11 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from extproc.predicting.predictor import Predictor
+from extproc.predicting.ttft import IDLE, Backlog, times_s
 from metadata_center.types import EndpointKey
 from tokenway.simulator.policies.view import Decision, Policy, Request, Sent, View
 from tokenway.simulator.replay.books import Books, Entry
@@ -47,7 +48,7 @@ class Live:
         prompt_bytes: Length of the prompt in bytes.
         block_size: Tokens per router block, as estimated.
         sent: Once it is on its way.
-        pending_tokens: Prefill on its endpoint when it was sent, as the books had it.
+        backlog: Of its endpoint when it was sent, as the books had it.
         cached_tokens: Found in the engine's cache; known at admission.
         best_tokens: What the best of all engines had cached when it was sent.
         first_s: When its first token came, or None.
@@ -63,7 +64,7 @@ class Live:
     prompt_bytes: int
     block_size: int
     sent: Sent | None = None
-    pending_tokens: int = 0
+    backlog: Backlog = field(default_factory=lambda: IDLE)
     cached_tokens: int = 0
     best_tokens: int = 0
     first_s: float | None = None
@@ -176,13 +177,14 @@ class Gateway:
         request, books = live.request, self.books
         matched = self.view.match(request.blocks)[row]
         cached = min(matched * live.block_size, request.prompt_tokens - 1)
-        live.pending_tokens = books.prefill_tokens[row]
         live.sent = Sent(request, row, now_s, cached)
         uncached = request.prompt_tokens - cached
         due_s = None
         if not self._first_token:
+            live.backlog = books.backlog(row)
             prices = self.predictor.prices((_MODEL, self._facts.groups[row]))
-            ttft_s = prices.ttft_s(uncached, cached, live.pending_tokens)
+            wait_s, own_s = times_s(prices.ttft_prices_s, live.backlog, max(1, uncached), cached)
+            ttft_s = (wait_s + own_s) / self._facts.weights[row]
             due_s = now_s + max(PREFILL_DUE_FLOOR_S, PREFILL_DUE_FACTOR * ttft_s)
         entry = books.charge(request.request_id, row, uncached, request.prompt_tokens, now_s)
         self.view.sent(request.request_id, row, request.blocks)
@@ -217,11 +219,12 @@ class Gateway:
         ttft_s = live.first_s - sent.sent_s
         predictor.observe_ttft(
             (_MODEL, group),
-            uncached=float(source.prompt_tokens - live.cached_tokens),
-            cached=float(live.cached_tokens),
-            pending=float(live.pending_tokens),
+            live.backlog,
+            uncached=source.prompt_tokens - live.cached_tokens,
+            cached=live.cached_tokens,
             predicted_s=None,
             actual_s=ttft_s,
+            weight=self._facts.weights[sent.row],
         )
 
 

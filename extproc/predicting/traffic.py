@@ -1,0 +1,68 @@
+"""How much comes to a group of endpoints, and how long its answers are, from what was placed there lately."""
+
+from __future__ import annotations
+
+from math import exp
+from typing import Final
+
+MEMORY_S: Final = 30.0
+"""Time constant of the traffic seen: several hundred requests at a full fleet's rate, and short beside the
+minutes in which load changes."""
+
+MOST_BUSY: Final = 0.9
+"""Utilisation is not believed above this: the estimate's own error exceeds the idle share that it leaves."""
+
+FIRST_OUTPUT_TOKENS: Final = 200.0
+"""Expected length of an answer before any was seen: public conversation traces have means of 200 to 350."""
+
+_OUTPUT_GAIN: Final = 0.02
+"""Share of the newest answer's length in the expected one: the last hundred count."""
+
+
+class Traffic:
+    """What one group of endpoints is asked for.
+
+    Attributes:
+        output_tokens: Usual length of an answer.
+    """
+
+    __slots__ = ("_at_s", "_requests", "_work_s", "output_tokens")
+
+    def __init__(self) -> None:
+        self.output_tokens = FIRST_OUTPUT_TOKENS
+        self._at_s: float | None = None
+        self._requests = 0.0
+        self._work_s = 0.0
+
+    def answered(self, output_tokens: int) -> None:
+        """An answer had so many tokens, > 0."""
+        self.output_tokens += _OUTPUT_GAIN * (output_tokens - self.output_tokens)
+
+    def placed(self, now_s: float, work_s: float) -> None:
+        """A request was placed; it is `work_s` seconds of prefill where it went."""
+        self._forget(now_s)
+        self._requests += 1.0
+        self._work_s += work_s
+
+    def followers_per_s(self, now_s: float, endpoints: float) -> float:
+        """Requests that come to one endpoint while a second of backlog per endpoint is worked off.
+
+        Args:
+            now_s: The time.
+            endpoints: How many take what was placed here, > 0; with several gateways this one's share.
+        """
+        rate = self.rate_per_s(now_s, endpoints)
+        busy = min(self._work_s / MEMORY_S / endpoints, MOST_BUSY)
+        return rate / (1.0 - busy)
+
+    def rate_per_s(self, now_s: float, endpoints: float) -> float:
+        """Requests that come to one endpoint; arguments as for `followers_per_s`."""
+        self._forget(now_s)
+        return self._requests / MEMORY_S / endpoints
+
+    def _forget(self, now_s: float) -> None:
+        if self._at_s is not None and now_s > self._at_s:
+            kept = exp((self._at_s - now_s) / MEMORY_S)
+            self._requests *= kept
+            self._work_s *= kept
+        self._at_s = now_s
