@@ -9,25 +9,16 @@ Rules:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 from extproc.accesslog.entries import AttemptFailed, AttemptStarted, Entry, RequestAlive, RequestEnd
-from extproc.choosing.least_completion import backlog, has_room
-from extproc.choosing.snapshots import batch_of
+from extproc.choosing.learning import Answer, Learner
 from extproc.health.tracker import Transition
 from extproc.observing.records import DecisionRecord, Ended, Outcome
 from extproc.routing.caches import View
 from extproc.routing.inflight import Inflight
 from extproc.routing.state import State
 from metadata_center.types import EndpointKey, value
-
-LEARN_INTERVAL_S = 0.02
-"""One TTFT and one TPOT are learned per model and group and this interval: 50 a second follow any drift (the
-models remember 200) and bound what learning costs at any rate of requests."""
-
-MAX_GROUPS = 1024
-"""As many as the predictor keeps."""
 
 CACHED_TOLERANCE_TOKENS = 128
 """Believed and reported cached tokens may differ by one block of each side: 512 bytes of ours are about 128
@@ -67,7 +58,7 @@ class Outcomes:
         self._state = state
         self._on_transition = on_transition
         self._on_end = on_end
-        self._learned_s: dict[tuple[str, str], float] = {}
+        self._learner = Learner(state.predictor)
 
     def take(self, entry: Entry, now_s: float) -> None:
         """Apply one entry."""
@@ -161,37 +152,21 @@ class Outcomes:
             predictor.traffic((record.model, inflight.group)).answered(entry.completion_tokens)
         if row is None or snapshot is None or entry.attempts != 1 or not record.stream:
             return
-        key = inflight.key(row)
-        if now_s - self._learned_s.get(key, -math.inf) < LEARN_INTERVAL_S:
-            return
-        if len(self._learned_s) >= MAX_GROUPS:
-            self._learned_s.clear()
-        self._learned_s[key] = now_s
-        ttft_s = outcome.ttft_s
-        if ttft_s is not None and ttft_s > 0.0:
-            cached = record.cached_tokens[row] if entry.cached_tokens is None else entry.cached_tokens
-            prompt = record.prompt_tokens if entry.prompt_tokens is None else entry.prompt_tokens
-            predictor.observe_ttft(
-                key,
-                backlog(snapshot, row),
-                uncached=max(0, prompt - cached),
-                cached=cached,
-                predicted_s=outcome.predicted_ttft_s,
-                actual_s=ttft_s,
-                weight=snapshot.weights[row],
-                teaches=has_room(snapshot, row),
-            )
-        tokens = entry.completion_tokens
-        if tokens is not None and tokens > 1 and entry.stream_s:
-            batch, context = batch_of(snapshot, row)
-            predictor.observe_tpot(
-                key,
-                batch=batch,
-                context=context,
-                predicted_s=record.predicted_tpot_s(row),
-                actual_s=entry.stream_s / (tokens - 1),
-                weight=snapshot.weights[row],
-            )
+        self._learner.learn(
+            Answer(
+                inflight.key(row),
+                snapshot,
+                row,
+                entry.prompt_tokens,
+                entry.cached_tokens,
+                entry.completion_tokens,
+                outcome.ttft_s,
+                entry.stream_s,
+                outcome.predicted_ttft_s,
+                record.predicted_tpot_s(row),
+            ),
+            now_s,
+        )
 
     def _correct_cache(self, inflight: Inflight, entry: RequestEnd, outcome: Outcome) -> None:
         record, row = inflight.record, inflight.record.row(inflight.endpoint)

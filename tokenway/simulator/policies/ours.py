@@ -10,10 +10,10 @@ from collections import deque
 from extproc.choosing.completion import DECODE_TOKENS
 from extproc.choosing.deciding import Claim, Later, No, Now, decide
 from extproc.choosing.holding import HoldQueue
-from extproc.choosing.least_completion import backlog, has_room
+from extproc.choosing.learning import Answer, Learner
 from extproc.choosing.seats import Seats
 from extproc.choosing.settings import LoadBalancing
-from extproc.choosing.snapshots import Demand, Engines, Load, Prompt, batch_of, completion_snapshot
+from extproc.choosing.snapshots import Demand, Engines, Load, Prompt, completion_snapshot
 from extproc.predicting.predictor import Predictor
 from extproc.types import Snapshot
 from metadata_center.running_blocks import RunningBlocks
@@ -58,6 +58,7 @@ class LeastCompletion(Policy):
         "_counted",
         "_first_s",
         "_learn",
+        "_learner",
         "_lesson",
         "_lingering",
         "_predictor",
@@ -65,11 +66,13 @@ class LeastCompletion(Policy):
         "_scraped_s",
         "_seats",
         "_sent",
+        "_usage",
     )
 
     def __init__(self, *, learn: bool = True) -> None:
         self._learn = learn
         self._predictor = Predictor()
+        self._learner = Learner(self._predictor)
         self._running = RunningBlocks()
         self._counted: set[int] = set()
         self._lingering: deque[tuple[float, EndpointKey, tuple[int, ...]]] = deque()
@@ -77,6 +80,7 @@ class LeastCompletion(Policy):
         self._scraped_s: list[float] = []
         self._sent: dict[int, _Lesson] = {}
         self._first_s: dict[int, float] = {}
+        self._usage: dict[int, tuple[int, int]] = {}
         self._lesson: _Lesson | None = None
 
     def snapshot(self, view: View) -> Snapshot:
@@ -141,44 +145,37 @@ class LeastCompletion(Policy):
             self._counted.add(sent.request.request_id)
 
     def on_first_token(self, sent: Sent, now_s: float) -> None:
-        """Learn the prefill."""
-        request_id = sent.request.request_id
-        lesson = self._sent[request_id]
-        self._first_s[request_id] = now_s
-        if self._learn:
-            snapshot, row = lesson.snapshot, lesson.row
-            cached = snapshot.cached_tokens[row]
-            self._predictor.observe_ttft(
-                (MODEL, lesson.group),
-                backlog(snapshot, row),
-                uncached=snapshot.prompt_tokens - cached,
-                cached=cached,
-                predicted_s=None,
-                actual_s=now_s - sent.sent_s,
-                weight=snapshot.weights[row],
-                teaches=has_room(snapshot, row),
-            )
+        """Remember when, until the end."""
+        self._first_s[sent.request.request_id] = now_s
+
+    def on_usage(self, sent: Sent, prompt_tokens: int, cached_tokens: int) -> None:
+        """Remember what the engine counted, until the end."""
+        self._usage[sent.request.request_id] = (prompt_tokens, cached_tokens)
 
     def on_finished(self, sent: Sent, now_s: float, output_tokens: int) -> None:
-        """Learn the length and the pace of the answer."""
+        """Learn what the answer tells."""
         request_id = sent.request.request_id
         lesson = self._sent.pop(request_id)
         first_s = self._first_s.pop(request_id, None)
+        prompt_tokens, cached_tokens = self._usage.pop(request_id, (None, None))
         if request_id in self._counted:
             self._counted.remove(request_id)
             self._lingering.append((now_s + LINGER_S, lesson.key, tuple(sent.request.blocks)))
-        if output_tokens:
-            self._predictor.traffic((MODEL, MODEL)).answered(output_tokens)
-        if self._learn and first_s is not None and output_tokens > 1 and now_s > first_s:
-            batch, context = batch_of(lesson.snapshot, lesson.row)
-            self._predictor.observe_tpot(
+        if not output_tokens:
+            return
+        self._predictor.traffic((MODEL, MODEL)).answered(output_tokens)
+        if self._learn:
+            answer = Answer(
                 (MODEL, lesson.group),
-                batch=batch,
-                context=context,
-                predicted_s=None,
-                actual_s=(now_s - first_s) / (output_tokens - 1),
-                weight=lesson.snapshot.weights[lesson.row],
+                lesson.snapshot,
+                lesson.row,
+                prompt_tokens,
+                cached_tokens,
+                output_tokens,
+                None if first_s is None else first_s - sent.sent_s,
+                None if first_s is None else now_s - first_s,
             )
+            self._learner.learn(answer, now_s)
 
     def _read_metrics(self, view: View) -> None:
         """Learn from what was scraped since the last look."""

@@ -183,6 +183,9 @@ class Policy:
     def on_first_token(self, sent: Sent, now_s: float) -> None:
         """The first token passed the gateway; not called in a run where gateways cannot see it."""
 
+    def on_usage(self, sent: Sent, prompt_tokens: int, cached_tokens: int) -> None:
+        """What the engine counted of the prompt and had cached of it; before `on_finished`, if it says so."""
+
     def on_finished(self, sent: Sent, now_s: float, output_tokens: int) -> None:
         """The request ended and the gateway knows; 0 output tokens if it was refused or aborted."""
 

@@ -207,6 +207,7 @@ class Gateway:
         if answered:
             self.view.prefilled(live.request.request_id)
             self._learn(live, live.sent)
+            self.policy.on_usage(live.sent, live.source.prompt_tokens, live.cached_tokens)
         self.policy.on_finished(live.sent, now_s, live.source.output_tokens if answered else 0)
         return entry
 

@@ -1,0 +1,108 @@
+"""What answers teach: lengths, first tokens and pace of completed requests, beside what was foreseen.
+
+Rules:
+    1. Nothing is learned from a request that did not complete; that is the caller's to know.
+    2. What the engine reports goes before what was believed.
+    3. A first token that waited for more than prefill says nothing of the prices of prefill.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Final
+
+from extproc.choosing.least_completion import backlog, has_room
+from extproc.choosing.snapshots import batch_of
+from extproc.predicting.predictor import ModelKey, Predictor
+from extproc.types import Snapshot
+from metadata_center.types import value
+
+LEARN_INTERVAL_S: Final = 0.02
+"""One TTFT and one TPOT are learned per model and group and this interval: 50 a second follow any drift (the
+models remember 200) and bound what learning costs at any rate of requests."""
+
+MAX_GROUPS: Final = 1024
+"""As many as the predictor keeps."""
+
+
+@value
+class Answer:
+    """One completed request.
+
+    Attributes:
+        key: Model and group of the endpoint that served it.
+        snapshot: What its decision looked at.
+        row: The endpoint that served it.
+        prompt_tokens: As the engine counted; None if it did not say.
+        cached_tokens: Likewise.
+        output_tokens: Likewise.
+        ttft_s: From sending to the first token; None if that is not known.
+        stream_s: From the first token to the last; None if that is not known.
+        predicted_ttft_s: What was foreseen; None if nothing was.
+        predicted_tpot_s: Likewise.
+    """
+
+    key: ModelKey
+    snapshot: Snapshot
+    row: int
+    prompt_tokens: int | None
+    cached_tokens: int | None
+    output_tokens: int | None
+    ttft_s: float | None
+    stream_s: float | None
+    predicted_ttft_s: float | None = None
+    predicted_tpot_s: float | None = None
+
+
+class Learner:
+    """Teaches a predictor.
+
+    Args:
+        predictor: Whom.
+    """
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+        self._learned_s: dict[ModelKey, float] = {}
+
+    def learn(self, answer: Answer, now_s: float) -> None:
+        """Learn first token and pace of one answer, unless its group was taught within `LEARN_INTERVAL_S`."""
+        key = answer.key
+        if now_s - self._learned_s.get(key, -inf) < LEARN_INTERVAL_S:
+            return
+        if len(self._learned_s) >= MAX_GROUPS:
+            self._learned_s.clear()
+        self._learned_s[key] = now_s
+        self._first_token(answer)
+        self._pace(answer)
+
+    def _first_token(self, answer: Answer) -> None:
+        if answer.ttft_s is None or answer.ttft_s <= 0.0:
+            return
+        snapshot, row = answer.snapshot, answer.row
+        cached = snapshot.cached_tokens[row] if answer.cached_tokens is None else answer.cached_tokens
+        prompt = snapshot.prompt_tokens if answer.prompt_tokens is None else answer.prompt_tokens
+        self._predictor.observe_ttft(
+            answer.key,
+            backlog(snapshot, row),
+            uncached=max(0, prompt - cached),
+            cached=cached,
+            predicted_s=answer.predicted_ttft_s,
+            actual_s=answer.ttft_s,
+            weight=snapshot.weights[row],
+            teaches=has_room(snapshot, row),
+        )
+
+    def _pace(self, answer: Answer) -> None:
+        tokens = answer.output_tokens
+        if tokens is None or tokens <= 1 or not answer.stream_s:
+            return
+        batch, context = batch_of(answer.snapshot, answer.row)
+        self._predictor.observe_tpot(
+            answer.key,
+            batch=batch,
+            context=context,
+            predicted_s=answer.predicted_tpot_s,
+            actual_s=answer.stream_s / (tokens - 1),
+            weight=answer.snapshot.weights[answer.row],
+        )
