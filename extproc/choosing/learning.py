@@ -4,6 +4,8 @@ Rules:
     1. Nothing is learned from a request that did not complete; that is the caller's to know.
     2. What the engine reports goes before what was believed.
     3. A first token that waited for more than prefill says nothing of the prices of prefill.
+    4. The first answers of a group teach at their first token already, with what was believed to be cached:
+       until they end, all decisions would be made at the prior prices.
 """
 
 from __future__ import annotations
@@ -20,6 +22,10 @@ from metadata_center.types import value
 LEARN_INTERVAL_S: Final = 0.02
 """One TTFT and one TPOT are learned per model and group and this interval: 50 a second follow any drift (the
 models remember 200) and bound what learning costs at any rate of requests."""
+
+COLD_ANSWERS: Final = 50
+"""First tokens that a group learns from before their answers end. Fifty bring the error of an engine unlike
+the prior down to that of its noise; later ones wait for what the engine counts."""
 
 MAX_GROUPS: Final = 1024
 """As many as the predictor keeps."""
@@ -64,19 +70,37 @@ class Learner:
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
         self._learned_s: dict[ModelKey, float] = {}
+        self._early: dict[ModelKey, int] = {}
 
-    def learn(self, answer: Answer, now_s: float) -> None:
-        """Learn first token and pace of one answer, unless its group was taught within `LEARN_INTERVAL_S`."""
+    def first_token(self, answer: Answer) -> bool:
+        """Learn the first token of an answer that goes on, while its group is cold; True if it was learned."""
+        early = self._early.get(answer.key, 0)
+        if early >= COLD_ANSWERS:
+            return False
+        if len(self._early) >= MAX_GROUPS:
+            self._early.clear()
+        self._early[answer.key] = early + 1
+        self._first_token(answer, teaches=True)
+        return True
+
+    def learn(self, answer: Answer, now_s: float, *, is_first_learned: bool = False) -> None:
+        """Learn first token and pace of an answer that ended; one per group and `LEARN_INTERVAL_S`.
+
+        Args:
+            answer: All of it.
+            now_s: Monotonic time.
+            is_first_learned: `first_token` did; what was foreseen is still compared with what came.
+        """
         key = answer.key
         if now_s - self._learned_s.get(key, -inf) < LEARN_INTERVAL_S:
             return
         if len(self._learned_s) >= MAX_GROUPS:
             self._learned_s.clear()
         self._learned_s[key] = now_s
-        self._first_token(answer)
+        self._first_token(answer, teaches=not is_first_learned)
         self._pace(answer)
 
-    def _first_token(self, answer: Answer) -> None:
+    def _first_token(self, answer: Answer, *, teaches: bool) -> None:
         if answer.ttft_s is None or answer.ttft_s <= 0.0:
             return
         snapshot, row = answer.snapshot, answer.row
@@ -90,7 +114,7 @@ class Learner:
             predicted_s=answer.predicted_ttft_s,
             actual_s=answer.ttft_s,
             weight=snapshot.weights[row],
-            teaches=has_room(snapshot, row),
+            teaches=teaches and has_room(snapshot, row),
         )
 
     def _pace(self, answer: Answer) -> None:

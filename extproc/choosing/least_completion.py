@@ -7,7 +7,7 @@ from typing import Final
 
 from extproc.choosing.completion import Costs, cost_columns, room_wait_s
 from extproc.choosing.holding import OPEN_STEPS
-from extproc.predicting.ttft import TOKENS, Backlog, step_s, step_tokens, times_s, total_s
+from extproc.predicting.ttft import TOKENS, Backlog, beside_s, step_s, step_tokens, times_s, total_s
 from extproc.types import Learned, Snapshot
 
 _MOST_TAKEN: Final = 0.99
@@ -77,18 +77,17 @@ def _columns(snapshot: Snapshot, learned: Learned) -> tuple[list[float], list[fl
         base, token, pair, from_cache, sequence, in_context = prices_s
         per_pair = pair / (TOKENS * TOKENS)
         per_token = token / TOKENS
-        wait_s = beside_s = 0.0
+        wait_s = 0.0
         if requests or pending:
             ahead = max(pending, context * prefilling // requests) if requests else pending
             decoding = max(0, requests - prefilling)
             read = max(0, context - ahead) + decoding * half_tokens
-            beside_s = sequence * decoding + in_context * read / TOKENS
-            per_token += beside_s / step_tokens(decoding)
+            per_token += (sequence * decoding + in_context * read / TOKENS) / step_tokens(decoding)
             pairs = pending * (max(0, ahead - pending) + pending / 2) / prefilling if prefilling else 0.0
             wait_s = (pending * per_token + pairs * per_pair) / weight
         uncached = max(_BLANK_PROMPT, prompt_tokens - cached)
         pairs = uncached * (cached + uncached / 2)
-        work_s = base + cached * (from_cache / TOKENS) + beside_s + uncached * per_token + pairs * per_pair
+        work_s = base + cached * (from_cache / TOKENS) + uncached * per_token + pairs * per_pair
         room_s = 0.0
         if kv_tokens:
             used = kv_used[row] if kv_used else None
@@ -120,11 +119,15 @@ def row_times_s(snapshot: Snapshot, row: int) -> tuple[float, float, float]:
 def expected_ttft_s(snapshot: Snapshot, row: int) -> float:
     """Time to first token that the request is expected to have on one row, from being sent there.
 
+    It is what the row's cost says of waiting, room and work, and one step of the decodes there: in the cost
+    that step is one of the tokens of decoding.
+
     Raises:
         ValueError: The snapshot has no learned prices.
     """
     ahead_s = snapshot.ahead_s[row] if snapshot.ahead_s else 0.0
-    return total_s(*row_times_s(snapshot, row), ahead_s)
+    one_step_s = beside_s(_prices_s(_learned(snapshot), row), backlog(snapshot, row)) / snapshot.weights[row]
+    return total_s(*row_times_s(snapshot, row), ahead_s, one_step_s)
 
 
 def open_until_s(snapshot: Snapshot) -> list[float]:

@@ -102,7 +102,10 @@ class TtftModel:
 
     def predict(self, backlog: Backlog, uncached_tokens: int, cached_tokens: int) -> float:
         """Return the expected TTFT in seconds, finite and > 0; see `learn` for the arguments."""
-        return total_s(*times_s(self._terms.prices_s, backlog, uncached_tokens, cached_tokens))
+        prices_s = self._terms.prices_s
+        return total_s(
+            *times_s(prices_s, backlog, uncached_tokens, cached_tokens), beside_s(prices_s, backlog)
+        )
 
     def learn(self, backlog: Backlog, uncached_tokens: int, cached_tokens: int, ttft_s: float) -> None:
         """Learn from one request that prefill alone kept waiting.
@@ -118,8 +121,7 @@ class TtftModel:
         """
         tokens = backlog.prefill_tokens + uncached_tokens
         pairs = _pairs_ahead(backlog) + uncached_tokens * (cached_tokens + uncached_tokens / 2)
-        # One more on average: half of the step that runs when it comes, and half of the one that it ends in.
-        steps = tokens / step_tokens(backlog.decoding) + 1.0
+        steps = tokens / step_tokens(backlog.decoding) + 1.0  # see `beside_s`
         self._terms.learn(
             (
                 1.0,
@@ -136,15 +138,23 @@ class TtftModel:
 def times_s(
     prices_s: Sequence[float], backlog: Backlog, uncached_tokens: int, cached_tokens: int
 ) -> tuple[float, float]:
-    """Seconds of prefill ahead, and of the request's own with the step that it ends in, at weight 1."""
-    base, _, pair, cached, sequence, context = prices_s
+    """Seconds of prefill ahead, and of the request's own, at weight 1."""
+    base, _, pair, cached, _, _ = prices_s
     per_token = _per_token_s(prices_s, backlog)
     per_pair = pair / (TOKENS * TOKENS)
     wait_s = backlog.prefill_tokens * per_token + _pairs_ahead(backlog) * per_pair
     pairs = uncached_tokens * (cached_tokens + uncached_tokens / 2)
-    beside_s = sequence * backlog.decoding + context * backlog.context_tokens / TOKENS
-    own_s = base + cached_tokens * (cached / TOKENS) + beside_s
+    own_s = base + cached_tokens * (cached / TOKENS)
     return wait_s, own_s + uncached_tokens * per_token + pairs * per_pair
+
+
+def beside_s(prices_s: Sequence[float], backlog: Backlog) -> float:
+    """Seconds that the decodes of one engine step take, at weight 1.
+
+    Each first token waits for about one such step more than its share of the steps of prefill: half of the
+    step that runs when the request comes, and half of the one that its prefill ends in.
+    """
+    return prices_s[4] * backlog.decoding + prices_s[5] * backlog.context_tokens / TOKENS
 
 
 def total_s(*parts_s: float) -> float:
@@ -164,9 +174,7 @@ def step_tokens(decoding: int) -> float:
 
 def _per_token_s(prices_s: Sequence[float], backlog: Backlog) -> float:
     """Seconds per prompt token, its share of the decodes in its step included."""
-    _, token, _, _, sequence, context = prices_s
-    beside_s = sequence * backlog.decoding + context * backlog.context_tokens / TOKENS
-    return token / TOKENS + beside_s / step_tokens(backlog.decoding)
+    return prices_s[1] / TOKENS + beside_s(prices_s, backlog) / step_tokens(backlog.decoding)
 
 
 def _pairs_ahead(backlog: Backlog) -> float:

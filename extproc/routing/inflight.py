@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from extproc.choosing.learning import Answer
 from extproc.observing.records import DecisionRecord
 from extproc.types import Operation
 from metadata_center.types import EndpointKey, RequestId
@@ -27,6 +28,7 @@ class Inflight:
         decided_s: Monotonic time of the decision.
         first_token_s: Monotonic time of the first token, or None.
         first_byte_is_token: False if bytes that are no token (keep-alive comments) came first.
+        is_learned: Its first token was learned from when it came.
         is_running: Its blocks are counted as running at `endpoint`.
         prior_use: Use sequence of the last matched block before this request touched it; None until recorded.
     """
@@ -39,6 +41,7 @@ class Inflight:
         "first_token_s",
         "group",
         "groups",
+        "is_learned",
         "is_running",
         "operation",
         "prior_use",
@@ -64,8 +67,17 @@ class Inflight:
         self.decided_s = decided_s
         self.first_token_s: float | None = None
         self.first_byte_is_token = True
+        self.is_learned = False
         self.is_running = False
         self.prior_use: int | None = None
+
+    def first_token(self, ttft_s: float) -> Answer | None:
+        """What a first token after `ttft_s` would teach; None if another endpoint serves than was chosen."""
+        record = self.record
+        row, snapshot = record.row(self.endpoint), record.snapshot
+        if row is None or snapshot is None or self.endpoint != record.chosen:
+            return None
+        return Answer(self.key(row), snapshot, row, None, None, None, ttft_s, None)
 
     def key(self, row: int) -> tuple[str, str]:
         """Key of the latency models of a candidate: (model, endpoint group)."""

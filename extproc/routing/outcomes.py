@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from extproc.accesslog.entries import AttemptFailed, AttemptStarted, Entry, RequestAlive, RequestEnd
-from extproc.choosing.learning import Answer, Learner
+from extproc.choosing.learning import Answer
 from extproc.health.tracker import Transition
 from extproc.observing.records import DecisionRecord, Ended, Outcome
 from extproc.routing.caches import View
@@ -58,7 +58,6 @@ class Outcomes:
         self._state = state
         self._on_transition = on_transition
         self._on_end = on_end
-        self._learner = Learner(state.predictor)
 
     def take(self, entry: Entry, now_s: float) -> None:
         """Apply one entry."""
@@ -152,7 +151,7 @@ class Outcomes:
             predictor.traffic((record.model, inflight.group)).answered(entry.completion_tokens)
         if row is None or snapshot is None or entry.attempts != 1 or not record.stream:
             return
-        self._learner.learn(
+        state.learner.learn(
             Answer(
                 inflight.key(row),
                 snapshot,
@@ -166,6 +165,7 @@ class Outcomes:
                 record.predicted_tpot_s(row),
             ),
             now_s,
+            is_first_learned=inflight.is_learned,
         )
 
     def _correct_cache(self, inflight: Inflight, entry: RequestEnd, outcome: Outcome) -> None:

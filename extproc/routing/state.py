@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from extproc.choosing.learning import Learner
 from extproc.choosing.snapshots import Engines as EnginesView
 from extproc.health.tracker import HealthTracker
 from extproc.observing.metrics import Metrics
@@ -62,6 +63,7 @@ class State:
         share: Tells the other workers and gateways what an endpoint has cached.
         placing: Processes that place requests on these endpoints, of all gateways, this one included.
         freed: Called when room was freed at an endpoint.
+        learner: Teaches the predictor.
         load_age_s: How old the news of other gateways' load is at a given monotonic time.
         configured_s: Monotonic time of the configuration in force.
         health_changed_s: Monotonic time of the last change of health.
@@ -81,8 +83,12 @@ class State:
     placing: Callable[[], int] = _alone
     freed: Callable[[], None] = _nobody_waits
     load_age_s: Callable[[float], float] = _always_current
+    learner: Learner = field(init=False)
     configured_s: float = 0.0
     health_changed_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.learner = Learner(self.predictor)
 
     def advance(self, now_s: float) -> None:
         """Release what time has released: predicted prefills, lost requests. Cheap when nothing is due."""
@@ -156,6 +162,8 @@ class State:
         inflight.first_byte_is_token = not late
         self.load.release_prefill(request_id)
         self.record_cached(inflight)
+        answer = inflight.first_token(now_s - inflight.decided_s)
+        inflight.is_learned = answer is not None and self.learner.first_token(answer)
 
     def engines_of(self, keys: Sequence[EndpointKey], prefilling: Sequence[int], now_s: float) -> EnginesView:
         """What is known of engines beside their load.

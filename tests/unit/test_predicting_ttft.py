@@ -207,7 +207,7 @@ def test_prices_say_what_the_model_predicts() -> None:
     """Prices taken from a model give its prediction to the bit."""
     model = trained(50)
     for uncached, cached, pending in workload(5, 50):
-        parts_s = times_s(model.prices_s, ahead(pending), uncached, cached)
+        parts_s = times_s(model.prices_s, ahead(pending), uncached, cached)  # nothing decodes beside it
         assert total_s(*parts_s) == model.predict(ahead(pending), uncached, cached)
 
 
@@ -225,12 +225,12 @@ def test_what_is_ahead_waits_by_its_tokens_and_pairs() -> None:
 
 
 def test_decodes_slow_prefill_down() -> None:
-    """Each step carries the decodes' sequences and context; the first is on average half over."""
-    prices_s = TtftModel().prices_s
-    _, alone_s = times_s(prices_s, IDLE, 8_192, 0)
-    _, beside_s = times_s(prices_s, Backlog(0, 0, 0, 48, 200_000.0), 8_192, 0)
+    """Each step carries the decodes' sequences and context, and so does the one that is running."""
+    model = TtftModel()
+    alone_s = model.predict(IDLE, 8_192, 0)
+    crowded_s = model.predict(Backlog(0, 0, 0, 48, 200_000.0), 8_192, 0)
     steps = 8_192 / (STEP_TOKENS - 48) + 1.0
-    assert beside_s - alone_s == pytest.approx(steps * (48 * 0.00001 + 200 * 0.00006))
+    assert crowded_s - alone_s == pytest.approx(steps * (48 * 0.00001 + 200 * 0.00006))
 
 
 def test_more_decodes_than_a_step_holds_leave_some_room() -> None:

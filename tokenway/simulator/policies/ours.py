@@ -56,6 +56,7 @@ class LeastCompletion(Policy):
 
     __slots__ = (
         "_counted",
+        "_early",
         "_first_s",
         "_learn",
         "_learner",
@@ -75,6 +76,7 @@ class LeastCompletion(Policy):
         self._learner = Learner(self._predictor)
         self._running = RunningBlocks()
         self._counted: set[int] = set()
+        self._early: set[int] = set()
         self._lingering: deque[tuple[float, EndpointKey, tuple[int, ...]]] = deque()
         self._seats: list[Seats] = []
         self._scraped_s: list[float] = []
@@ -145,8 +147,17 @@ class LeastCompletion(Policy):
             self._counted.add(sent.request.request_id)
 
     def on_first_token(self, sent: Sent, now_s: float) -> None:
-        """Remember when, until the end."""
-        self._first_s[sent.request.request_id] = now_s
+        """Learn from it if the group is cold; else remember when, until the end."""
+        request_id = sent.request.request_id
+        self._first_s[request_id] = now_s
+        if self._learn:
+            lesson = self._sent[request_id]
+            ttft_s = now_s - sent.sent_s
+            answer = Answer(
+                (MODEL, lesson.group), lesson.snapshot, lesson.row, None, None, None, ttft_s, None
+            )
+            if self._learner.first_token(answer):
+                self._early.add(request_id)
 
     def on_usage(self, sent: Sent, prompt_tokens: int, cached_tokens: int) -> None:
         """Remember what the engine counted, until the end."""
@@ -162,6 +173,7 @@ class LeastCompletion(Policy):
             self._counted.remove(request_id)
             self._lingering.append((now_s + LINGER_S, lesson.key, tuple(sent.request.blocks)))
         if not output_tokens:
+            self._early.discard(request_id)
             return
         self._predictor.traffic((MODEL, MODEL)).answered(output_tokens)
         if self._learn:
@@ -175,7 +187,8 @@ class LeastCompletion(Policy):
                 None if first_s is None else first_s - sent.sent_s,
                 None if first_s is None else now_s - first_s,
             )
-            self._learner.learn(answer, now_s)
+            self._learner.learn(answer, now_s, is_first_learned=request_id in self._early)
+        self._early.discard(request_id)
 
     def _read_metrics(self, view: View) -> None:
         """Learn from what was scraped since the last look."""
