@@ -73,7 +73,7 @@ class Learner:
         self._early: dict[ModelKey, int] = {}
 
     def first_token(self, answer: Answer) -> bool:
-        """Learn the first token of an answer that goes on, while its group is cold; True if it was learned."""
+        """Learn the first token of an answer that goes on, while its group is cold; True if that was done."""
         early = self._early.get(answer.key, 0)
         if early >= COLD_ANSWERS:
             return False
