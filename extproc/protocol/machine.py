@@ -26,8 +26,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum, auto
 
-from extproc.errors import RouterError
+from extproc.errors import RouterError, Shape
 from metadata_center.types import value
+
+
+REQUEST_ID_HEADER = "x-tokenway-request-id"
+"""Set by Envoy at the edge on every request (a UUID); a client's own value is overwritten."""
 
 
 class Phase(StrEnum):
@@ -239,8 +243,8 @@ class Stream:
         if self.phase is not Phase.AWAIT_HEADERS:
             raise SpuriousMessage(self.phase, Kind.REQUEST_HEADERS)
         verdict = self._judge(event)
+        self._headers = event
         if verdict is NEED_BODY:
-            self._headers = event
             if event.end_of_stream:
                 return self._decide(b"")
             self.phase = Phase.AWAIT_BODY
@@ -328,8 +332,10 @@ class Stream:
         return (Abandon(), Finish()) if was is Phase.DECIDING else _FINISH
 
     def _refuse(self, error: RouterError) -> Effects:
-        details = f"tokenway_{error.reason.value}"
-        return (SendImmediate(error.status, error.body(), details, error), Finish())
+        assert self._headers is not None
+        headers = self._headers
+        body = error.body(Shape.of(headers.path), headers.headers.get(REQUEST_ID_HEADER, ""))
+        return (SendImmediate(error.status, body, f"tokenway_{error.reason.value}", error), Finish())
 
     def _expect(self, kind: Kind) -> None:
         if kind not in TRANSITIONS[self.phase]:

@@ -18,14 +18,12 @@ from envoy.extensions.filters.http.ext_proc.v3 import processing_mode_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from extproc.errors import RouterError
+from extproc.protocol.machine import REQUEST_ID_HEADER as REQUEST_ID_HEADER
 from extproc.protocol.machine import Kind, RequestHeaders
 from extproc.types import NO_OWNER
 
 PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
-
-REQUEST_ID_HEADER = "x-tokenway-request-id"
-"""Set by Envoy at the edge on every request (a UUID); a client's own value is overwritten."""
 
 OWNER_HEADER = "x-tokenway-owner"
 """Set by the worker that decided; tells which process holds the request's books."""
