@@ -114,7 +114,13 @@ class Answers:
         self._owner = owner
 
     def decision(
-        self, field: str, endpoints: tuple[str, ...], cluster: str, headers: tuple[tuple[str, str], ...] = ()
+        self,
+        field: str,
+        endpoints: tuple[str, ...],
+        cluster: str,
+        headers: tuple[tuple[str, str], ...] = (),
+        *,
+        booked: bool = True,
     ) -> bytes:
         """The answer that sends a request to `endpoints`, in order, all in `cluster`; about 35 us.
 
@@ -124,6 +130,7 @@ class Answers:
                 to nobody's books.
             cluster: Envoy cluster, the same for each attempt.
             headers: Extra headers, (name, value).
+            booked: False for a request that nobody was charged for: nobody is told what becomes of it.
         """
         message = _routed(
             field,
@@ -131,7 +138,7 @@ class Answers:
                 clear_route_cache=True,
                 header_mutation=pb.HeaderMutation(
                     set_headers=[
-                        _set(OWNER_HEADER, self._owner if endpoints else NO_OWNER),
+                        _set(OWNER_HEADER, self._owner if endpoints and booked else NO_OWNER),
                         *(_set(name, value) for name, value in headers),
                     ]
                 ),

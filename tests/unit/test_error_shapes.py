@@ -42,7 +42,8 @@ def test_messages_and_what_is_below_is_anthropics(path: str, below: str) -> None
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/chat/completions", "/v1/responses", "/v1/messagesque", "/v1/message", "/", "", "/V1/MESSAGES"]
+    "path",
+    ["/v1/chat/completions", "/v1/responses", "/v1/messagesque", "/v1/message", "/", "", "/V1/MESSAGES"],
 )
 def test_all_else_is_openais(path: str) -> None:
     """Another path is another API, however alike its name."""
@@ -71,9 +72,7 @@ def test_the_machine_refuses_in_the_shape_of_the_path(path: str) -> None:
         return Refuse(error)
 
     send, end = Stream(judge, want_first_chunk=True).receive_headers(headers)
-    assert send == SendImmediate(
-        405, error.body(Shape.of(path), "r1"), "tokenway_method_not_allowed", error
-    )
+    assert send == SendImmediate(405, error.body(Shape.of(path), "r1"), "tokenway_method_not_allowed", error)
     assert end == Finish()
 
 
