@@ -326,7 +326,8 @@ class Stream:
             return self._look_for_token(chunk, end_of_stream)
         self._head += chunk
         effects = self._look_for_token(chunk, end_of_stream) if self._wants_token else _CONTINUE_BODY
-        if not (end_of_stream or self.phase is Phase.DONE or _is_whole_head(self._head)):
+        is_over = end_of_stream or type(effects[-1]) is Finish
+        if not is_over and not _is_whole_head(self._head):
             return effects
         self._wants_head = False
         head, self._head = self._head[:HEAD_BYTES], b""

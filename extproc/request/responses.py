@@ -10,7 +10,7 @@ Rules:
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 from urllib.parse import unquote
 
 from xxhash import xxh3_64_intdigest
@@ -110,7 +110,7 @@ def id_in(head: bytes) -> str | None:
     return None
 
 
-def _is_id(value: object) -> bool:
+def _is_id(value: object) -> TypeGuard[str]:
     return type(value) is str and 0 < len(value) <= MAX_ID_CHARS
 
 

@@ -98,6 +98,8 @@ def _new_body(
     request: InferenceRequest, route: Route, table: RoutingTable, settings: RouterSettings
 ) -> bytes | None:
     """The body to send instead of the client's, or None if that one may go as it came."""
+    if request.form is not None:
+        return request.form.rewritten(route.upstream_model, table.allowed_fields)
     body = request.body
     changed = bool(sanitize(body, table.allowed_fields))
     if route.upstream_model is not None:
