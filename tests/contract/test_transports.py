@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -108,9 +109,13 @@ async def test_where_responses_live_is_told_to_all(transport: Transport) -> None
     """Over any meeting point, beside prompts' blocks and apart from them; the teller hears nothing new."""
     stores = [SharedStore(member, Counters(capacity=8), PrefixIndex(10, 10)) for member in (ONE, TWO)]
     told: dict[MemberId, list[tuple[EndpointKey, list[int]]]] = {ONE: [], TWO: []}
+
+    def hear(member: MemberId, endpoint: EndpointKey, chain: list[int]) -> None:
+        told[member].append((endpoint, chain))
+
     for store in stores:
         store.load.retain(frozenset(ENDPOINTS))
-        store.on_responses = lambda key, chain, member=store.member: told[member].append((key, chain))
+        store.on_responses = partial(hear, store.member)
     stores[0].share(A, [RESPONSES_MARK, 1, 2**64 - 2])
     stores[0].share(A, [5, 6])
     outgoing = stores[0].outgoing(0.0)

@@ -142,7 +142,7 @@ async def test_what_the_holder_says_is_not_overruled() -> None:
     async with recording() as a, recording() as b:
         a.behaviour, b.behaviour = answers("a"), answers("b")
         async with running_stack([cluster("c", [a.key, b.key])], CONFIG) as stack:
-            made = {}
+            made: dict[str, str] = {}
             while len(made) < 2:
                 response_id = (await create(stack)).json["id"]
                 made[response_id.split("_")[1]] = response_id

@@ -127,7 +127,8 @@ def test_what_a_body_builds_on() -> None:
     assert follows({"conversation": "conv_1"}) == Follows(None, conversation)
     assert follows({"conversation": {"id": "conv_1"}}) == Follows(None, conversation)
     assert follows({"previous_response_id": "resp_1", "conversation": "conv_1"}) == (response, conversation)
-    for other in (None, 7, "", [], {}, "x" * (MAX_ID_CHARS + 1)):
+    others: list[Any] = [None, 7, "", [], {}, "x" * (MAX_ID_CHARS + 1)]
+    for other in others:
         assert follows({"previous_response_id": other, "conversation": other}) == Follows(None, None)
 
 
