@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from extproc.errors import Reason, RouterError
 from extproc.request.multipart import (
     MAX_FIELD_BYTES,
+    MAX_LOOKALIKES,
     MAX_PART_HEADER_BYTES,
     MAX_PARTS,
     Form,
@@ -181,6 +182,26 @@ def test_any_bytes_are_a_form_or_refused(fields: list[tuple[str, bytes]], tail: 
         edited = form.rewritten("other", NONE)
         assert edited is not None
         assert Form(edited).fields() == before | {"model": "other"}
+
+
+@pytest.mark.parametrize("model_first", [True, False])
+def test_a_large_file_is_passed_over(model_first: bool) -> None:
+    """25 MB, OpenAI's limit, before or behind the model, with the delimiter's first bytes all over it."""
+    parts = [part(b"model", b"alias"), file(b"\r\n--a" * 5_000_000)]
+    if not model_first:
+        parts.reverse()
+    form = Form(body(*parts))
+    assert form.fields() == {"model": "alias", "file": Upload(25_000_000)}
+    edited = form.rewritten("m", NONE)
+    assert edited is not None
+    assert len(edited) == len(body(*parts)) - len("alia")
+
+
+def test_a_file_of_delimiters_costs_no_search_each() -> None:
+    """What looks like the end again and again is refused after a few: 30 MB of it would take 12 s."""
+    few = file(b"\r\n--bx" * MAX_LOOKALIKES)
+    assert Form(body(few, part(b"model", b"m"))).fields()["model"] == "m"
+    assert "looks like an end" in refusal(body(file(b"\r\n--bx" * 5_000_000)))
 
 
 def test_clients_forms_are_read() -> None:
