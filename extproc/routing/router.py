@@ -40,10 +40,11 @@ _RQ_TIMEOUT = "x-envoy-upstream-rq-timeout-ms"
 _TRY_TIMEOUT = "x-envoy-upstream-rq-per-try-timeout-ms"
 _MAX_RETRIES = "x-envoy-max-retries"
 
-_PINNED = ((_MAX_RETRIES, "1"), ("x-envoy-retry-on", "connect-failure"))
-"""One endpoint alone can answer. Another is asked only where that one is gone, so that the client hears an
-engine's own 404; what the one says is never overruled by one that does not know. The second header, which
-clients cannot send, selects the route `pinned` of envoy/bootstrap.yaml."""
+_RETRY_ON = "x-envoy-retry-on", "connect-failure,reset,refused-stream"
+"""For what one endpoint alone can answer: it is tried twice, for its connection may have been stale. Another
+is asked only where that one is gone, so that the client hears an engine's own 404; what the one says is never
+overruled by one that does not know. The header, which clients cannot send, selects the route `pinned` of
+envoy/bootstrap.yaml."""
 
 
 @value
@@ -150,7 +151,9 @@ class Router:
         return self._held(cluster, (pool.keys[int(self._rng.random() * len(pool.keys))],), named)
 
     def _held(self, cluster: str, endpoints: tuple[EndpointKey, ...], named: Named) -> PassTo:
-        return PassTo(cluster, endpoints, (self._timeout(named.stream), *_PINNED))
+        endpoints = (endpoints[0], *endpoints)
+        retries = (_MAX_RETRIES, str(len(endpoints) - 1))
+        return PassTo(cluster, endpoints, (self._timeout(named.stream), retries, _RETRY_ON))
 
     def _place(self, asked: Asked, before: Parked | None) -> Chosen | Parked:
         may_wait = self.waiting is not None and self.waiting.takes(before)
@@ -196,13 +199,12 @@ class Router:
     def _answer(self, field: str, route: Route, pool: Pool, key: tuple[tuple[int, ...], bool, bool]) -> bytes:
         order, stream, pinned = key
         endpoints = tuple(pool.keys[row] for row in order)
-        if len(endpoints) == 1:
-            endpoints *= 2  # one more try at the only one: its connection may have been stale
-        timeout = self._timeout(stream)
+        if len(endpoints) == 1 or pinned:  # one more try at the only one: its connection may have been stale
+            endpoints = (endpoints[0], *endpoints)
+        headers = [self._timeout(stream), (_MAX_RETRIES, str(len(endpoints) - 1))]
         if pinned:
-            return self._answers.decision(field, endpoints, route.cluster, (timeout, *_PINNED))
-        retries = (_MAX_RETRIES, str(len(endpoints) - 1))
-        return self._answers.decision(field, endpoints, route.cluster, (timeout, retries))
+            headers.append(_RETRY_ON)
+        return self._answers.decision(field, endpoints, route.cluster, tuple(headers))
 
     def _timeout(self, stream: bool) -> tuple[str, str]:
         if stream:

@@ -155,6 +155,15 @@ async def test_what_the_holder_says_is_not_overruled() -> None:
             assert (await send(stack, "GET", f"/v1/responses/{made['a']}")).status == 503
             a.behaviour = known
             assert (await send(stack, "GET", f"/v1/responses/{made['a']}")).json["by"] == "a"
+
+            async def broken_once(request: web.Request) -> web.StreamResponse:
+                a.behaviour = known
+                assert request.transport is not None
+                request.transport.abort()
+                return web.Response()
+
+            a.behaviour = broken_once
+            assert (await send(stack, "GET", f"/v1/responses/{made['a']}")).json["by"] == "a"
             await a.stop()
             for reply in (
                 await send(stack, "GET", f"/v1/responses/{made['a']}"),

@@ -138,13 +138,14 @@ def test_requests_about_a_response_are_not_charged(rig: Rig) -> None:
 
 
 def test_a_holder_that_is_gone_leaves_the_404_to_another(rig: Rig) -> None:
-    """Envoy asks the next one if the holder cannot be reached, and only then."""
+    """Envoy asks the next one if the holder cannot be reached, twice, and only then."""
     home = made(rig, "resp_1")
     verdict = line(rig, "resp_1")
     assert isinstance(verdict, PassTo)
-    first, second = verdict.endpoints
-    assert first == home != second
-    assert dict(verdict.headers)["x-envoy-retry-on"] == "connect-failure"
+    first, again, other = verdict.endpoints
+    assert first == again == home != other
+    assert dict(verdict.headers)["x-envoy-max-retries"] == "2"
+    assert "5xx" not in dict(verdict.headers)["x-envoy-retry-on"]
     answer = ask(rig, "r", previous_response_id="resp_1")
     assert answer["dynamicMetadata"]["envoy.lb"]["x-gateway-destination-endpoint"].split(",")[0] == home
     assert "x-envoy-retry-on" in str(answer)
