@@ -43,6 +43,23 @@ class Operation(StrEnum):
     RESPONSES = "responses"
     MESSAGES = "messages"
     EMBEDDINGS = "embeddings"
+    COUNT_TOKENS = "count_tokens"
+    TOKENIZE = "tokenize"
+    DETOKENIZE = "detokenize"
+    RERANK = "rerank"
+    SCORE = "score"
+    CLASSIFY = "classify"
+    POOLING = "pooling"
+    TRANSCRIPTION = "transcription"
+    TRANSLATION = "translation"
+
+
+class Rewritable(Protocol):
+    """A body that is edited without having been decoded; see `extproc.request.multipart.Form`."""
+
+    def rewritten(self, model: str | None, allowed: frozenset[str]) -> bytes | None:
+        """The body to send instead, or None if it may go as it came."""
+        ...
 
 
 @value
@@ -58,8 +75,9 @@ class InferenceRequest:
         prompt_tokens: Exact count when the client sent token ids, else None.
         max_tokens: The client's output bound, or None.
         cache_salt: The engine's cache namespace asked for by the client, or None.
-        body: The decoded JSON object, owned by this request; sanitising edits it.
+        body: The decoded JSON object, owned by this request; sanitising edits it. Empty for a form.
         is_multimodal: True if any part was image, audio or video.
+        form: The body where it is `multipart/form-data`, else None.
     """
 
     operation: Operation
@@ -71,6 +89,7 @@ class InferenceRequest:
     cache_salt: str | None
     body: dict[str, Any]
     is_multimodal: bool = False
+    form: Rewritable | None = None
 
 
 @dataclass(frozen=True, slots=True)

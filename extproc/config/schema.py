@@ -301,6 +301,15 @@ class Cache(Section):
     """Engines' own announcements, where there are any and the model's tokenizer is known."""
 
 
+class Responses(Section):
+    """Stored responses (`previous_response_id`, `/v1/responses/{id}`): each lives at one engine alone."""
+
+    max_remembered: int = Field(default=100_000, ge=1, le=10_000_000)
+    """Responses and conversations whose endpoint is remembered per worker, about 250 bytes each."""
+    expiry_s: float = Field(default=30 * 86_400.0, gt=0, le=366 * 86_400.0)
+    """One not asked for in this long is forgotten, in seconds; OpenAI keeps a response for 30 days."""
+
+
 class Holding(Section):
     """Late binding: requests wait here while their endpoint is full (`least_completion` only)."""
 
@@ -439,6 +448,8 @@ class Config(Section):
     """Load and caches, shared with other gateways."""
     cache: Cache = Cache()
     """The estimate of prefix caches."""
+    responses: Responses = Responses()
+    """Stored responses."""
     holding: Holding = Holding()
     """Late binding."""
     logging: Logging = Logging()

@@ -50,6 +50,7 @@ def to_json(record: DecisionRecord) -> dict[str, Any]:
         "predicted_tpot_s": _predicted(record, record.predicted_tpot_s),
         "cached_tokens": None if record.snapshot is None else list(record.cached_tokens),
         "placed": record.placed,
+        "holder": record.holder,
         "views": None if record.snapshot is None else list(record.views),
         "filtered": [{"endpoint": key, "reason": reason} for key, reason in record.filtered],
         "data_age_s": {name: _float(age_s) for name, age_s in record.data_age_s.items()},
@@ -252,7 +253,11 @@ def _choice_lines(record: Mapping[str, Any]) -> list[str]:
         return [f"rejected   {record['rejected'] or '-'}"]
     keys, order = record["snapshot"]["keys"], record["choice"]["order"]
     fallbacks = ", ".join(keys[row] for row in order[1:]) or "none"
-    placed = [] if record["placed"] is None else [f"placed     {record['placed']}   by compare-and-set"]
+    placed = []
+    if record["holder"] is not None:
+        placed = [f"placed     {record['holder']}   which holds the response it builds on"]
+    elif record["placed"] is not None:
+        placed = [f"placed     {record['placed']}   by compare-and-set"]
     return [
         f"chosen     {keys[order[0]]}   among the best {record['choice']['candidates']} of {len(keys)}   "
         f"fallbacks {fallbacks}",

@@ -9,6 +9,8 @@ Rules:
        renders first (instructions, tools), then come the turns as a JSON array never closed, so that
        turn k's bytes begin turn k+1's.
     5. Leaves the decoded body as it was read.
+    6. What is not rendered into a prompt (to count, to translate) has none: nothing is matched by it, and
+       nothing is believed cached after it.
 """
 
 from __future__ import annotations
@@ -21,16 +23,18 @@ import orjson
 
 from extproc.errors import Reason, RouterError
 from extproc.request.media import compact_parts, compact_turns
+from extproc.request.multipart import Form, Upload
 from extproc.request.sanitize import encode
 from extproc.types import InferenceRequest, Operation
 
-_OPERATIONS = {
-    "/v1/chat/completions": Operation.CHAT,
-    "/v1/completions": Operation.TEXT_COMPLETION,
-    "/v1/responses": Operation.RESPONSES,
-    "/v1/messages": Operation.MESSAGES,
-    "/v1/embeddings": Operation.EMBEDDINGS,
-}
+_TRUE_IN_FORMS = frozenset(("true", "1", "on", "yes", "t", "y"))
+"""How forms say it (pydantic's words)."""
+
+_AUDIO_BYTES_PER_TOKEN = 320
+"""Whisper has 50 positions a second (1,500 in 30 s); a second of 128 kbit/s is 16,000 bytes."""
+
+_SIDES = ("query", "queries", "text_1", "data_1", "documents", "items", "text_2", "data_2")
+"""vLLM's names of what is compared in rerank and score requests, SGLang's `query` and `items` among them."""
 
 _BETWEEN_TEXTS = b"\xff"  # in no UTF-8 text
 _BETWEEN_IDS = b"\xff\xff\xff\xff"  # in no vocabulary
@@ -46,7 +50,12 @@ class _Prompt(NamedTuple):
 
 def operation_of(path: str) -> Operation | None:
     """The operation served at a request path (query string and one trailing slash aside), if any."""
-    return _OPERATIONS.get(path) or _OPERATIONS.get(path.partition("?")[0].removesuffix("/"))
+    api = _api_of(path)
+    return None if api is None else api.operation
+
+
+def _api_of(path: str) -> _Api | None:
+    return _BY_PATH.get(path) or _BY_PATH.get(path.partition("?")[0].removesuffix("/"))
 
 
 def parse(path: str, body: bytes) -> InferenceRequest:
@@ -62,31 +71,38 @@ def parse(path: str, body: bytes) -> InferenceRequest:
     Raises:
         RouterError: UNKNOWN_PATH, INVALID_JSON, INVALID_REQUEST, MISSING_MODEL or EMPTY_MESSAGES.
     """
-    operation = operation_of(path)
-    if operation is None:
+    api = _api_of(path)
+    if api is None:
         raise RouterError(
-            Reason.UNKNOWN_PATH, f"unknown path; inference requests go to {', '.join(_OPERATIONS)}"
+            Reason.UNKNOWN_PATH, f"unknown path; inference requests go to {', '.join(INFERENCE_PATHS)}"
         )
-    fields = _decode(body)
+    form = None
+    if api.is_form:
+        form = Form(body)
+        fields = form.fields()
+    else:
+        fields = _decode(body)
     model = fields.get("model")
     if type(model) is not str or not model:
         raise RouterError(Reason.MISSING_MODEL, "model must be a non-empty string", param="model")
     stream = fields.get("stream")
-    if stream is not None and type(stream) is not bool:
+    if form is not None:
+        stream = type(stream) is str and stream.lower() in _TRUE_IN_FORMS
+    elif stream is not None and type(stream) is not bool:
         raise RouterError(Reason.INVALID_REQUEST, "stream must be true or false", param="stream")
-    read_prompt, max_tokens_fields = _READERS[operation]
-    prompt = read_prompt(fields)
+    prompt = api.read(fields)
     cache_salt = fields.get("cache_salt")
     return InferenceRequest(
-        operation=operation,
+        operation=api.operation,
         model=model,
-        stream=stream is True,
+        stream=stream is True and api.can_stream,
         prompt=prompt.canonical,
         prompt_tokens=prompt.num_tokens,
-        max_tokens=_max_tokens(fields, max_tokens_fields),
+        max_tokens=_max_tokens(fields, api.max_tokens),
         cache_salt=cache_salt if type(cache_salt) is str and cache_salt else None,
-        body=fields,
+        body=fields if form is None else {},
         is_multimodal=prompt.is_multimodal,
+        form=form,
     )
 
 
@@ -157,6 +173,46 @@ def _embedding(fields: dict[str, Any]) -> _Prompt:
     return _flat(fields.get("input"), "input")
 
 
+def _either(fields: dict[str, Any]) -> _Prompt:
+    """Pooling: what is embedded, or a plugin's own form, which no text can be told of."""
+    if fields.get("input") is None and fields.get("data") is not None:
+        return _Prompt(b"")
+    return _embedding(fields)
+
+
+def _pairs(fields: dict[str, Any]) -> _Prompt:
+    """What is compared, the side that all comparisons share first: they have it as their common prefix."""
+    turns: list[Any] = []
+    for name in _SIDES:
+        values = fields.get(name)
+        if values is not None:
+            turns += [
+                value if type(value) is dict else {"content": value}
+                for value in (values if type(values) is list else [values])
+                if value is not None
+            ]
+    if not turns:
+        raise RouterError(Reason.INVALID_REQUEST, "there is nothing to compare", param="query")
+    return _conversation({}, turns, "documents")
+
+
+def _counted(fields: dict[str, Any]) -> _Prompt:
+    """A conversation of which the tokens are counted: nothing is computed, nothing cached."""
+    _messages(fields)
+    return _UNREAD
+
+
+def _unread(_fields: dict[str, Any]) -> _Prompt:
+    """Text or tokens that are translated into each other: likewise, and the engine judges the fields."""
+    return _UNREAD
+
+
+def _audio(fields: dict[str, Any]) -> _Prompt:
+    upload = fields.get("file")
+    num_bytes = upload.num_bytes if type(upload) is Upload else 0
+    return _Prompt(b"", num_bytes // _AUDIO_BYTES_PER_TOKEN, is_multimodal=True)
+
+
 def _messages(fields: dict[str, Any]) -> list[Any]:
     messages = fields.get("messages")
     if type(messages) is list and messages:
@@ -199,11 +255,53 @@ def _pack(ids: list[int]) -> bytes:
     return struct.pack(f"<{len(ids)}I", *ids)
 
 
-_READERS: dict[Operation, tuple[Callable[[dict[str, Any]], _Prompt], tuple[str, ...]]] = {
-    Operation.CHAT: (_chat, ("max_completion_tokens", "max_tokens")),
-    Operation.TEXT_COMPLETION: (_completion, ("max_tokens",)),
-    Operation.RESPONSES: (_responses, ("max_output_tokens",)),
-    Operation.MESSAGES: (_anthropic, ("max_tokens",)),
-    Operation.EMBEDDINGS: (_embedding, ()),
-}
-"""How each operation's prompt is read, and its output bound's names in order of precedence."""
+class _Api(NamedTuple):
+    """One operation as clients ask for it.
+
+    Attributes:
+        operation: What it is called in metrics and records.
+        paths: Where it is asked for.
+        read: What its fields say to the model; all that a prefix can be matched by.
+        max_tokens: Names of its output bound, in order of precedence.
+        can_stream: It answers by server-sent events where `stream` is true.
+        is_form: Its body is `multipart/form-data`, not JSON.
+    """
+
+    operation: Operation
+    paths: tuple[str, ...]
+    read: Callable[[dict[str, Any]], _Prompt]
+    max_tokens: tuple[str, ...] = ()
+    can_stream: bool = False
+    is_form: bool = False
+
+
+_UNREAD = _Prompt(b"", 0)
+
+_APIS = (
+    _Api(
+        Operation.CHAT,
+        ("/v1/chat/completions",),
+        _chat,
+        ("max_completion_tokens", "max_tokens"),
+        can_stream=True,
+    ),
+    _Api(Operation.TEXT_COMPLETION, ("/v1/completions",), _completion, ("max_tokens",), can_stream=True),
+    _Api(Operation.RESPONSES, ("/v1/responses",), _responses, ("max_output_tokens",), can_stream=True),
+    _Api(Operation.MESSAGES, ("/v1/messages",), _anthropic, ("max_tokens",), can_stream=True),
+    _Api(Operation.EMBEDDINGS, ("/v1/embeddings",), _embedding),
+    _Api(Operation.COUNT_TOKENS, ("/v1/messages/count_tokens",), _counted),
+    _Api(Operation.TOKENIZE, ("/tokenize",), _unread),
+    _Api(Operation.DETOKENIZE, ("/detokenize",), _unread),
+    _Api(Operation.RERANK, ("/rerank", "/v1/rerank", "/v2/rerank"), _pairs),
+    _Api(Operation.SCORE, ("/score", "/v1/score"), _pairs),
+    _Api(Operation.CLASSIFY, ("/classify",), _embedding),
+    _Api(Operation.POOLING, ("/pooling",), _either),
+    _Api(Operation.TRANSCRIPTION, ("/v1/audio/transcriptions",), _audio, can_stream=True, is_form=True),
+    _Api(Operation.TRANSLATION, ("/v1/audio/translations",), _audio, can_stream=True, is_form=True),
+)
+"""Every operation there is: another one is another entry. The shape of errors goes by path: `Shape.of`."""
+
+_BY_PATH = {path: api for api in _APIS for path in api.paths}
+
+INFERENCE_PATHS = tuple(_BY_PATH)
+"""All paths of POST requests that are served; while Tokenway is away, Envoy serves no more than these."""

@@ -11,7 +11,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import accumulate, groupby
@@ -163,6 +163,15 @@ class RuleTable:
             f"No route of the model `{quoted}` matches the headers of this request.",
             param="model",
         )
+
+    def open_to(self, headers: Mapping[str, str]) -> Iterator[Route]:
+        """Every route that a request with these headers could be given, whatever model it names."""
+        for compiled in self._by_name.values():
+            if isinstance(compiled, Route):
+                yield compiled
+                continue
+            for tier in compiled:
+                yield from (candidate.route for candidate in tier if candidate.matches(headers))
 
 
 def _pick(candidates: list[_Candidate], rng: Rng) -> Route:

@@ -13,11 +13,12 @@ from extproc.protocol.machine import RequestHeaders
 from extproc.protocol.wire import REQUEST_ID_HEADER
 from extproc.request.blocks import block_hashes, root
 from extproc.request.parse import parse
+from extproc.request.responses import Follows, follows
 from extproc.request.rules import Route
 from extproc.request.sanitize import encode, force_usage, rewrite_model, sanitize
 from extproc.routing.settings import RouterSettings
 from extproc.routing.table import RoutingTable
-from extproc.types import InferenceRequest, Rng
+from extproc.types import InferenceRequest, Operation, Rng
 from metadata_center.types import RequestId, value
 
 
@@ -34,6 +35,7 @@ class Asked:
         blocks: Hashes of its prompt's blocks.
         prompt_tokens: Exact or estimated.
         received_s: Monotonic time when the body was there.
+        follows: The stored response and the conversation that it builds on, or None.
     """
 
     request_id: RequestId
@@ -44,6 +46,7 @@ class Asked:
     blocks: list[int]
     prompt_tokens: int
     received_s: float
+    follows: Follows | None = None
 
 
 def understand(
@@ -87,13 +90,16 @@ def understand(
     if prompt_tokens is None:
         prompt_tokens = predictor.prompt_tokens(route.model, len(request.prompt))
     request_id = RequestId(headers.headers.get(REQUEST_ID_HEADER, ""))
-    return Asked(request_id, headers, request, route, new_body, blocks, prompt_tokens, now_s)
+    builds_on = follows(request.body) if request.operation is Operation.RESPONSES else None
+    return Asked(request_id, headers, request, route, new_body, blocks, prompt_tokens, now_s, builds_on)
 
 
 def _new_body(
     request: InferenceRequest, route: Route, table: RoutingTable, settings: RouterSettings
 ) -> bytes | None:
     """The body to send instead of the client's, or None if that one may go as it came."""
+    if request.form is not None:
+        return request.form.rewritten(route.upstream_model, table.allowed_fields)
     body = request.body
     changed = bool(sanitize(body, table.allowed_fields))
     if route.upstream_model is not None:

@@ -27,11 +27,14 @@ class Inflight:
         first_token_s: Monotonic time of the first token, or None.
         first_byte_is_token: False if bytes that are no token (keep-alive comments) came first.
         is_running: Its blocks are counted as running at `endpoint`.
+        response: Key of the response it is answered with, see `extproc.request.responses`; None until seen.
+        conversation: Likewise of the conversation it belongs to, or None.
         prior_use: Use sequence of the last matched block before this request touched it; None until recorded.
     """
 
     __slots__ = (
         "blocks",
+        "conversation",
         "decided_s",
         "endpoint",
         "first_byte_is_token",
@@ -41,6 +44,7 @@ class Inflight:
         "operation",
         "prior_use",
         "record",
+        "response",
     )
 
     def __init__(
@@ -62,6 +66,8 @@ class Inflight:
         self.first_byte_is_token = True
         self.is_running = False
         self.prior_use: int | None = None
+        self.response: int | None = None
+        self.conversation: int | None = None
 
 
 class InflightTable:

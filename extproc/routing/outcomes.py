@@ -102,7 +102,11 @@ class Outcomes:
                 state.metrics.fell_back(record.cluster or "")
             inflight.endpoint = entry.endpoint
         endpoint = inflight.endpoint
+        if inflight.response is not None:
+            state.settle(inflight.response, endpoint, now_s)
         if completed:
+            if inflight.conversation is not None:
+                state.settle(inflight.conversation, endpoint, now_s)
             state.record_cached(inflight)
             self._transition(state.health.attempt_succeeded(endpoint, now_s))
         ttft_s = self._ttft_s(inflight, entry) if record.stream and completed else None

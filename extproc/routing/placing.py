@@ -54,6 +54,7 @@ class Chosen:
         cached_tokens: Believed cached, one per row.
         charged: False if the request had ended before.
         order: Rows in the order that Envoy is to try.
+        pinned: The first of them alone has what the request builds on.
     """
 
     pool: Pool
@@ -63,6 +64,7 @@ class Chosen:
     cached_tokens: list[int]
     charged: bool
     order: tuple[int, ...] = ()
+    pinned: bool = False
 
     def __post_init__(self) -> None:
         self.order = self.order or self.choice.order
@@ -161,7 +163,16 @@ class Placer:
             before.queue.forget(before.ticket)
         now_s = self._clock()
         state.advance(now_s)
-        pool = self._pool(route, table)
+        pool = self.pool(route, table)
+        home = None if asked.follows is None else self._home(asked, table, now_s)
+        if home is not None:
+            may_wait = False  # no room elsewhere is of any use to it
+            if home not in pool.rows:
+                pool = table.pool(
+                    route.cluster,
+                    route.subset,
+                    lambda key: None if key == home else state.health.reason(key),
+                )
         if not pool.keys:
             raise RouterError(
                 Reason.NO_HEALTHY_ENDPOINT,
@@ -226,7 +237,10 @@ class Placer:
                 completion.traffic.placed(now_s, costs.works_s[choice.order[0]])
             else:
                 choice = choose(snapshot, route.load_balancing, rng, turn)
-            row = choice.order[0]
+            order = choice.order
+            if home is not None:
+                order = (pool.rows[home], *[other for other in order if other != pool.rows[home]][:1])
+            row = order[0]
             uncached = prompt_tokens - cached[row]
             due_s = None
             if not (request.stream and settings.first_chunk):
@@ -261,6 +275,8 @@ class Placer:
             prices=prices,
             cached_tokens=cached,
             views=estimate.views,
+            placed=home if order[0] != choice.order[0] else None,
+            holder=home,
             filtered=pool.filtered,
             data_age_s=state.data_age_s(now_s),
             decision_us=(decided_s - began_s) * 1e6,
@@ -269,10 +285,10 @@ class Placer:
         )
         state.records.add(record)
         if charged:  # else it ended before it was decided: nothing to follow
-            state.begin(
-                asked.request_id,
-                Inflight(record, request.operation, charge.endpoint, blocks, group, decided_s),
-            )
+            inflight = Inflight(record, request.operation, charge.endpoint, blocks, group, decided_s)
+            if asked.follows is not None:
+                inflight.conversation = asked.follows.conversation
+            state.begin(asked.request_id, inflight)
         scores = choice.scores
         state.metrics.observe_decision(
             route.model,
@@ -283,7 +299,16 @@ class Placer:
             estimate.matched[row] / estimate.num_units if estimate.num_units else 0.0,
             estimate.views[row],
         )
-        return Chosen(pool, choice, snapshot, prompt_tokens, cached, charged)
+        return Chosen(pool, choice, snapshot, prompt_tokens, cached, charged, order, home is not None)
+
+    def _home(self, asked: Asked, table: RoutingTable, now_s: float) -> EndpointKey | None:
+        """The endpoint that holds what the request builds on, if that is known and may serve it."""
+        assert asked.follows is not None
+        for key in asked.follows:
+            home = None if key is None else self._state.homes.find(key, now_s)
+            if home is not None and table.serves(asked.route.cluster, asked.route.subset, home):
+                return home
+        return None
 
     def _now_or_later(
         self,
@@ -334,7 +359,7 @@ class Placer:
             )
         return snapshot, costs, choice
 
-    def _pool(self, route: Route, table: RoutingTable) -> Pool:
+    def pool(self, route: Route, table: RoutingTable) -> Pool:
         """The route's available endpoints, compiled anew when health or configuration changed."""
         of = (table, self._state.health.generation)
         if of != self._pools_of:

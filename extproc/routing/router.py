@@ -14,9 +14,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from hmac import compare_digest
 
-from extproc.protocol.machine import RequestHeaders
+from extproc.errors import Reason, RouterError
+from extproc.protocol.machine import PassTo, Refuse, RequestHeaders, Verdict
 from extproc.protocol.servicer import Deferred
 from extproc.protocol.wire import DEBUG_HEADER, REQUEST_ID_HEADER, Answers
+from extproc.request.responses import Named, response_key
 from extproc.request.rules import Route
 from extproc.routing.asking import Asked, understand
 from extproc.routing.placing import Chosen, Parked, Placer
@@ -37,6 +39,12 @@ MAX_ANSWERS = 4096
 _RQ_TIMEOUT = "x-envoy-upstream-rq-timeout-ms"
 _TRY_TIMEOUT = "x-envoy-upstream-rq-per-try-timeout-ms"
 _MAX_RETRIES = "x-envoy-max-retries"
+
+_RETRY_ON = "x-envoy-retry-on", "connect-failure,reset,refused-stream"
+"""For what one endpoint alone can answer: it is tried twice, for its connection may have been stale. Another
+is asked only where that one is gone, so that the client hears an engine's own 404; what the one says is never
+overruled by one that does not know. The header, which clients cannot send, selects the route `pinned` of
+envoy/bootstrap.yaml."""
 
 
 @value
@@ -115,16 +123,44 @@ class Router:
             return self.waiting.admit(asked, placed)
         return self._charged(asked, placed)
 
-    def pass_to(self, cluster: str) -> bytes:
-        """The answer that routes a request past us: Envoy's own policy over `cluster`."""
-        return self._answers.decision("request_headers", (), cluster)
+    def pass_to(self, to: PassTo) -> bytes:
+        """The answer that routes a request past us: uncharged, and nobody follows it."""
+        return self._answers.decision("request_headers", to.endpoints, to.cluster, to.headers, booked=False)
+
+    def retrieve(self, request: RequestHeaders, named: Named) -> Verdict:
+        """Where a request about a stored response goes: to the endpoint that holds it, whatever its health.
+
+        One that nobody knows goes to any endpoint, whose own 404 the client is to see; so does one whose
+        endpoint this request may not use. Neither is charged: nothing is computed for it.
+        """
+        home = self._state.homes.find(response_key(named.response_id), self._clock())
+        any_of: tuple[str, Pool] | None = None
+        for route in self.table.rules.open_to(request.headers):
+            pool = self._placer.pool(route, self.table)
+            if home is not None and self.table.serves(route.cluster, route.subset, home):
+                others = [key for key in pool.keys if key != home]
+                return self._held(route.cluster, (home, *others[:1]), named)
+            if any_of is None and pool.keys:
+                any_of = route.cluster, pool
+        if any_of is None:
+            error = "No endpoint is available that could have this response."
+            return Refuse(
+                RouterError(Reason.NO_HEALTHY_ENDPOINT, error, retry_after_s=self.settings.retry_after_s)
+            )
+        cluster, pool = any_of
+        return self._held(cluster, (pool.keys[int(self._rng.random() * len(pool.keys))],), named)
+
+    def _held(self, cluster: str, endpoints: tuple[EndpointKey, ...], named: Named) -> PassTo:
+        endpoints = (endpoints[0], *endpoints)
+        retries = (_MAX_RETRIES, str(len(endpoints) - 1))
+        return PassTo(cluster, endpoints, (self._timeout(named.stream), retries, _RETRY_ON))
 
     def _place(self, asked: Asked, before: Parked | None) -> Chosen | Parked:
         may_wait = self.waiting is not None and self.waiting.takes(before)
         return self._placer.place(asked, self.table, self.settings, before, may_wait=may_wait)
 
     def _charged(self, asked: Asked, chosen: Chosen) -> Decision | Awaitable[Decision]:
-        if self._reserve is None or not chosen.charged:
+        if self._reserve is None or not chosen.charged or chosen.pinned:
             return self._answered(asked, chosen)
         return self._reserved(asked, chosen)
 
@@ -140,7 +176,7 @@ class Router:
     def _answered(self, asked: Asked, chosen: Chosen) -> Decision:
         request, route, headers = asked.request, asked.route, asked.headers
         pool, new_body = chosen.pool, asked.new_body
-        key = (chosen.order, request.stream)
+        key = (chosen.order, request.stream, chosen.pinned)
         answer = pool.answers.get(key)
         if answer is None:
             if len(pool.answers) >= MAX_ANSWERS:
@@ -160,14 +196,17 @@ class Router:
             partial(self._answer, "request_trailers", route, pool, key),
         )
 
-    def _answer(self, field: str, route: Route, pool: Pool, key: tuple[tuple[int, ...], bool]) -> bytes:
-        order, stream = key
+    def _answer(self, field: str, route: Route, pool: Pool, key: tuple[tuple[int, ...], bool, bool]) -> bytes:
+        order, stream, pinned = key
         endpoints = tuple(pool.keys[row] for row in order)
-        if len(endpoints) == 1:
-            endpoints *= 2  # one more try at the only one: its connection may have been stale
+        if len(endpoints) == 1 or pinned:  # one more try at the only one: its connection may have been stale
+            endpoints = (endpoints[0], *endpoints)
+        headers = [self._timeout(stream), (_MAX_RETRIES, str(len(endpoints) - 1))]
+        if pinned:
+            headers.append(_RETRY_ON)
+        return self._answers.decision(field, endpoints, route.cluster, tuple(headers))
+
+    def _timeout(self, stream: bool) -> tuple[str, str]:
         if stream:
-            timeout = (_TRY_TIMEOUT, str(math.ceil(self.settings.first_byte_timeout_s * 1000)))
-        else:
-            timeout = (_RQ_TIMEOUT, str(math.ceil(self.settings.timeout_s * 1000)))
-        retries = (_MAX_RETRIES, str(len(endpoints) - 1))
-        return self._answers.decision(field, endpoints, route.cluster, (timeout, retries))
+            return _TRY_TIMEOUT, str(math.ceil(self.settings.first_byte_timeout_s * 1000))
+        return _RQ_TIMEOUT, str(math.ceil(self.settings.timeout_s * 1000))

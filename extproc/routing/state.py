@@ -14,9 +14,11 @@ from extproc.predicting.predictor import Predictor
 from extproc.routing.caches import Caches
 from extproc.routing.endpoint_stats import EndpointStatsTable
 from extproc.routing.engines import Engines
+from extproc.routing.homes import Homes
 from extproc.routing.inflight import Inflight, InflightTable
 from extproc.routing.learned import Completions
 from metadata_center.load import LoadTable, LoadView
+from metadata_center.sharing.messages import RESPONSES_MARK
 from metadata_center.types import EndpointKey, RequestId
 
 LINGER_S: Final = 1.0
@@ -60,6 +62,7 @@ class State:
         completions: What `least_completion` learns.
         endpoints: Totals per endpoint.
         metrics: Counters.
+        homes: Where stored responses live.
         share: Tells the other workers and gateways what an endpoint has cached.
         placing: Processes that place requests on these endpoints, of all gateways, this one included.
         freed: Called when room was freed at an endpoint.
@@ -79,6 +82,7 @@ class State:
     engines: Engines = field(default_factory=Engines)
     completions: Completions = field(default_factory=Completions)
     endpoints: EndpointStatsTable = field(default_factory=EndpointStatsTable)
+    homes: Homes = field(default_factory=Homes)
     share: Callable[[EndpointKey, list[int]], None] = _share_nothing
     placing: Callable[[], int] = _alone
     freed: Callable[[], None] = _nobody_waits
@@ -194,6 +198,22 @@ class State:
         if inflight.prior_use is None and self.health.state(inflight.endpoint) is not None:
             inflight.prior_use = self.caches.history.record(inflight.endpoint, inflight.blocks)
             self.share(inflight.endpoint, inflight.blocks)
+
+    def answer_named(self, request_id: RequestId, key: int, now_s: float) -> None:
+        """The answer to a request is the response of that key: it lives where the request is served."""
+        inflight = self.inflight.get(request_id)
+        if inflight is not None:
+            inflight.response = key
+            self.settle(key, inflight.endpoint, now_s)
+            return
+        record = self.records.get(request_id)  # a short answer's end may be told before its head
+        if record is not None and record.outcome is not None and record.outcome.endpoint is not None:
+            self.settle(key, record.outcome.endpoint, now_s)
+
+    def settle(self, key: int, endpoint: EndpointKey, now_s: float) -> None:
+        """A response or a conversation lives there; the other workers and gateways are told."""
+        if self.homes.learn(key, endpoint, now_s):
+            self.share(endpoint, [RESPONSES_MARK, key])
 
     def data_age_s(self, now_s: float) -> Mapping[str, float]:
         """How old each input of a decision is; this worker's own books are always current."""

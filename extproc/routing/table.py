@@ -14,10 +14,19 @@ from urllib.parse import unquote
 import orjson
 
 from extproc.errors import Reason, RouterError
-from extproc.protocol.machine import NEED_BODY, Answer, PassTo, Refuse, RequestHeaders, Verdict
+from extproc.protocol.machine import (
+    NEED_BODY,
+    NEED_BODY_AND_HEAD,
+    Answer,
+    PassTo,
+    Refuse,
+    RequestHeaders,
+    Verdict,
+)
 from extproc.request.parse import operation_of
+from extproc.request.responses import Named, named_in
 from extproc.request.rules import RuleTable
-from extproc.types import Endpoint
+from extproc.types import Endpoint, Operation
 from metadata_center.types import EndpointKey
 
 
@@ -31,7 +40,8 @@ class Pool:
         slots: Where they are counted, one per key.
         weights: Relative capacity, one per key.
         filtered: Endpoints left out, each with the reason.
-        answers: Serialised answers by (order of rows, streamed); kept by the router as long as the pool.
+        answers: Serialised answers by (order of rows, streamed, pinned); kept by the router as long as the
+            pool.
     """
 
     keys: tuple[EndpointKey, ...]
@@ -39,7 +49,14 @@ class Pool:
     slots: tuple[int, ...]
     weights: tuple[float, ...]
     filtered: tuple[tuple[EndpointKey, str], ...] = ()
-    answers: dict[tuple[tuple[int, ...], bool], bytes] = field(default_factory=dict)
+    answers: dict[tuple[tuple[int, ...], bool, bool], bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieve(Verdict):
+    """It is about a stored response, which one endpoint has: whoever knows which says where it goes."""
+
+    named: Named
 
 
 class RoutingTable:
@@ -102,13 +119,29 @@ class RoutingTable:
         rows = {key: row for row, key in enumerate(keys)}
         return Pool(tuple(keys), rows, self._slots_of(keys), tuple(weights), tuple(filtered))
 
+    def serves(self, cluster: str, subset: Mapping[str, str], key: EndpointKey) -> bool:
+        """Is that endpoint of `cluster` configured, with all labels of `subset`? Whatever its health."""
+        return any(
+            endpoint.key == key and all(endpoint.labels.get(name) == value for name, value in subset.items())
+            for endpoint in self.clusters.get(cluster, ())
+        )
+
     def judge(self, request: RequestHeaders) -> Verdict:
         """What the request line alone decides."""
-        if request.method == "POST" and operation_of(request.path) is not None:
-            return NEED_BODY
+        if request.method == "POST":
+            operation = operation_of(request.path)
+            if operation is not None:
+                return NEED_BODY_AND_HEAD if operation is Operation.RESPONSES else NEED_BODY
         path = request.path.partition("?")[0]
         if operation_of(path) is not None:
             error = f"{path} takes POST, not {request.method}."
+            return Refuse(RouterError(Reason.METHOD_NOT_ALLOWED, error, param="method"))
+        named = named_in(request.path)
+        if named is not None:
+            if request.method in named.methods:
+                return Retrieve(named)
+            takes = " and ".join(named.methods)
+            error = f"This path takes {takes}, not {request.method}."
             return Refuse(RouterError(Reason.METHOD_NOT_ALLOWED, error, param="method"))
         if request.method == "GET" and path.rstrip("/") == "/v1/models":
             return Answer(200, self._models_body)

@@ -60,6 +60,8 @@ class Bus:
         self._server: asyncio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.dropped = 0
+        self.on_connected: Callable[[int], None] = lambda _peer: None
+        """Called when a peer can be told something, for the first time or again."""
 
     def _path(self, index: int) -> Path:
         return self._run_dir / f"bus{index}.sock"
@@ -99,6 +101,10 @@ class Bus:
         for peer in self._peers:
             self._send(peer, ("cached", (endpoint, list(blocks))))
 
+    def share_with(self, peer: int, endpoint: EndpointKey, blocks: Sequence[int]) -> None:
+        """Tell one worker the same."""
+        self._send(peer, ("cached", (endpoint, list(blocks))))
+
     def _send(self, peer: int, frame: Frame) -> bool:
         writer = self._writers.get(peer)
         payload = pickle.dumps(frame, protocol=pickle.HIGHEST_PROTOCOL)
@@ -120,6 +126,7 @@ class Bus:
                 await asyncio.sleep(RECONNECT_S)
                 continue
             self._writers[peer] = writer
+            self.on_connected(peer)
             with contextlib.suppress(OSError):
                 await reader.read()  # nothing is ever sent back: this returns when the peer is gone
             self._writers.pop(peer).close()

@@ -35,6 +35,7 @@ from extproc.request.rules import RuleTable
 from extproc.routing.announced import Announced
 from extproc.routing.caches import Caches
 from extproc.routing.gateway import Gateway
+from extproc.routing.homes import Homes
 from extproc.routing.outcomes import Outcomes
 from extproc.routing.router import Router
 from extproc.routing.settings import HoldSettings, RouterSettings
@@ -170,13 +171,18 @@ class Worker:
             predictor=Predictor(),
             records=RecordRing(config.explain.ring_size),
             metrics=metrics,
+            homes=Homes(config.responses.max_remembered, config.responses.expiry_s),
         )
         self._bus = Bus(run_dir, index, workers, self._take, self._cached_elsewhere) if workers > 1 else None
+        if self._bus is not None:
+            self._bus.on_connected = self._worker_came
         self._store_share = store.share
         self.state.share = self._share
         if self._sync is not None:
             self.state.load_age_s = self._sync.age_s
         if isinstance(store, SharedStore):
+            store.on_responses = self._responses_elsewhere
+            store.on_newcomer = self._gateway_came
             self.state.placing = lambda: workers + store.peers.live_members
         else:
             self.state.placing = lambda: workers
@@ -348,6 +354,8 @@ class Worker:
         self._outcomes.take(entry, time.monotonic())
 
     def _cached_elsewhere(self, endpoint: EndpointKey, blocks: list[int]) -> None:
+        if self.state.homes.hear(endpoint, blocks, time.monotonic()):
+            return
         if self._health.state(endpoint) is not None:
             self.state.caches.history.record(endpoint, blocks)
 
@@ -356,6 +364,21 @@ class Worker:
         if self._bus is not None:
             self._bus.share(endpoint, blocks)
         self._store_share(endpoint, blocks)
+
+    def _responses_elsewhere(self, endpoint: EndpointKey, chain: list[int]) -> None:
+        self.state.homes.hear(endpoint, chain, time.monotonic())
+
+    def _gateway_came(self) -> None:
+        """Another gateway starts anew, or this one was away: tell all where stored responses live."""
+        for endpoint, chain in self.state.homes.told().items():
+            self._store_share(endpoint, chain)
+
+    def _worker_came(self, peer: int) -> None:
+        """A worker of this gateway starts anew: the first of the others tells it the same."""
+        assert self._bus is not None
+        if self._index == (0 if peer else 1):
+            for endpoint, chain in self.state.homes.told().items():
+                self._bus.share_with(peer, endpoint, chain)
 
     def _shared_values(self) -> Values:
         values = event_values(self._announcements.stats, self._cache_map.stats)
@@ -403,6 +426,8 @@ class Worker:
         self._router.settings = self._router_settings(config)
         self._gateway.log_requests = config.logging.requests
         self._gateway.block_key = self._block_key(config)
+        state.homes.max_entries = config.responses.max_remembered
+        state.homes.expiry_s = config.responses.expiry_s
         self._prober.set_endpoints(resolution.endpoints)
         state.load.retain(keys)
         state.endpoints.retain(keys)

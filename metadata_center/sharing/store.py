@@ -33,6 +33,7 @@ from metadata_center.sharing.messages import (
     MAX_CANDIDATES,
     MAX_RESERVATIONS,
     MAX_SHARED_BLOCKS,
+    RESPONSES_MARK,
     Candidate,
     Chain,
     MemberId,
@@ -60,6 +61,10 @@ MAX_WAITING: Final = 4_096
 
 def _tell_nobody() -> None:
     """Nobody waits for news yet."""
+
+
+def _ignore(_endpoint: EndpointKey, _chain: list[int]) -> None:
+    """Nobody asks where responses live."""
 
 
 class Ticket:
@@ -210,6 +215,10 @@ class SharedStore:
         self.namesakes = 0
         """Messages of another process with this gateway name and worker number: its predecessor's last ones,
         or, if it goes on growing, another gateway of the same name, which neither counts."""
+        self.on_responses: Callable[[EndpointKey, list[int]], None] = _ignore
+        """Told where other gateways saw stored responses live; a chain that begins with `RESPONSES_MARK`."""
+        self.on_newcomer: Callable[[], None] = _tell_nobody
+        """Called when somebody, this member included, may have missed what was shared of responses."""
         self.share_lease_s = share_lease_s
         self._seat = f"{member.rpartition('/')[0]}/"
         self._counters = counters
@@ -268,8 +277,11 @@ class SharedStore:
             return
         if update.member.startswith(self._seat):
             self.namesakes += 1
+        members = self.peers.live_members
         for key in self.peers.apply(update, now_s):
             self._counters.set_others(key, self._others(key))
+        if self.peers.live_members > members and self._tells(update.member):
+            self.on_newcomer()
         if update.blocks and gateway_of(update.member) != gateway_of(self.member):
             for chain in update.blocks:
                 if chain.endpoint in self.retained:
@@ -279,6 +291,7 @@ class SharedStore:
         """Catch up with what was missed; the next message sent is a full one."""
         for update in updates:
             self.incoming(update, now_s)
+        self.on_newcomer()
         self._full_s = now_s
         self.wake()
 
@@ -416,9 +429,19 @@ class SharedStore:
         ahead = self._ahead.get(key)
         return total if ahead is None else _sum(total, ahead)
 
+    def _tells(self, newcomer: MemberId) -> bool:
+        """One member tells a newcomer what all know: worker 0 of the first gateway by name but its own."""
+        gateway, worker, _ = self.member.split("/")
+        others = self.peers.gateways - {gateway_of(newcomer)}
+        return worker == "0" and all(gateway < other for other in others)
+
     def _record(self, chain: Chain) -> None:
+        blocks = chain.blocks()
+        if blocks and blocks[0] == RESPONSES_MARK:
+            self.on_responses(chain.endpoint, blocks)
+            return
         try:
-            self.prefixes.record(chain.endpoint, chain.blocks())
+            self.prefixes.record(chain.endpoint, blocks)
         except CapacityError:
             self.dropped_blocks += chain.num_blocks
 

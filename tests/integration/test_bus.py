@@ -190,3 +190,27 @@ async def test_sockets_are_private_and_do_not_outlive_their_worker(tmp_path: Pat
     assert path.stat().st_mode & 0o077 == 0
     await peer.bus.stop()
     assert not path.exists()
+
+
+async def test_a_worker_that_comes_is_told(tmp_path: Path) -> None:
+    """Each connection to a peer is told of, the first one and one after a restart; it alone gets the news."""
+    first, second, third = (Peer(tmp_path, number, workers=3) for number in range(3))
+    came: list[int] = []
+
+    def tell(peer: int) -> None:
+        came.append(peer)
+        first.bus.share_with(peer, KEY, [2**64 - 1, 7])
+
+    first.bus.on_connected = tell
+    for peer in (first, second, third):
+        await peer.bus.start()
+    await until(lambda: sorted(came) == [1, 2] and bool(second.cached) and bool(third.cached))
+    await second.bus.stop()
+    again = Peer(tmp_path, 1, workers=3)
+    await again.bus.start()
+    await until(lambda: bool(again.cached))
+    assert again.cached == [(KEY, [2**64 - 1, 7])]
+    assert sorted(came) == [1, 1, 2]
+    assert len(third.cached) == 1
+    for peer in (first, again, third):
+        await peer.bus.stop()

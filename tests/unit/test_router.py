@@ -18,6 +18,7 @@ from extproc.errors import Reason, RouterError
 from extproc.health.tracker import FailureKind
 from extproc.observing.explain import recompute, to_json
 from extproc.observing.records import Ended
+from extproc.protocol.machine import PassTo
 from extproc.protocol.wire import DEBUG_HEADER, REQUEST_ID_HEADER
 from extproc.request.rules import ModelRules, Rule
 from extproc.request.sanitize import STEERING_FIELDS
@@ -452,7 +453,7 @@ def test_rules_see_the_headers_and_subsets_narrow_the_pool() -> None:
 
 def test_a_pass_is_routed_without_endpoints_or_charge(rig: Rig) -> None:
     """What is no inference goes to its cluster by Envoy's own policy."""
-    message = pb.ProcessingResponse.FromString(rig.gateway.pass_to("other"))
+    message = pb.ProcessingResponse.FromString(rig.gateway.pass_to(PassTo("other")))
     metadata = MessageToDict(message.dynamic_metadata)
     assert message.request_headers.response.clear_route_cache
     assert message.request_headers.response.header_mutation.set_headers

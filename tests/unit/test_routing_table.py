@@ -10,9 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.errors import Reason
-from extproc.protocol.machine import NEED_BODY, Answer, PassTo, Refuse, RequestHeaders, Verdict
+from extproc.protocol.machine import (
+    NEED_BODY,
+    NEED_BODY_AND_HEAD,
+    Answer,
+    PassTo,
+    Refuse,
+    RequestHeaders,
+    Verdict,
+)
 from extproc.request.rules import ModelRules, Rule, RuleTable
-from extproc.routing.table import RoutingTable
+from extproc.routing.table import Retrieve, RoutingTable
 from extproc.types import Endpoint
 from metadata_center.types import EndpointKey
 from tests.conftest import CLUSTER, endpoint
@@ -43,7 +51,8 @@ def judge(path: str, method: str = "GET", default_cluster: str | None = None) ->
 @pytest.mark.parametrize("suffix", ["", "/", "?api-version=1", "/?x=//[y"])
 def test_inference_needs_its_body(name: str, suffix: str) -> None:
     """Every inference path waits for the body, with or without a query or a trailing slash."""
-    assert judge(f"/v1/{name}{suffix}", "POST") == NEED_BODY
+    wanted = NEED_BODY_AND_HEAD if name == "responses" else NEED_BODY
+    assert judge(f"/v1/{name}{suffix}", "POST") is wanted
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", ""])
@@ -103,6 +112,45 @@ def test_every_path_has_a_verdict(path: str, method: str) -> None:
     """No path a client can think of raises: `//[x` is no valid URL, but a path like any other."""
     assert isinstance(judge(path, method), Verdict)
     assert isinstance(judge("//[" + path, method, default_cluster="other"), PassTo)
+
+
+STORED = {
+    "/v1/responses/resp_1": ("GET", "DELETE"),
+    "/v1/responses/resp_1/": ("GET", "DELETE"),
+    "/v1/responses/resp_1?stream=true&starting_after=7": ("GET", "DELETE"),
+    "/v1/responses/resp%5F1/cancel": ("POST",),
+    "/v1/responses/resp_1/input_items?limit=2": ("GET",),
+}
+
+
+@pytest.mark.parametrize("path", STORED)
+@pytest.mark.parametrize("method", ["GET", "DELETE", "POST", "PUT"])
+def test_a_stored_response_goes_where_it_is_held(path: str, method: str) -> None:
+    """By the methods its path takes; any other is 405, even where other paths are passed on."""
+    verdict = judge(path, method, default_cluster="other")
+    if method in STORED[path]:
+        assert isinstance(verdict, Retrieve)
+        assert verdict.named.response_id == "resp_1"
+        assert verdict.named.stream is ("stream=true" in path)
+    else:
+        assert isinstance(verdict, Refuse)
+        assert verdict.error.status == 405
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/responses/" + "x" * 513,
+        "/v1/responses//cancel",
+        "/v1/responses/resp_1/tool_outputs",
+        "/v1/responses/resp_1/cancel/x",
+        "/v1/responsesx/resp_1",
+    ],
+)
+def test_what_is_no_stored_response_is_like_any_other_path(path: str) -> None:
+    """An id beyond all bounds, none at all, or an operation nobody has."""
+    assert judge(path, "GET", default_cluster="other") == PassTo("other")
+    assert isinstance(judge(path, "GET"), Refuse)
 
 
 def test_a_pool_holds_what_is_available_and_says_why_the_rest_is_not() -> None:
