@@ -27,6 +27,7 @@ class Inflight:
         first_token_s: Monotonic time of the first token, or None.
         first_byte_is_token: False if bytes that are no token (keep-alive comments) came first.
         is_running: Its blocks are counted as running at `endpoint`.
+        max_output_tokens: Most tokens that its answer may have by its own words, or None.
         prior_use: Use sequence of the last matched block before this request touched it; None until recorded.
     """
 
@@ -38,6 +39,7 @@ class Inflight:
         "first_token_s",
         "group",
         "is_running",
+        "max_output_tokens",
         "operation",
         "prior_use",
         "record",
@@ -51,6 +53,7 @@ class Inflight:
         blocks: list[int],
         group: tuple[str, str],
         decided_s: float,
+        max_output_tokens: int | None = None,
     ) -> None:
         self.record = record
         self.operation = operation
@@ -58,6 +61,7 @@ class Inflight:
         self.blocks = blocks
         self.group = group
         self.decided_s = decided_s
+        self.max_output_tokens = max_output_tokens
         self.first_token_s: float | None = None
         self.first_byte_is_token = True
         self.is_running = False

@@ -33,7 +33,7 @@ from extproc.routing.learned import SLO_TPOT_HEADER, SLO_TTFT_HEADER, decode_tok
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.routing.state import State
 from extproc.routing.table import Pool, RoutingTable
-from extproc.types import Choice, Rng, Snapshot
+from extproc.types import Choice, InferenceRequest, Rng, Snapshot
 from metadata_center.sharing.messages import MAX_CANDIDATES, Candidate
 from metadata_center.types import Charge, EndpointKey, value
 
@@ -50,6 +50,15 @@ Of more, the one least recently used begins anew."""
 
 _Stream = tuple[str, str | None, str | None, str, tuple[tuple[str, str], ...]]
 """The client's name for the model, the rule's name, its adapter, cluster and labels."""
+
+
+def max_output_tokens(request: InferenceRequest) -> int | None:
+    """Most tokens of all choices of its answer together, by its own words; None if it does not bound them."""
+    most = request.max_tokens
+    if most is None:
+        return None
+    choices = request.body.get("n")
+    return most * choices if type(choices) is int and choices > 1 else most
 
 
 @dataclass(slots=True)
@@ -288,7 +297,15 @@ class Placer:
         if charged:  # else it ended before it was decided: nothing to follow
             state.begin(
                 asked.request_id,
-                Inflight(record, request.operation, charge.endpoint, blocks, group, decided_s),
+                Inflight(
+                    record,
+                    request.operation,
+                    charge.endpoint,
+                    blocks,
+                    group,
+                    decided_s,
+                    max_output_tokens(request),
+                ),
             )
         scores = choice.scores
         state.metrics.observe_decision(
