@@ -122,7 +122,7 @@ BOUND = 1.6 * TIMES_FACTOR
 def test_one_of_four_moves_what_is_predicted_within_a_bound(
     lies: list[tuple[float, int, int, int]],
 ) -> None:
-    """Whatever it says and however often, and all is forgotten within 800 honest answers, but for what their own scatter allows."""
+    """Whatever it says and however often; 800 honest answers later nothing of it is left but scatter."""
     learner = Learner()
     learner.honest(100)
     before = learner.predictions()
