@@ -345,7 +345,8 @@ def event_of(raw: msgspec.Raw) -> BlockStored | BlockRemoved | AllBlocksCleared 
     try:
         if memoryview(raw)[0] not in _ARRAY_HEADS:
             try:
-                return _PLAIN_EVENT.decode(raw)
+                plain: BlockStored | BlockRemoved | AllBlocksCleared = _PLAIN_EVENT.decode(raw)
+                return plain
             except msgspec.ValidationError:
                 pass
         return _any_event(raw)
@@ -410,7 +411,7 @@ def _any_event(raw: msgspec.Raw) -> BlockStored | BlockRemoved | AllBlocksCleare
 
 def _all_unsigned(hashes: list[_Hash]) -> list[int]:
     """As `_unsigned` says, without a call for each."""
-    return [item & _MASK if type(item) is int else int.from_bytes(item[-8:], "big") for item in hashes]  # type: ignore[arg-type,call-overload,index,operator]
+    return [int.from_bytes(item[-8:], "big") if isinstance(item, bytes) else item & _MASK for item in hashes]
 
 
 def _unsigned(block_hash: _Hash) -> int:

@@ -69,6 +69,10 @@ def _failed(sync: Sync, count: int) -> bool:
     return sync.stats.failures >= count
 
 
+def _is_unwritable(sync: Sync) -> bool:
+    return not sync.stats.writable
+
+
 def _is_connected(sync: Sync) -> bool:
     return sync.stats.connected
 
@@ -220,7 +224,7 @@ async def test_redis_that_can_be_read_and_not_written(
         charge(pair, 1, "3", B)
         for sync, before in zip(pair.syncs, failures, strict=True):
             await until(partial(_failed, sync, before + 8))
-            await until(lambda sync=sync: not sync.stats.writable)
+            await until(partial(_is_unwritable, sync))
         candidates = [Candidate(A, 0, 10, 20)]
         charge(pair, 0, "4", A)
         assert await pair.syncs[0].reserve(RequestId("4"), candidates) is None
