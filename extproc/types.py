@@ -154,6 +154,7 @@ class Snapshot:
             say, empty if none does. Without it the books are taken, which count shared prompts several times.
         under_way_s: For how long the endpoint has been at the prefill at the head of its queue: since a
             prefill last ended there, or since the first was sent; 0 where none is. Empty if unknown.
+        owed: What each row is owed in this turn, see `extproc.choosing.rotation`; for `round_robin` alone.
     """
 
     keys: tuple[EndpointKey, ...]
@@ -175,6 +176,7 @@ class Snapshot:
     seats: Sequence[int] = ()
     kv_used: Sequence[int | None] = ()
     under_way_s: Sequence[float] = ()
+    owed: Sequence[float] = ()
 
 
 @value

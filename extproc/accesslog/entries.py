@@ -21,6 +21,9 @@ from metadata_center.types import EndpointKey, RequestId, value
 
 USAGE_NAMESPACE = "llm.usage"
 
+MAX_DURATION_S = 86_400.0
+"""A day: no stream lasts longer, and sums of durations stay finite whatever a log says."""
+
 _SHORT_FLAGS = {
     "no_healthy_upstream": "UH",
     "upstream_request_timeout": "UT",
@@ -138,17 +141,19 @@ def _endpoint(common: pb.AccessLogCommon) -> EndpointKey | None:
 
 
 def _seconds(tag: str | None) -> float | None:
-    """A microsecond tag; Envoy writes "-" for what did not happen."""
+    """A microsecond tag; Envoy writes "-" for what did not happen, and nothing takes longer than a day."""
     if tag is None or tag == "-":
         return None
     try:
-        return int(tag) / 1e6
-    except ValueError:
+        seconds = int(tag) / 1e6
+    except (ValueError, OverflowError):
         return None
+    return seconds if 0.0 <= seconds <= MAX_DURATION_S else None
 
 
 def _duration_s(duration: object) -> float:
-    return float(duration.seconds + duration.nanos / 1e9)  # type: ignore[attr-defined]
+    seconds: float = duration.seconds + duration.nanos / 1e9  # type: ignore[attr-defined]
+    return max(0.0, min(MAX_DURATION_S, seconds))
 
 
 def failure_kind(common: pb.AccessLogCommon, status: int) -> FailureKind | None:
@@ -260,4 +265,5 @@ def _count(fields: object, name: str) -> int | None:
 def ended_unix_s(entry: pb.HTTPAccessLogEntry) -> float:
     """Wall clock at which the request of an entry ended, to tell how late the entry is."""
     common = entry.common_properties
-    return _duration_s(common.start_time) + _duration_s(common.duration)
+    start = common.start_time
+    return float(start.seconds + start.nanos / 1e9) + _duration_s(common.duration)

@@ -194,6 +194,15 @@ class PrefillModel:
         """Seconds of prefill ahead, and of the request's own."""
         return prefill_times_s(self._terms.prices_s, backlog, uncached_tokens, cached_tokens)
 
+    @property
+    def reference_s(self) -> float:
+        """Seconds of one unit of everything: how the prices are as a whole."""
+        return max(_FLOOR_S, sum(self._terms.prices_s))
+
+    def ttft_s(self, backlog: Backlog, uncached_tokens: int, cached_tokens: int) -> float:
+        """Seconds to the first token as `learn` takes it, > 0."""
+        return self._terms.predict(_terms_of(backlog, uncached_tokens, cached_tokens))
+
     def learn(self, backlog: Backlog, uncached_tokens: int, cached_tokens: int, ttft_s: float) -> None:
         """Learn from one request.
 
@@ -205,20 +214,22 @@ class PrefillModel:
         """
         if not (isfinite(ttft_s) and ttft_s > 0.0):
             return
-        tokens = backlog.prefill_tokens + uncached_tokens
-        pairs = _pairs_ahead(backlog) + uncached_tokens * (cached_tokens + uncached_tokens / 2)
-        # One more on average: half of the step that runs when it comes, and half of the one that it ends in.
-        steps = tokens / step_tokens(backlog.decoding) + 1.0
-        self._terms.learn(
-            (
-                1.0,
-                tokens / TOKENS,
-                pairs / (TOKENS * TOKENS),
-                steps * backlog.decoding,
-                steps * backlog.context_tokens / TOKENS,
-            ),
-            ttft_s,
-        )
+        self._terms.learn(_terms_of(backlog, uncached_tokens, cached_tokens), ttft_s)
+
+
+def _terms_of(backlog: Backlog, uncached_tokens: int, cached_tokens: int) -> tuple[float, ...]:
+    """What the prices of `PrefillModel` are multiplied by."""
+    tokens = backlog.prefill_tokens + uncached_tokens
+    pairs = _pairs_ahead(backlog) + uncached_tokens * (cached_tokens + uncached_tokens / 2)
+    # One more on average: half of the step that runs when it comes, and half of the one that it ends in.
+    steps = tokens / step_tokens(backlog.decoding) + 1.0
+    return (
+        1.0,
+        tokens / TOKENS,
+        pairs / (TOKENS * TOKENS),
+        steps * backlog.decoding,
+        steps * backlog.context_tokens / TOKENS,
+    )
 
 
 def prefill_step_s(prices_s: Sequence[float], backlog: Backlog) -> float:

@@ -22,7 +22,8 @@ class LoadBalancing:
     """How one model's endpoints are chosen. Names and defaults follow AIGW's `LBConfig`, but for `algorithm`.
 
     Attributes:
-        algorithm: Which policy; only `inference_lb` looks at weights and `candidate_percent`.
+        algorithm: Which policy; only `inference_lb` looks at the three `*_weight` and at `candidate_percent`.
+            Every policy looks at endpoints' weights.
         load_aware_enable: False leaves in-flight requests and prefill out of the score.
         cache_aware_enable: False leaves the prefix match out of the score.
         candidate_percent: The pick is uniform among this share of best endpoints, 0..100, at least one.

@@ -4,9 +4,10 @@ Rules:
     1. One loop starts due probes, oldest first, at most 64 at once and one per endpoint; when each
        is due is the tracker's decision.
     2. A probe is GET `settings.path` within `timeout_s`. Any failure of it is a failed probe, never
-       an exception of the loop.
+       an exception of the loop. Whatever `/metrics` holds, it is a reading or none, never a lost probe.
     3. `/metrics` is read only after a good probe: the first one, before an ejected endpoint
        recovers, and every few seconds. An engine that says it sleeps does not recover.
+    4. A number that no engine has is not believed: the reading it is part of is none (docs/adr/0018).
 """
 
 from __future__ import annotations
@@ -44,6 +45,19 @@ _TICK_S = 0.25
 
 _KEEP_ALIVE_S = 4.0
 """Idle connections older than this are not reused: vLLM closes them after 5.0 s (uvicorn's default)."""
+
+_MAX_LINE_BYTES = 16 * 1024
+_MAX_SERIES = 4096
+"""Of one name on one page, and the length of each: ranks times adapters, and vLLM's longest line is 1 KB."""
+
+_MAX_BLOCK_TOKENS = 1 << 20
+"""Tokens per cache block, as `kv_events.events.BlockSize` bounds them."""
+
+_MAX_KV_TOKENS = 1 << 40
+"""Of one endpoint: a thousand times what 1,000 GPUs hold of the smallest model (10 KB a token)."""
+
+_MAX_REQUESTS = float(1 << 20)
+"""Running or waiting at one rank: engines run some hundreds, and queue what clients keep open."""
 
 _CACHE_SERIES = (
     (b"vllm:cache_config_info{", b"num_gpu_blocks", b"block_size"),
@@ -97,7 +111,9 @@ def engine_facts(exposition: bytes) -> EngineFacts:
     for prefix, count_label, size_label in _CACHE_SERIES:
         for line in _lines(exposition, prefix):
             count, size = _int_label(line, count_label), _int_label(line, size_label)
-            if count and size and count * size > (kv_tokens or 0):
+            if not (count and size) or size > _MAX_BLOCK_TOKENS or count * size > _MAX_KV_TOKENS:
+                continue
+            if count * size > (kv_tokens or 0):
                 kv_tokens, block_size = count * size, size
     is_asleep = any(
         b'sleep_state="awake"' in line and line.rsplit(b" ", 1)[-1] in (b"0", b"0.0")
@@ -108,31 +124,37 @@ def engine_facts(exposition: bytes) -> EngineFacts:
 
 def _occupancy(exposition: bytes) -> Occupancy | None:
     running, waiting, usage = (
-        [value for prefix in series for line in _lines(exposition, prefix) for value in _value(line)]
-        for series in (_RUNNING_SERIES, _WAITING_SERIES, _USAGE_SERIES)
+        [_value(line, most) for prefix in series for line in _lines(exposition, prefix)]
+        for series, most in (
+            (_RUNNING_SERIES, _MAX_REQUESTS),
+            (_WAITING_SERIES, _MAX_REQUESTS),
+            (_USAGE_SERIES, inf),
+        )
     )
-    if not (running and waiting and usage):
+    if not (running and waiting and usage) or -1.0 in (*running, *waiting, *usage):
         return None
     return Occupancy(int(sum(running)), int(sum(waiting)), min(1.0, max(usage)))
 
 
-def _value(line: bytes) -> tuple[float, ...]:
-    """The value of a sample: one number, finite and not negative; nothing if it is none."""
+def _value(line: bytes, most: float) -> float:
+    """The value of a sample; -1 if it is no finite number of 0..`most`, which spoils the whole reading."""
     try:
         value = float(line.rsplit(b" ", 1)[-1])
     except ValueError:
-        return ()
-    return (value,) if 0.0 <= value < inf else ()
+        return -1.0
+    return value if 0.0 <= value <= most and value < inf else -1.0
 
 
 def _lines(text: bytes, prefix: bytes) -> Iterable[bytes]:
-    """Lines of `text` that start with `prefix`, without their line end."""
+    """Lines of `text` that start with `prefix`, without their line end; not those beyond any engine's."""
     text, needle = b"\n" + text, b"\n" + prefix
-    at = text.find(needle)
-    while at >= 0:
+    at, left = text.find(needle), _MAX_SERIES
+    while at >= 0 and left:
         end = text.find(b"\n", at + 1)
-        yield text[at + 1 : end if end >= 0 else len(text)].rstrip()
-        at = text.find(needle, at + 1)
+        end = end if end >= 0 else len(text)
+        if end - at <= _MAX_LINE_BYTES:
+            yield text[at + 1 : end].rstrip()
+        at, left = text.find(needle, end), left - 1
 
 
 def _int_label(line: bytes, name: bytes) -> int | None:
@@ -178,6 +200,8 @@ class Prober:
         self._first_probe_s: dict[EndpointKey, float] = {}
         self._scraped_s: dict[EndpointKey, float | None] = {}
         self._asleep: set[EndpointKey] = set()
+        self._puzzling: set[EndpointKey] = set()
+        self._raised = False
         self._probes: dict[EndpointKey, asyncio.Task[None]] = {}
         self._loop_task: asyncio.Task[None] | None = None
 
@@ -191,6 +215,7 @@ class Prober:
             del self._scraped_s[key]
             self._first_probe_s.pop(key, None)
             self._asleep.discard(key)
+            self._puzzling.discard(key)
             if key in self._probes:
                 self._probes[key].cancel()
         now_s = self._clock()
@@ -260,8 +285,13 @@ class Prober:
             if failure is None and facts is None and key in self._asleep:
                 failure = "asleep when /metrics last answered"
             self._report(key, failure, facts)
-        except Exception:  # a bug here or in a callback must not end all probing
-            logger.exception("probe raised", extra={"endpoint": key})
+        except Exception as error:  # a bug here or in a callback must not end all probing
+            # With its trace once; then a line each would be many a second for as long as the bug is there.
+            level = logging.DEBUG if self._raised else logging.ERROR
+            logger.log(level, "probe raised", extra={"endpoint": key}, exc_info=error)
+            self._raised = True
+        else:
+            self._raised = False
 
     def _finished(self, key: EndpointKey, _: asyncio.Task[None]) -> None:
         self._probes.pop(key, None)
@@ -275,7 +305,7 @@ class Prober:
                 return f"status {response.status}"
         except TimeoutError:
             return "timeout"
-        except (aiohttp.ClientError, OSError) as error:
+        except Exception as error:  # aiohttp's, the system's, or what neither foresaw of an answer
             return type(error).__name__
 
     async def _scrape(self, session: aiohttp.ClientSession, key: EndpointKey) -> EngineFacts | None:
@@ -295,9 +325,18 @@ class Prober:
                     if size > _MAX_METRICS_BYTES:
                         return None
                     chunks.append(chunk)
+            facts = engine_facts(b"".join(chunks))
         except (aiohttp.ClientError, OSError, TimeoutError):
             return None
-        return engine_facts(b"".join(chunks))
+        except Exception as error:  # whatever it sent that no code of ours or aiohttp's foresaw
+            if key not in self._puzzling:
+                self._puzzling.add(key)
+                logger.warning(
+                    "metrics cannot be read", extra={"endpoint": key, "error": type(error).__name__}
+                )
+            return None
+        self._puzzling.discard(key)
+        return facts
 
     def _wants_scrape(self, key: EndpointKey) -> bool:
         scraped_s = self._scraped_s[key]

@@ -89,6 +89,7 @@ def recompute(record_json: Mapping[str, Any]) -> tuple[int, ...]:
         seats=snapshot["seats"],
         kv_used=snapshot["kv_used"],
         under_way_s=snapshot["under_way_s"],
+        owed=snapshot["owed"],
         held_s=snapshot["held_s"],
         ahead_s=snapshot["ahead_s"],
         **{name: snapshot[name] for name in _COUNTS},
@@ -147,6 +148,7 @@ def _snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
         "seats": list(snapshot.seats),
         "kv_used": list(snapshot.kv_used),
         "under_way_s": _floats(snapshot.under_way_s),
+        "owed": _floats(snapshot.owed),
         "held_s": snapshot.held_s,
         "ahead_s": _floats(snapshot.ahead_s),
     }

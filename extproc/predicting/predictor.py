@@ -5,6 +5,7 @@ Rules:
     2. At most `max_keys` keys (and as many models' token ratios) are kept; learning of one more drops the one
        least recently learned.
     3. An observation counts wholly or, if a value is out of range, not at all.
+    4. One that says which endpoint it is from counts as far as the others of its group agree (`agreement`).
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 from typing import TypeVar
 
+from extproc.predicting.agreement import Agreement
 from extproc.predicting.calibration import Calibration, CalibrationSummary
 from extproc.predicting.prices import Prices
-from extproc.predicting.tokens import TokensPerByte
+from extproc.predicting.tokens import LEAST_RATIO, MOST_RATIO, TokensPerByte
 from extproc.predicting.tpot import SegmentedTpotModel
 from extproc.predicting.ttft import TtftModel
 
@@ -26,6 +28,15 @@ ModelKey = tuple[str, str]
 
 _MAX_KEYS = 1024
 """Key bound; a key is about 20 kB when its calibration windows are full, so 20 MB in all."""
+
+TIMES_FACTOR = 4.0
+"""Times of one endpoint count as within this of what the group's others take. Observations scatter by 0.25 of
+what is expected (`priced_terms`), so honest ones are as good as never cut."""
+
+_LEAST_S = 1e-6
+
+_TOKENS_FACTOR = 2.0
+"""The same of tokens per byte. Endpoints differ by what their clients write, and text does by two."""
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -42,18 +53,51 @@ class KeyCalibration:
 class _Models:
     """What is kept per key."""
 
-    __slots__ = ("prices", "tpot", "tpot_calibration", "ttft", "ttft_calibration")
+    __slots__ = (
+        "prices",
+        "tpot",
+        "tpot_agreement",
+        "tpot_calibration",
+        "ttft",
+        "ttft_agreement",
+        "ttft_calibration",
+    )
 
     def __init__(self, tpot_thresholds: Sequence[int]) -> None:
         self.ttft = TtftModel()
         self.tpot = SegmentedTpotModel(tpot_thresholds)
         self.ttft_calibration = Calibration()
         self.tpot_calibration = Calibration()
+        self.ttft_agreement = Agreement(TIMES_FACTOR)
+        self.tpot_agreement = Agreement(TIMES_FACTOR)
         self.reprice()
 
     def reprice(self) -> None:
         """Take over what the models have learned."""
         self.prices = Prices(self.ttft.prices_s, self.tpot.prices_s, self.tpot.thresholds)
+
+    def believed_ttft_s(
+        self, who: str | None, uncached: float, cached: float, pending: float, actual_s: float
+    ) -> float:
+        """Rule 4; values out of range are left to the model to refuse."""
+        if who is None or not 0.0 < actual_s < inf or not 0.0 <= uncached + cached + pending < inf:
+            return actual_s
+        expected_s = self.ttft.predict(uncached, cached, pending)
+        believed_s = self.ttft_agreement.believed(who, actual_s, expected_s, _whole_s(self.ttft.prices_s))
+        if self.ttft_agreement.is_contradicted():
+            self.ttft = TtftModel()
+        return believed_s
+
+    def believed_tpot_s(self, who: str | None, batch: float, context: float, actual_s: float) -> float:
+        """Rule 4; values out of range are left to the model to refuse."""
+        if who is None or not 0.0 < actual_s < inf or not 0.0 <= batch + context < inf:
+            return actual_s
+        expected_s = self.tpot.predict(batch, context)
+        whole_s = _whole_s(self.tpot.prices_s[0])
+        believed_s = self.tpot_agreement.believed(who, actual_s, expected_s, whole_s)
+        if self.tpot_agreement.is_contradicted():
+            self.tpot = SegmentedTpotModel(self.tpot.thresholds)
+        return believed_s
 
     def calibration(self) -> KeyCalibration:
         return KeyCalibration(self.ttft_calibration.summary(), self.tpot_calibration.summary())
@@ -79,6 +123,7 @@ class Predictor:
         self._untrained_tokens = TokensPerByte()
         self._models: OrderedDict[ModelKey, _Models] = OrderedDict()
         self._tokens: OrderedDict[str, TokensPerByte] = OrderedDict()
+        self._agreements: OrderedDict[str, Agreement] = OrderedDict()
 
     def __len__(self) -> int:
         """Keys that something was learned of."""
@@ -101,6 +146,7 @@ class Predictor:
         pending: float,
         predicted_s: float | None,
         actual_s: float,
+        endpoint: str | None = None,
     ) -> None:
         """Pair a prediction with its outcome, then learn the outcome.
 
@@ -111,20 +157,29 @@ class Predictor:
             pending: Uncached tokens of requests ahead when routing, >= 0.
             predicted_s: What was predicted for the chosen endpoint, seconds; None if nothing was.
             actual_s: Observed TTFT, seconds, > 0.
+            endpoint: Where (Rule 4); None believes it as it is.
 
         Raises:
             ValueError: A value is out of range or not finite. Nothing is changed.
         """
         _require_finite(predicted_s)
         models = self._models.get(key) or _Models(self._tpot_thresholds)
-        models.ttft.learn(uncached, cached, pending, actual_s)
+        believed_s = models.believed_ttft_s(endpoint, uncached, cached, pending, actual_s)
+        models.ttft.learn(uncached, cached, pending, believed_s)
         models.reprice()
         if predicted_s is not None:
             models.ttft_calibration.observe(predicted_s, actual_s)
         self._keep(self._models, key, models)
 
     def observe_tpot(
-        self, key: ModelKey, *, batch: float, context: float, predicted_s: float | None, actual_s: float
+        self,
+        key: ModelKey,
+        *,
+        batch: float,
+        context: float,
+        predicted_s: float | None,
+        actual_s: float,
+        endpoint: str | None = None,
     ) -> None:
         """Pair a prediction with its outcome, then learn the outcome.
 
@@ -134,25 +189,41 @@ class Predictor:
             context: KV tokens in use there, >= 0.
             predicted_s: What was predicted, seconds; None if nothing was.
             actual_s: Observed mean time per output token, seconds, > 0.
+            endpoint: Where (Rule 4); None believes it as it is.
 
         Raises:
             ValueError: A value is out of range or not finite. Nothing is changed.
         """
         _require_finite(predicted_s)
         models = self._models.get(key) or _Models(self._tpot_thresholds)
-        models.tpot.learn(batch, context, actual_s)
+        models.tpot.learn(batch, context, models.believed_tpot_s(endpoint, batch, context, actual_s))
         models.reprice()
         if predicted_s is not None:
             models.tpot_calibration.observe(predicted_s, actual_s)
         self._keep(self._models, key, models)
 
-    def observe_usage(self, model: str, prompt_bytes: int, prompt_tokens: int) -> None:
+    def observe_usage(
+        self, model: str, prompt_bytes: int, prompt_tokens: int, endpoint: str | None = None
+    ) -> None:
         """Learn from reported usage.
+
+        Args:
+            model: Whose vocabulary.
+            prompt_bytes: Of the prompt, > 0.
+            prompt_tokens: As reported, > 0.
+            endpoint: By whom (Rule 4); None believes it as it is.
 
         Raises:
             ValueError: A count is not > 0. Nothing is changed.
         """
         tokens = self._tokens.get(model) or TokensPerByte()
+        if endpoint is not None and prompt_bytes > 0 and prompt_tokens > 0:
+            ratio = max(LEAST_RATIO, min(MOST_RATIO, prompt_tokens / prompt_bytes))
+            agreement = self._agreements.get(model) or Agreement(_TOKENS_FACTOR)
+            believed = agreement.believed(endpoint, ratio, tokens.ratio, tokens.ratio)
+            if believed != ratio:
+                prompt_tokens = max(1, round(believed * prompt_bytes))
+            self._keep(self._agreements, model, agreement)
         tokens.learn(prompt_bytes, prompt_tokens)
         self._keep(self._tokens, model, tokens)
 
@@ -173,6 +244,11 @@ class Predictor:
         entries.move_to_end(key)
         if len(entries) > self._max_keys:
             entries.popitem(last=False)
+
+
+def _whole_s(prices_s: Sequence[float]) -> float:
+    """How prices are as a whole: one unit of everything, > 0."""
+    return max(_LEAST_S, sum(prices_s))
 
 
 def _require_finite(predicted_s: float | None) -> None:

@@ -29,6 +29,7 @@ class Inflight:
         is_running: Its blocks are counted as running at `endpoint`.
         response: Key of the response it is answered with, see `extproc.request.responses`; None until seen.
         conversation: Likewise of the conversation it belongs to, or None.
+        max_output_tokens: Most tokens that its answer may have by its own words, or None.
         prior_use: Use sequence of the last matched block before this request touched it; None until recorded.
     """
 
@@ -41,6 +42,7 @@ class Inflight:
         "first_token_s",
         "group",
         "is_running",
+        "max_output_tokens",
         "operation",
         "prior_use",
         "record",
@@ -55,6 +57,7 @@ class Inflight:
         blocks: list[int],
         group: tuple[str, str],
         decided_s: float,
+        max_output_tokens: int | None = None,
     ) -> None:
         self.record = record
         self.operation = operation
@@ -62,6 +65,7 @@ class Inflight:
         self.blocks = blocks
         self.group = group
         self.decided_s = decided_s
+        self.max_output_tokens = max_output_tokens
         self.first_token_s: float | None = None
         self.first_byte_is_token = True
         self.is_running = False

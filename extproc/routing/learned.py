@@ -3,6 +3,7 @@
 Rules:
     1. One `Completion` per group, at most as many as the predictor keeps; the least recently used goes first.
     2. A decision takes values out of it (`Learned`), so its record stays what it was.
+    3. What one endpoint says teaches as far as the others of its group agree (docs/adr/0018).
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from typing import Final
 
 from extproc.choosing.completion import DECODE_TOKENS, PrefillModel, Traffic
 from extproc.choosing.least_completion import backlog, has_room
+from extproc.predicting.agreement import Agreement
+from extproc.predicting.lengths import AnswerLength
+from extproc.predicting.predictor import TIMES_FACTOR
 from extproc.types import Learned, Snapshot
+from metadata_center.types import EndpointKey
 
 MAX_GROUPS: Final = 1024
 """As many as the predictor keeps."""
 
 FIRST_OUTPUT_TOKENS: Final = 200.0
 """Expected length of an answer before any was seen: public conversation traces have means of 200 to 350."""
-
-_OUTPUT_GAIN: Final = 0.02
-"""Share of the newest answer's length in the expected one: the last hundred count."""
 
 SLO_TTFT_HEADER: Final = "x-slo-ttft-ms"
 SLO_TPOT_HEADER: Final = "x-slo-tpot-ms"
@@ -33,12 +35,18 @@ _MOST_DECODE_TOKENS: Final = 100_000.0
 class Completion:
     """One group."""
 
-    __slots__ = ("output_tokens", "prefill", "traffic")
+    __slots__ = ("_agreement", "_lengths", "prefill", "traffic")
 
     def __init__(self) -> None:
         self.prefill = PrefillModel()
         self.traffic = Traffic()
-        self.output_tokens = FIRST_OUTPUT_TOKENS
+        self._agreement = Agreement(TIMES_FACTOR)
+        self._lengths = AnswerLength(FIRST_OUTPUT_TOKENS)
+
+    @property
+    def output_tokens(self) -> float:
+        """Usual length of an answer."""
+        return self._lengths.expected_tokens
 
     def learned(self, now_s: float, endpoints: float, decode_tokens: float) -> Learned:
         """The values in force, for one decision.
@@ -62,11 +70,19 @@ class Completion:
         """A first token came `ttft_s` after its request was sent."""
         if not has_room(snapshot, row):
             return
-        self.prefill.learn(backlog(snapshot, row), max(1, uncached_tokens), cached_tokens, ttft_s)
+        ahead, uncached_tokens = backlog(snapshot, row), max(1, uncached_tokens)
+        if 0.0 < ttft_s < inf:
+            expected_s = self.prefill.ttft_s(ahead, uncached_tokens, cached_tokens)
+            ttft_s = self._agreement.believed(
+                snapshot.keys[row], ttft_s, expected_s, self.prefill.reference_s
+            )
+            if self._agreement.is_contradicted():
+                self.prefill = PrefillModel()
+        self.prefill.learn(ahead, uncached_tokens, cached_tokens, ttft_s)
 
-    def answered(self, output_tokens: int) -> None:
-        """An answer had so many tokens."""
-        self.output_tokens += _OUTPUT_GAIN * (output_tokens - self.output_tokens)
+    def answered(self, endpoint: EndpointKey, output_tokens: int) -> None:
+        """An answer of `endpoint` had so many tokens."""
+        self._lengths.learn(endpoint, float(output_tokens))
 
 
 class Completions:

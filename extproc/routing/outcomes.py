@@ -5,12 +5,14 @@ Rules:
     2. Nothing is learned from a request that did not complete, nor from a reading that makes no sense.
     3. An engine that reports fewer cached tokens than believed has evicted: by LRU order all that is older
        than the missing blocks is gone as well.
+    4. No answer has more tokens than its request and its engine allow, whatever it says (docs/adr/0018).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from extproc.accesslog.entries import AttemptFailed, AttemptStarted, Entry, RequestAlive, RequestEnd
 from extproc.health.tracker import Transition
@@ -30,6 +32,42 @@ MAX_GROUPS = 1024
 CACHED_TOLERANCE_TOKENS = 128
 """Believed and reported cached tokens may differ by one block of each side: 512 bytes of ours are about 128
 tokens, vLLM's largest usual block is 128 (its CPU default)."""
+
+
+MAX_ANSWER_TOKENS = 1 << 20
+"""Of one request, whose bounds are not known: ten times what the models of today write at most."""
+
+_MOST_OFF = 4.0
+_OFF_TOKENS = 1024
+"""How far the estimate of a prompt may be off, for what is learned of times: from 0.25 tokens per byte to
+one, and the text of a template."""
+
+PROMPT_SLACK_TOKENS = 1 << 16
+"""What a prompt has beyond one token for each of its bytes: a template's own text, and pictures."""
+
+
+def possible(entry: RequestEnd, inflight: Inflight, kv_tokens: int) -> RequestEnd:
+    """The entry with no count above what the request and the engine allow.
+
+    Args:
+        entry: The end of `inflight`.
+        inflight: What is remembered of it.
+        kv_tokens: Size of the endpoint's KV cache, 0 if it is not known; it holds prompt and answer at once.
+    """
+    prompt, completion, cached = entry.prompt_tokens, entry.completion_tokens, entry.cached_tokens
+    room = kv_tokens or MAX_ANSWER_TOKENS
+    if prompt is not None:
+        record = inflight.record
+        prompt = min(
+            prompt, max(record.prompt_bytes, record.prompt_tokens) + max(PROMPT_SLACK_TOKENS, kv_tokens)
+        )
+    if completion is not None:
+        completion = min(completion, room, inflight.max_output_tokens or room)
+    if cached is not None and prompt is not None:
+        cached = min(cached, prompt)
+    if (prompt, completion, cached) == (entry.prompt_tokens, entry.completion_tokens, entry.cached_tokens):
+        return entry
+    return replace(entry, prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached)
 
 
 @value
@@ -104,6 +142,7 @@ class Outcomes:
         endpoint = inflight.endpoint
         if inflight.response is not None:
             state.settle(inflight.response, endpoint, now_s)
+        entry = possible(entry, inflight, state.engines.kv_tokens.get(endpoint, 0))
         if completed:
             if inflight.conversation is not None:
                 state.settle(inflight.conversation, endpoint, now_s)
@@ -156,11 +195,11 @@ class Outcomes:
         state, record = self._state, inflight.record
         predictor = state.predictor
         if entry.prompt_tokens and record.prompt_bytes:
-            predictor.observe_usage(record.model, record.prompt_bytes, entry.prompt_tokens)
+            predictor.observe_usage(record.model, record.prompt_bytes, entry.prompt_tokens, inflight.endpoint)
         self._correct_cache(inflight, entry, outcome)
         row = record.row(inflight.endpoint)
         if entry.completion_tokens and record.snapshot is not None and record.snapshot.learned is not None:
-            state.completions[inflight.group].answered(entry.completion_tokens)
+            state.completions[inflight.group].answered(inflight.endpoint, entry.completion_tokens)
         if row is None or record.snapshot is None or entry.attempts != 1 or not record.stream:
             return
         if now_s - self._learned_s.get(inflight.group, -math.inf) < LEARN_INTERVAL_S:
@@ -171,7 +210,11 @@ class Outcomes:
         ttft_s = outcome.ttft_s
         if ttft_s is not None and ttft_s > 0.0:
             cached = float(record.cached_tokens[row] if entry.cached_tokens is None else entry.cached_tokens)
-            prompt = float(record.prompt_tokens if entry.prompt_tokens is None else entry.prompt_tokens)
+            prompt = float(record.prompt_tokens)
+            if entry.prompt_tokens is not None:
+                # A prompt of another shape than ours would teach what no other endpoint can speak against.
+                prompt = max(prompt / _MOST_OFF, min(entry.prompt_tokens, prompt * _MOST_OFF + _OFF_TOKENS))
+            cached = min(cached, prompt)
             predictor.observe_ttft(
                 inflight.group,
                 uncached=max(0.0, prompt - cached),
@@ -179,6 +222,7 @@ class Outcomes:
                 pending=float(record.snapshot.prefill_tokens[row]),
                 predicted_s=outcome.predicted_ttft_s,
                 actual_s=ttft_s,
+                endpoint=inflight.endpoint,
             )
             if record.snapshot.learned is not None:
                 state.completions[inflight.group].observe(
@@ -192,6 +236,7 @@ class Outcomes:
                 context=float(record.snapshot.context_tokens[row]),
                 predicted_s=record.predicted_tpot_s(row),
                 actual_s=entry.stream_s / (tokens - 1),
+                endpoint=inflight.endpoint,
             )
 
     def _correct_cache(self, inflight: Inflight, entry: RequestEnd, outcome: Outcome) -> None:

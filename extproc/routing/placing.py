@@ -13,6 +13,7 @@ Rules:
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,7 @@ from extproc.choosing.completion import Costs
 from extproc.choosing.holding import HoldQueue, Refuse, Wait
 from extproc.choosing.least_completion import completion_costs, open_until_s
 from extproc.choosing.replay import RecordingRng
+from extproc.choosing.rotation import Rotation
 from extproc.choosing.settings import Algorithm
 from extproc.errors import Reason, RouterError
 from extproc.observing.records import DecisionRecord, HoldReason
@@ -31,7 +33,7 @@ from extproc.routing.learned import SLO_TPOT_HEADER, SLO_TTFT_HEADER, decode_tok
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.routing.state import State
 from extproc.routing.table import Pool, RoutingTable
-from extproc.types import Choice, Rng, Snapshot
+from extproc.types import Choice, InferenceRequest, Rng, Snapshot
 from metadata_center.sharing.messages import MAX_CANDIDATES, Candidate
 from metadata_center.types import Charge, EndpointKey, value
 
@@ -40,6 +42,23 @@ PREFILL_DUE_FACTOR = 1.2
 
 PREFILL_DUE_FLOOR_S = 0.1
 """And not before this (AIGW: 100 ms)."""
+
+
+MAX_ROTATIONS = 4096
+"""Round-robin turns kept, some 100 bytes and 8 for each endpoint: names times rules of a large configuration.
+Of more, the one least recently used begins anew."""
+
+_Stream = tuple[str, str | None, str | None, str, tuple[tuple[str, str], ...]]
+"""The client's name for the model, the rule's name, its adapter, cluster and labels."""
+
+
+def max_output_tokens(request: InferenceRequest) -> int | None:
+    """Most tokens of all choices of its answer together, by its own words; None if it does not bound them."""
+    most = request.max_tokens
+    if most is None:
+        return None
+    choices = request.body.get("n")
+    return most * choices if type(choices) is int and choices > 1 else most
 
 
 @dataclass(slots=True)
@@ -131,6 +150,7 @@ class Placer:
         self._clock = clock
         self._wall_clock = wall_clock
         self._turn = 0
+        self._rotations: OrderedDict[_Stream, Rotation] = OrderedDict()
         self._tickets = 0
         self._pools: dict[tuple[str, tuple[tuple[str, str], ...]], Pool] = {}
         self._queues: dict[tuple[EndpointKey, ...], HoldQueue] = {}
@@ -224,7 +244,7 @@ class Placer:
                 )
                 if settings.hold is None or not may_wait:
                     costs = completion_costs(snapshot)
-                    choice = choose_least(costs, route.load_balancing, rng)
+                    choice = choose_least(costs, route.load_balancing, rng, pool.weights)
                 else:
                     under_way_s = state.engines.under_way_s(pool.keys, load.prefill_requests, now_s)
                     snapshot = replace(snapshot, under_way_s=under_way_s)
@@ -235,6 +255,12 @@ class Placer:
                         return decided
                     snapshot, costs, choice = decided
                 completion.traffic.placed(now_s, costs.works_s[choice.order[0]])
+            elif route.load_balancing.algorithm is Algorithm.ROUND_ROBIN:
+                rotation = self._rotation(request.model, route)
+                owed = rotation.turn(pool.keys, pool.weights)
+                snapshot = replace(snapshot, owed=owed)
+                choice = choose(snapshot, route.load_balancing, rng, turn)
+                rotation.served(owed, choice.order[0])
             else:
                 choice = choose(snapshot, route.load_balancing, rng, turn)
             order = choice.order
@@ -285,7 +311,15 @@ class Placer:
         )
         state.records.add(record)
         if charged:  # else it ended before it was decided: nothing to follow
-            inflight = Inflight(record, request.operation, charge.endpoint, blocks, group, decided_s)
+            inflight = Inflight(
+                record,
+                request.operation,
+                charge.endpoint,
+                blocks,
+                group,
+                decided_s,
+                max_output_tokens(request),
+            )
             if asked.follows is not None:
                 inflight.conversation = asked.follows.conversation
             state.begin(asked.request_id, inflight)
@@ -335,7 +369,7 @@ class Placer:
             ahead_s = queue.ahead_s(ticket, min(rank, rank_before), len(pool.keys))
             snapshot = replace(snapshot, ahead_s=ahead_s)
         costs = completion_costs(snapshot)
-        choice = choose_least(costs, asked.route.load_balancing, rng)
+        choice = choose_least(costs, asked.route.load_balancing, rng, pool.weights)
         row = choice.order[0]
         verdict = queue.decide(
             ticket, asked.received_s, now_s, costs, open_until_s(snapshot), row, limit_s, rank_before
@@ -358,6 +392,19 @@ class Placer:
                 held_s=0.0 if before is None else now_s - asked.received_s,
             )
         return snapshot, costs, choice
+
+    def _rotation(self, name: str, route: Route) -> Rotation:
+        """The round-robin turns of one name by one rule: streams that alternate must not share them."""
+        subset = tuple(route.subset.items()) if route.subset else ()
+        stream = (name, route.route_name, route.lora, route.cluster, subset)
+        rotation = self._rotations.get(stream)
+        if rotation is None:
+            if len(self._rotations) >= MAX_ROTATIONS:
+                self._rotations.popitem(last=False)
+            rotation = self._rotations[stream] = Rotation(len(self._rotations))
+        else:
+            self._rotations.move_to_end(stream)
+        return rotation
 
     def pool(self, route: Route, table: RoutingTable) -> Pool:
         """The route's available endpoints, compiled anew when health or configuration changed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,8 +22,14 @@ _MAX_LAST = 500
 
 def json_response(body: object, status: int = 200) -> web.Response:
     """An answer in JSON."""
+    try:
+        data = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+    except (
+        TypeError
+    ):  # an integer of over 64 bits: all are bounded where they come from, an operator must see
+        data = json.dumps(body, default=str).encode()
     return web.Response(
-        body=orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY),
+        body=data,
         status=status,
         content_type="application/json",
     )

@@ -228,7 +228,10 @@ class Announcements:
         pause_s = _FIRST_RETRY_S
         while True:
             known = self._known[key]
-            problem = await self._learn(known, session)
+            try:
+                problem = await self._learn(known, session)
+            except Exception as error:  # whatever an engine answered that no code foresaw: asked again later
+                problem = f"its answers: {type(error).__name__}"
             if problem is None:
                 self._problems.pop(key, None)
                 return

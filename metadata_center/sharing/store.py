@@ -55,6 +55,13 @@ HEARTBEATS_PER_LEASE: Final = 3
 MAX_UNHEARD: Final = 65_536
 """Charges with an optimistic increment: 130,000 a second for `OPTIMISM_S`. Further ones get none."""
 
+MAX_OTHERS_REQUESTS: Final = 1 << 24
+"""Of all other gateways, at one endpoint: what 64 of them hold in all at their default bound. More is not
+believed: a thousand members of which each may say 2**53 - 1 would not fit into the counters."""
+
+MAX_OTHERS_TOKENS: Final = 1 << 44
+"""As many requests of a million tokens."""
+
 MAX_WAITING: Final = 4_096
 """Reservations not yet sent or answered."""
 
@@ -427,7 +434,9 @@ class SharedStore:
     def _others(self, key: EndpointKey) -> Amounts:
         total = self.peers.total(key)
         ahead = self._ahead.get(key)
-        return total if ahead is None else _sum(total, ahead)
+        a, b, c, d, e = total if ahead is None else _sum(total, ahead)
+        requests, tokens = MAX_OTHERS_REQUESTS, MAX_OTHERS_TOKENS
+        return min(a, requests), min(b, requests), min(c, tokens), min(d, tokens), min(e, tokens)
 
     def _tells(self, newcomer: MemberId) -> bool:
         """One member tells a newcomer what all know: worker 0 of the first gateway by name but its own."""

@@ -30,6 +30,7 @@ from metadata_center.sharing.http_messages import (
 )
 from metadata_center.sharing.http_transport import HttpTransport
 from metadata_center.sharing.messages import (
+    MAX_MESSAGE_BYTES,
     MAX_SHARED_BLOCKS,
     Candidate,
     Chain,
@@ -448,6 +449,27 @@ async def test_what_is_no_message_is_skipped_and_counted() -> None:
             assert [update.sequence for update in await following(stream, 1)] == [1]
         assert [update.sequence for update in await transport.snapshot()] == [1]
         assert transport.refused == 2
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"\x91\x07",
+        b"junk",
+        b"\xc1",
+        b"\x9a" * 3000,
+        bytes(MAX_MESSAGE_BYTES + 1),
+        encode(Update(ONE, 1)).replace(b"gw1", b"g w"),
+        encode(Update(ONE, 1)).replace(b"\x01\xa7", b"\x02\xa7", 1),
+    ],
+    ids=["version", "junk", "never_used", "deep", "huge", "name", "later_version"],
+)
+async def test_a_share_that_is_none_does_not_spoil_a_snapshot(bad: bytes) -> None:
+    """It is left out and counted, whatever its size; those before and behind it count."""
+    body = frame(encode(Update(ONE, 1))) + frame(bad) + frame(encode(Update(ONE, 2)))
+    async with stub(("GET", SHARES_PATH, answering(body))) as transport:
+        assert [update.sequence for update in await transport.snapshot()] == [1, 2]
+        assert transport.refused == 1
 
 
 @pytest.mark.parametrize(

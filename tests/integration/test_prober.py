@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 from aiohttp import web
 
+from extproc.health import prober
 from extproc.health.prober import EngineFacts, Occupancy, Prober, engine_facts
 from extproc.health.settings import HealthSettings
 from extproc.health.tracker import FailureKind, HealthState, HealthTracker, Transition
@@ -293,7 +294,7 @@ async def test_raising_callback_does_not_end_probing(watch: Watch, caplog: pytes
         await until(lambda: not watch.tracker.is_available(engine.key))
         engine.health = 200
         await until(lambda: watch.tracker.is_available(engine.key))
-    assert "probe raised" in caplog.text
+    assert [record.levelname for record in caplog.records if record.message == "probe raised"] == ["ERROR"]
 
 
 async def test_stop_leaves_nothing_behind() -> None:
@@ -366,6 +367,73 @@ async def test_a_reading_that_makes_no_sense_is_none(bad: bytes) -> None:
     """A series without a usable value leaves the occupancy unknown."""
     text = b"".join(line for line in FULL.splitlines(keepends=True) if b'engine="0"' in line)
     assert engine_facts(text.replace(b"128.0", bad)).occupancy is None
+
+
+@pytest.mark.parametrize(
+    ("count", "size"),
+    [
+        (b"9999999999999999", b"9999999999999999"),
+        (b"1", b"1048577"),
+        (b"1048577", b"1048576"),
+        (b"99999999999999999999", b"16"),
+        (b"-5", b"16"),
+        (b"1e9", b"16"),
+        (b"0", b"16"),
+    ],
+)
+async def test_a_cache_that_no_engine_has_is_not_believed(count: bytes, size: bytes) -> None:
+    """A capacity beyond every engine is none; a second rank that tells the truth still counts."""
+    lie = METRICS.replace(b'gpu_blocks="1024"', b'gpu_blocks="%b"' % count).replace(
+        b'block_size="32",eff', b'block_size="%b",eff' % size
+    )
+    assert engine_facts(lie) == EngineFacts(None, None, is_asleep=False)
+    assert engine_facts(lie + METRICS) == EngineFacts(32 * 1024, 32, is_asleep=False)
+
+
+@pytest.mark.parametrize("most", [b"1e308", b"1048577", b"9" * 400, b"1e400"])
+async def test_numbers_of_requests_that_no_engine_has_are_no_reading(most: bytes) -> None:
+    """Two ranks of 1e308 requests each add up to infinity: none of it is believed, nothing raises."""
+    assert (
+        engine_facts(FULL.replace(b" 128.0", b" " + most).replace(b" 120.0", b" " + most)).occupancy is None
+    )
+    assert engine_facts(FULL.replace(b" 7.0", b" " + most)).occupancy is None
+
+
+async def test_endless_series_and_lines_are_not_followed() -> None:
+    """A page of one series a million times, or of one line, is read as far as engines go."""
+    line = b'vllm:num_requests_running{engine="0"} 1\n'
+    page = line * 100_000 + FULL.replace(b"vllm:num_requests_running", b"#")
+    occupancy = engine_facts(page).occupancy
+    assert occupancy is not None
+    assert occupancy.running == 4096
+    one_line = METRICS.replace(b"{_block", b'{x="%b",_block' % (b"y" * 20_000))
+    assert engine_facts(one_line).kv_tokens is None
+
+
+@pytest.mark.parametrize("facts_raise", [ValueError, OverflowError, RecursionError])
+async def test_metrics_that_no_code_foresaw_are_a_failed_reading(
+    watch: Watch,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    facts_raise: type[Exception],
+) -> None:
+    """The engine stays healthy, is probed on, and one line says so until a page is read again."""
+
+    def explode(_: bytes) -> EngineFacts:
+        raise facts_raise
+
+    async with serving() as engine:
+        monkeypatch.setattr(prober, "engine_facts", explode)
+        watch.set_endpoints(engine.key)
+        await until(lambda: engine.scrapes > 3)
+        engine.health = 500
+        await until(lambda: not watch.tracker.is_available(engine.key))
+        engine.health = 200
+        await until(lambda: watch.tracker.is_available(engine.key))
+        monkeypatch.setattr(prober, "engine_facts", engine_facts)
+        await until(lambda: bool(watch.configs))
+    assert caplog.text.count("metrics cannot be read") == 1
+    assert "probe raised" not in caplog.text
 
 
 async def test_occupancy_is_reported_again_and_again(watch: Watch) -> None:

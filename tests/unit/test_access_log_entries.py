@@ -208,6 +208,20 @@ def test_times_that_did_not_happen_are_absent(tag: str | None) -> None:
     assert value.stream_s is None
 
 
+@pytest.mark.parametrize("tag", ["-1", "86400000001", "9" * 400, "nan", "1e9"])
+def test_times_that_no_request_takes_are_absent(tag: str) -> None:
+    """A negative time to the first token, or one of more than a day, is none."""
+    assert ended(logged(tags={"rid": "r", "ttft_us": tag})).ttft_s is None
+
+
+@pytest.mark.parametrize(("seconds", "duration_s"), [(-(2**62), 0.0), (2**62, 86_400.0), (5, 5.0)])
+def test_durations_are_within_a_day(seconds: int, duration_s: float) -> None:
+    """Whatever a log says: sums of them stay finite and grow."""
+    entry = logged()
+    entry.common_properties.duration.seconds = seconds
+    assert ended(entry).duration_s == duration_s
+
+
 def test_a_stream_never_lasts_less_than_nothing() -> None:
     """Clocks that disagree by a little give zero; without the tokens it had, its length says nothing."""
     entry = logged(tags={"rid": "r", "ttft_us": "2000000"})

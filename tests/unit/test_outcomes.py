@@ -358,3 +358,63 @@ def test_a_request_that_is_said_to_live_keeps_its_lease(rig: Rig) -> None:
         rig.state.advance(rig.clock())
     assert rig.state.load.get(RequestId("r")) is not None
     assert rig.state.load.in_flight == len(rig.state.inflight) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "kv_tokens", "reported", "believed"),
+    [
+        ({}, 0, (5, 900_000_000_000, 5), (5, 1 << 20, 5)),
+        ({}, 160_000, (5, 900_000_000_000, 5), (5, 160_000, 5)),
+        ({"max_tokens": 100}, 160_000, (5, 101, 0), (5, 100, 0)),
+        ({"max_completion_tokens": 100, "n": 3}, 0, (5, 10**6, 0), (5, 300, 0)),
+        ({"max_tokens": 100}, 160_000, (5, 99, 0), (5, 99, 0)),
+        ({"max_tokens": 10**18, "n": 10**9}, 0, (5, 10**11, 0), (5, 1 << 20, 0)),
+        ({}, 0, (None, None, 7), (None, None, 7)),
+        ({}, 0, (10, 1, 11), (10, 1, 10)),
+    ],
+)
+def test_counts_beyond_what_request_and_engine_allow_are_cut(
+    body: dict[str, Any],
+    kv_tokens: int,
+    reported: tuple[int | None, int | None, int],
+    believed: tuple[int | None, int | None, int],
+) -> None:
+    """In the record, the log, the metrics and all that is learned."""
+    rig = build_rig()
+    rig.decide("a", chat(**body))
+    chosen = rig.record("a").chosen
+    assert chosen is not None
+    if kv_tokens:
+        rig.state.engines.told_kv_tokens(chosen, kv_tokens)
+    prompt, completion, cached = reported
+    rig.end("a", prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached)
+    outcome = rig.record("a").outcome
+    assert outcome is not None
+    assert (outcome.prompt_tokens, outcome.completion_tokens, outcome.cached_tokens) == believed
+
+
+def test_a_prompt_has_no_more_tokens_than_bytes_and_some() -> None:
+    """What a template and pictures add is allowed for; 10^11 are not."""
+    rig = build_rig()
+    rig.decide("a", chat("word " * 100))
+    rig.end("a", prompt_tokens=10**11, completion_tokens=1, cached_tokens=10**11)
+    outcome, prompt_bytes = rig.record("a").outcome, rig.record("a").prompt_bytes
+    assert outcome is not None
+    assert outcome.prompt_tokens == outcome.cached_tokens == prompt_bytes + (1 << 16)
+
+
+def test_one_lie_leaves_the_usual_length_of_answers() -> None:
+    """Of three endpoints one says once that its answer had 9e11 tokens: the others' answers decide."""
+    rig = build_rig()
+
+    def answers(prefix: str) -> float:
+        for number in range(60):
+            rig.decide(f"{prefix}{number}", chat(f"{prefix}{number}"))
+            rig.end(f"{prefix}{number}", prompt_tokens=5, completion_tokens=30)
+        return rig.state.completions[GROUP].output_tokens
+
+    before = answers("before")
+    rig.decide("lie", chat("lie"))
+    rig.end("lie", prompt_tokens=5, completion_tokens=900_000_000_000)
+    assert rig.state.completions[GROUP].output_tokens < 1.4 * before
+    assert answers("after") < before

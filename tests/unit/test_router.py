@@ -212,6 +212,46 @@ def test_equal_endpoints_share_equally(algorithm: Algorithm, seed: int) -> None:
     assert max(loads) - min(loads) <= 1
 
 
+def test_models_asked_for_in_turn_each_take_turns() -> None:
+    """Two models and an alias by round-robin over one pool: what alternates does not keep step with it."""
+    round_robin = LoadBalancing(algorithm=Algorithm.ROUND_ROBIN)
+    names = ("a", "b", "b-alias")
+    rig = build_rig(
+        [endpoint(0), endpoint(1)],
+        models=[
+            ModelRules("a", (Rule(CLUSTER),), load_balancing=round_robin),
+            ModelRules("b", (Rule(CLUSTER),), ("b-alias",), load_balancing=round_robin),
+        ],
+    )
+    seen: Counter[tuple[str, str | None]] = Counter()
+    for number in range(20):
+        for name in names:
+            rig.decide(f"{name}{number}", chat(model=name))
+            seen[name, rig.record(f"{name}{number}").chosen] += 1
+    assert seen == {(name, endpoint(row).key): 10 for name in names for row in (0, 1)}
+
+
+@pytest.mark.parametrize("weights", [(1, 9), (9, 1), (1, 1)])
+def test_round_robin_knows_weights_and_new_ones(weights: tuple[int, int]) -> None:
+    """Requests are shared by weight, by the new ones after a reload, and the ejected have none."""
+    rig = build_rig(
+        [endpoint(0, weight=3), endpoint(1)], load_balancing=LoadBalancing(algorithm=Algorithm.ROUND_ROBIN)
+    )
+
+    def shares(prefix: str, count: int) -> list[int]:
+        for number in range(count):
+            rig.decide(f"{prefix}{number}")
+        seen = Counter(rig.record(f"{prefix}{number}").chosen for number in range(count))
+        return [seen[endpoint(row).key] for row in (0, 1)]
+
+    assert shares("first", 40) == [30, 10]
+    rig.configure([endpoint(row, weight=weight) for row, weight in enumerate(weights)])
+    total = sum(weights)
+    assert shares("then", 10 * total) == [10 * weight for weight in weights]
+    rig.configure([endpoint(0)])
+    assert shares("alone", 3) == [3, 0]
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_a_known_prefix_goes_back_to_who_holds_it(seed: int) -> None:
     """After one completed request the next one of the same conversation finds its cache."""

@@ -18,7 +18,14 @@ from metadata_center.sharing.messages import (
     Update,
     member_id,
 )
-from metadata_center.sharing.store import MAX_WAITING, OPTIMISM_S, SharedStore, Ticket
+from metadata_center.sharing.store import (
+    MAX_OTHERS_REQUESTS,
+    MAX_OTHERS_TOKENS,
+    MAX_WAITING,
+    OPTIMISM_S,
+    SharedStore,
+    Ticket,
+)
 from metadata_center.store import EmbeddedStore, MetadataStore
 from metadata_center.types import Charge, EndpointKey, RequestId
 
@@ -441,3 +448,16 @@ def test_who_was_away_tells_what_it_knows() -> None:
     one.on_newcomer = lambda: told.append(1)
     one.snapshot([Update(TWO, 1)], 0.0)
     assert told
+
+
+def test_absurd_shares_of_many_members_are_bounded() -> None:
+    """A thousand members that each say the largest numbers there are: views stay whole and finite."""
+    made = store()
+    most = 2**53 - 1
+    for number in range(1024):
+        made.incoming(Update(member_id(f"g{number}", 0, "x"), 1, (Row(A, *[most] * 5),), full=True), 0.0)
+    view = made.load.view(made.load.slots([A, B]))
+    assert view.requests == [MAX_OTHERS_REQUESTS, 0]
+    assert view.context_tokens == [MAX_OTHERS_TOKENS, 0]
+    made.advance(1e9)
+    assert requests(made) == [0, 0]

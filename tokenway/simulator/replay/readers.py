@@ -339,6 +339,8 @@ def _csv(path: Path, name: str, lines: Iterator[tuple[int, str]]) -> Trace:
             prompt, output = max(1, int(fields[prompt_at])), max(1, int(fields[output_at]))
         except (ValueError, IndexError):
             raise TraceError(f"{path}:{number}: not a time and two numbers of tokens") from None
+        if max(prompt, output) > _MAX_LINE_TOKENS:
+            raise TraceError(f"{path}:{number}: more than {_MAX_LINE_TOKENS} tokens")
         begun_s = time_s if begun_s is None else begun_s
         requests.append(TraceRequest(max(0.0, time_s - begun_s), prompt, output))
     if not requests:
