@@ -37,6 +37,8 @@ CORE = (
     "extproc/observing/records.py",
     "extproc/observing/explain.py",
     "extproc/discovery/clusters.py",
+    "extproc/discovery/following.py",
+    "extproc/discovery/resolution.py",
     "extproc/discovery/resources.py",
     "extproc/discovery/state.py",
     "extproc/config/schema.py",

@@ -19,7 +19,7 @@ from extproc.accesslog.entries import Entry
 from extproc.accesslog.service import AccessLog, Dispatcher
 from extproc.config.schema import Config
 from extproc.discovery.ads import AdsServer
-from extproc.discovery.resolve import Resolution
+from extproc.discovery.resolution import Resolution
 from extproc.discovery.resources import ASSIGNMENT_TYPE, CLUSTER_TYPE, cluster_resources, load_assignments
 from extproc.health.prober import Occupancy, Prober
 from extproc.health.tracker import FailureKind, HealthState, HealthTracker, Transition
@@ -180,7 +180,7 @@ class Worker:
             self.state.placing = lambda: workers + store.peers.live_members
         else:
             self.state.placing = lambda: workers
-        self._resolution = Resolution({}, has_host_names=False)
+        self._resolution = Resolution({})
         self._default_cluster = config.default_cluster
         self._model_clusters = model_clusters(config)
         self._router = Router(
@@ -229,6 +229,8 @@ class Worker:
             announced.is_announcing,
             self._waiting.by_reason,
             workers,
+            self._configuration.files,
+            self._configuration.names,
         )
         metrics.watch(status.gauges)
         self._admin = Admin(self.state, status.metrics_text, status.endpoints_json, lambda: self.ready)
@@ -240,7 +242,7 @@ class Worker:
         """Serve.
 
         Raises:
-            ResolveError: A host name of the first configuration cannot be resolved.
+            ConfigError: The run directory cannot be used.
             OSError: A socket cannot be opened.
         """
         await self._configuration.start()
