@@ -14,6 +14,7 @@ import yaml
 from extproc.config.schema import Config
 from extproc.request.sanitize import STEERING_HEADERS
 from extproc.server.bootstrap import WORKER_CLUSTERS, render, template
+from extproc.server.run_dir import SYSTEM_DIR
 
 ROOT = Path(__file__).parents[1]
 
@@ -276,7 +277,7 @@ def rendered(**changes: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "listen": ("127.0.0.1", 10000),
         "admin_port": 15000,
-        "sockets": [f"{Config().server.run_dir}/gw0.sock"],
+        "sockets": [f"{SYSTEM_DIR}/gw0.sock"],
         "allow_headers": Config().request.allow_headers,
         "max_body_bytes": Config().request.max_body_bytes,
     }

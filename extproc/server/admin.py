@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ from aiohttp import web
 
 from extproc.observing.explain import to_json
 from extproc.routing.state import State
+from extproc.server.run_dir import closed_to_others
 from metadata_center.types import RequestId
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -96,7 +98,11 @@ class Admin:
     async def start_unix(self, path: Path) -> None:
         """Listen on a Unix socket, for the supervisor."""
         path.unlink(missing_ok=True)  # noqa: ASYNC240 - once, at the start
-        await web.UnixSite(await self._start(), str(path)).start()
+        runner = await self._start()
+        listening = socket.socket(socket.AF_UNIX)
+        with closed_to_others():
+            listening.bind(str(path))
+        await web.SockSite(runner, listening).start()
 
     async def stop(self) -> None:
         """Close the port."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from aiohttp import web
 from extproc.config.loading import load_all
 from extproc.observing.merge import merge
 from extproc.server.admin import METRICS_TYPE, application, json_response
+from extproc.server.run_dir import lock, prepare, run_dir
 from extproc.server.worker import COUNTERS_FILE, admin_path
 from metadata_center import shared_counters
 
@@ -31,6 +35,19 @@ STEADY_S = 30.0
 _ASK_TIMEOUT = aiohttp.ClientTimeout(total=2.0)
 
 
+@contextlib.contextmanager
+def _hangup_held_back() -> Iterator[None]:
+    """A process started in the block hears of SIGHUP once it unblocks it: the signal kills who is not ready.
+
+    The mask is inherited. Ours is restored, and what was held back comes then. One block at a time.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Supervisor:
     """Owns the worker processes.
 
@@ -44,16 +61,24 @@ class Supervisor:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._config, _ = load_all(path)
-        self._run_dir = Path(self._config.server.run_dir)
+        self._run_dir = run_dir(self._config.server)
+        self._lock = contextlib.ExitStack()
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._keepers: list[asyncio.Task[None]] = []
         self._runner: web.AppRunner | None = None
         self._stopping = False
+        self._spawning = asyncio.Lock()
 
     async def start(self) -> None:
-        """Start all workers and the admin port."""
+        """Start all workers and the admin port.
+
+        Raises:
+            ConfigError: The run directory cannot be used.
+            OSError: The admin port cannot be opened.
+        """
         workers = self._config.server.workers
-        self._run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        prepare(self._run_dir)
+        self._lock.enter_context(lock(self._run_dir))
         shared_counters.create(self._run_dir / COUNTERS_FILE, workers)
         self._keepers = [asyncio.create_task(self._keep(index)) for index in range(workers)]
         app = application(self)
@@ -71,15 +96,24 @@ class Supervisor:
         await asyncio.gather(*self._keepers)
         if self._runner is not None:
             await self._runner.cleanup()
+        self._lock.close()
+
+    def reload(self) -> None:
+        """Have all workers read the configuration and look host names up now."""
+        for process in self._processes.values():
+            if process.returncode is None:
+                process.send_signal(signal.SIGHUP)
 
     async def _keep(self, index: int) -> None:
         delay_s = RESTART_DELAY_S
         loop = asyncio.get_running_loop()
         while not self._stopping:
             started_s = loop.time()
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "extproc.cli.main", "worker", str(self._path), str(index)
-            )
+            async with self._spawning:
+                with _hangup_held_back():
+                    process = await asyncio.create_subprocess_exec(
+                        sys.executable, "-m", "extproc.cli.main", "worker", str(self._path), str(index)
+                    )
             self._processes[index] = process
             status = await process.wait()
             if self._stopping:

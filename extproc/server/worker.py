@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -44,6 +45,7 @@ from extproc.server.admin import Admin
 from extproc.server.announcements import Announcements
 from extproc.server.bus import Bus
 from extproc.server.configuration import Configuration
+from extproc.server.run_dir import closed_to_others, lock, prepare, run_dir
 from extproc.server.sharing import member_of, transport_of
 from extproc.server.status import Status
 from metadata_center.cache_map.cache_map import CacheMap
@@ -146,8 +148,9 @@ class Worker:
         self._owner = f"{index}.{secrets.token_hex(4)}"
         self._health = HealthTracker(config.health.settings())
         workers = config.server.workers if supervised else 1
-        run_dir = Path(config.server.run_dir)
-        counters = SharedCounters(run_dir / COUNTERS_FILE, index) if supervised else Counters()
+        self._run_dir = run_dir(config.server)
+        self._lock = contextlib.ExitStack()
+        counters = SharedCounters(self._run_dir / COUNTERS_FILE, index) if supervised else Counters()
         history = PrefixIndex(
             capacity_blocks(config.cache.default_kv_tokens, TokensPerByte().ratio, config),
             config.cache.max_blocks_per_endpoint,
@@ -171,7 +174,9 @@ class Worker:
             records=RecordRing(config.explain.ring_size),
             metrics=metrics,
         )
-        self._bus = Bus(run_dir, index, workers, self._take, self._cached_elsewhere) if workers > 1 else None
+        self._bus = (
+            Bus(self._run_dir, index, workers, self._take, self._cached_elsewhere) if workers > 1 else None
+        )
         self._store_share = store.share
         self.state.share = self._share
         if self._sync is not None:
@@ -245,10 +250,11 @@ class Worker:
             ConfigError: The run directory cannot be used.
             OSError: A socket cannot be opened.
         """
+        prepare(self._run_dir)
+        if not self._supervised:  # else the supervisor holds it
+            self._lock.enter_context(lock(self._run_dir))
         await self._configuration.start()
         config = self._configuration.current
-        run_dir = Path(config.server.run_dir)
-        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # noqa: ASYNC240 - once, at the start
         server = grpc.aio.server(
             options=[
                 (
@@ -261,9 +267,10 @@ class Worker:
         server.add_generic_rpc_handlers(
             (self._processor.handlers(), self._access_log.handlers(), self._ads.handlers())
         )
-        socket = socket_path(run_dir, self._index)
+        socket = socket_path(self._run_dir, self._index)
         socket.unlink(missing_ok=True)
-        server.add_insecure_port(f"unix:{socket}")
+        with closed_to_others():
+            server.add_insecure_port(f"unix:{socket}")
         if self._index == 0:
             for address in config.server.listen:
                 server.add_insecure_port(address)
@@ -277,7 +284,7 @@ class Worker:
             self._sync.start()
         self._ticker = asyncio.create_task(self._tick(), name="tick")
         if self._supervised:
-            await self._admin.start_unix(admin_path(run_dir, self._index))
+            await self._admin.start_unix(admin_path(self._run_dir, self._index))
         else:
             await self._admin.start_tcp(config.server.admin.address, config.server.admin.port)
         self.ready = True
@@ -312,8 +319,13 @@ class Worker:
         if self._bus is not None:
             await self._bus.stop()
         await self._admin.stop()
-        socket_path(Path(server_config.run_dir), self._index).unlink(missing_ok=True)
+        socket_path(self._run_dir, self._index).unlink(missing_ok=True)
+        self._lock.close()
         _log.info("stopped")
+
+    def reload(self) -> None:
+        """Read the configuration and look host names up now."""
+        self._configuration.reload()
 
     def _store(
         self, config: Config, counters: Counters, history: PrefixIndex

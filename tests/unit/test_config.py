@@ -72,7 +72,7 @@ def test_defaults_of_health_and_load_balancing_are_those_of_their_owners() -> No
 def test_documented_defaults_hold() -> None:
     """The defaults that operators rely on are these numbers."""
     config = Config()
-    assert (config.server.workers, config.server.run_dir, config.server.drain_s) == (1, "/tmp/tokenway", 30)
+    assert (config.server.workers, config.server.run_dir, config.server.drain_s) == (1, None, 30)
     assert (config.server.admin.address, config.server.admin.port) == ("127.0.0.1", 10080)
     assert (config.request.max_body_bytes, config.request.block_bytes) == (32 * 1024 * 1024, 512)
     assert (config.signals.timeout_s, config.signals.first_byte_timeout_s) == (600, 60)
