@@ -33,4 +33,5 @@ def rendered(config: Config, listen: str, envoy_admin_port: int) -> str:
         sockets=[str(socket_path(folder, index)) for index in range(config.server.workers)],
         allow_headers=config.request.allow_headers,
         max_body_bytes=config.request.max_body_bytes,
+        rule_headers=config.rule_headers(),
     )

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from extproc.config.document import Document, Location, read_yaml, unknown
+from extproc.config.rule_headers import never_arrives
 from extproc.config.schema import Config, Model, RuleSection
 from extproc.discovery.clusters import ClusterSpec, parse_clusters
 from extproc.errors import ConfigError
@@ -77,7 +78,7 @@ def parse(text: str, path: str) -> Config:
     """
     document = read_yaml(text, path)
     config = document.validated(Config)
-    problems = _names_given_twice(config)
+    problems = [*_names_given_twice(config), *_headers_that_never_arrive(config)]
     if problems:
         document.refuse(problems)
     return config
@@ -157,6 +158,16 @@ def _names_given_twice(config: Config) -> list[tuple[Location, str]]:
                 text = f"`{alias}` already names the model `{owner}`; accepted: names not in use"
                 problems.append((("models", model_name, "aliases", i), text))
     return problems
+
+
+def _headers_that_never_arrive(config: Config) -> list[tuple[Location, str]]:
+    return [
+        (("models", model_name, "rules", i, "headers"), problem)
+        for model_name, model in config.models.items()
+        for i, rule in enumerate(model.rules)
+        for name in rule.headers
+        if (problem := never_arrives(name, config.request.allow_headers)) is not None
+    ]
 
 
 def read_file(path: Path) -> str:

@@ -459,6 +459,12 @@ class Config(Section):
             )
         return value
 
+    def rule_headers(self) -> frozenset[str]:
+        """Request headers that some rule matches, lower case."""
+        return frozenset(
+            name for model in self.models.values() for rule in model.rules for name in rule.headers
+        )
+
     def rules(self) -> tuple[ModelRules, ...]:
         """All models as `RuleTable` takes them."""
         return tuple(

@@ -43,6 +43,7 @@ from extproc.routing.state import State
 from extproc.routing.table import RoutingTable
 from extproc.server.admin import Admin
 from extproc.server.announcements import Announcements
+from extproc.server.bootstrap import template, withheld
 from extproc.server.bus import Bus
 from extproc.server.configuration import Configuration
 from extproc.server.run_dir import closed_to_others, lock, prepare, run_dir
@@ -186,6 +187,7 @@ class Worker:
         else:
             self.state.placing = lambda: workers
         self._resolution = Resolution({})
+        self._rule_headers: frozenset[str] | None = None
         self._default_cluster = config.default_cluster
         self._model_clusters = model_clusters(config)
         self._router = Router(
@@ -427,7 +429,17 @@ class Worker:
         self._announcements.configure(config, resolution.clusters, self._path.parent)
         state.metrics.configure(models=config.models, clusters=resolution.clusters, endpoints=keys)
         logging.getLogger("tokenway").setLevel(config.logging.level.upper())
+        self._tell_new_rule_headers(config.rule_headers())
         self._publish()
+
+    def _tell_new_rule_headers(self, names: frozenset[str]) -> None:
+        """A header that no rule matched at the start may be one that Envoy, set up then, does not forward."""
+        added = names - (names if self._rule_headers is None else self._rule_headers)
+        self._rule_headers = names | (self._rule_headers or frozenset())
+        withheld_headers = withheld(template(), added) if added else []
+        if withheld_headers:
+            extra = {"names": withheld_headers, "do": "tokenway bootstrap, then restart Envoy with it"}
+            _log.warning("new rules match what Envoy may not forward", extra=extra)
 
     def _table(self, config: Config, resolution: Resolution) -> RoutingTable:
         counters = self.state.load

@@ -206,6 +206,25 @@ models:
             "line 1: server.admin.address: not an IP address; "
             "accepted: text like `127.0.0.1`, `0.0.0.0`, `::`",
         ),
+        *(
+            (
+                f"models:\n  a:\n    rules:\n      - {{cluster: c, headers: {{{name}: x}}}}",
+                f"line 4: models.a.rules[0].headers: {problem}",
+            )
+            for name, problem in {
+                "Authorization": "`authorization` is a secret, which Envoy keeps from Tokenway; "
+                "accepted: a header that tells nothing else, such as x-tier",
+                "Host": "`host` arrives under another name; accepted: `:authority`",
+                '":protocol"': "`:protocol` is no header of a request; "
+                "accepted: :authority, :method, :path, :scheme",
+                "Connection": "`connection` is of one connection and never arrives; "
+                "accepted: end-to-end headers",
+                "X-Session-Token": "`x-session-token` is taken from clients at Envoy's edge; "
+                "accepted: names in request.allow_headers",
+                "x-envoy-force-trace": "`x-envoy-force-trace` is this gateway's or Envoy's own, and taken "
+                "from clients; accepted: other names, and x-envoy-external-address",
+            }.items()
+        ),
         ("a: 1\nversion: 1\nversion: 1", "line 2: version: the key is given twice, again at line 3"),
         ("models:\n  8: {}", "line 2: models.8: the key is not text: put it in quotes"),
         (
