@@ -10,14 +10,22 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import orjson
 from aiohttp import web
+from yarl import URL
 
 from extproc.config.loading import load_all
 from extproc.observing.merge import merge
-from extproc.server.admin import METRICS_TYPE, application, json_response
+from extproc.server.admin import (
+    METRICS_TYPE,
+    application,
+    json_response,
+    last_asked_for,
+    refuse_last,
+)
 from extproc.server.run_dir import lock, prepare, run_dir
 from extproc.server.worker import COUNTERS_FILE, admin_path
 from metadata_center import shared_counters
@@ -81,10 +89,10 @@ class Supervisor:
         self._lock.enter_context(lock(self._run_dir))
         shared_counters.create(self._run_dir / COUNTERS_FILE, workers)
         self._keepers = [asyncio.create_task(self._keep(index)) for index in range(workers)]
-        app = application(self)
+        admin = self._config.server.admin
+        app = application(self, admin.address)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
-        admin = self._config.server.admin
         await web.TCPSite(self._runner, admin.address, admin.port).start()
 
     async def stop(self) -> None:
@@ -134,7 +142,7 @@ class Supervisor:
             try:
                 async with (
                     aiohttp.ClientSession(connector=connector, timeout=_ASK_TIMEOUT) as session,
-                    session.get(f"http://worker{target}") as response,
+                    session.get(URL(f"http://worker{target}", encoded=True)) as response,
                 ):
                     return response.status, await response.read()
             except (aiohttp.ClientError, TimeoutError, OSError):
@@ -183,21 +191,20 @@ class Supervisor:
 
     async def last(self, request: web.Request) -> web.Response:
         """The most recent decision records, newest first."""
-        answers = await self._ask(f"/explain?{request.query_string}")
-        refused = [body for status, body in answers.values() if status != 200]
-        if refused or not answers:
-            return web.Response(
-                body=refused[0] if refused else b"",
-                status=400 if refused else 503,
-                content_type="application/json",
-            )
-        records = [record for _, body in answers.values() for record in orjson.loads(body)["records"]]
+        count = last_asked_for(request)
+        if count is None:
+            return refuse_last()
+        answers = await self._ask(f"/explain?last={count}")
+        bodies = [orjson.loads(body) for status, body in answers.values() if status == 200]
+        if not bodies:
+            return json_response({"error": "no worker answers"}, 503)
+        records = [record for body in bodies for record in body["records"]]
         records.sort(key=lambda record: record["time_unix_s"], reverse=True)
-        return json_response({"records": records[: int(request.query.get("last", "1"))]})
+        return json_response({"records": records[:count]})
 
     async def explain(self, request: web.Request) -> web.Response:
         """One decision record, or 404."""
-        answers = await self._ask(f"/explain/{request.match_info['request_id']}")
+        answers = await self._ask(f"/explain/{quote(request.match_info['request_id'], safe='')}")
         for status, body in answers.values():
             if status == 200:
                 return web.Response(body=body, content_type="application/json")
