@@ -37,6 +37,7 @@ CORE = (
     "extproc/health/tracker.py",
     "extproc/health/settings.py",
     "extproc/observing/records.py",
+    "extproc/observing/printable.py",
     "extproc/observing/explain.py",
     "extproc/discovery/clusters.py",
     "extproc/discovery/following.py",

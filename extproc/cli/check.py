@@ -7,6 +7,7 @@ from pathlib import Path
 
 from extproc.config.loading import effective, load_all
 from extproc.errors import ConfigError
+from extproc.observing.printable import printable
 from extproc.server.bootstrap import template, withheld
 
 
@@ -25,7 +26,7 @@ def check(path: Path, *, print_effective: bool = False) -> int:
         config, clusters = load_all(path)
     except ConfigError as error:
         for problem in error.problems:
-            print(f"{error.path}: {problem}", file=sys.stderr)
+            print(printable(f"{error.path}: {problem}"), file=sys.stderr)
         return 1
     if print_effective:
         print(effective(config), end="")

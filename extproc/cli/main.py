@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from extproc.errors import ConfigError
+from extproc.observing.printable import printable
 from metadata_center.errors import MetadataError
 
 ADMIN_ENV = "TOKENWAY_ADMIN"
@@ -25,9 +26,9 @@ def main(argv: list[str] | None = None) -> int:
         return _run(options, rest)
     except ConfigError as error:
         for problem in error.problems:
-            print(f"{error.path}: {problem}", file=sys.stderr)
+            print(printable(f"{error.path}: {problem}"), file=sys.stderr)
     except (OSError, MetadataError) as error:  # a port in use, a name that does not resolve, no Envoy
-        print(f"tokenway: {error}", file=sys.stderr)
+        print(printable(f"tokenway: {error}"), file=sys.stderr)
     return 1
 
 
