@@ -334,8 +334,9 @@ def test_a_line_without_end_is_refused_unread(
     """A compressed line can be two thousand times its file: it is named, and the rest never decompressed."""
     monkeypatch.setattr(readers, "MAX_LINE_BYTES", 1000)
     path = tmp_path / f"trace.{ending}"
-    compress = {".gz": gzip.compress, ".xz": lzma.compress}.get(path.suffix, bytes)
-    path.write_bytes(compress(REQUEST + b"0" * 1001 + end + REQUEST))
+    content = REQUEST + b"0" * 1001 + end + REQUEST
+    packed = {".gz": gzip.compress(content), ".xz": lzma.compress(content)}
+    path.write_bytes(packed.get(path.suffix, content))
     with pytest.raises(TraceError, match=r"trace\.\S+:2: the line is longer than 1000 bytes"):
         read_trace(path, Format.REQUESTS)
 
