@@ -21,7 +21,7 @@ class SettingError(MetadataError):
 
 
 def serve(listen: str, *, token_env: str | None, request_expiry_s: float, cache_expiry_s: float) -> int:
-    """Run until SIGTERM or SIGINT.
+    """Run until SIGTERM or SIGINT; SIGHUP, which reloads a gateway, has nothing to reload here.
 
     Args:
         listen: `ip:port` or `name:port`, IPv6 in brackets; port 0 picks one.
@@ -55,6 +55,8 @@ async def _until_signalled(server: HttpServer, host: str, port: int) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    loop.add_signal_handler(signal.SIGHUP, _LOGGER.info, "nothing to reload: settings are those of the start")
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     await server.start(host, port)
     await stopping.wait()
     await server.stop()

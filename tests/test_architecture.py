@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
+from extproc.config.rule_headers import SECRET_HEADERS
 from extproc.config.schema import Config
 from extproc.request.sanitize import STEERING_HEADERS
-from extproc.server.bootstrap import WORKER_CLUSTERS, render, template
+from extproc.server.bootstrap import WORKER_CLUSTERS, render, template, withheld
+from extproc.server.run_dir import SYSTEM_DIR
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,11 +37,15 @@ CORE = (
     "extproc/health/tracker.py",
     "extproc/health/settings.py",
     "extproc/observing/records.py",
+    "extproc/observing/printable.py",
     "extproc/observing/explain.py",
     "extproc/discovery/clusters.py",
+    "extproc/discovery/following.py",
+    "extproc/discovery/resolution.py",
     "extproc/discovery/resources.py",
     "extproc/discovery/state.py",
     "extproc/config/schema.py",
+    "extproc/config/rule_headers.py",
     "extproc/config/document.py",
     "metadata_center/types.py",
     "metadata_center/errors.py",
@@ -50,6 +56,7 @@ CORE = (
     "metadata_center/running_blocks.py",
     "metadata_center/cluster_loads.py",
     "metadata_center/meeting.py",
+    "metadata_center/http_callers.py",
     "metadata_center/shares.py",
     "metadata_center/cache_map/*.py",
     "metadata_center/kv_events/errors.py",
@@ -274,7 +281,7 @@ def rendered(**changes: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "listen": ("127.0.0.1", 10000),
         "admin_port": 15000,
-        "sockets": [f"{Config().server.run_dir}/gw0.sock"],
+        "sockets": [f"{SYSTEM_DIR}/gw0.sock"],
         "allow_headers": Config().request.allow_headers,
         "max_body_bytes": Config().request.max_body_bytes,
     }
@@ -299,6 +306,25 @@ def test_allowed_headers_are_no_longer_stripped_and_no_others() -> None:
     assert stripped(rendered(allow_headers=["x-session-token", "unknown"])) == [
         name for name in stripped(template()) if name != "x-session-token"
     ]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        (),
+        ("user-agent",),
+        ("accept-language", "x-forwarded-for", "x-request-id", ":scheme", "content-language"),
+        SECRET_HEADERS,  # no configuration has them, and no bootstrap would
+    ],
+)
+def test_what_rules_match_is_forwarded_and_secrets_never(names: tuple[str, ...]) -> None:
+    """Secrets are withheld by every bootstrap, all else only until a rule matches it."""
+    assert withheld(template(), SECRET_HEADERS) == sorted(SECRET_HEADERS)
+    document = rendered(rule_headers=names)
+    assert withheld(document, SECRET_HEADERS) == sorted(SECRET_HEADERS)
+    assert withheld(document, set(names) - set(SECRET_HEADERS)) == []
+    others = {"x-stainless-lang", "x-envoy-external-address"}
+    assert withheld(document, others) == withheld(template(), others) == sorted(others)
 
 
 def test_the_bootstrap_of_the_defaults_is_the_shipped_one() -> None:

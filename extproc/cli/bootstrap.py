@@ -7,6 +7,7 @@ from pathlib import Path
 from extproc.config.loading import load_all
 from extproc.config.schema import Config
 from extproc.server.bootstrap import render, template
+from extproc.server.run_dir import run_dir
 from extproc.server.worker import socket_path
 
 
@@ -24,12 +25,13 @@ def bootstrap(path: Path, listen: str, envoy_admin_port: int) -> int:
 def rendered(config: Config, listen: str, envoy_admin_port: int) -> str:
     """The bootstrap for `config`, with clients at `listen` (`ip:port`)."""
     host, _, port = listen.rpartition(":")
-    run_dir = Path(config.server.run_dir)
+    folder = run_dir(config.server)
     return render(
         template(),
         listen=(host.strip("[]"), int(port)),
         admin_port=envoy_admin_port,
-        sockets=[str(socket_path(run_dir, index)) for index in range(config.server.workers)],
+        sockets=[str(socket_path(folder, index)) for index in range(config.server.workers)],
         allow_headers=config.request.allow_headers,
         max_body_bytes=config.request.max_body_bytes,
+        rule_headers=config.rule_headers(),
     )

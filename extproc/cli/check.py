@@ -7,6 +7,8 @@ from pathlib import Path
 
 from extproc.config.loading import effective, load_all
 from extproc.errors import ConfigError
+from extproc.observing.printable import printable
+from extproc.server.bootstrap import template, withheld
 
 
 def check(path: Path, *, print_effective: bool = False) -> int:
@@ -24,11 +26,18 @@ def check(path: Path, *, print_effective: bool = False) -> int:
         config, clusters = load_all(path)
     except ConfigError as error:
         for problem in error.problems:
-            print(f"{error.path}: {problem}", file=sys.stderr)
+            print(printable(f"{error.path}: {problem}"), file=sys.stderr)
         return 1
     if print_effective:
         print(effective(config), end="")
         return 0
+    withheld_headers = withheld(template(), config.rule_headers())
+    if withheld_headers:
+        print(
+            f"{path}: warning: rules match {', '.join(withheld_headers)}: Envoy forwards this only if its "
+            "bootstrap was rendered (tokenway bootstrap) since those rules were written",
+            file=sys.stderr,
+        )
     print(f"{path}: ok")
     print(f"  models:    {len(config.models)} ({', '.join(config.models) or 'none'})")
     print(f"  clusters:  {len(clusters)} ({', '.join(cluster.name for cluster in clusters) or 'none'})")

@@ -58,7 +58,8 @@ def demo(path: Path | None, listen: str, envoy_admin_port: int, time_scale: floa
     envoy = envoy_binary()
     admin = f"http://{config.server.admin.address}:{config.server.admin.port}"
     models = [name for model, section in config.models.items() for name in (model, *section.aliases)]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal too ends what was started here
+        signal.signal(number, lambda *_: sys.exit(0))
     with contextlib.ExitStack() as stack:
         logs = Path(tempfile.mkdtemp(prefix="tokenway-demo-"))
         pids = {}

@@ -13,6 +13,7 @@ from urllib.request import urlopen
 import orjson
 
 from extproc.observing.explain import render
+from extproc.observing.printable import escaped_json
 
 # The answer is a few records from memory; a gateway that needs longer is not answering.
 _TIMEOUT_S = 5.0
@@ -61,7 +62,7 @@ def explain(args: Sequence[str], admin_url: str) -> int:
         print(f"admin port {admin_url} does not answer: {exc}", file=sys.stderr)
         return 1
     if options.json:
-        print(orjson.dumps(answer, option=orjson.OPT_INDENT_2).decode())
+        print(escaped_json(orjson.dumps(answer, option=orjson.OPT_INDENT_2)))
     else:
         records = answer["records"] if options.request_id is None else [answer]
         print("\n".join(render(record) for record in records) or "no decisions are held")

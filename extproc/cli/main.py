@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
 from extproc.errors import ConfigError
+from extproc.observing.printable import printable
 from metadata_center.errors import MetadataError
 
 ADMIN_ENV = "TOKENWAY_ADMIN"
@@ -24,13 +26,16 @@ def main(argv: list[str] | None = None) -> int:
         return _run(options, rest)
     except ConfigError as error:
         for problem in error.problems:
-            print(f"{error.path}: {problem}", file=sys.stderr)
+            print(printable(f"{error.path}: {problem}"), file=sys.stderr)
     except (OSError, MetadataError) as error:  # a port in use, a name that does not resolve, no Envoy
-        print(f"tokenway: {error}", file=sys.stderr)
+        print(printable(f"tokenway: {error}"), file=sys.stderr)
     return 1
 
 
 def _run(options: argparse.Namespace, rest: list[str]) -> int:
+    if options.command in ("serve", "worker", "metadata-center"):
+        # SIGHUP means "reload" to these, but kills who has no handler yet; imports alone take a second.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     match options.command:
         case "serve":
             from extproc.cli.serve import serve

@@ -146,8 +146,8 @@ class Server(Section):
 
     workers: int = Field(default=1, ge=1, le=64)
     """Worker processes sharing one load table; one serves about a core of Envoy traffic."""
-    run_dir: Name = "/tmp/tokenway"  # noqa: S108 - the quick start's place; a deployment names its own
-    """Directory of the Unix sockets and the shared load table; made at start."""
+    run_dir: Annotated[str, Field(min_length=1, max_length=256, examples=["/run/tokenway"])] | None = None
+    """Directory of the Unix sockets, made at start, closed to others; null takes the user's own place."""
     listen: Annotated[tuple[Listen, ...], Field(strict=False)] = ()
     """Further gRPC addresses beside the socket in `run_dir`: `unix:/path` or `ip:port`."""
     admin: Admin = Admin()
@@ -469,6 +469,12 @@ class Config(Section):
                 "start the engine with its own flag instead (vLLM: --reasoning-parser); accepted: false",
             )
         return value
+
+    def rule_headers(self) -> frozenset[str]:
+        """Request headers that some rule matches, lower case."""
+        return frozenset(
+            name for model in self.models.values() for rule in model.rules for name in rule.headers
+        )
 
     def rules(self) -> tuple[ModelRules, ...]:
         """All models as `RuleTable` takes them."""

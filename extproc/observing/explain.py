@@ -9,7 +9,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from math import isfinite
 from typing import Any
@@ -18,6 +18,7 @@ from extproc.choosing.choose import choose
 from extproc.choosing.replay import ReplayRng
 from extproc.choosing.scoring import terms_of
 from extproc.choosing.settings import Algorithm, LoadBalancing
+from extproc.observing.printable import printable
 from extproc.observing.records import DecisionRecord
 from extproc.types import Learned, Snapshot
 from metadata_center.types import EndpointKey
@@ -129,7 +130,7 @@ def render(record_json: Mapping[str, Any]) -> str:
     comparison = verdict(record_json)
     if comparison is not None:
         lines += ["", comparison]
-    return "".join(f"{_printable(line).rstrip()}\n" for line in lines)
+    return "".join(f"{printable(line).rstrip()}\n" for line in lines)
 
 
 def _snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
@@ -314,7 +315,3 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
         )
         for row in rows
     ]
-
-
-def _printable(text: Iterable[str]) -> str:
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)

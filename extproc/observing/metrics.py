@@ -365,7 +365,8 @@ RELOADS = Family(
 RELOAD_SUCCESSFUL = Family(
     "tokenway_config_last_reload_successful",
     Kind.GAUGE,
-    "1 if the last attempt to load the file succeeded, else 0.",
+    "1 if the file can be used as it is now, else 0: what was good before stays in force. Series are those "
+    "of the files that are needed now.",
     ("file",),
 )
 RELOAD_TIME = Family(
@@ -373,6 +374,13 @@ RELOAD_TIME = Family(
     Kind.GAUGE,
     "Unix time the content now in force was loaded.",
     ("file",),
+)
+HOST_NAME_RESOLVED = Family(
+    "tokenway_host_name_resolved",
+    Kind.GAUGE,
+    "1 if the last look-up of a host name in the clusters file gave an address, else 0: it then keeps the "
+    "addresses it had, if any.",
+    ("name",),
 )
 EXPLAIN_RECORDS = Family(
     "tokenway_explain_records", Kind.GAUGE, "Decisions held for `tokenway explain`; bounded by configuration."
@@ -424,6 +432,7 @@ FAMILIES: tuple[Family, ...] = (
     RELOADS,
     RELOAD_SUCCESSFUL,
     RELOAD_TIME,
+    HOST_NAME_RESOLVED,
     EXPLAIN_RECORDS,
     *SHARED_FAMILIES,
     BUILD_INFO,
@@ -459,6 +468,8 @@ class LiveGauges:
         calibrations: How good predictions have been, by model and endpoint group.
         bus_dropped: Messages to other workers dropped so far.
         shared: What is told of other gateways and of engines' announcements (`shared_metrics.values`).
+        files: Each configuration file that is needed: is it good? None shows the last attempts.
+        host_names: Each host name in use: did its last look-up give an address?
     """
 
     endpoints: Iterable[EndpointGauges] = ()
@@ -469,6 +480,8 @@ class LiveGauges:
     calibrations: Iterable[tuple[ModelKey, KeyCalibration]] = ()
     bus_dropped: int = 0
     shared: Mapping[Family, Mapping[tuple[str, ...], float]] = field(default_factory=dict)
+    files: Mapping[str, bool] | None = None
+    host_names: Mapping[str, bool] = field(default_factory=dict)
 
 
 class _Histogram:
@@ -790,6 +803,11 @@ class Metrics(Collector):
             },
         }
         values.update({family: dict(series) for family, series in live.shared.items()})
+        values[HOST_NAME_RESOLVED] = {(name,): has for name, has in live.host_names.items()}
+        if live.files is not None:
+            values[RELOAD_SUCCESSFUL] = {(file,): is_good for file, is_good in live.files.items()}
+            times = self._values[RELOAD_TIME]
+            values[RELOAD_TIME] = {(file,): times[file,] for file in live.files if (file,) in times}
         rows = list(live.endpoints)
         columns: dict[Family, Callable[[EndpointGauges], float | None]] = {
             REQUESTS_IN_FLIGHT: lambda row: row.requests,

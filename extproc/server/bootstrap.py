@@ -12,6 +12,11 @@ from typing import Any
 
 import yaml
 
+from extproc.config.rule_headers import SECRET_HEADERS
+
+PROCESSOR = "tokenway.ext_proc"
+"""Name of the filter that asks Tokenway."""
+
 WORKER_CLUSTERS = ("tokenway-extproc", "tokenway-als", "tokenway-xds")
 
 
@@ -35,6 +40,7 @@ def render(
     sockets: Iterable[str],
     allow_headers: Collection[str] = (),
     max_body_bytes: int | None = None,
+    rule_headers: Collection[str] = (),
 ) -> str:
     """The bootstrap as YAML.
 
@@ -45,6 +51,7 @@ def render(
         sockets: One per worker: a path, or `ip:port`.
         allow_headers: Steering headers that clients may use after all, lower case.
         max_body_bytes: Largest request body; None keeps the template's.
+        rule_headers: Headers that rules match, lower case: forwarded, unless they are secret.
     """
     document["admin"]["address"]["socket_address"]["port_value"] = admin_port
     static = document["static_resources"]
@@ -56,6 +63,13 @@ def render(
     (early,) = manager["early_header_mutation_extensions"]
     mutations = early["typed_config"]["mutations"]
     mutations[:] = [mutation for mutation in mutations if mutation.get("remove") not in allow_headers]
+    patterns = _withholding(document)
+    patterns[:] = [
+        pattern
+        for pattern in patterns
+        if any(_matches(pattern, secret) for secret in SECRET_HEADERS)
+        or not any(_matches(pattern, name) for name in rule_headers)
+    ]
     endpoints = [{"endpoint": {"address": _address(socket)}} for socket in sockets]
     for cluster in static["clusters"]:
         if cluster["name"] in WORKER_CLUSTERS:
@@ -65,6 +79,27 @@ def render(
             }
     text: str = yaml.dump(document, Dumper=_NoAliases, sort_keys=False, width=110)
     return text
+
+
+def withheld(document: dict[str, Any], names: Collection[str]) -> list[str]:
+    """Those of these headers, lower case, that a bootstrap keeps from Tokenway, sorted."""
+    patterns = _withholding(document)
+    return sorted(name for name in names if any(_matches(pattern, name) for pattern in patterns))
+
+
+def _withholding(document: dict[str, Any]) -> list[dict[str, str]]:
+    """The patterns of headers that are not forwarded; edit in place."""
+    (listener,) = document["static_resources"]["listeners"]
+    filters = listener["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"]
+    (ours,) = [one["typed_config"] for one in filters if one["name"] == PROCESSOR]
+    patterns: list[dict[str, str]] = ours["forward_rules"]["disallowed_headers"]["patterns"]
+    return patterns
+
+
+def _matches(pattern: dict[str, str], name: str) -> bool:
+    """Envoy's StringMatcher, as far as the bootstrap uses it."""
+    ((kind, text),) = pattern.items()
+    return {"exact": name == text, "prefix": name.startswith(text), "suffix": name.endswith(text)}[kind]
 
 
 class _NoAliases(yaml.SafeDumper):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -19,7 +20,7 @@ from extproc.accesslog.entries import Entry
 from extproc.accesslog.service import AccessLog, Dispatcher
 from extproc.config.schema import Config
 from extproc.discovery.ads import AdsServer
-from extproc.discovery.resolve import Resolution
+from extproc.discovery.resolution import Resolution
 from extproc.discovery.resources import ASSIGNMENT_TYPE, CLUSTER_TYPE, cluster_resources, load_assignments
 from extproc.health.prober import Occupancy, Prober
 from extproc.health.tracker import FailureKind, HealthState, HealthTracker, Transition
@@ -43,8 +44,10 @@ from extproc.routing.state import State
 from extproc.routing.table import RoutingTable
 from extproc.server.admin import Admin
 from extproc.server.announcements import Announcements
+from extproc.server.bootstrap import template, withheld
 from extproc.server.bus import Bus
 from extproc.server.configuration import Configuration
+from extproc.server.run_dir import closed_to_others, lock, prepare, run_dir
 from extproc.server.sharing import member_of, transport_of
 from extproc.server.status import Status
 from metadata_center.cache_map.cache_map import CacheMap
@@ -147,8 +150,9 @@ class Worker:
         self._owner = f"{index}.{secrets.token_hex(4)}"
         self._health = HealthTracker(config.health.settings())
         workers = config.server.workers if supervised else 1
-        run_dir = Path(config.server.run_dir)
-        counters = SharedCounters(run_dir / COUNTERS_FILE, index) if supervised else Counters()
+        self._run_dir = run_dir(config.server)
+        self._lock = contextlib.ExitStack()
+        counters = SharedCounters(self._run_dir / COUNTERS_FILE, index) if supervised else Counters()
         history = PrefixIndex(
             capacity_blocks(config.cache.default_kv_tokens, TokensPerByte().ratio, config),
             config.cache.max_blocks_per_endpoint,
@@ -173,7 +177,9 @@ class Worker:
             metrics=metrics,
             homes=Homes(config.responses.max_remembered, config.responses.expiry_s),
         )
-        self._bus = Bus(run_dir, index, workers, self._take, self._cached_elsewhere) if workers > 1 else None
+        self._bus = (
+            Bus(self._run_dir, index, workers, self._take, self._cached_elsewhere) if workers > 1 else None
+        )
         if self._bus is not None:
             self._bus.on_connected = self._worker_came
         self._store_share = store.share
@@ -186,7 +192,8 @@ class Worker:
             self.state.placing = lambda: workers + store.peers.live_members
         else:
             self.state.placing = lambda: workers
-        self._resolution = Resolution({}, has_host_names=False)
+        self._resolution = Resolution({})
+        self._rule_headers: frozenset[str] | None = None
         self._default_cluster = config.default_cluster
         self._model_clusters = model_clusters(config)
         self._router = Router(
@@ -235,6 +242,8 @@ class Worker:
             announced.is_announcing,
             self._waiting.by_reason,
             workers,
+            self._configuration.files,
+            self._configuration.names,
         )
         metrics.watch(status.gauges)
         self._admin = Admin(self.state, status.metrics_text, status.endpoints_json, lambda: self.ready)
@@ -246,13 +255,14 @@ class Worker:
         """Serve.
 
         Raises:
-            ResolveError: A host name of the first configuration cannot be resolved.
+            ConfigError: The run directory cannot be used.
             OSError: A socket cannot be opened.
         """
+        prepare(self._run_dir)
+        if not self._supervised:  # else the supervisor holds it
+            self._lock.enter_context(lock(self._run_dir))
         await self._configuration.start()
         config = self._configuration.current
-        run_dir = Path(config.server.run_dir)
-        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # noqa: ASYNC240 - once, at the start
         server = grpc.aio.server(
             options=[
                 (
@@ -265,9 +275,10 @@ class Worker:
         server.add_generic_rpc_handlers(
             (self._processor.handlers(), self._access_log.handlers(), self._ads.handlers())
         )
-        socket = socket_path(run_dir, self._index)
+        socket = socket_path(self._run_dir, self._index)
         socket.unlink(missing_ok=True)
-        server.add_insecure_port(f"unix:{socket}")
+        with closed_to_others():
+            server.add_insecure_port(f"unix:{socket}")
         if self._index == 0:
             for address in config.server.listen:
                 server.add_insecure_port(address)
@@ -281,7 +292,7 @@ class Worker:
             self._sync.start()
         self._ticker = asyncio.create_task(self._tick(), name="tick")
         if self._supervised:
-            await self._admin.start_unix(admin_path(run_dir, self._index))
+            await self._admin.start_unix(admin_path(self._run_dir, self._index))
         else:
             await self._admin.start_tcp(config.server.admin.address, config.server.admin.port)
         self.ready = True
@@ -316,8 +327,13 @@ class Worker:
         if self._bus is not None:
             await self._bus.stop()
         await self._admin.stop()
-        socket_path(Path(server_config.run_dir), self._index).unlink(missing_ok=True)
+        socket_path(self._run_dir, self._index).unlink(missing_ok=True)
+        self._lock.close()
         _log.info("stopped")
+
+    def reload(self) -> None:
+        """Read the configuration and look host names up now."""
+        self._configuration.reload()
 
     def _store(
         self, config: Config, counters: Counters, history: PrefixIndex
@@ -438,7 +454,17 @@ class Worker:
         self._announcements.configure(config, resolution.clusters, self._path.parent)
         state.metrics.configure(models=config.models, clusters=resolution.clusters, endpoints=keys)
         logging.getLogger("tokenway").setLevel(config.logging.level.upper())
+        self._tell_new_rule_headers(config.rule_headers())
         self._publish()
+
+    def _tell_new_rule_headers(self, names: frozenset[str]) -> None:
+        """A header that no rule matched at the start may be one that Envoy, set up then, does not forward."""
+        added = names - (names if self._rule_headers is None else self._rule_headers)
+        self._rule_headers = names | (self._rule_headers or frozenset())
+        withheld_headers = withheld(template(), added) if added else []
+        if withheld_headers:
+            extra = {"names": withheld_headers, "do": "tokenway bootstrap, then restart Envoy with it"}
+            _log.warning("new rules match what Envoy may not forward", extra=extra)
 
     def _table(self, config: Config, resolution: Resolution) -> RoutingTable:
         counters = self.state.load

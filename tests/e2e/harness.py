@@ -27,6 +27,7 @@ import openai
 import yaml
 from aiohttp import web
 
+from extproc.config.loading import load
 from extproc.server import bootstrap
 from extproc.server.worker import socket_path
 from tokenway.simulator.engine.profile import PROFILES
@@ -395,6 +396,7 @@ class Stack:
                 listen=("127.0.0.1", self.port),
                 admin_port=self.envoy_admin_port,
                 sockets=[str(socket_path(self.run_dir, index)) for index in range(self.workers)],
+                rule_headers=load(self.run_dir / "tokenway.yaml").rule_headers(),
             )
         )
         self._envoy = await Subprocess.start(
@@ -452,6 +454,14 @@ class Stack:
         """The gateway's log lines."""
         lines = self.gateway.log.read_text().splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
+
+    async def logged(self, event: str, *, since: int) -> dict[str, Any]:
+        """Wait for a line of the gateway's log after its first `since` ones."""
+
+        async def read() -> list[dict[str, Any]]:
+            return [line for line in self.gateway_log()[since:] if line["event"] == event]
+
+        return (await eventually(read, bool))[0]
 
     async def settled(self) -> None:
         """Every counter is exactly zero, at once or shortly, and stays there."""

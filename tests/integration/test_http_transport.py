@@ -359,7 +359,7 @@ async def test_a_follower_that_does_not_read_is_cut_off(
     """What it has not taken is bounded; the others go on."""
     monkeypatch.setattr(followers_module, "MAX_PENDING_BYTES", 100_000)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1)
-    writer.write(f"GET {EVENTS_PATH} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    writer.write(f"GET {EVENTS_PATH} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     await until(lambda: len(server.followers) == 1)
     blocks = (Chain.of(A, list(range(10_000))),)
     async with transport.subscribe() as stream:
@@ -382,7 +382,7 @@ async def test_a_follower_that_takes_nothing_for_long_is_cut_off(
     """Its full socket alone does it, before its bound is reached."""
     monkeypatch.setattr(followers_module, "WRITE_TIMEOUT_S", 0.05)
     _, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1)
-    writer.write(f"GET {EVENTS_PATH} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    writer.write(f"GET {EVENTS_PATH} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     await until(lambda: len(server.followers) == 1)
     sequence = 0
     async with asyncio.timeout(DEADLINE_S):

@@ -72,7 +72,7 @@ def test_defaults_of_health_and_load_balancing_are_those_of_their_owners() -> No
 def test_documented_defaults_hold() -> None:
     """The defaults that operators rely on are these numbers."""
     config = Config()
-    assert (config.server.workers, config.server.run_dir, config.server.drain_s) == (1, "/tmp/tokenway", 30)
+    assert (config.server.workers, config.server.run_dir, config.server.drain_s) == (1, None, 30)
     assert (config.server.admin.address, config.server.admin.port) == ("127.0.0.1", 10080)
     assert (config.request.max_body_bytes, config.request.block_bytes) == (32 * 1024 * 1024, 512)
     assert (config.signals.timeout_s, config.signals.first_byte_timeout_s) == (600, 60)
@@ -205,6 +205,25 @@ models:
             "server: {admin: {address: localhost}}",
             "line 1: server.admin.address: not an IP address; "
             "accepted: text like `127.0.0.1`, `0.0.0.0`, `::`",
+        ),
+        *(
+            (
+                f"models:\n  a:\n    rules:\n      - {{cluster: c, headers: {{{name}: x}}}}",
+                f"line 4: models.a.rules[0].headers: {problem}",
+            )
+            for name, problem in {
+                "Authorization": "`authorization` is a secret, which Envoy keeps from Tokenway; "
+                "accepted: a header that tells nothing else, such as x-tier",
+                "Host": "`host` arrives under another name; accepted: `:authority`",
+                '":protocol"': "`:protocol` is no header of a request; "
+                "accepted: :authority, :method, :path, :scheme",
+                "Connection": "`connection` is of one connection and never arrives; "
+                "accepted: end-to-end headers",
+                "X-Session-Token": "`x-session-token` is taken from clients at Envoy's edge; "
+                "accepted: names in request.allow_headers",
+                "x-envoy-force-trace": "`x-envoy-force-trace` is this gateway's or Envoy's own, and taken "
+                "from clients; accepted: other names, and x-envoy-external-address",
+            }.items()
         ),
         ("a: 1\nversion: 1\nversion: 1", "line 2: version: the key is given twice, again at line 3"),
         ("models:\n  8: {}", "line 2: models.8: the key is not text: put it in quotes"),

@@ -34,6 +34,20 @@ def test_good_file_is_summed_up(config_file: Path, capsys: pytest.CaptureFixture
     assert err == ""
 
 
+def test_rules_on_headers_that_envoy_may_withhold_are_named(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file is usable, but an Envoy that is running may not forward what its rules match."""
+    config_file.write_text(
+        "models: {llama: {rules: [{cluster: a, headers: {User-Agent: x, x-tier: y}}, {cluster: a}]}}\n"
+    )
+    assert check(config_file) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{config_file}: ok\n")
+    assert "rules match user-agent: " in err
+    assert "tokenway bootstrap" in err
+
+
 def test_clusters_file_alone_is_checked_with_all_defaults(
     config_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
