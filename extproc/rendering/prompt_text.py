@@ -17,10 +17,11 @@ from typing import Any, Final
 import orjson
 
 from extproc.rendering.canonical import Canonical
-from extproc.rendering.messages import conversation, function_tools
+from extproc.rendering.messages import conversation
 from extproc.rendering.template import ChatTemplate
 from extproc.rendering.vocabulary import SPACE_MARK, UnsupportedTokenizer, Vocabulary, read_vocabulary
 from extproc.rendering.window import Encoder, GivenTokens, TokenCuts, Window
+from extproc.request.turns import function_tools, template_variables
 from extproc.types import InferenceRequest, Operation
 from metadata_center.types import value
 
@@ -116,7 +117,7 @@ class Rendering:
             now_unix_s: The time, for templates that print the date.
         """
         body = request.body
-        if request.is_multimodal or len(request.prompt) > MAX_PROMPT_BYTES:
+        if request.is_multimodal or not request.has_body or request.prompt_bytes > MAX_PROMPT_BYTES:
             return None
         if any(body.get(name) is not None for name in _TOKENIZED_OTHERWISE):
             return None
@@ -289,17 +290,9 @@ def _as_llama_class(document: Mapping[str, Any], config: Mapping[str, Any]) -> d
 
 def _variables(body: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any] | None:
     """Template variables of a request: the engine's defaults, the client's, those of its own fields."""
-    asked = body.get("chat_template_kwargs") or {}
-    effort = body.get("reasoning_effort")
-    if type(asked) is not dict or not _OWN_PARAMETERS.isdisjoint(asked):
+    named = template_variables(body)
+    if named is None or not _OWN_PARAMETERS.isdisjoint(body.get("chat_template_kwargs") or ()):
         return None
-    named = {name: said for name, said in asked.items() if said is not None and said != "auto"}
-    if effort is not None:
-        if type(effort) is not str:
-            return None
-        named["reasoning_effort"] = effort
-        if "enable_thinking" not in asked:
-            named["enable_thinking"] = effort != "none"
     return {**defaults, **named}
 
 

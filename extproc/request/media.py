@@ -1,25 +1,50 @@
-"""Conversation turns in the form that is hashed: media by content hash, cache markers dropped.
+"""Conversation turns in the form that is hashed: what engines render of them, media by content hash.
 
 Rules:
     1. The decoded body is never edited: what changes is copied, what does not is shared.
     2. Equal media give equal tokens, and a token's width depends on the medium only, so a 20 MB video
-       neither outweighs the text around it nor counts as millions of prompt tokens.
-    3. `cache_control` is dropped and a lone text part counts as its string: Anthropic clients move the
-       marker to the newest turn and rewrite its content to carry it, which would otherwise change the
-       bytes of every earlier turn's end.
+       neither outweighs the text around it nor counts as millions of prompt tokens. A width is a number that
+       is counted (`widths_of`), never text that is made, and a request has no more than `MAX_WIDTH_BYTES`.
+    3. What `extproc.request.turns` says is not rendered is left out, `cache_control` with it, and a lone text
+       part counts as its string: Anthropic clients move the marker to the newest turn and rewrite its content
+       to carry it, which would otherwise change the bytes of every earlier turn's end.
     4. Walks a fixed depth (turn, part, part of a tool result), whatever the nesting of the body.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, Final
 
+import orjson
 from xxhash import xxh3_128_hexdigest
 
 from extproc.errors import Reason, RouterError
+from extproc.request.turns import (
+    MAX_ARGUMENTS_CHARS,
+    PART_FIELDS,
+    SKIPPED_IF_NULL,
+    TEXT_FIELDS,
+    encoded_arguments,
+    is_plain,
+    other_fields,
+    system_text,
+    tool_call,
+    without_billing_header,
+)
 
 WIDTH_BYTES = {"image": 4096, "audio": 40960, "video": 8192}
 """Bytes a medium counts for, by kind: AIGW's `cache_hash.go`; at 4 bytes a token 1,024, 10,240 and 2,048."""
+
+MAX_WIDTH_BYTES: Final = 1024 * 1024
+"""Width of all media of one request, beyond the bytes of their tokens: 256 images, 262,144 tokens, 2,048
+blocks, the context of most models. Media after that count as their tokens' bytes alone."""
+
+_MARKS: Final = {"image": b"\xffi", "audio": b"\xffa", "video": b"\xffv"}
+"""Begin tokens in encoded turns; 0xff is in no JSON, so that no text of a client's imitates one."""
+
+_MARK: Final = re.compile(rb"\xff([iav])")
+_WIDTH_OF_MARK: Final = {mark[1:]: WIDTH_BYTES[kind] for kind, mark in _MARKS.items()}
 
 _KIND_OF_FIELD: dict[str, str | None] = {
     "image_url": "image",  # chat; Responses input_image
@@ -35,17 +60,24 @@ _KIND_OF_FIELD: dict[str, str | None] = {
     "source": None,  # Anthropic image, document
 }
 _PAYLOAD_FIELDS = ("url", "data", "file_data", "file_id")
-_DIGEST_CHARS = 32  # 128 bits in hex
-_TEXT_TYPES = ("text", "input_text")
-_REWRITTEN_FIELDS = frozenset((*_KIND_OF_FIELD, "cache_control", "content"))
+_TOKEN_BYTES = 36  # two quotes, the mark, 128 bits in hex
+
+_NOT_RENDERED: Final = frozenset(("annotations", "cache_control", "citations", "logprobs"))
+"""Fields of text parts that accompany the text; templates that are given them show none."""
+
+_NAMES_OF_ITEMS: Final = frozenset(("id", "status"))
+"""What the server named an item of Responses by when it made it."""
+
+_ITEMS_WITH_NAMES: Final = (None, "message", "function_call", "function_call_output", "reasoning")
 
 
-def compact_turns(turns: list[Any], param: str) -> tuple[list[Any], bool]:
+def compact_turns(turns: list[Any], param: str, *, as_chat: bool = True) -> tuple[list[Any], bool]:
     """Bring messages (or Responses input items) to their hashed form.
 
     Args:
         turns: Decoded `messages` or `input`; not edited.
         param: Name of that field, for errors.
+        as_chat: They are a chat's; else Anthropic's messages or Responses' items.
 
     Returns:
         The turns, the same list if nothing had to change; and whether any part was media.
@@ -55,71 +87,182 @@ def compact_turns(turns: list[Any], param: str) -> tuple[list[Any], bool]:
     """
     compacted = turns
     is_multimodal = False
+    arguments_left = MAX_ARGUMENTS_CHARS
     for index, turn in enumerate(turns):
         if type(turn) is not dict:
             raise RouterError(
                 Reason.INVALID_REQUEST, f"{param}[{index}] must be an object", param=f"{param}[{index}]"
             )
-        content = turn.get("content")
-        if type(content) is str:
+        if is_plain(turn):
             continue
-        field = "content"
-        if content is None:
-            field, content = "output", turn.get("output")  # Responses: what a function call returned
-        if type(content) is list:
-            parts, has_media = compact_parts(content)
-            is_multimodal |= has_media
-            if parts is not content:
-                if compacted is turns:
-                    compacted = turns.copy()
-                compacted[index] = {**turn, field: parts}
-        elif field == "content":
+        content = turn.get("content")
+        if content is not None and type(content) is not str and type(content) is not list:
             raise RouterError(
                 Reason.INVALID_REQUEST,
                 f"{param}[{index}].content must be a string or a list of parts",
                 param=f"{param}[{index}].content",
             )
+        role = turn.get("role")
+        has_media = False
+        if type(content) is list:
+            if role == "system":
+                content = without_billing_header(content)
+            content, has_media = compact_parts(content, as_chat=as_chat)
+        elif role == "system" and content is not None:
+            content = system_text(content)
+        if as_chat and type(role) is str:
+            rewritten, arguments_left = _message(turn, role, content, arguments_left)
+        else:
+            rewritten, has_more, arguments_left = _item(turn, content, arguments_left)
+            has_media |= has_more
+        is_multimodal |= has_media
+        if compacted is turns:
+            compacted = turns.copy()
+        compacted[index] = rewritten
     return compacted, is_multimodal
 
 
-def compact_parts(parts: list[Any], *, inside_part: bool = False) -> tuple[list[Any] | str, bool]:
+def _message(
+    turn: dict[str, Any], role: str, content: str | list[Any] | None, arguments_left: int
+) -> tuple[dict[str, Any], int]:
+    """A chat message as it is rendered; and how many characters of arguments may yet be decoded."""
+    if role == "tool" and type(content) is list:
+        content = _joined(content)
+    rewritten: dict[str, Any] = {"role": role, "content": content or ""}
+    calls = turn.get("tool_calls") if role == "assistant" else None
+    if calls:
+        if type(calls) is list:
+            decoded: list[Any] = []
+            for call in calls:
+                function = call.get("function") if type(call) is dict else None
+                arguments = function.get("arguments") if type(function) is dict else None
+                arguments, arguments_left = _arguments(arguments, arguments_left)
+                given = tool_call(call, arguments)
+                decoded.append(call if given is None else given)
+            calls = decoded
+        rewritten["tool_calls"] = calls
+    rewritten |= other_fields(turn)
+    return rewritten, arguments_left
+
+
+def _joined(parts: list[Any]) -> str | list[Any]:
+    """Texts of a tool as engines join them whatever the template; the parts if some are no text or empty."""
+    texts = []
+    for part in parts:
+        text = part.get("text") if type(part) is dict and len(part) == 2 else part
+        if type(text) is not str or not text:
+            return parts
+        texts.append(text)
+    return "\n".join(texts)
+
+
+def _item(
+    turn: dict[str, Any], content: str | list[Any] | None, arguments_left: int
+) -> tuple[dict[str, Any], bool, int]:
+    """A message of Anthropic's, or an item of Responses; whether it has media, and as `_message`."""
+    rewritten: dict[str, Any] = {}
+    is_multimodal = False
+    kind = turn.get("type")
+    for field in sorted(turn, key=_order_of_field):
+        value = turn[field]
+        if value is None or (field == "type" and value == "message"):
+            continue
+        if field == "content":
+            value = content
+        elif field in _NAMES_OF_ITEMS and (kind is None or kind in _ITEMS_WITH_NAMES):
+            continue
+        elif field == "arguments" and kind == "function_call":
+            value, arguments_left = _arguments(value, arguments_left)
+        elif field == "output" and type(value) is list:  # Responses: what a function call returned
+            value, is_multimodal = compact_parts(value, as_chat=False)
+        rewritten[field] = value
+    return rewritten, is_multimodal, arguments_left
+
+
+def _order_of_field(name: str) -> tuple[bool, bool, str]:
+    """Role, content, then the others by name."""
+    return name != "role", name != "content", name
+
+
+def _arguments(arguments: Any, left: int) -> tuple[Any, int]:
+    """Arguments for hashing, decoded while there are characters left for it; and how many are then."""
+    if type(arguments) is str:
+        left -= len(arguments)
+        if left < 0:
+            return arguments, left
+    return encoded_arguments(arguments), left
+
+
+def compact_parts(
+    parts: list[Any], *, inside_part: bool = False, as_chat: bool = True
+) -> tuple[list[Any] | str, bool]:
     """Bring one content list to its hashed form.
 
     Args:
         parts: Decoded content parts; not edited. Anything that is not an object passes unchanged.
         inside_part: True for the content of a part; the parts of such parts pass unchanged.
+        as_chat: They are a chat's.
 
     Returns:
         The text if there is only one plain text part, else the parts (the same list if nothing had to
         change); and whether any part was media.
     """
-    compacted = parts
+    compacted: list[Any] = parts
     is_multimodal = False
     for index, part in enumerate(parts):
-        if type(part) is dict and not _REWRITTEN_FIELDS.isdisjoint(part):
-            rewritten, has_media = _compact_part(part, inside_part)
+        if type(part) is dict:
+            kind = part.get("type")
+            if kind == "text" and len(part) == 2 and type(part.get("text")) is str and next(iter(part)) == "type":
+                if compacted is not parts:
+                    compacted.append(part)
+                continue
+            field = TEXT_FIELDS.get(kind) if type(kind) is str else None
+            if field is not None and (field == "text" or as_chat):
+                text = part.get(field)
+                if text is None and kind in SKIPPED_IF_NULL:
+                    rewritten, has_media = None, False
+                else:
+                    rewritten, has_media = _text_part(part, text), False
+            else:
+                rewritten, has_media = _compact_part(part, inside_part, as_chat)
             is_multimodal |= has_media
-            if compacted is parts:
-                compacted = parts.copy()
-            compacted[index] = rewritten
+        elif type(part) is str:
+            rewritten = {"type": "text", "text": part}
+        else:
+            rewritten = part
+        if compacted is parts:
+            compacted = parts[:index]
+        if rewritten is not None or part is None:
+            compacted.append(rewritten)
     if len(compacted) == 1:
         only = compacted[0]
-        if type(only) is dict and len(only) == 2 and only.get("type") in _TEXT_TYPES:
-            text = only.get("text")
-            if type(text) is str:
-                return text, is_multimodal
+        if type(only) is dict and len(only) == 2 and only.get("type") == "text" and type(only.get("text")) is str:
+            return str(only["text"]), is_multimodal
     return compacted, is_multimodal
 
 
-def _compact_part(part: dict[str, Any], inside_part: bool) -> tuple[dict[str, Any], bool]:
+def _text_part(part: dict[str, Any], text: Any) -> dict[str, Any]:
+    """A text part with what templates may show beside its text."""
+    rewritten = {"type": "text", "text": text}
+    if len(part) > len(rewritten):
+        for name, value in part.items():
+            if name not in PART_FIELDS and name not in _NOT_RENDERED:
+                rewritten[name] = value
+        if part.get("uuid") is not None:
+            rewritten["uuid"] = part["uuid"]
+    return rewritten
+
+
+def _compact_part(part: dict[str, Any], inside_part: bool, as_chat: bool) -> tuple[dict[str, Any], bool]:
     """A copy of `part` without cache marker, media payloads as tokens; and whether it had any."""
     rewritten: dict[str, Any] = {}
     is_multimodal = False
-    for field, value in part.items():
+    for field in sorted(part):
+        value = part[field]
         if field in _KIND_OF_FIELD:
             compacted, has_media = _compact_medium(field, value)
         elif field == "content" and type(value) is list and not inside_part:
-            compacted, has_media = compact_parts(value, inside_part=True)
+            compacted, has_media = compact_parts(value, inside_part=True, as_chat=as_chat)
         elif field == "cache_control":
             continue
         else:
@@ -149,7 +292,27 @@ def _compact_medium(field: str, value: Any) -> tuple[Any, bool]:
     return value, kind is not None
 
 
-def _token(kind: str, payload: str) -> str:
-    """The content hash of `payload`, repeated to the width of its kind; unknown kinds count as images."""
-    width_bytes = WIDTH_BYTES.get(kind, WIDTH_BYTES["image"])
-    return xxh3_128_hexdigest(payload.encode()) * (width_bytes // _DIGEST_CHARS)
+def _token(kind: str, payload: str) -> orjson.Fragment:
+    """The content hash of `payload` behind the mark of its kind; unknown kinds count as images."""
+    mark = _MARKS.get(kind, _MARKS["image"])
+    return orjson.Fragment(b'"%b%b"' % (mark, xxh3_128_hexdigest(payload.encode()).encode()))
+
+
+def widths_of(encoded: bytes) -> tuple[tuple[int, int], ...]:
+    """Where encoded turns count for more than their bytes, and for how many more.
+
+    Args:
+        encoded: JSON of turns in the hashed form.
+
+    Returns:
+        Per medium (offset, bytes > 0), offsets rising; the sum of the bytes is at most `MAX_WIDTH_BYTES`.
+    """
+    widths: list[tuple[int, int]] = []
+    left = MAX_WIDTH_BYTES
+    for mark in _MARK.finditer(encoded):
+        width = min(left, _WIDTH_OF_MARK[mark[1]] - _TOKEN_BYTES)
+        widths.append((mark.start(), width))
+        left -= width
+        if not left:
+            break
+    return tuple(widths)

@@ -82,10 +82,11 @@ def understand(
         request.prompt,
         root(route.model, route.lora, request.cache_salt),
         settings.block_bytes,
+        widths=request.widths,
     )
     prompt_tokens = request.prompt_tokens
     if prompt_tokens is None:
-        prompt_tokens = predictor.prompt_tokens(route.model, len(request.prompt))
+        prompt_tokens = predictor.prompt_tokens(route.model, request.prompt_bytes)
     request_id = RequestId(headers.headers.get(REQUEST_ID_HEADER, ""))
     return Asked(request_id, headers, request, route, new_body, blocks, prompt_tokens, now_s)
 
