@@ -108,7 +108,7 @@ def compact_turns(turns: list[Any], param: str, *, as_chat: bool = True) -> tupl
             if role == "system":
                 content = without_billing_header(content)
             content, has_media = compact_parts(content, as_chat=as_chat)
-        elif role == "system" and content is not None:
+        elif role == "system" and type(content) is str:
             content = system_text(content)
         if as_chat and type(role) is str:
             rewritten, arguments_left = _message(turn, role, content, arguments_left)

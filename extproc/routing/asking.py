@@ -11,8 +11,9 @@ from extproc.errors import Reason, RouterError
 from extproc.predicting.predictor import Predictor
 from extproc.protocol.machine import RequestHeaders
 from extproc.protocol.wire import REQUEST_ID_HEADER
-from extproc.request.blocks import block_hashes, root
+from extproc.request.blocks import MAX_BLOCKS, block_hashes, root
 from extproc.request.parse import parse
+from extproc.request.reading import BodyRead, ReadOrder
 from extproc.request.rules import Route
 from extproc.request.sanitize import encode, force_usage, rewrite_model, sanitize
 from extproc.routing.settings import RouterSettings
@@ -59,7 +60,7 @@ def understand(
 
     Args:
         headers: Its headers.
-        body: All of its body.
+        body: All of its body, neither too large nor of too many pieces.
         table: Which models there are.
         settings: What is allowed.
         predictor: Estimates tokens by bytes.
@@ -69,15 +70,66 @@ def understand(
     Raises:
         RouterError: It cannot be served.
     """
+    request = parse(headers.path, body)
+    route = table.rules.match(request.model, headers.headers, rng)
+    new_body = _new_body(request, route, table, settings)
+    return _asked(headers, request, route, new_body, settings, predictor, now_s)
+
+
+def understand_read(
+    headers: RequestHeaders,
+    read: BodyRead,
+    table: RoutingTable,
+    settings: RouterSettings,
+    predictor: Predictor,
+    rng: Rng,
+    now_s: float,
+) -> Asked:
+    """What a request says whose body was read elsewhere, by `order_of` the same table; else as `understand`.
+
+    Raises:
+        RouterError: It cannot be served.
+    """
+    request = read.request
+    route = table.rules.match(request.model, headers.headers, rng)
+    new_body = read.new_body(route.upstream_model)
+    return _asked(headers, request, route, new_body, settings, predictor, now_s)
+
+
+def order_of(headers: RequestHeaders, table: RoutingTable, settings: RouterSettings) -> ReadOrder:
+    """How a body is to be read elsewhere."""
+    return ReadOrder(
+        headers.path,
+        table.allowed_fields,
+        settings.usage_injection,
+        table.rules.rewritten,
+        MAX_BLOCKS * settings.block_bytes,
+    )
+
+
+def check_size(body: bytes, settings: RouterSettings) -> None:
+    """Refuse a body that is too large.
+
+    Raises:
+        RouterError: BODY_TOO_LARGE.
+    """
     if len(body) > settings.max_body_bytes:
         raise RouterError(
             Reason.BODY_TOO_LARGE,
             f"The request body is larger than {settings.max_body_bytes} bytes.",
             param="body",
         )
-    request = parse(headers.path, body)
-    route = table.rules.match(request.model, headers.headers, rng)
-    new_body = _new_body(request, route, table, settings)
+
+
+def _asked(
+    headers: RequestHeaders,
+    request: InferenceRequest,
+    route: Route,
+    new_body: bytes | None,
+    settings: RouterSettings,
+    predictor: Predictor,
+    now_s: float,
+) -> Asked:
     blocks = block_hashes(
         request.prompt,
         root(route.model, route.lora, request.cache_salt),

@@ -42,6 +42,7 @@ from extproc.routing.state import State
 from extproc.routing.table import RoutingTable
 from extproc.server.admin import Admin
 from extproc.server.announcements import Announcements
+from extproc.server.body_readers import BodyReaders
 from extproc.server.bus import Bus
 from extproc.server.configuration import Configuration
 from extproc.server.sharing import member_of, transport_of
@@ -183,6 +184,7 @@ class Worker:
         self._resolution = Resolution({}, has_host_names=False)
         self._default_cluster = config.default_cluster
         self._model_clusters = model_clusters(config)
+        self._readers = BodyReaders()
         self._router = Router(
             self.state,
             self._table(config, self._resolution),
@@ -193,6 +195,7 @@ class Worker:
             time.time,
             self._sync.reserve if self._sync is not None and config.metadata_center.reserve else None,
             asyncio.get_running_loop,
+            self._readers,
         )
         assert self._router.waiting is not None
         self._waiting = self._router.waiting
@@ -299,6 +302,7 @@ class Worker:
                 await asyncio.wait([stopping], timeout=_DRAIN_POLL_S)
             self._access_log.close()
             await stopping
+        await self._readers.close()
         if self._ticker is not None:
             self._ticker.cancel()
             await asyncio.wait([self._ticker])
