@@ -65,6 +65,8 @@ _TOKEN_BYTES = 36  # two quotes, the mark, 128 bits in hex
 _NOT_RENDERED: Final = frozenset(("annotations", "cache_control", "citations", "logprobs"))
 """Fields of text parts that accompany the text; templates that are given them show none."""
 
+_NOT_SHOWN: Final = PART_FIELDS | _NOT_RENDERED
+
 _NAMES_OF_ITEMS: Final = frozenset(("id", "status"))
 """What the server named an item of Responses by when it made it."""
 
@@ -149,10 +151,9 @@ def _joined(parts: list[Any]) -> str | list[Any]:
     """Texts of a tool as engines join them whatever the template; the parts if some are no text or empty."""
     texts = []
     for part in parts:
-        text = part.get("text") if type(part) is dict and len(part) == 2 else part
-        if type(text) is not str or not text:
+        if type(part) is not str or not part:
             return parts
-        texts.append(text)
+        texts.append(part)
     return "\n".join(texts)
 
 
@@ -204,53 +205,38 @@ def compact_parts(
         as_chat: They are a chat's.
 
     Returns:
-        The text if there is only one plain text part, else the parts (the same list if nothing had to
-        change); and whether any part was media.
+        The text if there is only one plain text part, else the parts, plain texts as strings; and whether any
+        part was media.
     """
-    compacted: list[Any] = parts
+    compacted: list[Any] = []
     is_multimodal = False
-    for index, part in enumerate(parts):
-        if type(part) is dict:
-            kind = part.get("type")
-            if kind == "text" and len(part) == 2 and type(part.get("text")) is str and next(iter(part)) == "type":
-                if compacted is not parts:
-                    compacted.append(part)
-                continue
-            field = TEXT_FIELDS.get(kind) if type(kind) is str else None
-            if field is not None and (field == "text" or as_chat):
-                text = part.get(field)
-                if text is None and kind in SKIPPED_IF_NULL:
-                    rewritten, has_media = None, False
-                else:
-                    rewritten, has_media = _text_part(part, text), False
-            else:
-                rewritten, has_media = _compact_part(part, inside_part, as_chat)
-            is_multimodal |= has_media
-        elif type(part) is str:
-            rewritten = {"type": "text", "text": part}
-        else:
-            rewritten = part
-        if compacted is parts:
-            compacted = parts[:index]
-        if rewritten is not None or part is None:
-            compacted.append(rewritten)
-    if len(compacted) == 1:
-        only = compacted[0]
-        if type(only) is dict and len(only) == 2 and only.get("type") == "text" and type(only.get("text")) is str:
-            return str(only["text"]), is_multimodal
+    for part in parts:
+        if type(part) is not dict:
+            compacted.append(part)
+            continue
+        kind = part.get("type")
+        field = TEXT_FIELDS.get(kind) if type(kind) is str else None
+        if field is not None and (field == "text" or as_chat):
+            text = part.get(field)
+            if text is not None or kind not in SKIPPED_IF_NULL:
+                compacted.append(text if len(part) == 2 and type(text) is str else _text_part(part, text))
+            continue
+        rewritten, has_media = _compact_part(part, inside_part, as_chat)
+        is_multimodal |= has_media
+        compacted.append(rewritten)
+    if len(compacted) == 1 and type(compacted[0]) is str:
+        return compacted[0], is_multimodal
     return compacted, is_multimodal
 
 
-def _text_part(part: dict[str, Any], text: Any) -> dict[str, Any]:
-    """A text part with what templates may show beside its text."""
-    rewritten = {"type": "text", "text": text}
-    if len(part) > len(rewritten):
-        for name, value in part.items():
-            if name not in PART_FIELDS and name not in _NOT_RENDERED:
-                rewritten[name] = value
-        if part.get("uuid") is not None:
-            rewritten["uuid"] = part["uuid"]
-    return rewritten
+def _text_part(part: dict[str, Any], text: Any) -> Any:
+    """A text part as its text, or with what templates may show beside it."""
+    shown = {name: value for name, value in part.items() if name not in _NOT_SHOWN}
+    if part.get("uuid") is not None:
+        shown["uuid"] = part["uuid"]
+    if not shown and type(text) is str:
+        return text
+    return {"type": "text", "text": text, **shown}
 
 
 def _compact_part(part: dict[str, Any], inside_part: bool, as_chat: bool) -> tuple[dict[str, Any], bool]:

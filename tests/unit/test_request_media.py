@@ -131,6 +131,7 @@ def test_a_medium_counts_by_content_hash_at_its_kinds_width(
         {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "words"}},
         {"type": "document", "source": {"type": "content", "content": "words"}},
         {"type": "search_result", "source": WEB, "content": [{"type": "text", "text": "x", "n": 1}]},
+        "a bare string",
         {"type": "tool_result", "tool_use_id": "t", "content": "done"},
         None,
         7,
@@ -260,7 +261,7 @@ def test_a_lone_text_part_is_its_string(content: list[Any]) -> None:
 def test_cache_markers_are_dropped_among_several_parts() -> None:
     """Markers do not count; parts stay apart because engines join them."""
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b", "cache_control": {}}]
-    assert compact_parts(parts) == ([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], False)
+    assert compact_parts(parts) == (["a", "b"], False)
 
 
 def test_nothing_to_change_means_nothing_copied() -> None:
