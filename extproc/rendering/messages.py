@@ -86,12 +86,11 @@ def _message(message: Any, wants_parts: bool) -> dict[str, Any] | None:
             if decoded is None:
                 return None
             converted["tool_calls"] = decoded
-    fields = other_fields(message)
-    if "reasoning" in fields:
-        converted["reasoning"] = converted["reasoning_content"] = fields.pop("reasoning")
+    other_fields(message, converted)
+    if "reasoning" in converted:
+        converted["reasoning_content"] = converted["reasoning"]
     if role == "tool" and type(content) is list:
         converted["content"] = "\n".join(part["text"] for part in content)
-    converted |= fields
     return converted
 
 

@@ -23,10 +23,11 @@ from extproc.errors import Reason, RouterError
 from extproc.request.turns import (
     MAX_ARGUMENTS_CHARS,
     PART_FIELDS,
+    PLAIN,
+    PLAIN_ROLES,
     SKIPPED_IF_NULL,
     TEXT_FIELDS,
     encoded_arguments,
-    is_plain,
     other_fields,
     system_text,
     tool_call,
@@ -95,29 +96,33 @@ def compact_turns(turns: list[Any], param: str, *, as_chat: bool = True) -> tupl
             raise RouterError(
                 Reason.INVALID_REQUEST, f"{param}[{index}] must be an object", param=f"{param}[{index}]"
             )
-        if is_plain(turn):
-            continue
         content = turn.get("content")
-        if content is not None and type(content) is not str and type(content) is not list:
+        role = turn.get("role")
+        if type(content) is str and tuple(turn) == PLAIN and type(role) is str and role in PLAIN_ROLES:
+            continue
+        if type(content) is list:
+            if role == "system":
+                content = without_billing_header(content)
+            content, has_media = compact_parts(content, as_chat=as_chat)
+            is_multimodal |= has_media
+        elif type(content) is str:
+            if role == "system":
+                content = system_text(content)
+        elif content is not None:
             raise RouterError(
                 Reason.INVALID_REQUEST,
                 f"{param}[{index}].content must be a string or a list of parts",
                 param=f"{param}[{index}].content",
             )
-        role = turn.get("role")
-        has_media = False
-        if type(content) is list:
-            if role == "system":
-                content = without_billing_header(content)
-            content, has_media = compact_parts(content, as_chat=as_chat)
-        elif role == "system" and type(content) is str:
-            content = system_text(content)
-        if as_chat and type(role) is str:
+        if not as_chat:
+            rewritten, has_media, arguments_left = _item(turn, content, arguments_left)
+            is_multimodal |= has_media
+        elif type(role) is str:
             rewritten, arguments_left = _message(turn, role, content, arguments_left)
+        elif content is turn.get("content"):
+            continue  # the engine refuses it
         else:
-            rewritten, has_more, arguments_left = _item(turn, content, arguments_left)
-            has_media |= has_more
-        is_multimodal |= has_media
+            rewritten = {**turn, "content": content}
         if compacted is turns:
             compacted = turns.copy()
         compacted[index] = rewritten
@@ -131,6 +136,8 @@ def _message(
     if role == "tool" and type(content) is list:
         content = _joined(content)
     rewritten: dict[str, Any] = {"role": role, "content": content or ""}
+    if len(turn) <= 2 and "content" in turn and role != "developer":
+        return rewritten, arguments_left
     calls = turn.get("tool_calls") if role == "assistant" else None
     if calls:
         if type(calls) is list:
@@ -138,12 +145,15 @@ def _message(
             for call in calls:
                 function = call.get("function") if type(call) is dict else None
                 arguments = function.get("arguments") if type(function) is dict else None
-                arguments, arguments_left = _arguments(arguments, arguments_left)
+                if type(arguments) is str:
+                    arguments_left -= len(arguments)
+                if arguments_left >= 0:
+                    arguments = encoded_arguments(arguments)
                 given = tool_call(call, arguments)
                 decoded.append(call if given is None else given)
             calls = decoded
         rewritten["tool_calls"] = calls
-    rewritten |= other_fields(turn)
+    other_fields(turn, rewritten)
     return rewritten, arguments_left
 
 
@@ -163,35 +173,28 @@ def _item(
     """A message of Anthropic's, or an item of Responses; whether it has media, and as `_message`."""
     rewritten: dict[str, Any] = {}
     is_multimodal = False
+    if "role" in turn:
+        rewritten["role"] = turn["role"]
+    if content is not None:
+        rewritten["content"] = content
+    if len(turn) == len(rewritten):
+        return rewritten, False, arguments_left
     kind = turn.get("type")
-    for field in sorted(turn, key=_order_of_field):
+    for field in sorted(turn):
         value = turn[field]
-        if value is None or (field == "type" and value == "message"):
+        if value is None or field == "role" or field == "content" or (field == "type" and value == "message"):
             continue
-        if field == "content":
-            value = content
-        elif field in _NAMES_OF_ITEMS and (kind is None or kind in _ITEMS_WITH_NAMES):
+        if field in _NAMES_OF_ITEMS and (kind is None or kind in _ITEMS_WITH_NAMES):
             continue
-        elif field == "arguments" and kind == "function_call":
-            value, arguments_left = _arguments(value, arguments_left)
+        if field == "arguments" and kind == "function_call":
+            if type(value) is str:
+                arguments_left -= len(value)
+            if arguments_left >= 0:
+                value = encoded_arguments(value)
         elif field == "output" and type(value) is list:  # Responses: what a function call returned
             value, is_multimodal = compact_parts(value, as_chat=False)
         rewritten[field] = value
     return rewritten, is_multimodal, arguments_left
-
-
-def _order_of_field(name: str) -> tuple[bool, bool, str]:
-    """Role, content, then the others by name."""
-    return name != "role", name != "content", name
-
-
-def _arguments(arguments: Any, left: int) -> tuple[Any, int]:
-    """Arguments for hashing, decoded while there are characters left for it; and how many are then."""
-    if type(arguments) is str:
-        left -= len(arguments)
-        if left < 0:
-            return arguments, left
-    return encoded_arguments(arguments), left
 
 
 def compact_parts(

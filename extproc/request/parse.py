@@ -34,7 +34,7 @@ _OPERATIONS = {
 }
 
 _BETWEEN_TEXTS = b"\xff"  # in no UTF-8 text
-_BETWEEN_IDS = b"\xff\xff\xff\xff"  # in no vocabulary; before the first as well: ids are no text
+_NO_ID = 0xFFFFFFFF  # in no vocabulary: before each list of ids, the first as well, for ids are no text
 _WITHOUT_SPECIALS = b"\xff\xff"  # before a text that the engine is told to put no token before
 
 
@@ -243,11 +243,15 @@ def _flat(value: Any, param: str) -> _Prompt:
         kind = type(value[0])
         try:
             if kind is int:
-                return _Prompt(_BETWEEN_IDS + _pack(value), len(value))
+                return _Prompt(_pack([_NO_ID, *value]), len(value))
             if kind is str:
                 return _Prompt(_BETWEEN_TEXTS.join(map(str.encode, value)))
             if kind is list:
-                return _Prompt(b"".join(_BETWEEN_IDS + _pack(ids) for ids in value), sum(map(len, value)))
+                flat: list[int] = []
+                for ids in value:  # packed at once: of short lists there may be many
+                    flat.append(_NO_ID)
+                    flat += ids
+                return _Prompt(_pack(flat), len(flat) - len(value))
         except (struct.error, TypeError):
             pass  # mixed kinds, or ids that are none
     raise RouterError(

@@ -28,13 +28,14 @@ MAX_MEMBERS: Final = 1_048_576
 MAX_ELEMENTS: Final = 6_291_456
 """Commas: a batch of token ids that fills 32 MiB has 5.6 million, a prompt of a million ids one."""
 
-LIGHT_BYTES: Final = 256 * 1024
+LIGHT_BYTES: Final = 64 * 1024
 """Bodies up to this are decoded at once and uncounted: the worst take some 20 ms (make bench-worst-bodies)."""
 
 _HEAVY_BYTES: Final = 2 * 1024 * 1024
-_HEAVY_CONTAINERS: Final = 16_384
-_HEAVY_ELEMENTS: Final = 131_072
-_MANY_MARKS: Final = 65_536
+_HEAVY_CONTAINERS: Final = 8_192
+_HEAVY_ELEMENTS: Final = 65_536
+_MANY_BYTES: Final = 512 * 1024  # less has fewer elements than that, or quick ones
+_MANY_MARKS: Final = 65_536  # beyond which nothing is looked at more closely
 """What decodes and hashes in some 20 ms at worst; a coding agent's turn has 0.8 MB and some thousands of blocks."""
 
 _PIECE_BYTES: Final = 1024 * 1024  # counted at once, so that masks stay in the processor's cache
@@ -95,7 +96,9 @@ def is_heavy(body: bytes) -> bool:
     whole = np.frombuffer(body, dtype=np.uint8)
     opens = (whole | _CASE) == _BRACE
     containers = int(np.count_nonzero(opens))
-    if containers > _MANY_MARKS or body.count(b",") > _HEAVY_ELEMENTS:
+    if containers > _MANY_MARKS:
+        return True
+    if len(body) > _MANY_BYTES and int(np.count_nonzero(whole == _COMMA)) > _HEAVY_ELEMENTS:
         return True
     if containers <= _HEAVY_CONTAINERS:
         return False
@@ -117,7 +120,7 @@ def check_structure(body: bytes) -> None:
     if len(body) <= LIGHT_BYTES:
         return
     bounds = ((b"{", b"["), MAX_CONTAINERS), ((b":",), MAX_MEMBERS), ((b",",), MAX_ELEMENTS)
-    if all(sum(map(body.count, marks)) <= bound for marks, bound in bounds):
+    if len(body) <= MAX_CONTAINERS or all(sum(map(body.count, marks)) <= bound for marks, bound in bounds):
         return
     found = structure_of(body)
     for count, bound, what in (

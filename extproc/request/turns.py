@@ -46,20 +46,18 @@ MAX_ARGUMENTS_CHARS: Final = 256 * 1024
 """Tool arguments of one conversation that are decoded, in its order: JSON inside JSON is not counted by
 `extproc.request.structure`, and lists of nothing take 20 ns a character. Later ones stay as they came."""
 
-_LONG_NUMBER: Final = re.compile("[0-9]{17}")
-"""Numbers that orjson may round and json does not."""
+_LONG_NUMBER: Final = re.compile("[0-9]{20}")
+"""Integers beyond 64 bits, which orjson rounds and json does not."""
 
-_PLAIN_ROLES: Final = frozenset(("user", "assistant", "tool"))
+_NEVER_ROUNDED: Final = frozenset((str, int, bool, type(None)))
 
+_CALL: Final = frozenset(("id", "type", "function"))
+_FUNCTION: Final = frozenset(("name", "arguments"))
+"""Keys of most calls."""
 
-def is_plain(message: dict[str, Any]) -> bool:
-    """Whether a chat message has a role, a text, and nothing to change, whatever the template."""
-    return (
-        len(message) == 2
-        and type(message.get("content")) is str
-        and message.get("role") in _PLAIN_ROLES
-        and next(iter(message)) == "role"
-    )
+PLAIN: Final = ("role", "content")
+PLAIN_ROLES: Final = frozenset(("user", "assistant", "tool"))
+"""Keys and roles of chat messages in which there is nothing to change if the content is a text."""
 
 
 def without_billing_header(parts: list[Any]) -> list[Any]:
@@ -90,9 +88,9 @@ def system_text(text: str) -> str:
     return text.partition("\n")[2] if text.startswith(BILLING_HEADER) else text
 
 
-def other_fields(message: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a chat message is rendered beside role, content and tool calls, in the engine's order."""
-    fields: dict[str, Any] = {}
+def other_fields(message: Mapping[str, Any], fields: dict[str, Any]) -> None:
+    """Put into `fields` what of a chat message is rendered beside role, content and tool calls, in the engine's
+    order."""
     role = message.get("role")
     if role == "assistant":
         reasoning = message.get("reasoning")
@@ -102,12 +100,12 @@ def other_fields(message: Mapping[str, Any]) -> dict[str, Any]:
             fields["reasoning"] = reasoning
     elif role == "tool" and "tool_call_id" in message:
         fields["tool_call_id"] = message["tool_call_id"]
-    for name in ("name", "task"):
-        if type(message.get(name)) is str:
-            fields[name] = message[name]
+    if type(message.get("name")) is str:
+        fields["name"] = message["name"]
+    if type(message.get("task")) is str:
+        fields["task"] = message["task"]
     if role == "developer":
         fields["tools"] = message.get("tools")
-    return fields
 
 
 def tool_call(call: Any, arguments: Any) -> dict[str, Any] | None:
@@ -120,8 +118,18 @@ def tool_call(call: Any, arguments: Any) -> dict[str, Any] | None:
     function = call.get("function") if type(call) is dict else None
     if type(function) is not dict or call.get("type", "function") != "function":
         return None
-    given = {**first(function, "arguments", "name"), "arguments": arguments}
-    return {**first(call, "id", "function", "type"), "function": given}
+    if len(call) == len(_CALL) and len(function) == len(_FUNCTION) and call.keys() == _CALL:
+        if function.keys() == _FUNCTION:
+            return {
+                "id": call["id"],
+                "function": {"arguments": arguments, "name": function["name"]},
+                "type": "function",
+            }
+    given = {"arguments": arguments} | first(function, "name")
+    given["arguments"] = arguments
+    rewritten = first(call, "id", "function", "type")
+    rewritten["function"] = given
+    return rewritten
 
 
 def function_tools(tools: Any) -> list[dict[str, Any]] | None:
@@ -172,13 +180,20 @@ def encoded_arguments(arguments: Any) -> Any:
     Returns:
         An object, or one encoded already.
     """
-    if type(arguments) is str and arguments:
-        if _LONG_NUMBER.search(arguments) is None:
-            try:
-                decoded = orjson.loads(arguments)
-                return orjson.Fragment(orjson.dumps(decoded)) if type(decoded) is dict else {}
-            except (orjson.JSONDecodeError, orjson.JSONEncodeError):
-                pass  # json takes NaN, lone surrogates and other depths
+    if type(arguments) is str and len(arguments) > len("{}"):
+        try:
+            decoded = orjson.loads(arguments)
+            if type(decoded) is not dict:
+                return {}
+            encoded = orjson.dumps(decoded)
+        except (orjson.JSONDecodeError, orjson.JSONEncodeError):
+            pass  # json takes NaN, lone surrogates and other depths
+        else:
+            # Most arguments are texts beside each other, and looking at those is the quickest.
+            if all(type(said) in _NEVER_ROUNDED for said in decoded.values()) or (
+                _LONG_NUMBER.search(arguments) is None
+            ):
+                return orjson.Fragment(encoded)
         decoded = decoded_arguments(arguments)
         try:
             return orjson.Fragment(json.dumps(decoded).encode()) if decoded else {}
