@@ -137,7 +137,7 @@ MUCH = (
     "{{ lipsum(1000000) }}",
     "{{ messages | pprint }}",
     "{{ (messages * 200) | sum(attribute='x', start=[]) }}",
-    "{{ 10 ** 1000000 }}",
+    "{{ (9 + (messages | length)) ** 1000000 }}",
     "{% for i in range(100000) %}{{ i }}{% endfor %}",
     "{% for i in range(100000) %}{% if 'x' in messages[0].content %}{% endif %}{% endfor %}",
     "{% for i in range(8000) %}{% if messages[0].content.strip('x') %}{% endif %}{% endfor %}",
