@@ -61,7 +61,7 @@ class InferenceRequest:
         body: The decoded JSON object, owned by this request; sanitising edits it.
         is_multimodal: True if any part was image, audio or video.
         widths: (offset in `prompt`, bytes) where media count for so many bytes more than they have there.
-        more_bytes: What the prompt counts for beyond the length of `prompt`: all widths, and what was cut off.
+        more_bytes: What the prompt counts for beyond the length of `prompt`: widths, and what was cut off.
         has_body: False if `body` was left where it was decoded, so that nothing can be rendered here.
     """
 

@@ -1,8 +1,8 @@
 """What a chat template may make and do, counted before it is done.
 
 Rules:
-    1. Every operation that makes text, or reads all of one, takes from the meter first; loops and macros take a
-       step each time round. When the meter is empty, `TooMuch` ends the rendering, whatever the template does.
+    1. Every operation that makes text, or reads all of one, takes from the meter first; loops and macros take
+       a step each time round. When the meter is empty, `TooMuch` ends the rendering, whatever it does.
     2. A meter gives each rendering a multiple of what the request has: see `Meter.begin`.
     3. Metered operations give what Jinja's own give; those that no chat template needs, and that cannot be
        counted beforehand, end the rendering.
@@ -24,7 +24,7 @@ import jinja2.visitor
 CHARS: Final = 256 * 1024
 CHARS_PER_BYTE: Final = 32
 MOST_CHARS: Final = 64 * 1024 * 1024
-"""Characters made or read on the way: some twenty times over in the longest templates; 64 Mi take some 30 ms."""
+"""Characters made or read on the way, some twenty times over in the longest templates; 64 Mi take 30 ms."""
 
 STEPS: Final = 8_192
 STEPS_PER_BYTE: Final = 0.25
@@ -33,7 +33,7 @@ MOST_STEPS: Final = 65_536
 
 OUTPUT_CHARS: Final = 128 * 1024
 OUTPUT_PER_BYTE: Final = 8
-"""Characters of the rendered text: templates put some kilobytes around a conversation, and indent its tools."""
+"""Characters of the text: templates put some kilobytes around a conversation, and indent its tools."""
 
 _ITEMS_PER_STEP: Final = 16  # of lists that are copied or searched without a template's doing
 
@@ -117,7 +117,7 @@ def sandbox(meter: Meter, base: type[jinja2.sandbox.SandboxedEnvironment]) -> ty
             meter.take(sum(map(len, held)))
             return "".join(held)
 
-        def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+        def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805, PYI063
             """As inherited; what text methods will make is known before."""
             meter.step()
             method = getattr(__obj, "__wrapped__", __obj)  # the sandbox has formats of its own
@@ -131,9 +131,7 @@ def sandbox(meter: Meter, base: type[jinja2.sandbox.SandboxedEnvironment]) -> ty
     return Metered
 
 
-def _before_method(
-    meter: Meter, owner: str, name: str, args: Sequence[Any], kwargs: dict[str, Any]
-) -> None:
+def _before_method(meter: Meter, owner: str, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
     meter.take(len(owner))
     if name in ("center", "ljust", "rjust", "zfill", "expandtabs"):
         width = next((said for said in (*args, *kwargs.values()) if isinstance(said, int)), 8)
@@ -290,7 +288,7 @@ def _operators(meter: Meter) -> dict[str, Callable[..., Any]]:
         return left % right
 
     def power(left: Any, right: Any) -> Any:
-        if not isinstance(left, int | float) or not isinstance(right, int | float) or abs(right) > 64:  # noqa: PLR2004
+        if not isinstance(left, int | float) or not isinstance(right, int | float) or abs(right) > 64:
             raise TooMuch
         return left**right
 

@@ -153,7 +153,11 @@ def _anthropic(fields: dict[str, Any]) -> _Prompt:
     if type(system) is str:
         system = system_text(system)
     elif type(system) is list:
-        said = [part for part in without_billing_header(system) if type(part) is not dict or part.get("text") != ""]
+        said = [
+            part
+            for part in without_billing_header(system)
+            if type(part) is not dict or part.get("text") != ""
+        ]
         system, _ = compact_parts(said, as_chat=False)
     if system:
         head["system"] = system
@@ -183,7 +187,7 @@ def _responses(fields: dict[str, Any]) -> _Prompt:
 
 
 def _flat_tools(tools: Any, schema: str) -> Any:
-    """Tools of Anthropic's or of Responses with name, description and schema first, as engines render them."""
+    """Tools of Anthropic's or of Responses: name, description and schema first, as engines render them."""
     if type(tools) is not list:
         return tools
     return [

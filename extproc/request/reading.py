@@ -1,4 +1,4 @@
-"""A body read where it need not be decoded again: what the decision needs of it, and the body to send instead.
+"""A body read where it is not needed decoded: what the decision needs of it, and the body to send instead.
 
 Rules:
     1. Everything that takes time in proportion to a body happens in here, so that it can happen elsewhere.
@@ -8,7 +8,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import orjson
 
@@ -16,12 +16,14 @@ from extproc.request.parse import parse
 from extproc.request.sanitize import encode, force_usage, sanitize
 from extproc.request.structure import check_structure
 from extproc.types import InferenceRequest
-from metadata_center.types import value
+
+Pieces = tuple[bytes | bytearray, ...]
+"""Of a body, to be joined where it is sent."""
 
 _MODEL_MARK = b"\xff"  # in no JSON
 
 
-@value
+@dataclass(frozen=True, slots=True)
 class ReadOrder:
     """How a body is to be read.
 
@@ -40,7 +42,7 @@ class ReadOrder:
     max_prompt_bytes: int
 
 
-@value
+@dataclass(frozen=True, slots=True)
 class BodyRead:
     """A body that was read.
 
@@ -55,7 +57,7 @@ class BodyRead:
     is_changed: bool
     around_model: tuple[bytes | bytearray, bytes | bytearray] | None
 
-    def new_body(self, model: str | None) -> bytes | None:
+    def new_body(self, model: str | None) -> Pieces | None:
         """The body to send instead of the client's; None if that one may go as it came.
 
         Args:
@@ -65,7 +67,7 @@ class BodyRead:
             return None
         assert self.around_model is not None, "every rewritten name was in the order"
         before, after = self.around_model
-        return b"".join((before, orjson.dumps(model or self.request.model), after))
+        return before, orjson.dumps(model or self.request.model), after
 
 
 def read_body(order: ReadOrder, body: bytes) -> BodyRead:

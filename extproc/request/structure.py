@@ -10,17 +10,17 @@ Rules:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from extproc.errors import Reason, RouterError
-from metadata_center.types import value
 
 MAX_CONTAINERS: Final = 262_144
-"""Objects and lists of one body: a context of a million tokens in messages of six tokens each, or 86,000 messages
-whose content is a list of one part."""
+"""Objects and lists of one body: a context of a million tokens in messages of four tokens each, or 87,000
+messages whose content is a list of one part."""
 
 MAX_MEMBERS: Final = 1_048_576
 """Members of all objects, four per object of as many as there may be."""
@@ -29,14 +29,14 @@ MAX_ELEMENTS: Final = 6_291_456
 """Commas: a batch of token ids that fills 32 MiB has 5.6 million, a prompt of a million ids one."""
 
 LIGHT_BYTES: Final = 64 * 1024
-"""Bodies up to this are decoded at once and uncounted: the worst take some 20 ms (make bench-worst-bodies)."""
+"""Bodies up to this are decoded at once and uncounted: the worst take 20 ms (make bench-worst-bodies)."""
 
 _HEAVY_BYTES: Final = 2 * 1024 * 1024
 _HEAVY_CONTAINERS: Final = 8_192
 _HEAVY_ELEMENTS: Final = 65_536
 _MANY_BYTES: Final = 512 * 1024  # less has fewer elements than that, or quick ones
 _MANY_MARKS: Final = 65_536  # beyond which nothing is looked at more closely
-"""What decodes and hashes in some 20 ms at worst; a coding agent's turn has 0.8 MB and some thousands of blocks."""
+"""What decodes and hashes in 25 ms at worst; a coding agent's turn has 0.8 MB and thousands of blocks."""
 
 _PIECE_BYTES: Final = 1024 * 1024  # counted at once, so that masks stay in the processor's cache
 
@@ -49,7 +49,7 @@ _CASE: Final = 0x20  # tells "[" from "{"
 _Bytes = NDArray[np.uint8]
 
 
-@value
+@dataclass(frozen=True, slots=True)
 class Structure:
     """What is in a body, outside its strings.
 

@@ -1,9 +1,10 @@
-"""What of a request engines render: the one place that says so, for the text (`extproc.rendering`) and for the
-hashes (`extproc.request.media`) alike.
+"""What of a request engines render: the one place that says so.
+
+For the text (`extproc.rendering`) and for the hashes (`extproc.request.media`) alike.
 
 Rules:
-    1. As vLLM 0.32 does it between reading a chat and rendering it: fields of a message that it has no use for
-       are dropped, null contents are empty, tool arguments are decoded, keys come in the order of its types.
+    1. As vLLM 0.32 does it between reading a chat and rendering it: fields of a message that it has no use
+       for are dropped, null contents are empty, tool arguments are decoded, keys are in the order of its types.
     2. What renders to the same text whatever the template becomes the same value; what some template may
        render differently stays different.
     3. The decoded body is never edited: what changes is made anew, what does not is shared.
@@ -62,13 +63,10 @@ PLAIN_ROLES: Final = frozenset(("user", "assistant", "tool"))
 
 def without_billing_header(parts: list[Any]) -> list[Any]:
     """System texts without Claude Code's line, see `BILLING_HEADER`; the same list where there is none."""
-    for index, part in enumerate(parts):
-        if _begins_with_header(part):
-            break
-    else:
+    if not any(map(_begins_with_header, parts)):
         return parts
-    kept = parts[:index]
-    for part in parts[index:]:
+    kept = []
+    for part in parts:
         if not _begins_with_header(part):
             kept.append(part)
             continue
@@ -89,8 +87,7 @@ def system_text(text: str) -> str:
 
 
 def other_fields(message: Mapping[str, Any], fields: dict[str, Any]) -> None:
-    """Put into `fields` what of a chat message is rendered beside role, content and tool calls, in the engine's
-    order."""
+    """Put into `fields` what of a chat message is rendered beside role, content and calls, in order."""
     role = message.get("role")
     if role == "assistant":
         reasoning = message.get("reasoning")
@@ -118,13 +115,12 @@ def tool_call(call: Any, arguments: Any) -> dict[str, Any] | None:
     function = call.get("function") if type(call) is dict else None
     if type(function) is not dict or call.get("type", "function") != "function":
         return None
-    if len(call) == len(_CALL) and len(function) == len(_FUNCTION) and call.keys() == _CALL:
-        if function.keys() == _FUNCTION:
-            return {
-                "id": call["id"],
-                "function": {"arguments": arguments, "name": function["name"]},
-                "type": "function",
-            }
+    if call.keys() == _CALL and function.keys() == _FUNCTION:
+        return {
+            "id": call["id"],
+            "function": {"arguments": arguments, "name": function["name"]},
+            "type": "function",
+        }
     given = {"arguments": arguments} | first(function, "name")
     given["arguments"] = arguments
     rewritten = first(call, "id", "function", "type")

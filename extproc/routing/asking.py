@@ -13,7 +13,7 @@ from extproc.protocol.machine import RequestHeaders
 from extproc.protocol.wire import REQUEST_ID_HEADER
 from extproc.request.blocks import MAX_BLOCKS, block_hashes, root
 from extproc.request.parse import parse
-from extproc.request.reading import BodyRead, ReadOrder
+from extproc.request.reading import BodyRead, Pieces, ReadOrder
 from extproc.request.rules import Route
 from extproc.request.sanitize import encode, force_usage, rewrite_model, sanitize
 from extproc.routing.settings import RouterSettings
@@ -31,7 +31,7 @@ class Asked:
         headers: As they came.
         request: Its body.
         route: Where it may go.
-        new_body: The body to send instead of the client's, or None.
+        new_body: The body to send instead of the client's, in pieces; or None.
         blocks: Hashes of its prompt's blocks.
         prompt_tokens: Exact or estimated.
         received_s: Monotonic time when the body was there.
@@ -41,7 +41,7 @@ class Asked:
     headers: RequestHeaders
     request: InferenceRequest
     route: Route
-    new_body: bytes | None
+    new_body: Pieces | None
     blocks: list[int]
     prompt_tokens: int
     received_s: float
@@ -125,7 +125,7 @@ def _asked(
     headers: RequestHeaders,
     request: InferenceRequest,
     route: Route,
-    new_body: bytes | None,
+    new_body: Pieces | None,
     settings: RouterSettings,
     predictor: Predictor,
     now_s: float,
@@ -145,7 +145,7 @@ def _asked(
 
 def _new_body(
     request: InferenceRequest, route: Route, table: RoutingTable, settings: RouterSettings
-) -> bytes | None:
+) -> Pieces | None:
     """The body to send instead of the client's, or None if that one may go as it came."""
     body = request.body
     changed = bool(sanitize(body, table.allowed_fields))
@@ -153,4 +153,4 @@ def _new_body(
         changed |= rewrite_model(body, route.upstream_model)
     if settings.usage_injection:
         changed |= force_usage(body, request.operation)
-    return encode(body) if changed else None
+    return (encode(body),) if changed else None

@@ -131,6 +131,7 @@ class Router:
             if self._readers is not None:
                 patience_s = self._patience_s()
                 return Deferred(self._read_and_decide(headers, body, patience_s), patience_s)
+            body = bytes(body)  # a view, if it is large: see `wire.LargeBody`
             check_structure(body)
         asked = understand(
             headers, body, self.table, self.settings, self._state.predictor, self._rng, self._clock()
@@ -150,9 +151,7 @@ class Router:
         reading = self._readers.read(order_of(headers, table, settings), body)
         del body
         read = await reading
-        asked = understand_read(
-            headers, read, table, settings, self._state.predictor, self._rng, received_s
-        )
+        asked = understand_read(headers, read, table, settings, self._state.predictor, self._rng, received_s)
         del read
         hold = self.settings.hold
         left_s = received_s + patience_s - self._clock()
@@ -203,7 +202,7 @@ class Router:
                 pool.answers.clear()
             answer = pool.answers[key] = self._answer("request_body", route, pool, key)
         if new_body is not None:
-            answer += Answers.new_body(new_body)
+            answer = b"".join((answer, *Answers.new_body(new_body)))
         token = self.settings.debug_token
         if token is not None and compare_digest(
             headers.headers.get(DEBUG_HEADER, "").encode(), token.encode()

@@ -153,7 +153,7 @@ class WaitingRoom(Generic[D]):
     def promise(self, asked: Asked, parked: Parked) -> Any:
         """Let a request wait; the promise of its answer."""
         promise: Promise = self._loop().create_future()
-        held = _Held(asked, parked, promise, len(asked.request.prompt) + len(asked.new_body or b""))
+        held = _Held(asked, parked, promise, len(asked.request.prompt) + sum(map(len, asked.new_body or ())))
         self._held[parked.ticket] = held
         self._num_bytes += held.num_bytes
         promise.add_done_callback(lambda _: self._left(held))

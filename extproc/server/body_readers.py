@@ -58,6 +58,11 @@ class _Reader:
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
 
+    @property
+    def pid(self) -> int | None:
+        """Of the process, if there is one."""
+        return None if self._process is None else self._process.pid
+
     def read(self, order: ReadOrder, body: bytes) -> BodyRead:
         """Have a body read; blocks. Raises RouterError if it is refused."""
         channel = self._channel or self._start()
@@ -73,9 +78,7 @@ class _Reader:
         except (OSError, EOFError):
             self.stop()
             _log.warning("a process that reads bodies died", extra={"body_bytes": len(body)})
-            raise RouterError(
-                Reason.INTERNAL, "The request body could not be read.", param="body"
-            ) from None
+            raise RouterError(Reason.INTERNAL, "The request body could not be read.", param="body") from None
 
     def stop(self) -> None:
         """End the process, if there is one."""
@@ -90,7 +93,7 @@ class _Reader:
     def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603 - our own module
                 [sys.executable, "-m", "extproc.server.reading_process", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -129,7 +132,7 @@ class BodyReaders:
     @property
     def pids(self) -> list[int]:
         """Of the processes that run."""
-        return [reader._process.pid for reader in self._readers if reader._process is not None]
+        return [reader.pid for reader in self._readers if reader.pid is not None]
 
     async def read(self, order: ReadOrder, body: bytes) -> BodyRead:
         """Have a body read.

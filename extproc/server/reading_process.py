@@ -1,7 +1,7 @@
 """Reads large bodies in a process of its own: `python -m extproc.server.reading_process FD`.
 
 Rules:
-    1. One order at a time, over the socket it was given; its end, or the end of who started it, ends the process.
+    1. One order at a time, over the socket it was given; when that ends, the process does.
     2. Messages are a length, a head in MessagePack of closed types, and raw bytes; nothing is unpickled.
     3. It runs below the priority of the gateway, for which it works.
 """
@@ -26,7 +26,7 @@ from extproc.types import InferenceRequest, Operation
 _HEAD: Final = struct.Struct("<IQQQ")  # bytes of the head, and of up to three raw pieces
 
 _NICENESS: Final = 5
-"""Below the gateway's own, so that decoding large bodies does not take the time of deciding about small ones."""
+"""Below the gateway's own: decoding large bodies is not to take the time of deciding about small ones."""
 
 
 class Order(msgspec.Struct, array_like=True):

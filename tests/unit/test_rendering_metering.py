@@ -1,5 +1,7 @@
 """Templates that would make much of little: stopped before it is made, and all others left as they are."""
 
+# ruff: noqa: E501 - a template is a line
+
 from __future__ import annotations
 
 import json
@@ -18,7 +20,7 @@ from extproc.request.parse import parse
 from tests.unit.test_rendering_prompt_text import CHAT, DATA, prompt
 
 NOW_UNIX_S = 1_782_777_600.0
-MESSAGES = [
+MESSAGES: list[dict[str, Any]] = [
     {"role": "system", "content": "be brief", "n": 1},
     {"role": "user", "content": "hi <b>\n there\tyou\n", "n": 2},
     {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"a": [1, {"b": None}]}}}]},

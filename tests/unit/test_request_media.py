@@ -26,9 +26,7 @@ def token(kind: str, payload: str) -> orjson.Fragment:
 
 def same(one: object, other: object) -> bool:
     """Equal but for the order of keys, tokens included."""
-    return orjson.dumps(one, option=orjson.OPT_SORT_KEYS) == orjson.dumps(
-        other, option=orjson.OPT_SORT_KEYS
-    )
+    return orjson.dumps(one, option=orjson.OPT_SORT_KEYS) == orjson.dumps(other, option=orjson.OPT_SORT_KEYS)
 
 
 def widths(turns: object) -> tuple[tuple[int, int], ...]:
@@ -185,9 +183,10 @@ def test_the_width_of_a_request_is_bounded(field: str) -> None:
         encoded = orjson.dumps(compacted)
         assert sum(more for _, more in widths_of(encoded)) == MAX_WIDTH_BYTES
         assert len(encoded) <= 3 * len(orjson.dumps(turns))
-        assert len(block_hashes(encoded, 1, widths=widths_of(encoded))) == (
-            len(encoded) + MAX_WIDTH_BYTES
-        ) // 512
+        assert (
+            len(block_hashes(encoded, 1, widths=widths_of(encoded)))
+            == (len(encoded) + MAX_WIDTH_BYTES) // 512
+        )
 
 
 def test_no_text_imitates_a_token() -> None:

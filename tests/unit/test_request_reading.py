@@ -30,7 +30,8 @@ CHAT = "/v1/chat/completions"
 values = st.recursive(
     st.none() | st.booleans() | st.integers(0, 9) | st.text(alphabet='a"\\[]{},:é\n', max_size=8),
     lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(st.text(alphabet='a"\\[{,:', max_size=3), inner, max_size=4)
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(alphabet='a"\\[{,:', max_size=3), inner, max_size=4)
     ),
     max_leaves=20,
 )
@@ -41,7 +42,10 @@ BODIES: tuple[tuple[str, dict[str, Any]], ...] = (
     (CHAT, {"messages": [{"role": "user", "content": "é"}], "priority": 3, "stream": True}),
     ("/v1/completions", {"prompt": list(range(500)), "stream": True}),
     ("/v1/completions", {"prompt": ["a", "b"], "model\\": 1, "x": '"model":"m"'}),
-    ("/v1/messages", {"messages": [{"role": "user", "content": "x"}], "system": "s", "kv_transfer_params": {}}),
+    (
+        "/v1/messages",
+        {"messages": [{"role": "user", "content": "x"}], "system": "s", "kv_transfer_params": {}},
+    ),
     ("/v1/responses", {"input": "x", "max_output_tokens": 7, "cache_salt": "s"}),
     ("/v1/embeddings", {"input": [[1, 2], [3]], "rid": "x"}),
 )
@@ -66,9 +70,17 @@ def test_what_is_read_elsewhere_is_what_is_read_here(
     new_body = read.new_body(upstream)
     assert (new_body is not None) == changed
     if new_body is not None:
-        assert orjson.loads(new_body) == here.body
+        assert orjson.loads(b"".join(new_body)) == here.body
     there = read.request
-    for name in ("operation", "model", "stream", "prompt_tokens", "max_tokens", "cache_salt", "is_multimodal"):
+    for name in (
+        "operation",
+        "model",
+        "stream",
+        "prompt_tokens",
+        "max_tokens",
+        "cache_salt",
+        "is_multimodal",
+    ):
         assert getattr(there, name) == getattr(here, name)
     assert there.prompt_bytes == here.prompt_bytes
     assert not there.has_body

@@ -1,4 +1,4 @@
-"""What renders to the same text hashes the same, and nothing else does: held against what a real engine rendered."""
+"""What renders alike hashes alike, and nothing else does: held against what a real engine rendered."""
 
 from __future__ import annotations
 
@@ -136,7 +136,9 @@ def null_content_as(value: Any) -> Change:
 ALIKE: dict[str, Change] = {
     "keys of messages": each_message(reversed_keys),
     "keys of parts": each_message(parts_reversed),
-    "keys of calls": each_call(lambda call: reversed_keys({**call, "function": reversed_keys(call["function"])})),
+    "keys of calls": each_call(
+        lambda call: reversed_keys({**call, "function": reversed_keys(call["function"])})
+    ),
     "null name": each_message(lambda message: {"name": None, **message}),
     "unknown field": each_message(lambda message: {**message, "own": 1}),
     "null refusal": each_message(lambda message: {**message, "refusal": None, "audio": None}),
@@ -153,7 +155,9 @@ ALIKE: dict[str, Change] = {
     ),
     "arguments decoded": each_call(with_arguments(decoded)),
     "arguments spaced": each_call(
-        with_arguments(lambda said: json.dumps(decoded(said), indent=3) if type(decoded(said)) is dict else said)
+        with_arguments(
+            lambda said: json.dumps(decoded(said), indent=3) if type(decoded(said)) is dict else said
+        )
     ),
     "tools": tools_shuffled,
     "null tools": lambda body: body.setdefault("tools", None),
@@ -222,9 +226,10 @@ def changed_texts(body: Body) -> list[Body]:
                 other = deepcopy(body)
                 other["messages"][index]["tool_calls"][number]["function"] = function
                 changed.append(other)
-    for field in ("tools", "chat_template_kwargs", "reasoning_effort", "documents", "add_generation_prompt"):
-        if field in body:
-            changed.append({name: value for name, value in body.items() if name != field})
+    shaping = ("tools", "chat_template_kwargs", "reasoning_effort", "documents", "add_generation_prompt")
+    changed += [
+        {name: value for name, value in body.items() if name != field} for field in shaping if field in body
+    ]
     changed.append({**body, "chat_template_kwargs": {"cutoff": "May 1999"}})
     changed.append({**body, "add_special_tokens": True})
     return changed
@@ -324,7 +329,8 @@ def test_only_system_prompts_have_lines_that_do_not_count() -> None:
             [{"arguments": '{"a":1}', "name": "f", "call_id": "c", "type": "function_call"}],
         ),
         (
-            [{"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text", "text": "x"}]}],
+            [{"type": "function_call_output", "call_id": "c",
+              "output": [{"type": "input_text", "text": "x"}]}],
             [{"type": "function_call_output", "call_id": "c", "output": "x", "id": None}],
         ),
     ],
@@ -343,7 +349,13 @@ def test_tools_of_messages_count_by_what_they_say() -> None:
         prompt(MESSAGES, {"model": "m", "messages": go, "tools": [tool]})
         for tool in (
             {"name": "t", "description": "d", "input_schema": {"type": "object"}},
-            {"type": "custom", "input_schema": {"type": "object"}, "cache_control": {}, "description": "d", "name": "t"},
+            {
+                "type": "custom",
+                "input_schema": {"type": "object"},
+                "cache_control": {},
+                "description": "d",
+                "name": "t",
+            },
             {"name": "t", "description": "d", "input_schema": {"type": "object", "x": 1}},
         )
     )
