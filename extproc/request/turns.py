@@ -4,7 +4,7 @@ For the text (`extproc.rendering`) and for the hashes (`extproc.request.media`) 
 
 Rules:
     1. As vLLM 0.32 does it between reading a chat and rendering it: fields of a message that it has no use
-       for are dropped, null contents are empty, tool arguments are decoded, keys are in the order of its types.
+       for are dropped, null contents are empty, tool arguments are decoded, keys in the order of its types.
     2. What renders to the same text whatever the template becomes the same value; what some template may
        render differently stays different.
     3. The decoded body is never edited: what changes is made anew, what does not is shared.
