@@ -4,7 +4,7 @@ BIN := .venv/bin
 ENVOY := .tools/envoy/envoy/_bin/envoy
 ENVOY_VERSION := 1.40.0
 
-.PHONY: demo test test-unit test-e2e check lint types test-vllm bench-overhead bench-decision bench-index bench-bursts bench-sizing bench-policies bench-real-path vllm envoy install clean
+.PHONY: demo test test-unit test-e2e check lint types test-vllm bench-overhead bench-decision bench-index bench-bursts bench-sizing bench-policies bench-real-path bench-worst-bodies fuzz-bodies vllm envoy install clean
 
 demo: install envoy
 	$(BIN)/tokenway demo
@@ -49,6 +49,14 @@ bench-policies: install
 
 bench-real-path: install envoy
 	$(BIN)/python -m benchmarks.real_path
+
+bench-worst-bodies: install
+	$(BIN)/python -m benchmarks.worst_bodies
+
+# Looks for bodies that cost more for their bytes than the known ones.
+SECONDS ?= 300
+fuzz-bodies: install
+	$(BIN)/python -m benchmarks.worst_bodies --seconds $(SECONDS)
 
 bench-sizing: install
 	$(BIN)/python -m benchmarks.sizing

@@ -29,6 +29,7 @@ class Reason(StrEnum):
     BODY_TOO_LARGE = "body_too_large"
     OVERLOADED = "overloaded"
     NO_HEALTHY_ENDPOINT = "no_healthy_endpoint"
+    READERS_BUSY = "readers_busy"
     SHUTTING_DOWN = "shutting_down"
     INTERNAL = "internal_error"
 
@@ -45,6 +46,7 @@ _STATUS: dict[Reason, tuple[int, str]] = {
     Reason.BODY_TOO_LARGE: (413, "invalid_request_error"),
     Reason.OVERLOADED: (429, "overloaded_error"),
     Reason.NO_HEALTHY_ENDPOINT: (503, "overloaded_error"),
+    Reason.READERS_BUSY: (503, "overloaded_error"),
     Reason.SHUTTING_DOWN: (503, "overloaded_error"),
     Reason.INTERNAL: (500, "api_error"),
 }

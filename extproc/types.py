@@ -71,13 +71,16 @@ class InferenceRequest:
         model: The client's name for the model, before any rewriting.
         stream: True if the client asked for server-sent events.
         prompt: Canonical prompt bytes: equal conversation prefixes give equal byte prefixes;
-            media replaced by fixed-width content hashes. Never logged.
+            media replaced by content hashes. Never logged.
         prompt_tokens: Exact count when the client sent token ids, else None.
         max_tokens: The client's output bound, or None.
         cache_salt: The engine's cache namespace asked for by the client, or None.
         body: The decoded JSON object, owned by this request; sanitising edits it. Empty for a form.
         is_multimodal: True if any part was image, audio or video.
         form: The body where it is `multipart/form-data`, else None.
+        widths: (offset in `prompt`, bytes) where media count for so many bytes more than they have there.
+        more_bytes: What the prompt counts for beyond the length of `prompt`: widths, and what was cut off.
+        has_body: False if `body` was left where it was decoded, so that nothing can be rendered here.
     """
 
     operation: Operation
@@ -90,6 +93,14 @@ class InferenceRequest:
     body: dict[str, Any]
     is_multimodal: bool = False
     form: Rewritable | None = None
+    widths: tuple[tuple[int, int], ...] = ()
+    more_bytes: int = 0
+    has_body: bool = True
+
+    @property
+    def prompt_bytes(self) -> int:
+        """Bytes that the prompt counts for."""
+        return len(self.prompt) + self.more_bytes
 
 
 @dataclass(frozen=True, slots=True)

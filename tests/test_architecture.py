@@ -29,6 +29,7 @@ CORE = (
     "extproc/rendering/vocabulary.py",
     "extproc/rendering/canonical.py",
     "extproc/rendering/window.py",
+    "extproc/rendering/metering.py",
     "extproc/rendering/template.py",
     "extproc/rendering/messages.py",
     "extproc/rendering/prompt_text.py",

@@ -13,6 +13,9 @@ Source: envoy/service/ext_proc/v3/external_processor.proto, Envoy 1.40.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from envoy.config.core.v3 import base_pb2
 from envoy.extensions.filters.http.ext_proc.v3 import processing_mode_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
@@ -38,7 +41,77 @@ DECISION_NAMESPACE = "tokenway"
 DEBUG_KEY = "debug"
 
 ProcessingRequest = pb.ProcessingRequest
-parse = pb.ProcessingRequest.FromString
+
+LARGE_BYTES = 2 * 1024 * 1024
+"""Messages beyond this are not copied twice more to be understood; each copy of 32 MiB takes 20 ms."""
+
+_LEN = 2  # protobuf's wire type of bytes and messages
+
+
+def _tag(message: Any, field: str) -> bytes:
+    return bytes([message.DESCRIPTOR.fields_by_name[field].number << 3 | _LEN])
+
+
+_REQUEST_BODY = _tag(pb.ProcessingRequest, "request_body")
+_BODY = _tag(pb.HttpBody, "body")
+
+
+class LargeBody:
+    """A body message that is large: the body is a view of the message.
+
+    Attributes:
+        body: All of it.
+    """
+
+    __slots__ = ("body",)
+
+    def __init__(self, body: memoryview) -> None:
+        self.body = body
+
+    @property
+    def request_body(self) -> LargeBody:
+        """As the message that it stands for."""
+        return self
+
+    def WhichOneof(self, _: str) -> str:  # noqa: N802 - protobuf's interface
+        """As the message that it stands for."""
+        return "request_body"
+
+
+def parse(raw: bytes) -> Any:
+    """What came: a `ProcessingRequest`, or what looks like one."""
+    if len(raw) <= LARGE_BYTES or raw[:1] != _REQUEST_BODY:
+        return pb.ProcessingRequest.FromString(raw)
+    length, at = _varint(raw, 1)
+    if at + length > len(raw) or raw[at : at + 1] != _BODY:
+        return pb.ProcessingRequest.FromString(raw)
+    of_body, begins = _varint(raw, at + 1)
+    if begins + of_body > at + length:
+        return pb.ProcessingRequest.FromString(raw)
+    return LargeBody(memoryview(raw)[begins : begins + of_body])
+
+
+def _varint(raw: bytes, at: int) -> tuple[int, int]:
+    """A number and where it ends; a large one if it ends nowhere."""
+    value = shift = 0
+    for byte in raw[at : at + 10]:
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        at += 1
+        if byte < 0x80:
+            return value, at
+    return len(raw) + 1, at
+
+
+def _framed(tag: bytes, num_bytes: int) -> bytes:
+    """What precedes a field of so many bytes."""
+    head = bytearray(tag)
+    while num_bytes >= 0x80:
+        head.append(num_bytes & 0x7F | 0x80)
+        num_bytes >>= 7
+    head.append(num_bytes)
+    return bytes(head)
+
 
 _Mode = processing_mode_pb2.ProcessingMode
 
@@ -103,6 +176,15 @@ def _routed(field: str, common: pb.CommonResponse) -> pb.ProcessingResponse:
     return pb.ProcessingResponse(request_trailers=pb.TrailersResponse(header_mutation=mutation))
 
 
+_NEW_BODY = (
+    _tag(pb.ProcessingResponse, "request_body"),
+    _tag(pb.BodyResponse, "response"),
+    _tag(pb.CommonResponse, "body_mutation"),
+    _tag(pb.BodyMutation, "body"),
+)
+"""Where a new body is in an answer, from without."""
+
+
 class Answers:
     """Routing answers of one worker.
 
@@ -160,23 +242,23 @@ class Answers:
         return bytes(message.SerializeToString())
 
     @staticmethod
-    def new_body(body: bytes) -> bytes:
-        """What to append to a body decision so that `body` replaces the client's.
+    def new_body(pieces: Sequence[bytes | bytearray]) -> tuple[bytes | bytearray, ...]:
+        """What to append to a body decision so that `pieces`, joined, replace the client's body.
 
-        The body is copied once: protobuf would take 180 ms for 25 MB of audio, on the event loop.
+        It is written by hand, so that a body of many megabytes is copied once and not five times.
         """
+        num_bytes = sum(map(len, pieces))
         message = pb.ProcessingResponse(
             request_body=pb.BodyResponse(
                 response=pb.CommonResponse(
-                    header_mutation=pb.HeaderMutation(set_headers=[_set("content-length", str(len(body)))])
+                    header_mutation=pb.HeaderMutation(set_headers=[_set("content-length", str(num_bytes))])
                 )
             )
         )
         head = b""
-        num_bytes = len(body)
-        for field in _BODY_FIELDS:  # outwards: each field's head tells the size of all that is inside
-            head = _length_delimited(field, num_bytes + len(head)) + head
-        return b"".join((message.SerializeToString(), head, body))
+        for tag in reversed(_NEW_BODY):
+            head = _framed(tag, len(head) + num_bytes) + head
+        return (bytes(message.SerializeToString()), head, *pieces)
 
     @staticmethod
     def debug(request_id: str) -> bytes:
@@ -184,25 +266,6 @@ class Answers:
         message = pb.ProcessingResponse()
         message.dynamic_metadata.update({DECISION_NAMESPACE: {DEBUG_KEY: request_id}})
         return bytes(message.SerializeToString())
-
-
-_BODY_FIELDS = (
-    pb.BodyMutation.DESCRIPTOR.fields_by_name["body"].number,
-    pb.CommonResponse.DESCRIPTOR.fields_by_name["body_mutation"].number,
-    pb.BodyResponse.DESCRIPTOR.fields_by_name["response"].number,
-    pb.ProcessingResponse.DESCRIPTOR.fields_by_name["request_body"].number,
-)
-"""Field numbers from a new body outwards; all below 16, so that a tag is one byte."""
-
-
-def _length_delimited(field: int, num_bytes: int) -> bytes:
-    """What goes before `num_bytes` that are the content of a field: its tag, and the length as a varint."""
-    head = bytearray((field << 3 | 2,))
-    while num_bytes > 0x7F:
-        head.append(num_bytes & 0x7F | 0x80)
-        num_bytes >>= 7
-    head.append(num_bytes)
-    return bytes(head)
 
 
 def patience(wait_s: float) -> bytes:

@@ -22,9 +22,10 @@ from typing import Any, NamedTuple
 import orjson
 
 from extproc.errors import Reason, RouterError
-from extproc.request.media import compact_parts, compact_turns
+from extproc.request.media import compact_parts, compact_turns, widths_of
 from extproc.request.multipart import Form, Upload
 from extproc.request.sanitize import encode
+from extproc.request.turns import function_tools, system_text, template_variables, without_billing_header
 from extproc.types import InferenceRequest, Operation
 
 _TRUE_IN_FORMS = frozenset(("true", "1", "on", "yes", "t", "y"))
@@ -37,7 +38,8 @@ _SIDES = ("query", "queries", "text_1", "data_1", "documents", "items", "text_2"
 """vLLM's names of what is compared in rerank and score requests, SGLang's `query` and `items` among them."""
 
 _BETWEEN_TEXTS = b"\xff"  # in no UTF-8 text
-_BETWEEN_IDS = b"\xff\xff\xff\xff"  # in no vocabulary
+_NO_ID = 0xFFFFFFFF  # in no vocabulary: before each list of ids, the first as well, for ids are no text
+_WITHOUT_SPECIALS = b"\xff\xff"  # before a text that the engine is told to put no token before
 
 
 class _Prompt(NamedTuple):
@@ -52,6 +54,12 @@ def operation_of(path: str) -> Operation | None:
     """The operation served at a request path (query string and one trailing slash aside), if any."""
     api = _api_of(path)
     return None if api is None else api.operation
+
+
+def is_form(path: str) -> bool:
+    """True if requests at this path have `multipart/form-data` bodies, of which little is looked at."""
+    api = _api_of(path)
+    return api is not None and api.is_form
 
 
 def _api_of(path: str) -> _Api | None:
@@ -91,6 +99,7 @@ def parse(path: str, body: bytes) -> InferenceRequest:
     elif stream is not None and type(stream) is not bool:
         raise RouterError(Reason.INVALID_REQUEST, "stream must be true or false", param="stream")
     prompt = api.read(fields)
+    widths = widths_of(prompt.canonical) if prompt.is_multimodal else ()
     cache_salt = fields.get("cache_salt")
     return InferenceRequest(
         operation=api.operation,
@@ -103,6 +112,8 @@ def parse(path: str, body: bytes) -> InferenceRequest:
         body=fields if form is None else {},
         is_multimodal=prompt.is_multimodal,
         form=form,
+        widths=widths,
+        more_bytes=sum(width for _, width in widths),
     )
 
 
@@ -141,18 +152,54 @@ def _max_tokens(fields: dict[str, Any], names: tuple[str, ...]) -> int | None:
 def _chat(fields: dict[str, Any]) -> _Prompt:
     # A template of the client's own renders everything; tools and documents precede the messages.
     head = {name: fields[name] for name in ("chat_template", "tools", "documents") if fields.get(name)}
-    return _conversation(head, _messages(fields), "messages")
+    if "tools" in head:
+        head["tools"] = function_tools(head["tools"]) or head["tools"]
+    if fields.get("chat_template_kwargs") or fields.get("reasoning_effort") is not None:
+        variables = template_variables(fields)
+        if variables is None:  # the engine refuses it
+            variables = {name: fields.get(name) for name in ("chat_template_kwargs", "reasoning_effort")}
+        if variables:
+            head["variables"] = dict(sorted(variables.items()))
+    if fields.get("add_special_tokens") is True:
+        head["add_special_tokens"] = True
+    prompt = _conversation(head, _messages(fields), "messages", as_chat=True)
+    if fields.get("add_generation_prompt") is False or fields.get("continue_final_message") is True:
+        ending = (fields.get("add_generation_prompt"), fields.get("continue_final_message"))
+        prompt = prompt._replace(canonical=prompt.canonical + b"]" + encode(ending))
+    return prompt
 
 
 def _anthropic(fields: dict[str, Any]) -> _Prompt:
-    head = {name: fields[name] for name in ("system", "tools") if fields.get(name)}
-    if type(head.get("system")) is list:
-        head["system"], _ = compact_parts(head["system"])
+    head: dict[str, Any] = {}
+    system = fields.get("system")
+    if type(system) is str:
+        system = system_text(system)
+    elif type(system) is list:
+        said = [
+            part
+            for part in without_billing_header(system)
+            if type(part) is not dict or part.get("text") != ""
+        ]
+        system, _ = compact_parts(said, as_chat=False)
+    if system:
+        head["system"] = system
+    if fields.get("tools"):
+        head["tools"] = _flat_tools(fields["tools"], "input_schema")
     return _conversation(head, _messages(fields), "messages")
 
 
 def _responses(fields: dict[str, Any]) -> _Prompt:
-    head = {name: fields[name] for name in ("instructions", "tools") if fields.get(name)}
+    head: dict[str, Any] = {}
+    instructions = fields.get("instructions")
+    if type(instructions) is str:
+        instructions = system_text(instructions)
+    if instructions:
+        head["instructions"] = instructions
+    if fields.get("tools"):
+        head["tools"] = _flat_tools(fields["tools"], "parameters")
+    reasoning = fields.get("reasoning")
+    if type(reasoning) is dict and reasoning.get("effort") is not None:
+        head["effort"] = reasoning["effort"]
     turns = fields.get("input")
     if type(turns) is str and turns:
         turns = [{"role": "user", "content": turns}]  # what clients send it as from the second turn on
@@ -161,10 +208,34 @@ def _responses(fields: dict[str, Any]) -> _Prompt:
     return _conversation(head, turns, "input")
 
 
+def _flat_tools(tools: Any, schema: str) -> Any:
+    """Tools of Anthropic's or of Responses: name, description and schema first, as engines render them."""
+    if type(tools) is not list:
+        return tools
+    return [
+        {
+            **{name: tool[name] for name in ("name", "description", schema) if tool.get(name) is not None},
+            **{
+                name: tool[name]
+                for name in sorted(tool)
+                if tool[name] is not None
+                and name not in ("cache_control", "name", "description", schema)
+                and not (name == "type" and tool[name] in ("custom", "function"))
+            },
+        }
+        if type(tool) is dict
+        else tool
+        for tool in tools
+    ]
+
+
 def _completion(fields: dict[str, Any]) -> _Prompt:
     if fields.get("prompt") is None and fields.get("prompt_embeds") is not None:
         return _Prompt(b"")  # tensors only: no text, hence no prefix to match
-    return _flat(fields.get("prompt"), "prompt")
+    prompt = _flat(fields.get("prompt"), "prompt")
+    if fields.get("add_special_tokens") is False and prompt.num_tokens is None:
+        return prompt._replace(canonical=_WITHOUT_SPECIALS + prompt.canonical)
+    return prompt
 
 
 def _embedding(fields: dict[str, Any]) -> _Prompt:
@@ -222,10 +293,12 @@ def _messages(fields: dict[str, Any]) -> list[Any]:
     raise RouterError(Reason.INVALID_REQUEST, "messages must be a list", param="messages")
 
 
-def _conversation(head: dict[str, Any], turns: list[Any], param: str) -> _Prompt:
-    compacted, is_multimodal = compact_turns(turns, param)
+def _conversation(head: dict[str, Any], turns: list[Any], param: str, *, as_chat: bool = False) -> _Prompt:
+    compacted, is_multimodal = compact_turns(turns, param, as_chat=as_chat)
     canonical = encode(compacted, param)[:-1]
-    return _Prompt(encode(head) + canonical if head else canonical, None, is_multimodal)
+    if head:
+        canonical = encode(head) + canonical
+    return _Prompt(canonical, None, is_multimodal)
 
 
 def _flat(value: Any, param: str) -> _Prompt:
@@ -236,11 +309,15 @@ def _flat(value: Any, param: str) -> _Prompt:
         kind = type(value[0])
         try:
             if kind is int:
-                return _Prompt(_pack(value), len(value))
+                return _Prompt(_pack([_NO_ID, *value]), len(value))
             if kind is str:
                 return _Prompt(_BETWEEN_TEXTS.join(map(str.encode, value)))
             if kind is list:
-                return _Prompt(_BETWEEN_IDS.join(map(_pack, value)), sum(map(len, value)))
+                flat: list[int] = []
+                for ids in value:  # packed at once: of short lists there may be many
+                    flat.append(_NO_ID)
+                    flat += ids
+                return _Prompt(_pack(flat), len(flat) - len(value))
         except (struct.error, TypeError):
             pass  # mixed kinds, or ids that are none
     raise RouterError(

@@ -290,7 +290,7 @@ class Placer:
             route_name=route.route_name,
             settings=route.load_balancing,
             stream=request.stream,
-            prompt_bytes=len(request.prompt),
+            prompt_bytes=request.prompt_bytes,
             prompt_tokens=prompt_tokens,
             num_blocks=estimate.num_units,
             block_bytes=settings.block_bytes,

@@ -13,14 +13,18 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from hmac import compare_digest
+from typing import Protocol
 
 from extproc.errors import Reason, RouterError
 from extproc.protocol.machine import PassTo, Refuse, RequestHeaders, Verdict
 from extproc.protocol.servicer import Deferred
 from extproc.protocol.wire import DEBUG_HEADER, REQUEST_ID_HEADER, Answers
+from extproc.request.parse import is_form
+from extproc.request.reading import BodyRead, ReadOrder
 from extproc.request.responses import Named, response_key
 from extproc.request.rules import Route
-from extproc.routing.asking import Asked, understand
+from extproc.request.structure import check_structure, is_heavy
+from extproc.routing.asking import Asked, check_size, order_of, understand, understand_read
 from extproc.routing.placing import Chosen, Parked, Placer
 from extproc.routing.settings import RouterSettings
 from extproc.routing.state import State
@@ -36,6 +40,9 @@ Reserve = Callable[[RequestId, Sequence[Candidate]], Awaitable[EndpointKey | Non
 MAX_ANSWERS = 4096
 """Serialised answers kept per pool: all orders of three out of sixteen endpoints; about 500 bytes each."""
 
+MAX_PATIENCE_S = 60.0
+"""`max_message_timeout` of envoy/bootstrap.yaml: Envoy ignores what asks for more."""
+
 _RQ_TIMEOUT = "x-envoy-upstream-rq-timeout-ms"
 _TRY_TIMEOUT = "x-envoy-upstream-rq-per-try-timeout-ms"
 _MAX_RETRIES = "x-envoy-max-retries"
@@ -45,6 +52,17 @@ _RETRY_ON = "x-envoy-retry-on", "connect-failure,reset,refused-stream"
 is asked only where that one is gone, so that the client hears an engine's own 404; what the one says is never
 overruled by one that does not know. The header, which clients cannot send, selects the route `pinned` of
 envoy/bootstrap.yaml."""
+
+
+class Readers(Protocol):
+    """Who reads large bodies, so that others do not wait for them."""
+
+    @property
+    def patience_s(self) -> float:
+        """What is to be read is read, or refused, after this long at the latest."""
+
+    def read(self, order: ReadOrder, body: bytes) -> Awaitable[BodyRead]:
+        """Have a body read. Raises RouterError if it is refused, or if too many wait."""
 
 
 @value
@@ -82,6 +100,7 @@ class Router:
         reserve: Puts a charge to where all gateways meet; says where it is charged now, None if it is
             unconfirmed and stays. None decides here alone.
         loop: The running event loop, for requests that wait.
+        readers: Who reads large bodies; None reads them here and now.
     """
 
     def __init__(
@@ -95,6 +114,7 @@ class Router:
         wall_clock: Callable[[], float],
         reserve: Reserve | None = None,
         loop: Callable[[], Loop] | None = None,
+        readers: Readers | None = None,
     ) -> None:
         self.table = table
         self.settings = settings
@@ -103,6 +123,7 @@ class Router:
         self._rng = rng
         self._clock = clock
         self._reserve = reserve
+        self._readers = readers
         self._placer = Placer(state, rng, clock, wall_clock)
         self.waiting: WaitingRoom[Decision] | None = None
         if loop is not None:
@@ -114,6 +135,15 @@ class Router:
         Raises:
             RouterError: The request cannot be served.
         """
+        check_size(body, self.settings)
+        if is_form(headers.path):
+            body = bytes(body)  # a view, if it is large: see `wire.LargeBody`
+        elif is_heavy(body):
+            if self._readers is not None:
+                patience_s = self._patience_s()
+                return Deferred(self._read_and_decide(headers, body, patience_s), patience_s)
+            body = bytes(body)
+            check_structure(body)
         asked = understand(
             headers, body, self.table, self.settings, self._state.predictor, self._rng, self._clock()
         )
@@ -155,8 +185,36 @@ class Router:
         retries = (_MAX_RETRIES, str(len(endpoints) - 1))
         return PassTo(cluster, endpoints, (self._timeout(named.stream), retries, _RETRY_ON))
 
-    def _place(self, asked: Asked, before: Parked | None) -> Chosen | Parked:
-        may_wait = self.waiting is not None and self.waiting.takes(before)
+    async def _read_and_decide(
+        self, headers: RequestHeaders, body: bytes, patience_s: float
+    ) -> Decision | Awaitable[Decision]:
+        """Decide about a body that is read elsewhere; cancelled, it reads or charges nothing more."""
+        assert self._readers is not None
+        received_s, table, settings = self._clock(), self.table, self.settings
+        reading = self._readers.read(order_of(headers, table, settings), body)
+        del body
+        read = await reading
+        asked = understand_read(headers, read, table, settings, self._state.predictor, self._rng, received_s)
+        del read
+        hold = self.settings.hold
+        left_s = received_s + patience_s - self._clock()
+        placed = self._place(asked, None, may_wait=hold is not None and left_s > hold.max_s + 1.0)
+        if isinstance(placed, Parked):
+            assert self.waiting is not None, "nobody is parked without a room"
+            answer: Decision | Awaitable[Decision] = await self.waiting.promise(asked, placed)
+            return answer
+        return self._charged(asked, placed)
+
+    def _patience_s(self) -> float:
+        """How long Envoy has to wait for a body to be read, and then perhaps for room."""
+        assert self._readers is not None
+        hold = self.settings.hold
+        # One second for the way of the answer.
+        wanted_s = self._readers.patience_s + 1.0 + (0.0 if hold is None else hold.max_s + 1.0)
+        return min(wanted_s, MAX_PATIENCE_S)
+
+    def _place(self, asked: Asked, before: Parked | None, *, may_wait: bool = True) -> Chosen | Parked:
+        may_wait = may_wait and self.waiting is not None and self.waiting.takes(before)
         return self._placer.place(asked, self.table, self.settings, before, may_wait=may_wait)
 
     def _charged(self, asked: Asked, chosen: Chosen) -> Decision | Awaitable[Decision]:
@@ -183,7 +241,7 @@ class Router:
                 pool.answers.clear()
             answer = pool.answers[key] = self._answer("request_body", route, pool, key)
         if new_body is not None:
-            answer += Answers.new_body(new_body)
+            answer = b"".join((answer, *Answers.new_body(new_body)))
         token = self.settings.debug_token
         if token is not None and compare_digest(
             headers.headers.get(DEBUG_HEADER, "").encode(), token.encode()

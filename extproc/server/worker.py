@@ -44,6 +44,7 @@ from extproc.routing.state import State
 from extproc.routing.table import RoutingTable
 from extproc.server.admin import Admin
 from extproc.server.announcements import Announcements
+from extproc.server.body_readers import BodyReaders
 from extproc.server.bootstrap import template, withheld
 from extproc.server.bus import Bus
 from extproc.server.configuration import Configuration
@@ -196,6 +197,7 @@ class Worker:
         self._rule_headers: frozenset[str] | None = None
         self._default_cluster = config.default_cluster
         self._model_clusters = model_clusters(config)
+        self._readers = BodyReaders()
         self._router = Router(
             self.state,
             self._table(config, self._resolution),
@@ -206,6 +208,7 @@ class Worker:
             time.time,
             self._sync.reserve if self._sync is not None and config.metadata_center.reserve else None,
             asyncio.get_running_loop,
+            self._readers,
         )
         assert self._router.waiting is not None
         self._waiting = self._router.waiting
@@ -316,6 +319,7 @@ class Worker:
                 await asyncio.wait([stopping], timeout=_DRAIN_POLL_S)
             self._access_log.close()
             await stopping
+        await self._readers.close()
         if self._ticker is not None:
             self._ticker.cancel()
             await asyncio.wait([self._ticker])
