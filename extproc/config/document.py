@@ -39,7 +39,7 @@ _MAX_DEPTH = 64
 versions: libyaml's are none or 1,000, those of Python's JSON reader depend on the stack."""
 
 _MAX_DIGITS = 300
-"""Bound on an integer's decimal digits: it then fits a double. Python's own bound is a setting, and not for hex."""
+"""Bound on an integer's decimal digits: then it fits a double. Python's own is a setting, and not for hex."""
 
 _TOO_LONG = f"an integer without end; accepted: up to {_MAX_DIGITS} digits"
 
