@@ -50,6 +50,7 @@ CORE = (
     "metadata_center/running_blocks.py",
     "metadata_center/cluster_loads.py",
     "metadata_center/meeting.py",
+    "metadata_center/listening.py",
     "metadata_center/shares.py",
     "metadata_center/cache_map/*.py",
     "metadata_center/kv_events/errors.py",

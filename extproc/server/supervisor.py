@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from aiohttp import web
 from extproc.config.loading import load_all
 from extproc.observing.merge import merge
 from extproc.server.admin import METRICS_TYPE, application, json_response
+from extproc.server.modules import python_module
 from extproc.server.worker import COUNTERS_FILE, admin_path
 from metadata_center import shared_counters
 
@@ -78,7 +78,7 @@ class Supervisor:
         while not self._stopping:
             started_s = loop.time()
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "extproc.cli.main", "worker", str(self._path), str(index)
+                *python_module("extproc.cli.main", "worker", str(self._path), str(index))
             )
             self._processes[index] = process
             status = await process.wait()
