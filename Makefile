@@ -69,11 +69,11 @@ vllm: install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tokenway needs Python 3.11 or newer: make PYTHON=python3.11")'
 	@test -x $(BIN)/python || { echo "Making .venv ..." && $(PYTHON) -m venv .venv; }
 	@echo "Installing pip and setuptools as locked ..."
-	@$(BIN)/python $(WHEELS) --requirement requirements/build.txt
+	@$(BIN)/python $(WHEELS) --no-compile --requirement requirements/build.txt
 	@echo "Installing what Tokenway needs to run ..."
 	@$(BIN)/python $(WHEELS) --no-compile --requirement requirements/run.txt
 	@echo "Installing Tokenway itself, editable ..."
-	@$(BIN)/python $(PIP_INSTALL) --no-index --editable .
+	@PYTHONWARNINGS=ignore $(BIN)/python $(PIP_INSTALL) --no-index --editable .
 	@touch $@
 
 install: .venv/.dev
@@ -110,7 +110,7 @@ test-newest test-lowest: test-%: install envoy .tools/lock/.installed
 	@echo "Installing the $* versions allowed ..."
 	@.tools/$*/bin/python $(WHEELS) --requirement requirements/build.txt
 	@.tools/$*/bin/python $(LOCKED) --no-compile --requirement .tools/$*.txt
-	@.tools/$*/bin/python $(PIP_INSTALL) --no-index --editable .
+	@PYTHONWARNINGS=ignore .tools/$*/bin/python $(PIP_INSTALL) --no-index --editable .
 	.tools/$*/bin/python -m pytest -q -m "not real_vllm" $(TESTS)
 
 clean:
