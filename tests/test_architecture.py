@@ -58,6 +58,7 @@ CORE = (
     "metadata_center/cluster_loads.py",
     "metadata_center/meeting.py",
     "metadata_center/http_callers.py",
+    "metadata_center/listening.py",
     "metadata_center/shares.py",
     "metadata_center/cache_map/*.py",
     "metadata_center/kv_events/errors.py",

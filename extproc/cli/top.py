@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from http.client import HTTPException
 from typing import Any
-from urllib.error import URLError
 from urllib.request import urlopen
 
 import orjson
@@ -50,7 +50,7 @@ def top(admin_url: str, *, once: bool, interval_s: float, as_json: bool = False)
         while True:
             try:
                 current = _endpoints(admin_url)
-            except (URLError, OSError, ValueError) as exc:
+            except (OSError, ValueError, HTTPException) as exc:
                 print(f"admin port {admin_url} does not answer: {exc}", file=sys.stderr)
                 return 1
             if as_json:

@@ -13,7 +13,6 @@ import asyncio
 import logging
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from typing import Final
 from extproc.errors import Reason, RouterError
 from extproc.request.reading import BodyRead, ReadOrder
 from extproc.server import reading_process
+from extproc.server.modules import python_module
 
 _log = logging.getLogger("tokenway.body_readers")
 
@@ -94,7 +94,7 @@ class _Reader:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 - our own module
-                [sys.executable, "-m", "extproc.server.reading_process", str(theirs.fileno())],
+                python_module("extproc.server.reading_process", str(theirs.fileno())),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )

@@ -5,7 +5,6 @@ Pure but for `template`, which reads the shipped file.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,18 @@ from extproc.config.rule_headers import SECRET_HEADERS
 PROCESSOR = "tokenway.ext_proc"
 """Name of the filter that asks Tokenway."""
 
+SHIPPED = Path(__file__).parents[1] / "shipped"
+
 WORKER_CLUSTERS = ("tokenway-extproc", "tokenway-als", "tokenway-xds")
 
 
 def shipped(name: str) -> Path:
-    """A file that comes with the distribution: in the source tree, else under the installation's share."""
-    source = Path(__file__).parents[2] / name
-    return source if source.exists() else Path(sys.prefix) / "share" / "tokenway" / Path(name).name
+    """A file that comes with the package, by its name in the repository (`etc/tokenway.yaml`) or alone.
+
+    The repository keeps links in the package's place, so that operators find the files where they look for
+    them; a wheel has the files themselves.
+    """
+    return SHIPPED / Path(name).name
 
 
 def template() -> dict[str, Any]:

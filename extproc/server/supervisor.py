@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from extproc.server.admin import (
     last_asked_for,
     refuse_last,
 )
+from extproc.server.modules import python_module
 from extproc.server.run_dir import lock, prepare, run_dir
 from extproc.server.worker import COUNTERS_FILE, admin_path
 from metadata_center import shared_counters
@@ -120,7 +120,7 @@ class Supervisor:
             async with self._spawning:
                 with _hangup_held_back():
                     process = await asyncio.create_subprocess_exec(
-                        sys.executable, "-m", "extproc.cli.main", "worker", str(self._path), str(index)
+                        *python_module("extproc.cli.main", "worker", str(self._path), str(index))
                     )
             self._processes[index] = process
             status = await process.wait()

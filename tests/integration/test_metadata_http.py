@@ -272,7 +272,6 @@ async def test_the_command_serves_with_a_token_until_it_is_told_to_stop() -> Non
     ("options", "complaint"),
     [
         (["--token-env", "MC_TOKEN_UNSET"], "environment variable MC_TOKEN_UNSET holds no token"),
-        (["--listen", "8080"], "listen: 8080; accepted: ip:port"),
         (["--request-expiry-s", "0"], "request expiry: 0.0; accepted: seconds > 0"),
         (["--cache-expiry-s", "nan"], "cache expiry: nan; accepted: seconds > 0"),
     ],

@@ -31,6 +31,8 @@ from extproc.request.rules import Backend, ModelRules, Rule, RuleTable
 
 ETC = Path(__file__).parents[2] / "etc"
 
+TOO_LONG = "an integer without end; accepted: up to 300 digits"
+
 ONE_MODEL = """
 models:
   llama:
@@ -233,12 +235,38 @@ models:
         ),
         ("load: {lease_s: 2001-99-99}", "line 1: load.lease_s: cannot be read as timestamp: quote it"),
         ("<<: 1", "line 1: `<<` needs a mapping"),
-        ("[" * 100_000, "line 1: nested too deep; accepted: 64 levels"),
+        ("load: {lease_s: 0x" + "f" * 5_000 + "}", f"line 1: load.lease_s: {TOO_LONG}"),
     ],
 )
 def test_a_mistake_is_named_with_line_key_and_what_is_accepted(text: str, expected: str) -> None:
     """One mistake gives one line that suffices to repair it."""
     assert the_problem(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("level", "last_line"),
+    [
+        ("[", False),
+        ("{a: ", False),
+        ("- ", False),
+        ("? ", False),
+        ("[\n", True),
+        ("['don''t', \"\\\"[\", ", False),
+    ],
+)
+@pytest.mark.parametrize("levels", [65, 1_001, 100_000])
+def test_nesting_is_refused_in_our_words(level: str, last_line: bool, levels: int) -> None:
+    """Whatever bound the library has, on its own side of ours or beyond, ours is the one that speaks."""
+    line = 65 if last_line else 1
+    assert the_problem(level * levels) == f"line {line}: nested too deep; accepted: 64 levels"
+
+
+def test_brackets_that_nest_nothing_are_not_counted() -> None:
+    """Brackets in quotes, in comments and beside each other are no levels."""
+    many = "[" * 200
+    aliases = ", ".join(f"[a{i}]" for i in range(100))
+    assert problems(f"# {many}\nclusters_file: '{many}'\n") == []
+    assert the_problem(f"models: [{aliases}]").startswith("line 1: models: wrong type")
 
 
 @pytest.mark.parametrize(
