@@ -32,4 +32,8 @@ def rendered(config: Config, listen: str, envoy_admin_port: int) -> str:
         sockets=[str(socket_path(run_dir, index)) for index in range(config.server.workers)],
         allow_headers=config.request.allow_headers,
         max_body_bytes=config.request.max_body_bytes,
+        allow_fields=config.request.allow_fields,
+        away=config.away,
+        edge=config.edge,
+        others="unknown" if config.default_cluster is None else "refuse",
     )
