@@ -21,6 +21,7 @@ import orjson
 
 from extproc.errors import Reason, RouterError
 from extproc.request.media import compact_parts, compact_turns
+from extproc.request.paths import as_engines_read
 from extproc.request.sanitize import encode
 from extproc.types import InferenceRequest, Operation
 
@@ -45,8 +46,8 @@ class _Prompt(NamedTuple):
 
 
 def operation_of(path: str) -> Operation | None:
-    """The operation served at a request path (query string and one trailing slash aside), if any."""
-    return _OPERATIONS.get(path) or _OPERATIONS.get(path.partition("?")[0].removesuffix("/"))
+    """The operation that an engine would see in a request path, if any."""
+    return _OPERATIONS.get(path) or _OPERATIONS.get(as_engines_read(path))
 
 
 def parse(path: str, body: bytes) -> InferenceRequest:

@@ -438,6 +438,7 @@ class Worker:
             allowed_fields=frozenset(config.request.allow_fields),
             slots_of=counters.slots,
             loaded_unix_s=time.time(),
+            admin_paths=frozenset(config.default_cluster_admin_paths),
         )
 
     @staticmethod
