@@ -121,7 +121,7 @@ def as_engines_read(path: str) -> str:
 
 
 def loosest(path: str) -> str | None:
-    """What the path could be taken for: decoded to the end, lower case, no `;params`, dot segments, odd bytes.
+    """What the path could be taken for: decoded to the end, lower case, no `;params`, dot segments, oddities.
 
     Returns:
         The path without trailing slash, `""` for the root; None if it cannot be told: it is decoded again and
