@@ -51,6 +51,7 @@ from extproc.server.admin import Admin
 from extproc.server.announcements import Announcements
 from extproc.server.bus import Bus
 from extproc.server.configuration import Configuration
+from extproc.server.engine_tls import request_tls
 from extproc.server.sharing import member_of, transport_of
 from extproc.server.status import Status
 from metadata_center.cache_map.cache_map import CacheMap
@@ -416,6 +417,8 @@ class Worker:
         self._router.settings = self._router_settings(config)
         self._gateway.log_requests = config.logging.requests
         self._gateway.block_key = self._block_key(config)
+        tls = request_tls(config.engine_tls, resolution.clusters)
+        self._prober.tls = self._announcements.tls = tls
         self._prober.set_endpoints(resolution.endpoints)
         state.load.retain(keys)
         state.endpoints.retain(keys)
