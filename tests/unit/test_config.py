@@ -202,6 +202,16 @@ models:
             "accepted: text like `unix:/run/tokenway.sock`, `127.0.0.1:9000`, `[::]:9000`",
         ),
         (
+            "server: {listen: ['0.0.0.0:9000']}",
+            "line 1: server: listen has 0.0.0.0:9000, which others can reach in clear text: they could steer "
+            "traffic and read prompts; accepted: loopback, listen_tls, or listen_insecure: true",
+        ),
+        (
+            "edge: {cors: {origins: [chat.example.com]}}",
+            'line 1: edge.cors.origins[0]: malformed: "chat.example.com"; '
+            "accepted: text like `https://chat.example.com`",
+        ),
+        (
             "server: {admin: {address: localhost}}",
             "line 1: server.admin.address: not an IP address; "
             "accepted: text like `127.0.0.1`, `0.0.0.0`, `::`",
@@ -483,3 +493,16 @@ def test_configuration_is_immutable() -> None:
     """A loaded configuration cannot be changed in place."""
     with pytest.raises(ValueError, match="frozen"):
         Config().server.workers = 2
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        "{listen: ['127.0.0.1:1', '[::1]:1', 'unix:/x']}",
+        "{listen: ['10.0.0.1:1'], listen_insecure: true}",
+        "{listen: ['[::]:1'], listen_tls: {cert_file: a, key_file: b, client_ca_file: c}}",
+    ],
+)
+def test_who_may_listen(server: str) -> None:
+    """Loopback, mutual TLS, or somebody who said so."""
+    assert parse(f"server: {server}", "x").server.listen
