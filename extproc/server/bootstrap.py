@@ -160,7 +160,7 @@ def _add_cors(manager: dict[str, Any], cors: Cors) -> None:
     """Envoy's CORS filter first, so that a preflight is answered whether or not Tokenway is there."""
     matchers: list[dict[str, Any]] = [{"exact": origin} for origin in cors.origins]
     if "*" in cors.origins:
-        matchers = [{"prefix": ""}]
+        matchers = [{"safe_regex": {"regex": ".*"}}]
     (host,) = manager["route_config"]["virtual_hosts"]
     host["typed_per_filter_config"] = {
         "envoy.filters.http.cors": {

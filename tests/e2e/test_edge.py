@@ -17,6 +17,8 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
+from extproc.cli.bootstrap import rendered
+from extproc.config.schema import Config
 from tests.e2e.harness import (
     FAST_HEALTH,
     Recorder,
@@ -24,6 +26,7 @@ from tests.e2e.harness import (
     answer_chat,
     chat,
     cluster,
+    envoy_binary,
     eventually,
     exchange,
     free_port,
@@ -108,6 +111,7 @@ async def test_a_slow_upload_ends(edge: Stack, engine: Recorder) -> None:
     took_s, said = await _closed_after(edge.port, head, *([b" " * 10] * 100), pause_s=0.1)
     assert UPLOAD_S * 0.9 <= took_s < 10
     assert said.startswith(b"HTTP/1.1 408")
+    assert b"request_timeout" in said
     assert engine.received == []
 
 
@@ -315,6 +319,31 @@ def _files(pki: Path, name: str, **more: str) -> dict[str, str]:
     return {"cert_file": str(pki / f"{name}.pem"), "key_file": str(pki / f"{name}.key"), **more}
 
 
+async def test_every_setting_at_once_is_a_bootstrap_that_envoy_takes(pki: Path, tmp_path: Path) -> None:
+    """Envoy's own check of what `tokenway bootstrap` prints with all of `edge` and `away` given."""
+    ca = str(pki / "ca.pem")
+    gateway = {"addresses": ["[::1]:9"], **_files(pki, "client", ca_file=ca, server_name="server.test")}
+    tls = _files(pki, "server", client_ca_file=ca)
+    config = Config.model_validate(
+        {
+            "away": {"gone": "refuse", "late": "refuse", "after_s": 1.25},
+            "edge": {
+                **EDGE,
+                "cors": {"origins": ["*"]},
+                "tls": tls,
+                "gateway": gateway,
+                "admin_paths": ["/x"],
+            },
+            "request": {"allow_fields": ["priority"], "max_body_bytes": 4096},
+        }
+    )
+    path = tmp_path / "envoy.yaml"
+    path.write_text(rendered(config, "[::1]:1", 1))
+    words = [envoy_binary(), "--mode", "validate", "-c", path]
+    checked = await asyncio.to_thread(subprocess.run, words, capture_output=True, timeout=60, check=False)
+    assert checked.returncode == 0, checked.stderr[-2000:].decode()
+
+
 async def test_mutual_tls_between_envoy_and_tokenway(engine: Recorder, pki: Path) -> None:
     """Envoy reaches Tokenway by TCP with its certificate; nobody gets there without one of the CA."""
     port = free_port()
@@ -343,9 +372,14 @@ async def test_mutual_tls_between_envoy_and_tokenway(engine: Recorder, pki: Path
                 reader, writer = await asyncio.open_connection(
                     "127.0.0.1", port, ssl=context, server_hostname="server.test" if context else None
                 )
-                writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")
-                async with asyncio.timeout(10):
-                    return await reader.read(1) == b""
+                try:
+                    writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+                    async with asyncio.timeout(10):
+                        return await reader.read(1) == b""
+                finally:
+                    writer.close()
+                    with suppress(OSError):
+                        await writer.wait_closed()
             except (OSError, TimeoutError):
                 return True
 

@@ -13,7 +13,7 @@ from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.extensions.load_balancing_policies.least_request.v3 import least_request_pb2
 from envoy.extensions.load_balancing_policies.override_host.v3 import override_host_pb2
-from envoy.extensions.transport_sockets.tls.v3 import tls_pb2
+from envoy.extensions.transport_sockets.tls.v3 import common_pb2, tls_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy_data_plane.envoy.service.discovery import v3 as discovery_v3
 from envoy_data_plane.google import rpc
@@ -356,7 +356,7 @@ def test_tls_is_of_the_cluster_and_its_aliases() -> None:
         common = context.common_tls_context
         (match,) = common.validation_context.match_typed_subject_alt_names
         assert (context.sni, match.matcher.exact) == ("engine.internal", "engine.internal")
-        assert match.san_type == tls_pb2.SubjectAltNameMatcher.DNS
+        assert match.san_type == common_pb2.SubjectAltNameMatcher.DNS
         assert common.validation_context.trusted_ca.filename == "/ca.pem"
         assert common.tls_certificates[0].private_key.filename == "/k.pem"
     assert not read_cluster(resources["other"]).HasField("transport_socket")
