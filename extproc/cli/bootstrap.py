@@ -54,4 +54,8 @@ def rendered(config: Config, listen: str, envoy_admin_port: int) -> str:
         allow_headers=config.request.allow_headers,
         max_body_bytes=config.request.max_body_bytes,
         rule_headers=config.rule_headers(),
+        allow_fields=config.request.allow_fields,
+        away=config.away,
+        edge=config.edge,
+        others="unknown" if config.default_cluster is None else "refuse",
     )

@@ -102,6 +102,7 @@ def cross_check(config: Config, clusters: Sequence[ClusterSpec], document: Docum
     """
     names = [cluster.name for cluster in clusters]
     places: list[tuple[Location, str | None]] = [(("default_cluster",), config.default_cluster)]
+    places += [(("engine_tls", name), name) for name in config.engine_tls]
     for model_name, model in config.models.items():
         for i, rule in enumerate(model.rules):
             places.append((("models", model_name, "rules", i, "cluster"), rule.cluster))

@@ -15,11 +15,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from math import inf
+from typing import Any
 
 import aiohttp
 
@@ -175,6 +176,9 @@ class Prober:
         on_cache_config: Called as (key, kv_tokens, block_size) after every reading that has them.
         on_cache_cleared: Called when an engine was found asleep: its cache is gone.
         on_occupancy: Called after every reading that tells how full the engine is.
+
+    Attributes:
+        tls: What aiohttp is told with a request to endpoints that speak TLS; others are left out.
     """
 
     def __init__(
@@ -191,6 +195,7 @@ class Prober:
     ) -> None:
         self._tracker = tracker
         self.settings = settings
+        self.tls: Mapping[EndpointKey, Mapping[str, Any]] = {}
         self._clock = clock
         self._rng = rng
         self._on_transition = on_transition
@@ -204,6 +209,9 @@ class Prober:
         self._raised = False
         self._probes: dict[EndpointKey, asyncio.Task[None]] = {}
         self._loop_task: asyncio.Task[None] | None = None
+
+    def _base(self, key: EndpointKey) -> str:
+        return f"{'https' if key in self.tls else 'http'}://{key}"
 
     def set_endpoints(self, endpoints: Iterable[Endpoint]) -> None:
         """Replace what is probed, and the tracker's endpoints with it; keeps what is known of the rest."""
@@ -299,7 +307,9 @@ class Prober:
     async def _health(self, session: aiohttp.ClientSession, key: EndpointKey) -> str | None:
         """One probe; None if it succeeded, else why not."""
         try:
-            async with session.get(f"http://{key}{self.settings.path}", allow_redirects=False) as response:
+            async with session.get(
+                f"{self._base(key)}{self.settings.path}", allow_redirects=False, **self.tls.get(key, {})
+            ) as response:
                 if HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
                     return None
                 return f"status {response.status}"
@@ -314,7 +324,9 @@ class Prober:
         404 means an engine that has no metrics: no facts, and not asked again at once.
         """
         try:
-            async with session.get(f"http://{key}/metrics", allow_redirects=False) as response:
+            async with session.get(
+                f"{self._base(key)}/metrics", allow_redirects=False, **self.tls.get(key, {})
+            ) as response:
                 if response.status == HTTPStatus.NOT_FOUND:
                     return EngineFacts(None, None, is_asleep=False)
                 if response.status != HTTPStatus.OK:

@@ -24,6 +24,7 @@ import orjson
 from extproc.errors import Reason, RouterError
 from extproc.request.media import compact_parts, compact_turns, widths_of
 from extproc.request.multipart import Form, Upload
+from extproc.request.paths import as_engines_read
 from extproc.request.sanitize import encode
 from extproc.request.turns import function_tools, system_text, template_variables, without_billing_header
 from extproc.types import InferenceRequest, Operation
@@ -51,7 +52,7 @@ class _Prompt(NamedTuple):
 
 
 def operation_of(path: str) -> Operation | None:
-    """The operation served at a request path (query string and one trailing slash aside), if any."""
+    """The operation that an engine would see in a request path, if any."""
     api = _api_of(path)
     return None if api is None else api.operation
 
@@ -63,7 +64,7 @@ def is_form(path: str) -> bool:
 
 
 def _api_of(path: str) -> _Api | None:
-    return _BY_PATH.get(path) or _BY_PATH.get(path.partition("?")[0].removesuffix("/"))
+    return _BY_PATH.get(path) or _BY_PATH.get(as_engines_read(path))
 
 
 def parse(path: str, body: bytes) -> InferenceRequest:

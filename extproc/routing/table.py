@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from urllib.parse import unquote
 
 import orjson
 
@@ -24,6 +23,7 @@ from extproc.protocol.machine import (
     Verdict,
 )
 from extproc.request.parse import operation_of
+from extproc.request.paths import as_engines_read, is_admin, loosest
 from extproc.request.responses import Named, named_in
 from extproc.request.rules import RuleTable
 from extproc.types import Endpoint, Operation
@@ -67,6 +67,7 @@ class RoutingTable:
         clusters: Endpoints by cluster name.
         models: Names listed by `/v1/models`, with the time they were configured.
         default_cluster: Where requests go that are no inference; None refuses them with 404.
+        admin_paths: Engines' admin paths that may go there too.
         allowed_fields: Body fields that clients may steer by.
         slots_of: Where endpoints are counted.
         loaded_unix_s: When this configuration was loaded; `created` of every listed model.
@@ -81,11 +82,13 @@ class RoutingTable:
         allowed_fields: frozenset[str],
         slots_of: Callable[[Sequence[EndpointKey]], tuple[int, ...]],
         loaded_unix_s: float,
+        admin_paths: frozenset[str] = frozenset(),
     ) -> None:
         self.rules = rules
         self.clusters = {name: tuple(endpoints) for name, endpoints in clusters.items()}
         self.allowed_fields = allowed_fields
         self._default_cluster = default_cluster
+        self._admin_paths = admin_paths
         self._slots_of = slots_of
         self._model_list = {
             name: {"id": name, "object": "model", "created": int(loaded_unix_s), "owned_by": "tokenway"}
@@ -128,12 +131,11 @@ class RoutingTable:
 
     def judge(self, request: RequestHeaders) -> Verdict:
         """What the request line alone decides."""
-        if request.method == "POST":
-            operation = operation_of(request.path)
-            if operation is not None:
-                return NEED_BODY_AND_HEAD if operation is Operation.RESPONSES else NEED_BODY
-        path = request.path.partition("?")[0]
-        if operation_of(path) is not None:
+        operation = operation_of(request.path)
+        if operation is not None and request.method == "POST":
+            return NEED_BODY_AND_HEAD if operation is Operation.RESPONSES else NEED_BODY
+        path = as_engines_read(request.path)
+        if operation is not None:
             error = f"{path} takes POST, not {request.method}."
             return Refuse(RouterError(Reason.METHOD_NOT_ALLOWED, error, param="method"))
         named = named_in(request.path)
@@ -143,15 +145,25 @@ class RoutingTable:
             takes = " and ".join(named.methods)
             error = f"This path takes {takes}, not {request.method}."
             return Refuse(RouterError(Reason.METHOD_NOT_ALLOWED, error, param="method"))
-        if request.method == "GET" and path.rstrip("/") == "/v1/models":
+        if request.method == "GET" and path == "/v1/models":
             return Answer(200, self._models_body)
         if request.method == "GET" and path.startswith("/v1/models/"):
-            model = self._model_list.get(unquote(path.removeprefix("/v1/models/")))
+            model = self._model_list.get(path.removeprefix("/v1/models/"))
             if model is not None:
                 return Answer(200, orjson.dumps(model))
             return Refuse(
                 RouterError(Reason.MODEL_NOT_FOUND, "This model is not served here.", param="model")
             )
-        if self._default_cluster is not None:
+        if self._default_cluster is not None and self._may_pass(request.path):
             return PassTo(self._default_cluster)
         return Refuse(RouterError(Reason.UNKNOWN_PATH, "Nothing is served at this path."))
+
+    def _may_pass(self, path: str) -> bool:
+        """True if nobody behind us could take `path` for inference or an engine's administration.
+
+        Inference in a spelling of its own would pass unread: neither sanitised nor counted.
+        """
+        could_be = loosest(path)
+        if could_be is None or operation_of(could_be) is not None:
+            return False
+        return not is_admin(could_be, self._admin_paths)

@@ -18,10 +18,17 @@ from prometheus_client import CollectorRegistry
 
 from extproc.accesslog.entries import Entry
 from extproc.accesslog.service import AccessLog, Dispatcher
-from extproc.config.schema import Config
+from extproc.config.schema import Config, ListenTls
 from extproc.discovery.ads import AdsServer
+from extproc.discovery.open_models import open_models, subset_pools
 from extproc.discovery.resolution import Resolution
-from extproc.discovery.resources import ASSIGNMENT_TYPE, CLUSTER_TYPE, cluster_resources, load_assignments
+from extproc.discovery.resources import (
+    ASSIGNMENT_TYPE,
+    CLUSTER_TYPE,
+    UpstreamTls,
+    cluster_resources,
+    load_assignments,
+)
 from extproc.health.prober import Occupancy, Prober
 from extproc.health.tracker import FailureKind, HealthState, HealthTracker, Transition
 from extproc.observing.metrics import Metrics
@@ -48,6 +55,7 @@ from extproc.server.body_readers import BodyReaders
 from extproc.server.bootstrap import template, withheld
 from extproc.server.bus import Bus
 from extproc.server.configuration import Configuration
+from extproc.server.engine_tls import request_tls
 from extproc.server.run_dir import closed_to_others, lock, prepare, run_dir
 from extproc.server.sharing import member_of, transport_of
 from extproc.server.status import Status
@@ -77,9 +85,6 @@ ADS_TYPES = {CLUSTER_TYPE: "CDS", ASSIGNMENT_TYPE: "EDS"}
 
 COUNTERS_FILE = "load.counters"
 
-DEFAULT_CLUSTER = "tokenway-default"
-"""Where envoy/bootstrap.yaml sends what neither Tokenway nor a model name places."""
-
 _MESSAGE_OVERHEAD_BYTES = 1024 * 1024
 """Room in a gRPC message beside the body: headers, metadata."""
 
@@ -92,6 +97,22 @@ def socket_path(run_dir: Path, index: int) -> Path:
 def admin_path(run_dir: Path, index: int) -> Path:
     """The admin socket of a worker, for its supervisor."""
     return run_dir / f"admin{index}.sock"
+
+
+def listen_credentials(tls: ListenTls | None) -> grpc.ServerCredentials | None:
+    """Mutual TLS for gRPC; None for clear text.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    if tls is None:
+        return None
+    key, certificate, authority = (
+        Path(name).read_bytes() for name in (tls.key_file, tls.cert_file, tls.client_ca_file)
+    )
+    return grpc.ssl_server_credentials(
+        [(key, certificate)], root_certificates=authority, require_client_auth=True
+    )
 
 
 class EjectionCause(StrEnum):
@@ -116,15 +137,6 @@ def capacity_blocks(kv_tokens: int, tokens_per_byte: float, config: Config) -> i
     """How many of our blocks a KV cache of `kv_tokens` holds."""
     blocks = int(kv_tokens / tokens_per_byte / config.request.block_bytes)
     return min(config.cache.max_blocks_per_endpoint, max(1, blocks))
-
-
-def model_clusters(config: Config) -> dict[str, str]:
-    """Where Envoy sends each model by itself: the cluster of its default rule, or else of its first."""
-    return {
-        name: next((rule.cluster for rule in model.rules if not rule.headers), model.rules[0].cluster)
-        for model_name, model in config.models.items()
-        for name in (model_name, *model.aliases)
-    }
 
 
 class Worker:
@@ -195,8 +207,7 @@ class Worker:
             self.state.placing = lambda: workers
         self._resolution = Resolution({})
         self._rule_headers: frozenset[str] | None = None
-        self._default_cluster = config.default_cluster
-        self._model_clusters = model_clusters(config)
+        self._config = config
         self._readers = BodyReaders()
         self._router = Router(
             self.state,
@@ -283,8 +294,12 @@ class Worker:
         with closed_to_others():
             server.add_insecure_port(f"unix:{socket}")
         if self._index == 0:
+            credentials = listen_credentials(config.server.listen_tls)
             for address in config.server.listen:
-                server.add_insecure_port(address)
+                if credentials is None or address.startswith("unix:"):
+                    server.add_insecure_port(address)
+                else:
+                    server.add_secure_port(address, credentials)
         if self._bus is not None:
             await self._bus.start()
         await server.start()
@@ -435,8 +450,7 @@ class Worker:
         table = self._table(config, resolution)
         before = {endpoint.key for endpoint in self._resolution.endpoints}
         self._resolution = resolution
-        self._default_cluster = config.default_cluster
-        self._model_clusters = model_clusters(config)
+        self._config = config
         self._health.settings = self._prober.settings = config.health.settings()
         keys = frozenset(endpoint.key for endpoint in resolution.endpoints)
         state = self.state
@@ -448,6 +462,8 @@ class Worker:
         self._gateway.block_key = self._block_key(config)
         state.homes.max_entries = config.responses.max_remembered
         state.homes.expiry_s = config.responses.expiry_s
+        tls = request_tls(config.engine_tls, resolution.clusters)
+        self._prober.tls = self._announcements.tls = tls
         self._prober.set_endpoints(resolution.endpoints)
         state.load.retain(keys)
         state.endpoints.retain(keys)
@@ -480,6 +496,7 @@ class Worker:
             allowed_fields=frozenset(config.request.allow_fields),
             slots_of=counters.slots,
             loaded_unix_s=time.time(),
+            admin_paths=frozenset(config.default_cluster_admin_paths),
         )
 
     @staticmethod
@@ -511,13 +528,16 @@ class Worker:
         )
 
     def _publish(self) -> None:
-        clusters = dict(self._resolution.clusters)
-        default = self._default_cluster
-        if default is not None:
-            clusters[DEFAULT_CLUSTER] = clusters[default]
+        config, models = self._config, open_models(self._config)
+        clusters = {**subset_pools(models, self._resolution.clusters), **self._resolution.clusters}
         for type_url in self._ads.publish(
             {
-                CLUSTER_TYPE: cluster_resources(clusters, self._model_clusters),
+                CLUSTER_TYPE: cluster_resources(
+                    clusters,
+                    {name: rule.cluster for name, rule in models.items()},
+                    tls={name: UpstreamTls(**tls.model_dump()) for name, tls in config.engine_tls.items()},
+                    max_open_requests=config.away.max_requests_per_endpoint,
+                ),
                 ASSIGNMENT_TYPE: load_assignments(clusters, self._health.state),
             }
         ):

@@ -149,7 +149,7 @@ models:
         (
             "version: 1\nserver:\n  worker: 2",
             "line 3: server.worker: unknown key, did you mean `workers`?; "
-            "accepted: workers, run_dir, listen, admin, drain_s",
+            "accepted: workers, run_dir, listen, listen_tls, listen_insecure, admin, drain_s",
         ),
         ("version: 2", "line 1: version: unknown value: 2; accepted: 1"),
         (
@@ -202,6 +202,16 @@ models:
             "server:\n  listen:\n    - unix:/a\n    - 127.0.0.1",
             "line 4: server.listen[1]: not an address; "
             "accepted: text like `unix:/run/tokenway.sock`, `127.0.0.1:9000`, `[::]:9000`",
+        ),
+        (
+            "server: {listen: ['0.0.0.0:9000']}",
+            "line 1: server: listen has 0.0.0.0:9000, which others can reach in clear text: they could steer "
+            "traffic and read prompts; accepted: loopback, listen_tls, or listen_insecure: true",
+        ),
+        (
+            "edge: {cors: {origins: [chat.example.com]}}",
+            'line 1: edge.cors.origins[0]: malformed: "chat.example.com"; '
+            "accepted: text like `https://chat.example.com`",
         ),
         (
             "server: {admin: {address: localhost}}",
@@ -530,3 +540,16 @@ def test_configuration_is_immutable() -> None:
     """A loaded configuration cannot be changed in place."""
     with pytest.raises(ValueError, match="frozen"):
         Config().server.workers = 2
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        "{listen: ['127.0.0.1:1', '[::1]:1', 'unix:/x']}",
+        "{listen: ['10.0.0.1:1'], listen_insecure: true}",
+        "{listen: ['[::]:1'], listen_tls: {cert_file: a, key_file: b, client_ca_file: c}}",
+    ],
+)
+def test_who_may_listen(server: str) -> None:
+    """Loopback, mutual TLS, or somebody who said so."""
+    assert parse(f"server: {server}", "x").server.listen

@@ -28,6 +28,7 @@ KINDS = {
     Reason.BODY_TOO_LARGE: "request_too_large",
     Reason.OVERLOADED: "rate_limit_error",
     Reason.NO_HEALTHY_ENDPOINT: "overloaded_error",
+    Reason.READERS_BUSY: "overloaded_error",
     Reason.SHUTTING_DOWN: "overloaded_error",
     Reason.INTERNAL: "api_error",
 }

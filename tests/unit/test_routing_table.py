@@ -95,9 +95,7 @@ def test_a_model_that_is_not_served_is_not_found() -> None:
     assert (verdict.error.reason, verdict.error.status) == (Reason.MODEL_NOT_FOUND, 404)
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/metrics", "/v1/audio/speech", "/v1/chat/completions/x", "/v2/models"]
-)
+@pytest.mark.parametrize("path", ["/", "/health", "/v1/audio/speech", "/v1/chat/completions/x", "/v2/models"])
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_other_paths_go_to_the_default_cluster_or_nowhere(path: str, method: str) -> None:
     """What is no inference is passed on where a default cluster is configured, else refused."""
@@ -111,7 +109,96 @@ def test_other_paths_go_to_the_default_cluster_or_nowhere(path: str, method: str
 def test_every_path_has_a_verdict(path: str, method: str) -> None:
     """No path a client can think of raises: `//[x` is no valid URL, but a path like any other."""
     assert isinstance(judge(path, method), Verdict)
-    assert isinstance(judge("//[" + path, method, default_cluster="other"), PassTo)
+    assert isinstance(judge("//[" + path, method, default_cluster="other"), Verdict)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/chat/completion%73",
+        "/%76%31/chat/completions?x=%2F",
+        "/v1%2Fchat%2fcompletions",
+        "/v1/chat/completions%2F",
+    ],
+)
+def test_a_path_is_read_as_engines_read_it(path: str) -> None:
+    """Percent-encoded letters and slashes are what they stand for, once."""
+    assert judge(path, "POST", default_cluster="other") == NEED_BODY
+    refused = judge(path, "GET", default_cluster="other")
+    assert isinstance(refused, Refuse)
+    assert refused.error.reason is Reason.METHOD_NOT_ALLOWED
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/chat/completion%2573",
+        "/v1/chat/completion%25252573",
+        "//v1//chat/completions",
+        "/v1/./chat/x/../completions",
+        "/v1/%2e%2e/v1/chat/completions",
+        "/V1/Chat/Completions",
+        "/v1/chat/completions;a=1",
+        "/v1;a/chat/completions",
+        "/v1/chat/completions%20",
+        "/v1/chat/completions%00",
+        "/v1/chat/completions%",
+        "/v1/chat/completions%3Fa",
+        "/v1/chat/completions%23a",
+        "/v1\\chat/completions",
+        "/v1/chat/completions//",
+        "/" + "%25" * 9 + "73leep",
+    ],
+)
+def test_another_spelling_of_inference_passes_to_nobody(path: str) -> None:
+    """What some engine or proxy might take for inference does not pass unread by the default cluster."""
+    verdict = judge(path, "POST", default_cluster="other")
+    assert isinstance(verdict, Refuse)
+    assert verdict.error.reason is Reason.UNKNOWN_PATH
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/sleep?level=2",
+        "/%73leep",
+        "/sleep/",
+        "//sleep",
+        "/x/../sleep",
+        "/Sleep",
+        "/sleep;x",
+        "/sleep/now",
+        "/%2573leep",
+        "/v1/load_lora_adapter",
+        "/metrics",
+        "/metrics/",
+        "/update_weights_from_somewhere",
+        "/generate",
+        "/invocations",
+    ],
+)
+def test_engines_admin_paths_pass_to_nobody(path: str, method: str) -> None:
+    """However spelled and by any method, unless the operator names them."""
+    verdict = judge(path, method, default_cluster="other")
+    assert isinstance(verdict, Refuse)
+    assert verdict.error.reason is Reason.UNKNOWN_PATH
+
+
+def test_an_admin_path_that_is_named_passes_and_no_other() -> None:
+    """The setting opens the path and what is below it."""
+    rules = RuleTable([ModelRules("m", (Rule(CLUSTER),))])
+    open_to = RoutingTable(
+        rules, {CLUSTER: ()}, MODELS, "other", frozenset(), slots_of, 1.7e9, frozenset({"/metrics"})
+    )
+
+    def passes(path: str) -> bool:
+        return isinstance(open_to.judge(RequestHeaders("GET", path, {}, end_of_stream=True)), PassTo)
+
+    assert passes("/metrics")
+    assert passes("/metrics/x")
+    assert not passes("/metricsx/../sleep")
+    assert not passes("/sleep")
 
 
 STORED = {
