@@ -25,6 +25,7 @@ class Reason(StrEnum):
     UNKNOWN_PATH = "unknown_path"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     BODY_TOO_LARGE = "body_too_large"
+    UNSUPPORTED_ENCODING = "unsupported_encoding"
     OVERLOADED = "overloaded"
     NO_HEALTHY_ENDPOINT = "no_healthy_endpoint"
     SHUTTING_DOWN = "shutting_down"
@@ -41,6 +42,7 @@ _STATUS: dict[Reason, tuple[int, str]] = {
     Reason.UNKNOWN_PATH: (404, "invalid_request_error"),
     Reason.METHOD_NOT_ALLOWED: (405, "invalid_request_error"),
     Reason.BODY_TOO_LARGE: (413, "invalid_request_error"),
+    Reason.UNSUPPORTED_ENCODING: (415, "invalid_request_error"),
     Reason.OVERLOADED: (429, "overloaded_error"),
     Reason.NO_HEALTHY_ENDPOINT: (503, "overloaded_error"),
     Reason.SHUTTING_DOWN: (503, "overloaded_error"),

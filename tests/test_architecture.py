@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from extproc.config.schema import Config
+from extproc.protocol.wire import DEBUG_HEADER, OWNER_HEADER
 from extproc.request.sanitize import STEERING_HEADERS
-from extproc.server.bootstrap import WORKER_CLUSTERS, render, template
+from extproc.server.bootstrap import CREDENTIAL_HEADERS, WORKER_CLUSTERS, render, template
 
 ROOT = Path(__file__).parents[1]
 
@@ -277,6 +278,7 @@ def rendered(**changes: Any) -> dict[str, Any]:
         "sockets": [f"{Config().server.run_dir}/gw0.sock"],
         "allow_headers": Config().request.allow_headers,
         "max_body_bytes": Config().request.max_body_bytes,
+        "forward_credentials": Config().request.forward_credentials,
     }
     document: dict[str, Any] = yaml.safe_load(render(template(), **{**settings, **changes}))
     return document
@@ -299,6 +301,20 @@ def test_allowed_headers_are_no_longer_stripped_and_no_others() -> None:
     assert stripped(rendered(allow_headers=["x-session-token", "unknown"])) == [
         name for name in stripped(template()) if name != "x-session-token"
     ]
+
+
+def removed(document: Mapping[str, Any]) -> list[str]:
+    """Headers that Envoy takes off before a request goes to an engine."""
+    (host,) = manager(document)["route_config"]["virtual_hosts"]
+    names: list[str] = host["request_headers_to_remove"]
+    return names
+
+
+def test_engines_see_neither_our_headers_nor_credentials() -> None:
+    """What is taken off on the way to an engine; a setting leaves the credentials in, and nothing else."""
+    ours = [OWNER_HEADER, "x-tokenway-model", DEBUG_HEADER]
+    assert removed(template()) == [*ours, *CREDENTIAL_HEADERS]
+    assert removed(rendered(forward_credentials=True)) == ours
 
 
 def test_the_bootstrap_of_the_defaults_is_the_shipped_one() -> None:

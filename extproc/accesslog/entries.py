@@ -256,7 +256,7 @@ def _request_end(entry: pb.HTTPAccessLogEntry, request_id: RequestId, owner: str
 
 
 def _text(fields: object, name: str) -> str:
-    return fields[name].string_value if name in fields else ""  # type: ignore[index,operator,no-any-return]
+    return fields[name].string_value if name in fields else ""  # type: ignore[index,operator]
 
 
 def _count(fields: object, name: str) -> int | None:

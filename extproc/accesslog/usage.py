@@ -1,22 +1,22 @@
 """An engine's usage object as the three numbers that are learned from: one definition for every API.
 
 Rules:
-    1. Prompt tokens are all of the prompt, those from the prefix cache included; cached tokens are a part of them;
-       completion tokens are all that was generated, reasoning included.
+    1. Prompt tokens are all of the prompt, those from the prefix cache included; cached tokens are a part of
+       them; completion tokens are all that was generated, reasoning included.
     2. Nothing is believed that makes no sense (negative, huge, textual): it is as if it were not there.
-    3. Any text gives a `Usage`. The text comes from Envoy, which found it in the engine's answer and did not parse it.
+    3. Any text gives a `Usage`. It comes from Envoy, which found it in the answer and did not parse it.
 
 How the APIs tell it:
 
-    | API | prompt | cached | completion |
-    |---|---|---|---|
-    | chat, completions, embeddings | `prompt_tokens` | `prompt_tokens_details.cached_tokens`, in it | `completion_tokens` |
-    | Responses | `input_tokens` | `input_tokens_details.cached_tokens`, in it | `output_tokens` |
-    | Messages | `input_tokens` and both cache counts | `cache_read_input_tokens`, beside it | `output_tokens` |
-    | rerank, score | `prompt_tokens`, or `total_tokens` alone | | |
+    chat, completion, embeddings    prompt_tokens; of it prompt_tokens_details.cached_tokens;
+                                    completion_tokens
+    Responses                       input_tokens; of it input_tokens_details.cached_tokens; output_tokens
+    Messages                        input_tokens, and beside it cache_read_input_tokens and
+                                    cache_creation_input_tokens; output_tokens
+    rerank, score                   prompt_tokens, or total_tokens alone
 
-A stream of the Messages API tells it twice. `message_start` has the prompt, `message_delta` the output and, where the
-engine knows no better before (vLLM 0.32), how much of the prompt was cached.
+A stream of the Messages API tells it twice. `message_start` has the prompt, `message_delta` the output and,
+where the engine knows no better before (vLLM 0.32), how much of the prompt was cached.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def read_usage(top: str, nested: str = "") -> Usage:
 
     Args:
         top: The object under `usage` of the answer or of its last event that had one; "" if there was none.
-        nested: The same, one level below: in `message` of `message_start`, in `response` of `response.completed`.
+        nested: The same, one level below: in `message` of `message_start`, in `response` of
+            `response.completed`.
     """
     if not nested:
         return _read(_decoded(top))
@@ -69,9 +70,7 @@ def read_usage(top: str, nested: str = "") -> Usage:
         return usage
     if _caches(last) and not _caches(first) and last_input is None:
         # The beginning did not know what was cached, so it counted all of the prompt.
-        return usage._replace(
-            prompt_tokens=first_input, cached_tokens=min(usage.cached_tokens, first_input)
-        )
+        return usage._replace(prompt_tokens=first_input, cached_tokens=min(usage.cached_tokens, first_input))
     if _caches(first) and not _caches(last) and last_input not in (None, first_input):
         return _read(last)  # another count, of which the cached ones of the beginning are no part
     return usage

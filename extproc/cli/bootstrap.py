@@ -31,5 +31,6 @@ def rendered(config: Config, listen: str, envoy_admin_port: int) -> str:
         admin_port=envoy_admin_port,
         sockets=[str(socket_path(run_dir, index)) for index in range(config.server.workers)],
         allow_headers=config.request.allow_headers,
+        forward_credentials=config.request.forward_credentials,
         max_body_bytes=config.request.max_body_bytes,
     )

@@ -12,6 +12,9 @@ from typing import Any
 
 import yaml
 
+CREDENTIAL_HEADERS = ("authorization", "proxy-authorization", "x-api-key", "api-key", "cookie")
+"""What proves who a client is; no engine's business unless `request.forward_credentials` says so."""
+
 WORKER_CLUSTERS = ("tokenway-extproc", "tokenway-als", "tokenway-xds")
 
 
@@ -35,6 +38,7 @@ def render(
     sockets: Iterable[str],
     allow_headers: Collection[str] = (),
     max_body_bytes: int | None = None,
+    forward_credentials: bool = False,
 ) -> str:
     """The bootstrap as YAML.
 
@@ -45,6 +49,7 @@ def render(
         sockets: One per worker: a path, or `ip:port`.
         allow_headers: Steering headers that clients may use after all, lower case.
         max_body_bytes: Largest request body; None keeps the template's.
+        forward_credentials: Engines get the client's `CREDENTIAL_HEADERS`.
     """
     document["admin"]["address"]["socket_address"]["port_value"] = admin_port
     static = document["static_resources"]
@@ -56,6 +61,10 @@ def render(
     (early,) = manager["early_header_mutation_extensions"]
     mutations = early["typed_config"]["mutations"]
     mutations[:] = [mutation for mutation in mutations if mutation.get("remove") not in allow_headers]
+    if forward_credentials:
+        for host in manager["route_config"]["virtual_hosts"]:
+            taken = host["request_headers_to_remove"]
+            taken[:] = [name for name in taken if name not in CREDENTIAL_HEADERS]
     endpoints = [{"endpoint": {"address": _address(socket)}} for socket in sockets]
     for cluster in static["clusters"]:
         if cluster["name"] in WORKER_CLUSTERS:
