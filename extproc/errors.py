@@ -32,6 +32,9 @@ class Reason(StrEnum):
     INTERNAL = "internal_error"
 
 
+ACCEPTED_ENCODINGS = "gzip, deflate, zstd, br"
+"""Codings of request bodies that `extproc.request.compression` decodes, as `Accept-Encoding` names them."""
+
 _STATUS: dict[Reason, tuple[int, str]] = {
     Reason.INVALID_JSON: (400, "invalid_request_error"),
     Reason.INVALID_REQUEST: (400, "invalid_request_error"),

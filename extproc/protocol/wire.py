@@ -17,9 +17,8 @@ from envoy.config.core.v3 import base_pb2
 from envoy.extensions.filters.http.ext_proc.v3 import processing_mode_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
-from extproc.errors import Reason, RouterError
+from extproc.errors import ACCEPTED_ENCODINGS, Reason, RouterError
 from extproc.protocol.machine import Kind, RequestHeaders
-from extproc.request.compression import ACCEPTED
 from extproc.types import NO_OWNER
 
 PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
@@ -231,7 +230,9 @@ def immediate(status: int, body: bytes, details: str, error: RouterError | None)
     """
     headers = [_set("content-type", "application/json")]
     if error is not None and error.reason is Reason.UNSUPPORTED_ENCODING:
-        headers.append(_set("accept-encoding", ACCEPTED))  # RFC 9110 section 12.5.3: what a request may have
+        headers.append(
+            _set("accept-encoding", ACCEPTED_ENCODINGS)
+        )  # RFC 9110 section 12.5.3: what a request may have
     if error is not None and error.retry_after_s is not None:
         headers.append(_set("retry-after", str(error.retry_after_s)))
     message = pb.ProcessingResponse()

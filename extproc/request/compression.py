@@ -21,15 +21,12 @@ from typing import Any, Final, Protocol
 
 import brotli  # type: ignore[import-untyped]
 
-from extproc.errors import Reason, RouterError
+from extproc.errors import ACCEPTED_ENCODINGS, Reason, RouterError
 
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
     from backports import zstd
-
-ACCEPTED: Final = "gzip, deflate, zstd, br"
-"""What a refusal tells the client to use, as `Accept-Encoding` does."""
 
 MAX_RATIO: Final = 100
 """Decoded bytes for each that was sent. Conversations compress 3 to 20 times; deflate makes up to 1,032 bytes
@@ -77,14 +74,14 @@ def codings_of(header: str) -> tuple[str, ...]:
         if coding not in _DECODERS:
             raise RouterError(
                 Reason.UNSUPPORTED_ENCODING,
-                f"content-encoding {_shown(coding)} is not supported; accepted: {ACCEPTED}",
+                f"content-encoding {_shown(coding)} is not supported; accepted: {ACCEPTED_ENCODINGS}",
                 param="body",
             )
         codings.append(coding)
     if len(codings) > MAX_CODINGS:
         raise RouterError(
             Reason.UNSUPPORTED_ENCODING,
-            f"the body was compressed {len(codings)} times; accepted: at most {MAX_CODINGS} of {ACCEPTED}",
+            f"the body was compressed {len(codings)} times; accepted: at most {MAX_CODINGS}",
             param="body",
         )
     return tuple(codings)
