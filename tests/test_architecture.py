@@ -33,6 +33,7 @@ CORE = (
     "extproc/rendering/prompt_text.py",
     "extproc/routing/*.py",
     "extproc/accesslog/entries.py",
+    "extproc/accesslog/usage.py",
     "extproc/health/tracker.py",
     "extproc/health/settings.py",
     "extproc/observing/records.py",

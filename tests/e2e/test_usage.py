@@ -295,18 +295,18 @@ async def test_streams(plain: Shared, case: str, step: int) -> None:
 
 
 async def test_a_client_that_leaves_early(plain: Shared) -> None:
-    """What the engine had said by then is known."""
+    """What the engine had said by then is known, but for the last few events."""
     parts = [token(usage={**USAGE, "completion_tokens": i}) for i in range(1, 1000)]
     plain.recorder.behaviour = answering(*parts, content_type="text/event-stream", pause_s=0.01)
     body = {"model": "recorded", "stream": True, **BODIES[CHAT]}
     async with aiohttp.ClientSession() as session, session.post(plain.stack.url + CHAT, json=body) as reply:
         seen = b""
-        while seen.count(b"\n\n") < 5:
+        while seen.count(b"\n\n") < 40:
             seen += await reply.content.readany()
     prompt, completion, cached = await told(plain)
     assert (prompt, cached) == (100, 64)
     assert completion is not None
-    assert 5 <= completion < 1000
+    assert 20 <= completion < 1000
 
 
 async def test_an_answer_beyond_every_buffer(plain: Shared) -> None:
