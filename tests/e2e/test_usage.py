@@ -30,7 +30,7 @@ LIE = {"prompt_tokens": 999, "completion_tokens": 999, "input_tokens": 999, "out
 LONG = "word " * 20_000
 """100 kB: more than Envoy looks at of either end of an answer."""
 
-BODIES = {
+BODIES: dict[str, dict[str, Any]] = {
     CHAT: {"messages": [{"role": "user", "content": "hi"}]},
     "/v1/messages": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 9},
     "/v1/responses": {"input": "hi"},

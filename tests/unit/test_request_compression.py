@@ -170,7 +170,10 @@ def test_streams_in_a_row(coding: str, pack: Callable[[bytes], bytes]) -> None:
 
 def test_a_zstd_window_beyond_what_http_allows_is_refused() -> None:
     """A decoder would set memory aside by what the header says."""
-    options = {zstd.CompressionParameter.window_log: 27, zstd.CompressionParameter.content_size_flag: 0}
+    options: dict[int, int] = {
+        zstd.CompressionParameter.window_log: 27,
+        zstd.CompressionParameter.content_size_flag: 0,
+    }
     packer = zstd.ZstdCompressor(options=options)
     body = packer.compress(TEXT) + packer.flush()
     assert refused(body, "zstd") is Reason.INVALID_REQUEST
