@@ -27,12 +27,16 @@ class Reason(StrEnum):
     UNKNOWN_PATH = "unknown_path"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     BODY_TOO_LARGE = "body_too_large"
+    UNSUPPORTED_ENCODING = "unsupported_encoding"
     OVERLOADED = "overloaded"
     NO_HEALTHY_ENDPOINT = "no_healthy_endpoint"
     READERS_BUSY = "readers_busy"
     SHUTTING_DOWN = "shutting_down"
     INTERNAL = "internal_error"
 
+
+ACCEPTED_ENCODINGS = "gzip, deflate, zstd, br"
+"""Codings of request bodies that `extproc.request.compression` decodes, as `Accept-Encoding` names them."""
 
 _STATUS: dict[Reason, tuple[int, str]] = {
     Reason.INVALID_JSON: (400, "invalid_request_error"),
@@ -44,6 +48,7 @@ _STATUS: dict[Reason, tuple[int, str]] = {
     Reason.UNKNOWN_PATH: (404, "invalid_request_error"),
     Reason.METHOD_NOT_ALLOWED: (405, "invalid_request_error"),
     Reason.BODY_TOO_LARGE: (413, "invalid_request_error"),
+    Reason.UNSUPPORTED_ENCODING: (415, "invalid_request_error"),
     Reason.OVERLOADED: (429, "overloaded_error"),
     Reason.NO_HEALTHY_ENDPOINT: (503, "overloaded_error"),
     Reason.READERS_BUSY: (503, "overloaded_error"),

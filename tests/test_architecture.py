@@ -15,10 +15,11 @@ from pydantic import ValidationError
 
 from extproc.config.rule_headers import SECRET_HEADERS
 from extproc.config.schema import Away, Config, Edge
+from extproc.protocol.wire import DEBUG_HEADER, OWNER_HEADER
 from extproc.request.parse import INFERENCE_PATHS, is_form
 from extproc.request.paths import ADMIN_PATHS
 from extproc.request.sanitize import STEERING_FIELDS, STEERING_HEADERS, STEERING_XARGS
-from extproc.server.bootstrap import WORKER_CLUSTERS, render, template, withheld
+from extproc.server.bootstrap import CREDENTIAL_HEADERS, WORKER_CLUSTERS, render, template, withheld
 from extproc.server.run_dir import SYSTEM_DIR
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +40,7 @@ CORE = (
     "extproc/rendering/prompt_text.py",
     "extproc/routing/*.py",
     "extproc/accesslog/entries.py",
+    "extproc/accesslog/usage.py",
     "extproc/health/tracker.py",
     "extproc/health/settings.py",
     "extproc/observing/records.py",
@@ -291,6 +293,7 @@ def rendered(**changes: Any) -> dict[str, Any]:
         "sockets": [f"{SYSTEM_DIR}/gw0.sock"],
         "allow_headers": Config().request.allow_headers,
         "max_body_bytes": Config().request.max_body_bytes,
+        "forward_credentials": Config().request.forward_credentials,
     }
     document: dict[str, Any] = yaml.safe_load(render(template(), **{**settings, **changes}))
     return document
@@ -332,6 +335,20 @@ def test_what_rules_match_is_forwarded_and_secrets_never(names: tuple[str, ...])
     assert withheld(document, set(names) - set(SECRET_HEADERS)) == []
     others = {"x-stainless-lang", "x-envoy-external-address"}
     assert withheld(document, others) == withheld(template(), others) == sorted(others)
+
+
+def removed(document: Mapping[str, Any]) -> list[str]:
+    """Headers that Envoy takes off before a request goes to an engine."""
+    (host,) = manager(document)["route_config"]["virtual_hosts"]
+    names: list[str] = host["request_headers_to_remove"]
+    return names
+
+
+def test_engines_see_neither_our_headers_nor_credentials() -> None:
+    """What is taken off on the way to an engine; a setting leaves the credentials in, and nothing else."""
+    ours = [OWNER_HEADER, "x-tokenway-model", DEBUG_HEADER]
+    assert removed(template()) == [*ours, *CREDENTIAL_HEADERS]
+    assert removed(rendered(forward_credentials=True)) == ours
 
 
 def test_the_bootstrap_of_the_defaults_is_the_shipped_one() -> None:

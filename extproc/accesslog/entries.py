@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from envoy.data.accesslog.v3 import accesslog_pb2 as pb
 
+from extproc.accesslog.usage import UNKNOWN, read_usage
 from extproc.health.tracker import FailureKind
 from extproc.observing.records import Ended
 from metadata_center.types import EndpointKey, RequestId, value
@@ -79,9 +80,10 @@ class RequestEnd:
         stream_s: From the first to the last body byte of the engine; None without usage.
         request_bytes: Body bytes received.
         response_bytes: Body bytes sent.
-        prompt_tokens: As the engine reported, or None.
+        prompt_tokens: As the engine reported, or None; all of the prompt (`extproc.accesslog.usage`).
         completion_tokens: As the engine reported, or None.
-        cached_tokens: As the engine reported, or None.
+        cached_tokens: As the engine reported, or None; a part of `prompt_tokens`.
+        usage_unseen: Why Envoy did not look for usage ("encoded": the answer was compressed), or "".
     """
 
     request_id: RequestId
@@ -100,6 +102,7 @@ class RequestEnd:
     prompt_tokens: int | None
     completion_tokens: int | None
     cached_tokens: int | None
+    usage_unseen: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,13 +224,17 @@ def _request_end(entry: pb.HTTPAccessLogEntry, request_id: RequestId, owner: str
     details = response.response_code_details
     flags = _flags(common) if common.HasField("response_flags") else ()
     ttft_s = _seconds(common.custom_tags.get("ttft_us"))
-    prompt = completion = cached = None
-    usage = common.metadata.filter_metadata
-    if USAGE_NAMESPACE in usage:
-        fields = usage[USAGE_NAMESPACE].fields
-        prompt = _count(fields, "prompt_tokens")
-        completion = _count(fields, "completion_tokens")
-        cached = _count(fields, "cached_tokens")
+    (prompt, completion, cached), unseen = UNKNOWN, ""
+    metadata = common.metadata.filter_metadata
+    if USAGE_NAMESPACE in metadata:
+        fields = metadata[USAGE_NAMESPACE].fields
+        top, nested, unseen = _text(fields, "top"), _text(fields, "nested"), _text(fields, "unseen")
+        if top or nested:
+            prompt, completion, cached = read_usage(top, nested)
+        else:  # an Envoy that still runs with the bootstrap of an earlier version tells numbers
+            prompt = _count(fields, "prompt_tokens")
+            completion = _count(fields, "completion_tokens")
+            cached = _count(fields, "cached_tokens")
     stream_s = None
     if ttft_s is not None and completion is not None:
         first_s = ttft_s + _duration_s(common.time_to_first_upstream_tx_byte)
@@ -249,7 +256,12 @@ def _request_end(entry: pb.HTTPAccessLogEntry, request_id: RequestId, owner: str
         prompt,
         completion,
         cached,
+        unseen,
     )
+
+
+def _text(fields: object, name: str) -> str:
+    return fields[name].string_value if name in fields else ""  # type: ignore[index,operator]
 
 
 def _count(fields: object, name: str) -> int | None:

@@ -52,6 +52,7 @@ def rendered(config: Config, listen: str, envoy_admin_port: int) -> str:
         admin_port=envoy_admin_port,
         sockets=[str(socket_path(folder, index)) for index in range(config.server.workers)],
         allow_headers=config.request.allow_headers,
+        forward_credentials=config.request.forward_credentials,
         max_body_bytes=config.request.max_body_bytes,
         rule_headers=config.rule_headers(),
         allow_fields=config.request.allow_fields,

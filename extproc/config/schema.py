@@ -208,6 +208,8 @@ class Request(Section):
     """Body fields that steer the engine and are kept; all others of that kind are removed."""
     allow_headers: Annotated[tuple[HeaderName, ...], Field(strict=False), AfterValidator(_lower)] = ()
     """Request headers that steer routing or the engine and are kept."""
+    forward_credentials: bool = False
+    """Engines see the client's `authorization`, `x-api-key`, `api-key`, `cookie`, `proxy-authorization`."""
     usage_injection: bool = False
     """Ask engines for token usage in streams whose client did not; the client then sees it too."""
     block_bytes: int = Field(default=512, ge=64, le=65_536)

@@ -203,6 +203,14 @@ FALLBACKS = Family(
     "Requests answered by another endpoint than the one named first.",
     ("cluster",),
 )
+USAGE_UNKNOWN = Family(
+    "tokenway_usage_unknown_total",
+    Kind.COUNTER,
+    "Completed answers whose token usage is unknown, so that nothing was learned from it: `absent` where the "
+    "engine told none, or neither within 16 KiB of its end nor of its beginning; `encoded` where the answer "
+    "was compressed.",
+    ("model", "reason"),
+)
 TTFT_ERROR = Family(
     "tokenway_ttft_prediction_error_seconds",
     Kind.HISTOGRAM,
@@ -403,6 +411,7 @@ FAMILIES: tuple[Family, ...] = (
     MATCH_RATIO,
     CACHE_VIEWS,
     FALLBACKS,
+    USAGE_UNKNOWN,
     TTFT_ERROR,
     TTFT_RELATIVE_ERROR,
     CACHED_TOKENS_ERROR,
@@ -723,6 +732,10 @@ class Metrics(Collector):
     def fell_back(self, cluster: str) -> None:
         """Count one request answered by another endpoint than the one named first."""
         self._values[FALLBACKS][cluster if cluster in self._clusters else OTHER,] += 1
+
+    def usage_unknown(self, model: str, reason: str) -> None:
+        """Count one completed answer without usage; `reason` is `absent` or `encoded`."""
+        self._values[USAGE_UNKNOWN][model if model in self._models else OTHER, reason] += 1
 
     def ejected(self, endpoint: EndpointKey, reason: StrEnum) -> None:
         """Count one ejection."""

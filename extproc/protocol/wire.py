@@ -20,7 +20,7 @@ from envoy.config.core.v3 import base_pb2
 from envoy.extensions.filters.http.ext_proc.v3 import processing_mode_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
-from extproc.errors import RouterError
+from extproc.errors import ACCEPTED_ENCODINGS, Reason, RouterError
 from extproc.protocol.machine import REQUEST_ID_HEADER as REQUEST_ID_HEADER
 from extproc.protocol.machine import Kind, RequestHeaders
 from extproc.types import NO_OWNER
@@ -29,10 +29,17 @@ PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 
 OWNER_HEADER = "x-tokenway-owner"
-"""Set by the worker that decided; tells which process holds the request's books."""
+"""Set by the worker that decided; tells which process holds the request's books. Routes are matched by it;
+Envoy takes it off before the request goes to an engine."""
+
+OWNER_TAG_HEADER = ":tokenway-owner"
+"""The same for the access logs, which see the headers as they went to the engine. Envoy's HTTP/1 codec, the
+only one towards engines, sends no header whose name begins with a colon, and no client gets one in."""
 
 DEBUG_HEADER = "x-tokenway-debug"
 """An operator's token; asks for the decision id in the answer."""
+
+CONTENT_ENCODING = "content-encoding"
 
 LB_NAMESPACE = "envoy.lb"
 DESTINATION_KEY = "x-gateway-destination-endpoint"
@@ -117,12 +124,21 @@ _Mode = processing_mode_pb2.ProcessingMode
 
 
 def request_headers(message: pb.ProcessingRequest) -> RequestHeaders:
-    """Translate the headers message. A repeated header keeps its last value."""
+    """Translate the headers message.
+
+    A repeated header keeps its last value, but for `content-encoding`, whose values are one list.
+    """
     http = message.request_headers
     headers = {
         header.key: str(raw, "utf-8", "replace") if (raw := header.raw_value) else header.value
         for header in http.headers.headers
     }
+    if CONTENT_ENCODING in headers:
+        headers[CONTENT_ENCODING] = ",".join(
+            str(header.raw_value or header.value.encode(), "utf-8", "replace")
+            for header in http.headers.headers
+            if header.key == CONTENT_ENCODING
+        )
     return RequestHeaders(
         method=headers.get(":method", ""),
         path=headers.get(":path", ""),
@@ -214,13 +230,15 @@ class Answers:
             headers: Extra headers, (name, value).
             booked: False for a request that nobody was charged for: nobody is told what becomes of it.
         """
+        owner = self._owner if endpoints and booked else NO_OWNER
         message = _routed(
             field,
             pb.CommonResponse(
                 clear_route_cache=True,
                 header_mutation=pb.HeaderMutation(
                     set_headers=[
-                        _set(OWNER_HEADER, self._owner if endpoints and booked else NO_OWNER),
+                        _set(OWNER_HEADER, owner),
+                        _set(OWNER_TAG_HEADER, owner),
                         *(_set(name, value) for name, value in headers),
                     ]
                 ),
@@ -261,6 +279,21 @@ class Answers:
         return (bytes(message.SerializeToString()), head, *pieces)
 
     @staticmethod
+    def uncompressed(body: bytes | None) -> bytes:
+        """What to put before a body decision so that the engine gets an uncompressed body.
+
+        Args:
+            body: Takes the place of the client's; a new body in the decision itself still wins, for it comes
+                later. None if the client's is none but by name (`content-encoding: identity`).
+        """
+        response = pb.CommonResponse(header_mutation=pb.HeaderMutation(remove_headers=[CONTENT_ENCODING]))
+        if body is not None:
+            response.header_mutation.set_headers.append(_set("content-length", str(len(body))))
+            response.body_mutation.body = body
+        message = pb.ProcessingResponse(request_body=pb.BodyResponse(response=response))
+        return bytes(message.SerializeToString())
+
+    @staticmethod
     def debug(request_id: str) -> bytes:
         """What to append so that Envoy shows the decision id to the client."""
         message = pb.ProcessingResponse()
@@ -289,6 +322,10 @@ def immediate(status: int, body: bytes, details: str, error: RouterError | None)
         error: The refusal, for its `Retry-After`; None for an answer that is no refusal.
     """
     headers = [_set("content-type", "application/json")]
+    if error is not None and error.reason is Reason.UNSUPPORTED_ENCODING:
+        headers.append(
+            _set("accept-encoding", ACCEPTED_ENCODINGS)
+        )  # RFC 9110 section 12.5.3: what a request may have
     if error is not None and error.retry_after_s is not None:
         headers.append(_set("retry-after", str(error.retry_after_s)))
     message = pb.ProcessingResponse()

@@ -8,11 +8,11 @@ from extproc.errors import RouterError
 from extproc.observing.records import DecisionRecord, Ended, Outcome
 from extproc.observing.request_log import log_request_end
 from extproc.protocol.machine import PassTo, Phase, RequestHeaders, Verdict
-from extproc.protocol.servicer import Deferred, StreamEnding
+from extproc.protocol.servicer import Decided, Deferred, StreamEnding
 from extproc.protocol.wire import REQUEST_ID_HEADER
 from extproc.request.responses import id_in, response_key
 from extproc.routing.outcomes import Ending
-from extproc.routing.router import Decision, Router
+from extproc.routing.router import Router
 from extproc.routing.state import State
 from extproc.routing.table import Retrieve
 from metadata_center.types import RequestId
@@ -41,7 +41,7 @@ class Gateway:
         self._wall_clock = wall_clock
         self.log_requests = True
         self.block_key: bytes | None = None
-        self.decide: Callable[[RequestHeaders, bytes], Decision | Awaitable[Decision] | Deferred] = (
+        self.decide: Callable[[RequestHeaders, bytes], Decided | Awaitable[Decided] | Deferred] = (
             router.decide
         )
         self.pass_to: Callable[[PassTo], bytes] = router.pass_to

@@ -151,6 +151,8 @@ class Outcomes:
         ttft_s = self._ttft_s(inflight, entry) if record.stream and completed else None
         outcome = self._outcome(inflight, entry, endpoint, ttft_s)
         if completed:
+            if entry.prompt_tokens is None and entry.completion_tokens is None:
+                state.metrics.usage_unknown(record.model, entry.usage_unseen or "absent")
             state.endpoints[endpoint].answered(ttft_s)
             self._learn(inflight, entry, outcome, now_s)
         state.records.attach(entry.request_id, outcome)

@@ -59,6 +59,7 @@ from extproc.server.engine_tls import request_tls
 from extproc.server.run_dir import closed_to_others, lock, prepare, run_dir
 from extproc.server.sharing import member_of, transport_of
 from extproc.server.status import Status
+from extproc.server.unpacking import Unpacking
 from metadata_center.cache_map.cache_map import CacheMap
 from metadata_center.counters import Counters
 from metadata_center.load import LoadTable
@@ -225,6 +226,8 @@ class Worker:
         self._waiting = self._router.waiting
         self.state.freed = self._waiting.wake
         self._gateway = Gateway(self._router, self.state, time.monotonic, time.time)
+        self._unpacking = Unpacking(self._gateway.decide, lambda: self._router.settings)
+        self._gateway.decide = self._unpacking.decide
         self._processor = Processor(self._gateway.judge, self._gateway, self._wants_first_chunk)
         self._outcomes = Outcomes(self.state, self._transition, self._gateway.ended)
         dispatcher = Dispatcher(
@@ -338,6 +341,7 @@ class Worker:
         if self._ticker is not None:
             self._ticker.cancel()
             await asyncio.wait([self._ticker])
+        self._unpacking.close()
         await self._configuration.stop()
         await self._prober.stop()
         await self._announcements.stop()

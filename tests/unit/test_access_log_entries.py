@@ -239,6 +239,16 @@ def test_counts_that_make_no_sense_are_absent(count: object) -> None:
     assert ended(logged(usage={"prompt_tokens": count, "completion_tokens": 0})).completion_tokens == 0
 
 
+def test_the_text_of_a_usage_object_is_read() -> None:
+    """What Envoy found at the end of an answer, and in the beginning of a stream, is one usage."""
+    usage = {"top": '{"output_tokens": 7}', "nested": '{"input_tokens": 36, "cache_read_input_tokens": 64}'}
+    entry = ended(logged(usage=usage))
+    assert (entry.prompt_tokens, entry.completion_tokens, entry.cached_tokens) == (100, 7, 64)
+    assert entry.usage_unseen == ""
+    entry = ended(logged(usage={"unseen": "encoded"}))
+    assert (entry.prompt_tokens, entry.usage_unseen) == (None, "encoded")
+
+
 def all_flags() -> Iterator[str]:
     """Names of the boolean response flags."""
     return (field.name for field in pb.ResponseFlags.DESCRIPTOR.fields if field.message_type is None)

@@ -48,7 +48,11 @@ def test_a_routing_answer_clears_the_route_and_mutates_a_header(field: str) -> N
     assert message.WhichOneof("response") == field
     common = getattr(message, field).response
     assert common.clear_route_cache
-    assert headers_of(common.header_mutation) == {"x-tokenway-owner": "0.a", "x-envoy-max-retries": "2"}
+    assert headers_of(common.header_mutation) == {
+        "x-tokenway-owner": "0.a",
+        ":tokenway-owner": "0.a",
+        "x-envoy-max-retries": "2",
+    }
     assert not common.HasField("body_mutation")
 
 
@@ -88,6 +92,7 @@ def test_a_new_body_comes_with_its_length(body: bytes) -> None:
     assert common.body_mutation.body == body
     assert headers_of(common.header_mutation) == {
         "x-tokenway-owner": "0.a",
+        ":tokenway-owner": "0.a",
         "x-envoy-max-retries": "2",
         "content-length": str(len(body)),
     }
