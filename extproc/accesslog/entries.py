@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from envoy.data.accesslog.v3 import accesslog_pb2 as pb
 
-from extproc.health.tracker import FailureKind
+from extproc.accesslog.verdict import ERROR_NAMESPACE, error_seen
+from extproc.health.failures import FailureKind
 from extproc.observing.records import Ended
 from metadata_center.types import EndpointKey, RequestId, value
 
@@ -79,6 +80,8 @@ class RequestEnd:
         prompt_tokens: As the engine reported, or None.
         completion_tokens: As the engine reported, or None.
         cached_tokens: As the engine reported, or None.
+        error: Type and code of an error seen in the body of the answer, see `error_seen`; None if none was.
+        content_type: Of the answer, or None if it is not known.
     """
 
     request_id: RequestId
@@ -97,6 +100,8 @@ class RequestEnd:
     prompt_tokens: int | None
     completion_tokens: int | None
     cached_tokens: int | None
+    error: str | None = None
+    content_type: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +167,7 @@ def failure_kind(common: pb.AccessLogCommon, status: int) -> FailureKind | None:
         return FailureKind.RESET
     if status >= 500:
         return FailureKind.SERVER_ERROR
-    return None
+    return FailureKind.OVERLOADED if status == 429 else None
 
 
 def _flags(common: pb.AccessLogCommon) -> tuple[str, ...]:
@@ -223,6 +228,9 @@ def _request_end(entry: pb.HTTPAccessLogEntry, request_id: RequestId, owner: str
         prompt = _count(fields, "prompt_tokens")
         completion = _count(fields, "completion_tokens")
         cached = _count(fields, "cached_tokens")
+    error = None
+    if ERROR_NAMESPACE in usage:
+        error = error_seen({name: _plain(field) for name, field in usage[ERROR_NAMESPACE].fields.items()})
     stream_s = None
     if ttft_s is not None and completion is not None:
         first_s = ttft_s + _duration_s(common.time_to_first_upstream_tx_byte)
@@ -244,7 +252,18 @@ def _request_end(entry: pb.HTTPAccessLogEntry, request_id: RequestId, owner: str
         prompt,
         completion,
         cached,
+        error,
+        response.response_headers.get("content-type"),
     )
+
+
+def _plain(field: object) -> str | float | None:
+    """A string or a number of a metadata struct; None for anything else."""
+    kind = field.WhichOneof("kind")  # type: ignore[attr-defined]
+    if kind in ("string_value", "number_value"):
+        plain: str | float = getattr(field, kind)
+        return plain
+    return None
 
 
 def _count(fields: object, name: str) -> int | None:

@@ -7,6 +7,8 @@ Rules:
 
 from __future__ import annotations
 
+from xxhash import xxh3_64_intdigest
+
 from extproc.errors import Reason, RouterError
 from extproc.predicting.predictor import Predictor
 from extproc.protocol.machine import RequestHeaders
@@ -34,6 +36,7 @@ class Asked:
         blocks: Hashes of its prompt's blocks.
         prompt_tokens: Exact or estimated.
         received_s: Monotonic time when the body was there.
+        fingerprint: xxh3_64 of the body as it came: what tells that a client sends the same again.
     """
 
     request_id: RequestId
@@ -44,6 +47,7 @@ class Asked:
     blocks: list[int]
     prompt_tokens: int
     received_s: float
+    fingerprint: int = 0
 
 
 def understand(
@@ -87,7 +91,17 @@ def understand(
     if prompt_tokens is None:
         prompt_tokens = predictor.prompt_tokens(route.model, len(request.prompt))
     request_id = RequestId(headers.headers.get(REQUEST_ID_HEADER, ""))
-    return Asked(request_id, headers, request, route, new_body, blocks, prompt_tokens, now_s)
+    return Asked(
+        request_id,
+        headers,
+        request,
+        route,
+        new_body,
+        blocks,
+        prompt_tokens,
+        now_s,
+        xxh3_64_intdigest(body),
+    )
 
 
 def _new_body(

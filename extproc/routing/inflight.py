@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from extproc.health.failures import FailureKind
 from extproc.observing.records import DecisionRecord
 from extproc.types import Operation
 from metadata_center.types import EndpointKey, RequestId
@@ -28,12 +29,20 @@ class Inflight:
         first_byte_is_token: False if bytes that are no token (keep-alive comments) came first.
         is_running: Its blocks are counted as running at `endpoint`.
         prior_use: Use sequence of the last matched block before this request touched it; None until recorded.
+        served_model: The model's name at the engine.
+        fingerprint: Of its body.
+        tried_once: It has no fallbacks, for it is known as poison.
+        failed: Endpoints at which attempts failed, and how; None while there is none.
+        error: An error was seen in the first chunk of its answer.
     """
 
     __slots__ = (
         "blocks",
         "decided_s",
         "endpoint",
+        "error",
+        "failed",
+        "fingerprint",
         "first_byte_is_token",
         "first_token_s",
         "group",
@@ -41,6 +50,8 @@ class Inflight:
         "operation",
         "prior_use",
         "record",
+        "served_model",
+        "tried_once",
     )
 
     def __init__(
@@ -51,6 +62,10 @@ class Inflight:
         blocks: list[int],
         group: tuple[str, str],
         decided_s: float,
+        served_model: str = "",
+        fingerprint: int = 0,
+        *,
+        tried_once: bool = False,
     ) -> None:
         self.record = record
         self.operation = operation
@@ -62,6 +77,11 @@ class Inflight:
         self.first_byte_is_token = True
         self.is_running = False
         self.prior_use: int | None = None
+        self.served_model = served_model
+        self.fingerprint = fingerprint
+        self.tried_once = tried_once
+        self.failed: dict[EndpointKey, FailureKind] | None = None
+        self.error: str | None = None
 
 
 class InflightTable:

@@ -41,6 +41,12 @@ PREFILL_DUE_FACTOR = 1.2
 PREFILL_DUE_FLOOR_S = 0.1
 """And not before this (AIGW: 100 ms)."""
 
+MAX_POOLS = 1024
+"""Compiled pools: one per route and, while endpoints are doubted, model and set of those on trial."""
+
+_PoolKey = tuple[str, tuple[tuple[str, str], ...], str | None, frozenset[EndpointKey]]
+"""Cluster, labels, the model that doubts are about, who is on trial."""
+
 
 @dataclass(slots=True)
 class Chosen:
@@ -54,6 +60,7 @@ class Chosen:
         cached_tokens: Believed cached, one per row.
         charged: False if the request had ended before.
         order: Rows in the order that Envoy is to try.
+        tried_once: It failed at several endpoints before: only the first of `order` is to try.
     """
 
     pool: Pool
@@ -63,6 +70,7 @@ class Chosen:
     cached_tokens: list[int]
     charged: bool
     order: tuple[int, ...] = ()
+    tried_once: bool = False
 
     def __post_init__(self) -> None:
         self.order = self.order or self.choice.order
@@ -130,7 +138,7 @@ class Placer:
         self._wall_clock = wall_clock
         self._turn = 0
         self._tickets = 0
-        self._pools: dict[tuple[str, tuple[tuple[str, str], ...]], Pool] = {}
+        self._pools: dict[_PoolKey, Pool] = {}
         self._queues: dict[tuple[EndpointKey, ...], HoldQueue] = {}
         self._pools_of: tuple[RoutingTable, int] | None = None
 
@@ -161,7 +169,8 @@ class Placer:
             before.queue.forget(before.ticket)
         now_s = self._clock()
         state.advance(now_s)
-        pool = self._pool(route, table)
+        served_model = route.upstream_model or request.model
+        pool = self._pool(route, table, served_model, now_s)
         if not pool.keys:
             raise RouterError(
                 Reason.NO_HEALTHY_ENDPOINT,
@@ -236,6 +245,8 @@ class Placer:
             charged = state.load.charge(charge, now_s, due_s)
             if not load.prefill_requests[row]:
                 state.engines.prefill_begins(charge.endpoint, now_s)
+            if charge.endpoint in pool.on_trial:
+                state.health.trial_began(charge.endpoint, served_model, now_s)
 
         decided_s = self._clock()
         began_s = asked.received_s if before is None else now_s
@@ -268,10 +279,21 @@ class Placer:
             held_for=None if before is None else before.reason,
         )
         state.records.add(record)
+        tried_once = state.poison.is_poison(asked.fingerprint, now_s)
         if charged:  # else it ended before it was decided: nothing to follow
             state.begin(
                 asked.request_id,
-                Inflight(record, request.operation, charge.endpoint, blocks, group, decided_s),
+                Inflight(
+                    record,
+                    request.operation,
+                    charge.endpoint,
+                    blocks,
+                    group,
+                    decided_s,
+                    served_model,
+                    asked.fingerprint,
+                    tried_once=tried_once,
+                ),
             )
         scores = choice.scores
         state.metrics.observe_decision(
@@ -283,7 +305,7 @@ class Placer:
             estimate.matched[row] / estimate.num_units if estimate.num_units else 0.0,
             estimate.views[row],
         )
-        return Chosen(pool, choice, snapshot, prompt_tokens, cached, charged)
+        return Chosen(pool, choice, snapshot, prompt_tokens, cached, charged, tried_once=tried_once)
 
     def _now_or_later(
         self,
@@ -334,15 +356,40 @@ class Placer:
             )
         return snapshot, costs, choice
 
-    def _pool(self, route: Route, table: RoutingTable) -> Pool:
-        """The route's available endpoints, compiled anew when health or configuration changed."""
-        of = (table, self._state.health.generation)
+    def _pool(self, route: Route, table: RoutingTable, served_model: str, now_s: float) -> Pool:
+        """The route's available endpoints, compiled anew when health or configuration changed.
+
+        Those doubted for the model are none of them while others are, but for whoever is due for a trial.
+        """
+        health = self._state.health
+        doubted = health.doubted(served_model)
+        if doubted:
+            on_trial = frozenset(key for key in doubted if health.trial_due(key, served_model, now_s))
+            pool = self._pool_of(route, table, served_model, on_trial)
+            if pool.keys:
+                return pool
+        return self._pool_of(route, table, None, frozenset())
+
+    def _pool_of(
+        self, route: Route, table: RoutingTable, doubted_for: str | None, on_trial: frozenset[EndpointKey]
+    ) -> Pool:
+        health = self._state.health
+        of = (table, health.generation)
         if of != self._pools_of:
             self._pools.clear()
             self._queues.clear()
             self._pools_of = of
-        key = (route.cluster, tuple(route.subset.items()) if route.subset else ())
+        key = (route.cluster, tuple(route.subset.items()) if route.subset else (), doubted_for, on_trial)
         pool = self._pools.get(key)
         if pool is None:
-            pool = self._pools[key] = table.pool(route.cluster, route.subset, self._state.health.reason)
+            if len(self._pools) >= MAX_POOLS:
+                self._pools.clear()
+
+            def why_not(endpoint: EndpointKey) -> str | None:
+                reason = health.reason(endpoint)
+                if reason is None and doubted_for is not None and endpoint not in on_trial:
+                    return health.doubt(endpoint, doubted_for)
+                return reason
+
+            pool = self._pools[key] = table.pool(route.cluster, route.subset, why_not, on_trial)
         return pool

@@ -34,6 +34,10 @@ Reserve = Callable[[RequestId, Sequence[Candidate]], Awaitable[EndpointKey | Non
 MAX_ANSWERS = 4096
 """Serialised answers kept per pool: all orders of three out of sixteen endpoints; about 500 bytes each."""
 
+MAX_RETRIES = 1
+"""One input may kill whatever engine reads it: what broke two is not given to a third. Envoy counts retries
+of all causes together, so refused connections have no more."""
+
 _RQ_TIMEOUT = "x-envoy-upstream-rq-timeout-ms"
 _TRY_TIMEOUT = "x-envoy-upstream-rq-per-try-timeout-ms"
 _MAX_RETRIES = "x-envoy-max-retries"
@@ -140,7 +144,8 @@ class Router:
     def _answered(self, asked: Asked, chosen: Chosen) -> Decision:
         request, route, headers = asked.request, asked.route, asked.headers
         pool, new_body = chosen.pool, asked.new_body
-        key = (chosen.order, request.stream)
+        order = chosen.order[:1] if chosen.tried_once else chosen.order
+        key = (order, request.stream, chosen.tried_once)
         answer = pool.answers.get(key)
         if answer is None:
             if len(pool.answers) >= MAX_ANSWERS:
@@ -160,14 +165,14 @@ class Router:
             partial(self._answer, "request_trailers", route, pool, key),
         )
 
-    def _answer(self, field: str, route: Route, pool: Pool, key: tuple[tuple[int, ...], bool]) -> bytes:
-        order, stream = key
+    def _answer(self, field: str, route: Route, pool: Pool, key: tuple[tuple[int, ...], bool, bool]) -> bytes:
+        order, stream, tried_once = key
         endpoints = tuple(pool.keys[row] for row in order)
-        if len(endpoints) == 1:
+        if len(endpoints) == 1 and not tried_once:
             endpoints *= 2  # one more try at the only one: its connection may have been stale
         if stream:
             timeout = (_TRY_TIMEOUT, str(math.ceil(self.settings.first_byte_timeout_s * 1000)))
         else:
             timeout = (_RQ_TIMEOUT, str(math.ceil(self.settings.timeout_s * 1000)))
-        retries = (_MAX_RETRIES, str(len(endpoints) - 1))
+        retries = (_MAX_RETRIES, str(min(MAX_RETRIES, len(endpoints) - 1)))
         return self._answers.decision(field, endpoints, route.cluster, (timeout, retries))

@@ -70,6 +70,7 @@ class Status:
             calibrations=list(predictor.calibrations()),
             bus_dropped=self._bus_dropped(),
             shared=self._shared(),
+            ejections_withheld=self._state.health.withheld,
         )
 
     def endpoints_json(self) -> dict[str, Any]:
@@ -82,6 +83,7 @@ class Status:
                     "cluster": row.cluster,
                     "state": state.health.state(row.key),
                     "reason": state.health.reason(row.key),
+                    "doubted_for": state.health.doubts_of(row.key),
                     "requests": row.requests,
                     "prefill_tokens": row.prefill_tokens,
                     "context_tokens": row.context_tokens,
@@ -115,6 +117,7 @@ class Status:
                 capacity_blocks=state.caches.history.capacity(endpoint.key),
                 ttft_ewma_s=state.endpoints[endpoint.key].ttft_ewma_s,
                 announcing=self._is_announcing(endpoint.key),
+                doubted=len(state.health.doubts_of(endpoint.key)),
             )
             for i, endpoint in enumerate(endpoints)
         ]
