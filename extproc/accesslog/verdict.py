@@ -29,6 +29,12 @@ LEAST_STREAM_BYTES: Final = 24
 _MAX_WORD: Final = 64
 _WORD: Final = re.compile(r"[A-Za-z0-9_.-]+")
 
+_ERROR_EVENTS: Final = frozenset({"error", "response.failed"})
+_LAST_EVENTS: Final = frozenset({"message_stop", "response.completed", "response.incomplete"})
+"""The types of events that end a stream of the Messages and the Responses API, where each event has one."""
+
+_TRUNCATED: Final = "truncated"
+
 _BROKEN_FLAGS: Final = frozenset({"UC", "UR", "UPE"})
 
 _CLIENTS_WORDS: Final = frozenset(
@@ -84,7 +90,7 @@ def verdict_of(
     if not attempts or ended in (Ended.REJECTED, Ended.LEASE_EXPIRED):
         return NoFailure.UNKNOWN
     if ended is Ended.CLIENT_ABORT:
-        return NoFailure.UNKNOWN if error is None else _of_error(error)
+        return NoFailure.UNKNOWN if error in (None, _TRUNCATED) else _of_error(error)
     if "UF" in flags:
         return FailureKind.CONNECT_FAILURE
     if "UT" in flags:
@@ -110,11 +116,15 @@ def error_seen(fields: Mapping[str, Any]) -> str | None:
     """An error in an answer, in words that are safe to log: its type and code; None if there was none.
 
     Args:
-        fields: Of `ERROR_NAMESPACE`: `type`, `code`, whatever else; each a string or a number. A text of an
-            error (a message may repeat the prompt) is never among them, and would come out as "error".
+        fields: Of `ERROR_NAMESPACE`: `type` and `code` of the error object; `event`, the type of the last
+            event of a stream that was seen, whatever it was; whatever else says that there was an error. A
+            text of an error (a message may repeat the prompt) is never among them.
     """
-    if not fields:
-        return None
+    event = fields.get("event")
+    if len(fields) == (event is not None):
+        if event is None or event in _LAST_EVENTS:
+            return None
+        return "error" if event in _ERROR_EVENTS else _TRUNCATED
     words = []
     for name in ("type", "code"):
         found = fields.get(name)
@@ -137,6 +147,8 @@ def _of_status(status: int) -> FailureKind:
 
 
 def _of_error(error: str) -> FailureKind:
+    if error == _TRUNCATED:
+        return FailureKind.TRUNCATED
     words = set(error.split())
     if words & _OVERLOAD_WORDS:
         return FailureKind.OVERLOADED

@@ -16,6 +16,7 @@ class FailureKind(StrEnum):
         FIRST_BYTE_TIMEOUT: No response headers in time.
         STALLED: The answer began and then stood still until Envoy gave up.
         ERROR_IN_ANSWER: A good status, and an error in the body or among the events of the stream.
+        TRUNCATED: The answer ended well formed and before its last event.
         EMPTY_ANSWER: A good status and nothing, or no token, in the body.
         WRONG_CONTENT: A good status and a body that no inference API answers with, such as HTML.
         OVERLOADED: 429.
@@ -29,6 +30,7 @@ class FailureKind(StrEnum):
     FIRST_BYTE_TIMEOUT = "first_byte_timeout"
     STALLED = "stalled"
     ERROR_IN_ANSWER = "error_in_answer"
+    TRUNCATED = "truncated"
     EMPTY_ANSWER = "empty_answer"
     WRONG_CONTENT = "wrong_content"
     OVERLOADED = "overloaded"

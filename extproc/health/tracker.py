@@ -59,6 +59,11 @@ shares of 0.5 scatter by 0.08, and of a hundred endpoints none is doubted for th
 _SLOW_MARGIN: Final = 0.03
 """And by this: less than one failure, or two that may be the client's."""
 
+_ALONE_RATIO: Final = 4.0
+"""For an ejection it must exceed that of all peers, doubted ones included, this many times: three failures in
+a row against peers of which none failed lately. A client that breaks half of all requests by itself lets one
+endpoint look so in its first moments at most."""
+
 _WELL: Final = 0.1
 """A peer below this share, and not failing now, is well: nine successes after three failures."""
 
@@ -167,7 +172,7 @@ class _Level:
         self.good_s = self.heard_s = now_s
         self.bad_s = None
         self.misses = self.failed_trials = 0
-        self.trial_until_s, self.trial_due_s = 0.0, now_s
+        self.pass_trial(now_s)
 
     def failed(self, kind: FailureKind, now_s: float) -> None:
         self.heard_s = now_s
@@ -184,6 +189,10 @@ class _Level:
         fast, slow = weight * _FAST, weight * _SLOW
         self.fast = max(0.0, (self.fast - fast) / (1.0 - fast))
         self.slow = max(0.0, (self.slow - slow) / (1.0 - slow))
+
+    def pass_trial(self, now_s: float) -> None:
+        """A trial went well as far as it went; the more failed before, the longer until the next."""
+        self.trial_until_s, self.trial_due_s = 0.0, now_s + TRIAL_S * self.fast
 
     def end_trial(self, now_s: float, first_s: float, most_s: float) -> None:
         """A trial failed, if one is under way; what fails otherwise was sent before the doubt."""
@@ -379,7 +388,7 @@ class HealthTracker:
         record.alive_s = now_s
         level = record.levels.get(model)
         if level is not None and level.trial_until_s:
-            level.trial_until_s, level.trial_due_s = 0.0, now_s
+            level.pass_trial(now_s)
         return self._alive(key, record, now_s)
 
     def attempt_succeeded(self, key: EndpointKey, now_s: float, model: str = "") -> Transitions:
@@ -575,20 +584,28 @@ class HealthTracker:
         return company, fast / max(1, heard), slow / max(1, heard)
 
     def _is_alone(self, key: EndpointKey, record: _Record, level: _Level, model: str, now_s: float) -> bool:
-        """Nothing else it was asked succeeded since it began to fail, and a peer was well meanwhile."""
+        """Nothing else it was asked succeeded since it began to fail, and its peers are well meanwhile."""
         began_s = level.bad_s
         if began_s is None or any(
             other.good_s is not None and other.good_s > began_s for other in record.levels.values()
         ):
             return False
+        heard, slow, is_anybody_well = 0, 0.0, False
         for _, peer in self._others(key, record):
             known = peer.levels.get(model)
-            if known is None or known.good_s is None or peer.state is not HealthState.HEALTHY:
+            if (
+                known is None
+                or peer.state is not HealthState.HEALTHY
+                or known.doubted is FailureKind.MISSING_MODEL
+                or now_s - known.heard_s > MEMORY_S
+            ):
                 continue
-            is_well = known.bad_s is None and known.fast < _WELL and now_s - known.good_s <= MEMORY_S
-            if is_well or known.good_s >= began_s:
-                return True
-        return False
+            heard += 1
+            slow += known.slow
+            if known.good_s is not None:
+                is_well = known.bad_s is None and known.fast < _WELL and now_s - known.good_s <= MEMORY_S
+                is_anybody_well |= is_well or known.good_s >= began_s
+        return is_anybody_well and level.slow >= _ALONE_RATIO * slow / heard
 
     def _others(self, key: EndpointKey, record: _Record) -> Iterator[tuple[EndpointKey, _Record]]:
         """Endpoints of the same clusters; one that shares two of them comes twice."""
