@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, Final
 
 from extproc.health.failures import FailureKind
@@ -87,6 +88,21 @@ def verdict_of(
         response_bytes: Body bytes of the answer.
         attempts: Upstream attempts made.
     """
+    if status != 200 or ended is not Ended.COMPLETED or error is not None or flags or not attempts:
+        verdict = _of_what_went_wrong(status, ended, flags, error, attempts)
+        if verdict is not None:
+            return verdict
+    if response_bytes < (LEAST_STREAM_BYTES if is_stream else 1):
+        return FailureKind.EMPTY_ANSWER
+    if content_type is not None and not _may_answer(content_type, is_stream):
+        return FailureKind.WRONG_CONTENT
+    return NoFailure.ANSWERED
+
+
+def _of_what_went_wrong(
+    status: int, ended: Ended, flags: Collection[str], error: str | None, attempts: int
+) -> Verdict | None:
+    """The verdict by what is unusual in an ending; None if that says nothing."""
     if not attempts or ended in (Ended.REJECTED, Ended.LEASE_EXPIRED):
         return NoFailure.UNKNOWN
     if ended is Ended.CLIENT_ABORT:
@@ -103,13 +119,7 @@ def verdict_of(
         return _of_status(status)
     if error is not None:
         return _of_error(error)
-    if not 200 <= status < 300:
-        return NoFailure.UNKNOWN
-    if response_bytes < (LEAST_STREAM_BYTES if is_stream else 1):
-        return FailureKind.EMPTY_ANSWER
-    if content_type is not None and not _may_answer(content_type, is_stream):
-        return FailureKind.WRONG_CONTENT
-    return NoFailure.ANSWERED
+    return None if 200 <= status < 300 else NoFailure.UNKNOWN
 
 
 def error_seen(fields: Mapping[str, Any]) -> str | None:
@@ -159,6 +169,7 @@ def _of_error(error: str) -> FailureKind:
     return FailureKind.ERROR_IN_ANSWER
 
 
+@lru_cache(maxsize=64)
 def _may_answer(content_type: str, is_stream: bool) -> bool:
     """Streams are events, or JSON from engines that do not stream; a whole answer is anything but a page."""
     kind = content_type.partition(";")[0].strip().lower()

@@ -6,10 +6,12 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 import pytest
+import pytest_asyncio
 from aiohttp import web
 
 from tests.e2e.harness import (
@@ -131,55 +133,85 @@ def response(number: int) -> dict[str, Any]:
     return {"model": "m", "stream": True, "input": f"{number} " + "w " * 500}
 
 
-@pytest.mark.parametrize(
-    ("path", "bad", "good", "kind"),
-    [
-        pytest.param("chat/completions", events(data(ERROR), DONE), STREAM, "error_in_answer", id="chat"),
-        pytest.param(
-            "chat/completions",
-            events(*[TOKEN] * 100, data(ERROR), DONE),
-            STREAM,
-            "error_in_answer",
-            id="late",
-        ),
-        pytest.param(
-            "messages",
-            events(MESSAGES[0], typed("error", error={"type": "api_error", "message": "gone"})),
-            MESSAGES,
-            "error_in_answer",
-            id="messages",
-        ),
-        pytest.param("messages", events(*MESSAGES[:2]), MESSAGES, "truncated", id="messages-cut-short"),
-        pytest.param(
-            "responses",
-            events(RESPONSES[0], typed("response.failed", response={"status": "failed", "error": None})),
-            RESPONSES,
-            "error_in_answer",
-            id="responses",
-        ),
-        pytest.param("chat/completions", nothing, STREAM, "empty_answer", id="empty"),
-        pytest.param("chat/completions", whole(404, {"error": {}}), STREAM, "missing_model", id="404"),
-        pytest.param("chat/completions", whole(401, {"error": {}}), STREAM, "refused", id="401"),
-    ],
-)
-async def test_a_replica_that_fails_fast_attracts_no_traffic(
-    path: str, bad: Behaviour, good: tuple[bytes, ...], kind: str
-) -> None:
-    """Of two replicas the one that answers nothing, at once, gets a few requests, and none counts as completed."""
-    async with engines(2) as (stack, (broken, healthy)):
-        broken.behaviour, healthy.behaviour = bad, events(*good, after_s=0.1)
-        await many(stack, f"/v1/{path}", response if path == "responses" else conversation)
-        await stack.settled()
-        reached = len(broken.received)
-        rows, scrape = await stack.rows(), await stack.metrics()
-        assert 1 <= reached <= REQUESTS // 4
-        assert rows[broken.key]["served_total"] == 0
-        assert rows[broken.key]["doubted_for"] == ["m"]
-        assert rows[healthy.key]["state"] == "healthy"
-        assert rows[healthy.key]["served_total"] == REQUESTS - reached
-        name = f'tokenway_endpoint_failures_total{{endpoint="{broken.key}",kind="{kind}"}}'
-        assert sample(scrape, name) == reached
-        assert sample(scrape, f'tokenway_endpoint_doubted{{cluster="c",endpoint="{broken.key}"}}') == 1
+@dataclass(frozen=True, slots=True)
+class Case:
+    """How one replica of two fails fast.
+
+    Attributes:
+        path: The API.
+        bad: What it answers.
+        good: The events of the other one.
+        kind: How such a failure is counted.
+    """
+
+    path: str
+    bad: Behaviour
+    good: tuple[bytes, ...]
+    kind: str
+
+
+CASES = {
+    "chat": Case("chat/completions", events(data(ERROR), DONE), STREAM, "error_in_answer"),
+    "late": Case("chat/completions", events(*[TOKEN] * 100, data(ERROR), DONE), STREAM, "error_in_answer"),
+    "messages": Case(
+        "messages",
+        events(MESSAGES[0], typed("error", error={"type": "api_error", "message": "gone"})),
+        MESSAGES,
+        "error_in_answer",
+    ),
+    "messages-cut-short": Case("messages", events(*MESSAGES[:2]), MESSAGES, "truncated"),
+    "responses": Case(
+        "responses",
+        events(RESPONSES[0], typed("response.failed", response={"status": "failed", "error": None})),
+        RESPONSES,
+        "error_in_answer",
+    ),
+    "empty": Case("chat/completions", nothing, STREAM, "empty_answer"),
+    "404": Case("chat/completions", whole(404, {"error": {}}), STREAM, "missing_model"),
+    "401": Case("chat/completions", whole(401, {"error": {}}), STREAM, "refused"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """One gateway, and for each case a model of two replicas."""
+
+    stack: Stack
+    replicas: dict[str, tuple[Recorder, Recorder]]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def pairs() -> AsyncIterator[Pairs]:
+    """Of each pair the first fails at once, the second answers after 0.1 s."""
+    async with AsyncExitStack() as exits:
+        replicas, clusters = {}, []
+        for name, case in CASES.items():
+            broken = await exits.enter_async_context(recording())
+            healthy = await exits.enter_async_context(recording())
+            broken.behaviour, healthy.behaviour = case.bad, events(*case.good, after_s=0.1)
+            replicas[name] = broken, healthy
+            clusters.append(cluster(name, [broken.key, healthy.key]))
+        models = {"models": {name: {"rules": [{"cluster": name}]} for name in CASES}}
+        yield Pairs(await exits.enter_async_context(running_stack(clusters, models)), replicas)
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_a_replica_that_fails_fast_attracts_no_traffic(pairs: Pairs, name: str) -> None:
+    """Of two replicas the one that answers nothing gets few requests, none of them counted as completed."""
+    stack, case, (broken, healthy) = pairs.stack, CASES[name], pairs.replicas[name]
+    body = response if case.path == "responses" else conversation
+    await many(stack, f"/v1/{case.path}", lambda number: body(number) | {"model": name})
+    await stack.settled()
+    reached = len(broken.received)
+    rows, scrape = await stack.rows(), await stack.metrics()
+    assert 1 <= reached <= REQUESTS // 4
+    assert rows[broken.key]["served_total"] == 0
+    assert rows[broken.key]["doubted_for"] == [name]
+    assert rows[healthy.key]["state"] == "healthy"
+    assert rows[healthy.key]["served_total"] == REQUESTS - reached
+    series = f'tokenway_endpoint_failures_total{{endpoint="{broken.key}",kind="{case.kind}"}}'
+    assert sample(scrape, series) == reached
+    assert sample(scrape, f'tokenway_endpoint_doubted{{cluster="{name}",endpoint="{broken.key}"}}') == 1
 
 
 @pytest.mark.parametrize("status", [400, 404])
@@ -197,7 +229,7 @@ async def test_an_error_that_every_replica_gives_ejects_nobody(status: int) -> N
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 async def test_requests_that_break_connections_break_no_pool(count: int) -> None:
-    """What breaks the connection of every engine reaches two of them at most, and the others' requests are served."""
+    """What breaks every engine's connection is tried twice, ejects nobody, and others are served."""
 
     async def engine(request: web.Request) -> web.StreamResponse:
         poisoned = b"POISON" in await request.read()
@@ -228,7 +260,7 @@ async def test_poison_sent_again_reaches_one_engine() -> None:
 
 
 async def test_slow_probes_do_not_empty_the_pool() -> None:
-    """Engines whose health check hangs while they answer requests stay: real traffic is the stronger evidence."""
+    """Engines whose health check hangs while they answer requests stay: traffic is the stronger evidence."""
 
     class Busy(Recorder):
         async def _health(self, _: web.Request) -> web.Response:
