@@ -90,7 +90,7 @@ async def breaks(request: web.Request) -> web.StreamResponse:
     """Reads the request and closes the connection."""
     await request.read()
     assert request.transport is not None
-    request.transport.abort()  # type: ignore[attr-defined]
+    request.transport.abort()
     return web.Response()
 
 
@@ -295,6 +295,6 @@ async def test_a_mended_replica_has_its_share_again() -> None:
         async def trusted() -> bool:
             await many(stack, "/v1/chat/completions", conversation)
             row = (await stack.rows())[broken.key]
-            return row["state"] == "healthy" and row["doubted_for"] == []
+            return bool(row["state"] == "healthy" and row["doubted_for"] == [])
 
         await eventually(trusted, bool, 20)

@@ -34,7 +34,7 @@ def another(rig: Rig, request_id: str = "r") -> EndpointKey:
 def endpoints_of(decision: Decision) -> list[str]:
     """Whom Envoy is to try, in order."""
     metadata = ext_proc.ProcessingResponse.FromString(decision.to_body).dynamic_metadata
-    named: str = metadata["envoy.lb"]["x-gateway-destination-endpoint"]  # type: ignore[assignment, index]
+    named: str = metadata["envoy.lb"]["x-gateway-destination-endpoint"]
     return named.split(",")
 
 
