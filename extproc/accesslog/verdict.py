@@ -31,7 +31,15 @@ _MAX_WORD: Final = 64
 _WORD: Final = re.compile(r"[A-Za-z0-9_.-]+")
 
 _ERROR_EVENTS: Final = frozenset({"error", "response.failed"})
-_LAST_EVENTS: Final = frozenset({"message_stop", "response.completed", "response.incomplete"})
+_LAST_EVENTS: Final = frozenset(
+    {"message_stop", "response.completed", "response.incomplete", "response.cancelled"}
+)
+_EARLIER_EVENTS: Final = frozenset(
+    {
+        *("message_start", "content_block_start", "content_block_delta", "content_block_stop"),
+        *("message_delta", "ping"),
+    }
+)
 """The types of events that end a stream of the Messages and the Responses API, where each event has one."""
 
 _TRUNCATED: Final = "truncated"
@@ -127,16 +135,18 @@ def error_seen(fields: Mapping[str, Any]) -> str | None:
 
     Args:
         fields: Of `ERROR_NAMESPACE`: `type` and `code` of the error object; `event`, the type of the last
-            event of a stream that was seen, whatever it was; whatever else says that there was an error. A
-            text of an error (a message may repeat the prompt) is never among them.
+            event of a stream that was seen, whatever it was, and `event_code`, which is one of an error if
+            the event is; whatever else says that there was an error. A text of an error (a message may
+            repeat the prompt) is never among them.
     """
     event = fields.get("event")
-    if len(fields) == (event is not None):
-        if event is None or event in _LAST_EVENTS:
-            return None
-        return "error" if event in _ERROR_EVENTS else _TRUNCATED
+    if event not in _ERROR_EVENTS and fields.keys() <= {"event", "event_code"}:
+        earlier = event in _EARLIER_EVENTS or (
+            str(event).startswith("response.") and event not in _LAST_EVENTS
+        )
+        return _TRUNCATED if earlier else None
     words = []
-    for name in ("type", "code"):
+    for name in ("type", "code", "event_code"):
         found = fields.get(name)
         if isinstance(found, float) and found.is_integer():
             found = int(found)

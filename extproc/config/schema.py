@@ -382,7 +382,7 @@ class LoadBalancingSection(Section):
     )
     """Weight of the cache hit ratio."""
     fallbacks: int = Field(default=_LB.fallbacks, ge=0, le=8)
-    """Further endpoints named to Envoy for retries before the first byte."""
+    """Further endpoints named to Envoy: the first that is there gets the one retry before the first byte."""
 
     def settings(self) -> LoadBalancing:
         """The values as the policies take them."""

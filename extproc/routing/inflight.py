@@ -33,14 +33,12 @@ class Inflight:
         fingerprint: Of its body.
         tried_once: It has no fallbacks, for it is known as poison.
         failed: Endpoints at which attempts failed, and how; None while there is none.
-        error: An error was seen in the first chunk of its answer.
     """
 
     __slots__ = (
         "blocks",
         "decided_s",
         "endpoint",
-        "error",
         "failed",
         "fingerprint",
         "first_byte_is_token",
@@ -81,7 +79,6 @@ class Inflight:
         self.fingerprint = fingerprint
         self.tried_once = tried_once
         self.failed: dict[EndpointKey, FailureKind] | None = None
-        self.error: str | None = None
 
 
 class InflightTable:

@@ -129,7 +129,7 @@ class Outcomes:
             status=entry.status,
             ended=entry.ended,
             flags=entry.flags,
-            error=entry.error or inflight.error,
+            error=entry.error,
             content_type=entry.content_type,
             is_stream=record.stream,
             response_bytes=entry.response_bytes,
