@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from envoy.data.accesslog.v3 import accesslog_pb2 as pb
 
 from extproc.accesslog.usage import UNKNOWN, read_usage
-from extproc.health.tracker import FailureKind
+from extproc.accesslog.verdict import ERROR_NAMESPACE, error_seen
+from extproc.health.failures import FailureKind
 from extproc.observing.records import Ended
 from metadata_center.types import EndpointKey, RequestId, value
 
@@ -84,6 +85,8 @@ class RequestEnd:
         completion_tokens: As the engine reported, or None.
         cached_tokens: As the engine reported, or None; a part of `prompt_tokens`.
         usage_unseen: Why Envoy did not look for usage ("encoded": the answer was compressed), or "".
+        error: Type and code of an error seen in the body of the answer, see `error_seen`; None if none was.
+        content_type: Of the answer, or None if it is not known.
     """
 
     request_id: RequestId
@@ -103,6 +106,8 @@ class RequestEnd:
     completion_tokens: int | None
     cached_tokens: int | None
     usage_unseen: str = ""
+    error: str | None = None
+    content_type: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +175,7 @@ def failure_kind(common: pb.AccessLogCommon, status: int) -> FailureKind | None:
         return FailureKind.RESET
     if status >= 500:
         return FailureKind.SERVER_ERROR
-    return None
+    return FailureKind.OVERLOADED if status == 429 else None
 
 
 def _flags(common: pb.AccessLogCommon) -> tuple[str, ...]:
@@ -235,6 +240,9 @@ def _request_end(entry: pb.HTTPAccessLogEntry, request_id: RequestId, owner: str
             prompt = _count(fields, "prompt_tokens")
             completion = _count(fields, "completion_tokens")
             cached = _count(fields, "cached_tokens")
+    error = None
+    if ERROR_NAMESPACE in metadata:
+        error = error_seen({name: _plain(field) for name, field in metadata[ERROR_NAMESPACE].fields.items()})
     stream_s = None
     if ttft_s is not None and completion is not None:
         first_s = ttft_s + _duration_s(common.time_to_first_upstream_tx_byte)
@@ -257,11 +265,22 @@ def _request_end(entry: pb.HTTPAccessLogEntry, request_id: RequestId, owner: str
         completion,
         cached,
         unseen,
+        error,
+        response.response_headers.get("content-type"),
     )
 
 
 def _text(fields: object, name: str) -> str:
     return fields[name].string_value if name in fields else ""  # type: ignore[index,operator]
+
+
+def _plain(field: object) -> str | float | None:
+    """A string or a number of a metadata struct; None for anything else."""
+    kind = field.WhichOneof("kind")  # type: ignore[attr-defined]
+    if kind in ("string_value", "number_value"):
+        plain: str | float = getattr(field, kind)
+        return plain
+    return None
 
 
 def _count(fields: object, name: str) -> int | None:

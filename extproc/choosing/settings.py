@@ -30,7 +30,8 @@ class LoadBalancing:
         request_load_weight: Weight of in-flight requests, >= 0.
         prefill_load_weight: Weight of pending prefill, >= 0.
         cache_ratio_weight: Weight of the cache hit ratio, >= 0.
-        fallbacks: Further endpoints named to Envoy for retries before the first byte, 0..8.
+        fallbacks: Further endpoints named to Envoy, in order, 0..8: the first that is there gets the one
+            retry before the first byte, the others stand in for those that have just left.
     """
 
     algorithm: Algorithm = Algorithm.LEAST_COMPLETION

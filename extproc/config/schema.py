@@ -250,15 +250,17 @@ class Health(Section):
     recovery_interval_s: Seconds = _HEALTH.recovery_interval_s
     """Between probes of an ejected endpoint, in seconds."""
     timeout_s: Seconds = _HEALTH.timeout_s
-    """Bound on one probe, in seconds."""
+    """Bound on one probe, in seconds; each that times out doubles the next one's, up to eight times this."""
     unhealthy_threshold: int = Field(default=_HEALTH.unhealthy_threshold, ge=1, le=1_000)
     """Consecutive failed probes that eject."""
     passive_threshold: int = Field(default=_HEALTH.passive_threshold, ge=1, le=1_000)
-    """Consecutive failed attempts in real traffic that eject."""
+    """Failures in a row, in real traffic, with which an endpoint that is alone in failing is ejected."""
     ejection_s: Seconds = _HEALTH.ejection_s
     """Shortest time out, in seconds; doubles with each ejection in a row."""
     max_ejection_s: Seconds = _HEALTH.max_ejection_s
     """Longest time out, in seconds; not below `ejection_s`."""
+    min_available_ratio: float = Field(default=_HEALTH.min_available_ratio, ge=0, le=1)
+    """Share of a cluster's endpoints that stay available, one at least, unless they refuse connections."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -434,7 +436,7 @@ class LoadBalancingSection(Section):
     )
     """Weight of the cache hit ratio."""
     fallbacks: int = Field(default=_LB.fallbacks, ge=0, le=8)
-    """Further endpoints named to Envoy for retries before the first byte."""
+    """Further endpoints named to Envoy: the first that is there gets the one retry before the first byte."""
 
     def settings(self) -> LoadBalancing:
         """The values as the policies take them."""

@@ -2,9 +2,11 @@
 
 Rules:
     1. One loop starts due probes, oldest first, at most 64 at once and one per endpoint; when each
-       is due is the tracker's decision.
-    2. A probe is GET `settings.path` within `timeout_s`. Any failure of it is a failed probe, never
-       an exception of the loop. Whatever `/metrics` holds, it is a reading or none, never a lost probe.
+       is due, and how long it may take, is the tracker's decision. Endpoints that timed out before take
+       half of the 64 at most, so that they do not keep the others from being probed.
+    2. A probe is GET `settings.path`. Any failure of it is a failed probe, never an exception of the loop.
+       A time-out while this process itself stood still proves nothing, and is no result. Whatever `/metrics`
+       holds, it is a reading or none, never a lost probe.
     3. `/metrics` is read only after a good probe: the first one, before an ejected endpoint
        recovers, and every few seconds. An engine that says it sleeps does not recover.
     4. A number that no engine has is not believed: the reading it is part of is none (docs/adr/0018).
@@ -17,6 +19,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from errno import ECONNREFUSED
 from functools import partial
 from http import HTTPStatus
 from math import inf
@@ -25,7 +28,7 @@ from typing import Any
 import aiohttp
 
 from extproc.health.settings import HealthSettings
-from extproc.health.tracker import HealthState, HealthTracker, Transition
+from extproc.health.tracker import HealthState, HealthTracker, ProbeFailure, Transition
 from extproc.types import Endpoint, Rng
 from metadata_center.types import EndpointKey
 
@@ -33,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 _MAX_PROBES = 64
 """Probes in flight; at the default time-out of 1 s that is 64 dead endpoints a second."""
+
+_MAX_SLOW_PROBES = _MAX_PROBES // 2
+"""Of those, to endpoints whose last probe timed out and who get longer."""
 
 _SCRAPE_INTERVAL_S = 4.0
 """Between two readings of `/metrics`, at least: about once per probe at the default interval. Engines make
@@ -209,6 +215,7 @@ class Prober:
         self._raised = False
         self._probes: dict[EndpointKey, asyncio.Task[None]] = {}
         self._loop_task: asyncio.Task[None] | None = None
+        self._stood_still_s = float("-inf")
 
     def _base(self, key: EndpointKey) -> str:
         return f"{'https' if key in self.tls else 'http'}://{key}"
@@ -216,7 +223,7 @@ class Prober:
     def set_endpoints(self, endpoints: Iterable[Endpoint]) -> None:
         """Replace what is probed, and the tracker's endpoints with it; keeps what is known of the rest."""
         endpoints = tuple(endpoints)
-        for transition in self._tracker.set_endpoints(endpoints):
+        for transition in self._tracker.set_endpoints(endpoints, self._clock()):
             self._on_transition(transition)
         keys = {endpoint.key for endpoint in endpoints}
         for key in self._scraped_s.keys() - keys:
@@ -257,11 +264,9 @@ class Prober:
             if self.settings.interval_s >= _KEEP_ALIVE_S
             else aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S)
         )
-        timeout = aiohttp.ClientTimeout(total=self.settings.timeout_s)
         async with (
             aiohttp.ClientSession(
                 connector=connector,
-                timeout=timeout,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"User-Agent": "tokenway-prober"},
             ) as session,
@@ -272,7 +277,10 @@ class Prober:
                     task = tasks.create_task(self._probe(session, key))
                     self._probes[key] = task
                     task.add_done_callback(partial(self._finished, key))
+                began_s = self._clock()
                 await asyncio.sleep(nap_s)
+                if self._clock() - began_s - nap_s > self.settings.timeout_s / 2:
+                    self._stood_still_s = self._clock()
 
     def _due(self, now_s: float) -> list[EndpointKey]:
         """Keys to probe now, longest overdue first, as many as may start."""
@@ -283,16 +291,36 @@ class Prober:
                 due_s = max(due_s, self._first_probe_s.get(key, due_s))
                 if due_s <= now_s:
                     due.append((due_s, key))
+        if not due:
+            return []
         due.sort()
-        return [key for _, key in due[: _MAX_PROBES - len(self._probes)]]
+        may_start = _MAX_PROBES - len(self._probes)
+        slow_may_start = _MAX_SLOW_PROBES - sum(map(self._is_slow, self._probes))
+        keys: list[EndpointKey] = []
+        for _, key in due:
+            if len(keys) >= may_start:
+                break
+            if self._is_slow(key):
+                if slow_may_start <= 0:
+                    continue
+                slow_may_start -= 1
+            keys.append(key)
+        return keys
+
+    def _is_slow(self, key: EndpointKey) -> bool:
+        return self._tracker.probe_timeout_s(key) > self.settings.timeout_s
 
     async def _probe(self, session: aiohttp.ClientSession, key: EndpointKey) -> None:
+        began_s = self._clock()
         try:
-            failure = await self._health(session, key)
+            failure, how = await self._health(session, key, self._tracker.probe_timeout_s(key))
+            took_s = self._clock() - began_s
+            if how is ProbeFailure.TIMEOUT and self._stood_still_s >= began_s:
+                return
             facts = await self._scrape(session, key) if failure is None and self._wants_scrape(key) else None
             if failure is None and facts is None and key in self._asleep:
                 failure = "asleep when /metrics last answered"
-            self._report(key, failure, facts)
+            self._report(key, failure, how, facts, took_s)
         except Exception as error:  # a bug here or in a callback must not end all probing
             # With its trace once; then a line each would be many a second for as long as the bug is there.
             level = logging.DEBUG if self._raised else logging.ERROR
@@ -304,19 +332,27 @@ class Prober:
     def _finished(self, key: EndpointKey, _: asyncio.Task[None]) -> None:
         self._probes.pop(key, None)
 
-    async def _health(self, session: aiohttp.ClientSession, key: EndpointKey) -> str | None:
-        """One probe; None if it succeeded, else why not."""
+    async def _health(
+        self, session: aiohttp.ClientSession, key: EndpointKey, timeout_s: float
+    ) -> tuple[str | None, ProbeFailure]:
+        """One probe; None if it succeeded, else why not, and what kind of failure that is."""
+        url = f"{self._base(key)}{self.settings.path}"
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
         try:
             async with session.get(
-                f"{self._base(key)}{self.settings.path}", allow_redirects=False, **self.tls.get(key, {})
+                url, allow_redirects=False, timeout=timeout, **self.tls.get(key, {})
             ) as response:
                 if HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
-                    return None
-                return f"status {response.status}"
+                    return None, ProbeFailure.OTHER
+                return f"status {response.status}", ProbeFailure.OTHER
         except TimeoutError:
-            return "timeout"
+            return "timeout", ProbeFailure.TIMEOUT
+        except aiohttp.ClientConnectorError as error:
+            # Others, such as too many open files, may be our own trouble.
+            is_refused = error.errno == ECONNREFUSED
+            return type(error).__name__, ProbeFailure.REFUSED if is_refused else ProbeFailure.OTHER
         except Exception as error:  # aiohttp's, the system's, or what neither foresaw of an answer
-            return type(error).__name__
+            return type(error).__name__, ProbeFailure.OTHER
 
     async def _scrape(self, session: aiohttp.ClientSession, key: EndpointKey) -> EngineFacts | None:
         """Read `/metrics`; None if it could not be read, which is no failure of the endpoint.
@@ -324,8 +360,9 @@ class Prober:
         404 means an engine that has no metrics: no facts, and not asked again at once.
         """
         try:
+            timeout = aiohttp.ClientTimeout(total=self.settings.timeout_s)
             async with session.get(
-                f"{self._base(key)}/metrics", allow_redirects=False, **self.tls.get(key, {})
+                f"{self._base(key)}/metrics", allow_redirects=False, timeout=timeout, **self.tls.get(key, {})
             ) as response:
                 if response.status == HTTPStatus.NOT_FOUND:
                     return EngineFacts(None, None, is_asleep=False)
@@ -359,22 +396,29 @@ class Prober:
             or self._tracker.state(key) is HealthState.EJECTED
         )
 
-    def _report(self, key: EndpointKey, failure: str | None, facts: EngineFacts | None) -> None:
+    def _report(
+        self,
+        key: EndpointKey,
+        failure: str | None,
+        how: ProbeFailure,
+        facts: EngineFacts | None,
+        took_s: float,
+    ) -> None:
         """Tell the tracker, then the callbacks: a raising callback leaves the health right."""
         now_s = self._clock()
         self._first_probe_s.pop(key, None)
         if failure is not None:
-            transition = self._tracker.probe_failed(key, now_s, failure)
+            transitions = self._tracker.probe_failed(key, now_s, failure, how)
         elif facts is not None and facts.is_asleep:
-            transition = self._tracker.engine_asleep(key, now_s)
+            transitions = self._tracker.engine_asleep(key, now_s)
         else:
-            transition = self._tracker.probe_succeeded(key, now_s)
+            transitions = self._tracker.probe_succeeded(key, now_s, took_s)
         fell_asleep = False
         if facts is not None:
             self._scraped_s[key] = now_s
             fell_asleep = facts.is_asleep and key not in self._asleep
             (self._asleep.add if facts.is_asleep else self._asleep.discard)(key)
-        if transition is not None:
+        for transition in transitions:
             self._on_transition(transition)
         if fell_asleep:
             self._on_cache_cleared(key)

@@ -313,6 +313,28 @@ EJECTIONS = Family(
     "Times the endpoint stopped being chosen, by cause.",
     ("endpoint", "reason"),
 )
+ENDPOINT_FAILURES = Family(
+    "tokenway_endpoint_failures_total",
+    Kind.COUNTER,
+    "Requests that failed at the endpoint, by kind; one that several failed at counts at each.",
+    ("endpoint", "kind"),
+)
+ENDPOINT_DOUBTED = Family(
+    "tokenway_endpoint_doubted",
+    Kind.GAUGE,
+    "Models for which the endpoint is left out of the choice: it fails more than its peers, or lacks them.",
+    ("cluster", "endpoint"),
+)
+EJECTIONS_WITHHELD = Family(
+    "tokenway_ejections_withheld_total",
+    Kind.COUNTER,
+    "Failures that would have ejected an endpoint, but for `health.min_available_ratio`.",
+)
+POISON_REQUESTS = Family(
+    "tokenway_poison_requests_total",
+    Kind.COUNTER,
+    "Requests that several endpoints failed at: evidence against none of them.",
+)
 STREAMS_ACTIVE = Family(
     "tokenway_streams_active", Kind.GAUGE, "ext_proc streams open now; one per request in Envoy."
 )
@@ -428,6 +450,10 @@ FAMILIES: tuple[Family, ...] = (
     PREDICTION_BELOW,
     TOKENS_PER_BYTE,
     EJECTIONS,
+    ENDPOINT_FAILURES,
+    ENDPOINT_DOUBTED,
+    EJECTIONS_WITHHELD,
+    POISON_REQUESTS,
     STREAMS_ACTIVE,
     STREAM_ENDINGS,
     ACCESS_LOG_LAG,
@@ -462,6 +488,7 @@ class EndpointGauges:
     capacity_blocks: int
     ttft_ewma_s: float | None = None
     announcing: bool = False
+    doubted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -479,6 +506,7 @@ class LiveGauges:
         shared: What is told of other gateways and of engines' announcements (`shared_metrics.values`).
         files: Each configuration file that is needed: is it good? None shows the last attempts.
         host_names: Each host name in use: did its last look-up give an address?
+        ejections_withheld: By the floor so far.
     """
 
     endpoints: Iterable[EndpointGauges] = ()
@@ -491,6 +519,7 @@ class LiveGauges:
     shared: Mapping[Family, Mapping[tuple[str, ...], float]] = field(default_factory=dict)
     files: Mapping[str, bool] | None = None
     host_names: Mapping[str, bool] = field(default_factory=dict)
+    ejections_withheld: int = 0
 
 
 class _Histogram:
@@ -741,6 +770,14 @@ class Metrics(Collector):
         """Count one ejection."""
         self._values[EJECTIONS][endpoint if endpoint in self._endpoints else OTHER, reason] += 1
 
+    def endpoint_failed(self, endpoint: EndpointKey, kind: StrEnum) -> None:
+        """Count one request that failed at an endpoint."""
+        self._values[ENDPOINT_FAILURES][endpoint if endpoint in self._endpoints else OTHER, kind] += 1
+
+    def poison(self) -> None:
+        """Count one request that several endpoints failed at."""
+        self._values[POISON_REQUESTS][()] += 1
+
     def stream_ended(self, phase: StrEnum, how: StrEnum) -> None:
         """Count one closed ext_proc stream."""
         self._values[STREAM_ENDINGS][phase, how] += 1
@@ -811,6 +848,7 @@ class Metrics(Collector):
             EXPLAIN_RECORDS: {(): live.explain_records},
             HELD: {(reason,): count for reason, count in live.held.items()},
             BUS_DROPPED: {(): live.bus_dropped},
+            EJECTIONS_WITHHELD: {(): live.ejections_withheld},
             TOKENS_PER_BYTE: {
                 (model,): ratio for model, ratio in live.tokens_per_byte.items() if model in self._models
             },
@@ -830,6 +868,7 @@ class Metrics(Collector):
             CAPACITY_BLOCKS: lambda row: row.capacity_blocks,
             ENDPOINT_AVAILABLE: lambda row: row.available,
             ENDPOINT_ANNOUNCING: lambda row: row.announcing,
+            ENDPOINT_DOUBTED: lambda row: row.doubted,
             TTFT_EWMA: lambda row: row.ttft_ewma_s,
         }
         for family, read in columns.items():

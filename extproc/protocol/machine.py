@@ -14,7 +14,8 @@ Theory of operation:
     `decided` or `refused` (a decision is a step that may be deferred: `DECIDING` is a phase like any other,
     in which the client may leave). The answer names the endpoints. If the answer is to be a stream and its
     first chunk is wanted, the machine waits for one body chunk that carries data, skipping server-sent-event
-    comments, lets it pass and finishes: Envoy flushes what it queued and streams the rest alone.
+    comments, lets it pass and finishes: Envoy flushes what it queued and streams the rest alone. An error is
+    no token, and ends the wait as well.
 
     What is unsatisfying: with response headers skipped, a chunk of an error body looks like any other chunk;
     it is recognised by not being server-sent events.
@@ -25,6 +26,7 @@ Theory of operation:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum, auto
@@ -233,6 +235,10 @@ HEAD_BYTES = 4096
 
 _LINE_START = b"\n"
 _DATA = b"\ndata:"
+_BEGINS_WITH_ERROR = re.compile(rb'\n(?:event: ?error\b|data: ?\{ ?"(?:error"|(?:type|object)": ?"error"))')
+"""An error event: OpenAI's and vLLM's `{"error": …}`, vLLM's older `{"object": "error", …}`, Anthropic's
+`event: error`. It is the first that matters here: an engine that fails at once has computed nothing."""
+
 _RESPONSES_API_TOKEN = b"response.output_"
 """The Responses API announces `response.created` and `response.in_progress` before any token exists."""
 
@@ -341,6 +347,8 @@ class Stream:
         chunk = self._carry + chunk
         if self._marker in chunk:
             self.phase = Phase.DONE
+            if _BEGINS_WITH_ERROR.search(chunk) is not None:
+                return _FINISH
             return _FIRST_TOKEN if is_first else _LATE_FIRST_TOKEN
         begins = chunk.lstrip()[:1]
         if end_of_stream or not (self._is_sse or _may_begin_sse(begins)):

@@ -11,6 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import orjson
+from xxhash import xxh3_64_intdigest
 
 from extproc.request.parse import parse
 from extproc.request.sanitize import encode, force_usage, sanitize
@@ -57,11 +58,13 @@ class BodyRead:
         is_changed: The client's body may not be sent as it came.
         around_model: The body to send, up to the model's name and from behind it; None if it goes as it came,
             whatever the model is called.
+        fingerprint: xxh3_64 of the body as it came.
     """
 
     request: InferenceRequest
     is_changed: bool
     around_model: tuple[bytes | bytearray, bytes | bytearray] | None
+    fingerprint: int
 
     def new_body(self, model: str | None) -> Pieces | None:
         """The body to send instead of the client's; None if that one may go as it came.
@@ -106,7 +109,7 @@ def read_body(order: ReadOrder, body: bytes) -> BodyRead:
         more_bytes=request.more_bytes + cut,
         widths=tuple(width for width in request.widths if width[0] < order.max_prompt_bytes),
     )
-    return BodyRead(request, is_changed, around_model)
+    return BodyRead(request, is_changed, around_model, xxh3_64_intdigest(body))
 
 
 def _is_small(value: object) -> bool:

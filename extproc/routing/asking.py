@@ -7,6 +7,8 @@ Rules:
 
 from __future__ import annotations
 
+from xxhash import xxh3_64_intdigest
+
 from extproc.errors import Reason, RouterError
 from extproc.predicting.predictor import Predictor
 from extproc.protocol.machine import RequestHeaders
@@ -37,6 +39,7 @@ class Asked:
         prompt_tokens: Exact or estimated.
         received_s: Monotonic time when the body was there.
         follows: The stored response and the conversation that it builds on, or None.
+        fingerprint: xxh3_64 of the body as it came: what tells that a client sends the same again.
     """
 
     request_id: RequestId
@@ -48,6 +51,7 @@ class Asked:
     prompt_tokens: int
     received_s: float
     follows: Follows | None = None
+    fingerprint: int = 0
 
 
 def understand(
@@ -76,7 +80,8 @@ def understand(
     request = parse(headers.path, body)
     route = table.rules.match(request.model, headers.headers, rng)
     new_body = _new_body(request, route, table, settings)
-    return _asked(headers, request, route, new_body, settings, predictor, now_s)
+    fingerprint = xxh3_64_intdigest(body)
+    return _asked(headers, request, route, new_body, settings, predictor, now_s, fingerprint)
 
 
 def understand_read(
@@ -96,7 +101,7 @@ def understand_read(
     request = read.request
     route = table.rules.match(request.model, headers.headers, rng)
     new_body = read.new_body(route.upstream_model)
-    return _asked(headers, request, route, new_body, settings, predictor, now_s)
+    return _asked(headers, request, route, new_body, settings, predictor, now_s, read.fingerprint)
 
 
 def order_of(headers: RequestHeaders, table: RoutingTable, settings: RouterSettings) -> ReadOrder:
@@ -132,6 +137,7 @@ def _asked(
     settings: RouterSettings,
     predictor: Predictor,
     now_s: float,
+    fingerprint: int,
 ) -> Asked:
     blocks = block_hashes(
         request.prompt,
@@ -144,7 +150,18 @@ def _asked(
         prompt_tokens = predictor.prompt_tokens(route.model, request.prompt_bytes)
     request_id = RequestId(headers.headers.get(REQUEST_ID_HEADER, ""))
     builds_on = follows(request.body) if request.operation is Operation.RESPONSES else None
-    return Asked(request_id, headers, request, route, new_body, blocks, prompt_tokens, now_s, builds_on)
+    return Asked(
+        request_id,
+        headers,
+        request,
+        route,
+        new_body,
+        blocks,
+        prompt_tokens,
+        now_s,
+        builds_on,
+        fingerprint,
+    )
 
 
 def _new_body(

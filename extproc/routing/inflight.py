@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from extproc.health.failures import FailureKind
 from extproc.observing.records import DecisionRecord
 from extproc.types import Operation
 from metadata_center.types import EndpointKey, RequestId
@@ -31,6 +32,10 @@ class Inflight:
         conversation: Likewise of the conversation it belongs to, or None.
         max_output_tokens: Most tokens that its answer may have by its own words, or None.
         prior_use: Use sequence of the last matched block before this request touched it; None until recorded.
+        served_model: The model's name at the engine.
+        fingerprint: Of its body.
+        tried_once: It has no fallbacks, for it is known as poison.
+        failed: Endpoints at which attempts failed, and how; None while there is none.
     """
 
     __slots__ = (
@@ -38,6 +43,8 @@ class Inflight:
         "conversation",
         "decided_s",
         "endpoint",
+        "failed",
+        "fingerprint",
         "first_byte_is_token",
         "first_token_s",
         "group",
@@ -47,6 +54,8 @@ class Inflight:
         "prior_use",
         "record",
         "response",
+        "served_model",
+        "tried_once",
     )
 
     def __init__(
@@ -58,6 +67,10 @@ class Inflight:
         group: tuple[str, str],
         decided_s: float,
         max_output_tokens: int | None = None,
+        served_model: str = "",
+        fingerprint: int = 0,
+        *,
+        tried_once: bool = False,
     ) -> None:
         self.record = record
         self.operation = operation
@@ -72,6 +85,10 @@ class Inflight:
         self.prior_use: int | None = None
         self.response: int | None = None
         self.conversation: int | None = None
+        self.served_model = served_model
+        self.fingerprint = fingerprint
+        self.tried_once = tried_once
+        self.failed: dict[EndpointKey, FailureKind] | None = None
 
 
 class InflightTable:

@@ -43,6 +43,12 @@ PREFILL_DUE_FACTOR = 1.2
 PREFILL_DUE_FLOOR_S = 0.1
 """And not before this (AIGW: 100 ms)."""
 
+MAX_POOLS = 1024
+"""Compiled pools: one per route and, while endpoints are doubted, model and set of those on trial."""
+
+_PoolKey = tuple[str, tuple[tuple[str, str], ...], str | None, frozenset[EndpointKey]]
+"""Cluster, labels, the model that doubts are about, who is on trial."""
+
 
 MAX_ROTATIONS = 4096
 """Round-robin turns kept, some 100 bytes and 8 for each endpoint: names times rules of a large configuration.
@@ -74,6 +80,7 @@ class Chosen:
         charged: False if the request had ended before.
         order: Rows in the order that Envoy is to try.
         pinned: The first of them alone has what the request builds on.
+        tried_once: It failed at several endpoints before: only the first of `order` is to try.
     """
 
     pool: Pool
@@ -84,6 +91,7 @@ class Chosen:
     charged: bool
     order: tuple[int, ...] = ()
     pinned: bool = False
+    tried_once: bool = False
 
     def __post_init__(self) -> None:
         self.order = self.order or self.choice.order
@@ -152,7 +160,7 @@ class Placer:
         self._turn = 0
         self._rotations: OrderedDict[_Stream, Rotation] = OrderedDict()
         self._tickets = 0
-        self._pools: dict[tuple[str, tuple[tuple[str, str], ...]], Pool] = {}
+        self._pools: dict[_PoolKey, Pool] = {}
         self._queues: dict[tuple[EndpointKey, ...], HoldQueue] = {}
         self._pools_of: tuple[RoutingTable, int] | None = None
 
@@ -183,7 +191,8 @@ class Placer:
             before.queue.forget(before.ticket)
         now_s = self._clock()
         state.advance(now_s)
-        pool = self.pool(route, table)
+        served_model = route.upstream_model or request.model
+        pool = self._pool(route, table, served_model, now_s)
         home = None if asked.follows is None else self._home(asked, table, now_s)
         if home is not None:
             may_wait = False  # no room elsewhere is of any use to it
@@ -276,6 +285,8 @@ class Placer:
             charged = state.load.charge(charge, now_s, due_s)
             if not load.prefill_requests[row]:
                 state.engines.prefill_begins(charge.endpoint, now_s)
+            if charge.endpoint in pool.on_trial:
+                state.health.trial_began(charge.endpoint, served_model, now_s)
 
         decided_s = self._clock()
         began_s = asked.received_s if before is None else now_s
@@ -310,6 +321,7 @@ class Placer:
             held_for=None if before is None else before.reason,
         )
         state.records.add(record)
+        tried_once = state.poison.is_poison(asked.fingerprint, now_s)
         if charged:  # else it ended before it was decided: nothing to follow
             inflight = Inflight(
                 record,
@@ -319,6 +331,9 @@ class Placer:
                 group,
                 decided_s,
                 max_output_tokens(request),
+                served_model,
+                asked.fingerprint,
+                tried_once=tried_once,
             )
             if asked.follows is not None:
                 inflight.conversation = asked.follows.conversation
@@ -333,7 +348,9 @@ class Placer:
             estimate.matched[row] / estimate.num_units if estimate.num_units else 0.0,
             estimate.views[row],
         )
-        return Chosen(pool, choice, snapshot, prompt_tokens, cached, charged, order, home is not None)
+        return Chosen(
+            pool, choice, snapshot, prompt_tokens, cached, charged, order, home is not None, tried_once
+        )
 
     def _home(self, asked: Asked, table: RoutingTable, now_s: float) -> EndpointKey | None:
         """The endpoint that holds what the request builds on, if that is known and may serve it."""
@@ -407,14 +424,43 @@ class Placer:
         return rotation
 
     def pool(self, route: Route, table: RoutingTable) -> Pool:
-        """The route's available endpoints, compiled anew when health or configuration changed."""
-        of = (table, self._state.health.generation)
+        """The route's available endpoints, whatever they are doubted for."""
+        return self._pool_of(route, table, None, frozenset())
+
+    def _pool(self, route: Route, table: RoutingTable, served_model: str, now_s: float) -> Pool:
+        """The route's available endpoints, compiled anew when health or configuration changed.
+
+        Those doubted for the model are none of them while others are, but for whoever is due for a trial.
+        """
+        health = self._state.health
+        doubted = health.doubted(served_model)
+        if doubted:
+            on_trial = frozenset(key for key in doubted if health.trial_due(key, served_model, now_s))
+            pool = self._pool_of(route, table, served_model, on_trial)
+            if pool.keys:
+                return pool
+        return self._pool_of(route, table, None, frozenset())
+
+    def _pool_of(
+        self, route: Route, table: RoutingTable, doubted_for: str | None, on_trial: frozenset[EndpointKey]
+    ) -> Pool:
+        health = self._state.health
+        of = (table, health.generation)
         if of != self._pools_of:
             self._pools.clear()
             self._queues.clear()
             self._pools_of = of
-        key = (route.cluster, tuple(route.subset.items()) if route.subset else ())
+        key = (route.cluster, tuple(route.subset.items()) if route.subset else (), doubted_for, on_trial)
         pool = self._pools.get(key)
         if pool is None:
-            pool = self._pools[key] = table.pool(route.cluster, route.subset, self._state.health.reason)
+            if len(self._pools) >= MAX_POOLS:
+                self._pools.clear()
+
+            def why_not(endpoint: EndpointKey) -> str | None:
+                reason = health.reason(endpoint)
+                if reason is None and doubted_for is not None and endpoint not in on_trial:
+                    return health.doubt(endpoint, doubted_for)
+                return reason
+
+            pool = self._pools[key] = table.pool(route.cluster, route.subset, why_not, on_trial)
         return pool

@@ -28,7 +28,7 @@ from extproc.routing.asking import Asked, check_size, order_of, understand, unde
 from extproc.routing.placing import Chosen, Parked, Placer
 from extproc.routing.settings import RouterSettings
 from extproc.routing.state import State
-from extproc.routing.table import Pool, RoutingTable
+from extproc.routing.table import AnswerKey, Pool, RoutingTable
 from extproc.routing.waiting import Loop, WaitingRoom
 from extproc.types import Operation, Rng
 from metadata_center.sharing.messages import Candidate
@@ -42,6 +42,9 @@ MAX_ANSWERS = 4096
 
 MAX_PATIENCE_S = 60.0
 """`max_message_timeout` of envoy/bootstrap.yaml: Envoy ignores what asks for more."""
+MAX_RETRIES = 1
+"""One input may kill whatever engine reads it: what broke two is not given to a third. Envoy counts retries
+of all causes together, so refused connections have no more."""
 
 _RQ_TIMEOUT = "x-envoy-upstream-rq-timeout-ms"
 _TRY_TIMEOUT = "x-envoy-upstream-rq-per-try-timeout-ms"
@@ -234,7 +237,8 @@ class Router:
     def _answered(self, asked: Asked, chosen: Chosen) -> Decision:
         request, route, headers = asked.request, asked.route, asked.headers
         pool, new_body = chosen.pool, asked.new_body
-        key = (chosen.order, request.stream, chosen.pinned)
+        order = chosen.order[:1] if chosen.tried_once else chosen.order
+        key = (order, request.stream, chosen.pinned, chosen.tried_once)
         answer = pool.answers.get(key)
         if answer is None:
             if len(pool.answers) >= MAX_ANSWERS:
@@ -254,12 +258,13 @@ class Router:
             partial(self._answer, "request_trailers", route, pool, key),
         )
 
-    def _answer(self, field: str, route: Route, pool: Pool, key: tuple[tuple[int, ...], bool, bool]) -> bytes:
-        order, stream, pinned = key
+    def _answer(self, field: str, route: Route, pool: Pool, key: AnswerKey) -> bytes:
+        order, stream, pinned, tried_once = key
         endpoints = tuple(pool.keys[row] for row in order)
-        if len(endpoints) == 1 or pinned:  # one more try at the only one: its connection may have been stale
-            endpoints = (endpoints[0], *endpoints)
-        headers = [self._timeout(stream), (_MAX_RETRIES, str(len(endpoints) - 1))]
+        if (len(endpoints) == 1 or pinned) and not tried_once:
+            endpoints = (endpoints[0], *endpoints)  # once more: its connection may have been stale
+        most = len(endpoints) - 1
+        headers = [self._timeout(stream), (_MAX_RETRIES, str(most if pinned else min(MAX_RETRIES, most)))]
         if pinned:
             headers.append(_RETRY_ON)
         return self._answers.decision(field, endpoints, route.cluster, tuple(headers))

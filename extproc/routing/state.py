@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from extproc.health.tracker import HealthTracker
+from extproc.health.poison import Poison
+from extproc.health.tracker import HealthTracker, Transition
 from extproc.observing.metrics import Metrics
 from extproc.observing.records import Ended, Outcome, RecordRing
 from extproc.predicting.predictor import Predictor
@@ -26,6 +27,10 @@ LINGER_S: Final = 1.0
 
 MAX_LINGERING: Final = 16_384
 """A second's worth of what a worker can serve, ten times over; beyond it the oldest linger no longer."""
+
+
+def _tell_nobody(_transition: Transition) -> None:
+    """Nobody watches."""
 
 
 def _share_nothing(_endpoint: EndpointKey, _blocks: list[int]) -> None:
@@ -69,6 +74,8 @@ class State:
         load_age_s: How old the news of other gateways' load is at a given monotonic time.
         configured_s: Monotonic time of the configuration in force.
         health_changed_s: Monotonic time of the last change of health.
+        poison: Requests that several endpoints failed at.
+        on_transition: Told when a first token changed an endpoint's health.
     """
 
     load: LoadTable
@@ -89,6 +96,8 @@ class State:
     load_age_s: Callable[[float], float] = _always_current
     configured_s: float = 0.0
     health_changed_s: float = 0.0
+    poison: Poison = field(default_factory=Poison)
+    on_transition: Callable[[Transition], None] = _tell_nobody
 
     def advance(self, now_s: float) -> None:
         """Release what time has released: predicted prefills, lost requests. Cheap when nothing is due."""
@@ -160,6 +169,8 @@ class State:
         inflight.first_token_s = now_s
         self.prefill_ended(inflight.endpoint, now_s)
         inflight.first_byte_is_token = not late
+        for transition in self.health.alive(inflight.endpoint, inflight.served_model, now_s):
+            self.on_transition(transition)
         self.load.release_prefill(request_id)
         self.record_cached(inflight)
 

@@ -29,6 +29,9 @@ from extproc.request.rules import RuleTable
 from extproc.types import Endpoint, Operation
 from metadata_center.types import EndpointKey
 
+AnswerKey = tuple[tuple[int, ...], bool, bool, bool]
+"""What a serialised answer depends on: the order of rows; streamed, pinned, tried once only."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pool:
@@ -40,8 +43,8 @@ class Pool:
         slots: Where they are counted, one per key.
         weights: Relative capacity, one per key.
         filtered: Endpoints left out, each with the reason.
-        answers: Serialised answers by (order of rows, streamed, pinned); kept by the router as long as the
-            pool.
+        on_trial: Endpoints that are doubted and may have one request.
+        answers: Serialised answers; kept by the router as long as the pool.
     """
 
     keys: tuple[EndpointKey, ...]
@@ -49,7 +52,8 @@ class Pool:
     slots: tuple[int, ...]
     weights: tuple[float, ...]
     filtered: tuple[tuple[EndpointKey, str], ...] = ()
-    answers: dict[tuple[tuple[int, ...], bool, bool], bytes] = field(default_factory=dict)
+    answers: dict[AnswerKey, bytes] = field(default_factory=dict)
+    on_trial: frozenset[EndpointKey] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,11 @@ class RoutingTable:
         self._models_body = orjson.dumps({"object": "list", "data": list(self._model_list.values())})
 
     def pool(
-        self, cluster: str, subset: Mapping[str, str], why_not: Callable[[EndpointKey], str | None]
+        self,
+        cluster: str,
+        subset: Mapping[str, str],
+        why_not: Callable[[EndpointKey], str | None],
+        on_trial: frozenset[EndpointKey] = frozenset(),
     ) -> Pool:
         """The endpoints of `cluster` that carry all labels of `subset` and are available.
 
@@ -105,6 +113,7 @@ class RoutingTable:
             cluster: An unknown name gives an empty pool.
             subset: Required labels.
             why_not: None if the endpoint may be chosen, else the reason it may not.
+            on_trial: Kept with the pool.
         """
         keys: list[EndpointKey] = []
         weights: list[float] = []
@@ -120,7 +129,9 @@ class RoutingTable:
             keys.append(endpoint.key)
             weights.append(float(endpoint.weight))
         rows = {key: row for row, key in enumerate(keys)}
-        return Pool(tuple(keys), rows, self._slots_of(keys), tuple(weights), tuple(filtered))
+        return Pool(
+            tuple(keys), rows, self._slots_of(keys), tuple(weights), tuple(filtered), on_trial=on_trial
+        )
 
     def serves(self, cluster: str, subset: Mapping[str, str], key: EndpointKey) -> bool:
         """Is that endpoint of `cluster` configured, with all labels of `subset`? Whatever its health."""

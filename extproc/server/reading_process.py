@@ -15,7 +15,7 @@ import socket
 import struct
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -59,8 +59,10 @@ class Answered(msgspec.Struct, array_like=True, tag=True):
     is_multimodal: bool
     widths: list[tuple[int, int]]
     more_bytes: int
+    kept: dict[str, Any]
     is_changed: bool
     is_encoded: bool
+    fingerprint: int
 
 
 _ORDER: Final = msgspec.msgpack.Decoder(Order)
@@ -91,13 +93,14 @@ def ask(channel: socket.socket, order: ReadOrder, body: bytes) -> BodyRead:
         prompt_tokens=answer.prompt_tokens,
         max_tokens=answer.max_tokens,
         cache_salt=answer.cache_salt,
-        body={},
+        body=answer.kept,
         is_multimodal=answer.is_multimodal,
         widths=tuple(answer.widths),
         more_bytes=answer.more_bytes,
         has_body=False,
     )
-    return BodyRead(request, answer.is_changed, (before, after) if answer.is_encoded else None)
+    around_model = (before, after) if answer.is_encoded else None
+    return BodyRead(request, answer.is_changed, around_model, answer.fingerprint)
 
 
 def answer_all(channel: socket.socket) -> None:
@@ -137,8 +140,10 @@ def _answer(channel: socket.socket, encoded: bytearray, body: bytes) -> None:
             request.is_multimodal,
             list(request.widths),
             request.more_bytes,
+            request.body,
             read.is_changed,
             read.around_model is not None,
+            read.fingerprint,
         )
         pieces = (request.prompt, *(read.around_model or ()))
     _send(channel, _ENCODER.encode(head), pieces)

@@ -78,6 +78,7 @@ class Status:
             shared=self._shared(),
             files=self._files(),
             host_names=self._host_names(),
+            ejections_withheld=self._state.health.withheld,
         )
 
     def endpoints_json(self) -> dict[str, Any]:
@@ -90,6 +91,7 @@ class Status:
                     "cluster": row.cluster,
                     "state": state.health.state(row.key),
                     "reason": state.health.reason(row.key),
+                    "doubted_for": state.health.doubts_of(row.key),
                     "requests": row.requests,
                     "prefill_tokens": row.prefill_tokens,
                     "context_tokens": row.context_tokens,
@@ -123,6 +125,7 @@ class Status:
                 capacity_blocks=state.caches.history.capacity(endpoint.key),
                 ttft_ewma_s=state.endpoints[endpoint.key].ttft_ewma_s,
                 announcing=self._is_announcing(endpoint.key),
+                doubted=len(state.health.doubts_of(endpoint.key)),
             )
             for i, endpoint in enumerate(endpoints)
         ]

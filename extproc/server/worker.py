@@ -29,8 +29,9 @@ from extproc.discovery.resources import (
     cluster_resources,
     load_assignments,
 )
+from extproc.health.failures import FailureKind
 from extproc.health.prober import Occupancy, Prober
-from extproc.health.tracker import FailureKind, HealthState, HealthTracker, Transition
+from extproc.health.tracker import HealthState, HealthTracker, Transition
 from extproc.observing.metrics import Metrics
 from extproc.observing.records import RecordRing
 from extproc.observing.request_log import MIN_KEY_CHARS, block_key
@@ -117,21 +118,20 @@ def listen_credentials(tls: ListenTls | None) -> grpc.ServerCredentials | None:
 
 
 class EjectionCause(StrEnum):
-    """Why an endpoint was ejected; a metric label."""
+    """Why an endpoint was ejected, but for what failed in traffic; a metric label."""
 
     PROBE = "probe_failed"
     ASLEEP = "asleep"
-    CONNECT_FAILURE = FailureKind.CONNECT_FAILURE.value
-    RESET = FailureKind.RESET.value
-    SERVER_ERROR = FailureKind.SERVER_ERROR.value
-    FIRST_BYTE_TIMEOUT = FailureKind.FIRST_BYTE_TIMEOUT.value
 
-    @classmethod
-    def of(cls, reason: str) -> EjectionCause:
-        """The cause behind a `Transition.reason`."""
-        if reason.startswith("probe"):
-            return cls.PROBE
-        return cls(reason) if reason in {cause.value for cause in cls} else cls.ASLEEP
+
+_TRAFFIC_CAUSES = {kind.value: kind for kind in FailureKind}
+
+
+def ejection_cause(reason: str) -> EjectionCause | FailureKind:
+    """The cause behind a `Transition.reason`; a metric label."""
+    if reason.startswith("probe"):
+        return EjectionCause.PROBE
+    return _TRAFFIC_CAUSES.get(reason, EjectionCause.ASLEEP)
 
 
 def capacity_blocks(kv_tokens: int, tokens_per_byte: float, config: Config) -> int:
@@ -229,6 +229,7 @@ class Worker:
         self._unpacking = Unpacking(self._gateway.decide, lambda: self._router.settings)
         self._gateway.decide = self._unpacking.decide
         self._processor = Processor(self._gateway.judge, self._gateway, self._wants_first_chunk)
+        self.state.on_transition = self._transition
         self._outcomes = Outcomes(self.state, self._transition, self._gateway.ended)
         dispatcher = Dispatcher(
             self._owner,
@@ -431,7 +432,7 @@ class Worker:
     def _transition(self, transition: Transition) -> None:
         self.state.health_changed_s = time.monotonic()
         if transition.after is HealthState.EJECTED:
-            self.state.metrics.ejected(transition.key, EjectionCause.of(transition.reason))
+            self.state.metrics.ejected(transition.key, ejection_cause(transition.reason))
         else:
             self._announcements.came_back(transition.key)
             self.state.engines.restarted(transition.key)

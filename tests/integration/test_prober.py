@@ -159,16 +159,16 @@ async def test_first_success_reports_the_cache(watch: Watch) -> None:
 
 async def test_sick_engine_is_ejected_and_recovers(watch: Watch) -> None:
     """Failed probes eject, the first good one recovers, and the cache is read again."""
-    async with serving() as engine:
-        watch.set_endpoints(engine.key)
-        await until(lambda: engine.probes >= 1)
+    async with serving() as engine, serving() as other:
+        watch.set_endpoints(engine.key, other.key)
+        await until(lambda: engine.probes >= 1 and other.probes >= 1)
         engine.health = 503
         await until(lambda: not watch.tracker.is_available(engine.key))
         assert watch.tracker.reason(engine.key) == "probe failed: status 503"
         engine.health = 200
         await until(lambda: watch.tracker.is_available(engine.key))
         assert [t.after for t in watch.transitions] == [HealthState.EJECTED, HealthState.HEALTHY]
-        await until(lambda: len(watch.configs) == 2)
+        await until(lambda: [key for key, *_ in watch.configs].count(engine.key) == 2)
 
 
 async def test_ejection_by_traffic_ends_with_a_probe(watch: Watch) -> None:
@@ -277,8 +277,42 @@ async def test_probes_at_once_are_bounded(watch: Watch) -> None:
     async with serving(num_ports=80) as engine:
         engine.delay_s = 60.0
         watch.set_endpoints(*engine.keys)
-        await until(lambda: not any(watch.tracker.is_available(key) for key in engine.keys))
+        records = watch.tracker._records
+        await until(lambda: all(record.probe_failures for record in records.values()))
         assert engine.most_concurrent == 64
+
+
+async def test_those_that_hang_leave_room_for_the_others(watch: Watch) -> None:
+    """Endpoints known to hang take half of the probes at most, however many they are."""
+    async with serving(num_ports=80) as engine, serving() as well:
+        engine.delay_s = 60.0
+        watch.set_endpoints(*engine.keys, well.key)
+        records = watch.tracker._records
+        await until(lambda: all(records[key].patience for key in engine.keys))
+        await until(lambda: engine.concurrent <= 32)
+        engine.most_concurrent = 0
+        probes = well.probes
+        await until(lambda: well.probes >= probes + 5)
+        assert engine.most_concurrent <= 32
+
+
+async def test_time_outs_while_this_process_stood_still_are_none(watch: Watch) -> None:
+    """A gateway that did not run for a while blames no endpoint for the answers it did not read."""
+    async with serving() as engine, serving() as other:
+        watch.set_endpoints(engine.key, other.key)
+        for turn in range(6):
+            await until(lambda turn=turn: engine.probes > turn and other.probes > turn)  # type: ignore[misc]
+            time.sleep(2 * SETTINGS.timeout_s)  # noqa: ASYNC251 - that is what is tested
+        assert watch.transitions == []
+
+
+async def test_a_slow_answer_is_not_a_missing_one(watch: Watch) -> None:
+    """An engine whose probe takes longer than `timeout_s`, and comes, is given the time and stays."""
+    async with serving() as slow, serving() as other:
+        slow.delay_s = 1.5 * SETTINGS.timeout_s
+        watch.set_endpoints(slow.key, other.key)
+        await until(lambda: slow.probes >= 5)
+        assert watch.transitions == []
 
 
 async def test_raising_callback_does_not_end_probing(watch: Watch, caplog: pytest.LogCaptureFixture) -> None:
@@ -288,9 +322,9 @@ async def test_raising_callback_does_not_end_probing(watch: Watch, caplog: pytes
         raise RuntimeError(transition.reason)
 
     watch.prober._on_transition = explode
-    async with serving() as engine:
+    async with serving() as engine, serving() as other:
         engine.health = 500
-        watch.set_endpoints(engine.key)
+        watch.set_endpoints(engine.key, other.key)
         await until(lambda: not watch.tracker.is_available(engine.key))
         engine.health = 200
         await until(lambda: watch.tracker.is_available(engine.key))

@@ -133,7 +133,8 @@ def test_endings_are_told_apart(status: int, flags: tuple[str, ...], details: st
     ("status", "flags", "expected"),
     [
         (200, (), None),
-        (429, (), None),
+        (404, (), None),
+        (429, (), FailureKind.OVERLOADED),
         (0, ("downstream_connection_termination",), None),
         (503, (), FailureKind.SERVER_ERROR),
         (503, ("upstream_connection_failure",), FailureKind.CONNECT_FAILURE),
@@ -146,7 +147,7 @@ def test_endings_are_told_apart(status: int, flags: tuple[str, ...], details: st
 def test_only_what_says_something_bad_of_an_endpoint_is_a_failure(
     status: int, flags: tuple[str, ...], expected: FailureKind | None
 ) -> None:
-    """A refusal to take more (429) and a client that left are no failures of the endpoint."""
+    """What Envoy tries again elsewhere was a failure there; a client that left was none."""
     entry = logged(pb.UpstreamEnd, status=status, flags=flags)
     assert failure_kind(entry.common_properties, status) is expected
     assert translate(entry) == (

@@ -238,6 +238,27 @@ def test_the_marker_is_found_at_the_start_of_any_line(before: bytes) -> None:
     assert feed([before + DATA], ends=False) == ON_TIME
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        b'data: {"error": {"message": "gone"}}\n\n',
+        b'data:{"error":{"message":"gone"}}\n\n',
+        b'data: {"object":"error","message":"gone"}\n\n',
+        b'event: error\ndata: {"type":"error","error":{}}\n\n',
+    ],
+)
+def test_an_error_is_no_token(error: bytes) -> None:
+    """An engine that fails at once has computed nothing: the wait ends without a first token."""
+    assert feed([error], ends=False) == [Finish()]
+    assert feed([COMMENT, error], ends=False) == [CONTINUE, Finish()]
+
+
+def test_words_of_an_answer_are_no_error() -> None:
+    """A model that writes about errors, and a null error, are answers."""
+    text = b'data: {"choices":[{"delta":{"content":"data: {\\"error\\": 1}"}}],"error":null}\n\n'
+    assert feed([text], ends=False) == ON_TIME
+
+
 def test_comments_are_skipped() -> None:
     """Keep-alive comments are let through; the data behind them counts as late."""
     assert feed([COMMENT, COMMENT, DATA], ends=False) == [CONTINUE, CONTINUE, *LATE]

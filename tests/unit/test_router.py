@@ -92,14 +92,14 @@ def test_a_decision_charges_its_endpoint(rig: Rig) -> None:
 
 
 def test_the_answer_names_the_choice_and_its_fallbacks(rig: Rig) -> None:
-    """Endpoints in order of choice, as many groups and retries as there are further ones, and our name."""
+    """Endpoints in order of choice, as many groups, one more try whatever fails, and our name."""
     decision = rig.decide()
     order = [KEYS[row] for row in rig.record().choice.order]  # type: ignore[union-attr]
     metadata = metadata_of(decision)
     assert metadata["envoy.lb"]["x-gateway-destination-endpoint"] == ",".join(order)
     assert len(metadata["tokenway.route"]["priority_groups"]) == len(order) == 3
     headers = headers_of(decision)
-    assert headers["x-envoy-max-retries"] == "2"
+    assert headers["x-envoy-max-retries"] == "1"
     assert headers["x-tokenway-owner"] == OWNER
     assert body_of(decision) is None
     assert "tokenway" not in metadata
