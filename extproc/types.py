@@ -43,6 +43,23 @@ class Operation(StrEnum):
     RESPONSES = "responses"
     MESSAGES = "messages"
     EMBEDDINGS = "embeddings"
+    COUNT_TOKENS = "count_tokens"
+    TOKENIZE = "tokenize"
+    DETOKENIZE = "detokenize"
+    RERANK = "rerank"
+    SCORE = "score"
+    CLASSIFY = "classify"
+    POOLING = "pooling"
+    TRANSCRIPTION = "transcription"
+    TRANSLATION = "translation"
+
+
+class Rewritable(Protocol):
+    """A body that is edited without having been decoded; see `extproc.request.multipart.Form`."""
+
+    def rewritten(self, model: str | None, allowed: frozenset[str]) -> bytes | None:
+        """The body to send instead, or None if it may go as it came."""
+        ...
 
 
 @value
@@ -54,12 +71,16 @@ class InferenceRequest:
         model: The client's name for the model, before any rewriting.
         stream: True if the client asked for server-sent events.
         prompt: Canonical prompt bytes: equal conversation prefixes give equal byte prefixes;
-            media replaced by fixed-width content hashes. Never logged.
+            media replaced by content hashes. Never logged.
         prompt_tokens: Exact count when the client sent token ids, else None.
         max_tokens: The client's output bound, or None.
         cache_salt: The engine's cache namespace asked for by the client, or None.
-        body: The decoded JSON object, owned by this request; sanitising edits it.
+        body: The decoded JSON object, owned by this request; sanitising edits it. Empty for a form.
         is_multimodal: True if any part was image, audio or video.
+        form: The body where it is `multipart/form-data`, else None.
+        widths: (offset in `prompt`, bytes) where media count for so many bytes more than they have there.
+        more_bytes: What the prompt counts for beyond the length of `prompt`: widths, and what was cut off.
+        has_body: False if `body` was left where it was decoded, so that nothing can be rendered here.
     """
 
     operation: Operation
@@ -71,6 +92,15 @@ class InferenceRequest:
     cache_salt: str | None
     body: dict[str, Any]
     is_multimodal: bool = False
+    form: Rewritable | None = None
+    widths: tuple[tuple[int, int], ...] = ()
+    more_bytes: int = 0
+    has_body: bool = True
+
+    @property
+    def prompt_bytes(self) -> int:
+        """Bytes that the prompt counts for."""
+        return len(self.prompt) + self.more_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +165,7 @@ class Snapshot:
             say, empty if none does. Without it the books are taken, which count shared prompts several times.
         under_way_s: For how long the endpoint has been at the prefill at the head of its queue: since a
             prefill last ended there, or since the first was sent; 0 where none is. Empty if unknown.
+        owed: What each row is owed in this turn, see `extproc.choosing.rotation`; for `round_robin` alone.
     """
 
     keys: tuple[EndpointKey, ...]
@@ -156,6 +187,7 @@ class Snapshot:
     seats: Sequence[int] = ()
     kv_used: Sequence[int | None] = ()
     under_way_s: Sequence[float] = ()
+    owed: Sequence[float] = ()
 
 
 @value

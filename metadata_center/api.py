@@ -77,6 +77,7 @@ class Code(IntEnum):
 
     INVALID_INPUT = 40001400
     UNAUTHENTICATED = 40101001
+    FORBIDDEN = 40301400
     UNKNOWN_PATH = 40401400
     METHOD_NOT_ALLOWED = 40501400
     BODY_TOO_LARGE = 41301400
@@ -92,6 +93,7 @@ class Code(IntEnum):
 _MESSAGES: Final[Mapping[Code, str]] = {
     Code.INVALID_INPUT: "Invalid input parameters",
     Code.UNAUTHENTICATED: "Authentication failed",
+    Code.FORBIDDEN: "Not for web pages",
     Code.UNKNOWN_PATH: "Unknown path",
     Code.METHOD_NOT_ALLOWED: "Method not allowed",
     Code.BODY_TOO_LARGE: "Request body too large",
@@ -634,7 +636,7 @@ class _Operation:
         }
         content = self.content or {"application/json": {"schema": envelope}}
         responses: dict[str, Any] = {"200": {"description": "Done", "headers": _TRACED, "content": content}}
-        failures = list(self.failures)
+        failures = [*self.failures, Code.FORBIDDEN]
         if self.body is not None:
             failures += [Code.INVALID_INPUT, Code.BODY_TOO_LARGE]
         if self.path not in _OPEN:

@@ -31,6 +31,7 @@ from metadata_center.api import (
 )
 from metadata_center.cluster_loads import Limits
 from metadata_center.followers import MAX_FOLLOWERS, Followers
+from metadata_center.http_callers import is_loopback, refusal
 from metadata_center.meeting import AIGW_LEASE_S
 from metadata_center.metrics import Metrics
 from metadata_center.service_state import ServiceState
@@ -83,6 +84,7 @@ class HttpServer:
         self._idle.set()
         self._expiring: asyncio.Task[None] | None = None
         self._telling: asyncio.TimerHandle | None = None
+        self._host = ""
         self.port = 0
         """The TCP port, once started."""
 
@@ -92,6 +94,7 @@ class HttpServer:
         Raises:
             OSError: The address cannot be bound.
         """
+        self._host = host.lower()
         app = web.Application(client_max_size=MAX_BODY_BYTES)
         app.router.add_route("*", "/{path:.*}", self._handle)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=_FLUSH_S)
@@ -168,25 +171,11 @@ class HttpServer:
     async def _respond(self, http: web.Request) -> web.StreamResponse:
         trace_id = _trace_id(http.headers)
         method, path = http.method, http.rel_url.raw_path
-        try:
-            body = await http.read()
-        except web.HTTPRequestEntityTooLarge:
-            refused = RefusedError(Code.BODY_TOO_LARGE, f"accepted: {MAX_BODY_BYTES} bytes")
-            answer = refused.answer(trace_id)
-        except (web.RequestPayloadError, ConnectionError):  # cut short, or not in its Content-Encoding
-            answer = RefusedError(Code.INVALID_INPUT, "invalid body").answer(trace_id)
+        why_not = self._refusal(http)
+        if why_not is None:
+            answer = await self._heard(http, trace_id)
         else:
-            answer = self._answer(
-                Request(
-                    method,
-                    path,
-                    trace_id,
-                    http.rel_url.raw_query_string,
-                    body,
-                    http.headers.get("Authorization"),
-                    http.headers.get("Event-Type"),
-                )
-            )
+            answer = RefusedError(Code.FORBIDDEN, why_not).answer(trace_id)
         known_method, known_path = route(method, path)
         self._metrics.count(known_method, known_path, answer.status)
         if _LOGGER.isEnabledFor(logging.DEBUG):
@@ -202,6 +191,39 @@ class HttpServer:
         if answer.follows:
             return await self.followers.follow(http, answer)
         return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
+
+    async def _heard(self, http: web.Request, trace_id: str) -> Answer:
+        try:
+            body = await http.read()
+        except web.HTTPRequestEntityTooLarge:
+            return RefusedError(Code.BODY_TOO_LARGE, f"accepted: {MAX_BODY_BYTES} bytes").answer(trace_id)
+        except (web.RequestPayloadError, ConnectionError):  # cut short, or not in its Content-Encoding
+            return RefusedError(Code.INVALID_INPUT, "invalid body").answer(trace_id)
+        return self._answer(
+            Request(
+                http.method,
+                http.rel_url.raw_path,
+                trace_id,
+                http.rel_url.raw_query_string,
+                body,
+                http.headers.get("Authorization"),
+                http.headers.get("Event-Type"),
+            )
+        )
+
+    def _refusal(self, http: web.Request) -> str | None:
+        """Why a caller is not heard: it is a web page (`http_callers`)."""
+        ours = None if http.transport is None else http.transport.get_extra_info("sockname")
+        if not isinstance(ours, tuple):
+            return None
+        return refusal(
+            http.headers.getall("Host", []),
+            http.headers.getall("Origin", []),
+            http.headers.get("Sec-Fetch-Site"),
+            reached=ours[0],
+            only_loopback=self._host == "localhost" or is_loopback(self._host),
+            names=(self._host,),
+        )
 
     def _answer(self, request: Request) -> Answer:
         try:

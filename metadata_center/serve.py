@@ -12,6 +12,7 @@ from math import isfinite
 from metadata_center.cluster_loads import Limits
 from metadata_center.errors import MetadataError
 from metadata_center.http_server import HttpServer
+from metadata_center.listening import parse_address
 
 _LOGGER = logging.getLogger("metadata_center")
 
@@ -21,7 +22,7 @@ class SettingError(MetadataError):
 
 
 def serve(listen: str, *, token_env: str | None, request_expiry_s: float, cache_expiry_s: float) -> int:
-    """Run until SIGTERM or SIGINT.
+    """Run until SIGTERM or SIGINT; SIGHUP, which reloads a gateway, has nothing to reload here.
 
     Args:
         listen: `ip:port` or `name:port`, IPv6 in brackets; port 0 picks one.
@@ -36,7 +37,10 @@ def serve(listen: str, *, token_env: str | None, request_expiry_s: float, cache_
         SettingError: One of these cannot be used.
         OSError: The address cannot be bound.
     """
-    host, port = _address(listen)
+    try:
+        host, port = parse_address(listen)
+    except ValueError as error:
+        raise SettingError(f"listen: {error}") from error
     for name, seconds in (("request expiry", request_expiry_s), ("cache expiry", cache_expiry_s)):
         if not (isfinite(seconds) and seconds > 0):
             raise SettingError(f"{name}: {seconds}; accepted: seconds > 0")
@@ -55,16 +59,11 @@ async def _until_signalled(server: HttpServer, host: str, port: int) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    loop.add_signal_handler(signal.SIGHUP, _LOGGER.info, "nothing to reload: settings are those of the start")
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     await server.start(host, port)
     await stopping.wait()
     await server.stop()
-
-
-def _address(listen: str) -> tuple[str, int]:
-    host, _, port = listen.rpartition(":")
-    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
-        raise SettingError(f"listen: {listen}; accepted: ip:port, IPv6 in brackets")
-    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def _is_loopback(host: str) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import secrets
 import struct
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -38,14 +39,18 @@ def create(path: Path, workers: int, capacity: int = MAX_ENDPOINTS) -> None:
     Raises:
         OSError: The file cannot be written.
     """
-    fresh = path.with_name(f"{path.name}.{os.getpid()}")
-    fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    # A name nobody can have guessed, and never through a link: it may be a folder that others write to.
+    fresh = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         os.pwrite(fd, _HEADER.pack(_MAGIC, workers, capacity), 0)
         os.ftruncate(fd, _HEADER.size + num_bytes(workers, capacity))
+        fresh.replace(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
     finally:
         os.close(fd)
-    fresh.replace(path)
 
 
 class SharedCounters(Counters):
@@ -61,7 +66,7 @@ class SharedCounters(Counters):
 
     def __init__(self, path: Path, worker: int) -> None:
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as exc:
             raise LayoutError(f"{path}: {exc.strerror}") from exc
         try:

@@ -26,7 +26,7 @@ from extproc.request.rules import ModelRules, Rule, RuleTable
 from extproc.routing.caches import Caches
 from extproc.routing.gateway import Gateway
 from extproc.routing.outcomes import Ending, Outcomes
-from extproc.routing.router import Decision, Reserve, Router
+from extproc.routing.router import Decision, Readers, Reserve, Router
 from extproc.routing.settings import RouterSettings
 from extproc.routing.state import State
 from extproc.routing.table import RoutingTable
@@ -304,6 +304,7 @@ def build_rig(
     seed: int = 1,
     reserve: Reserve | None = None,
     loop: Loop | None = None,
+    readers: Readers | None = None,
 ) -> Rig:
     """A worker's request path over `endpoints`, serving model `m`, in blocks of 64 bytes."""
     clock = loop.clock if isinstance(loop, VirtualLoop) else ManualClock()
@@ -350,6 +351,7 @@ def build_rig(
         clock.wall,
         reserve,
         None if loop is None else lambda: loop,
+        readers,
     )
     if router.waiting is not None:
         state.freed = router.waiting.wake

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -10,10 +11,16 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
-from extproc.config.schema import Config
-from extproc.request.sanitize import STEERING_HEADERS
-from extproc.server.bootstrap import WORKER_CLUSTERS, render, template
+from extproc.config.rule_headers import SECRET_HEADERS
+from extproc.config.schema import Away, Config, Edge
+from extproc.protocol.wire import DEBUG_HEADER, OWNER_HEADER
+from extproc.request.parse import INFERENCE_PATHS, is_form
+from extproc.request.paths import ADMIN_PATHS
+from extproc.request.sanitize import STEERING_FIELDS, STEERING_HEADERS, STEERING_XARGS
+from extproc.server.bootstrap import CREDENTIAL_HEADERS, WORKER_CLUSTERS, render, template, withheld
+from extproc.server.run_dir import SYSTEM_DIR
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,19 +34,29 @@ CORE = (
     "extproc/rendering/vocabulary.py",
     "extproc/rendering/canonical.py",
     "extproc/rendering/window.py",
+    "extproc/rendering/metering.py",
     "extproc/rendering/template.py",
     "extproc/rendering/messages.py",
     "extproc/rendering/prompt_text.py",
     "extproc/routing/*.py",
     "extproc/accesslog/entries.py",
+    "extproc/accesslog/usage.py",
+    "extproc/accesslog/verdict.py",
     "extproc/health/tracker.py",
+    "extproc/health/failures.py",
+    "extproc/health/poison.py",
     "extproc/health/settings.py",
     "extproc/observing/records.py",
+    "extproc/observing/printable.py",
     "extproc/observing/explain.py",
     "extproc/discovery/clusters.py",
+    "extproc/discovery/following.py",
+    "extproc/discovery/resolution.py",
     "extproc/discovery/resources.py",
+    "extproc/discovery/open_models.py",
     "extproc/discovery/state.py",
     "extproc/config/schema.py",
+    "extproc/config/rule_headers.py",
     "extproc/config/document.py",
     "metadata_center/types.py",
     "metadata_center/errors.py",
@@ -50,6 +67,8 @@ CORE = (
     "metadata_center/running_blocks.py",
     "metadata_center/cluster_loads.py",
     "metadata_center/meeting.py",
+    "metadata_center/http_callers.py",
+    "metadata_center/listening.py",
     "metadata_center/shares.py",
     "metadata_center/cache_map/*.py",
     "metadata_center/kv_events/errors.py",
@@ -274,9 +293,10 @@ def rendered(**changes: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "listen": ("127.0.0.1", 10000),
         "admin_port": 15000,
-        "sockets": [f"{Config().server.run_dir}/gw0.sock"],
+        "sockets": [f"{SYSTEM_DIR}/gw0.sock"],
         "allow_headers": Config().request.allow_headers,
         "max_body_bytes": Config().request.max_body_bytes,
+        "forward_credentials": Config().request.forward_credentials,
     }
     document: dict[str, Any] = yaml.safe_load(render(template(), **{**settings, **changes}))
     return document
@@ -301,6 +321,39 @@ def test_allowed_headers_are_no_longer_stripped_and_no_others() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        (),
+        ("user-agent",),
+        ("accept-language", "x-forwarded-for", "x-request-id", ":scheme", "content-language"),
+        SECRET_HEADERS,  # no configuration has them, and no bootstrap would
+    ],
+)
+def test_what_rules_match_is_forwarded_and_secrets_never(names: tuple[str, ...]) -> None:
+    """Secrets are withheld by every bootstrap, all else only until a rule matches it."""
+    assert withheld(template(), SECRET_HEADERS) == sorted(SECRET_HEADERS)
+    document = rendered(rule_headers=names)
+    assert withheld(document, SECRET_HEADERS) == sorted(SECRET_HEADERS)
+    assert withheld(document, set(names) - set(SECRET_HEADERS)) == []
+    others = {"x-stainless-lang", "x-envoy-external-address"}
+    assert withheld(document, others) == withheld(template(), others) == sorted(others)
+
+
+def removed(document: Mapping[str, Any]) -> list[str]:
+    """Headers that Envoy takes off before a request goes to an engine."""
+    (host,) = manager(document)["route_config"]["virtual_hosts"]
+    names: list[str] = host["request_headers_to_remove"]
+    return names
+
+
+def test_engines_see_neither_our_headers_nor_credentials() -> None:
+    """What is taken off on the way to an engine; a setting leaves the credentials in, and nothing else."""
+    ours = [OWNER_HEADER, "x-tokenway-model", DEBUG_HEADER]
+    assert removed(template()) == [*ours, *CREDENTIAL_HEADERS]
+    assert removed(rendered(forward_credentials=True)) == ours
+
+
 def test_the_bootstrap_of_the_defaults_is_the_shipped_one() -> None:
     """`tokenway bootstrap` without settings of one's own prints what is shipped."""
     assert without_cluster_names(rendered()) == without_cluster_names(template())
@@ -323,3 +376,89 @@ def test_the_bootstrap_puts_each_setting_in_its_place() -> None:
             {"pipe": {"path": "/run/a.sock"}},
             {"socket_address": {"address": "::1", "port_value": 50051}},
         ]
+
+
+def fallback_settings(document: Mapping[str, Any]) -> dict[str, Any]:
+    """What the script that runs without Tokenway goes by."""
+    (host,) = manager(document)["route_config"]["virtual_hosts"]
+    settings: dict[str, Any] = host["metadata"]["filter_metadata"]["tokenway.fallback"]["settings"]
+    return settings
+
+
+def test_without_tokenway_the_same_fields_steer() -> None:
+    """Envoy's own look at a body knows every steering field, and allows what Tokenway allows."""
+    settings = fallback_settings(template())
+    assert settings["fields"] == list(STEERING_FIELDS)
+    assert settings["xargs"] == list(STEERING_XARGS)
+    allowed = fallback_settings(rendered(allow_fields=["priority", "vllm_xargs.kv_transfer_params"]))
+    assert allowed["fields"] == [name for name in STEERING_FIELDS if name != "priority"]
+    assert allowed["xargs"] == [name for name in STEERING_XARGS if name != "kv_transfer_params"]
+
+
+def test_without_tokenway_only_inference_has_a_route() -> None:
+    """Script and routes name the same paths, all of them inference to Tokenway; the rest goes nowhere."""
+    paths = fallback_settings(template())["paths"]
+    assert paths == [path for path in INFERENCE_PATHS if not is_form(path)]
+    (host,) = manager(template())["route_config"]["virtual_hosts"]
+    pinned, decided, *fallbacks, nowhere = host["routes"]
+    for route in (pinned, decided):
+        assert {"name": "x-tokenway-owner", "present_match": True} in route["match"]["headers"]
+    for fallback in fallbacks:
+        assert {"name": ":method", "string_match": {"exact": "POST"}} in fallback["match"]["headers"]
+    served = re.compile("|".join(fallback["match"]["safe_regex"]["regex"] for fallback in fallbacks))
+    assert all(served.fullmatch(path) for path in paths)
+    assert not any(served.fullmatch(path) for path in ADMIN_PATHS)
+    assert nowhere["route"]["cluster"] == "tokenway-none"
+
+
+def test_the_bootstrap_puts_the_edge_in_its_place() -> None:
+    """Each setting of `edge` and `away` is where Envoy reads it."""
+    edge = Edge.model_validate(
+        {
+            "max_connections": 7,
+            "max_heap_bytes": 1 << 27,
+            "headers_timeout_s": 1.5,
+            "upload_timeout_s": 7_200,
+            "idle_timeout_s": 3,
+            "max_connection_s": 4,
+            "max_streams": 5,
+            "trusted_hops": 2,
+            "keep_request_id": True,
+            "admin_paths": ["/drain_listeners"],
+        }
+    )
+    away = Away.model_validate({"gone": "refuse", "late": "refuse", "after_s": 2.5})
+    document = rendered(edge=edge, away=away, others="refuse")
+    heap, connections = document["overload_manager"]["resource_monitors"]
+    assert heap["typed_config"]["max_heap_size_bytes"] == 1 << 27
+    assert connections["typed_config"]["max_active_downstream_connections"] == 7
+    assert {"prefix": "/drain_listeners"} in document["admin"]["allow_paths"]
+    http = manager(document)
+    assert (http["request_headers_timeout"], http["request_timeout"]) == ("1.5s", "7200s")
+    common = http["common_http_protocol_options"]
+    assert (common["idle_timeout"], common["max_connection_duration"]) == ("3s", "4s")
+    assert http["http2_protocol_options"]["max_concurrent_streams"] == 5
+    assert (http["xff_num_trusted_hops"], http["preserve_external_request_id"]) == (2, True)
+    settings = fallback_settings(document)
+    assert (settings["gone"], settings["late"], settings["others"]) == ("refuse", "refuse", "refuse")
+    (processor,) = [each for each in http["http_filters"] if each["name"] == "tokenway.ext_proc"]
+    assert processor["typed_config"]["message_timeout"] == "2.5s"
+
+
+def test_tokenway_on_another_host_is_reached_with_a_certificate() -> None:
+    """All three clusters have the addresses and the TLS of `edge.gateway` in place of the sockets."""
+    gateway = {
+        "addresses": ["10.0.0.5:9000"],
+        "cert_file": "/c",
+        "key_file": "/k",
+        "ca_file": "/a",
+        "server_name": "gw.internal",
+    }
+    document = rendered(edge=Edge.model_validate({"gateway": gateway}))
+    for each in document["static_resources"]["clusters"]:
+        assert each["transport_socket"]["typed_config"]["sni"] == "gw.internal"
+        (locality,) = each["load_assignment"]["endpoints"]
+        (member,) = locality["lb_endpoints"]
+        assert member["endpoint"]["address"]["socket_address"] == {"address": "10.0.0.5", "port_value": 9000}
+    with pytest.raises(ValidationError, match="all of cert_file"):
+        Edge.model_validate({"gateway": {**gateway, "ca_file": None}})

@@ -15,11 +15,16 @@ from dataclasses import dataclass
 
 from envoy.data.accesslog.v3 import accesslog_pb2 as pb
 
-from extproc.health.tracker import FailureKind
+from extproc.accesslog.usage import UNKNOWN, read_usage
+from extproc.accesslog.verdict import ERROR_NAMESPACE, error_seen
+from extproc.health.failures import FailureKind
 from extproc.observing.records import Ended
 from metadata_center.types import EndpointKey, RequestId, value
 
 USAGE_NAMESPACE = "llm.usage"
+
+MAX_DURATION_S = 86_400.0
+"""A day: no stream lasts longer, and sums of durations stay finite whatever a log says."""
 
 _SHORT_FLAGS = {
     "no_healthy_upstream": "UH",
@@ -76,9 +81,12 @@ class RequestEnd:
         stream_s: From the first to the last body byte of the engine; None without usage.
         request_bytes: Body bytes received.
         response_bytes: Body bytes sent.
-        prompt_tokens: As the engine reported, or None.
+        prompt_tokens: As the engine reported, or None; all of the prompt (`extproc.accesslog.usage`).
         completion_tokens: As the engine reported, or None.
-        cached_tokens: As the engine reported, or None.
+        cached_tokens: As the engine reported, or None; a part of `prompt_tokens`.
+        usage_unseen: Why Envoy did not look for usage ("encoded": the answer was compressed), or "".
+        error: Type and code of an error seen in the body of the answer, see `error_seen`; None if none was.
+        content_type: Of the answer, or None if it is not known.
     """
 
     request_id: RequestId
@@ -97,6 +105,9 @@ class RequestEnd:
     prompt_tokens: int | None
     completion_tokens: int | None
     cached_tokens: int | None
+    usage_unseen: str = ""
+    error: str | None = None
+    content_type: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,17 +149,19 @@ def _endpoint(common: pb.AccessLogCommon) -> EndpointKey | None:
 
 
 def _seconds(tag: str | None) -> float | None:
-    """A microsecond tag; Envoy writes "-" for what did not happen."""
+    """A microsecond tag; Envoy writes "-" for what did not happen, and nothing takes longer than a day."""
     if tag is None or tag == "-":
         return None
     try:
-        return int(tag) / 1e6
-    except ValueError:
+        seconds = int(tag) / 1e6
+    except (ValueError, OverflowError):
         return None
+    return seconds if 0.0 <= seconds <= MAX_DURATION_S else None
 
 
 def _duration_s(duration: object) -> float:
-    return float(duration.seconds + duration.nanos / 1e9)  # type: ignore[attr-defined]
+    seconds: float = duration.seconds + duration.nanos / 1e9  # type: ignore[attr-defined]
+    return max(0.0, min(MAX_DURATION_S, seconds))
 
 
 def failure_kind(common: pb.AccessLogCommon, status: int) -> FailureKind | None:
@@ -162,7 +175,7 @@ def failure_kind(common: pb.AccessLogCommon, status: int) -> FailureKind | None:
         return FailureKind.RESET
     if status >= 500:
         return FailureKind.SERVER_ERROR
-    return None
+    return FailureKind.OVERLOADED if status == 429 else None
 
 
 def _flags(common: pb.AccessLogCommon) -> tuple[str, ...]:
@@ -216,13 +229,20 @@ def _request_end(entry: pb.HTTPAccessLogEntry, request_id: RequestId, owner: str
     details = response.response_code_details
     flags = _flags(common) if common.HasField("response_flags") else ()
     ttft_s = _seconds(common.custom_tags.get("ttft_us"))
-    prompt = completion = cached = None
-    usage = common.metadata.filter_metadata
-    if USAGE_NAMESPACE in usage:
-        fields = usage[USAGE_NAMESPACE].fields
-        prompt = _count(fields, "prompt_tokens")
-        completion = _count(fields, "completion_tokens")
-        cached = _count(fields, "cached_tokens")
+    (prompt, completion, cached), unseen = UNKNOWN, ""
+    metadata = common.metadata.filter_metadata
+    if USAGE_NAMESPACE in metadata:
+        fields = metadata[USAGE_NAMESPACE].fields
+        top, nested, unseen = _text(fields, "top"), _text(fields, "nested"), _text(fields, "unseen")
+        if top or nested:
+            prompt, completion, cached = read_usage(top, nested)
+        else:  # an Envoy that still runs with the bootstrap of an earlier version tells numbers
+            prompt = _count(fields, "prompt_tokens")
+            completion = _count(fields, "completion_tokens")
+            cached = _count(fields, "cached_tokens")
+    error = None
+    if ERROR_NAMESPACE in metadata:
+        error = error_seen({name: _plain(field) for name, field in metadata[ERROR_NAMESPACE].fields.items()})
     stream_s = None
     if ttft_s is not None and completion is not None:
         first_s = ttft_s + _duration_s(common.time_to_first_upstream_tx_byte)
@@ -244,7 +264,23 @@ def _request_end(entry: pb.HTTPAccessLogEntry, request_id: RequestId, owner: str
         prompt,
         completion,
         cached,
+        unseen,
+        error,
+        response.response_headers.get("content-type"),
     )
+
+
+def _text(fields: object, name: str) -> str:
+    return fields[name].string_value if name in fields else ""  # type: ignore[index,operator]
+
+
+def _plain(field: object) -> str | float | None:
+    """A string or a number of a metadata struct; None for anything else."""
+    kind = field.WhichOneof("kind")  # type: ignore[attr-defined]
+    if kind in ("string_value", "number_value"):
+        plain: str | float = getattr(field, kind)
+        return plain
+    return None
 
 
 def _count(fields: object, name: str) -> int | None:
@@ -260,4 +296,5 @@ def _count(fields: object, name: str) -> int | None:
 def ended_unix_s(entry: pb.HTTPAccessLogEntry) -> float:
     """Wall clock at which the request of an entry ended, to tell how late the entry is."""
     common = entry.common_properties
-    return _duration_s(common.start_time) + _duration_s(common.duration)
+    start = common.start_time
+    return float(start.seconds + start.nanos / 1e9) + _duration_s(common.duration)

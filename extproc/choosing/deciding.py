@@ -114,7 +114,7 @@ def decide(
         return Now(choose(snapshot, settings, rng, turn), snapshot)
     if queue is None:
         costs = completion_costs(snapshot)
-        return Now(choose_least(costs, settings, rng), snapshot, costs)
+        return Now(choose_least(costs, settings, rng, snapshot.weights), snapshot, costs)
     if claim is None:
         raise ValueError("nobody waits without a name")
     return _now_or_later(snapshot, settings, rng, now_s, queue, claim)
@@ -132,7 +132,7 @@ def _now_or_later(
         ahead_s = queue.ahead_s(ticket, min(rank, rank_before), len(snapshot.keys))
         snapshot = replace(snapshot, ahead_s=ahead_s)
     costs = completion_costs(snapshot)
-    choice = choose_least(costs, settings, rng)
+    choice = choose_least(costs, settings, rng, snapshot.weights)
     row = choice.order[0]
     verdict = queue.decide(
         ticket, claim.arrived_s, now_s, costs, open_until_s(snapshot), row, claim.limit_s, rank_before

@@ -31,6 +31,12 @@ MAX_GROUPS: Final = 1024
 """As many as the predictor keeps."""
 
 
+MOST_OFF: Final = 4.0
+OFF_TOKENS: Final = 1024
+"""How far the estimate of a prompt may be off: from 0.25 tokens per byte to one, and the text of a template.
+A prompt of another length than ours would teach what no other endpoint can speak against."""
+
+
 @value
 class Answer:
     """One completed request.
@@ -105,7 +111,11 @@ class Learner:
             return
         snapshot, row = answer.snapshot, answer.row
         cached = snapshot.cached_tokens[row] if answer.cached_tokens is None else answer.cached_tokens
-        prompt = snapshot.prompt_tokens if answer.prompt_tokens is None else answer.prompt_tokens
+        prompt = snapshot.prompt_tokens
+        if answer.prompt_tokens is not None:
+            least, most = int(prompt / MOST_OFF), int(prompt * MOST_OFF) + OFF_TOKENS
+            prompt = max(least, min(answer.prompt_tokens, most))
+        cached = min(cached, prompt)
         self._predictor.observe_ttft(
             answer.key,
             backlog(snapshot, row),
@@ -114,6 +124,7 @@ class Learner:
             predicted_s=answer.predicted_ttft_s,
             actual_s=answer.ttft_s,
             weight=snapshot.weights[row],
+            endpoint=snapshot.keys[row],
             teaches=teaches and has_room(snapshot, row),
         )
 
@@ -129,4 +140,5 @@ class Learner:
             predicted_s=answer.predicted_tpot_s,
             actual_s=answer.stream_s / (tokens - 1),
             weight=answer.snapshot.weights[answer.row],
+            endpoint=answer.snapshot.keys[answer.row],
         )

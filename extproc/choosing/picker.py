@@ -7,18 +7,26 @@ Rules:
     2. A draw is made only where there is more than one possibility, in this order: the candidate's
        position, if the candidates differ in score; the row among its equals, if it has any; then for
        each fallback the row among its equals, if it has any.
+    3. Weights are capacity: of equals the heavier is drawn more often, in proportion. Where all weigh the
+       same, that is Rule 1 to the last draw.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 
 from extproc.types import Rng
 
 
 def pick(
-    scores: Sequence[float] | None, rows: int, candidates: int, wanted: int, rng: Rng
+    scores: Sequence[float] | None,
+    rows: int,
+    candidates: int,
+    wanted: int,
+    rng: Rng,
+    weights: Sequence[float] = (),
 ) -> tuple[int, ...]:
     """Draw `wanted` distinct rows, the chosen one first, then by rank.
 
@@ -28,7 +36,10 @@ def pick(
         candidates: Of how many best rows the first is picked, 1..n.
         wanted: 1..n.
         rng: Drawn from at most `wanted` + 1 times, see Rule 2.
+        weights: See Rule 3, > 0, one per row; empty if all are equal.
     """
+    if weights and weights.count(weights[0]) == rows:
+        weights = ()
     if scores is None:
         order = list(range(rows))
         costs = [0.0] * rows
@@ -43,7 +54,12 @@ def pick(
         cost = costs[position]
         first = bisect_left(costs, cost)
         equals = bisect_right(costs, cost) - first
-        at = first + (_draw(rng, equals) if equals > 1 else 0)
+        at = first
+        if equals > 1:
+            if weights:
+                at += _draw_weighted(rng, [weights[row] for row in order[first : first + equals]])
+            else:
+                at += _draw(rng, equals)
         picked.append(order.pop(at))
         del costs[at]
         position = 0
@@ -52,3 +68,8 @@ def pick(
 
 def _draw(rng: Rng, options: int) -> int:
     return int(rng.random() * options)
+
+
+def _draw_weighted(rng: Rng, weights: Sequence[float]) -> int:
+    bounds = list(accumulate(weights))
+    return min(bisect_right(bounds, rng.random() * bounds[-1]), len(bounds) - 1)

@@ -6,6 +6,8 @@ Rules:
        with others waiting and room in the KV cache; staying there is one visit.
     2. One more running than the limit refutes it. A limit that was lowered is not noticed: keep one of these
        for as long as the engine's process runs.
+    3. A largest number that the engine never came back to while it was full is forgotten after
+       `FORGET_READINGS` readings with others waiting below it: it was said by mistake, or to be believed.
 """
 
 from __future__ import annotations
@@ -16,6 +18,9 @@ SURE_VISITS: Final = 5
 """Where the number is bound by something else, the next change after the largest yet goes up as often as
 down: five returns without going beyond have a chance of 1 in 32. A full engine returns in a second or two."""
 
+FORGET_READINGS: Final = 32
+"""Two minutes of an engine that is busy all the time, at a reading each 4 s."""
+
 FULL_CACHE_RATIO: Final = 0.9
 """Requests that wait beside a cache fuller than this may wait for room there, which says nothing of seats."""
 
@@ -23,12 +28,14 @@ FULL_CACHE_RATIO: Final = 0.9
 class Seats:
     """What is known of one endpoint's limit on sequences."""
 
-    __slots__ = ("_is_there", "_most", "_visits")
+    __slots__ = ("_below", "_is_there", "_most", "_most_below", "_visits")
 
     def __init__(self) -> None:
         self._most = 0
         self._visits = 0
         self._is_there = False
+        self._below = 0
+        self._most_below = 0
 
     @property
     def limit(self) -> int:
@@ -44,8 +51,14 @@ class Seats:
             kv_usage: Share of the KV cache in use, 0..1.
         """
         if running > self._most:
-            self._most, self._visits, self._is_there = running, 0, False
-        is_there = running == self._most and waiting > 0 and kv_usage < FULL_CACHE_RATIO
+            self._most, self._visits, self._is_there, self._below, self._most_below = running, 0, False, 0, 0
+        is_full = waiting > 0 and kv_usage < FULL_CACHE_RATIO
+        is_there = is_full and running == self._most
         if is_there and not self._is_there:
             self._visits += 1
         self._is_there = is_there
+        if is_full and not is_there and not self._visits:
+            self._below += 1
+            self._most_below = max(self._most_below, running)
+            if self._below >= FORGET_READINGS:
+                self._most, self._below, self._most_below = self._most_below, 0, 0

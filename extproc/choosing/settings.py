@@ -22,14 +22,16 @@ class LoadBalancing:
     """How one model's endpoints are chosen. Names and defaults follow AIGW's `LBConfig`, but for `algorithm`.
 
     Attributes:
-        algorithm: Which policy; only `inference_lb` looks at weights and `candidate_percent`.
+        algorithm: Which policy; only `inference_lb` looks at the three `*_weight` and at `candidate_percent`.
+            Every policy looks at endpoints' weights.
         load_aware_enable: False leaves in-flight requests and prefill out of the score.
         cache_aware_enable: False leaves the prefix match out of the score.
         candidate_percent: The pick is uniform among this share of best endpoints, 0..100, at least one.
         request_load_weight: Weight of in-flight requests, >= 0.
         prefill_load_weight: Weight of pending prefill, >= 0.
         cache_ratio_weight: Weight of the cache hit ratio, >= 0.
-        fallbacks: Further endpoints named to Envoy for retries before the first byte, 0..8.
+        fallbacks: Further endpoints named to Envoy, in order, 0..8: the first that is there gets the one
+            retry before the first byte, the others stand in for those that have just left.
     """
 
     algorithm: Algorithm = Algorithm.LEAST_COMPLETION

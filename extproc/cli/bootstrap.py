@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 
 from extproc.config.loading import load_all
 from extproc.config.schema import Config
 from extproc.server.bootstrap import render, template
+from extproc.server.run_dir import run_dir
 from extproc.server.worker import socket_path
+from metadata_center.listening import ACCEPTED, parse_address
 
 
 def bootstrap(path: Path, listen: str, envoy_admin_port: int) -> int:
@@ -15,21 +18,45 @@ def bootstrap(path: Path, listen: str, envoy_admin_port: int) -> int:
 
     Raises:
         ConfigError: The configuration cannot be used.
+        ValueError: `listen` is no address.
     """
     config, _ = load_all(path)
     print(rendered(config, listen, envoy_admin_port), end="")
     return 0
 
 
+def listen_address(text: str) -> tuple[str, int]:
+    """Where Envoy listens for clients: an IP address, which Envoy takes no name for, and a port.
+
+    Raises:
+        ValueError: Saying what is wrong and what is accepted.
+    """
+    host, port = parse_address(text, lowest_port=1)
+    try:
+        ipaddress.ip_address(host)
+    except ValueError as error:
+        raise ValueError(f"`{host}` is no IP address; {ACCEPTED}") from error
+    return host, port
+
+
 def rendered(config: Config, listen: str, envoy_admin_port: int) -> str:
-    """The bootstrap for `config`, with clients at `listen` (`ip:port`)."""
-    host, _, port = listen.rpartition(":")
-    run_dir = Path(config.server.run_dir)
+    """The bootstrap for `config`, with clients at `listen` (`ip:port`).
+
+    Raises:
+        ValueError: `listen` is no such address.
+    """
+    folder = run_dir(config.server)
     return render(
         template(),
-        listen=(host.strip("[]"), int(port)),
+        listen=listen_address(listen),
         admin_port=envoy_admin_port,
-        sockets=[str(socket_path(run_dir, index)) for index in range(config.server.workers)],
+        sockets=[str(socket_path(folder, index)) for index in range(config.server.workers)],
         allow_headers=config.request.allow_headers,
+        forward_credentials=config.request.forward_credentials,
         max_body_bytes=config.request.max_body_bytes,
+        rule_headers=config.rule_headers(),
+        allow_fields=config.request.allow_fields,
+        away=config.away,
+        edge=config.edge,
+        others="unknown" if config.default_cluster is None else "refuse",
     )

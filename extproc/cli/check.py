@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from extproc.config.loading import effective, load_all
+from extproc.config.schema import Config
+from extproc.discovery.clusters import ClusterSpec
 from extproc.errors import ConfigError
+from extproc.observing.printable import printable
+from extproc.server.bootstrap import template, withheld
 
 
 def check(path: Path, *, print_effective: bool = False) -> int:
@@ -24,13 +29,45 @@ def check(path: Path, *, print_effective: bool = False) -> int:
         config, clusters = load_all(path)
     except ConfigError as error:
         for problem in error.problems:
-            print(f"{error.path}: {problem}", file=sys.stderr)
+            print(printable(f"{error.path}: {problem}"), file=sys.stderr)
         return 1
     if print_effective:
         print(effective(config), end="")
         return 0
+    withheld_headers = withheld(template(), config.rule_headers())
+    if withheld_headers:
+        print(
+            f"{path}: warning: rules match {', '.join(withheld_headers)}: Envoy forwards this only if its "
+            "bootstrap was rendered (tokenway bootstrap) since those rules were written",
+            file=sys.stderr,
+        )
     print(f"{path}: ok")
     print(f"  models:    {len(config.models)} ({', '.join(config.models) or 'none'})")
     print(f"  clusters:  {len(clusters)} ({', '.join(cluster.name for cluster in clusters) or 'none'})")
     print(f"  endpoints: {sum(len(cluster.endpoints) for cluster in clusters)}")
+    for warning in warnings(config, clusters):
+        print(f"{path}: warning: {warning}", file=sys.stderr)
     return 0
+
+
+def warnings(config: Config, clusters: Sequence[ClusterSpec]) -> list[str]:
+    """What is allowed and seldom meant, one sentence each."""
+    found: list[str] = []
+    places = {
+        cluster.name: {(endpoint.address, endpoint.port) for endpoint in cluster.endpoints}
+        for cluster in clusters
+    }
+    default = config.default_cluster
+    if default is not None:
+        engines = {rule.cluster for model in config.models.values() for rule in model.rules}
+        if default in engines or any(places[default] & places[name] for name in engines if name in places):
+            found.append(
+                f"default_cluster: `{default}` is a model's engines: whatever path is no inference reaches "
+                "them as it came, but for those by which they are administered (docs/security.md)"
+            )
+    if config.server.listen_insecure and config.server.listen_tls is None:
+        found.append(
+            "server.listen_insecure: whoever reaches server.listen steers traffic, reads prompts and ejects "
+            "engines; use server.listen_tls"
+        )
+    return found

@@ -6,92 +6,152 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 from pathlib import Path
+from typing import NamedTuple
 
-from extproc.cli.bootstrap import rendered
-from extproc.config.loading import load_all
+from extproc.cli.bootstrap import listen_address, rendered
+from extproc.cli.envoy import envoy_binary
+from extproc.config.loading import clusters_path, load_all
 from extproc.server.bootstrap import shipped
-
-ENVOY_ENV = "TOKENWAY_ENVOY"
-SOURCE_ENVOY = Path(__file__).parents[2] / ".tools" / "envoy" / "envoy" / "_bin" / "envoy"
+from extproc.server.modules import ROOT, python_module
 
 START_TIMEOUT_S = 30.0
 
-
-def envoy_binary() -> Path:
-    """Envoy itself: $TOKENWAY_ENVOY, what `make envoy` installed, or `envoy` on the PATH.
-
-    Raises:
-        FileNotFoundError: None of them is there.
-    """
-    named = os.environ.get(ENVOY_ENV)
-    if named:
-        return Path(named)
-    if SOURCE_ENVOY.exists():
-        return SOURCE_ENVOY
-    found = shutil.which("envoy")
-    if found is None:
-        raise FileNotFoundError(f"no Envoy: run `make envoy`, or set {ENVOY_ENV} to an Envoy 1.40 binary")
-    return Path(found)
+SAMPLES = ("etc/tokenway.yaml", "etc/clusters.json", "etc/tokenway.schema.json")
 
 
-def demo(path: Path | None, listen: str, envoy_admin_port: int, time_scale: float) -> int:
+class Started(NamedTuple):
+    """A process of the demo and what it writes."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+def demo(
+    path: Path | None,
+    listen: str,
+    envoy_admin_port: int,
+    time_scale: float,
+    *,
+    default_admin: str,
+) -> int:
     """Run everything until Ctrl-C.
 
     Args:
-        path: tokenway.yaml; None for the shipped sample.
+        path: tokenway.yaml or clusters.json; None for a copy of the shipped sample.
         listen: `ip:port` for clients.
         envoy_admin_port: On loopback.
         time_scale: Real seconds per simulated second of the engines.
+        default_admin: Where `explain` and `top` ask unless told otherwise.
 
     Raises:
         ConfigError: The configuration cannot be used.
         OSError: Something cannot be started.
     """
-    path = path or shipped("etc/tokenway.yaml")
-    config, clusters = load_all(path)
+    config, clusters = load_all(path or shipped("etc/tokenway.yaml"))
     envoy = envoy_binary()
-    admin = f"http://{config.server.admin.address}:{config.server.admin.port}"
+    admin = f"http://{_authority(config.server.admin.address, config.server.admin.port)}"
     models = [name for model, section in config.models.items() for name in (model, *section.aliases)]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    specs = [spec for cluster in clusters for spec in cluster.endpoints]
+    _refuse_taken(
+        {
+            listen_address(listen): "Envoy",
+            ("127.0.0.1", envoy_admin_port): "Envoy's own admin surface",
+            (config.server.admin.address, config.server.admin.port): "the gateway's admin port",
+            **{("127.0.0.1", spec.port): "a simulated engine" for spec in specs},
+        }
+    )
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal too ends what was started here
+        signal.signal(number, lambda *_: sys.exit(0))
+    folder = Path(tempfile.mkdtemp(prefix="tokenway-demo-"))
+    path = path or _samples(folder)
     with contextlib.ExitStack() as stack:
-        logs = Path(tempfile.mkdtemp(prefix="tokenway-demo-"))
-        pids = {}
-        for i, spec in enumerate(spec for cluster in clusters for spec in cluster.endpoints):
-            command = [
-                sys.executable,
-                "-m",
-                "tokenway.simulator",
-                "--port",
-                str(spec.port),
-                "--engine-id",
-                str(i),
-            ]
-            command += ["--profile", "demo", "--time-scale", str(time_scale)]
-            command += [part for model in models for part in ("--model", model)]
-            pids[f"{spec.address}:{spec.port}"] = _start(stack, command, logs / f"engine{i}.log")
-        command = [sys.executable, "-m", "extproc.cli.main", "serve", str(path)]
-        _start(stack, command, logs / "tokenway.log")
-        _wait(f"{admin}/readyz", logs / "tokenway.log")
-        configured = logs / "envoy.yaml"
+        print(f"Starting {len(specs)} simulated engines and the gateway ...", flush=True)
+        engines = {}
+        for i, spec in enumerate(specs):
+            words = ["--port", str(spec.port), "--engine-id", str(i), "--profile", "demo"]
+            words += ["--time-scale", str(time_scale)]
+            words += [word for model in models for word in ("--model", model)]
+            command = python_module("tokenway.simulator", *words)
+            engines[_authority(spec.address, spec.port)] = _start(stack, command, folder / f"engine{i}.log")
+        gateway = _start(
+            stack, python_module("extproc.cli.main", "serve", str(path)), folder / "tokenway.log"
+        )
+        for spec, engine in zip(specs, engines.values(), strict=True):
+            _wait(f"http://127.0.0.1:{spec.port}/health", engine)
+        _wait(f"{admin}/readyz", gateway)
+        print("Starting Envoy ...", flush=True)
+        configured = folder / "envoy.yaml"
         configured.write_text(rendered(config, listen, envoy_admin_port))
-        command = [str(envoy), "-c", str(configured), "--concurrency", "2", "--use-dynamic-base-id"]
-        _start(stack, [*command, "-l", "warning"], logs / "envoy.log")
-        _wait(f"http://{listen}/v1/models", logs / "envoy.log")
-        print(_banner(listen, models[-1] if models else "", pids, admin, logs), flush=True)
+        words = ["-c", str(configured), "--concurrency", "2", "--use-dynamic-base-id", "-l", "warning"]
+        _wait(f"http://{listen}/v1/models", _start(stack, [str(envoy), *words], folder / "envoy.log"))
+        command_line = own_command(Path(sys.argv[0]))
+        asking = "" if admin == default_admin else f" --admin {admin}"
+        pids = {key: engine.process.pid for key, engine in engines.items()}
+        model = models[-1] if models else ""
+        editable = clusters_path(config, path) if path.suffix != ".json" else path
+        print(_banner(listen, model, pids, admin, folder, command_line, asking, editable), flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()
     print("\nstopped")
     return 0
 
 
-def _start(stack: contextlib.ExitStack, command: list[str], log: Path) -> int:
-    """Start a process that ends with the stack; returns its pid."""
+def own_command(script: Path) -> str:
+    """What somebody types, here, to run this very installation again.
+
+    Args:
+        script: What was run this time: `sys.argv[0]`.
+    """
+    path_entries = [Path(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    found_by = f"PYTHONPATH={ROOT} " if any(entry.absolute() == ROOT for entry in path_entries) else ""
+    if script.name != "tokenway":
+        return f"{found_by}{sys.executable} -m tokenway"
+    on_path = shutil.which("tokenway")
+    if on_path is not None and Path(on_path).resolve() == script.resolve():
+        return f"{found_by}tokenway"
+    absolute = script.absolute()
+    near = absolute.is_relative_to(Path.cwd()) and absolute.parent != Path.cwd()
+    return f"{found_by}{absolute.relative_to(Path.cwd()) if near else absolute}"
+
+
+def _samples(folder: Path) -> Path:
+    """Copy the shipped configuration to where its user may edit it; the path of the tokenway.yaml."""
+    for name in SAMPLES:
+        shutil.copyfile(shipped(name), folder / Path(name).name)
+    return folder / "tokenway.yaml"
+
+
+def _refuse_taken(addresses: dict[tuple[str, int], str]) -> None:
+    """Say who wants a port that is taken, rather than wait for somebody else's answer there.
+
+    Raises:
+        OSError: One is.
+    """
+    for (host, port), whose in addresses.items():
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # connections that just ended are none
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                raise OSError(f"{_authority(host, port)}, for {whose}: {error.strerror}") from error
+
+
+def _authority(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _start(stack: contextlib.ExitStack, command: list[str], log: Path) -> Started:
+    """Start a process that ends with the stack."""
     output = stack.enter_context(log.open("w"))
     process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)  # noqa: S603
 
@@ -104,11 +164,17 @@ def _start(stack: contextlib.ExitStack, command: list[str], log: Path) -> int:
             process.wait()
 
     stack.callback(stop)
-    return process.pid
+    return Started(process, log)
 
 
-def _wait(url: str, log: Path) -> None:
+def _wait(url: str, started: Started) -> None:
+    """Wait until `url` answers.
+
+    Raises:
+        OSError: The process ended, or nothing came in time; names the log and shows its last line.
+    """
     deadline = time.monotonic() + START_TIMEOUT_S
+    why = f"did not answer within {START_TIMEOUT_S:.0f} s"
     while time.monotonic() < deadline:
         with (
             contextlib.suppress(OSError),
@@ -116,14 +182,27 @@ def _wait(url: str, log: Path) -> None:
         ):
             if response.status == 200:
                 return
+        if started.process.poll() is not None:
+            why = "cannot answer: its process ended"
+            break
         time.sleep(0.05)
-    raise TimeoutError(f"{url} did not answer within {START_TIMEOUT_S:.0f} s; see {log}")
+    *_, last = ["nothing", *started.log.read_text(errors="replace").splitlines()]
+    raise OSError(f"{url} {why}; {started.log} ends with: {last}")
 
 
-def _banner(listen: str, model: str, pids: dict[str, int], admin: str, logs: Path) -> str:
+def _banner(
+    listen: str,
+    model: str,
+    pids: dict[str, int],
+    admin: str,
+    folder: Path,
+    command: str,
+    asking: str,
+    clusters_file: Path,
+) -> str:
     engines = "\n".join(f"    {key}   pid {pid}" for key, pid in pids.items())
     return f"""
-Tokenway is up: Envoy on http://{listen}, admin on {admin}, logs in {logs}
+Tokenway is up: Envoy on http://{listen}, admin on {admin}, logs in {folder}
 Engines (simulated; kill one, nothing breaks):
 {engines}
 
@@ -133,9 +212,12 @@ Try it:
     "model": "{model}", "stream": true, "max_tokens": 32,
     "messages": [{{"role": "user", "content": "Say hello."}}]}}'
 
-  .venv/bin/tokenway explain --last     why it went where it went
-  .venv/bin/tokenway top                live endpoints
-  edit {shipped("etc/clusters.json")}   takes effect within 2 s
+  {command} explain --last{asking}
+      why it went where it went
+  {command} top{asking}
+      live endpoints
+  edit {clusters_file}
+      takes effect within 2 s
 
 Ctrl-C stops everything.
 """

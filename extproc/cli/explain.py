@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from http.client import HTTPException
 from typing import Any
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.parse import quote
 from urllib.request import urlopen
 
 import orjson
 
 from extproc.observing.explain import render
+from extproc.observing.printable import escaped_json
 
 # The answer is a few records from memory; a gateway that needs longer is not answering.
 _TIMEOUT_S = 5.0
@@ -22,8 +24,8 @@ def explain(args: Sequence[str], admin_url: str) -> int:
     """Print one decision by request id, or the last few.
 
     Args:
-        args: Command line after `explain`: a request id or `--last [N]`, and `--json`.
-        admin_url: Base URL of the admin port.
+        args: Command line after `explain`: a request id or `--last [N]`, `--json` and `--admin URL`.
+        admin_url: Base URL of the admin port, if `args` name none.
 
     Returns:
         Exit code: 0, or 1 if the gateway does not know the request or does not answer.
@@ -40,13 +42,17 @@ def explain(args: Sequence[str], admin_url: str) -> int:
     which.add_argument(
         "--last",
         nargs="?",
-        type=int,
+        type=_count,
         const=1,
         metavar="N",
         help="the N most recent decisions, newest first; one if N is left out",
     )
     parser.add_argument("--json", action="store_true", help="the record as the gateway holds it")
+    parser.add_argument(
+        "--admin", default=admin_url, metavar="URL", help="the gateway's admin port (default %(default)s)"
+    )
     options = parser.parse_args(args)
+    admin_url = options.admin
     if options.request_id is None:
         path = f"/explain?last={options.last or 1}"
     else:
@@ -57,15 +63,22 @@ def explain(args: Sequence[str], admin_url: str) -> int:
         missing = exc.code == 404
         print("no such request is held" if missing else f"admin port: status {exc.code}", file=sys.stderr)
         return 1
-    except (URLError, OSError, ValueError) as exc:
+    except (OSError, ValueError, HTTPException) as exc:
         print(f"admin port {admin_url} does not answer: {exc}", file=sys.stderr)
         return 1
     if options.json:
-        print(orjson.dumps(answer, option=orjson.OPT_INDENT_2).decode())
+        print(escaped_json(orjson.dumps(answer, option=orjson.OPT_INDENT_2)))
     else:
         records = answer["records"] if options.request_id is None else [answer]
         print("\n".join(render(record) for record in records) or "no decisions are held")
     return 0
+
+
+def _count(text: str) -> int:
+    """A number of decisions; the gateway itself holds a bounded number."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"`{text}` is no number of decisions; accepted: 1 or more")
+    return int(text)
 
 
 def _get(url: str) -> Any:

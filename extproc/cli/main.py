@@ -4,33 +4,62 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from extproc.errors import ConfigError
+from extproc.observing.printable import printable
 from metadata_center.errors import MetadataError
+from metadata_center.listening import parse_address, parse_port
 
 ADMIN_ENV = "TOKENWAY_ADMIN"
 DEFAULT_ADMIN = "http://127.0.0.1:10080"
 
+OWN_WORDS = ("explain", "replay")
+"""Verbs whose modules read their words, with parsers that refuse what they do not know."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 and the number of SIGINT, as shells have it."""
+
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 1 failed, 2 misused."""
-    parser = _parser()
-    options, rest = parser.parse_known_args(argv)
-    if rest and options.command not in ("explain", "replay"):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    """Run the command line; returns the exit code: 0 done, 1 failed, 2 misused, 130 interrupted."""
+    words = sys.argv[1:] if argv is None else argv
+    if not words:
+        _parser().print_help(sys.stderr)
+        return 2
+    options = _options(words)
     try:
-        return _run(options, rest)
+        return _run(options)
     except ConfigError as error:
         for problem in error.problems:
-            print(f"{error.path}: {problem}", file=sys.stderr)
+            print(printable(f"{error.path}: {problem}"), file=sys.stderr)
+    except BrokenPipeError:  # `tokenway bootstrap ... | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, MetadataError) as error:  # a port in use, a name that does not resolve, no Envoy
-        print(f"tokenway: {error}", file=sys.stderr)
+        print(printable(f"tokenway: {error}"), file=sys.stderr)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return 1
 
 
-def _run(options: argparse.Namespace, rest: list[str]) -> int:
+def _options(words: list[str]) -> argparse.Namespace:
+    """The words as settings; those after a verb that reads its own are left to it."""
+    verb = words[0]
+    if verb in OWN_WORDS:
+        return argparse.Namespace(command=verb, words=words[1:])
+    return (_worker_parser() if verb == "worker" else _parser()).parse_args(words)
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.command in ("serve", "worker", "metadata-center"):
+        # SIGHUP means "reload" to these, but kills who has no handler yet; imports alone take a second.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     match options.command:
         case "serve":
             from extproc.cli.serve import serve
@@ -55,17 +84,23 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
         case "explain":
             from extproc.cli.explain import explain
 
-            return explain(rest, options.admin)
+            return explain(options.words, _default_admin())
         case "metadata-center":
             return _metadata_center(options)
         case "replay":
             from extproc.cli.replay import replay
 
-            return replay(rest)
+            return replay(options.words)
         case _:
             from extproc.cli.demo import demo
 
-            return demo(options.config, options.listen, options.envoy_admin_port, options.time_scale)
+            return demo(
+                options.config,
+                options.listen,
+                options.envoy_admin_port,
+                options.time_scale,
+                default_admin=_default_admin(),
+            )
 
 
 def _metadata_center(options: argparse.Namespace) -> int:
@@ -85,8 +120,70 @@ def _metadata_center(options: argparse.Namespace) -> int:
     )
 
 
+class _ShowVersion(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        try:
+            print(f"tokenway {version('tokenway')}")
+        except PackageNotFoundError:
+            print("tokenway, from a source tree that is not installed")
+        parser.exit()
+
+
+def _checked(parse: Callable[[str], object]) -> Callable[[str], str]:
+    """For argparse: the word itself once `parse` takes it; what `parse` says against it is the error."""
+
+    def read(text: str) -> str:
+        try:
+            parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+        return text
+
+    return read
+
+
+def _clients_address(text: str) -> str:
+    from extproc.cli.bootstrap import listen_address
+
+    return _checked(listen_address)(text)
+
+
+def _port(text: str) -> int:
+    return int(_checked(parse_port)(text))
+
+
+def _positive(text: str) -> float:
+    """Seconds, or a factor."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not (isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"`{text}` is no number above 0")
+    return value
+
+
+def _default_admin() -> str:
+    return os.environ.get(ADMIN_ENV) or DEFAULT_ADMIN
+
+
+def _worker_parser() -> argparse.ArgumentParser:
+    """For the processes that `serve` starts: no verb for people, so the other parser does not know it."""
+    parser = argparse.ArgumentParser(prog="tokenway")
+    parser.add_argument("command")
+    parser.add_argument("config", type=Path)
+    parser.add_argument("index", type=int)
+    return parser
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tokenway", description="Every LLM request to the right replica.")
+    parser.add_argument("--version", action=_ShowVersion, help="show the version and leave")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     serve = commands.add_parser("serve", help="run the gateway")
@@ -94,39 +191,52 @@ def _parser() -> argparse.ArgumentParser:
         "config", type=Path, help="tokenway.yaml, or a clusters.json for defaults in all the rest"
     )
 
-    worker = commands.add_parser("worker", help=argparse.SUPPRESS)
-    worker.add_argument("config", type=Path)
-    worker.add_argument("index", type=int)
-
     checking = commands.add_parser("check", help="say whether a configuration is usable")
     checking.add_argument("file", type=Path)
     checking.add_argument("--print-effective", action="store_true", help="print it with every default")
 
     envoy = argparse.ArgumentParser(add_help=False)
-    envoy.add_argument("--listen", default="127.0.0.1:10000", metavar="IP:PORT", help="for clients")
-    envoy.add_argument("--envoy-admin-port", type=int, default=15000, metavar="PORT")
+    envoy.add_argument(
+        "--listen",
+        type=_clients_address,
+        default="127.0.0.1:10000",
+        metavar="IP:PORT",
+        help="for clients (default %(default)s; IPv6 in brackets)",
+    )
+    envoy.add_argument(
+        "--envoy-admin-port",
+        type=_port,
+        default=15000,
+        metavar="PORT",
+        help="Envoy's own admin surface, on loopback (default %(default)s)",
+    )
     rendering = commands.add_parser(
         "bootstrap", parents=[envoy], help="print Envoy's bootstrap for a configuration"
     )
     rendering.add_argument("config", type=Path)
 
-    admin = argparse.ArgumentParser(add_help=False)
-    admin.add_argument(
+    commands.add_parser("explain", help="why a request went where it went")
+    watching = commands.add_parser("top", help="live endpoints")
+    watching.add_argument(
         "--admin",
-        default=os.environ.get(ADMIN_ENV, DEFAULT_ADMIN),
+        default=_default_admin(),
         metavar="URL",
         help=f"the gateway's admin port (default {DEFAULT_ADMIN}, or ${ADMIN_ENV})",
     )
-    commands.add_parser("explain", parents=[admin], add_help=False, help="why a request went where it went")
-    watching = commands.add_parser("top", parents=[admin], help="live endpoints")
     watching.add_argument("--once", action="store_true", help="print one table and leave")
-    watching.add_argument("--interval", type=float, default=1.0, metavar="SECONDS")
-    watching.add_argument("--json", action="store_true")
+    watching.add_argument("--interval", type=_positive, default=1.0, metavar="SECONDS")
+    watching.add_argument("--json", action="store_true", help="the gateway's JSON instead of the table")
 
     center = commands.add_parser(
         "metadata-center", help="run a metadata center for AIGW gateways, over HTTP, in memory"
     )
-    center.add_argument("--listen", default="127.0.0.1:8080", metavar="IP:PORT")
+    center.add_argument(
+        "--listen",
+        type=_checked(parse_address),
+        default="127.0.0.1:8080",
+        metavar="IP:PORT",
+        help="default %(default)s; IPv6 in brackets, port 0 for any",
+    )
     center.add_argument("--token-env", metavar="NAME", help="variable that holds the bearer token to require")
     center.add_argument(
         "--request-expiry-s",
@@ -143,13 +253,15 @@ def _parser() -> argparse.ArgumentParser:
         help="a prompt nobody saved for so long is taken for evicted (default 3600)",
     )
 
-    commands.add_parser("replay", add_help=False, help="a trace through a simulated fleet, policy by policy")
+    commands.add_parser("replay", help="a trace through a simulated fleet, policy by policy")
 
     showing = commands.add_parser(
         "demo", parents=[envoy], help="Envoy, three simulated engines and the gateway, at once"
     )
-    showing.add_argument("--config", type=Path, help="tokenway.yaml (default: the shipped sample)")
-    showing.add_argument("--time-scale", type=float, default=1.0, help="of the engines; 2 is half as fast")
+    showing.add_argument("--config", type=Path, help="tokenway.yaml (default: a copy of the shipped sample)")
+    showing.add_argument(
+        "--time-scale", type=_positive, default=1.0, help="of the engines; 2 is half as fast"
+    )
     return parser
 
 

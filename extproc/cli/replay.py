@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import orjson
 
+from extproc.observing.printable import printable
 from tokenway.simulator.engine.profile import PROFILES
 from tokenway.simulator.replay.caches import ViewKind
 from tokenway.simulator.replay.fleet import Fleet, Member, parse_fleet, profiles_from, scaled_kv
@@ -49,7 +50,7 @@ def replay(args: Sequence[str]) -> int:
     try:
         return _replay(options)
     except (ValueError, OSError) as error:
-        print(f"tokenway replay: {error}", file=sys.stderr)
+        print(printable(f"tokenway replay: {error}"), file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         print(f"tokenway replay: {error}; install tokenway[simulator]", file=sys.stderr)

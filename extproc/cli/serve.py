@@ -29,11 +29,10 @@ def is_news(record: logging.LogRecord) -> bool:
 
 
 def serve(path: Path) -> int:
-    """Run until SIGTERM or SIGINT.
+    """Run until SIGTERM or SIGINT; SIGHUP reads the configuration now.
 
     Raises:
-        ConfigError: The configuration cannot be used.
-        ResolveError: A host name in it cannot be resolved.
+        ConfigError: The configuration, or the run directory, cannot be used.
         OSError: A socket cannot be opened.
     """
     config, _ = load_all(path)
@@ -59,6 +58,8 @@ async def _until_signalled(server: Worker | Supervisor) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    loop.add_signal_handler(signal.SIGHUP, server.reload)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     await server.start()
     # What was built so far lives until the end: no collection need look at it again.
     gc.collect()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from http.client import HTTPException
 from typing import Any
-from urllib.error import URLError
 from urllib.request import urlopen
 
 import orjson
+
+from extproc.observing.printable import escaped_json, printable
 
 # The answer is one table from memory; a gateway that needs longer is not answering.
 _TIMEOUT_S = 5.0
@@ -48,11 +50,11 @@ def top(admin_url: str, *, once: bool, interval_s: float, as_json: bool = False)
         while True:
             try:
                 current = _endpoints(admin_url)
-            except (URLError, OSError, ValueError) as exc:
+            except (OSError, ValueError, HTTPException) as exc:
                 print(f"admin port {admin_url} does not answer: {exc}", file=sys.stderr)
                 return 1
             if as_json:
-                print(orjson.dumps(current).decode(), flush=True)
+                print(escaped_json(orjson.dumps(current)), flush=True)
             else:
                 clear = _HOME_AND_CLEAR if sys.stdout.isatty() and not once else ""
                 print(clear + render_endpoints(current, previous), end="", flush=True)
@@ -99,6 +101,7 @@ def render_endpoints(current: Mapping[str, Any], previous: Mapping[str, Any] | N
                 row["reason"] or "",
             ]
         )
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(

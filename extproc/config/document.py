@@ -4,6 +4,7 @@ Rules:
     1. Pure: text in, data out; the only exception is `ConfigError`, with every problem found.
     2. What a problem says is accepted comes from the JSON schema that is published, so the two agree.
     3. A key given twice is an error; so is a YAML key that is not text.
+    4. Our bounds are checked before a library's own can be met: another version of it changes no sentence.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, NoReturn, TypeVar
@@ -33,7 +35,13 @@ _MAX_VALUES = 200_000
 """Bound on values after expanding YAML anchors; a thousand models with every key set have 30,000."""
 
 _MAX_DEPTH = 64
-"""Bound on nesting; the deepest key of either file is at 6. libyaml's composer has no bound of its own."""
+"""Bound on nesting; the deepest key of either file is at 6. The libraries' own bounds come and go with their
+versions: libyaml's are none or 1,000, those of Python's JSON reader depend on the stack."""
+
+_MAX_DIGITS = 300
+"""Bound on an integer's decimal digits: then it fits a double. Python's own is a setting, and not for hex."""
+
+_TOO_LONG = f"an integer without end; accepted: up to {_MAX_DIGITS} digits"
 
 _SHOWN_CHARS = 60
 """Longest part of a wrong value that a problem repeats: enough to recognise it in the file."""
@@ -42,6 +50,9 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MERGE_TAG = "tag:yaml.org,2002:merge"
 
 _JSON_PIECE = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:\n]|[^\s{}\[\],:"]+')
+
+_JSON_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+"?|[{}\[\]]')
+"""Brackets, and the strings that may hide some; a string that does not end is one to the end of its line."""
 
 _WRONG = {
     "bool_type": "wrong type",
@@ -111,7 +122,7 @@ def read_yaml(text: str, path: str) -> Document:
         ConfigError: Syntax, a key given twice, a key that is not text, or an anchor inside itself.
     """
     try:
-        _refuse_deep(text, path)
+        _refuse_deep_yaml(text, path)
         root = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -132,8 +143,9 @@ def read_json(text: str, path: str) -> Document:
     """Read strict JSON (RFC 8259: no comments, no NaN).
 
     Raises:
-        ConfigError: Syntax, or a key given twice.
+        ConfigError: Syntax, a key given twice, nesting or an integer without end.
     """
+    _refuse_deep_json(text, path)
     repeated = False
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -146,14 +158,18 @@ def read_json(text: str, path: str) -> Document:
         line = text.count("\n", 0, max(text.find(name), 0)) + 1
         raise ConfigError(path, [f"line {line}: not valid JSON: {name} is no JSON number"])
 
+    def integer(digits: str) -> int:
+        if len(digits) > _MAX_DIGITS:
+            line = text.count("\n", 0, max(text.find(digits), 0)) + 1
+            raise ConfigError(path, [f"line {line}: {_TOO_LONG}"])
+        return int(digits)
+
     try:
-        data = json.loads(text, object_pairs_hook=unique, parse_constant=no_constant)
+        data = json.loads(text, object_pairs_hook=unique, parse_constant=no_constant, parse_int=integer)
     except json.JSONDecodeError as error:
         raise ConfigError(
             path, [f"line {error.lineno}: not valid JSON: {error.msg} (column {error.colno})"]
         ) from error
-    except (RecursionError, ValueError) as error:
-        raise ConfigError(path, [f"line 1: not valid JSON: {error}"]) from error
     document = Document(path, data, lambda: _json_lines(text)[0])
     if repeated:
         document.refuse(_json_lines(text)[1])
@@ -173,16 +189,48 @@ def unknown(name: str, accepted: Mapping[str, Any] | list[str]) -> str:
     return f"{hint}; accepted: {', '.join(accepted) or 'none'}"
 
 
-def _refuse_deep(text: str, path: str) -> None:
+def _refuse_deep_yaml(text: str, path: str) -> None:
+    """Refuse what is nested deeper than our bound.
+
+    libyaml reads up to 1,024 characters ahead of the events it gives, so a bound of its own may speak before
+    ours is reached. Where it refuses a text, PyYAML's own scanner, slower and without a bound, counts again.
+
+    Raises:
+        ConfigError: Nested too deep.
+        yaml.YAMLError: Not valid, as `_Loader` says it.
+    """
+    try:
+        _count_levels(text, path, _Loader)
+    except yaml.YAMLError:
+        with suppress(yaml.YAMLError):
+            _count_levels(text, path, yaml.SafeLoader)
+        raise
+
+
+def _count_levels(text: str, path: str, loader: Any) -> None:
     depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
+    for event in yaml.parse(text, Loader=loader):
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > _MAX_DEPTH:
-            line = event.start_mark.line + 1 if event.start_mark else 1
-            raise ConfigError(path, [f"line {line}: nested too deep; accepted: {_MAX_DEPTH} levels"])
+            raise _too_deep(path, event.start_mark.line + 1 if event.start_mark else 1)
+
+
+def _refuse_deep_json(text: str, path: str) -> None:
+    depth = 0
+    for found in _JSON_BRACKET.finditer(text):
+        if found[0] in "{[":
+            depth += 1
+            if depth > _MAX_DEPTH:
+                raise _too_deep(path, text.count("\n", 0, found.start()) + 1)
+        elif found[0] in "}]":
+            depth -= 1
+
+
+def _too_deep(path: str, line: int) -> ConfigError:
+    return ConfigError(path, [f"line {line}: nested too deep; accepted: {_MAX_DEPTH} levels"])
 
 
 class _YamlBuilder:
@@ -240,10 +288,14 @@ class _YamlBuilder:
 
     def _scalar(self, node: yaml.ScalarNode, location: Location) -> Any:
         try:
-            return self._scalars.construct_object(node)
+            value = self._scalars.construct_object(node)
         except (yaml.YAMLError, ValueError):
             self.problems.append((location, f"cannot be read as {node.tag.rpartition(':')[2]}: quote it"))
             return None
+        if isinstance(value, int) and abs(value) >= 10**_MAX_DIGITS:
+            self.problems.append((location, _TOO_LONG))
+            return None
+        return value
 
 
 def _json_lines(text: str) -> tuple[Lines, list[tuple[Location, str]]]:

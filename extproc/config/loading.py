@@ -1,21 +1,28 @@
 """tokenway.yaml and the clusters.json beside it: text to `Config`, and back.
 
-Only `load` and `load_all` read files. Everything else here is pure.
+Only `load`, `load_all` and `read_file` read files. Everything else here is pure but for the reading that
+`read_all` is given.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+import stat
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from extproc.config.document import Document, Location, read_yaml, unknown
+from extproc.config.rule_headers import never_arrives
 from extproc.config.schema import Config, Model, RuleSection
 from extproc.discovery.clusters import ClusterSpec, parse_clusters
 from extproc.errors import ConfigError
+
+MAX_FILE_BYTES = 64 * 1024 * 1024
+"""Bound on a file: a hundred thousand endpoints with labels have 20 MB. A device has no end."""
 
 _PASSWORD = re.compile(r"(://[^/@:]*):[^/@]*@")
 
@@ -26,7 +33,7 @@ def load(path: Path) -> Config:
     Raises:
         ConfigError: The file cannot be read, or has problems; all of them are named.
     """
-    return parse(_read(path), str(path))
+    return parse(read_file(path), str(path))
 
 
 def load_all(path: Path) -> tuple[Config, tuple[ClusterSpec, ...]]:
@@ -38,13 +45,23 @@ def load_all(path: Path) -> tuple[Config, tuple[ClusterSpec, ...]]:
     Raises:
         ConfigError: Either file cannot be read or has problems, or they do not fit together.
     """
+    return read_all(path, read_file)
+
+
+def read_all(path: Path, read: Callable[[Path], str]) -> tuple[Config, tuple[ClusterSpec, ...]]:
+    """`load_all` with a reading of one's own, which is asked for each file that is needed, once and in order.
+
+    Args:
+        path: As for `load_all`.
+        read: The text of a file; raises `ConfigError` if it cannot be read.
+    """
     if path.suffix == ".json":
-        clusters = parse_clusters(_read(path), str(path))
+        clusters = parse_clusters(read(path), str(path))
         return with_defaults(Config(clusters_file=path.name), clusters), clusters
-    text = _read(path)
+    text = read(path)
     config = parse(text, str(path))
     clusters_file = clusters_path(config, path)
-    clusters = parse_clusters(_read(clusters_file), str(clusters_file))
+    clusters = parse_clusters(read(clusters_file), str(clusters_file))
     cross_check(config, clusters, read_yaml(text, str(path)))
     return with_defaults(config, clusters), clusters
 
@@ -61,7 +78,7 @@ def parse(text: str, path: str) -> Config:
     """
     document = read_yaml(text, path)
     config = document.validated(Config)
-    problems = _names_given_twice(config)
+    problems = [*_names_given_twice(config), *_headers_that_never_arrive(config)]
     if problems:
         document.refuse(problems)
     return config
@@ -85,6 +102,7 @@ def cross_check(config: Config, clusters: Sequence[ClusterSpec], document: Docum
     """
     names = [cluster.name for cluster in clusters]
     places: list[tuple[Location, str | None]] = [(("default_cluster",), config.default_cluster)]
+    places += [(("engine_tls", name), name) for name in config.engine_tls]
     for model_name, model in config.models.items():
         for i, rule in enumerate(model.rules):
             places.append((("models", model_name, "rules", i, "cluster"), rule.cluster))
@@ -143,10 +161,35 @@ def _names_given_twice(config: Config) -> list[tuple[Location, str]]:
     return problems
 
 
-def _read(path: Path) -> str:
+def _headers_that_never_arrive(config: Config) -> list[tuple[Location, str]]:
+    return [
+        (("models", model_name, "rules", i, "headers"), problem)
+        for model_name, model in config.models.items()
+        for i, rule in enumerate(model.rules)
+        for name in rule.headers
+        if (problem := never_arrives(name, config.request.allow_headers)) is not None
+    ]
+
+
+def read_file(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        ConfigError: It is missing, no file, closed to us, too large, or not UTF-8.
+    """
     try:
-        return path.read_text(encoding="utf-8")
+        return _content(path).decode()
     except OSError as error:
-        raise ConfigError(str(path), [f"cannot be read: {error.strerror}"]) from error
+        raise ConfigError(str(path), [f"cannot be read: {error.strerror or error}"]) from error
     except UnicodeDecodeError as error:
         raise ConfigError(str(path), [f"cannot be read: not UTF-8 at byte {error.start}"]) from error
+
+
+def _content(path: Path) -> bytes:
+    with path.open("rb") as file:
+        if stat.S_ISCHR(os.fstat(file.fileno()).st_mode):
+            raise OSError("a device, not a file")
+        content = file.read(MAX_FILE_BYTES + 1)
+    if len(content) > MAX_FILE_BYTES:
+        raise OSError(f"larger than {MAX_FILE_BYTES} bytes")
+    return content

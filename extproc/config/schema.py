@@ -91,7 +91,23 @@ HeaderName = Annotated[
 ]
 """RFC 9110 token; a leading colon is for pseudo-headers such as `:authority`."""
 
+
+def _is_local(address: str) -> bool:
+    """True if a listen address is a Unix socket or on loopback."""
+    if address.startswith("unix:"):
+        return True
+    return ipaddress.ip_address(address.rpartition(":")[0].strip("[]")).is_loopback
+
+
 Listen = Annotated[str, AfterValidator(_listen_address)]
+FileName = Annotated[str, Field(min_length=1, max_length=4_096, examples=["/etc/tokenway/tls.pem"])]
+AdminPath = Annotated[str, Field(pattern=r"^/[!-~]*$", max_length=1_024, examples=["/metrics"])]
+Origin = Annotated[
+    str,
+    Field(
+        pattern=r"^(\*|[a-z][a-z0-9+.-]*://[!-.0-~]+)$", max_length=256, examples=["https://chat.example.com"]
+    ),
+]
 EventsAddress = Annotated[str, Field(pattern=r"^(tcp|ipc)://.+$", max_length=256, examples=["tcp://*:5557"])]
 EnvironmentVariable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", examples=["TOKENWAY_SECRET"])]
 Port = Annotated[int, Field(ge=0, le=65_535)]
@@ -141,19 +157,46 @@ class Admin(Section):
             ) from None
 
 
+class ListenTls(Section):
+    """Mutual TLS for `listen`: who cannot show a certificate of this CA is not answered."""
+
+    cert_file: FileName
+    """PEM file of the gateway's certificate, with its chain."""
+    key_file: FileName
+    """PEM file of its private key."""
+    client_ca_file: FileName
+    """PEM file of the CA that signed the certificates of those who may connect: the Envoys."""
+
+
 class Server(Section):
     """The processes and where they listen. Changes need a restart."""
 
     workers: int = Field(default=1, ge=1, le=64)
     """Worker processes sharing one load table; one serves about a core of Envoy traffic."""
-    run_dir: Name = "/tmp/tokenway"  # noqa: S108 - the quick start's place; a deployment names its own
-    """Directory of the Unix sockets and the shared load table; made at start."""
+    run_dir: Annotated[str, Field(min_length=1, max_length=256, examples=["/run/tokenway"])] | None = None
+    """Directory of the Unix sockets, made at start, closed to others; null takes the user's own place."""
     listen: Annotated[tuple[Listen, ...], Field(strict=False)] = ()
     """Further gRPC addresses beside the socket in `run_dir`: `unix:/path` or `ip:port`."""
+    listen_tls: ListenTls | None = None
+    """Mutual TLS for the `ip:port` of `listen`; without it only loopback is listened to."""
+    listen_insecure: bool = False
+    """True listens in clear text beyond loopback: who reaches the port steers traffic and reads prompts."""
     admin: Admin = Admin()
     """The operator's HTTP port."""
     drain_s: float = Field(default=30.0, ge=0, le=_DAY_S)
     """How long streams may take to finish after SIGTERM, in seconds."""
+
+    @model_validator(mode="after")
+    def _nobody_else_listens_in(self) -> Self:
+        exposed = [address for address in self.listen if not _is_local(address)]
+        if exposed and self.listen_tls is None and not self.listen_insecure:
+            raise PydanticCustomError(
+                "exposed",
+                "listen has {address}, which others can reach in clear text: they could steer traffic "
+                "and read prompts; accepted: loopback, listen_tls, or listen_insecure: true",
+                {"address": exposed[0]},
+            )
+        return self
 
 
 class Request(Section):
@@ -165,6 +208,8 @@ class Request(Section):
     """Body fields that steer the engine and are kept; all others of that kind are removed."""
     allow_headers: Annotated[tuple[HeaderName, ...], Field(strict=False), AfterValidator(_lower)] = ()
     """Request headers that steer routing or the engine and are kept."""
+    forward_credentials: bool = False
+    """Engines see the client's `authorization`, `x-api-key`, `api-key`, `cookie`, `proxy-authorization`."""
     usage_injection: bool = False
     """Ask engines for token usage in streams whose client did not; the client then sees it too."""
     block_bytes: int = Field(default=512, ge=64, le=65_536)
@@ -205,15 +250,17 @@ class Health(Section):
     recovery_interval_s: Seconds = _HEALTH.recovery_interval_s
     """Between probes of an ejected endpoint, in seconds."""
     timeout_s: Seconds = _HEALTH.timeout_s
-    """Bound on one probe, in seconds."""
+    """Bound on one probe, in seconds; each that times out doubles the next one's, up to eight times this."""
     unhealthy_threshold: int = Field(default=_HEALTH.unhealthy_threshold, ge=1, le=1_000)
     """Consecutive failed probes that eject."""
     passive_threshold: int = Field(default=_HEALTH.passive_threshold, ge=1, le=1_000)
-    """Consecutive failed attempts in real traffic that eject."""
+    """Failures in a row, in real traffic, with which an endpoint that is alone in failing is ejected."""
     ejection_s: Seconds = _HEALTH.ejection_s
     """Shortest time out, in seconds; doubles with each ejection in a row."""
     max_ejection_s: Seconds = _HEALTH.max_ejection_s
     """Longest time out, in seconds; not below `ejection_s`."""
+    min_available_ratio: float = Field(default=_HEALTH.min_available_ratio, ge=0, le=1)
+    """Share of a cluster's endpoints that stay available, one at least, unless they refuse connections."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -301,6 +348,15 @@ class Cache(Section):
     """Engines' own announcements, where there are any and the model's tokenizer is known."""
 
 
+class Responses(Section):
+    """Stored responses (`previous_response_id`, `/v1/responses/{id}`): each lives at one engine alone."""
+
+    max_remembered: int = Field(default=100_000, ge=1, le=10_000_000)
+    """Responses and conversations whose endpoint is remembered per worker, about 250 bytes each."""
+    expiry_s: float = Field(default=30 * 86_400.0, gt=0, le=366 * 86_400.0)
+    """One not asked for in this long is forgotten, in seconds; OpenAI keeps a response for 30 days."""
+
+
 class Holding(Section):
     """Late binding: requests wait here while their endpoint is full (`least_completion` only)."""
 
@@ -380,7 +436,7 @@ class LoadBalancingSection(Section):
     )
     """Weight of the cache hit ratio."""
     fallbacks: int = Field(default=_LB.fallbacks, ge=0, le=8)
-    """Further endpoints named to Envoy for retries before the first byte."""
+    """Further endpoints named to Envoy: the first that is there gets the one retry before the first byte."""
 
     def settings(self) -> LoadBalancing:
         """The values as the policies take them."""
@@ -414,6 +470,139 @@ class Model(Section):
         return rules
 
 
+class Away(Section):
+    """What Envoy does with a request that Tokenway did not answer. In Envoy's bootstrap: render it again."""
+
+    gone: Literal["open", "refuse"] = "open"
+    """Nobody was there to ask: open serves inference for models open to all; refuse is 503."""
+    late: Literal["open", "refuse"] = "open"
+    """A worker was asked and did not answer within `after_s`: the same choice."""
+    after_s: float = Field(default=0.5, ge=0.5, le=60)
+    """How long Envoy waits for an answer, in seconds."""
+    max_requests_per_endpoint: int = Field(default=1_024, ge=1, le=100_000)
+    """Bound on what Envoy alone sends to one endpoint at a time; the rest is 503. Applies at once."""
+
+
+class EdgeTls(Section):
+    """TLS for clients. The files are read by Envoy, on its host."""
+
+    cert_file: FileName
+    """PEM file of the certificate, with its chain."""
+    key_file: FileName
+    """PEM file of its private key."""
+    client_ca_file: FileName | None = None
+    """PEM file of a CA; clients must then show a certificate of it."""
+
+
+class Cors(Section):
+    """What web pages of other origins may do, answered by Envoy's own filter."""
+
+    origins: Annotated[tuple[Origin, ...], Field(strict=False, min_length=1)]
+    """Origins whose pages may call, as browsers write them; `*` is every page."""
+    headers: Annotated[tuple[HeaderName, ...], Field(strict=False), AfterValidator(_lower)] = (
+        "authorization",
+        "content-type",
+        "x-api-key",
+        "x-request-id",
+        "anthropic-version",
+        "anthropic-beta",
+        "anthropic-dangerous-direct-browser-access",
+        "openai-organization",
+        "openai-project",
+        "x-stainless-arch",
+        "x-stainless-lang",
+        "x-stainless-os",
+        "x-stainless-package-version",
+        "x-stainless-retry-count",
+        "x-stainless-runtime",
+        "x-stainless-runtime-version",
+        "x-stainless-timeout",
+        "x-stainless-helper-method",
+    )
+    """Request headers such a page may send; what the official clients send in a browser."""
+    expose_headers: Annotated[tuple[HeaderName, ...], Field(strict=False), AfterValidator(_lower)] = (
+        "x-request-id",
+        "retry-after",
+    )
+    """Response headers such a page may read."""
+    max_age_s: int = Field(default=600, ge=0, le=_DAY_S)
+    """How long a browser may remember the answer, in seconds."""
+
+
+class GatewayAddress(Section):
+    """Where Envoy finds Tokenway if they share no host: `server.listen`, as Envoy reaches it."""
+
+    addresses: Annotated[tuple[Listen, ...], Field(strict=False, min_length=1)]
+    """`ip:port` of each gateway process."""
+    cert_file: FileName | None = None
+    """PEM file at Envoy of the certificate that it shows; with key_file, ca_file and server_name."""
+    key_file: FileName | None = None
+    """PEM file of its private key."""
+    ca_file: FileName | None = None
+    """PEM file of the CA that signed the gateway's certificate."""
+    server_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,253}$")] | None = None
+    """DNS name in the gateway's certificate."""
+
+    @model_validator(mode="after")
+    def _all_or_none(self) -> Self:
+        given = [self.cert_file, self.key_file, self.ca_file, self.server_name]
+        if any(given) and not all(given):
+            raise PydanticCustomError(
+                "half_tls", "accepted: all of cert_file, key_file, ca_file and server_name, or none of them"
+            )
+        return self
+
+
+class Edge(Section):
+    """Envoy towards clients. In Envoy's bootstrap: render it again after a change."""
+
+    max_connections: int = Field(default=10_000, ge=1, le=10_000_000)
+    """Bound on clients' connections; more are closed at once."""
+    max_heap_bytes: int = Field(default=2_147_483_648, ge=67_108_864)
+    """Envoy's memory: at 95 % of it new requests are refused, from 90 % on the largest are reset."""
+    headers_timeout_s: Seconds = 10.0
+    """Bound on the arrival of a request's headers, in seconds."""
+    upload_timeout_s: Seconds = 300.0
+    """Bound on the arrival of a whole request, in seconds; waiting for the answer does not count."""
+    idle_timeout_s: Seconds = 600.0
+    """A connection without a request is closed after this, in seconds."""
+    max_connection_s: Seconds = 3_600.0
+    """A connection is drained after this, in seconds; requests that run on it end by themselves."""
+    max_streams: int = Field(default=100, ge=1, le=100_000)
+    """Bound on requests at a time of one HTTP/2 connection."""
+    trusted_hops: int = Field(default=0, ge=0, le=16)
+    """Proxies of yours in front of Envoy: that many entries of x-forwarded-for are believed."""
+    keep_request_id: bool = False
+    """Keep a client's x-request-id; false replaces it. Tokenway's own id is another header."""
+    admin_paths: Annotated[tuple[AdminPath, ...], Field(strict=False)] = ()
+    """Paths of Envoy's admin port to open beside those that only read, for instance /drain_listeners."""
+    tls: EdgeTls | None = None
+    """TLS for clients; null is clear text."""
+    cors: Cors | None = None
+    """Cross-origin calls from browsers; null answers no preflight."""
+    gateway: GatewayAddress | None = None
+    """Where Envoy finds Tokenway over TCP; null means the Unix sockets in `server.run_dir`."""
+
+
+class EngineTls(Section):
+    """TLS to the engines of one cluster, for Envoy and for Tokenway's own probes."""
+
+    ca_file: FileName
+    """PEM file of the CA that signed the engines' certificates; the same path at Envoy and Tokenway."""
+    server_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,253}$", examples=["engine.internal"])]
+    """DNS name in the engines' certificates, also sent as SNI."""
+    cert_file: FileName | None = None
+    """PEM file of a certificate to show to the engines; with key_file."""
+    key_file: FileName | None = None
+    """PEM file of its private key."""
+
+    @model_validator(mode="after")
+    def _pair(self) -> Self:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise PydanticCustomError("half_tls", "accepted: both cert_file and key_file, or neither")
+        return self
+
+
 class Config(Section):
     """Configuration of a Tokenway gateway (tokenway.yaml)."""
 
@@ -425,6 +614,8 @@ class Config(Section):
     """Clusters and their endpoints; relative to this file."""
     default_cluster: Name | None = None
     """Cluster for paths that are no inference API; null answers 404."""
+    default_cluster_admin_paths: Annotated[tuple[AdminPath, ...], Field(strict=False)] = ()
+    """Paths by which engines are administered (docs/security.md) that may pass to it after all."""
     request: Request = Request()
     """What a client may send."""
     signals: Signals = Signals()
@@ -439,8 +630,16 @@ class Config(Section):
     """Load and caches, shared with other gateways."""
     cache: Cache = Cache()
     """The estimate of prefix caches."""
+    responses: Responses = Responses()
+    """Stored responses."""
     holding: Holding = Holding()
     """Late binding."""
+    away: Away = Away()
+    """What goes on without Tokenway."""
+    edge: Edge = Edge()
+    """Envoy towards clients."""
+    engine_tls: Mapping[Name, EngineTls] = Field(default_factory=dict)
+    """TLS to engines, by cluster; clusters left out are reached in clear text."""
     logging: Logging = Logging()
     """Logs."""
     reasoning_split: Literal[False] = False
@@ -458,6 +657,12 @@ class Config(Section):
                 "start the engine with its own flag instead (vLLM: --reasoning-parser); accepted: false",
             )
         return value
+
+    def rule_headers(self) -> frozenset[str]:
+        """Request headers that some rule matches, lower case."""
+        return frozenset(
+            name for model in self.models.values() for rule in model.rules for name in rule.headers
+        )
 
     def rules(self) -> tuple[ModelRules, ...]:
         """All models as `RuleTable` takes them."""

@@ -11,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 
@@ -20,8 +21,10 @@ from envoy_data_plane.envoy.config.core import v3 as core_v3
 from envoy_data_plane.envoy.config.endpoint import v3 as endpoint_v3
 from envoy_data_plane.envoy.extensions.load_balancing_policies.least_request import v3 as least_request_v3
 from envoy_data_plane.envoy.extensions.load_balancing_policies.override_host import v3 as override_host_v3
+from envoy_data_plane.envoy.extensions.transport_sockets.tls import v3 as tls_v3
 from envoy_data_plane.envoy.extensions.upstreams.http import v3 as http_v3
 from envoy_data_plane.envoy.type import v3 as type_v3
+from envoy_data_plane.envoy.type.matcher import v3 as matcher_v3
 from envoy_data_plane.envoy.type.metadata import v3 as metadata_v3
 from envoy_data_plane.google import protobuf
 
@@ -53,6 +56,9 @@ _LB_ENDPOINTS_FIELD = 2
 _NO_LIMIT = 100_000
 """Envoy's defaults (1,024 requests, 3 retries) would shed load that the router means to place."""
 
+_MAX_OPEN_REQUESTS = 1_024
+"""Four times vLLM's default `max_num_seqs` of most GPUs: what is beyond it would only queue at the engine."""
+
 _STATUS = {
     HealthState.HEALTHY: core_v3.HealthStatus.HEALTHY,
     HealthState.EJECTED: core_v3.HealthStatus.UNHEALTHY,
@@ -60,20 +66,55 @@ _STATUS = {
 }
 
 
-def cluster_resources(clusters: Iterable[str], models: Mapping[str, str]) -> dict[str, bytes]:
+@dataclass(frozen=True, slots=True)
+class UpstreamTls:
+    """TLS to the engines of a cluster.
+
+    Attributes:
+        ca_file: At Envoy: the CA that signed the engines' certificates.
+        server_name: In those certificates; also sent as SNI.
+        cert_file: To show to the engines, or None.
+        key_file: Its private key.
+    """
+
+    ca_file: str
+    server_name: str
+    cert_file: str | None = None
+    key_file: str | None = None
+
+
+def cluster_resources(
+    clusters: Iterable[str],
+    models: Mapping[str, str],
+    *,
+    tls: Mapping[str, UpstreamTls] | None = None,
+    max_open_requests: int = _MAX_OPEN_REQUESTS,
+) -> dict[str, bytes]:
     """One `Cluster` per cluster, and one alias per model for Envoy's own routing without ext_proc.
 
     Args:
         clusters: Cluster names, each also the name of its assignment; a mapping by name will do.
         models: Model name to cluster name.
+        tls: Of the clusters whose engines speak it, by cluster name.
+        max_open_requests: Bound on what an alias sends to one endpoint at a time; a cluster has none,
+            for what goes there was admitted by Tokenway.
 
     Returns:
         Resource name to serialised `envoy.config.cluster.v3.Cluster`, by sorted name. A cluster
         that is itself named like an alias takes its place.
     """
-    services = {MODEL_ALIAS_PREFIX + model: cluster for model, cluster in models.items()}
-    services.update({name: name for name in clusters})
-    return {name: _cluster(name, services[name]) for name in sorted(services)}
+    aliases = {MODEL_ALIAS_PREFIX + model: cluster for model, cluster in models.items()}
+    services = {**aliases, **{name: name for name in clusters}}
+    tls = tls or {}
+    return {
+        name: _cluster(
+            name,
+            services[name],
+            tls.get(aliases.get(name, name)),
+            max_open_requests if name in aliases else None,
+        )
+        for name in sorted(services)
+    }
 
 
 def load_assignments(
@@ -111,7 +152,7 @@ def load_assignments(
 
 
 @lru_cache(maxsize=1024)
-def _cluster(name: str, service_name: str) -> bytes:
+def _cluster(name: str, service_name: str, tls: UpstreamTls | None, max_open_requests: int | None) -> bytes:
     destination = metadata_v3.MetadataKey(
         key=_DESTINATION_NAMESPACE, path=[metadata_v3.MetadataKeyPathSegment(key=_DESTINATION_KEY)]
     )
@@ -143,12 +184,18 @@ def _cluster(name: str, service_name: str) -> bytes:
                 thresholds=[
                     cluster_v3.CircuitBreakersThresholds(
                         max_connections=_NO_LIMIT,
-                        max_pending_requests=_NO_LIMIT,
+                        max_pending_requests=max_open_requests or _NO_LIMIT,
                         max_requests=_NO_LIMIT,
                         max_retries=_NO_LIMIT,
                     )
-                ]
+                ],
+                # One request on a connection (HTTP/1), so this bounds requests; as many again may wait for
+                # one in all, beyond that Envoy answers 503 at once.
+                per_host_thresholds=[]
+                if max_open_requests is None
+                else [cluster_v3.CircuitBreakersThresholds(max_connections=max_open_requests)],
             ),
+            transport_socket=None if tls is None else _transport_socket(tls),
             typed_extension_protocol_options={
                 "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": _any(http1)
             },
@@ -161,6 +208,31 @@ def _cluster(name: str, service_name: str) -> bytes:
             outlier_detection=_outlier_detection(),
         )
     )
+
+
+def _transport_socket(tls: UpstreamTls) -> core_v3.TransportSocket:
+    common = tls_v3.CommonTlsContext(
+        tls_params=tls_v3.TlsParameters(tls_minimum_protocol_version=tls_v3.TlsParametersTlsProtocol.TLSv1_2),
+        validation_context=tls_v3.CertificateValidationContext(
+            trusted_ca=core_v3.DataSource(filename=tls.ca_file),
+            match_typed_subject_alt_names=[
+                tls_v3.SubjectAltNameMatcher(
+                    san_type=tls_v3.SubjectAltNameMatcherSanType.DNS,
+                    matcher=matcher_v3.StringMatcher(exact=tls.server_name),
+                )
+            ],
+        ),
+        tls_certificates=[]
+        if tls.cert_file is None
+        else [
+            tls_v3.TlsCertificate(
+                certificate_chain=core_v3.DataSource(filename=tls.cert_file),
+                private_key=core_v3.DataSource(filename=tls.key_file),
+            )
+        ],
+    )
+    context = tls_v3.UpstreamTlsContext(common_tls_context=common, sni=tls.server_name)
+    return core_v3.TransportSocket(name="envoy.transport_sockets.tls", typed_config=_any(context))
 
 
 def _outlier_detection() -> cluster_v3.OutlierDetection:

@@ -2,11 +2,14 @@
 
 Rules:
     1. One loop starts due probes, oldest first, at most 64 at once and one per endpoint; when each
-       is due is the tracker's decision.
-    2. A probe is GET `settings.path` within `timeout_s`. Any failure of it is a failed probe, never
-       an exception of the loop.
+       is due, and how long it may take, is the tracker's decision. Endpoints that timed out before take
+       half of the 64 at most, so that they do not keep the others from being probed.
+    2. A probe is GET `settings.path`. Any failure of it is a failed probe, never an exception of the loop.
+       A time-out while this process itself stood still proves nothing, and is no result. Whatever `/metrics`
+       holds, it is a reading or none, never a lost probe.
     3. `/metrics` is read only after a good probe: the first one, before an ejected endpoint
        recovers, and every few seconds. An engine that says it sleeps does not recover.
+    4. A number that no engine has is not believed: the reading it is part of is none (docs/adr/0018).
 """
 
 from __future__ import annotations
@@ -14,16 +17,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from errno import ECONNREFUSED
 from functools import partial
 from http import HTTPStatus
 from math import inf
+from typing import Any
 
 import aiohttp
 
 from extproc.health.settings import HealthSettings
-from extproc.health.tracker import HealthState, HealthTracker, Transition
+from extproc.health.tracker import HealthState, HealthTracker, ProbeFailure, Transition
 from extproc.types import Endpoint, Rng
 from metadata_center.types import EndpointKey
 
@@ -31,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 _MAX_PROBES = 64
 """Probes in flight; at the default time-out of 1 s that is 64 dead endpoints a second."""
+
+_MAX_SLOW_PROBES = _MAX_PROBES // 2
+"""Of those, to endpoints whose last probe timed out and who get longer."""
 
 _SCRAPE_INTERVAL_S = 4.0
 """Between two readings of `/metrics`, at least: about once per probe at the default interval. Engines make
@@ -44,6 +52,19 @@ _TICK_S = 0.25
 
 _KEEP_ALIVE_S = 4.0
 """Idle connections older than this are not reused: vLLM closes them after 5.0 s (uvicorn's default)."""
+
+_MAX_LINE_BYTES = 16 * 1024
+_MAX_SERIES = 4096
+"""Of one name on one page, and the length of each: ranks times adapters, and vLLM's longest line is 1 KB."""
+
+_MAX_BLOCK_TOKENS = 1 << 20
+"""Tokens per cache block, as `kv_events.events.BlockSize` bounds them."""
+
+_MAX_KV_TOKENS = 1 << 40
+"""Of one endpoint: a thousand times what 1,000 GPUs hold of the smallest model (10 KB a token)."""
+
+_MAX_REQUESTS = float(1 << 20)
+"""Running or waiting at one rank: engines run some hundreds, and queue what clients keep open."""
 
 _CACHE_SERIES = (
     (b"vllm:cache_config_info{", b"num_gpu_blocks", b"block_size"),
@@ -97,7 +118,9 @@ def engine_facts(exposition: bytes) -> EngineFacts:
     for prefix, count_label, size_label in _CACHE_SERIES:
         for line in _lines(exposition, prefix):
             count, size = _int_label(line, count_label), _int_label(line, size_label)
-            if count and size and count * size > (kv_tokens or 0):
+            if not (count and size) or size > _MAX_BLOCK_TOKENS or count * size > _MAX_KV_TOKENS:
+                continue
+            if count * size > (kv_tokens or 0):
                 kv_tokens, block_size = count * size, size
     is_asleep = any(
         b'sleep_state="awake"' in line and line.rsplit(b" ", 1)[-1] in (b"0", b"0.0")
@@ -108,31 +131,37 @@ def engine_facts(exposition: bytes) -> EngineFacts:
 
 def _occupancy(exposition: bytes) -> Occupancy | None:
     running, waiting, usage = (
-        [value for prefix in series for line in _lines(exposition, prefix) for value in _value(line)]
-        for series in (_RUNNING_SERIES, _WAITING_SERIES, _USAGE_SERIES)
+        [_value(line, most) for prefix in series for line in _lines(exposition, prefix)]
+        for series, most in (
+            (_RUNNING_SERIES, _MAX_REQUESTS),
+            (_WAITING_SERIES, _MAX_REQUESTS),
+            (_USAGE_SERIES, inf),
+        )
     )
-    if not (running and waiting and usage):
+    if not (running and waiting and usage) or -1.0 in (*running, *waiting, *usage):
         return None
     return Occupancy(int(sum(running)), int(sum(waiting)), min(1.0, max(usage)))
 
 
-def _value(line: bytes) -> tuple[float, ...]:
-    """The value of a sample: one number, finite and not negative; nothing if it is none."""
+def _value(line: bytes, most: float) -> float:
+    """The value of a sample; -1 if it is no finite number of 0..`most`, which spoils the whole reading."""
     try:
         value = float(line.rsplit(b" ", 1)[-1])
     except ValueError:
-        return ()
-    return (value,) if 0.0 <= value < inf else ()
+        return -1.0
+    return value if 0.0 <= value <= most and value < inf else -1.0
 
 
 def _lines(text: bytes, prefix: bytes) -> Iterable[bytes]:
-    """Lines of `text` that start with `prefix`, without their line end."""
+    """Lines of `text` that start with `prefix`, without their line end; not those beyond any engine's."""
     text, needle = b"\n" + text, b"\n" + prefix
-    at = text.find(needle)
-    while at >= 0:
+    at, left = text.find(needle), _MAX_SERIES
+    while at >= 0 and left:
         end = text.find(b"\n", at + 1)
-        yield text[at + 1 : end if end >= 0 else len(text)].rstrip()
-        at = text.find(needle, at + 1)
+        end = end if end >= 0 else len(text)
+        if end - at <= _MAX_LINE_BYTES:
+            yield text[at + 1 : end].rstrip()
+        at, left = text.find(needle, end), left - 1
 
 
 def _int_label(line: bytes, name: bytes) -> int | None:
@@ -153,6 +182,9 @@ class Prober:
         on_cache_config: Called as (key, kv_tokens, block_size) after every reading that has them.
         on_cache_cleared: Called when an engine was found asleep: its cache is gone.
         on_occupancy: Called after every reading that tells how full the engine is.
+
+    Attributes:
+        tls: What aiohttp is told with a request to endpoints that speak TLS; others are left out.
     """
 
     def __init__(
@@ -169,6 +201,7 @@ class Prober:
     ) -> None:
         self._tracker = tracker
         self.settings = settings
+        self.tls: Mapping[EndpointKey, Mapping[str, Any]] = {}
         self._clock = clock
         self._rng = rng
         self._on_transition = on_transition
@@ -178,19 +211,26 @@ class Prober:
         self._first_probe_s: dict[EndpointKey, float] = {}
         self._scraped_s: dict[EndpointKey, float | None] = {}
         self._asleep: set[EndpointKey] = set()
+        self._puzzling: set[EndpointKey] = set()
+        self._raised = False
         self._probes: dict[EndpointKey, asyncio.Task[None]] = {}
         self._loop_task: asyncio.Task[None] | None = None
+        self._stood_still_s = float("-inf")
+
+    def _base(self, key: EndpointKey) -> str:
+        return f"{'https' if key in self.tls else 'http'}://{key}"
 
     def set_endpoints(self, endpoints: Iterable[Endpoint]) -> None:
         """Replace what is probed, and the tracker's endpoints with it; keeps what is known of the rest."""
         endpoints = tuple(endpoints)
-        for transition in self._tracker.set_endpoints(endpoints):
+        for transition in self._tracker.set_endpoints(endpoints, self._clock()):
             self._on_transition(transition)
         keys = {endpoint.key for endpoint in endpoints}
         for key in self._scraped_s.keys() - keys:
             del self._scraped_s[key]
             self._first_probe_s.pop(key, None)
             self._asleep.discard(key)
+            self._puzzling.discard(key)
             if key in self._probes:
                 self._probes[key].cancel()
         now_s = self._clock()
@@ -224,11 +264,9 @@ class Prober:
             if self.settings.interval_s >= _KEEP_ALIVE_S
             else aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S)
         )
-        timeout = aiohttp.ClientTimeout(total=self.settings.timeout_s)
         async with (
             aiohttp.ClientSession(
                 connector=connector,
-                timeout=timeout,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"User-Agent": "tokenway-prober"},
             ) as session,
@@ -239,7 +277,10 @@ class Prober:
                     task = tasks.create_task(self._probe(session, key))
                     self._probes[key] = task
                     task.add_done_callback(partial(self._finished, key))
+                began_s = self._clock()
                 await asyncio.sleep(nap_s)
+                if self._clock() - began_s - nap_s > self.settings.timeout_s / 2:
+                    self._stood_still_s = self._clock()
 
     def _due(self, now_s: float) -> list[EndpointKey]:
         """Keys to probe now, longest overdue first, as many as may start."""
@@ -250,33 +291,68 @@ class Prober:
                 due_s = max(due_s, self._first_probe_s.get(key, due_s))
                 if due_s <= now_s:
                     due.append((due_s, key))
+        if not due:
+            return []
         due.sort()
-        return [key for _, key in due[: _MAX_PROBES - len(self._probes)]]
+        may_start = _MAX_PROBES - len(self._probes)
+        slow_may_start = _MAX_SLOW_PROBES - sum(map(self._is_slow, self._probes))
+        keys: list[EndpointKey] = []
+        for _, key in due:
+            if len(keys) >= may_start:
+                break
+            if self._is_slow(key):
+                if slow_may_start <= 0:
+                    continue
+                slow_may_start -= 1
+            keys.append(key)
+        return keys
+
+    def _is_slow(self, key: EndpointKey) -> bool:
+        return self._tracker.probe_timeout_s(key) > self.settings.timeout_s
 
     async def _probe(self, session: aiohttp.ClientSession, key: EndpointKey) -> None:
+        began_s = self._clock()
         try:
-            failure = await self._health(session, key)
+            failure, how = await self._health(session, key, self._tracker.probe_timeout_s(key))
+            took_s = self._clock() - began_s
+            if how is ProbeFailure.TIMEOUT and self._stood_still_s >= began_s:
+                return
             facts = await self._scrape(session, key) if failure is None and self._wants_scrape(key) else None
             if failure is None and facts is None and key in self._asleep:
                 failure = "asleep when /metrics last answered"
-            self._report(key, failure, facts)
-        except Exception:  # a bug here or in a callback must not end all probing
-            logger.exception("probe raised", extra={"endpoint": key})
+            self._report(key, failure, how, facts, took_s)
+        except Exception as error:  # a bug here or in a callback must not end all probing
+            # With its trace once; then a line each would be many a second for as long as the bug is there.
+            level = logging.DEBUG if self._raised else logging.ERROR
+            logger.log(level, "probe raised", extra={"endpoint": key}, exc_info=error)
+            self._raised = True
+        else:
+            self._raised = False
 
     def _finished(self, key: EndpointKey, _: asyncio.Task[None]) -> None:
         self._probes.pop(key, None)
 
-    async def _health(self, session: aiohttp.ClientSession, key: EndpointKey) -> str | None:
-        """One probe; None if it succeeded, else why not."""
+    async def _health(
+        self, session: aiohttp.ClientSession, key: EndpointKey, timeout_s: float
+    ) -> tuple[str | None, ProbeFailure]:
+        """One probe; None if it succeeded, else why not, and what kind of failure that is."""
+        url = f"{self._base(key)}{self.settings.path}"
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
         try:
-            async with session.get(f"http://{key}{self.settings.path}", allow_redirects=False) as response:
+            async with session.get(
+                url, allow_redirects=False, timeout=timeout, **self.tls.get(key, {})
+            ) as response:
                 if HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
-                    return None
-                return f"status {response.status}"
+                    return None, ProbeFailure.OTHER
+                return f"status {response.status}", ProbeFailure.OTHER
         except TimeoutError:
-            return "timeout"
-        except (aiohttp.ClientError, OSError) as error:
-            return type(error).__name__
+            return "timeout", ProbeFailure.TIMEOUT
+        except aiohttp.ClientConnectorError as error:
+            # Others, such as too many open files, may be our own trouble.
+            is_refused = error.errno == ECONNREFUSED
+            return type(error).__name__, ProbeFailure.REFUSED if is_refused else ProbeFailure.OTHER
+        except Exception as error:  # aiohttp's, the system's, or what neither foresaw of an answer
+            return type(error).__name__, ProbeFailure.OTHER
 
     async def _scrape(self, session: aiohttp.ClientSession, key: EndpointKey) -> EngineFacts | None:
         """Read `/metrics`; None if it could not be read, which is no failure of the endpoint.
@@ -284,7 +360,10 @@ class Prober:
         404 means an engine that has no metrics: no facts, and not asked again at once.
         """
         try:
-            async with session.get(f"http://{key}/metrics", allow_redirects=False) as response:
+            timeout = aiohttp.ClientTimeout(total=self.settings.timeout_s)
+            async with session.get(
+                f"{self._base(key)}/metrics", allow_redirects=False, timeout=timeout, **self.tls.get(key, {})
+            ) as response:
                 if response.status == HTTPStatus.NOT_FOUND:
                     return EngineFacts(None, None, is_asleep=False)
                 if response.status != HTTPStatus.OK:
@@ -295,9 +374,18 @@ class Prober:
                     if size > _MAX_METRICS_BYTES:
                         return None
                     chunks.append(chunk)
+            facts = engine_facts(b"".join(chunks))
         except (aiohttp.ClientError, OSError, TimeoutError):
             return None
-        return engine_facts(b"".join(chunks))
+        except Exception as error:  # whatever it sent that no code of ours or aiohttp's foresaw
+            if key not in self._puzzling:
+                self._puzzling.add(key)
+                logger.warning(
+                    "metrics cannot be read", extra={"endpoint": key, "error": type(error).__name__}
+                )
+            return None
+        self._puzzling.discard(key)
+        return facts
 
     def _wants_scrape(self, key: EndpointKey) -> bool:
         scraped_s = self._scraped_s[key]
@@ -308,22 +396,29 @@ class Prober:
             or self._tracker.state(key) is HealthState.EJECTED
         )
 
-    def _report(self, key: EndpointKey, failure: str | None, facts: EngineFacts | None) -> None:
+    def _report(
+        self,
+        key: EndpointKey,
+        failure: str | None,
+        how: ProbeFailure,
+        facts: EngineFacts | None,
+        took_s: float,
+    ) -> None:
         """Tell the tracker, then the callbacks: a raising callback leaves the health right."""
         now_s = self._clock()
         self._first_probe_s.pop(key, None)
         if failure is not None:
-            transition = self._tracker.probe_failed(key, now_s, failure)
+            transitions = self._tracker.probe_failed(key, now_s, failure, how)
         elif facts is not None and facts.is_asleep:
-            transition = self._tracker.engine_asleep(key, now_s)
+            transitions = self._tracker.engine_asleep(key, now_s)
         else:
-            transition = self._tracker.probe_succeeded(key, now_s)
+            transitions = self._tracker.probe_succeeded(key, now_s, took_s)
         fell_asleep = False
         if facts is not None:
             self._scraped_s[key] = now_s
             fell_asleep = facts.is_asleep and key not in self._asleep
             (self._asleep.add if facts.is_asleep else self._asleep.discard)(key)
-        if transition is not None:
+        for transition in transitions:
             self._on_transition(transition)
         if fell_asleep:
             self._on_cache_cleared(key)

@@ -9,7 +9,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from math import isfinite
 from typing import Any
@@ -18,6 +18,7 @@ from extproc.choosing.choose import choose
 from extproc.choosing.replay import ReplayRng
 from extproc.choosing.scoring import terms_of
 from extproc.choosing.settings import Algorithm, LoadBalancing
+from extproc.observing.printable import printable
 from extproc.observing.records import DecisionRecord
 from extproc.types import Learned, Snapshot
 from metadata_center.types import EndpointKey
@@ -50,6 +51,7 @@ def to_json(record: DecisionRecord) -> dict[str, Any]:
         "predicted_tpot_s": _predicted(record, record.predicted_tpot_s),
         "cached_tokens": None if record.snapshot is None else list(record.cached_tokens),
         "placed": record.placed,
+        "holder": record.holder,
         "views": None if record.snapshot is None else list(record.views),
         "filtered": [{"endpoint": key, "reason": reason} for key, reason in record.filtered],
         "data_age_s": {name: _float(age_s) for name, age_s in record.data_age_s.items()},
@@ -88,6 +90,7 @@ def recompute(record_json: Mapping[str, Any]) -> tuple[int, ...]:
         seats=snapshot["seats"],
         kv_used=snapshot["kv_used"],
         under_way_s=snapshot["under_way_s"],
+        owed=snapshot["owed"],
         held_s=snapshot["held_s"],
         ahead_s=snapshot["ahead_s"],
         **{name: snapshot[name] for name in _COUNTS},
@@ -127,7 +130,7 @@ def render(record_json: Mapping[str, Any]) -> str:
     comparison = verdict(record_json)
     if comparison is not None:
         lines += ["", comparison]
-    return "".join(f"{_printable(line).rstrip()}\n" for line in lines)
+    return "".join(f"{printable(line).rstrip()}\n" for line in lines)
 
 
 def _snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
@@ -146,6 +149,7 @@ def _snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
         "seats": list(snapshot.seats),
         "kv_used": list(snapshot.kv_used),
         "under_way_s": _floats(snapshot.under_way_s),
+        "owed": _floats(snapshot.owed),
         "held_s": snapshot.held_s,
         "ahead_s": _floats(snapshot.ahead_s),
     }
@@ -252,7 +256,11 @@ def _choice_lines(record: Mapping[str, Any]) -> list[str]:
         return [f"rejected   {record['rejected'] or '-'}"]
     keys, order = record["snapshot"]["keys"], record["choice"]["order"]
     fallbacks = ", ".join(keys[row] for row in order[1:]) or "none"
-    placed = [] if record["placed"] is None else [f"placed     {record['placed']}   by compare-and-set"]
+    placed = []
+    if record["holder"] is not None:
+        placed = [f"placed     {record['holder']}   which holds the response it builds on"]
+    elif record["placed"] is not None:
+        placed = [f"placed     {record['placed']}   by compare-and-set"]
     return [
         f"chosen     {keys[order[0]]}   among the best {record['choice']['candidates']} of {len(keys)}   "
         f"fallbacks {fallbacks}",
@@ -307,7 +315,3 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
         )
         for row in rows
     ]
-
-
-def _printable(text: Iterable[str]) -> str:
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)

@@ -204,6 +204,14 @@ FALLBACKS = Family(
     "Requests answered by another endpoint than the one named first.",
     ("cluster",),
 )
+USAGE_UNKNOWN = Family(
+    "tokenway_usage_unknown_total",
+    Kind.COUNTER,
+    "Completed answers whose token usage is unknown, so that nothing was learned from it: `absent` where the "
+    "engine told none, or neither within 16 KiB of its end nor of its beginning; `encoded` where the answer "
+    "was compressed.",
+    ("model", "reason"),
+)
 TTFT_ERROR = Family(
     "tokenway_ttft_prediction_error_seconds",
     Kind.HISTOGRAM,
@@ -306,6 +314,28 @@ EJECTIONS = Family(
     "Times the endpoint stopped being chosen, by cause.",
     ("endpoint", "reason"),
 )
+ENDPOINT_FAILURES = Family(
+    "tokenway_endpoint_failures_total",
+    Kind.COUNTER,
+    "Requests that failed at the endpoint, by kind; one that several failed at counts at each.",
+    ("endpoint", "kind"),
+)
+ENDPOINT_DOUBTED = Family(
+    "tokenway_endpoint_doubted",
+    Kind.GAUGE,
+    "Models for which the endpoint is left out of the choice: it fails more than its peers, or lacks them.",
+    ("cluster", "endpoint"),
+)
+EJECTIONS_WITHHELD = Family(
+    "tokenway_ejections_withheld_total",
+    Kind.COUNTER,
+    "Failures that would have ejected an endpoint, but for `health.min_available_ratio`.",
+)
+POISON_REQUESTS = Family(
+    "tokenway_poison_requests_total",
+    Kind.COUNTER,
+    "Requests that several endpoints failed at: evidence against none of them.",
+)
 STREAMS_ACTIVE = Family(
     "tokenway_streams_active", Kind.GAUGE, "ext_proc streams open now; one per request in Envoy."
 )
@@ -366,7 +396,8 @@ RELOADS = Family(
 RELOAD_SUCCESSFUL = Family(
     "tokenway_config_last_reload_successful",
     Kind.GAUGE,
-    "1 if the last attempt to load the file succeeded, else 0.",
+    "1 if the file can be used as it is now, else 0: what was good before stays in force. Series are those "
+    "of the files that are needed now.",
     ("file",),
 )
 RELOAD_TIME = Family(
@@ -374,6 +405,13 @@ RELOAD_TIME = Family(
     Kind.GAUGE,
     "Unix time the content now in force was loaded.",
     ("file",),
+)
+HOST_NAME_RESOLVED = Family(
+    "tokenway_host_name_resolved",
+    Kind.GAUGE,
+    "1 if the last look-up of a host name in the clusters file gave an address, else 0: it then keeps the "
+    "addresses it had, if any.",
+    ("name",),
 )
 EXPLAIN_RECORDS = Family(
     "tokenway_explain_records", Kind.GAUGE, "Decisions held for `tokenway explain`; bounded by configuration."
@@ -396,6 +434,7 @@ FAMILIES: tuple[Family, ...] = (
     MATCH_RATIO,
     CACHE_VIEWS,
     FALLBACKS,
+    USAGE_UNKNOWN,
     TTFT_ERROR,
     TTFT_RELATIVE_ERROR,
     CACHED_TOKENS_ERROR,
@@ -412,6 +451,10 @@ FAMILIES: tuple[Family, ...] = (
     PREDICTION_BELOW,
     TOKENS_PER_BYTE,
     EJECTIONS,
+    ENDPOINT_FAILURES,
+    ENDPOINT_DOUBTED,
+    EJECTIONS_WITHHELD,
+    POISON_REQUESTS,
     STREAMS_ACTIVE,
     STREAM_ENDINGS,
     ACCESS_LOG_LAG,
@@ -425,6 +468,7 @@ FAMILIES: tuple[Family, ...] = (
     RELOADS,
     RELOAD_SUCCESSFUL,
     RELOAD_TIME,
+    HOST_NAME_RESOLVED,
     EXPLAIN_RECORDS,
     *SHARED_FAMILIES,
     BUILD_INFO,
@@ -445,6 +489,7 @@ class EndpointGauges:
     capacity_blocks: int
     ttft_ewma_s: float | None = None
     announcing: bool = False
+    doubted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -460,6 +505,9 @@ class LiveGauges:
         calibrations: How good predictions have been, by model and endpoint group.
         bus_dropped: Messages to other workers dropped so far.
         shared: What is told of other gateways and of engines' announcements (`shared_metrics.values`).
+        files: Each configuration file that is needed: is it good? None shows the last attempts.
+        host_names: Each host name in use: did its last look-up give an address?
+        ejections_withheld: By the floor so far.
     """
 
     endpoints: Iterable[EndpointGauges] = ()
@@ -470,6 +518,9 @@ class LiveGauges:
     calibrations: Iterable[tuple[ModelKey, KeyCalibration]] = ()
     bus_dropped: int = 0
     shared: Mapping[Family, Mapping[tuple[str, ...], float]] = field(default_factory=dict)
+    files: Mapping[str, bool] | None = None
+    host_names: Mapping[str, bool] = field(default_factory=dict)
+    ejections_withheld: int = 0
 
 
 class _Histogram:
@@ -712,9 +763,21 @@ class Metrics(Collector):
         """Count one request answered by another endpoint than the one named first."""
         self._values[FALLBACKS][cluster if cluster in self._clusters else OTHER,] += 1
 
+    def usage_unknown(self, model: str, reason: str) -> None:
+        """Count one completed answer without usage; `reason` is `absent` or `encoded`."""
+        self._values[USAGE_UNKNOWN][model if model in self._models else OTHER, reason] += 1
+
     def ejected(self, endpoint: EndpointKey, reason: StrEnum) -> None:
         """Count one ejection."""
         self._values[EJECTIONS][endpoint if endpoint in self._endpoints else OTHER, reason] += 1
+
+    def endpoint_failed(self, endpoint: EndpointKey, kind: StrEnum) -> None:
+        """Count one request that failed at an endpoint."""
+        self._values[ENDPOINT_FAILURES][endpoint if endpoint in self._endpoints else OTHER, kind] += 1
+
+    def poison(self) -> None:
+        """Count one request that several endpoints failed at."""
+        self._values[POISON_REQUESTS][()] += 1
 
     def stream_ended(self, phase: StrEnum, how: StrEnum) -> None:
         """Count one closed ext_proc stream."""
@@ -786,11 +849,17 @@ class Metrics(Collector):
             EXPLAIN_RECORDS: {(): live.explain_records},
             HELD: {(reason,): count for reason, count in live.held.items()},
             BUS_DROPPED: {(): live.bus_dropped},
+            EJECTIONS_WITHHELD: {(): live.ejections_withheld},
             TOKENS_PER_BYTE: {
                 (model,): ratio for model, ratio in live.tokens_per_byte.items() if model in self._models
             },
         }
         values.update({family: dict(series) for family, series in live.shared.items()})
+        values[HOST_NAME_RESOLVED] = {(name,): has for name, has in live.host_names.items()}
+        if live.files is not None:
+            values[RELOAD_SUCCESSFUL] = {(file,): is_good for file, is_good in live.files.items()}
+            times = self._values[RELOAD_TIME]
+            values[RELOAD_TIME] = {(file,): times[file,] for file in live.files if (file,) in times}
         rows = list(live.endpoints)
         columns: dict[Family, Callable[[EndpointGauges], float | None]] = {
             REQUESTS_IN_FLIGHT: lambda row: row.requests,
@@ -800,6 +869,7 @@ class Metrics(Collector):
             CAPACITY_BLOCKS: lambda row: row.capacity_blocks,
             ENDPOINT_AVAILABLE: lambda row: row.available,
             ENDPOINT_ANNOUNCING: lambda row: row.announcing,
+            ENDPOINT_DOUBTED: lambda row: row.doubted,
             TTFT_EWMA: lambda row: row.ttft_ewma_s,
         }
         for family, read in columns.items():

@@ -24,6 +24,7 @@ from typing import Any
 import orjson
 
 from extproc.errors import ConfigError, RouterError
+from extproc.observing.printable import escaped_json
 from extproc.observing.records import DecisionRecord, Outcome
 
 REQUEST_LOGGER = "tokenway.request"
@@ -83,9 +84,10 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info and record.exc_info[1] is not None:
             line["error"] = _error(record.exc_info[1])
         try:
-            return orjson.dumps(line, default=_type_name, option=orjson.OPT_NON_STR_KEYS).decode()
+            encoded = orjson.dumps(line, default=_type_name, option=orjson.OPT_NON_STR_KEYS)
         except orjson.JSONEncodeError:  # a lone surrogate, or an integer beyond 64 bits
             return json.dumps(line, default=_type_name, skipkeys=True)
+        return escaped_json(encoded)
 
 
 def block_key(secret: str) -> bytes:

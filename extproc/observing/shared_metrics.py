@@ -15,7 +15,12 @@ Values = dict[Family, Mapping[tuple[str, ...], float]]
 SHARING_CONNECTED = Family(
     "tokenway_sharing_connected",
     Kind.GAUGE,
-    "1 while the shared metadata center is connected and caught up with; no series without one.",
+    "1 while the shared metadata center is caught up with and accepts what is said; no series without one.",
+)
+SHARING_WRITABLE = Family(
+    "tokenway_sharing_writable",
+    Kind.GAUGE,
+    "0 while the shared metadata center can be read and accepts nothing of this gateway.",
 )
 SHARING_GATEWAYS = Family(
     "tokenway_sharing_gateways", Kind.GAUGE, "Gateways whose load counts here, this one included."
@@ -86,6 +91,7 @@ MAP_CHECKS = Family(
 
 SHARING_FAMILIES: tuple[Family, ...] = (
     SHARING_CONNECTED,
+    SHARING_WRITABLE,
     SHARING_GATEWAYS,
     SHARING_MESSAGES,
     SHARING_FAILURES,
@@ -112,6 +118,7 @@ def sharing_values(stats: SyncStats, gateways: int) -> Values:
     """The series of a gateway that shares."""
     return {
         SHARING_CONNECTED: {(): stats.connected},
+        SHARING_WRITABLE: {(): stats.writable},
         SHARING_GATEWAYS: {(): gateways},
         SHARING_MESSAGES: {
             ("published",): stats.published,

@@ -5,6 +5,7 @@ Rules:
     2. At most `max_keys` keys (and as many models' token ratios) are kept; learning of one more drops the one
        least recently learned.
     3. An observation counts wholly or, if a value is out of range, not at all.
+    4. One that says which endpoint it is from counts as far as the others of its group agree (`agreement`).
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 from typing import TypeVar
 
+from extproc.predicting.agreement import Agreement
 from extproc.predicting.calibration import Calibration, CalibrationSummary
 from extproc.predicting.prices import Prices
-from extproc.predicting.tokens import TokensPerByte
+from extproc.predicting.tokens import LEAST_RATIO, MOST_RATIO, TokensPerByte
 from extproc.predicting.tpot import SegmentedTpotModel
 from extproc.predicting.traffic import Traffic
 from extproc.predicting.ttft import Backlog, TtftModel
@@ -27,6 +29,15 @@ ModelKey = tuple[str, str]
 
 _MAX_KEYS = 1024
 """Key bound; a key is about 20 kB when its calibration windows are full, so 20 MB in all."""
+
+TIMES_FACTOR = 4.0
+"""Times of one endpoint count as within this of what the group's others take. Observations scatter by 0.25 of
+what is expected (`priced_terms`), so honest ones are as good as never cut."""
+
+_LEAST_S = 1e-6
+
+_TOKENS_FACTOR = 2.0
+"""The same of tokens per byte. Endpoints differ by what their clients write, and text does by two."""
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -43,18 +54,53 @@ class KeyCalibration:
 class _Models:
     """What is kept per key."""
 
-    __slots__ = ("prices", "tpot", "tpot_calibration", "ttft", "ttft_calibration")
+    __slots__ = (
+        "prices",
+        "tpot",
+        "tpot_agreement",
+        "tpot_calibration",
+        "ttft",
+        "ttft_agreement",
+        "ttft_calibration",
+    )
 
     def __init__(self, tpot_thresholds: Sequence[int]) -> None:
         self.ttft = TtftModel()
         self.tpot = SegmentedTpotModel(tpot_thresholds)
         self.ttft_calibration = Calibration()
         self.tpot_calibration = Calibration()
+        self.ttft_agreement = Agreement(TIMES_FACTOR)
+        self.tpot_agreement = Agreement(TIMES_FACTOR)
         self.reprice()
 
     def reprice(self) -> None:
         """Take over what the models have learned."""
         self.prices = Prices(self.ttft.prices_s, self.tpot.prices_s, self.tpot.thresholds)
+
+    def believed_ttft_s(
+        self, who: str | None, backlog: Backlog, uncached: int, cached: int, actual_s: float
+    ) -> float:
+        """Rule 4; values out of range are left to the model to refuse."""
+        if who is None or not 0.0 < actual_s < inf or uncached < 0 or cached < 0:
+            return actual_s
+        expected_s = self.ttft.predict(backlog, uncached or 1, cached)
+        if not 0.0 < expected_s < inf:
+            return actual_s
+        believed_s = self.ttft_agreement.believed(who, actual_s, expected_s, _whole_s(self.ttft.prices_s))
+        if self.ttft_agreement.is_contradicted():
+            self.ttft = TtftModel()
+        return believed_s
+
+    def believed_tpot_s(self, who: str | None, batch: float, context: float, actual_s: float) -> float:
+        """Rule 4; values out of range are left to the model to refuse."""
+        if who is None or not 0.0 < actual_s < inf or not 0.0 <= batch + context < inf:
+            return actual_s
+        expected_s = self.tpot.predict(batch, context)
+        whole_s = _whole_s(self.tpot.prices_s[0])
+        believed_s = self.tpot_agreement.believed(who, actual_s, expected_s, whole_s)
+        if self.tpot_agreement.is_contradicted():
+            self.tpot = SegmentedTpotModel(self.tpot.thresholds)
+        return believed_s
 
     def calibration(self) -> KeyCalibration:
         return KeyCalibration(self.ttft_calibration.summary(), self.tpot_calibration.summary())
@@ -81,6 +127,7 @@ class Predictor:
         self._models: OrderedDict[ModelKey, _Models] = OrderedDict()
         self._tokens: OrderedDict[str, TokensPerByte] = OrderedDict()
         self._traffic: OrderedDict[ModelKey, Traffic] = OrderedDict()
+        self._agreements: OrderedDict[str, Agreement] = OrderedDict()
 
     def __len__(self) -> int:
         """Keys that something was learned of."""
@@ -115,6 +162,7 @@ class Predictor:
         actual_s: float,
         weight: float = 1.0,
         teaches: bool = True,
+        endpoint: str | None = None,
     ) -> None:
         """Pair a prediction with its outcome, then learn the outcome.
 
@@ -127,6 +175,7 @@ class Predictor:
             actual_s: Observed TTFT, seconds, > 0.
             weight: Relative capacity of the endpoint, > 0.
             teaches: False if the request waited for more than prefill: that says nothing of its prices.
+            endpoint: Where (Rule 4); None believes it as it is.
 
         Raises:
             ValueError: A value is out of range or not finite. Nothing is changed.
@@ -134,9 +183,9 @@ class Predictor:
         _require_finite(predicted_s)
         models = self._models.get(key) or _Models(self._tpot_thresholds)
         if teaches:
-            models.ttft.learn(
-                backlog, uncached or 1, cached, actual_s * weight
-            )  # an engine computes one token
+            believed_s = models.believed_ttft_s(endpoint, backlog, uncached, cached, actual_s * weight)
+            # An engine computes one token at least.
+            models.ttft.learn(backlog, uncached or 1, cached, believed_s)
             models.reprice()
         if predicted_s is not None:
             models.ttft_calibration.observe(predicted_s, actual_s)
@@ -151,6 +200,7 @@ class Predictor:
         predicted_s: float | None,
         actual_s: float,
         weight: float = 1.0,
+        endpoint: str | None = None,
     ) -> None:
         """Pair a prediction with its outcome, then learn the outcome.
 
@@ -161,25 +211,42 @@ class Predictor:
             predicted_s: What was predicted, seconds; None if nothing was.
             actual_s: Observed mean time per output token, seconds, > 0.
             weight: Relative capacity of the endpoint, > 0.
+            endpoint: Where (Rule 4); None believes it as it is.
 
         Raises:
             ValueError: A value is out of range or not finite. Nothing is changed.
         """
         _require_finite(predicted_s)
         models = self._models.get(key) or _Models(self._tpot_thresholds)
-        models.tpot.learn(batch, context, actual_s * weight)
+        believed_s = models.believed_tpot_s(endpoint, batch, context, actual_s * weight)
+        models.tpot.learn(batch, context, believed_s)
         models.reprice()
         if predicted_s is not None:
             models.tpot_calibration.observe(predicted_s, actual_s)
         self._keep(self._models, key, models)
 
-    def observe_usage(self, model: str, prompt_bytes: int, prompt_tokens: int) -> None:
+    def observe_usage(
+        self, model: str, prompt_bytes: int, prompt_tokens: int, endpoint: str | None = None
+    ) -> None:
         """Learn from reported usage.
+
+        Args:
+            model: Whose vocabulary.
+            prompt_bytes: Of the prompt, > 0.
+            prompt_tokens: As reported, > 0.
+            endpoint: By whom (Rule 4); None believes it as it is.
 
         Raises:
             ValueError: A count is not > 0. Nothing is changed.
         """
         tokens = self._tokens.get(model) or TokensPerByte()
+        if endpoint is not None and prompt_bytes > 0 and prompt_tokens > 0:
+            ratio = max(LEAST_RATIO, min(MOST_RATIO, prompt_tokens / prompt_bytes))
+            agreement = self._agreements.get(model) or Agreement(_TOKENS_FACTOR)
+            believed = agreement.believed(endpoint, ratio, tokens.ratio, tokens.ratio)
+            if believed != ratio:
+                prompt_tokens = max(1, round(believed * prompt_bytes))
+            self._keep(self._agreements, model, agreement)
         tokens.learn(prompt_bytes, prompt_tokens)
         self._keep(self._tokens, model, tokens)
 
@@ -200,6 +267,11 @@ class Predictor:
         entries.move_to_end(key)
         if len(entries) > self._max_keys:
             entries.popitem(last=False)
+
+
+def _whole_s(prices_s: Sequence[float]) -> float:
+    """How prices are as a whole: one unit of everything, > 0."""
+    return max(_LEAST_S, sum(prices_s))
 
 
 def _require_finite(predicted_s: float | None) -> None:

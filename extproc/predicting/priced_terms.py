@@ -7,7 +7,8 @@ Rules:
        terms' shares of that. 10 ms off at 20 ms counts as much as 10 s off at 20 s.
     3. Prior prices err together (a slower GPU makes all terms dearer) much more than apart. What is learned
        on short prompts therefore carries over to long ones never seen.
-    4. No observation counts as further from its prediction than `_MAX_RESIDUALS` usual residuals.
+    4. No observation counts as further from its prediction than `_MAX_RESIDUALS` usual residuals, nor as
+       further from the prior than `_MOST_OFF`.
 """
 
 from __future__ import annotations
@@ -48,6 +49,10 @@ an engine 5 times slower than it is not an outlier."""
 _LEAST_RESIDUAL = 0.02
 """The usual residual never falls below 2 % of the prediction, so a model of a perfectly even engine can still
 learn that it changed."""
+
+_MOST_OFF = 1000.0
+"""What a duration may be of what the prior says: a CPU takes some hundred times as long as an H100. What is
+further off is no engine but a wait, a stall or a lie, and would be remembered the longer the larger it is."""
 
 CEILING_S = 3600.0
 """No prediction exceeds an hour; no client waits longer, and scores must stay finite."""
@@ -109,6 +114,7 @@ class PricedTerms:
         prior_s = sum(parts_s)
         if not (min(parts_s) >= 0.0 and 0.0 < prior_s < float("inf")):
             raise ValueError("terms must be finite, >= 0 and not all 0")
+        duration_s = max(prior_s / _MOST_OFF, min(prior_s * _MOST_OFF, duration_s))
         shares = [part / prior_s for part in parts_s]
         expected = self._model.predict(shares)
         scale = self.predict(terms) / prior_s

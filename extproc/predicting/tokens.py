@@ -15,10 +15,10 @@ _PRIOR_RATIO = 0.25
 _PRIOR_BYTES = 1024.0
 """The prior weighs as much as one short prompt: the first real one outweighs it."""
 
-_LEAST_RATIO = 1.0 / 64.0
+LEAST_RATIO = 1.0 / 64.0
 """64 bytes per token, beyond any text: the prompt was mostly whitespace or was cut by the engine."""
 
-_MOST_RATIO = 1.0
+MOST_RATIO = 1.0
 """One token per byte: byte fallback. More is reported for media, which hashes stand for in the bytes; those
 must not teach that text is dear."""
 
@@ -38,7 +38,7 @@ class TokensPerByte:
     @property
     def ratio(self) -> float:
         """Tokens per byte, in [1/64, 1]."""
-        return min(_MOST_RATIO, max(_LEAST_RATIO, self._tokens / self._bytes))
+        return min(MOST_RATIO, max(LEAST_RATIO, self._tokens / self._bytes))
 
     def estimate(self, prompt_bytes: int) -> int:
         """Return the expected tokens of a prompt, rounded up: 0 only for an empty one."""
@@ -56,6 +56,6 @@ class TokensPerByte:
         """
         if prompt_bytes <= 0 or prompt_tokens <= 0:
             raise ValueError("prompt_bytes and prompt_tokens must be > 0")
-        tokens = min(prompt_bytes * _MOST_RATIO, max(prompt_bytes * _LEAST_RATIO, prompt_tokens))
+        tokens = min(prompt_bytes * MOST_RATIO, max(prompt_bytes * LEAST_RATIO, prompt_tokens))
         self._bytes = self._bytes * _DECAY + prompt_bytes
         self._tokens = self._tokens * _DECAY + tokens

@@ -5,6 +5,8 @@ from __future__ import annotations
 from math import exp
 from typing import Final
 
+from extproc.predicting.lengths import AnswerLength
+
 MEMORY_S: Final = 30.0
 """Time constant of the traffic seen: several hundred requests at a full fleet's rate, and short beside the
 minutes in which load changes."""
@@ -15,28 +17,26 @@ MOST_BUSY: Final = 0.9
 FIRST_OUTPUT_TOKENS: Final = 200.0
 """Expected length of an answer before any was seen: public conversation traces have means of 200 to 350."""
 
-_OUTPUT_GAIN: Final = 0.02
-"""Share of the newest answer's length in the expected one: the last hundred count."""
-
 
 class Traffic:
-    """What one group of endpoints is asked for.
+    """What one group of endpoints is asked for."""
 
-    Attributes:
-        output_tokens: Usual length of an answer.
-    """
-
-    __slots__ = ("_at_s", "_requests", "_work_s", "output_tokens")
+    __slots__ = ("_at_s", "_lengths", "_requests", "_work_s")
 
     def __init__(self) -> None:
-        self.output_tokens = FIRST_OUTPUT_TOKENS
+        self._lengths = AnswerLength(FIRST_OUTPUT_TOKENS)
         self._at_s: float | None = None
         self._requests = 0.0
         self._work_s = 0.0
 
-    def answered(self, output_tokens: int) -> None:
-        """An answer had so many tokens, > 0."""
-        self.output_tokens += _OUTPUT_GAIN * (output_tokens - self.output_tokens)
+    @property
+    def output_tokens(self) -> float:
+        """Usual length of an answer."""
+        return self._lengths.expected_tokens
+
+    def answered(self, endpoint: str, output_tokens: int) -> None:
+        """An answer of `endpoint` had so many tokens, > 0."""
+        self._lengths.learn(endpoint, float(output_tokens))
 
     def placed(self, now_s: float, work_s: float) -> None:
         """A request was placed; it is `work_s` seconds of prefill where it went."""

@@ -14,20 +14,28 @@ Theory of operation:
     `decided` or `refused` (a decision is a step that may be deferred: `DECIDING` is a phase like any other,
     in which the client may leave). The answer names the endpoints. If the answer is to be a stream and its
     first chunk is wanted, the machine waits for one body chunk that carries data, skipping server-sent-event
-    comments, lets it pass and finishes: Envoy flushes what it queued and streams the rest alone.
+    comments, lets it pass and finishes: Envoy flushes what it queued and streams the rest alone. An error is
+    no token, and ends the wait as well.
 
     What is unsatisfying: with response headers skipped, a chunk of an error body looks like any other chunk;
     it is recognised by not being server-sent events.
+
+    Where the head of an answer is of interest (an API whose answers have names that later requests use),
+    whole answers are waited for as well, until there is the first event of it, `HEAD_BYTES` or all.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum, auto
 
-from extproc.errors import RouterError
+from extproc.errors import RouterError, Shape
 from metadata_center.types import value
+
+REQUEST_ID_HEADER = "x-tokenway-request-id"
+"""Set by Envoy at the edge on every request (a UUID); a client's own value is overwritten."""
 
 
 class Phase(StrEnum):
@@ -87,19 +95,30 @@ class Verdict:
 
 
 class NeedBody(Verdict):
-    """An inference request: its body decides. There is one, `NEED_BODY`."""
+    """An inference request: its body decides. There are two."""
 
     __slots__ = ()
 
 
 NEED_BODY = NeedBody()
 
+NEED_BODY_AND_HEAD = NeedBody()
+"""Likewise, and the head of the answer is of interest as well."""
+
 
 @dataclass(frozen=True, slots=True)
 class PassTo(Verdict):
-    """Not an inference request: it goes to this cluster unseen."""
+    """Not an inference request: it goes to this cluster unseen, and nobody keeps books on it.
+
+    Attributes:
+        cluster: Envoy cluster.
+        endpoints: `ip:port`, in the order to try; empty leaves the choice to Envoy.
+        headers: Extra headers, (name, value).
+    """
 
     cluster: str
+    endpoints: tuple[str, ...] = ()
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +144,20 @@ class Effect:
 
 @dataclass(frozen=True, slots=True)
 class SendAwaitBody(Effect):
-    """Answer the headers: send the body and, if the response turns out to be a stream, its first chunk."""
+    """Answer the headers: send the body and, if the response turns out to be a stream, its first chunk.
+
+    Attributes:
+        head: The first chunk of any response is needed.
+    """
+
+    head: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class SendPass(Effect):
-    """Answer the headers: route to `cluster`."""
+    """Answer the headers: route as the verdict says."""
 
-    cluster: str
+    to: PassTo
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +200,13 @@ class FirstToken(Effect):
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerHead(Effect):
+    """The answer begins with these bytes, which pass right now."""
+
+    head: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Abandon(Effect):
     """The client is gone while the decision is pending: drop it."""
 
@@ -185,10 +217,12 @@ class Finish(Effect):
 
 
 _AWAIT_BODY = (SendAwaitBody(),)
+_AWAIT_BODY_AND_HEAD = (SendAwaitBody(head=True),)
 _FINISH = (Finish(),)
 _FIRST_TOKEN = (FirstToken(late=False), Finish())
 _LATE_FIRST_TOKEN = (FirstToken(late=True), Finish())
 _CONTINUE = {kind: (SendContinue(kind),) for kind in Kind}
+_CONTINUE_BODY = _CONTINUE[Kind.RESPONSE_BODY]
 _DECISION = (SendDecision(to_trailers=False),)
 _DECISION_AT_TRAILERS = (SendDecision(to_trailers=True),)
 _LAST_DECISION = (*_DECISION, Finish())
@@ -196,8 +230,15 @@ _LAST_DECISION_AT_TRAILERS = (*_DECISION_AT_TRAILERS, Finish())
 
 Effects = tuple[Effect, ...]
 
+HEAD_BYTES = 4096
+"""Of an answer, where its head is of interest."""
+
 _LINE_START = b"\n"
 _DATA = b"\ndata:"
+_BEGINS_WITH_ERROR = re.compile(rb'\n(?:event: ?error\b|data: ?\{ ?"(?:error"|(?:type|object)": ?"error"))')
+"""An error event: OpenAI's and vLLM's `{"error": …}`, vLLM's older `{"object": "error", …}`, Anthropic's
+`event: error`. It is the first that matters here: an engine that fails at once has computed nothing."""
+
 _RESPONSES_API_TOKEN = b"response.output_"
 """The Responses API announces `response.created` and `response.in_progress` before any token exists."""
 
@@ -213,11 +254,14 @@ class Stream:
     __slots__ = (
         "_at_trailers",
         "_carry",
+        "_head",
         "_headers",
         "_is_sse",
         "_judge",
         "_marker",
         "_want_first_chunk",
+        "_wants_head",
+        "_wants_token",
         "phase",
     )
 
@@ -230,6 +274,8 @@ class Stream:
         self._carry = _LINE_START
         self._marker = _DATA
         self._is_sse = False
+        self._wants_head = self._wants_token = False
+        self._head = b""
 
     def __repr__(self) -> str:
         return f"<Stream {self.phase.name}>"
@@ -239,15 +285,16 @@ class Stream:
         if self.phase is not Phase.AWAIT_HEADERS:
             raise SpuriousMessage(self.phase, Kind.REQUEST_HEADERS)
         verdict = self._judge(event)
-        if verdict is NEED_BODY:
-            self._headers = event
+        self._headers = event
+        if isinstance(verdict, NeedBody):
+            self._wants_head = verdict is NEED_BODY_AND_HEAD
             if event.end_of_stream:
                 return self._decide(b"")
             self.phase = Phase.AWAIT_BODY
-            return _AWAIT_BODY
+            return _AWAIT_BODY_AND_HEAD if self._wants_head else _AWAIT_BODY
         self.phase = Phase.DONE
         if isinstance(verdict, PassTo):
-            return (SendPass(verdict.cluster), Finish())
+            return (SendPass(verdict), Finish())
         if isinstance(verdict, Answer):
             return (SendImmediate(verdict.status, verdict.body, "tokenway_answer"), Finish())
         assert isinstance(verdict, Refuse)
@@ -281,10 +328,27 @@ class Stream:
         self._expect(Kind.RESPONSE_BODY)
         if self.phase is not Phase.AWAIT_FIRST_CHUNK:
             return self._leave()
+        if not self._wants_head:
+            return self._look_for_token(chunk, end_of_stream)
+        self._head += chunk
+        effects = self._look_for_token(chunk, end_of_stream) if self._wants_token else _CONTINUE_BODY
+        is_over = end_of_stream or type(effects[-1]) is Finish
+        if not is_over and not _is_whole_head(self._head):
+            return effects
+        self._wants_head = False
+        head, self._head = self._head[:HEAD_BYTES], b""
+        if not self._wants_token:
+            self.phase = Phase.DONE
+            effects = _FINISH
+        return (AnswerHead(head), *effects)
+
+    def _look_for_token(self, chunk: bytes, end_of_stream: bool) -> Effects:
         is_first = self._carry == _LINE_START
         chunk = self._carry + chunk
         if self._marker in chunk:
             self.phase = Phase.DONE
+            if _BEGINS_WITH_ERROR.search(chunk) is not None:
+                return _FINISH
             return _FIRST_TOKEN if is_first else _LATE_FIRST_TOKEN
         begins = chunk.lstrip()[:1]
         if end_of_stream or not (self._is_sse or _may_begin_sse(begins)):
@@ -292,7 +356,7 @@ class Stream:
             return _FINISH
         self._is_sse = self._is_sse or begins != b""
         self._carry = chunk[1 - len(self._marker) :]
-        return _CONTINUE[Kind.RESPONSE_BODY]
+        return _CONTINUE_BODY
 
     def decided(self, *, stream: bool, late_marker: bool) -> Effects:
         """The shell has a decision.
@@ -303,7 +367,8 @@ class Stream:
         """
         if self.phase is not Phase.DECIDING:
             raise SpuriousMessage(self.phase, Kind.DECIDED)
-        if stream and self._want_first_chunk:
+        self._wants_token = stream and self._want_first_chunk
+        if self._wants_token or self._wants_head:
             self.phase = Phase.AWAIT_FIRST_CHUNK
             if late_marker:
                 self._marker = _RESPONSES_API_TOKEN
@@ -328,12 +393,23 @@ class Stream:
         return (Abandon(), Finish()) if was is Phase.DECIDING else _FINISH
 
     def _refuse(self, error: RouterError) -> Effects:
-        details = f"tokenway_{error.reason.value}"
-        return (SendImmediate(error.status, error.body(), details, error), Finish())
+        assert self._headers is not None
+        headers = self._headers
+        body = error.body(Shape.of(headers.path), headers.headers.get(REQUEST_ID_HEADER, ""))
+        return (SendImmediate(error.status, body, f"tokenway_{error.reason.value}", error), Finish())
 
     def _expect(self, kind: Kind) -> None:
         if kind not in TRANSITIONS[self.phase]:
             raise SpuriousMessage(self.phase, kind)
+
+
+def _is_whole_head(head: bytes) -> bool:
+    """Enough of an answer to see how it begins: its first event that says anything, or `HEAD_BYTES`."""
+    if len(head) >= HEAD_BYTES:
+        return True
+    lines = _LINE_START + head
+    data = lines.find(_DATA)
+    return data >= 0 and _may_begin_sse(head.lstrip()[:1]) and lines.find(b"\n\n", data) >= 0
 
 
 def _may_begin_sse(begins: bytes) -> bool:

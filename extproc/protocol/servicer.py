@@ -19,7 +19,7 @@ import grpc
 
 from extproc.errors import RouterError
 from extproc.protocol import machine, wire
-from extproc.protocol.machine import Kind, Phase, RequestHeaders, Stream, Verdict
+from extproc.protocol.machine import Kind, PassTo, Phase, RequestHeaders, Stream, Verdict
 
 
 class StreamEnding(StrEnum):
@@ -72,7 +72,10 @@ class Decider(Protocol):
     def first_token(self, request_id: str, *, late: bool) -> None:
         """The first token of this request's answer passes now; `late` if other bytes came before it."""
 
-    def pass_to(self, cluster: str) -> bytes:
+    def answer_head(self, request_id: str, head: bytes) -> None:
+        """The answer to this request begins with `head`; told where its verdict asked for it."""
+
+    def pass_to(self, to: PassTo) -> bytes:
         """The serialised answer that routes a request past us."""
 
     def rejected(self, request: RequestHeaders | None, error: RouterError) -> None:
@@ -151,7 +154,8 @@ class Processor:
                 for effect in effects:
                     match effect:
                         case machine.SendAwaitBody():
-                            answer = wire.AWAIT_BODY_AND_FIRST_CHUNK if first_chunk else wire.AWAIT_BODY
+                            first = first_chunk or effect.head
+                            answer = wire.AWAIT_BODY_AND_FIRST_CHUNK if first else wire.AWAIT_BODY
                         case machine.SendDecision():
                             assert decided is not None
                             answer = decided.answer(to_trailers=effect.to_trailers)
@@ -162,14 +166,18 @@ class Processor:
                             assert request is not None
                             request_id = request.headers.get(wire.REQUEST_ID_HEADER, "")
                             self._decider.first_token(request_id, late=effect.late)
+                        case machine.AnswerHead():
+                            assert request is not None
+                            request_id = request.headers.get(wire.REQUEST_ID_HEADER, "")
+                            self._decider.answer_head(request_id, effect.head)
                         case machine.SendContinue():
                             answer = wire.CONTINUE[effect.kind]
                         case machine.SendImmediate(status, body, details, error):
                             if error is not None:
                                 self._decider.rejected(request, error)
                             answer = wire.immediate(status, body, details, error)
-                        case machine.SendPass(cluster):
-                            answer = self._decider.pass_to(cluster)
+                        case machine.SendPass(to):
+                            answer = self._decider.pass_to(to)
                         case machine.Abandon():
                             phase, how = Phase.DECIDING, StreamEnding.CLOSED
                             return b""

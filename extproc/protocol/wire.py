@@ -13,25 +13,33 @@ Source: envoy/service/ext_proc/v3/external_processor.proto, Envoy 1.40.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from envoy.config.core.v3 import base_pb2
 from envoy.extensions.filters.http.ext_proc.v3 import processing_mode_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
-from extproc.errors import RouterError
+from extproc.errors import ACCEPTED_ENCODINGS, Reason, RouterError
+from extproc.protocol.machine import REQUEST_ID_HEADER as REQUEST_ID_HEADER
 from extproc.protocol.machine import Kind, RequestHeaders
 from extproc.types import NO_OWNER
 
 PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 
-REQUEST_ID_HEADER = "x-tokenway-request-id"
-"""Set by Envoy at the edge on every request (a UUID); a client's own value is overwritten."""
-
 OWNER_HEADER = "x-tokenway-owner"
-"""Set by the worker that decided; tells which process holds the request's books."""
+"""Set by the worker that decided; tells which process holds the request's books. Routes are matched by it;
+Envoy takes it off before the request goes to an engine."""
+
+OWNER_TAG_HEADER = ":tokenway-owner"
+"""The same for the access logs, which see the headers as they went to the engine. Envoy's HTTP/1 codec, the
+only one towards engines, sends no header whose name begins with a colon, and no client gets one in."""
 
 DEBUG_HEADER = "x-tokenway-debug"
 """An operator's token; asks for the decision id in the answer."""
+
+CONTENT_ENCODING = "content-encoding"
 
 LB_NAMESPACE = "envoy.lb"
 DESTINATION_KEY = "x-gateway-destination-endpoint"
@@ -40,18 +48,97 @@ DECISION_NAMESPACE = "tokenway"
 DEBUG_KEY = "debug"
 
 ProcessingRequest = pb.ProcessingRequest
-parse = pb.ProcessingRequest.FromString
+
+LARGE_BYTES = 2 * 1024 * 1024
+"""Messages beyond this are not copied twice more to be understood; each copy of 32 MiB takes 20 ms."""
+
+_LEN = 2  # protobuf's wire type of bytes and messages
+
+
+def _tag(message: Any, field: str) -> bytes:
+    return bytes([message.DESCRIPTOR.fields_by_name[field].number << 3 | _LEN])
+
+
+_REQUEST_BODY = _tag(pb.ProcessingRequest, "request_body")
+_BODY = _tag(pb.HttpBody, "body")
+
+
+class LargeBody:
+    """A body message that is large: the body is a view of the message.
+
+    Attributes:
+        body: All of it.
+    """
+
+    __slots__ = ("body",)
+
+    def __init__(self, body: memoryview) -> None:
+        self.body = body
+
+    @property
+    def request_body(self) -> LargeBody:
+        """As the message that it stands for."""
+        return self
+
+    def WhichOneof(self, _: str) -> str:  # noqa: N802 - protobuf's interface
+        """As the message that it stands for."""
+        return "request_body"
+
+
+def parse(raw: bytes) -> Any:
+    """What came: a `ProcessingRequest`, or what looks like one."""
+    if len(raw) <= LARGE_BYTES or raw[:1] != _REQUEST_BODY:
+        return pb.ProcessingRequest.FromString(raw)
+    length, at = _varint(raw, 1)
+    if at + length > len(raw) or raw[at : at + 1] != _BODY:
+        return pb.ProcessingRequest.FromString(raw)
+    of_body, begins = _varint(raw, at + 1)
+    if begins + of_body > at + length:
+        return pb.ProcessingRequest.FromString(raw)
+    return LargeBody(memoryview(raw)[begins : begins + of_body])
+
+
+def _varint(raw: bytes, at: int) -> tuple[int, int]:
+    """A number and where it ends; a large one if it ends nowhere."""
+    value = shift = 0
+    for byte in raw[at : at + 10]:
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        at += 1
+        if byte < 0x80:
+            return value, at
+    return len(raw) + 1, at
+
+
+def _framed(tag: bytes, num_bytes: int) -> bytes:
+    """What precedes a field of so many bytes."""
+    head = bytearray(tag)
+    while num_bytes >= 0x80:
+        head.append(num_bytes & 0x7F | 0x80)
+        num_bytes >>= 7
+    head.append(num_bytes)
+    return bytes(head)
+
 
 _Mode = processing_mode_pb2.ProcessingMode
 
 
 def request_headers(message: pb.ProcessingRequest) -> RequestHeaders:
-    """Translate the headers message. A repeated header keeps its last value."""
+    """Translate the headers message.
+
+    A repeated header keeps its last value, but for `content-encoding`, whose values are one list.
+    """
     http = message.request_headers
     headers = {
         header.key: str(raw, "utf-8", "replace") if (raw := header.raw_value) else header.value
         for header in http.headers.headers
     }
+    if CONTENT_ENCODING in headers:
+        headers[CONTENT_ENCODING] = ",".join(
+            str(header.raw_value or header.value.encode(), "utf-8", "replace")
+            for header in http.headers.headers
+            if header.key == CONTENT_ENCODING
+        )
     return RequestHeaders(
         method=headers.get(":method", ""),
         path=headers.get(":path", ""),
@@ -105,6 +192,15 @@ def _routed(field: str, common: pb.CommonResponse) -> pb.ProcessingResponse:
     return pb.ProcessingResponse(request_trailers=pb.TrailersResponse(header_mutation=mutation))
 
 
+_NEW_BODY = (
+    _tag(pb.ProcessingResponse, "request_body"),
+    _tag(pb.BodyResponse, "response"),
+    _tag(pb.CommonResponse, "body_mutation"),
+    _tag(pb.BodyMutation, "body"),
+)
+"""Where a new body is in an answer, from without."""
+
+
 class Answers:
     """Routing answers of one worker.
 
@@ -116,7 +212,13 @@ class Answers:
         self._owner = owner
 
     def decision(
-        self, field: str, endpoints: tuple[str, ...], cluster: str, headers: tuple[tuple[str, str], ...] = ()
+        self,
+        field: str,
+        endpoints: tuple[str, ...],
+        cluster: str,
+        headers: tuple[tuple[str, str], ...] = (),
+        *,
+        booked: bool = True,
     ) -> bytes:
         """The answer that sends a request to `endpoints`, in order, all in `cluster`; about 35 us.
 
@@ -126,14 +228,17 @@ class Answers:
                 to nobody's books.
             cluster: Envoy cluster, the same for each attempt.
             headers: Extra headers, (name, value).
+            booked: False for a request that nobody was charged for: nobody is told what becomes of it.
         """
+        owner = self._owner if endpoints and booked else NO_OWNER
         message = _routed(
             field,
             pb.CommonResponse(
                 clear_route_cache=True,
                 header_mutation=pb.HeaderMutation(
                     set_headers=[
-                        _set(OWNER_HEADER, self._owner if endpoints else NO_OWNER),
+                        _set(OWNER_HEADER, owner),
+                        _set(OWNER_TAG_HEADER, owner),
                         *(_set(name, value) for name, value in headers),
                     ]
                 ),
@@ -155,16 +260,37 @@ class Answers:
         return bytes(message.SerializeToString())
 
     @staticmethod
-    def new_body(body: bytes) -> bytes:
-        """What to append to a body decision so that `body` replaces the client's."""
+    def new_body(pieces: Sequence[bytes | bytearray]) -> tuple[bytes | bytearray, ...]:
+        """What to append to a body decision so that `pieces`, joined, replace the client's body.
+
+        It is written by hand, so that a body of many megabytes is copied once and not five times.
+        """
+        num_bytes = sum(map(len, pieces))
         message = pb.ProcessingResponse(
             request_body=pb.BodyResponse(
                 response=pb.CommonResponse(
-                    header_mutation=pb.HeaderMutation(set_headers=[_set("content-length", str(len(body)))]),
-                    body_mutation=pb.BodyMutation(body=body),
+                    header_mutation=pb.HeaderMutation(set_headers=[_set("content-length", str(num_bytes))])
                 )
             )
         )
+        head = b""
+        for tag in reversed(_NEW_BODY):
+            head = _framed(tag, len(head) + num_bytes) + head
+        return (bytes(message.SerializeToString()), head, *pieces)
+
+    @staticmethod
+    def uncompressed(body: bytes | None) -> bytes:
+        """What to put before a body decision so that the engine gets an uncompressed body.
+
+        Args:
+            body: Takes the place of the client's; a new body in the decision itself still wins, for it comes
+                later. None if the client's is none but by name (`content-encoding: identity`).
+        """
+        response = pb.CommonResponse(header_mutation=pb.HeaderMutation(remove_headers=[CONTENT_ENCODING]))
+        if body is not None:
+            response.header_mutation.set_headers.append(_set("content-length", str(len(body))))
+            response.body_mutation.body = body
+        message = pb.ProcessingResponse(request_body=pb.BodyResponse(response=response))
         return bytes(message.SerializeToString())
 
     @staticmethod
@@ -196,6 +322,10 @@ def immediate(status: int, body: bytes, details: str, error: RouterError | None)
         error: The refusal, for its `Retry-After`; None for an answer that is no refusal.
     """
     headers = [_set("content-type", "application/json")]
+    if error is not None and error.reason is Reason.UNSUPPORTED_ENCODING:
+        headers.append(
+            _set("accept-encoding", ACCEPTED_ENCODINGS)
+        )  # RFC 9110 section 12.5.3: what a request may have
     if error is not None and error.retry_after_s is not None:
         headers.append(_set("retry-after", str(error.retry_after_s)))
     message = pb.ProcessingResponse()

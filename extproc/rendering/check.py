@@ -124,6 +124,7 @@ async def check_engine(
     rendering: Rendering,
     now_unix_s: float,
     timeout_s: float = 10.0,
+    tls: Mapping[str, Any] | None = None,
 ) -> Verdict:
     """Try the samples on one engine: eight small requests, one after the other.
 
@@ -136,13 +137,14 @@ async def check_engine(
         rendering: Of the model's files.
         now_unix_s: The time, for templates that print the date.
         timeout_s: Per request.
+        tls: Told aiohttp with each request if the engine speaks TLS.
     """
     answers: list[tuple[Feature, int, dict[str, Any], list[int] | None]] = []
     try:
         for feature in Feature:
             for number, body in enumerate(SAMPLES[feature]):
                 named = {**body, "model": model}
-                theirs = await _theirs(session, base_url, named, timeout_s)
+                theirs = await _theirs(session, base_url, named, timeout_s, tls or {})
                 answers.append((feature, number, named, theirs))
     except _NoAnswerError as silence:
         return Verdict(rendering.restricted(frozenset(), tokens_agree=False), (str(silence),))
@@ -200,7 +202,11 @@ def _tokens(prompt: PromptText) -> list[int] | None:
 
 
 async def _theirs(
-    session: aiohttp.ClientSession, base_url: str, body: Mapping[str, Any], timeout_s: float
+    session: aiohttp.ClientSession,
+    base_url: str,
+    body: Mapping[str, Any],
+    timeout_s: float,
+    tls: Mapping[str, Any],
 ) -> list[int] | None:
     """Token ids by the engine; None if it refuses the request."""
     try:
@@ -209,6 +215,7 @@ async def _theirs(
             data=orjson.dumps(body),
             headers={"content-type": "application/json"},
             timeout=aiohttp.ClientTimeout(total=timeout_s),
+            **tls,
         ) as response:
             if response.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY):
                 return None

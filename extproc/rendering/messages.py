@@ -3,6 +3,7 @@
 Rules:
     1. As vLLM 0.32 does it between reading a request and rendering it: unknown fields of a message are
        dropped, texts joined, tool arguments decoded, keys put in the order of its own types.
+       What of them is rendered at all, `extproc.request.turns` says.
     2. The request's body is never edited: what changes is copied, what does not is shared.
     3. None where the engine would refuse, or where this cannot be exact: media, tools that are no
        functions, values of unexpected types.
@@ -10,32 +11,18 @@ Rules:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-_TEXT_FIELDS: Final[Mapping[str, str]] = {
-    "text": "text",
-    "input_text": "text",
-    "output_text": "text",
-    "refusal": "refusal",
-    "thinking": "thinking",
-}
-"""Parts that are text, and the field that holds it."""
-
-_SKIPPED_IF_NULL: Final = ("text", "refusal")
-
-_PART_FIELDS: Final = frozenset(
-    (
-        *("audio_embeds", "audio_url", "closed", "data", "file", "image_embeds", "image_pil", "image_url"),
-        *("input_audio", "name", "prompt_cache_breakpoint", "refusal", "text", "thinking", "type", "uuid"),
-        *("video_embeds", "video_url"),
-    )
+from extproc.request.turns import (
+    PART_FIELDS,
+    SKIPPED_IF_NULL,
+    TEXT_FIELDS,
+    decoded_arguments,
+    other_fields,
+    tool_call,
+    without_billing_header,
 )
-"""Fields of parts that vLLM has types for; templates that want parts are given all others."""
-
-_BILLING_HEADER: Final = "x-anthropic-billing-header"
-"""Begins a line that Claude Code puts before its system prompt, new each time; vLLM drops it."""
 
 _PLAIN: Final = frozenset(("role", "content"))
 
@@ -73,38 +60,6 @@ def conversation(
     return _developer_as_system(given) if has_developer and not knows_developer else given
 
 
-def function_tools(tools: Any) -> list[dict[str, Any]] | None:
-    """Tools as the engine dumps them: type and function, its name, description and parameters first.
-
-    Args:
-        tools: The body's, not None; not edited.
-
-    Returns:
-        One object per tool; None if the engine would refuse them.
-    """
-    if type(tools) is not list or not tools:
-        return None
-    dumped = []
-    for tool in tools:
-        function = tool.get("function") if type(tool) is dict else None
-        if (
-            type(function) is not dict
-            or tool.get("type", "function") != "function"
-            or type(function.get("name")) is not str
-            or type(function.get("description")) not in (str, type(None))
-            or type(function.get("parameters")) not in (dict, type(None))
-            or type(function.get("strict")) not in (bool, type(None))
-        ):
-            return None
-        if tool.get("defer_loading") is not None or function.get("defer_loading") is not None:
-            return None
-        called = {name: function.get(name) for name in ("name", "description", "parameters")}
-        if function.get("strict") is not None:
-            called["strict"] = function["strict"]
-        dumped.append({"type": "function", "function": called})
-    return dumped
-
-
 def _message(message: Any, wants_parts: bool) -> dict[str, Any] | None:
     if type(message) is not dict:
         return None
@@ -119,7 +74,7 @@ def _message(message: Any, wants_parts: bool) -> dict[str, Any] | None:
     elif type(parts) is not list:
         return None
     if role == "system":
-        parts = _without_billing_header(parts)
+        parts = without_billing_header(parts)
     content = _content(parts, wants_parts)
     if content is None:
         return None
@@ -131,35 +86,12 @@ def _message(message: Any, wants_parts: bool) -> dict[str, Any] | None:
             if decoded is None:
                 return None
             converted["tool_calls"] = decoded
-        reasoning = message.get("reasoning")
-        if reasoning is None:
-            reasoning = message.get("reasoning_content")  # the older name
-        if reasoning is not None:
-            converted["reasoning"] = converted["reasoning_content"] = reasoning
-    elif role == "tool":
-        if "tool_call_id" in message:
-            converted["tool_call_id"] = message["tool_call_id"]
-        if type(content) is list:
-            converted["content"] = "\n".join(part["text"] for part in content)
-    for name in ("name", "task"):
-        if type(message.get(name)) is str:
-            converted[name] = message[name]
-    if role == "developer":
-        converted["tools"] = message.get("tools")
+    other_fields(message, converted)
+    if "reasoning" in converted:
+        converted["reasoning_content"] = converted["reasoning"]
+    if role == "tool" and type(content) is list:
+        converted["content"] = "\n".join(part["text"] for part in content)
     return converted
-
-
-def _without_billing_header(parts: list[Any]) -> list[Any]:
-    kept = []
-    for part in parts:
-        text = part.get("text") if type(part) is dict and part.get("type") == "text" else part
-        if type(text) is str and text.startswith(_BILLING_HEADER):
-            text = text.partition("\n")[2]
-            if text:
-                kept.append({**part, "text": text} if type(part) is dict else text)
-        else:
-            kept.append(part)
-    return kept
 
 
 def _content(parts: list[Any], wants_parts: bool) -> str | list[dict[str, Any]] | None:
@@ -171,18 +103,18 @@ def _content(parts: list[Any], wants_parts: bool) -> str | list[dict[str, Any]] 
         elif type(part) is not dict or part.get("uuid") is not None:
             return None
         kind = part.get("type")
-        field = _TEXT_FIELDS.get(kind) if type(kind) is str else None
+        field = TEXT_FIELDS.get(kind) if type(kind) is str else None
         if field is None:
             return None
         text = part.get(field)
-        if text is None and kind in _SKIPPED_IF_NULL:
+        if text is None and kind in SKIPPED_IF_NULL:
             continue
         if type(text) is not str:
             return None
         if not wants_parts:
             texts.append(text)
         else:
-            extra = {name: value for name, value in part.items() if name not in _PART_FIELDS}
+            extra = {name: value for name, value in part.items() if name not in PART_FIELDS}
             rich.append({"type": "text", "text": text, **extra})
     return rich if wants_parts else "\n".join(filter(None, texts))  # the engine leaves empty parts out
 
@@ -193,26 +125,12 @@ def _tool_calls(calls: Any) -> list[dict[str, Any]] | None:
     decoded = []
     for call in calls:
         function = call.get("function") if type(call) is dict else None
-        if type(function) is not dict or call.get("type", "function") != "function":
+        arguments = function.get("arguments") if type(function) is dict else None
+        given = tool_call(call, decoded_arguments(arguments))
+        if given is None:
             return None
-        given = {**_first(function, "arguments", "name"), "arguments": _arguments(function.get("arguments"))}
-        decoded.append({**_first(call, "id", "function", "type"), "function": given})
+        decoded.append(given)
     return decoded
-
-
-def _arguments(arguments: Any) -> dict[str, Any]:
-    """Arguments as an object; an empty one for whatever does not decode to an object."""
-    if type(arguments) is str and arguments:
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError):
-            return {}
-    return arguments if type(arguments) is dict else {}
-
-
-def _first(fields: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """The same fields, those named first and in that order: that of the engine's own types."""
-    return {name: fields[name] for name in names if name in fields} | dict(fields)
 
 
 def _developer_as_system(messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

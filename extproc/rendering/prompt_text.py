@@ -3,7 +3,8 @@
 Rules:
     1. Exact or nothing: None wherever the engine's text could differ. The request is then judged by what
        was seen before.
-    2. Bounded: what is larger than `MAX_PROMPT_BYTES` or has more turns than `MAX_TURNS` is not rendered.
+    2. Bounded: what is larger than `MAX_PROMPT_BYTES` or has more turns than `MAX_TURNS` is not rendered, nor
+       what its template would make too much of.
     3. The request is not edited, and nothing is raised for any body that `extproc.request.parse` took.
 """
 
@@ -17,10 +18,11 @@ from typing import Any, Final
 import orjson
 
 from extproc.rendering.canonical import Canonical
-from extproc.rendering.messages import conversation, function_tools
+from extproc.rendering.messages import conversation
 from extproc.rendering.template import ChatTemplate
 from extproc.rendering.vocabulary import SPACE_MARK, UnsupportedTokenizer, Vocabulary, read_vocabulary
 from extproc.rendering.window import Encoder, GivenTokens, TokenCuts, Window
+from extproc.request.turns import function_tools, template_variables
 from extproc.types import InferenceRequest, Operation
 from metadata_center.types import value
 
@@ -116,25 +118,28 @@ class Rendering:
             now_unix_s: The time, for templates that print the date.
         """
         body = request.body
-        if request.is_multimodal or len(request.prompt) > MAX_PROMPT_BYTES:
+        if request.is_multimodal or not request.has_body or request.prompt_bytes > MAX_PROMPT_BYTES:
             return None
         if any(body.get(name) is not None for name in _TOKENIZED_OTHERWISE):
             return None
         try:
             if request.operation is Operation.CHAT:
-                return self._chat(body, now_unix_s)
+                return self._chat(body, now_unix_s, request.prompt_bytes)
             if request.operation is Operation.TEXT_COMPLETION:
                 return self._completion(request)
         except UnicodeEncodeError:  # a lone surrogate, unescaped from a tool call's arguments
             return None
         return None
 
-    def chat_text(self, body: Mapping[str, Any], now_unix_s: float) -> str | None:
+    def chat_text(
+        self, body: Mapping[str, Any], now_unix_s: float, num_bytes: int = MAX_PROMPT_BYTES
+    ) -> str | None:
         """A chat as its template renders it, before it is made canonical; None if not covered.
 
         Args:
             body: Decoded; `messages` is a list that is not empty.
             now_unix_s: The time, for templates that print the date.
+            num_bytes: Of the canonical prompt: what rendering it may cost is a multiple of that.
         """
         tools, messages = body.get("tools"), body["messages"]
         template = self.template if tools is None else self.tool_template
@@ -165,13 +170,14 @@ class Rendering:
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             variables=variables,
+            num_bytes=num_bytes,
         )
 
-    def _chat(self, body: Mapping[str, Any], now_unix_s: float) -> PromptText | None:
+    def _chat(self, body: Mapping[str, Any], now_unix_s: float, num_bytes: int) -> PromptText | None:
         needed = Feature.CHAT if body.get("tools") is None else Feature.TOOLS
         if needed not in self.features:
             return None
-        text = self.chat_text(body, now_unix_s)
+        text = self.chat_text(body, now_unix_s, num_bytes)
         if text is None:
             return None
         return self._from_text(text, with_specials=body.get("add_special_tokens") is True)
@@ -289,17 +295,9 @@ def _as_llama_class(document: Mapping[str, Any], config: Mapping[str, Any]) -> d
 
 def _variables(body: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any] | None:
     """Template variables of a request: the engine's defaults, the client's, those of its own fields."""
-    asked = body.get("chat_template_kwargs") or {}
-    effort = body.get("reasoning_effort")
-    if type(asked) is not dict or not _OWN_PARAMETERS.isdisjoint(asked):
+    named = template_variables(body)
+    if named is None or not _OWN_PARAMETERS.isdisjoint(body.get("chat_template_kwargs") or ()):
         return None
-    named = {name: said for name, said in asked.items() if said is not None and said != "auto"}
-    if effort is not None:
-        if type(effort) is not str:
-            return None
-        named["reasoning_effort"] = effort
-        if "enable_thinking" not in asked:
-            named["enable_thinking"] = effort != "none"
     return {**defaults, **named}
 
 

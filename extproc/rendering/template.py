@@ -3,13 +3,12 @@
 Rules:
     1. Written against vLLM 0.32 with transformers 5; `check.py` finds out whether a running engine agrees.
     2. The template is the operator's file, the variables are the client's: it runs in Jinja's immutable
-       sandbox, over inputs that the caller bounded.
+       sandbox, over inputs that the caller bounded, and no further than `metering` lets it.
     3. `render` returns text or None, whatever the template does.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, NoReturn
@@ -21,9 +20,14 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
+from extproc.rendering.metering import Meter, Metering, TooMuch, filters, finalize, sandbox
+
 _CONTINUED: Final = "tokenway-continues-here "
 """Marks where a message to be continued ends. The space at its end tells whether the template strips."""
 
+
+MAX_OUTPUT: Final = 4 * 1024 * 1024
+"""Characters of a text that are of use, as `extproc.request.blocks.MAX_BLOCKS`."""
 
 _DICT_ATTRIBUTES: Final = frozenset(dir(dict))
 
@@ -71,14 +75,22 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        environment = _Sandbox(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+        self._meter = meter = Meter()
+        environment = sandbox(meter, _Sandbox)(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[_Generation, jinja2.ext.loopcontrols],
+            finalize=finalize(meter),
         )
-        environment.filters["tojson"] = _tojson
+        environment.filters = filters(meter, environment.filters)
+        del environment.globals["lipsum"]
         environment.globals["raise_exception"] = _raise_exception
         try:
             tree = environment.parse(source)
-            self._template = environment.from_string(source)
+            metered = Metering(meter).visit(environment.parse(source))
+            self._template = jinja2.Template.from_code(
+                environment, environment.compile(metered), environment.make_globals(None)
+            )
             self._variables = frozenset(jinja2.meta.find_undeclared_variables(tree))
             self.wants_parts = _loops_over_content(tree)
         except Exception as error:  # a template may break the compiler in any way
@@ -98,6 +110,7 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         variables: Mapping[str, Any] | None = None,
+        num_bytes: int = MAX_OUTPUT,
     ) -> str | None:
         """The conversation as text.
 
@@ -109,9 +122,10 @@ class ChatTemplate:
             add_generation_prompt: End with the beginning of the assistant's turn.
             continue_final_message: Leave the last message open instead; not both.
             variables: Further ones; those that the template does not read have no effect.
+            num_bytes: Of the request; a multiple of it is what rendering it may cost.
 
         Returns:
-            The text; None if the template fails or refuses the conversation.
+            The text; None if the template fails, refuses the conversation, or would make too much of it.
         """
         if continue_final_message:
             if add_generation_prompt or not self._reads_content:
@@ -128,24 +142,20 @@ class ChatTemplate:
         named["tools"] = tools
         named["documents"] = documents
         named["add_generation_prompt"] = add_generation_prompt
+        meter = self._meter
+        meter.begin(num_bytes, MAX_OUTPUT)
+        pieces: list[str] = []
+        left = meter.output
         try:
-            text = self._template.render(named)
+            for piece in self._template.root_render_func(self._template.new_context(named)):
+                left -= len(piece)
+                if left < 0:
+                    raise TooMuch
+                pieces.append(piece)
+            text = "".join(pieces)
         except Exception:  # whatever the template does: the engine refuses the request as well
             return None
         return _closed(text) if continue_final_message else text
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON as chat templates mean it: unlike Jinja's own filter, nothing is escaped for HTML."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
 
 
 def _raise_exception(message: str) -> NoReturn:

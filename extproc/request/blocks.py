@@ -11,6 +11,8 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import orjson
 from xxhash import xxh3_64_intdigest
 
@@ -39,7 +41,11 @@ def root(model: str, lora: str | None, cache_salt: str | None) -> int:
 
 
 def block_hashes(
-    prompt: bytes, root: int, block_bytes: int = BLOCK_BYTES, max_blocks: int = MAX_BLOCKS
+    prompt: bytes,
+    root: int,
+    block_bytes: int = BLOCK_BYTES,
+    max_blocks: int = MAX_BLOCKS,
+    widths: Sequence[tuple[int, int]] = (),
 ) -> list[int]:
     """Hash every full block of `prompt`, each hash seeded with its predecessor.
 
@@ -48,14 +54,39 @@ def block_hashes(
         root: From `root`, or the last hash of the blocks that precede `prompt`.
         block_bytes: Bytes per block, > 0.
         max_blocks: Upper bound on the result; later blocks are ignored.
+        widths: (offset, bytes) where the prompt counts for so many bytes more than it has, offsets rising:
+            blocks are as if there were that many, and each is hashed by what it has of the prompt.
 
     Returns:
-        min(len(prompt) // block_bytes, max_blocks) unsigned 64-bit integers, in prompt order.
+        min(num_bytes // block_bytes, max_blocks) unsigned 64-bit integers, in prompt order, where `num_bytes`
+        is the length of the prompt with all widths.
     """
+    if widths:
+        return _wide_block_hashes(prompt, root, block_bytes, max_blocks, widths)
     hashes: list[int] = []
     previous = root
     stop = min(len(prompt) // block_bytes, max_blocks) * block_bytes
     for start in range(0, stop, block_bytes):
         previous = xxh3_64_intdigest(prompt[start : start + block_bytes], previous)
         hashes.append(previous)
+    return hashes
+
+
+def _wide_block_hashes(
+    prompt: bytes, root: int, block_bytes: int, max_blocks: int, widths: Sequence[tuple[int, int]]
+) -> list[int]:
+    hashes: list[int] = []
+    previous, begun = root, 0
+    counted = 0  # bytes of all widths before
+    next_end = block_bytes  # of the block under way, in counted bytes
+    for offset, width in (*widths, (len(prompt), 0)):
+        while next_end <= offset + counted + width:
+            if len(hashes) == max_blocks:
+                return hashes
+            end = min(next_end - counted, offset)  # a block that ends in a width ends where that begins
+            previous = xxh3_64_intdigest(prompt[begun:end], previous)
+            hashes.append(previous)
+            begun = end
+            next_end += block_bytes
+        counted += width
     return hashes

@@ -9,6 +9,8 @@ Rules:
        renders first (instructions, tools), then come the turns as a JSON array never closed, so that
        turn k's bytes begin turn k+1's.
     5. Leaves the decoded body as it was read.
+    6. What is not rendered into a prompt (to count, to translate) has none: nothing is matched by it, and
+       nothing is believed cached after it.
 """
 
 from __future__ import annotations
@@ -20,20 +22,25 @@ from typing import Any, NamedTuple
 import orjson
 
 from extproc.errors import Reason, RouterError
-from extproc.request.media import compact_parts, compact_turns
+from extproc.request.media import compact_parts, compact_turns, widths_of
+from extproc.request.multipart import Form, Upload
+from extproc.request.paths import as_engines_read
 from extproc.request.sanitize import encode
+from extproc.request.turns import function_tools, system_text, template_variables, without_billing_header
 from extproc.types import InferenceRequest, Operation
 
-_OPERATIONS = {
-    "/v1/chat/completions": Operation.CHAT,
-    "/v1/completions": Operation.TEXT_COMPLETION,
-    "/v1/responses": Operation.RESPONSES,
-    "/v1/messages": Operation.MESSAGES,
-    "/v1/embeddings": Operation.EMBEDDINGS,
-}
+_TRUE_IN_FORMS = frozenset(("true", "1", "on", "yes", "t", "y"))
+"""How forms say it (pydantic's words)."""
+
+_AUDIO_BYTES_PER_TOKEN = 320
+"""Whisper has 50 positions a second (1,500 in 30 s); a second of 128 kbit/s is 16,000 bytes."""
+
+_SIDES = ("query", "queries", "text_1", "data_1", "documents", "items", "text_2", "data_2")
+"""vLLM's names of what is compared in rerank and score requests, SGLang's `query` and `items` among them."""
 
 _BETWEEN_TEXTS = b"\xff"  # in no UTF-8 text
-_BETWEEN_IDS = b"\xff\xff\xff\xff"  # in no vocabulary
+_NO_ID = 0xFFFFFFFF  # in no vocabulary: before each list of ids, the first as well, for ids are no text
+_WITHOUT_SPECIALS = b"\xff\xff"  # before a text that the engine is told to put no token before
 
 
 class _Prompt(NamedTuple):
@@ -45,8 +52,19 @@ class _Prompt(NamedTuple):
 
 
 def operation_of(path: str) -> Operation | None:
-    """The operation served at a request path (query string and one trailing slash aside), if any."""
-    return _OPERATIONS.get(path) or _OPERATIONS.get(path.partition("?")[0].removesuffix("/"))
+    """The operation that an engine would see in a request path, if any."""
+    api = _api_of(path)
+    return None if api is None else api.operation
+
+
+def is_form(path: str) -> bool:
+    """True if requests at this path have `multipart/form-data` bodies, of which little is looked at."""
+    api = _api_of(path)
+    return api is not None and api.is_form
+
+
+def _api_of(path: str) -> _Api | None:
+    return _BY_PATH.get(path) or _BY_PATH.get(as_engines_read(path))
 
 
 def parse(path: str, body: bytes) -> InferenceRequest:
@@ -62,31 +80,41 @@ def parse(path: str, body: bytes) -> InferenceRequest:
     Raises:
         RouterError: UNKNOWN_PATH, INVALID_JSON, INVALID_REQUEST, MISSING_MODEL or EMPTY_MESSAGES.
     """
-    operation = operation_of(path)
-    if operation is None:
+    api = _api_of(path)
+    if api is None:
         raise RouterError(
-            Reason.UNKNOWN_PATH, f"unknown path; inference requests go to {', '.join(_OPERATIONS)}"
+            Reason.UNKNOWN_PATH, f"unknown path; inference requests go to {', '.join(INFERENCE_PATHS)}"
         )
-    fields = _decode(body)
+    form = None
+    if api.is_form:
+        form = Form(body)
+        fields = form.fields()
+    else:
+        fields = _decode(body)
     model = fields.get("model")
     if type(model) is not str or not model:
         raise RouterError(Reason.MISSING_MODEL, "model must be a non-empty string", param="model")
     stream = fields.get("stream")
-    if stream is not None and type(stream) is not bool:
+    if form is not None:
+        stream = type(stream) is str and stream.lower() in _TRUE_IN_FORMS
+    elif stream is not None and type(stream) is not bool:
         raise RouterError(Reason.INVALID_REQUEST, "stream must be true or false", param="stream")
-    read_prompt, max_tokens_fields = _READERS[operation]
-    prompt = read_prompt(fields)
+    prompt = api.read(fields)
+    widths = widths_of(prompt.canonical) if prompt.is_multimodal else ()
     cache_salt = fields.get("cache_salt")
     return InferenceRequest(
-        operation=operation,
+        operation=api.operation,
         model=model,
-        stream=stream is True,
+        stream=stream is True and api.can_stream,
         prompt=prompt.canonical,
         prompt_tokens=prompt.num_tokens,
-        max_tokens=_max_tokens(fields, max_tokens_fields),
+        max_tokens=_max_tokens(fields, api.max_tokens),
         cache_salt=cache_salt if type(cache_salt) is str and cache_salt else None,
-        body=fields,
+        body=fields if form is None else {},
         is_multimodal=prompt.is_multimodal,
+        form=form,
+        widths=widths,
+        more_bytes=sum(width for _, width in widths),
     )
 
 
@@ -125,18 +153,54 @@ def _max_tokens(fields: dict[str, Any], names: tuple[str, ...]) -> int | None:
 def _chat(fields: dict[str, Any]) -> _Prompt:
     # A template of the client's own renders everything; tools and documents precede the messages.
     head = {name: fields[name] for name in ("chat_template", "tools", "documents") if fields.get(name)}
-    return _conversation(head, _messages(fields), "messages")
+    if "tools" in head:
+        head["tools"] = function_tools(head["tools"]) or head["tools"]
+    if fields.get("chat_template_kwargs") or fields.get("reasoning_effort") is not None:
+        variables = template_variables(fields)
+        if variables is None:  # the engine refuses it
+            variables = {name: fields.get(name) for name in ("chat_template_kwargs", "reasoning_effort")}
+        if variables:
+            head["variables"] = dict(sorted(variables.items()))
+    if fields.get("add_special_tokens") is True:
+        head["add_special_tokens"] = True
+    prompt = _conversation(head, _messages(fields), "messages", as_chat=True)
+    if fields.get("add_generation_prompt") is False or fields.get("continue_final_message") is True:
+        ending = (fields.get("add_generation_prompt"), fields.get("continue_final_message"))
+        prompt = prompt._replace(canonical=prompt.canonical + b"]" + encode(ending))
+    return prompt
 
 
 def _anthropic(fields: dict[str, Any]) -> _Prompt:
-    head = {name: fields[name] for name in ("system", "tools") if fields.get(name)}
-    if type(head.get("system")) is list:
-        head["system"], _ = compact_parts(head["system"])
+    head: dict[str, Any] = {}
+    system = fields.get("system")
+    if type(system) is str:
+        system = system_text(system)
+    elif type(system) is list:
+        said = [
+            part
+            for part in without_billing_header(system)
+            if type(part) is not dict or part.get("text") != ""
+        ]
+        system, _ = compact_parts(said, as_chat=False)
+    if system:
+        head["system"] = system
+    if fields.get("tools"):
+        head["tools"] = _flat_tools(fields["tools"], "input_schema")
     return _conversation(head, _messages(fields), "messages")
 
 
 def _responses(fields: dict[str, Any]) -> _Prompt:
-    head = {name: fields[name] for name in ("instructions", "tools") if fields.get(name)}
+    head: dict[str, Any] = {}
+    instructions = fields.get("instructions")
+    if type(instructions) is str:
+        instructions = system_text(instructions)
+    if instructions:
+        head["instructions"] = instructions
+    if fields.get("tools"):
+        head["tools"] = _flat_tools(fields["tools"], "parameters")
+    reasoning = fields.get("reasoning")
+    if type(reasoning) is dict and reasoning.get("effort") is not None:
+        head["effort"] = reasoning["effort"]
     turns = fields.get("input")
     if type(turns) is str and turns:
         turns = [{"role": "user", "content": turns}]  # what clients send it as from the second turn on
@@ -145,16 +209,80 @@ def _responses(fields: dict[str, Any]) -> _Prompt:
     return _conversation(head, turns, "input")
 
 
+def _flat_tools(tools: Any, schema: str) -> Any:
+    """Tools of Anthropic's or of Responses: name, description and schema first, as engines render them."""
+    if type(tools) is not list:
+        return tools
+    return [
+        {
+            **{name: tool[name] for name in ("name", "description", schema) if tool.get(name) is not None},
+            **{
+                name: tool[name]
+                for name in sorted(tool)
+                if tool[name] is not None
+                and name not in ("cache_control", "name", "description", schema)
+                and not (name == "type" and tool[name] in ("custom", "function"))
+            },
+        }
+        if type(tool) is dict
+        else tool
+        for tool in tools
+    ]
+
+
 def _completion(fields: dict[str, Any]) -> _Prompt:
     if fields.get("prompt") is None and fields.get("prompt_embeds") is not None:
         return _Prompt(b"")  # tensors only: no text, hence no prefix to match
-    return _flat(fields.get("prompt"), "prompt")
+    prompt = _flat(fields.get("prompt"), "prompt")
+    if fields.get("add_special_tokens") is False and prompt.num_tokens is None:
+        return prompt._replace(canonical=_WITHOUT_SPECIALS + prompt.canonical)
+    return prompt
 
 
 def _embedding(fields: dict[str, Any]) -> _Prompt:
     if fields.get("input") is None and "messages" in fields:
         return _chat(fields)  # vLLM embeds conversations too
     return _flat(fields.get("input"), "input")
+
+
+def _either(fields: dict[str, Any]) -> _Prompt:
+    """Pooling: what is embedded, or a plugin's own form, which no text can be told of."""
+    if fields.get("input") is None and fields.get("data") is not None:
+        return _Prompt(b"")
+    return _embedding(fields)
+
+
+def _pairs(fields: dict[str, Any]) -> _Prompt:
+    """What is compared, the side that all comparisons share first: they have it as their common prefix."""
+    turns: list[Any] = []
+    for name in _SIDES:
+        values = fields.get(name)
+        if values is not None:
+            turns += [
+                value if type(value) is dict else {"content": value}
+                for value in (values if type(values) is list else [values])
+                if value is not None
+            ]
+    if not turns:
+        raise RouterError(Reason.INVALID_REQUEST, "there is nothing to compare", param="query")
+    return _conversation({}, turns, "documents")
+
+
+def _counted(fields: dict[str, Any]) -> _Prompt:
+    """A conversation of which the tokens are counted: nothing is computed, nothing cached."""
+    _messages(fields)
+    return _UNREAD
+
+
+def _unread(_fields: dict[str, Any]) -> _Prompt:
+    """Text or tokens that are translated into each other: likewise, and the engine judges the fields."""
+    return _UNREAD
+
+
+def _audio(fields: dict[str, Any]) -> _Prompt:
+    upload = fields.get("file")
+    num_bytes = upload.num_bytes if type(upload) is Upload else 0
+    return _Prompt(b"", num_bytes // _AUDIO_BYTES_PER_TOKEN, is_multimodal=True)
 
 
 def _messages(fields: dict[str, Any]) -> list[Any]:
@@ -166,10 +294,12 @@ def _messages(fields: dict[str, Any]) -> list[Any]:
     raise RouterError(Reason.INVALID_REQUEST, "messages must be a list", param="messages")
 
 
-def _conversation(head: dict[str, Any], turns: list[Any], param: str) -> _Prompt:
-    compacted, is_multimodal = compact_turns(turns, param)
+def _conversation(head: dict[str, Any], turns: list[Any], param: str, *, as_chat: bool = False) -> _Prompt:
+    compacted, is_multimodal = compact_turns(turns, param, as_chat=as_chat)
     canonical = encode(compacted, param)[:-1]
-    return _Prompt(encode(head) + canonical if head else canonical, None, is_multimodal)
+    if head:
+        canonical = encode(head) + canonical
+    return _Prompt(canonical, None, is_multimodal)
 
 
 def _flat(value: Any, param: str) -> _Prompt:
@@ -180,11 +310,15 @@ def _flat(value: Any, param: str) -> _Prompt:
         kind = type(value[0])
         try:
             if kind is int:
-                return _Prompt(_pack(value), len(value))
+                return _Prompt(_pack([_NO_ID, *value]), len(value))
             if kind is str:
                 return _Prompt(_BETWEEN_TEXTS.join(map(str.encode, value)))
             if kind is list:
-                return _Prompt(_BETWEEN_IDS.join(map(_pack, value)), sum(map(len, value)))
+                flat: list[int] = []
+                for ids in value:  # packed at once: of short lists there may be many
+                    flat.append(_NO_ID)
+                    flat += ids
+                return _Prompt(_pack(flat), len(flat) - len(value))
         except (struct.error, TypeError):
             pass  # mixed kinds, or ids that are none
     raise RouterError(
@@ -199,11 +333,53 @@ def _pack(ids: list[int]) -> bytes:
     return struct.pack(f"<{len(ids)}I", *ids)
 
 
-_READERS: dict[Operation, tuple[Callable[[dict[str, Any]], _Prompt], tuple[str, ...]]] = {
-    Operation.CHAT: (_chat, ("max_completion_tokens", "max_tokens")),
-    Operation.TEXT_COMPLETION: (_completion, ("max_tokens",)),
-    Operation.RESPONSES: (_responses, ("max_output_tokens",)),
-    Operation.MESSAGES: (_anthropic, ("max_tokens",)),
-    Operation.EMBEDDINGS: (_embedding, ()),
-}
-"""How each operation's prompt is read, and its output bound's names in order of precedence."""
+class _Api(NamedTuple):
+    """One operation as clients ask for it.
+
+    Attributes:
+        operation: What it is called in metrics and records.
+        paths: Where it is asked for.
+        read: What its fields say to the model; all that a prefix can be matched by.
+        max_tokens: Names of its output bound, in order of precedence.
+        can_stream: It answers by server-sent events where `stream` is true.
+        is_form: Its body is `multipart/form-data`, not JSON.
+    """
+
+    operation: Operation
+    paths: tuple[str, ...]
+    read: Callable[[dict[str, Any]], _Prompt]
+    max_tokens: tuple[str, ...] = ()
+    can_stream: bool = False
+    is_form: bool = False
+
+
+_UNREAD = _Prompt(b"", 0)
+
+_APIS = (
+    _Api(
+        Operation.CHAT,
+        ("/v1/chat/completions",),
+        _chat,
+        ("max_completion_tokens", "max_tokens"),
+        can_stream=True,
+    ),
+    _Api(Operation.TEXT_COMPLETION, ("/v1/completions",), _completion, ("max_tokens",), can_stream=True),
+    _Api(Operation.RESPONSES, ("/v1/responses",), _responses, ("max_output_tokens",), can_stream=True),
+    _Api(Operation.MESSAGES, ("/v1/messages",), _anthropic, ("max_tokens",), can_stream=True),
+    _Api(Operation.EMBEDDINGS, ("/v1/embeddings",), _embedding),
+    _Api(Operation.COUNT_TOKENS, ("/v1/messages/count_tokens",), _counted),
+    _Api(Operation.TOKENIZE, ("/tokenize",), _unread),
+    _Api(Operation.DETOKENIZE, ("/detokenize",), _unread),
+    _Api(Operation.RERANK, ("/rerank", "/v1/rerank", "/v2/rerank"), _pairs),
+    _Api(Operation.SCORE, ("/score", "/v1/score"), _pairs),
+    _Api(Operation.CLASSIFY, ("/classify",), _embedding),
+    _Api(Operation.POOLING, ("/pooling",), _either),
+    _Api(Operation.TRANSCRIPTION, ("/v1/audio/transcriptions",), _audio, can_stream=True, is_form=True),
+    _Api(Operation.TRANSLATION, ("/v1/audio/translations",), _audio, can_stream=True, is_form=True),
+)
+"""Every operation there is: another one is another entry. The shape of errors goes by path: `Shape.of`."""
+
+_BY_PATH = {path: api for api in _APIS for path in api.paths}
+
+INFERENCE_PATHS = tuple(_BY_PATH)
+"""All paths of POST requests that are served; while Tokenway is away, Envoy serves no more than these."""

@@ -11,7 +11,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import accumulate, groupby
@@ -121,7 +121,7 @@ class RuleTable:
         ValueError: A name is served twice.
     """
 
-    __slots__ = ("_by_name",)
+    __slots__ = ("_by_name", "rewritten")
 
     def __init__(self, models: Iterable[ModelRules]) -> None:
         self._by_name: dict[str, Route | _Tiers] = {}
@@ -130,6 +130,10 @@ class RuleTable:
                 if name in self._by_name:
                     raise ValueError(f"model name {name!r} is served twice")
                 self._by_name[name] = _compile(model, name)
+        self.rewritten = frozenset(
+            name for name, compiled in self._by_name.items() if any(map(_rewrites, _routes(compiled)))
+        )
+        """Names in whose place some rule has the engine's."""
 
     def match(self, model: str, headers: Mapping[str, str], rng: Rng) -> Route:
         """The route of one request.
@@ -164,6 +168,15 @@ class RuleTable:
             param="model",
         )
 
+    def open_to(self, headers: Mapping[str, str]) -> Iterator[Route]:
+        """Every route that a request with these headers could be given, whatever model it names."""
+        for compiled in self._by_name.values():
+            if isinstance(compiled, Route):
+                yield compiled
+                continue
+            for tier in compiled:
+                yield from (candidate.route for candidate in tier if candidate.matches(headers))
+
 
 def _pick(candidates: list[_Candidate], rng: Rng) -> Route:
     """Weighted random pick; all weights are > 0, so the draw always lands before the last bound."""
@@ -184,6 +197,16 @@ def _compile(model: ModelRules, name: str) -> Route | _Tiers:
     if len(candidates) == 1 and not candidates[0].headers:
         return candidates[0].route
     return tuple(tuple(tier) for _, tier in groupby(candidates, key=lambda candidate: len(candidate.headers)))
+
+
+def _routes(compiled: Route | _Tiers) -> list[Route]:
+    if isinstance(compiled, Route):
+        return [compiled]
+    return [candidate.route for tier in compiled for candidate in tier]
+
+
+def _rewrites(route: Route) -> bool:
+    return route.upstream_model is not None
 
 
 def _route(model: ModelRules, rule: Rule, name: str) -> Route:

@@ -99,7 +99,7 @@ class Announced:
         prompt_tokens = text.num_tokens
         if prompt_tokens is None:  # what engines hold is counted, the rest has its share of the estimate
             rest = (len(text.text) - found.counted_bytes) / max(1, len(text.text))
-            rest_tokens = round(rest * len(request.prompt) * tokens_per_byte)
+            rest_tokens = round(rest * request.prompt_bytes * tokens_per_byte)
             prompt_tokens = max(found.counted_tokens + rest_tokens, 1 + max(found.tokens))
         return Announcement(tokens, worth, is_complete, block_tokens, prompt_tokens)
 

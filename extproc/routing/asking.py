@@ -7,17 +7,21 @@ Rules:
 
 from __future__ import annotations
 
+from xxhash import xxh3_64_intdigest
+
 from extproc.errors import Reason, RouterError
 from extproc.predicting.predictor import Predictor
 from extproc.protocol.machine import RequestHeaders
 from extproc.protocol.wire import REQUEST_ID_HEADER
-from extproc.request.blocks import block_hashes, root
+from extproc.request.blocks import MAX_BLOCKS, block_hashes, root
 from extproc.request.parse import parse
+from extproc.request.reading import BodyRead, Pieces, ReadOrder
+from extproc.request.responses import Follows, follows
 from extproc.request.rules import Route
 from extproc.request.sanitize import encode, force_usage, rewrite_model, sanitize
 from extproc.routing.settings import RouterSettings
 from extproc.routing.table import RoutingTable
-from extproc.types import InferenceRequest, Rng
+from extproc.types import InferenceRequest, Operation, Rng
 from metadata_center.types import RequestId, value
 
 
@@ -30,20 +34,24 @@ class Asked:
         headers: As they came.
         request: Its body.
         route: Where it may go.
-        new_body: The body to send instead of the client's, or None.
+        new_body: The body to send instead of the client's, in pieces; or None.
         blocks: Hashes of its prompt's blocks.
         prompt_tokens: Exact or estimated.
         received_s: Monotonic time when the body was there.
+        follows: The stored response and the conversation that it builds on, or None.
+        fingerprint: xxh3_64 of the body as it came: what tells that a client sends the same again.
     """
 
     request_id: RequestId
     headers: RequestHeaders
     request: InferenceRequest
     route: Route
-    new_body: bytes | None
+    new_body: Pieces | None
     blocks: list[int]
     prompt_tokens: int
     received_s: float
+    follows: Follows | None = None
+    fingerprint: int = 0
 
 
 def understand(
@@ -59,7 +67,7 @@ def understand(
 
     Args:
         headers: Its headers.
-        body: All of its body.
+        body: All of its body, neither too large nor of too many pieces.
         table: Which models there are.
         settings: What is allowed.
         predictor: Estimates tokens by bytes.
@@ -69,35 +77,104 @@ def understand(
     Raises:
         RouterError: It cannot be served.
     """
+    request = parse(headers.path, body)
+    route = table.rules.match(request.model, headers.headers, rng)
+    new_body = _new_body(request, route, table, settings)
+    fingerprint = xxh3_64_intdigest(body)
+    return _asked(headers, request, route, new_body, settings, predictor, now_s, fingerprint)
+
+
+def understand_read(
+    headers: RequestHeaders,
+    read: BodyRead,
+    table: RoutingTable,
+    settings: RouterSettings,
+    predictor: Predictor,
+    rng: Rng,
+    now_s: float,
+) -> Asked:
+    """What a request says whose body was read elsewhere, by `order_of` the same table; else as `understand`.
+
+    Raises:
+        RouterError: It cannot be served.
+    """
+    request = read.request
+    route = table.rules.match(request.model, headers.headers, rng)
+    new_body = read.new_body(route.upstream_model)
+    return _asked(headers, request, route, new_body, settings, predictor, now_s, read.fingerprint)
+
+
+def order_of(headers: RequestHeaders, table: RoutingTable, settings: RouterSettings) -> ReadOrder:
+    """How a body is to be read elsewhere."""
+    return ReadOrder(
+        headers.path,
+        table.allowed_fields,
+        settings.usage_injection,
+        table.rules.rewritten,
+        MAX_BLOCKS * settings.block_bytes,
+    )
+
+
+def check_size(body: bytes, settings: RouterSettings) -> None:
+    """Refuse a body that is too large.
+
+    Raises:
+        RouterError: BODY_TOO_LARGE.
+    """
     if len(body) > settings.max_body_bytes:
         raise RouterError(
             Reason.BODY_TOO_LARGE,
             f"The request body is larger than {settings.max_body_bytes} bytes.",
             param="body",
         )
-    request = parse(headers.path, body)
-    route = table.rules.match(request.model, headers.headers, rng)
-    new_body = _new_body(request, route, table, settings)
+
+
+def _asked(
+    headers: RequestHeaders,
+    request: InferenceRequest,
+    route: Route,
+    new_body: Pieces | None,
+    settings: RouterSettings,
+    predictor: Predictor,
+    now_s: float,
+    fingerprint: int,
+) -> Asked:
     blocks = block_hashes(
         request.prompt,
         root(route.model, route.lora, request.cache_salt),
         settings.block_bytes,
+        widths=request.widths,
     )
     prompt_tokens = request.prompt_tokens
     if prompt_tokens is None:
-        prompt_tokens = predictor.prompt_tokens(route.model, len(request.prompt))
+        prompt_tokens = predictor.prompt_tokens(route.model, request.prompt_bytes)
     request_id = RequestId(headers.headers.get(REQUEST_ID_HEADER, ""))
-    return Asked(request_id, headers, request, route, new_body, blocks, prompt_tokens, now_s)
+    builds_on = follows(request.body) if request.operation is Operation.RESPONSES else None
+    return Asked(
+        request_id,
+        headers,
+        request,
+        route,
+        new_body,
+        blocks,
+        prompt_tokens,
+        now_s,
+        builds_on,
+        fingerprint,
+    )
 
 
 def _new_body(
     request: InferenceRequest, route: Route, table: RoutingTable, settings: RouterSettings
-) -> bytes | None:
+) -> Pieces | None:
     """The body to send instead of the client's, or None if that one may go as it came."""
+    if request.form is not None:
+        rewritten = request.form.rewritten(route.upstream_model, table.allowed_fields)
+        return None if rewritten is None else (rewritten,)
     body = request.body
     changed = bool(sanitize(body, table.allowed_fields))
     if route.upstream_model is not None:
         changed |= rewrite_model(body, route.upstream_model)
     if settings.usage_injection:
         changed |= force_usage(body, request.operation)
-    return encode(body) if changed else None
+    return (encode(body),) if changed else None

@@ -125,7 +125,7 @@ class Caches:
         matched = self.history.match(blocks, keys)
         running = self.running.match(blocks, keys)
         announcement = None
-        prompt_bytes = len(request.prompt)
+        prompt_bytes = request.prompt_bytes
         if self.announcing is not None and prompt_bytes:
             tokens_per_byte = prompt_tokens / prompt_bytes
             announcement = self.announcing.match(request, model, lora, keys, tokens_per_byte)

@@ -7,12 +7,14 @@ from collections.abc import Awaitable, Callable
 from extproc.errors import RouterError
 from extproc.observing.records import DecisionRecord, Ended, Outcome
 from extproc.observing.request_log import log_request_end
-from extproc.protocol.machine import Phase, RequestHeaders, Verdict
-from extproc.protocol.servicer import Deferred, StreamEnding
+from extproc.protocol.machine import PassTo, Phase, RequestHeaders, Verdict
+from extproc.protocol.servicer import Decided, Deferred, StreamEnding
 from extproc.protocol.wire import REQUEST_ID_HEADER
+from extproc.request.responses import id_in, response_key
 from extproc.routing.outcomes import Ending
-from extproc.routing.router import Decision, Router
+from extproc.routing.router import Router
 from extproc.routing.state import State
+from extproc.routing.table import Retrieve
 from metadata_center.types import RequestId
 
 
@@ -39,19 +41,28 @@ class Gateway:
         self._wall_clock = wall_clock
         self.log_requests = True
         self.block_key: bytes | None = None
-        self.decide: Callable[[RequestHeaders, bytes], Decision | Awaitable[Decision] | Deferred] = (
+        self.decide: Callable[[RequestHeaders, bytes], Decided | Awaitable[Decided] | Deferred] = (
             router.decide
         )
-        self.pass_to: Callable[[str], bytes] = router.pass_to
+        self.pass_to: Callable[[PassTo], bytes] = router.pass_to
         self.stream_ended: Callable[[Phase, StreamEnding], None] = state.metrics.stream_ended
 
     def judge(self, request: RequestHeaders) -> Verdict:
         """What the request line alone decides."""
-        return self.router.table.judge(request)
+        verdict = self.router.table.judge(request)
+        if isinstance(verdict, Retrieve):
+            return self.router.retrieve(request, verdict.named)
+        return verdict
 
     def first_token(self, request_id: str, *, late: bool) -> None:
         """The first token of this request's answer passes now; `late` if other bytes came before it."""
         self._state.first_token(RequestId(request_id), self._clock(), late=late)
+
+    def answer_head(self, request_id: str, head: bytes) -> None:
+        """The answer begins with these bytes: if it is a stored response, its id is in them."""
+        response_id = id_in(head)
+        if response_id is not None:
+            self._state.answer_named(RequestId(request_id), response_key(response_id), self._clock())
 
     def rejected(self, request: RequestHeaders | None, error: RouterError) -> None:
         """A request was refused: counted, recorded, logged."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from extproc.choosing.learning import Answer
+from extproc.health.failures import FailureKind
 from extproc.observing.records import DecisionRecord
 from extproc.types import Operation
 from metadata_center.types import EndpointKey, RequestId
@@ -30,22 +31,36 @@ class Inflight:
         first_byte_is_token: False if bytes that are no token (keep-alive comments) came first.
         is_learned: Its first token was learned from when it came.
         is_running: Its blocks are counted as running at `endpoint`.
+        response: Key of the response it is answered with, see `extproc.request.responses`; None until seen.
+        conversation: Likewise of the conversation it belongs to, or None.
+        max_output_tokens: Most tokens that its answer may have by its own words, or None.
         prior_use: Use sequence of the last matched block before this request touched it; None until recorded.
+        served_model: The model's name at the engine.
+        fingerprint: Of its body.
+        tried_once: It has no fallbacks, for it is known as poison.
+        failed: Endpoints at which attempts failed, and how; None while there is none.
     """
 
     __slots__ = (
         "blocks",
+        "conversation",
         "decided_s",
         "endpoint",
+        "failed",
+        "fingerprint",
         "first_byte_is_token",
         "first_token_s",
         "group",
         "groups",
         "is_learned",
         "is_running",
+        "max_output_tokens",
         "operation",
         "prior_use",
         "record",
+        "response",
+        "served_model",
+        "tried_once",
     )
 
     def __init__(
@@ -57,6 +72,11 @@ class Inflight:
         group: str,
         groups: tuple[str, ...],
         decided_s: float,
+        max_output_tokens: int | None = None,
+        served_model: str = "",
+        fingerprint: int = 0,
+        *,
+        tried_once: bool = False,
     ) -> None:
         self.record = record
         self.operation = operation
@@ -65,11 +85,18 @@ class Inflight:
         self.group = group
         self.groups = groups
         self.decided_s = decided_s
+        self.max_output_tokens = max_output_tokens
         self.first_token_s: float | None = None
         self.first_byte_is_token = True
         self.is_learned = False
         self.is_running = False
         self.prior_use: int | None = None
+        self.response: int | None = None
+        self.conversation: int | None = None
+        self.served_model = served_model
+        self.fingerprint = fingerprint
+        self.tried_once = tried_once
+        self.failed: dict[EndpointKey, FailureKind] | None = None
 
     def first_token(self, ttft_s: float) -> Answer | None:
         """What a first token after `ttft_s` would teach; None if another endpoint serves than was chosen."""

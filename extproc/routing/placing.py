@@ -11,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,7 @@ from extproc.choosing.holding import HoldQueue
 from extproc.choosing.least_completion import expected_ttft_s
 from extproc.choosing.limits import SLO_TPOT_HEADER, SLO_TTFT_HEADER, decode_tokens_of, limit_s_of
 from extproc.choosing.replay import RecordingRng
+from extproc.choosing.rotation import Rotation
 from extproc.choosing.settings import Algorithm
 from extproc.choosing.snapshots import Demand, Load, Prompt, completion_snapshot, plain_snapshot
 from extproc.errors import Reason, RouterError
@@ -29,7 +31,7 @@ from extproc.routing.inflight import Inflight
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.routing.state import State
 from extproc.routing.table import Pool, RoutingTable
-from extproc.types import Choice, Rng, Snapshot
+from extproc.types import Choice, InferenceRequest, Rng, Snapshot
 from metadata_center.sharing.messages import MAX_CANDIDATES, Candidate
 from metadata_center.types import Charge, EndpointKey, value
 
@@ -38,6 +40,29 @@ PREFILL_DUE_FACTOR = 1.2
 
 PREFILL_DUE_FLOOR_S = 0.1
 """And not before this (AIGW: 100 ms)."""
+
+MAX_POOLS = 1024
+"""Compiled pools: one per route and, while endpoints are doubted, model and set of those on trial."""
+
+_PoolKey = tuple[str, tuple[tuple[str, str], ...], str | None, frozenset[EndpointKey]]
+"""Cluster, labels, the model that doubts are about, who is on trial."""
+
+
+MAX_ROTATIONS = 4096
+"""Round-robin turns kept, some 100 bytes and 8 for each endpoint: names times rules of a large configuration.
+Of more, the one least recently used begins anew."""
+
+_Stream = tuple[str, str | None, str | None, str, tuple[tuple[str, str], ...]]
+"""The client's name for the model, the rule's name, its adapter, cluster and labels."""
+
+
+def max_output_tokens(request: InferenceRequest) -> int | None:
+    """Most tokens of all choices of its answer together, by its own words; None if it does not bound them."""
+    most = request.max_tokens
+    if most is None:
+        return None
+    choices = request.body.get("n")
+    return most * choices if type(choices) is int and choices > 1 else most
 
 
 @dataclass(slots=True)
@@ -52,6 +77,8 @@ class Chosen:
         cached_tokens: Believed cached, one per row.
         charged: False if the request had ended before.
         order: Rows in the order that Envoy is to try.
+        pinned: The first of them alone has what the request builds on.
+        tried_once: It failed at several endpoints before: only the first of `order` is to try.
     """
 
     pool: Pool
@@ -61,6 +88,8 @@ class Chosen:
     cached_tokens: list[int]
     charged: bool
     order: tuple[int, ...] = ()
+    pinned: bool = False
+    tried_once: bool = False
 
     def __post_init__(self) -> None:
         self.order = self.order or self.choice.order
@@ -123,8 +152,9 @@ class Placer:
         self._clock = clock
         self._wall_clock = wall_clock
         self._turn = 0
+        self._rotations: OrderedDict[_Stream, Rotation] = OrderedDict()
         self._tickets = 0
-        self._pools: dict[tuple[str, tuple[tuple[str, str], ...]], Pool] = {}
+        self._pools: dict[_PoolKey, Pool] = {}
         self._queues: dict[tuple[EndpointKey, ...], HoldQueue] = {}
         self._pools_of: tuple[RoutingTable, int] | None = None
 
@@ -155,7 +185,17 @@ class Placer:
             before.queue.forget(before.ticket)
         now_s = self._clock()
         state.advance(now_s)
-        pool = self._pool(route, table)
+        served_model = route.upstream_model or request.model
+        pool = self._pool(route, table, served_model, now_s)
+        home = None if asked.follows is None else self._home(asked, table, now_s)
+        if home is not None:
+            may_wait = False  # no room elsewhere is of any use to it
+            if home not in pool.rows:
+                pool = table.pool(
+                    route.cluster,
+                    route.subset,
+                    lambda key: None if key == home else state.health.reason(key),
+                )
         if not pool.keys:
             raise RouterError(
                 Reason.NO_HEALTHY_ENDPOINT,
@@ -207,6 +247,10 @@ class Placer:
                 snapshot = plain_snapshot(
                     pool.keys, pool.weights, load, prompt, prices, traffic.output_tokens
                 )
+            rotation = None
+            if route.load_balancing.algorithm is Algorithm.ROUND_ROBIN:
+                rotation = self._rotation(request.model, route)
+                snapshot = replace(snapshot, owed=rotation.turn(pool.keys, pool.weights))
             decided = decide(snapshot, route.load_balancing, rng, turn, now_s, queue, claim)
             if isinstance(decided, Later):
                 assert queue is not None, "no request waits without a queue"
@@ -223,7 +267,12 @@ class Placer:
             snapshot, choice = decided.snapshot, decided.choice
             if decided.costs is not None:
                 traffic.placed(now_s, decided.costs.works_s[choice.order[0]])
-            row = choice.order[0]
+            if rotation is not None:
+                rotation.served(snapshot.owed, choice.order[0])
+            order = choice.order
+            if home is not None:
+                order = (pool.rows[home], *[other for other in order if other != pool.rows[home]][:1])
+            row = order[0]
             uncached = prompt_tokens - cached[row]
             due_s = None
             if not (request.stream and settings.first_chunk):
@@ -233,6 +282,8 @@ class Placer:
             charged = state.load.charge(charge, now_s, due_s)
             if not load.prefilling[row]:
                 state.engines.prefill_begins(charge.endpoint, now_s)
+            if charge.endpoint in pool.on_trial:
+                state.health.trial_began(charge.endpoint, served_model, now_s)
 
         decided_s = self._clock()
         began_s = asked.received_s if before is None else now_s
@@ -247,7 +298,7 @@ class Placer:
             route_name=route.route_name,
             settings=route.load_balancing,
             stream=request.stream,
-            prompt_bytes=len(request.prompt),
+            prompt_bytes=request.prompt_bytes,
             prompt_tokens=prompt_tokens,
             num_blocks=estimate.num_units,
             block_bytes=settings.block_bytes,
@@ -258,6 +309,8 @@ class Placer:
             prices=prices,
             cached_tokens=cached,
             views=estimate.views,
+            placed=home if order[0] != choice.order[0] else None,
+            holder=home,
             filtered=pool.filtered,
             data_age_s=state.data_age_s(now_s),
             decision_us=(decided_s - began_s) * 1e6,
@@ -265,11 +318,24 @@ class Placer:
             held_for=None if before is None else before.later.reason,
         )
         state.records.add(record)
+        tried_once = state.poison.is_poison(asked.fingerprint, now_s)
         if charged:  # else it ended before it was decided: nothing to follow
-            state.begin(
-                asked.request_id,
-                Inflight(record, request.operation, charge.endpoint, blocks, route.group, groups, decided_s),
+            inflight = Inflight(
+                record,
+                request.operation,
+                charge.endpoint,
+                blocks,
+                route.group,
+                groups,
+                decided_s,
+                max_output_tokens(request),
+                served_model,
+                asked.fingerprint,
+                tried_once=tried_once,
             )
+            if asked.follows is not None:
+                inflight.conversation = asked.follows.conversation
+            state.begin(asked.request_id, inflight)
         scores = choice.scores
         state.metrics.observe_decision(
             route.model,
@@ -280,7 +346,18 @@ class Placer:
             estimate.matched[row] / estimate.num_units if estimate.num_units else 0.0,
             estimate.views[row],
         )
-        return Chosen(pool, choice, snapshot, prompt_tokens, cached, charged)
+        return Chosen(
+            pool, choice, snapshot, prompt_tokens, cached, charged, order, home is not None, tried_once
+        )
+
+    def _home(self, asked: Asked, table: RoutingTable, now_s: float) -> EndpointKey | None:
+        """The endpoint that holds what the request builds on, if that is known and may serve it."""
+        assert asked.follows is not None
+        for key in asked.follows:
+            home = None if key is None else self._state.homes.find(key, now_s)
+            if home is not None and table.serves(asked.route.cluster, asked.route.subset, home):
+                return home
+        return None
 
     def _queue(self, pool: Pool, hold: HoldSettings) -> HoldQueue:
         """Where requests for these endpoints wait."""
@@ -295,15 +372,57 @@ class Placer:
         self._tickets += 1
         return Claim(self._tickets, asked.received_s, limit_s)
 
-    def _pool(self, route: Route, table: RoutingTable) -> Pool:
-        """The route's available endpoints, compiled anew when health or configuration changed."""
-        of = (table, self._state.health.generation)
+    def _rotation(self, name: str, route: Route) -> Rotation:
+        """The round-robin turns of one name by one rule: streams that alternate must not share them."""
+        subset = tuple(route.subset.items()) if route.subset else ()
+        stream = (name, route.route_name, route.lora, route.cluster, subset)
+        rotation = self._rotations.get(stream)
+        if rotation is None:
+            if len(self._rotations) >= MAX_ROTATIONS:
+                self._rotations.popitem(last=False)
+            rotation = self._rotations[stream] = Rotation(len(self._rotations))
+        else:
+            self._rotations.move_to_end(stream)
+        return rotation
+
+    def pool(self, route: Route, table: RoutingTable) -> Pool:
+        """The route's available endpoints, whatever they are doubted for."""
+        return self._pool_of(route, table, None, frozenset())
+
+    def _pool(self, route: Route, table: RoutingTable, served_model: str, now_s: float) -> Pool:
+        """The route's available endpoints, compiled anew when health or configuration changed.
+
+        Those doubted for the model are none of them while others are, but for whoever is due for a trial.
+        """
+        health = self._state.health
+        doubted = health.doubted(served_model)
+        if doubted:
+            on_trial = frozenset(key for key in doubted if health.trial_due(key, served_model, now_s))
+            pool = self._pool_of(route, table, served_model, on_trial)
+            if pool.keys:
+                return pool
+        return self._pool_of(route, table, None, frozenset())
+
+    def _pool_of(
+        self, route: Route, table: RoutingTable, doubted_for: str | None, on_trial: frozenset[EndpointKey]
+    ) -> Pool:
+        health = self._state.health
+        of = (table, health.generation)
         if of != self._pools_of:
             self._pools.clear()
             self._queues.clear()
             self._pools_of = of
-        key = (route.cluster, tuple(route.subset.items()) if route.subset else ())
+        key = (route.cluster, tuple(route.subset.items()) if route.subset else (), doubted_for, on_trial)
         pool = self._pools.get(key)
         if pool is None:
-            pool = self._pools[key] = table.pool(route.cluster, route.subset, self._state.health.reason)
+            if len(self._pools) >= MAX_POOLS:
+                self._pools.clear()
+
+            def why_not(endpoint: EndpointKey) -> str | None:
+                reason = health.reason(endpoint)
+                if reason is None and doubted_for is not None and endpoint not in on_trial:
+                    return health.doubt(endpoint, doubted_for)
+                return reason
+
+            pool = self._pools[key] = table.pool(route.cluster, route.subset, why_not, on_trial)
         return pool

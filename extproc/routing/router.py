@@ -13,16 +13,22 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from hmac import compare_digest
+from typing import Protocol
 
-from extproc.protocol.machine import RequestHeaders
+from extproc.errors import Reason, RouterError
+from extproc.protocol.machine import PassTo, Refuse, RequestHeaders, Verdict
 from extproc.protocol.servicer import Deferred
 from extproc.protocol.wire import DEBUG_HEADER, REQUEST_ID_HEADER, Answers
+from extproc.request.parse import is_form
+from extproc.request.reading import BodyRead, ReadOrder
+from extproc.request.responses import Named, response_key
 from extproc.request.rules import Route
-from extproc.routing.asking import Asked, understand
+from extproc.request.structure import check_structure, is_heavy
+from extproc.routing.asking import Asked, check_size, order_of, understand, understand_read
 from extproc.routing.placing import Chosen, Parked, Placer
 from extproc.routing.settings import RouterSettings
 from extproc.routing.state import State
-from extproc.routing.table import Pool, RoutingTable
+from extproc.routing.table import AnswerKey, Pool, RoutingTable
 from extproc.routing.waiting import Loop, WaitingRoom
 from extproc.types import Operation, Rng
 from metadata_center.sharing.messages import Candidate
@@ -34,9 +40,32 @@ Reserve = Callable[[RequestId, Sequence[Candidate]], Awaitable[EndpointKey | Non
 MAX_ANSWERS = 4096
 """Serialised answers kept per pool: all orders of three out of sixteen endpoints; about 500 bytes each."""
 
+MAX_PATIENCE_S = 60.0
+"""`max_message_timeout` of envoy/bootstrap.yaml: Envoy ignores what asks for more."""
+MAX_RETRIES = 1
+"""One input may kill whatever engine reads it: what broke two is not given to a third. Envoy counts retries
+of all causes together, so refused connections have no more."""
+
 _RQ_TIMEOUT = "x-envoy-upstream-rq-timeout-ms"
 _TRY_TIMEOUT = "x-envoy-upstream-rq-per-try-timeout-ms"
 _MAX_RETRIES = "x-envoy-max-retries"
+
+_RETRY_ON = "x-envoy-retry-on", "connect-failure,reset,refused-stream"
+"""For what one endpoint alone can answer: it is tried twice, for its connection may have been stale. Another
+is asked only where that one is gone, so that the client hears an engine's own 404; what the one says is never
+overruled by one that does not know. The header, which clients cannot send, selects the route `pinned` of
+envoy/bootstrap.yaml."""
+
+
+class Readers(Protocol):
+    """Who reads large bodies, so that others do not wait for them."""
+
+    @property
+    def patience_s(self) -> float:
+        """What is to be read is read, or refused, after this long at the latest."""
+
+    def read(self, order: ReadOrder, body: bytes) -> Awaitable[BodyRead]:
+        """Have a body read. Raises RouterError if it is refused, or if too many wait."""
 
 
 @value
@@ -74,6 +103,7 @@ class Router:
         reserve: Puts a charge to where all gateways meet; says where it is charged now, None if it is
             unconfirmed and stays. None decides here alone.
         loop: The running event loop, for requests that wait.
+        readers: Who reads large bodies; None reads them here and now.
     """
 
     def __init__(
@@ -87,6 +117,7 @@ class Router:
         wall_clock: Callable[[], float],
         reserve: Reserve | None = None,
         loop: Callable[[], Loop] | None = None,
+        readers: Readers | None = None,
     ) -> None:
         self.table = table
         self.settings = settings
@@ -95,6 +126,7 @@ class Router:
         self._rng = rng
         self._clock = clock
         self._reserve = reserve
+        self._readers = readers
         self._placer = Placer(state, rng, clock, wall_clock)
         self.waiting: WaitingRoom[Decision] | None = None
         if loop is not None:
@@ -106,6 +138,15 @@ class Router:
         Raises:
             RouterError: The request cannot be served.
         """
+        check_size(body, self.settings)
+        if is_form(headers.path):
+            body = bytes(body)  # a view, if it is large: see `wire.LargeBody`
+        elif is_heavy(body):
+            if self._readers is not None:
+                patience_s = self._patience_s()
+                return Deferred(self._read_and_decide(headers, body, patience_s), patience_s)
+            body = bytes(body)
+            check_structure(body)
         asked = understand(
             headers, body, self.table, self.settings, self._state.predictor, self._rng, self._clock()
         )
@@ -115,16 +156,72 @@ class Router:
             return self.waiting.admit(asked, placed)
         return self._charged(asked, placed)
 
-    def pass_to(self, cluster: str) -> bytes:
-        """The answer that routes a request past us: Envoy's own policy over `cluster`."""
-        return self._answers.decision("request_headers", (), cluster)
+    def pass_to(self, to: PassTo) -> bytes:
+        """The answer that routes a request past us: uncharged, and nobody follows it."""
+        return self._answers.decision("request_headers", to.endpoints, to.cluster, to.headers, booked=False)
 
-    def _place(self, asked: Asked, before: Parked | None) -> Chosen | Parked:
-        may_wait = self.waiting is not None and self.waiting.takes(before)
+    def retrieve(self, request: RequestHeaders, named: Named) -> Verdict:
+        """Where a request about a stored response goes: to the endpoint that holds it, whatever its health.
+
+        One that nobody knows goes to any endpoint, whose own 404 the client is to see; so does one whose
+        endpoint this request may not use. Neither is charged: nothing is computed for it.
+        """
+        home = self._state.homes.find(response_key(named.response_id), self._clock())
+        any_of: tuple[str, Pool] | None = None
+        for route in self.table.rules.open_to(request.headers):
+            pool = self._placer.pool(route, self.table)
+            if home is not None and self.table.serves(route.cluster, route.subset, home):
+                others = [key for key in pool.keys if key != home]
+                return self._held(route.cluster, (home, *others[:1]), named)
+            if any_of is None and pool.keys:
+                any_of = route.cluster, pool
+        if any_of is None:
+            error = "No endpoint is available that could have this response."
+            return Refuse(
+                RouterError(Reason.NO_HEALTHY_ENDPOINT, error, retry_after_s=self.settings.retry_after_s)
+            )
+        cluster, pool = any_of
+        return self._held(cluster, (pool.keys[int(self._rng.random() * len(pool.keys))],), named)
+
+    def _held(self, cluster: str, endpoints: tuple[EndpointKey, ...], named: Named) -> PassTo:
+        endpoints = (endpoints[0], *endpoints)
+        retries = (_MAX_RETRIES, str(len(endpoints) - 1))
+        return PassTo(cluster, endpoints, (self._timeout(named.stream), retries, _RETRY_ON))
+
+    async def _read_and_decide(
+        self, headers: RequestHeaders, body: bytes, patience_s: float
+    ) -> Decision | Awaitable[Decision]:
+        """Decide about a body that is read elsewhere; cancelled, it reads or charges nothing more."""
+        assert self._readers is not None
+        received_s, table, settings = self._clock(), self.table, self.settings
+        reading = self._readers.read(order_of(headers, table, settings), body)
+        del body
+        read = await reading
+        asked = understand_read(headers, read, table, settings, self._state.predictor, self._rng, received_s)
+        del read
+        hold = self.settings.hold
+        left_s = received_s + patience_s - self._clock()
+        placed = self._place(asked, None, may_wait=hold is not None and left_s > hold.max_s + 1.0)
+        if isinstance(placed, Parked):
+            assert self.waiting is not None, "nobody is parked without a room"
+            answer: Decision | Awaitable[Decision] = await self.waiting.promise(asked, placed)
+            return answer
+        return self._charged(asked, placed)
+
+    def _patience_s(self) -> float:
+        """How long Envoy has to wait for a body to be read, and then perhaps for room."""
+        assert self._readers is not None
+        hold = self.settings.hold
+        # One second for the way of the answer.
+        wanted_s = self._readers.patience_s + 1.0 + (0.0 if hold is None else hold.max_s + 1.0)
+        return min(wanted_s, MAX_PATIENCE_S)
+
+    def _place(self, asked: Asked, before: Parked | None, *, may_wait: bool = True) -> Chosen | Parked:
+        may_wait = may_wait and self.waiting is not None and self.waiting.takes(before)
         return self._placer.place(asked, self.table, self.settings, before, may_wait=may_wait)
 
     def _charged(self, asked: Asked, chosen: Chosen) -> Decision | Awaitable[Decision]:
-        if self._reserve is None or not chosen.charged:
+        if self._reserve is None or not chosen.charged or chosen.pinned:
             return self._answered(asked, chosen)
         return self._reserved(asked, chosen)
 
@@ -140,14 +237,15 @@ class Router:
     def _answered(self, asked: Asked, chosen: Chosen) -> Decision:
         request, route, headers = asked.request, asked.route, asked.headers
         pool, new_body = chosen.pool, asked.new_body
-        key = (chosen.order, request.stream)
+        order = chosen.order[:1] if chosen.tried_once else chosen.order
+        key = (order, request.stream, chosen.pinned, chosen.tried_once)
         answer = pool.answers.get(key)
         if answer is None:
             if len(pool.answers) >= MAX_ANSWERS:
                 pool.answers.clear()
             answer = pool.answers[key] = self._answer("request_body", route, pool, key)
         if new_body is not None:
-            answer += Answers.new_body(new_body)
+            answer = b"".join((answer, *Answers.new_body(new_body)))
         token = self.settings.debug_token
         if token is not None and compare_digest(
             headers.headers.get(DEBUG_HEADER, "").encode(), token.encode()
@@ -160,14 +258,18 @@ class Router:
             partial(self._answer, "request_trailers", route, pool, key),
         )
 
-    def _answer(self, field: str, route: Route, pool: Pool, key: tuple[tuple[int, ...], bool]) -> bytes:
-        order, stream = key
+    def _answer(self, field: str, route: Route, pool: Pool, key: AnswerKey) -> bytes:
+        order, stream, pinned, tried_once = key
         endpoints = tuple(pool.keys[row] for row in order)
-        if len(endpoints) == 1:
-            endpoints *= 2  # one more try at the only one: its connection may have been stale
+        if (len(endpoints) == 1 or pinned) and not tried_once:
+            endpoints = (endpoints[0], *endpoints)  # once more: its connection may have been stale
+        most = len(endpoints) - 1
+        headers = [self._timeout(stream), (_MAX_RETRIES, str(most if pinned else min(MAX_RETRIES, most)))]
+        if pinned:
+            headers.append(_RETRY_ON)
+        return self._answers.decision(field, endpoints, route.cluster, tuple(headers))
+
+    def _timeout(self, stream: bool) -> tuple[str, str]:
         if stream:
-            timeout = (_TRY_TIMEOUT, str(math.ceil(self.settings.first_byte_timeout_s * 1000)))
-        else:
-            timeout = (_RQ_TIMEOUT, str(math.ceil(self.settings.timeout_s * 1000)))
-        retries = (_MAX_RETRIES, str(len(endpoints) - 1))
-        return self._answers.decision(field, endpoints, route.cluster, (timeout, retries))
+            return _TRY_TIMEOUT, str(math.ceil(self.settings.first_byte_timeout_s * 1000))
+        return _RQ_TIMEOUT, str(math.ceil(self.settings.timeout_s * 1000))

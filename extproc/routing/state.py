@@ -9,15 +9,18 @@ from typing import Final
 
 from extproc.choosing.learning import Learner
 from extproc.choosing.snapshots import Engines as EnginesView
-from extproc.health.tracker import HealthTracker
+from extproc.health.poison import Poison
+from extproc.health.tracker import HealthTracker, Transition
 from extproc.observing.metrics import Metrics
 from extproc.observing.records import Ended, Outcome, RecordRing
 from extproc.predicting.predictor import Predictor
 from extproc.routing.caches import Caches
 from extproc.routing.endpoint_stats import EndpointStatsTable
 from extproc.routing.engines import Engines
+from extproc.routing.homes import Homes
 from extproc.routing.inflight import Inflight, InflightTable
 from metadata_center.load import LoadTable
+from metadata_center.sharing.messages import RESPONSES_MARK
 from metadata_center.types import EndpointKey, RequestId
 
 LINGER_S: Final = 1.0
@@ -25,6 +28,10 @@ LINGER_S: Final = 1.0
 
 MAX_LINGERING: Final = 16_384
 """A second's worth of what a worker can serve, ten times over; beyond it the oldest linger no longer."""
+
+
+def _tell_nobody(_transition: Transition) -> None:
+    """Nobody watches."""
 
 
 def _share_nothing(_endpoint: EndpointKey, _blocks: list[int]) -> None:
@@ -60,6 +67,7 @@ class State:
         engines: What is known of engines beside their load.
         endpoints: Totals per endpoint.
         metrics: Counters.
+        homes: Where stored responses live.
         share: Tells the other workers and gateways what an endpoint has cached.
         placing: Processes that place requests on these endpoints, of all gateways, this one included.
         freed: Called when room was freed at an endpoint.
@@ -67,6 +75,8 @@ class State:
         load_age_s: How old the news of other gateways' load is at a given monotonic time.
         configured_s: Monotonic time of the configuration in force.
         health_changed_s: Monotonic time of the last change of health.
+        poison: Requests that several endpoints failed at.
+        on_transition: Told when a first token changed an endpoint's health.
     """
 
     load: LoadTable
@@ -79,6 +89,7 @@ class State:
     inflight: InflightTable = field(default_factory=InflightTable)
     engines: Engines = field(default_factory=Engines)
     endpoints: EndpointStatsTable = field(default_factory=EndpointStatsTable)
+    homes: Homes = field(default_factory=Homes)
     share: Callable[[EndpointKey, list[int]], None] = _share_nothing
     placing: Callable[[], int] = _alone
     freed: Callable[[], None] = _nobody_waits
@@ -86,6 +97,8 @@ class State:
     learner: Learner = field(init=False)
     configured_s: float = 0.0
     health_changed_s: float = 0.0
+    poison: Poison = field(default_factory=Poison)
+    on_transition: Callable[[Transition], None] = _tell_nobody
 
     def __post_init__(self) -> None:
         self.learner = Learner(self.predictor)
@@ -160,6 +173,8 @@ class State:
         inflight.first_token_s = now_s
         self.prefill_ended(inflight.endpoint, now_s)
         inflight.first_byte_is_token = not late
+        for transition in self.health.alive(inflight.endpoint, inflight.served_model, now_s):
+            self.on_transition(transition)
         self.load.release_prefill(request_id)
         self.record_cached(inflight)
         answer = inflight.first_token(now_s - inflight.decided_s)
@@ -191,6 +206,22 @@ class State:
         if inflight.prior_use is None and self.health.state(inflight.endpoint) is not None:
             inflight.prior_use = self.caches.history.record(inflight.endpoint, inflight.blocks)
             self.share(inflight.endpoint, inflight.blocks)
+
+    def answer_named(self, request_id: RequestId, key: int, now_s: float) -> None:
+        """The answer to a request is the response of that key: it lives where the request is served."""
+        inflight = self.inflight.get(request_id)
+        if inflight is not None:
+            inflight.response = key
+            self.settle(key, inflight.endpoint, now_s)
+            return
+        record = self.records.get(request_id)  # a short answer's end may be told before its head
+        if record is not None and record.outcome is not None and record.outcome.endpoint is not None:
+            self.settle(key, record.outcome.endpoint, now_s)
+
+    def settle(self, key: int, endpoint: EndpointKey, now_s: float) -> None:
+        """A response or a conversation lives there; the other workers and gateways are told."""
+        if self.homes.learn(key, endpoint, now_s):
+            self.share(endpoint, [RESPONSES_MARK, key])
 
     def data_age_s(self, now_s: float) -> Mapping[str, float]:
         """How old each input of a decision is; this worker's own books are always current."""

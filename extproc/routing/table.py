@@ -10,19 +10,31 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
-from urllib.parse import unquote
 
 import orjson
 
 from extproc.errors import Reason, RouterError
-from extproc.protocol.machine import NEED_BODY, Answer, PassTo, Refuse, RequestHeaders, Verdict
+from extproc.protocol.machine import (
+    NEED_BODY,
+    NEED_BODY_AND_HEAD,
+    Answer,
+    PassTo,
+    Refuse,
+    RequestHeaders,
+    Verdict,
+)
 from extproc.request.parse import operation_of
+from extproc.request.paths import as_engines_read, is_admin, loosest
+from extproc.request.responses import Named, named_in
 from extproc.request.rules import RuleTable
-from extproc.types import Endpoint
+from extproc.types import Endpoint, Operation
 from metadata_center.types import EndpointKey
 
 HARDWARE_LABEL: Final = "hardware"
 """Endpoints of a cluster with different values of this label have latency models of their own."""
+
+AnswerKey = tuple[tuple[int, ...], bool, bool, bool]
+"""What a serialised answer depends on: the order of rows; streamed, pinned, tried once only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +49,8 @@ class Pool:
         hardware: What each key runs on, by its label `hardware`; one value if all run on the same, empty if
             no endpoint of the cluster has the label.
         filtered: Endpoints left out, each with the reason.
-        answers: Serialised answers by (order of rows, streamed); kept by the router as long as the pool.
+        on_trial: Endpoints that are doubted and may have one request.
+        answers: Serialised answers; kept by the router as long as the pool.
     """
 
     keys: tuple[EndpointKey, ...]
@@ -46,11 +59,19 @@ class Pool:
     weights: tuple[float, ...]
     hardware: tuple[str, ...] = ()
     filtered: tuple[tuple[EndpointKey, str], ...] = ()
-    answers: dict[tuple[tuple[int, ...], bool], bytes] = field(default_factory=dict)
+    answers: dict[AnswerKey, bytes] = field(default_factory=dict)
+    on_trial: frozenset[EndpointKey] = frozenset()
 
     def groups_of(self, group: str) -> tuple[str, ...]:
         """Endpoints that perform alike, within a route's group: one name for all rows, or one per row."""
         return tuple(f"{group}/{kind}" if kind else group for kind in self.hardware) or (group,)
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieve(Verdict):
+    """It is about a stored response, which one endpoint has: whoever knows which says where it goes."""
+
+    named: Named
 
 
 class RoutingTable:
@@ -61,6 +82,7 @@ class RoutingTable:
         clusters: Endpoints by cluster name.
         models: Names listed by `/v1/models`, with the time they were configured.
         default_cluster: Where requests go that are no inference; None refuses them with 404.
+        admin_paths: Engines' admin paths that may go there too.
         allowed_fields: Body fields that clients may steer by.
         slots_of: Where endpoints are counted.
         loaded_unix_s: When this configuration was loaded; `created` of every listed model.
@@ -75,11 +97,13 @@ class RoutingTable:
         allowed_fields: frozenset[str],
         slots_of: Callable[[Sequence[EndpointKey]], tuple[int, ...]],
         loaded_unix_s: float,
+        admin_paths: frozenset[str] = frozenset(),
     ) -> None:
         self.rules = rules
         self.clusters = {name: tuple(endpoints) for name, endpoints in clusters.items()}
         self.allowed_fields = allowed_fields
         self._default_cluster = default_cluster
+        self._admin_paths = admin_paths
         self._slots_of = slots_of
         self._model_list = {
             name: {"id": name, "object": "model", "created": int(loaded_unix_s), "owned_by": "tokenway"}
@@ -88,7 +112,11 @@ class RoutingTable:
         self._models_body = orjson.dumps({"object": "list", "data": list(self._model_list.values())})
 
     def pool(
-        self, cluster: str, subset: Mapping[str, str], why_not: Callable[[EndpointKey], str | None]
+        self,
+        cluster: str,
+        subset: Mapping[str, str],
+        why_not: Callable[[EndpointKey], str | None],
+        on_trial: frozenset[EndpointKey] = frozenset(),
     ) -> Pool:
         """The endpoints of `cluster` that carry all labels of `subset` and are available.
 
@@ -96,6 +124,7 @@ class RoutingTable:
             cluster: An unknown name gives an empty pool.
             subset: Required labels.
             why_not: None if the endpoint may be chosen, else the reason it may not.
+            on_trial: Kept with the pool.
         """
         keys: list[EndpointKey] = []
         weights: list[float] = []
@@ -115,25 +144,52 @@ class RoutingTable:
         rows = {key: row for row, key in enumerate(keys)}
         is_labelled = any(HARDWARE_LABEL in each.labels for each in self.clusters.get(cluster, ()))
         kinds = tuple(hardware if len(set(hardware)) > 1 else hardware[:1]) if is_labelled else ()
-        return Pool(tuple(keys), rows, self._slots_of(keys), tuple(weights), kinds, tuple(filtered))
+        return Pool(
+            tuple(keys), rows, self._slots_of(keys), tuple(weights), kinds, tuple(filtered), on_trial=on_trial
+        )
+
+    def serves(self, cluster: str, subset: Mapping[str, str], key: EndpointKey) -> bool:
+        """Is that endpoint of `cluster` configured, with all labels of `subset`? Whatever its health."""
+        return any(
+            endpoint.key == key and all(endpoint.labels.get(name) == value for name, value in subset.items())
+            for endpoint in self.clusters.get(cluster, ())
+        )
 
     def judge(self, request: RequestHeaders) -> Verdict:
         """What the request line alone decides."""
-        if request.method == "POST" and operation_of(request.path) is not None:
-            return NEED_BODY
-        path = request.path.partition("?")[0]
-        if operation_of(path) is not None:
+        operation = operation_of(request.path)
+        if operation is not None and request.method == "POST":
+            return NEED_BODY_AND_HEAD if operation is Operation.RESPONSES else NEED_BODY
+        path = as_engines_read(request.path)
+        if operation is not None:
             error = f"{path} takes POST, not {request.method}."
             return Refuse(RouterError(Reason.METHOD_NOT_ALLOWED, error, param="method"))
-        if request.method == "GET" and path.rstrip("/") == "/v1/models":
+        named = named_in(request.path)
+        if named is not None:
+            if request.method in named.methods:
+                return Retrieve(named)
+            takes = " and ".join(named.methods)
+            error = f"This path takes {takes}, not {request.method}."
+            return Refuse(RouterError(Reason.METHOD_NOT_ALLOWED, error, param="method"))
+        if request.method == "GET" and path == "/v1/models":
             return Answer(200, self._models_body)
         if request.method == "GET" and path.startswith("/v1/models/"):
-            model = self._model_list.get(unquote(path.removeprefix("/v1/models/")))
+            model = self._model_list.get(path.removeprefix("/v1/models/"))
             if model is not None:
                 return Answer(200, orjson.dumps(model))
             return Refuse(
                 RouterError(Reason.MODEL_NOT_FOUND, "This model is not served here.", param="model")
             )
-        if self._default_cluster is not None:
+        if self._default_cluster is not None and self._may_pass(request.path):
             return PassTo(self._default_cluster)
         return Refuse(RouterError(Reason.UNKNOWN_PATH, "Nothing is served at this path."))
+
+    def _may_pass(self, path: str) -> bool:
+        """True if nobody behind us could take `path` for inference or an engine's administration.
+
+        Inference in a spelling of its own would pass unread: neither sanitised nor counted.
+        """
+        could_be = loosest(path)
+        if could_be is None or operation_of(could_be) is not None:
+            return False
+        return not is_admin(could_be, self._admin_paths)

@@ -159,16 +159,21 @@ class WaitingRoom(Generic[D]):
         return counts
 
     def admit(self, asked: Asked, parked: Parked) -> Deferred:
+        """Let a request wait; its answer, and how long Envoy has to wait for it."""
+        promise = self.promise(asked, parked)
+        return Deferred(promise, parked.later.wait.until_s - self._clock() + _PATIENCE_S)
+
+    def promise(self, asked: Asked, parked: Parked) -> Any:
         """Let a request wait; the promise of its answer."""
         promise: Promise = self._loop().create_future()
-        held = _Held(asked, parked, promise, len(asked.request.prompt) + len(asked.new_body or b""))
+        held = _Held(asked, parked, promise, len(asked.request.prompt) + sum(map(len, asked.new_body or ())))
         self._held[parked.ticket] = held
         self._num_bytes += held.num_bytes
         promise.add_done_callback(lambda _: self._left(held))
         self._metrics.held(asked.route.model, parked.later.reason)
         now_s = self._clock()
         self._wake_at(now_s + POLL_S, now_s)
-        return Deferred(promise, parked.later.wait.until_s - now_s + _PATIENCE_S)
+        return promise
 
     def wake(self) -> None:
         """Room may have been freed."""

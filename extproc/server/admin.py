@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import socket
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +13,8 @@ from aiohttp import web
 
 from extproc.observing.explain import to_json
 from extproc.routing.state import State
+from extproc.server.run_dir import closed_to_others
+from metadata_center.http_callers import is_loopback, refusal
 from metadata_center.types import RequestId
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -21,8 +25,14 @@ _MAX_LAST = 500
 
 def json_response(body: object, status: int = 200) -> web.Response:
     """An answer in JSON."""
+    try:
+        data = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+    except (
+        TypeError
+    ):  # an integer of over 64 bits: all are bounded where they come from, an operator must see
+        data = json.dumps(body, default=str).encode()
     return web.Response(
-        body=orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY),
+        body=data,
         status=status,
         content_type="application/json",
     )
@@ -50,9 +60,47 @@ class AdminSurface(Protocol):
         """GET /explain/{request_id}."""
 
 
-def application(surface: AdminSurface) -> web.Application:
-    """The admin port's paths."""
-    app = web.Application()
+def last_asked_for(request: web.Request) -> int | None:
+    """`last=N` of a request, 1 if it is left out; None if it is no number of records."""
+    text = request.query.get("last", "1")
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(_MAX_LAST))):
+        return None
+    return int(text) if 1 <= int(text) <= _MAX_LAST else None
+
+
+def refuse_last() -> web.Response:
+    """The answer to a `last` that is none."""
+    return json_response({"error": f"last must be 1..{_MAX_LAST}"}, 400)
+
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def application(surface: AdminSurface, address: str | None = None) -> web.Application:
+    """The admin port's paths, for programs and not for web pages (`metadata_center.http_callers`).
+
+    Args:
+        surface: Who answers.
+        address: The IP address that is listened on; None is a Unix socket.
+    """
+
+    @web.middleware
+    async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+        transport = request.transport
+        ours = None if transport is None else transport.get_extra_info("sockname")
+        if isinstance(ours, tuple):
+            why_not = refusal(
+                request.headers.getall("Host", []),
+                request.headers.getall("Origin", []),
+                request.headers.get("Sec-Fetch-Site"),
+                reached=ours[0],
+                only_loopback=address is not None and is_loopback(address),
+            )
+            if why_not is not None:
+                return json_response({"error": why_not}, 403)
+        return await handler(request)
+
+    app = web.Application(middlewares=[guarded])
     app.router.add_get("/metrics", surface.metrics)
     app.router.add_get("/healthz", surface.healthz)
     app.router.add_get("/readyz", surface.readyz)
@@ -88,7 +136,7 @@ class Admin:
 
     async def start_tcp(self, address: str, port: int) -> None:
         """Listen on a TCP port; 0 picks one, see `port`."""
-        runner = await self._start()
+        runner = await self._start(address)
         site = web.TCPSite(runner, address, port)
         await site.start()
         self.port = runner.addresses[0][1]
@@ -96,15 +144,19 @@ class Admin:
     async def start_unix(self, path: Path) -> None:
         """Listen on a Unix socket, for the supervisor."""
         path.unlink(missing_ok=True)  # noqa: ASYNC240 - once, at the start
-        await web.UnixSite(await self._start(), str(path)).start()
+        runner = await self._start(None)
+        listening = socket.socket(socket.AF_UNIX)
+        with closed_to_others():
+            listening.bind(str(path))
+        await web.SockSite(runner, listening).start()
 
     async def stop(self) -> None:
         """Close the port."""
         if self._runner is not None:
             await self._runner.cleanup()
 
-    async def _start(self) -> web.AppRunner:
-        app = application(self)
+    async def _start(self, address: str | None) -> web.AppRunner:
+        app = application(self, address)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
         return self._runner
@@ -128,10 +180,10 @@ class Admin:
 
     async def last(self, request: web.Request) -> web.Response:
         """The most recent decision records, newest first."""
-        text = request.query.get("last", "1")
-        if not text.isdigit() or not 1 <= int(text) <= _MAX_LAST:
-            return json_response({"error": f"last must be 1..{_MAX_LAST}"}, 400)
-        return json_response({"records": [to_json(record) for record in self._state.records.last(int(text))]})
+        count = last_asked_for(request)
+        if count is None:
+            return refuse_last()
+        return json_response({"records": [to_json(record) for record in self._state.records.last(count)]})
 
     async def explain(self, request: web.Request) -> web.Response:
         """One decision record, or 404."""

@@ -96,6 +96,7 @@ class Announcements:
         self._announced = announced
         self._wall_clock = wall_clock
         self._settings = KvEvents()
+        self.tls: Mapping[EndpointKey, Mapping[str, Any]] = {}
         self._subscriber = KvEventSubscriber(
             on_batch=self._batch, on_clear=self._clear, on_state=self._state_changed, clock=clock
         )
@@ -228,7 +229,10 @@ class Announcements:
         pause_s = _FIRST_RETRY_S
         while True:
             known = self._known[key]
-            problem = await self._learn(known, session)
+            try:
+                problem = await self._learn(known, session)
+            except Exception as error:  # whatever an engine answered that no code foresaw: asked again later
+                problem = f"its answers: {type(error).__name__}"
             if problem is None:
                 self._problems.pop(key, None)
                 return
@@ -249,7 +253,12 @@ class Announcements:
             self._unfollow([key])
             return "it publishes no events"
         verdict = await check_engine(
-            session, f"http://{key}", known.model, self._renderings[known.space], self._wall_clock()
+            session,
+            f"{'https' if key in self.tls else 'http'}://{key}",
+            known.model,
+            self._renderings[known.space],
+            self._wall_clock(),
+            tls=self.tls.get(key),
         )
         before = self._verdicts.get(key)
         if before is None or before.reasons != verdict.reasons:
@@ -268,7 +277,11 @@ class Announcements:
     async def _sources_of(self, endpoint: Endpoint, session: aiohttp.ClientSession) -> tuple[Source, ...]:
         written = endpoint.metadata.get(EVENTS_METADATA)
         if written is None:
-            return tuple(await discover(session, endpoint.key, listen=self._settings.listen))
+            return tuple(
+                await discover(
+                    session, endpoint.key, listen=self._settings.listen, tls=self.tls.get(endpoint.key)
+                )
+            )
         return tuple(
             configured(
                 endpoint.key,

@@ -5,19 +5,23 @@ Rules:
        again every `RECONNECT_S`.
     2. A peer's queue is bounded by `MAX_QUEUED_BYTES`; what does not fit is dropped and counted: a lost
        ending is made good by its lease, a lost block by the next request that records it.
-    3. Frames are length-prefixed pickles of our own frozen values, on a socket only this user may open.
+    3. Frames are length-prefixed MessagePack of the types below and no others, on a socket that only this
+       user may ever open; whoever sends anything else is hung up on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import pickle
+import socket
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from extproc.accesslog.entries import Entry
+import msgspec
+
+from extproc.accesslog.entries import AttemptFailed, AttemptStarted, Entry, RequestAlive, RequestEnd
+from extproc.server.run_dir import closed_to_others
 from metadata_center.types import EndpointKey
 
 RECONNECT_S = 0.2
@@ -28,7 +32,44 @@ MAX_FRAME_BYTES = 4 * 1024 * 1024
 
 _LENGTH = struct.Struct("<I")
 
-Frame = tuple[str, object]
+
+class _Ended(msgspec.Struct, tag="end", array_like=True, frozen=True):
+    entry: RequestEnd
+
+
+class _Alive(msgspec.Struct, tag="alive", array_like=True, frozen=True):
+    entry: RequestAlive
+
+
+class _Started(msgspec.Struct, tag="started", array_like=True, frozen=True):
+    entry: AttemptStarted
+
+
+class _Failed(msgspec.Struct, tag="failed", array_like=True, frozen=True):
+    entry: AttemptFailed
+
+
+class _Cached(msgspec.Struct, tag="cached", array_like=True, frozen=True):
+    endpoint: EndpointKey
+    blocks: list[int]
+
+
+Frame = _Ended | _Alive | _Started | _Failed | _Cached
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(Frame)
+
+
+def _frame(entry: Entry) -> Frame:
+    match entry:
+        case RequestEnd():
+            return _Ended(entry)
+        case RequestAlive():
+            return _Alive(entry)
+        case AttemptStarted():
+            return _Started(entry)
+        case AttemptFailed():
+            return _Failed(entry)
 
 
 class Bus:
@@ -60,6 +101,8 @@ class Bus:
         self._server: asyncio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.dropped = 0
+        self.on_connected: Callable[[int], None] = lambda _peer: None
+        """Called when a peer can be told something, for the first time or again."""
 
     def _path(self, index: int) -> Path:
         return self._run_dir / f"bus{index}.sock"
@@ -68,8 +111,10 @@ class Bus:
         """Listen, and keep connecting to the others."""
         path = self._path(self._index)
         path.unlink(missing_ok=True)
-        self._server = await asyncio.start_unix_server(self._serve, path)
-        path.chmod(0o600)
+        listening = socket.socket(socket.AF_UNIX)
+        with closed_to_others():
+            listening.bind(str(path))
+        self._server = await asyncio.start_unix_server(self._serve, sock=listening)
         self._tasks = [asyncio.create_task(self._keep_connected(peer)) for peer in self._peers]
 
     async def stop(self) -> None:
@@ -87,21 +132,27 @@ class Bus:
     def hand_over(self, owner: str, entry: Entry) -> bool:
         """Send the entry to the worker named `owner` (`index.incarnation`); False if there is none such."""
         index, _, _ = owner.partition(".")
-        return index.isdigit() and int(index) in self._peers and self._send(int(index), ("entry", entry))
+        return index.isdigit() and int(index) in self._peers and self._send(int(index), _frame(entry))
 
     def tell_all(self, entry: Entry) -> None:
         """Send the entry to every other worker."""
+        frame = _frame(entry)
         for peer in self._peers:
-            self._send(peer, ("entry", entry))
+            self._send(peer, frame)
 
     def share(self, endpoint: EndpointKey, blocks: Sequence[int]) -> None:
         """Tell every other worker that `endpoint` has `blocks` cached."""
+        frame = _Cached(endpoint, list(blocks))
         for peer in self._peers:
-            self._send(peer, ("cached", (endpoint, list(blocks))))
+            self._send(peer, frame)
+
+    def share_with(self, peer: int, endpoint: EndpointKey, blocks: Sequence[int]) -> None:
+        """Tell one worker the same."""
+        self._send(peer, _Cached(endpoint, list(blocks)))
 
     def _send(self, peer: int, frame: Frame) -> bool:
         writer = self._writers.get(peer)
-        payload = pickle.dumps(frame, protocol=pickle.HIGHEST_PROTOCOL)
+        payload = _ENCODER.encode(frame)
         if (
             writer is None
             or len(payload) > MAX_FRAME_BYTES
@@ -120,6 +171,7 @@ class Bus:
                 await asyncio.sleep(RECONNECT_S)
                 continue
             self._writers[peer] = writer
+            self.on_connected(peer)
             with contextlib.suppress(OSError):
                 await reader.read()  # nothing is ever sent back: this returns when the peer is gone
             self._writers.pop(peer).close()
@@ -131,13 +183,12 @@ class Bus:
                 (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
                 if length > MAX_FRAME_BYTES:
                     return
-                kind, content = pickle.loads(await reader.readexactly(length))  # noqa: S301 - rule 3
-                if kind == "entry":
-                    self._on_entry(content)
+                frame = _DECODER.decode(await reader.readexactly(length))
+                if isinstance(frame, _Cached):
+                    self._on_cached(frame.endpoint, frame.blocks)
                 else:
-                    endpoint, blocks = content
-                    self._on_cached(endpoint, blocks)
-        except (asyncio.IncompleteReadError, ConnectionError):
+                    self._on_entry(frame.entry)
+        except (asyncio.IncompleteReadError, ConnectionError, msgspec.MsgspecError):
             return
         finally:
             self._served.discard(writer)

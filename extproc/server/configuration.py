@@ -1,18 +1,34 @@
-"""The configuration in force: read, watched, resolved again, handed on only when good as a whole."""
+"""The configuration in force: files and host names watched, what `discovery.following` decides carried out.
+
+Rules:
+    1. All decisions are `Following`'s. Here are its eyes (files, the resolver, the clock) and its hands.
+    2. Watched are the files that the last reading needed, good or not: a clusters file that is missing is
+       taken when it comes.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from extproc.config.loading import clusters_path, load_all
-from extproc.config.reload import FileWatcher
+from extproc.config.loading import read_all, read_file
+from extproc.config.reload import FileWatcher, Look, look
 from extproc.config.schema import Config
-from extproc.discovery.clusters import ClusterSpec
-from extproc.discovery.resolve import Resolution, ResolveError, resolve
+from extproc.discovery.following import (
+    Apply,
+    Effect,
+    Following,
+    LookUp,
+    NameAnswers,
+    NameFailed,
+    Refused,
+    Version,
+)
+from extproc.discovery.resolution import Resolution
+from extproc.discovery.resolve import ResolveError, addresses_of
 from extproc.errors import ConfigError
 from extproc.observing.metrics import Metrics
 
@@ -20,6 +36,13 @@ _log = logging.getLogger("tokenway.configuration")
 
 RESOLVE_INTERVAL_S = 5.0
 """Host names are looked up again this often (AIGW's DNS interval)."""
+
+WAIT_S = 1.2
+"""A change waits this long for names that are new; with two looks at the files it is in force within 2 s."""
+
+LOOK_UP_S = 30.0
+"""Bound on a look-up: glibc asks three name servers twice, 5 s each (resolv.conf(5)). Nothing waits for it:
+an answer that comes late is taken when it comes."""
 
 
 class Configuration:
@@ -38,83 +61,145 @@ class Configuration:
         self._path = path
         self._metrics = metrics
         self._apply = apply
-        self.current, self._specs = load_all(path)
-        self._watched = self._files(self.current)
-        self._watcher = FileWatcher(self._watched, self._reload)
-        self._resolution = Resolution({}, has_host_names=False)
+        self._following = Following(interval_s=RESOLVE_INTERVAL_S, wait_s=WAIT_S)
+        self._looks: dict[Path, Look] = {}
+        self._first = self._read(is_first=True)
+        if isinstance(self._first, Refused):
+            raise ConfigError(self._first.path, list(self._first.problems))
+        self.current = self._first.config
+        self._watcher = FileWatcher(self._looks, self.reload)
+        self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._applied: asyncio.Future[None] | None = None
 
     async def start(self) -> None:
-        """Apply what was read and watch from now on.
-
-        Raises:
-            ResolveError: A host name cannot be resolved.
-        """
-        self._take(self.current, self._specs, await resolve(self._specs))
-        self._reload()  # what changed between reading and watching
+        """Apply what was read, with the host names that resolve within `WAIT_S`; follow from now on."""
+        self._applied = asyncio.get_running_loop().create_future()
+        self._carry_out(self._following.read(self._first, time.monotonic()))
+        await self._applied
         self._watcher.start()
-        self._spawn(self._resolve_again(), "resolve")
 
     async def stop(self) -> None:
-        """Watch no more."""
+        """Follow no more."""
         await self._watcher.stop()
+        if self._timer is not None:
+            self._timer.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _files(self, config: Config) -> list[Path]:
-        return (
-            [self._path] if self._path.suffix == ".json" else [self._path, clusters_path(config, self._path)]
-        )
+    def reload(self) -> None:
+        """Read the files and look all host names up, whether anything changed or not."""
+        if self._applied is None or not self._applied.done():
+            return  # the start reads them
+        reading = self._read(is_first=False)
+        self._watcher.watch(self._looks)
+        now_s = time.monotonic()
+        self._carry_out([*self._following.read(reading, now_s), *self._following.ask_again(now_s)])
 
-    def _spawn(self, work: Coroutine[None, None, None], name: str) -> None:
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def files(self) -> dict[str, bool]:
+        """Each file that the last reading needed, without directory: is it good?"""
+        return self._following.files()
 
-    def _reload(self) -> None:
+    def names(self) -> dict[str, bool]:
+        """Each host name in use: did its last look-up give an address?"""
+        return self._following.names()
+
+    def _read(self, *, is_first: bool) -> Version | Refused:
+        """Read the files, and keep what their paths led to before."""
+        looks: dict[Path, Look] = {}
+
+        def read(path: Path) -> str:
+            looks[path] = look(path)
+            problem = looks[path].problem
+            if problem is not None:
+                raise ConfigError(str(path), [f"cannot be read: {problem}"])
+            text = read_file(path)
+            if not text.strip() and not is_first:
+                # A new installation may begin with nothing; one in use is being written just now.
+                raise ConfigError(str(path), ["the file is empty; accepted: at least `version: 1`"])
+            return text
+
         try:
-            config, specs = load_all(self._path)
+            config, clusters = read_all(self._path, read)
         except ConfigError as error:
-            self._refuse(error.path, error.problems)
-            return
-        self._spawn(self._resolve_and_take(config, specs), "apply")
+            if len(looks) == 1:  # it does not say which clusters file: the one before
+                looks = {**self._looks, **looks}
+            self._looks = looks
+            return Refused(error.path, tuple(error.problems), Path(error.path).name, _names(looks))
+        self._looks = looks
+        return Version(config, clusters, _names(looks))
 
-    async def _resolve_and_take(self, config: Config, specs: tuple[ClusterSpec, ...]) -> None:
+    def _carry_out(self, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Apply():
+                    self._put_in_force(effect)
+                case LookUp():
+                    task = asyncio.create_task(self._look_up(effect), name="look-up")
+                    self._tasks.add(task)
+                    task.add_done_callback(self._tasks.discard)
+                case Refused():
+                    self._metrics.reload_failed(effect.file)
+                    for problem in effect.problems:
+                        _log.error("configuration refused", extra={"file": effect.path, "problem": problem})
+                case NameFailed():
+                    extra = {"host": effect.name, "cause": effect.cause, "kept": list(effect.kept)}
+                    _log.warning("host name has no address", extra=extra)
+                case NameAnswers():
+                    extra = {"host": effect.name, "addresses": list(effect.addresses)}
+                    _log.info("host name has addresses again", extra=extra)
+        self._wake()
+
+    def _put_in_force(self, effect: Apply) -> None:
+        config = effect.version.config
+        self.current = config
+        assert self._applied is not None
+        is_start = not self._applied.done()
         try:
-            resolution = await resolve(specs)
-        except ResolveError as error:
-            self._refuse(str(self._files(config)[-1]), [str(error)])
+            self._apply(config, effect.resolution)
+        except Exception as error:
+            if is_start:
+                self._applied.set_exception(error)
+                return
+            _log.exception("configuration could not be applied")
             return
-        self._take(config, specs, resolution)
-        _log.info("configuration applied", extra={"file": str(self._path)})
-        if self._files(config) != self._watched:  # another clusters_file
-            await self._watcher.stop()
-            self._watched = self._files(config)
-            self._watcher = FileWatcher(self._watched, self._reload)
-            self._watcher.start()
+        if effect.is_new:
+            for file in effect.version.files:
+                self._metrics.reloaded(file, time.time())
+        if is_start:
+            self._applied.set_result(None)
+        elif effect.is_new:
+            extra = {"file": str(self._path), "generation": effect.generation}
+            _log.info("configuration applied", extra=extra)
 
-    def _take(self, config: Config, specs: tuple[ClusterSpec, ...], resolution: Resolution) -> None:
-        self.current, self._specs, self._resolution = config, specs, resolution
-        self._apply(config, resolution)
-        for file in self._files(config):
-            self._metrics.reloaded(file.name, time.time())
+    def _wake(self) -> None:
+        """Be called when time alone changes something."""
+        if self._timer is not None:
+            self._timer.cancel()
+        next_s = self._following.next_s()
+        if next_s is not None:
+            delay_s = max(0.0, next_s - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._advance)
 
-    def _refuse(self, file: str, problems: list[str]) -> None:
-        self._metrics.reload_failed(Path(file).name)
-        for problem in problems:
-            _log.error("configuration refused", extra={"file": file, "problem": problem})
+    def _advance(self) -> None:
+        self._carry_out(self._following.advance(time.monotonic()))
 
-    async def _resolve_again(self) -> None:
-        while True:
-            await asyncio.sleep(RESOLVE_INTERVAL_S)
-            if not self._resolution.has_host_names:
-                continue
-            try:
-                resolution = await resolve(self._specs)
-            except ResolveError as error:
-                _log.warning("host names keep their addresses", extra={"problem": str(error)})
-                continue
-            if resolution != self._resolution:
-                self._resolution = resolution
-                self._apply(self.current, resolution)
+    async def _look_up(self, question: LookUp) -> None:
+        following = self._following
+        name, number = question.name, question.number
+        try:
+            addresses = await addresses_of(name, LOOK_UP_S)
+        except ResolveError as error:
+            cause = error.failures.get(name, str(error))
+            effects = following.failed(name, number, cause, time.monotonic())
+        except Exception as error:
+            _log.exception("look-up failed")
+            effects = following.failed(name, number, type(error).__name__, time.monotonic())
+        else:
+            effects = following.answered(name, number, addresses, time.monotonic())
+        self._carry_out(effects)
+
+
+def _names(looks: dict[Path, Look]) -> tuple[str, ...]:
+    return tuple(path.name for path in looks)

@@ -29,6 +29,8 @@ class Status:
         is_announcing: Does an endpoint tell what it has cached?
         held: Requests that wait here, by reason.
         workers: Processes of this gateway.
+        files: Configuration files that are needed: is each good?
+        host_names: Host names in use: has each an address?
     """
 
     def __init__(
@@ -42,6 +44,8 @@ class Status:
         is_announcing: Callable[[EndpointKey], bool],
         held: Callable[[], Mapping[HoldReason, int]],
         workers: int,
+        files: Callable[[], Mapping[str, bool]],
+        host_names: Callable[[], Mapping[str, bool]],
     ) -> None:
         self._state = state
         self._registry = registry
@@ -52,6 +56,8 @@ class Status:
         self._is_announcing = is_announcing
         self._held = held
         self._workers = workers
+        self._files = files
+        self._host_names = host_names
         self._started_s = time.monotonic()
 
     def metrics_text(self) -> bytes:
@@ -70,6 +76,9 @@ class Status:
             calibrations=list(predictor.calibrations()),
             bus_dropped=self._bus_dropped(),
             shared=self._shared(),
+            files=self._files(),
+            host_names=self._host_names(),
+            ejections_withheld=self._state.health.withheld,
         )
 
     def endpoints_json(self) -> dict[str, Any]:
@@ -82,6 +91,7 @@ class Status:
                     "cluster": row.cluster,
                     "state": state.health.state(row.key),
                     "reason": state.health.reason(row.key),
+                    "doubted_for": state.health.doubts_of(row.key),
                     "requests": row.requests,
                     "prefill_tokens": row.prefill_tokens,
                     "context_tokens": row.context_tokens,
@@ -115,6 +125,7 @@ class Status:
                 capacity_blocks=state.caches.history.capacity(endpoint.key),
                 ttft_ewma_s=state.endpoints[endpoint.key].ttft_ewma_s,
                 announcing=self._is_announcing(endpoint.key),
+                doubted=len(state.health.doubts_of(endpoint.key)),
             )
             for i, endpoint in enumerate(endpoints)
         ]

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import sys
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import orjson
 from aiohttp import web
+from yarl import URL
 
 from extproc.config.loading import load_all
 from extproc.observing.merge import merge
-from extproc.server.admin import METRICS_TYPE, application, json_response
+from extproc.server.admin import (
+    METRICS_TYPE,
+    application,
+    json_response,
+    last_asked_for,
+    refuse_last,
+)
+from extproc.server.modules import python_module
+from extproc.server.run_dir import lock, prepare, run_dir
 from extproc.server.worker import COUNTERS_FILE, admin_path
 from metadata_center import shared_counters
 
@@ -31,6 +43,19 @@ STEADY_S = 30.0
 _ASK_TIMEOUT = aiohttp.ClientTimeout(total=2.0)
 
 
+@contextlib.contextmanager
+def _hangup_held_back() -> Iterator[None]:
+    """A process started in the block hears of SIGHUP once it unblocks it: the signal kills who is not ready.
+
+    The mask is inherited. Ours is restored, and what was held back comes then. One block at a time.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Supervisor:
     """Owns the worker processes.
 
@@ -44,22 +69,30 @@ class Supervisor:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._config, _ = load_all(path)
-        self._run_dir = Path(self._config.server.run_dir)
+        self._run_dir = run_dir(self._config.server)
+        self._lock = contextlib.ExitStack()
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._keepers: list[asyncio.Task[None]] = []
         self._runner: web.AppRunner | None = None
         self._stopping = False
+        self._spawning = asyncio.Lock()
 
     async def start(self) -> None:
-        """Start all workers and the admin port."""
+        """Start all workers and the admin port.
+
+        Raises:
+            ConfigError: The run directory cannot be used.
+            OSError: The admin port cannot be opened.
+        """
         workers = self._config.server.workers
-        self._run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        prepare(self._run_dir)
+        self._lock.enter_context(lock(self._run_dir))
         shared_counters.create(self._run_dir / COUNTERS_FILE, workers)
         self._keepers = [asyncio.create_task(self._keep(index)) for index in range(workers)]
-        app = application(self)
+        admin = self._config.server.admin
+        app = application(self, admin.address)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
-        admin = self._config.server.admin
         await web.TCPSite(self._runner, admin.address, admin.port).start()
 
     async def stop(self) -> None:
@@ -71,15 +104,24 @@ class Supervisor:
         await asyncio.gather(*self._keepers)
         if self._runner is not None:
             await self._runner.cleanup()
+        self._lock.close()
+
+    def reload(self) -> None:
+        """Have all workers read the configuration and look host names up now."""
+        for process in self._processes.values():
+            if process.returncode is None:
+                process.send_signal(signal.SIGHUP)
 
     async def _keep(self, index: int) -> None:
         delay_s = RESTART_DELAY_S
         loop = asyncio.get_running_loop()
         while not self._stopping:
             started_s = loop.time()
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "extproc.cli.main", "worker", str(self._path), str(index)
-            )
+            async with self._spawning:
+                with _hangup_held_back():
+                    process = await asyncio.create_subprocess_exec(
+                        *python_module("extproc.cli.main", "worker", str(self._path), str(index))
+                    )
             self._processes[index] = process
             status = await process.wait()
             if self._stopping:
@@ -100,7 +142,7 @@ class Supervisor:
             try:
                 async with (
                     aiohttp.ClientSession(connector=connector, timeout=_ASK_TIMEOUT) as session,
-                    session.get(f"http://worker{target}") as response,
+                    session.get(URL(f"http://worker{target}", encoded=True)) as response,
                 ):
                     return response.status, await response.read()
             except (aiohttp.ClientError, TimeoutError, OSError):
@@ -149,21 +191,20 @@ class Supervisor:
 
     async def last(self, request: web.Request) -> web.Response:
         """The most recent decision records, newest first."""
-        answers = await self._ask(f"/explain?{request.query_string}")
-        refused = [body for status, body in answers.values() if status != 200]
-        if refused or not answers:
-            return web.Response(
-                body=refused[0] if refused else b"",
-                status=400 if refused else 503,
-                content_type="application/json",
-            )
-        records = [record for _, body in answers.values() for record in orjson.loads(body)["records"]]
+        count = last_asked_for(request)
+        if count is None:
+            return refuse_last()
+        answers = await self._ask(f"/explain?last={count}")
+        bodies = [orjson.loads(body) for status, body in answers.values() if status == 200]
+        if not bodies:
+            return json_response({"error": "no worker answers"}, 503)
+        records = [record for body in bodies for record in body["records"]]
         records.sort(key=lambda record: record["time_unix_s"], reverse=True)
-        return json_response({"records": records[: int(request.query.get("last", "1"))]})
+        return json_response({"records": records[:count]})
 
     async def explain(self, request: web.Request) -> web.Response:
         """One decision record, or 404."""
-        answers = await self._ask(f"/explain/{request.match_info['request_id']}")
+        answers = await self._ask(f"/explain/{quote(request.match_info['request_id'], safe='')}")
         for status, body in answers.values():
             if status == 200:
                 return web.Response(body=body, content_type="application/json")

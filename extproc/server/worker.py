@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -17,12 +18,20 @@ from prometheus_client import CollectorRegistry
 
 from extproc.accesslog.entries import Entry
 from extproc.accesslog.service import AccessLog, Dispatcher
-from extproc.config.schema import Config
+from extproc.config.schema import Config, ListenTls
 from extproc.discovery.ads import AdsServer
-from extproc.discovery.resolve import Resolution
-from extproc.discovery.resources import ASSIGNMENT_TYPE, CLUSTER_TYPE, cluster_resources, load_assignments
+from extproc.discovery.open_models import open_models, subset_pools
+from extproc.discovery.resolution import Resolution
+from extproc.discovery.resources import (
+    ASSIGNMENT_TYPE,
+    CLUSTER_TYPE,
+    UpstreamTls,
+    cluster_resources,
+    load_assignments,
+)
+from extproc.health.failures import FailureKind
 from extproc.health.prober import Occupancy, Prober
-from extproc.health.tracker import FailureKind, HealthState, HealthTracker, Transition
+from extproc.health.tracker import HealthState, HealthTracker, Transition
 from extproc.observing.metrics import Metrics
 from extproc.observing.records import RecordRing
 from extproc.observing.request_log import MIN_KEY_CHARS, block_key
@@ -35,6 +44,7 @@ from extproc.request.rules import RuleTable
 from extproc.routing.announced import Announced
 from extproc.routing.caches import Caches
 from extproc.routing.gateway import Gateway
+from extproc.routing.homes import Homes
 from extproc.routing.outcomes import Outcomes
 from extproc.routing.router import Router
 from extproc.routing.settings import HoldSettings, RouterSettings
@@ -42,10 +52,15 @@ from extproc.routing.state import State
 from extproc.routing.table import RoutingTable
 from extproc.server.admin import Admin
 from extproc.server.announcements import Announcements
+from extproc.server.body_readers import BodyReaders
+from extproc.server.bootstrap import template, withheld
 from extproc.server.bus import Bus
 from extproc.server.configuration import Configuration
+from extproc.server.engine_tls import request_tls
+from extproc.server.run_dir import closed_to_others, lock, prepare, run_dir
 from extproc.server.sharing import member_of, transport_of
 from extproc.server.status import Status
+from extproc.server.unpacking import Unpacking
 from metadata_center.cache_map.cache_map import CacheMap
 from metadata_center.counters import Counters
 from metadata_center.load import LoadTable
@@ -72,9 +87,6 @@ ADS_TYPES = {CLUSTER_TYPE: "CDS", ASSIGNMENT_TYPE: "EDS"}
 
 COUNTERS_FILE = "load.counters"
 
-DEFAULT_CLUSTER = "tokenway-default"
-"""Where envoy/bootstrap.yaml sends what neither Tokenway nor a model name places."""
-
 _MESSAGE_OVERHEAD_BYTES = 1024 * 1024
 """Room in a gRPC message beside the body: headers, metadata."""
 
@@ -89,37 +101,43 @@ def admin_path(run_dir: Path, index: int) -> Path:
     return run_dir / f"admin{index}.sock"
 
 
+def listen_credentials(tls: ListenTls | None) -> grpc.ServerCredentials | None:
+    """Mutual TLS for gRPC; None for clear text.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    if tls is None:
+        return None
+    key, certificate, authority = (
+        Path(name).read_bytes() for name in (tls.key_file, tls.cert_file, tls.client_ca_file)
+    )
+    return grpc.ssl_server_credentials(
+        [(key, certificate)], root_certificates=authority, require_client_auth=True
+    )
+
+
 class EjectionCause(StrEnum):
-    """Why an endpoint was ejected; a metric label."""
+    """Why an endpoint was ejected, but for what failed in traffic; a metric label."""
 
     PROBE = "probe_failed"
     ASLEEP = "asleep"
-    CONNECT_FAILURE = FailureKind.CONNECT_FAILURE.value
-    RESET = FailureKind.RESET.value
-    SERVER_ERROR = FailureKind.SERVER_ERROR.value
-    FIRST_BYTE_TIMEOUT = FailureKind.FIRST_BYTE_TIMEOUT.value
 
-    @classmethod
-    def of(cls, reason: str) -> EjectionCause:
-        """The cause behind a `Transition.reason`."""
-        if reason.startswith("probe"):
-            return cls.PROBE
-        return cls(reason) if reason in {cause.value for cause in cls} else cls.ASLEEP
+
+_TRAFFIC_CAUSES = {kind.value: kind for kind in FailureKind}
+
+
+def ejection_cause(reason: str) -> EjectionCause | FailureKind:
+    """The cause behind a `Transition.reason`; a metric label."""
+    if reason.startswith("probe"):
+        return EjectionCause.PROBE
+    return _TRAFFIC_CAUSES.get(reason, EjectionCause.ASLEEP)
 
 
 def capacity_blocks(kv_tokens: int, tokens_per_byte: float, config: Config) -> int:
     """How many of our blocks a KV cache of `kv_tokens` holds."""
     blocks = int(kv_tokens / tokens_per_byte / config.request.block_bytes)
     return min(config.cache.max_blocks_per_endpoint, max(1, blocks))
-
-
-def model_clusters(config: Config) -> dict[str, str]:
-    """Where Envoy sends each model by itself: the cluster of its default rule, or else of its first."""
-    return {
-        name: next((rule.cluster for rule in model.rules if not rule.headers), model.rules[0].cluster)
-        for model_name, model in config.models.items()
-        for name in (model_name, *model.aliases)
-    }
 
 
 class Worker:
@@ -146,8 +164,9 @@ class Worker:
         self._owner = f"{index}.{secrets.token_hex(4)}"
         self._health = HealthTracker(config.health.settings())
         workers = config.server.workers if supervised else 1
-        run_dir = Path(config.server.run_dir)
-        counters = SharedCounters(run_dir / COUNTERS_FILE, index) if supervised else Counters()
+        self._run_dir = run_dir(config.server)
+        self._lock = contextlib.ExitStack()
+        counters = SharedCounters(self._run_dir / COUNTERS_FILE, index) if supervised else Counters()
         history = PrefixIndex(
             capacity_blocks(config.cache.default_kv_tokens, TokensPerByte().ratio, config),
             config.cache.max_blocks_per_endpoint,
@@ -170,19 +189,27 @@ class Worker:
             predictor=Predictor(),
             records=RecordRing(config.explain.ring_size),
             metrics=metrics,
+            homes=Homes(config.responses.max_remembered, config.responses.expiry_s),
         )
-        self._bus = Bus(run_dir, index, workers, self._take, self._cached_elsewhere) if workers > 1 else None
+        self._bus = (
+            Bus(self._run_dir, index, workers, self._take, self._cached_elsewhere) if workers > 1 else None
+        )
+        if self._bus is not None:
+            self._bus.on_connected = self._worker_came
         self._store_share = store.share
         self.state.share = self._share
         if self._sync is not None:
             self.state.load_age_s = self._sync.age_s
         if isinstance(store, SharedStore):
+            store.on_responses = self._responses_elsewhere
+            store.on_newcomer = self._gateway_came
             self.state.placing = lambda: workers + store.peers.live_members
         else:
             self.state.placing = lambda: workers
-        self._resolution = Resolution({}, has_host_names=False)
-        self._default_cluster = config.default_cluster
-        self._model_clusters = model_clusters(config)
+        self._resolution = Resolution({})
+        self._rule_headers: frozenset[str] | None = None
+        self._config = config
+        self._readers = BodyReaders()
         self._router = Router(
             self.state,
             self._table(config, self._resolution),
@@ -193,12 +220,16 @@ class Worker:
             time.time,
             self._sync.reserve if self._sync is not None and config.metadata_center.reserve else None,
             asyncio.get_running_loop,
+            self._readers,
         )
         assert self._router.waiting is not None
         self._waiting = self._router.waiting
         self.state.freed = self._waiting.wake
         self._gateway = Gateway(self._router, self.state, time.monotonic, time.time)
+        self._unpacking = Unpacking(self._gateway.decide, lambda: self._router.settings)
+        self._gateway.decide = self._unpacking.decide
         self._processor = Processor(self._gateway.judge, self._gateway, self._wants_first_chunk)
+        self.state.on_transition = self._transition
         self._outcomes = Outcomes(self.state, self._transition, self._gateway.ended)
         dispatcher = Dispatcher(
             self._owner,
@@ -229,6 +260,8 @@ class Worker:
             announced.is_announcing,
             self._waiting.by_reason,
             workers,
+            self._configuration.files,
+            self._configuration.names,
         )
         metrics.watch(status.gauges)
         self._admin = Admin(self.state, status.metrics_text, status.endpoints_json, lambda: self.ready)
@@ -240,13 +273,14 @@ class Worker:
         """Serve.
 
         Raises:
-            ResolveError: A host name of the first configuration cannot be resolved.
+            ConfigError: The run directory cannot be used.
             OSError: A socket cannot be opened.
         """
+        prepare(self._run_dir)
+        if not self._supervised:  # else the supervisor holds it
+            self._lock.enter_context(lock(self._run_dir))
         await self._configuration.start()
         config = self._configuration.current
-        run_dir = Path(config.server.run_dir)
-        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # noqa: ASYNC240 - once, at the start
         server = grpc.aio.server(
             options=[
                 (
@@ -259,12 +293,17 @@ class Worker:
         server.add_generic_rpc_handlers(
             (self._processor.handlers(), self._access_log.handlers(), self._ads.handlers())
         )
-        socket = socket_path(run_dir, self._index)
+        socket = socket_path(self._run_dir, self._index)
         socket.unlink(missing_ok=True)
-        server.add_insecure_port(f"unix:{socket}")
+        with closed_to_others():
+            server.add_insecure_port(f"unix:{socket}")
         if self._index == 0:
+            credentials = listen_credentials(config.server.listen_tls)
             for address in config.server.listen:
-                server.add_insecure_port(address)
+                if credentials is None or address.startswith("unix:"):
+                    server.add_insecure_port(address)
+                else:
+                    server.add_secure_port(address, credentials)
         if self._bus is not None:
             await self._bus.start()
         await server.start()
@@ -275,7 +314,7 @@ class Worker:
             self._sync.start()
         self._ticker = asyncio.create_task(self._tick(), name="tick")
         if self._supervised:
-            await self._admin.start_unix(admin_path(run_dir, self._index))
+            await self._admin.start_unix(admin_path(self._run_dir, self._index))
         else:
             await self._admin.start_tcp(config.server.admin.address, config.server.admin.port)
         self.ready = True
@@ -299,9 +338,11 @@ class Worker:
                 await asyncio.wait([stopping], timeout=_DRAIN_POLL_S)
             self._access_log.close()
             await stopping
+        await self._readers.close()
         if self._ticker is not None:
             self._ticker.cancel()
             await asyncio.wait([self._ticker])
+        self._unpacking.close()
         await self._configuration.stop()
         await self._prober.stop()
         await self._announcements.stop()
@@ -310,8 +351,13 @@ class Worker:
         if self._bus is not None:
             await self._bus.stop()
         await self._admin.stop()
-        socket_path(Path(server_config.run_dir), self._index).unlink(missing_ok=True)
+        socket_path(self._run_dir, self._index).unlink(missing_ok=True)
+        self._lock.close()
         _log.info("stopped")
+
+    def reload(self) -> None:
+        """Read the configuration and look host names up now."""
+        self._configuration.reload()
 
     def _store(
         self, config: Config, counters: Counters, history: PrefixIndex
@@ -348,6 +394,8 @@ class Worker:
         self._outcomes.take(entry, time.monotonic())
 
     def _cached_elsewhere(self, endpoint: EndpointKey, blocks: list[int]) -> None:
+        if self.state.homes.hear(endpoint, blocks, time.monotonic()):
+            return
         if self._health.state(endpoint) is not None:
             self.state.caches.history.record(endpoint, blocks)
 
@@ -356,6 +404,21 @@ class Worker:
         if self._bus is not None:
             self._bus.share(endpoint, blocks)
         self._store_share(endpoint, blocks)
+
+    def _responses_elsewhere(self, endpoint: EndpointKey, chain: list[int]) -> None:
+        self.state.homes.hear(endpoint, chain, time.monotonic())
+
+    def _gateway_came(self) -> None:
+        """Another gateway starts anew, or this one was away: tell all where stored responses live."""
+        for endpoint, chain in self.state.homes.told().items():
+            self._store_share(endpoint, chain)
+
+    def _worker_came(self, peer: int) -> None:
+        """A worker of this gateway starts anew: the first of the others tells it the same."""
+        assert self._bus is not None
+        if self._index == (0 if peer else 1):
+            for endpoint, chain in self.state.homes.told().items():
+                self._bus.share_with(peer, endpoint, chain)
 
     def _shared_values(self) -> Values:
         values = event_values(self._announcements.stats, self._cache_map.stats)
@@ -369,7 +432,7 @@ class Worker:
     def _transition(self, transition: Transition) -> None:
         self.state.health_changed_s = time.monotonic()
         if transition.after is HealthState.EJECTED:
-            self.state.metrics.ejected(transition.key, EjectionCause.of(transition.reason))
+            self.state.metrics.ejected(transition.key, ejection_cause(transition.reason))
         else:
             self._announcements.came_back(transition.key)
             self.state.engines.restarted(transition.key)
@@ -392,8 +455,7 @@ class Worker:
         table = self._table(config, resolution)
         before = {endpoint.key for endpoint in self._resolution.endpoints}
         self._resolution = resolution
-        self._default_cluster = config.default_cluster
-        self._model_clusters = model_clusters(config)
+        self._config = config
         self._health.settings = self._prober.settings = config.health.settings()
         keys = frozenset(endpoint.key for endpoint in resolution.endpoints)
         state = self.state
@@ -403,6 +465,10 @@ class Worker:
         self._router.settings = self._router_settings(config)
         self._gateway.log_requests = config.logging.requests
         self._gateway.block_key = self._block_key(config)
+        state.homes.max_entries = config.responses.max_remembered
+        state.homes.expiry_s = config.responses.expiry_s
+        tls = request_tls(config.engine_tls, resolution.clusters)
+        self._prober.tls = self._announcements.tls = tls
         self._prober.set_endpoints(resolution.endpoints)
         state.load.retain(keys)
         state.endpoints.retain(keys)
@@ -413,7 +479,17 @@ class Worker:
         self._announcements.configure(config, resolution.clusters, self._path.parent)
         state.metrics.configure(models=config.models, clusters=resolution.clusters, endpoints=keys)
         logging.getLogger("tokenway").setLevel(config.logging.level.upper())
+        self._tell_new_rule_headers(config.rule_headers())
         self._publish()
+
+    def _tell_new_rule_headers(self, names: frozenset[str]) -> None:
+        """A header that no rule matched at the start may be one that Envoy, set up then, does not forward."""
+        added = names - (names if self._rule_headers is None else self._rule_headers)
+        self._rule_headers = names | (self._rule_headers or frozenset())
+        withheld_headers = withheld(template(), added) if added else []
+        if withheld_headers:
+            extra = {"names": withheld_headers, "do": "tokenway bootstrap, then restart Envoy with it"}
+            _log.warning("new rules match what Envoy may not forward", extra=extra)
 
     def _table(self, config: Config, resolution: Resolution) -> RoutingTable:
         counters = self.state.load
@@ -425,6 +501,7 @@ class Worker:
             allowed_fields=frozenset(config.request.allow_fields),
             slots_of=counters.slots,
             loaded_unix_s=time.time(),
+            admin_paths=frozenset(config.default_cluster_admin_paths),
         )
 
     @staticmethod
@@ -456,13 +533,16 @@ class Worker:
         )
 
     def _publish(self) -> None:
-        clusters = dict(self._resolution.clusters)
-        default = self._default_cluster
-        if default is not None:
-            clusters[DEFAULT_CLUSTER] = clusters[default]
+        config, models = self._config, open_models(self._config)
+        clusters = {**subset_pools(models, self._resolution.clusters), **self._resolution.clusters}
         for type_url in self._ads.publish(
             {
-                CLUSTER_TYPE: cluster_resources(clusters, self._model_clusters),
+                CLUSTER_TYPE: cluster_resources(
+                    clusters,
+                    {name: rule.cluster for name, rule in models.items()},
+                    tls={name: UpstreamTls(**tls.model_dump()) for name, tls in config.engine_tls.items()},
+                    max_open_requests=config.away.max_requests_per_endpoint,
+                ),
                 ASSIGNMENT_TYPE: load_assignments(clusters, self._health.state),
             }
         ):

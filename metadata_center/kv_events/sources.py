@@ -121,6 +121,7 @@ async def discover(
     *,
     listen: Mapping[str, str] | None = None,
     timeout_s: float = TIMEOUT_S,
+    tls: Mapping[str, Any] | None = None,
 ) -> list[Source]:
     """Ask an engine where its events are: `GET /kv_event_sources`, one request.
 
@@ -130,6 +131,7 @@ async def discover(
         listen: Addresses that engines publish to at this gateway, of rank 0 -> address to bind for it:
             `{"tcp://10.0.0.9:5557": "tcp://*:5557"}`. Never connected to.
         timeout_s: For the whole answer.
+        tls: Told aiohttp with the request if the engine speaks TLS.
 
     Returns:
         Its sources by rank; none if it has no events or does not know the question (404).
@@ -139,9 +141,10 @@ async def discover(
     """
     try:
         async with session.get(
-            f"http://{endpoint}/kv_event_sources",
+            f"{'https' if tls else 'http'}://{endpoint}/kv_event_sources",
             allow_redirects=False,
             timeout=aiohttp.ClientTimeout(total=timeout_s),
+            **(tls or {}),
         ) as response:
             if response.status == HTTPStatus.NOT_FOUND:
                 return []

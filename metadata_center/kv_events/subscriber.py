@@ -4,8 +4,9 @@ Rules:
     1. Events of a source reach the callbacks exactly as its `Sequencer` orders them. Nothing is delivered for
        a source after it was removed, and its removal is itself a clear.
     2. One task at a time works, for `TURN_S` at most before the event loop gets its turn: a flood of events
-       delays other events, never requests for longer. What does not fit into ZeroMQ's queues by then is lost,
-       shows as a gap, and is replayed.
+       delays other events, never requests for longer. A large message is taken in `pieces`, with nothing else
+       of any source between them. What does not fit into ZeroMQ's queues by then is lost, shows as a gap, and
+       is replayed.
     3. Each replay has a socket of its own, so a late answer to an abandoned request goes nowhere; each source
        asks at most once in `MIN_REPLAY_INTERVAL_S`.
     4. While there is no connection to an engine its view counts as behind. A new connection may mean a new
@@ -31,9 +32,10 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
-from metadata_center.kv_events.decoding import MAX_PAYLOAD_BYTES, decode
+from metadata_center.kv_events.decoding import MAX_PAYLOAD_BYTES
 from metadata_center.kv_events.errors import DecodeError
 from metadata_center.kv_events.events import Batch
+from metadata_center.kv_events.pieces import SMALL_BYTES, pieces
 from metadata_center.kv_events.sequencing import (
     REPLAY_TIMEOUT_S,
     RETRY_S,
@@ -145,7 +147,8 @@ class KvEventSubscriber:
     """All sources of one gateway worker. `start`, `stop` and the rest belong to one event loop.
 
     Args:
-        on_batch: Called with each batch in order. The source is the authority on the rank.
+        on_batch: Called with each batch in order, a large one in parts. The source is the authority on
+            the rank.
         on_clear: Called when all that was delivered for a source no longer counts.
         on_state: Called when what a source's view is worth has changed, after the batches that changed it.
         clock: Monotonic seconds.
@@ -440,7 +443,7 @@ class KvEventSubscriber:
             if feed.closed:
                 return
             if isinstance(effect, Deliver):
-                self._deliver(feed, effect.payload)
+                await self._deliver(feed, effect.payload)
             elif isinstance(effect, Clear):
                 self._call(self._on_clear, feed.source)
             else:
@@ -464,9 +467,16 @@ class KvEventSubscriber:
             feed.told = state
             self._call(self._on_state, feed.source, state)
 
-    def _deliver(self, feed: _Feed, payload: bytes) -> None:
+    async def _deliver(self, feed: _Feed, payload: bytes) -> None:
         try:
-            batch = decode(payload)
+            for batch in pieces(payload):
+                if batch is not None:
+                    self._call(self._on_batch, feed.source, batch)
+                if self._is_turn_over() and len(payload) > SMALL_BYTES:
+                    await asyncio.sleep(0)
+                    self._begin_turn()
+                    if feed.closed:
+                        return
         except DecodeError as error:
             self._counts.malformed_batches += 1
             if not feed.warned:
@@ -479,7 +489,6 @@ class KvEventSubscriber:
             self._call(self._on_clear, feed.source)
             return
         self._counts.batches += 1
-        self._call(self._on_batch, feed.source, batch)
 
     def _call(self, callback: Callable[[Unpack[_Args]], None], *args: *_Args) -> None:
         try:

@@ -52,11 +52,19 @@ def frame(message: bytes) -> bytes:
 
 
 class Deframer:
-    """Frames out of bytes as they come; holds one frame and what came with it."""
+    """Frames out of bytes as they come; holds one frame and what came with it.
 
-    def __init__(self) -> None:
+    Args:
+        skip: Frames longer than any message are left out and counted, as far as they are there: for a whole
+            body, whose end shows whether its frames were any. A stream cannot tell, and ends.
+    """
+
+    def __init__(self, *, skip: bool = False) -> None:
         self._buffer = bytearray()
         self._at = 0
+        self._skip = skip
+        self.skipped = 0
+        """Frames left out."""
 
     def feed(self, data: bytes) -> None:
         """Append what was received."""
@@ -70,17 +78,20 @@ class Deframer:
         Raises:
             MessageError: It would be longer than any message; the stream cannot be used any more.
         """
-        at, buffer = self._at, self._buffer
-        if len(buffer) - at < _LENGTH.size:
-            return None
-        (length,) = _LENGTH.unpack_from(buffer, at)
-        if length > MAX_MESSAGE_BYTES:
-            raise MessageError(f"a frame of {length} bytes; accepted: {MAX_MESSAGE_BYTES}")
-        end = at + _LENGTH.size + length
-        if len(buffer) < end:
-            return None
-        self._at = end
-        return bytes(memoryview(buffer)[at + _LENGTH.size : end])
+        buffer = self._buffer
+        while len(buffer) - self._at >= _LENGTH.size:
+            at = self._at
+            (length,) = _LENGTH.unpack_from(buffer, at)
+            end = at + _LENGTH.size + length
+            if length > MAX_MESSAGE_BYTES and not (self._skip and end <= len(buffer)):
+                raise MessageError(f"a frame of {length} bytes; accepted: {MAX_MESSAGE_BYTES}")
+            if len(buffer) < end:
+                return None
+            self._at = end
+            if length <= MAX_MESSAGE_BYTES:
+                return bytes(memoryview(buffer)[at + _LENGTH.size : end])
+            self.skipped += 1
+        return None
 
     @property
     def is_empty(self) -> bool:

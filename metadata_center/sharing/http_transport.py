@@ -121,10 +121,10 @@ class HttpTransport:
 
     async def snapshot(self) -> list[Update]:
         """See `Transport.snapshot`."""
-        deframer = Deframer()
+        deframer = Deframer(skip=True)
         deframer.feed(await self._call("GET", SHARES_PATH, MAX_SNAPSHOT_BYTES))
         updates, refused = _taken(deframer)
-        self.refused += refused
+        self.refused += refused + deframer.skipped
         if not deframer.is_empty:
             raise TransportError("the snapshot is cut short")
         return updates

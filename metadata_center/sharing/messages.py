@@ -29,6 +29,11 @@ MAX_NAME_CHARS: Final = 128
 MAX_SHARED_BLOCKS: Final = 32_768
 """Block hashes in one message: 16 MiB of prompt in blocks of 512 bytes, 256 KiB on the wire."""
 
+RESPONSES_MARK: Final = 2**64 - 1
+"""First hash of a chain that is no prompt: those after it stand for stored responses that live there.
+
+A chain like any other to transports and meeting points, and to gateways that know nothing of responses."""
+
 MAX_MESSAGE_BYTES: Final = 1 << 20
 """Holds `MAX_ENDPOINTS` rows of at most 115 bytes and `MAX_SHARED_BLOCKS` hashes with their keys."""
 

@@ -85,6 +85,11 @@ class Peers:
         return len(self._gateways)
 
     @property
+    def gateways(self) -> frozenset[str]:
+        """Names of gateways with a live member, the own one not counted."""
+        return frozenset(self._gateways)
+
+    @property
     def totals(self) -> Mapping[EndpointKey, Amounts]:
         """Sums over live members; an endpoint without load has none."""
         return self._totals

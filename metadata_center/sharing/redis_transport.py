@@ -39,7 +39,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import MovedError, NoScriptError, ReadOnlyError, RedisError
 
-from metadata_center.counters import NUM_KINDS
+from metadata_center.counters import MAX_ENDPOINTS, NUM_KINDS
 from metadata_center.sharing.messages import (
     MAX_LEASE_S,
     MemberId,
@@ -51,13 +51,20 @@ from metadata_center.sharing.messages import (
     decode,
     encode,
 )
-from metadata_center.sharing.peers import share
+from metadata_center.sharing.peers import MAX_MEMBERS, share
 from metadata_center.sharing.redis_url import RedisUrl, UrlError
 from metadata_center.sharing.transport import TransportError
 from metadata_center.types import EndpointKey
 
 CONNECT_S: Final = 2.0
 """For a connection, TLS and AUTH included; callers bound the whole call as well."""
+
+_MAX_SHARES: Final = MAX_MEMBERS
+_MAX_FIELDS: Final = MAX_ENDPOINTS + 8
+"""Of one share: its rows, `@newest`, `@full`, and what a later version adds."""
+
+_MAX_ROW_BYTES: Final = 256
+"""Six numbers of 16 digits, and what a later version adds."""
 
 _MAX_MOVES: Final = 3  # from a Cluster node that has not the slot to the one that has, and two fail-overs
 _FOLDER: Final = Path(__file__).with_name("lua")
@@ -89,7 +96,7 @@ class RedisTransport:
         self._moved: tuple[str, int] | None = None
         self._turn = asyncio.Lock()
         self.refused = 0
-        """Messages received that were none, and skipped."""
+        """Messages and shares received that were none, and skipped."""
 
     async def publish(self, update: Update) -> None:
         """See `Transport`."""
@@ -105,11 +112,16 @@ class RedisTransport:
 
     async def snapshot(self) -> list[Update]:
         """See `Transport`."""
-        answer = await self._run("snapshot", [self._members], [self._share])
-        try:
-            return [update for entry in answer for update in _updates(*entry)]
-        except (TypeError, ValueError, msgspec.ValidationError, MessageError) as exc:
-            raise TransportError("a share of another form than ours") from exc
+        answer = await self._run("snapshot", [self._members], [self._share, 2 * _MAX_SHARES, _MAX_FIELDS])
+        if type(answer) is not list:
+            raise TransportError("an answer of another form than ours")
+        updates: list[Update] = []
+        for entry in answer:
+            try:
+                updates += _updates(*entry)
+            except (TypeError, ValueError, msgspec.MsgspecError, MessageError):
+                self.refused += 1  # a damaged share, or one of another version: the others still count
+        return updates
 
     @asynccontextmanager
     async def subscribe(self) -> AsyncIterator[AsyncIterator[Update]]:
@@ -289,16 +301,24 @@ _ENCODER: Final = msgspec.msgpack.Encoder()
 
 
 def _updates(member: bytes, left_ms: int, fields: list[bytes]) -> list[Update]:
-    """A member's hash as updates; `decode` checks them, since others than us may write to Redis."""
+    """A member's hash as updates; `decode` checks them, since others than us may write to Redis.
+
+    Fields that begin with `@` and numbers after the known ones are a later version's, and left out.
+
+    Raises:
+        TypeError, ValueError, MessageError, msgspec.MsgspecError: It is of another form.
+    """
     full, rows = 0, []
     for name, value in zip(fields[::2], fields[1::2], strict=True):
+        if len(value) > _MAX_ROW_BYTES:
+            raise ValueError("a field of another length")
         if name == b"@full":
             full = int(value)
-        elif name != b"@newest":
+        elif not name.startswith(b"@"):
             sequence, *amounts = map(int, value.split())
-            if len(amounts) != NUM_KINDS:
+            if len(amounts) < NUM_KINDS:
                 raise ValueError("a row of another length")
-            rows.append((sequence, Row(EndpointKey(name.decode()), *amounts)))
+            rows.append((sequence, Row(EndpointKey(name.decode()), *amounts[:NUM_KINDS])))
     lease_s = min(left_ms / 1000.0, MAX_LEASE_S)  # more is left if the server's clock was set back
     updates = share(MemberId(member.decode()), full, lease_s, rows)
     return [decode(encode(update)) for update in updates]

@@ -33,6 +33,7 @@ from metadata_center.sharing.messages import (
     MAX_CANDIDATES,
     MAX_RESERVATIONS,
     MAX_SHARED_BLOCKS,
+    RESPONSES_MARK,
     Candidate,
     Chain,
     MemberId,
@@ -54,12 +55,23 @@ HEARTBEATS_PER_LEASE: Final = 3
 MAX_UNHEARD: Final = 65_536
 """Charges with an optimistic increment: 130,000 a second for `OPTIMISM_S`. Further ones get none."""
 
+MAX_OTHERS_REQUESTS: Final = 1 << 24
+"""Of all other gateways, at one endpoint: what 64 of them hold in all at their default bound. More is not
+believed: a thousand members of which each may say 2**53 - 1 would not fit into the counters."""
+
+MAX_OTHERS_TOKENS: Final = 1 << 44
+"""As many requests of a million tokens."""
+
 MAX_WAITING: Final = 4_096
 """Reservations not yet sent or answered."""
 
 
 def _tell_nobody() -> None:
     """Nobody waits for news yet."""
+
+
+def _ignore(_endpoint: EndpointKey, _chain: list[int]) -> None:
+    """Nobody asks where responses live."""
 
 
 class Ticket:
@@ -210,6 +222,10 @@ class SharedStore:
         self.namesakes = 0
         """Messages of another process with this gateway name and worker number: its predecessor's last ones,
         or, if it goes on growing, another gateway of the same name, which neither counts."""
+        self.on_responses: Callable[[EndpointKey, list[int]], None] = _ignore
+        """Told where other gateways saw stored responses live; a chain that begins with `RESPONSES_MARK`."""
+        self.on_newcomer: Callable[[], None] = _tell_nobody
+        """Called when somebody, this member included, may have missed what was shared of responses."""
         self.share_lease_s = share_lease_s
         self._seat = f"{member.rpartition('/')[0]}/"
         self._counters = counters
@@ -268,8 +284,11 @@ class SharedStore:
             return
         if update.member.startswith(self._seat):
             self.namesakes += 1
+        members = self.peers.live_members
         for key in self.peers.apply(update, now_s):
             self._counters.set_others(key, self._others(key))
+        if self.peers.live_members > members and self._tells(update.member):
+            self.on_newcomer()
         if update.blocks and gateway_of(update.member) != gateway_of(self.member):
             for chain in update.blocks:
                 if chain.endpoint in self.retained:
@@ -279,6 +298,7 @@ class SharedStore:
         """Catch up with what was missed; the next message sent is a full one."""
         for update in updates:
             self.incoming(update, now_s)
+        self.on_newcomer()
         self._full_s = now_s
         self.wake()
 
@@ -414,11 +434,23 @@ class SharedStore:
     def _others(self, key: EndpointKey) -> Amounts:
         total = self.peers.total(key)
         ahead = self._ahead.get(key)
-        return total if ahead is None else _sum(total, ahead)
+        a, b, c, d, e = total if ahead is None else _sum(total, ahead)
+        requests, tokens = MAX_OTHERS_REQUESTS, MAX_OTHERS_TOKENS
+        return min(a, requests), min(b, requests), min(c, tokens), min(d, tokens), min(e, tokens)
+
+    def _tells(self, newcomer: MemberId) -> bool:
+        """One member tells a newcomer what all know: worker 0 of the first gateway by name but its own."""
+        gateway, worker, _ = self.member.split("/")
+        others = self.peers.gateways - {gateway_of(newcomer)}
+        return worker == "0" and all(gateway < other for other in others)
 
     def _record(self, chain: Chain) -> None:
+        blocks = chain.blocks()
+        if blocks and blocks[0] == RESPONSES_MARK:
+            self.on_responses(chain.endpoint, blocks)
+            return
         try:
-            self.prefixes.record(chain.endpoint, chain.blocks())
+            self.prefixes.record(chain.endpoint, blocks)
         except CapacityError:
             self.dropped_blocks += chain.num_blocks
 

@@ -2,12 +2,15 @@
 
 Rules:
     1. Subscribe, then take the snapshot, then publish the full share: in this order nothing is missed. The
-       same after every fault, after a pause that grows to `backoff_s`, shortened by up to half at random.
+       same after every fault, after a pause that grows to `backoff_s`, shortened by up to half at random. It
+       begins anew once a connection has stood for that long: one that can be read and not written does not.
     2. One message is under way at a time; what changes meanwhile goes with the next one. An idle member's
        first change leaves at once. Between two messages lies a pause in proportion to the live members, so
        that what all of them receive is bounded by `MESSAGES_PER_S` at any number of them.
     3. A member that does not hear itself for a lease was cut off, whatever its connections say.
     4. Every wait has a bound.
+    5. Who is joined has been heard: the first accepted message makes it so. Until then each reason why not is
+       logged once, so a fault that lasts is a line and not a line for each attempt.
 """
 
 from __future__ import annotations
@@ -32,6 +35,28 @@ MESSAGES_PER_S: Final = 4_000.0
 
 _EWMA: Final = 0.1  # weight of the last round trip: the last twenty count
 _FIRST_BACKOFF_S: Final = 0.05
+
+_MAX_TOLD: Final = 8
+"""Reasons logged between two times of being joined; texts of faults may hold numbers that change."""
+
+
+class Backoff:
+    """Pauses between attempts: doubling, and the first again after an attempt that stood.
+
+    Args:
+        most_s: The longest; what stands for as long is no failed attempt.
+    """
+
+    def __init__(self, most_s: float) -> None:
+        self._most_s = most_s
+        self._next_s = min(_FIRST_BACKOFF_S, most_s)
+
+    def after(self, stood_s: float) -> float:
+        """The pause after an attempt that stood for so long, 0 if it never did."""
+        if stood_s >= self._most_s:
+            self._next_s = min(_FIRST_BACKOFF_S, self._most_s)
+        pause_s, self._next_s = self._next_s, min(2.0 * self._next_s, self._most_s)
+        return pause_s
 
 
 class _Rng(Protocol):
@@ -58,7 +83,8 @@ class SyncStats:
     """Counts since the start, for metrics.
 
     Attributes:
-        connected: The subscription stands and the snapshot was taken.
+        connected: The subscription stands, the snapshot was taken, and a message was accepted.
+        writable: False while what others say is read, and nothing is accepted of this member.
         published: Messages accepted.
         received: Messages heard, own ones included.
         refused: Messages received that were none.
@@ -74,6 +100,7 @@ class SyncStats:
     """
 
     connected: bool
+    writable: bool
     published: int
     received: int
     refused: int
@@ -115,6 +142,10 @@ class Sync:
         self._urgent = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._connected = False
+        self._has_read = False
+        self._writable = True
+        self._connected_s = 0.0
+        self._told: set[str] = set()
         self._sent_s = 0.0
         self._under_way_s: float | None = None
         self._published = self._received = self._failures = self._connects = 0
@@ -150,6 +181,7 @@ class Sync:
         store = self._store
         return SyncStats(
             connected=self._connected,
+            writable=self._writable,
             published=self._published,
             received=self._received,
             refused=self._transport.refused,
@@ -199,22 +231,31 @@ class Sync:
         return ticket.place
 
     async def _run(self) -> None:
-        pause_s = _FIRST_BACKOFF_S
+        backoff = Backoff(self._settings.backoff_s)
         while True:
-            connects = self._connects
+            self._has_read = False
             try:
                 await self._follow()
             except* (TransportError, TimeoutError) as group:
                 self._failures += 1
-                _LOGGER.warning("metadata center lost", extra={"reason": _reason(group)})
-            except* Exception:  # a fault of ours must not end the sharing for good
+                if self._is_news(_reason(group)):
+                    extra = {"reason": _reason(group), "writable": self._writable}
+                    _LOGGER.warning("metadata center lost", extra=extra)
+            except* Exception as group:  # a fault of ours must not end the sharing for good
                 self._failures += 1
-                _LOGGER.exception("sharing failed")
+                if self._is_news(_reason(group)):
+                    _LOGGER.exception("sharing failed")
+            self._writable |= not self._has_read
+            stood_s = self._clock() - self._connected_s if self._connected else 0.0
             self._connected = False
-            if self._connects > connects:
-                pause_s = _FIRST_BACKOFF_S
-            await asyncio.sleep(pause_s * (1.0 - 0.5 * self._rng.random()))
-            pause_s = min(2.0 * pause_s, self._settings.backoff_s)
+            await asyncio.sleep(backoff.after(stood_s) * (1.0 - 0.5 * self._rng.random()))
+
+    def _is_news(self, reason: str) -> bool:
+        """Whether a fault is to be logged: once each until the next time of being joined."""
+        if reason in self._told or len(self._told) >= _MAX_TOLD:
+            return False
+        self._told.add(reason)
+        return True
 
     async def _follow(self) -> None:
         """Rule 1; returns only by an exception."""
@@ -224,10 +265,8 @@ class Sync:
             async with asyncio.timeout(self._settings.timeout_s):
                 updates = await self._transport.snapshot()
             self._store.snapshot(updates, self._clock())
-            self._connected = True
-            self._connects += 1
-            self._heard_self_s = self._clock()
-            _LOGGER.info("metadata center joined", extra={"shares": len(updates)})
+            self._heard_self_s = self._last_received_s = self._clock()
+            self._has_read = True
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._receive(messages))
                 tasks.create_task(self._send())
@@ -275,10 +314,20 @@ class Sync:
             after_s = self._clock()
             self._store.accepted(outgoing, reserved, after_s)
             settled = True
+        except TransportError:
+            self._writable = self._connected
+            raise
         finally:
             self._under_way_s = None
             if not settled:
                 self._store.failed(outgoing, self._clock())
+        if not self._connected:
+            self._connected = self._writable = True
+            self._connected_s = after_s
+            self._connects += 1
+            self._told.clear()
+            extra = {"gateways": self._store.live_gateways, "refused": self._transport.refused}
+            _LOGGER.info("metadata center joined", extra=extra)
         self._published += 1
         took_s = after_s - now_s
         self._round_trip_s += (_EWMA if self._round_trip_s else 1.0) * (took_s - self._round_trip_s)

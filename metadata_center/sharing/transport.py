@@ -29,7 +29,7 @@ class Transport(Protocol):
 
     @property
     def refused(self) -> int:
-        """Messages received that were none (`MessageError`), and skipped."""
+        """Messages and shares received that were none (`MessageError`), and skipped."""
         ...
 
     async def publish(self, update: Update) -> None:
@@ -69,6 +69,8 @@ class Transport(Protocol):
 
         A member has one full update, and for endpoints it wrote later further ones, each with the sequence
         it was written with; `lease_s` is what is left of the lease.
+
+        A share of another form is left out and counted in `refused`: one damaged key keeps nobody out.
 
         Raises:
             TransportError: It cannot be read.

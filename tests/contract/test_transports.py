@@ -6,14 +6,18 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from metadata_center.cluster_loads import Limits
+from metadata_center.counters import Counters
 from metadata_center.http_server import HttpServer
+from metadata_center.prefix_index import PrefixIndex
 from metadata_center.sharing.http_transport import HttpTransport
 from metadata_center.sharing.messages import (
+    RESPONSES_MARK,
     Candidate,
     Chain,
     MemberId,
@@ -26,6 +30,7 @@ from metadata_center.sharing.messages import (
 from metadata_center.sharing.peers import Amounts, Peers
 from metadata_center.sharing.redis_transport import RedisTransport
 from metadata_center.sharing.redis_url import parse_url
+from metadata_center.sharing.store import SharedStore
 from metadata_center.sharing.transport import Transport
 from metadata_center.types import EndpointKey
 from tests.redis_server import running
@@ -98,6 +103,29 @@ async def test_a_message_comes_back_as_it_was_sent(transport: Transport) -> None
             await transport.publish(update)
         assert await heard(stream, 3) == updates
     assert await transport.snapshot() == []
+
+
+async def test_where_responses_live_is_told_to_all(transport: Transport) -> None:
+    """Over any meeting point, beside prompts' blocks and apart from them; the teller hears nothing new."""
+    stores = [SharedStore(member, Counters(capacity=8), PrefixIndex(10, 10)) for member in (ONE, TWO)]
+    told: dict[MemberId, list[tuple[EndpointKey, list[int]]]] = {ONE: [], TWO: []}
+
+    def hear(member: MemberId, endpoint: EndpointKey, chain: list[int]) -> None:
+        told[member].append((endpoint, chain))
+
+    for store in stores:
+        store.load.retain(frozenset(ENDPOINTS))
+        store.on_responses = partial(hear, store.member)
+    stores[0].share(A, [RESPONSES_MARK, 1, 2**64 - 2])
+    stores[0].share(A, [5, 6])
+    outgoing = stores[0].outgoing(0.0)
+    assert outgoing is not None
+    async with transport.subscribe() as stream:
+        await transport.publish(outgoing.update)
+        (update,) = await heard(stream, 1)
+    for store in stores:
+        store.incoming(update, 0.0)
+    assert told == {ONE: [], TWO: [(A, [RESPONSES_MARK, 1, 2**64 - 2])]}
 
 
 async def test_a_late_row_changes_nothing(transport: Transport) -> None:

@@ -27,8 +27,8 @@ import openai
 import yaml
 from aiohttp import web
 
-from extproc.server import bootstrap
-from extproc.server.worker import socket_path
+from extproc.cli.bootstrap import rendered
+from extproc.config.loading import load
 from tokenway.simulator.engine.profile import PROFILES
 from tokenway.simulator.server.app import SimulatorServer, running
 from tokenway.simulator.server.settings import ServerSettings
@@ -343,6 +343,7 @@ class Stack:
             "run_dir": str(self.run_dir),
             "admin": {"port": self.admin_port},
             "drain_s": 0,
+            **config.get("server", {}),
         }
         text = yaml.safe_dump({**config, "server": server}, sort_keys=False)
         self._put("tokenway.yaml", text)
@@ -389,14 +390,8 @@ class Stack:
 
     async def _start_envoy(self) -> None:
         path = self.run_dir / "envoy.yaml"
-        path.write_text(
-            bootstrap.render(
-                bootstrap.template(),
-                listen=("127.0.0.1", self.port),
-                admin_port=self.envoy_admin_port,
-                sockets=[str(socket_path(self.run_dir, index)) for index in range(self.workers)],
-            )
-        )
+        config = load(self.run_dir / "tokenway.yaml")
+        path.write_text(rendered(config, f"127.0.0.1:{self.port}", self.envoy_admin_port))
         self._envoy = await Subprocess.start(
             [
                 str(envoy_binary()),
@@ -452,6 +447,14 @@ class Stack:
         """The gateway's log lines."""
         lines = self.gateway.log.read_text().splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
+
+    async def logged(self, event: str, *, since: int) -> dict[str, Any]:
+        """Wait for a line of the gateway's log after its first `since` ones."""
+
+        async def read() -> list[dict[str, Any]]:
+            return [line for line in self.gateway_log()[since:] if line["event"] == event]
+
+        return (await eventually(read, bool))[0]
 
     async def settled(self) -> None:
         """Every counter is exactly zero, at once or shortly, and stays there."""

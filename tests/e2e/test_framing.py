@@ -8,7 +8,7 @@ import json
 import pytest
 
 from tests.e2e.conftest import Shared
-from tests.e2e.harness import chat, check, exchange, send
+from tests.e2e.harness import Received, chat, check, exchange, send
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
@@ -24,11 +24,17 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
+async def _chosen(plain: Shared, received: Received) -> bool:
+    """The gateway decided about what the engine received."""
+    record = await plain.stack.explain(received.headers["x-tokenway-request-id"])
+    return bool(record["snapshot"]["keys"] == [plain.recorder.key])
+
+
 async def _decided(plain: Shared) -> None:
     """The engine got the body, and it was the gateway that sent it there."""
     (received,) = plain.recorder.received
     assert json.loads(received.body) == json.loads(BODY)
-    assert "x-tokenway-owner" in received.headers
+    assert await _chosen(plain, received)
 
 
 async def test_chunked_upload(plain: Shared) -> None:
@@ -119,4 +125,80 @@ async def test_query_string(plain: Shared) -> None:
     reply = await send(plain.stack, "POST", "/v1/chat/completions?api-version=1", chat("recorded", "hello"))
     assert reply.status == 200
     assert plain.recorder.received[0].path == "/v1/chat/completions?api-version=1"
-    assert "x-tokenway-owner" in plain.recorder.received[0].headers
+    assert await _chosen(plain, plain.recorder.received[0])
+
+
+async def raw(port: int, request: bytes) -> tuple[bytes, bytes]:
+    """Head and the rest of what comes until the connection closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request)
+    try:
+        head, _, rest = (await asyncio.wait_for(reader.read(), 20)).partition(b"\r\n\r\n")
+    finally:
+        writer.close()
+    return head.lower(), rest
+
+
+OLD_HEAD = b"POST /v1/chat/completions HTTP/1.0\r\ncontent-type: application/json\r\n"
+
+
+@pytest.mark.parametrize("host", [b"", b"host: gw\r\n"])
+async def test_http_1_0(plain: Shared, host: bytes) -> None:
+    """A client of HTTP/1.0, with a host or without, is decided and answered, and its connection closed."""
+    head, rest = await raw(
+        plain.stack.port, OLD_HEAD + host + b"content-length: %d\r\n\r\n" % len(BODY) + BODY
+    )
+    assert head.startswith(b"http/1.0 200 ")
+    assert b"connection: close" in head
+    assert json.loads(rest)["choices"]
+    await _decided(plain)
+
+
+async def test_http_1_0_keeps_its_connection_if_asked(plain: Shared) -> None:
+    """`Connection: keep-alive` of HTTP/1.0, as nginx may send it: two requests on one connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", plain.stack.port)
+    for _ in range(2):
+        writer.write(OLD_HEAD + b"connection: keep-alive\r\ncontent-length: %d\r\n\r\n" % len(BODY) + BODY)
+        head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)).lower()
+        assert head.startswith(b"http/1.0 200 ")
+        (length,) = [line for line in head.split(b"\r\n") if line.startswith(b"content-length")]
+        await reader.readexactly(int(length.split()[1]))
+    writer.close()
+    assert len(plain.recorder.received) == 2
+
+
+async def test_http_1_0_streams(plain: Shared) -> None:
+    """A stream comes without chunks, byte for byte, and ends with the connection."""
+    body = json.dumps(chat("sim", "hello", 5, stream=True)).encode()
+    head, rest = await raw(plain.stack.port, OLD_HEAD + b"content-length: %d\r\n\r\n" % len(body) + body)
+    assert head.startswith(b"http/1.0 200 ")
+    assert b"transfer-encoding" not in head
+    assert rest.startswith(b"data: ")
+    assert rest.endswith(b"data: [DONE]\n\n")
+
+
+async def test_http_1_0_is_refused_in_shape(plain: Shared) -> None:
+    """A refusal looks the same by HTTP/1.0."""
+    body = b'{"model": "nobody", "messages": [{"role": "user", "content": "hi"}]}'
+    head, rest = await raw(plain.stack.port, OLD_HEAD + b"content-length: %d\r\n\r\n" % len(body) + body)
+    assert head.startswith(b"http/1.0 404 ")
+    assert json.loads(rest)["error"]["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize(
+    "offer",
+    [
+        b"connection: Upgrade\r\nupgrade: TLS/1.2\r\n",
+        b"connection: Upgrade\r\nupgrade: TLS/1.2, HTTP/1.1\r\n",
+        b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n",
+        b"connection: keep-alive, Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n",
+        b"upgrade: anything/9\r\n",
+        b"connection: Upgrade\r\n",
+    ],
+)
+async def test_offers_to_upgrade_are_not_taken(plain: Shared, offer: bytes) -> None:
+    """A request that offers another protocol is answered as without the offer, which goes no further."""
+    reply = await exchange(plain.stack.port, HEAD + offer + b"content-length: %d\r\n\r\n" % len(BODY), BODY)
+    assert reply.status == 200
+    await _decided(plain)
+    assert "upgrade" not in plain.recorder.received[0].headers

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
 from tests.e2e.conftest import REPLICAS, Shared
-from tests.e2e.harness import Stack, chat, cluster, eventually, key_of, post, running_stack, sample
+from tests.e2e.harness import (
+    Stack,
+    chat,
+    cluster,
+    eventually,
+    key_of,
+    post,
+    recording,
+    running_stack,
+    sample,
+)
 from tokenway.simulator.server.app import SimulatorServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
@@ -119,3 +130,24 @@ async def _burst(stack: Stack, engines: list[SimulatorServer], *, stream: bool) 
         _resume(engines)
     assert {reply.status for reply in await asyncio.gather(*tasks)} == {200}
     await stack.settled()
+
+
+async def test_models_in_turn_share_by_weight() -> None:
+    """Two models over replicas of weights 1 and 4, asked for in turn: each by itself shares by weight."""
+    model = {"rules": [{"cluster": "c"}], "load_balancing": {"algorithm": "round_robin"}}
+    async with recording() as light, recording() as heavy:
+        endpoints = [
+            {"address": "127.0.0.1", "port": light.port, "weight": 1},
+            {"address": "127.0.0.1", "port": heavy.port, "weight": 4},
+        ]
+        clusters = [{"name": "c", "endpoints": endpoints}]
+        async with running_stack(clusters, {"models": {"a": model, "b": model}}) as stack:
+            for _ in range(10):
+                for name in "ab":
+                    assert (await post(stack, chat(name, "hello"))).status == 200
+        for name in "ab":
+            asked = [
+                sum(json.loads(got.body)["model"] == name for got in engine.received)
+                for engine in (light, heavy)
+            ]
+            assert asked == [2, 8]

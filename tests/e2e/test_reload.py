@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -183,6 +185,43 @@ async def test_settings_change_under_load(stack: Stack, replicas: list[Simulator
         await eventually(settings, lambda used: used == ("prefix_cache", 7), EFFECTIVE_S)
         await load.more(4)
     assert load.failures == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_hangup_reloads(replicas: list[SimulatorServer], workers: int) -> None:
+    """SIGHUP ends nobody: every worker reads the files, and goes on with what runs."""
+    async with running_stack([_pool(replicas)], {"models": MODELS}, workers=workers) as stack:
+        pids = stack.gateway.children()
+        for _ in range(2):
+            stack.gateway.signal(signal.SIGHUP)
+
+        async def reloads() -> list[float]:
+            lines = (await stack.metrics()).splitlines()
+            series = "tokenway_reloads_total{"
+            chosen = [line for line in lines if line.startswith(series) and 'file="clusters.json"' in line]
+            return [float(line.split()[-1]) for line in chosen if 'result="success"' in line]
+
+        await eventually(reloads, lambda counts: len(counts) == workers and min(counts) >= 2)
+        assert stack.gateway.is_running
+        assert stack.gateway.children() == pids
+        assert (await post(stack, chat("sim", "still here"))).status == 200
+
+
+async def test_second_gateway_does_not_take_the_first_ones_sockets(stack: Stack) -> None:
+    """Started by mistake on the same run directory it leaves, saying why, and the first one serves on."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "extproc.cli.main",
+        "serve",
+        str(stack.run_dir / "tokenway.yaml"),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(30):
+        _, said = await process.communicate()
+    assert process.returncode == 1
+    assert b"another gateway runs there" in said
+    assert (await post(stack, chat("sim", "still here"))).status == 200
 
 
 async def test_broken_settings(stack: Stack) -> None:

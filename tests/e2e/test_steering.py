@@ -11,7 +11,7 @@ from aiohttp import web
 
 from extproc.request.sanitize import STEERING_FIELDS, STEERING_HEADERS, STEERING_XARGS
 from tests.e2e.conftest import Shared
-from tests.e2e.harness import Recorder, answer_chat, chat, post
+from tests.e2e.harness import DEBUG_HEADERS, DECISION_HEADER, Recorder, answer_chat, chat, post, send
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
@@ -59,6 +59,43 @@ async def test_steering_headers_never_reach_the_engine(plain: Shared) -> None:
     assert "spoofed" not in " ".join(received.headers.values())
     assert _UUID.fullmatch(received.headers["x-tokenway-request-id"])
     assert received.headers["x-tenant"] == "a"
+
+
+CREDENTIALS = {
+    "authorization": "Bearer secret-1",
+    "proxy-authorization": "Basic secret-2",
+    "x-api-key": "secret-3",
+    "api-key": "secret-4",
+    "cookie": "session=secret-5",
+    "x-tokenway-debug": "secret-6",
+}
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/embeddings"])
+async def test_engines_see_no_credential_and_nothing_of_ours(plain: Shared, path: str) -> None:
+    """What proves who the client is, and what steers this gateway, ends here; the request's id goes on."""
+    body = {**chat("recorded", "hello"), "input": "hello"}
+    assert (await send(plain.stack, "POST", path, body, CREDENTIALS)).status == 200
+    (received,) = plain.recorder.received
+    assert "secret" not in str(received.headers)
+    ours = {name for name in received.headers if "tokenway" in name}
+    assert ours == {"x-tokenway-request-id"}
+
+
+async def test_an_engine_cannot_speak_in_our_name(plain: Shared) -> None:
+    """Headers that name Tokenway are Tokenway's own: an engine's are removed, streamed or not."""
+
+    async def forge(request: web.Request) -> web.StreamResponse:
+        kind = "text/event-stream" if b'"stream": true' in await request.read() else "application/json"
+        names = ["X-Tokenway-Decision-Id", "x-tokenway-anything", "x-tokenway-owner", "x-engine"]
+        return web.Response(body=b"{}", headers={"content-type": kind, **dict.fromkeys(names, "forged")})
+
+    plain.recorder.behaviour = forge
+    for stream in (False, True):
+        reply = await post(plain.stack, chat("recorded", "hello", stream=stream))
+        assert [name for name, value in reply.headers.items() if value == "forged"] == ["x-engine"]
+    reply = await post(plain.stack, chat("recorded", "hello"), DEBUG_HEADERS)
+    assert _UUID.fullmatch(reply.headers[DECISION_HEADER])
 
 
 async def test_spoofed_request_id_frees_no_other_request(plain: Shared) -> None:

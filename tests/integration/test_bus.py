@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import pickle
 import struct
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from extproc.accesslog.entries import AttemptFailed, AttemptStarted, Entry, RequestAlive
@@ -143,7 +143,7 @@ async def test_a_full_queue_drops_and_counts(tmp_path: Path) -> None:
     await connected(sender)
     writer = await accepted.get()
     blocks = list(range(2**63, 2**63 + 50_000))
-    frame_bytes = len(pickle.dumps(("cached", (KEY, blocks))))
+    frame_bytes = len(msgspec.msgpack.encode(["cached", KEY, blocks]))
     sent = 2 * MAX_QUEUED_BYTES // frame_bytes
     for _ in range(sent):
         sender.bus.share(KEY, blocks)
@@ -180,8 +180,32 @@ async def test_a_stranger_that_sends_nonsense_is_hung_up_on(pair: tuple[Peer, Pe
     await until(lambda: bool(right.entries))
 
 
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"\x80\x04\x95",  # the beginning of a pickle
+        b"",
+        msgspec.msgpack.encode(["unknown", 1]),
+        msgspec.msgpack.encode(["cached", "10.0.0.1:80", ["no number"]]),
+        msgspec.msgpack.encode(["end", {"request_id": "r"}]),
+        msgspec.msgpack.encode(["failed", {"request_id": "r", "owner": None, "endpoint": "e", "kind": "?"}]),
+    ],
+)
+async def test_a_frame_of_another_type_is_hung_up_on(
+    pair: tuple[Peer, Peer], tmp_path: Path, payload: bytes
+) -> None:
+    """Whatever is not exactly one of the frames ends the connection, and nothing of it is taken."""
+    _, right = pair
+    reader, writer = await asyncio.open_unix_connection(tmp_path / "bus1.sock")
+    writer.write(struct.pack("<I", len(payload)) + payload)
+    async with asyncio.timeout(DEADLINE_S):
+        assert await reader.read() == b""
+    writer.close()
+    assert (right.entries, right.cached) == ([], [])
+
+
 async def test_sockets_are_private_and_do_not_outlive_their_worker(tmp_path: Path) -> None:
-    """Frames are pickles, so nobody else may open the socket; a stale one is replaced."""
+    """Nobody else may open the socket; a stale one is replaced."""
     path = tmp_path / "bus0.sock"
     path.write_bytes(b"left by a worker that was killed")
     peer = Peer(tmp_path, 0)
@@ -190,3 +214,27 @@ async def test_sockets_are_private_and_do_not_outlive_their_worker(tmp_path: Pat
     assert path.stat().st_mode & 0o077 == 0
     await peer.bus.stop()
     assert not path.exists()
+
+
+async def test_a_worker_that_comes_is_told(tmp_path: Path) -> None:
+    """Each connection to a peer is told of, the first one and one after a restart; it alone gets the news."""
+    first, second, third = (Peer(tmp_path, number, workers=3) for number in range(3))
+    came: list[int] = []
+
+    def tell(peer: int) -> None:
+        came.append(peer)
+        first.bus.share_with(peer, KEY, [2**64 - 1, 7])
+
+    first.bus.on_connected = tell
+    for peer in (first, second, third):
+        await peer.bus.start()
+    await until(lambda: sorted(came) == [1, 2] and bool(second.cached) and bool(third.cached))
+    await second.bus.stop()
+    again = Peer(tmp_path, 1, workers=3)
+    await again.bus.start()
+    await until(lambda: bool(again.cached))
+    assert again.cached == [(KEY, [2**64 - 1, 7])]
+    assert sorted(came) == [1, 1, 2]
+    assert len(third.cached) == 1
+    for peer in (first, again, third):
+        await peer.bus.stop()

@@ -34,6 +34,7 @@ class Deferring:
         self.error: RouterError | None = None
         self.patience_s: float | None = None
         self.first_token = gateway.first_token
+        self.answer_head = gateway.answer_head
         self.pass_to = gateway.pass_to
         self.rejected = gateway.rejected
         self.stream_ended = gateway.stream_ended

@@ -30,6 +30,7 @@ from metadata_center.sharing.http_messages import (
 )
 from metadata_center.sharing.http_transport import HttpTransport
 from metadata_center.sharing.messages import (
+    MAX_MESSAGE_BYTES,
     MAX_SHARED_BLOCKS,
     Candidate,
     Chain,
@@ -358,7 +359,7 @@ async def test_a_follower_that_does_not_read_is_cut_off(
     """What it has not taken is bounded; the others go on."""
     monkeypatch.setattr(followers_module, "MAX_PENDING_BYTES", 100_000)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1)
-    writer.write(f"GET {EVENTS_PATH} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    writer.write(f"GET {EVENTS_PATH} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     await until(lambda: len(server.followers) == 1)
     blocks = (Chain.of(A, list(range(10_000))),)
     async with transport.subscribe() as stream:
@@ -381,7 +382,7 @@ async def test_a_follower_that_takes_nothing_for_long_is_cut_off(
     """Its full socket alone does it, before its bound is reached."""
     monkeypatch.setattr(followers_module, "WRITE_TIMEOUT_S", 0.05)
     _, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1)
-    writer.write(f"GET {EVENTS_PATH} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    writer.write(f"GET {EVENTS_PATH} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     await until(lambda: len(server.followers) == 1)
     sequence = 0
     async with asyncio.timeout(DEADLINE_S):
@@ -448,6 +449,27 @@ async def test_what_is_no_message_is_skipped_and_counted() -> None:
             assert [update.sequence for update in await following(stream, 1)] == [1]
         assert [update.sequence for update in await transport.snapshot()] == [1]
         assert transport.refused == 2
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"\x91\x07",
+        b"junk",
+        b"\xc1",
+        b"\x9a" * 3000,
+        bytes(MAX_MESSAGE_BYTES + 1),
+        encode(Update(ONE, 1)).replace(b"gw1", b"g w"),
+        encode(Update(ONE, 1)).replace(b"\x01\xa7", b"\x02\xa7", 1),
+    ],
+    ids=["version", "junk", "never_used", "deep", "huge", "name", "later_version"],
+)
+async def test_a_share_that_is_none_does_not_spoil_a_snapshot(bad: bytes) -> None:
+    """It is left out and counted, whatever its size; those before and behind it count."""
+    body = frame(encode(Update(ONE, 1))) + frame(bad) + frame(encode(Update(ONE, 2)))
+    async with stub(("GET", SHARES_PATH, answering(body))) as transport:
+        assert [update.sequence for update in await transport.snapshot()] == [1, 2]
+        assert transport.refused == 1
 
 
 @pytest.mark.parametrize(

@@ -671,3 +671,50 @@ async def _answering(response: web.Response | None) -> AsyncIterator[EndpointKey
         yield EndpointKey(f"127.0.0.1:{runner.addresses[0][1]}")
     finally:
         await runner.cleanup()
+
+
+async def test_others_get_their_turn_within_a_large_message() -> None:
+    """30,000 blocks in one message come in order, with the loop's other tasks in between; then the next."""
+    seen: list[tuple[int, int]] = []
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0)
+
+    def on_batch(_: Source, batch: Batch) -> None:
+        seen.extend((ticks, block) for event in batch.events for block in getattr(event, "hashes", ()))
+
+    engine = Engine()
+    subscriber = KvEventSubscriber(
+        on_batch=on_batch, on_clear=lambda _: seen.clear(), on_state=lambda *_: None
+    )
+    subscriber.start()
+    other = asyncio.create_task(tick())
+    try:
+        subscriber.set_sources([engine.source()])
+        await engine.publish_raw(msgspec.msgpack.encode([0.0, [_blocks(1, 2)], 0]))
+        await until(lambda: len(seen) == 2)
+        await engine.publish_raw(msgspec.msgpack.encode([0.0, [_blocks(3, 30_000)], 0]))
+        await engine.publish_raw(msgspec.msgpack.encode([0.0, [_blocks(30_003, 1)], 0]))
+        await until(lambda: len(seen) == 30_003)
+        assert [block for _, block in seen] == list(range(1, 30_004))
+        assert len({at for at, _ in seen[2:30_002]}) > 1
+        seen.clear()
+        await engine.publish_raw(msgspec.msgpack.encode([0.0, [_blocks(1, 30_000), ["BlockRemoved"]], 0]))
+        await until(lambda: subscriber.stats.malformed_batches == 1)
+        assert seen == []
+        assert subscriber.stats.sources[SyncState.INCOMPLETE] == 1
+    finally:
+        other.cancel()
+        await subscriber.stop()
+        await engine.stop()
+
+
+def _blocks(first: int, count: int) -> dict[str, Any]:
+    """Consecutive blocks of one token each."""
+    hashes = list(range(first, first + count))
+    event = {"type": "BlockStored", "block_hashes": hashes, "parent_block_hash": None}
+    return event | {"token_ids": [1] * count, "block_size": 1}

@@ -185,7 +185,7 @@ async def test_stopping_lets_a_call_under_way_finish(server: HttpServer) -> None
     """A request whose body is still arriving is answered; new connections are refused."""
     body = orjson.dumps(adding(1))
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    head = f"POST {STATS} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST {STATS} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     writer.write(head.encode() + body[:5])
     await writer.drain()
     async with aiohttp.ClientSession() as probe:  # its answer shows that the first head was read
@@ -256,8 +256,9 @@ async def _spawn(*options: str, **environment: str) -> asyncio.subprocess.Proces
 
 
 async def test_the_command_serves_with_a_token_until_it_is_told_to_stop() -> None:
-    """The token comes from the environment; SIGTERM ends it with code 0."""
+    """The token comes from the environment; SIGTERM ends it with code 0, SIGHUP does not."""
     command = await Command.start("--token-env", "MC_TOKEN", MC_TOKEN="secret")
+    command.process.send_signal(signal.SIGHUP)
     async with aiohttp.ClientSession(command.url) as client:
         status, envelope = await call(client, "GET", STATS, params={"cluster": "c"})
         assert (status, envelope["error"]["code"]) == (401, 40101001)
@@ -271,7 +272,6 @@ async def test_the_command_serves_with_a_token_until_it_is_told_to_stop() -> Non
     ("options", "complaint"),
     [
         (["--token-env", "MC_TOKEN_UNSET"], "environment variable MC_TOKEN_UNSET holds no token"),
-        (["--listen", "8080"], "listen: 8080; accepted: ip:port"),
         (["--request-expiry-s", "0"], "request expiry: 0.0; accepted: seconds > 0"),
         (["--cache-expiry-s", "nan"], "cache expiry: nan; accepted: seconds > 0"),
     ],
@@ -299,3 +299,24 @@ async def test_the_examples_of_the_document_do_what_it_says(server: HttpServer) 
             stdout, _ = await process.communicate()
         pattern = ".*?".join(re.escape(part) for part in expected.strip().split("..."))
         assert re.fullmatch(pattern, stdout.decode().strip(), re.DOTALL), (command, stdout)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example"},
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+    ],
+)
+async def test_web_pages_change_and_read_nothing(
+    client: aiohttp.ClientSession, headers: dict[str, str]
+) -> None:
+    """A form of a page can send `text/plain` to loopback without asking anybody: it is refused unread."""
+    status, body = await call(
+        client, "POST", STATS, adding(1), headers={"Content-Type": "text/plain", **headers}
+    )
+    assert (status, body["error"]["code"]) == (403, 40301400)
+    assert (await call(client, "GET", "/metrics", headers=headers))[0] == 403
+    assert (await call(client, "GET", STATS, params={"cluster": "c"}))[1]["data"] is None

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 from aiohttp import web
 
+from extproc.health import prober
 from extproc.health.prober import EngineFacts, Occupancy, Prober, engine_facts
 from extproc.health.settings import HealthSettings
 from extproc.health.tracker import FailureKind, HealthState, HealthTracker, Transition
@@ -158,16 +159,16 @@ async def test_first_success_reports_the_cache(watch: Watch) -> None:
 
 async def test_sick_engine_is_ejected_and_recovers(watch: Watch) -> None:
     """Failed probes eject, the first good one recovers, and the cache is read again."""
-    async with serving() as engine:
-        watch.set_endpoints(engine.key)
-        await until(lambda: engine.probes >= 1)
+    async with serving() as engine, serving() as other:
+        watch.set_endpoints(engine.key, other.key)
+        await until(lambda: engine.probes >= 1 and other.probes >= 1)
         engine.health = 503
         await until(lambda: not watch.tracker.is_available(engine.key))
         assert watch.tracker.reason(engine.key) == "probe failed: status 503"
         engine.health = 200
         await until(lambda: watch.tracker.is_available(engine.key))
         assert [t.after for t in watch.transitions] == [HealthState.EJECTED, HealthState.HEALTHY]
-        await until(lambda: len(watch.configs) == 2)
+        await until(lambda: [key for key, *_ in watch.configs].count(engine.key) == 2)
 
 
 async def test_ejection_by_traffic_ends_with_a_probe(watch: Watch) -> None:
@@ -276,8 +277,42 @@ async def test_probes_at_once_are_bounded(watch: Watch) -> None:
     async with serving(num_ports=80) as engine:
         engine.delay_s = 60.0
         watch.set_endpoints(*engine.keys)
-        await until(lambda: not any(watch.tracker.is_available(key) for key in engine.keys))
+        records = watch.tracker._records
+        await until(lambda: all(record.probe_failures for record in records.values()))
         assert engine.most_concurrent == 64
+
+
+async def test_those_that_hang_leave_room_for_the_others(watch: Watch) -> None:
+    """Endpoints known to hang take half of the probes at most, however many they are."""
+    async with serving(num_ports=80) as engine, serving() as well:
+        engine.delay_s = 60.0
+        watch.set_endpoints(*engine.keys, well.key)
+        records = watch.tracker._records
+        await until(lambda: all(records[key].patience for key in engine.keys))
+        await until(lambda: engine.concurrent <= 32)
+        engine.most_concurrent = 0
+        probes = well.probes
+        await until(lambda: well.probes >= probes + 5)
+        assert engine.most_concurrent <= 32
+
+
+async def test_time_outs_while_this_process_stood_still_are_none(watch: Watch) -> None:
+    """A gateway that did not run for a while blames no endpoint for the answers it did not read."""
+    async with serving() as engine, serving() as other:
+        watch.set_endpoints(engine.key, other.key)
+        for turn in range(6):
+            await until(lambda turn=turn: engine.probes > turn and other.probes > turn)  # type: ignore[misc]
+            time.sleep(2 * SETTINGS.timeout_s)  # noqa: ASYNC251 - that is what is tested
+        assert watch.transitions == []
+
+
+async def test_a_slow_answer_is_not_a_missing_one(watch: Watch) -> None:
+    """An engine whose probe takes longer than `timeout_s`, and comes, is given the time and stays."""
+    async with serving() as slow, serving() as other:
+        slow.delay_s = 1.5 * SETTINGS.timeout_s
+        watch.set_endpoints(slow.key, other.key)
+        await until(lambda: slow.probes >= 5)
+        assert watch.transitions == []
 
 
 async def test_raising_callback_does_not_end_probing(watch: Watch, caplog: pytest.LogCaptureFixture) -> None:
@@ -287,13 +322,13 @@ async def test_raising_callback_does_not_end_probing(watch: Watch, caplog: pytes
         raise RuntimeError(transition.reason)
 
     watch.prober._on_transition = explode
-    async with serving() as engine:
+    async with serving() as engine, serving() as other:
         engine.health = 500
-        watch.set_endpoints(engine.key)
+        watch.set_endpoints(engine.key, other.key)
         await until(lambda: not watch.tracker.is_available(engine.key))
         engine.health = 200
         await until(lambda: watch.tracker.is_available(engine.key))
-    assert "probe raised" in caplog.text
+    assert [record.levelname for record in caplog.records if record.message == "probe raised"] == ["ERROR"]
 
 
 async def test_stop_leaves_nothing_behind() -> None:
@@ -366,6 +401,72 @@ async def test_a_reading_that_makes_no_sense_is_none(bad: bytes) -> None:
     """A series without a usable value leaves the occupancy unknown."""
     text = b"".join(line for line in FULL.splitlines(keepends=True) if b'engine="0"' in line)
     assert engine_facts(text.replace(b"128.0", bad)).occupancy is None
+
+
+@pytest.mark.parametrize(
+    ("count", "size"),
+    [
+        (b"9999999999999999", b"9999999999999999"),
+        (b"1", b"1048577"),
+        (b"1048577", b"1048576"),
+        (b"99999999999999999999", b"16"),
+        (b"-5", b"16"),
+        (b"1e9", b"16"),
+        (b"0", b"16"),
+    ],
+)
+async def test_a_cache_that_no_engine_has_is_not_believed(count: bytes, size: bytes) -> None:
+    """A capacity beyond every engine is none; a second rank that tells the truth still counts."""
+    lie = METRICS.replace(b'gpu_blocks="1024"', b'gpu_blocks="%b"' % count).replace(
+        b'block_size="32",eff', b'block_size="%b",eff' % size
+    )
+    assert engine_facts(lie) == EngineFacts(None, None, is_asleep=False)
+    assert engine_facts(lie + METRICS) == EngineFacts(32 * 1024, 32, is_asleep=False)
+
+
+@pytest.mark.parametrize("most", [b"1e308", b"1048577", b"9" * 400, b"1e400"])
+async def test_numbers_of_requests_that_no_engine_has_are_no_reading(most: bytes) -> None:
+    """Two ranks of 1e308 requests each add up to infinity: none of it is believed, nothing raises."""
+    assert (
+        engine_facts(FULL.replace(b" 128.0", b" " + most).replace(b" 120.0", b" " + most)).occupancy is None
+    )
+    assert engine_facts(FULL.replace(b" 7.0", b" " + most)).occupancy is None
+
+
+async def test_endless_series_and_lines_are_not_followed() -> None:
+    """A page of one series a million times, or of one line, is read as far as engines go."""
+    line = b'vllm:num_requests_running{engine="0"} 1\n'
+    page = line * 100_000 + FULL.replace(b"vllm:num_requests_running", b"#")
+    occupancy = engine_facts(page).occupancy
+    assert occupancy is not None
+    assert occupancy.running == 4096
+    one_line = METRICS.replace(b"{_block", b'{x="%b",_block' % (b"y" * 20_000))
+    assert engine_facts(one_line).kv_tokens is None
+
+
+@pytest.mark.parametrize("facts_raise", [ValueError, OverflowError, RecursionError])
+async def test_metrics_that_no_code_foresaw_are_a_failed_reading(
+    watch: Watch,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    facts_raise: type[Exception],
+) -> None:
+    """The engine stays healthy, is probed on, and one line says so until a page is read again."""
+
+    def explode(_: bytes) -> EngineFacts:
+        raise facts_raise
+
+    async with serving() as engine:
+        monkeypatch.setattr(prober, "engine_facts", explode)
+        watch.set_endpoints(engine.key)
+        await until(lambda: engine.scrapes > 3)
+        assert watch.tracker.is_available(engine.key)
+        probes = engine.probes
+        await until(lambda: engine.probes > probes + 3)
+        monkeypatch.setattr(prober, "engine_facts", engine_facts)
+        await until(lambda: bool(watch.configs))
+    assert caplog.text.count("metrics cannot be read") == 1
+    assert "probe raised" not in caplog.text
 
 
 async def test_occupancy_is_reported_again_and_again(watch: Watch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -18,7 +19,7 @@ from metadata_center.sharing.messages import Candidate, Reservation, Reserved, R
 from metadata_center.sharing.redis_transport import RedisTransport
 from metadata_center.sharing.redis_url import parse_url
 from metadata_center.sharing.store import SharedStore
-from metadata_center.sharing.sync import Sync, SyncSettings
+from metadata_center.sharing.sync import Backoff, Sync, SyncSettings
 from metadata_center.sharing.transport import TransportError
 from metadata_center.types import Charge, EndpointKey, RequestId
 from tests.contract.stores import DEADLINE_S, Pair, joined, until
@@ -62,6 +63,14 @@ def release_all(pair: Pair, *request_ids: str) -> None:
 
 def _reconnected(sync: Sync, before: int) -> bool:
     return sync.stats.reconnects > before
+
+
+def _failed(sync: Sync, count: int) -> bool:
+    return sync.stats.failures >= count
+
+
+def _is_unwritable(sync: Sync) -> bool:
+    return not sync.stats.writable
 
 
 def _is_connected(sync: Sync) -> bool:
@@ -168,6 +177,114 @@ async def test_a_gateway_that_loses_its_rights_catches_up(server: RedisServer) -
         server.command("ACL", "SETUSER", "default", "allchannels")
         await pair.settled(BOTH, [0, 1])
         assert pair.syncs[0].stats.reconnects > before
+
+
+UNWRITABLE = {
+    "replica": (["REPLICAOF 127.0.0.1 1"], ["REPLICAOF NO ONE"]),
+    "rights": (["ACL SETUSER default -hset"], ["ACL SETUSER default +hset"]),
+    "no_publish": (["ACL SETUSER default -publish"], ["ACL SETUSER default +publish"]),
+    "disk": (
+        ["CONFIG SET save 3600 1000000", "CONFIG SET dir FOLDER/gone", "RMDIR", "BGSAVE"],
+        ["CONFIG SET stop-writes-on-bgsave-error no"],
+    ),
+    "replicas": (["CONFIG SET min-replicas-to-write 1"], ["CONFIG SET min-replicas-to-write 0"]),
+}
+"""What makes a server that can be read and not written, and what ends it: it follows somebody who is away,
+its user may not write or not publish, it cannot save, or it has too few replicas."""
+
+
+def tell(server: RedisServer, folder: Path, commands: Sequence[str]) -> None:
+    """Send these."""
+    for command in commands:
+        if command == "RMDIR":
+            (folder / "gone").rmdir()
+            continue
+        words = command.replace("FOLDER", str(folder)).split(" ")
+        if words[:3] == ["CONFIG", "SET", "save"]:
+            words[3:] = [" ".join(words[3:])]
+        assert not server.command(*words).startswith(b"-ERR")
+
+
+@pytest.mark.parametrize("kind", UNWRITABLE)
+async def test_redis_that_can_be_read_and_not_written(
+    server: RedisServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    """Decisions go on by local books, the state is told, each reason is one line; then all is exact again."""
+    begin, end = UNWRITABLE[kind]
+    (tmp_path / "gone").mkdir()
+    caplog.set_level("INFO", "tokenway.sharing")
+    async with gateways(server) as pair:
+        charge(pair, 0, "1", A)
+        await pair.settled(BOTH, [1, 0])
+        await until(lambda: all(sync.stats.writable for sync in pair.syncs))
+        caplog.clear()
+        failures = [sync.stats.failures for sync in pair.syncs]
+        tell(server, tmp_path, begin)
+        charge(pair, 0, "2", B)
+        charge(pair, 1, "3", B)
+        for sync, before in zip(pair.syncs, failures, strict=True):
+            await until(partial(_failed, sync, before + 8))
+            await until(partial(_is_unwritable, sync))
+        candidates = [Candidate(A, 0, 10, 20)]
+        charge(pair, 0, "4", A)
+        assert await pair.syncs[0].reserve(RequestId("4"), candidates) is None
+        assert not any(sync.stats.connected for sync in pair.syncs)
+        lost = [record for record in caplog.records if record.message == "metadata center lost"]
+        assert 2 <= len(lost) <= 4
+        assert not [record for record in caplog.records if record.message == "metadata center joined"]
+        tell(server, tmp_path, end)
+        await pair.settled(BOTH, [2, 2])
+        assert all(sync.stats.writable and sync.stats.connected for sync in pair.syncs)
+        joined_again = [record for record in caplog.records if record.message == "metadata center joined"]
+        assert len(joined_again) == 2
+        release_all(pair, "1", "2", "3", "4")
+        await pair.settled(BOTH, [0, 0])
+
+
+async def test_redis_without_memory(server: RedisServer) -> None:
+    """Above its limit and with nothing to evict it either takes our few bytes or heals when it has memory."""
+    async with gateways(server) as pair:
+        server.command("CONFIG", "SET", "maxmemory-policy", "noeviction")
+        server.command("CONFIG", "SET", "maxmemory", "1")
+        for number in range(5):
+            charge(pair, 0, str(number), A)
+        await asyncio.sleep(0.2)
+        server.command("CONFIG", "SET", "maxmemory", "0")
+        await pair.settled(BOTH, [5, 0])
+        release_all(pair, *map(str, range(5)))
+        await pair.settled(BOTH, [0, 0])
+
+
+async def test_a_password_that_changes_later(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """Who is cut off and refused is one line, not one for each attempt; the old password again heals it."""
+    async with gateways(server) as pair:
+        charge(pair, 0, "1", A)
+        await pair.settled(BOTH, [1, 0])
+        caplog.clear()
+        failures = [sync.stats.failures for sync in pair.syncs]
+        server.command("ACL", "SETUSER", "default", "resetpass", ">another")
+        with socket.create_connection(("127.0.0.1", server.port), 5.0) as connection:
+            connection.sendall(b"AUTH another\r\nCLIENT KILL TYPE pubsub\r\nCLIENT KILL TYPE normal\r\n")
+            connection.recv(1024)
+            charge(pair, 1, "2", B)
+            for sync, before in zip(pair.syncs, failures, strict=True):
+                await until(partial(_failed, sync, before + 6))
+            lost = [record for record in caplog.records if record.message == "metadata center lost"]
+            assert 2 <= len(lost) <= 6
+            assert "another" not in caplog.text
+            connection.sendall(b"ACL SETUSER default nopass\r\n")
+            await pair.settled(BOTH, [1, 1])
+        release_all(pair, "1", "2")
+        await pair.settled(BOTH, [0, 0])
+
+
+def test_pauses_grow_to_their_limit_and_begin_anew_after_a_connection_that_stood() -> None:
+    """What was accepted for a moment only is a failed attempt like any other."""
+    backoff = Backoff(1.0)
+    assert [backoff.after(stood_s) for stood_s in (0.0, 0.0, 0.9, 0.0, 0.0)] == [0.05, 0.1, 0.2, 0.4, 0.8]
+    assert [backoff.after(0.0) for _ in range(3)] == [1.0] * 3
+    assert [backoff.after(stood_s) for stood_s in (1.0, 0.0)] == [0.05, 0.1]
+    assert [Backoff(0.01).after(0.0) for _ in range(2)] == [0.01] * 2
 
 
 async def test_reservations_while_redis_is_away(server: RedisServer) -> None:

@@ -204,19 +204,116 @@ async def test_prefixes_do_not_meet(transport: RedisTransport, server: RedisServ
         RedisTransport(parse_url(server.url), prefix="{x}")
 
 
-async def test_strangers_words_are_skipped_or_an_error(
-    transport: RedisTransport, server: RedisServer
-) -> None:
-    """Junk in the channel is counted and skipped; junk in a share is a `TransportError`."""
+async def test_strangers_words_are_skipped(transport: RedisTransport, server: RedisServer) -> None:
+    """Junk in the channel is counted and skipped."""
     async with transport.subscribe() as messages, asyncio.timeout(DEADLINE_S):
         server.command("PUBLISH", "{tokenway}:updates", "junk")
         await transport.publish(update(1, Row(A, 1), full=True))
         assert (await anext(messages)).sequence == 1
     assert transport.refused == 1
-    for junk in ("junk", "1 2 3", "9 -1 0 0 0 0", "9 1 1 1 1 1 1"):
-        server.command("HSET", f"{{tokenway}}:share:{ONE}", B, junk)
-        with pytest.raises(TransportError):
-            await transport.snapshot()
+
+
+BAD = MemberId("other/0/b")
+
+
+def write_share(server: RedisServer, *fields: str, member: str = BAD) -> None:
+    """A live share as somebody else wrote it."""
+    server.command("ZADD", "{tokenway}:members", "99999999999999", member)
+    server.command("HSET", f"{{tokenway}}:share:{member}", *fields)
+    server.command("PEXPIRE", f"{{tokenway}}:share:{member}", "600000")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        (B, "junk"),
+        (B, ""),
+        (B, "1 2 3"),
+        (B, "9 -1 0 0 0 0"),
+        (B, "9 1.5 0 0 0 0"),
+        (B, "9 9007199254740992 0 0 0 0"),
+        (B, f"{'9' * 5000} 0 0 0 0 0"),
+        (B, "9 " + "1 " * 200),
+        (B, "nan inf 1 1 1 1"),
+        ("", "1 1 1 1 1 1"),
+        ("a key of words", "1 1 1 1 1 1"),
+        ("\x00", "1 1 1 1 1 1"),
+        ("k" * 5000, "1 1 1 1 1 1"),
+        ("@full", "soon", B, "1 1 1 1 1 1"),
+        ("@full", "-1", B, "1 1 1 1 1 1"),
+        tuple(word for number in range(4200) for word in (f"10.9.0.{number}:1", "1 1 1 1 1 1")),
+    ],
+    ids=lambda fields: "_".join(fields)[:20],
+)
+async def test_a_share_of_another_form_keeps_nobody_out(
+    transport: RedisTransport, server: RedisServer, fields: tuple[str, ...]
+) -> None:
+    """It is left out and counted; the others are seen, publish, and get their places."""
+    await transport.publish(update(1, Row(A, 1), full=True))
+    for start in range(0, len(fields), 1000):
+        write_share(server, *fields[start : start + 1000])
+    assert await totals(transport) == {A: 1}
+    assert transport.refused == 1
+    await transport.publish(update(2, Row(A, 2)))
+    await transport.reserve(update(3), [Reservation((Candidate(A, 9, 1, 1), Candidate(B, 9, 1, 1)))])
+    assert await totals(transport) == {A: 3}
+
+
+@pytest.mark.parametrize("member", ["nobody", "a/b/c/d", "a/b/\n", "x" * 600, "a//c"])
+async def test_a_share_of_nobody_is_left_out(
+    transport: RedisTransport, server: RedisServer, member: str
+) -> None:
+    """A member's name of another form counts as a share of another form."""
+    await transport.publish(update(1, Row(A, 1), full=True))
+    write_share(server, B, "1 1 1 1 1 1", member=member)
+    assert await totals(transport) == {A: 1}
+    assert transport.refused == 1
+
+
+async def test_keys_of_other_types_keep_nobody_out(transport: RedisTransport, server: RedisServer) -> None:
+    """Where a share should be there is a text or a list."""
+    await transport.publish(update(1, Row(A, 1), full=True))
+    for member, command in (("a/0/a", ("SET", "text")), ("b/0/b", ("RPUSH", "item"))):
+        key = f"{{tokenway}}:share:{member}"
+        server.command("ZADD", "{tokenway}:members", "99999999999999", member)
+        server.command(command[0], key, command[1])
+        server.command("PEXPIRE", key, "600000")
+    assert await totals(transport) == {A: 1}
+    assert transport.refused == 2
+    await transport.reserve(update(2), [Reservation((Candidate(A, 1, 1, 1),))])
+    assert await totals(transport) == {A: 2}
+
+
+async def test_a_share_of_a_later_version_is_read_as_far_as_it_is_known(
+    transport: RedisTransport, server: RedisServer
+) -> None:
+    """Fields and numbers that it adds are left out."""
+    write_share(server, "@newest", "7", "@full", "7", "@version", "two, perhaps", B, "7 3 0 0 0 0 99")
+    assert await totals(transport) == {B: 3}
+    assert transport.refused == 0
+
+
+async def test_a_damaged_row_of_its_own_is_written_over(
+    transport: RedisTransport, server: RedisServer
+) -> None:
+    """A member whose row somebody damaged makes it good with what it says next, late or not."""
+    await transport.publish(update(5, Row(A, 1), full=True))
+    server.command("HSET", f"{{tokenway}}:share:{ONE}", A, "junk")
+    assert await totals(transport) == {}
+    await transport.publish(update(4, Row(A, 9)))
+    await transport.publish(update(6, Row(A, 2), full=True))
+    assert await totals(transport) == {A: 2}
+
+
+async def test_members_without_number_are_read_as_far_as_there_may_be_any(
+    transport: RedisTransport, server: RedisServer
+) -> None:
+    """Thousands of forged leases that last for ever do not hide one that ends in a minute."""
+    await transport.publish(update(1, Row(A, 1), full=True))
+    for start in range(0, 6000, 1000):
+        words = [word for number in range(start, start + 1000) for word in ("9" * 14, f"f/{number}/f")]
+        server.command("ZADD", "{tokenway}:members", *words)
+    assert await totals(transport) == {A: 1}
 
 
 async def test_an_interrupted_call_leaves_no_answer_behind(

@@ -1,93 +1,86 @@
-"""Addresses of the configuration → literal endpoints, through the event loop's resolver."""
+"""Host names → addresses, in threads of their own."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-import time
+import threading
 from typing import Any
 
 import pytest
 
-from extproc.discovery.clusters import ClusterSpec, EndpointSpec
-from extproc.discovery.resolve import ResolveError, resolve
-from extproc.types import Endpoint
-from metadata_center.types import EndpointKey
+from extproc.discovery.resolve import MAX_THREADS, ResolveError, addresses_of
 
 pytestmark = pytest.mark.asyncio
 
-RECORDS = {"engines.test": ["10.0.0.2", "10.0.0.1", "2001:db8::1", "10.0.0.2"], "one.test": ["10.0.0.1"]}
+RECORDS = {"engines.test": ["10.0.0.2", "10.0.0.1", "2001:db8::1", "10.0.0.2", "fe80::1%eth0"]}
 
 
-@pytest.fixture
-async def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names looked up; a resolver with `RECORDS` stands in for the network's."""
-    names: list[str] = []
+class System:
+    """Stands in for the system's resolver: `RECORDS`, and names that hang until they are let go."""
 
-    async def getaddrinfo(host: str, port: object, **_: Any) -> list[tuple[Any, ...]]:
-        names.append(host)
-        if host == "slow.test":
-            await asyncio.sleep(60)
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.let_go = threading.Event()
+
+    def getaddrinfo(self, host: str, port: object, **_: Any) -> list[tuple[Any, ...]]:
+        """As `socket.getaddrinfo`."""
+        self.asked.append(host)
+        if host.startswith("slow"):
+            self.let_go.wait(30)
         if host not in RECORDS:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, 0)) for ip in RECORDS[host]]
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
-    return names
 
-
-def cluster(name: str, *endpoints: EndpointSpec) -> ClusterSpec:
-    """A cluster as written."""
-    return ClusterSpec(name=name, endpoints=endpoints)
-
-
-async def test_literals_pass_through() -> None:
-    """IP literals need no look-up and keep everything the operator wrote."""
-    spec = EndpointSpec("2001:db8::1", 8000, weight=3, labels={"gpu": "h200"}, draining=True)
-    resolution = await resolve([cluster("m", EndpointSpec("10.0.0.1", 80), spec), cluster("empty")])
-    assert not resolution.has_host_names
-    assert resolution.clusters["empty"] == ()
-    assert resolution.endpoints == (
-        Endpoint(EndpointKey("10.0.0.1:80"), "m"),
-        Endpoint(EndpointKey("[2001:db8::1]:8000"), "m", 3, {"gpu": "h200"}, draining=True),
-    )
+@pytest.fixture
+def system(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The resolver; whatever still hangs at the end is let go."""
+    system = System()
+    monkeypatch.setattr(socket, "getaddrinfo", system.getaddrinfo)
+    yield system
+    system.let_go.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("look-up "):
+            thread.join()
 
 
 async def test_localhost_is_resolved_by_the_system() -> None:
-    """A host name becomes addresses, and the caller learns that asking again may pay."""
-    resolution = await resolve([cluster("m", EndpointSpec("localhost", 80))])
-    assert resolution.has_host_names
-    assert "127.0.0.1:80" in [e.key for e in resolution.endpoints]
+    """A host name becomes addresses."""
+    assert "127.0.0.1" in await addresses_of("localhost", 5)
 
 
-async def test_each_name_is_asked_once_and_duplicates_fall_away(asked: list[str]) -> None:
-    """Every record becomes one endpoint; in a cluster the first mention of a key counts."""
-    resolution = await resolve(
-        [
-            cluster("m", EndpointSpec("10.0.0.1", 80, weight=7), EndpointSpec("engines.test", 80)),
-            cluster("n", EndpointSpec("engines.test", 80), EndpointSpec("one.test", 81)),
-        ]
-    )
-    assert sorted(asked) == ["engines.test", "one.test"]
-    assert [(e.key, e.weight) for e in resolution.clusters["m"]] == [
-        ("10.0.0.1:80", 7),
-        ("10.0.0.2:80", 1),
-        ("[2001:db8::1]:80", 1),
-    ]
-    assert [e.key for e in resolution.clusters["n"]] == [
-        "10.0.0.1:80",
-        "10.0.0.2:80",
-        "[2001:db8::1]:80",
-        "10.0.0.1:81",
-    ]
+async def test_each_address_comes_once_and_those_with_a_zone_not_at_all(system: System) -> None:
+    """Envoy knows no zones, and a record given twice is one endpoint."""
+    assert await addresses_of("engines.test", 5) == ("10.0.0.2", "10.0.0.1", "2001:db8::1")
 
 
-async def test_failed_names_are_all_named_in_bounded_time(asked: list[str]) -> None:
-    """Names without an answer fail the resolution together, and none is waited for beyond the bound."""
-    start_s = time.monotonic()
-    names = ("slow.test", "gone.test", "one.test")
-    with pytest.raises(ResolveError, match=r"'gone\.test'.*'slow\.test'") as error:
-        await resolve([cluster("m", *(EndpointSpec(name, 80) for name in names))], timeout_s=0.1)
-    assert list(error.value.failures) == ["gone.test", "slow.test"]
-    assert time.monotonic() - start_s < 1.0
-    assert len(asked) == 3
+@pytest.mark.parametrize("name", ["gone.test", "a" * 70 + ".test"])
+async def test_name_without_an_answer_says_why(system: System, name: str) -> None:
+    """The system's words for a name that does not exist, or cannot."""
+    with pytest.raises(ResolveError, match=name[:60]) as error:
+        await addresses_of(name, 5)
+    assert list(error.value.failures) == [name]
+
+
+async def test_hanging_name_costs_one_thread_however_often_it_is_asked(system: System) -> None:
+    """Who asks is answered in time; the thread that hangs is not joined by others."""
+    for _ in range(3):
+        with pytest.raises(ResolveError, match=r"no answer within 0\.05 s"):
+            await addresses_of("slow.test", 0.05)
+    assert system.asked == ["slow.test"]
+
+
+async def test_hanging_names_do_not_hold_up_the_executor_and_are_bounded(system: System) -> None:
+    """More names than threads hang: the loop's executor is free, and threads end at the bound."""
+    asking = [asyncio.create_task(addresses_of(f"slow{i}.test", 5)) for i in range(MAX_THREADS + 20)]
+    async with asyncio.timeout(10):
+        while len(system.asked) < MAX_THREADS:  # noqa: ASYNC110 - threads tell nobody
+            await asyncio.sleep(0.01)
+        assert await asyncio.to_thread(lambda: "free") == "free"
+        await asyncio.sleep(0.1)
+        assert len(system.asked) == MAX_THREADS
+        system.let_go.set()
+        answers = await asyncio.gather(*asking, return_exceptions=True)
+    assert all(isinstance(answer, ResolveError) for answer in answers)
+    assert len(system.asked) == MAX_THREADS + 20

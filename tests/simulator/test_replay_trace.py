@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 import pytest
 
+from tokenway.simulator.replay import readers
 from tokenway.simulator.replay.export import records
 from tokenway.simulator.replay.generators import GENERATORS, with_sharing
 from tokenway.simulator.replay.readers import Format, TraceError, read_trace
@@ -320,3 +321,65 @@ def test_sharing_is_not_made_up_where_a_trace_tells_it() -> None:
     """Ids of a source are never overwritten."""
     with pytest.raises(ValueError, match="says itself"):
         open_trace("sample", 0, share=True)
+
+
+REQUEST = b'{"time_s": 1, "prompt_tokens": 256, "completion_tokens": 1, "blocks": [1, 3]}\n'
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "jsonl.xz", "csv"])
+@pytest.mark.parametrize("end", [b"\n", b""])
+def test_a_line_without_end_is_refused_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, end: bytes
+) -> None:
+    """A compressed line can be two thousand times its file: it is named, and the rest never decompressed."""
+    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 1000)
+    path = tmp_path / f"trace.{ending}"
+    content = REQUEST + b"0" * 1001 + end + REQUEST
+    packed = {".gz": gzip.compress(content), ".xz": lzma.compress(content)}
+    path.write_bytes(packed.get(path.suffix, content))
+    with pytest.raises(TraceError, match=r"trace\.\S+:2: the line is longer than 1000 bytes"):
+        read_trace(path, Format.REQUESTS)
+
+
+def test_a_line_of_the_longest_length_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound counts the line's end."""
+    monkeypatch.setattr(readers, "MAX_LINE_BYTES", len(REQUEST))
+    path = tmp_path / "trace.jsonl"
+    path.write_bytes(REQUEST * 2)
+    assert len(read_trace(path).requests) == 2
+
+
+@pytest.mark.parametrize("content", [REQUEST * 100, b"\n" * 8000])
+def test_a_file_without_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    """Short lines in any number, empty ones too."""
+    monkeypatch.setattr(readers, "MAX_FILE_BYTES", 4000)
+    path = tmp_path / "trace.jsonl.gz"
+    with gzip.open(path, "wb") as file:
+        file.write(content)
+    with pytest.raises(TraceError, match="the file has more than 4000 bytes"):
+        read_trace(path)
+
+
+@pytest.mark.parametrize(
+    ("form", "line"),
+    [
+        (Format.MOONCAKE, '{"timestamp": 1, "input_length": 1, "output_length": 1, "hash_ids": [1, 3]}'),
+        (Format.REQUESTS, '{"time_s": 1, "prompt_tokens": 1, "completion_tokens": 1}'),
+        (Format.SESSIONS, '{"block_size": 1, "requests": [{"in": 1, "out": 1, "hash_ids": [[1, 1]]}]}'),
+        (Format.CSV, "2024-01-01 00:00:00, 1, 1"),
+    ],
+)
+def test_what_memory_does_not_hold_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: Format, line: str
+) -> None:
+    """Requests and what they hold are counted in every format."""
+    monkeypatch.setattr(readers, "MAX_PIECES", 40)
+    path = tmp_path / "trace"
+    header = "TIMESTAMP, ContextTokens, GeneratedTokens\n" if form is Format.CSV else ""
+    path.write_text(header + f"{line}\n" * 10)
+    assert len(read_trace(path, form).requests) == 10
+    path.write_text(header + f"{line}\n" * 60)
+    with pytest.raises(TraceError, match="the trace has more than 40 requests and runs"):
+        read_trace(path, form)

@@ -133,7 +133,8 @@ def test_endings_are_told_apart(status: int, flags: tuple[str, ...], details: st
     ("status", "flags", "expected"),
     [
         (200, (), None),
-        (429, (), None),
+        (404, (), None),
+        (429, (), FailureKind.OVERLOADED),
         (0, ("downstream_connection_termination",), None),
         (503, (), FailureKind.SERVER_ERROR),
         (503, ("upstream_connection_failure",), FailureKind.CONNECT_FAILURE),
@@ -146,7 +147,7 @@ def test_endings_are_told_apart(status: int, flags: tuple[str, ...], details: st
 def test_only_what_says_something_bad_of_an_endpoint_is_a_failure(
     status: int, flags: tuple[str, ...], expected: FailureKind | None
 ) -> None:
-    """A refusal to take more (429) and a client that left are no failures of the endpoint."""
+    """What Envoy tries again elsewhere was a failure there; a client that left was none."""
     entry = logged(pb.UpstreamEnd, status=status, flags=flags)
     assert failure_kind(entry.common_properties, status) is expected
     assert translate(entry) == (
@@ -208,6 +209,20 @@ def test_times_that_did_not_happen_are_absent(tag: str | None) -> None:
     assert value.stream_s is None
 
 
+@pytest.mark.parametrize("tag", ["-1", "86400000001", "9" * 400, "nan", "1e9"])
+def test_times_that_no_request_takes_are_absent(tag: str) -> None:
+    """A negative time to the first token, or one of more than a day, is none."""
+    assert ended(logged(tags={"rid": "r", "ttft_us": tag})).ttft_s is None
+
+
+@pytest.mark.parametrize(("seconds", "duration_s"), [(-(2**62), 0.0), (2**62, 86_400.0), (5, 5.0)])
+def test_durations_are_within_a_day(seconds: int, duration_s: float) -> None:
+    """Whatever a log says: sums of them stay finite and grow."""
+    entry = logged()
+    entry.common_properties.duration.seconds = seconds
+    assert ended(entry).duration_s == duration_s
+
+
 def test_a_stream_never_lasts_less_than_nothing() -> None:
     """Clocks that disagree by a little give zero; without the tokens it had, its length says nothing."""
     entry = logged(tags={"rid": "r", "ttft_us": "2000000"})
@@ -223,6 +238,16 @@ def test_counts_that_make_no_sense_are_absent(count: object) -> None:
     """Usage comes from the engine's JSON: negative, huge, textual or missing counts are no counts."""
     assert ended(logged(usage={"prompt_tokens": count, "completion_tokens": 0})).prompt_tokens is None
     assert ended(logged(usage={"prompt_tokens": count, "completion_tokens": 0})).completion_tokens == 0
+
+
+def test_the_text_of_a_usage_object_is_read() -> None:
+    """What Envoy found at the end of an answer, and in the beginning of a stream, is one usage."""
+    usage = {"top": '{"output_tokens": 7}', "nested": '{"input_tokens": 36, "cache_read_input_tokens": 64}'}
+    entry = ended(logged(usage=usage))
+    assert (entry.prompt_tokens, entry.completion_tokens, entry.cached_tokens) == (100, 7, 64)
+    assert entry.usage_unseen == ""
+    entry = ended(logged(usage={"unseen": "encoded"}))
+    assert (entry.prompt_tokens, entry.usage_unseen) == (None, "encoded")
 
 
 def all_flags() -> Iterator[str]:

@@ -112,8 +112,8 @@ def config(kind: Kind) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("kind", "clusters"),
     [
-        ("alone", {"bench", "tokenway-default"}),
-        ("floor", {"tokenway-extproc", "tokenway-als", "bench", "tokenway-default"}),
+        ("alone", {"bench", "tokenway-none"}),
+        ("floor", {"tokenway-extproc", "tokenway-als", "bench", "tokenway-none"}),
         ("tokenway", {"tokenway-extproc", "tokenway-als", "tokenway-xds"}),
     ],
 )

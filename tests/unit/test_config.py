@@ -31,6 +31,8 @@ from extproc.request.rules import Backend, ModelRules, Rule, RuleTable
 
 ETC = Path(__file__).parents[2] / "etc"
 
+TOO_LONG = "an integer without end; accepted: up to 300 digits"
+
 ONE_MODEL = """
 models:
   llama:
@@ -72,7 +74,7 @@ def test_defaults_of_health_and_load_balancing_are_those_of_their_owners() -> No
 def test_documented_defaults_hold() -> None:
     """The defaults that operators rely on are these numbers."""
     config = Config()
-    assert (config.server.workers, config.server.run_dir, config.server.drain_s) == (1, "/tmp/tokenway", 30)
+    assert (config.server.workers, config.server.run_dir, config.server.drain_s) == (1, None, 30)
     assert (config.server.admin.address, config.server.admin.port) == ("127.0.0.1", 10080)
     assert (config.request.max_body_bytes, config.request.block_bytes) == (32 * 1024 * 1024, 512)
     assert (config.signals.timeout_s, config.signals.first_byte_timeout_s) == (600, 60)
@@ -147,7 +149,7 @@ models:
         (
             "version: 1\nserver:\n  worker: 2",
             "line 3: server.worker: unknown key, did you mean `workers`?; "
-            "accepted: workers, run_dir, listen, admin, drain_s",
+            "accepted: workers, run_dir, listen, listen_tls, listen_insecure, admin, drain_s",
         ),
         ("version: 2", "line 1: version: unknown value: 2; accepted: 1"),
         (
@@ -202,9 +204,38 @@ models:
             "accepted: text like `unix:/run/tokenway.sock`, `127.0.0.1:9000`, `[::]:9000`",
         ),
         (
+            "server: {listen: ['0.0.0.0:9000']}",
+            "line 1: server: listen has 0.0.0.0:9000, which others can reach in clear text: they could steer "
+            "traffic and read prompts; accepted: loopback, listen_tls, or listen_insecure: true",
+        ),
+        (
+            "edge: {cors: {origins: [chat.example.com]}}",
+            'line 1: edge.cors.origins[0]: malformed: "chat.example.com"; '
+            "accepted: text like `https://chat.example.com`",
+        ),
+        (
             "server: {admin: {address: localhost}}",
             "line 1: server.admin.address: not an IP address; "
             "accepted: text like `127.0.0.1`, `0.0.0.0`, `::`",
+        ),
+        *(
+            (
+                f"models:\n  a:\n    rules:\n      - {{cluster: c, headers: {{{name}: x}}}}",
+                f"line 4: models.a.rules[0].headers: {problem}",
+            )
+            for name, problem in {
+                "Authorization": "`authorization` is a secret, which Envoy keeps from Tokenway; "
+                "accepted: a header that tells nothing else, such as x-tier",
+                "Host": "`host` arrives under another name; accepted: `:authority`",
+                '":protocol"': "`:protocol` is no header of a request; "
+                "accepted: :authority, :method, :path, :scheme",
+                "Connection": "`connection` is of one connection and never arrives; "
+                "accepted: end-to-end headers",
+                "X-Session-Token": "`x-session-token` is taken from clients at Envoy's edge; "
+                "accepted: names in request.allow_headers",
+                "x-envoy-force-trace": "`x-envoy-force-trace` is this gateway's or Envoy's own, and taken "
+                "from clients; accepted: other names, and x-envoy-external-address",
+            }.items()
         ),
         ("a: 1\nversion: 1\nversion: 1", "line 2: version: the key is given twice, again at line 3"),
         ("models:\n  8: {}", "line 2: models.8: the key is not text: put it in quotes"),
@@ -214,12 +245,38 @@ models:
         ),
         ("load: {lease_s: 2001-99-99}", "line 1: load.lease_s: cannot be read as timestamp: quote it"),
         ("<<: 1", "line 1: `<<` needs a mapping"),
-        ("[" * 100_000, "line 1: nested too deep; accepted: 64 levels"),
+        ("load: {lease_s: 0x" + "f" * 5_000 + "}", f"line 1: load.lease_s: {TOO_LONG}"),
     ],
 )
 def test_a_mistake_is_named_with_line_key_and_what_is_accepted(text: str, expected: str) -> None:
     """One mistake gives one line that suffices to repair it."""
     assert the_problem(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("level", "last_line"),
+    [
+        ("[", False),
+        ("{a: ", False),
+        ("- ", False),
+        ("? ", False),
+        ("[\n", True),
+        ("['don''t', \"\\\"[\", ", False),
+    ],
+)
+@pytest.mark.parametrize("levels", [65, 1_001, 100_000])
+def test_nesting_is_refused_in_our_words(level: str, last_line: bool, levels: int) -> None:
+    """Whatever bound the library has, on its own side of ours or beyond, ours is the one that speaks."""
+    line = 65 if last_line else 1
+    assert the_problem(level * levels) == f"line {line}: nested too deep; accepted: 64 levels"
+
+
+def test_brackets_that_nest_nothing_are_not_counted() -> None:
+    """Brackets in quotes, in comments and beside each other are no levels."""
+    many = "[" * 200
+    aliases = ", ".join(f"[a{i}]" for i in range(100))
+    assert problems(f"# {many}\nclusters_file: '{many}'\n") == []
+    assert the_problem(f"models: [{aliases}]").startswith("line 1: models: wrong type")
 
 
 @pytest.mark.parametrize(
@@ -483,3 +540,16 @@ def test_configuration_is_immutable() -> None:
     """A loaded configuration cannot be changed in place."""
     with pytest.raises(ValueError, match="frozen"):
         Config().server.workers = 2
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        "{listen: ['127.0.0.1:1', '[::1]:1', 'unix:/x']}",
+        "{listen: ['10.0.0.1:1'], listen_insecure: true}",
+        "{listen: ['[::]:1'], listen_tls: {cert_file: a, key_file: b, client_ca_file: c}}",
+    ],
+)
+def test_who_may_listen(server: str) -> None:
+    """Loopback, mutual TLS, or somebody who said so."""
+    assert parse(f"server: {server}", "x").server.listen

@@ -34,6 +34,20 @@ def test_good_file_is_summed_up(config_file: Path, capsys: pytest.CaptureFixture
     assert err == ""
 
 
+def test_rules_on_headers_that_envoy_may_withhold_are_named(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file is usable, but an Envoy that is running may not forward what its rules match."""
+    config_file.write_text(
+        "models: {llama: {rules: [{cluster: a, headers: {User-Agent: x, x-tier: y}}, {cluster: a}]}}\n"
+    )
+    assert check(config_file) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{config_file}: ok\n")
+    assert "rules match user-agent: " in err
+    assert "tokenway bootstrap" in err
+
+
 def test_clusters_file_alone_is_checked_with_all_defaults(
     config_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -84,3 +98,30 @@ def test_print_effective_writes_a_complete_file(
     out = capsys.readouterr().out
     assert "candidate_percent: 5" in out
     assert parse(out, "x") == parse(config_file.read_text(), "x")
+
+
+@pytest.mark.parametrize(
+    ("default", "is_warned"),
+    [("a", True), ("same", True), ("web", False)],
+)
+def test_a_default_cluster_of_engines_is_a_warning(
+    config_file: Path, default: str, is_warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The cluster of a model, or another with an engine of its, by name and in one line; exit status 0."""
+    engine, other = '{"address": "10.0.0.1", "port": 8000}', '{"address": "10.0.0.2", "port": 80}'
+    clusters = {"a": engine, "same": f"{other}, {engine}", "web": other}
+    members = ", ".join(f'{{"name": "{name}", "endpoints": [{of}]}}' for name, of in clusters.items())
+    (config_file.parent / "clusters.json").write_text(f'{{"clusters": [{members}]}}')
+    config_file.write_text(f"default_cluster: {default}\n" + config_file.read_text())
+    assert check(config_file) == 0
+    err = capsys.readouterr().err
+    assert (f"warning: default_cluster: `{default}` is a model's engines" in err) is is_warned
+    assert len(err.splitlines()) == is_warned
+
+
+def test_listening_in_the_open_is_a_warning(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was asked for in so many words is still said aloud."""
+    text = "server: {listen: ['0.0.0.0:1'], listen_insecure: true}\n"
+    config_file.write_text(text + config_file.read_text())
+    assert check(config_file) == 0
+    assert "warning: server.listen_insecure" in capsys.readouterr().err

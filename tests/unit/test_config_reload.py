@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from extproc.config.reload import FileWatcher
-
-pytestmark = pytest.mark.asyncio
+from extproc.config import reload
+from extproc.config.reload import FileWatcher, look
 
 INTERVAL_S = 0.005
 
@@ -86,6 +85,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.asyncio
 async def test_unchanged_files_are_not_reported(file: Path) -> None:
     """Watching alone calls nobody."""
     async with watching(file) as changes:
@@ -93,6 +93,7 @@ async def test_unchanged_files_are_not_reported(file: Path) -> None:
         assert changes.seen == []
 
 
+@pytest.mark.asyncio
 async def test_writing_in_place_is_reported_once(file: Path) -> None:
     """One write, one call."""
     async with watching(file) as changes:
@@ -102,8 +103,10 @@ async def test_writing_in_place_is_reported_once(file: Path) -> None:
         assert changes.seen == ["two"]
 
 
-async def test_file_being_written_is_not_read_half_way(file: Path) -> None:
+@pytest.mark.asyncio
+async def test_file_being_written_is_not_read_half_way(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that grows from look to look is reported once, when it is complete."""
+    monkeypatch.setattr(reload, "_MAX_RESTLESS_LOOKS", 1000)
     async with watching(file) as changes:
         for size in range(30):
             write(file, "x" * size)
@@ -113,6 +116,7 @@ async def test_file_being_written_is_not_read_half_way(file: Path) -> None:
         assert changes.seen == ["x" * 29]
 
 
+@pytest.mark.asyncio
 async def test_change_before_start_is_not_lost(file: Path) -> None:
     """What happens between construction and start is reported."""
     changes = Changes(file)
@@ -123,6 +127,7 @@ async def test_change_before_start_is_not_lost(file: Path) -> None:
     await watcher.stop()
 
 
+@pytest.mark.asyncio
 async def test_atomic_rename_is_reported(file: Path) -> None:
     """A file of the same size and time moved over the old one is a change: the inode tells."""
     async with watching(file) as changes:
@@ -131,6 +136,7 @@ async def test_atomic_rename_is_reported(file: Path) -> None:
         assert changes.seen == ["two"]
 
 
+@pytest.mark.asyncio
 async def test_config_map_swap_is_reported(tmp_path: Path) -> None:
     """Kubernetes swaps a directory symlink that the file's symlink leads through."""
     for version in ("v1", "v2"):
@@ -145,17 +151,129 @@ async def test_config_map_swap_is_reported(tmp_path: Path) -> None:
         assert changes.seen == ["v2"]
 
 
-async def test_missing_file_is_waited_for(file: Path) -> None:
-    """Nothing is reported while a file is gone; its return is."""
+def dangle(path: Path) -> None:
+    """A symlink to nowhere in the file's place."""
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+def make_a_folder(path: Path) -> None:
+    """A folder in the file's place."""
+    path.unlink()
+    path.mkdir()
+
+
+def make_a_pipe(path: Path) -> None:
+    """A pipe in the file's place, which nobody writes to: opening it would never return."""
+    path.unlink()
+    os.mkfifo(path)
+
+
+def restore(path: Path, kept: Path) -> None:
+    """The file back in its place."""
+    if path.is_dir():
+        path.rmdir()
+    kept.replace(path)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("spoil", [remove, dangle, make_a_folder, make_a_pipe])
+async def test_file_that_vanishes_is_reported_and_so_is_its_return(
+    file: Path, spoil: Callable[[Path], None]
+) -> None:
+    """Whatever takes the file's place is one change, and the same file moved back another."""
+    kept = file.with_name("kept")
+    kept.hardlink_to(file)
+    reports: list[str | None] = []
+    called = asyncio.Event()
+
+    def report() -> None:
+        reports.append(look(file).problem)
+        called.set()
+
+    watcher = FileWatcher([file], report, interval_s=INTERVAL_S)
+    watcher.start()
+    async with asyncio.timeout(5):
+        spoil(file)
+        await called.wait()
+        await several_looks()
+        assert len(reports) == 1
+        assert reports[0]
+        called.clear()
+        restore(file, kept)
+        await called.wait()
+    await watcher.stop()
+    assert reports[1:] == [None]
+
+
+@pytest.mark.asyncio
+async def test_short_absence_is_not_reported(file: Path) -> None:
+    """An editor that deletes and writes anew between two looks leaves one change."""
     async with watching(file) as changes:
         remove(file)
-        await several_looks()
-        assert changes.seen == []
-        write(file, "back")
+        write(file, "two")
         await changes.next()
-        assert changes.seen == ["back"]
+        await several_looks()
+        assert changes.seen == ["two"]
 
 
+@pytest.mark.asyncio
+async def test_same_size_edits_within_one_tick_of_the_clock_are_told_apart(file: Path) -> None:
+    """Two edits of which a look sees nothing but the content are two changes."""
+    async with watching(file) as changes:
+        for text in ("two", "six", "ten"):
+            write(file, text)
+            os.utime(file, ns=(0, 0))  # goes back, and stays the same
+            await changes.next()
+        assert changes.seen == ["two", "six", "ten"]
+
+
+def test_content_of_a_young_file_is_read_again(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file changed just now is not told by its times, which tick slower than edits come; an old one is."""
+    before = look(file)
+    found = file.stat()
+    file.write_text("six")
+    monkeypatch.setattr(Path, "stat", lambda _path: found)  # a clock that has not ticked in between
+    assert look(file, before) != before
+    monkeypatch.setattr("time.time", lambda: found.st_ctime + 3)
+    assert look(file, before) is before
+
+
+@pytest.mark.asyncio
+async def test_file_edited_without_end_is_read_all_the_same(file: Path) -> None:
+    """A file that never looks the same twice is reported after eight looks, not never."""
+    async with watching(file) as changes:
+        async with asyncio.timeout(5):
+            while not changes.seen:
+                write(file, "x" * (1 + len(read(file)) % 1000))
+                await asyncio.sleep(INTERVAL_S / 5)
+
+
+@pytest.mark.asyncio
+async def test_files_can_be_exchanged_from_the_call_back(file: Path, tmp_path: Path) -> None:
+    """The new files count from then on, and the old ones no more."""
+    other = tmp_path / "other"
+    called = asyncio.Event()
+
+    def follow() -> None:
+        watcher.watch({other: look(other)})
+        called.set()
+
+    watcher = FileWatcher([file], follow, interval_s=INTERVAL_S)
+    watcher.start()
+    async with asyncio.timeout(5):
+        write(file, "two")
+        await called.wait()
+        called.clear()
+        write(file, "three")
+        await several_looks()
+        assert not called.is_set()
+        write(other, "comes later")
+        await called.wait()
+    await watcher.stop()
+
+
+@pytest.mark.asyncio
 async def test_any_of_several_files_counts(file: Path, tmp_path: Path) -> None:
     """A change of the second file is a change, and a file may appear later."""
     second = tmp_path / "clusters.json"
@@ -166,6 +284,7 @@ async def test_any_of_several_files_counts(file: Path, tmp_path: Path) -> None:
         await changes.next()
 
 
+@pytest.mark.asyncio
 async def test_failing_call_back_does_not_end_the_watch(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     """An exception in the call-back is logged, and the next change is still reported."""
     called = asyncio.Event()
@@ -185,6 +304,7 @@ async def test_failing_call_back_does_not_end_the_watch(file: Path, caplog: pyte
     assert caplog.messages == ["config change call-back failed"] * 2
 
 
+@pytest.mark.asyncio
 async def test_stop_ends_the_watch_and_leaves_no_task(file: Path) -> None:
     """After stop nothing is called, no task remains, and stopping again is harmless."""
     changes = Changes(file)

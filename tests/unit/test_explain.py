@@ -263,8 +263,8 @@ def test_a_rejected_request_shows_its_reason_and_who_was_filtered() -> None:
 
 def test_control_characters_never_reach_the_terminal() -> None:
     """A model name with an escape sequence is shown as text."""
-    page = render(through_json(decided(fixed_snapshot(), AIGW, model="m\x1b[2J\nchosen")))
-    assert "m\\x1b[2J\\x0achosen" in page
+    page = render(through_json(decided(fixed_snapshot(), AIGW, model="m\x1b[2J\n\x9b1mchosen")))
+    assert "m\\x1b[2J\\x0a\\x9b1mchosen" in page
     assert page.replace("\n", "").isprintable()
 
 

@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 from extproc.errors import Reason, RouterError
 from extproc.protocol import machine
 from extproc.protocol.machine import (
+    HEAD_BYTES,
     NEED_BODY,
+    NEED_BODY_AND_HEAD,
     TRANSITIONS,
     Abandon,
     Answer,
+    AnswerHead,
     Decide,
     Effects,
     Finish,
@@ -43,6 +46,7 @@ SENDS = (SendAwaitBody, SendPass, SendImmediate, SendDecision, SendContinue)
 
 VERDICTS: dict[str, Verdict] = {
     "need_body": NEED_BODY,
+    "need_body_and_head": NEED_BODY_AND_HEAD,
     "pass_to": PassTo("other"),
     "answer": Answer(200, b"{}"),
     "refuse": Refuse(ERROR),
@@ -118,7 +122,8 @@ def test_the_table_names_every_phase() -> None:
     ("verdict", "effects"),
     [
         ("need_body", (SendAwaitBody(),)),
-        ("pass_to", (SendPass("other"), Finish())),
+        ("need_body_and_head", (SendAwaitBody(head=True),)),
+        ("pass_to", (SendPass(PassTo("other")), Finish())),
         ("answer", (SendImmediate(200, b"{}", "tokenway_answer"), Finish())),
         (
             "refuse",
@@ -233,6 +238,27 @@ def test_the_marker_is_found_at_the_start_of_any_line(before: bytes) -> None:
     assert feed([before + DATA], ends=False) == ON_TIME
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        b'data: {"error": {"message": "gone"}}\n\n',
+        b'data:{"error":{"message":"gone"}}\n\n',
+        b'data: {"object":"error","message":"gone"}\n\n',
+        b'event: error\ndata: {"type":"error","error":{}}\n\n',
+    ],
+)
+def test_an_error_is_no_token(error: bytes) -> None:
+    """An engine that fails at once has computed nothing: the wait ends without a first token."""
+    assert feed([error], ends=False) == [Finish()]
+    assert feed([COMMENT, error], ends=False) == [CONTINUE, Finish()]
+
+
+def test_words_of_an_answer_are_no_error() -> None:
+    """A model that writes about errors, and a null error, are answers."""
+    text = b'data: {"choices":[{"delta":{"content":"data: {\\"error\\": 1}"}}],"error":null}\n\n'
+    assert feed([text], ends=False) == ON_TIME
+
+
 def test_comments_are_skipped() -> None:
     """Keep-alive comments are let through; the data behind them counts as late."""
     assert feed([COMMENT, COMMENT, DATA], ends=False) == [CONTINUE, CONTINUE, *LATE]
@@ -311,6 +337,61 @@ def test_a_bracket_at_a_cut_is_no_error_body(cut: int) -> None:
 def test_an_error_of_the_responses_api_has_no_token() -> None:
     """Its JSON error body ends the watching as any other."""
     assert feed([b'{"error":"response.failed"}'], late_marker=True, ends=False) == [Finish()]
+
+
+WHOLE = b'{"id":"resp_1","object":"response","output":[]}'
+
+
+def head_of(
+    chunks: list[bytes], *, stream: bool, want_first_chunk: bool = True, ends: bool = False
+) -> list[machine.Effect]:
+    """The effects of these response chunks where the head of the answer is wanted."""
+    made = Stream(lambda _: NEED_BODY_AND_HEAD, want_first_chunk=want_first_chunk)
+    made.receive_headers(HEADERS)
+    made.receive_body(b"{}")
+    made.decided(stream=stream, late_marker=True)
+    effects: list[machine.Effect] = []
+    for index, chunk in enumerate(chunks):
+        effects += made.receive_chunk(chunk, end_of_stream=ends and index == len(chunks) - 1)
+        if made.phase is Phase.DONE:
+            break
+    return effects
+
+
+@pytest.mark.parametrize("want_first_chunk", [True, False])
+@pytest.mark.parametrize("cut", range(1, len(WHOLE)))
+def test_the_head_of_a_whole_answer_is_seen(cut: int, want_first_chunk: bool) -> None:
+    """Whole answers are waited for too, wherever their chunks are cut; the last chunk is left unanswered."""
+    effects = head_of([WHOLE[:cut], WHOLE[cut:]], stream=False, want_first_chunk=want_first_chunk, ends=True)
+    assert effects == [CONTINUE, AnswerHead(WHOLE), Finish()]
+
+
+def test_no_more_than_the_head_is_kept() -> None:
+    """A large answer is let go after its first bytes, in one chunk or in many."""
+    large = WHOLE.ljust(10 * HEAD_BYTES)
+    end = [AnswerHead(large[:HEAD_BYTES]), Finish()]
+    assert head_of([large, large], stream=False) == end
+    halves = [large[: HEAD_BYTES // 2]] * 3
+    assert head_of(halves, stream=False)[-1:] == [Finish()]
+    assert len(head_of(halves, stream=False)) == 3
+
+
+def test_the_head_of_a_stream_is_its_first_event() -> None:
+    """It comes before the first token, which is still waited for where it is wanted."""
+    created = AnswerHead(COMMENT + CREATED)
+    assert head_of([COMMENT, CREATED, OUTPUT], stream=True) == [CONTINUE, created, CONTINUE, *LATE]
+    assert head_of([COMMENT, CREATED, OUTPUT], stream=True, want_first_chunk=False) == [
+        CONTINUE,
+        created,
+        Finish(),
+    ]
+    assert head_of([CREATED + OUTPUT], stream=True) == [AnswerHead(CREATED + OUTPUT), *ON_TIME]
+
+
+def test_an_error_instead_of_a_stream_has_a_head_and_no_token() -> None:
+    """What is no stream of events is over with its first chunk."""
+    body = b'{"error":{"code":500}}'
+    assert head_of([body], stream=True) == [AnswerHead(body), Finish()]
 
 
 EVENTS = [(kind, index) for kind in Kind for index in range(len(variants(kind)))]

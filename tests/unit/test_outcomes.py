@@ -5,13 +5,16 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import orjson
 import pytest
+from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
 
 from extproc.choosing.settings import LoadBalancing
-from extproc.health.settings import HealthSettings
 from extproc.health.tracker import FailureKind, HealthState
 from extproc.observing.records import Ended
+from extproc.request.rules import ModelRules, Rule
 from extproc.routing.outcomes import CACHED_TOLERANCE_TOKENS
+from extproc.routing.router import Decision
 from extproc.routing.state import LINGER_S
 from extproc.types import Operation
 from metadata_center.types import EndpointKey, RequestId
@@ -26,6 +29,13 @@ USAGE = {"prompt_tokens": 400, "completion_tokens": 11, "cached_tokens": 0}
 def another(rig: Rig, request_id: str = "r") -> EndpointKey:
     """An endpoint that was not chosen."""
     return next(key for key in KEYS if key != rig.chosen(request_id))
+
+
+def endpoints_of(decision: Decision) -> list[str]:
+    """Whom Envoy is to try, in order."""
+    metadata = ext_proc.ProcessingResponse.FromString(decision.to_body).dynamic_metadata
+    named: str = metadata["envoy.lb"]["x-gateway-destination-endpoint"]
+    return named.split(",")
 
 
 def streamed(rig: Rig, request_id: str = "r", prompt: str = "x" * 1000) -> None:
@@ -97,19 +107,166 @@ def test_failed_attempts_eject_and_are_told(rig: Rig) -> None:
     assert rig.chosen("next") != bad
 
 
-def test_an_answer_ends_a_run_of_failures() -> None:
-    """Only failures in a row eject: a completed request between them starts the count anew."""
-    rig = build_rig([endpoint(0), endpoint(1)], health=HealthSettings(passive_threshold=2))
-    for number in range(4):
-        rig.failed("x", KEYS[0], FailureKind.RESET)
-        rig.decide(str(number))
-        rig.end(str(number), endpoint=KEYS[0])
+def failed_and_answered(rig: Rig, request_id: str, bad: EndpointKey, good: EndpointKey) -> None:
+    """A request breaks at one endpoint, and the other one answers it."""
+    rig.decide(request_id, chat(request_id))
+    rig.failed(request_id, bad, FailureKind.RESET)
+    rig.end(request_id, endpoint=good, attempts=2)
+
+
+def test_what_another_endpoint_answers_is_the_first_ones_fault() -> None:
+    """`passive_threshold` requests that break at one endpoint and not at the next eject it."""
+    rig = build_rig([endpoint(0), endpoint(1)])
+    for number in range(3):
+        assert rig.transitions == []
+        failed_and_answered(rig, str(number), KEYS[0], KEYS[1])
+    assert [(change.key, change.after) for change in rig.transitions] == [(KEYS[0], HealthState.EJECTED)]
+    assert rig.metric("tokenway_endpoint_failures_total", endpoint=KEYS[0], kind="reset") == 3
+
+
+@pytest.mark.parametrize("order", ["told before", "told after"])
+def test_what_several_fail_at_is_the_requests_fault(order: str) -> None:
+    """A request that breaks two endpoints ejects and doubts neither, in whatever order that is told."""
+    rig = build_rig()
+    for number in range(10):
+        rig.decide(str(number), chat(f"poison {number}"))
+        choice, snapshot = rig.record(str(number)).choice, rig.record(str(number)).snapshot
+        assert choice is not None
+        assert snapshot is not None
+        first, second = (snapshot.keys[row] for row in choice.order[:2])
+        end = {"endpoint": second, "attempts": 2, "status": 503, "ended": Ended.UPSTREAM_RESET}
+        if order == "told before":
+            rig.failed(str(number), first, FailureKind.RESET)
+            rig.failed(str(number), second, FailureKind.RESET)
+            rig.end(str(number), **end)
+        else:
+            rig.end(str(number), **end)
+            rig.failed(str(number), second, FailureKind.RESET)
+            rig.failed(str(number), first, FailureKind.RESET)
     assert rig.transitions == []
-    rig.failed("x", KEYS[0], FailureKind.RESET)
-    rig.decide("abort")
-    rig.end("abort", endpoint=KEYS[0], ended=Ended.CLIENT_ABORT)
-    rig.failed("x", KEYS[0], FailureKind.RESET)
-    assert len(rig.transitions) == 1
+    assert not rig.state.health.doubted(MODEL)
+    assert rig.metric("tokenway_poison_requests_total") == 10
+
+
+def test_a_late_report_of_a_failed_attempt_counts() -> None:
+    """Envoy's two logs come in any order: what the end left open is judged when it is told."""
+    rig = build_rig([endpoint(0), endpoint(1)])
+    for number in range(6):
+        rig.decide(str(number), chat(str(number)))
+        if rig.chosen(str(number)) == KEYS[0]:
+            rig.end(str(number), endpoint=KEYS[1], attempts=2)
+            assert not rig.state.health.doubted(MODEL)
+            rig.failed(str(number), KEYS[0], FailureKind.RESET)
+            break
+        rig.end(str(number))
+    assert set(rig.state.health.doubted(MODEL)) == {KEYS[0]}
+
+
+def test_known_poison_is_tried_once() -> None:
+    """The same body again gets one endpoint without fallback; an answer clears it and blames who failed."""
+    rig = build_rig()
+    body = chat("poison")
+    first, second, _ = endpoints_of(rig.decide("a", body))
+    rig.failed("a", EndpointKey(first), FailureKind.RESET)
+    rig.end("a", endpoint=EndpointKey(second), attempts=2, status=503, ended=Ended.UPSTREAM_RESET)
+    again = rig.decide("b", body)
+    assert endpoints_of(again) == [rig.chosen("b")]
+    assert len(endpoints_of(rig.decide("c", chat("another")))) == 3
+    rig.end("b")
+    assert len(endpoints_of(rig.decide("d", body))) > 1
+    assert set(rig.state.health.doubted(MODEL)) == {EndpointKey(first), EndpointKey(second)} - {
+        rig.chosen("b")
+    }
+
+
+def test_a_retrying_client_ejects_nobody() -> None:
+    """The same body failing with 500 at one endpoint after another speaks against the body alone."""
+    rig = build_rig()
+    for number in range(12):
+        rig.decide(str(number), chat("poison"))
+        rig.end(str(number), endpoint=KEYS[number % 3], status=500, ended=Ended.UPSTREAM_ERROR)
+    assert rig.transitions == []
+    assert not rig.state.health.doubted(MODEL)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"error": "InternalServerError 500"},
+        {"response_bytes": 0},
+        {"content_type": "text/html"},
+        {"status": 500, "ended": Ended.UPSTREAM_ERROR},
+        {"status": 404},
+        {"status": 401},
+        {"status": 429},
+    ],
+)
+def test_who_fails_fast_gets_no_more_traffic_and_teaches_nothing(changes: dict[str, Any]) -> None:
+    """Of two endpoints the one that answers nothing is left out at once, though it is always idle."""
+    rig = build_rig([endpoint(0), endpoint(1)])
+    reached = 0
+    for number in range(40):
+        rig.clock.advance(0.01)
+        streamed(rig, str(number), f"{number} " * 50)
+        if rig.chosen(str(number)) == KEYS[0]:
+            reached += 1
+            rig.end(str(number), **USAGE, **changes)
+            assert rig.endings[-1].outcome.ended != Ended.COMPLETED or changes.get("status", 200) >= 400
+        else:
+            rig.end(str(number), **USAGE)
+    assert 1 <= reached <= 7
+    assert rig.state.endpoints[KEYS[0]].served == 0
+    assert rig.state.endpoints[KEYS[0]].failures == reached
+    assert learned(rig)[0] <= 40 - reached
+
+
+def test_explain_says_why_an_endpoint_was_left_out() -> None:
+    """A doubted endpoint is in the record, with the reason, and not among the candidates."""
+    rig = build_rig()
+    rig.state.health.attempt_failed(KEYS[0], FailureKind.ERROR_IN_ANSWER, 0.0, MODEL)
+    rig.state.health.attempt_failed(KEYS[2], FailureKind.MISSING_MODEL, 0.0, MODEL)
+    rig.decide()
+    assert rig.record().filtered == (
+        (KEYS[0], "fails more than its peers: error_in_answer"),
+        (KEYS[2], "does not have this model"),
+    )
+    assert rig.chosen() == KEYS[1]
+
+
+def test_a_model_that_one_lacks_goes_to_the_others_and_that_one_serves_the_rest() -> None:
+    """404 for an adapter leaves the endpoint out for the adapter alone; where all lack it, all are asked."""
+    rules = (
+        ModelRules(MODEL, (Rule(CLUSTER),)),
+        ModelRules("adapter", (Rule(CLUSTER, lora="adapter"),)),
+    )
+    rig = build_rig([endpoint(0), endpoint(1)], models=rules)
+    adapter = orjson.dumps({"model": "adapter", "messages": [{"role": "user", "content": "hi"}]})
+    for key in (KEYS[0], KEYS[1]):
+        rig.decide(f"a {key}", adapter)
+        rig.end(f"a {key}", endpoint=key, status=404)
+        rig.decide(f"b {key}", adapter)
+        left_out = {found for found, _ in rig.record(f"b {key}").filtered}
+        assert left_out == ({KEYS[0]} if key == KEYS[0] else set())
+        rig.decide(f"m {key}")
+        assert rig.record(f"m {key}").filtered == ()
+    assert rig.transitions == []
+
+
+def test_a_client_that_left_settles_nothing_but_the_trial() -> None:
+    """An abort before the first token neither blames nor clears anybody, and lets the next trial begin."""
+    rig = build_rig([endpoint(0), endpoint(1)])
+    health = rig.state.health
+    health.attempt_failed(KEYS[0], FailureKind.RESET, 0.0, MODEL)
+    rig.clock.advance(1.0)
+    for number in range(20):
+        rig.decide(str(number))
+        if rig.chosen(str(number)) == KEYS[0]:
+            break
+    assert rig.chosen(str(number)) == KEYS[0]
+    assert not health.trial_due(KEYS[0], MODEL, rig.clock())
+    rig.end(str(number), ended=Ended.CLIENT_ABORT)
+    assert health.trial_due(KEYS[0], MODEL, rig.clock())
+    assert set(health.doubted(MODEL)) == {KEYS[0]}
 
 
 def test_an_end_of_a_request_of_ours_that_is_not_known_is_counted(rig: Rig) -> None:
@@ -358,3 +515,63 @@ def test_a_request_that_is_said_to_live_keeps_its_lease(rig: Rig) -> None:
         rig.state.advance(rig.clock())
     assert rig.state.load.get(RequestId("r")) is not None
     assert rig.state.load.in_flight == len(rig.state.inflight) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "kv_tokens", "reported", "believed"),
+    [
+        ({}, 0, (5, 900_000_000_000, 5), (5, 1 << 20, 5)),
+        ({}, 160_000, (5, 900_000_000_000, 5), (5, 160_000, 5)),
+        ({"max_tokens": 100}, 160_000, (5, 101, 0), (5, 100, 0)),
+        ({"max_completion_tokens": 100, "n": 3}, 0, (5, 10**6, 0), (5, 300, 0)),
+        ({"max_tokens": 100}, 160_000, (5, 99, 0), (5, 99, 0)),
+        ({"max_tokens": 10**18, "n": 10**9}, 0, (5, 10**11, 0), (5, 1 << 20, 0)),
+        ({}, 0, (None, None, 7), (None, None, 7)),
+        ({}, 0, (10, 1, 11), (10, 1, 10)),
+    ],
+)
+def test_counts_beyond_what_request_and_engine_allow_are_cut(
+    body: dict[str, Any],
+    kv_tokens: int,
+    reported: tuple[int | None, int | None, int],
+    believed: tuple[int | None, int | None, int],
+) -> None:
+    """In the record, the log, the metrics and all that is learned."""
+    rig = build_rig()
+    rig.decide("a", chat(**body))
+    chosen = rig.record("a").chosen
+    assert chosen is not None
+    if kv_tokens:
+        rig.state.engines.told_kv_tokens(chosen, kv_tokens)
+    prompt, completion, cached = reported
+    rig.end("a", prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached)
+    outcome = rig.record("a").outcome
+    assert outcome is not None
+    assert (outcome.prompt_tokens, outcome.completion_tokens, outcome.cached_tokens) == believed
+
+
+def test_a_prompt_has_no_more_tokens_than_bytes_and_some() -> None:
+    """What a template and pictures add is allowed for; 10^11 are not."""
+    rig = build_rig()
+    rig.decide("a", chat("word " * 100))
+    rig.end("a", prompt_tokens=10**11, completion_tokens=1, cached_tokens=10**11)
+    outcome, prompt_bytes = rig.record("a").outcome, rig.record("a").prompt_bytes
+    assert outcome is not None
+    assert outcome.prompt_tokens == outcome.cached_tokens == prompt_bytes + (1 << 16)
+
+
+def test_one_lie_leaves_the_usual_length_of_answers() -> None:
+    """Of three endpoints one says once that its answer had 9e11 tokens: the others' answers decide."""
+    rig = build_rig()
+
+    def answers(prefix: str) -> float:
+        for number in range(60):
+            rig.decide(f"{prefix}{number}", chat(f"{prefix}{number}"))
+            rig.end(f"{prefix}{number}", prompt_tokens=5, completion_tokens=30)
+        return rig.state.predictor.traffic(GROUP).output_tokens
+
+    before = answers("before")
+    rig.decide("lie", chat("lie"))
+    rig.end("lie", prompt_tokens=5, completion_tokens=900_000_000_000)
+    assert rig.state.predictor.traffic(GROUP).output_tokens < 1.4 * before
+    assert answers("after") < before

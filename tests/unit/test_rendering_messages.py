@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from extproc.rendering.messages import conversation, function_tools
+from extproc.rendering.messages import conversation
+from extproc.request.turns import function_tools
 
 
 def given(*messages: Any, wants_parts: bool = False, knows_developer: bool = True) -> Any:

@@ -247,3 +247,15 @@ def test_a_worker_logs_blocks_only_with_a_good_secret(
         monkeypatch.setenv("TOKENWAY_LOG_KEY", secret)
     key = Worker._block_key(Config.model_validate({"logging": {"prompt_blocks": on}}))
     assert key == (block_key(secret) if keyed and secret else None)
+
+
+@pytest.mark.parametrize(
+    "text", ["\x9b2J", "\x7f", "\u202egnp.exe", "\u2028", "caf\u00e9 \x85", "\x1b[2J\n", "\ud800\x9b"]
+)
+def test_controls_are_escaped_and_read_back(text: str) -> None:
+    """No terminal acts on a log line, whichever encoder wrote it, and a reader gets what was logged."""
+    record = logging.LogRecord("tokenway.x", logging.INFO, "", 0, "event", (), None)
+    record.__dict__["model"] = text
+    line = JsonFormatter().format(record)
+    assert not any(char in line for char in "\x7f\x85\x9b\u2028\u202e\x1b\n")
+    assert json.loads(line)["model"] == text

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from extproc.errors import Reason, RouterError
 from extproc.request.blocks import block_hashes
-from extproc.request.parse import operation_of, parse
+from extproc.request.parse import INFERENCE_PATHS, operation_of, parse
 from extproc.types import InferenceRequest, Operation
 
 PATHS = {
@@ -22,6 +22,21 @@ PATHS = {
     Operation.MESSAGES: "/v1/messages",
     Operation.EMBEDDINGS: "/v1/embeddings",
 }
+OTHER_PATHS = {
+    "/v1/messages/count_tokens": Operation.COUNT_TOKENS,
+    "/tokenize": Operation.TOKENIZE,
+    "/detokenize": Operation.DETOKENIZE,
+    "/rerank": Operation.RERANK,
+    "/v1/rerank": Operation.RERANK,
+    "/v2/rerank": Operation.RERANK,
+    "/score": Operation.SCORE,
+    "/v1/score": Operation.SCORE,
+    "/classify": Operation.CLASSIFY,
+    "/pooling": Operation.POOLING,
+    "/v1/audio/transcriptions": Operation.TRANSCRIPTION,
+    "/v1/audio/translations": Operation.TRANSLATION,
+}
+EVERY_PATH = {path: operation for operation, path in PATHS.items()} | OTHER_PATHS
 CHAT = PATHS[Operation.CHAT]
 HI: list[Any] = [{"role": "user", "content": "hi"}]
 TURNS_FIELD = {Operation.CHAT: "messages", Operation.MESSAGES: "messages", Operation.RESPONSES: "input"}
@@ -80,15 +95,20 @@ def outcome(path: str, body: bytes) -> InferenceRequest | RouterError:
         return refused
 
 
-@pytest.mark.parametrize("operation", list(Operation))
-def test_each_operation_has_one_path(operation: Operation) -> None:
+@pytest.mark.parametrize(("path", "operation"), EVERY_PATH.items())
+def test_each_path_has_its_operation(path: str, operation: Operation) -> None:
     """Query strings and one trailing slash do not matter, anything else does."""
-    path = PATHS[operation]
     assert operation_of(path) is operation
     assert operation_of(path + "?api-version=1/") is operation
     assert operation_of(path + "/?x") is operation
     for other in (path + "//", path + "/x", path[1:], path.upper(), "/x" + path, ""):
         assert operation_of(other) is None
+
+
+def test_the_published_paths_are_all() -> None:
+    """What is served is what the list of inference paths says, and every operation has one."""
+    assert sorted(INFERENCE_PATHS) == sorted(EVERY_PATH)
+    assert set(EVERY_PATH.values()) == set(Operation)
 
 
 def test_an_unknown_path_is_refused_before_the_body_is_read() -> None:
@@ -166,13 +186,14 @@ def test_the_canonical_prompt(operation: Operation, fields: dict[str, Any], prom
 
 @pytest.mark.parametrize("operation", [Operation.TEXT_COMPLETION, Operation.EMBEDDINGS])
 def test_token_ids_are_counted_exactly(operation: Operation) -> None:
-    """Ids are four little-endian bytes each; several prompts are kept apart and counted together."""
+    """Ids are four little-endian bytes each; several prompts are kept apart, from text as well."""
     field = "prompt" if operation is Operation.TEXT_COMPLETION else "input"
     one = ask(operation, **{field: [1, 258, 2**32 - 1]})
-    assert one.prompt == b"\x01\0\0\0\x02\x01\0\0\xff\xff\xff\xff"
+    between = b"\xff\xff\xff\xff"
+    assert one.prompt == between + b"\x01\0\0\0\x02\x01\0\0\xff\xff\xff\xff"
     assert one.prompt_tokens == 3
     many = ask(operation, **{field: [[1, 2], [3]]})
-    assert many.prompt == b"\x01\0\0\0\x02\0\0\0\xff\xff\xff\xff\x03\0\0\0"
+    assert many.prompt == between + b"\x01\0\0\0\x02\0\0\0" + between + b"\x03\0\0\0"
     assert many.prompt_tokens == 3
     assert many.prompt != ask(operation, **{field: [[1], [2, 3]]}).prompt
 
@@ -380,7 +401,8 @@ def test_media_do_not_touch_the_body_that_is_forwarded() -> None:
     request = ask(Operation.CHAT, messages=messages)
     assert request.is_multimodal is True
     assert request.body == {"model": "m", "messages": messages}
-    assert 4096 < len(request.prompt) < 4300
+    assert 4096 < request.prompt_bytes < 4300
+    assert len(request.prompt) < 200
 
 
 @given(st.sampled_from(sorted(PATHS.values())), st.binary(max_size=60))
@@ -428,3 +450,126 @@ def test_any_parts_give_a_request(content: list[Any]) -> None:
     """Content parts of any shape are hashed somehow and forwarded as they are."""
     body = orjson.dumps({"model": "m", "messages": [{"content": content}]})
     assert parse(CHAT, body).body == orjson.loads(body)
+
+
+def of(path: str, **fields: Any) -> InferenceRequest:
+    """Parse a body for one of the smaller operations."""
+    return parse(path, orjson.dumps({"model": "m", **fields}))
+
+
+COMPARISONS = {
+    "/rerank": {"query": "which?", "documents": ["one", "two"]},
+    "/v2/rerank": {"query": "which?", "documents": [{"text": "one"}, {"text": "two"}]},
+    "/v1/rerank": {"query": {"content": [{"type": "text", "text": "which?"}]}, "documents": ["one"]},
+    "/score": {"text_1": "which?", "text_2": ["one", "two"]},
+    "/v1/score": {"queries": ["which?"], "documents": ["one", "two"]},
+}
+
+
+@pytest.mark.parametrize(("path", "fields"), COMPARISONS.items())
+def test_comparisons_begin_with_what_they_share(path: str, fields: dict[str, Any]) -> None:
+    """The query comes first, so that equal ones are a common prefix, whatever the order of fields."""
+    first, second = fields
+    shorter = of(path, **fields)
+    longer = of(path, **{first: fields[first], second: [*fields[second], "three"]})
+    assert longer.prompt.startswith(shorter.prompt)
+    assert of(path, **{second: fields[second], first: fields[first]}).prompt == shorter.prompt
+    assert len(shorter.prompt) > 15
+    assert (shorter.stream, shorter.max_tokens, shorter.is_multimodal) == (False, None, False)
+
+
+def test_an_image_to_be_ranked_counts_as_one() -> None:
+    """A medium in a document counts by its kind, not by its bytes."""
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 1_000_000}}
+    request = of("/rerank", query="which?", documents=[{"content": [image]}])
+    assert request.is_multimodal
+    assert len(request.prompt) < 10_000
+
+
+@pytest.mark.parametrize("path", ["/rerank", "/v1/score"])
+def test_nothing_to_compare_is_refused(path: str) -> None:
+    """There is no prompt without either side."""
+    assert refusal(path, b'{"model": "m"}')[0] is Reason.INVALID_REQUEST
+
+
+@pytest.mark.parametrize("path", ["/classify", "/pooling"])
+def test_what_is_pooled_is_what_is_embedded(path: str) -> None:
+    """Text, token ids and conversations."""
+    for fields in ({"input": "text"}, {"input": ["a", "b"]}, {"input": [1, 2]}, {"messages": HI}):
+        assert of(path, **fields).prompt == of("/v1/embeddings", **fields).prompt != b""
+
+
+def test_the_data_of_a_plugin_has_no_prompt() -> None:
+    """Pooling takes what a plugin of the engine reads; no text can be told of it."""
+    assert of("/pooling", data={"image": "x"}).prompt == b""
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/messages/count_tokens", {"messages": HI, "system": "x" * 1000}),
+        ("/tokenize", {"prompt": "x" * 1000}),
+        ("/tokenize", {"messages": HI}),
+        ("/detokenize", {"tokens": [1, 2, 3]}),
+    ],
+)
+def test_what_is_not_computed_has_no_prompt(path: str, fields: dict[str, Any]) -> None:
+    """It is charged no tokens, and nothing is believed cached after it."""
+    request = of(path, **fields)
+    assert (request.prompt, request.prompt_tokens) == (b"", 0)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(set(OTHER_PATHS) - {"/v1/audio/transcriptions", "/v1/audio/translations"})
+)
+def test_every_operation_names_a_model(path: str) -> None:
+    """Without one there is nobody to serve it."""
+    assert refusal(path, b'{"query": "q", "documents": [], "input": "x", "messages": [{}]}')[0] is (
+        Reason.MISSING_MODEL
+    )
+
+
+def form(*fields: tuple[str, bytes], boundary: bytes = b"b") -> bytes:
+    """A form of text fields."""
+    return (
+        b"".join(
+            b'--%b\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n'
+            % (boundary, name.encode(), value)
+            for name, value in fields
+        )
+        + b"--%b--\r\n" % boundary
+    )
+
+
+AUDIO = (
+    b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\nContent-Type: audio/wav\r\n\r\n'
+    + b"x" * 32_000
+    + b"\r\n"
+)
+
+
+@pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/audio/translations"])
+def test_audio_is_counted_by_its_length(path: str) -> None:
+    """Two seconds of 128 kbit/s are 100 positions; there is no prefix to match."""
+    request = parse(path, AUDIO + form(("model", b"whisper"), ("stream", b"true")))
+    assert (request.model, request.prompt, request.prompt_tokens, request.stream) == (
+        "whisper",
+        b"",
+        100,
+        True,
+    )
+    assert request.is_multimodal
+    assert request.body == {}
+
+
+@pytest.mark.parametrize("said", [b"false", b"0", b"", b"truly"])
+def test_a_form_says_stream_in_words(said: bytes) -> None:
+    """What is not true is false, or the engine's to refuse."""
+    assert parse("/v1/audio/translations", form(("model", b"m"), ("stream", said))).stream is False
+
+
+@given(st.binary(max_size=300), st.sampled_from([b"", b"--b\r\n", AUDIO[:90], form(("model", b"m"))]))
+def test_any_form_is_understood_or_refused(tail: bytes, start: bytes) -> None:
+    """Nothing else escapes."""
+    result = outcome("/v1/audio/transcriptions", start + tail)
+    assert isinstance(result, InferenceRequest | RouterError)

@@ -13,6 +13,7 @@ from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.extensions.load_balancing_policies.least_request.v3 import least_request_pb2
 from envoy.extensions.load_balancing_policies.override_host.v3 import override_host_pb2
+from envoy.extensions.transport_sockets.tls.v3 import common_pb2, tls_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy_data_plane.envoy.service.discovery import v3 as discovery_v3
 from envoy_data_plane.google import rpc
@@ -20,7 +21,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.discovery import state as state_module
-from extproc.discovery.resources import ASSIGNMENT_TYPE, CLUSTER_TYPE, cluster_resources, load_assignments
+from extproc.discovery.resources import (
+    ASSIGNMENT_TYPE,
+    CLUSTER_TYPE,
+    UpstreamTls,
+    cluster_resources,
+    load_assignments,
+)
 from extproc.discovery.state import DeltaStream, Nack, ResourceStore, SubscriptionLimitError
 from extproc.health.tracker import HealthState
 from extproc.types import Endpoint
@@ -327,3 +334,29 @@ def test_envoy_converges(publications: list[dict[str, bytes]]) -> None:
             for name in response.removed_resources:
                 del have[name]
         assert have == publication
+
+
+def test_an_alias_is_bounded_per_endpoint_and_a_cluster_is_not() -> None:
+    """What Tokenway placed was admitted by it; what Envoy sends alone was admitted by nobody."""
+    resources = cluster_resources(["m"], {"llama": "m"}, max_open_requests=7)
+    alias, plain = read_cluster(resources["model:llama"]), read_cluster(resources["m"])
+    (bound,) = alias.circuit_breakers.per_host_thresholds
+    assert bound.max_connections.value == 7
+    assert alias.circuit_breakers.thresholds[0].max_pending_requests.value == 7
+    assert not plain.circuit_breakers.per_host_thresholds
+
+
+def test_tls_is_of_the_cluster_and_its_aliases() -> None:
+    """Certificate authority, exact name and SNI; a pool of a model's own has its cluster's."""
+    tls = {"m": UpstreamTls("/ca.pem", "engine.internal", "/c.pem", "/k.pem")}
+    resources = cluster_resources(["m", "other", "model:part"], {"llama": "m", "part": "m"}, tls=tls)
+    for name in ("m", "model:llama", "model:part"):
+        context = tls_pb2.UpstreamTlsContext()
+        assert read_cluster(resources[name]).transport_socket.typed_config.Unpack(context)
+        common = context.common_tls_context
+        (match,) = common.validation_context.match_typed_subject_alt_names
+        assert (context.sni, match.matcher.exact) == ("engine.internal", "engine.internal")
+        assert match.san_type == common_pb2.SubjectAltNameMatcher.DNS
+        assert common.validation_context.trusted_ca.filename == "/ca.pem"
+        assert common.tls_certificates[0].private_key.filename == "/k.pem"
+    assert not read_cluster(resources["other"]).HasField("transport_socket")

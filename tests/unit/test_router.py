@@ -18,6 +18,7 @@ from extproc.errors import Reason, RouterError
 from extproc.health.tracker import FailureKind
 from extproc.observing.explain import recompute, to_json
 from extproc.observing.records import Ended
+from extproc.protocol.machine import PassTo
 from extproc.protocol.wire import DEBUG_HEADER, REQUEST_ID_HEADER
 from extproc.request.rules import ModelRules, Rule
 from extproc.request.sanitize import STEERING_FIELDS
@@ -91,14 +92,14 @@ def test_a_decision_charges_its_endpoint(rig: Rig) -> None:
 
 
 def test_the_answer_names_the_choice_and_its_fallbacks(rig: Rig) -> None:
-    """Endpoints in order of choice, as many groups and retries as there are further ones, and our name."""
+    """Endpoints in order of choice, as many groups, one more try whatever fails, and our name."""
     decision = rig.decide()
     order = [KEYS[row] for row in rig.record().choice.order]  # type: ignore[union-attr]
     metadata = metadata_of(decision)
     assert metadata["envoy.lb"]["x-gateway-destination-endpoint"] == ",".join(order)
     assert len(metadata["tokenway.route"]["priority_groups"]) == len(order) == 3
     headers = headers_of(decision)
-    assert headers["x-envoy-max-retries"] == "2"
+    assert headers["x-envoy-max-retries"] == "1"
     assert headers["x-tokenway-owner"] == OWNER
     assert body_of(decision) is None
     assert "tokenway" not in metadata
@@ -209,6 +210,46 @@ def test_equal_endpoints_share_equally(algorithm: Algorithm, seed: int) -> None:
         rig.decide(f"r{number}", chat(f"{number:03} question of its own"))
     loads = Counter(rig.load(member.key)[0] for member in endpoints)
     assert max(loads) - min(loads) <= 1
+
+
+def test_models_asked_for_in_turn_each_take_turns() -> None:
+    """Two models and an alias by round-robin over one pool: what alternates does not keep step with it."""
+    round_robin = LoadBalancing(algorithm=Algorithm.ROUND_ROBIN)
+    names = ("a", "b", "b-alias")
+    rig = build_rig(
+        [endpoint(0), endpoint(1)],
+        models=[
+            ModelRules("a", (Rule(CLUSTER),), load_balancing=round_robin),
+            ModelRules("b", (Rule(CLUSTER),), ("b-alias",), load_balancing=round_robin),
+        ],
+    )
+    seen: Counter[tuple[str, str | None]] = Counter()
+    for number in range(20):
+        for name in names:
+            rig.decide(f"{name}{number}", chat(model=name))
+            seen[name, rig.record(f"{name}{number}").chosen] += 1
+    assert seen == {(name, endpoint(row).key): 10 for name in names for row in (0, 1)}
+
+
+@pytest.mark.parametrize("weights", [(1, 9), (9, 1), (1, 1)])
+def test_round_robin_knows_weights_and_new_ones(weights: tuple[int, int]) -> None:
+    """Requests are shared by weight, by the new ones after a reload, and the ejected have none."""
+    rig = build_rig(
+        [endpoint(0, weight=3), endpoint(1)], load_balancing=LoadBalancing(algorithm=Algorithm.ROUND_ROBIN)
+    )
+
+    def shares(prefix: str, count: int) -> list[int]:
+        for number in range(count):
+            rig.decide(f"{prefix}{number}")
+        seen = Counter(rig.record(f"{prefix}{number}").chosen for number in range(count))
+        return [seen[endpoint(row).key] for row in (0, 1)]
+
+    assert shares("first", 40) == [30, 10]
+    rig.configure([endpoint(row, weight=weight) for row, weight in enumerate(weights)])
+    total = sum(weights)
+    assert shares("then", 10 * total) == [10 * weight for weight in weights]
+    rig.configure([endpoint(0)])
+    assert shares("alone", 3) == [3, 0]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -452,7 +493,7 @@ def test_rules_see_the_headers_and_subsets_narrow_the_pool() -> None:
 
 def test_a_pass_is_routed_without_endpoints_or_charge(rig: Rig) -> None:
     """What is no inference goes to its cluster by Envoy's own policy."""
-    message = pb.ProcessingResponse.FromString(rig.gateway.pass_to("other"))
+    message = pb.ProcessingResponse.FromString(rig.gateway.pass_to(PassTo("other")))
     metadata = MessageToDict(message.dynamic_metadata)
     assert message.request_headers.response.clear_route_cache
     assert message.request_headers.response.header_mutation.set_headers

@@ -10,9 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.errors import Reason
-from extproc.protocol.machine import NEED_BODY, Answer, PassTo, Refuse, RequestHeaders, Verdict
+from extproc.protocol.machine import (
+    NEED_BODY,
+    NEED_BODY_AND_HEAD,
+    Answer,
+    PassTo,
+    Refuse,
+    RequestHeaders,
+    Verdict,
+)
 from extproc.request.rules import ModelRules, Rule, RuleTable
-from extproc.routing.table import RoutingTable
+from extproc.routing.table import Retrieve, RoutingTable
 from extproc.types import Endpoint
 from metadata_center.types import EndpointKey
 from tests.conftest import CLUSTER, endpoint
@@ -43,7 +51,8 @@ def judge(path: str, method: str = "GET", default_cluster: str | None = None) ->
 @pytest.mark.parametrize("suffix", ["", "/", "?api-version=1", "/?x=//[y"])
 def test_inference_needs_its_body(name: str, suffix: str) -> None:
     """Every inference path waits for the body, with or without a query or a trailing slash."""
-    assert judge(f"/v1/{name}{suffix}", "POST") == NEED_BODY
+    wanted = NEED_BODY_AND_HEAD if name == "responses" else NEED_BODY
+    assert judge(f"/v1/{name}{suffix}", "POST") is wanted
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", ""])
@@ -86,9 +95,7 @@ def test_a_model_that_is_not_served_is_not_found() -> None:
     assert (verdict.error.reason, verdict.error.status) == (Reason.MODEL_NOT_FOUND, 404)
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/metrics", "/v1/audio/speech", "/v1/chat/completions/x", "/v2/models"]
-)
+@pytest.mark.parametrize("path", ["/", "/health", "/v1/audio/speech", "/v1/chat/completions/x", "/v2/models"])
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_other_paths_go_to_the_default_cluster_or_nowhere(path: str, method: str) -> None:
     """What is no inference is passed on where a default cluster is configured, else refused."""
@@ -102,7 +109,135 @@ def test_other_paths_go_to_the_default_cluster_or_nowhere(path: str, method: str
 def test_every_path_has_a_verdict(path: str, method: str) -> None:
     """No path a client can think of raises: `//[x` is no valid URL, but a path like any other."""
     assert isinstance(judge(path, method), Verdict)
-    assert isinstance(judge("//[" + path, method, default_cluster="other"), PassTo)
+    assert isinstance(judge("//[" + path, method, default_cluster="other"), Verdict)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/chat/completion%73",
+        "/%76%31/chat/completions?x=%2F",
+        "/v1%2Fchat%2fcompletions",
+        "/v1/chat/completions%2F",
+    ],
+)
+def test_a_path_is_read_as_engines_read_it(path: str) -> None:
+    """Percent-encoded letters and slashes are what they stand for, once."""
+    assert judge(path, "POST", default_cluster="other") == NEED_BODY
+    refused = judge(path, "GET", default_cluster="other")
+    assert isinstance(refused, Refuse)
+    assert refused.error.reason is Reason.METHOD_NOT_ALLOWED
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/chat/completion%2573",
+        "/v1/chat/completion%25252573",
+        "//v1//chat/completions",
+        "/v1/./chat/x/../completions",
+        "/v1/%2e%2e/v1/chat/completions",
+        "/V1/Chat/Completions",
+        "/v1/chat/completions;a=1",
+        "/v1;a/chat/completions",
+        "/v1/chat/completions%20",
+        "/v1/chat/completions%00",
+        "/v1/chat/completions%",
+        "/v1/chat/completions%3Fa",
+        "/v1/chat/completions%23a",
+        "/v1\\chat/completions",
+        "/v1/chat/completions//",
+        "/" + "%25" * 9 + "73leep",
+    ],
+)
+def test_another_spelling_of_inference_passes_to_nobody(path: str) -> None:
+    """What some engine or proxy might take for inference does not pass unread by the default cluster."""
+    verdict = judge(path, "POST", default_cluster="other")
+    assert isinstance(verdict, Refuse)
+    assert verdict.error.reason is Reason.UNKNOWN_PATH
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/sleep?level=2",
+        "/%73leep",
+        "/sleep/",
+        "//sleep",
+        "/x/../sleep",
+        "/Sleep",
+        "/sleep;x",
+        "/sleep/now",
+        "/%2573leep",
+        "/v1/load_lora_adapter",
+        "/metrics",
+        "/metrics/",
+        "/update_weights_from_somewhere",
+        "/generate",
+        "/invocations",
+    ],
+)
+def test_engines_admin_paths_pass_to_nobody(path: str, method: str) -> None:
+    """However spelled and by any method, unless the operator names them."""
+    verdict = judge(path, method, default_cluster="other")
+    assert isinstance(verdict, Refuse)
+    assert verdict.error.reason is Reason.UNKNOWN_PATH
+
+
+def test_an_admin_path_that_is_named_passes_and_no_other() -> None:
+    """The setting opens the path and what is below it."""
+    rules = RuleTable([ModelRules("m", (Rule(CLUSTER),))])
+    open_to = RoutingTable(
+        rules, {CLUSTER: ()}, MODELS, "other", frozenset(), slots_of, 1.7e9, frozenset({"/metrics"})
+    )
+
+    def passes(path: str) -> bool:
+        return isinstance(open_to.judge(RequestHeaders("GET", path, {}, end_of_stream=True)), PassTo)
+
+    assert passes("/metrics")
+    assert passes("/metrics/x")
+    assert not passes("/metricsx/../sleep")
+    assert not passes("/sleep")
+
+
+STORED = {
+    "/v1/responses/resp_1": ("GET", "DELETE"),
+    "/v1/responses/resp_1/": ("GET", "DELETE"),
+    "/v1/responses/resp_1?stream=true&starting_after=7": ("GET", "DELETE"),
+    "/v1/responses/resp%5F1/cancel": ("POST",),
+    "/v1/responses/resp_1/input_items?limit=2": ("GET",),
+}
+
+
+@pytest.mark.parametrize("path", STORED)
+@pytest.mark.parametrize("method", ["GET", "DELETE", "POST", "PUT"])
+def test_a_stored_response_goes_where_it_is_held(path: str, method: str) -> None:
+    """By the methods its path takes; any other is 405, even where other paths are passed on."""
+    verdict = judge(path, method, default_cluster="other")
+    if method in STORED[path]:
+        assert isinstance(verdict, Retrieve)
+        assert verdict.named.response_id == "resp_1"
+        assert verdict.named.stream is ("stream=true" in path)
+    else:
+        assert isinstance(verdict, Refuse)
+        assert verdict.error.status == 405
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/responses/" + "x" * 513,
+        "/v1/responses//cancel",
+        "/v1/responses/resp_1/tool_outputs",
+        "/v1/responses/resp_1/cancel/x",
+        "/v1/responsesx/resp_1",
+    ],
+)
+def test_what_is_no_stored_response_is_like_any_other_path(path: str) -> None:
+    """An id beyond all bounds, none at all, or an operation nobody has."""
+    assert judge(path, "GET", default_cluster="other") == PassTo("other")
+    assert isinstance(judge(path, "GET"), Refuse)
 
 
 def test_a_pool_holds_what_is_available_and_says_why_the_rest_is_not() -> None:

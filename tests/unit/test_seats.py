@@ -1,9 +1,10 @@
 """An engine's limit on sequences, learned from what it says of itself."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.choosing.seats import FULL_CACHE_RATIO, SURE_VISITS, Seats
+from extproc.choosing.seats import FORGET_READINGS, FULL_CACHE_RATIO, SURE_VISITS, Seats
 
 
 def visited(times: int, most: int = 128, *, waiting: int = 3, kv_usage: float = 0.5) -> Seats:
@@ -51,9 +52,30 @@ def test_one_more_refutes_the_limit() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 9), st.floats(0.0, 1.0))))
-def test_a_limit_is_the_most_that_was_ever_seen(seen: list[tuple[int, int, float]]) -> None:
+def test_a_limit_was_seen_and_the_last_reading_is_within(seen: list[tuple[int, int, float]]) -> None:
     """Or there is none."""
     seats = Seats()
     for running, waiting, kv_usage in seen:
         seats.observe(running, waiting, kv_usage)
-    assert seats.limit in (0, max((running for running, _, _ in seen), default=0))
+        assert not seats.limit or running <= seats.limit
+    assert seats.limit in {0, *(running for running, _, _ in seen)}
+
+
+@pytest.mark.parametrize("lie", [129, 1 << 20])
+def test_a_number_said_once_does_not_hide_the_limit_for_good(lie: int) -> None:
+    """A busy engine's limit is known again some readings after one that was false."""
+    seats = visited(SURE_VISITS)
+    seats.observe(lie, 0, 0.5)
+    assert seats.limit == 0
+    for _ in range(FORGET_READINGS // 2 + SURE_VISITS):
+        seats.observe(128, 3, 0.5)
+        seats.observe(127, 1, 0.5)
+    assert seats.limit == 128
+
+
+def test_a_limit_that_proved_itself_is_not_forgotten() -> None:
+    """Hours below it with others waiting (for prefill) change nothing."""
+    seats = visited(SURE_VISITS)
+    for _ in range(10 * FORGET_READINGS):
+        seats.observe(90, 2, 0.5)
+    assert seats.limit == 128

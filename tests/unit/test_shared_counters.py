@@ -171,6 +171,27 @@ def test_create_leaves_workers_of_an_older_gateway_alone(path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["load"]
 
 
+def test_nothing_is_written_through_a_link(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Links where the file is to be: the new one replaces its link, and no link is followed to a victim."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    monkeypatch.setattr("secrets.token_hex", lambda _size: "guessed")
+    fresh = path.with_name(f"{path.name}.guessed")
+    fresh.symlink_to(victim)
+    with pytest.raises(FileExistsError):
+        create(path, workers=1)
+    fresh.unlink()
+    path.unlink()
+    path.symlink_to(victim)
+    with pytest.raises(LayoutError):
+        SharedCounters(path, 0)
+    create(path, workers=1)
+    assert not path.is_symlink()
+    assert victim.read_text() == "precious"
+
+
 def test_files_of_another_shape_are_refused(path: Path, tmp_path: Path) -> None:
     """A missing, foreign or truncated file, or one without the row asked for, is a `LayoutError`."""
     with pytest.raises(LayoutError):

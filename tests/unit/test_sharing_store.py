@@ -9,6 +9,7 @@ from metadata_center.prefix_index import PrefixIndex
 from metadata_center.shared_counters import SharedCounters, create
 from metadata_center.sharing.messages import (
     MAX_SHARED_BLOCKS,
+    RESPONSES_MARK,
     Candidate,
     Chain,
     MemberId,
@@ -17,7 +18,14 @@ from metadata_center.sharing.messages import (
     Update,
     member_id,
 )
-from metadata_center.sharing.store import MAX_WAITING, OPTIMISM_S, SharedStore, Ticket
+from metadata_center.sharing.store import (
+    MAX_OTHERS_REQUESTS,
+    MAX_OTHERS_TOKENS,
+    MAX_WAITING,
+    OPTIMISM_S,
+    SharedStore,
+    Ticket,
+)
 from metadata_center.store import EmbeddedStore, MetadataStore
 from metadata_center.types import Charge, EndpointKey, RequestId
 
@@ -398,3 +406,58 @@ def test_both_kinds_are_metadata_stores() -> None:
         assert made.load.in_flight == 0
     with pytest.raises(ValueError):
         SharedStore(ONE, Counters(capacity=MAX_ENDPOINTS + 1), PrefixIndex(10, 10))
+
+
+def test_responses_are_not_blocks() -> None:
+    """A chain that begins with the mark goes to whoever asks where responses live, not to the index."""
+    one, heard = store(), []
+    one.on_responses = lambda endpoint, chain: heard.append((endpoint, chain))
+    chains = (Chain.of(A, [RESPONSES_MARK, 7]), Chain.of(A, [1, 2]))
+    one.incoming(Update(TWO, 1, blocks=chains), 0.0)
+    assert heard == [(A, [RESPONSES_MARK, 7])]
+    assert one.prefixes.record(A, [RESPONSES_MARK, 7]) != one.prefixes.record(A, [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("member", "others", "newcomer", "tells"),
+    [
+        ("gw1/0/x", (), "gw2/0/x", True),
+        ("gw2/0/x", (), "gw1/0/x", True),  # its own name does not count: it knows nothing
+        ("gw2/0/x", ("gw1/0/x",), "gw3/0/x", False),
+        ("gw2/0/x", ("gw1/0/x",), "gw1/0/restarted", True),
+        ("gw1/1/x", (), "gw2/0/x", False),
+        ("gw1/0/x", ("gw2/0/x",), "gw3/1/x", True),
+    ],
+)
+def test_one_member_tells_a_newcomer(
+    member: str, others: tuple[str, ...], newcomer: str, tells: bool
+) -> None:
+    """The first worker of the first gateway that is not the newcomer's own, and nobody twice."""
+    made, told = store(MemberId(member)), []
+    for other in others:
+        made.incoming(Update(MemberId(other), 1), 0.0)
+    made.on_newcomer = lambda: told.append(1)
+    for sequence in (1, 2):
+        made.incoming(Update(MemberId(newcomer), sequence), 0.0)
+    assert len(told) == tells
+
+
+def test_who_was_away_tells_what_it_knows() -> None:
+    """After each snapshot: what was shared meanwhile may have been lost."""
+    one, told = store(), []
+    one.on_newcomer = lambda: told.append(1)
+    one.snapshot([Update(TWO, 1)], 0.0)
+    assert told
+
+
+def test_absurd_shares_of_many_members_are_bounded() -> None:
+    """A thousand members that each say the largest numbers there are: views stay whole and finite."""
+    made = store()
+    most = 2**53 - 1
+    for number in range(1024):
+        made.incoming(Update(member_id(f"g{number}", 0, "x"), 1, (Row(A, *[most] * 5),), full=True), 0.0)
+    view = made.load.view(made.load.slots([A, B]))
+    assert view.requests == [MAX_OTHERS_REQUESTS, 0]
+    assert view.context_tokens == [MAX_OTHERS_TOKENS, 0]
+    made.advance(1e9)
+    assert requests(made) == [0, 0]

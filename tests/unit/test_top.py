@@ -110,3 +110,11 @@ def test_an_unusable_admin_port_is_a_message_and_exit_1(url: str, capsys: pytest
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith(f"admin port {url} does not answer")
+
+
+def test_control_characters_never_reach_the_terminal() -> None:
+    """What an engine or an operator's file says is text, C1 controls and new lines included."""
+    table = render_endpoints(answer({**ROW, "reason": "probe: \x9b2J\u202e\nend", "cluster": "a\x1b[1m"}))
+    assert "probe: \\x9b2J\\x202e\\x0aend" in table
+    assert "a\\x1b[1m" in table
+    assert len(table.splitlines()) == 4

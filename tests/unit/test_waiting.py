@@ -110,16 +110,16 @@ def test_the_record_of_a_held_request_says_so_and_can_be_recomputed() -> None:
     held.ask("b")
     held.hold("c")
     held.hold("d")
-    held.loop.run(0.25)
+    held.loop.run(0.05)
     held.first_token("a")
-    held.loop.run(0.25)
+    held.loop.run(0.05)
     held.first_token("b")
     record = held.rig.record("d")
-    assert record.held_s == pytest.approx(0.5)
+    assert record.held_s == pytest.approx(0.1)
     assert record.held_for is HoldReason.PREFILL
     json = to_json(record)
     assert verdict(json) == "recomputed: same choice"
-    assert "held 0.500 s   for prefill" in render(json)
+    assert "held 0.100 s   for prefill" in render(json)
 
 
 def test_time_that_a_prefill_has_had_counts_as_done() -> None:

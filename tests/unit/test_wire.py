@@ -48,7 +48,11 @@ def test_a_routing_answer_clears_the_route_and_mutates_a_header(field: str) -> N
     assert message.WhichOneof("response") == field
     common = getattr(message, field).response
     assert common.clear_route_cache
-    assert headers_of(common.header_mutation) == {"x-tokenway-owner": "0.a", "x-envoy-max-retries": "2"}
+    assert headers_of(common.header_mutation) == {
+        "x-tokenway-owner": "0.a",
+        ":tokenway-owner": "0.a",
+        "x-envoy-max-retries": "2",
+    }
     assert not common.HasField("body_mutation")
 
 
@@ -82,12 +86,13 @@ def test_endpoints_and_groups_are_in_lock_step(endpoints: tuple[str, ...], field
 def test_a_new_body_comes_with_its_length(body: bytes) -> None:
     """An appended body merges into the decision: nothing is lost and the length is the body's."""
     decision = Answers("0.a").decision("request_body", KEYS, "pool", EXTRA)
-    message = parsed(decision + Answers.new_body(body))
+    message = parsed(b"".join((decision, *Answers.new_body((body[:3], bytearray(body[3:]))))))
     common = message.request_body.response
     assert common.clear_route_cache
     assert common.body_mutation.body == body
     assert headers_of(common.header_mutation) == {
         "x-tokenway-owner": "0.a",
+        ":tokenway-owner": "0.a",
         "x-envoy-max-retries": "2",
         "content-length": str(len(body)),
     }

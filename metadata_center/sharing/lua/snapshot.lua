@@ -2,15 +2,23 @@
 --
 -- KEYS[1]  sorted set: members by the end of their lease
 -- ARGV[1]  what the key of a share begins with, before the member's id
--- returns  per member {its id, what is left of its lease in milliseconds, the share's fields and values}
+-- ARGV[2]  most members read, those whose lease ends first: leases are short, a forged one is not
+-- ARGV[3]  most fields of a share
+-- returns  per member {its id, what is left of its lease in milliseconds, the share's fields and values}; what is no
+--          share, or larger than one, has a text in their place
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local shares = {}
-for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. string.format('%.0f', now_ms), '+inf')) do
+local first, most = '(' .. string.format('%.0f', now_ms), ARGV[2]
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], first, '+inf', 'LIMIT', 0, most)) do
   local share = ARGV[1] .. member
   local left_ms = redis.call('PTTL', share)
   if left_ms > 0 then
-    shares[#shares + 1] = {member, left_ms, redis.call('HGETALL', share)}
+    local fields = redis.pcall('HGETALL', share)
+    if fields.err or #fields > 2 * tonumber(ARGV[3]) then
+      fields = 'no share'
+    end
+    shares[#shares + 1] = {member, left_ms, fields}
   end
 end
 return shares

@@ -18,14 +18,16 @@ local update = cmsgpack.unpack(ARGV[3])
 local member, sequence, rows, full, lease_ms = update[2], update[3], update[4], update[5], update[6] * 1000
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local MOST = 9007199254740991 -- what a double counts exactly
 local CHUNK = 1000 -- fields of one command: a Lua call takes fewer than 8,000 arguments
 
 local function text(row, at)
   return string.format('%.0f %.0f %.0f %.0f %.0f %.0f', at, row[2], row[3], row[4], row[5], row[6])
 end
 
+-- Of a damaged row, older than everything: what is written next makes it good.
 local function sequence_of(value)
-  return tonumber(string.match(value, '^%d+'))
+  return tonumber(string.match(value, '^%d+') or 0)
 end
 
 local function call_in_chunks(command, arguments)
@@ -99,11 +101,12 @@ end
 for _, name in ipairs(redis.call('ZRANGE', members, 0, -1)) do
   for first = 1, #endpoints, CHUNK do
     local last = math.min(first + CHUNK - 1, #endpoints)
-    local values = redis.call('HMGET', ARGV[2] .. name, unpack(endpoints, first, last))
-    for i, value in ipairs(values) do
+    -- What is no share, or has no such row, is another member's damage: it counts nothing.
+    local values = redis.pcall('HMGET', ARGV[2] .. name, unpack(endpoints, first, last))
+    for i, value in ipairs(values.err and {} or values) do
       if value then
         local endpoint = endpoints[first + i - 1]
-        totals[endpoint] = totals[endpoint] + tonumber(string.match(value, '^%d+ (%d+)'))
+        totals[endpoint] = math.min(MOST, totals[endpoint] + tonumber(string.match(value, '^%d+ (%d+)') or 0))
       end
     end
   end

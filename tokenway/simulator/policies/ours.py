@@ -175,7 +175,7 @@ class LeastCompletion(Policy):
         if not output_tokens:
             self._early.discard(request_id)
             return
-        self._predictor.traffic((MODEL, MODEL)).answered(output_tokens)
+        self._predictor.traffic((MODEL, MODEL)).answered(lesson.key, output_tokens)
         if self._learn:
             answer = Answer(
                 (MODEL, lesson.group),

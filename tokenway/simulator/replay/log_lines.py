@@ -65,7 +65,7 @@ def ended_request(line: Any) -> EndedRequest | None:
             line.get("block_bytes", 0),
             tuple(line.get("prompt_blocks", ())),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"not a request's line: {type(error).__name__}: {error}") from None
     numbers = (request.prompt_tokens, request.completion_tokens, request.prompt_bytes, request.block_bytes)
     if not all(isinstance(number, int) and number >= 0 for number in (*numbers, *request.blocks)):

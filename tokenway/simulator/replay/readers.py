@@ -57,6 +57,15 @@ _CSV_COLUMNS: Final = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _MAX_LINE_TOKENS: Final = 10_000_000
 """Ten times the longest context that any engine serves: more is a mistake in the file."""
 
+MAX_LINE_BYTES: Final = 8 * 1024 * 1024
+"""A session of 1,000 requests has some 1 MB. Compressed, a line of 300 MB takes 300 KB of a file."""
+
+MAX_FILE_BYTES: Final = 4 * 1024**3
+"""Decompressed; the largest published traces have 1 to 2 GB."""
+
+MAX_PIECES: Final = 20_000_000
+"""Requests, runs of block ids and names of a trace together, by what takes 100 bytes: some 2 GB of memory."""
+
 _COMMON: Final = 1 << 40
 """Ids from here on are shared between sessions; those of sessions stay below."""
 
@@ -111,13 +120,33 @@ def read_trace(path: Path, form: Format | None = None) -> Trace:
 def _lines(path: Path) -> Iterator[str]:
     openers = {".gz": gzip.open, ".xz": lzma.open}
     opener: Any = openers.get(path.suffix, open)
+    total = number = 0
     try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            for line in file:
+        with opener(path, "rb") as file:
+            while line := file.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                total += len(line)
+                if len(line) > MAX_LINE_BYTES:
+                    raise TraceError(f"{path}:{number}: the line is longer than {MAX_LINE_BYTES} bytes")
+                if total > MAX_FILE_BYTES:
+                    raise TraceError(f"{path}:{number}: the file has more than {MAX_FILE_BYTES} bytes")
                 if line.strip():
-                    yield line
+                    yield line.decode()
     except (EOFError, lzma.LZMAError, gzip.BadGzipFile, UnicodeDecodeError) as error:
         raise TraceError(f"{path}: {type(error).__name__} while decompressing") from None
+
+
+class _Room:
+    """Counts what a trace holds, and ends the reading of one that memory does not."""
+
+    def __init__(self) -> None:
+        self._left = MAX_PIECES
+
+    def take(self, where: str, pieces: int = 0, name: str | None = None) -> None:
+        """Another request with so many runs or ids, of a session with this name."""
+        self._left -= 1 + pieces + (0 if name is None else len(name) // 100)
+        if self._left < 0:
+            raise TraceError(f"{where}: the trace has more than {MAX_PIECES} requests and runs of block ids")
 
 
 def _again(first: str, rest: Iterator[str]) -> Iterator[str]:
@@ -169,16 +198,19 @@ def _ids(where: str, document: dict[str, Any], key: str) -> list[int]:
 
 def _mooncake(path: Path, name: str, lines: Iterator[tuple[int, str]]) -> Trace:
     requests = []
+    room = _Room()
     for number, line in lines:
         where, document = f"{path}:{number}", _object(path, number, line)
         prompt = _tokens(where, document, "input_length")
         ids = _ids(where, document, "hash_ids")
+        runs = runs_of(ids)
+        room.take(where, len(runs))
         requests.append(
             TraceRequest(
                 _seconds(where, document, "timestamp") / 1000.0,
                 prompt,
                 _tokens(where, document, "output_length"),
-                runs_of(ids),
+                runs,
                 min(prompt, len(ids) * MOONCAKE_BLOCK_TOKENS),
             )
         )
@@ -206,6 +238,7 @@ class _SessionReader:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._next_id = 0
+        self._room = _Room()
         self._tools: dict[tuple[str, int], int] = {}
         self.block_tokens = 0
         self.sessions = 0
@@ -225,6 +258,7 @@ class _SessionReader:
         name = str(session.get("id", number))
         for turn in turns:
             runs, keyed_tokens = self._with_answer(turn, turns)
+            self._room.take(where, len(runs), name)
             self.requests.append(
                 TraceRequest(
                     turn.arrival_s,
@@ -332,13 +366,17 @@ def _csv(path: Path, name: str, lines: Iterator[tuple[int, str]]) -> Trace:
         raise TraceError(f"{path}:1: the header lacks one of {', '.join(_CSV_COLUMNS)}") from None
     begun_s: float | None = None
     requests = []
+    room = _Room()
     for number, line in lines:
+        room.take(f"{path}:{number}")
         fields = line.strip().split(",")
         try:
             time_s = datetime.fromisoformat(fields[time_at].strip()).replace(tzinfo=UTC).timestamp()
             prompt, output = max(1, int(fields[prompt_at])), max(1, int(fields[output_at]))
         except (ValueError, IndexError):
             raise TraceError(f"{path}:{number}: not a time and two numbers of tokens") from None
+        if max(prompt, output) > _MAX_LINE_TOKENS:
+            raise TraceError(f"{path}:{number}: more than {_MAX_LINE_TOKENS} tokens")
         begun_s = time_s if begun_s is None else begun_s
         requests.append(TraceRequest(max(0.0, time_s - begun_s), prompt, output))
     if not requests:
@@ -349,6 +387,7 @@ def _csv(path: Path, name: str, lines: Iterator[tuple[int, str]]) -> Trace:
 def _log(path: Path, name: str, lines: Iterator[tuple[int, str]]) -> Trace:
     """Lines of several gateways may be mixed; whatever is no request's line is passed over."""
     ended: list[EndedRequest] = []
+    room = _Room()
     for number, line in lines:
         try:
             request = ended_request(orjson.loads(line))
@@ -357,6 +396,7 @@ def _log(path: Path, name: str, lines: Iterator[tuple[int, str]]) -> Trace:
         except ValueError as error:
             raise TraceError(f"{path}:{number}: {error}") from None
         if request is not None:
+            room.take(f"{path}:{number}", len(request.blocks))
             ended.append(request)
     if not ended:
         raise TraceError(
@@ -370,6 +410,7 @@ def _requests(name: str, documents: Iterator[tuple[str, dict[str, Any]]]) -> Tra
     block_tokens = 0
     begun_s: float | None = None
     requests = []
+    room = _Room()
     for where, document in documents:
         given = _tokens(where, document, "block_tokens", LOG_BLOCK_TOKENS)
         if block_tokens not in (0, given):
@@ -379,16 +420,19 @@ def _requests(name: str, documents: Iterator[tuple[str, dict[str, Any]]]) -> Tra
         begun_s = time_s if begun_s is None else begun_s
         prompt = _tokens(where, document, "prompt_tokens")
         blocks = _ids(where, document, "blocks") if "blocks" in document else []
+        known = len(id_of)
         ids = [id_of.setdefault(block, len(id_of)) for block in blocks]
-        session = document.get("session")
+        runs = runs_of(ids)
+        session = None if document.get("session") is None else str(document["session"])
+        room.take(where, len(runs) + len(id_of) - known, session)
         requests.append(
             TraceRequest(
                 max(0.0, time_s - begun_s),
                 prompt,
                 _tokens(where, document, "completion_tokens"),
-                runs_of(ids),
+                runs,
                 min(prompt, len(ids) * block_tokens),
-                None if session is None else str(session),
+                session,
                 slo_ttft_s=_limit_s(where, document, "slo_ttft_ms"),
                 slo_tpot_s=_limit_s(where, document, "slo_tpot_ms"),
             )

@@ -10,7 +10,6 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import base64
 import itertools
 import json
 import time
@@ -21,7 +20,6 @@ from dataclasses import asdict
 from http import HTTPStatus
 from typing import Any, Protocol
 
-import numpy as np
 import orjson
 import xxhash
 from aiohttp import web
@@ -40,15 +38,18 @@ from tokenway.simulator.server.dialects import (
 from tokenway.simulator.server.driver import EngineDriver, Generation, Publisher, Served
 from tokenway.simulator.server.faults import FaultBoard, FaultKind, parse_fault
 from tokenway.simulator.server.metrics import EngineMetrics
+from tokenway.simulator.server.pooling import POOLED, Pooled
 from tokenway.simulator.server.settings import ServerSettings
-from tokenway.simulator.server.text import Output, TokenArray, generate
+from tokenway.simulator.server.stored import RUNNING, Stored, StoredResponses, input_items, items_of
+from tokenway.simulator.server.text import Output, TokenArray, encode, generate
 from tokenway.simulator.server.tokenizer import BpeTokenizer
 
 VERSION = "0.32.0"
 IDLE_TIMEOUT_S = 5.0  # vLLM's VLLM_HTTP_TIMEOUT_KEEP_ALIVE
 MAX_BODY_BYTES = 64 << 20  # above any prompt that fits a model; vLLM itself has no limit
 MAX_SERVED_RECORDS = 10_000  # what /sim/state remembers
-EMBEDDING_DIMENSIONS = 16  # enough to tell inputs apart
+_AUDIO_TOKENS = 1_500  # Whisper's positions for 30 s, what one request of it has at most
+_AUDIO_BYTES_PER_S = 16_000
 _BUSY_MESSAGES = {
     Rejection.QUEUED_REQUESTS: "The engine is currently busy. Please try again later.",
     Rejection.QUEUED_TOKENS: "The engine is over its prefill token backlog limit. Please try again later.",
@@ -169,6 +170,8 @@ class SimulatorServer:
         self._driver: EngineDriver | None = None
         self._publisher: _RunningPublisher | None = None
         self._runner: web.AppRunner | None = None
+        self.responses = StoredResponses()
+        self._background: set[asyncio.Task[None]] = set()
         self.http_requests = 0
         self._numbers = itertools.count()
         self._started_s = int(time.time())
@@ -248,7 +251,13 @@ class SimulatorServer:
 
             return handle
 
-        async def embeddings(request: web.Request) -> web.StreamResponse:
+        def pooling(api: Pooled) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+            async def handle(request: web.Request) -> web.StreamResponse:
+                return await self._counted(request, api)
+
+            return handle
+
+        async def audio(request: web.Request) -> web.StreamResponse:
             return await self._counted(request, None)
 
         return [
@@ -256,7 +265,14 @@ class SimulatorServer:
             web.post("/v1/completions", generation(Completions)),
             web.post("/v1/responses", generation(Responses)),
             web.post("/v1/messages", generation(Messages)),
-            web.post("/v1/embeddings", embeddings),
+            *(web.post(path, pooling(api)) for path, api in POOLED.items()),
+            web.post("/v1/messages/count_tokens", self._count_tokens),
+            web.post("/v1/audio/transcriptions", audio),
+            web.post("/v1/audio/translations", audio),
+            web.get("/v1/responses/{id}", self._retrieve),
+            web.delete("/v1/responses/{id}", self._delete),
+            web.post("/v1/responses/{id}/cancel", self._cancel),
+            web.get("/v1/responses/{id}/input_items", self._input_items),
             web.get("/health", self._health),
             web.route("*", "/ping", self._health),
             web.get("/v1/models", self._models),
@@ -265,6 +281,7 @@ class SimulatorServer:
             web.get("/metrics", self._metrics),
             web.get("/kv_event_sources", self._kv_event_sources),
             web.post("/tokenize", self._tokenize),
+            web.post("/detokenize", self._detokenize),
             web.post("/sleep", self._sleep),
             web.post("/wake_up", self._wake_up),
             web.get("/is_sleeping", self._is_sleeping),
@@ -276,8 +293,10 @@ class SimulatorServer:
             web.get("/sim/state", self._state),
         ]
 
-    async def _counted(self, request: web.Request, dialect: type[Dialect] | None) -> web.StreamResponse:
-        """Answer a generation, or embeddings if `dialect` is None: counted in `/load`, faults first."""
+    async def _counted(
+        self, request: web.Request, dialect: type[Dialect] | Pooled | None
+    ) -> web.StreamResponse:
+        """Answer a generation, what is pooled, or audio if it is None: counted in `/load`, faults first."""
         self.http_requests += 1
         try:
             fault = self.faults.take()
@@ -291,7 +310,9 @@ class SimulatorServer:
                 case FaultKind.HANG:
                     await asyncio.Event().wait()
             if dialect is None:
-                return await self._embed(request)
+                return await self._transcribe(request)
+            if isinstance(dialect, Pooled):
+                return await self._pool(request, dialect)
             return await self._generate(request, dialect, fault.chunks if fault else None)
         finally:
             self.http_requests -= 1
@@ -299,8 +320,9 @@ class SimulatorServer:
     async def _generate(
         self, request: web.Request, dialect: type[Dialect], reset_after: int | None
     ) -> web.StreamResponse:
-        body = decode_object(await request.read())
-        model = self._model(body)
+        asked = decode_object(await request.read())
+        model = self._model(asked)
+        body = self._continued(asked) if dialect is Responses else asked
         prompt = self._prompt(dialect, body)
         max_tokens = self._bound_output(len(prompt), dialect.max_tokens(body), dialect.default_max_tokens)
         number = next(self._numbers)
@@ -317,6 +339,15 @@ class SimulatorServer:
         reply = dialect(dialect.id_prefix + suffix, int(time.time()), generation, body)
         echo = (request_id or suffix) if self.settings.request_id_headers else None
         self._submit(generation)
+        if isinstance(reply, Responses) and body.get("background") is True:
+            stored = self._keep(body, asked, reply.pending("queued"))
+            if stored is None:
+                raise BadRequestError("background can only be used when `store` is true", "background")
+            stored.generation = generation
+            task = asyncio.create_task(self._finish_in_background(stored, reply, generation))
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+            return json_response(reply.pending("queued"))
         try:
             if body.get("stream") is True:
                 stream = EventStream(request, self.settings.sse_keep_alive_s, reset_after)
@@ -324,6 +355,8 @@ class SimulatorServer:
             await generation.done
         finally:
             self.driver.abort(generation)
+            if isinstance(reply, Responses) and generation.served.finish_reason in ("stop", "length"):
+                self._keep(body, asked, reply.whole())
         response = json_response(reply.whole())
         if echo is not None:
             response.headers["X-Request-Id"] = echo
@@ -343,16 +376,10 @@ class SimulatorServer:
         stream.write(reply.opening())
         return await stream.finish(generation.done)
 
-    async def _embed(self, request: web.Request) -> web.StreamResponse:
+    async def _pool(self, request: web.Request, api: Pooled) -> web.StreamResponse:
         body = decode_object(await request.read())
         model = self._model(body)
-        given = body.get("input")
-        if not (isinstance(given, list) and given and isinstance(given[0], str | list)):
-            given = [given]
-        try:
-            prompts = [prompt_ids(item) for item in given]
-        except BadRequestError as error:
-            raise BadRequestError(error.message, "input") from None
+        prompts = api.prompts(body)
         loop = asyncio.get_running_loop()
         generations: list[Generation] = []
         try:
@@ -367,25 +394,99 @@ class SimulatorServer:
             for generation in generations:
                 self.driver.abort(generation)
         num_tokens = sum(generation.served.prompt_tokens for generation in generations)
-        as_base64 = body.get("encoding_format") == "base64"
+        counts = {"prompt_tokens": num_tokens, "total_tokens": num_tokens, "completion_tokens": 0}
         return json_response(
             {
-                "id": f"embd-{generations[0].served.id}",
-                "object": "list",
+                "id": f"{api.id_prefix}{generations[0].served.id}",
                 "created": int(time.time()),
                 "model": model,
-                "data": [
-                    {"index": index, "object": "embedding", "embedding": _embedding(prompt, as_base64)}
-                    for index, prompt in enumerate(prompts)
-                ],
-                "usage": {
-                    **usage(generations[0].served),
-                    "prompt_tokens": num_tokens,
-                    "total_tokens": num_tokens,
-                    "completion_tokens": 0,
-                },
+                **api.results(body, prompts),
+                "usage": {**usage(generations[0].served), **counts},
             }
         )
+
+    async def _transcribe(self, request: web.Request) -> web.StreamResponse:
+        form = await request.post()
+        model = self._model({"model": form.get("model")})
+        upload = form.get("file")
+        if not isinstance(upload, web.FileField):
+            raise BadRequestError("file must be an audio file", "file")
+        audio = upload.file.read()
+        prompt = encode(audio[: 4 * _AUDIO_TOKENS])
+        record = self._record(request, model, next(self._numbers), len(prompt))
+        done = asyncio.get_running_loop().create_future()
+        generation = Generation(record, prompt, generate(prompt, 16, True), done)
+        self._submit(generation)
+        try:
+            await generation.done
+        finally:
+            self.driver.abort(generation)
+        seconds = len(audio) // _AUDIO_BYTES_PER_S + 1
+        if str(form.get("stream")).lower() != "true":
+            return json_response({"text": generation.text, "usage": {"type": "duration", "seconds": seconds}})
+        kind = request.path.rpartition("/")[2].removesuffix("s")
+        delta = {"content": generation.text, "reasoning_content": None}
+        chunk = {"id": f"trsc-{record.id}", "object": f"{kind}.chunk", "created": int(time.time())}
+        choices = [{"delta": delta, "finish_reason": "stop", "stop_reason": None}]
+        stream = EventStream(request, None, None)
+        await stream.open(None)
+        stream.write(
+            b"data: " + orjson.dumps({**chunk, "model": model, "choices": choices}) + b"\n\ndata: [DONE]\n\n"
+        )
+        return await stream.finish(generation.done)
+
+    def _continued(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The body of a new response with the conversation that it builds on before its input."""
+        previous = body.get("previous_response_id")
+        if previous is None:
+            return body
+        return {**body, "input": [*self._stored(previous).conversation(), *items_of(body.get("input"))]}
+
+    def _stored(self, response_id: Any) -> Stored:
+        if not isinstance(response_id, str) or not response_id.startswith("resp_"):
+            message = f"Invalid 'response_id': '{response_id}'. Expected an ID that begins with 'resp'."
+            raise ApiError(400, "invalid_request_error", message, "response_id")
+        stored = self.responses.get(response_id)
+        if stored is None:
+            message = f"Response with id '{response_id}' not found."
+            raise ApiError(404, "invalid_request_error", message, "response_id")
+        return stored
+
+    def _keep(self, body: dict[str, Any], asked: dict[str, Any], response: dict[str, Any]) -> Stored | None:
+        if asked.get("store") is False:
+            return None
+        stored = Stored(response, items_of(body.get("input")), items_of(asked.get("input")))
+        self.responses.add(stored)
+        return stored
+
+    async def _finish_in_background(self, stored: Stored, reply: Responses, generation: Generation) -> None:
+        stored.response = reply.pending("in_progress")
+        await generation.done
+        stored.generation = None
+        if stored.response["status"] != "cancelled":
+            stored.response = reply.whole()
+
+    async def _retrieve(self, request: web.Request) -> web.Response:
+        return json_response(self._stored(request.match_info["id"]).response)
+
+    async def _input_items(self, request: web.Request) -> web.Response:
+        return json_response(input_items(self._stored(request.match_info["id"])))
+
+    async def _delete(self, request: web.Request) -> web.Response:
+        response_id = request.match_info["id"]
+        self._stored(response_id)
+        self.responses.remove(response_id)
+        return json_response({"id": response_id, "object": "response", "deleted": True})
+
+    async def _cancel(self, request: web.Request) -> web.Response:
+        stored = self._stored(request.match_info["id"])
+        if stored.generation is None or stored.response["status"] not in RUNNING:
+            raise ApiError(
+                400, "invalid_request_error", "Cannot cancel a synchronous response.", "response_id"
+            )
+        stored.response = {**stored.response, "status": "cancelled"}
+        self.driver.abort(stored.generation)
+        return json_response(stored.response)
 
     def _prompt(self, dialect: type[Dialect], body: dict[str, Any]) -> TokenArray:
         """Token ids of the prompt, shape (n,), n > 0."""
@@ -480,6 +581,17 @@ class SimulatorServer:
         limit = self.settings.max_model_len
         answer = {"count": len(ids), "max_model_len": limit, "tokens": ids.tolist(), "token_strs": None}
         return json_response(answer)
+
+    async def _detokenize(self, request: web.Request) -> web.Response:
+        body = decode_object(await request.read())
+        self._model(body)
+        ids = prompt_ids(body.get("tokens"))
+        return json_response({"prompt": " ".join(map(str, ids.tolist()))})  # ids are hashes: no way back
+
+    async def _count_tokens(self, request: web.Request) -> web.Response:
+        body = decode_object(await request.read())
+        self._model(body)
+        return json_response({"input_tokens": len(Messages.prompt(body))})
 
     async def _metrics(self, _: web.Request) -> web.Response:
         headers = {"Content-Type": "text/plain; version=1.0.0; charset=utf-8"}
@@ -606,13 +718,3 @@ def _reset(request: web.Request) -> None:
 def _text_field(body: dict[str, Any], name: str) -> str | None:
     value = body.get(name)
     return value if isinstance(value, str) else None
-
-
-def _embedding(prompt: TokenArray, as_base64: bool) -> list[float] | str:
-    """A unit vector that depends on every token, shape (EMBEDDING_DIMENSIONS,)."""
-    digest = b"".join(
-        xxhash.xxh3_128_digest(prompt.tobytes(), seed) for seed in range(EMBEDDING_DIMENSIONS // 8)
-    )
-    vector = np.frombuffer(digest, dtype="<i2").astype(np.float32)
-    vector /= np.linalg.norm(vector)
-    return base64.b64encode(vector.tobytes()).decode() if as_base64 else vector.tolist()

@@ -298,6 +298,7 @@ class Responses(Dialect):
 
     def __init__(self, reply_id: str, created_s: int, generation: Generation, body: dict[str, Any]) -> None:
         super().__init__(reply_id, created_s, generation, body)
+        self._previous = body.get("previous_response_id")
         self._item_id = "msg_" + reply_id.removeprefix(self.id_prefix)
         self._place = {"item_id": self._item_id, "output_index": 0, "content_index": 0}
         self._events = 0
@@ -367,6 +368,10 @@ class Responses(Dialect):
         }
         return self._response(status, [item], self._served)
 
+    def pending(self, status: str) -> dict[str, Any]:
+        """The response while it is made in the background."""
+        return self._response(status, [], None)
+
     def _response(self, status: str, output: list[dict[str, Any]], served: Served | None) -> dict[str, Any]:
         return {
             "id": self._id,
@@ -380,6 +385,7 @@ class Responses(Dialect):
             "model": self._model,
             "output": output,
             "parallel_tool_calls": True,
+            "previous_response_id": self._previous,
             "temperature": 1.0,
             "tool_choice": "auto",
             "tools": [],

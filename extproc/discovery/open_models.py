@@ -1,0 +1,43 @@
+"""What Envoy may serve while Tokenway does not answer: models open to everybody, where their rule says.
+
+Rules:
+    1. Never more than Tokenway would serve: a model whose rules all want headers is left out, and a rule with
+       a subset of labels keeps it.
+    2. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from extproc.config.schema import Config, RuleSection
+from extproc.discovery.resources import MODEL_ALIAS_PREFIX
+from extproc.types import Endpoint
+
+OpenModels = Mapping[str, RuleSection]
+"""The default rule of each model that has one, by model name and alias."""
+
+
+def open_models(config: Config) -> OpenModels:
+    """Of each model the first rule that is on and wants no headers; models without one are left out."""
+    found: dict[str, RuleSection] = {}
+    for model_name, model in config.models.items():
+        rule = next((rule for rule in model.rules if rule.weight > 0 and not rule.headers), None)
+        if rule is not None:
+            found.update(dict.fromkeys((model_name, *model.aliases), rule))
+    return found
+
+
+def subset_pools(
+    models: OpenModels, clusters: Mapping[str, tuple[Endpoint, ...]]
+) -> dict[str, tuple[Endpoint, ...]]:
+    """Assignments of their own for models whose rule takes a part of its cluster, by alias."""
+    return {
+        MODEL_ALIAS_PREFIX + name: tuple(
+            endpoint
+            for endpoint in clusters.get(rule.cluster, ())
+            if all(endpoint.labels.get(label) == value for label, value in rule.subset.items())
+        )
+        for name, rule in models.items()
+        if rule.subset
+    }

@@ -1,0 +1,230 @@
+"""Large bodies, read by processes of their own, so that nobody waits for their decoding but who sent them.
+
+Rules:
+    1. No process is started before it is needed; one that dies or hangs is replaced with the next order.
+    2. What waits is bounded in number, bytes and time; beyond that it is refused at once, with 503.
+    3. The cheapest waits the shortest: a client with the largest bodies cannot make others' wait for them.
+    4. A client that leaves takes its body with it, unless it is being read: then its process finishes first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from typing import Final
+
+from extproc.errors import Reason, RouterError
+from extproc.request.reading import BodyRead, ReadOrder
+from extproc.server import reading_process
+from extproc.server.modules import python_module
+
+_log = logging.getLogger("tokenway.body_readers")
+
+MAX_WAITING: Final = 256
+MAX_WAITING_BYTES: Final = 256 * 1024 * 1024
+"""Of bodies that wait, as `routing.waiting.MAX_HELD_BYTES`."""
+
+MAX_WAIT_S: Final = 15.0
+"""Longest wait for a process."""
+
+MAX_READ_S: Final = 10.0
+"""Longest reading; the worst 32 MiB take some two seconds of an idle core."""
+
+
+_QUICK_BYTES: Final = 8 * 1024 * 1024
+_ROOMS: Final = (None, _QUICK_BYTES)
+"""Most bytes of a body per process: one takes all, one is kept for what is read within a second."""
+
+
+@dataclass(order=True, slots=True)
+class _Job:
+    num_bytes: int
+    ticket: int
+    order: ReadOrder = field(compare=False)
+    body: bytes = field(compare=False)
+    promise: asyncio.Future[BodyRead] = field(compare=False)
+
+
+class _Reader:
+    """One process, started when it is first asked."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process, if there is one."""
+        return None if self._process is None else self._process.pid
+
+    def read(self, order: ReadOrder, body: bytes) -> BodyRead:
+        """Have a body read; blocks. Raises RouterError if it is refused."""
+        channel = self._channel or self._start()
+        try:
+            return reading_process.ask(channel, order, body)
+        except RouterError:
+            raise
+        except TimeoutError:
+            self.stop()
+            raise RouterError(
+                Reason.BODY_TOO_LARGE, "The request body takes too long to read.", param="body"
+            ) from None
+        except (OSError, EOFError):
+            self.stop()
+            _log.warning("a process that reads bodies died", extra={"body_bytes": len(body)})
+            raise RouterError(Reason.INTERNAL, "The request body could not be read.", param="body") from None
+
+    def stop(self) -> None:
+        """End the process, if there is one."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def _start(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603 - our own module
+                python_module("extproc.server.reading_process", str(theirs.fileno())),
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
+        ours.settimeout(MAX_READ_S)
+        self._channel = ours
+        return ours
+
+
+class BodyReaders:
+    """Reads bodies off the event loop.
+
+    Args:
+        retry_after_s: For refusals, whole seconds.
+    """
+
+    def __init__(self, retry_after_s: Callable[[], int] = lambda: 1) -> None:
+        self._retry_after_s = retry_after_s
+        self._waiting: list[_Job] = []
+        self._num_waiting = 0
+        self._num_bytes = 0
+        self._tickets = 0
+        self._readers = [_Reader() for _ in _ROOMS]
+        self._busy = [False] * len(_ROOMS)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._threads = ThreadPoolExecutor(len(_ROOMS), thread_name_prefix="body-reader")
+        self._is_open = True
+
+    patience_s = MAX_WAIT_S + MAX_READ_S
+    """A body is read, or refused, after this long at the latest."""
+
+    def __len__(self) -> int:
+        """Bodies that wait."""
+        return self._num_waiting
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the processes that run."""
+        return [reader.pid for reader in self._readers if reader.pid is not None]
+
+    async def read(self, order: ReadOrder, body: bytes) -> BodyRead:
+        """Have a body read.
+
+        Raises:
+            RouterError: The body is refused; or READERS_BUSY, too many wait already or it waited too long.
+        """
+        if not self._is_open:
+            raise RouterError(Reason.SHUTTING_DOWN, "Tokenway is stopping.", retry_after_s=1)
+        if self._num_waiting >= MAX_WAITING or self._num_bytes + len(body) > MAX_WAITING_BYTES:
+            raise self._busy_error()
+        self._tickets += 1
+        promise: asyncio.Future[BodyRead] = asyncio.get_running_loop().create_future()
+        job = _Job(len(body), self._tickets, order, body, promise)
+        del body
+        if len(self._waiting) > 2 * MAX_WAITING:  # whose clients left, most of them
+            self._waiting = [waits for waits in self._waiting if not waits.promise.done()]
+            heapify(self._waiting)
+        heappush(self._waiting, job)
+        self._num_waiting += 1
+        self._num_bytes += job.num_bytes
+        self._assign()
+        try:
+            return await asyncio.wait_for(promise, self.patience_s)
+        except TimeoutError:
+            raise self._busy_error() from None
+        finally:
+            if job.body:  # still waiting, for nobody
+                self._left(job)
+
+    async def close(self) -> None:
+        """Refuse who waits, and end the processes."""
+        self._is_open = False
+        for job in self._waiting:
+            if not job.promise.done():
+                job.promise.set_exception(
+                    RouterError(Reason.SHUTTING_DOWN, "Tokenway is stopping.", retry_after_s=1)
+                )
+        self._waiting.clear()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        for reader in self._readers:
+            reader.stop()
+        self._threads.shutdown()
+
+    def _busy_error(self) -> RouterError:
+        return RouterError(
+            Reason.READERS_BUSY,
+            "Too many large request bodies are being read.",
+            param="body",
+            retry_after_s=self._retry_after_s(),
+        )
+
+    def _left(self, job: _Job) -> None:
+        """A job waits no more: it is being read, or nobody wants it."""
+        self._num_waiting -= 1
+        self._num_bytes -= job.num_bytes
+        job.body = b""
+
+    def _assign(self) -> None:
+        """Give idle processes the cheapest jobs; the one for all of them comes last."""
+        while self._waiting and self._waiting[0].promise.done():
+            heappop(self._waiting)
+        for index in reversed(range(len(_ROOMS))):
+            room = _ROOMS[index]
+            if self._busy[index] or not self._waiting:
+                continue
+            if room is not None and self._waiting[0].num_bytes > room:
+                continue
+            job = heappop(self._waiting)
+            body, order, promise = job.body, job.order, job.promise
+            self._left(job)
+            self._busy[index] = True
+            task = asyncio.get_running_loop().create_task(self._run(index, order, body, promise))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            while self._waiting and self._waiting[0].promise.done():
+                heappop(self._waiting)
+
+    async def _run(
+        self, index: int, order: ReadOrder, body: bytes, promise: asyncio.Future[BodyRead]
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            read = await loop.run_in_executor(self._threads, self._readers[index].read, order, body)
+        except Exception as error:
+            if not promise.done():
+                promise.set_exception(error)
+        else:
+            if not promise.done():
+                promise.set_result(read)
+        finally:
+            self._busy[index] = False
+            if self._is_open:
+                self._assign()

@@ -1,0 +1,142 @@
+"""The folder of the sockets and the shared load table: found, made ours, and closed to everybody else.
+
+Whoever can put a socket of his own in place of `gw0.sock` is sent every prompt by Envoy, and chooses.
+
+Rules:
+    1. The folder is a directory, no link, owned by this user, and closed to others. If it is ours and open,
+       it is closed.
+    2. Nobody else may rename it away: each folder above it is owned by root or this user, and writable by
+       others only with the sticky bit, as /tmp is.
+    3. One gateway lives in it: a lock that the kernel drops with its process.
+    4. Sockets are bound under a umask, so that they are never open, not even for the moment until a chmod.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from extproc.config.schema import Server
+from extproc.errors import ConfigError
+
+SYSTEM_DIR = Path("/run/tokenway")
+"""For a system service: systemd makes it (`RuntimeDirectory=tokenway`), root may."""
+
+_LOCK_FILE = "lock"
+_PRIVATE = 0o700
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+def run_dir(server: Server, environment: Mapping[str, str] = os.environ) -> Path:
+    """Where the gateway lives: `server.run_dir`, or the place that this user has for such things.
+
+    `$XDG_RUNTIME_DIR/tokenway`; else /run/tokenway for root, and for a user who owns it; else
+    /tmp/tokenway-UID. Every `tokenway` command of a user finds the same one.
+    """
+    if server.run_dir is not None:
+        return Path(server.run_dir)
+    user = os.geteuid()
+    given = Path(environment.get("XDG_RUNTIME_DIR", ""))
+    if given.is_absolute() and _owner(given) == user:
+        return given / "tokenway"
+    if user == 0 or _owner(SYSTEM_DIR) == user:
+        return SYSTEM_DIR
+    return Path(f"/tmp/tokenway-{user}")  # noqa: S108 - sticky, and held to the rules above
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder, or make sure that it is ours alone.
+
+    Raises:
+        ConfigError: It is not and cannot be made so; says why and what to do.
+    """
+    folder = folder.absolute()  # not resolved: a link in its place is refused, not followed
+    try:
+        with closed_to_others():  # `mode` is for the last folder, those above it follow the umask
+            folder.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+        found = folder.lstat()
+    except FileExistsError:
+        raise _refused(folder, "it is not a directory") from None
+    except OSError as error:
+        raise _refused(folder, f"it cannot be made: {error.strerror}") from error
+    if stat.S_ISLNK(found.st_mode):
+        raise _refused(folder, f"it is a symbolic link; accepted: the folder itself, {folder.resolve()}")
+    if found.st_uid != os.geteuid():
+        raise _refused(folder, f"it belongs to user {found.st_uid}, not to {os.geteuid()}, who runs Tokenway")
+    _check_parents(folder)
+    if found.st_mode & _OTHERS:
+        folder.chmod(_PRIVATE)
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Be the one gateway that lives in a folder, until the block or the process ends.
+
+    Raises:
+        ConfigError: Another one does.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        held = os.open(folder / _LOCK_FILE, flags, 0o600)
+    except OSError as error:
+        raise _refused(folder, f"its lock cannot be opened: {error.strerror}") from error
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        raise _refused(folder, "another gateway runs there; accepted: a folder of its own for each") from None
+    try:
+        yield
+    finally:
+        os.close(held)
+
+
+@contextlib.contextmanager
+def closed_to_others() -> Iterator[None]:
+    """Files and sockets made in the block are this user's alone.
+
+    Never await in it: the umask is the process's.
+    """
+    before = os.umask(_OTHERS)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def _check_parents(folder: Path) -> None:
+    """Rule 2, along the path as written and as it leads."""
+    for path in dict.fromkeys([*folder.parents, *folder.resolve().parents]):
+        found = path.lstat()
+        if found.st_uid not in (0, os.geteuid()):
+            raise _refused(folder, f"{path} belongs to user {found.st_uid}, who could replace it")
+        if stat.S_ISLNK(found.st_mode):
+            continue  # whoever owns a link alone can change it, and its folder is looked at as well
+        open_to = stat.S_IWOTH | (0 if _is_private_group(found.st_gid) else stat.S_IWGRP)
+        if found.st_mode & open_to and not found.st_mode & stat.S_ISVTX:
+            raise _refused(
+                folder,
+                f"{path} is writable by others, who could replace it (mode {stat.S_IMODE(found.st_mode):o}); "
+                f"accepted: `chmod go-w` or `chmod +t` for {path}, or a folder elsewhere",
+            )
+
+
+def _is_private_group(gid: int) -> bool:
+    """True for root's group, and for one that a user has for himself, of his own number."""
+    return gid == 0 or gid == os.getegid() == os.geteuid()
+
+
+def _owner(folder: Path) -> int | None:
+    try:
+        found = folder.lstat()
+    except OSError:
+        return None
+    return found.st_uid if stat.S_ISDIR(found.st_mode) else None
+
+
+def _refused(folder: Path, why: str) -> ConfigError:
+    return ConfigError(str(folder), [f"server.run_dir cannot be used: {why}"])

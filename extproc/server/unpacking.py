@@ -1,0 +1,157 @@
+"""Requests whose bodies are compressed: decoded first, decided then, and sent on as what they were before.
+
+Rules:
+    1. A request without `content-encoding` passes through at the price of one look-up.
+    2. What may take longer than a few milliseconds is decoded in a thread, and Envoy is told to wait for it;
+       the decoders give up the interpreter's lock. Nobody else waits.
+    3. What waits for a thread is bounded in number and bytes; beyond that it is refused at once.
+    4. The decoded body replaces the client's, unless the decision has a body of its own, and the header
+       `content-encoding` goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+from extproc.errors import Reason, RouterError
+from extproc.protocol.machine import RequestHeaders
+from extproc.protocol.servicer import Decided, Deferred
+from extproc.protocol.wire import CONTENT_ENCODING, Answers
+from extproc.request.compression import ALWAYS_BYTES, MAX_RATIO, codings_of, decode
+from extproc.routing.settings import RouterSettings
+
+INLINE_BYTES: Final = ALWAYS_BYTES // MAX_RATIO
+"""Larger bodies go to a thread: those up to here become a MiB at most, whatever is in them."""
+
+MAX_WAITING: Final = 256
+MAX_WAITING_BYTES: Final = 256 * 1024 * 1024
+"""Compressed bytes that wait for a thread or are in one."""
+
+_THREADS: Final = 2
+"""One large body does not hold up all others."""
+
+_PATIENCE_S: Final = 59.0
+"""A second less than `max_message_timeout` of envoy/bootstrap.yaml, beyond which Envoy does not wait."""
+
+_MAX_WAIT_S: Final = 20.0
+"""Until a body is decoded; the worst 32 MiB take a second of a busy core."""
+
+Decision = Decided | Awaitable[Decided] | Deferred
+Decide = Callable[[RequestHeaders, bytes], Decision]
+
+
+@dataclass(frozen=True, slots=True)
+class Unpacked:
+    """A decision about a body that came compressed.
+
+    Attributes:
+        decision: As it would be for the decoded body.
+        body: The decoded one; None if it was not compressed after all.
+    """
+
+    decision: Decided
+    body: bytes | None
+
+    @property
+    def stream(self) -> bool:
+        """The client asked for a stream."""
+        return self.decision.stream
+
+    @property
+    def late_marker(self) -> bool:
+        """The API announces itself before its first token."""
+        return self.decision.late_marker
+
+    def answer(self, *, to_trailers: bool) -> bytes:
+        """The serialised answer."""
+        answer = self.decision.answer(to_trailers=to_trailers)
+        return answer if to_trailers else Answers.uncompressed(self.body) + answer
+
+
+class Unpacking:
+    """Decodes what is compressed before it is decided.
+
+    Args:
+        decide: Decides about bodies as they are.
+        settings: Those in force.
+    """
+
+    def __init__(self, decide: Decide, settings: Callable[[], RouterSettings]) -> None:
+        self._decide = decide
+        self._settings = settings
+        self._threads = ThreadPoolExecutor(_THREADS, "decode")
+        self._waiting = 0
+        self._waiting_bytes = 0
+
+    def decide(self, request: RequestHeaders, body: bytes) -> Decision:
+        """Decide, now or later.
+
+        Raises:
+            RouterError: The request cannot be served.
+        """
+        header = request.headers.get(CONTENT_ENCODING)
+        if header is None:
+            return self._decide(request, body)
+        codings = codings_of(header)
+        if not codings or not body:  # `identity`, or nothing, which the decision refuses
+            return self._unpacked(self._decide(request, body), None)
+        settings = self._settings()
+        body = bytes(body)  # a view, if it is large: see `wire.LargeBody`
+        if len(body) <= INLINE_BYTES:
+            decoded = decode(body, codings, settings.max_body_bytes)
+            return self._unpacked(self._decide(request, decoded), decoded)
+        if self._waiting >= MAX_WAITING or self._waiting_bytes + len(body) > MAX_WAITING_BYTES:
+            raise RouterError(
+                Reason.OVERLOADED, "Too many compressed requests are being read.", retry_after_s=1
+            )
+        held_s = 0.0 if settings.hold is None else settings.hold.max_s
+        return Deferred(self._later(request, body, codings, settings, held_s), _PATIENCE_S)
+
+    def close(self) -> None:
+        """Begin nothing more; what is being decoded is finished for nobody."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _later(
+        self,
+        request: RequestHeaders,
+        body: bytes,
+        codings: tuple[str, ...],
+        settings: RouterSettings,
+        held_s: float,
+    ) -> Decided:
+        self._waiting += 1
+        self._waiting_bytes += len(body)
+        try:
+            async with asyncio.timeout(min(_MAX_WAIT_S, _PATIENCE_S - held_s)):
+                decoded = await asyncio.get_running_loop().run_in_executor(
+                    self._threads, decode, body, codings, settings.max_body_bytes
+                )
+        except TimeoutError:
+            raise RouterError(
+                Reason.OVERLOADED, "Too many compressed requests are being read.", retry_after_s=1
+            ) from None
+        finally:
+            self._waiting -= 1
+            self._waiting_bytes -= len(body)
+        return await self._awaited(self._decide(request, decoded), decoded)
+
+    def _unpacked(self, decision: Decision, body: bytes | None) -> Decision:
+        if isinstance(decision, Deferred):
+            return Deferred(self._awaited(decision, body), decision.patience_s)
+        if isinstance(decision, Awaitable):
+            return self._awaited(decision, body)
+        return Unpacked(decision, body)
+
+    async def _awaited(self, decision: Decision, body: bytes | None) -> Decided:
+        """Cancelled, it cancels what it waits for."""
+        while True:
+            if isinstance(decision, Deferred):
+                decision = decision.decision  # type: ignore[assignment]  # gives another, or what was decided
+            elif isinstance(decision, Awaitable):
+                decision = await decision
+            else:
+                return Unpacked(decision, body)

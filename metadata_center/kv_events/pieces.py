@@ -1,0 +1,131 @@
+"""A payload in pieces: however much an engine says at once, others get their turn in between.
+
+Rules:
+    1. The pieces in order are the batch: who applies them one after the other has applied it. A stored event
+       is cut between blocks, its later parts continuing the earlier ones; no part of several blocks is one
+       block alone, which would mean something else.
+    2. Between two steps of the iterator lie some milliseconds: `STEP_HASHES` blocks, or a pass over an event.
+    3. What is larger than any engine's is refused before it is decoded, an event by its number of blocks. Of
+       one with too many tokens or extra keys the text is unknown, and nothing else.
+    4. `DecodeError` may come after some pieces: what was missed is unknown, so all that was known is void.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+from msgspec import structs
+
+from metadata_center.kv_events.decoding import decode, event_of, heads_of, scan, stored_without_text
+from metadata_center.kv_events.errors import DecodeError
+from metadata_center.kv_events.events import (
+    AllBlocksCleared,
+    Batch,
+    BlockRemoved,
+    BlockStored,
+    Event,
+    encoded_token_ids,
+)
+
+SMALL_BYTES: Final = 16 * 1024
+"""A payload that is decoded as it is: a step of 1,000 new blocks, or 16,384 hashes of one byte in 4 ms."""
+
+STEP_HASHES: Final = 2_048
+"""Blocks per piece: about 2 ms."""
+
+STEP_EVENTS: Final = 512
+
+MAX_EVENT_HASHES: Final = 32_768
+"""Of one event: blocks of one token of a long step. As numbers they take 5 ms to decode, as bytes 20 ms."""
+
+MAX_EVENT_TOKENS: Final = 65_536
+"""A whole step of vLLM's largest setting; decoding them takes 5 ms."""
+
+STEP_TOKENS: Final = 16_384
+"""Tokens per piece, of two blocks at least."""
+
+MAX_EXTRA_BYTES: Final = 64 * 1024
+"""900 blocks of a picture's hash each, some 15,000 tokens of pictures; decoding takes at most 10 ms."""
+
+_NO_TOKENS: Final = msgspec.Raw(b"\xc0")
+
+
+def pieces(payload: bytes) -> Iterator[Batch | None]:
+    """Decode the last frame of a message, step by step.
+
+    Args:
+        payload: As received.
+
+    Yields:
+        The next piece, or None where only time has passed.
+
+    Raises:
+        DecodeError: See `decode`, and Rule 3. Nothing else is ever raised.
+    """
+    if len(payload) <= SMALL_BYTES:
+        yield decode(payload)
+        return
+    ts_s, events, rank = scan(payload)
+    yield None
+    parts: list[Event] = []
+    num_hashes = 0
+    for number, raw in enumerate(events):
+        if not number % STEP_EVENTS:  # events of unknown types give no part
+            yield None
+        for part in _parts(raw):
+            if part is None:
+                yield None
+                continue
+            parts.append(part)
+            cleared = isinstance(part, AllBlocksCleared)
+            num_hashes += 0 if isinstance(part, AllBlocksCleared) else len(part.hashes)
+            if cleared or num_hashes >= STEP_HASHES or len(parts) >= STEP_EVENTS:
+                yield Batch(ts_s, parts, rank)
+                parts, num_hashes = [], 0
+    yield Batch(ts_s, parts, rank)
+
+
+def _parts(raw: msgspec.Raw) -> Iterator[Event | None]:
+    """One event in parts of bounded size, and None where time has passed; nothing if its type is unknown."""
+    too_long = False
+    if len(memoryview(raw)) > SMALL_BYTES:
+        heads = heads_of(raw)
+        if heads.num_hashes > MAX_EVENT_HASHES:
+            raise DecodeError(f"an event of {heads.num_hashes} blocks")
+        too_long = heads.num_tokens > MAX_EVENT_TOKENS or heads.extra_bytes > MAX_EXTRA_BYTES
+        yield None
+    event = stored_without_text(raw) if too_long else event_of(raw)
+    if isinstance(event, BlockStored):
+        yield from _stored_parts(event)
+    elif isinstance(event, BlockRemoved):
+        for start in range(0, max(1, len(event.hashes)), STEP_HASHES):
+            yield structs.replace(event, hashes=event.hashes[start : start + STEP_HASHES])
+    elif event is not None:
+        yield event
+
+
+def _stored_parts(event: BlockStored) -> Iterator[BlockStored | None]:
+    count, size = len(event.hashes), event.block_size
+    step = max(2, min(STEP_HASHES, STEP_TOKENS // max(1, size)))
+    if count <= step:
+        yield event
+        return
+    try:
+        tokens: list[int] | None = event.token_ids()
+    except DecodeError:
+        tokens = None
+    yield None
+    start, parent = 0, event.parent
+    while start < count:
+        stop = start + step if count - start > step + 1 else count
+        raw = _NO_TOKENS if tokens is None else encoded_token_ids(tokens[start * size : stop * size])
+        yield structs.replace(
+            event,
+            hashes=event.hashes[start:stop],
+            parent=parent,
+            raw_token_ids=raw,
+            extra_keys=event.extra_keys and event.extra_keys[start:stop],
+        )
+        start, parent = stop, event.hashes[stop - 1]

@@ -1,0 +1,300 @@
+"""What answers and probes say of engines, on the real Envoy: who fails fast, is slow, or is sent poison."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import pytest
+import pytest_asyncio
+from aiohttp import web
+
+from tests.e2e.harness import (
+    Behaviour,
+    Recorder,
+    Stack,
+    chat,
+    cluster,
+    eventually,
+    post,
+    recording,
+    running_stack,
+    sample,
+    send,
+)
+
+pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
+
+REQUESTS = 60
+AT_A_TIME = 6
+MODELS = {"models": {"m": {"rules": [{"cluster": "c"}]}}}
+DONE = b"data: [DONE]\n\n"
+
+
+def data(value: Any) -> bytes:
+    """One server-sent event."""
+    return b"data: " + json.dumps(value).encode() + b"\n\n"
+
+
+def typed(kind: str, **fields: Any) -> bytes:
+    """One event as the Messages and the Responses API send it."""
+    return f"event: {kind}\n".encode() + data({"type": kind, **fields})
+
+
+TOKEN = data({"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": "a"}}]})
+ERROR = {"error": {"message": "engine core is gone", "type": "InternalServerError", "code": 500}}
+STREAM = (TOKEN, TOKEN, data({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 2}}), DONE)
+MESSAGES = (
+    typed("message_start", message={"usage": {"input_tokens": 9, "output_tokens": 0}}),
+    typed("content_block_delta", index=0, delta={"type": "text_delta", "text": "a"}),
+    typed("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 1}),
+    typed("message_stop"),
+)
+RESPONSES = (
+    typed("response.created", response={"id": "r", "error": None}),
+    typed("response.output_text.delta", delta="a"),
+    typed("response.completed", response={"usage": {"input_tokens": 9, "output_tokens": 1}}),
+)
+
+
+def events(*parts: bytes, after_s: float = 0.0) -> Behaviour:
+    """Answers with these events."""
+
+    async def behave(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(after_s)
+        answer = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
+        await answer.prepare(request)
+        for part in parts:
+            await answer.write(part)
+        await answer.write_eof()
+        return answer
+
+    return behave
+
+
+def whole(status: int, body: object) -> Behaviour:
+    """Answers with one JSON body."""
+
+    async def behave(_: web.Request) -> web.StreamResponse:
+        return web.json_response(body, status=status)
+
+    return behave
+
+
+async def breaks(request: web.Request) -> web.StreamResponse:
+    """Reads the request and closes the connection."""
+    await request.read()
+    assert request.transport is not None
+    request.transport.abort()
+    return web.Response()
+
+
+async def nothing(_: web.Request) -> web.StreamResponse:
+    """Answers 200 and no byte."""
+    return web.Response()
+
+
+@asynccontextmanager
+async def engines(
+    count: int, config: dict[str, Any] | None = None
+) -> AsyncIterator[tuple[Stack, list[Recorder]]]:
+    """A gateway before so many recorders, all of one cluster."""
+    async with AsyncExitStack() as exits:
+        found = [await exits.enter_async_context(recording()) for _ in range(count)]
+        keys = [engine.key for engine in found]
+        yield await exits.enter_async_context(running_stack([cluster("c", keys)], config or MODELS)), found
+
+
+async def many(stack: Stack, path: str, body: Callable[[int], dict[str, Any]]) -> None:
+    """`REQUESTS` requests, `AT_A_TIME` at once."""
+    turn = asyncio.Semaphore(AT_A_TIME)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+
+        async def ask(number: int) -> None:
+            async with turn, session.post(stack.url + path, json=body(number)) as reply:
+                await reply.read()
+
+        await asyncio.gather(*map(ask, range(REQUESTS)))
+
+
+def conversation(number: int) -> dict[str, Any]:
+    """A streamed request for Chat or Messages, unlike all others."""
+    text = f"{number} " + "w " * 500
+    return {"model": "m", "stream": True, "max_tokens": 9, "messages": [{"role": "user", "content": text}]}
+
+
+def response(number: int) -> dict[str, Any]:
+    """The same for Responses."""
+    return {"model": "m", "stream": True, "input": f"{number} " + "w " * 500}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """How one replica of two fails fast.
+
+    Attributes:
+        path: The API.
+        bad: What it answers.
+        good: The events of the other one.
+        kind: How such a failure is counted.
+    """
+
+    path: str
+    bad: Behaviour
+    good: tuple[bytes, ...]
+    kind: str
+
+
+CASES = {
+    "chat": Case("chat/completions", events(data(ERROR), DONE), STREAM, "error_in_answer"),
+    "late": Case("chat/completions", events(*[TOKEN] * 100, data(ERROR), DONE), STREAM, "error_in_answer"),
+    "messages": Case(
+        "messages",
+        events(MESSAGES[0], typed("error", error={"type": "api_error", "message": "gone"})),
+        MESSAGES,
+        "error_in_answer",
+    ),
+    "messages-cut-short": Case("messages", events(*MESSAGES[:2]), MESSAGES, "truncated"),
+    "responses": Case(
+        "responses",
+        events(RESPONSES[0], typed("response.failed", response={"status": "failed", "error": None})),
+        RESPONSES,
+        "error_in_answer",
+    ),
+    "empty": Case("chat/completions", nothing, STREAM, "empty_answer"),
+    "404": Case("chat/completions", whole(404, {"error": {}}), STREAM, "missing_model"),
+    "401": Case("chat/completions", whole(401, {"error": {}}), STREAM, "refused"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """One gateway, and for each case a model of two replicas."""
+
+    stack: Stack
+    replicas: dict[str, tuple[Recorder, Recorder]]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def pairs() -> AsyncIterator[Pairs]:
+    """Of each pair the first fails at once, the second answers after 0.1 s."""
+    async with AsyncExitStack() as exits:
+        replicas, clusters = {}, []
+        for name, case in CASES.items():
+            broken = await exits.enter_async_context(recording())
+            healthy = await exits.enter_async_context(recording())
+            broken.behaviour, healthy.behaviour = case.bad, events(*case.good, after_s=0.1)
+            replicas[name] = broken, healthy
+            clusters.append(cluster(name, [broken.key, healthy.key]))
+        models = {"models": {name: {"rules": [{"cluster": name}]} for name in CASES}}
+        yield Pairs(await exits.enter_async_context(running_stack(clusters, models)), replicas)
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_a_replica_that_fails_fast_attracts_no_traffic(pairs: Pairs, name: str) -> None:
+    """Of two replicas the one that answers nothing gets few requests, none of them counted as completed."""
+    stack, case, (broken, healthy) = pairs.stack, CASES[name], pairs.replicas[name]
+    body = response if case.path == "responses" else conversation
+    await many(stack, f"/v1/{case.path}", lambda number: body(number) | {"model": name})
+    await stack.settled()
+    reached = len(broken.received)
+    rows, scrape = await stack.rows(), await stack.metrics()
+    assert 1 <= reached <= REQUESTS // 4
+    assert rows[broken.key]["served_total"] == 0
+    assert rows[broken.key]["doubted_for"] == [name]
+    assert rows[healthy.key]["state"] == "healthy"
+    assert rows[healthy.key]["served_total"] == REQUESTS - reached
+    series = f'tokenway_endpoint_failures_total{{endpoint="{broken.key}",kind="{case.kind}"}}'
+    assert sample(scrape, series) == reached
+    assert sample(scrape, f'tokenway_endpoint_doubted{{cluster="{name}",endpoint="{broken.key}"}}') == 1
+
+
+@pytest.mark.parametrize("status", [400, 404])
+async def test_an_error_that_every_replica_gives_ejects_nobody(status: int) -> None:
+    """What a client does wrong is passed to it as it is, and no replica pays for it."""
+    async with engines(2) as (stack, replicas):
+        for replica in replicas:
+            replica.behaviour = whole(status, {"error": {"message": "no", "type": "x", "code": status}})
+        await many(stack, "/v1/chat/completions", conversation)
+        for replica in replicas:
+            replica.behaviour = events(*STREAM)
+        assert {(await post(stack, conversation(number))).status for number in range(9)} == {200}
+        assert {row["state"] for row in (await stack.rows()).values()} == {"healthy"}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+async def test_requests_that_break_connections_break_no_pool(count: int) -> None:
+    """What breaks every engine's connection is tried twice, ejects nobody, and others are served."""
+
+    async def engine(request: web.Request) -> web.StreamResponse:
+        poisoned = b"POISON" in await request.read()
+        return await (breaks if poisoned else events(*STREAM))(request)
+
+    async with engines(count) as (stack, replicas):
+        for replica in replicas:
+            replica.behaviour = engine
+        for number in range(8):
+            poison = await post(stack, chat("m", f"POISON {number}"))
+            assert poison.status == 503
+            assert (await post(stack, chat("m", f"honest {number}"))).status == 200
+        received = [b"POISON" in each.body for replica in replicas for each in replica.received]
+        assert sum(received) == 2 * 8
+        assert {row["state"] for row in (await stack.rows()).values()} == {"healthy"}
+
+
+async def test_poison_sent_again_reaches_one_engine() -> None:
+    """A client that repeats what broke two engines gets one more of them each time, and no fallback."""
+    async with engines(3) as (stack, replicas):
+        for replica in replicas:
+            replica.behaviour = breaks
+        for _ in range(4):
+            await post(stack, chat("m", "POISON"))
+            await stack.settled()
+        assert sum(len(replica.received) for replica in replicas) == 2 + 3
+        assert {row["state"] for row in (await stack.rows()).values()} == {"healthy"}
+
+
+async def test_slow_probes_do_not_empty_the_pool() -> None:
+    """Engines whose health check hangs while they answer requests stay: traffic is the stronger evidence."""
+
+    class Busy(Recorder):
+        async def _health(self, _: web.Request) -> web.Response:
+            await asyncio.sleep(60)
+            return web.Response()
+
+    replicas = [Busy(), Busy()]
+    async with AsyncExitStack() as exits:
+        for replica in replicas:
+            await replica.start()
+            exits.push_async_callback(replica.stop)
+        config = MODELS | {"health": {"interval_s": 0.2, "timeout_s": 0.2, "recovery_interval_s": 0.2}}
+        keys = [replica.key for replica in replicas]
+        stack = await exits.enter_async_context(running_stack([cluster("c", keys)], config))
+        statuses = []
+        for number in range(30):
+            statuses.append(
+                (await send(stack, "POST", "/v1/chat/completions", chat("m", str(number)))).status
+            )
+            await asyncio.sleep(0.1)
+        assert set(statuses) == {200}
+
+
+async def test_a_mended_replica_has_its_share_again() -> None:
+    """Ejected for its answers, it is back after a good probe and a few requests on trial."""
+    config = MODELS | {"health": {"interval_s": 0.5, "recovery_interval_s": 0.1, "ejection_s": 0.3}}
+    async with engines(2, config) as (stack, (broken, healthy)):
+        broken.behaviour, healthy.behaviour = events(data(ERROR), DONE), events(*STREAM, after_s=0.02)
+        await many(stack, "/v1/chat/completions", conversation)
+        broken.behaviour = healthy.behaviour
+
+        async def trusted() -> bool:
+            await many(stack, "/v1/chat/completions", conversation)
+            row = (await stack.rows())[broken.key]
+            return bool(row["state"] == "healthy" and row["doubted_for"] == [])
+
+        await eventually(trusted, bool, 20)

@@ -1,0 +1,46 @@
+"""Rules on headers, through the real Envoy: what a configuration may match arrives and is matched."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.e2e.harness import chat, cluster, recording, running_stack, send
+
+pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
+
+SENT = {
+    "user-agent": "batch-job/1",
+    "accept-language": "de",
+    "x-forwarded-host": "a.example",
+    "x-stainless-lang": "python",
+    "content-language": "fr",
+    "x-tier": "gold",
+}
+"""What a client sends, a header at a time."""
+
+
+async def test_rules_match_headers_that_envoy_withholds_otherwise() -> None:
+    """Each rule names one header; requests with it, and no others, go by that rule."""
+    rules = [{"cluster": "c", "headers": {name: value}, "model": name} for name, value in SENT.items()]
+    pseudo = {":scheme": "http", ":path": "/v1/completions"}
+    rules.append({"cluster": "c", "headers": pseudo, "model": ":scheme"})
+    rules.append({"cluster": "c", "model": "default"})
+    async with (
+        recording() as engine,
+        running_stack([cluster("c", [engine.key])], {"models": {"m": {"rules": rules}}}) as stack,
+    ):
+        for name, value in SENT.items():
+            reply = await send(stack, "POST", "/v1/chat/completions", chat("m", "hi"), {name: value})
+            assert reply.status == 200
+            assert json.loads(engine.received[-1].body)["model"] == name
+        await send(stack, "POST", "/v1/completions", {"model": "m", "prompt": "hi"})
+        assert json.loads(engine.received[-1].body)["model"] == ":scheme"
+        await send(stack, "POST", "/v1/chat/completions", chat("m", "hi"))
+        assert json.loads(engine.received[-1].body)["model"] == "default"
+
+        known = len(stack.gateway_log())
+        rules[0]["headers"] = {"accept-encoding": "gzip"}
+        stack.write_config({"models": {"m": {"rules": rules}}})
+        await stack.logged("new rules match what Envoy may not forward", since=known)

@@ -1,0 +1,345 @@
+"""An engine's token usage reaches the outcome, however it is told; answers reach clients byte for byte."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from tests.e2e.conftest import Shared
+from tests.e2e.harness import Behaviour, Reply, eventually, send
+
+pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
+
+CHAT = "/v1/chat/completions"
+USAGE = {
+    "prompt_tokens": 100,
+    "completion_tokens": 7,
+    "total_tokens": 107,
+    "prompt_tokens_details": {"cached_tokens": 64},
+}
+TOLD = (100, 7, 64)
+UNKNOWN = (None, None, None)
+LIE = {"prompt_tokens": 999, "completion_tokens": 999, "input_tokens": 999, "output_tokens": 999}
+LONG = "word " * 20_000
+"""100 kB: more than Envoy looks at of either end of an answer."""
+
+BODIES: dict[str, dict[str, Any]] = {
+    CHAT: {"messages": [{"role": "user", "content": "hi"}]},
+    "/v1/messages": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 9},
+    "/v1/responses": {"input": "hi"},
+    "/v1/embeddings": {"input": "hi"},
+}
+
+
+def dumped(value: object, *, compact: bool = False) -> bytes:
+    """JSON as servers write it, with or without spaces."""
+    return json.dumps(value, separators=(",", ":") if compact else None).encode()
+
+
+def event(value: Any, *, compact: bool = False, end: bytes = b"\n") -> bytes:
+    """A server-sent event, named if the value has a type."""
+    name = b"event: " + value["type"].encode() + end if "type" in value else b""
+    return name + b"data: " + dumped(value, compact=compact) + end + end
+
+
+def token(**more: Any) -> bytes:
+    """A chunk of a chat."""
+    return event({"choices": [{"index": 0, "delta": {"content": "a"}}], **more}, compact=True)
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+def answering(*parts: bytes, content_type: str, pause_s: float = 0.0, **headers: str) -> Behaviour:
+    """An engine that writes these parts apart."""
+
+    async def behave(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse(headers={"content-type": content_type, **headers})
+        await answer.prepare(request)
+        for part in parts:
+            await answer.write(part)
+            await asyncio.sleep(pause_s)
+        await answer.write_eof()
+        return answer
+
+    return behave
+
+
+async def ask(plain: Shared, path: str = CHAT, *, stream: bool = False) -> Reply:
+    """One request for the recorder's model."""
+    return await send(plain.stack, "POST", path, {"model": "recorded", "stream": stream, **BODIES[path]})
+
+
+async def told(plain: Shared) -> tuple[int | None, int | None, int | None]:
+    """Prompt, completion and cached tokens in the newest outcome."""
+
+    async def read() -> Any:
+        return (await plain.stack.last(1))[0]["outcome"]
+
+    outcome = await eventually(read, lambda outcome: outcome is not None)
+    return outcome["prompt_tokens"], outcome["completion_tokens"], outcome["cached_tokens"]
+
+
+async def check(plain: Shared, path: str, parts: Sequence[bytes], *, stream: bool) -> tuple[Any, ...]:
+    """The answer passes unchanged; what it told."""
+    content_type = "text/event-stream; charset=utf-8" if stream else "application/json"
+    plain.recorder.behaviour = answering(*parts, content_type=content_type)
+    reply = await ask(plain, path, stream=stream)
+    assert (reply.status, reply.body) == (200, b"".join(parts))
+    return await told(plain)
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "application/json",
+        "application/json; charset=utf-8",
+        "application/json;charset=UTF-8",
+        "Application/JSON",
+        "APPLICATION/JSON ; x=y",
+        "application/problem+json",
+        "application/vnd.engine.v1+json; charset=utf-8",
+    ],
+)
+async def test_json_by_any_name(plain: Shared, content_type: str) -> None:
+    """Parameters, letter case and structured suffixes make no difference."""
+    plain.recorder.behaviour = answering(dumped({"choices": [], "usage": USAGE}), content_type=content_type)
+    await ask(plain)
+    assert await told(plain) == TOLD
+
+
+WHOLE: dict[str, tuple[str, Any, tuple[Any, ...]]] = {
+    "in_the_middle": (CHAT, {"id": "c", "usage": USAGE, "prompt_logprobs": None, "x": [{"y": "}"}]}, TOLD),
+    "none": (CHAT, {"choices": []}, UNKNOWN),
+    "null": (CHAT, {"choices": [], "usage": None}, UNKNOWN),
+    "said_in_the_text": (
+        CHAT,
+        {"choices": [{"message": {"content": 'so "usage": ' + json.dumps(LIE)}}], "usage": USAGE},
+        TOLD,
+    ),
+    "said_in_the_text_behind": (
+        CHAT,
+        {"usage": USAGE, "choices": [{"message": {"content": '}],"usage":' + json.dumps(LIE) + "}\\"}}]},
+        TOLD,
+    ),
+    "said_in_the_text_alone": (
+        CHAT,
+        {"choices": [{"message": {"content": json.dumps({"usage": LIE})}}]},
+        UNKNOWN,
+    ),
+    "in_an_argument_of_a_tool": (
+        "/v1/messages",
+        {
+            "content": [{"type": "tool_use", "input": {"usage": LIE, "a": {"usage": LIE}}}],
+            "usage": {"input_tokens": 36, "cache_read_input_tokens": 64, "output_tokens": 7},
+        },
+        TOLD,
+    ),
+    "in_an_argument_of_a_tool_behind": (
+        "/v1/messages",
+        {
+            "usage": {"input_tokens": 36, "cache_read_input_tokens": 64, "output_tokens": 7},
+            "content": [{"type": "tool_use", "input": {"usage": LIE}}],
+        },
+        TOLD,
+    ),
+    "in_an_argument_of_a_tool_alone": (
+        "/v1/messages",
+        {"content": [{"type": "tool_use", "input": {"usage": LIE}}]},
+        UNKNOWN,
+    ),
+    "responses": (
+        "/v1/responses",
+        {
+            "output": [{"content": LONG}],
+            "usage": {
+                "input_tokens": 100,
+                "input_tokens_details": {"cached_tokens": 64},
+                "output_tokens": 7,
+                "output_tokens_details": {"reasoning_tokens": 0},
+            },
+            "user": None,
+        },
+        TOLD,
+    ),
+    "embeddings": (
+        "/v1/embeddings",
+        {"data": [{"embedding": [0.125] * 20_000}], "usage": {"prompt_tokens": 8, "total_tokens": 8}},
+        (8, None, None),
+    ),
+    "before_a_long_answer": (CHAT, {"id": "c", "model": "m", "usage": USAGE, "results": [LONG]}, TOLD),
+    "amidst_a_long_answer": (CHAT, {"a": LONG, "usage": USAGE, "b": LONG}, UNKNOWN),
+    "in_a_list_behind_a_long_answer": (CHAT, {"a": LONG, "b": [{"usage": LIE}]}, UNKNOWN),
+}
+
+
+@pytest.mark.parametrize("case", WHOLE)
+@pytest.mark.parametrize("compact", [False, True])
+async def test_whole_answers(plain: Shared, case: str, compact: bool) -> None:
+    """The usage of the answer itself is found by structure, wherever it is, and nothing else is believed."""
+    path, answer, expected = WHOLE[case]
+    assert await check(plain, path, [dumped(answer, compact=compact)], stream=False) == expected
+
+
+async def test_a_whole_answer_in_many_pieces(plain: Shared) -> None:
+    """Pieces of any size, cut anywhere."""
+    body = dumped({"choices": [{"message": {"content": LONG}}], "usage": USAGE})
+    pieces = [body[:-300][at : at + 9000] for at in range(0, len(body) - 300, 9000)]
+    pieces += [body[at : at + 1] for at in range(len(body) - 300, len(body))]
+    assert await check(plain, CHAT, pieces, stream=False) == TOLD
+
+
+MESSAGES_START = {
+    "type": "message_start",
+    "message": {"id": "msg", "usage": {"input_tokens": 100, "output_tokens": 0}},
+}
+MESSAGES_DELTA = {
+    "type": "message_delta",
+    "delta": {"stop_reason": "end_turn"},
+    "usage": {"input_tokens": 36, "cache_read_input_tokens": 64, "output_tokens": 7},
+}
+COMPLETED = {
+    "type": "response.completed",
+    "response": {
+        "output": [{"content": LONG * 3}],
+        "tools": [{"parameters": {"properties": {"usage": LIE}}}],
+        "usage": {"input_tokens": 100, "input_tokens_details": {"cached_tokens": 64}, "output_tokens": 7},
+        "user": None,
+        "metadata": {"usage": "mine"},
+    },
+}
+STREAMS: dict[str, tuple[str, bytes, tuple[Any, ...]]] = {
+    "chat": (CHAT, token() * 3 + event({"choices": [], "usage": USAGE}) + DONE, TOLD),
+    "no_usage": (CHAT, token() * 3 + DONE, UNKNOWN),
+    "null_until_the_end": (
+        CHAT,
+        token(usage=None) * 3 + event({"choices": [], "usage": USAGE}, compact=True) + DONE,
+        TOLD,
+    ),
+    "continuous": (
+        CHAT,
+        b"".join(token(usage={**USAGE, "completion_tokens": i}) for i in range(1, 8)) + DONE,
+        TOLD,
+    ),
+    "not_in_the_last_event": (CHAT, event({"choices": [], "usage": USAGE}) + token() * 200 + DONE, TOLD),
+    "said_in_the_text": (
+        CHAT,
+        event({"choices": [], "usage": USAGE})
+        + event({"choices": [{"delta": {"content": '","usage":' + json.dumps(LIE) + "}"}}]})
+        + DONE,
+        TOLD,
+    ),
+    "crlf": (
+        CHAT,
+        token().replace(b"\n", b"\r\n")
+        + event({"choices": [], "usage": USAGE}, end=b"\r\n")
+        + b"data: [DONE]\r\n\r\n",
+        TOLD,
+    ),
+    "comments_and_no_end": (
+        CHAT,
+        b": } ] keep-alive \n\n" + event({"choices": [], "usage": USAGE})[:-2],
+        TOLD,
+    ),
+    "messages": (
+        "/v1/messages",
+        event(MESSAGES_START)
+        + event({"type": "ping"}) * 50
+        + event(MESSAGES_DELTA)
+        + event({"type": "message_stop"}),
+        TOLD,
+    ),
+    "messages_as_the_api_says": (
+        "/v1/messages",
+        event(
+            {
+                "type": "message_start",
+                "message": {"usage": {"input_tokens": 36, "cache_read_input_tokens": 64, "output_tokens": 1}},
+            }
+        )
+        + event(
+            {"type": "content_block_start", "content_block": {"type": "tool_use", "input": {"usage": LIE}}}
+        )
+        + event({"type": "message_delta", "delta": {}, "usage": {"output_tokens": 7}}),
+        TOLD,
+    ),
+    "responses": (
+        "/v1/responses",
+        event({"type": "response.created", "response": {"usage": None}})
+        + event({"type": "response.output_text.delta", "delta": "a"})
+        + event(COMPLETED),
+        TOLD,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STREAMS)
+@pytest.mark.parametrize("step", [1_000_000, 1000, 7])
+async def test_streams(plain: Shared, case: str, step: int) -> None:
+    """Usage in an event, however the stream is cut into pieces; the stream passes byte for byte."""
+    path, stream, expected = STREAMS[case]
+    if step == 7:
+        head, stream = stream[:-2000], stream[-2000:]
+        pieces = [head] if head else []
+    else:
+        pieces = []
+    pieces += [stream[at : at + step] for at in range(0, len(stream), step)]
+    assert await check(plain, path, pieces, stream=True) == expected
+
+
+async def test_a_client_that_leaves_early(plain: Shared) -> None:
+    """What the engine had said by then is known, but for the last few events."""
+    parts = [token(usage={**USAGE, "completion_tokens": i}) for i in range(1, 1000)]
+    plain.recorder.behaviour = answering(*parts, content_type="text/event-stream", pause_s=0.01)
+    body = {"model": "recorded", "stream": True, **BODIES[CHAT]}
+    async with aiohttp.ClientSession() as session, session.post(plain.stack.url + CHAT, json=body) as reply:
+        seen = b""
+        while seen.count(b"\n\n") < 40:
+            seen += await reply.content.readany()
+    prompt, completion, cached = await told(plain)
+    assert (prompt, cached) == (100, 64)
+    assert completion is not None
+    assert 20 <= completion < 1000
+
+
+async def test_an_answer_beyond_every_buffer(plain: Shared) -> None:
+    """40 MiB pass whole, are not held back, and their usage is known: only their ends are looked at."""
+    body = dumped({"data": ["x" * (40 << 20)], "usage": USAGE})
+    plain.recorder.behaviour = answering(
+        *(body[at : at + (1 << 20)] for at in range(0, len(body), 1 << 20)), content_type="application/json"
+    )
+    reply = await ask(plain, "/v1/embeddings")
+    assert (reply.status, len(reply.body)) == (200, len(body))
+    assert reply.body == body
+    assert await told(plain) == TOLD
+
+
+@pytest.mark.parametrize(
+    ("reason", "coding", "answer"),
+    [
+        ("encoded", "gzip", gzip.compress(dumped({"usage": USAGE}))),
+        ("absent", "identity", dumped({"choices": []})),
+    ],
+)
+async def test_unknown_usage_is_counted(plain: Shared, reason: str, coding: str, answer: bytes) -> None:
+    """A compressed answer, or one without usage, passes unharmed and shows in a metric with the reason."""
+    name = f'tokenway_usage_unknown_total{{model="recorded",reason="{reason}"}}'
+
+    async def count() -> float:
+        lines = (await plain.stack.metrics()).splitlines()
+        return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)), 0.0)
+
+    before = await count()
+    kind = {"content_type": "application/json", "content-encoding": coding}
+    plain.recorder.behaviour = answering(answer, **kind)  # type: ignore[arg-type]
+    reply = await ask(plain)
+    assert reply.status == 200
+    assert await told(plain) == UNKNOWN
+    assert await count() == before + 1

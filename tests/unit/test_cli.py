@@ -1,0 +1,196 @@
+"""The command line as a whole: every word is understood or refused, in a sentence and with an exit code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from extproc.cli.demo import own_command
+from extproc.cli.main import main
+from extproc.server.modules import ROOT, python_module
+
+SAMPLE = "etc/tokenway.yaml"
+VERBS = ("serve", "check", "bootstrap", "explain", "top", "metadata-center", "replay", "demo")
+
+
+def misused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run words that must be refused; the sentence on standard error."""
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    captured = capsys.readouterr()
+    assert (ended.value.code, captured.out) == (2, "")
+    return captured.err.splitlines()[-1]
+
+
+def test_without_a_verb_it_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole help, as misuse: on standard error with exit code 2."""
+    assert main([]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert all(f"    {verb}" in captured.err for verb in VERBS)
+
+
+def test_help_names_the_verbs_for_people_and_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    """What `serve` starts itself is not among them."""
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert "SUPPRESS" not in shown
+    assert "worker" not in shown
+    assert "'worker'" not in misused(["nothing"], capsys)
+
+
+def test_the_version_is_the_distributions(capsys: pytest.CaptureFixture[str]) -> None:
+    """On standard output, with exit code 0."""
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"tokenway {version('tokenway')}\n")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["serve", SAMPLE],
+        ["check", SAMPLE],
+        ["bootstrap", SAMPLE],
+        ["explain"],
+        ["top", "--once"],
+        ["metadata-center"],
+        ["replay", "sample"],
+        ["demo"],
+        ["worker", SAMPLE, "0"],
+    ],
+)
+@pytest.mark.parametrize("unknown", ["--no-such-flag", "-z"])
+def test_every_verb_refuses_a_flag_it_does_not_know(
+    words: list[str], unknown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No verb ignores a word."""
+    assert unknown in misused([*words, unknown], capsys)
+
+
+@pytest.mark.parametrize("verb", ["explain", "replay", "top"])
+def test_a_verbs_help_is_its_own(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also of the verbs that read their words themselves."""
+    with pytest.raises(SystemExit) as ended:
+        main([verb, "--help"])
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert shown.startswith(f"usage: tokenway {verb}")
+    assert verb == "replay" or "--admin" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["bootstrap", SAMPLE, "--listen", "0.0.0.0"], "argument --listen: `0.0.0.0` has no port"),
+        (["bootstrap", SAMPLE, "--listen", "localhost:80"], "`localhost` is no IP address"),
+        (["bootstrap", SAMPLE, "--listen", "1.2.3.4:0"], "accepted: 1 to 65535"),
+        (["bootstrap", SAMPLE, "--envoy-admin-port", "70000"], "--envoy-admin-port: `70000` is no port"),
+        (["demo", "--listen", "::1:80"], "without brackets"),
+        (["demo", "--envoy-admin-port", "0"], "`0` is no port"),
+        (["demo", "--time-scale", "0"], "`0` is no number above 0"),
+        (["demo", "--time-scale", "nan"], "`nan` is no number above 0"),
+        (["metadata-center", "--listen", ":8080"], "`:8080` has no address"),
+        (["metadata-center", "--listen", "127.0.0.1"], "`127.0.0.1` has no port"),
+        (["top", "--interval", "-1"], "`-1` is no number above 0"),
+        (["explain", "--last", "0"], "accepted: 1 or more"),
+        (["explain", "--last", "-3"], "--last"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_named(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the flag it came with, before anything is started."""
+    assert said in misused(words, capsys)
+
+
+@pytest.mark.parametrize("verb", ["serve", "check", "bootstrap"])
+@pytest.mark.parametrize("content", [None, "folder", b"\xff\xfe\x00", b"\x1f\x8b\x08"])
+def test_a_file_that_cannot_be_read_is_a_sentence(
+    verb: str, content: str | bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Missing, a folder, or no text: one line that names it, and exit code 1."""
+    path = tmp_path / "tokenway.yaml"
+    if content == "folder":
+        path.mkdir()
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    assert main([verb, str(path)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"{path}: cannot be read: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("gone.jsonl", None),
+        ("folder", "folder"),
+        ("binary.jsonl", b"\xff\xfe\x00\x01"),
+        ("cut.jsonl.gz", b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03ab"),
+        ("no.jsonl.gz", b"plain"),
+        ("list.jsonl", b"[1, 2]\n"),
+    ],
+)
+def test_a_trace_that_cannot_be_read_is_a_sentence(
+    name: str, content: str | bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever is wrong with it, exit code 2 and one line."""
+    path = tmp_path / name
+    if content == "folder":
+        path.mkdir()
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    assert main(["replay", str(path), "--rates", "x1"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("tokenway replay: ")
+    assert captured.err.count("\n") == 1
+
+
+def test_a_reader_that_leaves_is_no_error_of_ours() -> None:
+    """`tokenway bootstrap ... | head` ends without a traceback."""
+    words = [sys.executable, "-m", "extproc.cli.main", "bootstrap", SAMPLE]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
+def test_our_processes_do_not_import_from_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any file may lie there, under the name of any module; only the source tree may be run uninstalled."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "yaml.py").write_text("raise SystemExit('imported from the working directory')")
+    assert subprocess.run(python_module("extproc.cli.main", "--help"), capture_output=True).returncode == 0
+    monkeypatch.chdir(ROOT)
+    assert python_module("a.b", "c") == [sys.executable, "-m", "a.b", "c"]
+
+
+def test_the_banner_names_a_command_that_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its bare name from the PATH, near by its relative path, else in full; else as a module."""
+    script = tmp_path / "env" / "bin" / "tokenway"
+    script.parent.mkdir(parents=True)
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.chdir(tmp_path)
+    assert own_command(Path("env/bin/tokenway")) == "env/bin/tokenway"
+    monkeypatch.chdir("/")
+    assert own_command(script) == str(script).removeprefix("/")
+    monkeypatch.chdir(script.parent)
+    assert own_command(Path("tokenway")) == str(script)
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert own_command(script) == "tokenway"
+    assert own_command(Path("/x/extproc/cli/main.py")) == f"{sys.executable} -m tokenway"
+    monkeypatch.setenv("PYTHONPATH", f"/x:{ROOT}")
+    assert own_command(script) == f"PYTHONPATH={ROOT} tokenway"

@@ -1,0 +1,197 @@
+"""The folder that Envoy trusts: ours, closed to others, and nobody else's to replace."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from extproc.config.schema import Server
+from extproc.errors import ConfigError
+from extproc.server import run_dir as module
+from extproc.server.run_dir import closed_to_others, lock, prepare, run_dir
+
+NOBODY = 65_534
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to somebody else")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run directory that is not there yet."""
+    return tmp_path / "run"
+
+
+@pytest.fixture(autouse=True)
+def no_umask() -> Iterator[None]:
+    """Modes are those the product asks for."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def mode(path: Path) -> int:
+    """Permission bits."""
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def why(folder: Path) -> str:
+    """The one problem of a refused folder."""
+    with pytest.raises(ConfigError) as refused:
+        prepare(folder)
+    assert refused.value.path == str(folder)
+    (problem,) = refused.value.problems
+    assert problem.startswith("server.run_dir cannot be used: ")
+    return problem
+
+
+def test_missing_folder_is_made_private(folder: Path) -> None:
+    """With those above it, and whatever the umask."""
+    prepare(folder / "a" / "b")
+    assert mode(folder) == mode(folder / "a") == mode(folder / "a" / "b") == 0o700
+
+
+@pytest.mark.parametrize("open_mode", [0o777, 0o770, 0o755, 0o701, 0o2770])
+def test_own_folder_that_is_open_is_closed(folder: Path, open_mode: int) -> None:
+    """It is ours to close."""
+    folder.mkdir()
+    folder.chmod(open_mode)
+    prepare(folder)
+    assert mode(folder) & 0o077 == 0
+
+
+def test_link_is_refused(folder: Path, tmp_path: Path) -> None:
+    """Even to a folder that would do: whoever owns the link chooses where it leads."""
+    (tmp_path / "real").mkdir(mode=0o700)
+    folder.symlink_to("real")
+    assert "symbolic link" in why(folder)
+
+
+@pytest.mark.parametrize("target", ["nowhere", "file"])
+def test_what_is_no_directory_is_refused(folder: Path, target: str) -> None:
+    """A dangling link and a file."""
+    if target == "file":
+        folder.write_text("")
+    else:
+        folder.symlink_to("nowhere")
+    assert "not a directory" in why(folder)
+
+
+@as_root
+@pytest.mark.parametrize("open_mode", [0o700, 0o777])
+def test_folder_of_somebody_else_is_refused(folder: Path, open_mode: int) -> None:
+    """Whatever its mode: its owner can change it."""
+    folder.mkdir()
+    folder.chmod(open_mode)
+    os.chown(folder, NOBODY, NOBODY)
+    assert f"belongs to user {NOBODY}" in why(folder)
+
+
+@as_root
+def test_folder_below_somebody_elses_is_refused(folder: Path) -> None:
+    """He could rename ours away and put his own there."""
+    folder.mkdir()
+    os.chown(folder, NOBODY, NOBODY)
+    assert f"{folder} belongs to user {NOBODY}" in why(folder / "tokenway")
+
+
+@as_root
+def test_way_through_somebody_elses_link_is_refused(folder: Path, tmp_path: Path) -> None:
+    """He could turn it to another place, which is fine as well."""
+    (tmp_path / "real").mkdir(mode=0o700)
+    folder.symlink_to("real")
+    os.chown(folder, NOBODY, NOBODY, follow_symlinks=False)
+    assert f"belongs to user {NOBODY}" in why(folder / "tokenway")
+
+
+@pytest.mark.parametrize("open_mode", [0o777, 0o757, 0o775])
+def test_folder_below_one_that_others_may_write_to_is_refused(folder: Path, open_mode: int) -> None:
+    """Others, or a group; the sticky bit keeps them from renaming what is not theirs."""
+    folder.mkdir()
+    group = os.getegid() if os.geteuid() else 1  # one that is not private
+    os.chown(folder, -1, group)
+    folder.chmod(open_mode)
+    if open_mode == 0o775 and os.geteuid() and os.getegid() == os.geteuid():
+        pytest.skip("this user's group is private")
+    assert f"{folder} is writable by others" in why(folder / "tokenway")
+    folder.chmod(open_mode | stat.S_ISVTX)
+    prepare(folder / "tokenway")
+
+
+def test_two_gateways_do_not_share_a_folder(folder: Path) -> None:
+    """The second is refused while the first lives, killed or not, and not afterwards."""
+    prepare(folder)
+    script = (
+        "import sys, time; from pathlib import Path; from extproc.server.run_dir import lock\n"
+        "with lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    first = subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE)
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"held\n"
+        with pytest.raises(ConfigError, match="another gateway runs there"), lock(folder):
+            pass
+    finally:
+        first.kill()
+        first.communicate()
+    for _ in range(2):
+        with lock(folder):
+            assert mode(folder / "lock") == 0o600
+
+
+def test_lock_is_not_opened_through_a_link(folder: Path, tmp_path: Path) -> None:
+    """Nothing is made where it leads."""
+    prepare(folder)
+    (folder / "lock").symlink_to(tmp_path / "victim")
+    with pytest.raises(ConfigError, match="its lock cannot be opened"), lock(folder):
+        pass
+    assert not (tmp_path / "victim").exists()
+
+
+def test_umask_closes_what_is_made_and_is_put_back(tmp_path: Path) -> None:
+    """Also when the block fails."""
+    with contextlib.suppress(ValueError), closed_to_others():
+        (tmp_path / "in").touch()
+        raise ValueError("no")
+    (tmp_path / "out").touch()
+    assert (mode(tmp_path / "in"), mode(tmp_path / "out")) == (0o600, 0o666)
+
+
+def test_named_folder_is_taken(tmp_path: Path) -> None:
+    """Whatever the environment says."""
+    assert run_dir(Server(run_dir="/srv/x"), {"XDG_RUNTIME_DIR": str(tmp_path)}) == Path("/srv/x")
+
+
+@pytest.mark.parametrize(
+    ("given", "user", "system", "expected"),
+    [
+        ("own", 1000, None, "own/tokenway"),
+        ("own", 0, None, "own/tokenway"),
+        ("relative", 1000, None, "/tmp/tokenway-1000"),
+        ("gone", 1000, None, "/tmp/tokenway-1000"),
+        ("else's", 1000, None, "/tmp/tokenway-1000"),
+        ("", 0, None, "/run/tokenway"),
+        ("", 1000, 1000, "/run/tokenway"),
+        ("", 1000, 0, "/tmp/tokenway-1000"),
+    ],
+)
+def test_default_is_the_users_own_place(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: str,
+    user: int,
+    system: int | None,
+    expected: str,
+) -> None:
+    """The session's folder if it is his, the system's if he may use it, else one named after him."""
+    owners = {tmp_path / "own": user, tmp_path / "else's": user + 1, module.SYSTEM_DIR: system}
+    monkeypatch.setattr(module, "_owner", owners.get)
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    value = {"": "", "relative": "own"}.get(given, str(tmp_path / given))
+    found = run_dir(Server(), {"XDG_RUNTIME_DIR": value} if value else {})
+    assert found == (tmp_path / expected if expected.startswith("own") else Path(expected))

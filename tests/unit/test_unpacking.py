@@ -1,0 +1,214 @@
+"""Compressed bodies on their way to a decision: at once or in a thread, bounded, and gone with the client."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+from collections.abc import Awaitable
+from random import Random
+from typing import Any
+
+import pytest
+from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+
+from extproc.errors import Reason, RouterError
+from extproc.protocol.machine import RequestHeaders
+from extproc.protocol.servicer import Decided, Deferred
+from extproc.protocol.wire import Answers
+from extproc.routing.settings import HoldSettings, RouterSettings
+from extproc.server import unpacking
+from extproc.server.unpacking import INLINE_BYTES, Unpacked, Unpacking
+from tests.conftest import request_line
+
+SMALL = b'{"model": "m"}'
+LARGE = Random(1).randbytes(200_000).hex().encode()
+
+
+class Plain:
+    """A decision; its answer is empty."""
+
+    stream = True
+    late_marker = True
+
+    def answer(self, *, to_trailers: bool) -> bytes:
+        """Nothing."""
+        return b""
+
+
+class Decider:
+    """Decides at once, later or when asked again, and keeps what it was given.
+
+    Attributes:
+        bodies: What was decided about.
+        answer: What comes of it.
+    """
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        self.answer: Any = Plain()
+
+    def __call__(self, request: RequestHeaders, body: bytes) -> Decided | Awaitable[Decided] | Deferred:
+        """Decide."""
+        assert request.path
+        self.bodies.append(body)
+        answer: Decided | Awaitable[Decided] | Deferred = self.answer
+        return answer
+
+
+def made(decider: Decider, **settings: Any) -> Unpacking:
+    """In front of it."""
+    return Unpacking(decider, lambda: RouterSettings(**settings))
+
+
+def gzipped(**headers: str) -> RequestHeaders:
+    """A request whose body is said to be gzip."""
+    return request_line("r", **{"content_encoding": "gzip", **headers})
+
+
+def sent(decision: Any) -> bytes:
+    """The body that the answer replaces the client's with."""
+    message = parse_answer(decision.answer(to_trailers=False))
+    body: bytes = message.request_body.response.body_mutation.body
+    return body
+
+
+def parse_answer(answer: bytes) -> Any:
+    """A serialised answer."""
+    return pb.ProcessingResponse.FromString(answer)
+
+
+async def test_an_uncompressed_body_passes_through() -> None:
+    """What has no coding is not touched, nor is its decision."""
+    decider = Decider()
+    assert made(decider).decide(request_line("r"), SMALL) is decider.answer
+    assert decider.bodies == [SMALL]
+
+
+async def test_a_small_body_is_decoded_on_the_spot() -> None:
+    """Its decision is there at once, and says of itself what the plain body's does."""
+    decider = Decider()
+    decision = made(decider).decide(gzipped(), gzip.compress(SMALL))
+    assert isinstance(decision, Unpacked)
+    assert (decision.stream, decision.late_marker, sent(decision)) == (True, True, SMALL)
+    assert decider.bodies == [SMALL]
+    assert decision.answer(to_trailers=True) == b""
+
+
+async def test_a_large_body_is_decoded_later() -> None:
+    """Envoy is told to wait; what comes then may itself come later, in any combination."""
+    for wrap in (lambda plain: plain, _later, lambda plain: Deferred(_later(_later(plain)), 1.0)):
+        decider = Decider()
+        decider.answer = wrap(Plain())
+        packed = gzip.compress(LARGE)
+        assert len(packed) > INLINE_BYTES
+        decision = made(decider).decide(gzipped(), packed)
+        assert isinstance(decision, Deferred)
+        assert decider.bodies == []
+        unpacked = await decision.decision
+        assert (decider.bodies, sent(unpacked)) == ([LARGE], LARGE)
+
+
+async def _later(decision: Any) -> Any:
+    await asyncio.sleep(0)
+    return decision
+
+
+async def test_a_small_body_that_has_to_wait_keeps_its_patience() -> None:
+    """A promise about a decoded body is a promise of the same length."""
+    decider = Decider()
+    decider.answer = Deferred(_later(Plain()), 7.0)
+    decision = made(decider).decide(gzipped(), gzip.compress(SMALL))
+    assert isinstance(decision, Deferred)
+    assert decision.patience_s == 7.0
+    assert sent(await decision.decision) == SMALL
+    decider.answer = _later(Plain())
+    decision = made(decider).decide(gzipped(), gzip.compress(SMALL))
+    assert isinstance(decision, Awaitable)
+    assert sent(await decision) == SMALL
+
+
+async def test_identity_is_no_coding() -> None:
+    """The body stays the client's, the header goes. An empty body is refused later."""
+    decider = Decider()
+    decision = made(decider).decide(gzipped(content_encoding="identity"), SMALL)
+    assert isinstance(decision, Unpacked)
+    response = parse_answer(decision.answer(to_trailers=False)).request_body.response
+    assert not response.HasField("body_mutation")
+    assert list(response.header_mutation.remove_headers) == ["content-encoding"]
+    made(decider).decide(gzipped(), b"")
+    assert decider.bodies == [SMALL, b""]
+
+
+async def test_a_new_body_of_the_decision_wins() -> None:
+    """Envoy merges what is appended: the last body and length count."""
+
+    class Rewritten(Plain):
+        def answer(self, *, to_trailers: bool) -> bytes:
+            return b"".join(Answers.new_body((b"new",)))
+
+    decider = Decider()
+    decider.answer = Rewritten()
+    decision = made(decider).decide(gzipped(), gzip.compress(SMALL))
+    assert isinstance(decision, Unpacked)
+    response = parse_answer(decision.answer(to_trailers=False)).request_body.response
+    assert response.body_mutation.body == b"new"
+    assert [option.header.raw_value for option in response.header_mutation.set_headers][-1] == b"3"
+    assert list(response.header_mutation.remove_headers) == ["content-encoding"]
+
+
+@pytest.mark.parametrize("body", [gzip.compress(LARGE)[:-1], gzip.compress(SMALL)[:-1]])
+async def test_refusals_come_out_of_a_thread_as_well(body: bytes) -> None:
+    """Whether at once or later, a damaged body is refused and decided about by nobody."""
+    decider = Decider()
+    with pytest.raises(RouterError) as caught:  # noqa: PT012 - at once or later
+        decision = made(decider).decide(gzipped(), body)
+        assert isinstance(decision, Deferred)
+        await decision.decision
+    assert caught.value.reason is Reason.INVALID_REQUEST
+    assert decider.bodies == []
+
+
+async def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond so many or so large, a body is refused at once; there is room again when they are done."""
+    decider, packed = Decider(), gzip.compress(LARGE)
+    monkeypatch.setattr(unpacking, "MAX_WAITING_BYTES", 2 * len(packed))
+    front = made(decider)
+    waiting = []
+    for _ in range(2):
+        decision = front.decide(gzipped(), packed)
+        assert isinstance(decision, Deferred)
+        waiting.append(asyncio.ensure_future(decision.decision))
+    await asyncio.sleep(0)
+    with pytest.raises(RouterError) as caught:
+        front.decide(gzipped(), packed)
+    assert (caught.value.reason, caught.value.retry_after_s) == (Reason.OVERLOADED, 1)
+    await asyncio.gather(*waiting)
+    again = front.decide(gzipped(), packed)
+    assert isinstance(again, Deferred)
+    assert sent(await again.decision) == LARGE
+    monkeypatch.setattr(unpacking, "MAX_WAITING", 0)
+    with pytest.raises(RouterError):
+        front.decide(gzipped(), packed)
+    front.close()
+
+
+async def test_a_client_that_leaves_takes_its_promise_along() -> None:
+    """Cancelled while decoding, nothing is decided; cancelled later, what was waited for is cancelled."""
+    decider = Decider()
+    promise: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    decider.answer = Deferred(promise, 5.0)
+    front = made(decider, hold=HoldSettings())
+    decision = front.decide(gzipped(), gzip.compress(LARGE))
+    assert isinstance(decision, Deferred)
+    leaving = asyncio.ensure_future(decision.decision)
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    assert decider.bodies == []
+    decision = front.decide(gzipped(), gzip.compress(SMALL))
+    assert isinstance(decision, Deferred)
+    leaving = asyncio.ensure_future(decision.decision)
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    assert promise.cancelled()

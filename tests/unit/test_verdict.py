@@ -1,0 +1,102 @@
+"""What an ending says of its endpoint: an answer, whose fault, or nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from extproc.accesslog.verdict import NoFailure, Verdict, error_seen, verdict_of
+from extproc.health.failures import FailureKind
+from extproc.observing.records import Ended
+
+
+def judged(**changes: Any) -> Verdict:
+    """The verdict of a good stream, but for these values."""
+    good: dict[str, Any] = {
+        "status": 200,
+        "ended": Ended.COMPLETED,
+        "flags": (),
+        "error": None,
+        "content_type": "text/event-stream; charset=utf-8",
+        "is_stream": True,
+        "response_bytes": 500,
+        "attempts": 1,
+    }
+    return verdict_of(**{**good, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, NoFailure.ANSWERED),
+        ({"content_type": None}, NoFailure.ANSWERED),
+        ({"content_type": "application/json"}, NoFailure.ANSWERED),
+        ({"is_stream": False, "content_type": "text/plain"}, NoFailure.ANSWERED),
+        ({"is_stream": False, "response_bytes": 1}, NoFailure.ANSWERED),
+        ({"attempts": 0}, NoFailure.UNKNOWN),
+        ({"ended": Ended.REJECTED, "status": 429}, NoFailure.UNKNOWN),
+        ({"status": 304}, NoFailure.UNKNOWN),
+        ({"ended": Ended.CLIENT_ABORT, "flags": ("DC",)}, NoFailure.UNKNOWN),
+        ({"ended": Ended.CLIENT_ABORT, "error": "truncated"}, NoFailure.UNKNOWN),
+        ({"ended": Ended.CLIENT_ABORT, "error": "InternalServerError 500"}, FailureKind.ERROR_IN_ANSWER),
+        ({"status": 503, "ended": Ended.UPSTREAM_ERROR, "flags": ("UF",)}, FailureKind.CONNECT_FAILURE),
+        ({"status": 504, "ended": Ended.TIMEOUT, "flags": ("UT",)}, FailureKind.FIRST_BYTE_TIMEOUT),
+        ({"ended": Ended.TIMEOUT, "flags": ("SI",)}, FailureKind.STALLED),
+        ({"status": 408, "ended": Ended.TIMEOUT, "flags": ("SI",)}, NoFailure.UNKNOWN),
+        ({"ended": Ended.UPSTREAM_RESET}, FailureKind.RESET),
+        ({"status": 503, "ended": Ended.UPSTREAM_ERROR, "flags": ("URX", "UC")}, FailureKind.RESET),
+        ({"status": 500, "ended": Ended.UPSTREAM_ERROR}, FailureKind.SERVER_ERROR),
+        ({"status": 501, "ended": Ended.UPSTREAM_ERROR}, FailureKind.REFUSED),
+        ({"status": 429}, FailureKind.OVERLOADED),
+        ({"status": 404}, FailureKind.MISSING_MODEL),
+        ({"status": 400}, FailureKind.REFUSED),
+        ({"status": 401}, FailureKind.REFUSED),
+        ({"error": "InternalServerError 500"}, FailureKind.ERROR_IN_ANSWER),
+        ({"error": "server_error"}, FailureKind.ERROR_IN_ANSWER),
+        ({"error": "error"}, FailureKind.ERROR_IN_ANSWER),
+        ({"error": "BadRequestError 400"}, FailureKind.REFUSED),
+        ({"error": "invalid_request_error"}, FailureKind.REFUSED),
+        ({"error": "unheard_of 413"}, FailureKind.REFUSED),
+        ({"error": "overloaded_error"}, FailureKind.OVERLOADED),
+        ({"error": "NotFoundError 404"}, FailureKind.MISSING_MODEL),
+        ({"error": "truncated"}, FailureKind.TRUNCATED),
+        ({"response_bytes": 0}, FailureKind.EMPTY_ANSWER),
+        ({"response_bytes": len(b"data: [DONE]\n\n")}, FailureKind.EMPTY_ANSWER),
+        ({"is_stream": False, "response_bytes": 0}, FailureKind.EMPTY_ANSWER),
+        ({"content_type": "text/html"}, FailureKind.WRONG_CONTENT),
+        ({"content_type": "text/plain"}, FailureKind.WRONG_CONTENT),
+        ({"is_stream": False, "content_type": "TEXT/HTML; charset=utf-8"}, FailureKind.WRONG_CONTENT),
+    ],
+)
+def test_an_ending_is_judged_by_its_strongest_sign(changes: dict[str, Any], expected: Verdict) -> None:
+    """Success means an answer; a failure is told apart from a client's own, and both from knowing nothing."""
+    assert judged(**changes) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, None),
+        ({"event": "message_stop"}, None),
+        ({"event": "response.completed"}, None),
+        ({"event": "response.incomplete"}, None),
+        ({"event": "response.failed"}, "error"),
+        ({"event": "error"}, "error"),
+        ({"event": "content_block_delta"}, "truncated"),
+        ({"event": "error", "type": "api_error"}, "api_error"),
+        ({"event": "error", "event_code": "server_error"}, "server_error"),
+        ({"event": "response.in_progress"}, "truncated"),
+        ({"event": "an engine's own"}, None),
+        ({"event_code": 0.0}, None),
+        ({"type": "InternalServerError", "code": 500.0}, "InternalServerError 500"),
+        ({"code": "server_error", "event": "response.failed"}, "server_error"),
+        ({"type": None, "code": None}, "error"),
+        ({"seen": "1"}, "error"),
+        ({"type": "the prompt was: hello\nworld"}, "error"),
+        ({"type": "x" * 65}, "error"),
+    ],
+)
+def test_an_error_is_told_in_words_that_are_safe_to_log(fields: dict[str, Any], expected: str | None) -> None:
+    """Type and code are repeated if they are such; anything else an engine wrote there is not."""
+    assert error_seen(fields) == expected
