@@ -104,22 +104,21 @@ def test_a_request_waits_while_every_endpoint_is_full_and_goes_when_one_is_not()
 
 
 def test_the_record_of_a_held_request_says_so_and_can_be_recomputed() -> None:
-    """Time and reason of the wait are told; those who waited too are part of the recomputed choice."""
-    held = Held(2)
+    """Time and reason of the wait are told; those who wait too are part of the recomputed choice."""
+    held = Held()
     held.ask("a")
-    held.ask("b")
+    held.hold("b")
     held.hold("c")
-    held.hold("d")
-    held.loop.run(0.05)
+    held.loop.run(0.25)
     held.first_token("a")
-    held.loop.run(0.05)
-    held.first_token("b")
-    record = held.rig.record("d")
-    assert record.held_s == pytest.approx(0.1)
+    record = held.rig.record("b")
+    assert record.held_s == pytest.approx(0.25)
     assert record.held_for is HoldReason.PREFILL
+    assert record.snapshot is not None
+    assert record.snapshot.held_s > 0.0
     json = to_json(record)
     assert verdict(json) == "recomputed: same choice"
-    assert "held 0.100 s   for prefill" in render(json)
+    assert "held 0.250 s   for prefill" in render(json)
 
 
 def test_time_that_a_prefill_has_had_counts_as_done() -> None:
