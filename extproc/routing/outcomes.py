@@ -159,6 +159,8 @@ class Outcomes:
             response_bytes=entry.response_bytes,
             attempts=entry.attempts,
         )
+        if verdict is FailureKind.MISSING_MODEL and inflight.builds_on:
+            verdict = FailureKind.REFUSED  # clients can name any response
         if entry.ended is Ended.COMPLETED and entry.status < 300 and isinstance(verdict, FailureKind):
             entry = replace(entry, ended=Ended.UPSTREAM_ERROR)
         completed = verdict is NoFailure.ANSWERED and entry.status == 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -18,7 +19,7 @@ from extproc.routing.router import Decision
 from extproc.routing.state import LINGER_S
 from extproc.types import Operation
 from metadata_center.types import EndpointKey, RequestId
-from tests.conftest import CLUSTER, MODEL, Rig, build_rig, chat, endpoint, request_end
+from tests.conftest import CLUSTER, MODEL, Rig, build_rig, chat, endpoint, request_end, request_line
 
 KEYS = tuple(endpoint(number).key for number in range(3))
 GROUP = (MODEL, CLUSTER)
@@ -250,6 +251,25 @@ def test_a_model_that_one_lacks_goes_to_the_others_and_that_one_serves_the_rest(
         rig.decide(f"m {key}")
         assert rig.record(f"m {key}").filtered == ()
     assert rig.transitions == []
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/rerank", {"model": MODEL, "query": "hi", "documents": ["a"]}),
+        ("/v1/embeddings", {"model": MODEL, "input": "hi"}),
+        ("/v1/responses", {"model": MODEL, "input": "hi", "previous_response_id": "resp_of_nobody"}),
+        ("/v1/responses", {"model": MODEL, "input": "hi", "conversation": {"id": "conv_of_nobody"}}),
+    ],
+)
+def test_a_404_that_a_client_asks_for_leaves_nobody_out(path: str, body: dict[str, Any]) -> None:
+    """An API that the model is not for, a response that is not there: the model is where it was."""
+    rig = build_rig([endpoint(0), endpoint(1)])
+    line = replace(request_line("a"), path=path)
+    rig.gateway.decide(line, orjson.dumps(body))
+    rig.end("a", endpoint=KEYS[0], status=404)
+    rig.decide("b")
+    assert rig.record("b").filtered == ()
 
 
 def test_a_client_that_left_settles_nothing_but_the_trial() -> None:
