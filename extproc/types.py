@@ -123,7 +123,7 @@ class Learned:
     """What `least_completion` has learned, as one decision takes it.
 
     Attributes:
-        prefill_prices_s: See `extproc.choosing.completion.PrefillModel`.
+        prefill_prices_s: In the order of `extproc.predicting.ttft.TtftPrices`.
         followers_per_s: Requests that come to one endpoint while a second of backlog is worked off.
         decode_tokens: Seconds of TTFT that a second of time per output token is worth.
         rate_per_s: Requests that come to one endpoint.

@@ -268,7 +268,7 @@ CAPACITY_BLOCKS = Family(
 ENDPOINT_AVAILABLE = Family(
     "tokenway_endpoint_available",
     Kind.GAUGE,
-    "1 if the endpoint may be chosen, 0 if it is ejected, draining or not yet probed.",
+    "1 if the endpoint may be chosen, 0 if it is ejected or draining.",
     ("cluster", "endpoint"),
 )
 ENDPOINT_ANNOUNCING = Family(
