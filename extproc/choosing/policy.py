@@ -21,7 +21,7 @@ class Policy(Protocol):
 
     @property
     def needs_engines(self) -> bool:
-        """It looks at pace, KV caches, limits on sequences, traffic: its snapshot is `completion_snapshot`."""
+        """It looks at pace, KV caches, sequence limits, traffic: its snapshot is `completion_snapshot`."""
 
     @property
     def may_wait(self) -> bool:
