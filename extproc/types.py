@@ -14,14 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from metadata_center.types import EndpointKey, value
-
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
-
 
 NO_OWNER = "passed"
 """In place of a worker's name, for requests that are routed past us: nobody keeps books on them."""
