@@ -11,6 +11,9 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-deps --no
 LOCKED := $(PIP_INSTALL) --require-hashes
 WHEELS := $(LOCKED) --only-binary :all:
 
+# Where it is set, each process that is started would compile all that it imports: four seconds of CPU.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-unit test-e2e test-newest test-lowest check lint types test-vllm bench-overhead bench-decision \
 	bench-index bench-bursts bench-sizing bench-policies bench-real-path bench-worst-bodies fuzz-bodies vllm envoy install lock clean
 
@@ -82,6 +85,8 @@ vllm: install
 	@$(BIN)/python $(WHEELS) --no-compile --requirement requirements/run.txt
 	@echo "Installing Tokenway itself, editable ..."
 	@PYTHONWARNINGS=ignore $(BIN)/python $(PIP_INSTALL) --no-index --editable .
+	@echo "Compiling what is imported ..." # once, not in each of the processes that start together
+	@$(BIN)/python -c "import extproc.cli.demo, extproc.server.worker, tokenway.simulator.server.app"
 	@touch $@
 
 install: .venv/.dev

@@ -11,9 +11,9 @@ which the best rival of least completion still answers nine of ten requests with
 virtual time. `announced` is the share of decisions in which the chosen engine's cache was known from its
 announcements.
 
-The same trace, fleet and rules are then replayed in virtual time through `simulator.replay`, `SIM_RUNS` times
-with arrivals moved by a few milliseconds: how far those runs are apart is what one run's figure is good for.
-The last table of a rate has both beside each other.
+The same trace, fleet and rules are then replayed in virtual time through `tokenway.simulator.replay`,
+`SIM_RUNS` times with arrivals moved by a few milliseconds: how far those runs are apart is what one run's
+figure is good for. The last table of a rate has both beside each other.
 
 CPU is user + system time from /proc from the end of the warm-up to the last arrival, in cores. `busy` is that
 of the whole machine over its cores, `waited` the share of the time in which some process waited for a core:
@@ -82,7 +82,8 @@ START_TIMEOUT_S: Final = 60.0
 """Six Python processes that import at once on two cores that others use as well."""
 
 SLO: Final = Slo(ttft_s=5.0, tpot_s=0.1 * SLOWDOWN)
-"""That of `simulator.replay`; a step takes so many times as long here, and a queue of 5 s is one anywhere."""
+"""That of `tokenway.simulator.replay`; a step takes so many times as long here, and a queue of 5 s is one
+anywhere."""
 
 BELOW_KNEE: Final = 0.7
 PAST_KNEE: Final = 1.1

@@ -14,14 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from metadata_center.types import EndpointKey, value
-
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
-
 
 NO_OWNER = "passed"
 """In place of a worker's name, for requests that are routed past us: nobody keeps books on them."""
@@ -129,7 +122,7 @@ class Learned:
     """What `least_completion` has learned, as one decision takes it.
 
     Attributes:
-        prefill_prices_s: See `extproc.choosing.completion.PrefillModel`.
+        prefill_prices_s: In the order of `extproc.predicting.ttft.TtftPrices`.
         followers_per_s: Requests that come to one endpoint while a second of backlog is worked off.
         decode_tokens: Seconds of TTFT that a second of time per output token is worth.
         rate_per_s: Requests that come to one endpoint.

@@ -29,6 +29,7 @@ CORE = (
     "extproc/errors.py",
     "extproc/request/*.py",
     "extproc/choosing/*.py",
+    "extproc/choosing/policies/*.py",
     "extproc/predicting/*.py",
     "extproc/protocol/machine.py",
     "extproc/rendering/vocabulary.py",

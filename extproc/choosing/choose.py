@@ -8,15 +8,9 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from heapq import nlargest
-from operator import neg
-
-from extproc.choosing.completion import Costs
-from extproc.choosing.least_completion import completion_costs
-from extproc.choosing.picker import pick
-from extproc.choosing.scoring import inference_scores, terms_of, total
-from extproc.choosing.settings import Algorithm, LoadBalancing
+from extproc.choosing.policies.registry import POLICIES
+from extproc.choosing.settings import LoadBalancing
+from extproc.choosing.terms import Terms
 from extproc.types import Choice, Rng, Snapshot
 
 
@@ -33,42 +27,11 @@ def choose(snapshot: Snapshot, settings: LoadBalancing, rng: Rng, turn: int) -> 
     Raises:
         ValueError: The snapshot is empty.
     """
-    rows = len(snapshot.keys)
-    if not rows:
+    if not snapshot.keys:
         raise ValueError("nothing to choose from")
-    wanted = min(1 + settings.fallbacks, rows)
-    if settings.algorithm is Algorithm.ROUND_ROBIN:
-        owed = snapshot.owed
-        if owed:
-            return Choice(tuple(nlargest(wanted, range(rows), key=owed.__getitem__)), None, 1)
-        return Choice(tuple((turn + step) % rows for step in range(wanted)), None, 1)
-    if settings.algorithm is Algorithm.LEAST_COMPLETION:
-        return choose_least(completion_costs(snapshot), settings, rng, snapshot.weights)
-    if settings.algorithm is Algorithm.INFERENCE_LB:
-        scores = inference_scores(snapshot, settings)
-        candidates = min(max(1, rows * settings.candidate_percent // 100), rows)
-    else:
-        scores = total(terms_of(snapshot, settings))
-        candidates = 1
-    if scores is None:
-        candidates = rows
-    return Choice(pick(scores, rows, candidates, wanted, rng, snapshot.weights), scores, candidates)
+    return POLICIES[settings.algorithm].choose(snapshot, settings, rng, turn)
 
 
-def choose_least(costs_s: Costs, settings: LoadBalancing, rng: Rng, weights: Sequence[float] = ()) -> Choice:
-    """Choose the least cost, as `choose` does for `least_completion`.
-
-    Args:
-        costs_s: One per row, at least one.
-        settings: Number of fallbacks.
-        rng: See `choose`.
-        weights: Of the rows; empty if all are equal.
-
-    Raises:
-        ValueError: There is no row.
-    """
-    scores = list(map(neg, costs_s.totals_s))
-    rows = len(scores)
-    if not rows:
-        raise ValueError("nothing to choose from")
-    return Choice(pick(scores, rows, 1, min(1 + settings.fallbacks, rows), rng, weights), scores, 1)
+def terms_of(snapshot: Snapshot, settings: LoadBalancing) -> Terms:
+    """The terms of the algorithm in `settings`; empty for one that does not score, or has all terms off."""
+    return POLICIES[settings.algorithm].terms(snapshot, settings)

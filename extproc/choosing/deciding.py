@@ -15,11 +15,13 @@ from dataclasses import replace
 from math import inf
 from typing import Final
 
-from extproc.choosing.choose import choose, choose_least
+from extproc.choosing.choose import choose
 from extproc.choosing.completion import Costs
 from extproc.choosing.holding import HoldQueue, HoldReason, Refuse, Wait
 from extproc.choosing.least_completion import completion_costs, open_until_s
-from extproc.choosing.settings import Algorithm, LoadBalancing
+from extproc.choosing.policies.least_completion import choose_least
+from extproc.choosing.policies.registry import POLICIES
+from extproc.choosing.settings import LoadBalancing
 from extproc.types import Choice, Rng, Snapshot
 from metadata_center.types import value
 
@@ -110,7 +112,7 @@ def decide(
     Raises:
         ValueError: The snapshot is empty, or has a queue without a claim.
     """
-    if settings.algorithm is not Algorithm.LEAST_COMPLETION:
+    if not POLICIES[settings.algorithm].may_wait:
         return Now(choose(snapshot, settings, rng, turn), snapshot)
     if queue is None:
         costs = completion_costs(snapshot)

@@ -228,7 +228,7 @@ def _parser() -> argparse.ArgumentParser:
     watching.add_argument("--json", action="store_true", help="the gateway's JSON instead of the table")
 
     center = commands.add_parser(
-        "metadata-center", help="run a metadata center for AIGW gateways, over HTTP, in memory"
+        "metadata-center", help="run a metadata center for gateways, AIGW's too, over HTTP, in memory"
     )
     center.add_argument(
         "--listen",

@@ -14,9 +14,8 @@ from dataclasses import asdict
 from math import isfinite
 from typing import Any
 
-from extproc.choosing.choose import choose
+from extproc.choosing.choose import choose, terms_of
 from extproc.choosing.replay import ReplayRng
-from extproc.choosing.scoring import terms_of
 from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.observing.printable import printable
 from extproc.observing.records import DecisionRecord

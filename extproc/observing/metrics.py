@@ -78,7 +78,7 @@ _TPOT_BUCKETS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 
 _DECISION_BUCKETS = tuple(round(bound, 6) for bound in _doubling(0.00001, 14))
 # From one engine step to twice the longest wait by default.
 _HOLD_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-# A chosen inference_lb score is mostly within -4..2 under the default weights (`choosing.scoring`);
+# A chosen inference_lb score is mostly within -4..2 under the default weights (`policies.inference_lb`);
 # least_request and prefix_cache count in requests and blocks.
 _SCORE_STEPS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 10.0, 30.0, 100.0)
 _SCORE_BUCKETS = (*(-step for step in reversed(_SCORE_STEPS)), 0.0, *_SCORE_STEPS)
@@ -268,7 +268,7 @@ CAPACITY_BLOCKS = Family(
 ENDPOINT_AVAILABLE = Family(
     "tokenway_endpoint_available",
     Kind.GAUGE,
-    "1 if the endpoint may be chosen, 0 if it is ejected, draining or not yet probed.",
+    "1 if the endpoint may be chosen, 0 if it is ejected or draining.",
     ("cluster", "endpoint"),
 )
 ENDPOINT_ANNOUNCING = Family(

@@ -19,9 +19,9 @@ from extproc.choosing.deciding import Claim, Later, No, decide
 from extproc.choosing.holding import HoldQueue
 from extproc.choosing.least_completion import expected_ttft_s
 from extproc.choosing.limits import SLO_TPOT_HEADER, SLO_TTFT_HEADER, decode_tokens_of, limit_s_of
+from extproc.choosing.policies.registry import POLICIES
 from extproc.choosing.replay import RecordingRng
 from extproc.choosing.rotation import Rotation
-from extproc.choosing.settings import Algorithm
 from extproc.choosing.snapshots import Demand, Load, Prompt, completion_snapshot, plain_snapshot
 from extproc.errors import Reason, RouterError
 from extproc.observing.records import DecisionRecord
@@ -232,7 +232,8 @@ class Placer:
             view = state.load.view(pool.slots)
             load = Load(view.requests, view.prefill_requests, view.prefill_tokens, view.context_tokens)
             queue = claim = None
-            if route.load_balancing.algorithm is Algorithm.LEAST_COMPLETION:
+            policy = POLICIES[route.load_balancing.algorithm]
+            if policy.needs_engines:
                 slo_ttft, slo_tpot = map(asked.headers.headers.get, (SLO_TTFT_HEADER, SLO_TPOT_HEADER))
                 is_patient = settings.hold is not None and may_wait
                 snapshot = completion_snapshot(
@@ -249,7 +250,7 @@ class Placer:
                         decode_tokens_of(slo_ttft, slo_tpot),
                     ),
                 )
-                if settings.hold is not None and may_wait:
+                if settings.hold is not None and may_wait and policy.may_wait:
                     queue = self._queue(pool, settings.hold)
                     claim = self._claim(asked, limit_s_of(slo_ttft), before)
             else:
@@ -257,7 +258,7 @@ class Placer:
                     pool.keys, pool.weights, load, prompt, prices, traffic.output_tokens
                 )
             rotation = None
-            if route.load_balancing.algorithm is Algorithm.ROUND_ROBIN:
+            if policy.takes_turns:
                 rotation = self._rotation(request.model, route)
                 snapshot = replace(snapshot, owed=rotation.turn(pool.keys, pool.weights))
             decided = decide(snapshot, route.load_balancing, rng, turn, now_s, queue, claim)

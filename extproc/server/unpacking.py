@@ -106,7 +106,7 @@ class Unpacking:
             return self._unpacked(self._decide(request, decoded), decoded)
         if self._waiting >= MAX_WAITING or self._waiting_bytes + len(body) > MAX_WAITING_BYTES:
             raise RouterError(
-                Reason.OVERLOADED, "Too many compressed requests are being read.", retry_after_s=1
+                Reason.READERS_BUSY, "Too many compressed requests are being read.", retry_after_s=1
             )
         held_s = 0.0 if settings.hold is None else settings.hold.max_s
         return Deferred(self._later(request, body, codings, settings, held_s), _PATIENCE_S)
@@ -132,7 +132,7 @@ class Unpacking:
                 )
         except TimeoutError:
             raise RouterError(
-                Reason.OVERLOADED, "Too many compressed requests are being read.", retry_after_s=1
+                Reason.READERS_BUSY, "Too many compressed requests are being read.", retry_after_s=1
             ) from None
         finally:
             self._waiting -= 1

@@ -29,8 +29,14 @@ from tokenway.simulator.server.app import SimulatorServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
-BEYOND_TRAFFIC = {metrics.ADS_NACKS, *SHARING_FAMILIES}
-"""Families without a sample here: Envoy would have to refuse what we publish, or gateways to share."""
+BEYOND_TRAFFIC = {
+    metrics.ADS_NACKS,
+    metrics.HOST_NAME_RESOLVED,
+    metrics.USAGE_UNKNOWN,
+    *SHARING_FAMILIES,
+}
+"""Families without a sample here: Envoy would have to refuse what we publish, an answer to hide its usage,
+names to be resolved, or gateways to share."""
 
 
 async def _command(stack: Stack, *words: str) -> tuple[int, str]:

@@ -129,6 +129,34 @@ async def test_inference_takes_post_alone(away: Away, method: str) -> None:
     assert away.engine.received == []
 
 
+@pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/responses/resp_1", "/v1/models"])
+async def test_what_needs_tokenway_is_later(away: Away, path: str) -> None:
+    """What Envoy cannot place by itself is 503 and worth another try, not unknown."""
+    reply = await send(
+        away.stack, "POST", path, b"--x--", {"content-type": "multipart/form-data; boundary=x"}
+    )
+    assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+    assert away.engine.received == []
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind"),
+    [
+        ({"model": "open", "priority": 1}, 503, "overloaded_error"),
+        ({"messages": []}, 400, "invalid_request_error"),
+    ],
+)
+async def test_refusals_at_the_messages_api_are_anthropics(
+    away: Away, body: dict[str, Any], status: int, kind: str
+) -> None:
+    """The script's own words reach the client in the shape that Anthropic's clients parse."""
+    reply = await send(away.stack, "POST", "/v1/messages", body)
+    said = json.loads(reply.body)
+    assert (reply.status, said["type"], said["error"]["type"]) == (status, "error", kind)
+    assert "not valid HTTP" not in said["error"]["message"]
+    assert said["request_id"]
+
+
 SPELLINGS = {
     "/%73leep": 404,
     "/v1/../sleep": 404,
@@ -401,7 +429,7 @@ async def test_the_script_runs_only_without_tokenway() -> None:
 
     async def executed(stack: Stack) -> float:
         text = (await get(f"http://127.0.0.1:{stack.envoy_admin_port}/stats/prometheus")).decode()
-        value = sample(text, 'envoy_http_lua_executions{envoy_http_conn_manager_prefix="ingress"}')
+        value = sample(text, 'envoy_http_lua_fallback_executions{envoy_http_conn_manager_prefix="ingress"}')
         return value or 0.0
 
     async with (

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from extproc.choosing.scoring import inference_scores
+from extproc.choosing.policies.inference_lb import inference_scores
 from extproc.choosing.settings import LoadBalancing
 from extproc.types import Snapshot
 from metadata_center.types import EndpointKey

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 
 from extproc.choosing.choose import choose
 from extproc.choosing.picker import pick
+from extproc.choosing.policies import registry
+from extproc.choosing.policies.registry import POLICIES
 from extproc.choosing.replay import RecordingRng, ReplayRng
 from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.predicting.ttft import TtftModel
@@ -193,3 +196,11 @@ def test_charging_at_the_choice_spreads_a_burst(algorithm: Algorithm) -> None:
         spread = table.view(slots).requests
         assert max(spread) - min(spread) <= 1
     assert table.view(slots).requests == [8] * 8
+
+
+def test_every_policy_is_found_by_its_name() -> None:
+    """Each name of the configuration has its object, and each file of policies has one of them."""
+    assert set(POLICIES) == set(Algorithm)
+    modules = {type(policy).__module__.rpartition(".")[2] for policy in POLICIES.values()}
+    folder = Path(registry.__file__).parent
+    assert modules == {path.stem for path in folder.glob("*.py")} - {"__init__", "registry"}

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.choosing.choose import choose
-from extproc.choosing.scoring import inference_terms, prefix_cache_terms, terms_of, total
+from extproc.choosing.choose import choose, terms_of
+from extproc.choosing.policies.inference_lb import inference_terms
+from extproc.choosing.policies.prefix_cache import prefix_cache_terms
 from extproc.choosing.settings import Algorithm, LoadBalancing
+from extproc.choosing.terms import total
 from extproc.types import Choice, Snapshot
 from metadata_center.types import EndpointKey
 

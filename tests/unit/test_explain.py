@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.choosing.choose import choose
+from extproc.choosing.choose import choose, terms_of
 from extproc.choosing.replay import RecordingRng
-from extproc.choosing.scoring import terms_of, total
 from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.choosing.snapshots import Load, Prompt, plain_snapshot
+from extproc.choosing.terms import total
 from extproc.cli.explain import explain
 from extproc.errors import Reason
 from extproc.observing.explain import recompute, render, to_json, verdict

@@ -20,8 +20,8 @@ from extproc.choosing.least_completion import (
     row_times_s,
 )
 from extproc.choosing.limits import decode_tokens_of
-from extproc.choosing.scoring import total
 from extproc.choosing.settings import Algorithm, LoadBalancing
+from extproc.choosing.terms import total
 from extproc.observing.explain import render, to_json, verdict
 from extproc.predicting.ttft import TtftModel, step_s
 from extproc.types import Learned, Snapshot

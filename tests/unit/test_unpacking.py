@@ -181,7 +181,7 @@ async def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     await asyncio.sleep(0)
     with pytest.raises(RouterError) as caught:
         front.decide(gzipped(), packed)
-    assert (caught.value.reason, caught.value.retry_after_s) == (Reason.OVERLOADED, 1)
+    assert (caught.value.reason, caught.value.retry_after_s) == (Reason.READERS_BUSY, 1)
     await asyncio.gather(*waiting)
     again = front.decide(gzipped(), packed)
     assert isinstance(again, Deferred)

@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from extproc.types import FloatArray
 from tokenway.simulator.policies.llmd_sticky import sticky_rows
 from tokenway.simulator.policies.ties import least
 from tokenway.simulator.policies.view import Policy, Sent, View
@@ -60,8 +60,8 @@ class _Model:
         """Solve for the samples kept, if there are enough."""
         if len(self._samples) < _MIN_SAMPLES:
             return
-        x: FloatArray = np.array([features for features, _ in self._samples], dtype=np.float64)
-        y: FloatArray = np.array([value for _, value in self._samples], dtype=np.float64)
+        x: NDArray[np.float64] = np.array([features for features, _ in self._samples], dtype=np.float64)
+        y: NDArray[np.float64] = np.array([value for _, value in self._samples], dtype=np.float64)
         mean, scale = x.mean(axis=0), x.std(axis=0)
         scale[scale == 0.0] = 1.0
         z = (x - mean) / scale
