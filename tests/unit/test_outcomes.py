@@ -13,6 +13,8 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
 from extproc.choosing.settings import LoadBalancing
 from extproc.health.tracker import FailureKind, HealthState
 from extproc.observing.records import Ended
+from extproc.protocol.wire import REQUEST_ID_HEADER
+from extproc.request.responses import response_key
 from extproc.request.rules import ModelRules, Rule
 from extproc.routing.outcomes import CACHED_TOLERANCE_TOKENS
 from extproc.routing.router import Decision
@@ -270,6 +272,24 @@ def test_a_404_that_a_client_asks_for_leaves_nobody_out(path: str, body: dict[st
     rig.end("a", endpoint=KEYS[0], status=404)
     rig.decide("b")
     assert rig.record("b").filtered == ()
+
+
+@pytest.mark.parametrize("status", [400, 404, 429, 500, 503])
+def test_nobody_chooses_whom_to_eject_by_a_response_of_theirs(status: int) -> None:
+    """Requests that only the holder of a response may answer fail there alone, as often as a client likes."""
+    rig = build_rig([endpoint(0), endpoint(1)])
+    rig.state.homes.learn(response_key("resp_1"), KEYS[0], 0.0)
+    line = replace(request_line("a"), path="/v1/responses")
+    body = orjson.dumps({"model": MODEL, "input": "hi", "previous_response_id": "resp_1"})
+    for number in range(20):
+        rig.gateway.decide(replace(line, headers={**line.headers, REQUEST_ID_HEADER: f"p{number}"}), body)
+        assert rig.chosen(f"p{number}") == KEYS[0]
+        rig.end(f"p{number}", endpoint=KEYS[0], status=status, ended=Ended.UPSTREAM_ERROR)
+        rig.decide(f"h{number}")
+        assert rig.record(f"h{number}").filtered == ()
+        rig.end(f"h{number}", endpoint=KEYS[1])
+    assert rig.transitions == []
+    assert rig.state.endpoints[KEYS[0]].failures == 20
 
 
 def test_a_client_that_left_settles_nothing_but_the_trial() -> None:
