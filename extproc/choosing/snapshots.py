@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from itertools import repeat
 
 from extproc.choosing.completion import DECODE_TOKENS
+from extproc.predicting.priced_terms import CEILING_S
 from extproc.predicting.prices import Prices
+from extproc.predicting.tpot import FLOOR_S, TOKENS
 from extproc.predicting.traffic import Traffic
 from extproc.types import Learned, Snapshot
 from metadata_center.types import EndpointKey, value
@@ -171,6 +173,8 @@ def steps_s(
         output_tokens: Usual length of an answer.
     """
     half_tokens = output_tokens / 2
+    if len(prices) == 1 and not prices[0].tpot_thresholds:
+        return _plain_steps_s(prices[0], weights, load, prompt_tokens, half_tokens)
     row_prices = prices if len(prices) > 1 else repeat(prices[0], len(weights))
     return [
         each.tpot_s(requests + 1, context + prompt_tokens + max(0, requests - prefilling) * half_tokens)
@@ -179,6 +183,23 @@ def steps_s(
             row_prices, weights, load.requests, load.prefilling, load.context_tokens, strict=True
         )
     ]
+
+
+def _plain_steps_s(
+    prices: Prices, weights: Sequence[float], load: Load, prompt_tokens: int, half_tokens: float
+) -> list[float]:
+    """`steps_s` at one set of prices of one segment, to the last bit, without a call for each row."""
+    ((per_request, per_context, base),) = prices.tpot_prices_s
+    found = []
+    for weight, requests, prefilling, context in zip(
+        weights, load.requests, load.prefilling, load.context_tokens, strict=True
+    ):
+        read: float = context + prompt_tokens
+        if requests > prefilling:
+            read += (requests - prefilling) * half_tokens
+        step_s = per_request * (requests + 1) + per_context * (read / TOKENS) + base
+        found.append((FLOOR_S if step_s < FLOOR_S else CEILING_S if step_s > CEILING_S else step_s) / weight)
+    return found
 
 
 def batch_of(snapshot: Snapshot, row: int) -> tuple[int, float]:

@@ -21,8 +21,10 @@ from extproc.choosing.least_completion import (
 )
 from extproc.choosing.limits import decode_tokens_of
 from extproc.choosing.settings import Algorithm, LoadBalancing
+from extproc.choosing.snapshots import Load, steps_s
 from extproc.choosing.terms import total
 from extproc.observing.explain import render, to_json, verdict
+from extproc.predicting.prices import Prices
 from extproc.predicting.ttft import TtftModel, step_s
 from extproc.types import Learned, Snapshot
 from metadata_center.types import EndpointKey
@@ -336,3 +338,23 @@ def test_columns_are_what_their_rows_say(any_snapshot: Snapshot) -> None:
         assert (cost.wait_s, cost.work_s, cost.room_s) == row_times_s(any_snapshot, row)
     terms = completion_terms(any_snapshot)
     assert total(terms) == [-each for each in found.totals_s]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 300), st.integers(0, 300), amounts, st.floats(0.1, 10.0)), min_size=1),
+    st.integers(1, 100_000),
+    st.floats(1.0, 5_000.0),
+    st.tuples(*[st.floats(0.0, 10.0)] * 3),
+)
+def test_the_quick_way_over_paces_is_the_long_one(
+    rows: list[tuple[int, int, int, float]],
+    prompt_tokens: int,
+    output_tokens: float,
+    tpot_prices_s: tuple[float, float, float],
+) -> None:
+    """One set of prices for all rows gives each row what that row alone would get, to the last bit."""
+    requests, prefilling, context, weights = map(list, zip(*rows, strict=True))
+    load = Load(requests, prefilling, [0] * len(rows), context)
+    prices = Prices((), (tpot_prices_s,), ())
+    once = steps_s((prices,), weights, load, prompt_tokens, output_tokens)
+    assert once == steps_s((prices,) * len(rows), weights, load, prompt_tokens, output_tokens)
