@@ -86,6 +86,12 @@ PLACES: Final[dict[str, tuple[str, bytes, bytes]]] = {
     "completions.prompt": (TEXT, b'"prompt":[', b"]"),
     "embeddings.input": (EMBEDDINGS, b'"input":[', b"]"),
     "embeddings.messages": (EMBEDDINGS, b'"messages":[', b"]"),
+    "rerank.documents": ("/rerank", b'"query":"a","documents":[', b"]"),
+    "score.items": ("/score", b'"query":[{"content":"a"}],"items":[', b"]"),
+    "classify.input": ("/classify", b'"input":[', b"]"),
+    "pooling.data": ("/pooling", b'"data":[', b"]"),
+    "tokenize.messages": ("/tokenize", b'"messages":[', b"]"),
+    "count_tokens.messages": ("/v1/messages/count_tokens", b'"messages":[', b"]"),
 }
 """Where a body may be filled: path, and what is before and behind the filling."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from metadata_center.types import EndpointKey, value
 
@@ -45,6 +45,12 @@ class Operation(StrEnum):
     POOLING = "pooling"
     TRANSCRIPTION = "transcription"
     TRANSLATION = "translation"
+
+
+GENERATING: Final = frozenset(
+    (Operation.CHAT, Operation.TEXT_COMPLETION, Operation.RESPONSES, Operation.MESSAGES)
+)
+"""Operations of one kind of model: it has all of them or none."""
 
 
 class Rewritable(Protocol):

@@ -305,6 +305,7 @@ def build_rig(
     reserve: Reserve | None = None,
     loop: Loop | None = None,
     readers: Readers | None = None,
+    work_clock: Callable[[], float] | None = None,
 ) -> Rig:
     """A worker's request path over `endpoints`, serving model `m`, in blocks of 64 bytes."""
     clock = loop.clock if isinstance(loop, VirtualLoop) else ManualClock()
@@ -352,6 +353,7 @@ def build_rig(
         reserve,
         None if loop is None else lambda: loop,
         readers,
+        work_clock,
     )
     if router.waiting is not None:
         state.freed = router.waiting.wake

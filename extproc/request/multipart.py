@@ -5,7 +5,7 @@ Rules:
        searched once for the end of its part, and never copied but into a body that is sent instead.
     2. Where parsers could differ, the body is refused: a second `model`, a file in its place, names in
        encodings of their own, folded headers. What passes is read by engines (FastAPI's python-multipart) as
-       it is read here.
+       it is read here. Headers are read in one pass: email.message takes 80 ms for 4 KiB of semicolons.
     3. The boundary is the body's first line, for Envoy tells no content type; a body that begins otherwise is
        none that engines take. One that differs from the header's is refused by the engine.
 
@@ -14,7 +14,7 @@ Source: RFC 7578, RFC 2046 section 5.1.
 
 from __future__ import annotations
 
-from email.message import Message
+import re
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -28,6 +28,12 @@ MAX_PARTS: Final = 256
 MAX_PART_HEADER_BYTES: Final = 4096
 """Names of files included; clients send about 150 bytes."""
 
+MAX_PART_HEADERS: Final = 16
+"""Lines; clients send two or three."""
+
+MAX_PARAMETERS: Final = 8
+"""Of a disposition: `name`, `filename` and `filename*` are those in use."""
+
 MAX_LOOKALIKES: Final = 64
 """Of the delimiter within files: each costs a search of its own, and chance makes none."""
 
@@ -40,6 +46,12 @@ _BLANK_LINE = b"\r\n\r\n"
 _XARGS = "vllm_xargs"
 _STEERING = frozenset(STEERING_FIELDS) | {f"{_XARGS}[{key}]" for key in STEERING_XARGS}
 _PLAIN_ENCODINGS = ("7bit", "8bit", "binary")
+_DISPOSITION = re.compile(r"[ \t]*form-data(?=[ \t]*(?:;|$))", re.IGNORECASE)
+_PARAMETER = re.compile(
+    r"[ \t]*;[ \t]*([a-z0-9_*-]+)[ \t]*=[ \t]*"
+    r"""(?:"([^"\\]*(?:\\.[^"\\]*)*)"|([!#$%&'*+.^_`|~0-9a-z-]+))(?=[ \t]*(?:;|$))""",
+    re.IGNORECASE,
+)
 
 
 class Upload(NamedTuple):
@@ -86,11 +98,16 @@ class Form:
         """Values by name: text, an `Upload` for files, the last of several; what is too large is left out.
 
         Raises:
-            RouterError: INVALID_REQUEST: `model` is given twice, or is no text.
+            RouterError: INVALID_REQUEST: `model` or `vllm_xargs` is given twice, or is no text or too large.
         """
         values: dict[str, Any] = {}
+        has_xargs = False
         for part in self._parts:
             num_bytes = part.end - part.content
+            if part.name == _XARGS:
+                if has_xargs or num_bytes > MAX_FIELD_BYTES:
+                    raise _refused(f"{_XARGS} must be given once, in {MAX_FIELD_BYTES} bytes", _XARGS)
+                has_xargs = True
             if part.name == "model" and ("model" in values or part.is_file or num_bytes > MAX_FIELD_BYTES):
                 raise _refused("model must be given once, as text", "model")
             if part.is_file:
@@ -133,7 +150,7 @@ class Form:
     def _replaced(self, part: _Part, model: str | None, allowed: frozenset[str]) -> bytes | None:
         if part.name == "model":
             return None if model is None else model.encode()
-        if part.name != _XARGS or part.end - part.content > MAX_FIELD_BYTES:
+        if part.name != _XARGS:
             return None
         try:
             fields = {_XARGS: orjson.loads(self._body[part.content : part.end])}
@@ -182,7 +199,10 @@ def _split(body: bytes) -> tuple[list[_Part], int]:
 def _field_of(headers: bytes, number: int) -> tuple[str, bool]:
     """The name of a part's field, and whether it is a file."""
     disposition = None
-    for line in headers.decode("latin-1").split("\r\n"):
+    lines = headers.decode("latin-1").split("\r\n", MAX_PART_HEADERS)
+    if len(lines) > MAX_PART_HEADERS:
+        raise _refused(f"part {number} has more than {MAX_PART_HEADERS} headers")
+    for line in lines:
         key, colon, value = line.partition(":")
         if not colon or not key or key != key.strip():
             raise _refused(f"part {number} has a header that is none")
@@ -190,21 +210,34 @@ def _field_of(headers: bytes, number: int) -> tuple[str, bool]:
             case "content-disposition":
                 if disposition is not None:
                     raise _refused(f"part {number} has two names")
-                disposition = value.strip()
+                disposition = value.rstrip(" \t")
             case "content-transfer-encoding":
                 if value.strip().lower() not in _PLAIN_ENCODINGS:
                     raise _refused(f"part {number} is encoded; accepted: binary")
-    message = Message()
-    message["content-type"] = disposition or ""
-    (kind, _), *pairs = message.get_params([("", "")])
-    parameters = dict(pairs)
+    parameters = _parameters_of(disposition or "")
     name = parameters.get("name")
-    if kind.lower() != "form-data" or len(parameters) != len(pairs) or type(name) is not str or "\\" in name:
+    if name is None or "\\" in name or any(key.startswith("name*") for key in parameters):
         raise _refused(f"part {number} has no name, or one that is not plain text")
+    is_file = any(key == "filename" or key.startswith("filename*") for key in parameters)
     try:
-        return name.encode("latin-1").decode(), "filename" in parameters
+        return name.encode("latin-1").decode(), is_file
     except UnicodeDecodeError:
         raise _refused(f"the name of part {number} is not UTF-8") from None
+
+
+def _parameters_of(disposition: str) -> dict[str, str]:
+    """By name in lower case, quotes taken off; none where parsers could read it otherwise."""
+    parameters: dict[str, str] = {}
+    found = _DISPOSITION.match(disposition)
+    while found is not None and found.end() < len(disposition):
+        found = _PARAMETER.match(disposition, found.end())
+        if found is None or len(parameters) >= MAX_PARAMETERS:
+            return {}
+        key = found[1].lower()
+        if key in parameters:
+            return {}
+        parameters[key] = found[3] if found[2] is None else found[2]
+    return parameters
 
 
 def _refused(message: str, param: str = "body") -> RouterError:

@@ -254,18 +254,29 @@ def _either(fields: dict[str, Any]) -> _Prompt:
 
 def _pairs(fields: dict[str, Any]) -> _Prompt:
     """What is compared, the side that all comparisons share first: they have it as their common prefix."""
-    turns: list[Any] = []
+    said: list[Any] = []
+    is_multimodal = False
     for name in _SIDES:
         values = fields.get(name)
-        if values is not None:
-            turns += [
-                value if type(value) is dict else {"content": value}
-                for value in (values if type(values) is list else [values])
-                if value is not None
-            ]
-    if not turns:
+        if values is None:
+            continue
+        values = values if type(values) is list else [values]
+        # Texts stay what they are: made objects of, a body of empty ones would be ten times as long.
+        turns = [
+            value if type(value) is dict else {"content": value}
+            for value in values
+            if type(value) is not str and value is not None
+        ]
+        if not turns:
+            said += [value for value in values if value is not None]
+            continue
+        compacted, has_media = compact_turns(turns, name, as_chat=False)
+        is_multimodal |= has_media
+        others = iter(compacted)
+        said += [value if type(value) is str else next(others) for value in values if value is not None]
+    if not said:
         raise RouterError(Reason.INVALID_REQUEST, "there is nothing to compare", param="query")
-    return _conversation({}, turns, "documents")
+    return _Prompt(encode(said, "documents")[:-1], is_multimodal=is_multimodal)
 
 
 def _counted(fields: dict[str, Any]) -> _Prompt:

@@ -35,14 +35,16 @@ class Inflight:
         conversation: Likewise of the conversation it belongs to, or None.
         max_output_tokens: Most tokens that its answer may have by its own words, or None.
         prior_use: Use sequence of the last matched block before this request touched it; None until recorded.
-        served_model: The model's name at the engine.
+        served_model: The model's name at the engine, and the operation if it is none that generates.
         fingerprint: Of its body.
         tried_once: It has no fallbacks, for it is known as poison.
+        builds_on: It names a stored response or a conversation: a 404 may be about that.
         failed: Endpoints at which attempts failed, and how; None while there is none.
     """
 
     __slots__ = (
         "blocks",
+        "builds_on",
         "conversation",
         "decided_s",
         "endpoint",
@@ -77,6 +79,7 @@ class Inflight:
         fingerprint: int = 0,
         *,
         tried_once: bool = False,
+        builds_on: bool = False,
     ) -> None:
         self.record = record
         self.operation = operation
@@ -96,6 +99,7 @@ class Inflight:
         self.served_model = served_model
         self.fingerprint = fingerprint
         self.tried_once = tried_once
+        self.builds_on = builds_on
         self.failed: dict[EndpointKey, FailureKind] | None = None
 
     def first_token(self, ttft_s: float) -> Answer | None:

@@ -38,6 +38,9 @@ MAX_UNSETTLED = 1024
 (10 ms) of each other, so this is enough for 100,000 fallbacks a second."""
 
 
+_ABOUT_WHAT_IS_NAMED = frozenset((FailureKind.REFUSED, FailureKind.MISSING_MODEL))
+"""Failures that a stored response may be the cause of: it is not there, or does not go with the rest."""
+
 MAX_ANSWER_TOKENS = 1 << 20
 """Of one request, whose bounds are not known: ten times what the models of today write at most."""
 
@@ -345,6 +348,13 @@ class Outcomes:
         """A request whose client got a failure; `failed` are the endpoints that it reached."""
         state, model = self._state, inflight.served_model
         health = state.health
+        is_pinned = inflight.record.holder is not None
+        if inflight.builds_on and (is_pinned or _ABOUT_WHAT_IS_NAMED.issuperset(failed.values())):
+            # Clients can name any response, and by one that is theirs they choose the endpoint: no peer is
+            # asked the same, so this tells nothing that other requests do not tell better.
+            for key in failed:
+                health.undecided(key, model, now_s)
+            return
         suspicious = {key: kind for key, kind in failed.items() if kind in MAY_BE_POISON}
         if suspicious:
             excused = state.poison.failed(inflight.fingerprint, suspicious, now_s)

@@ -31,7 +31,7 @@ from extproc.routing.inflight import Inflight
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.routing.state import State
 from extproc.routing.table import Pool, RoutingTable
-from extproc.types import Choice, InferenceRequest, Rng, Snapshot
+from extproc.types import GENERATING, Choice, InferenceRequest, Operation, Rng, Snapshot
 from metadata_center.sharing.messages import MAX_CANDIDATES, Candidate
 from metadata_center.types import Charge, EndpointKey, value
 
@@ -63,6 +63,15 @@ def max_output_tokens(request: InferenceRequest) -> int | None:
         return None
     choices = request.body.get("n")
     return most * choices if type(choices) is int and choices > 1 else most
+
+
+def _health_model(model: str, operation: Operation) -> str:
+    """What an endpoint may fail at while it serves all else.
+
+    Engines offer generation or the other APIs, each by what the model is: clients who ask for one that an
+    engine does not have say nothing of its model.
+    """
+    return model if operation in GENERATING else f"{model} ({operation})"
 
 
 @dataclass(slots=True)
@@ -185,7 +194,7 @@ class Placer:
             before.queue.forget(before.ticket)
         now_s = self._clock()
         state.advance(now_s)
-        served_model = route.upstream_model or request.model
+        served_model = _health_model(route.upstream_model or request.model, request.operation)
         pool = self._pool(route, table, served_model, now_s)
         home = None if asked.follows is None else self._home(asked, table, now_s)
         if home is not None:
@@ -333,6 +342,7 @@ class Placer:
                 served_model,
                 asked.fingerprint,
                 tried_once=tried_once,
+                builds_on=asked.follows is not None and asked.follows != (None, None),
             )
             if asked.follows is not None:
                 inflight.conversation = asked.follows.conversation

@@ -26,6 +26,7 @@ from extproc.request.rules import Route
 from extproc.request.structure import check_structure, is_heavy
 from extproc.routing.asking import Asked, check_size, order_of, understand, understand_read
 from extproc.routing.placing import Chosen, Parked, Placer
+from extproc.routing.reading_budget import SMALL_BYTES, ReadingBudget
 from extproc.routing.settings import RouterSettings
 from extproc.routing.state import State
 from extproc.routing.table import AnswerKey, Pool, RoutingTable
@@ -104,6 +105,8 @@ class Router:
             unconfirmed and stays. None decides here alone.
         loop: The running event loop, for requests that wait.
         readers: Who reads large bodies; None reads them here and now.
+        work_clock: Processor seconds of this thread; None counts no work, and reads elsewhere only what is
+            large by itself.
     """
 
     def __init__(
@@ -118,6 +121,7 @@ class Router:
         reserve: Reserve | None = None,
         loop: Callable[[], Loop] | None = None,
         readers: Readers | None = None,
+        work_clock: Callable[[], float] | None = None,
     ) -> None:
         self.table = table
         self.settings = settings
@@ -127,6 +131,8 @@ class Router:
         self._clock = clock
         self._reserve = reserve
         self._readers = readers
+        self._work_clock = work_clock
+        self._budget = ReadingBudget()
         self._placer = Placer(state, rng, clock, wall_clock)
         self.waiting: WaitingRoom[Decision] | None = None
         if loop is not None:
@@ -139,9 +145,20 @@ class Router:
             RouterError: The request cannot be served.
         """
         check_size(body, self.settings)
+        if self._work_clock is None or len(body) <= SMALL_BYTES:
+            return self._decide(headers, body, may_read=True)
+        began_s = self._work_clock()
+        try:
+            return self._decide(headers, body, may_read=not self._budget.is_spent(self._clock()))
+        finally:
+            self._budget.spend(self._work_clock() - began_s, self._clock())
+
+    def _decide(
+        self, headers: RequestHeaders, body: bytes, *, may_read: bool
+    ) -> Decision | Awaitable[Decision] | Deferred:
         if is_form(headers.path):
             body = bytes(body)  # a view, if it is large: see `wire.LargeBody`
-        elif is_heavy(body):
+        elif not may_read or is_heavy(body):
             if self._readers is not None:
                 patience_s = self._patience_s()
                 return Deferred(self._read_and_decide(headers, body, patience_s), patience_s)

@@ -221,6 +221,7 @@ class Worker:
             self._sync.reserve if self._sync is not None and config.metadata_center.reserve else None,
             asyncio.get_running_loop,
             self._readers,
+            time.thread_time,
         )
         assert self._router.waiting is not None
         self._waiting = self._router.waiting

@@ -219,3 +219,25 @@ async def test_small_bodies_are_decided_at_once(readers: BodyReaders) -> None:
     body = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 1_000_000}]})
     assert isinstance(rig.gateway.decide(request_line("r"), body), Decision)
     assert readers.pids == []
+
+
+async def test_many_slow_bodies_are_read_elsewhere(readers: BodyReaders) -> None:
+    """Each is small enough to be read here; together they are not, and only small ones still are."""
+    worked_s = 0.0
+
+    def work_clock() -> float:
+        nonlocal worked_s
+        worked_s += 0.03
+        return worked_s
+
+    rig = build_rig(readers=readers, work_clock=work_clock)
+    body = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 10_000}]})
+    decisions = [rig.gateway.decide(request_line(f"r{number}"), body) for number in range(6)]
+    assert [type(decision) for decision in decisions] == [Decision] * 4 + [Deferred] * 2
+    small = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}]})
+    assert isinstance(rig.gateway.decide(request_line("small"), small), Decision)
+    for deferred in decisions[4:]:
+        assert isinstance(deferred, Deferred)
+        assert isinstance(await deferred.decision, Decision)
+    rig.clock.advance(10.0)
+    assert isinstance(rig.gateway.decide(request_line("later"), body), Decision)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -12,13 +13,15 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
 from extproc.choosing.settings import LoadBalancing
 from extproc.health.tracker import FailureKind, HealthState
 from extproc.observing.records import Ended
+from extproc.protocol.wire import REQUEST_ID_HEADER
+from extproc.request.responses import response_key
 from extproc.request.rules import ModelRules, Rule
 from extproc.routing.outcomes import CACHED_TOLERANCE_TOKENS
 from extproc.routing.router import Decision
 from extproc.routing.state import LINGER_S
 from extproc.types import Operation
 from metadata_center.types import EndpointKey, RequestId
-from tests.conftest import CLUSTER, MODEL, Rig, build_rig, chat, endpoint, request_end
+from tests.conftest import CLUSTER, MODEL, Rig, build_rig, chat, endpoint, request_end, request_line
 
 KEYS = tuple(endpoint(number).key for number in range(3))
 GROUP = (MODEL, CLUSTER)
@@ -250,6 +253,43 @@ def test_a_model_that_one_lacks_goes_to_the_others_and_that_one_serves_the_rest(
         rig.decide(f"m {key}")
         assert rig.record(f"m {key}").filtered == ()
     assert rig.transitions == []
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/rerank", {"model": MODEL, "query": "hi", "documents": ["a"]}),
+        ("/v1/embeddings", {"model": MODEL, "input": "hi"}),
+        ("/v1/responses", {"model": MODEL, "input": "hi", "previous_response_id": "resp_of_nobody"}),
+        ("/v1/responses", {"model": MODEL, "input": "hi", "conversation": {"id": "conv_of_nobody"}}),
+    ],
+)
+def test_a_404_that_a_client_asks_for_leaves_nobody_out(path: str, body: dict[str, Any]) -> None:
+    """An API that the model is not for, a response that is not there: the model is where it was."""
+    rig = build_rig([endpoint(0), endpoint(1)])
+    line = replace(request_line("a"), path=path)
+    rig.gateway.decide(line, orjson.dumps(body))
+    rig.end("a", endpoint=KEYS[0], status=404)
+    rig.decide("b")
+    assert rig.record("b").filtered == ()
+
+
+@pytest.mark.parametrize("status", [400, 404, 429, 500, 503])
+def test_nobody_chooses_whom_to_eject_by_a_response_of_theirs(status: int) -> None:
+    """Requests that only the holder of a response may answer fail there alone, as often as a client likes."""
+    rig = build_rig([endpoint(0), endpoint(1)])
+    rig.state.homes.learn(response_key("resp_1"), KEYS[0], 0.0)
+    line = replace(request_line("a"), path="/v1/responses")
+    body = orjson.dumps({"model": MODEL, "input": "hi", "previous_response_id": "resp_1"})
+    for number in range(20):
+        rig.gateway.decide(replace(line, headers={**line.headers, REQUEST_ID_HEADER: f"p{number}"}), body)
+        assert rig.chosen(f"p{number}") == KEYS[0]
+        rig.end(f"p{number}", endpoint=KEYS[0], status=status, ended=Ended.UPSTREAM_ERROR)
+        rig.decide(f"h{number}")
+        assert rig.record(f"h{number}").filtered == ()
+        rig.end(f"h{number}", endpoint=KEYS[1])
+    assert rig.transitions == []
+    assert rig.state.endpoints[KEYS[0]].failures == 20
 
 
 def test_a_client_that_left_settles_nothing_but_the_trial() -> None:

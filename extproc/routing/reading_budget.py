@@ -1,0 +1,46 @@
+"""How much of the event loop's time bodies may take before larger ones are read elsewhere.
+
+Rules:
+    1. Each body that is read here is bounded by itself (`extproc.request.structure`); this bounds many
+       of them at once, which together would make everybody else wait as long as one that is too large.
+    2. What bodies take is measured, not guessed from what they look like: no shape gets around it.
+    3. Processor time of this thread is counted, so that a busy machine sends nobody elsewhere.
+    4. Pure: time is given. Owned by one event loop.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+SMALL_BYTES: Final = 4096
+"""Bodies up to this are always read here: the worst take a millisecond or two."""
+
+_WORTH_COUNTING_S: Final = 0.002
+"""What takes less is ordinary: a coding agent's 220 KB take half of it."""
+
+_BURST_S: Final = 0.1
+"""A fifth of Envoy's `message_timeout`; the worst single body that is read here adds 50 ms."""
+
+_SHARE: Final = 0.25
+"""Of the loop's time, for slow bodies in the long run."""
+
+
+class ReadingBudget:
+    """Time that slow bodies took lately."""
+
+    def __init__(self) -> None:
+        self._owed_s = 0.0
+        self._at_s = 0.0
+
+    def is_spent(self, now_s: float) -> bool:
+        """True while what is not small has to be read elsewhere."""
+        return self._owed_s > _BURST_S and self._owed(now_s) > _BURST_S
+
+    def spend(self, took_s: float, now_s: float) -> None:
+        """A body took so much processor time."""
+        if took_s >= _WORTH_COUNTING_S:
+            self._owed_s = self._owed(now_s) + took_s
+            self._at_s = now_s
+
+    def _owed(self, now_s: float) -> float:
+        return max(0.0, self._owed_s - _SHARE * (now_s - self._at_s))
