@@ -37,12 +37,23 @@ _LAST_EVENTS: Final = frozenset(
 _EARLIER_EVENTS: Final = frozenset(
     {
         *("message_start", "content_block_start", "content_block_delta", "content_block_stop"),
-        *("message_delta", "ping"),
+        *("ping", "chat.completion.chunk", "text_completion"),
     }
 )
-"""The types of events that end a stream of the Messages and the Responses API, where each event has one."""
+"""Types of events that end a stream, or do not, where the API gives each event one. After `message_delta`,
+which has the stop reason, nothing is missing; chunks of a chat are told if the stream ends with one that has
+no finish reason."""
 
 _TRUNCATED: Final = "truncated"
+_EMPTY: Final = "empty"
+_NO_EVENT: Final = "none"
+"""What Envoy's filter tells of a stream without any data."""
+
+LEAST_WHOLE_BYTES: Final = 3
+"""`{}` and `[]` are no answers."""
+
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+"""To a page to log in, or to the same path with or without a slash: no inference API answers with them."""
 
 _BROKEN_FLAGS: Final = frozenset({"UC", "UR", "UPE"})
 
@@ -100,7 +111,7 @@ def verdict_of(
         verdict = _of_what_went_wrong(status, ended, flags, error, attempts)
         if verdict is not None:
             return verdict
-    if response_bytes < (LEAST_STREAM_BYTES if is_stream else 1):
+    if response_bytes < (LEAST_STREAM_BYTES if is_stream else LEAST_WHOLE_BYTES):
         return FailureKind.EMPTY_ANSWER
     if content_type is not None and not _may_answer(content_type, is_stream):
         return FailureKind.WRONG_CONTENT
@@ -114,7 +125,7 @@ def _of_what_went_wrong(
     if not attempts or ended in (Ended.REJECTED, Ended.LEASE_EXPIRED):
         return NoFailure.UNKNOWN
     if ended is Ended.CLIENT_ABORT:
-        return NoFailure.UNKNOWN if error in (None, _TRUNCATED) else _of_error(error)
+        return NoFailure.UNKNOWN if error in (None, _TRUNCATED, _EMPTY) else _of_error(error)
     if "UF" in flags:
         return FailureKind.CONNECT_FAILURE
     if "UT" in flags:
@@ -125,6 +136,8 @@ def _of_what_went_wrong(
         return FailureKind.RESET
     if status >= 400:
         return _of_status(status)
+    if status in _REDIRECTS:
+        return FailureKind.REFUSED
     if error is not None:
         return _of_error(error)
     return None if 200 <= status < 300 else NoFailure.UNKNOWN
@@ -141,6 +154,8 @@ def error_seen(fields: Mapping[str, Any]) -> str | None:
     """
     event = fields.get("event")
     if event not in _ERROR_EVENTS and fields.keys() <= {"event", "event_code"}:
+        if event == _NO_EVENT:
+            return _EMPTY
         earlier = event in _EARLIER_EVENTS or (
             str(event).startswith("response.") and event not in _LAST_EVENTS
         )
@@ -169,6 +184,8 @@ def _of_status(status: int) -> FailureKind:
 def _of_error(error: str) -> FailureKind:
     if error == _TRUNCATED:
         return FailureKind.TRUNCATED
+    if error == _EMPTY:
+        return FailureKind.EMPTY_ANSWER
     words = set(error.split())
     if words & _OVERLOAD_WORDS:
         return FailureKind.OVERLOADED

@@ -60,6 +60,11 @@ def never_arrives(name: str, allowed: Collection[str]) -> str | None:
         return "`host` arrives under another name; accepted: `:authority`"
     if name == "x-request-id":
         return f"`{name}` is made anew by Envoy for each request; accepted: a header of the client's own"
+    if name == "x-forwarded-for":
+        return (
+            f"`{name}` arrives with what Envoy adds behind what the client said, so no value is equal; "
+            f"accepted: `{_CLIENT_ADDRESS}`, the client's address by edge.trusted_hops"
+        )
     if name.startswith(":") and name not in _PSEUDO:
         return f"`{name}` is no header of a request; accepted: {', '.join(_PSEUDO)}"
     if name in _HOP_BY_HOP:

@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
+from tests.e2e.conftest import Shared
 from tests.e2e.harness import (
     Behaviour,
     Recorder,
@@ -166,6 +167,50 @@ CASES = {
         RESPONSES,
         "error_in_answer",
     ),
+    "cut-short": Case("chat/completions", events(TOKEN, TOKEN), STREAM, "truncated"),
+    "object": Case(
+        "chat/completions",
+        events(data({"object": "error", "message": "gone", "code": 500}), DONE),
+        STREAM,
+        "error_in_answer",
+    ),
+    "object-for-a-stream": Case(
+        "chat/completions",
+        whole(200, {"object": "error", "message": "gone", "code": 500}),
+        STREAM,
+        "error_in_answer",
+    ),
+    "named-error": Case(
+        "chat/completions",
+        events(b"event: error\n" + data({"message": "gone"}), DONE),
+        STREAM,
+        "error_in_answer",
+    ),
+    "finish-reason": Case(
+        "chat/completions",
+        events(TOKEN, data({"choices": [{"index": 0, "delta": {}, "finish_reason": "error"}]}), DONE),
+        STREAM,
+        "error_in_answer",
+    ),
+    "comments": Case("chat/completions", events(b": keep-alive\n\n" * 9, DONE), STREAM, "empty_answer"),
+    "messages-without-names": Case(
+        "messages", events(data({"type": "message_start", "message": {}})), MESSAGES, "truncated"
+    ),
+    "responses-and-done": Case(
+        "responses",
+        events(RESPONSES[0], typed("response.failed", response={"error": None}), DONE),
+        RESPONSES,
+        "error_in_answer",
+    ),
+    "responses-error": Case(
+        "responses",
+        events(RESPONSES[0], data({"type": "error", "code": "server_error"}), DONE),
+        RESPONSES,
+        "error_in_answer",
+    ),
+    "responses-cut-short": Case("responses", events(*RESPONSES[:2], DONE), RESPONSES, "truncated"),
+    "nothing-in-json": Case("chat/completions", whole(200, {}), STREAM, "empty_answer"),
+    "redirect": Case("chat/completions", whole(302, {}), STREAM, "refused"),
     "empty": Case("chat/completions", nothing, STREAM, "empty_answer"),
     "404": Case("chat/completions", whole(404, {"error": {}}), STREAM, "missing_model"),
     "401": Case("chat/completions", whole(401, {"error": {}}), STREAM, "refused"),
@@ -212,6 +257,53 @@ async def test_a_replica_that_fails_fast_attracts_no_traffic(pairs: Pairs, name:
     series = f'tokenway_endpoint_failures_total{{endpoint="{broken.key}",kind="{case.kind}"}}'
     assert sample(scrape, series) == reached
     assert sample(scrape, f'tokenway_endpoint_doubted{{cluster="{name}",endpoint="{broken.key}"}}') == 1
+
+
+NO_ERRORS = {
+    "said": (
+        "chat/completions",
+        (TOKEN.replace(b'"a"', rb'"\n\nevent: error\ndata: {\"error\": {\"type\": \"x\"}}"'), DONE),
+    ),
+    "null": (
+        "chat/completions",
+        (data({"error": None, "choices": [{"index": 0, "delta": {"content": "a"}}]}), TOKEN, DONE),
+    ),
+    "argument": (
+        "messages",
+        (
+            MESSAGES[0],
+            typed("content_block_start", content_block={"type": "tool_use", "input": {"error": "x"}}),
+            *MESSAGES[2:],
+        ),
+    ),
+    "no-stop-event": ("messages", MESSAGES[:3]),
+    "a-tool-failed": (
+        "responses",
+        (
+            RESPONSES[0],
+            typed("response.output_item.done", item={"type": "mcp_call", "error": "no such file"}),
+            RESPONSES[2],
+        ),
+    ),
+    "finished": (
+        "chat/completions",
+        (TOKEN, TOKEN.replace(b'"index"', b'"finish_reason": "stop", "index"')),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NO_ERRORS)
+async def test_what_looks_like_an_error_and_is_an_answer(plain: Shared, name: str) -> None:
+    """Text that models write, errors of tools, an end without a last event: no failures of the engine."""
+    path, parts = NO_ERRORS[name]
+    plain.recorder.behaviour = events(*parts)
+    body = response(0) if path == "responses" else conversation(0)
+    await send(plain.stack, "POST", f"/v1/{path}", body | {"model": "recorded"})
+
+    async def read() -> Any:
+        return (await plain.stack.last(1))[0]["outcome"]
+
+    assert (await eventually(read, lambda outcome: outcome is not None))["ended"] == "completed"
 
 
 @pytest.mark.parametrize("status", [400, 404])

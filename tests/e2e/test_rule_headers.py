@@ -44,3 +44,18 @@ async def test_rules_match_headers_that_envoy_withholds_otherwise() -> None:
         rules[0]["headers"] = {"accept-encoding": "gzip"}
         stack.write_config({"models": {"m": {"rules": rules}}})
         await stack.logged("new rules match what Envoy may not forward", since=known)
+
+
+async def test_rules_match_the_address_that_envoy_saw() -> None:
+    """Whatever a client says of itself: the header to match is the one that Envoy makes."""
+    rules = [
+        {"cluster": "c", "headers": {"x-envoy-external-address": "127.0.0.1"}, "model": "here"},
+        {"cluster": "c", "model": "elsewhere"},
+    ]
+    async with (
+        recording() as engine,
+        running_stack([cluster("c", [engine.key])], {"models": {"m": {"rules": rules}}}) as stack,
+    ):
+        for claim in ({}, {"x-forwarded-for": "6.6.6.6"}, {"x-envoy-external-address": "6.6.6.6"}):
+            assert (await send(stack, "POST", "/v1/chat/completions", chat("m", "hi"), claim)).status == 200
+            assert json.loads(engine.received[-1].body)["model"] == "here"
