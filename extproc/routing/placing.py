@@ -25,6 +25,7 @@ from extproc.choosing.rotation import Rotation
 from extproc.choosing.snapshots import Demand, Load, Prompt, completion_snapshot, plain_snapshot
 from extproc.errors import Reason, RouterError
 from extproc.observing.records import DecisionRecord
+from extproc.predicting.prices import Prices
 from extproc.request.rules import Route
 from extproc.routing.asking import Asked
 from extproc.routing.inflight import Inflight
@@ -195,16 +196,8 @@ class Placer:
         now_s = self._clock()
         state.advance(now_s)
         served_model = _health_model(route.upstream_model or request.model, request.operation)
-        pool = self._pool(route, table, served_model, now_s)
-        home = None if asked.follows is None else self._home(asked, table, now_s)
-        if home is not None:
-            may_wait = False  # no room elsewhere is of any use to it
-            if home not in pool.rows:
-                pool = table.pool(
-                    route.cluster,
-                    route.subset,
-                    lambda key: None if key == home else state.health.reason(key),
-                )
+        pool, home = self._pool_and_home(asked, table, served_model, now_s)
+        may_wait = may_wait and home is None  # no room elsewhere is of any use to one that has a home
         if not pool.keys:
             raise RouterError(
                 Reason.NO_HEALTHY_ENDPOINT,
@@ -231,32 +224,13 @@ class Placer:
         with state.load.lock():
             view = state.load.view(pool.slots)
             load = Load(view.requests, view.prefill_requests, view.prefill_tokens, view.context_tokens)
-            queue = claim = None
             policy = POLICIES[route.load_balancing.algorithm]
-            if policy.needs_engines:
-                slo_ttft, slo_tpot = map(asked.headers.headers.get, (SLO_TTFT_HEADER, SLO_TPOT_HEADER))
-                is_patient = settings.hold is not None and may_wait
-                snapshot = completion_snapshot(
-                    pool.keys,
-                    pool.weights,
-                    load,
-                    prompt,
-                    prices,
-                    state.engines_of(pool.keys, load.prefilling if is_patient else (), now_s),
-                    Demand(
-                        traffic,
-                        now_s,
-                        len(pool.keys) / state.placing(),
-                        decode_tokens_of(slo_ttft, slo_tpot),
-                    ),
-                )
-                if settings.hold is not None and may_wait and policy.may_wait:
-                    queue = self._queue(pool, settings.hold)
-                    claim = self._claim(asked, limit_s_of(slo_ttft), before)
-            else:
-                snapshot = plain_snapshot(
-                    pool.keys, pool.weights, load, prompt, prices, traffic.output_tokens
-                )
+            hold = settings.hold if may_wait and policy.may_wait else None
+            snapshot = self._snapshot(asked, pool, load, prompt, prices, hold is not None, now_s)
+            queue = claim = None
+            if hold is not None:
+                queue = self._queue(pool, hold)
+                claim = self._claim(asked, limit_s_of(asked.headers.headers.get(SLO_TTFT_HEADER)), before)
             rotation = None
             if policy.takes_turns:
                 rotation = self._rotation(request.model, route)
@@ -359,6 +333,47 @@ class Placer:
         )
         return Chosen(
             pool, choice, snapshot, prompt_tokens, cached, charged, order, home is not None, tried_once
+        )
+
+    def _pool_and_home(
+        self, asked: Asked, table: RoutingTable, served_model: str, now_s: float
+    ) -> tuple[Pool, EndpointKey | None]:
+        """The endpoints that may serve it, and which of them holds what it builds on, if that is known."""
+        route = asked.route
+        pool = self._pool(route, table, served_model, now_s)
+        home = None if asked.follows is None else self._home(asked, table, now_s)
+        if home is not None and home not in pool.rows:
+            health = self._state.health
+            pool = table.pool(
+                route.cluster, route.subset, lambda key: None if key == home else health.reason(key)
+            )
+        return pool, home
+
+    def _snapshot(
+        self,
+        asked: Asked,
+        pool: Pool,
+        load: Load,
+        prompt: Prompt,
+        prices: tuple[Prices, ...],
+        is_patient: bool,
+        now_s: float,
+    ) -> Snapshot:
+        """What the route's policy needs to know; with what is under way where the request may wait."""
+        state, route = self._state, asked.route
+        traffic = state.predictor.traffic((route.model, route.group))
+        if not POLICIES[route.load_balancing.algorithm].needs_engines:
+            return plain_snapshot(pool.keys, pool.weights, load, prompt, prices, traffic.output_tokens)
+        slo_ttft, slo_tpot = map(asked.headers.headers.get, (SLO_TTFT_HEADER, SLO_TPOT_HEADER))
+        endpoints = len(pool.keys) / state.placing()
+        return completion_snapshot(
+            pool.keys,
+            pool.weights,
+            load,
+            prompt,
+            prices,
+            state.engines_of(pool.keys, load.prefilling if is_patient else (), now_s),
+            Demand(traffic, now_s, endpoints, decode_tokens_of(slo_ttft, slo_tpot)),
         )
 
     def _home(self, asked: Asked, table: RoutingTable, now_s: float) -> EndpointKey | None:
