@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from extproc.config.clusters import ClusterSpec
 from extproc.config.loading import effective, load_all
 from extproc.config.schema import Config
-from extproc.discovery.clusters import ClusterSpec
 from extproc.errors import ConfigError
 from extproc.observing.printable import printable
 from extproc.server.bootstrap import template, withheld

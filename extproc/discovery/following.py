@@ -21,8 +21,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from extproc.config.clusters import ClusterSpec
 from extproc.config.schema import Config
-from extproc.discovery.clusters import ClusterSpec
 from extproc.discovery.resolution import Resolution, host_names, resolved
 
 GATHER_S = 0.1

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from extproc.discovery.clusters import ClusterSpec
+from extproc.config.clusters import ClusterSpec
 from extproc.types import Endpoint
 from metadata_center.types import EndpointKey
 

@@ -12,8 +12,8 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from extproc.config.clusters import ClusterSpec, EndpointSpec
 from extproc.config.schema import Config
-from extproc.discovery.clusters import ClusterSpec, EndpointSpec
 from extproc.discovery.following import (
     GATHER_S,
     Apply,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extproc.discovery.clusters import ClusterSpec, EndpointSpec, parse_clusters
+from extproc.config.clusters import ClusterSpec, EndpointSpec, parse_clusters
 from extproc.errors import ConfigError
 
 

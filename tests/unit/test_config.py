@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extproc.choosing.settings import Algorithm, LoadBalancing
+from extproc.config.clusters import ClusterSpec
 from extproc.config.document import read_yaml
 from extproc.config.loading import (
     clusters_path,
@@ -24,7 +25,6 @@ from extproc.config.loading import (
     with_defaults,
 )
 from extproc.config.schema import Config, Health, LoadBalancingSection, RuleSection
-from extproc.discovery.clusters import ClusterSpec
 from extproc.errors import ConfigError
 from extproc.health.settings import HealthSettings
 from extproc.request.rules import Backend, ModelRules, Rule, RuleTable

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from extproc.discovery.clusters import ClusterSpec, EndpointSpec
+from extproc.config.clusters import ClusterSpec, EndpointSpec
 from extproc.discovery.resolution import host_names, resolved
 from extproc.types import Endpoint
 from metadata_center.types import EndpointKey
