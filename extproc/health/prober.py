@@ -212,7 +212,7 @@ class Prober:
         self._scraped_s: dict[EndpointKey, float | None] = {}
         self._asleep: set[EndpointKey] = set()
         self._puzzling: set[EndpointKey] = set()
-        self._raised = False
+        self._raised: set[EndpointKey] = set()
         self._probes: dict[EndpointKey, asyncio.Task[None]] = {}
         self._loop_task: asyncio.Task[None] | None = None
         self._stood_still_s = float("-inf")
@@ -231,6 +231,7 @@ class Prober:
             self._first_probe_s.pop(key, None)
             self._asleep.discard(key)
             self._puzzling.discard(key)
+            self._raised.discard(key)
             if key in self._probes:
                 self._probes[key].cancel()
         now_s = self._clock()
@@ -323,11 +324,11 @@ class Prober:
             self._report(key, failure, how, facts, took_s)
         except Exception as error:  # a bug here or in a callback must not end all probing
             # With its trace once; then a line each would be many a second for as long as the bug is there.
-            level = logging.DEBUG if self._raised else logging.ERROR
+            level = logging.DEBUG if key in self._raised else logging.ERROR
             logger.log(level, "probe raised", extra={"endpoint": key}, exc_info=error)
-            self._raised = True
+            self._raised.add(key)
         else:
-            self._raised = False
+            self._raised.discard(key)
 
     def _finished(self, key: EndpointKey, _: asyncio.Task[None]) -> None:
         self._probes.pop(key, None)

@@ -273,7 +273,14 @@ def _pairs(fields: dict[str, Any]) -> _Prompt:
         compacted, has_media = compact_turns(turns, name, as_chat=False)
         is_multimodal |= has_media
         others = iter(compacted)
-        said += [value if type(value) is str else next(others) for value in values if value is not None]
+        for value in values:
+            if type(value) is str:
+                said.append(value)
+            elif value is not None:
+                turn = next(others)
+                said.append(
+                    turn if type(value) is dict else turn.get("content")
+                )  # as it came, not in an object
     if not said:
         raise RouterError(Reason.INVALID_REQUEST, "there is nothing to compare", param="query")
     return _Prompt(encode(said, "documents")[:-1], is_multimodal=is_multimodal)
