@@ -26,6 +26,7 @@ from extproc.choosing.snapshots import Demand, Load, Prompt, completion_snapshot
 from extproc.errors import Reason, RouterError
 from extproc.observing.records import DecisionRecord
 from extproc.predicting.prices import Prices
+from extproc.predicting.traffic import Traffic
 from extproc.request.rules import Route
 from extproc.routing.asking import Asked
 from extproc.routing.inflight import Inflight
@@ -226,7 +227,7 @@ class Placer:
             load = Load(view.requests, view.prefill_requests, view.prefill_tokens, view.context_tokens)
             policy = POLICIES[route.load_balancing.algorithm]
             hold = settings.hold if may_wait and policy.may_wait else None
-            snapshot = self._snapshot(asked, pool, load, prompt, prices, hold is not None, now_s)
+            snapshot = self._snapshot(asked, pool, load, prompt, prices, traffic, hold is not None, now_s)
             queue = claim = None
             if hold is not None:
                 queue = self._queue(pool, hold)
@@ -356,12 +357,12 @@ class Placer:
         load: Load,
         prompt: Prompt,
         prices: tuple[Prices, ...],
+        traffic: Traffic,
         is_patient: bool,
         now_s: float,
     ) -> Snapshot:
         """What the route's policy needs to know; with what is under way where the request may wait."""
         state, route = self._state, asked.route
-        traffic = state.predictor.traffic((route.model, route.group))
         if not POLICIES[route.load_balancing.algorithm].needs_engines:
             return plain_snapshot(pool.keys, pool.weights, load, prompt, prices, traffic.output_tokens)
         slo_ttft, slo_tpot = map(asked.headers.headers.get, (SLO_TTFT_HEADER, SLO_TPOT_HEADER))
