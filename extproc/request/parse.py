@@ -278,9 +278,8 @@ def _pairs(fields: dict[str, Any]) -> _Prompt:
                 said.append(value)
             elif value is not None:
                 turn = next(others)
-                said.append(
-                    turn if type(value) is dict else turn.get("content")
-                )  # as it came, not in an object
+                # What came in no object goes into none.
+                said.append(turn if type(value) is dict else turn.get("content"))
     if not said:
         raise RouterError(Reason.INVALID_REQUEST, "there is nothing to compare", param="query")
     return _Prompt(encode(said, "documents")[:-1], is_multimodal=is_multimodal)
