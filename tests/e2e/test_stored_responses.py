@@ -89,15 +89,17 @@ async def test_a_background_response_is_cancelled(client: AsyncOpenAI, plain: Sh
     await eventually(still_running, lambda number: number == 0)
 
 
-async def test_a_response_nobody_knows_is_the_engines_404(client: AsyncOpenAI) -> None:
-    """By name and as what a new one builds on."""
-    for attempt in (
-        client.responses.retrieve("resp_unknown"),
-        client.responses.cancel("resp_unknown"),
-        client.responses.create(model="sim", input="x", previous_response_id="resp_unknown"),
-    ):
+async def test_a_response_nobody_knows_is_the_engines_404(engines: list[SimulatorServer]) -> None:
+    """By name and as what a new one builds on. Its gateway has no engine that answers 200 to anything."""
+    async with running_stack([cluster("sim", map(key_of, engines))]) as stack, stack.client() as client:
         with pytest.raises(openai.NotFoundError) as gone:
-            await attempt
+            await client.responses.retrieve("resp_unknown")
+        assert "Response with id 'resp_unknown' not found." in str(gone.value)
+        with pytest.raises(openai.NotFoundError) as gone:
+            await client.responses.cancel("resp_unknown")
+        assert "Response with id 'resp_unknown' not found." in str(gone.value)
+        with pytest.raises(openai.NotFoundError) as gone:
+            await client.responses.create(model="sim", input="x", previous_response_id="resp_unknown")
         assert "Response with id 'resp_unknown' not found." in str(gone.value)
 
 

@@ -100,8 +100,11 @@ async def test_a_process_that_hangs_is_replaced(
     readers: BodyReaders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its body takes too long to read, says the answer; the next one is read."""
+    await readers.read(ORDER, large())
+    (pid,) = readers.pids
+    os.kill(pid, signal.SIGSTOP)
     monkeypatch.setattr(body_readers, "MAX_READ_S", 0.2)
-    with pytest.raises(RouterError) as raised:  # starting takes as long as that
+    with pytest.raises(RouterError) as raised:
         await readers.read(ORDER, large())
     assert raised.value.reason is Reason.BODY_TOO_LARGE
     assert readers.pids == []
