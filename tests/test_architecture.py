@@ -53,9 +53,9 @@ CORE = (
     "extproc/config/clusters.py",
     "extproc/discovery/following.py",
     "extproc/discovery/resolution.py",
-    "extproc/discovery/resources.py",
-    "extproc/discovery/open_models.py",
-    "extproc/discovery/state.py",
+    "extproc/xds/resources.py",
+    "extproc/xds/open_models.py",
+    "extproc/xds/delta.py",
     "extproc/config/schema.py",
     "extproc/config/rule_headers.py",
     "extproc/config/document.py",
@@ -135,7 +135,8 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "metadata_center",
         "extproc.accesslog": "extproc.types extproc.health extproc.observing metadata_center",
         "extproc.config": "extproc.errors extproc.choosing extproc.health extproc.request",
-        "extproc.discovery": "extproc.types extproc.config extproc.health metadata_center",
+        "extproc.discovery": "extproc.types extproc.config metadata_center",
+        "extproc.xds": "extproc.types extproc.config extproc.health metadata_center",
         "extproc.routing": "extproc.types extproc.errors extproc.request extproc.rendering "
         "extproc.choosing extproc.predicting "
         "extproc.protocol extproc.health extproc.observing extproc.accesslog metadata_center",
@@ -145,7 +146,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
 
 WIRE_ONLY = {
     "envoy": ("extproc/protocol/wire.py", "extproc/accesslog/"),
-    "envoy_data_plane": ("extproc/discovery/",),
+    "envoy_data_plane": ("extproc/xds/",),
 }
 """Protobuf package -> where alone it may be imported."""
 
