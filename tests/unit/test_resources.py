@@ -20,9 +20,9 @@ from envoy_data_plane.google import rpc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.xds import delta as state as delta
 from extproc.health.tracker import HealthState
 from extproc.types import Endpoint
+from extproc.xds import delta
 from extproc.xds.delta import DeltaStream, Nack, ResourceStore, SubscriptionLimitError
 from extproc.xds.resources import (
     ASSIGNMENT_TYPE,
