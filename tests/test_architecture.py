@@ -69,7 +69,7 @@ CORE = (
     "metadata_center/cluster_loads.py",
     "metadata_center/meeting.py",
     "metadata_center/http_callers.py",
-    "metadata_center/listening.py",
+    "metadata_center/addresses.py",
     "metadata_center/shares.py",
     "metadata_center/cache_map/*.py",
     "metadata_center/kv_events/errors.py",
@@ -134,7 +134,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "extproc.observing": "extproc.types extproc.errors extproc.choosing extproc.predicting "
         "metadata_center",
         "extproc.accesslog": "extproc.types extproc.health extproc.observing metadata_center",
-        "extproc.config": "extproc.errors extproc.choosing extproc.health extproc.request",
+        "extproc.config": "extproc.errors extproc.choosing extproc.health extproc.request metadata_center",
         "extproc.discovery": "extproc.types extproc.config metadata_center",
         "extproc.xds": "extproc.types extproc.config extproc.health metadata_center",
         "extproc.routing": "extproc.types extproc.errors extproc.request extproc.rendering "

@@ -8,7 +8,6 @@ Rules:
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -26,6 +25,7 @@ from pydantic_core import PydanticCustomError
 from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.health.settings import HealthSettings
 from extproc.request.rules import Backend, ModelRules, Rule
+from metadata_center.addresses import Address, ip_or_none, is_loopback
 
 _LB = LoadBalancing()
 _AIGW_KEYS = {
@@ -68,13 +68,11 @@ def _listen_address(text: str) -> str:
     """`unix:/path` or `ip:port`, IPv6 in brackets."""
     if text.startswith("unix:/"):
         return text
-    host, _, port = text.rpartition(":")
     try:
-        ipaddress.ip_address(host.removeprefix("[").removesuffix("]") if host.startswith("[") else host)
-        usable = port.isascii() and port.isdigit() and int(port) <= 65_535
+        usable = ip_or_none(Address.parse(text).host) is not None
     except ValueError:
         usable = False
-    if not usable or (":" in host) != host.startswith("["):
+    if not usable:
         raise PydanticCustomError(
             "listen",
             "not an address; accepted: text like `unix:/run/tokenway.sock`, `127.0.0.1:9000`, `[::]:9000`",
@@ -96,7 +94,7 @@ def _is_local(address: str) -> bool:
     """True if a listen address is a Unix socket or on loopback."""
     if address.startswith("unix:"):
         return True
-    return ipaddress.ip_address(address.rpartition(":")[0].strip("[]")).is_loopback
+    return is_loopback(Address.parse(address).host)
 
 
 Listen = Annotated[str, AfterValidator(_listen_address)]
@@ -149,12 +147,12 @@ class Admin(Section):
     @field_validator("address")
     @classmethod
     def _is_ip(cls, address: str) -> str:
-        try:
-            return str(ipaddress.ip_address(address))
-        except ValueError:
+        ip = ip_or_none(address)
+        if ip is None:
             raise PydanticCustomError(
                 "address", "not an IP address; accepted: text like `127.0.0.1`, `0.0.0.0`, `::`"
-            ) from None
+            )
+        return ip
 
 
 class ListenTls(Section):

@@ -117,7 +117,7 @@ class _Feed:
 
 
 class _Inlet:
-    """One SUB socket and the feeds behind it, by the topic or endpoint that tells them apart if bound."""
+    """One SUB socket and the feeds behind it, by the topic that tells them apart if bound."""
 
     __slots__ = ("address", "bind", "feeds", "task")
 
@@ -140,7 +140,7 @@ class _Inlet:
 
 def _name(source: Source) -> str:
     """What tells a source from others of its socket."""
-    return (source.topic or source.endpoint) if source.bind else ""
+    return source.topic if source.bind else ""
 
 
 class KvEventSubscriber:

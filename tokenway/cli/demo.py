@@ -18,6 +18,7 @@ from typing import NamedTuple
 from extproc.config.loading import clusters_path, load_all
 from extproc.server.bootstrap import shipped
 from extproc.server.modules import ROOT, python_module
+from metadata_center.addresses import Address
 from tokenway.cli.bootstrap import listen_address, rendered
 from tokenway.cli.envoy import envoy_binary
 
@@ -56,7 +57,7 @@ def demo(
     """
     config, clusters = load_all(path or shipped("etc/tokenway.yaml"))
     envoy = envoy_binary()
-    admin = f"http://{_authority(config.server.admin.address, config.server.admin.port)}"
+    admin = f"http://{Address(config.server.admin.address, config.server.admin.port)}"
     models = [name for model, section in config.models.items() for name in (model, *section.aliases)]
     specs = [spec for cluster in clusters for spec in cluster.endpoints]
     _refuse_taken(
@@ -79,7 +80,7 @@ def demo(
             words += ["--time-scale", str(time_scale)]
             words += [word for model in models for word in ("--model", model)]
             command = python_module("tokenway.simulator", *words)
-            engines[_authority(spec.address, spec.port)] = _start(stack, command, folder / f"engine{i}.log")
+            engines[str(Address(spec.address, spec.port))] = _start(stack, command, folder / f"engine{i}.log")
         gateway = _start(
             stack, python_module("tokenway.cli.main", "serve", str(path)), folder / "tokenway.log"
         )
@@ -143,11 +144,7 @@ def _refuse_taken(addresses: dict[tuple[str, int], str]) -> None:
             try:
                 probe.bind((host, port))
             except OSError as error:
-                raise OSError(f"{_authority(host, port)}, for {whose}: {error.strerror}") from error
-
-
-def _authority(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+                raise OSError(f"{Address(host, port)}, for {whose}: {error.strerror}") from error
 
 
 def _start(stack: contextlib.ExitStack, command: list[str], log: Path) -> Started:

@@ -15,7 +15,7 @@ from typing import Any
 from extproc.errors import ConfigError
 from extproc.observing.printable import printable
 from metadata_center.errors import MetadataError
-from metadata_center.listening import parse_address, parse_port
+from metadata_center.addresses import Address, parse_port
 
 ADMIN_ENV = "TOKENWAY_ADMIN"
 DEFAULT_ADMIN = "http://127.0.0.1:10080"
@@ -232,7 +232,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     center.add_argument(
         "--listen",
-        type=_checked(parse_address),
+        type=_checked(Address.parse),
         default="127.0.0.1:8080",
         metavar="IP:PORT",
         help="default %(default)s; IPv6 in brackets, port 0 for any",
