@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from extproc.config.schema import Config, RuleSection
 from extproc.discovery.resources import MODEL_ALIAS_PREFIX
-from extproc.types import Endpoint
+from extproc.values.endpoints import Endpoint
 
 OpenModels = Mapping[str, RuleSection]
 """The default rule of each model that has one, by model name and alias."""

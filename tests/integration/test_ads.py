@@ -24,7 +24,7 @@ from extproc.discovery import state
 from extproc.discovery.ads import AdsServer
 from extproc.discovery.resources import ASSIGNMENT_TYPE, CLUSTER_TYPE, cluster_resources, load_assignments
 from extproc.health.tracker import HealthState
-from extproc.types import Endpoint
+from extproc.values.endpoints import Endpoint
 from metadata_center.types import EndpointKey
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.e2e]

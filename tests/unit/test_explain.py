@@ -26,7 +26,8 @@ from extproc.observing.records import DecisionRecord, Ended, Outcome
 from extproc.predicting.predictor import Predictor
 from extproc.predicting.prices import Prices
 from extproc.predicting.ttft import IDLE, TtftModel
-from extproc.types import Learned, Operation, Snapshot
+from extproc.values.choices import Learned, Snapshot
+from extproc.values.requests import Operation
 from metadata_center.types import EndpointKey, RequestId
 
 KEYS = tuple(EndpointKey(f"10.0.0.{host}:8000") for host in range(1, 5))

@@ -30,7 +30,7 @@ from extproc.discovery.resources import (
 )
 from extproc.discovery.state import DeltaStream, Nack, ResourceStore, SubscriptionLimitError
 from extproc.health.tracker import HealthState
-from extproc.types import Endpoint
+from extproc.values.endpoints import Endpoint
 from metadata_center.types import EndpointKey
 
 
