@@ -34,10 +34,10 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from metadata_center.cluster_loads import Limits
 from metadata_center.counters import Counters
-from metadata_center.http_server import HttpServer
 from metadata_center.prefix_index import PrefixIndex
+from metadata_center.service.cluster_loads import Limits
+from metadata_center.service.http_server import HttpServer
 from metadata_center.sharing.http_transport import HttpTransport
 from metadata_center.sharing.messages import Candidate, Row, Update, encode, member_id
 from metadata_center.sharing.redis_transport import RedisTransport

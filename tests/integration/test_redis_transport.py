@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from metadata_center.shares import Shares
+from metadata_center.service.shares import Shares
 from metadata_center.sharing import redis_transport
 from metadata_center.sharing.messages import (
     MAX_SHARED_BLOCKS,
