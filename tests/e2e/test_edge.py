@@ -19,6 +19,7 @@ from aiohttp import web
 
 from extproc.cli.bootstrap import rendered
 from extproc.config.schema import Config
+from testbed.processes import free_port, get
 from tests.e2e.harness import (
     FAST_HEALTH,
     Recorder,
@@ -29,8 +30,6 @@ from tests.e2e.harness import (
     envoy_binary,
     eventually,
     exchange,
-    free_port,
-    get,
     post,
     recording,
     running_stack,
