@@ -350,7 +350,7 @@ async def serving(setup: Setup, run_dir: Path, tokenizer: Path) -> AsyncIterator
 
             for engine in engines:
                 await until(f"{engine}/health", "engine")
-            gateway_pid = start(*python, "extproc.cli.main", "serve", str(config))
+            gateway_pid = start(*python, "tokenway.cli.main", "serve", str(config))
             await until(f"{admin_url}/readyz", "tokenway")
             quiet = ("--concurrency", "1", "--use-dynamic-base-id", "-l", "off")
             envoy_pid = start(str(ENVOY), "-c", str(bootstrap), *quiet)

@@ -166,7 +166,7 @@ async def setup(
         elif kind == "tokenway":
             admin_port = free_port()
             config = _tokenway_config(run_dir, admin_port, _addresses(engines, endpoints), first_chunk)
-            pid = stack.enter_context(python_module("extproc.cli.main", "serve", str(config)))
+            pid = stack.enter_context(python_module("tokenway.cli.main", "serve", str(config)))
             ready = f"http://127.0.0.1:{admin_port}/readyz"
             await processes.until(lambda: asyncio.to_thread(_answers, ready), "tokenway")
         log_off = ("-l", "off")

@@ -31,7 +31,6 @@ import grpc
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from prometheus_client import CollectorRegistry
 
-from extproc.cli.serve import GC_THRESHOLD
 from extproc.errors import RouterError
 from extproc.health.settings import HealthSettings
 from extproc.health.tracker import HealthTracker
@@ -56,6 +55,7 @@ from metadata_center.counters import Counters
 from metadata_center.load import LoadTable
 from metadata_center.prefix_index import PrefixIndex
 from metadata_center.types import EndpointKey
+from tokenway.cli.serve import GC_THRESHOLD
 
 CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 MESSAGES, EMBEDDINGS = "/v1/messages", "/v1/embeddings"

@@ -25,9 +25,9 @@ import openai
 import yaml
 from aiohttp import web
 
-from extproc.cli.bootstrap import rendered
 from extproc.config.loading import load
 from testbed.processes import REPOSITORY, START_TIMEOUT_S, Subprocess, free_port, get, get_json
+from tokenway.cli.bootstrap import rendered
 from tokenway.simulator.engine.profile import PROFILES
 from tokenway.simulator.server.app import SimulatorServer, running
 from tokenway.simulator.server.settings import ServerSettings
@@ -300,7 +300,7 @@ class Stack:
     async def start_gateway(self) -> None:
         """Start the gateway and wait until every worker is ready."""
         self._gateway = await Subprocess.start(
-            [sys.executable, "-m", "extproc.cli.main", "serve", str(self.run_dir / "tokenway.yaml")],
+            [sys.executable, "-m", "tokenway.cli.main", "serve", str(self.run_dir / "tokenway.yaml")],
             self.run_dir / "gateway.log",
             {DEBUG_TOKEN_ENV: DEBUG_TOKEN},
         )

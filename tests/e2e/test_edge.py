@@ -17,7 +17,6 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from extproc.cli.bootstrap import rendered
 from extproc.config.schema import Config
 from testbed.processes import free_port, get
 from tests.e2e.harness import (
@@ -35,6 +34,7 @@ from tests.e2e.harness import (
     running_stack,
     send,
 )
+from tokenway.cli.bootstrap import rendered
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 

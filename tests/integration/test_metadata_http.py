@@ -249,7 +249,7 @@ class Command:
 
 async def _spawn(*options: str, **environment: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "extproc.cli.main", "metadata-center", *options),
+        *(sys.executable, "-m", "tokenway.cli.main", "metadata-center", *options),
         env={**os.environ, **environment},
         stderr=asyncio.subprocess.PIPE,
     )

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extproc.cli.main import _parser
 from metadata_center.api import (
     MAX_HASHES,
     MAX_INT32,
@@ -38,6 +37,7 @@ from metadata_center.sharing.http_messages import (
 )
 from metadata_center.sharing.messages import Candidate, Reservation, Row, Update, decode, encode, member_id
 from metadata_center.types import EndpointKey
+from tokenway.cli.main import _parser
 
 ETC = Path(__file__).parents[2] / "etc"
 STATS, PROMPT, EVENT = "/v1/load/stats", "/v1/load/prompt", "/v1/replica/event"
