@@ -46,7 +46,7 @@ from metadata_center.sharing.store import SharedStore
 from metadata_center.sharing.sync import Sync, SyncSettings
 from metadata_center.sharing.transport import Transport
 from metadata_center.types import Charge, EndpointKey, RequestId
-from tests.redis_server import running
+from testbed.redis_server import running
 
 REQUESTS = 64
 ENDPOINTS = tuple(EndpointKey(f"10.0.0.{host}:8000") for host in range(8))

@@ -229,6 +229,13 @@ def test_packages_import_only_what_they_may(package: str) -> None:
                 assert is_under(name, [package, *MAY_IMPORT[package]]), f"{name_of(path)} imports {name}"
 
 
+@pytest.mark.parametrize("folder", ["benchmarks", "testbed"])
+def test_nothing_but_tests_imports_tests(folder: str) -> None:
+    """What a benchmark and a test both start lives in `testbed/`."""
+    files = sources(f"{folder}/**/*.py")
+    assert [name_of(path) for path in files if any(is_under(name, ["tests"]) for name in imports(path))] == []
+
+
 def imported_modules() -> dict[str, set[str]]:
     """Our modules, each with those of ours that it imports."""
     modules = {

@@ -24,7 +24,7 @@ from metadata_center.sharing.sync import Sync, SyncSettings
 from metadata_center.sharing.transport import Transport
 from metadata_center.store import EmbeddedStore, MetadataStore
 from metadata_center.types import EndpointKey
-from tests.redis_server import running
+from testbed.redis_server import running
 
 DEADLINE_S = 20.0
 LEASE_S, TOMBSTONE_S, SHARE_LEASE_S = 180.0, 60.0, 3.0

@@ -33,7 +33,7 @@ from metadata_center.sharing.redis_url import parse_url
 from metadata_center.sharing.store import SharedStore
 from metadata_center.sharing.transport import Transport
 from metadata_center.types import EndpointKey
-from tests.redis_server import running
+from testbed.redis_server import running
 
 DEADLINE_S = 20.0
 LEASE_S = 60.0
