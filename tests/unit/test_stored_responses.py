@@ -242,7 +242,7 @@ def test_others_are_told_once(rig: Rig) -> None:
 
 
 def test_compare_and_set_does_not_move_what_is_held() -> None:
-    """The meeting point is not asked where there is nothing to choose."""
+    """The rendezvous is not asked where there is nothing to choose."""
 
     async def reserve(_: RequestId, __: object) -> EndpointKey | None:
         raise AssertionError
