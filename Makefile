@@ -77,7 +77,7 @@ bench-sizing: install
 	$(BIN)/python -m benchmarks.sizing
 
 vllm: install
-	$(BIN)/python tests/real_vllm/environment/install.py
+	$(BIN)/python testbed/vllm/environment/install.py
 
 # For the demo, nothing of the developers' tools.
 .venv/.run: requirements/build.txt requirements/run.txt pyproject.toml

@@ -15,7 +15,7 @@ from typing import Any
 from extproc.errors import ConfigError
 from extproc.observing.printable import printable
 from metadata_center.errors import MetadataError
-from metadata_center.listening import parse_address, parse_port
+from metadata_center.service.listening import parse_address, parse_port
 
 ADMIN_ENV = "TOKENWAY_ADMIN"
 DEFAULT_ADMIN = "http://127.0.0.1:10080"
@@ -107,7 +107,7 @@ def _metadata_center(options: argparse.Namespace) -> int:
     import logging
 
     from extproc.observing.request_log import JsonFormatter
-    from metadata_center.serve import serve
+    from metadata_center.service.serve import serve
 
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
