@@ -18,6 +18,7 @@ import pytest_asyncio
 from aiohttp import web
 
 from extproc.config.schema import Config
+from testbed.processes import free_port, get
 from tests.e2e.harness import (
     FAST_HEALTH,
     Recorder,
@@ -28,8 +29,6 @@ from tests.e2e.harness import (
     envoy_binary,
     eventually,
     exchange,
-    free_port,
-    get,
     post,
     recording,
     running_stack,

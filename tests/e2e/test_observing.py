@@ -10,11 +10,11 @@ from aiohttp import web
 
 from extproc.observing import metrics
 from extproc.observing.shared_metrics import SHARING_FAMILIES
+from testbed.processes import REPOSITORY
 from tests.e2e.conftest import Shared
 from tests.e2e.harness import (
     DEBUG_HEADERS,
     DECISION_HEADER,
-    REPOSITORY,
     Stack,
     answer_chat,
     chat,

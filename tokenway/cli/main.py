@@ -107,7 +107,7 @@ def _metadata_center(options: argparse.Namespace) -> int:
     import logging
 
     from extproc.observing.request_log import JsonFormatter
-    from metadata_center.serve import serve
+    from metadata_center.service.serve import serve
 
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
