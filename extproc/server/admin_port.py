@@ -1,4 +1,4 @@
-"""The admin port over HTTP: for programs, not for web pages (`metadata_center.http_callers`)."""
+"""The admin port over HTTP: for programs, not for web pages (`metadata_center.service.http_callers`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aiohttp import web
 from extproc.admin.page import Answer, Asked, Page, ProcessPage, json_answer
 from extproc.server.admin_answers import Answering
 from extproc.server.run_dir import closed_to_others
-from metadata_center.http_callers import is_loopback, refusal
+from metadata_center.service.http_callers import is_loopback, refusal
 from metadata_center.types import value
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
