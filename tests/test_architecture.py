@@ -32,6 +32,7 @@ CORE = (
     "extproc/choosing/policies/*.py",
     "extproc/predicting/*.py",
     "extproc/protocol/machine.py",
+    "extproc/transport/seam.py",
     "extproc/rendering/vocabulary.py",
     "extproc/rendering/canonical.py",
     "extproc/rendering/window.py",
@@ -129,7 +130,8 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "extproc.predicting": "metadata_center",
         "extproc.request": "extproc.types extproc.errors extproc.choosing",
         "extproc.rendering": "extproc.types extproc.errors extproc.request metadata_center",
-        "extproc.protocol": "extproc.types extproc.errors metadata_center",
+        "extproc.transport": "metadata_center",
+        "extproc.protocol": "extproc.types extproc.errors extproc.transport metadata_center",
         "extproc.health": "extproc.types metadata_center",
         "extproc.observing": "extproc.types extproc.errors extproc.choosing extproc.predicting "
         "metadata_center",
