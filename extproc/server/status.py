@@ -12,7 +12,7 @@ from extproc.choosing.holding import HoldReason
 from extproc.observing.metrics import EndpointGauges, LiveGauges
 from extproc.observing.shared_metrics import Values
 from extproc.routing.state import State
-from extproc.types import Endpoint
+from extproc.values.endpoints import Endpoint
 from metadata_center.types import EndpointKey
 
 

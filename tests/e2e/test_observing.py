@@ -10,11 +10,11 @@ from aiohttp import web
 
 from extproc.observing import metrics
 from extproc.observing.shared_metrics import SHARING_FAMILIES
+from testbed.processes import REPOSITORY
 from tests.e2e.conftest import Shared
 from tests.e2e.harness import (
     DEBUG_HEADERS,
     DECISION_HEADER,
-    REPOSITORY,
     Stack,
     answer_chat,
     chat,
@@ -42,7 +42,7 @@ names to be resolved, or gateways to share."""
 async def _command(stack: Stack, *words: str) -> tuple[int, str]:
     """Exit code and output of `tokenway WORDS --admin URL`."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "extproc.cli.main", *words, "--admin", stack.admin_url),
+        *(sys.executable, "-m", "tokenway.cli.main", *words, "--admin", stack.admin_url),
         cwd=REPOSITORY,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
