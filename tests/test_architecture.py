@@ -32,6 +32,7 @@ CORE = (
     "extproc/choosing/policies/*.py",
     "extproc/predicting/*.py",
     "extproc/protocol/machine.py",
+    "extproc/transport/seam.py",
     "extproc/rendering/vocabulary.py",
     "extproc/rendering/canonical.py",
     "extproc/rendering/window.py",
@@ -133,6 +134,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "extproc.predicting": "metadata_center",
         "extproc.request": "extproc.values extproc.errors extproc.choosing",
         "extproc.rendering": "extproc.values extproc.errors extproc.request metadata_center",
+        "extproc.transport": "metadata_center",
         "extproc.protocol": "extproc.values extproc.errors metadata_center",
         "extproc.health": "extproc.values metadata_center",
         "extproc.observing": "extproc.values extproc.errors extproc.choosing extproc.predicting "
