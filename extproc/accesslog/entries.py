@@ -19,7 +19,8 @@ from extproc.accesslog.usage import UNKNOWN, read_usage
 from extproc.accesslog.verdict import ERROR_NAMESPACE, error_seen
 from extproc.health.failures import FailureKind
 from extproc.observing.records import Ended
-from metadata_center.types import EndpointKey, RequestId, value
+from metadata_center.addresses import Address
+from metadata_center.types import RequestId, value
 
 USAGE_NAMESPACE = "llm.usage"
 
@@ -70,7 +71,7 @@ class RequestEnd:
     Attributes:
         request_id: Made by Envoy at the edge.
         owner: The worker that decided, or None if none did or its answer came too late.
-        endpoint: Who served the last attempt, or None if no attempt was made.
+        address: Where the last attempt went, or None if no attempt was made.
         attempts: Upstream attempts made.
         status: HTTP status the client saw; 0 if it left before any.
         ended: How.
@@ -91,7 +92,7 @@ class RequestEnd:
 
     request_id: RequestId
     owner: str | None
-    endpoint: EndpointKey | None
+    address: Address | None
     attempts: int
     status: int
     ended: Ended
@@ -120,32 +121,30 @@ class RequestAlive:
 
 @dataclass(frozen=True, slots=True)
 class AttemptStarted:
-    """A further attempt was dispatched to `endpoint`."""
+    """A further attempt was dispatched to `address`."""
 
     request_id: RequestId
     owner: str | None
-    endpoint: EndpointKey
+    address: Address
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptFailed:
-    """An attempt at `endpoint` failed."""
+    """An attempt at `address` failed."""
 
     request_id: RequestId
     owner: str | None
-    endpoint: EndpointKey
+    address: Address
     kind: FailureKind
 
 
 Entry = RequestEnd | RequestAlive | AttemptStarted | AttemptFailed
 
 
-def _endpoint(common: pb.AccessLogCommon) -> EndpointKey | None:
-    address = common.upstream_remote_address.socket_address
-    if not address.address:
-        return None
-    host = f"[{address.address}]" if ":" in address.address else address.address
-    return EndpointKey(f"{host}:{address.port_value}")
+def _address(common: pb.AccessLogCommon) -> Address | None:
+    remote = common.upstream_remote_address.socket_address
+    host = remote.address
+    return Address.of(host, remote.port_value) if host else None
 
 
 def _seconds(tag: str | None) -> float | None:
@@ -209,16 +208,16 @@ def translate(entry: pb.HTTPAccessLogEntry) -> Entry | None:
     log_type = common.access_log_type
     if log_type == pb.DownstreamEnd:
         return _request_end(entry, request_id, owner)
-    endpoint = _endpoint(common)
+    address = _address(common)
     if log_type == pb.DownstreamPeriodic:
         return RequestAlive(request_id, owner)
-    if endpoint is None:
+    if address is None:
         return None
     if log_type == pb.UpstreamPoolReady:
-        return AttemptStarted(request_id, owner, endpoint)
+        return AttemptStarted(request_id, owner, address)
     if log_type == pb.UpstreamEnd:
         kind = failure_kind(common, entry.response.response_code.value)
-        return None if kind is None else AttemptFailed(request_id, owner, endpoint, kind)
+        return None if kind is None else AttemptFailed(request_id, owner, address, kind)
     return None
 
 
@@ -250,7 +249,7 @@ def _request_end(entry: pb.HTTPAccessLogEntry, request_id: RequestId, owner: str
     return RequestEnd(
         request_id,
         owner,
-        _endpoint(common),
+        _address(common),
         common.upstream_request_attempt_count,
         status,
         _ended(flags, status, details),

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from errno import ECONNREFUSED
 from functools import partial
@@ -31,6 +31,7 @@ from extproc.health.settings import HealthSettings
 from extproc.health.tracker import HealthState, HealthTracker, ProbeFailure, Transition
 from extproc.values.choices import Rng
 from extproc.values.endpoints import Endpoint
+from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey
 
 logger = logging.getLogger(__name__)
@@ -175,11 +176,11 @@ class Prober:
     """Probes all endpoints of a tracker. `start` and `stop` belong to the owner's event loop.
 
     Args:
-        tracker: Fed with the results; `set_endpoints` here also sets its endpoints.
+        tracker: Fed with the results, and with what `update` is told.
         settings: The same as the tracker's.
         clock: Monotonic seconds, the tracker's `now_s`.
         rng: Spreads first probes over one interval.
-        on_transition: Called for every state change a probe or `set_endpoints` caused.
+        on_transition: Called for every state change a probe or `update` caused.
         on_cache_config: Called as (key, kv_tokens, block_size) after every reading that has them.
         on_cache_cleared: Called when an engine was found asleep: its cache is gone.
         on_occupancy: Called after every reading that tells how full the engine is.
@@ -209,6 +210,7 @@ class Prober:
         self._on_cache_config = on_cache_config
         self._on_cache_cleared = on_cache_cleared
         self._on_occupancy = on_occupancy
+        self._addresses: dict[EndpointKey, Address] = {}
         self._first_probe_s: dict[EndpointKey, float] = {}
         self._scraped_s: dict[EndpointKey, float | None] = {}
         self._asleep: set[EndpointKey] = set()
@@ -219,26 +221,35 @@ class Prober:
         self._stood_still_s = float("-inf")
 
     def _base(self, key: EndpointKey) -> str:
-        return f"{'https' if key in self.tls else 'http'}://{key}"
+        return f"{'https' if key in self.tls else 'http'}://{self._addresses[key]}"
 
-    def set_endpoints(self, endpoints: Iterable[Endpoint]) -> None:
-        """Replace what is probed, and the tracker's endpoints with it; keeps what is known of the rest."""
-        endpoints = tuple(endpoints)
-        for transition in self._tracker.set_endpoints(endpoints, self._clock()):
-            self._on_transition(transition)
-        keys = {endpoint.key for endpoint in endpoints}
-        for key in self._scraped_s.keys() - keys:
-            del self._scraped_s[key]
-            self._first_probe_s.pop(key, None)
-            self._asleep.discard(key)
-            self._puzzling.discard(key)
-            self._raised.discard(key)
-            if key in self._probes:
-                self._probes[key].cancel()
+    def update(self, changed: Mapping[EndpointKey, Collection[Endpoint]]) -> None:
+        """Endpoints came, changed or left; the tracker is told as well. Keeps what is known of those that stay.
+
+        Args:
+            changed: What each of them is now, once per cluster that it serves; nothing if it left.
+        """
         now_s = self._clock()
-        for key in keys - self._scraped_s.keys():
-            self._scraped_s[key] = None
-            self._first_probe_s[key] = now_s + self._rng.random() * self.settings.interval_s
+        for transition in self._tracker.update(changed, now_s):
+            self._on_transition(transition)
+        for key, endpoints in changed.items():
+            if not endpoints:
+                self._forget(key)
+                continue
+            self._addresses[key] = next(iter(endpoints)).address
+            if key not in self._scraped_s:
+                self._scraped_s[key] = None
+                self._first_probe_s[key] = now_s + self._rng.random() * self.settings.interval_s
+
+    def _forget(self, key: EndpointKey) -> None:
+        self._addresses.pop(key, None)
+        self._scraped_s.pop(key, None)
+        self._first_probe_s.pop(key, None)
+        self._asleep.discard(key)
+        self._puzzling.discard(key)
+        self._raised.discard(key)
+        if key in self._probes:
+            self._probes[key].cancel()
 
     def start(self) -> None:
         """Begin probing.

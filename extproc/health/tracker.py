@@ -22,7 +22,7 @@ One failure is one request's, never one attempt's: the caller settles that (`rou
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
@@ -251,55 +251,76 @@ class HealthTracker:
         self.withheld = 0
         """Ejections that the floor prevented."""
         self._records: dict[EndpointKey, _Record] = {}
-        self._members: dict[str, list[EndpointKey]] = {}
+        self._members: dict[str, dict[EndpointKey, None]] = {}
         self._doubts: dict[str, set[EndpointKey]] = {}
         self._generation = 0
+        self._changes: dict[str, int] = {}
 
     @property
     def generation(self) -> int:
-        """Grows whenever a state, a doubt or the endpoint set changes, and only then."""
+        """Grows whenever a state, a doubt or an endpoint changes, and only then."""
         return self._generation
 
-    def set_endpoints(self, endpoints: Iterable[Endpoint], now_s: float = 0.0) -> Transitions:
-        """Replace the endpoint set; known endpoints keep their history, new ones count as healthy.
+    def generation_of(self, cluster: str) -> int:
+        """`generation` when something of that cluster changed last."""
+        return self._changes.get(cluster, 0)
 
-        A key listed by several clusters is one endpoint; it drains if any of them says so, because
-        draining announces that the server goes away. Models that were missed are asked for again.
+    def reconfigure(self, settings: HealthSettings) -> None:
+        """Other thresholds and times; models that were missed are asked for again, they may be called otherwise."""
+        self.settings = settings
+        for key in self._records:
+            self._forget_misses(key)
+
+    def update(self, changed: Mapping[EndpointKey, Collection[Endpoint]], now_s: float = 0.0) -> Transitions:
+        """Endpoints came, changed or left; those that stay keep their history, new ones count as healthy.
+
+        Args:
+            changed: What each of them is now, once per cluster that it serves; nothing if it left. It drains
+                if any of its clusters says so, because draining announces that the server goes away.
+            now_s: Monotonic time.
 
         Returns:
-            Transitions of endpoints that stayed and started or stopped draining, or were kept by the floor.
+            Transitions of those that started or stopped draining, and of those that the floor brings back.
         """
-        clusters: dict[EndpointKey, set[str]] = {}
-        draining: set[EndpointKey] = set()
-        for endpoint in endpoints:
-            clusters.setdefault(endpoint.key, set()).add(endpoint.cluster)
-            if endpoint.draining:
-                draining.add(endpoint.key)
-        before = {key: record.state for key, record in self._records.items()}
-        for key, names in clusters.items():
+        touched: dict[str, None] = {}
+        changes: list[Transition] = []
+        for key, endpoints in changed.items():
             record = self._records.get(key)
+            before = None if record is None else record.state
+            if record is not None:
+                self._leave(key, record)
+                touched.update(dict.fromkeys(record.clusters))
+            if not endpoints:
+                if record is not None:
+                    for model in list(record.levels):
+                        self._trust(key, model)
+                    del self._records[key]
+                continue
+            clusters = frozenset(endpoint.cluster for endpoint in endpoints)
+            draining = any(endpoint.draining for endpoint in endpoints)
+            touched.update(dict.fromkeys(clusters))
+            for cluster in clusters:
+                self._members.setdefault(cluster, {})[key] = None
             if record is None:
-                self._records[key] = _Record(frozenset(names), key in draining)
-            else:
-                record.clusters, record.draining = frozenset(names), key in draining
-        for key in before.keys() - clusters.keys():
-            for model in list(self._records[key].levels):
-                self._trust(key, model)
-            del self._records[key]
-        self._members = {}
-        for key, names in clusters.items():
-            for name in names:
-                self._members.setdefault(name, []).append(key)
+                self._records[key] = _Record(clusters, draining)
+                continue
+            record.clusters, record.draining = clusters, draining
             self._forget_misses(key)
-        after = {key: record.state for key, record in self._records.items()}
-        if before != after:
-            self._changed()
-        changes = tuple(
-            Transition(key, before[key], state, "draining set" if key in draining else "draining cleared")
-            for key, state in after.items()
-            if before.get(key, state) is not state
-        )
-        return changes + tuple(self._hold_floors(self._members, now_s))
+            if before is not None and record.state is not before:
+                reason = "draining set" if draining else "draining cleared"
+                changes.append(Transition(key, before, record.state, reason))
+        self._changed(touched)
+        changes += self._hold_floors([cluster for cluster in touched if cluster in self._members], now_s)
+        for cluster in touched.keys() - self._members.keys():
+            del self._changes[cluster]
+        return tuple(changes)
+
+    def _leave(self, key: EndpointKey, record: _Record) -> None:
+        for cluster in record.clusters:
+            members = self._members[cluster]
+            del members[key]
+            if not members:
+                del self._members[cluster]
 
     # Probes.
 
@@ -522,7 +543,7 @@ class HealthTracker:
         level.doubted = FailureKind.MISSING_MODEL
         level.trial_until_s, level.trial_due_s, level.failed_trials = 0.0, now_s + MISS_S, 0
         self._doubts.setdefault(model, set()).add(key)
-        self._changed()
+        self._changed(self._records[key].clusters)
 
     def _forget_misses(self, key: EndpointKey) -> None:
         record = self._records[key]
@@ -554,7 +575,7 @@ class HealthTracker:
                 level.doubted = kind
                 level.trial_until_s, level.trial_due_s, level.failed_trials = 0.0, now_s + TRIAL_S, 0
                 self._doubts.setdefault(model, set()).add(key)
-                self._changed()
+                self._changed(record.clusters)
         for other in tuple(self._doubts.get(model, ())):
             peer = self._records[other]
             known = peer.levels[model]
@@ -621,7 +642,7 @@ class HealthTracker:
             keys.remove(key)
             if not keys:
                 del self._doubts[model]
-            self._changed()
+            self._changed(self._records[key].clusters)
 
     # Ejections.
 
@@ -695,7 +716,7 @@ class HealthTracker:
             out.sort(key=lambda key: self._records[key].ejected_until_s)
             for key in out[: floor - available]:
                 self._readmit(self._records[key], now_s)
-                self._changed()
+                self._changed(self._records[key].clusters)
                 changes.append(
                     Transition(key, HealthState.EJECTED, HealthState.HEALTHY, "too few others are left")
                 )
@@ -707,7 +728,7 @@ class HealthTracker:
         """What an event changed, that of its own endpoint first."""
         changes: list[Transition] = []
         if record.state is not before:
-            self._changed()
+            self._changed(record.clusters)
             changes.append(Transition(key, before, record.state, reason))
         if record.ejected is not None:
             changes += self._hold_floors(record.clusters, now_s)
@@ -719,5 +740,7 @@ class HealthTracker:
         else:
             record.next_probe_s = max(now_s + self.settings.recovery_interval_s, record.ejected_until_s)
 
-    def _changed(self) -> None:
+    def _changed(self, clusters: Iterable[str]) -> None:
         self._generation += 1
+        for cluster in clusters:
+            self._changes[cluster] = self._generation

@@ -26,6 +26,7 @@ from extproc.observing.records import DecisionRecord, Ended, Outcome
 from extproc.routing.caches import View
 from extproc.routing.inflight import Inflight
 from extproc.routing.state import State
+from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey, RequestId, value
 
 CACHED_TOLERANCE_TOKENS = 128
@@ -138,10 +139,24 @@ class Outcomes:
 
     def _moved(self, entry: AttemptStarted, now_s: float) -> None:
         inflight = self._state.inflight.get(entry.request_id)
-        if inflight is not None and inflight.endpoint != entry.endpoint:
-            self._state.load.move(entry.request_id, entry.endpoint, now_s)
-            self._state.move(inflight, entry.endpoint)
+        if inflight is None:
+            return
+        endpoint = self._at(entry.address, inflight)
+        if inflight.endpoint != endpoint:
+            self._state.load.move(entry.request_id, endpoint, now_s)
+            self._state.move(inflight, endpoint)
             self._state.freed()
+
+    def _at(self, address: Address, inflight: Inflight) -> EndpointKey:
+        """Which endpoint an attempt at an address was sent to."""
+        fleet = self._state.fleet
+        if fleet.address(inflight.endpoint) == address:
+            return inflight.endpoint
+        record = inflight.record
+        expected = [inflight.endpoint]
+        if record.choice is not None and record.snapshot is not None:
+            expected += [record.snapshot.keys[row] for row in record.choice.order]
+        return fleet.at(address, expected)
 
     def _ended(self, entry: RequestEnd, now_s: float) -> None:
         state = self._state
@@ -166,10 +181,10 @@ class Outcomes:
             entry = replace(entry, ended=Ended.UPSTREAM_ERROR)
         completed = verdict is NoFailure.ANSWERED and entry.status == 200
         state.finish(entry.request_id, now_s, completed=completed)
-        if entry.endpoint is not None:
-            if entry.endpoint != record.chosen:
+        if entry.address is not None:
+            inflight.endpoint = self._at(entry.address, inflight)
+            if inflight.endpoint != record.chosen:
                 state.metrics.fell_back(record.cluster or "")
-            inflight.endpoint = entry.endpoint
         endpoint = inflight.endpoint
         if inflight.response is not None:
             state.settle(inflight.response, endpoint, now_s)
@@ -269,8 +284,11 @@ class Outcomes:
     # Evidence of health.
 
     def _attempt_failed(self, entry: AttemptFailed, now_s: float) -> None:
-        state, endpoint, kind = self._state, entry.endpoint, entry.kind
+        state, kind = self._state, entry.kind
         inflight = state.inflight.get(entry.request_id)
+        unsettled = self._unsettled.get(entry.request_id)
+        known = inflight if unsettled is None else unsettled.inflight
+        endpoint = state.fleet.at(entry.address) if known is None else self._at(entry.address, known)
         if kind is FailureKind.CONNECT_FAILURE:
             self._count(endpoint, kind)
             model = "" if inflight is None else inflight.served_model
@@ -280,7 +298,6 @@ class Outcomes:
                 inflight.failed = {}
             inflight.failed[endpoint] = kind
             return
-        unsettled = self._unsettled.get(entry.request_id)
         if unsettled is not None and endpoint in unsettled.missing:
             unsettled.missing.remove(endpoint)
             unsettled.known[endpoint] = kind

@@ -383,7 +383,7 @@ class Placer:
         assert asked.follows is not None
         for key in asked.follows:
             home = None if key is None else self._state.homes.find(key, now_s)
-            if home is not None and table.serves(asked.route.cluster, asked.route.subset, home):
+            if home is not None and table.member(asked.route.cluster, asked.route.subset, home) is not None:
                 return home
         return None
 

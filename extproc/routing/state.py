@@ -9,6 +9,7 @@ from typing import Final
 
 from extproc.choosing.learning import Learner
 from extproc.choosing.snapshots import Engines as EnginesView
+from extproc.discovery.fleet import Fleet
 from extproc.health.poison import Poison
 from extproc.health.tracker import HealthTracker, Transition
 from extproc.observing.metrics import Metrics
@@ -58,6 +59,7 @@ class State:
 
     Attributes:
         load: Who is charged for what.
+        fleet: Which endpoints there are, and where.
         caches: What each endpoint has cached.
         health: Who may be chosen.
         predictor: TTFT, TPOT, tokens per byte.
@@ -85,6 +87,7 @@ class State:
     predictor: Predictor
     records: RecordRing
     metrics: Metrics
+    fleet: Fleet = field(default_factory=Fleet)
     lingering: deque[tuple[float, EndpointKey, list[int]]] = field(default_factory=deque)
     inflight: InflightTable = field(default_factory=InflightTable)
     engines: Engines = field(default_factory=Engines)

@@ -44,6 +44,7 @@ class Pool:
 
     Attributes:
         keys: Distinct.
+        addresses: Where each key is reached, as Envoy is told.
         rows: The row of each key.
         slots: Where they are counted, one per key.
         weights: Relative capacity, one per key.
@@ -55,6 +56,7 @@ class Pool:
     """
 
     keys: tuple[EndpointKey, ...]
+    addresses: tuple[str, ...]
     rows: Mapping[EndpointKey, int]
     slots: tuple[int, ...]
     weights: tuple[float, ...]
@@ -128,6 +130,7 @@ class RoutingTable:
             on_trial: Kept with the pool.
         """
         keys: list[EndpointKey] = []
+        addresses: list[str] = []
         weights: list[float] = []
         hardware: list[str] = []
         filtered: list[tuple[EndpointKey, str]] = []
@@ -140,21 +143,29 @@ class RoutingTable:
                 filtered.append((endpoint.key, reason))
                 continue
             keys.append(endpoint.key)
+            addresses.append(str(endpoint.address))
             weights.append(float(endpoint.weight))
             hardware.append(endpoint.labels.get(HARDWARE_LABEL, ""))
         rows = {key: row for row, key in enumerate(keys)}
         is_labelled = any(HARDWARE_LABEL in each.labels for each in self.clusters.get(cluster, ()))
         kinds = tuple(hardware if len(set(hardware)) > 1 else hardware[:1]) if is_labelled else ()
         return Pool(
-            tuple(keys), rows, self._slots_of(keys), tuple(weights), kinds, tuple(filtered), on_trial=on_trial
+            tuple(keys),
+            tuple(addresses),
+            rows,
+            self._slots_of(keys),
+            tuple(weights),
+            kinds,
+            tuple(filtered),
+            on_trial=on_trial,
         )
 
-    def serves(self, cluster: str, subset: Mapping[str, str], key: EndpointKey) -> bool:
-        """Is that endpoint of `cluster` configured, with all labels of `subset`? Whatever its health."""
-        return any(
-            endpoint.key == key and all(endpoint.labels.get(name) == value for name, value in subset.items())
-            for endpoint in self.clusters.get(cluster, ())
-        )
+    def member(self, cluster: str, subset: Mapping[str, str], key: EndpointKey) -> Endpoint | None:
+        """That endpoint of `cluster`, if it has all labels of `subset`; whatever its health."""
+        for endpoint in self.clusters.get(cluster, ()):
+            if endpoint.key == key and all(endpoint.labels.get(name) == value for name, value in subset.items()):
+                return endpoint
+        return None
 
     def judge(self, request: RequestHeaders) -> LineVerdict:
         """What the request line alone decides."""

@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from extproc.config.schema import EngineTls
-from extproc.values.endpoints import Endpoint
-from metadata_center.types import EndpointKey
 
 _log = logging.getLogger("tokenway.engine_tls")
 
 
-def request_tls(
-    settings: Mapping[str, EngineTls], clusters: Mapping[str, Sequence[Endpoint]]
-) -> dict[EndpointKey, Mapping[str, Any]]:
-    """What aiohttp is to be told with a request to each endpoint of a cluster with TLS; others are left out.
+def request_tls(settings: Mapping[str, EngineTls]) -> dict[str, Mapping[str, Any]]:
+    """What aiohttp is to be told with a request to an endpoint of each cluster with TLS; others are left out.
 
     Files that cannot be read are logged; their engines then fail every probe, which is better than being
     spoken to without a check.
     """
-    found: dict[EndpointKey, Mapping[str, Any]] = {}
-    for cluster, tls in settings.items():
-        request = {"ssl": _context(cluster, tls), "server_hostname": tls.server_name}
-        found.update((endpoint.key, request) for endpoint in clusters.get(cluster, ()))
-    return found
+    return {
+        cluster: {"ssl": _context(cluster, tls), "server_hostname": tls.server_name}
+        for cluster, tls in settings.items()
+    }
 
 
 def _context(cluster: str, tls: EngineTls) -> ssl.SSLContext:
