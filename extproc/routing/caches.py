@@ -20,8 +20,8 @@ from enum import StrEnum
 from typing import Protocol
 
 from extproc.types import InferenceRequest
-from metadata_center.prefix_index import PrefixIndex
-from metadata_center.running_blocks import RunningBlocks
+from metadata_center.history.prefix_index import PrefixIndex
+from metadata_center.history.running_blocks import RunningBlocks
 from metadata_center.types import EndpointKey, value
 
 
