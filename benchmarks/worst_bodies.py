@@ -50,7 +50,8 @@ from extproc.routing.settings import RouterSettings
 from extproc.routing.state import State
 from extproc.routing.table import RoutingTable
 from extproc.server.body_readers import BodyReaders
-from extproc.types import Endpoint
+from extproc.values.endpoints import Endpoint
+from extproc.values.headers import REQUEST_ID_HEADER
 from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import Counters
 from metadata_center.load.table import LoadTable
@@ -380,7 +381,7 @@ def send_all(address: str) -> None:
             place, pieces, num_bytes = json.loads(line)
             path, body = Shape(place, tuple(piece.encode() for piece in pieces)).body(num_bytes)
             headers = pb.ProcessingRequest()
-            for name, said in ((":method", "POST"), (":path", path), (wire.REQUEST_ID_HEADER, str(number))):
+            for name, said in ((":method", "POST"), (":path", path), (REQUEST_ID_HEADER, str(number))):
                 headers.request_headers.headers.headers.add(key=name, raw_value=said.encode())
             message = pb.ProcessingRequest(request_body=pb.HttpBody(body=body, end_of_stream=True))
             print("made", flush=True)

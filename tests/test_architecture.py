@@ -15,23 +15,24 @@ from pydantic import ValidationError
 
 from extproc.config.rule_headers import SECRET_HEADERS
 from extproc.config.schema import Away, Config, Edge
-from extproc.protocol.wire import DEBUG_HEADER, OWNER_HEADER
 from extproc.request.parse import INFERENCE_PATHS, is_form
 from extproc.request.paths import ADMIN_PATHS
 from extproc.request.sanitize import STEERING_FIELDS, STEERING_HEADERS, STEERING_XARGS
 from extproc.server.bootstrap import CREDENTIAL_HEADERS, WORKER_CLUSTERS, render, template, withheld
 from extproc.server.run_dir import SYSTEM_DIR
+from extproc.values.headers import DEBUG_HEADER, OWNER_HEADER
 
 ROOT = Path(__file__).parents[1]
 
 CORE = (
-    "extproc/types.py",
+    "extproc/values/*.py",
     "extproc/errors.py",
     "extproc/request/*.py",
     "extproc/choosing/*.py",
     "extproc/choosing/policies/*.py",
     "extproc/predicting/*.py",
     "extproc/protocol/machine.py",
+    "extproc/transport/seam.py",
     "extproc/rendering/vocabulary.py",
     "extproc/rendering/canonical.py",
     "extproc/rendering/window.py",
@@ -40,6 +41,8 @@ CORE = (
     "extproc/rendering/messages.py",
     "extproc/rendering/prompt_text.py",
     "extproc/routing/*.py",
+    "extproc/admin/*.py",
+    "extproc/admin/pages/*.py",
     "extproc/accesslog/entries.py",
     "extproc/accesslog/usage.py",
     "extproc/accesslog/verdict.py",
@@ -50,6 +53,7 @@ CORE = (
     "extproc/observing/records.py",
     "extproc/observing/printable.py",
     "extproc/observing/explain.py",
+    "extproc/observing/merge.py",
     "extproc/config/clusters.py",
     "extproc/discovery/following.py",
     "extproc/discovery/resolution.py",
@@ -121,24 +125,26 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "tokenway.simulator.engine": "",
         "tokenway.simulator.server": "tokenway.simulator.engine",
         "tokenway.simulator.validation": "tokenway.simulator.engine",
-        "tokenway.simulator.policies": "extproc.choosing extproc.predicting extproc.types metadata_center",
+        "tokenway.simulator.policies": "extproc.choosing extproc.predicting extproc.values metadata_center",
         "tokenway.simulator.replay": "tokenway.simulator.engine tokenway.simulator.policies extproc.choosing "
         "extproc.predicting metadata_center",
-        "extproc.types": "metadata_center",
+        "extproc.values": "extproc.errors metadata_center",
         "extproc.errors": "",
-        "extproc.choosing": "extproc.types extproc.predicting metadata_center",
+        "extproc.choosing": "extproc.values extproc.predicting metadata_center",
         "extproc.predicting": "metadata_center",
-        "extproc.request": "extproc.types extproc.errors extproc.choosing",
-        "extproc.rendering": "extproc.types extproc.errors extproc.request metadata_center",
-        "extproc.protocol": "extproc.types extproc.errors metadata_center",
-        "extproc.health": "extproc.types metadata_center",
-        "extproc.observing": "extproc.types extproc.errors extproc.choosing extproc.predicting "
+        "extproc.request": "extproc.values extproc.errors extproc.choosing",
+        "extproc.rendering": "extproc.values extproc.errors extproc.request metadata_center",
+        "extproc.transport": "metadata_center",
+        "extproc.protocol": "extproc.values extproc.errors metadata_center",
+        "extproc.health": "extproc.values metadata_center",
+        "extproc.observing": "extproc.values extproc.errors extproc.choosing extproc.predicting "
         "metadata_center",
-        "extproc.accesslog": "extproc.types extproc.health extproc.observing metadata_center",
+        "extproc.admin": "extproc.observing metadata_center",
+        "extproc.accesslog": "extproc.values extproc.health extproc.observing metadata_center",
         "extproc.config": "extproc.errors extproc.choosing extproc.health extproc.request",
-        "extproc.discovery": "extproc.types extproc.config metadata_center",
-        "extproc.xds": "extproc.types extproc.config extproc.health metadata_center",
-        "extproc.routing": "extproc.types extproc.errors extproc.request extproc.rendering "
+        "extproc.discovery": "extproc.values extproc.config metadata_center",
+        "extproc.xds": "extproc.values extproc.config extproc.health metadata_center",
+        "extproc.routing": "extproc.values extproc.errors extproc.request extproc.rendering "
         "extproc.choosing extproc.predicting "
         "extproc.protocol extproc.health extproc.observing extproc.accesslog metadata_center",
     }.items()

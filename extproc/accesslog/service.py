@@ -28,7 +28,7 @@ from extproc.accesslog.entries import (
     translate,
 )
 from extproc.observing.metrics import Metrics
-from extproc.types import NO_OWNER
+from extproc.values.exchange import NO_OWNER
 
 _log = logging.getLogger("tokenway.accesslog")
 

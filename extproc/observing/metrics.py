@@ -37,7 +37,7 @@ from extproc.observing.family import Family, Kind
 from extproc.observing.records import Ended, HoldEnding, Outcome
 from extproc.observing.shared_metrics import FAMILIES as SHARED_FAMILIES
 from extproc.predicting.predictor import KeyCalibration, ModelKey
-from extproc.types import Operation
+from extproc.values.requests import Operation
 from metadata_center.types import EndpointKey
 
 OTHER = "other"

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from extproc.config.schema import Config, RuleSection
-from extproc.types import Endpoint
+from extproc.values.endpoints import Endpoint
 from extproc.xds.resources import MODEL_ALIAS_PREFIX
 
 OpenModels = Mapping[str, RuleSection]

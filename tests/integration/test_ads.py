@@ -21,7 +21,7 @@ from envoy_data_plane.envoy.config.cluster import v3 as cluster_v3
 from envoy_data_plane.envoy.service.discovery import v3 as discovery_v3
 
 from extproc.health.tracker import HealthState
-from extproc.types import Endpoint
+from extproc.values.endpoints import Endpoint
 from extproc.xds import delta
 from extproc.xds.ads import AdsServer
 from extproc.xds.resources import ASSIGNMENT_TYPE, CLUSTER_TYPE, cluster_resources, load_assignments

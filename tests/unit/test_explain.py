@@ -25,7 +25,8 @@ from extproc.observing.records import DecisionRecord, Ended, Outcome
 from extproc.predicting.predictor import Predictor
 from extproc.predicting.prices import Prices
 from extproc.predicting.ttft import IDLE, TtftModel
-from extproc.types import Learned, Operation, Snapshot
+from extproc.values.choices import Learned, Snapshot
+from extproc.values.requests import Operation
 from metadata_center.types import EndpointKey, RequestId
 from tokenway.cli.explain import explain
 

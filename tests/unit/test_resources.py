@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.health.tracker import HealthState
-from extproc.types import Endpoint
+from extproc.values.endpoints import Endpoint
 from extproc.xds import delta
 from extproc.xds.delta import DeltaStream, Nack, ResourceStore, SubscriptionLimitError
 from extproc.xds.resources import (

@@ -15,7 +15,7 @@ from extproc.choosing.seats import Seats
 from extproc.choosing.settings import LoadBalancing
 from extproc.choosing.snapshots import Demand, Engines, Load, Prompt, completion_snapshot
 from extproc.predicting.predictor import Predictor
-from extproc.types import Snapshot
+from extproc.values.choices import Snapshot
 from metadata_center.history.running_blocks import RunningBlocks
 from metadata_center.types import EndpointKey, value
 from tokenway.simulator.policies.view import Decision, Hold, Policy, Sent, Shed, View
@@ -103,8 +103,11 @@ class LeastCompletion(Policy):
         return completion_snapshot(
             view.keys,
             view.weights,
-            Load(view.requests, view.prefilling, view.prefill_tokens, view.context_tokens),
-            Prompt(request.prompt_tokens, view.matched_tokens(), view.matched_blocks, len(request.blocks)),
+            # Kept until the answer teaches, so of its own: the view's columns go on changing.
+            Load(*map(tuple, (view.requests, view.prefilling, view.prefill_tokens, view.context_tokens))),
+            Prompt(
+                request.prompt_tokens, view.matched_tokens(), tuple(view.matched_blocks), len(request.blocks)
+            ),
             predictor.row_prices(MODEL, groups),
             Engines(
                 view.kv_tokens,
