@@ -64,7 +64,7 @@ def age(lines: Sequence[Cell], stale: Collection[str]) -> list[str]:
     every = Counter(str(cell.kind) for cell in lines)
     counts = ", ".join(f"{count} of {every[kind]} `{kind}`" for kind, count in sorted(old.items()))
     return [
-        f"Of the command lines below, {counts} were run before the last change of what their figures depend on."
+        f"Of the command lines below, {counts} were run before what their figures depend on changed last."
         " `python -m benchmarks.policies --verify CELL` runs one again and says what differs."
     ]
 
