@@ -22,9 +22,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.health.settings import HealthSettings
 from extproc.request.rules import Backend, ModelRules, Rule
+from extproc.values.balancing import Algorithm, LoadBalancing
 from metadata_center.addresses import Address, ip_or_none, is_loopback
 
 _LB = LoadBalancing()

@@ -27,7 +27,7 @@ from xxhash import xxh3_128_hexdigest
 from extproc.discovery.listed import Clusters, Listed
 from extproc.values.endpoints import Endpoint
 from metadata_center.addresses import Address
-from metadata_center.counters import KEY_BYTES
+from metadata_center.load.counters import KEY_BYTES
 from metadata_center.types import EndpointKey
 
 MAX_FORMER: Final = 4096
