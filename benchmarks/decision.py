@@ -17,6 +17,8 @@ import time
 
 from prometheus_client import CollectorRegistry
 
+from extproc.discovery.fleet import Fleet
+from extproc.discovery.listed import Listed
 from extproc.health.settings import HealthSettings
 from extproc.health.tracker import HealthTracker
 from extproc.observing.metrics import Metrics
@@ -30,12 +32,12 @@ from extproc.routing.settings import RouterSettings
 from extproc.routing.state import State
 from extproc.routing.table import RoutingTable
 from extproc.values.balancing import Algorithm, LoadBalancing
-from extproc.values.endpoints import Endpoint
 from extproc.values.exchange import RequestHeaders
+from metadata_center.addresses import Address
 from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import Counters
 from metadata_center.load.table import LoadTable
-from metadata_center.types import EndpointKey, RequestId
+from metadata_center.types import RequestId
 
 
 def decisions(
@@ -49,11 +51,13 @@ def decisions(
         prompt_bytes: Length of the prompt, to within one repetition of its words.
         repeats: Decisions timed; a quarter of them stay in flight.
     """
-    members = [Endpoint(EndpointKey(f"10.0.{i // 250}.{i % 250}:8000"), "c") for i in range(endpoints)]
+    fleet = Fleet()
+    places = [Address(f"10.0.{i // 250}.{i % 250}", 8000) for i in range(endpoints)]
+    fleet.replace("bench", {"c": [Listed(str(place), place) for place in places]})
     health = HealthTracker(HealthSettings())
-    health.set_endpoints(members)
+    health.update({key: fleet.of(key) for key in fleet.keys})
     metrics = Metrics(CollectorRegistry(), "bench")
-    metrics.configure(models=["m"], clusters=["c"], endpoints=[member.key for member in members])
+    metrics.configure(models=["m"], clusters=["c"], endpoints=fleet.keys)
     state = State(
         load=LoadTable(Counters()),
         caches=Caches(PrefixIndex(10_000, 100_000)),
@@ -61,10 +65,11 @@ def decisions(
         predictor=Predictor(),
         records=RecordRing(2000),
         metrics=metrics,
+        fleet=fleet,
     )
     table = RoutingTable(
         RuleTable([ModelRules("m", (Rule("c"),), load_balancing=LoadBalancing(algorithm=algorithm))]),
-        {"c": members},
+        fleet.clusters,
         ["m"],
         None,
         frozenset(),
@@ -74,8 +79,8 @@ def decisions(
     router = Router(
         state, table, RouterSettings(), Answers("0.bench"), random.Random(1), time.monotonic, time.time
     )
-    for member in members:  # known from the start, as after a minute of traffic
-        state.caches.history.record(member.key, [1])
+    for key in fleet.keys:  # known from the start, as after a minute of traffic
+        state.caches.history.record(key, [1])
     took: list[float] = []
     for i in range(repeats):
         request_id = f"{i:036d}"

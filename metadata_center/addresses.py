@@ -1,4 +1,4 @@
-"""Where something is reached: a host and a port, read and written in one way everywhere. Pure: nothing is resolved.
+"""Where something is reached: a host and a port, read and written in one way. Pure: nothing is resolved.
 
 Rules:
     1. `ip:port` and `name:port`, an IPv6 address in brackets; nothing else in the repository takes such text

@@ -13,6 +13,7 @@ import orjson
 import pytest
 from prometheus_client import CollectorRegistry
 
+from extproc.discovery.listed import Listed
 from extproc.health.settings import HealthSettings
 from extproc.health.tracker import FailureKind, HealthTracker, Transition
 from extproc.observing.metrics import Metrics
@@ -35,6 +36,7 @@ from extproc.values.endpoints import Endpoint
 from extproc.values.exchange import RequestHeaders
 from extproc.values.headers import REQUEST_ID_HEADER
 from extproc.values.outcomes import Ended
+from metadata_center.addresses import Address
 from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import Counters
 from metadata_center.load.table import LoadTable
@@ -181,7 +183,15 @@ class VirtualLoop:
 
 def endpoint(number: int, **changes: Any) -> Endpoint:
     """The replica of that number, in the one cluster there is."""
-    return replace(Endpoint(EndpointKey(f"10.0.0.{number}:8000"), CLUSTER), **changes)
+    at = Address(f"10.0.0.{number}", 8000)
+    return replace(Endpoint(EndpointKey(f"uid/{number}"), CLUSTER, at), **changes)
+
+
+def listed(one: Endpoint) -> Listed:
+    """An endpoint as a source lists it."""
+    return Listed(
+        one.key, one.address, one.weight, one.labels, one.metadata, one.draining, one.rank, one.locality
+    )
 
 
 THREE = tuple(map(endpoint, range(3)))
@@ -203,7 +213,7 @@ def request_end(request_id: str, **changes: Any) -> RequestEnd:
     plain = RequestEnd(
         request_id=RequestId(request_id),
         owner=OWNER,
-        endpoint=None,
+        address=None,
         attempts=1,
         status=200,
         ended=Ended.COMPLETED,
@@ -232,7 +242,8 @@ class Rig:
         outcomes: What the access log talks to.
         clock: The only time there is.
         registry: Holds this worker's metrics.
-        configure: Makes these the endpoints of the cluster, as a reload does.
+        configure: Makes these the endpoints of the cluster, as a source does.
+        places: Where each endpoint there ever was is or was.
         transitions: Changes of health, in order.
         endings: Finished requests, in order.
     """
@@ -244,6 +255,7 @@ class Rig:
     clock: ManualClock
     registry: CollectorRegistry
     configure: Callable[[Sequence[Endpoint]], None]
+    places: dict[EndpointKey, Address]
     transitions: list[Transition] = field(default_factory=list)
     endings: list[Ending] = field(default_factory=list)
 
@@ -266,21 +278,25 @@ class Rig:
         return key
 
     def end(self, request_id: str = "r", **changes: Any) -> None:
-        """The request's last access-log entry arrives; by default it completed where it was sent."""
+        """The request's last access-log entry arrives; by default it completed where it was sent.
+
+        An `endpoint` is told as its address, as Envoy does.
+        """
         inflight = self.state.inflight.get(RequestId(request_id))
-        if "endpoint" not in changes and inflight is not None:
-            changes["endpoint"] = inflight.endpoint
+        key = changes.pop("endpoint", None if inflight is None else inflight.endpoint)
+        if key is not None:
+            changes["address"] = self.places[key]
         self.outcomes.take(request_end(request_id, **changes), self.clock())
 
     def started(self, request_id: str, to: EndpointKey) -> None:
         """Envoy dispatches a further attempt."""
-        self.outcomes.take(AttemptStarted(RequestId(request_id), OWNER, to), self.clock())
+        self.outcomes.take(AttemptStarted(RequestId(request_id), OWNER, self.places[to]), self.clock())
 
     def failed(
         self, request_id: str, at: EndpointKey, kind: FailureKind = FailureKind.CONNECT_FAILURE
     ) -> None:
         """An attempt failed."""
-        self.outcomes.take(AttemptFailed(RequestId(request_id), OWNER, at, kind), self.clock())
+        self.outcomes.take(AttemptFailed(RequestId(request_id), OWNER, self.places[at], kind), self.clock())
 
     def alive(self, request_id: str) -> None:
         """Envoy says that the request still runs."""
@@ -324,30 +340,31 @@ def build_rig(
     )
     served = models or [ModelRules(MODEL, (Rule(CLUSTER),), load_balancing=load_balancing or LoadBalancing())]
 
-    def table(members: Sequence[Endpoint]) -> RoutingTable:
-        return RoutingTable(
-            rules=RuleTable(served),
-            clusters={CLUSTER: members},
-            models=[model.name for model in served],
-            default_cluster=None,
-            allowed_fields=allowed_fields,
-            slots_of=state.load.slots,
-            loaded_unix_s=WALL_S,
-        )
+    fleet = state.fleet
+    table = RoutingTable(
+        rules=RuleTable(served),
+        clusters=fleet.clusters,
+        models=[model.name for model in served],
+        default_cluster=None,
+        allowed_fields=allowed_fields,
+        slots_of=state.load.slots,
+        loaded_unix_s=WALL_S,
+    )
+    places: dict[EndpointKey, Address] = {}
 
     def configure(members: Sequence[Endpoint]) -> None:
-        keys = frozenset(member.key for member in members)
-        before = {member.key for group in router.table.clusters.values() for member in group}
-        router.table = table(members)
-        state.health.set_endpoints(members)
-        state.load.retain(keys)
-        state.endpoints.retain(keys)
-        for key in before - keys:
+        places.update((member.key, member.address) for member in members)
+        difference = fleet.replace("test", {CLUSTER: list(map(listed, members))})
+        changed = {key: fleet.of(key) for key in difference.keys}
+        state.health.update(changed)
+        state.load.retain(fleet.keys)
+        state.endpoints.retain(fleet.keys)
+        for key in [key for key, endpoints in changed.items() if not endpoints]:
             state.caches.history.remove(key)
 
     router = Router(
         state,
-        table(()),
+        table,
         settings or RouterSettings(block_bytes=BLOCK_BYTES),
         Answers(OWNER),
         random.Random(seed),
@@ -370,7 +387,7 @@ def build_rig(
         clusters=[CLUSTER],
         endpoints=[member.key for member in endpoints],
     )
-    return Rig(state, router, gateway, outcomes, clock, registry, configure, transitions, endings)
+    return Rig(state, router, gateway, outcomes, clock, registry, configure, places, transitions, endings)
 
 
 @pytest.fixture

@@ -56,10 +56,13 @@ CORE = (
     "extproc/observing/merge.py",
     "extproc/config/clusters.py",
     "extproc/discovery/following.py",
+    "extproc/discovery/fleet.py",
+    "extproc/discovery/listed.py",
     "extproc/discovery/resolution.py",
     "extproc/xds/resources.py",
     "extproc/xds/open_models.py",
     "extproc/xds/delta.py",
+    "extproc/xds/publications.py",
     "extproc/config/schema.py",
     "extproc/config/rule_headers.py",
     "extproc/config/document.py",
@@ -146,7 +149,8 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "extproc.xds": "extproc.values extproc.config extproc.health metadata_center",
         "extproc.routing": "extproc.values extproc.errors extproc.request extproc.rendering "
         "extproc.choosing extproc.predicting "
-        "extproc.protocol extproc.health extproc.observing extproc.accesslog metadata_center",
+        "extproc.protocol extproc.health extproc.observing extproc.accesslog extproc.discovery.fleet "
+        "metadata_center",
     }.items()
 }
 """Package -> packages of ours that it may import. Server and command, which build all, may all."""

@@ -1,10 +1,10 @@
 """The one fleet: what all sources list, merged; what of it changed; which identity is at which address.
 
 Rules:
-    1. Pure. A source's words come in, the difference they make goes out; who follows the fleet re-applies that
-       and nothing else.
-    2. Identities are made here and only here. Equal keys of sources are one replica, whichever sources list it. Nobody
-       takes an identity apart: an address is asked of the fleet or of an `Endpoint`.
+    1. Pure. A source's words come in, the difference they make goes out; who follows the fleet re-applies
+       that and nothing else.
+    2. Identities are made here and only here. Equal keys of sources are one replica, whichever sources list
+       it. Nobody takes an identity apart: an address is asked of the fleet or of an `Endpoint`.
     3. Each source owns what it lists. Where two list the same replica, or the same address and rank, in one
        cluster, the source that came to the fleet first counts; the other takes over when it goes.
     4. A cluster exists as long as a source lists it, with or without endpoints.
@@ -71,9 +71,7 @@ class Difference:
     gone_clusters: frozenset[str] = frozenset()
 
     def __bool__(self) -> bool:
-        return bool(
-            self.added or self.removed or self.changed or self.new_clusters or self.gone_clusters
-        )
+        return bool(self.added or self.removed or self.changed or self.new_clusters or self.gone_clusters)
 
     @cached_property
     def keys(self) -> tuple[EndpointKey, ...]:
@@ -236,10 +234,10 @@ class Fleet:
 
 
 def _identity(key: str) -> EndpointKey:
-    """The identity of the replica that sources know by `key`: the same where it fits, so that people know it."""
+    """The identity of the replica that sources know by `key`: the same where it fits: people read it."""
     if 0 < len(key) <= KEY_BYTES and key.isascii() and key.isprintable():
         return EndpointKey(key)
-    return EndpointKey(f"~{xxh3_128_hexdigest(key)}")
+    return EndpointKey(f"~{xxh3_128_hexdigest(key.encode())}")
 
 
 def _endpoint(key: EndpointKey, cluster: str, source: str, listed: Listed) -> Endpoint:

@@ -1,4 +1,4 @@
-"""What a source of endpoints says: the one form in which files, control planes and orchestrators feed the fleet.
+"""What a source of endpoints says: the one form in which files and control planes feed the fleet.
 
 Rules:
     1. A source owns the endpoints it lists. It tells whole clusters, one, several or all of them at a time;

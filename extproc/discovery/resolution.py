@@ -11,10 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from extproc.config.clusters import ClusterSpec
 from extproc.discovery.listed import Clusters, Listed
 from metadata_center.addresses import Address
+
+FILES: Final = "files"
+"""What the fleet calls this source."""
 
 
 @dataclass(frozen=True, slots=True)

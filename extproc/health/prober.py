@@ -224,7 +224,7 @@ class Prober:
         return f"{'https' if key in self.tls else 'http'}://{self._addresses[key]}"
 
     def update(self, changed: Mapping[EndpointKey, Collection[Endpoint]]) -> None:
-        """Endpoints came, changed or left; the tracker is told as well. Keeps what is known of those that stay.
+        """Endpoints came, changed or left; the tracker is told as well. Those that stay keep their history.
 
         Args:
             changed: What each of them is now, once per cluster that it serves; nothing if it left.

@@ -263,11 +263,11 @@ class HealthTracker:
         return self._generation
 
     def generation_of(self, cluster: str) -> int:
-        """`generation` when something of that cluster changed last."""
-        return self._changes.get(cluster, 0)
+        """`generation` when something of that cluster changed last; the latest for one without endpoints."""
+        return self._changes.get(cluster, self._generation)
 
     def reconfigure(self, settings: HealthSettings) -> None:
-        """Other thresholds and times; models that were missed are asked for again, they may be called otherwise."""
+        """Other thresholds and times. Models that were missed are asked for again: names may be others."""
         self.settings = settings
         for key in self._records:
             self._forget_misses(key)

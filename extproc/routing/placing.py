@@ -437,8 +437,7 @@ class Placer:
         health = self._state.health
         of = (table, health.generation)
         if of != self._pools_of:
-            self._pools.clear()
-            self._queues.clear()
+            self._forget_pools(table)
             self._pools_of = of
         key = (route.cluster, tuple(route.subset.items()) if route.subset else (), doubted_for, on_trial)
         pool = self._pools.get(key)
@@ -454,3 +453,14 @@ class Placer:
 
             pool = self._pools[key] = table.pool(route.cluster, route.subset, why_not, on_trial)
         return pool
+
+    def _forget_pools(self, table: RoutingTable) -> None:
+        """Forget the pools of another table, and those of clusters in which something changed."""
+        if self._pools_of is None or self._pools_of[0] is not table:
+            self._pools.clear()
+        else:
+            generation_of, since = self._state.health.generation_of, self._pools_of[1]
+            for key in [key for key in self._pools if generation_of(key[0]) > since]:
+                del self._pools[key]
+        live = {pool.keys for pool in self._pools.values()}
+        self._queues = {keys: queue for keys, queue in self._queues.items() if keys in live}

@@ -1,7 +1,8 @@
 """What a decision needs of the configuration, compiled once and replaced as a whole.
 
 Rules:
-    1. A `RoutingTable` never changes; a reload makes a new one and swaps one reference.
+    1. The rules of a `RoutingTable` never change; a reload makes a new one and swaps one reference. Its
+       endpoints are those of the fleet at the time of asking.
     2. Endpoints appear in configuration order; the columns of a `Pool` are aligned with its keys.
 """
 
@@ -82,7 +83,7 @@ class RoutingTable:
 
     Args:
         rules: Compiled model rules.
-        clusters: Endpoints by cluster name.
+        clusters: Endpoints by cluster name: the fleet's view, not a copy.
         models: Names listed by `/v1/models`, with the time they were configured.
         default_cluster: Where requests go that are no inference; None refuses them with 404.
         admin_paths: Engines' admin paths that may go there too.
@@ -103,7 +104,7 @@ class RoutingTable:
         admin_paths: frozenset[str] = frozenset(),
     ) -> None:
         self.rules = rules
-        self.clusters = {name: tuple(endpoints) for name, endpoints in clusters.items()}
+        self.clusters = clusters
         self.allowed_fields = allowed_fields
         self._default_cluster = default_cluster
         self._admin_paths = admin_paths
@@ -163,7 +164,9 @@ class RoutingTable:
     def member(self, cluster: str, subset: Mapping[str, str], key: EndpointKey) -> Endpoint | None:
         """That endpoint of `cluster`, if it has all labels of `subset`; whatever its health."""
         for endpoint in self.clusters.get(cluster, ()):
-            if endpoint.key == key and all(endpoint.labels.get(name) == value for name, value in subset.items()):
+            if endpoint.key == key and all(
+                endpoint.labels.get(name) == value for name, value in subset.items()
+            ):
                 return endpoint
         return None
 

@@ -234,8 +234,8 @@ class Announcements:
                 continue
             self._known[key] = known
             to_ask.append(key)
-            # What was announced as text of another tokenizer, or of other template variables, or by whoever was
-            # at the address before, is not found again.
+            # What was announced as text of another tokenizer, or of other template variables, is not found
+            # again; what somebody else announced at the address before is not there.
             if before is not None and (before.space, before.address) != (known.space, known.address):
                 renamed.append(key)
         self._unfollow([*gone, *renamed])

@@ -2,8 +2,8 @@
 
 Rules:
     1. One change of the fleet is re-applied at once, without an await: nobody sees half of it.
-    2. Told is what each endpoint concerned is now. What is kept of all others is not touched; a label set or a
-       table of slots that is kept as a whole is told of the whole only if an endpoint or a cluster came or went.
+    2. Told is what each endpoint concerned is now. What is kept of all others is not touched; a set of label
+       values or of slots is told of the whole, but only if an endpoint or a cluster came or went.
     3. An endpoint at another address is another engine: what was learned of the one before is forgotten. Its
        requests stay charged until they end.
 """
@@ -50,7 +50,9 @@ class FleetChanges:
         self._announcements = announcements
         self._publications = publications
         self._publish = publish
-        self._config = Config()
+        self._config: Config | None = None
+        self._models: frozenset[str] = frozenset()
+        self._named: frozenset[str] = frozenset()
         self._tls_of: Mapping[str, Mapping[str, Any]] = {}
         self._tls: dict[EndpointKey, Mapping[str, Any]] = {}
         prober.tls = announcements.tls = self._tls
@@ -65,6 +67,7 @@ class FleetChanges:
         if config == self._config:
             return
         self._config = config
+        self._models, self._named = frozenset(config.models), config.clusters_named()
         self._label()
         self._find_missing()
         self._publish(self._publications.configure(config))
@@ -116,12 +119,10 @@ class FleetChanges:
     def _label(self) -> None:
         """Name the label values in use."""
         fleet = self._fleet
-        self._state.metrics.configure(
-            models=self._config.models, clusters=fleet.clusters, endpoints=fleet.keys
-        )
+        self._state.metrics.configure(models=self._models, clusters=fleet.clusters, endpoints=fleet.keys)
 
     def _find_missing(self) -> None:
-        missing = self._config.clusters_named() - self._fleet.clusters.keys()
+        missing = self._named - self._fleet.clusters.keys()
         before, self.missing = self.missing, tuple(sorted(missing))
         for name in sorted(missing.difference(before)):
             _log.warning("no source has a cluster that is named", extra={"cluster": name})

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 from extproc.accesslog.service import AccessLog, Dispatcher
 from extproc.admin.table import PAGES
 from extproc.config.schema import Config, ListenTls
-from extproc.discovery.resolution import Resolution
+from extproc.discovery.resolution import FILES, Resolution
 from extproc.health.prober import Occupancy, Prober
 from extproc.health.tracker import HealthState, HealthTracker, Transition
 from extproc.observing.metrics import Metrics
@@ -47,7 +47,7 @@ from extproc.server.body_readers import BodyReaders
 from extproc.server.bootstrap import template, withheld
 from extproc.server.bus import Bus
 from extproc.server.configuration import Configuration
-from extproc.server.engine_tls import request_tls
+from extproc.server.fleet_changes import FleetChanges
 from extproc.server.run_dir import closed_to_others, lock, prepare, run_dir
 from extproc.server.sharing import member_of, transport_of
 from extproc.server.status import Status
@@ -55,14 +55,8 @@ from extproc.server.unpacking import Unpacking
 from extproc.values.endings import RequestEvent
 from extproc.values.evidence import FailureKind
 from extproc.xds.ads import AdsServer
-from extproc.xds.open_models import open_models, subset_pools
-from extproc.xds.resources import (
-    ASSIGNMENT_TYPE,
-    CLUSTER_TYPE,
-    UpstreamTls,
-    cluster_resources,
-    load_assignments,
-)
+from extproc.xds.publications import Publications, Resources
+from extproc.xds.resources import ASSIGNMENT_TYPE, CLUSTER_TYPE
 from metadata_center.cache_map.cache_map import CacheMap
 from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import Counters
@@ -208,13 +202,13 @@ class Worker:
             self.state.placing = lambda: workers + store.peers.live_members
         else:
             self.state.placing = lambda: workers
-        self._resolution = Resolution({})
+        fleet = self.state.fleet
         self._rule_headers: frozenset[str] | None = None
-        self._config = config
+        self._in_force: Config | None = None
         self._readers = BodyReaders()
         self._router = Router(
             self.state,
-            self._table(config, self._resolution),
+            self._table(config),
             self._router_settings(config),
             Answers(self._owner),
             random.Random(),
@@ -253,10 +247,17 @@ class Worker:
             on_cache_cleared=self._cache_cleared,
             on_occupancy=self._occupancy,
         )
+        self._fleet_changes = FleetChanges(
+            self.state,
+            self._prober,
+            self._announcements,
+            Publications(fleet.clusters, self._health.state),
+            self._publish,
+        )
         status = Status(
             self.state,
             self._registry,
-            lambda: self._resolution.endpoints,
+            lambda: fleet.endpoints,
             lambda: self._processor.streams_active,
             lambda: 0 if self._bus is None else self._bus.dropped,
             self._shared_values,
@@ -452,41 +453,37 @@ class Worker:
             },
         )
         self.state.freed()
-        self._publish()
+        self._fleet_changes.health_changed(transition.key)
 
     # Configuration.
 
     def _apply(self, config: Config, resolution: Resolution) -> None:
-        """Make a configuration the one in force; nothing in here can fail half-way."""
-        table = self._table(config, resolution)
-        before = {endpoint.key for endpoint in self._resolution.endpoints}
-        self._resolution = resolution
-        self._config = config
-        self._health.settings = self._prober.settings = config.health.settings()
-        keys = frozenset(endpoint.key for endpoint in resolution.endpoints)
+        """Make a configuration, and what its files list, that in force; nothing in here can fail half-way."""
+        difference = self.state.fleet.replace(FILES, resolution.clusters)
         state = self.state
         state.configured_s = time.monotonic()
         state.health_changed_s = state.health_changed_s or state.configured_s
-        self._router.table = table
-        self._router.settings = self._router_settings(config)
-        self._gateway.log_requests = config.logging.requests
+        if config is not self._in_force:
+            self._configure(config)
+        self._fleet_changes.apply(difference)
+
+    def _configure(self, config: Config) -> None:
+        """Put a configuration in force, or one that was read anew and may be the same."""
+        before, self._in_force = self._in_force, config
+        self._health.reconfigure(config.health.settings())
+        self._fleet_changes.configure(config)
+        self._router.settings = self._router_settings(config)  # secrets may be others
         self._gateway.block_key = self._block_key(config)
-        state.homes.max_entries = config.responses.max_remembered
-        state.homes.expiry_s = config.responses.expiry_s
-        tls = request_tls(config.engine_tls, resolution.clusters)
-        self._prober.tls = self._announcements.tls = tls
-        self._prober.set_endpoints(resolution.endpoints)
-        state.load.retain(keys)
-        state.endpoints.retain(keys)
-        for key in before - keys:
-            state.caches.history.remove(key)
-            state.caches.running.forget(key)
-            state.engines.forget(key)
-        self._announcements.configure(config, resolution.clusters, self._path.parent)
-        state.metrics.configure(models=config.models, clusters=resolution.clusters, endpoints=keys)
+        if config == before:
+            return
+        self._prober.settings = config.health.settings()
+        self._router.table = self._table(config)
+        self._gateway.log_requests = config.logging.requests
+        self.state.homes.max_entries = config.responses.max_remembered
+        self.state.homes.expiry_s = config.responses.expiry_s
+        self._announcements.configure(config, self._path.parent)
         logging.getLogger("tokenway").setLevel(config.logging.level.upper())
         self._tell_new_rule_headers(config.rule_headers())
-        self._publish()
 
     def _tell_new_rule_headers(self, names: frozenset[str]) -> None:
         """A header that no rule matched at the start may be one that Envoy, set up then, does not forward."""
@@ -497,11 +494,11 @@ class Worker:
             extra = {"names": withheld_headers, "do": "tokenway bootstrap, then restart Envoy with it"}
             _log.warning("new rules match what Envoy may not forward", extra=extra)
 
-    def _table(self, config: Config, resolution: Resolution) -> RoutingTable:
+    def _table(self, config: Config) -> RoutingTable:
         counters = self.state.load
         return RoutingTable(
             rules=RuleTable(config.rules()),
-            clusters=resolution.clusters,
+            clusters=self.state.fleet.clusters,
             models=[name for model, section in config.models.items() for name in (model, *section.aliases)],
             default_cluster=config.default_cluster,
             allowed_fields=frozenset(config.request.allow_fields),
@@ -538,20 +535,8 @@ class Worker:
             else None,
         )
 
-    def _publish(self) -> None:
-        config, models = self._config, open_models(self._config)
-        clusters = {**subset_pools(models, self._resolution.clusters), **self._resolution.clusters}
-        for type_url in self._ads.publish(
-            {
-                CLUSTER_TYPE: cluster_resources(
-                    clusters,
-                    {name: rule.cluster for name, rule in models.items()},
-                    tls={name: UpstreamTls(**tls.model_dump()) for name, tls in config.engine_tls.items()},
-                    max_open_requests=config.away.max_requests_per_endpoint,
-                ),
-                ASSIGNMENT_TYPE: load_assignments(clusters, self._health.state),
-            }
-        ):
+    def _publish(self, resources: Resources) -> None:
+        for type_url in self._ads.publish(resources):
             self.state.metrics.ads_updated(ADS_TYPES[type_url])
 
     def _cache_cleared(self, key: EndpointKey) -> None:

@@ -53,9 +53,7 @@ class AdsServer:
         Raises:
             KeyError: A type is not served.
         """
-        changed = [
-            type_url for type_url, bodies in resources.items() if self._store.update(type_url, bodies)
-        ]
+        changed = [type_url for type_url, bodies in resources.items() if self._store.update(type_url, bodies)]
         if changed:
             self._wake_all()
         return changed

@@ -8,10 +8,10 @@ import os
 import signal
 from math import isfinite
 
+from metadata_center.addresses import Address, is_loopback
 from metadata_center.errors import MetadataError
 from metadata_center.service.cluster_loads import Limits
 from metadata_center.service.http_server import HttpServer
-from metadata_center.addresses import Address, is_loopback
 
 _LOGGER = logging.getLogger("metadata_center")
 

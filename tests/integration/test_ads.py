@@ -25,6 +25,7 @@ from extproc.values.endpoints import Endpoint
 from extproc.xds import delta
 from extproc.xds.ads import AdsServer
 from extproc.xds.resources import ASSIGNMENT_TYPE, CLUSTER_TYPE, cluster_resources, load_assignments
+from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.e2e]
@@ -179,7 +180,7 @@ async def engine(name: str) -> AsyncIterator[Endpoint]:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:
-        yield Endpoint(key=EndpointKey(f"127.0.0.1:{runner.addresses[0][1]}"), cluster="m")
+        yield Endpoint(EndpointKey(f"uid/{name}"), "m", Address("127.0.0.1", runner.addresses[0][1]))
     finally:
         await runner.cleanup()
 

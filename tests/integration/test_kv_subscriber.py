@@ -608,7 +608,9 @@ async def test_data_parallel_ranks_are_separate_sources() -> None:
             await replicas[1].publish()
             await until(view.has(sources[1], 0, 1))
             await until(view.has(sources[0], 0, 0))
-    assert [s.events_address for s in configured(ENGINE, Address("127.0.0.1", 8000), "tcp://*:5557", ranks=2)] == [
+    assert [
+        s.events_address for s in configured(ENGINE, Address("127.0.0.1", 8000), "tcp://*:5557", ranks=2)
+    ] == [
         "tcp://127.0.0.1:5557",
         "tcp://127.0.0.1:5558",
     ]
@@ -669,7 +671,7 @@ async def _answering(response: web.Response | None) -> AsyncIterator[Address]:
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     try:
-        yield EndpointKey(f"127.0.0.1:{runner.addresses[0][1]}")
+        yield Address("127.0.0.1", runner.addresses[0][1])
     finally:
         await runner.cleanup()
 

@@ -108,7 +108,9 @@ def test_an_array_of_sources_is_understood() -> None:
         {"data_parallel_rank": 1, "endpoint": "tcp://*:5558", "replay_endpoint": None, "topic": ""},
         {"data_parallel_rank": 0, "endpoint": "tcp://*:5557", "replay_endpoint": None, "topic": ""},
     ]
-    assert parse_sources(orjson.dumps(entries), ENGINE, AT, {}) == configured(ENGINE, AT, "tcp://*:5557", ranks=2)
+    assert parse_sources(orjson.dumps(entries), ENGINE, AT, {}) == configured(
+        ENGINE, AT, "tcp://*:5557", ranks=2
+    )
 
 
 def test_an_engine_that_publishes_to_us_is_bound_for() -> None:

@@ -14,8 +14,8 @@ from typing import Any
 
 from extproc.errors import ConfigError
 from extproc.observing.printable import printable
-from metadata_center.errors import MetadataError
 from metadata_center.addresses import Address, parse_port
+from metadata_center.errors import MetadataError
 
 ADMIN_ENV = "TOKENWAY_ADMIN"
 DEFAULT_ADMIN = "http://127.0.0.1:10080"
