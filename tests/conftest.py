@@ -187,6 +187,12 @@ def endpoint(number: int, **changes: Any) -> Endpoint:
     return replace(Endpoint(EndpointKey(f"uid/{number}"), CLUSTER, at), **changes)
 
 
+def identities(destination: str) -> list[EndpointKey]:
+    """Who is at the addresses that Envoy is told: endpoints made by `endpoint`."""
+    addresses = map(Address.parse, destination.split(","))
+    return [endpoint(int(address.host.rpartition(".")[2])).key for address in addresses]
+
+
 def listed(one: Endpoint) -> Listed:
     """An endpoint as a source lists it."""
     return Listed(
@@ -285,7 +291,7 @@ class Rig:
         inflight = self.state.inflight.get(RequestId(request_id))
         key = changes.pop("endpoint", None if inflight is None else inflight.endpoint)
         if key is not None:
-            changes["address"] = self.places[key]
+            changes.setdefault("address", self.places[key])
         self.outcomes.take(request_end(request_id, **changes), self.clock())
 
     def started(self, request_id: str, to: EndpointKey) -> None:

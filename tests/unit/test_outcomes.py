@@ -21,8 +21,19 @@ from extproc.values.balancing import LoadBalancing
 from extproc.values.headers import REQUEST_ID_HEADER
 from extproc.values.outcomes import Ended
 from extproc.values.requests import Operation
+from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey, RequestId
-from tests.conftest import CLUSTER, MODEL, Rig, build_rig, chat, endpoint, request_end, request_line
+from tests.conftest import (
+    CLUSTER,
+    MODEL,
+    Rig,
+    build_rig,
+    chat,
+    endpoint,
+    identities,
+    request_end,
+    request_line,
+)
 
 KEYS = tuple(endpoint(number).key for number in range(3))
 GROUP = (MODEL, CLUSTER)
@@ -35,11 +46,11 @@ def another(rig: Rig, request_id: str = "r") -> EndpointKey:
     return next(key for key in KEYS if key != rig.chosen(request_id))
 
 
-def endpoints_of(decision: Decision) -> list[str]:
+def endpoints_of(decision: Decision) -> list[EndpointKey]:
     """Whom Envoy is to try, in order."""
     metadata = ext_proc.ProcessingResponse.FromString(decision.to_body).dynamic_metadata
     named: str = metadata["envoy.lb"]["x-gateway-destination-endpoint"]
-    return named.split(",")
+    return identities(named)
 
 
 def streamed(rig: Rig, request_id: str = "r", prompt: str = "x" * 1000) -> None:
@@ -363,7 +374,7 @@ def test_nothing_is_learned_from_what_did_not_complete(rig: Rig, changes: dict[s
         ({"prompt_tokens": 0}, (1, 1, False)),
         ({"cached_tokens": None}, (1, 1, True)),
         ({"cached_tokens": 10**9}, (1, 1, True)),
-        ({"endpoint": EndpointKey("10.9.9.9:1")}, (0, 0, True)),
+        ({"address": Address("10.9.9.9", 1)}, (0, 0, True)),
     ],
 )
 def test_a_reading_that_makes_no_sense_teaches_nothing(

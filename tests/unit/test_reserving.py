@@ -15,7 +15,7 @@ from extproc.routing.state import LINGER_S
 from extproc.values.balancing import Algorithm, LoadBalancing
 from metadata_center.sharing.messages import Candidate
 from metadata_center.types import EndpointKey, RequestId
-from tests.conftest import Rig, build_rig, chat, endpoint, request_line
+from tests.conftest import Rig, build_rig, chat, endpoint, identities, request_line
 
 pytestmark = pytest.mark.asyncio
 
@@ -51,14 +51,14 @@ def rendezvous() -> Rendezvous:
     return rendezvous
 
 
-async def decided(rig: Rig, request_id: str = "r", **body: Any) -> list[str]:
+async def decided(rig: Rig, request_id: str = "r", **body: Any) -> list[EndpointKey]:
     """The endpoints that Envoy is told, in order."""
     decision = rig.gateway.decide(request_line(request_id), chat("x" * 500, **body))
     assert isinstance(decision, Awaitable)
     made = await decision
     assert isinstance(made, Decision)
     answer = pb.ProcessingResponse.FromString(made.to_body)
-    return str(answer.dynamic_metadata[LB_NAMESPACE][DESTINATION_KEY]).split(",")
+    return identities(str(answer.dynamic_metadata[LB_NAMESPACE][DESTINATION_KEY]))
 
 
 async def test_a_confirmed_choice_stays(rendezvous: Rendezvous) -> None:
@@ -108,7 +108,7 @@ async def test_an_unconfirmed_choice_stays_where_it_is(rendezvous: Rendezvous) -
     assert rig is not None
     rendezvous.place = None
     told = await decided(rig)
-    assert rig.load(EndpointKey(told[0]))[0] == 1
+    assert rig.load(told[0])[0] == 1
     assert rig.record().placed is None
 
 

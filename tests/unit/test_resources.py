@@ -148,7 +148,7 @@ def test_a_cluster_named_like_an_alias_stays_itself() -> None:
 
 def test_assignment_carries_weight_and_health() -> None:
     """Ejected becomes UNHEALTHY and draining DRAINING, so that Envoy's own fallback avoids both."""
-    states = {"10.0.0.2:80": HealthState.EJECTED, "10.0.0.3:80": HealthState.EJECTED}
+    states = {EndpointKey(f"uid/10.0.0.{i}:80"): HealthState.EJECTED for i in (2, 3)}
     endpoints = [
         endpoint("[2001:db8::1]:8000", weight=3),
         endpoint("10.0.0.3:80", draining=True),

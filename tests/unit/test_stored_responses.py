@@ -21,7 +21,7 @@ from extproc.values.headers import REQUEST_ID_HEADER
 from extproc.values.outcomes import Ended
 from metadata_center.sharing.messages import RESPONSES_MARK
 from metadata_center.types import EndpointKey, RequestId
-from tests.conftest import CLUSTER, MODEL, OWNER, Rig, build_rig, endpoint
+from tests.conftest import CLUSTER, MODEL, OWNER, Rig, build_rig, endpoint, identities
 
 KEYS = tuple(endpoint(number).key for number in range(3))
 RESPONSES = "/v1/responses"
@@ -62,7 +62,7 @@ def line(
 def goes_to(verdict: PassTo | RefuseAtOnce) -> EndpointKey:
     """The first endpoint."""
     assert isinstance(verdict, PassTo)
-    return EndpointKey(verdict.endpoints[0])
+    return identities(verdict.endpoints[0])[0]
 
 
 def test_a_chain_of_responses_stays_where_it_began(rig: Rig) -> None:
@@ -133,7 +133,7 @@ def test_requests_about_a_response_are_not_charged(rig: Rig) -> None:
     verdict = line(rig, "resp_1")
     assert isinstance(verdict, PassTo)
     message = MessageToDict(pb.ProcessingResponse.FromString(rig.gateway.pass_to(verdict)))
-    assert message["dynamicMetadata"]["envoy.lb"]["x-gateway-destination-endpoint"].split(",")[0] == home
+    assert identities(message["dynamicMetadata"]["envoy.lb"]["x-gateway-destination-endpoint"])[0] == home
     headers = message["requestHeaders"]["response"]["headerMutation"]["setHeaders"]
     assert OWNER not in str(headers)
     assert [rig.load(key) for key in KEYS] == [NOTHING] * 3
@@ -144,12 +144,12 @@ def test_a_holder_that_is_gone_leaves_the_404_to_another(rig: Rig) -> None:
     home = made(rig, "resp_1")
     verdict = line(rig, "resp_1")
     assert isinstance(verdict, PassTo)
-    first, again, other = verdict.endpoints
+    first, again, other = identities(",".join(verdict.endpoints))
     assert first == again == home != other
     assert dict(verdict.headers)["x-envoy-max-retries"] == "2"
     assert "5xx" not in dict(verdict.headers)["x-envoy-retry-on"]
     answer = ask(rig, "r", previous_response_id="resp_1")
-    assert answer["dynamicMetadata"]["envoy.lb"]["x-gateway-destination-endpoint"].split(",")[0] == home
+    assert identities(answer["dynamicMetadata"]["envoy.lb"]["x-gateway-destination-endpoint"])[0] == home
     assert "x-envoy-retry-on" in str(answer)
     assert "x-envoy-retry-on" not in str(ask(rig, "s"))
 
