@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import settings as hypothesis_settings
 from prometheus_client import CollectorRegistry
 
 from extproc.accesslog.entries import AttemptFailed, AttemptStarted, RequestAlive, RequestEnd
@@ -37,6 +38,10 @@ from metadata_center.counters import Counters
 from metadata_center.load import LoadTable
 from metadata_center.prefix_index import PrefixIndex
 from metadata_center.types import EndpointKey, RequestId
+
+# An example that takes long on a busy machine, or under coverage, is no failure.
+hypothesis_settings.register_profile("house", deadline=None)
+hypothesis_settings.load_profile("house")
 
 OWNER = "0.test"
 CLUSTER = "pool"
