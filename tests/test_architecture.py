@@ -68,7 +68,7 @@ CORE = (
     "metadata_center/load.py",
     "metadata_center/counters.py",
     "metadata_center/prefix_index.py",
-    "metadata_center/block_holders.py",
+    "metadata_center/radix_tree.py",
     "metadata_center/running_blocks.py",
     "metadata_center/service/cluster_loads.py",
     "metadata_center/service/rendezvous.py",
