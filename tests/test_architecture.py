@@ -33,6 +33,7 @@ CORE = (
     "extproc/predicting/*.py",
     "extproc/protocol/machine.py",
     "extproc/transport/seam.py",
+    "extproc/transport/http2/*.py",
     "extproc/rendering/vocabulary.py",
     "extproc/rendering/canonical.py",
     "extproc/rendering/window.py",
