@@ -35,7 +35,7 @@ from extproc.cli.serve import GC_THRESHOLD
 from extproc.errors import RouterError
 from extproc.health.settings import HealthSettings
 from extproc.health.tracker import HealthTracker
-from extproc.observing.metrics import Metrics
+from extproc.observing.metrics.collector import Metrics
 from extproc.observing.records import RecordRing
 from extproc.predicting.predictor import Predictor
 from extproc.protocol import wire

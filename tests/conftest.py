@@ -17,7 +17,7 @@ from extproc.accesslog.entries import AttemptFailed, AttemptStarted, RequestAliv
 from extproc.choosing.settings import LoadBalancing
 from extproc.health.settings import HealthSettings
 from extproc.health.tracker import FailureKind, HealthTracker, Transition
-from extproc.observing.metrics import Metrics
+from extproc.observing.metrics.collector import Metrics
 from extproc.observing.records import DecisionRecord, Ended, RecordRing
 from extproc.predicting.predictor import Predictor
 from extproc.protocol.machine import RequestHeaders

@@ -50,6 +50,14 @@ CORE = (
     "extproc/observing/records.py",
     "extproc/observing/printable.py",
     "extproc/observing/explain.py",
+    "extproc/observing/recorder.py",
+    *(
+        f"extproc/observing/metrics/{name}.py"
+        for name in (
+            *("family", "series", "requests", "decisions", "predictions", "ends", "endpoints", "health"),
+            *("streams", "configuration", "process", "live", "merge"),
+        )
+    ),
     "extproc/config/clusters.py",
     "extproc/discovery/following.py",
     "extproc/discovery/resolution.py",
@@ -133,12 +141,14 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "extproc.health": "extproc.types metadata_center",
         "extproc.observing": "extproc.types extproc.errors extproc.choosing extproc.predicting "
         "metadata_center",
-        "extproc.accesslog": "extproc.types extproc.health extproc.observing metadata_center",
+        "extproc.accesslog": "extproc.types extproc.health extproc.observing.recorder "
+        "extproc.observing.records metadata_center",
         "extproc.config": "extproc.errors extproc.choosing extproc.health extproc.request",
         "extproc.discovery": "extproc.types extproc.config extproc.health metadata_center",
         "extproc.routing": "extproc.types extproc.errors extproc.request extproc.rendering "
         "extproc.choosing extproc.predicting "
-        "extproc.protocol extproc.health extproc.observing extproc.accesslog metadata_center",
+        "extproc.protocol extproc.health extproc.observing.recorder extproc.observing.records "
+        "extproc.accesslog metadata_center",
     }.items()
 }
 """Package -> packages of ours that it may import. Those that build everything, server and cli, may all."""

@@ -27,7 +27,7 @@ from extproc.accesslog.entries import (
     ended_unix_s,
     translate,
 )
-from extproc.observing.metrics import Metrics
+from extproc.observing.recorder import Recorder
 from extproc.types import NO_OWNER
 
 _log = logging.getLogger("tokenway.accesslog")
@@ -69,7 +69,7 @@ class Dispatcher:
         take: Callable[[Entry], None],
         hand_over: Callable[[str, Entry], bool],
         tell_all: Callable[[Entry], None],
-        metrics: Metrics,
+        metrics: Recorder,
     ) -> None:
         self._owner = owner
         self._take = take
@@ -105,7 +105,7 @@ class AccessLog:
     def __init__(
         self,
         dispatch: Callable[[Entry], None],
-        metrics: Metrics,
+        metrics: Recorder,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._dispatch = dispatch

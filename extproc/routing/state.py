@@ -11,7 +11,7 @@ from extproc.choosing.learning import Learner
 from extproc.choosing.snapshots import Engines as EnginesView
 from extproc.health.poison import Poison
 from extproc.health.tracker import HealthTracker, Transition
-from extproc.observing.metrics import Metrics
+from extproc.observing.recorder import Recorder
 from extproc.observing.records import Ended, Outcome, RecordRing
 from extproc.predicting.predictor import Predictor
 from extproc.routing.caches import Caches
@@ -84,7 +84,7 @@ class State:
     health: HealthTracker
     predictor: Predictor
     records: RecordRing
-    metrics: Metrics
+    metrics: Recorder
     lingering: deque[tuple[float, EndpointKey, list[int]]] = field(default_factory=deque)
     inflight: InflightTable = field(default_factory=InflightTable)
     engines: Engines = field(default_factory=Engines)

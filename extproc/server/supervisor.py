@@ -17,7 +17,7 @@ from aiohttp import web
 from yarl import URL
 
 from extproc.config.loading import load_all
-from extproc.observing.merge import merge
+from extproc.observing.metrics.merge import merge
 from extproc.server.admin import (
     METRICS_TYPE,
     application,

@@ -22,7 +22,7 @@ from extproc.accesslog.entries import (
 )
 from extproc.accesslog.service import Dispatcher
 from extproc.health.tracker import FailureKind
-from extproc.observing.metrics import Metrics
+from extproc.observing.metrics.collector import Metrics
 from extproc.observing.records import Ended
 from metadata_center.types import EndpointKey, RequestId
 from tests.conftest import OWNER, request_end
