@@ -73,7 +73,7 @@ bench-sizing: install
 	$(BIN)/python -m benchmarks.sizing
 
 vllm: install
-	$(BIN)/python tests/real_vllm/environment/install.py
+	$(BIN)/python testbed/vllm/environment/install.py
 
 # For the demo, nothing of the developers' tools.
 .venv/.run: requirements/build.txt requirements/run.txt pyproject.toml
@@ -86,7 +86,7 @@ vllm: install
 	@echo "Installing Tokenway itself, editable ..."
 	@PYTHONWARNINGS=ignore $(BIN)/python $(PIP_INSTALL) --no-index --editable .
 	@echo "Compiling what is imported ..." # once, not in each of the processes that start together
-	@$(BIN)/python -c "import extproc.cli.demo, extproc.server.worker, tokenway.simulator.server.app"
+	@$(BIN)/python -c "import tokenway.cli.demo, extproc.server.worker, tokenway.simulator.server.app"
 	@touch $@
 
 install: .venv/.dev

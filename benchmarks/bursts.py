@@ -34,10 +34,10 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from metadata_center.cluster_loads import Limits
 from metadata_center.counters import Counters
-from metadata_center.http_server import HttpServer
 from metadata_center.prefix_index import PrefixIndex
+from metadata_center.service.cluster_loads import Limits
+from metadata_center.service.http_server import HttpServer
 from metadata_center.sharing.http_transport import HttpTransport
 from metadata_center.sharing.messages import Candidate, Row, Update, encode, member_id
 from metadata_center.sharing.redis_transport import RedisTransport
@@ -46,7 +46,7 @@ from metadata_center.sharing.store import SharedStore
 from metadata_center.sharing.sync import Sync, SyncSettings
 from metadata_center.sharing.transport import Transport
 from metadata_center.types import Charge, EndpointKey, RequestId
-from tests.redis_server import running
+from testbed.redis_server import running
 
 REQUESTS = 64
 ENDPOINTS = tuple(EndpointKey(f"10.0.0.{host}:8000") for host in range(8))

@@ -23,7 +23,6 @@ from extproc.health.tracker import HealthTracker
 from extproc.observing.metrics.collector import Metrics
 from extproc.observing.records import RecordRing
 from extproc.predicting.predictor import Predictor
-from extproc.protocol.machine import RequestHeaders
 from extproc.protocol.wire import Answers
 from extproc.request.rules import ModelRules, Rule, RuleTable
 from extproc.routing.caches import Caches
@@ -31,7 +30,8 @@ from extproc.routing.router import Decision, Router
 from extproc.routing.settings import RouterSettings
 from extproc.routing.state import State
 from extproc.routing.table import RoutingTable
-from extproc.types import Endpoint
+from extproc.values.endpoints import Endpoint
+from extproc.values.exchange import RequestHeaders
 from metadata_center.counters import Counters
 from metadata_center.load import LoadTable
 from metadata_center.prefix_index import PrefixIndex

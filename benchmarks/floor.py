@@ -14,7 +14,7 @@ import asyncio
 from typing import Any
 
 # Tokenway's settings for gRPC, which reads them when imported; without them the floor costs a fifth more.
-import extproc.cli  # noqa: F401 - for its effect
+import tokenway.cli  # noqa: F401 - for its effect
 
 # isort: split
 import grpc

@@ -30,11 +30,11 @@ import msgspec
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from benchmarks.processes import rss_mib
-from extproc.cli.serve import GC_THRESHOLD
 from metadata_center.cache_map.cache_map import CacheMap, Replica
 from metadata_center.cache_map.values import root
 from metadata_center.kv_events.decoding import decode
 from metadata_center.types import EndpointKey
+from tokenway.cli.serve import GC_THRESHOLD
 
 BLOCK_TOKENS: Final = 16
 """vLLM's default on GPUs, and the dearest: the fewer tokens a block has, the more blocks there are."""

@@ -34,10 +34,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.decision import decisions
-from benchmarks.processes import free_port
 from benchmarks.setups import Setup, python_module, setup
 from benchmarks.traffic import closed_loop, open_loop, quantile, requests
 from extproc.choosing.settings import Algorithm
+from testbed.processes import free_port
 
 Figures = dict[str, Any]
 """Names with units to numbers; `decision_us` and `machine` are objects of their own."""

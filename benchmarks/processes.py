@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -14,13 +13,6 @@ from pathlib import Path
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 POLL_S = 0.05
 """Between two looks at a condition: short beside the start of a Python process or of Envoy."""
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def cpu_s(pid: int) -> float:

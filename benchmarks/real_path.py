@@ -53,7 +53,8 @@ from benchmarks.setups import ENVOY, envoy_config
 from benchmarks.streaming import Asked, Figures, figures, open_loop
 from extproc.config.loading import parse
 from extproc.errors import ConfigError
-from tests.tokenizer_folder import write_tokenizer
+from testbed.processes import free_port
+from testbed.tokenizer_folder import write_tokenizer
 from tokenway.simulator.engine.profile import PROFILES, EngineProfile
 from tokenway.simulator.replay.fleet import Fleet, Member
 from tokenway.simulator.replay.lineup import Entrant
@@ -311,7 +312,7 @@ async def serving(setup: Setup, run_dir: Path, tokenizer: Path) -> AsyncIterator
     """
     ports: set[int] = set()
     while len(ports) < 3 * ENGINES + 3:
-        ports.add(processes.free_port())
+        ports.add(free_port())
     port, envoy_admin_port, admin_port, *rest = ports
     serve_ports, event_ports, replay_ports = (rest[start::3] for start in range(3))
     endpoints = [{"address": "127.0.0.1", "port": each} for each in serve_ports]
@@ -349,7 +350,7 @@ async def serving(setup: Setup, run_dir: Path, tokenizer: Path) -> AsyncIterator
 
             for engine in engines:
                 await until(f"{engine}/health", "engine")
-            gateway_pid = start(*python, "extproc.cli.main", "serve", str(config))
+            gateway_pid = start(*python, "tokenway.cli.main", "serve", str(config))
             await until(f"{admin_url}/readyz", "tokenway")
             quiet = ("--concurrency", "1", "--use-dynamic-base-id", "-l", "off")
             envoy_pid = start(str(ENVOY), "-c", str(bootstrap), *quiet)

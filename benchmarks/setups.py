@@ -27,6 +27,7 @@ import yaml
 from benchmarks import processes
 from benchmarks.traffic import MODEL, Client, Target, request
 from extproc.server import bootstrap
+from testbed.processes import free_port
 
 Kind = Literal["alone", "floor", "plain_floor", "tokenway"]
 
@@ -145,7 +146,7 @@ async def setup(
     run_dir = root / f"{kind}{first_chunk:d}{endpoints or 0}"
     run_dir.mkdir()
     socket = run_dir / "gw0.sock"
-    port, envoy_admin_port = processes.free_port(), processes.free_port()
+    port, envoy_admin_port = free_port(), free_port()
     envoy_yaml = run_dir / "envoy.yaml"
     envoy_yaml.write_text(envoy_config(kind, port, envoy_admin_port, str(socket), engines))
     with contextlib.ExitStack() as stack:
@@ -163,9 +164,9 @@ async def setup(
             pid = stack.enter_context(child)
             await processes.until(lambda: asyncio.to_thread(socket.exists), "floor")
         elif kind == "tokenway":
-            admin_port = processes.free_port()
+            admin_port = free_port()
             config = _tokenway_config(run_dir, admin_port, _addresses(engines, endpoints), first_chunk)
-            pid = stack.enter_context(python_module("extproc.cli.main", "serve", str(config)))
+            pid = stack.enter_context(python_module("tokenway.cli.main", "serve", str(config)))
             ready = f"http://127.0.0.1:{admin_port}/readyz"
             await processes.until(lambda: asyncio.to_thread(_answers, ready), "tokenway")
         log_off = ("-l", "off")

@@ -58,7 +58,7 @@ from metadata_center.sharing.redis_url import parse_url
 from metadata_center.sharing.store import HEARTBEATS_PER_LEASE, SharedStore
 from metadata_center.sharing.sync import MESSAGES_PER_S, Sync
 from metadata_center.types import Charge, EndpointKey, RequestId
-from tests.redis_server import RedisServer, running
+from testbed.redis_server import RedisServer, running
 
 ENDPOINTS: Final = (10, 100, 1_000)
 GATEWAYS: Final = (1, 4, 16)

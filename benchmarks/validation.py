@@ -27,6 +27,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final
 
+from testbed.vllm.engine import SERVED_MODEL, Vllm
 from tokenway.simulator.engine.profile import PROFILES, EngineProfile
 from tokenway.simulator.validation.comparing import Comparison, compare, gauge_errors, halves
 from tokenway.simulator.validation.datasheet import Card, Model, from_datasheet
@@ -208,8 +209,6 @@ def _waited_s() -> float:
 
 async def _cpu(options: argparse.Namespace) -> dict[str, Any]:
     """Start one real replica, load it, fit, and stop it."""
-    from tests.real_vllm.engine import SERVED_MODEL, Vllm
-
     load = _cpu_load(1, options.seconds, options.rate)
     folder = Path(tempfile.mkdtemp(prefix="twv", dir="/tmp"))
     replica = Vllm(folder, sorted(os.sched_getaffinity(0))[-1], "tcp")

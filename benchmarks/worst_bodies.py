@@ -31,7 +31,6 @@ import grpc
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from prometheus_client import CollectorRegistry
 
-from extproc.cli.serve import GC_THRESHOLD
 from extproc.errors import RouterError
 from extproc.health.settings import HealthSettings
 from extproc.health.tracker import HealthTracker
@@ -51,11 +50,13 @@ from extproc.routing.settings import RouterSettings
 from extproc.routing.state import State
 from extproc.routing.table import RoutingTable
 from extproc.server.body_readers import BodyReaders
-from extproc.types import Endpoint
+from extproc.values.endpoints import Endpoint
+from extproc.values.headers import REQUEST_ID_HEADER
 from metadata_center.counters import Counters
 from metadata_center.load import LoadTable
 from metadata_center.prefix_index import PrefixIndex
 from metadata_center.types import EndpointKey
+from tokenway.cli.serve import GC_THRESHOLD
 
 CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 MESSAGES, EMBEDDINGS = "/v1/messages", "/v1/embeddings"
@@ -380,7 +381,7 @@ def send_all(address: str) -> None:
             place, pieces, num_bytes = json.loads(line)
             path, body = Shape(place, tuple(piece.encode() for piece in pieces)).body(num_bytes)
             headers = pb.ProcessingRequest()
-            for name, said in ((":method", "POST"), (":path", path), (wire.REQUEST_ID_HEADER, str(number))):
+            for name, said in ((":method", "POST"), (":path", path), (REQUEST_ID_HEADER, str(number))):
                 headers.request_headers.headers.headers.add(key=name, raw_value=said.encode())
             message = pb.ProcessingRequest(request_body=pb.HttpBody(body=body, end_of_stream=True))
             print("made", flush=True)

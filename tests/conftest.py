@@ -20,8 +20,7 @@ from extproc.health.tracker import FailureKind, HealthTracker, Transition
 from extproc.observing.metrics.collector import Metrics
 from extproc.observing.records import DecisionRecord, Ended, RecordRing
 from extproc.predicting.predictor import Predictor
-from extproc.protocol.machine import RequestHeaders
-from extproc.protocol.wire import REQUEST_ID_HEADER, Answers
+from extproc.protocol.wire import Answers
 from extproc.request.rules import ModelRules, Rule, RuleTable
 from extproc.routing.caches import Caches
 from extproc.routing.gateway import Gateway
@@ -31,7 +30,9 @@ from extproc.routing.settings import RouterSettings
 from extproc.routing.state import State
 from extproc.routing.table import RoutingTable
 from extproc.routing.waiting import Loop
-from extproc.types import Endpoint
+from extproc.values.endpoints import Endpoint
+from extproc.values.exchange import RequestHeaders
+from extproc.values.headers import REQUEST_ID_HEADER
 from metadata_center.counters import Counters
 from metadata_center.load import LoadTable
 from metadata_center.prefix_index import PrefixIndex

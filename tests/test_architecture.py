@@ -15,17 +15,17 @@ from pydantic import ValidationError
 
 from extproc.config.rule_headers import SECRET_HEADERS
 from extproc.config.schema import Away, Config, Edge
-from extproc.protocol.wire import DEBUG_HEADER, OWNER_HEADER
 from extproc.request.parse import INFERENCE_PATHS, is_form
 from extproc.request.paths import ADMIN_PATHS
 from extproc.request.sanitize import STEERING_FIELDS, STEERING_HEADERS, STEERING_XARGS
 from extproc.server.bootstrap import CREDENTIAL_HEADERS, WORKER_CLUSTERS, render, template, withheld
 from extproc.server.run_dir import SYSTEM_DIR
+from extproc.values.headers import DEBUG_HEADER, OWNER_HEADER
 
 ROOT = Path(__file__).parents[1]
 
 CORE = (
-    "extproc/types.py",
+    "extproc/values/*.py",
     "extproc/errors.py",
     "extproc/request/*.py",
     "extproc/choosing/*.py",
@@ -61,9 +61,9 @@ CORE = (
     "extproc/config/clusters.py",
     "extproc/discovery/following.py",
     "extproc/discovery/resolution.py",
-    "extproc/discovery/resources.py",
-    "extproc/discovery/open_models.py",
-    "extproc/discovery/state.py",
+    "extproc/xds/resources.py",
+    "extproc/xds/open_models.py",
+    "extproc/xds/delta.py",
     "extproc/config/schema.py",
     "extproc/config/rule_headers.py",
     "extproc/config/document.py",
@@ -74,11 +74,11 @@ CORE = (
     "metadata_center/prefix_index.py",
     "metadata_center/block_holders.py",
     "metadata_center/running_blocks.py",
-    "metadata_center/cluster_loads.py",
-    "metadata_center/meeting.py",
-    "metadata_center/http_callers.py",
-    "metadata_center/listening.py",
-    "metadata_center/shares.py",
+    "metadata_center/service/cluster_loads.py",
+    "metadata_center/service/rendezvous.py",
+    "metadata_center/service/http_callers.py",
+    "metadata_center/service/listening.py",
+    "metadata_center/service/shares.py",
     "metadata_center/cache_map/*.py",
     "metadata_center/kv_events/errors.py",
     "metadata_center/kv_events/events.py",
@@ -91,8 +91,9 @@ CORE = (
     "metadata_center/sharing/store.py",
     "metadata_center/sharing/transport.py",
     "metadata_center/store.py",
-    "metadata_center/api.py",
-    "metadata_center/service_state.py",
+    "metadata_center/service/api.py",
+    "metadata_center/service/cluster_caches.py",
+    "metadata_center/service/state.py",
     "tokenway/simulator/engine/*.py",
     "tokenway/simulator/policies/*.py",
     *(
@@ -128,34 +129,35 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "tokenway.simulator.engine": "",
         "tokenway.simulator.server": "tokenway.simulator.engine",
         "tokenway.simulator.validation": "tokenway.simulator.engine",
-        "tokenway.simulator.policies": "extproc.choosing extproc.predicting extproc.types metadata_center",
+        "tokenway.simulator.policies": "extproc.choosing extproc.predicting extproc.values metadata_center",
         "tokenway.simulator.replay": "tokenway.simulator.engine tokenway.simulator.policies extproc.choosing "
         "extproc.predicting metadata_center",
-        "extproc.types": "metadata_center",
+        "extproc.values": "extproc.errors metadata_center",
         "extproc.errors": "",
-        "extproc.choosing": "extproc.types extproc.predicting metadata_center",
+        "extproc.choosing": "extproc.values extproc.predicting metadata_center",
         "extproc.predicting": "metadata_center",
-        "extproc.request": "extproc.types extproc.errors extproc.choosing",
-        "extproc.rendering": "extproc.types extproc.errors extproc.request metadata_center",
-        "extproc.protocol": "extproc.types extproc.errors metadata_center",
-        "extproc.health": "extproc.types metadata_center",
-        "extproc.observing": "extproc.types extproc.errors extproc.choosing extproc.predicting "
+        "extproc.request": "extproc.values extproc.errors extproc.choosing",
+        "extproc.rendering": "extproc.values extproc.errors extproc.request metadata_center",
+        "extproc.protocol": "extproc.values extproc.errors metadata_center",
+        "extproc.health": "extproc.values metadata_center",
+        "extproc.observing": "extproc.values extproc.errors extproc.choosing extproc.predicting "
         "metadata_center",
-        "extproc.accesslog": "extproc.types extproc.health extproc.observing.recorder "
+        "extproc.accesslog": "extproc.values extproc.health extproc.observing.recorder "
         "extproc.observing.records metadata_center",
         "extproc.config": "extproc.errors extproc.choosing extproc.health extproc.request",
-        "extproc.discovery": "extproc.types extproc.config extproc.health metadata_center",
-        "extproc.routing": "extproc.types extproc.errors extproc.request extproc.rendering "
+        "extproc.discovery": "extproc.values extproc.config metadata_center",
+        "extproc.xds": "extproc.values extproc.config extproc.health metadata_center",
+        "extproc.routing": "extproc.values extproc.errors extproc.request extproc.rendering "
         "extproc.choosing extproc.predicting "
         "extproc.protocol extproc.health extproc.observing.recorder extproc.observing.records "
-        "extproc.accesslog metadata_center",
+        "extproc.observing.request_log extproc.accesslog metadata_center",
     }.items()
 }
-"""Package -> packages of ours that it may import. Those that build everything, server and cli, may all."""
+"""Package -> packages of ours that it may import. Server and command, which build all, may all."""
 
 WIRE_ONLY = {
     "envoy": ("extproc/protocol/wire.py", "extproc/accesslog/"),
-    "envoy_data_plane": ("extproc/discovery/",),
+    "envoy_data_plane": ("extproc/xds/",),
 }
 """Protobuf package -> where alone it may be imported."""
 
@@ -201,7 +203,7 @@ def is_under(name: str, packages: Iterable[str]) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
-PACKAGES = sources("extproc/**/*.py", "metadata_center/**/*.py", "tokenway/simulator/**/*.py")
+PACKAGES = sources("extproc/**/*.py", "metadata_center/**/*.py", "tokenway/**/*.py")
 CORE_FILES = sources(*CORE)
 
 
@@ -237,6 +239,13 @@ def test_packages_import_only_what_they_may(package: str) -> None:
                 assert is_under(name, [package, *MAY_IMPORT[package]]), f"{name_of(path)} imports {name}"
 
 
+@pytest.mark.parametrize("folder", ["benchmarks", "testbed"])
+def test_nothing_but_tests_imports_tests(folder: str) -> None:
+    """What a benchmark and a test both start lives in `testbed/`."""
+    files = sources(f"{folder}/**/*.py")
+    assert [name_of(path) for path in files if any(is_under(name, ["tests"]) for name in imports(path))] == []
+
+
 def imported_modules() -> dict[str, set[str]]:
     """Our modules, each with those of ours that it imports."""
     modules = {
@@ -269,6 +278,25 @@ def test_packages_do_not_import_each_other_in_circles() -> None:
             if not is_under(name, [here]) and not is_under(here, [name])
         )
     assert set(TopologicalSorter(packages).static_order()) >= set(packages)
+
+
+def test_what_gateways_embed_knows_nothing_of_the_service() -> None:
+    """The metadata center is a library; the process that serves it is one more user of that library."""
+    service = "metadata_center.service"
+    library = sources("metadata_center/**/*.py")
+    users = [name_of(path) for path in library if any(is_under(name, [service]) for name in imports(path))]
+    assert [user for user in users if not user.startswith("metadata_center/service/")] == []
+    assert users
+
+
+def test_the_command_is_on_top() -> None:
+    """Nothing below knows the command, but for the former name that starts it."""
+    users = {
+        module
+        for module, imported in imported_modules().items()
+        if any(is_under(name, ["tokenway.cli"]) for name in imported) and not is_under(module, ["tokenway"])
+    }
+    assert users == {"extproc.cli.main"}
 
 
 @pytest.mark.parametrize("protobuf", sorted(WIRE_ONLY))

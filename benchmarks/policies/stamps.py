@@ -46,7 +46,7 @@ _WHOLE: Final = (
     *_SHARED,
     "extproc/choosing/*.py",
     "extproc/predicting/*.py",
-    "extproc/types.py",
+    "extproc/values/choices.py",
     "metadata_center/types.py",
 )
 

@@ -28,7 +28,7 @@ from extproc.accesslog.entries import (
     translate,
 )
 from extproc.observing.recorder import Recorder
-from extproc.types import NO_OWNER
+from extproc.values.exchange import NO_OWNER
 
 _log = logging.getLogger("tokenway.accesslog")
 

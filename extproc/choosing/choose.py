@@ -11,7 +11,7 @@ from __future__ import annotations
 from extproc.choosing.policies.registry import POLICIES
 from extproc.choosing.settings import LoadBalancing
 from extproc.choosing.terms import Terms
-from extproc.types import Choice, Rng, Snapshot
+from extproc.values.choices import Choice, Rng, Snapshot
 
 
 def choose(snapshot: Snapshot, settings: LoadBalancing, rng: Rng, turn: int) -> Choice:

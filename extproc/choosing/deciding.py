@@ -22,7 +22,7 @@ from extproc.choosing.least_completion import completion_costs, open_until_s
 from extproc.choosing.policies.least_completion import choose_least
 from extproc.choosing.policies.registry import POLICIES
 from extproc.choosing.settings import LoadBalancing
-from extproc.types import Choice, Rng, Snapshot
+from extproc.values.choices import Choice, Rng, Snapshot
 from metadata_center.types import value
 
 

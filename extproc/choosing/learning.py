@@ -16,7 +16,7 @@ from typing import Final
 from extproc.choosing.least_completion import backlog, has_room
 from extproc.choosing.snapshots import batch_of
 from extproc.predicting.predictor import ModelKey, Predictor
-from extproc.types import Snapshot
+from extproc.values.choices import Snapshot
 from metadata_center.types import value
 
 LEARN_INTERVAL_S: Final = 0.02

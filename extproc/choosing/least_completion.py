@@ -8,7 +8,7 @@ from typing import Final
 from extproc.choosing.completion import Costs, cost_columns, room_wait_s
 from extproc.choosing.holding import OPEN_STEPS
 from extproc.predicting.ttft import TOKENS, Backlog, beside_s, step_s, step_tokens, times_s, total_s
-from extproc.types import Learned, Snapshot
+from extproc.values.choices import Learned, Snapshot
 
 _MOST_TAKEN: Final = 0.99
 """Share of seats taken is not believed above this, so that there is a bound: it is counted, not estimated."""

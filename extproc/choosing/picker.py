@@ -17,7 +17,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 
-from extproc.types import Rng
+from extproc.values.choices import Rng
 
 
 def pick(

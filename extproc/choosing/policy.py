@@ -13,7 +13,7 @@ from typing import Protocol
 from extproc.choosing.picker import pick
 from extproc.choosing.settings import LoadBalancing
 from extproc.choosing.terms import Terms, total
-from extproc.types import Choice, Rng, Snapshot
+from extproc.values.choices import Choice, Rng, Snapshot
 
 
 class Policy(Protocol):

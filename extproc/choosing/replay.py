@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from extproc.types import Rng
+from extproc.values.choices import Rng
 
 
 class RecordingRng:

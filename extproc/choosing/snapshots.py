@@ -15,7 +15,7 @@ from extproc.predicting.priced_terms import CEILING_S
 from extproc.predicting.prices import Prices
 from extproc.predicting.tpot import FLOOR_S, TOKENS
 from extproc.predicting.traffic import Traffic
-from extproc.types import Learned, Snapshot
+from extproc.values.choices import Learned, Snapshot
 from metadata_center.types import EndpointKey, value
 
 

@@ -1,1 +1,1 @@
-"""Which endpoints exist, and telling Envoy."""
+"""Which endpoints exist: what comes in, from whichever source."""

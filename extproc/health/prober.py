@@ -29,7 +29,8 @@ import aiohttp
 
 from extproc.health.settings import HealthSettings
 from extproc.health.tracker import HealthState, HealthTracker, ProbeFailure, Transition
-from extproc.types import Endpoint, Rng
+from extproc.values.choices import Rng
+from extproc.values.endpoints import Endpoint
 from metadata_center.types import EndpointKey
 
 logger = logging.getLogger(__name__)

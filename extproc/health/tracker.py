@@ -29,7 +29,7 @@ from typing import Final
 
 from extproc.health.failures import MAY_BE_THE_CLIENTS, FailureKind
 from extproc.health.settings import HealthSettings
-from extproc.types import Endpoint
+from extproc.values.endpoints import Endpoint
 from metadata_center.types import EndpointKey
 
 __all__ = ["FailureKind", "HealthState", "HealthTracker", "ProbeFailure", "Transition"]

@@ -19,7 +19,7 @@ from extproc.choosing.replay import ReplayRng
 from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.observing.printable import printable
 from extproc.observing.records import DecisionRecord
-from extproc.types import Learned, Snapshot
+from extproc.values.choices import Learned, Snapshot
 from metadata_center.types import EndpointKey
 
 _COUNTS = ("requests", "prefill_tokens", "context_tokens", "matched_blocks")

@@ -13,7 +13,7 @@ from extproc.choosing.holding import HoldReason
 from extproc.choosing.settings import Algorithm
 from extproc.errors import Reason
 from extproc.observing.records import HoldEnding, Outcome
-from extproc.types import Operation
+from extproc.values.requests import Operation
 from metadata_center.types import EndpointKey
 
 

@@ -20,7 +20,8 @@ from extproc.choosing.settings import LoadBalancing
 from extproc.choosing.snapshots import row_step_s
 from extproc.errors import Reason
 from extproc.predicting.prices import Prices
-from extproc.types import Choice, Operation, Snapshot
+from extproc.values.choices import Choice, Snapshot
+from extproc.values.requests import Operation
 from metadata_center.types import EndpointKey, RequestId, value
 
 

@@ -27,15 +27,22 @@ Theory of operation:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum, auto
 
 from extproc.errors import RouterError, Shape
+from extproc.values.exchange import (
+    NEED_BODY_AND_HEAD,
+    AnswerAtOnce,
+    LineVerdict,
+    NeedBody,
+    PassTo,
+    RefuseAtOnce,
+    RequestHeaders,
+)
+from extproc.values.headers import REQUEST_ID_HEADER
 from metadata_center.types import value
-
-REQUEST_ID_HEADER = "x-tokenway-request-id"
-"""Set by Envoy at the edge on every request (a UUID); a client's own value is overwritten."""
 
 
 class Phase(StrEnum):
@@ -69,71 +76,6 @@ class SpuriousMessage(Exception):  # noqa: N818 - the name says what arrived
         super().__init__(f"{kind.name} in phase {phase.name}")
         self.phase = phase
         self.kind = kind
-
-
-@value
-class RequestHeaders:
-    """The request line and headers.
-
-    Attributes:
-        method: Upper case.
-        path: As sent, query string included.
-        headers: Lower-case names; pseudo-headers included. Secrets never arrive: Envoy withholds them.
-        end_of_stream: True if no body follows.
-    """
-
-    method: str
-    path: str
-    headers: Mapping[str, str]
-    end_of_stream: bool
-
-
-class Verdict:
-    """What the request line alone decides. One of the four below."""
-
-    __slots__ = ()
-
-
-class NeedBody(Verdict):
-    """An inference request: its body decides. There are two."""
-
-    __slots__ = ()
-
-
-NEED_BODY = NeedBody()
-
-NEED_BODY_AND_HEAD = NeedBody()
-"""Likewise, and the head of the answer is of interest as well."""
-
-
-@dataclass(frozen=True, slots=True)
-class PassTo(Verdict):
-    """Not an inference request: it goes to this cluster unseen, and nobody keeps books on it.
-
-    Attributes:
-        cluster: Envoy cluster.
-        endpoints: `ip:port`, in the order to try; empty leaves the choice to Envoy.
-        headers: Extra headers, (name, value).
-    """
-
-    cluster: str
-    endpoints: tuple[str, ...] = ()
-    headers: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Answer(Verdict):
-    """Tokenway answers by itself."""
-
-    status: int
-    body: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Refuse(Verdict):
-    """No."""
-
-    error: RouterError
 
 
 class Effect:
@@ -265,7 +207,7 @@ class Stream:
         "phase",
     )
 
-    def __init__(self, judge: Callable[[RequestHeaders], Verdict], *, want_first_chunk: bool) -> None:
+    def __init__(self, judge: Callable[[RequestHeaders], LineVerdict], *, want_first_chunk: bool) -> None:
         self.phase = Phase.AWAIT_HEADERS
         self._judge = judge
         self._want_first_chunk = want_first_chunk
@@ -295,9 +237,9 @@ class Stream:
         self.phase = Phase.DONE
         if isinstance(verdict, PassTo):
             return (SendPass(verdict), Finish())
-        if isinstance(verdict, Answer):
+        if isinstance(verdict, AnswerAtOnce):
             return (SendImmediate(verdict.status, verdict.body, "tokenway_answer"), Finish())
-        assert isinstance(verdict, Refuse)
+        assert isinstance(verdict, RefuseAtOnce)
         return self._refuse(verdict.error)
 
     def receive_body(self, body: bytes) -> Effects:

@@ -19,7 +19,9 @@ import grpc
 
 from extproc.errors import RouterError
 from extproc.protocol import machine, wire
-from extproc.protocol.machine import Kind, PassTo, Phase, RequestHeaders, Stream, Verdict
+from extproc.protocol.machine import Kind, Phase, Stream
+from extproc.values.exchange import LineVerdict, PassTo, RequestHeaders
+from extproc.values.headers import REQUEST_ID_HEADER
 
 
 class StreamEnding(StrEnum):
@@ -96,7 +98,7 @@ class Processor:
 
     def __init__(
         self,
-        judge: Callable[[RequestHeaders], Verdict],
+        judge: Callable[[RequestHeaders], LineVerdict],
         decider: Decider,
         want_first_chunk: Callable[[], bool],
     ) -> None:
@@ -164,11 +166,11 @@ class Processor:
                             return answer or wire.CONTINUE[Kind(which)]
                         case machine.FirstToken():
                             assert request is not None
-                            request_id = request.headers.get(wire.REQUEST_ID_HEADER, "")
+                            request_id = request.headers.get(REQUEST_ID_HEADER, "")
                             self._decider.first_token(request_id, late=effect.late)
                         case machine.AnswerHead():
                             assert request is not None
-                            request_id = request.headers.get(wire.REQUEST_ID_HEADER, "")
+                            request_id = request.headers.get(REQUEST_ID_HEADER, "")
                             self._decider.answer_head(request_id, effect.head)
                         case machine.SendContinue():
                             answer = wire.CONTINUE[effect.kind]

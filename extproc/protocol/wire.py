@@ -21,23 +21,12 @@ from envoy.extensions.filters.http.ext_proc.v3 import processing_mode_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from extproc.errors import ACCEPTED_ENCODINGS, Reason, RouterError
-from extproc.protocol.machine import REQUEST_ID_HEADER as REQUEST_ID_HEADER
-from extproc.protocol.machine import Kind, RequestHeaders
-from extproc.types import NO_OWNER
+from extproc.protocol.machine import Kind
+from extproc.values.exchange import NO_OWNER, RequestHeaders
+from extproc.values.headers import OWNER_HEADER, OWNER_TAG_HEADER
 
 PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
-
-OWNER_HEADER = "x-tokenway-owner"
-"""Set by the worker that decided; tells which process holds the request's books. Routes are matched by it;
-Envoy takes it off before the request goes to an engine."""
-
-OWNER_TAG_HEADER = ":tokenway-owner"
-"""The same for the access logs, which see the headers as they went to the engine. Envoy's HTTP/1 codec, the
-only one towards engines, sends no header whose name begins with a colon, and no client gets one in."""
-
-DEBUG_HEADER = "x-tokenway-debug"
-"""An operator's token; asks for the decision id in the answer."""
 
 CONTENT_ENCODING = "content-encoding"
 

@@ -23,7 +23,7 @@ from extproc.rendering.template import ChatTemplate
 from extproc.rendering.vocabulary import SPACE_MARK, UnsupportedTokenizer, Vocabulary, read_vocabulary
 from extproc.rendering.window import Encoder, GivenTokens, TokenCuts, Window
 from extproc.request.turns import function_tools, template_variables
-from extproc.types import InferenceRequest, Operation
+from extproc.values.requests import InferenceRequest, Operation
 from metadata_center.types import value
 
 MAX_PROMPT_BYTES: Final = 4 * 1024 * 1024

@@ -27,7 +27,7 @@ from extproc.request.multipart import Form, Upload
 from extproc.request.paths import as_engines_read
 from extproc.request.sanitize import encode
 from extproc.request.turns import function_tools, system_text, template_variables, without_billing_header
-from extproc.types import InferenceRequest, Operation
+from extproc.values.requests import InferenceRequest, Operation
 
 _TRUE_IN_FORMS = frozenset(("true", "1", "on", "yes", "t", "y"))
 """How forms say it (pydantic's words)."""

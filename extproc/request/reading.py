@@ -16,7 +16,7 @@ from xxhash import xxh3_64_intdigest
 from extproc.request.parse import parse
 from extproc.request.sanitize import encode, force_usage, sanitize
 from extproc.request.structure import check_structure
-from extproc.types import InferenceRequest
+from extproc.values.requests import InferenceRequest
 
 Pieces = tuple[bytes | bytearray, ...]
 """Of a body, to be joined where it is sent."""

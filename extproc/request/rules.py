@@ -18,7 +18,7 @@ from itertools import accumulate, groupby
 
 from extproc.choosing.settings import LoadBalancing
 from extproc.errors import Reason, RouterError
-from extproc.types import Rng
+from extproc.values.choices import Rng
 
 _QUOTED_CHARS = 200
 """Longest part of a client's model name that an error message repeats; no published name is longer."""

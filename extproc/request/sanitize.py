@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from extproc.errors import Reason, RouterError
-from extproc.types import Operation
+from extproc.values.requests import Operation
 
 STEERING_FIELDS: tuple[str, ...] = (
     # vLLM. Where to fetch KV from, and `prompt_token_ids` that replace the messages even when no

@@ -15,7 +15,7 @@ from typing import Final
 
 from extproc.rendering.prompt_text import Rendering
 from extproc.routing.caches import Announcement
-from extproc.types import InferenceRequest
+from extproc.values.requests import InferenceRequest
 from metadata_center.cache_map.cache_map import CacheMap
 from metadata_center.cache_map.values import root
 from metadata_center.types import EndpointKey

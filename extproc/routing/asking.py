@@ -11,8 +11,6 @@ from xxhash import xxh3_64_intdigest
 
 from extproc.errors import Reason, RouterError
 from extproc.predicting.predictor import Predictor
-from extproc.protocol.machine import RequestHeaders
-from extproc.protocol.wire import REQUEST_ID_HEADER
 from extproc.request.blocks import MAX_BLOCKS, block_hashes, root
 from extproc.request.parse import parse
 from extproc.request.reading import BodyRead, Pieces, ReadOrder
@@ -21,7 +19,10 @@ from extproc.request.rules import Route
 from extproc.request.sanitize import encode, force_usage, rewrite_model, sanitize
 from extproc.routing.settings import RouterSettings
 from extproc.routing.table import RoutingTable
-from extproc.types import InferenceRequest, Operation, Rng
+from extproc.values.choices import Rng
+from extproc.values.exchange import RequestHeaders
+from extproc.values.headers import REQUEST_ID_HEADER
+from extproc.values.requests import InferenceRequest, Operation
 from metadata_center.types import RequestId, value
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from extproc.types import InferenceRequest
+from extproc.values.requests import InferenceRequest
 from metadata_center.prefix_index import PrefixIndex
 from metadata_center.running_blocks import RunningBlocks
 from metadata_center.types import EndpointKey, value

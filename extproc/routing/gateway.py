@@ -7,14 +7,15 @@ from collections.abc import Awaitable, Callable
 from extproc.errors import RouterError
 from extproc.observing.records import DecisionRecord, Ended, Outcome
 from extproc.observing.request_log import log_request_end
-from extproc.protocol.machine import PassTo, Phase, RequestHeaders, Verdict
+from extproc.protocol.machine import Phase
 from extproc.protocol.servicer import Decided, Deferred, StreamEnding
-from extproc.protocol.wire import REQUEST_ID_HEADER
 from extproc.request.responses import id_in, response_key
 from extproc.routing.outcomes import Ending
 from extproc.routing.router import Router
 from extproc.routing.state import State
 from extproc.routing.table import Retrieve
+from extproc.values.exchange import LineVerdict, PassTo, RequestHeaders
+from extproc.values.headers import REQUEST_ID_HEADER
 from metadata_center.types import RequestId
 
 
@@ -47,7 +48,7 @@ class Gateway:
         self.pass_to: Callable[[PassTo], bytes] = router.pass_to
         self.stream_ended: Callable[[Phase, StreamEnding], None] = state.metrics.stream_ended
 
-    def judge(self, request: RequestHeaders) -> Verdict:
+    def judge(self, request: RequestHeaders) -> LineVerdict:
         """What the request line alone decides."""
         verdict = self.router.table.judge(request)
         if isinstance(verdict, Retrieve):

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from extproc.choosing.learning import Answer
 from extproc.health.failures import FailureKind
 from extproc.observing.records import DecisionRecord
-from extproc.types import Operation
+from extproc.values.requests import Operation
 from metadata_center.types import EndpointKey, RequestId
 
 

@@ -33,7 +33,8 @@ from extproc.routing.inflight import Inflight
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.routing.state import State
 from extproc.routing.table import Pool, RoutingTable
-from extproc.types import GENERATING, Choice, InferenceRequest, Operation, Rng, Snapshot
+from extproc.values.choices import Choice, Rng, Snapshot
+from extproc.values.requests import GENERATING, InferenceRequest, Operation
 from metadata_center.sharing.messages import MAX_CANDIDATES, Candidate
 from metadata_center.types import Charge, EndpointKey, value
 

@@ -16,9 +16,8 @@ from hmac import compare_digest
 from typing import Protocol
 
 from extproc.errors import Reason, RouterError
-from extproc.protocol.machine import PassTo, Refuse, RequestHeaders, Verdict
 from extproc.protocol.servicer import Deferred
-from extproc.protocol.wire import DEBUG_HEADER, REQUEST_ID_HEADER, Answers
+from extproc.protocol.wire import Answers
 from extproc.request.parse import is_form
 from extproc.request.reading import BodyRead, ReadOrder
 from extproc.request.responses import Named, response_key
@@ -31,7 +30,10 @@ from extproc.routing.settings import RouterSettings
 from extproc.routing.state import State
 from extproc.routing.table import AnswerKey, Pool, RoutingTable
 from extproc.routing.waiting import Loop, WaitingRoom
-from extproc.types import Operation, Rng
+from extproc.values.choices import Rng
+from extproc.values.exchange import LineVerdict, PassTo, RefuseAtOnce, RequestHeaders
+from extproc.values.headers import DEBUG_HEADER, REQUEST_ID_HEADER
+from extproc.values.requests import Operation
 from metadata_center.sharing.messages import Candidate
 from metadata_center.types import EndpointKey, RequestId, value
 
@@ -177,7 +179,7 @@ class Router:
         """The answer that routes a request past us: uncharged, and nobody follows it."""
         return self._answers.decision("request_headers", to.endpoints, to.cluster, to.headers, booked=False)
 
-    def retrieve(self, request: RequestHeaders, named: Named) -> Verdict:
+    def retrieve(self, request: RequestHeaders, named: Named) -> LineVerdict:
         """Where a request about a stored response goes: to the endpoint that holds it, whatever its health.
 
         One that nobody knows goes to any endpoint, whose own 404 the client is to see; so does one whose
@@ -194,7 +196,7 @@ class Router:
                 any_of = route.cluster, pool
         if any_of is None:
             error = "No endpoint is available that could have this response."
-            return Refuse(
+            return RefuseAtOnce(
                 RouterError(Reason.NO_HEALTHY_ENDPOINT, error, retry_after_s=self.settings.retry_after_s)
             )
         cluster, pool = any_of

@@ -14,20 +14,21 @@ from typing import Final
 import orjson
 
 from extproc.errors import Reason, RouterError
-from extproc.protocol.machine import (
-    NEED_BODY,
-    NEED_BODY_AND_HEAD,
-    Answer,
-    PassTo,
-    Refuse,
-    RequestHeaders,
-    Verdict,
-)
 from extproc.request.parse import operation_of
 from extproc.request.paths import as_engines_read, is_admin, loosest
 from extproc.request.responses import Named, named_in
 from extproc.request.rules import RuleTable
-from extproc.types import Endpoint, Operation
+from extproc.values.endpoints import Endpoint
+from extproc.values.exchange import (
+    NEED_BODY,
+    NEED_BODY_AND_HEAD,
+    AnswerAtOnce,
+    LineVerdict,
+    PassTo,
+    RefuseAtOnce,
+    RequestHeaders,
+)
+from extproc.values.requests import Operation
 from metadata_center.types import EndpointKey
 
 HARDWARE_LABEL: Final = "hardware"
@@ -68,7 +69,7 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
-class Retrieve(Verdict):
+class Retrieve(LineVerdict):
     """It is about a stored response, which one endpoint has: whoever knows which says where it goes."""
 
     named: Named
@@ -155,7 +156,7 @@ class RoutingTable:
             for endpoint in self.clusters.get(cluster, ())
         )
 
-    def judge(self, request: RequestHeaders) -> Verdict:
+    def judge(self, request: RequestHeaders) -> LineVerdict:
         """What the request line alone decides."""
         operation = operation_of(request.path)
         if operation is not None and request.method == "POST":
@@ -163,26 +164,26 @@ class RoutingTable:
         path = as_engines_read(request.path)
         if operation is not None:
             error = f"{path} takes POST, not {request.method}."
-            return Refuse(RouterError(Reason.METHOD_NOT_ALLOWED, error, param="method"))
+            return RefuseAtOnce(RouterError(Reason.METHOD_NOT_ALLOWED, error, param="method"))
         named = named_in(request.path)
         if named is not None:
             if request.method in named.methods:
                 return Retrieve(named)
             takes = " and ".join(named.methods)
             error = f"This path takes {takes}, not {request.method}."
-            return Refuse(RouterError(Reason.METHOD_NOT_ALLOWED, error, param="method"))
+            return RefuseAtOnce(RouterError(Reason.METHOD_NOT_ALLOWED, error, param="method"))
         if request.method == "GET" and path == "/v1/models":
-            return Answer(200, self._models_body)
+            return AnswerAtOnce(200, self._models_body)
         if request.method == "GET" and path.startswith("/v1/models/"):
             model = self._model_list.get(path.removeprefix("/v1/models/"))
             if model is not None:
-                return Answer(200, orjson.dumps(model))
-            return Refuse(
+                return AnswerAtOnce(200, orjson.dumps(model))
+            return RefuseAtOnce(
                 RouterError(Reason.MODEL_NOT_FOUND, "This model is not served here.", param="model")
             )
         if self._default_cluster is not None and self._may_pass(request.path):
             return PassTo(self._default_cluster)
-        return Refuse(RouterError(Reason.UNKNOWN_PATH, "Nothing is served at this path."))
+        return RefuseAtOnce(RouterError(Reason.UNKNOWN_PATH, "Nothing is served at this path."))
 
     def _may_pass(self, path: str) -> bool:
         """True if nobody behind us could take `path` for inference or an engine's administration.

@@ -14,7 +14,7 @@ from aiohttp import web
 from extproc.observing.explain import to_json
 from extproc.routing.state import State
 from extproc.server.run_dir import closed_to_others
-from metadata_center.http_callers import is_loopback, refusal
+from metadata_center.service.http_callers import is_loopback, refusal
 from metadata_center.types import RequestId
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -77,7 +77,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def application(surface: AdminSurface, address: str | None = None) -> web.Application:
-    """The admin port's paths, for programs and not for web pages (`metadata_center.http_callers`).
+    """The admin port's paths, for programs and not for web pages (`metadata_center.service.http_callers`).
 
     Args:
         surface: Who answers.

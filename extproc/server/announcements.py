@@ -31,7 +31,7 @@ from extproc.rendering.prompt_text import Rendering
 from extproc.rendering.template import UnsupportedTemplate
 from extproc.rendering.vocabulary import UnsupportedTokenizer
 from extproc.routing.announced import Announced, ModelText
-from extproc.types import Endpoint
+from extproc.values.endpoints import Endpoint
 from metadata_center.cache_map.cache_map import CacheMap, Replica
 from metadata_center.errors import CapacityError
 from metadata_center.kv_events.errors import DiscoveryError

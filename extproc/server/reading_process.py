@@ -21,7 +21,7 @@ import msgspec
 
 from extproc.errors import Reason, RouterError
 from extproc.request.reading import BodyRead, ReadOrder, read_body
-from extproc.types import InferenceRequest, Operation
+from extproc.values.requests import InferenceRequest, Operation
 
 _HEAD: Final = struct.Struct("<IQQQ")  # bytes of the head, and of up to three raw pieces
 

@@ -120,7 +120,7 @@ class Supervisor:
             async with self._spawning:
                 with _hangup_held_back():
                     process = await asyncio.create_subprocess_exec(
-                        *python_module("extproc.cli.main", "worker", str(self._path), str(index))
+                        *python_module("tokenway.cli.main", "worker", str(self._path), str(index))
                     )
             self._processes[index] = process
             status = await process.wait()

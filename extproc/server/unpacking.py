@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from extproc.errors import Reason, RouterError
-from extproc.protocol.machine import RequestHeaders
 from extproc.protocol.servicer import Decided, Deferred
 from extproc.protocol.wire import CONTENT_ENCODING, Answers
 from extproc.request.compression import ALWAYS_BYTES, MAX_RATIO, codings_of, decode
 from extproc.routing.settings import RouterSettings
+from extproc.values.exchange import RequestHeaders
 
 INLINE_BYTES: Final = ALWAYS_BYTES // MAX_RATIO
 """Larger bodies go to a thread: those up to here become a MiB at most, whatever is in them."""

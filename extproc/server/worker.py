@@ -19,16 +19,7 @@ from prometheus_client import CollectorRegistry
 from extproc.accesslog.entries import Entry
 from extproc.accesslog.service import AccessLog, Dispatcher
 from extproc.config.schema import Config, ListenTls
-from extproc.discovery.ads import AdsServer
-from extproc.discovery.open_models import open_models, subset_pools
 from extproc.discovery.resolution import Resolution
-from extproc.discovery.resources import (
-    ASSIGNMENT_TYPE,
-    CLUSTER_TYPE,
-    UpstreamTls,
-    cluster_resources,
-    load_assignments,
-)
 from extproc.health.failures import FailureKind
 from extproc.health.prober import Occupancy, Prober
 from extproc.health.tracker import HealthState, HealthTracker, Transition
@@ -63,6 +54,15 @@ from extproc.server.run_dir import closed_to_others, lock, prepare, run_dir
 from extproc.server.sharing import member_of, transport_of
 from extproc.server.status import Status
 from extproc.server.unpacking import Unpacking
+from extproc.xds.ads import AdsServer
+from extproc.xds.open_models import open_models, subset_pools
+from extproc.xds.resources import (
+    ASSIGNMENT_TYPE,
+    CLUSTER_TYPE,
+    UpstreamTls,
+    cluster_resources,
+    load_assignments,
+)
 from metadata_center.cache_map.cache_map import CacheMap
 from metadata_center.counters import Counters
 from metadata_center.load import LoadTable

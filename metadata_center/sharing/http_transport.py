@@ -1,4 +1,4 @@
-"""Members meeting at a `tokenway metadata-center`, over HTTP.
+"""Members meet at a `tokenway metadata-center`, over HTTP.
 
 A share is published by a call of its own on a kept connection; what all publish comes on one response that
 does not end. The service's one event loop makes the order, the same for everybody.

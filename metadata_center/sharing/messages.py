@@ -32,7 +32,7 @@ MAX_SHARED_BLOCKS: Final = 32_768
 RESPONSES_MARK: Final = 2**64 - 1
 """First hash of a chain that is no prompt: those after it stand for stored responses that live there.
 
-A chain like any other to transports and meeting points, and to gateways that know nothing of responses."""
+A chain like any other to transports and rendezvous, and to gateways that know nothing of responses."""
 
 MAX_MESSAGE_BYTES: Final = 1 << 20
 """Holds `MAX_ENDPOINTS` rows of at most 115 bytes and `MAX_SHARED_BLOCKS` hashes with their keys."""

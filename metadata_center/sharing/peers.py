@@ -56,7 +56,7 @@ class Peers:
     """Shares of members, in the order their messages come.
 
     Args:
-        own_gateway: Its members are ignored: they share memory. None for a meeting point, which has none.
+        own_gateway: Its members are ignored: they share memory. None for a rendezvous, which has none.
         max_members: Bound, members that are no longer live included.
         max_endpoints: Bound on endpoints with load.
     """

@@ -10,8 +10,8 @@ Rules:
        accepted before it was heard, the charge counts once per live gateway (vLLM's data-parallel
        coordinator scales by its API servers in the same way). At most `OPTIMISM_S`: if no message comes
        back the transport is down, and then leases say who is alive.
-    4. Compare and set: a charge is made at once, like any other, and then put to the meeting point. What
-       awaits that answer is left out of published rows, because the meeting point adds it itself. Without
+    4. Compare and set: a charge is made at once, like any other, and then put to the rendezvous. What
+       awaits that answer is left out of published rows, because the rendezvous adds it itself. Without
        an answer in time the charge stays where it was made and is published as any other.
     5. A message that may not have been accepted is followed by a full one.
 """
@@ -75,7 +75,7 @@ def _ignore(_endpoint: EndpointKey, _chain: list[int]) -> None:
 
 
 class Ticket:
-    """A charge that was put to the meeting point.
+    """A charge that was put to the rendezvous.
 
     Attributes:
         charge: As it was made, on the first candidate.
@@ -104,7 +104,7 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """One message to be sent, and the charges it puts to the meeting point."""
+    """One message to be sent, and the charges it puts to the rendezvous."""
 
     update: Update
     tickets: tuple[Ticket, ...]
@@ -188,8 +188,8 @@ class SharedStore:
         counters: Of this process, and of its siblings if they share memory; at most `MAX_ENDPOINTS` slots.
         prefixes: What this gateway believes cached; what other gateways record is recorded here too.
         share_lease_s: Others drop this member's share after this long without a word; also how long
-            theirs lasts when the meeting point is gone. A third of it passes between two heartbeats.
-        optimistic: Rule 3; pointless where every charge is put to the meeting point.
+            theirs lasts when the rendezvous is gone. A third of it passes between two heartbeats.
+        optimistic: Rule 3; pointless where every charge is put to the rendezvous.
         lease_s: See `LoadTable`.
         tombstone_s: See `LoadTable`.
         max_tombstones: See `LoadTable`.
@@ -262,7 +262,7 @@ class SharedStore:
 
     @property
     def is_reserving(self) -> bool:
-        """Some charge waits to be put to the meeting point."""
+        """Some charge waits to be put to the rendezvous."""
         return bool(self._waiting)
 
     def share(self, endpoint: EndpointKey, blocks: Sequence[int]) -> None:
@@ -338,14 +338,14 @@ class SharedStore:
         return Outgoing(self._update(rows, full=full, blocks=blocks), tickets)
 
     def accepted(self, outgoing: Outgoing, reserved: Sequence[Reserved], now_s: float) -> None:
-        """The meeting point has it; each ticket's place in `reserved`, shape (tickets,)."""
+        """The rendezvous has it; each ticket's place in `reserved`, shape (tickets,)."""
         for ticket, given in zip(outgoing.tickets, reserved, strict=True):
             self._waiting.pop(ticket.charge.request_id, None)
             candidate = ticket.candidates[given.index]
             try:
                 slot = self._counters.slot(candidate.endpoint)
             except CapacityError:
-                self._full_s = now_s  # the meeting point has a charge that no comparison would find
+                self._full_s = now_s  # the rendezvous has a charge that no comparison would find
                 ticket.answer(None)
                 continue
             self._sent[:, slot] += (1, 1, candidate.prefill_tokens, candidate.context_tokens, 0)
@@ -361,7 +361,7 @@ class SharedStore:
             self.wake()
 
     def failed(self, outgoing: Outgoing, now_s: float) -> None:
-        """Nobody knows whether the meeting point has it: say it all again; its tickets stay local."""
+        """Nobody knows whether the rendezvous has it: say it all again; its tickets stay local."""
         self._full_s = now_s
         for ticket in outgoing.tickets:
             self._waiting.pop(ticket.charge.request_id, None)
@@ -378,7 +378,7 @@ class SharedStore:
     def reserve(
         self, request_id: RequestId, candidates: Sequence[Candidate], on_answer: Callable[[], None]
     ) -> Ticket | None:
-        """Put a charge just made to the meeting point with the next message.
+        """Put a charge just made to the rendezvous with the next message.
 
         Args:
             request_id: Charged on the first candidate, with that one's tokens.

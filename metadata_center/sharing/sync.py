@@ -196,7 +196,7 @@ class Sync:
         )
 
     async def reserve(self, request_id: RequestId, candidates: Sequence[Candidate]) -> EndpointKey | None:
-        """Put a charge just made on the first of `candidates` to the meeting point, and charge as it says.
+        """Put a charge just made on the first of `candidates` to the rendezvous, and charge as it says.
 
         Args:
             request_id: Charged in the store's load table, in the same turn of the event loop.

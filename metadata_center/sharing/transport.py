@@ -5,7 +5,7 @@ Rules:
        when a member hears itself, it has heard everything that was accepted before.
     2. Every wait may be cancelled, as by `asyncio.timeout`, at any point: the transport stays usable, and
        what was under way happened or did not. `sequence` makes saying it again harmless.
-    3. A transport keeps no state of its own that its meeting point does not have: after a fault it is used
+    3. A transport keeps no state of its own that its rendezvous does not have: after a fault it is used
        on as if nothing had been.
     4. A failure is a `TransportError`; its text never holds a password or a token.
 """
@@ -21,11 +21,11 @@ from metadata_center.sharing.messages import Reservation, Reserved, Update
 
 
 class TransportError(MetadataError):
-    """The meeting point cannot be reached, refused, or answered what it never should."""
+    """The rendezvous cannot be reached, refused, or answered what it never should."""
 
 
 class Transport(Protocol):
-    """A meeting point of members."""
+    """A rendezvous of members."""
 
     @property
     def refused(self) -> int:
@@ -33,9 +33,9 @@ class Transport(Protocol):
         ...
 
     async def publish(self, update: Update) -> None:
-        """Write the member's share at the meeting point and tell all subscribers.
+        """Write the member's share at the rendezvous and tell all subscribers.
 
-        An update that is not newer than what the meeting point has of an endpoint leaves that endpoint as
+        An update that is not newer than what the rendezvous has of an endpoint leaves that endpoint as
         it is. Returns once it is accepted.
 
         Raises:

@@ -10,11 +10,11 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from metadata_center.cluster_loads import Limits
 from metadata_center.counters import Counters
-from metadata_center.http_server import HttpServer
 from metadata_center.load import LoadTable
 from metadata_center.prefix_index import PrefixIndex
+from metadata_center.service.cluster_loads import Limits
+from metadata_center.service.http_server import HttpServer
 from metadata_center.sharing.http_transport import HttpTransport
 from metadata_center.sharing.messages import member_id
 from metadata_center.sharing.redis_transport import RedisTransport
@@ -24,7 +24,7 @@ from metadata_center.sharing.sync import Sync, SyncSettings
 from metadata_center.sharing.transport import Transport
 from metadata_center.store import EmbeddedStore, MetadataStore
 from metadata_center.types import EndpointKey
-from tests.redis_server import running
+from testbed.redis_server import running
 
 DEADLINE_S = 20.0
 LEASE_S, TOMBSTONE_S, SHARE_LEASE_S = 180.0, 60.0, 3.0

@@ -105,7 +105,7 @@ async def test_many_changes_end_at_zero(pair: Pair) -> None:
 
 @pytest.mark.parametrize("pair", [kind for kind in KINDS if kind != "embedded"], indirect=True)
 async def test_reservations_of_two_gateways_take_different_places(pair: Pair) -> None:
-    """Both believe A to be empty; the meeting point lets one of them have it, and all views agree."""
+    """Both believe A to be empty; the rendezvous lets one of them have it, and all views agree."""
     places = []
     for store, sync, name in zip(pair.stores, pair.syncs, (R1, R2), strict=True):
         store.load.charge(charge(name), time.monotonic(), None)

@@ -26,7 +26,8 @@ from extproc.routing import placing
 from extproc.routing.asking import Asked
 from extproc.routing.placing import Placer
 from extproc.routing.settings import HoldSettings, RouterSettings
-from extproc.types import Endpoint, Snapshot
+from extproc.values.choices import Snapshot
+from extproc.values.endpoints import Endpoint
 from metadata_center.types import RequestId
 from tests.conftest import BLOCK_BYTES, Promise, VirtualLoop, build_rig, chat, endpoint, request_line
 from tokenway.simulator.policies.ours import LateCompletion, LeastCompletion

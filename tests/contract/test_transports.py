@@ -1,4 +1,4 @@
-"""What members may rely on wherever they meet, and that all meeting points give the same answers."""
+"""What members may rely on wherever they meet, and that all rendezvous give the same answers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from metadata_center.cluster_loads import Limits
 from metadata_center.counters import Counters
-from metadata_center.http_server import HttpServer
 from metadata_center.prefix_index import PrefixIndex
+from metadata_center.service.cluster_loads import Limits
+from metadata_center.service.http_server import HttpServer
 from metadata_center.sharing.http_transport import HttpTransport
 from metadata_center.sharing.messages import (
     RESPONSES_MARK,
@@ -33,7 +33,7 @@ from metadata_center.sharing.redis_url import parse_url
 from metadata_center.sharing.store import SharedStore
 from metadata_center.sharing.transport import Transport
 from metadata_center.types import EndpointKey
-from tests.redis_server import running
+from testbed.redis_server import running
 
 DEADLINE_S = 20.0
 LEASE_S = 60.0
@@ -64,7 +64,7 @@ async def http(_: Path) -> AsyncIterator[Callable[[], Transport]]:
 
 @pytest.fixture(params=[redis, http])
 async def transport(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Transport]:
-    """A way to a meeting point of its own."""
+    """A way to a rendezvous of its own."""
     async with request.param(tmp_path) as make:
         transport = make()
         yield transport
@@ -106,7 +106,7 @@ async def test_a_message_comes_back_as_it_was_sent(transport: Transport) -> None
 
 
 async def test_where_responses_live_is_told_to_all(transport: Transport) -> None:
-    """Over any meeting point, beside prompts' blocks and apart from them; the teller hears nothing new."""
+    """Over any rendezvous, beside prompts' blocks and apart from them; the teller hears nothing new."""
     stores = [SharedStore(member, Counters(capacity=8), PrefixIndex(10, 10)) for member in (ONE, TWO)]
     told: dict[MemberId, list[tuple[EndpointKey, list[int]]]] = {ONE: [], TWO: []}
 
@@ -139,7 +139,7 @@ async def test_a_late_row_changes_nothing(transport: Transport) -> None:
     assert await totals(transport) == {}
 
 
-async def test_a_lease_ends_at_the_meeting_point(transport: Transport) -> None:
+async def test_a_lease_ends_at_the_rendezvous(transport: Transport) -> None:
     """Snapshots and reservations count the dead no more."""
     await transport.publish(Update(ONE, 1, (Row(A, 9),), full=True, lease_s=0.2))
     async with asyncio.timeout(DEADLINE_S):
@@ -179,12 +179,12 @@ async def test_cancelled_calls_leave_a_usable_transport(transport: Transport) ->
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_all_meeting_points_give_the_same_answers(tmp_path: Path, seed: int) -> None:
+async def test_all_rendezvous_give_the_same_answers(tmp_path: Path, seed: int) -> None:
     """Random updates, some late, and reservations: the same places, messages and snapshots everywhere."""
     async with AsyncExitStack() as stack:
         pair, streams = [], []
-        for meeting_point in (redis, http):
-            transport = (await stack.enter_async_context(meeting_point(tmp_path)))()
+        for rendezvous in (redis, http):
+            transport = (await stack.enter_async_context(rendezvous(tmp_path)))()
             stack.push_async_callback(transport.close)
             pair.append(transport)
             streams.append(await stack.enter_async_context(transport.subscribe()))

@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 from openai import AsyncOpenAI
 
+from testbed.processes import free_port
 from tests.e2e.harness import (
     DEBUG_TOKEN_ENV,
     LEASE_S,
@@ -17,7 +18,6 @@ from tests.e2e.harness import (
     Stack,
     cluster,
     envoy_binary,
-    free_port,
     key_of,
     recording,
     running_stack,

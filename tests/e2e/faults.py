@@ -26,18 +26,10 @@ import aiohttp
 import numpy as np
 import pytest
 
-from tests.e2e.harness import (
-    DEBUG_HEADERS,
-    DECISION_HEADER,
-    REPOSITORY,
-    EngineProcess,
-    Stack,
-    eventually,
-    free_port,
-    sample,
-)
+from testbed.processes import REPOSITORY, free_port
+from testbed.redis_server import RedisServer
+from tests.e2e.harness import DEBUG_HEADERS, DECISION_HEADER, EngineProcess, Stack, eventually, sample
 from tests.e2e.pair import all_settled
-from tests.redis_server import RedisServer
 
 IS_FULL: Final = os.environ.get("TOKENWAY_FAULTS_FULL") == "1"
 """10,000 requests per fault and the durations of the requirement; otherwise as short as each fault allows."""

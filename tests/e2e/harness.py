@@ -11,8 +11,6 @@ import json
 import os
 import re
 import shutil
-import signal
-import socket
 import sys
 import tempfile
 import time
@@ -27,22 +25,19 @@ import openai
 import yaml
 from aiohttp import web
 
-from extproc.cli.bootstrap import rendered
 from extproc.config.loading import load
+from testbed.processes import REPOSITORY, START_TIMEOUT_S, Subprocess, free_port, get, get_json
+from tokenway.cli.bootstrap import rendered
 from tokenway.simulator.engine.profile import PROFILES
 from tokenway.simulator.server.app import SimulatorServer, running
 from tokenway.simulator.server.settings import ServerSettings
 
 T = TypeVar("T")
 
-REPOSITORY = Path(__file__).parents[2]
 DEBUG_TOKEN = "operators-only"
 DEBUG_TOKEN_ENV = "TOKENWAY_E2E_DEBUG_TOKEN"
 DEBUG_HEADERS = {"x-tokenway-debug": DEBUG_TOKEN}
 DECISION_HEADER = "x-tokenway-decision-id"
-
-START_TIMEOUT_S = 30.0
-"""A Python process imports for 2 s on an idle core; two busy cores may need several times that."""
 
 SETTLE_TIMEOUT_S = 8.0
 """Envoy flushes its access log every 10 ms; the rest is room for a busy machine."""
@@ -69,14 +64,6 @@ def is_alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
-def free_port() -> int:
-    """A TCP port of loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 async def eventually(
     read: Callable[[], Awaitable[T]], accept: Callable[[T], bool], timeout_s: float = SETTLE_TIMEOUT_S
 ) -> T:
@@ -92,57 +79,6 @@ async def eventually(
             return value
         assert time.monotonic() < deadline_s, f"still {value!r} after {timeout_s} s"
         await asyncio.sleep(0.02)
-
-
-class Subprocess:
-    """One child, leader of its own process group, with its output in a file."""
-
-    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
-        self._process = process
-        self.log = log
-
-    @classmethod
-    async def start(cls, argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> Self:
-        """Start `argv` in the repository root; `env` comes on top of our own environment."""
-        with log.open("ab") as output:
-            process = await asyncio.create_subprocess_exec(
-                *argv,
-                stdout=output,
-                stderr=output,
-                cwd=REPOSITORY,
-                env={**os.environ, **(env or {})},
-                start_new_session=True,
-            )
-        return cls(process, log)
-
-    @property
-    def pid(self) -> int:
-        """Of the group's leader."""
-        return self._process.pid
-
-    @property
-    def is_running(self) -> bool:
-        """True until it ended."""
-        return self._process.returncode is None
-
-    def children(self) -> list[int]:
-        """Process ids of its direct children."""
-        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the leader alone."""
-        self._process.send_signal(number)
-
-    async def ended(self) -> int:
-        """Wait for its end; the exit code."""
-        async with asyncio.timeout(START_TIMEOUT_S):
-            return await self._process.wait()
-
-    async def kill(self) -> None:
-        """Kill the whole group at once; harmless if it is gone."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-        await self._process.wait()
 
 
 class EngineProcess:
@@ -364,7 +300,7 @@ class Stack:
     async def start_gateway(self) -> None:
         """Start the gateway and wait until every worker is ready."""
         self._gateway = await Subprocess.start(
-            [sys.executable, "-m", "extproc.cli.main", "serve", str(self.run_dir / "tokenway.yaml")],
+            [sys.executable, "-m", "tokenway.cli.main", "serve", str(self.run_dir / "tokenway.yaml")],
             self.run_dir / "gateway.log",
             {DEBUG_TOKEN_ENV: DEBUG_TOKEN},
         )
@@ -632,20 +568,6 @@ async def _read_chunks(reader: asyncio.StreamReader) -> bytes:
     while size := int((await reader.readline()).strip(), 16):
         body += (await reader.readexactly(size + len(b"\r\n")))[:size]
     return body
-
-
-async def get(url: str) -> bytes:
-    """The body of a GET that succeeds."""
-    timeout = aiohttp.ClientTimeout(total=10)
-    async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url) as reply:
-        assert reply.status == 200, f"{url}: {reply.status}"
-        return await reply.read()
-
-
-async def get_json(url: str) -> dict[str, Any]:
-    """The JSON object of a GET that succeeds."""
-    decoded: dict[str, Any] = json.loads(await get(url))
-    return decoded
 
 
 def sample(scrape: str, series: str) -> float | None:

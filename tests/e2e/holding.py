@@ -21,7 +21,8 @@ import yaml
 from aiohttp import web
 
 from extproc.observing.explain import verdict
-from tests.e2e.harness import Recorder, Reply, Stack, chat, eventually, get, post, sample
+from testbed.processes import get
+from tests.e2e.harness import Recorder, Reply, Stack, chat, eventually, post, sample
 
 FULL_TOKENS: Final = 170_000
 """Fills an engine: 22.5 s at the prices that learning begins from. What waits behind it has to fit into

@@ -17,8 +17,8 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from extproc.cli.bootstrap import rendered
 from extproc.config.schema import Config
+from testbed.processes import free_port, get
 from tests.e2e.harness import (
     FAST_HEALTH,
     Recorder,
@@ -29,13 +29,12 @@ from tests.e2e.harness import (
     envoy_binary,
     eventually,
     exchange,
-    free_port,
-    get,
     post,
     recording,
     running_stack,
     send,
 )
+from tokenway.cli.bootstrap import rendered
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 

@@ -16,6 +16,9 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
+from testbed.processes import Subprocess
+from testbed.redis_server import running
+from testbed.tokenizer_folder import write_tokenizer
 from tests.e2e.faults import (
     CLIENTS,
     IS_FULL,
@@ -44,15 +47,12 @@ from tests.e2e.harness import (
     DECISION_HEADER,
     SETTLE_TIMEOUT_S,
     EngineProcess,
-    Subprocess,
     cluster,
     eventually,
     running_stack,
     send,
 )
 from tests.e2e.pair import SHARE_LEASE_S, all_settled, shared
-from tests.redis_server import running
-from tests.tokenizer_folder import write_tokenizer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 

@@ -13,6 +13,7 @@ from typing import Final
 import pytest
 import pytest_asyncio
 
+from testbed.redis_server import running
 from tests.e2e.harness import (
     FAST_HEALTH,
     Reply,
@@ -44,7 +45,6 @@ from tests.e2e.holding import (
     total,
 )
 from tests.e2e.pair import all_settled, running_pair
-from tests.redis_server import running
 from tokenway.simulator.server.app import SimulatorServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]

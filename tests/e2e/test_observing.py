@@ -13,11 +13,11 @@ from extproc.observing.metrics.predictions import USAGE_UNKNOWN
 from extproc.observing.metrics.sharing import FAMILIES as SHARING_FAMILIES
 from extproc.observing.metrics.streams import ADS_NACKS
 from extproc.observing.metrics.table import FAMILIES
+from testbed.processes import REPOSITORY
 from tests.e2e.conftest import Shared
 from tests.e2e.harness import (
     DEBUG_HEADERS,
     DECISION_HEADER,
-    REPOSITORY,
     Stack,
     answer_chat,
     chat,
@@ -45,7 +45,7 @@ names to be resolved, or gateways to share."""
 async def _command(stack: Stack, *words: str) -> tuple[int, str]:
     """Exit code and output of `tokenway WORDS --admin URL`."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "extproc.cli.main", *words, "--admin", stack.admin_url),
+        *(sys.executable, "-m", "tokenway.cli.main", *words, "--admin", stack.admin_url),
         cwd=REPOSITORY,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

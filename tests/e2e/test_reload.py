@@ -212,7 +212,7 @@ async def test_second_gateway_does_not_take_the_first_ones_sockets(stack: Stack)
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "extproc.cli.main",
+        "tokenway.cli.main",
         "serve",
         str(stack.run_dir / "tokenway.yaml"),
         stderr=asyncio.subprocess.PIPE,

@@ -9,9 +9,9 @@ import pytest
 import pytest_asyncio
 
 from extproc.observing.metrics.sharing import FAMILIES as SHARING_FAMILIES
+from testbed.redis_server import RedisServer, running
 from tests.e2e.harness import Load, Stack, chat, cluster, eventually, key_of, post, sample
 from tests.e2e.pair import all_settled, running_pair
-from tests.redis_server import RedisServer, running
 from tokenway.simulator.server.app import SimulatorServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]

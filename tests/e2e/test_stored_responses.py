@@ -12,6 +12,7 @@ import pytest_asyncio
 from aiohttp import web
 from openai import AsyncOpenAI
 
+from testbed.redis_server import running
 from tests.e2e.conftest import Shared
 from tests.e2e.harness import (
     FAST_HEALTH,
@@ -26,7 +27,6 @@ from tests.e2e.harness import (
     simulators,
 )
 from tests.e2e.pair import running_pair
-from tests.redis_server import running
 from tokenway.simulator.server.app import SimulatorServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]

@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from extproc.request.paths import ADMIN_PATHS
 from extproc.request.sanitize import STEERING_FIELDS, STEERING_XARGS
+from testbed.processes import get
 from tests.e2e.harness import (
     Recorder,
     Reply,
@@ -22,7 +23,6 @@ from tests.e2e.harness import (
     cluster,
     eventually,
     exchange,
-    get,
     post,
     recording,
     running_stack,

@@ -20,11 +20,11 @@ from aiohttp import web
 from envoy_data_plane.envoy.config.cluster import v3 as cluster_v3
 from envoy_data_plane.envoy.service.discovery import v3 as discovery_v3
 
-from extproc.discovery import state
-from extproc.discovery.ads import AdsServer
-from extproc.discovery.resources import ASSIGNMENT_TYPE, CLUSTER_TYPE, cluster_resources, load_assignments
 from extproc.health.tracker import HealthState
-from extproc.types import Endpoint
+from extproc.values.endpoints import Endpoint
+from extproc.xds import delta
+from extproc.xds.ads import AdsServer
+from extproc.xds.resources import ASSIGNMENT_TYPE, CLUSTER_TYPE, cluster_resources, load_assignments
 from metadata_center.types import EndpointKey
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.e2e]
@@ -324,7 +324,7 @@ async def test_stream_that_asks_for_too_much_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client beyond the subscription limit gets RESOURCE_EXHAUSTED and leaves no stream."""
-    monkeypatch.setattr(state, "MAX_NAMES", 1)
+    monkeypatch.setattr(delta, "MAX_NAMES", 1)
     ads = AdsServer(lambda _: None)
     async with client(ads, tmp_path) as call:
         await call.write(

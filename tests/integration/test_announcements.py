@@ -22,7 +22,7 @@ from extproc.rendering.loading import load
 from extproc.request.parse import parse
 from extproc.routing.announced import Announced
 from extproc.server.announcements import Announcements
-from extproc.types import Endpoint
+from extproc.values.endpoints import Endpoint
 from metadata_center.cache_map.cache_map import CacheMap
 from metadata_center.types import EndpointKey
 

@@ -13,10 +13,10 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from extproc.errors import Reason, RouterError
 from extproc.protocol import wire
-from extproc.protocol.machine import RequestHeaders
 from extproc.protocol.servicer import Decided, Deferred, Processor
 from extproc.routing.gateway import Gateway
 from extproc.routing.router import Decision
+from extproc.values.exchange import RequestHeaders
 from tests.conftest import Rig, build_rig, chat
 from tests.integration.test_servicer import body, chunk, headers, until
 

@@ -1,4 +1,4 @@
-"""Members meeting at a real metadata-center service, and what becomes of them when it misbehaves."""
+"""Members meet at a real metadata-center service, and what becomes of them when it misbehaves."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import orjson
 import pytest
 from aiohttp import web
 
-from metadata_center import followers as followers_module
-from metadata_center import http_server
-from metadata_center.cluster_loads import Limits
-from metadata_center.http_server import HttpServer
+from metadata_center.service import followers as followers_module
+from metadata_center.service import http_server
+from metadata_center.service.cluster_loads import Limits
+from metadata_center.service.http_server import HttpServer
 from metadata_center.sharing import http_transport
 from metadata_center.sharing.http_messages import (
     EVENTS_PATH,

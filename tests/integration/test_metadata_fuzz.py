@@ -23,9 +23,9 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
-from metadata_center.api import openapi_document
-from metadata_center.cluster_loads import Limits
-from metadata_center.http_server import HttpServer
+from metadata_center.service.api import openapi_document
+from metadata_center.service.cluster_loads import Limits
+from metadata_center.service.http_server import HttpServer
 from metadata_center.sharing.http_messages import (
     EVENTS_PATH,
     MESSAGE_TYPE,

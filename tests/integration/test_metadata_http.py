@@ -17,10 +17,10 @@ import aiohttp
 import orjson
 import pytest
 
-from metadata_center import http_server
-from metadata_center.api import MAX_BODY_BYTES
-from metadata_center.cluster_loads import Limits
-from metadata_center.http_server import HttpServer
+from metadata_center.service import http_server
+from metadata_center.service.api import MAX_BODY_BYTES
+from metadata_center.service.cluster_loads import Limits
+from metadata_center.service.http_server import HttpServer
 from metadata_center.sharing.http_messages import SHARES_PATH
 from metadata_center.sharing.messages import Update, encode, member_id
 from metadata_center.types import RequestId
@@ -249,7 +249,7 @@ class Command:
 
 async def _spawn(*options: str, **environment: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "extproc.cli.main", "metadata-center", *options),
+        *(sys.executable, "-m", "tokenway.cli.main", "metadata-center", *options),
         env={**os.environ, **environment},
         stderr=asyncio.subprocess.PIPE,
     )

@@ -16,7 +16,7 @@ from extproc.health import prober
 from extproc.health.prober import EngineFacts, Occupancy, Prober, engine_facts
 from extproc.health.settings import HealthSettings
 from extproc.health.tracker import FailureKind, HealthState, HealthTracker, Transition
-from extproc.types import Endpoint
+from extproc.values.endpoints import Endpoint
 from metadata_center.types import EndpointKey
 
 pytestmark = pytest.mark.asyncio

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from metadata_center.shares import Shares
+from metadata_center.service.shares import Shares
 from metadata_center.sharing import redis_transport
 from metadata_center.sharing.messages import (
     MAX_SHARED_BLOCKS,
@@ -29,8 +29,8 @@ from metadata_center.sharing.redis_transport import RedisTransport
 from metadata_center.sharing.redis_url import UrlError, parse_url
 from metadata_center.sharing.transport import TransportError
 from metadata_center.types import EndpointKey
+from testbed.redis_server import RedisServer, free_port, running
 from tests.contract.stores import until
-from tests.redis_server import RedisServer, free_port, running
 
 A, B, C = (EndpointKey(f"10.0.0.{host}:8000") for host in (1, 2, 3))
 ONE, TWO = member_id("gw1", 0, "x"), member_id("gw2", 0, "x")

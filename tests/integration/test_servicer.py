@@ -16,10 +16,10 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from extproc.accesslog.service import AccessLog, Dispatcher
 from extproc.protocol import machine, wire
-from extproc.protocol.machine import RequestHeaders
 from extproc.protocol.servicer import Processor
-from extproc.protocol.wire import REQUEST_ID_HEADER
 from extproc.routing.router import Decision
+from extproc.values.exchange import RequestHeaders
+from extproc.values.headers import REQUEST_ID_HEADER
 from metadata_center.types import RequestId
 from tests.conftest import CHAT, OWNER, Rig, build_rig, chat, endpoint
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from extproc.cli.envoy import LEAST, REQUIREMENTS, cached, envoy_binary, fetch, version_of
+from tokenway.cli.envoy import LEAST, REQUIREMENTS, cached, envoy_binary, fetch, version_of
 
 ROOT = Path(__file__).parents[2]
 

@@ -107,5 +107,5 @@ def test_the_metadata_names_licence_and_command(wheel: zipfile.ZipFile) -> None:
     assert wheel.read(f"{info}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
     assert b"Apache License" in wheel.read(f"{info}/licenses/LICENSE")
     assert wheel.read(f"{info}/entry_points.txt").decode().split() == [
-        *("[console_scripts]", "tokenway", "=", "extproc.cli.main:main")
+        *("[console_scripts]", "tokenway", "=", "tokenway.cli.main:main")
     ]

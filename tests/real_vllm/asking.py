@@ -15,8 +15,8 @@ from typing import Any, Final
 from openai import AsyncOpenAI
 from tokenizers import Tokenizer
 
+from testbed.vllm.environment.install import MODEL
 from tests.e2e.harness import DEBUG_HEADERS, DECISION_HEADER
-from tests.real_vllm.environment.install import MODEL
 
 Messages = Sequence[Mapping[str, Any]]
 

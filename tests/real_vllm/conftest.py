@@ -16,13 +16,13 @@ import pytest
 import pytest_asyncio
 from openai import AsyncOpenAI
 
-from tests import redis_server
+from testbed import redis_server
+from testbed.vllm.engine import SERVED_MODEL, Vllm, running_replicas
+from testbed.vllm.environment import install
+from testbed.vllm.environment.make_model import ADAPTERS
 from tests.e2e.harness import DEBUG_TOKEN_ENV, Stack, cluster, envoy_binary, eventually
 from tests.e2e.pair import running_pair
 from tests.real_vllm.asking import Answer
-from tests.real_vllm.engine import SERVED_MODEL, Vllm, running_replicas
-from tests.real_vllm.environment import install
-from tests.real_vllm.environment.make_model import ADAPTERS
 
 CLUSTER: Final = "vllm"
 ROUND_ROBIN: Final = "tiny-round-robin"

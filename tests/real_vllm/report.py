@@ -12,7 +12,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 
-from tests.e2e.harness import get_json
+from testbed.processes import get_json
 from tests.real_vllm.accuracy import Foreseen, cached_summary, foreseen, ttft_summary
 
 HEADINGS = ("request", "model", "prompt", "predicted cached", "cached", "predicted TTFT ms", "TTFT ms")

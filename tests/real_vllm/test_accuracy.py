@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from testbed.vllm.environment.install import cuda_needs
 from tests.real_vllm.accuracy import cached_summary, equal_ratio, foreseen, ttft_summary
-from tests.real_vllm.environment.install import cuda_needs
 
 
 def _record(predicted: int | None, reported: int | None, **outcome: Any) -> dict[str, Any]:

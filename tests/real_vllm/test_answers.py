@@ -13,12 +13,12 @@ import pytest
 from redis.asyncio import Redis
 from tokenizers import Tokenizer
 
-from tests.e2e.harness import REPOSITORY
+from testbed.processes import REPOSITORY
+from testbed.vllm.engine import SERVED_MODEL
+from testbed.vllm.environment.install import MODEL
 from tests.real_vllm.accuracy import foreseen
 from tests.real_vllm.asking import Messages, ask, text
 from tests.real_vllm.conftest import Deployment
-from tests.real_vllm.engine import SERVED_MODEL
-from tests.real_vllm.environment.install import MODEL
 
 pytestmark = [pytest.mark.real_vllm, pytest.mark.asyncio(loop_scope="session")]
 

@@ -13,9 +13,9 @@ import pytest
 import zmq
 import zmq.asyncio
 
+from testbed.vllm.engine import BLOCK_TOKENS, SERVED_MODEL
 from tests.real_vllm.asking import text
 from tests.real_vllm.conftest import Deployment
-from tests.real_vllm.engine import BLOCK_TOKENS, SERVED_MODEL
 
 pytestmark = [pytest.mark.real_vllm, pytest.mark.asyncio(loop_scope="session")]
 

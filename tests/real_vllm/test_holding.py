@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from testbed.vllm.engine import SERVED_MODEL
 from tests.e2e.harness import sample
 from tests.e2e.holding import reconfigured
 from tests.real_vllm.asking import ask_all, mean_ttft_ms, text
 from tests.real_vllm.conftest import Deployment
-from tests.real_vllm.engine import SERVED_MODEL
 
 pytestmark = [pytest.mark.real_vllm, pytest.mark.asyncio(loop_scope="session")]
 

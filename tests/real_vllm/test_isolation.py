@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from testbed.vllm.engine import BLOCK_TOKENS, SERVED_MODEL
 from tests.real_vllm.asking import Answer, ask, text
 from tests.real_vllm.conftest import Deployment
-from tests.real_vllm.engine import BLOCK_TOKENS, SERVED_MODEL
 
 pytestmark = [pytest.mark.real_vllm, pytest.mark.asyncio(loop_scope="session")]
 

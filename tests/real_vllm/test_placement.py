@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from testbed.vllm.engine import KV_TOKENS, SERVED_MODEL
 from tests.real_vllm.accuracy import LEAST_EQUAL_RATIO, cached_summary, equal_ratio, foreseen
 from tests.real_vllm.asking import ask_all, hit_ratio, mean_ttft_ms, shared_prefix_prompts
 from tests.real_vllm.conftest import INFERENCE_LB, ROUND_ROBIN, Deployment
-from tests.real_vllm.engine import KV_TOKENS, SERVED_MODEL
 
 pytestmark = [pytest.mark.real_vllm, pytest.mark.asyncio(loop_scope="session")]
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from testbed.vllm.engine import SERVED_MODEL
 from tests.real_vllm.accuracy import cached_summary, foreseen, ttft_summary
 from tests.real_vllm.asking import Answer, ask_all, hit_ratio, text
 from tests.real_vllm.conftest import Deployment
-from tests.real_vllm.engine import SERVED_MODEL
 
 pytestmark = [pytest.mark.real_vllm, pytest.mark.asyncio(loop_scope="session")]
 

@@ -12,11 +12,11 @@ import openai
 import pytest
 
 from extproc.health.tracker import HealthState
+from testbed.vllm.engine import SERVED_MODEL
 from tests.e2e.harness import eventually
 from tests.real_vllm.accuracy import cached_summary, equal_ratio, foreseen
 from tests.real_vllm.asking import Answer, ask, ask_all, shared_prefix_prompts
 from tests.real_vllm.conftest import Deployment, announcing
-from tests.real_vllm.engine import SERVED_MODEL
 
 pytestmark = [pytest.mark.real_vllm, pytest.mark.asyncio(loop_scope="session")]
 

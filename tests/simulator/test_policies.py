@@ -11,7 +11,7 @@ import pytest
 
 from extproc.choosing.policies.inference_lb import inference_scores
 from extproc.choosing.settings import LoadBalancing
-from extproc.types import Snapshot
+from extproc.values.choices import Snapshot
 from metadata_center.types import EndpointKey
 from tokenway.simulator.policies.aibrix import AibrixPrefixCache
 from tokenway.simulator.policies.aigw import Aigw

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from extproc.cli.replay import replay
 from extproc.observing.request_log import REQUEST_LOGGER, JsonFormatter, block_key
 from tests.conftest import BLOCK_BYTES, Rig, chat
+from tokenway.cli.replay import replay
 from tokenway.simulator.replay.log_lines import ended_request
 from tokenway.simulator.replay.readers import Format, TraceError, read_trace
 

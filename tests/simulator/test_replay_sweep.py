@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 import pytest
 
-from extproc.cli.main import main
+from tokenway.cli.main import main
 from tokenway.simulator.engine.profile import PROFILES
 from tokenway.simulator.replay.fleet import Fleet, Member
 from tokenway.simulator.replay.generators import sample

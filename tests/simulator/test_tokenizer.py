@@ -15,7 +15,7 @@ import zmq
 import zmq.asyncio
 from tokenizers import Tokenizer
 
-from tests.tokenizer_folder import write_tokenizer
+from testbed.tokenizer_folder import write_tokenizer
 from tokenway.simulator.__main__ import parse_settings
 from tokenway.simulator.server.app import SimulatorServer, running
 from tokenway.simulator.server.kv_events import EventBatch

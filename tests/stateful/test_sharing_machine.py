@@ -1,4 +1,4 @@
-"""Three gateways and a meeting point whose messages are late, lost, repeated and out of order."""
+"""Three gateways and a rendezvous whose messages are late, lost, repeated and out of order."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from metadata_center.counters import Counters
 from metadata_center.prefix_index import PrefixIndex
-from metadata_center.shares import Shares
+from metadata_center.service.shares import Shares
 from metadata_center.sharing.messages import Candidate, Reserved, Update, decode, encode, member_id
 from metadata_center.sharing.store import Outgoing, SharedStore
 from metadata_center.types import Charge, EndpointKey, RequestId
@@ -40,7 +40,7 @@ class SharingMachine(RuleBasedStateMachine):
             for number in range(3)
         ]
         self.slots = [store.load.slots(KEYS) for store in self.stores]
-        self.meeting = Shares()
+        self.rendezvous = Shares()
         self.on_the_way: list[list[Update]] = [[], [], []]
 
     @rule(member=members, request_id=ids, key=keys, prefill=tokens, context=tokens)
@@ -52,7 +52,7 @@ class SharingMachine(RuleBasedStateMachine):
 
     @rule(member=members, request_id=ids, key=keys, prefill=tokens)
     def reserve(self, member: int, request_id: RequestId, key: EndpointKey, prefill: int) -> None:
-        """A decision that is put to the meeting point with the next message."""
+        """A decision that is put to the rendezvous with the next message."""
         store = self.stores[member]
         if store.load.charge(Charge(request_id, key, prefill, 9), self.now_s, None):
             candidates = [Candidate(key, 0, prefill, 9)]
@@ -85,7 +85,7 @@ class SharingMachine(RuleBasedStateMachine):
         self.now_s += seconds
         for store in self.stores:
             store.load.advance(self.now_s)
-        self.meeting.advance(self.now_s)
+        self.rendezvous.advance(self.now_s)
 
     @rule(member=members)
     def say(self, member: int) -> None:
@@ -96,7 +96,7 @@ class SharingMachine(RuleBasedStateMachine):
 
     @rule(member=members, accepted=st.booleans())
     def say_in_vain(self, member: int, accepted: bool) -> None:
-        """A message fails, at the meeting point or on the way back."""
+        """A message fails, at the rendezvous or on the way back."""
         outgoing = self.stores[member].outgoing(self.now_s)
         if outgoing is not None:
             if accepted:
@@ -125,13 +125,13 @@ class SharingMachine(RuleBasedStateMachine):
         store.accepted(outgoing, reserved, self.now_s)
 
     def accept(self, outgoing: Outgoing) -> list[Reserved]:
-        """What the meeting point does."""
+        """What the rendezvous does."""
         update = outgoing.update
         reserved: list[Reserved] = []
         if outgoing.tickets:
-            reserved, update = self.meeting.reserve(update, outgoing.reservations(), {}, self.now_s)
+            reserved, update = self.rendezvous.reserve(update, outgoing.reservations(), {}, self.now_s)
         else:
-            self.meeting.apply(update, self.now_s)
+            self.rendezvous.apply(update, self.now_s)
         message = decode(encode(update))
         for queue in self.on_the_way:
             queue.append(message)
@@ -149,7 +149,7 @@ class SharingMachine(RuleBasedStateMachine):
     def lose(self, member: int) -> None:
         """The connection breaks: all that was on its way is lost; then it is back, with a snapshot."""
         self.on_the_way[member].clear()
-        self.stores[member].snapshot(self.meeting.shares(self.now_s), self.now_s)
+        self.stores[member].snapshot(self.rendezvous.shares(self.now_s), self.now_s)
 
     @invariant()
     def views_are_sums_of_what_is_believed(self) -> None:
@@ -169,7 +169,7 @@ class SharingMachine(RuleBasedStateMachine):
         self.now_s += SHARE_LEASE_S / 3
         for store in self.stores:
             store.load.advance(self.now_s)
-        self.meeting.advance(self.now_s)
+        self.rendezvous.advance(self.now_s)
         for member, store in enumerate(self.stores):
             while (outgoing := store.outgoing(self.now_s)) is not None:
                 store.accepted(outgoing, self.accept(outgoing), self.now_s)
@@ -198,7 +198,7 @@ class SharingMachine(RuleBasedStateMachine):
         for store, slots in zip(self.stores, self.slots, strict=True):
             assert not any(map(any, _kinds(store.load.view(slots))))
             assert not store._ahead
-        assert not self.meeting.totals
+        assert not self.rendezvous.totals
 
 
 def _kinds(view: Any) -> list[list[int]]:

@@ -13,7 +13,7 @@ from extproc.rendering.prompt_text import Feature, Rendering
 from extproc.request.parse import parse
 from extproc.routing.announced import Announced, ModelText
 from extproc.routing.caches import Announcement
-from extproc.types import InferenceRequest
+from extproc.values.requests import InferenceRequest
 from metadata_center.cache_map.cache_map import CacheMap
 from metadata_center.kv_events.events import Batch, BlockStored, encoded_token_ids
 from metadata_center.types import EndpointKey

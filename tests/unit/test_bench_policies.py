@@ -17,7 +17,7 @@ from benchmarks.policies.figures import GOODPUT, KEPT, P90, Column, Row, best, c
 from benchmarks.policies.running import differences, load, path_of, run_cells, verify
 from benchmarks.policies.stamps import ROOT, sources, stamp
 from benchmarks.policies.tables import document, ratios, worst
-from extproc.cli.replay import _parser
+from tokenway.cli.replay import _parser
 from tokenway.simulator.policies.registry import REGISTRY
 from tokenway.simulator.replay.lineup import parse_lineup
 

@@ -100,7 +100,7 @@ def test_the_floor_has_the_transport_settings_of_tokenway() -> None:
     """It takes over Tokenway's environment for gRPC before gRPC reads it; else the two are not comparable."""
     tree = ast.parse(Path(floor.__file__).read_text(encoding="utf-8"))
     imported = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
-    assert imported.index("extproc.cli") < imported.index("grpc")
+    assert imported.index("tokenway.cli") < imported.index("grpc")
 
 
 def config(kind: Kind) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from extproc.request.blocks import block_hashes
 from extproc.routing.caches import Announcement, Caches, Estimate, View
-from extproc.types import InferenceRequest, Operation
+from extproc.values.requests import InferenceRequest, Operation
 from metadata_center.prefix_index import PrefixIndex
 from metadata_center.types import EndpointKey
 

@@ -15,7 +15,7 @@ from extproc.choosing.policies.registry import POLICIES
 from extproc.choosing.replay import RecordingRng, ReplayRng
 from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.predicting.ttft import TtftModel
-from extproc.types import Learned, Snapshot
+from extproc.values.choices import Learned, Snapshot
 from metadata_center.counters import Counters
 from metadata_center.load import LoadTable
 from metadata_center.types import Charge, EndpointKey, RequestId

@@ -11,7 +11,7 @@ from extproc.choosing.policies.least_completion import choose_least
 from extproc.choosing.replay import ReplayRng
 from extproc.choosing.settings import LoadBalancing
 from extproc.predicting.traffic import MEMORY_S, MOST_BUSY, Traffic
-from extproc.types import Rng
+from extproc.values.choices import Rng
 
 NO_DRAWS = ReplayRng([])
 

@@ -15,7 +15,7 @@ from extproc.choosing.policies.inference_lb import inference_terms
 from extproc.choosing.policies.prefix_cache import prefix_cache_terms
 from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.choosing.terms import total
-from extproc.types import Choice, Snapshot
+from extproc.values.choices import Choice, Snapshot
 from metadata_center.types import EndpointKey
 
 DEFAULTS = LoadBalancing(algorithm=Algorithm.INFERENCE_LB)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from extproc.cli.demo import own_command
-from extproc.cli.main import main
 from extproc.server.modules import ROOT, python_module
+from tokenway.cli.demo import own_command
+from tokenway.cli.main import main
 
 SAMPLE = "etc/tokenway.yaml"
 VERBS = ("serve", "check", "bootstrap", "explain", "top", "metadata-center", "replay", "demo")
@@ -156,7 +156,7 @@ def test_a_trace_that_cannot_be_read_is_a_sentence(
 
 def test_a_reader_that_leaves_is_no_error_of_ours() -> None:
     """`tokenway bootstrap ... | head` ends without a traceback."""
-    words = [sys.executable, "-m", "extproc.cli.main", "bootstrap", SAMPLE]
+    words = [sys.executable, "-m", "tokenway.cli.main", "bootstrap", SAMPLE]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -170,7 +170,7 @@ def test_our_processes_do_not_import_from_the_working_directory(
     """Any file may lie there, under the name of any module; only the source tree may be run uninstalled."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "yaml.py").write_text("raise SystemExit('imported from the working directory')")
-    assert subprocess.run(python_module("extproc.cli.main", "--help"), capture_output=True).returncode == 0
+    assert subprocess.run(python_module("tokenway.cli.main", "--help"), capture_output=True).returncode == 0
     monkeypatch.chdir(ROOT)
     assert python_module("a.b", "c") == [sys.executable, "-m", "a.b", "c"]
 
@@ -191,6 +191,6 @@ def test_the_banner_names_a_command_that_exists(tmp_path: Path, monkeypatch: pyt
     assert own_command(Path("tokenway")) == str(script)
     monkeypatch.setenv("PATH", str(script.parent))
     assert own_command(script) == "tokenway"
-    assert own_command(Path("/x/extproc/cli/main.py")) == f"{sys.executable} -m tokenway"
+    assert own_command(Path("/x/tokenway/cli/main.py")) == f"{sys.executable} -m tokenway"
     monkeypatch.setenv("PYTHONPATH", f"/x:{ROOT}")
     assert own_command(script) == f"PYTHONPATH={ROOT} tokenway"

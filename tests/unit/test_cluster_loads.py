@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metadata_center.cluster_loads import ClusterLoads, EngineLoad, Limits
 from metadata_center.errors import CapacityError
+from metadata_center.service.cluster_loads import ClusterLoads, EngineLoad, Limits
 from metadata_center.types import RequestId
 
 EXPIRY_S = 660.0

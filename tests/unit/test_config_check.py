@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from extproc.cli.check import check
 from extproc.config.loading import parse
+from tokenway.cli.check import check
 
 CLUSTERS = '{"clusters": [{"name": "a", "endpoints": [{"address": "10.0.0.1", "port": 8000}]}]}'
 

@@ -22,7 +22,7 @@ from benchmarks.conversations import (
     one_token_words,
     prompts,
 )
-from tests.tokenizer_folder import write_tokenizer
+from testbed.tokenizer_folder import write_tokenizer
 from tokenway.simulator.replay.trace import Trace, num_blocks, shared_blocks
 
 

@@ -6,15 +6,8 @@ import orjson
 import pytest
 
 from extproc.errors import Reason, RouterError, Shape
-from extproc.protocol.machine import (
-    Answer,
-    Finish,
-    Refuse,
-    RequestHeaders,
-    SendImmediate,
-    Stream,
-    Verdict,
-)
+from extproc.protocol.machine import Finish, SendImmediate, Stream
+from extproc.values.exchange import AnswerAtOnce, LineVerdict, RefuseAtOnce, RequestHeaders
 
 KINDS = {
     Reason.INVALID_JSON: "invalid_request_error",
@@ -70,8 +63,8 @@ def test_the_machine_refuses_in_the_shape_of_the_path(path: str) -> None:
     error = RouterError(Reason.METHOD_NOT_ALLOWED, "No.")
     headers = RequestHeaders("GET", path, {"x-tokenway-request-id": "r1"}, end_of_stream=True)
 
-    def judge(_: RequestHeaders) -> Verdict:
-        return Refuse(error)
+    def judge(_: RequestHeaders) -> LineVerdict:
+        return RefuseAtOnce(error)
 
     send, end = Stream(judge, want_first_chunk=True).receive_headers(headers)
     assert send == SendImmediate(405, error.body(Shape.of(path), "r1"), "tokenway_method_not_allowed", error)
@@ -81,5 +74,5 @@ def test_the_machine_refuses_in_the_shape_of_the_path(path: str) -> None:
 def test_an_answer_of_ours_has_no_shape() -> None:
     """What is no refusal passes as it is."""
     headers = RequestHeaders("GET", "/v1/messages", {}, end_of_stream=True)
-    send, _ = Stream(lambda _: Answer(200, b"{}"), want_first_chunk=True).receive_headers(headers)
+    send, _ = Stream(lambda _: AnswerAtOnce(200, b"{}"), want_first_chunk=True).receive_headers(headers)
     assert send == SendImmediate(200, b"{}", "tokenway_answer")

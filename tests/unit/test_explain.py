@@ -19,15 +19,16 @@ from extproc.choosing.replay import RecordingRng
 from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.choosing.snapshots import Load, Prompt, plain_snapshot
 from extproc.choosing.terms import total
-from extproc.cli.explain import explain
 from extproc.errors import Reason
 from extproc.observing.explain import recompute, render, to_json, verdict
 from extproc.observing.records import DecisionRecord, Ended, Outcome
 from extproc.predicting.predictor import Predictor
 from extproc.predicting.prices import Prices
 from extproc.predicting.ttft import IDLE, TtftModel
-from extproc.types import Learned, Operation, Snapshot
+from extproc.values.choices import Learned, Snapshot
+from extproc.values.requests import Operation
 from metadata_center.types import EndpointKey, RequestId
+from tokenway.cli.explain import explain
 
 KEYS = tuple(EndpointKey(f"10.0.0.{host}:8000") for host in range(1, 5))
 GONE = EndpointKey("10.0.0.9:8000")

@@ -24,7 +24,7 @@ from extproc.health.tracker import (
     ProbeFailure,
     Transition,
 )
-from extproc.types import Endpoint
+from extproc.values.endpoints import Endpoint
 from metadata_center.types import EndpointKey
 
 A, B, C, D = (EndpointKey(f"10.0.0.{i}:8000") for i in (1, 2, 3, 4))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from metadata_center.http_callers import refusal
+from metadata_center.service.http_callers import refusal
 
 
 def is_heard(

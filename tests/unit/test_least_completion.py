@@ -26,7 +26,7 @@ from extproc.choosing.terms import total
 from extproc.observing.explain import render, to_json, verdict
 from extproc.predicting.prices import Prices
 from extproc.predicting.ttft import TtftModel, step_s
-from extproc.types import Learned, Snapshot
+from extproc.values.choices import Learned, Snapshot
 from metadata_center.types import EndpointKey
 from tests.conftest import CLUSTER, MODEL, Rig, build_rig, chat, endpoint
 

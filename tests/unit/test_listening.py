@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metadata_center.listening import parse_address, parse_port
+from metadata_center.service.listening import parse_address, parse_port
 
 
 @pytest.mark.parametrize(

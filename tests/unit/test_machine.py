@@ -14,21 +14,15 @@ from extproc.errors import Reason, RouterError
 from extproc.protocol import machine
 from extproc.protocol.machine import (
     HEAD_BYTES,
-    NEED_BODY,
-    NEED_BODY_AND_HEAD,
     TRANSITIONS,
     Abandon,
-    Answer,
     AnswerHead,
     Decide,
     Effects,
     Finish,
     FirstToken,
     Kind,
-    PassTo,
     Phase,
-    Refuse,
-    RequestHeaders,
     SendAwaitBody,
     SendContinue,
     SendDecision,
@@ -36,7 +30,15 @@ from extproc.protocol.machine import (
     SendPass,
     SpuriousMessage,
     Stream,
-    Verdict,
+)
+from extproc.values.exchange import (
+    NEED_BODY,
+    NEED_BODY_AND_HEAD,
+    AnswerAtOnce,
+    LineVerdict,
+    PassTo,
+    RefuseAtOnce,
+    RequestHeaders,
 )
 
 HEADERS = RequestHeaders("POST", "/v1/chat/completions", {":method": "POST"}, end_of_stream=False)
@@ -44,16 +46,16 @@ BODILESS = RequestHeaders("POST", "/v1/chat/completions", {}, end_of_stream=True
 ERROR = RouterError(Reason.NO_HEALTHY_ENDPOINT, "None.", retry_after_s=1)
 SENDS = (SendAwaitBody, SendPass, SendImmediate, SendDecision, SendContinue)
 
-VERDICTS: dict[str, Verdict] = {
+VERDICTS: dict[str, LineVerdict] = {
     "need_body": NEED_BODY,
     "need_body_and_head": NEED_BODY_AND_HEAD,
     "pass_to": PassTo("other"),
-    "answer": Answer(200, b"{}"),
-    "refuse": Refuse(ERROR),
+    "answer": AnswerAtOnce(200, b"{}"),
+    "refuse": RefuseAtOnce(ERROR),
 }
 
 
-def stream_in(phase: Phase, verdict: Verdict | None = None) -> Stream:
+def stream_in(phase: Phase, verdict: LineVerdict | None = None) -> Stream:
     """A stream that came to `phase` the usual way."""
     stream = Stream(lambda _: verdict or NEED_BODY, want_first_chunk=True)
     if phase is Phase.AWAIT_HEADERS:

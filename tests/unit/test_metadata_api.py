@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extproc.cli.main import _parser
-from metadata_center.api import (
+from metadata_center.service.api import (
     MAX_HASHES,
     MAX_INT32,
     MAX_NAME_CHARS,
@@ -25,8 +24,8 @@ from metadata_center.api import (
     openapi_json,
     route,
 )
-from metadata_center.cluster_loads import Limits
-from metadata_center.service_state import ServiceState
+from metadata_center.service.cluster_loads import Limits
+from metadata_center.service.state import ServiceState
 from metadata_center.sharing.http_messages import (
     EVENTS_PATH,
     FRAMES_TYPE,
@@ -38,6 +37,7 @@ from metadata_center.sharing.http_messages import (
 )
 from metadata_center.sharing.messages import Candidate, Reservation, Row, Update, decode, encode, member_id
 from metadata_center.types import EndpointKey
+from tokenway.cli.main import _parser
 
 ETC = Path(__file__).parents[2] / "etc"
 STATS, PROMPT, EVENT = "/v1/load/stats", "/v1/load/prompt", "/v1/replica/event"
@@ -197,7 +197,7 @@ def test_a_share_is_published_read_and_told() -> None:
     answer = client.call("GET", SHARES_PATH)
     assert (answer.status, answer.headers["Content-Type"]) == (200, FRAMES_TYPE)
     assert frames(answer) == [SHARE]
-    assert client.api._state.meeting.take_messages() == [encode(SHARE)]
+    assert client.api._state.rendezvous.take_messages() == [encode(SHARE)]
 
 
 def test_aigw_and_gateways_count_together() -> None:
@@ -219,7 +219,7 @@ def test_bytes_that_are_no_message_are_invalid_input(path: str, body: bytes) -> 
     """And nobody is told of them."""
     client = Client()
     assert client.refused("POST", path, body)[0] == INVALID
-    assert client.api._state.meeting.take_messages() == []
+    assert client.api._state.rendezvous.take_messages() == []
 
 
 def test_an_answer_that_follows_begins_with_a_keep_alive() -> None:

@@ -23,7 +23,7 @@ from extproc.observing.metrics.table import FAMILIES, document
 from extproc.observing.records import Ended, Outcome
 from extproc.predicting.calibration import CalibrationSummary
 from extproc.predicting.predictor import KeyCalibration
-from extproc.types import Operation
+from extproc.values.requests import Operation
 from metadata_center.types import EndpointKey
 
 A, B = EndpointKey("10.0.0.1:8000"), EndpointKey("10.0.0.2:8000")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from extproc.config.schema import Config
-from extproc.discovery.open_models import open_models, subset_pools
-from extproc.types import Endpoint
+from extproc.values.endpoints import Endpoint
+from extproc.xds.open_models import open_models, subset_pools
 from tests.conftest import endpoint
 
 CONFIG = Config.model_validate(

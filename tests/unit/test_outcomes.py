@@ -13,13 +13,13 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
 from extproc.choosing.settings import LoadBalancing
 from extproc.health.tracker import FailureKind, HealthState
 from extproc.observing.records import Ended
-from extproc.protocol.wire import REQUEST_ID_HEADER
 from extproc.request.responses import response_key
 from extproc.request.rules import ModelRules, Rule
 from extproc.routing.outcomes import CACHED_TOLERANCE_TOKENS
 from extproc.routing.router import Decision
 from extproc.routing.state import LINGER_S
-from extproc.types import Operation
+from extproc.values.headers import REQUEST_ID_HEADER
+from extproc.values.requests import Operation
 from metadata_center.types import EndpointKey, RequestId
 from tests.conftest import CLUSTER, MODEL, Rig, build_rig, chat, endpoint, request_end, request_line
 

@@ -11,7 +11,7 @@ from extproc.observing.records import DecisionRecord, Ended, Outcome, RecordRing
 from extproc.predicting.prices import Prices
 from extproc.predicting.tpot import SegmentedTpotModel
 from extproc.predicting.ttft import Backlog, TtftModel
-from extproc.types import Choice, Snapshot
+from extproc.values.choices import Choice, Snapshot
 from metadata_center.types import EndpointKey, RequestId
 
 A, B = EndpointKey("10.0.0.1:8000"), EndpointKey("10.0.0.2:8000")

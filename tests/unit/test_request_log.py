@@ -25,7 +25,7 @@ from extproc.observing.request_log import (
     log_request_end,
 )
 from extproc.server.worker import Worker
-from extproc.types import Operation
+from extproc.values.requests import Operation
 from metadata_center.types import EndpointKey, RequestId
 
 CANARY = "sk-canary-7f3a"

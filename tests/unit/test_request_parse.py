@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from extproc.errors import Reason, RouterError
 from extproc.request.blocks import block_hashes
 from extproc.request.parse import INFERENCE_PATHS, operation_of, parse
-from extproc.types import InferenceRequest, Operation
+from extproc.values.requests import InferenceRequest, Operation
 
 PATHS = {
     Operation.CHAT: "/v1/chat/completions",

@@ -20,7 +20,7 @@ from extproc.request.sanitize import (
     rewrite_model,
     sanitize,
 )
-from extproc.types import Operation
+from extproc.values.requests import Operation
 
 NOTHING: frozenset[str] = frozenset()
 QUALIFIED_XARGS = tuple(f"vllm_xargs.{key}" for key in STEERING_XARGS)

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.asyncio
 KEYS = tuple(endpoint(number).key for number in range(3))
 
 
-class Meeting:
+class Rendezvous:
     """Where gateways meet: answers with the place that the test wants, as the store does it."""
 
     def __init__(self) -> None:
@@ -42,13 +42,13 @@ class Meeting:
 
 
 @pytest.fixture
-def meeting() -> Meeting:
-    """A meeting point with a rig that reserves there."""
-    meeting = Meeting()
-    meeting.rig = build_rig(
-        load_balancing=LoadBalancing(algorithm=Algorithm.LEAST_REQUEST, fallbacks=2), reserve=meeting
+def rendezvous() -> Rendezvous:
+    """A rendezvous with a rig that reserves there."""
+    rendezvous = Rendezvous()
+    rendezvous.rig = build_rig(
+        load_balancing=LoadBalancing(algorithm=Algorithm.LEAST_REQUEST, fallbacks=2), reserve=rendezvous
     )
-    return meeting
+    return rendezvous
 
 
 async def decided(rig: Rig, request_id: str = "r", **body: Any) -> list[str]:
@@ -61,12 +61,12 @@ async def decided(rig: Rig, request_id: str = "r", **body: Any) -> list[str]:
     return str(answer.dynamic_metadata[LB_NAMESPACE][DESTINATION_KEY]).split(",")
 
 
-async def test_a_confirmed_choice_stays(meeting: Meeting) -> None:
+async def test_a_confirmed_choice_stays(rendezvous: Rendezvous) -> None:
     """The first candidate is the choice, with what was believed before it was charged."""
-    rig = meeting.rig
+    rig = rendezvous.rig
     assert rig is not None
     told = await decided(rig)
-    ((request_id, candidates),) = meeting.asked
+    ((request_id, candidates),) = rendezvous.asked
     record = rig.record()
     assert request_id == "r"
     assert [candidate.endpoint for candidate in candidates] == told
@@ -76,13 +76,13 @@ async def test_a_confirmed_choice_stays(meeting: Meeting) -> None:
     assert rig.chosen() == told[0]
 
 
-async def test_a_moved_choice_is_where_it_was_put(meeting: Meeting) -> None:
+async def test_a_moved_choice_is_where_it_was_put(rendezvous: Rendezvous) -> None:
     """Envoy is told the other endpoint first, the books follow, and the record says both."""
-    rig = meeting.rig
+    rig = rendezvous.rig
     assert rig is not None
-    meeting.place = 1
+    rendezvous.place = 1
     told = await decided(rig)
-    candidates = [candidate.endpoint for candidate in meeting.asked[0][1]]
+    candidates = [candidate.endpoint for candidate in rendezvous.asked[0][1]]
     assert told == [candidates[1], candidates[0], candidates[2]]
     assert rig.load(candidates[1])[0] == 1
     assert rig.load(candidates[0]) == (0, 0, 0)
@@ -102,21 +102,21 @@ async def test_a_moved_choice_is_where_it_was_put(meeting: Meeting) -> None:
     assert rig.metric("tokenway_fallbacks_total", cluster="c") == 0
 
 
-async def test_an_unconfirmed_choice_stays_where_it_is(meeting: Meeting) -> None:
+async def test_an_unconfirmed_choice_stays_where_it_is(rendezvous: Rendezvous) -> None:
     """Without an answer in time the charge is what it was."""
-    rig = meeting.rig
+    rig = rendezvous.rig
     assert rig is not None
-    meeting.place = None
+    rendezvous.place = None
     told = await decided(rig)
     assert rig.load(EndpointKey(told[0]))[0] == 1
     assert rig.record().placed is None
 
 
-async def test_a_request_that_ended_before_is_not_put_to_anybody(meeting: Meeting) -> None:
+async def test_a_request_that_ended_before_is_not_put_to_anybody(rendezvous: Rendezvous) -> None:
     """Its charge is void; there is nothing to reserve."""
-    rig = meeting.rig
+    rig = rendezvous.rig
     assert rig is not None
     rig.end("early", endpoint=None)
     assert isinstance(rig.gateway.decide(request_line("early"), chat()), Decision)
-    assert meeting.asked == []
+    assert rendezvous.asked == []
     assert all(rig.load(key) == (0, 0, 0) for key in KEYS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from extproc.config.clusters import ClusterSpec, EndpointSpec
 from extproc.discovery.resolution import host_names, resolved
-from extproc.types import Endpoint
+from extproc.values.endpoints import Endpoint
 from metadata_center.types import EndpointKey
 
 RECORDS = {"engines.test": ("10.0.0.1", "10.0.0.2", "2001:db8::1"), "one.test": ("10.0.0.1",)}

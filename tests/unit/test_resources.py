@@ -20,17 +20,17 @@ from envoy_data_plane.google import rpc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.discovery import state as state_module
-from extproc.discovery.resources import (
+from extproc.health.tracker import HealthState
+from extproc.values.endpoints import Endpoint
+from extproc.xds import delta
+from extproc.xds.delta import DeltaStream, Nack, ResourceStore, SubscriptionLimitError
+from extproc.xds.resources import (
     ASSIGNMENT_TYPE,
     CLUSTER_TYPE,
     UpstreamTls,
     cluster_resources,
     load_assignments,
 )
-from extproc.discovery.state import DeltaStream, Nack, ResourceStore, SubscriptionLimitError
-from extproc.health.tracker import HealthState
-from extproc.types import Endpoint
 from metadata_center.types import EndpointKey
 
 
@@ -315,7 +315,7 @@ def test_other_types_are_ignored() -> None:
 
 def test_subscriptions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream that asks for more than the limit is refused."""
-    monkeypatch.setattr(state_module, "MAX_NAMES", 2)
+    monkeypatch.setattr(delta, "MAX_NAMES", 2)
     stream = DeltaStream(store())
     with pytest.raises(SubscriptionLimitError):
         stream.receive(request(ASSIGNMENT_TYPE, resource_names_subscribe=["a", "b", "c"]))

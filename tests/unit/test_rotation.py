@@ -10,7 +10,7 @@ from extproc.choosing.choose import choose
 from extproc.choosing.replay import ReplayRng
 from extproc.choosing.rotation import Rotation
 from extproc.choosing.settings import Algorithm, LoadBalancing
-from extproc.types import Snapshot
+from extproc.values.choices import Snapshot
 from metadata_center.types import EndpointKey
 
 WEIGHTS = st.lists(st.integers(1, 1000).map(float), min_size=1, max_size=8)

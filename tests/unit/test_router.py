@@ -18,13 +18,13 @@ from extproc.errors import Reason, RouterError
 from extproc.health.tracker import FailureKind
 from extproc.observing.explain import recompute, to_json
 from extproc.observing.records import Ended
-from extproc.protocol.machine import PassTo
-from extproc.protocol.wire import DEBUG_HEADER, REQUEST_ID_HEADER
 from extproc.request.rules import ModelRules, Rule
 from extproc.request.sanitize import STEERING_FIELDS
 from extproc.routing.placing import PREFILL_DUE_FACTOR, PREFILL_DUE_FLOOR_S
 from extproc.routing.router import Decision
 from extproc.routing.settings import RouterSettings
+from extproc.values.exchange import PassTo
+from extproc.values.headers import DEBUG_HEADER, REQUEST_ID_HEADER
 from metadata_center.types import EndpointKey, RequestId
 from tests.conftest import (
     BLOCK_BYTES,

@@ -10,18 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.errors import Reason
-from extproc.protocol.machine import (
-    NEED_BODY,
-    NEED_BODY_AND_HEAD,
-    Answer,
-    PassTo,
-    Refuse,
-    RequestHeaders,
-    Verdict,
-)
 from extproc.request.rules import ModelRules, Rule, RuleTable
 from extproc.routing.table import Retrieve, RoutingTable
-from extproc.types import Endpoint
+from extproc.values.endpoints import Endpoint
+from extproc.values.exchange import (
+    NEED_BODY,
+    NEED_BODY_AND_HEAD,
+    AnswerAtOnce,
+    LineVerdict,
+    PassTo,
+    RefuseAtOnce,
+    RequestHeaders,
+)
 from metadata_center.types import EndpointKey
 from tests.conftest import CLUSTER, endpoint
 
@@ -42,7 +42,7 @@ def table(endpoints: Sequence[Endpoint] = (), default_cluster: str | None = None
     )
 
 
-def judge(path: str, method: str = "GET", default_cluster: str | None = None) -> Verdict:
+def judge(path: str, method: str = "GET", default_cluster: str | None = None) -> LineVerdict:
     """The verdict on a request line."""
     return table(default_cluster=default_cluster).judge(RequestHeaders(method, path, {}, end_of_stream=True))
 
@@ -59,7 +59,7 @@ def test_inference_needs_its_body(name: str, suffix: str) -> None:
 def test_inference_takes_post_alone(method: str) -> None:
     """Another method is refused with 405 before any body is sent."""
     verdict = judge("/v1/chat/completions", method, default_cluster="other")
-    assert isinstance(verdict, Refuse)
+    assert isinstance(verdict, RefuseAtOnce)
     assert (verdict.error.reason, verdict.error.status) == (Reason.METHOD_NOT_ALLOWED, 405)
 
 
@@ -67,7 +67,7 @@ def test_inference_takes_post_alone(method: str) -> None:
 def test_the_models_are_listed(path: str) -> None:
     """The list names every model in OpenAI's form, without asking an engine."""
     verdict = judge(path, default_cluster="other")
-    assert isinstance(verdict, Answer)
+    assert isinstance(verdict, AnswerAtOnce)
     assert verdict.status == 200
     listed = orjson.loads(verdict.body)
     assert listed["object"] == "list"
@@ -84,14 +84,14 @@ def test_the_models_are_listed(path: str) -> None:
 def test_a_model_is_found_by_its_name(path: str) -> None:
     """A slash in a name may come as it is or, as OpenAI's client sends it, percent-encoded."""
     verdict = judge(f"/v1/models/{path}")
-    assert isinstance(verdict, Answer)
+    assert isinstance(verdict, AnswerAtOnce)
     assert orjson.loads(verdict.body)["id"] == "org/m"
 
 
 def test_a_model_that_is_not_served_is_not_found() -> None:
     """An unknown name is 404, even where other paths are passed on."""
     verdict = judge("/v1/models/x", default_cluster="other")
-    assert isinstance(verdict, Refuse)
+    assert isinstance(verdict, RefuseAtOnce)
     assert (verdict.error.reason, verdict.error.status) == (Reason.MODEL_NOT_FOUND, 404)
 
 
@@ -101,15 +101,15 @@ def test_other_paths_go_to_the_default_cluster_or_nowhere(path: str, method: str
     """What is no inference is passed on where a default cluster is configured, else refused."""
     assert judge(path, method, default_cluster="other") == PassTo("other")
     verdict = judge(path, method)
-    assert isinstance(verdict, Refuse)
+    assert isinstance(verdict, RefuseAtOnce)
     assert verdict.error.reason is Reason.UNKNOWN_PATH
 
 
 @given(path=st.text(alphabet="/[]:@?#%v1models\x00é", max_size=12), method=st.sampled_from(["GET", "POST"]))
 def test_every_path_has_a_verdict(path: str, method: str) -> None:
     """No path a client can think of raises: `//[x` is no valid URL, but a path like any other."""
-    assert isinstance(judge(path, method), Verdict)
-    assert isinstance(judge("//[" + path, method, default_cluster="other"), Verdict)
+    assert isinstance(judge(path, method), LineVerdict)
+    assert isinstance(judge("//[" + path, method, default_cluster="other"), LineVerdict)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_path_is_read_as_engines_read_it(path: str) -> None:
     """Percent-encoded letters and slashes are what they stand for, once."""
     assert judge(path, "POST", default_cluster="other") == NEED_BODY
     refused = judge(path, "GET", default_cluster="other")
-    assert isinstance(refused, Refuse)
+    assert isinstance(refused, RefuseAtOnce)
     assert refused.error.reason is Reason.METHOD_NOT_ALLOWED
 
 
@@ -153,7 +153,7 @@ def test_a_path_is_read_as_engines_read_it(path: str) -> None:
 def test_another_spelling_of_inference_passes_to_nobody(path: str) -> None:
     """What some engine or proxy might take for inference does not pass unread by the default cluster."""
     verdict = judge(path, "POST", default_cluster="other")
-    assert isinstance(verdict, Refuse)
+    assert isinstance(verdict, RefuseAtOnce)
     assert verdict.error.reason is Reason.UNKNOWN_PATH
 
 
@@ -181,7 +181,7 @@ def test_another_spelling_of_inference_passes_to_nobody(path: str) -> None:
 def test_engines_admin_paths_pass_to_nobody(path: str, method: str) -> None:
     """However spelled and by any method, unless the operator names them."""
     verdict = judge(path, method, default_cluster="other")
-    assert isinstance(verdict, Refuse)
+    assert isinstance(verdict, RefuseAtOnce)
     assert verdict.error.reason is Reason.UNKNOWN_PATH
 
 
@@ -220,7 +220,7 @@ def test_a_stored_response_goes_where_it_is_held(path: str, method: str) -> None
         assert verdict.named.response_id == "resp_1"
         assert verdict.named.stream is ("stream=true" in path)
     else:
-        assert isinstance(verdict, Refuse)
+        assert isinstance(verdict, RefuseAtOnce)
         assert verdict.error.status == 405
 
 
@@ -237,7 +237,7 @@ def test_a_stored_response_goes_where_it_is_held(path: str, method: str) -> None
 def test_what_is_no_stored_response_is_like_any_other_path(path: str) -> None:
     """An id beyond all bounds, none at all, or an operation nobody has."""
     assert judge(path, "GET", default_cluster="other") == PassTo("other")
-    assert isinstance(judge(path, "GET"), Refuse)
+    assert isinstance(judge(path, "GET"), RefuseAtOnce)
 
 
 def test_a_pool_holds_what_is_available_and_says_why_the_rest_is_not() -> None:

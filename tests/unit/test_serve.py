@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from extproc.cli.serve import is_news
+from tokenway.cli.serve import is_news
 
 
 @pytest.mark.parametrize(

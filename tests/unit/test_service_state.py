@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metadata_center.cluster_loads import Limits
 from metadata_center.errors import CapacityError
-from metadata_center.service_state import ClusterCaches, ServiceState
+from metadata_center.service.cluster_caches import ClusterCaches
+from metadata_center.service.cluster_loads import Limits
+from metadata_center.service.state import ServiceState
 from metadata_center.types import RequestId
 
 HOUR_S = 3600.0

@@ -246,7 +246,7 @@ def reserve(made: SharedStore, request_id: str, answers: list[str]) -> Ticket:
     return ticket
 
 
-def test_a_reservation_goes_where_the_meeting_point_says() -> None:
+def test_a_reservation_goes_where_the_rendezvous_says() -> None:
     """It is charged at once, left out of the rows, and moved with the tokens of its place."""
     one = store()
     answers: list[str] = []
@@ -332,7 +332,7 @@ def test_a_request_that_ends_before_its_answer_leaves_no_load() -> None:
 
 
 def test_a_place_at_an_endpoint_that_is_gone_is_set_right() -> None:
-    """An endpoint without a slot here keeps nothing of ours at the meeting point."""
+    """An endpoint without a slot here keeps nothing of ours at the rendezvous."""
     one = store(capacity=1)
     one.load.retain(frozenset([A]))
     charge(one, "1")

@@ -14,11 +14,11 @@ from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.health.tracker import FailureKind
 from extproc.observing.explain import recompute, render, to_json
 from extproc.observing.records import Ended
-from extproc.protocol.machine import PassTo, Refuse, RequestHeaders
-from extproc.protocol.wire import REQUEST_ID_HEADER
 from extproc.request.responses import response_key
 from extproc.request.rules import ModelRules, Rule
 from extproc.routing.router import Decision
+from extproc.values.exchange import PassTo, RefuseAtOnce, RequestHeaders
+from extproc.values.headers import REQUEST_ID_HEADER
 from metadata_center.sharing.messages import RESPONSES_MARK
 from metadata_center.types import EndpointKey, RequestId
 from tests.conftest import CLUSTER, MODEL, OWNER, Rig, build_rig, endpoint
@@ -50,14 +50,16 @@ def made(rig: Rig, response_id: str, at: EndpointKey | None = None) -> EndpointK
     return where
 
 
-def line(rig: Rig, response_id: str, method: str = "GET", tail: str = "", **headers: str) -> PassTo | Refuse:
+def line(
+    rig: Rig, response_id: str, method: str = "GET", tail: str = "", **headers: str
+) -> PassTo | RefuseAtOnce:
     """The verdict on a request line about a response."""
     verdict = rig.gateway.judge(RequestHeaders(method, f"{RESPONSES}/{response_id}{tail}", headers, True))
-    assert isinstance(verdict, PassTo | Refuse)
+    assert isinstance(verdict, PassTo | RefuseAtOnce)
     return verdict
 
 
-def goes_to(verdict: PassTo | Refuse) -> EndpointKey:
+def goes_to(verdict: PassTo | RefuseAtOnce) -> EndpointKey:
     """The first endpoint."""
     assert isinstance(verdict, PassTo)
     return EndpointKey(verdict.endpoints[0])
@@ -186,7 +188,7 @@ def test_what_nobody_knows_goes_to_somebody(rig: Rig) -> None:
     assert goes_to(line(rig, "resp_unknown")) in KEYS
     rig.configure([])
     verdict = line(rig, "resp_unknown")
-    assert isinstance(verdict, Refuse)
+    assert isinstance(verdict, RefuseAtOnce)
     assert verdict.error.status == 503
 
 
@@ -197,7 +199,7 @@ def test_a_response_of_a_closed_model_is_closed() -> None:
     rig = build_rig(members, models=[ModelRules(MODEL, (rule, Rule(CLUSTER, subset={"tier": "iron"})))])
     rig.state.homes.learn(response_key("resp_1"), KEYS[0], 0.0)
     assert goes_to(line(rig, "resp_1", **{"x-tier": "gold"})) == KEYS[0]
-    assert isinstance(line(rig, "resp_1"), Refuse)
+    assert isinstance(line(rig, "resp_1"), RefuseAtOnce)
 
 
 def test_a_conversation_stays_together(rig: Rig) -> None:
@@ -240,7 +242,7 @@ def test_others_are_told_once(rig: Rig) -> None:
 
 
 def test_compare_and_set_does_not_move_what_is_held() -> None:
-    """The meeting point is not asked where there is nothing to choose."""
+    """The rendezvous is not asked where there is nothing to choose."""
 
     async def reserve(_: RequestId, __: object) -> EndpointKey | None:
         raise AssertionError

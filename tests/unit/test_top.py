@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from extproc.cli.top import render_endpoints, top
+from tokenway.cli.top import render_endpoints, top
 
 ROW = {
     "key": "10.0.0.1:8000",

@@ -12,12 +12,12 @@ import pytest
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from extproc.errors import Reason, RouterError
-from extproc.protocol.machine import RequestHeaders
 from extproc.protocol.servicer import Decided, Deferred
 from extproc.protocol.wire import Answers
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.server import unpacking
 from extproc.server.unpacking import INLINE_BYTES, Unpacked, Unpacking
+from extproc.values.exchange import RequestHeaders
 from tests.conftest import request_line
 
 SMALL = b'{"model": "m"}'

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from extproc.errors import Reason, RouterError
 from extproc.protocol import wire
-from extproc.protocol.machine import Kind, RequestHeaders
+from extproc.protocol.machine import Kind
 from extproc.protocol.wire import Answers
 from extproc.server.bootstrap import template
-from extproc.types import NO_OWNER
+from extproc.values.exchange import NO_OWNER, RequestHeaders
+from extproc.values.headers import OWNER_HEADER
 
 FIELDS = ("request_headers", "request_body", "request_trailers")
 KEYS = ("10.0.0.1:8000", "10.0.0.2:8000", "[fd00::1]:8000")
@@ -139,7 +140,7 @@ def test_a_request_passed_on_has_no_owner() -> None:
     """Without endpoints nobody keeps books, and the owner header says so."""
     message = parsed(Answers("0.a").decision("request_headers", (), "pool"))
     headers = headers_of(message.request_headers.response.header_mutation)
-    assert headers[wire.OWNER_HEADER] == NO_OWNER
+    assert headers[OWNER_HEADER] == NO_OWNER
 
 
 @pytest.mark.parametrize("retry_after_s", [None, 7])

@@ -9,7 +9,7 @@ from typing import Final
 from extproc.choosing.policy import ByTerms, best
 from extproc.choosing.settings import LoadBalancing
 from extproc.choosing.terms import Terms, total
-from extproc.types import Choice, Rng, Snapshot
+from extproc.values.choices import Choice, Rng, Snapshot
 
 _MIN_REQUEST_SPREAD: Final = 2.0
 """Smallest divisor of a request difference, so that 0 against 1 does not weigh in full (AIGW)."""

@@ -10,7 +10,7 @@ from extproc.choosing.least_completion import completion_costs, completion_terms
 from extproc.choosing.picker import pick
 from extproc.choosing.settings import LoadBalancing
 from extproc.choosing.terms import Terms
-from extproc.types import Choice, Rng, Snapshot
+from extproc.values.choices import Choice, Rng, Snapshot
 
 
 class LeastCompletion:

@@ -7,7 +7,7 @@ from operator import truediv
 from extproc.choosing.policy import ByTerms
 from extproc.choosing.settings import LoadBalancing
 from extproc.choosing.terms import Terms
-from extproc.types import Snapshot
+from extproc.values.choices import Snapshot
 
 
 class LeastRequest(ByTerms):

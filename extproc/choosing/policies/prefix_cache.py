@@ -10,7 +10,7 @@ from typing import Final
 from extproc.choosing.policy import ByTerms
 from extproc.choosing.settings import LoadBalancing
 from extproc.choosing.terms import Terms
-from extproc.types import Snapshot
+from extproc.values.choices import Snapshot
 
 _IMBALANCE_REQUESTS: Final = 8.0
 """Spread of in-flight requests beyond which the cache is ignored (AIBrix prefix-cache, code default)."""

@@ -6,7 +6,7 @@ from heapq import nlargest
 
 from extproc.choosing.settings import LoadBalancing
 from extproc.choosing.terms import Terms
-from extproc.types import Choice, Rng, Snapshot
+from extproc.values.choices import Choice, Rng, Snapshot
 
 
 class RoundRobin:

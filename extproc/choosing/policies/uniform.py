@@ -5,7 +5,7 @@ from __future__ import annotations
 from extproc.choosing.policy import ByTerms
 from extproc.choosing.settings import LoadBalancing
 from extproc.choosing.terms import Terms
-from extproc.types import Snapshot
+from extproc.values.choices import Snapshot
 
 
 class Uniform(ByTerms):

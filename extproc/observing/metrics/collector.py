@@ -56,7 +56,7 @@ from extproc.observing.metrics.streams import (
 )
 from extproc.observing.metrics.table import FAMILIES
 from extproc.observing.records import Ended, HoldEnding, Outcome
-from extproc.types import Operation
+from extproc.values.requests import Operation
 from metadata_center.types import EndpointKey
 
 

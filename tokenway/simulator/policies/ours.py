@@ -15,7 +15,7 @@ from extproc.choosing.seats import Seats
 from extproc.choosing.settings import LoadBalancing
 from extproc.choosing.snapshots import Demand, Engines, Load, Prompt, completion_snapshot
 from extproc.predicting.predictor import Predictor
-from extproc.types import Snapshot
+from extproc.values.choices import Snapshot
 from metadata_center.running_blocks import RunningBlocks
 from metadata_center.types import EndpointKey, value
 from tokenway.simulator.policies.view import Decision, Hold, Policy, Sent, Shed, View

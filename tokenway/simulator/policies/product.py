@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from extproc.choosing.choose import choose
 from extproc.choosing.settings import Algorithm, LoadBalancing
-from extproc.types import Snapshot
+from extproc.values.choices import Snapshot
 from tokenway.simulator.policies.view import Policy, View
 
 

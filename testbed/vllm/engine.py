@@ -14,9 +14,9 @@ from typing import Any, Final, Literal
 
 import aiohttp
 
-from tests.e2e.harness import Subprocess, free_port, get, get_json
-from tests.real_vllm.environment.install import MODEL, VLLM
-from tests.real_vllm.environment.make_model import ADAPTERS, MAX_TOKENS
+from testbed.processes import Subprocess, free_port, get, get_json
+from testbed.vllm.environment.install import MODEL, VLLM
+from testbed.vllm.environment.make_model import ADAPTERS, MAX_TOKENS
 
 SERVED_MODEL: Final = "tiny"
 BLOCK_TOKENS: Final = 32

@@ -10,7 +10,7 @@ from extproc.config.schema import Config
 from extproc.server.bootstrap import render, template
 from extproc.server.run_dir import run_dir
 from extproc.server.worker import socket_path
-from metadata_center.listening import ACCEPTED, parse_address
+from metadata_center.service.listening import ACCEPTED, parse_address
 
 
 def bootstrap(path: Path, listen: str, envoy_admin_port: int) -> int:

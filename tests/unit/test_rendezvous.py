@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from metadata_center import meeting as meeting_module
-from metadata_center.cluster_loads import ClusterLoads, EngineLoad, Limits
 from metadata_center.counters import MAX_ENDPOINTS
 from metadata_center.errors import CapacityError
-from metadata_center.meeting import AIGW, Meeting
+from metadata_center.service import rendezvous as rendezvous_module
+from metadata_center.service.cluster_loads import ClusterLoads, EngineLoad, Limits
+from metadata_center.service.rendezvous import AIGW, Rendezvous
 from metadata_center.sharing.messages import (
     MAX_AMOUNT,
     Candidate,
@@ -34,11 +34,11 @@ ONE, TWO = member_id("gw1", 0, "a"), member_id("gw2", 0, "a")
 
 
 class Service:
-    """A meeting, and what AIGW tells the service, at time 0 unless said."""
+    """A rendezvous, and what AIGW tells the service, at time 0 unless said."""
 
     def __init__(self) -> None:
         self.loads = ClusterLoads(Limits())
-        self.meeting = Meeting(self.loads, "1")
+        self.rendezvous = Rendezvous(self.loads, "1")
 
     def aigw(self, request_id: str, address: str, tokens: int = 10, cluster: str = "c") -> None:
         """A request of an AIGW."""
@@ -47,21 +47,21 @@ class Service:
     def publish(self, *rows: Row, sequence: int = 1, member: Any = ONE, **fields: Any) -> None:
         """A member says something."""
         update = Update(member, sequence, rows, **fields)
-        self.meeting.publish(update, encode(update), 0.0)
+        self.rendezvous.publish(update, encode(update), 0.0)
 
     def told(self) -> list[Update]:
         """What followers are told since the last time."""
-        return list(map(decode, self.meeting.take_messages()))
+        return list(map(decode, self.rendezvous.take_messages()))
 
     def rows(self) -> dict[EndpointKey, Row]:
         """AIGW's share as followers are told it now."""
         self.told()
-        self.meeting.tell_changes()
+        self.rendezvous.tell_changes()
         return {row.endpoint: row for update in self.told() for row in update.rows}
 
     def load(self, cluster: str = "c") -> dict[str, tuple[int, int]]:
         """Requests and prompt length by address, as AIGW sees them."""
-        found = self.meeting.load_of(cluster, 0.0) or []
+        found = self.rendezvous.load_of(cluster, 0.0) or []
         return {load.address: (load.requests, load.prompt_length) for load in found}
 
 
@@ -70,9 +70,9 @@ def test_a_message_is_passed_on_byte_for_byte() -> None:
     service = Service()
     update = Update(ONE, 1, (Row(A, 1),))
     for message in (b"one", b"two"):
-        service.meeting.publish(update, message, 0.0)
-    assert service.meeting.take_messages() == [b"one", b"two"]
-    assert service.meeting.take_messages() == []
+        service.rendezvous.publish(update, message, 0.0)
+    assert service.rendezvous.take_messages() == [b"one", b"two"]
+    assert service.rendezvous.take_messages() == []
 
 
 def test_a_request_of_aigw_is_a_row_of_one_more_member() -> None:
@@ -96,7 +96,7 @@ def test_an_address_without_a_port_stands_for_the_endpoints_there() -> None:
     service.aigw("r", HOST)
     assert service.rows() == {}
     service.publish(Row(A, 1))
-    assert service.meeting.has_news
+    assert service.rendezvous.has_news
     assert service.rows() == {A: Row(A, 1, 1, 10, 10)}
     service.publish(Row(C), sequence=2)
     service.aigw("s", A)
@@ -117,8 +117,8 @@ def test_what_followers_are_told_adds_up_to_a_snapshot() -> None:
     service, all_along, joined = Service(), Peers(), Peers()
     for step in range(300):
         if step == 150:
-            service.meeting.tell_changes()
-            for update in service.meeting.snapshot(0.0):
+            service.rendezvous.tell_changes()
+            for update in service.rendezvous.snapshot(0.0):
                 joined.apply(update, 0.0)
         name = str(rng.randrange(6))
         match rng.randrange(5):
@@ -133,7 +133,7 @@ def test_what_followers_are_told_adds_up_to_a_snapshot() -> None:
                     member=member_id(name, 0, "a"),
                 )
             case 3:
-                service.meeting.tell_changes()
+                service.rendezvous.tell_changes()
             case _:
                 service.publish(
                     Row(A, 3), sequence=step + 1, member=member_id(name, 0, "a"), full=True, lease_s=60.0
@@ -142,7 +142,7 @@ def test_what_followers_are_told_adds_up_to_a_snapshot() -> None:
             all_along.apply(update, 0.0)
             if step >= 150:
                 joined.apply(update, 0.0)
-    service.meeting.renew(0.0)
+    service.rendezvous.renew(0.0)
     for update in service.told():
         all_along.apply(update, 0.0)
         joined.apply(update, 0.0)
@@ -153,19 +153,19 @@ def test_what_followers_are_told_adds_up_to_a_snapshot() -> None:
 def test_the_share_of_aigw_lives_as_long_as_an_engine_of_its() -> None:
     """It is renewed in full; with no engine left nothing is said, and its lease ends it."""
     service = Service()
-    service.meeting.renew(0.0)
+    service.rendezvous.renew(0.0)
     assert service.told() == []
     service.aigw("r", A)
-    service.meeting.renew(0.0)
+    service.rendezvous.renew(0.0)
     *_, renewed = service.told()
     assert (renewed.full, renewed.rows) == (True, (Row(A, 1, 1, 10, 10),))
     peers = Peers()
     peers.apply(renewed, 0.0)
     assert peers.live_gateways == 1
-    service.meeting.renew(700.0)
+    service.rendezvous.renew(700.0)
     (ended,) = service.told()
     assert (ended.full, ended.rows) == (False, (Row(A),))
-    service.meeting.renew(701.0)
+    service.rendezvous.renew(701.0)
     assert service.told() == []
 
 
@@ -174,9 +174,9 @@ def test_no_gateway_may_take_the_services_name() -> None:
     service = Service()
     update = Update(member_id(AIGW, 0, "x"), 1)
     with pytest.raises(MessageError, match="no gateway may be called"):
-        service.meeting.publish(update, b"", 0.0)
+        service.rendezvous.publish(update, b"", 0.0)
     with pytest.raises(MessageError, match="no gateway may be called"):
-        service.meeting.reserve(update, [Reservation((Candidate(A, 0, 0, 0),))], 0.0)
+        service.rendezvous.reserve(update, [Reservation((Candidate(A, 0, 0, 0),))], 0.0)
     assert service.told() == []
 
 
@@ -191,17 +191,17 @@ def test_aigw_sees_the_load_of_members() -> None:
     service.aigw("t", A)
     assert service.load() == {HOST: (5, 40), A: (3, 440), B: (2, 40)}
     assert service.load("d") == {HOST: (6, 400), "10.0.0.2": (1, 0)}
-    (load,) = [load for load in service.meeting.load_of("c", 3.0) or [] if load.address == A]
+    (load,) = [load for load in service.rendezvous.load_of("c", 3.0) or [] if load.address == A]
     assert load == EngineLoad(A, 3, 440, 2, 110, 310, 7, 3.0)
 
 
 def test_a_cluster_without_any_load_is_unknown() -> None:
     """As to AIGW's metadata center."""
     service = Service()
-    assert service.meeting.load_of("c", 0.0) is None
+    assert service.rendezvous.load_of("c", 0.0) is None
     service.publish(Row(A, 1), lease_s=5.0)
     assert service.load() == {HOST: (1, 0)}
-    assert service.meeting.load_of("c", 5.0) is None
+    assert service.rendezvous.load_of("c", 5.0) is None
 
 
 def test_a_place_counts_everybody() -> None:
@@ -212,7 +212,7 @@ def test_a_place_counts_everybody() -> None:
     service.aigw("s", A)
     service.told()
     candidates = (Candidate(A, 4, 10, 20), Candidate(B, 0, 30, 40))
-    places = service.meeting.reserve(Update(ONE, 1, (Row(A, 1),)), [Reservation(candidates)] * 3, 0.0)
+    places = service.rendezvous.reserve(Update(ONE, 1, (Row(A, 1),)), [Reservation(candidates)] * 3, 0.0)
     assert places == [Reserved(0, (4, 5)), Reserved(0, (5, 5)), Reserved(0, (6, 5))]
     (told,) = service.told()
     assert (told.member, told.sequence, told.rows) == (ONE, 1, (Row(A, 4, 3, 30, 60),))
@@ -223,19 +223,19 @@ def test_a_place_is_added_to_what_the_member_has() -> None:
     service = Service()
     service.publish(Row(A, 3, 1, 5, 50, 9))
     service.told()
-    service.meeting.reserve(Update(ONE, 2), [Reservation((Candidate(A, 9, 10, 20),))], 0.0)
+    service.rendezvous.reserve(Update(ONE, 2), [Reservation((Candidate(A, 9, 10, 20),))], 0.0)
     (told,) = service.told()
     assert told.rows == (Row(A, 4, 2, 15, 70, 9),)
-    assert service.meeting.shares.total(A) == (4, 2, 15, 70, 9)
+    assert service.rendezvous.shares.total(A) == (4, 2, 15, 70, 9)
     service.publish(Row(A, 1), sequence=3)
-    assert service.meeting.shares.total(A) == (1, 0, 0, 0, 0)
+    assert service.rendezvous.shares.total(A) == (1, 0, 0, 0, 0)
 
 
 def test_amounts_stay_within_a_message() -> None:
     """The largest count does not grow."""
     service = Service()
     service.publish(Row(A, *(MAX_AMOUNT,) * 5))
-    (place,) = service.meeting.reserve(
+    (place,) = service.rendezvous.reserve(
         Update(ONE, 2), [Reservation((Candidate(A, 0, MAX_AMOUNT, MAX_AMOUNT),))], 0.0
     )
     assert place == Reserved(0, (MAX_AMOUNT,))
@@ -248,8 +248,8 @@ def test_a_member_that_left_gets_no_place() -> None:
     service.publish(Row(A, 1))
     service.publish(sequence=2, leaving=True)
     with pytest.raises(CapacityError):
-        service.meeting.reserve(Update(ONE, 1), [Reservation((Candidate(A, 0, 0, 0),))], 0.0)
-    assert service.meeting.shares.totals == {}
+        service.rendezvous.reserve(Update(ONE, 1), [Reservation((Candidate(A, 0, 0, 0),))], 0.0)
+    assert service.rendezvous.shares.totals == {}
 
 
 def test_a_member_is_never_told_of_with_too_many_rows() -> None:
@@ -259,13 +259,15 @@ def test_a_member_is_never_told_of_with_too_many_rows() -> None:
         Row(EndpointKey(f"10.1.{number // 250}.{number % 250}:80")) for number in range(MAX_ENDPOINTS)
     )
     with pytest.raises(CapacityError):
-        service.meeting.reserve(Update(ONE, 1, rows, full=True), [Reservation((Candidate(A, 0, 0, 0),))], 0.0)
+        service.rendezvous.reserve(
+            Update(ONE, 1, rows, full=True), [Reservation((Candidate(A, 0, 0, 0),))], 0.0
+        )
     assert service.told() == []
 
 
 def test_endpoints_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one named longest ago makes room."""
-    monkeypatch.setattr(meeting_module, "MAX_ENDPOINTS", 2)
+    monkeypatch.setattr(rendezvous_module, "MAX_ENDPOINTS", 2)
     service = Service()
     for sequence, endpoint in enumerate((A, B, A, C), 1):
         service.publish(Row(endpoint), sequence=sequence)

@@ -1,4 +1,4 @@
-"""What the metadata-center service remembers: cached prefixes of every engine of every cluster, and load.
+"""Cached prompt prefixes of every engine of every cluster, as callers saved them.
 
 Rules:
     1. Clusters share nothing but the bounds: an address in two clusters is two engines.
@@ -17,10 +17,9 @@ from heapq import nsmallest
 from itertools import accumulate
 from typing import Final
 
-from metadata_center.cluster_loads import ClusterLoads, Limits
 from metadata_center.errors import CapacityError
-from metadata_center.meeting import Meeting
 from metadata_center.prefix_index import PrefixIndex
+from metadata_center.service.cluster_loads import Limits
 from metadata_center.types import EndpointKey
 
 DEFAULT_TOP_K: Final = 5
@@ -159,30 +158,6 @@ class ClusterCaches:
             group.keys = tuple(key for key in group.keys if group.index.size(key))
             if not group.keys:
                 del self._clusters[group.name]
-
-
-class ServiceState:
-    """All the metadata center knows, as one thing to hand to its HTTP API.
-
-    Args:
-        limits: Lifetimes and bounds.
-        zero_unix_ns: Unix time in nanoseconds at which `now_s` is 0; no two runs of a service have the same.
-    """
-
-    def __init__(self, limits: Limits, *, zero_unix_ns: int = 0) -> None:
-        self.loads = ClusterLoads(limits)
-        self.caches = ClusterCaches(limits)
-        self.meeting = Meeting(self.loads, str(zero_unix_ns))
-        self._zero_unix_ns = zero_unix_ns
-
-    def unix_ns(self, at_s: float) -> int:
-        """A time on the clock of `now_s` as Unix nanoseconds; wrong by what the wall clock was set since."""
-        return self._zero_unix_ns + int(at_s * 1e9)
-
-    def advance(self, now_s: float) -> None:
-        """End and drop what is due by `now_s`."""
-        self.caches.advance(now_s)
-        self.meeting.advance(now_s)
 
 
 def _chain(hashes: Iterable[int]) -> list[int]:

@@ -9,10 +9,10 @@ import os
 import signal
 from math import isfinite
 
-from metadata_center.cluster_loads import Limits
 from metadata_center.errors import MetadataError
-from metadata_center.http_server import HttpServer
-from metadata_center.listening import parse_address
+from metadata_center.service.cluster_loads import Limits
+from metadata_center.service.http_server import HttpServer
+from metadata_center.service.listening import parse_address
 
 _LOGGER = logging.getLogger("metadata_center")
 

@@ -21,7 +21,7 @@ from envoy_data_plane.envoy.service.discovery import v3 as discovery_v3
 from envoy_data_plane.google import protobuf
 from xxhash import xxh3_64_hexdigest
 
-from extproc.discovery.resources import ASSIGNMENT_TYPE, CLUSTER_TYPE
+from extproc.xds.resources import ASSIGNMENT_TYPE, CLUSTER_TYPE
 
 MAX_NAMES = 65_536
 """Names one stream may subscribe to or claim to have, per type; far above any fleet, far below harm."""

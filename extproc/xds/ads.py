@@ -1,7 +1,7 @@
 """Delta ADS over grpc.aio: one stream per Envoy, woken by requests and by publications.
 
 Rules:
-    1. The protocol lives in `state.py`; here are only reading, waiting and writing.
+    1. The protocol lives in `delta.py`; here are only reading, waiting and writing.
     2. A stream sleeps on its own event: publishing wakes all and waits for none.
     3. However many publications happen while a stream writes, it then sends the latest state once.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 from envoy_data_plane.envoy.service.discovery import v3 as discovery_v3
 
-from extproc.discovery.state import DeltaStream, ResourceStore, SubscriptionLimitError
+from extproc.xds.delta import DeltaStream, ResourceStore, SubscriptionLimitError
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from typing import Final
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 
-from metadata_center.api import (
+from metadata_center.service.api import (
     MAX_BODY_BYTES,
     TRACE_HEADER,
     Answer,
@@ -29,12 +29,12 @@ from metadata_center.api import (
     Request,
     route,
 )
-from metadata_center.cluster_loads import Limits
-from metadata_center.followers import MAX_FOLLOWERS, Followers
-from metadata_center.http_callers import is_loopback, refusal
-from metadata_center.meeting import AIGW_LEASE_S
-from metadata_center.metrics import Metrics
-from metadata_center.service_state import ServiceState
+from metadata_center.service.cluster_loads import Limits
+from metadata_center.service.followers import MAX_FOLLOWERS, Followers
+from metadata_center.service.http_callers import is_loopback, refusal
+from metadata_center.service.metrics import Metrics
+from metadata_center.service.rendezvous import AIGW_LEASE_S
+from metadata_center.service.state import ServiceState
 
 _LOGGER: Final = logging.getLogger("metadata_center")
 
@@ -142,21 +142,21 @@ class HttpServer:
             await asyncio.sleep(_EXPIRE_INTERVAL_S)
             now_s = time.monotonic()
             self.state.advance(now_s)
-            self.state.meeting.renew(now_s)
-            self.followers.tell(self.state.meeting.take_messages())
+            self.state.rendezvous.renew(now_s)
+            self.followers.tell(self.state.rendezvous.take_messages())
 
     def _tell(self) -> None:
         """Pass on what the last call published; AIGW's changes with the next few."""
-        meeting = self.state.meeting
-        self.followers.tell(meeting.take_messages())
-        if self._telling is None and self.followers and meeting.has_news:
+        rendezvous = self.state.rendezvous
+        self.followers.tell(rendezvous.take_messages())
+        if self._telling is None and self.followers and rendezvous.has_news:
             loop = asyncio.get_running_loop()
             self._telling = loop.call_later(_CHANGES_INTERVAL_S, self._tell_changes)
 
     def _tell_changes(self) -> None:
         self._telling = None
-        self.state.meeting.tell_changes()
-        self.followers.tell(self.state.meeting.take_messages())
+        self.state.rendezvous.tell_changes()
+        self.followers.tell(self.state.rendezvous.take_messages())
 
     async def _handle(self, http: web.Request) -> web.StreamResponse:
         self._calls += 1

@@ -17,9 +17,9 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Final
 
-from metadata_center.cluster_loads import BYTES_PER_TOKEN, ClusterLoads, EngineLoad
 from metadata_center.counters import MAX_ENDPOINTS
-from metadata_center.shares import Shares
+from metadata_center.service.cluster_loads import BYTES_PER_TOKEN, ClusterLoads, EngineLoad
+from metadata_center.service.shares import Shares
 from metadata_center.sharing.messages import (
     MAX_AMOUNT,
     MemberId,
@@ -40,7 +40,7 @@ AIGW_LEASE_S: Final = 6.0
 """Of that gateway's share, if the service goes silent: as short as members' own."""
 
 
-class Meeting:
+class Rendezvous:
     """The members' shares, AIGW's load as one of them, and what followers have to be told.
 
     Args:

@@ -27,9 +27,10 @@ from urllib.parse import parse_qs
 
 import orjson
 
-from metadata_center.cluster_loads import BYTES_PER_TOKEN
 from metadata_center.errors import CapacityError, MetadataError
-from metadata_center.service_state import DEFAULT_TOP_K, ServiceState
+from metadata_center.service.cluster_caches import DEFAULT_TOP_K
+from metadata_center.service.cluster_loads import BYTES_PER_TOKEN
+from metadata_center.service.state import ServiceState
 from metadata_center.sharing.http_messages import (
     EVENTS_PATH,
     FRAMES_TYPE,
@@ -298,7 +299,7 @@ class Api:
         return _ok(request)
 
     def _loads(self, request: Request, now_s: float) -> Answer:
-        loads = self._state.meeting.load_of(_query_name(request.query, "cluster"), now_s)
+        loads = self._state.rendezvous.load_of(_query_name(request.query, "cluster"), now_s)
         return _ok(
             request,
             None
@@ -344,18 +345,18 @@ class Api:
         return _ok(request, {"locations": [{"ip": ip, "length": length} for ip, length in held]})
 
     def _shares(self, request: Request, now_s: float) -> Answer:
-        return _frames(request, encode_frames(self._state.meeting.snapshot(now_s)))
+        return _frames(request, encode_frames(self._state.rendezvous.snapshot(now_s)))
 
     def _share(self, request: Request, now_s: float) -> Answer:
         try:
-            self._state.meeting.publish(decode(request.body), request.body, now_s)
+            self._state.rendezvous.publish(decode(request.body), request.body, now_s)
         except MessageError as error:
             raise _invalid(str(error)) from error
         return _ok(request)
 
     def _reserve(self, request: Request, now_s: float) -> Answer:
         try:
-            places = self._state.meeting.reserve(*decode_reserve(request.body), now_s)
+            places = self._state.rendezvous.reserve(*decode_reserve(request.body), now_s)
         except MessageError as error:
             raise _invalid(str(error)) from error
         return _ok(request, [{"index": place.index, "totals": place.totals} for place in places])

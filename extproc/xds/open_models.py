@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from extproc.config.schema import Config, RuleSection
-from extproc.discovery.resources import MODEL_ALIAS_PREFIX
-from extproc.types import Endpoint
+from extproc.values.endpoints import Endpoint
+from extproc.xds.resources import MODEL_ALIAS_PREFIX
 
 OpenModels = Mapping[str, RuleSection]
 """The default rule of each model that has one, by model name and alias."""

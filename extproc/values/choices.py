@@ -1,23 +1,15 @@
-"""Values that cross module boundaries of the gateway. No behaviour beyond small derivations.
+"""What a choice among endpoints looks at, and what it says.
 
-Rules:
-    1. Frozen and slotted; a value that changes is somebody's private state, not a type here.
-    2. Quantities end in their unit. Arrays say shape and dtype. Absence is None, never a sentinel.
-    3. Columns over candidates are plain Python sequences, not arrays: over the usual handful of endpoints a
-       list is several times quicker than numpy, and over a thousand no slower (docs/adr/0006).
+Columns over candidates are plain Python sequences, not arrays: over the usual handful of endpoints a list is
+several times quicker than numpy, and over a thousand no slower (docs/adr/0006).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any, Final, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 from metadata_center.types import EndpointKey, value
-
-NO_OWNER = "passed"
-"""In place of a worker's name, for requests that are routed past us: nobody keeps books on them."""
 
 
 class Rng(Protocol):
@@ -26,95 +18,6 @@ class Rng(Protocol):
     def random(self) -> float:
         """Uniform float in [0, 1)."""
         ...
-
-
-class Operation(StrEnum):
-    """What the request asks for; values are OpenTelemetry `gen_ai.operation.name`s where one exists."""
-
-    CHAT = "chat"
-    TEXT_COMPLETION = "text_completion"
-    RESPONSES = "responses"
-    MESSAGES = "messages"
-    EMBEDDINGS = "embeddings"
-    COUNT_TOKENS = "count_tokens"
-    TOKENIZE = "tokenize"
-    DETOKENIZE = "detokenize"
-    RERANK = "rerank"
-    SCORE = "score"
-    CLASSIFY = "classify"
-    POOLING = "pooling"
-    TRANSCRIPTION = "transcription"
-    TRANSLATION = "translation"
-
-
-GENERATING: Final = frozenset(
-    (Operation.CHAT, Operation.TEXT_COMPLETION, Operation.RESPONSES, Operation.MESSAGES)
-)
-"""Operations of one kind of model: it has all of them or none."""
-
-
-class Rewritable(Protocol):
-    """A body that is edited without having been decoded; see `extproc.request.multipart.Form`."""
-
-    def rewritten(self, model: str | None, allowed: frozenset[str]) -> bytes | None:
-        """The body to send instead, or None if it may go as it came."""
-        ...
-
-
-@value
-class InferenceRequest:
-    """One understood request body.
-
-    Attributes:
-        operation: Which API it came by.
-        model: The client's name for the model, before any rewriting.
-        stream: True if the client asked for server-sent events.
-        prompt: Canonical prompt bytes: equal conversation prefixes give equal byte prefixes;
-            media replaced by content hashes. Never logged.
-        prompt_tokens: Exact count when the client sent token ids, else None.
-        max_tokens: The client's output bound, or None.
-        cache_salt: The engine's cache namespace asked for by the client, or None.
-        body: The decoded JSON object, owned by this request; sanitising edits it. Empty for a form.
-        is_multimodal: True if any part was image, audio or video.
-        form: The body where it is `multipart/form-data`, else None.
-        widths: (offset in `prompt`, bytes) where media count for so many bytes more than they have there.
-        more_bytes: What the prompt counts for beyond the length of `prompt`: widths, and what was cut off.
-        has_body: False if `body` was left where it was decoded, so that nothing can be rendered here.
-    """
-
-    operation: Operation
-    model: str
-    stream: bool
-    prompt: bytes
-    prompt_tokens: int | None
-    max_tokens: int | None
-    cache_salt: str | None
-    body: dict[str, Any]
-    is_multimodal: bool = False
-    form: Rewritable | None = None
-    widths: tuple[tuple[int, int], ...] = ()
-    more_bytes: int = 0
-    has_body: bool = True
-
-    @property
-    def prompt_bytes(self) -> int:
-        """Bytes that the prompt counts for."""
-        return len(self.prompt) + self.more_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """One engine replica as the configuration names it, address resolved.
-
-    `key` is `ip:port` (IPv6 in brackets) and is the identity everywhere: load, cache, health, Envoy.
-    """
-
-    key: EndpointKey
-    cluster: str
-    weight: int = 1
-    labels: Mapping[str, str] = field(default_factory=dict)
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    draining: bool = False
 
 
 @value

@@ -29,7 +29,7 @@ from envoy_data_plane.envoy.type.metadata import v3 as metadata_v3
 from envoy_data_plane.google import protobuf
 
 from extproc.health.tracker import HealthState
-from extproc.types import Endpoint
+from extproc.values.endpoints import Endpoint
 from metadata_center.types import EndpointKey
 
 CLUSTER_TYPE = "type.googleapis.com/envoy.config.cluster.v3.Cluster"

@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from metadata_center.followers import Followers
-from metadata_center.service_state import ServiceState
+from metadata_center.service.followers import Followers
+from metadata_center.service.state import ServiceState
 
 
 class Metrics(Collector):
@@ -38,7 +38,7 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The series as they are now."""
-        loads, caches, shares = self._state.loads, self._state.caches, self._state.meeting.shares
+        loads, caches, shares = self._state.loads, self._state.caches, self._state.rendezvous.shares
         answers = CounterMetricFamily(
             "tokenway_metadata_http_requests",
             "HTTP requests answered.",

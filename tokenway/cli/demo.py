@@ -15,11 +15,11 @@ import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
-from extproc.cli.bootstrap import listen_address, rendered
-from extproc.cli.envoy import envoy_binary
 from extproc.config.loading import clusters_path, load_all
 from extproc.server.bootstrap import shipped
 from extproc.server.modules import ROOT, python_module
+from tokenway.cli.bootstrap import listen_address, rendered
+from tokenway.cli.envoy import envoy_binary
 
 START_TIMEOUT_S = 30.0
 
@@ -81,7 +81,7 @@ def demo(
             command = python_module("tokenway.simulator", *words)
             engines[_authority(spec.address, spec.port)] = _start(stack, command, folder / f"engine{i}.log")
         gateway = _start(
-            stack, python_module("extproc.cli.main", "serve", str(path)), folder / "tokenway.log"
+            stack, python_module("tokenway.cli.main", "serve", str(path)), folder / "tokenway.log"
         )
         for spec, engine in zip(specs, engines.values(), strict=True):
             _wait(f"http://127.0.0.1:{spec.port}/health", engine)

@@ -1,4 +1,4 @@
-"""Members' shares at their meeting point, which also gives requests their places."""
+"""Members' shares at their rendezvous, which also gives requests their places."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from metadata_center.types import EndpointKey
 
 
 class Shares(Peers):
-    """`Peers` of a meeting point: all members', none its own."""
+    """`Peers` of a rendezvous: all members', none its own."""
 
     def reserve(
         self,

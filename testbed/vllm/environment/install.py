@@ -1,6 +1,6 @@
 """Makes the environment of the tests with a real vLLM: a venv in `.tools/vllm`, a model in `.tools/models`.
 
-    python tests/real_vllm/environment/install.py
+    python testbed/vllm/environment/install.py
 
 Rules:
     1. Idempotent: a finished step leaves a stamp of what it was made from and is skipped while that is

@@ -1,0 +1,77 @@
+"""One HTTP request as Envoy tells it, and what its request line alone decides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from extproc.errors import RouterError
+from metadata_center.types import value
+
+NO_OWNER = "passed"
+"""In place of a worker's name, for requests that are routed past us: nobody keeps books on them."""
+
+
+@value
+class RequestHeaders:
+    """The request line and headers.
+
+    Attributes:
+        method: Upper case.
+        path: As sent, query string included.
+        headers: Lower-case names; pseudo-headers included. Secrets never arrive: Envoy withholds them.
+        end_of_stream: True if no body follows.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    end_of_stream: bool
+
+
+class LineVerdict:
+    """What the request line alone decides. One of the four below."""
+
+    __slots__ = ()
+
+
+class NeedBody(LineVerdict):
+    """An inference request: its body decides. There are two."""
+
+    __slots__ = ()
+
+
+NEED_BODY = NeedBody()
+
+NEED_BODY_AND_HEAD = NeedBody()
+"""Likewise, and the head of the answer is of interest as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassTo(LineVerdict):
+    """Not an inference request: it goes to this cluster unseen, and nobody keeps books on it.
+
+    Attributes:
+        cluster: Envoy cluster.
+        endpoints: `ip:port`, in the order to try; empty leaves the choice to Envoy.
+        headers: Extra headers, (name, value).
+    """
+
+    cluster: str
+    endpoints: tuple[str, ...] = ()
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerAtOnce(LineVerdict):
+    """Tokenway answers by itself."""
+
+    status: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RefuseAtOnce(LineVerdict):
+    """No."""
+
+    error: RouterError

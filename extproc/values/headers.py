@@ -1,0 +1,19 @@
+"""Names of the headers by which Tokenway and Envoy talk about a request."""
+
+from __future__ import annotations
+
+from typing import Final
+
+REQUEST_ID_HEADER: Final = "x-tokenway-request-id"
+"""Set by Envoy at the edge on every request (a UUID); a client's own value is overwritten."""
+
+OWNER_HEADER: Final = "x-tokenway-owner"
+"""Set by the worker that decided; tells which process holds the request's books. Routes are matched by it;
+Envoy takes it off before the request goes to an engine."""
+
+OWNER_TAG_HEADER: Final = ":tokenway-owner"
+"""The same for the access logs, which see the headers as they went to the engine. Envoy's HTTP/1 codec, the
+only one towards engines, sends no header whose name begins with a colon, and no client gets one in."""
+
+DEBUG_HEADER: Final = "x-tokenway-debug"
+"""An operator's token; asks for the decision id in the answer."""

@@ -1,0 +1,93 @@
+"""Programs as child processes, and what they answer: for whatever runs several of them together."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+import aiohttp
+
+REPOSITORY = Path(__file__).parents[1]
+
+START_TIMEOUT_S = 30.0
+"""A Python process imports for 2 s on an idle core; two busy cores may need several times that."""
+
+
+def free_port() -> int:
+    """A TCP port of loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Subprocess:
+    """One child, leader of its own process group, with its output in a file."""
+
+    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
+        self._process = process
+        self.log = log
+
+    @classmethod
+    async def start(cls, argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> Self:
+        """Start `argv` in the repository root; `env` comes on top of our own environment."""
+        with log.open("ab") as output:
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                stdout=output,
+                stderr=output,
+                cwd=REPOSITORY,
+                env={**os.environ, **(env or {})},
+                start_new_session=True,
+            )
+        return cls(process, log)
+
+    @property
+    def pid(self) -> int:
+        """Of the group's leader."""
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        """True until it ended."""
+        return self._process.returncode is None
+
+    def children(self) -> list[int]:
+        """Process ids of its direct children."""
+        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the leader alone."""
+        self._process.send_signal(number)
+
+    async def ended(self) -> int:
+        """Wait for its end; the exit code."""
+        async with asyncio.timeout(START_TIMEOUT_S):
+            return await self._process.wait()
+
+    async def kill(self) -> None:
+        """Kill the whole group at once; harmless if it is gone."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        await self._process.wait()
+
+
+async def get(url: str) -> bytes:
+    """The body of a GET that succeeds."""
+    timeout = aiohttp.ClientTimeout(total=10)
+    async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url) as reply:
+        assert reply.status == 200, f"{url}: {reply.status}"
+        return await reply.read()
+
+
+async def get_json(url: str) -> dict[str, Any]:
+    """The JSON object of a GET that succeeds."""
+    decoded: dict[str, Any] = json.loads(await get(url))
+    return decoded

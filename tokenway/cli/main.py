@@ -1,0 +1,269 @@
+"""The `tokenway` command. Each verb imports what it needs when it runs: `explain` and `top` start at once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from extproc.errors import ConfigError
+from extproc.observing.printable import printable
+from metadata_center.errors import MetadataError
+from metadata_center.service.listening import parse_address, parse_port
+
+ADMIN_ENV = "TOKENWAY_ADMIN"
+DEFAULT_ADMIN = "http://127.0.0.1:10080"
+
+OWN_WORDS = ("explain", "replay")
+"""Verbs whose modules read their words, with parsers that refuse what they do not know."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 and the number of SIGINT, as shells have it."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 done, 1 failed, 2 misused, 130 interrupted."""
+    words = sys.argv[1:] if argv is None else argv
+    if not words:
+        _parser().print_help(sys.stderr)
+        return 2
+    options = _options(words)
+    try:
+        return _run(options)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(printable(f"{error.path}: {problem}"), file=sys.stderr)
+    except BrokenPipeError:  # `tokenway bootstrap ... | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, MetadataError) as error:  # a port in use, a name that does not resolve, no Envoy
+        print(printable(f"tokenway: {error}"), file=sys.stderr)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 1
+
+
+def _options(words: list[str]) -> argparse.Namespace:
+    """The words as settings; those after a verb that reads its own are left to it."""
+    verb = words[0]
+    if verb in OWN_WORDS:
+        return argparse.Namespace(command=verb, words=words[1:])
+    return (_worker_parser() if verb == "worker" else _parser()).parse_args(words)
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.command in ("serve", "worker", "metadata-center"):
+        # SIGHUP means "reload" to these, but kills who has no handler yet; imports alone take a second.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    match options.command:
+        case "serve":
+            from tokenway.cli.serve import serve
+
+            return serve(options.config)
+        case "worker":
+            from tokenway.cli.serve import serve_worker
+
+            return serve_worker(options.config, options.index)
+        case "check":
+            from tokenway.cli.check import check
+
+            return check(options.file, print_effective=options.print_effective)
+        case "bootstrap":
+            from tokenway.cli.bootstrap import bootstrap
+
+            return bootstrap(options.config, options.listen, options.envoy_admin_port)
+        case "top":
+            from tokenway.cli.top import top
+
+            return top(options.admin, once=options.once, interval_s=options.interval, as_json=options.json)
+        case "explain":
+            from tokenway.cli.explain import explain
+
+            return explain(options.words, _default_admin())
+        case "metadata-center":
+            return _metadata_center(options)
+        case "replay":
+            from tokenway.cli.replay import replay
+
+            return replay(options.words)
+        case _:
+            from tokenway.cli.demo import demo
+
+            return demo(
+                options.config,
+                options.listen,
+                options.envoy_admin_port,
+                options.time_scale,
+                default_admin=_default_admin(),
+            )
+
+
+def _metadata_center(options: argparse.Namespace) -> int:
+    import logging
+
+    from extproc.observing.request_log import JsonFormatter
+    from metadata_center.service.serve import serve
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
+    return serve(
+        options.listen,
+        token_env=options.token_env,
+        request_expiry_s=options.request_expiry_s,
+        cache_expiry_s=options.cache_expiry_s,
+    )
+
+
+class _ShowVersion(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        try:
+            print(f"tokenway {version('tokenway')}")
+        except PackageNotFoundError:
+            print("tokenway, from a source tree that is not installed")
+        parser.exit()
+
+
+def _checked(parse: Callable[[str], object]) -> Callable[[str], str]:
+    """For argparse: the word itself once `parse` takes it; what `parse` says against it is the error."""
+
+    def read(text: str) -> str:
+        try:
+            parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+        return text
+
+    return read
+
+
+def _clients_address(text: str) -> str:
+    from tokenway.cli.bootstrap import listen_address
+
+    return _checked(listen_address)(text)
+
+
+def _port(text: str) -> int:
+    return int(_checked(parse_port)(text))
+
+
+def _positive(text: str) -> float:
+    """Seconds, or a factor."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not (isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"`{text}` is no number above 0")
+    return value
+
+
+def _default_admin() -> str:
+    return os.environ.get(ADMIN_ENV) or DEFAULT_ADMIN
+
+
+def _worker_parser() -> argparse.ArgumentParser:
+    """For the processes that `serve` starts: no verb for people, so the other parser does not know it."""
+    parser = argparse.ArgumentParser(prog="tokenway")
+    parser.add_argument("command")
+    parser.add_argument("config", type=Path)
+    parser.add_argument("index", type=int)
+    return parser
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tokenway", description="Every LLM request to the right replica.")
+    parser.add_argument("--version", action=_ShowVersion, help="show the version and leave")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="run the gateway")
+    serve.add_argument(
+        "config", type=Path, help="tokenway.yaml, or a clusters.json for defaults in all the rest"
+    )
+
+    checking = commands.add_parser("check", help="say whether a configuration is usable")
+    checking.add_argument("file", type=Path)
+    checking.add_argument("--print-effective", action="store_true", help="print it with every default")
+
+    envoy = argparse.ArgumentParser(add_help=False)
+    envoy.add_argument(
+        "--listen",
+        type=_clients_address,
+        default="127.0.0.1:10000",
+        metavar="IP:PORT",
+        help="for clients (default %(default)s; IPv6 in brackets)",
+    )
+    envoy.add_argument(
+        "--envoy-admin-port",
+        type=_port,
+        default=15000,
+        metavar="PORT",
+        help="Envoy's own admin surface, on loopback (default %(default)s)",
+    )
+    rendering = commands.add_parser(
+        "bootstrap", parents=[envoy], help="print Envoy's bootstrap for a configuration"
+    )
+    rendering.add_argument("config", type=Path)
+
+    commands.add_parser("explain", help="why a request went where it went")
+    watching = commands.add_parser("top", help="live endpoints")
+    watching.add_argument(
+        "--admin",
+        default=_default_admin(),
+        metavar="URL",
+        help=f"the gateway's admin port (default {DEFAULT_ADMIN}, or ${ADMIN_ENV})",
+    )
+    watching.add_argument("--once", action="store_true", help="print one table and leave")
+    watching.add_argument("--interval", type=_positive, default=1.0, metavar="SECONDS")
+    watching.add_argument("--json", action="store_true", help="the gateway's JSON instead of the table")
+
+    center = commands.add_parser(
+        "metadata-center", help="run a metadata center for gateways, AIGW's too, over HTTP, in memory"
+    )
+    center.add_argument(
+        "--listen",
+        type=_checked(parse_address),
+        default="127.0.0.1:8080",
+        metavar="IP:PORT",
+        help="default %(default)s; IPv6 in brackets, port 0 for any",
+    )
+    center.add_argument("--token-env", metavar="NAME", help="variable that holds the bearer token to require")
+    center.add_argument(
+        "--request-expiry-s",
+        type=float,
+        default=660.0,
+        metavar="SECONDS",
+        help="a request nobody deleted for so long is taken for lost (default 660)",
+    )
+    center.add_argument(
+        "--cache-expiry-s",
+        type=float,
+        default=3600.0,
+        metavar="SECONDS",
+        help="a prompt nobody saved for so long is taken for evicted (default 3600)",
+    )
+
+    commands.add_parser("replay", help="a trace through a simulated fleet, policy by policy")
+
+    showing = commands.add_parser(
+        "demo", parents=[envoy], help="Envoy, three simulated engines and the gateway, at once"
+    )
+    showing.add_argument("--config", type=Path, help="tokenway.yaml (default: a copy of the shipped sample)")
+    showing.add_argument(
+        "--time-scale", type=_positive, default=1.0, help="of the engines; 2 is half as fast"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
