@@ -15,7 +15,7 @@ WHEELS := $(LOCKED) --only-binary :all:
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-unit test-e2e test-newest test-lowest check lint types test-vllm bench-overhead bench-decision \
-	bench-index bench-bursts bench-sizing bench-policies bench-real-path bench-worst-bodies fuzz-bodies vllm envoy install lock clean
+	bench-index bench-bursts bench-prediction bench-sizing bench-policies bench-real-path bench-worst-bodies fuzz-bodies vllm envoy install lock clean
 
 demo: .venv/.run envoy
 	$(BIN)/tokenway demo
@@ -68,6 +68,10 @@ bench-worst-bodies: install
 SECONDS ?= 300
 fuzz-bodies: install
 	$(BIN)/python -m benchmarks.worst_bodies --seconds $(SECONDS)
+
+# How well first tokens are foreseen, by class; in virtual time.
+bench-prediction: install
+	$(BIN)/python -m benchmarks.prediction
 
 bench-sizing: install
 	$(BIN)/python -m benchmarks.sizing

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from extproc.accesslog.entries import Entry
 from extproc.accesslog.service import AccessLog, Dispatcher
+from extproc.admin.table import PAGES
 from extproc.config.schema import Config, ListenTls
 from extproc.discovery.resolution import Resolution
 from extproc.health.failures import FailureKind
@@ -43,7 +44,8 @@ from extproc.routing.router import Router
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.routing.state import State
 from extproc.routing.table import RoutingTable
-from extproc.server.admin import Admin
+from extproc.server.admin_answers import OneWorker
+from extproc.server.admin_port import AdminPort, TcpPlace
 from extproc.server.announcements import Announcements
 from extproc.server.body_readers import BodyReaders
 from extproc.server.bootstrap import template, withheld
@@ -265,9 +267,15 @@ class Worker:
             workers,
             self._configuration.files,
             self._configuration.names,
+            lambda: self.ready,
         )
         metrics.watch(status.gauges)
-        self._admin = Admin(self.state, status.metrics_text, status.endpoints_json, lambda: self.ready)
+        admin = config.server.admin
+        self._admin = AdminPort(
+            PAGES,
+            OneWorker(status),
+            admin_path(self._run_dir, index) if supervised else TcpPlace(admin.address, admin.port),
+        )
         self._ticker: asyncio.Task[None] | None = None
         self._server: grpc.aio.Server | None = None
         self.ready = False
@@ -316,10 +324,7 @@ class Worker:
         if self._sync is not None:
             self._sync.start()
         self._ticker = asyncio.create_task(self._tick(), name="tick")
-        if self._supervised:
-            await self._admin.start_unix(admin_path(self._run_dir, self._index))
-        else:
-            await self._admin.start_tcp(config.server.admin.address, config.server.admin.port)
+        await self._admin.start()
         self.ready = True
         _log.info("serving", extra={"socket": str(socket), "owner": self._owner})
 

@@ -103,8 +103,11 @@ class LeastCompletion(Policy):
         return completion_snapshot(
             view.keys,
             view.weights,
-            Load(view.requests, view.prefilling, view.prefill_tokens, view.context_tokens),
-            Prompt(request.prompt_tokens, view.matched_tokens(), view.matched_blocks, len(request.blocks)),
+            # Kept until the answer teaches, so of its own: the view's columns go on changing.
+            Load(*map(tuple, (view.requests, view.prefilling, view.prefill_tokens, view.context_tokens))),
+            Prompt(
+                request.prompt_tokens, view.matched_tokens(), tuple(view.matched_blocks), len(request.blocks)
+            ),
             predictor.row_prices(MODEL, groups),
             Engines(
                 view.kv_tokens,

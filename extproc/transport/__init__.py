@@ -1,0 +1,1 @@
+"""gRPC as the services see it, and what serves it."""
