@@ -17,7 +17,6 @@ import time
 
 from prometheus_client import CollectorRegistry
 
-from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.health.settings import HealthSettings
 from extproc.health.tracker import HealthTracker
 from extproc.observing.metrics.collector import Metrics
@@ -30,6 +29,7 @@ from extproc.routing.router import Decision, Router
 from extproc.routing.settings import RouterSettings
 from extproc.routing.state import State
 from extproc.routing.table import RoutingTable
+from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.endpoints import Endpoint
 from extproc.values.exchange import RequestHeaders
 from metadata_center.counters import Counters

@@ -9,10 +9,10 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Protocol
 
-from extproc.choosing.holding import HoldReason
-from extproc.choosing.settings import Algorithm
 from extproc.errors import Reason
-from extproc.observing.records import HoldEnding, Outcome
+from extproc.values.balancing import Algorithm
+from extproc.values.decisions import HoldEnding, HoldReason
+from extproc.values.outcomes import Outcome
 from extproc.values.requests import Operation
 from metadata_center.types import EndpointKey
 

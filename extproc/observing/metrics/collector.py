@@ -22,8 +22,6 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from extproc.choosing.holding import HoldReason
-from extproc.choosing.settings import Algorithm
 from extproc.errors import Reason
 from extproc.observing.metrics.configuration import RELOAD_SUCCESSFUL, RELOAD_TIME, RELOADS
 from extproc.observing.metrics.decisions import (
@@ -55,7 +53,9 @@ from extproc.observing.metrics.streams import (
     STREAM_ENDINGS,
 )
 from extproc.observing.metrics.table import FAMILIES
-from extproc.observing.records import Ended, HoldEnding, Outcome
+from extproc.values.balancing import Algorithm
+from extproc.values.decisions import HoldEnding, HoldReason
+from extproc.values.outcomes import Ended, Outcome
 from extproc.values.requests import Operation
 from metadata_center.types import EndpointKey
 

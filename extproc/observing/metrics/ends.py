@@ -13,7 +13,7 @@ from extproc.observing.metrics.requests import (
     TOKEN_USAGE,
 )
 from extproc.observing.metrics.series import Histograms
-from extproc.observing.records import Ended, Outcome
+from extproc.values.outcomes import Ended, Outcome
 
 
 class Ends:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from extproc.choosing.holding import HoldReason
 from extproc.observing.metrics import configuration, endpoints, predictions
 from extproc.observing.metrics.decisions import HELD
 from extproc.observing.metrics.endpoints import EndpointGauges
@@ -14,6 +13,7 @@ from extproc.observing.metrics.health import EJECTIONS_WITHHELD
 from extproc.observing.metrics.process import EXPLAIN_RECORDS
 from extproc.observing.metrics.streams import BUS_DROPPED, STREAMS_ACTIVE
 from extproc.predicting.predictor import KeyCalibration, ModelKey
+from extproc.values.decisions import HoldReason
 
 
 @dataclass(frozen=True, slots=True)
