@@ -32,9 +32,9 @@ from extproc.routing.table import RoutingTable
 from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.endpoints import Endpoint
 from extproc.values.exchange import RequestHeaders
-from metadata_center.counters import Counters
-from metadata_center.load import LoadTable
-from metadata_center.prefix_index import PrefixIndex
+from metadata_center.history.prefix_index import PrefixIndex
+from metadata_center.load.counters import Counters
+from metadata_center.load.table import LoadTable
 from metadata_center.types import EndpointKey, RequestId
 
 

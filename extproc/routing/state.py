@@ -20,7 +20,7 @@ from extproc.routing.engines import Engines
 from extproc.routing.homes import Homes
 from extproc.routing.inflight import Inflight, InflightTable
 from extproc.values.outcomes import Ended, Outcome
-from metadata_center.load import LoadTable
+from metadata_center.load.table import LoadTable
 from metadata_center.sharing.messages import RESPONSES_MARK
 from metadata_center.types import EndpointKey, RequestId
 

@@ -66,10 +66,10 @@ from extproc.xds.resources import (
     load_assignments,
 )
 from metadata_center.cache_map.cache_map import CacheMap
-from metadata_center.counters import Counters
-from metadata_center.load import LoadTable
-from metadata_center.prefix_index import PrefixIndex
-from metadata_center.shared_counters import SharedCounters
+from metadata_center.history.prefix_index import PrefixIndex
+from metadata_center.load.counters import Counters
+from metadata_center.load.shared_counters import SharedCounters
+from metadata_center.load.table import LoadTable
 from metadata_center.sharing.store import SharedStore
 from metadata_center.sharing.sync import Sync, SyncSettings
 from metadata_center.store import EmbeddedStore
