@@ -42,6 +42,8 @@ CORE = (
     "extproc/rendering/messages.py",
     "extproc/rendering/prompt_text.py",
     "extproc/routing/*.py",
+    "extproc/admin/*.py",
+    "extproc/admin/pages/*.py",
     "extproc/accesslog/entries.py",
     "extproc/accesslog/usage.py",
     "extproc/accesslog/verdict.py",
@@ -52,6 +54,14 @@ CORE = (
     "extproc/observing/records.py",
     "extproc/observing/printable.py",
     "extproc/observing/explain.py",
+    "extproc/observing/recorder.py",
+    *(
+        f"extproc/observing/metrics/{name}.py"
+        for name in (
+            *("family", "series", "requests", "decisions", "predictions", "ends", "endpoints", "health"),
+            *("streams", "configuration", "process", "live", "merge"),
+        )
+    ),
     "extproc/config/clusters.py",
     "extproc/discovery/following.py",
     "extproc/discovery/resolution.py",
@@ -63,11 +73,11 @@ CORE = (
     "extproc/config/document.py",
     "metadata_center/types.py",
     "metadata_center/errors.py",
-    "metadata_center/load.py",
-    "metadata_center/counters.py",
-    "metadata_center/prefix_index.py",
-    "metadata_center/block_holders.py",
-    "metadata_center/running_blocks.py",
+    "metadata_center/load/table.py",
+    "metadata_center/load/counters.py",
+    "metadata_center/history/prefix_index.py",
+    "metadata_center/history/block_holders.py",
+    "metadata_center/history/running_blocks.py",
     "metadata_center/service/cluster_loads.py",
     "metadata_center/service/rendezvous.py",
     "metadata_center/service/http_callers.py",
@@ -129,21 +139,23 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "extproc.values": "extproc.errors metadata_center",
         "extproc.errors": "",
         "extproc.choosing": "extproc.values extproc.predicting metadata_center",
-        "extproc.predicting": "metadata_center",
-        "extproc.request": "extproc.values extproc.errors extproc.choosing",
+        "extproc.predicting": "extproc.values metadata_center",
+        "extproc.request": "extproc.values extproc.errors",
         "extproc.rendering": "extproc.values extproc.errors extproc.request metadata_center",
         "extproc.transport": "metadata_center",
         "extproc.protocol": "extproc.values extproc.errors metadata_center",
         "extproc.health": "extproc.values metadata_center",
         "extproc.observing": "extproc.values extproc.errors extproc.choosing extproc.predicting "
         "metadata_center",
-        "extproc.accesslog": "extproc.values extproc.health extproc.observing metadata_center",
-        "extproc.config": "extproc.errors extproc.choosing extproc.health extproc.request",
+        "extproc.admin": "extproc.observing metadata_center",
+        "extproc.accesslog": "extproc.values extproc.health extproc.observing.recorder metadata_center",
+        "extproc.config": "extproc.values extproc.errors extproc.health extproc.request",
         "extproc.discovery": "extproc.values extproc.config metadata_center",
         "extproc.xds": "extproc.values extproc.config extproc.health metadata_center",
         "extproc.routing": "extproc.values extproc.errors extproc.request extproc.rendering "
         "extproc.choosing extproc.predicting "
-        "extproc.protocol extproc.health extproc.observing extproc.accesslog metadata_center",
+        "extproc.protocol extproc.health extproc.observing.recorder extproc.observing.records "
+        "extproc.observing.request_log extproc.accesslog metadata_center",
     }.items()
 }
 """Package -> packages of ours that it may import. Server and command, which build all, may all."""

@@ -8,16 +8,18 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from extproc.choosing.holding import HoldReason
-from extproc.observing.metrics import EndpointGauges, LiveGauges
-from extproc.observing.shared_metrics import Values
+from extproc.observing.metrics.endpoints import EndpointGauges
+from extproc.observing.metrics.family import Values
+from extproc.observing.metrics.live import LiveGauges
+from extproc.observing.records import RecordRing
 from extproc.routing.state import State
+from extproc.values.decisions import HoldReason
 from extproc.values.endpoints import Endpoint
 from metadata_center.types import EndpointKey
 
 
 class Status:
-    """Reads the books.
+    """Reads the books; what `extproc.admin.page.Source` asks for.
 
     Args:
         state: The worker's books.
@@ -31,6 +33,7 @@ class Status:
         workers: Processes of this gateway.
         files: Configuration files that are needed: is each good?
         host_names: Host names in use: has each an address?
+        is_ready: Are new requests taken?
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Status:
         workers: int,
         files: Callable[[], Mapping[str, bool]],
         host_names: Callable[[], Mapping[str, bool]],
+        is_ready: Callable[[], bool],
     ) -> None:
         self._state = state
         self._registry = registry
@@ -58,7 +62,17 @@ class Status:
         self._workers = workers
         self._files = files
         self._host_names = host_names
+        self._is_ready = is_ready
         self._started_s = time.monotonic()
+
+    @property
+    def records(self) -> RecordRing:
+        """Recent decisions."""
+        return self._state.records
+
+    def is_ready(self) -> bool:
+        """True while new requests are taken."""
+        return self._is_ready()
 
     def metrics_text(self) -> bytes:
         """The Prometheus exposition."""

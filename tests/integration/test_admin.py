@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import aiohttp
 import pytest
 
+from extproc.admin.page import ProcessPage
+from extproc.admin.table import PAGES
 from extproc.observing.records import RecordRing
-from extproc.routing.state import State
-from extproc.server.admin import Admin
+from extproc.server.admin_answers import AllWorkers, OneWorker
+from extproc.server.admin_port import AdminPort, TcpPlace
 
 pytestmark = pytest.mark.asyncio
 
@@ -20,21 +22,36 @@ PATHS = ("/metrics", "/healthz", "/readyz", "/endpoints", "/explain", "/explain/
 
 
 class Books:
-    """All that `/explain` reads of a worker's books."""
+    """What a worker that has decided nothing shows."""
 
-    records = RecordRing(10)
+    def __init__(self, *, ready: bool = True, in_flight: int = 0) -> None:
+        self.records = RecordRing(10)
+        self.ready = ready
+        self.in_flight = in_flight
+
+    def is_ready(self) -> bool:
+        """As it was made."""
+        return self.ready
+
+    def metrics_text(self) -> bytes:
+        """One sample."""
+        return b"# HELP in_flight Requests.\n# TYPE in_flight gauge\nin_flight 1.0\n"
+
+    def endpoints_json(self) -> dict[str, Any]:
+        """No endpoints."""
+        return {"endpoints": [], "in_flight": self.in_flight, "held": 0, "workers": 1, "uptime_s": 1.0}
 
 
 @pytest.fixture
-async def admin() -> AsyncIterator[Admin]:
+async def admin() -> AsyncIterator[AdminPort]:
     """An admin port on loopback over empty books."""
-    admin = Admin(cast("State", Books()), lambda: b"", dict, lambda: True)
-    await admin.start_tcp("127.0.0.1", 0)
+    admin = AdminPort(PAGES, OneWorker(Books()), TcpPlace("127.0.0.1", 0))
+    await admin.start()
     yield admin
     await admin.stop()
 
 
-async def status(admin: Admin, target: str, **headers: str) -> int:
+async def status(admin: AdminPort, target: str, **headers: str) -> int:
     """Of one GET."""
     url = f"http://127.0.0.1:{admin.port}{target}"
     async with aiohttp.ClientSession() as session, session.get(url, headers=headers) as reply:
@@ -57,13 +74,13 @@ async def status(admin: Admin, target: str, **headers: str) -> int:
         *(("²", 400), ("١", 400), ("１", 400), ("9" * 5000, 400), ("1%00", 400), ("1_0", 400), (" 1", 400)),
     ],
 )
-async def test_number_of_records_is_a_number_or_refused(admin: Admin, last: str, expected: int) -> None:
+async def test_number_of_records_is_a_number_or_refused(admin: AdminPort, last: str, expected: int) -> None:
     """What other scripts call a digit is none, and no number is too long to be refused."""
     assert await status(admin, f"/explain?last={last}") == expected
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_web_pages_are_not_answered_whatever_they_ask(admin: Admin, path: str) -> None:
+async def test_web_pages_are_not_answered_whatever_they_ask(admin: AdminPort, path: str) -> None:
     """Neither by a name that was made to lead here, nor across sites."""
     assert await status(admin, path, host="evil.example") == 403
     assert await status(admin, path, origin="null") == 403
@@ -71,7 +88,7 @@ async def test_web_pages_are_not_answered_whatever_they_ask(admin: Admin, path: 
     assert await status(admin, path) in (200, 404)
 
 
-async def test_http_1_0_without_a_host_is_answered(admin: Admin) -> None:
+async def test_http_1_0_without_a_host_is_answered(admin: AdminPort) -> None:
     """As some health checks speak."""
     reader, writer = await asyncio.open_connection("127.0.0.1", admin.port)
     writer.write(b"GET /healthz HTTP/1.0\r\n\r\n")
@@ -81,10 +98,10 @@ async def test_http_1_0_without_a_host_is_answered(admin: Admin) -> None:
 
 async def test_unix_socket_is_the_supervisors_alone(tmp_path: Path) -> None:
     """It needs no guard but its mode, which is closed from the beginning."""
-    admin = Admin(cast("State", Books()), lambda: b"", dict, lambda: True)
     path = tmp_path / "admin0.sock"
     path.write_text("left by a worker that was killed")
-    await admin.start_unix(path)
+    admin = AdminPort(PAGES, OneWorker(Books()), path)
+    await admin.start()
     assert path.stat().st_mode & 0o077 == 0
     connector: Any = aiohttp.UnixConnector(str(path))
     async with (
@@ -93,3 +110,43 @@ async def test_unix_socket_is_the_supervisors_alone(tmp_path: Path) -> None:
     ):
         assert reply.status == 200
     await admin.stop()
+
+
+async def body(admin: AdminPort, target: str) -> tuple[int, Any]:
+    """Status and body of one GET: JSON, or text."""
+    url = f"http://127.0.0.1:{admin.port}{target}"
+    async with aiohttp.ClientSession() as session, session.get(url) as reply:
+        is_json = reply.headers["content-type"] == "application/json"
+        return reply.status, await reply.json() if is_json else await reply.text()
+
+
+async def test_a_supervisor_answers_out_of_all_workers(tmp_path: Path) -> None:
+    """By the same table as a worker: whoever does not answer is left out, and all of them gone is said."""
+    sockets = [tmp_path / f"admin{i}.sock" for i in range(3)]
+    workers = [
+        AdminPort(PAGES, OneWorker(Books(ready=i == 0, in_flight=2 + i)), sockets[i]) for i in range(2)
+    ]
+    supervisor = AdminPort(PAGES, AllWorkers(sockets), TcpPlace("127.0.0.1", 0))
+    for port in (*workers, supervisor):
+        await port.start()
+    assert await body(supervisor, "/readyz") == (200, {"status": "ready", "workers_ready": 1})
+    code, endpoints = await body(supervisor, "/endpoints")
+    assert (code, endpoints["in_flight"], endpoints["workers"]) == (200, 5, 2)
+    assert await body(supervisor, "/explain?last=3") == (200, {"records": []})
+    assert (await body(supervisor, "/explain?last=x"))[0] == 400
+    assert (await body(supervisor, "/explain/a%2Fb"))[0] == 404
+    code, text = await body(supervisor, "/metrics")
+    assert code == 200
+    assert text.count("in_flight{worker=") == 2
+    for port in workers:
+        await port.stop()
+    assert await body(supervisor, "/healthz") == (200, {"status": "alive"})
+    assert await body(supervisor, "/readyz") == (503, {"status": "not ready", "workers_ready": 0})
+    assert (await body(supervisor, "/endpoints"))[0] == 503
+    await supervisor.stop()
+
+
+async def test_pages_are_found_by_path_and_method_alone() -> None:
+    """No two rows of the table are for the same requests, and each that asks workers can merge them."""
+    assert len({(page.method, page.path) for page in PAGES}) == len(PAGES)
+    assert [page.path for page in PAGES if isinstance(page, ProcessPage)] == ["/healthz"]

@@ -1,0 +1,1 @@
+"""What the operator's port shows: its pages and how several workers' answers become one."""

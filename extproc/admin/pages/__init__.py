@@ -1,0 +1,1 @@
+"""The pages of the admin port, one file for each subject."""

@@ -1,0 +1,34 @@
+"""`GET /endpoints`: what `tokenway top` shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from extproc.admin.page import Answer, Asked, Source, WorkerPage, good_bodies, json_answer, no_worker
+
+
+def _of_worker(source: Source, _: Asked) -> Answer:
+    return json_answer(source.endpoints_json())
+
+
+def _of_all(_: Asked, answers: Mapping[int, Answer]) -> Answer:
+    """Load is shared: each worker sees all of it. What is each worker's own is added up."""
+    bodies = good_bodies(answers)
+    if not bodies:
+        return no_worker()
+    merged: dict[str, Any] = bodies[0]
+    merged["in_flight"] = sum(body["in_flight"] for body in bodies)
+    merged["held"] = sum(body["held"] for body in bodies)
+    merged["workers"] = len(bodies)
+    for i, row in enumerate(merged["endpoints"]):
+        for total in ("served_total", "failures_total"):
+            row[total] = sum(
+                body["endpoints"][i][total]
+                for body in bodies
+                if i < len(body["endpoints"]) and body["endpoints"][i]["key"] == row["key"]
+            )
+    return json_answer(merged)
+
+
+ENDPOINTS = WorkerPage("GET", "/endpoints", _of_worker, _of_all)

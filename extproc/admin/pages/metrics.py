@@ -1,0 +1,23 @@
+"""`GET /metrics`: the Prometheus exposition."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from extproc.admin.page import Answer, Asked, Source, WorkerPage
+from extproc.observing.metrics.merge import merge
+
+METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def _of_worker(source: Source, _: Asked) -> Answer:
+    return Answer(source.metrics_text(), METRICS_TYPE)
+
+
+def _of_all(_: Asked, answers: Mapping[int, Answer]) -> Answer:
+    text = merge({worker: answer.body.decode() for worker, answer in answers.items()})
+    return Answer(text.encode(), METRICS_TYPE)
+
+
+METRICS = WorkerPage("GET", "/metrics", _of_worker, _of_all)

@@ -1,0 +1,106 @@
+"""The admin port over HTTP: for programs, not for web pages (`metadata_center.service.http_callers`)."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+
+from aiohttp import web
+
+from extproc.admin.page import Answer, Asked, Page, ProcessPage, json_answer
+from extproc.server.admin_answers import Answering
+from extproc.server.run_dir import closed_to_others
+from metadata_center.service.http_callers import is_loopback, refusal
+from metadata_center.types import value
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@value
+class TcpPlace:
+    """Where operators find the port.
+
+    Attributes:
+        address: An IP address.
+        port: 0 picks one.
+    """
+
+    address: str
+    port: int
+
+
+def _response(answer: Answer) -> web.Response:
+    return web.Response(body=answer.body, status=answer.status, headers={"content-type": answer.content_type})
+
+
+def _handler(page: Page, answering: Answering) -> _Handler:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        asked = Asked(request.match_info, request.query, request.rel_url.raw_path_qs)
+        if isinstance(page, ProcessPage):
+            return _response(page.answer(asked))
+        return _response(page.refuse(asked) or await answering.answer(page, asked))
+
+    return handle
+
+
+class AdminPort:
+    """Serves pages. A part of a process: started once, stopped once.
+
+    Args:
+        pages: Which.
+        answering: Who answers those that ask workers.
+        place: Where to listen; a path is a Unix socket, for the supervisor alone.
+    """
+
+    def __init__(self, pages: Iterable[Page], answering: Answering, place: TcpPlace | Path) -> None:
+        self._place = place
+        self._app = web.Application(middlewares=[self._guarded])
+        for page in pages:
+            handler = _handler(page, answering)
+            if page.method == "GET":
+                self._app.router.add_get(page.path, handler)  # and HEAD
+            else:
+                self._app.router.add_route(page.method, page.path, handler)
+        self._runner: web.AppRunner | None = None
+        self.port = 0
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            OSError: The place is taken, or not ours.
+        """
+        self._runner = web.AppRunner(self._app, access_log=None)
+        await self._runner.setup()
+        if isinstance(self._place, TcpPlace):
+            await web.TCPSite(self._runner, self._place.address, self._place.port).start()
+            self.port = self._runner.addresses[0][1]
+            return
+        self._place.unlink(missing_ok=True)
+        listening = socket.socket(socket.AF_UNIX)
+        with closed_to_others():
+            listening.bind(str(self._place))
+        await web.SockSite(self._runner, listening).start()
+
+    async def stop(self) -> None:
+        """Close the port."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    @web.middleware
+    async def _guarded(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        """Refuse what a web page may have sent; a Unix socket is guarded by its mode."""
+        ours = None if request.transport is None else request.transport.get_extra_info("sockname")
+        if isinstance(ours, tuple) and isinstance(self._place, TcpPlace):
+            why_not = refusal(
+                request.headers.getall("Host", []),
+                request.headers.getall("Origin", []),
+                request.headers.get("Sec-Fetch-Site"),
+                reached=ours[0],
+                only_loopback=is_loopback(self._place.address),
+            )
+            if why_not is not None:
+                return _response(json_answer({"error": why_not}, 403))
+        return await handler(request)
