@@ -35,6 +35,7 @@ CORE = (
     "extproc/predicting/*.py",
     "extproc/protocol/machine.py",
     "extproc/transport/seam.py",
+    "extproc/transport/http2/*.py",
     "extproc/rendering/vocabulary.py",
     "extproc/rendering/canonical.py",
     "extproc/rendering/window.py",
@@ -55,7 +56,14 @@ CORE = (
     "extproc/observing/records.py",
     "extproc/observing/printable.py",
     "extproc/observing/explain.py",
-    "extproc/observing/merge.py",
+    "extproc/observing/recorder.py",
+    *(
+        f"extproc/observing/metrics/{name}.py"
+        for name in (
+            *("family", "series", "requests", "decisions", "predictions", "ends", "endpoints", "health"),
+            *("streams", "configuration", "process", "live", "merge"),
+        )
+    ),
     "extproc/config/clusters.py",
     "extproc/discovery/following.py",
     "extproc/discovery/resolution.py",
@@ -67,11 +75,11 @@ CORE = (
     "extproc/config/document.py",
     "metadata_center/types.py",
     "metadata_center/errors.py",
-    "metadata_center/load.py",
-    "metadata_center/counters.py",
-    "metadata_center/prefix_index.py",
-    "metadata_center/block_holders.py",
-    "metadata_center/running_blocks.py",
+    "metadata_center/load/table.py",
+    "metadata_center/load/counters.py",
+    "metadata_center/history/prefix_index.py",
+    "metadata_center/history/block_holders.py",
+    "metadata_center/history/running_blocks.py",
     "metadata_center/service/cluster_loads.py",
     "metadata_center/service/rendezvous.py",
     "metadata_center/service/http_callers.py",
@@ -162,13 +170,14 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "extproc.observing": "extproc.values extproc.errors extproc.choosing extproc.predicting "
         "metadata_center",
         "extproc.admin": "extproc.observing metadata_center",
-        "extproc.accesslog": "extproc.values extproc.health extproc.observing metadata_center",
+        "extproc.accesslog": "extproc.values extproc.health extproc.observing.recorder metadata_center",
         "extproc.config": "extproc.values extproc.errors extproc.health extproc.request",
         "extproc.discovery": "extproc.values extproc.config metadata_center",
         "extproc.xds": "extproc.values extproc.config extproc.health metadata_center",
         "extproc.routing": "extproc.values extproc.errors extproc.request extproc.rendering "
         "extproc.choosing extproc.predicting "
-        "extproc.protocol extproc.health extproc.observing extproc.accesslog metadata_center",
+        "extproc.protocol extproc.health extproc.observing.recorder extproc.observing.records "
+        "extproc.observing.request_log extproc.accesslog metadata_center",
     }.items()
 }
 """Package -> packages of ours that it may import. Server and command, which build all, may all."""
