@@ -137,11 +137,6 @@ EXCEPTIONS: Mapping[str, Mapping[str, str]] = {
 """Core module -> forbidden import -> why it may all the same, and may reach it."""
 
 STILL_REACHED: Mapping[str, str] = {
-    "extproc.observing.metrics": "routing counts by the collector and not by an interface",
-    "extproc.observing.shared_metrics": "by way of the collector",
-    "metadata_center.kv_events.subscriber": "by way of the collector",
-    "metadata_center.kv_events.sources": "by way of the collector",
-    "metadata_center.sharing.sync": "by way of the collector",
     "extproc.observing.request_log": "routing logs endings by itself",
     "extproc.protocol.servicer": "the router knows the loop that it answers to",
     "extproc.protocol.wire": "the router answers in bytes",
