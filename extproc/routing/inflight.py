@@ -13,7 +13,7 @@ from extproc.choosing.learning import Answer
 from extproc.values.decisions import DecisionRecord
 from extproc.values.evidence import FailureKind
 from extproc.values.requests import Operation
-from metadata_center.radix_tree import Run
+from metadata_center.history.radix_tree import Run
 from metadata_center.types import EndpointKey, RequestId
 
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from metadata_center.counters import MAX_ENDPOINTS
 from metadata_center.errors import CapacityError
-from metadata_center.radix_tree import RadixTree, Run
+from metadata_center.history.radix_tree import RadixTree, Run
+from metadata_center.load.counters import MAX_ENDPOINTS
 from metadata_center.types import EndpointKey
 
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from metadata_center.counters import MAX_ENDPOINTS
-from metadata_center.radix_tree import RadixTree, Run
+from metadata_center.history.radix_tree import RadixTree, Run
+from metadata_center.load.counters import MAX_ENDPOINTS
 from metadata_center.types import EndpointKey
 
 
