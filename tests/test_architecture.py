@@ -131,17 +131,18 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "extproc.values": "extproc.errors metadata_center",
         "extproc.errors": "",
         "extproc.choosing": "extproc.values extproc.predicting metadata_center",
-        "extproc.predicting": "metadata_center",
-        "extproc.request": "extproc.values extproc.errors extproc.choosing",
+        "extproc.predicting": "extproc.values metadata_center",
+        "extproc.request": "extproc.values extproc.errors",
         "extproc.rendering": "extproc.values extproc.errors extproc.request metadata_center",
         "extproc.transport": "metadata_center",
-        "extproc.protocol": "extproc.values extproc.errors metadata_center",
+        "extproc.protocol": "extproc.values extproc.errors extproc.transport metadata_center",
         "extproc.health": "extproc.values metadata_center",
         "extproc.observing": "extproc.values extproc.errors extproc.choosing extproc.predicting "
         "metadata_center",
         "extproc.admin": "extproc.observing metadata_center",
-        "extproc.accesslog": "extproc.values extproc.health extproc.observing metadata_center",
-        "extproc.config": "extproc.errors extproc.choosing extproc.health extproc.request",
+        "extproc.accesslog": "extproc.values extproc.health extproc.observing extproc.transport "
+        "metadata_center",
+        "extproc.config": "extproc.values extproc.errors extproc.health extproc.request",
         "extproc.discovery": "extproc.values extproc.config metadata_center",
         "extproc.xds": "extproc.values extproc.config extproc.health metadata_center",
         "extproc.routing": "extproc.values extproc.errors extproc.request extproc.rendering "

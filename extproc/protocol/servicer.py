@@ -118,7 +118,16 @@ class Exchange:
         first_chunk: The first chunk of its answer is wanted.
     """
 
-    __slots__ = ("_call", "_first_chunk", "_is_over", "_pending", "_phase", "_processor", "_request", "_stream")
+    __slots__ = (
+        "_call",
+        "_first_chunk",
+        "_is_over",
+        "_pending",
+        "_phase",
+        "_processor",
+        "_request",
+        "_stream",
+    )
 
     def __init__(self, processor: Processor, call: Call, *, first_chunk: bool) -> None:
         self._processor = processor
@@ -174,9 +183,9 @@ class Exchange:
 
     def _decide(self, effect: machine.Decide) -> None:
         deciding = self._processor.decider.decide(effect.request, effect.body)
-        if type(deciding) is Now:
+        if isinstance(deciding, Now):
             self._answer(deciding.decision)
-        elif type(deciding) is Refusal:
+        elif isinstance(deciding, Refusal):
             self._perform(self._stream.refused(deciding.error), "request_body", None)
         else:
             if deciding.patience_s is not None:

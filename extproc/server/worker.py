@@ -16,12 +16,10 @@ from pathlib import Path
 import grpc
 from prometheus_client import CollectorRegistry
 
-from extproc.accesslog.entries import Entry
 from extproc.accesslog.service import AccessLog, Dispatcher
 from extproc.admin.table import PAGES
 from extproc.config.schema import Config, ListenTls
 from extproc.discovery.resolution import Resolution
-from extproc.health.failures import FailureKind
 from extproc.health.prober import Occupancy, Prober
 from extproc.health.tracker import HealthState, HealthTracker, Transition
 from extproc.observing.metrics import Metrics
@@ -55,6 +53,8 @@ from extproc.server.sharing import member_of, reserve_by, transport_of
 from extproc.server.status import Status
 from extproc.server.unpacking import Unpacking
 from extproc.transport import grpc_aio
+from extproc.values.endings import RequestEvent
+from extproc.values.evidence import FailureKind
 from extproc.xds.ads import AdsServer
 from extproc.xds.open_models import open_models, subset_pools
 from extproc.xds.resources import (
@@ -397,7 +397,7 @@ class Worker:
 
     # What other parts report.
 
-    def _take(self, entry: Entry) -> None:
+    def _take(self, entry: RequestEvent) -> None:
         self._outcomes.take(entry, time.monotonic())
 
     def _cached_elsewhere(self, endpoint: EndpointKey, blocks: list[int]) -> None:
