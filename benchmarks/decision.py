@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from extproc.health.settings import HealthSettings
 from extproc.health.tracker import HealthTracker
-from extproc.observing.metrics import Metrics
+from extproc.observing.metrics.collector import Metrics
 from extproc.observing.records import RecordRing
 from extproc.predicting.predictor import Predictor
 from extproc.protocol.wire import Answers
@@ -33,9 +33,9 @@ from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.deciding import Now
 from extproc.values.endpoints import Endpoint
 from extproc.values.exchange import RequestHeaders
-from metadata_center.counters import Counters
-from metadata_center.load import LoadTable
-from metadata_center.prefix_index import PrefixIndex
+from metadata_center.history.prefix_index import PrefixIndex
+from metadata_center.load.counters import Counters
+from metadata_center.load.table import LoadTable
 from metadata_center.types import EndpointKey, RequestId
 
 

@@ -34,7 +34,7 @@ from prometheus_client import CollectorRegistry
 from extproc.errors import RouterError
 from extproc.health.settings import HealthSettings
 from extproc.health.tracker import HealthTracker
-from extproc.observing.metrics import Metrics
+from extproc.observing.metrics.collector import Metrics
 from extproc.observing.records import RecordRing
 from extproc.predicting.predictor import Predictor
 from extproc.protocol import wire
@@ -53,9 +53,9 @@ from extproc.server.body_readers import BodyReaders
 from extproc.transport import grpc_aio
 from extproc.values.endpoints import Endpoint
 from extproc.values.headers import REQUEST_ID_HEADER
-from metadata_center.counters import Counters
-from metadata_center.load import LoadTable
-from metadata_center.prefix_index import PrefixIndex
+from metadata_center.history.prefix_index import PrefixIndex
+from metadata_center.load.counters import Counters
+from metadata_center.load.table import LoadTable
 from metadata_center.types import EndpointKey
 from tokenway.cli.serve import GC_THRESHOLD
 

@@ -33,6 +33,7 @@ CORE = (
     "extproc/predicting/*.py",
     "extproc/protocol/machine.py",
     "extproc/transport/seam.py",
+    "extproc/transport/http2/*.py",
     "extproc/rendering/vocabulary.py",
     "extproc/rendering/canonical.py",
     "extproc/rendering/window.py",
@@ -53,7 +54,14 @@ CORE = (
     "extproc/observing/records.py",
     "extproc/observing/printable.py",
     "extproc/observing/explain.py",
-    "extproc/observing/merge.py",
+    "extproc/observing/recorder.py",
+    *(
+        f"extproc/observing/metrics/{name}.py"
+        for name in (
+            *("family", "series", "requests", "decisions", "predictions", "ends", "endpoints", "health"),
+            *("streams", "configuration", "process", "live", "merge"),
+        )
+    ),
     "extproc/config/clusters.py",
     "extproc/discovery/following.py",
     "extproc/discovery/resolution.py",
@@ -65,11 +73,11 @@ CORE = (
     "extproc/config/document.py",
     "metadata_center/types.py",
     "metadata_center/errors.py",
-    "metadata_center/load.py",
-    "metadata_center/counters.py",
-    "metadata_center/prefix_index.py",
-    "metadata_center/block_holders.py",
-    "metadata_center/running_blocks.py",
+    "metadata_center/load/table.py",
+    "metadata_center/load/counters.py",
+    "metadata_center/history/prefix_index.py",
+    "metadata_center/history/block_holders.py",
+    "metadata_center/history/running_blocks.py",
     "metadata_center/service/cluster_loads.py",
     "metadata_center/service/rendezvous.py",
     "metadata_center/service/http_callers.py",
@@ -140,14 +148,15 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "extproc.observing": "extproc.values extproc.errors extproc.choosing extproc.predicting "
         "metadata_center",
         "extproc.admin": "extproc.observing metadata_center",
-        "extproc.accesslog": "extproc.values extproc.health extproc.observing extproc.transport "
+        "extproc.accesslog": "extproc.values extproc.health extproc.observing.recorder extproc.transport "
         "metadata_center",
         "extproc.config": "extproc.values extproc.errors extproc.health extproc.request",
         "extproc.discovery": "extproc.values extproc.config metadata_center",
-        "extproc.xds": "extproc.values extproc.config extproc.health metadata_center",
+        "extproc.xds": "extproc.values extproc.config extproc.health extproc.transport metadata_center",
         "extproc.routing": "extproc.values extproc.errors extproc.request extproc.rendering "
         "extproc.choosing extproc.predicting "
-        "extproc.protocol extproc.health extproc.observing extproc.accesslog metadata_center",
+        "extproc.protocol extproc.health extproc.observing.recorder extproc.observing.records "
+        "extproc.observing.request_log extproc.accesslog metadata_center",
     }.items()
 }
 """Package -> packages of ours that it may import. Server and command, which build all, may all."""
@@ -155,8 +164,9 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
 WIRE_ONLY = {
     "envoy": ("extproc/protocol/wire.py", "extproc/accesslog/"),
     "envoy_data_plane": ("extproc/xds/",),
+    "grpc": ("extproc/transport/", "extproc/server/"),
 }
-"""Protobuf package -> where alone it may be imported."""
+"""Protobuf package, or gRPC's own -> where alone it may be imported."""
 
 NO_PYTHON = ("envoy", "istio", "etc")
 """Configuration only; a module under envoy/ would also hide the protobuf package of that name."""

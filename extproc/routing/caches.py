@@ -20,8 +20,8 @@ from typing import Protocol
 
 from extproc.values.decisions import CacheView
 from extproc.values.requests import InferenceRequest
-from metadata_center.prefix_index import PrefixIndex
-from metadata_center.running_blocks import RunningBlocks
+from metadata_center.history.prefix_index import PrefixIndex
+from metadata_center.history.running_blocks import RunningBlocks
 from metadata_center.types import EndpointKey, value
 
 

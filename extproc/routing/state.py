@@ -11,7 +11,7 @@ from extproc.choosing.learning import Learner
 from extproc.choosing.snapshots import Engines as EnginesView
 from extproc.health.poison import Poison
 from extproc.health.tracker import HealthTracker, Transition
-from extproc.observing.metrics import Metrics
+from extproc.observing.recorder import Recorder
 from extproc.observing.records import RecordRing
 from extproc.predicting.predictor import Predictor
 from extproc.routing.caches import Caches
@@ -20,7 +20,7 @@ from extproc.routing.engines import Engines
 from extproc.routing.homes import Homes
 from extproc.routing.inflight import Inflight, InflightTable
 from extproc.values.outcomes import Ended, Outcome
-from metadata_center.load import LoadTable
+from metadata_center.load.table import LoadTable
 from metadata_center.sharing.messages import RESPONSES_MARK
 from metadata_center.types import EndpointKey, RequestId
 
@@ -85,7 +85,7 @@ class State:
     health: HealthTracker
     predictor: Predictor
     records: RecordRing
-    metrics: Metrics
+    metrics: Recorder
     lingering: deque[tuple[float, EndpointKey, list[int]]] = field(default_factory=deque)
     inflight: InflightTable = field(default_factory=InflightTable)
     engines: Engines = field(default_factory=Engines)

@@ -19,7 +19,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 from extproc.choosing.holding import POLL_S, Pass
 from extproc.errors import RouterError
-from extproc.observing.metrics import Metrics
+from extproc.observing.recorder import Recorder
 from extproc.routing.asking import Asked
 from extproc.routing.placing import Chosen, Parked
 from extproc.values.deciding import Deciding, Later, settle
@@ -94,7 +94,7 @@ class WaitingRoom(Generic[D]):
         self,
         place: Callable[[Asked, Parked | None], Chosen | Parked],
         answer: Callable[[Asked, Chosen], Deciding[D]],
-        metrics: Metrics,
+        metrics: Recorder,
         loop: Callable[[], Loop],
         clock: Callable[[], float],
     ) -> None:

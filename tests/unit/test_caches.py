@@ -8,7 +8,7 @@ from extproc.request.blocks import block_hashes
 from extproc.routing.caches import Announcement, Caches, Estimate
 from extproc.values.decisions import CacheView
 from extproc.values.requests import InferenceRequest, Operation
-from metadata_center.prefix_index import PrefixIndex
+from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.types import EndpointKey
 
 BLOCK_BYTES = 64

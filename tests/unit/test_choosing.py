@@ -16,8 +16,8 @@ from extproc.choosing.replay import RecordingRng, ReplayRng
 from extproc.predicting.ttft import TtftModel
 from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.choices import Learned, Snapshot
-from metadata_center.counters import Counters
-from metadata_center.load import LoadTable
+from metadata_center.load.counters import Counters
+from metadata_center.load.table import LoadTable
 from metadata_center.types import Charge, EndpointKey, RequestId
 
 NO_DRAWS = ReplayRng([])

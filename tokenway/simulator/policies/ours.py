@@ -16,7 +16,7 @@ from extproc.choosing.snapshots import Demand, Engines, Load, Prompt, completion
 from extproc.predicting.predictor import Predictor
 from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Snapshot
-from metadata_center.running_blocks import RunningBlocks
+from metadata_center.history.running_blocks import RunningBlocks
 from metadata_center.types import EndpointKey, value
 from tokenway.simulator.policies.view import Decision, Hold, Policy, Sent, Shed, View
 
