@@ -34,8 +34,8 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from metadata_center.counters import Counters
-from metadata_center.prefix_index import PrefixIndex
+from metadata_center.history.prefix_index import PrefixIndex
+from metadata_center.load.counters import Counters
 from metadata_center.service.cluster_loads import Limits
 from metadata_center.service.http_server import HttpServer
 from metadata_center.sharing.http_transport import HttpTransport

@@ -17,7 +17,6 @@ import time
 
 from prometheus_client import CollectorRegistry
 
-from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.health.settings import HealthSettings
 from extproc.health.tracker import HealthTracker
 from extproc.observing.metrics import Metrics
@@ -30,11 +29,12 @@ from extproc.routing.router import Decision, Router
 from extproc.routing.settings import RouterSettings
 from extproc.routing.state import State
 from extproc.routing.table import RoutingTable
+from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.endpoints import Endpoint
 from extproc.values.exchange import RequestHeaders
-from metadata_center.counters import Counters
-from metadata_center.load import LoadTable
-from metadata_center.prefix_index import PrefixIndex
+from metadata_center.history.prefix_index import PrefixIndex
+from metadata_center.load.counters import Counters
+from metadata_center.load.table import LoadTable
 from metadata_center.types import EndpointKey, RequestId
 
 

@@ -36,7 +36,7 @@ from typing import Any
 from benchmarks.decision import decisions
 from benchmarks.setups import Setup, python_module, setup
 from benchmarks.traffic import closed_loop, open_loop, quantile, requests
-from extproc.choosing.settings import Algorithm
+from extproc.values.balancing import Algorithm
 from testbed.processes import free_port
 
 Figures = dict[str, Any]

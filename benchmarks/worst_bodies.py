@@ -52,9 +52,9 @@ from extproc.routing.table import RoutingTable
 from extproc.server.body_readers import BodyReaders
 from extproc.values.endpoints import Endpoint
 from extproc.values.headers import REQUEST_ID_HEADER
-from metadata_center.counters import Counters
-from metadata_center.load import LoadTable
-from metadata_center.prefix_index import PrefixIndex
+from metadata_center.history.prefix_index import PrefixIndex
+from metadata_center.load.counters import Counters
+from metadata_center.load.table import LoadTable
 from metadata_center.types import EndpointKey
 from tokenway.cli.serve import GC_THRESHOLD
 

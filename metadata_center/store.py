@@ -15,8 +15,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from metadata_center.load import Expired, LoadTable, LoadView
-from metadata_center.prefix_index import PrefixIndex
+from metadata_center.history.prefix_index import PrefixIndex
+from metadata_center.load.table import Expired, LoadTable, LoadView
 from metadata_center.types import Charge, EndpointKey, RequestId
 
 

@@ -13,12 +13,10 @@ import orjson
 import pytest
 from prometheus_client import CollectorRegistry
 
-from extproc.accesslog.entries import AttemptFailed, AttemptStarted, RequestAlive, RequestEnd
-from extproc.choosing.settings import LoadBalancing
 from extproc.health.settings import HealthSettings
 from extproc.health.tracker import FailureKind, HealthTracker, Transition
 from extproc.observing.metrics import Metrics
-from extproc.observing.records import DecisionRecord, Ended, RecordRing
+from extproc.observing.records import RecordRing
 from extproc.predicting.predictor import Predictor
 from extproc.protocol.wire import Answers
 from extproc.request.rules import ModelRules, Rule, RuleTable
@@ -30,12 +28,16 @@ from extproc.routing.settings import RouterSettings
 from extproc.routing.state import State
 from extproc.routing.table import RoutingTable
 from extproc.routing.waiting import Loop
+from extproc.values.balancing import LoadBalancing
+from extproc.values.decisions import DecisionRecord
+from extproc.values.endings import AttemptFailed, AttemptStarted, RequestAlive, RequestEnd
 from extproc.values.endpoints import Endpoint
 from extproc.values.exchange import RequestHeaders
 from extproc.values.headers import REQUEST_ID_HEADER
-from metadata_center.counters import Counters
-from metadata_center.load import LoadTable
-from metadata_center.prefix_index import PrefixIndex
+from extproc.values.outcomes import Ended
+from metadata_center.history.prefix_index import PrefixIndex
+from metadata_center.load.counters import Counters
+from metadata_center.load.table import LoadTable
 from metadata_center.types import EndpointKey, RequestId
 
 OWNER = "0.test"

@@ -159,6 +159,23 @@ def compact(stored: Sequence[tuple[Cell, str, float, Sequence[Row]]]) -> dict[st
     }
 
 
+def kept(document: Mapping[str, Any], cell: Cell) -> tuple[str, float, list[Row]] | None:
+    """Stamp, processor seconds and runs of a cell in the document that `compact` made.
+
+    Returns:
+        None if the cell is not there, or ran with another command line.
+    """
+    names = document["columns"][2:]
+    for found in document["cells"]:
+        if found["name"] == cell.name and found["line"] == " ".join(cell.argv):
+            rows = [
+                Row(cell, policy, speed, dict(zip(names, figures, strict=True)))
+                for policy, speed, *figures in found["rows"]
+            ]
+            return found["stamp"], found["cpu_s"], rows
+    return None
+
+
 def _short(value: float | None) -> float | int | None:
     if value is None:
         return None

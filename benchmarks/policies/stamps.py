@@ -26,7 +26,7 @@ _SHARED: Final = (
     "tokenway/simulator/policies/*.py",
     "tokenway/simulator/replay/*.py",
     "extproc/predicting/tokens.py",
-    "metadata_center/prefix_index.py",
+    "metadata_center/history/prefix_index.py",
 )
 
 _OUTPUT: Final = frozenset(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from benchmarks.policies.cells import ORACLE, OWN, SHIPPED, STRONG, WORKLOADS, Cell, Kind, Workload
@@ -35,15 +36,16 @@ _EVERYBODY: Final = (
 )
 
 
-def document(rows: Sequence[Row], lines: Sequence[Cell]) -> str:
+def document(rows: Sequence[Row], lines: Sequence[Cell], stale: Collection[str] = ()) -> str:
     """All tables, as one Markdown page.
 
     Args:
         rows: All runs.
         lines: Cells that ran, whose command lines are shown.
+        stale: Names of those whose sources have changed since.
     """
     compared = [row for row in rows if is_compared(row.cell)]
-    parts = ["# Policies compared", *worst(compared)]
+    parts = ["# Policies compared", *age(lines, stale), *worst(compared)]
     for column in JUDGED:
         parts += by_column(compared, column)
     for workload in WORKLOADS:
@@ -52,6 +54,19 @@ def document(rows: Sequence[Row], lines: Sequence[Cell]) -> str:
     parts += beside(rows)
     parts += ["## Command lines", "```sh\n" + "\n".join(" ".join(cell.argv) for cell in lines) + "\n```"]
     return "\n\n".join(parts) + "\n"
+
+
+def age(lines: Sequence[Cell], stale: Collection[str]) -> list[str]:
+    """What was not run again since sources that its figures depend on have changed; nothing if all was."""
+    old = Counter(str(cell.kind) for cell in lines if cell.name in stale)
+    if not old:
+        return []
+    every = Counter(str(cell.kind) for cell in lines)
+    counts = ", ".join(f"{count} of {every[kind]} `{kind}`" for kind, count in sorted(old.items()))
+    return [
+        f"Of the command lines below, {counts} were run before what their figures depend on changed last."
+        " `python -m benchmarks.policies --verify CELL` runs one again and says what differs."
+    ]
 
 
 def _table(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

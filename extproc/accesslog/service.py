@@ -18,16 +18,9 @@ from typing import Any
 import grpc
 from envoy.service.accesslog.v3 import als_pb2
 
-from extproc.accesslog.entries import (
-    AttemptFailed,
-    AttemptStarted,
-    Entry,
-    RequestAlive,
-    RequestEnd,
-    ended_unix_s,
-    translate,
-)
+from extproc.accesslog.entries import ended_unix_s, translate
 from extproc.observing.metrics import Metrics
+from extproc.values.endings import AttemptFailed, AttemptStarted, RequestAlive, RequestEnd, RequestEvent
 from extproc.values.exchange import NO_OWNER
 
 _log = logging.getLogger("tokenway.accesslog")
@@ -44,7 +37,7 @@ class EntryKind(StrEnum):
     ATTEMPT_FAILED = "attempt_failed"
 
 
-_KINDS: dict[type[Entry], EntryKind] = {
+_KINDS: dict[type[RequestEvent], EntryKind] = {
     RequestEnd: EntryKind.REQUEST_END,
     RequestAlive: EntryKind.REQUEST_ALIVE,
     AttemptStarted: EntryKind.ATTEMPT_STARTED,
@@ -66,9 +59,9 @@ class Dispatcher:
     def __init__(
         self,
         owner: str,
-        take: Callable[[Entry], None],
-        hand_over: Callable[[str, Entry], bool],
-        tell_all: Callable[[Entry], None],
+        take: Callable[[RequestEvent], None],
+        hand_over: Callable[[str, RequestEvent], bool],
+        tell_all: Callable[[RequestEvent], None],
         metrics: Metrics,
     ) -> None:
         self._owner = owner
@@ -77,7 +70,7 @@ class Dispatcher:
         self._tell_all = tell_all
         self._metrics = metrics
 
-    def dispatch(self, entry: Entry) -> None:
+    def dispatch(self, entry: RequestEvent) -> None:
         """Apply the entry here, or hand it over."""
         owner = entry.owner
         if owner == self._owner:
@@ -104,7 +97,7 @@ class AccessLog:
 
     def __init__(
         self,
-        dispatch: Callable[[Entry], None],
+        dispatch: Callable[[RequestEvent], None],
         metrics: Metrics,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:

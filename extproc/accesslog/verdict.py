@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from enum import StrEnum
 from functools import lru_cache
 from typing import Any, Final
 
-from extproc.health.failures import FailureKind
-from extproc.observing.records import Ended
+from extproc.values.evidence import Evidence, FailureKind, NoFailure
+from extproc.values.outcomes import Ended
 
 ERROR_NAMESPACE: Final = "llm.error"
 """Where Envoy's filters leave what they saw of an error in an answer, see `error_seen`."""
@@ -74,17 +73,7 @@ _MISSING_WORDS: Final = frozenset({"404", "NotFoundError", "not_found_error", "m
 """The types and codes of errors, as the OpenAI, Anthropic and vLLM references list them."""
 
 
-class NoFailure(StrEnum):
-    """An ending that is no failure of anybody."""
-
-    ANSWERED = "answered"
-    UNKNOWN = "unknown"
-
-
-Verdict = FailureKind | NoFailure
-
-
-def verdict_of(
+def evidence_of(
     *,
     status: int,
     ended: Ended,
@@ -94,7 +83,7 @@ def verdict_of(
     is_stream: bool,
     response_bytes: int,
     attempts: int,
-) -> Verdict:
+) -> Evidence:
     """Judge an ending.
 
     Args:
@@ -120,7 +109,7 @@ def verdict_of(
 
 def _of_what_went_wrong(
     status: int, ended: Ended, flags: Collection[str], error: str | None, attempts: int
-) -> Verdict | None:
+) -> Evidence | None:
     """The verdict by what is unusual in an ending; None if that says nothing."""
     if not attempts or ended in (Ended.REJECTED, Ended.LEASE_EXPIRED):
         return NoFailure.UNKNOWN

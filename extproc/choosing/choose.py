@@ -9,8 +9,8 @@ Rules:
 from __future__ import annotations
 
 from extproc.choosing.policies.registry import POLICIES
-from extproc.choosing.settings import LoadBalancing
 from extproc.choosing.terms import Terms
+from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Choice, Rng, Snapshot
 
 

@@ -17,12 +17,13 @@ from typing import Final
 
 from extproc.choosing.choose import choose
 from extproc.choosing.completion import Costs
-from extproc.choosing.holding import HoldQueue, HoldReason, Refuse, Wait
+from extproc.choosing.holding import HoldQueue, TurnAway, Wait
 from extproc.choosing.least_completion import completion_costs, open_until_s
 from extproc.choosing.policies.least_completion import choose_least
 from extproc.choosing.policies.registry import POLICIES
-from extproc.choosing.settings import LoadBalancing
+from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Choice, Rng, Snapshot
+from extproc.values.decisions import HoldReason
 from metadata_center.types import value
 
 
@@ -145,7 +146,7 @@ def _now_or_later(
             wait = replace(verdict, until_s=min(verdict.until_s, latest_s))
             return Later(wait, _short_of(costs, row), latest_s)
         queue.forget(ticket)
-    elif isinstance(verdict, Refuse):
+    elif isinstance(verdict, TurnAway):
         return No(verdict.retry_after_s)
     return Now(choice, snapshot, costs)
 

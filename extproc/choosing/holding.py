@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from math import inf
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -35,14 +34,6 @@ this often. The news of other gateways are about this old, and an engine step is
 
 _LEAST_RETRY_S: Final = 1.0
 """`Retry-After` has whole seconds."""
-
-
-class HoldReason(StrEnum):
-    """What the endpoint that suits a waiting request is short of; a metric label and an explain field."""
-
-    PREFILL = "prefill"
-    KV_CACHE = "kv_cache"
-    SEATS = "seats"
 
 
 @value
@@ -74,7 +65,7 @@ class Wait:
 
 
 @value
-class Refuse:
+class TurnAway:
     """Answer 429.
 
     Attributes:
@@ -84,7 +75,7 @@ class Refuse:
     retry_after_s: float
 
 
-Verdict = Send | Wait | Refuse
+HoldAnswer = Send | Wait | TurnAway
 
 
 @dataclass(slots=True)
@@ -152,7 +143,7 @@ class HoldQueue:
         row: int,
         limit_s: float | None = None,
         rank: float = inf,
-    ) -> Verdict:
+    ) -> HoldAnswer:
         """What happens to a request now; whoever is kept is remembered, whoever is not is forgotten.
 
         Args:
@@ -174,7 +165,7 @@ class HoldQueue:
             latest_s = min(latest_s, arrived_s + limit_s - best.work_s)
         free_s = now_s + best.wait_s - opens_s[row] + best.room_s
         if now_s >= latest_s or free_s > latest_s or len(self._held) >= self._max_held:
-            return Refuse(max(_LEAST_RETRY_S, free_s - latest_s))
+            return TurnAway(max(_LEAST_RETRY_S, free_s - latest_s))
         works_s = [cost.work_s for cost in costs]
         rank, least_s = min(rank, self.rank(arrived_s, works_s)), min(works_s)
         self._held[request_id] = _Held(rank, row, max(best.work_s, best.turn_s), least_s)

@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from extproc.choosing.picker import pick
-from extproc.choosing.settings import LoadBalancing
 from extproc.choosing.terms import Terms, total
+from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Choice, Rng, Snapshot
 
 

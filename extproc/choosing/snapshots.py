@@ -12,10 +12,11 @@ from itertools import repeat
 
 from extproc.choosing.completion import DECODE_TOKENS
 from extproc.predicting.priced_terms import CEILING_S
-from extproc.predicting.prices import Prices
+from extproc.predicting.prices import priced_tpot_s
 from extproc.predicting.tpot import FLOOR_S, TOKENS
 from extproc.predicting.traffic import Traffic
 from extproc.values.choices import Learned, Snapshot
+from extproc.values.prices import Prices
 from metadata_center.types import EndpointKey, value
 
 
@@ -177,7 +178,9 @@ def steps_s(
         return _plain_steps_s(prices[0], weights, load, prompt_tokens, half_tokens)
     row_prices = prices if len(prices) > 1 else repeat(prices[0], len(weights))
     return [
-        each.tpot_s(requests + 1, context + prompt_tokens + max(0, requests - prefilling) * half_tokens)
+        priced_tpot_s(
+            each, requests + 1, context + prompt_tokens + max(0, requests - prefilling) * half_tokens
+        )
         / weight
         for each, weight, requests, prefilling, context in zip(
             row_prices, weights, load.requests, load.prefilling, load.context_tokens, strict=True
@@ -213,7 +216,7 @@ def batch_of(snapshot: Snapshot, row: int) -> tuple[int, float]:
 def row_step_s(prices: Sequence[Prices], snapshot: Snapshot, row: int) -> float:
     """`steps_s` of one row of a snapshot that has none."""
     batch, context = batch_of(snapshot, row)
-    return prices[row if len(prices) > 1 else 0].tpot_s(batch, context) / snapshot.weights[row]
+    return priced_tpot_s(prices[row if len(prices) > 1 else 0], batch, context) / snapshot.weights[row]
 
 
 def _row_prices_s(prices: Sequence[Prices]) -> tuple[tuple[float, ...], ...]:

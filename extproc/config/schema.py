@@ -23,9 +23,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.health.settings import HealthSettings
 from extproc.request.rules import Backend, ModelRules, Rule
+from extproc.values.balancing import Algorithm, LoadBalancing
 
 _LB = LoadBalancing()
 _AIGW_KEYS = {

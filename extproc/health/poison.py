@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from extproc.health.failures import FailureKind
+from extproc.values.evidence import FailureKind
 from metadata_center.types import EndpointKey
 
 MAX_SUSPECTS: Final = 4096

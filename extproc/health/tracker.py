@@ -27,9 +27,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from extproc.health.failures import MAY_BE_THE_CLIENTS, FailureKind
+from extproc.health.failures import MAY_BE_THE_CLIENTS
 from extproc.health.settings import HealthSettings
 from extproc.values.endpoints import Endpoint
+from extproc.values.evidence import FailureKind
 from metadata_center.types import EndpointKey
 
 __all__ = ["FailureKind", "HealthState", "HealthTracker", "ProbeFailure", "Transition"]

@@ -15,11 +15,12 @@ from math import isfinite
 from typing import Any
 
 from extproc.choosing.choose import choose, terms_of
+from extproc.choosing.foreseen import foreseen_tpot_s, foreseen_ttft_s
 from extproc.choosing.replay import ReplayRng
-from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.observing.printable import printable
-from extproc.observing.records import DecisionRecord
+from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.choices import Learned, Snapshot
+from extproc.values.decisions import DecisionRecord
 from metadata_center.types import EndpointKey
 
 _COUNTS = ("requests", "prefill_tokens", "context_tokens", "matched_blocks")
@@ -46,8 +47,8 @@ def to_json(record: DecisionRecord) -> dict[str, Any]:
         "choice": _choice_json(record),
         "draws": list(record.draws),
         "turn": record.turn,
-        "predicted_ttft_s": _predicted(record, record.predicted_ttft_s),
-        "predicted_tpot_s": _predicted(record, record.predicted_tpot_s),
+        "predicted_ttft_s": _predicted(record, foreseen_ttft_s),
+        "predicted_tpot_s": _predicted(record, foreseen_tpot_s),
         "cached_tokens": None if record.snapshot is None else list(record.cached_tokens),
         "placed": record.placed,
         "holder": record.holder,
@@ -173,10 +174,12 @@ def _choice_json(record: DecisionRecord) -> dict[str, Any] | None:
     }
 
 
-def _predicted(record: DecisionRecord, predict: Callable[[int], float | None]) -> list[float | None] | None:
+def _predicted(
+    record: DecisionRecord, foresee: Callable[[DecisionRecord, int], float | None]
+) -> list[float | None] | None:
     if record.prices is None or record.snapshot is None:
         return None
-    return [predict(row) for row in range(len(record.snapshot.keys))]
+    return [foresee(record, row) for row in range(len(record.snapshot.keys))]
 
 
 def _floats(values: Sequence[float] | None) -> list[float | None] | None:

@@ -30,13 +30,13 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from extproc.choosing.holding import HoldReason
-from extproc.choosing.settings import Algorithm
 from extproc.errors import Reason
 from extproc.observing.family import Family, Kind
-from extproc.observing.records import Ended, HoldEnding, Outcome
 from extproc.observing.shared_metrics import FAMILIES as SHARED_FAMILIES
 from extproc.predicting.predictor import KeyCalibration, ModelKey
+from extproc.values.balancing import Algorithm
+from extproc.values.decisions import HoldEnding, HoldReason
+from extproc.values.outcomes import Ended, Outcome
 from extproc.values.requests import Operation
 from metadata_center.types import EndpointKey
 

@@ -25,7 +25,8 @@ import orjson
 
 from extproc.errors import ConfigError, RouterError
 from extproc.observing.printable import escaped_json
-from extproc.observing.records import DecisionRecord, Outcome
+from extproc.values.decisions import DecisionRecord
+from extproc.values.outcomes import Outcome
 
 REQUEST_LOGGER = "tokenway.request"
 WITHHELD = "[withheld]"

@@ -18,11 +18,11 @@ from typing import TypeVar
 
 from extproc.predicting.agreement import Agreement
 from extproc.predicting.calibration import Calibration, CalibrationSummary
-from extproc.predicting.prices import Prices
 from extproc.predicting.tokens import LEAST_RATIO, MOST_RATIO, TokensPerByte
 from extproc.predicting.tpot import SegmentedTpotModel
 from extproc.predicting.traffic import Traffic
 from extproc.predicting.ttft import Backlog, TtftModel
+from extproc.values.prices import Prices
 
 ModelKey = tuple[str, str]
 """(model name as the engine knows it, endpoint group): endpoints of a group are equal hardware."""

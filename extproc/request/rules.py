@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import accumulate, groupby
 
-from extproc.choosing.settings import LoadBalancing
 from extproc.errors import Reason, RouterError
+from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Rng
 
 _QUOTED_CHARS = 200

@@ -16,21 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Protocol
 
+from extproc.values.decisions import CacheView
 from extproc.values.requests import InferenceRequest
-from metadata_center.prefix_index import PrefixIndex
-from metadata_center.running_blocks import RunningBlocks
+from metadata_center.history.prefix_index import PrefixIndex
+from metadata_center.history.running_blocks import RunningBlocks
 from metadata_center.types import EndpointKey, value
-
-
-class View(StrEnum):
-    """Which view spoke for an endpoint; an explain field and a metric label."""
-
-    ANNOUNCED = "announced"
-    HISTORY = "history"
-    RUNNING = "running"
 
 
 @value
@@ -83,7 +75,7 @@ class Estimate:
     cached_tokens: list[int]
     matched: list[int]
     num_units: int
-    views: list[View]
+    views: list[CacheView]
 
 
 @dataclass(slots=True)
@@ -121,7 +113,7 @@ class Caches:
             prompt_tokens: As far as known, >= 1.
             keys: Endpoints.
         """
-        views = [View.HISTORY] * len(keys)
+        views = [CacheView.HISTORY] * len(keys)
         matched = self.history.match(blocks, keys)
         running = self.running.match(blocks, keys)
         announcement = None
@@ -134,7 +126,7 @@ class Caches:
                 for row, depth in enumerate(running):
                     if depth > matched[row]:
                         matched[row] = depth
-                        views[row] = View.RUNNING
+                        views[row] = CacheView.RUNNING
             cached = _tokens_of(matched, block_bytes, prompt_bytes, prompt_tokens)
             return Estimate(prompt_tokens, cached, matched, len(blocks), views)
         prompt_tokens = announcement.prompt_tokens
@@ -146,14 +138,14 @@ class Caches:
                 continue
             cached[row] = tokens
             worth[row] = round(announcement.worth[row])
-            views[row] = View.ANNOUNCED
+            views[row] = CacheView.ANNOUNCED
         running_tokens = _tokens_of(running, block_bytes, prompt_bytes, prompt_tokens)
         for row, tokens in enumerate(running_tokens):
             unit = announcement.block_tokens[row] or 1
             tokens -= tokens % unit
             if tokens >= cached[row] + one_block:
                 cached[row] = worth[row] = tokens
-                views[row] = View.RUNNING
+                views[row] = CacheView.RUNNING
         return Estimate(prompt_tokens, cached, worth, prompt_tokens, views)
 
 

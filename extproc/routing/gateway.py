@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from extproc.errors import RouterError
-from extproc.observing.records import DecisionRecord, Ended, Outcome
 from extproc.observing.request_log import log_request_end
 from extproc.protocol.machine import Phase
 from extproc.protocol.servicer import Decided, Deferred, StreamEnding
@@ -14,8 +13,10 @@ from extproc.routing.outcomes import Ending
 from extproc.routing.router import Router
 from extproc.routing.state import State
 from extproc.routing.table import Retrieve
+from extproc.values.decisions import DecisionRecord
 from extproc.values.exchange import LineVerdict, PassTo, RequestHeaders
 from extproc.values.headers import REQUEST_ID_HEADER
+from extproc.values.outcomes import Ended, Outcome
 from metadata_center.types import RequestId
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from extproc.choosing.learning import Answer
-from extproc.health.failures import FailureKind
-from extproc.observing.records import DecisionRecord
+from extproc.values.decisions import DecisionRecord
+from extproc.values.evidence import FailureKind
 from extproc.values.requests import Operation
 from metadata_center.types import EndpointKey, RequestId
 

@@ -17,15 +17,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from extproc.accesslog.entries import AttemptFailed, AttemptStarted, Entry, RequestAlive, RequestEnd
-from extproc.accesslog.verdict import NoFailure, Verdict, verdict_of
+from extproc.accesslog.verdict import evidence_of
+from extproc.choosing.foreseen import foreseen_tpot_s, foreseen_ttft_s
 from extproc.choosing.learning import Answer
-from extproc.health.failures import MAY_BE_POISON, FailureKind
+from extproc.health.failures import MAY_BE_POISON
 from extproc.health.tracker import Transition
-from extproc.observing.records import DecisionRecord, Ended, Outcome
-from extproc.routing.caches import View
 from extproc.routing.inflight import Inflight
 from extproc.routing.state import State
+from extproc.values.decisions import CacheView, DecisionRecord
+from extproc.values.endings import AttemptFailed, AttemptStarted, RequestAlive, RequestEnd, RequestEvent
+from extproc.values.evidence import Evidence, FailureKind, NoFailure
+from extproc.values.outcomes import Ended, Outcome
 from metadata_center.types import EndpointKey, RequestId, value
 
 CACHED_TOLERANCE_TOKENS = 128
@@ -84,7 +86,7 @@ class _Unsettled:
     """
 
     inflight: Inflight
-    verdict: Verdict
+    verdict: Evidence
     known: dict[EndpointKey, FailureKind]
     missing: set[EndpointKey]
 
@@ -124,7 +126,7 @@ class Outcomes:
         self._on_end = on_end
         self._unsettled: OrderedDict[RequestId, _Unsettled] = OrderedDict()
 
-    def take(self, entry: Entry, now_s: float) -> None:
+    def take(self, entry: RequestEvent, now_s: float) -> None:
         """Apply one entry."""
         match entry:
             case RequestEnd():
@@ -152,7 +154,7 @@ class Outcomes:
                 state.metrics.access_log_unmatched()
             return
         record = inflight.record
-        verdict = verdict_of(
+        verdict = evidence_of(
             status=entry.status,
             ended=entry.ended,
             flags=entry.flags,
@@ -197,7 +199,7 @@ class Outcomes:
         row = record.row(endpoint)
         predicted_ttft_s = predicted_cached = None
         if row is not None:
-            predicted_ttft_s = record.predicted_ttft_s(row)
+            predicted_ttft_s = foreseen_ttft_s(record, row)
             predicted_cached = record.cached_tokens[row]
         return Outcome(
             ended=entry.ended,
@@ -248,7 +250,7 @@ class Outcomes:
                 outcome.ttft_s,
                 entry.stream_s,
                 outcome.predicted_ttft_s,
-                record.predicted_tpot_s(row),
+                foreseen_tpot_s(record, row),
             ),
             now_s,
             is_first_learned=inflight.is_learned,
@@ -259,7 +261,7 @@ class Outcomes:
         believed, reported = outcome.predicted_cached_tokens, entry.cached_tokens
         if row is None or believed is None or reported is None or not inflight.prior_use:
             return
-        if record.views[row] != View.HISTORY:
+        if record.views[row] != CacheView.HISTORY:
             return
         if entry.prompt_tokens:  # what was believed in estimated tokens, in those the engine counts
             believed = believed * entry.prompt_tokens // record.prompt_tokens
@@ -288,7 +290,7 @@ class Outcomes:
                 del self._unsettled[entry.request_id]
                 self._settle(unsettled.inflight, unsettled.verdict, unsettled.known, now_s)
 
-    def _judge(self, entry: RequestEnd, inflight: Inflight, verdict: Verdict, now_s: float) -> None:
+    def _judge(self, entry: RequestEnd, inflight: Inflight, verdict: Evidence, now_s: float) -> None:
         """Say who failed, now or when all is known."""
         if entry.attempts <= 1:
             known = {inflight.endpoint: verdict} if isinstance(verdict, FailureKind) else {}
@@ -311,7 +313,7 @@ class Outcomes:
         self._unsettled[entry.request_id] = _Unsettled(inflight, verdict, known, missing)
 
     def _settle(
-        self, inflight: Inflight, verdict: Verdict, failed: Mapping[EndpointKey, FailureKind], now_s: float
+        self, inflight: Inflight, verdict: Evidence, failed: Mapping[EndpointKey, FailureKind], now_s: float
     ) -> None:
         """One request's evidence.
 

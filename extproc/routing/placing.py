@@ -24,8 +24,6 @@ from extproc.choosing.replay import RecordingRng
 from extproc.choosing.rotation import Rotation
 from extproc.choosing.snapshots import Demand, Load, Prompt, completion_snapshot, plain_snapshot
 from extproc.errors import Reason, RouterError
-from extproc.observing.records import DecisionRecord
-from extproc.predicting.prices import Prices
 from extproc.predicting.traffic import Traffic
 from extproc.request.rules import Route
 from extproc.routing.asking import Asked
@@ -34,6 +32,8 @@ from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.routing.state import State
 from extproc.routing.table import Pool, RoutingTable
 from extproc.values.choices import Choice, Rng, Snapshot
+from extproc.values.decisions import DecisionRecord
+from extproc.values.prices import Prices
 from extproc.values.requests import GENERATING, InferenceRequest, Operation
 from metadata_center.sharing.messages import MAX_CANDIDATES, Candidate
 from metadata_center.types import Charge, EndpointKey, value

@@ -12,14 +12,15 @@ from extproc.choosing.snapshots import Engines as EnginesView
 from extproc.health.poison import Poison
 from extproc.health.tracker import HealthTracker, Transition
 from extproc.observing.metrics import Metrics
-from extproc.observing.records import Ended, Outcome, RecordRing
+from extproc.observing.records import RecordRing
 from extproc.predicting.predictor import Predictor
 from extproc.routing.caches import Caches
 from extproc.routing.endpoint_stats import EndpointStatsTable
 from extproc.routing.engines import Engines
 from extproc.routing.homes import Homes
 from extproc.routing.inflight import Inflight, InflightTable
-from metadata_center.load import LoadTable
+from extproc.values.outcomes import Ended, Outcome
+from metadata_center.load.table import LoadTable
 from metadata_center.sharing.messages import RESPONSES_MARK
 from metadata_center.types import EndpointKey, RequestId
 

@@ -17,13 +17,13 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from extproc.choosing.holding import POLL_S, HoldReason, Pass
+from extproc.choosing.holding import POLL_S, Pass
 from extproc.errors import RouterError
 from extproc.observing.metrics import Metrics
-from extproc.observing.records import HoldEnding
 from extproc.protocol.servicer import Deferred
 from extproc.routing.asking import Asked
 from extproc.routing.placing import Chosen, Parked
+from extproc.values.decisions import HoldEnding, HoldReason
 
 D = TypeVar("D")
 """An answer."""

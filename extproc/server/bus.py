@@ -20,8 +20,8 @@ from pathlib import Path
 
 import msgspec
 
-from extproc.accesslog.entries import AttemptFailed, AttemptStarted, Entry, RequestAlive, RequestEnd
 from extproc.server.run_dir import closed_to_others
+from extproc.values.endings import AttemptFailed, AttemptStarted, RequestAlive, RequestEnd, RequestEvent
 from metadata_center.types import EndpointKey
 
 RECONNECT_S = 0.2
@@ -60,7 +60,7 @@ _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(Frame)
 
 
-def _frame(entry: Entry) -> Frame:
+def _frame(entry: RequestEvent) -> Frame:
     match entry:
         case RequestEnd():
             return _Ended(entry)
@@ -90,7 +90,7 @@ class Bus:
         run_dir: Path,
         index: int,
         workers: int,
-        on_entry: Callable[[Entry], None],
+        on_entry: Callable[[RequestEvent], None],
         on_cached: Callable[[EndpointKey, list[int]], None],
         told: Callable[[], Mapping[EndpointKey, Sequence[int]]] = dict,
     ) -> None:
@@ -131,12 +131,12 @@ class Bus:
             await asyncio.sleep(0)  # an aborted transport closes its socket one turn later
             self._path(self._index).unlink(missing_ok=True)
 
-    def hand_over(self, owner: str, entry: Entry) -> bool:
+    def hand_over(self, owner: str, entry: RequestEvent) -> bool:
         """Send the entry to the worker named `owner` (`index.incarnation`); False if there is none such."""
         index, _, _ = owner.partition(".")
         return index.isdigit() and int(index) in self._peers and self._send(int(index), _frame(entry))
 
-    def tell_all(self, entry: Entry) -> None:
+    def tell_all(self, entry: RequestEvent) -> None:
         """Send the entry to every other worker."""
         frame = _frame(entry)
         for peer in self._peers:

@@ -8,11 +8,11 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from extproc.choosing.holding import HoldReason
 from extproc.observing.metrics import EndpointGauges, LiveGauges
 from extproc.observing.records import RecordRing
 from extproc.observing.shared_metrics import Values
 from extproc.routing.state import State
+from extproc.values.decisions import HoldReason
 from extproc.values.endpoints import Endpoint
 from metadata_center.types import EndpointKey
 

@@ -16,7 +16,7 @@ from extproc.server.admin_port import AdminPort, TcpPlace
 from extproc.server.modules import python_module
 from extproc.server.run_dir import lock, prepare, run_dir
 from extproc.server.worker import COUNTERS_FILE, admin_path
-from metadata_center import shared_counters
+from metadata_center.load import shared_counters
 
 _log = logging.getLogger("tokenway.supervisor")
 

@@ -16,12 +16,10 @@ from pathlib import Path
 import grpc
 from prometheus_client import CollectorRegistry
 
-from extproc.accesslog.entries import Entry
 from extproc.accesslog.service import AccessLog, Dispatcher
 from extproc.admin.table import PAGES
 from extproc.config.schema import Config, ListenTls
 from extproc.discovery.resolution import Resolution
-from extproc.health.failures import FailureKind
 from extproc.health.prober import Occupancy, Prober
 from extproc.health.tracker import HealthState, HealthTracker, Transition
 from extproc.observing.metrics import Metrics
@@ -54,6 +52,8 @@ from extproc.server.run_dir import closed_to_others, lock, prepare, run_dir
 from extproc.server.sharing import member_of, transport_of
 from extproc.server.status import Status
 from extproc.server.unpacking import Unpacking
+from extproc.values.endings import RequestEvent
+from extproc.values.evidence import FailureKind
 from extproc.xds.ads import AdsServer
 from extproc.xds.open_models import open_models, subset_pools
 from extproc.xds.resources import (
@@ -64,10 +64,10 @@ from extproc.xds.resources import (
     load_assignments,
 )
 from metadata_center.cache_map.cache_map import CacheMap
-from metadata_center.counters import Counters
-from metadata_center.load import LoadTable
-from metadata_center.prefix_index import PrefixIndex
-from metadata_center.shared_counters import SharedCounters
+from metadata_center.history.prefix_index import PrefixIndex
+from metadata_center.load.counters import Counters
+from metadata_center.load.shared_counters import SharedCounters
+from metadata_center.load.table import LoadTable
 from metadata_center.sharing.store import SharedStore
 from metadata_center.sharing.sync import Sync, SyncSettings
 from metadata_center.store import EmbeddedStore
@@ -396,7 +396,7 @@ class Worker:
 
     # What other parts report.
 
-    def _take(self, entry: Entry) -> None:
+    def _take(self, entry: RequestEvent) -> None:
         self._outcomes.take(entry, time.monotonic())
 
     def _cached_elsewhere(self, endpoint: EndpointKey, blocks: list[int]) -> None:

@@ -43,10 +43,10 @@ from metadata_center.cache_map.runs import (
     unlink,
 )
 from metadata_center.cache_map.values import CacheMapStats, Counts, Matches, Verify, root
-from metadata_center.counters import MAX_ENDPOINTS
 from metadata_center.errors import CapacityError
 from metadata_center.kv_events.errors import DecodeError
 from metadata_center.kv_events.events import Batch, BlockRemoved, BlockStored
+from metadata_center.load.counters import MAX_ENDPOINTS
 from metadata_center.types import EndpointKey
 
 FULL_ATTENTION: Final = frozenset({None, "full_attention", "mla_attention", "sink_full_attention"})

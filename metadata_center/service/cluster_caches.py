@@ -18,7 +18,7 @@ from itertools import accumulate
 from typing import Final
 
 from metadata_center.errors import CapacityError
-from metadata_center.prefix_index import PrefixIndex
+from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.service.cluster_loads import Limits
 from metadata_center.types import EndpointKey
 

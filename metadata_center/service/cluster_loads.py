@@ -18,8 +18,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
-from metadata_center.counters import MAX_ENDPOINTS
 from metadata_center.errors import CapacityError
+from metadata_center.load.counters import MAX_ENDPOINTS
 from metadata_center.types import RequestId, value
 
 BYTES_PER_TOKEN: Final = 4

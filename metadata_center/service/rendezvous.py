@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Final
 
-from metadata_center.counters import MAX_ENDPOINTS
+from metadata_center.load.counters import MAX_ENDPOINTS
 from metadata_center.service.cluster_loads import BYTES_PER_TOKEN, ClusterLoads, EngineLoad
 from metadata_center.service.shares import Shares
 from metadata_center.sharing.messages import (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from metadata_center.counters import MAX_ENDPOINTS
 from metadata_center.errors import CapacityError
+from metadata_center.load.counters import MAX_ENDPOINTS
 from metadata_center.sharing.messages import (
     MAX_AMOUNT,
     Candidate,

@@ -16,8 +16,8 @@ from typing import Annotated, Final, NewType
 
 import msgspec
 
-from metadata_center.counters import KEY_BYTES, MAX_ENDPOINTS
 from metadata_center.errors import MetadataError
+from metadata_center.load.counters import KEY_BYTES, MAX_ENDPOINTS
 from metadata_center.types import EndpointKey
 
 MemberId = NewType("MemberId", str)

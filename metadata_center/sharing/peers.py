@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Final
 
-from metadata_center.counters import MAX_ENDPOINTS
+from metadata_center.load.counters import MAX_ENDPOINTS
 from metadata_center.sharing.messages import MemberId, Row, Update, gateway_of
 from metadata_center.types import EndpointKey
 

@@ -25,10 +25,10 @@ from typing import Final
 
 import numpy as np
 
-from metadata_center.counters import MAX_ENDPOINTS, NUM_KINDS, Counters, IntArray
 from metadata_center.errors import CapacityError
-from metadata_center.load import Expired, LoadTable
-from metadata_center.prefix_index import PrefixIndex
+from metadata_center.history.prefix_index import PrefixIndex
+from metadata_center.load.counters import MAX_ENDPOINTS, NUM_KINDS, Counters, IntArray
+from metadata_center.load.table import Expired, LoadTable
 from metadata_center.sharing.messages import (
     MAX_CANDIDATES,
     MAX_RESERVATIONS,

@@ -20,12 +20,12 @@ import pytest
 from extproc.choosing import deciding
 from extproc.choosing.deciding import Later, No, Now
 from extproc.choosing.replay import RecordingRng, ReplayRng
-from extproc.choosing.settings import LoadBalancing
 from extproc.errors import RouterError
 from extproc.routing import placing
 from extproc.routing.asking import Asked
 from extproc.routing.placing import Placer
 from extproc.routing.settings import HoldSettings, RouterSettings
+from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Snapshot
 from extproc.values.endpoints import Endpoint
 from metadata_center.types import RequestId

@@ -18,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extproc.predicting.least_squares import RecursiveLeastSquares
-from extproc.predicting.prices import Prices
+from extproc.predicting.prices import priced_tpot_s
 from extproc.predicting.tpot import SegmentedTpotModel, TpotModel, TpotPrices
 from extproc.predicting.ttft import IDLE, Backlog, TtftModel
+from extproc.values.prices import Prices
 
 
 @dataclass(frozen=True)
@@ -277,7 +278,7 @@ def test_aigw_tpot_predictions(batch: int, context: int, tpot_ms: float) -> None
     model = SegmentedTpotModel((10, 30), priors=priors)
     assert model.predict(batch, context) * 1e3 == pytest.approx(tpot_ms)
     prices = Prices((), model.prices_s, model.thresholds)
-    assert prices.tpot_s(batch, context) * 1e3 == pytest.approx(tpot_ms)
+    assert priced_tpot_s(prices, batch, context) * 1e3 == pytest.approx(tpot_ms)
 
 
 def test_aigw_tpot_one_observation() -> None:

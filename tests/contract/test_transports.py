@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from metadata_center.counters import Counters
-from metadata_center.prefix_index import PrefixIndex
+from metadata_center.history.prefix_index import PrefixIndex
+from metadata_center.load.counters import Counters
 from metadata_center.service.cluster_loads import Limits
 from metadata_center.service.http_server import HttpServer
 from metadata_center.sharing.http_transport import HttpTransport

@@ -11,9 +11,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from extproc.accesslog.entries import AttemptFailed, AttemptStarted, Entry, RequestAlive
 from extproc.health.tracker import FailureKind
 from extproc.server.bus import MAX_FRAME_BYTES, MAX_QUEUED_BYTES, Bus
+from extproc.values.endings import AttemptFailed, AttemptStarted, RequestAlive, RequestEvent
 from metadata_center.types import EndpointKey, RequestId
 from tests.conftest import request_end
 
@@ -28,7 +28,7 @@ class Peer:
     """A bus and what it was told."""
 
     def __init__(self, run_dir: Path, index: int, workers: int = 2) -> None:
-        self.entries: list[Entry] = []
+        self.entries: list[RequestEvent] = []
         self.cached: list[tuple[EndpointKey, list[int]]] = []
         self.known: dict[EndpointKey, list[int]] = {}
         self.bus = Bus(
@@ -68,7 +68,7 @@ async def pair(tmp_path: Path) -> AsyncIterator[tuple[Peer, Peer]]:
 async def test_entries_and_blocks_arrive_in_order(pair: tuple[Peer, Peer]) -> None:
     """Every kind of entry arrives equal to what was sent, and so do cached blocks."""
     left, right = pair
-    entries: list[Entry] = [
+    entries: list[RequestEvent] = [
         request_end("r", owner=None, endpoint=KEY, flags=("DC",), prompt_tokens=3),
         ENTRY,
         AttemptStarted(RequestId("r"), "1.a", KEY),

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from metadata_center.counters import Counters
-from metadata_center.prefix_index import PrefixIndex
+from metadata_center.history.prefix_index import PrefixIndex
+from metadata_center.load.counters import Counters
 from metadata_center.sharing.messages import Candidate, Reservation, Reserved, Row, Update, member_id
 from metadata_center.sharing.redis_transport import RedisTransport
 from metadata_center.sharing.redis_url import parse_url

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from extproc.choosing.policies.inference_lb import inference_scores
-from extproc.choosing.settings import LoadBalancing
+from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Snapshot
 from metadata_center.types import EndpointKey
 from tokenway.simulator.policies.aibrix import AibrixPrefixCache

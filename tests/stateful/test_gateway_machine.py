@@ -9,10 +9,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from extproc.choosing.foreseen import foreseen_ttft_s
 from extproc.errors import RouterError
 from extproc.health.tracker import FailureKind
-from extproc.observing.records import Ended
 from extproc.routing.placing import PREFILL_DUE_FACTOR, PREFILL_DUE_FLOOR_S
+from extproc.values.outcomes import Ended
 from metadata_center.types import EndpointKey, RequestId
 from tests.conftest import LEASE_S, OWNER, TOMBSTONE_S, build_rig, chat, endpoint
 
@@ -75,7 +76,7 @@ class GatewayMachine(RuleBasedStateMachine):
             return
         row = record.row(record.chosen)
         assert row is not None
-        predicted_s = record.predicted_ttft_s(row)
+        predicted_s = foreseen_ttft_s(record, row)
         assert predicted_s is not None
         wait_s = max(PREFILL_DUE_FLOOR_S, PREFILL_DUE_FACTOR * predicted_s)
         self.charged[request_id] = Charged(

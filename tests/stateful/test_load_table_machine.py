@@ -4,8 +4,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from metadata_center.counters import Counters
-from metadata_center.load import LoadTable
+from metadata_center.load.counters import Counters
+from metadata_center.load.table import LoadTable
 from metadata_center.types import Charge, EndpointKey, RequestId
 
 KEYS = tuple(EndpointKey(f"10.0.0.{host}:8000") for host in range(3))

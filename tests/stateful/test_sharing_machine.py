@@ -7,8 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from metadata_center.counters import Counters
-from metadata_center.prefix_index import PrefixIndex
+from metadata_center.history.prefix_index import PrefixIndex
+from metadata_center.load.counters import Counters
 from metadata_center.service.shares import Shares
 from metadata_center.sharing.messages import Candidate, Reserved, Update, decode, encode, member_id
 from metadata_center.sharing.store import Outgoing, SharedStore

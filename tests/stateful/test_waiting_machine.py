@@ -12,16 +12,17 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from extproc.choosing.holding import POLL_S, HoldQueue, HoldReason
-from extproc.choosing.settings import Algorithm, LoadBalancing
+from extproc.choosing.holding import POLL_S, HoldQueue
 from extproc.errors import Reason, RouterError
 from extproc.health.tracker import FailureKind
-from extproc.observing.records import Ended, HoldEnding
 from extproc.predicting.ttft import IDLE
 from extproc.protocol.servicer import Deferred
 from extproc.routing.router import Decision
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.routing.waiting import WaitingRoom
+from extproc.values.balancing import Algorithm, LoadBalancing
+from extproc.values.decisions import HoldEnding, HoldReason
+from extproc.values.outcomes import Ended
 from metadata_center.types import EndpointKey, RequestId
 from tests.conftest import (
     BLOCK_BYTES,

@@ -11,19 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from extproc.accesslog.entries import (
-    AttemptFailed,
-    AttemptStarted,
-    Entry,
-    RequestAlive,
-    RequestEnd,
-    failure_kind,
-    translate,
-)
+from extproc.accesslog.entries import failure_kind, translate
 from extproc.accesslog.service import Dispatcher
 from extproc.health.tracker import FailureKind
 from extproc.observing.metrics import Metrics
-from extproc.observing.records import Ended
+from extproc.values.endings import AttemptFailed, AttemptStarted, RequestAlive, RequestEnd, RequestEvent
+from extproc.values.outcomes import Ended
 from metadata_center.types import EndpointKey, RequestId
 from tests.conftest import OWNER, request_end
 
@@ -164,7 +157,7 @@ def test_only_what_says_something_bad_of_an_endpoint_is_a_failure(
         (pb.NotSet, None),
     ],
 )
-def test_each_kind_of_entry_is_its_own_value(log_type: int, expected: Entry | None) -> None:
+def test_each_kind_of_entry_is_its_own_value(log_type: int, expected: RequestEvent | None) -> None:
     """What was not asked for tells nothing."""
     assert translate(logged(log_type)) == expected
 
@@ -275,7 +268,7 @@ class Told:
 
     def __init__(self, registry: CollectorRegistry, *, others: bool) -> None:
         self.others = others
-        self.went: list[tuple[str, Entry]] = []
+        self.went: list[tuple[str, RequestEvent]] = []
         self.registry = registry
         self.dispatcher = Dispatcher(
             OWNER,
@@ -285,7 +278,7 @@ class Told:
             Metrics(self.registry, "test"),
         )
 
-    def hand_over(self, owner: str, entry: Entry) -> bool:
+    def hand_over(self, owner: str, entry: RequestEvent) -> bool:
         """The bus."""
         if self.others:
             self.went.append((owner, entry))

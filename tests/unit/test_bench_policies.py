@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # the benchmarks are not ins
 from benchmarks.policies import cells as declared
 from benchmarks.policies.cells import Cell, Kind, cells, named, selected
 from benchmarks.policies.figures import GOODPUT, KEPT, P90, Column, Row, best, compact, means, shared_seeds
+from benchmarks.policies.figures import kept as read_back
 from benchmarks.policies.running import differences, load, path_of, run_cells, verify
 from benchmarks.policies.stamps import ROOT, sources, stamp
 from benchmarks.policies.tables import document, ratios, worst
@@ -214,3 +215,20 @@ def test_the_page_and_the_kept_document_hold_what_ran() -> None:
     (kept,) = compact([(cell, "stamp", 1.04, rows)])["cells"]
     assert kept["line"] == " ".join(cell.argv)
     assert dict(zip(("policy", "speed", *KEPT), kept["rows"][0], strict=True))["ttft_p90_s"] == 1.235
+
+
+def test_kept_figures_are_read_back_and_their_age_is_told() -> None:
+    """What is kept stands in for a run that is not stored; one of another command line does not."""
+    rows = [row("lmetric", 3, 1.23456, 10.0)]
+    cell = rows[0].cell
+    document_kept = compact([(cell, "stamp", 1.04, rows)])
+    found = read_back(document_kept, cell)
+    assert found is not None
+    stamped, cpu_s, (again,) = found
+    assert (stamped, cpu_s, again.policy, again.speed) == ("stamp", 1.0, "lmetric", rows[0].speed)
+    assert again.figures["ttft_p90_s"] == 1.235
+    assert compact([(cell, stamped, cpu_s, [again])]) == document_kept
+    assert read_back(document_kept, replace(cell, seed=4)) is None
+    page = document(rows, [cell], [cell.name])
+    assert f"1 of 1 `{cell.kind}` were run before" in page
+    assert "were run before" not in document(rows, [cell])

@@ -13,11 +13,11 @@ from extproc.choosing.picker import pick
 from extproc.choosing.policies import registry
 from extproc.choosing.policies.registry import POLICIES
 from extproc.choosing.replay import RecordingRng, ReplayRng
-from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.predicting.ttft import TtftModel
+from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.choices import Learned, Snapshot
-from metadata_center.counters import Counters
-from metadata_center.load import LoadTable
+from metadata_center.load.counters import Counters
+from metadata_center.load.table import LoadTable
 from metadata_center.types import Charge, EndpointKey, RequestId
 
 NO_DRAWS = ReplayRng([])

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from extproc.choosing.completion import DECODE_TOKENS, Costs, cost_columns, room_wait_s
 from extproc.choosing.policies.least_completion import choose_least
 from extproc.choosing.replay import ReplayRng
-from extproc.choosing.settings import LoadBalancing
 from extproc.predicting.traffic import MEMORY_S, MOST_BUSY, Traffic
+from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Rng
 
 NO_DRAWS = ReplayRng([])

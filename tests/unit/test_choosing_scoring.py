@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from extproc.choosing.choose import choose, terms_of
 from extproc.choosing.policies.inference_lb import inference_terms
 from extproc.choosing.policies.prefix_cache import prefix_cache_terms
-from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.choosing.terms import total
+from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.choices import Choice, Snapshot
 from metadata_center.types import EndpointKey
 

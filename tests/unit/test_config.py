@@ -11,7 +11,6 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.config.clusters import ClusterSpec
 from extproc.config.document import read_yaml
 from extproc.config.loading import (
@@ -28,6 +27,7 @@ from extproc.config.schema import Config, Health, LoadBalancingSection, RuleSect
 from extproc.errors import ConfigError
 from extproc.health.settings import HealthSettings
 from extproc.request.rules import Backend, ModelRules, Rule, RuleTable
+from extproc.values.balancing import Algorithm, LoadBalancing
 
 ETC = Path(__file__).parents[2] / "etc"
 

@@ -15,17 +15,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.choosing.choose import choose, terms_of
+from extproc.choosing.foreseen import foreseen_tpot_s, foreseen_ttft_s
 from extproc.choosing.replay import RecordingRng
-from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.choosing.snapshots import Load, Prompt, plain_snapshot
 from extproc.choosing.terms import total
 from extproc.errors import Reason
 from extproc.observing.explain import recompute, render, to_json, verdict
-from extproc.observing.records import DecisionRecord, Ended, Outcome
 from extproc.predicting.predictor import Predictor
-from extproc.predicting.prices import Prices
 from extproc.predicting.ttft import IDLE, TtftModel
+from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.choices import Learned, Snapshot
+from extproc.values.decisions import DecisionRecord
+from extproc.values.outcomes import Ended, Outcome
+from extproc.values.prices import Prices
 from extproc.values.requests import Operation
 from metadata_center.types import EndpointKey, RequestId
 from tokenway.cli.explain import explain
@@ -166,8 +168,8 @@ def test_predictions_and_scores_survive_the_json(record: DecisionRecord) -> None
     assert record.choice is not None
     assert record.settings is not None
     shown, rows = through_json(record), range(len(record.snapshot.keys))
-    assert shown["predicted_ttft_s"] == [record.predicted_ttft_s(row) for row in rows]
-    assert shown["predicted_tpot_s"] == [record.predicted_tpot_s(row) for row in rows]
+    assert shown["predicted_ttft_s"] == [foreseen_ttft_s(record, row) for row in rows]
+    assert shown["predicted_tpot_s"] == [foreseen_tpot_s(record, row) for row in rows]
     assert shown["choice"]["scores"] == record.choice.scores
     assert shown["choice"]["terms"] == terms_of(record.snapshot, record.settings)
     assert total(shown["choice"]["terms"]) == record.choice.scores

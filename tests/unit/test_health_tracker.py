@@ -11,7 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from extproc.health.failures import MAY_BE_THE_CLIENTS, FailureKind
+from extproc.health.failures import MAY_BE_THE_CLIENTS
 from extproc.health.settings import HealthSettings
 from extproc.health.tracker import (
     MAX_MODELS,
@@ -25,6 +25,7 @@ from extproc.health.tracker import (
     Transition,
 )
 from extproc.values.endpoints import Endpoint
+from extproc.values.evidence import FailureKind
 from metadata_center.types import EndpointKey
 
 A, B, C, D = (EndpointKey(f"10.0.0.{i}:8000") for i in (1, 2, 3, 4))

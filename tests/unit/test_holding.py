@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.choosing.completion import Cost
-from extproc.choosing.holding import HoldQueue, Refuse, Send, Verdict, Wait
+from extproc.choosing.holding import HoldAnswer, HoldQueue, Send, TurnAway, Wait
 
 OPEN_S = 0.1
 
@@ -24,7 +24,7 @@ def decide(
     arrived_s: float = 0.0,
     now_s: float = 0.0,
     limit_s: float | None = None,
-) -> Verdict:
+) -> HoldAnswer:
     """The queue's verdict, all endpoints open below `OPEN_S`."""
     return queue.decide(request_id, arrived_s, now_s, costs, [OPEN_S] * len(costs), row, limit_s)
 
@@ -115,20 +115,20 @@ def test_one_too_many_is_refused() -> None:
     queue = HoldQueue(max_held=2)
     for request_id in (1, 2):
         assert isinstance(decide(queue, request_id, [cost(1.0)]), Wait)
-    assert isinstance(decide(queue, 3, [cost(1.0)]), Refuse)
+    assert isinstance(decide(queue, 3, [cost(1.0)]), TurnAway)
     assert isinstance(decide(queue, 1, [cost(1.0)]), Wait)
 
 
 def test_a_hopeless_wait_is_refused_at_once() -> None:
     """40 s ahead with 30 s to wait: come back when the rest is done."""
     verdict = decide(HoldQueue(max_hold_s=30.0), 1, [cost(40.0 + OPEN_S)])
-    assert isinstance(verdict, Refuse)
+    assert isinstance(verdict, TurnAway)
     assert verdict.retry_after_s == pytest.approx(10.0)
 
 
 def test_nobody_waits_beyond_the_bound() -> None:
     """At the end of the hold it is refused, with a second to come back at least."""
-    assert decide(HoldQueue(max_hold_s=30.0), 1, [cost(0.2)], now_s=30.0) == Refuse(1.0)
+    assert decide(HoldQueue(max_hold_s=30.0), 1, [cost(0.2)], now_s=30.0) == TurnAway(1.0)
 
 
 def test_a_requests_own_limit_comes_first() -> None:
@@ -136,7 +136,7 @@ def test_a_requests_own_limit_comes_first() -> None:
     verdict = decide(HoldQueue(), 1, [cost(1.0)], limit_s=2.0)
     assert isinstance(verdict, Wait)
     assert verdict.until_s == pytest.approx(1.5)
-    assert isinstance(decide(HoldQueue(), 1, [cost(1.7)], limit_s=2.0), Refuse)
+    assert isinstance(decide(HoldQueue(), 1, [cost(1.7)], limit_s=2.0), TurnAway)
 
 
 @pytest.mark.parametrize(("held", "hold_s"), [(0, 1.0), (1, 0.0), (1, -1.0)])

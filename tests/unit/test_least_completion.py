@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.choosing.completion import DECODE_TOKENS
+from extproc.choosing.foreseen import foreseen_ttft_s
 from extproc.choosing.holding import OPEN_STEPS
 from extproc.choosing.least_completion import (
     backlog,
@@ -20,13 +21,13 @@ from extproc.choosing.least_completion import (
     row_times_s,
 )
 from extproc.choosing.limits import decode_tokens_of
-from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.choosing.snapshots import Load, steps_s
 from extproc.choosing.terms import total
 from extproc.observing.explain import render, to_json, verdict
-from extproc.predicting.prices import Prices
 from extproc.predicting.ttft import TtftModel, step_s
+from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.choices import Learned, Snapshot
+from extproc.values.prices import Prices
 from metadata_center.types import EndpointKey
 from tests.conftest import CLUSTER, MODEL, Rig, build_rig, chat, endpoint
 
@@ -289,8 +290,8 @@ def test_what_is_shown_is_what_decides(algorithm: Algorithm) -> None:
     cost = completion_costs(replace(record.snapshot, steps_s=record.snapshot.steps_s or [0.01]))[0]
     expected_s = cost.wait_s + cost.room_s + cost.work_s
     assert cost.wait_s > 0.0
-    assert record.predicted_ttft_s(0) == pytest.approx(expected_s)
-    assert to_json(record)["predicted_ttft_s"] == [record.predicted_ttft_s(0)]
+    assert foreseen_ttft_s(record, 0) == pytest.approx(expected_s)
+    assert to_json(record)["predicted_ttft_s"] == [foreseen_ttft_s(record, 0)]
 
 
 amounts = st.integers(0, 200_000)

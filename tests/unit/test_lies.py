@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from extproc.predicting.agreement import MAX_MEMBERS, Agreement
 from extproc.predicting.lengths import GAIN, MOST_STEP, AnswerLength
 from extproc.predicting.predictor import TIMES_FACTOR, Predictor
+from extproc.predicting.prices import priced_tpot_s
 from extproc.predicting.ttft import IDLE, times_s, total_s
 from metadata_center.types import EndpointKey
 
@@ -79,7 +80,7 @@ class Learner:
         """Of everything that is predicted, for prompts of all shapes."""
         prices = self.predictor.prices(KEY)
         found = {f"ttft {u} {c}": total_s(*times_s(prices.ttft_prices_s, IDLE, u, c)) for u, c in SHAPES}
-        found["tpot"] = prices.tpot_s(8, 9_000)
+        found["tpot"] = priced_tpot_s(prices, 8, 9_000)
         found["tokens"] = float(self.predictor.prompt_tokens("m", 4_000))
         found["length"] = self.traffic.output_tokens
         return found

@@ -2,9 +2,9 @@
 
 import pytest
 
-from metadata_center.counters import KEY_BYTES, Counters
 from metadata_center.errors import CapacityError
-from metadata_center.load import Expired, LoadTable
+from metadata_center.load.counters import KEY_BYTES, Counters
+from metadata_center.load.table import Expired, LoadTable
 from metadata_center.types import Charge, EndpointKey, RequestId
 
 A, B = EndpointKey("10.0.0.1:8000"), EndpointKey("[2001:db8::1]:8000")

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from extproc.choosing.settings import Algorithm
 from extproc.errors import Reason
 from extproc.observing.family import Kind
 from extproc.observing.merge import merge
@@ -23,9 +22,10 @@ from extproc.observing.metrics import (
     Metrics,
     document,
 )
-from extproc.observing.records import Ended, Outcome
 from extproc.predicting.calibration import CalibrationSummary
 from extproc.predicting.predictor import KeyCalibration
+from extproc.values.balancing import Algorithm
+from extproc.values.outcomes import Ended, Outcome
 from extproc.values.requests import Operation
 from metadata_center.types import EndpointKey
 

@@ -10,15 +10,16 @@ import orjson
 import pytest
 from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
 
-from extproc.choosing.settings import LoadBalancing
+from extproc.choosing.foreseen import foreseen_ttft_s
 from extproc.health.tracker import FailureKind, HealthState
-from extproc.observing.records import Ended
 from extproc.request.responses import response_key
 from extproc.request.rules import ModelRules, Rule
 from extproc.routing.outcomes import CACHED_TOLERANCE_TOKENS
 from extproc.routing.router import Decision
 from extproc.routing.state import LINGER_S
+from extproc.values.balancing import LoadBalancing
 from extproc.values.headers import REQUEST_ID_HEADER
+from extproc.values.outcomes import Ended
 from extproc.values.requests import Operation
 from metadata_center.types import EndpointKey, RequestId
 from tests.conftest import CLUSTER, MODEL, Rig, build_rig, chat, endpoint, request_end, request_line
@@ -408,11 +409,11 @@ def test_predictions_follow_what_is_observed(rng: random.Random) -> None:
         rig.clock.advance(1.0)
         rig.gateway.first_token(request_id, late=False)
         if number == 0:
-            before_s = rig.record(request_id).predicted_ttft_s(0)
+            before_s = foreseen_ttft_s(rig.record(request_id), 0)
         rig.end(request_id, ttft_s=1.0, prompt_tokens=900, cached_tokens=0)
     rig.decide("last", chat(f"{rng.random()}" * 200, stream=True))
-    assert rig.record("last").predicted_ttft_s(0) == pytest.approx(1.0, rel=0.2)
-    assert before_s == rig.record("0").predicted_ttft_s(0) != pytest.approx(1.0, rel=0.2)
+    assert foreseen_ttft_s(rig.record("last"), 0) == pytest.approx(1.0, rel=0.2)
+    assert before_s == foreseen_ttft_s(rig.record("0"), 0) != pytest.approx(1.0, rel=0.2)
 
 
 def test_an_answer_without_a_first_token_signal_still_records_its_blocks(rig: Rig) -> None:
@@ -526,7 +527,7 @@ def test_the_end_is_reported_with_its_decision(rig: Rig) -> None:
     outcome, record = ending.outcome, ending.record
     row = record.row(rig.chosen())
     assert row is not None
-    assert outcome.predicted_ttft_s == record.predicted_ttft_s(row)
+    assert outcome.predicted_ttft_s == foreseen_ttft_s(record, row)
     assert (outcome.prompt_tokens, outcome.completion_tokens, outcome.cached_tokens) == (400, 11, 0)
     assert (outcome.request_bytes, outcome.response_bytes) == (100, 200)
     assert (outcome.response_flags, outcome.details, outcome.status) == (("DC",), "via_upstream", 200)

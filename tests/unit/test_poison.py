@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from extproc.health.failures import FailureKind
 from extproc.health.poison import MAX_SUSPECTS, MEMORY_S, Poison
+from extproc.values.evidence import FailureKind
 from metadata_center.types import EndpointKey
 
 A, B, C = (EndpointKey(f"10.0.0.{i}:8000") for i in (1, 2, 3))

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from extproc.predicting.predictor import KeyCalibration, Predictor
-from extproc.predicting.prices import Prices
+from extproc.predicting.prices import priced_tpot_s
 from extproc.predicting.tpot import SegmentedTpotModel, TpotModel
 from extproc.predicting.ttft import IDLE, Backlog, TtftModel, times_s, total_s
+from extproc.values.prices import Prices
 
 KEY = ("llama-8b", "h100")
 OTHER = ("llama-8b", "a100")
@@ -44,8 +45,8 @@ def test_an_unknown_key_is_predicted_by_the_prior_and_leaves_no_trace() -> None:
     predictor = Predictor()
     assert ttft_s(predictor, KEY) == [TtftModel().predict(*work) for work in WORKS]
     prices = predictor.prices(KEY)
-    assert prices.tpot_s(1, 1_000) == TpotModel().predict(1, 1_000)
-    assert prices.tpot_s(64, 100_000) == TpotModel().predict(64, 100_000)
+    assert priced_tpot_s(prices, 1, 1_000) == TpotModel().predict(1, 1_000)
+    assert priced_tpot_s(prices, 64, 100_000) == TpotModel().predict(64, 100_000)
     assert predictor.calibration(KEY) == KeyCalibration(None, None)
     assert predictor.prompt_tokens("llama-8b", 400) == 100
     assert (len(predictor), list(predictor.calibrations()), list(predictor.token_ratios())) == (0, [], [])
@@ -59,7 +60,7 @@ def test_prices_are_those_of_the_moment(thresholds: tuple[int, ...]) -> None:
     def shown(prices: Prices) -> list[float]:
         return [
             *shown_ttft_s(prices),
-            *(prices.tpot_s(batch, 9_000) for batch in (1, 10, 20)),
+            *(priced_tpot_s(prices, batch, 9_000) for batch in (1, 10, 20)),
         ]
 
     held: list[tuple[Prices, list[float]]] = [(predictor.prices(KEY), shown(predictor.prices(KEY)))]
@@ -105,7 +106,7 @@ def test_an_outcome_without_a_prediction_is_learned_but_not_paired() -> None:
     predictor.observe_tpot(KEY, batch=1, context=1_000, predicted_s=None, actual_s=0.05)
     assert predictor.calibration(KEY) == KeyCalibration(None, None)
     assert ttft_s(predictor, KEY)[0] > 0.1
-    assert predictor.prices(KEY).tpot_s(1, 1_000) > 0.03
+    assert priced_tpot_s(predictor.prices(KEY), 1, 1_000) > 0.03
 
 
 def test_tpot_is_learned_and_paired_by_segment() -> None:
@@ -114,8 +115,8 @@ def test_tpot_is_learned_and_paired_by_segment() -> None:
     for _ in range(50):
         predictor.observe_tpot(KEY, batch=4, context=4_000, predicted_s=0.01, actual_s=0.04)
     prices = predictor.prices(KEY)
-    assert prices.tpot_s(4, 4_000) == pytest.approx(0.04, rel=0.05)
-    assert prices.tpot_s(10, 4_000) == TpotModel().predict(10, 4_000)
+    assert priced_tpot_s(prices, 4, 4_000) == pytest.approx(0.04, rel=0.05)
+    assert priced_tpot_s(prices, 10, 4_000) == TpotModel().predict(10, 4_000)
     calibration = predictor.calibration(KEY)
     assert calibration.ttft is None
     assert calibration.tpot is not None

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extproc.predicting.priced_terms import CEILING_S
-from extproc.predicting.prices import Prices
+from extproc.predicting.prices import priced_tpot_s
 from extproc.predicting.tpot import SegmentedTpotModel, TpotModel, TpotPrices
+from extproc.values.prices import Prices
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ def test_prices_say_what_the_model_predicts(thresholds: tuple[int, ...]) -> None
     prices = Prices((), model.prices_s, model.thresholds)
     for batch in range(45):
         context = batch * 2_273
-        assert prices.tpot_s(batch, context) == model.predict(batch, context)
+        assert priced_tpot_s(prices, batch, context) == model.predict(batch, context)
 
 
 def test_segments_learn_apart() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metadata_center.errors import CapacityError
-from metadata_center.prefix_index import PrefixIndex
+from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.types import EndpointKey
 
 A, B, C = (EndpointKey(f"10.0.0.{host}:8000") for host in (1, 2, 3))

@@ -6,12 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from extproc.choosing.foreseen import foreseen_tpot_s, foreseen_ttft_s
 from extproc.choosing.snapshots import Load, Prompt, plain_snapshot
-from extproc.observing.records import DecisionRecord, Ended, Outcome, RecordRing
-from extproc.predicting.prices import Prices
+from extproc.observing.records import RecordRing
 from extproc.predicting.tpot import SegmentedTpotModel
 from extproc.predicting.ttft import Backlog, TtftModel
 from extproc.values.choices import Choice, Snapshot
+from extproc.values.decisions import DecisionRecord
+from extproc.values.outcomes import Ended, Outcome
+from extproc.values.prices import Prices
 from metadata_center.types import EndpointKey, RequestId
 
 A, B = EndpointKey("10.0.0.1:8000"), EndpointKey("10.0.0.2:8000")
@@ -58,12 +61,12 @@ def test_predictions_are_made_of_each_rows_own_columns() -> None:
         cached_tokens=(0, 800),
     )
     ahead = Backlog(1, 500, 1_285, 6, 9_000 - 1_285 + 6 * 100.0)
-    assert made.predicted_ttft_s(0) == pytest.approx(TtftModel().predict(ahead, 1_000, 0))
+    assert foreseen_ttft_s(made, 0) == pytest.approx(TtftModel().predict(ahead, 1_000, 0))
     decoding = Backlog(0, 0, 0, 3, 80_000 + 3 * 100.0)
-    assert made.predicted_ttft_s(1) == pytest.approx(TtftModel().predict(decoding, 200, 800) / 2)
-    assert made.predicted_tpot_s(0) == SegmentedTpotModel().predict(8, 9_000 + 1_000 + 600)
-    assert made.predicted_tpot_s(1) == SegmentedTpotModel().predict(4, 80_000 + 1_000 + 300) / 2
-    assert (record("q").predicted_ttft_s(0), record("q").predicted_tpot_s(0)) == (None, None)
+    assert foreseen_ttft_s(made, 1) == pytest.approx(TtftModel().predict(decoding, 200, 800) / 2)
+    assert foreseen_tpot_s(made, 0) == SegmentedTpotModel().predict(8, 9_000 + 1_000 + 600)
+    assert foreseen_tpot_s(made, 1) == SegmentedTpotModel().predict(4, 80_000 + 1_000 + 300) / 2
+    assert (foreseen_ttft_s(record("q"), 0), foreseen_tpot_s(record("q"), 0)) == (None, None)
 
 
 def test_outcome_is_attached_to_the_record_of_its_request() -> None:

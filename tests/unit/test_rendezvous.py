@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from metadata_center.counters import MAX_ENDPOINTS
 from metadata_center.errors import CapacityError
+from metadata_center.load.counters import MAX_ENDPOINTS
 from metadata_center.service import rendezvous as rendezvous_module
 from metadata_center.service.cluster_loads import ClusterLoads, EngineLoad, Limits
 from metadata_center.service.rendezvous import AIGW, Rendezvous

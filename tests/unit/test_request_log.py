@@ -12,10 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.config.schema import Config
 from extproc.errors import Reason, RouterError
-from extproc.observing.records import DecisionRecord, Ended, Outcome
 from extproc.observing.request_log import (
     REQUEST_LOGGER,
     WITHHELD,
@@ -25,6 +23,9 @@ from extproc.observing.request_log import (
     log_request_end,
 )
 from extproc.server.worker import Worker
+from extproc.values.balancing import Algorithm, LoadBalancing
+from extproc.values.decisions import DecisionRecord
+from extproc.values.outcomes import Ended, Outcome
 from extproc.values.requests import Operation
 from metadata_center.types import EndpointKey, RequestId
 

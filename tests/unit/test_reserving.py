@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
-from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.observing.explain import render, to_json
 from extproc.protocol.wire import DESTINATION_KEY, LB_NAMESPACE
 from extproc.routing.router import Decision
 from extproc.routing.state import LINGER_S
+from extproc.values.balancing import Algorithm, LoadBalancing
 from metadata_center.sharing.messages import Candidate
 from metadata_center.types import EndpointKey, RequestId
 from tests.conftest import Rig, build_rig, chat, endpoint, request_line

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from extproc.choosing.choose import choose
 from extproc.choosing.replay import ReplayRng
 from extproc.choosing.rotation import Rotation
-from extproc.choosing.settings import Algorithm, LoadBalancing
+from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.choices import Snapshot
 from metadata_center.types import EndpointKey
 

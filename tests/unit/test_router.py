@@ -13,18 +13,19 @@ from google.protobuf.json_format import MessageToDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extproc.choosing.settings import Algorithm, LoadBalancing
+from extproc.choosing.foreseen import foreseen_ttft_s
 from extproc.errors import Reason, RouterError
 from extproc.health.tracker import FailureKind
 from extproc.observing.explain import recompute, to_json
-from extproc.observing.records import Ended
 from extproc.request.rules import ModelRules, Rule
 from extproc.request.sanitize import STEERING_FIELDS
 from extproc.routing.placing import PREFILL_DUE_FACTOR, PREFILL_DUE_FLOOR_S
 from extproc.routing.router import Decision
 from extproc.routing.settings import RouterSettings
+from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.exchange import PassTo
 from extproc.values.headers import DEBUG_HEADER, REQUEST_ID_HEADER
+from extproc.values.outcomes import Ended
 from metadata_center.types import EndpointKey, RequestId
 from tests.conftest import (
     BLOCK_BYTES,
@@ -344,7 +345,7 @@ def test_without_its_signal_a_prefill_ends_when_predicted(stream: bool) -> None:
     record, key = rig.record(), rig.chosen()
     row = record.row(key)
     assert row is not None
-    predicted_s = record.predicted_ttft_s(row)
+    predicted_s = foreseen_ttft_s(record, row)
     assert predicted_s is not None
     due_s = max(PREFILL_DUE_FLOOR_S, PREFILL_DUE_FACTOR * predicted_s)
     rig.clock.advance(due_s - 1e-6)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.errors import Reason, RouterError
 from extproc.request.rules import Backend, ModelRules, Route, Rule, RuleTable
+from extproc.values.balancing import Algorithm, LoadBalancing
 
 
 class NoRng:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from metadata_center.running_blocks import RunningBlocks
+from metadata_center.history.running_blocks import RunningBlocks
 from metadata_center.types import EndpointKey
 
 A, B = EndpointKey("10.0.0.1:1"), EndpointKey("10.0.0.2:1")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from metadata_center.errors import CapacityError, LayoutError
-from metadata_center.load import LoadTable
-from metadata_center.shared_counters import SharedCounters, create
+from metadata_center.load.shared_counters import SharedCounters, create
+from metadata_center.load.table import LoadTable
 from metadata_center.types import Charge, EndpointKey, RequestId
 
 A, B = EndpointKey("10.0.0.1:8000"), EndpointKey("10.0.0.2:8000")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metadata_center.counters import KEY_BYTES, MAX_ENDPOINTS
+from metadata_center.load.counters import KEY_BYTES, MAX_ENDPOINTS
 from metadata_center.sharing.messages import (
     MAX_AMOUNT,
     MAX_MESSAGE_BYTES,

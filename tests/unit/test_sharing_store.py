@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from metadata_center.counters import MAX_ENDPOINTS, Counters
-from metadata_center.prefix_index import PrefixIndex
-from metadata_center.shared_counters import SharedCounters, create
+from metadata_center.history.prefix_index import PrefixIndex
+from metadata_center.load.counters import MAX_ENDPOINTS, Counters
+from metadata_center.load.shared_counters import SharedCounters, create
 from metadata_center.sharing.messages import (
     MAX_SHARED_BLOCKS,
     RESPONSES_MARK,

@@ -10,15 +10,15 @@ import pytest
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from google.protobuf.json_format import MessageToDict
 
-from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.health.tracker import FailureKind
 from extproc.observing.explain import recompute, render, to_json
-from extproc.observing.records import Ended
 from extproc.request.responses import response_key
 from extproc.request.rules import ModelRules, Rule
 from extproc.routing.router import Decision
+from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.exchange import PassTo, RefuseAtOnce, RequestHeaders
 from extproc.values.headers import REQUEST_ID_HEADER
+from extproc.values.outcomes import Ended
 from metadata_center.sharing.messages import RESPONSES_MARK
 from metadata_center.types import EndpointKey, RequestId
 from tests.conftest import CLUSTER, MODEL, OWNER, Rig, build_rig, endpoint

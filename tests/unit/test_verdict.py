@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from extproc.accesslog.verdict import NoFailure, Verdict, error_seen, verdict_of
-from extproc.health.failures import FailureKind
-from extproc.observing.records import Ended
+from extproc.accesslog.verdict import error_seen, evidence_of
+from extproc.values.evidence import Evidence, FailureKind, NoFailure
+from extproc.values.outcomes import Ended
 
 
-def judged(**changes: Any) -> Verdict:
+def judged(**changes: Any) -> Evidence:
     """The verdict of a good stream, but for these values."""
     good: dict[str, Any] = {
         "status": 200,
@@ -23,7 +23,7 @@ def judged(**changes: Any) -> Verdict:
         "response_bytes": 500,
         "attempts": 1,
     }
-    return verdict_of(**{**good, **changes})
+    return evidence_of(**{**good, **changes})
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def judged(**changes: Any) -> Verdict:
         ({"is_stream": False, "content_type": "TEXT/HTML; charset=utf-8"}, FailureKind.WRONG_CONTENT),
     ],
 )
-def test_an_ending_is_judged_by_its_strongest_sign(changes: dict[str, Any], expected: Verdict) -> None:
+def test_an_ending_is_judged_by_its_strongest_sign(changes: dict[str, Any], expected: Evidence) -> None:
     """Success means an answer; a failure is told apart from a client's own, and both from knowing nothing."""
     assert judged(**changes) == expected
 

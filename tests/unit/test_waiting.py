@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from extproc.choosing.holding import POLL_S, HoldReason
+from extproc.choosing.holding import POLL_S
 from extproc.choosing.seats import SURE_VISITS
-from extproc.choosing.settings import Algorithm, LoadBalancing
 from extproc.errors import Reason, RouterError
 from extproc.health.tracker import FailureKind
 from extproc.observing.explain import render, to_json, verdict
@@ -16,6 +15,8 @@ from extproc.protocol.servicer import Deferred
 from extproc.routing.router import Decision
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.routing.waiting import WaitingRoom
+from extproc.values.balancing import Algorithm, LoadBalancing
+from extproc.values.decisions import HoldReason
 from metadata_center.types import Charge, RequestId
 from tests.conftest import (
     BLOCK_BYTES,

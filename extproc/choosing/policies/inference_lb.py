@@ -7,8 +7,8 @@ from operator import truediv
 from typing import Final
 
 from extproc.choosing.policy import ByTerms, best
-from extproc.choosing.settings import LoadBalancing
 from extproc.choosing.terms import Terms, total
+from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Choice, Rng, Snapshot
 
 _MIN_REQUEST_SPREAD: Final = 2.0

@@ -8,8 +8,8 @@ from operator import neg
 from extproc.choosing.completion import Costs
 from extproc.choosing.least_completion import completion_costs, completion_terms
 from extproc.choosing.picker import pick
-from extproc.choosing.settings import LoadBalancing
 from extproc.choosing.terms import Terms
+from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Choice, Rng, Snapshot
 
 

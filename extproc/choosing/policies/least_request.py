@@ -5,8 +5,8 @@ from __future__ import annotations
 from operator import truediv
 
 from extproc.choosing.policy import ByTerms
-from extproc.choosing.settings import LoadBalancing
 from extproc.choosing.terms import Terms
+from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Snapshot
 
 

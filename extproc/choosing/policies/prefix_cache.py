@@ -8,8 +8,8 @@ from operator import truediv
 from typing import Final
 
 from extproc.choosing.policy import ByTerms
-from extproc.choosing.settings import LoadBalancing
 from extproc.choosing.terms import Terms
+from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Snapshot
 
 _IMBALANCE_REQUESTS: Final = 8.0

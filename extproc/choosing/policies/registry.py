@@ -12,7 +12,7 @@ from extproc.choosing.policies.prefix_cache import PrefixCache
 from extproc.choosing.policies.round_robin import RoundRobin
 from extproc.choosing.policies.uniform import Uniform
 from extproc.choosing.policy import Policy
-from extproc.choosing.settings import Algorithm
+from extproc.values.balancing import Algorithm
 
 POLICIES: Final[Mapping[Algorithm, Policy]] = {
     Algorithm.INFERENCE_LB: InferenceLb(),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from heapq import nlargest
 
-from extproc.choosing.settings import LoadBalancing
 from extproc.choosing.terms import Terms
+from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Choice, Rng, Snapshot
 
 

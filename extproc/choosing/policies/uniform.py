@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from extproc.choosing.policy import ByTerms
-from extproc.choosing.settings import LoadBalancing
 from extproc.choosing.terms import Terms
+from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Snapshot
 
 

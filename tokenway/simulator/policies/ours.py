@@ -12,11 +12,11 @@ from extproc.choosing.deciding import Claim, Later, No, Now, decide
 from extproc.choosing.holding import HoldQueue
 from extproc.choosing.learning import Answer, Learner
 from extproc.choosing.seats import Seats
-from extproc.choosing.settings import LoadBalancing
 from extproc.choosing.snapshots import Demand, Engines, Load, Prompt, completion_snapshot
 from extproc.predicting.predictor import Predictor
+from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Snapshot
-from metadata_center.running_blocks import RunningBlocks
+from metadata_center.history.running_blocks import RunningBlocks
 from metadata_center.types import EndpointKey, value
 from tokenway.simulator.policies.view import Decision, Hold, Policy, Sent, Shed, View
 

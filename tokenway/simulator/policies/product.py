@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from extproc.choosing.choose import choose
-from extproc.choosing.settings import Algorithm, LoadBalancing
+from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.choices import Snapshot
 from tokenway.simulator.policies.view import Policy, View
 

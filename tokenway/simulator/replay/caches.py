@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Protocol
 
-from metadata_center.prefix_index import PrefixIndex
+from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.types import EndpointKey
 
 

@@ -14,8 +14,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Final
 
-from metadata_center.counters import MAX_ENDPOINTS
 from metadata_center.errors import CapacityError
+from metadata_center.load.counters import MAX_ENDPOINTS
 from metadata_center.types import EndpointKey
 
 _MAX_GROUPS: Final = 256  # keys tuples remembered: far more than a gateway has models

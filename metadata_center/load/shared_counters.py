@@ -21,8 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from metadata_center.counters import MAX_ENDPOINTS, Counters, num_bytes
 from metadata_center.errors import LayoutError
+from metadata_center.load.counters import MAX_ENDPOINTS, Counters, num_bytes
 
 _HEADER: Final = struct.Struct("<8sqq40x")  # magic, workers, capacity; padded to one 64-byte cache line
 _MAGIC: Final = b"TWLOAD02"

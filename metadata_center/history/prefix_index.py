@@ -15,8 +15,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import takewhile
 
-from metadata_center.block_holders import BlockHolders
-from metadata_center.counters import MAX_ENDPOINTS
+from metadata_center.history.block_holders import BlockHolders
+from metadata_center.load.counters import MAX_ENDPOINTS
 from metadata_center.types import EndpointKey
 
 

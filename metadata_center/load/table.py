@@ -20,8 +20,8 @@ from heapq import heapify, heappop, heappush
 from math import isfinite
 from typing import Final
 
-from metadata_center.counters import Counters
 from metadata_center.errors import CapacityError
+from metadata_center.load.counters import Counters
 from metadata_center.types import Charge, EndpointKey, RequestId, value
 
 _SWEEP_FLOOR: Final = 1024  # heap entries below which sweeping saves less memory than it costs time

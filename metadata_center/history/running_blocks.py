@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from metadata_center.block_holders import BlockHolders
-from metadata_center.counters import MAX_ENDPOINTS
 from metadata_center.errors import CapacityError
+from metadata_center.history.block_holders import BlockHolders
+from metadata_center.load.counters import MAX_ENDPOINTS
 from metadata_center.types import EndpointKey
 
 

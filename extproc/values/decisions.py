@@ -1,0 +1,134 @@
+"""What was decided for a request, with everything needed to make the decision again.
+
+Rules:
+    1. Creating a record copies nothing: it refers to the arrays the decision already made, which nobody
+       writes to afterwards.
+    2. A record holds numbers, names and addresses; never prompt text, header values or keys.
+    3. A record changes where its docstring says so, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from extproc.errors import Reason
+from extproc.values.balancing import LoadBalancing
+from extproc.values.choices import Choice, Snapshot
+from extproc.values.outcomes import Outcome
+from extproc.values.prices import Prices
+from extproc.values.requests import Operation
+from metadata_center.types import EndpointKey, RequestId
+
+
+class CacheView(StrEnum):
+    """Which view spoke for an endpoint; an explain field and a metric label."""
+
+    ANNOUNCED = "announced"
+    HISTORY = "history"
+    RUNNING = "running"
+
+
+class HoldReason(StrEnum):
+    """What the endpoint that suits a waiting request is short of; a metric label and an explain field."""
+
+    PREFILL = "prefill"
+    KV_CACHE = "kv_cache"
+    SEATS = "seats"
+
+
+class HoldEnding(StrEnum):
+    """How a wait ended; a metric label."""
+
+    PLACED = "placed"
+    REFUSED = "refused"
+    GONE = "gone"
+    FAILED = "failed"
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class DecisionRecord:
+    """One decision with everything needed to make it again.
+
+    Mutable for `outcome`, `placed` and `held_s` alone; not frozen because frozen construction of this many
+    fields costs three times as much, on the request path.
+
+    Attributes:
+        request_id: Envoy's id of the request.
+        time_unix_s: Wall time of the decision.
+        operation: Which API, None if the request was refused before that was known.
+        model: The client's name for the model, "" if refused before that was known.
+        upstream_model: The name sent to the engine, or None.
+        lora: The adapter chosen, or None.
+        cluster: The Envoy cluster, None if refused before one was chosen.
+        route_name: The routing rule that matched, or None.
+        settings: How endpoints were to be chosen, or None.
+        stream: The client asked for server-sent events.
+        prompt_bytes: Length of the canonical prompt.
+        prompt_tokens: Estimated, exact when the client sent token ids.
+        num_blocks: Blocks of the prompt, or its tokens where engines announce their caches.
+        block_bytes: Prompt bytes per block.
+        snapshot: What the decision looked at; None for a rejected request.
+        choice: What it chose; None for a rejected request.
+        draws: Random numbers the choice consumed, in order, each in [0, 1).
+        turn: The round-robin turn given to the choice.
+        prices: What predicted TPOT, one for all candidates or one each; empty for a rejected request.
+        cached_tokens: Estimated cached prompt tokens, one per candidate; empty for a rejected request.
+        placed: Where compare-and-set or a stored response put it, if that is not where it was chosen for.
+        holder: The endpoint that holds the stored response the request builds on; it alone could serve it.
+        views: Which view of the caches spoke for each candidate; empty for a rejected request.
+        filtered: Endpoints of the cluster that were no candidates, with the reason.
+        data_age_s: Age of each input at the decision, by name ("load", "health", ...).
+        decision_us: From the whole body to the decision, in microseconds.
+        held_s: How long the request waited here for an endpoint with room.
+        held_for: What its endpoint was short of last; None if it did not wait.
+        rejected: Why the request was refused, or None.
+        outcome: What became of it; None while it runs.
+    """
+
+    request_id: RequestId
+    time_unix_s: float
+    operation: Operation | None = None
+    model: str = ""
+    upstream_model: str | None = None
+    lora: str | None = None
+    cluster: str | None = None
+    route_name: str | None = None
+    settings: LoadBalancing | None = None
+    stream: bool = False
+    prompt_bytes: int = 0
+    prompt_tokens: int = 0
+    num_blocks: int = 0
+    block_bytes: int = 0
+    snapshot: Snapshot | None = None
+    choice: Choice | None = None
+    draws: tuple[float, ...] = ()
+    turn: int = 0
+    prices: tuple[Prices, ...] = ()
+    cached_tokens: Sequence[int] = ()
+    views: Sequence[CacheView] = ()
+    placed: EndpointKey | None = None
+    holder: EndpointKey | None = None
+    filtered: tuple[tuple[EndpointKey, str], ...] = ()
+    data_age_s: Mapping[str, float]
+    decision_us: float = 0.0
+    held_s: float = 0.0
+    held_for: HoldReason | None = None
+    rejected: Reason | None = None
+    outcome: Outcome | None = None
+
+    @property
+    def chosen(self) -> EndpointKey | None:
+        """The endpoint named first to Envoy, None for a rejected request."""
+        if self.placed is not None:
+            return self.placed
+        if self.snapshot is None or self.choice is None:
+            return None
+        return self.snapshot.keys[self.choice.order[0]]
+
+    def row(self, endpoint: EndpointKey) -> int | None:
+        """The candidate row of `endpoint`, None if it was no candidate."""
+        if self.snapshot is None or endpoint not in self.snapshot.keys:
+            return None
+        return self.snapshot.keys.index(endpoint)

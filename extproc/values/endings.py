@@ -1,0 +1,93 @@
+"""What happens to a request after it was sent to its endpoint, up to its end, from whichever side it is told.
+
+Rules:
+    1. `RequestEnd` comes once for each request that a proxy finished, whatever the ending.
+    2. `AttemptStarted` and `AttemptFailed` come for attempts worth telling: retries and failures. A first
+       attempt that went well is told by its request's end.
+    3. Events of one request may come in any order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from extproc.values.evidence import FailureKind
+from extproc.values.outcomes import Ended
+from metadata_center.types import EndpointKey, RequestId, value
+
+
+@value
+class RequestEnd:
+    """One request is over.
+
+    Attributes:
+        request_id: Made by Envoy at the edge.
+        owner: The worker that decided, or None if none did or its answer came too late.
+        endpoint: Who served the last attempt, or None if no attempt was made.
+        attempts: Upstream attempts made.
+        status: HTTP status the client saw; 0 if it left before any.
+        ended: How.
+        details: Envoy's `response_code_details`.
+        flags: Envoy's short response flags.
+        ttft_s: From sending to the engine to its first body byte, or None.
+        duration_s: From first byte received to last byte sent.
+        stream_s: From the first to the last body byte of the engine; None without usage.
+        request_bytes: Body bytes received.
+        response_bytes: Body bytes sent.
+        prompt_tokens: As the engine reported, or None; all of the prompt (`extproc.accesslog.usage`).
+        completion_tokens: As the engine reported, or None.
+        cached_tokens: As the engine reported, or None; a part of `prompt_tokens`.
+        usage_unseen: Why Envoy did not look for usage ("encoded": the answer was compressed), or "".
+        error: Type and code of an error seen in the body of the answer, see `error_seen`; None if none was.
+        content_type: Of the answer, or None if it is not known.
+    """
+
+    request_id: RequestId
+    owner: str | None
+    endpoint: EndpointKey | None
+    attempts: int
+    status: int
+    ended: Ended
+    details: str
+    flags: tuple[str, ...]
+    ttft_s: float | None
+    duration_s: float
+    stream_s: float | None
+    request_bytes: int
+    response_bytes: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    cached_tokens: int | None
+    usage_unseen: str = ""
+    error: str | None = None
+    content_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestAlive:
+    """A long request still runs."""
+
+    request_id: RequestId
+    owner: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptStarted:
+    """A further attempt was dispatched to `endpoint`."""
+
+    request_id: RequestId
+    owner: str | None
+    endpoint: EndpointKey
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFailed:
+    """An attempt at `endpoint` failed."""
+
+    request_id: RequestId
+    owner: str | None
+    endpoint: EndpointKey
+    kind: FailureKind
+
+
+RequestEvent = RequestEnd | RequestAlive | AttemptStarted | AttemptFailed
