@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 CORE = (
     "extproc/values/*.py",
     "extproc/errors.py",
+    "extproc/listeners.py",
     "extproc/request/*.py",
     "extproc/choosing/*.py",
     "extproc/choosing/policies/*.py",
@@ -130,6 +131,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "extproc.predicting metadata_center",
         "extproc.values": "extproc.errors metadata_center",
         "extproc.errors": "",
+        "extproc.listeners": "",
         "extproc.choosing": "extproc.values extproc.predicting metadata_center",
         "extproc.predicting": "extproc.values metadata_center",
         "extproc.request": "extproc.values extproc.errors",
