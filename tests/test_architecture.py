@@ -62,6 +62,7 @@ CORE = (
     "extproc/xds/open_models.py",
     "extproc/xds/delta.py",
     "extproc/config/schema.py",
+    "extproc/config/taking_effect.py",
     "extproc/config/rule_headers.py",
     "extproc/config/document.py",
     "metadata_center/types.py",

@@ -55,6 +55,7 @@ from extproc.server.health_report import HealthReport
 from extproc.server.hearsay import Hearsay
 from extproc.server.housekeeping import Housekeeping
 from extproc.server.parts import Part, Parts
+from extproc.server.pending_settings import PendingSettings
 from extproc.server.publishing import ADS_TYPES, Publisher
 from extproc.server.request_settings import RequestPath, router_settings, routing_table
 from extproc.server.rpc_server import GrpcServer, RpcServer, places_of
@@ -387,6 +388,7 @@ def _follow_configuration(
         ),
         lambda now: logging.getLogger("tokenway").setLevel(now.config.logging.level.upper()),
         ForwardedHeaders().follow,
+        PendingSettings(site.config).follow,
         lambda _: publisher.publish(),
     )
 
