@@ -64,8 +64,8 @@ EFFECTS: Final[Mapping[str, Effect]] = {
     "reasoning_split": Effect.LIVE,
     "models": Effect.LIVE,
 }
-"""Setting -> what a change of it takes. Headers that rules match are in the bootstrap as well; they are warned
-of where they come (`server.forwarded_headers`), for most of them are forwarded anyway."""
+"""Setting -> what a change of it takes. Headers that rules match are in the bootstrap as well; most are
+forwarded anyway, and of those that are not `server.forwarded_headers` warns."""
 
 
 def effect_of(setting: str) -> Effect:
@@ -83,7 +83,7 @@ def effect_of(setting: str) -> Effect:
 
 
 def settings_of(section: BaseModel, prefix: str = "") -> dict[str, Any]:
-    """All settings of a section by their dotted names, those within it in place of the sections they are in."""
+    """All settings of a section by their dotted names, instead of sections within it what is in those."""
     found: dict[str, Any] = {}
     for name in type(section).model_fields:
         value = getattr(section, name)

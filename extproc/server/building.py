@@ -26,9 +26,11 @@ from extproc.discovery.resolution import Resolution
 from extproc.health.prober import Prober
 from extproc.health.tracker import HealthTracker, Transition
 from extproc.listeners import Listeners
-from extproc.observing.metrics import Metrics
+from extproc.observing.metrics.collector import Metrics
+from extproc.observing.metrics.family import Values
+from extproc.observing.metrics.kv_events import event_values
+from extproc.observing.metrics.sharing import sharing_values
 from extproc.observing.records import RecordRing
-from extproc.observing.shared_metrics import Values, event_values, sharing_values
 from extproc.predicting.predictor import Predictor
 from extproc.predicting.tokens import TokensPerByte
 from extproc.protocol.servicer import Processor

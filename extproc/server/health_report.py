@@ -6,7 +6,7 @@ import logging
 from enum import StrEnum
 
 from extproc.health.tracker import HealthState, Transition
-from extproc.observing.metrics import Metrics
+from extproc.observing.metrics.collector import Metrics
 from extproc.values.evidence import FailureKind
 
 _log = logging.getLogger("tokenway.worker")

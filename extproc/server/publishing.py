@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from extproc.health.tracker import HealthState
-from extproc.observing.metrics import Metrics
+from extproc.observing.metrics.collector import Metrics
 from extproc.server.applying import InForce
 from extproc.xds.ads import AdsServer
 from extproc.xds.open_models import open_models, subset_pools

@@ -75,7 +75,7 @@ async def test_parts_stop_once_in_the_reverse_order(sync: tuple[str, ...]) -> No
     course = Course(sync=sync)
     await course.worker.start()
     assert course.log == [f"start {name}" for name in NAMES]
-    assert course.worker.stage is Stage.SERVING
+    assert course.life.is_ready()
     await course.worker.stop()
     await course.worker.stop()
     assert course.log[len(NAMES) :] == ["drain", *(f"stop {name}" for name in reversed(NAMES))]
