@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from extproc.errors import RouterError
 from extproc.observing.request_log import log_request_end
 from extproc.protocol.machine import Phase
-from extproc.protocol.servicer import Decided, Deferred, StreamEnding
+from extproc.protocol.servicer import Decided, StreamEnding
 from extproc.request.responses import id_in, response_key
 from extproc.routing.outcomes import Ending
 from extproc.routing.router import Router
 from extproc.routing.state import State
 from extproc.routing.table import Retrieve
+from extproc.values.deciding import Deciding
 from extproc.values.decisions import DecisionRecord
 from extproc.values.exchange import LineVerdict, PassTo, RequestHeaders
 from extproc.values.headers import REQUEST_ID_HEADER
 from extproc.values.outcomes import Ended, Outcome
 from metadata_center.types import RequestId
 
-Decide = Callable[[RequestHeaders, bytes], Decided | Awaitable[Decided] | Deferred]
+Decide = Callable[[RequestHeaders, bytes], Deciding[Decided]]
 """Chooses and charges, now or later; see `protocol.servicer.Decider`."""
 
 

@@ -62,7 +62,7 @@ from extproc.server.publishing import ADS_TYPES, Publisher
 from extproc.server.request_settings import RequestPath, router_settings, routing_table
 from extproc.server.rpc_server import GrpcServer, RpcServer, places_of
 from extproc.server.run_dir import Residence, admin_path, counters_path, run_dir, socket_path
-from extproc.server.sharing import Alone, Shared, store_of
+from extproc.server.sharing import Alone, Shared, reserve_by, store_of
 from extproc.server.status import Status
 from extproc.server.unpacking import Unpacking
 from extproc.server.worker import Life, Worker
@@ -208,7 +208,7 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
     ads = AdsServer(lambda type_url: metrics.ads_refused(ADS_TYPES[type_url]))
     publisher = Publisher(ads, books.state.health.state, metrics)
     server = GrpcServer(
-        (way.processor.handlers(), way.access_log.handlers(), ads.handlers()),
+        (way.processor.rpc, way.access_log.rpc, ads.rpc),
         places_of(config.server, socket_path(site.folder, index), index),
         config.request.max_body_bytes + _MESSAGE_OVERHEAD_BYTES,
     )
@@ -292,7 +292,7 @@ def _request_way(site: Site, news: News, books: Books) -> RequestWay:
         random.Random(),
         time.monotonic,
         time.time,
-        met.sync.reserve if isinstance(met, Shared) and config.metadata_center.reserve else None,
+        reserve_by(met.sync) if isinstance(met, Shared) and config.metadata_center.reserve else None,
         asyncio.get_running_loop,
         readers,
         time.thread_time,

@@ -10,6 +10,8 @@ import grpc
 
 from extproc.config.schema import ListenTls, Server
 from extproc.server.run_dir import closed_to_others
+from extproc.transport import grpc_aio
+from extproc.transport.seam import Rpc
 from metadata_center.types import value
 
 
@@ -66,15 +68,13 @@ class GrpcServer:
     """`grpc.aio` as a worker's server.
 
     Args:
-        handlers: The services.
+        rpcs: What is served.
         places: Where to listen.
         max_message_bytes: Of one message received.
     """
 
-    def __init__(
-        self, handlers: Iterable[grpc.GenericRpcHandler], places: Places, max_message_bytes: int
-    ) -> None:
-        self._handlers = tuple(handlers)
+    def __init__(self, rpcs: Iterable[Rpc], places: Places, max_message_bytes: int) -> None:
+        self._rpcs = tuple(rpcs)
         self._places = places
         self._max_message_bytes = max_message_bytes
         self._server: grpc.aio.Server | None = None
@@ -87,7 +87,7 @@ class GrpcServer:
                 ("grpc.so_reuseport", 0),
             ]
         )
-        server.add_generic_rpc_handlers(self._handlers)
+        server.add_generic_rpc_handlers(grpc_aio.handlers(self._rpcs))
         self._places.socket.unlink(missing_ok=True)
         with closed_to_others():
             server.add_insecure_port(f"unix:{self._places.socket}")

@@ -12,6 +12,8 @@ from typing import Final
 
 from extproc.config.schema import Config, MetadataCenter
 from extproc.errors import ConfigError
+from extproc.routing.router import Reserve
+from extproc.server.background import Background
 from extproc.server.environment import secret
 from metadata_center.errors import MetadataError
 from metadata_center.history.prefix_index import PrefixIndex
@@ -127,3 +129,9 @@ def transport_of(section: MetadataCenter, path: str) -> Transport:
         return RedisTransport(url, prefix=section.key_prefix)
     except MetadataError as error:
         raise ConfigError(path, [f"metadata_center.url: {error}"]) from None
+
+
+def reserve_by(sync: Sync) -> Reserve:
+    """Compare and set, its answer told by callback."""
+    background = Background()
+    return lambda request_id, candidates: background.begin(sync.reserve(request_id, candidates))
