@@ -36,7 +36,7 @@ from extproc.discovery.listed import Listed
 from extproc.errors import RouterError
 from extproc.health.settings import HealthSettings
 from extproc.health.tracker import HealthTracker
-from extproc.observing.metrics import Metrics
+from extproc.observing.metrics.collector import Metrics
 from extproc.observing.records import RecordRing
 from extproc.predicting.predictor import Predictor
 from extproc.protocol import wire
@@ -52,6 +52,7 @@ from extproc.routing.settings import RouterSettings
 from extproc.routing.state import State
 from extproc.routing.table import RoutingTable
 from extproc.server.body_readers import BodyReaders
+from extproc.transport import grpc_aio
 from extproc.values.headers import REQUEST_ID_HEADER
 from metadata_center.addresses import Address
 from metadata_center.history.prefix_index import PrefixIndex
@@ -323,7 +324,7 @@ def gateway(readers: BodyReaders) -> Gateway:
         loop=asyncio.get_running_loop,
         readers=readers,
     )
-    made = Gateway(router, state, time.monotonic, time.time)
+    made = Gateway(router, state, router.decide, time.monotonic, time.time)
     made.log_requests = False
     return made
 
@@ -340,7 +341,7 @@ async def stalls(sent: list[tuple[Shape, int]]) -> list[tuple[float, float, floa
     with tempfile.TemporaryDirectory() as folder:
         address = f"unix:{Path(folder) / 'gw.sock'}"
         server = grpc.aio.server(options=[("grpc.max_receive_message_length", MAX_BODY_BYTES + MIB)])
-        server.add_generic_rpc_handlers((processor.handlers(),))
+        server.add_generic_rpc_handlers(grpc_aio.handlers([processor.rpc]))
         server.add_insecure_port(address)
         await server.start()
         gc.collect()

@@ -25,7 +25,7 @@ import aiohttp
 import orjson
 
 from extproc.config.schema import Config, KvEvents
-from extproc.rendering.check import Verdict, check_engine
+from extproc.rendering.check import CheckedRendering, check_engine
 from extproc.rendering.loading import load
 from extproc.rendering.prompt_text import Rendering
 from extproc.rendering.template import UnsupportedTemplate
@@ -101,6 +101,7 @@ class Announcements:
         announced: Told who announces, and how prompts become text.
         clock: Monotonic seconds.
         wall_clock: Unix seconds.
+        tls_of: What aiohttp is told with a request to an endpoint that speaks TLS; None for others.
     """
 
     def __init__(
@@ -109,12 +110,13 @@ class Announcements:
         announced: Announced,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
+        tls_of: Callable[[EndpointKey], Mapping[str, Any] | None] = lambda _: None,
     ) -> None:
         self._caches = caches
         self._announced = announced
         self._wall_clock = wall_clock
         self._settings = KvEvents()
-        self.tls: Mapping[EndpointKey, Mapping[str, Any]] = {}
+        self._tls_of = tls_of
         self._subscriber = KvEventSubscriber(
             on_batch=self._batch, on_clear=self._clear, on_state=self._state_changed, clock=clock
         )
@@ -125,7 +127,7 @@ class Announcements:
         self._known: dict[EndpointKey, _Known] = {}
         self._asking: dict[EndpointKey, asyncio.Task[None]] = {}
         self._problems: dict[EndpointKey, str] = {}
-        self._verdicts: dict[EndpointKey, Verdict] = {}
+        self._verdicts: dict[EndpointKey, CheckedRendering] = {}
         self._sources: dict[EndpointKey, tuple[Source, ...]] = {}
         self._replicas: dict[Source, Replica] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -305,13 +307,14 @@ class Announcements:
         if not sources:
             self._unfollow([key])
             return "it publishes no events"
+        tls = self._tls_of(key)
         verdict = await check_engine(
             session,
-            f"{'https' if key in self.tls else 'http'}://{known.address}",
+            f"{'https' if tls else 'http'}://{known.address}",
             known.model,
             self._renderings[known.space],
             self._wall_clock(),
-            tls=self.tls.get(key),
+            tls=tls,
         )
         before = self._verdicts.get(key)
         if before is None or before.reasons != verdict.reasons:
@@ -332,7 +335,7 @@ class Announcements:
     ) -> tuple[Source, ...]:
         written = known.metadata.get(EVENTS_METADATA)
         if written is None:
-            listen, tls = self._settings.listen, self.tls.get(key)
+            listen, tls = self._settings.listen, self._tls_of(key)
             return tuple(await discover(session, key, known.address, listen=listen, tls=tls))
         return tuple(
             configured(

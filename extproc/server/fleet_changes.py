@@ -11,17 +11,16 @@ Rules:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from extproc.config.schema import Config
-from extproc.discovery.fleet import Difference, Fleet
+from extproc.discovery.fleet import Difference
 from extproc.health.prober import Prober
+from extproc.health.tracker import Transition
+from extproc.observing.metrics.collector import Metrics
 from extproc.routing.state import State
 from extproc.server.announcements import Announcements
-from extproc.server.engine_tls import request_tls
-from extproc.xds.publications import Publications, Resources
-from metadata_center.types import EndpointKey
+from extproc.server.publishing import Publisher
 
 _log = logging.getLogger("tokenway.fleet")
 
@@ -33,8 +32,12 @@ class FleetChanges:
         state: Its books; among them the fleet.
         prober: Probes endpoints, and tells the health tracker of them.
         announcements: Follows their KV events.
-        publications: What Envoy is to have.
-        publish: Tells Envoy.
+        publisher: Tells Envoy.
+        metrics: Labelled by endpoints and clusters.
+        clock: Monotonic seconds.
+
+    Attributes:
+        missing: Clusters that the configuration names and no source has, sorted.
     """
 
     def __init__(
@@ -42,89 +45,60 @@ class FleetChanges:
         state: State,
         prober: Prober,
         announcements: Announcements,
-        publications: Publications,
-        publish: Callable[[Resources], None],
+        publisher: Publisher,
+        metrics: Metrics,
+        clock: Callable[[], float],
     ) -> None:
         self._state = state
         self._prober = prober
         self._announcements = announcements
-        self._publications = publications
-        self._publish = publish
-        self._config: Config | None = None
-        self._models: frozenset[str] = frozenset()
-        self._named: frozenset[str] = frozenset()
-        self._tls_of: Mapping[str, Mapping[str, Any]] = {}
-        self._tls: dict[EndpointKey, Mapping[str, Any]] = {}
-        prober.tls = announcements.tls = self._tls
+        self._publisher = publisher
+        self._metrics = metrics
+        self._clock = clock
+        self._config = Config()
         self.missing: tuple[str, ...] = ()
-        """Clusters that the configuration names and no source has, sorted."""
 
     def configure(self, config: Config) -> None:
-        """Another configuration, or the same read anew: files of TLS may differ all the same."""
-        fleet = self._fleet
-        self._tls_of = request_tls(config.engine_tls)
-        self._set_tls(fleet.keys)
-        if config == self._config:
-            return
+        """Another configuration is in force: see `applying.Apply`."""
         self._config = config
-        self._models, self._named = frozenset(config.models), config.clusters_named()
+        self._state.configured(self._clock())
         self._label()
         self._find_missing()
-        self._publish(self._publications.configure(config))
+        self._publisher.configure(config)
 
     def apply(self, difference: Difference) -> None:
         """Re-apply this."""
-        if not difference:
-            return
-        fleet, state = self._fleet, self._state
+        state, fleet = self._state, self._state.fleet
         changed = {key: fleet.of(key) for key in difference.keys}
         left = [key for key, endpoints in changed.items() if not endpoints]
-        for key in (*left, *difference.moved):
-            state.caches.history.remove(key)
-            state.caches.running.forget(key)
-            state.engines.forget(key)
-        self._set_tls(changed)
-        if difference.moved:
-            self._prober.update(dict.fromkeys(difference.moved, ()))
-        self._prober.update(changed)
-        if difference.added or left:
-            state.load.retain(fleet.keys)
-            state.endpoints.retain(fleet.keys)
-        self._announcements.update(changed)
         came_or_went = bool(difference.new_clusters or difference.gone_clusters)
+        state.forget((*left, *difference.moved))
+        if difference.added or difference.removed:
+            state.retain(fleet.keys)
+        state.configured(self._clock())
+        self._prober.update(dict.fromkeys(difference.moved, ()))
+        self._prober.update(changed)
+        self._announcements.update(changed)
         if difference.added or difference.removed or came_or_went:
             self._label()
         if came_or_went:
             self._find_missing()
-        self._publish(self._publications.update(difference.clusters, came_or_went=came_or_went))
+        self._publisher.update(difference.clusters, came_or_went=came_or_went)
 
-    def health_changed(self, key: EndpointKey) -> None:
+    def health_changed(self, transition: Transition) -> None:
         """An endpoint's health is another: Envoy is told."""
-        clusters = [endpoint.cluster for endpoint in self._fleet.of(key)]
-        self._publish(self._publications.update(clusters, came_or_went=False))
-
-    @property
-    def _fleet(self) -> Fleet:
-        return self._state.fleet
-
-    def _set_tls(self, keys: Iterable[EndpointKey]) -> None:
-        for key in keys:
-            clusters = [endpoint.cluster for endpoint in self._fleet.of(key)]
-            tls = next((self._tls_of[name] for name in clusters if name in self._tls_of), None)
-            if tls is None:
-                self._tls.pop(key, None)
-            else:
-                self._tls[key] = tls
+        self._publisher.update(endpoint.cluster for endpoint in self._state.fleet.of(transition.key))
 
     def _label(self) -> None:
         """Name the label values in use."""
-        fleet = self._fleet
-        self._state.metrics.configure(models=self._models, clusters=fleet.clusters, endpoints=fleet.keys)
+        fleet = self._state.fleet
+        self._metrics.configure(models=self._config.models, clusters=fleet.clusters, endpoints=fleet.keys)
 
     def _find_missing(self) -> None:
-        missing = self._named - self._fleet.clusters.keys()
+        clusters = self._state.fleet.clusters.keys()
+        missing = self._config.clusters_named() - clusters
         before, self.missing = self.missing, tuple(sorted(missing))
         for name in sorted(missing.difference(before)):
-            _log.warning("no source has a cluster that is named", extra={"cluster": name})
-        for name in sorted(set(before).difference(missing) & self._fleet.clusters.keys()):
-            _log.info("a source has the cluster now", extra={"cluster": name})
+            _log.warning("no source has a cluster that the configuration names", extra={"cluster": name})
+        for name in sorted(clusters & set(before)):
+            _log.info("a source has a cluster now", extra={"cluster": name})

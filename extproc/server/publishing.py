@@ -1,0 +1,41 @@
+"""What Envoy is told of clusters and endpoints, whenever configuration, fleet or health changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from extproc.config.schema import Config
+from extproc.observing.metrics.collector import Metrics
+from extproc.xds.ads import AdsServer
+from extproc.xds.publications import Publications, Resources
+from extproc.xds.resources import ASSIGNMENT_TYPE, CLUSTER_TYPE
+
+ADS_TYPES = {CLUSTER_TYPE: "CDS", ASSIGNMENT_TYPE: "EDS"}
+"""Metric labels of the published resource types."""
+
+
+class Publisher:
+    """Publishes.
+
+    Args:
+        ads: Envoy's subscriptions.
+        publications: What Envoy is to have.
+        metrics: Told of each publication.
+    """
+
+    def __init__(self, ads: AdsServer, publications: Publications, metrics: Metrics) -> None:
+        self._ads = ads
+        self._publications = publications
+        self._metrics = metrics
+
+    def configure(self, config: Config) -> None:
+        """Tell Envoy all that is different by this configuration."""
+        self._tell(self._publications.configure(config))
+
+    def update(self, clusters: Iterable[str], *, came_or_went: bool = False) -> None:
+        """Tell Envoy what is different of these clusters; `came_or_went` if one of them is new or gone."""
+        self._tell(self._publications.update(clusters, came_or_went=came_or_went))
+
+    def _tell(self, resources: Resources) -> None:
+        for type_url in self._ads.publish(resources):
+            self._metrics.ads_updated(ADS_TYPES[type_url])
