@@ -73,7 +73,6 @@ CORE = (
     "extproc/xds/resources.py",
     "extproc/xds/open_models.py",
     "extproc/xds/delta.py",
-    "extproc/xds/publications.py",
     "extproc/config/schema.py",
     "extproc/config/taking_effect.py",
     "extproc/config/rule_headers.py",
