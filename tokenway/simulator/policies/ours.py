@@ -13,12 +13,13 @@ from extproc.choosing.holding import HoldQueue
 from extproc.choosing.learning import Answer, Learner
 from extproc.choosing.seats import Seats
 from extproc.choosing.snapshots import Demand, Engines, Load, Prompt, completion_snapshot
+from extproc.choosing.stateful import Decision, FleetView, Hold, Sent, Shed, StatefulPolicy
 from extproc.predicting.predictor import Predictor
 from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Snapshot
+from metadata_center.history.radix_tree import Run
 from metadata_center.history.running_blocks import RunningBlocks
 from metadata_center.types import EndpointKey, value
-from tokenway.simulator.policies.view import Decision, Hold, Policy, Sent, Shed, View
 
 MODEL = "model"
 """All requests of a replay are for one."""
@@ -47,7 +48,7 @@ class _Lesson:
     key: EndpointKey
 
 
-class LeastCompletion(Policy):
+class LeastCompletion(StatefulPolicy):
     """Decides at once.
 
     Args:
@@ -75,9 +76,9 @@ class LeastCompletion(Policy):
         self._predictor = Predictor()
         self._learner = Learner(self._predictor)
         self._running = RunningBlocks()
-        self._counted: set[int] = set()
+        self._counted: dict[int, Run] = {}
         self._early: set[int] = set()
-        self._lingering: deque[tuple[float, EndpointKey, tuple[int, ...]]] = deque()
+        self._lingering: deque[tuple[float, EndpointKey, Run]] = deque()
         self._seats: list[Seats] = []
         self._scraped_s: list[float] = []
         self._sent: dict[int, _Lesson] = {}
@@ -85,12 +86,12 @@ class LeastCompletion(Policy):
         self._usage: dict[int, tuple[int, int]] = {}
         self._lesson: _Lesson | None = None
 
-    def snapshot(self, view: View) -> Snapshot:
+    def snapshot(self, view: FleetView) -> Snapshot:
         """What the product's router would hand to its policy."""
         self._read_metrics(view)
         while self._lingering and self._lingering[0][0] <= view.now_s:
-            _, key, blocks = self._lingering.popleft()
-            self._running.remove(key, blocks)
+            _, key, run = self._lingering.popleft()
+            self._running.remove(key, run)
         request, predictor = view.request, self._predictor
         decode_tokens = DECODE_TOKENS
         if request.slo_ttft_s is not None and request.slo_tpot_s:
@@ -120,7 +121,7 @@ class LeastCompletion(Policy):
             ),
         )
 
-    def choose(self, view: View) -> Decision:
+    def choose(self, view: FleetView) -> Decision:
         """One draw if tied."""
         decided = self.decide(view)
         if isinstance(decided, Later):
@@ -130,11 +131,11 @@ class LeastCompletion(Policy):
             return Shed(decided.retry_after_s)
         return self.place(view, decided)
 
-    def decide(self, view: View) -> Now | Later | No:
+    def decide(self, view: FleetView) -> Now | Later | No:
         """The product's decision, at once."""
         return decide(self.snapshot(view), _SETTINGS, view.rng, 0, view.now_s)
 
-    def place(self, view: View, decided: Now) -> int:
+    def place(self, view: FleetView, decided: Now) -> int:
         """Note what was decided, for learning; returns the row."""
         row = decided.choice.order[0]
         self._lesson = _Lesson(decided.snapshot, row, view.groups[row], view.keys[row])
@@ -146,8 +147,9 @@ class LeastCompletion(Policy):
         """Remember what it was predicted from."""
         assert self._lesson is not None, "sent is what was chosen"
         self._sent[sent.request.request_id] = self._lesson
-        if self._running.add(self._lesson.key, sent.request.blocks):
-            self._counted.add(sent.request.request_id)
+        run = self._running.add(self._lesson.key, sent.request.blocks)
+        if run is not None:
+            self._counted[sent.request.request_id] = run
 
     def on_first_token(self, sent: Sent, now_s: float) -> None:
         """Learn from it if the group is cold; else remember when, until the end."""
@@ -172,9 +174,9 @@ class LeastCompletion(Policy):
         lesson = self._sent.pop(request_id)
         first_s = self._first_s.pop(request_id, None)
         prompt_tokens, cached_tokens = self._usage.pop(request_id, (None, None))
-        if request_id in self._counted:
-            self._counted.remove(request_id)
-            self._lingering.append((now_s + LINGER_S, lesson.key, tuple(sent.request.blocks)))
+        run = self._counted.pop(request_id, None)
+        if run is not None:
+            self._lingering.append((now_s + LINGER_S, lesson.key, run))
         if not output_tokens:
             self._early.discard(request_id)
             return
@@ -193,7 +195,7 @@ class LeastCompletion(Policy):
             self._learner.learn(answer, now_s, is_first_learned=request_id in self._early)
         self._early.discard(request_id)
 
-    def _read_metrics(self, view: View) -> None:
+    def _read_metrics(self, view: FleetView) -> None:
         """Learn from what was scraped since the last look."""
         if not self._seats:
             self._seats = [Seats() for _ in view.keys]
@@ -220,7 +222,7 @@ class LateCompletion(LeastCompletion):
         self._queue = HoldQueue(max_held=max_held, max_hold_s=max_hold_s)
         self._laters: dict[int, Later] = {}
 
-    def decide(self, view: View) -> Now | Later | No:
+    def decide(self, view: FleetView) -> Now | Later | No:
         """The product's decision, with the requests that wait in mind."""
         request = view.request
         before = self._laters.pop(request.request_id, None)

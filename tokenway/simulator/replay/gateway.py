@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from extproc.choosing.stateful import Decision, FleetView, Request, Sent, StatefulPolicy
 from extproc.predicting.predictor import Predictor
 from extproc.predicting.ttft import IDLE, Backlog, times_s
 from metadata_center.types import EndpointKey
-from tokenway.simulator.policies.view import Decision, Policy, Request, Sent, View
 from tokenway.simulator.replay.books import Books, Entry
 from tokenway.simulator.replay.caches import CacheView
 from tokenway.simulator.replay.draws import Draws
@@ -92,7 +92,7 @@ class Scrape:
     scraped_s: list[float]
 
 
-class Gateway:
+class ReplayGateway:
     """Knows, asks and charges.
 
     Args:
@@ -114,7 +114,7 @@ class Gateway:
         facts: FleetFacts,
         scrape: Scrape,
         view: CacheView,
-        policy: Policy,
+        policy: StatefulPolicy,
         rng: Draws,
         clock: Callable[[], float],
         *,
@@ -141,7 +141,7 @@ class Gateway:
         facts, books, scrape = self._facts, self.books, self._scrape
         started = self._clock()
         decision = self.policy.choose(
-            View(
+            FleetView(
                 now_s=now_s,
                 rng=self._rng,
                 request=live.request,
