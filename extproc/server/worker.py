@@ -27,7 +27,7 @@ from extproc.observing.metrics.family import Values
 from extproc.observing.metrics.kv_events import event_values
 from extproc.observing.metrics.sharing import sharing_values
 from extproc.observing.records import RecordRing
-from extproc.observing.request_log import MIN_KEY_CHARS, block_key
+from extproc.observing.request_log import MIN_KEY_CHARS, RequestLog, block_key
 from extproc.predicting.predictor import Predictor
 from extproc.predicting.tokens import TokensPerByte
 from extproc.protocol.servicer import Processor
@@ -37,7 +37,7 @@ from extproc.routing.announced import Announced
 from extproc.routing.caches import Caches
 from extproc.routing.gateway import Gateway
 from extproc.routing.homes import Homes
-from extproc.routing.outcomes import Outcomes
+from extproc.routing.listeners import endings_of
 from extproc.routing.router import Router
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.routing.state import State
@@ -119,6 +119,11 @@ def listen_credentials(tls: ListenTls | None) -> grpc.ServerCredentials | None:
     return grpc.ssl_server_credentials(
         [(key, certificate)], root_certificates=authority, require_client_auth=True
     )
+
+
+def _tell_fault(error: Exception) -> None:
+    """A bug with one listener must not lose the ending for all others."""
+    _log.error("an ending was not taken in", exc_info=error)
 
 
 class EjectionCause(StrEnum):
@@ -230,12 +235,14 @@ class Worker:
         assert self._router.waiting is not None
         self._waiting = self._router.waiting
         self.state.freed = self._waiting.wake
-        self._gateway = Gateway(self._router, self.state, time.monotonic, time.time)
+        self._request_log = RequestLog()
+        self._endings = endings_of(self.state, self._transition, [self._request_log.ended], _tell_fault)
+        self.state.on_lost = self._endings.lost
+        self._gateway = Gateway(self._router, self.state, self._endings, time.monotonic, time.time)
         self._unpacking = Unpacking(self._gateway.decide, lambda: self._router.settings)
         self._gateway.decide = self._unpacking.decide
         self._processor = Processor(self._gateway.judge, self._gateway, self._wants_first_chunk)
         self.state.on_transition = self._transition
-        self._outcomes = Outcomes(self.state, self._transition, self._gateway.ended)
         dispatcher = Dispatcher(
             self._owner,
             self._take,
@@ -399,7 +406,7 @@ class Worker:
     # What other parts report.
 
     def _take(self, entry: RequestEvent) -> None:
-        self._outcomes.take(entry, time.monotonic())
+        self._endings.take(entry, time.monotonic())
 
     def _cached_elsewhere(self, endpoint: EndpointKey, blocks: list[int]) -> None:
         if self.state.homes.hear(endpoint, blocks, time.monotonic()):
@@ -471,8 +478,7 @@ class Worker:
         state.health_changed_s = state.health_changed_s or state.configured_s
         self._router.table = table
         self._router.settings = self._router_settings(config)
-        self._gateway.log_requests = config.logging.requests
-        self._gateway.block_key = self._block_key(config)
+        self._request_log.configure(is_on=config.logging.requests, key=self._block_key(config))
         state.homes.max_entries = config.responses.max_remembered
         state.homes.expiry_s = config.responses.expiry_s
         tls = request_tls(config.engine_tls, resolution.clusters)

@@ -248,6 +248,6 @@ def test_compare_and_set_does_not_move_what_is_held() -> None:
         raise AssertionError
 
     rig = build_rig(reserve=reserve)
-    rig.state.settle(response_key("resp_1"), KEYS[2], 0.0)
+    rig.state.stored.settle(response_key("resp_1"), KEYS[2], 0.0)
     ask(rig, "r", previous_response_id="resp_1")
     assert rig.chosen("r") == KEYS[2]

@@ -14,7 +14,7 @@ from extproc.choosing.foreseen import foreseen_ttft_s
 from extproc.health.tracker import FailureKind, HealthState
 from extproc.request.responses import response_key
 from extproc.request.rules import ModelRules, Rule
-from extproc.routing.outcomes import CACHED_TOLERANCE_TOKENS
+from extproc.routing.cache_history import CACHED_TOLERANCE_TOKENS
 from extproc.routing.router import Decision
 from extproc.routing.state import LINGER_S
 from extproc.values.balancing import LoadBalancing
@@ -312,8 +312,8 @@ def test_a_client_that_left_settles_nothing_but_the_trial() -> None:
 
 def test_an_end_of_a_request_of_ours_that_is_not_known_is_counted(rig: Rig) -> None:
     """Only an entry that names us and finds nothing says that something was lost."""
-    rig.outcomes.take(request_end("gone"), 0.0)
-    rig.outcomes.take(request_end("nobody's", owner=None), 0.0)
+    rig.ends.take(request_end("gone"), 0.0)
+    rig.ends.take(request_end("nobody's", owner=None), 0.0)
     assert rig.metric("tokenway_access_log_unmatched_total") == 1
     assert rig.endings == []
 
