@@ -322,7 +322,7 @@ def gateway(readers: BodyReaders) -> Gateway:
         readers=readers,
     )
     endings = endings_of(state, lambda _: None, [], raise_it)
-    return Gateway(router, state, endings, time.monotonic, time.time)
+    return Gateway(router, state, endings, router.decide, time.monotonic, time.time)
 
 
 def raise_it(error: Exception) -> None:

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from extproc.health.settings import HealthSettings
 from extproc.health.tracker import FailureKind, HealthTracker, Transition
+from extproc.listeners import Listeners
 from extproc.observing.metrics.collector import Metrics
 from extproc.observing.records import RecordRing
 from extproc.predicting.predictor import Predictor
@@ -37,6 +38,7 @@ from extproc.values.endings import AttemptFailed, AttemptStarted, Ending, Reques
 from extproc.values.endpoints import Endpoint
 from extproc.values.exchange import RequestHeaders
 from extproc.values.headers import REQUEST_ID_HEADER
+from extproc.values.inflight import Inflight
 from extproc.values.outcomes import Ended
 from extproc.values.pending import Pending
 from metadata_center.history.prefix_index import PrefixIndex
@@ -218,6 +220,7 @@ class Rig:
         configure: Makes these the endpoints of the cluster, as a reload does.
         transitions: Changes of health, in order.
         endings: Requests that ended, refused ones as well, in order.
+        shared: What others were told to be cached where, in order.
     """
 
     state: State
@@ -229,6 +232,7 @@ class Rig:
     configure: Callable[[Sequence[Endpoint]], None]
     transitions: list[Transition] = field(default_factory=list)
     endings: list[Ending] = field(default_factory=list)
+    shared: list[tuple[EndpointKey, list[int]]] = field(default_factory=list)
 
     def decide(self, request_id: str = "r", body: bytes | None = None, **headers: str) -> Decision:
         """Decide a chat request at once."""
@@ -302,6 +306,8 @@ def build_rig(
     clock = loop.clock if isinstance(loop, VirtualLoop) else ManualClock()
     registry = CollectorRegistry()
     metrics = Metrics(registry, "test")
+    shared: list[tuple[EndpointKey, list[int]]] = []
+    freed, lost = Listeners[[]](), Listeners[[Inflight, float]]()
     state = State(
         load=LoadTable(Counters(), lease_s=LEASE_S, tombstone_s=TOMBSTONE_S),
         caches=Caches(PrefixIndex(1_000, 1_000)),
@@ -309,6 +315,9 @@ def build_rig(
         predictor=Predictor(),
         records=RecordRing(256),
         metrics=metrics,
+        share=lambda key, blocks: shared.append((key, blocks)),
+        freed=freed.tell,
+        on_lost=lost.tell,
     )
     served = models or [ModelRules(MODEL, (Rule(CLUSTER),), load_balancing=load_balancing or LoadBalancing())]
 
@@ -347,19 +356,19 @@ def build_rig(
         work_clock,
     )
     if router.waiting is not None:
-        state.freed = router.waiting.wake
+        freed.add(router.waiting.wake)
     transitions: list[Transition] = []
     endings: list[Ending] = []
     ends = endings_of(state, transitions.append, [endings.append], raise_it)
-    state.on_lost = ends.lost
-    gateway = Gateway(router, state, ends, clock, clock.wall)
+    lost.add(ends.lost)
+    gateway = Gateway(router, state, ends, router.decide, clock, clock.wall)
     configure(endpoints)
     metrics.configure(
         models=[model.name for model in served],
         clusters=[CLUSTER],
         endpoints=[member.key for member in endpoints],
     )
-    return Rig(state, router, gateway, ends, clock, registry, configure, transitions, endings)
+    return Rig(state, router, gateway, ends, clock, registry, configure, transitions, endings, shared)
 
 
 @pytest.fixture

@@ -29,7 +29,6 @@ from extproc.values.endings import (
 from extproc.values.evidence import FailureKind, NoFailure
 from extproc.values.inflight import Inflight
 from extproc.values.outcomes import Ended, Outcome
-from metadata_center.types import RequestId
 
 AttemptListener = Callable[[AttemptFailed, Inflight | None, float], None]
 """Is told each failed attempt, with its request unless that has ended, and the time."""
@@ -71,7 +70,7 @@ class Endings:
             case RequestAlive():
                 self._state.load.refresh(event.request_id, now_s)
 
-    def lost(self, _request_id: RequestId, request: Inflight, now_s: float) -> None:
+    def lost(self, request: Inflight, now_s: float) -> None:
         """The lease of a request expired, and it was released: no end of it was told in time."""
         outcome = Outcome(
             ended=Ended.LEASE_EXPIRED,

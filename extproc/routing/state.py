@@ -46,7 +46,7 @@ def _alone() -> int:
     return 1
 
 
-def _nobody_asks(_request_id: RequestId, _request: Inflight, _now_s: float) -> None:
+def _nobody_asks(_request: Inflight, _now_s: float) -> None:
     """Nobody wants to know of lost requests."""
 
 
@@ -110,19 +110,37 @@ class State:
     configured_s: float = 0.0
     health_changed_s: float = 0.0
     poison: Poison = field(default_factory=Poison)
-    on_lost: Callable[[RequestId, Inflight, float], None] = _nobody_asks
+    on_lost: Callable[[Inflight, float], None] = _nobody_asks
     on_transition: Callable[[Transition], None] = _tell_nobody
 
     def __post_init__(self) -> None:
-        def share(endpoint: EndpointKey, blocks: list[int]) -> None:
-            self.share(endpoint, blocks)
-
-        def is_known(endpoint: EndpointKey) -> bool:
-            return self.health.state(endpoint) is not None
-
-        self.history = CacheHistory(self.caches.history, is_known, share)
+        health = self.health
+        self.history = CacheHistory(
+            self.caches.history, lambda endpoint: health.state(endpoint) is not None, self.share
+        )
         self.teaching = Teaching(self.predictor)
-        self.stored = StoredResponses(self.homes, self.inflight, self.records, share)
+        self.stored = StoredResponses(self.homes, self.inflight, self.records, self.share)
+
+    def health_changed(self, now_s: float) -> None:
+        """An endpoint's health is another one since now."""
+        self.health_changed_s = now_s
+
+    def configure(self, keys: frozenset[EndpointKey], gone: frozenset[EndpointKey], now_s: float) -> None:
+        """A configuration is in force since now.
+
+        Args:
+            keys: All endpoints.
+            gone: Those that were there before; all that is known of them is forgotten.
+            now_s: Monotonic time.
+        """
+        self.configured_s = now_s
+        self.health_changed_s = self.health_changed_s or now_s
+        self.load.retain(keys)
+        self.endpoints.retain(keys)
+        for key in gone:
+            self.caches.history.remove(key)
+            self.caches.running.forget(key)
+            self.engines.forget(key)
 
     def advance(self, now_s: float) -> None:
         """Release what time has released: predicted prefills, lost requests. Cheap when nothing is due."""
@@ -141,7 +159,7 @@ class State:
             for request_id in expired.requests:
                 request = self.finish(request_id, now_s, completed=False)
                 if request is not None:
-                    self.on_lost(request_id, request, now_s)
+                    self.on_lost(request, now_s)
 
     def begin(self, request_id: RequestId, inflight: Inflight) -> None:
         """A request was decided and charged."""

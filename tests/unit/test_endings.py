@@ -487,8 +487,6 @@ def test_blocks_of_a_completed_request_count_for_a_moment_longer(rig: Rig) -> No
 
 def test_an_endpoint_that_left_is_not_remembered(rig: Rig) -> None:
     """A request that outlives its endpoint's place in the configuration leaves nothing behind there."""
-    shared: list[EndpointKey] = []
-    rig.state.share = lambda key, _: shared.append(key)
     for number in range(3):
         rig.decide(str(number), chat("x" * 1000, stream=number < 2))
     rig.configure([endpoint(7)])
@@ -499,7 +497,7 @@ def test_an_endpoint_that_left_is_not_remembered(rig: Rig) -> None:
     rig.state.advance(rig.clock())
     assert rig.state.caches.history.total == 0
     assert not any(key in rig.state.caches.history._caches for key in KEYS)
-    assert shared == []
+    assert rig.shared == []
 
 
 def test_totals_outlive_a_reload_and_end_with_their_endpoint(rig: Rig) -> None:
