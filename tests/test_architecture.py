@@ -65,11 +65,11 @@ CORE = (
     "extproc/config/document.py",
     "metadata_center/types.py",
     "metadata_center/errors.py",
+    "metadata_center/load/kinds.py",
+    "metadata_center/load/ledger.py",
     "metadata_center/load/table.py",
     "metadata_center/load/counters.py",
-    "metadata_center/history/prefix_index.py",
-    "metadata_center/history/block_holders.py",
-    "metadata_center/history/running_blocks.py",
+    "metadata_center/history/*.py",
     "metadata_center/service/cluster_loads.py",
     "metadata_center/service/rendezvous.py",
     "metadata_center/service/http_callers.py",
@@ -81,10 +81,14 @@ CORE = (
     "metadata_center/kv_events/decoding.py",
     "metadata_center/kv_events/sequencing.py",
     "metadata_center/sharing/http_messages.py",
+    "metadata_center/sharing/load.py",
     "metadata_center/sharing/messages.py",
+    "metadata_center/sharing/others.py",
     "metadata_center/sharing/peers.py",
+    "metadata_center/sharing/published.py",
     "metadata_center/sharing/redis_url.py",
     "metadata_center/sharing/store.py",
+    "metadata_center/sharing/tickets.py",
     "metadata_center/sharing/transport.py",
     "metadata_center/store.py",
     "metadata_center/service/api.py",
@@ -95,7 +99,7 @@ CORE = (
     *(
         f"tokenway/simulator/replay/{name}.py"
         for name in (
-            *("trace", "draws", "books", "caches", "fleet", "replica", "settings", "gateway", "run"),
+            *("trace", "draws", "ledger", "caches", "fleet", "replica", "settings", "gateway", "run"),
             *("summary", "oracle", "lineup", "report", "generators", "export", "log_lines"),
         )
     ),
@@ -122,6 +126,12 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
     name: frozenset(allowed.split())
     for name, allowed in {
         "metadata_center": "",
+        "metadata_center.load": "metadata_center.types metadata_center.errors",
+        "metadata_center.history": "metadata_center.types metadata_center.errors metadata_center.load",
+        "metadata_center.sharing": "metadata_center.types metadata_center.errors metadata_center.load "
+        "metadata_center.history",
+        "metadata_center.service": "metadata_center.types metadata_center.errors metadata_center.load "
+        "metadata_center.history metadata_center.sharing",
         "tokenway.simulator.engine": "",
         "tokenway.simulator.server": "tokenway.simulator.engine",
         "tokenway.simulator.validation": "tokenway.simulator.engine",

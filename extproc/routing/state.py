@@ -20,8 +20,8 @@ from extproc.routing.engines import Engines
 from extproc.routing.homes import Homes
 from extproc.routing.inflight import Inflight, InflightTable
 from extproc.values.outcomes import Ended, Outcome
-from metadata_center.load.table import LoadTable
 from metadata_center.sharing.messages import RESPONSES_MARK
+from metadata_center.store import LoadStore
 from metadata_center.types import EndpointKey, RequestId
 
 LINGER_S: Final = 1.0
@@ -80,7 +80,7 @@ class State:
         on_transition: Told when a first token changed an endpoint's health.
     """
 
-    load: LoadTable
+    load: LoadStore
     caches: Caches
     health: HealthTracker
     predictor: Predictor
