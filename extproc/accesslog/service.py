@@ -19,7 +19,7 @@ import grpc
 from envoy.service.accesslog.v3 import als_pb2
 
 from extproc.accesslog.entries import ended_unix_s, translate
-from extproc.observing.metrics import Metrics
+from extproc.observing.recorder import Recorder
 from extproc.values.endings import AttemptFailed, AttemptStarted, RequestAlive, RequestEnd, RequestEvent
 from extproc.values.exchange import NO_OWNER
 
@@ -62,7 +62,7 @@ class Dispatcher:
         take: Callable[[RequestEvent], None],
         hand_over: Callable[[str, RequestEvent], bool],
         tell_all: Callable[[RequestEvent], None],
-        metrics: Metrics,
+        metrics: Recorder,
     ) -> None:
         self._owner = owner
         self._take = take
@@ -98,7 +98,7 @@ class AccessLog:
     def __init__(
         self,
         dispatch: Callable[[RequestEvent], None],
-        metrics: Metrics,
+        metrics: Recorder,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._dispatch = dispatch

@@ -19,7 +19,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 from extproc.choosing.holding import POLL_S, Pass
 from extproc.errors import RouterError
-from extproc.observing.metrics import Metrics
+from extproc.observing.recorder import Recorder
 from extproc.protocol.servicer import Deferred
 from extproc.routing.asking import Asked
 from extproc.routing.placing import Chosen, Parked
@@ -124,7 +124,7 @@ class WaitingRoom(Generic[D]):
         self,
         place: Callable[[Asked, Parked | None], Chosen | Parked],
         answer: Callable[[Asked, Chosen], D | Awaitable[D]],
-        metrics: Metrics,
+        metrics: Recorder,
         loop: Callable[[], Loop],
         clock: Callable[[], float],
     ) -> None:

@@ -30,7 +30,7 @@ from extproc.discovery.following import (
 from extproc.discovery.resolution import Resolution
 from extproc.discovery.resolve import ResolveError, addresses_of
 from extproc.errors import ConfigError
-from extproc.observing.metrics import Metrics
+from extproc.observing.metrics.collector import Metrics
 
 _log = logging.getLogger("tokenway.configuration")
 

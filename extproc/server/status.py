@@ -8,9 +8,10 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from extproc.observing.metrics import EndpointGauges, LiveGauges
+from extproc.observing.metrics.endpoints import EndpointGauges
+from extproc.observing.metrics.family import Values
+from extproc.observing.metrics.live import LiveGauges
 from extproc.observing.records import RecordRing
-from extproc.observing.shared_metrics import Values
 from extproc.routing.state import State
 from extproc.values.decisions import HoldReason
 from extproc.values.endpoints import Endpoint

@@ -22,10 +22,12 @@ from extproc.config.schema import Config, ListenTls
 from extproc.discovery.resolution import Resolution
 from extproc.health.prober import Occupancy, Prober
 from extproc.health.tracker import HealthState, HealthTracker, Transition
-from extproc.observing.metrics import Metrics
+from extproc.observing.metrics.collector import Metrics
+from extproc.observing.metrics.family import Values
+from extproc.observing.metrics.kv_events import event_values
+from extproc.observing.metrics.sharing import sharing_values
 from extproc.observing.records import RecordRing
 from extproc.observing.request_log import MIN_KEY_CHARS, block_key
-from extproc.observing.shared_metrics import Values, event_values, sharing_values
 from extproc.predicting.predictor import Predictor
 from extproc.predicting.tokens import TokensPerByte
 from extproc.protocol.servicer import Processor
@@ -160,7 +162,7 @@ class Worker:
         self._supervised = supervised
         self._supervisor = os.getppid()
         self._registry = CollectorRegistry()
-        metrics = Metrics(self._registry, version("tokenway"))
+        metrics = self._metrics = Metrics(self._registry, version("tokenway"))
         self._configuration = Configuration(path, metrics, self._apply)
         config = self._configuration.current
         self._owner = f"{index}.{secrets.token_hex(4)}"
@@ -438,7 +440,7 @@ class Worker:
     def _transition(self, transition: Transition) -> None:
         self.state.health_changed_s = time.monotonic()
         if transition.after is HealthState.EJECTED:
-            self.state.metrics.ejected(transition.key, ejection_cause(transition.reason))
+            self._metrics.ejected(transition.key, ejection_cause(transition.reason))
         else:
             self._announcements.came_back(transition.key)
             self.state.engines.restarted(transition.key)
@@ -483,7 +485,7 @@ class Worker:
             state.caches.running.forget(key)
             state.engines.forget(key)
         self._announcements.configure(config, resolution.clusters, self._path.parent)
-        state.metrics.configure(models=config.models, clusters=resolution.clusters, endpoints=keys)
+        self._metrics.configure(models=config.models, clusters=resolution.clusters, endpoints=keys)
         logging.getLogger("tokenway").setLevel(config.logging.level.upper())
         self._tell_new_rule_headers(config.rule_headers())
         self._publish()
@@ -552,7 +554,7 @@ class Worker:
                 ASSIGNMENT_TYPE: load_assignments(clusters, self._health.state),
             }
         ):
-            self.state.metrics.ads_updated(ADS_TYPES[type_url])
+            self._metrics.ads_updated(ADS_TYPES[type_url])
 
     def _cache_cleared(self, key: EndpointKey) -> None:
         self.state.caches.history.clear(key)

@@ -9,7 +9,11 @@ from pathlib import Path
 import grpc
 
 from extproc.transport import grpc_aio
+from extproc.transport.native import NativeServer
 from extproc.transport.seam import Rpc
+
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+"""gRPC's own default."""
 
 Serve = Callable[[Sequence[Rpc], Path], AbstractAsyncContextManager[None]]
 """Serves methods on a Unix socket while its context is open."""
@@ -25,4 +29,13 @@ async def _grpc_aio(rpcs: Sequence[Rpc], socket: Path) -> AsyncIterator[None]:
     await server.stop(None)
 
 
-SERVERS: dict[str, Serve] = {"grpc_aio": _grpc_aio}
+@asynccontextmanager
+async def _native(rpcs: Sequence[Rpc], socket: Path) -> AsyncIterator[None]:
+    server = NativeServer(rpcs, MAX_MESSAGE_BYTES)
+    await server.listen_unix(socket)
+    server.start()
+    yield
+    await server.stop(0.0)
+
+
+SERVERS: dict[str, Serve] = {"grpc_aio": _grpc_aio, "native": _native}

@@ -8,8 +8,11 @@ import sys
 import pytest
 from aiohttp import web
 
-from extproc.observing import metrics
-from extproc.observing.shared_metrics import SHARING_FAMILIES
+from extproc.observing.metrics.configuration import HOST_NAME_RESOLVED
+from extproc.observing.metrics.predictions import USAGE_UNKNOWN
+from extproc.observing.metrics.sharing import FAMILIES as SHARING_FAMILIES
+from extproc.observing.metrics.streams import ADS_NACKS
+from extproc.observing.metrics.table import FAMILIES
 from testbed.processes import REPOSITORY
 from tests.e2e.conftest import Shared
 from tests.e2e.harness import (
@@ -30,9 +33,9 @@ from tokenway.simulator.server.app import SimulatorServer
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
 BEYOND_TRAFFIC = {
-    metrics.ADS_NACKS,
-    metrics.HOST_NAME_RESOLVED,
-    metrics.USAGE_UNKNOWN,
+    ADS_NACKS,
+    HOST_NAME_RESOLVED,
+    USAGE_UNKNOWN,
     *SHARING_FAMILIES,
 }
 """Families without a sample here: Envoy would have to refuse what we publish, an answer to hide its usage,
@@ -108,12 +111,12 @@ async def test_every_family_is_scraped(plain: Shared) -> None:
     sampled = {line.partition(" ")[0].partition("{")[0] for line in scrape.splitlines() if line[:1] != "#"}
     missing = {
         family.name
-        for family in metrics.FAMILIES
+        for family in FAMILIES
         if family not in BEYOND_TRAFFIC and not {family.name, f"{family.name}_bucket"} & sampled
     }
     assert missing == set()
     declared = {line.split()[2] for line in scrape.splitlines() if line.startswith("# TYPE ")}
-    assert {family.name.removesuffix("_total") for family in metrics.FAMILIES} <= {
+    assert {family.name.removesuffix("_total") for family in FAMILIES} <= {
         name.removesuffix("_total") for name in declared
     }
 

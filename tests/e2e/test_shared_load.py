@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from extproc.observing.shared_metrics import SHARING_FAMILIES
+from extproc.observing.metrics.sharing import FAMILIES as SHARING_FAMILIES
 from testbed.redis_server import RedisServer, running
 from tests.e2e.harness import Load, Stack, chat, cluster, eventually, key_of, post, sample
 from tests.e2e.pair import all_settled, running_pair

@@ -17,7 +17,7 @@ from extproc.config.schema import Config
 from extproc.discovery import resolve
 from extproc.discovery.resolution import Resolution
 from extproc.errors import ConfigError
-from extproc.observing.metrics import Metrics
+from extproc.observing.metrics.collector import Metrics
 from extproc.server import configuration
 from extproc.server.configuration import Configuration
 

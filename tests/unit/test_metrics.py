@@ -12,16 +12,13 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from extproc.errors import Reason
-from extproc.observing.family import Kind
-from extproc.observing.merge import merge
-from extproc.observing.metrics import (
-    DECISION_SECONDS,
-    FAMILIES,
-    EndpointGauges,
-    LiveGauges,
-    Metrics,
-    document,
-)
+from extproc.observing.metrics.collector import Metrics
+from extproc.observing.metrics.decisions import DECISION_SECONDS
+from extproc.observing.metrics.endpoints import EndpointGauges
+from extproc.observing.metrics.family import Kind
+from extproc.observing.metrics.live import LiveGauges
+from extproc.observing.metrics.merge import merge
+from extproc.observing.metrics.table import FAMILIES, document
 from extproc.predicting.calibration import CalibrationSummary
 from extproc.predicting.predictor import KeyCalibration
 from extproc.values.balancing import Algorithm

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from extproc.admin.page import Answer, Asked, Source, WorkerPage
-from extproc.observing.merge import merge
+from extproc.observing.metrics.merge import merge
 
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -34,3 +35,17 @@ class Family:
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
     start: tuple[tuple[str, ...], ...] = field(default=(), repr=False)
+
+
+Values = dict[Family, Mapping[tuple[str, ...], float]]
+"""What a scrape shows of some families: label values, in the order of `Family.labels`, to the sample."""
+
+
+def closed(values: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+    """`Family.start` of a family with one label that takes these values and no others."""
+    return tuple((str(value),) for value in values)
+
+
+def doubling(first: float, count: int) -> tuple[float, ...]:
+    """Bucket bounds: `first` and `count - 1` more, each twice the one before."""
+    return tuple(first * 2**power for power in range(count))

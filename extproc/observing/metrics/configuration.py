@@ -1,0 +1,60 @@
+"""Series of the files this process was told to follow, and of the host names in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from extproc.observing.metrics.family import Family, Kind, Values
+
+RELOADS = Family(
+    "tokenway_reloads_total",
+    Kind.COUNTER,
+    "Attempts to load a changed file; `failure` leaves the previous content in force.",
+    ("file", "result"),
+)
+RELOAD_SUCCESSFUL = Family(
+    "tokenway_config_last_reload_successful",
+    Kind.GAUGE,
+    "1 if the file can be used as it is now, else 0: what was good before stays in force. Series are those "
+    "of the files that are needed now.",
+    ("file",),
+)
+RELOAD_TIME = Family(
+    "tokenway_config_last_reload_success_timestamp_seconds",
+    Kind.GAUGE,
+    "Unix time the content now in force was loaded.",
+    ("file",),
+)
+HOST_NAME_RESOLVED = Family(
+    "tokenway_host_name_resolved",
+    Kind.GAUGE,
+    "1 if the last look-up of a host name in the clusters file gave an address, else 0: it then keeps the "
+    "addresses it had, if any.",
+    ("name",),
+)
+
+FAMILIES: tuple[Family, ...] = (
+    RELOADS,
+    RELOAD_SUCCESSFUL,
+    RELOAD_TIME,
+    HOST_NAME_RESOLVED,
+)
+
+
+def values(
+    files: Mapping[str, bool] | None,
+    loaded_unix_s: Mapping[tuple[str, ...], float],
+    host_names: Mapping[str, bool],
+) -> Values:
+    """The series of what is followed now.
+
+    Args:
+        files: Each file that is needed: is it good? None leaves the series of the last attempts.
+        loaded_unix_s: When each file, as a label tuple, was last loaded.
+        host_names: Each host name in use: did its last look-up give an address?
+    """
+    shown: Values = {HOST_NAME_RESOLVED: {(name,): has for name, has in host_names.items()}}
+    if files is not None:
+        shown[RELOAD_SUCCESSFUL] = {(file,): is_good for file, is_good in files.items()}
+        shown[RELOAD_TIME] = {(file,): loaded_unix_s[file,] for file in files if (file,) in loaded_unix_s}
+    return shown

@@ -1,0 +1,109 @@
+"""Series of endpoints: what each has to do now and what it has cached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from extproc.observing.metrics.family import Family, Kind, Values
+from extproc.observing.metrics.health import ENDPOINT_DOUBTED
+from metadata_center.types import EndpointKey
+
+REQUESTS_IN_FLIGHT = Family(
+    "tokenway_requests_in_flight",
+    Kind.GAUGE,
+    "Requests charged to the endpoint now.",
+    ("cluster", "endpoint"),
+)
+PREFILL_PENDING = Family(
+    "tokenway_prefill_tokens_pending",
+    Kind.GAUGE,
+    "Uncached prompt tokens charged to the endpoint and not yet known to be prefilled.",
+    ("cluster", "endpoint"),
+)
+CONTEXT_TOKENS = Family(
+    "tokenway_context_tokens",
+    Kind.GAUGE,
+    "Prompt tokens of the requests in flight at the endpoint.",
+    ("cluster", "endpoint"),
+)
+CACHED_BLOCKS = Family(
+    "tokenway_cached_blocks",
+    Kind.GAUGE,
+    "Blocks the prefix index believes the endpoint holds.",
+    ("cluster", "endpoint"),
+)
+CAPACITY_BLOCKS = Family(
+    "tokenway_cache_capacity_blocks",
+    Kind.GAUGE,
+    "Blocks the prefix index allows the endpoint before it forgets the oldest.",
+    ("cluster", "endpoint"),
+)
+ENDPOINT_AVAILABLE = Family(
+    "tokenway_endpoint_available",
+    Kind.GAUGE,
+    "1 if the endpoint may be chosen, 0 if it is ejected or draining.",
+    ("cluster", "endpoint"),
+)
+ENDPOINT_ANNOUNCING = Family(
+    "tokenway_endpoint_announcing",
+    Kind.GAUGE,
+    "1 while the endpoint's own KV events say what it has cached, 0 while routing history does.",
+    ("cluster", "endpoint"),
+)
+TTFT_EWMA = Family(
+    "tokenway_endpoint_ttft_ewma_seconds",
+    Kind.GAUGE,
+    "Moving average of the endpoint's time to first token; absent until one was seen.",
+    ("cluster", "endpoint"),
+)
+
+FAMILIES: tuple[Family, ...] = (
+    REQUESTS_IN_FLIGHT,
+    PREFILL_PENDING,
+    CONTEXT_TOKENS,
+    CACHED_BLOCKS,
+    CAPACITY_BLOCKS,
+    ENDPOINT_AVAILABLE,
+    ENDPOINT_ANNOUNCING,
+    TTFT_EWMA,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointGauges:
+    """What a scrape shows of one endpoint; the fields mean what the families of the same name say."""
+
+    key: EndpointKey
+    cluster: str
+    available: bool
+    requests: int
+    prefill_tokens: int
+    context_tokens: int
+    cached_blocks: int
+    capacity_blocks: int
+    ttft_ewma_s: float | None = None
+    announcing: bool = False
+    doubted: int = 0
+
+
+_COLUMNS: Mapping[Family, Callable[[EndpointGauges], float | None]] = {
+    REQUESTS_IN_FLIGHT: lambda row: row.requests,
+    PREFILL_PENDING: lambda row: row.prefill_tokens,
+    CONTEXT_TOKENS: lambda row: row.context_tokens,
+    CACHED_BLOCKS: lambda row: row.cached_blocks,
+    CAPACITY_BLOCKS: lambda row: row.capacity_blocks,
+    ENDPOINT_AVAILABLE: lambda row: row.available,
+    ENDPOINT_ANNOUNCING: lambda row: row.announcing,
+    ENDPOINT_DOUBTED: lambda row: row.doubted,
+    TTFT_EWMA: lambda row: row.ttft_ewma_s,
+}
+
+
+def values(endpoints: Iterable[EndpointGauges]) -> Values:
+    """The series of the endpoints configured now."""
+    rows = list(endpoints)
+    return {
+        family: {(row.cluster, row.key): value for row in rows if (value := read(row)) is not None}
+        for family, read in _COLUMNS.items()
+    }

@@ -1,0 +1,1 @@
+"""gRPC over HTTP/2, server side, without I/O: bytes and times in, calls told, bytes out."""

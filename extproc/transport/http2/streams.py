@@ -1,0 +1,62 @@
+"""One call on a connection: what its service does with it, and what has come of it so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from extproc.transport.http2.frames import DEFAULT_WINDOW
+from extproc.transport.http2.messages import MessageReader
+from extproc.transport.http2.outbox import Outbox, Outgoing
+from extproc.transport.http2.requests import trailers
+from extproc.transport.seam import Receiver, Status
+
+
+class Stream(Outgoing):
+    """A call that is open; see `extproc.transport.seam.Call`.
+
+    Args:
+        stream_id: Its number.
+        outbox: Of its connection.
+        ended: Called when its last frame is out.
+        peer: Who calls.
+        path: Which method.
+    """
+
+    __slots__ = ("_outbox", "deadline_s", "path", "peer", "reader", "receive_window", "receiver")
+
+    def __init__(
+        self, stream_id: int, outbox: Outbox, ended: Callable[[int], None], peer: str, path: str
+    ) -> None:
+        super().__init__(stream_id, outbox.initial_window, ended)
+        self._outbox = outbox
+        self.peer = peer
+        self.path = path
+        self.receiver: Receiver | None = None
+        """None until its service has opened the call."""
+
+        self.reader: MessageReader | None = None
+        """None as long as each message came in a DATA frame of its own."""
+
+        self.receive_window = DEFAULT_WINDOW
+        """What the peer may send before we grant more."""
+
+        self.deadline_s: float | None = None
+
+    def send(self, message: bytes, sent: Callable[[], None] | None = None) -> None:
+        """See `Call`."""
+        if not self.is_over:
+            self._outbox.message(self, message, sent)
+
+    def finish(self, last: bytes | None = None) -> None:
+        """See `Call`."""
+        if not self.is_over:
+            if last is not None:
+                self._outbox.message(self, last)
+            self.is_over = True
+            self._outbox.end(self)
+
+    def abort(self, status: Status, detail: str) -> None:
+        """See `Call`."""
+        if not self.is_over:
+            self.is_over = True
+            self._outbox.end(self, trailers(status, detail))

@@ -1,0 +1,421 @@
+"""Serves the seam by our own HTTP/2: sockets, clocks and logs around `extproc.transport.http2`.
+
+Rules:
+    1. A connection writes once in a turn of the loop: what is sent meanwhile goes together.
+    2. All connections read into one buffer, for what they read is taken over before the next one reads.
+    3. A peer that is not heard, does not read or does not greet within its time loses its connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from extproc.transport.http2.connection import Connection
+from extproc.transport.http2.faults import ConnectionFault, ErrorCode, FaultReason
+from extproc.transport.http2.outbox import OUTPUT_BYTES
+from extproc.transport.listen_tls import ListenTls
+from extproc.transport.seam import Rpc
+
+_log = logging.getLogger("tokenway.transport")
+
+READ_BYTES: Final = 65_536
+"""At once from a socket: no more than some milliseconds of work even if it is all small frames."""
+
+MAX_CONNECTIONS: Final = 256
+"""At once; an Envoy opens one for each of its threads and 1,024 streams."""
+
+BACKLOG: Final = 128
+GREETING_S: Final = 10.0
+"""For the TLS handshake, and again for the preface and SETTINGS."""
+
+PROBE_S: Final = 60.0
+"""A peer over TCP that was silent for so long is asked whether it lives."""
+
+STALL_S: Final = 60.0
+"""A peer that takes nothing for so long, though there is something for it, is given up; so is a silent one,
+so long after it was asked."""
+
+_WATCH_S: Final = 5.0
+_DRAIN_ANSWER_S: Final = 1.0
+_CLOSE_S: Final = 1.0
+_LOG_LINES_PER_S: Final = 5.0
+
+
+class Faults:
+    """Counts what goes wrong, and logs it as far as a log can bear.
+
+    Args:
+        count: Called with each reason and whether it ended the connection; for a metric.
+    """
+
+    def __init__(self, count: Callable[[FaultReason, bool], None]) -> None:
+        self._count = count
+        self._left = _LOG_LINES_PER_S
+        self._at_s = 0.0
+        self._unlogged = 0
+
+    def tell(self, reason: FaultReason, detail: str, peer: str, *, is_connection: bool) -> None:
+        """A stream or a connection was ended."""
+        self._count(reason, is_connection)
+        if not is_connection and not _log.isEnabledFor(logging.DEBUG):
+            return
+        now_s = asyncio.get_running_loop().time()
+        self._left = min(_LOG_LINES_PER_S, self._left + (now_s - self._at_s) * _LOG_LINES_PER_S)
+        self._at_s = now_s
+        if self._left < 1.0:
+            self._unlogged += 1
+            return
+        self._left -= 1.0
+        extra = {"reason": reason, "detail": detail, "peer": peer, "unlogged_before": self._unlogged}
+        self._unlogged = 0
+        _log.log(
+            logging.WARNING if is_connection else logging.DEBUG,
+            "connection ended by us" if is_connection else "stream ended by us",
+            extra=extra,
+        )
+
+
+class NativeServer:
+    """Serves methods on any number of sockets.
+
+    Args:
+        rpcs: The methods.
+        max_message_bytes: A longer message is refused.
+        on_fault: Called with each reason why a stream (False) or a connection (True) was ended.
+    """
+
+    def __init__(
+        self,
+        rpcs: Sequence[Rpc],
+        max_message_bytes: int,
+        on_fault: Callable[[FaultReason, bool], None] = lambda _reason, _is_connection: None,
+    ) -> None:
+        self.rpcs: Mapping[str, Rpc] = {rpc.path: rpc for rpc in rpcs}
+        self.max_message_bytes = max_message_bytes
+        self.faults = Faults(on_fault)
+        self.buffer = memoryview(bytearray(READ_BYTES))
+        self._peers: set[_Peer] = set()
+        self._listeners: list[asyncio.Server] = []
+        self._acceptors: list[tuple[socket.socket, asyncio.Task[None]]] = []
+        self._handshakes: set[asyncio.Task[None]] = set()
+        self._watch: asyncio.Task[None] | None = None
+        self._is_stopping = False
+
+    @property
+    def num_connections(self) -> int:
+        """Connections that are open."""
+        return len(self._peers)
+
+    async def listen_unix(self, path: Path) -> None:
+        """Listen on a Unix socket; its mode is the process's umask.
+
+        Raises:
+            OSError: It cannot be opened.
+        """
+        loop = asyncio.get_running_loop()
+        listener = await loop.create_unix_server(lambda: _Peer(self, is_local=True), path, backlog=BACKLOG)
+        self._listeners.append(listener)
+
+    async def listen_tcp(self, host: str, port: int, tls: ListenTls | None = None) -> int:
+        """Listen on a TCP address, in clear text or by TLS; returns the port.
+
+        Raises:
+            OSError: It cannot be opened.
+        """
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        opened = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            opened.bind((host, port))
+            opened.listen(BACKLOG)
+            opened.setblocking(False)
+        except OSError:
+            opened.close()
+            raise
+        bound: int = opened.getsockname()[1]
+        loop = asyncio.get_running_loop()
+        if tls is None:
+            listener = await loop.create_server(lambda: _Peer(self, is_local=False), sock=opened)
+            self._listeners.append(listener)
+        else:
+            acceptor = loop.create_task(self._accept(opened, tls), name="accept")
+            self._acceptors.append((opened, acceptor))
+        return bound
+
+    def start(self) -> None:
+        """Begin to watch over connections."""
+        self._watch = asyncio.get_running_loop().create_task(self._look(), name="transport")
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no new calls, wait so long for those that are open, then end them.
+
+        Args:
+            grace_s: Seconds.
+        """
+        self._is_stopping = True
+        for listener in self._listeners:
+            listener.close()
+        for opened, acceptor in self._acceptors:
+            acceptor.cancel()
+            opened.close()
+        for handshake in self._handshakes:
+            handshake.cancel()
+        for peer in list(self._peers):
+            peer.drain()
+        deadline_s = asyncio.get_running_loop().time() + grace_s
+        await self._until_none(deadline_s)
+        for peer in list(self._peers):
+            peer.close()
+        await self._until_none(deadline_s + _CLOSE_S)
+        for peer in list(self._peers):
+            peer.abort()
+        tasks = [acceptor for _, acceptor in self._acceptors]
+        if self._watch is not None:
+            self._watch.cancel()
+            tasks.append(self._watch)
+        await asyncio.gather(*tasks, *self._handshakes, return_exceptions=True)
+
+    def came(self, peer: _Peer) -> bool:
+        """A connection was made; False if it is one too many."""
+        if self._is_stopping or len(self._peers) >= MAX_CONNECTIONS:
+            return False
+        self._peers.add(peer)
+        return True
+
+    def left(self, peer: _Peer) -> None:
+        """A connection is closed."""
+        self._peers.discard(peer)
+
+    async def _until_none(self, deadline_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        while self._peers and loop.time() < deadline_s:  # noqa: ASYNC110 - a stop need not be swift
+            await asyncio.sleep(0.01)
+
+    async def _accept(self, listening: socket.socket, tls: ListenTls) -> None:
+        """By hand, for each connection begins with the certificates of its time."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, _ = await loop.sock_accept(listening)
+            except OSError:  # the peer has gone already, or there are no more files: others may be served
+                await asyncio.sleep(0.01)
+                continue
+            if len(self._handshakes) + len(self._peers) >= MAX_CONNECTIONS:
+                accepted.close()
+                reason = FaultReason.TOO_MANY_CONNECTIONS
+                self.faults.tell(reason, "too many connections", "", is_connection=True)
+                continue
+            handshake = loop.create_task(self._shake_hands(accepted, tls), name="handshake")
+            self._handshakes.add(handshake)
+            handshake.add_done_callback(self._handshakes.discard)
+
+    async def _shake_hands(self, accepted: socket.socket, tls: ListenTls) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: _Peer(self, is_local=False),
+                accepted,
+                ssl=tls.context(),
+                ssl_handshake_timeout=GREETING_S,
+            )
+        except OSError as error:
+            accepted.close()
+            self.faults.tell(FaultReason.TLS, str(error), "", is_connection=True)
+
+    async def _look(self) -> None:
+        """Rule 3."""
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            now_s = asyncio.get_running_loop().time()
+            for peer in list(self._peers):
+                peer.look(now_s)
+
+
+class _Peer(asyncio.BufferedProtocol):
+    """One connection.
+
+    Args:
+        server: Whose it is.
+        is_local: By a Unix socket, where the kernel tells when a peer is gone.
+    """
+
+    def __init__(self, server: NativeServer, *, is_local: bool) -> None:
+        self._server = server
+        self._is_local = is_local
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._connection: Connection | None = None
+        self._name = ""
+        self._is_receiving = self._is_scheduled = self._is_closed = self._is_probed = False
+        self._began_s = self._heard_s = self._loop.time()
+        self._blocked_s: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._closing: asyncio.TimerHandle | None = None
+        self._timer_s: float | None = None
+
+    # What asyncio tells.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `asyncio.BaseProtocol`."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        address = transport.get_extra_info("peername")
+        self._name = "unix:" if not isinstance(address, tuple) else f"{address[0]}:{address[1]}"
+        if not self._server.came(self):
+            self._end_by(FaultReason.TOO_MANY_CONNECTIONS, "too many connections")
+            return
+        encrypted = transport.get_extra_info("ssl_object")
+        if encrypted is not None and encrypted.selected_alpn_protocol() != "h2":
+            self._end_by(FaultReason.TLS, "the peer did not ask for h2")
+            return
+        transport.set_write_buffer_limits(high=OUTPUT_BYTES)
+        self._connection = Connection(
+            self._server.rpcs,
+            self._server.max_message_bytes,
+            self._name,
+            self,
+            self._wake,
+            self._loop.time(),
+        )
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
+        """See `asyncio.BufferedProtocol`."""
+        return self._server.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """See `asyncio.BufferedProtocol`."""
+        connection = self._connection
+        if connection is None:
+            return
+        self._heard_s = now_s = self._loop.time()
+        self._is_receiving = True
+        try:
+            connection.receive(bytes(self._server.buffer[:nbytes]), now_s)
+        finally:
+            self._is_receiving = False
+        self._flush()
+
+    def eof_received(self) -> bool:
+        """See `asyncio.BaseProtocol`: a peer that sends no more is gone."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """See `asyncio.BaseProtocol`."""
+        self._is_closed = True
+        for timer in (self._timer, self._closing):
+            if timer is not None:
+                timer.cancel()
+        if self._connection is not None:
+            self._connection.end()
+        self._server.left(self)
+
+    def pause_writing(self) -> None:
+        """See `asyncio.BaseProtocol`."""
+        if self._connection is not None:
+            self._connection.outbox.is_blocked = True
+            self._blocked_s = self._loop.time()
+
+    def resume_writing(self) -> None:
+        """See `asyncio.BaseProtocol`."""
+        if self._connection is not None:
+            self._blocked_s = None
+            self._connection.unblock()
+            self._wake()
+
+    # What the connection tells.
+
+    def fault(self, reason: FaultReason, detail: str, *, is_connection: bool) -> None:
+        """See `Notices`."""
+        self._server.faults.tell(reason, detail, self._name, is_connection=is_connection)
+
+    def bug(self, path: str, error: Exception) -> None:
+        """See `Notices`."""
+        _log.error("service failed", extra={"path": path, "peer": self._name}, exc_info=error)
+
+    # What the server says.
+
+    def drain(self) -> None:
+        """Let what is open end, and nothing begin."""
+        if self._connection is not None:
+            self._connection.drain()
+            self._wake()
+            self._loop.call_later(_DRAIN_ANSWER_S, self._finish_drain)
+
+    def close(self) -> None:
+        """End what is open."""
+        if self._connection is not None:
+            self._connection.end(None)
+        self._wake()
+
+    def abort(self) -> None:
+        """Close, whatever has yet to be sent."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def look(self, now_s: float) -> None:
+        """Is the peer still of use?"""
+        connection = self._connection
+        if connection is None or self._is_closed:
+            return
+        if not connection.is_greeted and now_s - self._began_s > GREETING_S:
+            self._end_by(FaultReason.PREFACE, "no greeting within its time")
+        elif self._blocked_s is not None and now_s - self._blocked_s > STALL_S:
+            self._end_by(FaultReason.SLOW_READER, "answers are not taken")
+        elif not self._is_local and now_s - self._heard_s > PROBE_S + STALL_S:
+            self._end_by(FaultReason.SILENT, "the peer does not answer")
+        elif not self._is_local and now_s - self._heard_s > PROBE_S and not self._is_probed:
+            self._is_probed = True
+            connection.probe()
+        elif now_s - self._heard_s <= PROBE_S:
+            self._is_probed = False
+
+    def _finish_drain(self) -> None:
+        if self._connection is not None and not self._is_closed:
+            self._connection.finish_drain()
+            self._wake()
+
+    def _end_by(self, reason: FaultReason, detail: str) -> None:
+        if self._connection is None:
+            self.fault(reason, detail, is_connection=True)
+        else:
+            self._connection.end(ConnectionFault(reason, ErrorCode.ENHANCE_YOUR_CALM, detail))
+        self.abort()
+
+    # Writing.
+
+    def _wake(self) -> None:
+        if not self._is_receiving and not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._is_scheduled = False
+        connection, transport = self._connection, self._transport
+        if connection is None or transport is None or self._is_closed:
+            return
+        outbox = connection.outbox
+        while not outbox.is_blocked and (data := connection.take()):
+            transport.write(data)
+        outbox.tell_sent()
+        if connection.is_over:
+            self._is_closed = True
+            transport.close()
+            self._closing = self._loop.call_later(STALL_S, transport.abort)
+        elif connection.next_deadline_s != self._timer_s:
+            self._set_timer(connection.next_deadline_s)
+
+    def _set_timer(self, at_s: float | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_s = at_s
+        self._timer = None if at_s is None else self._loop.call_at(at_s, self._expire)
+
+    def _expire(self) -> None:
+        self._timer = self._timer_s = None
+        if self._connection is not None and not self._is_closed:
+            self._connection.expire(self._loop.time())
+            self._flush()
