@@ -172,15 +172,16 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "extproc.request": "extproc.values extproc.errors",
         "extproc.rendering": "extproc.values extproc.errors extproc.request metadata_center",
         "extproc.transport": "metadata_center",
-        "extproc.protocol": "extproc.values extproc.errors metadata_center",
+        "extproc.protocol": "extproc.values extproc.errors extproc.transport metadata_center",
         "extproc.health": "extproc.values metadata_center",
         "extproc.observing": "extproc.values extproc.errors extproc.choosing extproc.predicting "
         "metadata_center",
         "extproc.admin": "extproc.observing metadata_center",
-        "extproc.accesslog": "extproc.values extproc.health extproc.observing.recorder metadata_center",
+        "extproc.accesslog": "extproc.values extproc.health extproc.observing.recorder extproc.transport "
+        "metadata_center",
         "extproc.config": "extproc.values extproc.errors extproc.health extproc.request",
         "extproc.discovery": "extproc.values extproc.config metadata_center",
-        "extproc.xds": "extproc.values extproc.config extproc.health metadata_center",
+        "extproc.xds": "extproc.values extproc.config extproc.health extproc.transport metadata_center",
         "extproc.routing": "extproc.values extproc.errors extproc.request extproc.rendering "
         "extproc.choosing extproc.predicting "
         "extproc.protocol extproc.health extproc.observing.recorder extproc.observing.records "
@@ -192,8 +193,9 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
 WIRE_ONLY = {
     "envoy": ("extproc/protocol/wire.py", "extproc/accesslog/"),
     "envoy_data_plane": ("extproc/xds/",),
+    "grpc": ("extproc/transport/", "extproc/server/"),
 }
-"""Protobuf package -> where alone it may be imported."""
+"""Protobuf package, or gRPC's own -> where alone it may be imported."""
 
 NO_PYTHON = ("envoy", "istio", "etc")
 """Configuration only; a module under envoy/ would also hide the protobuf package of that name."""
