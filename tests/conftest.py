@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import orjson
 import pytest
+from hypothesis import settings as hypothesis_settings
 from prometheus_client import CollectorRegistry
 
 from extproc.health.settings import HealthSettings
@@ -42,6 +43,9 @@ from metadata_center.load.counters import Counters
 from metadata_center.load.table import LoadTable
 from metadata_center.types import EndpointKey, RequestId
 
+# An example that takes long on a busy machine, or under coverage, is no failure.
+hypothesis_settings.register_profile("house", deadline=None)
+hypothesis_settings.load_profile("house")
 T = TypeVar("T")
 
 OWNER = "0.test"

@@ -311,4 +311,4 @@ class CacheMapMachine(RuleBasedStateMachine):
 
 
 TestCacheMap = CacheMapMachine.TestCase
-TestCacheMap.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
+TestCacheMap.settings = settings(max_examples=80, stateful_step_count=30)

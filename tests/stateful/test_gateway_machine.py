@@ -200,4 +200,4 @@ class GatewayMachine(RuleBasedStateMachine):
 
 
 TestGateway = GatewayMachine.TestCase
-TestGateway.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestGateway.settings = settings(max_examples=80, stateful_step_count=40)

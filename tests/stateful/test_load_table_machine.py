@@ -131,4 +131,4 @@ class LoadTableMachine(RuleBasedStateMachine):
 
 
 TestLoadTable = LoadTableMachine.TestCase
-TestLoadTable.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestLoadTable.settings = settings(max_examples=60, stateful_step_count=40)

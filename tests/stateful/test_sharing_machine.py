@@ -213,4 +213,4 @@ def _kinds(view: Any) -> list[list[int]]:
 
 
 TestSharing = SharingMachine.TestCase
-TestSharing.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestSharing.settings = settings(max_examples=40, stateful_step_count=40)

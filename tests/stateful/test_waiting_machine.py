@@ -364,4 +364,4 @@ def test_idle_endpoints_take_who_waits_though_prices_have_risen() -> None:
 
 
 TestWaiting = WaitingMachine.TestCase
-TestWaiting.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestWaiting.settings = settings(max_examples=40, stateful_step_count=40)

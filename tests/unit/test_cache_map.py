@@ -399,7 +399,7 @@ served = st.lists(st.tuples(texts, st.lists(st.integers(0, 3), max_size=8)), min
 
 
 @given(served, st.lists(texts, min_size=1, max_size=4))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_with_a_tokenizer_equal_text_is_equal_tokens(
     served: list[tuple[bytes, list[int]]], queries: list[bytes]
 ) -> None:

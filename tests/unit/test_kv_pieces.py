@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from metadata_center.cache_map.cache_map import CacheMap
@@ -182,7 +182,6 @@ EVENTS = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(events=EVENTS)
 def test_applied_in_pieces_is_applied(events: list[tuple[str, int, int]]) -> None:
     """A map that gets the pieces answers as one that gets the batch whole, with steps of a few blocks."""
