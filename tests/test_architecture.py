@@ -153,11 +153,11 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
     name: frozenset(allowed.split())
     for name, allowed in {
         "metadata_center": "",
-        "metadata_center.load.table": "metadata_center.types metadata_center.errors",
-        "metadata_center.history": "metadata_center.types metadata_center.errors metadata_center.load.table",
-        "metadata_center.sharing": "metadata_center.types metadata_center.errors metadata_center.load.table "
+        "metadata_center.load": "metadata_center.types metadata_center.errors",
+        "metadata_center.history": "metadata_center.types metadata_center.errors metadata_center.load",
+        "metadata_center.sharing": "metadata_center.types metadata_center.errors metadata_center.load "
         "metadata_center.history",
-        "metadata_center.service": "metadata_center.types metadata_center.errors metadata_center.load.table "
+        "metadata_center.service": "metadata_center.types metadata_center.errors metadata_center.load "
         "metadata_center.history metadata_center.sharing",
         "tokenway.simulator.engine": "",
         "tokenway.simulator.server": "tokenway.simulator.engine",

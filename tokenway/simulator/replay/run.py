@@ -27,6 +27,7 @@ from tokenway.simulator.replay.caches import Announced, CacheView, Events, Histo
 from tokenway.simulator.replay.draws import MakeDraws
 from tokenway.simulator.replay.fleet import Fleet, endpoint_keys
 from tokenway.simulator.replay.gateway import FleetFacts, Live, ReplayGateway, Scrape, missed_cache
+from tokenway.simulator.replay.ledger import Change
 from tokenway.simulator.replay.replica import Replica
 from tokenway.simulator.replay.settings import RunSettings, Spread
 from tokenway.simulator.replay.trace import Trace, arrivals, block_ratio, engine_keys
@@ -389,13 +390,13 @@ class Replay:
 
     # What gateways learn
 
-    def _tell(self, now_s: float, gateway: ReplayGateway, entry: Entry) -> None:
+    def _tell(self, now_s: float, gateway: ReplayGateway, entry: Change) -> None:
         for other in self._gateways:
             if other is not gateway:
                 self._at(now_s + self._settings.push_delay_s, self._told, other, entry)
 
-    def _told(self, now_s: float, gateway: ReplayGateway, entry: Entry) -> None:
-        gateway.books.apply(entry, now_s)
+    def _told(self, now_s: float, gateway: ReplayGateway, entry: Change) -> None:
+        gateway.ledger.apply(entry, now_s)
         if entry.prefilling < 0 or entry.requests < 0:
             self._wake_held(now_s, gateway)
 
