@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from extproc.health.settings import HealthSettings
 from extproc.health.tracker import FailureKind, HealthTracker, Transition
+from extproc.listeners import Listeners
 from extproc.observing.metrics.collector import Metrics
 from extproc.observing.records import RecordRing
 from extproc.predicting.predictor import Predictor
@@ -301,6 +302,7 @@ def build_rig(
     registry = CollectorRegistry()
     metrics = Metrics(registry, "test")
     counters, history = Counters(), PrefixIndex(1_000, 1_000)
+    freed = Listeners[[]]()
     state = State(
         load=LoadTable(counters, lease_s=LEASE_S, tombstone_s=TOMBSTONE_S),
         caches=Caches(history),
@@ -308,6 +310,7 @@ def build_rig(
         predictor=Predictor(),
         records=RecordRing(256),
         metrics=metrics,
+        freed=freed.tell,
     )
     served = models or [ModelRules(MODEL, (Rule(CLUSTER),), load_balancing=load_balancing or LoadBalancing())]
 
@@ -346,8 +349,8 @@ def build_rig(
         work_clock,
     )
     if router.waiting is not None:
-        state.freed = router.waiting.wake
-    gateway = Gateway(router, state, clock, clock.wall)
+        freed.add(router.waiting.wake)
+    gateway = Gateway(router, state, router.decide, clock, clock.wall)
     transitions: list[Transition] = []
     endings: list[Ending] = []
     outcomes = Outcomes(state, transitions.append, endings.append)

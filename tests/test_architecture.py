@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 CORE = (
     "extproc/values/*.py",
     "extproc/errors.py",
+    "extproc/listeners.py",
     "extproc/request/*.py",
     "extproc/choosing/*.py",
     "extproc/choosing/policies/*.py",
@@ -71,6 +72,7 @@ CORE = (
     "extproc/xds/open_models.py",
     "extproc/xds/delta.py",
     "extproc/config/schema.py",
+    "extproc/config/taking_effect.py",
     "extproc/config/rule_headers.py",
     "extproc/config/document.py",
     "metadata_center/types.py",
@@ -167,6 +169,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "extproc.predicting metadata_center",
         "extproc.values": "extproc.errors metadata_center",
         "extproc.errors": "",
+        "extproc.listeners": "",
         "extproc.choosing": "extproc.values extproc.predicting metadata_center",
         "extproc.predicting": "extproc.values metadata_center",
         "extproc.request": "extproc.values extproc.errors",

@@ -105,6 +105,27 @@ class State:
     def __post_init__(self) -> None:
         self.learner = Learner(self.predictor)
 
+    def health_changed(self, now_s: float) -> None:
+        """An endpoint's health is another one since now."""
+        self.health_changed_s = now_s
+
+    def configure(self, keys: frozenset[EndpointKey], gone: frozenset[EndpointKey], now_s: float) -> None:
+        """A configuration is in force since now.
+
+        Args:
+            keys: All endpoints.
+            gone: Those that were there before; all that is known of them is forgotten.
+            now_s: Monotonic time.
+        """
+        self.configured_s = now_s
+        self.health_changed_s = self.health_changed_s or now_s
+        self.load.retain(keys)
+        self.endpoints.retain(keys)
+        for key in gone:
+            self.caches.history.remove(key)
+            self.caches.running.forget(key)
+            self.engines.forget(key)
+
     def advance(self, now_s: float) -> None:
         """Release what time has released: predicted prefills, lost requests. Cheap when nothing is due."""
         lingering = self.lingering

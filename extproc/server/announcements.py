@@ -96,7 +96,7 @@ class Announcements:
         self._announced = announced
         self._wall_clock = wall_clock
         self._settings = KvEvents()
-        self.tls: Mapping[EndpointKey, Mapping[str, Any]] = {}
+        self._tls: Mapping[EndpointKey, Mapping[str, Any]] = {}
         self._subscriber = KvEventSubscriber(
             on_batch=self._batch, on_clear=self._clear, on_state=self._state_changed, clock=clock
         )
@@ -135,14 +135,22 @@ class Announcements:
         if self._session is not None:
             await self._session.close()
 
-    def configure(self, config: Config, clusters: Mapping[str, Sequence[Endpoint]], base: Path) -> None:
+    def configure(
+        self,
+        config: Config,
+        clusters: Mapping[str, Sequence[Endpoint]],
+        base: Path,
+        tls: Mapping[EndpointKey, Mapping[str, Any]],
+    ) -> None:
         """Follow the engines of this configuration; those that stay are not disturbed.
 
         Args:
             config: Names models, their clusters and tokenizers.
             clusters: Endpoints, resolved.
             base: Tokenizer folders are relative to it.
+            tls: What aiohttp is told with a request to endpoints that speak TLS; others are left out.
         """
+        self._tls = tls
         self._settings = config.cache.kv_events
         if self._configuring is not None:
             self._configuring.cancel()
@@ -254,11 +262,11 @@ class Announcements:
             return "it publishes no events"
         verdict = await check_engine(
             session,
-            f"{'https' if key in self.tls else 'http'}://{key}",
+            f"{'https' if key in self._tls else 'http'}://{key}",
             known.model,
             self._renderings[known.space],
             self._wall_clock(),
-            tls=self.tls.get(key),
+            tls=self._tls.get(key),
         )
         before = self._verdicts.get(key)
         if before is None or before.reasons != verdict.reasons:
@@ -279,7 +287,7 @@ class Announcements:
         if written is None:
             return tuple(
                 await discover(
-                    session, endpoint.key, listen=self._settings.listen, tls=self.tls.get(endpoint.key)
+                    session, endpoint.key, listen=self._settings.listen, tls=self._tls.get(endpoint.key)
                 )
             )
         return tuple(

@@ -11,7 +11,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import Final
 
@@ -69,6 +69,9 @@ class SharedStore:
         tombstone_s: See `LoadTable`.
         max_tombstones: See `LoadTable`.
         max_requests: See `LoadTable`.
+        on_responses: Told where other gateways saw stored responses live; a chain that begins with
+            `RESPONSES_MARK`.
+        told: What is known of that here, for somebody, this member included, who may have missed it.
     """
 
     def __init__(
@@ -83,6 +86,8 @@ class SharedStore:
         tombstone_s: float = 60.0,
         max_tombstones: int = 100_000,
         max_requests: int = 200_000,
+        on_responses: Callable[[EndpointKey, list[int]], None] = _ignore,
+        told: Callable[[], Mapping[EndpointKey, Sequence[int]]] = dict,
     ) -> None:
         if counters.capacity > MAX_ENDPOINTS:
             raise ValueError(f"{counters.capacity} slots; a message has room for {MAX_ENDPOINTS}")
@@ -95,10 +100,8 @@ class SharedStore:
         self.namesakes = 0
         """Messages of another process with this gateway name and worker number: its predecessor's last ones,
         or, if it goes on growing, another gateway of the same name, which neither counts."""
-        self.on_responses: Callable[[EndpointKey, list[int]], None] = _ignore
-        """Told where other gateways saw stored responses live; a chain that begins with `RESPONSES_MARK`."""
-        self.on_newcomer: Callable[[], None] = _tell_nobody
-        """Called when somebody, this member included, may have missed what was shared of responses."""
+        self._on_responses = on_responses
+        self._told = told
         self.share_lease_s = share_lease_s
         self._seat = f"{member.rpartition('/')[0]}/"
         self._counters = counters
@@ -161,7 +164,7 @@ class SharedStore:
         members = self.peers.live_members
         self._others.apply(update, now_s)
         if self.peers.live_members > members and self._tells(update.member):
-            self.on_newcomer()
+            self._share_told()
         if update.blocks and gateway_of(update.member) != gateway_of(self.member):
             for chain in update.blocks:
                 if chain.endpoint in self.load.retained:
@@ -171,7 +174,7 @@ class SharedStore:
         """Catch up with what was missed; the next message sent is a full one."""
         for update in updates:
             self.incoming(update, now_s)
-        self.on_newcomer()
+        self._share_told()
         self._full_s = now_s
         self.wake()
 
@@ -276,6 +279,10 @@ class SharedStore:
 
     # Inside.
 
+    def _share_told(self) -> None:
+        for endpoint, chain in self._told().items():
+            self.share(endpoint, chain)
+
     def _tells(self, newcomer: MemberId) -> bool:
         """One member tells a newcomer what all know: worker 0 of the first gateway by name but its own."""
         gateway, worker, _ = self.member.split("/")
@@ -285,7 +292,7 @@ class SharedStore:
     def _record(self, chain: Chain) -> None:
         blocks = chain.blocks()
         if blocks and blocks[0] == RESPONSES_MARK:
-            self.on_responses(chain.endpoint, blocks)
+            self._on_responses(chain.endpoint, blocks)
             return
         try:
             self.prefixes.record(chain.endpoint, blocks)
