@@ -36,7 +36,7 @@ _OUTPUT: Final = frozenset(
 
 _OTHERS: Final = frozenset(
     {
-        *(f"tokenway/simulator/policies/{name}.py" for name in ("ours", "product", "registry", "view")),
+        *(f"tokenway/simulator/policies/{name}.py" for name in ("ours", "product", "registry")),
         *(f"tokenway/simulator/replay/{name}.py" for name in ("run", "gateway", "ledger")),
     }
 )

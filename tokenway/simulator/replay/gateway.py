@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from extproc.choosing.stateful import Decision, FleetView, Request, Sent, StatefulPolicy
 from extproc.predicting.predictor import Predictor
 from extproc.predicting.ttft import IDLE, Backlog, times_s
 from metadata_center.types import EndpointKey
-from tokenway.simulator.policies.view import Decision, Policy, Request, Sent, View
 from tokenway.simulator.replay.caches import CacheView
 from tokenway.simulator.replay.draws import Draws
 from tokenway.simulator.replay.ledger import Change, GatewayLedger
@@ -114,7 +114,7 @@ class ReplayGateway:
         facts: FleetFacts,
         scrape: Scrape,
         view: CacheView,
-        policy: Policy,
+        policy: StatefulPolicy,
         rng: Draws,
         clock: Callable[[], float],
         *,
@@ -141,7 +141,7 @@ class ReplayGateway:
         facts, ledger, scrape = self._facts, self.ledger, self._scrape
         started = self._clock()
         decision = self.policy.choose(
-            View(
+            FleetView(
                 now_s=now_s,
                 rng=self._rng,
                 request=live.request,

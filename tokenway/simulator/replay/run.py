@@ -20,9 +20,9 @@ from math import exp
 from typing import Any, Final
 
 from extproc.choosing.holding import POLL_S, Pass
+from extproc.choosing.stateful import Hold, Request, Shed, StatefulPolicy
 from tokenway.simulator.engine.engine import EngineRequest, StepResult
 from tokenway.simulator.engine.prefix_cache import BlocksRemoved, BlocksStored, CacheEvent
-from tokenway.simulator.policies.view import Hold, Policy, Request, Shed
 from tokenway.simulator.replay.caches import Announced, CacheView, Events, History, ViewKind
 from tokenway.simulator.replay.draws import MakeDraws
 from tokenway.simulator.replay.fleet import Fleet, endpoint_keys
@@ -141,7 +141,7 @@ class Replay:
         self,
         trace: Trace,
         fleet: Fleet,
-        make_policy: Callable[[Truth], Policy],
+        make_policy: Callable[[Truth], StatefulPolicy],
         settings: RunSettings,
         make_draws: MakeDraws,
         clock: Callable[[], float],

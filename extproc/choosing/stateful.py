@@ -1,4 +1,4 @@
-"""What a routing rule may see of the fleet, what it may answer, and what it is told afterwards.
+"""A policy with a memory of its own: what it may see, what it may answer, what it is told afterwards.
 
 Rules:
     1. A view holds what a router in production could know at that moment, and no more: its own ledger, what
@@ -14,17 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
+from extproc.values.choices import Rng
 from metadata_center.types import EndpointKey, value
-
-
-class Rng(Protocol):
-    """The only randomness a policy may use; `random.Random` satisfies it."""
-
-    def random(self) -> float:
-        """Uniform float in [0, 1)."""
-        ...
 
 
 @value
@@ -51,7 +43,7 @@ class Request:
 
 
 @value
-class View:
+class FleetView:
     """What one decision looks at.
 
     The columns named "ledger" are sums over requests that were sent and have not ended, as this gateway
@@ -165,7 +157,7 @@ class Sent:
     matched_tokens: int
 
 
-class Policy:
+class StatefulPolicy:
     """A routing rule; the observers do nothing unless a rule overrides them.
 
     The parameters of a rule are the keyword arguments of its `__init__`, all with defaults.
@@ -173,7 +165,7 @@ class Policy:
 
     __slots__ = ()
 
-    def choose(self, view: View) -> Decision:
+    def choose(self, view: FleetView) -> Decision:
         """Decide where `view.request` goes. It may come again if it was held, and be abandoned while held."""
         raise NotImplementedError
 
