@@ -76,6 +76,7 @@ CORE = (
     "extproc/config/rule_headers.py",
     "extproc/config/document.py",
     "metadata_center/types.py",
+    "metadata_center/roots.py",
     "metadata_center/errors.py",
     "metadata_center/load/kinds.py",
     "metadata_center/load/ledger.py",
