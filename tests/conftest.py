@@ -208,16 +208,18 @@ def decided(deciding: Deciding[Any]) -> Decision:
 
 @dataclass(slots=True)
 class Rig:
-    """One worker's request path without sockets: `Gateway` and `Endings` over real books.
+    """One worker's request path without sockets: `Gateway` and `Endings` over a real ledger.
 
     Attributes:
-        state: The books.
+        state: What the worker knows.
         router: Decides.
         gateway: What the ext_proc loop talks to.
         ends: What the access log talks to.
         clock: The only time there is.
         registry: Holds this worker's metrics.
         configure: Makes these the endpoints of the cluster, as a reload does.
+        counters: Where the load is counted.
+        history: What is believed cached.
         transitions: Changes of health, in order.
         endings: Requests that ended, refused ones as well, in order.
         shared: What others were told to be cached where, in order.
@@ -230,6 +232,8 @@ class Rig:
     clock: ManualClock
     registry: CollectorRegistry
     configure: Callable[[Sequence[Endpoint]], None]
+    counters: Counters
+    history: PrefixIndex
     transitions: list[Transition] = field(default_factory=list)
     endings: list[Ending] = field(default_factory=list)
     shared: list[tuple[EndpointKey, list[int]]] = field(default_factory=list)
@@ -308,9 +312,10 @@ def build_rig(
     metrics = Metrics(registry, "test")
     shared: list[tuple[EndpointKey, list[int]]] = []
     freed, lost = Listeners[[]](), Listeners[[Inflight, float]]()
+    counters, history = Counters(), PrefixIndex(1_000, 1_000)
     state = State(
-        load=LoadTable(Counters(), lease_s=LEASE_S, tombstone_s=TOMBSTONE_S),
-        caches=Caches(PrefixIndex(1_000, 1_000)),
+        load=LoadTable(counters, lease_s=LEASE_S, tombstone_s=TOMBSTONE_S),
+        caches=Caches(history),
         health=HealthTracker(health or HealthSettings()),
         predictor=Predictor(),
         records=RecordRing(256),
@@ -368,7 +373,20 @@ def build_rig(
         clusters=[CLUSTER],
         endpoints=[member.key for member in endpoints],
     )
-    return Rig(state, router, gateway, ends, clock, registry, configure, transitions, endings, shared)
+    return Rig(
+        state,
+        router,
+        gateway,
+        ends,
+        clock,
+        registry,
+        configure,
+        counters,
+        history,
+        transitions,
+        endings,
+        shared,
+    )
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Final
 from extproc.values.decisions import CacheView
 from extproc.values.endings import Ending
 from extproc.values.inflight import Inflight
-from metadata_center.history.prefix_index import PrefixIndex
+from metadata_center.store import PrefixStore
 from metadata_center.types import EndpointKey
 
 CACHED_TOLERANCE_TOKENS: Final = 128
@@ -33,7 +33,7 @@ class CacheHistory:
 
     def __init__(
         self,
-        history: PrefixIndex,
+        history: PrefixStore,
         is_known: Callable[[EndpointKey], bool],
         share: Callable[[EndpointKey, list[int]], None],
     ) -> None:

@@ -23,7 +23,7 @@ from extproc.routing.inflight import InflightTable
 from extproc.routing.stored_responses import StoredResponses
 from extproc.values.inflight import Inflight
 from metadata_center.history.radix_tree import Run
-from metadata_center.load.table import LoadTable
+from metadata_center.store import LoadStore
 from metadata_center.types import EndpointKey, RequestId
 
 LINGER_S: Final = 1.0
@@ -89,7 +89,7 @@ class State:
         on_transition: Told when a first token changed an endpoint's health.
     """
 
-    load: LoadTable
+    load: LoadStore
     caches: Caches
     health: HealthTracker
     predictor: Predictor
