@@ -206,16 +206,18 @@ def decided(deciding: Deciding[Any]) -> Decision:
 
 @dataclass(slots=True)
 class Rig:
-    """One worker's request path without sockets: `Gateway` and `Outcomes` over real books.
+    """One worker's request path without sockets: `Gateway` and `Outcomes` over a real ledger.
 
     Attributes:
-        state: The books.
+        state: What the worker knows.
         router: Decides.
         gateway: What the ext_proc loop talks to.
         outcomes: What the access log talks to.
         clock: The only time there is.
         registry: Holds this worker's metrics.
         configure: Makes these the endpoints of the cluster, as a reload does.
+        counters: Where the load is counted.
+        history: What is believed cached.
         transitions: Changes of health, in order.
         endings: Finished requests, in order.
     """
@@ -227,6 +229,8 @@ class Rig:
     clock: ManualClock
     registry: CollectorRegistry
     configure: Callable[[Sequence[Endpoint]], None]
+    counters: Counters
+    history: PrefixIndex
     transitions: list[Transition] = field(default_factory=list)
     endings: list[Ending] = field(default_factory=list)
 
@@ -297,10 +301,11 @@ def build_rig(
     clock = loop.clock if isinstance(loop, VirtualLoop) else ManualClock()
     registry = CollectorRegistry()
     metrics = Metrics(registry, "test")
+    counters, history = Counters(), PrefixIndex(1_000, 1_000)
     freed = Listeners[[]]()
     state = State(
-        load=LoadTable(Counters(), lease_s=LEASE_S, tombstone_s=TOMBSTONE_S),
-        caches=Caches(PrefixIndex(1_000, 1_000)),
+        load=LoadTable(counters, lease_s=LEASE_S, tombstone_s=TOMBSTONE_S),
+        caches=Caches(history),
         health=HealthTracker(health or HealthSettings()),
         predictor=Predictor(),
         records=RecordRing(256),
@@ -355,7 +360,9 @@ def build_rig(
         clusters=[CLUSTER],
         endpoints=[member.key for member in endpoints],
     )
-    return Rig(state, router, gateway, outcomes, clock, registry, configure, transitions, endings)
+    return Rig(
+        state, router, gateway, outcomes, clock, registry, configure, counters, history, transitions, endings
+    )
 
 
 @pytest.fixture

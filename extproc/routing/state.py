@@ -21,8 +21,8 @@ from extproc.routing.homes import Homes
 from extproc.routing.inflight import Inflight, InflightTable
 from extproc.values.outcomes import Ended, Outcome
 from metadata_center.history.radix_tree import Run
-from metadata_center.load.table import LoadTable
 from metadata_center.sharing.messages import RESPONSES_MARK
+from metadata_center.store import LoadStore
 from metadata_center.types import EndpointKey, RequestId
 
 LINGER_S: Final = 1.0
@@ -81,7 +81,7 @@ class State:
         on_transition: Told when a first token changed an endpoint's health.
     """
 
-    load: LoadTable
+    load: LoadStore
     caches: Caches
     health: HealthTracker
     predictor: Predictor

@@ -32,7 +32,8 @@ from extproc.rendering.template import UnsupportedTemplate
 from extproc.rendering.vocabulary import UnsupportedTokenizer
 from extproc.routing.announced import Announced, ModelText
 from extproc.values.endpoints import Endpoint
-from metadata_center.cache_map.cache_map import CacheMap, Replica
+from metadata_center.cache_map.cache_map import CacheMap
+from metadata_center.cache_map.holders import Replica
 from metadata_center.errors import CapacityError
 from metadata_center.kv_events.errors import DiscoveryError
 from metadata_center.kv_events.events import Batch
