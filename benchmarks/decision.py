@@ -25,11 +25,12 @@ from extproc.predicting.predictor import Predictor
 from extproc.protocol.wire import Answers
 from extproc.request.rules import ModelRules, Rule, RuleTable
 from extproc.routing.caches import Caches
-from extproc.routing.router import Decision, Router
+from extproc.routing.router import Router
 from extproc.routing.settings import RouterSettings
 from extproc.routing.state import State
 from extproc.routing.table import RoutingTable
 from extproc.values.balancing import Algorithm, LoadBalancing
+from extproc.values.deciding import Now
 from extproc.values.endpoints import Endpoint
 from extproc.values.exchange import RequestHeaders
 from metadata_center.history.prefix_index import PrefixIndex
@@ -88,9 +89,9 @@ def decisions(
         content = f"{i % 64:08d} " + "lorem ipsum " * (prompt_bytes // 12)
         body = b'{"model":"m","stream":true,"messages":[{"role":"user","content":"%s"}]}' % content.encode()
         began = time.perf_counter()
-        decision = router.decide(headers, body)
-        assert isinstance(decision, Decision)
-        decision.answer(to_trailers=False)
+        deciding = router.decide(headers, body)
+        assert isinstance(deciding, Now)
+        deciding.decision.answer(to_trailers=False)
         took.append((time.perf_counter() - began) * 1e6)
         state.first_token(RequestId(request_id), time.monotonic(), late=False)
         if i % 4:  # a quarter stays in flight, so that loads differ

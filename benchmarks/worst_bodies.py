@@ -50,6 +50,7 @@ from extproc.routing.settings import RouterSettings
 from extproc.routing.state import State
 from extproc.routing.table import RoutingTable
 from extproc.server.body_readers import BodyReaders
+from extproc.transport import grpc_aio
 from extproc.values.endpoints import Endpoint
 from extproc.values.headers import REQUEST_ID_HEADER
 from metadata_center.history.prefix_index import PrefixIndex
@@ -336,7 +337,7 @@ async def stalls(sent: list[tuple[Shape, int]]) -> list[tuple[float, float, floa
     with tempfile.TemporaryDirectory() as folder:
         address = f"unix:{Path(folder) / 'gw.sock'}"
         server = grpc.aio.server(options=[("grpc.max_receive_message_length", MAX_BODY_BYTES + MIB)])
-        server.add_generic_rpc_handlers((processor.handlers(),))
+        server.add_generic_rpc_handlers(grpc_aio.handlers([processor.rpc]))
         server.add_insecure_port(address)
         await server.start()
         gc.collect()

@@ -90,8 +90,8 @@ class PrefixStore(Protocol):
         """The chain is held now; returns the last held block's previous use sequence, or 0."""
         ...
 
-    def last_use(self, endpoint: EndpointKey, block: int) -> int:
-        """Sequence of the block's last use there; 0 if it is not held."""
+    def last_use(self, endpoint: EndpointKey, blocks: Sequence[int]) -> int:
+        """Sequence of the last use there of a chain's last block; 0 if it is not held."""
         ...
 
     def forget_older(self, endpoint: EndpointKey, sequence: int) -> int:

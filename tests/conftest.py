@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from heapq import heappop, heappush
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 import pytest
@@ -29,16 +29,20 @@ from extproc.routing.state import State
 from extproc.routing.table import RoutingTable
 from extproc.routing.waiting import Loop
 from extproc.values.balancing import LoadBalancing
+from extproc.values.deciding import Deciding, Now, Refusal
 from extproc.values.decisions import DecisionRecord
 from extproc.values.endings import AttemptFailed, AttemptStarted, RequestAlive, RequestEnd
 from extproc.values.endpoints import Endpoint
 from extproc.values.exchange import RequestHeaders
 from extproc.values.headers import REQUEST_ID_HEADER
 from extproc.values.outcomes import Ended
+from extproc.values.pending import Pending
 from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import Counters
 from metadata_center.load.table import LoadTable
 from metadata_center.types import EndpointKey, RequestId
+
+T = TypeVar("T")
 
 OWNER = "0.test"
 CLUSTER = "pool"
@@ -84,65 +88,38 @@ class VirtualTimer:
 
 
 class Promise:
-    """A future of `VirtualLoop`."""
+    """What became of something that is pending."""
 
-    def __init__(self, loop: VirtualLoop) -> None:
-        self._loop = loop
-        self._callbacks: list[Callable[[Any], object]] = []
-        self._result: Any = None
-        self._exception: BaseException | None = None
-        self._is_done = self._is_cancelled = False
-
-    def __await__(self) -> Any:
-        """Nobody awaits in virtual time."""
-        raise NotImplementedError
+    def __init__(self, pending: Pending[Any]) -> None:
+        self._pending = pending
+        self._results: list[Any] = []
+        pending.then(self._results.append, self._results.append)
 
     def done(self) -> bool:
         """It has an outcome."""
-        return self._is_done
-
-    def cancelled(self) -> bool:
-        """The outcome is that nobody waits."""
-        return self._is_cancelled
+        return self._pending.is_over
 
     def cancel(self) -> None:
         """Nobody waits any more."""
-        if not self._is_done:
-            self._is_cancelled = True
-            self._finish()
+        self._pending.cancel()
 
     def result(self) -> Any:
         """What it was given."""
-        if self._exception is not None:
-            raise self._exception
-        assert self._is_done
-        assert not self._is_cancelled
-        return self._result
+        (result,) = self._results
+        if isinstance(result, Exception):
+            raise result
+        return result
 
-    def set_result(self, result: Any, /) -> None:
-        """Give it."""
-        assert not self._is_done
-        self._result = result
-        self._finish()
 
-    def set_exception(self, exception: BaseException, /) -> None:
-        """Fail."""
-        assert not self._is_done
-        self._exception = exception
-        self._finish()
-
-    def exception(self) -> BaseException | None:
-        """How it failed."""
-        return self._exception
-
-    def add_done_callback(self, callback: Callable[[Any], object], /) -> None:
-        """Have it called in the next turn."""
-        self._callbacks.append(callback)
-
-    def _finish(self) -> None:
-        self._is_done = True
-        for callback in self._callbacks:
-            self._loop.call_later(0.0, partial(callback, self))
+async def told(pending: Pending[T]) -> T:
+    """Wait for what is pending; cancelled, it cancels that."""
+    future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+    pending.then(future.set_result, future.set_exception)
+    try:
+        return await future
+    except asyncio.CancelledError:
+        pending.cancel()
+        raise
 
 
 class VirtualLoop:
@@ -152,14 +129,6 @@ class VirtualLoop:
         self.clock = ManualClock()
         self._timers: list[tuple[float, int, VirtualTimer]] = []
         self._made = 0
-
-    def create_future(self) -> Promise:
-        """A promise."""
-        return Promise(self)
-
-    def create_task(self, work: Any, /) -> Any:
-        """Nothing is awaited in virtual time."""
-        raise NotImplementedError
 
     def call_later(self, delay: float, callback: Callable[[], object], /) -> VirtualTimer:
         """Call in so many seconds."""
@@ -221,6 +190,15 @@ def request_end(request_id: str, **changes: Any) -> RequestEnd:
     return replace(plain, **changes)
 
 
+def decided(deciding: Deciding[Any]) -> Decision:
+    """The decision that was made at once. Raises the error if it is a refusal."""
+    if isinstance(deciding, Refusal):
+        raise deciding.error
+    assert isinstance(deciding, Now)
+    assert isinstance(deciding.decision, Decision)
+    return deciding.decision
+
+
 @dataclass(slots=True)
 class Rig:
     """One worker's request path without sockets: `Gateway` and `Outcomes` over real books.
@@ -249,9 +227,9 @@ class Rig:
 
     def decide(self, request_id: str = "r", body: bytes | None = None, **headers: str) -> Decision:
         """Decide a chat request at once."""
-        decision = self.gateway.decide(request_line(request_id, **headers), chat() if body is None else body)
-        assert isinstance(decision, Decision)
-        return decision
+        return decided(
+            self.gateway.decide(request_line(request_id, **headers), chat() if body is None else body)
+        )
 
     def record(self, request_id: str = "r") -> DecisionRecord:
         """The record of a decision."""

@@ -8,24 +8,25 @@ charge finds its release.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Any
+from typing import Final
 
-import grpc
 from envoy.service.accesslog.v3 import als_pb2
 
 from extproc.accesslog.entries import ended_unix_s, translate
 from extproc.observing.recorder import Recorder
+from extproc.transport.seam import Call, Rpc
 from extproc.values.endings import AttemptFailed, AttemptStarted, RequestAlive, RequestEnd, RequestEvent
 from extproc.values.exchange import NO_OWNER
 
 _log = logging.getLogger("tokenway.accesslog")
 
 SERVICE = "envoy.service.accesslog.v3.AccessLogService"
+
+_RECEIVED: Final = als_pb2.StreamAccessLogsResponse().SerializeToString()
 
 
 class EntryKind(StrEnum):
@@ -104,56 +105,71 @@ class AccessLog:
         self._dispatch = dispatch
         self._metrics = metrics
         self._wall_clock = wall_clock
-        self._reads: set[asyncio.Task[Any]] = set()
+        self._streams: set[LogStream] = set()
         self._is_closing = False
+
+    @property
+    def rpc(self) -> Rpc:
+        """To be served."""
+        return Rpc(SERVICE, "StreamAccessLogs", self.open, has_last=True)
+
+    def open(self, call: Call) -> LogStream:
+        """One thread of Envoy, for as long as it lives."""
+        stream = LogStream(self, call)
+        self._streams.add(stream)
+        if self._is_closing:
+            stream.close()
+        return stream
+
+    def closed(self, stream: LogStream) -> None:
+        """A stream is over."""
+        self._streams.discard(stream)
 
     def close(self) -> None:
         """End all streams: Envoy never does, and would hold up a stop for as long as it may take."""
         self._is_closing = True
-        for read in self._reads:
-            read.cancel()
+        for stream in list(self._streams):
+            stream.close()
 
-    def handlers(self) -> grpc.GenericRpcHandler:
-        """The service."""
-        return grpc.method_handlers_generic_handler(
-            SERVICE,
-            {
-                "StreamAccessLogs": grpc.stream_unary_rpc_method_handler(
-                    self.stream,
-                    request_deserializer=als_pb2.StreamAccessLogsMessage.FromString,
-                    response_serializer=als_pb2.StreamAccessLogsResponse.SerializeToString,
-                )
-            },
-        )
-
-    async def stream(
-        self, _: Any, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> als_pb2.StreamAccessLogsResponse:
-        """Serve one thread of Envoy for as long as it lives."""
-        while not self._is_closing:
-            # A task of its own: gRPC leaves a stream open whose handler is cancelled.
-            read: asyncio.Task[Any] = asyncio.ensure_future(context.read())
-            self._reads.add(read)
-            read.add_done_callback(self._reads.discard)
+    def take(self, message: als_pb2.StreamAccessLogsMessage) -> None:
+        """Some entries came."""
+        lag_s: float | None = None
+        for logged in message.http_logs.log_entry:
+            entry = translate(logged)
+            if entry is None:
+                continue
+            if lag_s is None and type(entry) is RequestEnd:  # the oldest of the batch
+                lag_s = self._wall_clock() - ended_unix_s(logged)
+                self._metrics.access_log_lag(lag_s)
+            self._metrics.access_log_entry(_KINDS[type(entry)])
             try:
-                message = await read
-            except asyncio.CancelledError:
-                if not self._is_closing:
-                    raise
-                break
-            if message is grpc.aio.EOF:
-                break
-            lag_s: float | None = None
-            for logged in message.http_logs.log_entry:
-                entry = translate(logged)
-                if entry is None:
-                    continue
-                if lag_s is None and type(entry) is RequestEnd:  # the oldest of the batch
-                    lag_s = self._wall_clock() - ended_unix_s(logged)
-                    self._metrics.access_log_lag(lag_s)
-                self._metrics.access_log_entry(_KINDS[type(entry)])
-                try:
-                    self._dispatch(entry)
-                except Exception:  # a bug with one request must not lose the endings of all others
-                    _log.exception("access log entry failed")
-        return als_pb2.StreamAccessLogsResponse()
+                self._dispatch(entry)
+            except Exception:  # a bug with one request must not lose the endings of all others
+                _log.exception("access log entry failed")
+
+
+class LogStream:
+    """What one thread of Envoy logs; a `Receiver`."""
+
+    __slots__ = ("_call", "_log")
+
+    def __init__(self, log: AccessLog, call: Call) -> None:
+        self._log = log
+        self._call = call
+
+    def on_message(self, message: bytes) -> None:
+        """See `Receiver`."""
+        self._log.take(als_pb2.StreamAccessLogsMessage.FromString(message))
+
+    def on_half_close(self) -> None:
+        """See `Receiver`."""
+        self.close()
+
+    def on_reset(self) -> None:
+        """See `Receiver`."""
+        self._log.closed(self)
+
+    def close(self) -> None:
+        """End it."""
+        self._log.closed(self)
+        self._call.finish(_RECEIVED)

@@ -1,27 +1,30 @@
-"""The gRPC loop around the stream machine: reads messages, performs effects, answers.
+"""The ext_proc service: tells the stream machine what came and does what it says.
 
-Cancellation hides in grpc.aio: a stream that Envoy reset while we wait for its next message looks like one
-that ended. So nothing is concluded from the end of a stream, and nothing is released here.
-
-A bug in a decision fails its own stream only: the exception leaves `process`, gRPC answers UNKNOWN, and Envoy
-carries the request on by its own fallback policy.
+Rules:
+    1. Nothing is concluded from the end of a call and nothing is released here: how a request ended is told
+       by the access log.
+    2. A bug in a decision fails its own stream only: it gets UNKNOWN, and Envoy carries the request on by its
+       own fallback policy.
+    3. What is decided later is told by a callback. Who leaves meanwhile has it cancelled, at once.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable
 from enum import StrEnum, auto
 from typing import Any, Protocol
-
-import grpc
 
 from extproc.errors import RouterError
 from extproc.protocol import machine, wire
 from extproc.protocol.machine import Kind, Phase, Stream
+from extproc.transport.seam import Call, Rpc, Status
+from extproc.values.deciding import Deciding, Now, Refusal
 from extproc.values.exchange import LineVerdict, PassTo, RequestHeaders
 from extproc.values.headers import REQUEST_ID_HEADER
+from extproc.values.pending import Pending
+
+_log = logging.getLogger("tokenway.ext_proc")
 
 
 class StreamEnding(StrEnum):
@@ -34,7 +37,7 @@ class StreamEnding(StrEnum):
 
 
 class Decided(Protocol):
-    """What the loop needs to know of a decision."""
+    """What the service needs to know of a decision."""
 
     @property
     def stream(self) -> bool:
@@ -48,28 +51,11 @@ class Decided(Protocol):
         """The serialised answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Deferred:
-    """A decision that will be there later than Envoy would wait by itself.
-
-    Attributes:
-        decision: Cancelled when the client leaves meanwhile; it must not charge after that. What it gives may
-            have to be awaited as well.
-        patience_s: It is there after this long at the latest.
-    """
-
-    decision: Awaitable[Decided | Awaitable[Decided]]
-    patience_s: float
-
-
 class Decider(Protocol):
     """Who chooses, and who is told when the first token passes."""
 
-    def decide(self, request: RequestHeaders, body: bytes) -> Decided | Awaitable[Decided] | Deferred:
-        """Choose and charge, in one step, now or later. Raises RouterError if the request cannot be served.
-
-        What is awaited is cancelled when the client leaves meanwhile; it must not charge after that.
-        """
+    def decide(self, request: RequestHeaders, body: bytes) -> Deciding[Decided]:
+        """Choose and charge, in one step, now or later."""
 
     def first_token(self, request_id: str, *, late: bool) -> None:
         """The first token of this request's answer passes now; `late` if other bytes came before it."""
@@ -102,162 +88,183 @@ class Processor:
         decider: Decider,
         want_first_chunk: Callable[[], bool],
     ) -> None:
-        self._judge = judge
-        self._decider = decider
+        self.judge = judge
+        self.decider = decider
         self._want_first_chunk = want_first_chunk
-        self._reads: set[asyncio.Task[Any]] = set()
         self.streams_active = 0
 
-    def handlers(self) -> grpc.GenericRpcHandler:
-        """The service, its answers already serialised.
+    @property
+    def rpc(self) -> Rpc:
+        """To be served; its answers are serialised already."""
+        return Rpc(wire.SERVICE, "Process", self.open, has_last=True)
 
-        To Envoy `Process` streams both ways. Here its last answer is what the handler returns, so that gRPC
-        sends it together with the status: one operation, and one turn of two threads, less per request.
-        """
-        return grpc.method_handlers_generic_handler(
-            wire.SERVICE,
-            {"Process": grpc.stream_unary_rpc_method_handler(self.process, request_deserializer=wire.parse)},
-        )
-
-    async def process(self, _: Any, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
-        """Serve one HTTP request's stream; returns the last answer."""
-        first_chunk = self._want_first_chunk()
-        stream = Stream(self._judge, want_first_chunk=first_chunk)
-        request: RequestHeaders | None = None
-        ahead: asyncio.Task[Any] | None = None
-        phase, how = stream.phase, StreamEnding.FAILED
+    def open(self, call: Call) -> Exchange:
+        """One HTTP request's stream."""
         self.streams_active += 1
+        return Exchange(self, call, first_chunk=self._want_first_chunk())
+
+    def ended(self, phase: Phase, how: StreamEnding) -> None:
+        """A stream ended in `phase`."""
+        self.streams_active -= 1
+        self.decider.stream_ended(phase, how)
+
+
+class Exchange:
+    """One HTTP request's stream; a `Receiver`.
+
+    Args:
+        processor: Whose it is.
+        call: Its call.
+        first_chunk: The first chunk of its answer is wanted.
+    """
+
+    __slots__ = (
+        "_call",
+        "_first_chunk",
+        "_is_over",
+        "_pending",
+        "_phase",
+        "_processor",
+        "_request",
+        "_stream",
+    )
+
+    def __init__(self, processor: Processor, call: Call, *, first_chunk: bool) -> None:
+        self._processor = processor
+        self._call = call
+        self._first_chunk = first_chunk
+        self._stream = Stream(processor.judge, want_first_chunk=first_chunk)
+        self._phase = self._stream.phase
+        self._request: RequestHeaders | None = None
+        self._pending: Pending[Decided] | None = None
+        self._is_over = False
+
+    def on_message(self, message: bytes) -> None:
+        """See `Receiver`."""
         try:
-            while True:
-                message = await (ahead or context.read())
-                ahead = None
-                if message is grpc.aio.EOF:
-                    phase, how = stream.phase, StreamEnding.CLOSED
-                    stream.receive(Kind.CLOSED)
-                    return b""
-                phase = stream.phase
-                which = message.WhichOneof("request")
-                if which == "request_body":
-                    effects = stream.receive_body(message.request_body.body)
-                elif which == "request_headers":
-                    request = wire.request_headers(message)
-                    effects = stream.receive_headers(request)
-                elif which == "response_body":
-                    chunk = message.response_body
-                    effects = stream.receive_chunk(chunk.body, end_of_stream=chunk.end_of_stream)
-                elif which is None:  # a message that a later Envoy may send and we need not know
-                    continue
-                else:
-                    effects = stream.receive(Kind(which))
-                decided = None
-                if type(effects[0]) is machine.Decide:
-                    decided, effects, ahead = await self._decide(stream, effects[0], context)
-                answer = b""
-                for effect in effects:
-                    match effect:
-                        case machine.SendAwaitBody():
-                            first = first_chunk or effect.head
-                            answer = wire.AWAIT_BODY_AND_FIRST_CHUNK if first else wire.AWAIT_BODY
-                        case machine.SendDecision():
-                            assert decided is not None
-                            answer = decided.answer(to_trailers=effect.to_trailers)
-                        case machine.Finish():
-                            how = StreamEnding.FINISHED
-                            return answer or wire.CONTINUE[Kind(which)]
-                        case machine.FirstToken():
-                            assert request is not None
-                            request_id = request.headers.get(REQUEST_ID_HEADER, "")
-                            self._decider.first_token(request_id, late=effect.late)
-                        case machine.AnswerHead():
-                            assert request is not None
-                            request_id = request.headers.get(REQUEST_ID_HEADER, "")
-                            self._decider.answer_head(request_id, effect.head)
-                        case machine.SendContinue():
-                            answer = wire.CONTINUE[effect.kind]
-                        case machine.SendImmediate(status, body, details, error):
-                            if error is not None:
-                                self._decider.rejected(request, error)
-                            answer = wire.immediate(status, body, details, error)
-                        case machine.SendPass(to):
-                            answer = self._decider.pass_to(to)
-                        case machine.Abandon():
-                            phase, how = Phase.DECIDING, StreamEnding.CLOSED
-                            return b""
-                await context.write(answer)
+            self._receive(wire.parse(message))
         except machine.SpuriousMessage as spurious:
-            how = StreamEnding.SPURIOUS
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(spurious))
-            raise  # abort has raised already
-        except asyncio.CancelledError:
-            phase, how = stream.phase, StreamEnding.CLOSED
+            self._end(self._phase, StreamEnding.SPURIOUS)
+            self._call.abort(Status.INVALID_ARGUMENT, str(spurious))
+        except Exception:
+            self._end(self._phase, StreamEnding.FAILED)
             raise
-        finally:
-            self.streams_active -= 1
-            self._decider.stream_ended(phase, how)
 
-    async def _decide(
-        self, stream: Stream, effect: machine.Decide, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> tuple[Decided | None, machine.Effects, asyncio.Task[Any] | None]:
-        """Decide, and what to do then; third, a read that was begun while a decision was waited for."""
-        ahead = None
+    def on_half_close(self) -> None:
+        """See `Receiver`."""
+        self._end(self._stream.phase, StreamEnding.CLOSED)
+        self._call.finish(b"")
+
+    def on_reset(self) -> None:
+        """See `Receiver`."""
+        self._end(self._stream.phase, StreamEnding.CLOSED)
+
+    def _receive(self, message: Any) -> None:
+        stream = self._stream
+        if self._pending is None:  # else what came before is still unanswered
+            self._phase = stream.phase
+        which = message.WhichOneof("request")
+        if which == "request_body":
+            effects = stream.receive_body(message.request_body.body)
+        elif which == "request_headers":
+            self._request = request = wire.request_headers(message)
+            effects = stream.receive_headers(request)
+        elif which == "response_body":
+            chunk = message.response_body
+            effects = stream.receive_chunk(chunk.body, end_of_stream=chunk.end_of_stream)
+        elif which is None:  # a message that a later Envoy may send and we need not know
+            return
+        else:
+            effects = stream.receive(Kind(which))
+        if type(effects[0]) is machine.Decide:
+            self._decide(effects[0])
+        else:
+            self._perform(effects, which, None)
+
+    def _decide(self, effect: machine.Decide) -> None:
+        deciding = self._processor.decider.decide(effect.request, effect.body)
+        if isinstance(deciding, Now):
+            self._answer(deciding.decision)
+        elif isinstance(deciding, Refusal):
+            self._perform(self._stream.refused(deciding.error), "request_body", None)
+        else:
+            if deciding.patience_s is not None:
+                self._call.send(wire.patience(deciding.patience_s))
+            self._pending = deciding.pending
+            deciding.pending.then(self._decided, self._failed)
+
+    def _answer(self, decision: Decided) -> None:
+        effects = self._stream.decided(stream=decision.stream, late_marker=decision.late_marker)
+        self._perform(effects, "request_body", decision)
+
+    def _decided(self, decision: Decided) -> None:
+        """A decision is there that was waited for."""
+        self._pending = None
         try:
-            answer: Decided | Awaitable[Any]
-            decision = self._decider.decide(effect.request, effect.body)
-            if isinstance(decision, Deferred):
-                answer = asyncio.ensure_future(decision.decision)
-                try:
-                    await context.write(wire.patience(decision.patience_s))
-                except BaseException:  # the client left just now: nobody will wait
-                    answer.cancel()
-                    raise
-            else:
-                answer = decision
-            while isinstance(answer, Awaitable):
-                later = asyncio.ensure_future(answer)
-                abandoned, ahead = await self._wait(stream, later, ahead, context)
-                if abandoned is not None:
-                    return None, abandoned, None
-                answer = later.result()
-        except RouterError as error:
-            return None, stream.refused(error), ahead
-        return answer, stream.decided(stream=answer.stream, late_marker=answer.late_marker), ahead
+            self._answer(decision)
+        except Exception as error:  # a bug: this stream fails, and whoever decided goes on
+            self._fault(error)
 
-    async def _wait(
-        self,
-        stream: Stream,
-        decision: asyncio.Future[Any],
-        ahead: asyncio.Task[Any] | None,
-        context: grpc.aio.ServicerContext[Any, Any],
-    ) -> tuple[machine.Effects | None, asyncio.Task[Any] | None]:
-        """Until the decision is there, or the client is gone: then the decision is cancelled.
-
-        A read cannot be taken back from gRPC, so the one that was begun to notice the end of the stream is
-        returned, to be awaited in place of the next one.
-        """
+    def _failed(self, error: Exception) -> None:
+        """A decision will not be there."""
+        self._pending = None
+        if not isinstance(error, RouterError):
+            self._fault(error)
+            return
         try:
-            while True:
-                if ahead is None:
-                    ahead = asyncio.ensure_future(context.read())
-                    self._reads.add(ahead)
-                    ahead.add_done_callback(self._forget_read)
-                await asyncio.wait((decision, ahead), return_when=asyncio.FIRST_COMPLETED)
-                if not ahead.done():
-                    return None, ahead
-                message, ahead = ahead.result(), None
-                if message is grpc.aio.EOF:
-                    return stream.receive(Kind.CLOSED), None
-                which = message.WhichOneof("request")
-                if which is None:
-                    continue
-                effects = stream.receive(Kind(which))
-                if type(effects[0]) is machine.Abandon:
-                    return effects, None
-                await context.write(wire.CONTINUE[Kind(which)])
-        finally:
-            decision.cancel()
+            self._perform(self._stream.refused(error), "request_body", None)
+        except Exception as fault:  # likewise
+            self._fault(fault)
 
-    def _forget_read(self, read: asyncio.Task[Any]) -> None:
-        """A read that outlives its stream ends with it, by EOF, cancellation or an error of gRPC."""
-        self._reads.discard(read)
-        if not read.cancelled():
-            read.exception()
+    def _fault(self, error: Exception) -> None:
+        _log.error("a decision failed", exc_info=error)
+        self._end(self._phase, StreamEnding.FAILED)
+        self._call.abort(Status.UNKNOWN, "")
+
+    def _perform(self, effects: machine.Effects, which: str, decided: Decided | None) -> None:
+        """Do what the machine says, about a message of kind `which`."""
+        answer = b""
+        for effect in effects:
+            match effect:
+                case machine.SendAwaitBody():
+                    first = self._first_chunk or effect.head
+                    answer = wire.AWAIT_BODY_AND_FIRST_CHUNK if first else wire.AWAIT_BODY
+                case machine.SendDecision():
+                    assert decided is not None
+                    answer = decided.answer(to_trailers=effect.to_trailers)
+                case machine.Finish():
+                    self._end(self._phase, StreamEnding.FINISHED)
+                    self._call.finish(answer or wire.CONTINUE[Kind(which)])
+                    return
+                case machine.FirstToken():
+                    self._processor.decider.first_token(self._request_id, late=effect.late)
+                case machine.AnswerHead():
+                    self._processor.decider.answer_head(self._request_id, effect.head)
+                case machine.SendContinue():
+                    answer = wire.CONTINUE[effect.kind]
+                case machine.SendImmediate(status, body, details, error):
+                    if error is not None:
+                        self._processor.decider.rejected(self._request, error)
+                    answer = wire.immediate(status, body, details, error)
+                case machine.SendPass(to):
+                    answer = self._processor.decider.pass_to(to)
+                case machine.Abandon():
+                    self._end(Phase.DECIDING, StreamEnding.CLOSED)
+                    self._call.finish(b"")
+                    return
+        self._call.send(answer)
+
+    @property
+    def _request_id(self) -> str:
+        assert self._request is not None
+        return self._request.headers.get(REQUEST_ID_HEADER, "")
+
+    def _end(self, phase: Phase, how: StreamEnding) -> None:
+        """The stream is over: nobody waits for its decision."""
+        if self._is_over:
+            return
+        self._is_over = True
+        if self._pending is not None:
+            self._pending.cancel()
+            self._pending = None
+        self._processor.ended(phase, how)

@@ -99,7 +99,7 @@ SAMPLES: Final[Mapping[Feature, tuple[dict[str, Any], ...]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class CheckedRendering:
     """What an engine was seen to agree with.
 
     Attributes:
@@ -125,7 +125,7 @@ async def check_engine(
     now_unix_s: float,
     timeout_s: float = 10.0,
     tls: Mapping[str, Any] | None = None,
-) -> Verdict:
+) -> CheckedRendering:
     """Try the samples on one engine: eight small requests, one after the other.
 
     For several replicas, ask the next one about the verdict's rendering: restrictions add up.
@@ -147,7 +147,7 @@ async def check_engine(
                 theirs = await _theirs(session, base_url, named, timeout_s, tls or {})
                 answers.append((feature, number, named, theirs))
     except _NoAnswerError as silence:
-        return Verdict(rendering.restricted(frozenset(), tokens_agree=False), (str(silence),))
+        return CheckedRendering(rendering.restricted(frozenset(), tokens_agree=False), (str(silence),))
     verdicts = [_judge(one, answers, now_unix_s) for one in (rendering, *rendering.alternatives)]
     return max(
         verdicts, key=lambda verdict: (len(verdict.rendering.features), verdict.rendering.tokens_agree)
@@ -158,7 +158,7 @@ def _judge(
     rendering: Rendering,
     answers: list[tuple[Feature, int, dict[str, Any], list[int] | None]],
     now_unix_s: float,
-) -> Verdict:
+) -> CheckedRendering:
     """Compare what the engine answered with what a rendering says of the same samples."""
     whole = replace(rendering, features=frozenset(Feature), tokens_agree=True)
     agreed: set[Feature] = set()
@@ -182,7 +182,7 @@ def _judge(
         f"{feature}: both refuse all samples" for feature in Feature if feature not in agreed | failed
     ]
     restricted = rendering.restricted(frozenset(agreed - failed), tokens_agree=tokens_agree)
-    return Verdict(restricted, tuple(reasons))
+    return CheckedRendering(restricted, tuple(reasons))
 
 
 class _NoAnswerError(Exception):

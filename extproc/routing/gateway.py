@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from extproc.errors import RouterError
 from extproc.observing.request_log import log_request_end
 from extproc.protocol.machine import Phase
-from extproc.protocol.servicer import Decided, Deferred, StreamEnding
+from extproc.protocol.servicer import Decided, StreamEnding
 from extproc.request.responses import id_in, response_key
 from extproc.routing.outcomes import Ending
 from extproc.routing.router import Router
 from extproc.routing.state import State
 from extproc.routing.table import Retrieve
+from extproc.values.deciding import Deciding
 from extproc.values.decisions import DecisionRecord
 from extproc.values.exchange import LineVerdict, PassTo, RequestHeaders
 from extproc.values.headers import REQUEST_ID_HEADER
@@ -43,9 +44,7 @@ class Gateway:
         self._wall_clock = wall_clock
         self.log_requests = True
         self.block_key: bytes | None = None
-        self.decide: Callable[[RequestHeaders, bytes], Decided | Awaitable[Decided] | Deferred] = (
-            router.decide
-        )
+        self.decide: Callable[[RequestHeaders, bytes], Deciding[Decided]] = router.decide
         self.pass_to: Callable[[PassTo], bytes] = router.pass_to
         self.stream_ended: Callable[[Phase, StreamEnding], None] = state.metrics.stream_ended
 

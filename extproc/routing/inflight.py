@@ -13,6 +13,7 @@ from extproc.choosing.learning import Answer
 from extproc.values.decisions import DecisionRecord
 from extproc.values.evidence import FailureKind
 from extproc.values.requests import Operation
+from metadata_center.history.radix_tree import Run
 from metadata_center.types import EndpointKey, RequestId
 
 
@@ -30,7 +31,7 @@ class Inflight:
         first_token_s: Monotonic time of the first token, or None.
         first_byte_is_token: False if bytes that are no token (keep-alive comments) came first.
         is_learned: Its first token was learned from when it came.
-        is_running: Its blocks are counted as running at `endpoint`.
+        running: By what its blocks are counted as running at `endpoint`; None if they are not.
         response: Key of the response it is answered with, see `extproc.request.responses`; None until seen.
         conversation: Likewise of the conversation it belongs to, or None.
         max_output_tokens: Most tokens that its answer may have by its own words, or None.
@@ -55,12 +56,12 @@ class Inflight:
         "group",
         "groups",
         "is_learned",
-        "is_running",
         "max_output_tokens",
         "operation",
         "prior_use",
         "record",
         "response",
+        "running",
         "served_model",
         "tried_once",
     )
@@ -92,7 +93,7 @@ class Inflight:
         self.first_token_s: float | None = None
         self.first_byte_is_token = True
         self.is_learned = False
-        self.is_running = False
+        self.running: Run | None = None
         self.prior_use: int | None = None
         self.response: int | None = None
         self.conversation: int | None = None

@@ -10,13 +10,12 @@ Rules:
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from hmac import compare_digest
 from typing import Protocol
 
 from extproc.errors import Reason, RouterError
-from extproc.protocol.servicer import Deferred
 from extproc.protocol.wire import Answers
 from extproc.request.parse import is_form
 from extproc.request.reading import BodyRead, ReadOrder
@@ -31,13 +30,15 @@ from extproc.routing.state import State
 from extproc.routing.table import AnswerKey, Pool, RoutingTable
 from extproc.routing.waiting import Loop, WaitingRoom
 from extproc.values.choices import Rng
+from extproc.values.deciding import Deciding, Later, Now, Refusal, settle
 from extproc.values.exchange import LineVerdict, PassTo, RefuseAtOnce, RequestHeaders
 from extproc.values.headers import DEBUG_HEADER, REQUEST_ID_HEADER
+from extproc.values.pending import Pending
 from extproc.values.requests import Operation
 from metadata_center.sharing.messages import Candidate
 from metadata_center.types import EndpointKey, RequestId, value
 
-Reserve = Callable[[RequestId, Sequence[Candidate]], Awaitable[EndpointKey | None]]
+Reserve = Callable[[RequestId, Sequence[Candidate]], Pending[EndpointKey | None]]
 """Compare and set, see `metadata_center.sharing.sync.Sync.reserve`."""
 
 MAX_ANSWERS = 4096
@@ -67,8 +68,8 @@ class Readers(Protocol):
     def patience_s(self) -> float:
         """What is to be read is read, or refused, after this long at the latest."""
 
-    def read(self, order: ReadOrder, body: bytes) -> Awaitable[BodyRead]:
-        """Have a body read. Raises RouterError if it is refused, or if too many wait."""
+    def read(self, order: ReadOrder, body: bytes) -> Pending[BodyRead]:
+        """Have a body read; fails with RouterError if it is refused. Raises RouterError if too many wait."""
 
 
 @value
@@ -140,36 +141,34 @@ class Router:
         if loop is not None:
             self.waiting = WaitingRoom(self._place, self._charged, state.metrics, loop, clock)
 
-    def decide(self, headers: RequestHeaders, body: bytes) -> Decision | Awaitable[Decision] | Deferred:
-        """Understand, choose, charge; or wait.
-
-        Raises:
-            RouterError: The request cannot be served.
-        """
-        check_size(body, self.settings)
-        if self._work_clock is None or len(body) <= SMALL_BYTES:
-            return self._decide(headers, body, may_read=True)
-        began_s = self._work_clock()
+    def decide(self, headers: RequestHeaders, body: bytes) -> Deciding[Decision]:
+        """Understand, choose, charge; or wait; or refuse."""
         try:
-            return self._decide(headers, body, may_read=not self._budget.is_spent(self._clock()))
-        finally:
-            self._budget.spend(self._work_clock() - began_s, self._clock())
+            check_size(body, self.settings)
+            if self._work_clock is None or len(body) <= SMALL_BYTES:
+                return self._decide(headers, body, may_read=True)
+            began_s = self._work_clock()
+            try:
+                return self._decide(headers, body, may_read=not self._budget.is_spent(self._clock()))
+            finally:
+                self._budget.spend(self._work_clock() - began_s, self._clock())
+        except RouterError as error:
+            return Refusal(error)
 
-    def _decide(
-        self, headers: RequestHeaders, body: bytes, *, may_read: bool
-    ) -> Decision | Awaitable[Decision] | Deferred:
+    def _decide(self, headers: RequestHeaders, body: bytes, *, may_read: bool) -> Deciding[Decision]:
         if is_form(headers.path):
             body = bytes(body)  # a view, if it is large: see `wire.LargeBody`
         elif not may_read or is_heavy(body):
             if self._readers is not None:
-                patience_s = self._patience_s()
-                return Deferred(self._read_and_decide(headers, body, patience_s), patience_s)
+                return self._read_elsewhere(self._readers, headers, body)
             body = bytes(body)
             check_structure(body)
         asked = understand(
             headers, body, self.table, self.settings, self._state.predictor, self._rng, self._clock()
         )
-        placed = self._place(asked, None)
+        return self._placed(asked, self._place(asked, None))
+
+    def _placed(self, asked: Asked, placed: Chosen | Parked) -> Deciding[Decision]:
         if isinstance(placed, Parked):
             assert self.waiting is not None, "nobody is parked without a room"
             return self.waiting.admit(asked, placed)
@@ -207,51 +206,63 @@ class Router:
         retries = (_MAX_RETRIES, str(len(endpoints) - 1))
         return PassTo(cluster, endpoints, (self._timeout(named.stream), retries, _RETRY_ON))
 
-    async def _read_and_decide(
-        self, headers: RequestHeaders, body: bytes, patience_s: float
-    ) -> Decision | Awaitable[Decision]:
+    def _read_elsewhere(self, readers: Readers, headers: RequestHeaders, body: bytes) -> Later[Decision]:
         """Decide about a body that is read elsewhere; cancelled, it reads or charges nothing more."""
-        assert self._readers is not None
         received_s, table, settings = self._clock(), self.table, self.settings
-        reading = self._readers.read(order_of(headers, table, settings), body)
-        del body
-        read = await reading
-        asked = understand_read(headers, read, table, settings, self._state.predictor, self._rng, received_s)
-        del read
-        hold = self.settings.hold
-        left_s = received_s + patience_s - self._clock()
-        placed = self._place(asked, None, may_wait=hold is not None and left_s > hold.max_s + 1.0)
-        if isinstance(placed, Parked):
-            assert self.waiting is not None, "nobody is parked without a room"
-            answer: Decision | Awaitable[Decision] = await self.waiting.promise(asked, placed)
-            return answer
-        return self._charged(asked, placed)
+        patience_s = self._patience_s(readers)
+        reading = readers.read(order_of(headers, table, settings), body)
+        decision: Pending[Decision] = Pending(reading.cancel)
 
-    def _patience_s(self) -> float:
+        def decide(read: BodyRead) -> None:
+            try:
+                asked = understand_read(
+                    headers, read, table, settings, self._state.predictor, self._rng, received_s
+                )
+                hold = self.settings.hold
+                left_s = received_s + patience_s - self._clock()
+                may_wait = hold is not None and left_s > hold.max_s + 1.0
+                settle(decision, self._placed(asked, self._place(asked, None, may_wait=may_wait)))
+            except Exception as error:  # a refusal, or a bug of which the readers are to know nothing
+                decision.fail(error)
+
+        reading.then(decide, decision.fail)
+        return Later(decision, patience_s)
+
+    def _patience_s(self, readers: Readers) -> float:
         """How long Envoy has to wait for a body to be read, and then perhaps for room."""
-        assert self._readers is not None
         hold = self.settings.hold
         # One second for the way of the answer.
-        wanted_s = self._readers.patience_s + 1.0 + (0.0 if hold is None else hold.max_s + 1.0)
+        wanted_s = readers.patience_s + 1.0 + (0.0 if hold is None else hold.max_s + 1.0)
         return min(wanted_s, MAX_PATIENCE_S)
 
     def _place(self, asked: Asked, before: Parked | None, *, may_wait: bool = True) -> Chosen | Parked:
         may_wait = may_wait and self.waiting is not None and self.waiting.takes(before)
         return self._placer.place(asked, self.table, self.settings, before, may_wait=may_wait)
 
-    def _charged(self, asked: Asked, chosen: Chosen) -> Decision | Awaitable[Decision]:
+    def _charged(self, asked: Asked, chosen: Chosen) -> Now[Decision] | Later[Decision]:
         if self._reserve is None or not chosen.charged or chosen.pinned:
-            return self._answered(asked, chosen)
-        return self._reserved(asked, chosen)
+            return Now(self._answered(asked, chosen))
+        return self._reserved(self._reserve, asked, chosen)
 
-    async def _reserved(self, asked: Asked, chosen: Chosen) -> Decision:
+    def _reserved(self, reserve: Reserve, asked: Asked, chosen: Chosen) -> Later[Decision]:
         """Have the choice confirmed, or moved, where all gateways' choices are put in one order."""
-        assert self._reserve is not None
-        place = await self._reserve(asked.request_id, chosen.candidates())
-        if place is not None and place != chosen.place:
-            self._state.placed(asked.request_id, place)
-            chosen = chosen.moved_to(place)
-        return self._answered(asked, chosen)
+        placing = reserve(asked.request_id, chosen.candidates())
+        decision: Pending[Decision] = Pending(placing.cancel)
+
+        def answer(place: EndpointKey | None) -> None:
+            confirmed = chosen
+            try:
+                if place is not None and place != chosen.place:
+                    self._state.placed(asked.request_id, place)
+                    confirmed = chosen.moved_to(place)
+                made = self._answered(asked, confirmed)
+            except Exception as error:  # a bug: this stream fails alone
+                decision.fail(error)
+            else:
+                decision.give(made)
+
+        placing.then(answer, decision.fail)
+        return Later(decision)
 
     def _answered(self, asked: Asked, chosen: Chosen) -> Decision:
         request, route, headers = asked.request, asked.route, asked.headers

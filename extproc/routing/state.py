@@ -20,6 +20,7 @@ from extproc.routing.engines import Engines
 from extproc.routing.homes import Homes
 from extproc.routing.inflight import Inflight, InflightTable
 from extproc.values.outcomes import Ended, Outcome
+from metadata_center.history.radix_tree import Run
 from metadata_center.load.table import LoadTable
 from metadata_center.sharing.messages import RESPONSES_MARK
 from metadata_center.types import EndpointKey, RequestId
@@ -86,7 +87,7 @@ class State:
     predictor: Predictor
     records: RecordRing
     metrics: Recorder
-    lingering: deque[tuple[float, EndpointKey, list[int]]] = field(default_factory=deque)
+    lingering: deque[tuple[float, EndpointKey, Run]] = field(default_factory=deque)
     inflight: InflightTable = field(default_factory=InflightTable)
     engines: Engines = field(default_factory=Engines)
     endpoints: EndpointStatsTable = field(default_factory=EndpointStatsTable)
@@ -108,8 +109,8 @@ class State:
         """Release what time has released: predicted prefills, lost requests. Cheap when nothing is due."""
         lingering = self.lingering
         while lingering and (lingering[0][0] <= now_s or len(lingering) > MAX_LINGERING):
-            _, endpoint, blocks = lingering.popleft()
-            self.caches.running.remove(endpoint, blocks)
+            _, endpoint, run = lingering.popleft()
+            self.caches.running.remove(endpoint, run)
         expired = self.load.advance(now_s)
         for request_id in expired.prefills:
             inflight = self.inflight.get(request_id)
@@ -124,7 +125,7 @@ class State:
     def begin(self, request_id: RequestId, inflight: Inflight) -> None:
         """A request was decided and charged."""
         self.inflight.add(request_id, inflight)
-        inflight.is_running = self.caches.running.add(inflight.endpoint, inflight.blocks)
+        inflight.running = self.caches.running.add(inflight.endpoint, inflight.blocks)
 
     def finish(self, request_id: RequestId, now_s: float, *, completed: bool) -> Inflight | None:
         """It is over: what was remembered of it; None if nothing is.
@@ -137,12 +138,12 @@ class State:
             self.prefill_ended(inflight.endpoint, now_s)
         else:
             self.freed()
-        if inflight is not None and inflight.is_running:
-            inflight.is_running = False
+        if inflight is not None and inflight.running is not None:
+            run, inflight.running = inflight.running, None
             if completed:
-                self.lingering.append((now_s + LINGER_S, inflight.endpoint, inflight.blocks))
+                self.lingering.append((now_s + LINGER_S, inflight.endpoint, run))
             else:
-                self.caches.running.remove(inflight.endpoint, inflight.blocks)
+                self.caches.running.remove(inflight.endpoint, run)
         return inflight
 
     def placed(self, request_id: RequestId, at: EndpointKey) -> None:
@@ -154,9 +155,9 @@ class State:
 
     def move(self, inflight: Inflight, to: EndpointKey) -> None:
         """Another endpoint serves it after all."""
-        if inflight.is_running:
-            self.caches.running.remove(inflight.endpoint, inflight.blocks)
-            inflight.is_running = self.caches.running.add(to, inflight.blocks)
+        if inflight.running is not None:
+            self.caches.running.remove(inflight.endpoint, inflight.running)
+            inflight.running = self.caches.running.add(to, inflight.blocks)
         inflight.endpoint = to
 
     def first_token(self, request_id: RequestId, now_s: float, *, late: bool) -> None:

@@ -13,17 +13,18 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from extproc.choosing.holding import POLL_S, Pass
 from extproc.errors import RouterError
 from extproc.observing.recorder import Recorder
-from extproc.protocol.servicer import Deferred
 from extproc.routing.asking import Asked
 from extproc.routing.placing import Chosen, Parked
+from extproc.values.deciding import Deciding, Later, settle
 from extproc.values.decisions import HoldEnding, HoldReason
+from extproc.values.pending import Pending
 
 D = TypeVar("D")
 """An answer."""
@@ -41,31 +42,6 @@ _PATIENCE_S: Final = 1.0
 """Longer than the last wait: the answer is on its way by then."""
 
 
-class Promise(Protocol):
-    """What an answer is given by later; `asyncio.Future` satisfies it."""
-
-    def __await__(self) -> Any:
-        """Wait for it."""
-
-    def done(self) -> bool:
-        """It was given, or nobody waits for it any more."""
-
-    def cancelled(self) -> bool:
-        """Nobody waits for it any more."""
-
-    def set_result(self, result: Any, /) -> None:
-        """Give it."""
-
-    def set_exception(self, exception: BaseException, /) -> None:
-        """Fail."""
-
-    def exception(self) -> BaseException | None:
-        """How it failed."""
-
-    def add_done_callback(self, callback: Callable[[Any], object], /) -> None:
-        """Have it called when `done` becomes true, in the next turn of the loop."""
-
-
 class Timer(Protocol):
     """A call that will be made; `asyncio.TimerHandle` satisfies it."""
 
@@ -76,12 +52,6 @@ class Timer(Protocol):
 class Loop(Protocol):
     """What of the event loop is needed."""
 
-    def create_future(self) -> Any:
-        """A `Promise`."""
-
-    def create_task(self, work: Any, /) -> Any:
-        """Begin `work`; what is returned can be awaited."""
-
     def call_later(self, delay: float, callback: Callable[[], object], /) -> Timer:
         """Call in so many seconds."""
 
@@ -90,7 +60,7 @@ class Loop(Protocol):
 class _Held:
     asked: Asked
     parked: Parked
-    promise: Promise
+    answer: Pending[Any]
     num_bytes: int
 
     @property
@@ -123,7 +93,7 @@ class WaitingRoom(Generic[D]):
     def __init__(
         self,
         place: Callable[[Asked, Parked | None], Chosen | Parked],
-        answer: Callable[[Asked, Chosen], D | Awaitable[D]],
+        answer: Callable[[Asked, Chosen], Deciding[D]],
         metrics: Recorder,
         loop: Callable[[], Loop],
         clock: Callable[[], float],
@@ -136,7 +106,6 @@ class WaitingRoom(Generic[D]):
         self._held: dict[int, _Held] = {}
         self._num_bytes = 0
         self._is_open = True
-        self._tasks: set[Any] = set()
         self._pass: Iterator[None] | None = None
         self._again = False
         self._timer: Timer | None = None
@@ -158,22 +127,16 @@ class WaitingRoom(Generic[D]):
             counts[held.parked.later.reason] += 1
         return counts
 
-    def admit(self, asked: Asked, parked: Parked) -> Deferred:
+    def admit(self, asked: Asked, parked: Parked) -> Later[D]:
         """Let a request wait; its answer, and how long Envoy has to wait for it."""
-        promise = self.promise(asked, parked)
-        return Deferred(promise, parked.later.wait.until_s - self._clock() + _PATIENCE_S)
-
-    def promise(self, asked: Asked, parked: Parked) -> Any:
-        """Let a request wait; the promise of its answer."""
-        promise: Promise = self._loop().create_future()
-        held = _Held(asked, parked, promise, len(asked.request.prompt) + sum(map(len, asked.new_body or ())))
+        answer: Pending[D] = Pending(lambda: self._left(held))
+        held = _Held(asked, parked, answer, len(asked.request.prompt) + sum(map(len, asked.new_body or ())))
         self._held[parked.ticket] = held
         self._num_bytes += held.num_bytes
-        promise.add_done_callback(lambda _: self._left(held))
         self._metrics.held(asked.route.model, parked.later.reason)
         now_s = self._clock()
         self._wake_at(now_s + POLL_S, now_s)
-        return promise
+        return Later(answer, parked.later.wait.until_s - now_s + _PATIENCE_S)
 
     def wake(self) -> None:
         """Room may have been freed."""
@@ -234,7 +197,7 @@ class WaitingRoom(Generic[D]):
 
     def _ask(self, held: _Held) -> bool:
         """Place it again; True if it goes on waiting."""
-        if held.promise.done():  # its client left in this turn of the loop, or during this pass
+        if held.answer.is_over:  # its client left during this pass
             return False
         try:
             placed = self._place(held.asked, held.parked)
@@ -244,30 +207,19 @@ class WaitingRoom(Generic[D]):
             answer = self._answer(held.asked, placed)
         except RouterError as error:
             self._end(held, HoldEnding.REFUSED)
-            held.promise.set_exception(error)
+            held.answer.fail(error)
         except Exception as error:  # a bug: this stream fails, and Envoy routes the request by itself
             self._end(held, HoldEnding.FAILED)
-            held.promise.set_exception(error)
+            held.answer.fail(error)
         else:
             self._end(held, HoldEnding.PLACED)
-            held.promise.set_result(self._begun(answer) if isinstance(answer, Awaitable) else answer)
+            settle(held.answer, answer)
         return False
 
-    def _begun(self, answer: Awaitable[D]) -> Awaitable[D]:
-        """An answer that needs time of its own takes it, whether its client stays or not."""
-        task: Any = self._loop().create_task(answer)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        begun: Awaitable[D] = task
-        return begun
-
     def _left(self, held: _Held) -> None:
-        """A promise is done; if not by us, its client is gone."""
-        if not held.promise.cancelled():
-            held.promise.exception()  # a failure that nobody waits for any more is no news
-        elif held.parked.ticket in self._held:
-            held.parked.queue.forget(held.parked.ticket)
-            self._end(held, HoldEnding.GONE)
+        """The client is gone; if it was placed, its end is the access log's to tell."""
+        held.parked.queue.forget(held.parked.ticket)
+        self._end(held, HoldEnding.GONE)
 
     def _end(self, held: _Held, ending: HoldEnding) -> None:
         del self._held[held.parked.ticket]

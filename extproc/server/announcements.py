@@ -25,7 +25,7 @@ import aiohttp
 import orjson
 
 from extproc.config.schema import Config, KvEvents
-from extproc.rendering.check import Verdict, check_engine
+from extproc.rendering.check import CheckedRendering, check_engine
 from extproc.rendering.loading import load
 from extproc.rendering.prompt_text import Rendering
 from extproc.rendering.template import UnsupportedTemplate
@@ -105,7 +105,7 @@ class Announcements:
         self._known: dict[EndpointKey, _Known] = {}
         self._asking: dict[EndpointKey, asyncio.Task[None]] = {}
         self._problems: dict[EndpointKey, str] = {}
-        self._verdicts: dict[EndpointKey, Verdict] = {}
+        self._verdicts: dict[EndpointKey, CheckedRendering] = {}
         self._sources: dict[EndpointKey, tuple[Source, ...]] = {}
         self._replicas: dict[Source, Replica] = {}
         self._tasks: set[asyncio.Task[None]] = set()

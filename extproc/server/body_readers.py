@@ -23,6 +23,7 @@ from extproc.errors import Reason, RouterError
 from extproc.request.reading import BodyRead, ReadOrder
 from extproc.server import reading_process
 from extproc.server.modules import python_module
+from extproc.values.pending import Pending
 
 _log = logging.getLogger("tokenway.body_readers")
 
@@ -48,7 +49,8 @@ class _Job:
     ticket: int
     order: ReadOrder = field(compare=False)
     body: bytes = field(compare=False)
-    promise: asyncio.Future[BodyRead] = field(compare=False)
+    read: Pending[BodyRead] = field(compare=False)
+    timer: asyncio.TimerHandle | None = field(default=None, compare=False)
 
 
 class _Reader:
@@ -134,44 +136,39 @@ class BodyReaders:
         """Of the processes that run."""
         return [reader.pid for reader in self._readers if reader.pid is not None]
 
-    async def read(self, order: ReadOrder, body: bytes) -> BodyRead:
+    def read(self, order: ReadOrder, body: bytes) -> Pending[BodyRead]:
         """Have a body read.
 
+        Returns:
+            Fails with `RouterError` if the body is refused, or with READERS_BUSY if it waits too long.
+
         Raises:
-            RouterError: The body is refused; or READERS_BUSY, too many wait already or it waited too long.
+            RouterError: READERS_BUSY, too many wait already; SHUTTING_DOWN.
         """
         if not self._is_open:
-            raise RouterError(Reason.SHUTTING_DOWN, "Tokenway is stopping.", retry_after_s=1)
+            raise self._stopping_error()
         if self._num_waiting >= MAX_WAITING or self._num_bytes + len(body) > MAX_WAITING_BYTES:
             raise self._busy_error()
         self._tickets += 1
-        promise: asyncio.Future[BodyRead] = asyncio.get_running_loop().create_future()
-        job = _Job(len(body), self._tickets, order, body, promise)
-        del body
+        read: Pending[BodyRead] = Pending(lambda: self._left(job))
+        job = _Job(len(body), self._tickets, order, body, read)
         if len(self._waiting) > 2 * MAX_WAITING:  # whose clients left, most of them
-            self._waiting = [waits for waits in self._waiting if not waits.promise.done()]
+            self._waiting = [waits for waits in self._waiting if not waits.read.is_over]
             heapify(self._waiting)
         heappush(self._waiting, job)
         self._num_waiting += 1
         self._num_bytes += job.num_bytes
+        job.timer = asyncio.get_running_loop().call_later(self.patience_s, self._time_up, job)
         self._assign()
-        try:
-            return await asyncio.wait_for(promise, self.patience_s)
-        except TimeoutError:
-            raise self._busy_error() from None
-        finally:
-            if job.body:  # still waiting, for nobody
-                self._left(job)
+        return read
 
     async def close(self) -> None:
         """Refuse who waits, and end the processes."""
         self._is_open = False
-        for job in self._waiting:
-            if not job.promise.done():
-                job.promise.set_exception(
-                    RouterError(Reason.SHUTTING_DOWN, "Tokenway is stopping.", retry_after_s=1)
-                )
-        self._waiting.clear()
+        waiting, self._waiting = self._waiting, []
+        for job in waiting:
+            self._left(job)
+            job.read.fail(self._stopping_error())
         if self._tasks:
             await asyncio.wait(self._tasks)
         for reader in self._readers:
@@ -186,15 +183,26 @@ class BodyReaders:
             retry_after_s=self._retry_after_s(),
         )
 
+    @staticmethod
+    def _stopping_error() -> RouterError:
+        return RouterError(Reason.SHUTTING_DOWN, "Tokenway is stopping.", retry_after_s=1)
+
+    def _time_up(self, job: _Job) -> None:
+        self._left(job)
+        job.read.fail(self._busy_error())
+
     def _left(self, job: _Job) -> None:
         """A job waits no more: it is being read, or nobody wants it."""
-        self._num_waiting -= 1
-        self._num_bytes -= job.num_bytes
-        job.body = b""
+        if job.body:
+            self._num_waiting -= 1
+            self._num_bytes -= job.num_bytes
+            job.body = b""
+        if job.read.is_over and job.timer is not None:
+            job.timer.cancel()
 
     def _assign(self) -> None:
         """Give idle processes the cheapest jobs; the one for all of them comes last."""
-        while self._waiting and self._waiting[0].promise.done():
+        while self._waiting and self._waiting[0].read.is_over:
             heappop(self._waiting)
         for index in reversed(range(len(_ROOMS))):
             room = _ROOMS[index]
@@ -203,28 +211,25 @@ class BodyReaders:
             if room is not None and self._waiting[0].num_bytes > room:
                 continue
             job = heappop(self._waiting)
-            body, order, promise = job.body, job.order, job.promise
+            body = job.body
             self._left(job)
             self._busy[index] = True
-            task = asyncio.get_running_loop().create_task(self._run(index, order, body, promise))
+            task = asyncio.get_running_loop().create_task(self._run(index, job, body))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-            while self._waiting and self._waiting[0].promise.done():
+            while self._waiting and self._waiting[0].read.is_over:
                 heappop(self._waiting)
 
-    async def _run(
-        self, index: int, order: ReadOrder, body: bytes, promise: asyncio.Future[BodyRead]
-    ) -> None:
+    async def _run(self, index: int, job: _Job, body: bytes) -> None:
         loop = asyncio.get_running_loop()
         try:
-            read = await loop.run_in_executor(self._threads, self._readers[index].read, order, body)
+            read = await loop.run_in_executor(self._threads, self._readers[index].read, job.order, body)
         except Exception as error:
-            if not promise.done():
-                promise.set_exception(error)
+            job.read.fail(error)
         else:
-            if not promise.done():
-                promise.set_result(read)
+            job.read.give(read)
         finally:
+            self._left(job)
             self._busy[index] = False
             if self._is_open:
                 self._assign()

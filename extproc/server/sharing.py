@@ -9,11 +9,14 @@ from typing import Final
 
 from extproc.config.schema import Config, MetadataCenter
 from extproc.errors import ConfigError
+from extproc.routing.router import Reserve
+from extproc.server.background import Background
 from metadata_center.errors import MetadataError
 from metadata_center.sharing.http_transport import HttpTransport
 from metadata_center.sharing.messages import MAX_NAME_CHARS, MemberId, member_id
 from metadata_center.sharing.redis_transport import RedisTransport
 from metadata_center.sharing.redis_url import parse_url
+from metadata_center.sharing.sync import Sync
 from metadata_center.sharing.transport import Transport
 
 _NOT_IN_NAMES: Final = re.compile(r"[^0-9A-Za-z_.-]")
@@ -48,3 +51,9 @@ def transport_of(section: MetadataCenter, path: str) -> Transport:
         return RedisTransport(url, prefix=section.key_prefix)
     except MetadataError as error:
         raise ConfigError(path, [f"metadata_center.url: {error}"]) from None
+
+
+def reserve_by(sync: Sync) -> Reserve:
+    """Compare and set, its answer told by callback."""
+    background = Background()
+    return lambda request_id, candidates: background.begin(sync.reserve(request_id, candidates))

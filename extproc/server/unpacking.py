@@ -12,17 +12,20 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
 from extproc.errors import Reason, RouterError
-from extproc.protocol.servicer import Decided, Deferred
+from extproc.protocol.servicer import Decided
 from extproc.protocol.wire import CONTENT_ENCODING, Answers
 from extproc.request.compression import ALWAYS_BYTES, MAX_RATIO, codings_of, decode
 from extproc.routing.settings import RouterSettings
+from extproc.server.background import Background
+from extproc.values.deciding import Deciding, Later, Now, Refusal, settle
 from extproc.values.exchange import RequestHeaders
+from extproc.values.pending import Pending
 
 INLINE_BYTES: Final = ALWAYS_BYTES // MAX_RATIO
 """Larger bodies go to a thread: those up to here become a MiB at most, whatever is in them."""
@@ -40,8 +43,7 @@ _PATIENCE_S: Final = 59.0
 _MAX_WAIT_S: Final = 20.0
 """Until a body is decoded; the worst 32 MiB take a second of a busy core."""
 
-Decision = Decided | Awaitable[Decided] | Deferred
-Decide = Callable[[RequestHeaders, bytes], Decision]
+Decide = Callable[[RequestHeaders, bytes], Deciding[Decided]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +85,13 @@ class Unpacking:
     def __init__(self, decide: Decide, settings: Callable[[], RouterSettings]) -> None:
         self._decide = decide
         self._settings = settings
+        self._background = Background()
         self._threads = ThreadPoolExecutor(_THREADS, "decode")
         self._waiting = 0
         self._waiting_bytes = 0
 
-    def decide(self, request: RequestHeaders, body: bytes) -> Decision:
-        """Decide, now or later.
-
-        Raises:
-            RouterError: The request cannot be served.
-        """
+    def decide(self, request: RequestHeaders, body: bytes) -> Deciding[Decided]:
+        """Decide, now or later, or refuse."""
         header = request.headers.get(CONTENT_ENCODING)
         if header is None:
             return self._decide(request, body)
@@ -102,32 +101,40 @@ class Unpacking:
         settings = self._settings()
         body = bytes(body)  # a view, if it is large: see `wire.LargeBody`
         if len(body) <= INLINE_BYTES:
-            decoded = decode(body, codings, settings.max_body_bytes)
+            try:
+                decoded = decode(body, codings, settings.max_body_bytes)
+            except RouterError as error:
+                return Refusal(error)
             return self._unpacked(self._decide(request, decoded), decoded)
         if self._waiting >= MAX_WAITING or self._waiting_bytes + len(body) > MAX_WAITING_BYTES:
-            raise RouterError(
-                Reason.READERS_BUSY, "Too many compressed requests are being read.", retry_after_s=1
+            return Refusal(
+                RouterError(
+                    Reason.READERS_BUSY, "Too many compressed requests are being read.", retry_after_s=1
+                )
             )
-        held_s = 0.0 if settings.hold is None else settings.hold.max_s
-        return Deferred(self._later(request, body, codings, settings, held_s), _PATIENCE_S)
+        decoding = self._background.begin(self._decoded(body, codings, settings))
+        decision: Pending[Decided] = Pending(decoding.cancel)
+
+        def decide(decoded: bytes) -> None:
+            try:
+                settle(decision, self._unpacked(self._decide(request, decoded), decoded))
+            except Exception as error:  # a bug: this stream fails alone
+                decision.fail(error)
+
+        decoding.then(decide, decision.fail)
+        return Later(decision, _PATIENCE_S)
 
     def close(self) -> None:
         """Begin nothing more; what is being decoded is finished for nobody."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _later(
-        self,
-        request: RequestHeaders,
-        body: bytes,
-        codings: tuple[str, ...],
-        settings: RouterSettings,
-        held_s: float,
-    ) -> Decided:
+    async def _decoded(self, body: bytes, codings: tuple[str, ...], settings: RouterSettings) -> bytes:
+        held_s = 0.0 if settings.hold is None else settings.hold.max_s
         self._waiting += 1
         self._waiting_bytes += len(body)
         try:
             async with asyncio.timeout(min(_MAX_WAIT_S, _PATIENCE_S - held_s)):
-                decoded = await asyncio.get_running_loop().run_in_executor(
+                return await asyncio.get_running_loop().run_in_executor(
                     self._threads, decode, body, codings, settings.max_body_bytes
                 )
         except TimeoutError:
@@ -137,21 +144,14 @@ class Unpacking:
         finally:
             self._waiting -= 1
             self._waiting_bytes -= len(body)
-        return await self._awaited(self._decide(request, decoded), decoded)
 
-    def _unpacked(self, decision: Decision, body: bytes | None) -> Decision:
-        if isinstance(decision, Deferred):
-            return Deferred(self._awaited(decision, body), decision.patience_s)
-        if isinstance(decision, Awaitable):
-            return self._awaited(decision, body)
-        return Unpacked(decision, body)
-
-    async def _awaited(self, decision: Decision, body: bytes | None) -> Decided:
-        """Cancelled, it cancels what it waits for."""
-        while True:
-            if isinstance(decision, Deferred):
-                decision = decision.decision  # type: ignore[assignment]  # gives another, or what was decided
-            elif isinstance(decision, Awaitable):
-                decision = await decision
-            else:
-                return Unpacked(decision, body)
+    @staticmethod
+    def _unpacked(deciding: Deciding[Decided], body: bytes | None) -> Deciding[Decided]:
+        match deciding:
+            case Now(decision):
+                return Now(Unpacked(decision, body))
+            case Later(pending, patience_s):
+                unpacked: Pending[Decided] = Pending(pending.cancel)
+                pending.then(lambda decision: unpacked.give(Unpacked(decision, body)), unpacked.fail)
+                return Later(unpacked, patience_s)
+        return deciding

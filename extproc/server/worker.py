@@ -51,9 +51,10 @@ from extproc.server.bus import Bus
 from extproc.server.configuration import Configuration
 from extproc.server.engine_tls import request_tls
 from extproc.server.run_dir import closed_to_others, lock, prepare, run_dir
-from extproc.server.sharing import member_of, transport_of
+from extproc.server.sharing import member_of, reserve_by, transport_of
 from extproc.server.status import Status
 from extproc.server.unpacking import Unpacking
+from extproc.transport import grpc_aio
 from extproc.values.endings import RequestEvent
 from extproc.values.evidence import FailureKind
 from extproc.xds.ads import AdsServer
@@ -222,7 +223,7 @@ class Worker:
             random.Random(),
             time.monotonic,
             time.time,
-            self._sync.reserve if self._sync is not None and config.metadata_center.reserve else None,
+            None if self._sync is None or not config.metadata_center.reserve else reserve_by(self._sync),
             asyncio.get_running_loop,
             self._readers,
             time.thread_time,
@@ -302,7 +303,7 @@ class Worker:
             ]
         )
         server.add_generic_rpc_handlers(
-            (self._processor.handlers(), self._access_log.handlers(), self._ads.handlers())
+            grpc_aio.handlers((self._processor.rpc, self._access_log.rpc, self._ads.rpc))
         )
         socket = socket_path(self._run_dir, self._index)
         socket.unlink(missing_ok=True)

@@ -1,21 +1,19 @@
-"""Delta ADS over grpc.aio: one stream per Envoy, woken by requests and by publications.
+"""The delta ADS service: one stream per Envoy, told of requests and of publications.
 
 Rules:
-    1. The protocol lives in `delta.py`; here are only reading, waiting and writing.
-    2. A stream sleeps on its own event: publishing wakes all and waits for none.
-    3. However many publications happen while a stream writes, it then sends the latest state once.
+    1. The protocol lives in `delta.py`; here are only calls and what is sent on them.
+    2. Publishing tells all streams and waits for none.
+    3. However many publications happen while a stream sends, it then sends the latest state once.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
-import grpc
 from envoy_data_plane.envoy.service.discovery import v3 as discovery_v3
 
+from extproc.transport.seam import Call, Rpc, Status
 from extproc.xds.delta import DeltaStream, ResourceStore, SubscriptionLimitError
 
 logger = logging.getLogger(__name__)
@@ -33,13 +31,13 @@ class AdsServer:
     def __init__(self, on_nack: Callable[[str], None]) -> None:
         self._on_nack = on_nack
         self._store = ResourceStore()
-        self._wakes: set[asyncio.Event] = set()
+        self._subscribers: set[Subscriber] = set()
         self._is_closing = False
 
     @property
     def num_streams(self) -> int:
         """Envoys connected now."""
-        return len(self._wakes)
+        return len(self._subscribers)
 
     def publish(self, resources: Mapping[str, Mapping[str, bytes]]) -> list[str]:
         """Make these the resources of the given types, all at once; other types keep theirs.
@@ -57,72 +55,96 @@ class AdsServer:
             type_url for type_url, bodies in resources.items() if self._store.replace(type_url, bodies)
         ]
         if changed:
-            self._wake_all()
+            for subscriber in list(self._subscribers):
+                subscriber.send()
         return changed
 
     def close(self) -> None:
         """End all streams, now and from now on, so that each Envoy reconnects elsewhere."""
         self._is_closing = True
-        self._wake_all()
+        for subscriber in list(self._subscribers):
+            subscriber.close()
 
-    def handlers(self) -> grpc.GenericRpcHandler:
-        """For `grpc.aio.Server.add_generic_rpc_handlers`."""
-        return grpc.method_handlers_generic_handler(
-            _SERVICE,
-            {
-                "DeltaAggregatedResources": grpc.stream_stream_rpc_method_handler(
-                    self._serve,
-                    request_deserializer=discovery_v3.DeltaDiscoveryRequest.FromString,
-                    response_serializer=bytes,
-                )
-            },
-        )
+    @property
+    def rpc(self) -> Rpc:
+        """To be served."""
+        return Rpc(_SERVICE, "DeltaAggregatedResources", self.open)
 
-    async def _serve(
+    def open(self, call: Call) -> Subscriber:
+        """One Envoy, for as long as it lives."""
+        subscriber = Subscriber(call, DeltaStream(self._store), self._on_nack, self._subscribers.discard)
+        self._subscribers.add(subscriber)
+        if self._is_closing:
+            subscriber.close()
+        return subscriber
+
+
+class Subscriber:
+    """One Envoy's stream; a `Receiver`.
+
+    Args:
+        call: Its call.
+        stream: What it has and wants.
+        on_nack: See `AdsServer`.
+        left: Called with it when it is over.
+    """
+
+    __slots__ = ("_call", "_is_sending", "_left", "_on_nack", "_stream")
+
+    def __init__(
         self,
-        requests: AsyncIterator[discovery_v3.DeltaDiscoveryRequest],
-        context: grpc.aio.ServicerContext[Any, Any],
-    ) -> None:
-        stream, wake = DeltaStream(self._store), asyncio.Event()
-        self._wakes.add(wake)
-        is_over_limit = False
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                reader = tasks.create_task(self._read(requests, stream, wake, context.peer()))
-                while not reader.done() and not self._is_closing:
-                    wake.clear()
-                    for response in stream.responses():
-                        await context.write(response)
-                    await wake.wait()
-                reader.cancel()
-        except* SubscriptionLimitError:
-            is_over_limit = True
-        finally:
-            self._wakes.discard(wake)
-        if is_over_limit:
-            logger.error("xds stream subscribes to too much", extra={"peer": context.peer()})
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many resources subscribed to")
-
-    async def _read(
-        self,
-        requests: AsyncIterator[discovery_v3.DeltaDiscoveryRequest],
+        call: Call,
         stream: DeltaStream,
-        wake: asyncio.Event,
-        peer: str,
+        on_nack: Callable[[str], None],
+        left: Callable[[Subscriber], None],
     ) -> None:
-        try:
-            async for request in requests:
-                nack = stream.receive(request)
-                if nack is not None:
-                    logger.error(
-                        "envoy refused resources",
-                        extra={"peer": peer, "type_url": nack.type_url, "detail": nack.detail},
-                    )
-                    self._on_nack(nack.type_url)
-                wake.set()
-        finally:
-            wake.set()
+        self._call = call
+        self._stream = stream
+        self._on_nack = on_nack
+        self._left = left
+        self._is_sending = False
 
-    def _wake_all(self) -> None:
-        for wake in self._wakes:
-            wake.set()
+    def on_message(self, message: bytes) -> None:
+        """See `Receiver`."""
+        try:
+            nack = self._stream.receive(discovery_v3.DeltaDiscoveryRequest.FromString(message))
+        except SubscriptionLimitError:
+            logger.error("xds stream subscribes to too much", extra={"peer": self._call.peer})
+            self._left(self)
+            self._call.abort(Status.RESOURCE_EXHAUSTED, "too many resources subscribed to")
+            return
+        if nack is not None:
+            logger.error(
+                "envoy refused resources",
+                extra={"peer": self._call.peer, "type_url": nack.type_url, "detail": nack.detail},
+            )
+            self._on_nack(nack.type_url)
+        self.send()
+
+    def on_half_close(self) -> None:
+        """See `Receiver`."""
+        self.close()
+
+    def on_reset(self) -> None:
+        """See `Receiver`."""
+        self._left(self)
+
+    def send(self) -> None:
+        """Send what this Envoy lacks; while something is on its way, later."""
+        if self._is_sending:
+            return
+        responses = self._stream.responses()
+        for response in responses[:-1]:
+            self._call.send(bytes(response))
+        if responses:
+            self._is_sending = True
+            self._call.send(bytes(responses[-1]), self._sent)
+
+    def close(self) -> None:
+        """End it."""
+        self._left(self)
+        self._call.finish()
+
+    def _sent(self) -> None:
+        self._is_sending = False
+        self.send()

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 
 from extproc.config.schema import Config, RuleSection
 from extproc.values.endpoints import Endpoint
-from extproc.xds.resources import MODEL_ALIAS_PREFIX
+
+MODEL_ALIAS_PREFIX = "model:"
+"""A cluster of this prefix and a model's name shares the endpoints of the cluster that serves it."""
 
 OpenModels = Mapping[str, RuleSection]
 """The default rule of each model that has one, by model name and alias."""

@@ -30,12 +30,11 @@ from envoy_data_plane.google import protobuf
 
 from extproc.health.tracker import HealthState
 from extproc.values.endpoints import Endpoint
+from extproc.xds.open_models import MODEL_ALIAS_PREFIX
 from metadata_center.types import EndpointKey
 
 CLUSTER_TYPE = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 ASSIGNMENT_TYPE = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
-MODEL_ALIAS_PREFIX = "model:"
-"""A cluster of this prefix and a model's name shares the endpoints of the cluster that serves it."""
 
 _DESTINATION_NAMESPACE = "envoy.lb"
 _DESTINATION_KEY = "x-gateway-destination-endpoint"

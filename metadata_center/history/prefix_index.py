@@ -1,10 +1,11 @@
 """Which endpoint holds which prompt blocks in its KV cache, as far as the gateway can know.
 
 Rules:
-    1. A chain is recorded head last, so an ancestor is always used more recently than its descendants
-       and outlives them: each endpoint's blocks are closed under ancestry, as `BlockHolders` wants them.
-    2. An endpoint never holds more than its capacity; the least recently used block leaves first, as in
-       the engine's own free queue (vLLM `FreeKVCacheBlockQueue`: a request's blocks are freed tail first).
+    1. A chain is recorded whole, so an ancestor is always used no less recently than its descendants and
+       outlives them: each endpoint's blocks are closed under ancestry, as `RadixTree` wants them.
+    2. An endpoint never holds more than its capacity; the least recently used block leaves first, of those
+       used together the last of the chain, as in the engine's own free queue (vLLM `FreeKVCacheBlockQueue`: a
+       request's blocks are freed tail first).
     3. A wrong entry costs time, never correctness: this is a prediction of the engine's cache. Blocks that
        are no chains may spoil a match; they break no bound.
 """
@@ -13,22 +14,30 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from itertools import takewhile
 
-from metadata_center.history.block_holders import BlockHolders
+from metadata_center.history.radix_tree import RadixTree, Run
 from metadata_center.load.counters import MAX_ENDPOINTS
 from metadata_center.types import EndpointKey
 
 
 class _Cache:
-    """One endpoint's blocks, least recently used first, each with the sequence of its last use."""
+    """One endpoint.
 
-    __slots__ = ("bit", "blocks", "capacity")
+    Attributes:
+        bit: Its bit in the tree.
+        capacity: Blocks it may hold.
+        size: Blocks it holds.
+        ends: Sequence of a use to the last run of what was used then and not since, the oldest first: that
+            run and those before it that `held` gives the same sequence.
+    """
+
+    __slots__ = ("bit", "capacity", "ends", "size")
 
     def __init__(self, bit: int, capacity: int) -> None:
         self.bit = bit
         self.capacity = capacity
-        self.blocks: OrderedDict[int, int] = OrderedDict()
+        self.size = 0
+        self.ends: OrderedDict[int, Run] = OrderedDict()
 
 
 class PrefixIndex:
@@ -51,33 +60,38 @@ class PrefixIndex:
             raise ValueError("default_capacity_blocks is not within 0..max_capacity_blocks")
         self._default_capacity_blocks = default_capacity_blocks
         self._max_capacity_blocks = max_capacity_blocks
-        self._holders = BlockHolders(max_endpoints)
+        self._tree = RadixTree(max_endpoints)
         self._caches: dict[EndpointKey, _Cache] = {}
         self._sequence = 0
 
     @property
     def total(self) -> int:
         """Blocks held, summed over endpoints."""
-        return sum(len(cache.blocks) for cache in self._caches.values())
+        return sum(cache.size for cache in self._caches.values())
 
     def size(self, endpoint: EndpointKey) -> int:
         """Blocks held by `endpoint`; 0 if it is unknown."""
         cache = self._caches.get(endpoint)
-        return 0 if cache is None else len(cache.blocks)
+        return 0 if cache is None else cache.size
 
     def capacity(self, endpoint: EndpointKey) -> int:
         """Blocks `endpoint` may hold here."""
         cache = self._caches.get(endpoint)
         return self._default_capacity_blocks if cache is None else cache.capacity
 
-    def last_use(self, endpoint: EndpointKey, block: int) -> int:
-        """Sequence of the last `record` of `block` on `endpoint`; 0 if it is not held."""
+    def last_use(self, endpoint: EndpointKey, blocks: Sequence[int]) -> int:
+        """Sequence of the last `record` of the last block of a chain on `endpoint`; 0 if it is not held."""
         cache = self._caches.get(endpoint)
-        return 0 if cache is None else cache.blocks.get(block, 0)
+        if cache is None or not blocks:
+            return 0
+        run, depth = None, 0
+        for run in self._tree.path(blocks):
+            depth += len(run.blocks)
+        return run.held.get(cache.bit, 0) if run is not None and depth == len(blocks) else 0
 
     def match(self, blocks: Sequence[int], keys: tuple[EndpointKey, ...]) -> list[int]:
-        """How many leading blocks each endpoint holds; see `BlockHolders.match`."""
-        return self._holders.match(blocks, keys)
+        """How many leading blocks each endpoint holds; see `RadixTree.match`."""
+        return self._tree.match(blocks, keys)
 
     def record(self, endpoint: EndpointKey, blocks: Sequence[int]) -> int:
         """Note that `endpoint` now holds the chain `blocks`, all of it just used.
@@ -96,19 +110,29 @@ class PrefixIndex:
             CapacityError: `max_endpoints` are known; nothing was changed.
         """
         cache = self._caches.get(endpoint) or self._admit(endpoint)
-        held, holders, bit = cache.blocks, self._holders.masks, cache.bit
+        bit, ends = cache.bit, cache.ends
         kept = blocks[: cache.capacity]
-        known = list(takewhile(held.__contains__, kept))
-        previous = held[known[-1]] if known else 0
         self._sequence = sequence = self._sequence + 1
-        for block in reversed(kept[len(known) :]):
-            held[block] = sequence
-            held.move_to_end(block)
-            holding = holders.get(block)
-            holders[block] = bit if holding is None else holding | bit
-        for block in reversed(known):
-            held[block] = sequence
-            held.move_to_end(block)
+        run, depth, previous = self._tree.root, 0, 0
+        for run in self._tree.path(kept):
+            depth += len(run.blocks)
+            used = run.held.get(bit)
+            if used is None:
+                cache.size += len(run.blocks)
+            else:
+                previous = used
+                if ends.get(used) is run:  # all that was used then is used now
+                    del ends[used]
+            run.hold(bit, sequence)
+        if depth < len(kept):
+            if run.mask == bit and not run.children:
+                run.blocks += kept[depth:]
+            else:
+                run = run.grow(list(kept[depth:]))
+                run.hold(bit, sequence)
+            cache.size += len(kept) - depth
+        if kept:
+            ends[sequence] = run
         self._evict(cache)
         return previous
 
@@ -121,10 +145,10 @@ class PrefixIndex:
         cache = self._caches.get(endpoint)
         if cache is None:
             return 0
-        before = len(cache.blocks)
-        while cache.blocks and next(iter(cache.blocks.values())) <= sequence:
-            self._drop_oldest(cache)
-        return before - len(cache.blocks)
+        before = cache.size
+        while cache.ends and next(iter(cache.ends)) <= sequence:
+            self._drop_oldest(cache, cache.size)
+        return before - cache.size
 
     def set_capacity(self, endpoint: EndpointKey, blocks: int) -> None:
         """Bound `endpoint` to `blocks` (at most `max_capacity_blocks`), evicting what is over.
@@ -144,29 +168,45 @@ class PrefixIndex:
         """Drop all blocks of `endpoint` and keep its capacity: its engine lost its cache."""
         cache = self._caches.get(endpoint)
         if cache is not None:
-            while cache.blocks:
-                self._drop_oldest(cache)
+            while cache.ends:
+                self._drop_oldest(cache, cache.size)
 
     def remove(self, endpoint: EndpointKey) -> None:
         """Forget `endpoint`, capacity included. O(its blocks)."""
         self.clear(endpoint)
         if self._caches.pop(endpoint, None) is not None:
-            self._holders.dismiss(endpoint)
+            self._tree.dismiss(endpoint)
 
     def _admit(self, endpoint: EndpointKey) -> _Cache:
-        bit = self._holders.admit(endpoint)
+        bit = self._tree.admit(endpoint)
         cache = self._caches[endpoint] = _Cache(bit, self._default_capacity_blocks)
         return cache
 
     def _evict(self, cache: _Cache) -> None:
-        while len(cache.blocks) > cache.capacity:
-            self._drop_oldest(cache)
+        while cache.size > cache.capacity:
+            self._drop_oldest(cache, cache.size - cache.capacity)
 
-    def _drop_oldest(self, cache: _Cache) -> None:
-        block, _ = cache.blocks.popitem(last=False)
-        masks = self._holders.masks
-        holding = masks[block] ^ cache.bit
-        if holding:
-            masks[block] = holding
+    def _drop_oldest(self, cache: _Cache, most: int) -> None:
+        """Drop up to `most` blocks, at least one, of those that were used least recently, the last first."""
+        bit = cache.bit
+        sequence, run = next(iter(cache.ends.items()))
+        while run.held.get(bit) == sequence:
+            blocks = len(run.blocks)
+            if blocks > most:
+                near = run.cut(blocks - most)
+                run.let_go(bit)
+                cache.size -= most
+                cache.ends[sequence] = near
+                return
+            before = run.parent
+            assert before is not None, "the root is not held"
+            run.let_go(bit)
+            cache.size -= blocks
+            most -= blocks
+            run = before
+            if not most:
+                break
+        if run.held.get(bit) == sequence:
+            cache.ends[sequence] = run
         else:
-            del masks[block]
+            del cache.ends[sequence]

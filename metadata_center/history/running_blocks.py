@@ -5,8 +5,8 @@ Rules:
        there before any request behind it starts. So from a request's charge to its end its blocks are a
        hit for whoever comes after it, whatever else is known of that cache.
     2. Chains are added and removed whole, so a block is in use as long as its descendants are: blocks are
-       closed under ancestry, as `BlockHolders` wants them.
-    3. Counts are exact: what was not added must not be removed, which `add` tells.
+       closed under ancestry, as `RadixTree` wants them.
+    3. Counts are exact: what `add` gave is given back to `remove`, once.
     4. Memory is bounded by `max_blocks` over all endpoints.
 """
 
@@ -15,19 +15,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from metadata_center.errors import CapacityError
-from metadata_center.history.block_holders import BlockHolders
+from metadata_center.history.radix_tree import RadixTree, Run
 from metadata_center.load.counters import MAX_ENDPOINTS
 from metadata_center.types import EndpointKey
 
 
 class _Running:
-    """One endpoint's blocks in use, counted."""
+    """One endpoint: its bit, its distinct blocks in use, and the blocks of all requests that use them."""
 
-    __slots__ = ("bit", "counts", "has_left", "uses")
+    __slots__ = ("bit", "distinct", "has_left", "uses")
 
     def __init__(self, bit: int) -> None:
         self.bit = bit
-        self.counts: dict[int, int] = {}
+        self.distinct = 0
         self.uses = 0
         self.has_left = False
 
@@ -42,7 +42,7 @@ class RunningBlocks:
 
     def __init__(self, max_blocks: int = 2_000_000, *, max_endpoints: int = MAX_ENDPOINTS) -> None:
         self._running: dict[EndpointKey, _Running] = {}
-        self._holders = BlockHolders(max_endpoints)
+        self._tree = RadixTree(max_endpoints)
         self._max_blocks = max_blocks
         self._blocks = 0
 
@@ -50,47 +50,54 @@ class RunningBlocks:
         """Distinct blocks in use, summed over endpoints."""
         return self._blocks
 
-    def add(self, endpoint: EndpointKey, blocks: Sequence[int]) -> bool:
-        """One more request with these blocks is on its way; False if there are none, or no room for them."""
+    def add(self, endpoint: EndpointKey, blocks: Sequence[int]) -> Run | None:
+        """One more request with these blocks is on its way.
+
+        Returns:
+            What `remove` takes; None if there are no blocks, or no room for them.
+        """
         if not blocks or self._blocks + len(blocks) > self._max_blocks:
-            return False
+            return None
         running = self._running.get(endpoint)
         if running is None:
             try:
-                running = self._running[endpoint] = _Running(self._holders.admit(endpoint))
+                running = self._running[endpoint] = _Running(self._tree.admit(endpoint))
             except CapacityError:
-                return False
+                return None
         running.has_left = False
         running.uses += len(blocks)
-        counts, bit, masks = running.counts, running.bit, self._holders.masks
-        for block in blocks:
-            count = counts.get(block)
+        bit, new, depth, run = running.bit, 0, 0, self._tree.root
+        for run in self._tree.path(blocks):
+            depth += len(run.blocks)
+            count = run.held.get(bit)
             if count is None:
-                counts[block] = 1
-                masks[block] = masks.get(block, 0) | bit
-                self._blocks += 1
+                run.hold(bit, 1)
+                new += len(run.blocks)
             else:
-                counts[block] = count + 1
-        return True
+                run.held[bit] = count + 1
+        if depth < len(blocks):
+            run = run.grow(list(blocks[depth:]))
+            run.hold(bit, 1)
+            new += len(blocks) - depth
+        running.distinct += new
+        self._blocks += new
+        return run
 
-    def remove(self, endpoint: EndpointKey, blocks: Sequence[int]) -> None:
-        """A request that was added is over."""
+    def remove(self, endpoint: EndpointKey, last: Run) -> None:
+        """A request that was added is over; `last` is what `add` gave."""
         running = self._running[endpoint]
-        running.uses -= len(blocks)
-        counts, bit, masks = running.counts, running.bit, self._holders.masks
-        for block in blocks:
-            left = counts[block] - 1
+        bit, run = running.bit, last
+        while run.parent is not None:
+            before, blocks = run.parent, len(run.blocks)
+            running.uses -= blocks
+            left = run.held[bit] - 1
             if left:
-                counts[block] = left
-                continue
-            del counts[block]
-            self._blocks -= 1
-            holding = masks[block] ^ bit
-            if holding:
-                masks[block] = holding
+                run.held[bit] = left
             else:
-                del masks[block]
-
+                run.let_go(bit)
+                running.distinct -= blocks
+                self._blocks -= blocks
+            run = before
         if running.has_left:
             self.forget(endpoint)
 
@@ -100,17 +107,17 @@ class RunningBlocks:
         What its prompts take in the KV cache is that share of their length: what they share is there once.
         """
         running = self._running.get(endpoint)
-        return len(running.counts) / running.uses if running is not None and running.uses else 1.0
+        return running.distinct / running.uses if running is not None and running.uses else 1.0
 
     def forget(self, endpoint: EndpointKey) -> None:
         """The endpoint has left: nothing is kept of it once the last request there is over."""
         running = self._running.get(endpoint)
         if running is not None:
             running.has_left = True
-            if not running.counts:
+            if not running.uses:
                 del self._running[endpoint]
-                self._holders.dismiss(endpoint)
+                self._tree.dismiss(endpoint)
 
     def match(self, blocks: Sequence[int], keys: tuple[EndpointKey, ...]) -> list[int]:
-        """How many leading blocks of a prompt are in use at each endpoint; see `BlockHolders.match`."""
-        return self._holders.match(blocks, keys)
+        """How many leading blocks of a prompt are in use at each endpoint; see `RadixTree.match`."""
+        return self._tree.match(blocks, keys)

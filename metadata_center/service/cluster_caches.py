@@ -104,7 +104,7 @@ class ClusterCaches:
         self.blocks += group.index.size(key) - before
         if not self._spans or self._spans[-1].end_s <= now_s:
             self._spans.append(_Span(now_s + self._span_s))
-        self._spans[-1].sequences[group] = group.index.last_use(key, chain[0])
+        self._spans[-1].sequences[group] = group.index.last_use(key, chain[:1])
         while self.blocks > self._limits.max_blocks:
             self._make_room()
 

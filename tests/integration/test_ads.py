@@ -9,7 +9,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from envoy_data_plane.envoy.config.cluster import v3 as cluster_v3
 from envoy_data_plane.envoy.service.discovery import v3 as discovery_v3
 
 from extproc.health.tracker import HealthState
+from extproc.transport import grpc_aio
+from extproc.transport.seam import Call
 from extproc.values.endpoints import Endpoint
 from extproc.xds import delta
 from extproc.xds.ads import AdsServer
@@ -130,31 +132,36 @@ class World:
 
     async def serve(self) -> None:
         """Start a control plane at the socket, recording every response it sends."""
-        self.server = grpc.aio.server(interceptors=[Recorder(self.sent)])
-        self.server.add_generic_rpc_handlers((self.ads.handlers(),))
+        self.server = grpc.aio.server()
+        rpc = replace(self.ads.rpc, open=lambda call: self.ads.open(Recorded(call, self.sent)))
+        self.server.add_generic_rpc_handlers(grpc_aio.handlers([rpc]))
         self.server.add_insecure_port(f"unix:{self.xds_socket}")
         await self.server.start()
 
 
-class Recorder(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types here
-    """Keeps the responses of the delta stream."""
+class Recorded:
+    """A call whose messages are kept.
 
-    def __init__(self, sent: list[discovery_v3.DeltaDiscoveryResponse]) -> None:
+    Args:
+        call: What it is.
+        sent: Where they are kept.
+    """
+
+    def __init__(self, call: Call, sent: list[discovery_v3.DeltaDiscoveryResponse]) -> None:
+        self._call = call
         self._sent = sent
+        self.finish = call.finish
+        self.abort = call.abort
 
-    async def intercept_service(
-        self, continuation: Callable[[Any], Awaitable[Any]], details: Any
-    ) -> grpc.RpcMethodHandler:
-        """Wrap the serialiser of the one method there is."""
-        handler = await continuation(details)
+    @property
+    def peer(self) -> str:
+        """See `Call`."""
+        return self._call.peer
 
-        def record(response: discovery_v3.DeltaDiscoveryResponse) -> bytes:
-            self._sent.append(response)
-            return bytes(response)
-
-        return grpc.stream_stream_rpc_method_handler(
-            handler.stream_stream, handler.request_deserializer, record
-        )
+    def send(self, message: bytes, sent: Callable[[], None] | None = None) -> None:
+        """See `Call`."""
+        self._sent.append(discovery_v3.DeltaDiscoveryResponse.FromString(message))
+        self._call.send(message, sent)
 
 
 async def eventually(ask: Callable[[], Awaitable[object]], expected: object) -> float:
@@ -305,7 +312,7 @@ async def test_invalid_resource_is_refused_and_counted(world: World) -> None:
 async def client(ads: AdsServer, tmp_path: Path) -> AsyncIterator[Any]:
     """A delta stream of a client that can do what Envoy does not."""
     server = grpc.aio.server()
-    server.add_generic_rpc_handlers((ads.handlers(),))
+    server.add_generic_rpc_handlers(grpc_aio.handlers([ads.rpc]))
     address = f"unix:{tmp_path}/xds.sock"
     server.add_insecure_port(address)
     await server.start()

@@ -12,14 +12,14 @@ import orjson
 import pytest
 
 from extproc.errors import Reason, RouterError
-from extproc.protocol.servicer import Deferred
 from extproc.request.reading import BodyRead, ReadOrder, read_body
 from extproc.request.structure import MAX_CONTAINERS
 from extproc.routing.router import MAX_PATIENCE_S, Decision
 from extproc.routing.settings import RouterSettings
 from extproc.server import body_readers
 from extproc.server.body_readers import BodyReaders
-from tests.conftest import build_rig, request_line
+from extproc.values.deciding import Later, Now
+from tests.conftest import build_rig, request_line, told
 
 CHAT = "/v1/chat/completions"
 ORDER = ReadOrder(CHAT, frozenset(), False, frozenset({"m"}), 4096)
@@ -53,12 +53,12 @@ async def test_a_body_is_read_as_it_would_be_here(readers: BodyReaders) -> None:
     """The same request and the same body to send, from a process that is started then and ends with us."""
     assert readers.pids == []
     body = large(priority=1)
-    read = await readers.read(ORDER, body)
+    read = await told(readers.read(ORDER, body))
     here = read_body(ORDER, body)
     assert (read.request, read.is_changed) == (here.request, True)
     assert read.new_body("other") == here.new_body("other")
     (pid,) = readers.pids
-    await readers.read(ORDER, body)
+    await told(readers.read(ORDER, body))
     assert readers.pids == [pid]
     await readers.close()
     assert not alive(pid)
@@ -78,21 +78,21 @@ async def test_a_refusal_is_the_same_from_there(readers: BodyReaders, body: byte
     with pytest.raises(RouterError) as here:
         read_body(ORDER, body)
     with pytest.raises(RouterError) as there:
-        await readers.read(ORDER, body)
+        await told(readers.read(ORDER, body))
     assert there.value.reason is here.value.reason is reason
     assert (there.value.message, there.value.param) == (here.value.message, here.value.param)
-    assert (await readers.read(ORDER, large())).request.model == "m"
+    assert (await told(readers.read(ORDER, large()))).request.model == "m"
 
 
 async def test_a_process_that_dies_fails_its_body_and_is_replaced(readers: BodyReaders) -> None:
     """One answer of 500, and the next body finds another process."""
-    await readers.read(ORDER, large())
+    await told(readers.read(ORDER, large()))
     (pid,) = readers.pids
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(RouterError) as raised:
-        await readers.read(ORDER, large())
+        await told(readers.read(ORDER, large()))
     assert raised.value.reason is Reason.INTERNAL
-    assert (await readers.read(ORDER, large())).request.stream
+    assert (await told(readers.read(ORDER, large()))).request.stream
     assert readers.pids != [pid]
 
 
@@ -100,16 +100,16 @@ async def test_a_process_that_hangs_is_replaced(
     readers: BodyReaders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its body takes too long to read, says the answer; the next one is read."""
-    await readers.read(ORDER, large())
+    await told(readers.read(ORDER, large()))
     (pid,) = readers.pids
     os.kill(pid, signal.SIGSTOP)
     monkeypatch.setattr(body_readers, "MAX_READ_S", 0.2)
     with pytest.raises(RouterError) as raised:
-        await readers.read(ORDER, large())
+        await told(readers.read(ORDER, large()))
     assert raised.value.reason is Reason.BODY_TOO_LARGE
     assert readers.pids == []
     monkeypatch.setattr(body_readers, "MAX_READ_S", 30.0)
-    assert (await readers.read(ORDER, large())).request.model == "m"
+    assert (await told(readers.read(ORDER, large()))).request.model == "m"
 
 
 async def test_more_than_may_wait_is_refused_at_once(
@@ -117,11 +117,11 @@ async def test_more_than_may_wait_is_refused_at_once(
 ) -> None:
     """503 with Retry-After, and what waits is read all the same."""
     monkeypatch.setattr(body_readers, "MAX_WAITING", 3)
-    reading = [asyncio.ensure_future(readers.read(ORDER, large())) for _ in range(5)]
+    reading = [asyncio.ensure_future(told(readers.read(ORDER, large()))) for _ in range(5)]
     await asyncio.sleep(0)
     assert len(readers) == 3
     with pytest.raises(RouterError) as raised:
-        await readers.read(ORDER, large())
+        await told(readers.read(ORDER, large()))
     assert (raised.value.reason, raised.value.status) == (Reason.READERS_BUSY, 503)
     assert raised.value.retry_after_s == 1
     assert len(await asyncio.gather(*reading)) == 5
@@ -132,13 +132,13 @@ async def test_bytes_that_wait_are_bounded(readers: BodyReaders, monkeypatch: py
     """As their number is."""
     monkeypatch.setattr(body_readers, "MAX_WAITING_BYTES", 1_000_000)
     with pytest.raises(RouterError) as raised:
-        await readers.read(ORDER, large())
+        await told(readers.read(ORDER, large()))
     assert raised.value.reason is Reason.READERS_BUSY
 
 
 async def test_a_client_that_leaves_takes_its_body_with_it(readers: BodyReaders) -> None:
     """One that waits is forgotten, one that is being read ends for nobody; others are read as ever."""
-    reading = [asyncio.ensure_future(readers.read(ORDER, large())) for _ in range(6)]
+    reading = [asyncio.ensure_future(told(readers.read(ORDER, large()))) for _ in range(6)]
     await asyncio.sleep(0)
     for one in reading[:5]:
         one.cancel()
@@ -153,7 +153,7 @@ async def test_the_cheapest_is_read_first(readers: BodyReaders) -> None:
     order: list[int] = []
 
     async def read(number: int, body: bytes) -> None:
-        await readers.read(ORDER, body)
+        await told(readers.read(ORDER, body))
         order.append(number)
 
     huge = large(x="y" * 12_000_000)
@@ -167,7 +167,7 @@ async def test_the_cheapest_is_read_first(readers: BodyReaders) -> None:
 
 async def test_closing_refuses_who_waits(readers: BodyReaders) -> None:
     """Nobody is left without an answer."""
-    reading = [asyncio.ensure_future(readers.read(ORDER, large())) for _ in range(5)]
+    reading = [asyncio.ensure_future(told(readers.read(ORDER, large()))) for _ in range(5)]
     await asyncio.sleep(0)
     await readers.close()
     ended = await asyncio.gather(*reading, return_exceptions=True)
@@ -180,10 +180,11 @@ async def test_a_large_body_is_decided_later(readers: BodyReaders) -> None:
     """Envoy is asked for patience; the decision, its charge and the body to send are those of a small one."""
     rig = build_rig(settings=RouterSettings(block_bytes=64), readers=readers)
     deferred = rig.gateway.decide(request_line("r"), large(priority=1))
-    assert isinstance(deferred, Deferred)
+    assert isinstance(deferred, Later)
+    assert deferred.patience_s is not None
     assert 1.0 < deferred.patience_s <= MAX_PATIENCE_S
     assert rig.state.load.in_flight == 0
-    decision = await deferred.decision
+    decision = await told(deferred.pending)
     assert isinstance(decision, Decision)
     assert decision.stream
     assert b'"priority"' not in decision.answer(to_trailers=False)
@@ -195,12 +196,10 @@ async def test_who_leaves_while_its_body_is_read_is_not_charged(readers: BodyRea
     """Neither at once nor when the process is done with it."""
     rig = build_rig(readers=readers)
     deferred = rig.gateway.decide(request_line("r"), large())
-    assert isinstance(deferred, Deferred)
-    task = asyncio.ensure_future(deferred.decision)
+    assert isinstance(deferred, Later)
     await asyncio.sleep(0.01)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-    await readers.read(ORDER, large())
+    deferred.pending.cancel()
+    await told(readers.read(ORDER, large()))
     assert rig.state.load.in_flight == 0
     assert len(rig.state.inflight) == 0
 
@@ -209,9 +208,9 @@ async def test_a_large_body_that_is_refused_leaves_no_trace(readers: BodyReaders
     """The refusal comes from the decision, as ever."""
     rig = build_rig(readers=readers)
     deferred = rig.gateway.decide(request_line("r"), large(model="unknown"))
-    assert isinstance(deferred, Deferred)
+    assert isinstance(deferred, Later)
     with pytest.raises(RouterError) as raised:
-        await deferred.decision
+        await told(deferred.pending)
     assert raised.value.reason is Reason.MODEL_NOT_FOUND
     assert rig.state.load.in_flight == 0
 
@@ -220,7 +219,7 @@ async def test_small_bodies_are_decided_at_once(readers: BodyReaders) -> None:
     """No process is started for them."""
     rig = build_rig(readers=readers)
     body = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 1_000_000}]})
-    assert isinstance(rig.gateway.decide(request_line("r"), body), Decision)
+    assert isinstance(rig.gateway.decide(request_line("r"), body), Now)
     assert readers.pids == []
 
 
@@ -236,11 +235,12 @@ async def test_many_slow_bodies_are_read_elsewhere(readers: BodyReaders) -> None
     rig = build_rig(readers=readers, work_clock=work_clock)
     body = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 10_000}]})
     decisions = [rig.gateway.decide(request_line(f"r{number}"), body) for number in range(6)]
-    assert [type(decision) for decision in decisions] == [Decision] * 4 + [Deferred] * 2
+    assert [type(decision) for decision in decisions] == [Now] * 4 + [Later] * 2
     small = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}]})
-    assert isinstance(rig.gateway.decide(request_line("small"), small), Decision)
+    assert isinstance(rig.gateway.decide(request_line("small"), small), Now)
     for deferred in decisions[4:]:
-        assert isinstance(deferred, Deferred)
-        assert isinstance(await deferred.decision, Decision)
+        assert isinstance(deferred, Later)
+        decision: Any = await told(deferred.pending)
+        assert isinstance(decision, Decision)
     rig.clock.advance(10.0)
-    assert isinstance(rig.gateway.decide(request_line("later"), body), Decision)
+    assert isinstance(rig.gateway.decide(request_line("later"), body), Now)

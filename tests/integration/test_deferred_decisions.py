@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable
+import logging
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from extproc.errors import Reason, RouterError
 from extproc.protocol import wire
-from extproc.protocol.servicer import Decided, Deferred, Processor
+from extproc.protocol.servicer import Decided, Processor
 from extproc.routing.gateway import Gateway
-from extproc.routing.router import Decision
+from extproc.transport import grpc_aio
+from extproc.values.deciding import Deciding, Later, settle
 from extproc.values.exchange import RequestHeaders
+from extproc.values.pending import Pending
 from tests.conftest import Rig, build_rig, chat
 from tests.integration.test_servicer import body, chunk, headers, until
 
@@ -28,10 +30,9 @@ class Deferring:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self.release = asyncio.Event()
-        self.waiting = 0
+        self._asked: list[tuple[Pending[Decided], RequestHeaders, bytes]] = []
         self.abandoned = 0
-        self.error: RouterError | None = None
+        self.error: Exception | None = None
         self.patience_s: float | None = None
         self.first_token = gateway.first_token
         self.answer_head = gateway.answer_head
@@ -39,25 +40,28 @@ class Deferring:
         self.rejected = gateway.rejected
         self.stream_ended = gateway.stream_ended
 
-    def decide(self, request: RequestHeaders, body: bytes) -> Awaitable[Decided] | Deferred:
+    def decide(self, request: RequestHeaders, body: bytes) -> Deciding[Decided]:
         """Later."""
-        later = self._later(request, body)
-        return later if self.patience_s is None else Deferred(later, self.patience_s)
+        pending: Pending[Decided] = Pending(self._abandon)
+        self._asked.append((pending, request, body))
+        return Later(pending, self.patience_s)
 
-    async def _later(self, request: RequestHeaders, body: bytes) -> Decided:
-        self.waiting += 1
-        try:
-            await self.release.wait()
-        except asyncio.CancelledError:
-            self.abandoned += 1
-            raise
-        finally:
-            self.waiting -= 1
-        if self.error is not None:
-            raise self.error
-        decision = self._gateway.decide(request, body)
-        assert isinstance(decision, Decision)
-        return decision
+    def release(self) -> None:
+        """Decide what waits."""
+        asked, self._asked = self._asked, []
+        for pending, request, text in asked:
+            if self.error is not None:
+                pending.fail(self.error)
+            else:
+                settle(pending, self._gateway.decide(request, text))
+
+    @property
+    def waiting(self) -> int:
+        """Decisions that are pending."""
+        return sum(not pending.is_over for pending, _, _ in self._asked)
+
+    def _abandon(self) -> None:
+        self.abandoned += 1
 
 
 class Served:
@@ -95,7 +99,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
     server.add_insecure_port(address)
     async with grpc.aio.insecure_channel(address) as channel:
         served = Served(build_rig(), channel)
-        server.add_generic_rpc_handlers((served.processor.handlers(),))
+        server.add_generic_rpc_handlers(grpc_aio.handlers([served.processor.rpc]))
         await server.start()
         yield served
     await server.stop(None)
@@ -104,7 +108,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
 async def test_a_stream_decided_later_goes_on_as_one_decided_at_once(served: Served) -> None:
     """The body is answered when the decision is there; the first chunk still closes the stream."""
     call = await served.waiting(stream=True)
-    served.decider.release.set()
+    served.decider.release()
     assert (await call.read()).WhichOneof("response") == "request_body"
     await call.write(chunk(b"data: {}\n\n"))
     assert (await call.read()).WhichOneof("response") == "response_body"
@@ -116,7 +120,7 @@ async def test_a_stream_decided_later_goes_on_as_one_decided_at_once(served: Ser
 async def test_an_unstreamed_request_decided_later_is_answered_and_left(served: Served) -> None:
     """Its decision is the last word, though a read was begun while it waited."""
     call = await served.waiting(stream=False)
-    served.decider.release.set()
+    served.decider.release()
     assert (await call.read()).WhichOneof("response") == "request_body"
     assert await call.read() is grpc.aio.EOF
     assert await call.code() is grpc.StatusCode.OK
@@ -127,7 +131,7 @@ async def test_a_late_refusal_is_an_answer(served: Served) -> None:
     """A decision that fails after its wait gives the client the error."""
     served.decider.error = RouterError(Reason.NO_HEALTHY_ENDPOINT, "none", retry_after_s=1)
     call = await served.waiting(stream=True)
-    served.decider.release.set()
+    served.decider.release()
     assert (await call.read()).immediate_response.status.code == 503
     assert await call.read() is grpc.aio.EOF
     await served.idle()
@@ -152,7 +156,7 @@ async def test_trailers_while_waiting_pass(served: Served) -> None:
     call = await served.waiting(stream=True)
     await call.write(pb.ProcessingRequest(request_trailers=pb.HttpTrailers()))
     assert (await call.read()).WhichOneof("response") == "request_trailers"
-    served.decider.release.set()
+    served.decider.release()
     assert (await call.read()).WhichOneof("response") == "request_body"
     call.cancel()
     await served.idle()
@@ -185,32 +189,35 @@ async def test_envoy_is_told_to_wait_before_the_decision_is_there(served: Served
     patience = await call.read()
     assert patience.WhichOneof("response") is None
     assert patience.override_message_timeout.ToMilliseconds() == 12_500
-    served.decider.release.set()
+    served.decider.release()
     assert (await call.read()).WhichOneof("response") == "request_body"
     assert await call.read() is grpc.aio.EOF
     await served.idle()
 
 
-async def test_who_leaves_before_envoy_is_asked_for_patience_is_not_waited_for(served: Served) -> None:
-    """A message that finds the stream gone cancels the decision: it would wait, and be sent, for nobody."""
-    promise = asyncio.get_running_loop().create_future()
+async def test_a_bug_in_a_late_decision_fails_its_own_stream(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its stream gets UNKNOWN and is counted as failed; the next one is decided."""
+    caplog.set_level(logging.CRITICAL)
+    served.decider.error = ZeroDivisionError()
+    call = await served.waiting(stream=True)
+    served.decider.release()
+    assert await call.code() is grpc.StatusCode.UNKNOWN
+    await served.idle()
+    assert served.rig.metric("tokenway_stream_endings_total", phase="await_body", how="failed") == 1
+    served.decider.error = None
+    call = await served.waiting(stream=False)
+    served.decider.release()
+    assert (await call.read()).WhichOneof("response") == "request_body"
+    await served.idle()
 
-    class Slow(Deferring):
-        def decide(self, request: RequestHeaders, body: bytes) -> Deferred:
-            return Deferred(promise, 5.0)
 
-    class Gone:
-        def __init__(self) -> None:
-            self.messages = [headers("r"), body(chat("x", stream=True))]
-
-        async def read(self) -> Any:
-            return self.messages.pop(0)
-
-        async def write(self, message: bytes) -> None:
-            if not self.messages:
-                raise asyncio.CancelledError
-
-    processor = Processor(served.rig.gateway.judge, Slow(served.rig.gateway), lambda: True)
-    with pytest.raises(asyncio.CancelledError):
-        await processor.process(None, Gone())
-    assert promise.cancelled()
+async def test_a_decision_that_comes_after_its_client_left_goes_nowhere(served: Served) -> None:
+    """Whoever decides may not have heard yet: nobody is answered, and no stream is counted twice."""
+    call = await served.waiting(stream=True)
+    call.cancel()
+    await served.idle()
+    served.decider.release()
+    assert served.processor.streams_active == 0
+    assert served.rig.metric("tokenway_stream_endings_total", phase="deciding", how="closed") == 1

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 from tokenizers import Tokenizer
 
-from extproc.rendering.check import SAMPLES, Verdict, check_engine
+from extproc.rendering.check import SAMPLES, CheckedRendering, check_engine
 from extproc.rendering.loading import load
 from extproc.rendering.prompt_text import Feature, Rendering, build_rendering
 
@@ -45,7 +45,7 @@ async def engine(answer: Answer) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-async def verdict(answer: Answer, rendering: Rendering, timeout_s: float = 5.0) -> Verdict:
+async def verdict(answer: Answer, rendering: Rendering, timeout_s: float = 5.0) -> CheckedRendering:
     """What the check says of an engine that answers so."""
     async with engine(answer) as url, aiohttp.ClientSession() as session:
         return await check_engine(session, url, "m", rendering, NOW_UNIX_S, timeout_s)

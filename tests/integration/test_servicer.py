@@ -16,8 +16,9 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from extproc.accesslog.service import AccessLog, Dispatcher
 from extproc.protocol import machine, wire
-from extproc.protocol.servicer import Processor
-from extproc.routing.router import Decision
+from extproc.protocol.servicer import Decided, Processor
+from extproc.transport import grpc_aio
+from extproc.values.deciding import Deciding
 from extproc.values.exchange import RequestHeaders
 from extproc.values.headers import REQUEST_ID_HEADER
 from metadata_center.types import RequestId
@@ -128,7 +129,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
     async with grpc.aio.insecure_channel(address) as channel:
         served = Served(rig, channel)
         access_log = AccessLog(dispatcher.dispatch, rig.state.metrics, rig.clock.wall)
-        server.add_generic_rpc_handlers((served.processor.handlers(), access_log.handlers()))
+        server.add_generic_rpc_handlers(grpc_aio.handlers([served.processor.rpc, access_log.rpc]))
         await server.start()
         yield served
     await server.stop(None)
@@ -317,12 +318,10 @@ async def test_a_bug_fails_its_own_stream_alone(served: Served, caplog: pytest.L
     """An exception in one decision ends that stream; another one open meanwhile goes on."""
     decide = served.rig.gateway.decide
 
-    def broken(request: RequestHeaders, text: bytes) -> Decision:
+    def broken(request: RequestHeaders, text: bytes) -> Deciding[Decided]:
         if request.headers[REQUEST_ID_HEADER] == "bad":
             raise ZeroDivisionError
-        decision = decide(request, text)
-        assert isinstance(decision, Decision)
-        return decision
+        return decide(request, text)
 
     served.rig.gateway.decide = broken
     caplog.set_level(logging.CRITICAL)

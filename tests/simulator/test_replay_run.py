@@ -18,7 +18,7 @@ from tokenway.simulator.replay.caches import ViewKind
 from tokenway.simulator.replay.fleet import Fleet, Member, parse_fleet, profiles_from, scaled_kv
 from tokenway.simulator.replay.oracle import Oracle, prefill_s, time_to_first_token
 from tokenway.simulator.replay.replica import QueuedPrompt, Replica
-from tokenway.simulator.replay.run import Outcome, Replay, Truth
+from tokenway.simulator.replay.run import Replay, Replayed, Truth
 from tokenway.simulator.replay.settings import RunSettings, Spread
 from tokenway.simulator.replay.trace import Trace, TraceRequest
 
@@ -46,7 +46,7 @@ def _run(
     policy: Callable[[Truth], Policy],
     settings: RunSettings = EXACT,
     fleet: Fleet = FLEET,
-) -> Outcome:
+) -> Replayed:
     return Replay(trace, fleet, policy, settings, _draws, lambda: 0.0).run()
 
 

@@ -17,18 +17,10 @@ from tokenway.simulator.replay.fleet import Fleet, Member
 from tokenway.simulator.replay.generators import sample
 from tokenway.simulator.replay.lineup import Entrant, parse_lineup
 from tokenway.simulator.replay.report import document, markdown
-from tokenway.simulator.replay.run import Outcome, Served
+from tokenway.simulator.replay.run import Replayed, Served
 from tokenway.simulator.replay.settings import RunSettings
-from tokenway.simulator.replay.summary import Slo, summarise
-from tokenway.simulator.replay.sweep import (
-    KNEE_PRECISION,
-    Job,
-    Result,
-    find_knee,
-    full_speed,
-    run_all,
-    run_job,
-)
+from tokenway.simulator.replay.summary import RunResult, Slo, summarise
+from tokenway.simulator.replay.sweep import KNEE_PRECISION, Job, find_knee, full_speed, run_all, run_job
 from tokenway.simulator.replay.trace import Trace, TraceRequest
 
 FLEET: Fleet = (Member(PROFILES["llama8b-h100"]),) * 2
@@ -43,7 +35,7 @@ def _served(index: int, arrived_s: float, ttft_s: float | None, tpot_s: float = 
 
 def test_a_summary_of_five_requests_by_hand() -> None:
     """Two good, one late, one slow, one refused, over ten seconds of arrivals; one more in the warm-up."""
-    outcome = Outcome(
+    outcome = Replayed(
         served=[
             _served(0, 1.0, 99.0),
             _served(1, 10.0, 1.0, cached_tokens=60, best_tokens=50),
@@ -72,7 +64,7 @@ def test_a_summary_of_five_requests_by_hand() -> None:
 def test_a_run_without_answers_has_no_latencies() -> None:
     """Everything refused is not an error."""
     summary = summarise(
-        Outcome(served=[_served(0, 1.0, None)], computed_tokens=[[]]), [(None, None)], Slo(), 0.0
+        Replayed(served=[_served(0, 1.0, None)], computed_tokens=[[]]), [(None, None)], Slo(), 0.0
     )
     assert (summary.ttft_mean_s, summary.tpot_p99_s, summary.shed_ratio) == (None, None, 1.0)
 
@@ -83,7 +75,7 @@ def _job(spec: str, speed: float = 1.0, seed: int = 0, requests: int = 40) -> Jo
 
 
 @pytest.fixture(scope="module")
-def one() -> Result:
+def one() -> RunResult:
     """Any result."""
     return run_job(_job("random", requests=20))
 
@@ -119,7 +111,7 @@ def test_the_first_guess_of_the_knee_is_the_prefill_alone() -> None:
 class Pretended(Executor):
     """Runs nothing: each policy is good up to a speed of its own, and half good beyond."""
 
-    def __init__(self, limits: dict[str, float], like: Result) -> None:
+    def __init__(self, limits: dict[str, float], like: RunResult) -> None:
         self._limits = limits
         self._like = like
         self.runs = 0
@@ -135,7 +127,7 @@ class Pretended(Executor):
 
 
 @pytest.mark.parametrize("knee", [0.02, 0.9, 1.0, 7.0, 300.0])
-def test_the_knee_is_where_the_best_of_its_policies_ceases_to_be_good(knee: float, one: Result) -> None:
+def test_the_knee_is_where_the_best_of_its_policies_ceases_to_be_good(knee: float, one: RunResult) -> None:
     """Found from far off on either side, to within its precision, in a bounded number of runs."""
     executor = Pretended({"random": knee / 3, "lmetric": knee}, one)
     found = find_knee(lambda speed: [_job("random", speed), _job("lmetric", speed)], 1.0, executor)
@@ -143,7 +135,7 @@ def test_the_knee_is_where_the_best_of_its_policies_ceases_to_be_good(knee: floa
     assert executor.runs <= 96
 
 
-def test_a_fleet_that_is_never_good_has_the_lowest_speed_tried(one: Result) -> None:
+def test_a_fleet_that_is_never_good_has_the_lowest_speed_tried(one: RunResult) -> None:
     """The search ends all the same."""
     found = find_knee(lambda speed: [_job("random", speed)], 1.0, Pretended({"random": 0.0}, one))
     assert 0.0 < found < 0.01
@@ -170,7 +162,7 @@ def test_a_lineup_knows_groups_parameters_and_views() -> None:
 
 
 @pytest.fixture(scope="module")
-def results() -> list[Result]:
+def results() -> list[RunResult]:
     """Two policies at two speeds with two seeds."""
     jobs = [
         _job(spec, speed, seed, requests=40)
@@ -181,7 +173,7 @@ def results() -> list[Result]:
     return run_all(jobs, None, lambda _: None)
 
 
-def test_the_table_has_a_row_per_policy_and_speed(results: list[Result]) -> None:
+def test_the_table_has_a_row_per_policy_and_speed(results: list[RunResult]) -> None:
     """Best first, means over seeds."""
     table = markdown(results)
     rows = [line for line in table.splitlines() if line.startswith(("| round", "| oracle"))]
@@ -191,7 +183,7 @@ def test_the_table_has_a_row_per_policy_and_speed(results: list[Result]) -> None
     assert table.count("###") == 2
 
 
-def test_the_document_is_json_with_all_runs(results: list[Result]) -> None:
+def test_the_document_is_json_with_all_runs(results: list[RunResult]) -> None:
     """Every run and every mean; timings only if asked for."""
     content = document({"trace": "t"}, results, timings=False)
     assert (len(content["runs"]), len(content["means"])) == (8, 4)
@@ -200,7 +192,7 @@ def test_the_document_is_json_with_all_runs(results: list[Result]) -> None:
     assert orjson.loads(orjson.dumps(content)) == content
 
 
-def test_pictures_are_drawn(results: list[Result], tmp_path: Path) -> None:
+def test_pictures_are_drawn(results: list[RunResult], tmp_path: Path) -> None:
     """Three PNG files."""
     pytest.importorskip("matplotlib")
     from tokenway.simulator.replay.plots import draw

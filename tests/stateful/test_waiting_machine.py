@@ -16,11 +16,11 @@ from extproc.choosing.holding import POLL_S, HoldQueue
 from extproc.errors import Reason, RouterError
 from extproc.health.tracker import FailureKind
 from extproc.predicting.ttft import IDLE
-from extproc.protocol.servicer import Deferred
 from extproc.routing.router import Decision
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.routing.waiting import WaitingRoom
 from extproc.values.balancing import Algorithm, LoadBalancing
+from extproc.values.deciding import Now, Refusal
 from extproc.values.decisions import HoldEnding, HoldReason
 from extproc.values.outcomes import Ended
 from metadata_center.types import EndpointKey, RequestId
@@ -115,19 +115,20 @@ class WaitingMachine(RuleBasedStateMachine):
         request_id = f"request-{self.asked}"
         headers = {} if limit_ms is None else {"x_slo_ttft_ms": str(limit_ms)}
         body = chat(f"{request_id} " + "word " * words, stream=stream)
-        try:
-            decided = self.rig.gateway.decide(request_line(request_id, **headers), body)
-        except RouterError as error:
-            self.refused(request_id, error)
+        deciding = self.rig.gateway.decide(request_line(request_id, **headers), body)
+        if isinstance(deciding, Refusal):
+            self.refused(request_id, deciding.error)
             return
-        if not isinstance(decided, Deferred):
-            self.placed(request_id, decided)
+        if isinstance(deciding, Now):
+            self.placed(request_id, deciding.decision)
             return
-        assert isinstance(decided.decision, Promise)
+        assert deciding.patience_s is not None
         self.ever_held += 1
         now_s = self.loop.clock()
         limit_s = inf if limit_ms is None else limit_ms / 1000
-        self.waiting[request_id] = Waiting(decided.decision, now_s, now_s + decided.patience_s, limit_s)
+        self.waiting[request_id] = Waiting(
+            Promise(deciding.pending), now_s, now_s + deciding.patience_s, limit_s
+        )
 
     @rule(several=st.integers(3, 8))
     def burst(self, several: int) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from metadata_center.errors import CapacityError
 from metadata_center.history.prefix_index import PrefixIndex
+from metadata_center.history.radix_tree import Run
 from metadata_center.types import EndpointKey
 
 A, B, C = (EndpointKey(f"10.0.0.{host}:8000") for host in (1, 2, 3))
@@ -49,6 +50,15 @@ class NaiveIndex:
 def chain(path: list[int]) -> list[int]:
     """Chained hashes of a path: equal prefixes give equal blocks, nothing else does."""
     return [hash(tuple(path[: end + 1])) for end in range(len(path))]
+
+
+def blocks_of(run: Run) -> int:
+    """Blocks in a tree, each held by somebody, and its books in order."""
+    for head, child in run.children.items():
+        assert (head, run) == (child.blocks[0], child.parent)
+        assert child.mask == sum(child.held)
+        assert child.mask & ~(run.mask or child.mask) == 0
+    return len(run.blocks) + sum(map(blocks_of, run.children.values()))
 
 
 chains = st.lists(st.integers(0, 1), min_size=0, max_size=9).map(chain)
@@ -96,9 +106,12 @@ def test_agrees_with_the_naive_model(
         for endpoint in keys:
             held = model.used.get(endpoint, OrderedDict())
             assert index.size(endpoint) == len(held)
-            assert all(index.last_use(endpoint, block) == sequence for block, sequence in held.items())
+        for query in queries:
+            for endpoint in keys:
+                held = model.used.get(endpoint, OrderedDict())
+                assert index.last_use(endpoint, query) == (held.get(query[-1], 0) if query else 0)
     assert index.total == sum(map(len, model.used.values()))
-    assert len(index._holders.masks) == len({block for held in model.used.values() for block in held})
+    assert blocks_of(index._tree.root) == len({block for held in model.used.values() for block in held})
 
 
 @given(steps=st.lists(st.tuples(endpoints, st.lists(st.integers(0, 9), max_size=8)), max_size=20))
@@ -111,7 +124,7 @@ def test_blocks_that_are_no_chain_do_no_harm(steps: list[tuple[EndpointKey, list
         assert all(0 <= depth <= len(blocks) for depth in index.match(blocks, (A, B, C)))
     for key in (A, B, C):
         index.remove(key)
-    assert index._holders.masks == {}
+    assert index._tree.root.children == {}
 
 
 def test_the_tail_of_a_chain_is_evicted_first() -> None:
@@ -131,12 +144,12 @@ def test_record_returns_the_previous_use_of_the_deepest_block_held() -> None:
     first, longer = chain([1, 2]), chain([1, 2, 3, 4])
 
     assert index.record(A, first) == 0
-    used = index.last_use(A, first[-1])
+    used = index.last_use(A, first)
     assert used > 0
     assert index.record(B, first) == 0
     assert index.record(A, longer) == used
-    assert index.last_use(A, first[0]) > used
-    assert index.last_use(C, first[0]) == 0
+    assert index.last_use(A, first[:1]) > used
+    assert index.last_use(C, first[:1]) == 0
 
 
 def test_forgetting_older_blocks_keeps_what_was_used_since() -> None:
@@ -146,7 +159,7 @@ def test_forgetting_older_blocks_keeps_what_was_used_since() -> None:
     index.record(B, lost)
     index.record(A, shared)
     index.record(A, lost)
-    sequence = index.last_use(A, lost[-1])
+    sequence = index.last_use(A, lost)
     index.record(A, kept)
 
     assert index.forget_older(A, sequence) == 4
@@ -197,7 +210,7 @@ def test_equal_tuples_are_interchangeable() -> None:
 
     for _ in range(600):
         assert index.match(blocks, tuple([B, A])) == [0, 2]  # noqa: C409 - a new object each time
-    assert len(index._holders._groups) <= 256
+    assert len(index._tree._groups) <= 256
 
 
 def test_endpoints_are_bounded() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,9 +13,11 @@ from extproc.protocol.wire import DESTINATION_KEY, LB_NAMESPACE
 from extproc.routing.router import Decision
 from extproc.routing.state import LINGER_S
 from extproc.values.balancing import Algorithm, LoadBalancing
+from extproc.values.deciding import Later, Now
+from extproc.values.pending import Pending
 from metadata_center.sharing.messages import Candidate
 from metadata_center.types import EndpointKey, RequestId
-from tests.conftest import Rig, build_rig, chat, endpoint, request_line
+from tests.conftest import Rig, build_rig, chat, endpoint, request_line, told
 
 pytestmark = pytest.mark.asyncio
 
@@ -30,15 +32,18 @@ class Rendezvous:
         self.asked: list[tuple[RequestId, list[Candidate]]] = []
         self.rig: Rig | None = None
 
-    async def __call__(self, request_id: RequestId, candidates: Sequence[Candidate]) -> EndpointKey | None:
+    def __call__(self, request_id: RequestId, candidates: Sequence[Candidate]) -> Pending[EndpointKey | None]:
         """The candidate of that rank; None for no answer in time."""
         self.asked.append((request_id, list(candidates)))
+        pending: Pending[EndpointKey | None] = Pending()
         if self.place is None:
-            return None
+            pending.give(None)
+            return pending
         place = candidates[self.place].endpoint
         assert self.rig is not None
         self.rig.state.load.move(request_id, place, self.rig.clock())
-        return place
+        pending.give(place)
+        return pending
 
 
 @pytest.fixture
@@ -53,9 +58,10 @@ def rendezvous() -> Rendezvous:
 
 async def decided(rig: Rig, request_id: str = "r", **body: Any) -> list[str]:
     """The endpoints that Envoy is told, in order."""
-    decision = rig.gateway.decide(request_line(request_id), chat("x" * 500, **body))
-    assert isinstance(decision, Awaitable)
-    made = await decision
+    deciding = rig.gateway.decide(request_line(request_id), chat("x" * 500, **body))
+    assert isinstance(deciding, Later)
+    assert deciding.patience_s is None
+    made = await told(deciding.pending)
     assert isinstance(made, Decision)
     answer = pb.ProcessingResponse.FromString(made.to_body)
     return str(answer.dynamic_metadata[LB_NAMESPACE][DESTINATION_KEY]).split(",")
@@ -117,6 +123,6 @@ async def test_a_request_that_ended_before_is_not_put_to_anybody(rendezvous: Ren
     rig = rendezvous.rig
     assert rig is not None
     rig.end("early", endpoint=None)
-    assert isinstance(rig.gateway.decide(request_line("early"), chat()), Decision)
+    assert isinstance(rig.gateway.decide(request_line("early"), chat()), Now)
     assert rendezvous.asked == []
     assert all(rig.load(key) == (0, 0, 0) for key in KEYS)

@@ -38,6 +38,7 @@ from tests.conftest import (
     Rig,
     build_rig,
     chat,
+    decided,
     endpoint,
     request_line,
 )
@@ -135,8 +136,7 @@ def test_streams_and_whole_answers_have_their_own_bound(stream: bool, name: str,
 def test_only_the_responses_api_announces_itself(path: str, late: bool) -> None:
     """Its first events carry no token."""
     body = chat(input="hi", stream=True)
-    decision = build_rig().gateway.decide(request_line("r", path), body)
-    assert isinstance(decision, Decision)
+    decision = decided(build_rig().gateway.decide(request_line("r", path), body))
     assert decision.late_marker is late
 
 

@@ -14,14 +14,14 @@ from extproc.health.tracker import FailureKind
 from extproc.observing.explain import recompute, render, to_json
 from extproc.request.responses import response_key
 from extproc.request.rules import ModelRules, Rule
-from extproc.routing.router import Decision
 from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.exchange import PassTo, RefuseAtOnce, RequestHeaders
 from extproc.values.headers import REQUEST_ID_HEADER
 from extproc.values.outcomes import Ended
+from extproc.values.pending import Pending
 from metadata_center.sharing.messages import RESPONSES_MARK
 from metadata_center.types import EndpointKey, RequestId
-from tests.conftest import CLUSTER, MODEL, OWNER, Rig, build_rig, endpoint
+from tests.conftest import CLUSTER, MODEL, OWNER, Rig, build_rig, decided, endpoint
 
 KEYS = tuple(endpoint(number).key for number in range(3))
 RESPONSES = "/v1/responses"
@@ -31,8 +31,9 @@ NOTHING = (0, 0, 0)
 def ask(rig: Rig, request_id: str, **fields: Any) -> dict[str, Any]:
     """Decide a request of the Responses API; the answer to Envoy."""
     headers = RequestHeaders("POST", RESPONSES, {REQUEST_ID_HEADER: request_id}, end_of_stream=False)
-    decision = rig.gateway.decide(headers, orjson.dumps({"model": MODEL, "input": "hello", **fields}))
-    assert isinstance(decision, Decision)
+    decision = decided(
+        rig.gateway.decide(headers, orjson.dumps({"model": MODEL, "input": "hello", **fields}))
+    )
     return MessageToDict(pb.ProcessingResponse.FromString(decision.answer(to_trailers=False)))
 
 
@@ -244,7 +245,7 @@ def test_others_are_told_once(rig: Rig) -> None:
 def test_compare_and_set_does_not_move_what_is_held() -> None:
     """The rendezvous is not asked where there is nothing to choose."""
 
-    async def reserve(_: RequestId, __: object) -> EndpointKey | None:
+    def reserve(_: RequestId, __: object) -> Pending[EndpointKey | None]:
         raise AssertionError
 
     rig = build_rig(reserve=reserve)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-from collections.abc import Awaitable
 from random import Random
 from typing import Any
 
@@ -12,13 +11,15 @@ import pytest
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from extproc.errors import Reason, RouterError
-from extproc.protocol.servicer import Decided, Deferred
+from extproc.protocol.servicer import Decided
 from extproc.protocol.wire import Answers
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.server import unpacking
-from extproc.server.unpacking import INLINE_BYTES, Unpacked, Unpacking
+from extproc.server.unpacking import INLINE_BYTES, Unpacking
+from extproc.values.deciding import Deciding, Later, Now, Refusal
 from extproc.values.exchange import RequestHeaders
-from tests.conftest import request_line
+from extproc.values.pending import Pending
+from tests.conftest import request_line, told
 
 SMALL = b'{"model": "m"}'
 LARGE = Random(1).randbytes(200_000).hex().encode()
@@ -45,13 +46,13 @@ class Decider:
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
-        self.answer: Any = Plain()
+        self.answer: Any = Now(Plain())
 
-    def __call__(self, request: RequestHeaders, body: bytes) -> Decided | Awaitable[Decided] | Deferred:
+    def __call__(self, request: RequestHeaders, body: bytes) -> Deciding[Decided]:
         """Decide."""
         assert request.path
         self.bodies.append(body)
-        answer: Decided | Awaitable[Decided] | Deferred = self.answer
+        answer: Deciding[Decided] = self.answer
         return answer
 
 
@@ -72,6 +73,12 @@ def sent(decision: Any) -> bytes:
     return body
 
 
+def decided(deciding: Deciding[Decided]) -> Decided:
+    """What was decided at once."""
+    assert isinstance(deciding, Now)
+    return deciding.decision
+
+
 def parse_answer(answer: bytes) -> Any:
     """A serialised answer."""
     return pb.ProcessingResponse.FromString(answer)
@@ -87,51 +94,45 @@ async def test_an_uncompressed_body_passes_through() -> None:
 async def test_a_small_body_is_decoded_on_the_spot() -> None:
     """Its decision is there at once, and says of itself what the plain body's does."""
     decider = Decider()
-    decision = made(decider).decide(gzipped(), gzip.compress(SMALL))
-    assert isinstance(decision, Unpacked)
+    decision = decided(made(decider).decide(gzipped(), gzip.compress(SMALL)))
     assert (decision.stream, decision.late_marker, sent(decision)) == (True, True, SMALL)
     assert decider.bodies == [SMALL]
     assert decision.answer(to_trailers=True) == b""
 
 
 async def test_a_large_body_is_decoded_later() -> None:
-    """Envoy is told to wait; what comes then may itself come later, in any combination."""
-    for wrap in (lambda plain: plain, _later, lambda plain: Deferred(_later(_later(plain)), 1.0)):
+    """Envoy is told to wait; what comes then may itself come later."""
+    soon: Pending[Decided] = Pending()
+    for answer in (Now(Plain()), Later(soon), Later(soon, 1.0)):
         decider = Decider()
-        decider.answer = wrap(Plain())
+        decider.answer = answer
         packed = gzip.compress(LARGE)
         assert len(packed) > INLINE_BYTES
-        decision = made(decider).decide(gzipped(), packed)
-        assert isinstance(decision, Deferred)
+        deciding = made(decider).decide(gzipped(), packed)
+        assert isinstance(deciding, Later)
+        assert deciding.patience_s is not None
         assert decider.bodies == []
-        unpacked = await decision.decision
+        asyncio.get_running_loop().call_later(0.05, soon.give, Plain())
+        unpacked = await told(deciding.pending)
         assert (decider.bodies, sent(unpacked)) == ([LARGE], LARGE)
 
 
-async def _later(decision: Any) -> Any:
-    await asyncio.sleep(0)
-    return decision
-
-
 async def test_a_small_body_that_has_to_wait_keeps_its_patience() -> None:
-    """A promise about a decoded body is a promise of the same length."""
-    decider = Decider()
-    decider.answer = Deferred(_later(Plain()), 7.0)
-    decision = made(decider).decide(gzipped(), gzip.compress(SMALL))
-    assert isinstance(decision, Deferred)
-    assert decision.patience_s == 7.0
-    assert sent(await decision.decision) == SMALL
-    decider.answer = _later(Plain())
-    decision = made(decider).decide(gzipped(), gzip.compress(SMALL))
-    assert isinstance(decision, Awaitable)
-    assert sent(await decision) == SMALL
+    """What is pending about a decoded body is so for the same time."""
+    for patience_s in (7.0, None):
+        decider, pending = Decider(), Pending[Decided]()
+        decider.answer = Later(pending, patience_s)
+        deciding = made(decider).decide(gzipped(), gzip.compress(SMALL))
+        assert isinstance(deciding, Later)
+        assert deciding.patience_s == patience_s
+        pending.give(Plain())
+        assert sent(await told(deciding.pending)) == SMALL
 
 
 async def test_identity_is_no_coding() -> None:
     """The body stays the client's, the header goes. An empty body is refused later."""
     decider = Decider()
-    decision = made(decider).decide(gzipped(content_encoding="identity"), SMALL)
-    assert isinstance(decision, Unpacked)
+    decision = decided(made(decider).decide(gzipped(content_encoding="identity"), SMALL))
     response = parse_answer(decision.answer(to_trailers=False)).request_body.response
     assert not response.HasField("body_mutation")
     assert list(response.header_mutation.remove_headers) == ["content-encoding"]
@@ -147,9 +148,8 @@ async def test_a_new_body_of_the_decision_wins() -> None:
             return b"".join(Answers.new_body((b"new",)))
 
     decider = Decider()
-    decider.answer = Rewritten()
-    decision = made(decider).decide(gzipped(), gzip.compress(SMALL))
-    assert isinstance(decision, Unpacked)
+    decider.answer = Now(Rewritten())
+    decision = decided(made(decider).decide(gzipped(), gzip.compress(SMALL)))
     response = parse_answer(decision.answer(to_trailers=False)).request_body.response
     assert response.body_mutation.body == b"new"
     assert [option.header.raw_value for option in response.header_mutation.set_headers][-1] == b"3"
@@ -160,12 +160,18 @@ async def test_a_new_body_of_the_decision_wins() -> None:
 async def test_refusals_come_out_of_a_thread_as_well(body: bytes) -> None:
     """Whether at once or later, a damaged body is refused and decided about by nobody."""
     decider = Decider()
-    with pytest.raises(RouterError) as caught:  # noqa: PT012 - at once or later
-        decision = made(decider).decide(gzipped(), body)
-        assert isinstance(decision, Deferred)
-        await decision.decision
-    assert caught.value.reason is Reason.INVALID_REQUEST
+    assert (await refused(made(decider).decide(gzipped(), body))).reason is Reason.INVALID_REQUEST
     assert decider.bodies == []
+
+
+async def refused(deciding: Deciding[Decided]) -> RouterError:
+    """The refusal, at once or later."""
+    if isinstance(deciding, Refusal):
+        return deciding.error
+    assert isinstance(deciding, Later)
+    with pytest.raises(RouterError) as caught:
+        await told(deciding.pending)
+    return caught.value
 
 
 async def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,40 +181,33 @@ async def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     front = made(decider)
     waiting = []
     for _ in range(2):
-        decision = front.decide(gzipped(), packed)
-        assert isinstance(decision, Deferred)
-        waiting.append(asyncio.ensure_future(decision.decision))
+        deciding = front.decide(gzipped(), packed)
+        assert isinstance(deciding, Later)
+        waiting.append(told(deciding.pending))
     await asyncio.sleep(0)
-    with pytest.raises(RouterError) as caught:
-        front.decide(gzipped(), packed)
-    assert (caught.value.reason, caught.value.retry_after_s) == (Reason.READERS_BUSY, 1)
+    refusal = await refused(front.decide(gzipped(), packed))
+    assert (refusal.reason, refusal.retry_after_s) == (Reason.READERS_BUSY, 1)
     await asyncio.gather(*waiting)
     again = front.decide(gzipped(), packed)
-    assert isinstance(again, Deferred)
-    assert sent(await again.decision) == LARGE
+    assert isinstance(again, Later)
+    assert sent(await told(again.pending)) == LARGE
     monkeypatch.setattr(unpacking, "MAX_WAITING", 0)
-    with pytest.raises(RouterError):
-        front.decide(gzipped(), packed)
+    assert isinstance(front.decide(gzipped(), packed), Refusal)
     front.close()
 
 
-async def test_a_client_that_leaves_takes_its_promise_along() -> None:
+async def test_a_client_that_leaves_takes_its_decision_along() -> None:
     """Cancelled while decoding, nothing is decided; cancelled later, what was waited for is cancelled."""
-    decider = Decider()
-    promise: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    decider.answer = Deferred(promise, 5.0)
+    decider, pending = Decider(), Pending[Decided]()
+    decider.answer = Later(pending, 5.0)
     front = made(decider, hold=HoldSettings())
-    decision = front.decide(gzipped(), gzip.compress(LARGE))
-    assert isinstance(decision, Deferred)
-    leaving = asyncio.ensure_future(decision.decision)
+    decoding = front.decide(gzipped(), gzip.compress(LARGE))
+    assert isinstance(decoding, Later)
     await asyncio.sleep(0)
-    leaving.cancel()
-    await asyncio.wait([leaving])
-    assert decider.bodies == []
-    decision = front.decide(gzipped(), gzip.compress(SMALL))
-    assert isinstance(decision, Deferred)
-    leaving = asyncio.ensure_future(decision.decision)
-    await asyncio.sleep(0)
-    leaving.cancel()
-    await asyncio.wait([leaving])
-    assert promise.cancelled()
+    decoding.pending.cancel()
+    waiting = front.decide(gzipped(), gzip.compress(SMALL))
+    assert isinstance(waiting, Later)
+    waiting.pending.cancel()
+    assert pending.is_over
+    await asyncio.sleep(0.05)
+    assert decider.bodies == [SMALL]

@@ -11,11 +11,11 @@ from extproc.choosing.seats import SURE_VISITS
 from extproc.errors import Reason, RouterError
 from extproc.health.tracker import FailureKind
 from extproc.observing.explain import render, to_json, verdict
-from extproc.protocol.servicer import Deferred
 from extproc.routing.router import Decision
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.routing.waiting import WaitingRoom
 from extproc.values.balancing import Algorithm, LoadBalancing
+from extproc.values.deciding import Later
 from extproc.values.decisions import HoldReason
 from metadata_center.types import Charge, RequestId
 from tests.conftest import (
@@ -26,6 +26,7 @@ from tests.conftest import (
     VirtualLoop,
     build_rig,
     chat,
+    decided,
     endpoint,
     request_end,
     request_line,
@@ -58,12 +59,10 @@ class Held:
         """What comes of a request: a decision, or the promise of one."""
         # Distinct from the first byte on: nothing of it is cached anywhere.
         body = chat(f"{request_id} {prompt}", stream=True)
-        decision = self.rig.gateway.decide(request_line(request_id, **headers), body)
-        if isinstance(decision, Deferred):
-            assert isinstance(decision.decision, Promise)
-            return decision.decision
-        assert isinstance(decision, Decision)
-        return decision
+        deciding = self.rig.gateway.decide(request_line(request_id, **headers), body)
+        if isinstance(deciding, Later):
+            return Promise(deciding.pending)
+        return decided(deciding)
 
     def hold(self, request_id: str, prompt: str = LONG, **headers: str) -> Promise:
         """Ask for one that has to wait."""

@@ -22,16 +22,8 @@ from tokenway.simulator.replay.readers import Format
 from tokenway.simulator.replay.report import document, markdown
 from tokenway.simulator.replay.settings import RunSettings, Spread
 from tokenway.simulator.replay.sources import open_trace
-from tokenway.simulator.replay.summary import Slo
-from tokenway.simulator.replay.sweep import (
-    AUTO_SPEEDS,
-    Job,
-    Result,
-    find_knee,
-    full_speed,
-    pool,
-    run_all,
-)
+from tokenway.simulator.replay.summary import RunResult, Slo
+from tokenway.simulator.replay.sweep import AUTO_SPEEDS, Job, find_knee, full_speed, pool, run_all
 from tokenway.simulator.replay.trace import Trace
 
 _DEFAULT_ENGINES = 8
@@ -145,7 +137,7 @@ class _Bar:
         if self._bar is not None:
             self._bar.close()
 
-    def done(self, result: Result) -> None:
+    def done(self, result: RunResult) -> None:
         """One run is over."""
         if self._bar is not None:
             self._bar.set_postfix_str(f"{result.policy} x{result.speed:.3g}")

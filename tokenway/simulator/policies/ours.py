@@ -16,6 +16,7 @@ from extproc.choosing.snapshots import Demand, Engines, Load, Prompt, completion
 from extproc.predicting.predictor import Predictor
 from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Snapshot
+from metadata_center.history.radix_tree import Run
 from metadata_center.history.running_blocks import RunningBlocks
 from metadata_center.types import EndpointKey, value
 from tokenway.simulator.policies.view import Decision, Hold, Policy, Sent, Shed, View
@@ -75,9 +76,9 @@ class LeastCompletion(Policy):
         self._predictor = Predictor()
         self._learner = Learner(self._predictor)
         self._running = RunningBlocks()
-        self._counted: set[int] = set()
+        self._counted: dict[int, Run] = {}
         self._early: set[int] = set()
-        self._lingering: deque[tuple[float, EndpointKey, tuple[int, ...]]] = deque()
+        self._lingering: deque[tuple[float, EndpointKey, Run]] = deque()
         self._seats: list[Seats] = []
         self._scraped_s: list[float] = []
         self._sent: dict[int, _Lesson] = {}
@@ -89,8 +90,8 @@ class LeastCompletion(Policy):
         """What the product's router would hand to its policy."""
         self._read_metrics(view)
         while self._lingering and self._lingering[0][0] <= view.now_s:
-            _, key, blocks = self._lingering.popleft()
-            self._running.remove(key, blocks)
+            _, key, run = self._lingering.popleft()
+            self._running.remove(key, run)
         request, predictor = view.request, self._predictor
         decode_tokens = DECODE_TOKENS
         if request.slo_ttft_s is not None and request.slo_tpot_s:
@@ -146,8 +147,9 @@ class LeastCompletion(Policy):
         """Remember what it was predicted from."""
         assert self._lesson is not None, "sent is what was chosen"
         self._sent[sent.request.request_id] = self._lesson
-        if self._running.add(self._lesson.key, sent.request.blocks):
-            self._counted.add(sent.request.request_id)
+        run = self._running.add(self._lesson.key, sent.request.blocks)
+        if run is not None:
+            self._counted[sent.request.request_id] = run
 
     def on_first_token(self, sent: Sent, now_s: float) -> None:
         """Learn from it if the group is cold; else remember when, until the end."""
@@ -172,9 +174,9 @@ class LeastCompletion(Policy):
         lesson = self._sent.pop(request_id)
         first_s = self._first_s.pop(request_id, None)
         prompt_tokens, cached_tokens = self._usage.pop(request_id, (None, None))
-        if request_id in self._counted:
-            self._counted.remove(request_id)
-            self._lingering.append((now_s + LINGER_S, lesson.key, tuple(sent.request.blocks)))
+        run = self._counted.pop(request_id, None)
+        if run is not None:
+            self._lingering.append((now_s + LINGER_S, lesson.key, run))
         if not output_tokens:
             self._early.discard(request_id)
             return

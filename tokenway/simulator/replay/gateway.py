@@ -92,7 +92,7 @@ class Scrape:
     scraped_s: list[float]
 
 
-class Gateway:
+class ReplayGateway:
     """Knows, asks and charges.
 
     Args:

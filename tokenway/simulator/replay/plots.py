@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from tokenway.simulator.replay.report import averages
-from tokenway.simulator.replay.sweep import Result
+from tokenway.simulator.replay.summary import RunResult
 
 
-def draw(results: Sequence[Result], folder: Path, name: str) -> list[Path]:
+def draw(results: Sequence[RunResult], folder: Path, name: str) -> list[Path]:
     """Draw the CDFs of TTFT, goodput against speed, and each engine's load over time.
 
     Args:

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from tokenway.simulator.replay.summary import Summary
-from tokenway.simulator.replay.sweep import Result
+from tokenway.simulator.replay.summary import RunResult, Summary
 
 _COLUMNS: Mapping[str, tuple[str, float, str]] = {
     "ttft_mean_s": ("TTFT mean s", 1.0, ".2f"),
@@ -27,9 +26,9 @@ _COLUMNS: Mapping[str, tuple[str, float, str]] = {
 }
 
 
-def averages(results: Iterable[Result]) -> dict[tuple[float, str], dict[str, float | None]]:
+def averages(results: Iterable[RunResult]) -> dict[tuple[float, str], dict[str, float | None]]:
     """Means over seeds, by (speed, policy), in the order of the results."""
-    groups: dict[tuple[float, str], list[Result]] = {}
+    groups: dict[tuple[float, str], list[RunResult]] = {}
     for result in results:
         groups.setdefault((result.speed, result.policy), []).append(result)
     return {key: _means([result.summary for result in group]) for key, group in groups.items()}
@@ -44,7 +43,7 @@ def _means(summaries: Sequence[Summary]) -> dict[str, float | None]:
     return means
 
 
-def markdown(results: Sequence[Result]) -> str:
+def markdown(results: Sequence[RunResult]) -> str:
     """One table per speed; means over seeds, best TTFT p90 first."""
     rows = averages(results)
     cost_us: dict[tuple[float, str], list[float]] = {}
@@ -74,7 +73,7 @@ def _cell(value: float | None, _: str, scale: float, form: str) -> str:
     return "–" if value is None else format(value * scale, form)
 
 
-def document(command: Mapping[str, Any], results: Sequence[Result], *, timings: bool) -> dict[str, Any]:
+def document(command: Mapping[str, Any], results: Sequence[RunResult], *, timings: bool) -> dict[str, Any]:
     """The JSON document.
 
     Args:

@@ -27,7 +27,7 @@ from tokenway.simulator.replay.books import Entry
 from tokenway.simulator.replay.caches import Announced, CacheView, Events, History, ViewKind
 from tokenway.simulator.replay.draws import MakeDraws
 from tokenway.simulator.replay.fleet import Fleet, endpoint_keys
-from tokenway.simulator.replay.gateway import FleetFacts, Gateway, Live, Scrape, missed_cache
+from tokenway.simulator.replay.gateway import FleetFacts, Live, ReplayGateway, Scrape, missed_cache
 from tokenway.simulator.replay.replica import Replica
 from tokenway.simulator.replay.settings import RunSettings, Spread
 from tokenway.simulator.replay.trace import Trace, arrivals, block_ratio, engine_keys
@@ -81,7 +81,7 @@ class Served:
 
 
 @dataclass(slots=True)
-class Outcome:
+class Replayed:
     """A whole run.
 
     Attributes:
@@ -188,7 +188,7 @@ class Replay:
             tuple(member.profile.kv_tokens for member in fleet),
         )
         self._gateways = [
-            Gateway(
+            ReplayGateway(
                 index,
                 settings.gateways,
                 facts,
@@ -205,9 +205,9 @@ class Replay:
         self._polled = [False] * len(self._gateways)
         self._woken = [False] * len(self._gateways)
         self._open = 0
-        self._outcome = Outcome(computed_tokens=[[] for _ in fleet])
+        self._outcome = Replayed(computed_tokens=[[] for _ in fleet])
 
-    def run(self) -> Outcome:
+    def run(self) -> Replayed:
         """Play the trace to its last token."""
         self._open = len(self._trace.requests)
         for index, arrival_s in enumerate(arrivals(self._trace, self._arrivals, self._settings.speed)):
@@ -313,7 +313,7 @@ class Replay:
             self._send(now_s, gateway, live, decision)
         return None
 
-    def _ask_held(self, now_s: float, gateway: Gateway) -> None:
+    def _ask_held(self, now_s: float, gateway: ReplayGateway) -> None:
         """Something was freed: ask for the held requests again, best rank first."""
         waiting = Pass(self._held[gateway.index].values())
         while (held := waiting.next(now_s)) is not None:
@@ -321,17 +321,17 @@ class Replay:
             if again is not None and again.closed:
                 waiting.close(held.line)
 
-    def _poll(self, now_s: float, gateway: Gateway) -> None:
+    def _poll(self, now_s: float, gateway: ReplayGateway) -> None:
         self._polled[gateway.index] = False
         self._ask_held(now_s, gateway)
 
-    def _wake_held(self, now_s: float, gateway: Gateway) -> None:
+    def _wake_held(self, now_s: float, gateway: ReplayGateway) -> None:
         """Ask for the held requests once all that happens now has happened."""
         if not self._woken[gateway.index]:
             self._woken[gateway.index] = True
             self._at(now_s, self._woke, gateway)
 
-    def _woke(self, now_s: float, gateway: Gateway) -> None:
+    def _woke(self, now_s: float, gateway: ReplayGateway) -> None:
         self._woken[gateway.index] = False
         self._ask_held(now_s, gateway)
 
@@ -340,7 +340,7 @@ class Replay:
         if held is not None and held.timer_s == now_s:
             self._ask(now_s, live)
 
-    def _send(self, now_s: float, gateway: Gateway, live: Live, row: int) -> None:
+    def _send(self, now_s: float, gateway: ReplayGateway, live: Live, row: int) -> None:
         source, request_id = live.source, str(live.index)
         live.best_tokens = max(
             replica.cached_tokens(live.keys, source.prompt_tokens) for replica in self._replicas
@@ -390,28 +390,28 @@ class Replay:
 
     # What gateways learn
 
-    def _tell(self, now_s: float, gateway: Gateway, entry: Entry) -> None:
+    def _tell(self, now_s: float, gateway: ReplayGateway, entry: Entry) -> None:
         for other in self._gateways:
             if other is not gateway:
                 self._at(now_s + self._settings.push_delay_s, self._told, other, entry)
 
-    def _told(self, now_s: float, gateway: Gateway, entry: Entry) -> None:
+    def _told(self, now_s: float, gateway: ReplayGateway, entry: Entry) -> None:
         gateway.books.apply(entry, now_s)
         if entry.prefilling < 0 or entry.requests < 0:
             self._wake_held(now_s, gateway)
 
     def _told_sent(
-        self, _: float, gateway: Gateway, request_id: int, row: int, blocks: Sequence[int]
+        self, _: float, gateway: ReplayGateway, request_id: int, row: int, blocks: Sequence[int]
     ) -> None:
         gateway.view.sent(request_id, row, blocks)
 
-    def _told_prefilled(self, _: float, gateway: Gateway, request_id: int) -> None:
+    def _told_prefilled(self, _: float, gateway: ReplayGateway, request_id: int) -> None:
         gateway.view.prefilled(request_id)
 
-    def _settled(self, _: float, gateway: Gateway, request_id: int, missing: bool) -> None:
+    def _settled(self, _: float, gateway: ReplayGateway, request_id: int, missing: bool) -> None:
         gateway.view.settled(request_id, missing)
 
-    def _prefilled(self, now_s: float, gateway: Gateway, live: Live) -> None:
+    def _prefilled(self, now_s: float, gateway: ReplayGateway, live: Live) -> None:
         """The gateway sees a first token."""
         entry = gateway.first_token(live, now_s)
         if entry is not None:
@@ -421,14 +421,14 @@ class Replay:
                 delay_s = self._settings.push_delay_s
                 self._at(now_s + delay_s, self._told_prefilled, other, live.index)
 
-    def _prefill_due(self, now_s: float, gateway: Gateway, live: Live) -> None:
+    def _prefill_due(self, now_s: float, gateway: ReplayGateway, live: Live) -> None:
         """No first token is seen, but it should have come by now."""
         entry = gateway.books.prefilled(live.index, now_s)
         if entry is not None:
             self._tell(now_s, gateway, entry)
             self._ask_held(now_s, gateway)
 
-    def _over(self, now_s: float, gateway: Gateway, live: Live) -> None:
+    def _over(self, now_s: float, gateway: ReplayGateway, live: Live) -> None:
         """A request that was sent is over; its cache events are on their way."""
         self._tell(now_s, gateway, gateway.finished(live, now_s))
         missing, settings = missed_cache(live), self._settings

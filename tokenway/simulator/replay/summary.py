@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenway.simulator.replay.run import Outcome, Served
+from tokenway.simulator.replay.run import Replayed, Served
 
 Floats = NDArray[np.float64]
 
@@ -100,7 +100,32 @@ class DecisionCost:
     mean_per_request_us: float
 
 
-def counted(outcome: Outcome, warmup_s: float) -> list[Served]:
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a run came to.
+
+    Attributes:
+        policy: Name of the entrant.
+        speed: Of the run.
+        seed: Of the run.
+        summary: Figures.
+        cost: Real time of its decisions.
+        ttft_quantiles_s: Quantiles of TTFT at 0, 0.5, ... 100 %; empty if nothing was answered.
+        heat: Tokens computed per second, one row per engine, one column per `heat_s`.
+        heat_s: Width of a column.
+    """
+
+    policy: str
+    speed: float
+    seed: int
+    summary: Summary
+    cost: DecisionCost
+    ttft_quantiles_s: tuple[float, ...]
+    heat: tuple[tuple[float, ...], ...]
+    heat_s: int
+
+
+def counted(outcome: Replayed, warmup_s: float) -> list[Served]:
     """The requests that count."""
     return [served for served in outcome.served if served.arrived_s >= warmup_s]
 
@@ -111,7 +136,7 @@ def ttfts(served: Sequence[Served]) -> Floats:
 
 
 def summarise(
-    outcome: Outcome, slos: Sequence[tuple[float | None, float | None]], default: Slo, warmup_s: float
+    outcome: Replayed, slos: Sequence[tuple[float | None, float | None]], default: Slo, warmup_s: float
 ) -> Summary:
     """The figures of a run.
 
@@ -160,7 +185,7 @@ def summarise(
     )
 
 
-def decision_cost(outcome: Outcome) -> DecisionCost:
+def decision_cost(outcome: Replayed) -> DecisionCost:
     """What the policy took of a real processor."""
     decisions = sum(each.decisions for each in outcome.served)
     total_us = 1e6 * sum(each.decision_s for each in outcome.served)

@@ -25,9 +25,8 @@ from tokenway.simulator.replay.oracle import prefill_s
 from tokenway.simulator.replay.run import Replay
 from tokenway.simulator.replay.settings import RunSettings
 from tokenway.simulator.replay.summary import (
-    DecisionCost,
+    RunResult,
     Slo,
-    Summary,
     counted,
     decision_cost,
     summarise,
@@ -76,32 +75,7 @@ class Job:
     slo: Slo
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a run came to.
-
-    Attributes:
-        policy: Name of the entrant.
-        speed: Of the run.
-        seed: Of the run.
-        summary: Figures.
-        cost: Real time of its decisions.
-        ttft_quantiles_s: Quantiles of TTFT at 0, 0.5, ... 100 %; empty if nothing was answered.
-        heat: Tokens computed per second, one row per engine, one column per `heat_s`.
-        heat_s: Width of a column.
-    """
-
-    policy: str
-    speed: float
-    seed: int
-    summary: Summary
-    cost: DecisionCost
-    ttft_quantiles_s: tuple[float, ...]
-    heat: tuple[tuple[float, ...], ...]
-    heat_s: int
-
-
-def run_job(job: Job) -> Result:
+def run_job(job: Job) -> RunResult:
     """Do one run."""
     settings = job.settings if job.entrant.view is None else replace(job.settings, view=job.entrant.view)
     outcome = Replay(
@@ -117,7 +91,7 @@ def run_job(job: Job) -> Result:
     seconds = max(1, *(len(row) for row in outcome.computed_tokens))
     bin_s = -(-seconds // _HEAT_COLUMNS)
     quantiles = tuple(np.quantile(ttft_s, _QUANTILES).tolist()) if ttft_s.size else ()
-    return Result(
+    return RunResult(
         job.entrant.name,
         settings.speed,
         job.seed,
@@ -143,7 +117,9 @@ def pool(jobs: int) -> Iterator[Executor]:
         yield executor
 
 
-def run_all(jobs: Sequence[Job], executor: Executor | None, done: Callable[[Result], None]) -> list[Result]:
+def run_all(
+    jobs: Sequence[Job], executor: Executor | None, done: Callable[[RunResult], None]
+) -> list[RunResult]:
     """Do many runs; results in the order of the jobs.
 
     Args:
@@ -158,7 +134,7 @@ def run_all(jobs: Sequence[Job], executor: Executor | None, done: Callable[[Resu
             done(results[-1])
         return results
     futures = {executor.submit(run_job, job): index for index, job in enumerate(jobs)}
-    found: dict[int, Result] = {}
+    found: dict[int, RunResult] = {}
     for future in as_completed(futures):
         found[futures[future]] = future.result()
         done(found[futures[future]])

@@ -1,0 +1,81 @@
+"""What will be known later, and who is told: without an event loop, a task or a queue.
+
+Rules:
+    1. It ends once: given, failed, or cancelled by who no longer wants it. What is done to it then has no
+       effect, so that an answer which comes late is no fault.
+    2. One listener is told, at once if the end came before. It is told in the turn of the one who gives.
+    3. Cancelling reaches who works at it, in the same turn; nothing is told to the listener.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, Generic, TypeVar
+
+T = TypeVar("T")
+
+_NOTHING: Final[Any] = object()
+"""In place of a value that was never given."""
+
+
+class Pending(Generic[T]):
+    """Something that is worked at.
+
+    Args:
+        cancelled: Called when it is cancelled; the work then has no effect on anybody.
+    """
+
+    __slots__ = ("_cancelled", "_error", "_failed", "_given", "_value", "is_over")
+
+    def __init__(self, cancelled: Callable[[], object] | None = None) -> None:
+        self._cancelled = cancelled
+        self._given: Callable[[T], object] | None = None
+        self._failed: Callable[[Exception], object] | None = None
+        self._value: Any = _NOTHING
+        self._error: Exception | None = None
+        self.is_over = False
+        """Given, failed or cancelled."""
+
+    def then(self, given: Callable[[T], object], failed: Callable[[Exception], object]) -> None:
+        """Have one of the two called when it ends."""
+        if not self.is_over:
+            self._given, self._failed = given, failed
+        elif self._error is not None:
+            failed(self._error)
+        elif self._value is not _NOTHING:
+            given(self._value)
+
+    def give(self, value: T) -> None:
+        """This is it."""
+        if self.is_over:
+            return
+        self.is_over = True
+        self._value = value
+        if self._given is not None:
+            self._given(value)
+
+    def fail(self, error: Exception) -> None:
+        """It will not be: a refusal, or a fault."""
+        if self.is_over:
+            return
+        self.is_over = True
+        self._error = error
+        if self._failed is not None:
+            self._failed(error)
+
+    def cancel(self) -> None:
+        """Nobody wants it any more."""
+        if self.is_over:
+            return
+        self.is_over = True
+        self._given = self._failed = None
+        if self._cancelled is not None:
+            self._cancelled()
+
+    def follow(self, other: Pending[T]) -> None:
+        """Be what `other` will be; whoever cancels this one cancels that."""
+        if self.is_over:
+            other.cancel()
+            return
+        self._cancelled = other.cancel
+        other.then(self.give, self.fail)

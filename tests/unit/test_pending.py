@@ -1,0 +1,77 @@
+"""What is pending ends once, for one listener, whoever is first."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+
+from extproc.errors import Reason, RouterError
+from extproc.values.deciding import Deciding, Later, Now, Refusal, settle
+from extproc.values.pending import Pending
+
+ERROR = RouterError(Reason.NO_HEALTHY_ENDPOINT, "None.")
+
+STEPS: dict[str, Callable[[Pending[int | None]], None]] = {
+    "give": lambda pending: pending.give(1),
+    "give none": lambda pending: pending.give(None),
+    "fail": lambda pending: pending.fail(ERROR),
+    "cancel": lambda pending: pending.cancel(),
+}
+TOLD = {"give": [1], "give none": [None], "fail": [ERROR], "cancel": []}
+
+
+@pytest.mark.parametrize(("first", "second"), list(itertools.product(STEPS, STEPS)))
+@pytest.mark.parametrize("listens_at", [0, 1, 2])
+def test_the_first_end_is_told_once(first: str, second: str, listens_at: int) -> None:
+    """Whenever somebody listens, and whatever is done to it afterwards."""
+    cancelled: list[str] = []
+    told: list[object] = []
+    pending: Pending[int | None] = Pending(lambda: cancelled.append("x"))
+    for number, step in enumerate([*(STEPS[name] for name in (first, second)), None]):
+        if number == listens_at:
+            pending.then(told.append, told.append)
+        if step is not None:
+            step(pending)
+    assert pending.is_over
+    assert told == TOLD[first]
+    assert cancelled == (["x"] if first == "cancel" else [])
+
+
+@pytest.mark.parametrize("end", STEPS)
+@pytest.mark.parametrize("is_early", [False, True])
+def test_one_follows_another(end: str, is_early: bool) -> None:
+    """It becomes what the other becomes, also if that is over already."""
+    told: list[object] = []
+    one: Pending[int | None] = Pending()
+    other: Pending[int | None] = Pending()
+    one.then(told.append, told.append)
+    if is_early:
+        STEPS[end](other)
+    one.follow(other)
+    STEPS[end](other)
+    assert told == TOLD[end]
+
+
+def test_cancelling_goes_through() -> None:
+    """To who works at it now, and to who is found to work at it later."""
+    reached: list[str] = []
+    one: Pending[int] = Pending(lambda: reached.append("first"))
+    one.follow(Pending(lambda: reached.append("second")))
+    one.cancel()
+    one.follow(Pending(lambda: reached.append("third")))
+    assert reached == ["second", "third"]
+
+
+@pytest.mark.parametrize(
+    ("deciding", "told"), [(Now(7), [7]), (Refusal(ERROR), [ERROR]), (Later(Pending(), 1.0), [])]
+)
+def test_a_step_settles_what_was_promised(deciding: Deciding[int], told: list[object]) -> None:
+    """Now and no end it; later goes on."""
+    heard: list[object] = []
+    pending: Pending[int] = Pending()
+    pending.then(heard.append, heard.append)
+    settle(pending, deciding)
+    assert heard == told
+    assert pending.is_over is bool(told)
