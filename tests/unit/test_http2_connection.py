@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from extproc.transport.http2 import frames
@@ -304,7 +306,7 @@ def test_sent_is_told_when_it_was_taken() -> None:
     served.receive(opening(1))
     call = served.receivers[0].call
     for number in range(3):
-        call.send(b"x" * 30_000, lambda number=number: heard.append(number))
+        call.send(b"x" * 30_000, partial(heard.append, number))
     assert heard == []
     served.taken()
     assert heard == [0, 1]

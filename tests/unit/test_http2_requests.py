@@ -20,7 +20,7 @@ def fields(**changes: bytes | None) -> list[tuple[bytes, bytes]]:
 
 def decoded(block: bytes) -> dict[str, str]:
     """A block of ours."""
-    return dict(Decoder().decode(block))
+    return {str(name): str(value) for name, value in Decoder().decode(block)}
 
 
 @pytest.mark.parametrize(
