@@ -14,8 +14,9 @@ WHEELS := $(LOCKED) --only-binary :all:
 # Where it is set, each process that is started would compile all that it imports: four seconds of CPU.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-unit test-e2e test-newest test-lowest check lint types test-vllm bench-overhead bench-decision \
-	bench-index bench-bursts bench-prediction bench-sizing bench-policies bench-real-path bench-worst-bodies fuzz-bodies fuzz-transport vllm envoy install lock clean
+.PHONY: demo test test-unit test-e2e test-newest test-lowest check coverage lint types test-vllm bench-overhead bench-decision \
+	bench-index bench-bursts bench-prediction bench-sizing bench-policies bench-real-path bench-worst-bodies fuzz-bodies fuzz-transport \
+	vllm envoy install lock clean
 
 demo: .venv/.run envoy
 	$(BIN)/tokenway demo
@@ -33,7 +34,12 @@ test-e2e: install envoy
 test-vllm: vllm envoy
 	$(BIN)/pytest -q -m real_vllm tests/real_vllm
 
-check: install envoy lint types test
+# All that must be green. The tests without Envoy run under coverage: the core's figure is printed, with a floor.
+check: install envoy lint types coverage test-e2e
+
+coverage: install
+	$(BIN)/coverage run -m pytest -q -m "not e2e and not real_vllm"
+	$(BIN)/python -m tests.core_coverage
 
 lint: install
 	$(BIN)/ruff check .

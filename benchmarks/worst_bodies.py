@@ -320,7 +320,7 @@ def gateway(readers: BodyReaders) -> Gateway:
         loop=asyncio.get_running_loop,
         readers=readers,
     )
-    made = Gateway(router, state, time.monotonic, time.time)
+    made = Gateway(router, state, router.decide, time.monotonic, time.time)
     made.log_requests = False
     return made
 

@@ -11,10 +11,12 @@ from typing import Any, TypeVar
 
 import orjson
 import pytest
+from hypothesis import settings as hypothesis_settings
 from prometheus_client import CollectorRegistry
 
 from extproc.health.settings import HealthSettings
 from extproc.health.tracker import FailureKind, HealthTracker, Transition
+from extproc.listeners import Listeners
 from extproc.observing.metrics.collector import Metrics
 from extproc.observing.records import RecordRing
 from extproc.predicting.predictor import Predictor
@@ -42,6 +44,9 @@ from metadata_center.load.counters import Counters
 from metadata_center.load.table import LoadTable
 from metadata_center.types import EndpointKey, RequestId
 
+# An example that takes long on a busy machine, or under coverage, is no failure.
+hypothesis_settings.register_profile("house", deadline=None)
+hypothesis_settings.load_profile("house")
 T = TypeVar("T")
 
 OWNER = "0.test"
@@ -201,16 +206,18 @@ def decided(deciding: Deciding[Any]) -> Decision:
 
 @dataclass(slots=True)
 class Rig:
-    """One worker's request path without sockets: `Gateway` and `Outcomes` over real books.
+    """One worker's request path without sockets: `Gateway` and `Outcomes` over a real ledger.
 
     Attributes:
-        state: The books.
+        state: What the worker knows.
         router: Decides.
         gateway: What the ext_proc loop talks to.
         outcomes: What the access log talks to.
         clock: The only time there is.
         registry: Holds this worker's metrics.
         configure: Makes these the endpoints of the cluster, as a reload does.
+        counters: Where the load is counted.
+        history: What is believed cached.
         transitions: Changes of health, in order.
         endings: Finished requests, in order.
     """
@@ -222,6 +229,8 @@ class Rig:
     clock: ManualClock
     registry: CollectorRegistry
     configure: Callable[[Sequence[Endpoint]], None]
+    counters: Counters
+    history: PrefixIndex
     transitions: list[Transition] = field(default_factory=list)
     endings: list[Ending] = field(default_factory=list)
 
@@ -292,13 +301,16 @@ def build_rig(
     clock = loop.clock if isinstance(loop, VirtualLoop) else ManualClock()
     registry = CollectorRegistry()
     metrics = Metrics(registry, "test")
+    counters, history = Counters(), PrefixIndex(1_000, 1_000)
+    freed = Listeners[[]]()
     state = State(
-        load=LoadTable(Counters(), lease_s=LEASE_S, tombstone_s=TOMBSTONE_S),
-        caches=Caches(PrefixIndex(1_000, 1_000)),
+        load=LoadTable(counters, lease_s=LEASE_S, tombstone_s=TOMBSTONE_S),
+        caches=Caches(history),
         health=HealthTracker(health or HealthSettings()),
         predictor=Predictor(),
         records=RecordRing(256),
         metrics=metrics,
+        freed=freed.tell,
     )
     served = models or [ModelRules(MODEL, (Rule(CLUSTER),), load_balancing=load_balancing or LoadBalancing())]
 
@@ -337,8 +349,8 @@ def build_rig(
         work_clock,
     )
     if router.waiting is not None:
-        state.freed = router.waiting.wake
-    gateway = Gateway(router, state, clock, clock.wall)
+        freed.add(router.waiting.wake)
+    gateway = Gateway(router, state, router.decide, clock, clock.wall)
     transitions: list[Transition] = []
     endings: list[Ending] = []
     outcomes = Outcomes(state, transitions.append, endings.append)
@@ -348,7 +360,9 @@ def build_rig(
         clusters=[CLUSTER],
         endpoints=[member.key for member in endpoints],
     )
-    return Rig(state, router, gateway, outcomes, clock, registry, configure, transitions, endings)
+    return Rig(
+        state, router, gateway, outcomes, clock, registry, configure, counters, history, transitions, endings
+    )
 
 
 @pytest.fixture

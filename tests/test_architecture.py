@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 CORE = (
     "extproc/values/*.py",
     "extproc/errors.py",
+    "extproc/listeners.py",
     "extproc/request/*.py",
     "extproc/choosing/*.py",
     "extproc/choosing/policies/*.py",
@@ -71,10 +72,14 @@ CORE = (
     "extproc/xds/open_models.py",
     "extproc/xds/delta.py",
     "extproc/config/schema.py",
+    "extproc/config/taking_effect.py",
     "extproc/config/rule_headers.py",
     "extproc/config/document.py",
     "metadata_center/types.py",
+    "metadata_center/roots.py",
     "metadata_center/errors.py",
+    "metadata_center/load/kinds.py",
+    "metadata_center/load/ledger.py",
     "metadata_center/load/table.py",
     "metadata_center/load/counters.py",
     "metadata_center/history/prefix_index.py",
@@ -91,10 +96,14 @@ CORE = (
     "metadata_center/kv_events/decoding.py",
     "metadata_center/kv_events/sequencing.py",
     "metadata_center/sharing/http_messages.py",
+    "metadata_center/sharing/load.py",
     "metadata_center/sharing/messages.py",
+    "metadata_center/sharing/others.py",
     "metadata_center/sharing/peers.py",
+    "metadata_center/sharing/published.py",
     "metadata_center/sharing/redis_url.py",
     "metadata_center/sharing/store.py",
+    "metadata_center/sharing/tickets.py",
     "metadata_center/sharing/transport.py",
     "metadata_center/store.py",
     "metadata_center/service/api.py",
@@ -105,7 +114,7 @@ CORE = (
     *(
         f"tokenway/simulator/replay/{name}.py"
         for name in (
-            *("trace", "draws", "books", "caches", "fleet", "replica", "settings", "gateway", "run"),
+            *("trace", "draws", "ledger", "caches", "fleet", "replica", "settings", "gateway", "run"),
             *("summary", "oracle", "lineup", "report", "generators", "export", "log_lines"),
         )
     ),
@@ -147,6 +156,12 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
     name: frozenset(allowed.split())
     for name, allowed in {
         "metadata_center": "",
+        "metadata_center.load": "metadata_center.types metadata_center.errors",
+        "metadata_center.history": "metadata_center.types metadata_center.errors metadata_center.load",
+        "metadata_center.sharing": "metadata_center.types metadata_center.errors metadata_center.load "
+        "metadata_center.history",
+        "metadata_center.service": "metadata_center.types metadata_center.errors metadata_center.load "
+        "metadata_center.history metadata_center.sharing",
         "tokenway.simulator.engine": "",
         "tokenway.simulator.server": "tokenway.simulator.engine",
         "tokenway.simulator.validation": "tokenway.simulator.engine",
@@ -155,6 +170,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "extproc.predicting metadata_center",
         "extproc.values": "extproc.errors metadata_center",
         "extproc.errors": "",
+        "extproc.listeners": "",
         "extproc.choosing": "extproc.values extproc.predicting metadata_center",
         "extproc.predicting": "extproc.values metadata_center",
         "extproc.request": "extproc.values extproc.errors",

@@ -183,9 +183,6 @@ class Prober:
         on_cache_config: Called as (key, kv_tokens, block_size) after every reading that has them.
         on_cache_cleared: Called when an engine was found asleep: its cache is gone.
         on_occupancy: Called after every reading that tells how full the engine is.
-
-    Attributes:
-        tls: What aiohttp is told with a request to endpoints that speak TLS; others are left out.
     """
 
     def __init__(
@@ -201,8 +198,8 @@ class Prober:
         on_occupancy: Callable[[EndpointKey, Occupancy], None],
     ) -> None:
         self._tracker = tracker
-        self.settings = settings
-        self.tls: Mapping[EndpointKey, Mapping[str, Any]] = {}
+        self._settings = settings
+        self._tls: Mapping[EndpointKey, Mapping[str, Any]] = {}
         self._clock = clock
         self._rng = rng
         self._on_transition = on_transition
@@ -219,7 +216,24 @@ class Prober:
         self._stood_still_s = float("-inf")
 
     def _base(self, key: EndpointKey) -> str:
-        return f"{'https' if key in self.tls else 'http'}://{key}"
+        return f"{'https' if key in self._tls else 'http'}://{key}"
+
+    def configure(
+        self,
+        settings: HealthSettings,
+        endpoints: Iterable[Endpoint],
+        tls: Mapping[EndpointKey, Mapping[str, Any]],
+    ) -> None:
+        """Go by these from now on, and have the tracker do so.
+
+        Args:
+            settings: Of probes and of judging.
+            endpoints: See `set_endpoints`.
+            tls: What aiohttp is told with a request to endpoints that speak TLS; others are left out.
+        """
+        self._tracker.settings = self._settings = settings
+        self._tls = tls
+        self.set_endpoints(endpoints)
 
     def set_endpoints(self, endpoints: Iterable[Endpoint]) -> None:
         """Replace what is probed, and the tracker's endpoints with it; keeps what is known of the rest."""
@@ -238,7 +252,7 @@ class Prober:
         now_s = self._clock()
         for key in keys - self._scraped_s.keys():
             self._scraped_s[key] = None
-            self._first_probe_s[key] = now_s + self._rng.random() * self.settings.interval_s
+            self._first_probe_s[key] = now_s + self._rng.random() * self._settings.interval_s
 
     def start(self) -> None:
         """Begin probing.
@@ -258,12 +272,12 @@ class Prober:
             await asyncio.gather(task, return_exceptions=True)
 
     async def _run(self) -> None:
-        nap_s = min(_TICK_S, self.settings.recovery_interval_s / 4)
+        nap_s = min(_TICK_S, self._settings.recovery_interval_s / 4)
         # Probes further apart than connections live would only leave idle sockets at both ends.
         # No limit here: a probe that waited for a connection would time out and look like a failure.
         connector = (
             aiohttp.TCPConnector(limit=0, force_close=True)
-            if self.settings.interval_s >= _KEEP_ALIVE_S
+            if self._settings.interval_s >= _KEEP_ALIVE_S
             else aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S)
         )
         async with (
@@ -281,7 +295,7 @@ class Prober:
                     task.add_done_callback(partial(self._finished, key))
                 began_s = self._clock()
                 await asyncio.sleep(nap_s)
-                if self._clock() - began_s - nap_s > self.settings.timeout_s / 2:
+                if self._clock() - began_s - nap_s > self._settings.timeout_s / 2:
                     self._stood_still_s = self._clock()
 
     def _due(self, now_s: float) -> list[EndpointKey]:
@@ -310,7 +324,7 @@ class Prober:
         return keys
 
     def _is_slow(self, key: EndpointKey) -> bool:
-        return self._tracker.probe_timeout_s(key) > self.settings.timeout_s
+        return self._tracker.probe_timeout_s(key) > self._settings.timeout_s
 
     async def _probe(self, session: aiohttp.ClientSession, key: EndpointKey) -> None:
         began_s = self._clock()
@@ -338,11 +352,11 @@ class Prober:
         self, session: aiohttp.ClientSession, key: EndpointKey, timeout_s: float
     ) -> tuple[str | None, ProbeFailure]:
         """One probe; None if it succeeded, else why not, and what kind of failure that is."""
-        url = f"{self._base(key)}{self.settings.path}"
+        url = f"{self._base(key)}{self._settings.path}"
         timeout = aiohttp.ClientTimeout(total=timeout_s)
         try:
             async with session.get(
-                url, allow_redirects=False, timeout=timeout, **self.tls.get(key, {})
+                url, allow_redirects=False, timeout=timeout, **self._tls.get(key, {})
             ) as response:
                 if HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
                     return None, ProbeFailure.OTHER
@@ -362,9 +376,9 @@ class Prober:
         404 means an engine that has no metrics: no facts, and not asked again at once.
         """
         try:
-            timeout = aiohttp.ClientTimeout(total=self.settings.timeout_s)
+            timeout = aiohttp.ClientTimeout(total=self._settings.timeout_s)
             async with session.get(
-                f"{self._base(key)}/metrics", allow_redirects=False, timeout=timeout, **self.tls.get(key, {})
+                f"{self._base(key)}/metrics", allow_redirects=False, timeout=timeout, **self._tls.get(key, {})
             ) as response:
                 if response.status == HTTPStatus.NOT_FOUND:
                     return EngineFacts(None, None, is_asleep=False)

@@ -20,6 +20,9 @@ from extproc.values.headers import REQUEST_ID_HEADER
 from extproc.values.outcomes import Ended, Outcome
 from metadata_center.types import RequestId
 
+Decide = Callable[[RequestHeaders, bytes], Deciding[Decided]]
+"""Chooses and charges, now or later; see `protocol.servicer.Decider`."""
+
 
 class Gateway:
     """One worker's answer to Envoy.
@@ -27,6 +30,7 @@ class Gateway:
     Args:
         router: Decides.
         state: Books of this worker.
+        decide: Decides about a body as it came; the router's own, unless bodies may be compressed.
         clock: Monotonic seconds.
         wall_clock: Unix seconds.
     """
@@ -35,6 +39,7 @@ class Gateway:
         self,
         router: Router,
         state: State,
+        decide: Decide,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
     ) -> None:
@@ -44,7 +49,7 @@ class Gateway:
         self._wall_clock = wall_clock
         self.log_requests = True
         self.block_key: bytes | None = None
-        self.decide: Callable[[RequestHeaders, bytes], Deciding[Decided]] = router.decide
+        self.decide: Decide = decide
         self.pass_to: Callable[[PassTo], bytes] = router.pass_to
         self.stream_ended: Callable[[Phase, StreamEnding], None] = state.metrics.stream_ended
 

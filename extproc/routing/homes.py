@@ -33,25 +33,30 @@ class Homes:
     """
 
     def __init__(self, max_entries: int = DEFAULT_ENTRIES, expiry_s: float = DEFAULT_EXPIRY_S) -> None:
-        self.max_entries = max_entries
-        self.expiry_s = expiry_s
+        self._max_entries = max_entries
+        self._expiry_s = expiry_s
         self._homes: dict[int, tuple[EndpointKey, float]] = {}  # least recently used first
 
     def __len__(self) -> int:
         return len(self._homes)
 
+    def configure(self, max_entries: int, expiry_s: float) -> None:
+        """Go by these from now on."""
+        self._max_entries = max_entries
+        self._expiry_s = expiry_s
+
     def learn(self, key: int, endpoint: EndpointKey, now_s: float) -> bool:
         """The response lives there; False if that was known."""
         before = self._homes.pop(key, None)
         self._homes[key] = endpoint, now_s
-        while len(self._homes) > self.max_entries:
+        while len(self._homes) > self._max_entries:
             del self._homes[next(iter(self._homes))]
         return before is None or before[0] != endpoint
 
     def find(self, key: int, now_s: float) -> EndpointKey | None:
         """Where it lives, if that is known; finding it is use."""
         found = self._homes.pop(key, None)
-        if found is None or now_s - found[1] > self.expiry_s:
+        if found is None or now_s - found[1] > self._expiry_s:
             return None
         self._homes[key] = found[0], now_s
         return found[0]

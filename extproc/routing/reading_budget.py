@@ -4,7 +4,9 @@ Rules:
     1. Each body that is read here is bounded by itself (`extproc.request.structure`); this bounds many
        of them at once, which together would make everybody else wait as long as one that is too large.
     2. What bodies take is measured, not guessed from what they look like: no shape gets around it.
-    3. Processor time of this thread is counted, so that a busy machine sends nobody elsewhere.
+    3. Processor time of this thread is counted, so that a busy machine sends nobody elsewhere. To ask for it
+       costs up to a tenth of a decision, so it is asked for only while bodies were slow by the wall clock
+       lately; of a first one, that counts.
     4. Pure: time is given. Owned by one event loop.
 """
 
@@ -25,20 +27,30 @@ _SHARE: Final = 0.25
 """Of the loop's time, for slow bodies in the long run."""
 
 
+_WATCH_S: Final = 10.0
+"""For so long after a slow body processor time is asked for."""
+
+
 class ReadingBudget:
     """Time that slow bodies took lately."""
 
     def __init__(self) -> None:
         self._owed_s = 0.0
         self._at_s = 0.0
+        self._watched_until_s = 0.0
+
+    def is_watched(self, now_s: float) -> bool:
+        """True while the time that bodies take is to be told in processor time."""
+        return now_s < self._watched_until_s
 
     def is_spent(self, now_s: float) -> bool:
         """True while what is not small has to be read elsewhere."""
         return self._owed_s > _BURST_S and self._owed(now_s) > _BURST_S
 
     def spend(self, took_s: float, now_s: float) -> None:
-        """A body took so much processor time."""
+        """A body took so much processor time; of the clock's, where that was not watched."""
         if took_s >= _WORTH_COUNTING_S:
+            self._watched_until_s = now_s + _WATCH_S
             self._owed_s = self._owed(now_s) + took_s
             self._at_s = now_s
 

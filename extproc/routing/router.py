@@ -147,11 +147,13 @@ class Router:
             check_size(body, self.settings)
             if self._work_clock is None or len(body) <= SMALL_BYTES:
                 return self._decide(headers, body, may_read=True)
-            began_s = self._work_clock()
+            budget, began_s = self._budget, self._clock()
+            clock = self._work_clock if budget.is_watched(began_s) else self._clock
+            work_s = clock()
             try:
-                return self._decide(headers, body, may_read=not self._budget.is_spent(self._clock()))
+                return self._decide(headers, body, may_read=not budget.is_spent(began_s))
             finally:
-                self._budget.spend(self._work_clock() - began_s, self._clock())
+                budget.spend(clock() - work_s, self._clock())
         except RouterError as error:
             return Refusal(error)
 

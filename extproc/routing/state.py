@@ -21,8 +21,8 @@ from extproc.routing.homes import Homes
 from extproc.routing.inflight import Inflight, InflightTable
 from extproc.values.outcomes import Ended, Outcome
 from metadata_center.history.radix_tree import Run
-from metadata_center.load.table import LoadTable
 from metadata_center.sharing.messages import RESPONSES_MARK
+from metadata_center.store import LoadStore
 from metadata_center.types import EndpointKey, RequestId
 
 LINGER_S: Final = 1.0
@@ -81,7 +81,7 @@ class State:
         on_transition: Told when a first token changed an endpoint's health.
     """
 
-    load: LoadTable
+    load: LoadStore
     caches: Caches
     health: HealthTracker
     predictor: Predictor
@@ -104,6 +104,27 @@ class State:
 
     def __post_init__(self) -> None:
         self.learner = Learner(self.predictor)
+
+    def health_changed(self, now_s: float) -> None:
+        """An endpoint's health is another one since now."""
+        self.health_changed_s = now_s
+
+    def configure(self, keys: frozenset[EndpointKey], gone: frozenset[EndpointKey], now_s: float) -> None:
+        """A configuration is in force since now.
+
+        Args:
+            keys: All endpoints.
+            gone: Those that were there before; all that is known of them is forgotten.
+            now_s: Monotonic time.
+        """
+        self.configured_s = now_s
+        self.health_changed_s = self.health_changed_s or now_s
+        self.load.retain(keys)
+        self.endpoints.retain(keys)
+        for key in gone:
+            self.caches.history.remove(key)
+            self.caches.running.forget(key)
+            self.engines.forget(key)
 
     def advance(self, now_s: float) -> None:
         """Release what time has released: predicted prefills, lost requests. Cheap when nothing is due."""

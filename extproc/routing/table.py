@@ -75,6 +75,10 @@ class Retrieve(LineVerdict):
     named: Named
 
 
+SlotsOf = Callable[[Sequence[EndpointKey]], tuple[int, ...]]
+"""Where the load of endpoints is counted."""
+
+
 class RoutingTable:
     """Rules, clusters and the judgement of request lines.
 
@@ -96,7 +100,7 @@ class RoutingTable:
         models: Sequence[str],
         default_cluster: str | None,
         allowed_fields: frozenset[str],
-        slots_of: Callable[[Sequence[EndpointKey]], tuple[int, ...]],
+        slots_of: SlotsOf,
         loaded_unix_s: float,
         admin_paths: frozenset[str] = frozenset(),
     ) -> None:

@@ -32,7 +32,8 @@ from extproc.rendering.template import UnsupportedTemplate
 from extproc.rendering.vocabulary import UnsupportedTokenizer
 from extproc.routing.announced import Announced, ModelText
 from extproc.values.endpoints import Endpoint
-from metadata_center.cache_map.cache_map import CacheMap, Replica
+from metadata_center.cache_map.cache_map import CacheMap
+from metadata_center.cache_map.holders import Replica
 from metadata_center.errors import CapacityError
 from metadata_center.kv_events.errors import DiscoveryError
 from metadata_center.kv_events.events import Batch
@@ -96,7 +97,7 @@ class Announcements:
         self._announced = announced
         self._wall_clock = wall_clock
         self._settings = KvEvents()
-        self.tls: Mapping[EndpointKey, Mapping[str, Any]] = {}
+        self._tls: Mapping[EndpointKey, Mapping[str, Any]] = {}
         self._subscriber = KvEventSubscriber(
             on_batch=self._batch, on_clear=self._clear, on_state=self._state_changed, clock=clock
         )
@@ -135,14 +136,22 @@ class Announcements:
         if self._session is not None:
             await self._session.close()
 
-    def configure(self, config: Config, clusters: Mapping[str, Sequence[Endpoint]], base: Path) -> None:
+    def configure(
+        self,
+        config: Config,
+        clusters: Mapping[str, Sequence[Endpoint]],
+        base: Path,
+        tls: Mapping[EndpointKey, Mapping[str, Any]],
+    ) -> None:
         """Follow the engines of this configuration; those that stay are not disturbed.
 
         Args:
             config: Names models, their clusters and tokenizers.
             clusters: Endpoints, resolved.
             base: Tokenizer folders are relative to it.
+            tls: What aiohttp is told with a request to endpoints that speak TLS; others are left out.
         """
+        self._tls = tls
         self._settings = config.cache.kv_events
         if self._configuring is not None:
             self._configuring.cancel()
@@ -254,11 +263,11 @@ class Announcements:
             return "it publishes no events"
         verdict = await check_engine(
             session,
-            f"{'https' if key in self.tls else 'http'}://{key}",
+            f"{'https' if key in self._tls else 'http'}://{key}",
             known.model,
             self._renderings[known.space],
             self._wall_clock(),
-            tls=self.tls.get(key),
+            tls=self._tls.get(key),
         )
         before = self._verdicts.get(key)
         if before is None or before.reasons != verdict.reasons:
@@ -279,7 +288,7 @@ class Announcements:
         if written is None:
             return tuple(
                 await discover(
-                    session, endpoint.key, listen=self._settings.listen, tls=self.tls.get(endpoint.key)
+                    session, endpoint.key, listen=self._settings.listen, tls=self._tls.get(endpoint.key)
                 )
             )
         return tuple(

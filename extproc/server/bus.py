@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -81,6 +81,8 @@ class Bus:
         workers: How many there are.
         on_entry: Receives entries that other workers were told.
         on_cached: Receives what other workers saw cached.
+        told: What a worker that connects is to know of what others were told before; the first of the others
+            tells it.
     """
 
     def __init__(
@@ -90,19 +92,19 @@ class Bus:
         workers: int,
         on_entry: Callable[[RequestEvent], None],
         on_cached: Callable[[EndpointKey, list[int]], None],
+        told: Callable[[], Mapping[EndpointKey, Sequence[int]]] = dict,
     ) -> None:
         self._run_dir = run_dir
         self._index = index
         self._peers = [i for i in range(workers) if i != index]
         self._on_entry = on_entry
         self._on_cached = on_cached
+        self._told = told
         self._writers: dict[int, asyncio.StreamWriter] = {}
         self._served: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.dropped = 0
-        self.on_connected: Callable[[int], None] = lambda _peer: None
-        """Called when a peer can be told something, for the first time or again."""
 
     def _path(self, index: int) -> Path:
         return self._run_dir / f"bus{index}.sock"
@@ -146,9 +148,11 @@ class Bus:
         for peer in self._peers:
             self._send(peer, frame)
 
-    def share_with(self, peer: int, endpoint: EndpointKey, blocks: Sequence[int]) -> None:
-        """Tell one worker the same."""
-        self._send(peer, _Cached(endpoint, list(blocks)))
+    def _greet(self, peer: int) -> None:
+        """Tell a worker that starts anew what it missed, unless another one does."""
+        if self._index == (0 if peer else 1):
+            for endpoint, blocks in self._told().items():
+                self._send(peer, _Cached(endpoint, list(blocks)))
 
     def _send(self, peer: int, frame: Frame) -> bool:
         writer = self._writers.get(peer)
@@ -171,7 +175,7 @@ class Bus:
                 await asyncio.sleep(RECONNECT_S)
                 continue
             self._writers[peer] = writer
-            self.on_connected(peer)
+            self._greet(peer)
             with contextlib.suppress(OSError):
                 await reader.read()  # nothing is ever sent back: this returns when the peer is gone
             self._writers.pop(peer).close()

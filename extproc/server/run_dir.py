@@ -108,6 +108,49 @@ def closed_to_others() -> Iterator[None]:
         os.umask(before)
 
 
+class Residence:
+    """A gateway's place in its folder; a part of its process.
+
+    Args:
+        folder: Where.
+        is_alone: False for one of several workers, whose supervisor holds the lock.
+    """
+
+    def __init__(self, folder: Path, *, is_alone: bool) -> None:
+        self._folder = folder
+        self._is_alone = is_alone
+        self._held = contextlib.ExitStack()
+
+    def start(self) -> None:
+        """Make the folder ours.
+
+        Raises:
+            ConfigError: It cannot be, or another gateway lives there.
+        """
+        prepare(self._folder)
+        if self._is_alone:
+            self._held.enter_context(lock(self._folder))
+
+    def stop(self) -> None:
+        """Leave."""
+        self._held.close()
+
+
+def socket_path(folder: Path, index: int) -> Path:
+    """The gRPC socket of a worker."""
+    return folder / f"gw{index}.sock"
+
+
+def admin_path(folder: Path, index: int) -> Path:
+    """The admin socket of a worker, for its supervisor."""
+    return folder / f"admin{index}.sock"
+
+
+def counters_path(folder: Path) -> Path:
+    """The load of all workers, in shared memory."""
+    return folder / "load.counters"
+
+
 def _check_parents(folder: Path) -> None:
     """Rule 2, along the path as written and as it leads."""
     for path in dict.fromkeys([*folder.parents, *folder.resolve().parents]):

@@ -2,24 +2,102 @@
 
 from __future__ import annotations
 
-import os
+import random
 import re
+import secrets
 import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from extproc.config.schema import Config, MetadataCenter
 from extproc.errors import ConfigError
 from extproc.routing.router import Reserve
 from extproc.server.background import Background
+from extproc.server.environment import secret
 from metadata_center.errors import MetadataError
+from metadata_center.history.prefix_index import PrefixIndex
+from metadata_center.load.counters import Counters
+from metadata_center.load.table import LoadTable
 from metadata_center.sharing.http_transport import HttpTransport
 from metadata_center.sharing.messages import MAX_NAME_CHARS, MemberId, member_id
 from metadata_center.sharing.redis_transport import RedisTransport
 from metadata_center.sharing.redis_url import parse_url
-from metadata_center.sharing.sync import Sync
+from metadata_center.sharing.store import SharedStore
+from metadata_center.sharing.sync import Sync, SyncSettings
 from metadata_center.sharing.transport import Transport
+from metadata_center.store import EmbeddedStore
+from metadata_center.types import EndpointKey, value
 
 _NOT_IN_NAMES: Final = re.compile(r"[^0-9A-Za-z_.-]")
+
+
+@value
+class Alone:
+    """Load and history of a gateway that meets no other.
+
+    Attributes:
+        store: They.
+    """
+
+    store: EmbeddedStore
+
+
+@value
+class Shared:
+    """Load and history of a gateway that meets others.
+
+    Attributes:
+        store: They.
+        sync: Keeps them in step with the others.
+    """
+
+    store: SharedStore
+    sync: Sync
+
+
+def store_of(
+    config: Config,
+    path: str,
+    worker: int,
+    counters: Counters,
+    history: PrefixIndex,
+    on_responses: Callable[[EndpointKey, list[int]], None],
+    told: Callable[[], Mapping[EndpointKey, Sequence[int]]],
+) -> Alone | Shared:
+    """The books of load and history that the configuration asks for.
+
+    Args:
+        config: Says whether and where gateways meet.
+        path: Of the configuration, for errors.
+        worker: Which of this gateway's.
+        counters: Where load is counted.
+        history: Blocks by routing history.
+        on_responses: See `SharedStore`.
+        told: See `SharedStore`.
+
+    Raises:
+        ConfigError: The URL of the meeting point cannot be used.
+    """
+    load, shared = config.load, config.metadata_center
+    bounds = {"max_tombstones": load.max_tombstones, "max_requests": load.max_requests}
+    if shared.url is None:
+        table = LoadTable(counters, lease_s=load.lease_s, tombstone_s=load.tombstone_s, **bounds)
+        return Alone(EmbeddedStore(table, history))
+    store = SharedStore(
+        member_of(config, worker, secrets.token_hex(4)),
+        counters,
+        history,
+        share_lease_s=shared.lease_s,
+        optimistic=not shared.reserve,
+        lease_s=load.lease_s,
+        tombstone_s=load.tombstone_s,
+        on_responses=on_responses,
+        told=told,
+        **bounds,
+    )
+    settings = SyncSettings(shared.timeout_s, shared.reserve_timeout_s)
+    return Shared(store, Sync(store, transport_of(shared, path), time.monotonic, random.Random(), settings))
 
 
 def gateway_name(config: Config) -> str:
@@ -43,11 +121,11 @@ def transport_of(section: MetadataCenter, path: str) -> Transport:
         ConfigError: The URL cannot be used; `path` names the file.
     """
     assert section.url is not None
-    secret = None if section.password_env is None else os.environ.get(section.password_env)
+    password = secret(section.password_env)
     try:
         if section.url.startswith("http"):
-            return HttpTransport(section.url, token=secret, timeout_s=section.timeout_s)
-        url = parse_url(section.url, username=section.username, password=secret)
+            return HttpTransport(section.url, token=password, timeout_s=section.timeout_s)
+        url = parse_url(section.url, username=section.username, password=password)
         return RedisTransport(url, prefix=section.key_prefix)
     except MetadataError as error:
         raise ConfigError(path, [f"metadata_center.url: {error}"]) from None

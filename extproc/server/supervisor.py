@@ -14,8 +14,8 @@ from extproc.config.loading import load_all
 from extproc.server.admin_answers import AllWorkers
 from extproc.server.admin_port import AdminPort, TcpPlace
 from extproc.server.modules import python_module
-from extproc.server.run_dir import lock, prepare, run_dir
-from extproc.server.worker import COUNTERS_FILE, admin_path
+from extproc.server.parts import Part, Parts
+from extproc.server.run_dir import Residence, admin_path, counters_path, run_dir
 from metadata_center.load import shared_counters
 
 _log = logging.getLogger("tokenway.supervisor")
@@ -54,40 +54,39 @@ class Supervisor:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._config, _ = load_all(path)
-        self._run_dir = run_dir(self._config.server)
-        self._lock = contextlib.ExitStack()
+        config, _ = load_all(path)
+        folder, workers = run_dir(config.server), config.server.workers
+        self._workers = range(workers)
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._keepers: list[asyncio.Task[None]] = []
-        sockets = [admin_path(self._run_dir, index) for index in range(self._config.server.workers)]
-        admin = self._config.server.admin
-        self._admin = AdminPort(PAGES, AllWorkers(sockets), TcpPlace(admin.address, admin.port))
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self._spawning = asyncio.Lock()
+        residence = Residence(folder, is_alone=True)
+        sockets = [admin_path(folder, index) for index in self._workers]
+        place = TcpPlace(config.server.admin.address, config.server.admin.port)
+        admin = AdminPort(PAGES, AllWorkers(sockets), place)
+        self._parts = Parts(
+            [
+                Part("residence", residence.start, residence.stop),
+                Part("counters", lambda: shared_counters.create(counters_path(folder), workers)),
+                Part("admin", admin.start, admin.stop),  # it shows workers that drain
+                Part("workers", self._start_workers, self._stop_workers),
+            ]
+        )
 
     async def start(self) -> None:
-        """Start all workers and the admin port.
+        """Start the admin port and all workers.
 
         Raises:
             ConfigError: The run directory cannot be used.
             OSError: The admin port cannot be opened.
+            StoppedWhileStarting: `stop` came meanwhile, or before.
         """
-        workers = self._config.server.workers
-        prepare(self._run_dir)
-        self._lock.enter_context(lock(self._run_dir))
-        shared_counters.create(self._run_dir / COUNTERS_FILE, workers)
-        self._keepers = [asyncio.create_task(self._keep(index)) for index in range(workers)]
-        await self._admin.start()
+        await self._parts.start()
 
     async def stop(self) -> None:
-        """Drain all workers together, then leave."""
-        self._stopping = True
-        for process in self._processes.values():
-            if process.returncode is None:
-                process.terminate()
-        await asyncio.gather(*self._keepers)
-        await self._admin.stop()
-        self._lock.close()
+        """Drain all workers together, then leave. Idempotent."""
+        await self._parts.stop()
 
     def reload(self) -> None:
         """Have all workers read the configuration and look host names up now."""
@@ -95,10 +94,20 @@ class Supervisor:
             if process.returncode is None:
                 process.send_signal(signal.SIGHUP)
 
+    def _start_workers(self) -> None:
+        self._keepers = [asyncio.create_task(self._keep(index)) for index in self._workers]
+
+    async def _stop_workers(self) -> None:
+        self._stopping.set()
+        for process in self._processes.values():
+            if process.returncode is None:
+                process.terminate()
+        await asyncio.gather(*self._keepers)
+
     async def _keep(self, index: int) -> None:
         delay_s = RESTART_DELAY_S
         loop = asyncio.get_running_loop()
-        while not self._stopping:
+        while not self._stopping.is_set():
             started_s = loop.time()
             async with self._spawning:
                 with _hangup_held_back():
@@ -106,8 +115,10 @@ class Supervisor:
                         *python_module("tokenway.cli.main", "worker", str(self._path), str(index))
                     )
             self._processes[index] = process
+            if self._stopping.is_set():  # it came while the process was made
+                process.terminate()
             status = await process.wait()
-            if self._stopping:
+            if self._stopping.is_set():
                 return
             delay_s = (
                 RESTART_DELAY_S
@@ -115,4 +126,6 @@ class Supervisor:
                 else min(2 * delay_s, MAX_RESTART_DELAY_S)
             )
             _log.error("worker died", extra={"worker": index, "status": status, "restart_in_s": delay_s})
-            await asyncio.sleep(delay_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay_s):
+                    await self._stopping.wait()

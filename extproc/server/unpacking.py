@@ -21,6 +21,7 @@ from extproc.errors import Reason, RouterError
 from extproc.protocol.servicer import Decided
 from extproc.protocol.wire import CONTENT_ENCODING, Answers
 from extproc.request.compression import ALWAYS_BYTES, MAX_RATIO, codings_of, decode
+from extproc.routing.gateway import Decide
 from extproc.routing.settings import RouterSettings
 from extproc.server.background import Background
 from extproc.values.deciding import Deciding, Later, Now, Refusal, settle
@@ -42,8 +43,6 @@ _PATIENCE_S: Final = 59.0
 
 _MAX_WAIT_S: Final = 20.0
 """Until a body is decoded; the worst 32 MiB take a second of a busy core."""
-
-Decide = Callable[[RequestHeaders, bytes], Deciding[Decided]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +73,10 @@ class Unpacked:
         return answer if to_trailers else Answers.uncompressed(self.body) + answer
 
 
+def _busy() -> RouterError:
+    return RouterError(Reason.READERS_BUSY, "Too many compressed requests are being read.", retry_after_s=1)
+
+
 class Unpacking:
     """Decodes what is compressed before it is decided.
 
@@ -95,23 +98,26 @@ class Unpacking:
         header = request.headers.get(CONTENT_ENCODING)
         if header is None:
             return self._decide(request, body)
+        try:
+            return self._decode_and_decide(request, body, header)
+        except RouterError as error:
+            return Refusal(error)
+
+    def close(self) -> None:
+        """Begin nothing more; what is being decoded is finished for nobody."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _decode_and_decide(self, request: RequestHeaders, body: bytes, header: str) -> Deciding[Decided]:
         codings = codings_of(header)
         if not codings or not body:  # `identity`, or nothing, which the decision refuses
             return self._unpacked(self._decide(request, body), None)
         settings = self._settings()
         body = bytes(body)  # a view, if it is large: see `wire.LargeBody`
         if len(body) <= INLINE_BYTES:
-            try:
-                decoded = decode(body, codings, settings.max_body_bytes)
-            except RouterError as error:
-                return Refusal(error)
+            decoded = decode(body, codings, settings.max_body_bytes)
             return self._unpacked(self._decide(request, decoded), decoded)
         if self._waiting >= MAX_WAITING or self._waiting_bytes + len(body) > MAX_WAITING_BYTES:
-            return Refusal(
-                RouterError(
-                    Reason.READERS_BUSY, "Too many compressed requests are being read.", retry_after_s=1
-                )
-            )
+            raise _busy()
         decoding = self._background.begin(self._decoded(body, codings, settings))
         decision: Pending[Decided] = Pending(decoding.cancel)
 
@@ -124,10 +130,6 @@ class Unpacking:
         decoding.then(decide, decision.fail)
         return Later(decision, _PATIENCE_S)
 
-    def close(self) -> None:
-        """Begin nothing more; what is being decoded is finished for nobody."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
     async def _decoded(self, body: bytes, codings: tuple[str, ...], settings: RouterSettings) -> bytes:
         held_s = 0.0 if settings.hold is None else settings.hold.max_s
         self._waiting += 1
@@ -138,9 +140,7 @@ class Unpacking:
                     self._threads, decode, body, codings, settings.max_body_bytes
                 )
         except TimeoutError:
-            raise RouterError(
-                Reason.READERS_BUSY, "Too many compressed requests are being read.", retry_after_s=1
-            ) from None
+            raise _busy() from None
         finally:
             self._waiting -= 1
             self._waiting_bytes -= len(body)

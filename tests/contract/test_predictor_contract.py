@@ -150,7 +150,7 @@ def test_size_does_not_grow(learner: Learner) -> None:
 
 @pytest.mark.parametrize("name", list(LEARNERS))
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_finite_history_leaves_predictions_finite(name: str, data: st.DataObject) -> None:
     """Whatever finite values are learned, the next prediction is finite."""
     learner = LEARNERS[name]

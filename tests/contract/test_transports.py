@@ -13,6 +13,7 @@ import pytest
 
 from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import Counters
+from metadata_center.load.kinds import Amounts
 from metadata_center.service.cluster_loads import Limits
 from metadata_center.service.http_server import HttpServer
 from metadata_center.sharing.http_transport import HttpTransport
@@ -27,7 +28,7 @@ from metadata_center.sharing.messages import (
     Update,
     member_id,
 )
-from metadata_center.sharing.peers import Amounts, Peers
+from metadata_center.sharing.peers import Peers
 from metadata_center.sharing.redis_transport import RedisTransport
 from metadata_center.sharing.redis_url import parse_url
 from metadata_center.sharing.store import SharedStore
@@ -107,15 +108,17 @@ async def test_a_message_comes_back_as_it_was_sent(transport: Transport) -> None
 
 async def test_where_responses_live_is_told_to_all(transport: Transport) -> None:
     """Over any rendezvous, beside prompts' blocks and apart from them; the teller hears nothing new."""
-    stores = [SharedStore(member, Counters(capacity=8), PrefixIndex(10, 10)) for member in (ONE, TWO)]
     told: dict[MemberId, list[tuple[EndpointKey, list[int]]]] = {ONE: [], TWO: []}
 
     def hear(member: MemberId, endpoint: EndpointKey, chain: list[int]) -> None:
         told[member].append((endpoint, chain))
 
+    stores = [
+        SharedStore(member, Counters(capacity=8), PrefixIndex(10, 10), on_responses=partial(hear, member))
+        for member in (ONE, TWO)
+    ]
     for store in stores:
         store.load.retain(frozenset(ENDPOINTS))
-        store.on_responses = partial(hear, store.member)
     stores[0].share(A, [RESPONSES_MARK, 1, 2**64 - 2])
     stores[0].share(A, [5, 6])
     outgoing = stores[0].outgoing(0.0)

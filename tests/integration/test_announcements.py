@@ -169,7 +169,7 @@ class Gateway:
         if tokenizer is not None:
             model["tokenizer"] = tokenizer
         config = parse_config(orjson.dumps({"models": {"m": model}}).decode(), "tokenway.yaml")
-        self.announcements.configure(config, {"c": [engine.endpoint for engine in engines]}, DATA)
+        self.announcements.configure(config, {"c": [engine.endpoint for engine in engines]}, DATA, {})
 
     def tokens(self, engine: Engine) -> int | None:
         """What is believed cached of `TEXT` by an engine; None if it does not announce."""

@@ -30,12 +30,14 @@ class Peer:
     def __init__(self, run_dir: Path, index: int, workers: int = 2) -> None:
         self.entries: list[RequestEvent] = []
         self.cached: list[tuple[EndpointKey, list[int]]] = []
+        self.known: dict[EndpointKey, list[int]] = {}
         self.bus = Bus(
             run_dir,
             index,
             workers,
             self.entries.append,
             lambda key, blocks: self.cached.append((key, blocks)),
+            lambda: self.known,
         )
 
 
@@ -217,24 +219,22 @@ async def test_sockets_are_private_and_do_not_outlive_their_worker(tmp_path: Pat
 
 
 async def test_a_worker_that_comes_is_told(tmp_path: Path) -> None:
-    """Each connection to a peer is told of, the first one and one after a restart; it alone gets the news."""
+    """The first time and after a restart, by the first of the others alone."""
     first, second, third = (Peer(tmp_path, number, workers=3) for number in range(3))
-    came: list[int] = []
-
-    def tell(peer: int) -> None:
-        came.append(peer)
-        first.bus.share_with(peer, KEY, [2**64 - 1, 7])
-
-    first.bus.on_connected = tell
+    first.known[KEY] = [2**64 - 1, 7]
+    second.known[KEY] = [2**64 - 1, 8]
+    third.known[KEY] = [2**64 - 1, 9]
     for peer in (first, second, third):
         await peer.bus.start()
-    await until(lambda: sorted(came) == [1, 2] and bool(second.cached) and bool(third.cached))
+    await connected(first, second, third)
+    await until(lambda: all(peer.cached for peer in (first, second, third)))
+    assert first.cached == [(KEY, [2**64 - 1, 8])]
+    assert second.cached == third.cached == [(KEY, [2**64 - 1, 7])]
     await second.bus.stop()
     again = Peer(tmp_path, 1, workers=3)
     await again.bus.start()
     await until(lambda: bool(again.cached))
     assert again.cached == [(KEY, [2**64 - 1, 7])]
-    assert sorted(came) == [1, 1, 2]
     assert len(third.cached) == 1
     for peer in (first, again, third):
         await peer.bus.stop()

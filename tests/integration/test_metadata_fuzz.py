@@ -106,7 +106,7 @@ def url() -> Iterator[str]:
 
 
 @schema.parametrize()
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_every_call_conforms(case: Case[Any], url: str) -> None:
     """No 5xx; status, headers, type and body are documented; valid input is taken, invalid input is not."""
     is_exempt = case.path == EVENT

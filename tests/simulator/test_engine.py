@@ -227,7 +227,7 @@ def workloads(draw: st.DrawFn) -> list[tuple[str, int, int, int]]:
     return draw(st.lists(st.one_of(submit, step, step, abort), max_size=40))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(workload=workloads())
 def test_any_workload_conserves_tokens_and_blocks(workload: list[tuple[str, int, int, int]]) -> None:
     """Every survivor gets its tokens, hits obey their bound, no block leaks, events mirror the cache."""
@@ -277,7 +277,7 @@ def test_any_workload_conserves_tokens_and_blocks(workload: list[tuple[str, int,
     assert engine.cache.num_keys == sum(1 for count in copies.values() if count)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(prompt=st.integers(1, 60))
 def test_a_repeated_prompt_hits_exactly_the_usable_blocks(prompt: int) -> None:
     """With nothing evicted, the hit is min(matched, (n - 1) // block size) blocks."""

@@ -70,4 +70,4 @@ class HomesMachine(RuleBasedStateMachine):
 
 
 TestHomes = HomesMachine.TestCase
-TestHomes.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestHomes.settings = settings(max_examples=100, stateful_step_count=40)

@@ -329,7 +329,7 @@ class WaitingMachine(RuleBasedStateMachine):
         assert len(self.room) == 0
         assert len(self.over) == self.asked
         assert not any(map(len, self.queues()))
-        assert not self.rig.state.load._counters._rows.any()
+        assert not self.rig.counters._rows.any()
 
 
 def test_a_longer_bound_does_not_outlast_the_patience_envoy_was_asked_for() -> None:
@@ -364,4 +364,4 @@ def test_idle_endpoints_take_who_waits_though_prices_have_risen() -> None:
 
 
 TestWaiting = WaitingMachine.TestCase
-TestWaiting.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestWaiting.settings = settings(max_examples=40, stateful_step_count=40)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from metadata_center.errors import CapacityError
@@ -110,7 +110,6 @@ calls = st.lists(
 
 
 @given(calls, st.permutations([(name, id_) for name in ("add", "prompt", "delete") for id_ in IDS]))
-@settings(deadline=None)
 def test_any_order_of_calls_ends_at_zero(
     calls: Sequence[tuple[str, RequestId, str, str, int]], last: Sequence[tuple[str, RequestId]]
 ) -> None:

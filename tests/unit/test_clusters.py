@@ -178,7 +178,7 @@ def test_brackets_that_nest_nothing_are_not_counted() -> None:
 labels = st.dictionaries(st.text(min_size=1, max_size=5), st.text(max_size=5), max_size=3)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(
         st.tuples(st.ip_addresses().map(str), st.integers(1, 65_535), st.integers(1, 1000), labels),
@@ -199,14 +199,14 @@ def test_every_valid_file_is_read_back(
     assert parse_clusters(text, "x")[0].endpoints == tuple(EndpointSpec(*endpoint) for endpoint in endpoints)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(alphabet='{}[]:,"\\u12n \nabcdef') | st.text())
 def test_any_text_is_clusters_or_a_config_error(text: str) -> None:
     """No text whatever raises anything but ConfigError."""
     assert all(problem.startswith("line ") for problem in problems(text))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(max_size=3),

@@ -400,7 +400,7 @@ def test_expanding_anchors_are_bounded() -> None:
     assert "expands without end" in problems("\n".join(["a0: &a0 [1]", *levels]))[0]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.one_of(st.text(), st.text(alphabet="ab:-[]{}&*!<>|? \n\t'\"#%@019.~")))
 def test_any_text_is_a_config_or_a_config_error(text: str) -> None:
     """No text whatever raises anything but ConfigError, whose problems all name a line."""
@@ -414,7 +414,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(sorted(Config.model_fields)), json_values)
 def test_any_value_of_any_key_is_accepted_or_named(key: str, value: object) -> None:
     """A wrong value of any shape is a ConfigError that names the key it is under."""
@@ -441,7 +441,7 @@ def configs(draw: st.DrawFn) -> Config:
     )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(configs())
 def test_effective_configuration_parses_to_itself(config: Config) -> None:
     """What `--print-effective` writes is a file with the same meaning."""

@@ -717,5 +717,5 @@ class HealthMachine(RuleBasedStateMachine):
                 assert (level.doubted is not None) == (key in self.tracker.doubted(model))
 
 
-HealthMachine.TestCase.settings = hypothesis_settings(max_examples=60, stateful_step_count=40, deadline=None)
+HealthMachine.TestCase.settings = hypothesis_settings(max_examples=60, stateful_step_count=40)
 TestHealthMachine = HealthMachine.TestCase

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from metadata_center.sharing.http_messages import (
@@ -42,7 +42,6 @@ def taken(deframer: Deframer) -> list[bytes]:
 
 
 @given(st.lists(st.binary(max_size=20), max_size=8), st.lists(st.integers(0, 40), max_size=12))
-@settings(deadline=None)
 def test_frames_come_whole_however_they_are_cut(messages: list[bytes], cuts: list[int]) -> None:
     """In order, each once, and nothing is left."""
     data, deframer, found = b"".join(map(frame, messages)), Deframer(), []
@@ -110,7 +109,6 @@ def test_what_is_no_reservation_is_refused(body: bytes) -> None:
 
 
 @given(st.binary(max_size=60), st.integers(0, 60))
-@settings(deadline=None)
 def test_no_bytes_are_anything_but_an_error(noise: bytes, at: int) -> None:
     """Alone, or in the middle of good ones."""
     good = encode_reserve(UPDATE, ASKED)

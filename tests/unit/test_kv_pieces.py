@@ -5,11 +5,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from metadata_center.cache_map.cache_map import CacheMap
-from metadata_center.cache_map.values import root
 from metadata_center.kv_events import pieces as module
 from metadata_center.kv_events.decoding import MAX_PAYLOAD_BYTES, decode
 from metadata_center.kv_events.errors import DecodeError
@@ -23,6 +22,7 @@ from metadata_center.kv_events.pieces import (
     STEP_HASHES,
     pieces,
 )
+from metadata_center.roots import root
 from metadata_center.types import EndpointKey
 
 A = EndpointKey("10.0.0.1:1")
@@ -182,7 +182,6 @@ EVENTS = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(events=EVENTS)
 def test_applied_in_pieces_is_applied(events: list[tuple[str, int, int]]) -> None:
     """A map that gets the pieces answers as one that gets the batch whole, with steps of a few blocks."""

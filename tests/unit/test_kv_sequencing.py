@@ -407,7 +407,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from([0, 1, 3, 1000]), STEPS)
 def test_whatever_is_lost_the_view_is_one_gapless_run(
     buffer_batches: int, steps: list[tuple[Any, ...]]

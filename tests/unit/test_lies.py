@@ -90,7 +90,7 @@ BOUND = 1.6 * TIMES_FACTOR
 """The factor itself, and what the model is off by otherwise."""
 
 
-@settings(max_examples=20, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(max_examples=20, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(lies=PATTERNS)
 def test_one_of_four_moves_what_is_predicted_within_a_bound(
     lies: list[tuple[float, int, int, int]],

@@ -584,7 +584,7 @@ bodies = (
     query=st.text(max_size=20) | st.just("cluster=c"),
     event=st.none() | st.sampled_from(["load.stats.set", "load.stats.delete", "x"]),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_nothing_a_caller_sends_is_our_fault(
     call: tuple[str, str], body: bytes, query: str, event: str | None
 ) -> None:

@@ -497,8 +497,8 @@ def test_an_endpoint_that_left_is_not_remembered(rig: Rig) -> None:
     rig.end("1")
     rig.clock.advance(20.0)
     rig.state.advance(rig.clock())
-    assert rig.state.caches.history.total == 0
-    assert not any(key in rig.state.caches.history._caches for key in KEYS)
+    assert rig.history.total == 0
+    assert not any(key in rig.history._caches for key in KEYS)
     assert shared == []
 
 

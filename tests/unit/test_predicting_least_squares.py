@@ -44,7 +44,7 @@ def observations(largest: float) -> st.SearchStrategy[list[Row]]:
 
 
 @given(observations(100.0), st.sampled_from([1.0, 1e-2, 25.0]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_without_forgetting_it_is_ridge_regression(data: list[Row], p0: float) -> None:
     """With forgetting 1 the weights equal batch ridge regression with the same prior."""
     mean = np.array([1.0, -2.0, 0.5])
@@ -96,7 +96,7 @@ def test_forgetting_is_the_exponentially_weighted_batch_solution() -> None:
 
 
 @given(observations(1e6), st.sampled_from([1.0, 0.995, 0.9, 0.5]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_everything_stays_finite_and_p_symmetric_and_bounded(data: list[Row], forgetting: float) -> None:
     """After any finite sequence P is symmetric, semidefinite, at most forgetting**-n * P0, and all finite."""
     model = learned(RecursiveLeastSquares(3, prior_covariance=_P0, forgetting=forgetting), data)
@@ -279,7 +279,7 @@ def test_nonnegative_weights_are_the_conditional_mean(flipped: tuple[int, ...]) 
 
 
 @given(observations(10.0))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_nonnegative_weights_are_never_negative_and_change_nothing(data: list[Row]) -> None:
     """None is negative whatever was learned, none moves needlessly, and the model stays as it was."""
     model = learned(RecursiveLeastSquares(3, prior_covariance=_P0, forgetting=0.99), data)

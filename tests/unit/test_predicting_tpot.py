@@ -40,7 +40,7 @@ def test_an_engine_is_learned() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0, 4096), st.floats(0, 1e7), st.floats(1e-5, 100.0)), max_size=40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_more_load_never_makes_tokens_quicker(history: list[tuple[float, float, float]]) -> None:
     """Whatever was observed, TPOT is finite, positive and never falls with batch or context."""
     model = TpotModel()

@@ -187,7 +187,7 @@ backlogs = st.builds(
     counts,
     counts,
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_more_work_never_takes_less_time(
     history: list[tuple[Backlog, int, int, float]], backlog: Backlog, uncached: int, cached: int, more: int
 ) -> None:

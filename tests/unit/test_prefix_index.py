@@ -76,7 +76,7 @@ steps = st.lists(
 
 
 @given(steps, st.lists(chains, min_size=1, max_size=4))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_agrees_with_the_naive_model(
     steps: list[tuple[str, EndpointKey, Any]], queries: list[list[int]]
 ) -> None:

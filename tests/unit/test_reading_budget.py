@@ -34,3 +34,13 @@ def test_one_slow_body_is_no_burst() -> None:
     budget = ReadingBudget()
     budget.spend(0.05, 1.0)
     assert not budget.is_spent(1.0)
+
+
+def test_processor_time_is_asked_for_while_bodies_are_slow() -> None:
+    """Ordinary ones do not have it asked for."""
+    budget = ReadingBudget()
+    budget.spend(0.001, 1.0)
+    assert not budget.is_watched(1.0)
+    budget.spend(0.02, 2.0)
+    assert budget.is_watched(11.9)
+    assert not budget.is_watched(12.1)

@@ -135,7 +135,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.dictionaries(st.sampled_from(["model", "added_tokens", "pre_tokenizer", "decoder"]), json_values))
 def test_any_document_is_understood_or_refused(changes: dict[str, Any]) -> None:
     """Nothing but the documented error comes out of a wrong file."""

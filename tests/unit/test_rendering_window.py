@@ -81,7 +81,7 @@ def expected(ids: list[int], ends: list[int], start: int, end: int) -> list[int]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(text=texts)
 def test_canonical_text_is_the_tokens_text(family: str, text: str) -> None:
     """What is normalized, prepended or swallowed by the tokenizer is so in canonical text."""
@@ -94,7 +94,7 @@ def test_canonical_text_is_the_tokens_text(family: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(text=texts, cuts=st.tuples(st.floats(0, 1), st.floats(0, 1)))
 def test_the_encoder_cuts_canonical_text_as_the_tokenizer_cuts_the_text(
     family: str, text: str, cuts: tuple[float, float]
@@ -126,7 +126,7 @@ def long_text(family: str) -> tuple[bytes, list[int], list[int]]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(data=st.data())
 def test_a_window_of_a_long_text_says_what_all_of_it_says(family: str, data: st.DataObject) -> None:
     """Random spans of real text: half of them at boundaries, half of them anywhere."""

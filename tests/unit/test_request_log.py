@@ -22,7 +22,7 @@ from extproc.observing.request_log import (
     keyed_blocks,
     log_request_end,
 )
-from extproc.server.worker import Worker
+from extproc.server.request_settings import block_key_of
 from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.decisions import DecisionRecord
 from extproc.values.outcomes import Ended, Outcome
@@ -246,7 +246,7 @@ def test_a_worker_logs_blocks_only_with_a_good_secret(
     monkeypatch.delenv("TOKENWAY_LOG_KEY", raising=False)
     if secret is not None:
         monkeypatch.setenv("TOKENWAY_LOG_KEY", secret)
-    key = Worker._block_key(Config.model_validate({"logging": {"prompt_blocks": on}}))
+    key = block_key_of(Config.model_validate({"logging": {"prompt_blocks": on}}))
     assert key == (block_key(secret) if keyed and secret else None)
 
 

@@ -297,7 +297,7 @@ def test_caches_are_not_shared_across_models_adapters_and_salts(
     assert not any(snapshot.matched_blocks)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     prompt=st.text(max_size=400)
     | st.integers(1, 8).map(lambda blocks: "x" * BLOCK_BYTES * blocks)  # cached to its last byte

@@ -124,7 +124,7 @@ def test_weighted_pick_by_one_draw(draw: float, expected: str) -> None:
     assert rules.match("llama", {}, Fixed()).cluster == expected
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 10), min_size=2, max_size=5).filter(any), st.integers(0, 2**32))
 def test_traffic_follows_the_weights(weights: list[int], seed: int) -> None:
     """Over 2,000 picks each share is within 5 standard deviations of its weight."""

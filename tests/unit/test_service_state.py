@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from metadata_center.errors import CapacityError
@@ -117,7 +117,6 @@ hash_lists = st.lists(st.integers(0, 2) | st.sampled_from([2**61 - 1, 2**64 - 1]
 
 
 @given(st.lists(st.tuples(st.sampled_from([A, B]), hash_lists), max_size=10), hash_lists)
-@settings(deadline=None)
 def test_any_list_of_numbers_means_its_prefixes(
     saves: Sequence[tuple[str, list[int]]], query: list[int]
 ) -> None:

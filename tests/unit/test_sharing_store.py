@@ -1,6 +1,7 @@
 """One member's store: what it says, what it hears, and what its views show in between."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,14 +19,9 @@ from metadata_center.sharing.messages import (
     Update,
     member_id,
 )
-from metadata_center.sharing.store import (
-    MAX_OTHERS_REQUESTS,
-    MAX_OTHERS_TOKENS,
-    MAX_WAITING,
-    OPTIMISM_S,
-    SharedStore,
-    Ticket,
-)
+from metadata_center.sharing.others import MAX_OTHERS_REQUESTS, MAX_OTHERS_TOKENS, OPTIMISM_S
+from metadata_center.sharing.store import MAX_WAITING, SharedStore
+from metadata_center.sharing.tickets import Ticket
 from metadata_center.store import EmbeddedStore, MetadataStore
 from metadata_center.types import Charge, EndpointKey, RequestId
 
@@ -33,9 +29,13 @@ A, B = EndpointKey("10.0.0.1:8000"), EndpointKey("10.0.0.2:8000")
 ONE, TWO, THREE = (member_id(f"gw{number}", 0, "x") for number in (1, 2, 3))
 
 
-def store(member: MemberId = ONE, *, optimistic: bool = True, capacity: int = 16) -> SharedStore:
+def store(
+    member: MemberId = ONE, *, optimistic: bool = True, capacity: int = 16, **ports: Any
+) -> SharedStore:
     """A store that said its first, full word and knows A and B."""
-    made = SharedStore(member, Counters(capacity=capacity), PrefixIndex(100, 100), optimistic=optimistic)
+    made = SharedStore(
+        member, Counters(capacity=capacity), PrefixIndex(100, 100), optimistic=optimistic, **ports
+    )
     made.load.retain(frozenset([A, B]))
     assert made.outgoing(0.0) is not None
     return made
@@ -155,7 +155,7 @@ def test_a_charge_counts_once_per_gateway_until_it_is_heard() -> None:
     assert second is not None
     one.incoming(second, 0.0)
     assert requests(one) == [2, 0]
-    assert not one._ahead
+    assert not one._others._ahead
 
 
 def test_an_increment_nobody_echoes_ends_by_itself() -> None:
@@ -410,8 +410,8 @@ def test_both_kinds_are_metadata_stores() -> None:
 
 def test_responses_are_not_blocks() -> None:
     """A chain that begins with the mark goes to whoever asks where responses live, not to the index."""
-    one, heard = store(), []
-    one.on_responses = lambda endpoint, chain: heard.append((endpoint, chain))
+    heard: list[tuple[EndpointKey, list[int]]] = []
+    one = store(on_responses=lambda endpoint, chain: heard.append((endpoint, chain)))
     chains = (Chain.of(A, [RESPONSES_MARK, 7]), Chain.of(A, [1, 2]))
     one.incoming(Update(TWO, 1, blocks=chains), 0.0)
     assert heard == [(A, [RESPONSES_MARK, 7])]
@@ -433,21 +433,24 @@ def test_one_member_tells_a_newcomer(
     member: str, others: tuple[str, ...], newcomer: str, tells: bool
 ) -> None:
     """The first worker of the first gateway that is not the newcomer's own, and nobody twice."""
-    made, told = store(MemberId(member)), []
+    known: dict[EndpointKey, list[int]] = {}
+    made = store(MemberId(member), told=lambda: known)
     for other in others:
         made.incoming(Update(MemberId(other), 1), 0.0)
-    made.on_newcomer = lambda: told.append(1)
+    known[A] = [RESPONSES_MARK, 7]
     for sequence in (1, 2):
         made.incoming(Update(MemberId(newcomer), sequence), 0.0)
-    assert len(told) == tells
+    update = sent(made)
+    assert ([] if update is None else list(update.blocks)) == [Chain.of(A, known[A])] * tells
 
 
 def test_who_was_away_tells_what_it_knows() -> None:
     """After each snapshot: what was shared meanwhile may have been lost."""
-    one, told = store(), []
-    one.on_newcomer = lambda: told.append(1)
+    one = store(told=lambda: {A: [RESPONSES_MARK, 7]})
     one.snapshot([Update(TWO, 1)], 0.0)
-    assert told
+    update = sent(one)
+    assert update is not None
+    assert Chain.of(A, [RESPONSES_MARK, 7]) in update.blocks
 
 
 def test_absurd_shares_of_many_members_are_bounded() -> None:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the benchmarks are not installed
@@ -61,7 +61,6 @@ def test_few_draws_hit_as_many_endpoints_and_many_hit_all() -> None:
     assert distinct(1e6, 10) == pytest.approx(10.0)
 
 
-@settings(deadline=None)  # a busy machine is no fault
 @given(st.integers(1, 64), st.floats(1.0, 10_000.0))
 def test_what_a_member_receives_is_bounded(members: int, requests_per_s: float) -> None:
     """All members together send no more than a member may have to receive."""

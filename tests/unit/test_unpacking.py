@@ -174,6 +174,14 @@ async def refused(deciding: Deciding[Decided]) -> RouterError:
     return caught.value
 
 
+async def test_a_coding_that_nobody_knows_is_refused() -> None:
+    """By its name, before anything is decoded."""
+    decider = Decider()
+    refusal = await refused(made(decider).decide(gzipped(content_encoding="compress"), SMALL))
+    assert refusal.reason is Reason.UNSUPPORTED_ENCODING
+    assert decider.bodies == []
+
+
 async def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond so many or so large, a body is refused at once; there is room again when they are done."""
     decider, packed = Decider(), gzip.compress(LARGE)

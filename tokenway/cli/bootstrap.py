@@ -8,8 +8,7 @@ from pathlib import Path
 from extproc.config.loading import load_all
 from extproc.config.schema import Config
 from extproc.server.bootstrap import render, template
-from extproc.server.run_dir import run_dir
-from extproc.server.worker import socket_path
+from extproc.server.run_dir import run_dir, socket_path
 from metadata_center.service.listening import ACCEPTED, parse_address
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from extproc.config.loading import load_all
 from extproc.observing.request_log import JsonFormatter
+from extproc.server.building import build_worker
+from extproc.server.parts import StoppedWhileStarting
 from extproc.server.supervisor import Supervisor
 from extproc.server.worker import Worker
 
@@ -36,12 +38,12 @@ def serve(path: Path) -> int:
         OSError: A socket cannot be opened.
     """
     config, _ = load_all(path)
-    return _run(Supervisor(path) if config.server.workers > 1 else Worker(path))
+    return _run(Supervisor(path) if config.server.workers > 1 else build_worker(path))
 
 
 def serve_worker(path: Path, index: int) -> int:
     """Run one of several workers; raises as `serve`."""
-    return _run(Worker(path, index=index, supervised=True))
+    return _run(build_worker(path, index=index, supervised=True))
 
 
 def _run(server: Worker | Supervisor) -> int:
@@ -60,10 +62,18 @@ async def _until_signalled(server: Worker | Supervisor) -> None:
         loop.add_signal_handler(number, stopping.set)
     loop.add_signal_handler(signal.SIGHUP, server.reload)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
-    await server.start()
+    starting = asyncio.create_task(server.start())
+    stop = asyncio.create_task(stopping.wait())
+    await asyncio.wait([starting, stop], return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        await server.stop()
+    try:
+        await starting
+    except StoppedWhileStarting:
+        return
     # What was built so far lives until the end: no collection need look at it again.
     gc.collect()
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
-    await stopping.wait()
+    await stop
     await server.stop()

@@ -1,0 +1,426 @@
+"""Makes a worker: every object whole, out of the settings of the start; nothing is set on any afterwards.
+
+Rules:
+    1. An object is given what it needs when it is made, so what is needed is made first.
+    2. Where two need each other, one of them is told by a list of listeners that exists before both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import secrets
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from extproc.accesslog.service import AccessLog, Dispatcher
+from extproc.admin.table import PAGES
+from extproc.config.schema import Config
+from extproc.discovery.resolution import Resolution
+from extproc.health.prober import Prober
+from extproc.health.tracker import HealthTracker, Transition
+from extproc.listeners import Listeners
+from extproc.observing.metrics.collector import Metrics
+from extproc.observing.metrics.family import Values
+from extproc.observing.metrics.kv_events import event_values
+from extproc.observing.metrics.sharing import sharing_values
+from extproc.observing.records import RecordRing
+from extproc.predicting.predictor import Predictor
+from extproc.predicting.tokens import TokensPerByte
+from extproc.protocol.servicer import Processor
+from extproc.protocol.wire import Answers
+from extproc.routing.announced import Announced
+from extproc.routing.caches import Caches
+from extproc.routing.gateway import Gateway
+from extproc.routing.homes import Homes
+from extproc.routing.outcomes import Outcomes
+from extproc.routing.router import Decision, Router
+from extproc.routing.state import State
+from extproc.routing.waiting import WaitingRoom
+from extproc.server.admin_answers import OneWorker
+from extproc.server.admin_port import AdminPort, TcpPlace
+from extproc.server.announcements import Announcements
+from extproc.server.applying import Owners
+from extproc.server.body_readers import BodyReaders
+from extproc.server.bus import Bus
+from extproc.server.configuration import Configuration
+from extproc.server.draining import Draining
+from extproc.server.engine_news import EngineNews, capacity_blocks
+from extproc.server.forwarded_headers import ForwardedHeaders
+from extproc.server.health_report import HealthReport
+from extproc.server.hearsay import Hearsay
+from extproc.server.housekeeping import Housekeeping
+from extproc.server.parts import Part, Parts
+from extproc.server.pending_settings import PendingSettings
+from extproc.server.publishing import ADS_TYPES, Publisher
+from extproc.server.request_settings import RequestPath, router_settings, routing_table
+from extproc.server.rpc_server import GrpcServer, RpcServer, places_of
+from extproc.server.run_dir import Residence, admin_path, counters_path, run_dir, socket_path
+from extproc.server.sharing import Alone, Shared, reserve_by, store_of
+from extproc.server.status import Status
+from extproc.server.unpacking import Unpacking
+from extproc.server.worker import Life, Worker
+from extproc.values.endings import RequestEvent
+from extproc.xds.ads import AdsServer
+from metadata_center.cache_map.cache_map import CacheMap
+from metadata_center.history.prefix_index import PrefixIndex
+from metadata_center.load.counters import Counters
+from metadata_center.load.shared_counters import SharedCounters
+from metadata_center.types import EndpointKey, value
+
+_MESSAGE_OVERHEAD_BYTES = 1024 * 1024
+"""Room in a gRPC message beside the body: headers, metadata."""
+
+
+@value
+class Site:
+    """Which worker is made, and what all of it is measured and configured by.
+
+    Attributes:
+        path: tokenway.yaml, or a clusters.json for embedded defaults.
+        index: Which worker.
+        workers: How many there are.
+        supervised: A supervisor serves the admin port and made the shared counters.
+        folder: Of the sockets.
+        owner: The name that its requests carry.
+        config: The settings of the start.
+        registry: Of all metrics.
+        metrics: The gateway's own.
+        owners: Who follows the configuration.
+    """
+
+    path: Path
+    index: int
+    workers: int
+    supervised: bool
+    folder: Path
+    owner: str
+    config: Config
+    registry: CollectorRegistry
+    metrics: Metrics
+    owners: Owners
+
+
+@value
+class News:
+    """What happens to a worker, for whoever has to know.
+
+    Attributes:
+        cached: An endpoint has blocks cached, or responses live there; for the other workers and gateways.
+        entries: The access log says something of a request decided here.
+        freed: Room was freed at an endpoint.
+        transitions: An endpoint's health changed.
+    """
+
+    cached: Listeners[[EndpointKey, list[int]]]
+    entries: Listeners[[RequestEvent]]
+    freed: Listeners[[]]
+    transitions: Listeners[[Transition]]
+
+
+@value
+class Books:
+    """What a worker knows, and those that bring it news from elsewhere.
+
+    Attributes:
+        state: What decisions read and endings change.
+        met: Load and history, and the way to other gateways.
+        history: Blocks by routing history.
+        cache_map: What engines announced.
+        announced: The same, as decisions ask for it.
+        announcements: Follow the engines.
+        bus: To the other workers; None if there are none.
+    """
+
+    state: State
+    met: Alone | Shared
+    history: PrefixIndex
+    cache_map: CacheMap
+    announced: Announced
+    announcements: Announcements
+    bus: Bus | None
+
+
+@value
+class RequestWay:
+    """What a request goes through.
+
+    Attributes:
+        readers: Read large bodies.
+        router: Decides.
+        waiting: Who waits for room.
+        unpacking: Has compressed bodies decoded first.
+        gateway: Answers.
+        processor: Envoy's ext_proc streams.
+        access_log: Envoy's reports.
+    """
+
+    readers: BodyReaders
+    router: Router
+    waiting: WaitingRoom[Decision]
+    unpacking: Unpacking
+    gateway: Gateway
+    processor: Processor
+    access_log: AccessLog
+
+
+def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Worker:
+    """A worker that is ready to start.
+
+    Args:
+        path: tokenway.yaml, or a clusters.json for embedded defaults.
+        index: Which worker.
+        supervised: True if a supervisor serves the admin port and made the shared counters.
+
+    Raises:
+        ConfigError: The configuration cannot be used.
+        OSError: The supervisor's counters cannot be mapped.
+    """
+    registry, owners, life = CollectorRegistry(), Owners(), Life()
+    metrics = Metrics(registry, version("tokenway"))
+    configuration = Configuration(path, metrics, owners.apply)
+    config = configuration.current
+    site = Site(
+        path=path,
+        index=index,
+        workers=config.server.workers if supervised else 1,
+        supervised=supervised,
+        folder=run_dir(config.server),
+        owner=f"{index}.{secrets.token_hex(4)}",
+        config=config,
+        registry=registry,
+        metrics=metrics,
+        owners=owners,
+    )
+    news = News(Listeners(), Listeners(), Listeners(), Listeners())
+    books = _books(site, news)
+    way = _request_way(site, news, books)
+    engines = EngineNews(
+        books.state.engines, books.history, books.state.predictor, books.announcements, config
+    )
+    prober = _prober(news, books, engines, config)
+    ads = AdsServer(lambda type_url: metrics.ads_refused(ADS_TYPES[type_url]))
+    publisher = Publisher(ads, books.state.health.state, metrics)
+    server = GrpcServer(
+        (way.processor.rpc, way.access_log.rpc, ads.rpc),
+        places_of(config.server, socket_path(site.folder, index), index),
+        config.request.max_body_bytes + _MESSAGE_OVERHEAD_BYTES,
+    )
+    draining = Draining(
+        server,
+        ads,
+        way.waiting,
+        way.access_log,
+        lambda: bool(way.processor.streams_active or books.state.load.in_flight),
+        lambda: configuration.current.server.drain_s,
+    )
+    admin = _admin(site, books, way, configuration, life)
+    _follow_health(site, news, books, engines, publisher)
+    _follow_configuration(site, books, way, engines, prober, publisher)
+    parts = _parts(site, books, way, configuration, prober, server, admin)
+    facts = {"socket": str(socket_path(site.folder, index)), "owner": site.owner}
+    return Worker(life, parts, draining.drain, configuration.reload, lambda: admin.port, facts)
+
+
+def _books(site: Site, news: News) -> Books:
+    config, kv_events = site.config, site.config.cache.kv_events
+    health = HealthTracker(config.health.settings())
+    homes = Homes(config.responses.max_remembered, config.responses.expiry_s)
+    history = PrefixIndex(
+        capacity_blocks(config.cache.default_kv_tokens, TokensPerByte().ratio, config),
+        config.cache.max_blocks_per_endpoint,
+    )
+    cache_map = CacheMap(
+        kv_events.max_blocks,
+        max(1, kv_events.max_blocks // 2),  # one engine gone mad leaves the others their room
+        slow_weight=kv_events.slow_medium_weight,
+    )
+    announced = Announced(cache_map, time.time)
+    hearsay = Hearsay(homes, history, health, time.monotonic)
+    counters = SharedCounters(counters_path(site.folder), site.index) if site.supervised else Counters()
+    met = store_of(config, str(site.path), site.index, counters, history, hearsay.responses, homes.told)
+    bus = None
+    if site.workers > 1:
+        bus = Bus(site.folder, site.index, site.workers, news.entries.tell, hearsay.cached, homes.told)
+        news.cached.add(bus.share)
+    news.cached.add(met.store.share)
+    state = State(
+        load=met.store.load,
+        caches=Caches(history, announcing=announced),
+        health=health,
+        predictor=Predictor(),
+        records=RecordRing(config.explain.ring_size),
+        metrics=site.metrics,
+        homes=homes,
+        share=news.cached.tell,
+        placing=_placing(site.workers, met),
+        freed=news.freed.tell,
+        load_age_s=met.sync.age_s if isinstance(met, Shared) else _always_current,
+        on_transition=news.transitions.tell,
+    )
+    announcements = Announcements(cache_map, announced, time.monotonic, time.time)
+    return Books(state, met, history, cache_map, announced, announcements, bus)
+
+
+def _placing(workers: int, met: Alone | Shared) -> Callable[[], int]:
+    """Processes that place requests on these endpoints, of all gateways."""
+    if isinstance(met, Alone):
+        return lambda: workers
+    peers = met.store.peers
+    return lambda: workers + peers.live_members
+
+
+def _always_current(_now_s: float) -> float:
+    """The age of news of other gateways' load, where there are none."""
+    return 0.0
+
+
+def _request_way(site: Site, news: News, books: Books) -> RequestWay:
+    state, met, config = books.state, books.met, site.config
+    readers = BodyReaders()
+    router = Router(
+        state,
+        routing_table(config, Resolution({}), state.load.slots, time.time()),
+        router_settings(config),
+        Answers(site.owner),
+        random.Random(),
+        time.monotonic,
+        time.time,
+        reserve_by(met.sync) if isinstance(met, Shared) and config.metadata_center.reserve else None,
+        asyncio.get_running_loop,
+        readers,
+        time.thread_time,
+    )
+    assert router.waiting is not None, "there is a loop to wait in"
+    news.freed.add(router.waiting.wake)
+    unpacking = Unpacking(router.decide, lambda: router.settings)
+    gateway = Gateway(router, state, unpacking.decide, time.monotonic, time.time)
+    processor = Processor(gateway.judge, gateway, lambda: router.settings.first_chunk)
+    outcomes = Outcomes(state, news.transitions.tell, gateway.ended)
+    news.entries.add(lambda entry: outcomes.take(entry, time.monotonic()))
+    dispatcher = Dispatcher(
+        site.owner,
+        news.entries.tell,
+        (lambda _owner, _entry: False) if books.bus is None else books.bus.hand_over,
+        (lambda _entry: None) if books.bus is None else books.bus.tell_all,
+        site.metrics,
+    )
+    access_log = AccessLog(dispatcher.dispatch, site.metrics)
+    return RequestWay(readers, router, router.waiting, unpacking, gateway, processor, access_log)
+
+
+def _prober(news: News, books: Books, engines: EngineNews, config: Config) -> Prober:
+    return Prober(
+        books.state.health,
+        config.health.settings(),
+        clock=time.monotonic,
+        rng=random.Random(),
+        on_transition=news.transitions.tell,
+        on_cache_config=engines.cache_config,
+        on_cache_cleared=engines.cache_cleared,
+        on_occupancy=engines.occupancy,
+    )
+
+
+def _admin(site: Site, books: Books, way: RequestWay, configuration: Configuration, life: Life) -> AdminPort:
+    bus, met = books.bus, books.met
+
+    def shared_values() -> Values:
+        values = event_values(books.announcements.stats, books.cache_map.stats)
+        if isinstance(met, Shared):
+            values.update(sharing_values(met.sync.stats, met.store.live_gateways))
+        return values
+
+    status = Status(
+        books.state,
+        site.registry,
+        lambda: site.owners.endpoints,
+        lambda: way.processor.streams_active,
+        lambda: 0 if bus is None else bus.dropped,
+        shared_values,
+        books.announced.is_announcing,
+        way.waiting.by_reason,
+        site.workers,
+        configuration.files,
+        configuration.names,
+        life.is_ready,
+    )
+    site.metrics.watch(status.gauges)
+    place = site.config.server.admin
+    return AdminPort(
+        PAGES,
+        OneWorker(status),
+        admin_path(site.folder, site.index) if site.supervised else TcpPlace(place.address, place.port),
+    )
+
+
+def _follow_health(site: Site, news: News, books: Books, engines: EngineNews, publisher: Publisher) -> None:
+    """Who is told when an endpoint's health changed, in this order."""
+    news.transitions.add(
+        lambda _: books.state.health_changed(time.monotonic()),
+        HealthReport(site.metrics).tell,
+        engines.transition,
+        lambda _: news.freed.tell(),
+        lambda _: publisher.publish(),
+    )
+
+
+def _follow_configuration(
+    site: Site, books: Books, way: RequestWay, engines: EngineNews, prober: Prober, publisher: Publisher
+) -> None:
+    """Who applies what of a configuration, in this order; what none of them reads needs a restart."""
+    state, base = books.state, site.path.parent
+    requests = RequestPath(way.router, way.gateway, state.load.slots, time.time)
+    site.owners.add(
+        requests.follow,
+        publisher.follow,
+        engines.follow,
+        lambda now: state.configure(now.keys, now.gone, time.monotonic()),
+        lambda now: state.homes.configure(now.config.responses.max_remembered, now.config.responses.expiry_s),
+        lambda now: prober.configure(now.config.health.settings(), now.resolution.endpoints, now.tls),
+        lambda now: books.announcements.configure(now.config, now.resolution.clusters, base, now.tls),
+        lambda now: site.metrics.configure(
+            models=now.config.models, clusters=now.resolution.clusters, endpoints=now.keys
+        ),
+        lambda now: logging.getLogger("tokenway").setLevel(now.config.logging.level.upper()),
+        ForwardedHeaders().follow,
+        PendingSettings(site.config).follow,
+        lambda _: publisher.publish(),
+    )
+
+
+def _parts(
+    site: Site,
+    books: Books,
+    way: RequestWay,
+    configuration: Configuration,
+    prober: Prober,
+    server: RpcServer,
+    admin: AdminPort,
+) -> Parts:
+    """What starts in this order and stops in the reverse one; no request comes before the configuration."""
+    residence = Residence(site.folder, is_alone=not site.supervised)
+    supervisor = os.getppid() if site.supervised else None
+    housekeeping = Housekeeping(books.state.advance, time.monotonic, supervisor)
+    parts = [
+        Part("residence", residence.start, residence.stop),
+        Part("decoders", stop=way.unpacking.close),
+        Part("readers", stop=way.readers.close),
+        Part("prober", prober.start, prober.stop),
+        Part("announcements", books.announcements.start, books.announcements.stop),
+        Part("configuration", configuration.start, configuration.stop),
+    ]
+    if books.bus is not None:
+        parts.append(Part("bus", books.bus.start, books.bus.stop))
+    parts.append(Part("server", server.listen, server.close))
+    if isinstance(books.met, Shared):
+        parts.append(Part("sync", books.met.sync.start, books.met.sync.stop))
+    parts.append(Part("housekeeping", housekeeping.start, housekeeping.stop))
+    parts.append(Part("admin", admin.start, admin.stop))
+    return Parts(parts)

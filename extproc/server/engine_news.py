@@ -1,0 +1,72 @@
+"""What probes learn of engines, and what an engine's return means, taken to those whom it concerns."""
+
+from __future__ import annotations
+
+from extproc.config.schema import Config
+from extproc.health.prober import Occupancy
+from extproc.health.tracker import HealthState, Transition
+from extproc.predicting.predictor import Predictor
+from extproc.predicting.tokens import TokensPerByte
+from extproc.routing.engines import Engines
+from extproc.server.announcements import Announcements
+from extproc.server.applying import InForce
+from metadata_center.history.prefix_index import PrefixIndex
+from metadata_center.types import EndpointKey
+
+
+def capacity_blocks(kv_tokens: int, tokens_per_byte: float, config: Config) -> int:
+    """How many of our blocks a KV cache of `kv_tokens` holds."""
+    blocks = int(kv_tokens / tokens_per_byte / config.request.block_bytes)
+    return min(config.cache.max_blocks_per_endpoint, max(1, blocks))
+
+
+class EngineNews:
+    """Passes on.
+
+    Args:
+        engines: What is known of engines beside their load.
+        history: Blocks by routing history, bounded by each engine's cache.
+        predictor: Knows the tokens per byte of the models served.
+        announcements: Follows what engines announce.
+        config: The one at the start.
+    """
+
+    def __init__(
+        self,
+        engines: Engines,
+        history: PrefixIndex,
+        predictor: Predictor,
+        announcements: Announcements,
+        config: Config,
+    ) -> None:
+        self._engines = engines
+        self._history = history
+        self._predictor = predictor
+        self._announcements = announcements
+        self._config = config
+
+    def follow(self, now: InForce) -> None:
+        """See `applying.Apply`."""
+        self._config = now.config
+
+    def transition(self, transition: Transition) -> None:
+        """Health changed: an engine that answers again may be another process."""
+        if transition.after is not HealthState.EJECTED:
+            self._announcements.came_back(transition.key)
+            self._engines.restarted(transition.key)
+
+    def cache_config(self, key: EndpointKey, kv_tokens: int, _block_size: int) -> None:
+        """An engine told the size of its KV cache."""
+        self._engines.told_kv_tokens(key, kv_tokens)
+        ratios = [ratio for _, ratio in self._predictor.token_ratios()]
+        tokens_per_byte = sum(ratios) / len(ratios) if ratios else TokensPerByte().ratio
+        self._history.set_capacity(key, capacity_blocks(kv_tokens, tokens_per_byte, self._config))
+
+    def cache_cleared(self, key: EndpointKey) -> None:
+        """An engine dropped all that it had cached."""
+        self._history.clear(key)
+        self._announcements.cleared(key)
+
+    def occupancy(self, key: EndpointKey, occupancy: Occupancy) -> None:
+        """An engine told how full it is."""
+        self._engines.told_occupancy(key, occupancy.running, occupancy.waiting, occupancy.kv_usage_ratio)

@@ -1,0 +1,96 @@
+"""What the request path goes by, made from a configuration."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from extproc.config.schema import Config
+from extproc.discovery.resolution import Resolution
+from extproc.observing.request_log import MIN_KEY_CHARS, block_key
+from extproc.request.rules import RuleTable
+from extproc.routing.gateway import Gateway
+from extproc.routing.router import Router
+from extproc.routing.settings import HoldSettings, RouterSettings
+from extproc.routing.table import RoutingTable, SlotsOf
+from extproc.server.applying import InForce
+from extproc.server.environment import secret
+
+_log = logging.getLogger("tokenway.worker")
+
+
+def routing_table(
+    config: Config, resolution: Resolution, slots_of: SlotsOf, now_unix_s: float
+) -> RoutingTable:
+    """Rules and endpoints, compiled.
+
+    Args:
+        config: Names the rules.
+        resolution: Has the endpoints.
+        slots_of: Where the load of endpoints is counted.
+        now_unix_s: When.
+    """
+    return RoutingTable(
+        rules=RuleTable(config.rules()),
+        clusters=resolution.clusters,
+        models=[name for model, section in config.models.items() for name in (model, *section.aliases)],
+        default_cluster=config.default_cluster,
+        allowed_fields=frozenset(config.request.allow_fields),
+        slots_of=slots_of,
+        loaded_unix_s=now_unix_s,
+        admin_paths=frozenset(config.default_cluster_admin_paths),
+    )
+
+
+def router_settings(config: Config) -> RouterSettings:
+    """What one request is understood and answered by."""
+    holding = config.holding
+    return RouterSettings(
+        first_chunk=config.signals.first_chunk,
+        timeout_s=config.signals.timeout_s,
+        first_byte_timeout_s=config.signals.first_byte_timeout_s,
+        block_bytes=config.request.block_bytes,
+        usage_injection=config.request.usage_injection,
+        max_body_bytes=config.request.max_body_bytes,
+        debug_token=secret(config.explain.debug_token_env) or None,
+        hold=HoldSettings(holding.max_requests, holding.max_s) if holding.enabled else None,
+    )
+
+
+def block_key_of(config: Config) -> bytes | None:
+    """Under which prompts' blocks are logged; None if they are not to be, or not without a good key."""
+    if not config.logging.prompt_blocks:
+        return None
+    variable = config.logging.prompt_blocks_key_env
+    key = secret(variable) or ""
+    if len(key) < MIN_KEY_CHARS:
+        _log.warning("prompt blocks are not logged: no key", extra={"variable": variable})
+        return None
+    return block_key(key)
+
+
+class RequestPath:
+    """Keeps router and gateway at the configuration in force.
+
+    Args:
+        router: Decides.
+        gateway: Logs.
+        slots_of: Where the load of endpoints is counted.
+        wall_clock: Unix seconds.
+    """
+
+    def __init__(
+        self, router: Router, gateway: Gateway, slots_of: SlotsOf, wall_clock: Callable[[], float]
+    ) -> None:
+        self._router = router
+        self._gateway = gateway
+        self._slots_of = slots_of
+        self._wall_clock = wall_clock
+
+    def follow(self, now: InForce) -> None:
+        """See `applying.Apply`; the only one that may raise."""
+        table = routing_table(now.config, now.resolution, self._slots_of, self._wall_clock())
+        self._router.table = table
+        self._router.settings = router_settings(now.config)
+        self._gateway.log_requests = now.config.logging.requests
+        self._gateway.block_key = block_key_of(now.config)
