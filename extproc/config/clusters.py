@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from extproc.config.document import Location, read_json
-from extproc.config.schema import Labels, Name, Section
+from extproc.config.sections.fields import Labels, Name, Section
 from metadata_center.addresses import ip_or_none
 
 _HOST_NAME = re.compile(

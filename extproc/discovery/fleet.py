@@ -9,7 +9,7 @@ Rules:
        cluster, the source that came to the fleet first counts; the other takes over when it goes.
     4. A cluster exists as long as a source lists it, with or without endpoints.
     5. What Envoy tells is an address. It is the identity that was sent there, if one was; else whoever is
-       there now. Where nobody ever was gets an identity that no book has.
+       there now, or was last. Where nobody ever was gets an identity that no book has.
     6. Bound: what sources list, and `MAX_FORMER` addresses that somebody had.
 """
 
@@ -104,6 +104,7 @@ class Fleet:
         self._members: dict[EndpointKey, dict[str, Endpoint]] = {}
         self._places: dict[Address, dict[EndpointKey, None]] = {}
         self._former: OrderedDict[tuple[EndpointKey, Address], None] = OrderedDict()
+        self._last: dict[Address, EndpointKey] = {}
         self.clusters: Mapping[str, Sequence[Endpoint]] = MappingProxyType(self._clusters)
 
     @property
@@ -175,7 +176,9 @@ class Fleet:
             if self.address(key) == address or (key, address) in self._former:
                 return key
         here = self._places.get(address)
-        return next(iter(here)) if here else _identity(str(address))
+        if here:
+            return next(iter(here))
+        return self._last.get(address) or _identity(str(address))
 
     def _merge(
         self, name: str, added: list[Endpoint], removed: list[Endpoint], changed: list[Change]
@@ -216,6 +219,8 @@ class Fleet:
         self._members.setdefault(endpoint.key, {})[endpoint.cluster] = endpoint
         self._places.setdefault(endpoint.address, {})[endpoint.key] = None
         self._former.pop((endpoint.key, endpoint.address), None)
+        if self._last.get(endpoint.address) == endpoint.key:
+            del self._last[endpoint.address]
 
     def _remove(self, endpoint: Endpoint) -> None:
         members = self._members[endpoint.key]
@@ -229,8 +234,11 @@ class Fleet:
         if not here:
             del self._places[endpoint.address]
         self._former[endpoint.key, endpoint.address] = None
+        self._last[endpoint.address] = endpoint.key
         if len(self._former) > MAX_FORMER:
-            self._former.popitem(last=False)
+            (key, address), _ = self._former.popitem(last=False)
+            if self._last.get(address) == key:
+                del self._last[address]
 
 
 def _identity(key: str) -> EndpointKey:

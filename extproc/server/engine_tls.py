@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Mapping
 from typing import Any
 
-from extproc.config.schema import EngineTls
+from extproc.config.sections.engines import EngineTls
 from extproc.discovery.fleet import Fleet
 from metadata_center.types import EndpointKey
 

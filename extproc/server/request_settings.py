@@ -6,9 +6,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from extproc.config.schema import Config
-from extproc.observing.request_log import MIN_KEY_CHARS, block_key
+from extproc.observing.request_log import MIN_KEY_CHARS, RequestLog, block_key
 from extproc.request.rules import RuleTable
-from extproc.routing.gateway import Gateway
 from extproc.routing.router import Router
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.routing.table import RoutingTable, SlotsOf
@@ -70,11 +69,11 @@ def block_key_of(config: Config) -> bytes | None:
 
 
 class RequestPath:
-    """Keeps router and gateway at the configuration in force.
+    """Keeps router and request log at the configuration in force.
 
     Args:
         router: Decides.
-        gateway: Logs.
+        log: Logs requests.
         clusters: The fleet's view of its endpoints.
         slots_of: Where the load of endpoints is counted.
         wall_clock: Unix seconds.
@@ -83,13 +82,13 @@ class RequestPath:
     def __init__(
         self,
         router: Router,
-        gateway: Gateway,
+        log: RequestLog,
         clusters: Clusters,
         slots_of: SlotsOf,
         wall_clock: Callable[[], float],
     ) -> None:
         self._router = router
-        self._gateway = gateway
+        self._log = log
         self._clusters = clusters
         self._slots_of = slots_of
         self._wall_clock = wall_clock
@@ -99,5 +98,4 @@ class RequestPath:
         table = routing_table(config, self._clusters, self._slots_of, self._wall_clock())
         self._router.table = table
         self._router.settings = router_settings(config)
-        self._gateway.log_requests = config.logging.requests
-        self._gateway.block_key = block_key_of(config)
+        self._log.configure(is_on=config.logging.requests, key=block_key_of(config))

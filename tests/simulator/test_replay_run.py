@@ -110,7 +110,7 @@ def test_a_turn_waits_for_the_answer_and_its_think_time() -> None:
     assert (first.row, first.first_s, first.end_s, second.arrived_s) == (None, None, 1.0, 3.5)
 
 
-def test_books_match_and_observers_follow_a_request() -> None:
+def test_the_ledger_and_matches_and_observers_follow_a_request() -> None:
     """Charged at once, prefill off at the first token, gone at the end; matches count what is sent."""
     policy = Scripted(0)
     _run(_trace(_request(0.0, output=200), _request(0.001), _request(0.5), _request(9.0)), lambda _: policy)
@@ -178,7 +178,7 @@ def test_other_gateways_are_known_after_the_push(delay_s: float, seen: list[int]
 
 
 @pytest.mark.parametrize("kind", list(ViewKind))
-def test_books_and_views_of_every_gateway_come_to_rest(kind: ViewKind) -> None:
+def test_ledgers_and_views_of_every_gateway_come_to_rest(kind: ViewKind) -> None:
     """With four gateways, delays and no first tokens, nothing stays charged and all prompts are served."""
     rng = Random(2)
     requests = [_request(rng.random() * 5, blocks=1 + int(rng.random() * 30), first=0) for _ in range(60)]
@@ -201,7 +201,7 @@ def test_books_and_views_of_every_gateway_come_to_rest(kind: ViewKind) -> None:
 
 
 def test_a_prefill_without_first_token_is_taken_off_when_predicted() -> None:
-    """The books show it before the deadline of 100 ms and no more after it, though the stream goes on."""
+    """The ledger shows it before the deadline of 100 ms and no more after it, though the stream goes on."""
     policy = Scripted(0)
     settings = replace(EXACT, first_token=False)
     requests = (_request(0.0, output=400), _request(0.09, first=50), _request(0.5, first=90))
@@ -288,7 +288,7 @@ def test_held_requests_are_asked_by_rank_up_to_a_closed_one() -> None:
 
 
 def test_an_engine_that_refuses_leaves_no_trace() -> None:
-    """A full queue sheds; books go back to zero and nothing counts as cached."""
+    """A full queue sheds; ledgers go back to zero and nothing counts as cached."""
     full = replace(H100, max_num_queued_reqs=1)
     policy = Scripted(0)
     trace = _trace(*(_request(0.0001 * i, first=90 * i) for i in range(3)), _request(9.0, first=180))
