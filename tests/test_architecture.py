@@ -165,9 +165,9 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "metadata_center.load": "metadata_center.types metadata_center.errors",
         "metadata_center.history": "metadata_center.types metadata_center.errors metadata_center.load",
         "metadata_center.sharing": "metadata_center.types metadata_center.errors metadata_center.load "
-        "metadata_center.history",
+        "metadata_center.history metadata_center.addresses",
         "metadata_center.service": "metadata_center.types metadata_center.errors metadata_center.load "
-        "metadata_center.history metadata_center.sharing",
+        "metadata_center.history metadata_center.sharing metadata_center.addresses",
         "tokenway.simulator.engine": "",
         "tokenway.simulator.server": "tokenway.simulator.engine",
         "tokenway.simulator.validation": "tokenway.simulator.engine",
