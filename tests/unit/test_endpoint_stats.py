@@ -8,7 +8,7 @@ from tests.unit.ended import A, B, ending, refusal, sent
 
 
 def test_answers_and_failures_are_counted_where_they_were() -> None:
-    """Of what was not answered, or was refused, nothing is served; whoever is not configured has no totals."""
+    """Of what was not answered, or was refused, nothing is served; only what is configured has totals."""
     table = EndpointStatsTable()
     table.retain([A])
     table.ended(ending(sent(), ttft_s=0.2))

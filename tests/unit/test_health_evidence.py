@@ -7,7 +7,8 @@ import pytest
 from extproc.health.evidence import MAX_UNSETTLED, HealthEvidence
 from extproc.health.poison import Poison
 from extproc.health.settings import HealthSettings
-from extproc.health.tracker import HealthState, HealthTracker, Transition
+from extproc.health.states import HealthState, Transition
+from extproc.health.tracker import HealthTracker
 from extproc.values.endings import AttemptFailed
 from extproc.values.endpoints import Endpoint
 from extproc.values.evidence import FailureKind, NoFailure
