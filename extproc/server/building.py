@@ -24,7 +24,8 @@ from extproc.admin.table import PAGES
 from extproc.config.schema import Config
 from extproc.discovery.resolution import Resolution
 from extproc.health.prober import Prober
-from extproc.health.tracker import HealthTracker, Transition
+from extproc.health.states import Transition
+from extproc.health.tracker import HealthTracker
 from extproc.listeners import Listeners
 from extproc.observing.metrics.collector import Metrics
 from extproc.observing.metrics.family import Values

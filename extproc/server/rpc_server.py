@@ -9,7 +9,7 @@ from typing import Protocol
 
 import grpc
 
-from extproc.config.schema import ListenTls, Server, Transport
+from extproc.config.sections.listening import ListenTls, Server, Transport
 from extproc.server.run_dir import closed_to_others
 from extproc.transport import grpc_aio, listen_tls
 from extproc.transport.http2.faults import FaultReason
