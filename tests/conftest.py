@@ -16,7 +16,8 @@ from prometheus_client import CollectorRegistry
 
 from extproc.discovery.listed import Listed
 from extproc.health.settings import HealthSettings
-from extproc.health.tracker import FailureKind, HealthTracker, Transition
+from extproc.health.states import Transition
+from extproc.health.tracker import HealthTracker
 from extproc.listeners import Listeners
 from extproc.observing.metrics.collector import Metrics
 from extproc.observing.records import RecordRing
@@ -37,6 +38,7 @@ from extproc.values.deciding import Deciding, Now, Refusal
 from extproc.values.decisions import DecisionRecord
 from extproc.values.endings import AttemptFailed, AttemptStarted, Ending, RequestAlive, RequestEnd
 from extproc.values.endpoints import Endpoint
+from extproc.values.evidence import FailureKind
 from extproc.values.exchange import RequestHeaders
 from extproc.values.headers import REQUEST_ID_HEADER
 from extproc.values.inflight import Inflight
@@ -45,6 +47,7 @@ from extproc.values.pending import Pending
 from metadata_center.addresses import Address
 from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import Counters
+from metadata_center.load.ledger import LedgerBounds
 from metadata_center.load.table import LoadTable
 from metadata_center.types import EndpointKey, RequestId
 
@@ -336,7 +339,7 @@ def build_rig(
     freed, lost = Listeners[[]](), Listeners[[Inflight, float]]()
     counters, history = Counters(), PrefixIndex(1_000, 1_000)
     state = State(
-        load=LoadTable(counters, lease_s=LEASE_S, tombstone_s=TOMBSTONE_S),
+        load=LoadTable(counters, LedgerBounds(lease_s=LEASE_S, tombstone_s=TOMBSTONE_S)),
         caches=Caches(history),
         health=HealthTracker(health or HealthSettings()),
         predictor=Predictor(),

@@ -28,7 +28,8 @@ from typing import Any
 import aiohttp
 
 from extproc.health.settings import HealthSettings
-from extproc.health.tracker import HealthState, HealthTracker, ProbeFailure, Transition
+from extproc.health.states import HealthState, ProbeFailure, Transition
+from extproc.health.tracker import HealthTracker
 from extproc.values.choices import Rng
 from extproc.values.endpoints import Endpoint
 from metadata_center.addresses import Address
@@ -225,7 +226,7 @@ class Prober:
     def configure(self, settings: HealthSettings) -> None:
         """Go by these from now on, and have the tracker do so."""
         self._settings = settings
-        self._tracker.reconfigure(settings)
+        self._tracker.configure(settings)
 
     def update(self, changed: Mapping[EndpointKey, Collection[Endpoint]]) -> None:
         """Endpoints came, changed or left; the tracker is told as well. Those that stay keep their history.

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from extproc.config.schema import Config
 from extproc.discovery.fleet import Difference
 from extproc.health.prober import Prober
-from extproc.health.tracker import Transition
+from extproc.health.states import Transition
 from extproc.observing.metrics.collector import Metrics
 from extproc.routing.state import State
 from extproc.server.announcements import Announcements

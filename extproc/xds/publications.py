@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from extproc.config.schema import Config
-from extproc.health.tracker import HealthState
+from extproc.health.states import HealthState
 from extproc.values.endpoints import Endpoint
 from extproc.xds.open_models import OpenModels, open_models, subset_pools
 from extproc.xds.resources import (
