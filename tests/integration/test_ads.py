@@ -104,6 +104,7 @@ class World:
     url: str
     engines: dict[str, Endpoint]
     nacks: Counter[str]
+    published: set[str] = field(default_factory=set)
     sent: list[discovery_v3.DeltaDiscoveryResponse] = field(default_factory=list)
 
     def publish(
@@ -119,11 +120,13 @@ class World:
         def state_of(key: EndpointKey) -> HealthState:
             return HealthState.EJECTED if key in out else HealthState.HEALTHY
 
+        resources = {
+            CLUSTER_TYPE: cluster_resources(clusters, models or {}),
+            ASSIGNMENT_TYPE: load_assignments(endpoints, state_of),
+        }
+        gone, self.published = self.published, {name for bodies in resources.values() for name in bodies}
         return self.ads.publish(
-            {
-                CLUSTER_TYPE: cluster_resources(clusters, models or {}),
-                ASSIGNMENT_TYPE: load_assignments(endpoints, state_of),
-            }
+            {type_url: {**dict.fromkeys(gone), **bodies} for type_url, bodies in resources.items()}
         )
 
     async def ask(self, cluster: str) -> str:

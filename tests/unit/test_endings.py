@@ -685,7 +685,7 @@ def test_a_listener_that_fails_takes_the_ending_from_nobody(rig: Rig) -> None:
     ends = Endings(rig.state, [broken, count], [], faults.append)
     streamed(rig)
     key = rig.chosen()
-    ends.take(request_end("r", endpoint=key, **USAGE), rig.clock())
+    ends.take(request_end("r", address=rig.places[key], **USAGE), rig.clock())
     assert usage == {MODEL: USAGE["completion_tokens"]}
     assert [str(fault) for fault in faults] == ["a bug"]
     assert rig.load(key) == NOTHING
