@@ -27,12 +27,12 @@ from extproc.errors import Reason, RouterError
 from extproc.predicting.traffic import Traffic
 from extproc.request.rules import Route
 from extproc.routing.asking import Asked
-from extproc.routing.inflight import Inflight
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.routing.state import State
 from extproc.routing.table import Pool, RoutingTable
 from extproc.values.choices import Choice, Rng, Snapshot
 from extproc.values.decisions import DecisionRecord
+from extproc.values.inflight import Inflight
 from extproc.values.prices import Prices
 from extproc.values.requests import GENERATING, InferenceRequest, Operation
 from metadata_center.sharing.messages import MAX_CANDIDATES, Candidate

@@ -44,7 +44,7 @@ class Charged:
 
 
 class GatewayMachine(RuleBasedStateMachine):
-    """Drives `Gateway` and `Outcomes` as Envoy would, in no sensible order."""
+    """Drives `Gateway` and `Endings` as Envoy would, in no sensible order."""
 
     def __init__(self) -> None:
         super().__init__()
