@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -12,10 +13,9 @@ from extproc.config.schema import ListenTls, Server
 from extproc.server.run_dir import closed_to_others
 from extproc.transport import grpc_aio
 from extproc.transport.seam import Rpc
-from metadata_center.types import value
 
 
-@value
+@dataclass(frozen=True, slots=True)
 class Places:
     """Where a worker listens.
 
