@@ -324,7 +324,7 @@ def test_a_completed_stream_teaches_ttft_tpot_and_tokens(rig: Rig) -> None:
     rig.end("r", **USAGE)
     assert learned(rig) == (1, 1, True)
     ratio = dict(rig.placing.predictor.token_ratios())[MODEL]
-    assert ratio != build_rig().state.predictor.prompt_tokens(MODEL, 1000) / 1000
+    assert ratio != build_rig().placing.predictor.prompt_tokens(MODEL, 1000) / 1000
     assert rig.ending.endpoints[rig.chosen()].ttft_ewma_s == 0.2
 
 
