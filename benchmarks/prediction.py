@@ -19,7 +19,7 @@ from statistics import median
 from typing import Final
 
 from extproc.choosing.deciding import Now
-from extproc.choosing.least_completion import expected_ttft_s
+from extproc.choosing.rows import expected_ttft_s
 from extproc.choosing.stateful import FleetView, Sent
 from tokenway.simulator.engine.profile import PROFILES
 from tokenway.simulator.policies.ours import LeastCompletion

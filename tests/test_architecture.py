@@ -16,7 +16,8 @@ import yaml
 from pydantic import ValidationError
 
 from extproc.config.rule_headers import SECRET_HEADERS
-from extproc.config.schema import Away, Config, Edge
+from extproc.config.schema import Config
+from extproc.config.sections.edge import Away, Edge
 from extproc.request.parse import INFERENCE_PATHS, is_form
 from extproc.request.paths import ADMIN_PATHS
 from extproc.request.sanitize import STEERING_FIELDS, STEERING_HEADERS, STEERING_XARGS
@@ -75,6 +76,7 @@ CORE = (
     "extproc/xds/open_models.py",
     "extproc/xds/delta.py",
     "extproc/config/schema.py",
+    "extproc/config/sections/*.py",
     "extproc/config/taking_effect.py",
     "extproc/config/rule_headers.py",
     "extproc/config/document.py",

@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 
 from extproc.choosing.deciding import Claim, Later, No, decide
 from extproc.choosing.holding import HoldQueue
-from extproc.choosing.least_completion import expected_ttft_s
 from extproc.choosing.limits import SLO_TPOT_HEADER, SLO_TTFT_HEADER, decode_tokens_of, limit_s_of
 from extproc.choosing.policies.registry import POLICIES
 from extproc.choosing.replay import RecordingRng
 from extproc.choosing.rotation import Rotation
+from extproc.choosing.rows import expected_ttft_s
 from extproc.choosing.snapshots import Demand, Load, Prompt, completion_snapshot, plain_snapshot
 from extproc.errors import Reason, RouterError
 from extproc.predicting.traffic import Traffic

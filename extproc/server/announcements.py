@@ -24,7 +24,8 @@ from typing import Any, Final
 import aiohttp
 import orjson
 
-from extproc.config.schema import Config, KvEvents
+from extproc.config.schema import Config
+from extproc.config.sections.engines import KvEvents
 from extproc.rendering.check import CheckedRendering, check_engine
 from extproc.rendering.loading import load
 from extproc.rendering.prompt_text import Rendering
