@@ -21,7 +21,8 @@ from dataclasses import dataclass
 
 from extproc.choosing.teaching import Teaching
 from extproc.health.poison import Poison
-from extproc.health.tracker import HealthTracker, Transition
+from extproc.health.states import Transition
+from extproc.health.tracker import HealthTracker
 from extproc.observing.recorder import Recorder
 from extproc.observing.records import RecordRing
 from extproc.predicting.predictor import Predictor

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from extproc.choosing.teaching import Teaching
-from extproc.health.tracker import HealthTracker, Transition
+from extproc.health.states import Transition
+from extproc.health.tracker import HealthTracker
 from extproc.routing.cache_history import CacheHistory
 from extproc.routing.running import RunningRequests
 from metadata_center.types import RequestId

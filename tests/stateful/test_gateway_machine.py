@@ -11,8 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from extproc.choosing.foreseen import foreseen_ttft_s
 from extproc.errors import RouterError
-from extproc.health.tracker import FailureKind
 from extproc.routing.placing import PREFILL_DUE_FACTOR, PREFILL_DUE_FLOOR_S
+from extproc.values.evidence import FailureKind
 from extproc.values.outcomes import Ended
 from metadata_center.types import EndpointKey, RequestId
 from tests.conftest import LEASE_S, OWNER, TOMBSTONE_S, build_rig, chat, endpoint

@@ -11,13 +11,14 @@ import pytest
 from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
 
 from extproc.choosing.foreseen import foreseen_ttft_s
-from extproc.health.tracker import FailureKind, HealthState
+from extproc.health.states import HealthState
 from extproc.request.responses import response_key
 from extproc.request.rules import ModelRules, Rule
 from extproc.routing.cache_history import CACHED_TOLERANCE_TOKENS
 from extproc.routing.router import Decision
 from extproc.routing.running import LINGER_S
 from extproc.values.balancing import LoadBalancing
+from extproc.values.evidence import FailureKind
 from extproc.values.headers import REQUEST_ID_HEADER
 from extproc.values.outcomes import Ended
 from extproc.values.requests import Operation
