@@ -72,7 +72,7 @@ class GatewayMachine(RuleBasedStateMachine):
         self.rig.decide(request_id, body)
         record = self.rig.record(request_id)
         assert record.chosen in available
-        if request_id in self.charged or self.tombstones.pop(request_id, self.now_s) > self.now_s:
+        if request_id in self.charged or self.tombstones.get(request_id, self.now_s) > self.now_s:
             return
         row = record.row(record.chosen)
         assert row is not None
