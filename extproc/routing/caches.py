@@ -14,7 +14,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -91,6 +91,12 @@ class Caches:
     history: PrefixStore
     running: RunningBlocks = field(default_factory=RunningBlocks)
     announcing: Announcing | None = None
+
+    def forget(self, keys: Iterable[EndpointKey]) -> None:
+        """They left the configuration: by routing history they have nothing, and nothing runs there."""
+        for key in keys:
+            self.history.remove(key)
+            self.running.forget(key)
 
     def estimate(
         self,
