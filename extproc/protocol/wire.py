@@ -19,6 +19,7 @@ from typing import Any
 from envoy.config.core.v3 import base_pb2
 from envoy.extensions.filters.http.ext_proc.v3 import processing_mode_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+from google.protobuf import struct_pb2
 
 from extproc.errors import ACCEPTED_ENCODINGS, Reason, RouterError
 from extproc.protocol.machine import Kind
@@ -190,6 +191,33 @@ _NEW_BODY = (
 """Where a new body is in an answer, from without."""
 
 
+MAX_ROUTES = 1024
+"""Serialised answers kept that lack but endpoints: one per cluster, kind of answer and number of attempts."""
+
+_DESTINATION = tuple(
+    (tag, _framed(_tag(struct_pb2.Struct.FieldsEntry, "key"), len(name)) + name)
+    for tag, name in (
+        (_tag(struct_pb2.Value, "string_value"), DESTINATION_KEY.encode()),
+        (_tag(struct_pb2.Value, "struct_value"), LB_NAMESPACE.encode()),
+    )
+)
+"""Where endpoints are in the metadata of an answer, from within: the tag of a value, and its key."""
+
+_ENTRY = _tag(struct_pb2.Struct, "fields")
+_ENTRY_VALUE = _tag(struct_pb2.Struct.FieldsEntry, "value")
+_METADATA = _tag(pb.ProcessingResponse, "dynamic_metadata")
+
+
+def _destination(endpoints: str) -> bytes:
+    """The metadata that names the endpoints, by hand: protobuf's own way to make it takes 20 us."""
+    value = endpoints.encode()
+    for tag, key in _DESTINATION:
+        value = _framed(tag, len(value)) + value
+        entry = key + _framed(_ENTRY_VALUE, len(value)) + value
+        value = _framed(_ENTRY, len(entry)) + entry
+    return _framed(_METADATA, len(value)) + value
+
+
 class Answers:
     """Routing answers of one worker.
 
@@ -199,6 +227,7 @@ class Answers:
 
     def __init__(self, owner: str) -> None:
         self._owner = owner
+        self._routes: dict[tuple[str, str, str, int, tuple[tuple[str, str], ...]], bytes] = {}
 
     def decision(
         self,
@@ -209,7 +238,9 @@ class Answers:
         *,
         booked: bool = True,
     ) -> bytes:
-        """The answer that sends a request to `endpoints`, in order, all in `cluster`; about 35 us.
+        """The answer that sends a request to `endpoints`, in order, all in `cluster`; about 2 us.
+
+        All but the endpoints is the same for many requests and serialised once.
 
         Args:
             field: The message answered: "request_body", "request_headers" or "request_trailers".
@@ -220,6 +251,19 @@ class Answers:
             booked: False for a request that nobody was charged for: nobody is told what becomes of it.
         """
         owner = self._owner if endpoints and booked else NO_OWNER
+        key = field, owner, cluster, max(1, len(endpoints)), headers
+        route = self._routes.get(key)
+        if route is None:
+            if len(self._routes) >= MAX_ROUTES:
+                self._routes.clear()
+            route = self._routes[key] = self._route(*key)
+        return route + _destination(",".join(endpoints)) if endpoints else route
+
+    @staticmethod
+    def _route(
+        field: str, owner: str, cluster: str, attempts: int, headers: tuple[tuple[str, str], ...]
+    ) -> bytes:
+        """A decision but for its endpoints; arguments as for `decision`; about 35 us."""
         message = _routed(
             field,
             pb.CommonResponse(
@@ -233,7 +277,6 @@ class Answers:
                 ),
             ),
         )
-        attempts = max(1, len(endpoints))
         message.dynamic_metadata.update(
             {
                 ROUTE_NAMESPACE: {
@@ -244,8 +287,6 @@ class Answers:
                 }
             }
         )
-        if endpoints:
-            message.dynamic_metadata.update({LB_NAMESPACE: {DESTINATION_KEY: ",".join(endpoints)}})
         return bytes(message.SerializeToString())
 
     @staticmethod
