@@ -14,6 +14,7 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 from prometheus_client import CollectorRegistry
 
+from extproc.discovery.fleet import Fleet
 from extproc.discovery.listed import Listed
 from extproc.health.settings import HealthSettings
 from extproc.health.states import Transition
@@ -21,16 +22,16 @@ from extproc.health.tracker import HealthTracker
 from extproc.listeners import Listeners
 from extproc.observing.metrics.collector import Metrics
 from extproc.observing.records import RecordRing
-from extproc.predicting.predictor import Predictor
 from extproc.protocol.wire import Answers
 from extproc.request.rules import ModelRules, Rule, RuleTable
+from extproc.routing.books import EndingBooks, Outside, PlacingBooks, make_books
 from extproc.routing.caches import Caches
 from extproc.routing.endings import Endings
 from extproc.routing.gateway import Gateway
+from extproc.routing.homes import Homes
 from extproc.routing.listeners import endings_of
 from extproc.routing.router import Decision, Readers, Reserve, Router
 from extproc.routing.settings import RouterSettings
-from extproc.routing.state import State
 from extproc.routing.table import RoutingTable
 from extproc.routing.waiting import Loop
 from extproc.values.balancing import LoadBalancing
@@ -230,7 +231,9 @@ class Rig:
     """One worker's request path without sockets: `Gateway` and `Endings` over a real ledger.
 
     Attributes:
-        state: What the worker knows.
+        placing: What placing reads.
+        ending: What endings change.
+        freed: Is told that room was freed.
         router: Decides.
         gateway: What the ext_proc loop talks to.
         ends: What the access log talks to.
@@ -238,6 +241,7 @@ class Rig:
         registry: Holds this worker's metrics.
         configure: Makes these the endpoints of the cluster, as a source does.
         places: Where each endpoint there ever was is or was.
+        fleet: All endpoints.
         counters: Where the load is counted.
         history: What is believed cached.
         transitions: Changes of health, in order.
@@ -245,7 +249,9 @@ class Rig:
         shared: What others were told to be cached where, in order.
     """
 
-    state: State
+    placing: PlacingBooks
+    ending: EndingBooks
+    freed: Listeners[[]]
     router: Router
     gateway: Gateway
     ends: Endings
@@ -253,6 +259,7 @@ class Rig:
     registry: CollectorRegistry
     configure: Callable[[Sequence[Endpoint]], None]
     places: dict[EndpointKey, Address]
+    fleet: Fleet
     counters: Counters
     history: PrefixIndex
     transitions: list[Transition] = field(default_factory=list)
@@ -267,7 +274,7 @@ class Rig:
 
     def record(self, request_id: str = "r") -> DecisionRecord:
         """The record of a decision."""
-        record = self.state.records.get(RequestId(request_id))
+        record = self.placing.records.get(RequestId(request_id))
         assert record is not None
         return record
 
@@ -282,7 +289,7 @@ class Rig:
 
         An `endpoint` is told as its address, as Envoy does.
         """
-        inflight = self.state.inflight.get(RequestId(request_id))
+        inflight = self.placing.running.get(RequestId(request_id))
         key = changes.pop("endpoint", None if inflight is None else inflight.endpoint)
         if key is not None:
             changes.setdefault("address", self.places[key])
@@ -304,7 +311,7 @@ class Rig:
 
     def load(self, key: EndpointKey) -> tuple[int, int, int]:
         """Requests, prefill tokens, context tokens counted for an endpoint."""
-        view = self.state.load.view(self.state.load.slots([key]))
+        view = self.placing.load.view(self.placing.load.slots([key]))
         return int(view.requests[0]), int(view.prefill_tokens[0]), int(view.context_tokens[0])
 
     def metric(self, name: str, **labels: str) -> float:
@@ -330,6 +337,7 @@ def build_rig(
     loop: Loop | None = None,
     readers: Readers | None = None,
     work_clock: Callable[[], float] | None = None,
+    processes: Callable[[], int] = lambda: 1,
 ) -> Rig:
     """A worker's request path over `endpoints`, serving model `m`, in blocks of 64 bytes."""
     clock = loop.clock if isinstance(loop, VirtualLoop) else ManualClock()
@@ -338,27 +346,32 @@ def build_rig(
     shared: list[tuple[EndpointKey, list[int]]] = []
     freed, lost = Listeners[[]](), Listeners[[Inflight, float]]()
     counters, history = Counters(), PrefixIndex(1_000, 1_000)
-    state = State(
+    transitions: list[Transition] = []
+    books = make_books(
         load=LoadTable(counters, LedgerBounds(lease_s=LEASE_S, tombstone_s=TOMBSTONE_S)),
         caches=Caches(history),
         health=HealthTracker(health or HealthSettings()),
-        predictor=Predictor(),
         records=RecordRing(256),
-        metrics=metrics,
-        share=lambda key, blocks: shared.append((key, blocks)),
-        freed=freed.tell,
-        on_lost=lost.tell,
+        recorder=metrics,
+        homes=Homes(),
+        outside=Outside(
+            share=lambda key, blocks: shared.append((key, blocks)),
+            processes=processes,
+            freed=freed.tell,
+            on_lost=lost.tell,
+            on_transition=transitions.append,
+        ),
     )
+    placing, ending, fleet = books.placing, books.ending, Fleet()
     served = models or [ModelRules(MODEL, (Rule(CLUSTER),), load_balancing=load_balancing or LoadBalancing())]
 
-    fleet = state.fleet
     table = RoutingTable(
         rules=RuleTable(served),
         clusters=fleet.clusters,
         models=[model.name for model in served],
         default_cluster=None,
         allowed_fields=allowed_fields,
-        slots_of=state.load.slots,
+        slots_of=placing.load.slots,
         loaded_unix_s=WALL_S,
     )
     places: dict[EndpointKey, Address] = {}
@@ -367,14 +380,13 @@ def build_rig(
         places.update((member.key, member.address) for member in members)
         difference = fleet.replace("test", {CLUSTER: list(map(listed, members))})
         changed = {key: fleet.of(key) for key in difference.keys}
-        state.health.update(changed)
-        state.load.retain(fleet.keys)
-        state.endpoints.retain(fleet.keys)
-        for key in [key for key, endpoints in changed.items() if not endpoints]:
-            state.caches.history.remove(key)
+        placing.health.update(changed)
+        placing.load.retain(fleet.keys)
+        ending.endpoints.retain(fleet.keys)
+        placing.caches.forget(key for key, endpoints in changed.items() if not endpoints)
 
     router = Router(
-        state,
+        placing,
         table,
         settings or RouterSettings(block_bytes=BLOCK_BYTES),
         Answers(OWNER),
@@ -388,11 +400,12 @@ def build_rig(
     )
     if router.waiting is not None:
         freed.add(router.waiting.wake)
-    transitions: list[Transition] = []
     endings: list[Ending] = []
-    ends = endings_of(state, transitions.append, [endings.append], raise_it)
+    ends = endings_of(ending, fleet, [endings.append], raise_it)
     lost.add(ends.lost)
-    gateway = Gateway(router, state, ends, router.decide, clock, clock.wall)
+    gateway = Gateway(
+        router, books.first_tokens, ending.stored, ends, metrics, router.decide, clock, clock.wall
+    )
     configure(endpoints)
     metrics.configure(
         models=[model.name for model in served],
@@ -400,7 +413,9 @@ def build_rig(
         endpoints=[member.key for member in endpoints],
     )
     return Rig(
-        state,
+        placing,
+        ending,
+        freed,
         router,
         gateway,
         ends,
@@ -408,6 +423,7 @@ def build_rig(
         registry,
         configure,
         places,
+        fleet,
         counters,
         history,
         transitions,

@@ -14,11 +14,11 @@ import logging
 from collections.abc import Callable
 
 from extproc.config.schema import Config
-from extproc.discovery.fleet import Difference
+from extproc.discovery.fleet import Difference, Fleet
 from extproc.health.prober import Prober
 from extproc.health.states import Transition
 from extproc.observing.metrics.collector import Metrics
-from extproc.routing.state import State
+from extproc.routing.books import Books
 from extproc.server.announcements import Announcements
 from extproc.server.publishing import Publisher
 
@@ -29,7 +29,8 @@ class FleetChanges:
     """Follows the fleet of one worker.
 
     Args:
-        state: Its books; among them the fleet.
+        fleet: All endpoints.
+        books: What is known of them.
         prober: Probes endpoints, and tells the health tracker of them.
         announcements: Follows their KV events.
         publisher: Tells Envoy.
@@ -42,14 +43,16 @@ class FleetChanges:
 
     def __init__(
         self,
-        state: State,
+        fleet: Fleet,
+        books: Books,
         prober: Prober,
         announcements: Announcements,
         publisher: Publisher,
         metrics: Metrics,
         clock: Callable[[], float],
     ) -> None:
-        self._state = state
+        self._fleet = fleet
+        self._books = books
         self._prober = prober
         self._announcements = announcements
         self._publisher = publisher
@@ -61,21 +64,24 @@ class FleetChanges:
     def configure(self, config: Config) -> None:
         """Another configuration is in force: see `applying.Apply`."""
         self._config = config
-        self._state.configured(self._clock())
+        self._books.placing.ages.configured(self._clock())
         self._label()
         self._find_missing()
         self._publisher.configure(config)
 
     def apply(self, difference: Difference) -> None:
         """Re-apply this."""
-        state, fleet = self._state, self._state.fleet
+        fleet, placing = self._fleet, self._books.placing
         changed = {key: fleet.of(key) for key in difference.keys}
         left = [key for key, endpoints in changed.items() if not endpoints]
         came_or_went = bool(difference.new_clusters or difference.gone_clusters)
-        state.forget((*left, *difference.moved))
+        gone = (*left, *difference.moved)
+        placing.caches.forget(gone)
+        placing.engines.forget(gone)
         if difference.added or difference.removed:
-            state.retain(fleet.keys)
-        state.configured(self._clock())
+            placing.load.retain(fleet.keys)
+            self._books.ending.endpoints.retain(fleet.keys)
+        placing.ages.configured(self._clock())
         self._prober.update(dict.fromkeys(difference.moved, ()))
         self._prober.update(changed)
         self._announcements.update(changed)
@@ -87,15 +93,15 @@ class FleetChanges:
 
     def health_changed(self, transition: Transition) -> None:
         """An endpoint's health is another: Envoy is told."""
-        self._publisher.update(endpoint.cluster for endpoint in self._state.fleet.of(transition.key))
+        self._publisher.update(endpoint.cluster for endpoint in self._fleet.of(transition.key))
 
     def _label(self) -> None:
         """Name the label values in use."""
-        fleet = self._state.fleet
+        fleet = self._fleet
         self._metrics.configure(models=self._config.models, clusters=fleet.clusters, endpoints=fleet.keys)
 
     def _find_missing(self) -> None:
-        clusters = self._state.fleet.clusters.keys()
+        clusters = self._fleet.clusters.keys()
         missing = self._config.clusters_named() - clusters
         before, self.missing = self.missing, tuple(sorted(missing))
         for name in sorted(missing.difference(before)):
