@@ -34,6 +34,7 @@ CORE = (
     "extproc/request/*.py",
     "extproc/choosing/*.py",
     "extproc/choosing/policies/*.py",
+    "extproc/choosing/rivals/*.py",
     "extproc/predicting/*.py",
     "extproc/protocol/machine.py",
     "extproc/transport/seam.py",
