@@ -99,6 +99,7 @@ CORE = (
     "metadata_center/kv_events/errors.py",
     "metadata_center/kv_events/events.py",
     "metadata_center/kv_events/decoding.py",
+    "metadata_center/kv_events/pieces.py",
     "metadata_center/kv_events/sequencing.py",
     "metadata_center/sharing/http_messages.py",
     "metadata_center/sharing/load.py",
@@ -115,6 +116,7 @@ CORE = (
     "metadata_center/service/cluster_caches.py",
     "metadata_center/service/state.py",
     "tokenway/simulator/engine/*.py",
+    *(f"tokenway/simulator/server/{name}.py" for name in ("faults", "metrics", "text")),
     "tokenway/simulator/policies/*.py",
     *(
         f"tokenway/simulator/replay/{name}.py"
