@@ -20,7 +20,11 @@ import tokenway.cli  # noqa: F401 - for its effect
 import grpc
 
 from extproc.protocol import wire
+from extproc.protocol.bootstrap_dialect import BootstrapDialect
 from extproc.protocol.machine import Kind
+from extproc.values.placements import Decision, Plan
+from extproc.values.requests import Operation
+from metadata_center.types import RequestId
 
 MAX_MESSAGE_BYTES = 64 << 20
 """Above any body that Envoy lets through."""
@@ -38,8 +42,10 @@ async def serve(
         first_chunk: Ask for the first chunk of streamed answers, as `signals.first_chunk` does.
         plain: Write every answer, instead of returning the last one with the status.
     """
-    answer = wire.Answers("0.floor").decision("request_body", tuple(endpoints), cluster)
-    await_body = wire.AWAIT_BODY_AND_FIRST_CHUNK if first_chunk else wire.AWAIT_BODY
+    dialect = BootstrapDialect("0.floor")
+    decision = Decision(RequestId(""), Operation.CHAT, True, Plan(cluster, tuple(endpoints)))
+    answer = dialect.decision(decision, to_trailers=False)
+    await_body = dialect.await_body(first_chunk=first_chunk)
 
     async def process(_: Any, context: Any) -> bytes:
         await context.read()

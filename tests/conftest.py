@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import orjson
 import pytest
+from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from hypothesis import settings as hypothesis_settings
 from prometheus_client import CollectorRegistry
 
@@ -20,12 +21,12 @@ from extproc.listeners import Listeners
 from extproc.observing.metrics.collector import Metrics
 from extproc.observing.records import RecordRing
 from extproc.predicting.predictor import Predictor
-from extproc.protocol.wire import Answers
+from extproc.protocol.bootstrap_dialect import BootstrapDialect
 from extproc.request.rules import ModelRules, Rule, RuleTable
 from extproc.routing.caches import Caches
 from extproc.routing.gateway import Gateway
 from extproc.routing.outcomes import Ending, Outcomes
-from extproc.routing.router import Decision, Readers, Reserve, Router
+from extproc.routing.router import Readers, Reserve, Router
 from extproc.routing.settings import RouterSettings
 from extproc.routing.state import State
 from extproc.routing.table import RoutingTable
@@ -39,6 +40,7 @@ from extproc.values.exchange import RequestHeaders
 from extproc.values.headers import REQUEST_ID_HEADER
 from extproc.values.outcomes import Ended
 from extproc.values.pending import Pending
+from extproc.values.placements import Decision
 from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import Counters
 from metadata_center.load.table import LoadTable
@@ -50,6 +52,7 @@ hypothesis_settings.load_profile("house")
 T = TypeVar("T")
 
 OWNER = "0.test"
+DIALECT = BootstrapDialect(OWNER)
 CLUSTER = "pool"
 MODEL = "m"
 CHAT = "/v1/chat/completions"
@@ -195,6 +198,11 @@ def request_end(request_id: str, **changes: Any) -> RequestEnd:
     return replace(plain, **changes)
 
 
+def answer_of(decision: Decision, *, to_trailers: bool = False) -> Any:
+    """The answer to a decision as Envoy reads it."""
+    return pb.ProcessingResponse.FromString(DIALECT.decision(decision, to_trailers=to_trailers))
+
+
 def decided(deciding: Deciding[Any]) -> Decision:
     """The decision that was made at once. Raises the error if it is a refusal."""
     if isinstance(deciding, Refusal):
@@ -334,7 +342,6 @@ def build_rig(
         state,
         table(()),
         settings or RouterSettings(block_bytes=BLOCK_BYTES),
-        Answers(OWNER),
         random.Random(seed),
         clock,
         clock.wall,

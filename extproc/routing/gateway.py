@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 from extproc.errors import RouterError
 from extproc.observing.request_log import log_request_end
-from extproc.protocol.machine import Phase
-from extproc.protocol.servicer import Decided, StreamEnding
+from extproc.protocol.machine import Phase, StreamEnding
 from extproc.request.responses import id_in, response_key
 from extproc.routing.outcomes import Ending
 from extproc.routing.router import Router
@@ -15,12 +14,13 @@ from extproc.routing.state import State
 from extproc.routing.table import Retrieve
 from extproc.values.deciding import Deciding
 from extproc.values.decisions import DecisionRecord
-from extproc.values.exchange import LineVerdict, PassTo, RequestHeaders
+from extproc.values.exchange import LineVerdict, RequestHeaders
 from extproc.values.headers import REQUEST_ID_HEADER
 from extproc.values.outcomes import Ended, Outcome
+from extproc.values.placements import Decision
 from metadata_center.types import RequestId
 
-Decide = Callable[[RequestHeaders, bytes], Deciding[Decided]]
+Decide = Callable[[RequestHeaders, bytes], Deciding[Decision]]
 """Chooses and charges, now or later; see `protocol.servicer.Decider`."""
 
 
@@ -50,7 +50,6 @@ class Gateway:
         self.log_requests = True
         self.block_key: bytes | None = None
         self.decide: Decide = decide
-        self.pass_to: Callable[[PassTo], bytes] = router.pass_to
         self.stream_ended: Callable[[Phase, StreamEnding], None] = state.metrics.stream_ended
 
     def judge(self, request: RequestHeaders) -> LineVerdict:

@@ -33,14 +33,14 @@ from extproc.observing.metrics.sharing import sharing_values
 from extproc.observing.records import RecordRing
 from extproc.predicting.predictor import Predictor
 from extproc.predicting.tokens import TokensPerByte
+from extproc.protocol.bootstrap_dialect import BootstrapDialect
 from extproc.protocol.servicer import Processor
-from extproc.protocol.wire import Answers
 from extproc.routing.announced import Announced
 from extproc.routing.caches import Caches
 from extproc.routing.gateway import Gateway
 from extproc.routing.homes import Homes
 from extproc.routing.outcomes import Outcomes
-from extproc.routing.router import Decision, Router
+from extproc.routing.router import Router
 from extproc.routing.state import State
 from extproc.routing.waiting import WaitingRoom
 from extproc.server.admin_answers import OneWorker
@@ -67,6 +67,7 @@ from extproc.server.status import Status
 from extproc.server.unpacking import Unpacking
 from extproc.server.worker import Life, Worker
 from extproc.values.endings import RequestEvent
+from extproc.values.placements import Decision
 from extproc.xds.ads import AdsServer
 from metadata_center.cache_map.cache_map import CacheMap
 from metadata_center.history.prefix_index import PrefixIndex
@@ -288,7 +289,6 @@ def _request_way(site: Site, news: News, books: Books) -> RequestWay:
         state,
         routing_table(config, Resolution({}), state.load.slots, time.time()),
         router_settings(config),
-        Answers(site.owner),
         random.Random(),
         time.monotonic,
         time.time,
@@ -301,7 +301,8 @@ def _request_way(site: Site, news: News, books: Books) -> RequestWay:
     news.freed.add(router.waiting.wake)
     unpacking = Unpacking(router.decide, lambda: router.settings)
     gateway = Gateway(router, state, unpacking.decide, time.monotonic, time.time)
-    processor = Processor(gateway.judge, gateway, lambda: router.settings.first_chunk)
+    dialect = BootstrapDialect(site.owner)
+    processor = Processor(gateway.judge, gateway, dialect, lambda: router.settings.first_chunk)
     outcomes = Outcomes(state, news.transitions.tell, gateway.ended)
     news.entries.add(lambda entry: outcomes.take(entry, time.monotonic()))
     dispatcher = Dispatcher(

@@ -16,13 +16,13 @@ from extproc.choosing.holding import POLL_S, HoldQueue
 from extproc.errors import Reason, RouterError
 from extproc.health.tracker import FailureKind
 from extproc.predicting.ttft import IDLE
-from extproc.routing.router import Decision
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.routing.waiting import WaitingRoom
 from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.deciding import Now, Refusal
 from extproc.values.decisions import HoldEnding, HoldReason
 from extproc.values.outcomes import Ended
+from extproc.values.placements import Decision
 from metadata_center.types import EndpointKey, RequestId
 from tests.conftest import (
     BLOCK_BYTES,
