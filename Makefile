@@ -15,7 +15,8 @@ WHEELS := $(LOCKED) --only-binary :all:
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-unit test-e2e test-newest test-lowest check coverage lint types test-vllm bench-overhead bench-decision \
-	bench-index bench-bursts bench-prediction bench-sizing bench-policies bench-real-path bench-worst-bodies fuzz-bodies vllm envoy install lock clean
+	bench-index bench-bursts bench-prediction bench-sizing bench-policies bench-real-path bench-worst-bodies fuzz-bodies fuzz-transport \
+	vllm envoy install lock clean
 
 demo: .venv/.run envoy
 	$(BIN)/tokenway demo
@@ -77,6 +78,11 @@ fuzz-bodies: install
 # How well first tokens are foreseen, by class; in virtual time.
 bench-prediction: install
 	$(BIN)/python -m benchmarks.prediction
+
+# Looks for bytes that our HTTP/2 does not take well.
+INPUTS ?= 1000000
+fuzz-transport: install
+	$(BIN)/python -m benchmarks.fuzz_transport --inputs $(INPUTS)
 
 bench-sizing: install
 	$(BIN)/python -m benchmarks.sizing

@@ -30,9 +30,10 @@ import msgspec
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from benchmarks.processes import rss_mib
-from metadata_center.cache_map.cache_map import CacheMap, Replica
-from metadata_center.cache_map.values import root
+from metadata_center.cache_map.cache_map import CacheMap
+from metadata_center.cache_map.holders import Replica
 from metadata_center.kv_events.decoding import decode
+from metadata_center.roots import root
 from metadata_center.types import EndpointKey
 from tokenway.cli.serve import GC_THRESHOLD
 

@@ -19,10 +19,10 @@ from statistics import median
 from typing import Final
 
 from extproc.choosing.deciding import Now
-from extproc.choosing.least_completion import expected_ttft_s
+from extproc.choosing.rows import expected_ttft_s
+from extproc.choosing.stateful import FleetView, Sent
 from tokenway.simulator.engine.profile import PROFILES
 from tokenway.simulator.policies.ours import LeastCompletion
-from tokenway.simulator.policies.view import Sent, View
 from tokenway.simulator.replay.fleet import Fleet, Member
 from tokenway.simulator.replay.run import Replay
 from tokenway.simulator.replay.settings import RunSettings
@@ -87,30 +87,30 @@ class Watched(LeastCompletion):
         self._at: dict[int, tuple[float, float]] = {}
         self._cached: dict[int, float] = {}
 
-    def place(self, view: View, decided: Now) -> int:
+    def place(self, view: FleetView, decided: Now) -> int:
         """Note what was foreseen of the row that was chosen."""
         row = super().place(view, decided)
         self._predicted_s = expected_ttft_s(decided.snapshot, row)
         return row
 
     def on_sent(self, sent: Sent) -> None:
-        """See `Policy`."""
+        """See `StatefulPolicy`."""
         super().on_sent(sent)
         self._at[sent.request.request_id] = (self._predicted_s, 0.0)
 
     def on_first_token(self, sent: Sent, now_s: float) -> None:
-        """See `Policy`."""
+        """See `StatefulPolicy`."""
         super().on_first_token(sent, now_s)
         request_id = sent.request.request_id
         self._at[request_id] = (self._at[request_id][0], now_s - sent.sent_s)
 
     def on_usage(self, sent: Sent, prompt_tokens: int, cached_tokens: int) -> None:
-        """See `Policy`."""
+        """See `StatefulPolicy`."""
         super().on_usage(sent, prompt_tokens, cached_tokens)
         self._cached[sent.request.request_id] = cached_tokens / prompt_tokens
 
     def on_finished(self, sent: Sent, now_s: float, output_tokens: int) -> None:
-        """See `Policy`."""
+        """See `StatefulPolicy`."""
         super().on_finished(sent, now_s, output_tokens)
         request_id = sent.request.request_id
         predicted_s, actual_s = self._at.pop(request_id)

@@ -38,7 +38,8 @@ from typing import Final
 
 import msgspec
 
-from metadata_center.cache_map.cache_map import CacheMap, Replica
+from metadata_center.cache_map.cache_map import CacheMap
+from metadata_center.cache_map.holders import Replica
 from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.kv_events.decoding import decode as decode_batch
 from metadata_center.load.counters import MAX_ENDPOINTS, Counters, num_bytes

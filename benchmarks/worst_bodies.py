@@ -46,6 +46,7 @@ from extproc.request.rules import ModelRules, Rule, RuleTable
 from extproc.request.structure import is_heavy
 from extproc.routing.caches import Caches
 from extproc.routing.gateway import Gateway
+from extproc.routing.listeners import endings_of
 from extproc.routing.router import Router
 from extproc.routing.settings import RouterSettings
 from extproc.routing.state import State
@@ -320,9 +321,13 @@ def gateway(readers: BodyReaders) -> Gateway:
         loop=asyncio.get_running_loop,
         readers=readers,
     )
-    made = Gateway(router, state, router.decide, time.monotonic, time.time)
-    made.log_requests = False
-    return made
+    endings = endings_of(state, lambda _: None, [], raise_it)
+    return Gateway(router, state, endings, router.decide, time.monotonic, time.time)
+
+
+def raise_it(error: Exception) -> None:
+    """No listener fails here."""
+    raise error
 
 
 async def stalls(sent: list[tuple[Shape, int]]) -> list[tuple[float, float, float, int]]:

@@ -15,21 +15,22 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from metadata_center.history.prefix_index import PrefixIndex
-from metadata_center.load.table import Expired, LoadTable, LoadView
+from metadata_center.load.ledger import Expired
+from metadata_center.load.table import LoadView
 from metadata_center.types import Charge, EndpointKey, RequestId
 
 
 class LoadStore(Protocol):
     """Load in flight. Any order and number of these calls ends with every counter at exactly zero.
 
-    A request is in flight from a `charge` that returned True until its `release` or the end of its
-    lease. `LoadTable` states each call in full.
+    A placement has one leg or several, each charged and released by itself; a request of one leg needs no
+    `leg` anywhere. A leg is in flight from a `charge` that returned True until its release, that of its
+    request, or the end of its lease. `Ledger` states each call in full.
     """
 
     @property
     def in_flight(self) -> int:
-        """Requests charged through this store object."""
+        """Legs charged through this store object."""
         ...
 
     def lock(self) -> AbstractContextManager[None]:
@@ -48,33 +49,45 @@ class LoadStore(Protocol):
         """Load over all workers and gateways that share it; an endpoint nobody charged counts zero."""
         ...
 
-    def get(self, request_id: RequestId) -> Charge | None:
-        """The present charge of a request in flight, else None."""
+    def get(self, request_id: RequestId, leg: int = 0) -> Charge | None:
+        """The present charge of a leg in flight, else None."""
         ...
 
     def charge(self, charge: Charge, now_s: float, prefill_due_s: float | None) -> bool:
-        """Once per request; False for a duplicate or when the release came first."""
+        """Once per leg; False for a duplicate or when the release came first."""
         ...
 
     def move(
-        self, request_id: RequestId, to: EndpointKey, now_s: float, *, prefill_tokens: int | None = None
+        self,
+        request_id: RequestId,
+        to: EndpointKey,
+        now_s: float,
+        *,
+        prefill_tokens: int | None = None,
+        leg: int = 0,
     ) -> bool:
         """Carry the charge to the endpoint that serves; False when not in flight."""
         ...
 
-    def refresh(self, request_id: RequestId, now_s: float, generated_tokens: int | None = None) -> bool:
+    def refresh(
+        self, request_id: RequestId, now_s: float, generated_tokens: int | None = None, *, leg: int = 0
+    ) -> bool:
         """Start the lease anew, and note how much was generated; False when not in flight."""
         ...
 
-    def release_prefill(self, request_id: RequestId) -> bool:
+    def release_prefill(self, request_id: RequestId, leg: int = 0) -> bool:
         """Take the prefill off; True exactly once, and never after `advance` did it."""
         ...
 
-    def release(self, request_id: RequestId, now_s: float) -> Charge | None:
-        """Take everything off; None, and a tombstone for a late charge, when not in flight."""
+    def release(self, request_id: RequestId, now_s: float) -> bool:
+        """Take off all legs; False, and a tombstone for late charges, when none is in flight."""
         ...
 
-    def advance(self, now_s: float) -> Expired:
+    def release_leg(self, request_id: RequestId, leg: int, now_s: float) -> bool:
+        """Take off one leg; False, and a tombstone for its late charge, when it is not in flight."""
+        ...
+
+    def advance(self, now_s: float) -> Expired[RequestId]:
         """Perform and report what became due by `now_s`."""
         ...
 
@@ -100,6 +113,14 @@ class PrefixStore(Protocol):
 
     def set_capacity(self, endpoint: EndpointKey, blocks: int) -> None:
         """How many blocks the engine's cache has."""
+        ...
+
+    def capacity(self, endpoint: EndpointKey) -> int:
+        """How many it is taken to have."""
+        ...
+
+    def size(self, endpoint: EndpointKey) -> int:
+        """How many are held there."""
         ...
 
     def clear(self, endpoint: EndpointKey) -> None:
@@ -134,12 +155,12 @@ class EmbeddedStore:
     """The store of a gateway that shares nothing beyond its own host.
 
     Attributes:
-        load: Books of this process, over counters that its siblings may share.
+        load: Ledger of this process, over counters that its siblings may share.
         prefixes: What this gateway believes cached.
     """
 
-    load: LoadTable
-    prefixes: PrefixIndex
+    load: LoadStore
+    prefixes: PrefixStore
 
     def share(self, endpoint: EndpointKey, blocks: Sequence[int]) -> None:
         """Nobody else is to be told."""

@@ -31,16 +31,20 @@ BlockHash = NewType("BlockHash", int)
 
 @value
 class Charge:
-    """What one request costs the endpoint that serves it.
+    """What one leg of a request's placement costs the endpoint that serves it.
 
     Attributes:
         request_id: Who is charged.
         endpoint: Where.
         prefill_tokens: Uncached prompt tokens still to be computed; 0 once prefill was released.
-        context_tokens: Prompt tokens held in the KV cache while the request lives.
+        context_tokens: Prompt tokens held in the KV cache while the leg lives.
+        leg: Which leg, 0..legs-1.
+        legs: How many the placement has; where one engine does all the work, one.
     """
 
     request_id: RequestId
     endpoint: EndpointKey
     prefill_tokens: int
     context_tokens: int
+    leg: int = 0
+    legs: int = 1

@@ -24,8 +24,9 @@ from extproc.predicting.predictor import Predictor
 from extproc.protocol.bootstrap_dialect import BootstrapDialect
 from extproc.request.rules import ModelRules, Rule, RuleTable
 from extproc.routing.caches import Caches
+from extproc.routing.endings import Endings
 from extproc.routing.gateway import Gateway
-from extproc.routing.outcomes import Ending, Outcomes
+from extproc.routing.listeners import endings_of
 from extproc.routing.router import Readers, Reserve, Router
 from extproc.routing.settings import RouterSettings
 from extproc.routing.state import State
@@ -34,10 +35,11 @@ from extproc.routing.waiting import Loop
 from extproc.values.balancing import LoadBalancing
 from extproc.values.deciding import Deciding, Now, Refusal
 from extproc.values.decisions import DecisionRecord
-from extproc.values.endings import AttemptFailed, AttemptStarted, RequestAlive, RequestEnd
+from extproc.values.endings import AttemptFailed, AttemptStarted, Ending, RequestAlive, RequestEnd
 from extproc.values.endpoints import Endpoint
 from extproc.values.exchange import RequestHeaders
 from extproc.values.headers import REQUEST_ID_HEADER
+from extproc.values.inflight import Inflight
 from extproc.values.outcomes import Ended
 from extproc.values.pending import Pending
 from extproc.values.placements import Decision
@@ -214,29 +216,35 @@ def decided(deciding: Deciding[Any]) -> Decision:
 
 @dataclass(slots=True)
 class Rig:
-    """One worker's request path without sockets: `Gateway` and `Outcomes` over real books.
+    """One worker's request path without sockets: `Gateway` and `Endings` over a real ledger.
 
     Attributes:
-        state: The books.
+        state: What the worker knows.
         router: Decides.
         gateway: What the ext_proc loop talks to.
-        outcomes: What the access log talks to.
+        ends: What the access log talks to.
         clock: The only time there is.
         registry: Holds this worker's metrics.
         configure: Makes these the endpoints of the cluster, as a reload does.
+        counters: Where the load is counted.
+        history: What is believed cached.
         transitions: Changes of health, in order.
-        endings: Finished requests, in order.
+        endings: Requests that ended, refused ones as well, in order.
+        shared: What others were told to be cached where, in order.
     """
 
     state: State
     router: Router
     gateway: Gateway
-    outcomes: Outcomes
+    ends: Endings
     clock: ManualClock
     registry: CollectorRegistry
     configure: Callable[[Sequence[Endpoint]], None]
+    counters: Counters
+    history: PrefixIndex
     transitions: list[Transition] = field(default_factory=list)
     endings: list[Ending] = field(default_factory=list)
+    shared: list[tuple[EndpointKey, list[int]]] = field(default_factory=list)
 
     def decide(self, request_id: str = "r", body: bytes | None = None, **headers: str) -> Decision:
         """Decide a chat request at once."""
@@ -261,21 +269,21 @@ class Rig:
         inflight = self.state.inflight.get(RequestId(request_id))
         if "endpoint" not in changes and inflight is not None:
             changes["endpoint"] = inflight.endpoint
-        self.outcomes.take(request_end(request_id, **changes), self.clock())
+        self.ends.take(request_end(request_id, **changes), self.clock())
 
     def started(self, request_id: str, to: EndpointKey) -> None:
         """Envoy dispatches a further attempt."""
-        self.outcomes.take(AttemptStarted(RequestId(request_id), OWNER, to), self.clock())
+        self.ends.take(AttemptStarted(RequestId(request_id), OWNER, to), self.clock())
 
     def failed(
         self, request_id: str, at: EndpointKey, kind: FailureKind = FailureKind.CONNECT_FAILURE
     ) -> None:
         """An attempt failed."""
-        self.outcomes.take(AttemptFailed(RequestId(request_id), OWNER, at, kind), self.clock())
+        self.ends.take(AttemptFailed(RequestId(request_id), OWNER, at, kind), self.clock())
 
     def alive(self, request_id: str) -> None:
         """Envoy says that the request still runs."""
-        self.outcomes.take(RequestAlive(RequestId(request_id), OWNER), self.clock())
+        self.ends.take(RequestAlive(RequestId(request_id), OWNER), self.clock())
 
     def load(self, key: EndpointKey) -> tuple[int, int, int]:
         """Requests, prefill tokens, context tokens counted for an endpoint."""
@@ -285,6 +293,11 @@ class Rig:
     def metric(self, name: str, **labels: str) -> float:
         """A sample of this worker's metrics; 0 if there is none."""
         return self.registry.get_sample_value(name, labels) or 0.0
+
+
+def raise_it(error: Exception) -> None:
+    """A listener of a test fails its test."""
+    raise error
 
 
 def build_rig(
@@ -305,15 +318,19 @@ def build_rig(
     clock = loop.clock if isinstance(loop, VirtualLoop) else ManualClock()
     registry = CollectorRegistry()
     metrics = Metrics(registry, "test")
-    freed = Listeners[[]]()
+    shared: list[tuple[EndpointKey, list[int]]] = []
+    freed, lost = Listeners[[]](), Listeners[[Inflight, float]]()
+    counters, history = Counters(), PrefixIndex(1_000, 1_000)
     state = State(
-        load=LoadTable(Counters(), lease_s=LEASE_S, tombstone_s=TOMBSTONE_S),
-        caches=Caches(PrefixIndex(1_000, 1_000)),
+        load=LoadTable(counters, lease_s=LEASE_S, tombstone_s=TOMBSTONE_S),
+        caches=Caches(history),
         health=HealthTracker(health or HealthSettings()),
         predictor=Predictor(),
         records=RecordRing(256),
         metrics=metrics,
+        share=lambda key, blocks: shared.append((key, blocks)),
         freed=freed.tell,
+        on_lost=lost.tell,
     )
     served = models or [ModelRules(MODEL, (Rule(CLUSTER),), load_balancing=load_balancing or LoadBalancing())]
 
@@ -352,17 +369,31 @@ def build_rig(
     )
     if router.waiting is not None:
         freed.add(router.waiting.wake)
-    gateway = Gateway(router, state, router.decide, clock, clock.wall)
     transitions: list[Transition] = []
     endings: list[Ending] = []
-    outcomes = Outcomes(state, transitions.append, endings.append)
+    ends = endings_of(state, transitions.append, [endings.append], raise_it)
+    lost.add(ends.lost)
+    gateway = Gateway(router, state, ends, router.decide, clock, clock.wall)
     configure(endpoints)
     metrics.configure(
         models=[model.name for model in served],
         clusters=[CLUSTER],
         endpoints=[member.key for member in endpoints],
     )
-    return Rig(state, router, gateway, outcomes, clock, registry, configure, transitions, endings)
+    return Rig(
+        state,
+        router,
+        gateway,
+        ends,
+        clock,
+        registry,
+        configure,
+        counters,
+        history,
+        transitions,
+        endings,
+        shared,
+    )
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ Rules:
     1. A stamp covers the command line, the trace file, the policies' parameters and the sources that the
        cell's kind depends on. Equal stamps: the stored figures are those that a run would give.
     2. Rivals and oracles are stamped without the event loop and what it hands to rules (`run.py`,
-       `gateway.py`, `books.py`, `view.py`): they change for the product's rules and for several gateways,
+       `gateway.py`, `ledger.py`, `view.py`): they change for the product's rules and for several gateways,
        and a run of an hour would be thrown away each time.
        `--verify` runs a stored cell again and compares, which is the proof that such a change was harmless.
 """
@@ -36,8 +36,8 @@ _OUTPUT: Final = frozenset(
 
 _OTHERS: Final = frozenset(
     {
-        *(f"tokenway/simulator/policies/{name}.py" for name in ("ours", "product", "registry", "view")),
-        *(f"tokenway/simulator/replay/{name}.py" for name in ("run", "gateway", "books")),
+        *(f"tokenway/simulator/policies/{name}.py" for name in ("ours", "product", "registry")),
+        *(f"tokenway/simulator/replay/{name}.py" for name in ("run", "gateway", "ledger")),
     }
 )
 """What rivals are stamped without, see Rule 2."""
@@ -47,6 +47,7 @@ _WHOLE: Final = (
     "extproc/choosing/*.py",
     "extproc/predicting/*.py",
     "extproc/values/choices.py",
+    "metadata_center/load/ledger.py",
     "metadata_center/types.py",
 )
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from envoy.data.accesslog.v3 import accesslog_pb2 as pb
 
+from extproc.accesslog.answer_errors import ERROR_NAMESPACE, error_seen
 from extproc.accesslog.usage import UNKNOWN, read_usage
-from extproc.accesslog.verdict import ERROR_NAMESPACE, error_seen
 from extproc.values.endings import AttemptFailed, AttemptStarted, RequestAlive, RequestEnd, RequestEvent
 from extproc.values.evidence import FailureKind
 from extproc.values.outcomes import Ended

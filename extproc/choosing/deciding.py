@@ -18,9 +18,10 @@ from typing import Final
 from extproc.choosing.choose import choose
 from extproc.choosing.completion import Costs
 from extproc.choosing.holding import HoldQueue, TurnAway, Wait
-from extproc.choosing.least_completion import completion_costs, open_until_s
+from extproc.choosing.least_completion import completion_costs
 from extproc.choosing.policies.least_completion import choose_least
 from extproc.choosing.policies.registry import POLICIES
+from extproc.choosing.rows import open_until_s
 from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Choice, Rng, Snapshot
 from extproc.values.decisions import HoldReason

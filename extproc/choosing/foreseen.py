@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from extproc.choosing.least_completion import expected_ttft_s
+from extproc.choosing.rows import expected_ttft_s
 from extproc.choosing.snapshots import row_step_s
 from extproc.values.decisions import DecisionRecord
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from math import inf
 from typing import Final
 
-from extproc.choosing.least_completion import backlog, has_room
+from extproc.choosing.rows import backlog, has_room
 from extproc.choosing.snapshots import batch_of
 from extproc.predicting.predictor import ModelKey, Predictor
 from extproc.values.choices import Snapshot

@@ -16,8 +16,13 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
+from math import inf
+from typing import Final
 
 from extproc.values.choices import Rng
+
+_TAKEN: Final = -inf
+"""In place of the score of a row that was picked: no cost is infinite."""
 
 
 def pick(
@@ -40,6 +45,8 @@ def pick(
     """
     if weights and weights.count(weights[0]) == rows:
         weights = ()
+    if scores is not None and candidates == 1:
+        return _best(scores, wanted, rng, weights)
     if scores is None:
         order = list(range(rows))
         costs = [0.0] * rows
@@ -63,6 +70,25 @@ def pick(
         picked.append(order.pop(at))
         del costs[at]
         position = 0
+    return tuple(picked)
+
+
+def _best(scores: Sequence[float], wanted: int, rng: Rng, weights: Sequence[float]) -> tuple[int, ...]:
+    """`pick` among the first alone: without sorting, for all but the best few stay where they are."""
+    left = list(scores)
+    picked = []
+    for _ in range(wanted):
+        best = max(left)
+        row = left.index(best)
+        equals = left.count(best)
+        if equals > 1:
+            rows = [row for row, score in enumerate(left) if score == best]
+            if weights:
+                row = rows[_draw_weighted(rng, [weights[each] for each in rows])]
+            else:
+                row = rows[_draw(rng, equals)]
+        picked.append(row)
+        left[row] = _TAKEN
     return tuple(picked)
 
 

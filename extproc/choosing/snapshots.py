@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import repeat
 
+from extproc.choosing import arrays
 from extproc.choosing.completion import DECODE_TOKENS
 from extproc.predicting.priced_terms import CEILING_S
 from extproc.predicting.prices import priced_tpot_s
@@ -175,7 +176,10 @@ def steps_s(
     """
     half_tokens = output_tokens / 2
     if len(prices) == 1 and not prices[0].tpot_thresholds:
-        return _plain_steps_s(prices[0], weights, load, prompt_tokens, half_tokens)
+        if len(weights) < arrays.MANY_ROWS:
+            return _plain_steps_s(prices[0], weights, load, prompt_tokens, half_tokens)
+        columns = load.requests, load.prefilling, load.context_tokens
+        return arrays.steps_s(prices[0].tpot_prices_s[0], weights, *columns, prompt_tokens, half_tokens)
     row_prices = prices if len(prices) > 1 else repeat(prices[0], len(weights))
     return [
         priced_tpot_s(

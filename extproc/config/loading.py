@@ -18,7 +18,8 @@ import yaml
 from extproc.config.clusters import ClusterSpec, parse_clusters
 from extproc.config.document import Document, Location, read_yaml, unknown
 from extproc.config.rule_headers import never_arrives
-from extproc.config.schema import Config, Model, RuleSection
+from extproc.config.schema import Config
+from extproc.config.sections.models import Model, RuleSection
 from extproc.errors import ConfigError
 
 MAX_FILE_BYTES = 64 * 1024 * 1024

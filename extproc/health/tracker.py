@@ -17,7 +17,7 @@ Rules:
     8. An event that changes no state returns no `Transition`; doubts are not states.
     9. Memory is bounded by the endpoints times `MAX_MODELS`; events about other keys are ignored.
 
-One failure is one request's, never one attempt's: the caller settles that (`routing.outcomes`).
+One failure is one request's, never one attempt's: the caller settles that (`health.evidence`).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from extproc.values.decisions import DecisionRecord
-from extproc.values.outcomes import Outcome
+from extproc.values.endings import Ending
 from metadata_center.types import RequestId
 
 
@@ -44,12 +44,14 @@ class RecordRing:
         self._by_id[record.request_id] = record
         self._next += 1
 
-    def attach(self, request_id: RequestId, outcome: Outcome) -> DecisionRecord | None:
-        """Give the record of `request_id` its outcome; None if it is no longer held."""
-        record = self._by_id.get(request_id)
+    def ended(self, ending: Ending) -> None:
+        """Give the newest record of an ended request its outcome, if it is still held; hold a refusal."""
+        if ending.request is None:
+            self.add(ending.record)
+            return
+        record = self._by_id.get(ending.record.request_id)
         if record is not None:
-            record.outcome = outcome
-        return record
+            record.outcome = ending.outcome
 
     def get(self, request_id: RequestId) -> DecisionRecord | None:
         """The newest record of `request_id`, or None."""

@@ -26,6 +26,7 @@ import orjson
 from extproc.errors import ConfigError, RouterError
 from extproc.observing.printable import escaped_json
 from extproc.values.decisions import DecisionRecord
+from extproc.values.endings import Ending
 from extproc.values.outcomes import Outcome
 
 REQUEST_LOGGER = "tokenway.request"
@@ -113,6 +114,30 @@ def keyed_blocks(blocks: Sequence[int], key: bytes) -> list[int]:
         one.update(block.to_bytes(8, "little"))
         hashes.append(int.from_bytes(one.digest(), "little") >> (64 - _HASH_BITS))
     return hashes
+
+
+class RequestLog:
+    """Leaves one line at INFO on `tokenway.request` for each ended request; listens to endings."""
+
+    def __init__(self) -> None:
+        self._is_on = True
+        self._key: bytes | None = None
+
+    def configure(self, *, is_on: bool, key: bytes | None) -> None:
+        """Go by these from now on.
+
+        Args:
+            is_on: Leave lines at all.
+            key: From `block_key`, to log hashes of prompts' blocks under; None leaves out all about them.
+        """
+        self._is_on = is_on
+        self._key = key
+
+    def ended(self, ending: Ending) -> None:
+        """Leave the line of one ended request; near free when that is off."""
+        if self._is_on:
+            blocks = () if ending.request is None else ending.request.blocks
+            log_request_end(ending.record, ending.outcome, blocks, self._key)
 
 
 def log_request_end(

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import orjson
 from xxhash import xxh3_64_intdigest
 
 BLOCK_BYTES = 512
@@ -21,23 +20,6 @@ BLOCK_BYTES = 512
 
 MAX_BLOCKS = 8192
 """4 MiB of prompt, about a million tokens: beyond the longest context vLLM serves today."""
-
-
-def root(model: str, lora: str | None, cache_salt: str | None) -> int:
-    """Seed of the chain: prompts under different roots share no hash.
-
-    Engines keep one cache per (weights, adapter, salt), and so does the index. JSON keeps the triple
-    unambiguous: no quoting of one value can imitate two, and an absent value differs from an empty one.
-
-    Args:
-        model: The served model's name, after any rewriting, so that aliases share their cache.
-        lora: The adapter's name, None for the base model.
-        cache_salt: The client's cache namespace, None for the shared one.
-
-    Returns:
-        Unsigned 64-bit integer.
-    """
-    return xxh3_64_intdigest(orjson.dumps((model, lora, cache_salt)))
 
 
 def block_hashes(

@@ -17,7 +17,7 @@ from extproc.rendering.prompt_text import Rendering
 from extproc.routing.caches import Announcement
 from extproc.values.requests import InferenceRequest
 from metadata_center.cache_map.cache_map import CacheMap
-from metadata_center.cache_map.values import root
+from metadata_center.roots import root
 from metadata_center.types import EndpointKey
 
 _MAX_GROUPS: Final = 256  # keys tuples remembered: far more than a gateway has models

@@ -11,7 +11,7 @@ from xxhash import xxh3_64_intdigest
 
 from extproc.errors import Reason, RouterError
 from extproc.predicting.predictor import Predictor
-from extproc.request.blocks import MAX_BLOCKS, block_hashes, root
+from extproc.request.blocks import MAX_BLOCKS, block_hashes
 from extproc.request.parse import parse
 from extproc.request.reading import BodyRead, Pieces, ReadOrder
 from extproc.request.responses import Follows, follows
@@ -23,6 +23,7 @@ from extproc.values.choices import Rng
 from extproc.values.exchange import RequestHeaders
 from extproc.values.headers import REQUEST_ID_HEADER
 from extproc.values.requests import InferenceRequest, Operation
+from metadata_center.roots import root
 from metadata_center.types import RequestId, value
 
 

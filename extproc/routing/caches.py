@@ -20,8 +20,8 @@ from typing import Protocol
 
 from extproc.values.decisions import CacheView
 from extproc.values.requests import InferenceRequest
-from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.history.running_blocks import RunningBlocks
+from metadata_center.store import PrefixStore
 from metadata_center.types import EndpointKey, value
 
 
@@ -88,7 +88,7 @@ class Caches:
         announcing: Engines that announce, if any may.
     """
 
-    history: PrefixIndex
+    history: PrefixStore
     running: RunningBlocks = field(default_factory=RunningBlocks)
     announcing: Announcing | None = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from extproc.values.endings import Ending
 from metadata_center.types import EndpointKey
 
 _TTFT_WEIGHT = 0.1
@@ -35,7 +36,7 @@ class EndpointStats:
 
 
 class EndpointStatsTable:
-    """Totals of every configured endpoint; others are ignored."""
+    """Totals of every configured endpoint; others are ignored. Listens to endings."""
 
     def __init__(self) -> None:
         self._by_key: dict[EndpointKey, EndpointStats] = {}
@@ -43,6 +44,15 @@ class EndpointStatsTable:
 
     def __getitem__(self, key: EndpointKey) -> EndpointStats:
         return self._by_key.get(key, self._other)
+
+    def ended(self, ending: Ending) -> None:
+        """One more answer of its endpoint, if that is what it was."""
+        if ending.request is not None and ending.is_answered:
+            self[ending.request.endpoint].answered(ending.outcome.ttft_s)
+
+    def failed(self, key: EndpointKey) -> None:
+        """One more failure there."""
+        self[key].failures += 1
 
     def retain(self, keys: Iterable[EndpointKey]) -> None:
         """Keep these endpoints, forget the others."""

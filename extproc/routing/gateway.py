@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from extproc.errors import RouterError
-from extproc.observing.request_log import log_request_end
 from extproc.protocol.machine import Phase, StreamEnding
 from extproc.request.responses import id_in, response_key
-from extproc.routing.outcomes import Ending
+from extproc.routing.endings import Endings
 from extproc.routing.router import Router
 from extproc.routing.state import State
 from extproc.routing.table import Retrieve
@@ -30,6 +29,7 @@ class Gateway:
     Args:
         router: Decides.
         state: Books of this worker.
+        endings: Told of refusals.
         decide: Decides about a body as it came; the router's own, unless bodies may be compressed.
         clock: Monotonic seconds.
         wall_clock: Unix seconds.
@@ -39,16 +39,16 @@ class Gateway:
         self,
         router: Router,
         state: State,
+        endings: Endings,
         decide: Decide,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
     ) -> None:
         self.router = router
         self._state = state
+        self._endings = endings
         self._clock = clock
         self._wall_clock = wall_clock
-        self.log_requests = True
-        self.block_key: bytes | None = None
         self.decide: Decide = decide
         self.stream_ended: Callable[[Phase, StreamEnding], None] = state.metrics.stream_ended
 
@@ -67,7 +67,7 @@ class Gateway:
         """The answer begins with these bytes: if it is a stored response, its id is in them."""
         response_id = id_in(head)
         if response_id is not None:
-            self._state.answer_named(RequestId(request_id), response_key(response_id), self._clock())
+            self._state.stored.answer_named(RequestId(request_id), response_key(response_id), self._clock())
 
     def rejected(self, request: RequestHeaders | None, error: RouterError) -> None:
         """A request was refused: counted, recorded, logged."""
@@ -78,14 +78,6 @@ class Gateway:
             data_age_s={},
             rejected=error.reason,
             held_s=error.held_s,
-            outcome=Outcome(ended=Ended.REJECTED, duration_s=0.0, status=error.status, details=error.message),
         )
-        self._state.records.add(record)
-        self._state.metrics.rejected(error.reason, "", error.status)
-        assert record.outcome is not None
-        self.ended(Ending(record, record.outcome))
-
-    def ended(self, ending: Ending) -> None:
-        """A request is over: its log line."""
-        if self.log_requests:
-            log_request_end(ending.record, ending.outcome, ending.blocks, self.block_key)
+        outcome = Outcome(ended=Ended.REJECTED, duration_s=0.0, status=error.status, details=error.message)
+        self._endings.refused(record, outcome, self._clock())

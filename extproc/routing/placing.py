@@ -17,22 +17,22 @@ from dataclasses import dataclass, replace
 
 from extproc.choosing.deciding import Claim, Later, No, decide
 from extproc.choosing.holding import HoldQueue
-from extproc.choosing.least_completion import expected_ttft_s
 from extproc.choosing.limits import SLO_TPOT_HEADER, SLO_TTFT_HEADER, decode_tokens_of, limit_s_of
 from extproc.choosing.policies.registry import POLICIES
 from extproc.choosing.replay import RecordingRng
 from extproc.choosing.rotation import Rotation
+from extproc.choosing.rows import expected_ttft_s
 from extproc.choosing.snapshots import Demand, Load, Prompt, completion_snapshot, plain_snapshot
 from extproc.errors import Reason, RouterError
 from extproc.predicting.traffic import Traffic
 from extproc.request.rules import Route
 from extproc.routing.asking import Asked
-from extproc.routing.inflight import Inflight
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.routing.state import State
 from extproc.routing.table import Pool, RoutingTable
 from extproc.values.choices import Choice, Rng, Snapshot
 from extproc.values.decisions import DecisionRecord
+from extproc.values.inflight import Inflight
 from extproc.values.prices import Prices
 from extproc.values.requests import GENERATING, InferenceRequest, Operation
 from metadata_center.sharing.messages import MAX_CANDIDATES, Candidate

@@ -7,22 +7,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from extproc.choosing.learning import Learner
 from extproc.choosing.snapshots import Engines as EnginesView
+from extproc.choosing.teaching import Teaching
 from extproc.health.poison import Poison
 from extproc.health.tracker import HealthTracker, Transition
 from extproc.observing.recorder import Recorder
 from extproc.observing.records import RecordRing
 from extproc.predicting.predictor import Predictor
+from extproc.routing.cache_history import CacheHistory
 from extproc.routing.caches import Caches
 from extproc.routing.endpoint_stats import EndpointStatsTable
 from extproc.routing.engines import Engines
 from extproc.routing.homes import Homes
-from extproc.routing.inflight import Inflight, InflightTable
-from extproc.values.outcomes import Ended, Outcome
+from extproc.routing.inflight import InflightTable
+from extproc.routing.stored_responses import StoredResponses
+from extproc.values.inflight import Inflight
 from metadata_center.history.radix_tree import Run
-from metadata_center.load.table import LoadTable
-from metadata_center.sharing.messages import RESPONSES_MARK
+from metadata_center.store import LoadStore
 from metadata_center.types import EndpointKey, RequestId
 
 LINGER_S: Final = 1.0
@@ -43,6 +44,10 @@ def _share_nothing(_endpoint: EndpointKey, _blocks: list[int]) -> None:
 def _alone() -> int:
     """Nobody else places requests here."""
     return 1
+
+
+def _nobody_asks(_request: Inflight, _now_s: float) -> None:
+    """Nobody wants to know of lost requests."""
 
 
 def _nobody_waits() -> None:
@@ -73,15 +78,18 @@ class State:
         share: Tells the other workers and gateways what an endpoint has cached.
         placing: Processes that place requests on these endpoints, of all gateways, this one included.
         freed: Called when room was freed at an endpoint.
-        learner: Teaches the predictor.
+        history: Keeps the routing history.
+        teaching: Teaches the predictor.
+        stored: Knows where stored responses come to live.
         load_age_s: How old the news of other gateways' load is at a given monotonic time.
         configured_s: Monotonic time of the configuration in force.
         health_changed_s: Monotonic time of the last change of health.
         poison: Requests that several endpoints failed at.
+        on_lost: Told of a request whose lease expired, after its release.
         on_transition: Told when a first token changed an endpoint's health.
     """
 
-    load: LoadTable
+    load: LoadStore
     caches: Caches
     health: HealthTracker
     predictor: Predictor
@@ -96,14 +104,22 @@ class State:
     placing: Callable[[], int] = _alone
     freed: Callable[[], None] = _nobody_waits
     load_age_s: Callable[[float], float] = _always_current
-    learner: Learner = field(init=False)
+    history: CacheHistory = field(init=False)
+    teaching: Teaching = field(init=False)
+    stored: StoredResponses = field(init=False)
     configured_s: float = 0.0
     health_changed_s: float = 0.0
     poison: Poison = field(default_factory=Poison)
+    on_lost: Callable[[Inflight, float], None] = _nobody_asks
     on_transition: Callable[[Transition], None] = _tell_nobody
 
     def __post_init__(self) -> None:
-        self.learner = Learner(self.predictor)
+        health = self.health
+        self.history = CacheHistory(
+            self.caches.history, lambda endpoint: health.state(endpoint) is not None, self.share
+        )
+        self.teaching = Teaching(self.predictor)
+        self.stored = StoredResponses(self.homes, self.inflight, self.records, self.share)
 
     def health_changed(self, now_s: float) -> None:
         """An endpoint's health is another one since now."""
@@ -137,11 +153,13 @@ class State:
             inflight = self.inflight.get(request_id)
             if inflight is not None:
                 self.prefill_ended(inflight.endpoint, now_s)
-                self.record_cached(inflight)
+                self.history.record(inflight)
         if expired.requests:
             self.metrics.leases_expired(len(expired.requests))
             for request_id in expired.requests:
-                self._lose(request_id, now_s)
+                request = self.finish(request_id, now_s, completed=False)
+                if request is not None:
+                    self.on_lost(request, now_s)
 
     def begin(self, request_id: RequestId, inflight: Inflight) -> None:
         """A request was decided and charged."""
@@ -199,9 +217,8 @@ class State:
         for transition in self.health.alive(inflight.endpoint, inflight.served_model, now_s):
             self.on_transition(transition)
         self.load.release_prefill(request_id)
-        self.record_cached(inflight)
-        answer = inflight.first_token(now_s - inflight.decided_s)
-        inflight.is_learned = answer is not None and self.learner.first_token(answer)
+        self.history.record(inflight)
+        self.teaching.first_token(inflight, now_s - inflight.decided_s)
 
     def engines_of(self, keys: Sequence[EndpointKey], prefilling: Sequence[int], now_s: float) -> EnginesView:
         """What is known of engines beside their load.
@@ -224,28 +241,6 @@ class State:
         self.engines.prefill_ended(endpoint, now_s)
         self.freed()
 
-    def record_cached(self, inflight: Inflight) -> None:
-        """The request's prompt is in its endpoint's cache; once per request, unless the endpoint has left."""
-        if inflight.prior_use is None and self.health.state(inflight.endpoint) is not None:
-            inflight.prior_use = self.caches.history.record(inflight.endpoint, inflight.blocks)
-            self.share(inflight.endpoint, inflight.blocks)
-
-    def answer_named(self, request_id: RequestId, key: int, now_s: float) -> None:
-        """The answer to a request is the response of that key: it lives where the request is served."""
-        inflight = self.inflight.get(request_id)
-        if inflight is not None:
-            inflight.response = key
-            self.settle(key, inflight.endpoint, now_s)
-            return
-        record = self.records.get(request_id)  # a short answer's end may be told before its head
-        if record is not None and record.outcome is not None and record.outcome.endpoint is not None:
-            self.settle(key, record.outcome.endpoint, now_s)
-
-    def settle(self, key: int, endpoint: EndpointKey, now_s: float) -> None:
-        """A response or a conversation lives there; the other workers and gateways are told."""
-        if self.homes.learn(key, endpoint, now_s):
-            self.share(endpoint, [RESPONSES_MARK, key])
-
     def data_age_s(self, now_s: float) -> Mapping[str, float]:
         """How old each input of a decision is; this worker's own books are always current."""
         return {
@@ -253,16 +248,3 @@ class State:
             "health": now_s - self.health_changed_s,
             "configuration": now_s - self.configured_s,
         }
-
-    def _lose(self, request_id: RequestId, now_s: float) -> None:
-        inflight = self.finish(request_id, now_s, completed=False)
-        if inflight is None:
-            return
-        outcome = Outcome(
-            ended=Ended.LEASE_EXPIRED,
-            duration_s=now_s - inflight.decided_s,
-            endpoint=inflight.endpoint,
-            details="no end was reported in time",
-        )
-        self.records.attach(request_id, outcome)
-        self.metrics.observe_end(inflight.operation, inflight.record.model, outcome)

@@ -24,7 +24,8 @@ from typing import Any, Final
 import aiohttp
 import orjson
 
-from extproc.config.schema import Config, KvEvents
+from extproc.config.schema import Config
+from extproc.config.sections.engines import KvEvents
 from extproc.rendering.check import CheckedRendering, check_engine
 from extproc.rendering.loading import load
 from extproc.rendering.prompt_text import Rendering
@@ -32,7 +33,8 @@ from extproc.rendering.template import UnsupportedTemplate
 from extproc.rendering.vocabulary import UnsupportedTokenizer
 from extproc.routing.announced import Announced, ModelText
 from extproc.values.endpoints import Endpoint
-from metadata_center.cache_map.cache_map import CacheMap, Replica
+from metadata_center.cache_map.cache_map import CacheMap
+from metadata_center.cache_map.holders import Replica
 from metadata_center.errors import CapacityError
 from metadata_center.kv_events.errors import DiscoveryError
 from metadata_center.kv_events.events import Batch

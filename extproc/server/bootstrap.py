@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from extproc.config.rule_headers import SECRET_HEADERS
-from extproc.config.schema import Away, Cors, Edge, EdgeTls, GatewayAddress
+from extproc.config.sections.edge import Away, Cors, Edge, EdgeTls
+from extproc.config.sections.listening import GatewayAddress
 
 PROCESSOR = "tokenway.ext_proc"
 """Name of the filter that asks Tokenway."""

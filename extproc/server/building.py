@@ -31,6 +31,7 @@ from extproc.observing.metrics.family import Values
 from extproc.observing.metrics.kv_events import event_values
 from extproc.observing.metrics.sharing import sharing_values
 from extproc.observing.records import RecordRing
+from extproc.observing.request_log import RequestLog
 from extproc.predicting.predictor import Predictor
 from extproc.predicting.tokens import TokensPerByte
 from extproc.protocol.bootstrap_dialect import BootstrapDialect
@@ -39,7 +40,7 @@ from extproc.routing.announced import Announced
 from extproc.routing.caches import Caches
 from extproc.routing.gateway import Gateway
 from extproc.routing.homes import Homes
-from extproc.routing.outcomes import Outcomes
+from extproc.routing.listeners import endings_of
 from extproc.routing.router import Router
 from extproc.routing.state import State
 from extproc.routing.waiting import WaitingRoom
@@ -67,6 +68,7 @@ from extproc.server.status import Status
 from extproc.server.unpacking import Unpacking
 from extproc.server.worker import Life, Worker
 from extproc.values.endings import RequestEvent
+from extproc.values.inflight import Inflight
 from extproc.values.placements import Decision
 from extproc.xds.ads import AdsServer
 from metadata_center.cache_map.cache_map import CacheMap
@@ -74,6 +76,8 @@ from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import Counters
 from metadata_center.load.shared_counters import SharedCounters
 from metadata_center.types import EndpointKey, value
+
+_log = logging.getLogger("tokenway.worker")
 
 _MESSAGE_OVERHEAD_BYTES = 1024 * 1024
 """Room in a gRPC message beside the body: headers, metadata."""
@@ -116,12 +120,14 @@ class News:
         cached: An endpoint has blocks cached, or responses live there; for the other workers and gateways.
         entries: The access log says something of a request decided here.
         freed: Room was freed at an endpoint.
+        lost: The lease of a request expired.
         transitions: An endpoint's health changed.
     """
 
     cached: Listeners[[EndpointKey, list[int]]]
     entries: Listeners[[RequestEvent]]
     freed: Listeners[[]]
+    lost: Listeners[[Inflight, float]]
     transitions: Listeners[[Transition]]
 
 
@@ -157,7 +163,7 @@ class RequestWay:
         router: Decides.
         waiting: Who waits for room.
         unpacking: Has compressed bodies decoded first.
-        gateway: Answers.
+        request_log: Leaves a line for each request.
         processor: Envoy's ext_proc streams.
         access_log: Envoy's reports.
     """
@@ -166,7 +172,7 @@ class RequestWay:
     router: Router
     waiting: WaitingRoom[Decision]
     unpacking: Unpacking
-    gateway: Gateway
+    request_log: RequestLog
     processor: Processor
     access_log: AccessLog
 
@@ -199,7 +205,7 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
         metrics=metrics,
         owners=owners,
     )
-    news = News(Listeners(), Listeners(), Listeners(), Listeners())
+    news = News(Listeners(), Listeners(), Listeners(), Listeners(), Listeners())
     books = _books(site, news)
     way = _request_way(site, news, books)
     engines = EngineNews(
@@ -263,6 +269,7 @@ def _books(site: Site, news: News) -> Books:
         placing=_placing(site.workers, met),
         freed=news.freed.tell,
         load_age_s=met.sync.age_s if isinstance(met, Shared) else _always_current,
+        on_lost=news.lost.tell,
         on_transition=news.transitions.tell,
     )
     announcements = Announcements(cache_map, announced, time.monotonic, time.time)
@@ -300,11 +307,13 @@ def _request_way(site: Site, news: News, books: Books) -> RequestWay:
     assert router.waiting is not None, "there is a loop to wait in"
     news.freed.add(router.waiting.wake)
     unpacking = Unpacking(router.decide, lambda: router.settings)
-    gateway = Gateway(router, state, unpacking.decide, time.monotonic, time.time)
+    request_log = RequestLog()
+    endings = endings_of(state, news.transitions.tell, [request_log.ended], _tell_fault)
+    news.lost.add(endings.lost)
+    news.entries.add(lambda entry: endings.take(entry, time.monotonic()))
+    gateway = Gateway(router, state, endings, unpacking.decide, time.monotonic, time.time)
     dialect = BootstrapDialect(site.owner)
     processor = Processor(gateway.judge, gateway, dialect, lambda: router.settings.first_chunk)
-    outcomes = Outcomes(state, news.transitions.tell, gateway.ended)
-    news.entries.add(lambda entry: outcomes.take(entry, time.monotonic()))
     dispatcher = Dispatcher(
         site.owner,
         news.entries.tell,
@@ -313,7 +322,12 @@ def _request_way(site: Site, news: News, books: Books) -> RequestWay:
         site.metrics,
     )
     access_log = AccessLog(dispatcher.dispatch, site.metrics)
-    return RequestWay(readers, router, router.waiting, unpacking, gateway, processor, access_log)
+    return RequestWay(readers, router, router.waiting, unpacking, request_log, processor, access_log)
+
+
+def _tell_fault(error: Exception) -> None:
+    """A bug with one listener does not lose the ending for the others."""
+    _log.error("an ending was not taken in", exc_info=error)
 
 
 def _prober(news: News, books: Books, engines: EngineNews, config: Config) -> Prober:
@@ -377,7 +391,7 @@ def _follow_configuration(
 ) -> None:
     """Who applies what of a configuration, in this order; what none of them reads needs a restart."""
     state, base = books.state, site.path.parent
-    requests = RequestPath(way.router, way.gateway, state.load.slots, time.time)
+    requests = RequestPath(way.router, way.request_log, state.load.slots, time.time)
     site.owners.add(
         requests.follow,
         publisher.follow,

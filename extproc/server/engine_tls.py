@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from extproc.config.schema import EngineTls
+from extproc.config.sections.engines import EngineTls
 from extproc.values.endpoints import Endpoint
 from metadata_center.types import EndpointKey
 

@@ -7,9 +7,8 @@ from collections.abc import Callable
 
 from extproc.config.schema import Config
 from extproc.discovery.resolution import Resolution
-from extproc.observing.request_log import MIN_KEY_CHARS, block_key
+from extproc.observing.request_log import MIN_KEY_CHARS, RequestLog, block_key
 from extproc.request.rules import RuleTable
-from extproc.routing.gateway import Gateway
 from extproc.routing.router import Router
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.routing.table import RoutingTable, SlotsOf
@@ -70,20 +69,20 @@ def block_key_of(config: Config) -> bytes | None:
 
 
 class RequestPath:
-    """Keeps router and gateway at the configuration in force.
+    """Keeps router and request log at the configuration in force.
 
     Args:
         router: Decides.
-        gateway: Logs.
+        log: Logs requests.
         slots_of: Where the load of endpoints is counted.
         wall_clock: Unix seconds.
     """
 
     def __init__(
-        self, router: Router, gateway: Gateway, slots_of: SlotsOf, wall_clock: Callable[[], float]
+        self, router: Router, log: RequestLog, slots_of: SlotsOf, wall_clock: Callable[[], float]
     ) -> None:
         self._router = router
-        self._gateway = gateway
+        self._log = log
         self._slots_of = slots_of
         self._wall_clock = wall_clock
 
@@ -92,5 +91,4 @@ class RequestPath:
         table = routing_table(now.config, now.resolution, self._slots_of, self._wall_clock())
         self._router.table = table
         self._router.settings = router_settings(now.config)
-        self._gateway.log_requests = now.config.logging.requests
-        self._gateway.block_key = block_key_of(now.config)
+        self._log.configure(is_on=now.config.logging.requests, key=block_key_of(now.config))

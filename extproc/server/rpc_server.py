@@ -8,7 +8,7 @@ from typing import Protocol
 
 import grpc
 
-from extproc.config.schema import ListenTls, Server
+from extproc.config.sections.listening import ListenTls, Server
 from extproc.server.run_dir import closed_to_others
 from extproc.transport import grpc_aio
 from extproc.transport.seam import Rpc

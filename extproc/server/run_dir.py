@@ -20,7 +20,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from extproc.config.schema import Server
+from extproc.config.sections.listening import Server
 from extproc.errors import ConfigError
 
 SYSTEM_DIR = Path("/run/tokenway")

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from extproc.config.schema import Config, MetadataCenter
+from extproc.config.schema import Config
+from extproc.config.sections.sharing import MetadataCenter
 from extproc.errors import ConfigError
 from extproc.routing.router import Reserve
 from extproc.server.background import Background

@@ -80,6 +80,38 @@ class Faults:
         )
 
 
+def unix_socket(path: Path) -> socket.socket:
+    """A socket that listens at a path; its mode is the process's umask.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    return _listening(socket.AF_UNIX, str(path))
+
+
+def tcp_socket(host: str, port: int) -> socket.socket:
+    """A socket that listens at an IP address.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    return _listening(socket.AF_INET6 if ":" in host else socket.AF_INET, (host, port))
+
+
+def _listening(family: int, address: str | tuple[str, int]) -> socket.socket:
+    opened = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if family != socket.AF_UNIX:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind(address)
+        opened.listen(BACKLOG)
+        opened.setblocking(False)
+    except OSError:
+        opened.close()
+        raise
+    return opened
+
+
 class NativeServer:
     """Serves methods on any number of sockets.
 
@@ -111,41 +143,18 @@ class NativeServer:
         """Connections that are open."""
         return len(self._peers)
 
-    async def listen_unix(self, path: Path) -> None:
-        """Listen on a Unix socket; its mode is the process's umask.
-
-        Raises:
-            OSError: It cannot be opened.
-        """
+    async def serve(self, listening: socket.socket, tls: ListenTls | None = None) -> None:
+        """Serve who connects to a socket of `unix_socket` or `tcp_socket`, which is taken over."""
         loop = asyncio.get_running_loop()
-        listener = await loop.create_unix_server(lambda: _Peer(self, is_local=True), path, backlog=BACKLOG)
-        self._listeners.append(listener)
-
-    async def listen_tcp(self, host: str, port: int, tls: ListenTls | None = None) -> int:
-        """Listen on a TCP address, in clear text or by TLS; returns the port.
-
-        Raises:
-            OSError: It cannot be opened.
-        """
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        opened = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            opened.bind((host, port))
-            opened.listen(BACKLOG)
-            opened.setblocking(False)
-        except OSError:
-            opened.close()
-            raise
-        bound: int = opened.getsockname()[1]
-        loop = asyncio.get_running_loop()
-        if tls is None:
-            listener = await loop.create_server(lambda: _Peer(self, is_local=False), sock=opened)
-            self._listeners.append(listener)
+        if tls is not None:
+            acceptor = loop.create_task(self._accept(listening, tls), name="accept")
+            self._acceptors.append((listening, acceptor))
+        elif listening.family == socket.AF_UNIX:
+            local = await loop.create_unix_server(lambda: _Peer(self, is_local=True), sock=listening)
+            self._listeners.append(local)
         else:
-            acceptor = loop.create_task(self._accept(opened, tls), name="accept")
-            self._acceptors.append((opened, acceptor))
-        return bound
+            remote = await loop.create_server(lambda: _Peer(self, is_local=False), sock=listening)
+            self._listeners.append(remote)
 
     def start(self) -> None:
         """Begin to watch over connections."""

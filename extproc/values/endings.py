@@ -9,10 +9,13 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from extproc.values.evidence import FailureKind
-from extproc.values.outcomes import Ended
+from extproc.values.decisions import DecisionRecord
+from extproc.values.evidence import Evidence, FailureKind, NoFailure
+from extproc.values.inflight import Inflight
+from extproc.values.outcomes import Ended, Outcome
 from metadata_center.types import EndpointKey, RequestId, value
 
 
@@ -91,3 +94,38 @@ class AttemptFailed:
 
 
 RequestEvent = RequestEnd | RequestAlive | AttemptStarted | AttemptFailed
+
+
+@value
+class Ending:
+    """One request is over; for everybody who makes something of it.
+
+    Attributes:
+        record: Its decision, or its refusal.
+        outcome: What became of it; its token counts are within what the request and its engine allow.
+        now_s: Monotonic time at which it was told.
+        request: What was remembered of it; None if it was refused before it was sent. Nobody changes it any
+            more but who records its prompt as cached.
+        evidence: What the ending says of `request.endpoint`.
+        row: The candidate row of `request.endpoint`; None if it was no candidate.
+        stream_s: From the first to the last byte of the engine's answer; None if that is not known.
+        usage_unseen: Why nobody looked for usage, or "".
+    """
+
+    record: DecisionRecord
+    outcome: Outcome
+    now_s: float
+    request: Inflight | None = None
+    evidence: Evidence = NoFailure.UNKNOWN
+    row: int | None = None
+    stream_s: float | None = None
+    usage_unseen: str = ""
+
+    @property
+    def is_answered(self) -> bool:
+        """The client has its whole answer, of status 200: what can be learned from."""
+        return self.evidence is NoFailure.ANSWERED and self.outcome.status == 200
+
+
+EndingListener = Callable[[Ending], None]
+"""Is told each ending once. It changes what it owns and nothing else, so that their order says nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
 
 class FailureKind(StrEnum):
@@ -45,3 +46,9 @@ class NoFailure(StrEnum):
 
 
 Evidence = FailureKind | NoFailure
+
+TRUNCATED: Final = "truncated"
+"""In place of an error's words: the answer ended well formed and before its last event."""
+
+EMPTY: Final = "empty"
+"""Likewise: a stream without any data."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from extproc.config.schema import Config, RuleSection
+from extproc.config.schema import Config
+from extproc.config.sections.models import RuleSection
 from extproc.values.endpoints import Endpoint
 
 MODEL_ALIAS_PREFIX = "model:"

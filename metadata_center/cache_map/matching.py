@@ -13,15 +13,18 @@ Rules:
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
-from operator import or_
+from operator import itemgetter, or_
 from typing import Final
 
 from xxhash import xxh3_64_intdigest, xxh32_intdigest
 
-from metadata_center.cache_map.runs import REFUTED, Fork, Run
-from metadata_center.cache_map.values import Counts, Verify
+from metadata_center.cache_map.holders import Group
+from metadata_center.cache_map.runs import REFUTED, Fork, Root, Run
+from metadata_center.cache_map.values import Counts, Matches, Verify
+
+_USABLE: Final = itemgetter(2, 1)
 
 MAX_PATHS: Final = 8
 """Ways to cut one text into tokens that are followed in one match."""
@@ -34,6 +37,72 @@ Reach = tuple[int, int, int]
 
 _Step = tuple[Run, int, int, int]
 """A run, where its text starts in the prompt, how many of its blocks match, how many come before it."""
+
+
+def match(
+    roots: Mapping[tuple[int, int], Root],
+    group: Group,
+    root: int,
+    text: bytes,
+    verify: Verify | None,
+    slow_weight: float,
+    counts: Counts,
+) -> Matches:
+    """What each endpoint of `group` holds of a prompt.
+
+    Args:
+        roots: (root of a prompt, tokens per block) to where its chains start.
+        group: The holders of the endpoints.
+        root: That of the prompt.
+        text: All of it.
+        verify: The tokenizer, None to take equal text for equal tokens.
+        slow_weight: What a token in a slower medium is worth beside one in GPU memory.
+        counts: What is asked and found out is added to them.
+    """
+    rows = len(group.keys)
+    blocks, tokens = [0] * rows, [0] * rows
+    gpu_tokens, sizes = tokens, group.block_sizes
+    differs = group.slower or len(group.masks) > 1
+    if differs:
+        gpu_tokens, sizes = tokens.copy(), sizes.copy()
+    worth_tokens: list[float] = [*tokens]
+    counted = (0, 0)
+    for size, mask in group.masks.items():
+        start = roots.get((root, size))
+        if start is None:
+            continue
+        walk = Walk(text, size, verify, counts)
+        reaches, gpu_levels = walk.reaches(start, mask, slower=group.slower)
+        depth, num_bytes = walk.longest
+        counted = max(counted, (depth * size, num_bytes))
+        if differs:
+            gpu = _depths(group, gpu_levels)
+            for bits, depth, usable in reaches:
+                hit = usable * size
+                for holder in group.holders(bits):
+                    row = group.rows[holder]
+                    on_gpu = min(hit, gpu.get(holder, 0) * size) if group.slower else hit
+                    value = on_gpu + (hit - on_gpu) * slow_weight
+                    if value > worth_tokens[row] or (value == worth_tokens[row] and depth > blocks[row]):
+                        blocks[row], tokens[row], gpu_tokens[row] = depth, hit, on_gpu
+                        worth_tokens[row], sizes[row] = value, size
+        else:
+            reaches.sort(key=_USABLE)  # so the best of several is written last
+            for bits, depth, usable in reaches:
+                for holder in group.holders(bits):
+                    row = group.rows[holder]
+                    blocks[row], tokens[row] = depth, usable * size
+            worth_tokens = [*tokens]
+    return Matches(blocks, [*sizes], tokens, [*gpu_tokens], worth_tokens, *counted)
+
+
+def _depths(group: Group, levels: Sequence[Level]) -> dict[int, int]:
+    """The deepest level of each holder."""
+    depths: dict[int, int] = {}
+    for bits, depth in levels:
+        for holder in group.holders(bits):
+            depths[holder] = max(depths.get(holder, 0), depth)
+    return depths
 
 
 class _Path:

@@ -182,6 +182,13 @@ class Run:
         if not partial:
             self.partial = None
 
+    def strip(self, holders: int) -> None:
+        """Take the bits `holders` away, whatever they hold."""
+        self.full &= ~holders
+        if self.partial:
+            left = {mask: bits & ~holders for mask, bits in self.partial.items() if bits & ~holders}
+            self.partial = left or None
+
     def depth_held(self) -> int:
         """One more than the last position that anybody holds."""
         if self.full:

@@ -6,24 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import orjson
-from xxhash import xxh3_64_intdigest
-
 from metadata_center.types import value
-
-
-def root(model: str, lora: str | None, cache_salt: str | None) -> int:
-    """Where the chains of one (model, adapter, salt) start: chains of different roots share nothing.
-
-    Args:
-        model: The name given to `CacheMap.attach`.
-        lora: Adapter as the engine names it, None for the base model.
-        cache_salt: Cache namespace that the engine was told, None for the shared one.
-
-    Returns:
-        Unsigned 64-bit integer.
-    """
-    return xxh3_64_intdigest(orjson.dumps((model, lora, cache_salt)))
 
 
 class Verify(Protocol):

@@ -33,6 +33,10 @@ BlockSize = Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
 """Tokens per block; hybrid models were seen with thousands."""
 
 
+GPU: Final = frozenset({None, "GPU"})
+"""Values of `medium` that mean the device's own memory, of whatever kind; all others are slower."""
+
+
 class BlockStored(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="BlockStored"):
     """Consecutive blocks of one sequence are now in the cache.
 

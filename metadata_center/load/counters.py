@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metadata_center.errors import CapacityError
+from metadata_center.load.kinds import NUM_KINDS
+from metadata_center.load.ledger import Entry
 from metadata_center.types import EndpointKey
 
 IntArray = NDArray[np.int64]
@@ -28,9 +30,6 @@ MAX_ENDPOINTS: Final = 4096
 
 KEY_BYTES: Final = 64
 """Longest key: a bracketed IPv6 address with a port is 47 bytes, the rest is room for a zone."""
-
-NUM_KINDS: Final = 5
-"""Requests, prefill requests, prefill tokens, context tokens, generated tokens: rows of every matrix here."""
 
 _MAX_GROUPS: Final = 256  # slot tuples remembered: far more than a gateway has models
 _NO_LOCK: Final = nullcontext()
@@ -42,7 +41,7 @@ def num_bytes(workers: int, capacity: int) -> int:
 
 
 class Counters:
-    """What is in flight per endpoint, in the kinds of `NUM_KINDS`.
+    """What is in flight per endpoint, one number per kind of load: the accounts of a gateway's ledger.
 
     Args:
         workers: Rows; 1 for a gateway of one process.
@@ -97,7 +96,7 @@ class Counters:
         """
         return _NO_LOCK
 
-    def slot(self, key: EndpointKey) -> int:
+    def place(self, key: EndpointKey) -> int:
         """The slot of `key`, claimed by this worker until `retain` leaves the key out.
 
         Raises:
@@ -109,7 +108,7 @@ class Counters:
 
     def slots(self, keys: Iterable[EndpointKey]) -> tuple[int, ...]:
         """Slots of `keys`; valid as long as `retain` is given each of them."""
-        return tuple(self.slot(key) for key in keys)
+        return tuple(self.place(key) for key in keys)
 
     def retain(self, keys: Collection[EndpointKey]) -> None:
         """Give up this worker's claim on every other endpoint; their slots die once they count zero."""
@@ -135,23 +134,33 @@ class Counters:
         counts: list[list[int]] = totals.tolist()
         return counts
 
-    def add(
-        self, slot: int, requests: int, prefill_requests: int, prefill_tokens: int, context_tokens: int
-    ) -> None:
-        """Add to this worker's row; amounts may be negative."""
-        self._requests[slot] += requests
-        self._prefill_requests[slot] += prefill_requests
-        self._prefill_tokens[slot] += prefill_tokens
-        self._context_tokens[slot] += context_tokens
+    def put(self, entry: Entry[Any, Any, int]) -> None:
+        """Add all that a leg is charged to this worker's row."""
+        slot = entry.place
+        self._requests[slot] += 1
+        if entry.prefill_held:
+            self._prefill_requests[slot] += 1
+            self._prefill_tokens[slot] += entry.prefill_tokens
+        self._context_tokens[slot] += entry.context_tokens
+        if entry.generated_tokens:
+            self._generated_tokens[slot] += entry.generated_tokens
 
-    def add_prefill(self, slot: int, prefill_requests: int, prefill_tokens: int) -> None:
-        """`add` of these two alone."""
-        self._prefill_requests[slot] += prefill_requests
-        self._prefill_tokens[slot] += prefill_tokens
+    def take(self, entry: Entry[Any, Any, int]) -> None:
+        """Take all that a leg is still charged off this worker's row."""
+        slot = entry.place
+        self._requests[slot] -= 1
+        if entry.prefill_held:
+            self._prefill_requests[slot] -= 1
+            self._prefill_tokens[slot] -= entry.prefill_tokens
+        self._context_tokens[slot] -= entry.context_tokens
+        if entry.generated_tokens:
+            self._generated_tokens[slot] -= entry.generated_tokens
 
-    def add_generated(self, slot: int, generated_tokens: int) -> None:
-        """`add` of generated tokens alone."""
-        self._generated_tokens[slot] += generated_tokens
+    def take_prefill(self, entry: Entry[Any, Any, int]) -> None:
+        """Take a leg's prefill off this worker's row."""
+        slot = entry.place
+        self._prefill_requests[slot] -= 1
+        self._prefill_tokens[slot] -= entry.prefill_tokens
 
     def own(self) -> IntArray:
         """This worker's row, a copy, shape (`NUM_KINDS`, u): all slots from u on are zero."""

@@ -2,7 +2,7 @@
 
 Rules:
     1. A request id counts at most once. Once its delete was seen no add of it counts any more, however the
-       two were ordered or repeated, for as long as the id is remembered.
+       two were ordered or repeated, for as long as the id is remembered: every delete leaves a tombstone.
     2. A prompt delete that comes before its add is remembered as well: the add then brings no prompt.
     3. Clusters share nothing but the bounds: an address in two clusters is two engines.
     4. A request that nobody ended or refreshed for `request_expiry_s` is ended. Every call first does what
@@ -16,16 +16,18 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from metadata_center.errors import CapacityError
 from metadata_center.load.counters import MAX_ENDPOINTS
+from metadata_center.load.ledger import Entry, Ledger
 from metadata_center.types import RequestId, value
 
 BYTES_PER_TOKEN: Final = 4
 """Of a prompt whose tokens nobody counted: English text under current byte-pair vocabularies."""
 
-_NOT_ENDED: Final = (0.0, False)
+_Name = tuple[str, str]
+"""Cluster and address: what an engine goes by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ class _Engine:
 
     cluster: str
     address: str
-    updated_s: float
+    updated_s: float = 0.0
     requests: int = 0
     prompt_length: int = 0
     prefill_requests: int = 0
@@ -94,43 +96,110 @@ class _Engine:
     generated_tokens: int = 0
 
 
-@dataclass(slots=True)
-class _Request:
-    """One request in flight."""
-
-    engine: _Engine
-    prompt_length: int
-    input_tokens: int
-    generated_tokens: int
-    prompt_held: bool
-    lease_until_s: float
-
-
-class ClusterLoads:
-    """Requests in flight and their prompts, per engine of each cluster.
-
-    These are not the books of `LoadTable`: those keep tokens of endpoints that the gateway knows, for
-    processes that share memory; these a length in the caller's unit as well, for engines named by callers.
+class _Engines:
+    """Engines with load, by cluster and by address: the accounts of the ledger.
 
     Args:
         limits: Lifetimes and bounds.
     """
 
     def __init__(self, limits: Limits) -> None:
+        self.changed: set[str] = set()
+        """Addresses whose load has changed; some may have gone."""
+        self.clusters: dict[str, dict[str, _Engine]] = {}
+        self.addresses: dict[str, dict[str, _Engine]] = {}
         self._limits = limits
-        self._requests: OrderedDict[RequestId, _Request] = OrderedDict()  # the first to expire first
-        self._clusters: dict[str, dict[str, _Engine]] = {}
-        self._engines: OrderedDict[tuple[str, str], _Engine] = OrderedDict()  # longest without news first
-        self._addresses: dict[str, dict[str, _Engine]] = {}
-        self._ended: OrderedDict[RequestId, tuple[float, bool]] = OrderedDict()  # until when; wholly?
-        self._changed: set[str] = set()
+        self._engines: OrderedDict[_Name, _Engine] = OrderedDict()  # longest without news first
+
+    def __len__(self) -> int:
+        return len(self._engines)
+
+    def place(self, name: _Name) -> _Engine:
+        """The engine of that cluster and address."""
+        engine = self._engines.get(name)
+        if engine is not None:
+            return engine
+        if len(self._engines) >= self._limits.max_endpoints:
+            raise CapacityError(f"{self._limits.max_endpoints} endpoints are known")
+        cluster, address = name
+        engine = self._engines[name] = _Engine(cluster, address)
+        self.clusters.setdefault(cluster, {})[address] = engine
+        self.addresses.setdefault(address, {})[cluster] = engine
+        return engine
+
+    def put(self, entry: Entry[Any, Any, _Engine]) -> None:
+        """Add a request."""
+        engine = entry.place
+        engine.requests += 1
+        engine.input_tokens += entry.context_tokens
+        engine.generated_tokens += entry.generated_tokens
+        if entry.prefill_held:
+            engine.prefill_requests += 1
+            engine.prompt_length += entry.prompt_length
+            engine.prefill_tokens += entry.prefill_tokens
+        self.changed.add(engine.address)
+
+    def take(self, entry: Entry[Any, Any, _Engine]) -> None:
+        """Take off a request."""
+        if entry.prefill_held:
+            self.take_prefill(entry)
+        engine = entry.place
+        engine.requests -= 1
+        engine.input_tokens -= entry.context_tokens
+        engine.generated_tokens -= entry.generated_tokens
+        self.changed.add(engine.address)
+
+    def take_prefill(self, entry: Entry[Any, Any, _Engine]) -> None:
+        """Take off a request's prompt."""
+        engine = entry.place
+        engine.prefill_requests -= 1
+        engine.prompt_length -= entry.prompt_length
+        engine.prefill_tokens -= entry.prefill_tokens
+        self.changed.add(engine.address)
+
+    def touch(self, engine: _Engine, now_s: float) -> None:
+        """There was news of it."""
+        engine.updated_s = now_s
+        self._engines.move_to_end((engine.cluster, engine.address))
+        self.changed.add(engine.address)
+
+    def advance(self, now_s: float) -> None:
+        """Forget engines without news for `request_expiry_s`, which have no requests any more."""
+        while self._engines:
+            engine = next(iter(self._engines.values()))
+            if engine.updated_s + self._limits.request_expiry_s > now_s:
+                break
+            del self._engines[engine.cluster, engine.address]
+            _discard(self.clusters, engine.cluster, engine.address)
+            _discard(self.addresses, engine.address, engine.cluster)
+
+
+class ClusterLoads:
+    """Requests in flight and their prompts, per engine of each cluster.
+
+    The ledger is the gateway's as well; here it keeps a length in the caller's unit besides tokens, for
+    engines named by callers.
+
+    Args:
+        limits: Lifetimes and bounds.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._engines = _Engines(limits)
+        self._ledger: Ledger[RequestId, _Name, _Engine] = Ledger(
+            self._engines,
+            lease_s=limits.request_expiry_s,
+            tombstone_s=limits.request_expiry_s,
+            max_tombstones=limits.max_ended,
+            max_legs=limits.max_requests,
+        )
         self.expired_requests = 0
         """Requests that time has ended so far."""
 
     @property
     def in_flight(self) -> int:
         """Requests counted now."""
-        return len(self._requests)
+        return len(self._ledger)
 
     @property
     def endpoints(self) -> int:
@@ -164,26 +233,14 @@ class ClusterLoads:
             CapacityError: Too many requests or engines; nothing was changed.
         """
         self.advance(now_s)
-        _, is_over = self._ended.get(request_id, _NOT_ENDED)
-        if is_over or request_id in self._requests:
-            return False
-        if len(self._requests) >= self._limits.max_requests:
-            raise CapacityError(f"{self._limits.max_requests} requests are in flight")
-        engine = self._engines.get((cluster, address)) or self._new_engine(cluster, address, now_s)
         if input_tokens is None:
             input_tokens = -(-prompt_length // BYTES_PER_TOKEN)
-        prompt_held = self._ended.pop(request_id, None) is None  # else its prompt was deleted first (Rule 2)
-        self._requests[request_id] = _Request(
-            engine, prompt_length, input_tokens, 0, prompt_held, now_s + self._limits.request_expiry_s
+        added = self._ledger.charge(
+            request_id, (cluster, address), input_tokens, input_tokens, now_s, prompt_length=prompt_length
         )
-        engine.requests += 1
-        engine.input_tokens += input_tokens
-        if prompt_held:
-            engine.prefill_requests += 1
-            engine.prompt_length += prompt_length
-            engine.prefill_tokens += input_tokens
-        self._touch(engine, now_s)
-        return True
+        if added:
+            self._touch(request_id, now_s)
+        return added
 
     def refresh(
         self,
@@ -205,122 +262,67 @@ class ClusterLoads:
             False if it is not counted.
         """
         self.advance(now_s)
-        request = self._requests.get(request_id)
-        if request is None:
+        entry = self._ledger.get(request_id)
+        if entry is None:
             return False
-        engine = request.engine
-        request.lease_until_s = now_s + self._limits.request_expiry_s
-        self._requests.move_to_end(request_id)
-        if input_tokens is not None:
-            more = input_tokens - request.input_tokens
-            request.input_tokens = input_tokens
-            engine.input_tokens += more
-            engine.prefill_tokens += more * request.prompt_held
-        if generated_tokens is not None and generated_tokens > request.generated_tokens:
-            engine.generated_tokens += generated_tokens - request.generated_tokens
-            request.generated_tokens = generated_tokens
-        self._touch(engine, now_s)
+        if generated_tokens is not None:
+            generated_tokens = max(generated_tokens, entry.generated_tokens)
+        self._ledger.refresh(request_id, now_s, generated_tokens, input_tokens)
+        self._engines.touch(entry.place, now_s)
         return True
 
     def delete_prompt(self, request_id: RequestId, now_s: float) -> None:
         """The request's prompt is computed; its add may still be under way. Idempotent."""
         self.advance(now_s)
-        request = self._requests.get(request_id)
-        if request is None:
-            if request_id not in self._ended:
-                self._remember(request_id, now_s, wholly=False)
-        elif request.prompt_held:
-            self._take_prompt(request)
-            self._touch(request.engine, now_s)
+        if self._ledger.release_prefill(request_id):
+            self._touch(request_id, now_s)
+        else:
+            self._ledger.bury_prefill(request_id, now_s)
 
     def delete(self, request_id: RequestId, now_s: float) -> None:
-        """The request is over; its add may still be under way. Idempotent."""
+        """The request is over; its add may still be under way, or come again. Idempotent."""
         self.advance(now_s)
-        request = self._requests.pop(request_id, None)
-        if request is not None:
-            self._take_out(request)
-            self._touch(request.engine, now_s)
-        self._remember(request_id, now_s, wholly=True)
+        entry = self._ledger.get(request_id)
+        self._ledger.release(request_id, now_s)
+        self._ledger.bury(request_id, now_s)
+        if entry is not None:
+            self._engines.touch(entry.place, now_s)
 
     def view(self, cluster: str, now_s: float) -> list[EngineLoad] | None:
         """Load of every engine heard of within `request_expiry_s`; None if the cluster has none."""
         self.advance(now_s)
-        engines = self._clusters.get(cluster)
+        engines = self._engines.clusters.get(cluster)
         return None if engines is None else [_summed(engine.address, [engine]) for engine in engines.values()]
 
     def at(self, address: str) -> EngineLoad:
         """Load of an address over all clusters; zero, of no time, if it is not known."""
-        return _summed(address, self._addresses.get(address, {}).values())
+        return _summed(address, self._engines.addresses.get(address, {}).values())
 
     @property
     def has_changed(self) -> bool:
         """True if `take_changed` has any."""
-        return bool(self._changed)
+        return bool(self._engines.changed)
 
     @property
     def addresses(self) -> Collection[str]:
         """Addresses of all engines, each once."""
-        return self._addresses.keys()
+        return self._engines.addresses.keys()
 
     def take_changed(self) -> set[str]:
         """Addresses whose load has changed since the last call; some may have gone."""
-        changed, self._changed = self._changed, set()
+        changed, self._engines.changed = self._engines.changed, set()
         return changed
 
     def advance(self, now_s: float) -> None:
         """End what is due by `now_s`; O(1) when nothing is."""
-        while self._requests:
-            request_id, request = next(iter(self._requests.items()))
-            if request.lease_until_s > now_s:
-                break
-            del self._requests[request_id]
-            self._take_out(request)
-            self.expired_requests += 1
-        while self._ended and next(iter(self._ended.values()))[0] <= now_s:
-            self._ended.popitem(last=False)
+        self.expired_requests += len(self._ledger.advance(now_s).requests)
         # A request's lease began no later than its engine's last news: such an engine has none left.
-        while self._engines:
-            engine = next(iter(self._engines.values()))
-            if engine.updated_s + self._limits.request_expiry_s > now_s:
-                break
-            del self._engines[engine.cluster, engine.address]
-            _discard(self._clusters, engine.cluster, engine.address)
-            _discard(self._addresses, engine.address, engine.cluster)
+        self._engines.advance(now_s)
 
-    def _new_engine(self, cluster: str, address: str, now_s: float) -> _Engine:
-        if len(self._engines) >= self._limits.max_endpoints:
-            raise CapacityError(f"{self._limits.max_endpoints} endpoints are known")
-        engine = self._engines[cluster, address] = _Engine(cluster, address, now_s)
-        self._clusters.setdefault(cluster, {})[address] = engine
-        self._addresses.setdefault(address, {})[cluster] = engine
-        return engine
-
-    def _take_prompt(self, request: _Request) -> None:
-        request.prompt_held = False
-        engine = request.engine
-        engine.prefill_requests -= 1
-        engine.prompt_length -= request.prompt_length
-        engine.prefill_tokens -= request.input_tokens
-
-    def _take_out(self, request: _Request) -> None:
-        if request.prompt_held:
-            self._take_prompt(request)
-        engine = request.engine
-        engine.requests -= 1
-        engine.input_tokens -= request.input_tokens
-        engine.generated_tokens -= request.generated_tokens
-        self._changed.add(engine.address)
-
-    def _touch(self, engine: _Engine, now_s: float) -> None:
-        engine.updated_s = now_s
-        self._engines.move_to_end((engine.cluster, engine.address))
-        self._changed.add(engine.address)
-
-    def _remember(self, request_id: RequestId, now_s: float, *, wholly: bool) -> None:
-        self._ended[request_id] = (now_s + self._limits.request_expiry_s, wholly)
-        self._ended.move_to_end(request_id)
-        if len(self._ended) > self._limits.max_ended:
-            self._ended.popitem(last=False)
+    def _touch(self, request_id: RequestId, now_s: float) -> None:
+        entry = self._ledger.get(request_id)
+        if entry is not None:
+            self._engines.touch(entry.place, now_s)
 
 
 def _summed(address: str, engines: Collection[_Engine]) -> EngineLoad:

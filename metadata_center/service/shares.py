@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 
 from metadata_center.errors import CapacityError
 from metadata_center.load.counters import MAX_ENDPOINTS
+from metadata_center.load.kinds import NOTHING, bounded, of_charge, sum_of
 from metadata_center.sharing.messages import (
     MAX_AMOUNT,
-    Candidate,
     Reservation,
     Reserved,
     Row,
     Update,
 )
-from metadata_center.sharing.peers import NOTHING, Amounts, Peers
+from metadata_center.sharing.peers import Peers
 from metadata_center.types import EndpointKey
 
 
@@ -64,7 +64,8 @@ class Shares(Peers):
             places.append(Reserved(index, tuple(totals)))
             chosen = asked.candidates[index]
             sequence, before = member.rows.get(chosen.endpoint, (0, NOTHING))
-            after = _charged(before, chosen)
+            added = of_charge(chosen.prefill_tokens, chosen.context_tokens)
+            after = bounded(sum_of(before, added), requests=MAX_AMOUNT, tokens=MAX_AMOUNT)
             member.rows[chosen.endpoint] = max(sequence, update.sequence), after
             self._change(chosen.endpoint, before, after)
             rows[chosen.endpoint] = Row(chosen.endpoint, *after)
@@ -72,14 +73,3 @@ class Shares(Peers):
             update.member, update.sequence, tuple(rows.values()), full=update.full, lease_s=update.lease_s
         )
         return places, told
-
-
-def _charged(before: Amounts, chosen: Candidate) -> Amounts:
-    requests, prefill_requests, prefill_tokens, context_tokens, generated_tokens = before
-    return (
-        min(MAX_AMOUNT, requests + 1),
-        min(MAX_AMOUNT, prefill_requests + 1),
-        min(MAX_AMOUNT, prefill_tokens + chosen.prefill_tokens),
-        min(MAX_AMOUNT, context_tokens + chosen.context_tokens),
-        generated_tokens,
-    )

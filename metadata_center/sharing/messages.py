@@ -11,6 +11,8 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from operator import attrgetter
 from struct import pack, unpack
 from typing import Annotated, Final, NewType
 
@@ -18,6 +20,7 @@ import msgspec
 
 from metadata_center.errors import MetadataError
 from metadata_center.load.counters import KEY_BYTES, MAX_ENDPOINTS
+from metadata_center.load.kinds import NAMES, Amounts
 from metadata_center.types import EndpointKey
 
 MemberId = NewType("MemberId", str)
@@ -63,13 +66,8 @@ _Member = Annotated[MemberId, msgspec.Meta(pattern=rf"\A{_PART}/{_PART}/{_PART}\
 class Row(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What one member has in flight on one endpoint.
 
-    Attributes:
-        endpoint: Where.
-        requests: In flight.
-        prefill_requests: Of these, not yet known to be prefilled.
-        prefill_tokens: Charged and not yet known to be prefilled.
-        context_tokens: Prompt tokens of all in flight.
-        generated_tokens: Generated so far by all in flight, as far as known.
+    After `endpoint`, one attribute per kind of `metadata_center.load.kinds`, in that order, of which each
+    says what it means.
     """
 
     endpoint: _Endpoint
@@ -78,6 +76,14 @@ class Row(msgspec.Struct, frozen=True, array_like=True, gc=False):
     prefill_tokens: _Amount = 0
     context_tokens: _Amount = 0
     generated_tokens: _Amount = 0
+
+    @property
+    def amounts(self) -> Amounts:
+        """One number per kind."""
+        return _amounts(self)
+
+
+_amounts: Final[Callable[[Row], Amounts]] = attrgetter(*NAMES)
 
 
 class Chain(msgspec.Struct, frozen=True, array_like=True, gc=False):

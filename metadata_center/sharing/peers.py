@@ -20,13 +20,9 @@ from math import inf
 from typing import Final
 
 from metadata_center.load.counters import MAX_ENDPOINTS
+from metadata_center.load.kinds import NOTHING, Amounts, difference, sum_of
 from metadata_center.sharing.messages import MemberId, Row, Update, gateway_of
 from metadata_center.types import EndpointKey
-
-Amounts = tuple[int, int, int, int, int]
-"""Requests, prefill requests, prefill tokens, context tokens, generated tokens: the order of `Row`."""
-
-NOTHING: Final[Amounts] = (0, 0, 0, 0, 0)
 
 MAX_MEMBERS: Final = 1024
 """64 gateways of 16 workers."""
@@ -225,27 +221,14 @@ class Peers:
         ):
             self.refused += 1
             return False
-        amounts = (
-            row.requests,
-            row.prefill_requests,
-            row.prefill_tokens,
-            row.context_tokens,
-            row.generated_tokens,
-        )
+        amounts = row.amounts
         member.rows[row.endpoint] = sequence, amounts
         return self._change(row.endpoint, before, amounts)
 
     def _change(self, key: EndpointKey, before: Amounts, after: Amounts) -> bool:
         if before == after:
             return False
-        a, b, c, d, e = self._totals.get(key, NOTHING)
-        total = (
-            a + after[0] - before[0],
-            b + after[1] - before[1],
-            c + after[2] - before[2],
-            d + after[3] - before[3],
-            e + after[4] - before[4],
-        )
+        total = difference(sum_of(self._totals.get(key, NOTHING), after), before)
         if any(total):
             self._totals[key] = total
         else:

@@ -39,7 +39,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import MovedError, NoScriptError, ReadOnlyError, RedisError
 
-from metadata_center.load.counters import MAX_ENDPOINTS, NUM_KINDS
+from metadata_center.load.counters import MAX_ENDPOINTS
+from metadata_center.load.kinds import NUM_KINDS
 from metadata_center.sharing.messages import (
     MAX_LEASE_S,
     MemberId,

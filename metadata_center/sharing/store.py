@@ -1,34 +1,26 @@
 """A store whose load and routing history are shared with other gateways, each member owning its share.
 
 Rules:
-    1. What is published of the own share is found by comparing the counters with what was last published:
-       no path that charges or releases can be forgotten, and equal counters cost no message.
-    2. A view is the sum of the own gateway's rows (exact), the shares of members of other gateways (as old
-       as their last message), and the optimistic increment.
-    3. Optimistic increment: other gateways place requests in the same moment by the same view and thus on
-       the same endpoints. Until the own message that carries a charge comes back, by when everything
-       accepted before it was heard, the charge counts once per live gateway (vLLM's data-parallel
-       coordinator scales by its API servers in the same way). At most `OPTIMISM_S`: if no message comes
-       back the transport is down, and then leases say who is alive.
-    4. Compare and set: a charge is made at once, like any other, and then put to the rendezvous. What
+    1. What is published of the own share is found by comparison, see `published.py`.
+    2. A view is the sum of the own gateway's rows (exact) and of what others count, see `others.py`.
+    3. Compare and set: a charge is made at once, like any other, and then put to the rendezvous. What
        awaits that answer is left out of published rows, because the rendezvous adds it itself. Without
        an answer in time the charge stays where it was made and is published as any other.
-    5. A message that may not have been accepted is followed by a full one.
+    4. A message that may not have been accepted is followed by a full one.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from math import inf
 from typing import Final
-
-import numpy as np
 
 from metadata_center.errors import CapacityError
 from metadata_center.history.prefix_index import PrefixIndex
-from metadata_center.load.counters import MAX_ENDPOINTS, NUM_KINDS, Counters, IntArray
-from metadata_center.load.table import Expired, LoadTable
+from metadata_center.load.counters import MAX_ENDPOINTS, Counters
+from metadata_center.load.kinds import Amounts, of_charge
+from metadata_center.load.table import LoadTable
+from metadata_center.sharing.load import SharedLoad
 from metadata_center.sharing.messages import (
     MAX_CANDIDATES,
     MAX_RESERVATIONS,
@@ -37,30 +29,19 @@ from metadata_center.sharing.messages import (
     Candidate,
     Chain,
     MemberId,
-    Reservation,
     Reserved,
     Row,
     Update,
     gateway_of,
 )
-from metadata_center.sharing.peers import Amounts, Peers
-from metadata_center.types import Charge, EndpointKey, RequestId
-
-OPTIMISM_S: Final = 0.5
-"""More than a round trip through a slow Redis (200 ms) and the pause between two messages."""
+from metadata_center.sharing.others import Others
+from metadata_center.sharing.peers import Peers
+from metadata_center.sharing.published import Published
+from metadata_center.sharing.tickets import Outgoing, Ticket
+from metadata_center.types import EndpointKey, RequestId
 
 HEARTBEATS_PER_LEASE: Final = 3
 """Two may be lost before a living member loses its share."""
-
-MAX_UNHEARD: Final = 65_536
-"""Charges with an optimistic increment: 130,000 a second for `OPTIMISM_S`. Further ones get none."""
-
-MAX_OTHERS_REQUESTS: Final = 1 << 24
-"""Of all other gateways, at one endpoint: what 64 of them hold in all at their default bound. More is not
-believed: a thousand members of which each may say 2**53 - 1 would not fit into the counters."""
-
-MAX_OTHERS_TOKENS: Final = 1 << 44
-"""As many requests of a million tokens."""
 
 MAX_WAITING: Final = 4_096
 """Reservations not yet sent or answered."""
@@ -74,112 +55,6 @@ def _ignore(_endpoint: EndpointKey, _chain: list[int]) -> None:
     """Nobody asks where responses live."""
 
 
-class Ticket:
-    """A charge that was put to the rendezvous.
-
-    Attributes:
-        charge: As it was made, on the first candidate.
-        candidates: Where it may go.
-        place: Where it is charged now; None while that is not known, and when nobody confirmed it.
-        answered: Nothing more will come.
-    """
-
-    __slots__ = ("answered", "candidates", "charge", "on_answer", "place")
-
-    def __init__(
-        self, charge: Charge, candidates: tuple[Candidate, ...], on_answer: Callable[[], None]
-    ) -> None:
-        self.charge = charge
-        self.candidates = candidates
-        self.on_answer = on_answer
-        self.place: EndpointKey | None = None
-        self.answered = False
-
-    def answer(self, place: EndpointKey | None) -> None:
-        """The end of it, once."""
-        if not self.answered:
-            self.answered, self.place = True, place
-            self.on_answer()
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """One message to be sent, and the charges it puts to the rendezvous."""
-
-    update: Update
-    tickets: tuple[Ticket, ...]
-
-    def reservations(self) -> list[Reservation]:
-        """As the transport takes them."""
-        return [Reservation(ticket.candidates) for ticket in self.tickets]
-
-
-class _SharedLoad(LoadTable):
-    """A load table that says when something changed."""
-
-    def __init__(
-        self,
-        counters: Counters,
-        store: SharedStore,
-        *,
-        lease_s: float,
-        tombstone_s: float,
-        max_tombstones: int,
-        max_requests: int,
-    ) -> None:
-        super().__init__(
-            counters,
-            lease_s=lease_s,
-            tombstone_s=tombstone_s,
-            max_tombstones=max_tombstones,
-            max_requests=max_requests,
-        )
-        self._store = store
-
-    def retain(self, keys: frozenset[EndpointKey]) -> None:
-        super().retain(keys)
-        self._store.retained = keys
-
-    def charge(self, charge: Charge, now_s: float, prefill_due_s: float | None) -> bool:
-        charged = super().charge(charge, now_s, prefill_due_s)
-        if charged:
-            self._store.charged(charge, now_s)
-        return charged
-
-    def move(
-        self, request_id: RequestId, to: EndpointKey, now_s: float, *, prefill_tokens: int | None = None
-    ) -> bool:
-        moved = super().move(request_id, to, now_s, prefill_tokens=prefill_tokens)
-        if moved:
-            self._store.wake()
-        return moved
-
-    def refresh(self, request_id: RequestId, now_s: float, generated_tokens: int | None = None) -> bool:
-        refreshed = super().refresh(request_id, now_s, generated_tokens)
-        if refreshed and generated_tokens is not None:
-            self._store.wake()
-        return refreshed
-
-    def release_prefill(self, request_id: RequestId) -> bool:
-        released = super().release_prefill(request_id)
-        if released:
-            self._store.wake()
-        return released
-
-    def release(self, request_id: RequestId, now_s: float) -> Charge | None:
-        released = super().release(request_id, now_s)
-        if released is not None:
-            self._store.wake()
-        return released
-
-    def advance(self, now_s: float) -> Expired:
-        self._store.advance(now_s)
-        expired = super().advance(now_s)
-        if expired.requests or expired.prefills:
-            self._store.wake()
-        return expired
-
-
 class SharedStore:
     """Load and prefixes of one member, and what it knows of the others. Costs no wait anywhere.
 
@@ -189,7 +64,7 @@ class SharedStore:
         prefixes: What this gateway believes cached; what other gateways record is recorded here too.
         share_lease_s: Others drop this member's share after this long without a word; also how long
             theirs lasts when the rendezvous is gone. A third of it passes between two heartbeats.
-        optimistic: Rule 3; pointless where every charge is put to the rendezvous.
+        optimistic: See `Others`.
         lease_s: See `LoadTable`.
         tombstone_s: See `LoadTable`.
         max_tombstones: See `LoadTable`.
@@ -218,8 +93,6 @@ class SharedStore:
             raise ValueError(f"{counters.capacity} slots; a message has room for {MAX_ENDPOINTS}")
         self.member = member
         self.prefixes = prefixes
-        self.peers = Peers(gateway_of(member))
-        self.retained: frozenset[EndpointKey] = frozenset()
         self.wake: Callable[[], None] = _tell_nobody
         """Called when there may be something to send; replaced by who sends."""
         self.dropped_blocks = 0
@@ -232,26 +105,27 @@ class SharedStore:
         self.share_lease_s = share_lease_s
         self._seat = f"{member.rpartition('/')[0]}/"
         self._counters = counters
-        self._optimistic = optimistic
-        self.load = _SharedLoad(
+        self._others = Others(gateway_of(member), counters, optimistic=optimistic)
+        table = LoadTable(
             counters,
-            self,
             lease_s=lease_s,
             tombstone_s=tombstone_s,
             max_tombstones=max_tombstones,
             max_requests=max_requests,
         )
+        self.load = SharedLoad(table, self._others, lambda: self.wake())
+        self._published = Published(counters.capacity)
         self._sequence = 0
-        self._sent: IntArray = np.zeros((NUM_KINDS, counters.capacity), np.int64)
-        self._names: dict[int, EndpointKey] = {}
-        self._gone: list[EndpointKey] = []
-        self._full_s = -np.inf
+        self._full_s = -inf
         self._chains: list[Chain] = []
         self._num_blocks = 0
-        self._ahead: dict[EndpointKey, Amounts] = {}
-        self._unheard: deque[tuple[int, float, EndpointKey, Amounts]] = deque()
         self._waiting: dict[RequestId, Ticket] = {}
         counters.add_others(self._claimed)
+
+    @property
+    def peers(self) -> Peers:
+        """Shares of other gateways' members."""
+        return self._others.peers
 
     @property
     def live_gateways(self) -> int:
@@ -283,18 +157,17 @@ class SharedStore:
     def incoming(self, update: Update, now_s: float) -> None:
         """Take a message in, whoever sent it and however late it is."""
         if update.member == self.member:
-            self._heard(update.sequence)
+            self._others.heard(update.sequence)
             return
         if update.member.startswith(self._seat):
             self.namesakes += 1
         members = self.peers.live_members
-        for key in self.peers.apply(update, now_s):
-            self._counters.set_others(key, self._others(key))
+        self._others.apply(update, now_s)
         if self.peers.live_members > members and self._tells(update.member):
             self._share_told()
         if update.blocks and gateway_of(update.member) != gateway_of(self.member):
             for chain in update.blocks:
-                if chain.endpoint in self.retained:
+                if chain.endpoint in self.load.retained:
                     self._record(chain)
 
     def snapshot(self, updates: Sequence[Update], now_s: float) -> None:
@@ -307,10 +180,7 @@ class SharedStore:
 
     def advance(self, now_s: float) -> None:
         """End shares and increments that are over by `now_s`; O(1) when none is."""
-        for key in self.peers.advance(now_s):
-            self._counters.set_others(key, self._others(key))
-        while self._unheard and self._unheard[0][1] <= now_s:
-            self._forget_ahead()
+        self._others.advance(now_s)
 
     # What this side says.
 
@@ -326,11 +196,11 @@ class SharedStore:
                 del self._waiting[request_id]
                 ticket.answer(None)
                 continue
-            slot = self._counters.slot(ticket.charge.endpoint)
-            own[:, slot] -= (1, 1, ticket.charge.prefill_tokens, ticket.charge.context_tokens, 0)
+            slot = self._counters.place(ticket.charge.endpoint)
+            own[:, slot] -= of_charge(ticket.charge.prefill_tokens, ticket.charge.context_tokens)
         tickets = tuple(self._waiting.values())[:MAX_RESERVATIONS]
         full = now_s >= self._full_s
-        rows = self._all(own) if full else self._changed(own)
+        rows = self._published.all(own) if full else self._published.changed(own)
         blocks: tuple[Chain, ...] = ()
         if not tickets:
             blocks, self._chains, self._num_blocks = tuple(self._chains), [], 0
@@ -346,12 +216,12 @@ class SharedStore:
             self._waiting.pop(ticket.charge.request_id, None)
             candidate = ticket.candidates[given.index]
             try:
-                slot = self._counters.slot(candidate.endpoint)
+                slot = self._counters.place(candidate.endpoint)
             except CapacityError:
                 self._full_s = now_s  # the rendezvous has a charge that no comparison would find
                 ticket.answer(None)
                 continue
-            self._sent[:, slot] += (1, 1, candidate.prefill_tokens, candidate.context_tokens, 0)
+            self._published.add(slot, of_charge(candidate.prefill_tokens, candidate.context_tokens))
             if not ticket.answered and given.index:
                 self.load.move(
                     ticket.charge.request_id,
@@ -409,38 +279,6 @@ class SharedStore:
 
     # Inside.
 
-    def charged(self, charge: Charge, now_s: float) -> None:
-        """The load table charged this; for it alone."""
-        others = self.peers.live_gateways
-        if others and self._optimistic and len(self._unheard) < MAX_UNHEARD:
-            key = charge.endpoint
-            amounts = (others, others, others * charge.prefill_tokens, others * charge.context_tokens, 0)
-            self._unheard.append((self._sequence + 1, now_s + OPTIMISM_S, key, amounts))
-            ahead = self._ahead.get(key)
-            self._ahead[key] = amounts if ahead is None else _sum(ahead, amounts)
-            self._counters.set_others(key, self._others(key))
-        self.wake()
-
-    def _heard(self, sequence: int) -> None:
-        while self._unheard and self._unheard[0][0] <= sequence:
-            self._forget_ahead()
-
-    def _forget_ahead(self) -> None:
-        _, _, key, (a, b, c, d, _) = self._unheard.popleft()
-        ahead = _sum(self._ahead[key], (-a, -b, -c, -d, 0))
-        if ahead[0]:
-            self._ahead[key] = ahead
-        else:
-            del self._ahead[key]
-        self._counters.set_others(key, self._others(key))
-
-    def _others(self, key: EndpointKey) -> Amounts:
-        total = self.peers.total(key)
-        ahead = self._ahead.get(key)
-        a, b, c, d, e = total if ahead is None else _sum(total, ahead)
-        requests, tokens = MAX_OTHERS_REQUESTS, MAX_OTHERS_TOKENS
-        return min(a, requests), min(b, requests), min(c, tokens), min(d, tokens), min(e, tokens)
-
     def _share_told(self) -> None:
         for endpoint, chain in self._told().items():
             self.share(endpoint, chain)
@@ -463,43 +301,9 @@ class SharedStore:
 
     def _update(self, rows: tuple[Row, ...], *, full: bool, blocks: tuple[Chain, ...]) -> Update:
         self._sequence += 1
+        self._others.said(self._sequence)
         return Update(self.member, self._sequence, rows, full, self.share_lease_s, blocks)
 
     def _claimed(self, key: EndpointKey) -> Amounts:
-        """An endpoint got a slot, perhaps one that was another's when something was last said of it."""
-        slot = self._counters.slot(key)
-        before = self._names.get(slot, key)
-        if before != key and self._sent[:, slot].any():
-            self._gone.append(before)
-        self._names[slot] = key
-        self._sent[:, slot] = 0
-        return self._others(key)
-
-    def _all(self, own: IntArray) -> tuple[Row, ...]:
-        self._gone.clear()
-        self._sent[:, : own.shape[1]] = own
-        return self._rows(own, np.flatnonzero(own.any(axis=0)).tolist())
-
-    def _changed(self, own: IntArray) -> tuple[Row, ...]:
-        sent = self._sent[:, : own.shape[1]]
-        rows = self._rows(own, np.flatnonzero((own != sent).any(axis=0)).tolist())
-        sent[:] = own
-        if not self._gone:
-            return rows
-        said = {row.endpoint for row in rows}
-        gone = [key for key in dict.fromkeys(self._gone) if key not in said]
-        self._gone.clear()
-        return (*(Row(key) for key in gone), *rows)
-
-    def _rows(self, own: IntArray, slots: list[int]) -> tuple[Row, ...]:
-        return tuple(Row(self._names[slot], *own[:, slot].tolist()) for slot in slots)
-
-
-def _sum(one: Amounts, other: Amounts) -> Amounts:
-    return (
-        one[0] + other[0],
-        one[1] + other[1],
-        one[2] + other[2],
-        one[3] + other[3],
-        one[4] + other[4],
-    )
+        self._published.claimed(key, self._counters.place(key))
+        return self._others.amounts(key)

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from metadata_center.sharing.messages import Candidate, Update
-from metadata_center.sharing.store import Outgoing, SharedStore
+from metadata_center.sharing.store import SharedStore
+from metadata_center.sharing.tickets import Outgoing
 from metadata_center.sharing.transport import Transport, TransportError
 from metadata_center.types import EndpointKey, RequestId
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 
 from extproc.transport import grpc_aio
-from extproc.transport.native import NativeServer
+from extproc.transport.native import NativeServer, unix_socket
 from extproc.transport.seam import Rpc
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
@@ -32,7 +32,7 @@ async def _grpc_aio(rpcs: Sequence[Rpc], socket: Path) -> AsyncIterator[None]:
 @asynccontextmanager
 async def _native(rpcs: Sequence[Rpc], socket: Path) -> AsyncIterator[None]:
     server = NativeServer(rpcs, MAX_MESSAGE_BYTES)
-    await server.listen_unix(socket)
+    await server.serve(unix_socket(socket))
     server.start()
     yield
     await server.stop(0.0)

@@ -20,6 +20,7 @@ import pytest
 from extproc.choosing import deciding
 from extproc.choosing.deciding import Later, No, Now
 from extproc.choosing.replay import RecordingRng, ReplayRng
+from extproc.choosing.stateful import Decision, FleetView, Hold, Request, Sent, Shed
 from extproc.routing import placing
 from extproc.routing.asking import Asked
 from extproc.routing.placing import Placer
@@ -30,7 +31,6 @@ from extproc.values.endpoints import Endpoint
 from metadata_center.types import RequestId
 from tests.conftest import BLOCK_BYTES, Promise, VirtualLoop, build_rig, chat, endpoint, request_line
 from tokenway.simulator.policies.ours import LateCompletion, LeastCompletion
-from tokenway.simulator.policies.view import Decision, Hold, Request, Sent, Shed, View
 
 KV_TOKENS = 40_000
 
@@ -81,14 +81,14 @@ class Both:
         for key in self.keys:
             self.rig.state.engines.told_kv_tokens(key, KV_TOKENS)
 
-    def view(self, snapshot: Snapshot, draws: tuple[float, ...]) -> View:
+    def view(self, snapshot: Snapshot, draws: tuple[float, ...]) -> FleetView:
         """What the replayer's gateway knows; of the caches it believes what the other one does, in tokens."""
         rows, state, now_s = len(self.keys), self.rig.state, self.rig.clock()
         load = state.load.view(state.load.slots(self.keys))
         asked = self.asked
         assert asked is not None
         since_s = state.engines._prefill_since_s
-        return View(
+        return FleetView(
             now_s=now_s,
             rng=ReplayRng(draws),
             request=Request(
@@ -130,7 +130,7 @@ class Both:
             assert (other.rank, other.closed) == (found.wait.rank, found.wait.closed)
         return found
 
-    def send(self, view: View, row: int, cached: int) -> None:
+    def send(self, view: FleetView, row: int, cached: int) -> None:
         """The request is on its way: its answer takes some time of its own."""
         sent = Sent(view.request, row, view.now_s, cached)
         self.policy.on_sent(sent)

@@ -13,6 +13,7 @@ import pytest
 
 from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import Counters
+from metadata_center.load.kinds import Amounts
 from metadata_center.service.cluster_loads import Limits
 from metadata_center.service.http_server import HttpServer
 from metadata_center.sharing.http_transport import HttpTransport
@@ -27,7 +28,7 @@ from metadata_center.sharing.messages import (
     Update,
     member_id,
 )
-from metadata_center.sharing.peers import Amounts, Peers
+from metadata_center.sharing.peers import Peers
 from metadata_center.sharing.redis_transport import RedisTransport
 from metadata_center.sharing.redis_url import parse_url
 from metadata_center.sharing.store import SharedStore

@@ -123,7 +123,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
     server.add_insecure_port(address)
     dispatcher = Dispatcher(
         OWNER,
-        lambda entry: rig.outcomes.take(entry, rig.clock()),
+        lambda entry: rig.ends.take(entry, rig.clock()),
         lambda _owner, _entry: False,
         lambda _entry: None,
         rig.state.metrics,

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from extproc.choosing.policies.inference_lb import inference_scores
+from extproc.choosing.stateful import FleetView, Request, Sent, StatefulPolicy
 from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Snapshot
 from metadata_center.types import EndpointKey
@@ -27,7 +28,6 @@ from tokenway.simulator.policies.product import Product
 from tokenway.simulator.policies.registry import REGISTRY, make
 from tokenway.simulator.policies.sglang import SglangCacheAware
 from tokenway.simulator.policies.smetric import SMetric
-from tokenway.simulator.policies.view import Policy, Request, Sent, View
 from tokenway.simulator.policies.vllm_dp import VllmDp
 
 ROWS = 3
@@ -52,7 +52,7 @@ def request(
     return Request(name, 0.0, prompt_tokens, blocks, session, **changes)
 
 
-def view(asked: Request | None = None, *, rows: int = ROWS, **columns: Any) -> View:
+def view(asked: Request | None = None, *, rows: int = ROWS, **columns: Any) -> FleetView:
     """An idle fleet of equals, but for `columns`."""
     idle: dict[str, Any] = {
         "now_s": 0.0,
@@ -68,7 +68,7 @@ def view(asked: Request | None = None, *, rows: int = ROWS, **columns: Any) -> V
         "kv_usage": [0.0] * rows,
         "scraped_s": [0.0] * rows,
     }
-    return View(request=asked or request(), **{**idle, **columns})
+    return FleetView(request=asked or request(), **{**idle, **columns})
 
 
 def conversation(rng: Random) -> list[int]:
@@ -77,7 +77,7 @@ def conversation(rng: Random) -> list[int]:
     return [*range(stem, stem + rng.randrange(1, 20))]
 
 
-def send(policy: Policy, seen: View) -> Sent:
+def send(policy: StatefulPolicy, seen: FleetView) -> Sent:
     """Choose, and tell the policy that the request went there."""
     row = policy.choose(seen)
     assert isinstance(row, int)
@@ -291,7 +291,7 @@ def test_llmd_sticky_counts_the_requests_own_tokens() -> None:
     assert LlmdSticky(threshold=1.0).choose(view(matched_blocks=[9, 0, 0], prefill_tokens=[100, 0, 0])) == 0
 
 
-def observe(policy: Policy, row: int, times: Sequence[tuple[int, float]], now_s: float) -> None:
+def observe(policy: StatefulPolicy, row: int, times: Sequence[tuple[int, float]], now_s: float) -> None:
     """Let the policy see (in flight, TTFT) on `row`, by choosing it as the only one with room."""
     for load, ttft_s in times:
         loads = [load if at == row else 99 for at in range(ROWS)]
@@ -429,7 +429,7 @@ def test_smetric_counts_attention_as_work() -> None:
     assert SMetric(attention_tokens=1000.0).work(100, 200) == 115
 
 
-def finish_first_tokens(policy: Policy, row: int, number: int, elapsed_s: float) -> None:
+def finish_first_tokens(policy: StatefulPolicy, row: int, number: int, elapsed_s: float) -> None:
     """Let `number` requests of 160 tokens pass on `row`, `elapsed_s` each to their first token."""
     for name in range(number):
         seen = view(request(name=name), rows=ROWS, requests=[0 if at == row else 9 for at in range(ROWS)])

@@ -12,9 +12,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the benchmarks are not installed
 
 from benchmarks.prediction import ALONE_GAP_S, Watched, batched_gap_s, foreseen, table, workload
+from extproc.choosing.stateful import FleetView, Request
 from metadata_center.types import EndpointKey
 from tokenway.simulator.policies.ours import LeastCompletion
-from tokenway.simulator.policies.view import Request, View
 
 
 @pytest.mark.parametrize("load", ["alone", "batched"])
@@ -54,7 +54,7 @@ def test_what_is_learned_from_does_not_change_with_the_books() -> None:
             *("waiting", "running", "kv_usage", "scraped_s", "matched_blocks", "since_s"),
         )
     }
-    view = View(
+    view = FleetView(
         now_s=1.0,
         rng=Random(1),
         request=Request(1, 1.0, 1000, [1, 2]),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from extproc.observing.request_log import REQUEST_LOGGER, JsonFormatter, block_key
+from extproc.observing.request_log import REQUEST_LOGGER, JsonFormatter, RequestLog, block_key
 from tests.conftest import BLOCK_BYTES, Rig, chat
 from tokenway.cli.replay import replay
 from tokenway.simulator.replay.log_lines import ended_request
@@ -37,12 +37,22 @@ def lines() -> Iterator[io.StringIO]:
     logger.propagate = propagate
 
 
-def ask(rig: Rig, name: str, prompt: str, **usage: Any) -> None:
+SECRET = "the installation's secret"
+
+
+def log_of(secret: str | None = None) -> RequestLog:
+    """What logs requests, prompts' blocks as well if there is a secret."""
+    log = RequestLog()
+    log.configure(is_on=True, key=None if secret is None else block_key(secret))
+    return log
+
+
+def ask(rig: Rig, name: str, prompt: str, secret: str | None = None, **usage: Any) -> None:
     """Decide a request, let it end with `usage`, and log it."""
     rig.decide(name, chat(prompt))
     tokens = {"prompt_tokens": round(rig.record(name).prompt_bytes * TOKENS_PER_BYTE), "completion_tokens": 8}
     rig.end(name, **{**tokens, **usage})
-    rig.gateway.ended(rig.endings[-1])
+    log_of(secret).ended(rig.endings[-1])
 
 
 def saved(path: Path, lines: io.StringIO) -> Path:
@@ -55,10 +65,9 @@ def test_prompts_that_share_a_beginning_share_it_in_the_trace(
     rig: Rig, lines: io.StringIO, tmp_path: Path
 ) -> None:
     """Two questions under one system prompt have its blocks in common, another prompt has none of them."""
-    rig.gateway.block_key = block_key("the installation's secret")
-    ask(rig, "a", SYSTEM + "Will it rain in Lisbon tomorrow? " * 20)
-    ask(rig, "b", SYSTEM + "And how warm does it get in Oslo? " * 20)
-    ask(rig, "c", "Something else altogether. " * 90)
+    ask(rig, "a", SYSTEM + "Will it rain in Lisbon tomorrow? " * 20, SECRET)
+    ask(rig, "b", SYSTEM + "And how warm does it get in Oslo? " * 20, SECRET)
+    ask(rig, "c", "Something else altogether. " * 90, SECRET)
     trace = read_trace(saved(tmp_path / "gateway.log", lines))
     assert trace.block_tokens == BLOCK_BYTES * TOKENS_PER_BYTE
     ids = [[first + at for first, count in request.runs for at in range(count)] for request in trace.requests]
@@ -118,9 +127,8 @@ def test_a_log_without_token_counts_says_what_to_switch_on(
 
 def test_one_size_of_blocks_in_a_log(rig: Rig, lines: io.StringIO, tmp_path: Path) -> None:
     """Blocks of two sizes share nothing although they should: the log has to be cut where it changed."""
-    rig.gateway.block_key = block_key("the installation's secret")
-    ask(rig, "a", "x" * 2000)
-    ask(rig, "b", "x" * 2000)
+    ask(rig, "a", "x" * 2000, SECRET)
+    ask(rig, "b", "x" * 2000, SECRET)
     first, second = lines.getvalue().splitlines()
     path = tmp_path / "gateway.log"
     path.write_text(first + "\n" + json.dumps(json.loads(second) | {"block_bytes": 512}) + "\n")
@@ -132,9 +140,8 @@ def test_the_command_replays_a_gateways_log(
     rig: Rig, lines: io.StringIO, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`tokenway replay LOGFILE` prints the table; what prompts share is found cached."""
-    rig.gateway.block_key = block_key("the installation's secret")
     for number in range(20):
-        ask(rig, f"r{number}", SYSTEM + f"Question {number}? " * 10, duration_s=20.0 - number)
+        ask(rig, f"r{number}", SYSTEM + f"Question {number}? " * 10, SECRET, duration_s=20.0 - number)
     path, figures = saved(tmp_path / "gateway.log", lines), tmp_path / "figures.json"
     options = ["--engines", "2", "--policies", "round_robin", "--rates", "x1", "--jobs", "1"]
     assert replay([str(path), *options, "--json", str(figures)]) == 0

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from extproc.choosing.holding import POLL_S
+from extproc.choosing.stateful import Decision, FleetView, Hold, Sent, Shed, StatefulPolicy
 from tokenway.simulator.engine.engine import EngineRequest
 from tokenway.simulator.engine.profile import PROFILES, EngineProfile
 from tokenway.simulator.policies.registry import make
-from tokenway.simulator.policies.view import Decision, Hold, Policy, Sent, Shed, View
 from tokenway.simulator.replay.caches import ViewKind
 from tokenway.simulator.replay.fleet import Fleet, Member, parse_fleet, profiles_from, scaled_kv
 from tokenway.simulator.replay.oracle import Oracle, prefill_s, time_to_first_token
@@ -43,22 +43,22 @@ def _request(
 
 def _run(
     trace: Trace,
-    policy: Callable[[Truth], Policy],
+    policy: Callable[[Truth], StatefulPolicy],
     settings: RunSettings = EXACT,
     fleet: Fleet = FLEET,
 ) -> Replayed:
     return Replay(trace, fleet, policy, settings, _draws, lambda: 0.0).run()
 
 
-class Scripted(Policy):
+class Scripted(StatefulPolicy):
     """Answers from a list, the last for ever, and keeps what it was shown and told."""
 
-    def __init__(self, *answers: Decision | Callable[[View], Decision]) -> None:
+    def __init__(self, *answers: Decision | Callable[[FleetView], Decision]) -> None:
         self.answers = list(answers)
         self.views: list[dict[str, Any]] = []
         self.told: list[tuple[Any, ...]] = []
 
-    def choose(self, view: View) -> Decision:
+    def choose(self, view: FleetView) -> Decision:
         """Copy what is shown, give the next answer."""
         columns = ("requests", "prefilling", "prefill_tokens", "context_tokens", "matched_blocks", "waiting")
         seen = {name: list(getattr(view, name)) for name in columns}
@@ -110,7 +110,7 @@ def test_a_turn_waits_for_the_answer_and_its_think_time() -> None:
     assert (first.row, first.first_s, first.end_s, second.arrived_s) == (None, None, 1.0, 3.5)
 
 
-def test_books_match_and_observers_follow_a_request() -> None:
+def test_the_ledger_and_matches_and_observers_follow_a_request() -> None:
     """Charged at once, prefill off at the first token, gone at the end; matches count what is sent."""
     policy = Scripted(0)
     _run(_trace(_request(0.0, output=200), _request(0.001), _request(0.5), _request(9.0)), lambda _: policy)
@@ -178,16 +178,16 @@ def test_other_gateways_are_known_after_the_push(delay_s: float, seen: list[int]
 
 
 @pytest.mark.parametrize("kind", list(ViewKind))
-def test_books_and_views_of_every_gateway_come_to_rest(kind: ViewKind) -> None:
+def test_ledgers_and_views_of_every_gateway_come_to_rest(kind: ViewKind) -> None:
     """With four gateways, delays and no first tokens, nothing stays charged and all prompts are served."""
     rng = Random(2)
     requests = [_request(rng.random() * 5, blocks=1 + int(rng.random() * 30), first=0) for _ in range(60)]
     settings = RunSettings(gateways=4, view=kind, first_token=False, spread=Spread.RANDOM, push_delay_s=0.3)
     requests.append(_request(60.0))  # long after: every push has arrived
-    views: list[View] = []
+    views: list[FleetView] = []
 
-    class Watching(Policy):
-        def choose(self, view: View) -> int:
+    class Watching(StatefulPolicy):
+        def choose(self, view: FleetView) -> int:
             views.append(view)
             return int(view.rng.random() * 2)
 
@@ -201,7 +201,7 @@ def test_books_and_views_of_every_gateway_come_to_rest(kind: ViewKind) -> None:
 
 
 def test_a_prefill_without_first_token_is_taken_off_when_predicted() -> None:
-    """The books show it before the deadline of 100 ms and no more after it, though the stream goes on."""
+    """The ledger shows it before the deadline of 100 ms and no more after it, though the stream goes on."""
     policy = Scripted(0)
     settings = replace(EXACT, first_token=False)
     requests = (_request(0.0, output=400), _request(0.09, first=50), _request(0.5, first=90))
@@ -272,8 +272,8 @@ def test_held_requests_are_asked_by_rank_up_to_a_closed_one() -> None:
     """Lower ranks first; a closed hold ends the round."""
     order: list[int] = []
 
-    class ByRank(Policy):
-        def choose(self, view: View) -> Decision:
+    class ByRank(StatefulPolicy):
+        def choose(self, view: FleetView) -> Decision:
             index = view.request.request_id
             if index == 0:
                 return 0
@@ -288,7 +288,7 @@ def test_held_requests_are_asked_by_rank_up_to_a_closed_one() -> None:
 
 
 def test_an_engine_that_refuses_leaves_no_trace() -> None:
-    """A full queue sheds; books go back to zero and nothing counts as cached."""
+    """A full queue sheds; ledgers go back to zero and nothing counts as cached."""
     full = replace(H100, max_num_queued_reqs=1)
     policy = Scripted(0)
     trace = _trace(*(_request(0.0001 * i, first=90 * i) for i in range(3)), _request(9.0, first=180))
@@ -310,8 +310,8 @@ def test_estimates_are_off_but_proportional() -> None:
     """With an error, lengths differ from the truth, and what is matched never exceeds the prompt."""
     seen: list[tuple[int, int]] = []
 
-    class Reading(Policy):
-        def choose(self, view: View) -> int:
+    class Reading(StatefulPolicy):
+        def choose(self, view: FleetView) -> int:
             seen.append((view.request.prompt_tokens, view.matched_tokens()[0]))
             return 0
 
@@ -404,7 +404,7 @@ def test_the_selfish_oracle_queues_where_it_is_soonest_and_the_other_where_it_co
 
     def row(work: float) -> int | None:
         class Until(Oracle):
-            def choose(self, view: View) -> int:
+            def choose(self, view: FleetView) -> int:
                 return super().choose(view) if view.request.request_id == 7 else 0
 
         served = _run(trace, lambda truth: Until(truth, work)).served

@@ -1,4 +1,4 @@
-"""Books and cache views: what a gateway knows, and when."""
+"""Ledger and cache views: what a gateway knows, and when."""
 
 from __future__ import annotations
 
@@ -7,48 +7,48 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metadata_center.types import EndpointKey
-from tokenway.simulator.replay.books import Books
 from tokenway.simulator.replay.caches import Announced, Events, History
+from tokenway.simulator.replay.ledger import GatewayLedger
 
 KEYS = (EndpointKey("10.0.0.1:8000"), EndpointKey("10.0.0.2:8000"))
 
 
-def _columns(books: Books) -> list[list[int]]:
+def _columns(ledger: GatewayLedger) -> list[list[int]]:
     return [
-        books.requests,
-        books.prefilling,
-        books.prefill_tokens,
-        books.prompt_tokens,
-        books.context_tokens,
+        ledger.requests,
+        ledger.prefilling,
+        ledger.prefill_tokens,
+        ledger.prompt_tokens,
+        ledger.context_tokens,
     ]
 
 
 def test_a_prefill_is_taken_off_once_and_the_rest_with_the_request() -> None:
     """Uncached and prompt tokens leave at the first token, context and the request at the end."""
-    books = Books(2)
-    books.charge(7, 1, 60, 100, 1.0)
-    assert _columns(books) == [[0, 1], [0, 1], [0, 60], [0, 100], [0, 100]]
-    books.prefilled(7, 2.0)
-    assert books.prefilled(7, 3.0) is None
-    assert _columns(books) == [[0, 1], [0, 0], [0, 0], [0, 0], [0, 100]]
-    books.release(7, 4.0)
-    assert _columns(books) == [[0, 0]] * 5
-    assert books.prefilled(7, 5.0) is None
+    ledger = GatewayLedger(2)
+    ledger.charge(7, 1, 60, 100, 1.0)
+    assert _columns(ledger) == [[0, 1], [0, 1], [0, 60], [0, 100], [0, 100]]
+    ledger.prefilled(7, 2.0)
+    assert ledger.prefilled(7, 3.0) is None
+    assert _columns(ledger) == [[0, 1], [0, 0], [0, 0], [0, 0], [0, 100]]
+    ledger.release(7, 4.0)
+    assert _columns(ledger) == [[0, 0]] * 5
+    assert ledger.prefilled(7, 5.0) is None
 
 
 def test_the_prefill_at_the_head_is_under_way_since_the_one_before_ended() -> None:
     """The first since it was sent, another sent meanwhile changes nothing, an answer's end neither."""
-    books = Books(2)
-    books.charge(1, 0, 60, 100, 1.0)
-    books.charge(2, 0, 60, 100, 2.0)
-    assert books.since_s == [1.0, 0.0]
-    books.prefilled(1, 3.0)
-    assert books.since_s == [3.0, 0.0]
-    books.release(1, 4.0)
-    assert books.since_s == [3.0, 0.0]
-    books.release(2, 5.0)
-    books.charge(3, 0, 60, 100, 6.0)
-    assert books.since_s == [6.0, 0.0]
+    ledger = GatewayLedger(2)
+    ledger.charge(1, 0, 60, 100, 1.0)
+    ledger.charge(2, 0, 60, 100, 2.0)
+    assert ledger.since_s == [1.0, 0.0]
+    ledger.prefilled(1, 3.0)
+    assert ledger.since_s == [3.0, 0.0]
+    ledger.release(1, 4.0)
+    assert ledger.since_s == [3.0, 0.0]
+    ledger.release(2, 5.0)
+    ledger.charge(3, 0, 60, 100, 6.0)
+    assert ledger.since_s == [6.0, 0.0]
 
 
 @settings(max_examples=50)
@@ -57,7 +57,7 @@ def test_what_is_told_keeps_another_gateway_equal(
     steps: list[tuple[int, str, int]],
 ) -> None:
     """Entries applied elsewhere give the same columns, and all of it ends at zero."""
-    own, other = Books(3), Books(3)
+    own, other = GatewayLedger(3), GatewayLedger(3)
     open_ids = set()
     for request_id, what, row in steps:
         entry = None

@@ -14,9 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from xxhash import xxh3_64_intdigest
 
 from metadata_center.cache_map import matching, runs
-from metadata_center.cache_map.cache_map import CacheMap, Replica
+from metadata_center.cache_map.cache_map import CacheMap
+from metadata_center.cache_map.holders import Replica
 from metadata_center.cache_map.runs import FOLD, REFUTED, Fork, Root, Run
-from metadata_center.cache_map.values import root
 from metadata_center.kv_events.events import (
     AllBlocksCleared,
     Batch,
@@ -25,6 +25,7 @@ from metadata_center.kv_events.events import (
     Event,
     encoded_token_ids,
 )
+from metadata_center.roots import root
 from metadata_center.types import EndpointKey
 
 VOCABULARY = [b"a", b"b", b"aa", b"ab"]
@@ -69,7 +70,7 @@ class CacheMapMachine(RuleBasedStateMachine):
     def start(self, width: int) -> None:
         """Attach all; short runs make many nodes out of short chains."""
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr("metadata_center.cache_map.cache_map.RUN_BLOCKS", width)
+        self.patch.setattr("metadata_center.cache_map.storing.RUN_BLOCKS", width)
         self.patch.setattr(matching, "MAX_PATHS", 100_000)
         self.patch.setattr(runs, "MAX_SAME_TEXT", 100_000)
         self.replicas = [self.map.attach(key, rank, "m", VOCABULARY) for key, rank in REPLICAS]
@@ -251,17 +252,17 @@ class CacheMapMachine(RuleBasedStateMachine):
         stats = self.map.stats
         held = sum(len(counter) for media in self.held for counter in media.values())
         assert (stats.held, stats.unmatched, stats.orphans, stats.refused) == (held, 0, 0, 0)
-        living = [run for run in self.map._runs if run is not None]
+        living = [run for run in self.map._tree.runs if run is not None]
         assert stats.runs == len(living)
         assert stats.stored == sum(1 for run in living for _ in run.names())
         assert stats.doubted == sum(
             tokens is not REFUTED for run in living for tokens in (run.doubts or {}).values()
         )
-        mine = [run for run in living if run.space is self.map._spaces["m"]]
-        assert self.map._spaces["m"].names == {name: run.id for run in mine for name in run.names()}
+        mine = [run for run in living if run.space is self.map._holders.spaces["m"]]
+        assert self.map._holders.spaces["m"].names == {name: run.id for run in mine for name in run.names()}
         for run in living:
             self.check(run)
-        reached = [run for start in self.map._roots.values() for run in self.below(start)]
+        reached = [run for start in self.map._tree.roots.values() for run in self.below(start)]
         assert sorted(run.id for run in reached) == sorted(run.id for run in living)
 
     def check(self, run: Run) -> None:
@@ -303,9 +304,9 @@ class CacheMapMachine(RuleBasedStateMachine):
             pass
         stats = self.map.stats
         assert (stats.stored, stats.held, stats.runs, stats.doubted, stats.sweeping) == (0, 0, 0, 0, 0)
-        assert not self.map._roots
-        assert not self.map._spaces
-        assert not self.map._taken
+        assert not self.map._tree.roots
+        assert not self.map._holders.spaces
+        assert not self.map._holders.taken
         if self.replicas:
             self.patch.undo()
 

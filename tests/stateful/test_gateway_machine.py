@@ -44,7 +44,7 @@ class Charged:
 
 
 class GatewayMachine(RuleBasedStateMachine):
-    """Drives `Gateway` and `Outcomes` as Envoy would, in no sensible order."""
+    """Drives `Gateway` and `Endings` as Envoy would, in no sensible order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ class GatewayMachine(RuleBasedStateMachine):
             inflight = state.inflight.get(RequestId(request_id))
             assert inflight is not None
             assert inflight.endpoint == charge.endpoint
-        assert set(state.caches.history._caches) <= self.configured
+        assert set(self.rig.history._caches) <= self.configured
 
     def teardown(self) -> None:
         """After all ends, or their leases, every counter is exactly zero."""
@@ -195,7 +195,7 @@ class GatewayMachine(RuleBasedStateMachine):
             self.rig.end(request_id)
         self.rig.clock.advance(LEASE_S)
         self.rig.state.advance(self.now_s)
-        assert not self.rig.state.load._counters._rows.any()
+        assert not self.rig.counters._rows.any()
         assert len(self.rig.state.inflight) == self.rig.state.load.in_flight == 0
 
 

@@ -38,7 +38,7 @@ class LoadTableMachine(RuleBasedStateMachine):
         charge = Charge(request_id, key, prefill, context)
         due_s = None if due is None else self.now_s + due
         new = request_id not in self.charged
-        if new and self.tombstones.pop(request_id, 0.0) > self.now_s:
+        if self.tombstones.get(request_id, 0.0) > self.now_s:
             new = False
         assert self.table.charge(charge, self.now_s, due_s) is new
         if new:
@@ -76,7 +76,8 @@ class LoadTableMachine(RuleBasedStateMachine):
     def release(self, request_id: RequestId) -> None:
         """Give back what is charged, or bury."""
         expected = self.charged.get(request_id)
-        assert self.table.release(request_id, self.now_s) == expected
+        assert self.table.get(request_id) == expected
+        assert self.table.release(request_id, self.now_s) is (expected is not None)
         if expected is None:
             self.tombstones[request_id] = self.now_s + TOMBSTONE_S
         self.forget(request_id)

@@ -11,7 +11,8 @@ from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import Counters
 from metadata_center.service.shares import Shares
 from metadata_center.sharing.messages import Candidate, Reserved, Update, decode, encode, member_id
-from metadata_center.sharing.store import Outgoing, SharedStore
+from metadata_center.sharing.store import SharedStore
+from metadata_center.sharing.tickets import Outgoing
 from metadata_center.types import Charge, EndpointKey, RequestId
 
 KEYS = tuple(EndpointKey(f"10.0.0.{host}:8000") for host in range(3))
@@ -197,7 +198,7 @@ class SharingMachine(RuleBasedStateMachine):
         self.settle()
         for store, slots in zip(self.stores, self.slots, strict=True):
             assert not any(map(any, _kinds(store.load.view(slots))))
-            assert not store._ahead
+            assert not store._others._ahead
         assert not self.rendezvous.totals
 
 

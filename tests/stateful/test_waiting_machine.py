@@ -329,7 +329,7 @@ class WaitingMachine(RuleBasedStateMachine):
         assert len(self.room) == 0
         assert len(self.over) == self.asked
         assert not any(map(len, self.queues()))
-        assert not self.rig.state.load._counters._rows.any()
+        assert not self.rig.counters._rows.any()
 
 
 def test_a_longer_bound_does_not_outlast_the_patience_envoy_was_asked_for() -> None:

@@ -83,7 +83,7 @@ def copied(root: Path) -> None:
         ("tokenway/simulator/policies/ours.py", {Kind.OWN, Kind.WHOLE}),
         ("extproc/choosing/completion.py", {Kind.OWN, Kind.WHOLE}),
         ("tokenway/simulator/replay/run.py", {Kind.OWN, Kind.WHOLE}),
-        ("tokenway/simulator/replay/books.py", {Kind.OWN, Kind.WHOLE}),
+        ("tokenway/simulator/replay/ledger.py", {Kind.OWN, Kind.WHOLE}),
         ("tokenway/simulator/replay/oracle.py", {Kind.ORACLES}),
         ("tokenway/simulator/engine/engine.py", set(Kind)),
         ("tokenway/simulator/replay/trace.py", set(Kind)),

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest
 
-from metadata_center.cache_map.cache_map import CacheMap, Replica
+from metadata_center.cache_map.cache_map import CacheMap
+from metadata_center.cache_map.holders import Replica
 from metadata_center.cache_map.runs import MAX_FIRST_LENGTHS
-from metadata_center.cache_map.values import Matches, root
+from metadata_center.cache_map.values import Matches
 from metadata_center.errors import CapacityError
 from metadata_center.kv_events.decoding import decode
 from metadata_center.kv_events.events import (
@@ -27,6 +28,7 @@ from metadata_center.kv_events.events import (
     Event,
     encoded_token_ids,
 )
+from metadata_center.roots import root
 from metadata_center.types import EndpointKey
 
 A, B, C = (EndpointKey(f"10.0.0.{host}:8000") for host in (1, 2, 3))
@@ -324,7 +326,7 @@ def test_bits_of_the_gone_are_not_inherited() -> None:
         apply(cache_map, replica, stored(ids("ab")), stored(ids("cd"), before=ids("ab")))
         cache_map.clear(replica)
         cache_map.remove(A)
-    assert cache_map._taken.bit_length() <= 2 * 8 * 2
+    assert cache_map._holders.taken.bit_length() <= 2 * 8 * 2
 
 
 def test_old_handles_do_nothing() -> None:
@@ -554,8 +556,8 @@ def test_a_run_split_while_it_is_swept_keeps_nothing_of_the_gone() -> None:
     apply(cache_map, replica, removed(ids("zz")))
     cache_map.clear(others[0])
     assert cache_map.sweep(1)
-    cache_map._store(others[1], stored(ids("xy"), before=ids("abcd")))  # `apply` would sweep the rest
-    assert [run is not None for run in cache_map._runs] == [True, True, True]
+    cache_map._storing.store(others[1], stored(ids("xy"), before=ids("abcd")))  # `apply` would sweep the rest
+    assert [run is not None for run in cache_map._tree.runs] == [True, True, True]
     while cache_map.sweep(1):
         pass
     heir = cache_map.attach(EndpointKey("10.0.0.9:8000"), 0, "m", LETTERS)

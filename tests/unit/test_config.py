@@ -23,7 +23,9 @@ from extproc.config.loading import (
     parse,
     with_defaults,
 )
-from extproc.config.schema import Config, Health, LoadBalancingSection, RuleSection
+from extproc.config.schema import Config
+from extproc.config.sections.engines import Health
+from extproc.config.sections.models import LoadBalancingSection, RuleSection
 from extproc.errors import ConfigError
 from extproc.health.settings import HealthSettings
 from extproc.request.rules import Backend, ModelRules, Rule, RuleTable

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metadata_center.cache_map.cache_map import CacheMap
-from metadata_center.cache_map.values import root
 from metadata_center.kv_events import pieces as module
 from metadata_center.kv_events.decoding import MAX_PAYLOAD_BYTES, decode
 from metadata_center.kv_events.errors import DecodeError
@@ -23,6 +22,7 @@ from metadata_center.kv_events.pieces import (
     STEP_HASHES,
     pieces,
 )
+from metadata_center.roots import root
 from metadata_center.types import EndpointKey
 
 A = EndpointKey("10.0.0.1:1")

@@ -9,18 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from extproc.choosing.arrays import MANY_ROWS
 from extproc.choosing.completion import DECODE_TOKENS
 from extproc.choosing.foreseen import foreseen_ttft_s
 from extproc.choosing.holding import OPEN_STEPS
-from extproc.choosing.least_completion import (
-    backlog,
-    completion_costs,
-    completion_terms,
-    has_room,
-    open_until_s,
-    row_times_s,
-)
+from extproc.choosing.least_completion import completion_costs, completion_terms
 from extproc.choosing.limits import decode_tokens_of
+from extproc.choosing.rows import backlog, has_room, open_until_s, row_times_s
 from extproc.choosing.snapshots import Load, steps_s
 from extproc.choosing.terms import total
 from extproc.observing.explain import render, to_json, verdict
@@ -341,6 +336,24 @@ def test_columns_are_what_their_rows_say(any_snapshot: Snapshot) -> None:
     assert total(terms) == [-each for each in found.totals_s]
 
 
+@given(snapshots())
+def test_many_rows_cost_what_few_do(few: Snapshot) -> None:
+    """Arrays give each row what the loops give it, to the last bit."""
+    times = -(-MANY_ROWS // len(few.keys))
+    assert few.learned is not None
+    of_rows = (
+        *("requests", "prefill_tokens", "context_tokens", "matched_blocks", "weights", "prefilling"),
+        *("cached_tokens", "steps_s", "kv_tokens", "seats", "kv_used"),
+    )
+    columns: dict[str, Any] = {name: list(getattr(few, name)) * times for name in of_rows}
+    keys = tuple(EndpointKey(f"10.0.0.1:{row}") for row in range(len(few.keys) * times))
+    learned = replace(few.learned, row_prices_s=list(few.learned.row_prices_s) * times)
+    many = replace(few, keys=keys, learned=learned, **columns)
+    some, all_of_them = completion_costs(few), completion_costs(many)
+    for name in ("waits_s", "works_s", "rooms_s", "decodes_s"):
+        assert getattr(all_of_them, name) == getattr(some, name) * times
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 300), st.integers(0, 300), amounts, st.floats(0.1, 10.0)), min_size=1),
     st.integers(1, 100_000),
@@ -359,3 +372,5 @@ def test_the_quick_way_over_paces_is_the_long_one(
     prices = Prices((), (tpot_prices_s,), ())
     once = steps_s((prices,), weights, load, prompt_tokens, output_tokens)
     assert once == steps_s((prices,) * len(rows), weights, load, prompt_tokens, output_tokens)
+    many = Load(*([*column] * MANY_ROWS for column in (requests, prefilling, [0] * len(rows), context)))
+    assert steps_s((prices,), weights * MANY_ROWS, many, prompt_tokens, output_tokens) == once * MANY_ROWS

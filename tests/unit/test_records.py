@@ -13,8 +13,11 @@ from extproc.predicting.tpot import SegmentedTpotModel
 from extproc.predicting.ttft import Backlog, TtftModel
 from extproc.values.choices import Choice, Snapshot
 from extproc.values.decisions import DecisionRecord
+from extproc.values.endings import Ending
+from extproc.values.inflight import Inflight
 from extproc.values.outcomes import Ended, Outcome
 from extproc.values.prices import Prices
+from extproc.values.requests import Operation
 from metadata_center.types import EndpointKey, RequestId
 
 A, B = EndpointKey("10.0.0.1:8000"), EndpointKey("10.0.0.2:8000")
@@ -23,6 +26,11 @@ A, B = EndpointKey("10.0.0.1:8000"), EndpointKey("10.0.0.2:8000")
 def record(request_id: str) -> DecisionRecord:
     """Build a record that holds nothing but its id."""
     return DecisionRecord(request_id=RequestId(request_id), time_unix_s=1.0, data_age_s={})
+
+
+def sent(made: DecisionRecord) -> Inflight:
+    """What is remembered of a request that was sent."""
+    return Inflight(made, Operation.CHAT, EndpointKey("e"), [], "g", ("g",), 0.0)
 
 
 def test_row_and_chosen_refer_to_the_snapshot() -> None:
@@ -69,16 +77,25 @@ def test_predictions_are_made_of_each_rows_own_columns() -> None:
     assert (foreseen_ttft_s(record("q"), 0), foreseen_tpot_s(record("q"), 0)) == (None, None)
 
 
-def test_outcome_is_attached_to_the_record_of_its_request() -> None:
-    """An outcome reaches the record of its id; an unknown id attaches nothing and reports it."""
+def test_an_outcome_reaches_the_record_of_its_request() -> None:
+    """The newest record of an id has the outcome; of what is no longer held nothing is kept."""
     ring = RecordRing(2)
-    ring.add(record("a"))
+    older, newer = record("a"), record("a")
+    ring.add(older)
+    ring.add(newer)
     outcome = Outcome(Ended.COMPLETED, 1.0)
-    attached = ring.attach(RequestId("a"), outcome)
-    assert attached is ring.get(RequestId("a"))
-    assert attached is not None
-    assert attached.outcome is outcome
-    assert ring.attach(RequestId("b"), outcome) is None
+    ring.ended(Ending(older, outcome, 0.0, sent(older)))
+    assert (older.outcome, newer.outcome) == (None, outcome)
+    ring.ended(Ending(record("b"), outcome, 0.0, sent(record("b"))))
+    assert ring.get(RequestId("b")) is None
+
+
+def test_a_refusal_is_held_when_it_is_told() -> None:
+    """Nobody added it before: it was never decided."""
+    ring = RecordRing(2)
+    refused = record("a")
+    ring.ended(Ending(refused, Outcome(Ended.REJECTED, 0.0, status=400), 0.0))
+    assert ring.get(RequestId("a")) is refused
 
 
 def test_overwriting_an_older_record_keeps_the_newer_one_of_the_same_id() -> None:

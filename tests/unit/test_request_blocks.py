@@ -6,7 +6,8 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.request.blocks import BLOCK_BYTES, MAX_BLOCKS, block_hashes, root
+from extproc.request.blocks import BLOCK_BYTES, MAX_BLOCKS, block_hashes
+from metadata_center.roots import root
 
 PROMPT = bytes(range(256)) * 5  # 1,280 bytes: two full blocks and half of one
 

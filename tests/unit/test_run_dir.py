@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from extproc.config.schema import Server
+from extproc.config.sections.listening import Server
 from extproc.errors import ConfigError
 from extproc.server import run_dir as module
 from extproc.server.run_dir import closed_to_others, lock, prepare, run_dir

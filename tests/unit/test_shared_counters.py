@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from metadata_center.errors import CapacityError, LayoutError
+from metadata_center.load.ledger import Entry
 from metadata_center.load.shared_counters import SharedCounters, create
 from metadata_center.load.table import LoadTable
 from metadata_center.types import Charge, EndpointKey, RequestId
@@ -26,15 +27,21 @@ def path(tmp_path: Path) -> Path:
     return file
 
 
+def leg(
+    slot: int, prefill: int, context: int, *, held: bool = True, generated: int = 0
+) -> Entry[str, EndpointKey, int]:
+    """A leg that is counted at a slot."""
+    return Entry("1", 0, 1, A, slot, prefill, context, 0, 0.0, held, generated)
+
+
 def test_totals_are_the_sum_over_workers(path: Path) -> None:
     """Each worker sees its own load and the other's, under the same slot."""
     one, two = SharedCounters(path, 0), SharedCounters(path, 1)
-    one.add(one.slot(A), 1, 1, 10, 20)
-    two.add(two.slot(B), 1, 0, 1, 2)
-    two.add(two.slot(A), 2, 1, 30, 40)
-    two.add_generated(two.slot(A), 7)
+    one.put(leg(one.place(A), 10, 20))
+    two.put(leg(two.place(B), 1, 2, held=False))
+    two.put(leg(two.place(A), 30, 40, generated=7))
 
-    expected = [[3, 1], [2, 0], [40, 1], [60, 2], [7, 0]]
+    expected = [[2, 1], [2, 0], [40, 0], [60, 2], [7, 0]]
     assert one.totals(one.slots([A, B])) == expected
     assert two.totals(two.slots([A, B])) == expected
 
@@ -42,14 +49,14 @@ def test_totals_are_the_sum_over_workers(path: Path) -> None:
 def test_a_restarted_worker_starts_from_zero(path: Path) -> None:
     """Attaching zeroes the worker's own row, frees its claims and leaves the other row alone."""
     one, two = SharedCounters(path, 0), SharedCounters(path, 1)
-    one.add(one.slot(A), 1, 1, 1, 1)
-    two.add(two.slot(A), 5, 5, 5, 5)
-    two.add(two.slot(B), 5, 5, 5, 5)
+    one.put(leg(one.place(A), 1, 1))
+    two.put(leg(two.place(A), 5, 5))
+    two.put(leg(two.place(B), 5, 5))
 
     again = SharedCounters(path, 1)
 
     assert one.totals(one.slots([A])) == [[1], [1], [1], [1], [0]]
-    assert again.slot(EndpointKey("10.0.0.3:8000")) == two.slot(B)
+    assert again.place(EndpointKey("10.0.0.3:8000")) == two.place(B)
 
 
 def test_a_slot_is_reused_only_when_no_worker_needs_it(path: Path) -> None:
@@ -58,19 +65,20 @@ def test_a_slot_is_reused_only_when_no_worker_needs_it(path: Path) -> None:
     new = EndpointKey("10.0.0.3:8000")
     slots = one.slots([A, B])
     assert two.slots([A, B]) == slots
-    two.add(two.slot(B), 1, 0, 0, 0)
+    kept = leg(two.place(B), 0, 0, held=False)
+    two.put(kept)
 
     one.retain([])
     with pytest.raises(CapacityError):
-        one.slot(new)
+        one.place(new)
     two.retain([A])
     with pytest.raises(CapacityError):
-        one.slot(new)
-    two.add(slots[1], -1, 0, 0, 0)
-    assert one.slot(new) == slots[1]
+        one.place(new)
+    two.take(kept)
+    assert one.place(new) == slots[1]
     assert one.totals(one.slots([new])) == [[0]] * 5
     with pytest.raises(CapacityError):
-        two.slot(B)
+        two.place(B)
 
 
 def test_a_name_torn_by_a_killed_worker_is_not_found(path: Path) -> None:
@@ -78,8 +86,8 @@ def test_a_name_torn_by_a_killed_worker_is_not_found(path: Path) -> None:
     one = SharedCounters(path, 0)
     one._names[1] = A.encode()
 
-    assert one.slot(A) == 0
-    assert one.slot(B) == 1
+    assert one.place(A) == 0
+    assert one.place(B) == 1
 
 
 def test_two_load_tables_share_their_view(path: Path) -> None:
@@ -135,7 +143,7 @@ def test_decisions_of_two_processes_do_not_interleave(path: Path) -> None:
 def _hold(path: Path, ready: Connection) -> None:
     counters = SharedCounters(path, 1)
     with counters.lock():
-        counters.add(counters.slot(A), 1, 1, 1, 1)
+        counters.put(leg(counters.place(A), 1, 1))
         ready.send(True)
         signal.pause()
 
@@ -160,7 +168,7 @@ def test_a_killed_holder_releases_the_lock(path: Path) -> None:
 def test_create_leaves_workers_of_an_older_gateway_alone(path: Path) -> None:
     """A new file replaces the old one; who mapped the old one keeps it, and only the owner may read it."""
     old = SharedCounters(path, 0)
-    old.add(old.slot(A), 1, 1, 1, 1)
+    old.put(leg(old.place(A), 1, 1))
 
     create(path, workers=1)
 
@@ -211,7 +219,7 @@ def test_close_gives_the_file_back(path: Path) -> None:
     """After `close` the descriptor is gone; the counters can still be read."""
     before = len(list(Path("/proc/self/fd").iterdir()))
     counters = SharedCounters(path, 0)
-    counters.add(counters.slot(A), 1, 1, 1, 1)
+    counters.put(leg(counters.place(A), 1, 1))
     opened = len(list(Path("/proc/self/fd").iterdir()))
     counters.close()
 

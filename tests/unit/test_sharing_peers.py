@@ -2,8 +2,9 @@
 
 from itertools import permutations
 
+from metadata_center.load.kinds import NOTHING
 from metadata_center.sharing.messages import MemberId, Row, Update, member_id
-from metadata_center.sharing.peers import MEMORY_LEASES, NOTHING, Peers, share
+from metadata_center.sharing.peers import MEMORY_LEASES, Peers, share
 from metadata_center.types import EndpointKey
 
 A, B = EndpointKey("10.0.0.1:8000"), EndpointKey("10.0.0.2:8000")

@@ -19,14 +19,9 @@ from metadata_center.sharing.messages import (
     Update,
     member_id,
 )
-from metadata_center.sharing.store import (
-    MAX_OTHERS_REQUESTS,
-    MAX_OTHERS_TOKENS,
-    MAX_WAITING,
-    OPTIMISM_S,
-    SharedStore,
-    Ticket,
-)
+from metadata_center.sharing.others import MAX_OTHERS_REQUESTS, MAX_OTHERS_TOKENS, OPTIMISM_S
+from metadata_center.sharing.store import MAX_WAITING, SharedStore
+from metadata_center.sharing.tickets import Ticket
 from metadata_center.store import EmbeddedStore, MetadataStore
 from metadata_center.types import Charge, EndpointKey, RequestId
 
@@ -160,7 +155,7 @@ def test_a_charge_counts_once_per_gateway_until_it_is_heard() -> None:
     assert second is not None
     one.incoming(second, 0.0)
     assert requests(one) == [2, 0]
-    assert not one._ahead
+    assert not one._others._ahead
 
 
 def test_an_increment_nobody_echoes_ends_by_itself() -> None:

@@ -228,12 +228,10 @@ def test_a_lost_answer_still_has_its_place(rig: Rig) -> None:
 
 def test_others_are_told_once(rig: Rig) -> None:
     """Of each response when it is seen, and again only if it lives elsewhere after all."""
-    told: list[tuple[EndpointKey, list[int]]] = []
-    rig.state.share = lambda key, blocks: told.append((key, blocks))
     ask(rig, "r")
     begins(rig, "r", "resp_1")
     rig.end("r", status=500)  # no prompt is cached then
-    (one,) = told
+    (one,) = rig.shared
     other = build_rig()
     assert other.state.homes.hear(*one, other.clock())
     assert goes_to(line(other, "resp_1")) == one[0]
@@ -248,6 +246,6 @@ def test_compare_and_set_does_not_move_what_is_held() -> None:
         raise AssertionError
 
     rig = build_rig(reserve=reserve)
-    rig.state.settle(response_key("resp_1"), KEYS[2], 0.0)
+    rig.state.stored.settle(response_key("resp_1"), KEYS[2], 0.0)
     ask(rig, "r", previous_response_id="resp_1")
     assert rig.chosen("r") == KEYS[2]

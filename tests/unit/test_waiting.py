@@ -141,7 +141,7 @@ def test_an_engine_full_by_number_is_full() -> None:
         held.first_token(f"a{number}")
     promise = held.hold("b", "short")
     assert held.room.by_reason()[HoldReason.SEATS] == 1
-    held.rig.outcomes.take(request_end("a0"), held.rig.clock())
+    held.rig.ends.take(request_end("a0"), held.rig.clock())
     held.loop.run()
     assert promise.done()
 
@@ -236,7 +236,7 @@ def test_who_waits_goes_elsewhere_when_its_endpoint_is_ejected() -> None:
     lost = held.rig.chosen("a")
     for _ in range(3):
         held.rig.state.health.attempt_failed(lost, FailureKind.CONNECT_FAILURE, held.rig.clock())
-    held.rig.outcomes.take(request_end("b"), held.rig.clock())
+    held.rig.ends.take(request_end("b"), held.rig.clock())
     held.loop.run(POLL_S)
     done = [number for number, promise in enumerate(promises) if promise.done()]
     assert len(done) == 1

@@ -81,7 +81,7 @@ class Calls:
         """Calls with higher numbers are refused: this side is leaving."""
 
         self.served = 0
-        """Calls that were opened and are over."""
+        """Calls that were answered to their end."""
 
     def __len__(self) -> int:
         """Streams whose last frame is not out yet."""
@@ -159,7 +159,7 @@ class Calls:
             self._budgets.empty.spend(now_s, self.served)
         if flags & END_STREAM:
             self._half_close(stream)
-        elif stream.receive_window < DEFAULT_WINDOW // 2:
+        elif stream.reader is not None or stream.receive_window < DEFAULT_WINDOW // 2:
             self._replenish(stream)
 
     def trailers(self, stream_id: int, *, end_stream: bool, now_s: float) -> None:
@@ -303,19 +303,23 @@ class Calls:
     def _forget(self, stream: Stream) -> bool:
         """The stream is over, and with it the call; True if that was not over yet."""
         self._outbox.drop(stream)
-        self._ended(stream.id)
+        self._remove(stream)
         if stream.is_over:
             return False
         self._tell_reset(stream)
         return True
 
     def _ended(self, stream_id: int) -> None:
-        """A stream's last frame is out, or it was reset."""
-        stream = self._streams.pop(stream_id, None)
+        """A stream's last frame is out."""
+        stream = self._streams.get(stream_id)
         if stream is not None:
             self.served += 1
-            if stream.reader is not None:
-                self._leave_room(stream_id)
+            self._remove(stream)
+
+    def _remove(self, stream: Stream) -> None:
+        del self._streams[stream.id]
+        if stream.reader is not None:
+            self._leave_room(stream.id)
 
     # Windows.
 
@@ -366,8 +370,7 @@ class Calls:
             room.is_shut = False
             self._admit()
             for stream in self._streams.values():
-                if stream.receive_window < DEFAULT_WINDOW // 2:
-                    self._replenish(stream)
+                self._replenish(stream)
 
     def _replenish(self, stream: Stream) -> None:
         """Let the peer send what there is room for."""
@@ -378,9 +381,10 @@ class Calls:
             goal = reader.missing
             if goal <= stream.receive_window or not self._room.ask(stream.id, reader.size):
                 return
-        if goal > stream.receive_window:
-            self._outbox.put(window_update(stream.id, goal - stream.receive_window))
-            stream.receive_window = goal
+        elif stream.receive_window >= DEFAULT_WINDOW // 2:
+            return
+        self._outbox.put(window_update(stream.id, goal - stream.receive_window))
+        stream.receive_window = goal
 
     def _leave_room(self, stream_id: int) -> None:
         self._room.leave(stream_id)

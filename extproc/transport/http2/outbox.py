@@ -213,6 +213,8 @@ class Outbox:
         ready = self._ready
         while ready and self.window > 0 and self.num_bytes < OUTPUT_BYTES and not self.is_blocked:
             _, out = ready.popitem(last=False)
+            if out.window <= 0:  # the peer has made it smaller meanwhile
+                continue
             waiting = out.waiting
             assert waiting
             data, sent = waiting[0]

@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from math import sqrt
 from typing import Final
 
+from extproc.choosing.stateful import FleetView, StatefulPolicy
 from tokenway.simulator.policies.ties import draw, least
-from tokenway.simulator.policies.view import Policy, View
 
 _ENTRIES: Final = 200_000
 _EXPIRE_S: Final = 20 * 60.0
@@ -62,7 +62,7 @@ class _Table:
             entries.popitem(last=False)
 
 
-class AibrixPrefixCache(Policy):
+class AibrixPrefixCache(StatefulPolicy):
     """Longest match within mean + sigma.
 
     Args:
@@ -88,7 +88,7 @@ class AibrixPrefixCache(Policy):
         self._sigmas = sigmas
         self._table: _Table | None = None
 
-    def choose(self, view: View) -> int:
+    def choose(self, view: FleetView) -> int:
         """One draw if tied."""
         requests = view.requests
         if max(requests) - min(requests) > self._imbalance:
@@ -99,7 +99,7 @@ class AibrixPrefixCache(Policy):
             self._table.add(view.request.blocks, row, view.now_s)
         return row
 
-    def _holder(self, view: View) -> int:
+    def _holder(self, view: FleetView) -> int:
         requests, rows = view.requests, range(len(view.keys))
         mean = sum(requests) / len(requests)
         limit = mean + self._sigmas * sqrt(sum((load - mean) ** 2 for load in requests) / len(requests))
@@ -111,7 +111,7 @@ class AibrixPrefixCache(Policy):
         best = max((percent[row], -requests[row]) for row in within)
         return draw(view.rng, [row for row in within if (percent[row], -requests[row]) == best])
 
-    def _matched(self, view: View) -> Sequence[int]:
+    def _matched(self, view: FleetView) -> Sequence[int]:
         if not self._own:
             return view.matched_blocks
         if self._table is None:

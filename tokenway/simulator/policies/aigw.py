@@ -17,8 +17,8 @@ from __future__ import annotations
 from math import ceil
 from typing import Final
 
+from extproc.choosing.stateful import FleetView, StatefulPolicy
 from tokenway.simulator.policies.ties import draw
-from tokenway.simulator.policies.view import Policy, View
 
 _MIN_SPREAD: Final = 2.0
 _REQUEST_STEP: Final = 5.0
@@ -27,7 +27,7 @@ _BYTES_PER_TOKEN: Final = 4.0
 """Of English prose in JSON; AIGW never sees a token."""
 
 
-class Aigw(Policy):
+class Aigw(StatefulPolicy):
     """Best score among the candidates' first `candidate_percent`, drawn uniformly.
 
     Args:
@@ -53,7 +53,7 @@ class Aigw(Policy):
         self._candidate_percent = candidate_percent
         self._top_k = top_k
 
-    def scores(self, view: View) -> list[float]:
+    def scores(self, view: FleetView) -> list[float]:
         """One per row, higher is better."""
         cache, request, prefill = self._weights
         rows = range(len(view.keys))
@@ -70,7 +70,7 @@ class Aigw(Policy):
             for row in rows
         ]
 
-    def choose(self, view: View) -> int:
+    def choose(self, view: FleetView) -> int:
         """Up to two draws: the candidate's rank, and the row among equals."""
         scores = self.scores(view)
         rows = len(scores)

@@ -15,12 +15,12 @@ from typing import Final
 
 import xxhash
 
-from tokenway.simulator.policies.view import Policy, View
+from extproc.choosing.stateful import FleetView, StatefulPolicy
 
 _PLACES: Final = 256
 
 
-class Chwbl(Policy):
+class Chwbl(StatefulPolicy):
     """First endpoint clockwise of the key that has room.
 
     Args:
@@ -37,7 +37,7 @@ class Chwbl(Policy):
         self._places: list[int] = []
         self._rows: list[int] = []
 
-    def choose(self, view: View) -> int:
+    def choose(self, view: FleetView) -> int:
         """No draw."""
         if not self._places:
             ring = sorted(

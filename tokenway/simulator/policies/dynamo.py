@@ -13,11 +13,11 @@ and output blocks are not (as shipped).
 
 from __future__ import annotations
 
+from extproc.choosing.stateful import FleetView, StatefulPolicy
 from tokenway.simulator.policies.ties import least
-from tokenway.simulator.policies.view import Policy, View
 
 
-class DynamoLinear(Policy):
+class DynamoLinear(StatefulPolicy):
     """argmin of the cost.
 
     Args:
@@ -45,7 +45,7 @@ class DynamoLinear(Policy):
         self._request_weight = request_weight
         self._product = product
 
-    def costs(self, view: View) -> list[float]:
+    def costs(self, view: FleetView) -> list[float]:
         """One per row, in blocks (or blocks squared)."""
         prompt, block_size = view.request.prompt_tokens, view.block_size
         floor = min(view.prefill_tokens)
@@ -62,6 +62,6 @@ class DynamoLinear(Policy):
             )
         return costs
 
-    def choose(self, view: View) -> int:
+    def choose(self, view: FleetView) -> int:
         """One draw if tied."""
         return least(self.costs(view), view.rng)

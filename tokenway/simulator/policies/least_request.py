@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from operator import truediv
 
+from extproc.choosing.stateful import FleetView, StatefulPolicy
 from tokenway.simulator.policies.ties import least
-from tokenway.simulator.policies.view import Policy, View
 
 
-class LeastRequest(Policy):
+class LeastRequest(StatefulPolicy):
     """argmin requests / weight."""
 
     __slots__ = ()
 
-    def choose(self, view: View) -> int:
+    def choose(self, view: FleetView) -> int:
         """The least loaded row; one draw if tied."""
         return least(list(map(truediv, view.requests, view.weights)), view.rng)

@@ -20,8 +20,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
+from extproc.choosing.stateful import FleetView, Sent, StatefulPolicy
 from tokenway.simulator.policies.ties import least
-from tokenway.simulator.policies.view import Policy, Sent, View
 
 _INTERVAL_S: Final = 1.0
 _MAX_AGE_S: Final = 180.0
@@ -135,7 +135,7 @@ def _band_load(answers: list[_Answer], share: float) -> float:
     return sum(answer.in_flight for answer in band) / len(band)
 
 
-class LlmdObserved(Policy):
+class LlmdObserved(StatefulPolicy):
     """argmin of predicted TTFT.
 
     Args:
@@ -150,7 +150,7 @@ class LlmdObserved(Policy):
         self._loads: list[int] = []
         self._sent: dict[int, int] = {}
 
-    def choose(self, view: View) -> int:
+    def choose(self, view: FleetView) -> int:
         """A draw per endpoint that is not calibrated, and one if tied."""
         rows = range(len(view.keys))
         if not self._endpoints:
@@ -191,6 +191,6 @@ class LlmdObserved(Policy):
             endpoint.answers.append(_Answer(now_s, now_s - sent.sent_s, in_flight))
             endpoint.observed += 1
 
-    def on_finished(self, sent: Sent, now_s: float, output_tokens: int) -> None:  # noqa: ARG002 - of `Policy`
+    def on_finished(self, sent: Sent, now_s: float, output_tokens: int) -> None:  # noqa: ARG002 - of `StatefulPolicy`
         """Forget it, if it ended without a first token."""
         self._sent.pop(sent.request.request_id, None)

@@ -29,9 +29,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from extproc.choosing.stateful import FleetView, Sent, StatefulPolicy
 from tokenway.simulator.policies.llmd_sticky import sticky_rows
 from tokenway.simulator.policies.ties import least
-from tokenway.simulator.policies.view import Policy, Sent, View
 
 _RETRAIN_S: Final = 10.0
 _MIN_SAMPLES: Final = 100
@@ -83,7 +83,7 @@ class _Open:
     first_s: float | None = None
 
 
-class LlmdPredicted(Policy):
+class LlmdPredicted(StatefulPolicy):
     """Rules 1 to 4.
 
     Args:
@@ -101,7 +101,7 @@ class LlmdPredicted(Policy):
         self._features: list[tuple[Sequence[float], Sequence[float]]] = []
         self._open: dict[int, _Open] = {}
 
-    def choose(self, view: View) -> int:
+    def choose(self, view: FleetView) -> int:
         """One draw if tied."""
         if view.now_s - self._fitted_s >= _RETRAIN_S:
             self._fitted_s = view.now_s
@@ -136,7 +136,7 @@ class LlmdPredicted(Policy):
             self._tpot.learn(entry.tpot_features, (now_s - entry.first_s) / (output_tokens - 1))
 
 
-def _features(view: View) -> list[tuple[Sequence[float], Sequence[float]]]:
+def _features(view: FleetView) -> list[tuple[Sequence[float], Sequence[float]]]:
     """Per row, of TTFT and of TPOT; tokens in thousands."""
     prompt = view.request.prompt_tokens / 1000.0
     rows = zip(
@@ -155,7 +155,7 @@ def _features(view: View) -> list[tuple[Sequence[float], Sequence[float]]]:
     return found
 
 
-def _composite(view: View) -> list[float]:
+def _composite(view: FleetView) -> list[float]:
     """Rule 4, higher is better."""
     most = max(view.waiting)
     num_blocks = max(1, len(view.request.blocks))

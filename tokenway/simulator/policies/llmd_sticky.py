@@ -14,15 +14,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from extproc.choosing.stateful import FleetView, StatefulPolicy
 from tokenway.simulator.policies.ties import least
-from tokenway.simulator.policies.view import Policy, View
 
 _MOST_TOKENS: Final = 4_194_304
 """From here on the token scorer gives 0 (source: 128 requests of 32k)."""
 
 
 def sticky_rows(
-    view: View, ttft_ms: Sequence[float], threshold: float, max_penalty_ms: float
+    view: FleetView, ttft_ms: Sequence[float], threshold: float, max_penalty_ms: float
 ) -> tuple[int, ...]:
     """Rule 1 for any estimate of TTFT: the rows that stay, never none.
 
@@ -42,7 +42,7 @@ def sticky_rows(
     return rows if penalty_ms > max_penalty_ms else sticky
 
 
-class LlmdSticky(Policy):
+class LlmdSticky(StatefulPolicy):
     """Rule 1, then Rule 2, ties at random.
 
     Args:
@@ -64,7 +64,7 @@ class LlmdSticky(Policy):
         self._max_penalty_ms = max_penalty_ms
         self._peak_tokens_per_s = peak_tokens_per_s
 
-    def choose(self, view: View) -> int:
+    def choose(self, view: FleetView) -> int:
         """One draw if tied."""
         ttft_ms = [tokens / self._peak_tokens_per_s * 1000.0 for tokens in view.prefill_tokens]
         among = sticky_rows(view, ttft_ms, self._threshold, self._max_penalty_ms)

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+from extproc.choosing.stateful import FleetView, StatefulPolicy
 from tokenway.simulator.policies.ties import least
-from tokenway.simulator.policies.view import Policy, View
 
 
-class LlmdWeights(Policy):
+class LlmdWeights(StatefulPolicy):
     """argmax of weighted scores, ties at random.
 
     Args:
@@ -37,7 +37,7 @@ class LlmdWeights(Policy):
         self._weights = (queue, kv, prefix, no_hit_lru)
         self._cold: OrderedDict[int, None] = OrderedDict()
 
-    def scores(self, view: View) -> list[float]:
+    def scores(self, view: FleetView) -> list[float]:
         """One per row, higher is better."""
         queue, kv, prefix, no_hit_lru = self._weights
         most, fewest = max(view.waiting), min(view.waiting)
@@ -57,7 +57,7 @@ class LlmdWeights(Policy):
                 scores[row] += no_hit_lru * (1.0 - late)
         return scores
 
-    def choose(self, view: View) -> int:
+    def choose(self, view: FleetView) -> int:
         """One draw if tied."""
         row = least([-score for score in self.scores(view)], view.rng)
         if not any(view.matched_blocks):

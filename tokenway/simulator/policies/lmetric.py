@@ -10,10 +10,10 @@ gateway does not know.
 
 from __future__ import annotations
 
-from tokenway.simulator.policies.view import Policy, View
+from extproc.choosing.stateful import FleetView, StatefulPolicy
 
 
-class LMetric(Policy):
+class LMetric(StatefulPolicy):
     """argmin of the product.
 
     Args:
@@ -25,7 +25,7 @@ class LMetric(Policy):
     def __init__(self, *, pending: bool = True) -> None:
         self._pending = pending
 
-    def choose(self, view: View) -> int:
+    def choose(self, view: FleetView) -> int:
         """No draw."""
         uncached, requests = view.uncached_tokens(), view.requests
         pending = view.prefill_tokens if self._pending else [0] * len(uncached)

@@ -13,13 +13,13 @@ from extproc.choosing.holding import HoldQueue
 from extproc.choosing.learning import Answer, Learner
 from extproc.choosing.seats import Seats
 from extproc.choosing.snapshots import Demand, Engines, Load, Prompt, completion_snapshot
+from extproc.choosing.stateful import Decision, FleetView, Hold, Sent, Shed, StatefulPolicy
 from extproc.predicting.predictor import Predictor
 from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Snapshot
 from metadata_center.history.radix_tree import Run
 from metadata_center.history.running_blocks import RunningBlocks
 from metadata_center.types import EndpointKey, value
-from tokenway.simulator.policies.view import Decision, Hold, Policy, Sent, Shed, View
 
 MODEL = "model"
 """All requests of a replay are for one."""
@@ -48,7 +48,7 @@ class _Lesson:
     key: EndpointKey
 
 
-class LeastCompletion(Policy):
+class LeastCompletion(StatefulPolicy):
     """Decides at once.
 
     Args:
@@ -86,7 +86,7 @@ class LeastCompletion(Policy):
         self._usage: dict[int, tuple[int, int]] = {}
         self._lesson: _Lesson | None = None
 
-    def snapshot(self, view: View) -> Snapshot:
+    def snapshot(self, view: FleetView) -> Snapshot:
         """What the product's router would hand to its policy."""
         self._read_metrics(view)
         while self._lingering and self._lingering[0][0] <= view.now_s:
@@ -121,7 +121,7 @@ class LeastCompletion(Policy):
             ),
         )
 
-    def choose(self, view: View) -> Decision:
+    def choose(self, view: FleetView) -> Decision:
         """One draw if tied."""
         decided = self.decide(view)
         if isinstance(decided, Later):
@@ -131,11 +131,11 @@ class LeastCompletion(Policy):
             return Shed(decided.retry_after_s)
         return self.place(view, decided)
 
-    def decide(self, view: View) -> Now | Later | No:
+    def decide(self, view: FleetView) -> Now | Later | No:
         """The product's decision, at once."""
         return decide(self.snapshot(view), _SETTINGS, view.rng, 0, view.now_s)
 
-    def place(self, view: View, decided: Now) -> int:
+    def place(self, view: FleetView, decided: Now) -> int:
         """Note what was decided, for learning; returns the row."""
         row = decided.choice.order[0]
         self._lesson = _Lesson(decided.snapshot, row, view.groups[row], view.keys[row])
@@ -195,7 +195,7 @@ class LeastCompletion(Policy):
             self._learner.learn(answer, now_s, is_first_learned=request_id in self._early)
         self._early.discard(request_id)
 
-    def _read_metrics(self, view: View) -> None:
+    def _read_metrics(self, view: FleetView) -> None:
         """Learn from what was scraped since the last look."""
         if not self._seats:
             self._seats = [Seats() for _ in view.keys]
@@ -222,7 +222,7 @@ class LateCompletion(LeastCompletion):
         self._queue = HoldQueue(max_held=max_held, max_hold_s=max_hold_s)
         self._laters: dict[int, Later] = {}
 
-    def decide(self, view: View) -> Now | Later | No:
+    def decide(self, view: FleetView) -> Now | Later | No:
         """The product's decision, with the requests that wait in mind."""
         request = view.request
         before = self._laters.pop(request.request_id, None)

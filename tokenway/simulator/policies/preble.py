@@ -30,9 +30,9 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Final
 
+from extproc.choosing.stateful import FleetView, Sent, StatefulPolicy
 from tokenway.simulator.policies.radix import Node, RadixTree
 from tokenway.simulator.policies.ties import least
-from tokenway.simulator.policies.view import Policy, Sent, View
 
 _WINDOW_S: Final = 180.0
 _TPOT_SAMPLES: Final = 200
@@ -73,7 +73,7 @@ class _Running:
     first_s: float | None = None
 
 
-class Preble(Policy):
+class Preble(StatefulPolicy):
     """Rules 1 to 3.
 
     Args:
@@ -129,7 +129,7 @@ class Preble(Policy):
         self._running: dict[int, _Running] = {}
         self._selected: set[int] = set()
 
-    def choose(self, view: View) -> int:
+    def choose(self, view: FleetView) -> int:
         """One draw if tied."""
         rows = len(view.keys)
         if not self._loads:
@@ -151,12 +151,12 @@ class Preble(Policy):
             self._selected = {row}
         return row
 
-    def _given(self, view: View) -> tuple[int, set[int]]:
+    def _given(self, view: FleetView) -> tuple[int, set[int]]:
         """Blocks before the leaf and its candidates, by the given view."""
         best = max(view.matched_blocks)
         return best, {row for row, matched in enumerate(view.matched_blocks) if matched == best}
 
-    def _leaf(self, view: View) -> tuple[int, set[int]]:
+    def _leaf(self, view: FleetView) -> tuple[int, set[int]]:
         """The same by the own tree.
 
         The leaf is what the prompt adds to it, be it less than a block, or else its last node.

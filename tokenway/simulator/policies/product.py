@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from extproc.choosing.choose import choose
+from extproc.choosing.stateful import FleetView, StatefulPolicy
 from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.choices import Snapshot
-from tokenway.simulator.policies.view import Policy, View
 
 
-class Product(Policy):
+class Product(StatefulPolicy):
     """One algorithm of the product.
 
     Args:
@@ -40,7 +40,7 @@ class Product(Policy):
             fallbacks=0,
         )
 
-    def choose(self, view: View) -> int:
+    def choose(self, view: FleetView) -> int:
         """What the product's decision would be."""
         self._turn += 1
         snapshot = Snapshot(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from inspect import signature
 
+from extproc.choosing.stateful import StatefulPolicy
 from tokenway.simulator.policies.aibrix import AibrixPrefixCache
 from tokenway.simulator.policies.aigw import Aigw
 from tokenway.simulator.policies.chwbl import Chwbl
@@ -28,7 +29,6 @@ from tokenway.simulator.policies.round_robin import RoundRobin
 from tokenway.simulator.policies.sglang import SglangCacheAware
 from tokenway.simulator.policies.smetric import SMetric
 from tokenway.simulator.policies.uniform import Random
-from tokenway.simulator.policies.view import Policy
 from tokenway.simulator.policies.vllm_dp import VllmDp
 
 Value = str | int | float | bool
@@ -44,7 +44,7 @@ class Rule:
         rival: False for the product's own.
     """
 
-    make: Callable[..., Policy]
+    make: Callable[..., StatefulPolicy]
     presets: Mapping[str, Value] = field(default_factory=dict)
     rival: bool = True
 
@@ -92,7 +92,7 @@ REGISTRY: Mapping[str, Rule] = {
 """Every rule that is compared; rivals in the order of the literature, simple ones first."""
 
 
-def make(spec: str) -> Policy:
+def make(spec: str) -> StatefulPolicy:
     """A fresh policy from `name` or `name:parameter=value:...`.
 
     Raises:

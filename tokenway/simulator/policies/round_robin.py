@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tokenway.simulator.policies.view import Policy, View
+from extproc.choosing.stateful import FleetView, StatefulPolicy
 
 
-class RoundRobin(Policy):
+class RoundRobin(StatefulPolicy):
     """In turn, counted per gateway; from a drawn row on, so that several gateways do not march in step."""
 
     __slots__ = ("_turn",)
@@ -13,7 +13,7 @@ class RoundRobin(Policy):
     def __init__(self) -> None:
         self._turn: int | None = None
 
-    def choose(self, view: View) -> int:
+    def choose(self, view: FleetView) -> int:
         """The next row; one draw at the very first."""
         rows = len(view.keys)
         self._turn = int(view.rng.random() * rows) if self._turn is None else (self._turn + 1) % rows

@@ -16,15 +16,15 @@ from __future__ import annotations
 
 from typing import Final
 
+from extproc.choosing.stateful import FleetView, StatefulPolicy
 from tokenway.simulator.policies.radix import RadixTree
 from tokenway.simulator.policies.ties import draw
-from tokenway.simulator.policies.view import Policy, View
 
 _TREE_CHARACTERS: Final = 1 << 26
 _CHARACTERS_PER_TOKEN: Final = 4.0
 
 
-class SglangCacheAware(Policy):
+class SglangCacheAware(StatefulPolicy):
     """Rules 1 to 3.
 
     Args:
@@ -55,7 +55,7 @@ class SglangCacheAware(Policy):
             raise ValueError("smallest_tree needs own")
         self._tree = RadixTree()
 
-    def choose(self, view: View) -> int:
+    def choose(self, view: FleetView) -> int:
         """One draw if two hold equally much of the prompt by the given view."""
         row = self._row(view)
         if self._own and view.request.blocks:
@@ -63,7 +63,7 @@ class SglangCacheAware(Policy):
             self._tree.evict(row, int(_TREE_CHARACTERS / _CHARACTERS_PER_TOKEN / view.block_size))
         return row
 
-    def _row(self, view: View) -> int:
+    def _row(self, view: FleetView) -> int:
         rows = range(len(view.keys))
         least, most = min(view.requests), max(view.requests)
         idle = view.requests.index(least)

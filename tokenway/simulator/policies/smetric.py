@@ -24,7 +24,7 @@ from collections import OrderedDict, deque
 from math import ceil
 from typing import Final
 
-from tokenway.simulator.policies.view import Policy, Sent, View
+from extproc.choosing.stateful import FleetView, Sent, StatefulPolicy
 
 _WINDOW: Final = 64
 _MIN_SAMPLES: Final = 8
@@ -33,7 +33,7 @@ _SESSIONS: Final = 65_536
 """Sessions remembered; the least recently used is forgotten."""
 
 
-class SMetric(Policy):
+class SMetric(StatefulPolicy):
     """Rules 1 and 2.
 
     Args:
@@ -87,7 +87,7 @@ class SMetric(Policy):
         attention = uncached_tokens * (prompt_tokens - uncached_tokens / 2) / self._attention_tokens
         return ceil(uncached_tokens + attention)
 
-    def choose(self, view: View) -> int:
+    def choose(self, view: FleetView) -> int:
         """No draw."""
         rows = len(view.keys)
         if not self._pending:
@@ -132,7 +132,7 @@ class SMetric(Policy):
             if len(samples) >= _MIN_SAMPLES:
                 self._rates[sent.row] = sorted(samples)[round((len(samples) - 1) * _RATE_SHARE)]
 
-    def on_finished(self, sent: Sent, now_s: float, output_tokens: int) -> None:  # noqa: ARG002 - of `Policy`
+    def on_finished(self, sent: Sent, now_s: float, output_tokens: int) -> None:  # noqa: ARG002 - of `StatefulPolicy`
         """Release its work, if it ended without a first token."""
         self._release(sent)
 
@@ -141,7 +141,7 @@ class SMetric(Policy):
         self._pending[sent.row] -= work
         return work
 
-    def _expected_hit(self, view: View, matched: list[int]) -> int | None:
+    def _expected_hit(self, view: FleetView, matched: list[int]) -> int | None:
         """Tokens the conversation had before this turn; None at a first turn."""
         session = view.request.session
         if session is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from tokenway.simulator.policies.view import Rng
+from extproc.values.choices import Rng
 
 T = TypeVar("T")
 

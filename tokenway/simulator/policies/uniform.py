@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from extproc.choosing.stateful import FleetView, StatefulPolicy
 from tokenway.simulator.policies.ties import draw
-from tokenway.simulator.policies.view import Policy, View
 
 
-class Random(Policy):
+class Random(StatefulPolicy):
     """Uniformly random over endpoints, whatever their weight."""
 
     __slots__ = ()
 
-    def choose(self, view: View) -> int:
+    def choose(self, view: FleetView) -> int:
         """One draw."""
         return draw(view.rng, range(len(view.keys)))

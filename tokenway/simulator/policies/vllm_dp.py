@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from tokenway.simulator.policies.view import Policy, Sent, View
+from extproc.choosing.stateful import FleetView, Sent, StatefulPolicy
 
 _WAITING_WEIGHT: Final = 4
 """A waiting request counts as much as four running ones (source)."""
 
 
-class VllmDp(Policy):
+class VllmDp(StatefulPolicy):
     """4·waiting + running over counts as published, plus what was sent since."""
 
     __slots__ = ("_gateways", "_scraped_s", "_since", "_start")
@@ -31,7 +31,7 @@ class VllmDp(Policy):
         self._scraped_s: list[float] = []
         self._since: list[int] = []
 
-    def choose(self, view: View) -> int:
+    def choose(self, view: FleetView) -> int:
         """The first least loaded row in rotated order; one draw at the very first."""
         rows = len(view.keys)
         if self._start is None:

@@ -1,4 +1,4 @@
-"""One gateway of a run: its books, its cache view, its predictor, and the policy that it asks.
+"""One gateway of a run: its ledger, its cache view, its predictor, and the policy that it asks.
 
 Rules:
     1. A gateway sees what a production one sees: bytes instead of tokens, scraped metrics, its own charges at
@@ -14,13 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from extproc.choosing.stateful import Decision, FleetView, Request, Sent, StatefulPolicy
 from extproc.predicting.predictor import Predictor
 from extproc.predicting.ttft import IDLE, Backlog, times_s
 from metadata_center.types import EndpointKey
-from tokenway.simulator.policies.view import Decision, Policy, Request, Sent, View
-from tokenway.simulator.replay.books import Books, Entry
 from tokenway.simulator.replay.caches import CacheView
 from tokenway.simulator.replay.draws import Draws
+from tokenway.simulator.replay.ledger import Change, GatewayLedger
 from tokenway.simulator.replay.trace import TraceRequest
 
 PREFILL_DUE_FACTOR: Final = 1.2
@@ -48,7 +48,7 @@ class Live:
         prompt_bytes: Length of the prompt in bytes.
         block_size: Tokens per router block, as estimated.
         sent: Once it is on its way.
-        backlog: Of its endpoint when it was sent, as the books had it.
+        backlog: Of its endpoint when it was sent, as the ledger had it.
         cached_tokens: Found in the engine's cache; known at admission.
         best_tokens: What the best of all engines had cached when it was sent.
         first_s: When its first token came, or None.
@@ -114,14 +114,14 @@ class ReplayGateway:
         facts: FleetFacts,
         scrape: Scrape,
         view: CacheView,
-        policy: Policy,
+        policy: StatefulPolicy,
         rng: Draws,
         clock: Callable[[], float],
         *,
         first_token: bool,
     ) -> None:
         self.index = index
-        self.books = Books(len(facts.keys))
+        self.ledger = GatewayLedger(len(facts.keys))
         self.view = view
         self.policy = policy
         self.predictor = Predictor()
@@ -138,10 +138,10 @@ class ReplayGateway:
 
     def decide(self, live: Live, now_s: float) -> Decision:
         """Ask the policy where `live` goes; changes nothing but the policy's own state."""
-        facts, books, scrape = self._facts, self.books, self._scrape
+        facts, ledger, scrape = self._facts, self.ledger, self._scrape
         started = self._clock()
         decision = self.policy.choose(
-            View(
+            FleetView(
                 now_s=now_s,
                 rng=self._rng,
                 request=live.request,
@@ -151,65 +151,65 @@ class ReplayGateway:
                 groups=facts.groups,
                 weights=facts.weights,
                 kv_tokens=facts.kv_tokens,
-                requests=books.requests,
-                prefilling=books.prefilling,
-                prefill_tokens=books.prefill_tokens,
-                prompt_tokens=books.prompt_tokens,
-                context_tokens=books.context_tokens,
+                requests=ledger.requests,
+                prefilling=ledger.prefilling,
+                prefill_tokens=ledger.prefill_tokens,
+                prompt_tokens=ledger.prompt_tokens,
+                context_tokens=ledger.context_tokens,
                 waiting=scrape.waiting,
                 running=scrape.running,
                 kv_usage=scrape.kv_usage,
                 scraped_s=scrape.scraped_s,
                 matched_blocks=self.view.match(live.request.blocks),
-                since_s=books.since_s,
+                since_s=ledger.since_s,
             )
         )
         live.decision_s += self._clock() - started
         live.decisions += 1
         return decision
 
-    def send(self, live: Live, row: int, now_s: float) -> tuple[Entry, float | None]:
+    def send(self, live: Live, row: int, now_s: float) -> tuple[Change, float | None]:
         """Charge `live` to `row`.
 
         Returns:
             What others are to be told, and when its prefill is taken to end if nothing tells.
         """
-        request, books = live.request, self.books
+        request, ledger = live.request, self.ledger
         matched = self.view.match(request.blocks)[row]
         cached = min(matched * live.block_size, request.prompt_tokens - 1)
         live.sent = Sent(request, row, now_s, cached)
         uncached = request.prompt_tokens - cached
         due_s = None
         if not self._first_token:
-            live.backlog = books.backlog(row)
+            live.backlog = ledger.backlog(row)
             prices = self.predictor.prices((_MODEL, self._facts.groups[row]))
             wait_s, own_s = times_s(prices.ttft_prices_s, live.backlog, max(1, uncached), cached)
             ttft_s = (wait_s + own_s) / self._facts.weights[row]
             due_s = now_s + max(PREFILL_DUE_FLOOR_S, PREFILL_DUE_FACTOR * ttft_s)
-        entry = books.charge(request.request_id, row, uncached, request.prompt_tokens, now_s)
+        change = ledger.charge(request.request_id, row, uncached, request.prompt_tokens, now_s)
         self.view.sent(request.request_id, row, request.blocks)
         self.policy.on_sent(live.sent)
-        return entry, due_s
+        return change, due_s
 
-    def first_token(self, live: Live, now_s: float) -> Entry | None:
+    def first_token(self, live: Live, now_s: float) -> Change | None:
         """The first token passed by; returns what others are to be told."""
         assert live.sent is not None, "only what was sent is answered"
-        entry = self.books.prefilled(live.request.request_id, now_s)
+        change = self.ledger.prefilled(live.request.request_id, now_s)
         self.view.prefilled(live.request.request_id)
         self.policy.on_first_token(live.sent, now_s)
-        return entry
+        return change
 
-    def finished(self, live: Live, now_s: float) -> Entry:
+    def finished(self, live: Live, now_s: float) -> Change:
         """The request ended, answered or refused; returns what others are to be told."""
         assert live.sent is not None, "only what was sent ends"
-        entry = self.books.release(live.request.request_id, now_s)
+        change = self.ledger.release(live.request.request_id, now_s)
         answered = live.first_s is not None
         if answered:
             self.view.prefilled(live.request.request_id)
             self._learn(live, live.sent)
             self.policy.on_usage(live.sent, live.source.prompt_tokens, live.cached_tokens)
         self.policy.on_finished(live.sent, now_s, live.source.output_tokens if answered else 0)
-        return entry
+        return change
 
     def _learn(self, live: Live, sent: Sent) -> None:
         """Learn what the answer's usage and timing tell, as the product does."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from extproc.choosing.stateful import StatefulPolicy
 from tokenway.simulator.policies import registry
-from tokenway.simulator.policies.view import Policy
 from tokenway.simulator.replay.caches import ViewKind
 from tokenway.simulator.replay.oracle import WORK, Oracle
 from tokenway.simulator.replay.run import Truth
@@ -32,7 +32,7 @@ class Entrant:
     spec: str
     view: ViewKind | None = None
 
-    def maker(self) -> Callable[[Truth], Policy]:
+    def maker(self) -> Callable[[Truth], StatefulPolicy]:
         """What makes it, once per gateway.
 
         Raises:

@@ -14,8 +14,8 @@ from dataclasses import replace
 from heapq import heapify, heappop, heappush
 from typing import Final
 
+from extproc.choosing.stateful import FleetView, StatefulPolicy
 from tokenway.simulator.engine.profile import EngineProfile
-from tokenway.simulator.policies.view import Policy, View
 from tokenway.simulator.replay.replica import QueuedPrompt, Replica, TrueState
 from tokenway.simulator.replay.run import Truth
 
@@ -26,7 +26,7 @@ _TIE_S: Final = 1e-6
 """Costs closer than a microsecond are equal: the row that the draw has first is taken."""
 
 
-class Oracle(Policy):
+class Oracle(StatefulPolicy):
     """Least true time to first token plus `work` times the own prefill.
 
     Args:
@@ -40,7 +40,7 @@ class Oracle(Policy):
         self._truth = truth
         self._work = work
 
-    def choose(self, view: View) -> int:
+    def choose(self, view: FleetView) -> int:
         """The row of least cost."""
         live = self._truth.live[view.request.request_id]
         source, best, best_s = live.source, 0, float("inf")

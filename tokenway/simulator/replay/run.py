@@ -20,14 +20,14 @@ from math import exp
 from typing import Any, Final
 
 from extproc.choosing.holding import POLL_S, Pass
+from extproc.choosing.stateful import Hold, Request, Shed, StatefulPolicy
 from tokenway.simulator.engine.engine import EngineRequest, StepResult
 from tokenway.simulator.engine.prefix_cache import BlocksRemoved, BlocksStored, CacheEvent
-from tokenway.simulator.policies.view import Hold, Policy, Request, Shed
-from tokenway.simulator.replay.books import Entry
 from tokenway.simulator.replay.caches import Announced, CacheView, Events, History, ViewKind
 from tokenway.simulator.replay.draws import MakeDraws
 from tokenway.simulator.replay.fleet import Fleet, endpoint_keys
 from tokenway.simulator.replay.gateway import FleetFacts, Live, ReplayGateway, Scrape, missed_cache
+from tokenway.simulator.replay.ledger import Change
 from tokenway.simulator.replay.replica import Replica
 from tokenway.simulator.replay.settings import RunSettings, Spread
 from tokenway.simulator.replay.trace import Trace, arrivals, block_ratio, engine_keys
@@ -141,7 +141,7 @@ class Replay:
         self,
         trace: Trace,
         fleet: Fleet,
-        make_policy: Callable[[Truth], Policy],
+        make_policy: Callable[[Truth], StatefulPolicy],
         settings: RunSettings,
         make_draws: MakeDraws,
         clock: Callable[[], float],
@@ -390,13 +390,13 @@ class Replay:
 
     # What gateways learn
 
-    def _tell(self, now_s: float, gateway: ReplayGateway, entry: Entry) -> None:
+    def _tell(self, now_s: float, gateway: ReplayGateway, entry: Change) -> None:
         for other in self._gateways:
             if other is not gateway:
                 self._at(now_s + self._settings.push_delay_s, self._told, other, entry)
 
-    def _told(self, now_s: float, gateway: ReplayGateway, entry: Entry) -> None:
-        gateway.books.apply(entry, now_s)
+    def _told(self, now_s: float, gateway: ReplayGateway, entry: Change) -> None:
+        gateway.ledger.apply(entry, now_s)
         if entry.prefilling < 0 or entry.requests < 0:
             self._wake_held(now_s, gateway)
 
@@ -423,7 +423,7 @@ class Replay:
 
     def _prefill_due(self, now_s: float, gateway: ReplayGateway, live: Live) -> None:
         """No first token is seen, but it should have come by now."""
-        entry = gateway.books.prefilled(live.index, now_s)
+        entry = gateway.ledger.prefilled(live.index, now_s)
         if entry is not None:
             self._tell(now_s, gateway, entry)
             self._ask_held(now_s, gateway)

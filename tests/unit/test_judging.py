@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from extproc.accesslog.verdict import error_seen, evidence_of
+from extproc.accesslog.answer_errors import error_seen
+from extproc.health.judging import evidence_of
 from extproc.values.evidence import Evidence, FailureKind, NoFailure
 from extproc.values.outcomes import Ended
 

@@ -1,7 +1,7 @@
-"""What a routing rule may see of the fleet, what it may answer, and what it is told afterwards.
+"""A policy with a memory of its own: what it may see, what it may answer, what it is told afterwards.
 
 Rules:
-    1. A view holds what a router in production could know at that moment, and no more: its own books, what
+    1. A view holds what a router in production could know at that moment, and no more: its own ledger, what
        other gateways pushed, metrics as old as their last scrape, and a guess of each cache.
     2. One column per fact, one row per endpoint, rows in the same order from one call to the next. The
        columns belong to the caller: a policy keeps no reference to them and changes none.
@@ -14,17 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
+from extproc.values.choices import Rng
 from metadata_center.types import EndpointKey, value
-
-
-class Rng(Protocol):
-    """The only randomness a policy may use; `random.Random` satisfies it."""
-
-    def random(self) -> float:
-        """Uniform float in [0, 1)."""
-        ...
 
 
 @value
@@ -51,10 +43,10 @@ class Request:
 
 
 @value
-class View:
+class FleetView:
     """What one decision looks at.
 
-    The columns named "books" are sums over requests that were sent and have not ended, as this gateway
+    The columns named "ledger" are sums over requests that were sent and have not ended, as this gateway
     knows them: its own at once, others' once they were pushed.
 
     Attributes:
@@ -67,17 +59,17 @@ class View:
         groups: Name of the hardware and model each endpoint runs on: equal names, equal speed.
         weights: Relative capacity, > 0.
         kv_tokens: KV cache capacity in tokens.
-        requests: Books: requests.
-        prefilling: Books: requests whose first token is not known to have come.
-        prefill_tokens: Books: uncached prompt tokens, as estimated when sent, of the `prefilling`.
-        prompt_tokens: Books: prompt tokens, cached ones included, of the `prefilling`.
-        context_tokens: Books: prompt tokens of all requests.
+        requests: Ledger: requests.
+        prefilling: Ledger: requests whose first token is not known to have come.
+        prefill_tokens: Ledger: uncached prompt tokens, as estimated when sent, of the `prefilling`.
+        prompt_tokens: Ledger: prompt tokens, cached ones included, of the `prefilling`.
+        context_tokens: Ledger: prompt tokens of all requests.
         waiting: Scraped: requests in the engine's queue.
         running: Scraped: requests in the engine's batch.
         kv_usage: Scraped: share of the KV cache held by running requests, 0..1.
         scraped_s: When the scraped columns were read; the same time as before means the same values.
         matched_blocks: Leading blocks of the prompt that the endpoint holds by the cache view in use.
-        since_s: Books: when a prefill last ended there, or the first of the `prefilling` was sent, whichever
+        since_s: Ledger: when a prefill last ended there, or the first of the `prefilling` was sent, whichever
             was later; empty if nobody noted it.
     """
 
@@ -165,7 +157,7 @@ class Sent:
     matched_tokens: int
 
 
-class Policy:
+class StatefulPolicy:
     """A routing rule; the observers do nothing unless a rule overrides them.
 
     The parameters of a rule are the keyword arguments of its `__init__`, all with defaults.
@@ -173,7 +165,7 @@ class Policy:
 
     __slots__ = ()
 
-    def choose(self, view: View) -> Decision:
+    def choose(self, view: FleetView) -> Decision:
         """Decide where `view.request` goes. It may come again if it was held, and be abandoned while held."""
         raise NotImplementedError
 

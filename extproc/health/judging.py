@@ -12,41 +12,15 @@ Rules:
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
-from extproc.values.evidence import Evidence, FailureKind, NoFailure
+from extproc.values.evidence import EMPTY, TRUNCATED, Evidence, FailureKind, NoFailure
 from extproc.values.outcomes import Ended
-
-ERROR_NAMESPACE: Final = "llm.error"
-"""Where Envoy's filters leave what they saw of an error in an answer, see `error_seen`."""
 
 LEAST_STREAM_BYTES: Final = 24
 """`data: [DONE]` with its two line ends, and a comment's worth of air: less holds no token of any API."""
-
-_MAX_WORD: Final = 64
-_WORD: Final = re.compile(r"[A-Za-z0-9_.-]+")
-
-_ERROR_EVENTS: Final = frozenset({"error", "response.failed"})
-_LAST_EVENTS: Final = frozenset(
-    {"message_stop", "response.completed", "response.incomplete", "response.cancelled"}
-)
-_EARLIER_EVENTS: Final = frozenset(
-    {
-        *("message_start", "content_block_start", "content_block_delta", "content_block_stop"),
-        *("ping", "chat.completion.chunk", "text_completion"),
-    }
-)
-"""Types of events that end a stream, or do not, where the API gives each event one. After `message_delta`,
-which has the stop reason, nothing is missing; chunks of a chat are told if the stream ends with one that has
-no finish reason."""
-
-_TRUNCATED: Final = "truncated"
-_EMPTY: Final = "empty"
-_NO_EVENT: Final = "none"
-"""What Envoy's filter tells of a stream without any data."""
 
 LEAST_WHOLE_BYTES: Final = 3
 """`{}` and `[]` are no answers."""
@@ -114,7 +88,7 @@ def _of_what_went_wrong(
     if not attempts or ended in (Ended.REJECTED, Ended.LEASE_EXPIRED):
         return NoFailure.UNKNOWN
     if ended is Ended.CLIENT_ABORT:
-        return NoFailure.UNKNOWN if error in (None, _TRUNCATED, _EMPTY) else _of_error(error)
+        return NoFailure.UNKNOWN if error in (None, TRUNCATED, EMPTY) else _of_error(error)
     if "UF" in flags:
         return FailureKind.CONNECT_FAILURE
     if "UT" in flags:
@@ -132,34 +106,6 @@ def _of_what_went_wrong(
     return None if 200 <= status < 300 else NoFailure.UNKNOWN
 
 
-def error_seen(fields: Mapping[str, Any]) -> str | None:
-    """An error in an answer, in words that are safe to log: its type and code; None if there was none.
-
-    Args:
-        fields: Of `ERROR_NAMESPACE`: `type` and `code` of the error object; `event`, the type of the last
-            event of a stream that was seen, whatever it was, and `event_code`, which is one of an error if
-            the event is; whatever else says that there was an error. A text of an error (a message may
-            repeat the prompt) is never among them.
-    """
-    event = fields.get("event")
-    if event not in _ERROR_EVENTS and fields.keys() <= {"event", "event_code"}:
-        if event == _NO_EVENT:
-            return _EMPTY
-        earlier = event in _EARLIER_EVENTS or (
-            str(event).startswith("response.") and event not in _LAST_EVENTS
-        )
-        return _TRUNCATED if earlier else None
-    words = []
-    for name in ("type", "code", "event_code"):
-        found = fields.get(name)
-        if isinstance(found, float) and found.is_integer():
-            found = int(found)
-        word = str(found)
-        if found is not None and len(word) <= _MAX_WORD and _WORD.fullmatch(word):
-            words.append(word)
-    return " ".join(words) or "error"
-
-
 def _of_status(status: int) -> FailureKind:
     if status == 404:
         return FailureKind.MISSING_MODEL
@@ -171,9 +117,9 @@ def _of_status(status: int) -> FailureKind:
 
 
 def _of_error(error: str) -> FailureKind:
-    if error == _TRUNCATED:
+    if error == TRUNCATED:
         return FailureKind.TRUNCATED
-    if error == _EMPTY:
+    if error == EMPTY:
         return FailureKind.EMPTY_ANSWER
     words = set(error.split())
     if words & _OVERLOAD_WORDS:

@@ -13,7 +13,7 @@ from extproc.choosing.foreseen import foreseen_ttft_s
 from extproc.health.tracker import FailureKind, HealthState
 from extproc.request.responses import response_key
 from extproc.request.rules import ModelRules, Rule
-from extproc.routing.outcomes import CACHED_TOLERANCE_TOKENS
+from extproc.routing.cache_history import CACHED_TOLERANCE_TOKENS
 from extproc.routing.state import LINGER_S
 from extproc.values.balancing import LoadBalancing
 from extproc.values.headers import REQUEST_ID_HEADER
@@ -309,8 +309,8 @@ def test_a_client_that_left_settles_nothing_but_the_trial() -> None:
 
 def test_an_end_of_a_request_of_ours_that_is_not_known_is_counted(rig: Rig) -> None:
     """Only an entry that names us and finds nothing says that something was lost."""
-    rig.outcomes.take(request_end("gone"), 0.0)
-    rig.outcomes.take(request_end("nobody's", owner=None), 0.0)
+    rig.ends.take(request_end("gone"), 0.0)
+    rig.ends.take(request_end("nobody's", owner=None), 0.0)
     assert rig.metric("tokenway_access_log_unmatched_total") == 1
     assert rig.endings == []
 
@@ -484,8 +484,6 @@ def test_blocks_of_a_completed_request_count_for_a_moment_longer(rig: Rig) -> No
 
 def test_an_endpoint_that_left_is_not_remembered(rig: Rig) -> None:
     """A request that outlives its endpoint's place in the configuration leaves nothing behind there."""
-    shared: list[EndpointKey] = []
-    rig.state.share = lambda key, _: shared.append(key)
     for number in range(3):
         rig.decide(str(number), chat("x" * 1000, stream=number < 2))
     rig.configure([endpoint(7)])
@@ -494,9 +492,9 @@ def test_an_endpoint_that_left_is_not_remembered(rig: Rig) -> None:
     rig.end("1")
     rig.clock.advance(20.0)
     rig.state.advance(rig.clock())
-    assert rig.state.caches.history.total == 0
-    assert not any(key in rig.state.caches.history._caches for key in KEYS)
-    assert shared == []
+    assert rig.history.total == 0
+    assert not any(key in rig.history._caches for key in KEYS)
+    assert rig.shared == []
 
 
 def test_totals_outlive_a_reload_and_end_with_their_endpoint(rig: Rig) -> None:

@@ -1,0 +1,1 @@
+"""The sections of tokenway.yaml, one module per subject."""

@@ -1,0 +1,126 @@
+"""Where the gateway's processes listen, for whom, and how Envoy finds them."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from extproc.config.sections.fields import DAY_S, FileName, Section
+
+
+def _listen_address(text: str) -> str:
+    """`unix:/path` or `ip:port`, IPv6 in brackets."""
+    if text.startswith("unix:/"):
+        return text
+    host, _, port = text.rpartition(":")
+    try:
+        ipaddress.ip_address(host.removeprefix("[").removesuffix("]") if host.startswith("[") else host)
+        usable = port.isascii() and port.isdigit() and int(port) <= 65_535
+    except ValueError:
+        usable = False
+    if not usable or (":" in host) != host.startswith("["):
+        raise PydanticCustomError(
+            "listen",
+            "not an address; accepted: text like `unix:/run/tokenway.sock`, `127.0.0.1:9000`, `[::]:9000`",
+        )
+    return text
+
+
+def _is_local(address: str) -> bool:
+    """True if a listen address is a Unix socket or on loopback."""
+    if address.startswith("unix:"):
+        return True
+    return ipaddress.ip_address(address.rpartition(":")[0].strip("[]")).is_loopback
+
+
+Listen = Annotated[str, AfterValidator(_listen_address)]
+
+Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+class Admin(Section):
+    """The operator's HTTP port: metrics, explain, endpoints, readiness."""
+
+    address: str = Field(default="127.0.0.1", examples=["127.0.0.1", "::"])
+    """IP address to listen on; keep it off the public network."""
+    port: Port = 10080
+    """TCP port; 0 picks a free one."""
+
+    @field_validator("address")
+    @classmethod
+    def _is_ip(cls, address: str) -> str:
+        try:
+            return str(ipaddress.ip_address(address))
+        except ValueError:
+            raise PydanticCustomError(
+                "address", "not an IP address; accepted: text like `127.0.0.1`, `0.0.0.0`, `::`"
+            ) from None
+
+
+class ListenTls(Section):
+    """Mutual TLS for `listen`: who cannot show a certificate of this CA is not answered."""
+
+    cert_file: FileName
+    """PEM file of the gateway's certificate, with its chain."""
+    key_file: FileName
+    """PEM file of its private key."""
+    client_ca_file: FileName
+    """PEM file of the CA that signed the certificates of those who may connect: the Envoys."""
+
+
+class Server(Section):
+    """The processes and where they listen. Changes need a restart."""
+
+    workers: int = Field(default=1, ge=1, le=64)
+    """Worker processes sharing one load table; one serves about a core of Envoy traffic."""
+    run_dir: Annotated[str, Field(min_length=1, max_length=256, examples=["/run/tokenway"])] | None = None
+    """Directory of the Unix sockets, made at start, closed to others; null takes the user's own place."""
+    listen: Annotated[tuple[Listen, ...], Field(strict=False)] = ()
+    """Further gRPC addresses beside the socket in `run_dir`: `unix:/path` or `ip:port`."""
+    listen_tls: ListenTls | None = None
+    """Mutual TLS for the `ip:port` of `listen`; without it only loopback is listened to."""
+    listen_insecure: bool = False
+    """True listens in clear text beyond loopback: who reaches the port steers traffic and reads prompts."""
+    admin: Admin = Admin()
+    """The operator's HTTP port."""
+    drain_s: float = Field(default=30.0, ge=0, le=DAY_S)
+    """How long streams may take to finish after SIGTERM, in seconds."""
+
+    @model_validator(mode="after")
+    def _nobody_else_listens_in(self) -> Self:
+        exposed = [address for address in self.listen if not _is_local(address)]
+        if exposed and self.listen_tls is None and not self.listen_insecure:
+            raise PydanticCustomError(
+                "exposed",
+                "listen has {address}, which others can reach in clear text: they could steer traffic "
+                "and read prompts; accepted: loopback, listen_tls, or listen_insecure: true",
+                {"address": exposed[0]},
+            )
+        return self
+
+
+class GatewayAddress(Section):
+    """Where Envoy finds Tokenway if they share no host: `server.listen`, as Envoy reaches it."""
+
+    addresses: Annotated[tuple[Listen, ...], Field(strict=False, min_length=1)]
+    """`ip:port` of each gateway process."""
+    cert_file: FileName | None = None
+    """PEM file at Envoy of the certificate that it shows; with key_file, ca_file and server_name."""
+    key_file: FileName | None = None
+    """PEM file of its private key."""
+    ca_file: FileName | None = None
+    """PEM file of the CA that signed the gateway's certificate."""
+    server_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,253}$")] | None = None
+    """DNS name in the gateway's certificate."""
+
+    @model_validator(mode="after")
+    def _all_or_none(self) -> Self:
+        given = [self.cert_file, self.key_file, self.ca_file, self.server_name]
+        if any(given) and not all(given):
+            raise PydanticCustomError(
+                "half_tls", "accepted: all of cert_file, key_file, ca_file and server_name, or none of them"
+            )
+        return self

@@ -1,0 +1,30 @@
+"""Endings as counts: a listener that tells the metrics."""
+
+from __future__ import annotations
+
+from extproc.observing.recorder import Recorder
+from extproc.values.endings import Ending
+
+
+class EndingCounts:
+    """Counts endings.
+
+    Args:
+        recorder: Whom to tell.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def ended(self, ending: Ending) -> None:
+        """Count one ending, with all it tells about our predictions."""
+        record, outcome, request, recorder = ending.record, ending.outcome, ending.request, self._recorder
+        if request is None:
+            if record.rejected is not None:
+                recorder.rejected(record.rejected, record.model, outcome.status or 0)
+            return
+        if outcome.attempts and outcome.endpoint != record.chosen:
+            recorder.fell_back(record.cluster or "")
+        if outcome.prompt_tokens is None and outcome.completion_tokens is None and ending.is_answered:
+            recorder.usage_unknown(record.model, ending.usage_unseen or "absent")
+        recorder.observe_end(request.operation, record.model, outcome, record.held_s)

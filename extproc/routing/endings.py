@@ -1,0 +1,162 @@
+"""The ends of decided requests: taken from whichever side, released once, and told to all who listen.
+
+Rules:
+    1. A request ends once: by the end that a proxy tells, by its lease, or by its refusal. What is told of it
+       afterwards finds nothing to release and tells nobody.
+    2. It is released before anybody is told, so that no listener's fault holds a charge.
+    3. A listener that fails is reported and keeps nobody else from being told.
+    4. What an ending means is said here, by its values; what becomes of it is each listener's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from extproc.choosing.foreseen import foreseen_ttft_s
+from extproc.health.judging import evidence_of
+from extproc.routing.possible import possible
+from extproc.routing.state import State
+from extproc.values.decisions import DecisionRecord
+from extproc.values.endings import (
+    AttemptFailed,
+    AttemptStarted,
+    Ending,
+    EndingListener,
+    RequestAlive,
+    RequestEnd,
+    RequestEvent,
+)
+from extproc.values.evidence import FailureKind, NoFailure
+from extproc.values.inflight import Inflight
+from extproc.values.outcomes import Ended, Outcome
+
+AttemptListener = Callable[[AttemptFailed, Inflight | None, float], None]
+"""Is told each failed attempt, with its request unless that has ended, and the time."""
+
+
+class Endings:
+    """Takes what is told of requests that this worker decided.
+
+    Args:
+        state: Books of this worker.
+        listeners: Told of each ending.
+        attempt_listeners: Told of each failed attempt.
+        on_fault: Told of each exception that a listener raised.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        listeners: Sequence[EndingListener],
+        attempt_listeners: Sequence[AttemptListener],
+        on_fault: Callable[[Exception], None],
+    ) -> None:
+        self._state = state
+        self._listeners = tuple(listeners)
+        self._attempt_listeners = tuple(attempt_listeners)
+        self._on_fault = on_fault
+
+    def take(self, event: RequestEvent, now_s: float) -> None:
+        """Something is told of a request, which may be none of ours."""
+        match event:
+            case RequestEnd():
+                self._ended(event, now_s)
+            case AttemptStarted():
+                self._moved(event, now_s)
+            case AttemptFailed():
+                request = self._state.inflight.get(event.request_id)
+                for listener in self._attempt_listeners:
+                    listener(event, request, now_s)
+            case RequestAlive():
+                self._state.load.refresh(event.request_id, now_s)
+
+    def lost(self, request: Inflight, now_s: float) -> None:
+        """The lease of a request expired, and it was released: no end of it was told in time."""
+        outcome = Outcome(
+            ended=Ended.LEASE_EXPIRED,
+            duration_s=now_s - request.decided_s,
+            endpoint=request.endpoint,
+            details="no end was reported in time",
+        )
+        self._tell(Ending(request.record, outcome, now_s, request))
+
+    def refused(self, record: DecisionRecord, outcome: Outcome, now_s: float) -> None:
+        """A request was refused before it was sent anywhere: nothing was charged."""
+        record.outcome = outcome
+        self._tell(Ending(record, outcome, now_s))
+
+    def _tell(self, ending: Ending) -> None:
+        for listener in self._listeners:
+            try:
+                listener(ending)
+            except Exception as error:
+                self._on_fault(error)
+
+    def _moved(self, event: AttemptStarted, now_s: float) -> None:
+        state = self._state
+        request = state.inflight.get(event.request_id)
+        if request is not None and request.endpoint != event.endpoint:
+            state.load.move(event.request_id, event.endpoint, now_s)
+            state.move(request, event.endpoint)
+            state.freed()
+
+    def _ended(self, end: RequestEnd, now_s: float) -> None:
+        state = self._state
+        state.load.release(end.request_id, now_s)
+        request = state.inflight.get(end.request_id)
+        if request is None:
+            if end.owner is not None:
+                state.metrics.access_log_unmatched()
+            return
+        record = request.record
+        evidence = evidence_of(
+            status=end.status,
+            ended=end.ended,
+            flags=end.flags,
+            error=end.error,
+            content_type=end.content_type,
+            is_stream=record.stream,
+            response_bytes=end.response_bytes,
+            attempts=end.attempts,
+        )
+        is_answered = evidence is NoFailure.ANSWERED and end.status == 200
+        state.finish(end.request_id, now_s, completed=is_answered)
+        if end.endpoint is not None:
+            request.endpoint = end.endpoint
+        row = record.row(request.endpoint)
+        ended = end.ended
+        if ended is Ended.COMPLETED and end.status < 300 and isinstance(evidence, FailureKind):
+            ended = Ended.UPSTREAM_ERROR
+        ttft_s = _ttft_s(request, end) if is_answered and record.stream else None
+        outcome = self._outcome(request, end, ended, row, ttft_s)
+        self._tell(Ending(record, outcome, now_s, request, evidence, row, end.stream_s, end.usage_unseen))
+
+    def _outcome(
+        self, request: Inflight, end: RequestEnd, ended: Ended, row: int | None, ttft_s: float | None
+    ) -> Outcome:
+        record, endpoint = request.record, request.endpoint
+        prompt, completion, cached = possible(end, request, self._state.engines.kv_tokens.get(endpoint, 0))
+        return Outcome(
+            ended,
+            end.duration_s,
+            endpoint if end.attempts else None,
+            end.attempts,
+            end.status or None,
+            ttft_s,
+            prompt,
+            completion,
+            cached,
+            end.request_bytes,
+            end.response_bytes,
+            None if row is None else foreseen_ttft_s(record, row),
+            None if row is None else record.cached_tokens[row],
+            end.flags,
+            end.details,
+        )
+
+
+def _ttft_s(request: Inflight, end: RequestEnd) -> float | None:
+    """From sending to the engine to its first token: as Envoy saw it, unless other bytes came first."""
+    if request.first_byte_is_token or request.first_token_s is None:
+        return end.ttft_s
+    return request.first_token_s - request.decided_s

@@ -1,0 +1,127 @@
+"""The kinds of load that are counted per endpoint: one table, from which everything else is derived.
+
+Order matters: it is that of the counters' rows, of rows on the wire and of shares in Redis. A new kind goes
+to the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+
+class Unit(StrEnum):
+    """What is counted."""
+
+    REQUESTS = "requests"
+    TOKENS = "tokens"
+
+
+class Until(StrEnum):
+    """When it is taken off."""
+
+    PREFILLED = "prefilled"
+    RELEASED = "released"
+
+
+class Adds(StrEnum):
+    """What a charge adds to it."""
+
+    ONE = "one"
+    PREFILL_TOKENS = "prefill_tokens"
+    CONTEXT_TOKENS = "context_tokens"
+    NOTHING = "nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of load.
+
+    Attributes:
+        name: Of the field that holds it, in views, rows and shares.
+        unit: What is counted.
+        adds: What a charge adds; of a kind that gets nothing by charges, refreshes tell.
+        until: When what was added is taken off.
+        meaning: One sentence.
+    """
+
+    name: str
+    unit: Unit
+    adds: Adds
+    until: Until
+    meaning: str
+
+
+KINDS: Final = (
+    Kind("requests", Unit.REQUESTS, Adds.ONE, Until.RELEASED, "In flight."),
+    Kind(
+        "prefill_requests",
+        Unit.REQUESTS,
+        Adds.ONE,
+        Until.PREFILLED,
+        "Of these, not yet known to be prefilled.",
+    ),
+    Kind(
+        "prefill_tokens",
+        Unit.TOKENS,
+        Adds.PREFILL_TOKENS,
+        Until.PREFILLED,
+        "Charged and not yet known to be prefilled.",
+    ),
+    Kind(
+        "context_tokens",
+        Unit.TOKENS,
+        Adds.CONTEXT_TOKENS,
+        Until.RELEASED,
+        "Prompt tokens of all in flight.",
+    ),
+    Kind(
+        "generated_tokens",
+        Unit.TOKENS,
+        Adds.NOTHING,
+        Until.RELEASED,
+        "Generated so far by all in flight, as far as refreshes told.",
+    ),
+)
+
+NUM_KINDS: Final = len(KINDS)
+
+NAMES: Final = tuple(kind.name for kind in KINDS)
+
+Amounts = tuple[int, ...]
+"""One number per kind, in the order of `KINDS`."""
+
+NOTHING: Final[Amounts] = (0,) * NUM_KINDS
+
+
+def of_charge(prefill_tokens: int, context_tokens: int, times: int = 1) -> Amounts:
+    """What a charge adds, before any of it is taken off, `times` times."""
+    added = {
+        Adds.ONE: times,
+        Adds.PREFILL_TOKENS: times * prefill_tokens,
+        Adds.CONTEXT_TOKENS: times * context_tokens,
+        Adds.NOTHING: 0,
+    }
+    return tuple([added[adds] for adds in _ADDS])
+
+
+def sum_of(one: Sequence[int], other: Sequence[int]) -> Amounts:
+    """Both together."""
+    return tuple([a + b for a, b in zip(one, other, strict=True)])
+
+
+def difference(one: Sequence[int], other: Sequence[int]) -> Amounts:
+    """The first without the second."""
+    return tuple([a - b for a, b in zip(one, other, strict=True)])
+
+
+def bounded(amounts: Sequence[int], *, requests: int, tokens: int) -> Amounts:
+    """Each amount, but at most what its unit allows."""
+    most = {Unit.REQUESTS: requests, Unit.TOKENS: tokens}
+    return tuple([min(amount, most[unit]) for amount, unit in zip(amounts, _UNITS, strict=True)])
+
+
+_ADDS: Final = tuple(kind.adds for kind in KINDS)
+_UNITS: Final = tuple(kind.unit for kind in KINDS)

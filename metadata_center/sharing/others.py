@@ -1,0 +1,108 @@
+"""What other gateways have in flight, as this one's counters are to show it.
+
+Rules:
+    1. What others count at an endpoint is the sum of their members' shares (as old as their last messages),
+       and the optimistic increment.
+    2. Optimistic increment: other gateways place requests in the same moment by the same view and thus on
+       the same endpoints. Until the own message that carries a charge comes back, by when everything
+       accepted before it was heard, the charge counts once per live gateway (vLLM's data-parallel
+       coordinator scales by its API servers in the same way). At most `OPTIMISM_S`: if no message comes
+       back the transport is down, and then leases say who is alive.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from metadata_center.load.counters import Counters
+from metadata_center.load.kinds import Amounts, bounded, difference, of_charge, sum_of
+from metadata_center.sharing.messages import Update
+from metadata_center.sharing.peers import Peers
+from metadata_center.types import Charge, EndpointKey
+
+OPTIMISM_S: Final = 0.5
+"""More than a round trip through a slow Redis (200 ms) and the pause between two messages."""
+
+MAX_UNHEARD: Final = 65_536
+"""Charges with an optimistic increment: 130,000 a second for `OPTIMISM_S`. Further ones get none."""
+
+MAX_OTHERS_REQUESTS: Final = 1 << 24
+"""Of all other gateways, at one endpoint: what 64 of them hold in all at their default bound. More is not
+believed: a thousand members of which each may say 2**53 - 1 would not fit into the counters."""
+
+MAX_OTHERS_TOKENS: Final = 1 << 44
+"""As many requests of a million tokens."""
+
+
+class Others:
+    """Other gateways' load, kept in the counters of this one.
+
+    Args:
+        own_gateway: Its members are not others.
+        counters: Where it is shown.
+        optimistic: Rule 2; pointless where every charge is put to the rendezvous.
+    """
+
+    def __init__(self, own_gateway: str, counters: Counters, *, optimistic: bool) -> None:
+        self.peers = Peers(own_gateway)
+        self._counters = counters
+        self._optimistic = optimistic
+        self._sequence = 0
+        self._ahead: dict[EndpointKey, Amounts] = {}
+        self._unheard: deque[tuple[int, float, EndpointKey, Amounts]] = deque()
+
+    def apply(self, update: Update, now_s: float) -> None:
+        """A member said something."""
+        for key in self.peers.apply(update, now_s):
+            self._show(key)
+
+    def charged(self, charge: Charge, now_s: float) -> None:
+        """This gateway charged a request; nobody else knows it yet."""
+        gateways = self.peers.live_gateways
+        if not gateways or not self._optimistic or len(self._unheard) >= MAX_UNHEARD:
+            return
+        key = charge.endpoint
+        amounts = of_charge(charge.prefill_tokens, charge.context_tokens, times=gateways)
+        self._unheard.append((self._sequence + 1, now_s + OPTIMISM_S, key, amounts))
+        ahead = self._ahead.get(key)
+        self._ahead[key] = amounts if ahead is None else sum_of(ahead, amounts)
+        self._show(key)
+
+    def said(self, sequence: int) -> None:
+        """An own message was made; what was charged before is in it."""
+        self._sequence = sequence
+
+    def heard(self, sequence: int) -> None:
+        """An own message came back."""
+        while self._unheard and self._unheard[0][0] <= sequence:
+            self._forget()
+
+    def advance(self, now_s: float) -> None:
+        """End shares and increments that are over by `now_s`; O(1) when none is."""
+        for key in self.peers.advance(now_s):
+            self._show(key)
+        while self._unheard and self._unheard[0][1] <= now_s:
+            self._forget()
+
+    def amounts(self, key: EndpointKey) -> Amounts:
+        """What others count at an endpoint."""
+        shares = self.peers.total(key)
+        ahead = self._ahead.get(key)
+        return bounded(
+            shares if ahead is None else sum_of(shares, ahead),
+            requests=MAX_OTHERS_REQUESTS,
+            tokens=MAX_OTHERS_TOKENS,
+        )
+
+    def _show(self, key: EndpointKey) -> None:
+        self._counters.set_others(key, self.amounts(key))
+
+    def _forget(self) -> None:
+        _, _, key, amounts = self._unheard.popleft()
+        ahead = difference(self._ahead[key], amounts)
+        if any(ahead):
+            self._ahead[key] = ahead
+        else:
+            del self._ahead[key]
+        self._show(key)

@@ -1,0 +1,43 @@
+"""Messages cut out of DATA."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from extproc.transport.http2.messages import MessageError, MessageReader
+from extproc.transport.seam import Status
+from tests.http2_peers import framed
+
+
+@given(st.lists(st.binary(max_size=40), max_size=6), st.lists(st.integers(1, 30), min_size=1))
+def test_any_cut_gives_the_same_messages(messages: list[bytes], sizes: list[int]) -> None:
+    """In their order and whole; nothing is held behind the last."""
+    reader, data, at, read, turn = MessageReader(100), framed(*messages), 0, [], 0
+    while at < len(data):
+        size = sizes[turn % len(sizes)]
+        read += reader.feed(data[at : at + size])
+        at, turn = at + size, turn + 1
+    assert read == messages
+    assert reader.is_between
+
+
+def test_what_is_missing_is_known_with_the_length() -> None:
+    """So that the peer can be granted just that."""
+    reader = MessageReader(1_000)
+    assert reader.feed(b"\0\0\0") == []
+    assert (reader.size, reader.missing, reader.is_between) == (0, 0, False)
+    assert reader.feed(b"\0\x64" + b"x" * 40) == []
+    assert (reader.size, reader.missing) == (105, 60)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "status"),
+    [(b"\0\0\0\3\xe9", Status.RESOURCE_EXHAUSTED), (b"\1\0\0\0\1", Status.INTERNAL)],
+)
+def test_messages_that_are_not_taken(prefix: bytes, status: Status) -> None:
+    """Too long by one byte, or compressed: known before any of it is held."""
+    with pytest.raises(MessageError) as raised:
+        MessageReader(1_000).feed(prefix)
+    assert raised.value.status is status
