@@ -16,7 +16,8 @@ from hypothesis import settings as hypothesis_settings
 from prometheus_client import CollectorRegistry
 
 from extproc.health.settings import HealthSettings
-from extproc.health.tracker import FailureKind, HealthTracker, Transition
+from extproc.health.states import Transition
+from extproc.health.tracker import HealthTracker
 from extproc.listeners import Listeners
 from extproc.observing.metrics.collector import Metrics
 from extproc.observing.records import RecordRing
@@ -37,6 +38,7 @@ from extproc.values.deciding import Deciding, Now, Refusal
 from extproc.values.decisions import DecisionRecord
 from extproc.values.endings import AttemptFailed, AttemptStarted, Ending, RequestAlive, RequestEnd
 from extproc.values.endpoints import Endpoint
+from extproc.values.evidence import FailureKind
 from extproc.values.exchange import RequestHeaders
 from extproc.values.headers import REQUEST_ID_HEADER
 from extproc.values.inflight import Inflight

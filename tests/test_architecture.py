@@ -52,7 +52,7 @@ CORE = (
     "extproc/accesslog/entries.py",
     "extproc/accesslog/usage.py",
     "extproc/accesslog/answer_errors.py",
-    "extproc/health/tracker.py",
+    *(f"extproc/health/{name}.py" for name in ("tracker", "records", "levels", "doubts", "floors", "states")),
     "extproc/health/evidence.py",
     "extproc/health/failures.py",
     "extproc/health/judging.py",

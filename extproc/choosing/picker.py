@@ -82,11 +82,12 @@ def _best(scores: Sequence[float], wanted: int, rng: Rng, weights: Sequence[floa
         row = left.index(best)
         equals = left.count(best)
         if equals > 1:
-            rows = [row for row, score in enumerate(left) if score == best]
             if weights:
+                rows = [row for row, score in enumerate(left) if score == best]
                 row = rows[_draw_weighted(rng, [weights[each] for each in rows])]
             else:
-                row = rows[_draw(rng, equals)]
+                for _ in range(_draw(rng, equals)):
+                    row = left.index(best, row + 1)
         picked.append(row)
         left[row] = _TAKEN
     return tuple(picked)

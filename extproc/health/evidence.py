@@ -16,7 +16,8 @@ from typing import Final
 
 from extproc.health.failures import MAY_BE_POISON
 from extproc.health.poison import Poison
-from extproc.health.tracker import HealthTracker, Transition
+from extproc.health.states import Transition
+from extproc.health.tracker import HealthTracker
 from extproc.values.endings import AttemptFailed, Ending
 from extproc.values.evidence import Evidence, FailureKind, NoFailure
 from extproc.values.inflight import Inflight

@@ -28,7 +28,8 @@ from typing import Any
 import aiohttp
 
 from extproc.health.settings import HealthSettings
-from extproc.health.tracker import HealthState, HealthTracker, ProbeFailure, Transition
+from extproc.health.states import HealthState, ProbeFailure, Transition
+from extproc.health.tracker import HealthTracker
 from extproc.values.choices import Rng
 from extproc.values.endpoints import Endpoint
 from metadata_center.types import EndpointKey

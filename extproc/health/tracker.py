@@ -22,222 +22,28 @@ One failure is one request's, never one attempt's: the caller settles that (`hea
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections.abc import Collection, Iterable
 from typing import Final
 
-from extproc.health.failures import MAY_BE_THE_CLIENTS
+from extproc.health.doubts import Doubts
+from extproc.health.floors import Floors
+from extproc.health.levels import FAST, TRIAL_LEASE_S
+from extproc.health.records import ROUNDING, Record, Records
 from extproc.health.settings import HealthSettings
+from extproc.health.states import (
+    BELOW_THE_FLOOR,
+    Cause,
+    HealthState,
+    ProbeFailure,
+    Transition,
+    Transitions,
+)
 from extproc.values.endpoints import Endpoint
 from extproc.values.evidence import FailureKind
 from metadata_center.types import EndpointKey
 
-__all__ = ["FailureKind", "HealthState", "HealthTracker", "ProbeFailure", "Transition"]
-
-MAX_MODELS: Final = 256
-"""Models whose failures one endpoint remembers; the one not heard of for longest goes first."""
-
-MEMORY_S: Final = 60.0
-"""What an endpoint did longer ago says nothing of it now; the longest ejection by default."""
-
-_FAST: Final = 0.3
-"""Gain of the failing share that acts: the last few answers count, one failure lifts it over the doubt."""
-
-_SLOW: Final = 0.05
-"""Gain of the failing share that tells fluctuation from fault: the last twenty answers or so."""
-
-_DOUBT: Final = 0.25
-"""Fast share above the peers' that doubts: one failure where they have none; two that may be the client's."""
-
-_TRUST: Final = 0.125
-"""And below which the doubt is over: half of it, so that one answer does not change it to and fro."""
-
-_SLOW_RATIO: Final = 1.5
-"""The slow share must exceed the peers' this many times: if a client breaks half of all requests by itself,
-shares of 0.5 scatter by 0.08, and of a hundred endpoints none is doubted for that."""
-
-_SLOW_MARGIN: Final = 0.03
-"""And by this: less than one failure, or two that may be the client's."""
-
-_ALONE_RATIO: Final = 4.0
-"""For an ejection it must exceed that of all peers, doubted ones included, this many times: three failures in
-a row against peers of which none failed lately. A client that breaks half of all requests by itself lets one
-endpoint look so in its first moments at most."""
-
-_WELL: Final = 0.1
-"""A peer below this share, and not failing now, is well: nine successes after three failures."""
-
-TRIAL_S: Final = 0.25
-"""From a doubt to the first trial; doubles with each that fails. A failure costs a client, so not less; an
-engine that hiccupped is back before its queue has run dry."""
-
-MAX_TRIAL_S: Final = 30.0
-"""Longest time between trials."""
-
-TRIAL_LEASE_S: Final = 30.0
-"""A trial that nobody heard of any more is over after this."""
-
-MISS_S: Final = 10.0
-"""From a miss to the next request that may try; doubles up to `MAX_MISS_S`. Adapters are loaded by hand."""
-
-MAX_MISS_S: Final = 300.0
-
-_MISSES_IN_A_ROW: Final = 3
-"""Of an endpoint that answered for the model within `MEMORY_S`: one 404 may be about something else that the
-request names (a stored response), and clients can name anything."""
-
 _MOST_PATIENCE: Final = 3
 """Doublings of a probe's time-out."""
-
-_ROUNDING: Final = 1e-9
-
-
-class HealthState(StrEnum):
-    """What an endpoint is to the router; draining hides whether it is also ejected."""
-
-    HEALTHY = "healthy"
-    EJECTED = "ejected"
-    DRAINING = "draining"
-
-
-class ProbeFailure(StrEnum):
-    """How a probe failed: what it proves differs."""
-
-    REFUSED = "refused"
-    TIMEOUT = "timeout"
-    OTHER = "other"
-
-
-class _Cause(StrEnum):
-    """What an ejection rests on."""
-
-    GONE = "gone"
-    ASLEEP = "asleep"
-    PROBES = "probes"
-    SLOW_PROBES = "slow probes"
-    TRAFFIC = "traffic"
-
-
-_BELOW_THE_FLOOR = frozenset({_Cause.GONE, _Cause.ASLEEP})
-
-
-@dataclass(frozen=True, slots=True)
-class Transition:
-    """One endpoint changed state.
-
-    Attributes:
-        reason: For logs and explain, one short phrase; never from a request.
-    """
-
-    key: EndpointKey
-    before: HealthState
-    after: HealthState
-    reason: str
-
-
-Transitions = tuple[Transition, ...]
-
-
-@dataclass(slots=True)
-class _Level:
-    """How one endpoint does for one model.
-
-    Attributes:
-        fast: Share of failures among its last few answers.
-        slow: The same among its last twenty.
-        good_s: Its last success, or None.
-        bad_s: The first failure since, or None.
-        heard_s: Its last answer of either kind.
-        misses: 404s in a row.
-        doubted: Why it is doubted, or None.
-        trial_due_s: From when a request may try it.
-        trial_until_s: A trial is under way until then at most.
-        failed_trials: In a row.
-    """
-
-    fast: float = 0.0
-    slow: float = 0.0
-    good_s: float | None = None
-    bad_s: float | None = None
-    heard_s: float = 0.0
-    misses: int = 0
-    doubted: FailureKind | None = None
-    trial_due_s: float = 0.0
-    trial_until_s: float = 0.0
-    failed_trials: int = 0
-
-    def succeeded(self, now_s: float) -> None:
-        self.fast *= 1.0 - _FAST
-        self.slow *= 1.0 - _SLOW
-        self.good_s = self.heard_s = now_s
-        self.bad_s = None
-        self.misses = self.failed_trials = 0
-        self.pass_trial(now_s)
-
-    def failed(self, kind: FailureKind, now_s: float) -> None:
-        self.heard_s = now_s
-        self.end_trial(now_s, TRIAL_S, MAX_TRIAL_S)
-        if kind is not FailureKind.MISSING_MODEL:
-            weight = 0.5 if kind in MAY_BE_THE_CLIENTS else 1.0
-            self.fast += weight * _FAST * (1.0 - self.fast)
-            self.slow += weight * _SLOW * (1.0 - self.slow)
-            if self.bad_s is None:
-                self.bad_s = now_s
-
-    def retracted(self, kind: FailureKind) -> None:
-        weight = 0.5 if kind in MAY_BE_THE_CLIENTS else 1.0
-        fast, slow = weight * _FAST, weight * _SLOW
-        self.fast = max(0.0, (self.fast - fast) / (1.0 - fast))
-        self.slow = max(0.0, (self.slow - slow) / (1.0 - slow))
-
-    def pass_trial(self, now_s: float) -> None:
-        """A trial went well as far as it went; the more failed before, the longer until the next."""
-        self.trial_until_s, self.trial_due_s = 0.0, now_s + TRIAL_S * self.fast
-
-    def end_trial(self, now_s: float, first_s: float, most_s: float) -> None:
-        """A trial failed, if one is under way; what fails otherwise was sent before the doubt."""
-        if self.trial_until_s > now_s:
-            self.failed_trials = min(self.failed_trials + 1, 16)
-            self.trial_due_s = now_s + min(first_s * 2**self.failed_trials, most_s)
-        self.trial_until_s = 0.0
-
-
-@dataclass(slots=True)
-class _Record:
-    """Private state of one endpoint; times are the caller's monotonic seconds.
-
-    Attributes:
-        probe_failures: Consecutive, 0 after a success.
-        patience: Doublings of the next probe's time-out.
-        alive_s: When real traffic last had bytes of an answer from there, or None.
-        levels: How it does, by model.
-        ejected: Reason while ejected, else None.
-        cause: What that rests on; None while not ejected.
-        ejected_until_s: Earliest recovery, meaningful while ejected.
-        ejections_in_a_row: Ejections by traffic, each less than `max_ejection_s` after the last recovery.
-        recovered_s: End of the last ejection, or None.
-        next_probe_s: When to probe again; -inf before the first probe.
-    """
-
-    clusters: frozenset[str]
-    draining: bool
-    probe_failures: int = 0
-    patience: int = 0
-    alive_s: float | None = None
-    levels: dict[str, _Level] = field(default_factory=dict)
-    ejected: str | None = None
-    cause: _Cause | None = None
-    ejected_until_s: float = 0.0
-    ejections_in_a_row: int = 0
-    recovered_s: float | None = None
-    next_probe_s: float = float("-inf")
-
-    @property
-    def state(self) -> HealthState:
-        if self.draining:
-            return HealthState.DRAINING
-        return HealthState.HEALTHY if self.ejected is None else HealthState.EJECTED
 
 
 class HealthTracker:
@@ -249,17 +55,19 @@ class HealthTracker:
 
     def __init__(self, settings: HealthSettings) -> None:
         self.settings = settings
-        self.withheld = 0
-        """Ejections that the floor prevented."""
-        self._records: dict[EndpointKey, _Record] = {}
-        self._members: dict[str, list[EndpointKey]] = {}
-        self._doubts: dict[str, set[EndpointKey]] = {}
-        self._generation = 0
+        self._records = Records()
+        self._doubts = Doubts(self._records)
+        self._floors = Floors(self._records, settings.min_available_ratio)
 
     @property
     def generation(self) -> int:
         """Grows whenever a state, a doubt or the endpoint set changes, and only then."""
-        return self._generation
+        return self._records.generation
+
+    @property
+    def withheld(self) -> int:
+        """Ejections that the floor prevented."""
+        return self._floors.withheld
 
     def set_endpoints(self, endpoints: Iterable[Endpoint], now_s: float = 0.0) -> Transitions:
         """Replace the endpoint set; known endpoints keep their history, new ones count as healthy.
@@ -276,37 +84,37 @@ class HealthTracker:
             clusters.setdefault(endpoint.key, set()).add(endpoint.cluster)
             if endpoint.draining:
                 draining.add(endpoint.key)
-        before = {key: record.state for key, record in self._records.items()}
+        before = {key: record.state for key, record in self._records.by_key.items()}
         for key, names in clusters.items():
-            record = self._records.get(key)
+            record = self._records.by_key.get(key)
             if record is None:
-                self._records[key] = _Record(frozenset(names), key in draining)
+                self._records.by_key[key] = Record(frozenset(names), key in draining)
             else:
                 record.clusters, record.draining = frozenset(names), key in draining
         for key in before.keys() - clusters.keys():
-            for model in list(self._records[key].levels):
-                self._trust(key, model)
-            del self._records[key]
-        self._members = {}
+            for model in list(self._records.by_key[key].levels):
+                self._doubts.trust(key, model)
+            del self._records.by_key[key]
+        self._records.members = {}
         for key, names in clusters.items():
             for name in names:
-                self._members.setdefault(name, []).append(key)
-            self._forget_misses(key)
-        after = {key: record.state for key, record in self._records.items()}
+                self._records.members.setdefault(name, []).append(key)
+            self._doubts.forget_misses(key)
+        after = {key: record.state for key, record in self._records.by_key.items()}
         if before != after:
-            self._changed()
+            self._records.changed()
         changes = tuple(
             Transition(key, before[key], state, "draining set" if key in draining else "draining cleared")
             for key, state in after.items()
             if before.get(key, state) is not state
         )
-        return changes + tuple(self._hold_floors(self._members, now_s))
+        return changes + tuple(self._floors.hold(self._records.members, now_s))
 
     # Probes.
 
     def probe_succeeded(self, key: EndpointKey, now_s: float, took_s: float = 0.0) -> Transitions:
         """A probe was answered with 2xx after `took_s`: ends an ejection whose time is over."""
-        record = self._records.get(key)
+        record = self._records.by_key.get(key)
         if record is None:
             return ()
         before = record.state
@@ -314,7 +122,7 @@ class HealthTracker:
         if took_s <= self.settings.timeout_s:
             record.patience = 0
         if record.ejected is not None and now_s >= record.ejected_until_s:
-            self._readmit(record, now_s)
+            record.readmit(now_s)
         self._schedule(record, now_s)
         return self._transitions(key, record, before, "probe succeeded", now_s)
 
@@ -326,7 +134,7 @@ class HealthTracker:
         A time-out is not counted where real traffic had bytes from there since about the last probe: busy
         engines answer both from one event loop. `detail` is a short cause for `reason`, e.g. "status 503".
         """
-        record = self._records.get(key)
+        record = self._records.by_key.get(key)
         if record is None:
             return ()
         before = record.state
@@ -342,13 +150,13 @@ class HealthTracker:
             record.probe_failures = min(record.probe_failures + 1, limit)
         if record.probe_failures >= limit and not answers:
             if how is ProbeFailure.REFUSED:
-                cause = _Cause.GONE
+                cause = Cause.GONE
             else:
-                cause = _Cause.SLOW_PROBES if is_slow else _Cause.PROBES
+                cause = Cause.SLOW_PROBES if is_slow else Cause.PROBES
             if record.ejected is None:
-                if cause in _BELOW_THE_FLOOR or self._may_go(record):
-                    self._eject(record, cause, f"probe failed: {detail}", now_s)
-            elif cause is _Cause.GONE:  # what kept it in reach of the floor is over
+                if cause in BELOW_THE_FLOOR or self._floors.may_go(record):
+                    record.eject(cause, f"probe failed: {detail}", now_s)
+            elif cause is Cause.GONE:  # what kept it in reach of the floor is over
                 record.cause, record.ejected = cause, f"probe failed: {detail}"
         self._schedule(record, now_s)
         return self._transitions(key, record, before, record.ejected or detail, now_s)
@@ -358,32 +166,32 @@ class HealthTracker:
 
         The caller must not report `probe_succeeded` while the engine sleeps.
         """
-        record = self._records.get(key)
+        record = self._records.by_key.get(key)
         if record is None:
             return ()
         before = record.state
         if record.ejected is None:
-            self._eject(record, _Cause.ASLEEP, "engine is asleep", now_s)
+            record.eject(Cause.ASLEEP, "engine is asleep", now_s)
         else:
-            record.cause, record.ejected = _Cause.ASLEEP, "engine is asleep"
+            record.cause, record.ejected = Cause.ASLEEP, "engine is asleep"
         self._schedule(record, now_s)
         return self._transitions(key, record, before, "engine is asleep", now_s)
 
     def next_probe_due(self, key: EndpointKey) -> float | None:
         """When to probe next, in the caller's seconds; -inf if never probed, None if not configured."""
-        record = self._records.get(key)
+        record = self._records.by_key.get(key)
         return None if record is None else record.next_probe_s
 
     def probe_timeout_s(self, key: EndpointKey) -> float:
         """How long the next probe may take: longer after each that timed out, to tell slow from gone."""
-        record = self._records.get(key)
+        record = self._records.by_key.get(key)
         return self.settings.timeout_s * (1 if record is None else 1 << record.patience)
 
     # Real traffic.
 
     def alive(self, key: EndpointKey, model: str, now_s: float) -> Transitions:
         """A first token came: the engine runs, whatever its probes say; one on trial may have company."""
-        record = self._records.get(key)
+        record = self._records.by_key.get(key)
         if record is None:
             return ()
         record.alive_s = now_s
@@ -394,13 +202,13 @@ class HealthTracker:
 
     def attempt_succeeded(self, key: EndpointKey, now_s: float, model: str = "") -> Transitions:
         """A request was answered. What timed out when probed is back with it; other ejections stay."""
-        record = self._records.get(key)
+        record = self._records.by_key.get(key)
         if record is None:
             return ()
         record.alive_s = now_s
-        self._level(key, record, model, now_s).succeeded(now_s)
-        if model in self._doubts:
-            self._review(key, record, model, now_s)
+        self._doubts.level(key, record, model, now_s).succeeded(now_s)
+        if model in self._doubts.by_model:
+            self._doubts.review(key, record, model, now_s)
         return self._alive(key, record, now_s)
 
     def attempt_failed(
@@ -412,78 +220,78 @@ class HealthTracker:
         `max_ejection_s` for ejections in a row. Failures of an ejected endpoint are echoes of earlier
         requests and are ignored.
         """
-        record = self._records.get(key)
-        if record is None or (record.ejected is not None and record.cause is not _Cause.SLOW_PROBES):
+        record = self._records.by_key.get(key)
+        if record is None or (record.ejected is not None and record.cause is not Cause.SLOW_PROBES):
             return ()
         before = record.state
         if kind is FailureKind.CONNECT_FAILURE:
-            self._forget_misses(key)  # what listens there next may be another engine
-            self._eject_by_traffic(record, _Cause.GONE, kind, now_s)
+            self._doubts.forget_misses(key)  # what listens there next may be another engine
+            self._eject_by_traffic(record, Cause.GONE, kind, now_s)
             return self._transitions(key, record, before, kind.value, now_s)
-        level = self._level(key, record, model, now_s)
+        level = self._doubts.level(key, record, model, now_s)
         if kind is FailureKind.MISSING_MODEL:
-            self._missed(key, level, model, now_s)
+            self._doubts.missed(key, level, model, now_s)
             return ()
         level.failed(kind, now_s)
-        self._review(key, record, model, now_s, kind)
+        self._doubts.review(key, record, model, now_s, kind)
         if level.doubted is None or record.ejected is not None:
             return ()
-        enough = 1.0 - (1.0 - _FAST) ** self.settings.passive_threshold - _ROUNDING
-        if level.fast >= enough and self._is_alone(key, record, level, model, now_s):
-            if self._may_go(record):
-                self._eject_by_traffic(record, _Cause.TRAFFIC, kind, now_s)
+        enough = 1.0 - (1.0 - FAST) ** self.settings.passive_threshold - ROUNDING
+        if level.fast >= enough and self._doubts.is_alone(key, record, level, model, now_s):
+            if self._floors.may_go(record):
+                self._eject_by_traffic(record, Cause.TRAFFIC, kind, now_s)
             return self._transitions(key, record, before, kind.value, now_s)
         return ()
 
     def retract(self, key: EndpointKey, kind: FailureKind, now_s: float, model: str = "") -> None:
         """A failure told before was the request's own fault: another endpoint failed at it as well."""
-        record = self._records.get(key)
+        record = self._records.by_key.get(key)
         if record is not None and model in record.levels:
             record.levels[model].retracted(kind)
-            self._review(key, record, model, now_s)
+            self._doubts.review(key, record, model, now_s)
 
     def undecided(self, key: EndpointKey, model: str, now_s: float) -> None:
         """A request ended without telling anything, its client gone: if it was a trial, the next may be."""
-        record = self._records.get(key)
+        record = self._records.by_key.get(key)
         level = None if record is None else record.levels.get(model)
         if level is not None and level.trial_until_s:
-            level.trial_until_s, level.trial_due_s = 0.0, now_s
+            level.try_now(now_s)
 
     # What the router asks.
 
     def is_available(self, key: EndpointKey) -> bool:
         """True iff requests may be sent there."""
-        record = self._records.get(key)
+        record = self._records.by_key.get(key)
         return record is not None and record.state is HealthState.HEALTHY
 
     def state(self, key: EndpointKey) -> HealthState | None:
         """Current state, or None for a key that is not configured."""
-        record = self._records.get(key)
+        record = self._records.by_key.get(key)
         return None if record is None else record.state
 
     def reason(self, key: EndpointKey) -> str | None:
         """Why the endpoint may not be chosen, in a few words; None if it may."""
-        record = self._records.get(key)
+        record = self._records.by_key.get(key)
         if record is None:
             return "not configured"
         return "draining" if record.draining else record.ejected
 
     def doubted(self, model: str) -> Collection[EndpointKey]:
         """Endpoints that are doubted for `model`; usually none."""
-        return self._doubts.get(model, ())
+        return self._doubts.by_model.get(model, ())
 
     def trial_due(self, key: EndpointKey, model: str, now_s: float) -> bool:
         """True iff a doubted endpoint may be given one request."""
-        level = self._records[key].levels[model]
+        level = self._records.by_key[key].levels[model]
         return level.trial_due_s <= now_s and level.trial_until_s <= now_s
 
     def trial_began(self, key: EndpointKey, model: str, now_s: float) -> None:
         """A doubted endpoint was given a request: no other one until more is known of it."""
-        self._records[key].levels[model].trial_until_s = now_s + TRIAL_LEASE_S
+        self._records.by_key[key].levels[model].trial_until_s = now_s + TRIAL_LEASE_S
 
     def doubt(self, key: EndpointKey, model: str) -> str | None:
         """Why the endpoint is left out of the choice for `model`, in a few words; None if it is not."""
-        record = self._records.get(key)
+        record = self._records.by_key.get(key)
         level = None if record is None else record.levels.get(model)
         if level is None or level.doubted is None:
             return None
@@ -493,232 +301,43 @@ class HealthTracker:
 
     def doubts_of(self, key: EndpointKey) -> list[str]:
         """Models that the endpoint is doubted for, sorted."""
-        return sorted(model for model, keys in self._doubts.items() if key in keys)
-
-    # Doubts.
-
-    def _level(self, key: EndpointKey, record: _Record, model: str, now_s: float) -> _Level:
-        """How an endpoint does for `model`; blank if it was not heard of lately."""
-        levels = record.levels
-        level = levels.get(model)
-        if level is None:
-            if len(levels) >= MAX_MODELS:
-                oldest = min(levels, key=lambda name: levels[name].heard_s)
-                self._trust(key, oldest)
-                del levels[oldest]
-            level = levels[model] = _Level()
-        elif level.doubted is None and now_s - level.heard_s > MEMORY_S:
-            level = levels[model] = _Level()
-        return level
-
-    def _missed(self, key: EndpointKey, level: _Level, model: str, now_s: float) -> None:
-        level.misses += 1
-        level.heard_s = now_s
-        if level.doubted is FailureKind.MISSING_MODEL:
-            level.end_trial(now_s, MISS_S, MAX_MISS_S)
-            return
-        answers = level.good_s is not None and now_s - level.good_s <= MEMORY_S
-        if answers and level.misses < _MISSES_IN_A_ROW:
-            return
-        level.doubted = FailureKind.MISSING_MODEL
-        level.trial_until_s, level.trial_due_s, level.failed_trials = 0.0, now_s + MISS_S, 0
-        self._doubts.setdefault(model, set()).add(key)
-        self._changed()
-
-    def _forget_misses(self, key: EndpointKey) -> None:
-        record = self._records[key]
-        for model, level in record.levels.items():
-            if level.doubted is FailureKind.MISSING_MODEL:
-                level.misses = 0
-                self._trust(key, model)
-
-    def _review(
-        self, key: EndpointKey, record: _Record, model: str, now_s: float, kind: FailureKind | None = None
-    ) -> None:
-        """Doubt, or trust again, whoever of these clusters the newest answer tells something about.
-
-        Args:
-            key: Whose answer it was.
-            record: Its record.
-            model: What was asked for.
-            now_s: The time.
-            kind: How it failed; None if it did not.
-        """
-        level = record.levels[model]
-        if kind is not None and level.doubted is None and record.state is HealthState.HEALTHY:
-            company, fast, slow = self._peers(key, record, model, now_s)
-            if (
-                company
-                and level.fast - fast >= _DOUBT - _ROUNDING
-                and level.slow >= _SLOW_RATIO * slow + _SLOW_MARGIN
-            ):
-                level.doubted = kind
-                level.trial_until_s, level.trial_due_s, level.failed_trials = 0.0, now_s + TRIAL_S, 0
-                self._doubts.setdefault(model, set()).add(key)
-                self._changed()
-        for other in tuple(self._doubts.get(model, ())):
-            peer = self._records[other]
-            known = peer.levels[model]
-            if known.doubted is FailureKind.MISSING_MODEL:
-                if other == key and known.good_s == now_s:
-                    self._trust(other, model)
-            elif peer.clusters & record.clusters:
-                _, fast, _ = self._peers(other, peer, model, now_s)
-                if known.fast - fast < _TRUST:
-                    self._trust(other, model)
-
-    def _peers(
-        self, key: EndpointKey, record: _Record, model: str, now_s: float
-    ) -> tuple[bool, float, float]:
-        """Whether there is anybody else to choose, and the mean shares of those that were heard lately."""
-        company, heard, fast, slow = False, 0, 0.0, 0.0
-        doubted = self._doubts.get(model, ())
-        for other, peer in self._others(key, record):
-            if peer.state is not HealthState.HEALTHY or other in doubted:
-                continue
-            company = True
-            level = peer.levels.get(model)
-            if level is not None and now_s - level.heard_s <= MEMORY_S:
-                heard += 1
-                fast += level.fast
-                slow += level.slow
-        return company, fast / max(1, heard), slow / max(1, heard)
-
-    def _is_alone(self, key: EndpointKey, record: _Record, level: _Level, model: str, now_s: float) -> bool:
-        """Nothing else it was asked succeeded since it began to fail, and its peers are well meanwhile."""
-        began_s = level.bad_s
-        if began_s is None or any(
-            other.good_s is not None and other.good_s > began_s for other in record.levels.values()
-        ):
-            return False
-        heard, slow, is_anybody_well = 0, 0.0, False
-        for _, peer in self._others(key, record):
-            known = peer.levels.get(model)
-            if (
-                known is None
-                or peer.state is not HealthState.HEALTHY
-                or known.doubted is FailureKind.MISSING_MODEL
-                or now_s - known.heard_s > MEMORY_S
-            ):
-                continue
-            heard += 1
-            slow += known.slow
-            if known.good_s is not None:
-                is_well = known.bad_s is None and known.fast < _WELL and now_s - known.good_s <= MEMORY_S
-                is_anybody_well |= is_well or known.good_s >= began_s
-        return is_anybody_well and level.slow >= _ALONE_RATIO * slow / heard
-
-    def _others(self, key: EndpointKey, record: _Record) -> Iterator[tuple[EndpointKey, _Record]]:
-        """Endpoints of the same clusters; one that shares two of them comes twice."""
-        for cluster in record.clusters:
-            for other in self._members.get(cluster, ()):
-                if other != key:
-                    yield other, self._records[other]
-
-    def _trust(self, key: EndpointKey, model: str) -> None:
-        keys = self._doubts.get(model)
-        self._records[key].levels[model].doubted = None
-        if keys is not None and key in keys:
-            keys.remove(key)
-            if not keys:
-                del self._doubts[model]
-            self._changed()
+        return sorted(model for model, keys in self._doubts.by_model.items() if key in keys)
 
     # Ejections.
 
-    def _alive(self, key: EndpointKey, record: _Record, now_s: float) -> Transitions:
-        if record.cause is not _Cause.SLOW_PROBES:
+    def _alive(self, key: EndpointKey, record: Record, now_s: float) -> Transitions:
+        if record.cause is not Cause.SLOW_PROBES:
             return ()
         before = record.state
         record.probe_failures = 0
-        self._readmit(record, now_s)
+        record.readmit(now_s)
         return self._transitions(key, record, before, "answered a request", now_s)
 
-    @staticmethod
-    def _eject(record: _Record, cause: _Cause, reason: str, until_s: float) -> None:
-        record.ejected, record.cause, record.ejected_until_s = reason, cause, until_s
-
-    def _eject_by_traffic(self, record: _Record, cause: _Cause, kind: FailureKind, now_s: float) -> None:
+    def _eject_by_traffic(self, record: Record, cause: Cause, kind: FailureKind, now_s: float) -> None:
         limit_s = self.settings.max_ejection_s
         is_in_a_row = record.recovered_s is not None and now_s - record.recovered_s < limit_s
         record.ejections_in_a_row = record.ejections_in_a_row + 1 if is_in_a_row else 1
         # 2**30 s is past any limit; the bound keeps the float finite after a long row.
         doublings = min(record.ejections_in_a_row - 1, 30)
         until_s = now_s + min(self.settings.ejection_s * 2**doublings, limit_s)
-        self._eject(record, cause, f"traffic failed: {kind.value}", until_s)
+        record.eject(cause, f"traffic failed: {kind.value}", until_s)
         # An earlier probe could not end the ejection, so it would only cost the engine work.
         record.next_probe_s = until_s
 
-    @staticmethod
-    def _readmit(record: _Record, now_s: float) -> None:
-        """Back; whatever it is doubted for goes on with a trial at once."""
-        record.ejected = record.cause = None
-        record.recovered_s = now_s
-        for level in record.levels.values():
-            if level.doubted is not None and level.doubted is not FailureKind.MISSING_MODEL:
-                level.trial_until_s, level.trial_due_s = 0.0, now_s
-
-    def _may_go(self, record: _Record) -> bool:
-        """Whether enough of its clusters stay available without it."""
-        if record.draining:
-            return True
-        for cluster in record.clusters:
-            available, floor = self._available(cluster)
-            if available - 1 < floor:
-                self.withheld += 1
-                return False
-        return True
-
-    def _available(self, cluster: str) -> tuple[int, int]:
-        """How many endpoints of a cluster are available, and how many have to be."""
-        available = members = 0
-        for key in self._members.get(cluster, ()):
-            record = self._records[key]
-            if not record.draining:
-                members += 1
-                available += record.ejected is None
-        return available, max(1, int(members * self.settings.min_available_ratio + _ROUNDING))
-
-    def _hold_floors(self, clusters: Iterable[str], now_s: float) -> list[Transition]:
-        """Bring back whoever may be well where refused connections took a cluster below its floor."""
-        changes = []
-        for cluster in clusters:
-            available, floor = self._available(cluster)
-            if available >= floor:
-                continue
-            out = [
-                key
-                for key in self._members[cluster]
-                if (record := self._records[key]).ejected is not None
-                and not record.draining
-                and record.cause not in _BELOW_THE_FLOOR
-            ]
-            out.sort(key=lambda key: self._records[key].ejected_until_s)
-            for key in out[: floor - available]:
-                self._readmit(self._records[key], now_s)
-                self._changed()
-                changes.append(
-                    Transition(key, HealthState.EJECTED, HealthState.HEALTHY, "too few others are left")
-                )
-        return changes
-
     def _transitions(
-        self, key: EndpointKey, record: _Record, before: HealthState, reason: str, now_s: float
+        self, key: EndpointKey, record: Record, before: HealthState, reason: str, now_s: float
     ) -> Transitions:
         """What an event changed, that of its own endpoint first."""
         changes: list[Transition] = []
         if record.state is not before:
-            self._changed()
+            self._records.changed()
             changes.append(Transition(key, before, record.state, reason))
         if record.ejected is not None:
-            changes += self._hold_floors(record.clusters, now_s)
+            changes += self._floors.hold(record.clusters, now_s)
         return tuple(changes)
 
-    def _schedule(self, record: _Record, now_s: float) -> None:
+    def _schedule(self, record: Record, now_s: float) -> None:
         if record.ejected is None:
             record.next_probe_s = now_s + self.settings.interval_s
         else:
             record.next_probe_s = max(now_s + self.settings.recovery_interval_s, record.ejected_until_s)
-
-    def _changed(self) -> None:
-        self._generation += 1

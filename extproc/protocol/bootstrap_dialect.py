@@ -4,9 +4,9 @@ Rules:
     1. The body comes whole (BUFFERED), and the beginning of an answer only where it was asked for.
     2. Every routing answer mutates a header, or Envoy ignores `clear_route_cache` (Envoy 1.40).
     3. Attempt i takes endpoint i of the list and priority group i: they are in lock step.
-    4. What a plan looks like depends on nothing else: it is serialised once and kept with the plan. What
-       differs by request is a serialised message of its own, appended: protobuf merges concatenated messages
-       field by field.
+    4. What a plan looks like depends on nothing else: it is serialised once and kept with the plan. All but
+       its endpoints is the same for many plans, and kept as well. What differs by request is a serialised
+       message of its own, appended: protobuf merges concatenated messages field by field.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from envoy.extensions.filters.http.ext_proc.v3 import processing_mode_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+from google.protobuf import struct_pb2
 
 from extproc.protocol import wire
 from extproc.protocol.machine import Kind
@@ -38,6 +39,22 @@ _RETRY_ON: Final = "x-envoy-retry-on", "connect-failure,reset,refused-stream"
 is asked only where that one is gone, so that the client hears an engine's own 404; what the one says is never
 overruled by one that does not know. The header, which clients cannot send, selects the route `pinned` of
 envoy/bootstrap.yaml."""
+
+MAX_ROUTES: Final = 1024
+"""Serialised answers kept that lack but endpoints: one per cluster, kind of answer and number of attempts."""
+
+_DESTINATION: Final = tuple(
+    (field, wire.framed(wire.tag(struct_pb2.Struct.FieldsEntry, "key"), len(name)) + name.encode())
+    for field, name in (
+        (wire.tag(struct_pb2.Value, "string_value"), DESTINATION_KEY),
+        (wire.tag(struct_pb2.Value, "struct_value"), LB_NAMESPACE),
+    )
+)
+"""Where endpoints are in the metadata of an answer, from within: the tag of a value, and its key."""
+
+_ENTRY: Final = wire.tag(struct_pb2.Struct, "fields")
+_ENTRY_VALUE: Final = wire.tag(struct_pb2.Struct.FieldsEntry, "value")
+_METADATA: Final = wire.tag(pb.ProcessingResponse, "dynamic_metadata")
 
 _Mode = processing_mode_pb2.ProcessingMode
 
@@ -62,6 +79,10 @@ AWAIT_BODY: Final = _await_body(first_chunk=False)
 AWAIT_BODY_AND_FIRST_CHUNK: Final = _await_body(first_chunk=True)
 
 
+_RouteKey = tuple[str, str, str, int, tuple[tuple[str, str], ...]]
+"""Field answered, owner, cluster, attempts, headers of the router."""
+
+
 class BootstrapDialect:
     """See `extproc.protocol.dialect.Dialect`.
 
@@ -71,6 +92,7 @@ class BootstrapDialect:
 
     def __init__(self, owner: str) -> None:
         self._owner = owner
+        self._routes: dict[_RouteKey, bytes] = {}
         self.parse = wire.parse
         self.request_headers = wire.request_headers
         self.patience = wire.patience
@@ -89,7 +111,7 @@ class BootstrapDialect:
         return self._plan(plan, "request_headers")
 
     def decision(self, decision: Decision, *, to_trailers: bool) -> bytes:
-        """See `Dialect`; about 35 us the first time a plan is seen."""
+        """See `Dialect`."""
         if to_trailers:
             return self._plan(decision.plan, "request_trailers")
         answer = self._plan(decision.plan, "request_body")
@@ -108,22 +130,40 @@ class BootstrapDialect:
         return rendered
 
     def _render(self, plan: Plan, field: str) -> bytes:
-        """The answer to the message called `field` that has Envoy go by the plan."""
+        """The answer to the message called `field` that has Envoy go by the plan; about 2 us."""
         owner = self._owner if plan.endpoints and plan.booked else NO_OWNER
-        headers = [(OWNER_HEADER, owner), (OWNER_TAG_HEADER, owner), *_policy(plan)]
-        mutation = pb.HeaderMutation(set_headers=[wire.set_header(name, value) for name, value in headers])
-        message = wire.routed(field, pb.CommonResponse(clear_route_cache=True, header_mutation=mutation))
-        groups: list[dict[str, Any]] = [
-            {"name": str(i), "clusters": [{"cluster_name": plan.cluster, "weight": 1}]}
-            for i in range(max(1, len(plan.endpoints)))
-        ]
-        message.dynamic_metadata.update({ROUTE_NAMESPACE: {"priority_groups": groups}})
-        if plan.endpoints:
-            message.dynamic_metadata.update({LB_NAMESPACE: {DESTINATION_KEY: ",".join(plan.endpoints)}})
-        return bytes(message.SerializeToString())
+        key = field, owner, plan.cluster, max(1, len(plan.endpoints)), _policy(plan)
+        route = self._routes.get(key)
+        if route is None:
+            if len(self._routes) >= MAX_ROUTES:
+                self._routes.clear()
+            route = self._routes[key] = _route(*key)
+        return route + _destination(",".join(plan.endpoints)) if plan.endpoints else route
 
 
-def _policy(plan: Plan) -> list[tuple[str, str]]:
+def _route(field: str, owner: str, cluster: str, attempts: int, policy: tuple[tuple[str, str], ...]) -> bytes:
+    """An answer but for its endpoints; arguments as in `_RouteKey`; about 35 us."""
+    headers = [(OWNER_HEADER, owner), (OWNER_TAG_HEADER, owner), *policy]
+    mutation = pb.HeaderMutation(set_headers=[wire.set_header(name, value) for name, value in headers])
+    message = wire.routed(field, pb.CommonResponse(clear_route_cache=True, header_mutation=mutation))
+    groups: list[dict[str, Any]] = [
+        {"name": str(i), "clusters": [{"cluster_name": cluster, "weight": 1}]} for i in range(attempts)
+    ]
+    message.dynamic_metadata.update({ROUTE_NAMESPACE: {"priority_groups": groups}})
+    return bytes(message.SerializeToString())
+
+
+def _destination(endpoints: str) -> bytes:
+    """The metadata that names the endpoints, by hand: protobuf's own way to make it takes 20 us."""
+    value = endpoints.encode()
+    for begins, key in _DESTINATION:
+        value = wire.framed(begins, len(value)) + value
+        entry = key + wire.framed(_ENTRY_VALUE, len(value)) + value
+        value = wire.framed(_ENTRY, len(entry)) + entry
+    return wire.framed(_METADATA, len(value)) + value
+
+
+def _policy(plan: Plan) -> tuple[tuple[str, str], ...]:
     """Time-outs and retries as headers of Envoy's router, which takes them off."""
     headers = []
     if plan.first_byte_timeout_s is not None:
@@ -134,7 +174,7 @@ def _policy(plan: Plan) -> list[tuple[str, str]]:
         headers.append((_MAX_RETRIES, str(plan.retries)))
     if plan.pinned:
         headers.append(_RETRY_ON)
-    return headers
+    return tuple(headers)
 
 
 def _ms(seconds: float) -> str:

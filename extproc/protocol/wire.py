@@ -33,12 +33,13 @@ LARGE_BYTES = 2 * 1024 * 1024
 _LEN = 2  # protobuf's wire type of bytes and messages
 
 
-def _tag(message: Any, field: str) -> bytes:
+def tag(message: Any, field: str) -> bytes:
+    """What a field of bytes or of a message begins with."""
     return bytes([message.DESCRIPTOR.fields_by_name[field].number << 3 | _LEN])
 
 
-_REQUEST_BODY = _tag(pb.ProcessingRequest, "request_body")
-_BODY = _tag(pb.HttpBody, "body")
+_REQUEST_BODY = tag(pb.ProcessingRequest, "request_body")
+_BODY = tag(pb.HttpBody, "body")
 
 
 class LargeBody:
@@ -88,9 +89,9 @@ def _varint(raw: bytes, at: int) -> tuple[int, int]:
     return len(raw) + 1, at
 
 
-def _framed(tag: bytes, num_bytes: int) -> bytes:
+def framed(begins: bytes, num_bytes: int) -> bytes:
     """What precedes a field of so many bytes."""
-    head = bytearray(tag)
+    head = bytearray(begins)
     while num_bytes >= 0x80:
         head.append(num_bytes & 0x7F | 0x80)
         num_bytes >>= 7
@@ -151,10 +152,10 @@ def routed(field: str, common: pb.CommonResponse) -> pb.ProcessingResponse:
 
 
 _NEW_BODY = (
-    _tag(pb.ProcessingResponse, "request_body"),
-    _tag(pb.BodyResponse, "response"),
-    _tag(pb.CommonResponse, "body_mutation"),
-    _tag(pb.BodyMutation, "body"),
+    tag(pb.ProcessingResponse, "request_body"),
+    tag(pb.BodyResponse, "response"),
+    tag(pb.CommonResponse, "body_mutation"),
+    tag(pb.BodyMutation, "body"),
 )
 """Where a new body is in an answer, from without."""
 
@@ -173,8 +174,8 @@ def new_body(pieces: Sequence[bytes | bytearray]) -> tuple[bytes | bytearray, ..
         )
     )
     head = b""
-    for tag in reversed(_NEW_BODY):
-        head = _framed(tag, len(head) + num_bytes) + head
+    for field in reversed(_NEW_BODY):
+        head = framed(field, len(head) + num_bytes) + head
     return (bytes(message.SerializeToString()), head, *pieces)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from extproc.health.evidence import HealthEvidence
-from extproc.health.tracker import Transition
+from extproc.health.states import Transition
 from extproc.observing.ending_counts import EndingCounts
 from extproc.routing.endings import Endings
 from extproc.routing.state import State

@@ -10,7 +10,8 @@ from typing import Final
 from extproc.choosing.snapshots import Engines as EnginesView
 from extproc.choosing.teaching import Teaching
 from extproc.health.poison import Poison
-from extproc.health.tracker import HealthTracker, Transition
+from extproc.health.states import Transition
+from extproc.health.tracker import HealthTracker
 from extproc.observing.recorder import Recorder
 from extproc.observing.records import RecordRing
 from extproc.predicting.predictor import Predictor

@@ -24,7 +24,8 @@ from extproc.admin.table import PAGES
 from extproc.config.schema import Config
 from extproc.discovery.resolution import Resolution
 from extproc.health.prober import Prober
-from extproc.health.tracker import HealthTracker, Transition
+from extproc.health.states import Transition
+from extproc.health.tracker import HealthTracker
 from extproc.listeners import Listeners
 from extproc.observing.metrics.collector import Metrics
 from extproc.observing.metrics.family import Values
@@ -61,7 +62,7 @@ from extproc.server.parts import Part, Parts
 from extproc.server.pending_settings import PendingSettings
 from extproc.server.publishing import ADS_TYPES, Publisher
 from extproc.server.request_settings import RequestPath, router_settings, routing_table
-from extproc.server.rpc_server import GrpcServer, RpcServer, places_of
+from extproc.server.rpc_server import RpcServer, places_of, rpc_server
 from extproc.server.run_dir import Residence, admin_path, counters_path, run_dir, socket_path
 from extproc.server.sharing import Alone, Shared, reserve_by, store_of
 from extproc.server.status import Status
@@ -214,10 +215,12 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
     prober = _prober(news, books, engines, config)
     ads = AdsServer(lambda type_url: metrics.ads_refused(ADS_TYPES[type_url]))
     publisher = Publisher(ads, books.state.health.state, metrics)
-    server = GrpcServer(
+    server = rpc_server(
+        config.server.transport,
         (way.processor.rpc, way.access_log.rpc, ads.rpc),
         places_of(config.server, socket_path(site.folder, index), index),
         config.request.max_body_bytes + _MESSAGE_OVERHEAD_BYTES,
+        metrics.transport_fault,
     )
     draining = Draining(
         server,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from extproc.config.schema import Config
 from extproc.health.prober import Occupancy
-from extproc.health.tracker import HealthState, Transition
+from extproc.health.states import HealthState, Transition
 from extproc.predicting.predictor import Predictor
 from extproc.predicting.tokens import TokensPerByte
 from extproc.routing.engines import Engines

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from enum import StrEnum
 
-from extproc.health.tracker import HealthState, Transition
+from extproc.health.states import HealthState, Transition
 from extproc.observing.metrics.collector import Metrics
 from extproc.values.evidence import FailureKind
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from extproc.health.tracker import HealthState
+from extproc.health.states import HealthState
 from extproc.observing.metrics.collector import Metrics
 from extproc.server.applying import InForce
 from extproc.xds.ads import AdsServer

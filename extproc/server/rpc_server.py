@@ -1,16 +1,19 @@
-"""The gRPC server of a worker: where it listens, and how it ends; another implementation goes here."""
+"""The gRPC server of a worker: where it listens, and how it ends; by Tokenway's own HTTP/2 or by grpc.aio."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import socket
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
 import grpc
 
-from extproc.config.sections.listening import ListenTls, Server
+from extproc.config.sections.listening import ListenTls, Server, Transport
 from extproc.server.run_dir import closed_to_others
-from extproc.transport import grpc_aio
+from extproc.transport import grpc_aio, listen_tls
+from extproc.transport.http2.faults import FaultReason
+from extproc.transport.native import NativeServer, tcp_socket, unix_socket
 from extproc.transport.seam import Rpc
 from metadata_center.types import value
 
@@ -110,3 +113,79 @@ class GrpcServer:
             await self._server.stop(None)
             self._server = None
             self._places.socket.unlink(missing_ok=True)
+
+
+class OwnServer:
+    """Tokenway's own HTTP/2 as a worker's server.
+
+    Args:
+        rpcs: What is served.
+        places: Where to listen. Certificates are read again when they change.
+        max_message_bytes: Of one message received.
+        on_fault: Called with each reason why a stream (False) or a connection (True) was ended.
+    """
+
+    def __init__(
+        self,
+        rpcs: Iterable[Rpc],
+        places: Places,
+        max_message_bytes: int,
+        on_fault: Callable[[FaultReason, bool], None],
+    ) -> None:
+        self._places = places
+        self._server = NativeServer(tuple(rpcs), max_message_bytes, on_fault)
+
+    async def listen(self) -> None:
+        """See `RpcServer`."""
+        tls = None
+        if self._places.tls is not None:
+            named = self._places.tls
+            files = listen_tls.TlsFiles(
+                Path(named.cert_file), Path(named.key_file), Path(named.client_ca_file)
+            )
+            tls = listen_tls.ListenTls(files)
+        self._places.socket.unlink(missing_ok=True)
+        with closed_to_others():
+            own = unix_socket(self._places.socket)
+        await self._server.serve(own)
+        for address in self._places.others:
+            opened = _opened(address)
+            await self._server.serve(opened, None if opened.family == socket.AF_UNIX else tls)
+        self._server.start()
+
+    async def drain(self, grace_s: float) -> None:
+        """See `RpcServer`."""
+        await self._server.stop(grace_s)
+
+    async def close(self) -> None:
+        """See `RpcServer`."""
+        await self._server.stop(0.0)
+        self._places.socket.unlink(missing_ok=True)
+
+
+def _opened(address: str) -> socket.socket:
+    """The socket of `unix:/path`, `ip:port` or `[ip]:port`; of a path, what is left of an earlier one goes.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    if address.startswith("unix:"):
+        path = Path(address.removeprefix("unix:"))
+        if path.is_socket():
+            path.unlink()
+        return unix_socket(path)
+    host, _, port = address.rpartition(":")
+    return tcp_socket(host.strip("[]"), int(port))
+
+
+def rpc_server(
+    transport: Transport,
+    rpcs: Iterable[Rpc],
+    places: Places,
+    max_message_bytes: int,
+    on_fault: Callable[[FaultReason, bool], None],
+) -> RpcServer:
+    """The server that the configuration names; grpc.aio tells nobody of its peers' faults."""
+    if transport is Transport.NATIVE:
+        return OwnServer(rpcs, places, max_message_bytes, on_fault)
+    return GrpcServer(rpcs, places, max_message_bytes)

@@ -28,7 +28,7 @@ from envoy_data_plane.envoy.type.matcher import v3 as matcher_v3
 from envoy_data_plane.envoy.type.metadata import v3 as metadata_v3
 from envoy_data_plane.google import protobuf
 
-from extproc.health.tracker import HealthState
+from extproc.health.states import HealthState
 from extproc.values.endpoints import Endpoint
 from extproc.xds.open_models import MODEL_ALIAS_PREFIX
 from metadata_center.types import EndpointKey

@@ -42,6 +42,9 @@ DECISION_HEADER = "x-tokenway-decision-id"
 SETTLE_TIMEOUT_S = 8.0
 """Envoy flushes its access log every 10 ms; the rest is room for a busy machine."""
 
+TRANSPORT = {"transport": named} if (named := os.environ.get("TOKENWAY_TRANSPORT")) else {}
+"""Runs every stack with this `server.transport`; without the variable, with the default."""
+
 _ENVOY_STARTS = 3
 """A port is lost to another process once in many runs; twice in a row there is another cause."""
 
@@ -279,6 +282,7 @@ class Stack:
             "run_dir": str(self.run_dir),
             "admin": {"port": self.admin_port},
             "drain_s": 0,
+            **TRANSPORT,
             **config.get("server", {}),
         }
         text = yaml.safe_dump({**config, "server": server}, sort_keys=False)

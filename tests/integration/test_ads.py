@@ -20,7 +20,7 @@ from aiohttp import web
 from envoy_data_plane.envoy.config.cluster import v3 as cluster_v3
 from envoy_data_plane.envoy.service.discovery import v3 as discovery_v3
 
-from extproc.health.tracker import HealthState
+from extproc.health.states import HealthState
 from extproc.transport import grpc_aio
 from extproc.transport.seam import Call
 from extproc.values.endpoints import Endpoint

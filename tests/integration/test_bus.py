@@ -11,9 +11,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from extproc.health.tracker import FailureKind
 from extproc.server.bus import MAX_FRAME_BYTES, MAX_QUEUED_BYTES, Bus
 from extproc.values.endings import AttemptFailed, AttemptStarted, RequestAlive, RequestEvent
+from extproc.values.evidence import FailureKind
 from metadata_center.types import EndpointKey, RequestId
 from tests.conftest import request_end
 

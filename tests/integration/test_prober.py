@@ -15,8 +15,10 @@ from aiohttp import web
 from extproc.health import prober
 from extproc.health.prober import EngineFacts, Occupancy, Prober, engine_facts
 from extproc.health.settings import HealthSettings
-from extproc.health.tracker import FailureKind, HealthState, HealthTracker, Transition
+from extproc.health.states import HealthState, Transition
+from extproc.health.tracker import HealthTracker
 from extproc.values.endpoints import Endpoint
+from extproc.values.evidence import FailureKind
 from metadata_center.types import EndpointKey
 
 pytestmark = pytest.mark.asyncio
@@ -247,7 +249,7 @@ async def test_connection_closed_by_the_engine_is_no_failure(watch: Watch) -> No
         watch.set_endpoints(engine.key)
         await until(lambda: engine.probes >= 10)
         assert watch.transitions == []
-        assert watch.tracker._records[engine.key].probe_failures == 0
+        assert watch.tracker._records.by_key[engine.key].probe_failures == 0
 
 
 async def test_removed_endpoint_is_no_longer_probed(watch: Watch) -> None:
@@ -277,7 +279,7 @@ async def test_probes_at_once_are_bounded(watch: Watch) -> None:
     async with serving(num_ports=80) as engine:
         engine.delay_s = 60.0
         watch.set_endpoints(*engine.keys)
-        records = watch.tracker._records
+        records = watch.tracker._records.by_key
         await until(lambda: all(record.probe_failures for record in records.values()))
         assert engine.most_concurrent == 64
 
@@ -287,7 +289,7 @@ async def test_those_that_hang_leave_room_for_the_others(watch: Watch) -> None:
     async with serving(num_ports=80) as engine, serving() as well:
         engine.delay_s = 60.0
         watch.set_endpoints(*engine.keys, well.key)
-        records = watch.tracker._records
+        records = watch.tracker._records.by_key
         await until(lambda: all(records[key].patience for key in engine.keys))
         await until(lambda: engine.concurrent <= 32)
         engine.most_concurrent = 0

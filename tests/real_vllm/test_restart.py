@@ -11,7 +11,7 @@ from typing import Any
 import openai
 import pytest
 
-from extproc.health.tracker import HealthState
+from extproc.health.states import HealthState
 from testbed.vllm.engine import SERVED_MODEL
 from tests.e2e.harness import eventually
 from tests.real_vllm.accuracy import cached_summary, equal_ratio, foreseen

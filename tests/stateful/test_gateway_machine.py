@@ -11,8 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from extproc.choosing.foreseen import foreseen_ttft_s
 from extproc.errors import RouterError
-from extproc.health.tracker import FailureKind
 from extproc.routing.placing import PREFILL_DUE_FACTOR, PREFILL_DUE_FLOOR_S
+from extproc.values.evidence import FailureKind
 from extproc.values.outcomes import Ended
 from metadata_center.types import EndpointKey, RequestId
 from tests.conftest import LEASE_S, OWNER, TOMBSTONE_S, build_rig, chat, endpoint
@@ -72,7 +72,7 @@ class GatewayMachine(RuleBasedStateMachine):
         self.rig.decide(request_id, body)
         record = self.rig.record(request_id)
         assert record.chosen in available
-        if request_id in self.charged or self.tombstones.pop(request_id, self.now_s) > self.now_s:
+        if request_id in self.charged or self.tombstones.get(request_id, self.now_s) > self.now_s:
             return
         row = record.row(record.chosen)
         assert row is not None

@@ -13,9 +13,9 @@ from prometheus_client import CollectorRegistry
 
 from extproc.accesslog.entries import failure_kind, translate
 from extproc.accesslog.service import Dispatcher
-from extproc.health.tracker import FailureKind
 from extproc.observing.metrics.collector import Metrics
 from extproc.values.endings import AttemptFailed, AttemptStarted, RequestAlive, RequestEnd, RequestEvent
+from extproc.values.evidence import FailureKind
 from extproc.values.outcomes import Ended
 from metadata_center.types import EndpointKey, RequestId
 from tests.conftest import OWNER, request_end

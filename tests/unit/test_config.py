@@ -151,7 +151,7 @@ models:
         (
             "version: 1\nserver:\n  worker: 2",
             "line 3: server.worker: unknown key, did you mean `workers`?; "
-            "accepted: workers, run_dir, listen, listen_tls, listen_insecure, admin, drain_s",
+            "accepted: workers, run_dir, listen, listen_tls, listen_insecure, admin, transport, drain_s",
         ),
         ("version: 2", "line 1: version: unknown value: 2; accepted: 1"),
         (

@@ -10,12 +10,13 @@ import orjson
 import pytest
 
 from extproc.choosing.foreseen import foreseen_ttft_s
-from extproc.health.tracker import FailureKind, HealthState
+from extproc.health.states import HealthState
 from extproc.request.responses import response_key
 from extproc.request.rules import ModelRules, Rule
 from extproc.routing.cache_history import CACHED_TOLERANCE_TOKENS
 from extproc.routing.state import LINGER_S
 from extproc.values.balancing import LoadBalancing
+from extproc.values.evidence import FailureKind
 from extproc.values.headers import REQUEST_ID_HEADER
 from extproc.values.outcomes import Ended
 from extproc.values.placements import Decision

@@ -11,19 +11,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from extproc.health.doubts import MAX_MODELS
 from extproc.health.failures import MAY_BE_THE_CLIENTS
+from extproc.health.levels import MEMORY_S, MISS_S, TRIAL_LEASE_S, TRIAL_S
 from extproc.health.settings import HealthSettings
-from extproc.health.tracker import (
-    MAX_MODELS,
-    MEMORY_S,
-    MISS_S,
-    TRIAL_LEASE_S,
-    TRIAL_S,
-    HealthState,
-    HealthTracker,
-    ProbeFailure,
-    Transition,
-)
+from extproc.health.states import HealthState, ProbeFailure, Transition
+from extproc.health.tracker import HealthTracker
 from extproc.values.endpoints import Endpoint
 from extproc.values.evidence import FailureKind
 from metadata_center.types import EndpointKey
@@ -689,7 +682,7 @@ class HealthMachine(RuleBasedStateMachine):
             members = [key for key in keys if self.configured.get(key) is False]
             reasons = [self.tracker.reason(key) for key in members]
             below = sum(
-                reason is not None and (self.tracker._records[key].cause in ("gone", "asleep"))
+                reason is not None and (self.tracker._records.by_key[key].cause in ("gone", "asleep"))
                 for key, reason in zip(members, reasons, strict=True)
             )
             floor = max(1, len(members) // 2)
@@ -707,8 +700,8 @@ class HealthMachine(RuleBasedStateMachine):
     @invariant()
     def values_stay_in_range(self) -> None:
         """Counts and shares stay within their bounds, and exist for configured endpoints only."""
-        assert self.tracker._records.keys() == self.configured.keys()
-        for key, record in self.tracker._records.items():
+        assert self.tracker._records.by_key.keys() == self.configured.keys()
+        for key, record in self.tracker._records.by_key.items():
             assert 0 <= record.probe_failures <= SETTINGS.unhealthy_threshold
             assert (record.ejected is None) == (record.cause is None)
             for model, level in record.levels.items():

@@ -20,7 +20,7 @@ from envoy_data_plane.google import rpc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.health.tracker import HealthState
+from extproc.health.states import HealthState
 from extproc.values.endpoints import Endpoint
 from extproc.xds import delta
 from extproc.xds.delta import DeltaStream, Nack, ResourceStore, SubscriptionLimitError

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from extproc.choosing.foreseen import foreseen_ttft_s
 from extproc.errors import Reason, RouterError
-from extproc.health.tracker import FailureKind
 from extproc.observing.explain import recompute, to_json
 from extproc.request.rules import ModelRules, Rule
 from extproc.request.sanitize import STEERING_FIELDS
 from extproc.routing.placing import PREFILL_DUE_FACTOR, PREFILL_DUE_FLOOR_S
 from extproc.routing.settings import RouterSettings
 from extproc.values.balancing import Algorithm, LoadBalancing
+from extproc.values.evidence import FailureKind
 from extproc.values.headers import DEBUG_HEADER, REQUEST_ID_HEADER
 from extproc.values.outcomes import Ended
 from extproc.values.placements import Decision, Plan

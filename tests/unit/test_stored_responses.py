@@ -10,11 +10,11 @@ import pytest
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from google.protobuf.json_format import MessageToDict
 
-from extproc.health.tracker import FailureKind
 from extproc.observing.explain import recompute, render, to_json
 from extproc.request.responses import response_key
 from extproc.request.rules import ModelRules, Rule
 from extproc.values.balancing import Algorithm, LoadBalancing
+from extproc.values.evidence import FailureKind
 from extproc.values.exchange import PassTo, RefuseAtOnce, RequestHeaders
 from extproc.values.headers import REQUEST_ID_HEADER
 from extproc.values.outcomes import Ended

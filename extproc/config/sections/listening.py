@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from enum import StrEnum
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -71,6 +72,13 @@ class ListenTls(Section):
     """PEM file of the CA that signed the certificates of those who may connect: the Envoys."""
 
 
+class Transport(StrEnum):
+    """Who speaks gRPC with Envoy."""
+
+    GRPCIO = "grpcio"
+    NATIVE = "native"
+
+
 class Server(Section):
     """The processes and where they listen. Changes need a restart."""
 
@@ -86,6 +94,8 @@ class Server(Section):
     """True listens in clear text beyond loopback: who reaches the port steers traffic and reads prompts."""
     admin: Admin = Admin()
     """The operator's HTTP port."""
+    transport: Annotated[Transport, Field(strict=False)] = Transport.GRPCIO
+    """`native` is Tokenway's own HTTP/2, for a fraction of the CPU; `grpcio` is Google's library."""
     drain_s: float = Field(default=30.0, ge=0, le=DAY_S)
     """How long streams may take to finish after SIGTERM, in seconds."""
 

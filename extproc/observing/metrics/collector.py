@@ -51,6 +51,7 @@ from extproc.observing.metrics.streams import (
     HANDOVERS,
     LEASE_EXPIRATIONS,
     STREAM_ENDINGS,
+    TRANSPORT_FAULTS,
 )
 from extproc.observing.metrics.table import FAMILIES
 from extproc.values.balancing import Algorithm
@@ -223,6 +224,10 @@ class Metrics(Collector):
     def ads_refused(self, resource_type: str) -> None:
         """Count one discovery response Envoy refused."""
         self._values[ADS_NACKS][resource_type,] += 1
+
+    def transport_fault(self, reason: StrEnum, is_connection: bool) -> None:
+        """Count one stream or connection that was ended for what its peer did."""
+        self._values[TRANSPORT_FAULTS][reason, "connection" if is_connection else "stream"] += 1
 
     def reloaded(self, file: str, now_unix_s: float) -> None:
         """Count one successful load of a configuration file, named without its directory."""

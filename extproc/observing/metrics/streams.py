@@ -58,6 +58,13 @@ ADS_NACKS = Family(
     "Discovery responses Envoy refused, by resource type.",
     ("type",),
 )
+TRANSPORT_FAULTS = Family(
+    "tokenway_transport_faults_total",
+    Kind.COUNTER,
+    "gRPC streams and connections that Tokenway ended for what the peer did, by reason and by what ended; "
+    "with `server.transport: native` alone.",
+    ("reason", "ended"),
+)
 
 FAMILIES: tuple[Family, ...] = (
     STREAMS_ACTIVE,
@@ -70,4 +77,5 @@ FAMILIES: tuple[Family, ...] = (
     BUS_DROPPED,
     ADS_UPDATES,
     ADS_NACKS,
+    TRANSPORT_FAULTS,
 )

@@ -1,0 +1,93 @@
+"""What is known of all endpoints: one record each, and who is whose peer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from extproc.health.levels import Level
+from extproc.health.states import Cause, HealthState
+from extproc.values.evidence import FailureKind
+from metadata_center.types import EndpointKey
+
+ROUNDING: Final = 1e-9
+"""Shares are sums of floats: those less than this apart are the same."""
+
+
+@dataclass(slots=True)
+class Record:
+    """What is known of one endpoint; times are the caller's monotonic seconds.
+
+    Attributes:
+        probe_failures: Consecutive, 0 after a success.
+        patience: Doublings of the next probe's time-out.
+        alive_s: When real traffic last had bytes of an answer from there, or None.
+        levels: How it does, by model.
+        ejected: Reason while ejected, else None.
+        cause: What that rests on; None while not ejected.
+        ejected_until_s: Earliest recovery, meaningful while ejected.
+        ejections_in_a_row: Ejections by traffic, each less than `max_ejection_s` after the last recovery.
+        recovered_s: End of the last ejection, or None.
+        next_probe_s: When to probe again; -inf before the first probe.
+    """
+
+    clusters: frozenset[str]
+    draining: bool
+    probe_failures: int = 0
+    patience: int = 0
+    alive_s: float | None = None
+    levels: dict[str, Level] = field(default_factory=dict)
+    ejected: str | None = None
+    cause: Cause | None = None
+    ejected_until_s: float = 0.0
+    ejections_in_a_row: int = 0
+    recovered_s: float | None = None
+    next_probe_s: float = float("-inf")
+
+    @property
+    def state(self) -> HealthState:
+        """What it is to the router."""
+        if self.draining:
+            return HealthState.DRAINING
+        return HealthState.HEALTHY if self.ejected is None else HealthState.EJECTED
+
+    def eject(self, cause: Cause, reason: str, until_s: float) -> None:
+        """Not to be chosen, until `until_s` at least."""
+        self.ejected, self.cause, self.ejected_until_s = reason, cause, until_s
+
+    def readmit(self, now_s: float) -> None:
+        """Back; whatever it is doubted for goes on with a trial at once."""
+        self.ejected = self.cause = None
+        self.recovered_s = now_s
+        for level in self.levels.values():
+            if level.doubted is not None and level.doubted is not FailureKind.MISSING_MODEL:
+                level.try_now(now_s)
+
+
+class Records:
+    """The endpoints that are configured.
+
+    Attributes:
+        by_key: Their records.
+        members: Keys by cluster; one that several clusters list stands in each.
+        generation: Grows whenever a state, a doubt or the endpoint set changes, and only then.
+    """
+
+    __slots__ = ("by_key", "generation", "members")
+
+    def __init__(self) -> None:
+        self.by_key: dict[EndpointKey, Record] = {}
+        self.members: dict[str, list[EndpointKey]] = {}
+        self.generation = 0
+
+    def changed(self) -> None:
+        """A state, a doubt or the endpoint set is another."""
+        self.generation += 1
+
+    def others(self, key: EndpointKey, record: Record) -> Iterator[tuple[EndpointKey, Record]]:
+        """Endpoints of the same clusters; one that shares two of them comes twice."""
+        for cluster in record.clusters:
+            for other in self.members.get(cluster, ()):
+                if other != key:
+                    yield other, self.by_key[other]
