@@ -47,6 +47,7 @@ from extproc.values.pending import Pending
 from extproc.values.placements import Decision
 from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import Counters
+from metadata_center.load.ledger import LedgerBounds
 from metadata_center.load.table import LoadTable
 from metadata_center.types import EndpointKey, RequestId
 
@@ -324,7 +325,7 @@ def build_rig(
     freed, lost = Listeners[[]](), Listeners[[Inflight, float]]()
     counters, history = Counters(), PrefixIndex(1_000, 1_000)
     state = State(
-        load=LoadTable(counters, lease_s=LEASE_S, tombstone_s=TOMBSTONE_S),
+        load=LoadTable(counters, LedgerBounds(lease_s=LEASE_S, tombstone_s=TOMBSTONE_S)),
         caches=Caches(history),
         health=HealthTracker(health or HealthSettings()),
         predictor=Predictor(),

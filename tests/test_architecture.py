@@ -95,7 +95,7 @@ CORE = (
     "metadata_center/service/rendezvous.py",
     "metadata_center/service/http_callers.py",
     "metadata_center/service/listening.py",
-    "metadata_center/service/shares.py",
+    "metadata_center/service/reservations.py",
     "metadata_center/cache_map/*.py",
     "metadata_center/kv_events/errors.py",
     "metadata_center/kv_events/events.py",

@@ -19,6 +19,7 @@ from extproc.server.environment import secret
 from metadata_center.errors import MetadataError
 from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import Counters
+from metadata_center.load.ledger import LedgerBounds
 from metadata_center.load.table import LoadTable
 from metadata_center.sharing.http_transport import HttpTransport
 from metadata_center.sharing.messages import MAX_NAME_CHARS, MemberId, member_id
@@ -66,7 +67,7 @@ def store_of(
     on_responses: Callable[[EndpointKey, list[int]], None],
     told: Callable[[], Mapping[EndpointKey, Sequence[int]]],
 ) -> Alone | Shared:
-    """The books of load and history that the configuration asks for.
+    """Load and history that the configuration asks for.
 
     Args:
         config: Says whether and where gateways meet.
@@ -78,24 +79,21 @@ def store_of(
         told: See `SharedStore`.
 
     Raises:
-        ConfigError: The URL of the meeting point cannot be used.
+        ConfigError: The URL of the rendezvous cannot be used.
     """
     load, shared = config.load, config.metadata_center
-    bounds = {"max_tombstones": load.max_tombstones, "max_requests": load.max_requests}
+    bounds = LedgerBounds(load.lease_s, load.tombstone_s, load.max_tombstones, load.max_requests)
     if shared.url is None:
-        table = LoadTable(counters, lease_s=load.lease_s, tombstone_s=load.tombstone_s, **bounds)
-        return Alone(EmbeddedStore(table, history))
+        return Alone(EmbeddedStore(LoadTable(counters, bounds), history))
     store = SharedStore(
         member_of(config, worker, secrets.token_hex(4)),
         counters,
         history,
         share_lease_s=shared.lease_s,
         optimistic=not shared.reserve,
-        lease_s=load.lease_s,
-        tombstone_s=load.tombstone_s,
+        bounds=bounds,
         on_responses=on_responses,
         told=told,
-        **bounds,
     )
     settings = SyncSettings(shared.timeout_s, shared.reserve_timeout_s)
     return Shared(store, Sync(store, transport_of(shared, path), time.monotonic, random.Random(), settings))

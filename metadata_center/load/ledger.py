@@ -14,7 +14,7 @@ Rules:
        often they are met.
     5. `now_s` never goes back and both lifetimes are constant, so insertion order is expiry order; only
        predicted ends of prefills need a heap, whose dead entries are swept when they outnumber the living.
-    6. Memory is bounded by `max_legs` and `max_tombstones`. What is refused changes nothing.
+    6. Memory is bounded by `LedgerBounds`. What is refused changes nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from itertools import count
-from math import inf, isfinite
+from math import isfinite
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from metadata_center.errors import CapacityError
@@ -125,31 +125,35 @@ class _Tombstone(NamedTuple):
     wholly: bool
 
 
-class Ledger(Generic[IdT, EndpointT, PlaceT]):
-    """Legs in flight, kept in step with the accounts.
+@dataclass(frozen=True, slots=True)
+class LedgerBounds:
+    """How long a ledger remembers what, and how much.
 
-    Args:
-        accounts: Where the load is counted.
+    Attributes:
         lease_s: A leg nobody refreshed or moved for this long is taken for lost.
         tombstone_s: How late a charge may come after its end.
         max_tombstones: The oldest makes room for the next; its late charge would then last one lease.
         max_legs: Most legs in flight.
     """
 
-    def __init__(
-        self,
-        accounts: Accounts[EndpointT, PlaceT],
-        *,
-        lease_s: float = inf,
-        tombstone_s: float = 0.0,
-        max_tombstones: int = 0,
-        max_legs: int,
-    ) -> None:
+    lease_s: float = 180.0
+    tombstone_s: float = 60.0
+    max_tombstones: int = 100_000
+    max_legs: int = 200_000
+
+
+class Ledger(Generic[IdT, EndpointT, PlaceT]):
+    """Legs in flight, kept in step with the accounts.
+
+    Args:
+        accounts: Where the load is counted.
+        bounds: Lifetimes and bounds.
+    """
+
+    def __init__(self, accounts: Accounts[EndpointT, PlaceT], bounds: LedgerBounds) -> None:
         self._accounts = accounts
-        self._lease_s = lease_s
-        self._tombstone_s = tombstone_s
-        self._max_tombstones = max_tombstones
-        self._max_legs = max_legs
+        self._bounds = bounds
+        self._lease_s = bounds.lease_s
         # The first leg goes by its request's name: a request of one leg pays nothing for there being legs.
         self._entries: OrderedDict[Hashable, Entry[IdT, EndpointT, PlaceT]] = OrderedDict()
         self._further: dict[IdT, set[int]] = {}  # legs in flight other than the first
@@ -215,8 +219,8 @@ class Ledger(Generic[IdT, EndpointT, PlaceT]):
         tombstone = self._buried(request_id, leg, now_s) if self._tombstones else None
         if tombstone is not None and tombstone.wholly:
             return False
-        if len(self._entries) >= self._max_legs:
-            raise CapacityError(f"{self._max_legs} requests are in flight")
+        if len(self._entries) >= self._bounds.max_legs:
+            raise CapacityError(f"{self._bounds.max_legs} requests are in flight")
         entry = Entry(
             request_id,
             leg,
@@ -351,12 +355,12 @@ class Ledger(Generic[IdT, EndpointT, PlaceT]):
         """
         if self._take_out(request_id, leg):
             return True
-        self._bury(_LegName(request_id, leg), _Tombstone(now_s + self._tombstone_s, True))
+        self._bury(_LegName(request_id, leg), _Tombstone(now_s + self._bounds.tombstone_s, True))
         return False
 
     def bury(self, request_id: IdT, now_s: float) -> None:
         """Whatever is charged for this request within `tombstone_s` is void."""
-        self._bury(request_id, _Tombstone(now_s + self._tombstone_s, True))
+        self._bury(request_id, _Tombstone(now_s + self._bounds.tombstone_s, True))
 
     def bury_prefill(self, request_id: IdT, now_s: float, leg: int = 0) -> None:
         """A leg's prompt is computed: if it is charged within `tombstone_s`, it is without a prefill.
@@ -364,7 +368,7 @@ class Ledger(Generic[IdT, EndpointT, PlaceT]):
         For news that may overtake its charge. Does nothing if the leg is in flight or has ended.
         """
         if self.get(request_id, leg) is None and self._buried(request_id, leg, now_s) is None:
-            self._bury(_LegName(request_id, leg), _Tombstone(now_s + self._tombstone_s, False))
+            self._bury(_LegName(request_id, leg), _Tombstone(now_s + self._bounds.tombstone_s, False))
 
     def advance(self, now_s: float) -> Expired[IdT]:
         """Release what is due at `now_s`; call before each decision.
@@ -432,5 +436,5 @@ class Ledger(Generic[IdT, EndpointT, PlaceT]):
     def _bury(self, name: Hashable, tombstone: _Tombstone) -> None:
         self._tombstones[name] = tombstone
         self._tombstones.move_to_end(name)
-        if len(self._tombstones) > self._max_tombstones:
+        if len(self._tombstones) > self._bounds.max_tombstones:
             self._tombstones.popitem(last=False)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from typing import Final
 
 from metadata_center.load.counters import Counters
-from metadata_center.load.ledger import Expired, Ledger
+from metadata_center.load.ledger import Expired, Ledger, LedgerBounds
 from metadata_center.types import Charge, EndpointKey, RequestId, value
+
+_DEFAULTS: Final = LedgerBounds()
 
 
 @value
@@ -31,29 +34,12 @@ class LoadTable:
 
     Args:
         counters: Where the load is counted.
-        lease_s: See `Ledger`.
-        tombstone_s: See `Ledger`.
-        max_tombstones: See `Ledger`.
-        max_requests: Most legs of requests in flight.
+        bounds: Lifetimes and bounds of the ledger.
     """
 
-    def __init__(
-        self,
-        counters: Counters,
-        *,
-        lease_s: float = 180.0,
-        tombstone_s: float = 60.0,
-        max_tombstones: int = 100_000,
-        max_requests: int = 200_000,
-    ) -> None:
+    def __init__(self, counters: Counters, bounds: LedgerBounds = _DEFAULTS) -> None:
         self._counters = counters
-        self._ledger: Ledger[RequestId, EndpointKey, int] = Ledger(
-            counters,
-            lease_s=lease_s,
-            tombstone_s=tombstone_s,
-            max_tombstones=max_tombstones,
-            max_legs=max_requests,
-        )
+        self._ledger: Ledger[RequestId, EndpointKey, int] = Ledger(counters, bounds)
 
     @property
     def in_flight(self) -> int:
@@ -91,7 +77,7 @@ class LoadTable:
         """Put one leg of a request on its endpoint; False if it is there already, or its end came first.
 
         Raises:
-            CapacityError: `max_requests` are in flight or the endpoint finds no slot; nothing was changed.
+            CapacityError: `max_legs` are in flight or the endpoint finds no slot; nothing was changed.
             ValueError: See `Ledger.charge`.
         """
         return self._ledger.charge(

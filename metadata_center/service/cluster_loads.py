@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from metadata_center.errors import CapacityError
 from metadata_center.load.counters import MAX_ENDPOINTS
-from metadata_center.load.ledger import Entry, Ledger
+from metadata_center.load.ledger import Entry, Ledger, LedgerBounds
 from metadata_center.types import RequestId, value
 
 BYTES_PER_TOKEN: Final = 4
@@ -188,10 +188,12 @@ class ClusterLoads:
         self._engines = _Engines(limits)
         self._ledger: Ledger[RequestId, _Name, _Engine] = Ledger(
             self._engines,
-            lease_s=limits.request_expiry_s,
-            tombstone_s=limits.request_expiry_s,
-            max_tombstones=limits.max_ended,
-            max_legs=limits.max_requests,
+            LedgerBounds(
+                lease_s=limits.request_expiry_s,
+                tombstone_s=limits.request_expiry_s,
+                max_tombstones=limits.max_ended,
+                max_legs=limits.max_requests,
+            ),
         )
         self.expired_requests = 0
         """Requests that time has ended so far."""

@@ -19,7 +19,7 @@ from typing import Final
 
 from metadata_center.load.counters import MAX_ENDPOINTS
 from metadata_center.service.cluster_loads import BYTES_PER_TOKEN, ClusterLoads, EngineLoad
-from metadata_center.service.shares import Shares
+from metadata_center.service.reservations import reserve
 from metadata_center.sharing.messages import (
     MAX_AMOUNT,
     MemberId,
@@ -31,6 +31,7 @@ from metadata_center.sharing.messages import (
     encode,
     gateway_of,
 )
+from metadata_center.sharing.peers import Peers
 from metadata_center.types import EndpointKey
 
 AIGW: Final = "aigw-clients"
@@ -49,7 +50,7 @@ class Rendezvous:
     """
 
     def __init__(self, loads: ClusterLoads, run: str) -> None:
-        self.shares = Shares()
+        self.shares = Peers()
         self._loads = loads
         self._member = MemberId(f"{AIGW}/0/{run}")
         self._sequence = 1  # a snapshot has it before anything was told
@@ -91,7 +92,7 @@ class Rendezvous:
         self.advance(now_s)
         wanted = {candidate.endpoint for asked in reservations for candidate in asked.candidates}
         others = {endpoint: self._row(endpoint).requests for endpoint in wanted}
-        places, told = self.shares.reserve(update, reservations, others, now_s)
+        places, told = reserve(self.shares, update, reservations, others, now_s)
         self._learn(wanted)
         self._learn(row.endpoint for row in update.rows)
         self._messages.append(encode(told))

@@ -20,8 +20,8 @@ from math import inf
 from typing import Final
 
 from metadata_center.load.counters import MAX_ENDPOINTS
-from metadata_center.load.kinds import NOTHING, Amounts, difference, sum_of
-from metadata_center.sharing.messages import MemberId, Row, Update, gateway_of
+from metadata_center.load.kinds import NOTHING, Amounts, bounded, difference, sum_of
+from metadata_center.sharing.messages import MAX_AMOUNT, MemberId, Row, Update, gateway_of
 from metadata_center.types import EndpointKey
 
 MAX_MEMBERS: Final = 1024
@@ -139,6 +139,23 @@ class Peers:
                 if self._change(key, amounts, NOTHING):
                     changed.add(key)
         return changed
+
+    def charge(
+        self, member_id: MemberId, endpoint: EndpointKey, amounts: Amounts, sequence: int
+    ) -> Amounts | None:
+        """Add to one row of a member, as of its message of that sequence.
+
+        Returns:
+            The row as it is now, no amount above `MAX_AMOUNT`; None if the member is not live.
+        """
+        member = self._members.get(member_id)
+        if member is None or not member.live:
+            return None
+        known, before = member.rows.get(endpoint, (0, NOTHING))
+        after = bounded(sum_of(before, amounts), requests=MAX_AMOUNT, tokens=MAX_AMOUNT)
+        member.rows[endpoint] = max(known, sequence), after
+        self._change(endpoint, before, after)
+        return after
 
     def advance(self, now_s: float) -> set[EndpointKey]:
         """End leases that are over by `now_s`; returns endpoints whose total changed. O(1) if none is."""

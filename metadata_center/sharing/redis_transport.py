@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from hashlib import sha1
@@ -40,9 +40,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import MovedError, NoScriptError, ReadOnlyError, RedisError
 
 from metadata_center.load.counters import MAX_ENDPOINTS
-from metadata_center.load.kinds import NUM_KINDS
+from metadata_center.load.kinds import KINDS, NUM_KINDS, Adds
 from metadata_center.sharing.messages import (
     MAX_LEASE_S,
+    Candidate,
     MemberId,
     MessageError,
     Reservation,
@@ -166,7 +167,9 @@ class RedisTransport:
         except MessageError as exc:
             raise TransportError(str(exc)) from exc
         keys = [self._members, self._share + update.member]
-        return await self._run("update", keys, [self._channel, self._share, head, reservations, payload])
+        return await self._run(
+            "update", keys, [self._channel, self._share, head, reservations, payload, _ADDS]
+        )
 
     async def _run(self, name: str, keys: list[str], arguments: list[Any]) -> Any:
         script = self._scripts[name]
@@ -299,6 +302,16 @@ class _Script:
 
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
+
+_ITEMS: Final[Mapping[Adds, int]] = {
+    Adds.ONE: 0,
+    Adds.PREFILL_TOKENS: 1 + Candidate.__struct_fields__.index("prefill_tokens"),
+    Adds.CONTEXT_TOKENS: 1 + Candidate.__struct_fields__.index("context_tokens"),
+    Adds.NOTHING: -1,
+}
+
+_ADDS: Final = _ENCODER.encode([_ITEMS[kind.adds] for kind in KINDS])
+"""What a charge adds, as `update.lua` takes it; Lua counts from 1."""
 
 
 def _updates(member: bytes, left_ms: int, fields: list[bytes]) -> list[Update]:

@@ -19,6 +19,7 @@ from metadata_center.errors import CapacityError
 from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import MAX_ENDPOINTS, Counters
 from metadata_center.load.kinds import Amounts, of_charge
+from metadata_center.load.ledger import LedgerBounds
 from metadata_center.load.table import LoadTable
 from metadata_center.sharing.load import SharedLoad
 from metadata_center.sharing.messages import (
@@ -39,6 +40,8 @@ from metadata_center.sharing.peers import Peers
 from metadata_center.sharing.published import Published
 from metadata_center.sharing.tickets import Outgoing, Ticket
 from metadata_center.types import EndpointKey, RequestId
+
+_DEFAULTS: Final = LedgerBounds()
 
 HEARTBEATS_PER_LEASE: Final = 3
 """Two may be lost before a living member loses its share."""
@@ -65,10 +68,7 @@ class SharedStore:
         share_lease_s: Others drop this member's share after this long without a word; also how long
             theirs lasts when the rendezvous is gone. A third of it passes between two heartbeats.
         optimistic: See `Others`.
-        lease_s: See `LoadTable`.
-        tombstone_s: See `LoadTable`.
-        max_tombstones: See `LoadTable`.
-        max_requests: See `LoadTable`.
+        bounds: Lifetimes and bounds of the ledger.
         on_responses: Told where other gateways saw stored responses live; a chain that begins with
             `RESPONSES_MARK`.
         told: What is known of that here, for somebody, this member included, who may have missed it.
@@ -82,10 +82,7 @@ class SharedStore:
         *,
         share_lease_s: float = 5.0,
         optimistic: bool = True,
-        lease_s: float = 180.0,
-        tombstone_s: float = 60.0,
-        max_tombstones: int = 100_000,
-        max_requests: int = 200_000,
+        bounds: LedgerBounds = _DEFAULTS,
         on_responses: Callable[[EndpointKey, list[int]], None] = _ignore,
         told: Callable[[], Mapping[EndpointKey, Sequence[int]]] = dict,
     ) -> None:
@@ -106,14 +103,7 @@ class SharedStore:
         self._seat = f"{member.rpartition('/')[0]}/"
         self._counters = counters
         self._others = Others(gateway_of(member), counters, optimistic=optimistic)
-        table = LoadTable(
-            counters,
-            lease_s=lease_s,
-            tombstone_s=tombstone_s,
-            max_tombstones=max_tombstones,
-            max_requests=max_requests,
-        )
-        self.load = SharedLoad(table, self._others, lambda: self.wake())
+        self.load = SharedLoad(LoadTable(counters, bounds), self._others, lambda: self.wake())
         self._published = Published(counters.capacity)
         self._sequence = 0
         self._full_s = -inf

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import Counters
+from metadata_center.load.ledger import LedgerBounds
 from metadata_center.load.table import LoadTable
 from metadata_center.service.cluster_loads import Limits
 from metadata_center.service.http_server import HttpServer
@@ -76,8 +77,7 @@ async def joined(*transports: Transport, settings: SyncSettings | None = None) -
             Counters(),
             PrefixIndex(1000, 1000),
             share_lease_s=SHARE_LEASE_S,
-            lease_s=LEASE_S,
-            tombstone_s=TOMBSTONE_S,
+            bounds=LedgerBounds(lease_s=LEASE_S, tombstone_s=TOMBSTONE_S),
         )
         stores.append(store)
         syncs.append(Sync(store, transport, time.monotonic, random.Random(number), settings))
@@ -93,7 +93,7 @@ async def joined(*transports: Transport, settings: SyncSettings | None = None) -
 async def embedded(_: Path) -> AsyncIterator[Pair]:
     """In process."""
     store = EmbeddedStore(
-        LoadTable(Counters(), lease_s=LEASE_S, tombstone_s=TOMBSTONE_S), PrefixIndex(1000, 1000)
+        LoadTable(Counters(), LedgerBounds(lease_s=LEASE_S, tombstone_s=TOMBSTONE_S)), PrefixIndex(1000, 1000)
     )
     yield Pair((store, store))
 

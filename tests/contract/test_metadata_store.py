@@ -120,3 +120,23 @@ async def test_reservations_of_two_gateways_take_different_places(pair: Pair) ->
     for store, name in zip(pair.stores, (R1, R2), strict=True):
         store.load.release(name, time.monotonic())
     await pair.settled(BOTH, [0, 0])
+
+
+async def test_legs_of_a_placement_are_charged_and_released_each_by_itself(pair: Pair) -> None:
+    """A prefill here, a decode there: each is counted where it is, and goes exactly once."""
+    one, two, now_s = *pair.stores, time.monotonic()
+    assert one.load.charge(Charge(R1, A, 10, 20, 0, 2), now_s, None)
+    assert one.load.charge(Charge(R1, B, 0, 20, 1, 2), now_s, None)
+    assert not one.load.charge(Charge(R1, B, 0, 20, 1, 2), now_s, None)
+    await pair.settled(BOTH, [1, 1])
+    assert one.load.release_leg(R1, 0, now_s)
+    assert not one.load.release_prefill(R1)
+    assert one.load.move(R1, A, now_s, leg=1)
+    assert one.load.refresh(R1, now_s, 7, leg=1)
+    await pair.settled(BOTH, [1, 0])
+    await until(lambda: two.load.view(two.load.slots(BOTH)).generated_tokens == [7, 0])
+    assert one.load.release(R1, now_s)
+    assert not one.load.release(R1, now_s)
+    assert not one.load.charge(Charge(R1, A, 10, 20, 0, 2), now_s, None)
+    await pair.settled(BOTH, [0, 0])
+    assert one.load.in_flight == 0

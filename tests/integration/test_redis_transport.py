@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from metadata_center.service.shares import Shares
+from metadata_center.service.reservations import reserve
 from metadata_center.sharing import redis_transport
 from metadata_center.sharing.messages import (
     MAX_SHARED_BLOCKS,
@@ -125,9 +125,9 @@ async def test_a_share_ends_with_its_lease_or_its_member(
 
 @pytest.mark.parametrize("seed", range(8))
 async def test_redis_keeps_what_the_model_keeps(transport: RedisTransport, seed: int) -> None:
-    """Random updates and reservations, out of order and repeated, give the shares and places of `Shares`."""
+    """Random updates and reservations, out of order and repeated, give what the service gives."""
     rng = random.Random(seed)
-    model = Shares()
+    model = Peers()
     said: list[Update] = []
     for sequence in range(1, 60):
         member = rng.choice([ONE, TWO])
@@ -153,7 +153,7 @@ async def test_redis_keeps_what_the_model_keeps(transport: RedisTransport, seed:
                 )
                 for _ in range(rng.randint(1, 4))
             ]
-            places, _ = model.reserve(message, asked, {}, 0.0)
+            places, _ = reserve(model, message, asked, {}, 0.0)
             assert await transport.reserve(message, asked) == places
         else:
             model.apply(message, 0.0)

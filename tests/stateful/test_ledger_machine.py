@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from metadata_center.errors import CapacityError
-from metadata_center.load.ledger import Entry, Ledger
+from metadata_center.load.ledger import Entry, Ledger, LedgerBounds
 
 ENDPOINTS = ("a", "b", "c")
 LEASE_S, TOMBSTONE_S = 8.0, 4.0
@@ -83,9 +83,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.sums = Sums()
-        self.ledger: Ledger[str, str, str] = Ledger(
-            self.sums, lease_s=LEASE_S, tombstone_s=TOMBSTONE_S, max_tombstones=1000, max_legs=1000
-        )
+        self.ledger: Ledger[str, str, str] = Ledger(self.sums, LedgerBounds(LEASE_S, TOMBSTONE_S))
         self.now_s = 0.0
         self.charged: dict[Leg, Charged] = {}
         self.buried: dict[Hashable, float] = {}  # a request or a leg, until when
@@ -245,7 +243,7 @@ TestLedger.settings = settings(max_examples=100, stateful_step_count=40, deadlin
 def test_what_is_refused_changes_nothing() -> None:
     """A bound, a leg that the placement has not, a negative amount: nothing is charged."""
     sums = Sums()
-    ledger: Ledger[str, str, str] = Ledger(sums, max_legs=1)
+    ledger: Ledger[str, str, str] = Ledger(sums, LedgerBounds(max_legs=1))
     for leg, placed in ((1, 1), (2, 2), (-1, 2)):
         with pytest.raises(ValueError):
             ledger.charge("1", "a", 1, 1, 0.0, leg=leg, legs=placed)

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from metadata_center.load.counters import Counters
+from metadata_center.load.ledger import LedgerBounds
 from metadata_center.load.table import LoadTable
 from metadata_center.types import Charge, EndpointKey, RequestId
 
@@ -21,7 +22,7 @@ class LoadTableMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.table = LoadTable(Counters(), lease_s=LEASE_S, tombstone_s=TOMBSTONE_S)
+        self.table = LoadTable(Counters(), LedgerBounds(lease_s=LEASE_S, tombstone_s=TOMBSTONE_S))
         self.now_s = 0.0
         self.charged: dict[RequestId, Charge] = {}
         self.held: set[RequestId] = set()

@@ -9,8 +9,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import Counters
-from metadata_center.service.shares import Shares
+from metadata_center.load.ledger import LedgerBounds
+from metadata_center.service.reservations import reserve
 from metadata_center.sharing.messages import Candidate, Reserved, Update, decode, encode, member_id
+from metadata_center.sharing.peers import Peers
 from metadata_center.sharing.store import SharedStore
 from metadata_center.sharing.tickets import Outgoing
 from metadata_center.types import Charge, EndpointKey, RequestId
@@ -36,12 +38,12 @@ class SharingMachine(RuleBasedStateMachine):
                 Counters(capacity=4),
                 PrefixIndex(10, 10),
                 share_lease_s=SHARE_LEASE_S,
-                lease_s=LEASE_S,
+                bounds=LedgerBounds(lease_s=LEASE_S),
             )
             for number in range(3)
         ]
         self.slots = [store.load.slots(KEYS) for store in self.stores]
-        self.rendezvous = Shares()
+        self.rendezvous = Peers()
         self.on_the_way: list[list[Update]] = [[], [], []]
 
     @rule(member=members, request_id=ids, key=keys, prefill=tokens, context=tokens)
@@ -130,7 +132,7 @@ class SharingMachine(RuleBasedStateMachine):
         update = outgoing.update
         reserved: list[Reserved] = []
         if outgoing.tickets:
-            reserved, update = self.rendezvous.reserve(update, outgoing.reservations(), {}, self.now_s)
+            reserved, update = reserve(self.rendezvous, update, outgoing.reservations(), {}, self.now_s)
         else:
             self.rendezvous.apply(update, self.now_s)
         message = decode(encode(update))

@@ -10,19 +10,22 @@ import orjson
 import pytest
 
 from extproc.choosing.foreseen import foreseen_ttft_s
+from extproc.errors import Reason, RouterError
 from extproc.health.states import HealthState
 from extproc.request.responses import response_key
 from extproc.request.rules import ModelRules, Rule
 from extproc.routing.cache_history import CACHED_TOLERANCE_TOKENS
+from extproc.routing.endings import Endings
 from extproc.routing.state import LINGER_S
 from extproc.values.balancing import LoadBalancing
-from extproc.values.evidence import FailureKind
+from extproc.values.endings import Ending
+from extproc.values.evidence import FailureKind, NoFailure
 from extproc.values.headers import REQUEST_ID_HEADER
 from extproc.values.outcomes import Ended
 from extproc.values.placements import Decision
 from extproc.values.requests import Operation
 from metadata_center.types import EndpointKey, RequestId
-from tests.conftest import CLUSTER, MODEL, Rig, build_rig, chat, endpoint, request_end, request_line
+from tests.conftest import CLUSTER, LEASE_S, MODEL, Rig, build_rig, chat, endpoint, request_end, request_line
 
 KEYS = tuple(endpoint(number).key for number in range(3))
 GROUP = (MODEL, CLUSTER)
@@ -612,3 +615,62 @@ def test_one_lie_leaves_the_usual_length_of_answers() -> None:
     rig.end("lie", prompt_tokens=5, completion_tokens=900_000_000_000)
     assert rig.state.predictor.traffic(GROUP).output_tokens < 1.4 * before
     assert answers("after") < before
+
+
+def test_a_lost_request_ends_like_any_other(rig: Rig) -> None:
+    """Its lease released it; whoever listens is told once, and an end that comes after all tells nobody."""
+    rig.decide("r", chat("x" * 1000, stream=True))
+    key = rig.chosen()
+    rig.clock.advance(LEASE_S)
+    rig.state.advance(rig.clock())
+    rig.state.advance(rig.clock())
+    (ending,) = rig.endings
+    assert (ending.outcome.ended, ending.outcome.endpoint) == (Ended.LEASE_EXPIRED, key)
+    assert ending.evidence is NoFailure.UNKNOWN
+    assert rig.record().outcome is ending.outcome
+    assert rig.load(key) == NOTHING
+    rig.end("r", endpoint=key)
+    assert len(rig.endings) == 1
+    assert (rig.state.endpoints[key].served, rig.state.endpoints[key].failures) == (0, 0)
+
+
+def test_an_end_told_twice_ends_once(rig: Rig) -> None:
+    """The second finds nothing to release and tells nobody."""
+    streamed(rig)
+    key = rig.chosen()
+    rig.end("r", endpoint=key, **USAGE)
+    rig.end("r", endpoint=key, **USAGE)
+    assert len(rig.endings) == 1
+    assert rig.state.endpoints[key].served == 1
+    assert rig.load(key) == NOTHING
+
+
+def test_a_refusal_is_an_ending(rig: Rig) -> None:
+    """It has a record and an outcome, and no request that was sent."""
+    rig.gateway.rejected(request_line("no"), RouterError(Reason.OVERLOADED, "busy"))
+    (ending,) = rig.endings
+    assert ending.request is None
+    assert ending.record is rig.record("no")
+    assert (ending.outcome.ended, ending.outcome.status) == (Ended.REJECTED, 429)
+
+
+def test_a_listener_that_fails_takes_the_ending_from_nobody(rig: Rig) -> None:
+    """The load is released, the others are told, and the fault is reported."""
+    usage: dict[str, int] = {}
+    faults: list[Exception] = []
+
+    def broken(_: Ending) -> None:
+        raise ValueError("a bug")
+
+    def count(ending: Ending) -> None:
+        usage[ending.record.model] = usage.get(ending.record.model, 0) + (
+            ending.outcome.completion_tokens or 0
+        )
+
+    ends = Endings(rig.state, [broken, count], [], faults.append)
+    streamed(rig)
+    key = rig.chosen()
+    ends.take(request_end("r", endpoint=key, **USAGE), rig.clock())
+    assert usage == {MODEL: USAGE["completion_tokens"]}
+    assert [str(fault) for fault in faults] == ["a bug"]
+    assert rig.load(key) == NOTHING

@@ -4,7 +4,7 @@ import pytest
 
 from metadata_center.errors import CapacityError
 from metadata_center.load.counters import KEY_BYTES, Counters
-from metadata_center.load.ledger import Expired
+from metadata_center.load.ledger import Expired, LedgerBounds
 from metadata_center.load.table import LoadTable
 from metadata_center.types import Charge, EndpointKey, RequestId
 
@@ -46,7 +46,7 @@ def test_aigw_load_test_cases() -> None:
 
 def test_release_before_charge_voids_the_charge() -> None:
     """metadata-center's delete-before-add case leaves no load at any moment, however often it is added."""
-    table = LoadTable(Counters(), tombstone_s=10.0)
+    table = LoadTable(Counters(), LedgerBounds(tombstone_s=10.0))
 
     assert not table.release(R1, 0.0)
     assert not table.charge(charge(), 0.5, None)
@@ -59,7 +59,7 @@ def test_release_before_charge_voids_the_charge() -> None:
 @pytest.mark.parametrize("advanced", [True, False])
 def test_tombstone_expires(advanced: bool) -> None:
     """A charge that comes later than `tombstone_s` after its release counts, advanced or not."""
-    table = LoadTable(Counters(), tombstone_s=10.0)
+    table = LoadTable(Counters(), LedgerBounds(tombstone_s=10.0))
     table.release(R1, 0.0)
 
     if advanced:
@@ -70,7 +70,7 @@ def test_tombstone_expires(advanced: bool) -> None:
 
 def test_repeated_release_renews_its_tombstone() -> None:
     """The lifetime of a tombstone counts from the last release."""
-    table = LoadTable(Counters(), tombstone_s=10.0)
+    table = LoadTable(Counters(), LedgerBounds(tombstone_s=10.0))
     table.release(R1, 0.0)
     table.release(R2, 1.0)
     table.release(R1, 6.0)
@@ -82,7 +82,7 @@ def test_repeated_release_renews_its_tombstone() -> None:
 
 def test_tombstones_are_bounded_and_the_oldest_goes_first() -> None:
     """With room for one tombstone the second release displaces the first."""
-    table = LoadTable(Counters(), max_tombstones=1)
+    table = LoadTable(Counters(), LedgerBounds(max_tombstones=1))
     table.release(R1, 0.0)
     table.release(R2, 0.0)
 
@@ -123,7 +123,7 @@ def test_release_of_unknown_prefill_is_false() -> None:
 
 def test_lease_expiry_takes_everything_off() -> None:
     """A request nobody mentions for `lease_s` leaves, prefill included, and its late release is harmless."""
-    table = LoadTable(Counters(), lease_s=180.0)
+    table = LoadTable(Counters(), LedgerBounds(lease_s=180.0))
     table.charge(charge("1"), 0.0, None)
     table.charge(charge("2", B), 100.0, None)
 
@@ -136,7 +136,7 @@ def test_lease_expiry_takes_everything_off() -> None:
 
 def test_refresh_and_move_extend_the_lease() -> None:
     """A refreshed request outlives one charged after it; unknown requests are neither refreshed nor moved."""
-    table = LoadTable(Counters(), lease_s=10.0)
+    table = LoadTable(Counters(), LedgerBounds(lease_s=10.0))
     for request_id in "123":
         table.charge(charge(request_id), 0.0, None)
 
@@ -189,7 +189,7 @@ def test_invalid_charge_changes_nothing(bad: Charge, due_s: float | None) -> Non
 
 def test_requests_are_bounded() -> None:
     """At `max_requests` a charge is refused, a duplicate is still just a duplicate, a release makes room."""
-    table = LoadTable(Counters(), max_requests=1)
+    table = LoadTable(Counters(), LedgerBounds(max_legs=1))
     table.charge(charge("1"), 0.0, None)
 
     with pytest.raises(CapacityError):

@@ -14,11 +14,10 @@ from extproc.predicting.ttft import Backlog, TtftModel
 from extproc.values.choices import Choice, Snapshot
 from extproc.values.decisions import DecisionRecord
 from extproc.values.endings import Ending
-from extproc.values.inflight import Inflight
 from extproc.values.outcomes import Ended, Outcome
 from extproc.values.prices import Prices
-from extproc.values.requests import Operation
 from metadata_center.types import EndpointKey, RequestId
+from tests.unit.ended import sent
 
 A, B = EndpointKey("10.0.0.1:8000"), EndpointKey("10.0.0.2:8000")
 
@@ -26,11 +25,6 @@ A, B = EndpointKey("10.0.0.1:8000"), EndpointKey("10.0.0.2:8000")
 def record(request_id: str) -> DecisionRecord:
     """Build a record that holds nothing but its id."""
     return DecisionRecord(request_id=RequestId(request_id), time_unix_s=1.0, data_age_s={})
-
-
-def sent(made: DecisionRecord) -> Inflight:
-    """What is remembered of a request that was sent."""
-    return Inflight(made, Operation.CHAT, EndpointKey("e"), [], "g", ("g",), 0.0)
 
 
 def test_row_and_chosen_refer_to_the_snapshot() -> None:
@@ -84,9 +78,9 @@ def test_an_outcome_reaches_the_record_of_its_request() -> None:
     ring.add(older)
     ring.add(newer)
     outcome = Outcome(Ended.COMPLETED, 1.0)
-    ring.ended(Ending(older, outcome, 0.0, sent(older)))
+    ring.ended(Ending(older, outcome, 0.0, sent()))
     assert (older.outcome, newer.outcome) == (None, outcome)
-    ring.ended(Ending(record("b"), outcome, 0.0, sent(record("b"))))
+    ring.ended(Ending(record("b"), outcome, 0.0, sent()))
     assert ring.get(RequestId("b")) is None
 
 

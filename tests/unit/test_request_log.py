@@ -18,6 +18,7 @@ from extproc.observing.request_log import (
     REQUEST_LOGGER,
     WITHHELD,
     JsonFormatter,
+    RequestLog,
     block_key,
     keyed_blocks,
     log_request_end,
@@ -28,6 +29,7 @@ from extproc.values.decisions import DecisionRecord
 from extproc.values.outcomes import Ended, Outcome
 from extproc.values.requests import Operation
 from metadata_center.types import EndpointKey, RequestId
+from tests.unit.ended import ending, refusal, sent
 
 CANARY = "sk-canary-7f3a"
 RECORD = DecisionRecord(
@@ -211,6 +213,21 @@ def test_prompt_blocks_are_logged_only_under_a_key(written: io.StringIO) -> None
         "prompt_blocks": keyed_blocks([1, 2], block_key(CANARY)),
     }
     assert CANARY not in written.getvalue()
+
+
+def test_the_log_listens_to_endings_as_it_is_configured(written: io.StringIO) -> None:
+    """On without blocks until it is told otherwise; a refusal has no blocks to log."""
+    log, request = RequestLog(), sent()
+    log.ended(ending(request))
+    log.configure(is_on=True, key=block_key(CANARY))
+    log.ended(ending(request))
+    log.ended(refusal())
+    log.configure(is_on=False, key=None)
+    log.ended(ending(request))
+    plain, keyed, refused = map(json.loads, written.getvalue().splitlines())
+    assert "prompt_blocks" not in plain
+    assert keyed["prompt_blocks"] == keyed_blocks(request.blocks, block_key(CANARY))
+    assert refused["prompt_blocks"] == []
 
 
 def test_keyed_blocks_are_equal_where_key_and_block_are() -> None:

@@ -8,13 +8,15 @@
 -- ARGV[4]  reservations: {{candidates}, ...}, MessagePack, or empty; a candidate is
 --          {endpoint, believed requests, prefill tokens, context tokens}
 -- ARGV[5]  the message with its blocks, or empty if it has none; Redis' MessagePack cannot read them
+-- ARGV[6]  per kind of load, in the order of rows, what a charge adds: which item of a candidate, 0 for one, -1 for
+--          nothing; MessagePack
 -- returns  per reservation {row of the candidate charged, total requests per candidate before}
 --
 -- A share's fields: '@newest' and '@full' are sequences of the newest and the last full update; all others
--- are endpoints, each "sequence requests prefill_requests prefill_tokens context_tokens generated_tokens".
+-- are endpoints, each its sequence and one number per kind of load, the first of them requests.
 local members, share, channel = KEYS[1], KEYS[2], ARGV[1]
 local payload = ARGV[5] == '' and ARGV[3] or ARGV[5]
-local update = cmsgpack.unpack(ARGV[3])
+local update, adds = cmsgpack.unpack(ARGV[3]), cmsgpack.unpack(ARGV[6])
 local member, sequence, rows, full, lease_ms = update[2], update[3], update[4], update[5], update[6] * 1000
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -22,7 +24,11 @@ local MOST = 9007199254740991 -- what a double counts exactly
 local CHUNK = 1000 -- fields of one command: a Lua call takes fewer than 8,000 arguments
 
 local function text(row, at)
-  return string.format('%.0f %.0f %.0f %.0f %.0f %.0f', at, row[2], row[3], row[4], row[5], row[6])
+  local numbers = {string.format('%.0f', at)}
+  for kind = 1, #adds do
+    numbers[kind + 1] = string.format('%.0f', row[kind + 1])
+  end
+  return table.concat(numbers, ' ')
 end
 
 -- Of a damaged row, older than everything: what is written next makes it good.
@@ -126,7 +132,10 @@ for number, reservation in ipairs(reservations) do
   local candidate = reservation[1][chosen]
   local row = charged[candidate[1]]
   if row == nil then
-    row = {candidate[1], 0, 0, 0, 0, 0}
+    row = {candidate[1]}
+    for kind = 1, #adds do
+      row[kind + 1] = 0
+    end
     local value = redis.call('HGET', share, candidate[1])
     if value then
       local i = 1
@@ -138,8 +147,11 @@ for number, reservation in ipairs(reservations) do
     charged[candidate[1]] = row
   end
   totals[candidate[1]] = totals[candidate[1]] + 1
-  row[2], row[3] = row[2] + 1, row[3] + 1
-  row[4], row[5] = row[4] + candidate[3], row[5] + candidate[4]
+  for kind, item in ipairs(adds) do
+    if item >= 0 then
+      row[kind + 1] = row[kind + 1] + (item == 0 and 1 or candidate[item])
+    end
+  end
   places[number] = {chosen - 1, place}
 end
 

@@ -9,14 +9,15 @@ Rules:
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any, Final
 
 from extproc.predicting.ttft import Backlog
-from metadata_center.load.ledger import Entry, Ledger
+from metadata_center.load.ledger import Entry, Ledger, LedgerBounds
 from metadata_center.types import value
 
-_MAX_REQUESTS: Final = 1 << 30
-"""No bound: a replay ends, and a trace that fits into memory has fewer."""
+_BOUNDS: Final = LedgerBounds(lease_s=inf, tombstone_s=0.0, max_tombstones=0, max_legs=1 << 30)
+"""None: every request of a replay ends, in order, and a trace that fits into memory has fewer."""
 
 
 @value
@@ -85,7 +86,7 @@ class GatewayLedger:
         self.context_tokens = [0] * rows
         self.since_s = [0.0] * rows
         self._columns = _Columns()
-        self._ledger: Ledger[int, int, int] = Ledger(self._columns, max_legs=_MAX_REQUESTS)
+        self._ledger: Ledger[int, int, int] = Ledger(self._columns, _BOUNDS)
 
     def backlog(self, row: int) -> Backlog:
         """What is on one row before the next request, answers not counted: nobody knows their length."""
