@@ -2,14 +2,16 @@
 
     make bench-overhead          (python -m benchmarks.overhead)
 
-Four set-ups run side by side in one go, each an Envoy with the shipped bootstrap's data path, one upstream
-that answers at once, and a closed- or open-loop client on loopback:
+Set-ups run side by side in one go, each an Envoy with the shipped bootstrap's data path, one upstream that
+answers at once, and a closed- or open-loop client on loopback:
 
-    alone        Envoy without ext_proc and access log
-    floor        Envoy with a gRPC servicer that answers the same messages with constants, drops access logs,
-                 and has Tokenway's transport settings
-    plain_floor  the same with gRPC as it comes
-    tokenway     Envoy with Tokenway, three endpoints
+    alone         Envoy without ext_proc and access log
+    floor         Envoy with a servicer that answers the same messages with constants and drops access logs,
+                  by Tokenway's own HTTP/2
+    grpcio_floor  the same by grpc.aio, with Tokenway's settings
+    plain_floor   the same with gRPC as it comes
+    tokenway      Envoy with Tokenway, three endpoints
+    grpcio        the same with `server.transport: grpcio`
 
 CPU is user + system time of the Python process from /proc, over a phase, divided by its requests; access logs
 are included. Latencies are medians and 99th percentiles at the client, minus those of `alone` in the same
@@ -29,7 +31,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,9 @@ STREAMS_PER_S = 15.0
 
 STREAMS_MIN_S = 8.0
 """For some 120 streams: CPU is counted in ticks of 10 ms, and a ratio needs many of them."""
+
+_PREFIXES = {name: f"{name}_" for name in ("alone", "floor", "grpcio_floor", "plain_floor", "grpcio")}
+"""Of the figures of each set-up but Tokenway itself."""
 
 FIRST_SCRAPES_S = 8.0
 IDLE_S = 15.0
@@ -96,35 +101,33 @@ async def _compare(root: Path, engines: list[int], seconds: float, rounds: int, 
         setup("alone", root, engines, first_chunk=False) as alone,
         setup("floor", root, engines, first_chunk=False) as floor,
         setup("floor", root, engines, first_chunk=True) as floor_chunk,
+        setup("grpcio_floor", root, engines, first_chunk=False) as grpcio_floor,
+        setup("grpcio_floor", root, engines, first_chunk=True) as grpcio_floor_chunk,
         setup("plain_floor", root, engines, first_chunk=False) as plain_floor,
         setup("plain_floor", root, engines, first_chunk=True) as plain_floor_chunk,
         setup("tokenway", root, engines, first_chunk=False) as tokenway,
         setup("tokenway", root, engines, first_chunk=True) as tokenway_chunk,
+        setup("grpcio", root, engines, first_chunk=False) as grpcio,
+        setup("grpcio", root, engines, first_chunk=True) as grpcio_chunk,
     ):
         figures |= await _cpu(
-            (plain_floor, floor, tokenway),
-            (plain_floor_chunk, floor_chunk, tokenway_chunk),
+            (plain_floor, grpcio_floor, floor, grpcio, tokenway),
+            (plain_floor_chunk, grpcio_floor_chunk, floor_chunk, grpcio_chunk, tokenway_chunk),
             seconds,
             rounds,
         )
         _print_progress("cpu per request", figures)
-        figures |= await _latency(alone, floor, tokenway, seconds, rounds)
+        figures |= await _latency(alone, (floor, grpcio, tokenway), seconds, rounds)
         _print_progress("latency", figures)
-        figures |= await _saturation(alone, floor, tokenway, seconds)
+        figures |= await _saturation((alone, floor, grpcio, tokenway), seconds)
         _print_progress("saturation", figures)
         figures |= await _streams(tokenway_chunk, seconds, rounds)
         figures["rss_mib"] = round(tokenway.rss_mib(), 1)
         _print_progress("streams", figures)
 
 
-async def _cpu(
-    whole: tuple[Setup, Setup, Setup], first_chunk: tuple[Setup, Setup, Setup], seconds: float, rounds: int
-) -> Figures:
-    """CPU of a JSON request, and of a streamed one with its first chunk; the transport's part and our own.
-
-    Each tuple is gRPC as it comes, the floor with our transport settings, Tokenway.
-    """
-    names = ("plain_floor_us_per_request", "floor_us_per_request", "cpu_us_per_request")
+async def _cpu(whole: Sequence[Setup], first_chunk: Sequence[Setup], seconds: float, rounds: int) -> Figures:
+    """CPU of a JSON request, and of a streamed one with its first chunk; the transport's part and our own."""
     json_requests = requests(64, PROMPT_BYTES)
     stream_requests = requests(64, PROMPT_BYTES, stream_tokens=10)
     used_us: dict[str, list[float]] = {}
@@ -133,20 +136,24 @@ async def _cpu(
             ("", whole, json_requests),
             ("_first_chunk", first_chunk, stream_requests),
         ):
-            for name, target in zip(names, targets, strict=True):
+            for target in targets:
                 used = await _warm_cpu_us(target, messages, 4, seconds)
-                used_us.setdefault(name + suffix, []).append(used)
+                name = f"{_PREFIXES.get(target.name, 'cpu_')}us_per_request{suffix}"
+                used_us.setdefault(name, []).append(used)
     figures: Figures = {name: round(statistics.median(values), 1) for name, values in used_us.items()}
     for suffix in ("", "_first_chunk"):
         total, base = figures[f"cpu_us_per_request{suffix}"], figures[f"floor_us_per_request{suffix}"]
         figures[f"own_us_per_request{suffix}"] = round(total - base, 1)
         figures[f"total_to_floor_ratio{suffix}"] = round(total / base, 3)
-        plain = figures[f"plain_floor_us_per_request{suffix}"]
-        figures[f"total_to_plain_floor_ratio{suffix}"] = round(total / plain, 3)
+        for name in ("plain_floor", "grpcio"):
+            other = figures[f"{name}_us_per_request{suffix}"]
+            figures[f"total_to_{name}_ratio{suffix}"] = round(total / other, 3)
+        grpcio_base = figures[f"grpcio_floor_us_per_request{suffix}"]
+        figures[f"floor_to_grpcio_floor_ratio{suffix}"] = round(base / grpcio_base, 3)
     return figures
 
 
-async def _latency(alone: Setup, floor: Setup, tokenway: Setup, seconds: float, rounds: int) -> Figures:
+async def _latency(alone: Setup, others: Sequence[Setup], seconds: float, rounds: int) -> Figures:
     """What is added to Envoy's own latency, one request at a time and at a steady rate."""
     messages = requests(64, PROMPT_BYTES)
     loads: dict[str, Callable[[Setup], Load]] = {
@@ -157,26 +164,28 @@ async def _latency(alone: Setup, floor: Setup, tokenway: Setup, seconds: float, 
     for label, load in loads.items():
         latencies_ms: dict[str, list[float]] = {}
         for _ in range(rounds):
-            for target in (alone, floor, tokenway):
+            for target in (alone, *others):
                 latencies_ms.setdefault(target.name, []).extend(await load(target))
         for q, name in ((0.5, "p50"), (0.99, "p99")):
             base_ms = quantile(latencies_ms["alone"], q)
-            for prefix, kind in (("", "tokenway"), ("floor_", "floor")):
-                added_ms = quantile(latencies_ms[kind], q) - base_ms
-                figures[f"{prefix}added_{name}_ms_{label}"] = round(added_ms, 3)
+            for target in others:
+                added_ms = quantile(latencies_ms[target.name], q) - base_ms
+                figures[f"{_PREFIXES.get(target.name, '')}added_{name}_ms_{label}"] = round(added_ms, 3)
     return figures
 
 
-async def _saturation(alone: Setup, floor: Setup, tokenway: Setup, seconds: float) -> Figures:
+async def _saturation(targets: Sequence[Setup], seconds: float) -> Figures:
     """Requests a second with more connections than anybody here can serve at once."""
     figures: Figures = {}
     for label, prompt_bytes, concurrency in (("4kb", PROMPT_BYTES, 32), ("220kb", 220_000, 16)):
         messages = requests(16, prompt_bytes)
-        for target, prefix in ((alone, "alone_"), (floor, "floor_"), (tokenway, "")):
+        for target in targets:
             done = len(await closed_loop(target, messages, concurrency, seconds))
-            figures[f"{prefix}requests_per_s_{label}"] = round(done / seconds, 1)
-        used_us = await _warm_cpu_us(tokenway, messages, concurrency, seconds)
-        figures[f"cpu_us_per_request_{label}_saturated"] = round(used_us, 1)
+            figures[f"{_PREFIXES.get(target.name, '')}requests_per_s_{label}"] = round(done / seconds, 1)
+        for target in targets[1:]:
+            used_us = await _warm_cpu_us(target, messages, concurrency, seconds)
+            name = f"{_PREFIXES.get(target.name, 'cpu_')}us_per_request_{label}_saturated"
+            figures[name] = round(used_us, 1)
     return figures
 
 

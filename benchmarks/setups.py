@@ -1,11 +1,13 @@
 """The set-ups that are compared, each an Envoy with the shipped bootstrap's data path and what is behind it.
 
-    alone        no ext_proc, no access log
-    floor        a servicer that answers with constants and drops access-log bytes (`benchmarks.floor`)
-    plain_floor  the same without Tokenway's transport settings and its way to answer: gRPC as it comes
-    tokenway     Tokenway
+    alone         no ext_proc, no access log
+    floor         a servicer that answers with constants and drops access-log bytes (`benchmarks.floor`)
+    grpcio_floor  the same by grpc.aio
+    plain_floor   the same by grpc.aio without Tokenway's settings and its way to answer: gRPC as it comes
+    tokenway      Tokenway
+    grpcio        Tokenway with `server.transport: grpcio`
 
-All send to the same engines. Those of all but `tokenway` are in static clusters with Tokenway's balancing
+All send to the same engines. Those of all but Tokenway are in static clusters with Tokenway's balancing
 policy.
 """
 
@@ -17,7 +19,7 @@ import json
 import os
 import sys
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +31,13 @@ from benchmarks.traffic import MODEL, Client, Target, request
 from extproc.server import bootstrap
 from testbed.processes import free_port
 
-Kind = Literal["alone", "floor", "plain_floor", "tokenway"]
+Kind = Literal["alone", "floor", "grpcio_floor", "plain_floor", "tokenway", "grpcio"]
+
+FLOORS: Mapping[Kind, str] = {"floor": "native", "grpcio_floor": "grpcio", "plain_floor": "plain"}
+"""Bare servicers, and what each speaks gRPC by."""
+
+GATEWAYS: Mapping[Kind, str] = {"tokenway": "native", "grpcio": "grpcio"}
+"""Tokenway, and its `server.transport`."""
 
 ENVOY = Path(os.environ.get("TOKENWAY_ENVOY", Path(__file__).parents[1] / ".tools/envoy/envoy/_bin/envoy"))
 CLUSTER = "bench"
@@ -65,7 +73,7 @@ def envoy_config(kind: Kind, port: int, admin_port: int, socket: str, engines: l
     """Envoy's configuration as YAML: the shipped bootstrap, less what the set-up goes without.
 
     Args:
-        kind: `tokenway` keeps everything; the others get static clusters; `alone` loses ext_proc and logs.
+        kind: Tokenway keeps everything; the others get static clusters; `alone` loses ext_proc and logs.
         port: For clients, on 127.0.0.1.
         admin_port: For Envoy's own admin surface.
         socket: Path of the Unix socket of the Python process.
@@ -76,7 +84,7 @@ def envoy_config(kind: Kind, port: int, admin_port: int, socket: str, engines: l
             bootstrap.template(), listen=("127.0.0.1", port), admin_port=admin_port, sockets=[socket]
         )
     )
-    if kind == "tokenway":
+    if kind in GATEWAYS:
         return yaml.safe_dump(document)
     del document["dynamic_resources"]
     static = document["static_resources"]
@@ -151,21 +159,23 @@ async def setup(
     envoy_yaml.write_text(envoy_config(kind, port, envoy_admin_port, str(socket), engines))
     with contextlib.ExitStack() as stack:
         pid = None
-        if kind in ("floor", "plain_floor"):
+        if kind in FLOORS:
             options = ["--first-chunk"] if first_chunk else []
             keys = [f"127.0.0.1:{engine}" for engine in engines]
-            arguments = [*options, str(socket), CLUSTER, *keys]
+            arguments = [*options, FLOORS[kind], str(socket), CLUSTER, *keys]
             plain_grpc = ("env", "GRPC_EXPERIMENTS=", sys.executable, "-m")
             child = (
-                python_module("benchmarks.floor", *arguments)
-                if kind == "floor"
-                else processes.running(*plain_grpc, "benchmarks.floor", "--plain", *arguments)
+                processes.running(*plain_grpc, "benchmarks.floor", *arguments)
+                if kind == "plain_floor"
+                else python_module("benchmarks.floor", *arguments)
             )
             pid = stack.enter_context(child)
             await processes.until(lambda: asyncio.to_thread(socket.exists), "floor")
-        elif kind == "tokenway":
+        elif kind in GATEWAYS:
             admin_port = free_port()
-            config = _tokenway_config(run_dir, admin_port, _addresses(engines, endpoints), first_chunk)
+            config = _tokenway_config(
+                run_dir, admin_port, _addresses(engines, endpoints), first_chunk, GATEWAYS[kind]
+            )
             pid = stack.enter_context(python_module("tokenway.cli.main", "serve", str(config)))
             ready = f"http://127.0.0.1:{admin_port}/readyz"
             await processes.until(lambda: asyncio.to_thread(_answers, ready), "tokenway")
@@ -191,13 +201,13 @@ def _addresses(engines: list[int], endpoints: int | None) -> list[tuple[str, int
 
 
 def _tokenway_config(
-    run_dir: Path, admin_port: int, addresses: list[tuple[str, int]], first_chunk: bool
+    run_dir: Path, admin_port: int, addresses: list[tuple[str, int]], first_chunk: bool, transport: str
 ) -> Path:
     endpoints = [{"address": address, "port": port} for address, port in addresses]
     clusters = {"clusters": [{"name": CLUSTER, "endpoints": endpoints}]}
     (run_dir / "clusters.json").write_text(json.dumps(clusters))
     settings = {
-        "server": {"run_dir": str(run_dir), "admin": {"port": admin_port}},
+        "server": {"run_dir": str(run_dir), "admin": {"port": admin_port}, "transport": transport},
         "signals": {"first_chunk": first_chunk},
         "logging": {"requests": False, "level": "warning"},
         "models": {MODEL: {"rules": [{"cluster": CLUSTER}]}},
