@@ -24,10 +24,14 @@ import tokenway.cli  # noqa: F401 - for its effect
 import grpc
 
 from extproc.protocol import wire
+from extproc.protocol.bootstrap_dialect import BootstrapDialect
 from extproc.protocol.machine import Kind
 from extproc.transport import grpc_aio
 from extproc.transport.native import NativeServer, unix_socket
 from extproc.transport.seam import Call, Rpc
+from extproc.values.placements import Decision, Plan
+from extproc.values.requests import Operation
+from metadata_center.types import RequestId
 
 MAX_MESSAGE_BYTES = 64 << 20
 """Above any body that Envoy lets through."""
