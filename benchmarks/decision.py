@@ -21,13 +21,13 @@ from extproc.health.settings import HealthSettings
 from extproc.health.tracker import HealthTracker
 from extproc.observing.metrics.collector import Metrics
 from extproc.observing.records import RecordRing
-from extproc.predicting.predictor import Predictor
 from extproc.protocol.wire import Answers
 from extproc.request.rules import ModelRules, Rule, RuleTable
+from extproc.routing.books import Outside, make_books
 from extproc.routing.caches import Caches
+from extproc.routing.homes import Homes
 from extproc.routing.router import Router
 from extproc.routing.settings import RouterSettings
-from extproc.routing.state import State
 from extproc.routing.table import RoutingTable
 from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.deciding import Now
@@ -55,28 +55,25 @@ def decisions(
     health.set_endpoints(members)
     metrics = Metrics(CollectorRegistry(), "bench")
     metrics.configure(models=["m"], clusters=["c"], endpoints=[member.key for member in members])
-    state = State(
-        load=LoadTable(Counters()),
-        caches=Caches(PrefixIndex(10_000, 100_000)),
-        health=health,
-        predictor=Predictor(),
-        records=RecordRing(2000),
-        metrics=metrics,
+    history = PrefixIndex(10_000, 100_000)
+    books = make_books(
+        LoadTable(Counters()), Caches(history), health, RecordRing(2000), metrics, Homes(), Outside()
     )
+    placing = books.placing
     table = RoutingTable(
         RuleTable([ModelRules("m", (Rule("c"),), load_balancing=LoadBalancing(algorithm=algorithm))]),
         {"c": members},
         ["m"],
         None,
         frozenset(),
-        state.load.slots,
+        placing.load.slots,
         0.0,
     )
     router = Router(
-        state, table, RouterSettings(), Answers("0.bench"), random.Random(1), time.monotonic, time.time
+        placing, table, RouterSettings(), Answers("0.bench"), random.Random(1), time.monotonic, time.time
     )
     for member in members:  # known from the start, as after a minute of traffic
-        state.caches.history.record(member.key, [1])
+        history.record(member.key, [1])
     took: list[float] = []
     for i in range(repeats):
         request_id = f"{i:036d}"
@@ -93,10 +90,10 @@ def decisions(
         assert isinstance(deciding, Now)
         deciding.decision.answer(to_trailers=False)
         took.append((time.perf_counter() - began) * 1e6)
-        state.first_token(RequestId(request_id), time.monotonic(), late=False)
+        books.first_tokens.take(RequestId(request_id), time.monotonic(), late=False)
         if i % 4:  # a quarter stays in flight, so that loads differ
-            state.load.release(RequestId(request_id), time.monotonic())
-            state.inflight.pop(RequestId(request_id))
+            placing.running.release(RequestId(request_id), time.monotonic())
+            placing.running.finish(RequestId(request_id), time.monotonic(), completed=False)
     return statistics.median(took)
 
 

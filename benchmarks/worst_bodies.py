@@ -36,19 +36,19 @@ from extproc.health.settings import HealthSettings
 from extproc.health.tracker import HealthTracker
 from extproc.observing.metrics.collector import Metrics
 from extproc.observing.records import RecordRing
-from extproc.predicting.predictor import Predictor
 from extproc.protocol import wire
 from extproc.protocol.servicer import Processor
 from extproc.request.blocks import block_hashes
 from extproc.request.reading import ReadOrder, read_body
 from extproc.request.rules import ModelRules, Rule, RuleTable
 from extproc.request.structure import is_heavy
+from extproc.routing.books import Outside, make_books
 from extproc.routing.caches import Caches
 from extproc.routing.gateway import Gateway
+from extproc.routing.homes import Homes
 from extproc.routing.listeners import endings_of
 from extproc.routing.router import Router
 from extproc.routing.settings import RouterSettings
-from extproc.routing.state import State
 from extproc.routing.table import RoutingTable
 from extproc.server.body_readers import BodyReaders
 from extproc.transport import grpc_aio
@@ -293,25 +293,19 @@ def gateway(readers: BodyReaders) -> Gateway:
     health.set_endpoints(members)
     metrics = Metrics(CollectorRegistry(), "bench")
     metrics.configure(models=["m"], clusters=["c"], endpoints=[member.key for member in members])
-    state = State(
-        load=LoadTable(Counters()),
-        caches=Caches(PrefixIndex(100_000, 100_000)),
-        health=health,
-        predictor=Predictor(),
-        records=RecordRing(200),
-        metrics=metrics,
-    )
+    caches, load = Caches(PrefixIndex(100_000, 100_000)), LoadTable(Counters())
+    books = make_books(load, caches, health, RecordRing(200), metrics, Homes(), Outside())
     table = RoutingTable(
         RuleTable([ModelRules("m", (Rule("c"),))]),
         {"c": members},
         ["m"],
         None,
         frozenset(),
-        state.load.slots,
+        load.slots,
         0.0,
     )
     router = Router(
-        state,
+        books.placing,
         table,
         RouterSettings(usage_injection=True),
         Answers,
@@ -321,8 +315,17 @@ def gateway(readers: BodyReaders) -> Gateway:
         loop=asyncio.get_running_loop,
         readers=readers,
     )
-    endings = endings_of(state, lambda _: None, [], raise_it)
-    return Gateway(router, state, endings, router.decide, time.monotonic, time.time)
+    endings = endings_of(books.ending, [], raise_it)
+    return Gateway(
+        router,
+        books.first_tokens,
+        books.ending.stored,
+        endings,
+        metrics,
+        router.decide,
+        time.monotonic,
+        time.time,
+    )
 
 
 def raise_it(error: Exception) -> None:

@@ -20,16 +20,16 @@ from extproc.health.tracker import HealthTracker
 from extproc.listeners import Listeners
 from extproc.observing.metrics.collector import Metrics
 from extproc.observing.records import RecordRing
-from extproc.predicting.predictor import Predictor
 from extproc.protocol.wire import Answers
 from extproc.request.rules import ModelRules, Rule, RuleTable
+from extproc.routing.books import EndingBooks, Outside, PlacingBooks, make_books
 from extproc.routing.caches import Caches
 from extproc.routing.endings import Endings
 from extproc.routing.gateway import Gateway
+from extproc.routing.homes import Homes
 from extproc.routing.listeners import endings_of
 from extproc.routing.router import Decision, Readers, Reserve, Router
 from extproc.routing.settings import RouterSettings
-from extproc.routing.state import State
 from extproc.routing.table import RoutingTable
 from extproc.routing.waiting import Loop
 from extproc.values.balancing import LoadBalancing
@@ -214,7 +214,9 @@ class Rig:
     """One worker's request path without sockets: `Gateway` and `Endings` over a real ledger.
 
     Attributes:
-        state: What the worker knows.
+        placing: What placing reads.
+        ending: What endings change.
+        freed: Is told that room was freed.
         router: Decides.
         gateway: What the ext_proc loop talks to.
         ends: What the access log talks to.
@@ -228,7 +230,9 @@ class Rig:
         shared: What others were told to be cached where, in order.
     """
 
-    state: State
+    placing: PlacingBooks
+    ending: EndingBooks
+    freed: Listeners[[]]
     router: Router
     gateway: Gateway
     ends: Endings
@@ -249,7 +253,7 @@ class Rig:
 
     def record(self, request_id: str = "r") -> DecisionRecord:
         """The record of a decision."""
-        record = self.state.records.get(RequestId(request_id))
+        record = self.placing.records.get(RequestId(request_id))
         assert record is not None
         return record
 
@@ -261,7 +265,7 @@ class Rig:
 
     def end(self, request_id: str = "r", **changes: Any) -> None:
         """The request's last access-log entry arrives; by default it completed where it was sent."""
-        inflight = self.state.inflight.get(RequestId(request_id))
+        inflight = self.placing.running.get(RequestId(request_id))
         if "endpoint" not in changes and inflight is not None:
             changes["endpoint"] = inflight.endpoint
         self.ends.take(request_end(request_id, **changes), self.clock())
@@ -282,7 +286,7 @@ class Rig:
 
     def load(self, key: EndpointKey) -> tuple[int, int, int]:
         """Requests, prefill tokens, context tokens counted for an endpoint."""
-        view = self.state.load.view(self.state.load.slots([key]))
+        view = self.placing.load.view(self.placing.load.slots([key]))
         return int(view.requests[0]), int(view.prefill_tokens[0]), int(view.context_tokens[0])
 
     def metric(self, name: str, **labels: str) -> float:
@@ -308,6 +312,7 @@ def build_rig(
     loop: Loop | None = None,
     readers: Readers | None = None,
     work_clock: Callable[[], float] | None = None,
+    processes: Callable[[], int] = lambda: 1,
 ) -> Rig:
     """A worker's request path over `endpoints`, serving model `m`, in blocks of 64 bytes."""
     clock = loop.clock if isinstance(loop, VirtualLoop) else ManualClock()
@@ -316,17 +321,23 @@ def build_rig(
     shared: list[tuple[EndpointKey, list[int]]] = []
     freed, lost = Listeners[[]](), Listeners[[Inflight, float]]()
     counters, history = Counters(), PrefixIndex(1_000, 1_000)
-    state = State(
+    transitions: list[Transition] = []
+    books = make_books(
         load=LoadTable(counters, LedgerBounds(lease_s=LEASE_S, tombstone_s=TOMBSTONE_S)),
         caches=Caches(history),
         health=HealthTracker(health or HealthSettings()),
-        predictor=Predictor(),
         records=RecordRing(256),
-        metrics=metrics,
-        share=lambda key, blocks: shared.append((key, blocks)),
-        freed=freed.tell,
-        on_lost=lost.tell,
+        recorder=metrics,
+        homes=Homes(),
+        outside=Outside(
+            share=lambda key, blocks: shared.append((key, blocks)),
+            processes=processes,
+            freed=freed.tell,
+            on_lost=lost.tell,
+            on_transition=transitions.append,
+        ),
     )
+    placing, ending = books.placing, books.ending
     served = models or [ModelRules(MODEL, (Rule(CLUSTER),), load_balancing=load_balancing or LoadBalancing())]
 
     def table(members: Sequence[Endpoint]) -> RoutingTable:
@@ -336,7 +347,7 @@ def build_rig(
             models=[model.name for model in served],
             default_cluster=None,
             allowed_fields=allowed_fields,
-            slots_of=state.load.slots,
+            slots_of=placing.load.slots,
             loaded_unix_s=WALL_S,
         )
 
@@ -344,14 +355,13 @@ def build_rig(
         keys = frozenset(member.key for member in members)
         before = {member.key for group in router.table.clusters.values() for member in group}
         router.table = table(members)
-        state.health.set_endpoints(members)
-        state.load.retain(keys)
-        state.endpoints.retain(keys)
-        for key in before - keys:
-            state.caches.history.remove(key)
+        placing.health.set_endpoints(members)
+        placing.load.retain(keys)
+        ending.endpoints.retain(keys)
+        placing.caches.forget(before - keys)
 
     router = Router(
-        state,
+        placing,
         table(()),
         settings or RouterSettings(block_bytes=BLOCK_BYTES),
         Answers(OWNER),
@@ -365,11 +375,12 @@ def build_rig(
     )
     if router.waiting is not None:
         freed.add(router.waiting.wake)
-    transitions: list[Transition] = []
     endings: list[Ending] = []
-    ends = endings_of(state, transitions.append, [endings.append], raise_it)
+    ends = endings_of(ending, [endings.append], raise_it)
     lost.add(ends.lost)
-    gateway = Gateway(router, state, ends, router.decide, clock, clock.wall)
+    gateway = Gateway(
+        router, books.first_tokens, ending.stored, ends, metrics, router.decide, clock, clock.wall
+    )
     configure(endpoints)
     metrics.configure(
         models=[model.name for model in served],
@@ -377,7 +388,9 @@ def build_rig(
         endpoints=[member.key for member in endpoints],
     )
     return Rig(
-        state,
+        placing,
+        ending,
+        freed,
         router,
         gateway,
         ends,

@@ -13,12 +13,11 @@ from typing import Any, Final, Protocol
 import orjson
 
 from extproc.observing.records import RecordRing
-from metadata_center.types import value
 
 JSON_TYPE: Final = "application/json"
 
 
-@value
+@dataclass(frozen=True, slots=True)
 class Asked:
     """A request to the port.
 
@@ -33,7 +32,7 @@ class Asked:
     target: str
 
 
-@value
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What the port says.
 

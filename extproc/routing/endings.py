@@ -10,12 +10,12 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from extproc.choosing.foreseen import foreseen_ttft_s
 from extproc.health.judging import evidence_of
 from extproc.routing.possible import possible
-from extproc.routing.state import State
+from extproc.routing.running import RunningRequests
 from extproc.values.decisions import DecisionRecord
 from extproc.values.endings import (
     AttemptFailed,
@@ -29,6 +29,7 @@ from extproc.values.endings import (
 from extproc.values.evidence import FailureKind, NoFailure
 from extproc.values.inflight import Inflight
 from extproc.values.outcomes import Ended, Outcome
+from metadata_center.types import EndpointKey
 
 AttemptListener = Callable[[AttemptFailed, Inflight | None, float], None]
 """Is told each failed attempt, with its request unless that has ended, and the time."""
@@ -38,7 +39,9 @@ class Endings:
     """Takes what is told of requests that this worker decided.
 
     Args:
-        state: Books of this worker.
+        running: The requests.
+        kv_tokens: Sizes of KV caches, as far as they are known.
+        on_unmatched: Called for an end that says it is of a request decided here, and of none that is known.
         listeners: Told of each ending.
         attempt_listeners: Told of each failed attempt.
         on_fault: Told of each exception that a listener raised.
@@ -46,12 +49,16 @@ class Endings:
 
     def __init__(
         self,
-        state: State,
+        running: RunningRequests,
+        kv_tokens: Mapping[EndpointKey, int],
+        on_unmatched: Callable[[], None],
         listeners: Sequence[EndingListener],
         attempt_listeners: Sequence[AttemptListener],
         on_fault: Callable[[Exception], None],
     ) -> None:
-        self._state = state
+        self._running = running
+        self._kv_tokens = kv_tokens
+        self._on_unmatched = on_unmatched
         self._listeners = tuple(listeners)
         self._attempt_listeners = tuple(attempt_listeners)
         self._on_fault = on_fault
@@ -62,13 +69,13 @@ class Endings:
             case RequestEnd():
                 self._ended(event, now_s)
             case AttemptStarted():
-                self._moved(event, now_s)
+                self._running.moved(event.request_id, event.endpoint, now_s)
             case AttemptFailed():
-                request = self._state.inflight.get(event.request_id)
+                request = self._running.get(event.request_id)
                 for listener in self._attempt_listeners:
                     listener(event, request, now_s)
             case RequestAlive():
-                self._state.load.refresh(event.request_id, now_s)
+                self._running.alive(event.request_id, now_s)
 
     def lost(self, request: Inflight, now_s: float) -> None:
         """The lease of a request expired, and it was released: no end of it was told in time."""
@@ -92,21 +99,11 @@ class Endings:
             except Exception as error:
                 self._on_fault(error)
 
-    def _moved(self, event: AttemptStarted, now_s: float) -> None:
-        state = self._state
-        request = state.inflight.get(event.request_id)
-        if request is not None and request.endpoint != event.endpoint:
-            state.load.move(event.request_id, event.endpoint, now_s)
-            state.move(request, event.endpoint)
-            state.freed()
-
     def _ended(self, end: RequestEnd, now_s: float) -> None:
-        state = self._state
-        state.load.release(end.request_id, now_s)
-        request = state.inflight.get(end.request_id)
+        request = self._running.release(end.request_id, now_s)
         if request is None:
             if end.owner is not None:
-                state.metrics.access_log_unmatched()
+                self._on_unmatched()
             return
         record = request.record
         evidence = evidence_of(
@@ -120,7 +117,7 @@ class Endings:
             attempts=end.attempts,
         )
         is_answered = evidence is NoFailure.ANSWERED and end.status == 200
-        state.finish(end.request_id, now_s, completed=is_answered)
+        self._running.finish(end.request_id, now_s, completed=is_answered)
         if end.endpoint is not None:
             request.endpoint = end.endpoint
         row = record.row(request.endpoint)
@@ -135,7 +132,7 @@ class Endings:
         self, request: Inflight, end: RequestEnd, ended: Ended, row: int | None, ttft_s: float | None
     ) -> Outcome:
         record, endpoint = request.record, request.endpoint
-        prompt, completion, cached = possible(end, request, self._state.engines.kv_tokens.get(endpoint, 0))
+        prompt, completion, cached = possible(end, request, self._kv_tokens.get(endpoint, 0))
         return Outcome(
             ended,
             end.duration_s,

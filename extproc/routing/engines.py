@@ -7,9 +7,10 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from extproc.choosing.seats import Seats
+from extproc.choosing.snapshots import Engines as EnginesView
 from metadata_center.types import EndpointKey
 
 
@@ -50,11 +51,12 @@ class Engines:
         self._seats.pop(key, None)
         self._limits.pop(key, None)
 
-    def forget(self, key: EndpointKey) -> None:
-        """It left the configuration."""
-        self.restarted(key)
-        self._kv_tokens.pop(key, None)
-        self._prefill_since_s.pop(key, None)
+    def forget(self, keys: Iterable[EndpointKey]) -> None:
+        """They left the configuration."""
+        for key in keys:
+            self.restarted(key)
+            self._kv_tokens.pop(key, None)
+            self._prefill_since_s.pop(key, None)
 
     @property
     def kv_tokens(self) -> Mapping[EndpointKey, int]:
@@ -65,6 +67,29 @@ class Engines:
         """Limits on sequences, 0 where one is unknown; empty if all are."""
         limits = self._limits
         return [limits.get(key, 0) for key in keys] if limits else ()
+
+    def view(
+        self,
+        keys: Sequence[EndpointKey],
+        distinct_ratio: Callable[[EndpointKey], float],
+        prefilling: Sequence[int],
+        now_s: float,
+    ) -> EnginesView:
+        """All of it, as policies take it.
+
+        Args:
+            keys: Whose.
+            distinct_ratio: Which part of the prompts that run at an endpoint is there once, 0..1.
+            prefilling: Requests not known to be prefilled, one per key; empty leaves out what is under way.
+            now_s: The time.
+        """
+        sizes = self._kv_tokens
+        return EnginesView(
+            kv_tokens=[sizes.get(key, 0) for key in keys] if sizes else (),
+            seats=self.seats(keys),
+            distinct_ratios=list(map(distinct_ratio, keys)) if sizes else (),
+            under_way_s=self.under_way_s(keys, prefilling, now_s) if prefilling else (),
+        )
 
     def under_way_s(
         self, keys: Sequence[EndpointKey], prefilling: Sequence[int], now_s: float

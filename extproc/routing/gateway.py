@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from extproc.errors import RouterError
+from extproc.observing.recorder import Recorder
 from extproc.protocol.machine import Phase
 from extproc.protocol.servicer import Decided, StreamEnding
 from extproc.request.responses import id_in, response_key
 from extproc.routing.endings import Endings
+from extproc.routing.first_tokens import FirstTokens
 from extproc.routing.router import Router
-from extproc.routing.state import State
+from extproc.routing.stored_responses import StoredResponses
 from extproc.routing.table import Retrieve
 from extproc.values.deciding import Deciding
 from extproc.values.decisions import DecisionRecord
@@ -28,8 +30,10 @@ class Gateway:
 
     Args:
         router: Decides.
-        state: Books of this worker.
+        first_tokens: Told when one passes.
+        stored: Told how answers name themselves.
         endings: Told of refusals.
+        recorder: Counts.
         decide: Decides about a body as it came; the router's own, unless bodies may be compressed.
         clock: Monotonic seconds.
         wall_clock: Unix seconds.
@@ -38,20 +42,23 @@ class Gateway:
     def __init__(
         self,
         router: Router,
-        state: State,
+        first_tokens: FirstTokens,
+        stored: StoredResponses,
         endings: Endings,
+        recorder: Recorder,
         decide: Decide,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
     ) -> None:
         self.router = router
-        self._state = state
+        self._first_tokens = first_tokens
+        self._stored = stored
         self._endings = endings
         self._clock = clock
         self._wall_clock = wall_clock
         self.decide: Decide = decide
         self.pass_to: Callable[[PassTo], bytes] = router.pass_to
-        self.stream_ended: Callable[[Phase, StreamEnding], None] = state.metrics.stream_ended
+        self.stream_ended: Callable[[Phase, StreamEnding], None] = recorder.stream_ended
 
     def judge(self, request: RequestHeaders) -> LineVerdict:
         """What the request line alone decides."""
@@ -62,13 +69,13 @@ class Gateway:
 
     def first_token(self, request_id: str, *, late: bool) -> None:
         """The first token of this request's answer passes now; `late` if other bytes came before it."""
-        self._state.first_token(RequestId(request_id), self._clock(), late=late)
+        self._first_tokens.take(RequestId(request_id), self._clock(), late=late)
 
     def answer_head(self, request_id: str, head: bytes) -> None:
         """The answer begins with these bytes: if it is a stored response, its id is in them."""
         response_id = id_in(head)
         if response_id is not None:
-            self._state.stored.answer_named(RequestId(request_id), response_key(response_id), self._clock())
+            self._stored.answer_named(RequestId(request_id), response_key(response_id), self._clock())
 
     def rejected(self, request: RequestHeaders | None, error: RouterError) -> None:
         """A request was refused: counted, recorded, logged."""

@@ -27,8 +27,8 @@ from extproc.errors import Reason, RouterError
 from extproc.predicting.traffic import Traffic
 from extproc.request.rules import Route
 from extproc.routing.asking import Asked
+from extproc.routing.books import PlacingBooks
 from extproc.routing.settings import HoldSettings, RouterSettings
-from extproc.routing.state import State
 from extproc.routing.table import Pool, RoutingTable
 from extproc.values.choices import Choice, Rng, Snapshot
 from extproc.values.decisions import DecisionRecord
@@ -150,16 +150,16 @@ class Placer:
     """Places requests on endpoints.
 
     Args:
-        state: Books of this worker.
+        books: What it reads and charges.
         rng: Source of every random choice.
         clock: Monotonic seconds.
         wall_clock: Unix seconds, for records.
     """
 
     def __init__(
-        self, state: State, rng: Rng, clock: Callable[[], float], wall_clock: Callable[[], float]
+        self, books: PlacingBooks, rng: Rng, clock: Callable[[], float], wall_clock: Callable[[], float]
     ) -> None:
-        self._state = state
+        self._books = books
         self._rng = rng
         self._clock = clock
         self._wall_clock = wall_clock
@@ -191,12 +191,12 @@ class Placer:
         Raises:
             RouterError: No endpoint is available, or none will be in time.
         """
-        state, rng = self._state, RecordingRng(self._rng)
+        books, rng = self._books, RecordingRng(self._rng)
         request, route, blocks = asked.request, asked.route, asked.blocks
         if before is not None:
             before.queue.forget(before.ticket)
         now_s = self._clock()
-        state.advance(now_s)
+        books.running.advance(now_s)
         served_model = _health_model(route.upstream_model or request.model, request.operation)
         pool, home = self._pool_and_home(asked, table, served_model, now_s)
         may_wait = may_wait and home is None  # no room elsewhere is of any use to one that has a home
@@ -206,7 +206,7 @@ class Placer:
                 f"No endpoint of model `{route.model}` is available.",
                 retry_after_s=settings.retry_after_s,
             )
-        estimate = state.caches.estimate(
+        estimate = books.caches.estimate(
             request,
             route.model,
             route.lora,
@@ -217,14 +217,14 @@ class Placer:
         )
         prompt_tokens, cached = estimate.prompt_tokens, estimate.cached_tokens
         groups = pool.groups_of(route.group)
-        prices = state.predictor.row_prices(route.model, groups)
-        traffic = state.predictor.traffic((route.model, route.group))
+        prices = books.predictor.row_prices(route.model, groups)
+        traffic = books.predictor.traffic((route.model, route.group))
         prompt = Prompt(prompt_tokens, cached, estimate.matched, estimate.num_units)
         turn = self._turn
         self._turn += 1
 
-        with state.load.lock():
-            view = state.load.view(pool.slots)
+        with books.load.lock():
+            view = books.load.view(pool.slots)
             load = Load(view.requests, view.prefill_requests, view.prefill_tokens, view.context_tokens)
             policy = POLICIES[route.load_balancing.algorithm]
             hold = settings.hold if may_wait and policy.may_wait else None
@@ -265,11 +265,11 @@ class Placer:
                 ttft_s = expected_ttft_s(snapshot, row)
                 due_s = now_s + max(PREFILL_DUE_FLOOR_S, PREFILL_DUE_FACTOR * ttft_s)
             charge = Charge(asked.request_id, pool.keys[row], uncached, prompt_tokens)
-            charged = state.load.charge(charge, now_s, due_s)
+            charged = books.load.charge(charge, now_s, due_s)
             if not load.prefilling[row]:
-                state.engines.prefill_begins(charge.endpoint, now_s)
+                books.engines.prefill_begins(charge.endpoint, now_s)
             if charge.endpoint in pool.on_trial:
-                state.health.trial_began(charge.endpoint, served_model, now_s)
+                books.health.trial_began(charge.endpoint, served_model, now_s)
 
         decided_s = self._clock()
         began_s = asked.received_s if before is None else now_s
@@ -298,13 +298,13 @@ class Placer:
             placed=home if order[0] != choice.order[0] else None,
             holder=home,
             filtered=pool.filtered,
-            data_age_s=state.data_age_s(now_s),
+            data_age_s=books.ages.of(now_s),
             decision_us=(decided_s - began_s) * 1e6,
             held_s=began_s - asked.received_s,
             held_for=None if before is None else before.later.reason,
         )
-        state.records.add(record)
-        tried_once = state.poison.is_poison(asked.fingerprint, now_s)
+        books.records.add(record)
+        tried_once = books.poison.is_poison(asked.fingerprint, now_s)
         if charged:  # else it ended before it was decided: nothing to follow
             inflight = Inflight(
                 record,
@@ -322,9 +322,9 @@ class Placer:
             )
             if asked.follows is not None:
                 inflight.conversation = asked.follows.conversation
-            state.begin(asked.request_id, inflight)
+            books.running.begin(asked.request_id, inflight)
         scores = choice.scores
-        state.metrics.observe_decision(
+        books.recorder.observe_decision(
             route.model,
             route.load_balancing.algorithm,
             charge.endpoint,
@@ -345,7 +345,7 @@ class Placer:
         pool = self._pool(route, table, served_model, now_s)
         home = None if asked.follows is None else self._home(asked, table, now_s)
         if home is not None and home not in pool.rows:
-            health = self._state.health
+            health = self._books.health
             pool = table.pool(
                 route.cluster, route.subset, lambda key: None if key == home else health.reason(key)
             )
@@ -363,18 +363,20 @@ class Placer:
         now_s: float,
     ) -> Snapshot:
         """What the route's policy needs to know; with what is under way where the request may wait."""
-        state, route = self._state, asked.route
+        books, route = self._books, asked.route
         if not POLICIES[route.load_balancing.algorithm].needs_engines:
             return plain_snapshot(pool.keys, pool.weights, load, prompt, prices, traffic.output_tokens)
         slo_ttft, slo_tpot = map(asked.headers.headers.get, (SLO_TTFT_HEADER, SLO_TPOT_HEADER))
-        endpoints = len(pool.keys) / state.placing()
+        endpoints = len(pool.keys) / books.processes()
         return completion_snapshot(
             pool.keys,
             pool.weights,
             load,
             prompt,
             prices,
-            state.engines_of(pool.keys, load.prefilling if is_patient else (), now_s),
+            books.engines.view(
+                pool.keys, books.caches.running.distinct_ratio, load.prefilling if is_patient else (), now_s
+            ),
             Demand(traffic, now_s, endpoints, decode_tokens_of(slo_ttft, slo_tpot)),
         )
 
@@ -382,7 +384,7 @@ class Placer:
         """The endpoint that holds what the request builds on, if that is known and may serve it."""
         assert asked.follows is not None
         for key in asked.follows:
-            home = None if key is None else self._state.homes.find(key, now_s)
+            home = None if key is None else self._books.homes.find(key, now_s)
             if home is not None and table.serves(asked.route.cluster, asked.route.subset, home):
                 return home
         return None
@@ -422,7 +424,7 @@ class Placer:
 
         Those doubted for the model are none of them while others are, but for whoever is due for a trial.
         """
-        health = self._state.health
+        health = self._books.health
         doubted = health.doubted(served_model)
         if doubted:
             on_trial = frozenset(key for key in doubted if health.trial_due(key, served_model, now_s))
@@ -434,7 +436,7 @@ class Placer:
     def _pool_of(
         self, route: Route, table: RoutingTable, doubted_for: str | None, on_trial: frozenset[EndpointKey]
     ) -> Pool:
-        health = self._state.health
+        health = self._books.health
         of = (table, health.generation)
         if of != self._pools_of:
             self._pools.clear()

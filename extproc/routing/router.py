@@ -23,10 +23,10 @@ from extproc.request.responses import Named, response_key
 from extproc.request.rules import Route
 from extproc.request.structure import check_structure, is_heavy
 from extproc.routing.asking import Asked, check_size, order_of, understand, understand_read
+from extproc.routing.books import PlacingBooks
 from extproc.routing.placing import Chosen, Parked, Placer
 from extproc.routing.reading_budget import SMALL_BYTES, ReadingBudget
 from extproc.routing.settings import RouterSettings
-from extproc.routing.state import State
 from extproc.routing.table import AnswerKey, Pool, RoutingTable
 from extproc.routing.waiting import Loop, WaitingRoom
 from extproc.values.choices import Rng
@@ -97,7 +97,7 @@ class Router:
     """Decides.
 
     Args:
-        state: Books of this worker.
+        books: What placing reads and charges.
         table: Compiled configuration; replaced by assignment.
         settings: Likewise; they hold nobody where there is no `loop`.
         answers: Serialised answers of this worker.
@@ -114,7 +114,7 @@ class Router:
 
     def __init__(
         self,
-        state: State,
+        books: PlacingBooks,
         table: RoutingTable,
         settings: RouterSettings,
         answers: Answers,
@@ -128,7 +128,7 @@ class Router:
     ) -> None:
         self.table = table
         self.settings = settings
-        self._state = state
+        self._books = books
         self._answers = answers
         self._rng = rng
         self._clock = clock
@@ -136,10 +136,10 @@ class Router:
         self._readers = readers
         self._work_clock = work_clock
         self._budget = ReadingBudget()
-        self._placer = Placer(state, rng, clock, wall_clock)
+        self._placer = Placer(books, rng, clock, wall_clock)
         self.waiting: WaitingRoom[Decision] | None = None
         if loop is not None:
-            self.waiting = WaitingRoom(self._place, self._charged, state.metrics, loop, clock)
+            self.waiting = WaitingRoom(self._place, self._charged, books.recorder, loop, clock)
 
     def decide(self, headers: RequestHeaders, body: bytes) -> Deciding[Decision]:
         """Understand, choose, charge; or wait; or refuse."""
@@ -166,7 +166,7 @@ class Router:
             body = bytes(body)
             check_structure(body)
         asked = understand(
-            headers, body, self.table, self.settings, self._state.predictor, self._rng, self._clock()
+            headers, body, self.table, self.settings, self._books.predictor, self._rng, self._clock()
         )
         return self._placed(asked, self._place(asked, None))
 
@@ -186,7 +186,7 @@ class Router:
         One that nobody knows goes to any endpoint, whose own 404 the client is to see; so does one whose
         endpoint this request may not use. Neither is charged: nothing is computed for it.
         """
-        home = self._state.homes.find(response_key(named.response_id), self._clock())
+        home = self._books.homes.find(response_key(named.response_id), self._clock())
         any_of: tuple[str, Pool] | None = None
         for route in self.table.rules.open_to(request.headers):
             pool = self._placer.pool(route, self.table)
@@ -218,7 +218,7 @@ class Router:
         def decide(read: BodyRead) -> None:
             try:
                 asked = understand_read(
-                    headers, read, table, settings, self._state.predictor, self._rng, received_s
+                    headers, read, table, settings, self._books.predictor, self._rng, received_s
                 )
                 hold = self.settings.hold
                 left_s = received_s + patience_s - self._clock()
@@ -255,7 +255,7 @@ class Router:
             confirmed = chosen
             try:
                 if place is not None and place != chosen.place:
-                    self._state.placed(asked.request_id, place)
+                    self._books.running.placed(asked.request_id, place)
                     confirmed = chosen.moved_to(place)
                 made = self._answered(asked, confirmed)
             except Exception as error:  # a bug: this stream fails alone

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from extproc.observing.records import RecordRing
 from extproc.routing.homes import Homes
-from extproc.routing.inflight import InflightTable
+from extproc.routing.running import RunningRequests
 from extproc.values.endings import Ending
 from metadata_center.sharing.messages import RESPONSES_MARK
 from metadata_center.types import EndpointKey, RequestId
@@ -23,7 +23,7 @@ class StoredResponses:
 
     Args:
         homes: Where stored responses live.
-        inflight: Decided requests that have not ended.
+        running: Decided requests that have not ended.
         records: Recent decisions: a short answer's end may be told before its head.
         share: Tells the other workers and gateways.
     """
@@ -31,18 +31,18 @@ class StoredResponses:
     def __init__(
         self,
         homes: Homes,
-        inflight: InflightTable,
+        running: RunningRequests,
         records: RecordRing,
         share: Callable[[EndpointKey, list[int]], None],
     ) -> None:
         self._homes = homes
-        self._inflight = inflight
+        self._running = running
         self._records = records
         self._share = share
 
     def answer_named(self, request_id: RequestId, key: int, now_s: float) -> None:
         """The answer to a request is the response of that key: it lives where the request is served."""
-        request = self._inflight.get(request_id)
+        request = self._running.get(request_id)
         if request is not None:
             request.response = key
             self.settle(key, request.endpoint, now_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
@@ -12,12 +13,11 @@ from extproc.admin.page import Answer, Asked, Page, ProcessPage, json_answer
 from extproc.server.admin_answers import Answering
 from extproc.server.run_dir import closed_to_others
 from metadata_center.service.http_callers import is_loopback, refusal
-from metadata_center.types import value
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-@value
+@dataclass(frozen=True, slots=True)
 class TcpPlace:
     """Where operators find the port.
 

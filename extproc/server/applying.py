@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from extproc.config.schema import Config
 from extproc.discovery.resolution import Resolution
 from extproc.server.engine_tls import request_tls
 from extproc.values.endpoints import Endpoint
-from metadata_center.types import EndpointKey, value
+from metadata_center.types import EndpointKey
 
 
-@value
+@dataclass(frozen=True, slots=True)
 class InForce:
     """A configuration and its endpoints, as owners apply them.
 

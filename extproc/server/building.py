@@ -14,6 +14,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -33,17 +34,16 @@ from extproc.observing.metrics.kv_events import event_values
 from extproc.observing.metrics.sharing import sharing_values
 from extproc.observing.records import RecordRing
 from extproc.observing.request_log import RequestLog
-from extproc.predicting.predictor import Predictor
 from extproc.predicting.tokens import TokensPerByte
 from extproc.protocol.servicer import Processor
 from extproc.protocol.wire import Answers
 from extproc.routing.announced import Announced
+from extproc.routing.books import Books, Outside, make_books
 from extproc.routing.caches import Caches
 from extproc.routing.gateway import Gateway
 from extproc.routing.homes import Homes
 from extproc.routing.listeners import endings_of
 from extproc.routing.router import Decision, Router
-from extproc.routing.state import State
 from extproc.routing.waiting import WaitingRoom
 from extproc.server.admin_answers import OneWorker
 from extproc.server.admin_port import AdminPort, TcpPlace
@@ -75,7 +75,7 @@ from metadata_center.cache_map.cache_map import CacheMap
 from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import Counters
 from metadata_center.load.shared_counters import SharedCounters
-from metadata_center.types import EndpointKey, value
+from metadata_center.types import EndpointKey
 
 _log = logging.getLogger("tokenway.worker")
 
@@ -83,7 +83,7 @@ _MESSAGE_OVERHEAD_BYTES = 1024 * 1024
 """Room in a gRPC message beside the body: headers, metadata."""
 
 
-@value
+@dataclass(frozen=True, slots=True)
 class Site:
     """Which worker is made, and what all of it is measured and configured by.
 
@@ -112,7 +112,7 @@ class Site:
     owners: Owners
 
 
-@value
+@dataclass(frozen=True, slots=True)
 class News:
     """What happens to a worker, for whoever has to know.
 
@@ -131,12 +131,12 @@ class News:
     transitions: Listeners[[Transition]]
 
 
-@value
-class Books:
+@dataclass(frozen=True, slots=True)
+class Knowledge:
     """What a worker knows, and those that bring it news from elsewhere.
 
     Attributes:
-        state: What decisions read and endings change.
+        books: What decisions read and endings change.
         met: Load and history, and the way to other gateways.
         history: Blocks by routing history.
         cache_map: What engines announced.
@@ -145,7 +145,7 @@ class Books:
         bus: To the other workers; None if there are none.
     """
 
-    state: State
+    books: Books
     met: Alone | Shared
     history: PrefixIndex
     cache_map: CacheMap
@@ -154,7 +154,7 @@ class Books:
     bus: Bus | None
 
 
-@value
+@dataclass(frozen=True, slots=True)
 class RequestWay:
     """What a request goes through.
 
@@ -206,14 +206,13 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
         owners=owners,
     )
     news = News(Listeners(), Listeners(), Listeners(), Listeners(), Listeners())
-    books = _books(site, news)
-    way = _request_way(site, news, books)
-    engines = EngineNews(
-        books.state.engines, books.history, books.state.predictor, books.announcements, config
-    )
-    prober = _prober(news, books, engines, config)
+    known = _knowledge(site, news)
+    placing = known.books.placing
+    way = _request_way(site, news, known)
+    engines = EngineNews(placing.engines, known.history, placing.predictor, known.announcements, config)
+    prober = _prober(news, known, engines, config)
     ads = AdsServer(lambda type_url: metrics.ads_refused(ADS_TYPES[type_url]))
-    publisher = Publisher(ads, books.state.health.state, metrics)
+    publisher = Publisher(ads, placing.health.state, metrics)
     server = rpc_server(
         config.server.transport,
         (way.processor.rpc, way.access_log.rpc, ads.rpc),
@@ -226,18 +225,18 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
         ads,
         way.waiting,
         way.access_log,
-        lambda: bool(way.processor.streams_active or books.state.load.in_flight),
+        lambda: bool(way.processor.streams_active or placing.load.in_flight),
         lambda: configuration.current.server.drain_s,
     )
-    admin = _admin(site, books, way, configuration, life)
-    _follow_health(site, news, books, engines, publisher)
-    _follow_configuration(site, books, way, engines, prober, publisher)
-    parts = _parts(site, books, way, configuration, prober, server, admin)
+    admin = _admin(site, known, way, configuration, life)
+    _follow_health(site, news, known, engines, publisher)
+    _follow_configuration(site, known, way, engines, prober, publisher)
+    parts = _parts(site, known, way, configuration, prober, server, admin)
     facts = {"socket": str(socket_path(site.folder, index)), "owner": site.owner}
     return Worker(life, parts, draining.drain, configuration.reload, lambda: admin.port, facts)
 
 
-def _books(site: Site, news: News) -> Books:
+def _knowledge(site: Site, news: News) -> Knowledge:
     config, kv_events = site.config, site.config.cache.kv_events
     health = HealthTracker(config.health.settings())
     homes = Homes(config.responses.max_remembered, config.responses.expiry_s)
@@ -259,26 +258,27 @@ def _books(site: Site, news: News) -> Books:
         bus = Bus(site.folder, site.index, site.workers, news.entries.tell, hearsay.cached, homes.told)
         news.cached.add(bus.share)
     news.cached.add(met.store.share)
-    state = State(
+    books = make_books(
         load=met.store.load,
         caches=Caches(history, announcing=announced),
         health=health,
-        predictor=Predictor(),
         records=RecordRing(config.explain.ring_size),
-        metrics=site.metrics,
+        recorder=site.metrics,
         homes=homes,
-        share=news.cached.tell,
-        placing=_placing(site.workers, met),
-        freed=news.freed.tell,
-        load_age_s=met.sync.age_s if isinstance(met, Shared) else _always_current,
-        on_lost=news.lost.tell,
-        on_transition=news.transitions.tell,
+        outside=Outside(
+            share=news.cached.tell,
+            processes=_processes(site.workers, met),
+            load_age_s=met.sync.age_s if isinstance(met, Shared) else _always_current,
+            freed=news.freed.tell,
+            on_lost=news.lost.tell,
+            on_transition=news.transitions.tell,
+        ),
     )
     announcements = Announcements(cache_map, announced, time.monotonic, time.time)
-    return Books(state, met, history, cache_map, announced, announcements, bus)
+    return Knowledge(books, met, history, cache_map, announced, announcements, bus)
 
 
-def _placing(workers: int, met: Alone | Shared) -> Callable[[], int]:
+def _processes(workers: int, met: Alone | Shared) -> Callable[[], int]:
     """Processes that place requests on these endpoints, of all gateways."""
     if isinstance(met, Alone):
         return lambda: workers
@@ -291,12 +291,12 @@ def _always_current(_now_s: float) -> float:
     return 0.0
 
 
-def _request_way(site: Site, news: News, books: Books) -> RequestWay:
-    state, met, config = books.state, books.met, site.config
+def _request_way(site: Site, news: News, known: Knowledge) -> RequestWay:
+    placing, ending, met, config = known.books.placing, known.books.ending, known.met, site.config
     readers = BodyReaders()
     router = Router(
-        state,
-        routing_table(config, Resolution({}), state.load.slots, time.time()),
+        placing,
+        routing_table(config, Resolution({}), placing.load.slots, time.time()),
         router_settings(config),
         Answers(site.owner),
         random.Random(),
@@ -311,16 +311,25 @@ def _request_way(site: Site, news: News, books: Books) -> RequestWay:
     news.freed.add(router.waiting.wake)
     unpacking = Unpacking(router.decide, lambda: router.settings)
     request_log = RequestLog()
-    endings = endings_of(state, news.transitions.tell, [request_log.ended], _tell_fault)
+    endings = endings_of(ending, [request_log.ended], _tell_fault)
     news.lost.add(endings.lost)
     news.entries.add(lambda entry: endings.take(entry, time.monotonic()))
-    gateway = Gateway(router, state, endings, unpacking.decide, time.monotonic, time.time)
+    gateway = Gateway(
+        router,
+        known.books.first_tokens,
+        ending.stored,
+        endings,
+        site.metrics,
+        unpacking.decide,
+        time.monotonic,
+        time.time,
+    )
     processor = Processor(gateway.judge, gateway, lambda: router.settings.first_chunk)
     dispatcher = Dispatcher(
         site.owner,
         news.entries.tell,
-        (lambda _owner, _entry: False) if books.bus is None else books.bus.hand_over,
-        (lambda _entry: None) if books.bus is None else books.bus.tell_all,
+        (lambda _owner, _entry: False) if known.bus is None else known.bus.hand_over,
+        (lambda _entry: None) if known.bus is None else known.bus.tell_all,
         site.metrics,
     )
     access_log = AccessLog(dispatcher.dispatch, site.metrics)
@@ -332,9 +341,9 @@ def _tell_fault(error: Exception) -> None:
     _log.error("an ending was not taken in", exc_info=error)
 
 
-def _prober(news: News, books: Books, engines: EngineNews, config: Config) -> Prober:
+def _prober(news: News, known: Knowledge, engines: EngineNews, config: Config) -> Prober:
     return Prober(
-        books.state.health,
+        known.books.placing.health,
         config.health.settings(),
         clock=time.monotonic,
         rng=random.Random(),
@@ -345,23 +354,25 @@ def _prober(news: News, books: Books, engines: EngineNews, config: Config) -> Pr
     )
 
 
-def _admin(site: Site, books: Books, way: RequestWay, configuration: Configuration, life: Life) -> AdminPort:
-    bus, met = books.bus, books.met
+def _admin(
+    site: Site, known: Knowledge, way: RequestWay, configuration: Configuration, life: Life
+) -> AdminPort:
+    bus, met = known.bus, known.met
 
     def shared_values() -> Values:
-        values = event_values(books.announcements.stats, books.cache_map.stats)
+        values = event_values(known.announcements.stats, known.cache_map.stats)
         if isinstance(met, Shared):
             values.update(sharing_values(met.sync.stats, met.store.live_gateways))
         return values
 
     status = Status(
-        books.state,
+        known.books,
         site.registry,
         lambda: site.owners.endpoints,
         lambda: way.processor.streams_active,
         lambda: 0 if bus is None else bus.dropped,
         shared_values,
-        books.announced.is_announcing,
+        known.announced.is_announcing,
         way.waiting.by_reason,
         site.workers,
         configuration.files,
@@ -377,10 +388,12 @@ def _admin(site: Site, books: Books, way: RequestWay, configuration: Configurati
     )
 
 
-def _follow_health(site: Site, news: News, books: Books, engines: EngineNews, publisher: Publisher) -> None:
+def _follow_health(
+    site: Site, news: News, known: Knowledge, engines: EngineNews, publisher: Publisher
+) -> None:
     """Who is told when an endpoint's health changed, in this order."""
     news.transitions.add(
-        lambda _: books.state.health_changed(time.monotonic()),
+        lambda _: known.books.placing.ages.health_changed(time.monotonic()),
         HealthReport(site.metrics).tell,
         engines.transition,
         lambda _: news.freed.tell(),
@@ -389,19 +402,25 @@ def _follow_health(site: Site, news: News, books: Books, engines: EngineNews, pu
 
 
 def _follow_configuration(
-    site: Site, books: Books, way: RequestWay, engines: EngineNews, prober: Prober, publisher: Publisher
+    site: Site, known: Knowledge, way: RequestWay, engines: EngineNews, prober: Prober, publisher: Publisher
 ) -> None:
     """Who applies what of a configuration, in this order; what none of them reads needs a restart."""
-    state, base = books.state, site.path.parent
-    requests = RequestPath(way.router, way.request_log, state.load.slots, time.time)
+    placing, base = known.books.placing, site.path.parent
+    requests = RequestPath(way.router, way.request_log, placing.load.slots, time.time)
     site.owners.add(
         requests.follow,
         publisher.follow,
         engines.follow,
-        lambda now: state.configure(now.keys, now.gone, time.monotonic()),
-        lambda now: state.homes.configure(now.config.responses.max_remembered, now.config.responses.expiry_s),
+        lambda _: placing.ages.configured(time.monotonic()),
+        lambda now: placing.load.retain(now.keys),
+        lambda now: known.books.ending.endpoints.retain(now.keys),
+        lambda now: placing.caches.forget(now.gone),
+        lambda now: placing.engines.forget(now.gone),
+        lambda now: placing.homes.configure(
+            now.config.responses.max_remembered, now.config.responses.expiry_s
+        ),
         lambda now: prober.configure(now.config.health.settings(), now.resolution.endpoints, now.tls),
-        lambda now: books.announcements.configure(now.config, now.resolution.clusters, base, now.tls),
+        lambda now: known.announcements.configure(now.config, now.resolution.clusters, base, now.tls),
         lambda now: site.metrics.configure(
             models=now.config.models, clusters=now.resolution.clusters, endpoints=now.keys
         ),
@@ -414,7 +433,7 @@ def _follow_configuration(
 
 def _parts(
     site: Site,
-    books: Books,
+    known: Knowledge,
     way: RequestWay,
     configuration: Configuration,
     prober: Prober,
@@ -424,20 +443,20 @@ def _parts(
     """What starts in this order and stops in the reverse one; no request comes before the configuration."""
     residence = Residence(site.folder, is_alone=not site.supervised)
     supervisor = os.getppid() if site.supervised else None
-    housekeeping = Housekeeping(books.state.advance, time.monotonic, supervisor)
+    housekeeping = Housekeeping(known.books.placing.running.advance, time.monotonic, supervisor)
     parts = [
         Part("residence", residence.start, residence.stop),
         Part("decoders", stop=way.unpacking.close),
         Part("readers", stop=way.readers.close),
         Part("prober", prober.start, prober.stop),
-        Part("announcements", books.announcements.start, books.announcements.stop),
+        Part("announcements", known.announcements.start, known.announcements.stop),
         Part("configuration", configuration.start, configuration.stop),
     ]
-    if books.bus is not None:
-        parts.append(Part("bus", books.bus.start, books.bus.stop))
+    if known.bus is not None:
+        parts.append(Part("bus", known.bus.start, known.bus.stop))
     parts.append(Part("server", server.listen, server.close))
-    if isinstance(books.met, Shared):
-        parts.append(Part("sync", books.met.sync.start, books.met.sync.stop))
+    if isinstance(known.met, Shared):
+        parts.append(Part("sync", known.met.sync.start, known.met.sync.stop))
     parts.append(Part("housekeeping", housekeeping.start, housekeeping.stop))
     parts.append(Part("admin", admin.start, admin.stop))
     return Parts(parts)

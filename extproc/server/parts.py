@@ -14,8 +14,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterable
-
-from metadata_center.types import value
+from dataclasses import dataclass
 
 _log = logging.getLogger("tokenway.parts")
 
@@ -31,7 +30,7 @@ def do_nothing() -> None:
     """A part that needs no start, or no stop."""
 
 
-@value
+@dataclass(frozen=True, slots=True)
 class Part:
     """One part.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -15,10 +16,9 @@ from extproc.transport import grpc_aio, listen_tls
 from extproc.transport.http2.faults import FaultReason
 from extproc.transport.native import NativeServer, tcp_socket, unix_socket
 from extproc.transport.seam import Rpc
-from metadata_center.types import value
 
 
-@value
+@dataclass(frozen=True, slots=True)
 class Places:
     """Where a worker listens.
 

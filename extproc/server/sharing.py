@@ -8,6 +8,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from extproc.config.schema import Config
@@ -29,12 +30,12 @@ from metadata_center.sharing.store import SharedStore
 from metadata_center.sharing.sync import Sync, SyncSettings
 from metadata_center.sharing.transport import Transport
 from metadata_center.store import EmbeddedStore
-from metadata_center.types import EndpointKey, value
+from metadata_center.types import EndpointKey
 
 _NOT_IN_NAMES: Final = re.compile(r"[^0-9A-Za-z_.-]")
 
 
-@value
+@dataclass(frozen=True, slots=True)
 class Alone:
     """Load and history of a gateway that meets no other.
 
@@ -45,7 +46,7 @@ class Alone:
     store: EmbeddedStore
 
 
-@value
+@dataclass(frozen=True, slots=True)
 class Shared:
     """Load and history of a gateway that meets others.
 

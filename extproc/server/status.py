@@ -12,7 +12,7 @@ from extproc.observing.metrics.endpoints import EndpointGauges
 from extproc.observing.metrics.family import Values
 from extproc.observing.metrics.live import LiveGauges
 from extproc.observing.records import RecordRing
-from extproc.routing.state import State
+from extproc.routing.books import Books
 from extproc.values.decisions import HoldReason
 from extproc.values.endpoints import Endpoint
 from metadata_center.types import EndpointKey
@@ -22,7 +22,7 @@ class Status:
     """Reads the books; what `extproc.admin.page.Source` asks for.
 
     Args:
-        state: The worker's books.
+        books: The worker's.
         registry: Where its metrics are registered.
         endpoints: All endpoints configured now.
         streams_active: Open ext_proc streams.
@@ -38,7 +38,7 @@ class Status:
 
     def __init__(
         self,
-        state: State,
+        books: Books,
         registry: CollectorRegistry,
         endpoints: Callable[[], Sequence[Endpoint]],
         streams_active: Callable[[], int],
@@ -51,7 +51,8 @@ class Status:
         host_names: Callable[[], Mapping[str, bool]],
         is_ready: Callable[[], bool],
     ) -> None:
-        self._state = state
+        self._placing = books.placing
+        self._endpoint_stats = books.ending.endpoints
         self._registry = registry
         self._endpoints = endpoints
         self._streams_active = streams_active
@@ -68,7 +69,7 @@ class Status:
     @property
     def records(self) -> RecordRing:
         """Recent decisions."""
-        return self._state.records
+        return self._placing.records
 
     def is_ready(self) -> bool:
         """True while new requests are taken."""
@@ -80,11 +81,11 @@ class Status:
 
     def gauges(self) -> LiveGauges:
         """What a scrape reads."""
-        predictor = self._state.predictor
+        predictor = self._placing.predictor
         return LiveGauges(
             endpoints=self._endpoint_gauges(),
             streams_active=self._streams_active(),
-            explain_records=len(self._state.records),
+            explain_records=len(self._placing.records),
             held=self._held(),
             tokens_per_byte=dict(predictor.token_ratios()),
             calibrations=list(predictor.calibrations()),
@@ -92,54 +93,54 @@ class Status:
             shared=self._shared(),
             files=self._files(),
             host_names=self._host_names(),
-            ejections_withheld=self._state.health.withheld,
+            ejections_withheld=self._placing.health.withheld,
         )
 
     def endpoints_json(self) -> dict[str, Any]:
         """The body of `/endpoints`, as `tokenway top` reads it."""
-        state = self._state
+        placing, stats = self._placing, self._endpoint_stats
         return {
             "endpoints": [
                 {
                     "key": row.key,
                     "cluster": row.cluster,
-                    "state": state.health.state(row.key),
-                    "reason": state.health.reason(row.key),
-                    "doubted_for": state.health.doubts_of(row.key),
+                    "state": placing.health.state(row.key),
+                    "reason": placing.health.reason(row.key),
+                    "doubted_for": placing.health.doubts_of(row.key),
                     "requests": row.requests,
                     "prefill_tokens": row.prefill_tokens,
                     "context_tokens": row.context_tokens,
                     "cached_blocks": row.cached_blocks,
                     "capacity_blocks": row.capacity_blocks,
                     "announcing": row.announcing,
-                    "served_total": state.endpoints[row.key].served,
-                    "failures_total": state.endpoints[row.key].failures,
+                    "served_total": stats[row.key].served,
+                    "failures_total": stats[row.key].failures,
                     "ttft_ewma_s": row.ttft_ewma_s,
                 }
                 for row in self._endpoint_gauges()
             ],
-            "in_flight": state.load.in_flight,
+            "in_flight": placing.load.in_flight,
             "held": sum(self._held().values()),
             "workers": self._workers,
             "uptime_s": time.monotonic() - self._started_s,
         }
 
     def _endpoint_gauges(self) -> list[EndpointGauges]:
-        state, endpoints = self._state, self._endpoints()
-        load = state.load.view(state.load.slots([endpoint.key for endpoint in endpoints]))
+        placing, stats, endpoints = self._placing, self._endpoint_stats, self._endpoints()
+        load = placing.load.view(placing.load.slots([endpoint.key for endpoint in endpoints]))
         return [
             EndpointGauges(
                 key=endpoint.key,
                 cluster=endpoint.cluster,
-                available=state.health.is_available(endpoint.key),
+                available=placing.health.is_available(endpoint.key),
                 requests=load.requests[i],
                 prefill_tokens=load.prefill_tokens[i],
                 context_tokens=load.context_tokens[i],
-                cached_blocks=state.caches.history.size(endpoint.key),
-                capacity_blocks=state.caches.history.capacity(endpoint.key),
-                ttft_ewma_s=state.endpoints[endpoint.key].ttft_ewma_s,
+                cached_blocks=placing.caches.history.size(endpoint.key),
+                capacity_blocks=placing.caches.history.capacity(endpoint.key),
+                ttft_ewma_s=stats[endpoint.key].ttft_ewma_s,
                 announcing=self._is_announcing(endpoint.key),
-                doubted=len(state.health.doubts_of(endpoint.key)),
+                doubted=len(placing.health.doubts_of(endpoint.key)),
             )
             for i, endpoint in enumerate(endpoints)
         ]

@@ -79,15 +79,15 @@ class Both:
         self.events: list[tuple[float, int, str, Answering]] = []
         self.promises: list[Promise] = []
         for key in self.keys:
-            self.rig.state.engines.told_kv_tokens(key, KV_TOKENS)
+            self.rig.placing.engines.told_kv_tokens(key, KV_TOKENS)
 
     def view(self, snapshot: Snapshot, draws: tuple[float, ...]) -> FleetView:
         """What the replayer's gateway knows; of the caches it believes what the other one does, in tokens."""
-        rows, state, now_s = len(self.keys), self.rig.state, self.rig.clock()
-        load = state.load.view(state.load.slots(self.keys))
+        rows, books, now_s = len(self.keys), self.rig.placing, self.rig.clock()
+        load = books.load.view(books.load.slots(self.keys))
         asked = self.asked
         assert asked is not None
-        since_s = state.engines._prefill_since_s
+        since_s = books.engines._prefill_since_s
         return FleetView(
             now_s=now_s,
             rng=ReplayRng(draws),
@@ -211,7 +211,7 @@ def play(both: Both, seed: str, count: int, per_s: float, words: int) -> None:
             body = chat(prompt, stream=True)
             deciding = both.rig.gateway.decide(request_line(str(number)), body)
             if isinstance(deciding, Now):
-                assert both.rig.state.records.get(RequestId(str(number)))
+                assert both.rig.placing.records.get(RequestId(str(number)))
         both.advance(at_s + 60.0)
 
 
@@ -221,7 +221,7 @@ def test_gateway_and_replayer_choose_alike(fleet: str) -> None:
     both = Both(FLEETS[fleet], LeastCompletion(), None)
     play(both, fleet, 300, per_s=20.0, words=600)
     assert both.decided == ["Now"] * 300
-    predictor = both.rig.state.predictor
+    predictor = both.rig.placing.predictor
     assert len(predictor) == len({member.labels.get("hardware") for member in FLEETS[fleet]})
 
 
@@ -231,4 +231,4 @@ def test_gateway_and_replayer_hold_alike(fleet: str) -> None:
     both = Both(FLEETS[fleet], LateCompletion(max_held=20, max_hold_s=4.0), HOLD)
     play(both, fleet, 300, per_s=60.0, words=4_000)
     assert {"Now", "Later", "No"} == set(both.decided)
-    assert len(both.rig.state.inflight) == 0
+    assert len(both.rig.placing.running) == 0

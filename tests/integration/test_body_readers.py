@@ -183,12 +183,12 @@ async def test_a_large_body_is_decided_later(readers: BodyReaders) -> None:
     assert isinstance(deferred, Later)
     assert deferred.patience_s is not None
     assert 1.0 < deferred.patience_s <= MAX_PATIENCE_S
-    assert rig.state.load.in_flight == 0
+    assert rig.placing.load.in_flight == 0
     decision = await told(deferred.pending)
     assert isinstance(decision, Decision)
     assert decision.stream
     assert b'"priority"' not in decision.answer(to_trailers=False)
-    assert rig.state.load.in_flight == 1
+    assert rig.placing.load.in_flight == 1
     assert rig.record().prompt_bytes > 3_000_000
 
 
@@ -200,8 +200,8 @@ async def test_who_leaves_while_its_body_is_read_is_not_charged(readers: BodyRea
     await asyncio.sleep(0.01)
     deferred.pending.cancel()
     await told(readers.read(ORDER, large()))
-    assert rig.state.load.in_flight == 0
-    assert len(rig.state.inflight) == 0
+    assert rig.placing.load.in_flight == 0
+    assert len(rig.placing.running) == 0
 
 
 async def test_a_large_body_that_is_refused_leaves_no_trace(readers: BodyReaders) -> None:
@@ -212,7 +212,7 @@ async def test_a_large_body_that_is_refused_leaves_no_trace(readers: BodyReaders
     with pytest.raises(RouterError) as raised:
         await told(deferred.pending)
     assert raised.value.reason is Reason.MODEL_NOT_FOUND
-    assert rig.state.load.in_flight == 0
+    assert rig.placing.load.in_flight == 0
 
 
 async def test_small_bodies_are_decided_at_once(readers: BodyReaders) -> None:
@@ -225,13 +225,12 @@ async def test_small_bodies_are_decided_at_once(readers: BodyReaders) -> None:
 
 async def test_many_slow_bodies_are_read_elsewhere(readers: BodyReaders) -> None:
     """Each is small enough to be read here; together they are not, and only small ones still are."""
-    rig = build_rig(readers=readers, work_clock=lambda: rig.clock())
 
     def slow() -> int:
         rig.clock.advance(0.05)
         return 1
 
-    rig.state.placing = slow
+    rig = build_rig(readers=readers, work_clock=lambda: rig.clock(), processes=slow)
     body = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 10_000}]})
     decisions = [rig.gateway.decide(request_line(f"r{number}"), body) for number in range(6)]
     assert [type(decision) for decision in decisions] == [Now] * 3 + [Later] * 3

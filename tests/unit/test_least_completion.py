@@ -235,7 +235,7 @@ def test_a_decision_is_recorded_with_all_it_was_made_from() -> None:
 def test_first_tokens_and_answers_are_learned_from() -> None:
     """A slow engine raises the price of prefill; long answers raise the expected length."""
     rig = completing()
-    predictor = rig.state.predictor
+    predictor = rig.placing.predictor
     before, traffic = predictor.prices(GROUP).ttft_prices_s, predictor.traffic(GROUP)
     expected = traffic.output_tokens
     for number in range(20):

@@ -11,7 +11,7 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from extproc.observing.explain import render, to_json
 from extproc.protocol.wire import DESTINATION_KEY, LB_NAMESPACE
 from extproc.routing.router import Decision
-from extproc.routing.state import LINGER_S
+from extproc.routing.running import LINGER_S
 from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.deciding import Later, Now
 from extproc.values.pending import Pending
@@ -41,7 +41,7 @@ class Rendezvous:
             return pending
         place = candidates[self.place].endpoint
         assert self.rig is not None
-        self.rig.state.load.move(request_id, place, self.rig.clock())
+        self.rig.placing.load.move(request_id, place, self.rig.clock())
         pending.give(place)
         return pending
 
@@ -103,8 +103,8 @@ async def test_a_moved_choice_is_where_it_was_put(rendezvous: Rendezvous) -> Non
     rig.end(endpoint=candidates[1])
     assert all(rig.load(key) == (0, 0, 0) for key in KEYS)
     rig.clock.advance(LINGER_S)
-    rig.state.advance(rig.clock())
-    assert len(rig.state.caches.running) == 0
+    rig.placing.running.advance(rig.clock())
+    assert len(rig.placing.caches.running) == 0
     assert rig.metric("tokenway_fallbacks_total", cluster="c") == 0
 
 

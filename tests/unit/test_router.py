@@ -83,7 +83,7 @@ def test_a_decision_charges_its_endpoint(rig: Rig) -> None:
     assert rig.load(rig.chosen()) == (1, record.prompt_tokens, record.prompt_tokens)
     assert record.prompt_tokens > 0
     assert sorted(everything(rig))[:2] == [NOTHING, NOTHING]
-    assert len(rig.state.inflight) == rig.state.load.in_flight == 1
+    assert len(rig.placing.running) == rig.placing.load.in_flight == 1
     chosen = rig.chosen()
     assert (
         rig.metric(
@@ -143,12 +143,12 @@ def test_only_the_responses_api_announces_itself(path: str, late: bool) -> None:
 def test_ejected_and_draining_endpoints_are_no_candidates() -> None:
     """They are left out with their reason, and come back as soon as their state does."""
     rig = build_rig([endpoint(0, draining=True), endpoint(1), endpoint(2)])
-    rig.state.health.attempt_failed(KEYS[1], FailureKind.CONNECT_FAILURE, 0.0)
+    rig.placing.health.attempt_failed(KEYS[1], FailureKind.CONNECT_FAILURE, 0.0)
     rig.decide()
     record = rig.record()
     assert record.chosen == KEYS[2]
     assert record.filtered == ((KEYS[0], "draining"), (KEYS[1], "traffic failed: connect_failure"))
-    rig.state.health.probe_succeeded(KEYS[1], 1e6)
+    rig.placing.health.probe_succeeded(KEYS[1], 1e6)
     rig.decide("r2")
     assert rig.record("r2").filtered == ((KEYS[0], "draining"),)
 
@@ -157,7 +157,7 @@ def test_without_an_endpoint_the_request_is_refused() -> None:
     """503 with `retry-after`, and nothing is charged."""
     rig = build_rig(settings=RouterSettings(retry_after_s=4))
     for key in KEYS:
-        rig.state.health.attempt_failed(key, FailureKind.CONNECT_FAILURE, 0.0)
+        rig.placing.health.attempt_failed(key, FailureKind.CONNECT_FAILURE, 0.0)
     with pytest.raises(RouterError) as refusal:
         rig.decide()
     assert (refusal.value.reason, refusal.value.retry_after_s) == (Reason.NO_HEALTHY_ENDPOINT, 4)
@@ -186,7 +186,7 @@ def test_a_refusal_leaves_no_trace(body: bytes, reason: Reason) -> None:
         rig.decide(body=body)
     assert refusal.value.reason is reason
     assert everything(rig) == [NOTHING] * 3
-    assert len(rig.state.inflight) == rig.state.load.in_flight == len(rig.state.records) == 0
+    assert len(rig.placing.running) == rig.placing.load.in_flight == len(rig.placing.records) == 0
 
 
 def test_a_rejection_is_counted_recorded_and_reported(rig: Rig) -> None:
@@ -325,7 +325,7 @@ def test_a_first_token_releases_the_prefill_once(rig: Rig) -> None:
     for _ in range(2):
         rig.gateway.first_token("r", late=False)
         assert rig.load(key) == (1, 0, tokens)
-    assert rig.state.caches.history.size(key) == rig.record().num_blocks >= 1000 // BLOCK_BYTES
+    assert rig.placing.caches.history.size(key) == rig.record().num_blocks >= 1000 // BLOCK_BYTES
     assert [told for told, _ in rig.shared] == [key]
 
 
@@ -347,20 +347,20 @@ def test_without_its_signal_a_prefill_ends_when_predicted(stream: bool) -> None:
     assert predicted_s is not None
     due_s = max(PREFILL_DUE_FLOOR_S, PREFILL_DUE_FACTOR * predicted_s)
     rig.clock.advance(due_s - 1e-6)
-    rig.state.advance(rig.clock())
+    rig.placing.running.advance(rig.clock())
     assert rig.load(key)[1] == record.prompt_tokens
-    assert rig.state.caches.history.size(key) == 0
+    assert rig.placing.caches.history.size(key) == 0
     rig.clock.advance(2e-6)
-    rig.state.advance(rig.clock())
+    rig.placing.running.advance(rig.clock())
     assert rig.load(key) == (1, 0, record.prompt_tokens)
-    assert rig.state.caches.history.size(key) == record.num_blocks
+    assert rig.placing.caches.history.size(key) == record.num_blocks
 
 
 def test_a_watched_stream_keeps_its_prefill_until_its_token(rig: Rig) -> None:
     """Time alone ends no prefill whose end will be seen."""
     rig.decide("r", chat("x" * 1000, stream=True))
     rig.clock.advance(LEASE_S - 0.1)
-    rig.state.advance(rig.clock())
+    rig.placing.running.advance(rig.clock())
     assert rig.load(rig.chosen())[1] == rig.record().prompt_tokens
 
 
@@ -371,7 +371,7 @@ def test_the_end_releases_everything(rig: Rig) -> None:
         for _ in range(2):
             rig.end(ended, ended=ended)
             assert everything(rig) == [NOTHING] * 3
-    assert len(rig.state.inflight) == 0
+    assert len(rig.placing.running) == 0
     assert [ending.outcome.ended for ending in rig.endings] == [
         Ended.COMPLETED,
         Ended.CLIENT_ABORT,
@@ -385,7 +385,7 @@ def test_an_end_before_its_decision_voids_the_charge(rig: Rig) -> None:
     for _ in range(2):
         rig.decide("r")
         assert everything(rig) == [NOTHING] * 3
-        assert len(rig.state.inflight) == 0
+        assert len(rig.placing.running) == 0
     rig.end("late", owner=None, endpoint=None)
     rig.clock.advance(TOMBSTONE_S)
     rig.decide("late")
@@ -409,13 +409,13 @@ def test_lost_requests_are_released_by_their_lease(rig: Rig) -> None:
     rig.alive("alive")
     rig.clock.advance(1)
     rig.decide("next")
-    assert rig.state.load.get(RequestId("lost")) is None
-    assert rig.state.load.get(RequestId("alive")) is not None
+    assert rig.placing.load.get(RequestId("lost")) is None
+    assert rig.placing.load.get(RequestId("alive")) is not None
     outcome = rig.record("lost").outcome
     assert outcome is not None
     assert (outcome.ended, outcome.duration_s) == (Ended.LEASE_EXPIRED, LEASE_S)
     assert rig.metric("tokenway_lease_expirations_total") == 1
-    assert len(rig.state.inflight) == 2
+    assert len(rig.placing.running) == 2
 
 
 def test_an_adapter_is_asked_for_by_its_own_name() -> None:
@@ -524,7 +524,7 @@ def test_a_reload_that_changes_no_endpoint_takes_effect_as_well(rig: Rig) -> Non
 
 def test_a_record_tells_the_age_of_what_it_looked_at(rig: Rig) -> None:
     """Times in a record come from the clocks given, not from the machine's."""
-    rig.state.health_changed_s = 1.0
+    rig.placing.ages.health_changed(1.0)
     rig.clock.advance(5.0)
     rig.decide()
     record = rig.record()

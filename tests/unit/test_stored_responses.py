@@ -125,7 +125,7 @@ def test_an_end_told_before_the_head_is_no_harm(rig: Rig) -> None:
     begins(rig, "r", "resp_1")
     assert goes_to(line(rig, "resp_1")) == home
     begins(rig, "nobody's", "resp_2")
-    assert len(rig.state.homes) == 1
+    assert len(rig.placing.homes) == 1
 
 
 def test_requests_about_a_response_are_not_charged(rig: Rig) -> None:
@@ -160,7 +160,7 @@ def test_ill_health_and_draining_do_not_hide_a_response(rig: Rig) -> None:
     home = made(rig, "resp_1")
     for number in range(8):
         rig.failed(f"x{number}", home, FailureKind.CONNECT_FAILURE)
-    assert not rig.state.health.is_available(home)
+    assert not rig.placing.health.is_available(home)
     assert goes_to(line(rig, "resp_1", "DELETE")) == home
     ask(rig, "r", previous_response_id="resp_1")
     assert rig.chosen("r") == home
@@ -198,7 +198,7 @@ def test_a_response_of_a_closed_model_is_closed() -> None:
     rule = Rule(CLUSTER, headers={"x-tier": "gold"}, subset={"tier": "gold"})
     members = [endpoint(0, labels={"tier": "gold"}), endpoint(1)]
     rig = build_rig(members, models=[ModelRules(MODEL, (rule, Rule(CLUSTER, subset={"tier": "iron"})))])
-    rig.state.homes.learn(response_key("resp_1"), KEYS[0], 0.0)
+    rig.placing.homes.learn(response_key("resp_1"), KEYS[0], 0.0)
     assert goes_to(line(rig, "resp_1", **{"x-tier": "gold"})) == KEYS[0]
     assert isinstance(line(rig, "resp_1"), RefuseAtOnce)
 
@@ -234,10 +234,10 @@ def test_others_are_told_once(rig: Rig) -> None:
     rig.end("r", status=500)  # no prompt is cached then
     (one,) = rig.shared
     other = build_rig()
-    assert other.state.homes.hear(*one, other.clock())
+    assert other.placing.homes.hear(*one, other.clock())
     assert goes_to(line(other, "resp_1")) == one[0]
     assert one[1][0] == RESPONSES_MARK
-    assert not other.state.homes.hear(KEYS[0], [1, 2], 0.0)
+    assert not other.placing.homes.hear(KEYS[0], [1, 2], 0.0)
 
 
 def test_compare_and_set_does_not_move_what_is_held() -> None:
@@ -247,6 +247,6 @@ def test_compare_and_set_does_not_move_what_is_held() -> None:
         raise AssertionError
 
     rig = build_rig(reserve=reserve)
-    rig.state.stored.settle(response_key("resp_1"), KEYS[2], 0.0)
+    rig.ending.stored.settle(response_key("resp_1"), KEYS[2], 0.0)
     ask(rig, "r", previous_response_id="resp_1")
     assert rig.chosen("r") == KEYS[2]

@@ -10,6 +10,7 @@ from extproc.choosing.holding import POLL_S
 from extproc.choosing.seats import SURE_VISITS
 from extproc.errors import Reason, RouterError
 from extproc.observing.explain import render, to_json, verdict
+from extproc.routing.caches import Caches
 from extproc.routing.router import Decision
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.routing.waiting import WaitingRoom
@@ -90,13 +91,13 @@ def test_a_request_waits_while_every_endpoint_is_full_and_goes_when_one_is_not()
     held = Held()
     held.ask("a")
     promise = held.hold("b")
-    assert held.rig.state.load.in_flight == 1
+    assert held.rig.placing.load.in_flight == 1
     assert held.room.by_reason() == {HoldReason.PREFILL: 1, HoldReason.KV_CACHE: 0, HoldReason.SEATS: 0}
     held.loop.run(0.1)
     assert not promise.done()
     held.first_token("a")
     assert isinstance(promise.result(), Decision)
-    assert held.rig.state.load.in_flight == 2
+    assert held.rig.placing.load.in_flight == 2
     assert len(held.room) == 0
     assert held.rig.metric("tokenway_hold_seconds_count", model="m", ending="placed") == 1
     assert held.rig.metric("tokenway_hold_seconds_sum", model="m", ending="placed") == pytest.approx(0.1)
@@ -134,8 +135,8 @@ def test_an_engine_full_by_number_is_full() -> None:
     """Once its limit is learned, a request waits for a seat, whatever the prefill ahead."""
     held = Held()
     for _ in range(SURE_VISITS):
-        held.rig.state.engines.told_occupancy(THREE[0].key, running=2, waiting=1, kv_usage_ratio=0.1)
-        held.rig.state.engines.told_occupancy(THREE[0].key, running=1, waiting=0, kv_usage_ratio=0.1)
+        held.rig.placing.engines.told_occupancy(THREE[0].key, running=2, waiting=1, kv_usage_ratio=0.1)
+        held.rig.placing.engines.told_occupancy(THREE[0].key, running=1, waiting=0, kv_usage_ratio=0.1)
     for number in range(3):  # the third is ready when a seat becomes free
         assert isinstance(held.ask(f"a{number}", "short"), Decision)
         held.first_token(f"a{number}")
@@ -173,7 +174,7 @@ def test_news_that_never_comes_is_looked_for() -> None:
     held = Held()
     held.ask("a")
     promise = held.hold("b")
-    held.rig.state.load.release_prefill(RequestId("a"))
+    held.rig.placing.load.release_prefill(RequestId("a"))
     held.loop.run(POLL_S)
     assert promise.done()
 
@@ -186,8 +187,8 @@ def test_a_client_that_left_is_never_charged() -> None:
     gone.cancel()
     held.first_token("a")
     assert behind.done()
-    assert held.rig.state.records.get(RequestId("gone")) is None
-    assert held.rig.state.load.in_flight == 2
+    assert held.rig.placing.records.get(RequestId("gone")) is None
+    assert held.rig.placing.load.in_flight == 2
     assert held.rig.metric("tokenway_hold_seconds_count", model="m", ending="gone") == 1
     assert len(held.room) == 0
 
@@ -218,7 +219,7 @@ def test_who_cannot_be_served_in_time_any_more_is_refused_then() -> None:
     held = Held(max_s=2.0)
     held.ask("a")
     promise = held.hold("b")
-    held.rig.state.load.charge(Charge(RequestId("x"), THREE[0].key, 200_000, 200_000), 0.0, None)
+    held.rig.placing.load.charge(Charge(RequestId("x"), THREE[0].key, 200_000, 200_000), 0.0, None)
     held.loop.run(POLL_S)
     assert promise.done()
     with pytest.raises(RouterError) as refused:
@@ -235,7 +236,7 @@ def test_who_waits_goes_elsewhere_when_its_endpoint_is_ejected() -> None:
     promises = [held.hold(f"c{number}") for number in range(4)]
     lost = held.rig.chosen("a")
     for _ in range(3):
-        held.rig.state.health.attempt_failed(lost, FailureKind.CONNECT_FAILURE, held.rig.clock())
+        held.rig.placing.health.attempt_failed(lost, FailureKind.CONNECT_FAILURE, held.rig.clock())
     held.rig.ends.take(request_end("b"), held.rig.clock())
     held.loop.run(POLL_S)
     done = [number for number, promise in enumerate(promises) if promise.done()]
@@ -284,7 +285,7 @@ def test_closing_places_everybody_at_once_and_holds_nobody_any_more() -> None:
     held.room.close()
     assert all(isinstance(promise.result(), Decision) for promise in promises)
     assert isinstance(held.ask("d"), Decision)
-    assert held.rig.state.load.in_flight == 4
+    assert held.rig.placing.load.in_flight == 4
 
 
 def test_a_failure_is_that_of_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,13 +293,13 @@ def test_a_failure_is_that_of_one_request(monkeypatch: pytest.MonkeyPatch) -> No
     held = Held()
     held.ask("a")
     broken, whole = held.hold("broken"), held.hold("whole")
-    estimate = held.rig.state.caches.__class__.estimate
+    estimate = Caches.estimate
 
     def fail_once(*args: Any) -> Any:
-        monkeypatch.setattr(held.rig.state.caches.__class__, "estimate", estimate)
+        monkeypatch.setattr(Caches, "estimate", estimate)
         raise ZeroDivisionError
 
-    monkeypatch.setattr(held.rig.state.caches.__class__, "estimate", fail_once)
+    monkeypatch.setattr(Caches, "estimate", fail_once)
     held.first_token("a")
     with pytest.raises(ZeroDivisionError):
         broken.result()
@@ -315,23 +316,18 @@ def test_bodies_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(held.ask("c"), Decision)
 
 
-def test_passes_rest_in_between() -> None:
+def test_passes_rest_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass that took long delays the next one by four times as much."""
     held = Held()
     held.ask("a")
     promise = held.hold("b")
-    estimate = held.rig.state.caches.estimate
-    state = held.rig.state
+    estimate = Caches.estimate
 
-    class Slow:
-        history, running, announcing = state.caches.history, state.caches.running, None
+    def slow(self: Caches, *args: Any) -> Any:
+        held.loop.clock.advance(0.1)
+        return estimate(self, *args)
 
-        @staticmethod
-        def estimate(*args: Any) -> Any:
-            held.loop.clock.advance(0.1)
-            return estimate(*args)
-
-    state.caches = Slow()  # type: ignore[assignment]
+    monkeypatch.setattr(Caches, "estimate", slow)
     held.loop.run(POLL_S)
     began_s = held.loop.clock.now_s
     held.first_token("a")

@@ -1,0 +1,228 @@
+"""The books of one worker and who changes each: made whole, and given to each reader as far as it reads.
+
+| book | read by | changed by |
+|---|---|---|
+| `load` | placing, status | placing charges, `running` releases |
+| `running` | endings, stored responses | placing begins, first tokens, endings and leases end |
+| `caches` | placing, status | `history`, `running`, other workers and gateways |
+| `engines` | placing, endings | probes, `running` |
+| `health`, `poison` | placing, status | probes, first tokens, the evidence of endings |
+| `predictor` | asking, placing, status | `teaching` |
+| `homes` | placing, requests that name a response | `stored`, other workers and gateways |
+| `records` | the admin port, stored responses | placing adds, endings attach |
+| `endpoints` | status | endings |
+| `ages` | placing | the configuration, changes of health |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from extproc.choosing.teaching import Teaching
+from extproc.health.poison import Poison
+from extproc.health.states import Transition
+from extproc.health.tracker import HealthTracker
+from extproc.observing.recorder import Recorder
+from extproc.observing.records import RecordRing
+from extproc.predicting.predictor import Predictor
+from extproc.routing.ages import Ages
+from extproc.routing.cache_history import CacheHistory
+from extproc.routing.caches import Caches
+from extproc.routing.endpoint_stats import EndpointStatsTable
+from extproc.routing.engines import Engines
+from extproc.routing.first_tokens import FirstTokens
+from extproc.routing.homes import Homes
+from extproc.routing.running import RunningRequests
+from extproc.routing.stored_responses import StoredResponses
+from extproc.values.inflight import Inflight
+from metadata_center.store import LoadStore
+from metadata_center.types import EndpointKey
+
+
+def _share_nothing(_endpoint: EndpointKey, _blocks: list[int]) -> None:
+    """A gateway of one worker has nobody to tell."""
+
+
+def _one() -> int:
+    """Nobody else places requests here."""
+    return 1
+
+
+def _nobody_waits() -> None:
+    """Requests are placed at once."""
+
+
+def _always_current(_now_s: float) -> float:
+    """Nobody else's load counts."""
+    return 0.0
+
+
+def _ignore_lost(_request: Inflight, _now_s: float) -> None:
+    """Nobody wants to know of lost requests."""
+
+
+def _ignore_transition(_transition: Transition) -> None:
+    """Nobody watches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What the books tell the rest of the gateway, and ask of it; the defaults are those of a lone worker.
+
+    Attributes:
+        share: Tells the other workers and gateways what an endpoint has cached.
+        processes: How many place requests on these endpoints, of all gateways, this one included.
+        load_age_s: How old the news of other gateways' load is at a given monotonic time.
+        freed: Called when room was freed at an endpoint.
+        on_lost: Told of a request whose lease expired, after its release.
+        on_transition: Told when an endpoint's health changed.
+    """
+
+    share: Callable[[EndpointKey, list[int]], None] = _share_nothing
+    processes: Callable[[], int] = _one
+    load_age_s: Callable[[float], float] = _always_current
+    freed: Callable[[], None] = _nobody_waits
+    on_lost: Callable[[Inflight, float], None] = _ignore_lost
+    on_transition: Callable[[Transition], None] = _ignore_transition
+
+
+@dataclass(frozen=True, slots=True)
+class PlacingBooks:
+    """What placing a request reads; of these it charges `load`, begins in `running` and adds to `records`.
+
+    Attributes:
+        load: Who is charged for what.
+        running: Decided requests that have not ended.
+        caches: What each endpoint has cached.
+        engines: What is known of engines beside their load.
+        health: Who may be chosen.
+        poison: Requests that several endpoints failed at.
+        predictor: TTFT, TPOT, tokens per byte.
+        homes: Where stored responses live.
+        records: Recent decisions.
+        recorder: Counts.
+        ages: How old all of it is.
+        processes: How many place requests on these endpoints, of all gateways.
+    """
+
+    load: LoadStore
+    running: RunningRequests
+    caches: Caches
+    engines: Engines
+    health: HealthTracker
+    poison: Poison
+    predictor: Predictor
+    homes: Homes
+    records: RecordRing
+    recorder: Recorder
+    ages: Ages
+    processes: Callable[[], int]
+
+
+@dataclass(frozen=True, slots=True)
+class EndingBooks:
+    """What the end of a request changes.
+
+    Attributes:
+        running: Decided requests that have not ended.
+        engines: Know how much an answer may have.
+        health: Who may be chosen.
+        poison: Requests that several endpoints failed at.
+        history: What was routed where.
+        stored: Where stored responses come to live.
+        teaching: Teaches the predictor.
+        records: Recent decisions.
+        endpoints: Totals per endpoint.
+        recorder: Counts.
+        on_transition: Told when an endpoint's health changed.
+    """
+
+    running: RunningRequests
+    engines: Engines
+    health: HealthTracker
+    poison: Poison
+    history: CacheHistory
+    stored: StoredResponses
+    teaching: Teaching
+    records: RecordRing
+    endpoints: EndpointStatsTable
+    recorder: Recorder
+    on_transition: Callable[[Transition], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """All of them, for whoever makes a worker, or shows one.
+
+    Attributes:
+        placing: What placing needs.
+        ending: What endings need.
+        first_tokens: What a first token changes.
+    """
+
+    placing: PlacingBooks
+    ending: EndingBooks
+    first_tokens: FirstTokens
+
+
+def make_books(
+    load: LoadStore,
+    caches: Caches,
+    health: HealthTracker,
+    records: RecordRing,
+    recorder: Recorder,
+    homes: Homes,
+    outside: Outside,
+) -> Books:
+    """Books without a request.
+
+    Args:
+        load: Who is charged for what.
+        caches: What each endpoint has cached.
+        health: Who may be chosen.
+        records: Recent decisions.
+        recorder: Counts.
+        homes: Where stored responses live.
+        outside: What they tell the rest of the gateway, and ask of it.
+    """
+    engines, predictor, poison = Engines(), Predictor(), Poison()
+    teaching = Teaching(predictor)
+
+    def is_known(endpoint: EndpointKey) -> bool:
+        return health.state(endpoint) is not None
+
+    history = CacheHistory(caches.history, is_known, outside.share)
+    running = RunningRequests(
+        load, caches.running, engines, recorder, outside.freed, history.record, outside.on_lost
+    )
+    stored = StoredResponses(homes, running, records, outside.share)
+    placing = PlacingBooks(
+        load=load,
+        running=running,
+        caches=caches,
+        engines=engines,
+        health=health,
+        poison=poison,
+        predictor=predictor,
+        homes=homes,
+        records=records,
+        recorder=recorder,
+        ages=Ages(outside.load_age_s),
+        processes=outside.processes,
+    )
+    ending = EndingBooks(
+        running=running,
+        engines=engines,
+        health=health,
+        poison=poison,
+        history=history,
+        stored=stored,
+        teaching=teaching,
+        records=records,
+        endpoints=EndpointStatsTable(),
+        recorder=recorder,
+        on_transition=outside.on_transition,
+    )
+    first_tokens = FirstTokens(running, health, history, teaching, outside.on_transition)
+    return Books(placing, ending, first_tokens)
