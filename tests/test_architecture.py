@@ -101,6 +101,7 @@ CORE = (
     "metadata_center/kv_events/events.py",
     "metadata_center/kv_events/decoding.py",
     "metadata_center/kv_events/sequencing.py",
+    "metadata_center/kv_events/statistics.py",
     "metadata_center/sharing/http_messages.py",
     "metadata_center/sharing/load.py",
     "metadata_center/sharing/messages.py",
@@ -112,7 +113,10 @@ CORE = (
     "metadata_center/sharing/tickets.py",
     "metadata_center/sharing/transport.py",
     "metadata_center/store.py",
-    "metadata_center/service/api.py",
+    *(
+        f"metadata_center/service/{name}.py"
+        for name in ("api", "aigw_calls", "calls", "fields", "member_calls", "openapi", "operator_calls")
+    ),
     "metadata_center/service/cluster_caches.py",
     "metadata_center/service/state.py",
     "tokenway/simulator/engine/*.py",
