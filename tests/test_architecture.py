@@ -100,6 +100,7 @@ CORE = (
     "metadata_center/kv_events/events.py",
     "metadata_center/kv_events/decoding.py",
     "metadata_center/kv_events/sequencing.py",
+    "metadata_center/kv_events/statistics.py",
     "metadata_center/sharing/http_messages.py",
     "metadata_center/sharing/load.py",
     "metadata_center/sharing/messages.py",

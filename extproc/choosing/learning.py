@@ -38,8 +38,8 @@ A prompt of another length than ours would teach what no other endpoint can spea
 
 
 @value
-class Answer:
-    """One completed request.
+class Lesson:
+    """What one completed request may teach.
 
     Attributes:
         key: Model and group of the endpoint that served it.
@@ -78,7 +78,7 @@ class Learner:
         self._learned_s: dict[ModelKey, float] = {}
         self._early: dict[ModelKey, int] = {}
 
-    def first_token(self, answer: Answer) -> bool:
+    def first_token(self, answer: Lesson) -> bool:
         """Learn the first token of an answer that goes on, while its group is cold; True if that was done."""
         early = self._early.get(answer.key, 0)
         if early >= COLD_ANSWERS:
@@ -89,7 +89,7 @@ class Learner:
         self._first_token(answer, teaches=True)
         return True
 
-    def learn(self, answer: Answer, now_s: float, *, is_first_learned: bool = False) -> None:
+    def learn(self, answer: Lesson, now_s: float, *, is_first_learned: bool = False) -> None:
         """Learn first token and pace of an answer that ended; one per group and `LEARN_INTERVAL_S`.
 
         Args:
@@ -106,7 +106,7 @@ class Learner:
         self._first_token(answer, teaches=not is_first_learned)
         self._pace(answer)
 
-    def _first_token(self, answer: Answer, *, teaches: bool) -> None:
+    def _first_token(self, answer: Lesson, *, teaches: bool) -> None:
         if answer.ttft_s is None or answer.ttft_s <= 0.0:
             return
         snapshot, row = answer.snapshot, answer.row
@@ -128,7 +128,7 @@ class Learner:
             teaches=teaches and has_room(snapshot, row),
         )
 
-    def _pace(self, answer: Answer) -> None:
+    def _pace(self, answer: Lesson) -> None:
         tokens = answer.output_tokens
         if tokens is None or tokens <= 1 or not answer.stream_s:
             return

@@ -9,7 +9,7 @@ Rules:
 from __future__ import annotations
 
 from extproc.choosing.foreseen import foreseen_tpot_s
-from extproc.choosing.learning import Answer, Learner
+from extproc.choosing.learning import Learner, Lesson
 from extproc.predicting.predictor import Predictor
 from extproc.values.endings import Ending
 from extproc.values.inflight import Inflight
@@ -35,7 +35,7 @@ class Teaching:
         row, snapshot = record.row(request.endpoint), record.snapshot
         if row is None or snapshot is None or request.endpoint != record.chosen:
             return
-        answer = Answer(request.key(row), snapshot, row, None, None, None, ttft_s, None)
+        answer = Lesson(request.key(row), snapshot, row, None, None, None, ttft_s, None)
         request.is_learned = self._learner.first_token(answer)
 
     def ended(self, ending: Ending) -> None:
@@ -56,7 +56,7 @@ class Teaching:
         if row is None or snapshot is None or outcome.attempts != 1 or not record.stream:
             return
         self._learner.learn(
-            Answer(
+            Lesson(
                 request.key(row),
                 snapshot,
                 row,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from extproc.values.decisions import CacheView
+from extproc.values.decisions import CacheSource
 from extproc.values.endings import Ending
 from extproc.values.inflight import Inflight
 from metadata_center.store import PrefixStore
@@ -58,7 +58,7 @@ class CacheHistory:
         believed, reported = outcome.predicted_cached_tokens, outcome.cached_tokens
         if row is None or believed is None or reported is None or not request.prior_use:
             return
-        if record.views[row] != CacheView.HISTORY:
+        if record.views[row] != CacheSource.HISTORY:
             return
         if outcome.prompt_tokens:  # what was believed in estimated tokens, in those the engine counts
             believed = believed * outcome.prompt_tokens // record.prompt_tokens

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from extproc.values.decisions import CacheView
+from extproc.values.decisions import CacheSource
 from extproc.values.requests import InferenceRequest
 from metadata_center.history.running_blocks import RunningBlocks
 from metadata_center.store import PrefixStore
@@ -75,7 +75,7 @@ class Estimate:
     cached_tokens: list[int]
     matched: list[int]
     num_units: int
-    views: list[CacheView]
+    views: list[CacheSource]
 
 
 @dataclass(slots=True)
@@ -119,7 +119,7 @@ class Caches:
             prompt_tokens: As far as known, >= 1.
             keys: Endpoints.
         """
-        views = [CacheView.HISTORY] * len(keys)
+        views = [CacheSource.HISTORY] * len(keys)
         matched = self.history.match(blocks, keys)
         running = self.running.match(blocks, keys)
         announcement = None
@@ -132,7 +132,7 @@ class Caches:
                 for row, depth in enumerate(running):
                     if depth > matched[row]:
                         matched[row] = depth
-                        views[row] = CacheView.RUNNING
+                        views[row] = CacheSource.RUNNING
             cached = _tokens_of(matched, block_bytes, prompt_bytes, prompt_tokens)
             return Estimate(prompt_tokens, cached, matched, len(blocks), views)
         prompt_tokens = announcement.prompt_tokens
@@ -144,14 +144,14 @@ class Caches:
                 continue
             cached[row] = tokens
             worth[row] = round(announcement.worth[row])
-            views[row] = CacheView.ANNOUNCED
+            views[row] = CacheSource.ANNOUNCED
         running_tokens = _tokens_of(running, block_bytes, prompt_bytes, prompt_tokens)
         for row, tokens in enumerate(running_tokens):
             unit = announcement.block_tokens[row] or 1
             tokens -= tokens % unit
             if tokens >= cached[row] + one_block:
                 cached[row] = worth[row] = tokens
-                views[row] = CacheView.RUNNING
+                views[row] = CacheSource.RUNNING
         return Estimate(prompt_tokens, cached, worth, prompt_tokens, views)
 
 

@@ -40,7 +40,8 @@ from metadata_center.kv_events.errors import DiscoveryError
 from metadata_center.kv_events.events import Batch
 from metadata_center.kv_events.sequencing import SyncState
 from metadata_center.kv_events.sources import Source, configured, discover
-from metadata_center.kv_events.subscriber import KvEventSubscriber, SubscriberStats
+from metadata_center.kv_events.statistics import SubscriberStats
+from metadata_center.kv_events.subscriber import KvEventSubscriber
 from metadata_center.types import EndpointKey
 
 _log = logging.getLogger("tokenway.announcements")

@@ -22,7 +22,7 @@ from extproc.values.requests import Operation
 from metadata_center.types import EndpointKey, RequestId
 
 
-class CacheView(StrEnum):
+class CacheSource(StrEnum):
     """Which view spoke for an endpoint; an explain field and a metric label."""
 
     ANNOUNCED = "announced"
@@ -107,7 +107,7 @@ class DecisionRecord:
     turn: int = 0
     prices: tuple[Prices, ...] = ()
     cached_tokens: Sequence[int] = ()
-    views: Sequence[CacheView] = ()
+    views: Sequence[CacheSource] = ()
     placed: EndpointKey | None = None
     holder: EndpointKey | None = None
     filtered: tuple[tuple[EndpointKey, str], ...] = ()

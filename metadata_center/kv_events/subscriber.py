@@ -25,16 +25,16 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from typing import Final, TypeVarTuple, Unpack
 
 import zmq
 import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
-from metadata_center.kv_events.decoding import MAX_PAYLOAD_BYTES
 from metadata_center.kv_events.errors import DecodeError
 from metadata_center.kv_events.events import Batch
+from metadata_center.kv_events.feeds import Feed, Inlet, name_of
 from metadata_center.kv_events.pieces import SMALL_BYTES, pieces
 from metadata_center.kv_events.sequencing import (
     REPLAY_TIMEOUT_S,
@@ -46,7 +46,9 @@ from metadata_center.kv_events.sequencing import (
     SequenceStats,
     SyncState,
 )
+from metadata_center.kv_events.sockets import limit, open_live, sequence_of
 from metadata_center.kv_events.sources import Source
+from metadata_center.kv_events.statistics import SubscriberStats
 from metadata_center.types import EndpointKey
 
 _Args = TypeVarTuple("_Args")
@@ -69,78 +71,7 @@ MAX_SOURCES: Final = 1_024
 
 _TICK_S: Final = 0.25  # how late a time-out may be noticed
 _REOPEN_S: Final = 1.0  # between attempts to open an address that is in use or malformed
-_MAX_FRAME_BYTES: Final = 4 * MAX_PAYLOAD_BYTES  # above it the connection is cut, below it is one bad batch
-_HEARTBEAT_MS: Final = 5_000  # a peer that vanished without a word is noticed within three of them
-_MAX_RECONNECT_MS: Final = 2_000  # from libzmq's 100 ms, doubling
 _REPLAY_END: Final = b"\xff" * 8
-_SEQUENCE_LIMIT: Final = 1 << 62
-
-
-@dataclass(slots=True)
-class SubscriberStats:
-    """Counts since the start, and how the sources are.
-
-    Attributes:
-        batches: Handed to `on_batch`.
-        malformed_messages: Without the frames of a message.
-        malformed_batches: That could not be decoded.
-        unknown_topics: Messages to a bound socket that no source expects.
-        callback_errors: Exceptions of callbacks.
-        sources: By state; every state is a key.
-        sequence: Sums over the present sources.
-    """
-
-    batches: int = 0
-    malformed_messages: int = 0
-    malformed_batches: int = 0
-    unknown_topics: int = 0
-    callback_errors: int = 0
-    sources: dict[SyncState, int] = field(default_factory=dict)
-    sequence: SequenceStats = field(default_factory=SequenceStats)
-
-
-class _Feed:
-    """One source and what is under way for it."""
-
-    __slots__ = ("asked_s", "closed", "cut", "replay", "sequencer", "source", "told", "unverified", "warned")
-
-    def __init__(self, source: Source, sequencer: Sequencer) -> None:
-        self.source = source
-        self.sequencer = sequencer
-        self.told = SyncState.SILENT
-        self.replay: asyncio.Task[None] | None = None
-        self.asked_s = float("-inf")
-        self.unverified = True
-        self.warned = False
-        self.closed = False
-        self.cut = False
-
-
-class _Inlet:
-    """One SUB socket and the feeds behind it, by the topic or endpoint that tells them apart if bound."""
-
-    __slots__ = ("address", "bind", "feeds", "task")
-
-    def __init__(self, address: str, *, bind: bool) -> None:
-        self.address = address
-        self.bind = bind
-        self.feeds: dict[str, _Feed] = {}
-        self.task: asyncio.Task[None] | None = None
-
-    def feed(self, topic: bytes) -> _Feed | None:
-        """Whose message this is."""
-        if not self.bind:
-            return next(iter(self.feeds.values()), None)
-        name = topic.decode("utf-8", "replace")
-        feed = self.feeds.get(name)
-        if feed is None and name.startswith("kv@"):
-            feed = self.feeds.get(name.split("@", 2)[1])
-        return feed
-
-
-def _name(source: Source) -> str:
-    """What tells a source from others of its socket."""
-    return (source.topic or source.endpoint) if source.bind else ""
 
 
 class KvEventSubscriber:
@@ -175,8 +106,8 @@ class KvEventSubscriber:
         self._replay_timeout_s = replay_timeout_s
         self._retry_s = retry_s
         self._live_queue = live_queue
-        self._feeds: dict[Source, _Feed] = {}
-        self._inlets: dict[tuple[str, bool], _Inlet] = {}
+        self._feeds: dict[Source, Feed] = {}
+        self._inlets: dict[tuple[str, bool], Inlet] = {}
         self._turn = asyncio.Lock()
         self._yield_at_s = 0.0
         self._wake = asyncio.Event()
@@ -216,7 +147,7 @@ class KvEventSubscriber:
             ValueError: More than `MAX_SOURCES`, or two that nothing tells apart. Nothing was changed.
         """
         wanted = dict.fromkeys(sources)
-        names = {(source.events_address, source.bind, _name(source)) for source in wanted}
+        names = {(source.events_address, source.bind, name_of(source)) for source in wanted}
         if len(wanted) > MAX_SOURCES or len(names) < len(wanted):
             raise ValueError("too many sources, or two with the same address and topic")
         for source in self._feeds.keys() - wanted.keys():
@@ -269,22 +200,22 @@ class KvEventSubscriber:
             replay_timeout_s=self._replay_timeout_s,
             retry_s=self._retry_s,
         )
-        self._feeds[source] = feed = _Feed(source, sequencer)
+        self._feeds[source] = feed = Feed(source, sequencer)
         self._wake.set()
         key = (source.events_address, source.bind)
         inlet = self._inlets.get(key)
         if inlet is None:
-            self._inlets[key] = inlet = _Inlet(source.events_address, bind=source.bind)
+            self._inlets[key] = inlet = Inlet(source.events_address, bind=source.bind)
             if self._context is not None:
                 inlet.task = self._spawn(self._read(self._context, inlet), "kv-events-read")
-        inlet.feeds[_name(source)] = feed
+        inlet.feeds[name_of(source)] = feed
 
     def _remove(self, source: Source) -> None:
         feed = self._feeds.pop(source)
         feed.closed = True
         if feed.replay is not None:
             feed.replay.cancel()
-        del self._inlets[source.events_address, source.bind].feeds[_name(source)]
+        del self._inlets[source.events_address, source.bind].feeds[name_of(source)]
         self._call(self._on_clear, source)
 
     def _spawn(self, coroutine: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
@@ -293,7 +224,7 @@ class KvEventSubscriber:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def _suspect(self, feed: _Feed) -> None:
+    def _suspect(self, feed: Feed) -> None:
         feed.unverified = True
         self._wake.set()
 
@@ -314,12 +245,12 @@ class KvEventSubscriber:
                 async with asyncio.timeout(_TICK_S):
                     await self._wake.wait()
 
-    async def _read(self, context: zmq.asyncio.Context, inlet: _Inlet) -> None:
+    async def _read(self, context: zmq.asyncio.Context, inlet: Inlet) -> None:
         """Keep one SUB socket open."""
         while True:
             try:
                 with context.socket(zmq.SUB) as socket:
-                    self._open(socket, inlet)
+                    open_live(socket, inlet.address, bind=inlet.bind, messages=self._live_queue)
                     async with asyncio.TaskGroup() as tasks:
                         if not inlet.bind:
                             tasks.create_task(self._watch(socket, inlet))
@@ -333,18 +264,7 @@ class KvEventSubscriber:
                 logger.exception("receiving cache events failed", extra={"address": inlet.address})
             await asyncio.sleep(_REOPEN_S)
 
-    def _open(self, socket: zmq.asyncio.Socket, inlet: _Inlet) -> None:
-        _limit(socket, self._live_queue)
-        socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 2 * _HEARTBEAT_MS)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, _MAX_RECONNECT_MS)
-        socket.subscribe(b"")
-        if inlet.bind:
-            socket.bind(inlet.address)
-        else:
-            socket.connect(inlet.address)
-
-    async def _watch(self, socket: zmq.asyncio.Socket, inlet: _Inlet) -> None:
+    async def _watch(self, socket: zmq.asyncio.Socket, inlet: Inlet) -> None:
         """Have the source verified after each handshake with its publisher; behind while there is none."""
         with socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED) as monitor:
             try:
@@ -359,7 +279,7 @@ class KvEventSubscriber:
             finally:
                 socket.disable_monitor()
 
-    async def _receive(self, socket: zmq.asyncio.Socket, inlet: _Inlet) -> None:
+    async def _receive(self, socket: zmq.asyncio.Socket, inlet: Inlet) -> None:
         # A future per message would cost more than the message: wait once, then take what is there.
         direct: zmq.Socket[bytes] = zmq.Socket.shadow(socket.underlying)
         while True:
@@ -373,8 +293,8 @@ class KvEventSubscriber:
                         break
                     await self._take_live(inlet, frames)
 
-    async def _take_live(self, inlet: _Inlet, frames: list[bytes]) -> None:
-        sequence = _sequence(frames[1]) if len(frames) == 3 else None
+    async def _take_live(self, inlet: Inlet, frames: list[bytes]) -> None:
+        sequence = sequence_of(frames[1]) if len(frames) == 3 else None
         if sequence is None:
             self._counts.malformed_messages += 1
             return
@@ -384,7 +304,7 @@ class KvEventSubscriber:
             return
         await self._apply(feed, feed.sequencer.receive(sequence, frames[2], self._clock()))
 
-    def _ask(self, feed: _Feed, start: int) -> None:
+    def _ask(self, feed: Feed, start: int) -> None:
         """Begin a replay instead of the one that runs."""
         if self._context is None or feed.source.replay_address is None:
             return
@@ -392,12 +312,12 @@ class KvEventSubscriber:
         replay = self._replay(self._context, feed, feed.source.replay_address, start)
         feed.replay = self._spawn(replay, "kv-events-replay")
 
-    def _end_replay(self, feed: _Feed) -> None:
+    def _end_replay(self, feed: Feed) -> None:
         replay, feed.replay = feed.replay, None
         if replay is not None and replay is not asyncio.current_task():
             replay.cancel()
 
-    async def _replay(self, context: zmq.asyncio.Context, feed: _Feed, address: str, start: int) -> None:
+    async def _replay(self, context: zmq.asyncio.Context, feed: Feed, address: str, start: int) -> None:
         loop = asyncio.get_running_loop()
         delay_s = feed.asked_s + MIN_REPLAY_INTERVAL_S - loop.time()
         if delay_s > 0:
@@ -405,7 +325,7 @@ class KvEventSubscriber:
         feed.asked_s = loop.time()
         try:
             with context.socket(zmq.DEALER) as socket:
-                _limit(socket, REPLAY_QUEUE)
+                limit(socket, REPLAY_QUEUE)
                 socket.connect(address)
                 await socket.send_multipart((b"", start.to_bytes(8, "big")))
                 direct: zmq.Socket[bytes] = zmq.Socket.shadow(socket.underlying)
@@ -424,20 +344,20 @@ class KvEventSubscriber:
                 "cannot ask for a replay of cache events", extra={"address": address, "error": str(error)}
             )
 
-    async def _take_replayed(self, feed: _Feed, frames: list[bytes]) -> None:
+    async def _take_replayed(self, feed: Feed, frames: list[bytes]) -> None:
         """`["", topic, number, payload]` from vLLM, without a topic from SGLang."""
         now_s = self._clock()
         if len(frames) in (3, 4):
             if frames[-2] == _REPLAY_END:
                 await self._apply(feed, feed.sequencer.replay_ended(now_s))
                 return
-            sequence = _sequence(frames[-2])
+            sequence = sequence_of(frames[-2])
             if sequence is not None:
                 await self._apply(feed, feed.sequencer.replayed(sequence, frames[-1], now_s))
                 return
         self._counts.malformed_messages += 1
 
-    async def _apply(self, feed: _Feed, effects: list[Effect]) -> None:
+    async def _apply(self, feed: Feed, effects: list[Effect]) -> None:
         """Do what the sequencer says; `_turn` is held, so that nothing gets in between."""
         for effect in effects:
             if feed.closed:
@@ -458,7 +378,7 @@ class KvEventSubscriber:
             self._end_replay(feed)
         self._tell(feed)
 
-    def _tell(self, feed: _Feed) -> None:
+    def _tell(self, feed: Feed) -> None:
         """Say what a source's view is worth, if that has changed: behind, while its publisher is away."""
         state = feed.sequencer.state
         if feed.cut and state in (SyncState.IN_SYNC, SyncState.INCOMPLETE):
@@ -467,7 +387,7 @@ class KvEventSubscriber:
             feed.told = state
             self._call(self._on_state, feed.source, state)
 
-    async def _deliver(self, feed: _Feed, payload: bytes) -> None:
+    async def _deliver(self, feed: Feed, payload: bytes) -> None:
         try:
             for batch in pieces(payload):
                 if batch is not None:
@@ -502,17 +422,3 @@ class KvEventSubscriber:
 
     def _is_turn_over(self) -> bool:
         return asyncio.get_running_loop().time() >= self._yield_at_s
-
-
-def _limit(socket: zmq.asyncio.Socket, messages: int) -> None:
-    """Bound what waits in the socket, and let it go at once when it is closed."""
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.IPV6, 1)
-    socket.setsockopt(zmq.RCVHWM, messages)
-    socket.setsockopt(zmq.MAXMSGSIZE, _MAX_FRAME_BYTES)
-
-
-def _sequence(frame: bytes) -> int | None:
-    """A batch's number, or None if the frame holds none."""
-    number = int.from_bytes(frame, "big") if len(frame) == 8 else _SEQUENCE_LIMIT
-    return number if number < _SEQUENCE_LIMIT else None

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from extproc.values.choices import Choice, Snapshot
-from extproc.values.decisions import CacheView, DecisionRecord
+from extproc.values.decisions import CacheSource, DecisionRecord
 from extproc.values.endings import Ending
 from extproc.values.evidence import Evidence, NoFailure
 from extproc.values.inflight import Inflight
@@ -47,7 +47,7 @@ def sent(request_id: str = "r", **record: Any) -> Inflight:
         "snapshot": SNAPSHOT,
         "choice": Choice((0, 1), None, 2),
         "cached_tokens": (0, 0),
-        "views": (CacheView.HISTORY, CacheView.HISTORY),
+        "views": (CacheSource.HISTORY, CacheSource.HISTORY),
         "data_age_s": {},
     }
     decision = DecisionRecord(request_id=RequestId(request_id), time_unix_s=0.0, **{**made, **record})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from extproc.routing.cache_history import CACHED_TOLERANCE_TOKENS, CacheHistory
-from extproc.values.decisions import CacheView
+from extproc.values.decisions import CacheSource
 from extproc.values.evidence import FailureKind
 from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.types import EndpointKey
@@ -58,14 +58,14 @@ def test_nothing_is_recorded_of_what_was_not_answered_or_has_left(kept: Kept) ->
 @pytest.mark.parametrize(
     ("reported", "view", "forgets"),
     [
-        (0, CacheView.HISTORY, True),
-        (400 - CACHED_TOLERANCE_TOKENS, CacheView.HISTORY, False),
-        (0, CacheView.ANNOUNCED, False),
-        (None, CacheView.HISTORY, False),
+        (0, CacheSource.HISTORY, True),
+        (400 - CACHED_TOLERANCE_TOKENS, CacheSource.HISTORY, False),
+        (0, CacheSource.ANNOUNCED, False),
+        (None, CacheSource.HISTORY, False),
     ],
 )
 def test_an_engine_that_has_less_than_believed_has_forgotten_what_is_older(
-    kept: Kept, reported: int | None, view: CacheView, forgets: bool
+    kept: Kept, reported: int | None, view: CacheSource, forgets: bool
 ) -> None:
     """Within a block of either side it may be rounding, and what the engine announced was no belief."""
     kept.index.record(A, [9])

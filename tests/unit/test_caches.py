@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from extproc.request.blocks import block_hashes
 from extproc.routing.caches import Announcement, Caches, Estimate
-from extproc.values.decisions import CacheView
+from extproc.values.decisions import CacheSource
 from extproc.values.requests import InferenceRequest, Operation
 from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.types import EndpointKey
@@ -62,7 +62,7 @@ def test_without_announcements_history_speaks_in_blocks() -> None:
     believed = estimate(views)
     assert (believed.matched, believed.num_units) == ([4, 16, 0], 16)
     assert believed.cached_tokens == [64, 255, 0]
-    assert believed.views == [CacheView.HISTORY] * 3
+    assert believed.views == [CacheSource.HISTORY] * 3
 
 
 def test_a_running_prompt_counts_where_history_knows_less() -> None:
@@ -73,7 +73,7 @@ def test_a_running_prompt_counts_where_history_knows_less() -> None:
     views.running.add(KEYS[1], BLOCKS[:8])
     believed = estimate(views)
     assert believed.matched == [4, 8, 0]
-    assert believed.views == [CacheView.HISTORY, CacheView.RUNNING, CacheView.HISTORY]
+    assert believed.views == [CacheSource.HISTORY, CacheSource.RUNNING, CacheSource.HISTORY]
 
 
 def test_an_engine_that_announces_speaks_for_itself() -> None:
@@ -84,7 +84,7 @@ def test_an_engine_that_announces_speaks_for_itself() -> None:
     believed = estimate(views)
     assert believed.cached_tokens == believed.matched == [96, 255, 0]
     assert believed.num_units == believed.prompt_tokens == 256
-    assert believed.views == [CacheView.ANNOUNCED, CacheView.HISTORY, CacheView.ANNOUNCED]
+    assert believed.views == [CacheSource.ANNOUNCED, CacheSource.HISTORY, CacheSource.ANNOUNCED]
 
 
 def test_a_running_prompt_outdoes_an_announcement_by_a_block_or_not_at_all() -> None:
@@ -94,7 +94,7 @@ def test_a_running_prompt_outdoes_an_announcement_by_a_block_or_not_at_all() -> 
     views.running.add(KEYS[1], BLOCKS[:12])  # 192: no news
     believed = estimate(views)
     assert believed.cached_tokens == [160, 192, 0]
-    assert believed.views == [CacheView.RUNNING, CacheView.ANNOUNCED, CacheView.HISTORY]
+    assert believed.views == [CacheSource.RUNNING, CacheSource.ANNOUNCED, CacheSource.HISTORY]
 
 
 def test_the_better_count_of_the_prompt_is_taken_over() -> None:
@@ -113,4 +113,4 @@ def test_where_announcements_are_incomplete_the_longer_match_speaks() -> None:
     views.history.record(KEYS[1], BLOCKS[:8])
     believed = estimate(views)
     assert believed.cached_tokens == [128, 128, 0]
-    assert believed.views == [CacheView.HISTORY, CacheView.ANNOUNCED, CacheView.ANNOUNCED]
+    assert believed.views == [CacheSource.HISTORY, CacheSource.ANNOUNCED, CacheSource.ANNOUNCED]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from extproc.observing.metrics.family import Family, Kind, Values
 from metadata_center.cache_map.values import CacheMapStats
 from metadata_center.kv_events.sequencing import SyncState
-from metadata_center.kv_events.subscriber import SubscriberStats
+from metadata_center.kv_events.statistics import SubscriberStats
 
 EVENT_SOURCES = Family(
     "tokenway_kv_event_sources",

@@ -10,7 +10,7 @@ from collections import deque
 from extproc.choosing.completion import DECODE_TOKENS
 from extproc.choosing.deciding import Claim, Later, No, Now, decide
 from extproc.choosing.holding import HoldQueue
-from extproc.choosing.learning import Answer, Learner
+from extproc.choosing.learning import Learner, Lesson
 from extproc.choosing.seats import Seats
 from extproc.choosing.snapshots import Demand, Engines, Load, Prompt, completion_snapshot
 from extproc.choosing.stateful import Decision, FleetView, Hold, Sent, Shed, StatefulPolicy
@@ -158,7 +158,7 @@ class LeastCompletion(StatefulPolicy):
         if self._learn:
             lesson = self._sent[request_id]
             ttft_s = now_s - sent.sent_s
-            answer = Answer(
+            answer = Lesson(
                 (MODEL, lesson.group), lesson.snapshot, lesson.row, None, None, None, ttft_s, None
             )
             if self._learner.first_token(answer):
@@ -182,7 +182,7 @@ class LeastCompletion(StatefulPolicy):
             return
         self._predictor.traffic((MODEL, MODEL)).answered(lesson.key, output_tokens)
         if self._learn:
-            answer = Answer(
+            answer = Lesson(
                 (MODEL, lesson.group),
                 lesson.snapshot,
                 lesson.row,
