@@ -39,8 +39,8 @@ BEYOND_TRAFFIC = {
     TRANSPORT_FAULTS,
     *SHARING_FAMILIES,
 }
-"""Families without a sample here: Envoy would have to refuse what we publish, or to break HTTP/2, an answer to
-hide its usage, names to be resolved, or gateways to share."""
+"""Families without a sample here: Envoy would have to refuse what we publish, or break HTTP/2, an answer
+to hide its usage, names to be resolved, or gateways to share."""
 
 
 async def _command(stack: Stack, *words: str) -> tuple[int, str]:
