@@ -21,7 +21,7 @@ from extproc.health.settings import HealthSettings
 from extproc.health.tracker import HealthTracker
 from extproc.observing.metrics.collector import Metrics
 from extproc.observing.records import RecordRing
-from extproc.protocol.wire import Answers
+from extproc.protocol.bootstrap_dialect import BootstrapDialect
 from extproc.request.rules import ModelRules, Rule, RuleTable
 from extproc.routing.books import Outside, make_books
 from extproc.routing.caches import Caches
@@ -69,11 +69,10 @@ def decisions(
         placing.load.slots,
         0.0,
     )
-    router = Router(
-        placing, table, RouterSettings(), Answers("0.bench"), random.Random(1), time.monotonic, time.time
-    )
+    router = Router(placing, table, RouterSettings(), random.Random(1), time.monotonic, time.time)
     for member in members:  # known from the start, as after a minute of traffic
         history.record(member.key, [1])
+    dialect = BootstrapDialect("0.bench")
     took: list[float] = []
     for i in range(repeats):
         request_id = f"{i:036d}"
@@ -88,7 +87,7 @@ def decisions(
         began = time.perf_counter()
         deciding = router.decide(headers, body)
         assert isinstance(deciding, Now)
-        deciding.decision.answer(to_trailers=False)
+        dialect.decision(deciding.decision, to_trailers=False)
         took.append((time.perf_counter() - began) * 1e6)
         books.first_tokens.take(RequestId(request_id), time.monotonic(), late=False)
         if i % 4:  # a quarter stays in flight, so that loads differ

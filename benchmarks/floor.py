@@ -24,10 +24,14 @@ import tokenway.cli  # noqa: F401 - for its effect
 import grpc
 
 from extproc.protocol import wire
+from extproc.protocol.bootstrap_dialect import BootstrapDialect
 from extproc.protocol.machine import Kind
 from extproc.transport import grpc_aio
 from extproc.transport.native import NativeServer, unix_socket
 from extproc.transport.seam import Call, Rpc
+from extproc.values.placements import Decision, Plan
+from extproc.values.requests import Operation
+from metadata_center.types import RequestId
 
 MAX_MESSAGE_BYTES = 64 << 20
 """Above any body that Envoy lets through."""
@@ -166,8 +170,10 @@ def main() -> None:
     parser.add_argument("cluster")
     parser.add_argument("endpoints", nargs="+")
     options = parser.parse_args()
-    answer = wire.Answers("0.floor").decision("request_body", tuple(options.endpoints), options.cluster)
-    await_body = wire.AWAIT_BODY_AND_FIRST_CHUNK if options.first_chunk else wire.AWAIT_BODY
+    dialect = BootstrapDialect("0.floor")
+    plan = Plan(options.cluster, tuple(options.endpoints))
+    answer = dialect.decision(Decision(RequestId(""), Operation.CHAT, True, plan), to_trailers=False)
+    await_body = dialect.await_body(first_chunk=options.first_chunk)
     constants = Constants(await_body, answer, options.first_chunk)
     asyncio.run(serve(options.transport, options.socket, constants))
 

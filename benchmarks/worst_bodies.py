@@ -37,6 +37,7 @@ from extproc.health.tracker import HealthTracker
 from extproc.observing.metrics.collector import Metrics
 from extproc.observing.records import RecordRing
 from extproc.protocol import wire
+from extproc.protocol.bootstrap_dialect import BootstrapDialect
 from extproc.protocol.servicer import Processor
 from extproc.request.blocks import block_hashes
 from extproc.request.reading import ReadOrder, read_body
@@ -308,7 +309,6 @@ def gateway(readers: BodyReaders) -> Gateway:
         books.placing,
         table,
         RouterSettings(usage_injection=True),
-        Answers,
         random.Random(1),
         time.monotonic,
         time.time,
@@ -333,14 +333,11 @@ def raise_it(error: Exception) -> None:
     raise error
 
 
-Answers = wire.Answers("0.bench")
-
-
 async def stalls(sent: list[tuple[Shape, int]]) -> list[tuple[float, float, float, int]]:
     """Per body: the longest stand-still and work at a stretch, the time to its answer, and its bytes."""
     readers = BodyReaders()
     made = gateway(readers)
-    processor = Processor(made.judge, made, lambda: False)
+    processor = Processor(made.judge, made, BootstrapDialect("0.bench"), lambda: False)
     measured = []
     with tempfile.TemporaryDirectory() as folder:
         address = f"unix:{Path(folder) / 'gw.sock'}"

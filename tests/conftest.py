@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import orjson
 import pytest
+from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from hypothesis import settings as hypothesis_settings
 from prometheus_client import CollectorRegistry
 
@@ -20,7 +21,7 @@ from extproc.health.tracker import HealthTracker
 from extproc.listeners import Listeners
 from extproc.observing.metrics.collector import Metrics
 from extproc.observing.records import RecordRing
-from extproc.protocol.wire import Answers
+from extproc.protocol.bootstrap_dialect import BootstrapDialect
 from extproc.request.rules import ModelRules, Rule, RuleTable
 from extproc.routing.books import EndingBooks, Outside, PlacingBooks, make_books
 from extproc.routing.caches import Caches
@@ -28,7 +29,7 @@ from extproc.routing.endings import Endings
 from extproc.routing.gateway import Gateway
 from extproc.routing.homes import Homes
 from extproc.routing.listeners import endings_of
-from extproc.routing.router import Decision, Readers, Reserve, Router
+from extproc.routing.router import Readers, Reserve, Router
 from extproc.routing.settings import RouterSettings
 from extproc.routing.table import RoutingTable
 from extproc.routing.waiting import Loop
@@ -43,6 +44,7 @@ from extproc.values.headers import REQUEST_ID_HEADER
 from extproc.values.inflight import Inflight
 from extproc.values.outcomes import Ended
 from extproc.values.pending import Pending
+from extproc.values.placements import Decision
 from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import Counters
 from metadata_center.load.ledger import LedgerBounds
@@ -55,6 +57,7 @@ hypothesis_settings.load_profile("house")
 T = TypeVar("T")
 
 OWNER = "0.test"
+DIALECT = BootstrapDialect(OWNER)
 CLUSTER = "pool"
 MODEL = "m"
 CHAT = "/v1/chat/completions"
@@ -198,6 +201,11 @@ def request_end(request_id: str, **changes: Any) -> RequestEnd:
         cached_tokens=None,
     )
     return replace(plain, **changes)
+
+
+def answer_of(decision: Decision, *, to_trailers: bool = False) -> Any:
+    """The answer to a decision as Envoy reads it."""
+    return pb.ProcessingResponse.FromString(DIALECT.decision(decision, to_trailers=to_trailers))
 
 
 def decided(deciding: Deciding[Any]) -> Decision:
@@ -364,7 +372,6 @@ def build_rig(
         placing,
         table(()),
         settings or RouterSettings(block_bytes=BLOCK_BYTES),
-        Answers(OWNER),
         random.Random(seed),
         clock,
         clock.wall,

@@ -116,6 +116,8 @@ def _caches(fields: Mapping[str, Any]) -> bool:
 
 def _count(fields: Mapping[str, Any], name: str) -> int | None:
     count = fields.get(name)
+    if count is None:
+        return None
     if type(count) is int:
         return count if 0 <= count < MAX_TOKENS else None
     if type(count) is float and 0.0 <= count < MAX_TOKENS:  # not NaN, which is not below anything

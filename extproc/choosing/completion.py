@@ -62,6 +62,7 @@ class Costs(Sequence[Cost]):
         others_s: See `Cost`.
         decodes_s: See `Cost`.
         turns_s: See `Cost`; empty for zeros.
+        totals_s: Sums of the first five; None has them made.
     """
 
     __slots__ = ("decodes_s", "others_s", "rooms_s", "totals_s", "turns_s", "waits_s", "works_s")
@@ -74,6 +75,7 @@ class Costs(Sequence[Cost]):
         others_s: Sequence[float],
         decodes_s: Sequence[float],
         turns_s: Sequence[float],
+        totals_s: Sequence[float] | None = None,
     ) -> None:
         self.waits_s = waits_s
         self.rooms_s = rooms_s
@@ -81,7 +83,7 @@ class Costs(Sequence[Cost]):
         self.others_s = others_s
         self.decodes_s = decodes_s
         self.turns_s = turns_s
-        self.totals_s = [
+        self.totals_s = totals_s or [
             wait_s + room_s + work_s + other_s + decode_s
             for wait_s, room_s, work_s, other_s, decode_s in zip(
                 waits_s, rooms_s, works_s, others_s, decodes_s, strict=True
@@ -167,5 +169,11 @@ def cost_columns(
     half_s = sorted(map(add, waits_s, rooms_s))[: max(2, (endpoints + 1) // 2)]
     backlog_s = sum(half_s) / max(1, len(half_s)) + held_s / max(1, endpoints)
     twice = 2 * endpoints
-    others_s = [followers_per_s * work_s * (backlog_s + work_s / twice) for work_s in works_s]
-    return Costs(waits_s, rooms_s, works_s, others_s, [decode_tokens * step_s for step_s in steps_s], turns_s)
+    others_s, decodes_s, totals_s = [], [], []
+    for wait_s, room_s, work_s, step_s in zip(waits_s, rooms_s, works_s, steps_s, strict=True):
+        other_s = followers_per_s * work_s * (backlog_s + work_s / twice)
+        decode_s = decode_tokens * step_s
+        others_s.append(other_s)
+        decodes_s.append(decode_s)
+        totals_s.append(wait_s + room_s + work_s + other_s + decode_s)
+    return Costs(waits_s, rooms_s, works_s, others_s, decodes_s, turns_s, totals_s)

@@ -135,6 +135,7 @@ def completion_snapshot(
     """What `least_completion` looks at; arguments as for `plain_snapshot`."""
     traffic, now_s, endpoints = demand.traffic, demand.now_s, demand.endpoints
     output_tokens = traffic.output_tokens
+    followers_per_s, rate_per_s = traffic.paces_per_s(now_s, endpoints)
     return Snapshot(
         keys=keys,
         requests=load.requests,
@@ -151,9 +152,9 @@ def completion_snapshot(
         output_tokens=output_tokens,
         learned=Learned(
             prices[0].ttft_prices_s,
-            traffic.followers_per_s(now_s, endpoints),
+            followers_per_s,
             demand.decode_tokens,
-            traffic.rate_per_s(now_s, endpoints),
+            rate_per_s,
             _row_prices_s(prices),
         ),
         seats=engines.seats,

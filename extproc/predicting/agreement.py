@@ -94,17 +94,20 @@ class Agreement:
         if level.seen == 1:
             level.log_level = said
         else:
-            step = max(-_MOST_STEP, min(_MOST_STEP, said - level.log_level))
-            level.log_level += max(_GAIN, 1.0 / level.seen) * step
+            step = said - level.log_level
+            if not -_MOST_STEP <= step <= _MOST_STEP:
+                step = _MOST_STEP if step > 0.0 else -_MOST_STEP
+            level.log_level += (_GAIN if level.seen >= 1.0 / _GAIN else 1.0 / level.seen) * step
         self._due -= 1
         if self._due <= 0:
             self._vote()
         if self._median is None:
             return observed
-        middle = self._median - log_reference
-        self._contradicted = self._contradicted + 1 if abs(middle) > self._log_factor else 0
-        log_believed = max(middle - self._log_factor, min(middle + self._log_factor, log_ratio))
-        return observed if log_believed == log_ratio else expected * exp(log_believed)
+        middle, within = self._median - log_reference, self._log_factor
+        self._contradicted = self._contradicted + 1 if not -within <= middle <= within else 0
+        if middle - within <= log_ratio <= middle + within:
+            return observed
+        return expected * exp(middle + within if log_ratio > middle else middle - within)
 
     def is_contradicted(self) -> bool:
         """Rule 4, once for each time."""
@@ -114,7 +117,7 @@ class Agreement:
         return True
 
     def _vote(self) -> None:
-        voices = sorted(level.log_level for level in self._levels.values() if level.seen >= _SURE)
+        voices = sorted([level.log_level for level in self._levels.values() if level.seen >= _SURE])
         self._due = len(self._levels) // _OFTEN
         half = len(voices) // 2
         if len(voices) < _MIN_MEMBERS:

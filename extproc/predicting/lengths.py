@@ -27,6 +27,9 @@ FACTOR: Final = 4.0
 
 _OFTEN: Final = 8
 
+_KEPT: Final = tuple((1.0 - GAIN) ** age for age in range(1024))
+"""What is left of an answer's weight after so many more, without a power for each; nothing after these."""
+
 
 class _Answers:
     """Of one endpoint: sums that are forgotten at the pace of the group's answers."""
@@ -59,7 +62,9 @@ class AnswerLength:
 
     def learn(self, who: str, tokens: float) -> None:
         """An answer of endpoint `who` had so many tokens, finite, >= 0."""
-        tokens = min(tokens, MOST_STEP * self.expected_tokens)
+        most = MOST_STEP * self.expected_tokens
+        if tokens > most:
+            tokens = most
         answers = self._members.get(who)
         if answers is None:
             if len(self._members) >= MAX_MEMBERS:
@@ -68,7 +73,7 @@ class AnswerLength:
         else:
             self._members.move_to_end(who)
         self._count += 1
-        kept = (1.0 - GAIN) ** (self._count - answers.at)
+        kept = _kept(self._count - answers.at)
         answers.tokens = answers.tokens * kept + tokens
         answers.weight = answers.weight * kept + 1.0
         answers.mean = answers.tokens / answers.weight
@@ -79,14 +84,14 @@ class AnswerLength:
 
     def _add_up(self) -> None:
         self._due = len(self._members) // _OFTEN
-        middle = self._median()
+        middle, count = self._median(), self._count
         low, high = middle / FACTOR, middle * FACTOR
-        weights = (1.0 - GAIN) ** self._count / GAIN  # of the first guess
+        weights = _kept(count) / GAIN  # of the first guess
         tokens = weights * self._first_tokens
         for answers in self._members.values():
-            weight = answers.weight * (1.0 - GAIN) ** (self._count - answers.at)
+            weight, mean = answers.weight * _kept(count - answers.at), answers.mean
             weights += weight
-            tokens += weight * max(low, min(high, answers.mean))
+            tokens += weight * (low if mean < low else high if mean > high else mean)
         self.expected_tokens = tokens / weights
 
     def _median(self) -> float:
@@ -94,3 +99,7 @@ class AnswerLength:
         if len(means) > 1 and not len(means) % 2:
             means.append(self._first_tokens)  # two cannot outvote each other
         return sorted(means)[len(means) // 2]
+
+
+def _kept(age: int) -> float:
+    return _KEPT[age] if age < len(_KEPT) else 0.0

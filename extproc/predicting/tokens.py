@@ -56,6 +56,8 @@ class TokensPerByte:
         """
         if prompt_bytes <= 0 or prompt_tokens <= 0:
             raise ValueError("prompt_bytes and prompt_tokens must be > 0")
-        tokens = min(prompt_bytes * MOST_RATIO, max(prompt_bytes * LEAST_RATIO, prompt_tokens))
+        tokens = float(prompt_tokens)
+        if not prompt_bytes * LEAST_RATIO <= tokens <= prompt_bytes * MOST_RATIO:
+            tokens = prompt_bytes * (MOST_RATIO if tokens > prompt_bytes else LEAST_RATIO)
         self._bytes = self._bytes * _DECAY + prompt_bytes
         self._tokens = self._tokens * _DECAY + tokens

@@ -51,9 +51,13 @@ class Traffic:
             now_s: The time.
             endpoints: How many take what was placed here, > 0; with several gateways this one's share.
         """
+        return self.paces_per_s(now_s, endpoints)[0]
+
+    def paces_per_s(self, now_s: float, endpoints: float) -> tuple[float, float]:
+        """`followers_per_s` and `rate_per_s`."""
         rate = self.rate_per_s(now_s, endpoints)
-        busy = min(self._work_s / MEMORY_S / endpoints, MOST_BUSY)
-        return rate / (1.0 - busy)
+        busy = self._work_s / MEMORY_S / endpoints
+        return rate / (1.0 - (busy if busy < MOST_BUSY else MOST_BUSY)), rate
 
     def rate_per_s(self, now_s: float, endpoints: float) -> float:
         """Requests that come to one endpoint; arguments as for `followers_per_s`."""

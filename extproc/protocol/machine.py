@@ -12,24 +12,21 @@ Theory of operation:
     Envoy sends request headers; an inference request is told to send its whole body (BUFFERED), anything else
     is routed or refused at once. The body leads to `Decide`, which the shell may answer now or later with
     `decided` or `refused` (a decision is a step that may be deferred: `DECIDING` is a phase like any other,
-    in which the client may leave). The answer names the endpoints. If the answer is to be a stream and its
-    first chunk is wanted, the machine waits for one body chunk that carries data, skipping server-sent-event
-    comments, lets it pass and finishes: Envoy flushes what it queued and streams the rest alone. An error is
-    no token, and ends the wait as well.
+    in which the client may leave). The answer names the endpoints. If there is a detector of the first token,
+    the machine shows it each chunk of the answer until it has seen the token, or that none will come, and
+    finishes: Envoy flushes what it queued and streams the rest alone. The machine knows phases and no API:
+    what a token looks like, and how much of an answer is its head, the detector and the collector know.
 
     What is unsatisfying: with response headers skipped, a chunk of an error body looks like any other chunk;
-    it is recognised by not being server-sent events.
-
-    Where the head of an answer is of interest (an API whose answers have names that later requests use),
-    whole answers are waited for as well, until there is the first event of it, `HEAD_BYTES` or all.
+    detectors recognise it by not being server-sent events.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum, auto
+from typing import Protocol
 
 from extproc.errors import RouterError, Shape
 from extproc.values.exchange import (
@@ -40,6 +37,7 @@ from extproc.values.exchange import (
     PassTo,
     RefuseAtOnce,
     RequestHeaders,
+    Sight,
 )
 from extproc.values.headers import REQUEST_ID_HEADER
 from metadata_center.types import value
@@ -53,6 +51,15 @@ class Phase(StrEnum):
     DECIDING = auto()
     AWAIT_FIRST_CHUNK = auto()
     DONE = auto()
+
+
+class StreamEnding(StrEnum):
+    """How an ext_proc stream ended; a metric label."""
+
+    FINISHED = auto()
+    CLOSED = auto()
+    SPURIOUS = auto()
+    FAILED = auto()
 
 
 class Kind(StrEnum):
@@ -172,17 +179,23 @@ _LAST_DECISION_AT_TRAILERS = (*_DECISION_AT_TRAILERS, Finish())
 
 Effects = tuple[Effect, ...]
 
-HEAD_BYTES = 4096
-"""Of an answer, where its head is of interest."""
 
-_LINE_START = b"\n"
-_DATA = b"\ndata:"
-_BEGINS_WITH_ERROR = re.compile(rb'\n(?:event: ?error\b|data: ?\{ ?"(?:error"|(?:type|object)": ?"error"))')
-"""An error event: OpenAI's and vLLM's `{"error": …}`, vLLM's older `{"object": "error", …}`, Anthropic's
-`event: error`. It is the first that matters here: an engine that fails at once has computed nothing."""
+class TokenDetector(Protocol):
+    """Finds the first token in an answer."""
 
-_RESPONSES_API_TOKEN = b"response.output_"
-"""The Responses API announces `response.created` and `response.in_progress` before any token exists."""
+    def look(self, chunk: bytes, *, end_of_stream: bool) -> Sight:
+        """What the next chunk says."""
+
+
+class HeadCollector(Protocol):
+    """Keeps the head of an answer."""
+
+    @property
+    def head(self) -> bytes:
+        """What there is of it."""
+
+    def add(self, chunk: bytes) -> bool:
+        """Take the next chunk; True if the head is whole."""
 
 
 class Stream:
@@ -190,34 +203,19 @@ class Stream:
 
     Args:
         judge: Pure function from request headers to verdict.
-        want_first_chunk: True to wait for the first chunk of a streamed answer.
     """
 
-    __slots__ = (
-        "_at_trailers",
-        "_carry",
-        "_head",
-        "_headers",
-        "_is_sse",
-        "_judge",
-        "_marker",
-        "_want_first_chunk",
-        "_wants_head",
-        "_wants_token",
-        "phase",
-    )
+    __slots__ = ("_at_trailers", "_head", "_headers", "_judge", "_token", "phase", "wants_head")
 
-    def __init__(self, judge: Callable[[RequestHeaders], LineVerdict], *, want_first_chunk: bool) -> None:
+    def __init__(self, judge: Callable[[RequestHeaders], LineVerdict]) -> None:
         self.phase = Phase.AWAIT_HEADERS
+        self.wants_head = False
+        """The verdict asked for the head of the answer."""
         self._judge = judge
-        self._want_first_chunk = want_first_chunk
         self._headers: RequestHeaders | None = None
         self._at_trailers = False
-        self._carry = _LINE_START
-        self._marker = _DATA
-        self._is_sse = False
-        self._wants_head = self._wants_token = False
-        self._head = b""
+        self._token: TokenDetector | None = None
+        self._head: HeadCollector | None = None
 
     def __repr__(self) -> str:
         return f"<Stream {self.phase.name}>"
@@ -229,11 +227,11 @@ class Stream:
         verdict = self._judge(event)
         self._headers = event
         if isinstance(verdict, NeedBody):
-            self._wants_head = verdict is NEED_BODY_AND_HEAD
+            self.wants_head = verdict is NEED_BODY_AND_HEAD
             if event.end_of_stream:
                 return self._decide(b"")
             self.phase = Phase.AWAIT_BODY
-            return _AWAIT_BODY_AND_HEAD if self._wants_head else _AWAIT_BODY
+            return _AWAIT_BODY_AND_HEAD if self.wants_head else _AWAIT_BODY
         self.phase = Phase.DONE
         if isinstance(verdict, PassTo):
             return (SendPass(verdict), Finish())
@@ -270,50 +268,41 @@ class Stream:
         self._expect(Kind.RESPONSE_BODY)
         if self.phase is not Phase.AWAIT_FIRST_CHUNK:
             return self._leave()
-        if not self._wants_head:
+        if self._head is None:
             return self._look_for_token(chunk, end_of_stream)
-        self._head += chunk
-        effects = self._look_for_token(chunk, end_of_stream) if self._wants_token else _CONTINUE_BODY
-        is_over = end_of_stream or type(effects[-1]) is Finish
-        if not is_over and not _is_whole_head(self._head):
+        head = self._head
+        is_whole = head.add(chunk)
+        effects = _CONTINUE_BODY if self._token is None else self._look_for_token(chunk, end_of_stream)
+        if not (is_whole or end_of_stream or type(effects[-1]) is Finish):
             return effects
-        self._wants_head = False
-        head, self._head = self._head[:HEAD_BYTES], b""
-        if not self._wants_token:
+        self._head = None
+        if self._token is None:
             self.phase = Phase.DONE
             effects = _FINISH
-        return (AnswerHead(head), *effects)
+        return (AnswerHead(head.head), *effects)
 
     def _look_for_token(self, chunk: bytes, end_of_stream: bool) -> Effects:
-        is_first = self._carry == _LINE_START
-        chunk = self._carry + chunk
-        if self._marker in chunk:
-            self.phase = Phase.DONE
-            if _BEGINS_WITH_ERROR.search(chunk) is not None:
-                return _FINISH
-            return _FIRST_TOKEN if is_first else _LATE_FIRST_TOKEN
-        begins = chunk.lstrip()[:1]
-        if end_of_stream or not (self._is_sse or _may_begin_sse(begins)):
-            self.phase = Phase.DONE
-            return _FINISH
-        self._is_sse = self._is_sse or begins != b""
-        self._carry = chunk[1 - len(self._marker) :]
-        return _CONTINUE_BODY
+        assert self._token is not None
+        sight = self._token.look(chunk, end_of_stream=end_of_stream)
+        if sight is Sight.NOT_YET:
+            return _CONTINUE_BODY
+        self.phase = Phase.DONE
+        if sight is Sight.PASSES:
+            return _FIRST_TOKEN
+        return _LATE_FIRST_TOKEN if sight is Sight.PASSES_LATE else _FINISH
 
-    def decided(self, *, stream: bool, late_marker: bool) -> Effects:
+    def decided(self, token: TokenDetector | None, head: HeadCollector | None) -> Effects:
         """The shell has a decision.
 
         Args:
-            stream: The client asked for a stream.
-            late_marker: The API announces itself before its first token (Responses).
+            token: Looks for the first token of the answer; None if nobody wants to know.
+            head: Keeps its head; None likewise.
         """
         if self.phase is not Phase.DECIDING:
             raise SpuriousMessage(self.phase, Kind.DECIDED)
-        self._wants_token = stream and self._want_first_chunk
-        if self._wants_token or self._wants_head:
+        if token is not None or head is not None:
             self.phase = Phase.AWAIT_FIRST_CHUNK
-            if late_marker:
-                self._marker = _RESPONSES_API_TOKEN
+            self._token, self._head = token, head
             return _DECISION_AT_TRAILERS if self._at_trailers else _DECISION
         self.phase = Phase.DONE
         return _LAST_DECISION_AT_TRAILERS if self._at_trailers else _LAST_DECISION
@@ -343,20 +332,6 @@ class Stream:
     def _expect(self, kind: Kind) -> None:
         if kind not in TRANSITIONS[self.phase]:
             raise SpuriousMessage(self.phase, kind)
-
-
-def _is_whole_head(head: bytes) -> bool:
-    """Enough of an answer to see how it begins: its first event that says anything, or `HEAD_BYTES`."""
-    if len(head) >= HEAD_BYTES:
-        return True
-    lines = _LINE_START + head
-    data = lines.find(_DATA)
-    return data >= 0 and _may_begin_sse(head.lstrip()[:1]) and lines.find(b"\n\n", data) >= 0
-
-
-def _may_begin_sse(begins: bytes) -> bool:
-    """A line of server-sent events starts with a field name or a colon, JSON and HTML with a bracket."""
-    return begins not in (b"{", b"[", b"<")
 
 
 TRANSITIONS: dict[Phase, dict[Kind, tuple[Phase, ...]]] = {

@@ -12,49 +12,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from enum import StrEnum, auto
 from typing import Any, Protocol
 
 from extproc.errors import RouterError
 from extproc.protocol import machine, wire
-from extproc.protocol.machine import Kind, Phase, Stream
+from extproc.protocol.dialect import Dialect
+from extproc.protocol.machine import Kind, Phase, Stream, StreamEnding
+from extproc.request.answer_head import HeadCollector
+from extproc.request.first_token import FirstTokenDetector
 from extproc.transport.seam import Call, Rpc, Status
 from extproc.values.deciding import Deciding, Now, Refusal
-from extproc.values.exchange import LineVerdict, PassTo, RequestHeaders
+from extproc.values.exchange import LineVerdict, RequestHeaders
 from extproc.values.headers import REQUEST_ID_HEADER
 from extproc.values.pending import Pending
+from extproc.values.placements import Decision
 
 _log = logging.getLogger("tokenway.ext_proc")
-
-
-class StreamEnding(StrEnum):
-    """How an ext_proc stream ended; a metric label."""
-
-    FINISHED = auto()
-    CLOSED = auto()
-    SPURIOUS = auto()
-    FAILED = auto()
-
-
-class Decided(Protocol):
-    """What the service needs to know of a decision."""
-
-    @property
-    def stream(self) -> bool:
-        """The client asked for a stream."""
-
-    @property
-    def late_marker(self) -> bool:
-        """The API announces itself before its first token."""
-
-    def answer(self, *, to_trailers: bool) -> bytes:
-        """The serialised answer."""
 
 
 class Decider(Protocol):
     """Who chooses, and who is told when the first token passes."""
 
-    def decide(self, request: RequestHeaders, body: bytes) -> Deciding[Decided]:
+    def decide(self, request: RequestHeaders, body: bytes) -> Deciding[Decision]:
         """Choose and charge, in one step, now or later."""
 
     def first_token(self, request_id: str, *, late: bool) -> None:
@@ -62,9 +41,6 @@ class Decider(Protocol):
 
     def answer_head(self, request_id: str, head: bytes) -> None:
         """The answer to this request begins with `head`; told where its verdict asked for it."""
-
-    def pass_to(self, to: PassTo) -> bytes:
-        """The serialised answer that routes a request past us."""
 
     def rejected(self, request: RequestHeaders | None, error: RouterError) -> None:
         """A request was refused."""
@@ -79,6 +55,7 @@ class Processor:
     Args:
         judge: What the request line alone decides.
         decider: Chooses endpoints.
+        dialect: How Envoy is answered.
         want_first_chunk: Called per stream: is the first chunk wanted?
     """
 
@@ -86,10 +63,12 @@ class Processor:
         self,
         judge: Callable[[RequestHeaders], LineVerdict],
         decider: Decider,
+        dialect: Dialect,
         want_first_chunk: Callable[[], bool],
     ) -> None:
         self.judge = judge
         self.decider = decider
+        self.dialect = dialect
         self._want_first_chunk = want_first_chunk
         self.streams_active = 0
 
@@ -120,6 +99,7 @@ class Exchange:
 
     __slots__ = (
         "_call",
+        "_dialect",
         "_first_chunk",
         "_is_over",
         "_pending",
@@ -133,16 +113,17 @@ class Exchange:
         self._processor = processor
         self._call = call
         self._first_chunk = first_chunk
-        self._stream = Stream(processor.judge, want_first_chunk=first_chunk)
+        self._dialect = processor.dialect
+        self._stream = Stream(processor.judge)
         self._phase = self._stream.phase
         self._request: RequestHeaders | None = None
-        self._pending: Pending[Decided] | None = None
+        self._pending: Pending[Decision] | None = None
         self._is_over = False
 
     def on_message(self, message: bytes) -> None:
         """See `Receiver`."""
         try:
-            self._receive(wire.parse(message))
+            self._receive(self._dialect.parse(message))
         except machine.SpuriousMessage as spurious:
             self._end(self._phase, StreamEnding.SPURIOUS)
             self._call.abort(Status.INVALID_ARGUMENT, str(spurious))
@@ -167,7 +148,7 @@ class Exchange:
         if which == "request_body":
             effects = stream.receive_body(message.request_body.body)
         elif which == "request_headers":
-            self._request = request = wire.request_headers(message)
+            self._request = request = self._dialect.request_headers(message)
             effects = stream.receive_headers(request)
         elif which == "response_body":
             chunk = message.response_body
@@ -189,15 +170,17 @@ class Exchange:
             self._perform(self._stream.refused(deciding.error), "request_body", None)
         else:
             if deciding.patience_s is not None:
-                self._call.send(wire.patience(deciding.patience_s))
+                self._call.send(self._dialect.patience(deciding.patience_s))
             self._pending = deciding.pending
             deciding.pending.then(self._decided, self._failed)
 
-    def _answer(self, decision: Decided) -> None:
-        effects = self._stream.decided(stream=decision.stream, late_marker=decision.late_marker)
-        self._perform(effects, "request_body", decision)
+    def _answer(self, decision: Decision) -> None:
+        wants_token = decision.stream and self._first_chunk
+        token = FirstTokenDetector(decision.operation) if wants_token else None
+        head = HeadCollector() if self._stream.wants_head else None
+        self._perform(self._stream.decided(token, head), "request_body", decision)
 
-    def _decided(self, decision: Decided) -> None:
+    def _decided(self, decision: Decision) -> None:
         """A decision is there that was waited for."""
         self._pending = None
         try:
@@ -221,33 +204,33 @@ class Exchange:
         self._end(self._phase, StreamEnding.FAILED)
         self._call.abort(Status.UNKNOWN, "")
 
-    def _perform(self, effects: machine.Effects, which: str, decided: Decided | None) -> None:
+    def _perform(self, effects: machine.Effects, which: str, decided: Decision | None) -> None:
         """Do what the machine says, about a message of kind `which`."""
         answer = b""
         for effect in effects:
             match effect:
                 case machine.SendAwaitBody():
                     first = self._first_chunk or effect.head
-                    answer = wire.AWAIT_BODY_AND_FIRST_CHUNK if first else wire.AWAIT_BODY
+                    answer = self._dialect.await_body(first_chunk=first)
                 case machine.SendDecision():
                     assert decided is not None
-                    answer = decided.answer(to_trailers=effect.to_trailers)
+                    answer = self._dialect.decision(decided, to_trailers=effect.to_trailers)
                 case machine.Finish():
                     self._end(self._phase, StreamEnding.FINISHED)
-                    self._call.finish(answer or wire.CONTINUE[Kind(which)])
+                    self._call.finish(answer or self._dialect.let_pass(Kind(which)))
                     return
                 case machine.FirstToken():
                     self._processor.decider.first_token(self._request_id, late=effect.late)
                 case machine.AnswerHead():
                     self._processor.decider.answer_head(self._request_id, effect.head)
                 case machine.SendContinue():
-                    answer = wire.CONTINUE[effect.kind]
+                    answer = self._dialect.let_pass(effect.kind)
                 case machine.SendImmediate(status, body, details, error):
                     if error is not None:
                         self._processor.decider.rejected(self._request, error)
-                    answer = wire.immediate(status, body, details, error)
+                    answer = self._dialect.immediate(status, body, details, error)
                 case machine.SendPass(to):
-                    answer = self._processor.decider.pass_to(to)
+                    answer = self._dialect.pass_to(to.plan)
                 case machine.Abandon():
                     self._end(Phase.DECIDING, StreamEnding.CLOSED)
                     self._call.finish(b"")

@@ -15,10 +15,9 @@ from urllib.parse import unquote
 
 from xxhash import xxh3_64_intdigest
 
-PREFIX = "/v1/responses/"
+from extproc.request.answer_head import HEAD_BYTES
 
-HEAD_BYTES = 4096
-"""Of an answer, to find its id in: vLLM and SGLang write it within the first 100 bytes."""
+PREFIX = "/v1/responses/"
 
 MAX_ID_CHARS = 512
 """OpenAI's ids have 53 to 67 characters, vLLM's 37."""

@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 from extproc.errors import RouterError
 from extproc.observing.recorder import Recorder
-from extproc.protocol.machine import Phase
-from extproc.protocol.servicer import Decided, StreamEnding
+from extproc.protocol.machine import Phase, StreamEnding
 from extproc.request.responses import id_in, response_key
 from extproc.routing.endings import Endings
 from extproc.routing.first_tokens import FirstTokens
@@ -16,12 +15,13 @@ from extproc.routing.stored_responses import StoredResponses
 from extproc.routing.table import Retrieve
 from extproc.values.deciding import Deciding
 from extproc.values.decisions import DecisionRecord
-from extproc.values.exchange import LineVerdict, PassTo, RequestHeaders
+from extproc.values.exchange import LineVerdict, RequestHeaders
 from extproc.values.headers import REQUEST_ID_HEADER
 from extproc.values.outcomes import Ended, Outcome
+from extproc.values.placements import Decision
 from metadata_center.types import RequestId
 
-Decide = Callable[[RequestHeaders, bytes], Deciding[Decided]]
+Decide = Callable[[RequestHeaders, bytes], Deciding[Decision]]
 """Chooses and charges, now or later; see `protocol.servicer.Decider`."""
 
 
@@ -57,7 +57,6 @@ class Gateway:
         self._clock = clock
         self._wall_clock = wall_clock
         self.decide: Decide = decide
-        self.pass_to: Callable[[PassTo], bytes] = router.pass_to
         self.stream_ended: Callable[[Phase, StreamEnding], None] = recorder.stream_ended
 
     def judge(self, request: RequestHeaders) -> LineVerdict:

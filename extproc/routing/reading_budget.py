@@ -5,8 +5,8 @@ Rules:
        of them at once, which together would make everybody else wait as long as one that is too large.
     2. What bodies take is measured, not guessed from what they look like: no shape gets around it.
     3. Processor time of this thread is counted, so that a busy machine sends nobody elsewhere. To ask for it
-       costs up to a tenth of a decision, so it is asked for only while bodies were slow by the wall clock
-       lately; of a first one, that counts.
+       is a system call, on a busy machine as dear as the decision, so it is asked for only once bodies took
+       much of the wall clock's time; until then that counts.
     4. Pure: time is given. Owned by one event loop.
 """
 
@@ -27,8 +27,12 @@ _SHARE: Final = 0.25
 """Of the loop's time, for slow bodies in the long run."""
 
 
+_WATCH_FROM_S: Final = _BURST_S / 4
+"""What slow bodies have taken when processor time begins to be asked for: more than a few that lost the
+processor to somebody else."""
+
 _WATCH_S: Final = 10.0
-"""For so long after a slow body processor time is asked for."""
+"""For so long it is asked for."""
 
 
 class ReadingBudget:
@@ -50,9 +54,10 @@ class ReadingBudget:
     def spend(self, took_s: float, now_s: float) -> None:
         """A body took so much processor time; of the clock's, where that was not watched."""
         if took_s >= _WORTH_COUNTING_S:
-            self._watched_until_s = now_s + _WATCH_S
             self._owed_s = self._owed(now_s) + took_s
             self._at_s = now_s
+            if self._owed_s > _WATCH_FROM_S:
+                self._watched_until_s = now_s + _WATCH_S
 
     def _owed(self, now_s: float) -> float:
         return max(0.0, self._owed_s - _SHARE * (now_s - self._at_s))

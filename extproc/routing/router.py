@@ -9,56 +9,42 @@ Rules:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from hmac import compare_digest
 from typing import Protocol
 
 from extproc.errors import Reason, RouterError
-from extproc.protocol.wire import Answers
 from extproc.request.parse import is_form
 from extproc.request.reading import BodyRead, ReadOrder
 from extproc.request.responses import Named, response_key
-from extproc.request.rules import Route
 from extproc.request.structure import check_structure, is_heavy
 from extproc.routing.asking import Asked, check_size, order_of, understand, understand_read
 from extproc.routing.books import PlacingBooks
 from extproc.routing.placing import Chosen, Parked, Placer
 from extproc.routing.reading_budget import SMALL_BYTES, ReadingBudget
 from extproc.routing.settings import RouterSettings
-from extproc.routing.table import AnswerKey, Pool, RoutingTable
+from extproc.routing.table import PlanKey, Pool, RoutingTable
 from extproc.routing.waiting import Loop, WaitingRoom
 from extproc.values.choices import Rng
 from extproc.values.deciding import Deciding, Later, Now, Refusal, settle
 from extproc.values.exchange import LineVerdict, PassTo, RefuseAtOnce, RequestHeaders
-from extproc.values.headers import DEBUG_HEADER, REQUEST_ID_HEADER
+from extproc.values.headers import DEBUG_HEADER
 from extproc.values.pending import Pending
-from extproc.values.requests import Operation
+from extproc.values.placements import Decision, Plan
 from metadata_center.sharing.messages import Candidate
-from metadata_center.types import EndpointKey, RequestId, value
+from metadata_center.types import EndpointKey, RequestId
 
 Reserve = Callable[[RequestId, Sequence[Candidate]], Pending[EndpointKey | None]]
 """Compare and set, see `metadata_center.sharing.sync.Sync.reserve`."""
 
-MAX_ANSWERS = 4096
-"""Serialised answers kept per pool: all orders of three out of sixteen endpoints; about 500 bytes each."""
+MAX_PLANS = 4096
+"""Plans kept per pool: all orders of three out of sixteen endpoints; rendered, about 1 KB each."""
 
 MAX_PATIENCE_S = 60.0
 """`max_message_timeout` of envoy/bootstrap.yaml: Envoy ignores what asks for more."""
 MAX_RETRIES = 1
 """One input may kill whatever engine reads it: what broke two is not given to a third. Envoy counts retries
 of all causes together, so refused connections have no more."""
-
-_RQ_TIMEOUT = "x-envoy-upstream-rq-timeout-ms"
-_TRY_TIMEOUT = "x-envoy-upstream-rq-per-try-timeout-ms"
-_MAX_RETRIES = "x-envoy-max-retries"
-
-_RETRY_ON = "x-envoy-retry-on", "connect-failure,reset,refused-stream"
-"""For what one endpoint alone can answer: it is tried twice, for its connection may have been stale. Another
-is asked only where that one is gone, so that the client hears an engine's own 404; what the one says is never
-overruled by one that does not know. The header, which clients cannot send, selects the route `pinned` of
-envoy/bootstrap.yaml."""
 
 
 class Readers(Protocol):
@@ -72,27 +58,6 @@ class Readers(Protocol):
         """Have a body read; fails with RouterError if it is refused. Raises RouterError if too many wait."""
 
 
-@value
-class Decision:
-    """A decision, ready to be answered.
-
-    Attributes:
-        stream: The client asked for a stream.
-        late_marker: The API announces itself before its first token.
-        to_body: The serialised answer to the request's body.
-        for_trailers: Makes the answer for a request that had trailers and no body.
-    """
-
-    stream: bool
-    late_marker: bool
-    to_body: bytes
-    for_trailers: Callable[[], bytes]
-
-    def answer(self, *, to_trailers: bool) -> bytes:
-        """The serialised answer."""
-        return self.for_trailers() if to_trailers else self.to_body
-
-
 class Router:
     """Decides.
 
@@ -100,7 +65,6 @@ class Router:
         books: What placing reads and charges.
         table: Compiled configuration; replaced by assignment.
         settings: Likewise; they hold nobody where there is no `loop`.
-        answers: Serialised answers of this worker.
         rng: Source of every random choice.
         clock: Monotonic seconds.
         wall_clock: Unix seconds, for records.
@@ -117,7 +81,6 @@ class Router:
         books: PlacingBooks,
         table: RoutingTable,
         settings: RouterSettings,
-        answers: Answers,
         rng: Rng,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
@@ -129,7 +92,6 @@ class Router:
         self.table = table
         self.settings = settings
         self._books = books
-        self._answers = answers
         self._rng = rng
         self._clock = clock
         self._reserve = reserve
@@ -159,7 +121,7 @@ class Router:
 
     def _decide(self, headers: RequestHeaders, body: bytes, *, may_read: bool) -> Deciding[Decision]:
         if is_form(headers.path):
-            body = bytes(body)  # a view, if it is large: see `wire.LargeBody`
+            body = bytes(body)  # a view, if it is large: see `extproc.protocol.wire.LargeBody`
         elif not may_read or is_heavy(body):
             if self._readers is not None:
                 return self._read_elsewhere(self._readers, headers, body)
@@ -175,10 +137,6 @@ class Router:
             assert self.waiting is not None, "nobody is parked without a room"
             return self.waiting.admit(asked, placed)
         return self._charged(asked, placed)
-
-    def pass_to(self, to: PassTo) -> bytes:
-        """The answer that routes a request past us: uncharged, and nobody follows it."""
-        return self._answers.decision("request_headers", to.endpoints, to.cluster, to.headers, booked=False)
 
     def retrieve(self, request: RequestHeaders, named: Named) -> LineVerdict:
         """Where a request about a stored response goes: to the endpoint that holds it, whatever its health.
@@ -204,9 +162,8 @@ class Router:
         return self._held(cluster, (pool.keys[int(self._rng.random() * len(pool.keys))],), named)
 
     def _held(self, cluster: str, endpoints: tuple[EndpointKey, ...], named: Named) -> PassTo:
-        endpoints = (endpoints[0], *endpoints)
-        retries = (_MAX_RETRIES, str(len(endpoints) - 1))
-        return PassTo(cluster, endpoints, (self._timeout(named.stream), retries, _RETRY_ON))
+        tried = (endpoints[0], *endpoints)  # once more: its connection may have been stale
+        return PassTo(self._plan(cluster, tried, named.stream, len(endpoints), True, booked=False))
 
     def _read_elsewhere(self, readers: Readers, headers: RequestHeaders, body: bytes) -> Later[Decision]:
         """Decide about a body that is read elsewhere; cancelled, it reads or charges nothing more."""
@@ -267,41 +224,43 @@ class Router:
         return Later(decision)
 
     def _answered(self, asked: Asked, chosen: Chosen) -> Decision:
-        request, route, headers = asked.request, asked.route, asked.headers
-        pool, new_body = chosen.pool, asked.new_body
+        request, headers = asked.request, asked.headers
         order = chosen.order[:1] if chosen.tried_once else chosen.order
         key = (order, request.stream, chosen.pinned, chosen.tried_once)
-        answer = pool.answers.get(key)
-        if answer is None:
-            if len(pool.answers) >= MAX_ANSWERS:
-                pool.answers.clear()
-            answer = pool.answers[key] = self._answer("request_body", route, pool, key)
-        if new_body is not None:
-            answer = b"".join((answer, *Answers.new_body(new_body)))
+        plans = chosen.pool.plans
+        plan = plans.get(key)
+        if plan is None:
+            if len(plans) >= MAX_PLANS:
+                plans.clear()
+            plan = plans[key] = self._plan_of(asked.route.cluster, chosen.pool, key)
         token = self.settings.debug_token
-        if token is not None and compare_digest(
+        shows_id = token is not None and compare_digest(
             headers.headers.get(DEBUG_HEADER, "").encode(), token.encode()
-        ):
-            answer += Answers.debug(headers.headers.get(REQUEST_ID_HEADER, ""))
+        )
         return Decision(
-            request.stream,
-            request.operation is Operation.RESPONSES,
-            answer,
-            partial(self._answer, "request_trailers", route, pool, key),
+            asked.request_id, request.operation, request.stream, plan, asked.new_body, shows_id=shows_id
         )
 
-    def _answer(self, field: str, route: Route, pool: Pool, key: AnswerKey) -> bytes:
+    def _plan_of(self, cluster: str, pool: Pool, key: PlanKey) -> Plan:
         order, stream, pinned, tried_once = key
         endpoints = tuple(pool.keys[row] for row in order)
         if (len(endpoints) == 1 or pinned) and not tried_once:
             endpoints = (endpoints[0], *endpoints)  # once more: its connection may have been stale
         most = len(endpoints) - 1
-        headers = [self._timeout(stream), (_MAX_RETRIES, str(most if pinned else min(MAX_RETRIES, most)))]
-        if pinned:
-            headers.append(_RETRY_ON)
-        return self._answers.decision(field, endpoints, route.cluster, tuple(headers))
+        return self._plan(cluster, endpoints, stream, most if pinned else min(MAX_RETRIES, most), pinned)
 
-    def _timeout(self, stream: bool) -> tuple[str, str]:
-        if stream:
-            return _TRY_TIMEOUT, str(math.ceil(self.settings.first_byte_timeout_s * 1000))
-        return _RQ_TIMEOUT, str(math.ceil(self.settings.timeout_s * 1000))
+    def _plan(
+        self,
+        cluster: str,
+        endpoints: tuple[EndpointKey, ...],
+        stream: bool,
+        retries: int,
+        pinned: bool,
+        *,
+        booked: bool = True,
+    ) -> Plan:
+        settings = self.settings
+        timeout_s, first_byte_s = (
+            (None, settings.first_byte_timeout_s) if stream else (settings.timeout_s, None)
+        )
+        return Plan(cluster, endpoints, retries, timeout_s, first_byte_s, pinned, booked)

@@ -28,14 +28,15 @@ from extproc.values.exchange import (
     RefuseAtOnce,
     RequestHeaders,
 )
+from extproc.values.placements import Plan
 from extproc.values.requests import Operation
 from metadata_center.types import EndpointKey
 
 HARDWARE_LABEL: Final = "hardware"
 """Endpoints of a cluster with different values of this label have latency models of their own."""
 
-AnswerKey = tuple[tuple[int, ...], bool, bool, bool]
-"""What a serialised answer depends on: the order of rows; streamed, pinned, tried once only."""
+PlanKey = tuple[tuple[int, ...], bool, bool, bool]
+"""What a plan depends on: the order of rows; streamed, pinned, tried once only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Pool:
             no endpoint of the cluster has the label.
         filtered: Endpoints left out, each with the reason.
         on_trial: Endpoints that are doubted and may have one request.
-        answers: Serialised answers; kept by the router as long as the pool.
+        plans: Kept by the router as long as the pool.
     """
 
     keys: tuple[EndpointKey, ...]
@@ -60,7 +61,7 @@ class Pool:
     weights: tuple[float, ...]
     hardware: tuple[str, ...] = ()
     filtered: tuple[tuple[EndpointKey, str], ...] = ()
-    answers: dict[AnswerKey, bytes] = field(default_factory=dict)
+    plans: dict[PlanKey, Plan] = field(default_factory=dict)
     on_trial: frozenset[EndpointKey] = frozenset()
 
     def groups_of(self, group: str) -> tuple[str, ...]:
@@ -186,7 +187,7 @@ class RoutingTable:
                 RouterError(Reason.MODEL_NOT_FOUND, "This model is not served here.", param="model")
             )
         if self._default_cluster is not None and self._may_pass(request.path):
-            return PassTo(self._default_cluster)
+            return PassTo(Plan(self._default_cluster))
         return RefuseAtOnce(RouterError(Reason.UNKNOWN_PATH, "Nothing is served at this path."))
 
     def _may_pass(self, path: str) -> bool:

@@ -35,15 +35,15 @@ from extproc.observing.metrics.sharing import sharing_values
 from extproc.observing.records import RecordRing
 from extproc.observing.request_log import RequestLog
 from extproc.predicting.tokens import TokensPerByte
+from extproc.protocol.bootstrap_dialect import BootstrapDialect
 from extproc.protocol.servicer import Processor
-from extproc.protocol.wire import Answers
 from extproc.routing.announced import Announced
 from extproc.routing.books import Books, Outside, make_books
 from extproc.routing.caches import Caches
 from extproc.routing.gateway import Gateway
 from extproc.routing.homes import Homes
 from extproc.routing.listeners import endings_of
-from extproc.routing.router import Decision, Router
+from extproc.routing.router import Router
 from extproc.routing.waiting import WaitingRoom
 from extproc.server.admin_answers import OneWorker
 from extproc.server.admin_port import AdminPort, TcpPlace
@@ -70,6 +70,7 @@ from extproc.server.unpacking import Unpacking
 from extproc.server.worker import Life, Worker
 from extproc.values.endings import RequestEvent
 from extproc.values.inflight import Inflight
+from extproc.values.placements import Decision
 from extproc.xds.ads import AdsServer
 from metadata_center.cache_map.cache_map import CacheMap
 from metadata_center.history.prefix_index import PrefixIndex
@@ -298,7 +299,6 @@ def _request_way(site: Site, news: News, known: Knowledge) -> RequestWay:
         placing,
         routing_table(config, Resolution({}), placing.load.slots, time.time()),
         router_settings(config),
-        Answers(site.owner),
         random.Random(),
         time.monotonic,
         time.time,
@@ -324,7 +324,8 @@ def _request_way(site: Site, news: News, known: Knowledge) -> RequestWay:
         time.monotonic,
         time.time,
     )
-    processor = Processor(gateway.judge, gateway, lambda: router.settings.first_chunk)
+    dialect = BootstrapDialect(site.owner)
+    processor = Processor(gateway.judge, gateway, dialect, lambda: router.settings.first_chunk)
     dispatcher = Dispatcher(
         site.owner,
         news.entries.tell,

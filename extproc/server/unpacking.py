@@ -14,19 +14,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Final
 
 from extproc.errors import Reason, RouterError
-from extproc.protocol.servicer import Decided
-from extproc.protocol.wire import CONTENT_ENCODING, Answers
 from extproc.request.compression import ALWAYS_BYTES, MAX_RATIO, codings_of, decode
 from extproc.routing.gateway import Decide
 from extproc.routing.settings import RouterSettings
 from extproc.server.background import Background
 from extproc.values.deciding import Deciding, Later, Now, Refusal, settle
 from extproc.values.exchange import RequestHeaders
+from extproc.values.headers import CONTENT_ENCODING
 from extproc.values.pending import Pending
+from extproc.values.placements import Decision
 
 INLINE_BYTES: Final = ALWAYS_BYTES // MAX_RATIO
 """Larger bodies go to a thread: those up to here become a MiB at most, whatever is in them."""
@@ -45,32 +45,17 @@ _MAX_WAIT_S: Final = 20.0
 """Until a body is decoded; the worst 32 MiB take a second of a busy core."""
 
 
-@dataclass(frozen=True, slots=True)
-class Unpacked:
-    """A decision about a body that came compressed.
+def unpacked(decision: Decision, body: bytes | None) -> Decision:
+    """A decision about a decoded body, for a request that came with `content-encoding`.
 
-    Attributes:
-        decision: As it would be for the decoded body.
-        body: The decoded one; None if it was not compressed after all.
+    Args:
+        decision: As it is for the decoded body; if it has a new body, that one is sent.
+        body: The decoded one; None if the client's is compressed by name only.
     """
-
-    decision: Decided
-    body: bytes | None
-
-    @property
-    def stream(self) -> bool:
-        """The client asked for a stream."""
-        return self.decision.stream
-
-    @property
-    def late_marker(self) -> bool:
-        """The API announces itself before its first token."""
-        return self.decision.late_marker
-
-    def answer(self, *, to_trailers: bool) -> bytes:
-        """The serialised answer."""
-        answer = self.decision.answer(to_trailers=to_trailers)
-        return answer if to_trailers else Answers.uncompressed(self.body) + answer
+    new_body = decision.new_body
+    if new_body is None and body is not None:
+        new_body = (body,)
+    return replace(decision, new_body=new_body, drops_encoding=True)
 
 
 def _busy() -> RouterError:
@@ -93,7 +78,7 @@ class Unpacking:
         self._waiting = 0
         self._waiting_bytes = 0
 
-    def decide(self, request: RequestHeaders, body: bytes) -> Deciding[Decided]:
+    def decide(self, request: RequestHeaders, body: bytes) -> Deciding[Decision]:
         """Decide, now or later, or refuse."""
         header = request.headers.get(CONTENT_ENCODING)
         if header is None:
@@ -107,7 +92,7 @@ class Unpacking:
         """Begin nothing more; what is being decoded is finished for nobody."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _decode_and_decide(self, request: RequestHeaders, body: bytes, header: str) -> Deciding[Decided]:
+    def _decode_and_decide(self, request: RequestHeaders, body: bytes, header: str) -> Deciding[Decision]:
         codings = codings_of(header)
         if not codings or not body:  # `identity`, or nothing, which the decision refuses
             return self._unpacked(self._decide(request, body), None)
@@ -119,7 +104,7 @@ class Unpacking:
         if self._waiting >= MAX_WAITING or self._waiting_bytes + len(body) > MAX_WAITING_BYTES:
             raise _busy()
         decoding = self._background.begin(self._decoded(body, codings, settings))
-        decision: Pending[Decided] = Pending(decoding.cancel)
+        decision: Pending[Decision] = Pending(decoding.cancel)
 
         def decide(decoded: bytes) -> None:
             try:
@@ -146,12 +131,12 @@ class Unpacking:
             self._waiting_bytes -= len(body)
 
     @staticmethod
-    def _unpacked(deciding: Deciding[Decided], body: bytes | None) -> Deciding[Decided]:
+    def _unpacked(deciding: Deciding[Decision], body: bytes | None) -> Deciding[Decision]:
         match deciding:
             case Now(decision):
-                return Now(Unpacked(decision, body))
+                return Now(unpacked(decision, body))
             case Later(pending, patience_s):
-                unpacked: Pending[Decided] = Pending(pending.cancel)
-                pending.then(lambda decision: unpacked.give(Unpacked(decision, body)), unpacked.fail)
-                return Later(unpacked, patience_s)
+                later: Pending[Decision] = Pending(pending.cancel)
+                pending.then(lambda decision: later.give(unpacked(decision, body)), later.fail)
+                return Later(later, patience_s)
         return deciding

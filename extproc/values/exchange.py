@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from extproc.errors import RouterError
+from extproc.values.placements import Plan
 from metadata_center.types import value
 
 NO_OWNER = "passed"
@@ -49,17 +51,9 @@ NEED_BODY_AND_HEAD = NeedBody()
 
 @dataclass(frozen=True, slots=True)
 class PassTo(LineVerdict):
-    """Not an inference request: it goes to this cluster unseen, and nobody keeps books on it.
+    """Not an inference request: it goes there unseen, and nobody keeps books on it."""
 
-    Attributes:
-        cluster: Envoy cluster.
-        endpoints: `ip:port`, in the order to try; empty leaves the choice to Envoy.
-        headers: Extra headers, (name, value).
-    """
-
-    cluster: str
-    endpoints: tuple[str, ...] = ()
-    headers: tuple[tuple[str, str], ...] = ()
+    plan: Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,3 +69,14 @@ class RefuseAtOnce(LineVerdict):
     """No."""
 
     error: RouterError
+
+
+class Sight(Enum):
+    """What one chunk of an answer tells of its first token."""
+
+    NOT_YET = auto()
+    PASSES = auto()
+    """It is in the first bytes of the answer."""
+    PASSES_LATE = auto()
+    """Other bytes of the answer came before it."""
+    NEVER = auto()

@@ -17,3 +17,6 @@ only one towards engines, sends no header whose name begins with a colon, and no
 
 DEBUG_HEADER: Final = "x-tokenway-debug"
 """An operator's token; asks for the decision id in the answer."""
+
+CONTENT_ENCODING: Final = "content-encoding"
+"""How the client's body is compressed."""

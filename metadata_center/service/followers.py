@@ -15,7 +15,7 @@ from typing import Final
 
 from aiohttp import web
 
-from metadata_center.service.api import Answer
+from metadata_center.service.calls import Answer
 from metadata_center.sharing.http_messages import KEEP_ALIVE, KEEP_ALIVE_S, frame
 
 MAX_FOLLOWERS: Final = 1024

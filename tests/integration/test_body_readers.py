@@ -14,11 +14,12 @@ import pytest
 from extproc.errors import Reason, RouterError
 from extproc.request.reading import BodyRead, ReadOrder, read_body
 from extproc.request.structure import MAX_CONTAINERS
-from extproc.routing.router import MAX_PATIENCE_S, Decision
+from extproc.routing.router import MAX_PATIENCE_S
 from extproc.routing.settings import RouterSettings
 from extproc.server import body_readers
 from extproc.server.body_readers import BodyReaders
 from extproc.values.deciding import Later, Now
+from extproc.values.placements import Decision
 from tests.conftest import build_rig, request_line, told
 
 CHAT = "/v1/chat/completions"
@@ -187,7 +188,8 @@ async def test_a_large_body_is_decided_later(readers: BodyReaders) -> None:
     decision = await told(deferred.pending)
     assert isinstance(decision, Decision)
     assert decision.stream
-    assert b'"priority"' not in decision.answer(to_trailers=False)
+    assert decision.new_body is not None
+    assert b'"priority"' not in b"".join(decision.new_body)
     assert rig.placing.load.in_flight == 1
     assert rig.record().prompt_bytes > 3_000_000
 

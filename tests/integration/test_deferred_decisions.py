@@ -13,13 +13,14 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from extproc.errors import Reason, RouterError
 from extproc.protocol import wire
-from extproc.protocol.servicer import Decided, Processor
+from extproc.protocol.servicer import Processor
 from extproc.routing.gateway import Gateway
 from extproc.transport import grpc_aio
 from extproc.values.deciding import Deciding, Later, settle
 from extproc.values.exchange import RequestHeaders
 from extproc.values.pending import Pending
-from tests.conftest import Rig, build_rig, chat
+from extproc.values.placements import Decision
+from tests.conftest import DIALECT, Rig, build_rig, chat
 from tests.integration.test_servicer import body, chunk, headers, until
 
 pytestmark = pytest.mark.asyncio
@@ -30,19 +31,18 @@ class Deferring:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._asked: list[tuple[Pending[Decided], RequestHeaders, bytes]] = []
+        self._asked: list[tuple[Pending[Decision], RequestHeaders, bytes]] = []
         self.abandoned = 0
         self.error: Exception | None = None
         self.patience_s: float | None = None
         self.first_token = gateway.first_token
         self.answer_head = gateway.answer_head
-        self.pass_to = gateway.pass_to
         self.rejected = gateway.rejected
         self.stream_ended = gateway.stream_ended
 
-    def decide(self, request: RequestHeaders, body: bytes) -> Deciding[Decided]:
+    def decide(self, request: RequestHeaders, body: bytes) -> Deciding[Decision]:
         """Later."""
-        pending: Pending[Decided] = Pending(self._abandon)
+        pending: Pending[Decision] = Pending(self._abandon)
         self._asked.append((pending, request, body))
         return Later(pending, self.patience_s)
 
@@ -70,7 +70,7 @@ class Served:
     def __init__(self, rig: Rig, channel: grpc.aio.Channel) -> None:
         self.rig = rig
         self.decider = Deferring(rig.gateway)
-        self.processor = Processor(rig.gateway.judge, self.decider, lambda: True)
+        self.processor = Processor(rig.gateway.judge, self.decider, DIALECT, lambda: True)
         self._process = channel.stream_stream(
             wire.PROCESS,
             request_serializer=pb.ProcessingRequest.SerializeToString,

@@ -18,7 +18,7 @@ import orjson
 import pytest
 
 from metadata_center.service import http_server
-from metadata_center.service.api import MAX_BODY_BYTES
+from metadata_center.service.calls import MAX_BODY_BYTES
 from metadata_center.service.cluster_loads import Limits
 from metadata_center.service.http_server import HttpServer
 from metadata_center.sharing.http_messages import SHARES_PATH

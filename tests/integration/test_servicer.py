@@ -16,13 +16,15 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from extproc.accesslog.service import AccessLog, Dispatcher
 from extproc.protocol import machine, wire
-from extproc.protocol.servicer import Decided, Processor
+from extproc.protocol.bootstrap_dialect import AWAIT_BODY_AND_FIRST_CHUNK
+from extproc.protocol.servicer import Processor
 from extproc.transport import grpc_aio
 from extproc.values.deciding import Deciding
 from extproc.values.exchange import RequestHeaders
 from extproc.values.headers import REQUEST_ID_HEADER
+from extproc.values.placements import Decision
 from metadata_center.types import RequestId
-from tests.conftest import CHAT, OWNER, Rig, build_rig, chat, endpoint
+from tests.conftest import CHAT, DIALECT, OWNER, Rig, build_rig, chat, endpoint
 
 pytestmark = pytest.mark.asyncio
 
@@ -44,7 +46,7 @@ class Served:
     def __init__(self, rig: Rig, channel: grpc.aio.Channel) -> None:
         self.rig = rig
         self.want_first_chunk = True
-        self.processor = Processor(rig.gateway.judge, rig.gateway, lambda: self.want_first_chunk)
+        self.processor = Processor(rig.gateway.judge, rig.gateway, DIALECT, lambda: self.want_first_chunk)
         self._process = channel.stream_stream(
             wire.PROCESS,
             request_serializer=pb.ProcessingRequest.SerializeToString,
@@ -140,7 +142,7 @@ async def test_a_stream_is_decided_watched_and_left(served: Served) -> None:
     call = served.call()
     await call.write(headers("r"))
     first = await call.read()
-    assert first == pb.ProcessingResponse.FromString(wire.AWAIT_BODY_AND_FIRST_CHUNK)
+    assert first == pb.ProcessingResponse.FromString(AWAIT_BODY_AND_FIRST_CHUNK)
     await call.write(body(chat("x" * 1000, stream=True)))
     answer = await call.read()
     assert answer.request_body.response.clear_route_cache
@@ -318,7 +320,7 @@ async def test_a_bug_fails_its_own_stream_alone(served: Served, caplog: pytest.L
     """An exception in one decision ends that stream; another one open meanwhile goes on."""
     decide = served.rig.gateway.decide
 
-    def broken(request: RequestHeaders, text: bytes) -> Deciding[Decided]:
+    def broken(request: RequestHeaders, text: bytes) -> Deciding[Decision]:
         if request.headers[REQUEST_ID_HEADER] == "bad":
             raise ZeroDivisionError
         return decide(request, text)

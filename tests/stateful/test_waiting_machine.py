@@ -15,7 +15,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from extproc.choosing.holding import POLL_S, HoldQueue
 from extproc.errors import Reason, RouterError
 from extproc.predicting.ttft import IDLE
-from extproc.routing.router import Decision
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.routing.waiting import WaitingRoom
 from extproc.values.balancing import Algorithm, LoadBalancing
@@ -23,6 +22,7 @@ from extproc.values.deciding import Now, Refusal
 from extproc.values.decisions import HoldEnding, HoldReason
 from extproc.values.evidence import FailureKind
 from extproc.values.outcomes import Ended
+from extproc.values.placements import Decision
 from metadata_center.types import EndpointKey, RequestId
 from tests.conftest import (
     BLOCK_BYTES,

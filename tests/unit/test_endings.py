@@ -8,7 +8,6 @@ from typing import Any
 
 import orjson
 import pytest
-from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
 
 from extproc.choosing.foreseen import foreseen_ttft_s
 from extproc.errors import Reason, RouterError
@@ -17,13 +16,13 @@ from extproc.request.responses import response_key
 from extproc.request.rules import ModelRules, Rule
 from extproc.routing.cache_history import CACHED_TOLERANCE_TOKENS
 from extproc.routing.endings import Endings
-from extproc.routing.router import Decision
 from extproc.routing.running import LINGER_S
 from extproc.values.balancing import LoadBalancing
 from extproc.values.endings import Ending
 from extproc.values.evidence import FailureKind, NoFailure
 from extproc.values.headers import REQUEST_ID_HEADER
 from extproc.values.outcomes import Ended
+from extproc.values.placements import Decision
 from extproc.values.requests import Operation
 from metadata_center.types import EndpointKey, RequestId
 from tests.conftest import CLUSTER, LEASE_S, MODEL, Rig, build_rig, chat, endpoint, request_end, request_line
@@ -41,9 +40,7 @@ def another(rig: Rig, request_id: str = "r") -> EndpointKey:
 
 def endpoints_of(decision: Decision) -> list[str]:
     """Whom Envoy is to try, in order."""
-    metadata = ext_proc.ProcessingResponse.FromString(decision.to_body).dynamic_metadata
-    named: str = metadata["envoy.lb"]["x-gateway-destination-endpoint"]
-    return named.split(",")
+    return list(decision.plan.endpoints)
 
 
 def streamed(rig: Rig, request_id: str = "r", prompt: str = "x" * 1000) -> None:

@@ -66,7 +66,7 @@ def test_the_machine_refuses_in_the_shape_of_the_path(path: str) -> None:
     def judge(_: RequestHeaders) -> LineVerdict:
         return RefuseAtOnce(error)
 
-    send, end = Stream(judge, want_first_chunk=True).receive_headers(headers)
+    send, end = Stream(judge).receive_headers(headers)
     assert send == SendImmediate(405, error.body(Shape.of(path), "r1"), "tokenway_method_not_allowed", error)
     assert end == Finish()
 
@@ -74,5 +74,5 @@ def test_the_machine_refuses_in_the_shape_of_the_path(path: str) -> None:
 def test_an_answer_of_ours_has_no_shape() -> None:
     """What is no refusal passes as it is."""
     headers = RequestHeaders("GET", "/v1/messages", {}, end_of_stream=True)
-    send, _ = Stream(lambda _: AnswerAtOnce(200, b"{}"), want_first_chunk=True).receive_headers(headers)
+    send, _ = Stream(lambda _: AnswerAtOnce(200, b"{}")).receive_headers(headers)
     assert send == SendImmediate(200, b"{}", "tokenway_answer")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from operator import methodcaller
 
 import pytest
@@ -13,7 +14,6 @@ from hypothesis import strategies as st
 from extproc.errors import Reason, RouterError
 from extproc.protocol import machine
 from extproc.protocol.machine import (
-    HEAD_BYTES,
     TRANSITIONS,
     Abandon,
     AnswerHead,
@@ -31,6 +31,8 @@ from extproc.protocol.machine import (
     SpuriousMessage,
     Stream,
 )
+from extproc.request.answer_head import HEAD_BYTES, HeadCollector
+from extproc.request.first_token import FirstTokenDetector
 from extproc.values.exchange import (
     NEED_BODY,
     NEED_BODY_AND_HEAD,
@@ -40,6 +42,8 @@ from extproc.values.exchange import (
     RefuseAtOnce,
     RequestHeaders,
 )
+from extproc.values.placements import Plan
+from extproc.values.requests import Operation
 
 HEADERS = RequestHeaders("POST", "/v1/chat/completions", {":method": "POST"}, end_of_stream=False)
 BODILESS = RequestHeaders("POST", "/v1/chat/completions", {}, end_of_stream=True)
@@ -49,15 +53,23 @@ SENDS = (SendAwaitBody, SendPass, SendImmediate, SendDecision, SendContinue)
 VERDICTS: dict[str, LineVerdict] = {
     "need_body": NEED_BODY,
     "need_body_and_head": NEED_BODY_AND_HEAD,
-    "pass_to": PassTo("other"),
+    "pass_to": PassTo(Plan("other")),
     "answer": AnswerAtOnce(200, b"{}"),
     "refuse": RefuseAtOnce(ERROR),
 }
 
 
+def decide(stream: Stream, *, streamed: bool, late: bool = False, watched: bool = True) -> Effects:
+    """Tell a stream of its decision, as the service does."""
+    token = FirstTokenDetector(Operation.RESPONSES if late else Operation.CHAT)
+    return stream.decided(
+        token if streamed and watched else None, HeadCollector() if stream.wants_head else None
+    )
+
+
 def stream_in(phase: Phase, verdict: LineVerdict | None = None) -> Stream:
     """A stream that came to `phase` the usual way."""
-    stream = Stream(lambda _: verdict or NEED_BODY, want_first_chunk=True)
+    stream = Stream(lambda _: verdict or NEED_BODY)
     if phase is Phase.AWAIT_HEADERS:
         return stream
     stream.receive_headers(HEADERS)
@@ -66,7 +78,7 @@ def stream_in(phase: Phase, verdict: LineVerdict | None = None) -> Stream:
     stream.receive_body(b"{}")
     if phase is Phase.DECIDING:
         return stream
-    stream.decided(stream=phase is Phase.AWAIT_FIRST_CHUNK, late_marker=False)
+    decide(stream, streamed=phase is Phase.AWAIT_FIRST_CHUNK)
     assert stream.phase is phase
     return stream
 
@@ -83,7 +95,7 @@ def variants(kind: Kind) -> list[Callable[[Stream], Effects]]:
             return [methodcaller("receive_chunk", chunk, end_of_stream=end) for chunk, end in chunks]
         case Kind.DECIDED:
             flags = itertools.product((False, True), repeat=2)
-            return [methodcaller("decided", stream=stream, late_marker=late) for stream, late in flags]
+            return [partial(decide, streamed=streamed, late=late) for streamed, late in flags]
         case Kind.REFUSED:
             return [methodcaller("refused", ERROR)]
         case _:
@@ -125,7 +137,7 @@ def test_the_table_names_every_phase() -> None:
     [
         ("need_body", (SendAwaitBody(),)),
         ("need_body_and_head", (SendAwaitBody(head=True),)),
-        ("pass_to", (SendPass(PassTo("other")), Finish())),
+        ("pass_to", (SendPass(PassTo(Plan("other"))), Finish())),
         ("answer", (SendImmediate(200, b"{}", "tokenway_answer"), Finish())),
         (
             "refuse",
@@ -135,13 +147,13 @@ def test_the_table_names_every_phase() -> None:
 )
 def test_each_verdict_has_its_answer(verdict: str, effects: Effects) -> None:
     """The request line alone asks for the body, passes the request, answers it or refuses it."""
-    stream = Stream(lambda _: VERDICTS[verdict], want_first_chunk=True)
+    stream = Stream(lambda _: VERDICTS[verdict])
     assert stream.receive_headers(HEADERS) == effects
 
 
 def test_a_request_without_body_is_decided_at_its_headers() -> None:
     """No body message follows headers that end the request: waiting for one would hang it."""
-    stream = Stream(lambda _: NEED_BODY, want_first_chunk=True)
+    stream = Stream(lambda _: NEED_BODY)
     assert stream.receive_headers(BODILESS) == (Decide(BODILESS, b""),)
     assert stream.refused(ERROR)[0] == SendImmediate(503, ERROR.body(), "tokenway_no_healthy_endpoint", ERROR)
     assert stream.phase is Phase.DONE
@@ -151,7 +163,7 @@ def test_a_request_of_trailers_alone_is_decided_at_its_trailers() -> None:
     """Trailers instead of a body lead to a decision whose answer answers the trailers."""
     stream = stream_in(Phase.AWAIT_BODY)
     assert stream.receive(Kind.REQUEST_TRAILERS) == (Decide(HEADERS, b""),)
-    assert stream.decided(stream=False, late_marker=False) == (SendDecision(to_trailers=True), Finish())
+    assert decide(stream, streamed=False, late=False) == (SendDecision(to_trailers=True), Finish())
 
 
 @pytest.mark.parametrize("phase", [Phase.DECIDING, Phase.AWAIT_FIRST_CHUNK])
@@ -164,21 +176,21 @@ def test_trailers_after_the_body_pass(phase: Phase) -> None:
 
 def test_the_decision_answers_the_body_and_ends_what_is_no_stream() -> None:
     """A plain answer needs no watching; a stream is watched until its first chunk."""
-    assert stream_in(Phase.DECIDING).decided(stream=False, late_marker=False) == (
+    assert decide(stream_in(Phase.DECIDING), streamed=False, late=False) == (
         SendDecision(to_trailers=False),
         Finish(),
     )
     stream = stream_in(Phase.DECIDING)
-    assert stream.decided(stream=True, late_marker=False) == (SendDecision(to_trailers=False),)
+    assert decide(stream, streamed=True, late=False) == (SendDecision(to_trailers=False),)
     assert stream.phase is Phase.AWAIT_FIRST_CHUNK
 
 
 def test_a_stream_is_not_watched_when_nobody_wants_its_first_chunk() -> None:
     """Without the first-chunk signal the decision is the last word."""
-    stream = Stream(lambda _: NEED_BODY, want_first_chunk=False)
+    stream = Stream(lambda _: NEED_BODY)
     stream.receive_headers(HEADERS)
     stream.receive_body(b"{}")
-    assert stream.decided(stream=True, late_marker=False) == (SendDecision(to_trailers=False), Finish())
+    assert decide(stream, streamed=True, watched=False) == (SendDecision(to_trailers=False), Finish())
 
 
 @pytest.mark.parametrize("kind", [Kind.RESPONSE_HEADERS, Kind.RESPONSE_BODY, Kind.RESPONSE_TRAILERS])
@@ -199,7 +211,7 @@ def test_who_leaves_during_the_decision_has_it_abandoned(kind: Kind) -> None:
         stream = stream_in(Phase.DECIDING)
         assert event(stream) == (Abandon(), Finish())
         with pytest.raises(SpuriousMessage):
-            stream.decided(stream=True, late_marker=False)
+            decide(stream, streamed=True, late=False)
 
 
 @pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.DECIDING])
@@ -214,7 +226,7 @@ def test_the_close_says_nothing(phase: Phase) -> None:
 def feed(chunks: list[bytes], *, late_marker: bool = False, ends: bool = True) -> list[machine.Effect]:
     """The effects of these response chunks, until the stream leaves; the last one may end the response."""
     stream = stream_in(Phase.DECIDING)
-    stream.decided(stream=True, late_marker=late_marker)
+    decide(stream, streamed=True, late=late_marker)
     effects: list[machine.Effect] = []
     for index, chunk in enumerate(chunks):
         effects += stream.receive_chunk(chunk, end_of_stream=ends and index == len(chunks) - 1)
@@ -348,10 +360,10 @@ def head_of(
     chunks: list[bytes], *, stream: bool, want_first_chunk: bool = True, ends: bool = False
 ) -> list[machine.Effect]:
     """The effects of these response chunks where the head of the answer is wanted."""
-    made = Stream(lambda _: NEED_BODY_AND_HEAD, want_first_chunk=want_first_chunk)
+    made = Stream(lambda _: NEED_BODY_AND_HEAD)
     made.receive_headers(HEADERS)
     made.receive_body(b"{}")
-    made.decided(stream=stream, late_marker=True)
+    decide(made, streamed=stream, late=True, watched=want_first_chunk)
     effects: list[machine.Effect] = []
     for index, chunk in enumerate(chunks):
         effects += made.receive_chunk(chunk, end_of_stream=ends and index == len(chunks) - 1)
@@ -401,14 +413,13 @@ EVENTS = [(kind, index) for kind in Kind for index in range(len(variants(kind)))
 
 @given(
     verdict=st.sampled_from(sorted(VERDICTS)),
-    want_first_chunk=st.booleans(),
     events=st.lists(st.sampled_from(EVENTS), max_size=12),
 )
 def test_no_message_is_answered_twice_and_nothing_follows_the_finish(
-    verdict: str, want_first_chunk: bool, events: list[tuple[Kind, int]]
+    verdict: str, events: list[tuple[Kind, int]]
 ) -> None:
     """Under any events, answers never outnumber Envoy's messages and none comes after `Finish`."""
-    stream = Stream(lambda _: VERDICTS[verdict], want_first_chunk=want_first_chunk)
+    stream = Stream(lambda _: VERDICTS[verdict])
     unanswered, finished, tokens = 0, False, 0
     for kind, variant in events:
         before = stream.phase

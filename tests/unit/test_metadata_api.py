@@ -10,21 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metadata_center.service.api import (
-    MAX_HASHES,
-    MAX_INT32,
-    MAX_NAME_CHARS,
-    TRACE_HEADER,
-    Answer,
-    Api,
-    LogLevel,
-    Request,
-    canonical_address,
-    openapi_document,
-    openapi_json,
-    route,
-)
+from metadata_center.service.api import Api, openapi_document, openapi_json, route
+from metadata_center.service.calls import TRACE_HEADER, Answer, Request
 from metadata_center.service.cluster_loads import Limits
+from metadata_center.service.fields import MAX_HASHES, MAX_INT32, MAX_NAME_CHARS, canonical_address
+from metadata_center.service.operator_calls import LogLevel
 from metadata_center.service.state import ServiceState
 from metadata_center.sharing.http_messages import (
     EVENTS_PATH,
@@ -73,7 +63,8 @@ class Client:
 
     def __init__(self, limits: Limits | None = None, token: str | None = None) -> None:
         self.host = FakeHost()
-        self.api = Api(ServiceState(limits or Limits(), zero_unix_ns=UNIX_NS), self.host, token=token)
+        self.state = ServiceState(limits or Limits(), zero_unix_ns=UNIX_NS)
+        self.api = Api(self.state, self.host, token=token)
         self.now_s = 0.0
 
     def call(self, method: str, path: str, body: object = b"", **fields: Any) -> Answer:
@@ -197,7 +188,7 @@ def test_a_share_is_published_read_and_told() -> None:
     answer = client.call("GET", SHARES_PATH)
     assert (answer.status, answer.headers["Content-Type"]) == (200, FRAMES_TYPE)
     assert frames(answer) == [SHARE]
-    assert client.api._state.rendezvous.take_messages() == [encode(SHARE)]
+    assert client.state.rendezvous.take_messages() == [encode(SHARE)]
 
 
 def test_aigw_and_gateways_count_together() -> None:
@@ -219,7 +210,7 @@ def test_bytes_that_are_no_message_are_invalid_input(path: str, body: bytes) -> 
     """And nobody is told of them."""
     client = Client()
     assert client.refused("POST", path, body)[0] == INVALID
-    assert client.api._state.rendezvous.take_messages() == []
+    assert client.state.rendezvous.take_messages() == []
 
 
 def test_an_answer_that_follows_begins_with_a_keep_alive() -> None:
@@ -513,7 +504,7 @@ def test_metrics_are_text_and_up_to_date() -> None:
     answer = client.call("GET", "/metrics")
     assert (answer.status, answer.body) == (200, b"up 1\n")
     assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
-    assert client.api._state.loads.in_flight == 0
+    assert client.state.loads.in_flight == 0
 
 
 def test_every_answer_carries_the_trace_id() -> None:

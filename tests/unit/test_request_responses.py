@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from extproc.request.answer_head import HEAD_BYTES
 from extproc.request.responses import (
-    HEAD_BYTES,
     MAX_ID_CHARS,
     Follows,
     conversation_key,

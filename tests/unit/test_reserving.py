@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from extproc.observing.explain import render, to_json
-from extproc.protocol.wire import DESTINATION_KEY, LB_NAMESPACE
-from extproc.routing.router import Decision
 from extproc.routing.running import LINGER_S
 from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.deciding import Later, Now
 from extproc.values.pending import Pending
+from extproc.values.placements import Decision
 from metadata_center.sharing.messages import Candidate
 from metadata_center.types import EndpointKey, RequestId
 from tests.conftest import Rig, build_rig, chat, endpoint, request_line, told
@@ -63,8 +61,7 @@ async def decided(rig: Rig, request_id: str = "r", **body: Any) -> list[str]:
     assert deciding.patience_s is None
     made = await told(deciding.pending)
     assert isinstance(made, Decision)
-    answer = pb.ProcessingResponse.FromString(made.to_body)
-    return str(answer.dynamic_metadata[LB_NAMESPACE][DESTINATION_KEY]).split(",")
+    return list(made.plan.endpoints)
 
 
 async def test_a_confirmed_choice_stays(rendezvous: Rendezvous) -> None:

@@ -19,23 +19,25 @@ from extproc.observing.explain import recompute, to_json
 from extproc.request.rules import ModelRules, Rule
 from extproc.request.sanitize import STEERING_FIELDS
 from extproc.routing.placing import PREFILL_DUE_FACTOR, PREFILL_DUE_FLOOR_S
-from extproc.routing.router import Decision
 from extproc.routing.settings import RouterSettings
 from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.evidence import FailureKind
-from extproc.values.exchange import PassTo
 from extproc.values.headers import DEBUG_HEADER, REQUEST_ID_HEADER
 from extproc.values.outcomes import Ended
+from extproc.values.placements import Decision, Plan
+from extproc.values.requests import Operation
 from metadata_center.types import RequestId
 from tests.conftest import (
     BLOCK_BYTES,
     CLUSTER,
+    DIALECT,
     LEASE_S,
     MODEL,
     OWNER,
     TOMBSTONE_S,
     WALL_S,
     Rig,
+    answer_of,
     build_rig,
     chat,
     decided,
@@ -45,11 +47,6 @@ from tests.conftest import (
 
 KEYS = tuple(endpoint(number).key for number in range(3))
 NOTHING = (0, 0, 0)
-
-
-def answer_of(decision: Decision) -> Any:
-    """The decision's answer as Envoy reads it."""
-    return pb.ProcessingResponse.FromString(decision.answer(to_trailers=False))
 
 
 def headers_of(decision: Decision) -> dict[str, str]:
@@ -132,12 +129,15 @@ def test_streams_and_whole_answers_have_their_own_bound(stream: bool, name: str,
     assert decision.stream is stream
 
 
-@pytest.mark.parametrize(("path", "late"), [("/v1/responses", True), ("/v1/chat/completions", False)])
-def test_only_the_responses_api_announces_itself(path: str, late: bool) -> None:
-    """Its first events carry no token."""
+@pytest.mark.parametrize(
+    ("path", "operation"),
+    [("/v1/responses", Operation.RESPONSES), ("/v1/chat/completions", Operation.CHAT)],
+)
+def test_a_decision_names_its_api(path: str, operation: Operation) -> None:
+    """By it the first token of the answer is found."""
     body = chat(input="hi", stream=True)
     decision = decided(build_rig().gateway.decide(request_line("r", path), body))
-    assert decision.late_marker is late
+    assert decision.operation is operation
 
 
 def test_ejected_and_draining_endpoints_are_no_candidates() -> None:
@@ -491,7 +491,7 @@ def test_rules_see_the_headers_and_subsets_narrow_the_pool() -> None:
 
 def test_a_pass_is_routed_without_endpoints_or_charge(rig: Rig) -> None:
     """What is no inference goes to its cluster by Envoy's own policy."""
-    message = pb.ProcessingResponse.FromString(rig.gateway.pass_to(PassTo("other")))
+    message = pb.ProcessingResponse.FromString(DIALECT.pass_to(Plan("other")))
     metadata = MessageToDict(message.dynamic_metadata)
     assert message.request_headers.response.clear_route_cache
     assert message.request_headers.response.header_mutation.set_headers
@@ -564,8 +564,8 @@ def test_a_decision_does_not_write_to_an_earlier_record(rig: Rig) -> None:
     assert list(snapshot.requests) == before
 
 
-def test_equal_choices_share_one_answer(rig: Rig) -> None:
-    """An order that was chosen before is not serialised again; another order is another answer."""
-    decisions = [rig.decide(f"r{i}", chat("x" * 600)) for i in range(64)]
-    answers = {decision.to_body for decision in decisions}
-    assert len({id(decision.to_body) for decision in decisions}) == len(answers) < len(decisions)
+def test_equal_choices_share_one_plan(rig: Rig) -> None:
+    """An order that was chosen before is not rendered again; another order is another plan."""
+    plans = [rig.decide(f"r{i}", chat("x" * 600)).plan for i in range(64)]
+    answers = {plan.endpoints for plan in plans}
+    assert len({id(plan) for plan in plans}) == len(answers) < len(plans)

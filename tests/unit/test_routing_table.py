@@ -22,6 +22,7 @@ from extproc.values.exchange import (
     RefuseAtOnce,
     RequestHeaders,
 )
+from extproc.values.placements import Plan
 from metadata_center.types import EndpointKey
 from tests.conftest import CLUSTER, endpoint
 
@@ -99,7 +100,7 @@ def test_a_model_that_is_not_served_is_not_found() -> None:
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_other_paths_go_to_the_default_cluster_or_nowhere(path: str, method: str) -> None:
     """What is no inference is passed on where a default cluster is configured, else refused."""
-    assert judge(path, method, default_cluster="other") == PassTo("other")
+    assert judge(path, method, default_cluster="other") == PassTo(Plan("other"))
     verdict = judge(path, method)
     assert isinstance(verdict, RefuseAtOnce)
     assert verdict.error.reason is Reason.UNKNOWN_PATH
@@ -236,7 +237,7 @@ def test_a_stored_response_goes_where_it_is_held(path: str, method: str) -> None
 )
 def test_what_is_no_stored_response_is_like_any_other_path(path: str) -> None:
     """An id beyond all bounds, none at all, or an operation nobody has."""
-    assert judge(path, "GET", default_cluster="other") == PassTo("other")
+    assert judge(path, "GET", default_cluster="other") == PassTo(Plan("other"))
     assert isinstance(judge(path, "GET"), RefuseAtOnce)
 
 

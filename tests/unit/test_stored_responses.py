@@ -21,7 +21,7 @@ from extproc.values.outcomes import Ended
 from extproc.values.pending import Pending
 from metadata_center.sharing.messages import RESPONSES_MARK
 from metadata_center.types import EndpointKey, RequestId
-from tests.conftest import CLUSTER, MODEL, OWNER, Rig, build_rig, decided, endpoint
+from tests.conftest import CLUSTER, DIALECT, MODEL, OWNER, Rig, answer_of, build_rig, decided, endpoint
 
 KEYS = tuple(endpoint(number).key for number in range(3))
 RESPONSES = "/v1/responses"
@@ -34,7 +34,7 @@ def ask(rig: Rig, request_id: str, **fields: Any) -> dict[str, Any]:
     decision = decided(
         rig.gateway.decide(headers, orjson.dumps({"model": MODEL, "input": "hello", **fields}))
     )
-    return MessageToDict(pb.ProcessingResponse.FromString(decision.answer(to_trailers=False)))
+    return MessageToDict(answer_of(decision))
 
 
 def begins(rig: Rig, request_id: str, response_id: str) -> None:
@@ -63,7 +63,7 @@ def line(
 def goes_to(verdict: PassTo | RefuseAtOnce) -> EndpointKey:
     """The first endpoint."""
     assert isinstance(verdict, PassTo)
-    return EndpointKey(verdict.endpoints[0])
+    return EndpointKey(verdict.plan.endpoints[0])
 
 
 def test_a_chain_of_responses_stays_where_it_began(rig: Rig) -> None:
@@ -133,7 +133,7 @@ def test_requests_about_a_response_are_not_charged(rig: Rig) -> None:
     home = made(rig, "resp_1")
     verdict = line(rig, "resp_1")
     assert isinstance(verdict, PassTo)
-    message = MessageToDict(pb.ProcessingResponse.FromString(rig.gateway.pass_to(verdict)))
+    message = MessageToDict(pb.ProcessingResponse.FromString(DIALECT.pass_to(verdict.plan)))
     assert message["dynamicMetadata"]["envoy.lb"]["x-gateway-destination-endpoint"].split(",")[0] == home
     headers = message["requestHeaders"]["response"]["headerMutation"]["setHeaders"]
     assert OWNER not in str(headers)
@@ -145,10 +145,9 @@ def test_a_holder_that_is_gone_leaves_the_404_to_another(rig: Rig) -> None:
     home = made(rig, "resp_1")
     verdict = line(rig, "resp_1")
     assert isinstance(verdict, PassTo)
-    first, again, other = verdict.endpoints
+    first, again, other = verdict.plan.endpoints
     assert first == again == home != other
-    assert dict(verdict.headers)["x-envoy-max-retries"] == "2"
-    assert "5xx" not in dict(verdict.headers)["x-envoy-retry-on"]
+    assert (verdict.plan.retries, verdict.plan.pinned, verdict.plan.booked) == (2, True, False)
     answer = ask(rig, "r", previous_response_id="resp_1")
     assert answer["dynamicMetadata"]["envoy.lb"]["x-gateway-destination-endpoint"].split(",")[0] == home
     assert "x-envoy-retry-on" in str(answer)

@@ -4,36 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+from dataclasses import replace
 from random import Random
 from typing import Any
 
 import pytest
-from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from extproc.errors import Reason, RouterError
-from extproc.protocol.servicer import Decided
-from extproc.protocol.wire import Answers
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.server import unpacking
 from extproc.server.unpacking import INLINE_BYTES, Unpacking
 from extproc.values.deciding import Deciding, Later, Now, Refusal
 from extproc.values.exchange import RequestHeaders
 from extproc.values.pending import Pending
+from extproc.values.placements import Decision, Plan
+from extproc.values.requests import Operation
+from metadata_center.types import RequestId
 from tests.conftest import request_line, told
 
 SMALL = b'{"model": "m"}'
 LARGE = Random(1).randbytes(200_000).hex().encode()
 
 
-class Plain:
-    """A decision; its answer is empty."""
-
-    stream = True
-    late_marker = True
-
-    def answer(self, *, to_trailers: bool) -> bytes:
-        """Nothing."""
-        return b""
+PLAIN = Decision(RequestId("r"), Operation.CHAT, True, Plan("pool"))
+"""What is decided about any body."""
 
 
 class Decider:
@@ -46,13 +40,13 @@ class Decider:
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
-        self.answer: Any = Now(Plain())
+        self.answer: Any = Now(PLAIN)
 
-    def __call__(self, request: RequestHeaders, body: bytes) -> Deciding[Decided]:
+    def __call__(self, request: RequestHeaders, body: bytes) -> Deciding[Decision]:
         """Decide."""
         assert request.path
         self.bodies.append(body)
-        answer: Deciding[Decided] = self.answer
+        answer: Deciding[Decision] = self.answer
         return answer
 
 
@@ -66,22 +60,16 @@ def gzipped(**headers: str) -> RequestHeaders:
     return request_line("r", **{"content_encoding": "gzip", **headers})
 
 
-def sent(decision: Any) -> bytes:
-    """The body that the answer replaces the client's with."""
-    message = parse_answer(decision.answer(to_trailers=False))
-    body: bytes = message.request_body.response.body_mutation.body
-    return body
+def sent(decision: Decision) -> bytes:
+    """The body that is sent in place of the client's, whose encoding is said to be none."""
+    assert decision.drops_encoding
+    return b"".join(decision.new_body or ())
 
 
-def decided(deciding: Deciding[Decided]) -> Decided:
+def decided(deciding: Deciding[Decision]) -> Decision:
     """What was decided at once."""
     assert isinstance(deciding, Now)
     return deciding.decision
-
-
-def parse_answer(answer: bytes) -> Any:
-    """A serialised answer."""
-    return pb.ProcessingResponse.FromString(answer)
 
 
 async def test_an_uncompressed_body_passes_through() -> None:
@@ -95,15 +83,14 @@ async def test_a_small_body_is_decoded_on_the_spot() -> None:
     """Its decision is there at once, and says of itself what the plain body's does."""
     decider = Decider()
     decision = decided(made(decider).decide(gzipped(), gzip.compress(SMALL)))
-    assert (decision.stream, decision.late_marker, sent(decision)) == (True, True, SMALL)
+    assert decision == replace(PLAIN, new_body=(SMALL,), drops_encoding=True)
     assert decider.bodies == [SMALL]
-    assert decision.answer(to_trailers=True) == b""
 
 
 async def test_a_large_body_is_decoded_later() -> None:
     """Envoy is told to wait; what comes then may itself come later."""
-    soon: Pending[Decided] = Pending()
-    for answer in (Now(Plain()), Later(soon), Later(soon, 1.0)):
+    soon: Pending[Decision] = Pending()
+    for answer in (Now(PLAIN), Later(soon), Later(soon, 1.0)):
         decider = Decider()
         decider.answer = answer
         packed = gzip.compress(LARGE)
@@ -112,7 +99,7 @@ async def test_a_large_body_is_decoded_later() -> None:
         assert isinstance(deciding, Later)
         assert deciding.patience_s is not None
         assert decider.bodies == []
-        asyncio.get_running_loop().call_later(0.05, soon.give, Plain())
+        asyncio.get_running_loop().call_later(0.05, soon.give, PLAIN)
         unpacked = await told(deciding.pending)
         assert (decider.bodies, sent(unpacked)) == ([LARGE], LARGE)
 
@@ -120,12 +107,12 @@ async def test_a_large_body_is_decoded_later() -> None:
 async def test_a_small_body_that_has_to_wait_keeps_its_patience() -> None:
     """What is pending about a decoded body is so for the same time."""
     for patience_s in (7.0, None):
-        decider, pending = Decider(), Pending[Decided]()
+        decider, pending = Decider(), Pending[Decision]()
         decider.answer = Later(pending, patience_s)
         deciding = made(decider).decide(gzipped(), gzip.compress(SMALL))
         assert isinstance(deciding, Later)
         assert deciding.patience_s == patience_s
-        pending.give(Plain())
+        pending.give(PLAIN)
         assert sent(await told(deciding.pending)) == SMALL
 
 
@@ -133,27 +120,17 @@ async def test_identity_is_no_coding() -> None:
     """The body stays the client's, the header goes. An empty body is refused later."""
     decider = Decider()
     decision = decided(made(decider).decide(gzipped(content_encoding="identity"), SMALL))
-    response = parse_answer(decision.answer(to_trailers=False)).request_body.response
-    assert not response.HasField("body_mutation")
-    assert list(response.header_mutation.remove_headers) == ["content-encoding"]
+    assert decision == replace(PLAIN, drops_encoding=True)
     made(decider).decide(gzipped(), b"")
     assert decider.bodies == [SMALL, b""]
 
 
 async def test_a_new_body_of_the_decision_wins() -> None:
-    """Envoy merges what is appended: the last body and length count."""
-
-    class Rewritten(Plain):
-        def answer(self, *, to_trailers: bool) -> bytes:
-            return b"".join(Answers.new_body((b"new",)))
-
+    """Who rewrote the decoded body has it sent."""
     decider = Decider()
-    decider.answer = Now(Rewritten())
+    decider.answer = Now(replace(PLAIN, new_body=(b"new",)))
     decision = decided(made(decider).decide(gzipped(), gzip.compress(SMALL)))
-    response = parse_answer(decision.answer(to_trailers=False)).request_body.response
-    assert response.body_mutation.body == b"new"
-    assert [option.header.raw_value for option in response.header_mutation.set_headers][-1] == b"3"
-    assert list(response.header_mutation.remove_headers) == ["content-encoding"]
+    assert sent(decision) == b"new"
 
 
 @pytest.mark.parametrize("body", [gzip.compress(LARGE)[:-1], gzip.compress(SMALL)[:-1]])
@@ -164,7 +141,7 @@ async def test_refusals_come_out_of_a_thread_as_well(body: bytes) -> None:
     assert decider.bodies == []
 
 
-async def refused(deciding: Deciding[Decided]) -> RouterError:
+async def refused(deciding: Deciding[Decision]) -> RouterError:
     """The refusal, at once or later."""
     if isinstance(deciding, Refusal):
         return deciding.error
@@ -206,7 +183,7 @@ async def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_a_client_that_leaves_takes_its_decision_along() -> None:
     """Cancelled while decoding, nothing is decided; cancelled later, what was waited for is cancelled."""
-    decider, pending = Decider(), Pending[Decided]()
+    decider, pending = Decider(), Pending[Decision]()
     decider.answer = Later(pending, 5.0)
     front = made(decider, hold=HoldSettings())
     decoding = front.decide(gzipped(), gzip.compress(LARGE))

@@ -11,13 +11,13 @@ from extproc.choosing.seats import SURE_VISITS
 from extproc.errors import Reason, RouterError
 from extproc.observing.explain import render, to_json, verdict
 from extproc.routing.caches import Caches
-from extproc.routing.router import Decision
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.routing.waiting import WaitingRoom
 from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.deciding import Later
 from extproc.values.decisions import HoldReason
 from extproc.values.evidence import FailureKind
+from extproc.values.placements import Decision
 from metadata_center.types import Charge, RequestId
 from tests.conftest import (
     BLOCK_BYTES,
