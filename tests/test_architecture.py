@@ -34,6 +34,7 @@ CORE = (
     "extproc/request/*.py",
     "extproc/choosing/*.py",
     "extproc/choosing/policies/*.py",
+    "extproc/choosing/rivals/*.py",
     "extproc/predicting/*.py",
     "extproc/protocol/machine.py",
     "extproc/protocol/dialect.py",
@@ -127,7 +128,17 @@ CORE = (
         f"tokenway/simulator/replay/{name}.py"
         for name in (
             *("trace", "draws", "ledger", "caches", "fleet", "replica", "settings", "gateway", "run"),
-            *("summary", "oracle", "lineup", "report", "generators", "export", "log_lines"),
+            *(
+                "agenda",
+                "outcome",
+                "summary",
+                "oracle",
+                "lineup",
+                "report",
+                "generators",
+                "export",
+                "log_lines",
+            ),
         )
     ),
     *(
