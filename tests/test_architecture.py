@@ -34,6 +34,7 @@ CORE = (
     "extproc/request/*.py",
     "extproc/choosing/*.py",
     "extproc/choosing/policies/*.py",
+    "extproc/choosing/rivals/*.py",
     "extproc/predicting/*.py",
     "extproc/protocol/machine.py",
     "extproc/protocol/dialect.py",
@@ -100,6 +101,7 @@ CORE = (
     "metadata_center/kv_events/errors.py",
     "metadata_center/kv_events/events.py",
     "metadata_center/kv_events/decoding.py",
+    "metadata_center/kv_events/pieces.py",
     "metadata_center/kv_events/sequencing.py",
     "metadata_center/kv_events/statistics.py",
     "metadata_center/sharing/http_messages.py",
@@ -120,12 +122,23 @@ CORE = (
     "metadata_center/service/cluster_caches.py",
     "metadata_center/service/state.py",
     "tokenway/simulator/engine/*.py",
+    *(f"tokenway/simulator/server/{name}.py" for name in ("faults", "metrics", "text")),
     "tokenway/simulator/policies/*.py",
     *(
         f"tokenway/simulator/replay/{name}.py"
         for name in (
             *("trace", "draws", "ledger", "caches", "fleet", "replica", "settings", "gateway", "run"),
-            *("summary", "oracle", "lineup", "report", "generators", "export", "log_lines"),
+            *(
+                "agenda",
+                "outcome",
+                "summary",
+                "oracle",
+                "lineup",
+                "report",
+                "generators",
+                "export",
+                "log_lines",
+            ),
         )
     ),
     *(

@@ -23,6 +23,7 @@ ROOT: Final = Path(__file__).parents[2]
 
 _SHARED: Final = (
     "tokenway/simulator/engine/*.py",
+    "extproc/choosing/rivals/*.py",
     "tokenway/simulator/policies/*.py",
     "tokenway/simulator/replay/*.py",
     "extproc/predicting/tokens.py",

@@ -10,25 +10,25 @@ from typing import Any
 import pytest
 
 from extproc.choosing.policies.inference_lb import inference_scores
+from extproc.choosing.rivals.aibrix import AibrixPrefixCache
+from extproc.choosing.rivals.aigw import Aigw
+from extproc.choosing.rivals.chwbl import Chwbl
+from extproc.choosing.rivals.dynamo import DynamoLinear
+from extproc.choosing.rivals.llmd_observed import LlmdObserved
+from extproc.choosing.rivals.llmd_predicted import LlmdPredicted
+from extproc.choosing.rivals.llmd_sticky import LlmdSticky
+from extproc.choosing.rivals.llmd_weights import LlmdWeights
+from extproc.choosing.rivals.lmetric import LMetric
+from extproc.choosing.rivals.preble import Preble
+from extproc.choosing.rivals.sglang import SglangCacheAware
+from extproc.choosing.rivals.smetric import SMetric
+from extproc.choosing.rivals.vllm_dp import VllmDp
 from extproc.choosing.stateful import FleetView, Request, Sent, StatefulPolicy
 from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Snapshot
 from metadata_center.types import EndpointKey
-from tokenway.simulator.policies.aibrix import AibrixPrefixCache
-from tokenway.simulator.policies.aigw import Aigw
-from tokenway.simulator.policies.chwbl import Chwbl
-from tokenway.simulator.policies.dynamo import DynamoLinear
-from tokenway.simulator.policies.llmd_observed import LlmdObserved
-from tokenway.simulator.policies.llmd_predicted import LlmdPredicted
-from tokenway.simulator.policies.llmd_sticky import LlmdSticky
-from tokenway.simulator.policies.llmd_weights import LlmdWeights
-from tokenway.simulator.policies.lmetric import LMetric
-from tokenway.simulator.policies.preble import Preble
 from tokenway.simulator.policies.product import Product
 from tokenway.simulator.policies.registry import REGISTRY, make
-from tokenway.simulator.policies.sglang import SglangCacheAware
-from tokenway.simulator.policies.smetric import SMetric
-from tokenway.simulator.policies.vllm_dp import VllmDp
 
 ROWS = 3
 

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from tokenway.simulator.policies.radix import RadixTree
+from extproc.choosing.rivals.radix import RadixTree
 
 ROWS = 3
 

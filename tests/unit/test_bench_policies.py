@@ -18,8 +18,9 @@ from benchmarks.policies.figures import kept as read_back
 from benchmarks.policies.running import differences, load, path_of, run_cells, verify
 from benchmarks.policies.stamps import ROOT, sources, stamp
 from benchmarks.policies.tables import document, ratios, worst
+from extproc.choosing.rivals.registry import RIVALS
 from tokenway.cli.replay import _parser
-from tokenway.simulator.policies.registry import REGISTRY
+from tokenway.simulator.policies.registry import OWN
 from tokenway.simulator.replay.lineup import parse_lineup
 
 TINY = Cell(
@@ -46,8 +47,8 @@ def test_every_line_is_one_that_the_command_understands() -> None:
 def test_every_rival_of_the_registry_takes_part_once() -> None:
     """A new rival must be put into a group."""
     groups = (*declared.STRONG, *declared.SIMPLE, *declared.REST)
-    assert sorted(groups) == sorted(name for name, rule in REGISTRY.items() if rule.rival)
-    assert set(declared.OWN) <= {name for name, rule in REGISTRY.items() if not rule.rival}
+    assert sorted(groups) == sorted(RIVALS)
+    assert set(declared.OWN) <= set(OWN)
 
 
 def test_no_cell_uses_a_seed_that_rules_were_shaped_on() -> None:

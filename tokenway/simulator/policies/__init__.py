@@ -1,1 +1,1 @@
-"""Routing rules: what a rule may see (`view`), the rivals, one file each, and their names (`registry`)."""
+"""The product's own policies as the replayer runs them, and the names of all that it compares."""

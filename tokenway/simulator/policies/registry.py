@@ -1,123 +1,28 @@
-"""The rules by name, and rules from `name:parameter=value:parameter=value`.
-
-Rules:
-    1. A name stands for a class and the parameters it presets; any parameter can be given over that.
-    2. `make` gives a fresh object each time: one per gateway and run.
-"""
+"""Every policy that is compared, by its name: the rivals, and the product's own as the replayer runs them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from inspect import signature
+from collections.abc import Mapping
+from typing import Final
 
+from extproc.choosing.rivals import registry
+from extproc.choosing.rivals.registry import RIVALS, Rule
 from extproc.choosing.stateful import StatefulPolicy
-from tokenway.simulator.policies.aibrix import AibrixPrefixCache
-from tokenway.simulator.policies.aigw import Aigw
-from tokenway.simulator.policies.chwbl import Chwbl
-from tokenway.simulator.policies.dynamo import DynamoLinear
-from tokenway.simulator.policies.least_request import LeastRequest
-from tokenway.simulator.policies.llmd_observed import LlmdObserved
-from tokenway.simulator.policies.llmd_predicted import LlmdPredicted
-from tokenway.simulator.policies.llmd_sticky import LlmdSticky
-from tokenway.simulator.policies.llmd_weights import LlmdWeights
-from tokenway.simulator.policies.lmetric import LMetric
 from tokenway.simulator.policies.ours import LateCompletion, LeastCompletion
-from tokenway.simulator.policies.preble import Preble
 from tokenway.simulator.policies.product import Product
-from tokenway.simulator.policies.round_robin import RoundRobin
-from tokenway.simulator.policies.sglang import SglangCacheAware
-from tokenway.simulator.policies.smetric import SMetric
-from tokenway.simulator.policies.uniform import Random
-from tokenway.simulator.policies.vllm_dp import VllmDp
 
-Value = str | int | float | bool
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """What a name stands for.
-
-    Attributes:
-        make: Makes one, from keyword parameters.
-        presets: Parameters that differ from its defaults.
-        rival: False for the product's own.
-    """
-
-    make: Callable[..., StatefulPolicy]
-    presets: Mapping[str, Value] = field(default_factory=dict)
-    rival: bool = True
-
-    def parameters(self) -> dict[str, Value]:
-        """Every parameter with the value it has under this name."""
-        defaults = {
-            name: parameter.default
-            for name, parameter in signature(self.make).parameters.items()
-            if parameter.kind is parameter.KEYWORD_ONLY
-        }
-        return {**defaults, **self.presets}
-
-
-REGISTRY: Mapping[str, Rule] = {
-    "random": Rule(Random),
-    "round_robin": Rule(RoundRobin),
-    "least_request": Rule(LeastRequest),
-    "vllm_dp": Rule(VllmDp),
-    "aigw": Rule(Aigw),
-    "aibrix_prefix_cache": Rule(AibrixPrefixCache),
-    "aibrix_prefix_cache_own": Rule(AibrixPrefixCache, {"own": True}),
-    "aibrix_manifest": Rule(AibrixPrefixCache, {"imbalance": 16, "sigmas": 2.0}),
-    "aibrix_manifest_own": Rule(
-        AibrixPrefixCache, {"own": True, "block_characters": 128, "imbalance": 16, "sigmas": 2.0}
-    ),
-    "llmd_weights": Rule(LlmdWeights),
-    "llmd_weights_lru": Rule(LlmdWeights, {"no_hit_lru": 2.0}),
-    "llmd_sticky": Rule(LlmdSticky),
-    "llmd_observed": Rule(LlmdObserved),
-    "llmd_predicted": Rule(LlmdPredicted),
-    "sglang_cache_aware": Rule(SglangCacheAware),
-    "sglang_cache_aware_own": Rule(SglangCacheAware, {"own": True}),
-    "dynamo_linear": Rule(DynamoLinear),
-    "dynamo_product": Rule(DynamoLinear, {"product": True}),
-    "lmetric": Rule(LMetric),
-    "smetric": Rule(SMetric),
-    "preble_e2": Rule(Preble),
-    "preble_e2_own": Rule(Preble, {"own": True}),
-    "chwbl": Rule(Chwbl),
-    "inference_lb": Rule(Product, rival=False),
-    "prefix_cache": Rule(Product, {"algorithm": "prefix_cache"}, rival=False),
-    "least_completion": Rule(LeastCompletion, rival=False),
-    "late_completion": Rule(LateCompletion, rival=False),
+OWN: Final[Mapping[str, Rule]] = {
+    "inference_lb": Rule(Product),
+    "prefix_cache": Rule(Product, {"algorithm": "prefix_cache"}),
+    "least_completion": Rule(LeastCompletion),
+    "late_completion": Rule(LateCompletion),
 }
-"""Every rule that is compared; rivals in the order of the literature, simple ones first."""
+"""The product's own."""
+
+REGISTRY: Final[Mapping[str, Rule]] = {**RIVALS, **OWN}
+"""Rivals first."""
 
 
 def make(spec: str) -> StatefulPolicy:
-    """A fresh policy from `name` or `name:parameter=value:...`.
-
-    Raises:
-        ValueError: The name or a parameter is unknown, or a value is not of its kind.
-    """
-    name, *settings = spec.split(":")
-    rule = REGISTRY.get(name)
-    if rule is None:
-        raise ValueError(f"no policy is called {name!r}; there are {', '.join(REGISTRY)}")
-    parameters = rule.parameters()
-    given: dict[str, Value] = dict(rule.presets)
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals or key not in parameters:
-            known = ", ".join(parameters) or "none"
-            raise ValueError(f"{name} has no parameter {setting!r}; it has {known}")
-        given[key] = _value(f"{name}:{key}", text, parameters[key])
-    return rule.make(**given)
-
-
-def _value(where: str, text: str, default: Value) -> Value:
-    """`text` as the kind of value that `default` is."""
-    try:
-        if isinstance(default, bool):
-            return {"true": True, "false": False}[text]
-        return type(default)(text)
-    except (KeyError, ValueError):
-        raise ValueError(f"{where} cannot be {text!r}; it is {default!r} by default") from None
+    """A fresh policy, see `extproc.choosing.rivals.registry.make`."""
+    return registry.make(spec, REGISTRY)

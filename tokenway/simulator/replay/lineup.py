@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from extproc.choosing.rivals.registry import RIVALS
 from extproc.choosing.stateful import StatefulPolicy
 from tokenway.simulator.policies import registry
 from tokenway.simulator.replay.caches import ViewKind
@@ -59,8 +60,8 @@ def parse_lineup(text: str) -> tuple[Entrant, ...]:
         ValueError: A name, a parameter or a view is unknown.
     """
     groups = {
-        "rivals": [name for name, rule in registry.REGISTRY.items() if rule.rival],
-        "own": [name for name, rule in registry.REGISTRY.items() if not rule.rival],
+        "rivals": list(RIVALS),
+        "own": list(registry.OWN),
         "oracles": [f"oracle:work={work}" if work else "oracle" for work in WORK],
     }
     groups["all"] = [*groups["rivals"], *groups["own"], *groups["oracles"]]

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from extproc.choosing.rivals.ties import least
 from extproc.choosing.stateful import FleetView, StatefulPolicy
-from tokenway.simulator.policies.ties import least
 
 _MOST_TOKENS: Final = 4_194_304
 """From here on the token scorer gives 0 (source: 128 requests of 32k)."""

@@ -13,8 +13,8 @@ and output blocks are not (as shipped).
 
 from __future__ import annotations
 
+from extproc.choosing.rivals.ties import least
 from extproc.choosing.stateful import FleetView, StatefulPolicy
-from tokenway.simulator.policies.ties import least
 
 
 class DynamoLinear(StatefulPolicy):

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+from extproc.choosing.rivals.ties import least
 from extproc.choosing.stateful import FleetView, StatefulPolicy
-from tokenway.simulator.policies.ties import least
 
 
 class LlmdWeights(StatefulPolicy):

@@ -20,8 +20,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
+from extproc.choosing.rivals.ties import least
 from extproc.choosing.stateful import FleetView, Sent, StatefulPolicy
-from tokenway.simulator.policies.ties import least
 
 _INTERVAL_S: Final = 1.0
 _MAX_AGE_S: Final = 180.0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from extproc.choosing.rivals.ties import draw
 from extproc.choosing.stateful import FleetView, StatefulPolicy
-from tokenway.simulator.policies.ties import draw
 
 
 class Random(StatefulPolicy):

@@ -29,9 +29,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from extproc.choosing.rivals.llmd_sticky import sticky_rows
+from extproc.choosing.rivals.ties import least
 from extproc.choosing.stateful import FleetView, Sent, StatefulPolicy
-from tokenway.simulator.policies.llmd_sticky import sticky_rows
-from tokenway.simulator.policies.ties import least
 
 _RETRAIN_S: Final = 10.0
 _MIN_SAMPLES: Final = 100

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from operator import truediv
 
+from extproc.choosing.rivals.ties import least
 from extproc.choosing.stateful import FleetView, StatefulPolicy
-from tokenway.simulator.policies.ties import least
 
 
 class LeastRequest(StatefulPolicy):

@@ -30,9 +30,9 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Final
 
+from extproc.choosing.rivals.radix import Node, RadixTree
+from extproc.choosing.rivals.ties import least
 from extproc.choosing.stateful import FleetView, Sent, StatefulPolicy
-from tokenway.simulator.policies.radix import Node, RadixTree
-from tokenway.simulator.policies.ties import least
 
 _WINDOW_S: Final = 180.0
 _TPOT_SAMPLES: Final = 200

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from extproc.choosing.rivals.radix import RadixTree
+from extproc.choosing.rivals.ties import draw
 from extproc.choosing.stateful import FleetView, StatefulPolicy
-from tokenway.simulator.policies.radix import RadixTree
-from tokenway.simulator.policies.ties import draw
 
 _TREE_CHARACTERS: Final = 1 << 26
 _CHARACTERS_PER_TOKEN: Final = 4.0

@@ -17,8 +17,8 @@ from __future__ import annotations
 from math import ceil
 from typing import Final
 
+from extproc.choosing.rivals.ties import draw
 from extproc.choosing.stateful import FleetView, StatefulPolicy
-from tokenway.simulator.policies.ties import draw
 
 _MIN_SPREAD: Final = 2.0
 _REQUEST_STEP: Final = 5.0

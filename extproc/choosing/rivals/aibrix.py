@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from math import sqrt
 from typing import Final
 
+from extproc.choosing.rivals.ties import draw, least
 from extproc.choosing.stateful import FleetView, StatefulPolicy
-from tokenway.simulator.policies.ties import draw, least
 
 _ENTRIES: Final = 200_000
 _EXPIRE_S: Final = 20 * 60.0
