@@ -17,15 +17,16 @@ class SharedLoad:
     Args:
         table: Charges of this process.
         others: Told of each charge.
-        changed: Called after what others are to be told.
+        changed: See the attribute.
     """
 
     def __init__(self, table: LoadTable, others: Others, changed: Callable[[], None]) -> None:
+        self.changed = changed
+        """Called after what others are to be told; replaced by who sends."""
         self.retained: frozenset[EndpointKey] = frozenset()
         """Endpoints that exist, as last told."""
         self._table = table
         self._others = others
-        self._changed = changed
 
     @property
     def in_flight(self) -> int:
@@ -58,7 +59,7 @@ class SharedLoad:
         charged = self._table.charge(charge, now_s, prefill_due_s)
         if charged:
             self._others.charged(charge, now_s)
-            self._changed()
+            self.changed()
         return charged
 
     def move(
@@ -71,37 +72,45 @@ class SharedLoad:
         leg: int = 0,
     ) -> bool:
         """See `LoadStore`."""
-        return self._told(self._table.move(request_id, to, now_s, prefill_tokens=prefill_tokens, leg=leg))
+        moved = self._table.move(request_id, to, now_s, prefill_tokens=prefill_tokens, leg=leg)
+        if moved:
+            self.changed()
+        return moved
 
     def refresh(
         self, request_id: RequestId, now_s: float, generated_tokens: int | None = None, *, leg: int = 0
     ) -> bool:
         """See `LoadStore`."""
         refreshed = self._table.refresh(request_id, now_s, generated_tokens, leg=leg)
-        if generated_tokens is not None:
-            self._told(refreshed)
+        if refreshed and generated_tokens is not None:
+            self.changed()
         return refreshed
 
     def release_prefill(self, request_id: RequestId, leg: int = 0) -> bool:
         """See `LoadStore`."""
-        return self._told(self._table.release_prefill(request_id, leg))
+        released = self._table.release_prefill(request_id, leg)
+        if released:
+            self.changed()
+        return released
 
     def release(self, request_id: RequestId, now_s: float) -> bool:
         """See `LoadStore`."""
-        return self._told(self._table.release(request_id, now_s))
+        released = self._table.release(request_id, now_s)
+        if released:
+            self.changed()
+        return released
 
     def release_leg(self, request_id: RequestId, leg: int, now_s: float) -> bool:
         """See `LoadStore`."""
-        return self._told(self._table.release_leg(request_id, leg, now_s))
+        released = self._table.release_leg(request_id, leg, now_s)
+        if released:
+            self.changed()
+        return released
 
     def advance(self, now_s: float) -> Expired[RequestId]:
         """See `LoadStore`."""
         self._others.advance(now_s)
         expired = self._table.advance(now_s)
-        self._told(bool(expired.requests or expired.prefills))
+        if expired.requests or expired.prefills:
+            self.changed()
         return expired
-
-    def _told(self, changed: bool) -> bool:
-        if changed:
-            self._changed()
-        return changed
