@@ -128,7 +128,17 @@ CORE = (
         f"tokenway/simulator/replay/{name}.py"
         for name in (
             *("trace", "draws", "ledger", "caches", "fleet", "replica", "settings", "gateway", "run"),
-            *("summary", "oracle", "lineup", "report", "generators", "export", "log_lines"),
+            *(
+                "agenda",
+                "outcome",
+                "summary",
+                "oracle",
+                "lineup",
+                "report",
+                "generators",
+                "export",
+                "log_lines",
+            ),
         )
     ),
     *(

@@ -17,16 +17,15 @@ class SharedLoad:
     Args:
         table: Charges of this process.
         others: Told of each charge.
-        changed: See the attribute.
+        changed: Called after what others are to be told.
     """
 
     def __init__(self, table: LoadTable, others: Others, changed: Callable[[], None]) -> None:
-        self.changed = changed
-        """Called after what others are to be told; replaced by who sends."""
         self.retained: frozenset[EndpointKey] = frozenset()
         """Endpoints that exist, as last told."""
         self._table = table
         self._others = others
+        self._changed = changed
 
     @property
     def in_flight(self) -> int:
@@ -59,7 +58,7 @@ class SharedLoad:
         charged = self._table.charge(charge, now_s, prefill_due_s)
         if charged:
             self._others.charged(charge, now_s)
-            self.changed()
+            self._changed()
         return charged
 
     def move(
@@ -74,7 +73,7 @@ class SharedLoad:
         """See `LoadStore`."""
         moved = self._table.move(request_id, to, now_s, prefill_tokens=prefill_tokens, leg=leg)
         if moved:
-            self.changed()
+            self._changed()
         return moved
 
     def refresh(
@@ -83,28 +82,28 @@ class SharedLoad:
         """See `LoadStore`."""
         refreshed = self._table.refresh(request_id, now_s, generated_tokens, leg=leg)
         if refreshed and generated_tokens is not None:
-            self.changed()
+            self._changed()
         return refreshed
 
     def release_prefill(self, request_id: RequestId, leg: int = 0) -> bool:
         """See `LoadStore`."""
         released = self._table.release_prefill(request_id, leg)
         if released:
-            self.changed()
+            self._changed()
         return released
 
     def release(self, request_id: RequestId, now_s: float) -> bool:
         """See `LoadStore`."""
         released = self._table.release(request_id, now_s)
         if released:
-            self.changed()
+            self._changed()
         return released
 
     def release_leg(self, request_id: RequestId, leg: int, now_s: float) -> bool:
         """See `LoadStore`."""
         released = self._table.release_leg(request_id, leg, now_s)
         if released:
-            self.changed()
+            self._changed()
         return released
 
     def advance(self, now_s: float) -> Expired[RequestId]:
@@ -112,5 +111,5 @@ class SharedLoad:
         self._others.advance(now_s)
         expired = self._table.advance(now_s)
         if expired.requests or expired.prefills:
-            self.changed()
+            self._changed()
         return expired

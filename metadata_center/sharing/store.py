@@ -90,7 +90,7 @@ class SharedStore:
             raise ValueError(f"{counters.capacity} slots; a message has room for {MAX_ENDPOINTS}")
         self.member = member
         self.prefixes = prefixes
-        self._wake: Callable[[], None] = _tell_nobody
+        self._senders: list[Callable[[], None]] = []
         self.dropped_blocks = 0
         """Block hashes that found no room: to be sent, or in the index."""
         self.namesakes = 0
@@ -102,7 +102,7 @@ class SharedStore:
         self._seat = f"{member.rpartition('/')[0]}/"
         self._counters = counters
         self._others = Others(gateway_of(member), counters, optimistic=optimistic)
-        self.load = SharedLoad(LoadTable(counters, bounds), self._others, _tell_nobody)
+        self.load = SharedLoad(LoadTable(counters, bounds), self._others, self._wake)
         self._published = Published(counters.capacity)
         self._sequence = 0
         self._full_s = -inf
@@ -111,14 +111,14 @@ class SharedStore:
         self._waiting: dict[RequestId, Ticket] = {}
         counters.add_others(self._claimed)
 
-    def on_change(self, wake: Callable[[], None]) -> None:
-        """From now on call `wake` when there may be something to send; one who sends is one who is called."""
-        self._wake = self.load.changed = wake
-
     @property
     def peers(self) -> Peers:
         """Shares of other gateways' members."""
         return self._others.peers
+
+    def listen(self, sender: Callable[[], None]) -> None:
+        """Have `sender` called from now on when there may be something to send."""
+        self._senders.append(sender)
 
     @property
     def live_gateways(self) -> int:
@@ -271,6 +271,10 @@ class SharedStore:
             self._wake()
 
     # Inside.
+
+    def _wake(self) -> None:
+        for sender in self._senders:
+            sender()
 
     def _share_told(self) -> None:
         for endpoint, chain in self._told().items():
