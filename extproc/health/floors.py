@@ -16,16 +16,19 @@ class Floors:
         min_available_ratio: Share of a cluster that stays available, one at least.
 
     Attributes:
-        min_available_ratio: The same, in force now.
         withheld: Ejections that a floor prevented.
     """
 
-    __slots__ = ("_records", "min_available_ratio", "withheld")
+    __slots__ = ("_min_available_ratio", "_records", "withheld")
 
     def __init__(self, records: Records, min_available_ratio: float) -> None:
         self._records = records
-        self.min_available_ratio = min_available_ratio
+        self._min_available_ratio = min_available_ratio
         self.withheld = 0
+
+    def configure(self, min_available_ratio: float) -> None:
+        """Go by this share from now on."""
+        self._min_available_ratio = min_available_ratio
 
     def may_go(self, record: Record) -> bool:
         """Whether enough of its clusters stay available without it."""
@@ -69,4 +72,4 @@ class Floors:
             if not record.draining:
                 members += 1
                 available += record.ejected is None
-        return available, max(1, int(members * self.min_available_ratio + ROUNDING))
+        return available, max(1, int(members * self._min_available_ratio + ROUNDING))

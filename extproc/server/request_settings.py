@@ -96,6 +96,5 @@ class RequestPath:
     def follow(self, config: Config) -> None:
         """See `applying.Apply`; the only one that may raise."""
         table = routing_table(config, self._clusters, self._slots_of, self._wall_clock())
-        self._router.table = table
-        self._router.settings = router_settings(config)
+        self._router.configure(table, router_settings(config))
         self._log.configure(is_on=config.logging.requests, key=block_key_of(config))
