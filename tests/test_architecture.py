@@ -177,7 +177,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "metadata_center.load": "metadata_center.types metadata_center.errors",
         "metadata_center.history": "metadata_center.types metadata_center.errors metadata_center.load",
         "metadata_center.sharing": "metadata_center.types metadata_center.errors metadata_center.load "
-        "metadata_center.history",
+        "metadata_center.store",
         "metadata_center.service": "metadata_center.types metadata_center.errors metadata_center.load "
         "metadata_center.history metadata_center.sharing",
         "tokenway.simulator.engine": "",
