@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from metadata_center.errors import CapacityError
 from metadata_center.load.counters import MAX_ENDPOINTS
+from metadata_center.load.kinds import Amounts, sum_of
 from metadata_center.load.ledger import Entry, Ledger, LedgerBounds
 from metadata_center.types import RequestId, value
 
@@ -79,6 +80,33 @@ class EngineLoad:
     input_tokens: int
     generated_tokens: int
     updated_s: float
+
+    @property
+    def amounts(self) -> Amounts:
+        """As gateways count it: one number per kind of load."""
+        return (
+            self.requests,
+            self.prefill_requests,
+            self.prefill_tokens,
+            self.input_tokens,
+            self.generated_tokens,
+        )
+
+    def plus(self, amounts: Amounts, now_s: float) -> EngineLoad:
+        """With what gateways have there; a prompt's length is then that of its tokens as bytes."""
+        requests, prefill_requests, prefill_tokens, input_tokens, generated_tokens = sum_of(
+            self.amounts, amounts
+        )
+        return EngineLoad(
+            self.address,
+            requests,
+            self.prompt_length + BYTES_PER_TOKEN * (prefill_tokens - self.prefill_tokens),
+            prefill_requests,
+            prefill_tokens,
+            input_tokens,
+            generated_tokens,
+            now_s,
+        )
 
 
 @dataclass(slots=True)

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from functools import reduce
 from itertools import islice
 from typing import Final
 
 from metadata_center.load.counters import MAX_ENDPOINTS
-from metadata_center.service.cluster_loads import BYTES_PER_TOKEN, ClusterLoads, EngineLoad
+from metadata_center.load.kinds import bounded, sum_of
+from metadata_center.service.cluster_loads import ClusterLoads, EngineLoad
 from metadata_center.service.reservations import reserve
 from metadata_center.sharing.messages import (
     MAX_AMOUNT,
@@ -112,19 +114,9 @@ class Rendezvous:
         self.advance(now_s)
         engines = {engine.address: engine for engine in self._loads.view(cluster, now_s) or ()}
         for endpoint, amounts in self.shares.totals.items():
-            requests, prefill_requests, prefill_tokens, context_tokens, generated_tokens = amounts
             address = endpoint if endpoint in engines else _host(endpoint)
             engine = engines.get(address) or EngineLoad(address, 0, 0, 0, 0, 0, 0, now_s)
-            engines[address] = EngineLoad(
-                address,
-                engine.requests + requests,
-                engine.prompt_length + prefill_tokens * BYTES_PER_TOKEN,
-                engine.prefill_requests + prefill_requests,
-                engine.prefill_tokens + prefill_tokens,
-                engine.input_tokens + context_tokens,
-                engine.generated_tokens + generated_tokens,
-                now_s,
-            )
+            engines[address] = engine.plus(amounts, now_s)
         return list(engines.values()) or None
 
     def tell_changes(self) -> None:
@@ -164,15 +156,8 @@ class Rendezvous:
 
     def _row(self, endpoint: EndpointKey) -> Row:
         """What AIGW's gateways have in flight on an endpoint: under its name, and under its host's."""
-        loads = [self._loads.at(name) for name in {endpoint, _host(endpoint)}]
-        return Row(
-            endpoint,
-            sum(load.requests for load in loads),
-            sum(load.prefill_requests for load in loads),
-            min(MAX_AMOUNT, sum(load.prefill_tokens for load in loads)),
-            min(MAX_AMOUNT, sum(load.input_tokens for load in loads)),
-            min(MAX_AMOUNT, sum(load.generated_tokens for load in loads)),
-        )
+        loads = [self._loads.at(name).amounts for name in {endpoint, _host(endpoint)}]
+        return Row(endpoint, *bounded(reduce(sum_of, loads), requests=MAX_AMOUNT, tokens=MAX_AMOUNT))
 
     def _endpoints_at(self, address: str) -> Iterable[EndpointKey]:
         return (EndpointKey(address),) if _host(address) != address else self._hosts.get(address, ())
