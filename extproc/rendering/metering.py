@@ -183,6 +183,11 @@ def filters(meter: Meter, given: dict[str, Callable[..., Any]]) -> dict[str, Cal
     metered = {name: _metered(meter, function) for name, function in given.items()}
     for name in _REFUSED:
         metered[name] = _refusing
+    return metered | _texts(meter, given) | {"tojson": _to_json(meter)} | _operators(meter)
+
+
+def _texts(meter: Meter, given: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+    """Filters that make text of a size that their arguments tell, which is asked for before."""
     plain_join, plain_indent = given["join"], given["indent"]
 
     @wraps(plain_join)
@@ -219,6 +224,12 @@ def filters(meter: Meter, given: dict[str, Callable[..., Any]]) -> dict[str, Cal
         _before_format(meter, _PRINTF_WIDTH, "%", str(value), (*args, kwargs))
         return str(value) % (kwargs or args)
 
+    return {"join": join, "replace": replace, "center": center, "indent": indent, "format": printf}
+
+
+def _to_json(meter: Meter) -> Callable[..., str]:
+    """`tojson` as chat templates mean it: unlike Jinja's own filter, nothing is escaped for HTML."""
+
     def tojson(
         value: Any,
         ensure_ascii: bool = False,
@@ -226,7 +237,6 @@ def filters(meter: Meter, given: dict[str, Callable[..., Any]]) -> dict[str, Cal
         separators: tuple[str, str] | None = None,
         sort_keys: bool = False,
     ) -> str:
-        # As chat templates mean it: unlike Jinja's own filter, nothing is escaped for HTML.
         meter.step()
         if meter.walks:
             _walk(meter, value)
@@ -247,16 +257,7 @@ def filters(meter: Meter, given: dict[str, Callable[..., Any]]) -> dict[str, Cal
             pieces.append(piece)
         return "".join(pieces)
 
-    metered |= {
-        "join": join,
-        "replace": replace,
-        "center": center,
-        "indent": indent,
-        "format": printf,
-        "tojson": tojson,
-        **_operators(meter),
-    }
-    return metered
+    return tojson
 
 
 def _operators(meter: Meter) -> dict[str, Callable[..., Any]]:

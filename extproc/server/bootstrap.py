@@ -82,30 +82,8 @@ def render(
     if max_body_bytes is not None:
         listener["per_connection_buffer_limit_bytes"] = max_body_bytes
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
-    (early,) = manager["early_header_mutation_extensions"]
-    mutations = early["typed_config"]["mutations"]
-    mutations[:] = [mutation for mutation in mutations if mutation.get("remove") not in allow_headers]
-    if forward_credentials:
-        for host in manager["route_config"]["virtual_hosts"]:
-            taken = host["request_headers_to_remove"]
-            taken[:] = [name for name in taken if name not in CREDENTIAL_HEADERS]
-    patterns = _withholding(document)
-    patterns[:] = [
-        pattern
-        for pattern in patterns
-        if any(_matches(pattern, secret) for secret in SECRET_HEADERS)
-        or not any(_matches(pattern, name) for name in rule_headers)
-    ]
-    places = sockets if edge.gateway is None else edge.gateway.addresses
-    endpoints = [{"endpoint": {"address": _address(place)}} for place in places]
-    for cluster in static["clusters"]:
-        if cluster["name"] in WORKER_CLUSTERS:
-            cluster["load_assignment"] = {
-                "cluster_name": cluster["name"],
-                "endpoints": [{"lb_endpoints": endpoints}],
-            }
-            if edge.gateway is not None and edge.gateway.ca_file is not None:
-                cluster["transport_socket"] = _mutual_tls(edge.gateway)
+    _set_headers(document, manager, allow_headers, rule_headers, forward_credentials=forward_credentials)
+    _set_workers(static, sockets, edge.gateway)
     _set_away(manager, away, allow_fields, others)
     _set_bounds(document, manager, edge)
     if edge.tls is not None:
@@ -120,6 +98,45 @@ def withheld(document: dict[str, Any], names: Collection[str]) -> list[str]:
     """Those of these headers, lower case, that a bootstrap keeps from Tokenway, sorted."""
     patterns = _withholding(document)
     return sorted(name for name in names if any(_matches(pattern, name) for pattern in patterns))
+
+
+def _set_headers(
+    document: dict[str, Any],
+    manager: dict[str, Any],
+    allow_headers: Collection[str],
+    rule_headers: Collection[str],
+    *,
+    forward_credentials: bool,
+) -> None:
+    """Which headers clients may use, engines get, and Tokenway sees."""
+    (early,) = manager["early_header_mutation_extensions"]
+    mutations = early["typed_config"]["mutations"]
+    mutations[:] = [mutation for mutation in mutations if mutation.get("remove") not in allow_headers]
+    if forward_credentials:
+        for host in manager["route_config"]["virtual_hosts"]:
+            taken = host["request_headers_to_remove"]
+            taken[:] = [name for name in taken if name not in CREDENTIAL_HEADERS]
+    patterns = _withholding(document)
+    patterns[:] = [
+        pattern
+        for pattern in patterns
+        if any(_matches(pattern, secret) for secret in SECRET_HEADERS)
+        or not any(_matches(pattern, name) for name in rule_headers)
+    ]
+
+
+def _set_workers(static: dict[str, Any], sockets: Iterable[str], gateway: GatewayAddress | None) -> None:
+    """Where Tokenway is."""
+    places = sockets if gateway is None else gateway.addresses
+    endpoints = [{"endpoint": {"address": _address(place)}} for place in places]
+    for cluster in static["clusters"]:
+        if cluster["name"] in WORKER_CLUSTERS:
+            cluster["load_assignment"] = {
+                "cluster_name": cluster["name"],
+                "endpoints": [{"lb_endpoints": endpoints}],
+            }
+            if gateway is not None and gateway.ca_file is not None:
+                cluster["transport_socket"] = _mutual_tls(gateway)
 
 
 def _withholding(document: dict[str, Any]) -> list[dict[str, str]]:

@@ -79,7 +79,23 @@ def parse_url(url: str, *, username: str | None = None, password: str | None = N
     nodes = tuple(_node(host, port) for host in hosts.split(","))
     if kind == "redis" and len(nodes) != 1:
         raise UrlError("one server; several are redis+sentinel or redis+cluster")
-    path = parts.path.strip("/").split("/") if parts.path.strip("/") else []
+    service, database = _path(kind, parts.path)
+    return RedisUrl(
+        kind,
+        nodes,
+        service,
+        database,
+        username or unquote(user) or None,
+        password or unquote(secret) or None,
+        options.get("sentinel_username"),
+        options.get("sentinel_password"),
+        _tls(options, secured=scheme == "rediss"),
+    )
+
+
+def _path(kind: str, text: str) -> tuple[str, int]:
+    """The service that sentinels watch, empty without them, and the number of the database."""
+    path = text.strip("/").split("/") if text.strip("/") else []
     service = ""
     if kind == "sentinel":
         if not path:
@@ -87,29 +103,24 @@ def parse_url(url: str, *, username: str | None = None, password: str | None = N
         service = unquote(path.pop(0))
     if len(path) > 1 or (path and (kind == "cluster" or not (path[0].isascii() and path[0].isdigit()))):
         raise UrlError("the path ends with the number of a database, which a cluster has not")
-    tls = None
-    if scheme == "rediss":
-        if options.get("check_hostname", "true") not in ("true", "false"):
-            raise UrlError("check_hostname is true or false")
-        tls = {
-            "ssl_ca_certs": options.get("ca_certs"),
-            "ssl_certfile": options.get("certfile"),
-            "ssl_keyfile": options.get("keyfile"),
-            "ssl_check_hostname": options.get("check_hostname", "true") == "true",
-        }
-    elif any(name in options for name in _TLS_OPTIONS):
-        raise UrlError("options of TLS go with rediss")
-    return RedisUrl(
-        kind,
-        nodes,
-        service,
-        int(path[0]) if path else 0,
-        username or unquote(user) or None,
-        password or unquote(secret) or None,
-        options.get("sentinel_username"),
-        options.get("sentinel_password"),
-        tls,
-    )
+    return service, int(path[0]) if path else 0
+
+
+def _tls(options: Mapping[str, str], *, secured: bool) -> dict[str, Any] | None:
+    """Settings of `redis-py`."""
+    if not secured:
+        if any(name in options for name in _TLS_OPTIONS):
+            raise UrlError("options of TLS go with rediss")
+        return None
+    check_hostname = options.get("check_hostname", "true")
+    if check_hostname not in ("true", "false"):
+        raise UrlError("check_hostname is true or false")
+    return {
+        "ssl_ca_certs": options.get("ca_certs"),
+        "ssl_certfile": options.get("certfile"),
+        "ssl_keyfile": options.get("keyfile"),
+        "ssl_check_hostname": check_hostname == "true",
+    }
 
 
 def _node(address: str, default_port: int) -> tuple[str, int]:

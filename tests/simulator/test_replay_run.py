@@ -17,8 +17,9 @@ from tokenway.simulator.policies.registry import make
 from tokenway.simulator.replay.caches import ViewKind
 from tokenway.simulator.replay.fleet import Fleet, Member, parse_fleet, profiles_from, scaled_kv
 from tokenway.simulator.replay.oracle import Oracle, prefill_s, time_to_first_token
+from tokenway.simulator.replay.outcome import Replayed
 from tokenway.simulator.replay.replica import QueuedPrompt, Replica
-from tokenway.simulator.replay.run import Replay, Replayed, Truth
+from tokenway.simulator.replay.run import Replay, Truth
 from tokenway.simulator.replay.settings import RunSettings, Spread
 from tokenway.simulator.replay.trace import Trace, TraceRequest
 

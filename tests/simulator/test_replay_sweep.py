@@ -16,8 +16,8 @@ from tokenway.simulator.engine.profile import PROFILES
 from tokenway.simulator.replay.fleet import Fleet, Member
 from tokenway.simulator.replay.generators import sample
 from tokenway.simulator.replay.lineup import Entrant, parse_lineup
+from tokenway.simulator.replay.outcome import Replayed, Served
 from tokenway.simulator.replay.report import document, markdown
-from tokenway.simulator.replay.run import Replayed, Served
 from tokenway.simulator.replay.settings import RunSettings
 from tokenway.simulator.replay.summary import RunResult, Slo, summarise
 from tokenway.simulator.replay.sweep import KNEE_PRECISION, Job, find_knee, full_speed, run_all, run_job

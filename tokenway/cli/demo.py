@@ -59,48 +59,46 @@ def demo(
     admin = f"http://{_authority(config.server.admin.address, config.server.admin.port)}"
     models = [name for model, section in config.models.items() for name in (model, *section.aliases)]
     specs = [spec for cluster in clusters for spec in cluster.endpoints]
-    _refuse_taken(
-        {
-            listen_address(listen): "Envoy",
-            ("127.0.0.1", envoy_admin_port): "Envoy's own admin surface",
-            (config.server.admin.address, config.server.admin.port): "the gateway's admin port",
-            **{("127.0.0.1", spec.port): "a simulated engine" for spec in specs},
-        }
-    )
-    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal too ends what was started here
-        signal.signal(number, lambda *_: sys.exit(0))
+    wanted = {
+        listen_address(listen): "Envoy",
+        ("127.0.0.1", envoy_admin_port): "Envoy's own admin surface",
+        (config.server.admin.address, config.server.admin.port): "the gateway's admin port",
+    }
+    _refuse_taken(wanted | {("127.0.0.1", spec.port): "a simulated engine" for spec in specs})
+    _end_when_told()
     folder = Path(tempfile.mkdtemp(prefix="tokenway-demo-"))
     path = path or _samples(folder)
     with contextlib.ExitStack() as stack:
         print(f"Starting {len(specs)} simulated engines and the gateway ...", flush=True)
-        engines = {}
-        for i, spec in enumerate(specs):
-            words = ["--port", str(spec.port), "--engine-id", str(i), "--profile", "demo"]
-            words += ["--time-scale", str(time_scale)]
-            words += [word for model in models for word in ("--model", model)]
-            command = python_module("tokenway.simulator", *words)
-            engines[_authority(spec.address, spec.port)] = _start(stack, command, folder / f"engine{i}.log")
-        gateway = _start(
-            stack, python_module("tokenway.cli.main", "serve", str(path)), folder / "tokenway.log"
-        )
-        for spec, engine in zip(specs, engines.values(), strict=True):
+        engines = [
+            _start_engine(stack, number, spec.port, models, time_scale, folder)
+            for number, spec in enumerate(specs)
+        ]
+        serve = python_module("tokenway.cli.main", "serve", str(path))
+        gateway = _start(stack, serve, folder / "tokenway.log")
+        for spec, engine in zip(specs, engines, strict=True):
             _wait(f"http://127.0.0.1:{spec.port}/health", engine)
         _wait(f"{admin}/readyz", gateway)
         print("Starting Envoy ...", flush=True)
-        configured = folder / "envoy.yaml"
-        configured.write_text(rendered(config, listen, envoy_admin_port))
-        words = ["-c", str(configured), "--concurrency", "2", "--use-dynamic-base-id", "-l", "warning"]
-        _wait(f"http://{listen}/v1/models", _start(stack, [str(envoy), *words], folder / "envoy.log"))
-        command_line = own_command(Path(sys.argv[0]))
+        bootstrap = rendered(config, listen, envoy_admin_port)
+        _wait(f"http://{listen}/v1/models", _start_envoy(stack, envoy, bootstrap, folder))
         asking = "" if admin == default_admin else f" --admin {admin}"
-        pids = {key: engine.process.pid for key, engine in engines.items()}
+        keys = [_authority(spec.address, spec.port) for spec in specs]
+        pids = {key: engine.process.pid for key, engine in zip(keys, engines, strict=True)}
         model = models[-1] if models else ""
         editable = clusters_path(config, path) if path.suffix != ".json" else path
-        print(_banner(listen, model, pids, admin, folder, command_line, asking, editable), flush=True)
+        command = own_command(Path(sys.argv[0]))
+        print(_banner(listen, model, pids, admin, folder, command, asking, editable), flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()
     print("\nstopped")
     return 0
+
+
+def _end_when_told() -> None:
+    """A closed terminal, too, ends what is started here."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(0))
 
 
 def own_command(script: Path) -> str:
@@ -137,9 +135,7 @@ def _refuse_taken(addresses: dict[tuple[str, int], str]) -> None:
     for (host, port), whose in addresses.items():
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(
-                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-            )  # connections that just ended are none
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ended connections are none
             try:
                 probe.bind((host, port))
             except OSError as error:
@@ -148,6 +144,24 @@ def _refuse_taken(addresses: dict[tuple[str, int], str]) -> None:
 
 def _authority(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _start_engine(
+    stack: contextlib.ExitStack, number: int, port: int, models: list[str], time_scale: float, folder: Path
+) -> Started:
+    """Start a simulated engine on loopback that serves all models."""
+    words = ["--port", str(port), "--engine-id", str(number), "--profile", "demo"]
+    words += ["--time-scale", str(time_scale)]
+    words += [word for model in models for word in ("--model", model)]
+    return _start(stack, python_module("tokenway.simulator", *words), folder / f"engine{number}.log")
+
+
+def _start_envoy(stack: contextlib.ExitStack, envoy: Path, bootstrap: str, folder: Path) -> Started:
+    """Start Envoy with this bootstrap."""
+    configured = folder / "envoy.yaml"
+    configured.write_text(bootstrap)
+    words = ["-c", str(configured), "--concurrency", "2", "--use-dynamic-base-id", "-l", "warning"]
+    return _start(stack, [str(envoy), *words], folder / "envoy.log")
 
 
 def _start(stack: contextlib.ExitStack, command: list[str], log: Path) -> Started:

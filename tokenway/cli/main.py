@@ -195,6 +195,29 @@ def _parser() -> argparse.ArgumentParser:
     checking.add_argument("file", type=Path)
     checking.add_argument("--print-effective", action="store_true", help="print it with every default")
 
+    envoy = _envoy_parser()
+    rendering = commands.add_parser(
+        "bootstrap", parents=[envoy], help="print Envoy's bootstrap for a configuration"
+    )
+    rendering.add_argument("config", type=Path)
+
+    commands.add_parser("explain", help="why a request went where it went")
+    _add_top(commands)
+    _add_metadata_center(commands)
+    commands.add_parser("replay", help="a trace through a simulated fleet, policy by policy")
+
+    showing = commands.add_parser(
+        "demo", parents=[envoy], help="Envoy, three simulated engines and the gateway, at once"
+    )
+    showing.add_argument("--config", type=Path, help="tokenway.yaml (default: a copy of the shipped sample)")
+    showing.add_argument(
+        "--time-scale", type=_positive, default=1.0, help="of the engines; 2 is half as fast"
+    )
+    return parser
+
+
+def _envoy_parser() -> argparse.ArgumentParser:
+    """Where Envoy listens, for the verbs that render its bootstrap."""
     envoy = argparse.ArgumentParser(add_help=False)
     envoy.add_argument(
         "--listen",
@@ -210,12 +233,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PORT",
         help="Envoy's own admin surface, on loopback (default %(default)s)",
     )
-    rendering = commands.add_parser(
-        "bootstrap", parents=[envoy], help="print Envoy's bootstrap for a configuration"
-    )
-    rendering.add_argument("config", type=Path)
+    return envoy
 
-    commands.add_parser("explain", help="why a request went where it went")
+
+def _add_top(commands: Any) -> None:
     watching = commands.add_parser("top", help="live endpoints")
     watching.add_argument(
         "--admin",
@@ -227,6 +248,8 @@ def _parser() -> argparse.ArgumentParser:
     watching.add_argument("--interval", type=_positive, default=1.0, metavar="SECONDS")
     watching.add_argument("--json", action="store_true", help="the gateway's JSON instead of the table")
 
+
+def _add_metadata_center(commands: Any) -> None:
     center = commands.add_parser(
         "metadata-center", help="run a metadata center for gateways, AIGW's too, over HTTP, in memory"
     )
@@ -252,17 +275,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="a prompt nobody saved for so long is taken for evicted (default 3600)",
     )
-
-    commands.add_parser("replay", help="a trace through a simulated fleet, policy by policy")
-
-    showing = commands.add_parser(
-        "demo", parents=[envoy], help="Envoy, three simulated engines and the gateway, at once"
-    )
-    showing.add_argument("--config", type=Path, help="tokenway.yaml (default: a copy of the shipped sample)")
-    showing.add_argument(
-        "--time-scale", type=_positive, default=1.0, help="of the engines; 2 is half as fast"
-    )
-    return parser
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -51,38 +51,13 @@ def replay(args: Sequence[str]) -> int:
 
 def _replay(options: argparse.Namespace) -> int:
     fleet = _fleet(options)
-    settings = RunSettings(
-        gateways=options.gateways,
-        spread=Spread(options.spread),
-        push_delay_s=options.push_delay_ms / 1000.0,
-        view=ViewKind(options.view),
-        event_lag_s=options.event_lag_ms / 1000.0,
-        metric_age_s=options.metric_age_ms / 1000.0,
-        first_token=not options.no_first_token,
-        router_block_tokens=options.router_block,
-        token_error=options.token_error,
-        max_hold_s=options.max_hold_s,
-        max_held=options.max_held,
-        warmup_s=options.warmup_s,
-        duration_s=options.duration_s,
-    )
+    settings = _settings(options)
     entrants = parse_lineup(options.policies)
     slo = Slo(options.slo_ttft_ms / 1000.0, options.slo_tpot_ms / 1000.0)
     if options.seeds < 1 or options.jobs < 1:
         raise ValueError("--seeds and --jobs must be positive")
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    smallest = min(member.profile.kv_tokens for member in fleet)
-    traces = {
-        seed: open_trace(
-            options.trace,
-            seed,
-            form=None if options.format is None else Format(options.format),
-            max_requests=options.max_requests,
-            max_context_tokens=min(options.max_context, smallest),
-            share=options.share,
-        )
-        for seed in seeds
-    }
+    traces = _traces(options, fleet, seeds)
     first = traces[seeds[0]]
     if not first.requests:
         raise ValueError(f"{options.trace}: no request is left")
@@ -115,6 +90,40 @@ def _replay(options: argparse.Namespace) -> int:
         for path in draw(results, options.plots, first.name):
             _say(f"wrote {path}")
     return 0
+
+
+def _settings(options: argparse.Namespace) -> RunSettings:
+    return RunSettings(
+        gateways=options.gateways,
+        spread=Spread(options.spread),
+        push_delay_s=options.push_delay_ms / 1000.0,
+        view=ViewKind(options.view),
+        event_lag_s=options.event_lag_ms / 1000.0,
+        metric_age_s=options.metric_age_ms / 1000.0,
+        first_token=not options.no_first_token,
+        router_block_tokens=options.router_block,
+        token_error=options.token_error,
+        max_hold_s=options.max_hold_s,
+        max_held=options.max_held,
+        warmup_s=options.warmup_s,
+        duration_s=options.duration_s,
+    )
+
+
+def _traces(options: argparse.Namespace, fleet: Fleet, seeds: Iterable[int]) -> dict[int, Trace]:
+    """The trace by seed, without what no engine of the fleet has room for."""
+    smallest = min(member.profile.kv_tokens for member in fleet)
+    return {
+        seed: open_trace(
+            options.trace,
+            seed,
+            form=None if options.format is None else Format(options.format),
+            max_requests=options.max_requests,
+            max_context_tokens=min(options.max_context, smallest),
+            share=options.share,
+        )
+        for seed in seeds
+    }
 
 
 class _Bar:
@@ -214,15 +223,20 @@ def _say(text: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    default = RunSettings()
-    slo = Slo()
     parser = argparse.ArgumentParser(
         prog="tokenway replay",
         description="Replay a trace through a simulated fleet, in virtual time, under each policy.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("trace", help="a trace file, `sample`, or gen:NAME[:requests=N]")
-    add = parser.add_argument_group("trace").add_argument
+    _add_trace(parser.add_argument_group("trace").add_argument)
+    _add_fleet(parser.add_argument_group("fleet").add_argument)
+    _add_policies(parser.add_argument_group("policies").add_argument)
+    _add_figures(parser.add_argument_group("figures").add_argument)
+    return parser
+
+
+def _add_trace(add: Callable[..., Any]) -> None:
     add("--format", choices=[str(form) for form in Format], help="of the file; guessed if left out")
     add("--rates", default="auto", metavar="LIST", help="speeds such as x1,x2.5, or auto: around the knee")
     add(
@@ -236,7 +250,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--share", action="store_true", help="make up shared prefixes for a trace that names none")
     add("--duration-s", type=float, metavar="S", help="let nothing arrive later")
     add("--warmup-s", type=float, default=0.0, metavar="S", help="do not count what arrives before")
-    add = parser.add_argument_group("fleet").add_argument
+
+
+def _add_fleet(add: Callable[..., Any]) -> None:
     add("--profile", default="llama8b-h100", help=f"one of {', '.join(PROFILES)}, or of --profiles")
     add("--profiles", type=Path, metavar="FILE", help="JSON: more profiles by name")
     add("--fleet", metavar="LIST", help="name:count[:weight],... instead of eight of --profile")
@@ -248,7 +264,10 @@ def _parser() -> argparse.ArgumentParser:
         help="so many of --profile; +N or -N: so many more or fewer than there would be",
     )
     add("--kv-scale", type=float, default=1.0, metavar="X", help="factor on every KV cache")
-    add = parser.add_argument_group("policies").add_argument
+
+
+def _add_policies(add: Callable[..., Any]) -> None:
+    default = RunSettings()
     add(
         "--policies",
         default="all",
@@ -266,7 +285,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--token-error", type=float, default=default.token_error, metavar="SIGMA")
     add("--max-hold-s", type=float, default=default.max_hold_s, metavar="S")
     add("--max-held", type=int, default=default.max_held, metavar="N")
-    add = parser.add_argument_group("figures").add_argument
+
+
+def _add_figures(add: Callable[..., Any]) -> None:
+    slo = Slo()
     add("--slo-ttft-ms", type=float, default=slo.ttft_s * 1e3, metavar="MS")
     add("--slo-tpot-ms", type=float, default=slo.tpot_s * 1e3, metavar="MS")
     add("--seeds", type=int, default=1, metavar="N", help="runs of each kind")
@@ -275,4 +297,3 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", type=Path, metavar="FILE", help="write all figures")
     add("--no-timings", action="store_true", help="leave real times out of the JSON: the rest is repeatable")
     add("--plots", type=Path, metavar="DIR", help="write PNG pictures (needs tokenway[simulator])")
-    return parser

@@ -33,19 +33,33 @@ def draw(results: Sequence[RunResult], folder: Path, name: str) -> list[Path]:
     speeds = sorted({result.speed for result in results})
     speed, seed = speeds[len(speeds) // 2], results[0].seed
     shown = [r for r in results if r.speed == speed and r.seed == seed and r.ttft_quantiles_s]
+    pictures = {
+        "ttft_cdf": _ttft(plt, shown, f"{name} ×{speed:.3g}"),
+        "goodput": _goodput(plt, results, name),
+        "load": _load(plt, shown),
+    }
     paths = []
+    for what, figure in pictures.items():
+        paths.append(folder / f"{name}_{what}.png")
+        figure.savefig(paths[-1], dpi=120, bbox_inches="tight")
+        plt.close(figure)
+    return paths
 
+
+def _ttft(plt: Any, shown: Sequence[RunResult], title: str) -> Any:
+    """CDFs of TTFT."""
     figure, axes = plt.subplots(figsize=(9, 6))
     for index, result in enumerate(shown):
         share = np.linspace(0.0, 1.0, len(result.ttft_quantiles_s))
         axes.plot(result.ttft_quantiles_s, share, label=result.policy, **_style(index))
-    axes.set(xscale="log", xlabel="TTFT (s)", ylabel="share of requests", title=f"{name} ×{speed:.3g}")
+    axes.set(xscale="log", xlabel="TTFT (s)", ylabel="share of requests", title=title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, ncols=2)
-    paths.append(folder / f"{name}_ttft_cdf.png")
-    figure.savefig(paths[-1], dpi=120, bbox_inches="tight")
-    plt.close(figure)
+    return figure
 
+
+def _goodput(plt: Any, results: Sequence[RunResult], title: str) -> Any:
+    """Goodput against speed."""
     means = averages(results)
     figure, axes = plt.subplots(figsize=(9, 6))
     for index, policy in enumerate(dict.fromkeys(result.policy for result in results)):
@@ -55,13 +69,14 @@ def draw(results: Sequence[RunResult], folder: Path, name: str) -> list[Path]:
             if of == policy
         )
         axes.plot(*zip(*points, strict=True), marker="o", label=policy, **_style(index))
-    axes.set(xlabel="offered requests/s", ylabel="goodput requests/s", title=name)
+    axes.set(xlabel="offered requests/s", ylabel="goodput requests/s", title=title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, ncols=2)
-    paths.append(folder / f"{name}_goodput.png")
-    figure.savefig(paths[-1], dpi=120, bbox_inches="tight")
-    plt.close(figure)
+    return figure
 
+
+def _load(plt: Any, shown: Sequence[RunResult]) -> Any:
+    """What each engine computes over time, policy by policy."""
     figure, grid = plt.subplots(
         len(shown) or 1, 1, figsize=(10, 1.2 + 1.1 * len(shown)), sharex=True, squeeze=False
     )
@@ -73,10 +88,7 @@ def draw(results: Sequence[RunResult], folder: Path, name: str) -> list[Path]:
         axes.set_yticks([])
         figure.colorbar(image, ax=axes, pad=0.01)
     grid[-1, 0].set_xlabel("seconds; one row per engine; colour: tokens computed per second")
-    paths.append(folder / f"{name}_load.png")
-    figure.savefig(paths[-1], dpi=120, bbox_inches="tight")
-    plt.close(figure)
-    return paths
+    return figure
 
 
 def _style(index: int) -> dict[str, Any]:

@@ -14,20 +14,21 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from heapq import heappop, heappush
+from dataclasses import dataclass
 from math import exp
-from typing import Any, Final
+from typing import Final
 
 from extproc.choosing.holding import POLL_S, Pass
 from extproc.choosing.stateful import Hold, Request, Shed, StatefulPolicy
 from tokenway.simulator.engine.engine import EngineRequest, StepResult
 from tokenway.simulator.engine.prefix_cache import BlocksRemoved, BlocksStored, CacheEvent
+from tokenway.simulator.replay.agenda import Agenda
 from tokenway.simulator.replay.caches import Announced, CacheView, Events, History, ViewKind
 from tokenway.simulator.replay.draws import MakeDraws
 from tokenway.simulator.replay.fleet import Fleet, endpoint_keys
 from tokenway.simulator.replay.gateway import FleetFacts, Live, ReplayGateway, Scrape, missed_cache
 from tokenway.simulator.replay.ledger import Change
+from tokenway.simulator.replay.outcome import Replayed, Served
 from tokenway.simulator.replay.replica import Replica
 from tokenway.simulator.replay.settings import RunSettings, Spread
 from tokenway.simulator.replay.trace import Trace, arrivals, block_ratio, engine_keys
@@ -45,58 +46,6 @@ class Truth:
     def __init__(self, replicas: Sequence[Replica]) -> None:
         self.replicas = replicas
         self.live: dict[int, Live] = {}
-
-
-@dataclass(slots=True)
-class Served:
-    """What became of one request.
-
-    Attributes:
-        index: In the trace.
-        arrived_s: At the gateway.
-        sent_s: To the engine; None if it never was.
-        row: Its endpoint, or None.
-        first_s: When its first token came; None if it was refused.
-        end_s: When its last token came, or it was refused.
-        prompt_tokens: Real length.
-        output_tokens: Real length.
-        cached_tokens: What its engine had cached at admission.
-        best_tokens: What the best of all engines had cached when it was sent, at a router block's precision.
-        decisions: How often its gateway decided.
-        decision_s: Real time of those decisions, seconds.
-    """
-
-    index: int
-    arrived_s: float
-    sent_s: float | None
-    row: int | None
-    first_s: float | None
-    end_s: float
-    prompt_tokens: int
-    output_tokens: int
-    cached_tokens: int = 0
-    best_tokens: int = 0
-    decisions: int = 0
-    decision_s: float = 0.0
-
-
-@dataclass(slots=True)
-class Replayed:
-    """A whole run.
-
-    Attributes:
-        served: In the order of their ends.
-        computed_tokens: Per endpoint, tokens computed in each second of the run.
-        steps: Of all engines.
-        preemptions: Of all engines.
-        end_s: Last event.
-    """
-
-    served: list[Served] = field(default_factory=list)
-    computed_tokens: list[list[int]] = field(default_factory=list)
-    steps: int = 0
-    preemptions: int = 0
-    end_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -146,20 +95,11 @@ class Replay:
         make_draws: MakeDraws,
         clock: Callable[[], float],
     ) -> None:
-        sizes = {member.profile.block_size for member in fleet}
-        if len(sizes) != 1:
-            raise ValueError("a fleet has at least one replica and one block size")
-        (self._block_size,) = sizes
+        self._block_size = _block_size(trace, fleet)
         self._trace = trace
         self._settings = settings
         self._ratio = block_ratio(trace, self._block_size, settings.router_block_tokens)
         self._router_tokens = self._ratio * self._block_size
-        smallest = min(member.profile.num_blocks for member in fleet) * self._block_size
-        for index, request in enumerate(trace.requests):
-            if request.prompt_tokens + request.output_tokens > smallest:
-                raise ValueError(
-                    f"request {index} of {trace.name} does not fit {smallest} tokens of KV cache"
-                )
         self._arrivals = make_draws("arrivals")
         texts = make_draws("texts")
         # Drawn in the order of the trace: every policy has the same texts to judge.
@@ -167,17 +107,13 @@ class Replay:
             BYTES_PER_TOKEN * exp(settings.token_error * texts.gauss(0.0, 1.0)) for _ in trace.requests
         ]
         self._assign = make_draws("gateways")
-        self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
-        self._made = 0
+        self._agenda = Agenda()
         self._turn = 0
         self._replicas = [Replica(member.profile) for member in fleet]
         self._truth = Truth(self._replicas)
         self._busy = [False] * len(fleet)
         self._live: dict[str, Live] = {}
-        self._followers: dict[int, list[int]] = {}
-        for index, request in enumerate(trace.requests):
-            if request.after is not None:
-                self._followers.setdefault(request.after, []).append(index)
+        self._followers = _followers(trace)
         self._announced = Announced(len(fleet))
         self._hears_events = settings.view in (ViewKind.EVENTS, ViewKind.EVENTS_PENDING)
         self._scrape = Scrape([0] * len(fleet), [0] * len(fleet), [0.0] * len(fleet), [0.0] * len(fleet))
@@ -214,18 +150,10 @@ class Replay:
             if self._trace.requests[index].after is None:
                 self._comes(arrival_s, index)
         if self._settings.metric_age_s:
-            self._at(self._settings.metric_age_s, self._scraped)
-        heap = self._heap
+            self._agenda.at(self._settings.metric_age_s, self._scraped)
         while self._open:
-            now_s, _, happen, args = heappop(heap)
-            happen(now_s, *args)
-            self._outcome.end_s = now_s
+            self._outcome.end_s = self._agenda.next()
         return self._outcome
-
-    def _at(self, time_s: float, happen: Callable[..., None], *args: object) -> None:
-        """Call `happen(time_s, *args)` when it is time."""
-        self._made += 1
-        heappush(self._heap, (time_s, self._made, happen, args))
 
     def _view(self, facts: FleetFacts) -> CacheView:
         rows = len(facts.keys)
@@ -269,7 +197,7 @@ class Replay:
         """A request will arrive; if that is too late for this run, neither it nor who waits for it does."""
         duration_s = self._settings.duration_s
         if duration_s is None or time_s <= duration_s:
-            self._at(time_s, self._arrived, index)
+            self._agenda.at(time_s, self._arrived, index)
             return
         late = [index]
         while late:
@@ -300,11 +228,11 @@ class Replay:
                     timer_s = known.timer_s
                 else:
                     timer_s = until_s
-                    self._at(timer_s, self._time_up, live)
+                    self._agenda.at(timer_s, self._time_up, live)
                 held[live.index] = _Held(live, decision.rank, timer_s)
                 if decision.polls and not self._polled[gateway.index]:
                     self._polled[gateway.index] = True
-                    self._at(now_s + POLL_S, self._poll, gateway)
+                    self._agenda.at(now_s + POLL_S, self._poll, gateway)
                 return decision
             self._ended(now_s, live)
         elif isinstance(decision, Shed):
@@ -329,7 +257,7 @@ class Replay:
         """Ask for the held requests once all that happens now has happened."""
         if not self._woken[gateway.index]:
             self._woken[gateway.index] = True
-            self._at(now_s, self._woke, gateway)
+            self._agenda.at(now_s, self._woke, gateway)
 
     def _woke(self, now_s: float, gateway: ReplayGateway) -> None:
         self._woken[gateway.index] = False
@@ -350,18 +278,20 @@ class Replay:
         for other in self._gateways:
             if other is not gateway:
                 blocks = live.request.blocks
-                self._at(now_s + self._settings.push_delay_s, self._told_sent, other, live.index, row, blocks)
+                self._agenda.at(
+                    now_s + self._settings.push_delay_s, self._told_sent, other, live.index, row, blocks
+                )
         rejection = self._replicas[row].submit(
             EngineRequest(request_id, source.prompt_tokens, source.output_tokens, live.keys), now_s
         )
         if rejection is not None:
             self._over(now_s, gateway, live)
             self._ended(now_s, live)
-            self._at(now_s, self._ask_held, gateway)
+            self._agenda.at(now_s, self._ask_held, gateway)
             return
         self._live[request_id] = live
         if due_s is not None:
-            self._at(due_s, self._prefill_due, gateway, live)
+            self._agenda.at(due_s, self._prefill_due, gateway, live)
         self._wake(now_s, row)
 
     def _ended(self, now_s: float, live: Live) -> None:
@@ -393,7 +323,7 @@ class Replay:
     def _tell(self, now_s: float, gateway: ReplayGateway, entry: Change) -> None:
         for other in self._gateways:
             if other is not gateway:
-                self._at(now_s + self._settings.push_delay_s, self._told, other, entry)
+                self._agenda.at(now_s + self._settings.push_delay_s, self._told, other, entry)
 
     def _told(self, now_s: float, gateway: ReplayGateway, entry: Change) -> None:
         gateway.ledger.apply(entry, now_s)
@@ -419,7 +349,7 @@ class Replay:
         for other in self._gateways:
             if other is not gateway:
                 delay_s = self._settings.push_delay_s
-                self._at(now_s + delay_s, self._told_prefilled, other, live.index)
+                self._agenda.at(now_s + delay_s, self._told_prefilled, other, live.index)
 
     def _prefill_due(self, now_s: float, gateway: ReplayGateway, live: Live) -> None:
         """No first token is seen, but it should have come by now."""
@@ -437,8 +367,8 @@ class Replay:
             if each is not gateway:
                 delay_s = max(delay_s, settings.push_delay_s)
                 if live.first_s is not None:
-                    self._at(now_s + settings.push_delay_s, self._told_prefilled, each, live.index)
-            self._at(now_s + delay_s, self._settled, each, live.index, missing)
+                    self._agenda.at(now_s + settings.push_delay_s, self._told_prefilled, each, live.index)
+            self._agenda.at(now_s + delay_s, self._settled, each, live.index, missing)
 
     def _heard(self, _: float, row: int, events: tuple[CacheEvent, ...]) -> None:
         """Cache events arrive at the gateways."""
@@ -455,7 +385,7 @@ class Replay:
 
     def _scraped(self, now_s: float) -> None:
         self._read_metrics(now_s)
-        self._at(now_s + self._settings.metric_age_s, self._scraped)
+        self._agenda.at(now_s + self._settings.metric_age_s, self._scraped)
 
     def _read_metrics(self, now_s: float) -> None:
         scrape = self._scrape
@@ -473,7 +403,7 @@ class Replay:
         due_s = self._replicas[row].next_step_due()
         if due_s is not None:
             self._busy[row] = True
-            self._at(max(due_s, now_s), self._start_step, row)
+            self._agenda.at(max(due_s, now_s), self._start_step, row)
 
     def _start_step(self, now_s: float, row: int) -> None:
         step = self._replicas[row].step(now_s)
@@ -484,13 +414,13 @@ class Replay:
         if len(seconds) <= second:
             seconds += [0] * (second + 1 - len(seconds))
         seconds[second] += step.scheduled_tokens
-        self._at(step.end_s, self._step_ended, row, step)
+        self._agenda.at(step.end_s, self._step_ended, row, step)
 
     def _step_ended(self, now_s: float, row: int, step: StepResult) -> None:
         for admission in step.admitted:
             self._live[admission.request_id].cached_tokens = admission.cached_tokens
         if step.events and self._hears_events:
-            self._at(now_s + self._settings.event_lag_s, self._heard, row, step.events)
+            self._agenda.at(now_s + self._settings.event_lag_s, self._heard, row, step.events)
         freed: set[int] = set()
         for request_id in step.first_tokens:
             live = self._live[request_id]
@@ -507,3 +437,25 @@ class Replay:
         self._wake(now_s, row)
         for index in sorted(freed):
             self._ask_held(now_s, self._gateways[index])
+
+
+def _block_size(trace: Trace, fleet: Fleet) -> int:
+    """Tokens per block of all engines, each of which has room for each request; else see `Replay`."""
+    sizes = {member.profile.block_size for member in fleet}
+    if len(sizes) != 1:
+        raise ValueError("a fleet has at least one replica and one block size")
+    (size,) = sizes
+    smallest = min(member.profile.num_blocks for member in fleet) * size
+    for index, request in enumerate(trace.requests):
+        if request.prompt_tokens + request.output_tokens > smallest:
+            raise ValueError(f"request {index} of {trace.name} does not fit {smallest} tokens of KV cache")
+    return size
+
+
+def _followers(trace: Trace) -> dict[int, list[int]]:
+    """For each request, those that come only after its answer."""
+    followers: dict[int, list[int]] = {}
+    for index, request in enumerate(trace.requests):
+        if request.after is not None:
+            followers.setdefault(request.after, []).append(index)
+    return followers

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenway.simulator.replay.run import Replayed, Served
+from tokenway.simulator.replay.outcome import Replayed, Served
 
 Floats = NDArray[np.float64]
 

@@ -127,33 +127,56 @@ class EngineMetrics:
 
     def render(self) -> bytes:
         """The page, as `text/plain; version=1.0.0`."""
-        lines: list[str] = []
+        lines = [*self._gauges(), *self._counters(), *self._counters_by_reason()]
+        for histogram in (
+            *(self.ttft, self.inter_token, self.per_output_token, self.e2e, self.queue_time),
+            *(self.prefill_time, self.decode_time, self.inference_time, self.request_prompt_tokens),
+            *(self.request_generation_tokens, self.request_computed_tokens, self.iteration_tokens),
+        ):
+            lines.extend(histogram.lines(self._labels))
+        lines.extend(self._cache_config())
+        return ("\n".join(lines) + "\n").encode()
 
-        def family(kind: str, name: str, help_text: str, *samples: tuple[str, float]) -> None:
-            lines.append(f"# HELP {name} {help_text}")
-            lines.append(f"# TYPE {name} {kind}")
-            lines.extend(f"{name}{{{self._labels}{extra}}} {float(value)}" for extra, value in samples)
+    def _family(self, kind: str, name: str, help_text: str, *samples: tuple[str, float]) -> list[str]:
+        """Lines of one family; a sample is what its labels have beside those of all, and its value."""
+        return [
+            f"# HELP {name} {help_text}",
+            f"# TYPE {name} {kind}",
+            *(f"{name}{{{self._labels}{extra}}} {float(value)}" for extra, value in samples),
+        ]
 
-        family("gauge", "vllm:num_requests_running", "Requests in execution batches.", ("", self._running))
-        family("gauge", "vllm:num_requests_waiting", "Requests waiting to be run.", ("", self._waiting))
-        family(
-            "gauge",
-            "vllm:num_requests_waiting_by_reason",
-            "Waiting requests by reason.",
-            (',reason="capacity"', self._waiting),
-            (',reason="deferred"', 0),
-        )
-        family(
-            "gauge",
-            "vllm:engine_sleep_state",
-            "Engine sleep state; awake = 0 means engine is sleeping.",
-            (',sleep_state="awake"', self.sleep_level == 0),
-            (',sleep_state="weights_offloaded"', self.sleep_level == 1),
-            (',sleep_state="discard_all"', self.sleep_level >= 2),
-        )
-        family(
-            "gauge", "vllm:kv_cache_usage_perc", "KV-cache usage, 1 is 100 percent.", ("", self._usage_ratio)
-        )
+    def _gauges(self) -> list[str]:
+        return [
+            *self._family(
+                "gauge", "vllm:num_requests_running", "Requests in execution batches.", ("", self._running)
+            ),
+            *self._family(
+                "gauge", "vllm:num_requests_waiting", "Requests waiting to be run.", ("", self._waiting)
+            ),
+            *self._family(
+                "gauge",
+                "vllm:num_requests_waiting_by_reason",
+                "Waiting requests by reason.",
+                (',reason="capacity"', self._waiting),
+                (',reason="deferred"', 0),
+            ),
+            *self._family(
+                "gauge",
+                "vllm:engine_sleep_state",
+                "Engine sleep state; awake = 0 means engine is sleeping.",
+                (',sleep_state="awake"', self.sleep_level == 0),
+                (',sleep_state="weights_offloaded"', self.sleep_level == 1),
+                (',sleep_state="discard_all"', self.sleep_level >= 2),
+            ),
+            *self._family(
+                "gauge",
+                "vllm:kv_cache_usage_perc",
+                "KV-cache usage, 1 is 100 percent.",
+                ("", self._usage_ratio),
+            ),
+        ]
+
+    def _counters(self) -> list[str]:
         counters = (
             (
                 "vllm:prefix_cache_queries_total",
@@ -168,37 +191,40 @@ class EngineMetrics:
             ("vllm:prompt_tokens_cached_total", "Prompt tokens from a cache.", self.prompt_tokens_cached),
             ("vllm:generation_tokens_total", "Generated tokens.", self.generation_tokens),
         )
-        for name, help_text, value in counters:
-            family("counter", name, help_text, ("", value))
-        family(
-            "counter",
-            "vllm:prompt_tokens_by_source_total",
-            "Prompt tokens by source.",
-            (',source="local_compute"', self.prompt_tokens - self.prompt_tokens_cached),
-            (',source="local_cache_hit"', self.prompt_tokens_cached),
-            (',source="external_kv_transfer"', 0),
-        )
-        name = "vllm:request_success_total"
-        lines.extend((f"# HELP {name} Successfully processed requests.", f"# TYPE {name} counter"))
+        return [
+            *(
+                line
+                for name, help_text, value in counters
+                for line in self._family("counter", name, help_text, ("", value))
+            ),
+            *self._family(
+                "counter",
+                "vllm:prompt_tokens_by_source_total",
+                "Prompt tokens by source.",
+                (',source="local_compute"', self.prompt_tokens - self.prompt_tokens_cached),
+                (',source="local_cache_hit"', self.prompt_tokens_cached),
+                (',source="external_kv_transfer"', 0),
+            ),
+        ]
+
+    def _counters_by_reason(self) -> list[str]:
+        """Families whose own label does not stand last, as vLLM has them."""
         engine_label, model_label = self._labels.split(",")
-        lines.extend(
-            f'{name}{{{engine_label},finished_reason="{reason}",{model_label}}} {float(count)}'
-            for reason, count in self.successes.items()
-        )
-        name = "vllm:admission_rejections_total"
-        lines.extend((f"# HELP {name} Requests rejected at admission.", f"# TYPE {name} counter"))
-        lines.extend(
-            f'{name}{{{model_label},reason="{reason}"}} {float(count)}'
-            for reason, count in self.rejections.items()
-        )
-        for histogram in (
-            *(self.ttft, self.inter_token, self.per_output_token, self.e2e, self.queue_time),
-            *(self.prefill_time, self.decode_time, self.inference_time, self.request_prompt_tokens),
-            *(self.request_generation_tokens, self.request_computed_tokens, self.iteration_tokens),
-        ):
-            lines.extend(histogram.lines(self._labels))
-        lines.extend(self._cache_config())
-        return ("\n".join(lines) + "\n").encode()
+        successes, rejections = "vllm:request_success_total", "vllm:admission_rejections_total"
+        return [
+            f"# HELP {successes} Successfully processed requests.",
+            f"# TYPE {successes} counter",
+            *(
+                f'{successes}{{{engine_label},finished_reason="{reason}",{model_label}}} {float(count)}'
+                for reason, count in self.successes.items()
+            ),
+            f"# HELP {rejections} Requests rejected at admission.",
+            f"# TYPE {rejections} counter",
+            *(
+                f'{rejections}{{{model_label},reason="{reason}"}} {float(count)}'
+                for reason, count in self.rejections.items()
+            ),
+        ]
 
     def _cache_config(self) -> list[str]:
         profile = self._engine.profile
