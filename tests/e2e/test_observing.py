@@ -11,7 +11,7 @@ from aiohttp import web
 from extproc.observing.metrics.configuration import HOST_NAME_RESOLVED
 from extproc.observing.metrics.predictions import USAGE_UNKNOWN
 from extproc.observing.metrics.sharing import FAMILIES as SHARING_FAMILIES
-from extproc.observing.metrics.streams import ADS_NACKS
+from extproc.observing.metrics.streams import ADS_NACKS, TRANSPORT_FAULTS
 from extproc.observing.metrics.table import FAMILIES
 from testbed.processes import REPOSITORY
 from tests.e2e.conftest import Shared
@@ -35,11 +35,12 @@ pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 BEYOND_TRAFFIC = {
     ADS_NACKS,
     HOST_NAME_RESOLVED,
+    TRANSPORT_FAULTS,
     USAGE_UNKNOWN,
     *SHARING_FAMILIES,
 }
-"""Families without a sample here: Envoy would have to refuse what we publish, an answer to hide its usage,
-names to be resolved, or gateways to share."""
+"""Families without a sample here: Envoy would have to refuse what we publish or break a rule of gRPC's, an answer
+to hide its usage, names to be resolved, or gateways to share."""
 
 
 async def _command(stack: Stack, *words: str) -> tuple[int, str]:
