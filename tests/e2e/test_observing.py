@@ -39,8 +39,8 @@ BEYOND_TRAFFIC = {
     USAGE_UNKNOWN,
     *SHARING_FAMILIES,
 }
-"""Families without a sample here: Envoy would have to refuse what we publish or break a rule of gRPC's, an answer
-to hide its usage, names to be resolved, or gateways to share."""
+"""Families without a sample here: Envoy would have to refuse what we publish or break a rule of gRPC's, an
+answer to hide its usage, names to be resolved, or gateways to share."""
 
 
 async def _command(stack: Stack, *words: str) -> tuple[int, str]:
