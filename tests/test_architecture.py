@@ -150,8 +150,10 @@ CORE = (
 IMPURE = (
     *("aiohttp", "asyncio", "grpc", "redis", "select", "selectors", "socket", "ssl", "urllib.request", "zmq"),
     *("concurrent", "contextvars", "multiprocessing", "subprocess", "threading"),
-    *("random", "secrets", "time"),
-    *("logging", "os", "pathlib", "prometheus_client", "tempfile"),
+    *("queue", "sched", "signal", "sqlite3", "uvloop"),
+    *("numpy.random", "random", "secrets", "time", "uuid"),
+    *("fcntl", "glob", "http.client", "mmap", "shutil"),
+    *("logging", "os", "pathlib", "platform", "prometheus_client", "tempfile"),
     *("envoy", "envoy_data_plane", "google"),
 )
 """I/O, concurrency, randomness and clocks, environment and logging, and the messages of others' protocols.

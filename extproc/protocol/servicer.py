@@ -15,9 +15,26 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from extproc.errors import RouterError
-from extproc.protocol import machine, wire
+from extproc.protocol import wire
 from extproc.protocol.dialect import Dialect
-from extproc.protocol.machine import Kind, Phase, Stream, StreamEnding
+from extproc.protocol.machine import (
+    Abandon,
+    AnswerHead,
+    Decide,
+    Effects,
+    Finish,
+    FirstToken,
+    Kind,
+    Phase,
+    SendAwaitBody,
+    SendContinue,
+    SendDecision,
+    SendImmediate,
+    SendPass,
+    SpuriousMessage,
+    Stream,
+    StreamEnding,
+)
 from extproc.request.answer_head import HeadCollector
 from extproc.request.first_token import FirstTokenDetector
 from extproc.transport.seam import Call, Rpc, Status
@@ -124,7 +141,7 @@ class Exchange:
         """See `Receiver`."""
         try:
             self._receive(self._dialect.parse(message))
-        except machine.SpuriousMessage as spurious:
+        except SpuriousMessage as spurious:
             self._end(self._phase, StreamEnding.SPURIOUS)
             self._call.abort(Status.INVALID_ARGUMENT, str(spurious))
         except Exception:
@@ -157,12 +174,12 @@ class Exchange:
             return
         else:
             effects = stream.receive(Kind(which))
-        if type(effects[0]) is machine.Decide:
+        if type(effects[0]) is Decide:
             self._decide(effects[0])
         else:
             self._perform(effects, which, None)
 
-    def _decide(self, effect: machine.Decide) -> None:
+    def _decide(self, effect: Decide) -> None:
         deciding = self._processor.decider.decide(effect.request, effect.body)
         if isinstance(deciding, Now):
             self._answer(deciding.decision)
@@ -204,37 +221,35 @@ class Exchange:
         self._end(self._phase, StreamEnding.FAILED)
         self._call.abort(Status.UNKNOWN, "")
 
-    def _perform(self, effects: machine.Effects, which: str, decided: Decision | None) -> None:
+    def _perform(self, effects: Effects, which: str, decided: Decision | None) -> None:
         """Do what the machine says, about a message of kind `which`."""
-        answer = b""
+        answer, dialect, decider = b"", self._dialect, self._processor.decider
         for effect in effects:
-            match effect:
-                case machine.SendAwaitBody():
-                    first = self._first_chunk or effect.head
-                    answer = self._dialect.await_body(first_chunk=first)
-                case machine.SendDecision():
-                    assert decided is not None
-                    answer = self._dialect.decision(decided, to_trailers=effect.to_trailers)
-                case machine.Finish():
-                    self._end(self._phase, StreamEnding.FINISHED)
-                    self._call.finish(answer or self._dialect.let_pass(Kind(which)))
-                    return
-                case machine.FirstToken():
-                    self._processor.decider.first_token(self._request_id, late=effect.late)
-                case machine.AnswerHead():
-                    self._processor.decider.answer_head(self._request_id, effect.head)
-                case machine.SendContinue():
-                    answer = self._dialect.let_pass(effect.kind)
-                case machine.SendImmediate(status, body, details, error):
-                    if error is not None:
-                        self._processor.decider.rejected(self._request, error)
-                    answer = self._dialect.immediate(status, body, details, error)
-                case machine.SendPass(to):
-                    answer = self._dialect.pass_to(to.plan)
-                case machine.Abandon():
-                    self._end(Phase.DECIDING, StreamEnding.CLOSED)
-                    self._call.finish(b"")
-                    return
+            if isinstance(effect, SendAwaitBody):
+                answer = dialect.await_body(first_chunk=self._first_chunk or effect.head)
+            elif isinstance(effect, SendDecision):
+                assert decided is not None
+                answer = dialect.decision(decided, to_trailers=effect.to_trailers)
+            elif isinstance(effect, Finish):
+                self._end(self._phase, StreamEnding.FINISHED)
+                self._call.finish(answer or dialect.let_pass(Kind(which)))
+                return
+            elif isinstance(effect, FirstToken):
+                decider.first_token(self._request_id, late=effect.late)
+            elif isinstance(effect, AnswerHead):
+                decider.answer_head(self._request_id, effect.head)
+            elif isinstance(effect, SendContinue):
+                answer = dialect.let_pass(effect.kind)
+            elif isinstance(effect, SendImmediate):
+                if effect.error is not None:
+                    decider.rejected(self._request, effect.error)
+                answer = dialect.immediate(effect.status, effect.body, effect.details, effect.error)
+            elif isinstance(effect, SendPass):
+                answer = dialect.pass_to(effect.to.plan)
+            elif isinstance(effect, Abandon):
+                self._end(Phase.DECIDING, StreamEnding.CLOSED)
+                self._call.finish(b"")
+                return
         self._call.send(answer)
 
     @property

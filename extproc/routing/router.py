@@ -20,7 +20,8 @@ from extproc.request.responses import Named, response_key
 from extproc.request.structure import check_structure, is_heavy
 from extproc.routing.asking import Asked, check_size, order_of, understand, understand_read
 from extproc.routing.books import PlacingBooks
-from extproc.routing.placing import Chosen, Parked, Placer
+from extproc.routing.claims import Parked
+from extproc.routing.placing import Chosen, Placer
 from extproc.routing.reading_budget import SMALL_BYTES, ReadingBudget
 from extproc.routing.settings import RouterSettings
 from extproc.routing.table import PlanKey, Pool, RoutingTable
@@ -147,7 +148,7 @@ class Router:
         home = self._books.homes.find(response_key(named.response_id), self._clock())
         any_of: tuple[str, Pool] | None = None
         for route in self.table.rules.open_to(request.headers):
-            pool = self._placer.pool(route, self.table)
+            pool = self._placer.pools.of_route(route, self.table)
             if home is not None and self.table.serves(route.cluster, route.subset, home):
                 others = [key for key in pool.keys if key != home]
                 return self._held(route.cluster, (home, *others[:1]), named)

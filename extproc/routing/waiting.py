@@ -21,7 +21,8 @@ from extproc.choosing.holding import POLL_S, Pass
 from extproc.errors import RouterError
 from extproc.observing.recorder import Recorder
 from extproc.routing.asking import Asked
-from extproc.routing.placing import Chosen, Parked
+from extproc.routing.claims import Parked
+from extproc.routing.placing import Chosen
 from extproc.values.deciding import Deciding, Later, settle
 from extproc.values.decisions import HoldEnding, HoldReason
 from extproc.values.pending import Pending

@@ -11,7 +11,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from extproc.values.requests import Operation
-from metadata_center.types import RequestId, value
+from metadata_center.types import Charge, EndpointKey, RequestId, value
+
+
+@value
+class Leg:
+    """One engine's part in a request.
+
+    Attributes:
+        charge: What it costs which endpoint.
+        prefill_due_s: When its prefill is taken to be over; None waits for its first token.
+    """
+
+    charge: Charge
+    prefill_due_s: float | None
+
+
+@value
+class Placement:
+    """Which engines serve a request.
+
+    Attributes:
+        legs: At least one, as many as each charge says; Envoy sends the request to the first.
+    """
+
+    legs: tuple[Leg, ...]
+
+    @property
+    def endpoint(self) -> EndpointKey:
+        """Whom Envoy sends the request to."""
+        return self.legs[0].charge.endpoint
 
 
 @dataclass(slots=True)

@@ -6,9 +6,10 @@ to the end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from operator import add, itemgetter, sub
 from typing import Final
 
 
@@ -98,30 +99,35 @@ NOTHING: Final[Amounts] = (0,) * NUM_KINDS
 
 def of_charge(prefill_tokens: int, context_tokens: int, times: int = 1) -> Amounts:
     """What a charge adds, before any of it is taken off, `times` times."""
-    added = {
-        Adds.ONE: times,
-        Adds.PREFILL_TOKENS: times * prefill_tokens,
-        Adds.CONTEXT_TOKENS: times * context_tokens,
-        Adds.NOTHING: 0,
-    }
-    return tuple([added[adds] for adds in _ADDS])
+    return _added((times, times * prefill_tokens, times * context_tokens, 0))
 
 
-def sum_of(one: Sequence[int], other: Sequence[int]) -> Amounts:
+def sum_of(one: Amounts, other: Amounts) -> Amounts:
     """Both together."""
-    return tuple([a + b for a, b in zip(one, other, strict=True)])
+    return tuple(map(add, one, other))
 
 
-def difference(one: Sequence[int], other: Sequence[int]) -> Amounts:
+def difference(one: Amounts, other: Amounts) -> Amounts:
     """The first without the second."""
-    return tuple([a - b for a, b in zip(one, other, strict=True)])
+    return tuple(map(sub, one, other))
 
 
-def bounded(amounts: Sequence[int], *, requests: int, tokens: int) -> Amounts:
-    """Each amount, but at most what its unit allows."""
-    most = {Unit.REQUESTS: requests, Unit.TOKENS: tokens}
-    return tuple([min(amount, most[unit]) for amount, unit in zip(amounts, _UNITS, strict=True)])
+def replaced(whole: Amounts, before: Amounts, after: Amounts) -> Amounts:
+    """A sum of which one part was `before` and is `after` now."""
+    return tuple(map(add, whole, map(sub, after, before)))
 
 
-_ADDS: Final = tuple(kind.adds for kind in KINDS)
-_UNITS: Final = tuple(kind.unit for kind in KINDS)
+def least(one: Amounts, other: Amounts) -> Amounts:
+    """The smaller of each two."""
+    return tuple(map(min, one, other))
+
+
+def each(*, requests: int, tokens: int) -> Amounts:
+    """One amount per unit, for every kind that is counted in it."""
+    return tuple(requests if kind.unit is Unit.REQUESTS else tokens for kind in KINDS)
+
+
+_ORDER: Final = (Adds.ONE, Adds.PREFILL_TOKENS, Adds.CONTEXT_TOKENS, Adds.NOTHING)
+"""Of what `of_charge` picks from."""
+
+_added: Final[Callable[[Amounts], Amounts]] = itemgetter(*(_ORDER.index(kind.adds) for kind in KINDS))

@@ -19,7 +19,7 @@ from itertools import islice
 from typing import Final
 
 from metadata_center.load.counters import MAX_ENDPOINTS
-from metadata_center.load.kinds import bounded, sum_of
+from metadata_center.load.kinds import NUM_KINDS, Amounts, least, sum_of
 from metadata_center.service.cluster_loads import ClusterLoads, EngineLoad
 from metadata_center.service.reservations import reserve
 from metadata_center.sharing.messages import (
@@ -41,6 +41,8 @@ AIGW: Final = "aigw-clients"
 
 AIGW_LEASE_S: Final = 6.0
 """Of that gateway's share, if the service goes silent: as short as members' own."""
+
+_MOST: Final[Amounts] = (MAX_AMOUNT,) * NUM_KINDS
 
 
 class Rendezvous:
@@ -157,7 +159,7 @@ class Rendezvous:
     def _row(self, endpoint: EndpointKey) -> Row:
         """What AIGW's gateways have in flight on an endpoint: under its name, and under its host's."""
         loads = [self._loads.at(name).amounts for name in {endpoint, _host(endpoint)}]
-        return Row(endpoint, *bounded(reduce(sum_of, loads), requests=MAX_AMOUNT, tokens=MAX_AMOUNT))
+        return Row(endpoint, *least(_MOST, reduce(sum_of, loads)))
 
     def _endpoints_at(self, address: str) -> Iterable[EndpointKey]:
         return (EndpointKey(address),) if _host(address) != address else self._hosts.get(address, ())

@@ -71,37 +71,45 @@ class SharedLoad:
         leg: int = 0,
     ) -> bool:
         """See `LoadStore`."""
-        return self._told(self._table.move(request_id, to, now_s, prefill_tokens=prefill_tokens, leg=leg))
+        moved = self._table.move(request_id, to, now_s, prefill_tokens=prefill_tokens, leg=leg)
+        if moved:
+            self._changed()
+        return moved
 
     def refresh(
         self, request_id: RequestId, now_s: float, generated_tokens: int | None = None, *, leg: int = 0
     ) -> bool:
         """See `LoadStore`."""
         refreshed = self._table.refresh(request_id, now_s, generated_tokens, leg=leg)
-        if generated_tokens is not None:
-            self._told(refreshed)
+        if refreshed and generated_tokens is not None:
+            self._changed()
         return refreshed
 
     def release_prefill(self, request_id: RequestId, leg: int = 0) -> bool:
         """See `LoadStore`."""
-        return self._told(self._table.release_prefill(request_id, leg))
+        released = self._table.release_prefill(request_id, leg)
+        if released:
+            self._changed()
+        return released
 
     def release(self, request_id: RequestId, now_s: float) -> bool:
         """See `LoadStore`."""
-        return self._told(self._table.release(request_id, now_s))
+        released = self._table.release(request_id, now_s)
+        if released:
+            self._changed()
+        return released
 
     def release_leg(self, request_id: RequestId, leg: int, now_s: float) -> bool:
         """See `LoadStore`."""
-        return self._told(self._table.release_leg(request_id, leg, now_s))
+        released = self._table.release_leg(request_id, leg, now_s)
+        if released:
+            self._changed()
+        return released
 
     def advance(self, now_s: float) -> Expired[RequestId]:
         """See `LoadStore`."""
         self._others.advance(now_s)
         expired = self._table.advance(now_s)
-        self._told(bool(expired.requests or expired.prefills))
-        return expired
-
-    def _told(self, changed: bool) -> bool:
-        if changed:
+        if expired.requests or expired.prefills:
             self._changed()
-        return changed
+        return expired

@@ -11,8 +11,6 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from operator import attrgetter
 from struct import pack, unpack
 from typing import Annotated, Final, NewType
 
@@ -20,7 +18,7 @@ import msgspec
 
 from metadata_center.errors import MetadataError
 from metadata_center.load.counters import KEY_BYTES, MAX_ENDPOINTS
-from metadata_center.load.kinds import NAMES, Amounts
+from metadata_center.load.kinds import Amounts
 from metadata_center.types import EndpointKey
 
 MemberId = NewType("MemberId", str)
@@ -80,10 +78,13 @@ class Row(msgspec.Struct, frozen=True, array_like=True, gc=False):
     @property
     def amounts(self) -> Amounts:
         """One number per kind."""
-        return _amounts(self)
-
-
-_amounts: Final[Callable[[Row], Amounts]] = attrgetter(*NAMES)
+        return (
+            self.requests,
+            self.prefill_requests,
+            self.prefill_tokens,
+            self.context_tokens,
+            self.generated_tokens,
+        )
 
 
 class Chain(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -20,7 +20,7 @@ from math import inf
 from typing import Final
 
 from metadata_center.load.counters import MAX_ENDPOINTS
-from metadata_center.load.kinds import NOTHING, Amounts, bounded, difference, sum_of
+from metadata_center.load.kinds import NOTHING, NUM_KINDS, Amounts, least, replaced, sum_of
 from metadata_center.sharing.messages import MAX_AMOUNT, MemberId, Row, Update, gateway_of
 from metadata_center.types import EndpointKey
 
@@ -29,6 +29,8 @@ MAX_MEMBERS: Final = 1024
 
 MAX_TOTALS: Final = 4 * MAX_ENDPOINTS
 """Gateways need not serve the same endpoints."""
+
+_MOST: Final[Amounts] = (MAX_AMOUNT,) * NUM_KINDS
 
 MEMORY_LEASES: Final = 12.0
 """A minute with leases of 5 s: far longer than any buffer on the way holds a message back."""
@@ -152,7 +154,7 @@ class Peers:
         if member is None or not member.live:
             return None
         known, before = member.rows.get(endpoint, (0, NOTHING))
-        after = bounded(sum_of(before, amounts), requests=MAX_AMOUNT, tokens=MAX_AMOUNT)
+        after = least(_MOST, sum_of(before, amounts))
         member.rows[endpoint] = max(known, sequence), after
         self._change(endpoint, before, after)
         return after
@@ -245,7 +247,7 @@ class Peers:
     def _change(self, key: EndpointKey, before: Amounts, after: Amounts) -> bool:
         if before == after:
             return False
-        total = difference(sum_of(self._totals.get(key, NOTHING), after), before)
+        total = replaced(self._totals.get(key, NOTHING), before, after)
         if any(total):
             self._totals[key] = total
         else:

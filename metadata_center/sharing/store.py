@@ -90,8 +90,7 @@ class SharedStore:
             raise ValueError(f"{counters.capacity} slots; a message has room for {MAX_ENDPOINTS}")
         self.member = member
         self.prefixes = prefixes
-        self.wake: Callable[[], None] = _tell_nobody
-        """Called when there may be something to send; replaced by who sends."""
+        self._senders: list[Callable[[], None]] = []
         self.dropped_blocks = 0
         """Block hashes that found no room: to be sent, or in the index."""
         self.namesakes = 0
@@ -103,7 +102,7 @@ class SharedStore:
         self._seat = f"{member.rpartition('/')[0]}/"
         self._counters = counters
         self._others = Others(gateway_of(member), counters, optimistic=optimistic)
-        self.load = SharedLoad(LoadTable(counters, bounds), self._others, lambda: self.wake())
+        self.load = SharedLoad(LoadTable(counters, bounds), self._others, self._wake)
         self._published = Published(counters.capacity)
         self._sequence = 0
         self._full_s = -inf
@@ -116,6 +115,10 @@ class SharedStore:
     def peers(self) -> Peers:
         """Shares of other gateways' members."""
         return self._others.peers
+
+    def listen(self, sender: Callable[[], None]) -> None:
+        """Have `sender` called from now on when there may be something to send."""
+        self._senders.append(sender)
 
     @property
     def live_gateways(self) -> int:
@@ -140,7 +143,7 @@ class SharedStore:
             return
         self._chains.append(chain)
         self._num_blocks += chain.num_blocks
-        self.wake()
+        self._wake()
 
     # What the other side of the transport says.
 
@@ -166,7 +169,7 @@ class SharedStore:
             self.incoming(update, now_s)
         self._share_told()
         self._full_s = now_s
-        self.wake()
+        self._wake()
 
     def advance(self, now_s: float) -> None:
         """End shares and increments that are over by `now_s`; O(1) when none is."""
@@ -221,7 +224,7 @@ class SharedStore:
                 )
             ticket.answer(candidate.endpoint)
         if outgoing.tickets:
-            self.wake()
+            self._wake()
 
     def failed(self, outgoing: Outgoing, now_s: float) -> None:
         """Nobody knows whether the rendezvous has it: say it all again; its tickets stay local."""
@@ -229,7 +232,7 @@ class SharedStore:
         for ticket in outgoing.tickets:
             self._waiting.pop(ticket.charge.request_id, None)
             ticket.answer(None)
-        self.wake()
+        self._wake()
 
     def leave(self) -> Update:
         """The last message: the share is void."""
@@ -256,7 +259,7 @@ class SharedStore:
             return None
         ticket = Ticket(charge, tuple(candidates[:MAX_CANDIDATES]), on_answer)
         self._waiting[request_id] = ticket
-        self.wake()
+        self._wake()
         return ticket
 
     def withdraw(self, ticket: Ticket) -> None:
@@ -265,9 +268,13 @@ class SharedStore:
         if not ticket.answered:
             ticket.answer(None)
             self._waiting.pop(ticket.charge.request_id, None)
-            self.wake()
+            self._wake()
 
     # Inside.
+
+    def _wake(self) -> None:
+        for sender in self._senders:
+            sender()
 
     def _share_told(self) -> None:
         for endpoint, chain in self._told().items():

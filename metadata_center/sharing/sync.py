@@ -154,7 +154,7 @@ class Sync:
         self._heard_self_s = 0.0
         self._last_received_s: float | None = None
         self._round_trip_s = 0.0
-        store.wake = self._news.set
+        store.listen(self._news.set)
 
     def start(self) -> None:
         """Begin; returns at once, whether or not there is anybody to talk to."""

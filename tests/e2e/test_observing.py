@@ -35,12 +35,12 @@ pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 BEYOND_TRAFFIC = {
     ADS_NACKS,
     HOST_NAME_RESOLVED,
-    TRANSPORT_FAULTS,
     USAGE_UNKNOWN,
+    TRANSPORT_FAULTS,
     *SHARING_FAMILIES,
 }
-"""Families without a sample here: Envoy would have to refuse what we publish or break a rule of gRPC's, an
-answer to hide its usage, names to be resolved, or gateways to share."""
+"""Families without a sample here: Envoy would have to refuse what we publish, or break HTTP/2, an answer
+to hide its usage, names to be resolved, or gateways to share."""
 
 
 async def _command(stack: Stack, *words: str) -> tuple[int, str]:

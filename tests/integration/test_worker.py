@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from extproc.config.sections.listening import Transport
 from extproc.errors import ConfigError
 from extproc.server.building import build_worker
 from extproc.server.parts import StoppedWhileStarting
@@ -102,6 +103,21 @@ async def test_a_start_that_fails_leaves_nothing_behind(installation: Installati
         with pytest.raises(OSError, match="address already in use"):
             await installation.worker().start()
         assert not installation.socket.exists()
+    installation.write()
+    worker = installation.worker()
+    await worker.start()
+    await worker.stop()
+
+
+@pytest.mark.parametrize("transport", list(Transport))
+async def test_a_place_that_cannot_be_listened_to(installation: Installation, transport: Transport) -> None:
+    """Half of the server is there: its own socket goes again, and so do all parts before it."""
+    installation.write(
+        server={"transport": transport, "listen": [f"unix:{installation.run_dir}/none/x.sock"]}
+    )
+    with pytest.raises((OSError, RuntimeError)):
+        await installation.worker().start()
+    assert not installation.socket.exists()
     installation.write()
     worker = installation.worker()
     await worker.start()

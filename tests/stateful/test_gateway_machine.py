@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from extproc.choosing.foreseen import foreseen_ttft_s
 from extproc.errors import RouterError
-from extproc.routing.placing import PREFILL_DUE_FACTOR, PREFILL_DUE_FLOOR_S
+from extproc.routing.charging import PREFILL_DUE_FACTOR, PREFILL_DUE_FLOOR_S
 from extproc.values.evidence import FailureKind
 from extproc.values.outcomes import Ended
 from metadata_center.types import EndpointKey, RequestId

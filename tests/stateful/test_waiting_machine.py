@@ -300,7 +300,7 @@ class WaitingMachine(RuleBasedStateMachine):
 
     def queues(self) -> list[HoldQueue]:
         """Those in force, and old ones that somebody is still in."""
-        found = {id(queue): queue for queue in self.rig.router._placer._queues.values()}
+        found = {id(queue): queue for queue in self.rig.router._placer.pools._queues.values()}
         found.update((id(held.parked.queue), held.parked.queue) for held in self.room._held.values())
         return list(found.values())
 

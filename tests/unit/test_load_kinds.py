@@ -11,9 +11,11 @@ from metadata_center.load.kinds import (
     NAMES,
     NOTHING,
     Until,
-    bounded,
     difference,
+    each,
+    least,
     of_charge,
+    replaced,
     sum_of,
 )
 from metadata_center.load.ledger import Entry
@@ -58,4 +60,5 @@ def test_amounts_are_added_and_bounded_kind_by_kind() -> None:
     assert one == (2, 2, 60, 80, 0)
     assert sum_of(one, one) == (4, 4, 120, 160, 0)
     assert difference(sum_of(one, one), one) == one
-    assert bounded(one, requests=1, tokens=70) == (1, 1, 60, 70, 0)
+    assert replaced(sum_of(one, one), one, NOTHING) == one
+    assert least(one, each(requests=1, tokens=70)) == (1, 1, 60, 70, 0)

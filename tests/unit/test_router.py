@@ -18,7 +18,7 @@ from extproc.errors import Reason, RouterError
 from extproc.observing.explain import recompute, to_json
 from extproc.request.rules import ModelRules, Rule
 from extproc.request.sanitize import STEERING_FIELDS
-from extproc.routing.placing import PREFILL_DUE_FACTOR, PREFILL_DUE_FLOOR_S
+from extproc.routing.charging import PREFILL_DUE_FACTOR, PREFILL_DUE_FLOOR_S
 from extproc.routing.settings import RouterSettings
 from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.evidence import FailureKind

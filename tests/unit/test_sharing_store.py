@@ -181,7 +181,7 @@ def test_whoever_sends_is_woken_by_every_change() -> None:
     """Charges, moves, releases, progress, expiry and shared blocks wake; what changes nothing does not."""
     one = store()
     woken: list[bool] = []
-    one.wake = lambda: woken.append(True)
+    one.listen(lambda: woken.append(True))
 
     def wakes() -> bool:
         found = bool(woken)

@@ -1,0 +1,39 @@
+"""What a request says for itself where it may have to wait, and how it waits."""
+
+from __future__ import annotations
+
+from extproc.choosing.deciding import Claim, Later
+from extproc.choosing.holding import HoldQueue
+from extproc.choosing.limits import SLO_TTFT_HEADER, limit_s_of
+from extproc.routing.asking import Asked
+from metadata_center.types import value
+
+
+@value
+class Parked:
+    """A request that waits.
+
+    Attributes:
+        ticket: Its name in the queue; older requests have lower ones.
+        queue: Where it waits.
+        later: What was decided.
+    """
+
+    ticket: int
+    queue: HoldQueue
+    later: Later
+
+
+class Claims:
+    """Gives out the tickets of one worker, in the order of first asking."""
+
+    def __init__(self) -> None:
+        self._tickets = 0
+
+    def of(self, asked: Asked, before: Parked | None) -> Claim:
+        """The claim of a request; one that waits already keeps its ticket."""
+        limit_s = limit_s_of(asked.headers.headers.get(SLO_TTFT_HEADER))
+        if before is not None:
+            return Claim(before.ticket, asked.received_s, limit_s, before.later)
+        self._tickets += 1
+        return Claim(self._tickets, asked.received_s, limit_s)

@@ -1,0 +1,117 @@
+"""What is looked at before a request is placed: who may serve it, what is cached, what it would cost."""
+
+from __future__ import annotations
+
+from extproc.choosing.limits import SLO_TPOT_HEADER, SLO_TTFT_HEADER, decode_tokens_of
+from extproc.choosing.policies.registry import POLICIES
+from extproc.choosing.snapshots import Demand, Load, Prompt, completion_snapshot, plain_snapshot
+from extproc.errors import Reason, RouterError
+from extproc.predicting.traffic import Traffic
+from extproc.routing.asking import Asked
+from extproc.routing.books import PlacingBooks
+from extproc.routing.caches import Estimate
+from extproc.routing.pools import Pools, health_model
+from extproc.routing.settings import RouterSettings
+from extproc.routing.table import Pool, RoutingTable
+from extproc.values.choices import Snapshot
+from extproc.values.prices import Prices
+from metadata_center.types import EndpointKey, value
+
+
+@value
+class Look:
+    """What was found; load is read later, in the step that charges.
+
+    Attributes:
+        pool: Who may serve it; not empty.
+        home: Who alone has what it builds on, if that is known; one of the pool.
+        served_model: What endpoints may fail at with it.
+        estimate: What is believed cached of it, one per row.
+        groups: Endpoints that perform alike, see `Pool.groups_of`.
+        prices: One per row, or one for all.
+        traffic: Of requests of its kind.
+        turn: A number of its own.
+        now_s: When; monotonic seconds.
+    """
+
+    pool: Pool
+    home: EndpointKey | None
+    served_model: str
+    estimate: Estimate
+    groups: tuple[str, ...]
+    prices: tuple[Prices, ...]
+    traffic: Traffic
+    turn: int
+    now_s: float
+
+
+def look(
+    books: PlacingBooks,
+    pools: Pools,
+    asked: Asked,
+    table: RoutingTable,
+    settings: RouterSettings,
+    turn: int,
+    now_s: float,
+) -> Look:
+    """Look at all but the load.
+
+    Raises:
+        RouterError: No endpoint is available.
+    """
+    request, route = asked.request, asked.route
+    served_model = health_model(route.upstream_model or request.model, request.operation)
+    pool = pools.of_model(route, table, served_model, now_s)
+    home = None if asked.follows is None else _home(books, asked, table, now_s)
+    if home is not None and home not in pool.rows:
+        pool = pools.with_home(route, table, home)
+    if not pool.keys:
+        raise RouterError(
+            Reason.NO_HEALTHY_ENDPOINT,
+            f"No endpoint of model `{route.model}` is available.",
+            retry_after_s=settings.retry_after_s,
+        )
+    estimate = books.caches.estimate(
+        request,
+        route.model,
+        route.lora,
+        asked.blocks,
+        settings.block_bytes,
+        asked.prompt_tokens,
+        pool.keys,
+    )
+    groups = pool.groups_of(route.group)
+    prices = books.predictor.row_prices(route.model, groups)
+    traffic = books.predictor.traffic((route.model, route.group))
+    return Look(pool, home, served_model, estimate, groups, prices, traffic, turn, now_s)
+
+
+def snapshot_of(books: PlacingBooks, asked: Asked, found: Look, load: Load, *, is_patient: bool) -> Snapshot:
+    """What the route's policy needs to know; with what is under way where the request may wait."""
+    pool, traffic, estimate = found.pool, found.traffic, found.estimate
+    prompt = Prompt(estimate.prompt_tokens, estimate.cached_tokens, estimate.matched, estimate.num_units)
+    if not POLICIES[asked.route.load_balancing.algorithm].needs_engines:
+        return plain_snapshot(pool.keys, pool.weights, load, prompt, found.prices, traffic.output_tokens)
+    slo_ttft, slo_tpot = map(asked.headers.headers.get, (SLO_TTFT_HEADER, SLO_TPOT_HEADER))
+    endpoints = len(pool.keys) / books.processes()
+    return completion_snapshot(
+        pool.keys,
+        pool.weights,
+        load,
+        prompt,
+        found.prices,
+        books.engines.view(
+            pool.keys, books.caches.running.distinct_ratio, load.prefilling if is_patient else (), found.now_s
+        ),
+        Demand(traffic, found.now_s, endpoints, decode_tokens_of(slo_ttft, slo_tpot)),
+    )
+
+
+def _home(books: PlacingBooks, asked: Asked, table: RoutingTable, now_s: float) -> EndpointKey | None:
+    """The endpoint that holds what the request builds on, if that is known and may serve it."""
+    assert asked.follows is not None
+    for key in asked.follows:
+        home = None if key is None else books.homes.find(key, now_s)
+        if home is not None and table.serves(asked.route.cluster, asked.route.subset, home):
+            return home
+    return None

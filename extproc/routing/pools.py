@@ -1,0 +1,102 @@
+"""Which endpoints may serve a request, compiled once for many, and where requests for them wait.
+
+Rules:
+    1. A pool and its queue last until health or configuration changes; who waits in an old queue is placed
+       again in the new one.
+    2. Endpoints that are doubted for a model are in none of its pools while others are, but for those due for
+       a trial.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from extproc.choosing.holding import HoldQueue
+from extproc.health.tracker import HealthTracker
+from extproc.request.rules import Route
+from extproc.routing.settings import HoldSettings
+from extproc.routing.table import Pool, RoutingTable
+from extproc.values.requests import GENERATING, Operation
+from metadata_center.types import EndpointKey
+
+MAX_POOLS: Final = 1024
+"""Compiled pools: one per route and, while endpoints are doubted, model and set of those on trial."""
+
+_PoolKey = tuple[str, tuple[tuple[str, str], ...], str | None, frozenset[EndpointKey]]
+"""Cluster, labels, the model that doubts are about, who is on trial."""
+
+
+def health_model(model: str, operation: Operation) -> str:
+    """What an endpoint may fail at while it serves all else.
+
+    Engines offer generation or the other APIs, each by what the model is: clients who ask for one that an
+    engine does not have say nothing of its model.
+    """
+    return model if operation in GENERATING else f"{model} ({operation})"
+
+
+class Pools:
+    """The pools of one worker.
+
+    Args:
+        health: Who may be chosen.
+    """
+
+    def __init__(self, health: HealthTracker) -> None:
+        self._health = health
+        self._pools: dict[_PoolKey, Pool] = {}
+        self._queues: dict[tuple[EndpointKey, ...], HoldQueue] = {}
+        self._of: tuple[RoutingTable, int] | None = None
+
+    def of_route(self, route: Route, table: RoutingTable) -> Pool:
+        """The route's available endpoints, whatever they are doubted for."""
+        return self._compiled(route, table, None, frozenset())
+
+    def of_model(self, route: Route, table: RoutingTable, served_model: str, now_s: float) -> Pool:
+        """The route's available endpoints for a model as `health_model` names it."""
+        health = self._health
+        doubted = health.doubted(served_model)
+        if doubted:
+            on_trial = frozenset(key for key in doubted if health.trial_due(key, served_model, now_s))
+            pool = self._compiled(route, table, served_model, on_trial)
+            if pool.keys:
+                return pool
+        return self._compiled(route, table, None, frozenset())
+
+    def with_home(self, route: Route, table: RoutingTable, home: EndpointKey) -> Pool:
+        """The same for a request that `home` alone can serve, whatever is thought of it."""
+        health = self._health
+        return table.pool(
+            route.cluster, route.subset, lambda key: None if key == home else health.reason(key)
+        )
+
+    def queue(self, pool: Pool, hold: HoldSettings) -> HoldQueue:
+        """Where requests for these endpoints wait."""
+        queue = self._queues.get(pool.keys)
+        if queue is None:
+            queue = self._queues[pool.keys] = HoldQueue(max_held=hold.max_requests, max_hold_s=hold.max_s)
+        return queue
+
+    def _compiled(
+        self, route: Route, table: RoutingTable, doubted_for: str | None, on_trial: frozenset[EndpointKey]
+    ) -> Pool:
+        health = self._health
+        of = (table, health.generation)
+        if of != self._of:
+            self._pools.clear()
+            self._queues.clear()
+            self._of = of
+        key = (route.cluster, tuple(route.subset.items()) if route.subset else (), doubted_for, on_trial)
+        pool = self._pools.get(key)
+        if pool is None:
+            if len(self._pools) >= MAX_POOLS:
+                self._pools.clear()
+
+            def why_not(endpoint: EndpointKey) -> str | None:
+                reason = health.reason(endpoint)
+                if reason is None and doubted_for is not None and endpoint not in on_trial:
+                    return health.doubt(endpoint, doubted_for)
+                return reason
+
+            pool = self._pools[key] = table.pool(route.cluster, route.subset, why_not, on_trial)
+        return pool
