@@ -42,6 +42,7 @@ async def stack(engine: Recorder) -> AsyncIterator[Stack]:
     config = {
         "server": {"transport": "native"},
         "models": {"m": {"rules": [{"cluster": "c"}]}},
+        "health": {"timeout_s": 30.0, "unhealthy_threshold": 10},  # the engine shares this process
         "signals": {"timeout_s": SECONDS, "first_byte_timeout_s": SECONDS},
     }
     async with running_stack([cluster("c", [engine.key])], config) as started:
