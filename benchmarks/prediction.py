@@ -18,7 +18,7 @@ from random import Random
 from statistics import median
 from typing import Final
 
-from extproc.choosing.deciding import Now
+from extproc.choosing.deciding import SendNow
 from extproc.choosing.rows import expected_ttft_s
 from extproc.choosing.stateful import FleetView, Sent
 from tokenway.simulator.engine.profile import PROFILES
@@ -87,7 +87,7 @@ class Watched(LeastCompletion):
         self._at: dict[int, tuple[float, float]] = {}
         self._cached: dict[int, float] = {}
 
-    def place(self, view: FleetView, decided: Now) -> int:
+    def place(self, view: FleetView, decided: SendNow) -> int:
         """Note what was foreseen of the row that was chosen."""
         row = super().place(view, decided)
         self._predicted_s = expected_ttft_s(decided.snapshot, row)

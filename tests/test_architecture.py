@@ -177,7 +177,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "metadata_center.load": "metadata_center.types metadata_center.errors",
         "metadata_center.history": "metadata_center.types metadata_center.errors metadata_center.load",
         "metadata_center.sharing": "metadata_center.types metadata_center.errors metadata_center.load "
-        "metadata_center.history",
+        "metadata_center.store",
         "metadata_center.service": "metadata_center.types metadata_center.errors metadata_center.load "
         "metadata_center.history metadata_center.sharing",
         "tokenway.simulator.engine": "",
@@ -218,6 +218,11 @@ WIRE_ONLY = {
     "grpc": ("extproc/transport/", "extproc/server/"),
 }
 """Protobuf package, or gRPC's own -> where alone it may be imported."""
+
+MADE_OF_PARTS: Mapping[str, tuple[str, ...]] = {
+    "extproc/health/tracker.py": ("self._records.members",),
+}
+"""Module -> what it sets on a part of its own that nobody else changes."""
 
 NO_PYTHON = ("envoy", "istio", "etc")
 """Configuration only; a module under envoy/ would also hide the protobuf package of that name."""
@@ -392,6 +397,24 @@ def test_the_command_is_on_top() -> None:
         if any(is_under(name, ["tokenway.cli"]) for name in imported) and not is_under(module, ["tokenway"])
     }
     assert users == {"extproc.cli.main"}
+
+
+WHOLE = sources("extproc/server/*.py", "extproc/routing/*.py", "extproc/health/*.py")
+
+
+@pytest.mark.parametrize("path", WHOLE, ids=name_of)
+def test_objects_are_whole_when_they_are_made(path: Path) -> None:
+    """Nobody sets an attribute of an object that it holds: an object gets all it needs, or is told."""
+    held = re.compile(r"self\._?\w+\.\w+")
+    found = [
+        ast.unparse(target)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Attribute)
+        and (held.fullmatch(ast.unparse(target)) or path.name == "building.py")
+    ]
+    assert [name for name in found if name not in MADE_OF_PARTS.get(name_of(path), ())] == []
 
 
 @pytest.mark.parametrize("protobuf", sorted(WIRE_ONLY))

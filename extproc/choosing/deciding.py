@@ -2,7 +2,8 @@
 
 Rules:
     1. Pure: equal facts, queue and draws give the equal decision. The queue is the only thing that changes.
-    2. A decision is one of three values: `Now` with the choice, `Later` with what it waits for, `No`.
+    2. A decision is one of three values: `SendNow` with the choice, `WaitForRoom` with what it waits for,
+       `TurnDown`.
     3. No wait is prolonged: who asked on the request's behalf was told its end when it began. A request that
        could wait longer by then, because bounds or costs have changed, goes now.
     4. Requests that wait already are in mind: their least work is backlog of all endpoints, and the work of
@@ -42,11 +43,11 @@ class Claim:
     ticket: int
     arrived_s: float
     limit_s: float | None = None
-    before: Later | None = None
+    before: WaitForRoom | None = None
 
 
 @value
-class Now:
+class SendNow:
     """It goes.
 
     Attributes:
@@ -61,7 +62,7 @@ class Now:
 
 
 @value
-class Later:
+class WaitForRoom:
     """It waits in the queue.
 
     Attributes:
@@ -76,7 +77,7 @@ class Later:
 
 
 @value
-class No:
+class TurnDown:
     """It is refused.
 
     Attributes:
@@ -86,7 +87,7 @@ class No:
     retry_after_s: float
 
 
-Decision = Now | Later | No
+Decision = SendNow | WaitForRoom | TurnDown
 
 _UNRANKED: Final = inf
 
@@ -115,10 +116,10 @@ def decide(
         ValueError: The snapshot is empty, or has a queue without a claim.
     """
     if not POLICIES[settings.algorithm].may_wait:
-        return Now(choose(snapshot, settings, rng, turn), snapshot)
+        return SendNow(choose(snapshot, settings, rng, turn), snapshot)
     if queue is None:
         costs = completion_costs(snapshot)
-        return Now(choose_least(costs, settings, rng, snapshot.weights), snapshot, costs)
+        return SendNow(choose_least(costs, settings, rng, snapshot.weights), snapshot, costs)
     if claim is None:
         raise ValueError("nobody waits without a name")
     return _now_or_later(snapshot, settings, rng, now_s, queue, claim)
@@ -145,11 +146,11 @@ def _now_or_later(
         latest_s = verdict.until_s if before is None else before.latest_s
         if now_s < latest_s:
             wait = replace(verdict, until_s=min(verdict.until_s, latest_s))
-            return Later(wait, _short_of(costs, row), latest_s)
+            return WaitForRoom(wait, _short_of(costs, row), latest_s)
         queue.forget(ticket)
     elif isinstance(verdict, TurnAway):
-        return No(verdict.retry_after_s)
-    return Now(choice, snapshot, costs)
+        return TurnDown(verdict.retry_after_s)
+    return SendNow(choice, snapshot, costs)
 
 
 def _short_of(costs: Costs, row: int) -> HoldReason:

@@ -26,6 +26,10 @@ class Floors:
         self._min_available_ratio = min_available_ratio
         self.withheld = 0
 
+    def configure(self, min_available_ratio: float) -> None:
+        """Go by this share from now on."""
+        self._min_available_ratio = min_available_ratio
+
     def may_go(self, record: Record) -> bool:
         """Whether enough of its clusters stay available without it."""
         if record.draining:

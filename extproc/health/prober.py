@@ -232,7 +232,8 @@ class Prober:
             endpoints: See `set_endpoints`.
             tls: What aiohttp is told with a request to endpoints that speak TLS; others are left out.
         """
-        self._tracker.settings = self._settings = settings
+        self._tracker.configure(settings)
+        self._settings = settings
         self._tls = tls
         self.set_endpoints(endpoints)
 

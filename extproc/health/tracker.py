@@ -54,10 +54,15 @@ class HealthTracker:
     """
 
     def __init__(self, settings: HealthSettings) -> None:
-        self.settings = settings
+        self._settings = settings
         self._records = Records()
         self._doubts = Doubts(self._records)
         self._floors = Floors(self._records, settings.min_available_ratio)
+
+    def configure(self, settings: HealthSettings) -> None:
+        """Go by these from now on; what was counted so far keeps counting."""
+        self._settings = settings
+        self._floors.configure(settings.min_available_ratio)
 
     @property
     def generation(self) -> int:
@@ -119,7 +124,7 @@ class HealthTracker:
             return ()
         before = record.state
         record.probe_failures = 0
-        if took_s <= self.settings.timeout_s:
+        if took_s <= self._settings.timeout_s:
             record.patience = 0
         if record.ejected is not None and now_s >= record.ejected_until_s:
             record.readmit(now_s)
@@ -138,10 +143,10 @@ class HealthTracker:
         if record is None:
             return ()
         before = record.state
-        limit = self.settings.unhealthy_threshold
+        limit = self._settings.unhealthy_threshold
         is_slow = how is ProbeFailure.TIMEOUT
         if is_slow:
-            recent_s = self.settings.interval_s + self.probe_timeout_s(key)
+            recent_s = self._settings.interval_s + self.probe_timeout_s(key)
             record.patience = min(record.patience + 1, _MOST_PATIENCE)
             answers = record.alive_s is not None and now_s - record.alive_s <= recent_s
         else:
@@ -185,7 +190,7 @@ class HealthTracker:
     def probe_timeout_s(self, key: EndpointKey) -> float:
         """How long the next probe may take: longer after each that timed out, to tell slow from gone."""
         record = self._records.by_key.get(key)
-        return self.settings.timeout_s * (1 if record is None else 1 << record.patience)
+        return self._settings.timeout_s * (1 if record is None else 1 << record.patience)
 
     # Real traffic.
 
@@ -236,7 +241,7 @@ class HealthTracker:
         self._doubts.review(key, record, model, now_s, kind)
         if level.doubted is None or record.ejected is not None:
             return ()
-        enough = 1.0 - (1.0 - FAST) ** self.settings.passive_threshold - ROUNDING
+        enough = 1.0 - (1.0 - FAST) ** self._settings.passive_threshold - ROUNDING
         if level.fast >= enough and self._doubts.is_alone(key, record, level, model, now_s):
             if self._floors.may_go(record):
                 self._eject_by_traffic(record, Cause.TRAFFIC, kind, now_s)
@@ -314,12 +319,12 @@ class HealthTracker:
         return self._transitions(key, record, before, "answered a request", now_s)
 
     def _eject_by_traffic(self, record: Record, cause: Cause, kind: FailureKind, now_s: float) -> None:
-        limit_s = self.settings.max_ejection_s
+        limit_s = self._settings.max_ejection_s
         is_in_a_row = record.recovered_s is not None and now_s - record.recovered_s < limit_s
         record.ejections_in_a_row = record.ejections_in_a_row + 1 if is_in_a_row else 1
         # 2**30 s is past any limit; the bound keeps the float finite after a long row.
         doublings = min(record.ejections_in_a_row - 1, 30)
-        until_s = now_s + min(self.settings.ejection_s * 2**doublings, limit_s)
+        until_s = now_s + min(self._settings.ejection_s * 2**doublings, limit_s)
         record.eject(cause, f"traffic failed: {kind.value}", until_s)
         # An earlier probe could not end the ejection, so it would only cost the engine work.
         record.next_probe_s = until_s
@@ -338,6 +343,6 @@ class HealthTracker:
 
     def _schedule(self, record: Record, now_s: float) -> None:
         if record.ejected is None:
-            record.next_probe_s = now_s + self.settings.interval_s
+            record.next_probe_s = now_s + self._settings.interval_s
         else:
-            record.next_probe_s = max(now_s + self.settings.recovery_interval_s, record.ejected_until_s)
+            record.next_probe_s = max(now_s + self._settings.recovery_interval_s, record.ejected_until_s)

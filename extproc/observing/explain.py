@@ -10,7 +10,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from math import isfinite
 from typing import Any
 
@@ -23,7 +23,7 @@ from extproc.values.choices import Learned, Snapshot
 from extproc.values.decisions import DecisionRecord
 from metadata_center.types import EndpointKey
 
-_COUNTS = ("requests", "prefill_tokens", "context_tokens", "matched_blocks")
+_SNAPSHOT = tuple(field.name for field in fields(Snapshot))
 
 
 def to_json(record: DecisionRecord) -> dict[str, Any]:
@@ -77,23 +77,11 @@ def recompute(record_json: Mapping[str, Any]) -> tuple[int, ...]:
     if snapshot is None or settings is None:
         raise ValueError("a rejected request has no choice to recompute")
     rebuilt = Snapshot(
-        keys=tuple(EndpointKey(key) for key in snapshot["keys"]),
-        num_blocks=snapshot["num_blocks"],
-        weights=snapshot["weights"],
-        prefilling=snapshot["prefilling"],
-        cached_tokens=snapshot["cached_tokens"],
-        steps_s=snapshot["steps_s"],
-        kv_tokens=snapshot["kv_tokens"],
-        prompt_tokens=snapshot["prompt_tokens"],
-        output_tokens=snapshot["output_tokens"],
-        learned=None if snapshot["learned"] is None else _learned(snapshot["learned"]),
-        seats=snapshot["seats"],
-        kv_used=snapshot["kv_used"],
-        under_way_s=snapshot["under_way_s"],
-        owed=snapshot["owed"],
-        held_s=snapshot["held_s"],
-        ahead_s=snapshot["ahead_s"],
-        **{name: snapshot[name] for name in _COUNTS},
+        **{
+            **{name: snapshot[name] for name in _SNAPSHOT},
+            "keys": tuple(EndpointKey(key) for key in snapshot["keys"]),
+            "learned": None if snapshot["learned"] is None else _learned(snapshot["learned"]),
+        }
     )
     lb = LoadBalancing(**{**settings, "algorithm": Algorithm(settings["algorithm"])})
     return choose(rebuilt, lb, ReplayRng(record_json["draws"]), record_json["turn"]).order
@@ -134,25 +122,15 @@ def render(record_json: Mapping[str, Any]) -> str:
 
 
 def _snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
-    return {
-        "keys": list(snapshot.keys),
-        **{name: list(getattr(snapshot, name)) for name in _COUNTS},
-        "num_blocks": snapshot.num_blocks,
-        "weights": _floats(snapshot.weights),
-        "prefilling": list(snapshot.prefilling),
-        "cached_tokens": list(snapshot.cached_tokens),
-        "steps_s": _floats(snapshot.steps_s),
-        "kv_tokens": list(snapshot.kv_tokens),
-        "prompt_tokens": snapshot.prompt_tokens,
-        "output_tokens": snapshot.output_tokens,
-        "learned": None if snapshot.learned is None else asdict(snapshot.learned),
-        "seats": list(snapshot.seats),
-        "kv_used": list(snapshot.kv_used),
-        "under_way_s": _floats(snapshot.under_way_s),
-        "owed": _floats(snapshot.owed),
-        "held_s": snapshot.held_s,
-        "ahead_s": _floats(snapshot.ahead_s),
-    }
+    """Every field under its name, columns as lists."""
+    made: dict[str, Any] = {}
+    for name in _SNAPSHOT:
+        value = getattr(snapshot, name)
+        if not isinstance(value, int | float | Learned | None):
+            value = [_float(one) if isinstance(one, float) else one for one in value]
+        made[name] = value
+    made["learned"] = None if snapshot.learned is None else asdict(snapshot.learned)
+    return made
 
 
 def _learned(learned: Mapping[str, Any]) -> Learned:

@@ -19,10 +19,9 @@ stabilised forgetting of Kulhavy & Zarrop, Int. J. Control 58(4), 1993, with one
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import isfinite, sqrt
 from operator import mul
-from typing import Any
 
 
 class RecursiveLeastSquares:
@@ -152,43 +151,6 @@ class RecursiveLeastSquares:
                 p[i][k] = p[k][i] = 0.0
             w[k] = 0.0
         return tuple(w)
-
-    def state(self) -> dict[str, Any]:
-        """Return everything `from_state` needs: JSON numbers, lists and strings, owned by the caller."""
-        return {
-            "forgetting": self._forgetting,
-            "prior_mean": self._mean.copy(),
-            "prior_covariance": [row.copy() for row in self._p0],
-            "weights": self._w.copy(),
-            "u": self._u.copy(),
-            "d": self._d.copy(),
-            "num_learned": self._num_learned,
-        }
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> RecursiveLeastSquares:
-        """Return a model that goes on where the one that gave `state` stood, to the bit.
-
-        Raises:
-            ValueError: `state` lacks a key or holds a value no model can have.
-        """
-        try:
-            n = len(state["weights"])
-            model = cls(
-                n,
-                prior_mean=state["prior_mean"],
-                prior_covariance=state["prior_covariance"],
-                forgetting=state["forgetting"],
-            )
-            model._w = _finite_vector("weights", state["weights"], n)
-            model._u = _finite_vector("u", state["u"], n * (n - 1) // 2)
-            model._d = _finite_vector("d", state["d"], n)
-            model._num_learned = int(state["num_learned"])
-        except (KeyError, TypeError) as exc:
-            raise ValueError("not the state of a recursive least squares model") from exc
-        if min(model._d) < 0.0 or model._num_learned < 0:
-            raise ValueError("d and num_learned must be >= 0")
-        return model
 
 
 def _absorb(

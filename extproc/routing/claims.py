@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from extproc.choosing.deciding import Claim, Later
+from extproc.choosing.deciding import Claim, WaitForRoom
 from extproc.choosing.holding import HoldQueue
 from extproc.choosing.limits import SLO_TTFT_HEADER, limit_s_of
 from extproc.routing.asking import Asked
@@ -21,7 +21,7 @@ class Parked:
 
     ticket: int
     queue: HoldQueue
-    later: Later
+    later: WaitForRoom
 
 
 class Claims:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from extproc.choosing.deciding import Later, No, Now, decide
+from extproc.choosing.deciding import SendNow, TurnDown, WaitForRoom, decide
 from extproc.choosing.policies.registry import POLICIES
 from extproc.choosing.replay import RecordingRng
 from extproc.choosing.rows import expected_ttft_s
@@ -175,7 +175,7 @@ class Placer:
         rng: RecordingRng,
         *,
         may_wait: bool,
-    ) -> Now | Parked:
+    ) -> SendNow | Parked:
         """Choose, or park. Raises RouterError where no endpoint will have room in time."""
         route, now_s = asked.route, found.now_s
         policy = POLICIES[route.load_balancing.algorithm]
@@ -189,11 +189,11 @@ class Placer:
             rotation = self._rotations.of(asked.request.model, route)
             snapshot = replace(snapshot, owed=rotation.turn(found.pool.keys, found.pool.weights))
         decided = decide(snapshot, route.load_balancing, rng, found.turn, now_s, queue, claim)
-        if isinstance(decided, Later):
+        if isinstance(decided, WaitForRoom):
             assert queue is not None, "no request waits without a queue"
             assert claim is not None, "no request waits without a name"
             return Parked(claim.ticket, queue, decided)
-        if isinstance(decided, No):
+        if isinstance(decided, TurnDown):
             raise RouterError(
                 Reason.OVERLOADED,
                 f"All endpoints of model `{route.model}` are busy, and more requests wait for them "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from extproc.choosing.deciding import Now
+from extproc.choosing.deciding import SendNow
 from extproc.routing.asking import Asked
 from extproc.routing.books import PlacingBooks
 from extproc.routing.claims import Parked
@@ -43,7 +43,7 @@ class Placed:
     asked: Asked
     before: Parked | None
     look: Look
-    now: Now
+    now: SendNow
     order: tuple[int, ...]
     placement: Placement
     charged: bool

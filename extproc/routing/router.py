@@ -104,6 +104,11 @@ class Router:
         if loop is not None:
             self.waiting = WaitingRoom(self._place, self._charged, books.recorder, loop, clock)
 
+    def configure(self, table: RoutingTable, settings: RouterSettings) -> None:
+        """Go by these from now on; requests that wait are placed by them."""
+        self.table = table
+        self.settings = settings
+
     def decide(self, headers: RequestHeaders, body: bytes) -> Deciding[Decision]:
         """Understand, choose, charge; or wait; or refuse."""
         try:

@@ -68,11 +68,6 @@ class RunningRequests:
     def __iter__(self) -> Iterator[Inflight]:
         return iter(self._by_id.values())
 
-    @property
-    def num_lingering(self) -> int:
-        """Completed requests whose blocks still count as running."""
-        return len(self._lingering)
-
     def get(self, request_id: RequestId) -> Inflight | None:
         """The request, or None if it ended or was never ours."""
         return self._by_id.get(request_id)

@@ -10,7 +10,7 @@ from extproc.predicting.tokens import TokensPerByte
 from extproc.routing.engines import Engines
 from extproc.server.announcements import Announcements
 from extproc.server.applying import InForce
-from metadata_center.history.prefix_index import PrefixIndex
+from metadata_center.store import PrefixStore
 from metadata_center.types import EndpointKey
 
 
@@ -34,7 +34,7 @@ class EngineNews:
     def __init__(
         self,
         engines: Engines,
-        history: PrefixIndex,
+        history: PrefixStore,
         predictor: Predictor,
         announcements: Announcements,
         config: Config,

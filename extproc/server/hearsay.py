@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from extproc.health.tracker import HealthTracker
 from extproc.routing.homes import Homes
-from metadata_center.history.prefix_index import PrefixIndex
+from metadata_center.store import PrefixStore
 from metadata_center.types import EndpointKey
 
 
@@ -21,7 +21,7 @@ class Hearsay:
     """
 
     def __init__(
-        self, homes: Homes, history: PrefixIndex, health: HealthTracker, clock: Callable[[], float]
+        self, homes: Homes, history: PrefixStore, health: HealthTracker, clock: Callable[[], float]
     ) -> None:
         self._homes = homes
         self._history = history

@@ -89,6 +89,5 @@ class RequestPath:
     def follow(self, now: InForce) -> None:
         """See `applying.Apply`; the only one that may raise."""
         table = routing_table(now.config, now.resolution, self._slots_of, self._wall_clock())
-        self._router.table = table
-        self._router.settings = router_settings(now.config)
+        self._router.configure(table, router_settings(now.config))
         self._log.configure(is_on=now.config.logging.requests, key=block_key_of(now.config))

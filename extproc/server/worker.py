@@ -27,6 +27,10 @@ class Life:
     def __init__(self) -> None:
         self.stage = Stage.BUILT
 
+    def enter(self, stage: Stage) -> None:
+        """A later stage begins."""
+        self.stage = stage
+
     def is_ready(self) -> bool:
         """True while new requests are taken."""
         return self.stage is Stage.SERVING
@@ -79,19 +83,19 @@ class Worker:
             StoppedWhileStarting: `stop` came meanwhile, or before.
         """
         if self._life.stage is Stage.BUILT:
-            self._life.stage = Stage.STARTING
+            self._life.enter(Stage.STARTING)
         try:
             await self._parts.start()
         except BaseException:
-            self._life.stage = Stage.STOPPED
+            self._life.enter(Stage.STOPPED)
             raise
-        self._life.stage = Stage.SERVING
+        self._life.enter(Stage.SERVING)
         _log.info("serving", extra=dict(self._facts))
 
     async def stop(self) -> None:
         """Drain: no new work, let running requests end and be reported, then close everything. Idempotent."""
         if self._life.stage is Stage.SERVING:
-            self._life.stage = Stage.DRAINING
+            self._life.enter(Stage.DRAINING)
             try:
                 await self._drain()
             finally:
@@ -106,5 +110,5 @@ class Worker:
 
     async def _close(self) -> None:
         await self._parts.stop()
-        self._life.stage = Stage.STOPPED
+        self._life.enter(Stage.STOPPED)
         _log.info("stopped")

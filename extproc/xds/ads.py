@@ -34,11 +34,6 @@ class AdsServer:
         self._subscribers: set[Subscriber] = set()
         self._is_closing = False
 
-    @property
-    def num_streams(self) -> int:
-        """Envoys connected now."""
-        return len(self._subscribers)
-
     def publish(self, resources: Mapping[str, Mapping[str, bytes]]) -> list[str]:
         """Make these the resources of the given types, all at once; other types keep theirs.
 

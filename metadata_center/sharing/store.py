@@ -16,7 +16,6 @@ from math import inf
 from typing import Final
 
 from metadata_center.errors import CapacityError
-from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import MAX_ENDPOINTS, Counters
 from metadata_center.load.kinds import Amounts, of_charge
 from metadata_center.load.ledger import LedgerBounds
@@ -39,6 +38,7 @@ from metadata_center.sharing.others import Others
 from metadata_center.sharing.peers import Peers
 from metadata_center.sharing.published import Published
 from metadata_center.sharing.tickets import Outgoing, Ticket
+from metadata_center.store import PrefixStore
 from metadata_center.types import EndpointKey, RequestId
 
 _DEFAULTS: Final = LedgerBounds()
@@ -78,7 +78,7 @@ class SharedStore:
         self,
         member: MemberId,
         counters: Counters,
-        prefixes: PrefixIndex,
+        prefixes: PrefixStore,
         *,
         share_lease_s: float = 5.0,
         optimistic: bool = True,

@@ -18,7 +18,7 @@ from unittest.mock import patch
 import pytest
 
 from extproc.choosing import deciding
-from extproc.choosing.deciding import Later, No, Now
+from extproc.choosing.deciding import SendNow, TurnDown, WaitForRoom
 from extproc.choosing.replay import RecordingRng, ReplayRng
 from extproc.choosing.stateful import Decision, FleetView, Hold, Request, Sent, Shed
 from extproc.routing import placing
@@ -27,6 +27,7 @@ from extproc.routing.placing import Placer
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Snapshot
+from extproc.values.deciding import Now
 from extproc.values.endpoints import Endpoint
 from metadata_center.types import RequestId
 from tests.conftest import BLOCK_BYTES, Promise, VirtualLoop, build_rig, chat, endpoint, request_line
@@ -121,11 +122,11 @@ class Both:
         other = self.policy.choose(view)
         assert kind(other) == kind(found)
         self.decided.append(type(found).__name__)
-        if isinstance(found, Now):
+        if isinstance(found, SendNow):
             row = found.choice.order[0]
             assert other == row
             self.send(view, row, snapshot.cached_tokens[row])
-        elif isinstance(found, Later):
+        elif isinstance(found, WaitForRoom):
             assert isinstance(other, Hold)
             assert (other.rank, other.closed) == (found.wait.rank, found.wait.closed)
         return found
@@ -170,11 +171,11 @@ class Both:
         )
 
 
-def kind(decision: Now | Later | No | Decision) -> str:
+def kind(decision: SendNow | WaitForRoom | TurnDown | Decision) -> str:
     """What a decision of either side is."""
-    if isinstance(decision, (Later, Hold)):
+    if isinstance(decision, (WaitForRoom, Hold)):
         return "later"
-    return "no" if isinstance(decision, (No, Shed)) else "now"
+    return "no" if isinstance(decision, (TurnDown, Shed)) else "now"
 
 
 def shown(snapshot: Snapshot) -> dict[str, Any]:
@@ -220,7 +221,7 @@ def test_gateway_and_replayer_choose_alike(fleet: str) -> None:
     """300 requests: equal columns, prices and traffic, and the equal choice, while both learn."""
     both = Both(FLEETS[fleet], LeastCompletion(), None)
     play(both, fleet, 300, per_s=20.0, words=600)
-    assert both.decided == ["Now"] * 300
+    assert both.decided == ["SendNow"] * 300
     predictor = both.rig.placing.predictor
     assert len(predictor) == len({member.labels.get("hardware") for member in FLEETS[fleet]})
 
@@ -230,5 +231,5 @@ def test_gateway_and_replayer_hold_alike(fleet: str) -> None:
     """More than the fleet serves: what is placed, held and refused is so by both."""
     both = Both(FLEETS[fleet], LateCompletion(max_held=20, max_hold_s=4.0), HOLD)
     play(both, fleet, 300, per_s=60.0, words=4_000)
-    assert {"Now", "Later", "No"} == set(both.decided)
+    assert {"SendNow", "WaitForRoom", "TurnDown"} == set(both.decided)
     assert len(both.rig.placing.running) == 0

@@ -311,6 +311,17 @@ def test_probes_never_eject_below_the_floor(members: int, ratio: float, floor: i
     assert built.withheld > 0
 
 
+def test_a_reload_moves_the_floor() -> None:
+    """What is configured later counts from then on, as every other threshold does."""
+    built = tracker(A, B, settings=HealthSettings(min_available_ratio=1.0))
+    for turn in range(10):
+        built.probe_failed(A, float(turn), "status 503")
+    assert built.is_available(A)
+    built.configure(HealthSettings(min_available_ratio=0.5))
+    built.probe_failed(A, 10.0, "status 503")
+    assert not built.is_available(A)
+
+
 def test_refused_connections_bring_back_who_may_be_well() -> None:
     """When connections are refused where others were ejected for less, those are the better choice."""
     built = tracker(A, B)

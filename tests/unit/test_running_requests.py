@@ -103,7 +103,7 @@ def test_blocks_of_what_completed_linger(course: Course, completed: bool) -> Non
     assert course.running.finish(R, 5.0, completed=completed) is None
     assert course.running.get(R) is None
     assert course.counted() == ([0, 0], [0, 0], [3 if completed else 0, 0])
-    assert course.running.num_lingering == completed
+    assert len(course.running._lingering) == completed
     course.running.advance(5.0 + LINGER_S)
     assert course.counted() == ([0, 0], [0, 0], [0, 0])
 
@@ -115,7 +115,7 @@ def test_what_lingers_is_bounded(course: Course) -> None:
         course.running.release(RequestId(str(number)), 0.0)
         course.running.finish(RequestId(str(number)), 0.0, completed=True)
     course.running.advance(0.0)
-    assert course.running.num_lingering == MAX_LINGERING
+    assert len(course.running._lingering) == MAX_LINGERING
 
 
 def test_whoever_moves_takes_charge_and_blocks_along(course: Course) -> None:

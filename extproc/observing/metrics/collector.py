@@ -119,17 +119,7 @@ class Metrics(Collector):
         match_ratio: float,
         view: str,
     ) -> None:
-        """Count one choice.
-
-        Args:
-            model: The client's model.
-            algorithm: The policy that chose.
-            endpoint: Named first.
-            decision_s: Seconds from the whole body to the decision.
-            score: Of the chosen endpoint; None for policies without scores.
-            match_ratio: Cached share of the prompt's blocks at the chosen endpoint, 0..1.
-            view: Who told that.
-        """
+        """Count one choice; arguments as `Recorder` says."""
         if model not in self._models:
             model = OTHER
         self._decisions[model, algorithm, endpoint if endpoint in self._endpoints else OTHER] += 1
@@ -149,14 +139,7 @@ class Metrics(Collector):
         self._histograms[HOLD_SECONDS][labels].observe(held_s)
 
     def observe_end(self, operation: Operation, model: str, outcome: Outcome, held_s: float = 0.0) -> None:
-        """Count one request that was sent upstream and ended, with all it tells about our predictions.
-
-        Args:
-            operation: What was asked for.
-            model: The client's model.
-            outcome: How it ended.
-            held_s: How long it waited here before it was sent.
-        """
+        """Count one ended request, with all it tells about our predictions; arguments as `Recorder` says."""
         if model not in self._models:
             model = OTHER
         ends = self._ends.get((model, operation))

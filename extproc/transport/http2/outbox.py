@@ -196,11 +196,6 @@ class Outbox:
                 if not out.is_over:
                     sent()
 
-    @property
-    def has_ready(self) -> bool:
-        """DATA waits for the socket alone."""
-        return bool(self._ready) and self.window > 0
-
     def _make_ready(self, out: Outgoing) -> None:
         if out.window > 0:
             self._ready[out.id] = out

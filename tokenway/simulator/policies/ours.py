@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 
 from extproc.choosing.completion import DECODE_TOKENS
-from extproc.choosing.deciding import Claim, Later, No, Now, decide
+from extproc.choosing.deciding import Claim, SendNow, TurnDown, WaitForRoom, decide
 from extproc.choosing.holding import HoldQueue
 from extproc.choosing.learning import Learner, Lesson
 from extproc.choosing.seats import Seats
@@ -124,18 +124,18 @@ class LeastCompletion(StatefulPolicy):
     def choose(self, view: FleetView) -> Decision:
         """One draw if tied."""
         decided = self.decide(view)
-        if isinstance(decided, Later):
+        if isinstance(decided, WaitForRoom):
             wait = decided.wait
             return Hold(wait.until_s, wait.rank, wait.closed, polls=True)
-        if isinstance(decided, No):
+        if isinstance(decided, TurnDown):
             return Shed(decided.retry_after_s)
         return self.place(view, decided)
 
-    def decide(self, view: FleetView) -> Now | Later | No:
+    def decide(self, view: FleetView) -> SendNow | WaitForRoom | TurnDown:
         """The product's decision, at once."""
         return decide(self.snapshot(view), _SETTINGS, view.rng, 0, view.now_s)
 
-    def place(self, view: FleetView, decided: Now) -> int:
+    def place(self, view: FleetView, decided: SendNow) -> int:
         """Note what was decided, for learning; returns the row."""
         row = decided.choice.order[0]
         self._lesson = _Lesson(decided.snapshot, row, view.groups[row], view.keys[row])
@@ -220,14 +220,14 @@ class LateCompletion(LeastCompletion):
     def __init__(self, *, learn: bool = True, max_hold_s: float = 30.0, max_held: int = 1000) -> None:
         super().__init__(learn=learn)
         self._queue = HoldQueue(max_held=max_held, max_hold_s=max_hold_s)
-        self._laters: dict[int, Later] = {}
+        self._laters: dict[int, WaitForRoom] = {}
 
-    def decide(self, view: FleetView) -> Now | Later | No:
+    def decide(self, view: FleetView) -> SendNow | WaitForRoom | TurnDown:
         """The product's decision, with the requests that wait in mind."""
         request = view.request
         before = self._laters.pop(request.request_id, None)
         claim = Claim(request.request_id, request.arrived_s, request.slo_ttft_s, before)
         decided = decide(self.snapshot(view), _SETTINGS, view.rng, 0, view.now_s, self._queue, claim)
-        if isinstance(decided, Later):
+        if isinstance(decided, WaitForRoom):
             self._laters[request.request_id] = decided
         return decided
