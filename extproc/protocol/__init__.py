@@ -1,1 +1,1 @@
-"""The ext_proc protocol: a sans-IO machine, its wire form, and the gRPC loop around it."""
+"""The ext_proc protocol: a sans-IO machine, the service that drives it, and the dialects it speaks."""

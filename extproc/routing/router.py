@@ -1,10 +1,10 @@
-"""The decision: from a request's bytes to the answer that names its endpoints, at once or later.
+"""The decision: from a request's bytes to the value that names its endpoints, at once or later.
 
 Rules:
-    1. A request is understood once (`asking`), placed (`placing`), and answered here. One that has to wait
-       is placed again by the waiting room; the answer to it is a promise.
+    1. A request is understood once (`asking`), placed (`placing`), and its plan is made here. One that has to
+       wait is placed again by the waiting room; its decision is pending.
     2. Time and randomness are given at construction; a decision's record holds every draw.
-    3. What fails before the charge raises `RouterError` and leaves no trace in any counter.
+    3. What fails before the charge is a `Refusal` and leaves no trace in any counter.
 """
 
 from __future__ import annotations

@@ -221,19 +221,11 @@ class Ledger(Generic[IdT, EndpointT, PlaceT]):
             return False
         if len(self._entries) >= self._bounds.max_legs:
             raise CapacityError(f"{self._bounds.max_legs} requests are in flight")
+        place, until_s = self._accounts.place(endpoint), now_s + self._lease_s
         entry = Entry(
-            request_id,
-            leg,
-            legs,
-            endpoint,
-            self._accounts.place(endpoint),
-            prefill_tokens,
-            context_tokens,
-            prompt_length,
-            now_s + self._lease_s,
+            request_id, leg, legs, endpoint, place, prefill_tokens, context_tokens, prompt_length, until_s
         )
-        if tombstone is not None:
-            entry.prefill_held = False
+        entry.prefill_held = tombstone is None
         self._accounts.put(entry)
         self._entries[name] = entry
         if leg:

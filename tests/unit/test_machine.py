@@ -223,10 +223,10 @@ def test_the_close_says_nothing(phase: Phase) -> None:
     assert stream.phase is Phase.DONE
 
 
-def feed(chunks: list[bytes], *, late_marker: bool = False, ends: bool = True) -> list[machine.Effect]:
+def feed(chunks: list[bytes], *, late: bool = False, ends: bool = True) -> list[machine.Effect]:
     """The effects of these response chunks, until the stream leaves; the last one may end the response."""
     stream = stream_in(Phase.DECIDING)
-    decide(stream, streamed=True, late=late_marker)
+    decide(stream, streamed=True, late=late)
     effects: list[machine.Effect] = []
     for index, chunk in enumerate(chunks):
         effects += stream.receive_chunk(chunk, end_of_stream=ends and index == len(chunks) - 1)
@@ -337,20 +337,20 @@ def test_the_responses_api_announces_itself_first(cut: int) -> None:
     """There, data is no token until the first output event, wherever chunks are cut."""
     text = CREATED + OUTPUT
     complete = len(CREATED) + len(b"event: response.output_")
-    effects = feed([text[:cut], text[cut:]], late_marker=True, ends=False)
+    effects = feed([text[:cut], text[cut:]], late=True, ends=False)
     assert effects == (ON_TIME if cut >= complete else [CONTINUE, *LATE])
 
 
 @pytest.mark.parametrize("cut", range(1, len(CREATED)))
 def test_a_bracket_at_a_cut_is_no_error_body(cut: int) -> None:
     """Only how an answer begins tells that it is no stream of events, never what is left of a chunk."""
-    effects = feed([CREATED[:cut], CREATED[cut:], OUTPUT], late_marker=True, ends=False)
+    effects = feed([CREATED[:cut], CREATED[cut:], OUTPUT], late=True, ends=False)
     assert effects == [CONTINUE, CONTINUE, *LATE]
 
 
 def test_an_error_of_the_responses_api_has_no_token() -> None:
     """Its JSON error body ends the watching as any other."""
-    assert feed([b'{"error":"response.failed"}'], late_marker=True, ends=False) == [Finish()]
+    assert feed([b'{"error":"response.failed"}'], late=True, ends=False) == [Finish()]
 
 
 WHOLE = b'{"id":"resp_1","object":"response","output":[]}'

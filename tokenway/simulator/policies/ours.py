@@ -25,7 +25,7 @@ MODEL = "model"
 """All requests of a replay are for one."""
 
 LINGER_S = 1.0
-"""The product's `extproc.routing.state.LINGER_S`."""
+"""The product's `extproc.routing.running.LINGER_S`."""
 
 _SETTINGS = LoadBalancing(fallbacks=0)
 """The product's default policy; nothing fails here, so there is no second choice."""
