@@ -14,7 +14,8 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from tests.e2e.harness import Recorder, Stack, chat, cluster, eventually, get, post, recording, running_stack
+from testbed.processes import get
+from tests.e2e.harness import Recorder, Stack, chat, cluster, eventually, post, recording, running_stack
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
