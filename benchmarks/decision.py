@@ -17,6 +17,8 @@ import time
 
 from prometheus_client import CollectorRegistry
 
+from extproc.discovery.fleet import Fleet
+from extproc.discovery.listed import Listed
 from extproc.health.settings import HealthSettings
 from extproc.health.tracker import HealthTracker
 from extproc.observing.metrics.collector import Metrics
@@ -31,12 +33,12 @@ from extproc.routing.settings import RouterSettings
 from extproc.routing.table import RoutingTable
 from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.deciding import Now
-from extproc.values.endpoints import Endpoint
 from extproc.values.exchange import RequestHeaders
+from metadata_center.addresses import Address
 from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import Counters
 from metadata_center.load.table import LoadTable
-from metadata_center.types import EndpointKey, RequestId
+from metadata_center.types import RequestId
 
 
 def decisions(
@@ -50,11 +52,13 @@ def decisions(
         prompt_bytes: Length of the prompt, to within one repetition of its words.
         repeats: Decisions timed; a quarter of them stay in flight.
     """
-    members = [Endpoint(EndpointKey(f"10.0.{i // 250}.{i % 250}:8000"), "c") for i in range(endpoints)]
+    fleet = Fleet()
+    places = [Address(f"10.0.{i // 250}.{i % 250}", 8000) for i in range(endpoints)]
+    fleet.replace("bench", {"c": [Listed(str(place), place) for place in places]})
     health = HealthTracker(HealthSettings())
-    health.set_endpoints(members)
+    health.update({key: fleet.of(key) for key in fleet.keys})
     metrics = Metrics(CollectorRegistry(), "bench")
-    metrics.configure(models=["m"], clusters=["c"], endpoints=[member.key for member in members])
+    metrics.configure(models=["m"], clusters=["c"], endpoints=fleet.keys)
     history = PrefixIndex(10_000, 100_000)
     books = make_books(
         LoadTable(Counters()), Caches(history), health, RecordRing(2000), metrics, Homes(), Outside()
@@ -62,7 +66,7 @@ def decisions(
     placing = books.placing
     table = RoutingTable(
         RuleTable([ModelRules("m", (Rule("c"),), load_balancing=LoadBalancing(algorithm=algorithm))]),
-        {"c": members},
+        fleet.clusters,
         ["m"],
         None,
         frozenset(),
@@ -70,8 +74,8 @@ def decisions(
         0.0,
     )
     router = Router(placing, table, RouterSettings(), random.Random(1), time.monotonic, time.time)
-    for member in members:  # known from the start, as after a minute of traffic
-        history.record(member.key, [1])
+    for key in fleet.keys:  # known from the start, as after a minute of traffic
+        history.record(key, [1])
     dialect = BootstrapDialect("0.bench")
     took: list[float] = []
     for i in range(repeats):

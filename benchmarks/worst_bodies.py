@@ -31,6 +31,8 @@ import grpc
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from prometheus_client import CollectorRegistry
 
+from extproc.discovery.fleet import Fleet
+from extproc.discovery.listed import Listed
 from extproc.errors import RouterError
 from extproc.health.settings import HealthSettings
 from extproc.health.tracker import HealthTracker
@@ -53,12 +55,11 @@ from extproc.routing.settings import RouterSettings
 from extproc.routing.table import RoutingTable
 from extproc.server.body_readers import BodyReaders
 from extproc.transport import grpc_aio
-from extproc.values.endpoints import Endpoint
 from extproc.values.headers import REQUEST_ID_HEADER
+from metadata_center.addresses import Address
 from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import Counters
 from metadata_center.load.table import LoadTable
-from metadata_center.types import EndpointKey
 from tokenway.cli.serve import GC_THRESHOLD
 
 CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
@@ -292,16 +293,18 @@ class StallMeter:
 
 def gateway(readers: BodyReaders) -> Gateway:
     """A worker's request path over three endpoints."""
-    members = [Endpoint(EndpointKey(f"10.0.0.{i}:8000"), "c") for i in range(3)]
+    fleet = Fleet()
+    places = [Address(f"10.0.0.{i}", 8000) for i in range(3)]
+    fleet.replace("bench", {"c": [Listed(str(place), place) for place in places]})
     health = HealthTracker(HealthSettings())
-    health.set_endpoints(members)
+    health.update({key: fleet.of(key) for key in fleet.keys})
     metrics = Metrics(CollectorRegistry(), "bench")
-    metrics.configure(models=["m"], clusters=["c"], endpoints=[member.key for member in members])
+    metrics.configure(models=["m"], clusters=["c"], endpoints=fleet.keys)
     caches, load = Caches(PrefixIndex(100_000, 100_000)), LoadTable(Counters())
     books = make_books(load, caches, health, RecordRing(200), metrics, Homes(), Outside())
     table = RoutingTable(
         RuleTable([ModelRules("m", (Rule("c"),))]),
-        {"c": members},
+        fleet.clusters,
         ["m"],
         None,
         frozenset(),
@@ -318,7 +321,7 @@ def gateway(readers: BodyReaders) -> Gateway:
         loop=asyncio.get_running_loop,
         readers=readers,
     )
-    endings = endings_of(books.ending, [], raise_it)
+    endings = endings_of(books.ending, fleet, [], raise_it)
     return Gateway(
         router,
         books.first_tokens,

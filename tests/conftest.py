@@ -15,6 +15,8 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from hypothesis import settings as hypothesis_settings
 from prometheus_client import CollectorRegistry
 
+from extproc.discovery.fleet import Fleet
+from extproc.discovery.listed import Listed
 from extproc.health.settings import HealthSettings
 from extproc.health.states import Transition
 from extproc.health.tracker import HealthTracker
@@ -45,6 +47,7 @@ from extproc.values.inflight import Inflight
 from extproc.values.outcomes import Ended
 from extproc.values.pending import Pending
 from extproc.values.placements import Decision
+from metadata_center.addresses import Address
 from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import Counters
 from metadata_center.load.ledger import LedgerBounds
@@ -163,7 +166,21 @@ class VirtualLoop:
 
 def endpoint(number: int, **changes: Any) -> Endpoint:
     """The replica of that number, in the one cluster there is."""
-    return replace(Endpoint(EndpointKey(f"10.0.0.{number}:8000"), CLUSTER), **changes)
+    at = Address(f"10.0.0.{number}", 8000)
+    return replace(Endpoint(EndpointKey(f"uid/{number}"), CLUSTER, at), **changes)
+
+
+def identities(destination: str) -> list[EndpointKey]:
+    """Who is at the addresses that Envoy is told: endpoints made by `endpoint`."""
+    addresses = map(Address.parse, destination.split(","))
+    return [endpoint(int(address.host.rpartition(".")[2])).key for address in addresses]
+
+
+def listed(one: Endpoint) -> Listed:
+    """An endpoint as a source lists it."""
+    return Listed(
+        one.key, one.address, one.weight, one.labels, one.metadata, one.draining, one.rank, one.locality
+    )
 
 
 THREE = tuple(map(endpoint, range(3)))
@@ -185,7 +202,7 @@ def request_end(request_id: str, **changes: Any) -> RequestEnd:
     plain = RequestEnd(
         request_id=RequestId(request_id),
         owner=OWNER,
-        endpoint=None,
+        address=None,
         attempts=1,
         status=200,
         ended=Ended.COMPLETED,
@@ -230,7 +247,9 @@ class Rig:
         ends: What the access log talks to.
         clock: The only time there is.
         registry: Holds this worker's metrics.
-        configure: Makes these the endpoints of the cluster, as a reload does.
+        configure: Makes these the endpoints of the cluster, as a source does.
+        places: Where each endpoint there ever was is or was.
+        fleet: All endpoints.
         counters: Where the load is counted.
         history: What is believed cached.
         transitions: Changes of health, in order.
@@ -247,6 +266,8 @@ class Rig:
     clock: ManualClock
     registry: CollectorRegistry
     configure: Callable[[Sequence[Endpoint]], None]
+    places: dict[EndpointKey, Address]
+    fleet: Fleet
     counters: Counters
     history: PrefixIndex
     transitions: list[Transition] = field(default_factory=list)
@@ -272,21 +293,25 @@ class Rig:
         return key
 
     def end(self, request_id: str = "r", **changes: Any) -> None:
-        """The request's last access-log entry arrives; by default it completed where it was sent."""
+        """The request's last access-log entry arrives; by default it completed where it was sent.
+
+        An `endpoint` is told as its address, as Envoy does.
+        """
         inflight = self.placing.running.get(RequestId(request_id))
-        if "endpoint" not in changes and inflight is not None:
-            changes["endpoint"] = inflight.endpoint
+        key = changes.pop("endpoint", None if inflight is None else inflight.endpoint)
+        if key is not None:
+            changes.setdefault("address", self.places[key])
         self.ends.take(request_end(request_id, **changes), self.clock())
 
     def started(self, request_id: str, to: EndpointKey) -> None:
         """Envoy dispatches a further attempt."""
-        self.ends.take(AttemptStarted(RequestId(request_id), OWNER, to), self.clock())
+        self.ends.take(AttemptStarted(RequestId(request_id), OWNER, self.places[to]), self.clock())
 
     def failed(
         self, request_id: str, at: EndpointKey, kind: FailureKind = FailureKind.CONNECT_FAILURE
     ) -> None:
         """An attempt failed."""
-        self.ends.take(AttemptFailed(RequestId(request_id), OWNER, at, kind), self.clock())
+        self.ends.take(AttemptFailed(RequestId(request_id), OWNER, self.places[at], kind), self.clock())
 
     def alive(self, request_id: str) -> None:
         """Envoy says that the request still runs."""
@@ -345,32 +370,32 @@ def build_rig(
             on_transition=transitions.append,
         ),
     )
-    placing, ending = books.placing, books.ending
+    placing, ending, fleet = books.placing, books.ending, Fleet()
     served = models or [ModelRules(MODEL, (Rule(CLUSTER),), load_balancing=load_balancing or LoadBalancing())]
 
-    def table(members: Sequence[Endpoint]) -> RoutingTable:
-        return RoutingTable(
-            rules=RuleTable(served),
-            clusters={CLUSTER: members},
-            models=[model.name for model in served],
-            default_cluster=None,
-            allowed_fields=allowed_fields,
-            slots_of=placing.load.slots,
-            loaded_unix_s=WALL_S,
-        )
+    table = RoutingTable(
+        rules=RuleTable(served),
+        clusters=fleet.clusters,
+        models=[model.name for model in served],
+        default_cluster=None,
+        allowed_fields=allowed_fields,
+        slots_of=placing.load.slots,
+        loaded_unix_s=WALL_S,
+    )
+    places: dict[EndpointKey, Address] = {}
 
     def configure(members: Sequence[Endpoint]) -> None:
-        keys = frozenset(member.key for member in members)
-        before = {member.key for group in router.table.clusters.values() for member in group}
-        router.table = table(members)
-        placing.health.set_endpoints(members)
-        placing.load.retain(keys)
-        ending.endpoints.retain(keys)
-        placing.caches.forget(before - keys)
+        places.update((member.key, member.address) for member in members)
+        difference = fleet.replace("test", {CLUSTER: list(map(listed, members))})
+        changed = {key: fleet.of(key) for key in difference.keys}
+        placing.health.update(changed)
+        placing.load.retain(fleet.keys)
+        ending.endpoints.retain(fleet.keys)
+        placing.caches.forget(key for key, endpoints in changed.items() if not endpoints)
 
     router = Router(
         placing,
-        table(()),
+        table,
         settings or RouterSettings(block_bytes=BLOCK_BYTES),
         random.Random(seed),
         clock,
@@ -383,7 +408,7 @@ def build_rig(
     if router.waiting is not None:
         freed.add(router.waiting.wake)
     endings: list[Ending] = []
-    ends = endings_of(ending, [endings.append], raise_it)
+    ends = endings_of(ending, fleet, [endings.append], raise_it)
     lost.add(ends.lost)
     gateway = Gateway(
         router, books.first_tokens, ending.stored, ends, metrics, router.decide, clock, clock.wall
@@ -404,6 +429,8 @@ def build_rig(
         clock,
         registry,
         configure,
+        places,
+        fleet,
         counters,
         history,
         transitions,

@@ -73,6 +73,8 @@ CORE = (
     ),
     "extproc/config/clusters.py",
     "extproc/discovery/following.py",
+    "extproc/discovery/fleet.py",
+    "extproc/discovery/listed.py",
     "extproc/discovery/resolution.py",
     "extproc/xds/resources.py",
     "extproc/xds/open_models.py",
@@ -85,6 +87,7 @@ CORE = (
     "metadata_center/types.py",
     "metadata_center/roots.py",
     "metadata_center/errors.py",
+    "metadata_center/addresses.py",
     "metadata_center/load/kinds.py",
     "metadata_center/load/ledger.py",
     "metadata_center/load/table.py",
@@ -95,7 +98,6 @@ CORE = (
     "metadata_center/service/cluster_loads.py",
     "metadata_center/service/rendezvous.py",
     "metadata_center/service/http_callers.py",
-    "metadata_center/service/listening.py",
     "metadata_center/service/reservations.py",
     "metadata_center/cache_map/*.py",
     "metadata_center/kv_events/errors.py",
@@ -177,9 +179,9 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "metadata_center.load": "metadata_center.types metadata_center.errors",
         "metadata_center.history": "metadata_center.types metadata_center.errors metadata_center.load",
         "metadata_center.sharing": "metadata_center.types metadata_center.errors metadata_center.load "
-        "metadata_center.store",
+        "metadata_center.store metadata_center.addresses",
         "metadata_center.service": "metadata_center.types metadata_center.errors metadata_center.load "
-        "metadata_center.history metadata_center.sharing",
+        "metadata_center.history metadata_center.sharing metadata_center.addresses",
         "tokenway.simulator.engine": "",
         "tokenway.simulator.server": "tokenway.simulator.engine",
         "tokenway.simulator.validation": "tokenway.simulator.engine",
@@ -201,13 +203,13 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "metadata_center",
         "extproc.admin": "extproc.observing metadata_center",
         "extproc.accesslog": "extproc.values extproc.observing.recorder extproc.transport metadata_center",
-        "extproc.config": "extproc.values extproc.errors extproc.health extproc.request",
+        "extproc.config": "extproc.values extproc.errors extproc.health extproc.request metadata_center",
         "extproc.discovery": "extproc.values extproc.config metadata_center",
         "extproc.xds": "extproc.values extproc.config extproc.health extproc.transport metadata_center",
         "extproc.routing": "extproc.values extproc.errors extproc.request extproc.rendering "
         "extproc.choosing extproc.predicting "
         "extproc.protocol.machine extproc.health extproc.observing.ending_counts extproc.observing.recorder "
-        "extproc.observing.records metadata_center",
+        "extproc.observing.records extproc.discovery.fleet metadata_center",
     }.items()
 }
 """Package -> packages of ours that it may import. Server and command, which build all, may all."""

@@ -12,7 +12,8 @@ from extproc.accesslog.usage import UNKNOWN, read_usage
 from extproc.values.endings import AttemptFailed, AttemptStarted, RequestAlive, RequestEnd, RequestEvent
 from extproc.values.evidence import FailureKind
 from extproc.values.outcomes import Ended
-from metadata_center.types import EndpointKey, RequestId
+from metadata_center.addresses import Address
+from metadata_center.types import RequestId
 
 USAGE_NAMESPACE = "llm.usage"
 
@@ -56,12 +57,10 @@ _BROKEN_OFF = "upstream_reset_after_response_started"
 """Envoy documentation, response code details: the client got the beginning of an answer, status and all."""
 
 
-def _endpoint(common: pb.AccessLogCommon) -> EndpointKey | None:
-    address = common.upstream_remote_address.socket_address
-    if not address.address:
-        return None
-    host = f"[{address.address}]" if ":" in address.address else address.address
-    return EndpointKey(f"{host}:{address.port_value}")
+def _address(common: pb.AccessLogCommon) -> Address | None:
+    remote = common.upstream_remote_address.socket_address
+    host = remote.address
+    return Address.of(host, remote.port_value) if host else None
 
 
 def _seconds(tag: str | None) -> float | None:
@@ -125,16 +124,16 @@ def translate(entry: pb.HTTPAccessLogEntry) -> RequestEvent | None:
     log_type = common.access_log_type
     if log_type == pb.DownstreamEnd:
         return _request_end(entry, request_id, owner)
-    endpoint = _endpoint(common)
+    address = _address(common)
     if log_type == pb.DownstreamPeriodic:
         return RequestAlive(request_id, owner)
-    if endpoint is None:
+    if address is None:
         return None
     if log_type == pb.UpstreamPoolReady:
-        return AttemptStarted(request_id, owner, endpoint)
+        return AttemptStarted(request_id, owner, address)
     if log_type == pb.UpstreamEnd:
         kind = failure_kind(common, entry.response.response_code.value)
-        return None if kind is None else AttemptFailed(request_id, owner, endpoint, kind)
+        return None if kind is None else AttemptFailed(request_id, owner, address, kind)
     return None
 
 
@@ -166,7 +165,7 @@ def _request_end(entry: pb.HTTPAccessLogEntry, request_id: RequestId, owner: str
     return RequestEnd(
         request_id,
         owner,
-        _endpoint(common),
+        _address(common),
         common.upstream_request_attempt_count,
         status,
         _ended(flags, status, details),

@@ -8,7 +8,6 @@ Rules:
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from pydantic_core import PydanticCustomError
 
 from extproc.config.document import Location, read_json
 from extproc.config.sections.fields import Labels, Name, Section
+from metadata_center.addresses import ip_or_none
 
 _HOST_NAME = re.compile(
     r"(?=.{1,253}$)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
@@ -49,7 +49,7 @@ class EndpointSpec:
     @property
     def is_host_name(self) -> bool:
         """True if the address has to be resolved."""
-        return _ip_or_none(self.address) is None
+        return ip_or_none(self.address) is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +67,9 @@ class ClusterSpec:
     model: str | None = None
 
 
-def _ip_or_none(text: str) -> str | None:
-    try:
-        ip = ipaddress.ip_address(text)
-    except ValueError:
-        return None
-    return None if "%" in text else ip.compressed
-
-
 def _address(text: str) -> str:
     host = text.lower().removesuffix(".")
-    ip = _ip_or_none(text)
+    ip = ip_or_none(text)
     if ip is not None:
         return ip
     if not _HOST_NAME.fullmatch(host) or host.rpartition(".")[2].isdigit():

@@ -80,6 +80,12 @@ class Config(Section):
             name for model in self.models.values() for rule in model.rules for name in rule.headers
         )
 
+    def clusters_named(self) -> frozenset[str]:
+        """Clusters that rules, `default_cluster` or `engine_tls` name, whether any source has them or not."""
+        named = {rule.cluster for model in self.models.values() for rule in model.rules}
+        default = () if self.default_cluster is None else (self.default_cluster,)
+        return frozenset(named.union(self.engine_tls, default))
+
     def rules(self) -> tuple[ModelRules, ...]:
         """All models as `RuleTable` takes them."""
         return tuple(

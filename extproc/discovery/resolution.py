@@ -3,17 +3,22 @@
 Rules:
     1. A literal address costs no look-up; a host name becomes one endpoint per A and AAAA record.
     2. A name without an address has no endpoint; its cluster keeps the others.
-    3. Within a cluster a key occurs once; the first mention keeps its weight and labels.
+    3. Within a cluster an address occurs once; the first mention keeps its weight and labels.
+    4. A file knows nothing of a replica but its address, so the address is also its key.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from extproc.config.clusters import ClusterSpec
-from extproc.values.endpoints import Endpoint
-from metadata_center.types import EndpointKey
+from extproc.discovery.listed import Clusters, Listed
+from metadata_center.addresses import Address
+
+FILES: Final = "files"
+"""What the fleet calls this source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +29,10 @@ class Resolution:
         clusters: Cluster name to its endpoints, in configuration order.
     """
 
-    clusters: Mapping[str, tuple[Endpoint, ...]]
+    clusters: Clusters
 
     @property
-    def endpoints(self) -> tuple[Endpoint, ...]:
+    def endpoints(self) -> tuple[Listed, ...]:
         """All endpoints of all clusters; one that serves two clusters occurs twice."""
         return tuple(endpoint for endpoints in self.clusters.values() for endpoint in endpoints)
 
@@ -45,26 +50,15 @@ def resolved(clusters: Iterable[ClusterSpec], addresses: Mapping[str, Sequence[s
         clusters: As written.
         addresses: IP addresses of host names; a name that is missing has none.
     """
-    by_name: dict[str, tuple[Endpoint, ...]] = {}
+    by_name: dict[str, tuple[Listed, ...]] = {}
     for cluster in clusters:
-        endpoints: dict[EndpointKey, Endpoint] = {}
+        endpoints: dict[Address, Listed] = {}
         for spec in cluster.endpoints:
-            for address in addresses.get(spec.address, ()) if spec.is_host_name else (spec.address,):
-                key = _key(address, spec.port)
+            for host in addresses.get(spec.address, ()) if spec.is_host_name else (spec.address,):
+                address = Address.of(host, spec.port)
                 endpoints.setdefault(
-                    key,
-                    Endpoint(
-                        key=key,
-                        cluster=cluster.name,
-                        weight=spec.weight,
-                        labels=spec.labels,
-                        metadata=spec.metadata,
-                        draining=spec.draining,
-                    ),
+                    address,
+                    Listed(str(address), address, spec.weight, spec.labels, spec.metadata, spec.draining),
                 )
         by_name[cluster.name] = tuple(endpoints.values())
     return Resolution(by_name)
-
-
-def _key(address: str, port: int) -> EndpointKey:
-    return EndpointKey(f"[{address}]:{port}" if ":" in address else f"{address}:{port}")

@@ -159,11 +159,11 @@ class Doubts:
             keys.remove(key)
             if not keys:
                 del self.by_model[model]
-            self._records.changed()
+            self._records.changed(self._records.by_key[key].clusters)
 
     def _began(self, key: EndpointKey, model: str) -> None:
         self.by_model.setdefault(model, set()).add(key)
-        self._records.changed()
+        self._records.changed(self._records.by_key[key].clusters)
 
     def _peers(self, key: EndpointKey, record: Record, model: str, now_s: float) -> tuple[bool, float, float]:
         """Whether there is anybody else to choose, and the mean shares of those that were heard lately."""

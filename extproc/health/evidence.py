@@ -74,15 +74,18 @@ class HealthEvidence:
         self._on_transition = on_transition
         self._unsettled: OrderedDict[RequestId, _Unsettled] = OrderedDict()
 
-    def attempt_failed(self, failed: AttemptFailed, request: Inflight | None, now_s: float) -> None:
+    def attempt_failed(
+        self, failed: AttemptFailed, endpoint: EndpointKey, request: Inflight | None, now_s: float
+    ) -> None:
         """An attempt failed.
 
         Args:
-            failed: Where, and how.
+            failed: What, and how.
+            endpoint: Where.
             request: Whose it was; None if that has ended.
             now_s: Monotonic time.
         """
-        endpoint, kind = failed.endpoint, failed.kind
+        kind = failed.kind
         if kind is FailureKind.CONNECT_FAILURE:
             self._on_failure(endpoint, kind)
             model = "" if request is None else request.served_model

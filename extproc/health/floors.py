@@ -58,7 +58,7 @@ class Floors:
             out.sort(key=lambda key: self._records.by_key[key].ejected_until_s)
             for key in out[: floor - available]:
                 self._records.by_key[key].readmit(now_s)
-                self._records.changed()
+                self._records.changed(self._records.by_key[key].clusters)
                 changes.append(
                     Transition(key, HealthState.EJECTED, HealthState.HEALTHY, "too few others are left")
                 )

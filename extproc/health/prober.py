@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from errno import ECONNREFUSED
 from functools import partial
@@ -32,6 +32,7 @@ from extproc.health.states import HealthState, ProbeFailure, Transition
 from extproc.health.tracker import HealthTracker
 from extproc.values.choices import Rng
 from extproc.values.endpoints import Endpoint
+from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey
 
 logger = logging.getLogger(__name__)
@@ -176,14 +177,15 @@ class Prober:
     """Probes all endpoints of a tracker. `start` and `stop` belong to the owner's event loop.
 
     Args:
-        tracker: Fed with the results; `set_endpoints` here also sets its endpoints.
+        tracker: Fed with the results, and with what `update` is told.
         settings: The same as the tracker's.
         clock: Monotonic seconds, the tracker's `now_s`.
         rng: Spreads first probes over one interval.
-        on_transition: Called for every state change a probe or `set_endpoints` caused.
+        on_transition: Called for every state change a probe or `update` caused.
         on_cache_config: Called as (key, kv_tokens, block_size) after every reading that has them.
         on_cache_cleared: Called when an engine was found asleep: its cache is gone.
         on_occupancy: Called after every reading that tells how full the engine is.
+        tls_of: What aiohttp is told with a request to an endpoint that speaks TLS; None for others.
     """
 
     def __init__(
@@ -197,16 +199,18 @@ class Prober:
         on_cache_config: Callable[[EndpointKey, int, int], None],
         on_cache_cleared: Callable[[EndpointKey], None],
         on_occupancy: Callable[[EndpointKey, Occupancy], None],
+        tls_of: Callable[[EndpointKey], Mapping[str, Any] | None] = lambda _: None,
     ) -> None:
         self._tracker = tracker
         self._settings = settings
-        self._tls: Mapping[EndpointKey, Mapping[str, Any]] = {}
+        self._tls_of = tls_of
         self._clock = clock
         self._rng = rng
         self._on_transition = on_transition
         self._on_cache_config = on_cache_config
         self._on_cache_cleared = on_cache_cleared
         self._on_occupancy = on_occupancy
+        self._addresses: dict[EndpointKey, Address] = {}
         self._first_probe_s: dict[EndpointKey, float] = {}
         self._scraped_s: dict[EndpointKey, float | None] = {}
         self._asleep: set[EndpointKey] = set()
@@ -217,44 +221,40 @@ class Prober:
         self._stood_still_s = float("-inf")
 
     def _base(self, key: EndpointKey) -> str:
-        return f"{'https' if key in self._tls else 'http'}://{key}"
+        return f"{'https' if self._tls_of(key) else 'http'}://{self._addresses[key]}"
 
-    def configure(
-        self,
-        settings: HealthSettings,
-        endpoints: Iterable[Endpoint],
-        tls: Mapping[EndpointKey, Mapping[str, Any]],
-    ) -> None:
-        """Go by these from now on, and have the tracker do so.
+    def configure(self, settings: HealthSettings) -> None:
+        """Go by these from now on, and have the tracker do so."""
+        self._settings = settings
+        self._tracker.configure(settings)
+
+    def update(self, changed: Mapping[EndpointKey, Collection[Endpoint]]) -> None:
+        """Endpoints came, changed or left; the tracker is told as well. Those that stay keep their history.
 
         Args:
-            settings: Of probes and of judging.
-            endpoints: See `set_endpoints`.
-            tls: What aiohttp is told with a request to endpoints that speak TLS; others are left out.
+            changed: What each of them is now, once per cluster that it serves; nothing if it left.
         """
-        self._tracker.configure(settings)
-        self._settings = settings
-        self._tls = tls
-        self.set_endpoints(endpoints)
-
-    def set_endpoints(self, endpoints: Iterable[Endpoint]) -> None:
-        """Replace what is probed, and the tracker's endpoints with it; keeps what is known of the rest."""
-        endpoints = tuple(endpoints)
-        for transition in self._tracker.set_endpoints(endpoints, self._clock()):
-            self._on_transition(transition)
-        keys = {endpoint.key for endpoint in endpoints}
-        for key in self._scraped_s.keys() - keys:
-            del self._scraped_s[key]
-            self._first_probe_s.pop(key, None)
-            self._asleep.discard(key)
-            self._puzzling.discard(key)
-            self._raised.discard(key)
-            if key in self._probes:
-                self._probes[key].cancel()
         now_s = self._clock()
-        for key in keys - self._scraped_s.keys():
-            self._scraped_s[key] = None
-            self._first_probe_s[key] = now_s + self._rng.random() * self._settings.interval_s
+        for transition in self._tracker.update(changed, now_s):
+            self._on_transition(transition)
+        for key, endpoints in changed.items():
+            if not endpoints:
+                self._forget(key)
+                continue
+            self._addresses[key] = next(iter(endpoints)).address
+            if key not in self._scraped_s:
+                self._scraped_s[key] = None
+                self._first_probe_s[key] = now_s + self._rng.random() * self._settings.interval_s
+
+    def _forget(self, key: EndpointKey) -> None:
+        self._addresses.pop(key, None)
+        self._scraped_s.pop(key, None)
+        self._first_probe_s.pop(key, None)
+        self._asleep.discard(key)
+        self._puzzling.discard(key)
+        self._raised.discard(key)
+        if key in self._probes:
+            self._probes[key].cancel()
 
     def start(self) -> None:
         """Begin probing.
@@ -358,7 +358,7 @@ class Prober:
         timeout = aiohttp.ClientTimeout(total=timeout_s)
         try:
             async with session.get(
-                url, allow_redirects=False, timeout=timeout, **self._tls.get(key, {})
+                url, allow_redirects=False, timeout=timeout, **(self._tls_of(key) or {})
             ) as response:
                 if HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
                     return None, ProbeFailure.OTHER
@@ -380,7 +380,10 @@ class Prober:
         try:
             timeout = aiohttp.ClientTimeout(total=self._settings.timeout_s)
             async with session.get(
-                f"{self._base(key)}/metrics", allow_redirects=False, timeout=timeout, **self._tls.get(key, {})
+                f"{self._base(key)}/metrics",
+                allow_redirects=False,
+                timeout=timeout,
+                **(self._tls_of(key) or {}),
             ) as response:
                 if response.status == HTTPStatus.NOT_FOUND:
                     return EngineFacts(None, None, is_asleep=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -71,19 +71,52 @@ class Records:
     Attributes:
         by_key: Their records.
         members: Keys by cluster; one that several clusters list stands in each.
-        generation: Grows whenever a state, a doubt or the endpoint set changes, and only then.
+        generation: Grows whenever a state, a doubt or an endpoint changes, and only then.
     """
 
-    __slots__ = ("by_key", "generation", "members")
+    __slots__ = ("_changed", "by_key", "generation", "members")
 
     def __init__(self) -> None:
         self.by_key: dict[EndpointKey, Record] = {}
-        self.members: dict[str, list[EndpointKey]] = {}
+        self.members: dict[str, dict[EndpointKey, None]] = {}
         self.generation = 0
+        self._changed: dict[str, int] = {}
 
-    def changed(self) -> None:
-        """A state, a doubt or the endpoint set is another."""
+    def changed(self, clusters: Iterable[str]) -> None:
+        """A state, a doubt or an endpoint of these clusters is another."""
         self.generation += 1
+        for cluster in clusters:
+            if cluster in self.members:
+                self._changed[cluster] = self.generation
+            else:
+                self._changed.pop(cluster, None)
+
+    def generation_of(self, cluster: str) -> int:
+        """`generation` when something of that cluster changed last; the latest for one without endpoints."""
+        return self._changed.get(cluster, self.generation)
+
+    def place(self, key: EndpointKey, clusters: frozenset[str], *, draining: bool) -> Record:
+        """An endpoint is in these clusters now, and in no others."""
+        record = self.by_key.get(key)
+        if record is None:
+            record = self.by_key[key] = Record(clusters, draining)
+        else:
+            self._leave(key, record.clusters - clusters)
+            record.clusters, record.draining = clusters, draining
+        for cluster in clusters:
+            self.members.setdefault(cluster, {})[key] = None
+        return record
+
+    def remove(self, key: EndpointKey) -> None:
+        """An endpoint is configured no more."""
+        self._leave(key, self.by_key.pop(key).clusters)
+
+    def _leave(self, key: EndpointKey, clusters: Iterable[str]) -> None:
+        for cluster in clusters:
+            members = self.members[cluster]
+            del members[key]
+            if not members:
+                del self.members[cluster]
 
     def others(self, key: EndpointKey, record: Record) -> Iterator[tuple[EndpointKey, Record]]:
         """Endpoints of the same clusters; one that shares two of them comes twice."""

@@ -22,7 +22,7 @@ One failure is one request's, never one attempt's: the caller settles that (`hea
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from extproc.health.doubts import Doubts
@@ -60,13 +60,18 @@ class HealthTracker:
         self._floors = Floors(self._records, settings.min_available_ratio)
 
     def configure(self, settings: HealthSettings) -> None:
-        """Go by these from now on; what was counted so far keeps counting."""
+        """Go by these from now on; what was counted so far keeps counting.
+
+        Models that were missed are asked for again: their names may be others.
+        """
         self._settings = settings
         self._floors.configure(settings.min_available_ratio)
+        for key in self._records.by_key:
+            self._doubts.forget_misses(key)
 
     @property
     def generation(self) -> int:
-        """Grows whenever a state, a doubt or the endpoint set changes, and only then."""
+        """Grows whenever a state, a doubt or an endpoint changes, and only then."""
         return self._records.generation
 
     @property
@@ -74,46 +79,46 @@ class HealthTracker:
         """Ejections that the floor prevented."""
         return self._floors.withheld
 
-    def set_endpoints(self, endpoints: Iterable[Endpoint], now_s: float = 0.0) -> Transitions:
-        """Replace the endpoint set; known endpoints keep their history, new ones count as healthy.
+    def generation_of(self, cluster: str) -> int:
+        """`generation` when something of that cluster changed last; the latest for one without endpoints."""
+        return self._records.generation_of(cluster)
 
-        A key listed by several clusters is one endpoint; it drains if any of them says so, because
-        draining announces that the server goes away. Models that were missed are asked for again.
+    def update(self, changed: Mapping[EndpointKey, Collection[Endpoint]], now_s: float = 0.0) -> Transitions:
+        """Endpoints came, changed or left; those that stay keep their history, new ones count as healthy.
+
+        Args:
+            changed: What each of them is now, once per cluster that it serves; nothing if it left. It drains
+                if any of its clusters says so, because draining announces that the server goes away.
+            now_s: Monotonic time.
 
         Returns:
-            Transitions of endpoints that stayed and started or stopped draining, or were kept by the floor.
+            Transitions of those that started or stopped draining, and of those that the floor brings back.
         """
-        clusters: dict[EndpointKey, set[str]] = {}
-        draining: set[EndpointKey] = set()
-        for endpoint in endpoints:
-            clusters.setdefault(endpoint.key, set()).add(endpoint.cluster)
-            if endpoint.draining:
-                draining.add(endpoint.key)
-        before = {key: record.state for key, record in self._records.by_key.items()}
-        for key, names in clusters.items():
-            record = self._records.by_key.get(key)
-            if record is None:
-                self._records.by_key[key] = Record(frozenset(names), key in draining)
-            else:
-                record.clusters, record.draining = frozenset(names), key in draining
-        for key in before.keys() - clusters.keys():
-            for model in list(self._records.by_key[key].levels):
-                self._doubts.trust(key, model)
-            del self._records.by_key[key]
-        self._records.members = {}
-        for key, names in clusters.items():
-            for name in names:
-                self._records.members.setdefault(name, []).append(key)
+        records = self._records
+        touched: dict[str, None] = {}
+        changes: list[Transition] = []
+        for key, endpoints in changed.items():
+            record = records.by_key.get(key)
+            if record is not None:
+                touched.update(dict.fromkeys(record.clusters))
+            if not endpoints:
+                if record is not None:
+                    for model in list(record.levels):
+                        self._doubts.trust(key, model)
+                    records.remove(key)
+                continue
+            clusters = frozenset(endpoint.cluster for endpoint in endpoints)
+            draining = any(endpoint.draining for endpoint in endpoints)
+            touched.update(dict.fromkeys(clusters))
+            before = None if record is None else record.state
+            state = records.place(key, clusters, draining=draining).state
             self._doubts.forget_misses(key)
-        after = {key: record.state for key, record in self._records.by_key.items()}
-        if before != after:
-            self._records.changed()
-        changes = tuple(
-            Transition(key, before[key], state, "draining set" if key in draining else "draining cleared")
-            for key, state in after.items()
-            if before.get(key, state) is not state
-        )
-        return changes + tuple(self._floors.hold(self._records.members, now_s))
+            if before is not None and state is not before:
+                reason = "draining set" if draining else "draining cleared"
+                changes.append(Transition(key, before, state, reason))
+        records.changed(touched)
+        changes += self._floors.hold([cluster for cluster in touched if cluster in records.members], now_s)
+        return tuple(changes)
 
     # Probes.
 
@@ -335,7 +340,7 @@ class HealthTracker:
         """What an event changed, that of its own endpoint first."""
         changes: list[Transition] = []
         if record.state is not before:
-            self._records.changed()
+            self._records.changed(record.clusters)
             changes.append(Transition(key, before, record.state, reason))
         if record.ejected is not None:
             changes += self._floors.hold(record.clusters, now_s)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from extproc.choosing.foreseen import foreseen_ttft_s
+from extproc.discovery.fleet import Fleet
 from extproc.health.judging import evidence_of
 from extproc.routing.possible import possible
 from extproc.routing.running import RunningRequests
@@ -29,10 +30,11 @@ from extproc.values.endings import (
 from extproc.values.evidence import FailureKind, NoFailure
 from extproc.values.inflight import Inflight
 from extproc.values.outcomes import Ended, Outcome
+from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey
 
-AttemptListener = Callable[[AttemptFailed, Inflight | None, float], None]
-"""Is told each failed attempt, with its request unless that has ended, and the time."""
+AttemptListener = Callable[[AttemptFailed, EndpointKey, Inflight | None, float], None]
+"""Is told each failed attempt, where it was sent, its request unless that has ended, and the time."""
 
 
 class Endings:
@@ -40,6 +42,7 @@ class Endings:
 
     Args:
         running: The requests.
+        fleet: Knows who is at an address.
         kv_tokens: Sizes of KV caches, as far as they are known.
         on_unmatched: Called for an end that says it is of a request decided here, and of none that is known.
         listeners: Told of each ending.
@@ -50,6 +53,7 @@ class Endings:
     def __init__(
         self,
         running: RunningRequests,
+        fleet: Fleet,
         kv_tokens: Mapping[EndpointKey, int],
         on_unmatched: Callable[[], None],
         listeners: Sequence[EndingListener],
@@ -57,6 +61,7 @@ class Endings:
         on_fault: Callable[[Exception], None],
     ) -> None:
         self._running = running
+        self._fleet = fleet
         self._kv_tokens = kv_tokens
         self._on_unmatched = on_unmatched
         self._listeners = tuple(listeners)
@@ -69,11 +74,14 @@ class Endings:
             case RequestEnd():
                 self._ended(event, now_s)
             case AttemptStarted():
-                self._running.moved(event.request_id, event.endpoint, now_s)
+                request = self._running.get(event.request_id)
+                if request is not None:
+                    self._running.moved(event.request_id, self._at(event.address, request), now_s)
             case AttemptFailed():
                 request = self._running.get(event.request_id)
+                endpoint = self._at(event.address, request)
                 for listener in self._attempt_listeners:
-                    listener(event, request, now_s)
+                    listener(event, endpoint, request, now_s)
             case RequestAlive():
                 self._running.alive(event.request_id, now_s)
 
@@ -99,6 +107,19 @@ class Endings:
             except Exception as error:
                 self._on_fault(error)
 
+    def _at(self, address: Address, request: Inflight | None) -> EndpointKey:
+        """Which endpoint an attempt at an address was sent to."""
+        fleet = self._fleet
+        if request is None:
+            return fleet.at(address)
+        if fleet.address(request.endpoint) == address:
+            return request.endpoint
+        record = request.record
+        expected = [request.endpoint]
+        if record.choice is not None and record.snapshot is not None:
+            expected += [record.snapshot.keys[row] for row in record.choice.order]
+        return fleet.at(address, expected)
+
     def _ended(self, end: RequestEnd, now_s: float) -> None:
         request = self._running.release(end.request_id, now_s)
         if request is None:
@@ -118,8 +139,8 @@ class Endings:
         )
         is_answered = evidence is NoFailure.ANSWERED and end.status == 200
         self._running.finish(end.request_id, now_s, completed=is_answered)
-        if end.endpoint is not None:
-            request.endpoint = end.endpoint
+        if end.address is not None:
+            request.endpoint = self._at(end.address, request)
         row = record.row(request.endpoint)
         ended = end.ended
         if ended is Ended.COMPLETED and end.status < 300 and isinstance(evidence, FailureKind):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from extproc.discovery.fleet import Fleet
 from extproc.health.evidence import HealthEvidence
 from extproc.observing.ending_counts import EndingCounts
 from extproc.routing.books import EndingBooks
@@ -15,6 +16,7 @@ from metadata_center.types import EndpointKey
 
 def endings_of(
     books: EndingBooks,
+    fleet: Fleet,
     others: Sequence[EndingListener],
     on_fault: Callable[[Exception], None],
 ) -> Endings:
@@ -22,6 +24,7 @@ def endings_of(
 
     Args:
         books: The books.
+        fleet: Knows who is at an address.
         others: Who listens beside those that every worker has.
         on_fault: Told of each exception that a listener raised.
     """
@@ -43,6 +46,7 @@ def endings_of(
     )
     return Endings(
         books.running,
+        fleet,
         books.engines.kv_tokens,
         books.recorder.access_log_unmatched,
         listeners,

@@ -112,6 +112,6 @@ def _home(books: PlacingBooks, asked: Asked, table: RoutingTable, now_s: float) 
     assert asked.follows is not None
     for key in asked.follows:
         home = None if key is None else books.homes.find(key, now_s)
-        if home is not None and table.serves(asked.route.cluster, asked.route.subset, home):
+        if home is not None and table.member(asked.route.cluster, asked.route.subset, home):
             return home
     return None

@@ -83,8 +83,7 @@ class Pools:
         health = self._health
         of = (table, health.generation)
         if of != self._of:
-            self._pools.clear()
-            self._queues.clear()
+            self._forget(table)
             self._of = of
         key = (route.cluster, tuple(route.subset.items()) if route.subset else (), doubted_for, on_trial)
         pool = self._pools.get(key)
@@ -100,3 +99,14 @@ class Pools:
 
             pool = self._pools[key] = table.pool(route.cluster, route.subset, why_not, on_trial)
         return pool
+
+    def _forget(self, table: RoutingTable) -> None:
+        """Forget the pools of another table, and those of clusters in which something changed."""
+        if self._of is None or self._of[0] is not table:
+            self._pools.clear()
+        else:
+            generation_of, since = self._health.generation_of, self._of[1]
+            for key in [key for key in self._pools if generation_of(key[0]) > since]:
+                del self._pools[key]
+        live = {pool.keys for pool in self._pools.values()}
+        self._queues = {keys: queue for keys, queue in self._queues.items() if keys in live}

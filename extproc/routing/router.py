@@ -154,9 +154,10 @@ class Router:
         any_of: tuple[str, Pool] | None = None
         for route in self.table.rules.open_to(request.headers):
             pool = self._placer.pools.of_route(route, self.table)
-            if home is not None and self.table.serves(route.cluster, route.subset, home):
-                others = [key for key in pool.keys if key != home]
-                return self._held(route.cluster, (home, *others[:1]), named)
+            holder = None if home is None else self.table.member(route.cluster, route.subset, home)
+            if holder is not None:
+                others = [at for key, at in zip(pool.keys, pool.addresses, strict=True) if key != home]
+                return self._held(route.cluster, (str(holder.address), *others[:1]), named)
             if any_of is None and pool.keys:
                 any_of = route.cluster, pool
         if any_of is None:
@@ -165,9 +166,9 @@ class Router:
                 RouterError(Reason.NO_HEALTHY_ENDPOINT, error, retry_after_s=self.settings.retry_after_s)
             )
         cluster, pool = any_of
-        return self._held(cluster, (pool.keys[int(self._rng.random() * len(pool.keys))],), named)
+        return self._held(cluster, (pool.addresses[int(self._rng.random() * len(pool.keys))],), named)
 
-    def _held(self, cluster: str, endpoints: tuple[EndpointKey, ...], named: Named) -> PassTo:
+    def _held(self, cluster: str, endpoints: tuple[str, ...], named: Named) -> PassTo:
         tried = (endpoints[0], *endpoints)  # once more: its connection may have been stale
         return PassTo(self._plan(cluster, tried, named.stream, len(endpoints), True, booked=False))
 
@@ -249,7 +250,7 @@ class Router:
 
     def _plan_of(self, cluster: str, pool: Pool, key: PlanKey) -> Plan:
         order, stream, pinned, tried_once = key
-        endpoints = tuple(pool.keys[row] for row in order)
+        endpoints = tuple(pool.addresses[row] for row in order)
         if (len(endpoints) == 1 or pinned) and not tried_once:
             endpoints = (endpoints[0], *endpoints)  # once more: its connection may have been stale
         most = len(endpoints) - 1
@@ -258,7 +259,7 @@ class Router:
     def _plan(
         self,
         cluster: str,
-        endpoints: tuple[EndpointKey, ...],
+        endpoints: tuple[str, ...],
         stream: bool,
         retries: int,
         pinned: bool,

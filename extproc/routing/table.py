@@ -1,7 +1,8 @@
 """What a decision needs of the configuration, compiled once and replaced as a whole.
 
 Rules:
-    1. A `RoutingTable` never changes; a reload makes a new one and swaps one reference.
+    1. The rules of a `RoutingTable` never change; a reload makes a new one and swaps one reference. Its
+       endpoints are those of the fleet at the time of asking.
     2. Endpoints appear in configuration order; the columns of a `Pool` are aligned with its keys.
 """
 
@@ -45,6 +46,7 @@ class Pool:
 
     Attributes:
         keys: Distinct.
+        addresses: Where each key is reached, as Envoy is told.
         rows: The row of each key.
         slots: Where they are counted, one per key.
         weights: Relative capacity, one per key.
@@ -56,6 +58,7 @@ class Pool:
     """
 
     keys: tuple[EndpointKey, ...]
+    addresses: tuple[str, ...]
     rows: Mapping[EndpointKey, int]
     slots: tuple[int, ...]
     weights: tuple[float, ...]
@@ -85,7 +88,7 @@ class RoutingTable:
 
     Args:
         rules: Compiled model rules.
-        clusters: Endpoints by cluster name.
+        clusters: Endpoints by cluster name: the fleet's view, not a copy.
         models: Names listed by `/v1/models`, with the time they were configured.
         default_cluster: Where requests go that are no inference; None refuses them with 404.
         admin_paths: Engines' admin paths that may go there too.
@@ -106,7 +109,7 @@ class RoutingTable:
         admin_paths: frozenset[str] = frozenset(),
     ) -> None:
         self.rules = rules
-        self.clusters = {name: tuple(endpoints) for name, endpoints in clusters.items()}
+        self.clusters = clusters
         self.allowed_fields = allowed_fields
         self._default_cluster = default_cluster
         self._admin_paths = admin_paths
@@ -133,6 +136,7 @@ class RoutingTable:
             on_trial: Kept with the pool.
         """
         keys: list[EndpointKey] = []
+        addresses: list[str] = []
         weights: list[float] = []
         hardware: list[str] = []
         filtered: list[tuple[EndpointKey, str]] = []
@@ -145,21 +149,31 @@ class RoutingTable:
                 filtered.append((endpoint.key, reason))
                 continue
             keys.append(endpoint.key)
+            addresses.append(str(endpoint.address))
             weights.append(float(endpoint.weight))
             hardware.append(endpoint.labels.get(HARDWARE_LABEL, ""))
         rows = {key: row for row, key in enumerate(keys)}
         is_labelled = any(HARDWARE_LABEL in each.labels for each in self.clusters.get(cluster, ()))
         kinds = tuple(hardware if len(set(hardware)) > 1 else hardware[:1]) if is_labelled else ()
         return Pool(
-            tuple(keys), rows, self._slots_of(keys), tuple(weights), kinds, tuple(filtered), on_trial=on_trial
+            tuple(keys),
+            tuple(addresses),
+            rows,
+            self._slots_of(keys),
+            tuple(weights),
+            kinds,
+            tuple(filtered),
+            on_trial=on_trial,
         )
 
-    def serves(self, cluster: str, subset: Mapping[str, str], key: EndpointKey) -> bool:
-        """Is that endpoint of `cluster` configured, with all labels of `subset`? Whatever its health."""
-        return any(
-            endpoint.key == key and all(endpoint.labels.get(name) == value for name, value in subset.items())
-            for endpoint in self.clusters.get(cluster, ())
-        )
+    def member(self, cluster: str, subset: Mapping[str, str], key: EndpointKey) -> Endpoint | None:
+        """That endpoint of `cluster`, if it has all labels of `subset`; whatever its health."""
+        for endpoint in self.clusters.get(cluster, ()):
+            if endpoint.key == key and all(
+                endpoint.labels.get(name) == value for name, value in subset.items()
+            ):
+                return endpoint
+        return None
 
     def judge(self, request: RequestHeaders) -> LineVerdict:
         """What the request line alone decides."""

@@ -12,7 +12,8 @@ from aiohttp import web
 from extproc.admin.page import Answer, Asked, Page, ProcessPage, json_answer
 from extproc.server.admin_answers import Answering
 from extproc.server.run_dir import closed_to_others
-from metadata_center.service.http_callers import is_loopback, refusal
+from metadata_center.addresses import is_loopback
+from metadata_center.service.http_callers import refusal
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

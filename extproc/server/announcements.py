@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -33,6 +33,7 @@ from extproc.rendering.template import UnsupportedTemplate
 from extproc.rendering.vocabulary import UnsupportedTokenizer
 from extproc.routing.announced import Announced, ModelText
 from extproc.values.endpoints import Endpoint
+from metadata_center.addresses import Address
 from metadata_center.cache_map.cache_map import CacheMap
 from metadata_center.cache_map.holders import Replica
 from metadata_center.errors import CapacityError
@@ -68,12 +69,29 @@ class _Known:
     """What is to be known of an endpoint before it is followed.
 
     Attributes:
-        endpoint: Which.
+        address: Where it is.
+        metadata: What the operator wrote of its events.
         space: Its model's tokenizer folder and template variables.
         model: Name that the engine serves the model under.
     """
 
-    endpoint: Endpoint
+    address: Address
+    metadata: Mapping[str, str]
+    space: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Serving:
+    """That a cluster serves a model.
+
+    Attributes:
+        rank: Of all that are configured, the first counts.
+        space: As `_Known.space`.
+        model: As `_Known.model`; empty if no name of the model itself is known.
+    """
+
+    rank: int
     space: str
     model: str
 
@@ -86,6 +104,7 @@ class Announcements:
         announced: Told who announces, and how prompts become text.
         clock: Monotonic seconds.
         wall_clock: Unix seconds.
+        tls_of: What aiohttp is told with a request to an endpoint that speaks TLS; None for others.
     """
 
     def __init__(
@@ -94,17 +113,20 @@ class Announcements:
         announced: Announced,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
+        tls_of: Callable[[EndpointKey], Mapping[str, Any] | None] = lambda _: None,
     ) -> None:
         self._caches = caches
         self._announced = announced
         self._wall_clock = wall_clock
         self._settings = KvEvents()
-        self._tls: Mapping[EndpointKey, Mapping[str, Any]] = {}
+        self._tls_of = tls_of
         self._subscriber = KvEventSubscriber(
             on_batch=self._batch, on_clear=self._clear, on_state=self._state_changed, clock=clock
         )
         self._renderings: dict[str, Rendering] = {}
         self._models: dict[str, str] = {}
+        self._serving: dict[str, list[_Serving]] = {}
+        self._endpoints: dict[EndpointKey, tuple[Endpoint, ...]] = {}
         self._known: dict[EndpointKey, _Known] = {}
         self._asking: dict[EndpointKey, asyncio.Task[None]] = {}
         self._problems: dict[EndpointKey, str] = {}
@@ -138,26 +160,30 @@ class Announcements:
         if self._session is not None:
             await self._session.close()
 
-    def configure(
-        self,
-        config: Config,
-        clusters: Mapping[str, Sequence[Endpoint]],
-        base: Path,
-        tls: Mapping[EndpointKey, Mapping[str, Any]],
-    ) -> None:
-        """Follow the engines of this configuration; those that stay are not disturbed.
+    def configure(self, config: Config, base: Path) -> None:
+        """Follow engines as this configuration says; those that stay are not disturbed.
 
         Args:
             config: Names models, their clusters and tokenizers.
-            clusters: Endpoints, resolved.
             base: Tokenizer folders are relative to it.
-            tls: What aiohttp is told with a request to endpoints that speak TLS; others are left out.
         """
-        self._tls = tls
         self._settings = config.cache.kv_events
         if self._configuring is not None:
             self._configuring.cancel()
-        self._configuring = self._spawn(self._configure(config, dict(clusters), base), "announcements-load")
+        self._configuring = self._spawn(self._configure(config, base), "announcements-load")
+
+    def update(self, changed: Mapping[EndpointKey, Collection[Endpoint]]) -> None:
+        """Endpoints came, changed or left; the others are not disturbed.
+
+        Args:
+            changed: What each of them is now, once per cluster that it serves; nothing if it left.
+        """
+        for key, endpoints in changed.items():
+            if endpoints:
+                self._endpoints[key] = tuple(endpoints)
+            else:
+                self._endpoints.pop(key, None)
+        self._follow_changed(changed)
 
     def came_back(self, endpoint: EndpointKey) -> None:
         """An engine answers again after it did not: it may be another one."""
@@ -176,11 +202,10 @@ class Announcements:
 
     # What engines are there, and how their prompts become text.
 
-    async def _configure(
-        self, config: Config, clusters: Mapping[str, Sequence[Endpoint]], base: Path
-    ) -> None:
-        wanted: dict[EndpointKey, _Known] = {}
+    async def _configure(self, config: Config, base: Path) -> None:
+        serving: dict[str, list[_Serving]] = {}
         models: dict[str, str] = {}
+        rank = 0
         if config.cache.kv_events.enabled:
             for name, model in config.models.items():
                 if model.tokenizer is None:
@@ -191,23 +216,46 @@ class Announcements:
                     continue
                 models[name] = space
                 for rule in model.rules:
-                    for endpoint in clusters[rule.cluster]:
-                        served = (rule.model or name) if rule.lora is None else (rule.model or "")
-                        before = wanted.get(endpoint.key)
-                        if before is None or not before.model:
-                            wanted[endpoint.key] = _Known(endpoint, space, served)
-        self._models = models
-        former, self._known = self._known, wanted
-        changed = [key for key, known in wanted.items() if former.get(key) != known]
-        gone = former.keys() - wanted.keys()
-        for key in gone:
-            self._forget(key)
-        # What was announced as text of another tokenizer, or of other template variables, is not found again.
-        renamed = [key for key in changed if key in former and former[key].space != wanted[key].space]
-        self._unfollow([*gone, *renamed])
-        for key in changed:
-            self._ask(key)
+                    served = (rule.model or name) if rule.lora is None else (rule.model or "")
+                    serving.setdefault(rule.cluster, []).append(_Serving(rank, space, served))
+                    rank += 1
+        self._models, self._serving = models, serving
+        self._follow_changed({*self._known, *self._endpoints})
         self._tell()
+
+    def _follow_changed(self, keys: Iterable[EndpointKey]) -> None:
+        """Ask those of these endpoints of which something else is to be known than before."""
+        gone: list[EndpointKey] = []
+        renamed: list[EndpointKey] = []
+        to_ask: list[EndpointKey] = []
+        for key in keys:
+            before, known = self._known.get(key), self._wanted(key)
+            if known == before:
+                continue
+            if known is None:
+                self._forget(key)
+                gone.append(key)
+                del self._known[key]
+                continue
+            self._known[key] = known
+            to_ask.append(key)
+            # What was announced as text of another tokenizer, or of other template variables, is not found
+            # again; what somebody else announced at the address before is not there.
+            if before is not None and (before.space, before.address) != (known.space, known.address):
+                renamed.append(key)
+        self._unfollow([*gone, *renamed])
+        for key in to_ask:
+            self._ask(key)
+
+    def _wanted(self, key: EndpointKey) -> _Known | None:
+        """What is to be known of an endpoint; None if no model that it serves is to be followed."""
+        endpoints = self._endpoints.get(key, ())
+        serving = [one for endpoint in endpoints for one in self._serving.get(endpoint.cluster, ())]
+        if not serving:
+            return None
+        first = min(serving, key=lambda one: (not one.model, one.rank))
+        endpoint = endpoints[0]
+        return _Known(endpoint.address, endpoint.metadata, first.space, first.model)
 
     async def _load(self, space: str, folder: Path, variables: dict[str, Any]) -> bool:
         """Read a tokenizer once; False, and the reason in the log, if it is of no use."""
@@ -241,7 +289,7 @@ class Announcements:
         while True:
             known = self._known[key]
             try:
-                problem = await self._learn(known, session)
+                problem = await self._learn(key, known, session)
             except Exception as error:  # whatever an engine answered that no code foresaw: asked again later
                 problem = f"its answers: {type(error).__name__}"
             if problem is None:
@@ -253,23 +301,23 @@ class Announcements:
             await asyncio.sleep(pause_s)
             pause_s = min(2.0 * pause_s, self._settings.discovery_interval_s)
 
-    async def _learn(self, known: _Known, session: aiohttp.ClientSession) -> str | None:
+    async def _learn(self, key: EndpointKey, known: _Known, session: aiohttp.ClientSession) -> str | None:
         """Find out all about one engine and follow it; otherwise why not."""
-        key = known.endpoint.key
         try:
-            sources = await self._sources_of(known.endpoint, session)
+            sources = await self._sources_of(key, known, session)
         except (DiscoveryError, ValueError) as error:
             return f"sources: {error}"
         if not sources:
             self._unfollow([key])
             return "it publishes no events"
+        tls = self._tls_of(key)
         verdict = await check_engine(
             session,
-            f"{'https' if key in self._tls else 'http'}://{key}",
+            f"{'https' if tls else 'http'}://{known.address}",
             known.model,
             self._renderings[known.space],
             self._wall_clock(),
-            tls=self._tls.get(key),
+            tls=tls,
         )
         before = self._verdicts.get(key)
         if before is None or before.reasons != verdict.reasons:
@@ -285,20 +333,20 @@ class Announcements:
         self._tell()
         return None
 
-    async def _sources_of(self, endpoint: Endpoint, session: aiohttp.ClientSession) -> tuple[Source, ...]:
-        written = endpoint.metadata.get(EVENTS_METADATA)
+    async def _sources_of(
+        self, key: EndpointKey, known: _Known, session: aiohttp.ClientSession
+    ) -> tuple[Source, ...]:
+        written = known.metadata.get(EVENTS_METADATA)
         if written is None:
-            return tuple(
-                await discover(
-                    session, endpoint.key, listen=self._settings.listen, tls=self._tls.get(endpoint.key)
-                )
-            )
+            listen, tls = self._settings.listen, self._tls_of(key)
+            return tuple(await discover(session, key, known.address, listen=listen, tls=tls))
         return tuple(
             configured(
-                endpoint.key,
+                key,
+                known.address,
                 written,
-                endpoint.metadata.get(REPLAY_METADATA),
-                ranks=int(endpoint.metadata.get(RANKS_METADATA, "1")),
+                known.metadata.get(REPLAY_METADATA),
+                ranks=int(known.metadata.get(RANKS_METADATA, "1")),
             )
         )
 

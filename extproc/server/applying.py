@@ -1,64 +1,55 @@
-"""A configuration comes into force: each owner applies what is its own, in one turn of the loop."""
+"""A configuration comes into force: each owner applies what is its own, in one turn of the loop.
+
+Rules:
+    1. Owners follow a configuration that differs from the one in force. One that was read anew and says the
+       same changes nothing but the files that it names.
+    2. What the files list is a source of the fleet like any other: it is the fleet's difference that is
+       followed then, not the files.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 from extproc.config.schema import Config
-from extproc.discovery.resolution import Resolution
-from extproc.server.engine_tls import request_tls
-from extproc.values.endpoints import Endpoint
-from metadata_center.types import EndpointKey
+from extproc.discovery.fleet import Difference, Fleet
+from extproc.discovery.resolution import FILES, Resolution
+from extproc.listeners import Listeners
 
-
-@dataclass(frozen=True, slots=True)
-class InForce:
-    """A configuration and its endpoints, as owners apply them.
-
-    Attributes:
-        config: All settings.
-        resolution: The endpoints, by cluster.
-        keys: Of all endpoints.
-        gone: Endpoints that were in force until now.
-        tls: What aiohttp is told with a request to endpoints that speak TLS; others are left out.
-    """
-
-    config: Config
-    resolution: Resolution
-    keys: frozenset[EndpointKey]
-    gone: frozenset[EndpointKey]
-    tls: Mapping[EndpointKey, Mapping[str, Any]]
-
-
-Apply = Callable[[InForce], None]
+Apply = Callable[[Config], None]
 """Makes one owner follow. It neither awaits nor fails: a change is in force as a whole. The first one alone
 may raise, which leaves all as it was."""
 
 
 class Owners:
-    """Who follows the configuration."""
+    """Who follows the configuration, and who the fleet.
+
+    Attributes:
+        fleet: All endpoints.
+        read: Told each configuration that was read, whether it differs or not.
+        changes: Told what is different of the fleet.
+    """
 
     def __init__(self) -> None:
         self._owners: list[Apply] = []
-        self._now: InForce | None = None
-
-    @property
-    def endpoints(self) -> tuple[Endpoint, ...]:
-        """All endpoints in force; none before the first configuration."""
-        return () if self._now is None else self._now.resolution.endpoints
+        self._read: Config | None = None
+        self.fleet = Fleet()
+        self.read: Listeners[[Config]] = Listeners()
+        self.changes: Listeners[[Difference]] = Listeners()
 
     def add(self, *owners: Apply) -> None:
         """Have these follow, after those that were added before."""
         self._owners.extend(owners)
 
     def apply(self, config: Config, resolution: Resolution) -> None:
-        """Make a configuration the one in force."""
-        keys = frozenset(endpoint.key for endpoint in resolution.endpoints)
-        before = frozenset() if self._now is None else self._now.keys
-        tls = request_tls(config.engine_tls, resolution.clusters)
-        now = InForce(config, resolution, keys, before - keys, tls)
-        for owner in self._owners:
-            owner(now)
-        self._now = now
+        """Make a configuration the one in force, with what its files list."""
+        before = self._read
+        if config != before:
+            for owner in self._owners:
+                owner(config)
+        if config is not before:
+            self._read = config
+            self.read.tell(config)
+        difference = self.fleet.replace(FILES, resolution.clusters)
+        if difference:
+            self.changes.tell(difference)

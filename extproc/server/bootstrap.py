@@ -14,6 +14,7 @@ import yaml
 from extproc.config.rule_headers import SECRET_HEADERS
 from extproc.config.sections.edge import Away, Cors, Edge, EdgeTls
 from extproc.config.sections.listening import GatewayAddress
+from metadata_center.addresses import Address
 
 PROCESSOR = "tokenway.ext_proc"
 """Name of the filter that asks Tokenway."""
@@ -260,5 +261,5 @@ class _NoAliases(yaml.SafeDumper):
 def _address(socket: str) -> dict[str, Any]:
     if socket.startswith("/"):
         return {"pipe": {"path": socket}}
-    host, _, port = socket.rpartition(":")
-    return {"socket_address": {"address": host.strip("[]"), "port_value": int(port)}}
+    host, port = Address.parse(socket)
+    return {"socket_address": {"address": host, "port_value": port}}

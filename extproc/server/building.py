@@ -23,7 +23,6 @@ from prometheus_client import CollectorRegistry
 from extproc.accesslog.service import AccessLog, Dispatcher
 from extproc.admin.table import PAGES
 from extproc.config.schema import Config
-from extproc.discovery.resolution import Resolution
 from extproc.health.prober import Prober
 from extproc.health.states import Transition
 from extproc.health.tracker import HealthTracker
@@ -54,6 +53,8 @@ from extproc.server.bus import Bus
 from extproc.server.configuration import Configuration
 from extproc.server.draining import Draining
 from extproc.server.engine_news import EngineNews, capacity_blocks
+from extproc.server.engine_tls import RequestTls
+from extproc.server.fleet_changes import FleetChanges
 from extproc.server.forwarded_headers import ForwardedHeaders
 from extproc.server.health_report import HealthReport
 from extproc.server.hearsay import Hearsay
@@ -72,6 +73,7 @@ from extproc.values.endings import RequestEvent
 from extproc.values.inflight import Inflight
 from extproc.values.placements import Decision
 from extproc.xds.ads import AdsServer
+from extproc.xds.publications import Publications
 from metadata_center.cache_map.cache_map import CacheMap
 from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import Counters
@@ -138,6 +140,7 @@ class Knowledge:
 
     Attributes:
         books: What decisions read and endings change.
+        tls: How engines are spoken to.
         met: Load and history, and the way to other gateways.
         history: Blocks by routing history.
         cache_map: What engines announced.
@@ -147,6 +150,7 @@ class Knowledge:
     """
 
     books: Books
+    tls: RequestTls
     met: Alone | Shared
     history: PrefixIndex
     cache_map: CacheMap
@@ -213,7 +217,16 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
     engines = EngineNews(placing.engines, known.history, placing.predictor, known.announcements, config)
     prober = _prober(news, known, engines, config)
     ads = AdsServer(lambda type_url: metrics.ads_refused(ADS_TYPES[type_url]))
-    publisher = Publisher(ads, placing.health.state, metrics)
+    publications = Publications(owners.fleet.clusters, placing.health.state)
+    changes = FleetChanges(
+        owners.fleet,
+        known.books,
+        prober,
+        known.announcements,
+        Publisher(ads, publications, metrics),
+        metrics,
+        time.monotonic,
+    )
     server = rpc_server(
         config.server.transport,
         (way.processor.rpc, way.access_log.rpc, ads.rpc),
@@ -230,8 +243,8 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
         lambda: configuration.current.server.drain_s,
     )
     admin = _admin(site, known, way, configuration, life)
-    _follow_health(site, news, known, engines, publisher)
-    _follow_configuration(site, known, way, engines, prober, publisher)
+    _follow_health(site, news, known, engines, changes)
+    _follow_configuration(site, known, way, engines, prober, changes)
     parts = _parts(site, known, way, configuration, prober, server, admin)
     facts = {"socket": str(socket_path(site.folder, index)), "owner": site.owner}
     return Worker(life, parts, draining.drain, configuration.reload, lambda: admin.port, facts)
@@ -240,6 +253,8 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
 def _knowledge(site: Site, news: News) -> Knowledge:
     config, kv_events = site.config, site.config.cache.kv_events
     health = HealthTracker(config.health.settings())
+    tls = RequestTls(site.owners.fleet)
+    site.owners.read.add(lambda read: tls.configure(read.engine_tls))
     homes = Homes(config.responses.max_remembered, config.responses.expiry_s)
     history = PrefixIndex(
         capacity_blocks(config.cache.default_kv_tokens, TokensPerByte().ratio, config),
@@ -275,8 +290,8 @@ def _knowledge(site: Site, news: News) -> Knowledge:
             on_transition=news.transitions.tell,
         ),
     )
-    announcements = Announcements(cache_map, announced, time.monotonic, time.time)
-    return Knowledge(books, met, history, cache_map, announced, announcements, bus)
+    announcements = Announcements(cache_map, announced, time.monotonic, time.time, tls.of)
+    return Knowledge(books, tls, met, history, cache_map, announced, announcements, bus)
 
 
 def _processes(workers: int, met: Alone | Shared) -> Callable[[], int]:
@@ -297,7 +312,7 @@ def _request_way(site: Site, news: News, known: Knowledge) -> RequestWay:
     readers = BodyReaders()
     router = Router(
         placing,
-        routing_table(config, Resolution({}), placing.load.slots, time.time()),
+        routing_table(config, site.owners.fleet.clusters, placing.load.slots, time.time()),
         router_settings(config),
         random.Random(),
         time.monotonic,
@@ -311,7 +326,7 @@ def _request_way(site: Site, news: News, known: Knowledge) -> RequestWay:
     news.freed.add(router.waiting.wake)
     unpacking = Unpacking(router.decide, lambda: router.settings)
     request_log = RequestLog()
-    endings = endings_of(ending, [request_log.ended], _tell_fault)
+    endings = endings_of(ending, site.owners.fleet, [request_log.ended], _tell_fault)
     news.lost.add(endings.lost)
     news.entries.add(lambda entry: endings.take(entry, time.monotonic()))
     gateway = Gateway(
@@ -352,6 +367,7 @@ def _prober(news: News, known: Knowledge, engines: EngineNews, config: Config) -
         on_cache_config=engines.cache_config,
         on_cache_cleared=engines.cache_cleared,
         on_occupancy=engines.occupancy,
+        tls_of=known.tls.of,
     )
 
 
@@ -369,7 +385,7 @@ def _admin(
     status = Status(
         known.books,
         site.registry,
-        lambda: site.owners.endpoints,
+        lambda: site.owners.fleet.endpoints,
         lambda: way.processor.streams_active,
         lambda: 0 if bus is None else bus.dropped,
         shared_values,
@@ -390,7 +406,7 @@ def _admin(
 
 
 def _follow_health(
-    site: Site, news: News, known: Knowledge, engines: EngineNews, publisher: Publisher
+    site: Site, news: News, known: Knowledge, engines: EngineNews, changes: FleetChanges
 ) -> None:
     """Who is told when an endpoint's health changed, in this order."""
     news.transitions.add(
@@ -398,38 +414,31 @@ def _follow_health(
         HealthReport(site.metrics).tell,
         engines.transition,
         lambda _: news.freed.tell(),
-        lambda _: publisher.publish(),
+        changes.health_changed,
     )
 
 
 def _follow_configuration(
-    site: Site, known: Knowledge, way: RequestWay, engines: EngineNews, prober: Prober, publisher: Publisher
+    site: Site, known: Knowledge, way: RequestWay, engines: EngineNews, prober: Prober, changes: FleetChanges
 ) -> None:
     """Who applies what of a configuration, in this order; what none of them reads needs a restart."""
     placing, base = known.books.placing, site.path.parent
-    requests = RequestPath(way.router, way.request_log, placing.load.slots, time.time)
+    requests = RequestPath(
+        way.router, way.request_log, site.owners.fleet.clusters, placing.load.slots, time.time
+    )
     site.owners.add(
         requests.follow,
-        publisher.follow,
         engines.follow,
-        lambda _: placing.ages.configured(time.monotonic()),
-        lambda now: placing.load.retain(now.keys),
-        lambda now: known.books.ending.endpoints.retain(now.keys),
-        lambda now: placing.caches.forget(now.gone),
-        lambda now: placing.engines.forget(now.gone),
-        lambda now: placing.homes.configure(
-            now.config.responses.max_remembered, now.config.responses.expiry_s
-        ),
-        lambda now: prober.configure(now.config.health.settings(), now.resolution.endpoints, now.tls),
-        lambda now: known.announcements.configure(now.config, now.resolution.clusters, base, now.tls),
-        lambda now: site.metrics.configure(
-            models=now.config.models, clusters=now.resolution.clusters, endpoints=now.keys
-        ),
-        lambda now: logging.getLogger("tokenway").setLevel(now.config.logging.level.upper()),
+        lambda config: placing.homes.configure(config.responses.max_remembered, config.responses.expiry_s),
+        lambda config: known.announcements.configure(config, base),
+        lambda config: logging.getLogger("tokenway").setLevel(config.logging.level.upper()),
         ForwardedHeaders().follow,
         PendingSettings(site.config).follow,
-        lambda _: publisher.publish(),
+        changes.configure,
     )
+    # Models that were missed are asked for again, though the configuration be the same.
+    site.owners.read.add(lambda config: prober.configure(config.health.settings()))
+    site.owners.changes.add(changes.apply)
 
 
 def _parts(

@@ -9,7 +9,6 @@ from extproc.predicting.predictor import Predictor
 from extproc.predicting.tokens import TokensPerByte
 from extproc.routing.engines import Engines
 from extproc.server.announcements import Announcements
-from extproc.server.applying import InForce
 from metadata_center.store import PrefixStore
 from metadata_center.types import EndpointKey
 
@@ -45,9 +44,9 @@ class EngineNews:
         self._announcements = announcements
         self._config = config
 
-    def follow(self, now: InForce) -> None:
+    def follow(self, config: Config) -> None:
         """See `applying.Apply`."""
-        self._config = now.config
+        self._config = config
 
     def transition(self, transition: Transition) -> None:
         """Health changed: an engine that answers again may be another process."""

@@ -4,29 +4,44 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from extproc.config.sections.engines import EngineTls
-from extproc.values.endpoints import Endpoint
+from extproc.discovery.fleet import Fleet
 from metadata_center.types import EndpointKey
 
 _log = logging.getLogger("tokenway.engine_tls")
 
 
-def request_tls(
-    settings: Mapping[str, EngineTls], clusters: Mapping[str, Sequence[Endpoint]]
-) -> dict[EndpointKey, Mapping[str, Any]]:
-    """What aiohttp is to be told with a request to each endpoint of a cluster with TLS; others are left out.
+class RequestTls:
+    """What aiohttp is to be told with a request to an endpoint.
 
-    Files that cannot be read are logged; their engines then fail every probe, which is better than being
-    spoken to without a check.
+    Args:
+        fleet: Knows which cluster an endpoint is in.
     """
-    found: dict[EndpointKey, Mapping[str, Any]] = {}
-    for cluster, tls in settings.items():
-        request = {"ssl": _context(cluster, tls), "server_hostname": tls.server_name}
-        found.update((endpoint.key, request) for endpoint in clusters.get(cluster, ()))
-    return found
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._by_cluster: Mapping[str, Mapping[str, Any]] = {}
+
+    def configure(self, settings: Mapping[str, EngineTls]) -> None:
+        """Clusters with TLS. Their files are read now.
+
+        Files that cannot be read are logged; their engines then fail every probe, which is better than being
+        spoken to without a check.
+        """
+        self._by_cluster = {
+            cluster: {"ssl": _context(cluster, tls), "server_hostname": tls.server_name}
+            for cluster, tls in settings.items()
+        }
+
+    def of(self, key: EndpointKey) -> Mapping[str, Any] | None:
+        """For an endpoint of a cluster with TLS; None for any other."""
+        if not self._by_cluster:
+            return None
+        clusters = [endpoint.cluster for endpoint in self._fleet.of(key)]
+        return next((self._by_cluster[name] for name in clusters if name in self._by_cluster), None)
 
 
 def _context(cluster: str, tls: EngineTls) -> ssl.SSLContext:

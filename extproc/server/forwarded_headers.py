@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from extproc.server.applying import InForce
+from extproc.config.schema import Config
 from extproc.server.bootstrap import template, withheld
 
 _log = logging.getLogger("tokenway.worker")
@@ -16,9 +16,9 @@ class ForwardedHeaders:
     def __init__(self) -> None:
         self._names: frozenset[str] | None = None
 
-    def follow(self, now: InForce) -> None:
+    def follow(self, config: Config) -> None:
         """Warn of those that came."""
-        names = now.config.rule_headers()
+        names = config.rule_headers()
         known = names if self._names is None else self._names
         self._names = names | known
         added = names - known

@@ -6,7 +6,6 @@ import logging
 
 from extproc.config.schema import Config
 from extproc.config.taking_effect import Effect, out_of_reach
-from extproc.server.applying import InForce
 
 _log = logging.getLogger("tokenway.configuration")
 
@@ -27,9 +26,9 @@ class PendingSettings:
         self._start = start
         self._told: dict[Effect, list[str]] = {}
 
-    def follow(self, now: InForce) -> None:
+    def follow(self, config: Config) -> None:
         """Warn of what waits, once for each change of it."""
-        pending = out_of_reach(self._start, now.config)
+        pending = out_of_reach(self._start, config)
         for effect, names in pending.items():
             if self._told.get(effect) != names:
                 extra = {"settings": names, "do": _TO_DO[effect]}

@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from extproc.config.schema import Config
-from extproc.discovery.resolution import Resolution
 from extproc.observing.request_log import MIN_KEY_CHARS, RequestLog, block_key
 from extproc.request.rules import RuleTable
 from extproc.routing.router import Router
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.routing.table import RoutingTable, SlotsOf
-from extproc.server.applying import InForce
 from extproc.server.environment import secret
+from extproc.values.endpoints import Endpoint
 
 _log = logging.getLogger("tokenway.worker")
 
+Clusters = Mapping[str, Sequence[Endpoint]]
+"""Endpoints by cluster name."""
 
-def routing_table(
-    config: Config, resolution: Resolution, slots_of: SlotsOf, now_unix_s: float
-) -> RoutingTable:
+
+def routing_table(config: Config, clusters: Clusters, slots_of: SlotsOf, now_unix_s: float) -> RoutingTable:
     """Rules and endpoints, compiled.
 
     Args:
         config: Names the rules.
-        resolution: Has the endpoints.
+        clusters: The fleet's view of its endpoints.
         slots_of: Where the load of endpoints is counted.
         now_unix_s: When.
     """
     return RoutingTable(
         rules=RuleTable(config.rules()),
-        clusters=resolution.clusters,
+        clusters=clusters,
         models=[name for model, section in config.models.items() for name in (model, *section.aliases)],
         default_cluster=config.default_cluster,
         allowed_fields=frozenset(config.request.allow_fields),
@@ -74,20 +74,27 @@ class RequestPath:
     Args:
         router: Decides.
         log: Logs requests.
+        clusters: The fleet's view of its endpoints.
         slots_of: Where the load of endpoints is counted.
         wall_clock: Unix seconds.
     """
 
     def __init__(
-        self, router: Router, log: RequestLog, slots_of: SlotsOf, wall_clock: Callable[[], float]
+        self,
+        router: Router,
+        log: RequestLog,
+        clusters: Clusters,
+        slots_of: SlotsOf,
+        wall_clock: Callable[[], float],
     ) -> None:
         self._router = router
         self._log = log
+        self._clusters = clusters
         self._slots_of = slots_of
         self._wall_clock = wall_clock
 
-    def follow(self, now: InForce) -> None:
+    def follow(self, config: Config) -> None:
         """See `applying.Apply`; the only one that may raise."""
-        table = routing_table(now.config, now.resolution, self._slots_of, self._wall_clock())
-        self._router.configure(table, router_settings(now.config))
-        self._log.configure(is_on=now.config.logging.requests, key=block_key_of(now.config))
+        table = routing_table(config, self._clusters, self._slots_of, self._wall_clock())
+        self._router.configure(table, router_settings(config))
+        self._log.configure(is_on=config.logging.requests, key=block_key_of(config))

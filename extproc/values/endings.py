@@ -16,7 +16,8 @@ from extproc.values.decisions import DecisionRecord
 from extproc.values.evidence import Evidence, FailureKind, NoFailure
 from extproc.values.inflight import Inflight
 from extproc.values.outcomes import Ended, Outcome
-from metadata_center.types import EndpointKey, RequestId, value
+from metadata_center.addresses import Address
+from metadata_center.types import RequestId, value
 
 
 @value
@@ -26,7 +27,7 @@ class RequestEnd:
     Attributes:
         request_id: Made by Envoy at the edge.
         owner: The worker that decided, or None if none did or its answer came too late.
-        endpoint: Who served the last attempt, or None if no attempt was made.
+        address: Where the last attempt went, or None if no attempt was made; the fleet knows who is there.
         attempts: Upstream attempts made.
         status: HTTP status the client saw; 0 if it left before any.
         ended: How.
@@ -47,7 +48,7 @@ class RequestEnd:
 
     request_id: RequestId
     owner: str | None
-    endpoint: EndpointKey | None
+    address: Address | None
     attempts: int
     status: int
     ended: Ended
@@ -76,20 +77,20 @@ class RequestAlive:
 
 @dataclass(frozen=True, slots=True)
 class AttemptStarted:
-    """A further attempt was dispatched to `endpoint`."""
+    """A further attempt was dispatched to `address`."""
 
     request_id: RequestId
     owner: str | None
-    endpoint: EndpointKey
+    address: Address
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptFailed:
-    """An attempt at `endpoint` failed."""
+    """An attempt at `address` failed."""
 
     request_id: RequestId
     owner: str | None
-    endpoint: EndpointKey
+    address: Address
     kind: FailureKind
 
 

@@ -1,23 +1,38 @@
-"""Engine replicas as the configuration names them."""
+"""Engine replicas as the fleet has them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One engine replica as the configuration names it, address resolved.
+    """One engine replica in one cluster.
 
-    `key` is `ip:port` (IPv6 in brackets) and is the identity everywhere: load, cache, health, Envoy.
+    Attributes:
+        key: Its identity, the same in every cluster it serves: made by the fleet, opaque to everybody else.
+        cluster: Envoy's name for the cluster.
+        address: Where it is reached; may change while the identity stays.
+        weight: Relative capacity, > 0.
+        labels: Rules select by them.
+        metadata: Free for the operator; shown, and read where a document says so.
+        draining: True takes no new requests and finishes those it has.
+        rank: Data-parallel rank behind the address, >= 0.
+        locality: Region, zone and sub-zone, joined by `/`, as far as the source says; else empty.
+        source: The source that lists it.
     """
 
     key: EndpointKey
     cluster: str
+    address: Address
     weight: int = 1
     labels: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     draining: bool = False
+    rank: int = 0
+    locality: str = ""
+    source: str = ""

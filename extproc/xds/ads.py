@@ -34,11 +34,11 @@ class AdsServer:
         self._subscribers: set[Subscriber] = set()
         self._is_closing = False
 
-    def publish(self, resources: Mapping[str, Mapping[str, bytes]]) -> list[str]:
-        """Make these the resources of the given types, all at once; other types keep theirs.
+    def publish(self, resources: Mapping[str, Mapping[str, bytes | None]]) -> list[str]:
+        """Publish these resources, all at once; others stay.
 
         Args:
-            resources: Type URL to (name to serialised message).
+            resources: Type URL to (name to serialised message, or None to take the resource away).
 
         Returns:
             The types of which anything changed, and therefore goes out.
@@ -46,9 +46,7 @@ class AdsServer:
         Raises:
             KeyError: A type is not served.
         """
-        changed = [
-            type_url for type_url, bodies in resources.items() if self._store.replace(type_url, bodies)
-        ]
+        changed = [type_url for type_url, bodies in resources.items() if self._store.update(type_url, bodies)]
         if changed:
             for subscriber in list(self._subscribers):
                 subscriber.send()

@@ -61,8 +61,12 @@ class ResourceStore:
             type_url: MappingProxyType({}) for type_url in _ORDER
         }
 
-    def replace(self, type_url: str, bodies: Mapping[str, bytes]) -> bool:
-        """Publish exactly these resources of a type.
+    def update(self, type_url: str, bodies: Mapping[str, bytes | None]) -> bool:
+        """Publish these resources of a type; its others stay.
+
+        Args:
+            type_url: Which type.
+            bodies: Name to serialised message; None takes the resource away.
 
         Returns:
             True if anything differs from before.
@@ -71,13 +75,17 @@ class ResourceStore:
             KeyError: The type is not served. Nothing changed.
         """
         before = self._resources[type_url]
-        after: dict[str, StoredResource] = {}
-        for name, body in bodies.items():
-            known = before.get(name)
-            is_same = known is not None and known.body == body
-            after[name] = known if known and is_same else StoredResource(body, xxh3_64_hexdigest(body))
-        if before == after:
+        gone = [name for name, body in bodies.items() if body is None and name in before]
+        changed = {
+            name: StoredResource(body, xxh3_64_hexdigest(body))
+            for name, body in bodies.items()
+            if body is not None and ((known := before.get(name)) is None or known.body != body)
+        }
+        if not gone and not changed:
             return False
+        after = {**before, **changed}
+        for name in gone:
+            del after[name]
         self._resources[type_url] = MappingProxyType(after)
         return True
 

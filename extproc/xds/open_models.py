@@ -8,7 +8,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from extproc.config.schema import Config
 from extproc.config.sections.models import RuleSection
@@ -32,15 +32,18 @@ def open_models(config: Config) -> OpenModels:
 
 
 def subset_pools(
-    models: OpenModels, clusters: Mapping[str, tuple[Endpoint, ...]]
+    models: OpenModels, clusters: Mapping[str, Sequence[Endpoint]]
 ) -> dict[str, tuple[Endpoint, ...]]:
-    """Assignments of their own for models whose rule takes a part of its cluster, by alias."""
+    """Assignments of their own for models whose rule takes a part of its cluster, by alias.
+
+    A model whose cluster is not there has none.
+    """
     return {
         MODEL_ALIAS_PREFIX + name: tuple(
             endpoint
-            for endpoint in clusters.get(rule.cluster, ())
+            for endpoint in clusters[rule.cluster]
             if all(endpoint.labels.get(label) == value for label, value in rule.subset.items())
         )
         for name, rule in models.items()
-        if rule.subset
+        if rule.subset and rule.cluster in clusters
     }

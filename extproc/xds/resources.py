@@ -31,6 +31,7 @@ from envoy_data_plane.google import protobuf
 from extproc.health.states import HealthState
 from extproc.values.endpoints import Endpoint
 from extproc.xds.open_models import MODEL_ALIAS_PREFIX
+from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey
 
 CLUSTER_TYPE = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
@@ -123,31 +124,34 @@ def load_assignments(
     """One `ClusterLoadAssignment` per cluster, with weights and health.
 
     Args:
-        clusters: Cluster name to endpoints, keys distinct within a cluster.
+        clusters: Cluster name to endpoints, keys distinct within a cluster. Those at one address are one host
+            to Envoy, with their weights together, and as well as the best of them.
         state_of: `HealthTracker.state`; None (not tracked yet) counts as healthy.
 
     Returns:
         Resource name to serialised `envoy.config.endpoint.v3.ClusterLoadAssignment`, by sorted name.
         Unchanged clusters come from a cache: one endpoint's ejection costs one cluster's encoding.
     """
-    return {
-        name: _assignment(
-            name,
-            tuple(
-                sorted(
-                    (
-                        endpoint.key,
-                        endpoint.weight,
-                        HealthState.DRAINING
-                        if endpoint.draining
-                        else state_of(endpoint.key) or HealthState.HEALTHY,
-                    )
-                    for endpoint in clusters[name]
-                )
-            ),
-        )
-        for name in sorted(clusters)
-    }
+    return {name: _assignment(name, _hosts(clusters[name], state_of)) for name in sorted(clusters)}
+
+
+_Host = tuple[Address, int, HealthState]
+
+_BEST_FIRST = (HealthState.HEALTHY, HealthState.DRAINING, HealthState.EJECTED)
+
+
+def _hosts(
+    endpoints: Iterable[Endpoint], state_of: Callable[[EndpointKey], HealthState | None]
+) -> tuple[_Host, ...]:
+    """Address, weight and health of each host, sorted."""
+    hosts: dict[Address, _Host] = {}
+    for endpoint in endpoints:
+        state = HealthState.DRAINING if endpoint.draining else state_of(endpoint.key) or HealthState.HEALTHY
+        weight, other = endpoint.weight, hosts.get(endpoint.address)
+        if other is not None:
+            weight, state = weight + other[1], min(state, other[2], key=_BEST_FIRST.index)
+        hosts[endpoint.address] = endpoint.address, weight, state
+    return tuple(sorted(hosts.values()))
 
 
 @lru_cache(maxsize=1024)
@@ -255,20 +259,21 @@ def _outlier_detection() -> cluster_v3.OutlierDetection:
 
 
 @lru_cache(maxsize=1024)
-def _assignment(name: str, endpoints: tuple[tuple[EndpointKey, int, HealthState], ...]) -> bytes:
+def _assignment(name: str, hosts: tuple[_Host, ...]) -> bytes:
     """Put together from encoded endpoints: encoding a thousand anew stalls the event loop for 170 ms."""
     locality = b"".join(
-        _embedded(_LB_ENDPOINTS_FIELD, _lb_endpoint(key, weight, state)) for key, weight, state in endpoints
+        _embedded(_LB_ENDPOINTS_FIELD, _lb_endpoint(address, weight, state))
+        for address, weight, state in hosts
     )
     head = bytes(endpoint_v3.ClusterLoadAssignment(cluster_name=name))
     return head + _embedded(_LOCALITIES_FIELD, locality)
 
 
 @lru_cache(maxsize=16_384)
-def _lb_endpoint(key: EndpointKey, weight: int, state: HealthState) -> bytes:
+def _lb_endpoint(address: Address, weight: int, state: HealthState) -> bytes:
     return bytes(
         endpoint_v3.LbEndpoint(
-            endpoint=endpoint_v3.Endpoint(address=_address(key)),
+            endpoint=endpoint_v3.Endpoint(address=_address(address)),
             health_status=_STATUS[state],
             load_balancing_weight=weight,
         )
@@ -281,10 +286,9 @@ def _embedded(field: int, message: bytes) -> bytes:
     return head + message
 
 
-def _address(key: EndpointKey) -> core_v3.Address:
-    host, _, port = key.rpartition(":")
+def _address(address: Address) -> core_v3.Address:
     return core_v3.Address(
-        socket_address=core_v3.SocketAddress(address=host.strip("[]"), port_value=int(port))
+        socket_address=core_v3.SocketAddress(address=address.host, port_value=address.port)
     )
 
 

@@ -68,4 +68,4 @@ class Inlet:
 
 def name_of(source: Source) -> str:
     """What tells a source from others of its socket."""
-    return (source.topic or source.endpoint) if source.bind else ""
+    return source.topic if source.bind else ""

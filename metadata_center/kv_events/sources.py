@@ -17,12 +17,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from ipaddress import ip_address
 from typing import Any, Final
 
 import aiohttp
 import orjson
 
+from metadata_center.addresses import MAX_PORT, Address, ip_or_none, is_loopback
 from metadata_center.kv_events.errors import DiscoveryError
 from metadata_center.types import EndpointKey
 
@@ -34,9 +34,9 @@ MAX_RANKS: Final = 256
 
 TIMEOUT_S: Final = 2.0
 
-_TCP: Final = re.compile(r"tcp://(\*|\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z_.-]{1,253}):([0-9]{1,5})")
+_HOST: Final = re.compile(r"\*|[0-9A-Za-z_.-]+|[0-9a-f:.]+")  # a wildcard, a name or IPv4, IPv6
 _IPC: Final = re.compile(r"ipc://[^\x00-\x1f]{1,100}")
-_WILDCARDS: Final = frozenset({"*", "0.0.0.0", "[::]"})  # noqa: S104 - recognised, not bound
+_WILDCARDS: Final = frozenset({"*", "0.0.0.0", "::"})  # noqa: S104 - recognised, not bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,8 @@ class Source:
         rank: Its data-parallel rank, >= 0.
         events_address: Of the PUB socket, or where this gateway's SUB binds if `bind`.
         replay_address: Of the ROUTER socket, or None if there is no replay.
-        topic: First frame of its messages. Matters only if `bind`, where many engines share a socket; "" then
-            means `kv@<endpoint>@<anything>`.
+        topic: First frame of its messages. Matters only if `bind`, where many engines share a socket; `kv@`,
+            the topic and `@<anything>` is then known as well.
         bind: True if the engine connects to the gateway.
     """
 
@@ -63,6 +63,7 @@ class Source:
 
 def configured(
     endpoint: EndpointKey,
+    address: Address,
     events_address: str,
     replay_address: str | None = None,
     *,
@@ -74,10 +75,11 @@ def configured(
 
     Args:
         endpoint: The engine.
+        address: Where it serves.
         events_address: Of rank 0; a wildcard host means the engine's own, unless `bind`.
         replay_address: Of rank 0, or None.
         ranks: Data-parallel ranks, 1..`MAX_RANKS`; each has the next port.
-        topic: See `Source`.
+        topic: See `Source`; "" is its address.
         bind: See `Source`.
 
     Raises:
@@ -85,15 +87,15 @@ def configured(
     """
     if not 1 <= ranks <= MAX_RANKS:
         raise ValueError(f"{ranks} ranks")
-    events = events_address if bind else _reachable(events_address, endpoint)
-    replay = None if replay_address is None else _reachable(replay_address, endpoint)
+    events = events_address if bind else _reachable(events_address, address)
+    replay = None if replay_address is None else _reachable(replay_address, address)
     return [
         Source(
             endpoint,
             rank,
             with_port_offset(events, rank),
             None if replay is None else with_port_offset(replay, rank),
-            topic,
+            _topic(topic, address, bind=bind),
             bind,
         )
         for rank in range(ranks)
@@ -109,15 +111,16 @@ def with_port_offset(address: str, offset: int) -> str:
     """
     if _IPC.fullmatch(address) and not offset:
         return address
-    host, port = _split(address)
-    if not 0 < port + offset <= 65535:
-        raise ValueError(f"port {port} + {offset}")
-    return f"tcp://{host}:{port + offset}"
+    place = _split(address)
+    if not 0 < place.port + offset <= MAX_PORT:
+        raise ValueError(f"port {place.port} + {offset}")
+    return f"tcp://{place._replace(port=place.port + offset)}"
 
 
 async def discover(
     session: aiohttp.ClientSession,
     endpoint: EndpointKey,
+    address: Address,
     *,
     listen: Mapping[str, str] | None = None,
     timeout_s: float = TIMEOUT_S,
@@ -127,7 +130,8 @@ async def discover(
 
     Args:
         session: Shared; its connections are kept.
-        endpoint: The engine, `ip:port`.
+        endpoint: The engine.
+        address: Where it serves.
         listen: Addresses that engines publish to at this gateway, of rank 0 -> address to bind for it:
             `{"tcp://10.0.0.9:5557": "tcp://*:5557"}`. Never connected to.
         timeout_s: For the whole answer.
@@ -141,7 +145,7 @@ async def discover(
     """
     try:
         async with session.get(
-            f"{'https' if tls else 'http'}://{endpoint}/kv_event_sources",
+            f"{'https' if tls else 'http'}://{address}/kv_event_sources",
             allow_redirects=False,
             timeout=aiohttp.ClientTimeout(total=timeout_s),
             **(tls or {}),
@@ -160,10 +164,12 @@ async def discover(
         raise DiscoveryError("timeout") from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
         raise DiscoveryError(type(error).__name__) from None
-    return parse_sources(b"".join(chunks), endpoint, listen or {})
+    return parse_sources(b"".join(chunks), endpoint, address, listen or {})
 
 
-def parse_sources(answer: bytes, endpoint: EndpointKey, listen: Mapping[str, str]) -> list[Source]:
+def parse_sources(
+    answer: bytes, endpoint: EndpointKey, address: Address, listen: Mapping[str, str]
+) -> list[Source]:
     """Sources in the body of an answer; see `discover`.
 
     vLLM 0.32 answers with an object of ranks, later ones with an array whose entries name their rank.
@@ -193,9 +199,9 @@ def parse_sources(answer: bytes, endpoint: EndpointKey, listen: Mapping[str, str
                 Source(
                     endpoint,
                     rank,
-                    bound or with_port_offset(_at_engine(events, endpoint), events_offset),
-                    with_port_offset(_at_engine(replay, endpoint), replay_offset) if replay else None,
-                    topic,
+                    bound or with_port_offset(_at_engine(events, address), events_offset),
+                    with_port_offset(_at_engine(replay, address), replay_offset) if replay else None,
+                    _topic(topic, address, bind=bound is not None),
                     bound is not None,
                 )
             )
@@ -227,27 +233,32 @@ def _bound(events: Any, rank: int, listen: Mapping[str, str]) -> str | None:
     return None
 
 
-def _at_engine(address: Any, endpoint: EndpointKey) -> str:
+def _topic(written: str, address: Address, *, bind: bool) -> str:
+    """What tells an engine's messages from others of the same socket."""
+    return written or (str(address) if bind else "")
+
+
+def _at_engine(found: Any, engine: Address) -> str:
     """The address with a host that is the engine's own.
 
     Raises:
         ValueError: It names another host, or is not an address.
     """
-    if not isinstance(address, str):
+    if not isinstance(found, str):
         raise ValueError("an address is not a string")
-    own = endpoint.rpartition(":")[0]
-    found = _reachable(address, endpoint)
-    if _IPC.fullmatch(found):
-        is_own = _is_loopback(own)
+    own = engine.host
+    reachable = _reachable(found, engine)
+    if _IPC.fullmatch(reachable):
+        is_own = _is_local(own)
     else:
-        host, _ = _split(found)
-        is_own = _same_host(host, own) or (_is_loopback(host) and _is_loopback(own))
+        host = _split(reachable).host
+        is_own = _same_host(host, own) or (_is_local(host) and _is_local(own))
     if not is_own:
         raise ValueError("the address is not the engine's own")
-    return found
+    return reachable
 
 
-def _reachable(address: str, endpoint: EndpointKey) -> str:
+def _reachable(address: str, engine: Address) -> str:
     """The address with the engine's host in place of a wildcard.
 
     Raises:
@@ -255,28 +266,22 @@ def _reachable(address: str, endpoint: EndpointKey) -> str:
     """
     if _IPC.fullmatch(address):
         return address
-    host, port = _split(address)
-    return f"tcp://{endpoint.rpartition(':')[0] if host in _WILDCARDS else host}:{port}"
+    place = _split(address)
+    return f"tcp://{place._replace(host=engine.host) if place.host in _WILDCARDS else place}"
 
 
-def _split(address: str) -> tuple[str, int]:
-    found = _TCP.fullmatch(address)
-    if found is None or not 0 < int(found[2]) <= 65535:
+def _split(address: str) -> Address:
+    if not address.startswith("tcp://"):
         raise ValueError("not a tcp:// address with a port")
-    return found[1], int(found[2])
+    place = Address.parse(address.removeprefix("tcp://"), lowest_port=1)
+    if not _HOST.fullmatch(place.host):
+        raise ValueError("not a tcp:// address with a port")
+    return place
 
 
 def _same_host(one: str, other: str) -> bool:
-    try:
-        return ip_address(one.strip("[]")) == ip_address(other.strip("[]"))
-    except ValueError:
-        return one.lower() == other.lower()
+    return (ip_or_none(one) or one.lower()) == (ip_or_none(other) or other.lower())
 
 
-def _is_loopback(host: str) -> bool:
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
+def _is_local(host: str) -> bool:
+    return host.lower() == "localhost" or is_loopback(host)

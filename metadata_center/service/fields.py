@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Final
 from urllib.parse import parse_qs
 
 import orjson
 
+from metadata_center.addresses import Address, ip_or_none
 from metadata_center.service.calls import Code, RefusedError, Request, invalid
 
 MAX_HASHES: Final = 32_768
@@ -94,13 +94,13 @@ def canonical_address(text: object) -> str:
     """
     if not isinstance(text, str) or len(text) > _MAX_ADDRESS_CHARS or "%" in text:
         raise ValueError("not an address")
-    host, colon, port = text.rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
-    if not colon or not (bracketed or ("." in host and ":" not in host)):
-        return str(ip_address(text))
-    if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65_535):
-        raise ValueError("not a port")
-    return f"[{IPv6Address(host[1:-1])}]:{int(port)}" if bracketed else f"{IPv4Address(host)}:{int(port)}"
+    ip = ip_or_none(text)
+    if ip is not None:
+        return ip
+    address = Address.parse(text, lowest_port=1)
+    if ip_or_none(address.host) is None:
+        raise ValueError("not an IP address")
+    return str(address)
 
 
 def query_name(query: str, field: str) -> str:

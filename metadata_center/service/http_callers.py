@@ -15,11 +15,10 @@ Rules:
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from collections.abc import Collection, Sequence
 
-_PORT = re.compile(r":\d{1,5}$")
+from metadata_center.addresses import Address, ip_or_none, is_loopback, is_unspecified
+
 _SAME = ("same-origin", "none")
 """Of `Sec-Fetch-Site` (Fetch Metadata, W3C): nobody's page, or our own."""
 
@@ -58,26 +57,15 @@ def refusal(
 
 
 def host_of(authority: str) -> str:
-    """The host of `host:port`, lower case, an IPv6 address without its brackets."""
-    host = _PORT.sub("", authority.strip().lower())
-    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
-
-
-def is_loopback(host: str) -> bool:
-    """True for an IP address of loopback, be it IPv4 in IPv6."""
+    """The host of `host:port`, lower case, an IPv6 address without its brackets; "" if it is no such text."""
     try:
-        address = ipaddress.ip_address(host)
+        return Address.parse(authority.strip().lower(), default_port=0).host
     except ValueError:
-        return False
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return (mapped or address).is_loopback
+        return ""
 
 
 def _is_ip(host: str) -> bool:
-    try:
-        return not ipaddress.ip_address(host).is_unspecified  # 0.0.0.0 is loopback to a browser
-    except ValueError:
-        return False
+    return ip_or_none(host) is not None and not is_unspecified(host)  # 0.0.0.0 is loopback to a browser
 
 
 def _is_own(origin: str, host: str) -> bool:

@@ -18,11 +18,12 @@ from typing import Final
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 
+from metadata_center.addresses import is_loopback
 from metadata_center.service.api import Api, route
 from metadata_center.service.calls import MAX_BODY_BYTES, TRACE_HEADER, Answer, Code, RefusedError, Request
 from metadata_center.service.cluster_loads import Limits
 from metadata_center.service.followers import MAX_FOLLOWERS, Followers
-from metadata_center.service.http_callers import is_loopback, refusal
+from metadata_center.service.http_callers import refusal
 from metadata_center.service.metrics import Metrics
 from metadata_center.service.operator_calls import LogLevel
 from metadata_center.service.rendezvous import AIGW_LEASE_S

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from functools import reduce
+from functools import lru_cache, reduce
 from itertools import islice
 from typing import Final
 
+from metadata_center.addresses import Address
 from metadata_center.load.counters import MAX_ENDPOINTS
 from metadata_center.load.kinds import NUM_KINDS, Amounts, least, sum_of
 from metadata_center.service.cluster_loads import ClusterLoads, EngineLoad
@@ -184,9 +185,10 @@ class Rendezvous:
             raise MessageError(f"no gateway may be called {AIGW}")
 
 
-def _host(address: str) -> str:
-    """The address without its port, as callers spell it; itself if it has none."""
-    if address.startswith("["):
-        return address[1:].partition("]")[0]
-    host, _, port = address.rpartition(":")
-    return host if host and port and ":" not in host else address
+@lru_cache(maxsize=2 * MAX_ENDPOINTS)
+def _host(name: str) -> str:
+    """Of a name that is an address, the host; any other name as it is."""
+    try:
+        return Address.parse(name).host
+    except ValueError:
+        return name

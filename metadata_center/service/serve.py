@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import os
 import signal
 from math import isfinite
 
+from metadata_center.addresses import Address, is_loopback
 from metadata_center.errors import MetadataError
 from metadata_center.service.cluster_loads import Limits
 from metadata_center.service.http_server import HttpServer
-from metadata_center.service.listening import parse_address
 
 _LOGGER = logging.getLogger("metadata_center")
 
@@ -38,7 +37,7 @@ def serve(listen: str, *, token_env: str | None, request_expiry_s: float, cache_
         OSError: The address cannot be bound.
     """
     try:
-        host, port = parse_address(listen)
+        host, port = Address.parse(listen)
     except ValueError as error:
         raise SettingError(f"listen: {error}") from error
     for name, seconds in (("request expiry", request_expiry_s), ("cache expiry", cache_expiry_s)):
@@ -47,7 +46,7 @@ def serve(listen: str, *, token_env: str | None, request_expiry_s: float, cache_
     token = None if token_env is None else os.environ.get(token_env)
     if token_env is not None and not token:
         raise SettingError(f"environment variable {token_env} holds no token")
-    if token is None and not _is_loopback(host):
+    if token is None and not (host == "localhost" or is_loopback(host)):
         _LOGGER.warning("open to the network without a token", extra={"host": host})
     limits = Limits(request_expiry_s=request_expiry_s, cache_expiry_s=cache_expiry_s)
     asyncio.run(_until_signalled(HttpServer(limits, token=token), host, port))
@@ -64,10 +63,3 @@ async def _until_signalled(server: HttpServer, host: str, port: int) -> None:
     await server.start(host, port)
     await stopping.wait()
     await server.stop()
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

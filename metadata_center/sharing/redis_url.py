@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from metadata_center.addresses import Address
 from metadata_center.errors import MetadataError
 
 _DEFAULT_PORT: Final = 6379
@@ -125,14 +126,9 @@ def _tls(options: Mapping[str, str], *, secured: bool) -> dict[str, Any] | None:
 
 def _node(address: str, default_port: int) -> tuple[str, int]:
     """Host and port of `host`, `host:port`, `[ipv6]` or `[ipv6]:port`."""
-    host, bracket, rest = address.removeprefix("[").partition("]") if address[:1] == "[" else ("", "", "")
-    if not bracket:
-        host, colon, port = address.partition(":")
-        rest = colon + port
-    port = rest.removeprefix(":")
-    if not host or (rest and rest[0] != ":") or (rest and not (port.isascii() and port.isdigit())):
-        raise UrlError("a server is host or host:port, an IPv6 address in brackets")
-    number = int(port) if port else default_port
-    if not 0 < number < 65_536:
-        raise UrlError("a port is 1..65535")
-    return host, number
+    try:
+        return Address.parse(address, lowest_port=1, default_port=default_port)
+    except ValueError:  # which quotes what was written, and that may be a secret in the wrong place
+        raise UrlError(
+            "a server is host or host:port, an IPv6 address in brackets, the port 1..65535"
+        ) from None

@@ -27,6 +27,7 @@ from extproc.values.endpoints import Endpoint
 from extproc.xds import delta
 from extproc.xds.ads import AdsServer
 from extproc.xds.resources import ASSIGNMENT_TYPE, CLUSTER_TYPE, cluster_resources, load_assignments
+from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.e2e]
@@ -103,6 +104,7 @@ class World:
     url: str
     engines: dict[str, Endpoint]
     nacks: Counter[str]
+    published: set[str] = field(default_factory=set)
     sent: list[discovery_v3.DeltaDiscoveryResponse] = field(default_factory=list)
 
     def publish(
@@ -118,11 +120,13 @@ class World:
         def state_of(key: EndpointKey) -> HealthState:
             return HealthState.EJECTED if key in out else HealthState.HEALTHY
 
+        resources = {
+            CLUSTER_TYPE: cluster_resources(clusters, models or {}),
+            ASSIGNMENT_TYPE: load_assignments(endpoints, state_of),
+        }
+        gone, self.published = self.published, {name for bodies in resources.values() for name in bodies}
         return self.ads.publish(
-            {
-                CLUSTER_TYPE: cluster_resources(clusters, models or {}),
-                ASSIGNMENT_TYPE: load_assignments(endpoints, state_of),
-            }
+            {type_url: {**dict.fromkeys(gone), **bodies} for type_url, bodies in resources.items()}
         )
 
     async def ask(self, cluster: str) -> str:
@@ -186,7 +190,7 @@ async def engine(name: str) -> AsyncIterator[Endpoint]:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:
-        yield Endpoint(key=EndpointKey(f"127.0.0.1:{runner.addresses[0][1]}"), cluster="m")
+        yield Endpoint(EndpointKey(f"uid/{name}"), "m", Address("127.0.0.1", runner.addresses[0][1]))
     finally:
         await runner.cleanup()
 

@@ -23,6 +23,7 @@ from extproc.request.parse import parse
 from extproc.routing.announced import Announced
 from extproc.server.announcements import Announcements
 from extproc.values.endpoints import Endpoint
+from metadata_center.addresses import Address
 from metadata_center.cache_map.cache_map import CacheMap
 from metadata_center.types import EndpointKey
 
@@ -95,7 +96,7 @@ class Engine:
     @property
     def endpoint(self) -> Endpoint:
         """As the gateway knows it."""
-        return Endpoint(EndpointKey(f"127.0.0.1:{self.port}"), "c")
+        return Endpoint(EndpointKey(f"uid/{self.port}"), "c", Address("127.0.0.1", self.port))
 
     async def start(self) -> None:
         """Listen."""
@@ -149,6 +150,7 @@ class Gateway:
     """The part of a worker that follows engines."""
 
     def __init__(self) -> None:
+        self.known: dict[EndpointKey, tuple[Endpoint, ...]] = {}
         self.caches = CacheMap()
         self.announced = Announced(self.caches, time.time)
         self.announcements = Announcements(self.caches, self.announced, time.monotonic, time.time)
@@ -169,7 +171,10 @@ class Gateway:
         if tokenizer is not None:
             model["tokenizer"] = tokenizer
         config = parse_config(orjson.dumps({"models": {"m": model}}).decode(), "tokenway.yaml")
-        self.announcements.configure(config, {"c": [engine.endpoint for engine in engines]}, DATA, {})
+        gone = dict.fromkeys(self.known, ())
+        self.known = {engine.endpoint.key: (engine.endpoint,) for engine in engines}
+        self.announcements.configure(config, DATA)
+        self.announcements.update({**gone, **self.known})
 
     def tokens(self, engine: Engine) -> int | None:
         """What is believed cached of `TEXT` by an engine; None if it does not announce."""

@@ -14,12 +14,14 @@ import pytest
 from extproc.server.bus import MAX_FRAME_BYTES, MAX_QUEUED_BYTES, Bus
 from extproc.values.endings import AttemptFailed, AttemptStarted, RequestAlive, RequestEvent
 from extproc.values.evidence import FailureKind
+from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey, RequestId
 from tests.conftest import request_end
 
 pytestmark = pytest.mark.asyncio
 
-KEY = EndpointKey("10.0.0.1:8000")
+KEY = EndpointKey("uid/1")
+AT = Address("10.0.0.1", 8000)
 ENTRY = RequestAlive(RequestId("r"), "1.a")
 DEADLINE_S = 5.0
 
@@ -69,10 +71,10 @@ async def test_entries_and_blocks_arrive_in_order(pair: tuple[Peer, Peer]) -> No
     """Every kind of entry arrives equal to what was sent, and so do cached blocks."""
     left, right = pair
     entries: list[RequestEvent] = [
-        request_end("r", owner=None, endpoint=KEY, flags=("DC",), prompt_tokens=3),
+        request_end("r", owner=None, address=AT, flags=("DC",), prompt_tokens=3),
         ENTRY,
-        AttemptStarted(RequestId("r"), "1.a", KEY),
-        AttemptFailed(RequestId("r"), "1.a", KEY, FailureKind.RESET),
+        AttemptStarted(RequestId("r"), "1.a", AT),
+        AttemptFailed(RequestId("r"), "1.a", AT, FailureKind.RESET),
     ]
     assert all(left.bus.hand_over("1.a", entry) for entry in entries)
     left.bus.share(KEY, (1, 2**64 - 1))
@@ -190,7 +192,9 @@ async def test_a_stranger_that_sends_nonsense_is_hung_up_on(pair: tuple[Peer, Pe
         msgspec.msgpack.encode(["unknown", 1]),
         msgspec.msgpack.encode(["cached", "10.0.0.1:80", ["no number"]]),
         msgspec.msgpack.encode(["end", {"request_id": "r"}]),
-        msgspec.msgpack.encode(["failed", {"request_id": "r", "owner": None, "endpoint": "e", "kind": "?"}]),
+        msgspec.msgpack.encode(
+            ["failed", {"request_id": "r", "owner": None, "address": ["e", 1], "kind": "?"}]
+        ),
     ],
 )
 async def test_a_frame_of_another_type_is_hung_up_on(

@@ -16,6 +16,7 @@ import zmq
 import zmq.asyncio
 from aiohttp import web
 
+from metadata_center.addresses import Address
 from metadata_center.kv_events.errors import DiscoveryError
 from metadata_center.kv_events.events import AllBlocksCleared, Batch, BlockRemoved, BlockStored
 from metadata_center.kv_events.sequencing import SyncState
@@ -331,7 +332,7 @@ async def test_a_bound_socket_takes_the_events_of_many_engines() -> None:
     one, two, three, four = (Engine(pub=address, connect=True, topic=topic) for topic in topics)
     sources = (
         Source(ENGINE, 0, address, one.replay_address, "kv@r0@tiny", True),
-        Source(other, 0, address, two.replay_address, "", True),
+        Source(other, 0, address, two.replay_address, "127.0.0.1:8001", True),
     )
     async with engines(one, two, three, four):
         await one.publish()
@@ -562,9 +563,9 @@ SETTINGS = ServerSettings(
 )
 
 
-def key(server: SimulatorServer) -> EndpointKey:
-    """The replica's identity."""
-    return EndpointKey(f"127.0.0.1:{server.port}")
+def at(server: SimulatorServer) -> Address:
+    """Where the replica is."""
+    return Address("127.0.0.1", server.port)
 
 
 async def complete(session: aiohttp.ClientSession, server: SimulatorServer, prompt: list[int]) -> None:
@@ -577,7 +578,7 @@ async def complete(session: aiohttp.ClientSession, server: SimulatorServer, prom
 async def test_a_simulated_replica_is_discovered_and_mirrored() -> None:
     """Discovery, replay, live events, evictions, a reset, and what was computed after it."""
     async with running(SETTINGS) as server, aiohttp.ClientSession() as session:
-        (source,) = await discover(session, key(server))
+        (source,) = await discover(session, ENGINE, at(server))
         assert source.topic == "kv@replica-1@tiny"
         await complete(session, server, list(range(100, 200)))
         async with subscribed(source) as view:
@@ -607,7 +608,9 @@ async def test_data_parallel_ranks_are_separate_sources() -> None:
             await replicas[1].publish()
             await until(view.has(sources[1], 0, 1))
             await until(view.has(sources[0], 0, 0))
-    assert [s.events_address for s in configured(ENGINE, "tcp://*:5557", ranks=2)] == [
+    assert [
+        s.events_address for s in configured(ENGINE, Address("127.0.0.1", 8000), "tcp://*:5557", ranks=2)
+    ] == [
         "tcp://127.0.0.1:5557",
         "tcp://127.0.0.1:5558",
     ]
@@ -617,9 +620,9 @@ async def test_a_replica_without_events_has_no_sources() -> None:
     """Switched off, or too old to know the question."""
     async with aiohttp.ClientSession() as session:
         async with running(replace(SETTINGS, kv_events=None)) as server:
-            assert await discover(session, key(server)) == []
-        async with _answering(web.Response(status=404)) as endpoint:
-            assert await discover(session, endpoint) == []
+            assert await discover(session, ENGINE, at(server)) == []
+        async with _answering(web.Response(status=404)) as address:
+            assert await discover(session, ENGINE, address) == []
 
 
 @pytest.mark.parametrize(
@@ -636,22 +639,22 @@ async def test_a_replica_without_events_has_no_sources() -> None:
 async def test_a_bad_answer_is_a_discovery_error(response: web.Response) -> None:
     """Whatever the engine says, and if it says nothing."""
     async with aiohttp.ClientSession() as session:
-        async with _answering(response) as endpoint:
+        async with _answering(response) as address:
             with pytest.raises(DiscoveryError):
-                await discover(session, endpoint)
+                await discover(session, ENGINE, address)
         with pytest.raises(DiscoveryError):
-            await discover(session, endpoint)
+            await discover(session, ENGINE, address)
 
 
 async def test_an_engine_that_does_not_answer_is_a_discovery_error() -> None:
     """After the time-out."""
-    async with aiohttp.ClientSession() as session, _answering(None) as endpoint:
+    async with aiohttp.ClientSession() as session, _answering(None) as address:
         with pytest.raises(DiscoveryError, match="timeout"):
-            await discover(session, endpoint, timeout_s=0.05)
+            await discover(session, ENGINE, address, timeout_s=0.05)
 
 
 @asynccontextmanager
-async def _answering(response: web.Response | None) -> AsyncIterator[EndpointKey]:
+async def _answering(response: web.Response | None) -> AsyncIterator[Address]:
     """A server that gives one answer, or none."""
 
     async def handle(request: web.Request) -> web.Response:
@@ -668,7 +671,7 @@ async def _answering(response: web.Response | None) -> AsyncIterator[EndpointKey
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     try:
-        yield EndpointKey(f"127.0.0.1:{runner.addresses[0][1]}")
+        yield Address("127.0.0.1", runner.addresses[0][1])
     finally:
         await runner.cleanup()
 

@@ -7,7 +7,7 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from aiohttp import web
@@ -19,6 +19,7 @@ from extproc.health.states import HealthState, Transition
 from extproc.health.tracker import HealthTracker
 from extproc.values.endpoints import Endpoint
 from extproc.values.evidence import FailureKind
+from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey
 
 pytestmark = pytest.mark.asyncio
@@ -75,9 +76,14 @@ class Engine:
 
     @property
     def key(self) -> EndpointKey:
-        """Its only address."""
+        """Its only identity."""
         (key,) = self.keys
         return key
+
+
+def at(key: EndpointKey) -> Endpoint:
+    """The endpoint of that identity: it says at which port of this machine it is, to tests alone."""
+    return Endpoint(key, "m", Address("127.0.0.1", int(key.removeprefix("uid/"))))
 
 
 @contextlib.asynccontextmanager
@@ -93,7 +99,7 @@ async def serving(num_ports: int = 1, keepalive_timeout: float = 5.0) -> AsyncIt
     await runner.setup()
     for _ in range(num_ports):
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-    built.keys = [EndpointKey(f"{host}:{port}") for host, port in runner.addresses]
+    built.keys = [EndpointKey(f"uid/{port}") for _, port in runner.addresses]
     try:
         yield built
     finally:
@@ -110,6 +116,7 @@ class Watch:
     cleared: list[EndpointKey] = field(default_factory=list)
     occupancies: list[tuple[EndpointKey, Occupancy]] = field(default_factory=list)
     skipped_s: float = 0.0
+    known: set[EndpointKey] = field(default_factory=set)
     prober: Prober = field(init=False)
 
     def __post_init__(self) -> None:
@@ -127,8 +134,10 @@ class Watch:
         )
 
     def set_endpoints(self, *keys: EndpointKey) -> None:
-        """Probe these."""
-        self.prober.set_endpoints(Endpoint(key=key, cluster="m") for key in keys)
+        """Probe these and no others."""
+        gone = dict.fromkeys(self.known - set(keys), ())
+        self.known = set(keys)
+        self.prober.update({**gone, **{key: (at(key),) for key in keys}})
 
 
 @pytest.fixture
@@ -268,9 +277,9 @@ async def test_removed_endpoint_is_no_longer_probed(watch: Watch) -> None:
 
 async def test_draining_is_reported(watch: Watch) -> None:
     """A change of configuration that changes a state is reported like one a probe caused."""
-    key = EndpointKey("127.0.0.1:1")
+    key = EndpointKey("uid/1")
     watch.set_endpoints(key)
-    watch.prober.set_endpoints([Endpoint(key=key, cluster="m", draining=True)])
+    watch.prober.update({key: (replace(at(key), draining=True),)})
     assert [t.after for t in watch.transitions] == [HealthState.DRAINING]
 
 

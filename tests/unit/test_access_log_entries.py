@@ -17,10 +17,11 @@ from extproc.observing.metrics.collector import Metrics
 from extproc.values.endings import AttemptFailed, AttemptStarted, RequestAlive, RequestEnd, RequestEvent
 from extproc.values.evidence import FailureKind
 from extproc.values.outcomes import Ended
-from metadata_center.types import EndpointKey, RequestId
+from metadata_center.addresses import Address
+from metadata_center.types import RequestId
 from tests.conftest import OWNER, request_end
 
-KEY = EndpointKey("10.0.0.1:8000")
+AT = Address("10.0.0.1", 8000)
 
 
 def logged(
@@ -75,7 +76,7 @@ def test_an_end_is_read_whole() -> None:
     assert translate(entry) == RequestEnd(
         request_id=RequestId("r"),
         owner=OWNER,
-        endpoint=KEY,
+        address=AT,
         attempts=2,
         status=200,
         ended=Ended.CLIENT_ABORT,
@@ -144,14 +145,14 @@ def test_only_what_says_something_bad_of_an_endpoint_is_a_failure(
     entry = logged(pb.UpstreamEnd, status=status, flags=flags)
     assert failure_kind(entry.common_properties, status) is expected
     assert translate(entry) == (
-        None if expected is None else AttemptFailed(RequestId("r"), OWNER, KEY, expected)
+        None if expected is None else AttemptFailed(RequestId("r"), OWNER, AT, expected)
     )
 
 
 @pytest.mark.parametrize(
     ("log_type", "expected"),
     [
-        (pb.UpstreamPoolReady, AttemptStarted(RequestId("r"), OWNER, KEY)),
+        (pb.UpstreamPoolReady, AttemptStarted(RequestId("r"), OWNER, AT)),
         (pb.DownstreamPeriodic, RequestAlive(RequestId("r"), OWNER)),
         (pb.DownstreamStart, None),
         (pb.NotSet, None),
@@ -171,12 +172,12 @@ def test_an_attempt_without_an_address_tells_nothing(log_type: int) -> None:
 def test_an_end_needs_no_endpoint() -> None:
     """A request that was never sent upstream ends all the same."""
     entry = ended(logged(status=0, address=""))
-    assert (entry.endpoint, entry.ended) == (None, Ended.CLIENT_ABORT)
+    assert (entry.address, entry.ended) == (None, Ended.CLIENT_ABORT)
 
 
-def test_ipv6_addresses_come_in_brackets() -> None:
-    """An endpoint is named as the configuration names it."""
-    assert ended(logged(address="fd00::1")).endpoint == "[fd00::1]:8000"
+def test_ipv6_addresses_have_one_spelling() -> None:
+    """However it is written, it is the address that the fleet has."""
+    assert ended(logged(address="fd00:0::1")).address == Address("fd00::1", 8000)
 
 
 @pytest.mark.parametrize("tags", [{}, {"rid": ""}, {"owner": OWNER}])

@@ -24,8 +24,20 @@ from extproc.values.headers import REQUEST_ID_HEADER
 from extproc.values.outcomes import Ended
 from extproc.values.placements import Decision
 from extproc.values.requests import Operation
+from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey, RequestId
-from tests.conftest import CLUSTER, LEASE_S, MODEL, Rig, build_rig, chat, endpoint, request_end, request_line
+from tests.conftest import (
+    CLUSTER,
+    LEASE_S,
+    MODEL,
+    Rig,
+    build_rig,
+    chat,
+    endpoint,
+    identities,
+    request_end,
+    request_line,
+)
 
 KEYS = tuple(endpoint(number).key for number in range(3))
 GROUP = (MODEL, CLUSTER)
@@ -38,9 +50,9 @@ def another(rig: Rig, request_id: str = "r") -> EndpointKey:
     return next(key for key in KEYS if key != rig.chosen(request_id))
 
 
-def endpoints_of(decision: Decision) -> list[str]:
+def endpoints_of(decision: Decision) -> list[EndpointKey]:
     """Whom Envoy is to try, in order."""
-    return list(decision.plan.endpoints)
+    return identities(",".join(decision.plan.endpoints))
 
 
 def streamed(rig: Rig, request_id: str = "r", prompt: str = "x" * 1000) -> None:
@@ -364,7 +376,7 @@ def test_nothing_is_learned_from_what_did_not_complete(rig: Rig, changes: dict[s
         ({"prompt_tokens": 0}, (1, 1, False)),
         ({"cached_tokens": None}, (1, 1, True)),
         ({"cached_tokens": 10**9}, (1, 1, True)),
-        ({"endpoint": EndpointKey("10.9.9.9:1")}, (0, 0, True)),
+        ({"address": Address("10.9.9.9", 1)}, (0, 0, True)),
     ],
 )
 def test_a_reading_that_makes_no_sense_teaches_nothing(
@@ -667,10 +679,10 @@ def test_a_listener_that_fails_takes_the_ending_from_nobody(rig: Rig) -> None:
             ending.outcome.completion_tokens or 0
         )
 
-    ends = Endings(rig.placing.running, {}, lambda: None, [broken, count], [], faults.append)
+    ends = Endings(rig.placing.running, rig.fleet, {}, lambda: None, [broken, count], [], faults.append)
     streamed(rig)
     key = rig.chosen()
-    ends.take(request_end("r", endpoint=key, **USAGE), rig.clock())
+    ends.take(request_end("r", address=rig.places[key], **USAGE), rig.clock())
     assert usage == {MODEL: USAGE["completion_tokens"]}
     assert [str(fault) for fault in faults] == ["a bug"]
     assert rig.load(key) == NOTHING

@@ -13,8 +13,11 @@ from extproc.values.endings import AttemptFailed
 from extproc.values.endpoints import Endpoint
 from extproc.values.evidence import FailureKind, NoFailure
 from extproc.values.inflight import Inflight
+from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey, RequestId
 from tests.unit.ended import GROUP, MODEL, A, B, ending, refusal, sent
+
+AT = Address("10.0.0.1", 8000)
 
 
 class Told:
@@ -22,7 +25,7 @@ class Told:
 
     def __init__(self) -> None:
         self.health = HealthTracker(HealthSettings())
-        self.health.set_endpoints([Endpoint(A, GROUP), Endpoint(B, GROUP)])
+        self.health.update({key: [Endpoint(key, GROUP, AT)] for key in (A, B)})
         self.failures: list[tuple[EndpointKey, FailureKind]] = []
         self.transitions: list[Transition] = []
         self.poisoned = 0
@@ -40,8 +43,8 @@ class Told:
 
     def failed(self, request: Inflight, at: EndpointKey, kind: FailureKind, *, is_over: bool = False) -> None:
         """An attempt of the request failed; its end was told before if `is_over`."""
-        told = AttemptFailed(request.record.request_id, None, at, kind)
-        self.evidence.attempt_failed(told, None if is_over else request, 1.0)
+        told = AttemptFailed(request.record.request_id, None, AT, kind)
+        self.evidence.attempt_failed(told, at, None if is_over else request, 1.0)
 
     def doubted(self) -> set[EndpointKey]:
         """Whom to leave out for the model."""
@@ -134,6 +137,6 @@ def test_requests_that_wait_for_their_attempts_are_bounded(told: Told) -> None:
         request.endpoint = B
         told.evidence.ended(ending(request, attempts=2))
     for name in ("0", "1"):
-        failed = AttemptFailed(RequestId(name), None, A, FailureKind.RESET)
-        told.evidence.attempt_failed(failed, None, 2.0)
+        failed = AttemptFailed(RequestId(name), None, AT, FailureKind.RESET)
+        told.evidence.attempt_failed(failed, A, None, 2.0)
     assert told.failures == [(A, FailureKind.RESET)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pytest
 from hypothesis import given
@@ -19,9 +19,10 @@ from extproc.health.states import HealthState, ProbeFailure, Transition
 from extproc.health.tracker import HealthTracker
 from extproc.values.endpoints import Endpoint
 from extproc.values.evidence import FailureKind
+from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey
 
-A, B, C, D = (EndpointKey(f"10.0.0.{i}:8000") for i in (1, 2, 3, 4))
+A, B, C, D = (EndpointKey(f"uid/{i}") for i in (1, 2, 3, 4))
 SETTINGS = HealthSettings()
 NOT_REFUSED = [kind for kind in FailureKind if kind is not FailureKind.CONNECT_FAILURE]
 ENDPOINTS_FAULTS = [
@@ -31,13 +32,23 @@ ENDPOINTS_FAULTS = [
 
 def endpoint(key: EndpointKey, cluster: str = "m", *, draining: bool = False) -> Endpoint:
     """An endpoint of the configuration."""
-    return Endpoint(key=key, cluster=cluster, draining=draining)
+    return Endpoint(key, cluster, Address("10.0.0.1", 8000), draining=draining)
+
+
+def replace_endpoints(
+    built: HealthTracker, endpoints: Iterable[Endpoint], now_s: float = 0.0
+) -> tuple[Transition, ...]:
+    """These are all endpoints there are now."""
+    now: dict[EndpointKey, list[Endpoint]] = {key: [] for key in (A, B, C, D)}
+    for one in endpoints:
+        now[one.key].append(one)
+    return built.update(now, now_s)
 
 
 def tracker(*keys: EndpointKey, settings: HealthSettings = SETTINGS) -> HealthTracker:
     """A tracker of healthy endpoints, all of one cluster."""
     built = HealthTracker(settings)
-    built.set_endpoints(endpoint(key) for key in keys)
+    replace_endpoints(built, [endpoint(key) for key in keys])
     return built
 
 
@@ -258,7 +269,7 @@ def test_a_reload_or_another_process_forgets_what_was_missed() -> None:
     """A new configuration asks again; so does a refused connection: what listens there next is new."""
     built = tracker(A, B)
     fail(built, A, FailureKind.MISSING_MODEL, 1)
-    built.set_endpoints([endpoint(A), endpoint(B)])
+    replace_endpoints(built, [endpoint(A), endpoint(B)])
     assert not built.doubted("")
     fail(built, A, FailureKind.MISSING_MODEL, 1)
     refuse(built, A)
@@ -337,7 +348,7 @@ def test_refused_connections_bring_back_who_may_be_well() -> None:
 def test_other_clusters_do_not_count_as_company() -> None:
     """The floor is per cluster: no healthy endpoint elsewhere, and none that drains, replaces this one."""
     built = HealthTracker(SETTINGS)
-    built.set_endpoints([endpoint(A, "m"), endpoint(B, "other"), endpoint(C, "m", draining=True)])
+    replace_endpoints(built, [endpoint(A, "m"), endpoint(B, "other"), endpoint(C, "m", draining=True)])
     for _ in range(9):
         built.probe_failed(A, 0.0, "status 500")
         built.attempt_failed(A, FailureKind.SERVER_ERROR, 0.0)
@@ -472,18 +483,18 @@ def test_sleeping_engine_is_ejected_until_it_is_awake() -> None:
 def test_draining_is_reported_and_hides_ejection() -> None:
     """Draining makes unavailable whatever the health; lifting it reveals the health underneath."""
     built = tracker(A)
-    (transition,) = built.set_endpoints([endpoint(A, draining=True)])
+    (transition,) = replace_endpoints(built, [endpoint(A, draining=True)])
     assert (transition.before, transition.after) == (HealthState.HEALTHY, HealthState.DRAINING)
     assert built.attempt_failed(A, FailureKind.CONNECT_FAILURE, 0.0) == ()
     assert built.reason(A) == "draining"
-    (transition,) = built.set_endpoints([endpoint(A)])
+    (transition,) = replace_endpoints(built, [endpoint(A)])
     assert (transition.before, transition.after) == (HealthState.DRAINING, HealthState.EJECTED)
 
 
 def test_one_draining_mention_drains_the_endpoint() -> None:
     """An endpoint of two clusters is one server: it drains as soon as either says so."""
     built = HealthTracker(SETTINGS)
-    built.set_endpoints([endpoint(A, "m"), endpoint(A, "n", draining=True)])
+    replace_endpoints(built, [endpoint(A, "m"), endpoint(A, "n", draining=True)])
     assert built.state(A) is HealthState.DRAINING
 
 
@@ -492,11 +503,11 @@ def test_removed_endpoints_are_forgotten() -> None:
     built = tracker(A, B)
     fail(built, A, FailureKind.RESET, 1)
     refuse(built, A)
-    built.set_endpoints([endpoint(B)])
+    replace_endpoints(built, [endpoint(B)])
     assert (built.state(A), built.reason(A), built.next_probe_due(A)) == (None, "not configured", None)
     assert not built.doubted("")
     assert built.probe_failed(A, 0.0, "timeout") == ()
-    built.set_endpoints([endpoint(A), endpoint(B)])
+    replace_endpoints(built, [endpoint(A), endpoint(B)])
     assert built.is_available(A)
 
 
@@ -507,7 +518,6 @@ def test_the_generation_tells_when_the_choice_changes() -> None:
     generation = built.generation
     built.attempt_failed(A, FailureKind.REFUSED, 0.0)
     built.probe_succeeded(B, 0.0)
-    built.set_endpoints([endpoint(A), endpoint(B)])
     assert built.generation == generation
     built.attempt_failed(A, FailureKind.RESET, 0.0)
     assert built.generation > generation
@@ -595,7 +605,8 @@ class HealthMachine(RuleBasedStateMachine):
     def set_endpoints(self, draining: dict[EndpointKey, bool]) -> None:
         """The configuration names a new set."""
         self.configured = draining
-        self.tracker.set_endpoints(
+        replace_endpoints(
+            self.tracker,
             (
                 endpoint(key, name, draining=draining[key])
                 for name, keys in self.clusters.items()

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metadata_center.addresses import Address
 from metadata_center.kv_events.errors import DiscoveryError
 from metadata_center.kv_events.sources import (
     MAX_RANKS,
@@ -20,8 +21,9 @@ from metadata_center.kv_events.sources import (
 )
 from metadata_center.types import EndpointKey
 
-ENGINE = EndpointKey("10.0.0.5:8000")
-LOOPBACK = EndpointKey("127.0.0.1:8000")
+ENGINE = EndpointKey("uid/5")
+AT = Address("10.0.0.5", 8000)
+LOOPBACK = Address("127.0.0.1", 8000)
 
 
 def answer(*ranks: dict[str, Any]) -> bytes:
@@ -30,9 +32,9 @@ def answer(*ranks: dict[str, Any]) -> bytes:
     return orjson.dumps({str(rank): base | entry for rank, entry in enumerate(ranks)})
 
 
-def found(events: Any, endpoint: EndpointKey = ENGINE, **fields: Any) -> list[Source]:
+def found(events: Any, at: Address = AT, **fields: Any) -> list[Source]:
     """Sources of an answer of one rank."""
-    return parse_sources(answer({"endpoint": events} | fields), endpoint, {})
+    return parse_sources(answer({"endpoint": events} | fields), ENGINE, at, {})
 
 
 def test_an_engine_that_binds_is_connected_to() -> None:
@@ -41,9 +43,9 @@ def test_an_engine_that_binds_is_connected_to() -> None:
         assert found(f"tcp://{host}:5557", replay_endpoint=f"tcp://{host}:5558", topic="kv@r0@m") == [
             Source(ENGINE, 0, "tcp://10.0.0.5:5557", "tcp://10.0.0.5:5558", "kv@r0@m", False)
         ]
-    six = EndpointKey("[fd00::5]:8000")
+    six = Address("fd00::5", 8000)
     assert found("tcp://*:5557", six)[0].events_address == "tcp://[fd00::5]:5557"
-    assert found("tcp://[fd00:0::5]:5557", six)[0].events_address == "tcp://[fd00:0::5]:5557"
+    assert found("tcp://[fd00:0::5]:5557", six)[0].events_address == "tcp://[fd00::5]:5557"
 
 
 @pytest.mark.parametrize(
@@ -94,10 +96,10 @@ def test_ranks_with_one_address_get_the_ports_of_their_ranks() -> None:
         {"endpoint": f"tcp://*:{5557 + rank}", "replay_endpoint": f"tcp://*:{6557 + rank}"} for rank in (0, 1)
     )
     same = {"endpoint": "tcp://*:5557", "replay_endpoint": "tcp://*:6557"}
-    expected = configured(ENGINE, "tcp://*:5557", "tcp://*:6557", ranks=2)
+    expected = configured(ENGINE, AT, "tcp://*:5557", "tcp://*:6557", ranks=2)
     assert [source.events_address for source in expected] == ["tcp://10.0.0.5:5557", "tcp://10.0.0.5:5558"]
-    assert parse_sources(answer(*own), ENGINE, {}) == expected
-    assert parse_sources(answer(same, same), ENGINE, {}) == expected
+    assert parse_sources(answer(*own), ENGINE, AT, {}) == expected
+    assert parse_sources(answer(same, same), ENGINE, AT, {}) == expected
 
 
 def test_an_array_of_sources_is_understood() -> None:
@@ -106,25 +108,29 @@ def test_an_array_of_sources_is_understood() -> None:
         {"data_parallel_rank": 1, "endpoint": "tcp://*:5558", "replay_endpoint": None, "topic": ""},
         {"data_parallel_rank": 0, "endpoint": "tcp://*:5557", "replay_endpoint": None, "topic": ""},
     ]
-    assert parse_sources(orjson.dumps(entries), ENGINE, {}) == configured(ENGINE, "tcp://*:5557", ranks=2)
+    assert parse_sources(orjson.dumps(entries), ENGINE, AT, {}) == configured(
+        ENGINE, AT, "tcp://*:5557", ranks=2
+    )
 
 
 def test_an_engine_that_publishes_to_us_is_bound_for() -> None:
     """Only at addresses of the operator; its replay socket is still its own."""
     listen = {"tcp://10.0.0.9:5557": "tcp://*:5557"}
     same = {"endpoint": "tcp://10.0.0.9:5557", "replay_endpoint": "tcp://*:6557", "topic": "kv@r0@m"}
-    assert parse_sources(answer(same, same), ENGINE, listen) == [
+    assert parse_sources(answer(same, same), ENGINE, AT, listen) == [
         Source(ENGINE, 0, "tcp://*:5557", "tcp://10.0.0.5:6557", "kv@r0@m", True),
         Source(ENGINE, 1, "tcp://*:5558", "tcp://10.0.0.5:6558", "kv@r0@m", True),
     ]
+    silent = parse_sources(answer(same | {"topic": ""}), ENGINE, AT, listen)
+    assert [source.topic for source in silent] == ["10.0.0.5:8000"]
     with pytest.raises(DiscoveryError):
-        parse_sources(answer(same | {"endpoint": "tcp://10.0.0.9:5556"}), ENGINE, listen)
+        parse_sources(answer(same | {"endpoint": "tcp://10.0.0.9:5556"}), ENGINE, AT, listen)
 
 
 def test_an_engine_without_events_has_no_sources() -> None:
     """An empty object, events switched off, or another publisher."""
-    assert parse_sources(b"{}", ENGINE, {}) == []
-    assert parse_sources(b"[]", ENGINE, {}) == []
+    assert parse_sources(b"{}", ENGINE, AT, {}) == []
+    assert parse_sources(b"[]", ENGINE, AT, {}) == []
     assert found("tcp://*:5557", enable_kv_cache_events=False) == []
     assert found("tcp://*:5557", publisher="null") == []
 
@@ -151,7 +157,7 @@ def test_an_engine_without_events_has_no_sources() -> None:
 def test_answers_that_are_not_understood_are_refused(body: bytes) -> None:
     """Wrong shapes, ranks that are none or too many, ports that do not exist."""
     with pytest.raises(DiscoveryError):
-        parse_sources(body, ENGINE, {})
+        parse_sources(body, ENGINE, AT, {})
 
 
 @settings(max_examples=50)
@@ -168,16 +174,16 @@ def test_answers_that_are_not_understood_are_refused(body: bytes) -> None:
 def test_any_answer_is_understood_or_refused(value: Any) -> None:
     """Nothing but the documented error comes out."""
     with suppress(DiscoveryError):
-        parse_sources(orjson.dumps(value), ENGINE, {})
+        parse_sources(orjson.dumps(value), ENGINE, AT, {})
 
 
 def test_configured_addresses_are_checked() -> None:
     """What an operator writes may be wrong as well; it may name another host, such as a relay."""
-    assert configured(ENGINE, "tcp://10.0.0.6:5557")[0].events_address == "tcp://10.0.0.6:5557"
-    assert configured(ENGINE, "tcp://*:5557", bind=True)[0].events_address == "tcp://*:5557"
+    assert configured(ENGINE, AT, "tcp://10.0.0.6:5557")[0].events_address == "tcp://10.0.0.6:5557"
+    assert configured(ENGINE, AT, "tcp://*:5557", bind=True)[0].events_address == "tcp://*:5557"
     assert with_port_offset("ipc:///run/x", 0) == "ipc:///run/x"
     for events, ranks in (("5557", 1), ("tcp://*:5557", 0), ("tcp://*:65535", 2), ("udp://*:1", 1)):
         with pytest.raises(ValueError):
-            configured(ENGINE, events, ranks=ranks)
+            configured(ENGINE, AT, events, ranks=ranks)
     with pytest.raises(ValueError):
-        configured(LOOPBACK, "ipc:///run/x", ranks=2)
+        configured(ENGINE, LOOPBACK, "ipc:///run/x", ranks=2)

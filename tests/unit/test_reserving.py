@@ -15,7 +15,7 @@ from extproc.values.pending import Pending
 from extproc.values.placements import Decision
 from metadata_center.sharing.messages import Candidate
 from metadata_center.types import EndpointKey, RequestId
-from tests.conftest import Rig, build_rig, chat, endpoint, request_line, told
+from tests.conftest import Rig, build_rig, chat, endpoint, identities, request_line, told
 
 pytestmark = pytest.mark.asyncio
 
@@ -54,14 +54,14 @@ def rendezvous() -> Rendezvous:
     return rendezvous
 
 
-async def decided(rig: Rig, request_id: str = "r", **body: Any) -> list[str]:
+async def decided(rig: Rig, request_id: str = "r", **body: Any) -> list[EndpointKey]:
     """The endpoints that Envoy is told, in order."""
     deciding = rig.gateway.decide(request_line(request_id), chat("x" * 500, **body))
     assert isinstance(deciding, Later)
     assert deciding.patience_s is None
     made = await told(deciding.pending)
     assert isinstance(made, Decision)
-    return list(made.plan.endpoints)
+    return identities(",".join(made.plan.endpoints))
 
 
 async def test_a_confirmed_choice_stays(rendezvous: Rendezvous) -> None:
@@ -111,7 +111,7 @@ async def test_an_unconfirmed_choice_stays_where_it_is(rendezvous: Rendezvous) -
     assert rig is not None
     rendezvous.place = None
     told = await decided(rig)
-    assert rig.load(EndpointKey(told[0]))[0] == 1
+    assert rig.load(told[0])[0] == 1
     assert rig.record().placed is None
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from extproc.config.clusters import ClusterSpec, EndpointSpec
+from extproc.discovery.listed import Listed
 from extproc.discovery.resolution import host_names, resolved
-from extproc.values.endpoints import Endpoint
-from metadata_center.types import EndpointKey
+from metadata_center.addresses import Address
 
 RECORDS = {"engines.test": ("10.0.0.1", "10.0.0.2", "2001:db8::1"), "one.test": ("10.0.0.1",)}
 
@@ -23,8 +23,8 @@ def test_literals_pass_through() -> None:
     resolution = resolved(clusters, {})
     assert resolution.clusters["empty"] == ()
     assert resolution.endpoints == (
-        Endpoint(EndpointKey("10.0.0.1:80"), "m"),
-        Endpoint(EndpointKey("[2001:db8::1]:8000"), "m", 3, {"gpu": "h200"}, draining=True),
+        Listed("10.0.0.1:80", Address("10.0.0.1", 80)),
+        Listed("[2001:db8::1]:8000", Address("2001:db8::1", 8000), 3, {"gpu": "h200"}, draining=True),
     )
 
 

@@ -6,6 +6,7 @@ that wrote them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -31,12 +32,13 @@ from extproc.xds.resources import (
     cluster_resources,
     load_assignments,
 )
+from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey
 
 
 def endpoint(key: str, *, weight: int = 1, draining: bool = False) -> Endpoint:
     """An endpoint of the configuration."""
-    return Endpoint(key=EndpointKey(key), cluster="m", weight=weight, draining=draining)
+    return Endpoint(EndpointKey(f"uid/{key}"), "m", Address.parse(key), weight=weight, draining=draining)
 
 
 def healthy(_: EndpointKey) -> HealthState | None:
@@ -64,11 +66,16 @@ def sent(stream: DeltaStream) -> list[tuple[str, list[str], list[str]]]:
     ]
 
 
+def replaced(built: ResourceStore, type_url: str, bodies: Mapping[str, bytes]) -> bool:
+    """These are all resources of the type now; True if anything differs."""
+    return built.update(type_url, {**dict.fromkeys(built.resources(type_url)), **bodies})
+
+
 def store(**clusters: bytes) -> ResourceStore:
     """A store with equally named clusters and assignments."""
     built = ResourceStore()
-    built.replace(CLUSTER_TYPE, clusters)
-    built.replace(ASSIGNMENT_TYPE, clusters)
+    replaced(built, CLUSTER_TYPE, clusters)
+    replaced(built, ASSIGNMENT_TYPE, clusters)
     return built
 
 
@@ -141,7 +148,7 @@ def test_a_cluster_named_like_an_alias_stays_itself() -> None:
 
 def test_assignment_carries_weight_and_health() -> None:
     """Ejected becomes UNHEALTHY and draining DRAINING, so that Envoy's own fallback avoids both."""
-    states = {"10.0.0.2:80": HealthState.EJECTED, "10.0.0.3:80": HealthState.EJECTED}
+    states = {EndpointKey(f"uid/10.0.0.{i}:80"): HealthState.EJECTED for i in (2, 3)}
     endpoints = [
         endpoint("[2001:db8::1]:8000", weight=3),
         endpoint("10.0.0.3:80", draining=True),
@@ -172,14 +179,14 @@ def test_bytes_do_not_depend_on_order(keys: list[str]) -> None:
 def test_replace_tells_whether_anything_changed() -> None:
     """Publishing equal bytes is no change; versions are the xxh3 of the bytes; unknown types raise."""
     built = store(a=b"1")
-    assert not built.replace(CLUSTER_TYPE, {"a": b"1"})
+    assert not replaced(built, CLUSTER_TYPE, {"a": b"1"})
     before = built.resources(CLUSTER_TYPE)
-    assert built.replace(CLUSTER_TYPE, {"a": b"2"})
+    assert replaced(built, CLUSTER_TYPE, {"a": b"2"})
     assert before["a"].body == b"1"
     assert built.resources(CLUSTER_TYPE)["a"].version != before["a"].version
     assert before["a"].version == "65cd25028f98f158"
     with pytest.raises(KeyError):
-        built.replace("type.googleapis.com/unknown", {})
+        replaced(built, "type.googleapis.com/unknown", {})
 
 
 def test_clusters_go_before_assignments() -> None:
@@ -187,8 +194,8 @@ def test_clusters_go_before_assignments() -> None:
     built = store(a=b"1")
     stream = connected(built, "a")
     assert sent(stream) == []
-    built.replace(ASSIGNMENT_TYPE, {"a": b"2"})
-    built.replace(CLUSTER_TYPE, {"a": b"1", "b": b"1"})
+    replaced(built, ASSIGNMENT_TYPE, {"a": b"2"})
+    replaced(built, CLUSTER_TYPE, {"a": b"1", "b": b"1"})
     assert sent(stream) == [("Cluster", ["b"], []), ("ClusterLoadAssignment", ["a"], [])]
     assert sent(stream) == []
 
@@ -205,11 +212,11 @@ def test_removal_is_sent_once() -> None:
     """A resource that is gone is named in removed_resources, and comes back when it is published."""
     built = store(a=b"1", b=b"1")
     stream = connected(built, "a", "b")
-    built.replace(CLUSTER_TYPE, {"a": b"1"})
-    built.replace(ASSIGNMENT_TYPE, {"a": b"1"})
+    replaced(built, CLUSTER_TYPE, {"a": b"1"})
+    replaced(built, ASSIGNMENT_TYPE, {"a": b"1"})
     assert sent(stream) == [("Cluster", [], ["b"]), ("ClusterLoadAssignment", [], ["b"])]
     assert sent(stream) == []
-    built.replace(ASSIGNMENT_TYPE, {"a": b"1", "b": b"1"})
+    replaced(built, ASSIGNMENT_TYPE, {"a": b"1", "b": b"1"})
     assert sent(stream) == [("ClusterLoadAssignment", ["b"], [])]
 
 
@@ -233,7 +240,7 @@ def test_reconnect_resends_only_what_changed() -> None:
     """Versions that Envoy brings along are not sent again; changed and vanished ones are."""
     built = store(a=b"1", b=b"1", c=b"1")
     versions = {name: r.version for name, r in built.resources(ASSIGNMENT_TYPE).items()}
-    built.replace(ASSIGNMENT_TYPE, {"a": b"1", "b": b"2"})
+    replaced(built, ASSIGNMENT_TYPE, {"a": b"1", "b": b"2"})
     stream = DeltaStream(built)
     stream.receive(
         request(ASSIGNMENT_TYPE, resource_names_subscribe=["a", "b", "c"], initial_resource_versions=versions)
@@ -245,7 +252,7 @@ def test_changed_cluster_gets_its_assignment_again() -> None:
     """A response with clusters is followed by the assignments, even unchanged ones Envoy has."""
     built = store(a=b"1")
     stream = connected(built, "a")
-    built.replace(CLUSTER_TYPE, {"a": b"1", "model:x": b"alias of a"})
+    replaced(built, CLUSTER_TYPE, {"a": b"1", "model:x": b"alias of a"})
     assert sent(stream) == [("Cluster", ["model:x"], []), ("ClusterLoadAssignment", ["a"], [])]
     assert sent(stream) == []
 
@@ -267,7 +274,7 @@ def test_refused_version_is_not_sent_again() -> None:
     """A NACK is returned with Envoy's words and followed by the next version only."""
     built = store(a=b"1")
     stream = connected(built, "a")
-    built.replace(ASSIGNMENT_TYPE, {"a": b"bad"})
+    replaced(built, ASSIGNMENT_TYPE, {"a": b"bad"})
     (response,) = stream.responses()
     nack = stream.receive(
         request(
@@ -278,7 +285,7 @@ def test_refused_version_is_not_sent_again() -> None:
     )
     assert nack == Nack(ASSIGNMENT_TYPE, "a: malformed")
     assert sent(stream) == []
-    built.replace(ASSIGNMENT_TYPE, {"a": b"good"})
+    replaced(built, ASSIGNMENT_TYPE, {"a": b"good"})
     assert sent(stream) == [("ClusterLoadAssignment", ["a"], [])]
 
 
@@ -287,7 +294,7 @@ def test_unsubscribed_and_asked_again() -> None:
     built = store(a=b"1")
     stream = connected(built, "a")
     stream.receive(request(ASSIGNMENT_TYPE, resource_names_unsubscribe=["a"]))
-    built.replace(ASSIGNMENT_TYPE, {"a": b"2"})
+    replaced(built, ASSIGNMENT_TYPE, {"a": b"2"})
     assert sent(stream) == []
     stream.receive(request(ASSIGNMENT_TYPE, resource_names_subscribe=["a"]))
     assert sent(stream) == [("ClusterLoadAssignment", ["a"], [])]
@@ -302,7 +309,7 @@ def test_explicit_wildcard() -> None:
     stream.receive(request(CLUSTER_TYPE, resource_names_subscribe=["*"]))
     assert sent(stream) == [("Cluster", ["a"], [])]
     stream.receive(request(CLUSTER_TYPE, resource_names_unsubscribe=["*"]))
-    built.replace(CLUSTER_TYPE, {"a": b"1", "b": b"1"})
+    replaced(built, CLUSTER_TYPE, {"a": b"1", "b": b"1"})
     assert sent(stream) == []
 
 
@@ -328,7 +335,7 @@ def test_envoy_converges(publications: list[dict[str, bytes]]) -> None:
     stream = DeltaStream(built)
     stream.receive(request(CLUSTER_TYPE))
     for publication in publications:
-        built.replace(CLUSTER_TYPE, publication)
+        replaced(built, CLUSTER_TYPE, publication)
         for response in stream.responses():
             have.update({r.name: r.resource.value for r in response.resources})
             for name in response.removed_resources:

@@ -31,8 +31,8 @@ INFERENCE = ("chat/completions", "completions", "responses", "messages", "embedd
 
 
 def slots_of(keys: Sequence[EndpointKey]) -> tuple[int, ...]:
-    """The number in the last byte of the address is the slot."""
-    return tuple(int(key.split(":")[0].split(".")[-1]) for key in keys)
+    """The number that `endpoint` was given is the slot."""
+    return tuple(int(key.removeprefix("uid/")) for key in keys)
 
 
 def table(endpoints: Sequence[Endpoint] = (), default_cluster: str | None = None) -> RoutingTable:

@@ -21,7 +21,18 @@ from extproc.values.outcomes import Ended
 from extproc.values.pending import Pending
 from metadata_center.sharing.messages import RESPONSES_MARK
 from metadata_center.types import EndpointKey, RequestId
-from tests.conftest import CLUSTER, DIALECT, MODEL, OWNER, Rig, answer_of, build_rig, decided, endpoint
+from tests.conftest import (
+    CLUSTER,
+    DIALECT,
+    MODEL,
+    OWNER,
+    Rig,
+    answer_of,
+    build_rig,
+    decided,
+    endpoint,
+    identities,
+)
 
 KEYS = tuple(endpoint(number).key for number in range(3))
 RESPONSES = "/v1/responses"
@@ -63,7 +74,7 @@ def line(
 def goes_to(verdict: PassTo | RefuseAtOnce) -> EndpointKey:
     """The first endpoint."""
     assert isinstance(verdict, PassTo)
-    return EndpointKey(verdict.plan.endpoints[0])
+    return identities(verdict.plan.endpoints[0])[0]
 
 
 def test_a_chain_of_responses_stays_where_it_began(rig: Rig) -> None:
@@ -134,7 +145,7 @@ def test_requests_about_a_response_are_not_charged(rig: Rig) -> None:
     verdict = line(rig, "resp_1")
     assert isinstance(verdict, PassTo)
     message = MessageToDict(pb.ProcessingResponse.FromString(DIALECT.pass_to(verdict.plan)))
-    assert message["dynamicMetadata"]["envoy.lb"]["x-gateway-destination-endpoint"].split(",")[0] == home
+    assert identities(message["dynamicMetadata"]["envoy.lb"]["x-gateway-destination-endpoint"])[0] == home
     headers = message["requestHeaders"]["response"]["headerMutation"]["setHeaders"]
     assert OWNER not in str(headers)
     assert [rig.load(key) for key in KEYS] == [NOTHING] * 3
@@ -145,11 +156,11 @@ def test_a_holder_that_is_gone_leaves_the_404_to_another(rig: Rig) -> None:
     home = made(rig, "resp_1")
     verdict = line(rig, "resp_1")
     assert isinstance(verdict, PassTo)
-    first, again, other = verdict.plan.endpoints
+    first, again, other = identities(",".join(verdict.plan.endpoints))
     assert first == again == home != other
     assert (verdict.plan.retries, verdict.plan.pinned, verdict.plan.booked) == (2, True, False)
     answer = ask(rig, "r", previous_response_id="resp_1")
-    assert answer["dynamicMetadata"]["envoy.lb"]["x-gateway-destination-endpoint"].split(",")[0] == home
+    assert identities(answer["dynamicMetadata"]["envoy.lb"]["x-gateway-destination-endpoint"])[0] == home
     assert "x-envoy-retry-on" in str(answer)
     assert "x-envoy-retry-on" not in str(ask(rig, "s"))
 

@@ -10,8 +10,6 @@ import pytest
 
 from extproc.config.schema import Config
 from extproc.config.taking_effect import EFFECTS, Effect, changed, effect_of, out_of_reach, settings_of
-from extproc.discovery.resolution import Resolution
-from extproc.server.applying import InForce
 from extproc.server.pending_settings import PendingSettings
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
@@ -20,11 +18,6 @@ OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 def config(**sections: Any) -> Config:
     """The defaults but for these."""
     return Config.model_validate(sections)
-
-
-def in_force(config: Config) -> InForce:
-    """A configuration without endpoints."""
-    return InForce(config, Resolution({}), frozenset(), frozenset(), {})
 
 
 def test_every_setting_has_a_row_and_every_row_a_setting() -> None:
@@ -90,6 +83,6 @@ def test_each_change_is_told_once_and_taken_back_in_silence(caplog: pytest.LogCa
     caplog.set_level(logging.WARNING, "tokenway.configuration")
     pending = PendingSettings(Config())
     for sections in ({}, {"load": {"lease_s": 7}}, {"load": {"lease_s": 8}}, {}, {"load": {"lease_s": 7}}):
-        pending.follow(in_force(config(**sections)))
+        pending.follow(config(**sections))
     told = [(record.__dict__["settings"], record.__dict__["do"]) for record in caplog.records]
     assert told == [(["load.lease_s"], "restart Tokenway")] * 2

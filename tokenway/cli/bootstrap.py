@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 
 from extproc.config.loading import load_all
 from extproc.config.schema import Config
 from extproc.server.bootstrap import render, template
 from extproc.server.run_dir import run_dir, socket_path
-from metadata_center.service.listening import ACCEPTED, parse_address
+from metadata_center.addresses import ACCEPTED, Address, ip_or_none
 
 
 def bootstrap(path: Path, listen: str, envoy_admin_port: int) -> int:
@@ -24,18 +23,16 @@ def bootstrap(path: Path, listen: str, envoy_admin_port: int) -> int:
     return 0
 
 
-def listen_address(text: str) -> tuple[str, int]:
+def listen_address(text: str) -> Address:
     """Where Envoy listens for clients: an IP address, which Envoy takes no name for, and a port.
 
     Raises:
         ValueError: Saying what is wrong and what is accepted.
     """
-    host, port = parse_address(text, lowest_port=1)
-    try:
-        ipaddress.ip_address(host)
-    except ValueError as error:
-        raise ValueError(f"`{host}` is no IP address; {ACCEPTED}") from error
-    return host, port
+    address = Address.parse(text, lowest_port=1)
+    if ip_or_none(address.host) is None:
+        raise ValueError(f"`{address.host}` is no IP address; {ACCEPTED}")
+    return address
 
 
 def rendered(config: Config, listen: str, envoy_admin_port: int) -> str:

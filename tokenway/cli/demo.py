@@ -18,6 +18,7 @@ from typing import NamedTuple
 from extproc.config.loading import clusters_path, load_all
 from extproc.server.bootstrap import shipped
 from extproc.server.modules import ROOT, python_module
+from metadata_center.addresses import Address
 from tokenway.cli.bootstrap import listen_address, rendered
 from tokenway.cli.envoy import envoy_binary
 
@@ -56,7 +57,7 @@ def demo(
     """
     config, clusters = load_all(path or shipped("etc/tokenway.yaml"))
     envoy = envoy_binary()
-    admin = f"http://{_authority(config.server.admin.address, config.server.admin.port)}"
+    admin = f"http://{Address(config.server.admin.address, config.server.admin.port)}"
     models = [name for model, section in config.models.items() for name in (model, *section.aliases)]
     specs = [spec for cluster in clusters for spec in cluster.endpoints]
     wanted = {
@@ -83,7 +84,7 @@ def demo(
         bootstrap = rendered(config, listen, envoy_admin_port)
         _wait(f"http://{listen}/v1/models", _start_envoy(stack, envoy, bootstrap, folder))
         asking = "" if admin == default_admin else f" --admin {admin}"
-        keys = [_authority(spec.address, spec.port) for spec in specs]
+        keys = [str(Address(spec.address, spec.port)) for spec in specs]
         pids = {key: engine.process.pid for key, engine in zip(keys, engines, strict=True)}
         model = models[-1] if models else ""
         editable = clusters_path(config, path) if path.suffix != ".json" else path
@@ -139,11 +140,7 @@ def _refuse_taken(addresses: dict[tuple[str, int], str]) -> None:
             try:
                 probe.bind((host, port))
             except OSError as error:
-                raise OSError(f"{_authority(host, port)}, for {whose}: {error.strerror}") from error
-
-
-def _authority(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+                raise OSError(f"{Address(host, port)}, for {whose}: {error.strerror}") from error
 
 
 def _start_engine(

@@ -14,8 +14,8 @@ from typing import Any
 
 from extproc.errors import ConfigError
 from extproc.observing.printable import printable
+from metadata_center.addresses import Address, parse_port
 from metadata_center.errors import MetadataError
-from metadata_center.service.listening import parse_address, parse_port
 
 ADMIN_ENV = "TOKENWAY_ADMIN"
 DEFAULT_ADMIN = "http://127.0.0.1:10080"
@@ -255,7 +255,7 @@ def _add_metadata_center(commands: Any) -> None:
     )
     center.add_argument(
         "--listen",
-        type=_checked(parse_address),
+        type=_checked(Address.parse),
         default="127.0.0.1:8080",
         metavar="IP:PORT",
         help="default %(default)s; IPv6 in brackets, port 0 for any",

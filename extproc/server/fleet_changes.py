@@ -1,0 +1,110 @@
+"""Re-applies what changed of the fleet wherever something is kept per endpoint, and nothing else.
+
+Rules:
+    1. One change of the fleet is re-applied at once, without an await: nobody sees half of it.
+    2. Told is what each endpoint concerned is now. What is kept of all others is not touched; a set of label
+       values or of slots is told of the whole, but only if an endpoint or a cluster came or went.
+    3. An endpoint at another address is another engine: what was learned of the one before is forgotten. Its
+       requests stay charged until they end.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from extproc.config.schema import Config
+from extproc.discovery.fleet import Difference, Fleet
+from extproc.health.prober import Prober
+from extproc.health.states import Transition
+from extproc.observing.metrics.collector import Metrics
+from extproc.routing.books import Books
+from extproc.server.announcements import Announcements
+from extproc.server.publishing import Publisher
+
+_log = logging.getLogger("tokenway.fleet")
+
+
+class FleetChanges:
+    """Follows the fleet of one worker.
+
+    Args:
+        fleet: All endpoints.
+        books: What is known of them.
+        prober: Probes endpoints, and tells the health tracker of them.
+        announcements: Follows their KV events.
+        publisher: Tells Envoy.
+        metrics: Labelled by endpoints and clusters.
+        clock: Monotonic seconds.
+
+    Attributes:
+        missing: Clusters that the configuration names and no source has, sorted.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        books: Books,
+        prober: Prober,
+        announcements: Announcements,
+        publisher: Publisher,
+        metrics: Metrics,
+        clock: Callable[[], float],
+    ) -> None:
+        self._fleet = fleet
+        self._books = books
+        self._prober = prober
+        self._announcements = announcements
+        self._publisher = publisher
+        self._metrics = metrics
+        self._clock = clock
+        self._config = Config()
+        self.missing: tuple[str, ...] = ()
+
+    def configure(self, config: Config) -> None:
+        """Another configuration is in force: see `applying.Apply`."""
+        self._config = config
+        self._books.placing.ages.configured(self._clock())
+        self._label()
+        self._find_missing()
+        self._publisher.configure(config)
+
+    def apply(self, difference: Difference) -> None:
+        """Re-apply this."""
+        fleet, placing = self._fleet, self._books.placing
+        changed = {key: fleet.of(key) for key in difference.keys}
+        left = [key for key, endpoints in changed.items() if not endpoints]
+        came_or_went = bool(difference.new_clusters or difference.gone_clusters)
+        gone = (*left, *difference.moved)
+        placing.caches.forget(gone)
+        placing.engines.forget(gone)
+        if difference.added or difference.removed:
+            placing.load.retain(fleet.keys)
+            self._books.ending.endpoints.retain(fleet.keys)
+        placing.ages.configured(self._clock())
+        self._prober.update(dict.fromkeys(difference.moved, ()))
+        self._prober.update(changed)
+        self._announcements.update(changed)
+        if difference.added or difference.removed or came_or_went:
+            self._label()
+        if came_or_went:
+            self._find_missing()
+        self._publisher.update(difference.clusters, came_or_went=came_or_went)
+
+    def health_changed(self, transition: Transition) -> None:
+        """An endpoint's health is another: Envoy is told."""
+        self._publisher.update(endpoint.cluster for endpoint in self._fleet.of(transition.key))
+
+    def _label(self) -> None:
+        """Name the label values in use."""
+        fleet = self._fleet
+        self._metrics.configure(models=self._config.models, clusters=fleet.clusters, endpoints=fleet.keys)
+
+    def _find_missing(self) -> None:
+        clusters = self._fleet.clusters.keys()
+        missing = self._config.clusters_named() - clusters
+        before, self.missing = self.missing, tuple(sorted(missing))
+        for name in sorted(missing.difference(before)):
+            _log.warning("no source has a cluster that the configuration names", extra={"cluster": name})
+        for name in sorted(clusters & set(before)):
+            _log.info("a source has a cluster now", extra={"cluster": name})
