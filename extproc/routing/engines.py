@@ -8,10 +8,32 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
 
 from extproc.choosing.seats import Seats
 from extproc.choosing.snapshots import Engines as EnginesView
-from metadata_center.types import EndpointKey
+from metadata_center.types import EndpointKey, value
+
+
+@value
+class Reading:
+    """One look at an engine's metrics.
+
+    Attributes:
+        number: Counts up with each.
+        running: Requests in its batch.
+        waiting: Requests in its queue.
+        kv_usage_ratio: Share of its KV cache that running requests hold, 0..1.
+    """
+
+    number: int
+    running: int
+    waiting: int
+    kv_usage_ratio: float
+
+
+NOTHING_READ: Final = Reading(0, 0, 0, 0.0)
+"""Of an engine whose metrics were not read."""
 
 
 class Engines:
@@ -22,6 +44,7 @@ class Engines:
         self._seats: dict[EndpointKey, Seats] = {}
         self._limits: dict[EndpointKey, int] = {}
         self._prefill_since_s: dict[EndpointKey, float] = {}
+        self._readings: dict[EndpointKey, Reading] = {}
 
     def told_kv_tokens(self, key: EndpointKey, kv_tokens: int) -> None:
         """The size of its KV cache."""
@@ -29,6 +52,9 @@ class Engines:
 
     def told_occupancy(self, key: EndpointKey, running: int, waiting: int, kv_usage_ratio: float) -> None:
         """How full it is; from many such readings its limit on sequences is learned."""
+        last = self._readings.get(key)
+        number = 1 if last is None else last.number + 1
+        self._readings[key] = Reading(number, running, waiting, kv_usage_ratio)
         seats = self._seats.get(key)
         if seats is None:
             seats = self._seats[key] = Seats()
@@ -50,6 +76,15 @@ class Engines:
         """It may be another process, with other limits."""
         self._seats.pop(key, None)
         self._limits.pop(key, None)
+        self._readings.pop(key, None)
+
+    def reading(self, key: EndpointKey) -> Reading:
+        """What its metrics last said of how full it is; all zero if they have not."""
+        return self._readings.get(key, NOTHING_READ)
+
+    def prefill_since_s(self, key: EndpointKey) -> float | None:
+        """When a prefill last ended there, or the first of those that wait came; None before any."""
+        return self._prefill_since_s.get(key)
 
     def forget(self, keys: Iterable[EndpointKey]) -> None:
         """They left the configuration."""

@@ -27,7 +27,7 @@ READ_BYTES: Final = 65_536
 """At once from a socket: no more than some milliseconds of work even if it is all small frames."""
 
 MAX_CONNECTIONS: Final = 256
-"""At once; an Envoy opens one for each of its threads and 1,024 streams."""
+"""At once; an Envoy opens one for each of its threads and `ANNOUNCED_STREAMS` calls."""
 
 BACKLOG: Final = 128
 GREETING_S: Final = 10.0

@@ -297,7 +297,9 @@ async def test_an_engine_is_killed_and_comes_back_empty(course: Course, table: F
     assert {failure.phase for failure in course.load.failures} <= {Phase.BEFORE, Phase.DURING}
     foreseen, count = course.notes["at_restarted"] = course.foreseen_at(victim, Phase.AFTER)
     assert count > 0
-    assert foreseen >= 0.9 * count
+    # Requests that begin together with a common prefix, which the engine has no longer, may each be foreseen
+    # by what the other is about to leave; were old blocks remembered, hardly one would be right.
+    assert foreseen >= 0.7 * count
     assert quality[Phase.AFTER].exact_ratio >= LEAST_EXACT_RATIO - 0.05
 
 

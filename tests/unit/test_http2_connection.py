@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from extproc.transport.http2 import frames
-from extproc.transport.http2.calls import MAX_STREAMS
+from extproc.transport.http2.calls import ANNOUNCED_STREAMS, MAX_STREAMS
 from extproc.transport.http2.connection import MAX_CONTINUATIONS
 from extproc.transport.http2.faults import ErrorCode, FaultReason
 from extproc.transport.http2.flow import CONNECTION_WINDOW
@@ -59,7 +59,7 @@ def test_the_first_bytes_are_our_settings() -> None:
     settings, window = served.taken()
     assert frames.read_settings(settings[3]) == {
         frames.HEADER_TABLE_SIZE: 0,
-        frames.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
+        frames.MAX_CONCURRENT_STREAMS: ANNOUNCED_STREAMS,
         frames.MAX_HEADER_LIST_SIZE: MAX_LIST_BYTES,
     }
     assert granted([window], 0) == CONNECTION_WINDOW - frames.DEFAULT_WINDOW

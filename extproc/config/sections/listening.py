@@ -92,8 +92,8 @@ class Server(Section):
     """True listens in clear text beyond loopback: who reaches the port steers traffic and reads prompts."""
     admin: Admin = Admin()
     """The operator's HTTP port."""
-    transport: Annotated[Transport, Field(strict=False)] = Transport.GRPCIO
-    """`native` is Tokenway's own HTTP/2, for a fraction of the CPU; `grpcio` is Google's library."""
+    transport: Annotated[Transport, Field(strict=False)] = Transport.NATIVE
+    """`native` is Tokenway's own HTTP/2; `grpcio` is Google's library, at twice the CPU for a request."""
     drain_s: float = Field(default=30.0, ge=0, le=DAY_S)
     """How long streams may take to finish after SIGTERM, in seconds."""
 

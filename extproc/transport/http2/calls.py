@@ -30,8 +30,13 @@ from extproc.transport.http2.requests import Opening, refused
 from extproc.transport.http2.streams import Stream
 from extproc.transport.seam import Rpc, Status
 
+ANNOUNCED_STREAMS: Final = 512
+"""At once on a connection, for a peer that knows; Envoy opens another connection beyond. It resets each
+stream that we end, and takes 1,000 resets that it could not send yet for a flood
+(`max_outbound_control_frames`)."""
+
 MAX_STREAMS: Final = 1_024
-"""At once on a connection; Envoy opens another one beyond."""
+"""For one that does not know yet: Envoy opens as many by default before it has seen our settings."""
 
 
 class Notices(Protocol):

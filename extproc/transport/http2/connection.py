@@ -18,7 +18,7 @@ from typing import Final
 
 from extproc.transport.http2 import frames
 from extproc.transport.http2.budgets import Budgets
-from extproc.transport.http2.calls import MAX_STREAMS, Calls, Notices
+from extproc.transport.http2.calls import ANNOUNCED_STREAMS, Calls, Notices
 from extproc.transport.http2.faults import ConnectionFault, ErrorCode, FaultReason, StreamFault
 from extproc.transport.http2.flow import ConnectionWindow
 from extproc.transport.http2.frames import (
@@ -86,7 +86,7 @@ class Connection:
         self._is_over = False
         settings = {
             frames.HEADER_TABLE_SIZE: 0,
-            frames.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
+            frames.MAX_CONCURRENT_STREAMS: ANNOUNCED_STREAMS,
             frames.MAX_HEADER_LIST_SIZE: MAX_LIST_BYTES,
         }
         self.outbox.put(frames.settings(settings) + window_update(0, self._window.opened()))

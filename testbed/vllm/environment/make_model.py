@@ -132,6 +132,60 @@ def _bfloat16(tensor: NDArray[np.float32]) -> NDArray[np.uint16]:
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
+def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "added_tokens_decoder": {
+            str(tokenizer.token_to_id(name)): {
+                "content": name,
+                "lstrip": False,
+                "normalized": False,
+                "rstrip": False,
+                "single_word": False,
+                "special": True,
+            }
+            for name in SPECIALS
+        },
+        "additional_special_tokens": ["<|im_start|>", "<|im_end|>"],
+        "add_bos_token": False,
+        "add_prefix_space": False,
+        "bos_token": None,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": None,
+        "errors": "replace",
+        "clean_up_tokenization_spaces": False,
+        "split_special_tokens": False,
+        "model_max_length": MAX_TOKENS,
+        "chat_template": CHAT_TEMPLATE.read_text(),
+    }
+
+
+def _model_config(end: int | None, pad: int | None) -> dict[str, Any]:
+    return {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "dtype": "bfloat16",
+        "vocab_size": VOCABULARY,
+        "hidden_size": HIDDEN,
+        "intermediate_size": FEED_FORWARD,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "max_position_embeddings": MAX_TOKENS,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "attention_dropout": 0.0,
+        "tie_word_embeddings": True,
+        "use_cache": True,
+        "use_sliding_window": False,
+        "bos_token_id": None,
+        "eos_token_id": end,
+        "pad_token_id": pad,
+    }
+
+
 def write_model(folder: Path) -> None:
     """Write tokenizer, configuration, weights and adapters into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -139,60 +193,8 @@ def write_model(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     end = tokenizer.token_to_id("<|im_end|>")
     pad = tokenizer.token_to_id("<|endoftext|>")
-    _write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "Qwen2Tokenizer",
-            "added_tokens_decoder": {
-                str(tokenizer.token_to_id(name)): {
-                    "content": name,
-                    "lstrip": False,
-                    "normalized": False,
-                    "rstrip": False,
-                    "single_word": False,
-                    "special": True,
-                }
-                for name in SPECIALS
-            },
-            "additional_special_tokens": ["<|im_start|>", "<|im_end|>"],
-            "add_bos_token": False,
-            "add_prefix_space": False,
-            "bos_token": None,
-            "eos_token": "<|im_end|>",
-            "pad_token": "<|endoftext|>",
-            "unk_token": None,
-            "errors": "replace",
-            "clean_up_tokenization_spaces": False,
-            "split_special_tokens": False,
-            "model_max_length": MAX_TOKENS,
-            "chat_template": CHAT_TEMPLATE.read_text(),
-        },
-    )
-    _write_json(
-        folder / "config.json",
-        {
-            "architectures": ["Qwen2ForCausalLM"],
-            "model_type": "qwen2",
-            "dtype": "bfloat16",
-            "vocab_size": VOCABULARY,
-            "hidden_size": HIDDEN,
-            "intermediate_size": FEED_FORWARD,
-            "num_hidden_layers": LAYERS,
-            "num_attention_heads": HEADS,
-            "num_key_value_heads": KV_HEADS,
-            "max_position_embeddings": MAX_TOKENS,
-            "hidden_act": "silu",
-            "rms_norm_eps": 1e-6,
-            "rope_theta": 10000.0,
-            "attention_dropout": 0.0,
-            "tie_word_embeddings": True,
-            "use_cache": True,
-            "use_sliding_window": False,
-            "bos_token_id": None,
-            "eos_token_id": end,
-            "pad_token_id": pad,
-        },
-    )
+    _write_json(folder / "tokenizer_config.json", _tokenizer_config(tokenizer))
+    _write_json(folder / "config.json", _model_config(end, pad))
     _write_json(folder / "generation_config.json", {"eos_token_id": end, "pad_token_id": pad})
     write_safetensors(folder / "model.safetensors", model_tensors(np.random.default_rng(SEED)))
     for number, name in enumerate(ADAPTERS, 1):
