@@ -7,7 +7,7 @@
 | `caches` | placing, status | `history`, `running`, other workers and gateways |
 | `engines` | placing, endings | probes, `running` |
 | `health`, `poison` | placing, status | probes, first tokens, the evidence of endings |
-| `predictor` | asking, placing, status | `teaching` |
+| `predictor` | parsing, placing, status | `teaching` |
 | `homes` | placing, requests that name a response | `stored`, other workers and gateways |
 | `records` | the admin port, stored responses | placing adds, endings attach |
 | `endpoints` | status | endings |

@@ -7,9 +7,9 @@ from extproc.choosing.policies.registry import POLICIES
 from extproc.choosing.snapshots import Demand, Load, Prompt, completion_snapshot, plain_snapshot
 from extproc.errors import Reason, RouterError
 from extproc.predicting.traffic import Traffic
-from extproc.routing.asking import Asked
 from extproc.routing.books import PlacingBooks
 from extproc.routing.caches import Estimate
+from extproc.routing.parsing import ParsedRequest
 from extproc.routing.pools import Pools, health_model
 from extproc.routing.settings import RouterSettings
 from extproc.routing.table import Pool, RoutingTable
@@ -48,7 +48,7 @@ class Look:
 def look(
     books: PlacingBooks,
     pools: Pools,
-    asked: Asked,
+    parsed: ParsedRequest,
     table: RoutingTable,
     settings: RouterSettings,
     turn: int,
@@ -59,10 +59,10 @@ def look(
     Raises:
         RouterError: No endpoint is available.
     """
-    request, route = asked.request, asked.route
+    request, route = parsed.request, parsed.route
     served_model = health_model(route.upstream_model or request.model, request.operation)
     pool = pools.of_model(route, table, served_model, now_s)
-    home = None if asked.follows is None else _home(books, asked, table, now_s)
+    home = None if parsed.follows is None else _home(books, parsed, table, now_s)
     if home is not None and home not in pool.rows:
         pool = pools.with_home(route, table, home)
     if not pool.keys:
@@ -76,9 +76,9 @@ def look(
         request,
         route.model,
         route.lora,
-        asked.blocks,
+        parsed.blocks,
         settings.block_bytes,
-        asked.prompt_tokens,
+        parsed.prompt_tokens,
         pool.keys,
     )
     groups = pool.groups_of(route.group)
@@ -87,13 +87,15 @@ def look(
     return Look(pool, home, served_model, estimate, groups, prices, traffic, turn, now_s)
 
 
-def snapshot_of(books: PlacingBooks, asked: Asked, found: Look, load: Load, *, is_patient: bool) -> Snapshot:
+def snapshot_of(
+    books: PlacingBooks, parsed: ParsedRequest, found: Look, load: Load, *, is_patient: bool
+) -> Snapshot:
     """What the route's policy needs to know; with what is under way where the request may wait."""
     pool, traffic, estimate = found.pool, found.traffic, found.estimate
     prompt = Prompt(estimate.prompt_tokens, estimate.cached_tokens, estimate.matched, estimate.num_units)
-    if not POLICIES[asked.route.load_balancing.algorithm].needs_engines:
+    if not POLICIES[parsed.route.load_balancing.algorithm].needs_engines:
         return plain_snapshot(pool.keys, pool.weights, load, prompt, found.prices, traffic.output_tokens)
-    slo_ttft, slo_tpot = map(asked.headers.headers.get, (SLO_TTFT_HEADER, SLO_TPOT_HEADER))
+    slo_ttft, slo_tpot = map(parsed.headers.headers.get, (SLO_TTFT_HEADER, SLO_TPOT_HEADER))
     endpoints = len(pool.keys) / books.processes()
     return completion_snapshot(
         pool.keys,
@@ -108,11 +110,13 @@ def snapshot_of(books: PlacingBooks, asked: Asked, found: Look, load: Load, *, i
     )
 
 
-def _home(books: PlacingBooks, asked: Asked, table: RoutingTable, now_s: float) -> EndpointKey | None:
+def _home(
+    books: PlacingBooks, parsed: ParsedRequest, table: RoutingTable, now_s: float
+) -> EndpointKey | None:
     """The endpoint that holds what the request builds on, if that is known and may serve it."""
-    assert asked.follows is not None
-    for key in asked.follows:
+    assert parsed.follows is not None
+    for key in parsed.follows:
         home = None if key is None else books.homes.find(key, now_s)
-        if home is not None and table.member(asked.route.cluster, asked.route.subset, home):
+        if home is not None and table.member(parsed.route.cluster, parsed.route.subset, home):
             return home
     return None

@@ -19,11 +19,11 @@ from extproc.choosing.replay import RecordingRng
 from extproc.choosing.rows import expected_ttft_s
 from extproc.choosing.snapshots import Load, Prompt
 from extproc.errors import Reason, RouterError
-from extproc.routing.asking import Asked
 from extproc.routing.books import PlacingBooks
 from extproc.routing.charging import charge, due_s, whole
 from extproc.routing.claims import Claims, Parked
 from extproc.routing.looking import Look, look, snapshot_of
+from extproc.routing.parsing import ParsedRequest
 from extproc.routing.pools import Pools
 from extproc.routing.recording import Placed, Recording
 from extproc.routing.rivals import Contender, Picked
@@ -116,7 +116,7 @@ class Placer:
 
     def place(
         self,
-        asked: Asked,
+        parsed: ParsedRequest,
         table: RoutingTable,
         settings: RouterSettings,
         before: Parked | None = None,
@@ -126,7 +126,7 @@ class Placer:
         """Choose and charge, or park.
 
         Args:
-            asked: The request.
+            parsed: The request.
             table: Which endpoints there are.
             settings: In force now; without `hold` nothing is parked.
             before: How it waited until now; it does so no more.
@@ -140,27 +140,27 @@ class Placer:
             before.queue.forget(before.ticket)
         now_s = self._clock()
         books.running.advance(now_s)
-        found = look(books, self.pools, asked, table, settings, self._turn, now_s)
+        found = look(books, self.pools, parsed, table, settings, self._turn, now_s)
         self._turn += 1
         with books.load.lock():
             view = books.load.view(found.pool.slots)
             load = Load(view.requests, view.prefill_requests, view.prefill_tokens, view.context_tokens)
-            now = self._decide(asked, found, load, settings, before, rng, may_wait=may_wait)
+            now = self._decide(parsed, found, load, settings, before, rng, may_wait=may_wait)
             if isinstance(now, Parked):
                 return now
-            rule = asked.route.load_balancing.rival
-            picked = None if rule is None else self._ask_rival(rule, asked, found, load)
+            rule = parsed.route.load_balancing.rival
+            picked = None if rule is None else self._ask_rival(rule, parsed, found, load)
             order = _order(now.choice, found, picked)
-            placement = _placement(asked, found, now.snapshot, order[0], settings)
+            placement = _placement(parsed, found, now.snapshot, order[0], settings)
             charged = charge(books.load, placement, now_s)
             if not load.prefilling[order[0]]:
                 books.engines.prefill_begins(placement.endpoint, now_s)
             if placement.endpoint in found.pool.on_trial:
                 books.health.trial_began(placement.endpoint, found.served_model, now_s)
-        placed = Placed(asked, before, found, now, order, placement, charged, rng.draws)
+        placed = Placed(parsed, before, found, now, order, placement, charged, rng.draws)
         tried_once = self._recording.write(placed, settings.block_bytes)
         if picked is not None and charged:
-            books.rivals.sent(asked.request_id, picked)
+            books.rivals.sent(parsed.request_id, picked)
         return Chosen(
             found.pool,
             now.choice,
@@ -176,7 +176,7 @@ class Placer:
 
     def _decide(
         self,
-        asked: Asked,
+        parsed: ParsedRequest,
         found: Look,
         load: Load,
         settings: RouterSettings,
@@ -186,17 +186,17 @@ class Placer:
         may_wait: bool,
     ) -> SendNow | Parked:
         """Choose, or park. Raises RouterError where no endpoint will have room in time."""
-        route, now_s = asked.route, found.now_s
+        route, now_s = parsed.route, found.now_s
         policy = POLICIES[route.load_balancing.algorithm]
         # No room elsewhere is of any use to one that has a home.
         may_wait = may_wait and policy.may_wait and found.home is None
         hold = settings.hold if may_wait and route.load_balancing.rival is None else None
-        snapshot = snapshot_of(self._books, asked, found, load, is_patient=hold is not None)
+        snapshot = snapshot_of(self._books, parsed, found, load, is_patient=hold is not None)
         queue = claim = rotation = None
         if hold is not None:
-            queue, claim = self.pools.queue(found.pool, hold), self._claims.of(asked, before)
+            queue, claim = self.pools.queue(found.pool, hold), self._claims.of(parsed, before)
         if policy.takes_turns:
-            rotation = self._rotations.of(asked.request.model, route)
+            rotation = self._rotations.of(parsed.request.model, route)
             snapshot = replace(snapshot, owed=rotation.turn(found.pool.keys, found.pool.weights))
         decided = decide(snapshot, route.load_balancing, rng, found.turn, now_s, queue, claim)
         if isinstance(decided, WaitForRoom):
@@ -209,7 +209,7 @@ class Placer:
                 f"All endpoints of model `{route.model}` are busy, and more requests wait for them "
                 "than can be answered in time.",
                 retry_after_s=math.ceil(decided.retry_after_s),
-                held_s=0.0 if before is None else now_s - asked.received_s,
+                held_s=0.0 if before is None else now_s - parsed.received_s,
             )
         first = decided.choice.order[0]
         if decided.costs is not None:
@@ -218,16 +218,16 @@ class Placer:
             rotation.served(decided.snapshot.owed, first)
         return decided
 
-    def _ask_rival(self, rule: str, asked: Asked, found: Look, load: Load) -> Picked | None:
+    def _ask_rival(self, rule: str, parsed: ParsedRequest, found: Look, load: Load) -> Picked | None:
         """What the rule of another gateway says; its draws are no part of the decision that is recorded."""
         if found.home is not None:
             return None
-        estimate, pool, headers = found.estimate, found.pool, asked.headers.headers
+        estimate, pool, headers = found.estimate, found.pool, parsed.headers.headers
         prompt = Prompt(estimate.prompt_tokens, estimate.cached_tokens, estimate.matched, estimate.num_units)
         limits = [limit_s_of(headers.get(name)) for name in (SLO_TTFT_HEADER, SLO_TPOT_HEADER)]
         return self._books.rivals.choose(
             rule,
-            Contender(asked.received_s, asked.blocks, prompt, *limits),
+            Contender(parsed.received_s, parsed.blocks, prompt, *limits),
             pool.keys,
             pool.weights,
             found.groups,
@@ -252,13 +252,13 @@ def _order(choice: Choice, found: Look, picked: Picked | None) -> tuple[int, ...
 
 
 def _placement(
-    asked: Asked, found: Look, snapshot: Snapshot, row: int, settings: RouterSettings
+    parsed: ParsedRequest, found: Look, snapshot: Snapshot, row: int, settings: RouterSettings
 ) -> Placement:
     """What the endpoint of a row is charged."""
-    is_told = asked.request.stream and settings.first_chunk
+    is_told = parsed.request.stream and settings.first_chunk
     prompt_tokens = found.estimate.prompt_tokens
     return whole(
-        asked.request_id,
+        parsed.request_id,
         found.pool.keys[row],
         prompt_tokens - found.estimate.cached_tokens[row],
         prompt_tokens,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from extproc.choosing.deciding import SendNow
-from extproc.routing.asking import Asked
 from extproc.routing.books import PlacingBooks
 from extproc.routing.claims import Parked
 from extproc.routing.looking import Look
+from extproc.routing.parsing import ParsedRequest
 from extproc.values.decisions import DecisionRecord
 from extproc.values.inflight import Inflight
 from extproc.values.placements import Placement
@@ -30,7 +30,7 @@ class Placed:
     """A request that was placed a moment ago.
 
     Attributes:
-        asked: The request.
+        parsed: The request.
         before: How it waited until then, if it did.
         look: What was looked at.
         now: What was decided.
@@ -40,7 +40,7 @@ class Placed:
         draws: Random numbers that were drawn.
     """
 
-    asked: Asked
+    parsed: ParsedRequest
     before: Parked | None
     look: Look
     now: SendNow
@@ -73,18 +73,18 @@ class Recording:
             placed: What was placed.
             block_bytes: Length of a block of its prompt.
         """
-        books, asked, look = self._books, placed.asked, placed.look
+        books, parsed, look = self._books, placed.parsed, placed.look
         decided_s = self._clock()
-        began_s = asked.received_s if placed.before is None else look.now_s
+        began_s = parsed.received_s if placed.before is None else look.now_s
         record = self._record(placed, block_bytes, began_s, decided_s)
         books.records.add(record)
-        tried_once = books.poison.is_poison(asked.fingerprint, look.now_s)
+        tried_once = books.poison.is_poison(parsed.fingerprint, look.now_s)
         if placed.charged:  # else there is nothing to follow
-            books.running.begin(asked.request_id, self._inflight(placed, record, decided_s, tried_once))
+            books.running.begin(parsed.request_id, self._inflight(placed, record, decided_s, tried_once))
         scores, row, estimate = placed.now.choice.scores, placed.order[0], look.estimate
         books.recorder.observe_decision(
-            asked.route.model,
-            asked.route.load_balancing.algorithm,
+            parsed.route.model,
+            parsed.route.load_balancing.algorithm,
             placed.placement.endpoint,
             decided_s - began_s,
             None if scores is None else scores[row],
@@ -94,10 +94,10 @@ class Recording:
         return tried_once
 
     def _record(self, placed: Placed, block_bytes: int, began_s: float, decided_s: float) -> DecisionRecord:
-        asked, before, look, order = placed.asked, placed.before, placed.look, placed.order
-        request, route, estimate = asked.request, asked.route, look.estimate
+        parsed, before, look, order = placed.parsed, placed.before, placed.look, placed.order
+        request, route, estimate = parsed.request, parsed.route, look.estimate
         return DecisionRecord(
-            request_id=asked.request_id,
+            request_id=parsed.request_id,
             time_unix_s=self._wall_clock(),
             operation=request.operation,
             model=route.model,
@@ -123,27 +123,27 @@ class Recording:
             filtered=look.pool.filtered,
             data_age_s=self._books.ages.of(look.now_s),
             decision_us=(decided_s - began_s) * 1e6,
-            held_s=began_s - asked.received_s,
+            held_s=began_s - parsed.received_s,
             held_for=None if before is None else before.later.reason,
         )
 
     @staticmethod
     def _inflight(placed: Placed, record: DecisionRecord, decided_s: float, tried_once: bool) -> Inflight:
-        asked, look = placed.asked, placed.look
+        parsed, look = placed.parsed, placed.look
         inflight = Inflight(
             record,
-            asked.request.operation,
+            parsed.request.operation,
             placed.placement.endpoint,
-            asked.blocks,
-            asked.route.group,
+            parsed.blocks,
+            parsed.route.group,
             look.groups,
             decided_s,
-            max_output_tokens(asked.request),
+            max_output_tokens(parsed.request),
             look.served_model,
-            asked.fingerprint,
+            parsed.fingerprint,
             tried_once=tried_once,
-            builds_on=asked.follows is not None and asked.follows != (None, None),
+            builds_on=parsed.follows is not None and parsed.follows != (None, None),
         )
-        if asked.follows is not None:
-            inflight.conversation = asked.follows.conversation
+        if parsed.follows is not None:
+            inflight.conversation = parsed.follows.conversation
         return inflight

@@ -1,7 +1,7 @@
 """The decision: from a request's bytes to the value that names its endpoints, at once or later.
 
 Rules:
-    1. A request is understood once (`asking`), placed (`placing`), and its plan is made here. One that has to
+    1. A request is parsed once (`parsing`), placed (`placing`), and its plan is made here. One that has to
        wait is placed again by the waiting room; its decision is pending.
     2. Time and randomness are given at construction; a decision's record holds every draw.
     3. What fails before the charge is a `Refusal` and leaves no trace in any counter.
@@ -18,9 +18,9 @@ from extproc.request.parse import is_form
 from extproc.request.reading import BodyRead, ReadOrder
 from extproc.request.responses import Named, response_key
 from extproc.request.structure import check_structure, is_heavy
-from extproc.routing.asking import Asked, check_size, order_of, understand, understand_read
 from extproc.routing.books import PlacingBooks
 from extproc.routing.claims import Parked
+from extproc.routing.parsing import ParsedRequest, check_size, order_of, parse_read, parse_request
 from extproc.routing.placing import Chosen, Placer
 from extproc.routing.reading_budget import SMALL_BYTES, ReadingBudget
 from extproc.routing.settings import RouterSettings
@@ -133,16 +133,16 @@ class Router:
                 return self._read_elsewhere(self._readers, headers, body)
             body = bytes(body)
             check_structure(body)
-        asked = understand(
+        parsed = parse_request(
             headers, body, self.table, self.settings, self._books.predictor, self._rng, self._clock()
         )
-        return self._placed(asked, self._place(asked, None))
+        return self._placed(parsed, self._place(parsed, None))
 
-    def _placed(self, asked: Asked, placed: Chosen | Parked) -> Deciding[Decision]:
+    def _placed(self, parsed: ParsedRequest, placed: Chosen | Parked) -> Deciding[Decision]:
         if isinstance(placed, Parked):
             assert self.waiting is not None, "nobody is parked without a room"
-            return self.waiting.admit(asked, placed)
-        return self._charged(asked, placed)
+            return self.waiting.admit(parsed, placed)
+        return self._charged(parsed, placed)
 
     def retrieve(self, request: RequestHeaders, named: Named) -> LineVerdict:
         """Where a request about a stored response goes: to the endpoint that holds it, whatever its health.
@@ -181,13 +181,13 @@ class Router:
 
         def decide(read: BodyRead) -> None:
             try:
-                asked = understand_read(
+                parsed = parse_read(
                     headers, read, table, settings, self._books.predictor, self._rng, received_s
                 )
                 hold = self.settings.hold
                 left_s = received_s + patience_s - self._clock()
                 may_wait = hold is not None and left_s > hold.max_s + 1.0
-                settle(decision, self._placed(asked, self._place(asked, None, may_wait=may_wait)))
+                settle(decision, self._placed(parsed, self._place(parsed, None, may_wait=may_wait)))
             except Exception as error:  # a refusal, or a bug of which the readers are to know nothing
                 decision.fail(error)
 
@@ -201,27 +201,29 @@ class Router:
         wanted_s = readers.patience_s + 1.0 + (0.0 if hold is None else hold.max_s + 1.0)
         return min(wanted_s, MAX_PATIENCE_S)
 
-    def _place(self, asked: Asked, before: Parked | None, *, may_wait: bool = True) -> Chosen | Parked:
+    def _place(
+        self, parsed: ParsedRequest, before: Parked | None, *, may_wait: bool = True
+    ) -> Chosen | Parked:
         may_wait = may_wait and self.waiting is not None and self.waiting.takes(before)
-        return self._placer.place(asked, self.table, self.settings, before, may_wait=may_wait)
+        return self._placer.place(parsed, self.table, self.settings, before, may_wait=may_wait)
 
-    def _charged(self, asked: Asked, chosen: Chosen) -> Now[Decision] | Later[Decision]:
+    def _charged(self, parsed: ParsedRequest, chosen: Chosen) -> Now[Decision] | Later[Decision]:
         if self._reserve is None or not chosen.charged or chosen.pinned or chosen.by_rival:
-            return Now(self._answered(asked, chosen))
-        return self._reserved(self._reserve, asked, chosen)
+            return Now(self._answered(parsed, chosen))
+        return self._reserved(self._reserve, parsed, chosen)
 
-    def _reserved(self, reserve: Reserve, asked: Asked, chosen: Chosen) -> Later[Decision]:
+    def _reserved(self, reserve: Reserve, parsed: ParsedRequest, chosen: Chosen) -> Later[Decision]:
         """Have the choice confirmed, or moved, where all gateways' choices are put in one order."""
-        placing = reserve(asked.request_id, chosen.candidates())
+        placing = reserve(parsed.request_id, chosen.candidates())
         decision: Pending[Decision] = Pending(placing.cancel)
 
         def answer(place: EndpointKey | None) -> None:
             confirmed = chosen
             try:
                 if place is not None and place != chosen.place:
-                    self._books.running.placed(asked.request_id, place)
+                    self._books.running.placed(parsed.request_id, place)
                     confirmed = chosen.moved_to(place)
-                made = self._answered(asked, confirmed)
+                made = self._answered(parsed, confirmed)
             except Exception as error:  # a bug: this stream fails alone
                 decision.fail(error)
             else:
@@ -230,8 +232,8 @@ class Router:
         placing.then(answer, decision.fail)
         return Later(decision)
 
-    def _answered(self, asked: Asked, chosen: Chosen) -> Decision:
-        request, headers = asked.request, asked.headers
+    def _answered(self, parsed: ParsedRequest, chosen: Chosen) -> Decision:
+        request, headers = parsed.request, parsed.headers
         order = chosen.order[:1] if chosen.tried_once else chosen.order
         key = (order, request.stream, chosen.pinned, chosen.tried_once)
         plans = chosen.pool.plans
@@ -239,13 +241,13 @@ class Router:
         if plan is None:
             if len(plans) >= MAX_PLANS:
                 plans.clear()
-            plan = plans[key] = self._plan_of(asked.route.cluster, chosen.pool, key)
+            plan = plans[key] = self._plan_of(parsed.route.cluster, chosen.pool, key)
         token = self.settings.debug_token
         shows_id = token is not None and compare_digest(
             headers.headers.get(DEBUG_HEADER, "").encode(), token.encode()
         )
         return Decision(
-            asked.request_id, request.operation, request.stream, plan, asked.new_body, shows_id=shows_id
+            parsed.request_id, request.operation, request.stream, plan, parsed.new_body, shows_id=shows_id
         )
 
     def _plan_of(self, cluster: str, pool: Pool, key: PlanKey) -> Plan:

@@ -20,8 +20,8 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 from extproc.choosing.holding import POLL_S, Pass
 from extproc.errors import RouterError
 from extproc.observing.recorder import Recorder
-from extproc.routing.asking import Asked
 from extproc.routing.claims import Parked
+from extproc.routing.parsing import ParsedRequest
 from extproc.routing.placing import Chosen
 from extproc.values.deciding import Deciding, Later, settle
 from extproc.values.decisions import HoldEnding, HoldReason
@@ -59,7 +59,7 @@ class Loop(Protocol):
 
 @dataclass(slots=True)
 class _Held:
-    asked: Asked
+    parsed: ParsedRequest
     parked: Parked
     answer: Pending[Any]
     num_bytes: int
@@ -93,8 +93,8 @@ class WaitingRoom(Generic[D]):
 
     def __init__(
         self,
-        place: Callable[[Asked, Parked | None], Chosen | Parked],
-        answer: Callable[[Asked, Chosen], Deciding[D]],
+        place: Callable[[ParsedRequest, Parked | None], Chosen | Parked],
+        answer: Callable[[ParsedRequest, Chosen], Deciding[D]],
         metrics: Recorder,
         loop: Callable[[], Loop],
         clock: Callable[[], float],
@@ -128,13 +128,15 @@ class WaitingRoom(Generic[D]):
             counts[held.parked.later.reason] += 1
         return counts
 
-    def admit(self, asked: Asked, parked: Parked) -> Later[D]:
+    def admit(self, parsed: ParsedRequest, parked: Parked) -> Later[D]:
         """Let a request wait; its answer, and how long Envoy has to wait for it."""
         answer: Pending[D] = Pending(lambda: self._left(held))
-        held = _Held(asked, parked, answer, len(asked.request.prompt) + sum(map(len, asked.new_body or ())))
+        held = _Held(
+            parsed, parked, answer, len(parsed.request.prompt) + sum(map(len, parsed.new_body or ()))
+        )
         self._held[parked.ticket] = held
         self._num_bytes += held.num_bytes
-        self._metrics.held(asked.route.model, parked.later.reason)
+        self._metrics.held(parsed.route.model, parked.later.reason)
         now_s = self._clock()
         self._wake_at(now_s + POLL_S, now_s)
         return Later(answer, parked.later.wait.until_s - now_s + _PATIENCE_S)
@@ -155,7 +157,7 @@ class WaitingRoom(Generic[D]):
             self._timer = None
         self._pass = None
         for held in sorted(self._held.values(), key=lambda each: each.turn):
-            self._ask(held)
+            self._retry(held)
 
     def _wake_at(self, due_s: float, now_s: float) -> None:
         """Have the next pass begin then, unless one will earlier."""
@@ -188,24 +190,24 @@ class WaitingRoom(Generic[D]):
 
     def _slices(self) -> Iterator[None]:
         """One pass; yields between slices."""
-        asked, waiting = 0, Pass(self._held.values())
+        tried, waiting = 0, Pass(self._held.values())
         while (held := waiting.next(self._clock())) is not None:
-            if asked and asked % PASS_SLICE == 0:
+            if tried and tried % PASS_SLICE == 0:
                 yield
-            asked += 1
-            if self._ask(held) and held.parked.later.wait.closed:
+            tried += 1
+            if self._retry(held) and held.parked.later.wait.closed:
                 waiting.close(held.line)
 
-    def _ask(self, held: _Held) -> bool:
+    def _retry(self, held: _Held) -> bool:
         """Place it again; True if it goes on waiting."""
         if held.answer.is_over:  # its client left during this pass
             return False
         try:
-            placed = self._place(held.asked, held.parked)
+            placed = self._place(held.parsed, held.parked)
             if isinstance(placed, Parked):
                 held.parked = placed
                 return True
-            answer = self._answer(held.asked, placed)
+            answer = self._answer(held.parsed, placed)
         except RouterError as error:
             self._end(held, HoldEnding.REFUSED)
             held.answer.fail(error)
@@ -225,5 +227,5 @@ class WaitingRoom(Generic[D]):
     def _end(self, held: _Held, ending: HoldEnding) -> None:
         del self._held[held.parked.ticket]
         self._num_bytes -= held.num_bytes
-        held_s = self._clock() - held.asked.received_s
-        self._metrics.hold_ended(held.asked.route.model, ending, held_s)
+        held_s = self._clock() - held.parsed.received_s
+        self._metrics.hold_ended(held.parsed.route.model, ending, held_s)

@@ -22,7 +22,7 @@ from extproc.choosing.deciding import SendNow, TurnDown, WaitForRoom
 from extproc.choosing.replay import RecordingRng, ReplayRng
 from extproc.choosing.stateful import Decision, FleetView, Hold, Request, Sent, Shed
 from extproc.routing import placing
-from extproc.routing.asking import Asked
+from extproc.routing.parsing import ParsedRequest
 from extproc.routing.placing import Placer
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.values.balancing import LoadBalancing
@@ -75,7 +75,7 @@ class Both:
         self.fleet = fleet
         self.keys = tuple(member.key for member in fleet)
         self.rng = random.Random(5)
-        self.asked: Asked | None = None
+        self.parsed: ParsedRequest | None = None
         self.decided: list[str] = []
         self.events: list[tuple[float, int, str, Answering]] = []
         self.promises: list[Promise] = []
@@ -86,14 +86,14 @@ class Both:
         """What the replayer's gateway knows; of the caches it believes what the other one does, in tokens."""
         rows, books, now_s = len(self.keys), self.rig.placing, self.rig.clock()
         load = books.load.view(books.load.slots(self.keys))
-        asked = self.asked
-        assert asked is not None
+        parsed = self.parsed
+        assert parsed is not None
         since_s = books.engines._prefill_since_s
         return FleetView(
             now_s=now_s,
             rng=ReplayRng(draws),
             request=Request(
-                int(asked.request_id), asked.received_s, snapshot.prompt_tokens, tuple(asked.blocks)
+                int(parsed.request_id), parsed.received_s, snapshot.prompt_tokens, tuple(parsed.blocks)
             ),
             gateways=1,
             block_size=1,
@@ -191,9 +191,9 @@ def compared(both: Both) -> Iterator[None]:
     """Every decision of the gateway is the replayer's as well."""
     place = Placer.place
 
-    def noted(placer: Placer, asked: Asked, *args: Any, **named: Any) -> Any:
-        both.asked = asked
-        return place(placer, asked, *args, **named)
+    def noted(placer: Placer, parsed: ParsedRequest, *args: Any, **named: Any) -> Any:
+        both.parsed = parsed
+        return place(placer, parsed, *args, **named)
 
     with patch.object(placing, "decide", both.decide), patch.object(Placer, "place", noted):
         yield
