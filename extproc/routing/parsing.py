@@ -95,8 +95,7 @@ def parse_read(
     rng: Rng,
     now_s: float,
 ) -> ParsedRequest:
-    """What a request says whose body was read elsewhere, by `order_of` the same table; else as
-    `parse_request` reads it.
+    """What a request says whose body was read elsewhere, by `order_of` the same table; see `parse_request`.
 
     Raises:
         RouterError: It cannot be served.

@@ -1,8 +1,8 @@
-"""Requests that wait for an endpoint with room, and when each of them is placed again.
+"""Requests that wait for an endpoint with room, and when each of them is scheduled again.
 
 Rules:
-    1. News of freed room starts a pass: everybody who waits is placed again in the order of rank, until one
-       finds every endpoint closed for those behind it too. News that comes during a pass starts another.
+    1. News of freed room starts a pass: everybody who waits is scheduled again in the order of rank, until
+       one finds every endpoint closed for those behind it too. News that comes during a pass starts another.
     2. Other workers and gateways free room without a word to us, and time does: while anybody waits there is
        a pass every `POLL_S`.
     3. A pass yields to other work after every `PASS_SLICE` requests, and passes together take at most one
@@ -22,7 +22,7 @@ from extproc.errors import RouterError
 from extproc.observing.recorder import Recorder
 from extproc.routing.claims import Parked
 from extproc.routing.parsing import ParsedRequest
-from extproc.routing.placing import Chosen
+from extproc.routing.scheduling import Chosen
 from extproc.values.deciding import Deciding, Later, settle
 from extproc.values.decisions import HoldEnding, HoldReason
 from extproc.values.pending import Pending
@@ -31,13 +31,14 @@ D = TypeVar("D")
 """An answer."""
 
 PASS_SLICE: Final = 16
-"""Placing takes some 0.2 ms: other requests wait 3 ms at most."""
+"""Scheduling takes some 0.2 ms: other requests wait 3 ms at most."""
 
 REST: Final = 4.0
 """Passes may take a fifth of the time of a core whose decisions are otherwise for new requests."""
 
 MAX_HELD_BYTES: Final = 256 * 1024 * 1024
-"""Of bodies that wait, parsed ones several times as large in memory; what comes beyond is placed at once."""
+"""Of bodies that wait, parsed ones several times as large in memory; what comes beyond is scheduled at
+once."""
 
 _PATIENCE_S: Final = 1.0
 """Longer than the last wait: the answer is on its way by then."""
@@ -84,7 +85,7 @@ class WaitingRoom(Generic[D]):
     """Who waits here.
 
     Args:
-        place: Places a request again, given how it waited; may raise `RouterError`.
+        schedule: Schedules a request again, given how it waited; may raise `RouterError`.
         answer: Makes the answer of one that was charged, at once or later.
         metrics: Told of each wait.
         loop: The running event loop.
@@ -93,13 +94,13 @@ class WaitingRoom(Generic[D]):
 
     def __init__(
         self,
-        place: Callable[[ParsedRequest, Parked | None], Chosen | Parked],
+        schedule: Callable[[ParsedRequest, Parked | None], Chosen | Parked],
         answer: Callable[[ParsedRequest, Chosen], Deciding[D]],
         metrics: Recorder,
         loop: Callable[[], Loop],
         clock: Callable[[], float],
     ) -> None:
-        self._place = place
+        self._schedule = schedule
         self._answer = answer
         self._metrics = metrics
         self._loop = loop
@@ -203,11 +204,11 @@ class WaitingRoom(Generic[D]):
         if held.answer.is_over:  # its client left during this pass
             return False
         try:
-            placed = self._place(held.parsed, held.parked)
-            if isinstance(placed, Parked):
-                held.parked = placed
+            scheduled = self._schedule(held.parsed, held.parked)
+            if isinstance(scheduled, Parked):
+                held.parked = scheduled
                 return True
-            answer = self._answer(held.parsed, placed)
+            answer = self._answer(held.parsed, scheduled)
         except RouterError as error:
             self._end(held, HoldEnding.REFUSED)
             held.answer.fail(error)
@@ -220,7 +221,7 @@ class WaitingRoom(Generic[D]):
         return False
 
     def _left(self, held: _Held) -> None:
-        """The client is gone; if it was placed, its end is the access log's to tell."""
+        """The client is gone; if it was scheduled, its end is the access log's to tell."""
         held.parked.queue.forget(held.parked.ticket)
         self._end(held, HoldEnding.GONE)
 

@@ -87,7 +87,7 @@ class WaitingMachine(RuleBasedStateMachine):
             settings=RouterSettings(block_bytes=BLOCK_BYTES, hold=HOLDS[-1]),
             loop=self.loop,
         )
-        self.rig.placing.engines.told_kv_tokens(KEYS[0], KV_TOKENS)
+        self.rig.scheduling.engines.told_kv_tokens(KEYS[0], KV_TOKENS)
         self.members = set(KEYS)
         self.waiting: dict[str, Waiting] = {}
         self.running: dict[str, EndpointKey] = {}
@@ -191,7 +191,7 @@ class WaitingMachine(RuleBasedStateMachine):
     @rule(key=st.sampled_from(KEYS))
     def recover(self, key: EndpointKey) -> None:
         """A probe may end an ejection."""
-        self.rig.placing.health.probe_succeeded(key, self.loop.clock())
+        self.rig.scheduling.health.probe_succeeded(key, self.loop.clock())
         self.rig.freed.tell()
 
     @rule(members=st.sets(st.sampled_from(KEYS)))
@@ -263,10 +263,10 @@ class WaitingMachine(RuleBasedStateMachine):
     @invariant()
     def each_is_in_one_place(self) -> None:
         """Whoever was placed is charged once, where it runs; nobody else is charged anything."""
-        books = self.rig.placing
-        assert books.load.in_flight == len(books.running) == len(self.running)
+        state = self.rig.scheduling
+        assert state.load.in_flight == len(state.running) == len(self.running)
         for request_id, key in self.running.items():
-            inflight = books.running.get(RequestId(request_id))
+            inflight = state.running.get(RequestId(request_id))
             assert inflight is not None
             assert inflight.endpoint == key
         for key in KEYS:
@@ -274,7 +274,7 @@ class WaitingMachine(RuleBasedStateMachine):
             assert requests == sum(at == key for at in self.running.values())
             assert min(prefill_tokens, context_tokens) >= 0
             assert requests > 0 or prefill_tokens == context_tokens == 0
-        books.load.retain(frozenset(self.members))  # to look is to claim a slot
+        state.load.retain(frozenset(self.members))  # to look is to claim a slot
 
     @invariant()
     def the_room_holds_who_waits(self) -> None:
@@ -300,7 +300,7 @@ class WaitingMachine(RuleBasedStateMachine):
 
     def queues(self) -> list[HoldQueue]:
         """Those in force, and old ones that somebody is still in."""
-        found = {id(queue): queue for queue in self.rig.router._placer.pools._queues.values()}
+        found = {id(queue): queue for queue in self.rig.router._scheduler.pools._queues.values()}
         found.update((id(held.parked.queue), held.parked.queue) for held in self.room._held.values())
         return list(found.values())
 
@@ -351,7 +351,7 @@ def test_idle_endpoints_take_who_waits_though_prices_have_risen() -> None:
     machine.burst(12)
     assert len(machine.waiting) == 12
     for _ in range(10):
-        machine.rig.placing.predictor.observe_ttft(
+        machine.rig.scheduling.predictor.observe_ttft(
             (MODEL, CLUSTER), IDLE, uncached=8_000, cached=0, predicted_s=None, actual_s=0.3
         )
     for first in (4, 7, 10, 13):

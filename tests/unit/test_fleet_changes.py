@@ -15,9 +15,9 @@ from extproc.health.settings import HealthSettings
 from extproc.health.tracker import HealthTracker
 from extproc.observing.metrics.collector import Metrics
 from extproc.observing.records import RecordRing
-from extproc.routing.books import Outside, make_books
 from extproc.routing.caches import Caches
 from extproc.routing.homes import Homes
+from extproc.routing.state import Outside, make_routing_state
 from extproc.server.fleet_changes import FleetChanges
 from extproc.values.endpoints import Endpoint
 from metadata_center.addresses import Address
@@ -91,7 +91,7 @@ def whole(**changed: Mapping[str, Any]) -> dict[str, list[Listed]]:
 def test_a_change_of_one_endpoint_re_applies_one(change: dict[str, Any]) -> None:
     """Of a thousand in ten clusters: one is probed and followed anew, one cluster is published."""
     fleet, noting, metrics = Fleet(), Noting(), Metrics(CollectorRegistry(), "test")
-    books = make_books(
+    state = make_routing_state(
         load=LoadTable(Counters(), LedgerBounds(lease_s=60.0, tombstone_s=60.0)),
         caches=Caches(PrefixIndex(1_000, 1_000)),
         health=HealthTracker(HealthSettings()),
@@ -102,7 +102,7 @@ def test_a_change_of_one_endpoint_re_applies_one(change: dict[str, Any]) -> None
     )
     changes = FleetChanges(
         fleet,
-        books,
+        state,
         Told(noting.probe),  # type: ignore[arg-type]
         Told(noting.follow),  # type: ignore[arg-type]
         Told(noting.publish),  # type: ignore[arg-type]
@@ -116,13 +116,13 @@ def test_a_change_of_one_endpoint_re_applies_one(change: dict[str, Any]) -> None
 
     key, other = EndpointKey("uid/317"), EndpointKey("uid/318")
     for each in (key, other):
-        books.placing.engines.told_kv_tokens(each, 1000)
+        state.scheduling.engines.told_kv_tokens(each, 1000)
     noting.clear()
     changes.apply(fleet.replace("file", whole(n317=change)))
     moved = "address" in change
     assert noting.probed == noting.followed + [key] * moved
     assert noting.followed == [key]
-    assert set(books.placing.engines.kv_tokens) == {other} | ({key} if not moved else set())
+    assert set(state.scheduling.engines.kv_tokens) == {other} | ({key} if not moved else set())
     assert (noting.published, noting.lists_published) == (["c3"], 0)
 
     noting.clear()

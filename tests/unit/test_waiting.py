@@ -91,7 +91,7 @@ def test_a_request_waits_while_every_endpoint_is_full_and_goes_when_one_is_not()
     held = Held()
     held.ask("a")
     promise = held.hold("b")
-    assert held.rig.placing.load.in_flight == 1
+    assert held.rig.scheduling.load.in_flight == 1
     assert held.room.by_reason() == {
         HoldReason.PREFILL: 1,
         HoldReason.KV_CACHE: 0,
@@ -101,7 +101,7 @@ def test_a_request_waits_while_every_endpoint_is_full_and_goes_when_one_is_not()
     assert not promise.done()
     held.first_token("a")
     assert isinstance(promise.result(), Decision)
-    assert held.rig.placing.load.in_flight == 2
+    assert held.rig.scheduling.load.in_flight == 2
     assert len(held.room) == 0
     assert held.rig.metric("tokenway_hold_seconds_count", model="m", ending="placed") == 1
     assert held.rig.metric("tokenway_hold_seconds_sum", model="m", ending="placed") == pytest.approx(0.1)
@@ -139,8 +139,8 @@ def test_an_engine_full_by_number_is_full() -> None:
     """Once its limit is learned, a request waits for a sequence to end, whatever the prefill ahead."""
     held = Held()
     for _ in range(SURE_VISITS):
-        held.rig.placing.engines.told_occupancy(THREE[0].key, running=2, waiting=1, kv_usage_ratio=0.1)
-        held.rig.placing.engines.told_occupancy(THREE[0].key, running=1, waiting=0, kv_usage_ratio=0.1)
+        held.rig.scheduling.engines.told_occupancy(THREE[0].key, running=2, waiting=1, kv_usage_ratio=0.1)
+        held.rig.scheduling.engines.told_occupancy(THREE[0].key, running=1, waiting=0, kv_usage_ratio=0.1)
     for number in range(3):  # the third is ready when a sequence ends
         assert isinstance(held.ask(f"a{number}", "short"), Decision)
         held.first_token(f"a{number}")
@@ -178,7 +178,7 @@ def test_news_that_never_comes_is_looked_for() -> None:
     held = Held()
     held.ask("a")
     promise = held.hold("b")
-    held.rig.placing.load.release_prefill(RequestId("a"))
+    held.rig.scheduling.load.release_prefill(RequestId("a"))
     held.loop.run(POLL_S)
     assert promise.done()
 
@@ -191,8 +191,8 @@ def test_a_client_that_left_is_never_charged() -> None:
     gone.cancel()
     held.first_token("a")
     assert behind.done()
-    assert held.rig.placing.records.get(RequestId("gone")) is None
-    assert held.rig.placing.load.in_flight == 2
+    assert held.rig.scheduling.records.get(RequestId("gone")) is None
+    assert held.rig.scheduling.load.in_flight == 2
     assert held.rig.metric("tokenway_hold_seconds_count", model="m", ending="gone") == 1
     assert len(held.room) == 0
 
@@ -223,7 +223,7 @@ def test_who_cannot_be_served_in_time_any_more_is_refused_then() -> None:
     held = Held(max_s=2.0)
     held.ask("a")
     promise = held.hold("b")
-    held.rig.placing.load.charge(Charge(RequestId("x"), THREE[0].key, 200_000, 200_000), 0.0, None)
+    held.rig.scheduling.load.charge(Charge(RequestId("x"), THREE[0].key, 200_000, 200_000), 0.0, None)
     held.loop.run(POLL_S)
     assert promise.done()
     with pytest.raises(RouterError) as refused:
@@ -240,7 +240,7 @@ def test_who_waits_goes_elsewhere_when_its_endpoint_is_ejected() -> None:
     promises = [held.hold(f"c{number}") for number in range(4)]
     lost = held.rig.chosen("a")
     for _ in range(3):
-        held.rig.placing.health.attempt_failed(lost, FailureKind.CONNECT_FAILURE, held.rig.clock())
+        held.rig.scheduling.health.attempt_failed(lost, FailureKind.CONNECT_FAILURE, held.rig.clock())
     held.rig.ends.take(request_end("b"), held.rig.clock())
     held.loop.run(POLL_S)
     done = [number for number, promise in enumerate(promises) if promise.done()]
@@ -289,7 +289,7 @@ def test_closing_places_everybody_at_once_and_holds_nobody_any_more() -> None:
     held.room.close()
     assert all(isinstance(promise.result(), Decision) for promise in promises)
     assert isinstance(held.ask("d"), Decision)
-    assert held.rig.placing.load.in_flight == 4
+    assert held.rig.scheduling.load.in_flight == 4
 
 
 def test_a_failure_is_that_of_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
