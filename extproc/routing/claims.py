@@ -10,7 +10,7 @@ from metadata_center.types import value
 
 
 @value
-class Parked:
+class Queued:
     """A request that waits.
 
     Attributes:
@@ -30,7 +30,7 @@ class Claims:
     def __init__(self) -> None:
         self._tickets = 0
 
-    def of(self, parsed: ParsedRequest, before: Parked | None) -> Claim:
+    def of(self, parsed: ParsedRequest, before: Queued | None) -> Claim:
         """The claim of a request; one that waits already keeps its ticket."""
         limit_s = limit_s_of(parsed.headers.headers.get(SLO_TTFT_HEADER))
         if before is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from extproc.choosing.deciding import SendNow
-from extproc.routing.claims import Parked
+from extproc.routing.claims import Queued
 from extproc.routing.looking import Look
 from extproc.routing.parsing import ParsedRequest
 from extproc.routing.state import SchedulingState
@@ -41,7 +41,7 @@ class Scheduled:
     """
 
     parsed: ParsedRequest
-    before: Parked | None
+    before: Queued | None
     look: Look
     now: SendNow
     order: tuple[int, ...]

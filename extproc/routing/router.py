@@ -18,14 +18,14 @@ from extproc.request.parse import is_form
 from extproc.request.reading import BodyRead, ReadOrder
 from extproc.request.responses import Named, response_key
 from extproc.request.structure import check_structure, is_heavy
-from extproc.routing.claims import Parked
+from extproc.routing.claims import Queued
 from extproc.routing.parsing import ParsedRequest, check_size, order_of, parse_read, parse_request
 from extproc.routing.reading_budget import SMALL_BYTES, ReadingBudget
 from extproc.routing.scheduling import Chosen, Scheduler
 from extproc.routing.settings import RouterSettings
 from extproc.routing.state import SchedulingState
 from extproc.routing.table import PlanKey, Pool, RoutingTable
-from extproc.routing.waiting import Loop, WaitingRoom
+from extproc.routing.waiting import Loop, RequestQueue
 from extproc.values.choices import Rng
 from extproc.values.deciding import Deciding, Later, Now, Refusal, settle
 from extproc.values.exchange import LineVerdict, PassTo, RefuseAtOnce, RequestHeaders
@@ -100,9 +100,9 @@ class Router:
         self._work_clock = work_clock
         self._budget = ReadingBudget()
         self._scheduler = Scheduler(state, rng, clock, wall_clock)
-        self.waiting: WaitingRoom[Decision] | None = None
+        self.waiting: RequestQueue[Decision] | None = None
         if loop is not None:
-            self.waiting = WaitingRoom(self._schedule, self._charged, state.recorder, loop, clock)
+            self.waiting = RequestQueue(self._schedule, self._charged, state.recorder, loop, clock)
 
     def configure(self, table: RoutingTable, settings: RouterSettings) -> None:
         """Go by these from now on; requests that wait are scheduled by them."""
@@ -138,9 +138,9 @@ class Router:
         )
         return self._scheduled(parsed, self._schedule(parsed, None))
 
-    def _scheduled(self, parsed: ParsedRequest, scheduled: Chosen | Parked) -> Deciding[Decision]:
-        if isinstance(scheduled, Parked):
-            assert self.waiting is not None, "nobody is parked without a room"
+    def _scheduled(self, parsed: ParsedRequest, scheduled: Chosen | Queued) -> Deciding[Decision]:
+        if isinstance(scheduled, Queued):
+            assert self.waiting is not None, "no request is queued without a queue"
             return self.waiting.admit(parsed, scheduled)
         return self._charged(parsed, scheduled)
 
@@ -202,8 +202,8 @@ class Router:
         return min(wanted_s, MAX_PATIENCE_S)
 
     def _schedule(
-        self, parsed: ParsedRequest, before: Parked | None, *, may_wait: bool = True
-    ) -> Chosen | Parked:
+        self, parsed: ParsedRequest, before: Queued | None, *, may_wait: bool = True
+    ) -> Chosen | Queued:
         may_wait = may_wait and self.waiting is not None and self.waiting.takes(before)
         return self._scheduler.schedule(parsed, self.table, self.settings, before, may_wait=may_wait)
 

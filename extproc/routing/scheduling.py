@@ -20,7 +20,7 @@ from extproc.choosing.rows import expected_ttft_s
 from extproc.choosing.snapshots import Load, Prompt
 from extproc.errors import Reason, RouterError
 from extproc.routing.charging import charge, due_s, whole
-from extproc.routing.claims import Claims, Parked
+from extproc.routing.claims import Claims, Queued
 from extproc.routing.looking import Look, look, snapshot_of
 from extproc.routing.parsing import ParsedRequest
 from extproc.routing.pools import Pools
@@ -119,16 +119,16 @@ class Scheduler:
         parsed: ParsedRequest,
         table: RoutingTable,
         settings: RouterSettings,
-        before: Parked | None = None,
+        before: Queued | None = None,
         *,
         may_wait: bool = True,
-    ) -> Chosen | Parked:
-        """Choose and charge, or park.
+    ) -> Chosen | Queued:
+        """Choose and charge, or queue.
 
         Args:
             parsed: The request.
             table: Which endpoints there are.
-            settings: In force now; without `hold` nothing is parked.
+            settings: In force now; without `hold` no request is queued.
             before: How it waited until now; it does so no more.
             may_wait: False schedules it now, wherever it is best.
 
@@ -146,7 +146,7 @@ class Scheduler:
             view = state.load.view(found.pool.slots)
             load = Load(view.requests, view.prefill_requests, view.prefill_tokens, view.context_tokens)
             now = self._decide(parsed, found, load, settings, before, rng, may_wait=may_wait)
-            if isinstance(now, Parked):
+            if isinstance(now, Queued):
                 return now
             rule = parsed.route.load_balancing.rival
             picked = None if rule is None else self._ask_rival(rule, parsed, found, load)
@@ -180,12 +180,12 @@ class Scheduler:
         found: Look,
         load: Load,
         settings: RouterSettings,
-        before: Parked | None,
+        before: Queued | None,
         rng: RecordingRng,
         *,
         may_wait: bool,
-    ) -> SendNow | Parked:
-        """Choose, or park. Raises RouterError where no endpoint will have room in time."""
+    ) -> SendNow | Queued:
+        """Choose, or queue. Raises RouterError where no endpoint will have room in time."""
         route, now_s = parsed.route, found.now_s
         policy = POLICIES[route.load_balancing.algorithm]
         # No room elsewhere is of any use to one that has a home.
@@ -202,7 +202,7 @@ class Scheduler:
         if isinstance(decided, WaitForRoom):
             assert queue is not None, "no request waits without a queue"
             assert claim is not None, "no request waits without a name"
-            return Parked(claim.ticket, queue, decided)
+            return Queued(claim.ticket, queue, decided)
         if isinstance(decided, TurnDown):
             raise RouterError(
                 Reason.OVERLOADED,

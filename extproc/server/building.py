@@ -43,7 +43,7 @@ from extproc.routing.homes import Homes
 from extproc.routing.listeners import endings_of
 from extproc.routing.router import Router
 from extproc.routing.state import Outside, RoutingState, make_routing_state
-from extproc.routing.waiting import WaitingRoom
+from extproc.routing.waiting import RequestQueue
 from extproc.server.admin_answers import OneWorker
 from extproc.server.admin_port import AdminPort, TcpPlace
 from extproc.server.announcements import Announcements
@@ -166,7 +166,7 @@ class RequestWay:
     Attributes:
         readers: Read large bodies.
         router: Decides.
-        waiting: Who waits for room.
+        waiting: Requests that wait for room.
         unpacking: Has compressed bodies decoded first.
         request_log: Leaves a line for each request.
         processor: Envoy's ext_proc streams.
@@ -175,7 +175,7 @@ class RequestWay:
 
     readers: BodyReaders
     router: Router
-    waiting: WaitingRoom[Decision]
+    waiting: RequestQueue[Decision]
     unpacking: Unpacking
     request_log: RequestLog
     processor: Processor

@@ -16,7 +16,7 @@ from extproc.choosing.holding import POLL_S, HoldQueue
 from extproc.errors import Reason, RouterError
 from extproc.predicting.ttft import IDLE
 from extproc.routing.settings import HoldSettings, RouterSettings
-from extproc.routing.waiting import WaitingRoom
+from extproc.routing.waiting import RequestQueue
 from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.deciding import Now, Refusal
 from extproc.values.decisions import HoldEnding, HoldReason
@@ -96,7 +96,7 @@ class WaitingMachine(RuleBasedStateMachine):
         self.ever_held = 0
 
     @property
-    def room(self) -> WaitingRoom[Decision]:
+    def queue(self) -> RequestQueue[Decision]:
         """Where requests wait."""
         assert self.rig.router.waiting is not None
         return self.rig.router.waiting
@@ -278,10 +278,10 @@ class WaitingMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_room_holds_who_waits(self) -> None:
-        """The room, its bytes and its metrics tell of exactly those whose promise is open."""
+        """The queue, its bytes and its metrics tell of exactly those whose promise is open."""
         pending = [promise for promise in map(self._promise, self.waiting) if not promise.done()]
-        assert len(self.room) == sum(self.room.by_reason().values()) == len(pending)
-        assert bool(self.room._num_bytes) == bool(pending)
+        assert len(self.queue) == sum(self.queue.by_reason().values()) == len(pending)
+        assert bool(self.queue._num_bytes) == bool(pending)
         endings = tuple(("ending", ending.value) for ending in HoldEnding)
         reasons = tuple(("reason", reason.value) for reason in HoldReason)
         assert self.count("tokenway_holds_total", reasons) == self.ever_held
@@ -291,7 +291,7 @@ class WaitingMachine(RuleBasedStateMachine):
     @invariant()
     def queues_tell_of_nobody_else(self) -> None:
         """No queue remembers one who was placed, refused or gone; its sum of work is theirs."""
-        tickets = set(self.room._held)
+        tickets = set(self.queue._held)
         for queue in self.queues():
             assert queue._held.keys() <= tickets
             least_s = sum(held.least_s for held in queue._held.values())
@@ -301,7 +301,7 @@ class WaitingMachine(RuleBasedStateMachine):
     def queues(self) -> list[HoldQueue]:
         """Those in force, and old ones that somebody is still in."""
         found = {id(queue): queue for queue in self.rig.router._scheduler.pools._queues.values()}
-        found.update((id(held.parked.queue), held.parked.queue) for held in self.room._held.values())
+        found.update((id(held.queued.queue), held.queued.queue) for held in self.queue._held.values())
         return list(found.values())
 
     def _promise(self, request_id: str) -> Promise:
@@ -326,7 +326,7 @@ class WaitingMachine(RuleBasedStateMachine):
         self.each_is_in_one_place()
         self.the_room_holds_who_waits()
         self.queues_tell_of_nobody_else()
-        assert len(self.room) == 0
+        assert len(self.queue) == 0
         assert len(self.over) == self.asked
         assert not any(map(len, self.queues()))
         assert not self.rig.counters._rows.any()

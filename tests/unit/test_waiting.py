@@ -12,7 +12,7 @@ from extproc.errors import Reason, RouterError
 from extproc.observing.explain import render, to_json, verdict
 from extproc.routing.caches import Caches
 from extproc.routing.settings import HoldSettings, RouterSettings
-from extproc.routing.waiting import WaitingRoom
+from extproc.routing.waiting import RequestQueue
 from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.deciding import Later
 from extproc.values.decisions import HoldReason
@@ -51,7 +51,7 @@ class Held:
         )
 
     @property
-    def room(self) -> WaitingRoom[Decision]:
+    def waiting(self) -> RequestQueue[Decision]:
         """Where requests wait."""
         assert self.rig.router.waiting is not None
         return self.rig.router.waiting
@@ -83,7 +83,7 @@ def test_an_idle_fleet_holds_nobody() -> None:
     held = Held(2)
     assert isinstance(held.ask("a"), Decision)
     assert isinstance(held.ask("b"), Decision)
-    assert len(held.room) == 0
+    assert len(held.waiting) == 0
 
 
 def test_a_request_waits_while_every_endpoint_is_full_and_goes_when_one_is_not() -> None:
@@ -92,7 +92,7 @@ def test_a_request_waits_while_every_endpoint_is_full_and_goes_when_one_is_not()
     held.ask("a")
     promise = held.hold("b")
     assert held.rig.scheduling.load.in_flight == 1
-    assert held.room.by_reason() == {
+    assert held.waiting.by_reason() == {
         HoldReason.PREFILL: 1,
         HoldReason.KV_CACHE: 0,
         HoldReason.MAX_NUM_SEQS: 0,
@@ -102,7 +102,7 @@ def test_a_request_waits_while_every_endpoint_is_full_and_goes_when_one_is_not()
     held.first_token("a")
     assert isinstance(promise.result(), Decision)
     assert held.rig.scheduling.load.in_flight == 2
-    assert len(held.room) == 0
+    assert len(held.waiting) == 0
     assert held.rig.metric("tokenway_hold_seconds_count", model="m", ending="placed") == 1
     assert held.rig.metric("tokenway_hold_seconds_sum", model="m", ending="placed") == pytest.approx(0.1)
     assert held.rig.metric("tokenway_holds_total", model="m", reason="prefill") == 1
@@ -145,7 +145,7 @@ def test_an_engine_full_by_number_is_full() -> None:
         assert isinstance(held.ask(f"a{number}", "short"), Decision)
         held.first_token(f"a{number}")
     promise = held.hold("b", "short")
-    assert held.room.by_reason()[HoldReason.MAX_NUM_SEQS] == 1
+    assert held.waiting.by_reason()[HoldReason.MAX_NUM_SEQS] == 1
     held.rig.ends.take(request_end("a0"), held.rig.clock())
     held.loop.run()
     assert promise.done()
@@ -194,7 +194,7 @@ def test_a_client_that_left_is_never_charged() -> None:
     assert held.rig.scheduling.records.get(RequestId("gone")) is None
     assert held.rig.scheduling.load.in_flight == 2
     assert held.rig.metric("tokenway_hold_seconds_count", model="m", ending="gone") == 1
-    assert len(held.room) == 0
+    assert len(held.waiting) == 0
 
 
 def test_one_too_many_is_refused_with_the_time_to_come_back() -> None:
@@ -233,7 +233,7 @@ def test_who_cannot_be_served_in_time_any_more_is_refused_then() -> None:
 
 
 def test_who_waits_goes_elsewhere_when_its_endpoint_is_ejected() -> None:
-    """A change of health makes a new queue, and everybody is in it or gone from the room."""
+    """A change of health makes a new queue, and every request is in it or gone from it."""
     held = Held(2)
     held.ask("a")
     held.ask("b")
@@ -261,7 +261,7 @@ def test_no_endpoint_left_answers_who_waits() -> None:
 
 
 def test_a_new_endpoint_takes_who_waits() -> None:
-    """A configuration with more room is used at the next pass."""
+    """A configuration with more room is used at the next round."""
     held = Held()
     held.ask("a")
     promise = held.hold("b")
@@ -286,7 +286,7 @@ def test_closing_places_everybody_at_once_and_holds_nobody_any_more() -> None:
     held = Held()
     held.ask("a")
     promises = [held.hold("b"), held.hold("c")]
-    held.room.close()
+    held.waiting.close()
     assert all(isinstance(promise.result(), Decision) for promise in promises)
     assert isinstance(held.ask("d"), Decision)
     assert held.rig.scheduling.load.in_flight == 4
@@ -321,7 +321,7 @@ def test_bodies_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_passes_rest_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pass that took long delays the next one by four times as much."""
+    """A round that took long delays the next one by four times as much."""
     held = Held()
     held.ask("a")
     promise = held.hold("b")
