@@ -30,6 +30,7 @@ class Reason(StrEnum):
     UNSUPPORTED_ENCODING = "unsupported_encoding"
     OVERLOADED = "overloaded"
     NO_HEALTHY_ENDPOINT = "no_healthy_endpoint"
+    CLUSTER_NOT_LISTED = "cluster_not_listed"
     READERS_BUSY = "readers_busy"
     SHUTTING_DOWN = "shutting_down"
     INTERNAL = "internal_error"
@@ -51,6 +52,7 @@ _STATUS: dict[Reason, tuple[int, str]] = {
     Reason.UNSUPPORTED_ENCODING: (415, "invalid_request_error"),
     Reason.OVERLOADED: (429, "overloaded_error"),
     Reason.NO_HEALTHY_ENDPOINT: (503, "overloaded_error"),
+    Reason.CLUSTER_NOT_LISTED: (503, "overloaded_error"),
     Reason.READERS_BUSY: (503, "overloaded_error"),
     Reason.SHUTTING_DOWN: (503, "overloaded_error"),
     Reason.INTERNAL: (500, "api_error"),

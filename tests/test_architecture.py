@@ -203,7 +203,8 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "metadata_center",
         "extproc.admin": "extproc.observing metadata_center",
         "extproc.accesslog": "extproc.values extproc.observing.recorder extproc.transport metadata_center",
-        "extproc.config": "extproc.values extproc.errors extproc.health extproc.request metadata_center",
+        "extproc.config": "extproc.values extproc.errors extproc.health extproc.request "
+        "extproc.choosing.rivals metadata_center",
         "extproc.discovery": "extproc.values extproc.config metadata_center",
         "extproc.xds": "extproc.values extproc.config extproc.health extproc.transport metadata_center",
         "extproc.routing": "extproc.values extproc.errors extproc.request extproc.rendering "

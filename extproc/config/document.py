@@ -107,12 +107,17 @@ class Document:
 
     def refuse(self, problems: list[tuple[Location, str]]) -> NoReturn:
         """Raise `ConfigError` for these (location, text) pairs, in the order of the file."""
+        raise ConfigError(self.path, self.located(problems))
+
+    def located(self, problems: list[tuple[Location, str]]) -> list[str]:
+        """These (location, text) pairs as a line each, in the order of the file."""
+        if not problems:
+            return []
         lines = self.locate()
         located = sorted((_line(lines, location), dotted(location), text) for location, text in problems)
-        raise ConfigError(
-            self.path,
-            [": ".join(part for part in (f"line {line}", key, text) if part) for line, key, text in located],
-        )
+        return [
+            ": ".join(part for part in (f"line {line}", key, text) if part) for line, key, text in located
+        ]
 
 
 def read_yaml(text: str, path: str) -> Document:

@@ -63,7 +63,6 @@ def read_all(path: Path, read: Callable[[Path], str]) -> tuple[Config, tuple[Clu
     config = parse(text, str(path))
     clusters_file = clusters_path(config, path)
     clusters = parse_clusters(read(clusters_file), str(clusters_file))
-    cross_check(config, clusters, read_yaml(text, str(path)))
     return with_defaults(config, clusters), clusters
 
 
@@ -90,16 +89,13 @@ def clusters_path(config: Config, path: Path) -> Path:
     return path.parent / config.clusters_file
 
 
-def cross_check(config: Config, clusters: Sequence[ClusterSpec], document: Document) -> None:
-    """Refuse a configuration that names a cluster which does not exist.
+def unlisted(config: Config, clusters: Sequence[ClusterSpec], document: Document) -> list[str]:
+    """Each place that names a cluster which the clusters file does not have: another source may.
 
     Args:
-        config: From `parse`, without `with_defaults`.
+        config: From `parse`.
         clusters: What the clusters file has.
         document: The text `config` came from (`read_yaml`), for the lines.
-
-    Raises:
-        ConfigError: Naming each place and the clusters there are.
     """
     names = [cluster.name for cluster in clusters]
     places: list[tuple[Location, str | None]] = [(("default_cluster",), config.default_cluster)]
@@ -107,13 +103,13 @@ def cross_check(config: Config, clusters: Sequence[ClusterSpec], document: Docum
     for model_name, model in config.models.items():
         for i, rule in enumerate(model.rules):
             places.append((("models", model_name, "rules", i, "cluster"), rule.cluster))
-    problems = [
-        (location, f"no cluster `{name}` in {config.clusters_file}{unknown(name, names)}")
-        for location, name in places
-        if name is not None and name not in set(names)
-    ]
-    if problems:
-        document.refuse(problems)
+    return document.located(
+        [
+            (location, f"no cluster `{name}` in {config.clusters_file}{unknown(name, names)}")
+            for location, name in places
+            if name is not None and name not in set(names)
+        ]
+    )
 
 
 def with_defaults(config: Config, clusters: Sequence[ClusterSpec]) -> Config:

@@ -173,7 +173,8 @@ class Fleet:
             expected: Replicas that a request was to be sent to, the likeliest first.
         """
         for key in expected:
-            if self.address(key) == address or (key, address) in self._former:
+            members = self._members.get(key, {}).values()
+            if any(one.address == address for one in members) or (key, address) in self._former:
                 return key
         here = self._places.get(address)
         if here:

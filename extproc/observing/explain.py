@@ -240,7 +240,9 @@ def _choice_lines(record: Mapping[str, Any]) -> list[str]:
     if record["holder"] is not None:
         placed = [f"placed     {record['holder']}   which holds the response it builds on"]
     elif record["placed"] is not None:
-        placed = [f"placed     {record['placed']}   by compare-and-set"]
+        rule = record["settings"]["rival"]
+        by = "compare-and-set" if rule is None else f"the rival {rule}"
+        placed = [f"placed     {record['placed']}   by {by}"]
     return [
         f"chosen     {keys[order[0]]}   among the best {record['choice']['candidates']} of {len(keys)}   "
         f"fallbacks {fallbacks}",

@@ -12,6 +12,7 @@
 | `records` | the admin port, stored responses | placing adds, endings attach |
 | `endpoints` | status | endings |
 | `ages` | placing | the configuration, changes of health |
+| `rivals` | placing | placing, first tokens, endings |
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from extproc.routing.endpoint_stats import EndpointStatsTable
 from extproc.routing.engines import Engines
 from extproc.routing.first_tokens import FirstTokens
 from extproc.routing.homes import Homes
+from extproc.routing.rivals import Rivals
 from extproc.routing.running import RunningRequests
 from extproc.routing.stored_responses import StoredResponses
 from extproc.values.inflight import Inflight
@@ -103,6 +105,7 @@ class PlacingBooks:
         records: Recent decisions.
         recorder: Counts.
         ages: How old all of it is.
+        rivals: Rules of other gateways that are compared.
         processes: How many place requests on these endpoints, of all gateways.
     """
 
@@ -117,6 +120,7 @@ class PlacingBooks:
     records: RecordRing
     recorder: Recorder
     ages: Ages
+    rivals: Rivals
     processes: Callable[[], int]
 
 
@@ -134,6 +138,7 @@ class EndingBooks:
         teaching: Teaches the predictor.
         records: Recent decisions.
         endpoints: Totals per endpoint.
+        rivals: Rules of other gateways that are compared.
         recorder: Counts.
         on_transition: Told when an endpoint's health changed.
     """
@@ -147,6 +152,7 @@ class EndingBooks:
     teaching: Teaching
     records: RecordRing
     endpoints: EndpointStatsTable
+    rivals: Rivals
     recorder: Recorder
     on_transition: Callable[[Transition], None]
 
@@ -188,6 +194,7 @@ def make_books(
     """
     engines, predictor, poison = Engines(), Predictor(), Poison()
     teaching = Teaching(predictor)
+    rivals = Rivals(engines, outside.processes)
 
     def is_known(endpoint: EndpointKey) -> bool:
         return health.state(endpoint) is not None
@@ -209,6 +216,7 @@ def make_books(
         records=records,
         recorder=recorder,
         ages=Ages(outside.load_age_s),
+        rivals=rivals,
         processes=outside.processes,
     )
     ending = EndingBooks(
@@ -221,8 +229,9 @@ def make_books(
         teaching=teaching,
         records=records,
         endpoints=EndpointStatsTable(),
+        rivals=rivals,
         recorder=recorder,
         on_transition=outside.on_transition,
     )
-    first_tokens = FirstTokens(running, health, history, teaching, outside.on_transition)
+    first_tokens = FirstTokens(running, health, history, teaching, rivals, outside.on_transition)
     return Books(placing, ending, first_tokens)

@@ -8,10 +8,32 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
 
-from extproc.choosing.seats import Seats
+from extproc.choosing.max_num_seqs import SequenceLimit
 from extproc.choosing.snapshots import Engines as EnginesView
-from metadata_center.types import EndpointKey
+from metadata_center.types import EndpointKey, value
+
+
+@value
+class Reading:
+    """One look at an engine's metrics.
+
+    Attributes:
+        number: Counts up with each.
+        running: Requests in its batch.
+        waiting: Requests in its queue.
+        kv_usage_ratio: Share of its KV cache that running requests hold, 0..1.
+    """
+
+    number: int
+    running: int
+    waiting: int
+    kv_usage_ratio: float
+
+
+NOTHING_READ: Final = Reading(0, 0, 0, 0.0)
+"""Of an engine whose metrics were not read."""
 
 
 class Engines:
@@ -19,9 +41,10 @@ class Engines:
 
     def __init__(self) -> None:
         self._kv_tokens: dict[EndpointKey, int] = {}
-        self._seats: dict[EndpointKey, Seats] = {}
+        self._sequence_limits: dict[EndpointKey, SequenceLimit] = {}
         self._limits: dict[EndpointKey, int] = {}
         self._prefill_since_s: dict[EndpointKey, float] = {}
+        self._readings: dict[EndpointKey, Reading] = {}
 
     def told_kv_tokens(self, key: EndpointKey, kv_tokens: int) -> None:
         """The size of its KV cache."""
@@ -29,12 +52,15 @@ class Engines:
 
     def told_occupancy(self, key: EndpointKey, running: int, waiting: int, kv_usage_ratio: float) -> None:
         """How full it is; from many such readings its limit on sequences is learned."""
-        seats = self._seats.get(key)
-        if seats is None:
-            seats = self._seats[key] = Seats()
-        seats.observe(running, waiting, kv_usage_ratio)
-        if seats.limit:
-            self._limits[key] = seats.limit
+        last = self._readings.get(key)
+        number = 1 if last is None else last.number + 1
+        self._readings[key] = Reading(number, running, waiting, kv_usage_ratio)
+        limit = self._sequence_limits.get(key)
+        if limit is None:
+            limit = self._sequence_limits[key] = SequenceLimit()
+        limit.observe(running, waiting, kv_usage_ratio)
+        if limit.limit:
+            self._limits[key] = limit.limit
         else:
             self._limits.pop(key, None)
 
@@ -48,8 +74,17 @@ class Engines:
 
     def restarted(self, key: EndpointKey) -> None:
         """It may be another process, with other limits."""
-        self._seats.pop(key, None)
+        self._sequence_limits.pop(key, None)
         self._limits.pop(key, None)
+        self._readings.pop(key, None)
+
+    def reading(self, key: EndpointKey) -> Reading:
+        """What its metrics last said of how full it is; all zero if they have not."""
+        return self._readings.get(key, NOTHING_READ)
+
+    def prefill_since_s(self, key: EndpointKey) -> float | None:
+        """When a prefill last ended there, or the first of those that wait came; None before any."""
+        return self._prefill_since_s.get(key)
 
     def forget(self, keys: Iterable[EndpointKey]) -> None:
         """They left the configuration."""
@@ -63,7 +98,7 @@ class Engines:
         """Sizes of KV caches, as far as they are known."""
         return self._kv_tokens
 
-    def seats(self, keys: Sequence[EndpointKey]) -> Sequence[int]:
+    def max_num_seqs(self, keys: Sequence[EndpointKey]) -> Sequence[int]:
         """Limits on sequences, 0 where one is unknown; empty if all are."""
         limits = self._limits
         return [limits.get(key, 0) for key in keys] if limits else ()
@@ -86,7 +121,7 @@ class Engines:
         sizes = self._kv_tokens
         return EnginesView(
             kv_tokens=[sizes.get(key, 0) for key in keys] if sizes else (),
-            seats=self.seats(keys),
+            max_num_seqs=self.max_num_seqs(keys),
             distinct_ratios=list(map(distinct_ratio, keys)) if sizes else (),
             under_way_s=self.under_way_s(keys, prefilling, now_s) if prefilling else (),
         )

@@ -8,6 +8,7 @@ from extproc.choosing.teaching import Teaching
 from extproc.health.states import Transition
 from extproc.health.tracker import HealthTracker
 from extproc.routing.cache_history import CacheHistory
+from extproc.routing.rivals import Rivals
 from extproc.routing.running import RunningRequests
 from metadata_center.types import RequestId
 
@@ -20,6 +21,7 @@ class FirstTokens:
         health: Who may be chosen.
         history: What was routed where.
         teaching: Teaches the predictor.
+        rivals: Rules of other gateways that are compared.
         on_transition: Told when it changed an endpoint's health.
     """
 
@@ -29,12 +31,14 @@ class FirstTokens:
         health: HealthTracker,
         history: CacheHistory,
         teaching: Teaching,
+        rivals: Rivals,
         on_transition: Callable[[Transition], None],
     ) -> None:
         self._running = running
         self._health = health
         self._history = history
         self._teaching = teaching
+        self._rivals = rivals
         self._on_transition = on_transition
 
     def take(self, request_id: RequestId, now_s: float, *, late: bool) -> None:
@@ -46,3 +50,4 @@ class FirstTokens:
             self._on_transition(transition)
         self._history.record(request)
         self._teaching.first_token(request, now_s - request.decided_s)
+        self._rivals.first_token(request_id, now_s)

@@ -41,6 +41,7 @@ def endings_of(
         books.teaching.ended,
         books.records.ended,
         books.endpoints.ended,
+        books.rivals.ended,
         EndingCounts(books.recorder).ended,
         *others,
     )

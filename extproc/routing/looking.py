@@ -66,6 +66,7 @@ def look(
     if home is not None and home not in pool.rows:
         pool = pools.with_home(route, table, home)
     if not pool.keys:
+        table.expect(route.cluster, f"Model `{route.model}`", settings.retry_after_s)
         raise RouterError(
             Reason.NO_HEALTHY_ENDPOINT,
             f"No endpoint of model `{route.model}` is available.",

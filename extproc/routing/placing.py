@@ -13,10 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from extproc.choosing.deciding import SendNow, TurnDown, WaitForRoom, decide
+from extproc.choosing.limits import SLO_TPOT_HEADER, SLO_TTFT_HEADER, limit_s_of
 from extproc.choosing.policies.registry import POLICIES
 from extproc.choosing.replay import RecordingRng
 from extproc.choosing.rows import expected_ttft_s
-from extproc.choosing.snapshots import Load
+from extproc.choosing.snapshots import Load, Prompt
 from extproc.errors import Reason, RouterError
 from extproc.routing.asking import Asked
 from extproc.routing.books import PlacingBooks
@@ -25,6 +26,7 @@ from extproc.routing.claims import Claims, Parked
 from extproc.routing.looking import Look, look, snapshot_of
 from extproc.routing.pools import Pools
 from extproc.routing.recording import Placed, Recording
+from extproc.routing.rivals import Contender, Picked
 from extproc.routing.rotations import Rotations
 from extproc.routing.settings import RouterSettings
 from extproc.routing.table import Pool, RoutingTable
@@ -48,6 +50,7 @@ class Chosen:
         order: Rows in the order that Envoy is to try.
         pinned: The first of them alone has what the request builds on.
         tried_once: It failed at several endpoints before: only the first of `order` is to try.
+        by_rival: A rival had the last word: nobody else moves it.
     """
 
     pool: Pool
@@ -59,6 +62,7 @@ class Chosen:
     order: tuple[int, ...] = ()
     pinned: bool = False
     tried_once: bool = False
+    by_rival: bool = False
 
     def __post_init__(self) -> None:
         self.order = self.order or self.choice.order
@@ -144,7 +148,9 @@ class Placer:
             now = self._decide(asked, found, load, settings, before, rng, may_wait=may_wait)
             if isinstance(now, Parked):
                 return now
-            order = _order(now.choice, found)
+            rule = asked.route.load_balancing.rival
+            picked = None if rule is None else self._ask_rival(rule, asked, found, load)
+            order = _order(now.choice, found, picked)
             placement = _placement(asked, found, now.snapshot, order[0], settings)
             charged = charge(books.load, placement, now_s)
             if not load.prefilling[order[0]]:
@@ -153,6 +159,8 @@ class Placer:
                 books.health.trial_began(placement.endpoint, found.served_model, now_s)
         placed = Placed(asked, before, found, now, order, placement, charged, rng.draws)
         tried_once = self._recording.write(placed, settings.block_bytes)
+        if picked is not None and charged:
+            books.rivals.sent(asked.request_id, picked)
         return Chosen(
             found.pool,
             now.choice,
@@ -163,6 +171,7 @@ class Placer:
             order,
             found.home is not None,
             tried_once,
+            picked is not None,
         )
 
     def _decide(
@@ -180,7 +189,8 @@ class Placer:
         route, now_s = asked.route, found.now_s
         policy = POLICIES[route.load_balancing.algorithm]
         # No room elsewhere is of any use to one that has a home.
-        hold = settings.hold if may_wait and policy.may_wait and found.home is None else None
+        may_wait = may_wait and policy.may_wait and found.home is None
+        hold = settings.hold if may_wait and route.load_balancing.rival is None else None
         snapshot = snapshot_of(self._books, asked, found, load, is_patient=hold is not None)
         queue = claim = rotation = None
         if hold is not None:
@@ -208,13 +218,37 @@ class Placer:
             rotation.served(decided.snapshot.owed, first)
         return decided
 
+    def _ask_rival(self, rule: str, asked: Asked, found: Look, load: Load) -> Picked | None:
+        """What the rule of another gateway says; its draws are no part of the decision that is recorded."""
+        if found.home is not None:
+            return None
+        estimate, pool, headers = found.estimate, found.pool, asked.headers.headers
+        prompt = Prompt(estimate.prompt_tokens, estimate.cached_tokens, estimate.matched, estimate.num_units)
+        limits = [limit_s_of(headers.get(name)) for name in (SLO_TTFT_HEADER, SLO_TPOT_HEADER)]
+        return self._books.rivals.choose(
+            rule,
+            Contender(asked.received_s, asked.blocks, prompt, *limits),
+            pool.keys,
+            pool.weights,
+            found.groups,
+            load,
+            self._rng,
+            found.now_s,
+        )
 
-def _order(choice: Choice, found: Look) -> tuple[int, ...]:
-    """Rows in the order to try: the holder of what the request builds on comes first, and one other."""
-    if found.home is None:
+
+def _order(choice: Choice, found: Look, picked: Picked | None) -> tuple[int, ...]:
+    """Rows in the order to try: the holder of what the request builds on comes first, and one other.
+
+    So does what a rival picked, before the others.
+    """
+    if found.home is not None:
+        home = found.pool.rows[found.home]
+        return (home, *[other for other in choice.order if other != home][:1])
+    if picked is None:
         return choice.order
-    home = found.pool.rows[found.home]
-    return (home, *[other for other in choice.order if other != home][:1])
+    others = [other for other in choice.order if other != picked.row]
+    return (picked.row, *others[: len(choice.order) - 1])
 
 
 def _placement(

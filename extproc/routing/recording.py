@@ -118,7 +118,7 @@ class Recording:
             prices=look.prices,
             cached_tokens=estimate.cached_tokens,
             views=estimate.views,
-            placed=look.home if order[0] != placed.now.choice.order[0] else None,
+            placed=None if order[0] == placed.now.choice.order[0] else placed.placement.endpoint,
             holder=look.home,
             filtered=look.pool.filtered,
             data_age_s=self._books.ages.of(look.now_s),

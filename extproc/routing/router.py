@@ -206,7 +206,7 @@ class Router:
         return self._placer.place(asked, self.table, self.settings, before, may_wait=may_wait)
 
     def _charged(self, asked: Asked, chosen: Chosen) -> Now[Decision] | Later[Decision]:
-        if self._reserve is None or not chosen.charged or chosen.pinned:
+        if self._reserve is None or not chosen.charged or chosen.pinned or chosen.by_rival:
             return Now(self._answered(asked, chosen))
         return self._reserved(self._reserve, asked, chosen)
 

@@ -175,6 +175,21 @@ class RoutingTable:
                 return endpoint
         return None
 
+    def expect(self, cluster: str, what: str, retry_after_s: int | None) -> None:
+        """Raise unless some source lists the cluster.
+
+        Args:
+            cluster: Named by the configuration.
+            what: Is served by it; begins the sentence that the client gets.
+            retry_after_s: When to come again.
+
+        Raises:
+            RouterError: None does, as yet.
+        """
+        if cluster not in self.clusters:
+            error = f"{what} is configured, but the engines that serve it are not known yet."
+            raise RouterError(Reason.CLUSTER_NOT_LISTED, error, retry_after_s=retry_after_s)
+
     def judge(self, request: RequestHeaders) -> LineVerdict:
         """What the request line alone decides."""
         operation = operation_of(request.path)
@@ -201,6 +216,9 @@ class RoutingTable:
                 RouterError(Reason.MODEL_NOT_FOUND, "This model is not served here.", param="model")
             )
         if self._default_cluster is not None and self._may_pass(request.path):
+            if self._default_cluster not in self.clusters:
+                error = "What serves this path is configured, but not known yet."
+                return RefuseAtOnce(RouterError(Reason.CLUSTER_NOT_LISTED, error, retry_after_s=1))
             return PassTo(Plan(self._default_cluster))
         return RefuseAtOnce(RouterError(Reason.UNKNOWN_PATH, "Nothing is served at this path."))
 

@@ -242,7 +242,7 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
         lambda: bool(way.processor.streams_active or placing.load.in_flight),
         lambda: configuration.current.server.drain_s,
     )
-    admin = _admin(site, known, way, configuration, life)
+    admin = _admin(site, known, way, configuration, life, changes)
     _follow_health(site, news, known, engines, changes)
     _follow_configuration(site, known, way, engines, prober, changes)
     parts = _parts(site, known, way, configuration, prober, server, admin)
@@ -372,7 +372,12 @@ def _prober(news: News, known: Knowledge, engines: EngineNews, config: Config) -
 
 
 def _admin(
-    site: Site, known: Knowledge, way: RequestWay, configuration: Configuration, life: Life
+    site: Site,
+    known: Knowledge,
+    way: RequestWay,
+    configuration: Configuration,
+    life: Life,
+    changes: FleetChanges,
 ) -> AdminPort:
     bus, met = known.bus, known.met
 
@@ -394,6 +399,7 @@ def _admin(
         site.workers,
         configuration.files,
         configuration.names,
+        lambda: changes.named,
         life.is_ready,
     )
     site.metrics.watch(status.gauges)

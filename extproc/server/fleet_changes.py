@@ -11,7 +11,7 @@ Rules:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from extproc.config.schema import Config
 from extproc.discovery.fleet import Difference, Fleet
@@ -38,7 +38,7 @@ class FleetChanges:
         clock: Monotonic seconds.
 
     Attributes:
-        missing: Clusters that the configuration names and no source has, sorted.
+        named: Each cluster that the configuration names, sorted: does a source list it?
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class FleetChanges:
         self._metrics = metrics
         self._clock = clock
         self._config = Config()
-        self.missing: tuple[str, ...] = ()
+        self.named: Mapping[str, bool] = {}
 
     def configure(self, config: Config) -> None:
         """Another configuration is in force: see `applying.Apply`."""
@@ -101,10 +101,10 @@ class FleetChanges:
         self._metrics.configure(models=self._config.models, clusters=fleet.clusters, endpoints=fleet.keys)
 
     def _find_missing(self) -> None:
-        clusters = self._fleet.clusters.keys()
-        missing = self._config.clusters_named() - clusters
-        before, self.missing = self.missing, tuple(sorted(missing))
-        for name in sorted(missing.difference(before)):
-            _log.warning("no source has a cluster that the configuration names", extra={"cluster": name})
-        for name in sorted(clusters & set(before)):
-            _log.info("a source has a cluster now", extra={"cluster": name})
+        clusters, before = self._fleet.clusters, self.named
+        self.named = {name: name in clusters for name in sorted(self._config.clusters_named())}
+        for name, is_listed in self.named.items():
+            if not is_listed and before.get(name, True):
+                _log.warning("no source lists a cluster that is named", extra={"cluster": name})
+            elif is_listed and not before.get(name, True):
+                _log.info("a source lists a cluster now", extra={"cluster": name})

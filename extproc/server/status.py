@@ -33,6 +33,7 @@ class Status:
         workers: Processes of this gateway.
         files: Configuration files that are needed: is each good?
         host_names: Host names in use: has each an address?
+        clusters: Clusters that the configuration names: does a source list each?
         is_ready: Are new requests taken?
     """
 
@@ -49,6 +50,7 @@ class Status:
         workers: int,
         files: Callable[[], Mapping[str, bool]],
         host_names: Callable[[], Mapping[str, bool]],
+        clusters: Callable[[], Mapping[str, bool]],
         is_ready: Callable[[], bool],
     ) -> None:
         self._placing = books.placing
@@ -63,6 +65,7 @@ class Status:
         self._workers = workers
         self._files = files
         self._host_names = host_names
+        self._clusters = clusters
         self._is_ready = is_ready
         self._started_s = time.monotonic()
 
@@ -93,6 +96,7 @@ class Status:
             shared=self._shared(),
             files=self._files(),
             host_names=self._host_names(),
+            clusters=self._clusters(),
             ejections_withheld=self._placing.health.withheld,
         )
 
@@ -119,6 +123,7 @@ class Status:
                 }
                 for row in self._endpoint_gauges()
             ],
+            "clusters_not_listed": [name for name, is_listed in self._clusters().items() if not is_listed],
             "in_flight": placing.load.in_flight,
             "held": sum(self._held().values()),
             "workers": self._workers,

@@ -30,6 +30,8 @@ class LoadBalancing:
         request_load_weight: Weight of in-flight requests, >= 0.
         prefill_load_weight: Weight of pending prefill, >= 0.
         cache_ratio_weight: Weight of the cache hit ratio, >= 0.
+        rival: A rule of another gateway that has the last word, to be compared on live traffic; see
+            `extproc.choosing.rivals.registry.make`. None: `algorithm` has it.
         fallbacks: Further endpoints named to Envoy, in order, 0..8: the first that is there gets the one
             retry before the first byte, the others stand in for those that have just left.
     """
@@ -42,3 +44,4 @@ class LoadBalancing:
     prefill_load_weight: float = 3.0
     cache_ratio_weight: float = 2.0
     fallbacks: int = 2
+    rival: str | None = None

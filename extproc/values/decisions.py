@@ -35,7 +35,7 @@ class HoldReason(StrEnum):
 
     PREFILL = "prefill"
     KV_CACHE = "kv_cache"
-    SEATS = "seats"
+    MAX_NUM_SEQS = "max_num_seqs"
 
 
 class HoldEnding(StrEnum):
@@ -75,7 +75,8 @@ class DecisionRecord:
         turn: The round-robin turn given to the choice.
         prices: What predicted TPOT, one for all candidates or one each; empty for a rejected request.
         cached_tokens: Estimated cached prompt tokens, one per candidate; empty for a rejected request.
-        placed: Where compare-and-set or a stored response put it, if that is not where it was chosen for.
+        placed: Where a rival, compare-and-set or a stored response put it, if that is not where it was
+            chosen for.
         holder: The endpoint that holds the stored response the request builds on; it alone could serve it.
         views: Which view of the caches spoke for each candidate; empty for a rejected request.
         filtered: Endpoints of the cluster that were no candidates, with the reason.

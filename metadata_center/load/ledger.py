@@ -232,8 +232,7 @@ class Ledger(Generic[IdT, EndpointT, PlaceT]):
             self._further.setdefault(request_id, set()).add(leg)
         if prefill_due_s is not None:
             if len(self._due) > 2 * len(self._entries) + _SWEEP_FLOOR:
-                self._due = [item for item in self._due if item[2].prefill_held]
-                heapify(self._due)
+                self._sweep()
             heappush(self._due, (prefill_due_s, next(self._serial), entry))
         return True
 
@@ -381,6 +380,10 @@ class Ledger(Generic[IdT, EndpointT, PlaceT]):
                 entry.prefill_held = False
                 prefills.append(entry.request_id)
         return Expired(tuple(prefills), tuple(self._end_leases(now_s)))
+
+    def _sweep(self) -> None:
+        self._due = [item for item in self._due if item[2].prefill_held]
+        heapify(self._due)
 
     def _end_leases(self, now_s: float) -> Iterable[IdT]:
         while self._entries:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from extproc.choosing.foreseen import foreseen_ttft_s
 from extproc.errors import Reason, RouterError
-from extproc.observing.explain import recompute, to_json
+from extproc.observing.explain import recompute, render, to_json
 from extproc.request.rules import ModelRules, Rule
 from extproc.request.sanitize import STEERING_FIELDS
 from extproc.routing.charging import PREFILL_DUE_FACTOR, PREFILL_DUE_FLOOR_S
@@ -72,6 +72,30 @@ def body_of(decision: Decision) -> dict[str, Any] | None:
 def everything(rig: Rig) -> list[tuple[int, int, int]]:
     """The counters of all endpoints."""
     return [rig.load(key) for key in KEYS]
+
+
+def test_a_rival_has_the_last_word() -> None:
+    """Our own choice is recorded as ever and can be recomputed; the charge goes where the rival says."""
+    rig = build_rig(load_balancing=LoadBalancing(rival="round_robin"))
+    chosen = []
+    for number in range(6):
+        decision = rig.decide(f"r{number}", chat("x" * 500, stream=True))
+        record = rig.record(f"r{number}")
+        assert record.chosen is not None
+        chosen.append(record.chosen)
+        assert rig.load(record.chosen)[0] == 1 + number // 3
+        first = metadata_of(decision)["envoy.lb"]["x-gateway-destination-endpoint"].split(",")[0]
+        assert first == str(rig.fleet.address(record.chosen))
+        shown = to_json(record)
+        assert recompute(shown) == record.choice.order  # type: ignore[union-attr]
+        if record.placed is not None:
+            assert "by the rival round_robin" in render(shown)
+    assert chosen[:3] == chosen[3:]
+    assert set(chosen) == set(KEYS)
+    assert len(rig.placing.rivals) == 6
+    for number in range(6):
+        rig.end(f"r{number}")
+    assert len(rig.placing.rivals) == 0
 
 
 def test_a_decision_charges_its_endpoint(rig: Rig) -> None:

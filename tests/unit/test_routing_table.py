@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.errors import Reason
+from extproc.errors import Reason, RouterError
 from extproc.request.rules import ModelRules, Rule, RuleTable
 from extproc.routing.table import Retrieve, RoutingTable
 from extproc.values.endpoints import Endpoint
@@ -39,7 +39,13 @@ def table(endpoints: Sequence[Endpoint] = (), default_cluster: str | None = None
     """A table over one cluster."""
     rules = RuleTable([ModelRules(name, (Rule(CLUSTER),)) for name in MODELS])
     return RoutingTable(
-        rules, {CLUSTER: endpoints}, MODELS, default_cluster, frozenset(), slots_of, loaded_unix_s=1.7e9
+        rules,
+        {CLUSTER: endpoints, "other": ()},
+        MODELS,
+        default_cluster,
+        frozenset(),
+        slots_of,
+        loaded_unix_s=1.7e9,
     )
 
 
@@ -190,7 +196,14 @@ def test_an_admin_path_that_is_named_passes_and_no_other() -> None:
     """The setting opens the path and what is below it."""
     rules = RuleTable([ModelRules("m", (Rule(CLUSTER),))])
     open_to = RoutingTable(
-        rules, {CLUSTER: ()}, MODELS, "other", frozenset(), slots_of, 1.7e9, frozenset({"/metrics"})
+        rules,
+        {CLUSTER: (), "other": ()},
+        MODELS,
+        "other",
+        frozenset(),
+        slots_of,
+        1.7e9,
+        frozenset({"/metrics"}),
     )
 
     def passes(path: str) -> bool:
@@ -267,3 +280,13 @@ def test_an_unknown_cluster_is_empty() -> None:
     """A rule may name a cluster that has no endpoints yet."""
     pool = table([endpoint(1)]).pool("nowhere", {}, lambda _: None)
     assert (pool.keys, pool.filtered, len(pool.slots), len(pool.weights)) == ((), (), 0, 0)
+
+
+def test_a_cluster_that_no_source_lists_is_waited_for() -> None:
+    """Its requests get 503 and are to come again; once it is there they are judged as any."""
+    built = table(default_cluster="later")
+    with pytest.raises(RouterError) as caught:
+        built.expect("later", "Model `m`", 1)
+    assert (caught.value.reason, caught.value.status) == (Reason.CLUSTER_NOT_LISTED, 503)
+    assert caught.value.retry_after_s == 1
+    built.expect(CLUSTER, "Model `m`", 1)

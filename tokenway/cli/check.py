@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from extproc.config.clusters import ClusterSpec
-from extproc.config.loading import effective, load_all
+from extproc.config.document import read_yaml
+from extproc.config.loading import effective, load_all, read_file, unlisted
 from extproc.config.schema import Config
 from extproc.errors import ConfigError
 from extproc.observing.printable import printable
@@ -45,9 +46,17 @@ def check(path: Path, *, print_effective: bool = False) -> int:
     print(f"  models:    {len(config.models)} ({', '.join(config.models) or 'none'})")
     print(f"  clusters:  {len(clusters)} ({', '.join(cluster.name for cluster in clusters) or 'none'})")
     print(f"  endpoints: {sum(len(cluster.endpoints) for cluster in clusters)}")
-    for warning in warnings(config, clusters):
+    for warning in [*_unlisted(path, config, clusters), *warnings(config, clusters)]:
         print(f"{path}: warning: {warning}", file=sys.stderr)
     return 0
+
+
+def _unlisted(path: Path, config: Config, clusters: Sequence[ClusterSpec]) -> list[str]:
+    if path.suffix == ".json":
+        return []
+    document = read_yaml(read_file(path), str(path))
+    consequence = "requests for it get 503 until a source lists it"
+    return [f"{place}; {consequence}" for place in unlisted(config, clusters, document)]
 
 
 def warnings(config: Config, clusters: Sequence[ClusterSpec]) -> list[str]:
@@ -60,7 +69,9 @@ def warnings(config: Config, clusters: Sequence[ClusterSpec]) -> list[str]:
     default = config.default_cluster
     if default is not None:
         engines = {rule.cluster for model in config.models.values() for rule in model.rules}
-        if default in engines or any(places[default] & places[name] for name in engines if name in places):
+        if default in engines or any(
+            places.get(default, set()) & places[name] for name in engines if name in places
+        ):
             found.append(
                 f"default_cluster: `{default}` is a model's engines: whatever path is no inference reaches "
                 "them as it came, but for those by which they are administered (docs/security.md)"

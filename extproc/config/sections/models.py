@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, AliasChoices, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
+from extproc.choosing.rivals.registry import make
 from extproc.config.sections.fields import HeaderName, HeaderValue, Labels, Name, Section
 from extproc.request.rules import Backend
 from extproc.values.balancing import Algorithm, LoadBalancing
@@ -96,6 +97,19 @@ class LoadBalancingSection(Section):
     """Weight of the cache hit ratio."""
     fallbacks: int = Field(default=_LB.fallbacks, ge=0, le=8)
     """Further endpoints named to Envoy: the first that is there gets the one retry before the first byte."""
+    rival: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """A rule of another gateway (docs/policies.md) that has the last word, to compare it on live traffic, as
+    name or name:parameter=value; with it nothing waits here."""
+
+    @field_validator("rival")
+    @classmethod
+    def _is_known(cls, rule: str | None) -> str | None:
+        if rule is not None:
+            try:
+                make(rule)
+            except ValueError as error:
+                raise PydanticCustomError("rival", "{reason}", {"reason": str(error)}) from None
+        return rule
 
     def settings(self) -> LoadBalancing:
         """The values as the policies take them."""

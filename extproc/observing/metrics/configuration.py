@@ -33,11 +33,19 @@ HOST_NAME_RESOLVED = Family(
     ("name",),
 )
 
+CLUSTER_LISTED = Family(
+    "tokenway_cluster_listed",
+    Kind.GAUGE,
+    "1 if a source lists a cluster that the configuration names, else 0: its requests get 503 until then.",
+    ("name",),
+)
+
 FAMILIES: tuple[Family, ...] = (
     RELOADS,
     RELOAD_SUCCESSFUL,
     RELOAD_TIME,
     HOST_NAME_RESOLVED,
+    CLUSTER_LISTED,
 )
 
 
@@ -45,6 +53,7 @@ def values(
     files: Mapping[str, bool] | None,
     loaded_unix_s: Mapping[tuple[str, ...], float],
     host_names: Mapping[str, bool],
+    clusters: Mapping[str, bool],
 ) -> Values:
     """The series of what is followed now.
 
@@ -52,8 +61,12 @@ def values(
         files: Each file that is needed: is it good? None leaves the series of the last attempts.
         loaded_unix_s: When each file, as a label tuple, was last loaded.
         host_names: Each host name in use: did its last look-up give an address?
+        clusters: Each cluster that the configuration names: does a source list it?
     """
-    shown: Values = {HOST_NAME_RESOLVED: {(name,): has for name, has in host_names.items()}}
+    shown: Values = {
+        HOST_NAME_RESOLVED: {(name,): has for name, has in host_names.items()},
+        CLUSTER_LISTED: {(name,): is_listed for name, is_listed in clusters.items()},
+    }
     if files is not None:
         shown[RELOAD_SUCCESSFUL] = {(file,): is_good for file, is_good in files.items()}
         shown[RELOAD_TIME] = {(file,): loaded_unix_s[file,] for file in files if (file,) in loaded_unix_s}

@@ -31,6 +31,7 @@ class LiveGauges:
         shared: Of other gateways (`sharing_values`) and of engines' announcements (`event_values`).
         files: Each configuration file that is needed: is it good? None shows the last attempts.
         host_names: Each host name in use: did its last look-up give an address?
+        clusters: Each cluster that the configuration names: does a source list it?
         ejections_withheld: By the floor so far.
     """
 
@@ -44,6 +45,7 @@ class LiveGauges:
     shared: Values = field(default_factory=dict)
     files: Mapping[str, bool] | None = None
     host_names: Mapping[str, bool] = field(default_factory=dict)
+    clusters: Mapping[str, bool] = field(default_factory=dict)
     ejections_withheld: int = 0
 
     def values(self, models: frozenset[str], loaded_unix_s: Mapping[tuple[str, ...], float]) -> Values:
@@ -60,7 +62,7 @@ class LiveGauges:
             BUS_DROPPED: {(): self.bus_dropped},
             EJECTIONS_WITHHELD: {(): self.ejections_withheld},
             **self.shared,
-            **configuration.values(self.files, loaded_unix_s, self.host_names),
+            **configuration.values(self.files, loaded_unix_s, self.host_names, self.clusters),
             **endpoints.values(self.endpoints),
             **predictions.values(models, self.tokens_per_byte, self.calibrations),
         }

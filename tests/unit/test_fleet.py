@@ -1,0 +1,198 @@
+"""The fleet: sources merged, differences told, identities kept apart from addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from extproc.discovery.fleet import MAX_FORMER, Fleet
+from extproc.discovery.listed import Listed
+from metadata_center.addresses import Address
+from metadata_center.load.counters import KEY_BYTES
+from metadata_center.types import EndpointKey
+
+
+def at(number: int) -> Address:
+    """An address."""
+    return Address(f"10.0.0.{number}", 8000)
+
+
+def pod(number: int, **changes: object) -> Listed:
+    """A replica whose identity is not its address."""
+    return Listed(f"uid/{number}", **{"address": at(number), **changes})  # type: ignore[arg-type]
+
+
+def keys(*numbers: int) -> list[EndpointKey]:
+    """Identities of pods."""
+    return [EndpointKey(f"uid/{number}") for number in numbers]
+
+
+def members(fleet: Fleet) -> dict[str, list[str]]:
+    """Who is where."""
+    return {name: [str(one.key) for one in endpoints] for name, endpoints in fleet.clusters.items()}
+
+
+def test_a_source_is_told_whole_and_its_differences_come_out() -> None:
+    """Added, removed, changed what; clusters that are new or gone; nothing for the same again."""
+    fleet = Fleet()
+    first = fleet.replace("a", {"c": [pod(1), pod(2)], "empty": []})
+    assert [one.key for one in first.added] == keys(1, 2)
+    assert first.new_clusters == {"c", "empty"}
+    assert not fleet.replace("a", {"c": [pod(1), pod(2)], "empty": []})
+    second = fleet.replace("a", {"c": [pod(2, weight=3, draining=True), pod(3)]})
+    assert [one.key for one in second.removed] == keys(1)
+    assert [one.key for one in second.added] == keys(3)
+    ((change),) = second.changed
+    assert change.after.key == keys(2)[0]
+    assert change.what == {"weight", "draining"}
+    assert second.gone_clusters == {"empty"}
+    assert second.clusters == {"c", "empty"}
+    assert list(second.keys) == keys(1, 2, 3)
+    assert members(fleet) == {"c": ["uid/2", "uid/3"]}
+
+
+def test_a_source_may_tell_one_cluster() -> None:
+    """Its others stay; None takes one away."""
+    fleet = Fleet()
+    fleet.replace("a", {"c": [pod(1)], "d": [pod(2)]})
+    assert fleet.update("a", {"c": [pod(1), pod(3)]}).clusters == {"c"}
+    assert fleet.update("a", {"d": None}).gone_clusters == {"d"}
+    assert members(fleet) == {"c": ["uid/1", "uid/3"]}
+
+
+def test_several_sources_are_one_fleet() -> None:
+    """Each owns what it lists; of two at one place the source that came first counts, until it goes."""
+    fleet = Fleet()
+    fleet.replace("files", {"c": [Listed("10.0.0.1:8000", at(1), weight=5)]})
+    twice = fleet.replace("kubernetes", {"c": [pod(1), pod(2)], "k": [pod(2)]})
+    assert [one.key for one in twice.added] == [*keys(2), *keys(2)]
+    assert members(fleet) == {"c": ["10.0.0.1:8000", "uid/2"], "k": ["uid/2"]}
+    gone = fleet.withdraw("files")
+    assert [one.key for one in gone.removed] == ["10.0.0.1:8000"]
+    assert [one.key for one in gone.added] == keys(1)
+    assert {one.source for one in fleet.endpoints} == {"kubernetes"}
+    assert not gone.gone_clusters
+
+
+def test_a_source_that_says_nothing_keeps_what_it_said() -> None:
+    """Whatever others say meanwhile."""
+    fleet = Fleet()
+    fleet.replace("kubernetes", {"k": [pod(1)]})
+    fleet.replace("files", {"c": [pod(2)]})
+    fleet.replace("files", {})
+    assert members(fleet) == {"k": ["uid/1"]}
+
+
+def test_one_replica_in_two_clusters_is_one_identity() -> None:
+    """What it is, is told once per cluster; it is there until it has left both."""
+    fleet = Fleet()
+    fleet.replace("a", {"c": [pod(1)], "d": [pod(1, draining=True)]})
+    (key,) = keys(1)
+    assert [(one.cluster, one.draining) for one in fleet.of(key)] == [("c", False), ("d", True)]
+    fleet.update("a", {"c": []})
+    assert fleet.address(key) == at(1)
+    fleet.update("a", {"d": []})
+    assert (fleet.of(key), fleet.address(key), fleet.keys) == ((), None, frozenset())
+
+
+def test_an_address_is_who_was_sent_there_or_is_there_now() -> None:
+    """A replica that left, or moved, is still who a running request was sent to."""
+    fleet = Fleet()
+    fleet.replace("a", {"c": [pod(1), pod(2)]})
+    one, two, three = keys(1, 2, 3)
+    assert fleet.at(at(2)) == two
+    moved = fleet.replace("a", {"c": [pod(2, address=at(7)), pod(3, address=at(1))]})
+    assert moved.moved == {two}
+    assert fleet.address(two) == at(7)
+    assert fleet.at(at(1), [one, two]) == one  # it was sent there, though another is there now
+    assert fleet.at(at(1)) == fleet.at(at(1), [two]) == three
+    assert fleet.at(at(2)) == fleet.at(at(2), [two]) == two  # nobody is there; it was the last
+    stranger = fleet.at(at(99))
+    assert fleet.of(stranger) == ()
+
+
+def test_ranks_at_one_address_are_endpoints_of_their_own() -> None:
+    """Identity, address and rank are three things."""
+    fleet = Fleet()
+    ranks = [Listed(f"uid/1/{rank}", at(1), rank=rank) for rank in (0, 1)]
+    fleet.replace("a", {"c": ranks})
+    assert [(one.key, one.rank) for one in fleet.endpoints] == [("uid/1/0", 0), ("uid/1/1", 1)]
+    assert fleet.at(at(1), [EndpointKey("uid/1/1")]) == "uid/1/1"
+
+
+@pytest.mark.parametrize("key", ["x" * (KEY_BYTES + 1), "", "ü", "a\nb", "é" * 500])
+def test_any_key_of_a_source_becomes_an_identity_that_fits(key: str) -> None:
+    """ASCII, printable, no longer than the counters' names, and the same each time."""
+    fleets = [Fleet(), Fleet()]
+    for fleet in fleets:
+        fleet.replace("a", {"c": [Listed(key, at(1))]})
+    one, other = (fleet.endpoints[0].key for fleet in fleets)
+    assert one == other
+    assert 0 < len(one) <= KEY_BYTES
+    assert one.isascii()
+    assert one.isprintable()
+
+
+def test_former_addresses_are_bounded() -> None:
+    """The oldest is forgotten."""
+    fleet = Fleet()
+    for number in range(MAX_FORMER + 10):
+        fleet.replace(
+            "a", {"c": [Listed(f"uid/{number}", Address(f"10.1.{number // 250}.{number % 250}", 1))]}
+        )
+    assert len(fleet._former) == len(fleet._last) == MAX_FORMER
+
+
+states = st.dictionaries(
+    st.sampled_from("cde"),
+    st.lists(
+        st.builds(
+            pod,
+            st.integers(1, 5),
+            address=st.integers(1, 5).map(at),
+            weight=st.integers(1, 2),
+            draining=st.booleans(),
+        ),
+        max_size=4,
+    ),
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(("a", "b")), states), max_size=8))
+def test_differences_add_up_to_the_fleet(words: Sequence[tuple[str, Mapping[str, Sequence[Listed]]]]) -> None:
+    """Whoever applies every difference has the fleet, and the fleet is what the last words say."""
+    fleet = Fleet()
+    mirror: dict[str, dict[EndpointKey, object]] = {}
+    last: dict[str, Mapping[str, Sequence[Listed]]] = {}
+    for source, clusters in words:
+        last[source] = clusters
+        difference = fleet.replace(source, clusters)
+        for name in difference.new_clusters:
+            mirror[name] = {}
+        for one in difference.removed:
+            del mirror[one.cluster][one.key]
+        for change in difference.changed:
+            assert mirror[change.after.cluster][change.after.key] == change.before
+            assert change.what
+            mirror[change.after.cluster][change.after.key] = change.after
+        for one in difference.added:
+            assert one.key not in mirror[one.cluster]
+            mirror[one.cluster][one.key] = one
+        for name in difference.gone_clusters:
+            assert not mirror.pop(name)
+        assert bool(difference) is any(
+            (difference.added, difference.removed, difference.changed, difference.clusters)
+        )
+    assert mirror == {name: {one.key: one for one in found} for name, found in fleet.clusters.items()}
+    assert fleet.keys == {one.key for one in fleet.endpoints}
+    again = Fleet()
+    for source in dict.fromkeys(source for source, _ in words):
+        again.replace(source, last[source])
+    assert {name: list(found) for name, found in again.clusters.items()} == {
+        name: list(found) for name, found in fleet.clusters.items()
+    }
+    for one in fleet.endpoints:
+        assert fleet.at(one.address, [one.key]) == one.key
