@@ -2,13 +2,14 @@
 
 Rules:
     1. An endpoint is full while the prefill ahead there is more than `OPEN_STEPS` engine steps, or its KV
-       cache has no room, or all its seats are taken (`extproc.choosing.seats`). It never runs dry for being
-       full, so what waits here loses nothing.
+       cache has no room, or it runs `max_num_seqs` sequences (`extproc.choosing.max_num_seqs`). It never runs
+       dry for being full, so what waits here loses nothing.
     2. Order is by arrival plus work, which is when an idle fleet would have answered: short work goes first,
        and nobody is overtaken by one who comes later than its own work takes. Nobody falls back when work
        turns out longer than it was thought: so who is first sees nobody ahead. A request waits for the
        endpoint that suits it best; those ahead that wait for the same one count as prefill there, or as the
-       turns of its seats where those are longer, so a queue for one makes others the better.
+       ends of sequences that they wait for where those are longer, so a queue for one makes others the
+       better.
     3. At most `max_held` requests wait, each `max_hold_s` at most. One that is too many, or that cannot be
        answered within that time (or within its own limit) by what is ahead of it, is refused at once.
     4. Wake-ups are the caller's: ask again when a prefill or a request ends anywhere, and at `until_s`.

@@ -182,7 +182,7 @@ def shown(snapshot: Snapshot) -> dict[str, Any]:
     """Every column but those in blocks; unknown everywhere is as good as unknown of each."""
     columns = {field.name: getattr(snapshot, field.name) for field in fields(snapshot)}
     del columns["matched_blocks"], columns["num_blocks"]
-    columns["seats"] = [limit for limit in columns["seats"] if limit]
+    columns["max_num_seqs"] = [limit for limit in columns["max_num_seqs"] if limit]
     return {name: list(column) if isinstance(column, tuple) else column for name, column in columns.items()}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from extproc.choosing.holding import POLL_S
-from extproc.choosing.seats import SURE_VISITS
+from extproc.choosing.max_num_seqs import SURE_VISITS
 from extproc.errors import Reason, RouterError
 from extproc.observing.explain import render, to_json, verdict
 from extproc.routing.caches import Caches
@@ -92,7 +92,11 @@ def test_a_request_waits_while_every_endpoint_is_full_and_goes_when_one_is_not()
     held.ask("a")
     promise = held.hold("b")
     assert held.rig.placing.load.in_flight == 1
-    assert held.room.by_reason() == {HoldReason.PREFILL: 1, HoldReason.KV_CACHE: 0, HoldReason.SEATS: 0}
+    assert held.room.by_reason() == {
+        HoldReason.PREFILL: 1,
+        HoldReason.KV_CACHE: 0,
+        HoldReason.MAX_NUM_SEQS: 0,
+    }
     held.loop.run(0.1)
     assert not promise.done()
     held.first_token("a")
@@ -132,16 +136,16 @@ def test_time_that_a_prefill_has_had_counts_as_done() -> None:
 
 
 def test_an_engine_full_by_number_is_full() -> None:
-    """Once its limit is learned, a request waits for a seat, whatever the prefill ahead."""
+    """Once its limit is learned, a request waits for a sequence to end, whatever the prefill ahead."""
     held = Held()
     for _ in range(SURE_VISITS):
         held.rig.placing.engines.told_occupancy(THREE[0].key, running=2, waiting=1, kv_usage_ratio=0.1)
         held.rig.placing.engines.told_occupancy(THREE[0].key, running=1, waiting=0, kv_usage_ratio=0.1)
-    for number in range(3):  # the third is ready when a seat becomes free
+    for number in range(3):  # the third is ready when a sequence ends
         assert isinstance(held.ask(f"a{number}", "short"), Decision)
         held.first_token(f"a{number}")
     promise = held.hold("b", "short")
-    assert held.room.by_reason()[HoldReason.SEATS] == 1
+    assert held.room.by_reason()[HoldReason.MAX_NUM_SEQS] == 1
     held.rig.ends.take(request_end("a0"), held.rig.clock())
     held.loop.run()
     assert promise.done()
