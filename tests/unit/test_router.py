@@ -85,7 +85,7 @@ def test_a_rival_has_the_last_word() -> None:
         chosen.append(record.chosen)
         assert rig.load(record.chosen)[0] == 1 + number // 3
         first = metadata_of(decision)["envoy.lb"]["x-gateway-destination-endpoint"].split(",")[0]
-        assert first == record.chosen
+        assert first == str(rig.fleet.address(record.chosen))
         shown = to_json(record)
         assert recompute(shown) == record.choice.order  # type: ignore[union-attr]
         if record.placed is not None:
