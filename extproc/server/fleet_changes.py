@@ -80,6 +80,8 @@ class FleetChanges:
         placing.engines.forget(gone)
         if difference.added or difference.removed:
             placing.load.retain(fleet.keys)
+            placing.engines.retain(fleet.keys)
+            placing.caches.running.retain(fleet.keys)
             self._books.ending.endpoints.retain(fleet.keys)
         placing.ages.configured(self._clock())
         self._prober.update(dict.fromkeys(difference.moved, ()))
