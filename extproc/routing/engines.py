@@ -8,6 +8,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Final
 
 from extproc.choosing.max_num_seqs import SequenceLimit
@@ -37,7 +38,7 @@ NOTHING_READ: Final = Reading(0, 0, 0, 0.0)
 
 
 class Engines:
-    """One worker's knowledge; bounded by the endpoints configured, see `forget`."""
+    """One worker's knowledge; bounded by the endpoints that exist, see `retain`."""
 
     def __init__(self) -> None:
         self._kv_tokens: dict[EndpointKey, int] = {}
@@ -92,6 +93,11 @@ class Engines:
             self.restarted(key)
             self._kv_tokens.pop(key, None)
             self._prefill_since_s.pop(key, None)
+
+    def retain(self, keys: AbstractSet[EndpointKey]) -> None:
+        """Keep these alone: news of requests that outlived their endpoint is kept no longer than this."""
+        known = self._kv_tokens.keys() | self._readings.keys() | self._prefill_since_s.keys()
+        self.forget(known - keys)
 
     @property
     def kv_tokens(self) -> Mapping[EndpointKey, int]:

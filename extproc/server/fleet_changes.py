@@ -80,6 +80,8 @@ class FleetChanges:
         scheduling.engines.forget(gone)
         if difference.added or difference.removed:
             scheduling.load.retain(fleet.keys)
+            scheduling.engines.retain(fleet.keys)
+            scheduling.caches.running.retain(fleet.keys)
             self._state.ending.endpoints.retain(fleet.keys)
         scheduling.ages.configured(self._clock())
         self._prober.update(dict.fromkeys(difference.moved, ()))

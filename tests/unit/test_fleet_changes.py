@@ -17,7 +17,7 @@ from extproc.observing.metrics.collector import Metrics
 from extproc.observing.records import RecordRing
 from extproc.routing.caches import Caches
 from extproc.routing.homes import Homes
-from extproc.routing.state import Outside, make_routing_state
+from extproc.routing.state import Outside, RoutingState, make_routing_state
 from extproc.server.fleet_changes import FleetChanges
 from extproc.values.endpoints import Endpoint
 from metadata_center.addresses import Address
@@ -83,14 +83,9 @@ def whole(**changed: Mapping[str, Any]) -> dict[str, list[Listed]]:
     }
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"weight": 3}, {"draining": True}, {"labels": {"pool": "x"}}, {"address": Address("10.9.9.9", 8000)}],
-    ids=["weight", "draining", "labels", "address"],
-)
-def test_a_change_of_one_endpoint_re_applies_one(change: dict[str, Any]) -> None:
-    """Of a thousand in ten clusters: one is probed and followed anew, one cluster is published."""
-    fleet, noting, metrics = Fleet(), Noting(), Metrics(CollectorRegistry(), "test")
+def followers(fleet: Fleet, noting: Noting) -> tuple[RoutingState, FleetChanges]:
+    """The state of a fleet, and who keeps them in step with it."""
+    metrics = Metrics(CollectorRegistry(), "test")
     state = make_routing_state(
         load=LoadTable(Counters(), LedgerBounds(lease_s=60.0, tombstone_s=60.0)),
         caches=Caches(PrefixIndex(1_000, 1_000)),
@@ -110,6 +105,18 @@ def test_a_change_of_one_endpoint_re_applies_one(change: dict[str, Any]) -> None
         lambda: 1.0,
     )
     changes.configure(Config())
+    return state, changes
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"weight": 3}, {"draining": True}, {"labels": {"pool": "x"}}, {"address": Address("10.9.9.9", 8000)}],
+    ids=["weight", "draining", "labels", "address"],
+)
+def test_a_change_of_one_endpoint_re_applies_one(change: dict[str, Any]) -> None:
+    """Of a thousand in ten clusters: one is probed and followed anew, one cluster is published."""
+    fleet, noting = Fleet(), Noting()
+    state, changes = followers(fleet, noting)
     changes.apply(fleet.replace("file", whole()))
     assert len(noting.probed) == len(noting.followed) == CLUSTERS * MEMBERS
     assert (sorted(set(noting.published)), noting.lists_published) == (sorted(whole()), 1)
@@ -128,3 +135,23 @@ def test_a_change_of_one_endpoint_re_applies_one(change: dict[str, Any]) -> None
     noting.clear()
     changes.apply(fleet.replace("file", whole(n317=change)))
     assert (noting.probed, noting.followed, noting.published) == ([], [], [])
+
+
+def test_what_requests_tell_of_endpoints_that_left_is_forgotten() -> None:
+    """New replicas for ever: state hold those that are there, whatever ran on those that left."""
+    fleet, noting = Fleet(), Noting()
+    state, changes = followers(fleet, noting)
+    running, engines = state.scheduling.caches.running, state.scheduling.engines
+    for generation in range(50):
+        changes.apply(fleet.replace("file", {"c0": [listed(0, generation)]}))
+        if generation:
+            left = EndpointKey(f"uid/{generation - 1}")  # a retry went there, and is over
+            run = running.add(left, [generation])
+            assert run is not None
+            running.remove(left, run)
+            engines.prefill_ended(left, 1.0)
+            assert engines.prefill_since_s(left) is not None
+    changes.apply(fleet.replace("file", {"c0": [listed(0, 99)]}))
+    assert engines._prefill_since_s == {}
+    assert running._running == {}
+    assert state.scheduling.load.slots(fleet.keys)
