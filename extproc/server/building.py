@@ -227,13 +227,7 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
         metrics,
         time.monotonic,
     )
-    server = rpc_server(
-        config.server.transport,
-        (way.processor.rpc, way.access_log.rpc, ads.rpc),
-        places_of(config.server, socket_path(site.folder, index), index),
-        config.request.max_body_bytes + _MESSAGE_OVERHEAD_BYTES,
-        metrics.transport_fault,
-    )
+    server = _server(site, way, ads)
     draining = Draining(
         server,
         ads,
@@ -350,6 +344,17 @@ def _request_way(site: Site, news: News, known: Knowledge) -> RequestWay:
     )
     access_log = AccessLog(dispatcher.dispatch, site.metrics)
     return RequestWay(readers, router, router.waiting, unpacking, request_log, processor, access_log)
+
+
+def _server(site: Site, way: RequestWay, ads: AdsServer) -> RpcServer:
+    config = site.config
+    return rpc_server(
+        config.server.transport,
+        (way.processor.rpc, way.access_log.rpc, ads.rpc),
+        places_of(config.server, socket_path(site.folder, site.index), site.index),
+        config.request.max_body_bytes + _MESSAGE_OVERHEAD_BYTES,
+        site.metrics.transport_fault,
+    )
 
 
 def _tell_fault(error: Exception) -> None:
