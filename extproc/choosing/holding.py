@@ -179,10 +179,10 @@ class HoldQueue:
 
 
 class Waiting(Protocol):
-    """One request that waits, as a pass sees it."""
+    """One request that waits, as a round sees it."""
 
     @property
-    def turn(self) -> tuple[float, int]:
+    def order(self) -> tuple[float, int]:
         """Its rank and its ticket: lower goes first."""
         ...
 
@@ -192,7 +192,7 @@ class Waiting(Protocol):
         ...
 
     @property
-    def line(self) -> object:
+    def queue(self) -> object:
         """The queue it waits in, by identity."""
         ...
 
@@ -200,8 +200,8 @@ class Waiting(Protocol):
 W = TypeVar("W", bound=Waiting)
 
 
-class Pass(Generic[W]):
-    """All that wait, in their order, each asked for once, as they were when the pass began.
+class SchedulingRound(Generic[W]):
+    """All that wait, in their order, each asked for once, as they were when the round began.
 
     Args:
         waiting: In any order.
@@ -210,16 +210,16 @@ class Pass(Generic[W]):
     __slots__ = ("_closed", "_order")
 
     def __init__(self, waiting: Iterable[W]) -> None:
-        self._order = iter(sorted(waiting, key=lambda each: each.turn))
+        self._order = iter(sorted(waiting, key=lambda each: each.order))
         self._closed: set[int] = set()
 
     def next(self, now_s: float) -> W | None:
         """The next to ask for: its queue is not closed, or its time is up; None after the last."""
         for each in self._order:
-            if each.until_s <= now_s or id(each.line) not in self._closed:
+            if each.until_s <= now_s or id(each.queue) not in self._closed:
                 return each
         return None
 
-    def close(self, line: object) -> None:
-        """Every endpoint is full for all that come later in that queue: they are left out of this pass."""
-        self._closed.add(id(line))
+    def close(self, queue: object) -> None:
+        """Every endpoint is full for all that come later in that queue: they are left out of this round."""
+        self._closed.add(id(queue))

@@ -20,8 +20,8 @@ BLANK_PROMPT: Final = 1
 def backlog(snapshot: Snapshot, row: int) -> Backlog:
     """What is on one endpoint before the request.
 
-    Books tell prompt tokens of all requests in flight; those that still prefill have their share of them, and
-    at least what is left of theirs.
+    RoutingState tell prompt tokens of all requests in flight; those that still prefill have their share of
+    them, and at least what is left of theirs.
     """
     requests, prefilling = snapshot.requests[row], snapshot.prefilling[row]
     context, pending = snapshot.context_tokens[row], snapshot.prefill_tokens[row]

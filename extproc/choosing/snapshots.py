@@ -1,4 +1,4 @@
-"""What one decision looks at, made of books, caches and learned prices: the same for gateway and replayer.
+"""What one decision looks at, of ledger, caches and learned prices: the same for gateway and replayer.
 
 Rules:
     1. What follows from the columns given is computed here and nowhere else: pace, KV cache in use, traffic.
@@ -23,7 +23,7 @@ from metadata_center.types import EndpointKey, value
 
 @value
 class Load:
-    """Books of the candidates; one value per row.
+    """RoutingState of the candidates; one value per row.
 
     Attributes:
         requests: In flight.

@@ -37,13 +37,13 @@ from extproc.predicting.tokens import TokensPerByte
 from extproc.protocol.bootstrap_dialect import BootstrapDialect
 from extproc.protocol.servicer import Processor
 from extproc.routing.announced import Announced
-from extproc.routing.books import Books, Outside, make_books
 from extproc.routing.caches import Caches
 from extproc.routing.gateway import Gateway
 from extproc.routing.homes import Homes
 from extproc.routing.listeners import endings_of
 from extproc.routing.router import Router
-from extproc.routing.waiting import WaitingRoom
+from extproc.routing.state import Outside, RoutingState, make_routing_state
+from extproc.routing.waiting import RequestQueue
 from extproc.server.admin_answers import OneWorker
 from extproc.server.admin_port import AdminPort, TcpPlace
 from extproc.server.announcements import Announcements
@@ -139,7 +139,7 @@ class Knowledge:
     """What a worker knows, and those that bring it news from elsewhere.
 
     Attributes:
-        books: What decisions read and endings change.
+        state: What decisions read and endings change.
         tls: How engines are spoken to.
         met: Load and history, and the way to other gateways.
         history: Blocks by routing history.
@@ -149,7 +149,7 @@ class Knowledge:
         bus: To the other workers; None if there are none.
     """
 
-    books: Books
+    state: RoutingState
     tls: RequestTls
     met: Alone | Shared
     history: PrefixIndex
@@ -166,7 +166,7 @@ class RequestWay:
     Attributes:
         readers: Read large bodies.
         router: Decides.
-        waiting: Who waits for room.
+        waiting: Requests that wait for room.
         unpacking: Has compressed bodies decoded first.
         request_log: Leaves a line for each request.
         processor: Envoy's ext_proc streams.
@@ -175,7 +175,7 @@ class RequestWay:
 
     readers: BodyReaders
     router: Router
-    waiting: WaitingRoom[Decision]
+    waiting: RequestQueue[Decision]
     unpacking: Unpacking
     request_log: RequestLog
     processor: Processor
@@ -212,15 +212,15 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
     )
     news = News(Listeners(), Listeners(), Listeners(), Listeners(), Listeners())
     known = _knowledge(site, news)
-    placing = known.books.placing
+    scheduling = known.state.scheduling
     way = _request_way(site, news, known)
-    engines = EngineNews(placing.engines, known.history, placing.predictor, known.announcements, config)
+    engines = EngineNews(scheduling.engines, known.history, scheduling.predictor, known.announcements, config)
     prober = _prober(news, known, engines, config)
     ads = AdsServer(lambda type_url: metrics.ads_refused(ADS_TYPES[type_url]))
-    publications = Publications(owners.fleet.clusters, placing.health.state)
+    publications = Publications(owners.fleet.clusters, scheduling.health.state)
     changes = FleetChanges(
         owners.fleet,
-        known.books,
+        known.state,
         prober,
         known.announcements,
         Publisher(ads, publications, metrics),
@@ -233,7 +233,7 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
         ads,
         way.waiting,
         way.access_log,
-        lambda: bool(way.processor.streams_active or placing.load.in_flight),
+        lambda: bool(way.processor.streams_active or scheduling.load.in_flight),
         lambda: configuration.current.server.drain_s,
     )
     admin = _admin(site, known, way, configuration, life, changes)
@@ -268,7 +268,7 @@ def _knowledge(site: Site, news: News) -> Knowledge:
         bus = Bus(site.folder, site.index, site.workers, news.entries.tell, hearsay.cached, homes.told)
         news.cached.add(bus.share)
     news.cached.add(met.store.share)
-    books = make_books(
+    state = make_routing_state(
         load=met.store.load,
         caches=Caches(history, announcing=announced),
         health=health,
@@ -285,7 +285,7 @@ def _knowledge(site: Site, news: News) -> Knowledge:
         ),
     )
     announcements = Announcements(cache_map, announced, time.monotonic, time.time, tls.of)
-    return Knowledge(books, tls, met, history, cache_map, announced, announcements, bus)
+    return Knowledge(state, tls, met, history, cache_map, announced, announcements, bus)
 
 
 def _processes(workers: int, met: Alone | Shared) -> Callable[[], int]:
@@ -302,11 +302,11 @@ def _always_current(_now_s: float) -> float:
 
 
 def _request_way(site: Site, news: News, known: Knowledge) -> RequestWay:
-    placing, ending, met, config = known.books.placing, known.books.ending, known.met, site.config
+    scheduling, ending, met, config = known.state.scheduling, known.state.ending, known.met, site.config
     readers = BodyReaders()
     router = Router(
-        placing,
-        routing_table(config, site.owners.fleet.clusters, placing.load.slots, time.time()),
+        scheduling,
+        routing_table(config, site.owners.fleet.clusters, scheduling.load.slots, time.time()),
         router_settings(config),
         random.Random(),
         time.monotonic,
@@ -325,7 +325,7 @@ def _request_way(site: Site, news: News, known: Knowledge) -> RequestWay:
     news.entries.add(lambda entry: endings.take(entry, time.monotonic()))
     gateway = Gateway(
         router,
-        known.books.first_tokens,
+        known.state.first_tokens,
         ending.stored,
         endings,
         site.metrics,
@@ -364,7 +364,7 @@ def _tell_fault(error: Exception) -> None:
 
 def _prober(news: News, known: Knowledge, engines: EngineNews, config: Config) -> Prober:
     return Prober(
-        known.books.placing.health,
+        known.state.scheduling.health,
         config.health.settings(),
         clock=time.monotonic,
         rng=random.Random(),
@@ -393,7 +393,7 @@ def _admin(
         return values
 
     status = Status(
-        known.books,
+        known.state,
         site.registry,
         lambda: site.owners.fleet.endpoints,
         lambda: way.processor.streams_active,
@@ -421,7 +421,7 @@ def _follow_health(
 ) -> None:
     """Who is told when an endpoint's health changed, in this order."""
     news.transitions.add(
-        lambda _: known.books.placing.ages.health_changed(time.monotonic()),
+        lambda _: known.state.scheduling.ages.health_changed(time.monotonic()),
         HealthReport(site.metrics).tell,
         engines.transition,
         lambda _: news.freed.tell(),
@@ -433,14 +433,14 @@ def _follow_configuration(
     site: Site, known: Knowledge, way: RequestWay, engines: EngineNews, prober: Prober, changes: FleetChanges
 ) -> None:
     """Who applies what of a configuration, in this order; what none of them reads needs a restart."""
-    placing, base = known.books.placing, site.path.parent
+    scheduling, base = known.state.scheduling, site.path.parent
     requests = RequestPath(
-        way.router, way.request_log, site.owners.fleet.clusters, placing.load.slots, time.time
+        way.router, way.request_log, site.owners.fleet.clusters, scheduling.load.slots, time.time
     )
     site.owners.add(
         requests.follow,
         engines.follow,
-        lambda config: placing.homes.configure(config.responses.max_remembered, config.responses.expiry_s),
+        lambda config: scheduling.homes.configure(config.responses.max_remembered, config.responses.expiry_s),
         lambda config: known.announcements.configure(config, base),
         lambda config: logging.getLogger("tokenway").setLevel(config.logging.level.upper()),
         ForwardedHeaders().follow,
@@ -464,7 +464,7 @@ def _parts(
     """What starts in this order and stops in the reverse one; no request comes before the configuration."""
     residence = Residence(site.folder, is_alone=not site.supervised)
     supervisor = os.getppid() if site.supervised else None
-    housekeeping = Housekeeping(known.books.placing.running.advance, time.monotonic, supervisor)
+    housekeeping = Housekeeping(known.state.scheduling.running.advance, time.monotonic, supervisor)
     parts = [
         Part("residence", residence.start, residence.stop),
         Part("decoders", stop=way.unpacking.close),

@@ -11,7 +11,7 @@ from extproc.values.placements import Plan
 from metadata_center.types import value
 
 NO_OWNER = "passed"
-"""In place of a worker's name, for requests that are routed past us: nobody keeps books on them."""
+"""In place of a worker's name, for requests that are routed past us: they are charged nowhere."""
 
 
 @value
@@ -51,7 +51,7 @@ NEED_BODY_AND_HEAD = NeedBody()
 
 @dataclass(frozen=True, slots=True)
 class PassTo(LineVerdict):
-    """Not an inference request: it goes there unseen, and nobody keeps books on it."""
+    """Not an inference request: it goes there unseen, and is charged nowhere."""
 
     plan: Plan
 

@@ -15,9 +15,9 @@ from extproc.health.settings import HealthSettings
 from extproc.health.tracker import HealthTracker
 from extproc.observing.metrics.collector import Metrics
 from extproc.observing.records import RecordRing
-from extproc.routing.books import Books, Outside, make_books
 from extproc.routing.caches import Caches
 from extproc.routing.homes import Homes
+from extproc.routing.state import Outside, RoutingState, make_routing_state
 from extproc.server.fleet_changes import FleetChanges
 from extproc.values.endpoints import Endpoint
 from metadata_center.addresses import Address
@@ -83,10 +83,10 @@ def whole(**changed: Mapping[str, Any]) -> dict[str, list[Listed]]:
     }
 
 
-def followers(fleet: Fleet, noting: Noting) -> tuple[Books, FleetChanges]:
-    """The books of a fleet, and who keeps them in step with it."""
+def followers(fleet: Fleet, noting: Noting) -> tuple[RoutingState, FleetChanges]:
+    """The state of a fleet, and who keeps them in step with it."""
     metrics = Metrics(CollectorRegistry(), "test")
-    books = make_books(
+    state = make_routing_state(
         load=LoadTable(Counters(), LedgerBounds(lease_s=60.0, tombstone_s=60.0)),
         caches=Caches(PrefixIndex(1_000, 1_000)),
         health=HealthTracker(HealthSettings()),
@@ -97,7 +97,7 @@ def followers(fleet: Fleet, noting: Noting) -> tuple[Books, FleetChanges]:
     )
     changes = FleetChanges(
         fleet,
-        books,
+        state,
         Told(noting.probe),  # type: ignore[arg-type]
         Told(noting.follow),  # type: ignore[arg-type]
         Told(noting.publish),  # type: ignore[arg-type]
@@ -105,7 +105,7 @@ def followers(fleet: Fleet, noting: Noting) -> tuple[Books, FleetChanges]:
         lambda: 1.0,
     )
     changes.configure(Config())
-    return books, changes
+    return state, changes
 
 
 @pytest.mark.parametrize(
@@ -116,20 +116,20 @@ def followers(fleet: Fleet, noting: Noting) -> tuple[Books, FleetChanges]:
 def test_a_change_of_one_endpoint_re_applies_one(change: dict[str, Any]) -> None:
     """Of a thousand in ten clusters: one is probed and followed anew, one cluster is published."""
     fleet, noting = Fleet(), Noting()
-    books, changes = followers(fleet, noting)
+    state, changes = followers(fleet, noting)
     changes.apply(fleet.replace("file", whole()))
     assert len(noting.probed) == len(noting.followed) == CLUSTERS * MEMBERS
     assert (sorted(set(noting.published)), noting.lists_published) == (sorted(whole()), 1)
 
     key, other = EndpointKey("uid/317"), EndpointKey("uid/318")
     for each in (key, other):
-        books.placing.engines.told_kv_tokens(each, 1000)
+        state.scheduling.engines.told_kv_tokens(each, 1000)
     noting.clear()
     changes.apply(fleet.replace("file", whole(n317=change)))
     moved = "address" in change
     assert noting.probed == noting.followed + [key] * moved
     assert noting.followed == [key]
-    assert set(books.placing.engines.kv_tokens) == {other} | ({key} if not moved else set())
+    assert set(state.scheduling.engines.kv_tokens) == {other} | ({key} if not moved else set())
     assert (noting.published, noting.lists_published) == (["c3"], 0)
 
     noting.clear()
@@ -138,10 +138,10 @@ def test_a_change_of_one_endpoint_re_applies_one(change: dict[str, Any]) -> None
 
 
 def test_what_requests_tell_of_endpoints_that_left_is_forgotten() -> None:
-    """New replicas for ever: books hold those that are there, whatever ran on those that left."""
+    """New replicas for ever: state hold those that are there, whatever ran on those that left."""
     fleet, noting = Fleet(), Noting()
-    books, changes = followers(fleet, noting)
-    running, engines = books.placing.caches.running, books.placing.engines
+    state, changes = followers(fleet, noting)
+    running, engines = state.scheduling.caches.running, state.scheduling.engines
     for generation in range(50):
         changes.apply(fleet.replace("file", {"c0": [listed(0, generation)]}))
         if generation:
@@ -154,4 +154,4 @@ def test_what_requests_tell_of_endpoints_that_left_is_forgotten() -> None:
     changes.apply(fleet.replace("file", {"c0": [listed(0, 99)]}))
     assert engines._prefill_since_s == {}
     assert running._running == {}
-    assert books.placing.load.slots(fleet.keys)
+    assert state.scheduling.load.slots(fleet.keys)

@@ -237,7 +237,7 @@ def test_a_decision_is_recorded_with_all_it_was_made_from() -> None:
 def test_first_tokens_and_answers_are_learned_from() -> None:
     """A slow engine raises the price of prefill; long answers raise the expected length."""
     rig = completing()
-    predictor = rig.placing.predictor
+    predictor = rig.scheduling.predictor
     before, traffic = predictor.prices(GROUP).ttft_prices_s, predictor.traffic(GROUP)
     expected = traffic.output_tokens
     for number in range(20):
@@ -296,7 +296,7 @@ amounts = st.integers(0, 200_000)
 
 @st.composite
 def snapshots(draw: st.DrawFn) -> Snapshot:
-    """Any books, of one to four endpoints."""
+    """Any state, of one to four endpoints."""
     rows = draw(st.integers(1, 4))
 
     def column(values: st.SearchStrategy[Any]) -> list[Any]:
