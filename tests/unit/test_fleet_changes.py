@@ -126,7 +126,7 @@ def test_a_change_of_one_endpoint_re_applies_one(change: dict[str, Any]) -> None
 
     key, other = EndpointKey("uid/317"), EndpointKey("uid/318")
     for each in (key, other):
-        state.scheduling.engines.told_kv_tokens(each, 1000)
+        state.scheduling.engines.observe_kv_tokens(each, 1000)
     noting.clear()
     changes.apply(fleet.replace("file", whole(n317=change)))
     moved = "address" in change
