@@ -56,7 +56,7 @@ class EngineNews:
 
     def cache_config(self, key: EndpointKey, kv_tokens: int, _block_size: int) -> None:
         """An engine told the size of its KV cache."""
-        self._engines.told_kv_tokens(key, kv_tokens)
+        self._engines.observe_kv_tokens(key, kv_tokens)
         ratios = [ratio for _, ratio in self._predictor.token_ratios()]
         tokens_per_byte = sum(ratios) / len(ratios) if ratios else TokensPerByte().ratio
         self._history.set_capacity(key, capacity_blocks(kv_tokens, tokens_per_byte, self._config))
@@ -68,4 +68,4 @@ class EngineNews:
 
     def occupancy(self, key: EndpointKey, occupancy: Occupancy) -> None:
         """An engine told how full it is."""
-        self._engines.told_occupancy(key, occupancy.running, occupancy.waiting, occupancy.kv_usage_ratio)
+        self._engines.observe_occupancy(key, occupancy.running, occupancy.waiting, occupancy.kv_usage_ratio)

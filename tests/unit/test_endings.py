@@ -594,7 +594,7 @@ def test_counts_beyond_what_request_and_engine_allow_are_cut(
     chosen = rig.record("a").chosen
     assert chosen is not None
     if kv_tokens:
-        rig.scheduling.engines.told_kv_tokens(chosen, kv_tokens)
+        rig.scheduling.engines.observe_kv_tokens(chosen, kv_tokens)
     prompt, completion, cached = reported
     rig.end("a", prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached)
     outcome = rig.record("a").outcome

@@ -19,7 +19,7 @@ from math import exp
 from typing import Final
 
 from extproc.choosing.holding import POLL_S, SchedulingRound
-from extproc.choosing.stateful import Hold, Request, Shed, StatefulPolicy
+from extproc.choosing.stateful import Hold, PolicyRequest, Shed, StatefulPolicy
 from tokenway.simulator.engine.engine import EngineRequest, StepResult
 from tokenway.simulator.engine.prefix_cache import BlocksRemoved, BlocksStored, CacheEvent
 from tokenway.simulator.replay.agenda import Agenda
@@ -175,7 +175,7 @@ class Replay:
         live = Live(
             index,
             source,
-            Request(
+            PolicyRequest(
                 request_id=index,
                 arrived_s=now_s,
                 prompt_tokens=prompt_tokens,
@@ -279,7 +279,7 @@ class Replay:
             if other is not gateway:
                 blocks = live.request.blocks
                 self._agenda.at(
-                    now_s + self._settings.push_delay_s, self._told_sent, other, live.index, row, blocks
+                    now_s + self._settings.push_delay_s, self._hear_sent, other, live.index, row, blocks
                 )
         rejection = self._replicas[row].submit(
             EngineRequest(request_id, source.prompt_tokens, source.output_tokens, live.keys), now_s
@@ -323,19 +323,19 @@ class Replay:
     def _tell(self, now_s: float, gateway: ReplayGateway, entry: Change) -> None:
         for other in self._gateways:
             if other is not gateway:
-                self._agenda.at(now_s + self._settings.push_delay_s, self._told, other, entry)
+                self._agenda.at(now_s + self._settings.push_delay_s, self._hear_change, other, entry)
 
-    def _told(self, now_s: float, gateway: ReplayGateway, entry: Change) -> None:
+    def _hear_change(self, now_s: float, gateway: ReplayGateway, entry: Change) -> None:
         gateway.ledger.apply(entry, now_s)
         if entry.prefilling < 0 or entry.requests < 0:
             self._wake_held(now_s, gateway)
 
-    def _told_sent(
+    def _hear_sent(
         self, _: float, gateway: ReplayGateway, request_id: int, row: int, blocks: Sequence[int]
     ) -> None:
         gateway.view.sent(request_id, row, blocks)
 
-    def _told_prefilled(self, _: float, gateway: ReplayGateway, request_id: int) -> None:
+    def _hear_prefilled(self, _: float, gateway: ReplayGateway, request_id: int) -> None:
         gateway.view.prefilled(request_id)
 
     def _settled(self, _: float, gateway: ReplayGateway, request_id: int, missing: bool) -> None:
@@ -349,7 +349,7 @@ class Replay:
         for other in self._gateways:
             if other is not gateway:
                 delay_s = self._settings.push_delay_s
-                self._agenda.at(now_s + delay_s, self._told_prefilled, other, live.index)
+                self._agenda.at(now_s + delay_s, self._hear_prefilled, other, live.index)
 
     def _prefill_due(self, now_s: float, gateway: ReplayGateway, live: Live) -> None:
         """No first token is seen, but it should have come by now."""
@@ -367,7 +367,7 @@ class Replay:
             if each is not gateway:
                 delay_s = max(delay_s, settings.push_delay_s)
                 if live.first_s is not None:
-                    self._agenda.at(now_s + settings.push_delay_s, self._told_prefilled, each, live.index)
+                    self._agenda.at(now_s + settings.push_delay_s, self._hear_prefilled, each, live.index)
             self._agenda.at(now_s + delay_s, self._settled, each, live.index, missing)
 
     def _heard(self, _: float, row: int, events: tuple[CacheEvent, ...]) -> None:
