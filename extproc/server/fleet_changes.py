@@ -19,7 +19,7 @@ from extproc.health.prober import Prober
 from extproc.health.states import Transition
 from extproc.observing.metrics.collector import Metrics
 from extproc.routing.state import RoutingState
-from extproc.server.announcements import Announcements
+from extproc.server.kv_event_follower import KvEventFollower
 from extproc.server.publishing import Publisher
 
 _log = logging.getLogger("tokenway.fleet")
@@ -32,7 +32,7 @@ class FleetChanges:
         fleet: All endpoints.
         state: What is known of them.
         prober: Probes endpoints, and tells the health tracker of them.
-        announcements: Follows their KV events.
+        kv_event_follower: Follows their KV events.
         publisher: Tells Envoy.
         metrics: Labelled by endpoints and clusters.
         clock: Monotonic seconds.
@@ -46,7 +46,7 @@ class FleetChanges:
         fleet: Fleet,
         state: RoutingState,
         prober: Prober,
-        announcements: Announcements,
+        kv_event_follower: KvEventFollower,
         publisher: Publisher,
         metrics: Metrics,
         clock: Callable[[], float],
@@ -54,7 +54,7 @@ class FleetChanges:
         self._fleet = fleet
         self._state = state
         self._prober = prober
-        self._announcements = announcements
+        self._kv_event_follower = kv_event_follower
         self._publisher = publisher
         self._metrics = metrics
         self._clock = clock
@@ -85,7 +85,7 @@ class FleetChanges:
         scheduling.ages.configured(self._clock())
         self._prober.update(dict.fromkeys(difference.moved, ()))
         self._prober.update(changed)
-        self._announcements.update(changed)
+        self._kv_event_follower.update(changed)
         if difference.added or difference.removed or came_or_went:
             self._label()
         self._publisher.update(difference.clusters, came_or_went=came_or_went)

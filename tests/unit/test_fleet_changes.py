@@ -51,7 +51,7 @@ class Noting:
         self.probed += changed
 
     def follow(self, changed: Mapping[EndpointKey, Collection[Endpoint]]) -> None:
-        """See `Announcements.update`."""
+        """See `KvEventFollower.update`."""
         self.followed += changed
 
     def publish(self, clusters: Iterable[str], *, came_or_went: bool = False) -> None:

@@ -23,7 +23,7 @@ from extproc.choosing.stateful import Hold, PolicyRequest, Shed, StatefulPolicy
 from tokenway.simulator.engine.engine import EngineRequest, StepResult
 from tokenway.simulator.engine.prefix_cache import BlocksRemoved, BlocksStored, CacheEvent
 from tokenway.simulator.replay.agenda import Agenda
-from tokenway.simulator.replay.caches import Announced, CacheView, Events, History, ViewKind
+from tokenway.simulator.replay.caches import CacheView, EventBlocks, Events, History, ViewKind
 from tokenway.simulator.replay.draws import MakeDraws
 from tokenway.simulator.replay.fleet import Fleet, endpoint_keys
 from tokenway.simulator.replay.gateway import FleetFacts, Live, ReplayGateway, Scrape, missed_cache
@@ -114,7 +114,7 @@ class Replay:
         self._busy = [False] * len(fleet)
         self._live: dict[str, Live] = {}
         self._followers = _followers(trace)
-        self._announced = Announced(len(fleet))
+        self._event_blocks = EventBlocks(len(fleet))
         self._hears_events = settings.view in (ViewKind.EVENTS, ViewKind.EVENTS_PENDING)
         self._scrape = Scrape([0] * len(fleet), [0] * len(fleet), [0.0] * len(fleet), [0.0] * len(fleet))
         facts = FleetFacts(
@@ -162,7 +162,7 @@ class Replay:
                 capacities = [tokens // self._router_tokens for tokens in facts.kv_tokens]
                 return History(facts.keys, capacities, confirmed=kind is ViewKind.HISTORY_CONFIRMED)
             case kind:
-                return Events(self._announced, rows, pending=kind is ViewKind.EVENTS_PENDING)
+                return Events(self._event_blocks, rows, pending=kind is ViewKind.EVENTS_PENDING)
 
     # Requests
 
@@ -376,9 +376,11 @@ class Replay:
         for event in events:
             if isinstance(event, BlocksStored):
                 first = (ratio - 1 - event.first_block) % ratio
-                self._announced.stored(row, event.keys[first::ratio])
+                self._event_blocks.stored(row, event.keys[first::ratio])
             elif isinstance(event, BlocksRemoved):
-                gone = self._announced.removed(row, [key for key in event.keys if key % ratio == ratio - 1])
+                gone = self._event_blocks.removed(
+                    row, [key for key in event.keys if key % ratio == ratio - 1]
+                )
                 if gone:
                     for gateway in self._gateways:
                         gateway.policy.on_evicted(row, gone)
