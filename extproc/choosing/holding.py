@@ -113,7 +113,7 @@ class HoldQueue:
         return max(0.0, self._least_s)
 
     def ahead_s(self, request_id: int, rank: float, endpoints: int) -> list[float]:
-        """Work per endpoint of requests that wait for it and go before `rank`; without `request_id` itself."""
+        """Work per endpoint of requests that wait for it and go before `rank`; not `request_id` itself."""
         ahead = [0.0] * endpoints
         for other_id, other in self._held.items():
             if (
