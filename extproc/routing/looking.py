@@ -65,6 +65,9 @@ def look(
     home = None if asked.follows is None else _home(books, asked, table, now_s)
     if home is not None and home not in pool.rows:
         pool = pools.with_home(route, table, home)
+    if asked.headers.within is not None:
+        pool = pools.within(route, table, pool, asked.headers.within)
+        home = home if home in pool.rows else None
     if not pool.keys:
         table.expect(route.cluster, f"Model `{route.model}`", settings.retry_after_s)
         raise RouterError(

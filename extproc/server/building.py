@@ -61,6 +61,7 @@ from extproc.server.hearsay import Hearsay
 from extproc.server.housekeeping import Housekeeping
 from extproc.server.parts import Part, Parts
 from extproc.server.pending_settings import PendingSettings
+from extproc.server.picking import Picking, make_picker, together
 from extproc.server.publishing import ADS_TYPES, Publisher
 from extproc.server.request_settings import RequestPath, router_settings, routing_table
 from extproc.server.rpc_server import RpcServer, places_of, rpc_server
@@ -169,6 +170,7 @@ class RequestWay:
         waiting: Who waits for room.
         unpacking: Has compressed bodies decoded first.
         request_log: Leaves a line for each request.
+        gateway: Decides for all that ask.
         processor: Envoy's ext_proc streams.
         access_log: Envoy's reports.
     """
@@ -178,6 +180,7 @@ class RequestWay:
     waiting: WaitingRoom[Decision]
     unpacking: Unpacking
     request_log: RequestLog
+    gateway: Gateway
     processor: Processor
     access_log: AccessLog
 
@@ -234,20 +237,23 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
         config.request.max_body_bytes + _MESSAGE_OVERHEAD_BYTES,
         metrics.transport_fault,
     )
+    drain_s = _drain_s(configuration)
+    picking = _picking(site, news, way, life, drain_s)
     draining = Draining(
         server,
         ads,
         way.waiting,
         way.access_log,
         lambda: bool(way.processor.streams_active or placing.load.in_flight),
-        lambda: configuration.current.server.drain_s,
+        drain_s,
     )
     admin = _admin(site, known, way, configuration, life, changes)
     _follow_health(site, news, known, engines, changes)
     _follow_configuration(site, known, way, engines, prober, changes)
-    parts = _parts(site, known, way, configuration, prober, server, admin)
+    parts = _parts(site, known, way, configuration, prober, server, picking, admin)
     facts = {"socket": str(socket_path(site.folder, index)), "owner": site.owner}
-    return Worker(life, parts, draining.drain, configuration.reload, lambda: admin.port, facts)
+    drain = draining.drain if picking is None else together(picking.drain, draining.drain)
+    return Worker(life, parts, drain, configuration.reload, lambda: admin.port, facts)
 
 
 def _knowledge(site: Site, news: News) -> Knowledge:
@@ -349,12 +355,37 @@ def _request_way(site: Site, news: News, known: Knowledge) -> RequestWay:
         site.metrics,
     )
     access_log = AccessLog(dispatcher.dispatch, site.metrics)
-    return RequestWay(readers, router, router.waiting, unpacking, request_log, processor, access_log)
+    return RequestWay(readers, router, router.waiting, unpacking, request_log, gateway, processor, access_log)
 
 
 def _tell_fault(error: Exception) -> None:
     """A bug with one listener does not lose the ending for the others."""
     _log.error("an ending was not taken in", exc_info=error)
+
+
+def _drain_s(configuration: Configuration) -> Callable[[], float]:
+    return lambda: configuration.current.server.drain_s
+
+
+def _picking(
+    site: Site, news: News, way: RequestWay, life: Life, drain_s: Callable[[], float]
+) -> Picking | None:
+    """The endpoint picker, if it is wanted; the first worker has it, as it has all further addresses."""
+    settings = site.config.endpoint_picker
+    if settings is None or site.index != 0:
+        return None
+    gateway = way.gateway
+    picker = make_picker(
+        settings,
+        site.config,
+        site.owner,
+        gateway.judge_for_picker,
+        gateway,
+        news.entries.tell,
+        lambda: way.router.settings.first_chunk,
+        time.monotonic,
+    )
+    return Picking(picker, settings, site.config, life.is_ready, site.metrics.transport_fault, drain_s)
 
 
 def _prober(news: News, known: Knowledge, engines: EngineNews, config: Config) -> Prober:
@@ -454,6 +485,7 @@ def _parts(
     configuration: Configuration,
     prober: Prober,
     server: RpcServer,
+    picking: Picking | None,
     admin: AdminPort,
 ) -> Parts:
     """What starts in this order and stops in the reverse one; no request comes before the configuration."""
@@ -471,6 +503,8 @@ def _parts(
     if known.bus is not None:
         parts.append(Part("bus", known.bus.start, known.bus.stop))
     parts.append(Part("server", server.listen, server.close))
+    if picking is not None:
+        parts.append(Part("picker", picking.start, picking.stop))
     if isinstance(known.met, Shared):
         parts.append(Part("sync", known.met.sync.start, known.met.sync.stop))
     parts.append(Part("housekeeping", housekeeping.start, housekeeping.stop))
