@@ -191,7 +191,6 @@ class PickStream:
         abandoned = (Abandon(),) if self.phase is Phase.DECIDING else _NOTHING
         self.phase = Phase.DONE
         self._chunks = []
-        self._is_passing = False
         return (*abandoned, *_CONTINUE[Kind.RESPONSE_HEADERS], *self._passed(end_of_stream))
 
     def receive_answer_chunk(self, *, end_of_stream: bool) -> Effects:

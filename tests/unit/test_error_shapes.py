@@ -23,6 +23,7 @@ KINDS = {
     Reason.UNSUPPORTED_ENCODING: "invalid_request_error",
     Reason.OVERLOADED: "rate_limit_error",
     Reason.NO_HEALTHY_ENDPOINT: "overloaded_error",
+    Reason.CLUSTER_NOT_LISTED: "overloaded_error",
     Reason.READERS_BUSY: "overloaded_error",
     Reason.SHUTTING_DOWN: "overloaded_error",
     Reason.INTERNAL: "api_error",
