@@ -46,7 +46,11 @@ _DROPPED: Final = {
 }
 """The protocol's word for a refusal, where it has one."""
 
-_OWN: Final = (REQUEST_ID_HEADER, OWNER_HEADER, DEBUG_HEADER, DROPPED)
+_OWN: Final = (
+    *(DESTINATION, SERVED, SUBSET, DROPPED),
+    *(REQUEST_ID_HEADER, OWNER_HEADER, DEBUG_HEADER),
+)
+"""What the protocol and Tokenway say to each other."""
 
 _STREAMED: Final = (
     wire.tag(pb.BodyResponse, "response"),
@@ -69,13 +73,21 @@ class PickerDialect:
         fallbacks: Endpoints named after the first, to be tried in their order.
         withheld: Headers, lower case, of which nobody is to know: what clients prove themselves with.
         new_id: Makes a request's id. The gateway has none that is its own to make.
+        allowed: Steering headers, lower case, that clients may use after all; never the protocol's own.
     """
 
-    def __init__(self, fallbacks: int, withheld: Collection[str], new_id: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        fallbacks: int,
+        withheld: Collection[str],
+        new_id: Callable[[], str],
+        allowed: Collection[str] = (),
+    ) -> None:
         self._named = 1 + fallbacks
-        self._unread = frozenset((*withheld, *STEERING_HEADERS, *_OWN))
+        steering = [name for name in STEERING_HEADERS if name not in allowed]
+        self._unread = frozenset((*withheld, *steering, *_OWN))
         self._new_id = new_id
-        self._removed = (*STEERING_HEADERS, *_OWN)
+        self._removed = [name for name in dict.fromkeys((*steering, *_OWN)) if name != DESTINATION]
 
     def parse(self, raw: bytes) -> pb.ProcessingRequest:
         """What came."""
@@ -140,7 +152,7 @@ class PickerDialect:
         endpoints = ",".join(tuple(dict.fromkeys(plan.endpoints))[: self._named])
         mutation = pb.HeaderMutation(
             set_headers=[wire.set_header(DESTINATION, endpoints)],
-            remove_headers=[name for name in self._removed if name != DESTINATION],
+            remove_headers=self._removed,
         )
         if num_bytes is not None:
             mutation.set_headers.append(wire.set_header("content-length", str(num_bytes)))

@@ -212,8 +212,9 @@ class PickExchange:
             self._request_bytes += len(chunk.body)
             effects = stream.receive_body(chunk.body, end_of_stream=chunk.end_of_stream)
         elif which == "request_headers":
-            self._request = request = self._picker.dialect.request_headers(message)
+            request = self._picker.dialect.request_headers(message)
             effects = stream.receive_headers(request)
+            self._request = request
         elif which == "response_headers":
             self._begins(message)
             effects = stream.receive_answer_headers(end_of_stream=message.response_headers.end_of_stream)

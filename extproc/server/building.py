@@ -61,7 +61,7 @@ from extproc.server.hearsay import Hearsay
 from extproc.server.housekeeping import Housekeeping
 from extproc.server.parts import Part, Parts
 from extproc.server.pending_settings import PendingSettings
-from extproc.server.picking import Picking, make_picker, together
+from extproc.server.picking import Picking, picking_of
 from extproc.server.publishing import ADS_TYPES, Publisher
 from extproc.server.request_settings import RequestPath, router_settings, routing_table
 from extproc.server.rpc_server import RpcServer, places_of, rpc_server
@@ -201,18 +201,7 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
     metrics = Metrics(registry, version("tokenway"))
     configuration = Configuration(path, metrics, owners.apply)
     config = configuration.current
-    site = Site(
-        path=path,
-        index=index,
-        workers=config.server.workers if supervised else 1,
-        supervised=supervised,
-        folder=run_dir(config.server),
-        owner=f"{index}.{secrets.token_hex(4)}",
-        config=config,
-        registry=registry,
-        metrics=metrics,
-        owners=owners,
-    )
+    site = _site(path, index, supervised, config, registry, metrics, owners)
     news = News(Listeners(), Listeners(), Listeners(), Listeners(), Listeners())
     known = _knowledge(site, news)
     placing = known.books.placing
@@ -237,23 +226,38 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
         config.request.max_body_bytes + _MESSAGE_OVERHEAD_BYTES,
         metrics.transport_fault,
     )
-    drain_s = _drain_s(configuration)
-    picking = _picking(site, news, way, life, drain_s)
+    picking = picking_of(
+        config, index, site.owner, way.gateway, news.entries.tell, life.is_ready, metrics.transport_fault
+    )
     draining = Draining(
         server,
         ads,
         way.waiting,
         way.access_log,
         lambda: bool(way.processor.streams_active or placing.load.in_flight),
-        drain_s,
+        lambda: configuration.current.server.drain_s,
+        picking,
     )
     admin = _admin(site, known, way, configuration, life, changes)
     _follow_health(site, news, known, engines, changes)
     _follow_configuration(site, known, way, engines, prober, changes)
     parts = _parts(site, known, way, configuration, prober, server, picking, admin)
     facts = {"socket": str(socket_path(site.folder, index)), "owner": site.owner}
-    drain = draining.drain if picking is None else together(picking.drain, draining.drain)
-    return Worker(life, parts, drain, configuration.reload, lambda: admin.port, facts)
+    return Worker(life, parts, draining.drain, configuration.reload, lambda: admin.port, facts)
+
+
+def _site(
+    path: Path,
+    index: int,
+    supervised: bool,
+    config: Config,
+    registry: CollectorRegistry,
+    metrics: Metrics,
+    owners: Owners,
+) -> Site:
+    workers, owner = config.server.workers if supervised else 1, f"{index}.{secrets.token_hex(4)}"
+    folder = run_dir(config.server)
+    return Site(path, index, workers, supervised, folder, owner, config, registry, metrics, owners)
 
 
 def _knowledge(site: Site, news: News) -> Knowledge:
@@ -361,31 +365,6 @@ def _request_way(site: Site, news: News, known: Knowledge) -> RequestWay:
 def _tell_fault(error: Exception) -> None:
     """A bug with one listener does not lose the ending for the others."""
     _log.error("an ending was not taken in", exc_info=error)
-
-
-def _drain_s(configuration: Configuration) -> Callable[[], float]:
-    return lambda: configuration.current.server.drain_s
-
-
-def _picking(
-    site: Site, news: News, way: RequestWay, life: Life, drain_s: Callable[[], float]
-) -> Picking | None:
-    """The endpoint picker, if it is wanted; the first worker has it, as it has all further addresses."""
-    settings = site.config.endpoint_picker
-    if settings is None or site.index != 0:
-        return None
-    gateway = way.gateway
-    picker = make_picker(
-        settings,
-        site.config,
-        site.owner,
-        gateway.judge_for_picker,
-        gateway,
-        news.entries.tell,
-        lambda: way.router.settings.first_chunk,
-        time.monotonic,
-    )
-    return Picking(picker, settings, site.config, life.is_ready, site.metrics.transport_fault, drain_s)
 
 
 def _prober(news: News, known: Knowledge, engines: EngineNews, config: Config) -> Prober:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from extproc.config.rule_headers import SECRET_HEADERS
 from extproc.config.schema import Config
@@ -12,11 +13,10 @@ from extproc.config.sections.listening import EndpointPicker
 from extproc.picker.dialect import PickerDialect
 from extproc.picker.health import Health
 from extproc.picker.service import Picker
-from extproc.protocol.servicer import Decider
+from extproc.routing.gateway import Gateway
 from extproc.server.rpc_server import picker_places, rpc_server
 from extproc.transport.http2.faults import FaultReason
 from extproc.values.endings import RequestEvent
-from extproc.values.exchange import LineVerdict, RequestHeaders
 
 TICK_S = 1.0
 """Between looks at streams that wait for a body or run."""
@@ -34,7 +34,6 @@ class Picking:
         config: Of the start.
         is_ready: True while the worker takes requests.
         on_fault: See `rpc_server`.
-        drain_s: How long streams may take to end once none is taken any more; as of now.
     """
 
     def __init__(
@@ -44,12 +43,10 @@ class Picking:
         config: Config,
         is_ready: Callable[[], bool],
         on_fault: Callable[[FaultReason, bool], None],
-        drain_s: Callable[[], float],
     ) -> None:
         self._picker = picker
         self._health = Health(is_ready)
         self._leave_s = settings.leave_s
-        self._drain_s = drain_s
         self._server = rpc_server(
             config.server.transport,
             (picker.rpc, *self._health.rpcs),
@@ -64,12 +61,12 @@ class Picking:
         await self._server.listen()
         self._ticking = asyncio.create_task(self._tick(), name="picker tick")
 
-    async def drain(self) -> None:
-        """Say that it leaves, take requests for a while still, then let what runs end."""
+    async def drain(self, grace_s: float) -> None:
+        """Say that it leaves, take requests for a while still, then give what runs `grace_s` to end."""
         self._health.tell()
         await asyncio.sleep(self._leave_s)
         self._health.close()
-        await self._server.drain(self._drain_s())
+        await self._server.drain(grace_s)
 
     async def stop(self) -> None:
         """End what still runs."""
@@ -85,26 +82,40 @@ class Picking:
             self._health.tell()
 
 
-def make_picker(
-    settings: EndpointPicker,
+def picking_of(
     config: Config,
+    index: int,
     owner: str,
-    judge: Callable[[RequestHeaders], LineVerdict],
-    decider: Decider,
+    gateway: Gateway,
     told: Callable[[RequestEvent], None],
-    first_chunk: Callable[[], bool],
-    clock: Callable[[], float],
-) -> Picker:
-    """The protocol as configured; arguments as of `Picker`."""
-    dialect = PickerDialect(settings.fallbacks, SECRET_HEADERS, lambda: str(uuid.uuid4()))
-    max_body_bytes, upload_s = config.request.max_body_bytes, settings.upload_timeout_s
-    return Picker(judge, decider, told, dialect, owner, max_body_bytes, upload_s, first_chunk, clock)
+    is_ready: Callable[[], bool],
+    on_fault: Callable[[FaultReason, bool], None],
+) -> Picking | None:
+    """The endpoint picker of worker `index`, if it is wanted: the first one has all further addresses.
 
-
-def together(*steps: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
-    """All of them at a time."""
-
-    async def run() -> None:
-        await asyncio.gather(*(step() for step in steps))
-
-    return run
+    Args:
+        config: Of the start.
+        index: Which worker.
+        owner: Its name.
+        gateway: Decides.
+        told: Gets what happens to requests that were decided here.
+        is_ready: See `Picking`.
+        on_fault: Likewise.
+    """
+    settings = config.endpoint_picker
+    if settings is None or index != 0:
+        return None
+    picker = Picker(
+        gateway.judge_for_picker,
+        gateway,
+        told,
+        PickerDialect(
+            settings.fallbacks, SECRET_HEADERS, lambda: str(uuid.uuid4()), config.request.allow_headers
+        ),
+        owner,
+        config.request.max_body_bytes,
+        settings.upload_timeout_s,
+        lambda: gateway.router.settings.first_chunk,
+        time.monotonic,
+    )
+    return Picking(picker, settings, config, is_ready, on_fault)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 
@@ -12,6 +13,7 @@ from extproc.protocol.machine import (
     Abandon,
     Decide,
     Effect,
+    Effects,
     Finish,
     Kind,
     Phase,
@@ -226,7 +228,7 @@ def test_refusals_are_whole_answers() -> None:
     assert (effects[0].status, effects[1]) == (429, Finish())
 
 
-EVENTS = {
+EVENTS: dict[str, Callable[[PickStream, random.Random], Effects]] = {
     "headers": lambda machine, rng: machine.receive_headers(
         headers(rng.choice(list(VERDICTS)), end=rng.random() < 0.2)
     ),
