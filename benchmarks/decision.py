@@ -25,11 +25,11 @@ from extproc.observing.metrics.collector import Metrics
 from extproc.observing.records import RecordRing
 from extproc.protocol.bootstrap_dialect import BootstrapDialect
 from extproc.request.rules import ModelRules, Rule, RuleTable
-from extproc.routing.books import Outside, make_books
 from extproc.routing.caches import Caches
 from extproc.routing.homes import Homes
 from extproc.routing.router import Router
 from extproc.routing.settings import RouterSettings
+from extproc.routing.state import Outside, make_routing_state
 from extproc.routing.table import RoutingTable
 from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.deciding import Now
@@ -60,20 +60,20 @@ def decisions(
     metrics = Metrics(CollectorRegistry(), "bench")
     metrics.configure(models=["m"], clusters=["c"], endpoints=fleet.keys)
     history = PrefixIndex(10_000, 100_000)
-    books = make_books(
+    state = make_routing_state(
         LoadTable(Counters()), Caches(history), health, RecordRing(2000), metrics, Homes(), Outside()
     )
-    placing = books.placing
+    scheduling = state.scheduling
     table = RoutingTable(
         RuleTable([ModelRules("m", (Rule("c"),), load_balancing=LoadBalancing(algorithm=algorithm))]),
         fleet.clusters,
         ["m"],
         None,
         frozenset(),
-        placing.load.slots,
+        scheduling.load.slots,
         0.0,
     )
-    router = Router(placing, table, RouterSettings(), random.Random(1), time.monotonic, time.time)
+    router = Router(scheduling, table, RouterSettings(), random.Random(1), time.monotonic, time.time)
     for key in fleet.keys:  # known from the start, as after a minute of traffic
         history.record(key, [1])
     dialect = BootstrapDialect("0.bench")
@@ -93,10 +93,10 @@ def decisions(
         assert isinstance(deciding, Now)
         dialect.decision(deciding.decision, to_trailers=False)
         took.append((time.perf_counter() - began) * 1e6)
-        books.first_tokens.take(RequestId(request_id), time.monotonic(), late=False)
+        state.first_tokens.take(RequestId(request_id), time.monotonic(), late=False)
         if i % 4:  # a quarter stays in flight, so that loads differ
-            placing.running.release(RequestId(request_id), time.monotonic())
-            placing.running.finish(RequestId(request_id), time.monotonic(), completed=False)
+            scheduling.running.release(RequestId(request_id), time.monotonic())
+            scheduling.running.finish(RequestId(request_id), time.monotonic(), completed=False)
     return statistics.median(took)
 
 

@@ -50,7 +50,7 @@ from tokenizers import Tokenizer
 from benchmarks import processes
 from benchmarks.conversations import conversations, one_token_words, prompts
 from benchmarks.setups import ENVOY, envoy_config
-from benchmarks.streaming import Asked, Figures, figures, open_loop
+from benchmarks.streaming import Figures, ScheduledRequest, figures, open_loop
 from extproc.config.loading import parse
 from extproc.errors import ConfigError
 from testbed.processes import free_port
@@ -187,7 +187,7 @@ def fleet() -> Fleet:
     return (Member(slowed(PROFILES[PROFILE], SLOWDOWN)),) * ENGINES
 
 
-def schedule(trace: Trace, texts: Sequence[str], rate: float, until_s: float) -> list[Asked]:
+def schedule(trace: Trace, texts: Sequence[str], rate: float, until_s: float) -> list[ScheduledRequest]:
     """The requests of a run.
 
     Args:
@@ -197,7 +197,7 @@ def schedule(trace: Trace, texts: Sequence[str], rate: float, until_s: float) ->
         until_s: None comes later.
     """
     return [
-        Asked(
+        ScheduledRequest(
             request.arrival_s / rate,
             orjson.dumps(
                 {
@@ -475,7 +475,9 @@ class Real:
     errors: list[str]
 
 
-async def measure(setup: Setup, root: Path, tokenizer: Path, asked: Sequence[Asked], until_s: float) -> Real:
+async def measure(
+    setup: Setup, root: Path, tokenizer: Path, asked: Sequence[ScheduledRequest], until_s: float
+) -> Real:
     """One run on the real path.
 
     Raises:

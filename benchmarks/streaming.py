@@ -27,7 +27,7 @@ _OK: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ScheduledRequest:
     """One request of an open loop.
 
     Attributes:
@@ -44,7 +44,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class StreamedAnswer:
     """What became of one request.
 
     Attributes:
@@ -115,7 +115,7 @@ class Reading:
             self.prompt_tokens = usage["prompt_tokens"]
             self.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
 
-    def answer(self, asked: Asked, began_s: float, late_s: float) -> Answer:
+    def answer(self, asked: ScheduledRequest, began_s: float, late_s: float) -> StreamedAnswer:
         """What it comes to, once the stream has ended.
 
         Args:
@@ -124,11 +124,11 @@ class Reading:
             late_s: How late it was sent.
         """
         if not self.is_done or self.first_s is None:
-            return Answer(asked.due_s, late_s, "the stream broke off")
+            return StreamedAnswer(asked.due_s, late_s, "the stream broke off")
         wanted, got = (asked.prompt_tokens, asked.output_tokens), (self.prompt_tokens, self.tokens)
         if wanted != got:
-            return Answer(asked.due_s, late_s, f"{got} tokens of prompt and answer, not {wanted}")
-        return Answer(
+            return StreamedAnswer(asked.due_s, late_s, f"{got} tokens of prompt and answer, not {wanted}")
+        return StreamedAnswer(
             asked.due_s,
             late_s,
             ttft_s=self.first_s - began_s - asked.due_s,
@@ -138,7 +138,7 @@ class Reading:
         )
 
 
-async def open_loop(url: str, requests: Sequence[Asked], began_s: float) -> list[Answer]:
+async def open_loop(url: str, requests: Sequence[ScheduledRequest], began_s: float) -> list[StreamedAnswer]:
     """Send every request when it is due, whatever became of those before; the answers in the same order.
 
     Args:
@@ -155,7 +155,9 @@ async def open_loop(url: str, requests: Sequence[Asked], began_s: float) -> list
         return list(await asyncio.gather(*(_ask(session, url, each, began_s) for each in requests)))
 
 
-async def _ask(session: aiohttp.ClientSession, url: str, asked: Asked, began_s: float) -> Answer:
+async def _ask(
+    session: aiohttp.ClientSession, url: str, asked: ScheduledRequest, began_s: float
+) -> StreamedAnswer:
     await asyncio.sleep(began_s + asked.due_s - time.monotonic())
     late_s = time.monotonic() - began_s - asked.due_s
     reading = Reading()
@@ -163,13 +165,13 @@ async def _ask(session: aiohttp.ClientSession, url: str, asked: Asked, began_s: 
         async with session.post(url, data=asked.body) as reply:
             if reply.status != _OK:
                 text = (await reply.read())[:200]
-                return Answer(
+                return StreamedAnswer(
                     asked.due_s, late_s, f"{reply.status} {text!r}", is_refused=reply.status == _REFUSED
                 )
             async for line in reply.content:
                 reading.line(line, time.monotonic())
     except (aiohttp.ClientError, TimeoutError, ValueError, KeyError) as error:
-        return Answer(asked.due_s, late_s, repr(error))
+        return StreamedAnswer(asked.due_s, late_s, repr(error))
     return reading.answer(asked, began_s, late_s)
 
 
@@ -202,7 +204,7 @@ class Figures:
     late_max_s: float
 
 
-def figures(answers: Sequence[Answer], warmup_s: float) -> Figures:
+def figures(answers: Sequence[StreamedAnswer], warmup_s: float) -> Figures:
     """The figures of all answers whose requests were due after the warm-up."""
     counted = [answer for answer in answers if answer.due_s >= warmup_s]
     whole = [answer for answer in counted if answer.error is None]

@@ -34,7 +34,7 @@ from tokenway.simulator.validation.datasheet import Card, Model, from_datasheet
 from tokenway.simulator.validation.files import read_layers, read_meta, read_run, run_names
 from tokenway.simulator.validation.fitting import CONSTANTS, fit
 from tokenway.simulator.validation.measured import Run
-from tokenway.simulator.validation.measuring import Asked, measure, mixed_load
+from tokenway.simulator.validation.measuring import MeasuredRequest, measure, mixed_load
 from tokenway.simulator.validation.playing import play
 
 CARDS: Final = {
@@ -190,7 +190,7 @@ def _print(variant: str, part: str, of: Comparison) -> None:
         )
 
 
-def _cpu_load(seed: int, seconds: float, requests_per_s: float) -> list[Asked]:
+def _cpu_load(seed: int, seconds: float, requests_per_s: float) -> list[MeasuredRequest]:
     return mixed_load(
         random.Random(seed),
         seconds=seconds,

@@ -45,13 +45,13 @@ from extproc.request.blocks import block_hashes
 from extproc.request.reading import ReadOrder, read_body
 from extproc.request.rules import ModelRules, Rule, RuleTable
 from extproc.request.structure import is_heavy
-from extproc.routing.books import Outside, make_books
 from extproc.routing.caches import Caches
 from extproc.routing.gateway import Gateway
 from extproc.routing.homes import Homes
 from extproc.routing.listeners import endings_of
 from extproc.routing.router import Router
 from extproc.routing.settings import RouterSettings
+from extproc.routing.state import Outside, make_routing_state
 from extproc.routing.table import RoutingTable
 from extproc.server.body_readers import BodyReaders
 from extproc.transport import grpc_aio
@@ -301,7 +301,7 @@ def gateway(readers: BodyReaders) -> Gateway:
     metrics = Metrics(CollectorRegistry(), "bench")
     metrics.configure(models=["m"], clusters=["c"], endpoints=fleet.keys)
     caches, load = Caches(PrefixIndex(100_000, 100_000)), LoadTable(Counters())
-    books = make_books(load, caches, health, RecordRing(200), metrics, Homes(), Outside())
+    state = make_routing_state(load, caches, health, RecordRing(200), metrics, Homes(), Outside())
     table = RoutingTable(
         RuleTable([ModelRules("m", (Rule("c"),))]),
         fleet.clusters,
@@ -312,7 +312,7 @@ def gateway(readers: BodyReaders) -> Gateway:
         0.0,
     )
     router = Router(
-        books.placing,
+        state.scheduling,
         table,
         RouterSettings(usage_injection=True),
         random.Random(1),
@@ -321,11 +321,11 @@ def gateway(readers: BodyReaders) -> Gateway:
         loop=asyncio.get_running_loop,
         readers=readers,
     )
-    endings = endings_of(books.ending, fleet, [], raise_it)
+    endings = endings_of(state.ending, fleet, [], raise_it)
     return Gateway(
         router,
-        books.first_tokens,
-        books.ending.stored,
+        state.first_tokens,
+        state.ending.stored,
         endings,
         metrics,
         router.decide,

@@ -20,7 +20,7 @@ def value(cls: type[_T]) -> type[_T]:
 
 
 EndpointKey = NewType("EndpointKey", str)
-"""`ip:port`, IPv6 in brackets: the identity of one engine replica."""
+"""The identity of one engine replica, opaque; the gateway alone knows where it is."""
 
 RequestId = NewType("RequestId", str)
 """Identity of one client request; Envoy makes it at the edge (a UUID), clients cannot choose it."""

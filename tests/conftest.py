@@ -25,7 +25,6 @@ from extproc.observing.metrics.collector import Metrics
 from extproc.observing.records import RecordRing
 from extproc.protocol.bootstrap_dialect import BootstrapDialect
 from extproc.request.rules import ModelRules, Rule, RuleTable
-from extproc.routing.books import EndingBooks, Outside, PlacingBooks, make_books
 from extproc.routing.caches import Caches
 from extproc.routing.endings import Endings
 from extproc.routing.gateway import Gateway
@@ -33,6 +32,7 @@ from extproc.routing.homes import Homes
 from extproc.routing.listeners import endings_of
 from extproc.routing.router import Readers, Reserve, Router
 from extproc.routing.settings import RouterSettings
+from extproc.routing.state import EndingState, Outside, SchedulingState, make_routing_state
 from extproc.routing.table import RoutingTable
 from extproc.routing.waiting import Loop
 from extproc.values.balancing import LoadBalancing
@@ -239,7 +239,7 @@ class Rig:
     """One worker's request path without sockets: `Gateway` and `Endings` over a real ledger.
 
     Attributes:
-        placing: What placing reads.
+        scheduling: What scheduling reads.
         ending: What endings change.
         freed: Is told that room was freed.
         router: Decides.
@@ -257,8 +257,8 @@ class Rig:
         shared: What others were told to be cached where, in order.
     """
 
-    placing: PlacingBooks
-    ending: EndingBooks
+    scheduling: SchedulingState
+    ending: EndingState
     freed: Listeners[[]]
     router: Router
     gateway: Gateway
@@ -282,7 +282,7 @@ class Rig:
 
     def record(self, request_id: str = "r") -> DecisionRecord:
         """The record of a decision."""
-        record = self.placing.records.get(RequestId(request_id))
+        record = self.scheduling.records.get(RequestId(request_id))
         assert record is not None
         return record
 
@@ -297,7 +297,7 @@ class Rig:
 
         An `endpoint` is told as its address, as Envoy does.
         """
-        inflight = self.placing.running.get(RequestId(request_id))
+        inflight = self.scheduling.running.get(RequestId(request_id))
         key = changes.pop("endpoint", None if inflight is None else inflight.endpoint)
         if key is not None:
             changes.setdefault("address", self.places[key])
@@ -319,7 +319,7 @@ class Rig:
 
     def load(self, key: EndpointKey) -> tuple[int, int, int]:
         """Requests, prefill tokens, context tokens counted for an endpoint."""
-        view = self.placing.load.view(self.placing.load.slots([key]))
+        view = self.scheduling.load.view(self.scheduling.load.slots([key]))
         return int(view.requests[0]), int(view.prefill_tokens[0]), int(view.context_tokens[0])
 
     def metric(self, name: str, **labels: str) -> float:
@@ -355,7 +355,7 @@ def build_rig(
     freed, lost = Listeners[[]](), Listeners[[Inflight, float]]()
     counters, history = Counters(), PrefixIndex(1_000, 1_000)
     transitions: list[Transition] = []
-    books = make_books(
+    state = make_routing_state(
         load=LoadTable(counters, LedgerBounds(lease_s=LEASE_S, tombstone_s=TOMBSTONE_S)),
         caches=Caches(history),
         health=HealthTracker(health or HealthSettings()),
@@ -370,7 +370,7 @@ def build_rig(
             on_transition=transitions.append,
         ),
     )
-    placing, ending, fleet = books.placing, books.ending, Fleet()
+    scheduling, ending, fleet = state.scheduling, state.ending, Fleet()
     served = models or [ModelRules(MODEL, (Rule(CLUSTER),), load_balancing=load_balancing or LoadBalancing())]
 
     table = RoutingTable(
@@ -379,7 +379,7 @@ def build_rig(
         models=[model.name for model in served],
         default_cluster=None,
         allowed_fields=allowed_fields,
-        slots_of=placing.load.slots,
+        slots_of=scheduling.load.slots,
         loaded_unix_s=WALL_S,
     )
     places: dict[EndpointKey, Address] = {}
@@ -388,13 +388,13 @@ def build_rig(
         places.update((member.key, member.address) for member in members)
         difference = fleet.replace("test", {CLUSTER: list(map(listed, members))})
         changed = {key: fleet.of(key) for key in difference.keys}
-        placing.health.update(changed)
-        placing.load.retain(fleet.keys)
+        scheduling.health.update(changed)
+        scheduling.load.retain(fleet.keys)
         ending.endpoints.retain(fleet.keys)
-        placing.caches.forget(key for key, endpoints in changed.items() if not endpoints)
+        scheduling.caches.forget(key for key, endpoints in changed.items() if not endpoints)
 
     router = Router(
-        placing,
+        scheduling,
         table,
         settings or RouterSettings(block_bytes=BLOCK_BYTES),
         random.Random(seed),
@@ -411,7 +411,7 @@ def build_rig(
     ends = endings_of(ending, fleet, [endings.append], raise_it)
     lost.add(ends.lost)
     gateway = Gateway(
-        router, books.first_tokens, ending.stored, ends, metrics, router.decide, clock, clock.wall
+        router, state.first_tokens, ending.stored, ends, metrics, router.decide, clock, clock.wall
     )
     configure(endpoints)
     metrics.configure(
@@ -420,7 +420,7 @@ def build_rig(
         endpoints=[member.key for member in endpoints],
     )
     return Rig(
-        placing,
+        scheduling,
         ending,
         freed,
         router,

@@ -180,6 +180,9 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "metadata_center": "",
         "metadata_center.load": "metadata_center.types metadata_center.errors",
         "metadata_center.history": "metadata_center.types metadata_center.errors metadata_center.load",
+        "metadata_center.kv_events": "metadata_center.types metadata_center.errors metadata_center.addresses",
+        "metadata_center.cache_map": "metadata_center.types metadata_center.errors metadata_center.roots "
+        "metadata_center.kv_events metadata_center.load",
         "metadata_center.sharing": "metadata_center.types metadata_center.errors metadata_center.load "
         "metadata_center.store metadata_center.addresses",
         "metadata_center.service": "metadata_center.types metadata_center.errors metadata_center.load "

@@ -18,7 +18,7 @@ JSON_TYPE: Final = "application/json"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PageRequest:
     """A request to the port.
 
     Attributes:
@@ -33,7 +33,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class PageResponse:
     """What the port says.
 
     Attributes:
@@ -64,7 +64,7 @@ class Source(Protocol):
         """The body of `/endpoints`."""
 
 
-def refuse_nothing(_asked: Asked) -> Answer | None:
+def refuse_nothing(_asked: PageRequest) -> PageResponse | None:
     """Every request of the page's path is a good one."""
     return None
 
@@ -81,7 +81,7 @@ class ProcessPage:
 
     method: str
     path: str
-    answer: Callable[[Asked], Answer]
+    answer: Callable[[PageRequest], PageResponse]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,29 +98,29 @@ class WorkerPage:
 
     method: str
     path: str
-    answer: Callable[[Source, Asked], Answer]
-    merge: Callable[[Asked, Mapping[int, Answer]], Answer]
-    refuse: Callable[[Asked], Answer | None] = refuse_nothing
+    answer: Callable[[Source, PageRequest], PageResponse]
+    merge: Callable[[PageRequest, Mapping[int, PageResponse]], PageResponse]
+    refuse: Callable[[PageRequest], PageResponse | None] = refuse_nothing
 
 
 Page = ProcessPage | WorkerPage
 
 
-def json_answer(body: object, status: int = 200) -> Answer:
+def json_answer(body: object, status: int = 200) -> PageResponse:
     """An answer in JSON."""
     try:
         data = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
     except TypeError:
         # An integer of over 64 bits: all are bounded where they come from, an operator must see it.
         data = json.dumps(body, default=str).encode()
-    return Answer(data, status=status)
+    return PageResponse(data, status=status)
 
 
-def good_bodies(answers: Mapping[int, Answer]) -> list[Any]:
+def good_bodies(answers: Mapping[int, PageResponse]) -> list[Any]:
     """The JSON of the answers with status 200, in the order of the workers."""
     return [orjson.loads(answer.body) for answer in answers.values() if answer.status == 200]
 
 
-def no_worker() -> Answer:
+def no_worker() -> PageResponse:
     """The answer where no worker gives one."""
     return json_answer({"error": "no worker answers"}, 503)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from extproc.choosing.rows import BLANK_PROMPT, backlog, kv_s, seat_s
+from extproc.choosing.rows import BLANK_PROMPT, backlog, batch_s, kv_s
 from extproc.predicting.ttft import STEP_TOKENS, TOKENS
 from extproc.values.choices import Learned, Snapshot
 
@@ -76,8 +76,8 @@ def rooms_s(snapshot: Snapshot, waits_s: Sequence[float]) -> list[float]:
                 uncached = max(BLANK_PROMPT, snapshot.prompt_tokens - cached)
                 if used is None or used + pending + uncached > kv_tokens:
                     found[row] = kv_s(snapshot, row, backlog(snapshot, row), uncached)
-    if any(snapshot.seats):
+    if any(snapshot.max_num_seqs):
         for row, wait_s in enumerate(waits_s):
-            # Those ahead prefill while seats become free: the longer of both waits is the whole.
-            found[row] = max(found[row], seat_s(snapshot, row)[0] - wait_s, 0.0)
+            # Those ahead prefill while running sequences end: the longer of both waits is the whole.
+            found[row] = max(found[row], batch_s(snapshot, row)[0] - wait_s, 0.0)
     return found

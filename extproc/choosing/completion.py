@@ -10,7 +10,7 @@ Rules:
        requests go around a full one: work of w seconds delays by w/n whoever comes while the backlog lasts.
        Those are rate * backlog / (1 - utilisation), both learned from what was placed. So an idle fleet asks
        for the quickest endpoint, and a full one for the least work: affinity where it pays, nowhere else.
-       Utilisation is that of whatever is scarcer: time for prefill, or seats where their number is known.
+       Utilisation is that of whatever is scarcer: time for prefill, or `max_num_seqs` where it is known.
     4. A token of decoding counts as much as the limit on TTFT over that on TPOT says: missing either is the
        same failure.
     5. Equal costs are drawn among; nothing else here draws.
@@ -41,7 +41,7 @@ class Cost:
         work_s: Its own prefill.
         others_s: Delay of those who come later, summed over them.
         decode_s: Time per output token, weighed by Rule 4.
-        turn_s: Time from one seat to the next that becomes free; 0 where a seat is free. Part of `room_s`.
+        turn_s: Time from one end of a sequence to the next; 0 where fewer run than may. Part of `room_s`.
     """
 
     wait_s: float
@@ -161,7 +161,7 @@ def cost_columns(
         followers_per_s: See `extproc.predicting.traffic.Traffic`.
         decode_tokens: See Rule 4: the request's own limits, the first over the second, where it has both.
         held_s: Least work of all requests that wait elsewhere for these endpoints.
-        turns_s: See `Cost.turn_s`; empty if every endpoint has a free seat.
+        turns_s: See `Cost.turn_s`; empty if every endpoint runs fewer sequences than it may.
     """
     endpoints = len(waits_s)
     # The emptier half is where later requests go: a queue for one hot prefix alone delays none of them. Of

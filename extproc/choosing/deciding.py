@@ -157,4 +157,4 @@ def _short_of(costs: Costs, row: int) -> HoldReason:
     """What an endpoint that is full is short of."""
     if costs[row].room_s == 0.0:
         return HoldReason.PREFILL
-    return HoldReason.SEATS if costs[row].turn_s > 0.0 else HoldReason.KV_CACHE
+    return HoldReason.MAX_NUM_SEQS if costs[row].turn_s > 0.0 else HoldReason.KV_CACHE

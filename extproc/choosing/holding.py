@@ -2,13 +2,14 @@
 
 Rules:
     1. An endpoint is full while the prefill ahead there is more than `OPEN_STEPS` engine steps, or its KV
-       cache has no room, or all its seats are taken (`extproc.choosing.seats`). It never runs dry for being
-       full, so what waits here loses nothing.
+       cache has no room, or it runs `max_num_seqs` sequences (`extproc.choosing.max_num_seqs`). It never runs
+       dry for being full, so what waits here loses nothing.
     2. Order is by arrival plus work, which is when an idle fleet would have answered: short work goes first,
        and nobody is overtaken by one who comes later than its own work takes. Nobody falls back when work
        turns out longer than it was thought: so who is first sees nobody ahead. A request waits for the
        endpoint that suits it best; those ahead that wait for the same one count as prefill there, or as the
-       turns of its seats where those are longer, so a queue for one makes others the better.
+       ends of sequences that they wait for where those are longer, so a queue for one makes others the
+       better.
     3. At most `max_held` requests wait, each `max_hold_s` at most. One that is too many, or that cannot be
        answered within that time (or within its own limit) by what is ahead of it, is refused at once.
     4. Wake-ups are the caller's: ask again when a prefill or a request ends anywhere, and at `until_s`.
@@ -178,10 +179,10 @@ class HoldQueue:
 
 
 class Waiting(Protocol):
-    """One request that waits, as a pass sees it."""
+    """One request that waits, as a round sees it."""
 
     @property
-    def turn(self) -> tuple[float, int]:
+    def order(self) -> tuple[float, int]:
         """Its rank and its ticket: lower goes first."""
         ...
 
@@ -191,7 +192,7 @@ class Waiting(Protocol):
         ...
 
     @property
-    def line(self) -> object:
+    def queue(self) -> object:
         """The queue it waits in, by identity."""
         ...
 
@@ -199,8 +200,8 @@ class Waiting(Protocol):
 W = TypeVar("W", bound=Waiting)
 
 
-class Pass(Generic[W]):
-    """All that wait, in their order, each asked for once, as they were when the pass began.
+class SchedulingRound(Generic[W]):
+    """All that wait, in their order, each asked for once, as they were when the round began.
 
     Args:
         waiting: In any order.
@@ -209,16 +210,16 @@ class Pass(Generic[W]):
     __slots__ = ("_closed", "_order")
 
     def __init__(self, waiting: Iterable[W]) -> None:
-        self._order = iter(sorted(waiting, key=lambda each: each.turn))
+        self._order = iter(sorted(waiting, key=lambda each: each.order))
         self._closed: set[int] = set()
 
     def next(self, now_s: float) -> W | None:
         """The next to ask for: its queue is not closed, or its time is up; None after the last."""
         for each in self._order:
-            if each.until_s <= now_s or id(each.line) not in self._closed:
+            if each.until_s <= now_s or id(each.queue) not in self._closed:
                 return each
         return None
 
-    def close(self, line: object) -> None:
-        """Every endpoint is full for all that come later in that queue: they are left out of this pass."""
-        self._closed.add(id(line))
+    def close(self, queue: object) -> None:
+        """Every endpoint is full for all that come later in that queue: they are left out of this round."""
+        self._closed.add(id(queue))

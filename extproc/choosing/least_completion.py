@@ -7,11 +7,11 @@ from typing import Final
 
 from extproc.choosing import arrays, columns
 from extproc.choosing.completion import Costs, cost_columns
-from extproc.choosing.rows import learned_of, seat_s
+from extproc.choosing.rows import batch_s, learned_of
 from extproc.values.choices import Learned, Snapshot
 
 _MOST_TAKEN: Final = 0.99
-"""Share of seats taken is not believed above this, so that there is a bound: it is counted, not estimated."""
+"""No larger share of `max_num_seqs` in use is believed, for a bound: it is counted, not estimated."""
 
 
 def completion_costs(snapshot: Snapshot) -> Costs:
@@ -31,18 +31,20 @@ def completion_costs(snapshot: Snapshot) -> Costs:
         max(learned.followers_per_s, _followers_per_s(snapshot, learned)),
         learned.decode_tokens,
         snapshot.held_s,
-        [seat_s(snapshot, row)[1] for row in range(len(snapshot.keys))] if any(snapshot.seats) else (),
+        [batch_s(snapshot, row)[1] for row in range(len(snapshot.keys))]
+        if any(snapshot.max_num_seqs)
+        else (),
     )
     return found.behind(snapshot.ahead_s) if snapshot.ahead_s else found
 
 
 def _followers_per_s(snapshot: Snapshot, learned: Learned) -> float:
-    """As `Traffic.followers_per_s`, by the share of seats taken; an endpoint of unknown size has all free."""
-    if not snapshot.seats:
+    """As `Traffic.followers_per_s`, by the share of `max_num_seqs` in use; 0 where it is unknown."""
+    if not snapshot.max_num_seqs:
         return 0.0
     taken = [
         min(1.0, requests / limit) if limit else 0.0
-        for requests, limit in zip(snapshot.requests, snapshot.seats, strict=True)
+        for requests, limit in zip(snapshot.requests, snapshot.max_num_seqs, strict=True)
     ]
     return learned.rate_per_s / (1.0 - min(_MOST_TAKEN, sum(taken) / len(taken)))
 

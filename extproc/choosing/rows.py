@@ -20,8 +20,8 @@ BLANK_PROMPT: Final = 1
 def backlog(snapshot: Snapshot, row: int) -> Backlog:
     """What is on one endpoint before the request.
 
-    Books tell prompt tokens of all requests in flight; those that still prefill have their share of them, and
-    at least what is left of theirs.
+    RoutingState tell prompt tokens of all requests in flight; those that still prefill have their share of
+    them, and at least what is left of theirs.
     """
     requests, prefilling = snapshot.requests[row], snapshot.prefilling[row]
     context, pending = snapshot.context_tokens[row], snapshot.prefill_tokens[row]
@@ -74,7 +74,7 @@ def open_until_s(snapshot: Snapshot) -> list[float]:
 def has_room(snapshot: Snapshot, row: int) -> bool:
     """Whether prefill alone is between the request and its first token there; else that teaches nothing."""
     uncached = max(BLANK_PROMPT, snapshot.prompt_tokens - snapshot.cached_tokens[row])
-    return seat_s(snapshot, row)[0] == 0.0 and kv_s(snapshot, row, backlog(snapshot, row), uncached) == 0.0
+    return batch_s(snapshot, row)[0] == 0.0 and kv_s(snapshot, row, backlog(snapshot, row), uncached) == 0.0
 
 
 def learned_of(snapshot: Snapshot) -> Learned:
@@ -95,19 +95,23 @@ def _times_s(
     uncached = max(BLANK_PROMPT, snapshot.prompt_tokens - cached)
     wait_s, work_s = times_s(prices_s, ahead, uncached, cached)
     wait_s, work_s = wait_s / weight, work_s / weight
-    return wait_s, work_s, max(kv_s(snapshot, row, ahead, uncached), seat_s(snapshot, row)[0] - wait_s, 0.0)
+    return (
+        wait_s,
+        work_s,
+        max(kv_s(snapshot, row, ahead, uncached), batch_s(snapshot, row)[0] - wait_s, 0.0),
+    )
 
 
 def _prices_s(learned: Learned, row: int) -> tuple[float, ...]:
     return learned.row_prices_s[row] if learned.row_prices_s else learned.prefill_prices_s
 
 
-def seat_s(snapshot: Snapshot, row: int) -> tuple[float, float]:
-    """Until the engine has a seat for the request, and from one seat to the next; zeros if one is free.
+def batch_s(snapshot: Snapshot, row: int) -> tuple[float, float]:
+    """Until the engine may run the request, and from one end of a sequence to the next; zeros if it may now.
 
-    One more than it has seats counts as none: it is ready when the next one ends.
+    One more than `max_num_seqs` counts as none: it is ready when the next one ends.
     """
-    limit = snapshot.seats[row] if snapshot.seats else 0
+    limit = snapshot.max_num_seqs[row] if snapshot.max_num_seqs else 0
     excess = snapshot.requests[row] - limit
     if not limit or excess <= 0:
         return 0.0, 0.0

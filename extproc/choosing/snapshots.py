@@ -1,4 +1,4 @@
-"""What one decision looks at, made of books, caches and learned prices: the same for gateway and replayer.
+"""What one decision looks at, of ledger, caches and learned prices: the same for gateway and replayer.
 
 Rules:
     1. What follows from the columns given is computed here and nowhere else: pace, KV cache in use, traffic.
@@ -23,7 +23,7 @@ from metadata_center.types import EndpointKey, value
 
 @value
 class Load:
-    """Books of the candidates; one value per row.
+    """RoutingState of the candidates; one value per row.
 
     Attributes:
         requests: In flight.
@@ -61,13 +61,13 @@ class Engines:
 
     Attributes:
         kv_tokens: Size of the KV cache, one per row, 0 where it is unknown; empty if it is everywhere.
-        seats: See `Snapshot`.
+        max_num_seqs: See `Snapshot`.
         distinct_ratios: Of the prompt tokens in flight, the share that is there once; one per row.
         under_way_s: See `Snapshot`.
     """
 
     kv_tokens: Sequence[int] = ()
-    seats: Sequence[int] = ()
+    max_num_seqs: Sequence[int] = ()
     distinct_ratios: Sequence[float] = ()
     under_way_s: Sequence[float] = ()
 
@@ -157,7 +157,7 @@ def completion_snapshot(
             rate_per_s,
             _row_prices_s(prices),
         ),
-        seats=engines.seats,
+        max_num_seqs=engines.max_num_seqs,
         kv_used=_kv_used(load, engines, output_tokens),
         under_way_s=engines.under_way_s,
     )

@@ -45,7 +45,7 @@ _MAX_SLOW_PROBES = _MAX_PROBES // 2
 
 _SCRAPE_INTERVAL_S = 4.0
 """Between two readings of `/metrics`, at least: about once per probe at the default interval. Engines make
-the page in some milliseconds, and between two of them the router's own books tell."""
+the page in some milliseconds, and between two of them the router's own ledger tells."""
 
 _MAX_METRICS_BYTES = 4 * 1024 * 1024
 """Read of one `/metrics` answer; vLLM 0.32 was captured at 50 KB, adapters and ranks multiply it."""

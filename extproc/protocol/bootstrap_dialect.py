@@ -131,7 +131,7 @@ class BootstrapDialect:
 
     def _render(self, plan: Plan, field: str) -> bytes:
         """The answer to the message called `field` that has Envoy go by the plan; about 2 us."""
-        owner = self._owner if plan.endpoints and plan.booked else NO_OWNER
+        owner = self._owner if plan.endpoints and plan.charged else NO_OWNER
         key = field, owner, plan.cluster, max(1, len(plan.endpoints)), _policy(plan)
         route = self._routes.get(key)
         if route is None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 
 class Ages:
-    """One worker's; its own books are always current.
+    """One worker's; its own ledger is always current.
 
     Args:
         load_age_s: How old the news of other gateways' load is at a given monotonic time.

@@ -64,6 +64,9 @@ def charge(load: LoadStore, placement: Placement, now_s: float) -> bool:
         for leg in legs[1:]:
             load.charge(leg.charge, now_s, leg.prefill_due_s)
     except Exception:
-        load.release(first.charge.request_id, now_s)
+        # Leg by leg: the request has not ended, so that nothing is void when it is placed again.
+        for one in (leg.charge for leg in legs):
+            if load.get(one.request_id, one.leg) is not None:
+                load.release_leg(one.request_id, one.leg, now_s)
         raise
     return True

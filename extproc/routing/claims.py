@@ -5,12 +5,12 @@ from __future__ import annotations
 from extproc.choosing.deciding import Claim, WaitForRoom
 from extproc.choosing.holding import HoldQueue
 from extproc.choosing.limits import SLO_TTFT_HEADER, limit_s_of
-from extproc.routing.asking import Asked
+from extproc.routing.parsing import ParsedRequest
 from metadata_center.types import value
 
 
 @value
-class Parked:
+class Queued:
     """A request that waits.
 
     Attributes:
@@ -30,10 +30,10 @@ class Claims:
     def __init__(self) -> None:
         self._tickets = 0
 
-    def of(self, asked: Asked, before: Parked | None) -> Claim:
+    def of(self, parsed: ParsedRequest, before: Queued | None) -> Claim:
         """The claim of a request; one that waits already keeps its ticket."""
-        limit_s = limit_s_of(asked.headers.headers.get(SLO_TTFT_HEADER))
+        limit_s = limit_s_of(parsed.headers.headers.get(SLO_TTFT_HEADER))
         if before is not None:
-            return Claim(before.ticket, asked.received_s, limit_s, before.later)
+            return Claim(before.ticket, parsed.received_s, limit_s, before.later)
         self._tickets += 1
-        return Claim(self._tickets, asked.received_s, limit_s)
+        return Claim(self._tickets, parsed.received_s, limit_s)

@@ -8,9 +8,10 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Final
 
-from extproc.choosing.seats import Seats
+from extproc.choosing.max_num_seqs import SequenceLimit
 from extproc.choosing.snapshots import Engines as EnginesView
 from metadata_center.types import EndpointKey, value
 
@@ -37,11 +38,11 @@ NOTHING_READ: Final = Reading(0, 0, 0, 0.0)
 
 
 class Engines:
-    """One worker's knowledge; bounded by the endpoints configured, see `forget`."""
+    """One worker's knowledge; bounded by the endpoints that exist, see `retain`."""
 
     def __init__(self) -> None:
         self._kv_tokens: dict[EndpointKey, int] = {}
-        self._seats: dict[EndpointKey, Seats] = {}
+        self._sequence_limits: dict[EndpointKey, SequenceLimit] = {}
         self._limits: dict[EndpointKey, int] = {}
         self._prefill_since_s: dict[EndpointKey, float] = {}
         self._readings: dict[EndpointKey, Reading] = {}
@@ -55,12 +56,12 @@ class Engines:
         last = self._readings.get(key)
         number = 1 if last is None else last.number + 1
         self._readings[key] = Reading(number, running, waiting, kv_usage_ratio)
-        seats = self._seats.get(key)
-        if seats is None:
-            seats = self._seats[key] = Seats()
-        seats.observe(running, waiting, kv_usage_ratio)
-        if seats.limit:
-            self._limits[key] = seats.limit
+        limit = self._sequence_limits.get(key)
+        if limit is None:
+            limit = self._sequence_limits[key] = SequenceLimit()
+        limit.observe(running, waiting, kv_usage_ratio)
+        if limit.limit:
+            self._limits[key] = limit.limit
         else:
             self._limits.pop(key, None)
 
@@ -74,7 +75,7 @@ class Engines:
 
     def restarted(self, key: EndpointKey) -> None:
         """It may be another process, with other limits."""
-        self._seats.pop(key, None)
+        self._sequence_limits.pop(key, None)
         self._limits.pop(key, None)
         self._readings.pop(key, None)
 
@@ -93,12 +94,17 @@ class Engines:
             self._kv_tokens.pop(key, None)
             self._prefill_since_s.pop(key, None)
 
+    def retain(self, keys: AbstractSet[EndpointKey]) -> None:
+        """Keep these alone: news of requests that outlived their endpoint is kept no longer than this."""
+        known = self._kv_tokens.keys() | self._readings.keys() | self._prefill_since_s.keys()
+        self.forget(known - keys)
+
     @property
     def kv_tokens(self) -> Mapping[EndpointKey, int]:
         """Sizes of KV caches, as far as they are known."""
         return self._kv_tokens
 
-    def seats(self, keys: Sequence[EndpointKey]) -> Sequence[int]:
+    def max_num_seqs(self, keys: Sequence[EndpointKey]) -> Sequence[int]:
         """Limits on sequences, 0 where one is unknown; empty if all are."""
         limits = self._limits
         return [limits.get(key, 0) for key in keys] if limits else ()
@@ -121,7 +127,7 @@ class Engines:
         sizes = self._kv_tokens
         return EnginesView(
             kv_tokens=[sizes.get(key, 0) for key in keys] if sizes else (),
-            seats=self.seats(keys),
+            max_num_seqs=self.max_num_seqs(keys),
             distinct_ratios=list(map(distinct_ratio, keys)) if sizes else (),
             under_way_s=self.under_way_s(keys, prefilling, now_s) if prefilling else (),
         )

@@ -1,4 +1,4 @@
-"""What the ext_proc loop talks to: decisions, first tokens, refusals; and the books behind them."""
+"""What the ext_proc loop talks to: decisions, first tokens, refusals; and the state behind them."""
 
 from __future__ import annotations
 

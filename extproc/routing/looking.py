@@ -1,4 +1,4 @@
-"""What is looked at before a request is placed: who may serve it, what is cached, what it would cost."""
+"""What is looked at before a request is scheduled: endpoints that may serve it, what is cached, its cost."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from extproc.choosing.policies.registry import POLICIES
 from extproc.choosing.snapshots import Demand, Load, Prompt, completion_snapshot, plain_snapshot
 from extproc.errors import Reason, RouterError
 from extproc.predicting.traffic import Traffic
-from extproc.routing.asking import Asked
-from extproc.routing.books import PlacingBooks
 from extproc.routing.caches import Estimate
+from extproc.routing.parsing import ParsedRequest
 from extproc.routing.pools import Pools, health_model
 from extproc.routing.settings import RouterSettings
+from extproc.routing.state import SchedulingState
 from extproc.routing.table import Pool, RoutingTable
 from extproc.values.choices import Snapshot
 from extproc.values.prices import Prices
@@ -46,9 +46,9 @@ class Look:
 
 
 def look(
-    books: PlacingBooks,
+    state: SchedulingState,
     pools: Pools,
-    asked: Asked,
+    parsed: ParsedRequest,
     table: RoutingTable,
     settings: RouterSettings,
     turn: int,
@@ -59,14 +59,14 @@ def look(
     Raises:
         RouterError: No endpoint is available.
     """
-    request, route = asked.request, asked.route
+    request, route = parsed.request, parsed.route
     served_model = health_model(route.upstream_model or request.model, request.operation)
     pool = pools.of_model(route, table, served_model, now_s)
-    home = None if asked.follows is None else _home(books, asked, table, now_s)
+    home = None if parsed.follows is None else _home(state, parsed, table, now_s)
     if home is not None and home not in pool.rows:
         pool = pools.with_home(route, table, home)
-    if asked.headers.within is not None:
-        pool = pools.within(route, table, pool, asked.headers.within)
+    if parsed.headers.within is not None:
+        pool = pools.within(route, table, pool, parsed.headers.within)
         home = home if home in pool.rows else None
     if not pool.keys:
         table.expect(route.cluster, f"Model `{route.model}`", settings.retry_after_s)
@@ -75,47 +75,51 @@ def look(
             f"No endpoint of model `{route.model}` is available.",
             retry_after_s=settings.retry_after_s,
         )
-    estimate = books.caches.estimate(
+    estimate = state.caches.estimate(
         request,
         route.model,
         route.lora,
-        asked.blocks,
+        parsed.blocks,
         settings.block_bytes,
-        asked.prompt_tokens,
+        parsed.prompt_tokens,
         pool.keys,
     )
     groups = pool.groups_of(route.group)
-    prices = books.predictor.row_prices(route.model, groups)
-    traffic = books.predictor.traffic((route.model, route.group))
+    prices = state.predictor.row_prices(route.model, groups)
+    traffic = state.predictor.traffic((route.model, route.group))
     return Look(pool, home, served_model, estimate, groups, prices, traffic, turn, now_s)
 
 
-def snapshot_of(books: PlacingBooks, asked: Asked, found: Look, load: Load, *, is_patient: bool) -> Snapshot:
+def snapshot_of(
+    state: SchedulingState, parsed: ParsedRequest, found: Look, load: Load, *, is_patient: bool
+) -> Snapshot:
     """What the route's policy needs to know; with what is under way where the request may wait."""
     pool, traffic, estimate = found.pool, found.traffic, found.estimate
     prompt = Prompt(estimate.prompt_tokens, estimate.cached_tokens, estimate.matched, estimate.num_units)
-    if not POLICIES[asked.route.load_balancing.algorithm].needs_engines:
+    if not POLICIES[parsed.route.load_balancing.algorithm].needs_engines:
         return plain_snapshot(pool.keys, pool.weights, load, prompt, found.prices, traffic.output_tokens)
-    slo_ttft, slo_tpot = map(asked.headers.headers.get, (SLO_TTFT_HEADER, SLO_TPOT_HEADER))
-    endpoints = len(pool.keys) / books.processes()
+    slo_ttft, slo_tpot = map(parsed.headers.headers.get, (SLO_TTFT_HEADER, SLO_TPOT_HEADER))
+    endpoints = len(pool.keys) / state.processes()
     return completion_snapshot(
         pool.keys,
         pool.weights,
         load,
         prompt,
         found.prices,
-        books.engines.view(
-            pool.keys, books.caches.running.distinct_ratio, load.prefilling if is_patient else (), found.now_s
+        state.engines.view(
+            pool.keys, state.caches.running.distinct_ratio, load.prefilling if is_patient else (), found.now_s
         ),
         Demand(traffic, found.now_s, endpoints, decode_tokens_of(slo_ttft, slo_tpot)),
     )
 
 
-def _home(books: PlacingBooks, asked: Asked, table: RoutingTable, now_s: float) -> EndpointKey | None:
+def _home(
+    state: SchedulingState, parsed: ParsedRequest, table: RoutingTable, now_s: float
+) -> EndpointKey | None:
     """The endpoint that holds what the request builds on, if that is known and may serve it."""
-    assert asked.follows is not None
-    for key in asked.follows:
-        home = None if key is None else books.homes.find(key, now_s)
-        if home is not None and table.member(asked.route.cluster, asked.route.subset, home):
+    assert parsed.follows is not None
+    for key in parsed.follows:
+        home = None if key is None else state.homes.find(key, now_s)
+        if home is not None and table.member(parsed.route.cluster, parsed.route.subset, home):
             return home
     return None

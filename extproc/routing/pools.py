@@ -1,7 +1,7 @@
 """Which endpoints may serve a request, compiled once for many, and where requests for them wait.
 
 Rules:
-    1. A pool and its queue last until health or configuration changes; who waits in an old queue is placed
+    1. A pool and its queue last until health or configuration changes; a request in an old queue is scheduled
        again in the new one.
     2. Endpoints that are doubted for a model are in none of its pools while others are, but for those due for
        a trial.

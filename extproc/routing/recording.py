@@ -1,14 +1,14 @@
-"""What is written down of a placed request: its record, its entry among the running ones, its figures."""
+"""What is written down of a scheduled request: its record, its entry among the running ones, its figures."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from extproc.choosing.deciding import SendNow
-from extproc.routing.asking import Asked
-from extproc.routing.books import PlacingBooks
-from extproc.routing.claims import Parked
+from extproc.routing.claims import Queued
 from extproc.routing.looking import Look
+from extproc.routing.parsing import ParsedRequest
+from extproc.routing.state import SchedulingState
 from extproc.values.decisions import DecisionRecord
 from extproc.values.inflight import Inflight
 from extproc.values.placements import Placement
@@ -26,11 +26,11 @@ def max_output_tokens(request: InferenceRequest) -> int | None:
 
 
 @value
-class Placed:
-    """A request that was placed a moment ago.
+class Scheduled:
+    """A request that was scheduled a moment ago.
 
     Attributes:
-        asked: The request.
+        parsed: The request.
         before: How it waited until then, if it did.
         look: What was looked at.
         now: What was decided.
@@ -40,8 +40,8 @@ class Placed:
         draws: Random numbers that were drawn.
     """
 
-    asked: Asked
-    before: Parked | None
+    parsed: ParsedRequest
+    before: Queued | None
     look: Look
     now: SendNow
     order: tuple[int, ...]
@@ -51,41 +51,41 @@ class Placed:
 
 
 class Recording:
-    """Writes down what one worker places.
+    """Writes down what one worker schedules.
 
     Args:
-        books: Where.
+        state: Where.
         clock: Monotonic seconds.
         wall_clock: Unix seconds.
     """
 
     def __init__(
-        self, books: PlacingBooks, clock: Callable[[], float], wall_clock: Callable[[], float]
+        self, state: SchedulingState, clock: Callable[[], float], wall_clock: Callable[[], float]
     ) -> None:
-        self._books = books
+        self._state = state
         self._clock = clock
         self._wall_clock = wall_clock
 
-    def write(self, placed: Placed, block_bytes: int) -> bool:
+    def write(self, scheduled: Scheduled, block_bytes: int) -> bool:
         """Write it down; True if the request failed at several endpoints before.
 
         Args:
-            placed: What was placed.
+            scheduled: What was scheduled.
             block_bytes: Length of a block of its prompt.
         """
-        books, asked, look = self._books, placed.asked, placed.look
+        state, parsed, look = self._state, scheduled.parsed, scheduled.look
         decided_s = self._clock()
-        began_s = asked.received_s if placed.before is None else look.now_s
-        record = self._record(placed, block_bytes, began_s, decided_s)
-        books.records.add(record)
-        tried_once = books.poison.is_poison(asked.fingerprint, look.now_s)
-        if placed.charged:  # else there is nothing to follow
-            books.running.begin(asked.request_id, self._inflight(placed, record, decided_s, tried_once))
-        scores, row, estimate = placed.now.choice.scores, placed.order[0], look.estimate
-        books.recorder.observe_decision(
-            asked.route.model,
-            asked.route.load_balancing.algorithm,
-            placed.placement.endpoint,
+        began_s = parsed.received_s if scheduled.before is None else look.now_s
+        record = self._record(scheduled, block_bytes, began_s, decided_s)
+        state.records.add(record)
+        tried_once = state.poison.is_poison(parsed.fingerprint, look.now_s)
+        if scheduled.charged:  # else there is nothing to follow
+            state.running.begin(parsed.request_id, self._inflight(scheduled, record, decided_s, tried_once))
+        scores, row, estimate = scheduled.now.choice.scores, scheduled.order[0], look.estimate
+        state.recorder.observe_decision(
+            parsed.route.model,
+            parsed.route.load_balancing.algorithm,
+            scheduled.placement.endpoint,
             decided_s - began_s,
             None if scores is None else scores[row],
             estimate.matched[row] / estimate.num_units if estimate.num_units else 0.0,
@@ -93,11 +93,13 @@ class Recording:
         )
         return tried_once
 
-    def _record(self, placed: Placed, block_bytes: int, began_s: float, decided_s: float) -> DecisionRecord:
-        asked, before, look, order = placed.asked, placed.before, placed.look, placed.order
-        request, route, estimate = asked.request, asked.route, look.estimate
+    def _record(
+        self, scheduled: Scheduled, block_bytes: int, began_s: float, decided_s: float
+    ) -> DecisionRecord:
+        parsed, before, look, order = scheduled.parsed, scheduled.before, scheduled.look, scheduled.order
+        request, route, estimate = parsed.request, parsed.route, look.estimate
         return DecisionRecord(
-            request_id=asked.request_id,
+            request_id=parsed.request_id,
             time_unix_s=self._wall_clock(),
             operation=request.operation,
             model=route.model,
@@ -111,39 +113,41 @@ class Recording:
             prompt_tokens=estimate.prompt_tokens,
             num_blocks=estimate.num_units,
             block_bytes=block_bytes,
-            snapshot=placed.now.snapshot,
-            choice=placed.now.choice,
-            draws=placed.draws,
+            snapshot=scheduled.now.snapshot,
+            choice=scheduled.now.choice,
+            draws=scheduled.draws,
             turn=look.turn,
             prices=look.prices,
             cached_tokens=estimate.cached_tokens,
             views=estimate.views,
-            placed=None if order[0] == placed.now.choice.order[0] else placed.placement.endpoint,
+            placed=None if order[0] == scheduled.now.choice.order[0] else scheduled.placement.endpoint,
             holder=look.home,
             filtered=look.pool.filtered,
-            data_age_s=self._books.ages.of(look.now_s),
+            data_age_s=self._state.ages.of(look.now_s),
             decision_us=(decided_s - began_s) * 1e6,
-            held_s=began_s - asked.received_s,
+            held_s=began_s - parsed.received_s,
             held_for=None if before is None else before.later.reason,
         )
 
     @staticmethod
-    def _inflight(placed: Placed, record: DecisionRecord, decided_s: float, tried_once: bool) -> Inflight:
-        asked, look = placed.asked, placed.look
+    def _inflight(
+        scheduled: Scheduled, record: DecisionRecord, decided_s: float, tried_once: bool
+    ) -> Inflight:
+        parsed, look = scheduled.parsed, scheduled.look
         inflight = Inflight(
             record,
-            asked.request.operation,
-            placed.placement.endpoint,
-            asked.blocks,
-            asked.route.group,
+            parsed.request.operation,
+            scheduled.placement.endpoint,
+            parsed.blocks,
+            parsed.route.group,
             look.groups,
             decided_s,
-            max_output_tokens(asked.request),
+            max_output_tokens(parsed.request),
             look.served_model,
-            asked.fingerprint,
+            parsed.fingerprint,
             tried_once=tried_once,
-            builds_on=asked.follows is not None and asked.follows != (None, None),
+            builds_on=parsed.follows is not None and parsed.follows != (None, None),
         )
-        if asked.follows is not None:
-            inflight.conversation = asked.follows.conversation
+        if parsed.follows is not None:
+            inflight.conversation = parsed.follows.conversation
         return inflight

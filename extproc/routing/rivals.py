@@ -5,7 +5,8 @@ Rules:
        endpoints the request goes to. It charges, falls back and ends as any other.
     2. A rival has a memory: one object per rule and set of endpoints, in whose order its rows never change. A
        changed set begins anew.
-    3. It is told of each request that it placed: sent, first token, usage and end, once each, in this order.
+    3. It is told of each request that it scheduled: sent, first token, usage and end, once each, in this
+       order.
     4. What it knows of other gateways is what the shared load says; of evictions it is told nothing.
 """
 
@@ -66,7 +67,7 @@ class Rivals:
 
     Args:
         engines: What is known of each engine.
-        processes: How many place requests on these endpoints, of all gateways.
+        processes: How many processes schedule requests on these endpoints, of all gateways.
     """
 
     def __init__(self, engines: Engines, processes: Callable[[], int]) -> None:
@@ -77,7 +78,7 @@ class Rivals:
         self._asked = 0
 
     def __len__(self) -> int:
-        """Requests that a rival placed and that have not ended."""
+        """Requests that a rival scheduled and that have not ended."""
         return len(self._placed)
 
     def choose(

@@ -1,8 +1,8 @@
 """The decision: from a request's bytes to the value that names its endpoints, at once or later.
 
 Rules:
-    1. A request is understood once (`asking`), placed (`placing`), and its plan is made here. One that has to
-       wait is placed again by the waiting room; its decision is pending.
+    1. A request is parsed once (`parsing`), scheduled (`scheduling`), and its plan is made here. One that has
+       to wait is scheduled again by its queue; its decision is pending.
     2. Time and randomness are given at construction; a decision's record holds every draw.
     3. What fails before the charge is a `Refusal` and leaves no trace in any counter.
 """
@@ -19,14 +19,14 @@ from extproc.request.parse import is_form
 from extproc.request.reading import BodyRead, ReadOrder
 from extproc.request.responses import Named, response_key
 from extproc.request.structure import check_structure, is_heavy
-from extproc.routing.asking import Asked, check_size, order_of, understand, understand_read
-from extproc.routing.books import PlacingBooks
-from extproc.routing.claims import Parked
-from extproc.routing.placing import Chosen, Placer
+from extproc.routing.claims import Queued
+from extproc.routing.parsing import ParsedRequest, check_size, order_of, parse_read, parse_request
 from extproc.routing.reading_budget import SMALL_BYTES, ReadingBudget
+from extproc.routing.scheduling import Chosen, Scheduler
 from extproc.routing.settings import RouterSettings
+from extproc.routing.state import SchedulingState
 from extproc.routing.table import PlanKey, Pool, RoutingTable
-from extproc.routing.waiting import Loop, WaitingRoom
+from extproc.routing.waiting import Loop, RequestQueue
 from extproc.values.choices import Rng
 from extproc.values.deciding import Deciding, Later, Now, Refusal, settle
 from extproc.values.exchange import LineVerdict, PassTo, RefuseAtOnce, RequestHeaders
@@ -64,7 +64,7 @@ class Router:
     """Decides.
 
     Args:
-        books: What placing reads and charges.
+        state: What scheduling reads and charges.
         table: Compiled configuration; replaced by assignment.
         settings: Likewise; they hold nobody where there is no `loop`.
         rng: Source of every random choice.
@@ -80,7 +80,7 @@ class Router:
 
     def __init__(
         self,
-        books: PlacingBooks,
+        state: SchedulingState,
         table: RoutingTable,
         settings: RouterSettings,
         rng: Rng,
@@ -93,20 +93,20 @@ class Router:
     ) -> None:
         self.table = table
         self.settings = settings
-        self._books = books
+        self._state = state
         self._rng = rng
         self._clock = clock
         self._reserve = reserve
         self._readers = readers
         self._work_clock = work_clock
         self._budget = ReadingBudget()
-        self._placer = Placer(books, rng, clock, wall_clock)
-        self.waiting: WaitingRoom[Decision] | None = None
+        self._scheduler = Scheduler(state, rng, clock, wall_clock)
+        self.waiting: RequestQueue[Decision] | None = None
         if loop is not None:
-            self.waiting = WaitingRoom(self._place, self._charged, books.recorder, loop, clock)
+            self.waiting = RequestQueue(self._schedule, self._charged, state.recorder, loop, clock)
 
     def configure(self, table: RoutingTable, settings: RouterSettings) -> None:
-        """Go by these from now on; requests that wait are placed by them."""
+        """Go by these from now on; requests that wait are scheduled by them."""
         self.table = table
         self.settings = settings
 
@@ -134,16 +134,16 @@ class Router:
                 return self._read_elsewhere(self._readers, headers, body)
             body = bytes(body)
             check_structure(body)
-        asked = understand(
-            headers, body, self.table, self.settings, self._books.predictor, self._rng, self._clock()
+        parsed = parse_request(
+            headers, body, self.table, self.settings, self._state.predictor, self._rng, self._clock()
         )
-        return self._placed(asked, self._place(asked, None))
+        return self._scheduled(parsed, self._schedule(parsed, None))
 
-    def _placed(self, asked: Asked, placed: Chosen | Parked) -> Deciding[Decision]:
-        if isinstance(placed, Parked):
-            assert self.waiting is not None, "nobody is parked without a room"
-            return self.waiting.admit(asked, placed)
-        return self._charged(asked, placed)
+    def _scheduled(self, parsed: ParsedRequest, scheduled: Chosen | Queued) -> Deciding[Decision]:
+        if isinstance(scheduled, Queued):
+            assert self.waiting is not None, "no request is queued without a queue"
+            return self.waiting.admit(parsed, scheduled)
+        return self._charged(parsed, scheduled)
 
     def retrieve(self, request: RequestHeaders, named: Named) -> LineVerdict:
         """Where a request about a stored response goes: to the endpoint that holds it, whatever its health.
@@ -151,10 +151,10 @@ class Router:
         One that nobody knows goes to any endpoint, whose own 404 the client is to see; so does one whose
         endpoint this request may not use. Neither is charged: nothing is computed for it.
         """
-        home = self._books.homes.find(response_key(named.response_id), self._clock())
+        home = self._state.homes.find(response_key(named.response_id), self._clock())
         any_of: tuple[str, Pool] | None = None
         for route in self.table.rules.open_to(request.headers):
-            pool = self._placer.pools.of_route(route, self.table)
+            pool = self._scheduler.pools.of_route(route, self.table)
             holder = None if home is None else self.table.member(route.cluster, route.subset, home)
             if holder is not None:
                 others = [at for key, at in zip(pool.keys, pool.addresses, strict=True) if key != home]
@@ -178,7 +178,7 @@ class Router:
         if plan.endpoints:
             left = [at for at in plan.endpoints if within is None or within.has(at)]
         else:
-            reason = self._books.health.reason
+            reason = self._state.health.reason
             members = [each for each in self.table.clusters.get(plan.cluster, ()) if reason(each.key) is None]
             addresses = [str(each.address) for each in members]
             left = [at for at in addresses if within is None or within.has(at)]
@@ -187,11 +187,11 @@ class Router:
             retry_after_s = self.settings.retry_after_s
             error = "No endpoint is available that may be chosen for this path."
             return RefuseAtOnce(RouterError(Reason.NO_HEALTHY_ENDPOINT, error, retry_after_s=retry_after_s))
-        return PassTo(replace(plan, endpoints=tuple(left), booked=False, rendered={}))
+        return PassTo(replace(plan, endpoints=tuple(left), charged=False, rendered={}))
 
     def _held(self, cluster: str, endpoints: tuple[str, ...], named: Named) -> PassTo:
         tried = (endpoints[0], *endpoints)  # once more: its connection may have been stale
-        return PassTo(self._plan(cluster, tried, named.stream, len(endpoints), True, booked=False))
+        return PassTo(self._plan(cluster, tried, named.stream, len(endpoints), True, charged=False))
 
     def _read_elsewhere(self, readers: Readers, headers: RequestHeaders, body: bytes) -> Later[Decision]:
         """Decide about a body that is read elsewhere; cancelled, it reads or charges nothing more."""
@@ -202,13 +202,13 @@ class Router:
 
         def decide(read: BodyRead) -> None:
             try:
-                asked = understand_read(
-                    headers, read, table, settings, self._books.predictor, self._rng, received_s
+                parsed = parse_read(
+                    headers, read, table, settings, self._state.predictor, self._rng, received_s
                 )
                 hold = self.settings.hold
                 left_s = received_s + patience_s - self._clock()
                 may_wait = hold is not None and left_s > hold.max_s + 1.0
-                settle(decision, self._placed(asked, self._place(asked, None, may_wait=may_wait)))
+                settle(decision, self._scheduled(parsed, self._schedule(parsed, None, may_wait=may_wait)))
             except Exception as error:  # a refusal, or a bug of which the readers are to know nothing
                 decision.fail(error)
 
@@ -222,37 +222,39 @@ class Router:
         wanted_s = readers.patience_s + 1.0 + (0.0 if hold is None else hold.max_s + 1.0)
         return min(wanted_s, MAX_PATIENCE_S)
 
-    def _place(self, asked: Asked, before: Parked | None, *, may_wait: bool = True) -> Chosen | Parked:
+    def _schedule(
+        self, parsed: ParsedRequest, before: Queued | None, *, may_wait: bool = True
+    ) -> Chosen | Queued:
         may_wait = may_wait and self.waiting is not None and self.waiting.takes(before)
-        return self._placer.place(asked, self.table, self.settings, before, may_wait=may_wait)
+        return self._scheduler.schedule(parsed, self.table, self.settings, before, may_wait=may_wait)
 
-    def _charged(self, asked: Asked, chosen: Chosen) -> Now[Decision] | Later[Decision]:
+    def _charged(self, parsed: ParsedRequest, chosen: Chosen) -> Now[Decision] | Later[Decision]:
         if self._reserve is None or not chosen.charged or chosen.pinned or chosen.by_rival:
-            return Now(self._answered(asked, chosen))
-        return self._reserved(self._reserve, asked, chosen)
+            return Now(self._answered(parsed, chosen))
+        return self._reserved(self._reserve, parsed, chosen)
 
-    def _reserved(self, reserve: Reserve, asked: Asked, chosen: Chosen) -> Later[Decision]:
+    def _reserved(self, reserve: Reserve, parsed: ParsedRequest, chosen: Chosen) -> Later[Decision]:
         """Have the choice confirmed, or moved, where all gateways' choices are put in one order."""
-        placing = reserve(asked.request_id, chosen.candidates())
-        decision: Pending[Decision] = Pending(placing.cancel)
+        reservation = reserve(parsed.request_id, chosen.candidates())
+        decision: Pending[Decision] = Pending(reservation.cancel)
 
-        def answer(place: EndpointKey | None) -> None:
+        def answer(endpoint: EndpointKey | None) -> None:
             confirmed = chosen
             try:
-                if place is not None and place != chosen.place:
-                    self._books.running.placed(asked.request_id, place)
-                    confirmed = chosen.moved_to(place)
-                made = self._answered(asked, confirmed)
+                if endpoint is not None and endpoint != chosen.endpoint:
+                    self._state.running.reassigned(parsed.request_id, endpoint)
+                    confirmed = chosen.moved_to(endpoint)
+                made = self._answered(parsed, confirmed)
             except Exception as error:  # a bug: this stream fails alone
                 decision.fail(error)
             else:
                 decision.give(made)
 
-        placing.then(answer, decision.fail)
+        reservation.then(answer, decision.fail)
         return Later(decision)
 
-    def _answered(self, asked: Asked, chosen: Chosen) -> Decision:
-        request, headers = asked.request, asked.headers
+    def _answered(self, parsed: ParsedRequest, chosen: Chosen) -> Decision:
+        request, headers = parsed.request, parsed.headers
         order = chosen.order[:1] if chosen.tried_once else chosen.order
         key = (order, request.stream, chosen.pinned, chosen.tried_once)
         plans = chosen.pool.plans
@@ -260,13 +262,13 @@ class Router:
         if plan is None:
             if len(plans) >= MAX_PLANS:
                 plans.clear()
-            plan = plans[key] = self._plan_of(asked.route.cluster, chosen.pool, key)
+            plan = plans[key] = self._plan_of(parsed.route.cluster, chosen.pool, key)
         token = self.settings.debug_token
         shows_id = token is not None and compare_digest(
             headers.headers.get(DEBUG_HEADER, "").encode(), token.encode()
         )
         return Decision(
-            asked.request_id, request.operation, request.stream, plan, asked.new_body, shows_id=shows_id
+            parsed.request_id, request.operation, request.stream, plan, parsed.new_body, shows_id=shows_id
         )
 
     def _plan_of(self, cluster: str, pool: Pool, key: PlanKey) -> Plan:
@@ -285,10 +287,10 @@ class Router:
         retries: int,
         pinned: bool,
         *,
-        booked: bool = True,
+        charged: bool = True,
     ) -> Plan:
         settings = self.settings
         timeout_s, first_byte_s = (
             (None, settings.first_byte_timeout_s) if stream else (settings.timeout_s, None)
         )
-        return Plan(cluster, endpoints, retries, timeout_s, first_byte_s, pinned, booked)
+        return Plan(cluster, endpoints, retries, timeout_s, first_byte_s, pinned, charged)

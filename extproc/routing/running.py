@@ -33,7 +33,7 @@ class RunningRequests:
     """One worker's.
 
     Args:
-        load: Who is charged for what; charged by whoever places.
+        load: Who is charged for what; charged by scheduling.
         blocks: Prompts that run, by endpoint.
         engines: Know what each endpoint is at.
         recorder: Counts leases that expire.
@@ -96,8 +96,8 @@ class RunningRequests:
         self._by_id[request_id] = request
         request.running = self._blocks.add(request.endpoint, request.blocks)
 
-    def placed(self, request_id: RequestId, at: EndpointKey) -> None:
-        """Compare-and-set gave a decided request another place, before anybody was told of the first."""
+    def reassigned(self, request_id: RequestId, at: EndpointKey) -> None:
+        """Compare-and-set gave a decided request another endpoint, before Envoy was told of the first."""
         request = self._by_id.get(request_id)
         if request is not None:
             self._move(request, at)

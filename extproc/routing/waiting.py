@@ -1,13 +1,14 @@
-"""Requests that wait for an endpoint with room, and when each of them is placed again.
+"""Requests that wait for an endpoint with room, and when each of them is scheduled again.
 
 Rules:
-    1. News of freed room starts a pass: everybody who waits is placed again in the order of rank, until one
-       finds every endpoint closed for those behind it too. News that comes during a pass starts another.
-    2. Other workers and gateways free room without a word to us, and time does: while anybody waits there is
-       a pass every `POLL_S`.
-    3. A pass yields to other work after every `PASS_SLICE` requests, and passes together take at most one
+    1. News of freed room starts a scheduling round: every request that waits is scheduled again in the order
+       of rank, until one finds every endpoint closed for those behind it too. News that comes during a round
+       starts another.
+    2. Other workers and gateways free room without a word to us, and time does: while any request waits there
+       is a round every `POLL_S`.
+    3. A round yields to other work after every `ROUND_SLICE` requests, and rounds together take at most one
        part in `1 + REST` of the time, however many wait.
-    4. Each who waits is answered, refused or gone, once. Whoever is gone was never charged.
+    4. Each request that waits is answered, refused or gone, once. One that is gone was never charged.
     5. A failure of one request is that request's alone.
 """
 
@@ -17,12 +18,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from extproc.choosing.holding import POLL_S, Pass
+from extproc.choosing.holding import POLL_S, SchedulingRound
 from extproc.errors import RouterError
 from extproc.observing.recorder import Recorder
-from extproc.routing.asking import Asked
-from extproc.routing.claims import Parked
-from extproc.routing.placing import Chosen
+from extproc.routing.claims import Queued
+from extproc.routing.parsing import ParsedRequest
+from extproc.routing.scheduling import Chosen
 from extproc.values.deciding import Deciding, Later, settle
 from extproc.values.decisions import HoldEnding, HoldReason
 from extproc.values.pending import Pending
@@ -30,14 +31,15 @@ from extproc.values.pending import Pending
 D = TypeVar("D")
 """An answer."""
 
-PASS_SLICE: Final = 16
-"""Placing takes some 0.2 ms: other requests wait 3 ms at most."""
+ROUND_SLICE: Final = 16
+"""Scheduling takes some 0.2 ms: other requests wait 3 ms at most."""
 
 REST: Final = 4.0
-"""Passes may take a fifth of the time of a core whose decisions are otherwise for new requests."""
+"""Rounds may take a fifth of the time of a core whose decisions are otherwise for new requests."""
 
 MAX_HELD_BYTES: Final = 256 * 1024 * 1024
-"""Of bodies that wait, parsed ones several times as large in memory; what comes beyond is placed at once."""
+"""Of bodies that wait, parsed ones several times as large in memory; what comes beyond is scheduled at
+once."""
 
 _PATIENCE_S: Final = 1.0
 """Longer than the last wait: the answer is on its way by then."""
@@ -59,32 +61,32 @@ class Loop(Protocol):
 
 @dataclass(slots=True)
 class _Held:
-    asked: Asked
-    parked: Parked
+    parsed: ParsedRequest
+    queued: Queued
     answer: Pending[Any]
     num_bytes: int
 
     @property
-    def turn(self) -> tuple[float, int]:
+    def order(self) -> tuple[float, int]:
         """See `extproc.choosing.holding.Waiting`."""
-        return self.parked.later.wait.rank, self.parked.ticket
+        return self.queued.later.wait.rank, self.queued.ticket
 
     @property
     def until_s(self) -> float:
         """See `extproc.choosing.holding.Waiting`."""
-        return self.parked.later.wait.until_s
+        return self.queued.later.wait.until_s
 
     @property
-    def line(self) -> object:
+    def queue(self) -> object:
         """See `extproc.choosing.holding.Waiting`; one of before the last change is never found closed."""
-        return self.parked.queue
+        return self.queued.queue
 
 
-class WaitingRoom(Generic[D]):
-    """Who waits here.
+class RequestQueue(Generic[D]):
+    """Requests that wait in one worker, and their answers.
 
     Args:
-        place: Places a request again, given how it waited; may raise `RouterError`.
+        schedule: Schedules a request again, given how it waited; may raise `RouterError`.
         answer: Makes the answer of one that was charged, at once or later.
         metrics: Told of each wait.
         loop: The running event loop.
@@ -93,13 +95,13 @@ class WaitingRoom(Generic[D]):
 
     def __init__(
         self,
-        place: Callable[[Asked, Parked | None], Chosen | Parked],
-        answer: Callable[[Asked, Chosen], Deciding[D]],
+        schedule: Callable[[ParsedRequest, Queued | None], Chosen | Queued],
+        answer: Callable[[ParsedRequest, Chosen], Deciding[D]],
         metrics: Recorder,
         loop: Callable[[], Loop],
         clock: Callable[[], float],
     ) -> None:
-        self._place = place
+        self._schedule = schedule
         self._answer = answer
         self._metrics = metrics
         self._loop = loop
@@ -107,7 +109,7 @@ class WaitingRoom(Generic[D]):
         self._held: dict[int, _Held] = {}
         self._num_bytes = 0
         self._is_open = True
-        self._pass: Iterator[None] | None = None
+        self._round: Iterator[None] | None = None
         self._again = False
         self._timer: Timer | None = None
         self._timer_s = 0.0
@@ -117,7 +119,7 @@ class WaitingRoom(Generic[D]):
         """How many."""
         return len(self._held)
 
-    def takes(self, before: Parked | None) -> bool:
+    def takes(self, before: Queued | None) -> bool:
         """Whether a request may wait here: another one, or one that does."""
         return self._is_open and (before is not None or self._num_bytes < MAX_HELD_BYTES)
 
@@ -125,40 +127,42 @@ class WaitingRoom(Generic[D]):
         """How many wait for what."""
         counts = dict.fromkeys(HoldReason, 0)
         for held in self._held.values():
-            counts[held.parked.later.reason] += 1
+            counts[held.queued.later.reason] += 1
         return counts
 
-    def admit(self, asked: Asked, parked: Parked) -> Later[D]:
+    def admit(self, parsed: ParsedRequest, queued: Queued) -> Later[D]:
         """Let a request wait; its answer, and how long Envoy has to wait for it."""
         answer: Pending[D] = Pending(lambda: self._left(held))
-        held = _Held(asked, parked, answer, len(asked.request.prompt) + sum(map(len, asked.new_body or ())))
-        self._held[parked.ticket] = held
+        held = _Held(
+            parsed, queued, answer, len(parsed.request.prompt) + sum(map(len, parsed.new_body or ()))
+        )
+        self._held[queued.ticket] = held
         self._num_bytes += held.num_bytes
-        self._metrics.held(asked.route.model, parked.later.reason)
+        self._metrics.held(parsed.route.model, queued.later.reason)
         now_s = self._clock()
         self._wake_at(now_s + POLL_S, now_s)
-        return Later(answer, parked.later.wait.until_s - now_s + _PATIENCE_S)
+        return Later(answer, queued.later.wait.until_s - now_s + _PATIENCE_S)
 
     def wake(self) -> None:
         """Room may have been freed."""
-        if self._pass is not None:
+        if self._round is not None:
             self._again = True
         elif self._held:
             now_s = self._clock()
             self._wake_at(now_s, now_s)
 
     def close(self) -> None:
-        """Place everybody now, wherever it is best, and let nobody wait from now on."""
+        """Schedule every request now, wherever it is best, and let none wait from now on."""
         self._is_open = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._pass = None
-        for held in sorted(self._held.values(), key=lambda each: each.turn):
-            self._ask(held)
+        self._round = None
+        for held in sorted(self._held.values(), key=lambda each: each.order):
+            self._retry(held)
 
     def _wake_at(self, due_s: float, now_s: float) -> None:
-        """Have the next pass begin then, unless one will earlier."""
+        """Have the next round begin then, unless one will earlier."""
         due_s = max(due_s, self._rested_s)
         if self._timer is not None:
             if self._timer_s <= due_s:
@@ -168,13 +172,13 @@ class WaitingRoom(Generic[D]):
         self._timer = self._loop().call_later(max(0.0, due_s - now_s), self._go_on)
 
     def _go_on(self) -> None:
-        """Begin a pass, or do the next slice of it."""
+        """Begin a round, or do the next slice of it."""
         self._timer = None
         began_s = self._clock()
-        if self._pass is None:
+        if self._round is None:
             self._again = False
-            self._pass = self._slices()
-        is_over = next(self._pass, self) is self
+            self._round = self._slices()
+        is_over = next(self._round, self) is self
         if not self._is_open:
             return
         now_s = self._clock()
@@ -182,30 +186,30 @@ class WaitingRoom(Generic[D]):
         if not is_over:
             self._wake_at(now_s, now_s)
             return
-        self._pass = None
+        self._round = None
         if self._held:
             self._wake_at(now_s if self._again else now_s + POLL_S, now_s)
 
     def _slices(self) -> Iterator[None]:
-        """One pass; yields between slices."""
-        asked, waiting = 0, Pass(self._held.values())
+        """One round; yields between slices."""
+        tried, waiting = 0, SchedulingRound(self._held.values())
         while (held := waiting.next(self._clock())) is not None:
-            if asked and asked % PASS_SLICE == 0:
+            if tried and tried % ROUND_SLICE == 0:
                 yield
-            asked += 1
-            if self._ask(held) and held.parked.later.wait.closed:
-                waiting.close(held.line)
+            tried += 1
+            if self._retry(held) and held.queued.later.wait.closed:
+                waiting.close(held.queue)
 
-    def _ask(self, held: _Held) -> bool:
-        """Place it again; True if it goes on waiting."""
-        if held.answer.is_over:  # its client left during this pass
+    def _retry(self, held: _Held) -> bool:
+        """Schedule it again; True if it goes on waiting."""
+        if held.answer.is_over:  # its client left during this round
             return False
         try:
-            placed = self._place(held.asked, held.parked)
-            if isinstance(placed, Parked):
-                held.parked = placed
+            scheduled = self._schedule(held.parsed, held.queued)
+            if isinstance(scheduled, Queued):
+                held.queued = scheduled
                 return True
-            answer = self._answer(held.asked, placed)
+            answer = self._answer(held.parsed, scheduled)
         except RouterError as error:
             self._end(held, HoldEnding.REFUSED)
             held.answer.fail(error)
@@ -218,12 +222,12 @@ class WaitingRoom(Generic[D]):
         return False
 
     def _left(self, held: _Held) -> None:
-        """The client is gone; if it was placed, its end is the access log's to tell."""
-        held.parked.queue.forget(held.parked.ticket)
+        """The client is gone; if it was scheduled, its end is the access log's to tell."""
+        held.queued.queue.forget(held.queued.ticket)
         self._end(held, HoldEnding.GONE)
 
     def _end(self, held: _Held, ending: HoldEnding) -> None:
-        del self._held[held.parked.ticket]
+        del self._held[held.queued.ticket]
         self._num_bytes -= held.num_bytes
-        held_s = self._clock() - held.asked.received_s
-        self._metrics.hold_ended(held.asked.route.model, ending, held_s)
+        held_s = self._clock() - held.parsed.received_s
+        self._metrics.hold_ended(held.parsed.route.model, ending, held_s)

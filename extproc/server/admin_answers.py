@@ -10,7 +10,7 @@ from typing import Final, Protocol
 import aiohttp
 from yarl import URL
 
-from extproc.admin.page import Answer, Asked, Source, WorkerPage
+from extproc.admin.page import PageRequest, PageResponse, Source, WorkerPage
 
 _ASK_TIMEOUT: Final = aiohttp.ClientTimeout(total=2.0)
 
@@ -18,7 +18,7 @@ _ASK_TIMEOUT: Final = aiohttp.ClientTimeout(total=2.0)
 class Answering(Protocol):
     """Who answers."""
 
-    async def answer(self, page: WorkerPage, asked: Asked) -> Answer:
+    async def answer(self, page: WorkerPage, request: PageRequest) -> PageResponse:
         """The answer to a request that the page does not refuse."""
 
 
@@ -32,9 +32,9 @@ class OneWorker:
     def __init__(self, source: Source) -> None:
         self._source = source
 
-    async def answer(self, page: WorkerPage, asked: Asked) -> Answer:
+    async def answer(self, page: WorkerPage, request: PageRequest) -> PageResponse:
         """See `Answering`."""
-        return page.answer(self._source, asked)
+        return page.answer(self._source, request)
 
 
 class AllWorkers:
@@ -47,22 +47,22 @@ class AllWorkers:
     def __init__(self, sockets: Sequence[Path]) -> None:
         self._sockets = tuple(sockets)
 
-    async def answer(self, page: WorkerPage, asked: Asked) -> Answer:
+    async def answer(self, page: WorkerPage, request: PageRequest) -> PageResponse:
         """See `Answering`."""
-        answers = await asyncio.gather(*(self._ask(socket, page, asked) for socket in self._sockets))
-        return page.merge(asked, {i: answer for i, answer in enumerate(answers) if answer is not None})
+        answers = await asyncio.gather(*(self._ask(socket, page, request) for socket in self._sockets))
+        return page.merge(request, {i: answer for i, answer in enumerate(answers) if answer is not None})
 
     @staticmethod
-    async def _ask(socket: Path, page: WorkerPage, asked: Asked) -> Answer | None:
+    async def _ask(socket: Path, page: WorkerPage, request: PageRequest) -> PageResponse | None:
         """What one says; None if it does not."""
         connector = aiohttp.UnixConnector(str(socket))
-        url = URL(f"http://worker{asked.target}", encoded=True)
+        url = URL(f"http://worker{request.target}", encoded=True)
         try:
             async with (
                 aiohttp.ClientSession(connector=connector, timeout=_ASK_TIMEOUT) as session,
                 session.request(page.method, url) as response,
             ):
                 content_type = response.headers.get("content-type", "")
-                return Answer(await response.read(), content_type, response.status)
+                return PageResponse(await response.read(), content_type, response.status)
         except (aiohttp.ClientError, TimeoutError, OSError):
             return None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from extproc.admin.page import Answer, Asked, Page, ProcessPage, json_answer
+from extproc.admin.page import Page, PageRequest, PageResponse, ProcessPage, json_answer
 from extproc.server.admin_answers import Answering
 from extproc.server.run_dir import closed_to_others
 from metadata_center.addresses import is_loopback
@@ -31,16 +31,16 @@ class TcpPlace:
     port: int
 
 
-def _response(answer: Answer) -> web.Response:
+def _response(answer: PageResponse) -> web.Response:
     return web.Response(body=answer.body, status=answer.status, headers={"content-type": answer.content_type})
 
 
 def _handler(page: Page, answering: Answering) -> _Handler:
     async def handle(request: web.Request) -> web.StreamResponse:
-        asked = Asked(request.match_info, request.query, request.rel_url.raw_path_qs)
+        page_request = PageRequest(request.match_info, request.query, request.rel_url.raw_path_qs)
         if isinstance(page, ProcessPage):
-            return _response(page.answer(asked))
-        return _response(page.refuse(asked) or await answering.answer(page, asked))
+            return _response(page.answer(page_request))
+        return _response(page.refuse(page_request) or await answering.answer(page, page_request))
 
     return handle
 

@@ -37,13 +37,13 @@ from extproc.predicting.tokens import TokensPerByte
 from extproc.protocol.bootstrap_dialect import BootstrapDialect
 from extproc.protocol.servicer import Processor
 from extproc.routing.announced import Announced
-from extproc.routing.books import Books, Outside, make_books
 from extproc.routing.caches import Caches
 from extproc.routing.gateway import Gateway
 from extproc.routing.homes import Homes
 from extproc.routing.listeners import endings_of
 from extproc.routing.router import Router
-from extproc.routing.waiting import WaitingRoom
+from extproc.routing.state import Outside, RoutingState, make_routing_state
+from extproc.routing.waiting import RequestQueue
 from extproc.server.admin_answers import OneWorker
 from extproc.server.admin_port import AdminPort, TcpPlace
 from extproc.server.announcements import Announcements
@@ -140,7 +140,7 @@ class Knowledge:
     """What a worker knows, and those that bring it news from elsewhere.
 
     Attributes:
-        books: What decisions read and endings change.
+        state: What decisions read and endings change.
         tls: How engines are spoken to.
         met: Load and history, and the way to other gateways.
         history: Blocks by routing history.
@@ -150,7 +150,7 @@ class Knowledge:
         bus: To the other workers; None if there are none.
     """
 
-    books: Books
+    state: RoutingState
     tls: RequestTls
     met: Alone | Shared
     history: PrefixIndex
@@ -167,7 +167,7 @@ class RequestWay:
     Attributes:
         readers: Read large bodies.
         router: Decides.
-        waiting: Who waits for room.
+        waiting: Requests that wait for room.
         unpacking: Has compressed bodies decoded first.
         request_log: Leaves a line for each request.
         gateway: Decides for all that ask.
@@ -177,7 +177,7 @@ class RequestWay:
 
     readers: BodyReaders
     router: Router
-    waiting: WaitingRoom[Decision]
+    waiting: RequestQueue[Decision]
     unpacking: Unpacking
     request_log: RequestLog
     gateway: Gateway
@@ -204,28 +204,22 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
     site = _site(path, index, supervised, config, registry, metrics, owners)
     news = News(Listeners(), Listeners(), Listeners(), Listeners(), Listeners())
     known = _knowledge(site, news)
-    placing = known.books.placing
+    scheduling = known.state.scheduling
     way = _request_way(site, news, known)
-    engines = EngineNews(placing.engines, known.history, placing.predictor, known.announcements, config)
+    engines = EngineNews(scheduling.engines, known.history, scheduling.predictor, known.announcements, config)
     prober = _prober(news, known, engines, config)
     ads = AdsServer(lambda type_url: metrics.ads_refused(ADS_TYPES[type_url]))
-    publications = Publications(owners.fleet.clusters, placing.health.state)
+    publications = Publications(owners.fleet.clusters, scheduling.health.state)
     changes = FleetChanges(
         owners.fleet,
-        known.books,
+        known.state,
         prober,
         known.announcements,
         Publisher(ads, publications, metrics),
         metrics,
         time.monotonic,
     )
-    server = rpc_server(
-        config.server.transport,
-        (way.processor.rpc, way.access_log.rpc, ads.rpc),
-        places_of(config.server, socket_path(site.folder, index), index),
-        config.request.max_body_bytes + _MESSAGE_OVERHEAD_BYTES,
-        metrics.transport_fault,
-    )
+    server = _server(site, way, ads)
     picking = picking_of(
         config, index, site.owner, way.gateway, news.entries.tell, life.is_ready, metrics.transport_fault
     )
@@ -234,7 +228,7 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
         ads,
         way.waiting,
         way.access_log,
-        lambda: bool(way.processor.streams_active or placing.load.in_flight),
+        lambda: bool(way.processor.streams_active or scheduling.load.in_flight),
         lambda: configuration.current.server.drain_s,
         picking,
     )
@@ -284,7 +278,7 @@ def _knowledge(site: Site, news: News) -> Knowledge:
         bus = Bus(site.folder, site.index, site.workers, news.entries.tell, hearsay.cached, homes.told)
         news.cached.add(bus.share)
     news.cached.add(met.store.share)
-    books = make_books(
+    state = make_routing_state(
         load=met.store.load,
         caches=Caches(history, announcing=announced),
         health=health,
@@ -301,7 +295,7 @@ def _knowledge(site: Site, news: News) -> Knowledge:
         ),
     )
     announcements = Announcements(cache_map, announced, time.monotonic, time.time, tls.of)
-    return Knowledge(books, tls, met, history, cache_map, announced, announcements, bus)
+    return Knowledge(state, tls, met, history, cache_map, announced, announcements, bus)
 
 
 def _processes(workers: int, met: Alone | Shared) -> Callable[[], int]:
@@ -318,11 +312,11 @@ def _always_current(_now_s: float) -> float:
 
 
 def _request_way(site: Site, news: News, known: Knowledge) -> RequestWay:
-    placing, ending, met, config = known.books.placing, known.books.ending, known.met, site.config
+    scheduling, ending, met, config = known.state.scheduling, known.state.ending, known.met, site.config
     readers = BodyReaders()
     router = Router(
-        placing,
-        routing_table(config, site.owners.fleet.clusters, placing.load.slots, time.time()),
+        scheduling,
+        routing_table(config, site.owners.fleet.clusters, scheduling.load.slots, time.time()),
         router_settings(config),
         random.Random(),
         time.monotonic,
@@ -341,7 +335,7 @@ def _request_way(site: Site, news: News, known: Knowledge) -> RequestWay:
     news.entries.add(lambda entry: endings.take(entry, time.monotonic()))
     gateway = Gateway(
         router,
-        known.books.first_tokens,
+        known.state.first_tokens,
         ending.stored,
         endings,
         site.metrics,
@@ -362,6 +356,17 @@ def _request_way(site: Site, news: News, known: Knowledge) -> RequestWay:
     return RequestWay(readers, router, router.waiting, unpacking, request_log, gateway, processor, access_log)
 
 
+def _server(site: Site, way: RequestWay, ads: AdsServer) -> RpcServer:
+    config = site.config
+    return rpc_server(
+        config.server.transport,
+        (way.processor.rpc, way.access_log.rpc, ads.rpc),
+        places_of(config.server, socket_path(site.folder, site.index), site.index),
+        config.request.max_body_bytes + _MESSAGE_OVERHEAD_BYTES,
+        site.metrics.transport_fault,
+    )
+
+
 def _tell_fault(error: Exception) -> None:
     """A bug with one listener does not lose the ending for the others."""
     _log.error("an ending was not taken in", exc_info=error)
@@ -369,7 +374,7 @@ def _tell_fault(error: Exception) -> None:
 
 def _prober(news: News, known: Knowledge, engines: EngineNews, config: Config) -> Prober:
     return Prober(
-        known.books.placing.health,
+        known.state.scheduling.health,
         config.health.settings(),
         clock=time.monotonic,
         rng=random.Random(),
@@ -398,7 +403,7 @@ def _admin(
         return values
 
     status = Status(
-        known.books,
+        known.state,
         site.registry,
         lambda: site.owners.fleet.endpoints,
         lambda: way.processor.streams_active,
@@ -426,7 +431,7 @@ def _follow_health(
 ) -> None:
     """Who is told when an endpoint's health changed, in this order."""
     news.transitions.add(
-        lambda _: known.books.placing.ages.health_changed(time.monotonic()),
+        lambda _: known.state.scheduling.ages.health_changed(time.monotonic()),
         HealthReport(site.metrics).tell,
         engines.transition,
         lambda _: news.freed.tell(),
@@ -438,14 +443,14 @@ def _follow_configuration(
     site: Site, known: Knowledge, way: RequestWay, engines: EngineNews, prober: Prober, changes: FleetChanges
 ) -> None:
     """Who applies what of a configuration, in this order; what none of them reads needs a restart."""
-    placing, base = known.books.placing, site.path.parent
+    scheduling, base = known.state.scheduling, site.path.parent
     requests = RequestPath(
-        way.router, way.request_log, site.owners.fleet.clusters, placing.load.slots, time.time
+        way.router, way.request_log, site.owners.fleet.clusters, scheduling.load.slots, time.time
     )
     site.owners.add(
         requests.follow,
         engines.follow,
-        lambda config: placing.homes.configure(config.responses.max_remembered, config.responses.expiry_s),
+        lambda config: scheduling.homes.configure(config.responses.max_remembered, config.responses.expiry_s),
         lambda config: known.announcements.configure(config, base),
         lambda config: logging.getLogger("tokenway").setLevel(config.logging.level.upper()),
         ForwardedHeaders().follow,
@@ -470,7 +475,7 @@ def _parts(
     """What starts in this order and stops in the reverse one; no request comes before the configuration."""
     residence = Residence(site.folder, is_alone=not site.supervised)
     supervisor = os.getppid() if site.supervised else None
-    housekeeping = Housekeeping(known.books.placing.running.advance, time.monotonic, supervisor)
+    housekeeping = Housekeeping(known.state.scheduling.running.advance, time.monotonic, supervisor)
     parts = [
         Part("residence", residence.start, residence.stop),
         Part("decoders", stop=way.unpacking.close),

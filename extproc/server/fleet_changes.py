@@ -18,7 +18,7 @@ from extproc.discovery.fleet import Difference, Fleet
 from extproc.health.prober import Prober
 from extproc.health.states import Transition
 from extproc.observing.metrics.collector import Metrics
-from extproc.routing.books import Books
+from extproc.routing.state import RoutingState
 from extproc.server.announcements import Announcements
 from extproc.server.publishing import Publisher
 
@@ -30,7 +30,7 @@ class FleetChanges:
 
     Args:
         fleet: All endpoints.
-        books: What is known of them.
+        state: What is known of them.
         prober: Probes endpoints, and tells the health tracker of them.
         announcements: Follows their KV events.
         publisher: Tells Envoy.
@@ -44,7 +44,7 @@ class FleetChanges:
     def __init__(
         self,
         fleet: Fleet,
-        books: Books,
+        state: RoutingState,
         prober: Prober,
         announcements: Announcements,
         publisher: Publisher,
@@ -52,7 +52,7 @@ class FleetChanges:
         clock: Callable[[], float],
     ) -> None:
         self._fleet = fleet
-        self._books = books
+        self._state = state
         self._prober = prober
         self._announcements = announcements
         self._publisher = publisher
@@ -64,24 +64,26 @@ class FleetChanges:
     def configure(self, config: Config) -> None:
         """Another configuration is in force: see `applying.Apply`."""
         self._config = config
-        self._books.placing.ages.configured(self._clock())
+        self._state.scheduling.ages.configured(self._clock())
         self._label()
         self._find_missing()
         self._publisher.configure(config)
 
     def apply(self, difference: Difference) -> None:
         """Re-apply this."""
-        fleet, placing = self._fleet, self._books.placing
+        fleet, scheduling = self._fleet, self._state.scheduling
         changed = {key: fleet.of(key) for key in difference.keys}
         left = [key for key, endpoints in changed.items() if not endpoints]
         came_or_went = bool(difference.new_clusters or difference.gone_clusters)
         gone = (*left, *difference.moved)
-        placing.caches.forget(gone)
-        placing.engines.forget(gone)
+        scheduling.caches.forget(gone)
+        scheduling.engines.forget(gone)
         if difference.added or difference.removed:
-            placing.load.retain(fleet.keys)
-            self._books.ending.endpoints.retain(fleet.keys)
-        placing.ages.configured(self._clock())
+            scheduling.load.retain(fleet.keys)
+            scheduling.engines.retain(fleet.keys)
+            scheduling.caches.running.retain(fleet.keys)
+            self._state.ending.endpoints.retain(fleet.keys)
+        scheduling.ages.configured(self._clock())
         self._prober.update(dict.fromkeys(difference.moved, ()))
         self._prober.update(changed)
         self._announcements.update(changed)

@@ -1,4 +1,4 @@
-"""What other workers and gateways saw, taken into this worker's own books."""
+"""What other workers and gateways saw, taken into this worker's own state."""
 
 from __future__ import annotations
 

@@ -12,17 +12,17 @@ from extproc.observing.metrics.endpoints import EndpointGauges
 from extproc.observing.metrics.family import Values
 from extproc.observing.metrics.live import LiveGauges
 from extproc.observing.records import RecordRing
-from extproc.routing.books import Books
+from extproc.routing.state import RoutingState
 from extproc.values.decisions import HoldReason
 from extproc.values.endpoints import Endpoint
 from metadata_center.types import EndpointKey
 
 
 class Status:
-    """Reads the books; what `extproc.admin.page.Source` asks for.
+    """Reads the state; what `extproc.admin.page.Source` asks for.
 
     Args:
-        books: The worker's.
+        state: The worker's.
         registry: Where its metrics are registered.
         endpoints: All endpoints configured now.
         streams_active: Open ext_proc streams.
@@ -39,7 +39,7 @@ class Status:
 
     def __init__(
         self,
-        books: Books,
+        state: RoutingState,
         registry: CollectorRegistry,
         endpoints: Callable[[], Sequence[Endpoint]],
         streams_active: Callable[[], int],
@@ -53,8 +53,8 @@ class Status:
         clusters: Callable[[], Mapping[str, bool]],
         is_ready: Callable[[], bool],
     ) -> None:
-        self._placing = books.placing
-        self._endpoint_stats = books.ending.endpoints
+        self._scheduling = state.scheduling
+        self._endpoint_stats = state.ending.endpoints
         self._registry = registry
         self._endpoints = endpoints
         self._streams_active = streams_active
@@ -72,7 +72,7 @@ class Status:
     @property
     def records(self) -> RecordRing:
         """Recent decisions."""
-        return self._placing.records
+        return self._scheduling.records
 
     def is_ready(self) -> bool:
         """True while new requests are taken."""
@@ -84,11 +84,11 @@ class Status:
 
     def gauges(self) -> LiveGauges:
         """What a scrape reads."""
-        predictor = self._placing.predictor
+        predictor = self._scheduling.predictor
         return LiveGauges(
             endpoints=self._endpoint_gauges(),
             streams_active=self._streams_active(),
-            explain_records=len(self._placing.records),
+            explain_records=len(self._scheduling.records),
             held=self._held(),
             tokens_per_byte=dict(predictor.token_ratios()),
             calibrations=list(predictor.calibrations()),
@@ -97,20 +97,20 @@ class Status:
             files=self._files(),
             host_names=self._host_names(),
             clusters=self._clusters(),
-            ejections_withheld=self._placing.health.withheld,
+            ejections_withheld=self._scheduling.health.withheld,
         )
 
     def endpoints_json(self) -> dict[str, Any]:
         """The body of `/endpoints`, as `tokenway top` reads it."""
-        placing, stats = self._placing, self._endpoint_stats
+        scheduling, stats = self._scheduling, self._endpoint_stats
         return {
             "endpoints": [
                 {
                     "key": row.key,
                     "cluster": row.cluster,
-                    "state": placing.health.state(row.key),
-                    "reason": placing.health.reason(row.key),
-                    "doubted_for": placing.health.doubts_of(row.key),
+                    "state": scheduling.health.state(row.key),
+                    "reason": scheduling.health.reason(row.key),
+                    "doubted_for": scheduling.health.doubts_of(row.key),
                     "requests": row.requests,
                     "prefill_tokens": row.prefill_tokens,
                     "context_tokens": row.context_tokens,
@@ -124,28 +124,28 @@ class Status:
                 for row in self._endpoint_gauges()
             ],
             "clusters_not_listed": [name for name, is_listed in self._clusters().items() if not is_listed],
-            "in_flight": placing.load.in_flight,
+            "in_flight": scheduling.load.in_flight,
             "held": sum(self._held().values()),
             "workers": self._workers,
             "uptime_s": time.monotonic() - self._started_s,
         }
 
     def _endpoint_gauges(self) -> list[EndpointGauges]:
-        placing, stats, endpoints = self._placing, self._endpoint_stats, self._endpoints()
-        load = placing.load.view(placing.load.slots([endpoint.key for endpoint in endpoints]))
+        scheduling, stats, endpoints = self._scheduling, self._endpoint_stats, self._endpoints()
+        load = scheduling.load.view(scheduling.load.slots([endpoint.key for endpoint in endpoints]))
         return [
             EndpointGauges(
                 key=endpoint.key,
                 cluster=endpoint.cluster,
-                available=placing.health.is_available(endpoint.key),
+                available=scheduling.health.is_available(endpoint.key),
                 requests=load.requests[i],
                 prefill_tokens=load.prefill_tokens[i],
                 context_tokens=load.context_tokens[i],
-                cached_blocks=placing.caches.history.size(endpoint.key),
-                capacity_blocks=placing.caches.history.capacity(endpoint.key),
+                cached_blocks=scheduling.caches.history.size(endpoint.key),
+                capacity_blocks=scheduling.caches.history.capacity(endpoint.key),
                 ttft_ewma_s=stats[endpoint.key].ttft_ewma_s,
                 announcing=self._is_announcing(endpoint.key),
-                doubted=len(placing.health.doubts_of(endpoint.key)),
+                doubted=len(scheduling.health.doubts_of(endpoint.key)),
             )
             for i, endpoint in enumerate(endpoints)
         ]

@@ -303,7 +303,7 @@ class _Peer(asyncio.BufferedProtocol):
         self._heard_s = now_s = self._loop.time()
         self._is_receiving = True
         try:
-            connection.receive(bytes(self._server.buffer[:nbytes]), now_s)
+            connection.receive(self._server.buffer[:nbytes], now_s)
         finally:
             self._is_receiving = False
         self._flush()

@@ -61,10 +61,11 @@ class Snapshot:
         learned: Prices and traffic; None where another policy chooses.
         held_s: Work of all requests that wait at this gateway for these endpoints, in seconds.
         ahead_s: Work of those that go before this one, at the endpoint each waits for; empty if nobody does.
-        seats: Most sequences that the engine runs at once, see `extproc.choosing.seats`; 0 where it is
-            unknown, empty if it is unknown everywhere.
+        max_num_seqs: Most sequences that the engine runs at once, see `extproc.choosing.max_num_seqs`; 0
+            where it is unknown, empty if it is unknown everywhere.
         kv_used: Tokens of the KV cache that running requests hold, as the engine says; None where it does not
-            say, empty if none does. Without it the books are taken, which count shared prompts several times.
+            say, empty if none does. Without it the ledger is taken, which counts shared prompts several
+            times.
         under_way_s: For how long the endpoint has been at the prefill at the head of its queue: since a
             prefill last ended there, or since the first was sent; 0 where none is. Empty if unknown.
         owed: What each row is owed in this turn, see `extproc.choosing.rotation`; for `round_robin` alone.
@@ -86,7 +87,7 @@ class Snapshot:
     learned: Learned | None = None
     held_s: float = 0.0
     ahead_s: Sequence[float] = ()
-    seats: Sequence[int] = ()
+    max_num_seqs: Sequence[int] = ()
     kv_used: Sequence[int | None] = ()
     under_way_s: Sequence[float] = ()
     owed: Sequence[float] = ()

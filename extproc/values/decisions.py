@@ -35,7 +35,7 @@ class HoldReason(StrEnum):
 
     PREFILL = "prefill"
     KV_CACHE = "kv_cache"
-    SEATS = "seats"
+    MAX_NUM_SEQS = "max_num_seqs"
 
 
 class HoldEnding(StrEnum):

@@ -12,7 +12,7 @@ from extproc.values.subsets import Subset
 from metadata_center.types import value
 
 NO_OWNER = "passed"
-"""In place of a worker's name, for requests that are routed past us: nobody keeps books on them."""
+"""In place of a worker's name, for requests that are routed past us: they are charged nowhere."""
 
 
 @value
@@ -54,7 +54,7 @@ NEED_BODY_AND_HEAD = NeedBody()
 
 @dataclass(frozen=True, slots=True)
 class PassTo(LineVerdict):
-    """Not an inference request: it goes there unseen, and nobody keeps books on it."""
+    """Not an inference request: it goes there unseen, and is charged nowhere."""
 
     plan: Plan
 

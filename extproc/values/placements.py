@@ -54,7 +54,7 @@ class Plan:
         timeout_s: Until the whole answer is there; None leaves it to Envoy's configuration.
         first_byte_timeout_s: Until the first byte of each attempt's answer, instead.
         pinned: The first endpoint alone has what is asked for: another one is asked only where it is gone.
-        booked: Somebody is charged: whoever decided is told what becomes of it.
+        charged: The worker that decided charged it, and hears what becomes of it.
         rendered: What a dialect made of it, by the field of the answer; kept as long as the plan.
     """
 
@@ -64,7 +64,7 @@ class Plan:
     timeout_s: float | None = None
     first_byte_timeout_s: float | None = None
     pinned: bool = False
-    booked: bool = True
+    charged: bool = True
     rendered: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
 
 

@@ -13,6 +13,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 
 from metadata_center.errors import CapacityError
 from metadata_center.history.radix_tree import RadixTree, Run
@@ -117,6 +118,11 @@ class RunningBlocks:
             if not running.uses:
                 del self._running[endpoint]
                 self._tree.dismiss(endpoint)
+
+    def retain(self, keys: AbstractSet[EndpointKey]) -> None:
+        """These are there; `forget` all others, also those that a request came to after they had left."""
+        for key in self._running.keys() - keys:
+            self.forget(key)
 
     def match(self, blocks: Sequence[int], keys: tuple[EndpointKey, ...]) -> list[int]:
         """How many leading blocks of a prompt are in use at each endpoint; see `RadixTree.match`."""

@@ -99,7 +99,7 @@ class SharedStore:
         self._on_responses = on_responses
         self._told = told
         self.share_lease_s = share_lease_s
-        self._seat = f"{member.rpartition('/')[0]}/"
+        self._own_gateway = f"{member.rpartition('/')[0]}/"
         self._counters = counters
         self._others = Others(gateway_of(member), counters, optimistic=optimistic)
         self.load = SharedLoad(LoadTable(counters, bounds), self._others, self._wake)
@@ -152,7 +152,7 @@ class SharedStore:
         if update.member == self.member:
             self._others.heard(update.sequence)
             return
-        if update.member.startswith(self._seat):
+        if update.member.startswith(self._own_gateway):
             self.namesakes += 1
         members = self.peers.live_members
         self._others.apply(update, now_s)

@@ -1,6 +1,6 @@
 """Gateway and replayer decide alike: one stretch of traffic through both, compared decision by decision.
 
-The gateway's side is the whole request path over real books; the replayer's is its policy, asked at the same
+The gateway's side is the whole request path over real state; the replayer's is its policy, asked at the same
 moments for the same requests with what a gateway knows then. Where one of them computed anything by itself,
 decisions would differ once the first answers have taught.
 """
@@ -21,9 +21,9 @@ from extproc.choosing import deciding
 from extproc.choosing.deciding import SendNow, TurnDown, WaitForRoom
 from extproc.choosing.replay import RecordingRng, ReplayRng
 from extproc.choosing.stateful import Decision, FleetView, Hold, Request, Sent, Shed
-from extproc.routing import placing
-from extproc.routing.asking import Asked
-from extproc.routing.placing import Placer
+from extproc.routing import scheduling
+from extproc.routing.parsing import ParsedRequest
+from extproc.routing.scheduling import Scheduler
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Snapshot
@@ -75,25 +75,25 @@ class Both:
         self.fleet = fleet
         self.keys = tuple(member.key for member in fleet)
         self.rng = random.Random(5)
-        self.asked: Asked | None = None
+        self.parsed: ParsedRequest | None = None
         self.decided: list[str] = []
         self.events: list[tuple[float, int, str, Answering]] = []
         self.promises: list[Promise] = []
         for key in self.keys:
-            self.rig.placing.engines.told_kv_tokens(key, KV_TOKENS)
+            self.rig.scheduling.engines.told_kv_tokens(key, KV_TOKENS)
 
     def view(self, snapshot: Snapshot, draws: tuple[float, ...]) -> FleetView:
         """What the replayer's gateway knows; of the caches it believes what the other one does, in tokens."""
-        rows, books, now_s = len(self.keys), self.rig.placing, self.rig.clock()
-        load = books.load.view(books.load.slots(self.keys))
-        asked = self.asked
-        assert asked is not None
-        since_s = books.engines._prefill_since_s
+        rows, state, now_s = len(self.keys), self.rig.scheduling, self.rig.clock()
+        load = state.load.view(state.load.slots(self.keys))
+        parsed = self.parsed
+        assert parsed is not None
+        since_s = state.engines._prefill_since_s
         return FleetView(
             now_s=now_s,
             rng=ReplayRng(draws),
             request=Request(
-                int(asked.request_id), asked.received_s, snapshot.prompt_tokens, tuple(asked.blocks)
+                int(parsed.request_id), parsed.received_s, snapshot.prompt_tokens, tuple(parsed.blocks)
             ),
             gateways=1,
             block_size=1,
@@ -182,20 +182,20 @@ def shown(snapshot: Snapshot) -> dict[str, Any]:
     """Every column but those in blocks; unknown everywhere is as good as unknown of each."""
     columns = {field.name: getattr(snapshot, field.name) for field in fields(snapshot)}
     del columns["matched_blocks"], columns["num_blocks"]
-    columns["seats"] = [limit for limit in columns["seats"] if limit]
+    columns["max_num_seqs"] = [limit for limit in columns["max_num_seqs"] if limit]
     return {name: list(column) if isinstance(column, tuple) else column for name, column in columns.items()}
 
 
 @contextmanager
 def compared(both: Both) -> Iterator[None]:
     """Every decision of the gateway is the replayer's as well."""
-    place = Placer.place
+    schedule = Scheduler.schedule
 
-    def noted(placer: Placer, asked: Asked, *args: Any, **named: Any) -> Any:
-        both.asked = asked
-        return place(placer, asked, *args, **named)
+    def noted(scheduler: Scheduler, parsed: ParsedRequest, *args: Any, **named: Any) -> Any:
+        both.parsed = parsed
+        return schedule(scheduler, parsed, *args, **named)
 
-    with patch.object(placing, "decide", both.decide), patch.object(Placer, "place", noted):
+    with patch.object(scheduling, "decide", both.decide), patch.object(Scheduler, "schedule", noted):
         yield
 
 
@@ -212,7 +212,7 @@ def play(both: Both, seed: str, count: int, per_s: float, words: int) -> None:
             body = chat(prompt, stream=True)
             deciding = both.rig.gateway.decide(request_line(str(number)), body)
             if isinstance(deciding, Now):
-                assert both.rig.placing.records.get(RequestId(str(number)))
+                assert both.rig.scheduling.records.get(RequestId(str(number)))
         both.advance(at_s + 60.0)
 
 
@@ -222,7 +222,7 @@ def test_gateway_and_replayer_choose_alike(fleet: str) -> None:
     both = Both(FLEETS[fleet], LeastCompletion(), None)
     play(both, fleet, 300, per_s=20.0, words=600)
     assert both.decided == ["SendNow"] * 300
-    predictor = both.rig.placing.predictor
+    predictor = both.rig.scheduling.predictor
     assert len(predictor) == len({member.labels.get("hardware") for member in FLEETS[fleet]})
 
 
@@ -232,4 +232,4 @@ def test_gateway_and_replayer_hold_alike(fleet: str) -> None:
     both = Both(FLEETS[fleet], LateCompletion(max_held=20, max_hold_s=4.0), HOLD)
     play(both, fleet, 300, per_s=60.0, words=4_000)
     assert {"SendNow", "WaitForRoom", "TurnDown"} == set(both.decided)
-    assert len(both.rig.placing.running) == 0
+    assert len(both.rig.scheduling.running) == 0

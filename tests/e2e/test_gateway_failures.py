@@ -1,4 +1,4 @@
-"""A gateway that dies or hangs: Envoy carries on by itself, and the books are right again afterwards."""
+"""A gateway that dies or hangs: Envoy carries on by itself, and the ledger is right again afterwards."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.asyncio
 PATHS = ("/metrics", "/healthz", "/readyz", "/endpoints", "/explain", "/explain/x", "/nothing")
 
 
-class Books:
+class RoutingState:
     """What a worker that has decided nothing shows."""
 
     def __init__(self, *, ready: bool = True, in_flight: int = 0) -> None:
@@ -44,8 +44,8 @@ class Books:
 
 @pytest.fixture
 async def admin() -> AsyncIterator[AdminPort]:
-    """An admin port on loopback over empty books."""
-    admin = AdminPort(PAGES, OneWorker(Books()), TcpPlace("127.0.0.1", 0))
+    """An admin port on loopback over an empty state."""
+    admin = AdminPort(PAGES, OneWorker(RoutingState()), TcpPlace("127.0.0.1", 0))
     await admin.start()
     yield admin
     await admin.stop()
@@ -100,7 +100,7 @@ async def test_unix_socket_is_the_supervisors_alone(tmp_path: Path) -> None:
     """It needs no guard but its mode, which is closed from the beginning."""
     path = tmp_path / "admin0.sock"
     path.write_text("left by a worker that was killed")
-    admin = AdminPort(PAGES, OneWorker(Books()), path)
+    admin = AdminPort(PAGES, OneWorker(RoutingState()), path)
     await admin.start()
     assert path.stat().st_mode & 0o077 == 0
     connector: Any = aiohttp.UnixConnector(str(path))
@@ -124,7 +124,7 @@ async def test_a_supervisor_answers_out_of_all_workers(tmp_path: Path) -> None:
     """By the same table as a worker: whoever does not answer is left out, and all of them gone is said."""
     sockets = [tmp_path / f"admin{i}.sock" for i in range(3)]
     workers = [
-        AdminPort(PAGES, OneWorker(Books(ready=i == 0, in_flight=2 + i)), sockets[i]) for i in range(2)
+        AdminPort(PAGES, OneWorker(RoutingState(ready=i == 0, in_flight=2 + i)), sockets[i]) for i in range(2)
     ]
     supervisor = AdminPort(PAGES, AllWorkers(sockets), TcpPlace("127.0.0.1", 0))
     for port in (*workers, supervisor):

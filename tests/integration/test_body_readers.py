@@ -184,13 +184,13 @@ async def test_a_large_body_is_decided_later(readers: BodyReaders) -> None:
     assert isinstance(deferred, Later)
     assert deferred.patience_s is not None
     assert 1.0 < deferred.patience_s <= MAX_PATIENCE_S
-    assert rig.placing.load.in_flight == 0
+    assert rig.scheduling.load.in_flight == 0
     decision = await told(deferred.pending)
     assert isinstance(decision, Decision)
     assert decision.stream
     assert decision.new_body is not None
     assert b'"priority"' not in b"".join(decision.new_body)
-    assert rig.placing.load.in_flight == 1
+    assert rig.scheduling.load.in_flight == 1
     assert rig.record().prompt_bytes > 3_000_000
 
 
@@ -202,8 +202,8 @@ async def test_who_leaves_while_its_body_is_read_is_not_charged(readers: BodyRea
     await asyncio.sleep(0.01)
     deferred.pending.cancel()
     await told(readers.read(ORDER, large()))
-    assert rig.placing.load.in_flight == 0
-    assert len(rig.placing.running) == 0
+    assert rig.scheduling.load.in_flight == 0
+    assert len(rig.scheduling.running) == 0
 
 
 async def test_a_large_body_that_is_refused_leaves_no_trace(readers: BodyReaders) -> None:
@@ -214,7 +214,7 @@ async def test_a_large_body_that_is_refused_leaves_no_trace(readers: BodyReaders
     with pytest.raises(RouterError) as raised:
         await told(deferred.pending)
     assert raised.value.reason is Reason.MODEL_NOT_FOUND
-    assert rig.placing.load.in_flight == 0
+    assert rig.scheduling.load.in_flight == 0
 
 
 async def test_small_bodies_are_decided_at_once(readers: BodyReaders) -> None:

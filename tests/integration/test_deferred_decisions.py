@@ -148,7 +148,7 @@ async def test_who_leaves_while_waiting_is_not_decided(served: Served, politely:
     await served.idle()
     await until(lambda: served.decider.abandoned == 1)
     assert served.rig.metric("tokenway_stream_endings_total", phase="deciding", how="closed") == 1
-    assert len(served.rig.placing.running) == 0
+    assert len(served.rig.scheduling.running) == 0
 
 
 async def test_trailers_while_waiting_pass(served: Served) -> None:

@@ -106,11 +106,11 @@ class Gateway:
 
     def charged(self) -> int:
         """Requests that are."""
-        return self.rig.placing.load.in_flight
+        return self.rig.scheduling.load.in_flight
 
     def is_clean(self) -> bool:
         """Nothing is charged, held or open."""
-        return not (self.charged() or len(self.picker) or len(self.rig.placing.running))
+        return not (self.charged() or len(self.picker) or len(self.rig.scheduling.running))
 
 
 TOKEN = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
@@ -162,7 +162,7 @@ def test_who_served_is_charged() -> None:
     chosen = gateway.rig.chosen("r0")
     other = next(key for key in gateway.rig.fleet.keys if key != chosen)
     gateway.answers(str(gateway.rig.places[other]))
-    loads = gateway.rig.placing.load.view(gateway.rig.placing.load.slots([chosen, other]))
+    loads = gateway.rig.scheduling.load.view(gateway.rig.scheduling.load.slots([chosen, other]))
     assert list(loads.requests) == [0, 1]
     gateway.says(response_body=pb.HttpBody(body=USAGE, end_of_stream=True))
     assert gateway.rig.endings[0].outcome.endpoint == other
@@ -188,7 +188,7 @@ def test_a_long_answer_keeps_its_lease() -> None:
     for _ in range(int(3 * LEASE_S / ALIVE_S) + 1):
         gateway.rig.clock.advance(ALIVE_S)
         gateway.picker.tick()
-        gateway.rig.placing.running.advance(gateway.rig.clock())
+        gateway.rig.scheduling.running.advance(gateway.rig.clock())
     assert gateway.charged() == 1
     gateway.exchange.on_reset()
     assert gateway.rig.endings[0].outcome.ended is Ended.CLIENT_ABORT

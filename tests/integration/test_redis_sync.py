@@ -209,7 +209,7 @@ def tell(server: RedisServer, folder: Path, commands: Sequence[str]) -> None:
 async def test_redis_that_can_be_read_and_not_written(
     server: RedisServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
-    """Decisions go on by local books, the state is told, each reason is one line; then all is exact again."""
+    """Decisions go on by the local ledger, each reason is one line; then all is exact again."""
     begin, end = UNWRITABLE[kind]
     (tmp_path / "gone").mkdir()
     caplog.set_level("INFO", "tokenway.sharing")

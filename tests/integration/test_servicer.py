@@ -126,11 +126,11 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
         lambda entry: rig.ends.take(entry, rig.clock()),
         lambda _owner, _entry: False,
         lambda _entry: None,
-        rig.placing.recorder,
+        rig.scheduling.recorder,
     )
     async with grpc.aio.insecure_channel(address) as channel:
         served = Served(rig, channel)
-        access_log = AccessLog(dispatcher.dispatch, rig.placing.recorder, rig.clock.wall)
+        access_log = AccessLog(dispatcher.dispatch, rig.scheduling.recorder, rig.clock.wall)
         server.add_generic_rpc_handlers(grpc_aio.handlers([served.processor.rpc, access_log.rpc]))
         await server.start()
         yield served
@@ -155,7 +155,7 @@ async def test_a_stream_is_decided_watched_and_left(served: Served) -> None:
     assert await call.read() is grpc.aio.EOF
     assert await call.code() is grpc.StatusCode.OK
     assert served.rig.load(chosen) == (1, 0, tokens)
-    inflight = served.rig.placing.running.get(RequestId("r"))
+    inflight = served.rig.scheduling.running.get(RequestId("r"))
     assert inflight is not None
     assert not inflight.first_byte_is_token
     assert served.endings("await_first_chunk", "finished") == 1
@@ -262,10 +262,10 @@ async def test_whoever_leaves_leaves_nothing_behind(
     await served.idle()
     assert served.endings(phase, "closed") == 1
     charged = sum(requests for requests, _, _ in served.load())
-    assert charged == len(served.rig.placing.running) == int(where == "decided")
+    assert charged == len(served.rig.scheduling.running) == int(where == "decided")
     await served.end("r")
     assert served.load() == [(0, 0, 0)] * 3
-    assert len(served.rig.placing.running) == 0
+    assert len(served.rig.scheduling.running) == 0
 
 
 async def test_resets_at_any_moment_leave_nothing_behind(served: Served) -> None:
@@ -286,10 +286,10 @@ async def test_resets_at_any_moment_leave_nothing_behind(served: Served) -> None
     await (await served.decided("after all of them", chat())).read()
     await served.idle()
     assert not any(served.endings(phase.lower(), "failed") for phase in machine.Phase.__members__)
-    assert served.rig.placing.load.in_flight > 20
+    assert served.rig.scheduling.load.in_flight > 20
     await served.end("after all of them", *map(str, range(60)))
     assert served.load() == [(0, 0, 0)] * 3
-    assert len(served.rig.placing.running) == 0
+    assert len(served.rig.scheduling.running) == 0
 
 
 @pytest.mark.parametrize("message", [body(b"{}"), pb.ProcessingRequest(response_trailers=pb.HttpTrailers())])

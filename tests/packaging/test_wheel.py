@@ -15,7 +15,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 SOURCES = ("pyproject.toml", "README.md", "LICENSE")
-FOLDERS = ("extproc", "metadata_center", "tokenway", "envoy", "etc", "requirements", "tests", "benchmarks")
+FOLDERS = (
+    *("extproc", "metadata_center", "tokenway", "envoy", "etc", "requirements"),
+    *("tests", "benchmarks", "testbed"),
+)
 
 PACKAGES = ("extproc", "metadata_center", "tokenway")
 

@@ -52,5 +52,5 @@ async def test_a_burst_is_held_and_answered(holding: Deployment, report: Callabl
     assert all(record["rejected"] is None for record in records)
     for gateway in holding.gateways:
         scrape = await gateway.metrics()
-        for reason in ("prefill", "kv_cache", "seats"):
+        for reason in ("prefill", "kv_cache", "max_num_seqs"):
             assert sample(scrape, f'tokenway_held_requests{{reason="{reason}"}}') == 0

@@ -10,7 +10,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from tokenway.simulator.validation.measured import MeasurementError
-from tokenway.simulator.validation.measuring import Asked, measure, mixed_load
+from tokenway.simulator.validation.measuring import MeasuredRequest, measure, mixed_load
 
 
 async def _server(metrics: dict[str, Any] | None, seen: list[dict[str, Any]]) -> TestServer:
@@ -33,7 +33,7 @@ async def test_the_engine_says_how_long_it_generated_and_the_client_the_rest() -
     seen: list[dict[str, Any]] = []
     server = await _server({"generation_time_ms": 40.0}, seen)
     try:
-        load = [Asked(0.0, list(range(70)), 5), Asked(0.01, [9] * 20, 1)]
+        load = [MeasuredRequest(0.0, list(range(70)), 5), MeasuredRequest(0.01, [9] * 20, 1)]
         run = await measure(str(server.make_url("")), "m", load, 32)
     finally:
         await server.close()
@@ -52,7 +52,7 @@ async def test_an_engine_that_reports_no_times_is_refused() -> None:
     server = await _server(None, [])
     try:
         with pytest.raises(MeasurementError, match="enable-per-request-metrics"):
-            await measure(str(server.make_url("")), "m", [Asked(0.0, [1], 1)], 32)
+            await measure(str(server.make_url("")), "m", [MeasuredRequest(0.0, [1], 1)], 32)
     finally:
         await server.close()
 

@@ -1,4 +1,4 @@
-"""One worker's books against a dictionary, under any order of decisions, reports, reloads and time."""
+"""One worker's state against a dictionary, under any order of decisions, reports, reloads and time."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class GatewayMachine(RuleBasedStateMachine):
     def decide(self, request_id: str, stream: bool, words: int) -> None:
         """Charge the choice, unless it is charged already, ended before, or there is nobody to choose."""
         self.expire()
-        health = self.rig.placing.health
+        health = self.rig.scheduling.health
         available = [key for key in self.configured if health.is_available(key)]
         body = chat("some words " * words, stream=stream)
         if not available:
@@ -147,13 +147,13 @@ class GatewayMachine(RuleBasedStateMachine):
     @rule(key=keys)
     def probe(self, key: EndpointKey) -> None:
         """A probe may end an ejection."""
-        self.rig.placing.health.probe_succeeded(key, self.now_s)
+        self.rig.scheduling.health.probe_succeeded(key, self.now_s)
 
     @rule(seconds=st.sampled_from([0.01, 0.2, 3.0, TOMBSTONE_S, LEASE_S / 2, LEASE_S + 1]))
     def time_passes(self, seconds: float) -> None:
         """Time alone releases what is due."""
         self.rig.clock.advance(seconds)
-        self.rig.placing.running.advance(self.now_s)
+        self.rig.scheduling.running.advance(self.now_s)
         self.expire()
 
     def expire(self) -> None:
@@ -176,15 +176,15 @@ class GatewayMachine(RuleBasedStateMachine):
             )
             assert self.rig.load(key) == expected
             assert min(expected) >= 0
-        self.rig.placing.load.retain(frozenset(self.configured))  # to look is to claim a slot
+        self.rig.scheduling.load.retain(frozenset(self.configured))  # to look is to claim a slot
 
     @invariant()
     def the_books_agree(self) -> None:
         """Whoever is charged is followed and no one else; only configured endpoints are remembered."""
-        books = self.rig.placing
-        assert books.load.in_flight == len(books.running) == len(self.charged)
+        state = self.rig.scheduling
+        assert state.load.in_flight == len(state.running) == len(self.charged)
         for request_id, charge in self.charged.items():
-            inflight = books.running.get(RequestId(request_id))
+            inflight = state.running.get(RequestId(request_id))
             assert inflight is not None
             assert inflight.endpoint == charge.endpoint
         assert set(self.rig.history._caches) <= self.configured
@@ -194,9 +194,9 @@ class GatewayMachine(RuleBasedStateMachine):
         for request_id in list(self.charged)[::2]:
             self.rig.end(request_id)
         self.rig.clock.advance(LEASE_S)
-        self.rig.placing.running.advance(self.now_s)
+        self.rig.scheduling.running.advance(self.now_s)
         assert not self.rig.counters._rows.any()
-        assert len(self.rig.placing.running) == self.rig.placing.load.in_flight == 0
+        assert len(self.rig.scheduling.running) == self.rig.scheduling.load.in_flight == 0
 
 
 TestGateway = GatewayMachine.TestCase

@@ -16,7 +16,7 @@ from extproc.choosing.holding import POLL_S, HoldQueue
 from extproc.errors import Reason, RouterError
 from extproc.predicting.ttft import IDLE
 from extproc.routing.settings import HoldSettings, RouterSettings
-from extproc.routing.waiting import WaitingRoom
+from extproc.routing.waiting import RequestQueue
 from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.deciding import Now, Refusal
 from extproc.values.decisions import HoldEnding, HoldReason
@@ -87,7 +87,7 @@ class WaitingMachine(RuleBasedStateMachine):
             settings=RouterSettings(block_bytes=BLOCK_BYTES, hold=HOLDS[-1]),
             loop=self.loop,
         )
-        self.rig.placing.engines.told_kv_tokens(KEYS[0], KV_TOKENS)
+        self.rig.scheduling.engines.told_kv_tokens(KEYS[0], KV_TOKENS)
         self.members = set(KEYS)
         self.waiting: dict[str, Waiting] = {}
         self.running: dict[str, EndpointKey] = {}
@@ -96,7 +96,7 @@ class WaitingMachine(RuleBasedStateMachine):
         self.ever_held = 0
 
     @property
-    def room(self) -> WaitingRoom[Decision]:
+    def queue(self) -> RequestQueue[Decision]:
         """Where requests wait."""
         assert self.rig.router.waiting is not None
         return self.rig.router.waiting
@@ -191,7 +191,7 @@ class WaitingMachine(RuleBasedStateMachine):
     @rule(key=st.sampled_from(KEYS))
     def recover(self, key: EndpointKey) -> None:
         """A probe may end an ejection."""
-        self.rig.placing.health.probe_succeeded(key, self.loop.clock())
+        self.rig.scheduling.health.probe_succeeded(key, self.loop.clock())
         self.rig.freed.tell()
 
     @rule(members=st.sets(st.sampled_from(KEYS)))
@@ -263,10 +263,10 @@ class WaitingMachine(RuleBasedStateMachine):
     @invariant()
     def each_is_in_one_place(self) -> None:
         """Whoever was placed is charged once, where it runs; nobody else is charged anything."""
-        books = self.rig.placing
-        assert books.load.in_flight == len(books.running) == len(self.running)
+        state = self.rig.scheduling
+        assert state.load.in_flight == len(state.running) == len(self.running)
         for request_id, key in self.running.items():
-            inflight = books.running.get(RequestId(request_id))
+            inflight = state.running.get(RequestId(request_id))
             assert inflight is not None
             assert inflight.endpoint == key
         for key in KEYS:
@@ -274,14 +274,14 @@ class WaitingMachine(RuleBasedStateMachine):
             assert requests == sum(at == key for at in self.running.values())
             assert min(prefill_tokens, context_tokens) >= 0
             assert requests > 0 or prefill_tokens == context_tokens == 0
-        books.load.retain(frozenset(self.members))  # to look is to claim a slot
+        state.load.retain(frozenset(self.members))  # to look is to claim a slot
 
     @invariant()
     def the_room_holds_who_waits(self) -> None:
-        """The room, its bytes and its metrics tell of exactly those whose promise is open."""
+        """The queue, its bytes and its metrics tell of exactly those whose promise is open."""
         pending = [promise for promise in map(self._promise, self.waiting) if not promise.done()]
-        assert len(self.room) == sum(self.room.by_reason().values()) == len(pending)
-        assert bool(self.room._num_bytes) == bool(pending)
+        assert len(self.queue) == sum(self.queue.by_reason().values()) == len(pending)
+        assert bool(self.queue._num_bytes) == bool(pending)
         endings = tuple(("ending", ending.value) for ending in HoldEnding)
         reasons = tuple(("reason", reason.value) for reason in HoldReason)
         assert self.count("tokenway_holds_total", reasons) == self.ever_held
@@ -291,7 +291,7 @@ class WaitingMachine(RuleBasedStateMachine):
     @invariant()
     def queues_tell_of_nobody_else(self) -> None:
         """No queue remembers one who was placed, refused or gone; its sum of work is theirs."""
-        tickets = set(self.room._held)
+        tickets = set(self.queue._held)
         for queue in self.queues():
             assert queue._held.keys() <= tickets
             least_s = sum(held.least_s for held in queue._held.values())
@@ -300,8 +300,8 @@ class WaitingMachine(RuleBasedStateMachine):
 
     def queues(self) -> list[HoldQueue]:
         """Those in force, and old ones that somebody is still in."""
-        found = {id(queue): queue for queue in self.rig.router._placer.pools._queues.values()}
-        found.update((id(held.parked.queue), held.parked.queue) for held in self.room._held.values())
+        found = {id(queue): queue for queue in self.rig.router._scheduler.pools._queues.values()}
+        found.update((id(held.queued.queue), held.queued.queue) for held in self.queue._held.values())
         return list(found.values())
 
     def _promise(self, request_id: str) -> Promise:
@@ -326,7 +326,7 @@ class WaitingMachine(RuleBasedStateMachine):
         self.each_is_in_one_place()
         self.the_room_holds_who_waits()
         self.queues_tell_of_nobody_else()
-        assert len(self.room) == 0
+        assert len(self.queue) == 0
         assert len(self.over) == self.asked
         assert not any(map(len, self.queues()))
         assert not self.rig.counters._rows.any()
@@ -351,7 +351,7 @@ def test_idle_endpoints_take_who_waits_though_prices_have_risen() -> None:
     machine.burst(12)
     assert len(machine.waiting) == 12
     for _ in range(10):
-        machine.rig.placing.predictor.observe_ttft(
+        machine.rig.scheduling.predictor.observe_ttft(
             (MODEL, CLUSTER), IDLE, uncached=8_000, cached=0, predicted_s=None, actual_s=0.3
         )
     for first in (4, 7, 10, 13):

@@ -165,9 +165,9 @@ def test_a_plan_is_rendered_once() -> None:
     assert first is second
 
 
-@pytest.mark.parametrize("made", [Plan("pool"), plan(booked=False)])
+@pytest.mark.parametrize("made", [Plan("pool"), plan(charged=False)])
 def test_a_request_that_nobody_is_charged_for_has_no_owner(made: Plan) -> None:
-    """Nobody keeps books, and the owner header says so."""
+    """It is charged nowhere, and the owner header says so."""
     headers = headers_of(passed(made).request_headers.response.header_mutation)
     assert headers[OWNER_HEADER] == NO_OWNER
 

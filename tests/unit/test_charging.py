@@ -53,7 +53,10 @@ def test_a_leg_without_room_takes_the_others_with_it() -> None:
         charge(table, TWO, 0.0)
     assert requests(table) == [0, 0]
     assert table.in_flight == 0
-    assert charge(table, whole(RequestId("other"), DECODE, 1, 1, None), 1.0)
+    other = RequestId("other")
+    assert charge(table, whole(other, DECODE, 1, 1, None), 1.0)
+    table.release(other, 1.0)
+    assert charge(table, whole(R, DECODE, 1, 1, None), 1.0), "it did not end: it is placed again"
 
 
 def test_a_request_that_ended_before_is_charged_nowhere() -> None:

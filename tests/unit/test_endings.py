@@ -64,11 +64,11 @@ def streamed(rig: Rig, request_id: str = "r", prompt: str = "x" * 1000) -> None:
 
 def learned(rig: Rig) -> tuple[int, int, bool]:
     """How many TTFTs and TPOTs were learned, and whether a token ratio was."""
-    calibration = rig.placing.predictor.calibration(GROUP)
+    calibration = rig.scheduling.predictor.calibration(GROUP)
     ttfts, tpots = (
         0 if summary is None else summary.num_observed for summary in (calibration.ttft, calibration.tpot)
     )
-    return ttfts, tpots, bool(dict(rig.placing.predictor.token_ratios()))
+    return ttfts, tpots, bool(dict(rig.scheduling.predictor.token_ratios()))
 
 
 def test_a_fallback_attempt_moves_the_load(rig: Rig) -> None:
@@ -85,7 +85,7 @@ def test_a_fallback_attempt_moves_the_load(rig: Rig) -> None:
     assert rig.metric("tokenway_fallbacks_total", cluster=CLUSTER) == 1
     (ending,) = rig.endings
     assert (ending.outcome.endpoint, ending.outcome.attempts) == (second, 2)
-    assert rig.placing.caches.history.size(second) > rig.placing.caches.history.size(first) == 0
+    assert rig.scheduling.caches.history.size(second) > rig.scheduling.caches.history.size(first) == 0
 
 
 def test_an_attempt_after_the_end_moves_nothing(rig: Rig) -> None:
@@ -109,7 +109,7 @@ def test_an_end_tells_of_a_fallback_by_itself(rig: Rig) -> None:
     assert row is not None
     assert outcome.predicted_cached_tokens == record.cached_tokens[row]
     assert rig.ending.endpoints[second].served == 1
-    assert rig.placing.caches.history.size(second) == record.num_blocks
+    assert rig.scheduling.caches.history.size(second) == record.num_blocks
 
 
 def test_failed_attempts_eject_and_are_told(rig: Rig) -> None:
@@ -161,7 +161,7 @@ def test_what_several_fail_at_is_the_requests_fault(order: str) -> None:
             rig.failed(str(number), second, FailureKind.RESET)
             rig.failed(str(number), first, FailureKind.RESET)
     assert rig.transitions == []
-    assert not rig.placing.health.doubted(MODEL)
+    assert not rig.scheduling.health.doubted(MODEL)
     assert rig.metric("tokenway_poison_requests_total") == 10
 
 
@@ -172,11 +172,11 @@ def test_a_late_report_of_a_failed_attempt_counts() -> None:
         rig.decide(str(number), chat(str(number)))
         if rig.chosen(str(number)) == KEYS[0]:
             rig.end(str(number), endpoint=KEYS[1], attempts=2)
-            assert not rig.placing.health.doubted(MODEL)
+            assert not rig.scheduling.health.doubted(MODEL)
             rig.failed(str(number), KEYS[0], FailureKind.RESET)
             break
         rig.end(str(number))
-    assert set(rig.placing.health.doubted(MODEL)) == {KEYS[0]}
+    assert set(rig.scheduling.health.doubted(MODEL)) == {KEYS[0]}
 
 
 def test_known_poison_is_tried_once() -> None:
@@ -191,7 +191,7 @@ def test_known_poison_is_tried_once() -> None:
     assert len(endpoints_of(rig.decide("c", chat("another")))) == 3
     rig.end("b")
     assert len(endpoints_of(rig.decide("d", body))) > 1
-    assert set(rig.placing.health.doubted(MODEL)) == {EndpointKey(first), EndpointKey(second)} - {
+    assert set(rig.scheduling.health.doubted(MODEL)) == {EndpointKey(first), EndpointKey(second)} - {
         rig.chosen("b")
     }
 
@@ -203,7 +203,7 @@ def test_a_retrying_client_ejects_nobody() -> None:
         rig.decide(str(number), chat("poison"))
         rig.end(str(number), endpoint=KEYS[number % 3], status=500, ended=Ended.UPSTREAM_ERROR)
     assert rig.transitions == []
-    assert not rig.placing.health.doubted(MODEL)
+    assert not rig.scheduling.health.doubted(MODEL)
 
 
 @pytest.mark.parametrize(
@@ -240,8 +240,8 @@ def test_who_fails_fast_gets_no_more_traffic_and_teaches_nothing(changes: dict[s
 def test_explain_says_why_an_endpoint_was_left_out() -> None:
     """A doubted endpoint is in the record, with the reason, and not among the candidates."""
     rig = build_rig()
-    rig.placing.health.attempt_failed(KEYS[0], FailureKind.ERROR_IN_ANSWER, 0.0, MODEL)
-    rig.placing.health.attempt_failed(KEYS[2], FailureKind.MISSING_MODEL, 0.0, MODEL)
+    rig.scheduling.health.attempt_failed(KEYS[0], FailureKind.ERROR_IN_ANSWER, 0.0, MODEL)
+    rig.scheduling.health.attempt_failed(KEYS[2], FailureKind.MISSING_MODEL, 0.0, MODEL)
     rig.decide()
     assert rig.record().filtered == (
         (KEYS[0], "fails more than its peers: error_in_answer"),
@@ -292,7 +292,7 @@ def test_a_404_that_a_client_asks_for_leaves_nobody_out(path: str, body: dict[st
 def test_nobody_chooses_whom_to_eject_by_a_response_of_theirs(status: int) -> None:
     """Requests that only the holder of a response may answer fail there alone, as often as a client likes."""
     rig = build_rig([endpoint(0), endpoint(1)])
-    rig.placing.homes.learn(response_key("resp_1"), KEYS[0], 0.0)
+    rig.scheduling.homes.learn(response_key("resp_1"), KEYS[0], 0.0)
     line = replace(request_line("a"), path="/v1/responses")
     body = orjson.dumps({"model": MODEL, "input": "hi", "previous_response_id": "resp_1"})
     for number in range(20):
@@ -309,7 +309,7 @@ def test_nobody_chooses_whom_to_eject_by_a_response_of_theirs(status: int) -> No
 def test_a_client_that_left_settles_nothing_but_the_trial() -> None:
     """An abort before the first token neither blames nor clears anybody, and lets the next trial begin."""
     rig = build_rig([endpoint(0), endpoint(1)])
-    health = rig.placing.health
+    health = rig.scheduling.health
     health.attempt_failed(KEYS[0], FailureKind.RESET, 0.0, MODEL)
     rig.clock.advance(1.0)
     for number in range(20):
@@ -336,8 +336,8 @@ def test_a_completed_stream_teaches_ttft_tpot_and_tokens(rig: Rig) -> None:
     streamed(rig)
     rig.end("r", **USAGE)
     assert learned(rig) == (1, 1, True)
-    ratio = dict(rig.placing.predictor.token_ratios())[MODEL]
-    assert ratio != build_rig().placing.predictor.prompt_tokens(MODEL, 1000) / 1000
+    ratio = dict(rig.scheduling.predictor.token_ratios())[MODEL]
+    assert ratio != build_rig().scheduling.predictor.prompt_tokens(MODEL, 1000) / 1000
     assert rig.ending.endpoints[rig.chosen()].ttft_ewma_s == 0.2
 
 
@@ -437,8 +437,8 @@ def test_an_answer_without_a_first_token_signal_still_records_its_blocks(rig: Ri
     assert done != gone
     rig.end("done")
     rig.end("gone", ended=Ended.CLIENT_ABORT)
-    assert rig.placing.caches.history.size(done) == rig.record("done").num_blocks
-    assert rig.placing.caches.history.size(gone) == 0
+    assert rig.scheduling.caches.history.size(done) == rig.record("done").num_blocks
+    assert rig.scheduling.caches.history.size(gone) == 0
 
 
 def evicted(*, missing_tokens: int) -> tuple[Rig, EndpointKey, int, int]:
@@ -460,13 +460,13 @@ def evicted(*, missing_tokens: int) -> tuple[Rig, EndpointKey, int, int]:
 def test_fewer_cached_tokens_than_believed_forget_what_is_older() -> None:
     """An engine that lost blocks lost all that were used no later; what this request computed is there."""
     rig, key, _, new = evicted(missing_tokens=CACHED_TOLERANCE_TOKENS + 1)
-    assert rig.placing.caches.history.size(key) == new
+    assert rig.scheduling.caches.history.size(key) == new
 
 
 def test_a_difference_of_a_block_forgets_nothing() -> None:
     """Our blocks and the engine's end at different places."""
     rig, key, old, new = evicted(missing_tokens=CACHED_TOLERANCE_TOKENS)
-    assert rig.placing.caches.history.size(key) == old + new
+    assert rig.scheduling.caches.history.size(key) == old + new
 
 
 def test_a_prompt_shorter_in_tokens_than_estimated_forgets_nothing() -> None:
@@ -477,25 +477,25 @@ def test_a_prompt_shorter_in_tokens_than_estimated_forgets_nothing() -> None:
         streamed(rig, request_id, prompt)
     record = rig.record("again")
     believed, estimated = int(record.cached_tokens[0]), record.prompt_tokens
-    held = rig.placing.caches.history.size(KEYS[0])
+    held = rig.scheduling.caches.history.size(KEYS[0])
     rig.end("again", prompt_tokens=estimated // 2, cached_tokens=believed // 2, completion_tokens=1)
     assert believed - believed // 2 > CACHED_TOLERANCE_TOKENS
-    assert rig.placing.caches.history.size(KEYS[0]) == held
+    assert rig.scheduling.caches.history.size(KEYS[0]) == held
 
 
 def test_blocks_of_a_completed_request_count_for_a_moment_longer(rig: Rig) -> None:
     """Its engine may announce them later than it answered; those of a failed one count no longer."""
     streamed(rig, "done")
     streamed(rig, "gone", "y" * 1000)
-    both = len(rig.placing.caches.running)
+    both = len(rig.scheduling.caches.running)
     rig.end("gone", ended=Ended.UPSTREAM_RESET)
     rig.end("done")
-    held = len(rig.placing.caches.running)
+    held = len(rig.scheduling.caches.running)
     assert 0 < held < both
     assert held == rig.record("done").num_blocks
     rig.clock.advance(LINGER_S)
-    rig.placing.running.advance(rig.clock())
-    assert len(rig.placing.caches.running) == 0
+    rig.scheduling.running.advance(rig.clock())
+    assert len(rig.scheduling.caches.running) == 0
 
 
 def test_an_endpoint_that_left_is_not_remembered(rig: Rig) -> None:
@@ -507,7 +507,7 @@ def test_an_endpoint_that_left_is_not_remembered(rig: Rig) -> None:
     rig.end("0")
     rig.end("1")
     rig.clock.advance(20.0)
-    rig.placing.running.advance(rig.clock())
+    rig.scheduling.running.advance(rig.clock())
     assert rig.history.total == 0
     assert not any(key in rig.history._caches for key in KEYS)
     assert rig.shared == []
@@ -564,9 +564,9 @@ def test_a_request_that_is_said_to_live_keeps_its_lease(rig: Rig) -> None:
         rig.clock.advance(20.0)
         rig.alive("r")
         rig.alive("unknown")
-        rig.placing.running.advance(rig.clock())
-    assert rig.placing.load.get(RequestId("r")) is not None
-    assert rig.placing.load.in_flight == len(rig.placing.running) == 1
+        rig.scheduling.running.advance(rig.clock())
+    assert rig.scheduling.load.get(RequestId("r")) is not None
+    assert rig.scheduling.load.in_flight == len(rig.scheduling.running) == 1
 
 
 @pytest.mark.parametrize(
@@ -594,7 +594,7 @@ def test_counts_beyond_what_request_and_engine_allow_are_cut(
     chosen = rig.record("a").chosen
     assert chosen is not None
     if kv_tokens:
-        rig.placing.engines.told_kv_tokens(chosen, kv_tokens)
+        rig.scheduling.engines.told_kv_tokens(chosen, kv_tokens)
     prompt, completion, cached = reported
     rig.end("a", prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached)
     outcome = rig.record("a").outcome
@@ -620,12 +620,12 @@ def test_one_lie_leaves_the_usual_length_of_answers() -> None:
         for number in range(60):
             rig.decide(f"{prefix}{number}", chat(f"{prefix}{number}"))
             rig.end(f"{prefix}{number}", prompt_tokens=5, completion_tokens=30)
-        return rig.placing.predictor.traffic(GROUP).output_tokens
+        return rig.scheduling.predictor.traffic(GROUP).output_tokens
 
     before = answers("before")
     rig.decide("lie", chat("lie"))
     rig.end("lie", prompt_tokens=5, completion_tokens=900_000_000_000)
-    assert rig.placing.predictor.traffic(GROUP).output_tokens < 1.4 * before
+    assert rig.scheduling.predictor.traffic(GROUP).output_tokens < 1.4 * before
     assert answers("after") < before
 
 
@@ -634,8 +634,8 @@ def test_a_lost_request_ends_like_any_other(rig: Rig) -> None:
     rig.decide("r", chat("x" * 1000, stream=True))
     key = rig.chosen()
     rig.clock.advance(LEASE_S)
-    rig.placing.running.advance(rig.clock())
-    rig.placing.running.advance(rig.clock())
+    rig.scheduling.running.advance(rig.clock())
+    rig.scheduling.running.advance(rig.clock())
     (ending,) = rig.endings
     assert (ending.outcome.ended, ending.outcome.endpoint) == (Ended.LEASE_EXPIRED, key)
     assert ending.evidence is NoFailure.UNKNOWN
@@ -679,7 +679,7 @@ def test_a_listener_that_fails_takes_the_ending_from_nobody(rig: Rig) -> None:
             ending.outcome.completion_tokens or 0
         )
 
-    ends = Endings(rig.placing.running, rig.fleet, {}, lambda: None, [broken, count], [], faults.append)
+    ends = Endings(rig.scheduling.running, rig.fleet, {}, lambda: None, [broken, count], [], faults.append)
     streamed(rig)
     key = rig.chosen()
     ends.take(request_end("r", address=rig.places[key], **USAGE), rig.clock())

@@ -65,7 +65,7 @@ def refuse(built: HealthTracker, key: EndpointKey, now_s: float = 0.0) -> Transi
 
 
 def candidates(built: HealthTracker, keys: Sequence[EndpointKey], now_s: float) -> list[EndpointKey]:
-    """Whom a router may choose from: as `routing.placing` does it."""
+    """Whom a router may choose from: as `routing.scheduling` does it."""
     available = [key for key in keys if built.is_available(key)]
     doubted = built.doubted("")
     trusted = [key for key in available if key not in doubted or built.trial_due(key, "", now_s)]

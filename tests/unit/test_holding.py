@@ -58,8 +58,8 @@ def test_others_are_asked_while_some_endpoint_is_open() -> None:
     assert not verdict.closed
 
 
-def test_who_waits_for_a_seat_is_ahead_by_the_time_between_seats() -> None:
-    """Little work, but the next seat is free only after it; and nobody finds another seat before."""
+def test_a_request_that_waits_for_a_sequence_to_end_is_ahead_by_the_time_between_ends() -> None:
+    """Little work, but the next sequence ends only after it, and no other ends before."""
     queue = HoldQueue()
     full = Cost(0.0, 0.3, 0.02, 0.0, 0.0, turn_s=0.15)
     verdict = decide(queue, 1, [full])

@@ -41,3 +41,23 @@ def test_messages_that_are_not_taken(prefix: bytes, status: Status) -> None:
     with pytest.raises(MessageError) as raised:
         MessageReader(1_000).feed(prefix)
     assert raised.value.status is status
+
+
+def test_small_parts_are_kept_together() -> None:
+    """A message that comes a byte at a time takes about as much memory as it has bytes."""
+    reader = MessageReader(100_000)
+    whole = framed(b"m" * 50_000)
+    for at in range(len(whole) - 1):
+        assert reader.feed(whole[at : at + 1]) == []
+    assert len(reader._parts) <= 2
+    assert reader.feed(whole[-1:]) == [b"m" * 50_000]
+
+
+def test_many_messages_in_one_part() -> None:
+    """Each is cut once; what is behind them is kept."""
+    reader = MessageReader(100)
+    messages = [b""] * 3_000 + [b"x" * 50]
+    assert reader.feed(framed(*messages) + b"\0\0") == messages
+    assert not reader.is_between
+    assert reader.feed(b"\0\0\0") == [b""]
+    assert reader.is_between

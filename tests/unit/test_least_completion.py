@@ -130,37 +130,39 @@ def test_a_full_cache_is_a_wait() -> None:
     assert unknown.room_s == 0.0
 
 
-def test_a_full_engine_is_a_wait_for_a_seat() -> None:
-    """128 seats, 130 in flight: two must end, one of whom is ready to be followed; seats end in turns."""
-    free, full = completion_costs(replace(snapshot(requests=[127, 130]), seats=[128, 128]))
+def test_a_full_engine_is_a_wait_for_a_sequence_to_end() -> None:
+    """128 may run, 130 are in flight: two must end, one of which is ready to be followed."""
+    free, full = completion_costs(replace(snapshot(requests=[127, 130]), max_num_seqs=[128, 128]))
     turn_s = 200.0 * 0.01 / 128
     assert (free.room_s, free.turn_s) == (0.0, 0.0)
     assert full.room_s == pytest.approx(2 * turn_s)
     assert full.turn_s == pytest.approx(turn_s)
-    assert [has_room(replace(snapshot(requests=[127, 130]), seats=[128, 128]), row) for row in (0, 1)] == [
+    assert [
+        has_room(replace(snapshot(requests=[127, 130]), max_num_seqs=[128, 128]), row) for row in (0, 1)
+    ] == [
         True,
         False,
     ]
 
 
-def test_prefill_ahead_is_done_while_seats_become_free() -> None:
+def test_prefill_ahead_is_done_while_sequences_end() -> None:
     """The longer of the two waits is the whole wait."""
     busy = snapshot(requests=[130, 0], prefilling=[3, 0], pending=[9_000, 0], context=[90_000, 0])
     without, _ = completion_costs(busy)
-    within, _ = completion_costs(replace(busy, seats=[128, 0]))
+    within, _ = completion_costs(replace(busy, max_num_seqs=[128, 0]))
     assert within.wait_s == without.wait_s > 0.0
     assert within.room_s == 0.0
     assert within.turn_s > 0.0
 
 
-def test_work_is_dear_where_seats_are_taken() -> None:
-    """Nine seats in ten taken are a utilisation of 0.9, whatever prefill there is."""
-    taken = replace(snapshot(requests=[90, 90]), seats=[100, 100])
+def test_work_is_dear_where_many_sequences_run() -> None:
+    """Nine in ten of `max_num_seqs` are a utilisation of 0.9, whatever prefill there is."""
+    taken = replace(snapshot(requests=[90, 90]), max_num_seqs=[100, 100])
     assert taken.learned is not None
     learned = replace(taken.learned, rate_per_s=2.0)
     cost, _ = completion_costs(replace(taken, learned=learned))
     assert cost.others_s == pytest.approx(2.0 / (1.0 - 0.9) * cost.work_s * cost.work_s / 4)
-    unknown, _ = completion_costs(replace(taken, learned=learned, seats=[0, 0]))
+    unknown, _ = completion_costs(replace(taken, learned=learned, max_num_seqs=[0, 0]))
     assert unknown.others_s == pytest.approx(2.0 * cost.work_s * cost.work_s / 4)
 
 
@@ -235,7 +237,7 @@ def test_a_decision_is_recorded_with_all_it_was_made_from() -> None:
 def test_first_tokens_and_answers_are_learned_from() -> None:
     """A slow engine raises the price of prefill; long answers raise the expected length."""
     rig = completing()
-    predictor = rig.placing.predictor
+    predictor = rig.scheduling.predictor
     before, traffic = predictor.prices(GROUP).ttft_prices_s, predictor.traffic(GROUP)
     expected = traffic.output_tokens
     for number in range(20):
@@ -294,7 +296,7 @@ amounts = st.integers(0, 200_000)
 
 @st.composite
 def snapshots(draw: st.DrawFn) -> Snapshot:
-    """Any books, of one to four endpoints."""
+    """Any state, of one to four endpoints."""
     rows = draw(st.integers(1, 4))
 
     def column(values: st.SearchStrategy[Any]) -> list[Any]:
@@ -321,7 +323,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         learned=Learned(
             draw(prices_s), 1.0, 50.0, 2.0, draw(st.one_of(st.just([]), st.just(column(prices_s))))
         ),
-        seats=draw(st.sampled_from([[], [0] * rows, [64] * rows])),
+        max_num_seqs=draw(st.sampled_from([[], [0] * rows, [64] * rows])),
         kv_used=draw(st.one_of(st.just([]), st.just(column(st.one_of(st.none(), amounts))))),
     )
 
@@ -343,7 +345,7 @@ def test_many_rows_cost_what_few_do(few: Snapshot) -> None:
     assert few.learned is not None
     of_rows = (
         *("requests", "prefill_tokens", "context_tokens", "matched_blocks", "weights", "prefilling"),
-        *("cached_tokens", "steps_s", "kv_tokens", "seats", "kv_used"),
+        *("cached_tokens", "steps_s", "kv_tokens", "max_num_seqs", "kv_used"),
     )
     columns: dict[str, Any] = {name: list(getattr(few, name)) * times for name in of_rows}
     keys = tuple(EndpointKey(f"10.0.0.1:{row}") for row in range(len(few.keys) * times))

@@ -234,7 +234,7 @@ def test_decodes_slow_prefill_down() -> None:
 
 
 def test_more_decodes_than_a_step_holds_leave_some_room() -> None:
-    """Times stay finite and positive whatever the books say."""
+    """Times stay finite and positive whatever the ledger says."""
     _, work_s = times_s(TtftModel().prices_s, Backlog(0, 0, 0, 10_000, 1e9), 1_000, 0)
     assert 0.0 < work_s < math.inf
 

@@ -35,11 +35,11 @@ from benchmarks.real_path import (
     schedule,
     slowed,
 )
-from benchmarks.streaming import Answer, Asked, Reading, figures
+from benchmarks.streaming import Reading, ScheduledRequest, StreamedAnswer, figures
 from tokenway.simulator.engine.profile import PROFILES
 from tokenway.simulator.replay.sweep import run_job
 
-ASKED = Asked(due_s=2.0, body=b"{}", prompt_tokens=100, output_tokens=3)
+SCHEDULED = ScheduledRequest(due_s=2.0, body=b"{}", prompt_tokens=100, output_tokens=3)
 BEGAN_S = 1000.0
 
 
@@ -58,12 +58,12 @@ def usage(prompt_tokens: int = 100, details: Any = None) -> bytes:
     return event(choices=[], usage={"prompt_tokens": prompt_tokens, "prompt_tokens_details": details})
 
 
-def read(*lines: tuple[float, bytes]) -> Answer:
+def read(*lines: tuple[float, bytes]) -> StreamedAnswer:
     """What lines at times after the start come to."""
     reading = Reading()
     for at_s, line in lines:
         reading.line(line, BEGAN_S + at_s)
-    return reading.answer(ASKED, BEGAN_S, 0.001)
+    return reading.answer(SCHEDULED, BEGAN_S, 0.001)
 
 
 DONE = b"data: [DONE]\n"
@@ -121,14 +121,14 @@ def test_an_event_that_is_no_object_is_refused(data: bytes) -> None:
 
 def test_figures_are_of_what_came_after_the_warm_up() -> None:
     """Refusals and errors are counted apart and have no part in latencies or in the cached share."""
-    whole = Answer(20.0, 0.0, ttft_s=1.0, tpot_s=0.1, prompt_tokens=100, cached_tokens=50)
+    whole = StreamedAnswer(20.0, 0.0, ttft_s=1.0, tpot_s=0.1, prompt_tokens=100, cached_tokens=50)
     found = figures(
         [
             replace(whole, due_s=14.9, ttft_s=99.0),
             whole,
             replace(whole, ttft_s=3.0, tpot_s=0.3, prompt_tokens=300, cached_tokens=250, late_s=0.02),
-            Answer(21.0, 0.0, "429 b''", is_refused=True),
-            Answer(22.0, 0.0, "503 b''"),
+            StreamedAnswer(21.0, 0.0, "429 b''", is_refused=True),
+            StreamedAnswer(22.0, 0.0, "503 b''"),
         ],
         15.0,
     )
@@ -141,7 +141,7 @@ def test_figures_are_of_what_came_after_the_warm_up() -> None:
 
 def test_figures_of_nothing_are_none() -> None:
     """No answer, no latency; not a zero that looks like a good one."""
-    found = figures([Answer(20.0, 0.0, "503 b''")], 15.0)
+    found = figures([StreamedAnswer(20.0, 0.0, "503 b''")], 15.0)
     assert (found.requests, found.errors, found.ttft_mean_s, found.ttft_p90_s) == (1, 1, None, None)
     assert found.cached_ratio == 0.0
 
@@ -224,12 +224,12 @@ def test_held_requests_are_summed_over_models_and_reasons() -> None:
 def test_tables_show_what_was_not_answered_as_a_dash() -> None:
     """A set-up whose every request failed has a line as well."""
     used = Used(dict.fromkeys(("engines", "tokenway", "envoy", "client"), 0.1), 0.5, 0.25)
-    run = Real(figures([Answer(20.0, 0.0, "503")], 15.0), [3, 1, 2, 2], 1.0, 0, used, 1.0, ["503"])
+    run = Real(figures([StreamedAnswer(20.0, 0.0, "503")], 15.0), [3, 1, 2, 2], 1.0, 0, used, 1.0, ["503"])
     row = real_row("failed", run)
     assert row.count("–") == 5
     assert "| 2 [3, 1, 2, 2] |" in row
     assert "50% 25%" in row
     summaries = replayed(SETUPS[0], conversations(Random(3), 60), 3.0, 25.0)
     assert both_row("failed", run, summaries).startswith("| failed | – | – | – | 0 / ")
-    answered = figures([Answer(20.0, 0.0, None, ttft_s=1.0, tpot_s=0.1, prompt_tokens=4)], 15.0)
+    answered = figures([StreamedAnswer(20.0, 0.0, None, ttft_s=1.0, tpot_s=0.1, prompt_tokens=4)], 15.0)
     assert "| 1 / " in both_row("answered", replace(run, figures=answered), summaries)

@@ -39,7 +39,7 @@ class Rendezvous:
             return pending
         place = candidates[self.place].endpoint
         assert self.rig is not None
-        self.rig.placing.load.move(request_id, place, self.rig.clock())
+        self.rig.scheduling.load.move(request_id, place, self.rig.clock())
         pending.give(place)
         return pending
 
@@ -80,7 +80,7 @@ async def test_a_confirmed_choice_stays(rendezvous: Rendezvous) -> None:
 
 
 async def test_a_moved_choice_is_where_it_was_put(rendezvous: Rendezvous) -> None:
-    """Envoy is told the other endpoint first, the books follow, and the record says both."""
+    """Envoy is told the other endpoint first, the ledger follows, and the record says both."""
     rig = rendezvous.rig
     assert rig is not None
     rendezvous.place = 1
@@ -100,8 +100,8 @@ async def test_a_moved_choice_is_where_it_was_put(rendezvous: Rendezvous) -> Non
     rig.end(endpoint=candidates[1])
     assert all(rig.load(key) == (0, 0, 0) for key in KEYS)
     rig.clock.advance(LINGER_S)
-    rig.placing.running.advance(rig.clock())
-    assert len(rig.placing.caches.running) == 0
+    rig.scheduling.running.advance(rig.clock())
+    assert len(rig.scheduling.caches.running) == 0
     assert rig.metric("tokenway_fallbacks_total", cluster="c") == 0
 
 

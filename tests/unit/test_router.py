@@ -1,4 +1,4 @@
-"""The decision over real books: what it chooses, charges, answers, records and refuses."""
+"""The decision over real state: what it chooses, charges, answers, records and refuses."""
 
 from __future__ import annotations
 
@@ -85,17 +85,17 @@ def test_a_rival_has_the_last_word() -> None:
         chosen.append(record.chosen)
         assert rig.load(record.chosen)[0] == 1 + number // 3
         first = metadata_of(decision)["envoy.lb"]["x-gateway-destination-endpoint"].split(",")[0]
-        assert first == record.chosen
+        assert first == str(rig.fleet.address(record.chosen))
         shown = to_json(record)
         assert recompute(shown) == record.choice.order  # type: ignore[union-attr]
         if record.placed is not None:
             assert "by the rival round_robin" in render(shown)
     assert chosen[:3] == chosen[3:]
     assert set(chosen) == set(KEYS)
-    assert len(rig.placing.rivals) == 6
+    assert len(rig.scheduling.rivals) == 6
     for number in range(6):
         rig.end(f"r{number}")
-    assert len(rig.placing.rivals) == 0
+    assert len(rig.scheduling.rivals) == 0
 
 
 def test_a_decision_charges_its_endpoint(rig: Rig) -> None:
@@ -105,7 +105,7 @@ def test_a_decision_charges_its_endpoint(rig: Rig) -> None:
     assert rig.load(rig.chosen()) == (1, record.prompt_tokens, record.prompt_tokens)
     assert record.prompt_tokens > 0
     assert sorted(everything(rig))[:2] == [NOTHING, NOTHING]
-    assert len(rig.placing.running) == rig.placing.load.in_flight == 1
+    assert len(rig.scheduling.running) == rig.scheduling.load.in_flight == 1
     chosen = rig.chosen()
     assert (
         rig.metric(
@@ -169,12 +169,12 @@ def test_a_decision_names_its_api(path: str, operation: Operation) -> None:
 def test_ejected_and_draining_endpoints_are_no_candidates() -> None:
     """They are left out with their reason, and come back as soon as their state does."""
     rig = build_rig([endpoint(0, draining=True), endpoint(1), endpoint(2)])
-    rig.placing.health.attempt_failed(KEYS[1], FailureKind.CONNECT_FAILURE, 0.0)
+    rig.scheduling.health.attempt_failed(KEYS[1], FailureKind.CONNECT_FAILURE, 0.0)
     rig.decide()
     record = rig.record()
     assert record.chosen == KEYS[2]
     assert record.filtered == ((KEYS[0], "draining"), (KEYS[1], "traffic failed: connect_failure"))
-    rig.placing.health.probe_succeeded(KEYS[1], 1e6)
+    rig.scheduling.health.probe_succeeded(KEYS[1], 1e6)
     rig.decide("r2")
     assert rig.record("r2").filtered == ((KEYS[0], "draining"),)
 
@@ -183,7 +183,7 @@ def test_without_an_endpoint_the_request_is_refused() -> None:
     """503 with `retry-after`, and nothing is charged."""
     rig = build_rig(settings=RouterSettings(retry_after_s=4))
     for key in KEYS:
-        rig.placing.health.attempt_failed(key, FailureKind.CONNECT_FAILURE, 0.0)
+        rig.scheduling.health.attempt_failed(key, FailureKind.CONNECT_FAILURE, 0.0)
     with pytest.raises(RouterError) as refusal:
         rig.decide()
     assert (refusal.value.reason, refusal.value.retry_after_s) == (Reason.NO_HEALTHY_ENDPOINT, 4)
@@ -206,17 +206,17 @@ DEEP = b'{"model":"m","messages":[' + b"[" * 300 + b"]" * 300 + b"]}"
     ],
 )
 def test_a_refusal_leaves_no_trace(body: bytes, reason: Reason) -> None:
-    """What fails before the charge raises its reason; counters, books and records stay empty."""
+    """What fails before the charge raises its reason; counters, ledger and records stay empty."""
     rig = build_rig(settings=RouterSettings(max_body_bytes=4096))
     with pytest.raises(RouterError) as refusal:
         rig.decide(body=body)
     assert refusal.value.reason is reason
     assert everything(rig) == [NOTHING] * 3
-    assert len(rig.placing.running) == rig.placing.load.in_flight == len(rig.placing.records) == 0
+    assert len(rig.scheduling.running) == rig.scheduling.load.in_flight == len(rig.scheduling.records) == 0
 
 
 def test_a_rejection_is_counted_recorded_and_reported(rig: Rig) -> None:
-    """The gateway books a refusal under its reason, with the request's id where one is known."""
+    """The gateway records a refusal under its reason, with the request's id where one is known."""
     error = RouterError(Reason.EMPTY_MESSAGES, "None.", param="messages")
     rig.gateway.rejected(request_line("r"), error)
     rig.gateway.rejected(None, error)
@@ -351,7 +351,7 @@ def test_a_first_token_releases_the_prefill_once(rig: Rig) -> None:
     for _ in range(2):
         rig.gateway.first_token("r", late=False)
         assert rig.load(key) == (1, 0, tokens)
-    assert rig.placing.caches.history.size(key) == rig.record().num_blocks >= 1000 // BLOCK_BYTES
+    assert rig.scheduling.caches.history.size(key) == rig.record().num_blocks >= 1000 // BLOCK_BYTES
     assert [told for told, _ in rig.shared] == [key]
 
 
@@ -373,20 +373,20 @@ def test_without_its_signal_a_prefill_ends_when_predicted(stream: bool) -> None:
     assert predicted_s is not None
     due_s = max(PREFILL_DUE_FLOOR_S, PREFILL_DUE_FACTOR * predicted_s)
     rig.clock.advance(due_s - 1e-6)
-    rig.placing.running.advance(rig.clock())
+    rig.scheduling.running.advance(rig.clock())
     assert rig.load(key)[1] == record.prompt_tokens
-    assert rig.placing.caches.history.size(key) == 0
+    assert rig.scheduling.caches.history.size(key) == 0
     rig.clock.advance(2e-6)
-    rig.placing.running.advance(rig.clock())
+    rig.scheduling.running.advance(rig.clock())
     assert rig.load(key) == (1, 0, record.prompt_tokens)
-    assert rig.placing.caches.history.size(key) == record.num_blocks
+    assert rig.scheduling.caches.history.size(key) == record.num_blocks
 
 
 def test_a_watched_stream_keeps_its_prefill_until_its_token(rig: Rig) -> None:
     """Time alone ends no prefill whose end will be seen."""
     rig.decide("r", chat("x" * 1000, stream=True))
     rig.clock.advance(LEASE_S - 0.1)
-    rig.placing.running.advance(rig.clock())
+    rig.scheduling.running.advance(rig.clock())
     assert rig.load(rig.chosen())[1] == rig.record().prompt_tokens
 
 
@@ -397,7 +397,7 @@ def test_the_end_releases_everything(rig: Rig) -> None:
         for _ in range(2):
             rig.end(ended, ended=ended)
             assert everything(rig) == [NOTHING] * 3
-    assert len(rig.placing.running) == 0
+    assert len(rig.scheduling.running) == 0
     assert [ending.outcome.ended for ending in rig.endings] == [
         Ended.COMPLETED,
         Ended.CLIENT_ABORT,
@@ -411,7 +411,7 @@ def test_an_end_before_its_decision_voids_the_charge(rig: Rig) -> None:
     for _ in range(2):
         rig.decide("r")
         assert everything(rig) == [NOTHING] * 3
-        assert len(rig.placing.running) == 0
+        assert len(rig.scheduling.running) == 0
     rig.end("late", owner=None, endpoint=None)
     rig.clock.advance(TOMBSTONE_S)
     rig.decide("late")
@@ -435,13 +435,13 @@ def test_lost_requests_are_released_by_their_lease(rig: Rig) -> None:
     rig.alive("alive")
     rig.clock.advance(1)
     rig.decide("next")
-    assert rig.placing.load.get(RequestId("lost")) is None
-    assert rig.placing.load.get(RequestId("alive")) is not None
+    assert rig.scheduling.load.get(RequestId("lost")) is None
+    assert rig.scheduling.load.get(RequestId("alive")) is not None
     outcome = rig.record("lost").outcome
     assert outcome is not None
     assert (outcome.ended, outcome.duration_s) == (Ended.LEASE_EXPIRED, LEASE_S)
     assert rig.metric("tokenway_lease_expirations_total") == 1
-    assert len(rig.placing.running) == 2
+    assert len(rig.scheduling.running) == 2
 
 
 def test_an_adapter_is_asked_for_by_its_own_name() -> None:
@@ -550,7 +550,7 @@ def test_a_reload_that_changes_no_endpoint_takes_effect_as_well(rig: Rig) -> Non
 
 def test_a_record_tells_the_age_of_what_it_looked_at(rig: Rig) -> None:
     """Times in a record come from the clocks given, not from the machine's."""
-    rig.placing.ages.health_changed(1.0)
+    rig.scheduling.ages.health_changed(1.0)
     rig.clock.advance(5.0)
     rig.decide()
     record = rig.record()

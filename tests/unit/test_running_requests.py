@@ -133,8 +133,8 @@ def test_whoever_moves_takes_charge_and_blocks_along(course: Course) -> None:
 def test_another_place_by_compare_and_set_is_recorded(course: Course) -> None:
     """The rendezvous has moved the charge by then; nobody was told of the first place."""
     request = course.begin()
-    course.running.placed(R, B)
-    course.running.placed(RequestId("x"), B)
+    course.running.reassigned(R, B)
+    course.running.reassigned(RequestId("x"), B)
     assert (request.endpoint, request.record.placed) == (B, B)
     assert list(course.blocks.match(BLOCKS, (A, B))) == [0, 3]
 

@@ -1,4 +1,4 @@
-"""Requests about stored responses over real books: they go to the endpoint that holds them."""
+"""Requests about stored responses over real state: they go to the endpoint that holds them."""
 
 from __future__ import annotations
 
@@ -136,11 +136,11 @@ def test_an_end_told_before_the_head_is_no_harm(rig: Rig) -> None:
     begins(rig, "r", "resp_1")
     assert goes_to(line(rig, "resp_1")) == home
     begins(rig, "nobody's", "resp_2")
-    assert len(rig.placing.homes) == 1
+    assert len(rig.scheduling.homes) == 1
 
 
 def test_requests_about_a_response_are_not_charged(rig: Rig) -> None:
-    """Nothing is computed for them: nobody's books change, now or when they end."""
+    """Nothing is computed for them: no charge changes, now or when they end."""
     home = made(rig, "resp_1")
     verdict = line(rig, "resp_1")
     assert isinstance(verdict, PassTo)
@@ -158,7 +158,7 @@ def test_a_holder_that_is_gone_leaves_the_404_to_another(rig: Rig) -> None:
     assert isinstance(verdict, PassTo)
     first, again, other = identities(",".join(verdict.plan.endpoints))
     assert first == again == home != other
-    assert (verdict.plan.retries, verdict.plan.pinned, verdict.plan.booked) == (2, True, False)
+    assert (verdict.plan.retries, verdict.plan.pinned, verdict.plan.charged) == (2, True, False)
     answer = ask(rig, "r", previous_response_id="resp_1")
     assert identities(answer["dynamicMetadata"]["envoy.lb"]["x-gateway-destination-endpoint"])[0] == home
     assert "x-envoy-retry-on" in str(answer)
@@ -170,7 +170,7 @@ def test_ill_health_and_draining_do_not_hide_a_response(rig: Rig) -> None:
     home = made(rig, "resp_1")
     for number in range(8):
         rig.failed(f"x{number}", home, FailureKind.CONNECT_FAILURE)
-    assert not rig.placing.health.is_available(home)
+    assert not rig.scheduling.health.is_available(home)
     assert goes_to(line(rig, "resp_1", "DELETE")) == home
     ask(rig, "r", previous_response_id="resp_1")
     assert rig.chosen("r") == home
@@ -208,7 +208,7 @@ def test_a_response_of_a_closed_model_is_closed() -> None:
     rule = Rule(CLUSTER, headers={"x-tier": "gold"}, subset={"tier": "gold"})
     members = [endpoint(0, labels={"tier": "gold"}), endpoint(1)]
     rig = build_rig(members, models=[ModelRules(MODEL, (rule, Rule(CLUSTER, subset={"tier": "iron"})))])
-    rig.placing.homes.learn(response_key("resp_1"), KEYS[0], 0.0)
+    rig.scheduling.homes.learn(response_key("resp_1"), KEYS[0], 0.0)
     assert goes_to(line(rig, "resp_1", **{"x-tier": "gold"})) == KEYS[0]
     assert isinstance(line(rig, "resp_1"), RefuseAtOnce)
 
@@ -244,10 +244,10 @@ def test_others_are_told_once(rig: Rig) -> None:
     rig.end("r", status=500)  # no prompt is cached then
     (one,) = rig.shared
     other = build_rig()
-    assert other.placing.homes.hear(*one, other.clock())
+    assert other.scheduling.homes.hear(*one, other.clock())
     assert goes_to(line(other, "resp_1")) == one[0]
     assert one[1][0] == RESPONSES_MARK
-    assert not other.placing.homes.hear(KEYS[0], [1, 2], 0.0)
+    assert not other.scheduling.homes.hear(KEYS[0], [1, 2], 0.0)
 
 
 def test_compare_and_set_does_not_move_what_is_held() -> None:

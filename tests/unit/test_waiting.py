@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from extproc.choosing.holding import POLL_S
-from extproc.choosing.seats import SURE_VISITS
+from extproc.choosing.max_num_seqs import SURE_VISITS
 from extproc.errors import Reason, RouterError
 from extproc.observing.explain import render, to_json, verdict
 from extproc.routing.caches import Caches
 from extproc.routing.settings import HoldSettings, RouterSettings
-from extproc.routing.waiting import WaitingRoom
+from extproc.routing.waiting import RequestQueue
 from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.deciding import Later
 from extproc.values.decisions import HoldReason
@@ -51,7 +51,7 @@ class Held:
         )
 
     @property
-    def room(self) -> WaitingRoom[Decision]:
+    def waiting(self) -> RequestQueue[Decision]:
         """Where requests wait."""
         assert self.rig.router.waiting is not None
         return self.rig.router.waiting
@@ -83,7 +83,7 @@ def test_an_idle_fleet_holds_nobody() -> None:
     held = Held(2)
     assert isinstance(held.ask("a"), Decision)
     assert isinstance(held.ask("b"), Decision)
-    assert len(held.room) == 0
+    assert len(held.waiting) == 0
 
 
 def test_a_request_waits_while_every_endpoint_is_full_and_goes_when_one_is_not() -> None:
@@ -91,14 +91,18 @@ def test_a_request_waits_while_every_endpoint_is_full_and_goes_when_one_is_not()
     held = Held()
     held.ask("a")
     promise = held.hold("b")
-    assert held.rig.placing.load.in_flight == 1
-    assert held.room.by_reason() == {HoldReason.PREFILL: 1, HoldReason.KV_CACHE: 0, HoldReason.SEATS: 0}
+    assert held.rig.scheduling.load.in_flight == 1
+    assert held.waiting.by_reason() == {
+        HoldReason.PREFILL: 1,
+        HoldReason.KV_CACHE: 0,
+        HoldReason.MAX_NUM_SEQS: 0,
+    }
     held.loop.run(0.1)
     assert not promise.done()
     held.first_token("a")
     assert isinstance(promise.result(), Decision)
-    assert held.rig.placing.load.in_flight == 2
-    assert len(held.room) == 0
+    assert held.rig.scheduling.load.in_flight == 2
+    assert len(held.waiting) == 0
     assert held.rig.metric("tokenway_hold_seconds_count", model="m", ending="placed") == 1
     assert held.rig.metric("tokenway_hold_seconds_sum", model="m", ending="placed") == pytest.approx(0.1)
     assert held.rig.metric("tokenway_holds_total", model="m", reason="prefill") == 1
@@ -132,16 +136,16 @@ def test_time_that_a_prefill_has_had_counts_as_done() -> None:
 
 
 def test_an_engine_full_by_number_is_full() -> None:
-    """Once its limit is learned, a request waits for a seat, whatever the prefill ahead."""
+    """Once its limit is learned, a request waits for a sequence to end, whatever the prefill ahead."""
     held = Held()
     for _ in range(SURE_VISITS):
-        held.rig.placing.engines.told_occupancy(THREE[0].key, running=2, waiting=1, kv_usage_ratio=0.1)
-        held.rig.placing.engines.told_occupancy(THREE[0].key, running=1, waiting=0, kv_usage_ratio=0.1)
-    for number in range(3):  # the third is ready when a seat becomes free
+        held.rig.scheduling.engines.told_occupancy(THREE[0].key, running=2, waiting=1, kv_usage_ratio=0.1)
+        held.rig.scheduling.engines.told_occupancy(THREE[0].key, running=1, waiting=0, kv_usage_ratio=0.1)
+    for number in range(3):  # the third is ready when a sequence ends
         assert isinstance(held.ask(f"a{number}", "short"), Decision)
         held.first_token(f"a{number}")
     promise = held.hold("b", "short")
-    assert held.room.by_reason()[HoldReason.SEATS] == 1
+    assert held.waiting.by_reason()[HoldReason.MAX_NUM_SEQS] == 1
     held.rig.ends.take(request_end("a0"), held.rig.clock())
     held.loop.run()
     assert promise.done()
@@ -174,7 +178,7 @@ def test_news_that_never_comes_is_looked_for() -> None:
     held = Held()
     held.ask("a")
     promise = held.hold("b")
-    held.rig.placing.load.release_prefill(RequestId("a"))
+    held.rig.scheduling.load.release_prefill(RequestId("a"))
     held.loop.run(POLL_S)
     assert promise.done()
 
@@ -187,10 +191,10 @@ def test_a_client_that_left_is_never_charged() -> None:
     gone.cancel()
     held.first_token("a")
     assert behind.done()
-    assert held.rig.placing.records.get(RequestId("gone")) is None
-    assert held.rig.placing.load.in_flight == 2
+    assert held.rig.scheduling.records.get(RequestId("gone")) is None
+    assert held.rig.scheduling.load.in_flight == 2
     assert held.rig.metric("tokenway_hold_seconds_count", model="m", ending="gone") == 1
-    assert len(held.room) == 0
+    assert len(held.waiting) == 0
 
 
 def test_one_too_many_is_refused_with_the_time_to_come_back() -> None:
@@ -219,7 +223,7 @@ def test_who_cannot_be_served_in_time_any_more_is_refused_then() -> None:
     held = Held(max_s=2.0)
     held.ask("a")
     promise = held.hold("b")
-    held.rig.placing.load.charge(Charge(RequestId("x"), THREE[0].key, 200_000, 200_000), 0.0, None)
+    held.rig.scheduling.load.charge(Charge(RequestId("x"), THREE[0].key, 200_000, 200_000), 0.0, None)
     held.loop.run(POLL_S)
     assert promise.done()
     with pytest.raises(RouterError) as refused:
@@ -229,14 +233,14 @@ def test_who_cannot_be_served_in_time_any_more_is_refused_then() -> None:
 
 
 def test_who_waits_goes_elsewhere_when_its_endpoint_is_ejected() -> None:
-    """A change of health makes a new queue, and everybody is in it or gone from the room."""
+    """A change of health makes a new queue, and every request is in it or gone from it."""
     held = Held(2)
     held.ask("a")
     held.ask("b")
     promises = [held.hold(f"c{number}") for number in range(4)]
     lost = held.rig.chosen("a")
     for _ in range(3):
-        held.rig.placing.health.attempt_failed(lost, FailureKind.CONNECT_FAILURE, held.rig.clock())
+        held.rig.scheduling.health.attempt_failed(lost, FailureKind.CONNECT_FAILURE, held.rig.clock())
     held.rig.ends.take(request_end("b"), held.rig.clock())
     held.loop.run(POLL_S)
     done = [number for number, promise in enumerate(promises) if promise.done()]
@@ -257,7 +261,7 @@ def test_no_endpoint_left_answers_who_waits() -> None:
 
 
 def test_a_new_endpoint_takes_who_waits() -> None:
-    """A configuration with more room is used at the next pass."""
+    """A configuration with more room is used at the next round."""
     held = Held()
     held.ask("a")
     promise = held.hold("b")
@@ -282,10 +286,10 @@ def test_closing_places_everybody_at_once_and_holds_nobody_any_more() -> None:
     held = Held()
     held.ask("a")
     promises = [held.hold("b"), held.hold("c")]
-    held.room.close()
+    held.waiting.close()
     assert all(isinstance(promise.result(), Decision) for promise in promises)
     assert isinstance(held.ask("d"), Decision)
-    assert held.rig.placing.load.in_flight == 4
+    assert held.rig.scheduling.load.in_flight == 4
 
 
 def test_a_failure_is_that_of_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,7 +321,7 @@ def test_bodies_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_passes_rest_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pass that took long delays the next one by four times as much."""
+    """A round that took long delays the next one by four times as much."""
     held = Held()
     held.ask("a")
     promise = held.hold("b")

@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from extproc.admin.page import Answer, Asked, Source, WorkerPage, good_bodies, json_answer, no_worker
+from extproc.admin.page import (
+    PageRequest,
+    PageResponse,
+    Source,
+    WorkerPage,
+    good_bodies,
+    json_answer,
+    no_worker,
+)
 
 
-def _of_worker(source: Source, _: Asked) -> Answer:
+def _of_worker(source: Source, _: PageRequest) -> PageResponse:
     return json_answer(source.endpoints_json())
 
 
-def _of_all(_: Asked, answers: Mapping[int, Answer]) -> Answer:
+def _of_all(_: PageRequest, answers: Mapping[int, PageResponse]) -> PageResponse:
     """Load is shared: each worker sees all of it. What is each worker's own is added up."""
     bodies = good_bodies(answers)
     if not bodies:

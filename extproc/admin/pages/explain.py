@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from extproc.admin.page import Answer, Asked, Source, WorkerPage, good_bodies, json_answer, no_worker
+from extproc.admin.page import (
+    PageRequest,
+    PageResponse,
+    Source,
+    WorkerPage,
+    good_bodies,
+    json_answer,
+    no_worker,
+)
 from extproc.observing.explain import to_json
 from metadata_center.types import RequestId
 
@@ -12,44 +20,44 @@ _MAX_LAST = 500
 """Records one answer may hold; a record of 1,000 candidates is about 80 KB, so 40 MB at most."""
 
 
-def last_asked_for(asked: Asked) -> int | None:
+def last_asked_for(request: PageRequest) -> int | None:
     """`last=N` of a request, 1 if it is left out; None if it is no number of records."""
-    text = asked.query.get("last", "1")
+    text = request.query.get("last", "1")
     if not (text.isascii() and text.isdigit() and len(text) <= len(str(_MAX_LAST))):
         return None
     return int(text) if 1 <= int(text) <= _MAX_LAST else None
 
 
-def _refuse_last(asked: Asked) -> Answer | None:
-    if last_asked_for(asked) is None:
+def _refuse_last(request: PageRequest) -> PageResponse | None:
+    if last_asked_for(request) is None:
         return json_answer({"error": f"last must be 1..{_MAX_LAST}"}, 400)
     return None
 
 
-def _last_of_worker(source: Source, asked: Asked) -> Answer:
-    records = source.records.last(last_asked_for(asked) or 1)
+def _last_of_worker(source: Source, request: PageRequest) -> PageResponse:
+    records = source.records.last(last_asked_for(request) or 1)
     return json_answer({"records": [to_json(record) for record in records]})
 
 
-def _last_of_all(asked: Asked, answers: Mapping[int, Answer]) -> Answer:
+def _last_of_all(request: PageRequest, answers: Mapping[int, PageResponse]) -> PageResponse:
     bodies = good_bodies(answers)
     if not bodies:
         return no_worker()
     records = [record for body in bodies for record in body["records"]]
     records.sort(key=lambda record: record["time_unix_s"], reverse=True)
-    return json_answer({"records": records[: last_asked_for(asked)]})
+    return json_answer({"records": records[: last_asked_for(request)]})
 
 
-def _not_held() -> Answer:
+def _not_held() -> PageResponse:
     return json_answer({"error": "no such request is held"}, 404)
 
 
-def _one_of_worker(source: Source, asked: Asked) -> Answer:
-    record = source.records.get(RequestId(asked.segments["request_id"]))
+def _one_of_worker(source: Source, request: PageRequest) -> PageResponse:
+    record = source.records.get(RequestId(request.segments["request_id"]))
     return _not_held() if record is None else json_answer(to_json(record))
 
 
-def _one_of_all(_: Asked, answers: Mapping[int, Answer]) -> Answer:
+def _one_of_all(_: PageRequest, answers: Mapping[int, PageResponse]) -> PageResponse:
     return next((answer for answer in answers.values() if answer.status == 200), _not_held())
 
 

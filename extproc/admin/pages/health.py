@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from extproc.admin.page import Answer, Asked, ProcessPage, Source, WorkerPage, json_answer
+from extproc.admin.page import PageRequest, PageResponse, ProcessPage, Source, WorkerPage, json_answer
 
 
-def _alive(_: Asked) -> Answer:
+def _alive(_: PageRequest) -> PageResponse:
     return json_answer({"status": "alive"})
 
 
-def _ready(is_ready: bool, **more: int) -> Answer:
+def _ready(is_ready: bool, **more: int) -> PageResponse:
     status = "ready" if is_ready else "not ready"
     return json_answer({"status": status, **more}, 200 if is_ready else 503)
 
 
-def _of_worker(source: Source, _: Asked) -> Answer:
+def _of_worker(source: Source, _: PageRequest) -> PageResponse:
     return _ready(source.is_ready())
 
 
-def _of_all(_: Asked, answers: Mapping[int, Answer]) -> Answer:
+def _of_all(_: PageRequest, answers: Mapping[int, PageResponse]) -> PageResponse:
     ready = sum(answer.status == 200 for answer in answers.values())
     return _ready(ready > 0, workers_ready=ready)
 

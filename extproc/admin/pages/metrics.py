@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from extproc.admin.page import Answer, Asked, Source, WorkerPage
+from extproc.admin.page import PageRequest, PageResponse, Source, WorkerPage
 from extproc.observing.metrics.merge import merge
 
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def _of_worker(source: Source, _: Asked) -> Answer:
-    return Answer(source.metrics_text(), METRICS_TYPE)
+def _of_worker(source: Source, _: PageRequest) -> PageResponse:
+    return PageResponse(source.metrics_text(), METRICS_TYPE)
 
 
-def _of_all(_: Asked, answers: Mapping[int, Answer]) -> Answer:
+def _of_all(_: PageRequest, answers: Mapping[int, PageResponse]) -> PageResponse:
     text = merge({worker: answer.body.decode() for worker, answer in answers.items()})
-    return Answer(text.encode(), METRICS_TYPE)
+    return PageResponse(text.encode(), METRICS_TYPE)
 
 
 METRICS = WorkerPage("GET", "/metrics", _of_worker, _of_all)

@@ -30,7 +30,7 @@ HELD = Family(
     "tokenway_held_requests",
     Kind.GAUGE,
     "Requests that wait here now, by what their endpoint is short of: time for `prefill`, room in its "
-    "`kv_cache`, or `seats` (it runs as many at once as it can).",
+    "`kv_cache`, or `max_num_seqs` (it runs as many at once as it can).",
     ("reason",),
 )
 HOLDS = Family(

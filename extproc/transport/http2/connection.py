@@ -113,8 +113,8 @@ class Connection:
         """When `expire` is to be called; None if there is no need."""
         return self._calls.next_deadline_s
 
-    def receive(self, data: bytes, now_s: float) -> None:
-        """Take what came."""
+    def receive(self, data: bytes | memoryview, now_s: float) -> None:
+        """Take what came; it is taken over before this returns."""
         if self._is_over:
             return
         try:
@@ -170,9 +170,8 @@ class Connection:
 
     # Frames.
 
-    def _receive(self, data: bytes, now_s: float) -> None:
-        if self._rest:
-            data = self._rest + data
+    def _receive(self, received: bytes | memoryview, now_s: float) -> None:
+        data = self._rest + received if self._rest else bytes(received)
         at, end = 0, len(data)
         if not self._has_preface:
             if not PREFACE.startswith(data[: len(PREFACE)]):

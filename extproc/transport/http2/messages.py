@@ -15,6 +15,8 @@ PREFIX: Final = struct.Struct(">BI")
 
 PREFIX_BYTES: Final = PREFIX.size
 
+_SMALL_BYTES: Final = 1_024
+
 
 class MessageError(Exception):
     """A message that is not taken.
@@ -37,17 +39,18 @@ class MessageReader:
         max_bytes: A longer message is refused as soon as its length is known.
     """
 
-    __slots__ = ("_max_bytes", "_part", "_size")
+    __slots__ = ("_max_bytes", "_num_bytes", "_parts", "_size")
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._part = bytearray()
+        self._parts: list[bytes | bytearray] = []
+        self._num_bytes = 0
         self._size: int | None = None
 
     @property
     def is_between(self) -> bool:
         """No part of a message is held."""
-        return not self._part and self._size is None
+        return not self._num_bytes and self._size is None
 
     @property
     def size(self) -> int:
@@ -57,7 +60,7 @@ class MessageReader:
     @property
     def missing(self) -> int:
         """Bytes of it that have yet to come."""
-        return 0 if self._size is None else self._size - len(self._part)
+        return 0 if self._size is None else self._size - self._num_bytes
 
     def feed(self, data: bytes) -> list[bytes]:
         """The messages that are whole now.
@@ -65,25 +68,45 @@ class MessageReader:
         Raises:
             MessageError: A message is too long or compressed. Nothing more can be read.
         """
-        part = self._part
-        messages: list[bytes] = []
-        part += data
+        self._hold(data)
+        if self._num_bytes < (PREFIX_BYTES if self._size is None else self._size):
+            return []
+        whole, at, messages = b"".join(self._parts), 0, list[bytes]()
         while True:
             if self._size is None:
-                if len(part) < PREFIX_BYTES:
-                    return messages
-                flag, size = PREFIX.unpack_from(part)
-                if flag:
-                    raise MessageError(Status.INTERNAL, "a compressed message, and no encoding agreed on")
-                if size > self._max_bytes:
-                    raise MessageError(
-                        Status.RESOURCE_EXHAUSTED,
-                        f"a message of {size} bytes, and at most {self._max_bytes} are taken",
-                    )
-                self._size = size
-                del part[:PREFIX_BYTES]
-            if len(part) < self._size:
-                return messages
-            messages.append(bytes(memoryview(part)[: self._size]))
-            del part[: self._size]
+                if len(whole) - at < PREFIX_BYTES:
+                    break
+                self._size = self._read_prefix(whole, at)
+                at += PREFIX_BYTES
+            size = self._size
+            if len(whole) - at < size:
+                break
+            messages.append(whole[at : at + size])
+            at += size
             self._size = None
+        rest = whole[at:]
+        self._parts = [rest] if rest else []
+        self._num_bytes = len(rest)
+        return messages
+
+    def _hold(self, data: bytes) -> None:
+        """Keep a part as it is, but small ones together: an object for each byte weighs forty times it."""
+        parts = self._parts
+        self._num_bytes += len(data)
+        if len(data) >= _SMALL_BYTES:
+            parts.append(data)
+        elif parts and isinstance(last := parts[-1], bytearray):
+            last += data
+        else:
+            parts.append(bytearray(data))
+
+    def _read_prefix(self, data: bytes, at: int) -> int:
+        flag, size = PREFIX.unpack_from(data, at)
+        if flag:
+            raise MessageError(Status.INTERNAL, "a compressed message, and no encoding agreed on")
+        if size > self._max_bytes:
+            raise MessageError(
+                Status.RESOURCE_EXHAUSTED,
+                f"a message of {size} bytes, and at most {self._max_bytes} are taken",
+            )
+        return int(size)

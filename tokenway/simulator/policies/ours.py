@@ -11,7 +11,7 @@ from extproc.choosing.completion import DECODE_TOKENS
 from extproc.choosing.deciding import Claim, SendNow, TurnDown, WaitForRoom, decide
 from extproc.choosing.holding import HoldQueue
 from extproc.choosing.learning import Learner, Lesson
-from extproc.choosing.seats import Seats
+from extproc.choosing.max_num_seqs import SequenceLimit
 from extproc.choosing.snapshots import Demand, Engines, Load, Prompt, completion_snapshot
 from extproc.choosing.stateful import Decision, FleetView, Hold, Sent, Shed, StatefulPolicy
 from extproc.predicting.predictor import Predictor
@@ -66,8 +66,8 @@ class LeastCompletion(StatefulPolicy):
         "_predictor",
         "_running",
         "_scraped_s",
-        "_seats",
         "_sent",
+        "_sequence_limits",
         "_usage",
     )
 
@@ -79,7 +79,7 @@ class LeastCompletion(StatefulPolicy):
         self._counted: dict[int, Run] = {}
         self._early: set[int] = set()
         self._lingering: deque[tuple[float, EndpointKey, Run]] = deque()
-        self._seats: list[Seats] = []
+        self._sequence_limits: list[SequenceLimit] = []
         self._scraped_s: list[float] = []
         self._sent: dict[int, _Lesson] = {}
         self._first_s: dict[int, float] = {}
@@ -112,7 +112,7 @@ class LeastCompletion(StatefulPolicy):
             predictor.row_prices(MODEL, groups),
             Engines(
                 view.kv_tokens,
-                [seats.limit for seats in self._seats],
+                [known.limit for known in self._sequence_limits],
                 list(map(self._running.distinct_ratio, view.keys)),
                 under_way_s,
             ),
@@ -197,13 +197,13 @@ class LeastCompletion(StatefulPolicy):
 
     def _read_metrics(self, view: FleetView) -> None:
         """Learn from what was scraped since the last look."""
-        if not self._seats:
-            self._seats = [Seats() for _ in view.keys]
+        if not self._sequence_limits:
+            self._sequence_limits = [SequenceLimit() for _ in view.keys]
             self._scraped_s = [-1.0] * len(view.keys)
         for row, scraped_s in enumerate(view.scraped_s):
             if scraped_s != self._scraped_s[row]:
                 self._scraped_s[row] = scraped_s
-                self._seats[row].observe(view.running[row], view.waiting[row], view.kv_usage[row])
+                self._sequence_limits[row].observe(view.running[row], view.waiting[row], view.kv_usage[row])
 
 
 class LateCompletion(LeastCompletion):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from math import exp
 from typing import Final
 
-from extproc.choosing.holding import POLL_S, Pass
+from extproc.choosing.holding import POLL_S, SchedulingRound
 from extproc.choosing.stateful import Hold, Request, Shed, StatefulPolicy
 from tokenway.simulator.engine.engine import EngineRequest, StepResult
 from tokenway.simulator.engine.prefix_cache import BlocksRemoved, BlocksStored, CacheEvent
@@ -55,7 +55,7 @@ class _Held:
     timer_s: float
 
     @property
-    def turn(self) -> tuple[float, int]:
+    def order(self) -> tuple[float, int]:
         """See `extproc.choosing.holding.Waiting`."""
         return self.rank, self.live.index
 
@@ -65,7 +65,7 @@ class _Held:
         return self.timer_s
 
     @property
-    def line(self) -> object:
+    def queue(self) -> object:
         """See `extproc.choosing.holding.Waiting`; a gateway of a replay has one queue."""
         return None
 
@@ -243,11 +243,11 @@ class Replay:
 
     def _ask_held(self, now_s: float, gateway: ReplayGateway) -> None:
         """Something was freed: ask for the held requests again, best rank first."""
-        waiting = Pass(self._held[gateway.index].values())
+        waiting = SchedulingRound(self._held[gateway.index].values())
         while (held := waiting.next(now_s)) is not None:
             again = self._ask(now_s, held.live)
             if again is not None and again.closed:
-                waiting.close(held.line)
+                waiting.close(held.queue)
 
     def _poll(self, now_s: float, gateway: ReplayGateway) -> None:
         self._polled[gateway.index] = False

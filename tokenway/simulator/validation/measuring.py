@@ -35,7 +35,7 @@ _GAUGE: Final = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class MeasuredRequest:
     """A request to send.
 
     Attributes:
@@ -57,7 +57,7 @@ def mixed_load(
     prompt_tokens: tuple[int, int],
     output_tokens: tuple[int, int],
     vocabulary: tuple[int, int],
-) -> list[Asked]:
+) -> list[MeasuredRequest]:
     """Poisson arrivals of random prompts; half of them begin with one of four shared prefixes.
 
     Args:
@@ -77,17 +77,17 @@ def mixed_load(
         return [rng.randint(*vocabulary) for _ in range(count)]
 
     prefixes = [ids(prompt_tokens[1] // 2) for _ in range(4)]
-    asked: list[Asked] = []
+    asked: list[MeasuredRequest] = []
     at_s = rng.expovariate(requests_per_s)
     while at_s < seconds:
         begun = rng.choice(prefixes) if rng.random() < 0.5 else []
         prompt = (begun + ids(prompt_tokens[1]))[: max(length(prompt_tokens), len(begun) + prompt_tokens[0])]
-        asked.append(Asked(at_s, prompt, length(output_tokens)))
+        asked.append(MeasuredRequest(at_s, prompt, length(output_tokens)))
         at_s += rng.expovariate(requests_per_s)
     return asked
 
 
-async def measure(url: str, model: str, load: Sequence[Asked], block_size: int) -> Run:
+async def measure(url: str, model: str, load: Sequence[MeasuredRequest], block_size: int) -> Run:
     """Send `load` to an engine and note when it answers; vLLM's gauges once a second.
 
     Args:
@@ -108,7 +108,7 @@ async def measure(url: str, model: str, load: Sequence[Asked], block_size: int) 
         url, timeout=timeout, connector=aiohttp.TCPConnector(limit=0)
     ) as session:
 
-        async def send(asked: Asked) -> dict[str, Any]:
+        async def send(asked: MeasuredRequest) -> dict[str, Any]:
             await asyncio.sleep(begun_s + asked.at_s - time.monotonic())
             return await _timed(session, model, asked)
 
@@ -127,7 +127,7 @@ async def measure(url: str, model: str, load: Sequence[Asked], block_size: int) 
     return measured_run(rows, gauges, keys)
 
 
-async def _timed(session: aiohttp.ClientSession, model: str, asked: Asked) -> dict[str, Any]:
+async def _timed(session: aiohttp.ClientSession, model: str, asked: MeasuredRequest) -> dict[str, Any]:
     body = {
         "model": model,
         "prompt": asked.prompt,

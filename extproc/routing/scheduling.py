@@ -1,7 +1,7 @@
-"""Where a request goes: looked at, chosen and charged in one step; or it waits and is placed again.
+"""Where a request goes: looked at, chosen and charged in one step; or it waits and is scheduled again.
 
 Rules:
-    1. `place` neither awaits nor yields: nothing comes between what it reads and what it charges. Where
+    1. `schedule` neither awaits nor yields: nothing comes between what it reads and what it charges. Where
        several workers share the counters, their lock is held over the same step.
     2. What fails or waits is charged nowhere. One that waits is in its pool's queue and nowhere else.
 """
@@ -19,16 +19,16 @@ from extproc.choosing.replay import RecordingRng
 from extproc.choosing.rows import expected_ttft_s
 from extproc.choosing.snapshots import Load, Prompt
 from extproc.errors import Reason, RouterError
-from extproc.routing.asking import Asked
-from extproc.routing.books import PlacingBooks
 from extproc.routing.charging import charge, due_s, whole
-from extproc.routing.claims import Claims, Parked
+from extproc.routing.claims import Claims, Queued
 from extproc.routing.looking import Look, look, snapshot_of
+from extproc.routing.parsing import ParsedRequest
 from extproc.routing.pools import Pools
-from extproc.routing.recording import Placed, Recording
+from extproc.routing.recording import Recording, Scheduled
 from extproc.routing.rivals import Contender, Picked
 from extproc.routing.rotations import Rotations
 from extproc.routing.settings import RouterSettings
+from extproc.routing.state import SchedulingState
 from extproc.routing.table import Pool, RoutingTable
 from extproc.values.choices import Choice, Rng, Snapshot
 from extproc.values.placements import Placement
@@ -68,13 +68,13 @@ class Chosen:
         self.order = self.order or self.choice.order
 
     @property
-    def place(self) -> EndpointKey:
-        """Who serves."""
+    def endpoint(self) -> EndpointKey:
+        """The endpoint that serves."""
         return self.pool.keys[self.order[0]]
 
-    def moved_to(self, place: EndpointKey) -> Chosen:
-        """The same with `place` first."""
-        first = self.pool.rows[place]
+    def moved_to(self, endpoint: EndpointKey) -> Chosen:
+        """The same with `endpoint` first."""
+        first = self.pool.rows[endpoint]
         order = (first, *(row for row in self.order if row != first))[: len(self.order)]
         return replace(self, order=order)
 
@@ -92,75 +92,75 @@ class Chosen:
         ]
 
 
-class Placer:
-    """Places requests on endpoints.
+class Scheduler:
+    """Schedules requests on endpoints.
 
     Args:
-        books: What it reads and charges.
+        state: What it reads and charges.
         rng: Source of every random choice.
         clock: Monotonic seconds.
         wall_clock: Unix seconds, for records.
     """
 
     def __init__(
-        self, books: PlacingBooks, rng: Rng, clock: Callable[[], float], wall_clock: Callable[[], float]
+        self, state: SchedulingState, rng: Rng, clock: Callable[[], float], wall_clock: Callable[[], float]
     ) -> None:
-        self.pools = Pools(books.health)
-        self._books = books
+        self.pools = Pools(state.health)
+        self._state = state
         self._rng = rng
         self._clock = clock
         self._rotations = Rotations()
         self._claims = Claims()
-        self._recording = Recording(books, clock, wall_clock)
+        self._recording = Recording(state, clock, wall_clock)
         self._turn = 0
 
-    def place(
+    def schedule(
         self,
-        asked: Asked,
+        parsed: ParsedRequest,
         table: RoutingTable,
         settings: RouterSettings,
-        before: Parked | None = None,
+        before: Queued | None = None,
         *,
         may_wait: bool = True,
-    ) -> Chosen | Parked:
-        """Choose and charge, or park.
+    ) -> Chosen | Queued:
+        """Choose and charge, or queue.
 
         Args:
-            asked: The request.
+            parsed: The request.
             table: Which endpoints there are.
-            settings: In force now; without `hold` nothing is parked.
+            settings: In force now; without `hold` no request is queued.
             before: How it waited until now; it does so no more.
-            may_wait: False places it now, wherever it is best.
+            may_wait: False schedules it now, wherever it is best.
 
         Raises:
             RouterError: No endpoint is available, or none will be in time.
         """
-        books, rng = self._books, RecordingRng(self._rng)
+        state, rng = self._state, RecordingRng(self._rng)
         if before is not None:
             before.queue.forget(before.ticket)
         now_s = self._clock()
-        books.running.advance(now_s)
-        found = look(books, self.pools, asked, table, settings, self._turn, now_s)
+        state.running.advance(now_s)
+        found = look(state, self.pools, parsed, table, settings, self._turn, now_s)
         self._turn += 1
-        with books.load.lock():
-            view = books.load.view(found.pool.slots)
+        with state.load.lock():
+            view = state.load.view(found.pool.slots)
             load = Load(view.requests, view.prefill_requests, view.prefill_tokens, view.context_tokens)
-            now = self._decide(asked, found, load, settings, before, rng, may_wait=may_wait)
-            if isinstance(now, Parked):
+            now = self._decide(parsed, found, load, settings, before, rng, may_wait=may_wait)
+            if isinstance(now, Queued):
                 return now
-            rule = asked.route.load_balancing.rival
-            picked = None if rule is None else self._ask_rival(rule, asked, found, load)
+            rule = parsed.route.load_balancing.rival
+            picked = None if rule is None else self._ask_rival(rule, parsed, found, load)
             order = _order(now.choice, found, picked)
-            placement = _placement(asked, found, now.snapshot, order[0], settings)
-            charged = charge(books.load, placement, now_s)
+            placement = _placement(parsed, found, now.snapshot, order[0], settings)
+            charged = charge(state.load, placement, now_s)
             if not load.prefilling[order[0]]:
-                books.engines.prefill_begins(placement.endpoint, now_s)
+                state.engines.prefill_begins(placement.endpoint, now_s)
             if placement.endpoint in found.pool.on_trial:
-                books.health.trial_began(placement.endpoint, found.served_model, now_s)
-        placed = Placed(asked, before, found, now, order, placement, charged, rng.draws)
-        tried_once = self._recording.write(placed, settings.block_bytes)
+                state.health.trial_began(placement.endpoint, found.served_model, now_s)
+        scheduled = Scheduled(parsed, before, found, now, order, placement, charged, rng.draws)
+        tried_once = self._recording.write(scheduled, settings.block_bytes)
         if picked is not None and charged:
-            books.rivals.sent(asked.request_id, picked)
+            state.rivals.sent(parsed.request_id, picked)
         return Chosen(
             found.pool,
             now.choice,
@@ -176,41 +176,41 @@ class Placer:
 
     def _decide(
         self,
-        asked: Asked,
+        parsed: ParsedRequest,
         found: Look,
         load: Load,
         settings: RouterSettings,
-        before: Parked | None,
+        before: Queued | None,
         rng: RecordingRng,
         *,
         may_wait: bool,
-    ) -> SendNow | Parked:
-        """Choose, or park. Raises RouterError where no endpoint will have room in time."""
-        route, now_s = asked.route, found.now_s
+    ) -> SendNow | Queued:
+        """Choose, or queue. Raises RouterError where no endpoint will have room in time."""
+        route, now_s = parsed.route, found.now_s
         policy = POLICIES[route.load_balancing.algorithm]
         # No room elsewhere is of any use to one that has a home; queues are for whole pools.
-        is_free = found.home is None and asked.headers.within is None
+        is_free = found.home is None and parsed.headers.within is None
         may_wait = may_wait and policy.may_wait and is_free
         hold = settings.hold if may_wait and route.load_balancing.rival is None else None
-        snapshot = snapshot_of(self._books, asked, found, load, is_patient=hold is not None)
+        snapshot = snapshot_of(self._state, parsed, found, load, is_patient=hold is not None)
         queue = claim = rotation = None
         if hold is not None:
-            queue, claim = self.pools.queue(found.pool, hold), self._claims.of(asked, before)
+            queue, claim = self.pools.queue(found.pool, hold), self._claims.of(parsed, before)
         if policy.takes_turns:
-            rotation = self._rotations.of(asked.request.model, route)
+            rotation = self._rotations.of(parsed.request.model, route)
             snapshot = replace(snapshot, owed=rotation.turn(found.pool.keys, found.pool.weights))
         decided = decide(snapshot, route.load_balancing, rng, found.turn, now_s, queue, claim)
         if isinstance(decided, WaitForRoom):
             assert queue is not None, "no request waits without a queue"
             assert claim is not None, "no request waits without a name"
-            return Parked(claim.ticket, queue, decided)
+            return Queued(claim.ticket, queue, decided)
         if isinstance(decided, TurnDown):
             raise RouterError(
                 Reason.OVERLOADED,
                 f"All endpoints of model `{route.model}` are busy, and more requests wait for them "
                 "than can be answered in time.",
                 retry_after_s=math.ceil(decided.retry_after_s),
-                held_s=0.0 if before is None else now_s - asked.received_s,
+                held_s=0.0 if before is None else now_s - parsed.received_s,
             )
         first = decided.choice.order[0]
         if decided.costs is not None:
@@ -219,16 +219,16 @@ class Placer:
             rotation.served(decided.snapshot.owed, first)
         return decided
 
-    def _ask_rival(self, rule: str, asked: Asked, found: Look, load: Load) -> Picked | None:
+    def _ask_rival(self, rule: str, parsed: ParsedRequest, found: Look, load: Load) -> Picked | None:
         """What the rule of another gateway says; its draws are no part of the decision that is recorded."""
         if found.home is not None:
             return None
-        estimate, pool, headers = found.estimate, found.pool, asked.headers.headers
+        estimate, pool, headers = found.estimate, found.pool, parsed.headers.headers
         prompt = Prompt(estimate.prompt_tokens, estimate.cached_tokens, estimate.matched, estimate.num_units)
         limits = [limit_s_of(headers.get(name)) for name in (SLO_TTFT_HEADER, SLO_TPOT_HEADER)]
-        return self._books.rivals.choose(
+        return self._state.rivals.choose(
             rule,
-            Contender(asked.received_s, asked.blocks, prompt, *limits),
+            Contender(parsed.received_s, parsed.blocks, prompt, *limits),
             pool.keys,
             pool.weights,
             found.groups,
@@ -253,13 +253,13 @@ def _order(choice: Choice, found: Look, picked: Picked | None) -> tuple[int, ...
 
 
 def _placement(
-    asked: Asked, found: Look, snapshot: Snapshot, row: int, settings: RouterSettings
+    parsed: ParsedRequest, found: Look, snapshot: Snapshot, row: int, settings: RouterSettings
 ) -> Placement:
     """What the endpoint of a row is charged."""
-    is_told = asked.request.stream and settings.first_chunk
+    is_told = parsed.request.stream and settings.first_chunk
     prompt_tokens = found.estimate.prompt_tokens
     return whole(
-        asked.request_id,
+        parsed.request_id,
         found.pool.keys[row],
         prompt_tokens - found.estimate.cached_tokens[row],
         prompt_tokens,

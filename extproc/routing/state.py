@@ -1,18 +1,18 @@
-"""The books of one worker and who changes each: made whole, and given to each reader as far as it reads.
+"""What one worker knows, and who changes each part: made whole, given to each reader as far as it reads.
 
-| book | read by | changed by |
+| part | read by | changed by |
 |---|---|---|
-| `load` | placing, status | placing charges, `running` releases |
-| `running` | endings, stored responses | placing begins, first tokens, endings and leases end |
-| `caches` | placing, status | `history`, `running`, other workers and gateways |
-| `engines` | placing, endings | probes, `running` |
-| `health`, `poison` | placing, status | probes, first tokens, the evidence of endings |
-| `predictor` | asking, placing, status | `teaching` |
-| `homes` | placing, requests that name a response | `stored`, other workers and gateways |
-| `records` | the admin port, stored responses | placing adds, endings attach |
+| `load` | scheduling, status | scheduling charges, `running` releases |
+| `running` | endings, stored responses | scheduling begins, first tokens, endings and leases end |
+| `caches` | scheduling, status | `history`, `running`, other workers and gateways |
+| `engines` | scheduling, endings | probes, `running` |
+| `health`, `poison` | scheduling, status | probes, first tokens, the evidence of endings |
+| `predictor` | parsing, scheduling, status | `teaching` |
+| `homes` | scheduling, requests that name a response | `stored`, other workers and gateways |
+| `records` | the admin port, stored responses | scheduling adds, endings attach |
 | `endpoints` | status | endings |
-| `ages` | placing | the configuration, changes of health |
-| `rivals` | placing | placing, first tokens, endings |
+| `ages` | scheduling | the configuration, changes of health |
+| `rivals` | scheduling | scheduling, first tokens, endings |
 """
 
 from __future__ import annotations
@@ -43,38 +43,39 @@ from metadata_center.types import EndpointKey
 
 
 def _share_nothing(_endpoint: EndpointKey, _blocks: list[int]) -> None:
-    """A gateway of one worker has nobody to tell."""
+    """A gateway of one worker has no other to tell."""
 
 
 def _one() -> int:
-    """Nobody else places requests here."""
+    """No other process schedules requests here."""
     return 1
 
 
 def _nobody_waits() -> None:
-    """Requests are placed at once."""
+    """Requests are scheduled at once."""
 
 
 def _always_current(_now_s: float) -> float:
-    """Nobody else's load counts."""
+    """No other load counts."""
     return 0.0
 
 
 def _ignore_lost(_request: Inflight, _now_s: float) -> None:
-    """Nobody wants to know of lost requests."""
+    """Lost requests are of no interest."""
 
 
 def _ignore_transition(_transition: Transition) -> None:
-    """Nobody watches."""
+    """Transitions are of no interest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """What the books tell the rest of the gateway, and ask of it; the defaults are those of a lone worker.
+    """What the state tells the rest of the gateway, and ask of it; the defaults are those of a lone worker.
 
     Attributes:
         share: Tells the other workers and gateways what an endpoint has cached.
-        processes: How many place requests on these endpoints, of all gateways, this one included.
+        processes: How many processes schedule requests on these endpoints, of all gateways, this one
+            included.
         load_age_s: How old the news of other gateways' load is at a given monotonic time.
         freed: Called when room was freed at an endpoint.
         on_lost: Told of a request whose lease expired, after its release.
@@ -90,15 +91,15 @@ class Outside:
 
 
 @dataclass(frozen=True, slots=True)
-class PlacingBooks:
-    """What placing a request reads; of these it charges `load`, begins in `running` and adds to `records`.
+class SchedulingState:
+    """What scheduling a request reads; of these it charges `load`, begins in `running` and adds to `records`.
 
     Attributes:
-        load: Who is charged for what.
+        load: The load ledger: which endpoint is charged for what.
         running: Decided requests that have not ended.
         caches: What each endpoint has cached.
         engines: What is known of engines beside their load.
-        health: Who may be chosen.
+        health: Which endpoints may be chosen.
         poison: Requests that several endpoints failed at.
         predictor: TTFT, TPOT, tokens per byte.
         homes: Where stored responses live.
@@ -106,7 +107,7 @@ class PlacingBooks:
         recorder: Counts.
         ages: How old all of it is.
         rivals: Rules of other gateways that are compared.
-        processes: How many place requests on these endpoints, of all gateways.
+        processes: How many processes schedule requests on these endpoints, of all gateways.
     """
 
     load: LoadStore
@@ -125,13 +126,13 @@ class PlacingBooks:
 
 
 @dataclass(frozen=True, slots=True)
-class EndingBooks:
+class EndingState:
     """What the end of a request changes.
 
     Attributes:
         running: Decided requests that have not ended.
         engines: Know how much an answer may have.
-        health: Who may be chosen.
+        health: Which endpoints may be chosen.
         poison: Requests that several endpoints failed at.
         history: What was routed where.
         stored: Where stored responses come to live.
@@ -158,21 +159,21 @@ class EndingBooks:
 
 
 @dataclass(frozen=True, slots=True)
-class Books:
-    """All of them, for whoever makes a worker, or shows one.
+class RoutingState:
+    """All of it, for what makes a worker, or shows one.
 
     Attributes:
-        placing: What placing needs.
+        scheduling: What scheduling needs.
         ending: What endings need.
         first_tokens: What a first token changes.
     """
 
-    placing: PlacingBooks
-    ending: EndingBooks
+    scheduling: SchedulingState
+    ending: EndingState
     first_tokens: FirstTokens
 
 
-def make_books(
+def make_routing_state(
     load: LoadStore,
     caches: Caches,
     health: HealthTracker,
@@ -180,17 +181,17 @@ def make_books(
     recorder: Recorder,
     homes: Homes,
     outside: Outside,
-) -> Books:
-    """Books without a request.
+) -> RoutingState:
+    """RoutingState without a request.
 
     Args:
-        load: Who is charged for what.
+        load: The load ledger: which endpoint is charged for what.
         caches: What each endpoint has cached.
-        health: Who may be chosen.
+        health: Which endpoints may be chosen.
         records: Recent decisions.
         recorder: Counts.
         homes: Where stored responses live.
-        outside: What they tell the rest of the gateway, and ask of it.
+        outside: What it tells the rest of the gateway, and ask of it.
     """
     engines, predictor, poison = Engines(), Predictor(), Poison()
     teaching = Teaching(predictor)
@@ -204,7 +205,7 @@ def make_books(
         load, caches.running, engines, recorder, outside.freed, history.record, outside.on_lost
     )
     stored = StoredResponses(homes, running, records, outside.share)
-    placing = PlacingBooks(
+    scheduling = SchedulingState(
         load=load,
         running=running,
         caches=caches,
@@ -219,7 +220,7 @@ def make_books(
         rivals=rivals,
         processes=outside.processes,
     )
-    ending = EndingBooks(
+    ending = EndingState(
         running=running,
         engines=engines,
         health=health,
@@ -234,4 +235,4 @@ def make_books(
         on_transition=outside.on_transition,
     )
     first_tokens = FirstTokens(running, health, history, teaching, rivals, outside.on_transition)
-    return Books(placing, ending, first_tokens)
+    return RoutingState(scheduling, ending, first_tokens)

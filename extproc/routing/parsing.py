@@ -1,8 +1,8 @@
-"""A request understood: what it alone says, before any endpoint's state is looked at.
+"""A parsed request: what it alone says, before any endpoint's state is looked at.
 
 Rules:
     1. Nothing here depends on load, caches or health, so it holds however long the request then waits.
-    2. What cannot be understood raises `RouterError` and leaves no trace.
+    2. What cannot be parsed raises `RouterError` and leaves no trace.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from metadata_center.types import RequestId, value
 
 
 @value
-class Asked:
-    """A request understood and not yet decided.
+class ParsedRequest:
+    """A request that is parsed and not yet scheduled.
 
     Attributes:
         request_id: Whose.
@@ -56,7 +56,7 @@ class Asked:
     fingerprint: int = 0
 
 
-def understand(
+def parse_request(
     headers: RequestHeaders,
     body: bytes,
     table: RoutingTable,
@@ -64,7 +64,7 @@ def understand(
     predictor: Predictor,
     rng: Rng,
     now_s: float,
-) -> Asked:
+) -> ParsedRequest:
     """What a request says.
 
     Args:
@@ -83,10 +83,10 @@ def understand(
     route = table.rules.match(request.model, headers.headers, rng)
     new_body = _new_body(request, route, table, settings)
     fingerprint = xxh3_64_intdigest(body)
-    return _asked(headers, request, route, new_body, settings, predictor, now_s, fingerprint)
+    return _parsed(headers, request, route, new_body, settings, predictor, now_s, fingerprint)
 
 
-def understand_read(
+def parse_read(
     headers: RequestHeaders,
     read: BodyRead,
     table: RoutingTable,
@@ -94,8 +94,8 @@ def understand_read(
     predictor: Predictor,
     rng: Rng,
     now_s: float,
-) -> Asked:
-    """What a request says whose body was read elsewhere, by `order_of` the same table; else as `understand`.
+) -> ParsedRequest:
+    """What a request says whose body was read elsewhere, by `order_of` the same table; see `parse_request`.
 
     Raises:
         RouterError: It cannot be served.
@@ -103,7 +103,7 @@ def understand_read(
     request = read.request
     route = table.rules.match(request.model, headers.headers, rng)
     new_body = read.new_body(route.upstream_model)
-    return _asked(headers, request, route, new_body, settings, predictor, now_s, read.fingerprint)
+    return _parsed(headers, request, route, new_body, settings, predictor, now_s, read.fingerprint)
 
 
 def order_of(headers: RequestHeaders, table: RoutingTable, settings: RouterSettings) -> ReadOrder:
@@ -131,7 +131,7 @@ def check_size(body: bytes, settings: RouterSettings) -> None:
         )
 
 
-def _asked(
+def _parsed(
     headers: RequestHeaders,
     request: InferenceRequest,
     route: Route,
@@ -140,7 +140,7 @@ def _asked(
     predictor: Predictor,
     now_s: float,
     fingerprint: int,
-) -> Asked:
+) -> ParsedRequest:
     blocks = block_hashes(
         request.prompt,
         root(route.model, route.lora, request.cache_salt),
@@ -152,7 +152,7 @@ def _asked(
         prompt_tokens = predictor.prompt_tokens(route.model, request.prompt_bytes)
     request_id = RequestId(headers.headers.get(REQUEST_ID_HEADER, ""))
     builds_on = follows(request.body) if request.operation is Operation.RESPONSES else None
-    return Asked(
+    return ParsedRequest(
         request_id,
         headers,
         request,

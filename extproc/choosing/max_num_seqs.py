@@ -22,10 +22,10 @@ FORGET_READINGS: Final = 32
 """Two minutes of an engine that is busy all the time, at a reading each 4 s."""
 
 FULL_CACHE_RATIO: Final = 0.9
-"""Requests that wait beside a cache fuller than this may wait for room there, which says nothing of seats."""
+"""Requests that wait beside a cache fuller than this may wait for its room: they say nothing of the limit."""
 
 
-class Seats:
+class SequenceLimit:
     """What is known of one endpoint's limit on sequences."""
 
     __slots__ = ("_below", "_is_there", "_most", "_most_below", "_visits")

@@ -1,0 +1,157 @@
+"""What one change of the fleet re-applies: the endpoint concerned, and its cluster at Envoy; not the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from extproc.config.schema import Config
+from extproc.discovery.fleet import Fleet
+from extproc.discovery.listed import Listed
+from extproc.health.settings import HealthSettings
+from extproc.health.tracker import HealthTracker
+from extproc.observing.metrics.collector import Metrics
+from extproc.observing.records import RecordRing
+from extproc.routing.caches import Caches
+from extproc.routing.homes import Homes
+from extproc.routing.state import Outside, RoutingState, make_routing_state
+from extproc.server.fleet_changes import FleetChanges
+from extproc.values.endpoints import Endpoint
+from metadata_center.addresses import Address
+from metadata_center.history.prefix_index import PrefixIndex
+from metadata_center.load.counters import Counters
+from metadata_center.load.ledger import LedgerBounds
+from metadata_center.load.table import LoadTable
+from metadata_center.types import EndpointKey
+
+CLUSTERS, MEMBERS = 10, 100
+
+
+class Noting:
+    """In place of prober, event followers and publisher: which endpoints and clusters each is told of."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was told so far."""
+        self.probed: list[EndpointKey] = []
+        self.followed: list[EndpointKey] = []
+        self.published: list[str] = []
+        self.lists_published = 0
+
+    def probe(self, changed: Mapping[EndpointKey, Collection[Endpoint]]) -> None:
+        """See `Prober.update`."""
+        self.probed += changed
+
+    def follow(self, changed: Mapping[EndpointKey, Collection[Endpoint]]) -> None:
+        """See `Announcements.update`."""
+        self.followed += changed
+
+    def publish(self, clusters: Iterable[str], *, came_or_went: bool = False) -> None:
+        """See `Publisher.update`."""
+        self.published += clusters
+        self.lists_published += came_or_went
+
+
+class Told:
+    """An object of one method `update`."""
+
+    def __init__(self, update: Callable[..., None]) -> None:
+        self.update: Any = update
+        self.configure: Any = lambda _config: None
+
+
+def listed(cluster: int, member: int, **changes: Any) -> Listed:
+    """One of a thousand replicas."""
+    number = cluster * MEMBERS + member
+    address = Address(f"10.1.{number // 250}.{number % 250 + 1}", 8000)
+    return Listed(f"uid/{number}", **{"address": address, **changes})
+
+
+def whole(**changed: Mapping[str, Any]) -> dict[str, list[Listed]]:
+    """All of them; `changed` by number, as `n17`."""
+    return {
+        f"c{cluster}": [
+            listed(cluster, member, **changed.get(f"n{cluster * MEMBERS + member}", {}))
+            for member in range(MEMBERS)
+        ]
+        for cluster in range(CLUSTERS)
+    }
+
+
+def followers(fleet: Fleet, noting: Noting) -> tuple[RoutingState, FleetChanges]:
+    """The state of a fleet, and who keeps them in step with it."""
+    metrics = Metrics(CollectorRegistry(), "test")
+    state = make_routing_state(
+        load=LoadTable(Counters(), LedgerBounds(lease_s=60.0, tombstone_s=60.0)),
+        caches=Caches(PrefixIndex(1_000, 1_000)),
+        health=HealthTracker(HealthSettings()),
+        records=RecordRing(8),
+        recorder=metrics,
+        homes=Homes(),
+        outside=Outside(),
+    )
+    changes = FleetChanges(
+        fleet,
+        state,
+        Told(noting.probe),  # type: ignore[arg-type]
+        Told(noting.follow),  # type: ignore[arg-type]
+        Told(noting.publish),  # type: ignore[arg-type]
+        metrics,
+        lambda: 1.0,
+    )
+    changes.configure(Config())
+    return state, changes
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"weight": 3}, {"draining": True}, {"labels": {"pool": "x"}}, {"address": Address("10.9.9.9", 8000)}],
+    ids=["weight", "draining", "labels", "address"],
+)
+def test_a_change_of_one_endpoint_re_applies_one(change: dict[str, Any]) -> None:
+    """Of a thousand in ten clusters: one is probed and followed anew, one cluster is published."""
+    fleet, noting = Fleet(), Noting()
+    state, changes = followers(fleet, noting)
+    changes.apply(fleet.replace("file", whole()))
+    assert len(noting.probed) == len(noting.followed) == CLUSTERS * MEMBERS
+    assert (sorted(set(noting.published)), noting.lists_published) == (sorted(whole()), 1)
+
+    key, other = EndpointKey("uid/317"), EndpointKey("uid/318")
+    for each in (key, other):
+        state.scheduling.engines.told_kv_tokens(each, 1000)
+    noting.clear()
+    changes.apply(fleet.replace("file", whole(n317=change)))
+    moved = "address" in change
+    assert noting.probed == noting.followed + [key] * moved
+    assert noting.followed == [key]
+    assert set(state.scheduling.engines.kv_tokens) == {other} | ({key} if not moved else set())
+    assert (noting.published, noting.lists_published) == (["c3"], 0)
+
+    noting.clear()
+    changes.apply(fleet.replace("file", whole(n317=change)))
+    assert (noting.probed, noting.followed, noting.published) == ([], [], [])
+
+
+def test_what_requests_tell_of_endpoints_that_left_is_forgotten() -> None:
+    """New replicas for ever: state hold those that are there, whatever ran on those that left."""
+    fleet, noting = Fleet(), Noting()
+    state, changes = followers(fleet, noting)
+    running, engines = state.scheduling.caches.running, state.scheduling.engines
+    for generation in range(50):
+        changes.apply(fleet.replace("file", {"c0": [listed(0, generation)]}))
+        if generation:
+            left = EndpointKey(f"uid/{generation - 1}")  # a retry went there, and is over
+            run = running.add(left, [generation])
+            assert run is not None
+            running.remove(left, run)
+            engines.prefill_ended(left, 1.0)
+            assert engines.prefill_since_s(left) is not None
+    changes.apply(fleet.replace("file", {"c0": [listed(0, 99)]}))
+    assert engines._prefill_since_s == {}
+    assert running._running == {}
+    assert state.scheduling.load.slots(fleet.keys)
