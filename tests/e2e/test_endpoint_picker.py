@@ -105,7 +105,7 @@ async def picked() -> AsyncIterator[Picked]:
             "default_cluster": "sim",
             "request": {"max_body_bytes": MAX_BODY_BYTES},
         }
-        async with running_picker(clusters, config, upload_timeout_s=2.0) as picker:
+        async with running_picker(clusters, config, upload_timeout_s=5.0) as picker:
             yield Picked(picker, engines, recorder)
 
 
@@ -235,7 +235,6 @@ async def test_a_request_that_ends_with_trailers(picked: Picked) -> None:
 
 async def test_an_answer_that_ends_with_trailers(picked: Picked) -> None:
     """Arrives with them."""
-    connection = asyncio.get_running_loop().create_future()
 
     async def behaviour(request: web.Request) -> web.StreamResponse:
         transport = request.transport
@@ -246,7 +245,6 @@ async def test_an_answer_that_ends_with_trailers(picked: Picked) -> None:
         )
         await asyncio.sleep(0.2)
         transport.close()
-        connection.set_result(None)
         return web.Response()
 
     picked.recorder.behaviour = behaviour
@@ -255,9 +253,11 @@ async def test_an_answer_that_ends_with_trailers(picked: Picked) -> None:
     )
     body = json.dumps(chat("recorded", "x")).encode()
     writer.write(f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
-    async with asyncio.timeout(10):
-        answer = await reader.readuntil(b"x-end: 7\r\n\r\n")
-    writer.close()
+    try:
+        async with asyncio.timeout(10):
+            answer = await reader.readuntil(b"x-end: 7\r\n\r\n")
+    finally:
+        writer.close()
     assert b"\r\n\r\n2\r\n{}\r\n0\r\n" in answer
 
 
@@ -389,7 +389,7 @@ async def test_leaving_is_said_before_it_is_done() -> None:
     """NOT_SERVING first, but alive; requests are served meanwhile and those under way end whole."""
     async with simulators(1, time_scale=1.0) as engines:
         config = {"server": {"drain_s": 20}}
-        async with running_picker([cluster("sim", map(key_of, engines))], config, leave_s=3.0) as picker:
+        async with running_picker([cluster("sim", map(key_of, engines))], config, leave_s=60.0) as picker:
             stack = Picked(picker, engines, Recorder())
             running = asyncio.create_task(stack.post(chat("sim", "long", 200, True)))
             await eventually(picker.tokenway.charged, bool)
