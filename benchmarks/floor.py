@@ -25,7 +25,7 @@ import grpc
 
 from extproc.protocol import wire
 from extproc.protocol.bootstrap_dialect import BootstrapDialect
-from extproc.protocol.machine import Kind
+from extproc.protocol.machine import MessageKind
 from extproc.transport import grpc_aio
 from extproc.transport.native import NativeServer, unix_socket
 from extproc.transport.seam import Call, Rpc
@@ -71,7 +71,7 @@ class _Answering:
         if self._num_messages == 1:
             self._call.send(self._constants.await_body)
         elif self._num_messages == 3:
-            self._call.finish(wire.CONTINUE[Kind.RESPONSE_BODY])
+            self._call.finish(wire.CONTINUE[MessageKind.RESPONSE_BODY])
         elif self._constants.first_chunk and STREAMED in message:
             self._call.send(self._constants.answer)
         else:

@@ -31,12 +31,12 @@ from benchmarks.traffic import MODEL, Client, Target, request
 from extproc.server import bootstrap
 from testbed.processes import free_port
 
-Kind = Literal["alone", "floor", "grpcio_floor", "plain_floor", "tokenway", "grpcio"]
+SetupKind = Literal["alone", "floor", "grpcio_floor", "plain_floor", "tokenway", "grpcio"]
 
-FLOORS: Mapping[Kind, str] = {"floor": "native", "grpcio_floor": "grpcio", "plain_floor": "plain"}
+FLOORS: Mapping[SetupKind, str] = {"floor": "native", "grpcio_floor": "grpcio", "plain_floor": "plain"}
 """Bare servicers, and what each speaks gRPC by."""
 
-GATEWAYS: Mapping[Kind, str] = {"tokenway": "native", "grpcio": "grpcio"}
+GATEWAYS: Mapping[SetupKind, str] = {"tokenway": "native", "grpcio": "grpcio"}
 """Tokenway, and its `server.transport`."""
 
 ENVOY = Path(os.environ.get("TOKENWAY_ENVOY", Path(__file__).parents[1] / ".tools/envoy/envoy/_bin/envoy"))
@@ -69,7 +69,7 @@ class Setup(Target):
         return processes.rss_mib(self.pid)
 
 
-def envoy_config(kind: Kind, port: int, admin_port: int, socket: str, engines: list[int]) -> str:
+def envoy_config(kind: SetupKind, port: int, admin_port: int, socket: str, engines: list[int]) -> str:
     """Envoy's configuration as YAML: the shipped bootstrap, less what the set-up goes without.
 
     Args:
@@ -133,7 +133,7 @@ def _policy(name: str, message: str, **settings: Any) -> dict[str, Any]:
 
 @contextlib.asynccontextmanager
 async def setup(
-    kind: Kind, root: Path, engines: list[int], *, first_chunk: bool, endpoints: int | None = None
+    kind: SetupKind, root: Path, engines: list[int], *, first_chunk: bool, endpoints: int | None = None
 ) -> AsyncIterator[Setup]:
     """Start an Envoy with what stands behind it; killed at the end.
 

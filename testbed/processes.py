@@ -16,7 +16,7 @@ import aiohttp
 
 REPOSITORY = Path(__file__).parents[1]
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 120.0
 """A Python process imports for 2 s on an idle core; two busy cores may need several times that."""
 
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from extproc.config.loading import json_schema
+from extproc.observing.metrics.table import FAMILIES
 from tests.test_architecture import MAY_IMPORT, MODULES, ROOT, name_of
 
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+
+FOR_USERS = [path for path in DOCUMENTS if path.parent != ROOT / "docs" / "adr" and path != ARCHITECTURE]
+"""Documents that name settings; elsewhere a name with a dot may be a module."""
 
 HOMES = ("", "extproc", "metadata_center", "tokenway", "tokenway/simulator")
 """Folders that a path in a document may be relative to."""
@@ -18,6 +25,10 @@ HOMES = ("", "extproc", "metadata_center", "tokenway", "tokenway/simulator")
 _LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 _CODE = re.compile(r"`([^`\n]+)`")
 _PATH = re.compile(r"(?:[\w-]+/)+(?:(?!__init__)[\w.-]+\.py)?")
+_DOTTED = re.compile(r"([a-z_]+(?:\.[a-z_]+)+)(?:[:,\s].*)?")
+_METRIC = re.compile(r"tokenway_[a-z_]+")
+_TARGET = re.compile(r"\bmake ((?:demo|test|check|lock|bench|fuzz)[a-z-]*)")
+_OWNER = re.compile(r"(\w+(?:\.\w+)+)\.([A-Z]\w+)")
 _MODULE = re.compile(r"(?:\w+/)*(?:\w+\.py|\w+/)")
 
 
@@ -103,3 +114,57 @@ def test_every_decision_is_listed() -> None:
     for path in sorted(folder.glob("0*.md")):
         number, _, title = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ").partition(". ")
         assert f"| {number} | [{title}]({path.name}) |" in listed, path.name
+
+
+def is_setting(node: dict[str, Any], schema: dict[str, Any], names: list[str]) -> bool:
+    """True if a dotted name, in parts, leads somewhere in the schema of tokenway.yaml from here."""
+    if "$ref" in node:
+        node = schema["$defs"][node["$ref"].rpartition("/")[2]]
+    if not names:
+        return True
+    if any(is_setting(one, schema, names) for one in node.get("anyOf", ())):
+        return True
+    inner = node.get("properties", {}).get(names[0], node.get("additionalProperties"))
+    return isinstance(inner, dict) and is_setting(inner, schema, names[1:])
+
+
+@pytest.mark.parametrize("path", FOR_USERS, ids=name_of)
+def test_settings_in_documents_exist(path: Path) -> None:
+    """A dotted name that begins with a section of tokenway.yaml is a setting."""
+    schema = json_schema()
+    named = {
+        found[1]
+        for code in _CODE.findall(path.read_text(encoding="utf-8"))
+        if (found := _DOTTED.fullmatch(code)) and found[1].partition(".")[0] in schema["properties"]
+    }
+    assert {name for name in named if not is_setting(schema, schema, name.split("."))} == set()
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_metrics_in_documents_exist(path: Path) -> None:
+    """A metric that is named is a family of the gateway's; the metadata center's begin with its name."""
+    families = {family.name for family in FAMILIES}
+    named = {
+        name
+        for code in _CODE.findall(path.read_text(encoding="utf-8"))
+        for name in _METRIC.findall(code)
+        if not name.startswith("tokenway_metadata_")
+    }
+    assert {name for name in named if not any(family.startswith(name) for family in families)} == set()
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_commands_of_make_exist(path: Path) -> None:
+    """`make X` has a rule for X."""
+    words = set((ROOT / "Makefile").read_text(encoding="utf-8").replace(":", " ").split())
+    assert set(_TARGET.findall(path.read_text(encoding="utf-8"))) <= words
+
+
+def test_owners_exist() -> None:
+    """Each owner of state in docs/architecture.md is a class of ours."""
+    owners = [_OWNER.fullmatch(code) for code in _CODE.findall(ARCHITECTURE.read_text(encoding="utf-8"))]
+    found = [(owner[1], owner[2]) for owner in owners if owner is not None]
+    assert found
+    for module, name in found:
+        whole = module if module.startswith("metadata_center.") else f"extproc.{module}"
+        assert hasattr(importlib.import_module(whole), name), f"{whole}.{name}"

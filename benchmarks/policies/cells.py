@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import Final
 
 
-class Kind(StrEnum):
+class CellKind(StrEnum):
     """Whose runs a cell holds: what they depend on.
 
     RIVALS and ORACLES are of one gateway. WHOLE cells depend on everything: they mix, or have more gateways.
@@ -68,7 +68,7 @@ class Cell:
 
     workload: str
     group: str
-    kind: Kind
+    kind: CellKind
     seed: int
     policies: tuple[str, ...]
     speeds: tuple[float, ...]
@@ -246,8 +246,8 @@ def cells() -> tuple[Cell, ...]:
     found += _what_if()
     found += _pictures()
     for workload in (*first[1:], first[0]):  # the longest last; not for `later`, to save a quarter of an hour
-        found.append(_main(workload, "rest", Kind.RIVALS, workload.seeds[0], REST))
-        found.append(_main(workload, "oracle-1", Kind.ORACLES, workload.seeds[0], ORACLE_NEAR))
+        found.append(_main(workload, "rest", CellKind.RIVALS, workload.seeds[0], REST))
+        found.append(_main(workload, "oracle-1", CellKind.ORACLES, workload.seeds[0], ORACLE_NEAR))
     return tuple(found)
 
 
@@ -282,23 +282,23 @@ def named(all_cells: Sequence[Cell], name: str) -> Cell:
     raise ValueError(f"no cell is called {name!r}")
 
 
-def _main(workload: Workload, group: str, kind: Kind, seed: int, policies: tuple[str, ...]) -> Cell:
+def _main(workload: Workload, group: str, kind: CellKind, seed: int, policies: tuple[str, ...]) -> Cell:
     return Cell(workload.name, group, kind, seed, policies, workload.speeds, workload.line)
 
 
 def _seed(workload: Workload, seed: int) -> Iterator[Cell]:
-    yield _main(workload, "strong", Kind.RIVALS, seed, STRONG)
-    yield _main(workload, "oracle-4", Kind.ORACLES, seed, ORACLE)
-    yield _main(workload, "own", Kind.OWN, seed, OWN)
-    yield _main(workload, "simple", Kind.RIVALS, seed, SIMPLE)
+    yield _main(workload, "strong", CellKind.RIVALS, seed, STRONG)
+    yield _main(workload, "oracle-4", CellKind.ORACLES, seed, ORACLE)
+    yield _main(workload, "own", CellKind.OWN, seed, OWN)
+    yield _main(workload, "simple", CellKind.RIVALS, seed, SIMPLE)
 
 
 def _seeds_after(workload: Workload, at: int) -> Iterator[Cell]:
     for seed in workload.seeds[at : at + 1]:
-        yield _main(workload, "strong", Kind.RIVALS, seed, STRONG)
-        yield _main(workload, "oracle-4", Kind.ORACLES, seed, ORACLE)
-        yield _main(workload, "own", Kind.OWN, seed, OWN)
-        yield _main(workload, "simple", Kind.RIVALS, seed, SIMPLE[-1:])
+        yield _main(workload, "strong", CellKind.RIVALS, seed, STRONG)
+        yield _main(workload, "oracle-4", CellKind.ORACLES, seed, ORACLE)
+        yield _main(workload, "own", CellKind.OWN, seed, OWN)
+        yield _main(workload, "simple", CellKind.RIVALS, seed, SIMPLE[-1:])
 
 
 def _shipped(workload: Workload, group: str) -> Cell:
@@ -306,11 +306,15 @@ def _shipped(workload: Workload, group: str) -> Cell:
     llmd = group == "shipped-llmd"
     entrants = tuple(each.entrant for each in SHIPPED if each.entrant.startswith("llmd") == llmd)
     line = (*workload.line, *LLMD_METRIC_AGE) if llmd else workload.line
-    return Cell(workload.name, group, Kind.RIVALS, workload.seeds[0], entrants, (workload.speeds[1],), line)
+    return Cell(
+        workload.name, group, CellKind.RIVALS, workload.seeds[0], entrants, (workload.speeds[1],), line
+    )
 
 
 def _short(group: str, policies: tuple[str, ...], speeds: tuple[float, ...], *options: str) -> Cell:
-    return Cell("conversation-4000", group, Kind.WHOLE, _BESIDE_SEED, policies, speeds, (*_SHORT, *options))
+    return Cell(
+        "conversation-4000", group, CellKind.WHOLE, _BESIDE_SEED, policies, speeds, (*_SHORT, *options)
+    )
 
 
 def _gateways() -> list[Cell]:
@@ -343,7 +347,7 @@ def _pictures() -> list[Cell]:
         Cell(
             workload.name,
             group,
-            Kind.WHOLE,
+            CellKind.WHOLE,
             workload.seeds[0],
             policies,
             (workload.speeds[1],),

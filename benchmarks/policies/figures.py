@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import geometric_mean
 from typing import Any, Final
 
-from benchmarks.policies.cells import Cell, Kind
+from benchmarks.policies.cells import Cell, CellKind
 
 Figures = Mapping[str, float | None]
 
@@ -185,4 +185,4 @@ def _short(value: float | None) -> float | int | None:
 
 def is_compared(cell: Cell) -> bool:
     """True for cells of the comparison itself, false for questions beside it."""
-    return cell.kind is not Kind.WHOLE and not cell.group.startswith("shipped")
+    return cell.kind is not CellKind.WHOLE and not cell.group.startswith("shipped")

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from benchmarks.policies.cells import Cell, Kind
+from benchmarks.policies.cells import Cell, CellKind
 from tokenway.simulator.policies.registry import REGISTRY
 
 ROOT: Final = Path(__file__).parents[2]
@@ -52,16 +52,16 @@ _WHOLE: Final = (
     "metadata_center/types.py",
 )
 
-SOURCES: Final[Mapping[Kind, tuple[tuple[str, ...], frozenset[str]]]] = {
-    Kind.RIVALS: (_SHARED, _OUTPUT | _OTHERS | {"tokenway/simulator/replay/oracle.py"}),
-    Kind.ORACLES: (_SHARED, _OUTPUT | _OTHERS),
-    Kind.OWN: (_WHOLE, _OUTPUT | {"tokenway/simulator/replay/oracle.py"}),
-    Kind.WHOLE: (_WHOLE, _OUTPUT | {"tokenway/simulator/replay/oracle.py"}),
+SOURCES: Final[Mapping[CellKind, tuple[tuple[str, ...], frozenset[str]]]] = {
+    CellKind.RIVALS: (_SHARED, _OUTPUT | _OTHERS | {"tokenway/simulator/replay/oracle.py"}),
+    CellKind.ORACLES: (_SHARED, _OUTPUT | _OTHERS),
+    CellKind.OWN: (_WHOLE, _OUTPUT | {"tokenway/simulator/replay/oracle.py"}),
+    CellKind.WHOLE: (_WHOLE, _OUTPUT | {"tokenway/simulator/replay/oracle.py"}),
 }
-"""Kind -> patterns of files it depends on, and files of those that it does not."""
+"""CellKind -> patterns of files it depends on, and files of those that it does not."""
 
 
-def sources(kind: Kind, root: Path = ROOT) -> list[Path]:
+def sources(kind: CellKind, root: Path = ROOT) -> list[Path]:
     """Files that the figures of a kind depend on, sorted."""
     patterns, without = SOURCES[kind]
     found = {path for pattern in patterns for path in root.glob(pattern)}

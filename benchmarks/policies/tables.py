@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
-from benchmarks.policies.cells import ORACLE, OWN, SHIPPED, STRONG, WORKLOADS, Cell, Kind, Workload
+from benchmarks.policies.cells import ORACLE, OWN, SHIPPED, STRONG, WORKLOADS, Cell, CellKind, Workload
 from benchmarks.policies.figures import (
     GOODPUT,
     JUDGED,
@@ -83,7 +83,7 @@ def _of(rows: Sequence[Row], workload: Workload) -> list[Row]:
 
 
 def _rivals(rows: Sequence[Row]) -> set[str]:
-    return {row.policy for row in rows if row.cell.kind is Kind.RIVALS}
+    return {row.policy for row in rows if row.cell.kind is CellKind.RIVALS}
 
 
 def _seeds(rows: Sequence[Row]) -> frozenset[int]:
@@ -247,7 +247,7 @@ def shipped(rows: Sequence[Row]) -> list[str]:
 
 def beside(rows: Sequence[Row]) -> list[str]:
     """More gateways, other views and what-ifs."""
-    cut = [row for row in rows if row.cell.kind is Kind.WHOLE and not row.cell.pictures]
+    cut = [row for row in rows if row.cell.kind is CellKind.WHOLE and not row.cell.pictures]
     if not cut:
         return []
     lines = [

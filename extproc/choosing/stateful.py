@@ -20,7 +20,7 @@ from metadata_center.types import EndpointKey, value
 
 
 @value
-class Request:
+class PolicyRequest:
     """One request as the gateway knows it before it is sent.
 
     Attributes:
@@ -54,7 +54,7 @@ class FleetView:
         rng: The source of draws.
         request: Whom to place.
         gateways: How many gateways route to these endpoints, this one included, >= 1.
-        block_size: Tokens per block of `Request.blocks`.
+        block_size: Tokens per block of `PolicyRequest.blocks`.
         keys: The endpoints, distinct; the same tuple object as long as they stay the same.
         groups: Name of the hardware and model each endpoint runs on: equal names, equal speed.
         weights: Relative capacity, > 0.
@@ -75,7 +75,7 @@ class FleetView:
 
     now_s: float
     rng: Rng
-    request: Request
+    request: PolicyRequest
     gateways: int
     block_size: int
     keys: tuple[EndpointKey, ...]
@@ -151,7 +151,7 @@ class Sent:
         matched_tokens: What was expected to be cached there.
     """
 
-    request: Request
+    request: PolicyRequest
     row: int
     sent_s: float
     matched_tokens: int

@@ -14,7 +14,7 @@ from extproc.config.sections.fields import AdminPath, Name, Section
 from extproc.config.sections.listening import EndpointPicker, Server
 from extproc.config.sections.models import Model
 from extproc.config.sections.observing import Explain, Logging
-from extproc.config.sections.requests import Holding, Load, Request, Responses, Signals
+from extproc.config.sections.requests import Holding, Load, RequestSection, Responses, Signals
 from extproc.config.sections.sharing import MetadataCenter
 from extproc.request.rules import ModelRules, Rule
 
@@ -34,7 +34,7 @@ class Config(Section):
     """Cluster for paths that are no inference API; null answers 404."""
     default_cluster_admin_paths: Annotated[tuple[AdminPath, ...], Field(strict=False)] = ()
     """Paths by which engines are administered (docs/security.md) that may pass to it after all."""
-    request: Request = Request()
+    request: RequestSection = RequestSection()
     """What a client may send."""
     signals: Signals = Signals()
     """When a request counts as answered, and when it is given up."""

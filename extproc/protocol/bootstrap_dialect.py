@@ -19,7 +19,7 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from google.protobuf import struct_pb2
 
 from extproc.protocol import wire
-from extproc.protocol.machine import Kind
+from extproc.protocol.machine import MessageKind
 from extproc.values.exchange import NO_OWNER
 from extproc.values.headers import OWNER_HEADER, OWNER_TAG_HEADER
 from extproc.values.placements import Decision, Plan
@@ -102,7 +102,7 @@ class BootstrapDialect:
         """See `Dialect`."""
         return AWAIT_BODY_AND_FIRST_CHUNK if first_chunk else AWAIT_BODY
 
-    def let_pass(self, kind: Kind) -> bytes:
+    def let_pass(self, kind: MessageKind) -> bytes:
         """See `Dialect`."""
         return wire.CONTINUE[kind]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from extproc.errors import RouterError
-from extproc.protocol.machine import Kind
+from extproc.protocol.machine import MessageKind
 from extproc.values.exchange import RequestHeaders
 from extproc.values.placements import Decision, Plan
 
@@ -34,7 +34,7 @@ class Dialect(Protocol):
     def pass_to(self, plan: Plan) -> bytes:
         """To the headers: the request goes past us."""
 
-    def let_pass(self, kind: Kind) -> bytes:
+    def let_pass(self, kind: MessageKind) -> bytes:
         """To a message of that kind: nothing is changed."""
 
     def patience(self, wait_s: float) -> bytes:

@@ -62,7 +62,7 @@ class StreamEnding(StrEnum):
     FAILED = auto()
 
 
-class Kind(StrEnum):
+class MessageKind(StrEnum):
     """What can happen to a stream."""
 
     REQUEST_HEADERS = auto()
@@ -79,7 +79,7 @@ class Kind(StrEnum):
 class SpuriousMessage(Exception):  # noqa: N818 - the name says what arrived
     """Envoy sent what the protocol does not allow in this phase. The machine is unchanged."""
 
-    def __init__(self, phase: Phase, kind: Kind) -> None:
+    def __init__(self, phase: Phase, kind: MessageKind) -> None:
         super().__init__(f"{kind.name} in phase {phase.name}")
         self.phase = phase
         self.kind = kind
@@ -138,7 +138,7 @@ class SendDecision(Effect):
 class SendContinue(Effect):
     """Let a message pass unchanged."""
 
-    kind: Kind
+    kind: MessageKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +170,8 @@ _AWAIT_BODY_AND_HEAD = (SendAwaitBody(head=True),)
 _FINISH = (Finish(),)
 _FIRST_TOKEN = (FirstToken(late=False), Finish())
 _LATE_FIRST_TOKEN = (FirstToken(late=True), Finish())
-_CONTINUE = {kind: (SendContinue(kind),) for kind in Kind}
-_CONTINUE_BODY = _CONTINUE[Kind.RESPONSE_BODY]
+_CONTINUE = {kind: (SendContinue(kind),) for kind in MessageKind}
+_CONTINUE_BODY = _CONTINUE[MessageKind.RESPONSE_BODY]
 _DECISION = (SendDecision(to_trailers=False),)
 _DECISION_AT_TRAILERS = (SendDecision(to_trailers=True),)
 _LAST_DECISION = (*_DECISION, Finish())
@@ -223,7 +223,7 @@ class Stream:
     def receive_headers(self, event: RequestHeaders) -> Effects:
         """Request headers arrived."""
         if self.phase is not Phase.AWAIT_HEADERS:
-            raise SpuriousMessage(self.phase, Kind.REQUEST_HEADERS)
+            raise SpuriousMessage(self.phase, MessageKind.REQUEST_HEADERS)
         verdict = self._judge(event)
         self._headers = event
         if isinstance(verdict, NeedBody):
@@ -243,18 +243,18 @@ class Stream:
     def receive_body(self, body: bytes) -> Effects:
         """The whole request body arrived; when trailers follow, Envoy does not mark it as the end."""
         if self.phase is not Phase.AWAIT_BODY:
-            raise SpuriousMessage(self.phase, Kind.REQUEST_BODY)
+            raise SpuriousMessage(self.phase, MessageKind.REQUEST_BODY)
         return self._decide(body)
 
-    def receive(self, kind: Kind) -> Effects:
+    def receive(self, kind: MessageKind) -> Effects:
         """A message whose content does not matter, or the end of the stream (`CLOSED`)."""
         self._expect(kind)
-        if kind is Kind.REQUEST_TRAILERS:
+        if kind is MessageKind.REQUEST_TRAILERS:
             if self.phase is Phase.AWAIT_BODY:
                 self._at_trailers = True
                 return self._decide(b"")
             return _CONTINUE[kind]
-        if kind is Kind.RESPONSE_HEADERS and self.phase is Phase.AWAIT_FIRST_CHUNK:
+        if kind is MessageKind.RESPONSE_HEADERS and self.phase is Phase.AWAIT_FIRST_CHUNK:
             return _CONTINUE[kind]
         # What is left ends the stream: a local reply while we wait, a response without body, the close.
         was = self.phase
@@ -265,7 +265,7 @@ class Stream:
 
     def receive_chunk(self, chunk: bytes, *, end_of_stream: bool) -> Effects:
         """A chunk of the response body arrived."""
-        self._expect(Kind.RESPONSE_BODY)
+        self._expect(MessageKind.RESPONSE_BODY)
         if self.phase is not Phase.AWAIT_FIRST_CHUNK:
             return self._leave()
         if self._head is None:
@@ -299,7 +299,7 @@ class Stream:
             head: Keeps its head; None likewise.
         """
         if self.phase is not Phase.DECIDING:
-            raise SpuriousMessage(self.phase, Kind.DECIDED)
+            raise SpuriousMessage(self.phase, MessageKind.DECIDED)
         if token is not None or head is not None:
             self.phase = Phase.AWAIT_FIRST_CHUNK
             self._token, self._head = token, head
@@ -309,7 +309,7 @@ class Stream:
 
     def refused(self, error: RouterError) -> Effects:
         """The shell cannot serve the request."""
-        self._expect(Kind.REFUSED)
+        self._expect(MessageKind.REFUSED)
         self.phase = Phase.DONE
         return self._refuse(error)
 
@@ -329,42 +329,42 @@ class Stream:
         body = error.body(Shape.of(headers.path), headers.headers.get(REQUEST_ID_HEADER, ""))
         return (SendImmediate(error.status, body, f"tokenway_{error.reason.value}", error), Finish())
 
-    def _expect(self, kind: Kind) -> None:
+    def _expect(self, kind: MessageKind) -> None:
         if kind not in TRANSITIONS[self.phase]:
             raise SpuriousMessage(self.phase, kind)
 
 
-TRANSITIONS: dict[Phase, dict[Kind, tuple[Phase, ...]]] = {
+TRANSITIONS: dict[Phase, dict[MessageKind, tuple[Phase, ...]]] = {
     Phase.AWAIT_HEADERS: {
-        Kind.REQUEST_HEADERS: (Phase.AWAIT_BODY, Phase.DECIDING, Phase.DONE),
-        Kind.RESPONSE_HEADERS: (Phase.DONE,),
-        Kind.RESPONSE_BODY: (Phase.DONE,),
-        Kind.CLOSED: (Phase.DONE,),
+        MessageKind.REQUEST_HEADERS: (Phase.AWAIT_BODY, Phase.DECIDING, Phase.DONE),
+        MessageKind.RESPONSE_HEADERS: (Phase.DONE,),
+        MessageKind.RESPONSE_BODY: (Phase.DONE,),
+        MessageKind.CLOSED: (Phase.DONE,),
     },
     Phase.AWAIT_BODY: {
-        Kind.REQUEST_BODY: (Phase.DECIDING,),
-        Kind.REQUEST_TRAILERS: (Phase.DECIDING,),
-        Kind.RESPONSE_HEADERS: (Phase.DONE,),
-        Kind.RESPONSE_BODY: (Phase.DONE,),
-        Kind.RESPONSE_TRAILERS: (Phase.DONE,),
-        Kind.CLOSED: (Phase.DONE,),
+        MessageKind.REQUEST_BODY: (Phase.DECIDING,),
+        MessageKind.REQUEST_TRAILERS: (Phase.DECIDING,),
+        MessageKind.RESPONSE_HEADERS: (Phase.DONE,),
+        MessageKind.RESPONSE_BODY: (Phase.DONE,),
+        MessageKind.RESPONSE_TRAILERS: (Phase.DONE,),
+        MessageKind.CLOSED: (Phase.DONE,),
     },
     Phase.DECIDING: {
-        Kind.DECIDED: (Phase.AWAIT_FIRST_CHUNK, Phase.DONE),
-        Kind.REFUSED: (Phase.DONE,),
-        Kind.REQUEST_TRAILERS: (Phase.DECIDING,),
-        Kind.RESPONSE_HEADERS: (Phase.DONE,),
-        Kind.RESPONSE_BODY: (Phase.DONE,),
-        Kind.RESPONSE_TRAILERS: (Phase.DONE,),
-        Kind.CLOSED: (Phase.DONE,),
+        MessageKind.DECIDED: (Phase.AWAIT_FIRST_CHUNK, Phase.DONE),
+        MessageKind.REFUSED: (Phase.DONE,),
+        MessageKind.REQUEST_TRAILERS: (Phase.DECIDING,),
+        MessageKind.RESPONSE_HEADERS: (Phase.DONE,),
+        MessageKind.RESPONSE_BODY: (Phase.DONE,),
+        MessageKind.RESPONSE_TRAILERS: (Phase.DONE,),
+        MessageKind.CLOSED: (Phase.DONE,),
     },
     Phase.AWAIT_FIRST_CHUNK: {
-        Kind.REQUEST_TRAILERS: (Phase.AWAIT_FIRST_CHUNK,),
-        Kind.RESPONSE_HEADERS: (Phase.AWAIT_FIRST_CHUNK,),
-        Kind.RESPONSE_BODY: (Phase.AWAIT_FIRST_CHUNK, Phase.DONE),
-        Kind.RESPONSE_TRAILERS: (Phase.DONE,),
-        Kind.CLOSED: (Phase.DONE,),
+        MessageKind.REQUEST_TRAILERS: (Phase.AWAIT_FIRST_CHUNK,),
+        MessageKind.RESPONSE_HEADERS: (Phase.AWAIT_FIRST_CHUNK,),
+        MessageKind.RESPONSE_BODY: (Phase.AWAIT_FIRST_CHUNK, Phase.DONE),
+        MessageKind.RESPONSE_TRAILERS: (Phase.DONE,),
+        MessageKind.CLOSED: (Phase.DONE,),
     },
-    Phase.DONE: {Kind.CLOSED: (Phase.DONE,)},
+    Phase.DONE: {MessageKind.CLOSED: (Phase.DONE,)},
 }
 """The protocol: in each phase, what may arrive and the phases it may lead to. Tests walk it."""

@@ -24,7 +24,7 @@ from extproc.protocol.machine import (
     Effects,
     Finish,
     FirstToken,
-    Kind,
+    MessageKind,
     Phase,
     SendAwaitBody,
     SendContinue,
@@ -173,7 +173,7 @@ class Exchange:
         elif which is None:  # a message that a later Envoy may send and we need not know
             return
         else:
-            effects = stream.receive(Kind(which))
+            effects = stream.receive(MessageKind(which))
         if type(effects[0]) is Decide:
             self._decide(effects[0])
         else:
@@ -232,7 +232,7 @@ class Exchange:
                 answer = dialect.decision(decided, to_trailers=effect.to_trailers)
             elif isinstance(effect, Finish):
                 self._end(self._phase, StreamEnding.FINISHED)
-                self._call.finish(answer or dialect.let_pass(Kind(which)))
+                self._call.finish(answer or dialect.let_pass(MessageKind(which)))
                 return
             elif isinstance(effect, FirstToken):
                 decider.first_token(self._request_id, late=effect.late)

@@ -18,7 +18,7 @@ from envoy.config.core.v3 import base_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from extproc.errors import ACCEPTED_ENCODINGS, Reason, RouterError
-from extproc.protocol.machine import Kind
+from extproc.protocol.machine import MessageKind
 from extproc.values.exchange import RequestHeaders
 from extproc.values.headers import CONTENT_ENCODING
 
@@ -123,11 +123,15 @@ def request_headers(message: pb.ProcessingRequest) -> RequestHeaders:
     )
 
 
-CONTINUE: dict[Kind, bytes] = {
-    Kind.REQUEST_TRAILERS: pb.ProcessingResponse(request_trailers=pb.TrailersResponse()).SerializeToString(),
-    Kind.RESPONSE_HEADERS: pb.ProcessingResponse(response_headers=pb.HeadersResponse()).SerializeToString(),
-    Kind.RESPONSE_BODY: pb.ProcessingResponse(response_body=pb.BodyResponse()).SerializeToString(),
-    Kind.RESPONSE_TRAILERS: pb.ProcessingResponse(
+CONTINUE: dict[MessageKind, bytes] = {
+    MessageKind.REQUEST_TRAILERS: pb.ProcessingResponse(
+        request_trailers=pb.TrailersResponse()
+    ).SerializeToString(),
+    MessageKind.RESPONSE_HEADERS: pb.ProcessingResponse(
+        response_headers=pb.HeadersResponse()
+    ).SerializeToString(),
+    MessageKind.RESPONSE_BODY: pb.ProcessingResponse(response_body=pb.BodyResponse()).SerializeToString(),
+    MessageKind.RESPONSE_TRAILERS: pb.ProcessingResponse(
         response_trailers=pb.TrailersResponse()
     ).SerializeToString(),
 }

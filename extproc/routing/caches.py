@@ -5,7 +5,7 @@ Rules:
        by the cache's size. `running`: prompts of requests in flight there, cached or about to be.
     2. An endpoint whose announcements are complete speaks for itself, any other is judged by history. Between
        the two, where what an engine holds from before we listened is unknown, the longer match speaks. This
-       is settled at each decision, per endpoint: nobody configures it and nothing has to be undone.
+       is settled at each decision, per endpoint: it is not configured and nothing has to be undone.
     3. A running prompt counts where it reaches a block of ours beyond the view of that endpoint; less than
        that is the error of counting tokens by bytes.
     4. Estimates are in prompt tokens. `matched` counts blocks of ours where history alone speaks (AIGW's
@@ -26,7 +26,7 @@ from metadata_center.types import EndpointKey, value
 
 
 @value
-class Announcement:
+class EventMatch:
     """What engines announced to have of one prompt.
 
     Attributes:
@@ -44,8 +44,8 @@ class Announcement:
     prompt_tokens: int
 
 
-class Announcing(Protocol):
-    """Engines that tell what they cache."""
+class EventView(Protocol):
+    """Caches as engines tell of them by KV events."""
 
     def match(
         self,
@@ -54,8 +54,8 @@ class Announcing(Protocol):
         lora: str | None,
         keys: tuple[EndpointKey, ...],
         tokens_per_byte: float,
-    ) -> Announcement | None:
-        """What they have of a prompt; None if nobody among `keys` can tell, or not for this request."""
+    ) -> EventMatch | None:
+        """What they have of a prompt; None if none of `keys` can be told, or not for this request."""
         ...
 
 
@@ -85,12 +85,12 @@ class Caches:
     Attributes:
         history: Blocks by routing history.
         running: Blocks of requests in flight.
-        announcing: Engines that announce, if any may.
+        events: Caches by KV events, if any may be known.
     """
 
     history: PrefixStore
     running: RunningBlocks = field(default_factory=RunningBlocks)
-    announcing: Announcing | None = None
+    events: EventView | None = None
 
     def forget(self, keys: Iterable[EndpointKey]) -> None:
         """They left the configuration: by routing history they have nothing, and nothing runs there."""
@@ -122,12 +122,12 @@ class Caches:
         views = [CacheSource.HISTORY] * len(keys)
         matched = self.history.match(blocks, keys)
         running = self.running.match(blocks, keys)
-        announcement = None
+        by_events = None
         prompt_bytes = request.prompt_bytes
-        if self.announcing is not None and prompt_bytes:
+        if self.events is not None and prompt_bytes:
             tokens_per_byte = prompt_tokens / prompt_bytes
-            announcement = self.announcing.match(request, model, lora, keys, tokens_per_byte)
-        if announcement is None:
+            by_events = self.events.match(request, model, lora, keys, tokens_per_byte)
+        if by_events is None:
             if any(running):
                 for row, depth in enumerate(running):
                     if depth > matched[row]:
@@ -135,19 +135,19 @@ class Caches:
                         views[row] = CacheSource.RUNNING
             cached = _tokens_of(matched, block_bytes, prompt_bytes, prompt_tokens)
             return Estimate(prompt_tokens, cached, matched, len(blocks), views)
-        prompt_tokens = announcement.prompt_tokens
+        prompt_tokens = by_events.prompt_tokens
         cached = _tokens_of(matched, block_bytes, prompt_bytes, prompt_tokens)
         worth = cached.copy()
         one_block = block_bytes * prompt_tokens // prompt_bytes
-        for row, tokens in enumerate(announcement.tokens):
-            if tokens is None or (not announcement.is_complete[row] and cached[row] >= tokens + one_block):
+        for row, tokens in enumerate(by_events.tokens):
+            if tokens is None or (not by_events.is_complete[row] and cached[row] >= tokens + one_block):
                 continue
             cached[row] = tokens
-            worth[row] = round(announcement.worth[row])
+            worth[row] = round(by_events.worth[row])
             views[row] = CacheSource.ANNOUNCED
         running_tokens = _tokens_of(running, block_bytes, prompt_bytes, prompt_tokens)
         for row, tokens in enumerate(running_tokens):
-            unit = announcement.block_tokens[row] or 1
+            unit = by_events.block_tokens[row] or 1
             tokens -= tokens % unit
             if tokens >= cached[row] + one_block:
                 cached[row] = worth[row] = tokens

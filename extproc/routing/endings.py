@@ -126,19 +126,21 @@ class Endings:
             if end.owner is not None:
                 self._on_unmatched()
             return
-        record = request.record
-        evidence = evidence_of(
-            status=end.status,
-            ended=end.ended,
-            flags=end.flags,
-            error=end.error,
-            content_type=end.content_type,
-            is_stream=record.stream,
-            response_bytes=end.response_bytes,
-            attempts=end.attempts,
-        )
-        is_answered = evidence is NoFailure.ANSWERED and end.status == 200
-        self._running.finish(end.request_id, now_s, completed=is_answered)
+        record, is_answered = request.record, False
+        try:
+            evidence = evidence_of(
+                status=end.status,
+                ended=end.ended,
+                flags=end.flags,
+                error=end.error,
+                content_type=end.content_type,
+                is_stream=record.stream,
+                response_bytes=end.response_bytes,
+                attempts=end.attempts,
+            )
+            is_answered = evidence is NoFailure.ANSWERED and end.status == 200
+        finally:
+            self._running.finish(end.request_id, now_s, completed=is_answered)
         if end.address is not None:
             request.endpoint = self._at(end.address, request)
         row = record.row(request.endpoint)

@@ -47,11 +47,11 @@ class Engines:
         self._prefill_since_s: dict[EndpointKey, float] = {}
         self._readings: dict[EndpointKey, Reading] = {}
 
-    def told_kv_tokens(self, key: EndpointKey, kv_tokens: int) -> None:
+    def observe_kv_tokens(self, key: EndpointKey, kv_tokens: int) -> None:
         """The size of its KV cache."""
         self._kv_tokens[key] = kv_tokens
 
-    def told_occupancy(self, key: EndpointKey, running: int, waiting: int, kv_usage_ratio: float) -> None:
+    def observe_occupancy(self, key: EndpointKey, running: int, waiting: int, kv_usage_ratio: float) -> None:
         """How full it is; from many such readings its limit on sequences is learned."""
         last = self._readings.get(key)
         number = 1 if last is None else last.number + 1

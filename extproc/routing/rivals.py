@@ -18,7 +18,7 @@ from typing import Final
 
 from extproc.choosing.rivals.registry import make
 from extproc.choosing.snapshots import Load, Prompt
-from extproc.choosing.stateful import FleetView, Request, Sent, StatefulPolicy
+from extproc.choosing.stateful import FleetView, PolicyRequest, Sent, StatefulPolicy
 from extproc.routing.engines import Engines
 from extproc.values.choices import Rng
 from extproc.values.endings import Ending
@@ -165,7 +165,7 @@ class Rivals:
         return FleetView(
             now_s=now_s,
             rng=rng,
-            request=Request(
+            request=PolicyRequest(
                 self._asked,
                 contender.arrived_s,
                 prompt.tokens,

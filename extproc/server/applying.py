@@ -28,6 +28,7 @@ class Owners:
         fleet: All endpoints.
         read: Told each configuration that was read, whether it differs or not.
         changes: Told what is different of the fleet.
+        settled: Told when the configuration in force and the fleet go together again.
     """
 
     def __init__(self) -> None:
@@ -36,6 +37,7 @@ class Owners:
         self.fleet = Fleet()
         self.read: Listeners[[Config]] = Listeners()
         self.changes: Listeners[[Difference]] = Listeners()
+        self.settled: Listeners[[]] = Listeners()
 
     def add(self, *owners: Apply) -> None:
         """Have these follow, after those that were added before."""
@@ -53,3 +55,4 @@ class Owners:
         difference = self.fleet.replace(FILES, resolution.clusters)
         if difference:
             self.changes.tell(difference)
+        self.settled.tell()

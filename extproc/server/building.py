@@ -36,8 +36,8 @@ from extproc.observing.request_log import RequestLog
 from extproc.predicting.tokens import TokensPerByte
 from extproc.protocol.bootstrap_dialect import BootstrapDialect
 from extproc.protocol.servicer import Processor
-from extproc.routing.announced import Announced
 from extproc.routing.caches import Caches
+from extproc.routing.event_caches import EventCaches
 from extproc.routing.gateway import Gateway
 from extproc.routing.homes import Homes
 from extproc.routing.listeners import endings_of
@@ -46,7 +46,6 @@ from extproc.routing.state import Outside, RoutingState, make_routing_state
 from extproc.routing.waiting import RequestQueue
 from extproc.server.admin_answers import OneWorker
 from extproc.server.admin_port import AdminPort, TcpPlace
-from extproc.server.announcements import Announcements
 from extproc.server.applying import Owners
 from extproc.server.body_readers import BodyReaders
 from extproc.server.bus import Bus
@@ -59,6 +58,7 @@ from extproc.server.forwarded_headers import ForwardedHeaders
 from extproc.server.health_report import HealthReport
 from extproc.server.hearsay import Hearsay
 from extproc.server.housekeeping import Housekeeping
+from extproc.server.kv_event_follower import KvEventFollower
 from extproc.server.parts import Part, Parts
 from extproc.server.pending_settings import PendingSettings
 from extproc.server.picking import Picking, picking_of
@@ -145,8 +145,8 @@ class Knowledge:
         met: Load and history, and the way to other gateways.
         history: Blocks by routing history.
         cache_map: What engines announced.
-        announced: The same, as decisions ask for it.
-        announcements: Follow the engines.
+        event_caches: The same, as decisions ask for it.
+        kv_event_follower: Follow the engines.
         bus: To the other workers; None if there are none.
     """
 
@@ -155,8 +155,8 @@ class Knowledge:
     met: Alone | Shared
     history: PrefixIndex
     cache_map: CacheMap
-    announced: Announced
-    announcements: Announcements
+    event_caches: EventCaches
+    kv_event_follower: KvEventFollower
     bus: Bus | None
 
 
@@ -206,7 +206,9 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
     known = _knowledge(site, news)
     scheduling = known.state.scheduling
     way = _request_way(site, news, known)
-    engines = EngineNews(scheduling.engines, known.history, scheduling.predictor, known.announcements, config)
+    engines = EngineNews(
+        scheduling.engines, known.history, scheduling.predictor, known.kv_event_follower, config
+    )
     prober = _prober(news, known, engines, config)
     ads = AdsServer(lambda type_url: metrics.ads_refused(ADS_TYPES[type_url]))
     publications = Publications(owners.fleet.clusters, scheduling.health.state)
@@ -214,7 +216,7 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
         owners.fleet,
         known.state,
         prober,
-        known.announcements,
+        known.kv_event_follower,
         Publisher(ads, publications, metrics),
         metrics,
         time.monotonic,
@@ -269,7 +271,7 @@ def _knowledge(site: Site, news: News) -> Knowledge:
         max(1, kv_events.max_blocks // 2),  # one engine gone mad leaves the others their room
         slow_weight=kv_events.slow_medium_weight,
     )
-    announced = Announced(cache_map, time.time)
+    event_caches = EventCaches(cache_map, time.time)
     hearsay = Hearsay(homes, history, health, time.monotonic)
     counters = SharedCounters(counters_path(site.folder), site.index) if site.supervised else Counters()
     met = store_of(config, str(site.path), site.index, counters, history, hearsay.responses, homes.told)
@@ -280,7 +282,7 @@ def _knowledge(site: Site, news: News) -> Knowledge:
     news.cached.add(met.store.share)
     state = make_routing_state(
         load=met.store.load,
-        caches=Caches(history, announcing=announced),
+        caches=Caches(history, events=event_caches),
         health=health,
         records=RecordRing(config.explain.ring_size),
         recorder=site.metrics,
@@ -294,8 +296,8 @@ def _knowledge(site: Site, news: News) -> Knowledge:
             on_transition=news.transitions.tell,
         ),
     )
-    announcements = Announcements(cache_map, announced, time.monotonic, time.time, tls.of)
-    return Knowledge(state, tls, met, history, cache_map, announced, announcements, bus)
+    kv_event_follower = KvEventFollower(cache_map, event_caches, time.monotonic, time.time, tls.of)
+    return Knowledge(state, tls, met, history, cache_map, event_caches, kv_event_follower, bus)
 
 
 def _processes(workers: int, met: Alone | Shared) -> Callable[[], int]:
@@ -397,7 +399,7 @@ def _admin(
     bus, met = known.bus, known.met
 
     def shared_values() -> Values:
-        values = event_values(known.announcements.stats, known.cache_map.stats)
+        values = event_values(known.kv_event_follower.stats, known.cache_map.stats)
         if isinstance(met, Shared):
             values.update(sharing_values(met.sync.stats, met.store.live_gateways))
         return values
@@ -409,7 +411,7 @@ def _admin(
         lambda: way.processor.streams_active,
         lambda: 0 if bus is None else bus.dropped,
         shared_values,
-        known.announced.is_announcing,
+        known.event_caches.is_announcing,
         way.waiting.by_reason,
         site.workers,
         configuration.files,
@@ -451,7 +453,7 @@ def _follow_configuration(
         requests.follow,
         engines.follow,
         lambda config: scheduling.homes.configure(config.responses.max_remembered, config.responses.expiry_s),
-        lambda config: known.announcements.configure(config, base),
+        lambda config: known.kv_event_follower.configure(config, base),
         lambda config: logging.getLogger("tokenway").setLevel(config.logging.level.upper()),
         ForwardedHeaders().follow,
         PendingSettings(site.config).follow,
@@ -460,6 +462,7 @@ def _follow_configuration(
     # Models that were missed are asked for again, though the configuration be the same.
     site.owners.read.add(lambda config: prober.configure(config.health.settings()))
     site.owners.changes.add(changes.apply)
+    site.owners.settled.add(changes.find_missing)
 
 
 def _parts(
@@ -481,7 +484,7 @@ def _parts(
         Part("decoders", stop=way.unpacking.close),
         Part("readers", stop=way.readers.close),
         Part("prober", prober.start, prober.stop),
-        Part("announcements", known.announcements.start, known.announcements.stop),
+        Part("KV events", known.kv_event_follower.start, known.kv_event_follower.stop),
         Part("configuration", configuration.start, configuration.stop),
     ]
     if known.bus is not None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,8 @@ import msgspec
 from extproc.server.run_dir import closed_to_others
 from extproc.values.endings import AttemptFailed, AttemptStarted, RequestAlive, RequestEnd, RequestEvent
 from metadata_center.types import EndpointKey
+
+_log = logging.getLogger("tokenway.bus")
 
 RECONNECT_S = 0.2
 MAX_QUEUED_BYTES = 16 * 1024 * 1024
@@ -187,13 +190,18 @@ class Bus:
                 (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
                 if length > MAX_FRAME_BYTES:
                     return
-                frame = _DECODER.decode(await reader.readexactly(length))
-                if isinstance(frame, _Cached):
-                    self._on_cached(frame.endpoint, frame.blocks)
-                else:
-                    self._on_entry(frame.entry)
+                self._take(_DECODER.decode(await reader.readexactly(length)))
         except (asyncio.IncompleteReadError, ConnectionError, msgspec.MsgspecError):
             return
         finally:
             self._served.discard(writer)
             writer.close()
+
+    def _take(self, frame: Frame) -> None:
+        try:
+            if isinstance(frame, _Cached):
+                self._on_cached(frame.endpoint, frame.blocks)
+            else:
+                self._on_entry(frame.entry)
+        except Exception:  # a bug with one request must not lose the endings of all others
+            _log.exception("what another worker told failed")

@@ -8,7 +8,7 @@ from extproc.health.states import HealthState, Transition
 from extproc.predicting.predictor import Predictor
 from extproc.predicting.tokens import TokensPerByte
 from extproc.routing.engines import Engines
-from extproc.server.announcements import Announcements
+from extproc.server.kv_event_follower import KvEventFollower
 from metadata_center.store import PrefixStore
 from metadata_center.types import EndpointKey
 
@@ -26,7 +26,7 @@ class EngineNews:
         engines: What is known of engines beside their load.
         history: Blocks by routing history, bounded by each engine's cache.
         predictor: Knows the tokens per byte of the models served.
-        announcements: Follows what engines announce.
+        kv_event_follower: Follows what engines announce.
         config: The one at the start.
     """
 
@@ -35,13 +35,13 @@ class EngineNews:
         engines: Engines,
         history: PrefixStore,
         predictor: Predictor,
-        announcements: Announcements,
+        kv_event_follower: KvEventFollower,
         config: Config,
     ) -> None:
         self._engines = engines
         self._history = history
         self._predictor = predictor
-        self._announcements = announcements
+        self._kv_event_follower = kv_event_follower
         self._config = config
 
     def follow(self, config: Config) -> None:
@@ -51,12 +51,12 @@ class EngineNews:
     def transition(self, transition: Transition) -> None:
         """Health changed: an engine that answers again may be another process."""
         if transition.after is not HealthState.EJECTED:
-            self._announcements.came_back(transition.key)
+            self._kv_event_follower.came_back(transition.key)
             self._engines.restarted(transition.key)
 
     def cache_config(self, key: EndpointKey, kv_tokens: int, _block_size: int) -> None:
         """An engine told the size of its KV cache."""
-        self._engines.told_kv_tokens(key, kv_tokens)
+        self._engines.observe_kv_tokens(key, kv_tokens)
         ratios = [ratio for _, ratio in self._predictor.token_ratios()]
         tokens_per_byte = sum(ratios) / len(ratios) if ratios else TokensPerByte().ratio
         self._history.set_capacity(key, capacity_blocks(kv_tokens, tokens_per_byte, self._config))
@@ -64,8 +64,8 @@ class EngineNews:
     def cache_cleared(self, key: EndpointKey) -> None:
         """An engine dropped all that it had cached."""
         self._history.clear(key)
-        self._announcements.cleared(key)
+        self._kv_event_follower.cleared(key)
 
     def occupancy(self, key: EndpointKey, occupancy: Occupancy) -> None:
         """An engine told how full it is."""
-        self._engines.told_occupancy(key, occupancy.running, occupancy.waiting, occupancy.kv_usage_ratio)
+        self._engines.observe_occupancy(key, occupancy.running, occupancy.waiting, occupancy.kv_usage_ratio)

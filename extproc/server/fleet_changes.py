@@ -19,7 +19,7 @@ from extproc.health.prober import Prober
 from extproc.health.states import Transition
 from extproc.observing.metrics.collector import Metrics
 from extproc.routing.state import RoutingState
-from extproc.server.announcements import Announcements
+from extproc.server.kv_event_follower import KvEventFollower
 from extproc.server.publishing import Publisher
 
 _log = logging.getLogger("tokenway.fleet")
@@ -32,7 +32,7 @@ class FleetChanges:
         fleet: All endpoints.
         state: What is known of them.
         prober: Probes endpoints, and tells the health tracker of them.
-        announcements: Follows their KV events.
+        kv_event_follower: Follows their KV events.
         publisher: Tells Envoy.
         metrics: Labelled by endpoints and clusters.
         clock: Monotonic seconds.
@@ -46,7 +46,7 @@ class FleetChanges:
         fleet: Fleet,
         state: RoutingState,
         prober: Prober,
-        announcements: Announcements,
+        kv_event_follower: KvEventFollower,
         publisher: Publisher,
         metrics: Metrics,
         clock: Callable[[], float],
@@ -54,7 +54,7 @@ class FleetChanges:
         self._fleet = fleet
         self._state = state
         self._prober = prober
-        self._announcements = announcements
+        self._kv_event_follower = kv_event_follower
         self._publisher = publisher
         self._metrics = metrics
         self._clock = clock
@@ -66,7 +66,6 @@ class FleetChanges:
         self._config = config
         self._state.scheduling.ages.configured(self._clock())
         self._label()
-        self._find_missing()
         self._publisher.configure(config)
 
     def apply(self, difference: Difference) -> None:
@@ -86,23 +85,17 @@ class FleetChanges:
         scheduling.ages.configured(self._clock())
         self._prober.update(dict.fromkeys(difference.moved, ()))
         self._prober.update(changed)
-        self._announcements.update(changed)
+        self._kv_event_follower.update(changed)
         if difference.added or difference.removed or came_or_went:
             self._label()
-        if came_or_went:
-            self._find_missing()
         self._publisher.update(difference.clusters, came_or_went=came_or_went)
 
     def health_changed(self, transition: Transition) -> None:
         """An endpoint's health is another: Envoy is told."""
         self._publisher.update(endpoint.cluster for endpoint in self._fleet.of(transition.key))
 
-    def _label(self) -> None:
-        """Name the label values in use."""
-        fleet = self._fleet
-        self._metrics.configure(models=self._config.models, clusters=fleet.clusters, endpoints=fleet.keys)
-
-    def _find_missing(self) -> None:
+    def find_missing(self) -> None:
+        """Say which clusters are named and not there; for when a configuration and its files are applied."""
         clusters, before = self._fleet.clusters, self.named
         self.named = {name: name in clusters for name in sorted(self._config.clusters_named())}
         for name, is_listed in self.named.items():
@@ -110,3 +103,8 @@ class FleetChanges:
                 _log.warning("no source lists a cluster that is named", extra={"cluster": name})
             elif is_listed and not before.get(name, True):
                 _log.info("a source lists a cluster now", extra={"cluster": name})
+
+    def _label(self) -> None:
+        """Name the label values in use."""
+        fleet = self._fleet
+        self._metrics.configure(models=self._config.models, clusters=fleet.clusters, endpoints=fleet.keys)

@@ -37,7 +37,7 @@ class Adds(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class LoadKind:
     """One kind of load.
 
     Attributes:
@@ -56,29 +56,29 @@ class Kind:
 
 
 KINDS: Final = (
-    Kind("requests", Unit.REQUESTS, Adds.ONE, Until.RELEASED, "In flight."),
-    Kind(
+    LoadKind("requests", Unit.REQUESTS, Adds.ONE, Until.RELEASED, "In flight."),
+    LoadKind(
         "prefill_requests",
         Unit.REQUESTS,
         Adds.ONE,
         Until.PREFILLED,
         "Of these, not yet known to be prefilled.",
     ),
-    Kind(
+    LoadKind(
         "prefill_tokens",
         Unit.TOKENS,
         Adds.PREFILL_TOKENS,
         Until.PREFILLED,
         "Charged and not yet known to be prefilled.",
     ),
-    Kind(
+    LoadKind(
         "context_tokens",
         Unit.TOKENS,
         Adds.CONTEXT_TOKENS,
         Until.RELEASED,
         "Prompt tokens of all in flight.",
     ),
-    Kind(
+    LoadKind(
         "generated_tokens",
         Unit.TOKENS,
         Adds.NOTHING,

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from metadata_center.service.calls import Answer, Code, Handler, RefusedError, Request, ok
+from metadata_center.service.calls import Code, Handler, RefusedError, ServiceRequest, ServiceResponse, ok
 from metadata_center.service.cluster_caches import DEFAULT_TOP_K
 from metadata_center.service.cluster_loads import BYTES_PER_TOKEN
 from metadata_center.service.fields import MAX_HASH, MAX_HASHES, MAX_INT32, Body, query_name
@@ -179,7 +179,7 @@ class AigwCalls:
             QUERY: self._query,
         }
 
-    def _add(self, request: Request, now_s: float) -> Answer:
+    def _add(self, request: ServiceRequest, now_s: float) -> ServiceResponse:
         body = Body(request)
         self._state.loads.add(
             RequestId(body.name("request_id")),
@@ -191,7 +191,7 @@ class AigwCalls:
         )
         return ok(request)
 
-    def _refresh(self, request: Request, now_s: float) -> Answer:
+    def _refresh(self, request: ServiceRequest, now_s: float) -> ServiceResponse:
         body = Body(request)
         self._state.loads.refresh(
             RequestId(body.name("request_id")),
@@ -201,15 +201,15 @@ class AigwCalls:
         )
         return ok(request)
 
-    def _delete(self, request: Request, now_s: float) -> Answer:
+    def _delete(self, request: ServiceRequest, now_s: float) -> ServiceResponse:
         self._state.loads.delete(RequestId(Body(request).name("request_id")), now_s)
         return ok(request)
 
-    def _delete_prompt(self, request: Request, now_s: float) -> Answer:
+    def _delete_prompt(self, request: ServiceRequest, now_s: float) -> ServiceResponse:
         self._state.loads.delete_prompt(RequestId(Body(request).name("request_id")), now_s)
         return ok(request)
 
-    def _loads(self, request: Request, now_s: float) -> Answer:
+    def _loads(self, request: ServiceRequest, now_s: float) -> ServiceResponse:
         loads = self._state.rendezvous.load_of(query_name(request.query, "cluster"), now_s)
         return ok(
             request,
@@ -230,7 +230,7 @@ class AigwCalls:
             ],
         )
 
-    def _replicated(self, request: Request, now_s: float) -> Answer:
+    def _replicated(self, request: ServiceRequest, now_s: float) -> ServiceResponse:
         """What a replica of AIGW's metadata center was told, passed on to this one."""
         if not request.event_type:
             raise RefusedError(Code.INVALID_INPUT, "missing Event-Type header")
@@ -242,12 +242,12 @@ class AigwCalls:
         except RefusedError as failure:
             raise RefusedError(failure.code, f"handler execute error: {failure.reason}") from failure
 
-    def _save(self, request: Request, now_s: float) -> Answer:
+    def _save(self, request: ServiceRequest, now_s: float) -> ServiceResponse:
         body = Body(request)
         self._state.caches.save(body.name("cluster"), body.address("ip"), body.hashes("prompt_hash"), now_s)
         return ok(request)
 
-    def _query(self, request: Request, now_s: float) -> Answer:
+    def _query(self, request: ServiceRequest, now_s: float) -> ServiceResponse:
         body = Body(request)
         top_k, topk = body.count("top_k"), body.count("topk")  # AIGW's client sends the latter
         held = self._state.caches.query(

@@ -15,7 +15,7 @@ import orjson
 from metadata_center.errors import CapacityError
 from metadata_center.service import aigw_calls, member_calls, operator_calls
 from metadata_center.service.aigw_calls import AigwCalls
-from metadata_center.service.calls import Answer, Code, Handler, RefusedError, Request
+from metadata_center.service.calls import Code, Handler, RefusedError, ServiceRequest, ServiceResponse
 from metadata_center.service.member_calls import MemberCalls
 from metadata_center.service.openapi import document_of
 from metadata_center.service.operator_calls import Host, OperatorCalls
@@ -51,7 +51,7 @@ class Api:
             for operation, handler in family.handlers.items()
         }
 
-    def answer(self, request: Request, now_s: float) -> Answer:
+    def answer(self, request: ServiceRequest, now_s: float) -> ServiceResponse:
         """Do what is asked, and answer; `now_s` is monotonic seconds."""
         try:
             self._authenticate(request)
@@ -61,7 +61,7 @@ class Api:
         except CapacityError as error:
             return RefusedError(Code.TOO_MUCH, str(error)).answer(request.trace_id)
 
-    def _authenticate(self, request: Request) -> None:
+    def _authenticate(self, request: ServiceRequest) -> None:
         if self._token is None or request.path in _OPEN:
             return
         scheme, _, token = (request.authorization or "").partition(" ")
@@ -71,7 +71,7 @@ class Api:
             reason = "a bearer token is missing" if request.authorization is None else "not the bearer token"
             raise RefusedError(Code.UNAUTHENTICATED, reason, headers={"WWW-Authenticate": "Bearer"})
 
-    def _handler(self, request: Request) -> Handler:
+    def _handler(self, request: ServiceRequest) -> Handler:
         handler = self._handlers.get((request.method, request.path))
         if handler is not None:
             return handler

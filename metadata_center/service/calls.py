@@ -61,7 +61,7 @@ MESSAGES: Final[Mapping[Code, str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ServiceRequest:
     """One HTTP request.
 
     Attributes:
@@ -84,7 +84,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ServiceResponse:
     """One HTTP response.
 
     Attributes:
@@ -124,14 +124,14 @@ class RefusedError(MetadataError):
         self.detail = detail
         self.headers = headers or {}
 
-    def answer(self, trace_id: str) -> Answer:
+    def answer(self, trace_id: str) -> ServiceResponse:
         """The envelope that says so."""
         message = MESSAGES[self.code] + ("" if self.detail is None else f": {self.detail}")
         error = {"code": self.code, "message": message, "reason": self.reason}
         return envelope(self.code.status, "ERROR", error, None, trace_id, self.headers)
 
 
-Handler = Callable[[Request, float], Answer]
+Handler = Callable[[ServiceRequest, float], ServiceResponse]
 """Answers a call at a monotonic time in seconds."""
 
 
@@ -140,13 +140,13 @@ def invalid(reason: str) -> RefusedError:
     return RefusedError(Code.INVALID_INPUT, reason, detail=reason)
 
 
-def frames_of(request: Request, frames: bytes, *, follows: bool = False) -> Answer:
+def frames_of(request: ServiceRequest, frames: bytes, *, follows: bool = False) -> ServiceResponse:
     """An answer of frames, which goes on if `follows`."""
     headers = {"Content-Type": FRAMES_TYPE, TRACE_HEADER: request.trace_id}
-    return Answer(200, frames, headers, follows)
+    return ServiceResponse(200, frames, headers, follows)
 
 
-def ok(request: Request, data: object = None) -> Answer:
+def ok(request: ServiceRequest, data: object = None) -> ServiceResponse:
     """The envelope of a success."""
     return envelope(200, "OK", None, data, request.trace_id, {})
 
@@ -158,7 +158,7 @@ def envelope(
     data: object,
     trace_id: str,
     headers: Mapping[str, str],
-) -> Answer:
+) -> ServiceResponse:
     """The envelope that every answer in JSON comes in (Rule 1)."""
     body = orjson.dumps({"status": outcome, "error": error, "data": data, "trace_id": trace_id})
-    return Answer(status, body, {"Content-Type": JSON_TYPE, TRACE_HEADER: trace_id, **headers})
+    return ServiceResponse(status, body, {"Content-Type": JSON_TYPE, TRACE_HEADER: trace_id, **headers})

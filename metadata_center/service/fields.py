@@ -8,7 +8,7 @@ from urllib.parse import parse_qs
 import orjson
 
 from metadata_center.addresses import Address, ip_or_none
-from metadata_center.service.calls import Code, RefusedError, Request, invalid
+from metadata_center.service.calls import Code, RefusedError, ServiceRequest, invalid
 
 MAX_HASHES: Final = 32_768
 """Prompt pieces of one call: 16 MiB of prompt text in AIGW's steps of 512 bytes."""
@@ -28,7 +28,7 @@ _MAX_QUERY_FIELDS: Final = 16  # one is asked for
 class Body:
     """The JSON object in a request's body; each accessor raises `RefusedError` if its field will not do."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: ServiceRequest) -> None:
         try:
             fields = orjson.loads(request.body)
         except orjson.JSONDecodeError as error:

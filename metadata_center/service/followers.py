@@ -15,7 +15,7 @@ from typing import Final
 
 from aiohttp import web
 
-from metadata_center.service.calls import Answer
+from metadata_center.service.calls import ServiceResponse
 from metadata_center.sharing.http_messages import KEEP_ALIVE, KEEP_ALIVE_S, frame
 
 MAX_FOLLOWERS: Final = 1024
@@ -95,7 +95,7 @@ class Followers:
         for follower in self._followers:
             follower.end()
 
-    async def follow(self, http: web.Request, answer: Answer) -> web.StreamResponse:
+    async def follow(self, http: web.Request, answer: ServiceResponse) -> web.StreamResponse:
         """Answer, and go on until the caller leaves, is too slow, or all are ended."""
         response = web.StreamResponse(status=answer.status, headers=answer.headers)
         transport = http.transport

@@ -20,7 +20,14 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from metadata_center.addresses import is_loopback
 from metadata_center.service.api import Api, route
-from metadata_center.service.calls import MAX_BODY_BYTES, TRACE_HEADER, Answer, Code, RefusedError, Request
+from metadata_center.service.calls import (
+    MAX_BODY_BYTES,
+    TRACE_HEADER,
+    Code,
+    RefusedError,
+    ServiceRequest,
+    ServiceResponse,
+)
 from metadata_center.service.cluster_loads import Limits
 from metadata_center.service.followers import MAX_FOLLOWERS, Followers
 from metadata_center.service.http_callers import refusal
@@ -185,7 +192,7 @@ class HttpServer:
             return await self.followers.follow(http, answer)
         return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
 
-    async def _heard(self, http: web.Request, trace_id: str) -> Answer:
+    async def _heard(self, http: web.Request, trace_id: str) -> ServiceResponse:
         try:
             body = await http.read()
         except web.HTTPRequestEntityTooLarge:
@@ -193,7 +200,7 @@ class HttpServer:
         except (web.RequestPayloadError, ConnectionError):  # cut short, or not in its Content-Encoding
             return RefusedError(Code.INVALID_INPUT, "invalid body").answer(trace_id)
         return self._answer(
-            Request(
+            ServiceRequest(
                 http.method,
                 http.rel_url.raw_path,
                 trace_id,
@@ -218,7 +225,7 @@ class HttpServer:
             names=(self._host,),
         )
 
-    def _answer(self, request: Request) -> Answer:
+    def _answer(self, request: ServiceRequest) -> ServiceResponse:
         try:
             answer = self._api.answer(request, time.monotonic())
             self._tell()

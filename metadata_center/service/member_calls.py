@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from metadata_center.service.calls import Answer, Code, Handler, Request, frames_of, invalid, ok
+from metadata_center.service.calls import (
+    Code,
+    Handler,
+    ServiceRequest,
+    ServiceResponse,
+    frames_of,
+    invalid,
+    ok,
+)
 from metadata_center.service.openapi import BINARY, Operation, object_of
 from metadata_center.service.rendezvous import Rendezvous
 from metadata_center.sharing.http_messages import (
@@ -90,22 +98,22 @@ class MemberCalls:
             FOLLOW: self._follow,
         }
 
-    def _snapshot(self, request: Request, now_s: float) -> Answer:
+    def _snapshot(self, request: ServiceRequest, now_s: float) -> ServiceResponse:
         return frames_of(request, encode_frames(self._rendezvous.snapshot(now_s)))
 
-    def _share(self, request: Request, now_s: float) -> Answer:
+    def _share(self, request: ServiceRequest, now_s: float) -> ServiceResponse:
         try:
             self._rendezvous.publish(decode(request.body), request.body, now_s)
         except MessageError as error:
             raise invalid(str(error)) from error
         return ok(request)
 
-    def _reserve(self, request: Request, now_s: float) -> Answer:
+    def _reserve(self, request: ServiceRequest, now_s: float) -> ServiceResponse:
         try:
             places = self._rendezvous.reserve(*decode_reserve(request.body), now_s)
         except MessageError as error:
             raise invalid(str(error)) from error
         return ok(request, [{"index": place.index, "totals": place.totals} for place in places])
 
-    def _follow(self, request: Request, _: float) -> Answer:
+    def _follow(self, request: ServiceRequest, _: float) -> ServiceResponse:
         return frames_of(request, KEEP_ALIVE, follows=True)

@@ -9,11 +9,11 @@ from typing import Final, Protocol
 from metadata_center.service.calls import (
     JSON_TYPE,
     TRACE_HEADER,
-    Answer,
     Code,
     Handler,
     RefusedError,
-    Request,
+    ServiceRequest,
+    ServiceResponse,
     ok,
 )
 from metadata_center.service.fields import Body
@@ -97,21 +97,21 @@ class OperatorCalls:
             OPENAPI: self._openapi,
         }
 
-    def _set_log_level(self, request: Request, _: float) -> Answer:
+    def _set_log_level(self, request: ServiceRequest, _: float) -> ServiceResponse:
         name = Body(request).name("LevelParam")
         if name not in LogLevel.__members__:
             raise RefusedError(Code.INVALID_INPUT, f"log LevelParam can only be [{' '.join(LogLevel)}]")
         self._host.set_log_level(LogLevel(name))
         return ok(request, "log level updated successfully")
 
-    def _healthz(self, request: Request, _: float) -> Answer:
+    def _healthz(self, request: ServiceRequest, _: float) -> ServiceResponse:
         return ok(request)
 
-    def _metrics(self, request: Request, now_s: float) -> Answer:
+    def _metrics(self, request: ServiceRequest, now_s: float) -> ServiceResponse:
         self._advance(now_s)
         headers = {"Content-Type": METRICS_TYPE, TRACE_HEADER: request.trace_id}
-        return Answer(200, self._host.metrics_text(), headers)
+        return ServiceResponse(200, self._host.metrics_text(), headers)
 
-    def _openapi(self, request: Request, _: float) -> Answer:
+    def _openapi(self, request: ServiceRequest, _: float) -> ServiceResponse:
         headers = {"Content-Type": JSON_TYPE, TRACE_HEADER: request.trace_id}
-        return Answer(200, self._document, headers)
+        return ServiceResponse(200, self._document, headers)

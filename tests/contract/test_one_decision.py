@@ -20,7 +20,7 @@ import pytest
 from extproc.choosing import deciding
 from extproc.choosing.deciding import SendNow, TurnDown, WaitForRoom
 from extproc.choosing.replay import RecordingRng, ReplayRng
-from extproc.choosing.stateful import Decision, FleetView, Hold, Request, Sent, Shed
+from extproc.choosing.stateful import Decision, FleetView, Hold, PolicyRequest, Sent, Shed
 from extproc.routing import scheduling
 from extproc.routing.parsing import ParsedRequest
 from extproc.routing.scheduling import Scheduler
@@ -80,7 +80,7 @@ class Both:
         self.events: list[tuple[float, int, str, Answering]] = []
         self.promises: list[Promise] = []
         for key in self.keys:
-            self.rig.scheduling.engines.told_kv_tokens(key, KV_TOKENS)
+            self.rig.scheduling.engines.observe_kv_tokens(key, KV_TOKENS)
 
     def view(self, snapshot: Snapshot, draws: tuple[float, ...]) -> FleetView:
         """What the replayer's gateway knows; of the caches it believes what the other one does, in tokens."""
@@ -92,7 +92,7 @@ class Both:
         return FleetView(
             now_s=now_s,
             rng=ReplayRng(draws),
-            request=Request(
+            request=PolicyRequest(
                 int(parsed.request_id), parsed.received_s, snapshot.prompt_tokens, tuple(parsed.blocks)
             ),
             gateways=1,

@@ -565,7 +565,7 @@ class Course:
             self.logs.read()
             return self.logs.is_foreseen(before, len(self.deployment.engines))
 
-        await eventually(foreseen, bool, 60.0)
+        await eventually(foreseen, bool, 180.0)
         self.notes["foreseen_s"] = round(time.monotonic() - started_s, 2)
         self.load.phase = Phase.AFTER
         await self.load.more(PHASE_REQUESTS)

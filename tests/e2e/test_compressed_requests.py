@@ -16,7 +16,7 @@ import pytest
 from extproc.request.compression import ALWAYS_BYTES
 from extproc.server.unpacking import INLINE_BYTES
 from tests.e2e.conftest import Shared
-from tests.e2e.harness import Reply, chat, check, exchange, post, send
+from tests.e2e.harness import Reply, chat, check, exchange, post, send_until_heard
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -43,7 +43,7 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
 
 async def ask(plain: Shared, body: bytes, coding: str, path: str = "/v1/chat/completions") -> Reply:
     """One request whose body is said to be compressed so."""
-    return await send(plain.stack, "POST", path, body, {"content-encoding": coding})
+    return await send_until_heard(plain.stack, "POST", path, body, {"content-encoding": coding})
 
 
 @pytest.mark.parametrize("coding", PACKERS)

@@ -389,4 +389,4 @@ async def test_a_mended_replica_has_its_share_again() -> None:
             row = (await stack.rows())[broken.key]
             return bool(row["state"] == "healthy" and row["doubted_for"] == [])
 
-        await eventually(trusted, bool, 60)  # each reading takes 60 requests, some six seconds
+        await eventually(trusted, bool, 180)  # each reading takes 60 requests, some six seconds

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from tests.e2e.conftest import Shared
-from tests.e2e.harness import chat, send
+from tests.e2e.harness import chat, send_until_heard
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
@@ -24,7 +24,7 @@ async def test_a_large_body_is_sanitised_and_arrives_whole(plain: Shared) -> Non
         "priority": -100,
         "messages": [{"role": "user", "content": content}],
     }
-    reply = await send(plain.stack, "POST", PATH, body)
+    reply = await send_until_heard(plain.stack, "POST", PATH, body)
     assert reply.status == 200
     (received,) = plain.recorder.received
     del body["priority"]
@@ -36,9 +36,9 @@ async def test_costly_bodies_do_not_open_the_way_for_others(plain: Shared) -> No
     junk = (
         b'{"model":"recorded","messages":[{"role":"user","content":"a"}],"x":[' + b"[]," * 3_000_000 + b"1]}"
     )
-    costly = [asyncio.ensure_future(send(plain.stack, "POST", PATH, junk)) for _ in range(3)]
+    costly = [asyncio.ensure_future(send_until_heard(plain.stack, "POST", PATH, junk)) for _ in range(3)]
     others = [
-        await send(plain.stack, "POST", PATH, {**chat("recorded", "hello"), "priority": -1})
+        await send_until_heard(plain.stack, "POST", PATH, {**chat("recorded", "hello"), "priority": -1})
         for _ in range(10)
     ]
     refused = await asyncio.gather(*costly)

@@ -86,6 +86,27 @@ async def test_entries_and_blocks_arrive_in_order(pair: tuple[Peer, Peer]) -> No
     assert left.bus.dropped == right.bus.dropped == 0
 
 
+async def test_an_entry_that_cannot_be_taken_loses_no_other(
+    pair: tuple[Peer, Peer], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A bug with one request is logged, and what was sent behind it arrives on the same connection."""
+    left, right = pair
+    broken = AttemptStarted(RequestId("broken"), "1.a", AT)
+
+    def take(entry: RequestEvent) -> None:
+        if entry == broken:
+            raise ValueError("a bug")
+        right.entries.append(entry)
+
+    right.bus._on_entry = take
+    for entry in (broken, ENTRY):
+        assert left.bus.hand_over("1.a", entry)
+    await until(lambda: bool(right.entries))
+    assert right.entries == [ENTRY]
+    assert caplog.messages == ["what another worker told failed"]
+    assert left.bus.dropped == 0
+
+
 @pytest.mark.parametrize("owner", ["0.a", "2.a", "", "-", "x.1", "-1.a"])
 async def test_only_a_peer_can_be_handed_something(pair: tuple[Peer, Peer], owner: str) -> None:
     """Oneself, an unknown worker and nonsense are refused, and are no drops."""

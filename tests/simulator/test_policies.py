@@ -23,7 +23,7 @@ from extproc.choosing.rivals.preble import Preble
 from extproc.choosing.rivals.sglang import SglangCacheAware
 from extproc.choosing.rivals.smetric import SMetric
 from extproc.choosing.rivals.vllm_dp import VllmDp
-from extproc.choosing.stateful import FleetView, Request, Sent, StatefulPolicy
+from extproc.choosing.stateful import FleetView, PolicyRequest, Sent, StatefulPolicy
 from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Snapshot
 from metadata_center.types import EndpointKey
@@ -46,13 +46,13 @@ class Draws:
 
 def request(
     prompt_tokens: int = 160, *, name: int = 0, session: str | None = None, **changes: Any
-) -> Request:
+) -> PolicyRequest:
     """A prompt whose blocks are its own."""
     blocks = changes.pop("blocks", [1000 * (name + 1) + depth for depth in range(prompt_tokens // 16)])
-    return Request(name, 0.0, prompt_tokens, blocks, session, **changes)
+    return PolicyRequest(name, 0.0, prompt_tokens, blocks, session, **changes)
 
 
-def view(asked: Request | None = None, *, rows: int = ROWS, **columns: Any) -> FleetView:
+def view(asked: PolicyRequest | None = None, *, rows: int = ROWS, **columns: Any) -> FleetView:
     """An idle fleet of equals, but for `columns`."""
     idle: dict[str, Any] = {
         "now_s": 0.0,

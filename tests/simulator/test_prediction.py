@@ -12,7 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the benchmarks are not installed
 
 from benchmarks.prediction import ALONE_GAP_S, Watched, batched_gap_s, foreseen, table, workload
-from extproc.choosing.stateful import FleetView, Request
+from extproc.choosing.stateful import FleetView, PolicyRequest
 from metadata_center.types import EndpointKey
 from tokenway.simulator.policies.ours import LeastCompletion
 
@@ -57,7 +57,7 @@ def test_what_is_learned_from_does_not_change_with_the_books() -> None:
     view = FleetView(
         now_s=1.0,
         rng=Random(1),
-        request=Request(1, 1.0, 1000, [1, 2]),
+        request=PolicyRequest(1, 1.0, 1000, [1, 2]),
         gateways=1,
         block_size=16,
         keys=(EndpointKey("a"), EndpointKey("b")),

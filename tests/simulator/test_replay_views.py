@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metadata_center.types import EndpointKey
-from tokenway.simulator.replay.caches import Announced, Events, History
+from tokenway.simulator.replay.caches import EventBlocks, Events, History
 from tokenway.simulator.replay.ledger import GatewayLedger
 
 KEYS = (EndpointKey("10.0.0.1:8000"), EndpointKey("10.0.0.2:8000"))
@@ -110,13 +110,13 @@ def test_history_holds_no_more_than_the_engine() -> None:
 
 def test_events_tell_and_pending_prompts_bridge_their_lag() -> None:
     """Between sending and announcement only the view with pending blocks knows the prompt."""
-    announced = Announced(2)
-    plain, bridged = (Events(announced, 2, pending=pending) for pending in (False, True))
+    event_blocks = EventBlocks(2)
+    plain, bridged = (Events(event_blocks, 2, pending=pending) for pending in (False, True))
     for view in (plain, bridged):
         view.sent(1, 0, [1, 2])
     assert plain.match([1, 2, 3]) == [0, 0]
     assert bridged.match([1, 2, 3]) == [2, 0]
-    announced.stored(0, [1, 2, 3])
+    event_blocks.stored(0, [1, 2, 3])
     for view in (plain, bridged):
         view.settled(1, missing=False)
         assert view.match([1, 2, 3, 4]) == [3, 0]
@@ -124,17 +124,17 @@ def test_events_tell_and_pending_prompts_bridge_their_lag() -> None:
 
 def test_a_block_is_gone_when_its_last_copy_is() -> None:
     """Copies are announced and removed one by one."""
-    announced = Announced(1)
-    announced.stored(0, [1])
-    announced.stored(0, [1])
-    assert announced.removed(0, [1]) == []
-    assert announced.removed(0, [1]) == [1]
-    assert Events(announced, 1, pending=False).match([1]) == [0]
+    event_blocks = EventBlocks(1)
+    event_blocks.stored(0, [1])
+    event_blocks.stored(0, [1])
+    assert event_blocks.removed(0, [1]) == []
+    assert event_blocks.removed(0, [1]) == [1]
+    assert Events(event_blocks, 1, pending=False).match([1]) == [0]
 
 
 def test_two_pending_prompts_share_their_beginning() -> None:
     """The end of one leaves the other's blocks pending."""
-    view = Events(Announced(1), 1, pending=True)
+    view = Events(EventBlocks(1), 1, pending=True)
     view.sent(1, 0, [1, 2])
     view.sent(2, 0, [1, 3])
     view.settled(1, missing=False)

@@ -11,7 +11,7 @@ import pytest
 
 from tokenway.simulator.server.app import SimulatorServer, running
 from tokenway.simulator.server.settings import ServerSettings
-from tokenway.simulator.server.stored import Stored, StoredResponses
+from tokenway.simulator.server.stored import EngineResponses, Stored
 
 SETTINGS = ServerSettings(models=("tiny",), time_scale=0.05)
 
@@ -108,7 +108,7 @@ async def test_a_background_response_runs_until_it_is_cancelled(
 
 def test_the_store_is_bounded() -> None:
     """The oldest goes first."""
-    store = StoredResponses(2)
+    store = EngineResponses(2)
     for number in range(3):
         store.add(Stored({"id": f"resp_{number}", "output": []}, [], []))
     assert [store.get(f"resp_{number}") is None for number in range(3)] == [True, False, False]

@@ -87,7 +87,7 @@ class WaitingMachine(RuleBasedStateMachine):
             settings=RouterSettings(block_bytes=BLOCK_BYTES, hold=HOLDS[-1]),
             loop=self.loop,
         )
-        self.rig.scheduling.engines.told_kv_tokens(KEYS[0], KV_TOKENS)
+        self.rig.scheduling.engines.observe_kv_tokens(KEYS[0], KV_TOKENS)
         self.members = set(KEYS)
         self.waiting: dict[str, Waiting] = {}
         self.running: dict[str, EndpointKey] = {}

@@ -12,7 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the benchmarks are not installed
 
 from benchmarks.policies import cells as declared
-from benchmarks.policies.cells import Cell, Kind, cells, named, selected
+from benchmarks.policies.cells import Cell, CellKind, cells, named, selected
 from benchmarks.policies.figures import GOODPUT, KEPT, P90, Column, Row, best, compact, means, shared_seeds
 from benchmarks.policies.figures import kept as read_back
 from benchmarks.policies.running import differences, load, path_of, run_cells, verify
@@ -26,7 +26,7 @@ from tokenway.simulator.replay.lineup import parse_lineup
 TINY = Cell(
     "hot-spot",
     "strong",
-    Kind.RIVALS,
+    CellKind.RIVALS,
     3,
     ("round_robin",),
     (1.0,),
@@ -62,7 +62,7 @@ def test_each_further_list_of_words_narrows_the_choice() -> None:
     every = cells()
     rivals = selected(every, ["conversation,azure", "rivals", "3"])
     assert {cell.workload for cell in rivals} == {"conversation", "azure"}
-    assert {(cell.kind, cell.seed) for cell in rivals} == {(Kind.RIVALS, 3)}
+    assert {(cell.kind, cell.seed) for cell in rivals} == {(CellKind.RIVALS, 3)}
     assert selected(every, []) == every
     with pytest.raises(ValueError, match="nobody"):
         selected(every, ["rivals", "nobody"])
@@ -72,7 +72,7 @@ def test_each_further_list_of_words_narrows_the_choice() -> None:
 
 def copied(root: Path) -> None:
     """A copy of all that any cell depends on."""
-    for path in {path for kind in Kind for path in sources(kind)}:
+    for path in {path for kind in CellKind for path in sources(kind)}:
         there = root / path.relative_to(ROOT)
         there.parent.mkdir(parents=True, exist_ok=True)
         there.write_bytes(path.read_bytes())
@@ -81,19 +81,21 @@ def copied(root: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "stale"),
     [
-        ("tokenway/simulator/policies/ours.py", {Kind.OWN, Kind.WHOLE}),
-        ("extproc/choosing/completion.py", {Kind.OWN, Kind.WHOLE}),
-        ("tokenway/simulator/replay/run.py", {Kind.OWN, Kind.WHOLE}),
-        ("tokenway/simulator/replay/ledger.py", {Kind.OWN, Kind.WHOLE}),
-        ("tokenway/simulator/replay/oracle.py", {Kind.ORACLES}),
-        ("tokenway/simulator/engine/engine.py", set(Kind)),
-        ("tokenway/simulator/replay/trace.py", set(Kind)),
+        ("tokenway/simulator/policies/ours.py", {CellKind.OWN, CellKind.WHOLE}),
+        ("extproc/choosing/completion.py", {CellKind.OWN, CellKind.WHOLE}),
+        ("tokenway/simulator/replay/run.py", {CellKind.OWN, CellKind.WHOLE}),
+        ("tokenway/simulator/replay/ledger.py", {CellKind.OWN, CellKind.WHOLE}),
+        ("tokenway/simulator/replay/oracle.py", {CellKind.ORACLES}),
+        ("tokenway/simulator/engine/engine.py", set(CellKind)),
+        ("tokenway/simulator/replay/trace.py", set(CellKind)),
     ],
 )
-def test_a_change_makes_those_stale_that_depend_on_it(tmp_path: Path, changed: str, stale: set[Kind]) -> None:
+def test_a_change_makes_those_stale_that_depend_on_it(
+    tmp_path: Path, changed: str, stale: set[CellKind]
+) -> None:
     """Work on the product's own rules does not ask for the rivals' hours again; the engine concerns all."""
     copied(tmp_path)
-    probes = {kind: replace(TINY, kind=kind) for kind in Kind}
+    probes = {kind: replace(TINY, kind=kind) for kind in CellKind}
     before = {kind: stamp(cell, tmp_path, tmp_path) for kind, cell in probes.items()}
     with (tmp_path / changed).open("a", encoding="utf-8") as file:
         file.write("# changed\n")
@@ -156,7 +158,7 @@ def test_differences_name_what_differs_but_not_real_time() -> None:
     assert differences({"runs": [run]}, {"runs": []}) == ["1 runs before, 0 now"]
 
 
-def row(policy: str, seed: int, p90_s: float | None, goodput: float, kind: Kind = Kind.RIVALS) -> Row:
+def row(policy: str, seed: int, p90_s: float | None, goodput: float, kind: CellKind = CellKind.RIVALS) -> Row:
     """A run of the conversation workload at its knee; all other figures are 1."""
     workload = declared.WORKLOADS[0]
     cell = Cell(workload.name, "strong", kind, seed, (policy,), workload.speeds, workload.line)
@@ -193,7 +195,10 @@ def test_the_worst_ratio_is_the_least_favourable_of_all_workloads() -> None:
     rows = [
         each for seed in (3, 4) for each in (row("lmetric", seed, 2.0, 10.0), row("smetric", seed, 4.0, 8.0))
     ]
-    rows += [row("least_completion", 3, 1.0, 9.0, Kind.OWN), row("least_completion", 4, 9.0, 9.0, Kind.OWN)]
+    rows += [
+        row("least_completion", 3, 1.0, 9.0, CellKind.OWN),
+        row("least_completion", 4, 9.0, 9.0, CellKind.OWN),
+    ]
     workload = declared.WORKLOADS[0]
     found = ratios(rows, workload, [3, 4])
     knee = workload.speeds[1]

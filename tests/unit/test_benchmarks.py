@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # the benchmarks are not ins
 
 from benchmarks import floor
 from benchmarks.processes import cpu_s, cpu_ticks, resident_kib, rss_mib
-from benchmarks.setups import Kind, envoy_config
+from benchmarks.setups import SetupKind, envoy_config
 from benchmarks.traffic import LAST_EVENTS, TOKEN, quantile, request, requests
 
 VALUES = st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=50)
@@ -103,7 +103,7 @@ def test_the_floor_has_the_transport_settings_of_tokenway() -> None:
     assert imported.index("tokenway.cli") < imported.index("grpc")
 
 
-def config(kind: Kind) -> dict[str, Any]:
+def config(kind: SetupKind) -> dict[str, Any]:
     """The configuration of a set-up, decoded."""
     document: dict[str, Any] = yaml.safe_load(envoy_config(kind, 10000, 9901, "/run/x.sock", [8001, 8002]))
     return document
@@ -117,7 +117,7 @@ def config(kind: Kind) -> dict[str, Any]:
         ("tokenway", {"tokenway-extproc", "tokenway-als", "tokenway-xds"}),
     ],
 )
-def test_set_ups_differ_in_their_clusters(kind: Kind, clusters: set[str]) -> None:
+def test_set_ups_differ_in_their_clusters(kind: SetupKind, clusters: set[str]) -> None:
     """Only Tokenway brings clusters of its own; the others have the same engines in static ones."""
     document = config(kind)
     named = {cluster["name"]: cluster for cluster in document["static_resources"]["clusters"]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from extproc.request.blocks import block_hashes
-from extproc.routing.caches import Announcement, Caches, Estimate
+from extproc.routing.caches import Caches, Estimate, EventMatch
 from extproc.values.decisions import CacheSource
 from extproc.values.requests import InferenceRequest, Operation
 from metadata_center.history.prefix_index import PrefixIndex
@@ -23,7 +23,7 @@ class Engines:
     def __init__(
         self, tokens: Sequence[int | None], prompt_tokens: int = 256, *, is_complete: bool = True
     ) -> None:
-        self._announcement = Announcement(
+        self._by_events = EventMatch(
             tokens,
             [count or 0 for count in tokens],
             [is_complete] * len(tokens),
@@ -38,14 +38,14 @@ class Engines:
         lora: str | None,
         keys: tuple[EndpointKey, ...],
         tokens_per_byte: float,
-    ) -> Announcement | None:
+    ) -> EventMatch | None:
         """As told."""
-        return self._announcement
+        return self._by_events
 
 
-def caches(announcing: Engines | None = None) -> Caches:
+def caches(events: Engines | None = None) -> Caches:
     """Views that know nothing but what engines announce."""
-    return Caches(PrefixIndex(1_000, 1_000), announcing=announcing)
+    return Caches(PrefixIndex(1_000, 1_000), events=events)
 
 
 def estimate(views: Caches) -> Estimate:

@@ -594,7 +594,7 @@ def test_counts_beyond_what_request_and_engine_allow_are_cut(
     chosen = rig.record("a").chosen
     assert chosen is not None
     if kv_tokens:
-        rig.scheduling.engines.told_kv_tokens(chosen, kv_tokens)
+        rig.scheduling.engines.observe_kv_tokens(chosen, kv_tokens)
     prompt, completion, cached = reported
     rig.end("a", prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached)
     outcome = rig.record("a").outcome
@@ -686,3 +686,20 @@ def test_a_listener_that_fails_takes_the_ending_from_nobody(rig: Rig) -> None:
     assert usage == {MODEL: USAGE["completion_tokens"]}
     assert [str(fault) for fault in faults] == ["a bug"]
     assert rig.load(key) == NOTHING
+
+
+def test_an_end_that_cannot_be_judged_leaves_nothing_behind(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Released and forgotten, whatever is raised: no lease would ever find what is left of it."""
+
+    def broken(**_: object) -> None:
+        raise ValueError("a bug")
+
+    streamed(rig)
+    key = rig.chosen()
+    monkeypatch.setattr("extproc.routing.endings.evidence_of", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        rig.end("r")
+    assert rig.load(key) == NOTHING
+    assert len(rig.scheduling.running) == len(rig.scheduling.caches.running) == 0

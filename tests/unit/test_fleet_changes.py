@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from extproc.config.schema import Config
 from extproc.discovery.fleet import Fleet
 from extproc.discovery.listed import Listed
+from extproc.discovery.resolution import Resolution
 from extproc.health.settings import HealthSettings
 from extproc.health.tracker import HealthTracker
 from extproc.observing.metrics.collector import Metrics
@@ -18,6 +20,7 @@ from extproc.observing.records import RecordRing
 from extproc.routing.caches import Caches
 from extproc.routing.homes import Homes
 from extproc.routing.state import Outside, RoutingState, make_routing_state
+from extproc.server.applying import Owners
 from extproc.server.fleet_changes import FleetChanges
 from extproc.values.endpoints import Endpoint
 from metadata_center.addresses import Address
@@ -48,7 +51,7 @@ class Noting:
         self.probed += changed
 
     def follow(self, changed: Mapping[EndpointKey, Collection[Endpoint]]) -> None:
-        """See `Announcements.update`."""
+        """See `KvEventFollower.update`."""
         self.followed += changed
 
     def publish(self, clusters: Iterable[str], *, came_or_went: bool = False) -> None:
@@ -123,7 +126,7 @@ def test_a_change_of_one_endpoint_re_applies_one(change: dict[str, Any]) -> None
 
     key, other = EndpointKey("uid/317"), EndpointKey("uid/318")
     for each in (key, other):
-        state.scheduling.engines.told_kv_tokens(each, 1000)
+        state.scheduling.engines.observe_kv_tokens(each, 1000)
     noting.clear()
     changes.apply(fleet.replace("file", whole(n317=change)))
     moved = "address" in change
@@ -155,3 +158,26 @@ def test_what_requests_tell_of_endpoints_that_left_is_forgotten() -> None:
     assert engines._prefill_since_s == {}
     assert running._running == {}
     assert state.scheduling.load.slots(fleet.keys)
+
+
+def test_a_cluster_is_missing_only_when_the_files_are_applied_without_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A start names clusters before it lists them: that is no reason to warn anybody."""
+    owners = Owners()
+    _, changes = followers(owners.fleet, Noting())
+    owners.add(changes.configure)
+    owners.changes.add(changes.apply)
+    owners.settled.add(changes.find_missing)
+    config = Config(default_cluster="c0")
+    there = {"c0": (listed(0, 0),)}
+    with caplog.at_level(logging.INFO, "tokenway.fleet"):
+        owners.apply(config, Resolution(there))
+        assert caplog.messages == []
+        assert changes.named == {"c0": True}
+        owners.apply(config, Resolution({}))
+        owners.apply(config, Resolution({}))
+        assert caplog.messages == ["no source lists a cluster that is named"]
+        assert changes.named == {"c0": False}
+        owners.apply(config, Resolution(there))
+    assert caplog.messages[1:] == ["a source lists a cluster now"]

@@ -21,7 +21,7 @@ from extproc.protocol.machine import (
     Effects,
     Finish,
     FirstToken,
-    Kind,
+    MessageKind,
     Phase,
     SendAwaitBody,
     SendContinue,
@@ -83,20 +83,20 @@ def stream_in(phase: Phase, verdict: LineVerdict | None = None) -> Stream:
     return stream
 
 
-def variants(kind: Kind) -> list[Callable[[Stream], Effects]]:
+def variants(kind: MessageKind) -> list[Callable[[Stream], Effects]]:
     """Every way the shell tells a stream of that kind of event."""
     match kind:
-        case Kind.REQUEST_HEADERS:
+        case MessageKind.REQUEST_HEADERS:
             return [methodcaller("receive_headers", request) for request in (HEADERS, BODILESS)]
-        case Kind.REQUEST_BODY:
+        case MessageKind.REQUEST_BODY:
             return [methodcaller("receive_body", b"{}")]
-        case Kind.RESPONSE_BODY:
+        case MessageKind.RESPONSE_BODY:
             chunks = itertools.product((b"", b": ping\n\n", b"data: {}\n\n", b'{"error":{}}'), (False, True))
             return [methodcaller("receive_chunk", chunk, end_of_stream=end) for chunk, end in chunks]
-        case Kind.DECIDED:
+        case MessageKind.DECIDED:
             flags = itertools.product((False, True), repeat=2)
             return [partial(decide, streamed=streamed, late=late) for streamed, late in flags]
-        case Kind.REFUSED:
+        case MessageKind.REFUSED:
             return [methodcaller("refused", ERROR)]
         case _:
             return [methodcaller("receive", kind)]
@@ -107,8 +107,8 @@ def private_state(stream: Stream) -> dict[str, object]:
     return {name: getattr(stream, name) for name in Stream.__slots__}
 
 
-@pytest.mark.parametrize(("phase", "kind"), list(itertools.product(Phase, Kind)))
-def test_every_pair_leads_where_the_table_says_or_is_spurious(phase: Phase, kind: Kind) -> None:
+@pytest.mark.parametrize(("phase", "kind"), list(itertools.product(Phase, MessageKind)))
+def test_every_pair_leads_where_the_table_says_or_is_spurious(phase: Phase, kind: MessageKind) -> None:
     """A pair in the table leads to each phase it names and no other; any other pair changes nothing."""
     allowed = TRANSITIONS[phase].get(kind)
     reached = set()
@@ -128,8 +128,8 @@ def test_every_pair_leads_where_the_table_says_or_is_spurious(phase: Phase, kind
 def test_the_table_names_every_phase() -> None:
     """No phase is forgotten, none leads out of DONE, and each may be closed."""
     assert set(TRANSITIONS) == set(Phase)
-    assert TRANSITIONS[Phase.DONE] == {Kind.CLOSED: (Phase.DONE,)}
-    assert all(Kind.CLOSED in row for row in TRANSITIONS.values())
+    assert TRANSITIONS[Phase.DONE] == {MessageKind.CLOSED: (Phase.DONE,)}
+    assert all(MessageKind.CLOSED in row for row in TRANSITIONS.values())
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_a_request_without_body_is_decided_at_its_headers() -> None:
 def test_a_request_of_trailers_alone_is_decided_at_its_trailers() -> None:
     """Trailers instead of a body lead to a decision whose answer answers the trailers."""
     stream = stream_in(Phase.AWAIT_BODY)
-    assert stream.receive(Kind.REQUEST_TRAILERS) == (Decide(HEADERS, b""),)
+    assert stream.receive(MessageKind.REQUEST_TRAILERS) == (Decide(HEADERS, b""),)
     assert decide(stream, streamed=False, late=False) == (SendDecision(to_trailers=True), Finish())
 
 
@@ -170,7 +170,7 @@ def test_a_request_of_trailers_alone_is_decided_at_its_trailers() -> None:
 def test_trailers_after_the_body_pass(phase: Phase) -> None:
     """Trailers that follow the body are let through and change nothing."""
     stream = stream_in(phase)
-    assert stream.receive(Kind.REQUEST_TRAILERS) == (SendContinue(Kind.REQUEST_TRAILERS),)
+    assert stream.receive(MessageKind.REQUEST_TRAILERS) == (SendContinue(MessageKind.REQUEST_TRAILERS),)
     assert stream.phase is phase
 
 
@@ -193,8 +193,10 @@ def test_a_stream_is_not_watched_when_nobody_wants_its_first_chunk() -> None:
     assert decide(stream, streamed=True, watched=False) == (SendDecision(to_trailers=False), Finish())
 
 
-@pytest.mark.parametrize("kind", [Kind.RESPONSE_HEADERS, Kind.RESPONSE_BODY, Kind.RESPONSE_TRAILERS])
-def test_a_local_reply_while_the_body_is_awaited_ends_the_stream(kind: Kind) -> None:
+@pytest.mark.parametrize(
+    "kind", [MessageKind.RESPONSE_HEADERS, MessageKind.RESPONSE_BODY, MessageKind.RESPONSE_TRAILERS]
+)
+def test_a_local_reply_while_the_body_is_awaited_ends_the_stream(kind: MessageKind) -> None:
     """Envoy's own 413 or 504 comes as a response; not leaving would turn it into a hang."""
     for event in variants(kind):
         stream = stream_in(Phase.AWAIT_BODY)
@@ -203,9 +205,15 @@ def test_a_local_reply_while_the_body_is_awaited_ends_the_stream(kind: Kind) -> 
 
 
 @pytest.mark.parametrize(
-    "kind", [Kind.RESPONSE_HEADERS, Kind.RESPONSE_BODY, Kind.RESPONSE_TRAILERS, Kind.CLOSED]
+    "kind",
+    [
+        MessageKind.RESPONSE_HEADERS,
+        MessageKind.RESPONSE_BODY,
+        MessageKind.RESPONSE_TRAILERS,
+        MessageKind.CLOSED,
+    ],
 )
-def test_who_leaves_during_the_decision_has_it_abandoned(kind: Kind) -> None:
+def test_who_leaves_during_the_decision_has_it_abandoned(kind: MessageKind) -> None:
     """While a decision is pending, a local reply or the close drops it; its result is then spurious."""
     for event in variants(kind):
         stream = stream_in(Phase.DECIDING)
@@ -218,8 +226,8 @@ def test_who_leaves_during_the_decision_has_it_abandoned(kind: Kind) -> None:
 def test_the_close_says_nothing(phase: Phase) -> None:
     """At any other phase the end of the stream just ends it, as often as it is told."""
     stream = stream_in(phase)
-    assert stream.receive(Kind.CLOSED) == (Finish(),)
-    assert stream.receive(Kind.CLOSED) == (Finish(),)
+    assert stream.receive(MessageKind.CLOSED) == (Finish(),)
+    assert stream.receive(MessageKind.CLOSED) == (Finish(),)
     assert stream.phase is Phase.DONE
 
 
@@ -235,7 +243,7 @@ def feed(chunks: list[bytes], *, late: bool = False, ends: bool = True) -> list[
     return effects
 
 
-CONTINUE = SendContinue(Kind.RESPONSE_BODY)
+CONTINUE = SendContinue(MessageKind.RESPONSE_BODY)
 ON_TIME, LATE = [FirstToken(late=False), Finish()], [FirstToken(late=True), Finish()]
 COMMENT = b": keep-alive {data: not yet}\n\n"
 DATA = b'data: {"choices":[]}\n\n'
@@ -408,7 +416,7 @@ def test_an_error_instead_of_a_stream_has_a_head_and_no_token() -> None:
     assert head_of([body], stream=True) == [AnswerHead(body), Finish()]
 
 
-EVENTS = [(kind, index) for kind in Kind for index in range(len(variants(kind)))]
+EVENTS = [(kind, index) for kind in MessageKind for index in range(len(variants(kind)))]
 
 
 @given(
@@ -416,7 +424,7 @@ EVENTS = [(kind, index) for kind in Kind for index in range(len(variants(kind)))
     events=st.lists(st.sampled_from(EVENTS), max_size=12),
 )
 def test_no_message_is_answered_twice_and_nothing_follows_the_finish(
-    verdict: str, events: list[tuple[Kind, int]]
+    verdict: str, events: list[tuple[MessageKind, int]]
 ) -> None:
     """Under any events, answers never outnumber Envoy's messages and none comes after `Finish`."""
     stream = Stream(lambda _: VERDICTS[verdict])
@@ -428,7 +436,7 @@ def test_no_message_is_answered_twice_and_nothing_follows_the_finish(
         except SpuriousMessage:
             assert stream.phase is before
             continue
-        if kind not in (Kind.DECIDED, Kind.REFUSED, Kind.CLOSED):
+        if kind not in (MessageKind.DECIDED, MessageKind.REFUSED, MessageKind.CLOSED):
             unanswered += 1
         for effect in effects:
             if isinstance(effect, SENDS):

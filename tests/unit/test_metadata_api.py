@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metadata_center.service.api import Api, openapi_document, openapi_json, route
-from metadata_center.service.calls import TRACE_HEADER, Answer, Request
+from metadata_center.service.calls import TRACE_HEADER, ServiceRequest, ServiceResponse
 from metadata_center.service.cluster_loads import Limits
 from metadata_center.service.fields import MAX_HASHES, MAX_INT32, MAX_NAME_CHARS, canonical_address
 from metadata_center.service.operator_calls import LogLevel
@@ -67,10 +67,10 @@ class Client:
         self.api = Api(self.state, self.host, token=token)
         self.now_s = 0.0
 
-    def call(self, method: str, path: str, body: object = b"", **fields: Any) -> Answer:
+    def call(self, method: str, path: str, body: object = b"", **fields: Any) -> ServiceResponse:
         """One call; a body that is not bytes is sent as JSON."""
         data = body if isinstance(body, bytes) else orjson.dumps(body)
-        return self.api.answer(Request(method, path, "t", body=data, **fields), self.now_s)
+        return self.api.answer(ServiceRequest(method, path, "t", body=data, **fields), self.now_s)
 
     def ok(self, method: str, path: str, body: object = b"", **fields: Any) -> Any:
         """The data of a call that must succeed, in exactly the documented envelope."""
@@ -170,7 +170,7 @@ def test_a_refresh_keeps_a_long_stream_counted() -> None:
     assert client.load() is None
 
 
-def frames(answer: Answer) -> list[Update]:
+def frames(answer: ServiceResponse) -> list[Update]:
     """Updates of an answer."""
     deframer = Deframer()
     deframer.feed(answer.body)

@@ -15,7 +15,7 @@ from extproc.errors import Reason
 from extproc.observing.metrics.collector import Metrics
 from extproc.observing.metrics.decisions import DECISION_SECONDS
 from extproc.observing.metrics.endpoints import EndpointGauges
-from extproc.observing.metrics.family import Kind
+from extproc.observing.metrics.family import MetricType
 from extproc.observing.metrics.live import LiveGauges
 from extproc.observing.metrics.merge import merge
 from extproc.observing.metrics.table import FAMILIES, document
@@ -88,9 +88,9 @@ def test_table_follows_the_naming_rules() -> None:
     """Names are distinct, counters end in `_total`, buckets ascend, no label is `worker` or `le`."""
     assert len({family.name for family in FAMILIES}) == len(FAMILIES)
     for family in FAMILIES:
-        assert family.name.endswith("_total") == (family.kind is Kind.COUNTER), family.name
+        assert family.name.endswith("_total") == (family.kind is MetricType.COUNTER), family.name
         assert list(family.buckets) == sorted(set(family.buckets)), family.name
-        assert bool(family.buckets) == (family.kind is Kind.HISTOGRAM), family.name
+        assert bool(family.buckets) == (family.kind is MetricType.HISTOGRAM), family.name
         assert not {"worker", "le"} & set(family.labels), family.name
         assert family.doc.endswith("."), family.name
         assert "|" not in family.doc, family.name

@@ -104,8 +104,8 @@ def ending(evidence: Any = NoFailure.ANSWERED, status: int = 200) -> Ending:
 def test_a_rival_sees_what_its_own_gateway_would(made: list[Noting]) -> None:
     """Load, caches in blocks, the engines' own metrics, and nothing of the product's predictions."""
     engines = Engines()
-    engines.told_kv_tokens(KEYS[0], 40_000)
-    engines.told_occupancy(KEYS[1], running=3, waiting=2, kv_usage_ratio=0.5)
+    engines.observe_kv_tokens(KEYS[0], 40_000)
+    engines.observe_occupancy(KEYS[1], running=3, waiting=2, kv_usage_ratio=0.5)
     engines.prefill_begins(KEYS[0], 4.5)
     picked = choose(Rivals(engines, lambda: 3))
     assert picked is not None

@@ -139,8 +139,8 @@ def test_an_engine_full_by_number_is_full() -> None:
     """Once its limit is learned, a request waits for a sequence to end, whatever the prefill ahead."""
     held = Held()
     for _ in range(SURE_VISITS):
-        held.rig.scheduling.engines.told_occupancy(THREE[0].key, running=2, waiting=1, kv_usage_ratio=0.1)
-        held.rig.scheduling.engines.told_occupancy(THREE[0].key, running=1, waiting=0, kv_usage_ratio=0.1)
+        held.rig.scheduling.engines.observe_occupancy(THREE[0].key, running=2, waiting=1, kv_usage_ratio=0.1)
+        held.rig.scheduling.engines.observe_occupancy(THREE[0].key, running=1, waiting=0, kv_usage_ratio=0.1)
     for number in range(3):  # the third is ready when a sequence ends
         assert isinstance(held.ask(f"a{number}", "short"), Decision)
         held.first_token(f"a{number}")

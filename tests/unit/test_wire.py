@@ -11,7 +11,7 @@ from google.protobuf.json_format import MessageToDict
 
 from extproc.errors import Reason, RouterError
 from extproc.protocol import wire
-from extproc.protocol.machine import Kind
+from extproc.protocol.machine import MessageKind
 from extproc.values.exchange import RequestHeaders
 
 FIELDS = ("request_headers", "request_body", "request_trailers")
@@ -59,17 +59,21 @@ def test_an_answer_of_our_own_is_no_refusal() -> None:
 
 
 @pytest.mark.parametrize("kind", list(wire.CONTINUE))
-def test_a_message_is_let_through_by_its_own_kind(kind: Kind) -> None:
+def test_a_message_is_let_through_by_its_own_kind(kind: MessageKind) -> None:
     """Envoy takes an answer of another kind for a spurious message."""
     message = parsed(wire.CONTINUE[kind])
-    assert Kind(message.WhichOneof("response")) is kind
+    assert MessageKind(message.WhichOneof("response")) is kind
     assert not message.HasField("dynamic_metadata")
 
 
 def test_each_message_is_known_by_its_kind() -> None:
     """The names of the six messages are the values of their kinds."""
     names = {field.name for field in pb.ProcessingRequest.DESCRIPTOR.oneofs_by_name["request"].fields}
-    assert {Kind(name) for name in names} == set(Kind) - {Kind.DECIDED, Kind.REFUSED, Kind.CLOSED}
+    assert {MessageKind(name) for name in names} == set(MessageKind) - {
+        MessageKind.DECIDED,
+        MessageKind.REFUSED,
+        MessageKind.CLOSED,
+    }
 
 
 def test_headers_come_from_raw_values() -> None:

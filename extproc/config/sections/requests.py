@@ -12,7 +12,7 @@ _MAX_HOLD_S = 55
 """Envoy's bootstrap lets a decision take 60 s (`max_message_timeout`); a margin for its way."""
 
 
-class Request(Section):
+class RequestSection(Section):
     """What a client may send."""
 
     max_body_bytes: int = Field(default=33_554_432, ge=1_024, le=1_073_741_824)

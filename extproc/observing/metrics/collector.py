@@ -35,7 +35,7 @@ from extproc.observing.metrics.decisions import (
     SCORE,
 )
 from extproc.observing.metrics.ends import Ends
-from extproc.observing.metrics.family import Family, Kind
+from extproc.observing.metrics.family import Family, MetricType
 from extproc.observing.metrics.health import EJECTIONS, ENDPOINT_FAILURES, POISON_REQUESTS
 from extproc.observing.metrics.live import LiveGauges
 from extproc.observing.metrics.predictions import USAGE_UNKNOWN
@@ -245,8 +245,8 @@ class Metrics(Collector):
 
 
 def _exposed(family: Family) -> CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily:
-    if family.kind is Kind.COUNTER:
+    if family.kind is MetricType.COUNTER:
         return CounterMetricFamily(family.name, family.doc, labels=family.labels)
-    if family.kind is Kind.GAUGE:
+    if family.kind is MetricType.GAUGE:
         return GaugeMetricFamily(family.name, family.doc, labels=family.labels)
     return HistogramMetricFamily(family.name, family.doc, labels=family.labels)

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from extproc.observing.metrics.family import Family, Kind, Values
+from extproc.observing.metrics.family import Family, MetricType, Values
 
 RELOADS = Family(
     "tokenway_reloads_total",
-    Kind.COUNTER,
+    MetricType.COUNTER,
     "Attempts to load a changed file; `failure` leaves the previous content in force.",
     ("file", "result"),
 )
 RELOAD_SUCCESSFUL = Family(
     "tokenway_config_last_reload_successful",
-    Kind.GAUGE,
+    MetricType.GAUGE,
     "1 if the file can be used as it is now, else 0: what was good before stays in force. Series are those "
     "of the files that are needed now.",
     ("file",),
 )
 RELOAD_TIME = Family(
     "tokenway_config_last_reload_success_timestamp_seconds",
-    Kind.GAUGE,
+    MetricType.GAUGE,
     "Unix time the content now in force was loaded.",
     ("file",),
 )
 HOST_NAME_RESOLVED = Family(
     "tokenway_host_name_resolved",
-    Kind.GAUGE,
+    MetricType.GAUGE,
     "1 if the last look-up of a host name in the clusters file gave an address, else 0: it then keeps the "
     "addresses it had, if any.",
     ("name",),
@@ -35,7 +35,7 @@ HOST_NAME_RESOLVED = Family(
 
 CLUSTER_LISTED = Family(
     "tokenway_cluster_listed",
-    Kind.GAUGE,
+    MetricType.GAUGE,
     "1 if a source lists a cluster that the configuration names, else 0: its requests get 503 until then.",
     ("name",),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from extproc.observing.metrics.family import Family, Kind, closed, doubling
+from extproc.observing.metrics.family import Family, MetricType, closed, doubling
 
 # 10 us (a decision over a handful of endpoints) to 82 ms (long enough to have stalled every stream).
 _DECISION_BUCKETS = tuple(round(bound, 6) for bound in doubling(0.00001, 14))
@@ -16,32 +16,32 @@ _RATIO_BUCKETS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 DECISIONS = Family(
     "tokenway_decisions_total",
-    Kind.COUNTER,
+    MetricType.COUNTER,
     "Endpoint choices, by the endpoint named first.",
     ("model", "algorithm", "endpoint"),
 )
 DECISION_SECONDS = Family(
     "tokenway_decision_seconds",
-    Kind.HISTOGRAM,
+    MetricType.HISTOGRAM,
     "From the whole request body to the decision.",
     buckets=_DECISION_BUCKETS,
 )
 HELD = Family(
     "tokenway_held_requests",
-    Kind.GAUGE,
+    MetricType.GAUGE,
     "Requests that wait here now, by what their endpoint is short of: time for `prefill`, room in its "
     "`kv_cache`, or `max_num_seqs` (it runs as many at once as it can).",
     ("reason",),
 )
 HOLDS = Family(
     "tokenway_holds_total",
-    Kind.COUNTER,
+    MetricType.COUNTER,
     "Requests that had to wait here, by what their endpoint was short of at first.",
     ("model", "reason"),
 )
 HOLD_SECONDS = Family(
     "tokenway_hold_seconds",
-    Kind.HISTOGRAM,
+    MetricType.HISTOGRAM,
     "How long requests waited here that did; `ending` says whether they were `placed`, `refused` with status "
     "429, or their client had `gone`.",
     ("model", "ending"),
@@ -49,7 +49,7 @@ HOLD_SECONDS = Family(
 )
 SCORE = Family(
     "tokenway_score",
-    Kind.HISTOGRAM,
+    MetricType.HISTOGRAM,
     "Score of the chosen endpoint; higher is better. Policies without scores leave none. Scores may be "
     "negative, so there is no `_sum`, and `_count` is the `+Inf` bucket.",
     ("algorithm",),
@@ -57,14 +57,14 @@ SCORE = Family(
 )
 MATCH_RATIO = Family(
     "tokenway_match_ratio",
-    Kind.HISTOGRAM,
+    MetricType.HISTOGRAM,
     "Share of the prompt's blocks the chosen endpoint is believed to have cached.",
     ("model",),
     _RATIO_BUCKETS,
 )
 CACHE_VIEWS = Family(
     "tokenway_cache_views_total",
-    Kind.COUNTER,
+    MetricType.COUNTER,
     "Decisions by the view that told what the chosen endpoint has cached: `announced` by the engine's KV "
     "events, `history` of what was routed there, `running` prompts of requests in flight.",
     ("view",),
@@ -72,7 +72,7 @@ CACHE_VIEWS = Family(
 )
 FALLBACKS = Family(
     "tokenway_fallbacks_total",
-    Kind.COUNTER,
+    MetricType.COUNTER,
     "Requests answered by another endpoint than the one named first.",
     ("cluster",),
 )

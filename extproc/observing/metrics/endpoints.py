@@ -5,55 +5,55 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from extproc.observing.metrics.family import Family, Kind, Values
+from extproc.observing.metrics.family import Family, MetricType, Values
 from extproc.observing.metrics.health import ENDPOINT_DOUBTED
 from metadata_center.types import EndpointKey
 
 REQUESTS_IN_FLIGHT = Family(
     "tokenway_requests_in_flight",
-    Kind.GAUGE,
+    MetricType.GAUGE,
     "Requests charged to the endpoint now.",
     ("cluster", "endpoint"),
 )
 PREFILL_PENDING = Family(
     "tokenway_prefill_tokens_pending",
-    Kind.GAUGE,
+    MetricType.GAUGE,
     "Uncached prompt tokens charged to the endpoint and not yet known to be prefilled.",
     ("cluster", "endpoint"),
 )
 CONTEXT_TOKENS = Family(
     "tokenway_context_tokens",
-    Kind.GAUGE,
+    MetricType.GAUGE,
     "Prompt tokens of the requests in flight at the endpoint.",
     ("cluster", "endpoint"),
 )
 CACHED_BLOCKS = Family(
     "tokenway_cached_blocks",
-    Kind.GAUGE,
+    MetricType.GAUGE,
     "Blocks the prefix index believes the endpoint holds.",
     ("cluster", "endpoint"),
 )
 CAPACITY_BLOCKS = Family(
     "tokenway_cache_capacity_blocks",
-    Kind.GAUGE,
+    MetricType.GAUGE,
     "Blocks the prefix index allows the endpoint before it forgets the oldest.",
     ("cluster", "endpoint"),
 )
 ENDPOINT_AVAILABLE = Family(
     "tokenway_endpoint_available",
-    Kind.GAUGE,
+    MetricType.GAUGE,
     "1 if the endpoint may be chosen, 0 if it is ejected or draining.",
     ("cluster", "endpoint"),
 )
 ENDPOINT_ANNOUNCING = Family(
     "tokenway_endpoint_announcing",
-    Kind.GAUGE,
+    MetricType.GAUGE,
     "1 while the endpoint's own KV events say what it has cached, 0 while routing history does.",
     ("cluster", "endpoint"),
 )
 TTFT_EWMA = Family(
     "tokenway_endpoint_ttft_ewma_seconds",
-    Kind.GAUGE,
+    MetricType.GAUGE,
     "Moving average of the endpoint's time to first token; absent until one was seen.",
     ("cluster", "endpoint"),
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 
-class Kind(StrEnum):
+class MetricType(StrEnum):
     """Prometheus metric types in use."""
 
     COUNTER = "counter"
@@ -30,7 +30,7 @@ class Family:
     """
 
     name: str
-    kind: Kind
+    kind: MetricType
     doc: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from extproc.observing.metrics.family import Family, Kind
+from extproc.observing.metrics.family import Family, MetricType
 
 EJECTIONS = Family(
     "tokenway_ejections_total",
-    Kind.COUNTER,
+    MetricType.COUNTER,
     "Times the endpoint stopped being chosen, by cause.",
     ("endpoint", "reason"),
 )
 ENDPOINT_FAILURES = Family(
     "tokenway_endpoint_failures_total",
-    Kind.COUNTER,
+    MetricType.COUNTER,
     "Requests that failed at the endpoint, by kind; one that several failed at counts at each.",
     ("endpoint", "kind"),
 )
 ENDPOINT_DOUBTED = Family(
     "tokenway_endpoint_doubted",
-    Kind.GAUGE,
+    MetricType.GAUGE,
     "Models for which the endpoint is left out of the choice: it fails more than its peers, or lacks them.",
     ("cluster", "endpoint"),
 )
 EJECTIONS_WITHHELD = Family(
     "tokenway_ejections_withheld_total",
-    Kind.COUNTER,
+    MetricType.COUNTER,
     "Failures that would have ejected an endpoint, but for `health.min_available_ratio`.",
 )
 POISON_REQUESTS = Family(
     "tokenway_poison_requests_total",
-    Kind.COUNTER,
+    MetricType.COUNTER,
     "Requests that several endpoints failed at: evidence against none of them.",
 )
 

@@ -2,43 +2,43 @@
 
 from __future__ import annotations
 
-from extproc.observing.metrics.family import Family, Kind, Values
+from extproc.observing.metrics.family import Family, MetricType, Values
 from metadata_center.cache_map.values import CacheMapStats
 from metadata_center.kv_events.sequencing import SyncState
 from metadata_center.kv_events.statistics import SubscriberStats
 
 EVENT_SOURCES = Family(
     "tokenway_kv_event_sources",
-    Kind.GAUGE,
+    MetricType.GAUGE,
     "Engines' KV event publishers that are followed, by state.",
     ("state",),
 )
-EVENT_BATCHES = Family("tokenway_kv_event_batches_total", Kind.COUNTER, "Batches of KV events applied.")
+EVENT_BATCHES = Family("tokenway_kv_event_batches_total", MetricType.COUNTER, "Batches of KV events applied.")
 EVENT_FAULTS = Family(
     "tokenway_kv_event_faults_total",
-    Kind.COUNTER,
+    MetricType.COUNTER,
     "What went wrong with KV events: `malformed` messages, `unknown_topic`, `gap` in the numbers, `restart` "
     "of a publisher, `loss` of a view that no replay made whole.",
     ("fault",),
 )
-EVENT_REPLAYS = Family("tokenway_kv_event_replays_total", Kind.COUNTER, "Replays asked of engines.")
+EVENT_REPLAYS = Family("tokenway_kv_event_replays_total", MetricType.COUNTER, "Replays asked of engines.")
 MAP_BLOCKS = Family(
     "tokenway_cache_map_blocks",
-    Kind.GAUGE,
+    MetricType.GAUGE,
     "Engine blocks in the cache map: `stored` distinct ones, `held` summed over engines, `doubted` those "
     "whose tokens may not be how the tokenizer cuts their text.",
     ("what",),
 )
 MAP_SKIPPED = Family(
     "tokenway_cache_map_skipped_total",
-    Kind.COUNTER,
+    MetricType.COUNTER,
     "Announced blocks that are not in the map: `orphan` of an unknown parent, `room`, `opaque` (no text), "
     "`ignored` (another cache group or medium).",
     ("reason",),
 )
 MAP_CHECKS = Family(
     "tokenway_cache_map_checks_total",
-    Kind.COUNTER,
+    MetricType.COUNTER,
     "Doubted blocks settled by the tokenizer.",
     ("result",),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from extproc.observing.metrics.family import Family, Kind, Values, doubling
+from extproc.observing.metrics.family import Family, MetricType, Values, doubling
 from extproc.predicting.predictor import KeyCalibration, ModelKey
 
 # A prediction off by 10 ms does not change a choice; one off by a minute is a different engine.
@@ -15,7 +15,7 @@ _CACHED_ERROR_BUCKETS = (0.0, *doubling(16.0, 14))
 
 USAGE_UNKNOWN = Family(
     "tokenway_usage_unknown_total",
-    Kind.COUNTER,
+    MetricType.COUNTER,
     "Completed answers whose token usage is unknown, so that nothing was learned from it: `absent` where the "
     "engine told none, or neither within 16 KiB of its end nor of its beginning; `encoded` where the answer "
     "was compressed.",
@@ -23,7 +23,7 @@ USAGE_UNKNOWN = Family(
 )
 TTFT_ERROR = Family(
     "tokenway_ttft_prediction_error_seconds",
-    Kind.HISTOGRAM,
+    MetricType.HISTOGRAM,
     "Distance between predicted and actual time to first token; `side` says whether the token came `early` "
     "or `late`.",
     ("model", "side"),
@@ -31,14 +31,14 @@ TTFT_ERROR = Family(
 )
 TTFT_RELATIVE_ERROR = Family(
     "tokenway_ttft_prediction_relative_error_ratio",
-    Kind.HISTOGRAM,
+    MetricType.HISTOGRAM,
     "The same distance divided by the actual time to first token.",
     ("model", "side"),
     _RELATIVE_BUCKETS,
 )
 CACHED_TOKENS_ERROR = Family(
     "tokenway_cached_tokens_error_tokens",
-    Kind.HISTOGRAM,
+    MetricType.HISTOGRAM,
     "Distance between the cached tokens expected and those the engine reported; `side` is `over` if the "
     "engine had fewer than expected, else `under`.",
     ("model", "side"),
@@ -46,26 +46,26 @@ CACHED_TOKENS_ERROR = Family(
 )
 PREDICTION_RELATIVE_ERROR = Family(
     "tokenway_prediction_median_relative_error_ratio",
-    Kind.GAUGE,
+    MetricType.GAUGE,
     "Median distance between predicted and actual, over the actual, of the last 256 predictions; `target` is "
     "`ttft` or `tpot`, `group` the endpoint group that shares the model.",
     ("model", "group", "target"),
 )
 PREDICTION_BIAS = Family(
     "tokenway_prediction_bias_seconds",
-    Kind.GAUGE,
+    MetricType.GAUGE,
     "Decayed mean of predicted minus actual: above zero the predictor is too pessimistic.",
     ("model", "group", "target"),
 )
 PREDICTION_BELOW = Family(
     "tokenway_prediction_actual_below_ratio",
-    Kind.GAUGE,
+    MetricType.GAUGE,
     "Share of actuals that came in below their prediction; 0.5 is a calibrated median.",
     ("model", "group", "target"),
 )
 TOKENS_PER_BYTE = Family(
     "tokenway_tokens_per_byte_ratio",
-    Kind.GAUGE,
+    MetricType.GAUGE,
     "Learned tokens per prompt byte; the estimate behind every token count before the engine's own.",
     ("model",),
 )

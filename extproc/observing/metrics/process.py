@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from extproc.observing.metrics.family import Family, Kind
+from extproc.observing.metrics.family import Family, MetricType
 
 EXPLAIN_RECORDS = Family(
-    "tokenway_explain_records", Kind.GAUGE, "Decisions held for `tokenway explain`; bounded by configuration."
+    "tokenway_explain_records",
+    MetricType.GAUGE,
+    "Decisions held for `tokenway explain`; bounded by configuration.",
 )
-BUILD_INFO = Family("tokenway_build_info", Kind.GAUGE, "Always 1.", ("version", "python"))
+BUILD_INFO = Family("tokenway_build_info", MetricType.GAUGE, "Always 1.", ("version", "python"))

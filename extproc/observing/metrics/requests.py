@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from extproc.errors import Reason
-from extproc.observing.metrics.family import Family, Kind, closed, doubling
+from extproc.observing.metrics.family import Family, MetricType, closed, doubling
 
 # OpenTelemetry semantic conventions for generative AI, "Metrics", `gen_ai.client.token.usage`: 4^0 .. 4^13.
 _TOKEN_BUCKETS = tuple(float(4**power) for power in range(14))
@@ -39,7 +39,7 @@ STATUS_CLASSES = {None: "none", 1: "1xx", 2: "2xx", 3: "3xx", 4: "4xx", 5: "5xx"
 
 TOKEN_USAGE = Family(
     "gen_ai_client_token_usage",
-    Kind.HISTOGRAM,
+    MetricType.HISTOGRAM,
     "Tokens of one answered request as its engine counted them, by type: `input` (the prompt), `output`, "
     "and `cached`, the part of `input` taken from the prefix cache.",
     ("gen_ai_token_type", *_GEN_AI),
@@ -47,7 +47,7 @@ TOKEN_USAGE = Family(
 )
 REQUEST_DURATION = Family(
     "gen_ai_server_request_duration_seconds",
-    Kind.HISTOGRAM,
+    MetricType.HISTOGRAM,
     "From the first byte of the request to the last byte of the answer, as Envoy saw it; `error_type` is "
     "empty for a completed request, else how it ended.",
     (*_GEN_AI, "error_type"),
@@ -55,27 +55,27 @@ REQUEST_DURATION = Family(
 )
 TIME_TO_FIRST_TOKEN = Family(
     "gen_ai_server_time_to_first_token_seconds",
-    Kind.HISTOGRAM,
+    MetricType.HISTOGRAM,
     "From the request, the time it was held included, to the first byte of a streamed, completed answer.",
     _GEN_AI,
     _TTFT_BUCKETS,
 )
 TIME_PER_OUTPUT_TOKEN = Family(
     "gen_ai_server_time_per_output_token_seconds",
-    Kind.HISTOGRAM,
+    MetricType.HISTOGRAM,
     "Mean time between output tokens after the first, of a streamed, completed answer.",
     _GEN_AI,
     _TPOT_BUCKETS,
 )
 REQUESTS = Family(
     "tokenway_requests_total",
-    Kind.COUNTER,
+    MetricType.COUNTER,
     "Requests that ended, by the class of the status the client saw (`none`: it saw none) and how.",
     ("model", "status_class", "outcome"),
 )
 REJECTIONS = Family(
     "tokenway_rejections_total",
-    Kind.COUNTER,
+    MetricType.COUNTER,
     "Requests the gateway refused itself, by error code.",
     ("reason",),
     start=closed(Reason),

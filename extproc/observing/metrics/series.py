@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from extproc.observing.metrics.family import Family, Kind
+from extproc.observing.metrics.family import Family, MetricType
 
 OTHER = "other"
 """The label value of whatever the configuration does not name."""
@@ -70,7 +70,7 @@ class Series:
         self.values: dict[Family, defaultdict[tuple[str, ...], float]] = {}
         self.histograms: dict[Family, Histograms] = {}
         for family in families:
-            if family.kind is Kind.HISTOGRAM:
+            if family.kind is MetricType.HISTOGRAM:
                 histograms = self.histograms[family] = Histograms(family.buckets)
                 if not family.labels:
                     histograms[()]  # an unlabelled series exists, at zero, from the start

@@ -2,47 +2,47 @@
 
 from __future__ import annotations
 
-from extproc.observing.metrics.family import Family, Kind, Values
+from extproc.observing.metrics.family import Family, MetricType, Values
 from metadata_center.sharing.sync import SyncStats
 
 SHARING_CONNECTED = Family(
     "tokenway_sharing_connected",
-    Kind.GAUGE,
+    MetricType.GAUGE,
     "1 while the shared metadata center is caught up with and accepts what is said; no series without one.",
 )
 SHARING_WRITABLE = Family(
     "tokenway_sharing_writable",
-    Kind.GAUGE,
+    MetricType.GAUGE,
     "0 while the shared metadata center can be read and accepts nothing of this gateway.",
 )
 SHARING_GATEWAYS = Family(
-    "tokenway_sharing_gateways", Kind.GAUGE, "Gateways whose load counts here, this one included."
+    "tokenway_sharing_gateways", MetricType.GAUGE, "Gateways whose load counts here, this one included."
 )
 SHARING_MESSAGES = Family(
     "tokenway_sharing_messages_total",
-    Kind.COUNTER,
+    MetricType.COUNTER,
     "Messages exchanged with other gateways: `published` were accepted, `refused` were no messages.",
     ("direction",),
 )
 SHARING_FAILURES = Family(
-    "tokenway_sharing_failures_total", Kind.COUNTER, "Times that the shared metadata center was lost."
+    "tokenway_sharing_failures_total", MetricType.COUNTER, "Times that the shared metadata center was lost."
 )
 SHARING_DROPPED = Family(
     "tokenway_sharing_dropped_total",
-    Kind.COUNTER,
+    MetricType.COUNTER,
     "Rows, members and block hashes of other gateways that found no room.",
 )
 SHARING_ROUND_TRIP = Family(
-    "tokenway_sharing_round_trip_seconds", Kind.GAUGE, "Moving average of one exchange with the store."
+    "tokenway_sharing_round_trip_seconds", MetricType.GAUGE, "Moving average of one exchange with the store."
 )
 SHARING_NAMESAKES = Family(
     "tokenway_sharing_namesakes_total",
-    Kind.COUNTER,
+    MetricType.COUNTER,
     "Messages of another gateway of this one's name; growing, two gateways need `metadata_center.gateway`.",
 )
 RESERVATIONS = Family(
     "tokenway_reservations_total",
-    Kind.COUNTER,
+    MetricType.COUNTER,
     "Choices put to compare-and-set: `placed` there, or `local` for want of an answer in time.",
     ("result",),
 )

@@ -2,65 +2,68 @@
 
 from __future__ import annotations
 
-from extproc.observing.metrics.family import Family, Kind
+from extproc.observing.metrics.family import Family, MetricType
 
 # Envoy's access log service flushes every second by default (`buffer_flush_interval`).
 _LAG_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 STREAMS_ACTIVE = Family(
-    "tokenway_streams_active", Kind.GAUGE, "ext_proc streams open now; one per request in Envoy."
+    "tokenway_streams_active", MetricType.GAUGE, "ext_proc streams open now; one per request in Envoy."
 )
 STREAM_ENDINGS = Family(
     "tokenway_stream_endings_total",
-    Kind.COUNTER,
+    MetricType.COUNTER,
     "ext_proc streams that ended, by the phase reached and how.",
     ("phase", "how"),
 )
 ACCESS_LOG_LAG = Family(
     "tokenway_access_log_lag_seconds",
-    Kind.HISTOGRAM,
+    MetricType.HISTOGRAM,
     "From the end of a request to the arrival of its access log entry, the oldest of each batch; load is "
     "held that much too long.",
     buckets=_LAG_BUCKETS,
 )
 ACCESS_LOG_ENTRIES = Family(
-    "tokenway_access_log_entries_total", Kind.COUNTER, "Access log entries received, by kind.", ("kind",)
+    "tokenway_access_log_entries_total",
+    MetricType.COUNTER,
+    "Access log entries received, by kind.",
+    ("kind",),
 )
 ACCESS_LOG_UNMATCHED = Family(
     "tokenway_access_log_unmatched_total",
-    Kind.COUNTER,
+    MetricType.COUNTER,
     "Access log entries of requests this process neither holds nor can hand over.",
 )
 LEASE_EXPIRATIONS = Family(
     "tokenway_lease_expirations_total",
-    Kind.COUNTER,
+    MetricType.COUNTER,
     "Charges released because no end was reported in time; a steady rate means lost access logs.",
 )
 HANDOVERS = Family(
     "tokenway_handovers_total",
-    Kind.COUNTER,
+    MetricType.COUNTER,
     "Access log entries handed to the worker that made the decision.",
 )
 BUS_DROPPED = Family(
     "tokenway_bus_dropped_total",
-    Kind.COUNTER,
+    MetricType.COUNTER,
     "Messages to another worker that were dropped because it was away or did not keep up.",
 )
 ADS_UPDATES = Family(
     "tokenway_ads_updates_total",
-    Kind.COUNTER,
+    MetricType.COUNTER,
     "Discovery responses sent to Envoy, by resource type.",
     ("type",),
 )
 ADS_NACKS = Family(
     "tokenway_ads_nacks_total",
-    Kind.COUNTER,
+    MetricType.COUNTER,
     "Discovery responses Envoy refused, by resource type.",
     ("type",),
 )
 TRANSPORT_FAULTS = Family(
     "tokenway_transport_faults_total",
-    Kind.COUNTER,
+    MetricType.COUNTER,
     "gRPC streams and connections that Tokenway ended for what the peer did, by reason and by what ended; "
     "with `server.transport: native` alone.",
     ("reason", "ended"),

@@ -107,7 +107,7 @@ class History:
             self._prior[request_id] = (row, self._index.record(self._keys[row], blocks))
 
 
-class Announced:
+class EventBlocks:
     """Blocks as the engines' events tell; one for all gateways, for they all hear the same."""
 
     def __init__(self, rows: int) -> None:
@@ -141,13 +141,13 @@ class Events:
     """Announced blocks and, if asked to, those of prompts on their way.
 
     Args:
-        announced: What the engines told.
+        event_blocks: What the engines told.
         rows: Endpoints.
         pending: Count a prompt as cached from its sending on.
     """
 
-    def __init__(self, announced: Announced, rows: int, *, pending: bool) -> None:
-        self._rows = [announced.row(row) for row in range(rows)]
+    def __init__(self, event_blocks: EventBlocks, rows: int, *, pending: bool) -> None:
+        self._rows = [event_blocks.row(row) for row in range(rows)]
         self._pending: list[dict[int, int]] = [{} for _ in range(rows)]
         self._keep = pending
         self._open: dict[int, tuple[int, Sequence[int]]] = {}

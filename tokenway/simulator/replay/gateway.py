@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from extproc.choosing.stateful import Decision, FleetView, Request, Sent, StatefulPolicy
+from extproc.choosing.stateful import Decision, FleetView, PolicyRequest, Sent, StatefulPolicy
 from extproc.predicting.predictor import Predictor
 from extproc.predicting.ttft import IDLE, Backlog, times_s
 from metadata_center.types import EndpointKey
@@ -58,7 +58,7 @@ class Live:
 
     index: int
     source: TraceRequest
-    request: Request
+    request: PolicyRequest
     gateway: int
     keys: list[int]
     prompt_bytes: int

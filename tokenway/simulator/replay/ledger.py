@@ -120,11 +120,11 @@ class GatewayLedger:
         """
         if not self._ledger.charge(request_id, row, prefill_tokens, prompt_tokens, now_s):
             raise KeyError(request_id)
-        return self._told(now_s)
+        return self._last_change(now_s)
 
     def prefilled(self, request_id: int, now_s: float) -> Change | None:
         """The prefill is over, or taken to be; None if that was known."""
-        return self._told(now_s) if self._ledger.release_prefill(request_id) else None
+        return self._last_change(now_s) if self._ledger.release_prefill(request_id) else None
 
     def release(self, request_id: int, now_s: float) -> Change:
         """The request is over; returns what others are to be told.
@@ -134,9 +134,9 @@ class GatewayLedger:
         """
         if not self._ledger.release(request_id, now_s):
             raise KeyError(request_id)
-        return self._told(now_s)
+        return self._last_change(now_s)
 
-    def _told(self, now_s: float) -> Change:
+    def _last_change(self, now_s: float) -> Change:
         change = self._columns.take_last()
         self.apply(change, now_s)
         return change

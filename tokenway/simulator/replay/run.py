@@ -19,11 +19,11 @@ from math import exp
 from typing import Final
 
 from extproc.choosing.holding import POLL_S, SchedulingRound
-from extproc.choosing.stateful import Hold, Request, Shed, StatefulPolicy
+from extproc.choosing.stateful import Hold, PolicyRequest, Shed, StatefulPolicy
 from tokenway.simulator.engine.engine import EngineRequest, StepResult
 from tokenway.simulator.engine.prefix_cache import BlocksRemoved, BlocksStored, CacheEvent
 from tokenway.simulator.replay.agenda import Agenda
-from tokenway.simulator.replay.caches import Announced, CacheView, Events, History, ViewKind
+from tokenway.simulator.replay.caches import CacheView, EventBlocks, Events, History, ViewKind
 from tokenway.simulator.replay.draws import MakeDraws
 from tokenway.simulator.replay.fleet import Fleet, endpoint_keys
 from tokenway.simulator.replay.gateway import FleetFacts, Live, ReplayGateway, Scrape, missed_cache
@@ -114,7 +114,7 @@ class Replay:
         self._busy = [False] * len(fleet)
         self._live: dict[str, Live] = {}
         self._followers = _followers(trace)
-        self._announced = Announced(len(fleet))
+        self._event_blocks = EventBlocks(len(fleet))
         self._hears_events = settings.view in (ViewKind.EVENTS, ViewKind.EVENTS_PENDING)
         self._scrape = Scrape([0] * len(fleet), [0] * len(fleet), [0.0] * len(fleet), [0.0] * len(fleet))
         facts = FleetFacts(
@@ -162,7 +162,7 @@ class Replay:
                 capacities = [tokens // self._router_tokens for tokens in facts.kv_tokens]
                 return History(facts.keys, capacities, confirmed=kind is ViewKind.HISTORY_CONFIRMED)
             case kind:
-                return Events(self._announced, rows, pending=kind is ViewKind.EVENTS_PENDING)
+                return Events(self._event_blocks, rows, pending=kind is ViewKind.EVENTS_PENDING)
 
     # Requests
 
@@ -175,7 +175,7 @@ class Replay:
         live = Live(
             index,
             source,
-            Request(
+            PolicyRequest(
                 request_id=index,
                 arrived_s=now_s,
                 prompt_tokens=prompt_tokens,
@@ -279,7 +279,7 @@ class Replay:
             if other is not gateway:
                 blocks = live.request.blocks
                 self._agenda.at(
-                    now_s + self._settings.push_delay_s, self._told_sent, other, live.index, row, blocks
+                    now_s + self._settings.push_delay_s, self._hear_sent, other, live.index, row, blocks
                 )
         rejection = self._replicas[row].submit(
             EngineRequest(request_id, source.prompt_tokens, source.output_tokens, live.keys), now_s
@@ -323,19 +323,19 @@ class Replay:
     def _tell(self, now_s: float, gateway: ReplayGateway, entry: Change) -> None:
         for other in self._gateways:
             if other is not gateway:
-                self._agenda.at(now_s + self._settings.push_delay_s, self._told, other, entry)
+                self._agenda.at(now_s + self._settings.push_delay_s, self._hear_change, other, entry)
 
-    def _told(self, now_s: float, gateway: ReplayGateway, entry: Change) -> None:
+    def _hear_change(self, now_s: float, gateway: ReplayGateway, entry: Change) -> None:
         gateway.ledger.apply(entry, now_s)
         if entry.prefilling < 0 or entry.requests < 0:
             self._wake_held(now_s, gateway)
 
-    def _told_sent(
+    def _hear_sent(
         self, _: float, gateway: ReplayGateway, request_id: int, row: int, blocks: Sequence[int]
     ) -> None:
         gateway.view.sent(request_id, row, blocks)
 
-    def _told_prefilled(self, _: float, gateway: ReplayGateway, request_id: int) -> None:
+    def _hear_prefilled(self, _: float, gateway: ReplayGateway, request_id: int) -> None:
         gateway.view.prefilled(request_id)
 
     def _settled(self, _: float, gateway: ReplayGateway, request_id: int, missing: bool) -> None:
@@ -349,7 +349,7 @@ class Replay:
         for other in self._gateways:
             if other is not gateway:
                 delay_s = self._settings.push_delay_s
-                self._agenda.at(now_s + delay_s, self._told_prefilled, other, live.index)
+                self._agenda.at(now_s + delay_s, self._hear_prefilled, other, live.index)
 
     def _prefill_due(self, now_s: float, gateway: ReplayGateway, live: Live) -> None:
         """No first token is seen, but it should have come by now."""
@@ -367,7 +367,7 @@ class Replay:
             if each is not gateway:
                 delay_s = max(delay_s, settings.push_delay_s)
                 if live.first_s is not None:
-                    self._agenda.at(now_s + settings.push_delay_s, self._told_prefilled, each, live.index)
+                    self._agenda.at(now_s + settings.push_delay_s, self._hear_prefilled, each, live.index)
             self._agenda.at(now_s + delay_s, self._settled, each, live.index, missing)
 
     def _heard(self, _: float, row: int, events: tuple[CacheEvent, ...]) -> None:
@@ -376,9 +376,11 @@ class Replay:
         for event in events:
             if isinstance(event, BlocksStored):
                 first = (ratio - 1 - event.first_block) % ratio
-                self._announced.stored(row, event.keys[first::ratio])
+                self._event_blocks.stored(row, event.keys[first::ratio])
             elif isinstance(event, BlocksRemoved):
-                gone = self._announced.removed(row, [key for key in event.keys if key % ratio == ratio - 1])
+                gone = self._event_blocks.removed(
+                    row, [key for key in event.keys if key % ratio == ratio - 1]
+                )
                 if gone:
                     for gateway in self._gateways:
                         gateway.policy.on_evicted(row, gone)

@@ -25,7 +25,7 @@ from tokenway.simulator.server.operator_api import OperatorApi
 from tokenway.simulator.server.replica import Replica
 from tokenway.simulator.server.response_api import ResponseApi
 from tokenway.simulator.server.settings import ServerSettings
-from tokenway.simulator.server.stored import StoredResponses
+from tokenway.simulator.server.stored import EngineResponses
 
 IDLE_TIMEOUT_S = 5.0  # vLLM's VLLM_HTTP_TIMEOUT_KEEP_ALIVE
 MAX_BODY_BYTES = 64 << 20  # above any prompt that fits a model; vLLM itself has no limit
@@ -40,7 +40,7 @@ class SimulatorServer:
 
     def __init__(self, settings: ServerSettings) -> None:
         self._replica = Replica(settings)
-        self.responses = StoredResponses()
+        self.responses = EngineResponses()
         """Those it keeps."""
         self._runner: web.AppRunner | None = None
 

@@ -10,7 +10,7 @@ from aiohttp import web
 from tokenway.simulator.server.answers import ApiError, json_response
 from tokenway.simulator.server.dialects import Responses
 from tokenway.simulator.server.driver import Generation
-from tokenway.simulator.server.stored import RUNNING, Stored, StoredResponses, input_items, items_of
+from tokenway.simulator.server.stored import RUNNING, EngineResponses, Stored, input_items, items_of
 
 
 class ResponseApi:
@@ -21,7 +21,7 @@ class ResponseApi:
         abort: Ends a generation.
     """
 
-    def __init__(self, kept: StoredResponses, abort: Callable[[Generation], None]) -> None:
+    def __init__(self, kept: EngineResponses, abort: Callable[[Generation], None]) -> None:
         self._kept = kept
         self._abort = abort
 

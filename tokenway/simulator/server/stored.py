@@ -43,7 +43,7 @@ class Stored:
         return [*self.turns, *said]
 
 
-class StoredResponses:
+class EngineResponses:
     """A replica's responses by id."""
 
     def __init__(self, max_stored: int = MAX_STORED) -> None:

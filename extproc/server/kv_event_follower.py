@@ -1,11 +1,12 @@
 """Follows the KV events of all engines that publish them and whose tokenizer is known.
 
 Rules:
-    1. Nobody configures who announces. Each engine of a model with a tokenizer is asked for its publishers;
-       one that has any is asked to tokenize samples, and if it agrees with the model's files it is followed.
+    1. It is not configured which engines announce. Each engine of a model with a tokenizer is asked for its
+       publishers; one that has any is asked to tokenize samples, and if it agrees with the model's files it
+       is followed.
     2. An endpoint announces from then on while every publisher of it is in sync. If what it cached before is
        beyond replay, the longer of its announcements and of history speaks; while a publisher is behind or
-       away, history alone does, at once and without anybody's doing.
+       away, history alone does, at once and by itself.
     3. An engine that comes back from being unreachable may be another one: it is asked everything again. If
        it now names no publishers, or does not agree with the model's files, it is followed no longer and
        what it announced is forgotten.
@@ -31,7 +32,7 @@ from extproc.rendering.loading import load
 from extproc.rendering.prompt_text import Rendering
 from extproc.rendering.template import UnsupportedTemplate
 from extproc.rendering.vocabulary import UnsupportedTokenizer
-from extproc.routing.announced import Announced, ModelText
+from extproc.routing.event_caches import EventCaches, ModelText
 from extproc.values.endpoints import Endpoint
 from metadata_center.addresses import Address
 from metadata_center.cache_map.cache_map import CacheMap
@@ -45,7 +46,7 @@ from metadata_center.kv_events.statistics import SubscriberStats
 from metadata_center.kv_events.subscriber import KvEventSubscriber
 from metadata_center.types import EndpointKey
 
-_log = logging.getLogger("tokenway.announcements")
+_log = logging.getLogger("tokenway.kv_events")
 
 EVENTS_METADATA: Final = "kv-events"
 """Endpoint metadata: address of an engine that cannot be asked for it (SGLang's `--kv-events-config`)."""
@@ -96,12 +97,12 @@ class _Serving:
     model: str
 
 
-class Announcements:
-    """All of it for one worker.
+class KvEventFollower:
+    """Follows all engines for one worker.
 
     Args:
         caches: Filled from events.
-        announced: Told who announces, and how prompts become text.
+        event_caches: Told which endpoints announce, and how prompts become text.
         clock: Monotonic seconds.
         wall_clock: Unix seconds.
         tls_of: What aiohttp is told with a request to an endpoint that speaks TLS; None for others.
@@ -110,13 +111,13 @@ class Announcements:
     def __init__(
         self,
         caches: CacheMap,
-        announced: Announced,
+        event_caches: EventCaches,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
         tls_of: Callable[[EndpointKey], Mapping[str, Any] | None] = lambda _: None,
     ) -> None:
         self._caches = caches
-        self._announced = announced
+        self._event_caches = event_caches
         self._wall_clock = wall_clock
         self._settings = KvEvents()
         self._tls_of = tls_of
@@ -146,7 +147,7 @@ class Announcements:
         """Begin; endpoints may be configured before or after."""
         self._session = aiohttp.ClientSession()
         self._subscriber.start()
-        self._spawn(self._sweep(), "announcements-sweep")
+        self._spawn(self._sweep(), "kv-events-sweep")
         for key in self._known:
             self._ask(key)
 
@@ -170,7 +171,7 @@ class Announcements:
         self._settings = config.cache.kv_events
         if self._configuring is not None:
             self._configuring.cancel()
-        self._configuring = self._spawn(self._configure(config, base), "announcements-load")
+        self._configuring = self._spawn(self._configure(config, base), "kv-events-load")
 
     def update(self, changed: Mapping[EndpointKey, Collection[Endpoint]]) -> None:
         """Endpoints came, changed or left; the others are not disturbed.
@@ -195,7 +196,7 @@ class Announcements:
         """The engine said that it dropped its whole cache: nothing that it announced so far counts.
 
         To be called as soon as that is known: what it stored since then and already announced is forgotten
-        as well. An endpoint that is not followed is none of our business.
+        as well. An endpoint that is not followed is left alone.
         """
         for source in self._sources.get(key, ()):
             self._clear(source)
@@ -240,7 +241,7 @@ class Announcements:
             self._known[key] = known
             to_ask.append(key)
             # What was announced as text of another tokenizer, or of other template variables, is not found
-            # again; what somebody else announced at the address before is not there.
+            # again; what another engine announced at the address before is not there.
             if before is not None and (before.space, before.address) != (known.space, known.address):
                 renamed.append(key)
         self._unfollow([*gone, *renamed])
@@ -282,7 +283,7 @@ class Announcements:
         if before is not None:
             before.cancel()
         if self._session is not None:
-            self._asking[key] = self._spawn(self._ask_until_known(key, self._session), f"announcements-{key}")
+            self._asking[key] = self._spawn(self._ask_until_known(key, self._session), f"kv-events-{key}")
 
     async def _ask_until_known(self, key: EndpointKey, session: aiohttp.ClientSession) -> None:
         pause_s = _FIRST_RETRY_S
@@ -400,7 +401,7 @@ class Announcements:
         self._tell()
 
     def _tell(self) -> None:
-        """Work out who announces, and what of each model's rendering all of those agree with."""
+        """Work out which endpoints announce, and what of each model's rendering all of those agree with."""
         announcing: list[EndpointKey] = []
         incomplete: list[EndpointKey] = []
         agreed: dict[str, Rendering] = {}
@@ -411,14 +412,14 @@ class Announcements:
                 space, own = self._known[key].space, self._verdicts[key].rendering
                 before = agreed.setdefault(space, own)
                 agreed[space] = before.restricted(own.features, tokens_agree=own.tokens_agree)
-        self._announced.set_models(
+        self._event_caches.set_models(
             {
                 model: ModelText(space, agreed[space])
                 for model, space in self._models.items()
                 if space in agreed
             }
         )
-        self._announced.set_announcing(announcing, incomplete)
+        self._event_caches.set_announcing(announcing, incomplete)
 
     async def _sweep(self) -> None:
         while True:
@@ -434,4 +435,4 @@ class Announcements:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("announcements", exc_info=error)
+            _log.error("following KV events", exc_info=error)

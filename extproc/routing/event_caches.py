@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from extproc.rendering.prompt_text import Rendering
-from extproc.routing.caches import Announcement
+from extproc.routing.caches import EventMatch
 from extproc.values.requests import InferenceRequest
 from metadata_center.cache_map.cache_map import CacheMap
 from metadata_center.roots import root
@@ -36,8 +36,8 @@ class ModelText:
     rendering: Rendering
 
 
-class Announced:
-    """Engines' announcements, as `Caches` asks for them.
+class EventCaches:
+    """What engines' KV events say is cached, as `Caches` asks for them.
 
     Args:
         caches: What they announced.
@@ -75,8 +75,8 @@ class Announced:
         lora: str | None,
         keys: tuple[EndpointKey, ...],
         tokens_per_byte: float,
-    ) -> Announcement | None:
-        """See `Announcing`."""
+    ) -> EventMatch | None:
+        """See `EventView`."""
         known = self._models.get(model)
         if known is None:
             return None
@@ -101,7 +101,7 @@ class Announced:
             rest = (len(text.text) - found.counted_bytes) / max(1, len(text.text))
             rest_tokens = round(rest * request.prompt_bytes * tokens_per_byte)
             prompt_tokens = max(found.counted_tokens + rest_tokens, 1 + max(found.tokens))
-        return Announcement(tokens, worth, is_complete, block_tokens, prompt_tokens)
+        return EventMatch(tokens, worth, is_complete, block_tokens, prompt_tokens)
 
     def _group(self, keys: tuple[EndpointKey, ...]) -> tuple[tuple[EndpointKey, ...], tuple[int, ...]]:
         if len(self._groups) >= _MAX_GROUPS:

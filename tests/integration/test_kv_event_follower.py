@@ -20,8 +20,8 @@ from aiohttp import web
 from extproc.config.loading import parse as parse_config
 from extproc.rendering.loading import load
 from extproc.request.parse import parse
-from extproc.routing.announced import Announced
-from extproc.server.announcements import Announcements
+from extproc.routing.event_caches import EventCaches
+from extproc.server.kv_event_follower import KvEventFollower
 from extproc.values.endpoints import Endpoint
 from metadata_center.addresses import Address
 from metadata_center.cache_map.cache_map import CacheMap
@@ -152,8 +152,8 @@ class Gateway:
     def __init__(self) -> None:
         self.known: dict[EndpointKey, tuple[Endpoint, ...]] = {}
         self.caches = CacheMap()
-        self.announced = Announced(self.caches, time.time)
-        self.announcements = Announcements(self.caches, self.announced, time.monotonic, time.time)
+        self.event_caches = EventCaches(self.caches, time.time)
+        self.kv_event_follower = KvEventFollower(self.caches, self.event_caches, time.monotonic, time.time)
 
     def configure(
         self,
@@ -173,27 +173,27 @@ class Gateway:
         config = parse_config(orjson.dumps({"models": {"m": model}}).decode(), "tokenway.yaml")
         gone = dict.fromkeys(self.known, ())
         self.known = {engine.endpoint.key: (engine.endpoint,) for engine in engines}
-        self.announcements.configure(config, DATA)
-        self.announcements.update({**gone, **self.known})
+        self.kv_event_follower.configure(config, DATA)
+        self.kv_event_follower.update({**gone, **self.known})
 
     def tokens(self, engine: Engine) -> int | None:
         """What is believed cached of `TEXT` by an engine; None if it does not announce."""
         request = parse("/v1/completions", orjson.dumps({"model": "m", "prompt": TEXT}))
-        found = self.announced.match(request, "m", None, (engine.endpoint.key,), 0.25)
+        found = self.event_caches.match(request, "m", None, (engine.endpoint.key,), 0.25)
         return None if found is None else found.tokens[0]
 
     def came_back(self, engine: Engine) -> None:
         """Health has it that this engine answers again."""
-        self.announcements.came_back(engine.endpoint.key)
+        self.kv_event_follower.came_back(engine.endpoint.key)
 
     def is_announcing(self, engine: Engine) -> bool:
         """True if it speaks for itself."""
-        return self.announced.is_announcing(engine.endpoint.key)
+        return self.event_caches.is_announcing(engine.endpoint.key)
 
     @property
     def sources(self) -> int:
         """Publishers that are followed."""
-        return sum(self.announcements.stats.sources.values())
+        return sum(self.kv_event_follower.stats.sources.values())
 
 
 @asynccontextmanager
@@ -211,9 +211,9 @@ async def started() -> AsyncIterator[Engine]:
 async def gateway() -> AsyncIterator[Gateway]:
     """Started, with nothing to follow."""
     gateway = Gateway()
-    gateway.announcements.start()
+    gateway.kv_event_follower.start()
     yield gateway
-    await gateway.announcements.stop()
+    await gateway.kv_event_follower.stop()
 
 
 async def test_an_engine_is_found_checked_and_followed(gateway: Gateway) -> None:
@@ -229,7 +229,7 @@ async def test_an_engine_is_found_checked_and_followed(gateway: Gateway) -> None
 
 
 async def test_an_engine_that_tokenizes_otherwise_is_left_to_history(gateway: Gateway) -> None:
-    """Files of another model: nothing is believed of its announcements."""
+    """Files of another model: nothing is believed of its events."""
     async with started() as engine, started() as honest:
         engine.agrees = False
         await engine.compute(TEXT)
@@ -321,8 +321,8 @@ async def test_an_engine_that_dropped_its_cache_is_believed_empty(gateway: Gatew
         await other.compute(TEXT)
         gateway.configure([engine, other])
         await until(lambda: gateway.tokens(engine) == gateway.tokens(other) == hit)
-        gateway.announcements.cleared(engine.endpoint.key)
-        gateway.announcements.cleared(EndpointKey("127.0.0.1:1"))
+        gateway.kv_event_follower.cleared(engine.endpoint.key)
+        gateway.kv_event_follower.cleared(EndpointKey("127.0.0.1:1"))
         assert (gateway.tokens(engine), gateway.tokens(other)) == (0, hit)
         await engine.compute(TEXT)
         await until(lambda: gateway.tokens(engine) == hit)
@@ -342,8 +342,8 @@ async def test_why_an_engine_does_not_announce_is_logged_when_it_changes(
     gateway: Gateway, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However often it is asked; and once more if it announced meanwhile."""
-    monkeypatch.setattr("extproc.server.announcements._FIRST_RETRY_S", 0.01)
-    caplog.set_level(logging.INFO, "tokenway.announcements")
+    monkeypatch.setattr("extproc.server.kv_event_follower._FIRST_RETRY_S", 0.01)
+    caplog.set_level(logging.INFO, "tokenway.kv_events")
 
     def logged() -> list[str]:
         return [

@@ -11,8 +11,8 @@ import orjson
 from extproc.rendering.loading import load
 from extproc.rendering.prompt_text import Feature, Rendering
 from extproc.request.parse import parse
-from extproc.routing.announced import Announced, ModelText
-from extproc.routing.caches import Announcement
+from extproc.routing.caches import EventMatch
+from extproc.routing.event_caches import EventCaches, ModelText
 from extproc.values.requests import InferenceRequest
 from metadata_center.cache_map.cache_map import CacheMap
 from metadata_center.kv_events.events import Batch, BlockStored, encoded_token_ids
@@ -49,9 +49,9 @@ class Fleet:
 
     def __init__(self, *, follows: tuple[EndpointKey, ...] = KEYS[:2]) -> None:
         self.caches = CacheMap()
-        self.announced = Announced(self.caches, lambda: NOW_UNIX_S)
-        self.announced.set_models({"m": ModelText(SPACE, rendering())})
-        self.announced.set_announcing(follows)
+        self.event_caches = EventCaches(self.caches, lambda: NOW_UNIX_S)
+        self.event_caches.set_models({"m": ModelText(SPACE, rendering())})
+        self.event_caches.set_announcing(follows)
         self.replicas = {
             key: self.caches.attach(key, 0, SPACE, rendering().vocabulary.pieces) for key in KEYS
         }
@@ -82,15 +82,15 @@ class Fleet:
 
     def match(
         self, request: InferenceRequest | None = None, model: str = "m", lora: str | None = None
-    ) -> Announcement | None:
+    ) -> EventMatch | None:
         """What the engines have of a request's prompt."""
-        return self.announced.match(request or completion(), model, lora, KEYS, 0.25)
+        return self.event_caches.match(request or completion(), model, lora, KEYS, 0.25)
 
 
-def found(announcement: Announcement | None) -> list[int | None]:
+def found(by_events: EventMatch | None) -> list[int | None]:
     """Usable cached tokens per endpoint."""
-    assert announcement is not None
-    return list(announcement.tokens)
+    assert by_events is not None
+    return list(by_events.tokens)
 
 
 def test_the_hit_is_what_the_engine_would_use() -> None:
@@ -104,15 +104,15 @@ def test_a_start_that_is_shared_counts_to_its_last_whole_block() -> None:
     """Another prompt with the same beginning."""
     fleet = Fleet()
     fleet.compute(KEYS[1], TEXT + " and this is another end of it")
-    announcement = fleet.match(completion(TEXT + " but this one differs"))
+    by_events = fleet.match(completion(TEXT + " but this one differs"))
     shared = len(rendering().encoder.encode(TEXT))
-    assert found(announcement) == [0, shared // BLOCK_TOKENS * BLOCK_TOKENS, None]
-    assert announcement is not None
-    assert list(announcement.block_tokens) == [0, BLOCK_TOKENS, 0]
+    assert found(by_events) == [0, shared // BLOCK_TOKENS * BLOCK_TOKENS, None]
+    assert by_events is not None
+    assert list(by_events.block_tokens) == [0, BLOCK_TOKENS, 0]
     rest_bytes = (
         len(" but this one differs") + len(TEXT) - len(_text_of(shared // BLOCK_TOKENS * BLOCK_TOKENS))
     )
-    assert announcement.prompt_tokens == shared // BLOCK_TOKENS * BLOCK_TOKENS + round(rest_bytes * 0.25)
+    assert by_events.prompt_tokens == shared // BLOCK_TOKENS * BLOCK_TOKENS + round(rest_bytes * 0.25)
 
 
 def test_salts_and_adapters_are_caches_of_their_own() -> None:
@@ -133,10 +133,10 @@ def test_token_ids_are_counted_exactly() -> None:
     ids = rendering().encoder.encode(TEXT)
     fleet.compute(KEYS[0], TEXT)
     request = parse("/v1/completions", orjson.dumps({"model": "m", "prompt": ids}))
-    announcement = fleet.match(request)
-    assert announcement is not None
-    assert announcement.prompt_tokens == len(ids)
-    assert found(announcement)[0] == (len(ids) - 1) // BLOCK_TOKENS * BLOCK_TOKENS
+    by_events = fleet.match(request)
+    assert by_events is not None
+    assert by_events.prompt_tokens == len(ids)
+    assert found(by_events)[0] == (len(ids) - 1) // BLOCK_TOKENS * BLOCK_TOKENS
 
 
 def test_what_is_not_known_exactly_is_left_to_history() -> None:
@@ -149,12 +149,12 @@ def test_what_is_not_known_exactly_is_left_to_history() -> None:
     )
     assert fleet.match(chat) is not None
     only = rendering().restricted(frozenset({Feature.COMPLETION}), tokens_agree=True)
-    fleet.announced.set_models({"m": ModelText(SPACE, only)})
+    fleet.event_caches.set_models({"m": ModelText(SPACE, only)})
     assert fleet.match(chat) is None
     assert fleet.match() is not None
-    fleet.announced.set_announcing(())
+    fleet.event_caches.set_announcing(())
     assert fleet.match() is None
-    assert not fleet.announced.is_announcing(KEYS[0])
+    assert not fleet.event_caches.is_announcing(KEYS[0])
 
 
 def test_who_announces_may_change_between_two_requests() -> None:
@@ -164,10 +164,10 @@ def test_who_announces_may_change_between_two_requests() -> None:
         fleet.compute(key, TEXT)
     hit = found(fleet.match())[0]
     assert found(fleet.match()) == [hit, None, None]
-    fleet.announced.set_announcing(KEYS[1:])
+    fleet.event_caches.set_announcing(KEYS[1:])
     assert found(fleet.match()) == [None, hit, hit]
-    fleet.announced.set_announcing(KEYS[1:2], incomplete=KEYS[2:])
-    announcement = fleet.match()
-    assert found(announcement) == [None, hit, hit]
-    assert announcement is not None
-    assert list(announcement.is_complete) == [True, True, False]
+    fleet.event_caches.set_announcing(KEYS[1:2], incomplete=KEYS[2:])
+    by_events = fleet.match()
+    assert found(by_events) == [None, hit, hit]
+    assert by_events is not None
+    assert list(by_events.is_complete) == [True, True, False]
