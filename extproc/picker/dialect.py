@@ -20,7 +20,7 @@ from google.protobuf import struct_pb2
 
 from extproc.errors import Reason, RouterError
 from extproc.protocol import wire
-from extproc.protocol.machine import Kind
+from extproc.protocol.machine import MessageKind
 from extproc.request.sanitize import STEERING_HEADERS
 from extproc.values.exchange import RequestHeaders
 from extproc.values.headers import CONTENT_ENCODING, DEBUG_HEADER, OWNER_HEADER, REQUEST_ID_HEADER
@@ -121,19 +121,19 @@ class PickerDialect:
         if body is not None:
             yield from _pieces(body, ends=not trailers)
         if trailers:
-            yield wire.CONTINUE[Kind.REQUEST_TRAILERS]
+            yield wire.CONTINUE[MessageKind.REQUEST_TRAILERS]
 
     def pass_to(self, plan: Plan) -> bytes:
         """To the headers: the request goes past us."""
         return self._headers(plan, None) if plan.endpoints else _GO_ON
 
-    def echo(self, kind: Kind, body: bytes, *, end_of_stream: bool) -> bytes:
+    def echo(self, kind: MessageKind, body: bytes, *, end_of_stream: bool) -> bytes:
         """To a chunk of a request's or an answer's body: the same bytes."""
         return _chunk(
-            _REQUEST_BODY if kind is Kind.REQUEST_BODY else _RESPONSE_BODY, body, ends=end_of_stream
+            _REQUEST_BODY if kind is MessageKind.REQUEST_BODY else _RESPONSE_BODY, body, ends=end_of_stream
         )
 
-    def let_pass(self, kind: Kind) -> bytes:
+    def let_pass(self, kind: MessageKind) -> bytes:
         """To headers of an answer, or to trailers: nothing is changed."""
         return wire.CONTINUE[kind]
 

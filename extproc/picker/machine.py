@@ -26,7 +26,7 @@ from extproc.protocol.machine import (
     Effect,
     Effects,
     Finish,
-    Kind,
+    MessageKind,
     Phase,
     SendContinue,
     SendImmediate,
@@ -72,7 +72,7 @@ class End(Effect):
 
 _NOTHING: Effects = ()
 _ECHO = (Echo(),)
-_CONTINUE = {kind: (SendContinue(kind),) for kind in Kind}
+_CONTINUE = {kind: (SendContinue(kind),) for kind in MessageKind}
 
 
 class PickStream:
@@ -116,7 +116,7 @@ class PickStream:
     def receive_headers(self, event: RequestHeaders) -> Effects:
         """Request headers arrived."""
         if self.phase is not Phase.AWAIT_HEADERS:
-            raise SpuriousMessage(self.phase, Kind.REQUEST_HEADERS)
+            raise SpuriousMessage(self.phase, MessageKind.REQUEST_HEADERS)
         self._headers = event
         verdict = self._judge(event)
         if isinstance(verdict, NeedBody):
@@ -139,7 +139,7 @@ class PickStream:
             self._is_passing = not end_of_stream
             return _ECHO
         if self.phase is Phase.AWAIT_HEADERS:
-            raise SpuriousMessage(self.phase, Kind.REQUEST_BODY)
+            raise SpuriousMessage(self.phase, MessageKind.REQUEST_BODY)
         if self.phase is not Phase.AWAIT_BODY:
             return _NOTHING
         self._num_bytes += len(chunk)
@@ -153,7 +153,7 @@ class PickStream:
     def receive_trailers(self) -> Effects:
         """Request trailers arrived: with them the request ends."""
         if self.phase is Phase.AWAIT_HEADERS:
-            raise SpuriousMessage(self.phase, Kind.REQUEST_TRAILERS)
+            raise SpuriousMessage(self.phase, MessageKind.REQUEST_TRAILERS)
         if self.phase is Phase.AWAIT_BODY:
             self._trailers = True
             return self._decide()
@@ -161,12 +161,12 @@ class PickStream:
             self._trailers = True
             return _NOTHING
         self._is_passing = False
-        return _CONTINUE[Kind.REQUEST_TRAILERS]
+        return _CONTINUE[MessageKind.REQUEST_TRAILERS]
 
     def decided(self) -> Effects:
         """The shell has a decision, which is charged."""
         if self.phase is not Phase.DECIDING:
-            raise SpuriousMessage(self.phase, Kind.DECIDED)
+            raise SpuriousMessage(self.phase, MessageKind.DECIDED)
         assert self._headers is not None
         self.phase = Phase.AWAIT_FIRST_CHUNK
         self._is_charged = True
@@ -177,7 +177,7 @@ class PickStream:
     def refused(self, error: RouterError) -> Effects:
         """The shell cannot serve the request."""
         if self.phase is not Phase.DECIDING:
-            raise SpuriousMessage(self.phase, Kind.REFUSED)
+            raise SpuriousMessage(self.phase, MessageKind.REFUSED)
         return self._give_up(error)
 
     def timed_out(self) -> Effects:
@@ -191,12 +191,12 @@ class PickStream:
         abandoned = (Abandon(),) if self.phase is Phase.DECIDING else _NOTHING
         self.phase = Phase.DONE
         self._chunks = []
-        return (*abandoned, *_CONTINUE[Kind.RESPONSE_HEADERS], *self._passed(end_of_stream))
+        return (*abandoned, *_CONTINUE[MessageKind.RESPONSE_HEADERS], *self._passed(end_of_stream))
 
     def receive_answer_chunk(self, *, end_of_stream: bool) -> Effects:
         """A chunk of the response body arrived."""
         if self.phase is not Phase.DONE:
-            raise SpuriousMessage(self.phase, Kind.RESPONSE_BODY)
+            raise SpuriousMessage(self.phase, MessageKind.RESPONSE_BODY)
         if self.is_answered:
             return _NOTHING
         return (*_ECHO, *self._passed(True)) if end_of_stream else _ECHO
@@ -204,8 +204,8 @@ class PickStream:
     def receive_answer_trailers(self) -> Effects:
         """Response trailers arrived: with them the answer ends."""
         if self.phase is not Phase.DONE:
-            raise SpuriousMessage(self.phase, Kind.RESPONSE_TRAILERS)
-        return (*_CONTINUE[Kind.RESPONSE_TRAILERS], *self._passed(True))
+            raise SpuriousMessage(self.phase, MessageKind.RESPONSE_TRAILERS)
+        return (*_CONTINUE[MessageKind.RESPONSE_TRAILERS], *self._passed(True))
 
     def closed(self) -> Effects:
         """The peer ended the stream, or it failed here."""

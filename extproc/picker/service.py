@@ -24,7 +24,7 @@ from extproc.protocol.machine import (
     Decide,
     Effects,
     Finish,
-    Kind,
+    MessageKind,
     Phase,
     SendContinue,
     SendImmediate,
@@ -197,7 +197,7 @@ class PickExchange:
                 self._alive_s = now_s
                 self._picker.told(RequestAlive(self._request_id, self._picker.owner))
         elif now_s - self._received_s >= upload_s:
-            self._perform(self._stream.timed_out(), Kind.REQUEST_BODY)
+            self._perform(self._stream.timed_out(), MessageKind.REQUEST_BODY)
 
     def _receive(self, message: Any) -> None:
         stream = self._stream
@@ -224,14 +224,14 @@ class PickExchange:
             effects = stream.receive_answer_trailers()
         else:  # a message that a later Envoy may send and we need not know
             return
-        self._perform(effects, Kind(which))
+        self._perform(effects, MessageKind(which))
 
     def _decide(self, effect: Decide) -> None:
         deciding = self._picker.decider.decide(effect.request, effect.body)
         if isinstance(deciding, Now):
             self._decided(deciding.decision)
         elif isinstance(deciding, Refusal):
-            self._perform(self._stream.refused(deciding.error), Kind.REQUEST_BODY)
+            self._perform(self._stream.refused(deciding.error), MessageKind.REQUEST_BODY)
         else:
             self._pending = deciding.pending
             deciding.pending.then(self._decided_later, self._failed)
@@ -245,7 +245,7 @@ class PickExchange:
             self._token = FirstTokenDetector(decision.operation)
         if self._stream.wants_head:
             self._head = HeadCollector()
-        self._perform(effects, Kind.REQUEST_BODY)
+        self._perform(effects, MessageKind.REQUEST_BODY)
 
     def _decided_later(self, decision: Decision) -> None:
         self._pending = None
@@ -261,7 +261,7 @@ class PickExchange:
             self._fault(error)
             return
         try:
-            self._perform(self._stream.refused(error), Kind.REQUEST_BODY)
+            self._perform(self._stream.refused(error), MessageKind.REQUEST_BODY)
         except Exception as fault:  # likewise
             self._fault(fault)
 
@@ -270,7 +270,7 @@ class PickExchange:
         self._close(StreamEnding.FAILED)
         self._call.abort(Status.UNKNOWN, "")
 
-    def _perform(self, effects: Effects, kind: Kind) -> None:
+    def _perform(self, effects: Effects, kind: MessageKind) -> None:
         """Do what the machine says, about a message of that kind."""
         dialect, call = self._picker.dialect, self._call
         for effect in effects:

@@ -15,7 +15,7 @@ from extproc.protocol.machine import (
     Effect,
     Effects,
     Finish,
-    Kind,
+    MessageKind,
     Phase,
     SendContinue,
     SendImmediate,
@@ -101,7 +101,7 @@ def test_late_trailers_are_answered_too() -> None:
     machine.receive_body(b"ab", end_of_stream=True)
     assert machine.receive_trailers() == ()
     assert machine.decided() == (SendRequest(b"ab", trailers=True),)
-    assert machine.receive_trailers() == (SendContinue(Kind.REQUEST_TRAILERS),)
+    assert machine.receive_trailers() == (SendContinue(MessageKind.REQUEST_TRAILERS),)
 
 
 def test_a_request_without_a_body_is_decided_at_once() -> None:
@@ -129,7 +129,9 @@ def test_what_passes_is_echoed_in_both_directions(end: bool) -> None:
         assert machine.receive_body(b"x" * 100, end_of_stream=False) == (Echo(),)
         assert machine.receive_body(b"", end_of_stream=True) == (Echo(),)
     assert machine.receive_body(b"", end_of_stream=True) == ()
-    assert machine.receive_answer_headers(end_of_stream=False) == (SendContinue(Kind.RESPONSE_HEADERS),)
+    assert machine.receive_answer_headers(end_of_stream=False) == (
+        SendContinue(MessageKind.RESPONSE_HEADERS),
+    )
     assert machine.receive_answer_chunk(end_of_stream=True) == (Echo(),)
     assert machine.closed() == (Finish(),)
 
@@ -203,7 +205,7 @@ def test_an_answer_of_envoys_own_gives_the_request_up() -> None:
     machine.receive_body(b"ab", end_of_stream=True)
     assert machine.receive_answer_headers(end_of_stream=True) == (
         Abandon(),
-        SendContinue(Kind.RESPONSE_HEADERS),
+        SendContinue(MessageKind.RESPONSE_HEADERS),
     )
     with pytest.raises(SpuriousMessage):
         machine.decided()

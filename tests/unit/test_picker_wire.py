@@ -11,7 +11,7 @@ from extproc.errors import Reason, RouterError
 from extproc.picker.answer import TAIL_BYTES, PassingAnswer
 from extproc.picker.dialect import CHUNK_BYTES, PickerDialect
 from extproc.picker.health import NOT_SERVING, SERVING, Health
-from extproc.protocol.machine import Kind
+from extproc.protocol.machine import MessageKind
 from extproc.values.placements import Decision, Plan
 from extproc.values.requests import Operation
 from extproc.values.subsets import Subset
@@ -84,14 +84,14 @@ def test_a_rewritten_body_replaces_the_clients_and_has_its_length() -> None:
     assert second.request_body.response.body_mutation.streamed_response.body == b"new body"
 
 
-@pytest.mark.parametrize("kind", [Kind.REQUEST_BODY, Kind.RESPONSE_BODY])
+@pytest.mark.parametrize("kind", [MessageKind.REQUEST_BODY, MessageKind.RESPONSE_BODY])
 @pytest.mark.parametrize("end", [False, True])
 @pytest.mark.parametrize("size", [0, 1, 127, 128, 16_384, 1 << 20])
-def test_a_chunk_is_answered_with_itself(kind: Kind, end: bool, size: int) -> None:
+def test_a_chunk_is_answered_with_itself(kind: MessageKind, end: bool, size: int) -> None:
     """Written by hand, and what protobuf reads."""
     message = pb.ProcessingResponse.FromString(dialect().echo(kind, b"x" * size, end_of_stream=end))
     assert message.WhichOneof("response") == kind.value
-    response = message.request_body if kind is Kind.REQUEST_BODY else message.response_body
+    response = message.request_body if kind is MessageKind.REQUEST_BODY else message.response_body
     mutation = response.response.body_mutation
     assert mutation.WhichOneof("mutation") == "streamed_response"
     assert mutation.streamed_response == pb.StreamedBodyResponse(body=b"x" * size, end_of_stream=end)
