@@ -240,7 +240,7 @@ async def test_an_answer_that_ends_with_trailers(picked: Picked) -> None:
         transport = request.transport
         assert transport is not None
         transport.write(
-            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-end\r\n\r\n"
+            b"HTTP/1.1 200 OK\r\nconnection: close\r\ntransfer-encoding: chunked\r\ntrailer: x-end\r\n\r\n"
             b"2\r\n{}\r\n0\r\nx-end: 7\r\n\r\n"
         )
         await asyncio.sleep(0.2)
