@@ -1,4 +1,4 @@
-"""Telling several parties of what happened, without whoever tells knowing any of them."""
+"""Telling several parties of what happened, where the one that tells knows none of them."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ class Listeners(Generic[News]):
         self._listeners.extend(listeners)
 
     def tell(self, *news: News.args, **named: News.kwargs) -> None:
-        """Tell everybody."""
+        """Tell all of them."""
         for listener in self._listeners:
             listener(*news, **named)

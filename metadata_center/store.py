@@ -1,4 +1,4 @@
-"""The written contract of the metadata center: what a router may rely on, whoever keeps the state.
+"""The written contract of the metadata center: what a router may rely on, whatever keeps the state.
 
 Rules:
     1. No call waits. State that lives elsewhere is read from a local replica and written behind the
@@ -46,7 +46,7 @@ class LoadStore(Protocol):
         ...
 
     def view(self, slots: tuple[int, ...]) -> LoadView:
-        """Load over all workers and gateways that share it; an endpoint nobody charged counts zero."""
+        """Load over all workers and gateways that share it; an endpoint that was not charged counts zero."""
         ...
 
     def get(self, request_id: RequestId, leg: int = 0) -> Charge | None:
@@ -163,4 +163,4 @@ class EmbeddedStore:
     prefixes: PrefixStore
 
     def share(self, endpoint: EndpointKey, blocks: Sequence[int]) -> None:
-        """Nobody else is to be told."""
+        """No other member is to be told."""

@@ -1,1 +1,1 @@
-"""What Envoy reports by its gRPC access log, handed to whoever made the decision."""
+"""What Envoy reports by its gRPC access log, handed to the worker that decided."""

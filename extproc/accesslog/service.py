@@ -1,9 +1,9 @@
-"""The gRPC access log service: Envoy tells each ending, we hand it to whoever decided.
+"""The gRPC access log service: Envoy tells each ending, we hand it to the worker that decided.
 
 An entry may reach another worker than the one that decided: Envoy keeps one log stream per thread of its own.
 `Dispatcher` looks at the owner tag and hands over what is not ours. An entry without an owner belongs to a
-request that nobody decided, or whose decision came too late for Envoy: every worker is told, so that a late
-charge finds its release.
+request that no worker decided, or whose decision came too late for Envoy: every worker is told, so that a
+late charge finds its release.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ class WorkerPage:
         path: With `{name}` for a segment that varies.
         answer: Of one worker.
         merge: One answer out of those of several, by worker number; the mapping is empty if none answers.
-        refuse: What is wrong with a request, whoever is asked; None if nothing is.
+        refuse: What is wrong with a request, of whichever process; None if nothing is.
     """
 
     method: str

@@ -3,7 +3,7 @@
 Rules:
     1. Equal to the loops to the last bit: the same operations in the same order, each in 64 bits. Sums are
        Python's own, over lists, for numpy adds in another order.
-    2. Arrays stay inside: lists go in and out, and whoever keeps a snapshot or costs keeps lists.
+    2. Arrays stay inside: lists go in and out, and what keeps a snapshot or costs keeps lists.
 """
 
 from __future__ import annotations

@@ -2,15 +2,16 @@
 
 Rules:
     1. Everything is seconds. The cost of an endpoint is what the request waits there for the prefill ahead
-       and for room in the KV cache, what its own prefill takes, what that costs those who come later, and
+       and for room in the KV cache, what its own prefill takes, what that costs later requests, and
        what decoding there takes. No part has a weight.
     2. Prefill that is not cached costs `tokens + pairs`; while it lasts each engine step also carries the
        decodes that run there. Prices are learned per group of equal endpoints, see `predicting.ttft`.
     3. The cost to others is the relative value of an M/G/1 queue, shared by all endpoints because later
-       requests go around a full one: work of w seconds delays by w/n whoever comes while the backlog lasts.
-       Those are rate * backlog / (1 - utilisation), both learned from what was placed. So an idle fleet asks
-       for the quickest endpoint, and a full one for the least work: affinity where it pays, nowhere else.
-       Utilisation is that of whatever is scarcer: time for prefill, or `max_num_seqs` where it is known.
+       requests go around a full one: work of w seconds delays by w/n each request that comes while the
+       backlog lasts. Those are rate * backlog / (1 - utilisation), both learned from what was placed. So an
+       idle fleet asks for the quickest endpoint, and a full one for the least work: affinity where it pays,
+       nowhere else. Utilisation is that of whatever is scarcer: time for prefill, or `max_num_seqs` where it
+       is known.
     4. A token of decoding counts as much as the limit on TTFT over that on TPOT says: missing either is the
        same failure.
     5. Equal costs are drawn among; nothing else here draws.
@@ -39,7 +40,7 @@ class Cost:
         wait_s: Prefill ahead of it.
         room_s: Until the KV cache has room for it.
         work_s: Its own prefill.
-        others_s: Delay of those who come later, summed over them.
+        others_s: Delay of later requests, summed over them.
         decode_s: Time per output token, weighed by Rule 4.
         turn_s: Time from one end of a sequence to the next; 0 where fewer run than may. Part of `room_s`.
     """

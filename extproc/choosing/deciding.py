@@ -121,7 +121,7 @@ def decide(
         costs = completion_costs(snapshot)
         return SendNow(choose_least(costs, settings, rng, snapshot.weights), snapshot, costs)
     if claim is None:
-        raise ValueError("nobody waits without a name")
+        raise ValueError("no request waits without a name")
     return _now_or_later(snapshot, settings, rng, now_s, queue, claim)
 
 

@@ -5,15 +5,15 @@ Rules:
        cache has no room, or it runs `max_num_seqs` sequences (`extproc.choosing.max_num_seqs`). It never runs
        dry for being full, so what waits here loses nothing.
     2. Order is by arrival plus work, which is when an idle fleet would have answered: short work goes first,
-       and nobody is overtaken by one who comes later than its own work takes. Nobody falls back when work
-       turns out longer than it was thought: so who is first sees nobody ahead. A request waits for the
-       endpoint that suits it best; those ahead that wait for the same one count as prefill there, or as the
-       ends of sequences that they wait for where those are longer, so a queue for one makes others the
+       and no request is overtaken by one that comes later than its own work takes. No request falls back when
+       work turns out longer than it was thought: so the first request sees none ahead. A request waits for
+       the endpoint that suits it best; those ahead that wait for the same one count as prefill there, or as
+       the ends of sequences that they wait for where those are longer, so a queue for one makes others the
        better.
     3. At most `max_held` requests wait, each `max_hold_s` at most. One that is too many, or that cannot be
        answered within that time (or within its own limit) by what is ahead of it, is refused at once.
     4. Wake-ups are the caller's: ask again when a prefill or a request ends anywhere, and at `until_s`.
-    5. A request that was sent, refused or forgotten is in nobody's way.
+    5. A request that was sent, refused or forgotten is in no other's way.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class _Held:
 
 
 class HoldQueue:
-    """Who waits, for what, and in which order.
+    """Requests that wait: for what, and in which order.
 
     Args:
         max_held: Most requests, >= 1.
@@ -113,7 +113,7 @@ class HoldQueue:
         return max(0.0, self._least_s)
 
     def ahead_s(self, request_id: int, rank: float, endpoints: int) -> list[float]:
-        """Work per endpoint of those who wait for it and go before `rank`; `request_id` itself left out."""
+        """Work per endpoint of requests that wait for it and go before `rank`; not `request_id` itself."""
         ahead = [0.0] * endpoints
         for other_id, other in self._held.items():
             if (
@@ -145,7 +145,7 @@ class HoldQueue:
         limit_s: float | None = None,
         rank: float = inf,
     ) -> HoldAnswer:
-        """What happens to a request now; whoever is kept is remembered, whoever is not is forgotten.
+        """What happens to a request now; one that is kept is remembered, any other is forgotten.
 
         Args:
             request_id: Whose.

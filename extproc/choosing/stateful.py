@@ -70,7 +70,7 @@ class FleetView:
         scraped_s: When the scraped columns were read; the same time as before means the same values.
         matched_blocks: Leading blocks of the prompt that the endpoint holds by the cache view in use.
         since_s: Ledger: when a prefill last ended there, or the first of the `prefilling` was sent, whichever
-            was later; empty if nobody noted it.
+            was later; empty if that was not noted.
     """
 
     now_s: float

@@ -4,13 +4,13 @@ Rules:
     1. Pure. A source's words come in, the difference they make goes out; who follows the fleet re-applies
        that and nothing else.
     2. Identities are made here and only here. Equal keys of sources are one replica, whichever sources list
-       it. Nobody takes an identity apart: an address is asked of the fleet or of an `Endpoint`.
+       it. No room takes an identity apart: an address is asked of the fleet or of an `Endpoint`.
     3. Each source owns what it lists. Where two list the same replica, or the same address and rank, in one
        cluster, the source that came to the fleet first counts; the other takes over when it goes.
     4. A cluster exists as long as a source lists it, with or without endpoints.
-    5. What Envoy tells is an address. It is the identity that was sent there, if one was; else whoever is
-       there now, or was last. Where nobody ever was gets an identity that no book has.
-    6. Bound: what sources list, and `MAX_FORMER` addresses that somebody had.
+    5. What Envoy tells is an address. It is the identity that was sent there, if one was; else the one that
+       is there now, or was last. An address where none ever was gets an identity that no ledger has.
+    6. Bound: what sources list, and `MAX_FORMER` addresses that endpoints had.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ class Following:
 
     Args:
         interval_s: Between an answer about a name and the next question.
-        wait_s: Longest that a version waits for names nobody has asked for before.
+        wait_s: Longest that a version waits for names that were not asked for before.
 
     Attributes:
         generation: Number of readings so far.
@@ -207,7 +207,7 @@ class Following:
         return [*self._ask(missing, now_s), *self._release(now_s)]
 
     def ask_again(self, now_s: float) -> list[Effect]:
-        """Somebody wants all names looked up now."""
+        """All names are to be looked up now."""
         return list(self._ask(self._names, now_s))
 
     def answered(self, name: str, number: int, addresses: Iterable[str], now_s: float) -> list[Effect]:

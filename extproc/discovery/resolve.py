@@ -80,7 +80,7 @@ async def _in_a_thread(name: str) -> list[str]:
 
     def settle(addresses: list[str] | None, error: Exception | None) -> None:
         if answer.done():
-            return  # nobody waits any more
+            return  # no caller waits any more
         if error is not None:
             answer.set_exception(error)
         else:

@@ -97,7 +97,7 @@ class Doubts:
     def review(
         self, key: EndpointKey, record: Record, model: str, now_s: float, kind: FailureKind | None = None
     ) -> None:
-        """Doubt, or trust again, whoever of these clusters the newest answer tells something about.
+        """Doubt, or trust again, the endpoints of these clusters that the newest answer says something about.
 
         Args:
             key: Whose answer it was.

@@ -149,7 +149,7 @@ class HealthEvidence:
             self._changed(health.attempt_succeeded(endpoint, now_s, model))
         elif evidence is NoFailure.UNKNOWN and request.first_token_s is None:
             health.undecided(endpoint, model, now_s)
-            return  # nobody knows whether another one would have answered what these failed at
+            return  # it is not known whether another one would have answered what these failed at
         if not failed:
             return
         counting = {key: kind for key, kind in failed.items() if kind is not FailureKind.CONNECT_FAILURE}

@@ -42,7 +42,7 @@ class Floors:
         return True
 
     def hold(self, clusters: Iterable[str], now_s: float) -> list[Transition]:
-        """Bring back whoever may be well where refused connections took a cluster below its floor."""
+        """Bring back endpoints that may be well where refused connections took a cluster below its floor."""
         changes = []
         for cluster in clusters:
             available, floor = self._available(cluster)

@@ -25,7 +25,7 @@ MAX_TRIAL_S: Final = 30.0
 """Longest time between trials."""
 
 TRIAL_LEASE_S: Final = 30.0
-"""A trial that nobody heard of any more is over after this."""
+"""A trial that was not heard of any more is over after this."""
 
 MISS_S: Final = 10.0
 """From a miss to the next request that may try; doubles up to `MAX_MISS_S`. Adapters are loaded by hand."""

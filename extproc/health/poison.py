@@ -4,7 +4,7 @@ Rules:
     1. A fingerprint is a hash of the body; the prompt itself is never kept.
     2. A request is *poison* once two endpoints failed at it, within one request or in several of the same
        body (a client that retries). What an endpoint fails at alone is its own fault until then.
-    3. An answer to it takes that back, and lays the failures at the doors of those who failed.
+    3. An answer to it takes that back, and lays the failures at the doors of the endpoints that failed.
     4. At most `MAX_SUSPECTS` are remembered, each for `MEMORY_S` after its last failure.
 """
 

@@ -12,7 +12,7 @@ Rules:
        speaks for it. That sends the traffic to the peers, and so tells its fault from the request's.
     5. A doubted endpoint is ejected when its failures reach `passive_threshold` in a row, nothing else it was
        asked succeeded meanwhile, and a peer answered: it is alone in failing.
-    6. What every peer fails at is nobody's fault here: it doubts nobody for long and ejects nobody.
+    6. What every peer fails at is no endpoint's fault: it doubts none for long and ejects none.
     7. A model that an endpoint does not have is missed there: doubted for longer, never ejected for.
     8. An event that changes no state returns no `Transition`; doubts are not states.
     9. Memory is bounded by the endpoints times `MAX_MODELS`; events about other keys are ignored.

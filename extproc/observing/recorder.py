@@ -1,4 +1,4 @@
-"""What the rooms of a request tell whoever counts.
+"""What the rooms of a request tell the metrics.
 
 They know this interface alone: what becomes of a count is no part of a decision. `metrics.collector.Metrics`
 is the one of a worker. All methods are synchronous and cheap, and none fails.

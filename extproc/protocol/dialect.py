@@ -2,7 +2,7 @@
 
 Rules:
     1. A dialect owns which bodies Envoy sends and how, the headers and metadata of an answer, and how these
-       name cluster and endpoints. Whoever decides knows none of it.
+       name cluster and endpoints. What decides knows none of it.
     2. It is pure: messages in, messages out. Equal decisions give equal answers.
 """
 

@@ -295,7 +295,7 @@ class Stream:
         """The shell has a decision.
 
         Args:
-            token: Looks for the first token of the answer; None if nobody wants to know.
+            token: Looks for the first token of the answer; None if that is not wanted.
             head: Keeps its head; None likewise.
         """
         if self.phase is not Phase.DECIDING:

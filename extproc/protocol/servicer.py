@@ -202,7 +202,7 @@ class Exchange:
         self._pending = None
         try:
             self._answer(decision)
-        except Exception as error:  # a bug: this stream fails, and whoever decided goes on
+        except Exception as error:  # a bug: this stream fails, and the router goes on
             self._fault(error)
 
     def _failed(self, error: Exception) -> None:
@@ -258,7 +258,7 @@ class Exchange:
         return self._request.headers.get(REQUEST_ID_HEADER, "")
 
     def _end(self, phase: Phase, how: StreamEnding) -> None:
-        """The stream is over: nobody waits for its decision."""
+        """The stream is over: its decision is not waited for."""
         if self._is_over:
             return
         self._is_over = True

@@ -5,7 +5,7 @@ Rules:
        and on nothing after. Two prompts share their first n hashes iff they share root and n blocks
        (up to 64-bit collisions, which cost a worse choice of replica, never a wrong answer).
     2. Full blocks only. An engine reuses whole KV blocks, and a partial tail would be a new key on
-       every turn of a conversation: an entry nobody can match again.
+       every turn of a conversation: an entry that cannot match again.
     3. Hashes are the same in every process and on every machine; no per-process seed.
 """
 

@@ -146,7 +146,7 @@ class RuleTable:
             rng: Drawn from once if several equally specific rules match, else not at all.
 
         Raises:
-            RouterError: MODEL_NOT_FOUND for a name nobody serves, ROUTE_NOT_FOUND if no rule matches.
+            RouterError: MODEL_NOT_FOUND for a name that is not served, ROUTE_NOT_FOUND if no rule matches.
         """
         compiled = self._by_name.get(model)
         if isinstance(compiled, Route):

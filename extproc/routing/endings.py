@@ -2,9 +2,9 @@
 
 Rules:
     1. A request ends once: by the end that a proxy tells, by its lease, or by its refusal. What is told of it
-       afterwards finds nothing to release and tells nobody.
+       afterwards finds nothing to release and tells no listener.
     2. It is released before anybody is told, so that no listener's fault holds a charge.
-    3. A listener that fails is reported and keeps nobody else from being told.
+    3. A listener that fails is reported and keeps no other from being told.
     4. What an ending means is said here, by its values; what becomes of it is each listener's.
 """
 

@@ -2,7 +2,7 @@
 
 Rules:
     1. An endpoint announces while none of its publishers is behind and its engine was seen to render and
-       tokenize as the model's files say. Whoever learns of either says so here; a decision only looks.
+       tokenize as the model's files say. The follower of events says so here; a decision only looks.
     2. One text per request serves all endpoints, so a model's rendering is used as far as every endpoint of
        it that announces agrees with it.
 """

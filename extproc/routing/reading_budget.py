@@ -2,9 +2,9 @@
 
 Rules:
     1. Each body that is read here is bounded by itself (`extproc.request.structure`); this bounds many
-       of them at once, which together would make everybody else wait as long as one that is too large.
+       of them at once, which together would make all other requests wait as long as one that is too large.
     2. What bodies take is measured, not guessed from what they look like: no shape gets around it.
-    3. Processor time of this thread is counted, so that a busy machine sends nobody elsewhere. To ask for it
+    3. Processor time of this thread is counted, so that a busy machine sends no body elsewhere. To ask for it
        is a system call, on a busy machine as dear as the decision, so it is asked for only once bodies took
        much of the wall clock's time; until then that counts.
     4. Pure: time is given. Owned by one event loop.
@@ -29,7 +29,7 @@ _SHARE: Final = 0.25
 
 _WATCH_FROM_S: Final = _BURST_S / 4
 """What slow bodies have taken when processor time begins to be asked for: more than a few that lost the
-processor to somebody else."""
+processor to another process."""
 
 _WATCH_S: Final = 10.0
 """For so long it is asked for."""

@@ -66,7 +66,7 @@ class Router:
     Args:
         state: What scheduling reads and charges.
         table: Compiled configuration; replaced by assignment.
-        settings: Likewise; they hold nobody where there is no `loop`.
+        settings: Likewise; they hold no request where there is no `loop`.
         rng: Source of every random choice.
         clock: Monotonic seconds.
         wall_clock: Unix seconds, for records.
@@ -148,7 +148,7 @@ class Router:
     def retrieve(self, request: RequestHeaders, named: Named) -> LineVerdict:
         """Where a request about a stored response goes: to the endpoint that holds it, whatever its health.
 
-        One that nobody knows goes to any endpoint, whose own 404 the client is to see; so does one whose
+        One that is not known goes to any endpoint, whose own 404 the client is to see; so does one whose
         endpoint this request may not use. Neither is charged: nothing is computed for it.
         """
         home = self._state.homes.find(response_key(named.response_id), self._clock())

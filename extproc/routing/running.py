@@ -2,7 +2,7 @@
 
 Rules:
     1. One entry per decided request, removed at its end or when its lease expires; bounded by the load table.
-    2. What is charged is released once, and what is counted as running is taken out once: whoever comes later
+    2. What is charged is released once, and what is counted as running is taken out once: what comes later
        finds nothing.
     3. The blocks of a completed request count as running for `LINGER_S` more: its engine has them, and under
        load announces them later than it answers.

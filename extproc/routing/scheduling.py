@@ -50,7 +50,7 @@ class Chosen:
         order: Rows in the order that Envoy is to try.
         pinned: The first of them alone has what the request builds on.
         tried_once: It failed at several endpoints before: only the first of `order` is to try.
-        by_rival: A rival had the last word: nobody else moves it.
+        by_rival: A rival had the last word: the rendezvous does not move it.
     """
 
     pool: Pool

@@ -3,7 +3,7 @@
 Rules:
     1. An answer names itself while it passes, so a response is found before it is whole; its end corrects the
        endpoint if a fallback served it.
-    2. A conversation moves to whoever answered its latest request.
+    2. A conversation moves to the endpoint that answered its latest request.
 """
 
 from __future__ import annotations

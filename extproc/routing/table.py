@@ -74,7 +74,7 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Retrieve(LineVerdict):
-    """It is about a stored response, which one endpoint has: whoever knows which says where it goes."""
+    """It is about a stored response, which one endpoint has: what knows which says where it goes."""
 
     named: Named
 
@@ -223,7 +223,7 @@ class RoutingTable:
         return RefuseAtOnce(RouterError(Reason.UNKNOWN_PATH, "Nothing is served at this path."))
 
     def _may_pass(self, path: str) -> bool:
-        """True if nobody behind us could take `path` for inference or an engine's administration.
+        """True if no engine behind us could take `path` for inference or an engine's administration.
 
         Inference in a spelling of its own would pass unread: neither sanitised nor counted.
         """

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Background:
-    """Runs coroutines, as many as are begun: whoever begins them bounds their number."""
+    """Runs coroutines, as many as are begun: the caller bounds their number."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()

@@ -1,4 +1,4 @@
-"""Large bodies, read by processes of their own, so that nobody waits for their decoding but who sent them.
+"""Large bodies, read by processes of their own, so that only their own requests wait for their decoding.
 
 Rules:
     1. No process is started before it is needed; one that dies or hangs is replaced with the next order.
@@ -163,7 +163,7 @@ class BodyReaders:
         return read
 
     async def close(self) -> None:
-        """Refuse who waits, and end the processes."""
+        """Refuse the requests that wait, and end the processes."""
         self._is_open = False
         waiting, self._waiting = self._waiting, []
         for job in waiting:
@@ -192,7 +192,7 @@ class BodyReaders:
         job.read.fail(self._busy_error())
 
     def _left(self, job: _Job) -> None:
-        """A job waits no more: it is being read, or nobody wants it."""
+        """A job waits no more: it is being read, or is not wanted any more."""
         if job.body:
             self._num_waiting -= 1
             self._num_bytes -= job.num_bytes

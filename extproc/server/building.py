@@ -118,7 +118,7 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What happens to a worker, for whoever has to know.
+    """What happens to a worker, for the parts that have to know.
 
     Attributes:
         cached: An endpoint has blocks cached, or responses live there; for the other workers and gateways.

@@ -1,4 +1,4 @@
-"""How a worker lets go of its work: nobody new, everybody who waits placed, what runs ended and reported."""
+"""How a worker lets go of its work: none is new, those that wait are scheduled, those that run end."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Waiting(Protocol):
         """How many."""
 
     def close(self) -> None:
-        """Place everybody now, and let nobody wait from now on."""
+        """Schedule every request now, and let none wait from now on."""
 
 
 class Leaving(Protocol):

@@ -1,7 +1,7 @@
 """Re-applies what changed of the fleet wherever something is kept per endpoint, and nothing else.
 
 Rules:
-    1. One change of the fleet is re-applied at once, without an await: nobody sees half of it.
+    1. One change of the fleet is re-applied at once, without an await: no request sees half of it.
     2. Told is what each endpoint concerned is now. What is kept of all others is not touched; a set of label
        values or of slots is told of the whole, but only if an endpoint or a cluster came or went.
     3. An endpoint at another address is another engine: what was learned of the one before is forgotten. Its

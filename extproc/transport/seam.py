@@ -1,7 +1,7 @@
 """What a service and a gRPC server know of each other: calls, what happens to them, what is done about it.
 
 A service is a function from a `Call` to the `Receiver` of what happens to it. The server tells the receiver,
-the receiver acts on the call. Nobody waits: neither side needs a task, a coroutine or a queue for each call.
+the receiver acts on the call. Neither waits: no side needs a task, a coroutine or a queue for each call.
 
 Rules:
     1. All of it happens on one thread, in turns of one event loop. A receiver returns soon: while it runs no
@@ -87,7 +87,7 @@ class Receiver(Protocol):
         """No more messages come; see rule 4."""
 
     def on_reset(self) -> None:
-        """The peer, its connection or this server ended the call: nobody hears what is said now."""
+        """The peer, its connection or this server ended the call: what is said now is not heard."""
 
 
 @value

@@ -60,7 +60,7 @@ class Snapshot:
         output_tokens: Usual length of an answer.
         learned: Prices and traffic; None where another policy chooses.
         held_s: Work of all requests that wait at this gateway for these endpoints, in seconds.
-        ahead_s: Work of those that go before this one, at the endpoint each waits for; empty if nobody does.
+        ahead_s: Work of those that go before this one, at the endpoint each waits for; empty if none waits.
         max_num_seqs: Most sequences that the engine runs at once, see `extproc.choosing.max_num_seqs`; 0
             where it is unknown, empty if it is unknown everywhere.
         kv_used: Tokens of the KV cache that running requests hold, as the engine says; None where it does not

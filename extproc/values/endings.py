@@ -99,7 +99,7 @@ RequestEvent = RequestEnd | RequestAlive | AttemptStarted | AttemptFailed
 
 @value
 class Ending:
-    """One request is over; for everybody who makes something of it.
+    """One request is over; for all listeners that make something of it.
 
     Attributes:
         record: Its decision, or its refusal.
@@ -110,7 +110,7 @@ class Ending:
         evidence: What the ending says of `request.endpoint`.
         row: The candidate row of `request.endpoint`; None if it was no candidate.
         stream_s: From the first to the last byte of the engine's answer; None if that is not known.
-        usage_unseen: Why nobody looked for usage, or "".
+        usage_unseen: Why usage was not looked for, or "".
     """
 
     record: DecisionRecord

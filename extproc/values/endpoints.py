@@ -14,7 +14,7 @@ class Endpoint:
     """One engine replica in one cluster.
 
     Attributes:
-        key: Its identity, the same in every cluster it serves: made by the fleet, opaque to everybody else.
+        key: Its identity, the same in every cluster it serves: made by the fleet, opaque to all else.
         cluster: Envoy's name for the cluster.
         address: Where it is reached; may change while the identity stays.
         weight: Relative capacity, > 0.

@@ -10,7 +10,7 @@ class FailureKind(StrEnum):
     """How an attempt of real traffic failed; a metric label. A client that left is no failure.
 
     Attributes:
-        CONNECT_FAILURE: Nobody listens there, or does not answer a SYN; the request never arrived.
+        CONNECT_FAILURE: Nothing listens there, or does not answer a SYN; the request never arrived.
         RESET: The connection broke after the request was sent, before or within the answer.
         SERVER_ERROR: A status of 500 or more.
         FIRST_BYTE_TIMEOUT: No response headers in time.

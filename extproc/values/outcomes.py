@@ -26,7 +26,7 @@ class Outcome:
     Attributes:
         ended: How it ended.
         duration_s: From Envoy's first byte of the request to its last byte of the answer.
-        endpoint: Who answered, after any retries; None if nobody did.
+        endpoint: The endpoint that answered, after any retries; None if none did.
         attempts: Upstream attempts, 0 for a rejected request.
         status: HTTP status the client saw, None if it saw none.
         ttft_s: Until the first response byte; None unless the answer was streamed, because only

@@ -64,7 +64,7 @@ class Pending(Generic[T]):
             self._failed(error)
 
     def cancel(self) -> None:
-        """Nobody wants it any more."""
+        """It is not wanted any more."""
         if self.is_over:
             return
         self.is_over = True
@@ -73,7 +73,7 @@ class Pending(Generic[T]):
             self._cancelled()
 
     def follow(self, other: Pending[T]) -> None:
-        """Be what `other` will be; whoever cancels this one cancels that."""
+        """Be what `other` will be; to cancel this one is to cancel that."""
         if self.is_over:
             other.cancel()
             return

@@ -1,4 +1,4 @@
-"""What Envoy may serve while Tokenway does not answer: models open to everybody, where their rule says.
+"""What Envoy may serve while Tokenway does not answer: models open to all, where their rule says.
 
 Rules:
     1. Never more than Tokenway would serve: a model whose rules all want headers is left out, and a rule with

@@ -7,7 +7,7 @@ Rules:
        prompt may continue in another way than any prompt before, are put to the tokenizer, if there is one.
        What it says of a block that is followed by the same text as before is remembered. Where it says no,
        the block before is asked about too: the wrong token may begin in that.
-    3. Only what somebody holds is asked about.
+    3. Only what a holder has is asked about.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ class Walk:
     def _follow(
         self, path: _Path, run: Run | None, waiting: list[tuple[_Path, Run]], *, slower: bool
     ) -> bool:
-        """Go down from `run` as far as the text and anybody alive; True if somebody still is at the end."""
+        """Go down from `run` as far as the text and any holder alive; True if one still is at the end."""
         text = self.text
         total = len(text)
         while run is not None:

@@ -24,7 +24,7 @@ def remove(tree: Tree, counts: Counts, replica: Replica, event: BlockRemoved) ->
         if run is None:
             counts.unmatched += 1
             continue
-        if run.full == bit and run.wires[-1] == wire:  # the end of a chain nobody else holds: the usual
+        if run.full == bit and run.wires[-1] == wire:  # the end of a chain no other holds: the usual
             position = len(run.wires) - 1
             held = (1 << position + 1) - 1
         else:

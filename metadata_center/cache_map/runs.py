@@ -3,11 +3,11 @@
 Rules:
     1. A run is 1..RUN_BLOCKS consecutive blocks of one chain. Chains branch only where a run ends, so a
        child continues all of its parent; the root of a chain is a run of no blocks.
-    2. Who holds what: bit b of `full` is set if holder b holds every block of the run. Those who hold some
+    2. Who holds what: bit b of `full` is set if holder b holds every block of the run. Holders of some
        of them are in `partial`, by the mask of positions they hold: non-empty, each holder under one mask
        at most, and never in `full` too. Many hold the same, so a match looks at few masks.
     3. `ends` and `digests` describe the text of the blocks, `digest` that of the whole run; they are all
-       that is kept of it. `digest` is 0 until somebody who has the text works it out.
+       that is kept of it. `digest` is 0 until it is worked out from the text.
     4. `wires[p]` is the name that engines gave to block p. Engines that hash with another seed give it
        another, which is in `aliases`, arrays as long as `wires` with 0 for none.
     5. A child of a parent with several is found by the digest of its first block. Two children may begin
@@ -59,7 +59,7 @@ class Seed:
     """Engines that give the same names to the same blocks, as far as that was seen.
 
     Attributes:
-        replicas: How many they are; the further names of nobody are forgotten.
+        replicas: How many they are; further names are forgotten.
     """
 
     __slots__ = ("replicas",)
@@ -83,7 +83,7 @@ class Run:
         digests: xxh32 of each block's text.
         digest: xxh3-64 of all text, or 0.
         full: Bits of the holders of all blocks.
-        partial: Mask of positions to the bits of those who hold just these, or None.
+        partial: Mask of positions to the bits of holders of just these, or None.
         doubts: Position to the tokens (uint32, native order) of a block that may not be what the tokenizer
             makes of its text, None in place of tokens that were not kept, `REFUTED` once it is known.
     """
@@ -214,7 +214,7 @@ class Run:
             names[wire & FOLD] = run_id
 
     def cut(self, count: int) -> None:
-        """Drop the blocks from `count` >= 1 on, which nobody holds and nothing continues."""
+        """Drop the blocks from `count` >= 1 on, which no holder has and nothing continues."""
         del self.wires[count:], self.ends[count:], self.digests[count:]
         for alias in (self.aliases or {}).values():
             del alias[count:]

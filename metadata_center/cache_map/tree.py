@@ -1,9 +1,9 @@
 """The tree of one cache map: all its runs, found by where a chain starts and by their blocks' names.
 
 Rules:
-    1. A run is in the tree from the moment its id is given to it until nobody holds any of its blocks and
+    1. A run is in the tree from the moment its id is given to it until no holder has any of its blocks and
        nothing continues it; then its id is given to another.
-    2. What nobody holds at the end of a chain is dropped at once, with its names and doubts; what others
+    2. What no holder has at the end of a chain is dropped at once, with its names and doubts; what others
        continue stays.
 """
 
@@ -84,7 +84,7 @@ class Tree:
         run.doubts = doubts or None
 
     def trim(self, run: Run) -> None:
-        """Drop blocks that nobody holds from the end of `run`, and of its ancestors if nothing is left."""
+        """Drop blocks that no holder has from the end of `run`, and of its ancestors if nothing is left."""
         current: Run | None = run
         while current is not None and current.child is None:
             if isinstance(current, Root):
@@ -106,7 +106,7 @@ class Tree:
             current = parent
 
     def sweep(self, run: Run, bits: int) -> None:
-        """Take the holders `bits` from `run`, and the names that only they used; what nobody holds goes."""
+        """Take the holders `bits` from `run`, and the names that only they used; what no holder has goes."""
         if run.parent is None:  # went with a run swept just before
             return
         run.strip(bits)

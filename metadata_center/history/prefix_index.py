@@ -44,7 +44,7 @@ class PrefixIndex:
     """Blocks per endpoint, bounded by each endpoint's capacity.
 
     Args:
-        default_capacity_blocks: For endpoints whose capacity nobody has told yet, 0..max.
+        default_capacity_blocks: For endpoints whose capacity is not known yet, 0..max.
         max_capacity_blocks: Bound on any one endpoint, whatever it claims.
         max_endpoints: Bound on endpoints.
     """

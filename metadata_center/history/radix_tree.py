@@ -4,7 +4,7 @@ Rules:
     1. Blocks come as chains: a block's hash covers everything before it, so one hash has one ancestry. Two
        chains that agree in one place agree in all before it: a whole run is compared by its last block.
     2. A run is a stretch of blocks that is held as one. It is cut where a chain leaves it, ends in it, or is
-       forgotten from; the far part stays the same object, so whoever keeps the end of a chain keeps it.
+       forgotten from; the far part stays the same object, so what keeps the end of a chain keeps it.
     3. Each endpoint's blocks are closed under ancestry, which is the users' business: who holds a run holds
        all runs before it.
     4. A bit is given to another endpoint only after all that it holds is gone.
@@ -30,7 +30,7 @@ class Run:
 
     Attributes:
         blocks: At least one, but for the root's.
-        parent: The run before; None for the root, and for a run that nobody holds any more.
+        parent: The run before; None for the root, and for a run that no endpoint holds any more.
         children: Runs that follow, by their first block.
         held: Bit of each holder to what its view of caches remembers of it; never 0.
         mask: The bits of `held`.
@@ -67,7 +67,7 @@ class Run:
         self.mask |= bit
 
     def let_go(self, bit: int) -> None:
-        """An endpoint holds it no more; a run that nobody holds leaves the tree, and what follows it too."""
+        """An endpoint holds it no more; a run that none holds leaves the tree, with what follows it."""
         del self.held[bit]
         self.mask ^= bit
         if not self.mask and self.parent is not None:
@@ -121,7 +121,7 @@ class RadixTree:
         for bit in self._bits.values():
             taken |= bit
         bit = self._bits[endpoint] = ~taken & (taken + 1)
-        self._groups.clear()  # they may know this bit as another's, or this endpoint as nobody's
+        self._groups.clear()  # they may know this bit as another's, or this endpoint as none's
         return bit
 
     def dismiss(self, endpoint: EndpointKey) -> None:

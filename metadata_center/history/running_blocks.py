@@ -3,7 +3,7 @@
 Rules:
     1. An engine never evicts the blocks of a request that runs there, and computes those of one that waits
        there before any request behind it starts. So from a request's charge to its end its blocks are a
-       hit for whoever comes after it, whatever else is known of that cache.
+       hit for the request after it, whatever else is known of that cache.
     2. Chains are added and removed whole, so a block is in use as long as its descendants are: blocks are
        closed under ancestry, as `RadixTree` wants them.
     3. Counts are exact: what `add` gave is given back to `remove`, once.

@@ -1,7 +1,7 @@
 """One publisher's numbered batches, put in order and made whole by replays.
 
 Rules:
-    1. What is delivered between two `Clear` is a gapless run of one publisher's batches. Whoever applies it
+    1. What is delivered between two `Clear` is a gapless run of one publisher's batches. What applies it
        in order, and forgets all of it at `Clear`, never mixes two lives of an engine.
     2. Live batches arrive in order or not at all. Hence a live number that does not exceed the newest live
        one is a restart, and one above the next to deliver is a loss.
@@ -13,7 +13,7 @@ Rules:
     5. A replay that stalls or leaves out batches is repeated as long as each brings something new: vLLM's
        ROUTER drops what its peer is too slow for. If they bring nothing, the run is lost: `Clear`, and the
        view is incomplete for the rest of the engine's life.
-    6. A replay that nobody answers loses the run that it was to continue or to verify. It is tried again
+    6. A replay that is not answered loses the run that it was to continue or to verify. It is tried again
        later, from 0; that attempt, if it fails, costs nothing.
     7. One restart goes unseen: with nothing to raise a doubt (no connection of its own, no `verify`), if the
        new life's first live batch has exactly the number that was due.
@@ -38,7 +38,7 @@ REPLAY_TIMEOUT_S: Final = 5.0
 """Silence after which a replay is given up; vLLM 0.32 answered 643 batches within 60 ms."""
 
 RETRY_S: Final = 30.0
-"""Between a replay that nobody answered and the next: vLLM takes about that long to start. It doubles."""
+"""Between a replay that was not answered and the next: vLLM takes about that long to start. It doubles."""
 
 MAX_RETRY_S: Final = 600.0
 """Where it stops doubling: each attempt delays live batches by `REPLAY_TIMEOUT_S`."""
@@ -121,7 +121,7 @@ class Sequencer:
     Args:
         can_replay: False if there is no replay endpoint: each gap then loses the run.
         replay_timeout_s: Longest silence during a replay, seconds > 0.
-        retry_s: From a replay that nobody answered to the next, seconds > 0; doubles up to `MAX_RETRY_S`.
+        retry_s: From a replay that was not answered to the next, seconds > 0; doubles up to `MAX_RETRY_S`.
         max_held_batches: Live batches held back during a replay.
         max_held_bytes: Bytes of their payloads.
     """

@@ -11,7 +11,7 @@ Rules:
        asks at most once in `MIN_REPLAY_INTERVAL_S`.
     4. While there is no connection to an engine its view counts as behind. A new connection may mean a new
        engine: the sequencer verifies it. Where engines connect
-       to us (bind), connections say nothing, so whoever learns of a restart calls `verify`.
+       to us (bind), connections say nothing, so what learns of a restart calls `verify`.
     5. Nothing an engine sends raises: a message without the frames of one is counted; a batch that cannot be
        decoded is counted and clears its source, since what it removed is unknown.
 

@@ -130,7 +130,7 @@ class LedgerBounds:
     """How long a ledger remembers what, and how much.
 
     Attributes:
-        lease_s: A leg nobody refreshed or moved for this long is taken for lost.
+        lease_s: A leg not refreshed or moved for this long is taken for lost.
         tombstone_s: How late a charge may come after its end.
         max_tombstones: The oldest makes room for the next; its late charge would then last one lease.
         max_legs: Most legs in flight.

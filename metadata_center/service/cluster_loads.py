@@ -5,7 +5,7 @@ Rules:
        two were ordered or repeated, for as long as the id is remembered: every delete leaves a tombstone.
     2. A prompt delete that comes before its add is remembered as well: the add then brings no prompt.
     3. Clusters share nothing but the bounds: an address in two clusters is two engines.
-    4. A request that nobody ended or refreshed for `request_expiry_s` is ended. Every call first does what
+    4. A request not ended or refreshed for `request_expiry_s` is ended. Every call first does what
        is due by its `now_s`, which never goes back.
     5. Everything is bounded by `Limits`. A new request or engine beyond them is refused with
        `CapacityError` and nothing is changed; memories of what ended make room.
@@ -25,7 +25,7 @@ from metadata_center.load.ledger import Entry, Ledger, LedgerBounds
 from metadata_center.types import RequestId, value
 
 BYTES_PER_TOKEN: Final = 4
-"""Of a prompt whose tokens nobody counted: English text under current byte-pair vocabularies."""
+"""Of a prompt whose tokens were not counted: English text under current byte-pair vocabularies."""
 
 _Name = tuple[str, str]
 """Cluster and address: what an engine goes by."""
@@ -36,7 +36,7 @@ class Limits:
     """Lifetimes and bounds.
 
     Attributes:
-        request_expiry_s: A request nobody deleted for so long is taken for lost, an ended one is forgotten,
+        request_expiry_s: A request not deleted for so long is taken for lost, an ended one is forgotten,
             and an engine without news is no longer listed. AIGW's METADATA_CENTER_LOAD_REQ_EXPIRE, 660 s.
         cache_expiry_s: Since a prefix was last saved. AIGW's metadata center keeps it an hour.
         max_requests: In flight, all clusters together; as in the gateway's own load table.

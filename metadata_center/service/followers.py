@@ -1,4 +1,4 @@
-"""Those who follow the shares: each gets every message, in order, on a response that does not end.
+"""Members that follow the shares: each gets every message, in order, on a response that does not end.
 
 Rules:
     1. A follower gets what was told after its response began.

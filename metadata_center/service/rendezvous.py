@@ -1,7 +1,7 @@
 """Where Tokenway's gateways and AIGW's meet: each kind sees the load of the other as that of its own kind.
 
 Rules:
-    1. Messages are numbered by nobody: their order is that of `take_messages`, the same for every follower.
+    1. Messages have no numbers: their order is that of `take_messages`, the same for every follower.
     2. What AIGW's gateways have in flight is the share of one more member, `AIGW/0/<run>`. It exists while
        the service knows an engine from them; its lease is renewed by `renew`.
     3. AIGW names an engine by its address without a port, members by `ip:port`. An address without a port
@@ -90,7 +90,7 @@ class Rendezvous:
         """Take in what a member says, give its requests places, and pass on the rows as charged.
 
         Raises:
-            CapacityError: Too many members or rows; nobody is told.
+            CapacityError: Too many members or rows; no follower is told.
             MessageError: It claims to come from this service.
         """
         self._refuse_namesake(update)

@@ -1,7 +1,7 @@
 """Members meet at a `tokenway metadata-center`, over HTTP.
 
 A share is published by a call of its own on a kept connection; what all publish comes on one response that
-does not end. The service's one event loop makes the order, the same for everybody.
+does not end. The service's one event loop makes the order, the same for all members.
 
 Rules:
     1. Nothing is tried again here: the caller's next update says all that a failed one did.

@@ -130,7 +130,7 @@ class Update(msgspec.Struct, frozen=True, array_like=True, tag_field="version", 
         rows: Absolute values; each endpoint once.
         full: Endpoints without a row are zero. Otherwise they are as they were.
         lease_s: Without a newer message for this long the member's share is void.
-        blocks: Chains newly cached; no part of the share, nobody misses a lost one for long.
+        blocks: Chains newly cached; no part of the share, a lost one is not missed for long.
         leaving: The member's share is void now; it says nothing more.
     """
 

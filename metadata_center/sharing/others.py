@@ -60,7 +60,7 @@ class Others:
             self._show(key)
 
     def charged(self, charge: Charge, now_s: float) -> None:
-        """This gateway charged a request; nobody else knows it yet."""
+        """This gateway charged a request; no other gateway knows it yet."""
         gateways = self.peers.live_gateways
         if not gateways or not self._optimistic or len(self._unheard) >= MAX_UNHEARD:
             return

@@ -51,7 +51,7 @@ MAX_WAITING: Final = 4_096
 
 
 def _tell_nobody() -> None:
-    """Nobody waits for news yet."""
+    """No one waits for news yet."""
 
 
 def _ignore(_endpoint: EndpointKey, _chain: list[int]) -> None:
@@ -71,7 +71,7 @@ class SharedStore:
         bounds: Lifetimes and bounds of the ledger.
         on_responses: Told where other gateways saw stored responses live; a chain that begins with
             `RESPONSES_MARK`.
-        told: What is known of that here, for somebody, this member included, who may have missed it.
+        told: What is known of that here, for members, this one included, that may have missed it.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class SharedStore:
     # What the other side of the transport says.
 
     def incoming(self, update: Update, now_s: float) -> None:
-        """Take a message in, whoever sent it and however late it is."""
+        """Take a message in, from any member and however late it is."""
         if update.member == self.member:
             self._others.heard(update.sequence)
             return
@@ -227,7 +227,7 @@ class SharedStore:
             self._wake()
 
     def failed(self, outgoing: Outgoing, now_s: float) -> None:
-        """Nobody knows whether the rendezvous has it: say it all again; its tickets stay local."""
+        """It is not known whether the rendezvous has it: say it all again; its tickets stay local."""
         self._full_s = now_s
         for ticket in outgoing.tickets:
             self._waiting.pop(ticket.charge.request_id, None)

@@ -204,7 +204,7 @@ class Sync:
             candidates: Best first, each with what the member's view said before the charge.
 
         Returns:
-            Where it is charged now; None if nobody confirmed a place within `reserve_timeout_s`: it stays
+            Where it is charged now; None if no place was confirmed within `reserve_timeout_s`: it stays
             on the first candidate.
         """
         now_s = self._clock()

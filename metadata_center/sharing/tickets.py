@@ -15,7 +15,7 @@ class Ticket:
     Attributes:
         charge: As it was made, on the first candidate.
         candidates: Where it may go.
-        place: Where it is charged now; None while that is not known, and when nobody confirmed it.
+        place: Where it is charged now; None while that is not known, and when it was not confirmed.
         answered: Nothing more will come.
     """
 

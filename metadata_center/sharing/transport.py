@@ -1,7 +1,7 @@
 """How messages travel between members: the contract of every transport.
 
 Rules:
-    1. Everybody, the sender included, receives the messages that were accepted, all in the same order:
+    1. All members, the sender included, receive the messages that were accepted, all in the same order:
        when a member hears itself, it has heard everything that was accepted before.
     2. Every wait may be cancelled, as by `asyncio.timeout`, at any point: the transport stays usable, and
        what was under way happened or did not. `sequence` makes saying it again harmless.
@@ -70,7 +70,7 @@ class Transport(Protocol):
         A member has one full update, and for endpoints it wrote later further ones, each with the sequence
         it was written with; `lease_s` is what is left of the lease.
 
-        A share of another form is left out and counted in `refused`: one damaged key keeps nobody out.
+        A share of another form is left out and counted in `refused`: one damaged key keeps no member out.
 
         Raises:
             TransportError: It cannot be read.

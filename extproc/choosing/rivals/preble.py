@@ -19,7 +19,7 @@ candidates are those that match as much. The load is computed as above in either
 Assumed: prefill time is the fit for an 8B model on an H100, where the source has a Mistral-7B on an A6000
 built in and asks for one's own; an index into the candidates that the source takes for an endpoint is the
 endpoint here; the re-balancing of hot prefixes, which the paper describes, is commented out in the source
-and so is not here: a prefix stays where it was first put. Nodes that nobody holds are forgotten.
+and so is not here: a prefix stays where it was first put. Nodes that no endpoint holds are forgotten.
 """
 
 from __future__ import annotations

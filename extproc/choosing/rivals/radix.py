@@ -8,7 +8,7 @@ Rules:
        blocks before the first difference: `bisect` finds it.
     2. If an endpoint holds a node it holds the node's ancestors. Ancestors are used no less recently than
        descendants, so the least recently used node of an endpoint is always a leaf of what it holds.
-    3. A node that nobody holds is gone, its ancestors' runs included, unless another prompt needs them.
+    3. A node that no endpoint holds is gone, its ancestors' runs included, unless another prompt needs them.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class RadixTree:
             is_spared: Nodes that stay whatever the bound. Rule 2 holds if a node's ancestors are, with it.
 
         Returns:
-            Nodes that nobody holds any more; they are no longer part of the tree.
+            Nodes that no endpoint holds any more; they are no longer part of the tree.
         """
         gone = []
         used = self._lru.get(row, OrderedDict())

@@ -396,7 +396,7 @@ class Calls:
         self._admit()
 
     def _admit(self) -> None:
-        """Give the room that was left to those who wait for it."""
+        """Give the room that was left to the calls that wait for it."""
         while (stream_id := self._room.next()) is not None:
             stream = self._streams.get(stream_id)
             if stream is None:

@@ -204,7 +204,7 @@ class Outbox:
                 self._wake()
 
     def _pump(self) -> None:
-        """Frames of those who may send, in turns."""
+        """Frames of the calls that may send, in turns."""
         ready = self._ready
         while ready and self.window > 0 and self.num_bytes < OUTPUT_BYTES and not self.is_blocked:
             _, out = ready.popitem(last=False)

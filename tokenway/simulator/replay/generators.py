@@ -38,7 +38,7 @@ _MAX_OPEN: Final = 64
 
 
 class _Ids:
-    """Hands out ranges of ids that nobody else has."""
+    """Hands out ranges of ids that no other has."""
 
     def __init__(self) -> None:
         self._next = 0
@@ -95,7 +95,7 @@ def _prefixes(ids: _Ids, lengths: list[int]) -> list[tuple[Runs, int]]:
 def _single(
     ids: _Ids, prefix: tuple[Runs, int], arrival_s: float, new_tokens: int, output_tokens: int
 ) -> TraceRequest:
-    """A request that nobody continues."""
+    """A request that is not continued."""
     runs, tokens = prefix
     total = tokens + new_tokens + output_tokens
     made = _Conversation(runs, tokens, ids.take(total), tokens, "").turn(

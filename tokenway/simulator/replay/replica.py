@@ -39,7 +39,7 @@ class TrueState:
         queue: Prompts in the order of their turn; the first may be under way.
         under_way: The first of `queue` holds its blocks already.
         decodes: (context tokens, tokens left) of each decoding sequence.
-        free_blocks: Blocks that nobody holds.
+        free_blocks: Blocks that no sequence holds.
     """
 
     free_s: float

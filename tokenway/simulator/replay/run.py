@@ -7,7 +7,7 @@ Rules:
        settings say so.
     3. A held request is asked for again when anything frees capacity, as its gateway knows, and when its own
        time is up; if it says so, every `POLL_S` too. News of one moment are all heard before anybody is
-       asked. Nobody is held longer than `max_hold_s`, and no gateway holds more than `max_held`.
+       asked. No request is held longer than `max_hold_s`, and no gateway holds more than `max_held`.
     4. A refused request ends at once; who waited for it goes on as after an answer.
 """
 
@@ -194,7 +194,7 @@ class Replay:
         self._ask(now_s, live)
 
     def _comes(self, time_s: float, index: int) -> None:
-        """A request will arrive; if that is too late for this run, neither it nor who waits for it does."""
+        """A request will arrive; if that is too late for this run, neither it nor what waits for it does."""
         duration_s = self._settings.duration_s
         if duration_s is None or time_s <= duration_s:
             self._agenda.at(time_s, self._arrived, index)

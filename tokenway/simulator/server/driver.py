@@ -1,4 +1,4 @@
-"""Lets a virtual-time engine run in real time and hands its tokens to whoever waits for them.
+"""Lets a virtual-time engine run in real time and hands its tokens to the answers that wait for them.
 
 Rules:
     1. One task steps the engine; submitting, aborting and delivering happen between its awaits.

@@ -56,7 +56,7 @@ class ResponseApi:
         return stored
 
     async def finish_in_background(self, stored: Stored, reply: Responses, generation: Generation) -> None:
-        """See a response to its end that nobody waits for."""
+        """See a response to its end that is not waited for."""
         stored.response = reply.pending("in_progress")
         await generation.done
         stored.generation = None
