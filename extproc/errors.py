@@ -27,6 +27,7 @@ class Reason(StrEnum):
     UNKNOWN_PATH = "unknown_path"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     BODY_TOO_LARGE = "body_too_large"
+    BODY_TIMEOUT = "body_timeout"
     UNSUPPORTED_ENCODING = "unsupported_encoding"
     OVERLOADED = "overloaded"
     NO_HEALTHY_ENDPOINT = "no_healthy_endpoint"
@@ -48,6 +49,7 @@ _STATUS: dict[Reason, tuple[int, str]] = {
     Reason.ROUTE_NOT_FOUND: (404, "invalid_request_error"),
     Reason.UNKNOWN_PATH: (404, "invalid_request_error"),
     Reason.METHOD_NOT_ALLOWED: (405, "invalid_request_error"),
+    Reason.BODY_TIMEOUT: (408, "invalid_request_error"),
     Reason.BODY_TOO_LARGE: (413, "invalid_request_error"),
     Reason.UNSUPPORTED_ENCODING: (415, "invalid_request_error"),
     Reason.OVERLOADED: (429, "overloaded_error"),

@@ -38,6 +38,8 @@ CORE = (
     "extproc/predicting/*.py",
     "extproc/protocol/machine.py",
     "extproc/protocol/dialect.py",
+    "extproc/picker/machine.py",
+    "extproc/picker/answer.py",
     "extproc/transport/seam.py",
     "extproc/transport/http2/*.py",
     "extproc/rendering/vocabulary.py",
@@ -201,6 +203,9 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "extproc.transport": "metadata_center",
         "extproc.protocol": "extproc.values extproc.errors extproc.request.answer_head "
         "extproc.request.first_token extproc.transport metadata_center",
+        "extproc.picker": "extproc.values extproc.errors extproc.protocol extproc.request.answer_head "
+        "extproc.request.first_token extproc.request.sanitize extproc.accesslog.usage extproc.transport "
+        "metadata_center",
         "extproc.health": "extproc.values metadata_center",
         "extproc.observing": "extproc.values extproc.errors extproc.choosing extproc.predicting "
         "metadata_center",
@@ -219,7 +224,10 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
 """Package -> packages of ours that it may import. Server and command, which build all, may all."""
 
 WIRE_ONLY = {
-    "envoy": ("extproc/protocol/wire.py", "extproc/protocol/bootstrap_dialect.py", "extproc/accesslog/"),
+    "envoy": (
+        *("extproc/protocol/wire.py", "extproc/protocol/bootstrap_dialect.py", "extproc/picker/dialect.py"),
+        "extproc/accesslog/",
+    ),
     "envoy_data_plane": ("extproc/xds/",),
     "grpc": ("extproc/transport/", "extproc/server/"),
 }

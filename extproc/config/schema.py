@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from extproc.config.sections.edge import Away, Edge
 from extproc.config.sections.engines import Cache, EngineTls, Health
 from extproc.config.sections.fields import AdminPath, Name, Section
-from extproc.config.sections.listening import Server
+from extproc.config.sections.listening import EndpointPicker, Server
 from extproc.config.sections.models import Model
 from extproc.config.sections.observing import Explain, Logging
 from extproc.config.sections.requests import Holding, Load, RequestSection, Responses, Signals
@@ -26,6 +26,8 @@ class Config(Section):
     """Version of this format."""
     server: Server = Server()
     """The processes and where they listen."""
+    endpoint_picker: EndpointPicker | None = None
+    """The endpoint-picker protocol of the Gateway API; null does not serve it."""
     clusters_file: Name = "clusters.json"
     """Clusters and their endpoints; relative to this file."""
     default_cluster: Name | None = None

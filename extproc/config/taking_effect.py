@@ -36,6 +36,7 @@ EFFECTS: Final[Mapping[str, Effect]] = {
     "server": Effect.RESTART,
     "server.workers": Effect.RESTART | Effect.BOOTSTRAP,
     "server.run_dir": Effect.RESTART | Effect.BOOTSTRAP,
+    "endpoint_picker": Effect.RESTART,
     "clusters_file": Effect.LIVE,
     "default_cluster": Effect.LIVE | Effect.BOOTSTRAP,
     "default_cluster_admin_paths": Effect.LIVE,

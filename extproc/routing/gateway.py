@@ -15,7 +15,7 @@ from extproc.routing.stored_responses import StoredResponses
 from extproc.routing.table import Retrieve
 from extproc.values.deciding import Deciding
 from extproc.values.decisions import DecisionRecord
-from extproc.values.exchange import LineVerdict, RequestHeaders
+from extproc.values.exchange import LineVerdict, PassTo, RequestHeaders
 from extproc.values.headers import REQUEST_ID_HEADER
 from extproc.values.outcomes import Ended, Outcome
 from extproc.values.placements import Decision
@@ -65,6 +65,11 @@ class Gateway:
         if isinstance(verdict, Retrieve):
             return self.router.retrieve(request, verdict.named)
         return verdict
+
+    def judge_for_picker(self, request: RequestHeaders) -> LineVerdict:
+        """The same for a proxy that can choose no endpoint by itself."""
+        verdict = self.judge(request)
+        return self.router.locate(verdict, request) if isinstance(verdict, PassTo) else verdict
 
     def first_token(self, request_id: str, *, late: bool) -> None:
         """The first token of this request's answer passes now; `late` if other bytes came before it."""

@@ -65,6 +65,9 @@ def look(
     home = None if parsed.follows is None else _home(state, parsed, table, now_s)
     if home is not None and home not in pool.rows:
         pool = pools.with_home(route, table, home)
+    if parsed.headers.within is not None:
+        pool = pools.within(route, table, pool, parsed.headers.within)
+        home = home if home in pool.rows else None
     if not pool.keys:
         table.expect(route.cluster, f"Model `{route.model}`", settings.retry_after_s)
         raise RouterError(

@@ -17,6 +17,7 @@ from extproc.request.rules import Route
 from extproc.routing.settings import HoldSettings
 from extproc.routing.table import Pool, RoutingTable
 from extproc.values.requests import GENERATING, Operation
+from extproc.values.subsets import Subset
 from metadata_center.types import EndpointKey
 
 MAX_POOLS: Final = 1024
@@ -68,6 +69,19 @@ class Pools:
         health = self._health
         return table.pool(
             route.cluster, route.subset, lambda key: None if key == home else health.reason(key)
+        )
+
+    def within(self, route: Route, table: RoutingTable, pool: Pool, subset: Subset) -> Pool:
+        """The part of a pool that a proxy leaves to be chosen from; made anew unless it is all of it."""
+        left = {key for key, at in zip(pool.keys, pool.addresses, strict=True) if subset.has(at)}
+        if len(left) == len(pool.keys):
+            return pool
+        reasons = dict(pool.filtered)
+        return table.pool(
+            route.cluster,
+            route.subset,
+            lambda key: None if key in left else reasons.get(key, "outside"),
+            pool.on_trial,
         )
 
     def queue(self, pool: Pool, hold: HoldSettings) -> HoldQueue:

@@ -10,6 +10,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from hmac import compare_digest
 from typing import Protocol
 
@@ -167,6 +168,26 @@ class Router:
             )
         cluster, pool = any_of
         return self._held(cluster, (pool.addresses[int(self._rng.random() * len(pool.keys))],), named)
+
+    def locate(self, passes: PassTo, request: RequestHeaders) -> LineVerdict:
+        """The same with endpoints named, for a proxy that can choose none by itself.
+
+        Any available endpoint of the cluster will do, one alone; of those named before, what is left of them.
+        """
+        plan, within = passes.plan, request.within
+        if plan.endpoints:
+            left = [at for at in plan.endpoints if within is None or within.has(at)]
+        else:
+            reason = self._state.health.reason
+            members = [each for each in self.table.clusters.get(plan.cluster, ()) if reason(each.key) is None]
+            addresses = [str(each.address) for each in members]
+            left = [at for at in addresses if within is None or within.has(at)]
+            left = left and [left[int(self._rng.random() * len(left))]]
+        if not left:
+            retry_after_s = self.settings.retry_after_s
+            error = "No endpoint is available that may be chosen for this path."
+            return RefuseAtOnce(RouterError(Reason.NO_HEALTHY_ENDPOINT, error, retry_after_s=retry_after_s))
+        return PassTo(replace(plan, endpoints=tuple(left), charged=False, rendered={}))
 
     def _held(self, cluster: str, endpoints: tuple[str, ...], named: Named) -> PassTo:
         tried = (endpoints[0], *endpoints)  # once more: its connection may have been stale

@@ -188,8 +188,9 @@ class Scheduler:
         """Choose, or queue. Raises RouterError where no endpoint will have room in time."""
         route, now_s = parsed.route, found.now_s
         policy = POLICIES[route.load_balancing.algorithm]
-        # No room elsewhere is of any use to one that has a home.
-        may_wait = may_wait and policy.may_wait and found.home is None
+        # No room elsewhere is of any use to one that has a home; queues are for whole pools.
+        is_free = found.home is None and parsed.headers.within is None
+        may_wait = may_wait and policy.may_wait and is_free
         hold = settings.hold if may_wait and route.load_balancing.rival is None else None
         snapshot = snapshot_of(self._state, parsed, found, load, is_patient=hold is not None)
         queue = claim = rotation = None

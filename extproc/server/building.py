@@ -61,6 +61,7 @@ from extproc.server.housekeeping import Housekeeping
 from extproc.server.kv_event_follower import KvEventFollower
 from extproc.server.parts import Part, Parts
 from extproc.server.pending_settings import PendingSettings
+from extproc.server.picking import Picking, picking_of
 from extproc.server.publishing import ADS_TYPES, Publisher
 from extproc.server.request_settings import RequestPath, router_settings, routing_table
 from extproc.server.rpc_server import RpcServer, places_of, rpc_server
@@ -169,6 +170,7 @@ class RequestWay:
         waiting: Requests that wait for room.
         unpacking: Has compressed bodies decoded first.
         request_log: Leaves a line for each request.
+        gateway: Decides for all that ask.
         processor: Envoy's ext_proc streams.
         access_log: Envoy's reports.
     """
@@ -178,6 +180,7 @@ class RequestWay:
     waiting: RequestQueue[Decision]
     unpacking: Unpacking
     request_log: RequestLog
+    gateway: Gateway
     processor: Processor
     access_log: AccessLog
 
@@ -198,18 +201,7 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
     metrics = Metrics(registry, version("tokenway"))
     configuration = Configuration(path, metrics, owners.apply)
     config = configuration.current
-    site = Site(
-        path=path,
-        index=index,
-        workers=config.server.workers if supervised else 1,
-        supervised=supervised,
-        folder=run_dir(config.server),
-        owner=f"{index}.{secrets.token_hex(4)}",
-        config=config,
-        registry=registry,
-        metrics=metrics,
-        owners=owners,
-    )
+    site = _site(path, index, supervised, config, registry, metrics, owners)
     news = News(Listeners(), Listeners(), Listeners(), Listeners(), Listeners())
     known = _knowledge(site, news)
     scheduling = known.state.scheduling
@@ -230,6 +222,9 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
         time.monotonic,
     )
     server = _server(site, way, ads)
+    picking = picking_of(
+        config, index, site.owner, way.gateway, news.entries.tell, life.is_ready, metrics.transport_fault
+    )
     draining = Draining(
         server,
         ads,
@@ -237,13 +232,28 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
         way.access_log,
         lambda: bool(way.processor.streams_active or scheduling.load.in_flight),
         lambda: configuration.current.server.drain_s,
+        picking,
     )
     admin = _admin(site, known, way, configuration, life, changes)
     _follow_health(site, news, known, engines, changes)
     _follow_configuration(site, known, way, engines, prober, changes)
-    parts = _parts(site, known, way, configuration, prober, server, admin)
+    parts = _parts(site, known, way, configuration, prober, server, picking, admin)
     facts = {"socket": str(socket_path(site.folder, index)), "owner": site.owner}
     return Worker(life, parts, draining.drain, configuration.reload, lambda: admin.port, facts)
+
+
+def _site(
+    path: Path,
+    index: int,
+    supervised: bool,
+    config: Config,
+    registry: CollectorRegistry,
+    metrics: Metrics,
+    owners: Owners,
+) -> Site:
+    workers, owner = config.server.workers if supervised else 1, f"{index}.{secrets.token_hex(4)}"
+    folder = run_dir(config.server)
+    return Site(path, index, workers, supervised, folder, owner, config, registry, metrics, owners)
 
 
 def _knowledge(site: Site, news: News) -> Knowledge:
@@ -345,7 +355,7 @@ def _request_way(site: Site, news: News, known: Knowledge) -> RequestWay:
         site.metrics,
     )
     access_log = AccessLog(dispatcher.dispatch, site.metrics)
-    return RequestWay(readers, router, router.waiting, unpacking, request_log, processor, access_log)
+    return RequestWay(readers, router, router.waiting, unpacking, request_log, gateway, processor, access_log)
 
 
 def _server(site: Site, way: RequestWay, ads: AdsServer) -> RpcServer:
@@ -462,6 +472,7 @@ def _parts(
     configuration: Configuration,
     prober: Prober,
     server: RpcServer,
+    picking: Picking | None,
     admin: AdminPort,
 ) -> Parts:
     """What starts in this order and stops in the reverse one; no request comes before the configuration."""
@@ -479,6 +490,8 @@ def _parts(
     if known.bus is not None:
         parts.append(Part("bus", known.bus.start, known.bus.stop))
     parts.append(Part("server", server.listen, server.close))
+    if picking is not None:
+        parts.append(Part("picker", picking.start, picking.stop))
     if isinstance(known.met, Shared):
         parts.append(Part("sync", known.met.sync.start, known.met.sync.stop))
     parts.append(Part("housekeeping", housekeeping.start, housekeeping.stop))

@@ -32,6 +32,13 @@ class Waiting(Protocol):
         """Schedule every request now, and let none wait from now on."""
 
 
+class Leaving(Protocol):
+    """What says that it leaves, before it does."""
+
+    async def drain(self, grace_s: float) -> None:
+        """Returns when it has left, at the latest `grace_s` after it took the last request."""
+
+
 class Draining:
     """The last work of a worker.
 
@@ -42,6 +49,7 @@ class Draining:
         access_log: Ended last: it brings the ends of what runs.
         is_busy: True while a request runs, or its end is not reported.
         drain_s: How long that may take.
+        picking: Leaves at the same time, in its own way; None if there is none.
     """
 
     def __init__(
@@ -52,6 +60,7 @@ class Draining:
         access_log: Closable,
         is_busy: Callable[[], bool],
         drain_s: Callable[[], float],
+        picking: Leaving | None = None,
     ) -> None:
         self._server = server
         self._discovery = discovery
@@ -59,9 +68,16 @@ class Draining:
         self._access_log = access_log
         self._is_busy = is_busy
         self._drain_s = drain_s
+        self._picking = picking
 
     async def drain(self) -> None:
         """Returns when all of it is over, or had its time."""
+        if self._picking is None:
+            await self._drain()
+        else:
+            await asyncio.gather(self._picking.drain(self._drain_s()), self._drain())
+
+    async def _drain(self) -> None:
         self._discovery.close()
         drain_s = max(self._drain_s(), LEAST_DRAIN_S if len(self._waiting) else 0.0)
         self._waiting.close()

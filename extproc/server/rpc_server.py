@@ -10,10 +10,11 @@ from typing import Protocol
 
 import grpc
 
-from extproc.config.sections.listening import ListenTls, Server, Transport
+from extproc.config.sections.listening import EndpointPicker, ListenTls, PickerTls, Server, Transport
 from extproc.server.run_dir import closed_to_others
 from extproc.transport import grpc_aio, listen_tls
 from extproc.transport.http2.faults import FaultReason
+from extproc.transport.listen_tls import TlsFiles
 from extproc.transport.native import NativeServer, tcp_socket, unix_socket
 from extproc.transport.seam import Rpc
 
@@ -23,14 +24,14 @@ class Places:
     """Where a worker listens.
 
     Attributes:
-        socket: The Unix socket that Envoy on this host knows; made anew, and closed to others.
+        socket: The Unix socket that Envoy on this host knows; made anew, and closed to others. None has none.
         others: Further addresses, `unix:/path` or `ip:port`.
-        tls: Mutual TLS for the `ip:port` among them; None for clear text.
+        tls: For the `ip:port` among them; None for clear text.
     """
 
-    socket: Path
+    socket: Path | None
     others: tuple[str, ...] = ()
-    tls: ListenTls | None = None
+    tls: TlsFiles | None = None
 
 
 class RpcServer(Protocol):
@@ -48,22 +49,34 @@ class RpcServer(Protocol):
 
 def places_of(server: Server, socket: Path, index: int) -> Places:
     """Where worker `index` listens: the first one has the further addresses."""
-    return Places(socket, server.listen, server.listen_tls) if index == 0 else Places(socket)
+    return Places(socket, server.listen, _files(server.listen_tls)) if index == 0 else Places(socket)
 
 
-def credentials_of(tls: ListenTls | None) -> grpc.ServerCredentials | None:
-    """Mutual TLS for gRPC; None for clear text.
+def picker_places(picker: EndpointPicker) -> Places:
+    """Where the endpoint picker listens."""
+    return Places(None, picker.listen, _files(picker.listen_tls))
+
+
+def _files(tls: ListenTls | PickerTls | None) -> TlsFiles | None:
+    if tls is None:
+        return None
+    authority = None if tls.client_ca_file is None else Path(tls.client_ca_file)
+    return TlsFiles(Path(tls.cert_file), Path(tls.key_file), authority)
+
+
+def credentials_of(tls: TlsFiles | None) -> grpc.ServerCredentials | None:
+    """TLS for gRPC, mutual where there is a CA of clients; None for clear text.
 
     Raises:
         OSError: A file cannot be read.
     """
     if tls is None:
         return None
-    key, certificate, authority = (
-        Path(name).read_bytes() for name in (tls.key_file, tls.cert_file, tls.client_ca_file)
-    )
+    authority = None if tls.client_ca_file is None else tls.client_ca_file.read_bytes()
     return grpc.ssl_server_credentials(
-        [(key, certificate)], root_certificates=authority, require_client_auth=True
+        [(tls.key_file.read_bytes(), tls.cert_file.read_bytes())],
+        root_certificates=authority,
+        require_client_auth=authority is not None,
     )
 
 
@@ -91,9 +104,10 @@ class GrpcServer:
             ]
         )
         server.add_generic_rpc_handlers(grpc_aio.handlers(self._rpcs))
-        self._places.socket.unlink(missing_ok=True)
-        with closed_to_others():
-            server.add_insecure_port(f"unix:{self._places.socket}")
+        if self._places.socket is not None:
+            self._places.socket.unlink(missing_ok=True)
+            with closed_to_others():
+                server.add_insecure_port(f"unix:{self._places.socket}")
         credentials = credentials_of(self._places.tls)
         for address in self._places.others:
             if credentials is None or address.startswith("unix:"):
@@ -112,7 +126,7 @@ class GrpcServer:
         if self._server is not None:
             await self._server.stop(None)
             self._server = None
-            self._places.socket.unlink(missing_ok=True)
+            _take_away(self._places.socket)
 
 
 class OwnServer:
@@ -137,17 +151,12 @@ class OwnServer:
 
     async def listen(self) -> None:
         """See `RpcServer`."""
-        tls = None
-        if self._places.tls is not None:
-            named = self._places.tls
-            files = listen_tls.TlsFiles(
-                Path(named.cert_file), Path(named.key_file), Path(named.client_ca_file)
-            )
-            tls = listen_tls.ListenTls(files)
-        self._places.socket.unlink(missing_ok=True)
-        with closed_to_others():
-            own = unix_socket(self._places.socket)
-        await self._server.serve(own)
+        tls = None if self._places.tls is None else listen_tls.ListenTls(self._places.tls)
+        if self._places.socket is not None:
+            self._places.socket.unlink(missing_ok=True)
+            with closed_to_others():
+                own = unix_socket(self._places.socket)
+            await self._server.serve(own)
         for address in self._places.others:
             opened = _opened(address)
             await self._server.serve(opened, None if opened.family == socket.AF_UNIX else tls)
@@ -160,7 +169,12 @@ class OwnServer:
     async def close(self) -> None:
         """See `RpcServer`."""
         await self._server.stop(0.0)
-        self._places.socket.unlink(missing_ok=True)
+        _take_away(self._places.socket)
+
+
+def _take_away(path: Path | None) -> None:
+    if path is not None:
+        path.unlink(missing_ok=True)
 
 
 def _opened(address: str) -> socket.socket:

@@ -8,6 +8,7 @@ from enum import Enum, auto
 
 from extproc.errors import RouterError
 from extproc.values.placements import Plan
+from extproc.values.subsets import Subset
 from metadata_center.types import value
 
 NO_OWNER = "passed"
@@ -23,12 +24,14 @@ class RequestHeaders:
         path: As sent, query string included.
         headers: Lower-case names; pseudo-headers included. Secrets never arrive: Envoy withholds them.
         end_of_stream: True if no body follows.
+        within: Who may be chosen from, where a proxy says so; None leaves all.
     """
 
     method: str
     path: str
     headers: Mapping[str, str]
     end_of_stream: bool
+    within: Subset | None = None
 
 
 class LineVerdict:

@@ -39,6 +39,10 @@ PHASE_REQUESTS: Final = 3_334 if IS_FULL else 110
 CLIENTS: Final = 8
 """Per gateway."""
 
+INTERVAL_S: Final = 0.1
+"""Between the beginnings of one client's requests, at least. Without it a quicker gateway would ask more of
+the same engines, whose caches would then turn over faster than they can say."""
+
 MODEL: Final = "sim"
 CHUNK_BYTES: Final = 65_536
 ROUND_TRIP_S: Final = 0.2
@@ -306,6 +310,7 @@ class PrefixLoad:
                         time.monotonic() - started_s,
                     )
                 )
+                await asyncio.sleep(max(0.0, started_s + INTERVAL_S - time.monotonic()))
 
 
 def completion(prompt: str, max_tokens: int) -> dict[str, Any]:

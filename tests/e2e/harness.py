@@ -103,7 +103,7 @@ class EngineProcess:
         self._process = await Subprocess.start(
             [sys.executable, "-m", "tokenway.simulator", "--port", str(self.port), *self._words], self._log
         )
-        await _answers(self._process, f"http://{self.key}/health")
+        await answers(self._process, f"http://{self.key}/health")
 
     async def kill(self) -> None:
         """SIGKILL."""
@@ -308,7 +308,7 @@ class Stack:
             self.run_dir / "gateway.log",
             {DEBUG_TOKEN_ENV: DEBUG_TOKEN},
         )
-        await _answers(self._gateway, f"{self.admin_url}/readyz", self._all_ready)
+        await answers(self._gateway, f"{self.admin_url}/readyz", self._all_ready)
 
     def _all_ready(self, body: bytes) -> bool:
         ready: int = json.loads(body).get("workers_ready", 1)
@@ -345,12 +345,12 @@ class Stack:
         )
         clusters = json.loads((self.run_dir / "clusters.json").read_text())["clusters"]
         wanted = {f"{c['name']}::127.0.0.1:{e['port']}::" for c in clusters for e in c["endpoints"]}
-        await _answers(
+        await answers(
             self._envoy,
             f"http://127.0.0.1:{self.envoy_admin_port}/clusters",
             lambda body: all(row in body.decode() for row in wanted),
         )
-        await _answers(self._envoy, f"http://127.0.0.1:{self.envoy_admin_port}/ready")
+        await answers(self._envoy, f"http://127.0.0.1:{self.envoy_admin_port}/ready")
 
     async def stop(self) -> None:
         """Kill everything."""
@@ -591,7 +591,7 @@ def sample(scrape: str, series: str) -> float | None:
     return None if found is None else float(found[1])
 
 
-async def _answers(process: Subprocess, url: str, accept: Callable[[bytes], bool] = lambda _: True) -> None:
+async def answers(process: Subprocess, url: str, accept: Callable[[bytes], bool] = lambda _: True) -> None:
     """Wait until `url` answers 200 with an accepted body, for as long as the process lives."""
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while True:

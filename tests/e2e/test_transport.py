@@ -90,9 +90,9 @@ def prompt(size: int, number: int) -> bytes:
 
 
 async def test_many_requests_at_once(well: Stack) -> None:
-    """Five hundred, all of which are decided before the first is answered by a slow engine."""
-    statuses = Counter(await asyncio.gather(*(asked(well, prompt(2_000, number)) for number in range(500))))
-    assert statuses == {200: 500}
+    """Two hundred, on connections of their own."""
+    statuses = Counter(await asyncio.gather(*(asked(well, prompt(2_000, number)) for number in range(200))))
+    assert statuses == {200: 200}
 
 
 async def test_clients_that_leave_in_every_phase(well: Stack) -> None:

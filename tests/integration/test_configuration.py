@@ -152,17 +152,17 @@ async def test_hanging_name_delays_a_change_by_a_bounded_time(
 
 
 async def test_both_files_edited_one_after_the_other(rig: Rig) -> None:
-    """A rule on a cluster that does not exist yet is refused, and in force once it does."""
+    """A rule on a cluster that no source lists yet is in force before the cluster is there."""
     async with following(rig) as current:
         rig.put("tokenway.yaml", "models: {m: {rules: [{cluster: late}]}}\n")
-        await eventually(lambda: current.files() == {"tokenway.yaml": False, "clusters.json": True})
+        await eventually(lambda: list(current.current.models) == ["m"])
+        assert current.files() == {"tokenway.yaml": True, "clusters.json": True}
         rig.put(
             "clusters.json",
             '{"clusters": [{"name": "late", "endpoints": [{"address": "192.0.2.7", "port": 80}]}]}',
         )
         await rig.until("192.0.2.7")
         assert current.files() == {"tokenway.yaml": True, "clusters.json": True}
-        assert list(current.current.models) == ["m"]
 
 
 async def test_config_map_is_swapped(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ KINDS = {
     Reason.UNKNOWN_PATH: "not_found_error",
     Reason.METHOD_NOT_ALLOWED: "invalid_request_error",
     Reason.BODY_TOO_LARGE: "request_too_large",
+    Reason.BODY_TIMEOUT: "invalid_request_error",
     Reason.UNSUPPORTED_ENCODING: "invalid_request_error",
     Reason.OVERLOADED: "rate_limit_error",
     Reason.NO_HEALTHY_ENDPOINT: "overloaded_error",

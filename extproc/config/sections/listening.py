@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from extproc.config.sections.fields import DAY_S, FileName, Section
+from extproc.config.sections.fields import DAY_S, FileName, Seconds, Section
 from metadata_center.addresses import Address, ip_or_none, is_loopback
 
 
@@ -59,6 +60,17 @@ class Admin(Section):
         return ip
 
 
+class PickerTls(Section):
+    """TLS for the endpoint picker."""
+
+    cert_file: FileName
+    """PEM file of the certificate, with its chain; read again when it changes."""
+    key_file: FileName
+    """PEM file of its private key."""
+    client_ca_file: FileName | None = None
+    """PEM file of a CA; gateways must then show a certificate of it."""
+
+
 class ListenTls(Section):
     """Mutual TLS for `listen`: who cannot show a certificate of this CA is not answered."""
 
@@ -99,15 +111,42 @@ class Server(Section):
 
     @model_validator(mode="after")
     def _nobody_else_listens_in(self) -> Self:
-        exposed = [address for address in self.listen if not _is_local(address)]
-        if exposed and self.listen_tls is None and not self.listen_insecure:
-            raise PydanticCustomError(
-                "exposed",
-                "listen has {address}, which others can reach in clear text: they could steer traffic "
-                "and read prompts; accepted: loopback, listen_tls, or listen_insecure: true",
-                {"address": exposed[0]},
-            )
+        _refuse_exposed(self.listen, is_safe=self.listen_tls is not None or self.listen_insecure)
         return self
+
+
+class EndpointPicker(Section):
+    """The endpoint-picker protocol, for gateways that are not our Envoy. Changes need a restart."""
+
+    listen: Annotated[tuple[Listen, ...], Field(strict=False, min_length=1, examples=[["127.0.0.1:9002"]])]
+    """gRPC addresses, `unix:/path` or `ip:port`; 9002 is the port that gateways expect."""
+    listen_tls: PickerTls | None = None
+    """TLS for the `ip:port` of `listen`; without it only loopback is listened to."""
+    listen_insecure: bool = False
+    """True listens in clear text beyond loopback, as Istio expects it: who reaches the port takes up load."""
+    fallbacks: int = Field(default=1, ge=0, le=15)
+    """Endpoints named after the first; 0 for gateways that take the header for one address."""
+    upload_timeout_s: Seconds = 300.0
+    """Bound on the arrival of a whole request, in seconds."""
+    leave_s: float = Field(default=5.0, ge=0, le=DAY_S)
+    """How long requests are still taken after health said NOT_SERVING, in seconds."""
+
+    @model_validator(mode="after")
+    def _nobody_else_listens_in(self) -> Self:
+        _refuse_exposed(self.listen, is_safe=self.listen_tls is not None or self.listen_insecure)
+        return self
+
+
+def _refuse_exposed(listen: Iterable[str], *, is_safe: bool) -> None:
+    """Raise PydanticCustomError for what others can reach in clear text and nobody allowed."""
+    exposed = [address for address in listen if not _is_local(address)]
+    if exposed and not is_safe:
+        raise PydanticCustomError(
+            "exposed",
+            "listen has {address}, which others can reach in clear text: they could steer traffic "
+            "and read prompts; accepted: loopback, listen_tls, or listen_insecure: true",
+            {"address": exposed[0]},
+        )
 
 
 class GatewayAddress(Section):

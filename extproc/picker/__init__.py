@@ -1,0 +1,1 @@
+"""The Gateway API's endpoint-picker protocol: whole requests and whole answers pass through us."""
