@@ -3,7 +3,7 @@
 Rules:
     1. Three views. `announced`: the engine's own KV events. `history`: what was routed there before, bounded
        by the cache's size. `running`: prompts of requests in flight there, cached or about to be.
-    2. An endpoint whose announcements are complete speaks for itself, any other is judged by history. Between
+    2. An endpoint whose KV events are complete speaks for itself, any other is judged by history. Between
        the two, where what an engine holds from before we listened is unknown, the longer match speaks. This
        is settled at each decision, per endpoint: it is not configured and nothing has to be undone.
     3. A running prompt counts where it reaches a block of ours beyond the view of that endpoint; less than

@@ -25,7 +25,7 @@ class Queued:
 
 
 class Claims:
-    """Gives out the tickets of one worker, in the order of first asking."""
+    """Gives out the tickets of one worker, in the order in which they first come."""
 
     def __init__(self) -> None:
         self._tickets = 0

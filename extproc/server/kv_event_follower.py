@@ -5,7 +5,7 @@ Rules:
        publishers; one that has any is asked to tokenize samples, and if it agrees with the model's files it
        is followed.
     2. An endpoint announces from then on while every publisher of it is in sync. If what it cached before is
-       beyond replay, the longer of its announcements and of history speaks; while a publisher is behind or
+       beyond replay, the longer of its KV events and of history speaks; while a publisher is behind or
        away, history alone does, at once and by itself.
     3. An engine that comes back from being unreachable may be another one: it is asked everything again. If
        it now names no publishers, or does not agree with the model's files, it is followed no longer and
@@ -129,7 +129,7 @@ class KvEventFollower:
         self._serving: dict[str, list[_Serving]] = {}
         self._endpoints: dict[EndpointKey, tuple[Endpoint, ...]] = {}
         self._known: dict[EndpointKey, _Known] = {}
-        self._asking: dict[EndpointKey, asyncio.Task[None]] = {}
+        self._inquiries: dict[EndpointKey, asyncio.Task[None]] = {}
         self._problems: dict[EndpointKey, str] = {}
         self._verdicts: dict[EndpointKey, CheckedRendering] = {}
         self._sources: dict[EndpointKey, tuple[Source, ...]] = {}
@@ -270,20 +270,20 @@ class KvEventFollower:
 
     def _forget(self, key: EndpointKey) -> None:
         """Ask no more, and know nothing of the answers."""
-        asking = self._asking.pop(key, None)
-        if asking is not None:
-            asking.cancel()
+        inquiry = self._inquiries.pop(key, None)
+        if inquiry is not None:
+            inquiry.cancel()
         self._problems.pop(key, None)
         self._verdicts.pop(key, None)
 
     # Each engine is asked until it answers, and from time to time while it does not publish.
 
     def _ask(self, key: EndpointKey) -> None:
-        before = self._asking.get(key)
+        before = self._inquiries.get(key)
         if before is not None:
             before.cancel()
         if self._session is not None:
-            self._asking[key] = self._spawn(self._ask_until_known(key, self._session), f"kv-events-{key}")
+            self._inquiries[key] = self._spawn(self._ask_until_known(key, self._session), f"kv-events-{key}")
 
     async def _ask_until_known(self, key: EndpointKey, session: aiohttp.ClientSession) -> None:
         pause_s = _FIRST_RETRY_S

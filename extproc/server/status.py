@@ -27,7 +27,7 @@ class Status:
         endpoints: All endpoints configured now.
         streams_active: Open ext_proc streams.
         bus_dropped: Messages to other workers dropped so far.
-        shared: Series about other gateways and announcements.
+        shared: Series about other gateways and KV events.
         is_announcing: Does an endpoint tell what it has cached?
         held: Requests that wait here, by reason.
         workers: Processes of this gateway.

@@ -54,7 +54,7 @@ class Health(Section):
 
 
 class KvEvents(Section):
-    """Engines' announcements of what they cache (vLLM and SGLang KV events)."""
+    """KV events of vLLM and SGLang: what engines say that they cache."""
 
     enabled: bool = True
     """Ask every engine at `/kv_event_sources`; those that publish are followed."""
@@ -76,7 +76,7 @@ class Cache(Section):
     default_kv_tokens: int = Field(default=100_000, ge=1, le=1_000_000_000)
     """Cache size in tokens assumed until the engine's own cache_config_info is known."""
     kv_events: KvEvents = KvEvents()
-    """Engines' own announcements, where there are any and the model's tokenizer is known."""
+    """Engines' own KV events, where there are any and the model's tokenizer is known."""
 
 
 class EngineTls(Section):

@@ -1,4 +1,4 @@
-"""Series about engines' announcements, and about the map of what they say is cached."""
+"""Series about engines' KV events, and about the map of what they say is cached."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class LiveGauges:
         tokens_per_byte: Learned ratio by model; configured models only are shown.
         calibrations: How good predictions have been, by model and endpoint group.
         bus_dropped: Messages to other workers dropped so far.
-        shared: Of other gateways (`sharing_values`) and of engines' announcements (`event_values`).
+        shared: Of other gateways (`sharing_values`) and of engines' KV events (`event_values`).
         files: Each configuration file that is needed: is it good? None shows the last attempts.
         host_names: Each host name in use: did its last look-up give an address?
         clusters: Each cluster that the configuration names: does a source list it?

@@ -1,7 +1,7 @@
 """What a gateway believes each engine has cached: by its own history, or by the engines' events.
 
 Rules:
-    1. Blocks are a router's: chained keys, head first. An engine's cache, its announcements and a history are
+    1. Blocks are a router's: chained keys, head first. An engine's cache, its KV events and a history are
        all closed under ancestry, and so are their unions; hence a match may be bisected.
     2. Nothing here looks at an engine: a view learns from calls, made when the news comes.
 """
