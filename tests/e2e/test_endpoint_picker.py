@@ -9,6 +9,7 @@ import json
 import random
 import signal
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -258,6 +259,7 @@ async def test_an_answer_that_ends_with_trailers(picked: Picked) -> None:
             answer = await reader.readuntil(b"x-end: 7\r\n\r\n")
     finally:
         writer.close()
+        await writer.wait_closed()
     assert b"\r\n\r\n2\r\n{}\r\n0\r\n" in answer
 
 
@@ -339,6 +341,8 @@ async def test_random_aborts_leave_nothing_charged(picked: Picked) -> None:
             if leaves_at > 0.5:
                 await reader.read(int((leaves_at - 0.5) * 4_000) + 1)
         writer.transport.abort()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
 
     for _ in range(10):
         await asyncio.gather(
