@@ -384,9 +384,10 @@ async def test_a_mended_replica_has_its_share_again() -> None:
         await many(stack, "/v1/chat/completions", conversation)
         broken.behaviour = healthy.behaviour
 
-        async def trusted() -> bool:
+        async def standing() -> tuple[str, list[str]]:
             await many(stack, "/v1/chat/completions", conversation)
             row = (await stack.rows())[broken.key]
-            return bool(row["state"] == "healthy" and row["doubted_for"] == [])
+            return row["state"], row["doubted_for"]
 
-        await eventually(trusted, bool, 180)  # each reading takes 60 requests, some six seconds
+        # Each reading takes 60 requests, some six seconds.
+        await eventually(standing, lambda found: found == ("healthy", []), 60)
