@@ -120,24 +120,24 @@ async def _settled(picked: Picked) -> AsyncIterator[None]:
 
 async def test_the_official_client(picked: Picked) -> None:
     """A whole answer and a stream; their usage is learned and their first token seen."""
-    client = picked.picker.client()
-    messages: Any = [{"role": "user", "content": "hello"}]
-    whole = await client.chat.completions.create(model="sim", messages=messages, max_tokens=4)
-    assert whole.usage is not None
-    outcome = await picked.last_outcome()
-    assert outcome["ended"] == "completed"
-    assert outcome["prompt_tokens"] == whole.usage.prompt_tokens
-    assert outcome["completion_tokens"] == whole.usage.completion_tokens == 4
-    stream = await client.chat.completions.create(
-        model="sim", messages=messages, max_tokens=4, stream=True, stream_options={"include_usage": True}
-    )
-    text = "".join([part.choices[0].delta.content or "" async for part in stream if part.choices])
-    assert text == whole.choices[0].message.content
-    outcome = await picked.last_outcome()
-    assert (outcome["completion_tokens"], outcome["ended"]) == (4, "completed")
-    assert outcome["ttft_s"] is not None
-    with pytest.raises(openai.NotFoundError, match="not served here"):
-        await client.chat.completions.create(model="nobody", messages=messages)
+    async with picked.picker.client() as client:
+        messages: Any = [{"role": "user", "content": "hello"}]
+        whole = await client.chat.completions.create(model="sim", messages=messages, max_tokens=4)
+        assert whole.usage is not None
+        outcome = await picked.last_outcome()
+        assert outcome["ended"] == "completed"
+        assert outcome["prompt_tokens"] == whole.usage.prompt_tokens
+        assert outcome["completion_tokens"] == whole.usage.completion_tokens == 4
+        stream = await client.chat.completions.create(
+            model="sim", messages=messages, max_tokens=4, stream=True, stream_options={"include_usage": True}
+        )
+        text = "".join([part.choices[0].delta.content or "" async for part in stream if part.choices])
+        assert text == whole.choices[0].message.content
+        outcome = await picked.last_outcome()
+        assert (outcome["completion_tokens"], outcome["ended"]) == (4, "completed")
+        assert outcome["ttft_s"] is not None
+        with pytest.raises(openai.NotFoundError, match="not served here"):
+            await client.chat.completions.create(model="nobody", messages=messages)
 
 
 def _large(request: web.Request) -> web.Response:
