@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -383,9 +384,13 @@ async def test_a_mended_replica_has_its_share_again() -> None:
         broken.behaviour, healthy.behaviour = events(data(ERROR), DONE), events(*STREAM, after_s=0.02)
         await many(stack, "/v1/chat/completions", conversation)
         broken.behaviour = healthy.behaviour
+        readings = itertools.count(1)
 
         async def standing() -> tuple[str, list[str]]:
-            await many(stack, "/v1/chat/completions", conversation)
+            # Prompts that nobody has cached: a trial is a choice like any other, and caches would draw all of
+            # them to the replica that was never doubted.
+            begin = next(readings) * REQUESTS
+            await many(stack, "/v1/chat/completions", lambda number: conversation(begin + number))
             row = (await stack.rows())[broken.key]
             return row["state"], row["doubted_for"]
 
