@@ -26,7 +26,7 @@ FAMILIES: tuple[Family, ...] = (
     *health.FAMILIES,
     *streams.FAMILIES,
     *configuration.FAMILIES,
-    process.EXPLAIN_RECORDS,
+    *process.FAMILIES,
     *sharing.FAMILIES,
     *kv_events.FAMILIES,
     process.BUILD_INFO,
