@@ -20,7 +20,7 @@ from types import MappingProxyType
 from envoy.service.discovery.v3 import discovery_pb2 as pb
 from xxhash import xxh3_64_hexdigest
 
-from extproc.xds.resources import ASSIGNMENT_TYPE, CLUSTER_TYPE
+from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
 
 MAX_NAMES = 65_536
 """Names one stream may subscribe to or claim to have, per type; far above any fleet, far below harm."""

@@ -27,12 +27,11 @@ from extproc.values.endpoints import Endpoint
 from extproc.xds import delta
 from extproc.xds.delta import DeltaStream, Nack, ResourceStore, SubscriptionLimitError
 from extproc.xds.resources import (
-    ASSIGNMENT_TYPE,
-    CLUSTER_TYPE,
     UpstreamTls,
     cluster_resources,
     load_assignments,
 )
+from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
 from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey
 
