@@ -4,7 +4,7 @@
 
 Decoding is in, sockets are not. Times are CPU times, so that neighbours on the machine disturb them less; the
 garbage collector is set as the server sets it; each size has a process of its own, so that its memory can be
-told. Prompts are Python's own sources, cut by a byte-level BPE trained on them when the benchmark starts.
+measured. Prompts are Python's own sources, cut by a byte-level BPE trained on them when the benchmark starts.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Engines:
     """What the engines announce, and what they could evict.
 
     Args:
-        replicas: Who announces, in turn.
+        replicas: The endpoints that announce, in turn.
         ids: The corpus.
         seed: Of the random numbers.
     """
@@ -126,7 +126,7 @@ class Engines:
         return self.ids[start : start + blocks * BLOCK_TOKENS]
 
     def prefill(self) -> Batches:
-        """One prompt that nobody has seen, in the batches of four engine steps."""
+        """One prompt that is new to all, in the batches of four engine steps."""
         self.turn += 1
         who = self.turn % len(self.replicas)
         chain = array("Q")

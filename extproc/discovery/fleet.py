@@ -1,14 +1,14 @@
 """The one fleet: what all sources list, merged; what of it changed; which identity is at which address.
 
 Rules:
-    1. Pure. A source's words come in, the difference they make goes out; who follows the fleet re-applies
+    1. Pure. A source's words come in, the difference they make goes out; what follows the fleet re-applies
        that and nothing else.
     2. Identities are made here and only here. Equal keys of sources are one replica, whichever sources list
-       it. No room takes an identity apart: an address is asked of the fleet or of an `Endpoint`.
+       it. No package takes an identity apart: an address is asked of the fleet or of an `Endpoint`.
     3. Each source owns what it lists. Where two list the same replica, or the same address and rank, in one
        cluster, the source that came to the fleet first counts; the other takes over when it goes.
     4. A cluster exists as long as a source lists it, with or without endpoints.
-    5. What Envoy tells is an address. It is the identity that was sent there, if one was; else the one that
+    5. What Envoy reports is an address. It is the identity that was sent there, if one was; else the one that
        is there now, or was last. An address where none ever was gets an identity that no ledger has.
     6. Bound: what sources list, and `MAX_FORMER` addresses that endpoints had.
 """
@@ -122,7 +122,7 @@ class Fleet:
         return tuple(self._members.get(key, {}).values())
 
     def replace(self, source: str, clusters: Clusters) -> Difference:
-        """A source tells all that it has."""
+        """A source lists all that it has."""
         gone = self._listed.get(source, {}).keys() - clusters.keys()
         return self.update(source, {**clusters, **dict.fromkeys(gone)})
 
@@ -133,11 +133,11 @@ class Fleet:
         return difference
 
     def update(self, source: str, clusters: Mapping[str, Sequence[Listed] | None]) -> Difference:
-        """A source tells what some of its clusters have now.
+        """A source lists what some of its clusters have now.
 
         Args:
             source: Its name; a new one comes after those that are known.
-            clusters: All endpoints of each cluster that is told of; None takes the cluster away.
+            clusters: All endpoints of each cluster that is listed; None takes the cluster away.
         """
         own = self._listed.setdefault(source, {})
         touched = []
@@ -166,10 +166,10 @@ class Fleet:
         return next(iter(members.values())).address if members else None
 
     def at(self, address: Address, expected: Iterable[EndpointKey] = ()) -> EndpointKey:
-        """Who is, or was, at an address.
+        """The identity that is, or was, at an address.
 
         Args:
-            address: As Envoy tells it.
+            address: As Envoy reports it.
             expected: Replicas that a request was to be sent to, the likeliest first.
         """
         for key in expected:

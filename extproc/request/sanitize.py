@@ -108,7 +108,7 @@ def force_usage(body: dict[str, Any], operation: Operation) -> bool:
     """Ask for the token counts at the end of a stream, in place.
 
     Only streamed chat and text completions need it: elsewhere usage always comes. A client that did not
-    ask gets one more chunk, with empty `choices`; whoever calls this drops that chunk on its way back.
+    ask gets one more chunk, with empty `choices`; the caller drops that chunk on its way back.
     `stream_options` of a wrong type is left for the engine to refuse.
 
     Returns:

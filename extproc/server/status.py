@@ -28,7 +28,7 @@ class Status:
         streams_active: Open ext_proc streams.
         bus_dropped: Messages to other workers dropped so far.
         shared: Series about other gateways and KV events.
-        is_announcing: Does an endpoint tell what it has cached?
+        is_announcing: Does an endpoint publish what it has cached?
         held: Requests that wait here, by reason.
         workers: Processes of this gateway.
         files: Configuration files that are needed: is each good?

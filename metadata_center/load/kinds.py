@@ -43,7 +43,7 @@ class LoadKind:
     Attributes:
         name: Of the field that holds it, in views, rows and shares.
         unit: What is counted.
-        adds: What a charge adds; of a kind that gets nothing by charges, refreshes tell.
+        adds: What a charge adds; a kind that gets nothing by charges is set by refreshes.
         until: When what was added is taken off.
         meaning: One sentence.
     """
@@ -83,7 +83,7 @@ KINDS: Final = (
         Unit.TOKENS,
         Adds.NOTHING,
         Until.RELEASED,
-        "Generated so far by all in flight, as far as refreshes told.",
+        "Generated so far by all in flight, as far as refreshes reported.",
     ),
 )
 

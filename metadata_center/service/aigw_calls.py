@@ -31,7 +31,7 @@ _HASHES: Final = {
 }
 _INPUT_TOKENS: Final = {
     **COUNT,
-    "description": f"Tokens of the prompt; taken for prompt_length/{BYTES_PER_TOKEN} until it is told.",
+    "description": f"Tokens of the prompt; taken for prompt_length/{BYTES_PER_TOKEN} until it is known.",
 }
 _ADD_BODY: Final = object_of(
     "request_id cluster ip",
@@ -51,7 +51,7 @@ _LOAD: Final = object_of(
     prefill_req_num={**COUNT, "description": "Requests whose prompt is not computed yet."},
     prefill_tokens={**COUNT, "description": "Input tokens of those."},
     input_tokens={**COUNT, "description": "Input tokens of all requests."},
-    generated_tokens={**COUNT, "description": "Output tokens so far, as far as callers tell."},
+    generated_tokens={**COUNT, "description": "Output tokens so far, as far as callers report."},
     updated_time={"type": "integer", "description": "Unix nanoseconds of the last add or delete."},
 )
 _LOCATION: Final = object_of(
@@ -167,7 +167,7 @@ class AigwCalls:
 
     @property
     def handlers(self) -> Mapping[Operation, Handler]:
-        """Who answers what."""
+        """The handler of each call."""
         return {
             LOADS: self._loads,
             ADD: self._add,
@@ -231,7 +231,7 @@ class AigwCalls:
         )
 
     def _replicated(self, request: ServiceRequest, now_s: float) -> ServiceResponse:
-        """What a replica of AIGW's metadata center was told, passed on to this one."""
+        """What a replica of AIGW's metadata center received, passed on to this one."""
         if not request.event_type:
             raise RefusedError(Code.INVALID_INPUT, "missing Event-Type header")
         handler = self._events.get(request.event_type)

@@ -1,4 +1,4 @@
-"""Load of every engine of every cluster, as callers tell it request by request.
+"""Load of every engine of every cluster, as callers report it request by request.
 
 Rules:
     1. A request id counts at most once. Once its delete was seen no add of it counts any more, however the
@@ -68,7 +68,7 @@ class EngineLoad:
         prefill_requests: Requests whose prompt was not deleted.
         prefill_tokens: Input tokens of those.
         input_tokens: Input tokens of all requests.
-        generated_tokens: Output tokens so far, of requests whose caller tells them.
+        generated_tokens: Output tokens so far, of requests whose caller reports them.
         updated_s: Time of the last call that changed it, on the clock of `now_s`.
     """
 

@@ -58,7 +58,7 @@ another one at `bounds`, nor for one of `PAIR_TOKENS` at the others."""
 
 PAIR_TOKENS: Final = 40_000
 """Several times what fills these caches: its prefill is predicted to take several times as long as that
-took, so whoever is next is not sent before the first token says that the cache is full again."""
+took, so the next request is not sent before the first token says that the cache is full again."""
 
 MESSAGE_TIMEOUT_S: Final = 0.5
 """What envoy/bootstrap.yaml grants the gateway unless it asks for more."""
@@ -105,7 +105,7 @@ async def common(slow: list[SimulatorServer], gates: dict[str, GatedEngine]) -> 
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def stack(common: Stack) -> AsyncIterator[Stack]:
-    """The same; afterwards nobody may be held or charged."""
+    """The same; afterwards no request may be held or charged."""
     yield common
     await all_free(common)
 
@@ -156,18 +156,18 @@ async def test_short_work_goes_first(stack: Stack, gates: dict[str, GatedEngine]
     assert engine.arrived == ["full-0", "short", *longs]
 
 
-async def test_nobody_starves(stack: Stack) -> None:
+async def test_no_request_starves(stack: Stack) -> None:
     """A long request is answered while short ones, together more than engines can do, go on coming."""
     is_over = False
     shorts = 0
 
-    async def keep_asking(client: int) -> None:
+    async def keep_sending(client: int) -> None:
         nonlocal shorts
         while not is_over:
             shorts += 1
             await answered([ask(stack, "sim", f"short-{client}-{shorts}", BURST_TOKENS)])
 
-    clients = [asyncio.create_task(keep_asking(number)) for number in range(10)]
+    clients = [asyncio.create_task(keep_sending(number)) for number in range(10)]
     try:
         await eventually(stack.endpoints, lambda view: view["held"] >= 4)
         before = shorts
@@ -288,7 +288,7 @@ async def test_switching_it_off_places_who_is_held(configured: Stack, gates: dic
 async def test_who_is_held_for_an_engine_that_dies_goes_elsewhere(
     stack: Stack, gates: dict[str, GatedEngine]
 ) -> None:
-    """They go to those that are left; when none is, they are told so."""
+    """They go to those that are left; when none is, they are refused."""
     one, other = gates["one"], gates["other"]
     broken, kept = await fill_caches(stack, "pair", one, other)
     if one.arrived != ["full-0"]:
@@ -303,10 +303,10 @@ async def test_who_is_held_for_an_engine_that_dies_goes_elsewhere(
     await held(stack, 3)
     await other.stop()
     replies = await asyncio.gather(*waiting, return_exceptions=True)
-    told = [reply for reply in replies if isinstance(reply, Reply) and reply.status == 503]
-    for reply in told:
+    refused = [reply for reply in replies if isinstance(reply, Reply) and reply.status == 503]
+    for reply in refused:
         check(reply, 503, "no_healthy_endpoint")
-    assert len(told) == 3, replies
+    assert len(refused) == 3, replies
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -327,7 +327,7 @@ async def _deciding(stack: Stack) -> None:
         await stack.start_gateway()
 
     async def decided() -> int:
-        await post(stack, chat("nobody", "hello"))
+        await post(stack, chat("unknown", "hello"))
         return len(await stack.last(1))
 
     await eventually(decided, bool)
@@ -382,7 +382,7 @@ async def workers(slow: list[SimulatorServer]) -> AsyncIterator[tuple[Stack, Gat
             yield stack, engine
 
 
-async def test_two_workers_hold_and_lose_nobody(workers: tuple[Stack, GatedEngine]) -> None:
+async def test_two_workers_hold_and_lose_no_request(workers: tuple[Stack, GatedEngine]) -> None:
     """Each worker holds its own and finds the room that the other one frees."""
     stack, _ = workers
     await answered(ask(stack, "sim", f"workers-{number}", BURST_TOKENS) for number in range(BURST))
@@ -408,7 +408,7 @@ async def test_who_was_held_by_a_worker_that_died_is_answered(workers: tuple[Sta
     await all_free(stack)
 
 
-async def test_two_gateways_hold_and_lose_nobody(
+async def test_two_gateways_hold_and_lose_no_request(
     slow: list[SimulatorServer], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Two gateways that share the load over Redis both hold; each of their clients is answered."""

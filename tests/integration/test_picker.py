@@ -1,4 +1,4 @@
-"""The endpoint-picker service over a worker's real books, told by hand what a gateway says."""
+"""The endpoint-picker service over a worker's real ledger, sent by hand what a gateway says."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Gateway:
 
     Attributes:
         rig: Decides.
-        events: What the books were told.
+        events: What the ledger was given.
         picker: The service.
     """
 
@@ -64,7 +64,7 @@ class Gateway:
         self.picker = Picker(
             self.rig.gateway.judge_for_picker,
             self.rig.gateway,
-            self._told,
+            self._noted,
             PickerDialect(1, (), lambda: f"r{next(numbers)}"),
             OWNER,
             MAX_BYTES,
@@ -75,7 +75,7 @@ class Gateway:
         self.call = FakeCall()
         self.exchange = self.picker.open(self.call)
 
-    def _told(self, event: RequestEvent) -> None:
+    def _noted(self, event: RequestEvent) -> None:
         self.events.append(event)
         self.rig.ends.take(event, self.rig.clock())
 
@@ -215,7 +215,7 @@ def test_a_body_that_does_not_come_is_refused() -> None:
 
 @pytest.mark.parametrize("how", ["given", "refused", "faulty", "left"])
 def test_decisions_that_come_later(how: str) -> None:
-    """Are answered when they are there; one that nobody waits for any more is cancelled."""
+    """Are answered when they are there; one that is not waited for any more is cancelled."""
     pending: Pending[Decision] = Pending()
     gateway = Gateway(lambda *_: Later(pending))
     assert gateway.asks() == []
@@ -254,10 +254,10 @@ def test_who_watches_health_hears_of_each_change() -> None:
     receiver = watch.open(call)
     receiver.on_message(b"")
     receiver.on_half_close()
-    health.tell()
+    health.review()
     assert call.sent == [SERVING]
     is_ready = False
-    health.tell()
+    health.review()
     assert call.sent == [SERVING, NOT_SERVING]
     health.close()
     assert call.ended == [Status.UNAVAILABLE]

@@ -317,7 +317,7 @@ def test_unknown_generators_are_refused(name: str) -> None:
         open_trace(name, 0)
 
 
-def test_sharing_is_not_made_up_where_a_trace_tells_it() -> None:
+def test_sharing_is_not_made_up_where_a_trace_shows_it() -> None:
     """Ids of a source are never overwritten."""
     with pytest.raises(ValueError, match="says itself"):
         open_trace("sample", 0, share=True)

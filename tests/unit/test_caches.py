@@ -39,7 +39,7 @@ class Engines:
         keys: tuple[EndpointKey, ...],
         tokens_per_byte: float,
     ) -> EventMatch | None:
-        """As told."""
+        """As given."""
         return self._by_events
 
 

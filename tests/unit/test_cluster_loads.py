@@ -1,4 +1,4 @@
-"""Load that callers tell request by request, against AIGW's own test table and a naive model."""
+"""Load that callers report request by request, against AIGW's own test table and a naive model."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_any_order_of_calls_ends_at_zero(
         assert loads.at(address) == EngineLoad(address, 0, 0, 0, 0, 0, 0, 0.0)
 
 
-def test_what_nobody_ends_time_ends() -> None:
+def test_time_ends_requests_without_an_end() -> None:
     """A request and then its engine go once their expiry has passed; the request counts as expired."""
     loads = ClusterLoads(Limits())
     loads.add(ONE, "c", A, 512, 0.0)
@@ -158,7 +158,7 @@ def test_what_nobody_ends_time_ends() -> None:
 
 
 def test_an_idle_engine_is_listed_until_its_news_is_old() -> None:
-    """It stays at zero for one expiry after its last change, which `updated_s` tells."""
+    """It stays at zero for one expiry after its last change, which `updated_s` shows."""
     loads = ClusterLoads(Limits())
     loads.add(ONE, "c", A, 512, 0.0)
     loads.delete(ONE, 10.0)
@@ -197,7 +197,7 @@ def test_memories_of_ended_requests_are_bounded() -> None:
     assert loads.add(ONE, "c", A, 1, 0.0)
 
 
-def test_tokens_are_counted_as_callers_tell_them() -> None:
+def test_tokens_are_counted_as_callers_report_them() -> None:
     """Input while the request lives, prefill until its prompt is deleted, output as it grows."""
     loads = ClusterLoads(Limits())
     loads.add(ONE, "c", A, 400, 0.0)
@@ -216,8 +216,8 @@ def test_generated_tokens_never_go_back() -> None:
     """A late count says less than is known."""
     loads = ClusterLoads(Limits())
     loads.add(ONE, "c", A, 4, 0.0)
-    for told, known in ((3, 3), (9, 9), (5, 9), (None, 9)):
-        loads.refresh(ONE, 0.0, generated_tokens=told)
+    for reported, known in ((3, 3), (9, 9), (5, 9), (None, 9)):
+        loads.refresh(ONE, 0.0, generated_tokens=reported)
         assert loads.at(A).generated_tokens == known
 
 

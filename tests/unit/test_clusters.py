@@ -58,7 +58,7 @@ def test_optional_keys_arrive_and_cluster_labels_are_merged() -> None:
     ],
 )
 def test_addresses_have_one_form(written: str, address: str, is_host_name: bool) -> None:
-    """Addresses are brought to one spelling, and host names are told from IPs."""
+    """Addresses are brought to one spelling, and host names are distinguished from IPs."""
     (spec,) = parse_clusters(cluster(json.dumps({"address": written, "port": 1})), "x")
     assert (spec.endpoints[0].address, spec.endpoints[0].is_host_name) == (address, is_host_name)
 

@@ -227,7 +227,7 @@ models:
             )
             for name, problem in {
                 "Authorization": "`authorization` is a secret, which Envoy keeps from Tokenway; "
-                "accepted: a header that tells nothing else, such as x-tier",
+                "accepted: a header that reveals nothing else, such as x-tier",
                 "Host": "`host` arrives under another name; accepted: `:authority`",
                 '":protocol"': "`:protocol` is no header of a request; "
                 "accepted: :authority, :method, :path, :scheme",
@@ -551,5 +551,5 @@ def test_configuration_is_immutable() -> None:
     ],
 )
 def test_who_may_listen(server: str) -> None:
-    """Loopback, mutual TLS, or somebody who said so."""
+    """Loopback, mutual TLS, or an operator who said so."""
     assert parse(f"server: {server}", "x").server.listen

@@ -140,7 +140,7 @@ def test_token_ids_are_counted_exactly() -> None:
 
 
 def test_what_is_not_known_exactly_is_left_to_history() -> None:
-    """Another model, a pool where nobody announces, an API or a feature that the rendering does not cover."""
+    """Another model, a pool where none announces, an API or a feature that the rendering does not cover."""
     fleet = Fleet()
     fleet.compute(KEYS[0], TEXT)
     assert fleet.match(model="other") is None

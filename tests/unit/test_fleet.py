@@ -1,4 +1,4 @@
-"""The fleet: sources merged, differences told, identities kept apart from addresses."""
+"""The fleet: sources merged, differences out, identities kept apart from addresses."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def members(fleet: Fleet) -> dict[str, list[str]]:
     return {name: [str(one.key) for one in endpoints] for name, endpoints in fleet.clusters.items()}
 
 
-def test_a_source_is_told_whole_and_its_differences_come_out() -> None:
+def test_a_source_lists_all_and_its_differences_come_out() -> None:
     """Added, removed, changed what; clusters that are new or gone; nothing for the same again."""
     fleet = Fleet()
     first = fleet.replace("a", {"c": [pod(1), pod(2)], "empty": []})
@@ -54,7 +54,7 @@ def test_a_source_is_told_whole_and_its_differences_come_out() -> None:
     assert members(fleet) == {"c": ["uid/2", "uid/3"]}
 
 
-def test_a_source_may_tell_one_cluster() -> None:
+def test_a_source_may_list_one_cluster() -> None:
     """Its others stay; None takes one away."""
     fleet = Fleet()
     fleet.replace("a", {"c": [pod(1)], "d": [pod(2)]})
@@ -87,7 +87,7 @@ def test_a_source_that_says_nothing_keeps_what_it_said() -> None:
 
 
 def test_one_replica_in_two_clusters_is_one_identity() -> None:
-    """What it is, is told once per cluster; it is there until it has left both."""
+    """What it is, is listed once per cluster; it is there until it has left both."""
     fleet = Fleet()
     fleet.replace("a", {"c": [pod(1)], "d": [pod(1, draining=True)]})
     (key,) = keys(1)
@@ -109,7 +109,7 @@ def test_an_address_is_who_was_sent_there_or_is_there_now() -> None:
     assert fleet.address(two) == at(7)
     assert fleet.at(at(1), [one, two]) == one  # it was sent there, though another is there now
     assert fleet.at(at(1)) == fleet.at(at(1), [two]) == three
-    assert fleet.at(at(2)) == fleet.at(at(2), [two]) == two  # nobody is there; it was the last
+    assert fleet.at(at(2)) == fleet.at(at(2), [two]) == two  # none is there; it was the last
     stranger = fleet.at(at(99))
     assert fleet.of(stranger) == ()
 
@@ -163,7 +163,7 @@ states = st.dictionaries(
 
 @given(st.lists(st.tuples(st.sampled_from(("a", "b")), states), max_size=8))
 def test_differences_add_up_to_the_fleet(words: Sequence[tuple[str, Mapping[str, Sequence[Listed]]]]) -> None:
-    """Whoever applies every difference has the fleet, and the fleet is what the last words say."""
+    """A follower that applies every difference has the fleet, and the fleet is what the last words say."""
     fleet = Fleet()
     mirror: dict[str, dict[EndpointKey, object]] = {}
     last: dict[str, Mapping[str, Sequence[Listed]]] = {}

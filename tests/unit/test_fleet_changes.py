@@ -34,13 +34,13 @@ CLUSTERS, MEMBERS = 10, 100
 
 
 class Noting:
-    """In place of prober, event followers and publisher: which endpoints and clusters each is told of."""
+    """In place of prober, event followers and publisher: which endpoints and clusters each gets."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        """Forget what was told so far."""
+        """Forget what came so far."""
         self.probed: list[EndpointKey] = []
         self.followed: list[EndpointKey] = []
         self.published: list[str] = []
@@ -60,7 +60,7 @@ class Noting:
         self.lists_published += came_or_went
 
 
-class Told:
+class Follower:
     """An object of one method `update`."""
 
     def __init__(self, update: Callable[..., None]) -> None:
@@ -101,9 +101,9 @@ def followers(fleet: Fleet, noting: Noting) -> tuple[RoutingState, FleetChanges]
     changes = FleetChanges(
         fleet,
         state,
-        Told(noting.probe),  # type: ignore[arg-type]
-        Told(noting.follow),  # type: ignore[arg-type]
-        Told(noting.publish),  # type: ignore[arg-type]
+        Follower(noting.probe),  # type: ignore[arg-type]
+        Follower(noting.follow),  # type: ignore[arg-type]
+        Follower(noting.publish),  # type: ignore[arg-type]
         metrics,
         lambda: 1.0,
     )
@@ -140,7 +140,7 @@ def test_a_change_of_one_endpoint_re_applies_one(change: dict[str, Any]) -> None
     assert (noting.probed, noting.followed, noting.published) == ([], [], [])
 
 
-def test_what_requests_tell_of_endpoints_that_left_is_forgotten() -> None:
+def test_what_requests_showed_of_endpoints_that_left_is_forgotten() -> None:
     """New replicas for ever: state hold those that are there, whatever ran on those that left."""
     fleet, noting = Fleet(), Noting()
     state, changes = followers(fleet, noting)

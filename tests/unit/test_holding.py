@@ -78,7 +78,7 @@ def test_shorter_work_is_ahead() -> None:
     assert queue.ahead_s(1, short, 1) == [0.0]
 
 
-def test_nobody_is_overtaken_for_ever() -> None:
+def test_no_request_is_overtaken_for_ever() -> None:
     """Who comes later than its own work takes goes behind, however short."""
     queue = HoldQueue()
     long = queue.rank(0.0, [1.0])
@@ -86,7 +86,7 @@ def test_nobody_is_overtaken_for_ever() -> None:
 
 
 def test_only_those_for_the_same_endpoint_are_ahead() -> None:
-    """Waiting elsewhere delays nobody here; rows that are gone are passed over."""
+    """Waiting elsewhere delays no request here; rows that are gone are passed over."""
     queue = HoldQueue()
     decide(queue, 1, [cost(1.0), cost(1.0, 0.3), cost(1.0)], row=1)
     decide(queue, 2, [cost(1.0), cost(1.0), cost(1.0)], row=2)
@@ -126,7 +126,7 @@ def test_a_hopeless_wait_is_refused_at_once() -> None:
     assert verdict.retry_after_s == pytest.approx(10.0)
 
 
-def test_nobody_waits_beyond_the_bound() -> None:
+def test_no_request_waits_beyond_the_bound() -> None:
     """At the end of the hold it is refused, with a second to come back at least."""
     assert decide(HoldQueue(max_hold_s=30.0), 1, [cost(0.2)], now_s=30.0) == TurnAway(1.0)
 

@@ -146,7 +146,7 @@ def test_what_is_no_payload_is_refused(noise: bytes) -> None:
 
 
 def test_a_fault_after_some_pieces_is_a_fault() -> None:
-    """Whoever applied those has to forget them."""
+    """A reader that applied those has to forget them."""
     steps = pieces(batch(stored(range(1, 5_000)), {"type": "BlockRemoved", "block_hashes": "x"}))
     assert any(next(steps) is not None for _ in range(5))
     with pytest.raises(DecodeError):

@@ -20,7 +20,7 @@ SHAPES = ((200, 0), (1_500, 500), (4_000, 0), (800, 3_000))
 TIMES = st.sampled_from([1e-6, 1e-3, 0.02, 0.5, 60.0, 3_600.0, 86_400.0, 1e12]) | st.floats(1e-9, 1e9)
 COUNTS = st.sampled_from([1, 2, 10**3, 10**6, 9 * 10**11])
 PATTERNS = st.lists(st.tuples(TIMES, COUNTS, st.integers(0, 2), st.integers(1, 20)), max_size=12)
-"""A time, a count, honest answers before the lie, and how often it is told."""
+"""A time, a count, honest answers before the lie, and how often it is repeated."""
 
 
 def honest_ttft_s(uncached: int, cached: int) -> float:
@@ -42,7 +42,7 @@ class Learner:
             self._turn += 1
             uncached, cached = SHAPES[self._turn % len(SHAPES)]
             noise = 1.0 + 0.1 * (-1) ** self._turn
-            self._told(
+            self._said(
                 HONEST[self._turn % 3],
                 uncached,
                 cached,
@@ -55,9 +55,9 @@ class Learner:
     def lie(self, time_s: float, count: int) -> None:
         """One answer of the fourth."""
         uncached, cached = SHAPES[self._turn % len(SHAPES)]
-        self._told(LIAR, uncached, cached, time_s, time_s, count, count)
+        self._said(LIAR, uncached, cached, time_s, time_s, count, count)
 
-    def _told(
+    def _said(
         self,
         who: EndpointKey,
         uncached: int,
@@ -144,7 +144,7 @@ def test_one_answer_is_one_step(answers: list[float]) -> None:
 
 @given(st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=50))
 def test_who_is_alone_is_believed(values: list[float]) -> None:
-    """Nobody speaks against the only endpoint of a group, nor is there a majority of two."""
+    """No other speaks against the only endpoint of a group, nor is there a majority of two."""
     agreement = Agreement(4.0)
     for number, value in enumerate(values):
         assert agreement.believed(str(number % 2), value, 1.0, 1.0) == value

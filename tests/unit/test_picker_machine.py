@@ -122,7 +122,7 @@ def test_the_head_of_some_answers_is_wanted() -> None:
 
 @pytest.mark.parametrize("end", [False, True])
 def test_what_passes_is_echoed_in_both_directions(end: bool) -> None:
-    """Nobody is charged, so nothing ends."""
+    """No endpoint is charged, so nothing ends."""
     machine = stream()
     assert machine.receive_headers(headers("PASS", end=end)) == (SendPass(PASS),)
     if not end:
@@ -199,7 +199,7 @@ def test_a_stream_that_ends_before_its_answer_ends_the_request() -> None:
 
 
 def test_an_answer_of_envoys_own_gives_the_request_up() -> None:
-    """It came while the decision was pending, which nobody wants any more."""
+    """It came while the decision was pending, which is not wanted any more."""
     machine = stream()
     machine.receive_headers(headers())
     machine.receive_body(b"ab", end_of_stream=True)

@@ -145,7 +145,7 @@ def test_refusals_say_why(reason: Reason, word: bytes | None) -> None:
     ],
 )
 def test_subset_hints(entries: list[str], members: set[str]) -> None:
-    """With and without a port, both families, as a list and as text with commas; nonsense names nobody."""
+    """With and without a port, both families, as a list and as text with commas; nonsense names none."""
     everybody = ["10.0.0.1:8000", "10.0.0.1:8001", "10.0.0.2:8000", "[fd00::1]:8000"]
     subset = Subset(entries)
     assert {address for address in everybody if subset.has(address)} == members

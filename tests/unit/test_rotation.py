@@ -59,7 +59,7 @@ def test_rotations_begin_at_different_endpoints() -> None:
     ),
     served=st.integers(0, 5),
 )
-def test_changing_pools_owe_nobody_more_than_a_round(
+def test_changing_pools_owe_no_row_more_than_a_round(
     pools: list[tuple[set[str], float]], served: int
 ) -> None:
     """Endpoints come, go and change their weight: then each is soon served by the weights in force."""
@@ -74,7 +74,7 @@ def test_changing_pools_owe_nobody_more_than_a_round(
 
 
 def test_who_stays_keeps_its_turn() -> None:
-    """An endpoint that leaves takes nobody's turn with it: the other two go on alternating."""
+    """An endpoint that leaves takes no other's turn with it: the other two go on alternating."""
     rotation = Rotation()
     assert turns(rotation, keys_of("abc"), [1.0] * 3, 4) == [0, 1, 2, 0]
     assert turns(rotation, keys_of("ac"), [1.0] * 2, 4) == [1, 0, 1, 0]

@@ -1,4 +1,4 @@
-"""Series of the files this process was told to follow, and of the host names in them."""
+"""Series of the files this process follows, and of the host names in them."""
 
 from __future__ import annotations
 
