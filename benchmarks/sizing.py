@@ -473,7 +473,7 @@ def history() -> PrefixIndex:
     return index
 
 
-def announcements() -> tuple[list[bytes], list[bytes]]:
+def block_events() -> tuple[list[bytes], list[bytes]]:
     """Batches of 64 stored blocks, of prompts of 256 that share nothing; and batches that remove them."""
     rng = random.Random(1)
     stored, removed, parent = [], [], None
@@ -508,7 +508,7 @@ def announced(batches: list[bytes], pieces: list[bytes]) -> tuple[CacheMap, list
 def measured(url: str, redis: Redis) -> Unit:
     """Everything that a table is computed from."""
     costs, delivery_s = messages(url, redis)
-    stored, removed = announcements()
+    stored, removed = block_events()
     pieces = [b"%04d" % (n % 10_000) for n in range(50_000)]  # four bytes a token, as English has
     began_s = time.process_time()
     caches, replicas = announced(stored, pieces)
@@ -548,7 +548,7 @@ async def _serve(number: int, url: str, requests_per_s: float, prefix: str | Non
     """Requests at random for `CHECK_S`; without a prefix of its own, to show what else they cost."""
     store = _store(number, 100)
     places, rng = keys(100), random.Random(number)
-    sync = _sync(store, url, prefix or "nobody")
+    sync = _sync(store, url, prefix or "sizing")
     if prefix:
         sync.start()
         while not sync.stats.connected:  # noqa: ASYNC110 - once, before anything is measured

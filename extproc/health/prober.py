@@ -41,7 +41,7 @@ _MAX_PROBES = 64
 """Probes in flight; at the default time-out of 1 s that is 64 dead endpoints a second."""
 
 _MAX_SLOW_PROBES = _MAX_PROBES // 2
-"""Of those, to endpoints whose last probe timed out and who get longer."""
+"""Of those, to endpoints whose last probe timed out and that get longer."""
 
 _SCRAPE_INTERVAL_S = 4.0
 """Between two readings of `/metrics`, at least: about once per probe at the default interval. Engines make

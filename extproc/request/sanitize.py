@@ -56,7 +56,7 @@ STEERING_HEADERS: tuple[str, ...] = (
     "x-kv-cache-source-host-port",
     "x-gateway-destination-endpoint",  # endpoint picker protocol: the pick itself,
     "x-gateway-destination-endpoint-subset",  # what may be picked,
-    "x-gateway-destination-endpoint-served",  # and who answered; all three are the gateway's to write
+    "x-gateway-destination-endpoint-served",  # and which one served; all three are the gateway's to write
     "x-session-token",  # llm-d: an encoded endpoint
     "x-envoy-original-dst-host",  # Envoy original_dst clusters connect to any address named here
     "cluster-name",  # AIGW: the Envoy cluster

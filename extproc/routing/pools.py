@@ -30,7 +30,7 @@ _PoolKey = tuple[str, tuple[tuple[str, str], ...], str | None, frozenset[Endpoin
 def health_model(model: str, operation: Operation) -> str:
     """What an endpoint may fail at while it serves all else.
 
-    Engines offer generation or the other APIs, each by what the model is: clients who ask for one that an
+    Engines offer generation or the other APIs, each by what the model is: clients that ask for one that an
     engine does not have say nothing of its model.
     """
     return model if operation in GENERATING else f"{model} ({operation})"

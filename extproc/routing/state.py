@@ -193,46 +193,46 @@ def make_routing_state(
         homes: Where stored responses live.
         outside: What it sends to the rest of the gateway, and asks of it.
     """
-    engines, predictor, poison = Engines(), Predictor(), Poison()
-    teaching = Teaching(predictor)
-    rivals = Rivals(engines, outside.processes)
-
-    def is_known(endpoint: EndpointKey) -> bool:
-        return health.state(endpoint) is not None
-
-    history = CacheHistory(caches.history, is_known, outside.share)
-    running = RunningRequests(
-        load, caches.running, engines, recorder, outside.freed, history.record, outside.on_lost
-    )
-    stored = StoredResponses(homes, running, records, outside.share)
+    engines, predictor = Engines(), Predictor()
+    history = CacheHistory(caches.history, lambda endpoint: health.state(endpoint) is not None, outside.share)
     scheduling = SchedulingState(
         load=load,
-        running=running,
+        running=RunningRequests(
+            load, caches.running, engines, recorder, outside.freed, history.record, outside.on_lost
+        ),
         caches=caches,
         engines=engines,
         health=health,
-        poison=poison,
+        poison=Poison(),
         predictor=predictor,
         homes=homes,
         records=records,
         recorder=recorder,
         ages=Ages(outside.load_age_s),
-        rivals=rivals,
+        rivals=Rivals(engines, outside.processes),
         processes=outside.processes,
     )
-    ending = EndingState(
+    ending = _ending_state(scheduling, history, outside)
+    first_tokens = FirstTokens(
+        scheduling.running, health, history, ending.teaching, scheduling.rivals, outside.on_transition
+    )
+    return RoutingState(scheduling, ending, first_tokens)
+
+
+def _ending_state(scheduling: SchedulingState, history: CacheHistory, outside: Outside) -> EndingState:
+    """What the ends of requests change of what scheduling reads, and beside it."""
+    running, homes, records = scheduling.running, scheduling.homes, scheduling.records
+    return EndingState(
         running=running,
-        engines=engines,
-        health=health,
-        poison=poison,
+        engines=scheduling.engines,
+        health=scheduling.health,
+        poison=scheduling.poison,
         history=history,
-        stored=stored,
-        teaching=teaching,
+        stored=StoredResponses(homes, running, records, outside.share),
+        teaching=Teaching(scheduling.predictor),
         records=records,
         endpoints=EndpointStatsTable(),
-        rivals=rivals,
-        recorder=recorder,
+        rivals=scheduling.rivals,
+        recorder=scheduling.recorder,
         on_transition=outside.on_transition,
     )
-    first_tokens = FirstTokens(running, health, history, teaching, rivals, outside.on_transition)
-    return RoutingState(scheduling, ending, first_tokens)

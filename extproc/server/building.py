@@ -332,7 +332,7 @@ def _request_way(site: Site, news: News, known: Knowledge) -> RequestWay:
     news.freed.add(router.waiting.wake)
     unpacking = Unpacking(router.decide, lambda: router.settings)
     request_log = RequestLog()
-    endings = endings_of(ending, site.owners.fleet, [request_log.ended], _tell_fault)
+    endings = endings_of(ending, site.owners.fleet, [request_log.ended], _report_fault)
     news.lost.add(endings.lost)
     news.entries.add(lambda entry: endings.take(entry, time.monotonic()))
     gateway = Gateway(
@@ -369,7 +369,7 @@ def _server(site: Site, way: RequestWay, ads: AdsServer) -> RpcServer:
     )
 
 
-def _tell_fault(error: Exception) -> None:
+def _report_fault(error: Exception) -> None:
     """A bug with one listener does not lose the ending for the others."""
     _log.error("an ending was not taken in", exc_info=error)
 
@@ -407,7 +407,7 @@ def _admin(
     status = Status(
         known.state,
         site.registry,
-        lambda: site.owners.fleet.endpoints,
+        site.owners.fleet,
         lambda: way.processor.streams_active,
         lambda: 0 if bus is None else bus.dropped,
         shared_values,

@@ -21,6 +21,7 @@ from extproc.observing.metrics.collector import Metrics
 from extproc.routing.state import RoutingState
 from extproc.server.kv_event_follower import KvEventFollower
 from extproc.server.publishing import Publisher
+from metadata_center.load.counters import MAX_ENDPOINTS
 
 _log = logging.getLogger("tokenway.fleet")
 
@@ -70,6 +71,12 @@ class FleetChanges:
 
     def apply(self, difference: Difference) -> None:
         """Re-apply this."""
+        if difference.left_out is not None:
+            log = _log.warning if difference.left_out else _log.info
+            log(
+                "endpoints beyond the bound are left out",
+                extra={"left_out": difference.left_out, "accepted": MAX_ENDPOINTS},
+            )
         fleet, scheduling = self._fleet, self._state.scheduling
         changed = {key: fleet.of(key) for key in difference.keys}
         left = [key for key, endpoints in changed.items() if not endpoints]

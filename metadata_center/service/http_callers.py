@@ -20,7 +20,7 @@ from collections.abc import Collection, Sequence
 from metadata_center.addresses import Address, ip_or_none, is_loopback, is_unspecified
 
 _SAME = ("same-origin", "none")
-"""Of `Sec-Fetch-Site` (Fetch Metadata, W3C): nobody's page, or our own."""
+"""Of `Sec-Fetch-Site` (Fetch Metadata, W3C): of no page, or of our own."""
 
 
 def refusal(

@@ -20,7 +20,7 @@ from typing import Final
 
 from metadata_center.addresses import Address
 from metadata_center.load.counters import MAX_ENDPOINTS
-from metadata_center.load.kinds import NUM_KINDS, Amounts, least, sum_of
+from metadata_center.load.kinds import NOTHING, NUM_KINDS, Amounts, least, sum_of
 from metadata_center.service.cluster_loads import ClusterLoads, EngineLoad
 from metadata_center.service.reservations import reserve
 from metadata_center.sharing.messages import (
@@ -118,7 +118,7 @@ class Rendezvous:
         engines = {engine.address: engine for engine in self._loads.view(cluster, now_s) or ()}
         for endpoint, amounts in self.shares.totals.items():
             address = endpoint if endpoint in engines else _host(endpoint)
-            engine = engines.get(address) or EngineLoad(address, 0, 0, 0, 0, 0, 0, now_s)
+            engine = engines.get(address) or EngineLoad(address, 0, NOTHING, now_s)
             engines[address] = engine.plus(amounts, now_s)
         return list(engines.values()) or None
 

@@ -257,7 +257,7 @@ async def test_sent_is_called_later(serve: Serve, tmp_path: Path) -> None:
 
 
 async def test_a_peer_that_does_not_read_holds_back_sent(serve: Serve, tmp_path: Path) -> None:
-    """Who waits for `sent` before it sends more keeps few messages for a slow peer."""
+    """A service that waits for `sent` before it sends more keeps few messages for a slow peer."""
     heard: list[int] = []
 
     def send(receiver: Scripted, message: bytes) -> None:
@@ -304,7 +304,7 @@ async def test_a_fault_of_a_receiver_ends_its_call_alone(serve: Serve, tmp_path:
 
 
 async def test_a_server_that_stops_resets_its_calls(serve: Serve, tmp_path: Path) -> None:
-    """Who waits for a message when the server stops hears of it."""
+    """A service that waits for a message when the server stops learns of it."""
     async with serving(serve, tmp_path / "s", lambda *_: None) as peer:
         call = peer.call()
         await call.write(b"x")

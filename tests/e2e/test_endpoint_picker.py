@@ -263,7 +263,7 @@ async def test_an_answer_that_ends_with_trailers(picked: Picked) -> None:
     assert b"\r\n\r\n2\r\n{}\r\n0\r\n" in answer
 
 
-async def test_who_may_be_chosen(picked: Picked) -> None:
+async def test_which_may_be_chosen(picked: Picked) -> None:
     """The hint restricts inference and what passes; an empty or foreign one leaves no endpoint: 503."""
     keys = [key_of(engine) for engine in picked.engines]
     for only in keys:
@@ -369,7 +369,7 @@ async def test_health_by_every_name(picked: Picked, name: str) -> None:
     assert await _health(picked.picker.picker_port, name) == b"\x08\x01"
 
 
-async def test_who_answers_is_who_is_charged() -> None:
+async def test_the_endpoint_that_answers_is_charged() -> None:
     """The first choice refuses connections: the gateway takes the next and says so."""
     async with recording() as first, recording() as second:
         clusters = [cluster("recorded", [first.key, second.key])]

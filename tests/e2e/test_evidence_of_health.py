@@ -1,4 +1,4 @@
-"""What answers and probes say of engines, on the real Envoy: who fails fast, is slow, or is sent poison."""
+"""What answers and probes say of engines, on the real Envoy: which fails fast, is slow, or is sent poison."""
 
 from __future__ import annotations
 

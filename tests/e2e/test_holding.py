@@ -1,4 +1,4 @@
-"""Late binding on the real Envoy: who is held is answered in order, once, in time, and whatever fails."""
+"""Late binding on the real Envoy: held requests are answered in order, once, in time, and whatever fails."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ async def configured(stack: Stack) -> AsyncIterator[Stack]:
 
 
 async def test_a_burst_beyond_what_engines_take_is_held_and_answered(stack: Stack) -> None:
-    """Some wait, all are answered; decisions, metrics and the log agree on who waited and for how long."""
+    """Some wait, all are answered; decisions, metrics and the log agree on which waited and for how long."""
     await answered(ask(stack, "sim", f"burst-{number}", BURST_TOKENS) for number in range(BURST))
     await all_free(stack)
     records = await held_records(stack, "sim", BURST)
@@ -178,7 +178,9 @@ async def test_no_request_starves(stack: Stack) -> None:
         await asyncio.gather(*clients)
 
 
-async def test_who_leaves_while_held_is_free_at_once(stack: Stack, gates: dict[str, GatedEngine]) -> None:
+async def test_a_client_that_leaves_while_held_is_free_at_once(
+    stack: Stack, gates: dict[str, GatedEngine]
+) -> None:
     """Nothing of it is charged or sent, and those behind it move up."""
     engine = gates["gone"]
     asked = await fill(stack, "gone", engine)
@@ -211,7 +213,7 @@ def _check_overloaded(reply: Reply) -> None:
 
 
 async def test_bounds_are_kept(configured: Stack, gates: dict[str, GatedEngine]) -> None:
-    """One too many is refused at once; who is held is refused as soon as its time cannot suffice any more."""
+    """One too many is refused at once; a held one is refused as soon as its time cannot suffice any more."""
     engine, max_s = gates["bounds"], 4.0
     await reconfigured(configured, holding={"max_requests": 2, "max_s": max_s})
     asked = await fill_caches(configured, "bounds", engine)
@@ -271,8 +273,8 @@ async def test_envoy_waits_as_long_as_we_hold(stack: Stack, gates: dict[str, Gat
     assert await envoy_total(stack, "override_message_timeout_received") == asked_for + 1
 
 
-async def test_switching_it_off_places_who_is_held(configured: Stack, gates: dict[str, GatedEngine]) -> None:
-    """A reload is in force for those who wait already."""
+async def test_switching_it_off_sends_held_requests(configured: Stack, gates: dict[str, GatedEngine]) -> None:
+    """A reload is in force for requests that wait already."""
     engine = gates["reload"]
     asked = await fill(configured, "reload", engine)
     asked += [ask(configured, "reload", f"held-{number}") for number in range(3)]
@@ -285,7 +287,7 @@ async def test_switching_it_off_places_who_is_held(configured: Stack, gates: dic
     await answered(asked)
 
 
-async def test_who_is_held_for_an_engine_that_dies_goes_elsewhere(
+async def test_a_request_held_for_an_engine_that_dies_goes_elsewhere(
     stack: Stack, gates: dict[str, GatedEngine]
 ) -> None:
     """They go to those that are left; when none is, they are refused."""
@@ -333,7 +335,7 @@ async def _deciding(stack: Stack) -> None:
     await eventually(decided, bool)
 
 
-async def test_a_gateway_that_is_stopped_places_who_is_held(
+async def test_a_gateway_that_is_stopped_sends_held_requests(
     mortal: tuple[Stack, dict[str, GatedEngine]],
 ) -> None:
     """SIGTERM: everybody is sent at once and answered, and the gateway ends in order."""
@@ -353,7 +355,7 @@ async def test_a_gateway_that_is_stopped_places_who_is_held(
     assert not [line for line in stack.gateway_log() if line["level"] == "ERROR"]
 
 
-async def test_envoy_answers_who_was_held_by_a_gateway_that_died(
+async def test_envoy_answers_requests_held_by_a_gateway_that_died(
     mortal: tuple[Stack, dict[str, GatedEngine]],
 ) -> None:
     """SIGKILL: Envoy goes on with each of them by itself."""
@@ -393,7 +395,7 @@ async def test_two_workers_hold_and_lose_no_request(workers: tuple[Stack, GatedE
     assert sum(by_worker) == total(scrape, "tokenway_hold_seconds_count", ending="placed")
 
 
-async def test_who_was_held_by_a_worker_that_died_is_answered(workers: tuple[Stack, GatedEngine]) -> None:
+async def test_a_request_held_by_a_worker_that_died_is_answered(workers: tuple[Stack, GatedEngine]) -> None:
     """Envoy goes on with them; the other worker keeps its own, and nothing is left charged."""
     stack, engine = workers
     asked = await fill(stack, "one", engine)

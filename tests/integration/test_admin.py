@@ -1,4 +1,4 @@
-"""The admin port over real HTTP: who is heard, and what is asked wrongly."""
+"""The admin port over real HTTP: which callers are answered, and what is asked wrongly."""
 
 from __future__ import annotations
 

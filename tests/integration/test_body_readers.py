@@ -150,7 +150,7 @@ async def test_a_client_that_leaves_takes_its_body_with_it(readers: BodyReaders)
 
 
 async def test_the_cheapest_is_read_first(readers: BodyReaders) -> None:
-    """Those who come with more wait for those who come with less, not the other way round."""
+    """Requests with more wait for requests with less, not the other way round."""
     order: list[int] = []
 
     async def read(number: int, body: bytes) -> None:
@@ -166,7 +166,7 @@ async def test_the_cheapest_is_read_first(readers: BodyReaders) -> None:
     assert order.index(9) < 3
 
 
-async def test_closing_refuses_who_waits(readers: BodyReaders) -> None:
+async def test_closing_refuses_requests_that_wait(readers: BodyReaders) -> None:
     """No request is left without an answer."""
     reading = [asyncio.ensure_future(result_of(readers.read(ORDER, large()))) for _ in range(5)]
     await asyncio.sleep(0)
@@ -194,7 +194,7 @@ async def test_a_large_body_is_decided_later(readers: BodyReaders) -> None:
     assert rig.record().prompt_bytes > 3_000_000
 
 
-async def test_who_leaves_while_its_body_is_read_is_not_charged(readers: BodyReaders) -> None:
+async def test_a_client_that_leaves_while_its_body_is_read_is_not_charged(readers: BodyReaders) -> None:
     """Neither at once nor when the process is done with it."""
     rig = build_rig(readers=readers)
     deferred = rig.gateway.decide(request_line("r"), large())

@@ -1,4 +1,4 @@
-"""Decisions answered later: the stream waits for them, notices who leaves, and drops what is left."""
+"""Decisions answered later: the stream waits for them, notices clients that leave, and drops what is left."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ async def test_a_late_refusal_is_an_answer(served: Served) -> None:
 
 
 @pytest.mark.parametrize("politely", [True, False])
-async def test_who_leaves_while_waiting_is_not_decided(served: Served, politely: bool) -> None:
+async def test_a_client_that_leaves_while_waiting_is_not_decided(served: Served, politely: bool) -> None:
     """The decision is cancelled at once and nothing is charged."""
     call = await served.waiting(stream=True)
     if politely:

@@ -362,7 +362,7 @@ def files(folder: Path, name: str, client_authority: str | None) -> TlsFiles:
 
 
 def credentials(folder: Path, authority: str, name: str | None) -> grpc.ChannelCredentials:
-    """A client's: whom it trusts, and what it shows."""
+    """A client's: what it trusts, and what it shows."""
     root = (folder / f"{authority}.pem").read_bytes()
     if name is None:
         return grpc.ssl_channel_credentials(root)
@@ -379,7 +379,7 @@ async def echoed(port: int, shown: grpc.ChannelCredentials) -> grpc.StatusCode:
         return code
 
 
-async def test_tls_for_those_who_can_show_a_certificate(tmp_path: Path) -> None:
+async def test_tls_for_clients_that_can_show_a_certificate(tmp_path: Path) -> None:
     """Mutual: a client of the authority is answered, one without or of another is not."""
     for name, authority in (
         ("ca", None),
@@ -430,7 +430,7 @@ async def test_certificates_are_read_again_when_they_change(tmp_path: Path) -> N
 
 
 async def test_a_tls_client_must_ask_for_h2(tmp_path: Path) -> None:
-    """Who did not by ALPN is closed."""
+    """A client that did not by ALPN is closed."""
     issued(tmp_path, "ca")
     issued(tmp_path, "server", "ca")
     async with serving(tmp_path) as made:

@@ -155,7 +155,7 @@ def test_a_stream_that_ends_early_is_the_clients_leaving() -> None:
     assert gateway.is_clean()
 
 
-def test_who_served_is_charged() -> None:
+def test_the_endpoint_that_served_is_charged() -> None:
     """From the moment that the gateway says so."""
     gateway = Gateway()
     gateway.asks()
@@ -171,7 +171,7 @@ def test_who_served_is_charged() -> None:
 
 
 @pytest.mark.parametrize("served", ["", "nonsense", "1.2.3.4", "[::"])
-def test_nonsense_about_who_served_is_passed_over(served: str) -> None:
+def test_nonsense_about_the_endpoint_served_is_passed_over(served: str) -> None:
     """The choice stands."""
     gateway = Gateway()
     gateway.asks()
@@ -245,7 +245,7 @@ def test_what_the_protocol_does_not_allow_ends_the_stream_and_the_charge() -> No
     assert gateway.is_clean()
 
 
-def test_who_watches_health_hears_of_each_change() -> None:
+def test_a_watch_of_health_gets_each_change() -> None:
     """At once how it is, and then only news; leaving ends it."""
     is_ready = True
     health = Health(lambda: is_ready)

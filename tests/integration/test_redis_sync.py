@@ -47,9 +47,9 @@ async def gateways(server: RedisServer) -> AsyncIterator[Pair]:
         yield pair
 
 
-def charge(pair: Pair, who: int, request_id: str, endpoint: EndpointKey) -> None:
+def charge(pair: Pair, index: int, request_id: str, endpoint: EndpointKey) -> None:
     """A decision of one of them."""
-    assert pair.stores[who].load.charge(
+    assert pair.stores[index].load.charge(
         Charge(RequestId(request_id), endpoint, 10, 20), time.monotonic(), None
     )
 
@@ -256,7 +256,7 @@ async def test_redis_without_memory(server: RedisServer) -> None:
 
 
 async def test_a_password_that_changes_later(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    """Who is cut off and refused is one line, not one for each attempt; the old password again heals it."""
+    """A member cut off and refused is one line, not one each attempt; the old password again heals it."""
     async with gateways(server) as pair:
         charge(pair, 0, "1", A)
         await pair.settled(BOTH, [1, 0])
@@ -308,17 +308,17 @@ async def test_a_burst_of_reservations_is_counted_where_it_was_placed(server: Re
     async with gateways(server) as pair:
         places: list[EndpointKey] = []
 
-        async def decide(who: int, number: int) -> None:
-            store, name = pair.stores[who], RequestId(f"{who}-{number}")
+        async def decide(index: int, number: int) -> None:
+            store, name = pair.stores[index], RequestId(f"{index}-{number}")
             believed = store.load.view(store.load.slots(BOTH)).requests
             order = sorted((0, 1), key=lambda row: believed[row])
-            charge(pair, who, name, BOTH[order[0]])
+            charge(pair, index, name, BOTH[order[0]])
             candidates = [Candidate(BOTH[row], believed[row], 10, 20) for row in order]
-            place = await pair.syncs[who].reserve(name, candidates)
+            place = await pair.syncs[index].reserve(name, candidates)
             assert place is not None
             places.append(place)
 
-        await asyncio.gather(*(decide(who, number) for who in (0, 1) for number in range(32)))
+        await asyncio.gather(*(decide(index, number) for index in (0, 1) for number in range(32)))
         await pair.settled(BOTH, [places.count(A), places.count(B)])
         assert len(places) == 64
         assert sum(sync.stats.reserved for sync in pair.syncs) == 64

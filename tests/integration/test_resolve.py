@@ -64,7 +64,7 @@ async def test_name_without_an_answer_says_why(system: System, name: str) -> Non
 
 
 async def test_hanging_name_costs_one_thread_however_often_it_is_asked(system: System) -> None:
-    """Who asks is answered in time; the thread that hangs is not joined by others."""
+    """A question is answered in time; the thread that hangs is not joined by others."""
     for _ in range(3):
         with pytest.raises(ResolveError, match=r"no answer within 0\.05 s"):
             await addresses_of("slow.test", 0.05)

@@ -264,7 +264,7 @@ def test_llmd_weights_adds_three_scores() -> None:
 
 
 def test_llmd_weights_spreads_what_matches_nowhere() -> None:
-    """With the guide's fourth scorer, cold requests go round by who had one longest ago."""
+    """With the guide's fourth scorer, cold requests go to the one that had none the longest."""
     policy = LlmdWeights(no_hit_lru=2.0)
     assert sorted(policy.choose(view()) for _ in range(3)) == [0, 1, 2]
     assert policy.choose(view(kv_usage=[0.0, 0.1, 0.1])) == 0

@@ -240,7 +240,7 @@ def test_a_held_request_that_polls_is_asked_again_every_so_often() -> None:
 
 
 def test_news_of_one_moment_are_heard_before_anybody_is_asked() -> None:
-    """Two of the other gateway's answers end in one step: who is held here is asked once, with both gone."""
+    """Two of the other gateway's answers end in one step: what is held here is asked once, with both gone."""
     held = Scripted(Hold(30.0), 0)
     policies = iter((Scripted(0), held))
     settings = replace(EXACT, gateways=2, push_delay_s=0.05)

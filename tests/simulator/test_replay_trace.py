@@ -203,7 +203,7 @@ def test_the_format_can_be_forced(tmp_path: Path) -> None:
 
 
 def test_too_long_requests_are_dropped_and_their_followers_wait_on() -> None:
-    """Who waited for a dropped request waits for the one before it, as long as both would have thought."""
+    """What waited for a dropped request waits for the one before it, as long as both would have thought."""
     requests = (
         TraceRequest(1.0, 10, 1, session="a"),
         TraceRequest(0.0, 99, 1, session="a", after=0, think_s=2.0),

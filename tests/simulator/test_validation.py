@@ -95,8 +95,8 @@ def test_a_full_queue_is_no_run() -> None:
         play(replace(PLAIN, max_num_queued_reqs=1), [Load(0.0, 9, 9)] * 3)
 
 
-def test_composing_a_step_ahead_costs_who_arrives_during_one_a_step() -> None:
-    """The other's decode steps take 10 ms: who arrives in the middle of one waits 5 ms, or 15."""
+def test_composing_a_step_ahead_costs_what_arrives_during_one_a_step() -> None:
+    """The other's decode steps take 10 ms: what arrives in the middle of one waits 5 ms, or 15."""
     loads = [Load(0.0, 10, 60), Load(0.105, 10, 2)]
     waits = [play(replace(PLAIN, async_scheduling=ahead), loads).timings[1].ttft_s for ahead in (False, True)]
     assert waits[0] == pytest.approx(0.005 + 0.010)

@@ -29,7 +29,7 @@ class Charged:
     """What the model believes of one request in flight.
 
     Attributes:
-        endpoint: Who is charged.
+        endpoint: Which one is charged.
         prefill_tokens: Still to be computed.
         context_tokens: Held until the end.
         due_s: When time alone ends the prefill, or None.

@@ -140,7 +140,7 @@ class WaitingMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.running)
     @rule(index=indices)
     def first_token(self, index: int) -> None:
-        """The news wakes those who wait."""
+        """The news wakes those that wait."""
         self.rig.gateway.first_token(self.pick(self.running, index), late=False)
         self.turn()
 
@@ -184,7 +184,7 @@ class WaitingMachine(RuleBasedStateMachine):
 
     @rule(key=st.sampled_from(KEYS))
     def eject(self, key: EndpointKey) -> None:
-        """Who waited for it waits for another, or for nothing any more."""
+        """What waited for it waits for another, or for nothing any more."""
         for number in range(3):
             self.rig.failed(f"other-{number}", key, FailureKind.CONNECT_FAILURE)
         self.rig.freed.notify()  # as the worker does on every change of health
@@ -224,7 +224,7 @@ class WaitingMachine(RuleBasedStateMachine):
             assert self.loop.clock() < waiting.until_s, f"Envoy has gone on with {request_id} by itself"
 
     def turn(self, seconds: float = 0.0) -> None:
-        """Let the loop run, and see who was answered meanwhile."""
+        """Let the loop run, and see which were answered meanwhile."""
         self.loop.run(seconds)
         for request_id, waiting in list(self.waiting.items()):
             if not waiting.promise.done():
@@ -280,7 +280,7 @@ class WaitingMachine(RuleBasedStateMachine):
         state.load.retain(frozenset(self.members))  # to look is to claim a slot
 
     @invariant()
-    def the_room_holds_who_waits(self) -> None:
+    def the_queue_holds_what_waits(self) -> None:
         """The queue, its bytes and its metrics show exactly those whose promise is open."""
         pending = [promise for promise in map(self._promise, self.waiting) if not promise.done()]
         assert len(self.queue) == sum(self.queue.by_reason().values()) == len(pending)
@@ -293,7 +293,7 @@ class WaitingMachine(RuleBasedStateMachine):
 
     @invariant()
     def queues_hold_no_other(self) -> None:
-        """No queue remembers one who was placed, refused or gone; its sum of work is theirs."""
+        """No queue remembers one that was placed, refused or gone; its sum of work is theirs."""
         tickets = set(self.queue._held)
         for queue in self.queues():
             assert queue._held.keys() <= tickets
@@ -327,7 +327,7 @@ class WaitingMachine(RuleBasedStateMachine):
             self.finish(request_id, Ended.COMPLETED)
         self.turn(1.0)
         self.each_is_in_one_place()
-        self.the_room_holds_who_waits()
+        self.the_queue_holds_what_waits()
         self.queues_hold_no_other()
         assert len(self.queue) == 0
         assert len(self.over) == self.asked
@@ -347,7 +347,7 @@ def test_a_longer_bound_does_not_outlast_the_patience_envoy_was_asked_for() -> N
     machine.teardown()
 
 
-def test_idle_endpoints_take_who_waits_though_prices_have_risen() -> None:
+def test_idle_endpoints_take_what_waits_though_prices_have_risen() -> None:
     """The first in the queue is so at new prices as well, and none behind it counts as ahead."""
     machine = WaitingMachine()
     machine.begin(HOLDS[-1])

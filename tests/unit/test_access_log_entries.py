@@ -294,7 +294,7 @@ class Dispatched:
     ("owner", "others", "expected"),
     [(OWNER, True, ["here"]), ("1.b", True, ["1.b"]), (None, True, ["here", "all"]), ("9.z", False, [])],
 )
-def test_an_entry_goes_to_who_decided(
+def test_an_entry_goes_to_the_worker_that_decided(
     registry: CollectorRegistry, owner: str | None, others: bool, expected: list[str]
 ) -> None:
     """Ours is applied, another's handed over, one without an owner sent to all, and a stranger's counted."""

@@ -172,7 +172,7 @@ def test_a_request_without_a_charge_has_no_owner(made: Plan) -> None:
     assert headers[OWNER_HEADER] == NO_OWNER
 
 
-def test_only_who_wants_the_first_chunk_overrides_the_mode() -> None:
+def test_only_a_wanted_first_chunk_overrides_the_mode() -> None:
     """The override asks for response chunks, keeps the body whole and leaves response headers alone."""
     plain = pb.ProcessingResponse.FromString(DIALECT.await_body(first_chunk=False))
     assert plain.WhichOneof("response") == "request_headers"

@@ -250,7 +250,7 @@ def test_ancestors_known_from_another_replica_are_credited() -> None:
 
 
 def test_engines_with_other_hashes_share_the_tree() -> None:
-    """Equal text of prefill is one run under several names, which go with those who use them."""
+    """Equal text of prefill is one run under several names, which go with those that use them."""
     cache_map, replica = one()
     apply(cache_map, replica, stored(ids("abcdefgh")))
     others = [cache_map.attach(key, 0, "m", LETTERS) for key in (B, C)]
@@ -524,7 +524,7 @@ def test_follows_what_a_real_engine_announced(capture: str) -> None:
 
 
 def test_a_prompt_that_ends_inside_a_run() -> None:
-    """Who holds just what the prompt covers computes its last block again, like who holds more."""
+    """An endpoint that holds just the prompt computes its last block again, like one that holds more."""
     cache_map, replica = one()
     other = cache_map.attach(B, 0, "m", LETTERS)
     for each in (replica, other):

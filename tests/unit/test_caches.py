@@ -1,4 +1,4 @@
-"""What is believed cached: each endpoint by its best view, and who spoke."""
+"""What is believed cached: each endpoint by its best view, and which view that is."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def another(rig: Rig, request_id: str = "r") -> EndpointKey:
 
 
 def endpoints_of(decision: Decision) -> list[EndpointKey]:
-    """Whom Envoy is to try, in order."""
+    """What Envoy is to try, in order."""
     return identities(",".join(decision.plan.endpoints))
 
 
@@ -98,7 +98,7 @@ def test_an_attempt_after_the_end_moves_nothing(rig: Rig) -> None:
 
 
 def test_an_end_shows_a_fallback_by_itself(rig: Rig) -> None:
-    """The end alone says who answered, even if the attempt's own entry was lost."""
+    """The end alone says which endpoint answered, even if the attempt's own entry was lost."""
     rig.decide("r", chat("x" * 1000))
     second = another(rig)
     rig.end("r", endpoint=second, attempts=2)
@@ -180,7 +180,7 @@ def test_a_late_report_of_a_failed_attempt_counts() -> None:
 
 
 def test_known_poison_is_tried_once() -> None:
-    """The same body again gets one endpoint without fallback; an answer clears it and blames who failed."""
+    """The same body again gets one endpoint without fallback; an answer clears it and blames the others."""
     rig = build_rig()
     body = chat("poison")
     first, second, _ = endpoints_of(rig.decide("a", body))
@@ -218,7 +218,7 @@ def test_a_retrying_client_ejects_none() -> None:
         {"status": 429},
     ],
 )
-def test_who_fails_fast_gets_no_more_traffic_and_teaches_nothing(changes: dict[str, Any]) -> None:
+def test_an_engine_that_fails_fast_gets_no_more_traffic_and_teaches_nothing(changes: dict[str, Any]) -> None:
     """Of two endpoints the one that answers nothing is left out at once, though it is always idle."""
     rig = build_rig([endpoint(0), endpoint(1)])
     reached = 0

@@ -244,7 +244,7 @@ def test_a_running_request_has_no_outcome_yet() -> None:
     assert "happened   nothing yet" in render(through_json(decided(fixed_snapshot(), AIGW)))
 
 
-def test_a_rejected_request_shows_its_reason_and_who_was_filtered() -> None:
+def test_a_rejected_request_shows_its_reason_and_what_was_filtered() -> None:
     """A refusal has no candidates and nothing to recompute, but says why and lists the filtered endpoints."""
     refused = DecisionRecord(
         request_id=RequestId("r"),

@@ -47,7 +47,7 @@ class Judged:
         self.evidence.attempt_failed(judged, at, None if is_over else request, 1.0)
 
     def doubted(self) -> set[EndpointKey]:
-        """Whom to leave out for the model."""
+        """What to leave out for the model."""
         return set(self.health.doubted(MODEL))
 
 
@@ -109,7 +109,7 @@ def test_what_two_fail_at_is_the_requests_own_fault(judged: Judged) -> None:
     assert judged.poison.is_poison(request.fingerprint, 2.0)
 
 
-def test_an_answer_blames_those_who_failed_at_what_was_held_for_poison(judged: Judged) -> None:
+def test_an_answer_blames_those_that_failed_at_what_was_held_for_poison(judged: Judged) -> None:
     """The engines were at fault after all."""
     request = sent()
     judged.failed(request, A, FailureKind.RESET)

@@ -1,4 +1,4 @@
-"""The health state machine: who may be chosen after which events."""
+"""The health state machine: which endpoints may be chosen after which events."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def refuse(built: HealthTracker, key: EndpointKey, now_s: float = 0.0) -> Transi
 
 
 def candidates(built: HealthTracker, keys: Sequence[EndpointKey], now_s: float) -> list[EndpointKey]:
-    """Whom a router may choose from: as `routing.scheduling` does it."""
+    """What a router may choose from: as `routing.scheduling` does it."""
     available = [key for key in keys if built.is_available(key)]
     doubted = built.doubted("")
     trusted = [key for key in available if key not in doubted or built.trial_due(key, "", now_s)]
@@ -333,7 +333,7 @@ def test_a_reload_moves_the_floor() -> None:
     assert not built.is_available(A)
 
 
-def test_refused_connections_bring_back_who_may_be_well() -> None:
+def test_refused_connections_bring_back_what_may_be_well() -> None:
     """When connections are refused where others were ejected for less, those are the better choice."""
     built = tracker(A, B)
     fail(built, A, FailureKind.RESET, 1)
@@ -536,7 +536,7 @@ def test_the_generation_shows_when_the_choice_changes() -> None:
     draws=st.lists(st.integers(0, 3), min_size=60, max_size=60),
 )
 def test_alone_in_failing_takes_few_requests(members: int, kind: FailureKind, draws: list[int]) -> None:
-    """Whomever the router prefers among the candidates, who fails gets few requests and is ejected."""
+    """Whichever candidate the router prefers, one that fails gets few requests and is ejected."""
     keys = (A, B, C, D)[:members]
     built, now_s, failed = tracker(*keys), 0.0, 0
     for draw in draws:
@@ -694,12 +694,12 @@ class HealthMachine(RuleBasedStateMachine):
             assert self.tracker.is_available(key) is not self.configured[key]
 
     def out(self) -> set[EndpointKey]:
-        """Who is ejected."""
+        """Those ejected."""
         return {key for key, state in self.states().items() if state is HealthState.EJECTED}
 
     @invariant()
     def the_floor_holds(self) -> None:
-        """So many of each cluster are available as the floor says, but for who refused or sleeps."""
+        """So many of each cluster are available as the floor says, but for those that refused or sleep."""
         for keys in self.clusters.values():
             members = [key for key in keys if self.configured.get(key) is False]
             reasons = [self.tracker.reason(key) for key in members]

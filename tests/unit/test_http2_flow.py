@@ -28,7 +28,7 @@ def test_more_than_the_window_is_a_fault() -> None:
 
 
 def test_room_is_given_in_turn() -> None:
-    """Who came first is first, even if a later one would fit."""
+    """The first to come is first, even if a later one would fit."""
     room = Room(100)
     assert room.ask(1, 60)
     assert not room.ask(3, 60)

@@ -114,7 +114,7 @@ def test_a_blocked_socket_is_given_no_data() -> None:
 
 
 def test_dropped_streams_send_nothing() -> None:
-    """What waited is forgotten, and so are those who waited for it."""
+    """What waited is forgotten, and so are those that waited for it."""
     heard: list[int] = []
     outbox = Outbox(lambda: None)
     (out,) = streams(outbox, 1, window=7)

@@ -107,7 +107,7 @@ def test_no_piece_is_larger_than_a_step(payload: bytes) -> None:
     assert sum(map(weight, found)) == weight(decode(payload))
 
 
-def test_who_clears_goes_on_in_another_piece() -> None:
+def test_an_engine_that_clears_goes_on_in_another_piece() -> None:
     """What is swept at each piece keeps pace with what is cleared."""
     events = [["AllBlocksCleared"], stored([1, 2]), ["AllBlocksCleared"], stored([3, 4])]
     found = parts(

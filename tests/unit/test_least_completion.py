@@ -167,7 +167,7 @@ def test_work_is_dear_where_many_sequences_run() -> None:
 
 
 def test_the_engine_knows_its_cache_better_than_the_ledger() -> None:
-    """Shared prompts are there once, and counted once per request here; who says nothing is counted."""
+    """Shared prompts are there once, and counted once per request here; one that says nothing is counted."""
     tight = snapshot(requests=[4, 4], context=[16_000, 16_000], kv_tokens=[17_000, 17_000])
     assert [cost.room_s > 0.0 for cost in completion_costs(tight)] == [True, True]
     known = replace(tight, kv_used=[5_000, None])
@@ -195,7 +195,7 @@ def test_rows_may_have_prices_of_their_own() -> None:
 
 
 def test_what_is_held_makes_work_dearer() -> None:
-    """Work that waits at gateways delays those who follow as much as what was sent."""
+    """Work that waits at gateways delays those that follow as much as what was sent."""
     none, _ = completion_costs(snapshot(followers_per_s=2.0))
     some, _ = completion_costs(replace(snapshot(followers_per_s=2.0), held_s=3.0))
     assert some.others_s - none.others_s == pytest.approx(2.0 * none.work_s * 3.0 / 2)

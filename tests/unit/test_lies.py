@@ -59,7 +59,7 @@ class Learner:
 
     def _said(
         self,
-        who: EndpointKey,
+        liar: EndpointKey,
         uncached: int,
         cached: int,
         ttft_s: float,
@@ -68,13 +68,13 @@ class Learner:
         tokens: int,
     ) -> None:
         self.predictor.observe_ttft(
-            KEY, IDLE, uncached=uncached, cached=cached, predicted_s=1.0, actual_s=ttft_s, endpoint=who
+            KEY, IDLE, uncached=uncached, cached=cached, predicted_s=1.0, actual_s=ttft_s, endpoint=liar
         )
         self.predictor.observe_tpot(
-            KEY, batch=8.0, context=9e3, predicted_s=1.0, actual_s=tpot_s, endpoint=who
+            KEY, batch=8.0, context=9e3, predicted_s=1.0, actual_s=tpot_s, endpoint=liar
         )
-        self.predictor.observe_usage("m", 4_000, 1_000 if tokens == 1 else tokens, who)
-        self.traffic.answered(who, length)
+        self.predictor.observe_usage("m", 4_000, 1_000 if tokens == 1 else tokens, liar)
+        self.traffic.answered(liar, length)
 
     def predictions(self) -> dict[str, float]:
         """Of everything that is predicted, for prompts of all shapes."""
@@ -143,7 +143,7 @@ def test_one_answer_is_one_step(answers: list[float]) -> None:
 
 
 @given(st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=50))
-def test_who_is_alone_is_believed(values: list[float]) -> None:
+def test_one_that_is_alone_is_believed(values: list[float]) -> None:
     """No other speaks against the only endpoint of a group, nor is there a majority of two."""
     agreement = Agreement(4.0)
     for number, value in enumerate(values):

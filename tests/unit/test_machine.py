@@ -213,7 +213,7 @@ def test_a_local_reply_while_the_body_is_awaited_ends_the_stream(kind: MessageKi
         MessageKind.CLOSED,
     ],
 )
-def test_who_leaves_during_the_decision_has_it_abandoned(kind: MessageKind) -> None:
+def test_a_client_that_leaves_during_the_decision_has_it_abandoned(kind: MessageKind) -> None:
     """While a decision is pending, a local reply or the close drops it; its result is then spurious."""
     for event in variants(kind):
         stream = stream_in(Phase.DECIDING)

@@ -55,7 +55,7 @@ def test_one_follows_another(end: str, is_early: bool) -> None:
 
 
 def test_cancelling_goes_through() -> None:
-    """To who works at it now, and to who is found to work at it later."""
+    """To what works at it now, and to what works at it later."""
     reached: list[str] = []
     one: Pending[int] = Pending(lambda: reached.append("first"))
     one.follow(Pending(lambda: reached.append("second")))

@@ -212,7 +212,7 @@ def test_an_answer_of_envoys_own_gives_the_request_up() -> None:
     assert machine.closed() == (Finish(),)
 
 
-def test_who_leaves_while_it_is_decided_is_not_decided_for() -> None:
+def test_a_client_that_leaves_while_it_is_decided_gets_no_decision() -> None:
     """And there is no end of what was not charged."""
     machine = stream()
     machine.receive_headers(headers())

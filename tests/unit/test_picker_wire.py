@@ -201,7 +201,7 @@ def test_the_tail_of_an_answer_is_bounded() -> None:
 @pytest.mark.parametrize("ready", [False, True])
 @pytest.mark.parametrize("name", ["", "readiness", "liveness", "inference-extension", "any"])
 def test_health_answers_to_every_name(name: str, ready: bool) -> None:
-    """Who drains is alive."""
+    """A picker that drains is alive."""
     request = b"" if not name else b"\x0a" + bytes([len(name)]) + name.encode()
     expected = SERVING if ready or name == "liveness" else NOT_SERVING
     assert Health(lambda: ready).status(request) == expected

@@ -35,7 +35,7 @@ def test_a_retry_that_fails_elsewhere_takes_the_first_failure_back() -> None:
 
 
 def test_an_answer_forgives_the_request_and_blames_the_others() -> None:
-    """Who failed at what can be answered is at fault after all."""
+    """One that failed at what can be answered is at fault after all."""
     poison = Poison()
     poison.failed(1, {A: RESET, B: ERROR}, 0.0)
     assert poison.answered(1, 1.0) == {A: RESET, B: ERROR}

@@ -1,4 +1,4 @@
-"""Tokenway's members and AIGW's callers at one service: who sees whose load, where requests are placed."""
+"""Tokenway's members and AIGW's callers at one service: which sees which load, where requests are placed."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Service:
     def load(self, cluster: str = "c") -> dict[str, tuple[int, int]]:
         """Requests and prompt length by address, as AIGW sees them."""
         found = self.rendezvous.load_of(cluster, 0.0) or []
-        return {load.address: (load.requests, load.prompt_length) for load in found}
+        return {load.address: (load.amounts[0], load.prompt_length) for load in found}
 
 
 def test_a_message_is_passed_on_byte_for_byte() -> None:
@@ -192,7 +192,7 @@ def test_aigw_sees_the_load_of_members() -> None:
     assert service.load() == {HOST: (5, 40), A: (3, 440), B: (2, 40)}
     assert service.load("d") == {HOST: (6, 400), "10.0.0.2": (1, 0)}
     (load,) = [load for load in service.rendezvous.load_of("c", 3.0) or [] if load.address == A]
-    assert load == EngineLoad(A, 3, 440, 2, 110, 310, 7, 3.0)
+    assert load == EngineLoad(A, 440, (3, 2, 110, 310, 7), 3.0)
 
 
 def test_a_cluster_without_any_load_is_unknown() -> None:

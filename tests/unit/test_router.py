@@ -280,7 +280,7 @@ def test_round_robin_knows_weights_and_new_ones(weights: tuple[int, int]) -> Non
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_known_prefix_goes_back_to_who_holds_it(seed: int) -> None:
+def test_a_known_prefix_goes_back_to_its_holder(seed: int) -> None:
     """After one completed request the next one of the same conversation finds its cache."""
     rig = build_rig(seed=seed)
     prompt = "conversation " * 100

@@ -166,7 +166,7 @@ def test_a_killed_holder_releases_the_lock(path: Path) -> None:
 
 
 def test_create_leaves_workers_of_an_older_gateway_alone(path: Path) -> None:
-    """A new file replaces the old one; who mapped the old one keeps it, and only the owner may read it."""
+    """A new file replaces the old one; older mappings stay, and only the owner may read it."""
     old = SharedCounters(path, 0)
     old.put(leg(old.place(A), 1, 1))
 

@@ -126,7 +126,7 @@ async def test_identity_is_no_coding() -> None:
 
 
 async def test_a_new_body_of_the_decision_wins() -> None:
-    """Who rewrote the decoded body has it sent."""
+    """A rewritten decoded body is what is sent."""
     decider = Decider()
     decider.answer = Now(replace(PLAIN, new_body=(b"new",)))
     decision = decided(made(decider).decide(gzipped(), gzip.compress(SMALL)))

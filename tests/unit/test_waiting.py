@@ -218,7 +218,7 @@ def test_what_cannot_be_answered_within_its_own_limit_is_refused_early() -> None
     assert refused.value.reason is Reason.OVERLOADED
 
 
-def test_who_cannot_be_served_in_time_any_more_is_refused_then() -> None:
+def test_what_cannot_be_served_in_time_any_more_is_refused_then() -> None:
     """Load that came from elsewhere makes the wait too long: the answer does not wait for its end."""
     held = Held(max_s=2.0)
     held.ask("a")
@@ -232,7 +232,7 @@ def test_who_cannot_be_served_in_time_any_more_is_refused_then() -> None:
     assert held.rig.metric("tokenway_hold_seconds_count", model="m", ending="refused") == 1
 
 
-def test_who_waits_goes_elsewhere_when_its_endpoint_is_ejected() -> None:
+def test_what_waits_goes_elsewhere_when_its_endpoint_is_ejected() -> None:
     """A change of health makes a new queue, and every request is in it or gone from it."""
     held = Held(2)
     held.ask("a")
@@ -248,7 +248,7 @@ def test_who_waits_goes_elsewhere_when_its_endpoint_is_ejected() -> None:
     assert held.rig.chosen(f"c{done[0]}") != lost
 
 
-def test_no_endpoint_left_answers_who_waits() -> None:
+def test_no_endpoint_left_answers_what_waits() -> None:
     """No request waits for endpoints that are gone."""
     held = Held()
     held.ask("a")
@@ -260,7 +260,7 @@ def test_no_endpoint_left_answers_who_waits() -> None:
     assert refused.value.reason is Reason.NO_HEALTHY_ENDPOINT
 
 
-def test_a_new_endpoint_takes_who_waits() -> None:
+def test_a_new_endpoint_takes_what_waits() -> None:
     """A configuration with more room is used at the next round."""
     held = Held()
     held.ask("a")

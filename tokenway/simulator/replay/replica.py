@@ -1,4 +1,4 @@
-"""An engine whose state can be looked into, for those who are allowed to: oracles and reports."""
+"""An engine whose state can be looked into, for readers that are allowed to: oracles and reports."""
 
 from __future__ import annotations
 
