@@ -80,7 +80,7 @@ class Dispatcher:
             return
         elif owner is None:
             self._take(entry)
-            self._tell_all(entry)
+            self._broadcast(entry)
         elif self._hand_over(owner, entry):
             self._metrics.handed_over()
         else:
