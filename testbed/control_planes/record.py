@@ -1,7 +1,7 @@
 """Records what real control planes send, for the tests of parsers: `make record-control-planes`.
 
 Writes `tests/data/istiod/*.jsonl` (delta responses, see `testbed.delta_client.write_recording`) and
-`tests/data/kubernetes/*.json` (one exchange over HTTP each: request, status, and the body or a watch's lines).
+`tests/data/kubernetes/*.json` (one exchange over HTTP each: request, status, body or a watch's lines).
 """
 
 from __future__ import annotations
