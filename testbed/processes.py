@@ -34,6 +34,12 @@ def free_port() -> int:
         return port
 
 
+def envoy_binary() -> Path:
+    """The real Envoy: `TOKENWAY_ENVOY`, or the one in the repository's tools folder."""
+    named = os.environ.get("TOKENWAY_ENVOY")
+    return Path(named) if named else REPOSITORY / ".tools/envoy/envoy/_bin/envoy"
+
+
 class Subprocess:
     """One child, leader of its own process group, with its output in a file."""
 

@@ -25,8 +25,9 @@ import yaml
 from aiohttp import web
 
 from extproc.config.loading import load
-from testbed.processes import REPOSITORY, Subprocess, free_port, get, get_json
+from testbed.processes import Subprocess, free_port, get, get_json
 from testbed.processes import answers as answers
+from testbed.processes import envoy_binary as envoy_binary
 from testbed.processes import eventually as eventually
 from tokenway.cli.bootstrap import rendered
 from tokenway.simulator.engine.profile import PROFILES
@@ -46,12 +47,6 @@ _ENVOY_STARTS = 3
 
 FAST_HEALTH = {"interval_s": 0.5, "recovery_interval_s": 0.2, "ejection_s": 0.5, "timeout_s": 1.0}
 """Probes quick enough for a test to watch an engine go and come back."""
-
-
-def envoy_binary() -> Path:
-    """The real Envoy: `TOKENWAY_ENVOY`, or the one in the repository's tools folder."""
-    named = os.environ.get("TOKENWAY_ENVOY")
-    return Path(named) if named else REPOSITORY / ".tools/envoy/envoy/_bin/envoy"
 
 
 def is_alive(pid: int) -> bool:
