@@ -179,8 +179,9 @@ async def record_kubernetes(cluster: Cluster) -> None:
     labels = {"app": "vllm"}
     for number, ready in ((1, True), (2, False), (3, True)):
         await cluster.apply(pod(f"engine-{number}", labels=labels, ports={"http": 8000}))
-        ips = {"ip": f"10.1.0.{number}", "further_ips": [f"fd00::{number}"]}
-        await cluster.make_ready(f"engine-{number}", ready=ready, **ips)
+        await cluster.make_ready(
+            f"engine-{number}", ip=f"10.1.0.{number}", further_ips=[f"fd00::{number}"], ready=ready
+        )
     await cluster.apply(pod("engine-4", labels=labels))
     page = await _exchange(cluster, "pods_page_1", f"{pods}?limit=3&labelSelector=app%3Dvllm")
     rest = f"{pods}?limit=3&labelSelector=app%3Dvllm&continue={page['metadata']['continue']}"
