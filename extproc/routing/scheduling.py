@@ -253,8 +253,8 @@ def _order(choice: Choice, found: Look, picked: Picked | None) -> tuple[int, ...
     return (picked.row, *others[: len(choice.order) - 1])
 
 
-def _is_told(parsed: ParsedRequest, settings: RouterSettings) -> bool:
-    """Whether its first token will be told."""
+def _is_seen(parsed: ParsedRequest, settings: RouterSettings) -> bool:
+    """Whether its first token will be seen."""
     return parsed.request.stream and settings.first_chunk
 
 
@@ -262,19 +262,19 @@ def _expected_ttft_s(parsed: ParsedRequest, now: SendNow, row: int, settings: Ro
     """What a row is expected to take, where that is needed now or known already; else None."""
     if now.costs is not None:
         return expected_ttft_at_s(now.snapshot, row, now.costs)
-    return None if _is_told(parsed, settings) else expected_ttft_s(now.snapshot, row)
+    return None if _is_seen(parsed, settings) else expected_ttft_s(now.snapshot, row)
 
 
 def _placement(
     parsed: ParsedRequest, found: Look, row: int, ttft_s: float | None, settings: RouterSettings
 ) -> Placement:
-    """What the endpoint of a row is charged; where no first token will be told, `ttft_s` is expected."""
-    is_told = _is_told(parsed, settings)
+    """What the endpoint of a row is charged; where no first token will be seen, `ttft_s` is expected."""
+    is_seen = _is_seen(parsed, settings)
     prompt_tokens = found.estimate.prompt_tokens
     return whole(
         parsed.request_id,
         found.pool.keys[row],
         prompt_tokens - found.estimate.cached_tokens[row],
         prompt_tokens,
-        None if is_told or ttft_s is None else due_s(found.now_s, ttft_s),
+        None if is_seen or ttft_s is None else due_s(found.now_s, ttft_s),
     )
