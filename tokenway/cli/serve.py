@@ -57,7 +57,7 @@ def _run(server: Worker | Supervisor, stalls: Stalls | None = None) -> int:
     handler.setFormatter(JsonFormatter())
     handler.addFilter(is_news)
     logging.basicConfig(handlers=[handler], level=logging.INFO)
-    make_loop = None if stalls is None else lambda: watched_loop(stalls.tell)
+    make_loop = None if stalls is None else lambda: watched_loop(stalls.notify)
     with asyncio.Runner(loop_factory=make_loop) as runner:
         runner.run(_until_signalled(server))
     return 0
