@@ -121,7 +121,9 @@ class FakeKubernetes:
 
     def expire(self) -> None:
         """End all watches with 410."""
-        self.tell(orjson.dumps({"type": "ERROR", "object": {"kind": "Status", "reason": "Expired", "code": 410}}))
+        self.tell(
+            orjson.dumps({"type": "ERROR", "object": {"kind": "Status", "reason": "Expired", "code": 410}})
+        )
         self.tell(None)
 
     def bookmark(self) -> None:

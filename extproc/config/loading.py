@@ -22,6 +22,7 @@ from extproc.config.schema import Config
 from extproc.config.sections.kubernetes import KubernetesDiscovery
 from extproc.config.sections.models import Model, RuleSection
 from extproc.errors import ConfigError
+from extproc.values.mesh_names import MeshName
 from extproc.values.requests import ANY_MODEL
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
@@ -43,7 +44,9 @@ def load_all(path: Path) -> tuple[Config, tuple[ClusterSpec, ...]]:
     """Read a tokenway.yaml and its clusters file, or a clusters.json alone (`.json`) with all defaults.
 
     Returns:
-        The configuration with its models filled in (`with_defaults`), and the clusters.
+        The configuration with its models filled in (`with_defaults`) and its names in full
+        (`with_full_names`), and the clusters. Where control planes list endpoints, a clusters file is read
+        only if `clusters_file` names one.
 
     Raises:
         ConfigError: Either file cannot be read or has problems, or they do not fit together.
@@ -63,9 +66,11 @@ def read_all(path: Path, read: Callable[[Path], str]) -> tuple[Config, tuple[Clu
         return with_defaults(Config(clusters_file=path.name), clusters), clusters
     text = read(path)
     config = parse(text, str(path))
-    clusters_file = clusters_path(config, path)
-    clusters = parse_clusters(read(clusters_file), str(clusters_file))
-    return with_defaults(config, clusters), clusters
+    clusters: tuple[ClusterSpec, ...] = ()
+    if not config.discovery.is_on or "clusters_file" in config.model_fields_set:
+        clusters_file = clusters_path(config, path)
+        clusters = parse_clusters(read(clusters_file), str(clusters_file))
+    return with_full_names(with_defaults(config, clusters), clusters), clusters
 
 
 def parse(text: str, path: str) -> Config:
@@ -94,12 +99,14 @@ def clusters_path(config: Config, path: Path) -> Path:
 def unlisted(config: Config, clusters: Sequence[ClusterSpec], document: Document) -> list[str]:
     """Each place that names a cluster which the clusters file does not have: another source may.
 
+    Services of a mesh are left out where Istio lists endpoints.
+
     Args:
-        config: From `parse`.
+        config: From `read_all`.
         clusters: What the clusters file has.
         document: The text `config` came from (`read_yaml`), for the lines.
     """
-    names = [cluster.name for cluster in clusters]
+    names = [*(cluster.name for cluster in clusters), *_of_kubernetes(config)]
     places: list[tuple[Location, str | None]] = [(("default_cluster",), config.default_cluster)]
     places += [(("engine_tls", name), name) for name in config.engine_tls]
     for model_name, model in config.models.items():
@@ -109,7 +116,7 @@ def unlisted(config: Config, clusters: Sequence[ClusterSpec], document: Document
         [
             (location, f"no cluster `{name}` in {config.clusters_file}{unknown(name, names)}")
             for location, name in places
-            if name is not None and name not in set(names)
+            if name is not None and name not in set(names) and not _is_of_mesh(config, name)
         ]
     )
 
@@ -126,9 +133,8 @@ def with_defaults(config: Config, clusters: Sequence[ClusterSpec]) -> Config:
     rules: dict[str, list[RuleSection]] = {}
     for cluster in clusters:
         rules.setdefault(cluster.model or cluster.name, []).append(RuleSection(cluster=cluster.name))
-    kubernetes = config.discovery.kubernetes
-    listed = () if kubernetes is None else kubernetes.clusters()
-    for_all = listed[0] if _is_for_all(kubernetes, clusters) else None
+    listed = _of_kubernetes(config)
+    for_all = listed[0] if _is_for_all(config.discovery.kubernetes, clusters) else None
     for name in listed:
         model = ANY_MODEL if name == for_all else name
         rules.setdefault(model, []).append(RuleSection(cluster=name))
@@ -137,11 +143,44 @@ def with_defaults(config: Config, clusters: Sequence[ClusterSpec]) -> Config:
     return config.model_copy(update={"models": models, "default_cluster": default})
 
 
+def _of_kubernetes(config: Config) -> tuple[str, ...]:
+    """Clusters that Kubernetes lists."""
+    kubernetes = config.discovery.kubernetes
+    return () if kubernetes is None else kubernetes.clusters()
+
+
 def _is_for_all(kubernetes: KubernetesDiscovery | None, clusters: Sequence[ClusterSpec]) -> bool:
     """The first cluster of Kubernetes serves what no other does."""
     if kubernetes is None:
         return False
     return kubernetes.pool is not None or (not clusters and len(kubernetes.clusters()) == 1)
+
+
+def with_full_names(config: Config, clusters: Sequence[ClusterSpec]) -> Config:
+    """Where Istio lists endpoints: `host:port` in the place of a cluster is the service of that name.
+
+    Names that the clusters file lists stay as they are.
+    """
+    if config.discovery.istio is None:
+        return config
+    listed = {cluster.name for cluster in clusters}.union(_of_kubernetes(config))
+
+    def full(name: str) -> str:
+        found = None if name in listed else MeshName.of(name)
+        return name if found is None else str(found)
+
+    def full_rules(model: Model) -> Model:
+        rules = tuple(rule.model_copy(update={"cluster": full(rule.cluster)}) for rule in model.rules)
+        return model.model_copy(update={"rules": rules})
+
+    default = config.default_cluster
+    return config.model_copy(
+        update={
+            "default_cluster": None if default is None else full(default),
+            "engine_tls": {full(name): tls for name, tls in config.engine_tls.items()},
+            "models": {name: full_rules(model) for name, model in config.models.items()},
+        }
+    )
 
 
 def effective(config: Config) -> str:
@@ -160,6 +199,10 @@ def effective(config: Config) -> str:
 def json_schema() -> dict[str, Any]:
     """The JSON schema of tokenway.yaml, published as etc/tokenway.schema.json."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
+
+
+def _is_of_mesh(config: Config, name: str) -> bool:
+    return config.discovery.istio is not None and MeshName.of(name) is not None
 
 
 def _names_given_twice(config: Config) -> list[tuple[Location, str]]:

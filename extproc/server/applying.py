@@ -9,12 +9,14 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from extproc.config.schema import Config
 from extproc.discovery.fleet import Difference, Fleet
+from extproc.discovery.listed import Listed
 from extproc.discovery.resolution import FILES, Resolution
 from extproc.listeners import Listeners
+from extproc.values.pool_policies import PoolPolicies
 
 Apply = Callable[[Config], None]
 """Makes one owner follow. It neither awaits nor fails: a change is in force as a whole. The first one alone
@@ -28,6 +30,7 @@ class Owners:
         fleet: All endpoints.
         read: Told each configuration that was read, whether it differs or not.
         changes: Told what is different of the fleet.
+        policies: Told what a source says of requests, when that is another.
         settled: Told when the configuration in force and the fleet go together again.
     """
 
@@ -38,6 +41,7 @@ class Owners:
         self.read: Listeners[[Config]] = Listeners()
         self.changes: Listeners[[Difference]] = Listeners()
         self.settled: Listeners[[]] = Listeners()
+        self.policies: Listeners[[PoolPolicies]] = Listeners()
 
     def add(self, *owners: Apply) -> None:
         """Have these follow, after those that were added before."""
@@ -52,7 +56,13 @@ class Owners:
         if config is not before:
             self._read = config
             self.read.tell(config)
-        difference = self.fleet.replace(FILES, resolution.clusters)
+        self._settle(self.fleet.replace(FILES, resolution.clusters))
+
+    def report(self, source: str, clusters: Mapping[str, Sequence[Listed] | None]) -> None:
+        """A source other than the files says what some of its clusters have now: see `Fleet.update`."""
+        self._settle(self.fleet.update(source, clusters))
+
+    def _settle(self, difference: Difference) -> None:
         if difference:
             self.changes.tell(difference)
         self.settled.tell()

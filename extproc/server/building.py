@@ -59,6 +59,7 @@ from extproc.server.health_report import HealthReport
 from extproc.server.hearsay import Hearsay
 from extproc.server.housekeeping import Housekeeping
 from extproc.server.kv_event_follower import KvEventFollower
+from extproc.server.live_sources import LiveSources, live_sources_of
 from extproc.server.parts import Part, Parts
 from extproc.server.pending_settings import PendingSettings
 from extproc.server.picking import Picking, picking_of
@@ -234,10 +235,11 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
         lambda: configuration.current.server.drain_s,
         picking,
     )
-    admin = _admin(site, known, way, configuration, life, changes)
+    sources = _sources(site)
+    admin = _admin(site, known, way, configuration, life, changes, sources)
     _follow_health(site, news, known, engines, changes)
-    _follow_configuration(site, known, way, engines, prober, changes)
-    parts = _parts(site, known, way, configuration, prober, server, picking, admin)
+    _follow_configuration(site, known, way, engines, prober, changes, sources)
+    parts = _parts(site, known, way, configuration, sources, prober, server, picking, admin)
     facts = {"socket": str(socket_path(site.folder, index)), "owner": site.owner}
     return Worker(life, parts, draining.drain, configuration.reload, lambda: admin.port, facts)
 
@@ -369,6 +371,12 @@ def _server(site: Site, way: RequestWay, ads: AdsServer) -> RpcServer:
     )
 
 
+def _sources(site: Site) -> LiveSources:
+    discovery, owners = site.config.discovery, site.owners
+    listing = live_sources_of(discovery, site.index, site.path.parent, owners.report, owners.policies.tell)
+    return LiveSources(listing, discovery.wait_s)
+
+
 def _tell_fault(error: Exception) -> None:
     """A bug with one listener does not lose the ending for the others."""
     _log.error("an ending was not taken in", exc_info=error)
@@ -395,6 +403,7 @@ def _admin(
     configuration: Configuration,
     life: Life,
     changes: FleetChanges,
+    sources: LiveSources,
 ) -> AdminPort:
     bus, met = known.bus, known.met
 
@@ -417,6 +426,7 @@ def _admin(
         configuration.files,
         configuration.names,
         lambda: changes.named,
+        sources.statuses,
         life.is_ready,
     )
     site.metrics.watch(status.gauges)
@@ -442,7 +452,13 @@ def _follow_health(
 
 
 def _follow_configuration(
-    site: Site, known: Knowledge, way: RequestWay, engines: EngineNews, prober: Prober, changes: FleetChanges
+    site: Site,
+    known: Knowledge,
+    way: RequestWay,
+    engines: EngineNews,
+    prober: Prober,
+    changes: FleetChanges,
+    sources: LiveSources,
 ) -> None:
     """Who applies what of a configuration, in this order; what none of them reads needs a restart."""
     scheduling, base = known.state.scheduling, site.path.parent
@@ -458,6 +474,7 @@ def _follow_configuration(
         ForwardedHeaders().follow,
         PendingSettings(site.config).follow,
         changes.configure,
+        sources.follow,
     )
     # Models that were missed are asked for again, though the configuration be the same.
     site.owners.read.add(lambda config: prober.configure(config.health.settings()))
@@ -470,6 +487,7 @@ def _parts(
     known: Knowledge,
     way: RequestWay,
     configuration: Configuration,
+    sources: LiveSources,
     prober: Prober,
     server: RpcServer,
     picking: Picking | None,
@@ -486,6 +504,7 @@ def _parts(
         Part("prober", prober.start, prober.stop),
         Part("KV events", known.kv_event_follower.start, known.kv_event_follower.stop),
         Part("configuration", configuration.start, configuration.stop),
+        Part("discovery", sources.start, sources.stop),
     ]
     if known.bus is not None:
         parts.append(Part("bus", known.bus.start, known.bus.stop))

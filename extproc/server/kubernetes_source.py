@@ -12,10 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
+import time
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from extproc.config.schema import Config
+from extproc.config.sections.kubernetes import KubernetesDiscovery
 from extproc.discovery.kubernetes.kinds import Collection
 from extproc.discovery.kubernetes.messages import MalformedMessage, event_of
 from extproc.discovery.kubernetes.reflector import (
@@ -28,8 +32,7 @@ from extproc.discovery.kubernetes.reflector import (
 )
 from extproc.discovery.kubernetes.view import View, reader_of
 from extproc.discovery.live import SourceStatus, Tell
-from extproc.listeners import Listeners
-from extproc.server.kubernetes_api import ApiFailure, KubernetesApi
+from extproc.server.kubernetes_api import ApiFailure, KubernetesApi, access_of, own_namespace
 from extproc.values.pool_policies import PoolPolicies
 
 _log = logging.getLogger("tokenway.kubernetes")
@@ -47,19 +50,20 @@ class KubernetesSource:
         view: What is wanted, and what it means.
         api: Where it is asked.
         tell: Told what clusters have.
+        on_policies: Told what is said of the pool's requests when that is another.
         clock: Monotonic seconds.
         rng: Source of jitter.
         sleep: Waits for so many seconds.
-
-    Attributes:
-        policies: Told what is said of the pool's requests when that is another.
     """
+
+    name: Final = KUBERNETES
 
     def __init__(
         self,
         view: View,
         api: KubernetesApi,
         tell: Tell,
+        on_policies: Callable[[PoolPolicies], None],
         clock: Callable[[], float],
         rng: Rng,
         sleep: Sleep = asyncio.sleep,
@@ -67,6 +71,7 @@ class KubernetesSource:
         self._view = view
         self._api = api
         self._tell = tell
+        self._on_policies = on_policies
         self._clock = clock
         self._rng = rng
         self._sleep = sleep
@@ -76,12 +81,6 @@ class KubernetesSource:
         self._updates = 0
         self._rejects = 0
         self._policies = PoolPolicies()
-        self.policies: Listeners[[PoolPolicies]] = Listeners()
-
-    @property
-    def name(self) -> str:
-        """See `LiveSource`."""
-        return KUBERNETES
 
     def follow(self, config: Config) -> None:
         """What is wanted is settled at the start: no rule changes it."""
@@ -183,10 +182,32 @@ class KubernetesSource:
             self._tell(changes)
         if self._view.policies != self._policies:
             self._policies = self._view.policies
-            self.policies.tell(self._policies)
+            self._on_policies(self._policies)
         if self._view.is_whole:
             self._whole.set()
         self._reconcile()
+
+
+def kubernetes_source(
+    settings: KubernetesDiscovery, base: Path, tell: Tell, on_policies: Callable[[PoolPolicies], None]
+) -> KubernetesSource:
+    """The source that the configuration asks for.
+
+    Args:
+        settings: Of the start.
+        base: Folder of the configuration.
+        tell: See `KubernetesSource`.
+        on_policies: Likewise.
+
+    Raises:
+        ConfigError: The kubeconfig cannot be used, or this is no pod.
+    """
+    access = access_of(settings.kubeconfig, settings.context, base)
+    if not access.is_verified:
+        _log.warning("the certificate of the Kubernetes API is not checked: its kubeconfig says so")
+    view = View(settings, own_namespace(access))
+    api = KubernetesApi(access, time.monotonic)
+    return KubernetesSource(view, api, tell, on_policies, time.monotonic, random.Random())
 
 
 class _Kept:

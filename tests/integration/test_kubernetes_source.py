@@ -36,7 +36,12 @@ DEADLINE_S = 10.0
 def pod(number: int, app: str = "llama", **changes: Any) -> dict[str, Any]:
     """A pod that is ready."""
     return {
-        "metadata": {"name": f"p{number}", "namespace": "models", "uid": f"u{number}", "labels": {"app": app}},
+        "metadata": {
+            "name": f"p{number}",
+            "namespace": "models",
+            "uid": f"u{number}",
+            "labels": {"app": app},
+        },
         "status": {
             "phase": "Running",
             "podIP": f"10.0.{number // 250}.{number % 250}",
@@ -98,9 +103,14 @@ class Site:
         self._changed = asyncio.Event()
         settings = KubernetesDiscovery.model_validate({"pool": {"name": "llama"}})
         self.source = KubernetesSource(
-            View(settings, "models"), KubernetesApi(access, clock), self._tell, clock, random.Random(1), sleep
+            View(settings, "models"),
+            KubernetesApi(access, clock),
+            self._tell,
+            self.policies.append,
+            clock,
+            random.Random(1),
+            sleep,
         )
-        self.source.policies.add(self.policies.append)
 
     def _tell(self, clusters: Mapping[str, Sequence[Listed] | None]) -> None:
         self.fleet.update(KUBERNETES, clusters)
@@ -123,7 +133,10 @@ class Site:
 
 @asynccontextmanager
 async def running(
-    api: FakeKubernetes, access: Access | None = None, clock: Callable[[], float] | None = None, sleep: Any = quick
+    api: FakeKubernetes,
+    access: Access | None = None,
+    clock: Callable[[], float] | None = None,
+    sleep: Any = quick,
 ) -> AsyncIterator[Site]:
     """A source that runs."""
     clock = clock or asyncio.get_running_loop().time

@@ -71,11 +71,16 @@ def test_kinds_of_credentials() -> None:
     data = base64.b64encode(b"PEM").decode()
     access = of_kubeconfig(
         kubeconfig(
-            {"client-certificate": "/a/b.crt", "client-key-data": data}, **{"certificate-authority-data": data}
+            {"client-certificate": "/a/b.crt", "client-key-data": data},
+            **{"certificate-authority-data": data},
         ),
         PATH,
     )
-    assert (access.certificate, access.key, access.ca) == (Pem("/a/b.crt"), Pem(data=b"PEM"), Pem(data=b"PEM"))
+    assert (access.certificate, access.key, access.ca) == (
+        Pem("/a/b.crt"),
+        Pem(data=b"PEM"),
+        Pem(data=b"PEM"),
+    )
     access = of_kubeconfig(kubeconfig({"token": "x", "tokenFile": "t"}), PATH)
     assert (access.token, access.token_file) == (None, "/etc/kube/t")
     assert not of_kubeconfig(kubeconfig(**{"insecure-skip-tls-verify": True}), PATH).is_verified
@@ -85,7 +90,9 @@ def test_kinds_of_credentials() -> None:
 def test_secrets_are_not_shown() -> None:
     """Not even in a trace."""
     data = base64.b64encode(b"PRIVATE").decode()
-    access = of_kubeconfig(kubeconfig({"token": "s3cret", "client-key-data": data, "client-certificate": "c"}), PATH)
+    access = of_kubeconfig(
+        kubeconfig({"token": "s3cret", "client-key-data": data, "client-certificate": "c"}), PATH
+    )
     assert "s3cret" not in repr(access)
     assert "PRIVATE" not in repr(access)
 

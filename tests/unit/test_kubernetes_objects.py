@@ -91,9 +91,7 @@ def test_a_pod_that_serves_is_an_endpoint_of_each_port() -> None:
 def test_identities_fit_whatever_the_address() -> None:
     """The longest IPv6 address with its port is still kept as it is, not as a hash of it."""
     long = "2001:db8:1111:2222:3333:4444:5555:6666"
-    (listed,) = of_pods.endpoints_of(
-        pod(status__podIP=long, status__podIPs=[]), (65_535,), is_ipv6=True
-    )
+    (listed,) = of_pods.endpoints_of(pod(status__podIP=long, status__podIPs=[]), (65_535,), is_ipv6=True)
     assert listed.key.startswith(f"[{long}]:65535/")
     assert len(listed.key) <= KEY_BYTES
 
@@ -108,7 +106,9 @@ def test_identities_fit_whatever_the_address() -> None:
         (False, ["0.0.0.0", "fe80::1%eth0", "a.b", "10.0.0.300", "10.0.0.8"], ["10.0.0.8:8000"]),
     ],
 )
-def test_one_family_of_addresses_is_used(family_is_ipv6: bool, podIPs: list[str], expected: list[str]) -> None:
+def test_one_family_of_addresses_is_used(
+    family_is_ipv6: bool, podIPs: list[str], expected: list[str]
+) -> None:
     """IPv6 in brackets; what is no address of an engine is none."""
     one = pod(status__podIP=podIPs[0] if podIPs else None, status__podIPs=[{"ip": ip} for ip in podIPs])
     assert addresses(of_pods.endpoints_of(one, (8000,), is_ipv6=family_is_ipv6)) == expected
@@ -123,7 +123,11 @@ def test_one_family_of_addresses_is_used(family_is_ipv6: bool, podIPs: list[str]
         ({"status__conditions": None}, False, False),
         ({"status__phase": "Pending"}, False, False),
         ({"metadata__deletionTimestamp": "2026-11-30T12:00:00Z"}, True, True),
-        ({"metadata__deletionTimestamp": "2026-11-30T12:00:00Z", "status__conditions": ready("False")}, True, True),
+        (
+            {"metadata__deletionTimestamp": "2026-11-30T12:00:00Z", "status__conditions": ready("False")},
+            True,
+            True,
+        ),
     ],
 )
 def test_readiness(changes: dict[str, Any], is_ready: bool, is_draining: bool) -> None:
@@ -203,7 +207,9 @@ def backend(host: str, uid: str = "", **conditions: bool) -> dict[str, Any]:
 
 def test_an_endpoint_of_a_service() -> None:
     """The port by its name; the pod behind it is the one that a selector would find."""
-    (listed,) = of_slices.endpoints_of([slice_of(backend("10.0.0.7", "uid-of-llama-0"))], "http", is_ipv6=False)
+    (listed,) = of_slices.endpoints_of(
+        [slice_of(backend("10.0.0.7", "uid-of-llama-0"))], "http", is_ipv6=False
+    )
     assert listed.address == Address("10.0.0.7", 8000)
     assert (listed.ready, listed.draining, listed.locality) == (True, False, "z2")
     assert listed.metadata == {"namespace": "models", "pod": "pod-uid-of-llama-0"}
@@ -229,7 +235,10 @@ def test_a_single_port_needs_no_name_and_slices_may_differ_in_numbers() -> None:
         slice_of(backend("10.0.0.1"), ports=[{"name": "", "port": 8000}]),
         slice_of(backend("10.0.0.2"), ports=[{"name": "", "port": 8001}]),
     ]
-    assert addresses(of_slices.endpoints_of(slices, None, is_ipv6=False)) == ["10.0.0.1:8000", "10.0.0.2:8001"]
+    assert addresses(of_slices.endpoints_of(slices, None, is_ipv6=False)) == [
+        "10.0.0.1:8000",
+        "10.0.0.2:8001",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -268,13 +277,25 @@ def test_families_of_slices() -> None:
 
 def test_pools() -> None:
     """v1, the form before it, and what is neither."""
-    v1 = {"spec": {"selector": {"matchLabels": {"b": "2", "a": "1"}}, "targetPorts": [{"number": 8000}, {"number": 8001}]}}
+    v1 = {
+        "spec": {
+            "selector": {"matchLabels": {"b": "2", "a": "1"}},
+            "targetPorts": [{"number": 8000}, {"number": 8001}],
+        }
+    }
     assert read_pool(v1) == InferencePool({"a": "1", "b": "2"}, (8000, 8001))
     former = {"spec": {"selector": {"a": "1"}, "targetPortNumber": 8000}}
     assert read_pool(former) == InferencePool({"a": "1"}, (8000,))
-    odd = {"spec": {"selector": {"matchLabels": {}}, "targetPorts": [{"number": 0}, {"number": "8"}, 7, None]}}
+    odd = {
+        "spec": {"selector": {"matchLabels": {}}, "targetPorts": [{"number": 0}, {"number": "8"}, 7, None]}
+    }
     assert read_pool(odd) == InferencePool({}, ())
-    many = {"spec": {"selector": {"matchLabels": {"a": "1"}}, "targetPorts": [{"number": n} for n in range(1, 100)]}}
+    many = {
+        "spec": {
+            "selector": {"matchLabels": {"a": "1"}},
+            "targetPorts": [{"number": n} for n in range(1, 100)],
+        }
+    }
     assert len(read_pool(many).ports) == 8
 
 
@@ -286,7 +307,10 @@ def objective(pool: str, priority: Any = None) -> dict[str, Any]:
 
 def rewrite(pool: str, *rules: Any, created: str = "2026-01-01T00:00:00Z") -> dict[str, Any]:
     """An InferenceModelRewrite."""
-    return {"metadata": {"name": "x", "creationTimestamp": created}, "spec": {"poolRef": {"name": pool}, "rules": list(rules)}}
+    return {
+        "metadata": {"name": "x", "creationTimestamp": created},
+        "spec": {"poolRef": {"name": pool}, "rules": list(rules)},
+    }
 
 
 def rule(models: list[str], **targets: int) -> dict[str, Any]:
@@ -312,7 +336,9 @@ def test_rewrites_of_both_groups() -> None:
     new = {"a": read_rewrite(rewrite("llama", rule(["m"], new=1), created="2026-03-01T00:00:00Z"))}
     old = {
         "a": read_rewrite(rewrite("llama", rule(["m"], hidden=1))),
-        "b": read_rewrite(rewrite("llama", rule([], any=1), rule(["k"], one=3, two=1), created="2026-02-01T00:00:00Z")),
+        "b": read_rewrite(
+            rewrite("llama", rule([], any=1), rule(["k"], one=3, two=1), created="2026-02-01T00:00:00Z")
+        ),
         "c": read_rewrite(rewrite("qwen", rule(["q"], no=1))),
     }
     policies = policies_of("llama", [], [new, old])  # type: ignore[list-item]
@@ -354,25 +380,77 @@ def test_collections_are_asked_for_by_path_and_query() -> None:
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.text(max_size=20),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
     max_leaves=20,
 )
 KNOWN = (
-    *("metadata", "name", "namespace", "uid", "labels", "annotations", "deletionTimestamp", "creationTimestamp"),
-    *("spec", "selector", "matchLabels", "targetPorts", "number", "targetPortNumber", "poolRef", "priority", "rules"),
-    *("matches", "model", "type", "value", "targets", "weight", "modelRewrite", "status", "phase", "podIP", "podIPs"),
-    *("ip", "conditions", "Ready", "addressType", "ports", "port", "protocol", "endpoints", "addresses", "targetRef"),
+    *(
+        "metadata",
+        "name",
+        "namespace",
+        "uid",
+        "labels",
+        "annotations",
+        "deletionTimestamp",
+        "creationTimestamp",
+    ),
+    *(
+        "spec",
+        "selector",
+        "matchLabels",
+        "targetPorts",
+        "number",
+        "targetPortNumber",
+        "poolRef",
+        "priority",
+        "rules",
+    ),
+    *(
+        "matches",
+        "model",
+        "type",
+        "value",
+        "targets",
+        "weight",
+        "modelRewrite",
+        "status",
+        "phase",
+        "podIP",
+        "podIPs",
+    ),
+    *(
+        "ip",
+        "conditions",
+        "Ready",
+        "addressType",
+        "ports",
+        "port",
+        "protocol",
+        "endpoints",
+        "addresses",
+        "targetRef",
+    ),
 )
 OBJECTS = st.recursive(
-    JSON, lambda inner: st.dictionaries(st.sampled_from(KNOWN), inner, max_size=6) | st.lists(inner, max_size=3), max_leaves=30
+    JSON,
+    lambda inner: st.dictionaries(st.sampled_from(KNOWN), inner, max_size=6) | st.lists(inner, max_size=3),
+    max_leaves=30,
 )
 
 
 @given(OBJECTS)
 def test_no_object_makes_a_reading_raise(said: Any) -> None:
     """Fields of another type, depth or length are nothing, and what is kept makes endpoints or none."""
-    about = said if isinstance(said, dict) else {"metadata": said, "spec": said, "status": said, "endpoints": said}
+    about = (
+        said
+        if isinstance(said, dict)
+        else {"metadata": said, "spec": said, "status": said, "endpoints": said}
+    )
     for kind in (PODS, SLICES, POOLS[INFERENCE], *OBJECTIVES, *REWRITES):
         kept = reader_of(kind)(about)
         if isinstance(kept, Pod):
@@ -386,7 +464,12 @@ def test_no_field_of_a_good_object_makes_a_reading_raise(data: st.DataObject) ->
     """One field of an object that is otherwise good is anything."""
     said: Any = data.draw(
         st.sampled_from(
-            [pod_object(), slice_object(backend("10.0.0.7", "u")), objective("p", 1), rewrite("p", rule(["m"], x=1))]
+            [
+                pod_object(),
+                slice_object(backend("10.0.0.7", "u")),
+                objective("p", 1),
+                rewrite("p", rule(["m"], x=1)),
+            ]
         )
     )
     where = said
@@ -403,4 +486,3 @@ def test_no_field_of_a_good_object_makes_a_reading_raise(data: st.DataObject) ->
             of_pods.endpoints_of(kept, (8000,), is_ipv6=False)
         if isinstance(kept, Slice):
             of_slices.endpoints_of([kept], "http", is_ipv6=False)
-

@@ -400,15 +400,23 @@ def test_what_is_no_list_is_said_to_be_none(body: bytes) -> None:
 
 def test_a_list_is_read() -> None:
     """Items that are no objects are left out; no items are none."""
-    assert page_of(b'{"metadata": {"resourceVersion": "5", "continue": "t"}, "items": [{"a": 1}, 3, null]}') == (
-        Page("5", ({"a": 1},), "t")
+    assert page_of(
+        b'{"metadata": {"resourceVersion": "5", "continue": "t"}, "items": [{"a": 1}, 3, null]}'
+    ) == (Page("5", ({"a": 1},), "t"))
+    assert page_of(b'{"metadata": {"resourceVersion": "5", "continue": null}, "items": null}') == Page(
+        "5", ()
     )
-    assert page_of(b'{"metadata": {"resourceVersion": "5", "continue": null}, "items": null}') == Page("5", ())
 
 
 @pytest.mark.parametrize(
     "line",
-    [b"{", b'{"type": "PATCHED", "object": {}}', b'{"type": "ADDED", "object": {}}', b'{"type": "ADDED"}', b"7"],
+    [
+        b"{",
+        b'{"type": "PATCHED", "object": {}}',
+        b'{"type": "ADDED", "object": {}}',
+        b'{"type": "ADDED"}',
+        b"7",
+    ],
 )
 def test_what_is_no_event_is_said_to_be_none(line: bytes) -> None:
     """Nothing of it is believed."""
@@ -512,7 +520,9 @@ class AgainstAServer(RuleBasedStateMachine):
         """A watch tells some of what is new, or something twice, or ends in one of its ways."""
         one = self.one
         fresh = [event for event in self.log if int(event.version) > self.sent]
-        how = data.draw(st.sampled_from(["tell", "again", "bookmark", "end", "break", "expire", "garble"]), "how")
+        how = data.draw(
+            st.sampled_from(["tell", "again", "bookmark", "end", "break", "expire", "garble"]), "how"
+        )
         if how == "tell" and fresh:
             self.sent = int(fresh[0].version)
             self.hear(one.told(fresh[0], self.now_s))
@@ -567,4 +577,3 @@ class AgainstAServer(RuleBasedStateMachine):
 
 TestAgainstAServer = AgainstAServer.TestCase
 TestAgainstAServer.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
-

@@ -49,7 +49,9 @@ def pool(app: str = "llama", *ports: int) -> InferencePool:
     return InferencePool({"app": app}, ports or (8000,))
 
 
-def pod(number: int, app: str = "llama", *, ready: bool = True, terminating: bool = False, uid: str = "") -> Pod:
+def pod(
+    number: int, app: str = "llama", *, ready: bool = True, terminating: bool = False, uid: str = ""
+) -> Pod:
     """A pod."""
     return Pod(
         name=f"p{number}",
@@ -210,7 +212,9 @@ def test_selectors_and_services_are_clusters_of_their_own() -> None:
     assert view.wanted() == (here, there, slices)
     assert seen(tell(view, there, p1=pod(1))) == {"more": [("10.0.0.1:9000", "ready")]}
     backend = Backend("10.0.0.5", "", "", "", "", True, False)
-    assert seen(tell(view, slices, s=Slice(False, {"http": 8000}, (backend,)))) == {"q": [("10.0.0.5:8000", "ready")]}
+    assert seen(tell(view, slices, s=Slice(False, {"http": 8000}, (backend,)))) == {
+        "q": [("10.0.0.5:8000", "ready")]
+    }
     assert not view.is_whole
     assert tell(view, here) == {"vllm": []}
     assert view.is_whole
@@ -234,16 +238,21 @@ def test_what_is_said_of_requests_is_there_when_it_is() -> None:
 
 def test_a_pool_of_the_former_group() -> None:
     """Is asked for in its own version; its cluster may have another name."""
-    view = View(settings(pool={"name": "llama", "namespace": "x", "group": FORMER_INFERENCE, "cluster": "c"}), "m")
+    view = View(
+        settings(pool={"name": "llama", "namespace": "x", "group": FORMER_INFERENCE, "cluster": "c"}), "m"
+    )
     assert view.wanted()[0].path == f"/apis/{FORMER_INFERENCE}/v1alpha2/namespaces/x/inferencepools"
     assert tell(view, view.wanted()[0]) == {"c": []}
 
 
-@given(st.permutations(range(6)), st.lists(st.sampled_from([None, "ready", "not ready"]), min_size=6, max_size=6))
+@given(
+    st.permutations(range(6)), st.lists(st.sampled_from([None, "ready", "not ready"]), min_size=6, max_size=6)
+)
 def test_the_order_of_what_is_told_does_not_matter(order: list[int], states: list[str | None]) -> None:
     """Whatever comes first, in the end it is what a fresh view makes of the same objects."""
     objects = {
-        f"p{n}": None if state is None else pod(n + 1, ready=state == "ready") for n, state in enumerate(states)
+        f"p{n}": None if state is None else pod(n + 1, ready=state == "ready")
+        for n, state in enumerate(states)
     }
     told = following(**{name: pod(n + 1) for n, name in enumerate(objects)})
     result: list[Listed] = []

@@ -90,7 +90,9 @@ def of_pod(environment: Mapping[str, str], namespace: str | None, folder: str = 
     """
     host, port = environment.get(HOST_ENV, ""), environment.get(PORT_ENV, "")
     if not host or not port:
-        problem = f"{HOST_ENV} is not set: this is no pod; accepted: a pod, or discovery.kubernetes.kubeconfig"
+        problem = (
+            f"{HOST_ENV} is not set: this is no pod; accepted: a pod, or discovery.kubernetes.kubeconfig"
+        )
         raise ConfigError("discovery.kubernetes", [problem])
     return Access(
         f"https://{in_brackets(host)}:{port}",

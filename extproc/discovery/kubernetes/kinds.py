@@ -46,8 +46,7 @@ OBJECTIVES: Final = tuple(
 """Of two that have one name the first counts."""
 
 REWRITES: Final = tuple(
-    Kind(group, "v1alpha2", "inferencemodelrewrites", is_optional=True)
-    for group in (LLM_D, FORMER_INFERENCE)
+    Kind(group, "v1alpha2", "inferencemodelrewrites", is_optional=True) for group in (LLM_D, FORMER_INFERENCE)
 )
 """Likewise."""
 

@@ -105,7 +105,7 @@ def endpoints_of(pod: Pod, ports: Iterable[int], *, is_ipv6: bool) -> list[Liste
 
 def key_of(uid: str, address: Address) -> str:
     """How an endpoint of a pod is known: short enough for an identity, and readable where it is."""
-    return f"{address}/{xxh3_64_hexdigest(uid)}"
+    return f"{address}/{xxh3_64_hexdigest(uid.encode())}"
 
 
 def host_of(text: str) -> str | None:

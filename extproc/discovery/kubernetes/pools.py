@@ -36,4 +36,3 @@ def read_pool(said: Object) -> InferencePool:
         former = port_of(mapping_at(said, "spec").get("targetPortNumber"))
         ports = () if former is None else (former,)
     return InferencePool(labels, ports)
-

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from extproc.observing.metrics.family import Family, MetricType, Values
 from extproc.observing.metrics.health import ENDPOINT_DOUBTED
@@ -42,7 +42,7 @@ CAPACITY_BLOCKS = Family(
 ENDPOINT_AVAILABLE = Family(
     "tokenway_endpoint_available",
     MetricType.GAUGE,
-    "1 if the endpoint may be chosen, 0 if it is ejected or draining.",
+    "1 if the endpoint may be chosen, 0 if it is ejected, draining, or not ready by its source's word.",
     ("cluster", "endpoint"),
 )
 ENDPOINT_ANNOUNCING = Family(
@@ -72,7 +72,13 @@ FAMILIES: tuple[Family, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class EndpointGauges:
-    """What a scrape shows of one endpoint; the fields mean what the families of the same name say."""
+    """What is shown of one endpoint; the fields mean what the families of the same name say.
+
+    Attributes:
+        source: Who lists it; like weight and labels in no family.
+        weight: Relative capacity.
+        labels: What rules select it by.
+    """
 
     key: EndpointKey
     cluster: str
@@ -85,6 +91,9 @@ class EndpointGauges:
     ttft_ewma_s: float | None = None
     announcing: bool = False
     doubted: int = 0
+    source: str = ""
+    weight: int = 1
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 _COLUMNS: Mapping[Family, Callable[[EndpointGauges], float | None]] = {
