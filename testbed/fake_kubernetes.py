@@ -1,8 +1,8 @@
-"""A fake of the Kubernetes API: lists and watches of objects in memory, with the faults that real servers have.
+"""A fake of the Kubernetes API: lists and watches of objects in memory, with the faults of real servers.
 
-It is no API server: nothing is validated, nobody is authorised but by a list of tokens, and only what Tokenway
-asks is answered. What is hard to provoke at a real one is a word here: pages whose token expired, 410 in both
-forms, watches that are cut or fall silent, tokens that are refused.
+It is no API server: nothing is validated, users are authorised by a list of tokens alone, and only what
+Tokenway asks is answered. What is hard to provoke at a real one is a word here: pages whose token expired,
+410 in both forms, watches that are cut or fall silent, tokens that are refused.
 """
 
 from __future__ import annotations
@@ -40,9 +40,8 @@ class FakeKubernetes:
     Attributes:
         requests: Path and query of what was asked, in order.
         tokens: Those that are accepted; None accepts all.
-        refuse: Status and headers of the next answers, by whether a watch is asked for; used up from the left.
+        refuse: Status and headers of the next answers, by whether a watch is asked for; used up in order.
         missing: Paths of kinds that are not there, with the status that says so.
-        connections: Taken so far.
     """
 
     def __init__(self, page_most: int = 500) -> None:

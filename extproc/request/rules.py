@@ -184,7 +184,7 @@ class RuleTable:
         return self._any is not None
 
     def _compiled_for(self, any_model: ModelRules, name: str) -> Route | _Tiers:
-        """The rules of `ANY_MODEL` for a name of its own: an adapter's cache, say, is not its base model's."""
+        """The rules of `ANY_MODEL` for a name of its own: an adapter's cache is not its base model's."""
         compiled = self._of_any.get(name)
         if compiled is None:
             if len(self._of_any) >= _MAX_NAMES:

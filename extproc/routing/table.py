@@ -205,9 +205,12 @@ class RoutingTable:
             takes = " and ".join(named.methods)
             error = f"This path takes {takes}, not {request.method}."
             return RefuseAtOnce(RouterError(Reason.METHOD_NOT_ALLOWED, error, param="method"))
-        if request.method == "GET" and self.rules.serves_any and _is_of_models(path):
-            if self._default_cluster is not None and self._default_cluster in self.clusters:
-                return PassTo(Plan(self._default_cluster))  # the engines know what they serve
+        engines = self._default_cluster if self.rules.serves_any else None  # they know what they serve
+        if request.method == "GET" and _is_of_models(path) and engines is not None:
+            if engines in self.clusters:
+                return PassTo(Plan(engines))
+            error = "The engines that serve models are not known yet."
+            return RefuseAtOnce(RouterError(Reason.CLUSTER_NOT_LISTED, error, retry_after_s=1))
         if request.method == "GET" and path == "/v1/models":
             return AnswerAtOnce(200, self._models_body)
         if request.method == "GET" and path.startswith("/v1/models/"):

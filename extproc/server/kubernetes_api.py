@@ -3,8 +3,8 @@
 Rules:
     1. Nothing raises but `ApiFailure`, whatever the server or the network does.
     2. Answers are bounded: a page, a line of a watch, a message of refusal.
-    3. A token in a file is read again `TOKEN_S` after the last time; all credentials are read again after a 401
-       and after a TLS connection that could not be made.
+    3. A token in a file is read again `TOKEN_S` after the last time; all credentials are read again after a
+       401 and after a TLS connection that could not be made.
     4. A watch that is silent for `SILENT_S` is taken to be dead: servers send a bookmark every minute.
 """
 
@@ -25,7 +25,7 @@ import orjson
 from extproc.discovery.kubernetes.access import ACCOUNT_FOLDER, Access, Pem, of_kubeconfig, of_pod
 from extproc.discovery.kubernetes.fields import text_at
 from extproc.discovery.kubernetes.kinds import Collection
-from extproc.discovery.kubernetes.messages import MalformedMessage, Page, page_of
+from extproc.discovery.kubernetes.messages import MalformedMessageError, Page, page_of
 from extproc.discovery.kubernetes.reflector import TOO_LARGE, Failure, ListPage, Watch
 from extproc.errors import ConfigError
 
@@ -119,8 +119,8 @@ class KubernetesApi:
         query = {**collection.query, "limit": str(step.limit)}
         if step.more:
             query["continue"] = step.more
-        timeout = aiohttp.ClientTimeout(total=LIST_S, sock_connect=CONNECT_S)
-        async with self._answer(collection.path, query, timeout) as response:
+        bounds = aiohttp.ClientTimeout(total=LIST_S, sock_connect=CONNECT_S)
+        async with self._answer(collection.path, query, bounds) as response:
             return page_of(await _body(response, MAX_PAGE_BYTES))
 
     @asynccontextmanager
@@ -134,13 +134,13 @@ class KubernetesApi:
             "timeoutSeconds": str(round(step.timeout_s)),
         }
         longest_s = step.timeout_s + WATCH_GRACE_S
-        timeout = aiohttp.ClientTimeout(total=longest_s, sock_connect=CONNECT_S, sock_read=SILENT_S)
-        async with self._answer(collection.path, query, timeout) as response:
+        bounds = aiohttp.ClientTimeout(total=longest_s, sock_connect=CONNECT_S, sock_read=SILENT_S)
+        async with self._answer(collection.path, query, bounds) as response:
             yield _lines(response)
 
     @asynccontextmanager
     async def _answer(
-        self, path: str, query: dict[str, str], timeout: aiohttp.ClientTimeout
+        self, path: str, query: dict[str, str], bounds: aiohttp.ClientTimeout
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """A good answer; what goes wrong with it, also while it is read, is an ApiFailure."""
         try:
@@ -149,12 +149,12 @@ class KubernetesApi:
             raise ApiFailure(Failure(None, f"credentials cannot be read: {type(error).__name__}")) from None
         try:
             async with self._session_now().get(
-                self._access.server + path, params=query, timeout=timeout, allow_redirects=False, **options
+                self._access.server + path, params=query, timeout=bounds, allow_redirects=False, **options
             ) as response:
                 if response.status != HTTPStatus.OK:
                     raise ApiFailure(await self._refusal(response))
                 yield response
-        except MalformedMessage as error:
+        except MalformedMessageError as error:
             raise ApiFailure(Failure(None, str(error))) from None
         except TimeoutError:
             raise ApiFailure(Failure(None, "no answer in time")) from None
@@ -211,7 +211,7 @@ async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[list[bytes]]
         if lines:
             yield [line for line in lines if line]
         if len(rest) > MAX_LINE_BYTES:
-            raise MalformedMessage(f"an event of more than {MAX_LINE_BYTES} bytes")
+            raise MalformedMessageError(f"an event of more than {MAX_LINE_BYTES} bytes")
 
 
 async def _body(response: aiohttp.ClientResponse, most: int) -> bytes:
@@ -253,7 +253,8 @@ def _as_file(pem: Pem, stack: ExitStack) -> str:
     """OpenSSL reads certificates of a client from files alone: one for this user, gone after the reading."""
     if pem.file is not None:
         return pem.file
-    file = stack.enter_context(tempfile.NamedTemporaryFile(prefix="tokenway-"))
+    file = tempfile.NamedTemporaryFile(prefix="tokenway-")  # noqa: SIM115 - the stack closes it
+    stack.callback(file.close)
     file.write(pem.data or b"")
     file.flush()
     return file.name

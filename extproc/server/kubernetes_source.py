@@ -1,8 +1,8 @@
 """Endpoints from the Kubernetes API as a live source: a task for each collection that is watched.
 
 Rules:
-    1. All decisions are those of `Reflector`, how a collection is kept, and `View`, what it means. Here are their
-       hands: requests, pauses, the fleet.
+    1. `Reflector` decides how a collection is kept, and `View` what it means. Here are their hands: requests,
+       pauses, the fleet.
     2. What one message of a watch brings is told at once; what came together is told together.
     3. A failure is told once when it begins and once when it ends.
     4. A bug in one collection ends no other, and is tried again as a failure is.
@@ -21,7 +21,7 @@ from typing import Any, Final
 from extproc.config.schema import Config
 from extproc.config.sections.kubernetes import KubernetesDiscovery
 from extproc.discovery.kubernetes.kinds import Collection
-from extproc.discovery.kubernetes.messages import MalformedMessage, event_of
+from extproc.discovery.kubernetes.messages import MalformedMessageError, event_of
 from extproc.discovery.kubernetes.reflector import (
     Failure,
     ListPage,
@@ -169,7 +169,7 @@ class KubernetesSource:
     def _event(self, reflector: Reflector[Any], line: bytes) -> Mapping[str, Any]:
         try:
             return reflector.told(event_of(line), self._clock())
-        except MalformedMessage as error:
+        except MalformedMessageError as error:
             self._rejects += 1
             return reflector.garbled(str(error), self._clock())
 

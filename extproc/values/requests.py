@@ -7,7 +7,6 @@ from typing import Any, Final, Protocol
 
 from metadata_center.types import value
 
-
 ANY_MODEL: Final = "*"
 """Name of the model, as operators write it, that serves names which no other model has."""
 

@@ -332,7 +332,7 @@ async def test_the_server_is_away_for_a_minute(api: FakeKubernetes) -> None:
         api.put(PODS, pod(8))
         await api.start()
         async with asyncio.timeout(DEADLINE_S):
-            while api.num_watches < 2:  # noqa: ASYNC110 - the clock has to be moved
+            while api.num_watches < 2:
                 clock.move(1.0)
                 await asyncio.sleep(0.01)
         await site.until(lambda: "10.0.0.8" in site.hosts())
@@ -373,14 +373,13 @@ async def test_a_watch_that_tells_nonsense_is_listed_anew(
 
 async def test_objects_of_no_sense_are_left_out(api: FakeKubernetes) -> None:
     """Names and labels that nobody may have, pods without anything."""
-    for number, odd in enumerate(
-        [
-            {"metadata": {"name": "\x1b[2J"}},
-            {"metadata": {"name": "x" * 5000, "uid": "u"}},
-            {"metadata": {"name": "q"}, "status": []},
-            pod(77, status={"phase": "Running", "podIP": "not an address", "conditions": 7}),
-        ]
-    ):
+    oddities: list[dict[str, Any]] = [
+        {"metadata": {"name": "\x1b[2J"}},
+        {"metadata": {"name": "x" * 5000, "uid": "u"}},
+        {"metadata": {"name": "q"}, "status": []},
+        pod(77, status={"phase": "Running", "podIP": "not an address", "conditions": 7}),
+    ]
+    for number, odd in enumerate(oddities):
         odd["metadata"]["labels"] = {"app": "llama", "n": str(number)}
         api.put(PODS, odd)
     async with running(api) as site:

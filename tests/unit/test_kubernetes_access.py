@@ -14,7 +14,7 @@ from extproc.errors import ConfigError
 PATH = "/etc/kube/config"
 
 
-def kubeconfig(user: dict[str, Any] | None = None, **cluster: Any) -> str:
+def kubeconfig(user: Any = None, **cluster: Any) -> str:
     """A file of one context."""
     return yaml.safe_dump(
         {

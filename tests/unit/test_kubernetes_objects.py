@@ -13,8 +13,17 @@ from hypothesis import strategies as st
 from extproc.discovery.kubernetes import pods as of_pods
 from extproc.discovery.kubernetes import slices as of_slices
 from extproc.discovery.kubernetes.fields import MAX_LABELS
-from extproc.discovery.kubernetes.kinds import INFERENCE, LLM_D, OBJECTIVES, PODS, POOLS, REWRITES, SLICES
-from extproc.discovery.kubernetes.kinds import Collection, collection_of_labels
+from extproc.discovery.kubernetes.kinds import (
+    INFERENCE,
+    LLM_D,
+    OBJECTIVES,
+    PODS,
+    POOLS,
+    REWRITES,
+    SLICES,
+    Collection,
+    collection_of_labels,
+)
 from extproc.discovery.kubernetes.pods import Pod, read_pod
 from extproc.discovery.kubernetes.policies import policies_of, read_objective, read_rewrite
 from extproc.discovery.kubernetes.pools import InferencePool, read_pool
@@ -97,7 +106,7 @@ def test_identities_fit_whatever_the_address() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family_is_ipv6", "podIPs", "expected"),
+    ("family_is_ipv6", "ips", "expected"),
     [
         (False, ["10.0.0.7", "2001:DB8::7"], ["10.0.0.7:8000"]),
         (True, ["10.0.0.7", "2001:DB8::7"], ["[2001:db8::7]:8000"]),
@@ -106,11 +115,9 @@ def test_identities_fit_whatever_the_address() -> None:
         (False, ["0.0.0.0", "fe80::1%eth0", "a.b", "10.0.0.300", "10.0.0.8"], ["10.0.0.8:8000"]),
     ],
 )
-def test_one_family_of_addresses_is_used(
-    family_is_ipv6: bool, podIPs: list[str], expected: list[str]
-) -> None:
+def test_one_family_of_addresses_is_used(family_is_ipv6: bool, ips: list[str], expected: list[str]) -> None:
     """IPv6 in brackets; what is no address of an engine is none."""
-    one = pod(status__podIP=podIPs[0] if podIPs else None, status__podIPs=[{"ip": ip} for ip in podIPs])
+    one = pod(status__podIP=ips[0] if ips else None, status__podIPs=[{"ip": ip} for ip in ips])
     assert addresses(of_pods.endpoints_of(one, (8000,), is_ipv6=family_is_ipv6)) == expected
 
 
@@ -197,7 +204,7 @@ def slice_of(*endpoints: dict[str, Any], **changes: Any) -> Slice:
     return found
 
 
-def backend(host: str, uid: str = "", **conditions: bool) -> dict[str, Any]:
+def backend(host: str, uid: str = "", **conditions: Any) -> dict[str, Any]:
     """An endpoint of a slice."""
     said: dict[str, Any] = {"addresses": [host], "conditions": conditions, "zone": "z2"}
     if uid:

@@ -13,7 +13,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from extproc.discovery.kubernetes import reflector as module
 from extproc.discovery.kubernetes.fields import Object, text_at
-from extproc.discovery.kubernetes.messages import Event, EventType, MalformedMessage, Page, event_of, page_of
+from extproc.discovery.kubernetes.messages import (
+    Event,
+    EventType,
+    MalformedMessageError,
+    Page,
+    event_of,
+    page_of,
+)
 from extproc.discovery.kubernetes.reflector import (
     ABSENT_PAUSE_S,
     ABSENT_S,
@@ -207,7 +214,7 @@ def test_a_watch_that_goes_on_failing_is_listed_anew() -> None:
 
 
 def test_pauses_grow_to_a_bound_and_shrink_after_a_watch_that_held() -> None:
-    """A server that is away for long is asked every 10 s; after a watch of 5 s the first pause is short again."""
+    """A server that is away for long is asked every 10 s; after a watch of 5 s a pause is short again."""
     one = watching()
     waits = []
     for _ in range(40):
@@ -364,7 +371,7 @@ def test_a_list_without_end_is_a_failure_and_changes_nothing() -> None:
     one = watching(thing("a", "1"))
     one.told(error(GONE), 0.0)
     after_pauses(one)
-    for number in range(0, MAX_OBJECTS + 1000, 1000):
+    for number in range(0, MAX_OBJECTS, 1000):
         many = [thing(f"n{number + i}", "x") for i in range(1000)]
         assert one.listed(page(*many, more="on"), 0.0) == {}
     assert one.problem == f"more than {MAX_OBJECTS} objects"
@@ -394,7 +401,7 @@ def test_events_beyond_the_bound_are_left_out(monkeypatch: pytest.MonkeyPatch) -
 )
 def test_what_is_no_list_is_said_to_be_none(body: bytes) -> None:
     """Without a version nothing can be watched."""
-    with pytest.raises(MalformedMessage):
+    with pytest.raises(MalformedMessageError):
         page_of(body)
 
 
@@ -420,7 +427,7 @@ def test_a_list_is_read() -> None:
 )
 def test_what_is_no_event_is_said_to_be_none(line: bytes) -> None:
     """Nothing of it is believed."""
-    with pytest.raises(MalformedMessage):
+    with pytest.raises(MalformedMessageError):
         event_of(line)
 
 
@@ -432,8 +439,10 @@ def test_an_error_is_read() -> None:
 
 
 class AgainstAServer(RuleBasedStateMachine):
-    """Whatever happens to lists and watches, what is known ends up as a fresh list has it, and the differences told
-    add up to it."""
+    """Whatever happens to lists and watches, what is known ends up as a fresh list has it.
+
+    And the differences add up to it.
+    """
 
     @initialize(seed=st.integers(0, 1000))
     def begin(self, seed: int) -> None:

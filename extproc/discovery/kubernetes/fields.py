@@ -66,7 +66,7 @@ def port_of(value: object) -> int | None:
 
 def labels_at(value: object, *path: str) -> dict[str, str]:
     """The labels there, sorted; the first `MAX_LABELS` of those that are what labels may be."""
-    found = {}
+    found: dict[str, str] = {}
     for key, text in sorted(mapping_at(value, *path).items()):
         if len(found) == MAX_LABELS:
             break

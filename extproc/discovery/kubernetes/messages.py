@@ -13,7 +13,7 @@ import orjson
 from extproc.discovery.kubernetes.fields import Object, int_of, list_at, mapping_at, text_at
 
 
-class MalformedMessage(ValueError):
+class MalformedMessageError(ValueError):
     """It is not what the API says. The text quotes nothing of it."""
 
 
@@ -63,15 +63,15 @@ def page_of(body: bytes) -> Page:
     """A list.
 
     Raises:
-        MalformedMessage: It is none.
+        MalformedMessageError: It is none.
     """
     try:
         said = orjson.loads(body)
     except orjson.JSONDecodeError:
-        raise MalformedMessage("a list that is not JSON") from None
+        raise MalformedMessageError("a list that is not JSON") from None
     version, items = text_at(said, "metadata", "resourceVersion"), list_at(said, "items")
     if not version:
-        raise MalformedMessage("a list without a version")
+        raise MalformedMessageError("a list without a version")
     more = mapping_at(said, "metadata").get("continue", "")
     objects = tuple(item for item in items if isinstance(item, dict))
     return Page(version, objects, more if isinstance(more, str) else "")
@@ -81,19 +81,19 @@ def event_of(line: bytes) -> Event:
     """A line of a watch.
 
     Raises:
-        MalformedMessage: It is none.
+        MalformedMessageError: It is none.
     """
     try:
         said = orjson.loads(line)
         kind = EventType(text_at(said, "type"))
     except orjson.JSONDecodeError:
-        raise MalformedMessage("an event that is not JSON") from None
+        raise MalformedMessageError("an event that is not JSON") from None
     except ValueError:
-        raise MalformedMessage("an event of no known type") from None
+        raise MalformedMessageError("an event of no known type") from None
     about = mapping_at(said, "object")
     if kind is EventType.ERROR:
         return Event(kind, about, code=int_of(about.get("code"), 100, 599) or 500)
     version = text_at(about, "metadata", "resourceVersion")
     if not version:
-        raise MalformedMessage("an event without a version")
+        raise MalformedMessageError("an event without a version")
     return Event(kind, about, version)

@@ -7,11 +7,11 @@ Rules:
     3. A version that is too old (410, as a status or within a watch) leads to a new list, and what is not in
        it any more is told as gone; so does any other refusal that is not about the moment (`_PASSING`). After
        any other end the watch goes on from its last version.
-    4. What fails is tried again after a pause that doubles up to `MAX_PAUSE_S`, with jitter; a watch that held
-       makes it short again. While it fails, what is known stays.
-    5. An optional kind that is not there (404), or may not be read (403), has no objects; it is asked for every
-       `ABSENT_PAUSE_S`. One that was there has its objects for `ABSENT_S` more: a server that starts says 404
-       of kinds that it has.
+    4. What fails is tried again after a pause that doubles up to `MAX_PAUSE_S`, with jitter; a watch that
+       held makes it short again. While it fails, what is known stays.
+    5. An optional kind that is not there (404), or may not be read (403), has no objects; it is asked for
+       every `ABSENT_PAUSE_S`. One that was there has its objects for `ABSENT_S` more: a server that starts
+       says 404 of kinds that it has.
     6. What is told twice makes no difference the second time.
     7. Bound: `MAX_OBJECTS`. A longer list is a failure.
 
@@ -175,7 +175,7 @@ class Reflector(Generic[T]):
         return self._opened_s is not None
 
     def age_s(self, now_s: float) -> float | None:
-        """How long ago all this was last known to be current: 0 during a watch; None before the first list."""
+        """How long ago all this was last known to be current: 0 in a watch; None before the first list."""
         if self._current_s is None:
             return None
         return 0.0 if self._opened_s is not None else max(0.0, now_s - self._current_s)

@@ -1,7 +1,7 @@
 """An EndpointSlice object → the endpoints that it lists, of one port of its Service.
 
 Rules:
-    1. A slice has one family of addresses and its own numbers for the Service's ports, which are known by name.
+    1. A slice has one family of addresses and its own numbers for the Service's ports, known by name.
     2. `ready` that is not said is true. One that terminates drains, whether it still serves or not.
     3. An endpoint may stand in two slices while it moves: equal addresses and ports are one, and what says
        that it serves counts.

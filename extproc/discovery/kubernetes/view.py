@@ -1,14 +1,14 @@
 """What is to be watched for the clusters that are wanted, and what of the objects becomes which endpoint.
 
 Rules:
-    1. Pure. Objects that changed come in; which collections are wanted, what clusters have now, and what is said
-       of the pool's requests go out.
-    2. A cluster is told once all that it is made of has been listed, and never taken away again: a pool that is
-       deleted has no endpoints.
-    3. A pod that is not ready is told as such if it was ready before, so that what is known of it is kept; one
-       that never was is not told. One that terminates drains until it is gone, if it was told before.
-    4. If a pool's selector changes, pods known that match the new one stay, all others go at once; the pods of
-       the former selector are forgotten when those of the new one are listed.
+    1. Pure. Objects that changed come in; which collections are wanted, what clusters have now, and what is
+       said of the pool's requests go out.
+    2. A cluster is told once all that it is made of has been listed, and never taken away again: a pool that
+       is deleted has no endpoints.
+    3. A pod that is not ready is told as such if it was ready before, so that what is known of it is kept;
+       one that never was is not told. One that terminates drains until it is gone, if it was told before.
+    4. If a pool's selector changes, pods known that match the new one stay, all others go at once; the pods
+       of the former selector are forgotten when those of the new one are listed.
 """
 
 from __future__ import annotations
