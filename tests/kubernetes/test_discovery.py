@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import yaml
+from testbed.kubernetes import Cluster, inference_pool, pod
 
 from extproc.config.sections.kubernetes import KubernetesDiscovery
 from extproc.discovery.fleet import Fleet
 from extproc.discovery.listed import Listed
 from extproc.server.kubernetes_source import KUBERNETES, kubernetes_source
 from extproc.values.pool_policies import PoolPolicies
-from testbed.kubernetes import Cluster, inference_pool, pod
 from testbed.processes import REPOSITORY
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.asyncio(loop_scope="session")]
