@@ -68,9 +68,7 @@ def cluster(name: str, kind: str = "EDS", *members: Any) -> cluster_pb2.Cluster:
     return message
 
 
-def clusters(
-    nonce: str, *listed: cluster_pb2.Cluster | str, removed: Iterable[str] = ()
-) -> Response:
+def clusters(nonce: str, *listed: cluster_pb2.Cluster | str, removed: Iterable[str] = ()) -> Response:
     """A CDS response; a cluster that is text is an EDS cluster of that name."""
     made = [cluster(one) if isinstance(one, str) else one for one in listed]
     resources = tuple(Resource(one.name, one.SerializeToString()) for one in made)
@@ -94,7 +92,8 @@ def encoded(response: Response, version: str = "1") -> bytes:
     for one in response.resources:
         resource = message.resources.add(name=one.name)
         resource.resource.type_url, resource.resource.value = response.type_url, one.body
-    return message.SerializeToString()
+    body: bytes = message.SerializeToString()
+    return body
 
 
 def keys_of(clusters_told: Mapping[str, Any]) -> dict[str, list[str] | None]:

@@ -61,12 +61,12 @@ def read_all(path: Path, read: Callable[[Path], str]) -> tuple[Config, tuple[Clu
         path: As for `load_all`.
         read: The text of a file; raises `ConfigError` if it cannot be read.
     """
+    clusters: tuple[ClusterSpec, ...] = ()
     if path.suffix == ".json":
         clusters = parse_clusters(read(path), str(path))
         return with_defaults(Config(clusters_file=path.name), clusters), clusters
     text = read(path)
     config = parse(text, str(path))
-    clusters: tuple[ClusterSpec, ...] = ()
     if not config.discovery.is_on or "clusters_file" in config.model_fields_set:
         clusters_file = clusters_path(config, path)
         clusters = parse_clusters(read(clusters_file), str(clusters_file))

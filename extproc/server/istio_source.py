@@ -1,4 +1,4 @@
-"""Endpoints from Istio: the connection to istiod, the clock and the resolver around `discovery.istio.machine`.
+"""Endpoints from Istio: connection to istiod, clock and resolver around `discovery.istio.machine`.
 
 Rules:
     1. All decisions are `IstioClient`'s. Here are its eyes and its hands.
@@ -145,11 +145,11 @@ class IstioSource:
                     extra = {"source": self.name, "type_url": effect.type_url, "problem": effect.detail}
                     _log.error("what istiod sent cannot be used and changes nothing", extra=extra)
                 case TooLarge():
-                    extra = {"source": self.name, "limit_bytes": effect.limit_bytes}
+                    size = {"source": self.name, "limit_bytes": effect.limit_bytes}
                     if effect.is_final:
-                        _log.error("what istiod sends is too large", extra=extra)
+                        _log.error("what istiod sends is too large", extra=size)
                     else:
-                        _log.info("istiod sends more than expected: asking again for more", extra=extra)
+                        _log.info("istiod sends more than expected: asking again for more", extra=size)
         if self._machine.has_first_state:
             self._has_first.set()
         self._note_presence()

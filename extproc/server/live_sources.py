@@ -1,4 +1,4 @@
-"""The sources of endpoints that have connections: they start together, are waited for once, and show how they stand.
+"""The sources of endpoints that have connections: started together, waited for once, shown as they stand.
 
 Rules:
     1. The start waits for the first state of each source, `wait_s` at most: a gateway that starts while a

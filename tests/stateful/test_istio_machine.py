@@ -67,7 +67,7 @@ class Mesh(RuleBasedStateMachine):
         return f"n{self.nonces}"
 
     def push(self, touched: set[str]) -> None:
-        """istiod noticed an edit of these clusters."""
+        """Istiod noticed an edit of these clusters."""
         if not self.is_open:
             return
         gone = sorted(self.sent_clusters - self.truth.keys())
@@ -123,9 +123,7 @@ class Mesh(RuleBasedStateMachine):
 
     def mesh_has(self) -> set[tuple[str, str]]:
         """Endpoints of the mesh that rules name."""
-        return {
-            (name, host) for name, hosts in self.truth.items() if name in self.wanted for host in hosts
-        }
+        return {(name, host) for name, hosts in self.truth.items() if name in self.wanted for host in hosts}
 
     # What happens.
 
@@ -182,7 +180,7 @@ class Mesh(RuleBasedStateMachine):
     @precondition(lambda self: self.is_open)
     @rule()
     def repeat(self) -> None:
-        """istiod says again what it said, for reasons of its own."""
+        """Istiod says again what it said, for reasons of its own."""
         self.tell(set(self.subscribed))
 
     @precondition(lambda self: self.is_open)

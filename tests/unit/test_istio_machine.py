@@ -140,9 +140,7 @@ def test_the_first_exchange() -> None:
     assert client.machine.is_connected
     assert not client.machine.is_in_sync
     assert client.keys() is None
-    assert client.receive(assignments("e1", assignment(SERVICE, A, B))) == [
-        Request(ASSIGNMENTS, nonce="e1")
-    ]
+    assert client.receive(assignments("e1", assignment(SERVICE, A, B))) == [Request(ASSIGNMENTS, nonce="e1")]
     assert client.keys() == [f"{A}:8000", f"{B}:8000"]
     assert client.machine.has_first_state
     assert client.machine.is_in_sync
@@ -173,7 +171,7 @@ def test_existence_is_what_cds_says() -> None:
 
 
 def test_what_is_the_same_is_not_reported() -> None:
-    """istiod repeats itself, in any order."""
+    """Istiod repeats itself, in any order."""
     client = synced(A, B)
     for nonce, hosts in (("e2", (A, B)), ("e3", (B, A))):
         client.receive(assignments(nonce, assignment(SERVICE, *hosts)))
@@ -228,13 +226,9 @@ def test_a_label_of_a_workload_changes_no_identity() -> None:
     """Another version is a change of the same replica; another workload at the address is another replica."""
     client = synced(lb_endpoint(A, workload="llama;models;llama;v1;"))
     before = client.keys()
-    client.receive(
-        assignments("e2", assignment(SERVICE, lb_endpoint(A, workload="llama;models;chat;v2;")))
-    )
+    client.receive(assignments("e2", assignment(SERVICE, lb_endpoint(A, workload="llama;models;chat;v2;"))))
     assert client.keys() == before
-    client.receive(
-        assignments("e3", assignment(SERVICE, lb_endpoint(A, workload="qwen;models;chat;v2;")))
-    )
+    client.receive(assignments("e3", assignment(SERVICE, lb_endpoint(A, workload="qwen;models;chat;v2;"))))
     assert client.keys() == [f"models/qwen@{A}:8000"]
 
 
@@ -302,7 +296,7 @@ def test_a_name_without_an_address_keeps_nothing_waiting() -> None:
 
 @pytest.mark.parametrize("which", ["cluster", "assignment", "address", "port"])
 def test_what_cannot_be_used_is_refused_and_stays_as_it_was(which: str) -> None:
-    """With the reason and the nonce; the good part of such a response is taken, for it will not come again."""
+    """With the reason and the nonce; the good part of such a response is taken, it will not come again."""
     client = Client(f"{HOST}:8000", "qwen.models.internal:9000")
     qwen = "outbound|9000||qwen.models.internal"
     client.receive(clusters("c1", SERVICE, qwen))
@@ -435,7 +429,7 @@ def test_waits_double_with_jitter_up_to_a_bound() -> None:
 
 
 def test_a_stream_that_says_nothing_is_given_up() -> None:
-    """istiod may be paused between accepting and answering."""
+    """Istiod may be paused between accepting and answering."""
     client = Client()
     before_s, before = client.now_s, client.number
     client.reopen()

@@ -33,14 +33,19 @@ def members(*endpoints: endpoint_components_pb2.LbEndpoint) -> tuple[Member, ...
 
 def test_a_response_is_read_as_it_was_sent() -> None:
     """Names, bodies, removals, nonce."""
-    for response in (clusters("c1", SERVICE, removed=["gone"]), assignments("e1", assignment(SERVICE, "10.0.0.1"))):
+    for response in (
+        clusters("c1", SERVICE, removed=["gone"]),
+        assignments("e1", assignment(SERVICE, "10.0.0.1")),
+    ):
         assert wire.decode(encoded(response)) == response
 
 
 def test_requests_say_what_they_should() -> None:
     """The first has the node; a refusal has its reason, cut where it is long."""
     node = wire.node("router~127.0.0.1~a.b~b.svc.cluster.local", "tokenway", {"NAMESPACE": "b"})
-    first = discovery_pb2.DeltaDiscoveryRequest.FromString(wire.encode(Request(CLUSTERS, is_first=True), node))
+    first = discovery_pb2.DeltaDiscoveryRequest.FromString(
+        wire.encode(Request(CLUSTERS, is_first=True), node)
+    )
     assert first.node.id == "router~127.0.0.1~a.b~b.svc.cluster.local"
     assert first.node.metadata["NAMESPACE"] == "b"
     assert not first.resource_names_subscribe
@@ -106,7 +111,8 @@ def test_addresses_have_one_spelling() -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["", ".", "a b", "10.0.0.256", "fe80::1%eth0", "a..b", "x" * 64, "a." * 127 + "a", "é.example", "a/b"]
+    "host",
+    ["", ".", "a b", "10.0.0.256", "fe80::1%eth0", "a..b", "x" * 64, "a." * 127 + "a", "é.example", "a/b"],
 )
 def test_what_is_no_address_spoils_its_resource(host: str) -> None:
     """It would send requests elsewhere, or nowhere."""
@@ -117,7 +123,9 @@ def test_what_is_no_address_spoils_its_resource(host: str) -> None:
 def test_what_is_not_for_us_is_left_out() -> None:
     """Pipes and tunnels are no engines."""
     pipe = endpoint_components_pb2.LbEndpoint(
-        endpoint=endpoint_components_pb2.Endpoint(address=address_pb2.Address(pipe=address_pb2.Pipe(path="/x")))
+        endpoint=endpoint_components_pb2.Endpoint(
+            address=address_pb2.Address(pipe=address_pb2.Pipe(path="/x"))
+        )
     )
     tunnel = endpoint_components_pb2.LbEndpoint(
         endpoint=endpoint_components_pb2.Endpoint(

@@ -73,7 +73,10 @@ def test_table_shows_load_cache_share_and_latency() -> None:
     assert summary == "tokenway   up 10 s   workers 2   in flight 3   held 1   endpoints 1"
     assert blank == ""
     assert header.split()[:3] == ["endpoint", "cluster", "source"]
-    assert " ".join(row.split()) == "10.0.0.1:8000 chat files healthy 3 4096 9000 25% 123 - 100 2 3 subset=v1 zone=b"
+    assert (
+        " ".join(row.split())
+        == "10.0.0.1:8000 chat files healthy 3 4096 9000 25% 123 - 100 2 3 subset=v1 zone=b"
+    )
 
 
 def test_sources_show_how_old_their_word_is() -> None:

@@ -126,8 +126,11 @@ def render_endpoints(current: Mapping[str, Any], previous: Mapping[str, Any] | N
 def _sources(current: Mapping[str, Any]) -> list[str]:
     """A line for each control plane that lists endpoints."""
     return [
-        printable(f"source {name}   in sync" if source["connected"] and not source["age_s"] else
-                  f"source {name}   last in sync {source['age_s']:.0f} s ago")
+        printable(
+            f"source {name}   in sync"
+            if source["connected"] and not source["age_s"]
+            else f"source {name}   last in sync {source['age_s']:.0f} s ago"
+        )
         for name, source in sorted(current["sources"].items())
     ]
 

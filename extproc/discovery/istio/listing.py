@@ -68,7 +68,11 @@ def _listed(member: Member, address: Address, subsets: Sequence[str]) -> Listed:
 def _key(workload: Workload, address: Address) -> str:
     if not workload.name:
         return str(address)
-    return f"{workload.namespace}/{workload.name}@{address}" if workload.namespace else f"{workload.name}@{address}"
+    return (
+        f"{workload.namespace}/{workload.name}@{address}"
+        if workload.namespace
+        else f"{workload.name}@{address}"
+    )
 
 
 def _metadata(workload: Workload) -> dict[str, str]:

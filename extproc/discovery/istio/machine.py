@@ -64,7 +64,7 @@ _GROWTH: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    """Drop the stream that is open, if any, and open another one; say `opened`, or `lost`, with its number."""
+    """Drop the stream that is open, if any, and open another; say `opened`, or `lost`, with its number."""
 
     number: int
     limit_bytes: int
@@ -232,7 +232,9 @@ class IstioClient:
             effects = self._judge(response, [f"{response.type_url[:200]} was not asked for"])
         return effects + self._settle(now_s, was_in_sync=before)
 
-    def lost(self, number: int, now_s: float, *, is_too_large: bool = False, silent_s: float = 0.0) -> list[Effect]:
+    def lost(
+        self, number: int, now_s: float, *, is_too_large: bool = False, silent_s: float = 0.0
+    ) -> list[Effect]:
         """The stream ended, or could not be opened.
 
         Args:
@@ -325,7 +327,9 @@ class IstioClient:
                 of_service[resource.name] = facts
                 room -= is_new
             elif facts is not None:
-                problems.append(f"{resource.name}: rules name more than {MAX_SUBSCRIPTIONS} clusters and subsets")
+                problems.append(
+                    f"{resource.name}: rules name more than {MAX_SUBSCRIPTIONS} clusters and subsets"
+                )
         listed = {service: clusters for service, clusters in listed.items() if str(service) in clusters}
         touched = [one for one in self._wanted if listed.get(one) != self._listed.get(one)]
         self._listed, stream.has_clusters = listed, True
@@ -406,9 +410,9 @@ class IstioClient:
         known = {name: self._members_of(name, facts) for name, facts in clusters.items()}
         members = known.pop(str(service))
         answered = set() if self._stream is None else self._stream.answered
-        is_whole = all(of_subset is not None or name in answered for name, of_subset in known.items()) and all(
-            map(self._names.is_judged, self._hosts(service))
-        )
+        is_whole = all(
+            of_subset is not None or name in answered for name, of_subset in known.items()
+        ) and all(map(self._names.is_judged, self._hosts(service)))
         if members is None or (not is_whole and str(service) not in self._reported):
             return None
         subsets = {

@@ -69,7 +69,8 @@ class Workload:
     Attributes:
         name: Of the WorkloadEntry or the Pod's owner.
         namespace: Of it.
-        service: Its canonical service: label `service.istio.io/canonical-name`, `app.kubernetes.io/name` or `app`.
+        service: Its canonical service: label `service.istio.io/canonical-name`, `app.kubernetes.io/name` or
+            `app`.
         version: Its canonical revision: label `service.istio.io/canonical-revision` or `version`.
         cluster: The Kubernetes cluster that it is in.
     """

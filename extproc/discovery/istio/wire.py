@@ -54,7 +54,8 @@ def node(node_id: str, cluster: str, metadata: Mapping[str, object]) -> bytes:
     """
     message = base_pb2.Node(id=node_id, cluster=cluster)
     json_format.ParseDict(dict(metadata), message.metadata)
-    return message.SerializeToString(deterministic=True)
+    encoded: bytes = message.SerializeToString(deterministic=True)
+    return encoded
 
 
 def encode(request: Request, encoded_node: bytes) -> bytes:
@@ -75,7 +76,8 @@ def encode(request: Request, encoded_node: bytes) -> bytes:
     if request.error is not None:
         detail = request.error[:_MAX_DETAIL]
         message.error_detail.CopyFrom(status_pb2.Status(code=code_pb2.INVALID_ARGUMENT, message=detail))
-    return message.SerializeToString()
+    encoded: bytes = message.SerializeToString()
+    return encoded
 
 
 def decode(message: bytes) -> Response:
@@ -121,7 +123,7 @@ class ProtobufDecoder:
 def _members(assignment: endpoint_pb2.ClusterLoadAssignment) -> Iterator[Member]:
     for group in assignment.endpoints:
         at = group.locality
-        locality = "/".join((at.region, at.zone, at.sub_zone)).rstrip("/")
+        locality = f"{at.region}/{at.zone}/{at.sub_zone}".rstrip("/")
         for endpoint in group.lb_endpoints:
             member = _member(endpoint, locality[: 3 * _MAX_TEXT])
             if member is not None:
@@ -164,7 +166,7 @@ def _is_host(host: str) -> bool:
 
 
 def _workload(metadata: Mapping[str, struct_pb2.Struct]) -> Workload:
-    """`istio.workload`: `name;namespace;service;revision;cluster`; empty if it is not there or reads otherwise."""
+    """`istio.workload`, `name;namespace;service;revision;cluster`; empty if it is absent or odd."""
     if "istio" not in metadata or "workload" not in metadata["istio"].fields:
         return Workload()
     parts = metadata["istio"].fields["workload"].string_value.split(";")
