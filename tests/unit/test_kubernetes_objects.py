@@ -261,7 +261,9 @@ def test_a_single_port_needs_no_name_and_slices_may_differ_in_numbers() -> None:
 )
 def test_conditions_of_a_slice(conditions: dict[str, bool], is_ready: bool, is_draining: bool) -> None:
     """Not said is ready; terminating drains."""
-    (listed,) = of_slices.endpoints_of([slice_of(backend("10.0.0.7", **conditions))], "http", is_ipv6=False)
+    (listed,) = of_slices.endpoints_of(
+        [slice_of({**backend("10.0.0.7"), "conditions": conditions})], "http", is_ipv6=False
+    )
     assert (listed.ready, listed.draining) == (is_ready, is_draining)
 
 
