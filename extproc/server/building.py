@@ -223,8 +223,15 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
         time.monotonic,
     )
     server = _server(site, way, ads)
+    sources = _sources(site)
     picking = picking_of(
-        config, index, site.owner, way.gateway, news.entries.tell, life.is_ready, metrics.transport_fault
+        config,
+        index,
+        site.owner,
+        way.gateway,
+        news.entries.tell,
+        lambda: life.is_ready() and sources.are_known(),
+        metrics.transport_fault,
     )
     draining = Draining(
         server,
@@ -235,7 +242,6 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
         lambda: configuration.current.server.drain_s,
         picking,
     )
-    sources = _sources(site)
     admin = _admin(site, known, way, configuration, life, changes, sources)
     _follow_health(site, news, known, engines, changes)
     _follow_configuration(site, known, way, engines, prober, changes, sources)

@@ -34,6 +34,7 @@ class LiveSources:
     def __init__(self, sources: Iterable[LiveSource], wait_s: float) -> None:
         self._sources = tuple(sources)
         self._wait_s = wait_s
+        self._firsts: dict[asyncio.Task[None], str] = {}
 
     def follow(self, config: Config) -> None:
         """See `applying.Apply`."""
@@ -46,23 +47,25 @@ class LiveSources:
             await source.start()
         if not self._sources:
             return
-        firsts = {
+        self._firsts = {
             asyncio.create_task(source.first_state(), name=source.name): source.name
             for source in self._sources
         }
-        try:
-            _, late = await asyncio.wait(firsts, timeout=self._wait_s)
-        finally:
-            for task in firsts:
-                task.cancel()
-            await asyncio.gather(*firsts, return_exceptions=True)
+        _, late = await asyncio.wait(self._firsts, timeout=self._wait_s)
         for task in late:
-            extra = {"source": firsts[task], "waited_s": self._wait_s}
+            extra = {"source": self._firsts[task], "waited_s": self._wait_s}
             _log.warning("a source of endpoints says nothing yet: starting without it", extra=extra)
 
     async def stop(self) -> None:
         """Stop all."""
+        for task in self._firsts:
+            task.cancel()
+        await asyncio.gather(*self._firsts, return_exceptions=True)
         await asyncio.gather(*(source.stop() for source in self._sources))
+
+    def are_known(self) -> bool:
+        """Each has reported its first state."""
+        return all(task.done() for task in self._firsts)
 
     def statuses(self) -> Mapping[str, SourceStatus]:
         """How each stands now, by name."""

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,13 @@ class Picker:
         body = {"model": model, "messages": [{"role": "user", "content": "hello"}]}
         return await pick(self._channel, body, **request)
 
+    async def is_serving(self) -> bool:
+        """What its health says: a `HealthCheckResponse` of SERVING is 8, 1."""
+        check = self._channel.unary_unary(
+            "/grpc.health.v1.Health/Check", request_serializer=bytes, response_deserializer=bytes
+        )
+        return bool(await check(b"") == b"\x08\x01")
+
     def asked(self) -> AbstractAsyncContextManager[tuple[int, str]]:
         """A chat request that runs until the block ends."""
         body = {"model": "base", "messages": [{"role": "user", "content": "hello"}]}
@@ -109,8 +116,8 @@ async def api() -> AsyncIterator[FakeKubernetes]:
         await one.stop()
 
 
-@pytest.fixture
-async def picker(api: FakeKubernetes, tmp_path: Path) -> AsyncIterator[Picker]:
+@asynccontextmanager
+async def picking(api: FakeKubernetes, tmp_path: Path, wait_s: float = 10.0) -> AsyncIterator[Picker]:
     """A worker that is told of the pool and of nothing else."""
     kubeconfig = {
         "current-context": "x",
@@ -123,7 +130,10 @@ async def picker(api: FakeKubernetes, tmp_path: Path) -> AsyncIterator[Picker]:
         "version": 1,
         "server": {"run_dir": str(tmp_path / "run"), "admin": {"port": 0}, "drain_s": 1.0},
         "endpoint_picker": {"listen": [f"127.0.0.1:{port}"], "leave_s": 0},
-        "discovery": {"kubernetes": {"kubeconfig": "kubeconfig", "pool": {"name": "llama"}}},
+        "discovery": {
+            "kubernetes": {"kubeconfig": "kubeconfig", "pool": {"name": "llama"}},
+            "wait_s": wait_s,
+        },
         "health": {"interval_s": 3600, "unhealthy_threshold": 1000},
     }
     (tmp_path / "tokenway.yaml").write_text(json.dumps(config))
@@ -136,6 +146,13 @@ async def picker(api: FakeKubernetes, tmp_path: Path) -> AsyncIterator[Picker]:
         await worker.stop()
 
 
+@pytest.fixture
+async def picker(api: FakeKubernetes, tmp_path: Path) -> AsyncIterator[Picker]:
+    """One that knows its pool."""
+    async with picking(api, tmp_path) as one:
+        yield one
+
+
 async def test_a_pool_is_all_that_has_to_be_said(picker: Picker) -> None:
     """Any model, and paths that are no inference, go to its pods; `top` shows where they come from."""
     assert {await picker.pick() for _ in range(8)} == {(0, "127.1.0.1:8000"), (0, "127.1.0.2:8000")}
@@ -146,6 +163,18 @@ async def test_a_pool_is_all_that_has_to_be_said(picker: Picker) -> None:
     assert {row["source"] for row in shown["endpoints"]} == {"kubernetes"}
     assert {row["cluster"] for row in shown["endpoints"]} == {"llama"}
     assert shown["sources"]["kubernetes"]["age_s"] == 0.0
+
+
+async def test_health_is_not_serving_before_the_pool_is_known(api: FakeKubernetes, tmp_path: Path) -> None:
+    """A gateway that starts while the API server is away takes no requests yet; then it does."""
+    await api.stop()
+    async with picking(api, tmp_path, wait_s=0.2) as picker:
+        assert not await picker.is_serving()
+        await api.start()
+        async with asyncio.timeout(DEADLINE_S):
+            while not await picker.is_serving():  # noqa: ASYNC110 - a call
+                await asyncio.sleep(0.05)
+        assert (await picker.pick())[0] == 0
 
 
 async def test_a_pod_that_is_not_ready_is_named_no_more(api: FakeKubernetes, picker: Picker) -> None:
