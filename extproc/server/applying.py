@@ -24,14 +24,14 @@ may raise, which leaves all as it was."""
 
 
 class Owners:
-    """Who follows the configuration, and who the fleet.
+    """What follows the configuration, and what the fleet.
 
     Attributes:
         fleet: All endpoints.
-        read: Told each configuration that was read, whether it differs or not.
-        changes: Told what is different of the fleet.
-        policies: Told what a source says of requests, when that is another.
-        settled: Told when the configuration in force and the fleet go together again.
+        read: Notified of each configuration that was read, whether it differs or not.
+        changes: Notified of what is different of the fleet.
+        policies: Notified of what a source says of requests, when that is another.
+        settled: Notified when the configuration in force and the fleet go together again.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class Owners:
                 owner(config)
         if config is not before:
             self._read = config
-            self.read.tell(config)
+            self.read.notify(config)
         self._settle(self.fleet.replace(FILES, resolution.clusters))
 
     def report(self, source: str, clusters: Mapping[str, Sequence[Listed] | None]) -> None:
@@ -64,5 +64,5 @@ class Owners:
 
     def _settle(self, difference: Difference) -> None:
         if difference:
-            self.changes.tell(difference)
-        self.settled.tell()
+            self.changes.notify(difference)
+        self.settled.notify()
