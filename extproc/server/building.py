@@ -30,6 +30,7 @@ from extproc.listeners import Listeners
 from extproc.observing.metrics.collector import Metrics
 from extproc.observing.metrics.family import Values
 from extproc.observing.metrics.kv_events import event_values
+from extproc.observing.metrics.process import StallCause
 from extproc.observing.metrics.sharing import sharing_values
 from extproc.observing.records import RecordRing
 from extproc.observing.request_log import RequestLog
@@ -59,12 +60,14 @@ from extproc.server.health_report import HealthReport
 from extproc.server.hearsay import Hearsay
 from extproc.server.housekeeping import Housekeeping
 from extproc.server.kv_event_follower import KvEventFollower
+from extproc.server.live_sources import LiveSources, live_sources_of
 from extproc.server.parts import Part, Parts
 from extproc.server.pending_settings import PendingSettings
 from extproc.server.picking import Picking, picking_of
 from extproc.server.publishing import ADS_TYPES, Publisher
 from extproc.server.request_settings import RequestPath, router_settings, routing_table
-from extproc.server.rpc_server import RpcServer, places_of, rpc_server
+from extproc.server.rpc_places import places_of
+from extproc.server.rpc_server import RpcServer, rpc_server
 from extproc.server.run_dir import Residence, admin_path, counters_path, run_dir, socket_path
 from extproc.server.sharing import Alone, Shared, reserve_by, store_of
 from extproc.server.status import Status
@@ -82,6 +85,9 @@ from metadata_center.load.shared_counters import SharedCounters
 from metadata_center.types import EndpointKey
 
 _log = logging.getLogger("tokenway.worker")
+
+Stalls = Listeners[[float, StallCause]]
+"""How long a turn of the event loop took, and what took most of it."""
 
 _MESSAGE_OVERHEAD_BYTES = 1024 * 1024
 """Room in a gRPC message beside the body: headers, metadata."""
@@ -185,13 +191,16 @@ class RequestWay:
     access_log: AccessLog
 
 
-def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Worker:
+def build_worker(
+    path: Path, *, index: int = 0, supervised: bool = False, stalls: Stalls | None = None
+) -> Worker:
     """A worker that is ready to start.
 
     Args:
         path: tokenway.yaml, or a clusters.json for embedded defaults.
         index: Which worker.
         supervised: True if a supervisor serves the admin port and made the shared counters.
+        stalls: Tells of long turns of the loop that the worker will run in; None if nothing watches it.
 
     Raises:
         ConfigError: The configuration cannot be used.
@@ -199,6 +208,8 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
     """
     registry, owners, life = CollectorRegistry(), Owners(), Life()
     metrics = Metrics(registry, version("tokenway"))
+    if stalls is not None:
+        stalls.add(metrics.stalled)
     configuration = Configuration(path, metrics, owners.apply)
     config = configuration.current
     site = _site(path, index, supervised, config, registry, metrics, owners)
@@ -234,10 +245,11 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
         lambda: configuration.current.server.drain_s,
         picking,
     )
-    admin = _admin(site, known, way, configuration, life, changes)
+    sources = LiveSources(live_sources_of(config.discovery, index, owners.report), config.discovery.wait_s)
+    admin = _admin(site, known, way, configuration, life, changes, sources)
     _follow_health(site, news, known, engines, changes)
-    _follow_configuration(site, known, way, engines, prober, changes)
-    parts = _parts(site, known, way, configuration, prober, server, picking, admin)
+    _follow_configuration(site, known, way, engines, prober, changes, sources)
+    parts = _parts(site, known, way, configuration, sources, prober, server, picking, admin)
     facts = {"socket": str(socket_path(site.folder, index)), "owner": site.owner}
     return Worker(life, parts, draining.drain, configuration.reload, lambda: admin.port, facts)
 
@@ -395,6 +407,7 @@ def _admin(
     configuration: Configuration,
     life: Life,
     changes: FleetChanges,
+    sources: LiveSources,
 ) -> AdminPort:
     bus, met = known.bus, known.met
 
@@ -417,6 +430,7 @@ def _admin(
         configuration.files,
         configuration.names,
         lambda: changes.named,
+        sources.statuses,
         life.is_ready,
     )
     site.metrics.watch(status.gauges)
@@ -442,7 +456,13 @@ def _follow_health(
 
 
 def _follow_configuration(
-    site: Site, known: Knowledge, way: RequestWay, engines: EngineNews, prober: Prober, changes: FleetChanges
+    site: Site,
+    known: Knowledge,
+    way: RequestWay,
+    engines: EngineNews,
+    prober: Prober,
+    changes: FleetChanges,
+    sources: LiveSources,
 ) -> None:
     """Connects what applies a configuration, in this order; what none of them reads needs a restart."""
     scheduling, base = known.state.scheduling, site.path.parent
@@ -458,6 +478,7 @@ def _follow_configuration(
         ForwardedHeaders().follow,
         PendingSettings(site.config).follow,
         changes.configure,
+        sources.follow,
     )
     # Models that were missed are asked for again, though the configuration be the same.
     site.owners.read.add(lambda config: prober.configure(config.health.settings()))
@@ -470,6 +491,7 @@ def _parts(
     known: Knowledge,
     way: RequestWay,
     configuration: Configuration,
+    sources: LiveSources,
     prober: Prober,
     server: RpcServer,
     picking: Picking | None,
@@ -486,6 +508,7 @@ def _parts(
         Part("prober", prober.start, prober.stop),
         Part("KV events", known.kv_event_follower.start, known.kv_event_follower.stop),
         Part("configuration", configuration.start, configuration.stop),
+        Part("discovery", sources.start, sources.stop),
     ]
     if known.bus is not None:
         parts.append(Part("bus", known.bus.start, known.bus.stop))

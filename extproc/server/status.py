@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 
 from extproc.discovery.fleet import Fleet
+from extproc.discovery.live import SourceStatus
+from extproc.observing.metrics.discovery import discovery_values
 from extproc.observing.metrics.endpoints import EndpointGauges
+from extproc.observing.metrics.exposition import in_pieces
 from extproc.observing.metrics.family import Values
 from extproc.observing.metrics.live import LiveGauges
 from extproc.observing.records import RecordRing
@@ -35,6 +38,7 @@ class Status:
         files: Configuration files that are needed: is each good?
         host_names: Host names in use: has each an address?
         clusters: Clusters that the configuration names: does a source list each?
+        sources: Sources of endpoints with connections: how each stands.
         is_ready: Are new requests taken?
     """
 
@@ -52,6 +56,7 @@ class Status:
         files: Callable[[], Mapping[str, bool]],
         host_names: Callable[[], Mapping[str, bool]],
         clusters: Callable[[], Mapping[str, bool]],
+        sources: Callable[[], Mapping[str, SourceStatus]],
         is_ready: Callable[[], bool],
     ) -> None:
         self._scheduling = state.scheduling
@@ -67,6 +72,7 @@ class Status:
         self._files = files
         self._host_names = host_names
         self._clusters = clusters
+        self._sources = sources
         self._is_ready = is_ready
         self._started_s = time.monotonic()
 
@@ -79,9 +85,9 @@ class Status:
         """True while new requests are taken."""
         return self._is_ready()
 
-    def metrics_text(self) -> bytes:
-        """The Prometheus exposition."""
-        return generate_latest(self._registry)
+    def metrics_pieces(self) -> Iterator[bytes]:
+        """The Prometheus exposition, some samples at a time."""
+        return in_pieces(self._registry)
 
     def gauges(self) -> LiveGauges:
         """What a scrape reads."""
@@ -94,7 +100,7 @@ class Status:
             tokens_per_byte=dict(predictor.token_ratios()),
             calibrations=list(predictor.calibrations()),
             bus_dropped=self._bus_dropped(),
-            shared=self._shared(),
+            shared={**self._shared(), **discovery_values(self._sources())},
             files=self._files(),
             host_names=self._host_names(),
             clusters=self._clusters(),
@@ -110,6 +116,9 @@ class Status:
                 {
                     "key": row.key,
                     "cluster": row.cluster,
+                    "source": row.source,
+                    "weight": row.weight,
+                    "labels": dict(row.labels),
                     "state": scheduling.health.state(row.key),
                     "reason": scheduling.health.reason(row.key),
                     "doubted_for": scheduling.health.doubts_of(row.key),
@@ -124,6 +133,10 @@ class Status:
                 for row in self._endpoint_gauges()
             ],
             "clusters_not_listed": [name for name, is_listed in self._clusters().items() if not is_listed],
+            "sources": {
+                name: {"connected": source.is_connected, "age_s": source.age_s}
+                for name, source in self._sources().items()
+            },
             "in_flight": scheduling.load.in_flight,
             "held": sum(self._held().values()),
             "workers": self._workers,
@@ -137,6 +150,9 @@ class Status:
             EndpointGauges(
                 key=endpoint.key,
                 cluster=endpoint.cluster,
+                source=endpoint.source,
+                weight=endpoint.weight,
+                labels=endpoint.labels,
                 available=scheduling.health.is_available(endpoint.key),
                 load=load.amounts(i),
                 cached_blocks=scheduling.caches.history.size(endpoint.key),
