@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from testbed.processes import Subprocess
+from testbed.processes import SETTLE_TIMEOUT_S, Subprocess
 from testbed.redis_server import running
 from testbed.tokenizer_folder import write_tokenizer
 from tests.e2e.faults import (
@@ -45,7 +45,6 @@ from tests.e2e.harness import (
     DEBUG_HEADERS,
     DEBUG_TOKEN_ENV,
     DECISION_HEADER,
-    SETTLE_TIMEOUT_S,
     EngineProcess,
     cluster,
     eventually,

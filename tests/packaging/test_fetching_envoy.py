@@ -146,7 +146,7 @@ def test_what_is_shipped_is_one_locked_wheel() -> None:
     assert all(line.strip().startswith("--hash=sha256:") for line in lines if line.startswith(" "))
 
 
-@pytest.mark.parametrize("name", ["build", "dev", "envoy", "lock", "run"])
+@pytest.mark.parametrize("name", ["build", "dev", "envoy", "kubectl", "lock", "run"])
 def test_everything_locked_has_hashes_and_names_no_index(name: str) -> None:
     """A line is a version, a hash of it, or a comment."""
     for line in (ROOT / "requirements" / f"{name}.txt").read_text().splitlines():
