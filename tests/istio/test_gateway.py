@@ -1,4 +1,4 @@
-"""A real istiod makes the real Envoy a gateway that goes by Tokenway, by what `tokenway render istio` says."""
+"""A real istiod makes the real Envoy a gateway that goes by Tokenway: `tokenway render istio`, end to end."""
 
 from __future__ import annotations
 

@@ -42,6 +42,7 @@ for _module in (  # types of `Any` that are looked into
     "load_balancing_policies.least_request.v3.least_request_pb2",
     "load_balancing_policies.override_host.v3.override_host_pb2",
     "retry.host.previous_hosts.v3.previous_hosts_pb2",
+    "upstreams.http.v3.http_protocol_options_pb2",
 ):
     importlib.import_module(f"envoy.extensions.{_module}")
 
