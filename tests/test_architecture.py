@@ -239,7 +239,7 @@ WIRE_ONLY = {
 MADE_OF_PARTS: Mapping[str, tuple[str, ...]] = {
     "extproc/health/tracker.py": ("self._records.members",),
 }
-"""Module -> what it sets on a part of its own that nobody else changes."""
+"""Module -> what it sets on a part of its own that no other module changes."""
 
 NO_PYTHON = ("envoy", "istio", "etc")
 """Configuration only; a module under envoy/ would also hide the protobuf package of that name."""
@@ -421,7 +421,7 @@ WHOLE = sources("extproc/server/*.py", "extproc/routing/*.py", "extproc/health/*
 
 @pytest.mark.parametrize("path", WHOLE, ids=name_of)
 def test_objects_are_whole_when_they_are_made(path: Path) -> None:
-    """Nobody sets an attribute of an object that it holds: an object gets all it needs, or is told."""
+    """No code sets an attribute of an object that it holds: an object gets all it needs, or is notified."""
     held = re.compile(r"self\._?\w+\.\w+")
     found = [
         ast.unparse(target)

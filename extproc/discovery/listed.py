@@ -1,9 +1,9 @@
 """What a source of endpoints says: the one form in which files and control planes feed the fleet.
 
 Rules:
-    1. A source owns the endpoints it lists. It tells whole clusters, one, several or all of them at a time;
+    1. A source owns the endpoints it lists. It lists whole clusters, one, several or all of them at a time;
        the fleet works out what is different.
-    2. A source that is away tells nothing, and so what it told last stays.
+    2. A source that is away lists nothing, and so what it listed last stays.
     3. `key` is the source's own identification of a replica: stable for as long as the replica lives, never
        used again for another one. Only the fleet turns it into an identity.
 """

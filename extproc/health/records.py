@@ -1,4 +1,4 @@
-"""What is known of all endpoints: one record each, and who is whose peer."""
+"""What is known of all endpoints: one record each, and which endpoints are peers."""
 
 from __future__ import annotations
 

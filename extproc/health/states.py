@@ -35,7 +35,7 @@ class Cause(StrEnum):
 
 
 BELOW_THE_FLOOR = frozenset({Cause.GONE, Cause.ASLEEP})
-"""Causes that may take a cluster below its floor: who is not there cannot be chosen, however few are left."""
+"""Causes that may take a cluster below its floor: what is not there cannot be chosen."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Who may be chosen: one state machine per endpoint, fed by probes and by real traffic.
+"""Which endpoints may be chosen: one state machine per endpoint, fed by probes and by real traffic.
 
 Rules:
     1. An endpoint is available iff it is configured, not draining and not ejected.
@@ -9,7 +9,7 @@ Rules:
        back, the earliest due first.
     4. An available endpoint whose failures exceed those of its peers, for a model, is *doubted* for it: it is
        left out of the choice while others are not, but for one request at a time on trial, whose success
-       speaks for it. That sends the traffic to the peers, and so tells its fault from the request's.
+       speaks for it. That sends the traffic to the peers, and so separates its fault from the request's.
     5. A doubted endpoint is ejected when its failures reach `passive_threshold` in a row, nothing else it was
        asked succeeded meanwhile, and a peer answered: it is alone in failing.
     6. What every peer fails at is no endpoint's fault: it doubts none for long and ejects none.
@@ -193,7 +193,7 @@ class HealthTracker:
         return None if record is None else record.next_probe_s
 
     def probe_timeout_s(self, key: EndpointKey) -> float:
-        """How long the next probe may take: longer after each that timed out, to tell slow from gone."""
+        """How long the next probe may take: longer after each that timed out, which may be slow, not gone."""
         record = self._records.by_key.get(key)
         return self._settings.timeout_s * (1 if record is None else 1 << record.patience)
 
@@ -254,14 +254,14 @@ class HealthTracker:
         return ()
 
     def retract(self, key: EndpointKey, kind: FailureKind, now_s: float, model: str = "") -> None:
-        """A failure told before was the request's own fault: another endpoint failed at it as well."""
+        """A failure reported before was the request's own fault: another endpoint failed at it as well."""
         record = self._records.by_key.get(key)
         if record is not None and model in record.levels:
             record.levels[model].retracted(kind)
             self._doubts.review(key, record, model, now_s)
 
     def undecided(self, key: EndpointKey, model: str, now_s: float) -> None:
-        """A request ended without telling anything, its client gone: if it was a trial, the next may be."""
+        """A request ended without any evidence, its client gone: if it was a trial, the next may be."""
         record = self._records.by_key.get(key)
         level = None if record is None else record.levels.get(model)
         if level is not None and level.trial_until_s:

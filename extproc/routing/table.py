@@ -46,7 +46,7 @@ class Pool:
 
     Attributes:
         keys: Distinct.
-        addresses: Where each key is reached, as Envoy is told.
+        addresses: Where each key is reached, as Envoy gets it.
         rows: The row of each key.
         slots: Where they are counted, one per key.
         weights: Relative capacity, one per key.

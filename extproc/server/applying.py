@@ -22,13 +22,13 @@ may raise, which leaves all as it was."""
 
 
 class Owners:
-    """Who follows the configuration, and who the fleet.
+    """What follows the configuration, and what the fleet.
 
     Attributes:
         fleet: All endpoints.
-        read: Told each configuration that was read, whether it differs or not.
-        changes: Told what is different of the fleet.
-        settled: Told when the configuration in force and the fleet go together again.
+        read: Notified of each configuration that was read, whether it differs or not.
+        changes: Notified of what is different of the fleet.
+        settled: Notified when the configuration in force and the fleet go together again.
     """
 
     def __init__(self) -> None:
@@ -51,8 +51,8 @@ class Owners:
                 owner(config)
         if config is not before:
             self._read = config
-            self.read.tell(config)
+            self.read.notify(config)
         difference = self.fleet.replace(FILES, resolution.clusters)
         if difference:
-            self.changes.tell(difference)
-        self.settled.tell()
+            self.changes.notify(difference)
+        self.settled.notify()

@@ -123,7 +123,7 @@ async def answer_chat(_: web.Request) -> web.StreamResponse:
 
 
 class Recorder:
-    """An engine that keeps what it is sent and answers as it is told.
+    """An engine that keeps what it is sent and answers as the test says.
 
     Attributes:
         received: Inference requests, oldest first.
@@ -291,7 +291,7 @@ class Stack:
     async def start_envoy(self) -> None:
         """Start Envoy and wait until it knows the endpoints of every cluster.
 
-        Its ports were free when they were chosen; if somebody has taken one since, there are others.
+        Its ports were free when they were chosen; if another process has taken one since, there are others.
         """
         for _ in range(_ENVOY_STARTS - 1):
             try:

@@ -109,7 +109,7 @@ def test_what_has_another_hash_is_not_used(place: Path) -> None:
 
 @pytest.mark.parametrize("binary", ["#!/bin/sh\nexit 1\n", "#!/none\n", "#!/bin/sh\necho 1.40.0\n"])
 def test_what_does_not_run_here_is_not_kept(binary: str, place: Path) -> None:
-    """A binary for another machine is told at once, not by the demo's time-out."""
+    """A binary for another machine is reported at once, not by the demo's time-out."""
     with pytest.raises(OSError, match="does not run on this machine"):
         fetch(locked(place, binary))
     assert list((place / "cache" / "tokenway").iterdir()) == []
