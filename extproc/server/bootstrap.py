@@ -264,7 +264,8 @@ class _NoAliases(yaml.SafeDumper):
 
 
 def _address(socket: str) -> dict[str, Any]:
-    if socket.startswith("/"):
-        return {"pipe": {"path": socket}}
+    path = socket.removeprefix("unix:")
+    if path.startswith("/"):
+        return {"pipe": {"path": path}}
     host, port = Address.parse(socket)
     return {"socket_address": {"address": host, "port_value": port}}
