@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -22,6 +23,7 @@ from typing import Any, Final
 import yaml
 
 from testbed.control_planes.build import binary, is_built
+from testbed.empty_kubernetes import EmptyKubernetes
 from testbed.processes import Subprocess, answers, eventually, free_port, get
 
 STARTS: Final = 3
@@ -95,6 +97,7 @@ class Istiod:
     http_port: int = field(default_factory=free_port)
     metrics_port: int = field(default_factory=free_port)
     _process: Subprocess | None = None
+    _empty: EmptyKubernetes | None = None
 
     @property
     def config_dir(self) -> Path:
@@ -159,10 +162,9 @@ class Istiod:
             *("--grpcAddr", self.address, "--httpAddr", f"127.0.0.1:{self.http_port}"),
             *("--monitoringAddr", f"127.0.0.1:{self.metrics_port}"),
         ]
+        arguments += ["--registries", "Kubernetes", "--kubeconfig", str(await self._kubeconfig())]
         if self.kubeconfig is None:
-            arguments += ["--registries", "", "--configDir", str(self.config_dir)]
-        else:
-            arguments += ["--registries", "Kubernetes", "--kubeconfig", str(self.kubeconfig)]
+            arguments += ["--configDir", str(self.config_dir)]
         if self.certificates is None:
             arguments += ["--secureGRPCAddr", ""]
         else:
@@ -178,6 +180,24 @@ class Istiod:
             {**ENVIRONMENT, **self.environment},
         )
         await answers(self._process, f"{self._url}/ready")
+
+    async def _kubeconfig(self) -> Path:
+        """Of the API server it reads, or of one that has nothing to be read."""
+        if self.kubeconfig is not None:
+            return self.kubeconfig
+        path = self.folder / "empty.kubeconfig"
+        if self._empty is None:
+            self._empty = EmptyKubernetes()
+            await self._empty.start()
+            self._empty.write_kubeconfig(path)
+        return path
+
+    async def close(self) -> None:
+        """Kill it, for good."""
+        await self.kill()
+        if self._empty is not None:
+            await self._empty.stop()
+            self._empty = None
 
     async def stop(self) -> None:
         """SIGTERM, and wait for its end."""
@@ -203,7 +223,7 @@ class Istiod:
 
     async def debug(self, page: str) -> Any:
         """A debug page's JSON: `endpointz`, `configz`, `syncz`, `config_dump?proxyID=...`."""
-        return yaml.safe_load(await get(f"{self._url}/debug/{page}"))
+        return json.loads(await get(f"{self._url}/debug/{page}"))
 
     async def knows(self, host: str) -> None:
         """Wait until istiod knows a service of that host."""
@@ -226,4 +246,4 @@ async def running_istiod(folder: Path, **settings: Any) -> AsyncIterator[Istiod]
         await istiod.start()
         yield istiod
     finally:
-        await istiod.kill()
+        await istiod.close()

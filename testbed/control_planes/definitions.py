@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +35,7 @@ def module_folder(module: str, plane: str = "istio") -> Path:
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    found: dict[str, str] = yaml.safe_load(done.stdout)
+    found: dict[str, str] = json.loads(done.stdout)
     return Path(found["Dir"])
 
 

@@ -118,7 +118,7 @@ async def record_istiod(folder: Path) -> None:
             istiod.write("models.yaml", service_entry(endpoint("127.0.0.1", 1), host="other.models.internal"))
             await _record(stream, "07_host_removed", lambda response: DEFAULT in response.removed_resources)
     finally:
-        await istiod.kill()
+        await istiod.close()
 
 
 async def record_health(cluster: Cluster, folder: Path) -> None:
@@ -212,10 +212,8 @@ async def record_kubernetes(cluster: Cluster) -> None:
     await _exchange(cluster, "forbidden_403", f"{pods}?limit=500", user="reader")
     cluster.tokens["stranger"] = "none"
     await _exchange(cluster, "unauthorized_401", f"{pods}?limit=500", user="stranger")
-    await cluster.compact()
+    await cluster.forget()
     await _exchange(cluster, "pods_expired_410", rest)
-    await cluster.stop_apiserver()
-    await cluster.start_apiserver()
     await _watch(cluster, "pods_watch_expired_410", f"{pods}?{watch}&resourceVersion=1")
 
 
