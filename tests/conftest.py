@@ -179,7 +179,15 @@ def identities(destination: str) -> list[EndpointKey]:
 def listed(one: Endpoint) -> Listed:
     """An endpoint as a source lists it."""
     return Listed(
-        one.key, one.address, one.weight, one.labels, one.metadata, one.draining, one.rank, one.locality
+        one.key,
+        one.address,
+        one.weight,
+        one.labels,
+        one.metadata,
+        one.draining,
+        one.rank,
+        one.locality,
+        one.ready,
     )
 
 

@@ -70,13 +70,15 @@ CORE = (
         f"extproc/observing/metrics/{name}.py"
         for name in (
             *("family", "series", "requests", "decisions", "predictions", "ends", "endpoints", "health"),
-            *("streams", "configuration", "process", "live", "merge"),
+            *("streams", "configuration", "process", "live", "merge", "discovery"),
         )
     ),
     "extproc/config/clusters.py",
     "extproc/discovery/following.py",
     "extproc/discovery/fleet.py",
     "extproc/discovery/listed.py",
+    "extproc/discovery/live.py",
+    "extproc/discovery/istio/*.py",
     "extproc/discovery/resolution.py",
     "extproc/xds/resources.py",
     "extproc/xds/open_models.py",
@@ -170,6 +172,7 @@ _MESSAGES = "what it makes of values, or values of, are these messages; it does 
 
 EXCEPTIONS: Mapping[str, Mapping[str, str]] = {
     "extproc/accesslog/entries.py": {"envoy": _MESSAGES},
+    "extproc/discovery/istio/wire.py": {"envoy": _MESSAGES, "google": _MESSAGES},
     "extproc/xds/delta.py": {"envoy_data_plane": _MESSAGES},
     "extproc/xds/resources.py": {"envoy_data_plane": _MESSAGES},
 }
@@ -228,8 +231,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
 WIRE_ONLY = {
     "envoy": (
         *("extproc/protocol/wire.py", "extproc/protocol/bootstrap_dialect.py", "extproc/picker/dialect.py"),
-        "extproc/protocol/istio_dialect.py",
-        "extproc/accesslog/",
+        *("extproc/protocol/istio_dialect.py", "extproc/accesslog/", "extproc/discovery/istio/wire.py"),
     ),
     "envoy_data_plane": ("extproc/xds/",),
     "grpc": ("extproc/transport/", "extproc/server/"),

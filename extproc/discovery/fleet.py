@@ -317,4 +317,5 @@ def _endpoint(key: EndpointKey, cluster: str, source: str, listed: Listed) -> En
         listed.rank,
         listed.locality,
         source,
+        listed.ready,
     )

@@ -24,11 +24,12 @@ class Listed:
         key: Which replica it is, for this source; the same in each cluster that it is listed in.
         address: An IP address and a port.
         weight: Relative capacity, > 0.
-        labels: Rules select by them.
+        labels: Rules select by them; see `Endpoint.carries`.
         metadata: Free for the operator.
         draining: True takes no new requests and finishes those it has.
         rank: Data-parallel rank behind the address, >= 0.
         locality: Region, zone and sub-zone, joined by `/`; empty if it is not known.
+        ready: False takes no new requests for now; what runs there goes on.
     """
 
     key: str
@@ -39,6 +40,7 @@ class Listed:
     draining: bool = False
     rank: int = 0
     locality: str = ""
+    ready: bool = True
 
 
 Clusters = Mapping[str, Sequence[Listed]]

@@ -9,11 +9,12 @@ from metadata_center.types import EndpointKey
 
 
 class HealthState(StrEnum):
-    """What an endpoint is to the router; draining hides whether it is also ejected."""
+    """What an endpoint is to the router; what its source says hides whether it is also ejected."""
 
     HEALTHY = "healthy"
     EJECTED = "ejected"
     DRAINING = "draining"
+    NOT_READY = "not ready"
 
 
 class ProbeFailure(StrEnum):

@@ -1,7 +1,7 @@
 """Which endpoints may be chosen: one state machine per endpoint, fed by probes and by real traffic.
 
 Rules:
-    1. An endpoint is available iff it is configured, not draining and not ejected.
+    1. An endpoint is available iff it is listed, ready by its source's word, not draining and not ejected.
     2. Only a successful probe ends an ejection; after an ejection caused by traffic only once its time is
        over. What merely timed out when probed is back at once when real traffic has its answer from there.
     3. No ejection takes a cluster below its floor (`min_available_ratio`, one at least). Only refused
@@ -87,12 +87,13 @@ class HealthTracker:
         """Endpoints came, changed or left; those that stay keep their history, new ones count as healthy.
 
         Args:
-            changed: What each of them is now, once per cluster that it serves; nothing if it left. It drains
-                if any of its clusters says so, because draining announces that the server goes away.
+            changed: What each of them is now, once per cluster that it serves; nothing if it left. It drains,
+                or is not ready, if any of its clusters says so: both are said of the server as a whole.
             now_s: Monotonic time.
 
         Returns:
-            Transitions of those that started or stopped draining, and of those that the floor brings back.
+            Transitions of those that their sources withdrew or gave back, and of those that the floor brings
+            back.
         """
         records = self._records
         touched: dict[str, None] = {}
@@ -111,11 +112,11 @@ class HealthTracker:
             draining = any(endpoint.draining for endpoint in endpoints)
             touched.update(dict.fromkeys(clusters))
             before = None if record is None else record.state
-            state = records.place(key, clusters, draining=draining).state
+            ready = all(endpoint.ready for endpoint in endpoints)
+            state = records.place(key, clusters, draining=draining, ready=ready).state
             self._doubts.forget_misses(key)
             if before is not None and state is not before:
-                reason = "draining set" if draining else "draining cleared"
-                changes.append(Transition(key, before, state, reason))
+                changes.append(Transition(key, before, state, _said_by_source(before, state)))
         records.changed(touched)
         changes += self._floors.hold([cluster for cluster in touched if cluster in records.members], now_s)
         return tuple(changes)
@@ -284,7 +285,9 @@ class HealthTracker:
         record = self._records.by_key.get(key)
         if record is None:
             return "not configured"
-        return "draining" if record.draining else record.ejected
+        if record.is_withdrawn:
+            return record.state.value
+        return record.ejected
 
     def doubted(self, model: str) -> Collection[EndpointKey]:
         """Endpoints that are doubted for `model`; usually none."""
@@ -351,3 +354,10 @@ class HealthTracker:
             record.next_probe_s = now_s + self._settings.interval_s
         else:
             record.next_probe_s = max(now_s + self._settings.recovery_interval_s, record.ejected_until_s)
+
+
+def _said_by_source(before: HealthState, after: HealthState) -> str:
+    """What a source said when it withdrew an endpoint or gave it back."""
+    if HealthState.DRAINING in (before, after):
+        return "draining set" if after is HealthState.DRAINING else "draining cleared"
+    return "not ready" if after is HealthState.NOT_READY else "ready again"

@@ -13,7 +13,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import yaml
@@ -24,9 +24,9 @@ from extproc.config.sections.edge import Cors, EdgeTls
 from extproc.config.sections.engines import EngineTls
 from extproc.config.sections.istio import IstioGateway
 from extproc.config.sections.models import RuleSection
-from extproc.istio_gateway.names import ACCEPTED, SUBSET_LABEL, Destination, destination_of
 from extproc.istio_gateway.profile import Fragment, Profile, profile_of
 from extproc.values.headers import CLUSTER_HEADER, OWNER_HEADER
+from extproc.values.mesh_names import MeshName
 from extproc.xds.open_models import MODEL_ALIAS_PREFIX, open_models
 from metadata_center.addresses import Address
 
@@ -50,6 +50,11 @@ DECIDED: Final = "tokenway-decided"
 NOWHERE: Final = "tokenway-nowhere"
 FALLBACK: Final = "tokenway-fallback"
 """Names of routes; those of fallbacks have a number behind."""
+
+SUBSET_LABEL: Final = "subset"
+"""Label by which a rule names a subset of a DestinationRule."""
+
+ACCEPTED: Final = "`host:port`, with a dot in the host, or Istio's own `outbound|port||host`"
 
 MODEL_HEADER: Final = "x-tokenway-model"
 
@@ -90,7 +95,7 @@ class _Open:
     """
 
     names: tuple[str, ...]
-    destination: Destination
+    destination: MeshName
 
 
 def files(
@@ -116,11 +121,11 @@ def files(
     if gateway is None:
         raise RenderingError(["istio_gateway: not given; accepted: {} for an ingress gateway on port 80"])
     destinations, default, opened = _destinations(config)
-    service = destination_of(gateway.service or f"{OWN_HOST}:{OWN_PORT}")
+    service = _service(gateway.service or f"{OWN_HOST}:{OWN_PORT}")
     if service is None:
         raise RenderingError([f"istio_gateway.service: `{gateway.service}` is no host name and port"])
-    profile = profile_of(bootstrap, replaced, service.cluster)
-    hosts = sorted({destination.whole for destination in destinations})
+    profile = profile_of(bootstrap, replaced, str(service))
+    hosts = sorted({destination.service for destination in destinations}, key=str)
     first = hosts[0] if hosts else default or service
     return {
         "gateway.yaml": [
@@ -157,10 +162,10 @@ def _represent(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Readable.add_representer(str, _represent)
 
 
-def _destinations(config: Config) -> tuple[set[Destination], Destination | None, list[_Open]]:
+def _destinations(config: Config) -> tuple[set[MeshName], MeshName | None, list[_Open]]:
     """Where rules go, where what is no inference goes, and which models Envoy may serve alone."""
     problems: list[str] = []
-    found: set[Destination] = set()
+    found: set[MeshName] = set()
     for model_name, model in config.models.items():
         for i, rule in enumerate(model.rules):
             destination = _destination(rule)
@@ -169,14 +174,14 @@ def _destinations(config: Config) -> tuple[set[Destination], Destination | None,
                 problems.append(f"{place}: `{rule.cluster}` is no service of Istio's; accepted: {ACCEPTED}")
             else:
                 found.add(destination)
-    default = None if config.default_cluster is None else destination_of(config.default_cluster)
+    default = None if config.default_cluster is None else _service(config.default_cluster)
     if config.default_cluster is not None and default is None:
         problems.append(
             f"default_cluster: `{config.default_cluster}` is no service of Istio's; accepted: {ACCEPTED}"
         )
     if problems:
         raise RenderingError(problems)
-    names: dict[Destination, list[str]] = {}
+    names: dict[MeshName, list[str]] = {}
     for name, rule in open_models(config).items():
         destination = _destination(rule)
         if destination is not None and (not rule.subset or destination.subset):
@@ -184,12 +189,18 @@ def _destinations(config: Config) -> tuple[set[Destination], Destination | None,
     return found, default, [_Open(tuple(of_it), destination) for destination, of_it in names.items()]
 
 
-def _destination(rule: RuleSection) -> Destination | None:
+def _service(name: str) -> MeshName | None:
+    """A cluster's name as Istio has it; None for another: Istio takes a host without a dot for another."""
+    found = MeshName.of(name)
+    return found if found is not None and "." in found.host else None
+
+
+def _destination(rule: RuleSection) -> MeshName | None:
     """Where a rule goes; its subset if that is the only label it asks for."""
-    destination = destination_of(rule.cluster)
+    destination = _service(rule.cluster)
     if destination is None or destination.subset or set(rule.subset) != {SUBSET_LABEL}:
         return destination
-    return Destination(destination.host, destination.port, rule.subset[SUBSET_LABEL])
+    return replace(destination, subset=rule.subset[SUBSET_LABEL])
 
 
 def _manifest(
@@ -225,7 +236,7 @@ def _client_tls(credential: str | None, tls: EdgeTls | None) -> Manifest:
 
 
 def _routes(
-    config: Config, gateway: IstioGateway, profile: Profile, opened: Sequence[_Open], first: Destination
+    config: Config, gateway: IstioGateway, profile: Profile, opened: Sequence[_Open], first: MeshName
 ) -> Manifest:
     """Routes in the order of our bootstrap's; an EnvoyFilter has the first two read the cluster's name."""
     removed = {"headers": {"request": {"remove": list(profile.removed)}}}
@@ -269,7 +280,7 @@ def _routes(
     return _manifest("VirtualService", GATEWAY, gateway, spec)
 
 
-def _to(destination: Destination) -> Manifest:
+def _to(destination: MeshName) -> Manifest:
     target: Manifest = {"host": destination.host, "port": {"number": destination.port}}
     return {"destination": target | ({"subset": destination.subset} if destination.subset else {})}
 
@@ -295,16 +306,16 @@ def _cors(cors: Cors) -> Manifest:
 def _engines(
     config: Config,
     gateway: IstioGateway,
-    destinations: Iterable[Destination],
+    destinations: Iterable[MeshName],
     clusters: Iterable[ClusterSpec],
 ) -> list[Manifest]:
     """A DestinationRule for each host, and a ServiceEntry for each that clusters.json lists."""
     found: list[Manifest] = []
-    listed = {destination_of(cluster.name): cluster.endpoints for cluster in clusters}
+    listed = {_service(cluster.name): cluster.endpoints for cluster in clusters}
     for host in sorted({destination.host for destination in destinations}):
         of_host = [destination for destination in destinations if destination.host == host]
         name = host.replace(".", "-")
-        ports = {each.port: listed[each.whole] for each in of_host if each.whole in listed}
+        ports = {each.port: listed[each.service] for each in of_host if each.service in listed}
         if ports:
             found.append(_manifest("ServiceEntry", name, gateway, _entry(host, ports)))
         tls = {each.port: _engine_tls(config, each) for each in of_host}
@@ -350,7 +361,7 @@ def _entry(host: str, ports: Mapping[int, Sequence[EndpointSpec]]) -> Manifest:
     }
 
 
-def _rule(host: str, destinations: Sequence[Destination], tls: Mapping[int, EngineTls | None]) -> Manifest:
+def _rule(host: str, destinations: Sequence[MeshName], tls: Mapping[int, EngineTls | None]) -> Manifest:
     policy: Manifest = {
         "connectionPool": {
             "tcp": {"connectTimeout": _CONNECT_TIMEOUT},
@@ -370,9 +381,9 @@ def _rule(host: str, destinations: Sequence[Destination], tls: Mapping[int, Engi
     return spec
 
 
-def _engine_tls(config: Config, destination: Destination) -> EngineTls | None:
-    found = {destination_of(name): tls for name, tls in config.engine_tls.items()}
-    return found.get(destination.whole)
+def _engine_tls(config: Config, destination: MeshName) -> EngineTls | None:
+    found = {_service(name): tls for name, tls in config.engine_tls.items()}
+    return found.get(destination.service)
 
 
 def _engine_socket(tls: EngineTls) -> Manifest:
@@ -388,7 +399,7 @@ def _engine_socket(tls: EngineTls) -> Manifest:
 
 
 def _own_service(
-    config: Config, gateway: IstioGateway, service: Destination, sockets: Sequence[str]
+    config: Config, gateway: IstioGateway, service: MeshName, sockets: Sequence[str]
 ) -> list[Manifest]:
     """Tokenway where no Kubernetes Service is it, and how it is spoken to."""
     found: list[Manifest] = []
@@ -498,7 +509,7 @@ def _route(name: str) -> Manifest:
 
 
 def _clusters_filter(
-    gateway: IstioGateway, profile: Profile, hosts: Iterable[Destination], service: Destination
+    gateway: IstioGateway, profile: Profile, hosts: Iterable[MeshName], service: MeshName
 ) -> Manifest:
     """Engines by the endpoint that a request names, and Tokenway by its health."""
     return _filter(
@@ -511,5 +522,5 @@ def _clusters_filter(
     )
 
 
-def _cluster(destination: Destination) -> Manifest:
+def _cluster(destination: MeshName) -> Manifest:
     return {"cluster": {"service": destination.host, "portNumber": destination.port}}

@@ -9,10 +9,11 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from extproc.config.schema import Config
 from extproc.discovery.fleet import Difference, Fleet
+from extproc.discovery.listed import Listed
 from extproc.discovery.resolution import FILES, Resolution
 from extproc.listeners import Listeners
 
@@ -52,7 +53,13 @@ class Owners:
         if config is not before:
             self._read = config
             self.read.notify(config)
-        difference = self.fleet.replace(FILES, resolution.clusters)
+        self._settle(self.fleet.replace(FILES, resolution.clusters))
+
+    def report(self, source: str, clusters: Mapping[str, Sequence[Listed] | None]) -> None:
+        """A source other than the files says what some of its clusters have now: see `Fleet.update`."""
+        self._settle(self.fleet.update(source, clusters))
+
+    def _settle(self, difference: Difference) -> None:
         if difference:
             self.changes.notify(difference)
         self.settled.notify()

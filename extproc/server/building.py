@@ -60,6 +60,7 @@ from extproc.server.health_report import HealthReport
 from extproc.server.hearsay import Hearsay
 from extproc.server.housekeeping import Housekeeping
 from extproc.server.kv_event_follower import KvEventFollower
+from extproc.server.live_sources import LiveSources, live_sources_of
 from extproc.server.parts import Part, Parts
 from extproc.server.pending_settings import PendingSettings
 from extproc.server.picking import Picking, picking_of
@@ -235,10 +236,11 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
         lambda: configuration.current.server.drain_s,
         picking,
     )
-    admin = _admin(site, known, way, configuration, life, changes)
+    sources = LiveSources(live_sources_of(config.discovery, index, owners.report), config.discovery.wait_s)
+    admin = _admin(site, known, way, configuration, life, changes, sources)
     _follow_health(site, news, known, engines, changes)
-    _follow_configuration(site, known, way, engines, prober, changes)
-    parts = _parts(site, known, way, configuration, prober, server, picking, admin)
+    _follow_configuration(site, known, way, engines, prober, changes, sources)
+    parts = _parts(site, known, way, configuration, sources, prober, server, picking, admin)
     facts = {"socket": str(socket_path(site.folder, index)), "owner": site.owner}
     return Worker(life, parts, draining.drain, configuration.reload, lambda: admin.port, facts)
 
@@ -398,6 +400,7 @@ def _admin(
     configuration: Configuration,
     life: Life,
     changes: FleetChanges,
+    sources: LiveSources,
 ) -> AdminPort:
     bus, met = known.bus, known.met
 
@@ -420,6 +423,7 @@ def _admin(
         configuration.files,
         configuration.names,
         lambda: changes.named,
+        sources.statuses,
         life.is_ready,
     )
     site.metrics.watch(status.gauges)
@@ -445,7 +449,13 @@ def _follow_health(
 
 
 def _follow_configuration(
-    site: Site, known: Knowledge, way: RequestWay, engines: EngineNews, prober: Prober, changes: FleetChanges
+    site: Site,
+    known: Knowledge,
+    way: RequestWay,
+    engines: EngineNews,
+    prober: Prober,
+    changes: FleetChanges,
+    sources: LiveSources,
 ) -> None:
     """Connects what applies a configuration, in this order; what none of them reads needs a restart."""
     scheduling, base = known.state.scheduling, site.path.parent
@@ -461,6 +471,7 @@ def _follow_configuration(
         ForwardedHeaders().follow,
         PendingSettings(site.config).follow,
         changes.configure,
+        sources.follow,
     )
     # Models that were missed are asked for again, though the configuration be the same.
     site.owners.read.add(lambda config: prober.configure(config.health.settings()))
@@ -473,6 +484,7 @@ def _parts(
     known: Knowledge,
     way: RequestWay,
     configuration: Configuration,
+    sources: LiveSources,
     prober: Prober,
     server: RpcServer,
     picking: Picking | None,
@@ -489,6 +501,7 @@ def _parts(
         Part("prober", prober.start, prober.stop),
         Part("KV events", known.kv_event_follower.start, known.kv_event_follower.stop),
         Part("configuration", configuration.start, configuration.stop),
+        Part("discovery", sources.start, sources.stop),
     ]
     if known.bus is not None:
         parts.append(Part("bus", known.bus.start, known.bus.stop))

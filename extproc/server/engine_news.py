@@ -50,7 +50,7 @@ class EngineNews:
 
     def transition(self, transition: Transition) -> None:
         """Health changed: an engine that answers again may be another process."""
-        if transition.after is not HealthState.EJECTED:
+        if transition.after not in (HealthState.EJECTED, HealthState.NOT_READY):
             self._kv_event_follower.came_back(transition.key)
             self._engines.restarted(transition.key)
 

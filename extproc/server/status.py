@@ -9,6 +9,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, generate_latest
 
 from extproc.discovery.fleet import Fleet
+from extproc.discovery.live import SourceStatus
+from extproc.observing.metrics.discovery import discovery_values
 from extproc.observing.metrics.endpoints import EndpointGauges
 from extproc.observing.metrics.family import Values
 from extproc.observing.metrics.live import LiveGauges
@@ -35,6 +37,7 @@ class Status:
         files: Configuration files that are needed: is each good?
         host_names: Host names in use: has each an address?
         clusters: Clusters that the configuration names: does a source list each?
+        sources: Sources of endpoints with connections: how each stands.
         is_ready: Are new requests taken?
     """
 
@@ -52,6 +55,7 @@ class Status:
         files: Callable[[], Mapping[str, bool]],
         host_names: Callable[[], Mapping[str, bool]],
         clusters: Callable[[], Mapping[str, bool]],
+        sources: Callable[[], Mapping[str, SourceStatus]],
         is_ready: Callable[[], bool],
     ) -> None:
         self._scheduling = state.scheduling
@@ -67,6 +71,7 @@ class Status:
         self._files = files
         self._host_names = host_names
         self._clusters = clusters
+        self._sources = sources
         self._is_ready = is_ready
         self._started_s = time.monotonic()
 
@@ -94,7 +99,7 @@ class Status:
             tokens_per_byte=dict(predictor.token_ratios()),
             calibrations=list(predictor.calibrations()),
             bus_dropped=self._bus_dropped(),
-            shared=self._shared(),
+            shared={**self._shared(), **discovery_values(self._sources())},
             files=self._files(),
             host_names=self._host_names(),
             clusters=self._clusters(),
@@ -110,6 +115,9 @@ class Status:
                 {
                     "key": row.key,
                     "cluster": row.cluster,
+                    "source": row.source,
+                    "weight": row.weight,
+                    "labels": dict(row.labels),
                     "state": scheduling.health.state(row.key),
                     "reason": scheduling.health.reason(row.key),
                     "doubted_for": scheduling.health.doubts_of(row.key),
@@ -124,6 +132,10 @@ class Status:
                 for row in self._endpoint_gauges()
             ],
             "clusters_not_listed": [name for name, is_listed in self._clusters().items() if not is_listed],
+            "sources": {
+                name: {"connected": source.is_connected, "age_s": source.age_s}
+                for name, source in self._sources().items()
+            },
             "in_flight": scheduling.load.in_flight,
             "held": sum(self._held().values()),
             "workers": self._workers,
@@ -137,6 +149,9 @@ class Status:
             EndpointGauges(
                 key=endpoint.key,
                 cluster=endpoint.cluster,
+                source=endpoint.source,
+                weight=endpoint.weight,
+                labels=endpoint.labels,
                 available=scheduling.health.is_available(endpoint.key),
                 load=load.amounts(i),
                 cached_blocks=scheduling.caches.history.size(endpoint.key),

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from extproc.istio_gateway.manifests import Manifest
-from extproc.istio_gateway.names import destination_of
+from extproc.values.mesh_names import MeshName
 
 Fragment = dict[str, Any]
 
@@ -195,7 +195,7 @@ def _apply(document: Fragment, patch: Manifest) -> None:
         case "CLUSTER", "MERGE":
             of = match["cluster"]
             for cluster in document["static_resources"]["clusters"]:
-                destination = destination_of(cluster["name"])
+                destination = MeshName.parse(cluster["name"])
                 assert destination is not None
                 if (destination.host, destination.port) == (of["service"], of["portNumber"]):
                     merge(cluster, value)

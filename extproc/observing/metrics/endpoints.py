@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from extproc.observing.metrics.family import Family, MetricType, Values
@@ -33,7 +33,7 @@ CAPACITY_BLOCKS = Family(
 ENDPOINT_AVAILABLE = Family(
     "tokenway_endpoint_available",
     MetricType.GAUGE,
-    "1 if the endpoint may be chosen, 0 if it is ejected or draining.",
+    "1 if the endpoint may be chosen, 0 if it is ejected, draining, or not ready by its source's word.",
     ("cluster", "endpoint"),
 )
 ENDPOINT_ANNOUNCING = Family(
@@ -67,6 +67,9 @@ class EndpointGauges:
         key: Its identity.
         cluster: A cluster that lists it.
         load: One number per kind of load.
+        source: The source that lists it.
+        weight: Relative capacity.
+        labels: What rules select it by.
 
     The others mean what the families of the same name say.
     """
@@ -80,6 +83,9 @@ class EndpointGauges:
     ttft_ewma_s: float | None = None
     announcing: bool = False
     doubted: int = 0
+    source: str = ""
+    weight: int = 1
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 _COLUMNS: Mapping[Family, Callable[[EndpointGauges], float | None]] = {
