@@ -406,7 +406,7 @@ def _own_service(
     address = config.edge.gateway
     if gateway.service is None:
         places = sockets if address is None else address.addresses
-        spec = {
+        spec: Manifest = {
             "hosts": [service.host],
             "location": "MESH_EXTERNAL",
             "resolution": "STATIC",

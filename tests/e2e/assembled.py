@@ -72,7 +72,7 @@ def _tcp(host: str, port: int) -> Fragment:
 
 
 def _cluster(name: str, addresses: list[Fragment], *, http2: bool = False) -> Fragment:
-    options = {"http2_protocol_options": {}} if http2 else {"http_protocol_options": {}}
+    options: Fragment = {"http2_protocol_options": {}} if http2 else {"http_protocol_options": {}}
     return {
         "name": name,
         "type": "STATIC",

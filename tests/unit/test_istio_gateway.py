@@ -477,7 +477,7 @@ def younger_in(files: dict[str, list[Manifest]]) -> set[str]:
 def test_every_field_is_one_that_the_oldest_envoy_knows(tmp_path: Path) -> None:
     """What is younger, istiod would drop or Envoy refuse."""
     assert younger_in(rendered(SAMPLE)) == set()
-    every = {
+    every: dict[str, Any] = {
         "edge": {"trusted_hops": 2, "keep_request_id": True, "cors": {"origins": ["*"]}},
         "away": {"gone": "refuse", "late": "refuse", "after_s": 2},
         "models": {"m": {"rules": [{"cluster": f"{HOST}:8000", "subset": {"subset": "h200"}}]}},
