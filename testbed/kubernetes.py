@@ -426,7 +426,7 @@ class Cluster:
     async def forget(self) -> None:
         """Forget all versions before the present one: etcd compacts, the API server starts again.
 
-        A list that continues from before is then answered 410, a watch from before by an event of code 410.
+        A list that continues from before is answered 410 then, a watch from before by an event of code 410.
         The API server's own cache would still serve such a list, therefore it starts again.
         """
         url = f"http://127.0.0.1:{self.etcd_port}/v3/kv"

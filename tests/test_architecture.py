@@ -79,6 +79,7 @@ CORE = (
     "extproc/discovery/listed.py",
     "extproc/discovery/live.py",
     "extproc/discovery/istio/*.py",
+    "extproc/discovery/kubernetes/*.py",
     "extproc/discovery/resolution.py",
     "extproc/xds/resources.py",
     "extproc/xds/open_models.py",
@@ -173,7 +174,7 @@ _MESSAGES = "what it makes of values, or values of, are these messages; it does 
 EXCEPTIONS: Mapping[str, Mapping[str, str]] = {
     "extproc/accesslog/entries.py": {"envoy": _MESSAGES},
     "extproc/discovery/istio/wire.py": {"envoy": _MESSAGES, "google": _MESSAGES},
-    "extproc/xds/delta.py": {"envoy_data_plane": _MESSAGES},
+    "extproc/xds/delta.py": {"envoy": _MESSAGES},
     "extproc/xds/resources.py": {"envoy_data_plane": _MESSAGES},
 }
 """Core module -> forbidden import -> why it may all the same, and may reach it."""
@@ -217,7 +218,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "extproc.accesslog": "extproc.values extproc.observing.recorder extproc.transport metadata_center",
         "extproc.config": "extproc.values extproc.errors extproc.health extproc.request "
         "extproc.choosing.rivals metadata_center",
-        "extproc.discovery": "extproc.values extproc.config metadata_center",
+        "extproc.discovery": "extproc.values extproc.config extproc.errors metadata_center",
         "extproc.xds": "extproc.values extproc.config extproc.health extproc.transport metadata_center",
         "extproc.istio_gateway": "extproc.values extproc.config extproc.xds.open_models metadata_center",
         "extproc.routing": "extproc.values extproc.errors extproc.request extproc.rendering "
@@ -231,9 +232,15 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
 WIRE_ONLY = {
     "envoy": (
         *("extproc/protocol/wire.py", "extproc/protocol/bootstrap_dialect.py", "extproc/picker/dialect.py"),
-        *("extproc/protocol/istio_dialect.py", "extproc/accesslog/", "extproc/discovery/istio/wire.py"),
+        *(
+            "extproc/protocol/istio_dialect.py",
+            "extproc/accesslog/",
+            "extproc/xds/ads.py",
+            "extproc/xds/delta.py",
+            "extproc/discovery/istio/wire.py",
+        ),
     ),
-    "envoy_data_plane": ("extproc/xds/",),
+    "envoy_data_plane": ("extproc/xds/resources.py",),
     "grpc": ("extproc/transport/", "extproc/server/"),
 }
 """Protobuf package, or gRPC's own -> where alone it may be imported."""

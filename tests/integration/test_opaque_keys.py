@@ -122,8 +122,11 @@ def end(owner: str, address: Address) -> als_pb2.StreamAccessLogsMessage:
     common.upstream_remote_address.socket_address.port_value = address.port
     common.start_time.FromNanoseconds(time.time_ns() - 500_000_000)
     common.duration.FromMilliseconds(400)
+    common.upstream_request_attempt_count = 1
     entry.response.response_code.value = 200
     entry.response.response_code_details = "via_upstream"
+    entry.response.response_body_bytes = 2500
+    entry.response.response_headers["content-type"] = "text/event-stream"
     return message
 
 
@@ -176,4 +179,5 @@ async def test_a_request_is_charged_and_released_by_the_key_of_its_source(
     assert (row["prefill_tokens"], row["context_tokens"], row["served_total"]) == (0, 0, 1)
     assert f"{in_flight} 0.0" in await page(worker, "/metrics")
     (record,) = json.loads(await page(worker, "/explain?last=1"))["records"]
-    assert (record["chosen"], record["outcome"]["endpoint"]) == (key, key)
+    order = record["choice"]["order"]
+    assert (record["snapshot"]["keys"][order[0]], record["outcome"]["endpoint"]) == (key, key)
