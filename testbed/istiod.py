@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -191,13 +192,6 @@ class Istiod:
             self._empty.write_kubeconfig(path)
         return path
 
-    async def close(self) -> None:
-        """Kill it, for good."""
-        await self.kill()
-        if self._empty is not None:
-            await self._empty.stop()
-            self._empty = None
-
     async def stop(self) -> None:
         """SIGTERM, and wait for its end."""
         self.process.signal(signal.SIGTERM)
@@ -207,6 +201,9 @@ class Istiod:
         """SIGKILL; harmless if it is gone."""
         if self._process is not None:
             await self._process.kill()
+        if self._empty is not None:
+            await self._empty.stop()
+            self._empty = None
 
     def pause(self) -> None:
         """It hangs: connections stay, nothing is sent."""
@@ -222,7 +219,7 @@ class Istiod:
 
     async def debug(self, page: str) -> Any:
         """A debug page's JSON: `endpointz`, `configz`, `syncz`, `config_dump?proxyID=...`."""
-        return yaml.safe_load(await get(f"{self._url}/debug/{page}"))
+        return json.loads(await get(f"{self._url}/debug/{page}"))
 
     async def knows(self, host: str) -> None:
         """Wait until istiod knows a service of that host."""
@@ -245,4 +242,4 @@ async def running_istiod(folder: Path, **settings: Any) -> AsyncIterator[Istiod]
         await istiod.start()
         yield istiod
     finally:
-        await istiod.close()
+        await istiod.kill()

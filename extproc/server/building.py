@@ -30,11 +30,13 @@ from extproc.listeners import Listeners
 from extproc.observing.metrics.collector import Metrics
 from extproc.observing.metrics.family import Values
 from extproc.observing.metrics.kv_events import event_values
+from extproc.observing.metrics.process import StallCause
 from extproc.observing.metrics.sharing import sharing_values
 from extproc.observing.records import RecordRing
 from extproc.observing.request_log import RequestLog
 from extproc.predicting.tokens import TokensPerByte
 from extproc.protocol.bootstrap_dialect import BootstrapDialect
+from extproc.protocol.istio_dialect import IstioDialect
 from extproc.protocol.servicer import Processor
 from extproc.routing.caches import Caches
 from extproc.routing.event_caches import EventCaches
@@ -65,7 +67,8 @@ from extproc.server.pending_settings import PendingSettings
 from extproc.server.picking import Picking, picking_of
 from extproc.server.publishing import ADS_TYPES, Publisher
 from extproc.server.request_settings import RequestPath, router_settings, routing_table
-from extproc.server.rpc_server import RpcServer, places_of, rpc_server
+from extproc.server.rpc_places import places_of
+from extproc.server.rpc_server import RpcServer, rpc_server
 from extproc.server.run_dir import Residence, admin_path, counters_path, run_dir, socket_path
 from extproc.server.sharing import Alone, Shared, reserve_by, store_of
 from extproc.server.status import Status
@@ -83,6 +86,9 @@ from metadata_center.load.shared_counters import SharedCounters
 from metadata_center.types import EndpointKey
 
 _log = logging.getLogger("tokenway.worker")
+
+Stalls = Listeners[[float, StallCause]]
+"""How long a turn of the event loop took, and what took most of it."""
 
 _MESSAGE_OVERHEAD_BYTES = 1024 * 1024
 """Room in a gRPC message beside the body: headers, metadata."""
@@ -186,13 +192,16 @@ class RequestWay:
     access_log: AccessLog
 
 
-def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Worker:
+def build_worker(
+    path: Path, *, index: int = 0, supervised: bool = False, stalls: Stalls | None = None
+) -> Worker:
     """A worker that is ready to start.
 
     Args:
         path: tokenway.yaml, or a clusters.json for embedded defaults.
         index: Which worker.
         supervised: True if a supervisor serves the admin port and made the shared counters.
+        stalls: Tells of long turns of the loop that the worker will run in; None if nothing watches it.
 
     Raises:
         ConfigError: The configuration cannot be used.
@@ -200,6 +209,8 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
     """
     registry, owners, life = CollectorRegistry(), Owners(), Life()
     metrics = Metrics(registry, version("tokenway"))
+    if stalls is not None:
+        stalls.add(metrics.stalled)
     configuration = Configuration(path, metrics, owners.apply)
     config = configuration.current
     site = _site(path, index, supervised, config, registry, metrics, owners)
@@ -223,8 +234,15 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
         time.monotonic,
     )
     server = _server(site, way, ads)
+    sources = _sources(site)
     picking = picking_of(
-        config, index, site.owner, way.gateway, news.entries.notify, life.is_ready, metrics.transport_fault
+        config,
+        index,
+        site.owner,
+        way.gateway,
+        news.entries.notify,
+        lambda: life.is_ready() and sources.are_known(),
+        metrics.transport_fault,
     )
     draining = Draining(
         server,
@@ -235,7 +253,6 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
         lambda: configuration.current.server.drain_s,
         picking,
     )
-    sources = LiveSources(live_sources_of(config.discovery, index, owners.report), config.discovery.wait_s)
     admin = _admin(site, known, way, configuration, life, changes, sources)
     _follow_health(site, news, known, engines, changes)
     _follow_configuration(site, known, way, engines, prober, changes, sources)
@@ -348,6 +365,8 @@ def _request_way(site: Site, news: News, known: Knowledge) -> RequestWay:
         time.time,
     )
     dialect = BootstrapDialect(site.owner)
+    if site.config.istio_gateway is not None:
+        dialect = IstioDialect(site.owner)
     processor = Processor(gateway.judge, gateway, dialect, lambda: router.settings.first_chunk)
     dispatcher = Dispatcher(
         site.owner,
@@ -369,6 +388,12 @@ def _server(site: Site, way: RequestWay, ads: AdsServer) -> RpcServer:
         config.request.max_body_bytes + _MESSAGE_OVERHEAD_BYTES,
         site.metrics.transport_fault,
     )
+
+
+def _sources(site: Site) -> LiveSources:
+    discovery, owners = site.config.discovery, site.owners
+    listing = live_sources_of(discovery, site.index, site.path.parent, owners.report, owners.policies.notify)
+    return LiveSources(listing, discovery.wait_s)
 
 
 def _report_fault(error: Exception) -> None:
