@@ -1,7 +1,7 @@
 """What an Istio gateway's Envoy must do with Tokenway beside it, whoever configured it; a function each.
 
 The models are `sim` (simulated engines), `recorded` (the recorder), `pair` (recorder and decoy), `mortal`
-(one that dies, and the decoy), `gated` (the recorder, for a header alone), `half` (the recorder, as a subset of
+(one that dies, and the decoy), `gated` (the recorder, for a header alone), `half` (the recorder, a subset of
 `pair`) and `part` (the same by a label that Istio has no subset for).
 """
 
