@@ -117,9 +117,7 @@ async def behind_istio(config: Mapping[str, Any] = CONFIG) -> AsyncIterator[Behi
         exits.callback(shutil.rmtree, stack.run_dir, ignore_errors=True)
         exits.push_async_callback(stack.stop)
         under = Under(stack, engines, *recorders)
-        istiod = await exits.enter_async_context(
-            running_istiod(stack.run_dir / "istiod", environment={"PILOT_ENVOY_FILTER_STATS": "true"})
-        )
+        istiod = await exits.enter_async_context(running_istiod(stack.run_dir / "istiod"))
         proxy = await exits.enter_async_context(
             running_proxy(stack.run_dir / "proxy", istiod.port, labels=LABELS, namespace=NAMESPACE)
         )

@@ -7,11 +7,13 @@ import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 import yaml
 
+from extproc.config.schema import Config
 from testbed.control_planes.build import binary
 from testbed.processes import REPOSITORY, envoy_binary, get
 from tests.e2e.harness import Load, key_of
@@ -53,12 +55,26 @@ async def test_nothing_of_what_is_rendered_is_refused_or_idle(behind: Behind) ->
     metrics = await behind.istiod.metrics()
     rejects = re.findall(r"^pilot_total_xds_rejects\S* (\S+)", metrics, re.MULTILINE)
     assert all(float(count) == 0 for count in rejects)
-    unmatched = re.findall(
-        r'^pilot_envoy_filter_status\{.*?name="([^"]+)".*?patch="([^"]+)".*?result="error".*?\} (\S+)$',
-        metrics,
-        re.MULTILINE,
-    )
-    assert [each for each in unmatched if float(each[2])] == []
+    document: Any = static(await behind.proxy.config_dump())
+    (listener,) = document["static_resources"]["listeners"]
+    assert listener["per_connection_buffer_limit_bytes"] == Config().request.max_body_bytes
+    manager = listener["filter_chains"][0]["filters"][-1]["typed_config"]
+    assert manager["early_header_mutation_extensions"]
+    assert [log["name"] for log in manager["access_log"]] == ["envoy.access_loggers.http_grpc"]
+    filters = [each["name"] for each in manager["http_filters"]]
+    ours = ["tokenway.ext_proc", "tokenway.fallback", "tokenway.usage", "tokenway.answer"]
+    assert filters[-5:] == [*ours, "envoy.filters.http.router"]
+    assert manager["http_filters"][-1]["typed_config"]["upstream_log"]
+    (host_of_all,) = manager["route_config"]["virtual_hosts"]
+    assert host_of_all["include_request_attempt_count"]
+    clusters_of = {route["name"]: route["route"] for route in host_of_all["routes"]}
+    for name in ("tokenway-pinned", "tokenway-decided"):
+        assert clusters_of[name]["cluster_header"] == "x-tokenway-cluster"
+    assert clusters_of["tokenway-nowhere"]["cluster"] == "tokenway-none"
+    clusters = {each["name"]: each for each in document["static_resources"]["clusters"]}
+    for name in ("sim", "recorder", "pair", "mortal"):
+        assert "override_host" in str(clusters[cluster_of(name)]["load_balancing_policy"])
+    assert clusters["outbound|9000||tokenway.internal"]["health_checks"]
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
