@@ -27,11 +27,13 @@ class Places:
         socket: The Unix socket that Envoy on this host knows; made anew, and closed to others. None has none.
         others: Further addresses, `unix:/path` or `ip:port`.
         tls: For the `ip:port` among them; None for clear text.
+        is_shared: Other workers listen at the same `ip:port`.
     """
 
     socket: Path | None
     others: tuple[str, ...] = ()
     tls: TlsFiles | None = None
+    is_shared: bool = False
 
 
 class RpcServer(Protocol):
@@ -52,9 +54,37 @@ def places_of(server: Server, socket: Path, index: int) -> Places:
     return Places(socket, server.listen, _files(server.listen_tls)) if index == 0 else Places(socket)
 
 
-def picker_places(picker: EndpointPicker) -> Places:
-    """Where the endpoint picker listens."""
-    return Places(None, picker.listen, _files(picker.listen_tls))
+def picker_places(picker: EndpointPicker, made: TlsFiles, index: int, workers: int) -> Places:
+    """Where the endpoint picker of worker `index` of so many listens.
+
+    Args:
+        picker: The settings.
+        made: Where the certificate is that `self_signed` asks for.
+        index: Which worker; the first one alone has the Unix sockets.
+        workers: How many there are.
+    """
+    tls = made if picker.self_signed else _files(picker.listen_tls)
+    return Places(None, _of_worker(picker.listen, index), tls, is_shared=workers > 1)
+
+
+def health_places(picker: EndpointPicker, index: int, workers: int) -> Places:
+    """Where it answers for its health alone."""
+    return Places(None, _of_worker(picker.health_listen, index), is_shared=workers > 1)
+
+
+def _of_worker(addresses: tuple[str, ...], index: int) -> tuple[str, ...]:
+    return tuple(each for each in addresses if index == 0 or not each.startswith("unix:"))
+
+
+def check_free(addresses: Iterable[str]) -> None:
+    """Make sure that no other program listens where several workers are to.
+
+    Raises:
+        OSError: One does: among workers that share an address nobody would be told.
+    """
+    for address in addresses:
+        if not address.startswith("unix:"):
+            _opened(address).close()
 
 
 def _files(tls: ListenTls | PickerTls | None) -> TlsFiles | None:
@@ -100,7 +130,7 @@ class GrpcServer:
         server = self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", self._max_message_bytes),
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(self._places.is_shared)),
             ]
         )
         server.add_generic_rpc_handlers(grpc_aio.handlers(self._rpcs))
@@ -158,7 +188,7 @@ class OwnServer:
                 own = unix_socket(self._places.socket)
             await self._server.serve(own)
         for address in self._places.others:
-            opened = _opened(address)
+            opened = _opened(address, is_shared=self._places.is_shared)
             await self._server.serve(opened, None if opened.family == socket.AF_UNIX else tls)
         self._server.start()
 
@@ -177,7 +207,7 @@ def _take_away(path: Path | None) -> None:
         path.unlink(missing_ok=True)
 
 
-def _opened(address: str) -> socket.socket:
+def _opened(address: str, *, is_shared: bool = False) -> socket.socket:
     """The socket of `unix:/path`, `ip:port` or `[ip]:port`; of a path, what is left of an earlier one goes.
 
     Raises:
@@ -189,7 +219,7 @@ def _opened(address: str) -> socket.socket:
             path.unlink()
         return unix_socket(path)
     host, _, port = address.rpartition(":")
-    return tcp_socket(host.strip("[]"), int(port))
+    return tcp_socket(host.strip("[]"), int(port), is_shared=is_shared)
 
 
 def rpc_server(
