@@ -404,7 +404,7 @@ class PickExchange:
             now_s - self._received_s,
             self._last_byte_s - first_s if first_s is not None and is_timed else None,
             self._request_bytes,
-            answer.num_bytes,
+            answer.num_bytes if self._is_shown else None,
             *usage,
             "encoded" if self._encoded else "",
             None,

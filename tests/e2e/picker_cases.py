@@ -11,7 +11,7 @@ import asyncio
 import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -312,11 +312,11 @@ async def _(picked: Picked) -> None:
 async def _(picked: Picked) -> None:
     event = b'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":10}}\n\n'
     first = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
-    for at in range(len(event)):
+    for at in range(1, len(event)):
         picked.recorder.behaviour = written(
             "text/event-stream", first, event[:at], event[at:], b"data: [DONE]\n\n"
         )
-        reply = await picked.post(chat("recorded", f"cut {at}", stream=True))
+        reply = await picked.post(chat("recorded", f"cut {at}", 16, stream=True))
         assert reply.body == first + event + b"data: [DONE]\n\n"
         outcome = await picked.last_outcome()
         assert (outcome["prompt_tokens"], outcome["completion_tokens"]) == (7, 10)
@@ -441,13 +441,17 @@ async def _(picked: Picked) -> None:
     async with simulated_removal(picked) as (tokenway, port, key):
         for leaves in (True, False):
             body = json.dumps(chat("sim", f"long {leaves}", 400, True)).encode()
-            head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+            head = (
+                f"POST {PATH} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+            )
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(head + body)
+            writer.write(head.encode() + body)
             await reader.readuntil(b"data: ")
             assert await tokenway.charged()
             if leaves:
                 writer.transport.abort()
+                with suppress(ConnectionError):
+                    await writer.wait_closed()
             else:
                 tokenway.write_clusters(cluster("sim", []))
                 await eventually(tokenway.rows, lambda rows: key not in rows)
@@ -455,6 +459,7 @@ async def _(picked: Picked) -> None:
                     answer = await reader.read()
                 assert b"[DONE]" in answer
                 writer.close()
+                await writer.wait_closed()
             await tokenway.settled()
 
 

@@ -60,7 +60,7 @@ async def test_case(picked: Picked, case: Case) -> None:
     await case.check(picked)
 
 
-def test_the_document_has_the_table() -> None:
+async def test_the_document_has_the_table() -> None:
     """All 27, each with its words."""
     assert [case.number for case in CASES] == list(range(1, 28))
     assert table() in (REPOSITORY / "docs/endpoint-picker.md").read_text(encoding="utf-8")

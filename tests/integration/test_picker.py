@@ -358,7 +358,7 @@ def test_random_streams_leave_nothing_charged() -> None:
     keys = gateway.rig.fleet.keys
     at = {key: str(gateway.rig.places[key]) for key in keys}
     modes = (None, Mode.FULL_DUPLEX_STREAMED, Mode.STREAMED, Mode.NONE)
-    running: list[tuple[FakeCall, Any]] = []
+    running: list[tuple[FakeCall, Any]] = [(gateway.call, gateway.exchange)]
     for number in range(NUM_STREAMS):
         gateway.open()
         running.append((gateway.call, gateway.exchange))
