@@ -220,15 +220,15 @@ class PickStream:
 
     def receive_answer_headers(self, *, end_of_stream: bool) -> Effects:
         """Response headers arrived."""
-        abandoned = (Abandon(),) if self.phase is Phase.DECIDING else _NOTHING
-        self.phase = Phase.DONE
-        self._chunks = []
-        return (*abandoned, *_CONTINUE[MessageKind.RESPONSE_HEADERS], *self._passed(end_of_stream))
+        begins = self._answer_begins()
+        return (*begins, *_CONTINUE[MessageKind.RESPONSE_HEADERS], *self._passed(end_of_stream))
 
     def receive_answer_chunk(self, *, end_of_stream: bool) -> Effects:
-        """A chunk of the response body arrived."""
+        """A chunk of the response body arrived; where it is shown its headers may not have been."""
         if self.phase is not Phase.DONE:
-            raise SpuriousMessage(self.phase, MessageKind.RESPONSE_BODY)
+            if self._mode is not AnswerMode.SHOWN:
+                raise SpuriousMessage(self.phase, MessageKind.RESPONSE_BODY)
+            return (*self._answer_begins(), *self.receive_answer_chunk(end_of_stream=end_of_stream))
         if self.is_answered:
             return _NOTHING
         passes = _ECHO if self._mode is AnswerMode.ECHOED else _CONTINUE[MessageKind.RESPONSE_BODY]
@@ -249,6 +249,13 @@ class PickStream:
         ended, self._is_charged = self._is_charged, False
         is_whole = was is Phase.DONE and self._mode is AnswerMode.UNSEEN  # as far as anybody can tell
         return (End(is_whole), Finish()) if ended else (Finish(),)
+
+    def _answer_begins(self) -> Effects:
+        """What is not decided by now is not wanted any more."""
+        abandoned = (Abandon(),) if self.phase is Phase.DECIDING else _NOTHING
+        self.phase = Phase.DONE
+        self._chunks = []
+        return abandoned
 
     def _passed(self, is_whole: bool) -> Effects:
         """The answer ends here, or not."""

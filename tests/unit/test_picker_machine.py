@@ -254,6 +254,18 @@ def test_an_answer_that_is_shown_passes_at_a_word() -> None:
     assert machine.closed() == (Finish(),)
 
 
+def test_an_answer_may_be_shown_without_its_headers() -> None:
+    """The gateway skips them; one that comes before the decision gives the request up."""
+    machine = decided_stream(AnswerMode.SHOWN)
+    passes = SendContinue(MessageKind.RESPONSE_BODY)
+    assert machine.receive_answer_chunk(end_of_stream=False) == (passes,)
+    assert machine.receive_answer_chunk(end_of_stream=True) == (passes, End(True))
+    machine = stream()
+    machine.receive_headers(headers(), AnswerMode.SHOWN)
+    machine.receive_body(b"ab", end_of_stream=True)
+    assert machine.receive_answer_chunk(end_of_stream=True) == (Abandon(), passes)
+
+
 def test_an_answer_that_is_not_seen_ends_with_its_stream() -> None:
     """If its headers came; else its client left before there was one. Or it is left at once."""
     machine = decided_stream(AnswerMode.UNSEEN)
