@@ -93,7 +93,7 @@ class PickerDialect:
 
     Args:
         fallbacks: Endpoints named after the first, to be tried in their order.
-        withheld: Headers, lower case, of which nobody is to know: what clients prove themselves with.
+        withheld: Headers, lower case, that are not read: what clients prove themselves with.
         new_id: Makes a request's id. The gateway has none that is its own to make.
         allowed: Steering headers, lower case, that clients may use after all; never the protocol's own.
         priority_of: Of an objective.
@@ -130,16 +130,16 @@ class PickerDialect:
 
     def request_headers(self, message: pb.ProcessingRequest, mode: AnswerMode) -> RequestHeaders:
         """The request line and headers, with an id of our own and what may be chosen from."""
-        told = wire.request_headers(message)
-        headers = {name: value for name, value in told.headers.items() if name not in self._unread}
+        sent = wire.request_headers(message)
+        headers = {name: value for name, value in sent.headers.items() if name not in self._unread}
         headers[REQUEST_ID_HEADER] = self._new_id()
         take_limits(headers)
         selected = headers.get(TEST_SELECTION) if self._obeys_tests else None
         return RequestHeaders(
-            told.method,
-            told.path,
+            sent.method,
+            sent.path,
             headers,
-            told.end_of_stream,
+            sent.end_of_stream,
             _subset_of(message) if selected is None else Subset(selected.split(",")),
             model_of(headers),
             standing_of(headers, self._priority_of),
@@ -154,15 +154,18 @@ class PickerDialect:
         """
         if not message.HasField("protocol_config"):
             return AnswerMode.ECHOED
-        told = message.protocol_config
-        if not message.request_headers.end_of_stream and told.request_body_mode != _Mode.FULL_DUPLEX_STREAMED:
+        modes = message.protocol_config
+        if (
+            not message.request_headers.end_of_stream
+            and modes.request_body_mode != _Mode.FULL_DUPLEX_STREAMED
+        ):
             raise WrongMode("request_body_mode must be FULL_DUPLEX_STREAMED")
-        return _ANSWER_MODES.get(told.response_body_mode, AnswerMode.ECHOED)
+        return _ANSWER_MODES.get(modes.response_body_mode, AnswerMode.ECHOED)
 
     def served(self, message: pb.ProcessingRequest) -> str | None:
         """With the headers of an answer: the address that gave it, if the gateway says so."""
-        told = _metadata(message, LB_NAMESPACE, SERVED)
-        return None if told is None else told.string_value or None
+        served = _metadata(message, LB_NAMESPACE, SERVED)
+        return None if served is None else served.string_value or None
 
     def decision(self, decision: Decision, body: bytes | None, *, trailers: bool) -> Iterator[bytes]:
         """The request goes as was decided: its headers, body and trailers, in this order.
@@ -221,7 +224,7 @@ class PickerDialect:
         return answer + bytes(reason.SerializeToString())
 
     def _headers(self, plan: Plan, num_bytes: int | None, *, drops_encoding: bool = False) -> bytes:
-        # The same twice in a row is for a stale connection; who retries here has its own rules for that.
+        # The same twice in a row is for a stale connection; a proxy that retries has its own rules.
         endpoints = ",".join(tuple(dict.fromkeys(plan.endpoints))[: self._named])
         mutation = pb.HeaderMutation(
             set_headers=[wire.set_header(DESTINATION, endpoints)],

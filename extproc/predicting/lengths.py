@@ -60,18 +60,18 @@ class AnswerLength:
         self.expected_tokens = first_tokens
         """The usual length."""
 
-    def learn(self, who: str, tokens: float) -> None:
-        """An answer of endpoint `who` had so many tokens, finite, >= 0."""
+    def learn(self, endpoint: str, tokens: float) -> None:
+        """An answer of `endpoint` had so many tokens, finite, >= 0."""
         most = MOST_STEP * self.expected_tokens
         if tokens > most:
             tokens = most
-        answers = self._members.get(who)
+        answers = self._members.get(endpoint)
         if answers is None:
             if len(self._members) >= MAX_MEMBERS:
                 self._members.popitem(last=False)
-            answers = self._members[who] = _Answers()
+            answers = self._members[endpoint] = _Answers()
         else:
-            self._members.move_to_end(who)
+            self._members.move_to_end(endpoint)
         self._count += 1
         kept = _kept(self._count - answers.at)
         answers.tokens = answers.tokens * kept + tokens
@@ -84,12 +84,13 @@ class AnswerLength:
 
     def _add_up(self) -> None:
         self._due = len(self._members) // _OFTEN
-        middle, count = self._median(), self._count
+        middle, count, longest = self._median(), self._count, len(_KEPT)
         low, high = middle / FACTOR, middle * FACTOR
         weights = _kept(count) / GAIN  # of the first guess
         tokens = weights * self._first_tokens
         for answers in self._members.values():
-            weight, mean = answers.weight * _kept(count - answers.at), answers.mean
+            age, mean = count - answers.at, answers.mean
+            weight = answers.weight * (_KEPT[age] if age < longest else 0.0)
             weights += weight
             tokens += weight * (low if mean < low else high if mean > high else mean)
         self.expected_tokens = tokens / weights
@@ -98,7 +99,8 @@ class AnswerLength:
         means = [answers.mean for answers in self._members.values()]
         if len(means) > 1 and not len(means) % 2:
             means.append(self._first_tokens)  # two cannot outvote each other
-        return sorted(means)[len(means) // 2]
+        means.sort()
+        return means[len(means) // 2]
 
 
 def _kept(age: int) -> float:

@@ -78,26 +78,28 @@ class _Models:
         self.prices = Prices(self.ttft.prices_s, self.tpot.prices_s, self.tpot.thresholds)
 
     def believed_ttft_s(
-        self, who: str | None, backlog: Backlog, uncached: int, cached: int, actual_s: float
+        self, endpoint: str | None, backlog: Backlog, uncached: int, cached: int, actual_s: float
     ) -> float:
         """Rule 4; values out of range are left to the model to refuse."""
-        if who is None or not 0.0 < actual_s < inf or uncached < 0 or cached < 0:
+        if endpoint is None or not 0.0 < actual_s < inf or uncached < 0 or cached < 0:
             return actual_s
         expected_s = self.ttft.predict(backlog, uncached or 1, cached)
         if not 0.0 < expected_s < inf:
             return actual_s
-        believed_s = self.ttft_agreement.believed(who, actual_s, expected_s, _whole_s(self.ttft.prices_s))
+        believed_s = self.ttft_agreement.believed(
+            endpoint, actual_s, expected_s, _whole_s(self.ttft.prices_s)
+        )
         if self.ttft_agreement.is_contradicted():
             self.ttft = TtftModel()
         return believed_s
 
-    def believed_tpot_s(self, who: str | None, batch: float, context: float, actual_s: float) -> float:
+    def believed_tpot_s(self, endpoint: str | None, batch: float, context: float, actual_s: float) -> float:
         """Rule 4; values out of range are left to the model to refuse."""
-        if who is None or not 0.0 < actual_s < inf or not 0.0 <= batch + context < inf:
+        if endpoint is None or not 0.0 < actual_s < inf or not 0.0 <= batch + context < inf:
             return actual_s
         expected_s = self.tpot.predict(batch, context)
         whole_s = _whole_s(self.tpot.prices_s[0])
-        believed_s = self.tpot_agreement.believed(who, actual_s, expected_s, whole_s)
+        believed_s = self.tpot_agreement.believed(endpoint, actual_s, expected_s, whole_s)
         if self.tpot_agreement.is_contradicted():
             self.tpot = SegmentedTpotModel(self.tpot.thresholds)
         return believed_s
@@ -139,7 +141,8 @@ class Predictor:
 
     def row_prices(self, model: str, groups: Sequence[str]) -> tuple[Prices, ...]:
         """`prices` of several endpoint groups of a model, in their order."""
-        return tuple(self.prices((model, group)) for group in groups)
+        of, untrained = self._models.get, self._untrained
+        return tuple([of((model, group), untrained).prices for group in groups])
 
     def prompt_tokens(self, model: str, prompt_bytes: int) -> int:
         """Return the expected tokens of a prompt of that many bytes, 0 only for an empty one."""
@@ -147,8 +150,12 @@ class Predictor:
 
     def traffic(self, key: ModelKey) -> Traffic:
         """What is asked of a group of endpoints: kept and shown the traffic by its caller."""
-        traffic = self._traffic.get(key) or Traffic()
-        self._keep(self._traffic, key, traffic)
+        traffic = self._traffic.get(key)
+        if traffic is None:
+            traffic = Traffic()
+            self._keep(self._traffic, key, traffic)
+        else:
+            self._traffic.move_to_end(key)
         return traffic
 
     def observe_ttft(
@@ -234,16 +241,16 @@ class Predictor:
             model: Whose vocabulary.
             prompt_bytes: Of the prompt, > 0.
             prompt_tokens: As reported, > 0.
-            endpoint: By whom (Rule 4); None believes it as it is.
+            endpoint: Reported by (Rule 4); None believes it as it is.
 
         Raises:
             ValueError: A count is not > 0. Nothing is changed.
         """
         tokens = self._tokens.get(model) or TokensPerByte()
         if endpoint is not None and prompt_bytes > 0 and prompt_tokens > 0:
-            ratio = max(LEAST_RATIO, min(MOST_RATIO, prompt_tokens / prompt_bytes))
+            ratio, usual = max(LEAST_RATIO, min(MOST_RATIO, prompt_tokens / prompt_bytes)), tokens.ratio
             agreement = self._agreements.get(model) or Agreement(_TOKENS_FACTOR)
-            believed = agreement.believed(endpoint, ratio, tokens.ratio, tokens.ratio)
+            believed = agreement.believed(endpoint, ratio, usual, usual)
             if believed != ratio:
                 prompt_tokens = max(1, round(believed * prompt_bytes))
             self._keep(self._agreements, model, agreement)

@@ -40,7 +40,7 @@ _SIDES = ("query", "queries", "text_1", "data_1", "documents", "items", "text_2"
 
 _BETWEEN_TEXTS = b"\xff"  # in no UTF-8 text
 _NO_ID = 0xFFFFFFFF  # in no vocabulary: before each list of ids, the first as well, for ids are no text
-_WITHOUT_SPECIALS = b"\xff\xff"  # before a text that the engine is told to put no token before
+_WITHOUT_SPECIALS = b"\xff\xff"  # before a text that the request wants no special token before
 
 
 class _Prompt(NamedTuple):
@@ -114,7 +114,7 @@ def parse(path: str, body: bytes) -> InferenceRequest:
         is_multimodal=prompt.is_multimodal,
         form=form,
         widths=widths,
-        more_bytes=sum(width for _, width in widths),
+        more_bytes=sum([width for _, width in widths]) if widths else 0,
     )
 
 
@@ -152,7 +152,7 @@ def _max_tokens(fields: dict[str, Any], names: tuple[str, ...]) -> int | None:
 
 def _chat(fields: dict[str, Any]) -> _Prompt:
     # A template of the client's own renders everything; tools and documents precede the messages.
-    head = {name: fields[name] for name in ("chat_template", "tools", "documents") if fields.get(name)}
+    head = {name: said for name in ("chat_template", "tools", "documents") if (said := fields.get(name))}
     if "tools" in head:
         head["tools"] = function_tools(head["tools"]) or head["tools"]
     if fields.get("chat_template_kwargs") or fields.get("reasoning_effort") is not None:
@@ -246,7 +246,7 @@ def _embedding(fields: dict[str, Any]) -> _Prompt:
 
 
 def _either(fields: dict[str, Any]) -> _Prompt:
-    """Pooling: what is embedded, or a plugin's own form, which no text can be told of."""
+    """Pooling: what is embedded, or a plugin's own form, whose text cannot be known."""
     if fields.get("input") is None and fields.get("data") is not None:
         return _Prompt(b"")
     return _embedding(fields)

@@ -15,7 +15,8 @@ from extproc.picker.dialect import PickerDialect
 from extproc.picker.health import Health
 from extproc.picker.service import Picker
 from extproc.routing.gateway import Gateway
-from extproc.server.rpc_server import Places, RpcServer, health_places, picker_places, rpc_server
+from extproc.server.rpc_places import Places, health_places, picker_places
+from extproc.server.rpc_server import RpcServer, rpc_server
 from extproc.server.self_signed import make_self_signed, self_signed_files
 from extproc.transport.http2.faults import FaultReason
 from extproc.transport.listen_tls import TlsFiles
@@ -82,9 +83,9 @@ class Picking:
     async def drain(self, grace_s: float) -> None:
         """Say that it leaves, take requests for a while still, then give what runs `grace_s` to end.
 
-        Where health has a port of its own, it goes on to be told there until the stop.
+        Health on a port of its own is answered there until the stop.
         """
-        self._tell()
+        self._review()
         await asyncio.sleep(self._leave_s)
         self._health.close()
         await self._server.drain(grace_s)
@@ -99,15 +100,15 @@ class Picking:
             self._probed.close()
             await self._health_server.close()
 
-    def _tell(self) -> None:
-        self._health.tell()
-        self._probed.tell()
+    def _review(self) -> None:
+        self._health.review()
+        self._probed.review()
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
             self._picker.tick()
-            self._tell()
+            self._review()
 
 
 def picking_of(
@@ -117,7 +118,7 @@ def picking_of(
     folder: Path,
     owner: str,
     gateway: Gateway,
-    told: Callable[[RequestEvent], None],
+    on_event: Callable[[RequestEvent], None],
     access_log: Rpc,
     is_ready: Callable[[], bool],
     on_fault: Callable[[FaultReason, bool], None],
@@ -131,7 +132,7 @@ def picking_of(
         folder: Of the sockets.
         owner: Its name.
         gateway: Decides.
-        told: Gets what happens to requests that were decided here.
+        on_event: Gets what happens to requests that were decided here.
         access_log: Served beside it where streams are left early: then it brings the ends.
         is_ready: See `Picking`.
         on_fault: See `rpc_server`.
@@ -151,7 +152,7 @@ def picking_of(
     picker = Picker(
         gateway.judge_for_picker,
         gateway,
-        told,
+        on_event,
         dialect,
         owner,
         config.request.max_body_bytes,

@@ -4,36 +4,16 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import grpc
-
-from extproc.config.sections.listening import EndpointPicker, ListenTls, PickerTls, Server, Transport
+from extproc.config.sections.listening import Transport
+from extproc.server.rpc_places import Places, take_away
 from extproc.server.run_dir import closed_to_others
-from extproc.transport import grpc_aio, listen_tls
+from extproc.transport import listen_tls
 from extproc.transport.http2.faults import FaultReason
-from extproc.transport.listen_tls import TlsFiles
 from extproc.transport.native import NativeServer, tcp_socket, unix_socket
 from extproc.transport.seam import Rpc
-
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Where a worker listens.
-
-    Attributes:
-        socket: The Unix socket that Envoy on this host knows; made anew, and closed to others. None has none.
-        others: Further addresses, `unix:/path` or `ip:port`.
-        tls: For the `ip:port` among them; None for clear text.
-        is_shared: Other workers listen at the same `ip:port`.
-    """
-
-    socket: Path | None
-    others: tuple[str, ...] = ()
-    tls: TlsFiles | None = None
-    is_shared: bool = False
 
 
 class RpcServer(Protocol):
@@ -49,114 +29,15 @@ class RpcServer(Protocol):
         """End what still runs and take the socket away."""
 
 
-def places_of(server: Server, socket: Path, index: int) -> Places:
-    """Where worker `index` listens: the first one has the further addresses."""
-    return Places(socket, server.listen, _files(server.listen_tls)) if index == 0 else Places(socket)
-
-
-def picker_places(picker: EndpointPicker, made: TlsFiles, index: int, workers: int) -> Places:
-    """Where the endpoint picker of worker `index` of so many listens.
-
-    Args:
-        picker: The settings.
-        made: Where the certificate is that `self_signed` asks for.
-        index: Which worker; the first one alone has the Unix sockets.
-        workers: How many there are.
-    """
-    tls = made if picker.self_signed else _files(picker.listen_tls)
-    return Places(None, _of_worker(picker.listen, index), tls, is_shared=workers > 1)
-
-
-def health_places(picker: EndpointPicker, index: int, workers: int) -> Places:
-    """Where it answers for its health alone."""
-    return Places(None, _of_worker(picker.health_listen, index), is_shared=workers > 1)
-
-
-def _of_worker(addresses: tuple[str, ...], index: int) -> tuple[str, ...]:
-    return tuple(each for each in addresses if index == 0 or not each.startswith("unix:"))
-
-
 def check_free(addresses: Iterable[str]) -> None:
     """Make sure that no other program listens where several workers are to.
 
     Raises:
-        OSError: One does: among workers that share an address nobody would be told.
+        OSError: One does; among workers that share an address it would go unnoticed.
     """
     for address in addresses:
         if not address.startswith("unix:"):
             _opened(address).close()
-
-
-def _files(tls: ListenTls | PickerTls | None) -> TlsFiles | None:
-    if tls is None:
-        return None
-    authority = None if tls.client_ca_file is None else Path(tls.client_ca_file)
-    return TlsFiles(Path(tls.cert_file), Path(tls.key_file), authority)
-
-
-def credentials_of(tls: TlsFiles | None) -> grpc.ServerCredentials | None:
-    """TLS for gRPC, mutual where there is a CA of clients; None for clear text.
-
-    Raises:
-        OSError: A file cannot be read.
-    """
-    if tls is None:
-        return None
-    authority = None if tls.client_ca_file is None else tls.client_ca_file.read_bytes()
-    return grpc.ssl_server_credentials(
-        [(tls.key_file.read_bytes(), tls.cert_file.read_bytes())],
-        root_certificates=authority,
-        require_client_auth=authority is not None,
-    )
-
-
-class GrpcServer:
-    """`grpc.aio` as a worker's server.
-
-    Args:
-        rpcs: What is served.
-        places: Where to listen.
-        max_message_bytes: Of one message received.
-    """
-
-    def __init__(self, rpcs: Iterable[Rpc], places: Places, max_message_bytes: int) -> None:
-        self._rpcs = tuple(rpcs)
-        self._places = places
-        self._max_message_bytes = max_message_bytes
-        self._server: grpc.aio.Server | None = None
-
-    async def listen(self) -> None:
-        """See `RpcServer`."""
-        server = self._server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", self._max_message_bytes),
-                ("grpc.so_reuseport", int(self._places.is_shared)),
-            ]
-        )
-        server.add_generic_rpc_handlers(grpc_aio.handlers(self._rpcs))
-        if self._places.socket is not None:
-            self._places.socket.unlink(missing_ok=True)
-            with closed_to_others():
-                server.add_insecure_port(f"unix:{self._places.socket}")
-        credentials = credentials_of(self._places.tls)
-        for address in self._places.others:
-            if credentials is None or address.startswith("unix:"):
-                server.add_insecure_port(address)
-            else:
-                server.add_secure_port(address, credentials)
-        await server.start()
-
-    async def drain(self, grace_s: float) -> None:
-        """See `RpcServer`."""
-        if self._server is not None:
-            await self._server.stop(grace_s)
-
-    async def close(self) -> None:
-        """See `RpcServer`."""
-        if self._server is not None:
-            await self._server.stop(None)
-            self._server = None
-            _take_away(self._places.socket)
 
 
 class OwnServer:
@@ -199,12 +80,7 @@ class OwnServer:
     async def close(self) -> None:
         """See `RpcServer`."""
         await self._server.stop(0.0)
-        _take_away(self._places.socket)
-
-
-def _take_away(path: Path | None) -> None:
-    if path is not None:
-        path.unlink(missing_ok=True)
+        take_away(self._places.socket)
 
 
 def _opened(address: str, *, is_shared: bool = False) -> socket.socket:
@@ -229,7 +105,9 @@ def rpc_server(
     max_message_bytes: int,
     on_fault: Callable[[FaultReason, bool], None],
 ) -> RpcServer:
-    """The server that the configuration names; grpc.aio tells nobody of its peers' faults."""
+    """The server that the configuration names; grpc.aio reports no faults of its peers."""
     if transport is Transport.NATIVE:
         return OwnServer(rpcs, places, max_message_bytes, on_fault)
+    from extproc.server.grpcio_server import GrpcServer  # 15 MiB that the other one does without
+
     return GrpcServer(rpcs, places, max_message_bytes)

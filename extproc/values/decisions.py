@@ -1,7 +1,7 @@
 """What was decided for a request, with everything needed to make the decision again.
 
 Rules:
-    1. Creating a record copies nothing: it refers to the arrays the decision already made, which nobody
+    1. Creating a record copies nothing: it refers to the arrays the decision already made, which no code
        writes to afterwards.
     2. A record holds numbers, names and addresses; never prompt text, header values or keys.
     3. A record changes where its docstring says so, and nowhere else.
@@ -133,6 +133,10 @@ class DecisionRecord:
 
     def row(self, endpoint: EndpointKey) -> int | None:
         """The candidate row of `endpoint`, None if it was no candidate."""
-        if self.snapshot is None or endpoint not in self.snapshot.keys:
+        snapshot, choice = self.snapshot, self.choice
+        if snapshot is None:
             return None
-        return self.snapshot.keys.index(endpoint)
+        keys = snapshot.keys
+        if choice is not None and keys[choice.order[0]] == endpoint:  # nearly always
+            return choice.order[0]
+        return keys.index(endpoint) if endpoint in keys else None

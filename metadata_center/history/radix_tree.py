@@ -1,11 +1,11 @@
-"""Chains of blocks as a tree of runs, and who holds how much of each: what views of caches have in common.
+"""Chains of blocks as a tree of runs, and how much of each endpoints hold: the base of all views of caches.
 
 Rules:
     1. Blocks come as chains: a block's hash covers everything before it, so one hash has one ancestry. Two
        chains that agree in one place agree in all before it: a whole run is compared by its last block.
     2. A run is a stretch of blocks that is held as one. It is cut where a chain leaves it, ends in it, or is
        forgotten from; the far part stays the same object, so what keeps the end of a chain keeps it.
-    3. Each endpoint's blocks are closed under ancestry, which is the users' business: who holds a run holds
+    3. Each endpoint's blocks are closed under ancestry, which users ensure: a holder of a run holds
        all runs before it.
     4. A bit is given to another endpoint only after all that it holds is gone.
 
@@ -15,7 +15,7 @@ So a chain of thousands of blocks costs what it branches, not what it is long.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from metadata_center.errors import CapacityError
@@ -26,7 +26,7 @@ _MAX_GROUPS: Final = 256  # keys tuples remembered: far more than a gateway has 
 
 
 class Run:
-    """Blocks that follow each other, and who holds them.
+    """Blocks that follow each other, and their holders.
 
     Attributes:
         blocks: At least one, but for the root's.
@@ -128,17 +128,19 @@ class RadixTree:
         """The endpoint, which holds nothing any more, gives its bit back."""
         self._bits.pop(endpoint, None)
 
-    def path(self, blocks: Sequence[int]) -> Iterator[Run]:
+    def path(self, blocks: Sequence[int]) -> list[Run]:
         """The runs that are the leading blocks of a chain, the first one first; cuts one that it leaves."""
+        path: list[Run] = []
         run, depth, end = self.root, 0, len(blocks)
         while depth < end:
             child = run.children.get(blocks[depth])
             if child is None:
-                return
+                break
             common = _common(child.blocks, blocks, depth)
             run = child if common == len(child.blocks) else child.cut(common)
-            yield run
+            path.append(run)
             depth += common
+        return path
 
     def match(self, blocks: Sequence[int], keys: tuple[EndpointKey, ...]) -> list[int]:
         """How many leading blocks each endpoint holds.

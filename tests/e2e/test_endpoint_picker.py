@@ -84,7 +84,7 @@ async def test_the_official_client(picked: Picked) -> None:
         assert (outcome["completion_tokens"], outcome["ended"]) == (4, "completed")
         assert outcome["ttft_s"] is not None
         with pytest.raises(openai.NotFoundError, match="not served here"):
-            await client.chat.completions.create(model="nobody", messages=messages)
+            await client.chat.completions.create(model="unknown", messages=messages)
 
 
 def _large(request: web.Request) -> web.Response:
@@ -192,7 +192,7 @@ async def test_the_header_alone_is_enough(picked: Picked) -> None:
         (b"no healthy upstream", 400, "invalid_json"),
         (b"", 400, "invalid_json"),
         (b'{"messages": []}', 400, "missing_model"),
-        (json.dumps(chat("nobody", "x")).encode(), 404, "model_not_found"),
+        (json.dumps(chat("unknown", "x")).encode(), 404, "model_not_found"),
         (json.dumps(chat("sim", "x" * MAX_BODY_BYTES)).encode(), 413, "body_too_large"),
     ],
 )
@@ -239,7 +239,7 @@ async def test_random_aborts_leave_nothing_charged(picked: Picked) -> None:
     assert (await picked.post(chat("sim", "after"))).status == 200
 
 
-async def test_who_answers_is_who_is_charged() -> None:
+async def test_the_endpoint_that_answers_is_charged() -> None:
     """The first choice refuses connections: the gateway takes the next and says so."""
     async with recording() as first, recording() as second:
         clusters = [cluster("recorded", [first.key, second.key])]

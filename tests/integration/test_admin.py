@@ -1,9 +1,9 @@
-"""The admin port over real HTTP: who is heard, and what is asked wrongly."""
+"""The admin port over real HTTP: which callers are answered, and what is asked wrongly."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,10 @@ class RoutingState:
         """As it was made."""
         return self.ready
 
-    def metrics_text(self) -> bytes:
+    def metrics_pieces(self) -> Iterator[bytes]:
         """One sample."""
-        return b"# HELP in_flight Requests.\n# TYPE in_flight gauge\nin_flight 1.0\n"
+        yield b"# HELP in_flight Requests.\n"
+        yield b"# TYPE in_flight gauge\nin_flight 1.0\n"
 
     def endpoints_json(self) -> dict[str, Any]:
         """No endpoints."""
@@ -121,7 +122,7 @@ async def body(admin: AdminPort, target: str) -> tuple[int, Any]:
 
 
 async def test_a_supervisor_answers_out_of_all_workers(tmp_path: Path) -> None:
-    """By the same table as a worker: whoever does not answer is left out, and all of them gone is said."""
+    """By the same table as a worker: one without an answer is left out, and all of them gone is said."""
     sockets = [tmp_path / f"admin{i}.sock" for i in range(3)]
     workers = [
         AdminPort(PAGES, OneWorker(RoutingState(ready=i == 0, in_flight=2 + i)), sockets[i]) for i in range(2)

@@ -15,6 +15,7 @@ from extproc.errors import Reason
 from extproc.observing.metrics.collector import Metrics
 from extproc.observing.metrics.decisions import DECISION_SECONDS
 from extproc.observing.metrics.endpoints import EndpointGauges
+from extproc.observing.metrics.exposition import SAMPLES_AT_ONCE, in_pieces
 from extproc.observing.metrics.family import MetricType
 from extproc.observing.metrics.live import LiveGauges
 from extproc.observing.metrics.merge import merge
@@ -24,6 +25,7 @@ from extproc.predicting.predictor import KeyCalibration
 from extproc.values.balancing import Algorithm
 from extproc.values.outcomes import Ended, Outcome
 from extproc.values.requests import Operation
+from metadata_center.load.kinds import NOTHING
 from metadata_center.types import EndpointKey
 
 A, B = EndpointKey("10.0.0.1:8000"), EndpointKey("10.0.0.2:8000")
@@ -82,6 +84,17 @@ def test_every_documented_family_is_scraped(scraped: Scraped) -> None:
     types = [tuple(line.split(" ")[2:]) for line in lines if line.startswith("# TYPE")]
     assert helps == [[family.name, family.doc] for family in FAMILIES]
     assert types == [(family.name, family.kind) for family in FAMILIES]
+
+
+def test_an_exposition_in_pieces_is_the_same(scraped: Scraped) -> None:
+    """However many series a family has: no piece has more than some, and each family is headed once."""
+    keys = [EndpointKey(f"10.0.{i // 250}.{i % 250}:8000") for i in range(2 * SAMPLES_AT_ONCE + 1)]
+    scraped.metrics.configure(models=["m"], clusters=["c"], endpoints=keys)
+    for key in keys:
+        scraped.metrics.observe_decision("m", Algorithm.RANDOM, key, 0.001, None, 0.0, "history")
+    pieces = list(in_pieces(scraped.registry))
+    assert b"".join(pieces) == scraped.text().encode()
+    assert max(piece.count(b"\n") for piece in pieces) <= SAMPLES_AT_ONCE + 2
 
 
 def test_table_follows_the_naming_rules() -> None:
@@ -264,14 +277,15 @@ def test_removed_endpoints_and_models_lose_their_series(scraped: Scraped) -> Non
 def test_live_gauges_are_read_at_each_scrape(scraped: Scraped) -> None:
     """Gauges show the state of the moment, without endpoints gone and measurements never made."""
     rows = [
-        EndpointGauges(A, "c", True, 1, 2, 3, 4, 5),
-        EndpointGauges(B, "c", False, 0, 0, 0, 0, 0, 0.25),
+        EndpointGauges(A, "c", True, (1, 0, 2, 3, 0), 4, 5),
+        EndpointGauges(B, "c", False, NOTHING, 0, 0, 0.25),
     ]
     summary = CalibrationSummary(9, 0.2, -0.1, 0.3, 0.6)
     live = LiveGauges(
         rows,
         streams_active=7,
         explain_records=9,
+        endpoints_left_out=11,
         tokens_per_byte={"m": 0.25, "x": 1.0},
         calibrations=[
             (("m", "g"), KeyCalibration(summary, None)),
@@ -292,6 +306,7 @@ def test_live_gauges_are_read_at_each_scrape(scraped: Scraped) -> None:
     assert scraped.samples("tokenway_tokens_per_byte_ratio") == {("m",): 0.25}
     assert scraped.value("tokenway_streams_active") == 7
     assert scraped.value("tokenway_explain_records") == 9
+    assert scraped.value("tokenway_endpoints_left_out") == 11
     live = LiveGauges(rows[:1])
     assert scraped.samples("tokenway_endpoint_available") == {("c", A): 1}
 

@@ -1,4 +1,4 @@
-"""What Envoy is told: bytes of clusters and assignments, and who is sent which of them when.
+"""What Envoy gets: bytes of clusters and assignments, and which of them when.
 
 Resources are read back with the protobuf runtime and Envoy's own descriptors, not with the library
 that wrote them.
@@ -16,6 +16,7 @@ from envoy.extensions.load_balancing_policies.least_request.v3 import least_requ
 from envoy.extensions.load_balancing_policies.override_host.v3 import override_host_pb2
 from envoy.extensions.transport_sockets.tls.v3 import common_pb2, tls_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
+from envoy.service.discovery.v3 import discovery_pb2
 from envoy_data_plane.envoy.service.discovery import v3 as discovery_v3
 from envoy_data_plane.google import rpc
 from hypothesis import given
@@ -26,12 +27,11 @@ from extproc.values.endpoints import Endpoint
 from extproc.xds import delta
 from extproc.xds.delta import DeltaStream, Nack, ResourceStore, SubscriptionLimitError
 from extproc.xds.resources import (
-    ASSIGNMENT_TYPE,
-    CLUSTER_TYPE,
     UpstreamTls,
     cluster_resources,
     load_assignments,
 )
+from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
 from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey
 
@@ -51,9 +51,9 @@ def read_cluster(body: bytes) -> Any:
     return cluster_pb2.Cluster.FromString(body)
 
 
-def request(type_url: str, **fields: Any) -> discovery_v3.DeltaDiscoveryRequest:
+def request(type_url: str, **fields: Any) -> Any:
     """A request as the stream gets it: through the wire format."""
-    return discovery_v3.DeltaDiscoveryRequest.FromString(
+    return discovery_pb2.DeltaDiscoveryRequest.FromString(
         bytes(discovery_v3.DeltaDiscoveryRequest(type_url=type_url, **fields))
     )
 
@@ -176,7 +176,7 @@ def test_bytes_do_not_depend_on_order(keys: list[str]) -> None:
     assert body == load_assignments({"m": [endpoint(key) for key in sorted(keys)]}, healthy)["m"]
 
 
-def test_replace_tells_whether_anything_changed() -> None:
+def test_replace_says_whether_anything_changed() -> None:
     """Publishing equal bytes is no change; versions are the xxh3 of the bytes; unknown types raise."""
     built = store(a=b"1")
     assert not replaced(built, CLUSTER_TYPE, {"a": b"1"})
@@ -344,7 +344,7 @@ def test_envoy_converges(publications: list[dict[str, bytes]]) -> None:
 
 
 def test_an_alias_is_bounded_per_endpoint_and_a_cluster_is_not() -> None:
-    """What Tokenway placed was admitted by it; what Envoy sends alone was admitted by nobody."""
+    """What Tokenway placed was admitted by it; what Envoy sends alone was admitted by no gateway."""
     resources = cluster_resources(["m"], {"llama": "m"}, max_open_requests=7)
     alias, plain = read_cluster(resources["model:llama"]), read_cluster(resources["m"])
     (bound,) = alias.circuit_breakers.per_host_thresholds

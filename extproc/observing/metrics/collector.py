@@ -1,4 +1,4 @@
-"""The one recorder of a worker: counts what is told as it happens, and shows it when scraped.
+"""The one recorder of a worker: counts events as they happen, and shows it when scraped.
 
 The table `FAMILIES` is the truth: storage, exposition and `docs/metrics.md` all derive from it.
 `Metrics` keeps its own counts (`series.py`) and hands them to prometheus_client when scraped.
@@ -39,7 +39,7 @@ from extproc.observing.metrics.family import Family, MetricType
 from extproc.observing.metrics.health import EJECTIONS, ENDPOINT_FAILURES, POISON_REQUESTS
 from extproc.observing.metrics.live import LiveGauges
 from extproc.observing.metrics.predictions import USAGE_UNKNOWN
-from extproc.observing.metrics.process import BUILD_INFO
+from extproc.observing.metrics.process import BUILD_INFO, LONGEST_STALL, LOOP_STALLS, StallCause
 from extproc.observing.metrics.requests import REJECTIONS, REQUESTS, STATUS_CLASSES
 from extproc.observing.metrics.series import OTHER, Series
 from extproc.observing.metrics.streams import (
@@ -139,7 +139,7 @@ class Metrics(Collector):
         self._histograms[HOLD_SECONDS][labels].observe(held_s)
 
     def observe_end(self, operation: Operation, model: str, outcome: Outcome, held_s: float = 0.0) -> None:
-        """Count one ended request, with all it tells about our predictions; arguments as `Recorder` says."""
+        """Count one ended request, with all it shows about our predictions; arguments as `Recorder` says."""
         if model not in self._models:
             model = OTHER
         ends = self._ends.get((model, operation))
@@ -211,6 +211,12 @@ class Metrics(Collector):
     def transport_fault(self, reason: StrEnum, is_connection: bool) -> None:
         """Count one stream or connection that was ended for what its peer did."""
         self._values[TRANSPORT_FAULTS][reason, "connection" if is_connection else "stream"] += 1
+
+    def stalled(self, took_s: float, cause: StallCause) -> None:
+        """Count one turn of the event loop that took long."""
+        self._histograms[LOOP_STALLS][cause,].observe(took_s)
+        longest = self._values[LONGEST_STALL]
+        longest[cause,] = max(longest[cause,], took_s)
 
     def reloaded(self, file: str, now_unix_s: float) -> None:
         """Count one successful load of a configuration file, named without its directory."""

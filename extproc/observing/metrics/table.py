@@ -5,6 +5,7 @@ from __future__ import annotations
 from extproc.observing.metrics import (
     configuration,
     decisions,
+    discovery,
     endpoints,
     health,
     kv_events,
@@ -26,7 +27,8 @@ FAMILIES: tuple[Family, ...] = (
     *health.FAMILIES,
     *streams.FAMILIES,
     *configuration.FAMILIES,
-    process.EXPLAIN_RECORDS,
+    *discovery.FAMILIES,
+    *process.FAMILIES,
     *sharing.FAMILIES,
     *kv_events.FAMILIES,
     process.BUILD_INFO,
