@@ -340,7 +340,7 @@ async def _(picked: Picked) -> None:
         await stream.answer(served=keys[2])
         assert (await stream.heard()).HasField("response_headers")
         assert await requests() == [4, 0, 3]
-        await stream.chunk(b"{}", end=True)
+        await stream.chunk(b'{"choices": []}', end=True)
         assert (await stream.heard()).HasField("response_body")
         assert await requests() == [4, 0, 2]
 

@@ -145,6 +145,14 @@ async def _answer_mixed(request: web.Request) -> web.StreamResponse:
     return reply
 
 
+async def _answer_without_end(request: web.Request) -> web.StreamResponse:
+    reply = web.StreamResponse(headers={"content-type": "text/event-stream"})
+    await reply.prepare(request)
+    await reply.write(b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n')
+    await asyncio.Event().wait()
+    return reply
+
+
 async def test_mixed_answers_pass_byte_for_byte(picked: Picked) -> None:
     """JSON, streams, 10 MB and 5,000 events, eight at a time; each answer is made of its request's number."""
     picked.recorder.behaviour = _answer_mixed
@@ -323,7 +331,8 @@ async def test_answers_that_are_not_wanted_back(listener: str) -> None:
                 assert reply.status == 200
                 outcome = await stack.last_outcome()
                 assert (outcome["status"], outcome["ended"]) == (200, "completed")
-            running = asyncio.create_task(stack.post(chat("sim", "long", 400, True), listener=listener))
+            recorder.behaviour = _answer_without_end
+            running = asyncio.create_task(stack.post(chat("recorded", "long", 8, True), listener=listener))
             await eventually(picker.tokenway.charged, bool)
             running.cancel()
             await picker.tokenway.settled()

@@ -49,7 +49,7 @@ def test_flags_are_settings(
     """Any of them brings llm-d's ports and its TLS."""
     picker = settings(*words)["endpoint_picker"]
     listened = [picker[name] for name in ("listen", "health_listen", "metrics_listen")]
-    assert [int(address.rpartition(":")[2]) for (address,) in listened] == list(ports)
+    assert [int(addresses[0].rpartition(":")[2]) for addresses in listened] == list(ports)
     cert = None if picker["listen_tls"] is None else picker["listen_tls"]["cert_file"]
     assert (picker["self_signed"], cert) == tls
     assert picker["listen_insecure"] is (tls == (False, None))

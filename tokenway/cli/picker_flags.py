@@ -68,7 +68,7 @@ def picker_settings(options: argparse.Namespace) -> dict[str, Any]:
             "self_signed": secure and files is None,
             "listen_insecure": not secure,
             "health_listen": [_everywhere(_or(options.grpc_health_port, HEALTH_PORT))],
-            "metrics_listen": [_everywhere(_or(options.metrics_port, METRICS_PORT))],
+            "metrics_listen": _each_family(_or(options.metrics_port, METRICS_PORT)),
         }
     }
 
@@ -78,13 +78,18 @@ def _or(port: int | None, default: int) -> int:
 
 
 def _everywhere(port: int) -> str:
-    """All addresses of this machine: of both families where it has IPv6."""
+    """All addresses of this machine: a gRPC server on `::` takes both families."""
+    return _each_family(port)[-1]
+
+
+def _each_family(port: int) -> list[str]:
+    """The same by family; an HTTP server on `::` takes IPv6 alone."""
     try:
         with socket.socket(socket.AF_INET6) as probe:
             probe.bind(("::", 0))
     except OSError:
-        return f"0.0.0.0:{port}"
-    return f"[::]:{port}"
+        return [f"0.0.0.0:{port}"]
+    return [f"0.0.0.0:{port}", f"[::]:{port}"]
 
 
 def _port(text: str) -> int:
