@@ -37,6 +37,7 @@ from extproc.observing.records import RecordRing
 from extproc.observing.request_log import RequestLog
 from extproc.predicting.tokens import TokensPerByte
 from extproc.protocol.bootstrap_dialect import BootstrapDialect
+from extproc.protocol.istio_dialect import IstioDialect
 from extproc.protocol.servicer import Processor
 from extproc.routing.caches import Caches
 from extproc.routing.event_caches import EventCaches
@@ -80,6 +81,7 @@ from extproc.values.inflight import Inflight
 from extproc.values.placements import Decision
 from extproc.xds.ads import AdsServer
 from extproc.xds.publications import Publications
+from extproc.xds.resources import prepare
 from metadata_center.cache_map.cache_map import CacheMap
 from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import Counters
@@ -230,6 +232,7 @@ def build_worker(
     )
     prober = _prober(news, known, engines, config)
     ads = AdsServer(lambda type_url: metrics.ads_refused(ADS_TYPES[type_url]))
+    prepare()
     publications = Publications(owners.fleet.clusters, scheduling.health.state)
     changes = FleetChanges(
         owners.fleet,
@@ -241,6 +244,7 @@ def build_worker(
         time.monotonic,
     )
     server = _server(site, way, ads)
+    sources = _sources(site)
     picking = picking_of(
         config,
         index,
@@ -250,7 +254,7 @@ def build_worker(
         way.gateway,
         news.entries.notify,
         way.access_log.rpc,
-        life.is_ready,
+        lambda: life.is_ready() and sources.are_known(),
         metrics.transport_fault,
     )
     draining = Draining(
@@ -262,7 +266,6 @@ def build_worker(
         lambda: configuration.current.server.drain_s,
         picking,
     )
-    sources = LiveSources(live_sources_of(config.discovery, index, owners.report), config.discovery.wait_s)
     answering = OneWorker(_status(site, known, way, configuration, life, changes, sources))
     admin = AdminPort(PAGES, answering, _admin_place(site))
     _follow_health(site, news, known, engines, changes)
@@ -379,6 +382,8 @@ def _request_way(site: Site, news: News, known: Knowledge) -> RequestWay:
         time.time,
     )
     dialect = BootstrapDialect(site.owner)
+    if site.config.istio_gateway is not None:
+        dialect = IstioDialect(site.owner)
     processor = Processor(gateway.judge, gateway, dialect, lambda: router.settings.first_chunk)
     dispatcher = Dispatcher(
         site.owner,
@@ -400,6 +405,12 @@ def _server(site: Site, way: RequestWay, ads: AdsServer) -> RpcServer:
         config.request.max_body_bytes + _MESSAGE_OVERHEAD_BYTES,
         site.metrics.transport_fault,
     )
+
+
+def _sources(site: Site) -> LiveSources:
+    discovery, owners = site.config.discovery, site.owners
+    listing = live_sources_of(discovery, site.index, site.path.parent, owners.report, owners.policies.notify)
+    return LiveSources(listing, discovery.wait_s)
 
 
 def _report_fault(error: Exception) -> None:
