@@ -98,7 +98,7 @@ def read_body(order: ReadOrder, body: bytes) -> BodyRead:
     if order.usage_injection:
         is_changed |= force_usage(fields, request.operation)
     around_model = None
-    is_renamed = order.is_renamed or ANY_MODEL in order.rewritten or request.model in order.rewritten
+    is_renamed = order.is_renamed or request.model in order.rewritten or ANY_MODEL in order.rewritten
     if is_changed or is_renamed:
         encoded = encode({**fields, "model": orjson.Fragment(_MODEL_MARK)})
         before, _, after = encoded.partition(_MODEL_MARK)

@@ -81,6 +81,7 @@ from extproc.values.inflight import Inflight
 from extproc.values.placements import Decision
 from extproc.xds.ads import AdsServer
 from extproc.xds.publications import Publications
+from extproc.xds.resources import prepare
 from metadata_center.cache_map.cache_map import CacheMap
 from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import Counters
@@ -231,6 +232,7 @@ def build_worker(
     )
     prober = _prober(news, known, engines, config)
     ads = AdsServer(lambda type_url: metrics.ads_refused(ADS_TYPES[type_url]))
+    prepare()
     publications = Publications(owners.fleet.clusters, scheduling.health.state)
     changes = FleetChanges(
         owners.fleet,
