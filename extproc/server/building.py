@@ -36,6 +36,7 @@ from extproc.observing.records import RecordRing
 from extproc.observing.request_log import RequestLog
 from extproc.predicting.tokens import TokensPerByte
 from extproc.protocol.bootstrap_dialect import BootstrapDialect
+from extproc.protocol.istio_dialect import IstioDialect
 from extproc.protocol.servicer import Processor
 from extproc.routing.caches import Caches
 from extproc.routing.event_caches import EventCaches
@@ -233,8 +234,15 @@ def build_worker(
         time.monotonic,
     )
     server = _server(site, way, ads)
+    sources = _sources(site)
     picking = picking_of(
-        config, index, site.owner, way.gateway, news.entries.notify, life.is_ready, metrics.transport_fault
+        config,
+        index,
+        site.owner,
+        way.gateway,
+        news.entries.notify,
+        lambda: life.is_ready() and sources.are_known(),
+        metrics.transport_fault,
     )
     draining = Draining(
         server,
@@ -245,7 +253,6 @@ def build_worker(
         lambda: configuration.current.server.drain_s,
         picking,
     )
-    sources = LiveSources(live_sources_of(config.discovery, index, owners.report), config.discovery.wait_s)
     admin = _admin(site, known, way, configuration, life, changes, sources)
     _follow_health(site, news, known, engines, changes)
     _follow_configuration(site, known, way, engines, prober, changes, sources)
@@ -358,6 +365,8 @@ def _request_way(site: Site, news: News, known: Knowledge) -> RequestWay:
         time.time,
     )
     dialect = BootstrapDialect(site.owner)
+    if site.config.istio_gateway is not None:
+        dialect = IstioDialect(site.owner)
     processor = Processor(gateway.judge, gateway, dialect, lambda: router.settings.first_chunk)
     dispatcher = Dispatcher(
         site.owner,
@@ -379,6 +388,12 @@ def _server(site: Site, way: RequestWay, ads: AdsServer) -> RpcServer:
         config.request.max_body_bytes + _MESSAGE_OVERHEAD_BYTES,
         site.metrics.transport_fault,
     )
+
+
+def _sources(site: Site) -> LiveSources:
+    discovery, owners = site.config.discovery, site.owners
+    listing = live_sources_of(discovery, site.index, site.path.parent, owners.report, owners.policies.notify)
+    return LiveSources(listing, discovery.wait_s)
 
 
 def _report_fault(error: Exception) -> None:
