@@ -5,7 +5,7 @@ Rules:
        between attempts are the caller's alone.
     2. A peer that says nothing at all is noticed by pings: `KEEPALIVE_S` after its last word, and
        `KEEPALIVE_TIMEOUT_S` for the answer. istiod takes a ping each 15 s for too many.
-    3. The caller is told of each message and, once, of the end; of nothing after `close`.
+    3. The caller gets each message and, once, of the end; of nothing after `close`.
 """
 
 from __future__ import annotations
