@@ -39,7 +39,7 @@ from extproc.server import building
 from extproc.server.worker import Worker
 from extproc.transport.seam import Receiver, Rpc, Status
 from testbed.processes import free_port
-from tokenway.cli.serve import GC_THRESHOLD
+from tokenway.cli.serve import GC_THRESHOLDS
 
 PHASES: Final = ("headers", "body", "first_chunk", "end")
 IN_FLIGHT: Final = 16
@@ -231,7 +231,7 @@ async def _drive(methods: NoServer, prompt_bytes: int, count: int) -> dict[str, 
     took_us: dict[str, list[float]] = {phase: [] for phase in PHASES}
     gc.collect()
     gc.freeze()
-    gc.set_threshold(GC_THRESHOLD)
+    gc.set_threshold(*GC_THRESHOLDS)
     for number in range(WARM_UP + count):
         if number == WARM_UP:
             for times in took_us.values():
