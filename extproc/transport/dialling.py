@@ -158,6 +158,7 @@ def _channel(place: Place, limit_bytes: int) -> Any:
         ("grpc.enable_http_proxy", 0),
         ("grpc.keepalive_time_ms", int(KEEPALIVE_S * 1e3)),
         ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1e3)),
+        ("grpc.http2.ping_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1e3)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
     ]
