@@ -18,6 +18,9 @@ from testbed.processes import Subprocess, answers, envoy_binary, eventually, fre
 STARTS: Final = 3
 """A port is lost to another process once in many runs; twice in a row there is another cause."""
 
+NODE_IP: Final = "192.0.2.1"
+"""No endpoint's: a gateway with the address of an endpoint has that endpoint's labels, as istiod sees it."""
+
 H2: Final = {
     "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
         "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
@@ -63,7 +66,7 @@ class Proxy:
         domain = f"{self.namespace}.svc.cluster.local"
         return {
             "node": {
-                "id": f"router~127.0.0.1~edge-1.{self.namespace}~{domain}",
+                "id": f"router~{NODE_IP}~edge-1.{self.namespace}~{domain}",
                 "cluster": "edge",
                 "metadata": {
                     "NAMESPACE": self.namespace,
@@ -161,6 +164,14 @@ class Proxy:
             return {part[0] for part in parts if part[1] == "cx_total"}
 
         await eventually(read, lambda found: found == set(endpoints))
+
+    async def follows(self) -> None:
+        """Wait until it is connected to istiod, which it tries again after 30 s at most."""
+
+        async def read() -> str:
+            return (await get(f"{self._url}/stats?filter=^control_plane.connected_state$")).decode().strip()
+
+        await eventually(read, lambda found: found == "control_plane.connected_state: 1", 60)
 
     def refused(self) -> str:
         """Lines of the log that say what Envoy did not take."""

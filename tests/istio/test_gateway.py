@@ -96,6 +96,7 @@ async def test_istiod_may_be_away(behind: Behind) -> None:
         await behind.istiod.kill()
         await load.more(20)
         await behind.istiod.start()
+        await behind.proxy.follows()
         await load.more(8)
     assert load.failures == []
     stack.write_manifests()
@@ -123,8 +124,13 @@ async def test_istioctl_shows_what_is_there(behind: Behind, tmp_path: Path) -> N
     assert "x-tokenway-cluster" in routes
     clusters = await shown("cluster", "--fqdn", host("sim"), "-o", "json")
     assert "override_host" in clusters
-    endpoints = await shown("endpoint", "--cluster", cluster_of("sim"))
-    assert all(key_of(engine) in endpoints for engine in behind.under.engines)
+
+    async def endpoints() -> str:
+        dump.write_text(json.dumps(await behind.proxy.config_dump()))
+        return await shown("endpoint", "--cluster", cluster_of("sim"))
+
+    # A cluster that istiod sends anew has none for a moment.
+    await eventually(endpoints, lambda said: all(key_of(engine) in said for engine in behind.under.engines))
 
 
 async def test_an_older_envoy_takes_it(behind: Behind, tmp_path: Path) -> None:
