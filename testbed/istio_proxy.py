@@ -18,15 +18,17 @@ from testbed.processes import Subprocess, answers, envoy_binary, eventually, fre
 STARTS: Final = 3
 """A port is lost to another process once in many runs; twice in a row there is another cause."""
 
-NODE_IP: Final = "192.0.2.1"
-"""No endpoint's: a gateway with the address of an endpoint has that endpoint's labels, as istiod sees it."""
-
 H2: Final = {
     "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
         "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
         "explicit_http_config": {"http2_protocol_options": {}},
     }
 }
+
+
+ADDRESS: Final = "127.0.0.254"
+"""Where the gateway says that it is. No endpoint is there: istiod would take that workload's labels for the
+gateway's."""
 
 
 @dataclass(slots=True)
@@ -66,7 +68,7 @@ class Proxy:
         domain = f"{self.namespace}.svc.cluster.local"
         return {
             "node": {
-                "id": f"router~{NODE_IP}~edge-1.{self.namespace}~{domain}",
+                "id": f"router~{ADDRESS}~edge-1.{self.namespace}~{domain}",
                 "cluster": "edge",
                 "metadata": {
                     "NAMESPACE": self.namespace,

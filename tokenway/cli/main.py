@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -16,6 +17,8 @@ from extproc.errors import ConfigError
 from extproc.observing.printable import printable
 from metadata_center.addresses import Address, parse_port
 from metadata_center.errors import MetadataError
+from tokenway.cli.picker_flags import add_picker_flags
+from tokenway.cli.pool_flags import add_pool_flags, pool_settings
 
 ADMIN_ENV = "TOKENWAY_ADMIN"
 DEFAULT_ADMIN = "http://127.0.0.1:10080"
@@ -62,13 +65,11 @@ def _run(options: argparse.Namespace) -> int:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     match options.command:
         case "serve":
-            from tokenway.cli.serve import serve
-
-            return serve(options.config)
+            return _serve(options)
         case "worker":
             from tokenway.cli.serve import serve_worker
 
-            return serve_worker(options.config, options.index)
+            return serve_worker(options.config, options.index, json.loads(options.settings))
         case "check":
             from tokenway.cli.check import check
 
@@ -105,6 +106,19 @@ def _run(options: argparse.Namespace) -> int:
                 options.time_scale,
                 default_admin=_default_admin(),
             )
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from extproc.server.bootstrap import shipped
+    from tokenway.cli.picker_flags import picker_settings
+    from tokenway.cli.serve import serve
+
+    pods = pool_settings(options)
+    if options.config is None and not pods:
+        problem = "accepted: a tokenway.yaml, a clusters.json, --pool-name or --endpoint-selector"
+        raise ConfigError("tokenway serve", [problem])
+    settings = {**picker_settings(options, is_wanted=options.config is None), **pods}
+    return serve(options.config or shipped("etc/picker.yaml"), settings)
 
 
 def _metadata_center(options: argparse.Namespace) -> int:
@@ -182,6 +196,7 @@ def _worker_parser() -> argparse.ArgumentParser:
     parser.add_argument("command")
     parser.add_argument("config", type=Path)
     parser.add_argument("index", type=int)
+    parser.add_argument("settings", nargs="?", default="{}", help="JSON that goes before the configuration")
     return parser
 
 
@@ -192,8 +207,13 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = commands.add_parser("serve", help="run the gateway")
     serve.add_argument(
-        "config", type=Path, help="tokenway.yaml, or a clusters.json for defaults in all the rest"
+        "config",
+        type=Path,
+        nargs="?",
+        help="tokenway.yaml, or a clusters.json for defaults in all the rest; none if flags say the pods",
     )
+    add_picker_flags(serve)
+    add_pool_flags(serve)
 
     checking = commands.add_parser("check", help="say whether a configuration is usable")
     checking.add_argument("file", type=Path)
