@@ -1,0 +1,267 @@
+"""Several replicas as the pickers of one gateway, which spreads its calls over them; they share one Redis.
+
+What a Service does with a replica that is not ready (none of its calls go there any more) Envoy does here by
+itself: it asks each for its health.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import aiohttp
+import pytest
+
+from testbed.processes import Subprocess, free_port
+from testbed.redis_server import running
+from tests.e2e.harness import Stack, answers, chat, cluster, envoy_binary, eventually, key_of, simulators
+from tests.e2e.pair import all_settled, gateways_seen, shared
+from tests.e2e.picker import bootstrap
+from tokenway.simulator.server.app import SimulatorServer
+
+pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
+
+CLIENTS = 16
+LEAVE_S = 2.0
+"""Several health checks of Envoy's."""
+
+RETRIES = {
+    "retry_on": "connect-failure,refused-stream,reset,unavailable",
+    "num_retries": 2,
+    "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.05s"},
+    "retry_host_predicate": [
+        {
+            "name": "envoy.retry_host_predicates.previous_hosts",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3."
+                "PreviousHostsPredicate"
+            },
+        }
+    ],
+    "host_selection_retry_max_attempts": 5,
+}
+"""Of calls to pickers, as Envoy Gateway can be configured; Istio has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A request without a whole answer."""
+
+    began_s: float
+    what: str
+
+
+class Clients:
+    """Ask for streams again and again until the block ends.
+
+    Attributes:
+        answers: Whole ones so far.
+        failures: All else.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._is_over = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self.answers = 0
+        self.failures: list[Failure] = []
+
+    async def __aenter__(self) -> Self:
+        self._tasks = [asyncio.create_task(self._ask(number)) for number in range(CLIENTS)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._is_over = True
+        await asyncio.gather(*self._tasks)
+
+    async def more(self, count: int) -> None:
+        """Wait for `count` further answers."""
+        goal = self.answers + count
+
+        async def read() -> int:
+            return self.answers
+
+        await eventually(read, lambda found: found >= goal)
+
+    async def _ask(self, number: int) -> None:
+        timeout = aiohttp.ClientTimeout(total=60)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            turn = 0
+            while not self._is_over:
+                turn += 1
+                began_s = time.monotonic()
+                body = chat("sim", f"client {number} turn {turn}", 30, stream=True)
+                try:
+                    async with session.post(f"{self._url}/v1/chat/completions", json=body) as reply:
+                        answer = await reply.read()
+                except (aiohttp.ClientError, TimeoutError) as error:
+                    self.failures.append(Failure(began_s, repr(error)))
+                    continue
+                if reply.status == 200 and answer.endswith(b"data: [DONE]\n\n"):
+                    self.answers += 1
+                else:
+                    self.failures.append(Failure(began_s, f"{reply.status} {answer[-200:]!r}"))
+
+
+@dataclass(frozen=True, slots=True)
+class Replicas:
+    """Two pickers behind one foreign Envoy.
+
+    Attributes:
+        stacks: Each a process of its own.
+        picker_ports: Where each picks.
+        url: For clients.
+        envoy_admin: Of the foreign Envoy.
+    """
+
+    stacks: list[Stack]
+    picker_ports: list[int]
+    url: str
+    envoy_admin: str
+
+    async def is_left_out(self, index: int) -> bool:
+        """The gateway has noticed that this one is not there."""
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"{self.envoy_admin}/clusters") as reply,
+        ):
+            text = await reply.text()
+        flags = f"picker::127.0.0.1:{self.picker_ports[index]}::health_flags::"
+        (line,) = [line for line in text.splitlines() if line.startswith(flags)]
+        return "failed_active_hc" in line
+
+    async def decided(self, index: int) -> int:
+        """How many of its latest hundred decisions a replica has."""
+        return len(await self.stacks[index].last(100))
+
+
+def gateway(
+    picker_ports: list[int], engines: list[SimulatorServer], port: int, admin_port: int, *, retries: bool
+) -> dict[str, Any]:
+    """The foreign Envoy of `tests.e2e.picker` with two pickers, which it asks for their health."""
+    document: dict[str, Any] = json.loads(
+        bootstrap(port, free_port(), admin_port, picker_ports[0], [engine.port for engine in engines])
+    )
+    resources = document["static_resources"]
+    (pickers,) = [each for each in resources["clusters"] if each["name"] == "picker"]
+    (locality,) = pickers["load_assignment"]["endpoints"]
+    locality["lb_endpoints"] = [
+        {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": number}}}}
+        for number in picker_ports
+    ]
+    pickers["common_lb_config"] = {"healthy_panic_threshold": {"value": 0}}
+    pickers["health_checks"] = [
+        {
+            "timeout": "2s",
+            "interval": "0.2s",
+            "no_traffic_interval": "0.2s",
+            "unhealthy_threshold": 1,
+            "healthy_threshold": 1,
+            "grpc_health_check": {"service_name": "readiness"},
+        }
+    ]
+    if retries:
+        for listener in resources["listeners"]:
+            (manager,) = [chain["filters"][0]["typed_config"] for chain in listener["filter_chains"]]
+            (processor,) = [one["typed_config"] for one in manager["http_filters"] if one["name"] == "picker"]
+            processor["grpc_service"]["retry_policy"] = RETRIES
+    return document
+
+
+@asynccontextmanager
+async def running_replicas(
+    engines: list[SimulatorServer], *, retries: bool = False
+) -> AsyncIterator[Replicas]:
+    """Redis, two pickers that know each other, and the foreign Envoy."""
+    async with AsyncExitStack() as stack:
+        folder = Path(tempfile.mkdtemp(prefix="twr", dir="/tmp"))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        redis = stack.enter_context(running(folder / "redis"))
+        picker_ports = [free_port(), free_port()]
+        stacks = []
+        for number, picker_port in enumerate(picker_ports):
+            (folder / str(number)).mkdir()
+            made = Stack(folder / str(number), workers=1)
+            picker = {"listen": [f"127.0.0.1:{picker_port}"], "leave_s": LEAVE_S}
+            made.write_config(
+                {
+                    **shared(redis.url, f"replica-{number}"),
+                    "server": {"drain_s": 30},
+                    "endpoint_picker": picker,
+                }
+            )
+            made.write_clusters(cluster("sim", map(key_of, engines)))
+            stack.push_async_callback(made.stop)
+            stacks.append(made)
+        await asyncio.gather(*(made.start_gateway() for made in stacks))
+        port, admin_port = free_port(), free_port()
+        path = folder / "envoy.json"
+        path.write_text(json.dumps(gateway(picker_ports, engines, port, admin_port, retries=retries)))
+        envoy = await Subprocess.start(
+            [str(envoy_binary()), "-c", str(path), "--concurrency", "1", "--disable-hot-restart"],
+            folder / "envoy.log",
+        )
+        stack.push_async_callback(envoy.kill)
+        admin = f"http://127.0.0.1:{admin_port}"
+        await answers(envoy, f"{admin}/ready")
+        replicas = Replicas(stacks, picker_ports, f"http://127.0.0.1:{port}", admin)
+        for index, made in enumerate(stacks):
+            await eventually(partial(gateways_seen, made), lambda seen: seen == 2)
+            await eventually(partial(replicas.is_left_out, index), lambda is_out: not is_out)
+        yield replicas
+
+
+async def test_one_that_is_stopped_under_load_costs_no_request() -> None:
+    """It says NOT_SERVING, serves who has not heard of it, and ends when nothing runs; then it comes back."""
+    async with simulators(4, time_scale=0.1) as engines, running_replicas(engines) as replicas:
+        first, second = replicas.stacks
+        async with Clients(replicas.url) as clients:
+            await clients.more(60)
+            assert await replicas.decided(0) > 0
+            assert await replicas.decided(1) > 0
+            first.gateway.signal(signal.SIGTERM)
+            await eventually(partial(replicas.is_left_out, 0), bool)
+            assert first.gateway.is_running
+            await clients.more(60)
+            assert await first.gateway.ended() == 0
+            await clients.more(60)
+            await first.start_gateway()
+            await eventually(partial(replicas.is_left_out, 0), lambda is_out: not is_out)
+            await eventually(partial(replicas.decided, 0), bool)
+            await clients.more(60)
+        assert clients.failures == []
+        await all_settled([first, second], 20)
+
+
+@pytest.mark.parametrize("retries", [False, True])
+async def test_one_that_is_killed_costs_what_it_had(retries: bool) -> None:
+    """Requests that were in flight there are lost, and without retries those until the gateway has noticed."""
+    async with (
+        simulators(4, time_scale=0.1) as engines,
+        running_replicas(engines, retries=retries) as replicas,
+    ):
+        first, second = replicas.stacks
+        async with Clients(replicas.url) as clients:
+            await clients.more(60)
+            assert clients.failures == []
+            await first.gateway.kill()
+            killed_s = time.monotonic()
+            await eventually(partial(replicas.is_left_out, 0), bool)
+            noticed_s = time.monotonic()
+            await clients.more(120)
+        until_s = killed_s if retries else noticed_s
+        assert [failure for failure in clients.failures if failure.began_s > until_s] == []
+        if retries:
+            assert len(clients.failures) <= CLIENTS
+        # Its share of the load ends with its lease.
+        await all_settled([second], 20)
