@@ -1,4 +1,4 @@
-"""The pod that the chart makes for provider `none`, started and stopped as a kubelet does, but for its images."""
+"""The pod of the chart for provider `none`, started and stopped as a kubelet does, but for its images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the chart renders, judged by a real API server: every object, what its rights allow, how pods are confined."""
+"""What the chart renders, judged by a real API server: objects, what rights allow, how pods are confined."""
 
 from __future__ import annotations
 
