@@ -89,6 +89,8 @@ class Pod:
 
     async def is_serving(self) -> bool:
         """The readiness probe."""
+        assert self.tokenway is not None
+        assert self.tokenway.is_running, self.tokenway.log.read_text()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{self.ports['9003']}") as channel:
             check = channel.unary_unary("/grpc.health.v1.Health/Check")
             probe = self.container("tokenway")["readinessProbe"]["grpc"]
@@ -146,6 +148,9 @@ async def running_pod(values: Mapping[str, Any]) -> AsyncIterator[Pod]:
             (folder / name).mkdir(parents=True)
         (folder / "run" / "tokenway").chmod(0o1777)
         (folder / "bin" / "envoy").symlink_to(envoy_binary())
+        command = folder / "bin" / "tokenway"
+        command.write_text(f'#!/bin/sh\nexec {sys.executable} -m tokenway "$@"\n')
+        command.chmod(0o755)
         path = configuration(objects, folder / "etc" / "tokenway")
         path.write_text(pod.here(path.read_text()))
         try:
