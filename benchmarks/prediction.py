@@ -39,7 +39,7 @@ WARM: Final = 50
 BLOCK_TOKENS: Final = 64
 
 ALONE_GAP_S: Final = 20.0
-"""Between requests that meet nobody: longer than any of them takes."""
+"""Between requests that meet no other: longer than any of them takes."""
 
 BATCH: Final = 8
 """Requests that run on each engine at once, on average, in the batched part."""

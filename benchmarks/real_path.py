@@ -414,7 +414,7 @@ class Used:
 
     Attributes:
         cores: By role, all processes of it together.
-        busy_ratio: Of the machine's cores, whoever kept them busy.
+        busy_ratio: Of the machine's cores, whichever process kept them busy.
         waited_ratio: Share of the time in which some process of the machine waited for a core.
     """
 

@@ -42,7 +42,7 @@ GATEWAYS: Mapping[SetupKind, str] = {"tokenway": "native", "grpcio": "grpcio"}
 ENVOY = Path(os.environ.get("TOKENWAY_ENVOY", Path(__file__).parents[1] / ".tools/envoy/envoy/_bin/envoy"))
 CLUSTER = "bench"
 FALLBACK_CLUSTER = "tokenway-none"
-"""What the shipped routes name when nobody chose: everything, in `alone`."""
+"""What the shipped routes name when none was chosen: everything, in `alone`."""
 
 UNBOUNDED = 100_000
 """Circuit breakers as Tokenway sets them: never what bounds a measurement."""

@@ -9,7 +9,7 @@ module. Last, a few gateways run for some seconds, and what they used is printed
 
 All is per worker process: a gateway of four workers is four members. CPU is CPU time, so that neighbours on
 the machine disturb it little. Requests come at random and each changes the load three times: charged, prefill
-done (and its blocks told), ended.
+done (and its blocks sent), ended.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def distinct(draws: float, endpoints: int) -> float:
 def traffic(load: Load, endpoints: int, members: int) -> tuple[float, float, float]:
     """Messages per second of each member, and their mean numbers of rows and chains.
 
-    Heartbeats are among them, which tell of all endpoints with load.
+    Heartbeats are among them, which list all endpoints with load.
     """
     changes_per_s = CHANGES_PER_REQUEST * load.requests_per_s
     pause_s = max(load.round_trip_s, members / MESSAGES_PER_S)
@@ -211,8 +211,8 @@ def sized(unit: Unit, load: Load, endpoints: int, members: int) -> dict[str, flo
     """One row of the table: `members` gateways of one worker each, over `endpoints`."""
     sent, rows, chains = traffic(load, endpoints, members)
     accepted = sent * members
-    told = distinct(load.requests_per_s * (load.answer_s + LEASE_S / HEARTBEATS_PER_LEASE), endpoints)
-    share_bytes = between({n: float(size) for n, size in unit.share_bytes.items()}, told)
+    listed = distinct(load.requests_per_s * (load.answer_s + LEASE_S / HEARTBEATS_PER_LEASE), endpoints)
+    share_bytes = between({n: float(size) for n, size in unit.share_bytes.items()}, listed)
     engine_blocks = load.kv_tokens / BLOCK_TOKENS
     history_blocks = load.kv_tokens / TOKENS_PER_BYTE / BLOCK_BYTES
     redis_s = unit.redis_s.of(rows, chains) + members * unit.delivery_s
@@ -230,7 +230,7 @@ def sized(unit: Unit, load: Load, endpoints: int, members: int) -> dict[str, flo
         "gateway_receive_cpu_percent": accepted * unit.receive_s.of(rows, chains) * 100,
         "gateway_events_cpu_percent": reserved * NEW_TOKENS / BLOCK_TOKENS * unit.announced_block_s * 100,
         "reserve_redis_cpu_percent": reserved * between(unit.reserve_s, members) * 100,
-        "shares_mib": ((members - 1) * told * unit.peer_row_bytes + num_bytes(1, MAX_ENDPOINTS)) / 2**20,
+        "shares_mib": ((members - 1) * listed * unit.peer_row_bytes + num_bytes(1, MAX_ENDPOINTS)) / 2**20,
         "history_mib": endpoints * history_blocks * unit.history_block_bytes / 2**20,
         "cache_map_mib": endpoints * engine_blocks * unit.announced_block_bytes / 2**20,
         "cache_map_blocks": endpoints * engine_blocks,
@@ -306,7 +306,7 @@ def _drain(url: str, count: int, pipe: Connection) -> None:
 
 
 async def publishing(url: str, redis: Redis, rows: int, chains: int, *, is_sent: bool) -> dict[str, float]:
-    """Per message: bytes into and out of Redis, CPU of both sides; whoever subscribes does so already.
+    """Per message: bytes into and out of Redis, CPU of both sides; a subscriber has subscribed already.
 
     The same without sending is what the loop itself costs, and Redis when idle.
     """
@@ -473,7 +473,7 @@ def history() -> PrefixIndex:
     return index
 
 
-def announcements() -> tuple[list[bytes], list[bytes]]:
+def block_events() -> tuple[list[bytes], list[bytes]]:
     """Batches of 64 stored blocks, of prompts of 256 that share nothing; and batches that remove them."""
     rng = random.Random(1)
     stored, removed, parent = [], [], None
@@ -508,7 +508,7 @@ def announced(batches: list[bytes], pieces: list[bytes]) -> tuple[CacheMap, list
 def measured(url: str, redis: Redis) -> Unit:
     """Everything that a table is computed from."""
     costs, delivery_s = messages(url, redis)
-    stored, removed = announcements()
+    stored, removed = block_events()
     pieces = [b"%04d" % (n % 10_000) for n in range(50_000)]  # four bytes a token, as English has
     began_s = time.process_time()
     caches, replicas = announced(stored, pieces)
@@ -545,10 +545,10 @@ def _gateway(number: int, url: str, requests_per_s: float, prefix: str | None, p
 
 
 async def _serve(number: int, url: str, requests_per_s: float, prefix: str | None, pipe: Connection) -> None:
-    """Requests at random for `CHECK_S`; without a prefix shared with nobody, to tell what else they cost."""
+    """Requests at random for `CHECK_S`; without a prefix of its own, to show what else they cost."""
     store = _store(number, 100)
     places, rng = keys(100), random.Random(number)
-    sync = _sync(store, url, prefix or "nobody")
+    sync = _sync(store, url, prefix or "sizing")
     if prefix:
         sync.start()
         while not sync.stats.connected:  # noqa: ASYNC110 - once, before anything is measured

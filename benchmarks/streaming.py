@@ -4,7 +4,7 @@ Rules:
     1. Times count from when a request was due, not from when this process came round to sending it.
     2. An answer is whole if its status is 200, its stream ended with [DONE], and prompt and answer had as
        many tokens as asked for. Any other is a refusal (429) or an error, and has no latency.
-    3. Nobody waits for ever: who has no whole answer `PATIENCE_S` after it was due is an error.
+    3. No request waits for ever: one without a whole answer `PATIENCE_S` after it was due is an error.
 """
 
 from __future__ import annotations

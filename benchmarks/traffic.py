@@ -141,7 +141,7 @@ class Client:
         """Open it.
 
         Raises:
-            OSError: Nobody listens.
+            OSError: No server listens.
         """
         return cls(*await asyncio.open_connection("127.0.0.1", port, limit=CONNECTION_LIMIT_BYTES))
 

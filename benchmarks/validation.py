@@ -97,7 +97,7 @@ def _gpu(options: argparse.Namespace, name: str) -> dict[str, Any]:
         "async_scheduling": True,
     }
     if cache.get("num_kv_tokens"):
-        # vLLM keeps one block as a placeholder that nobody gets.
+        # vLLM keeps one block as a placeholder that no request gets.
         limits["kv_tokens"] = cache["num_kv_tokens"] - limits["block_size"]
     card, model = name.split("_", 1)
     start = from_datasheet(name, CARDS[card], MODELS[model], **limits)

@@ -381,7 +381,7 @@ async def stalls(sent: list[tuple[Shape, int]]) -> list[tuple[float, float, floa
 
 
 def send_all(address: str) -> None:
-    """The other process: makes bodies, sends each when told to, says how long the answer took."""
+    """The other process: makes bodies, sends each on request, says how long the answer took."""
     options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
     with grpc.insecure_channel(address, options=options) as channel:
         process: Any = channel.stream_stream(

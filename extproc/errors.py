@@ -127,7 +127,7 @@ class RouterError(Exception):
 
         Args:
             shape: Of the API the request came by.
-            request_id: Told where the shape has a place for it; empty is null there.
+            request_id: Given where the shape has a place for it; empty is null there.
         """
         if shape is Shape.ANTHROPIC:
             kind = _ANTHROPIC_TYPE.get(self.status, "invalid_request_error")

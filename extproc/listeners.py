@@ -1,4 +1,4 @@
-"""Telling several parties of what happened, where the one that tells knows none of them."""
+"""Notifying several listeners of an event whose source knows none of them."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from collections.abc import Callable
 from typing import Generic, ParamSpec
 
 News = ParamSpec("News")
-"""What is told with each call."""
+"""The arguments of each call."""
 
 
 class Listeners(Generic[News]):
-    """Who is told of one kind of news.
+    """The listeners to one kind of event.
 
-    It exists before both whoever tells and whoever listens, and is given to both: neither has to be changed
-    after it was made. Listeners are told in the order in which they were added; one that raises keeps the
-    rest from being told, and the error is that of whoever tells.
+    It exists before the source and the listeners, and is given to both: neither has to be changed
+    after it was made. Listeners are called in the order in which they were added; one that raises keeps the
+    rest from being called, and its error reaches the source.
     """
 
     def __init__(self) -> None:
         self._listeners: list[Callable[News, None]] = []
 
     def add(self, *listeners: Callable[News, None]) -> None:
-        """Have these told from now on."""
+        """Have these called from now on."""
         self._listeners.extend(listeners)
 
-    def tell(self, *news: News.args, **named: News.kwargs) -> None:
-        """Tell all of them."""
+    def notify(self, *news: News.args, **named: News.kwargs) -> None:
+        """Call all of them."""
         for listener in self._listeners:
             listener(*news, **named)

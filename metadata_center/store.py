@@ -146,7 +146,7 @@ class MetadataStore(Protocol):
         ...
 
     def share(self, endpoint: EndpointKey, blocks: Sequence[int]) -> None:
-        """Tell other gateways what was just recorded in `prefixes`, as seen by this process itself."""
+        """Send other gateways what was just recorded in `prefixes`, as seen by this process itself."""
         ...
 
 
@@ -163,4 +163,4 @@ class EmbeddedStore:
     prefixes: PrefixStore
 
     def share(self, endpoint: EndpointKey, blocks: Sequence[int]) -> None:
-        """No other member is to be told."""
+        """No other member is to be informed."""

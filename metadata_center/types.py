@@ -34,7 +34,7 @@ class Charge:
     """What one leg of a request's placement costs the endpoint that serves it.
 
     Attributes:
-        request_id: Who is charged.
+        request_id: The request that is charged.
         endpoint: Where.
         prefill_tokens: Uncached prompt tokens still to be computed; 0 once prefill was released.
         context_tokens: Prompt tokens held in the KV cache while the leg lives.

@@ -1,1 +1,1 @@
-"""What tests and benchmarks start beside Tokenway: Redis, a real vLLM, a tokenizer, child processes."""
+"""What tests and benchmarks start beside Tokenway: Redis, vLLM, control planes, tokenizers, processes."""

@@ -7,25 +7,37 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import aiohttp
+
+T = TypeVar("T")
 
 REPOSITORY = Path(__file__).parents[1]
 
 START_TIMEOUT_S = 120.0
 """A Python process imports for 2 s on an idle core; two busy cores may need several times that."""
 
+SETTLE_TIMEOUT_S = 30.0
+"""Envoy flushes its access log every 10 ms; the rest is room for a busy machine."""
+
 
 def free_port() -> int:
-    """A TCP port of loopback that nobody listens on now."""
+    """A TCP port of loopback on which no process listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def envoy_binary() -> Path:
+    """The real Envoy: `TOKENWAY_ENVOY`, or the one in the repository's tools folder."""
+    named = os.environ.get("TOKENWAY_ENVOY")
+    return Path(named) if named else REPOSITORY / ".tools/envoy/envoy/_bin/envoy"
 
 
 class Subprocess:
@@ -91,3 +103,33 @@ async def get_json(url: str) -> dict[str, Any]:
     """The JSON object of a GET that succeeds."""
     decoded: dict[str, Any] = json.loads(await get(url))
     return decoded
+
+
+async def answers(process: Subprocess, url: str, accept: Callable[[bytes], bool] = lambda _: True) -> None:
+    """Wait until `url` answers 200 with an accepted body, for as long as the process lives."""
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while True:
+        with suppress(aiohttp.ClientError, TimeoutError, AssertionError):
+            if accept(await get(url)):
+                return
+        tail = process.log.read_text(errors="replace")[-2000:]
+        assert process.is_running, f"ended before {url} answered:\n{tail}"
+        assert time.monotonic() < deadline_s, f"{url} does not answer as it should:\n{tail}"
+        await asyncio.sleep(0.05)
+
+
+async def eventually(
+    read: Callable[[], Awaitable[T]], accept: Callable[[T], bool], timeout_s: float = SETTLE_TIMEOUT_S
+) -> T:
+    """The first reading that is accepted.
+
+    Raises:
+        AssertionError: None was within `timeout_s`; shows the last one.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        value = await read()
+        if accept(value):
+            return value
+        assert time.monotonic() < deadline_s, f"still {value!r} after {timeout_s} s"
+        await asyncio.sleep(0.02)

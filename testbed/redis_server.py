@@ -23,7 +23,7 @@ def binary() -> str:
 
 
 def free_port() -> int:
-    """A loopback port that nobody uses now, small enough for a cluster bus beside it (port + 10000)."""
+    """A loopback port that no process uses now, small enough for a cluster bus beside it (port + 10000)."""
     while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

@@ -72,7 +72,7 @@ WALL_S = 1.7e9
 
 
 class ManualClock:
-    """Monotonic seconds that pass only when told to."""
+    """Monotonic seconds that pass only when advanced."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -116,7 +116,7 @@ class Promise:
         return self._pending.is_over
 
     def cancel(self) -> None:
-        """Nobody waits any more."""
+        """No caller waits any more."""
         self._pending.cancel()
 
     def result(self) -> Any:
@@ -127,7 +127,7 @@ class Promise:
         return result
 
 
-async def told(pending: Pending[T]) -> T:
+async def result_of(pending: Pending[T]) -> T:
     """Wait for what is pending; cancelled, it cancels that."""
     future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
     pending.then(future.set_result, future.set_exception)
@@ -139,7 +139,7 @@ async def told(pending: Pending[T]) -> T:
 
 
 class VirtualLoop:
-    """An event loop whose time passes when told to; `extproc.routing.waiting.Loop`."""
+    """An event loop whose time passes when advanced; `extproc.routing.waiting.Loop`."""
 
     def __init__(self) -> None:
         self.clock = ManualClock()
@@ -171,7 +171,7 @@ def endpoint(number: int, **changes: Any) -> Endpoint:
 
 
 def identities(destination: str) -> list[EndpointKey]:
-    """Who is at the addresses that Envoy is told: endpoints made by `endpoint`."""
+    """The endpoints at the addresses that Envoy gets: made by `endpoint`."""
     addresses = map(Address.parse, destination.split(","))
     return [endpoint(int(address.host.rpartition(".")[2])).key for address in addresses]
 
@@ -179,7 +179,15 @@ def identities(destination: str) -> list[EndpointKey]:
 def listed(one: Endpoint) -> Listed:
     """An endpoint as a source lists it."""
     return Listed(
-        one.key, one.address, one.weight, one.labels, one.metadata, one.draining, one.rank, one.locality
+        one.key,
+        one.address,
+        one.weight,
+        one.labels,
+        one.metadata,
+        one.draining,
+        one.rank,
+        one.locality,
+        one.ready,
     )
 
 
@@ -241,7 +249,7 @@ class Rig:
     Attributes:
         scheduling: What scheduling reads.
         ending: What endings change.
-        freed: Is told that room was freed.
+        freed: Called when room was freed.
         router: Decides.
         gateway: What the ext_proc loop talks to.
         ends: What the access log talks to.
@@ -254,7 +262,7 @@ class Rig:
         history: What is believed cached.
         transitions: Changes of health, in order.
         endings: Requests that ended, refused ones as well, in order.
-        shared: What others were told to be cached where, in order.
+        shared: What others were sent as cached where, in order.
     """
 
     scheduling: SchedulingState
@@ -295,7 +303,7 @@ class Rig:
     def end(self, request_id: str = "r", **changes: Any) -> None:
         """The request's last access-log entry arrives; by default it completed where it was sent.
 
-        An `endpoint` is told as its address, as Envoy does.
+        An `endpoint` is reported as its address, as Envoy does.
         """
         inflight = self.scheduling.running.get(RequestId(request_id))
         key = changes.pop("endpoint", None if inflight is None else inflight.endpoint)
@@ -365,8 +373,8 @@ def build_rig(
         outside=Outside(
             share=lambda key, blocks: shared.append((key, blocks)),
             processes=processes,
-            freed=freed.tell,
-            on_lost=lost.tell,
+            freed=freed.notify,
+            on_lost=lost.notify,
             on_transition=transitions.append,
         ),
     )

@@ -1,6 +1,6 @@
 """How much of the core its own tests run, and a floor under it.
 
-    coverage run -m pytest -m "not e2e and not real_vllm" && python -m tests.core_coverage
+    make coverage
 
 Prints lines and branches by package of the core, as `tests/test_architecture.py` names it. Exit code 1 below
 the floor. Last line: one JSON object.

@@ -1,4 +1,4 @@
-"""A connection under test without sockets, and what its services and its faults were told."""
+"""A connection under test without sockets, and what its services and its faults received."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ class Echo:
 
     def __init__(self, call: Call) -> None:
         self.call = call
-        self.told: list[bytes | str] = []
+        self.received: list[bytes | str] = []
 
     def on_message(self, message: bytes) -> None:
         """See `Receiver`."""
-        self.told.append(message)
+        self.received.append(message)
         self.call.send(message)
 
     def on_half_close(self) -> None:
         """See `Receiver`."""
-        self.told.append("half-close")
+        self.received.append("half-close")
         self.call.finish()
 
     def on_reset(self) -> None:
         """See `Receiver`."""
-        self.told.append("reset")
+        self.received.append("reset")
 
 
 class Listener(Echo):
@@ -61,18 +61,18 @@ class Listener(Echo):
 
     def on_message(self, message: bytes) -> None:
         """See `Receiver`."""
-        self.told.append(message)
+        self.received.append(message)
 
     def on_half_close(self) -> None:
         """See `Receiver`."""
-        self.told.append("half-close")
+        self.received.append("half-close")
 
 
 class Served:
-    """A connection whose service is `receiver`, and all that was told.
+    """A connection whose service is `receiver`, and all that was received.
 
     Args:
-        receiver: Makes what is told of each call.
+        receiver: Makes the receiver of each call.
         is_greeted: The peer has sent its preface and SETTINGS, and knows ours.
     """
 
@@ -105,7 +105,7 @@ class Served:
     def taken(self) -> list[Frame]:
         """The frames that go to the peer now."""
         data = b"".join(iter(self.connection.take, b""))
-        self.connection.outbox.tell_sent()
+        self.connection.outbox.notify_sent()
         return list(parsed(data))
 
     def _open(self, call: Call) -> Echo:

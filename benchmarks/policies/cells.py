@@ -4,7 +4,7 @@ Rules:
     1. A cell is one command line, run in the folder of the traces; the line shown is the line that ran, but
        for where its figures and pictures go and how many processes it takes.
     2. Seeds 1 and 2 are for shaping rules and finding speeds; cells use the held-out seeds 3, 4 and 5.
-    3. Cells are in the order of their importance: whoever stops early has the best part.
+    3. Cells are in the order of their importance: a run that stops early has the best part.
     4. Rivals, oracles and the product's own rules are in different cells, so that a change of one kind asks
        for no run of another.
 """
@@ -226,7 +226,7 @@ PICTURED: Final = (
     *("least_request", "lmetric", "smetric", "dynamo_product", "llmd_sticky"),
     *OWN,
 )
-"""Few enough to tell apart in a picture."""
+"""Few enough to distinguish in a picture."""
 
 _BESIDE_SEED: Final = 3
 

@@ -120,7 +120,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def best(of: Mapping[str, Figures], column: Column) -> tuple[str, float] | None:
-    """The best policy of a column and its figure; None if nobody has one."""
+    """The best policy of a column and its figure; None if no policy has one."""
     known = [(value, name) for name, each in of.items() if (value := each[column.field]) is not None]
     if not known:
         return None

@@ -2,7 +2,7 @@
 
 Rules:
     1. A cell whose file has its command line and its stamp is not run again.
-    2. A file appears whole or not at all. A cell that fails is told and the next one is run.
+    2. A file appears whole or not at all. A cell that fails is reported and the next one is run.
     3. The caller sets the priority: commands inherit it.
 """
 

@@ -74,22 +74,22 @@ def stamp(cell: Cell, traces: Path, root: Path = ROOT) -> str:
     Raises:
         OSError: A source or the trace cannot be read.
     """
-    told = hashlib.sha256()
+    digest = hashlib.sha256()
 
-    def tell(*parts: bytes) -> None:
+    def add(*parts: bytes) -> None:
         for part in parts:
-            told.update(len(part).to_bytes(8, "little"))
-            told.update(part)
+            digest.update(len(part).to_bytes(8, "little"))
+            digest.update(part)
 
-    tell(*(word.encode() for word in cell.argv))
+    add(*(word.encode() for word in cell.argv))
     for policy in cell.policies:
         name = policy.partition("@")[0].partition(":")[0]
         rule = REGISTRY.get(name)  # None for an oracle, which has no row
         if rule is not None:
-            tell(name.encode(), repr(sorted(rule.parameters().items())).encode())
+            add(name.encode(), repr(sorted(rule.parameters().items())).encode())
     trace = cell.line[0]
     if not trace.startswith("gen:"):
-        tell((traces / trace).read_bytes())
+        add((traces / trace).read_bytes())
     for path in sources(cell.kind, root):
-        tell(path.relative_to(root).as_posix().encode(), path.read_bytes())
-    return told.hexdigest()[:16]
+        add(path.relative_to(root).as_posix().encode(), path.read_bytes())
+    return digest.hexdigest()[:16]

@@ -25,11 +25,11 @@ _EARLIER_EVENTS: Final = frozenset(
     }
 )
 """Types of events that end a stream, or do not, where the API gives each event one. After `message_delta`,
-which has the stop reason, nothing is missing; chunks of a chat are told if the stream ends with one that has
-no finish reason."""
+which has the stop reason, nothing is missing; a chunk of a chat is reported if the stream ends with it and it
+has no finish reason."""
 
 _NO_EVENT: Final = "none"
-"""What Envoy's filter tells of a stream without any data."""
+"""What Envoy's filter reports of a stream without any data."""
 
 
 def error_seen(fields: Mapping[str, Any]) -> str | None:

@@ -51,7 +51,7 @@ _ENDED_BY = {
     "UR": Ended.UPSTREAM_RESET,
     "UPE": Ended.UPSTREAM_RESET,  # what Envoy calls a chunked body cut off by a close
 }
-"""Flags that tell how a request ended by themselves, the strongest first."""
+"""Flags that alone show how a request ended, the strongest first."""
 
 _BROKEN_OFF = "upstream_reset_after_response_started"
 """Envoy documentation, response code details: the client got the beginning of an answer, status and all."""
@@ -112,7 +112,7 @@ def _ended(flags: tuple[str, ...], status: int, details: str) -> Ended:
 
 
 def translate(entry: pb.HTTPAccessLogEntry) -> RequestEvent | None:
-    """One entry as a value; None if it tells us nothing (no id, a kind we did not ask for)."""
+    """One entry as a value; None if it says nothing to us (no id, a kind we did not ask for)."""
     common = entry.common_properties
     tags = common.custom_tags
     request_id = RequestId(tags.get("rid", ""))
@@ -151,7 +151,7 @@ def _request_end(entry: pb.HTTPAccessLogEntry, request_id: RequestId, owner: str
         top, nested, unseen = _text(fields, "top"), _text(fields, "nested"), _text(fields, "unseen")
         if top or nested:
             prompt, completion, cached = read_usage(top, nested)
-        else:  # an Envoy that still runs with the bootstrap of an earlier version tells numbers
+        else:  # an Envoy that still runs with the bootstrap of an earlier version writes numbers
             prompt = _count(fields, "prompt_tokens")
             completion = _count(fields, "completion_tokens")
             cached = _count(fields, "cached_tokens")
@@ -209,7 +209,7 @@ def _count(fields: object, name: str) -> int | None:
 
 
 def ended_unix_s(entry: pb.HTTPAccessLogEntry) -> float:
-    """Wall clock at which the request of an entry ended, to tell how late the entry is."""
+    """Wall clock at which the request of an entry ended, to show how late the entry is."""
     common = entry.common_properties
     start = common.start_time
     return float(start.seconds + start.nanos / 1e9) + _duration_s(common.duration)

@@ -1,8 +1,8 @@
-"""The gRPC access log service: Envoy tells each ending, we hand it to the worker that decided.
+"""The gRPC access log service: Envoy reports each ending, we hand it to the worker that decided.
 
 An entry may reach another worker than the one that decided: Envoy keeps one log stream per thread of its own.
 `Dispatcher` looks at the owner tag and hands over what is not ours. An entry without an owner belongs to a
-request that no worker decided, or whose decision came too late for Envoy: every worker is told, so that a
+request that no worker decided, or whose decision came too late for Envoy: every worker gets it, so that a
 late charge finds its release.
 """
 
@@ -53,7 +53,7 @@ class Dispatcher:
         owner: This worker's name in `OWNER_HEADER`.
         take: Applies an entry here.
         hand_over: Sends the entry to another worker, named as in the tag; False if there is no such worker.
-        tell_all: Sends the entry to every other worker.
+        broadcast: Sends the entry to every other worker.
         metrics: Counters.
     """
 
@@ -62,13 +62,13 @@ class Dispatcher:
         owner: str,
         take: Callable[[RequestEvent], None],
         hand_over: Callable[[str, RequestEvent], bool],
-        tell_all: Callable[[RequestEvent], None],
+        broadcast: Callable[[RequestEvent], None],
         metrics: Recorder,
     ) -> None:
         self._owner = owner
         self._take = take
         self._hand_over = hand_over
-        self._tell_all = tell_all
+        self._broadcast = broadcast
         self._metrics = metrics
 
     def dispatch(self, entry: RequestEvent) -> None:
@@ -80,7 +80,7 @@ class Dispatcher:
             return
         elif owner is None:
             self._take(entry)
-            self._tell_all(entry)
+            self._broadcast(entry)
         elif self._hand_over(owner, entry):
             self._metrics.handed_over()
         else:
@@ -93,7 +93,7 @@ class AccessLog:
     Args:
         dispatch: Receives each entry.
         metrics: Counters.
-        wall_clock: Unix seconds, to tell how late entries are.
+        wall_clock: Unix seconds, to show how late entries are.
     """
 
     def __init__(

@@ -6,7 +6,7 @@ Rules:
     2. Nothing is believed that makes no sense (negative, huge, textual): it is as if it were not there.
     3. Any text gives a `Usage`. It comes from Envoy, which found it in the answer and did not parse it.
 
-How the APIs tell it:
+How the APIs report it:
 
     chat, completion, embeddings    prompt_tokens; of it prompt_tokens_details.cached_tokens;
                                     completion_tokens
@@ -15,7 +15,7 @@ How the APIs tell it:
                                     cache_creation_input_tokens; output_tokens
     rerank, score                   prompt_tokens, or total_tokens alone
 
-A stream of the Messages API tells it twice. `message_start` has the prompt, `message_delta` the output and,
+A stream of the Messages API reports it twice. `message_start` has the prompt, `message_delta` the output and,
 where the engine knows no better before (vLLM 0.32), how much of the prompt was cached.
 """
 
@@ -63,10 +63,10 @@ def read_usage(top: str, nested: str = "") -> Usage:
     last, first = _decoded(top), _decoded(nested)
     if not last:
         return _read(first)
-    told = {**first, **{name: count for name, count in last.items() if count is not None}}
-    usage = _read(told)
+    merged = {**first, **{name: count for name, count in last.items() if count is not None}}
+    usage = _read(merged)
     first_input, last_input = _count(first, "input_tokens"), _count(last, "input_tokens")
-    if usage.cached_tokens is None or first_input is None or _count(told, "prompt_tokens") is not None:
+    if usage.cached_tokens is None or first_input is None or _count(merged, "prompt_tokens") is not None:
         return usage
     if _caches(last) and not _caches(first) and last_input is None:
         # The beginning did not know what was cached, so it counted all of the prompt.

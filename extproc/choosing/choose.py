@@ -3,7 +3,7 @@
 Rules:
     1. Pure: equal arguments and equal draws give the equal choice, so a recorded decision replays.
     2. The chosen row comes first, then up to `settings.fallbacks` others by the policy's preference.
-    3. Who may be chosen at all (health, labels, draining) was settled when the snapshot was made.
+    3. Which endpoints may be chosen at all (health, labels, draining) was settled when the snapshot was made.
 """
 
 from __future__ import annotations

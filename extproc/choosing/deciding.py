@@ -4,7 +4,7 @@ Rules:
     1. Pure: equal facts, queue and draws give the equal decision. The queue is the only thing that changes.
     2. A decision is one of three values: `SendNow` with the choice, `WaitForRoom` with what it waits for,
        `TurnDown`.
-    3. No wait is prolonged: who asked on the request's behalf was told its end when it began. A request that
+    3. No wait is prolonged: its end was announced to the caller when it began. A request that
        could wait longer by then, because bounds or costs have changed, goes now.
     4. Requests that wait already are in mind: their least work is backlog of all endpoints, and the work of
        those that go before is prefill ahead at the endpoint that each of them waits for.
@@ -68,7 +68,7 @@ class WaitForRoom:
     Attributes:
         wait: Until when, in which order, and for which endpoint.
         reason: What that endpoint is short of.
-        latest_s: When the wait ends, as told when it began.
+        latest_s: When the wait ends, as announced when it began.
     """
 
     wait: Wait

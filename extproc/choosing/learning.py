@@ -70,7 +70,7 @@ class Learner:
     """Teaches a predictor.
 
     Args:
-        predictor: Whom.
+        predictor: Learns.
     """
 
     def __init__(self, predictor: Predictor) -> None:

@@ -1,11 +1,11 @@
 """Smooth weighted round-robin: whose turn it is, over endpoints that come, go and change their weight.
 
 Rules:
-    1. Each turn every endpoint is owed its weight more, and who is owed most is chosen and pays the sum of
+    1. Each turn every endpoint is owed its weight more, and the one owed most is chosen and pays the sum of
        all weights (nginx's method). So in a run of turns as long as that sum each is chosen as often as its
        weight says, and never in one burst.
-    2. What is owed stays with its endpoint when others come or go, in proportion where weights change. Nobody
-       is ever owed, or owes, more than one round, so no past is made up for in a burst.
+    2. What is owed stays with its endpoint when others come or go, in proportion where weights change. No
+       endpoint is ever owed, or owes, more than one round, so no past is made up for in a burst.
     3. Whole weights are counted exactly, whatever the number of turns.
 """
 

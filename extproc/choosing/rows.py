@@ -20,7 +20,7 @@ BLANK_PROMPT: Final = 1
 def backlog(snapshot: Snapshot, row: int) -> Backlog:
     """What is on one endpoint before the request.
 
-    RoutingState tell prompt tokens of all requests in flight; those that still prefill have their share of
+    The ledger has prompt tokens of all requests in flight; those that still prefill have their share of
     them, and at least what is left of theirs.
     """
     requests, prefilling = snapshot.requests[row], snapshot.prefilling[row]

@@ -1,11 +1,11 @@
-"""A policy with a memory of its own: what it may see, what it may answer, what it is told afterwards.
+"""A policy with a memory of its own: what it may see, what it may answer, what it learns afterwards.
 
 Rules:
     1. A view holds what a router in production could know at that moment, and no more: its own ledger, what
        other gateways pushed, metrics as old as their last scrape, and a guess of each cache.
     2. One column per fact, one row per endpoint, rows in the same order from one call to the next. The
        columns belong to the caller: a policy keeps no reference to them and changes none.
-    3. A policy object serves one gateway. It is told of every request that this gateway sent, in the order
+    3. A policy object serves one gateway. It is notified of each request that this gateway sent, in the order
        of time, and of nothing that others did.
     4. Time and randomness come with the call: equal histories and equal draws give equal choices.
 """
@@ -52,7 +52,7 @@ class FleetView:
     Attributes:
         now_s: The time.
         rng: The source of draws.
-        request: Whom to place.
+        request: What to place.
         gateways: How many gateways route to these endpoints, this one included, >= 1.
         block_size: Tokens per block of `PolicyRequest.blocks`.
         keys: The endpoints, distinct; the same tuple object as long as they stay the same.
@@ -130,7 +130,7 @@ class Shed:
     """Refuse the request with status 429.
 
     Attributes:
-        retry_after_s: When the client is told to come back, > 0.
+        retry_after_s: Value of the client's `retry-after`, > 0.
     """
 
     retry_after_s: float

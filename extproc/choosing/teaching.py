@@ -19,7 +19,7 @@ class Teaching:
     """Teaches a predictor; listens to endings.
 
     Args:
-        predictor: Whom.
+        predictor: Learns.
     """
 
     def __init__(self, predictor: Predictor) -> None:

@@ -3,7 +3,8 @@
 Rules:
     1. AIGW's format, `{"clusters":[{"name","endpoints":[{"address","port"}]}]}`, plus optional keys.
     2. Strict: an unknown key, a duplicate or a port out of range is an error with its line.
-    3. Pure; turning host names into addresses is `resolve.py`'s job.
+    3. At most `MAX_ENDPOINTS` endpoints, each counted once by address and port, whichever clusters list it.
+    4. Pure; turning host names into addresses is `resolve.py`'s job.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pydantic_core import PydanticCustomError
 from extproc.config.document import Location, read_json
 from extproc.config.sections.fields import Labels, Name, Section
 from metadata_center.addresses import ip_or_none
+from metadata_center.load.counters import MAX_ENDPOINTS
 
 _HOST_NAME = re.compile(
     r"(?=.{1,253}$)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
@@ -111,7 +113,7 @@ def parse_clusters(text: str, path: str) -> tuple[ClusterSpec, ...]:
     """
     document = read_json(text, path)
     clusters = document.validated(_ClustersFile).clusters
-    problems = _duplicates(clusters)
+    problems = [*_duplicates(clusters), *_beyond_the_bound(clusters)]
     if problems:
         document.refuse(problems)
     return tuple(_spec(cluster) for cluster in clusters)
@@ -133,6 +135,14 @@ def _spec(cluster: _Cluster) -> ClusterSpec:
             for endpoint in cluster.endpoints
         ),
     )
+
+
+def _beyond_the_bound(clusters: tuple[_Cluster, ...]) -> list[tuple[Location, str]]:
+    places = {(endpoint.address, endpoint.port) for cluster in clusters for endpoint in cluster.endpoints}
+    if len(places) <= MAX_ENDPOINTS:
+        return []
+    text = f"{len(places)} endpoints in all; accepted: at most {MAX_ENDPOINTS}"
+    return [(("clusters",), text)]
 
 
 def _duplicates(clusters: tuple[_Cluster, ...]) -> list[tuple[Location, str]]:

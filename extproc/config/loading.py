@@ -21,6 +21,7 @@ from extproc.config.rule_headers import never_arrives
 from extproc.config.schema import Config
 from extproc.config.sections.models import Model, RuleSection
 from extproc.errors import ConfigError
+from extproc.values.mesh_names import MeshName
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
 """Bound on a file: a hundred thousand endpoints with labels have 20 MB. A device has no end."""
@@ -41,7 +42,9 @@ def load_all(path: Path) -> tuple[Config, tuple[ClusterSpec, ...]]:
     """Read a tokenway.yaml and its clusters file, or a clusters.json alone (`.json`) with all defaults.
 
     Returns:
-        The configuration with its models filled in (`with_defaults`), and the clusters.
+        The configuration with its models filled in (`with_defaults`) and its names in full
+        (`with_full_names`), and the clusters. Where control planes list endpoints, a clusters file is read
+        only if `clusters_file` names one.
 
     Raises:
         ConfigError: Either file cannot be read or has problems, or they do not fit together.
@@ -56,14 +59,16 @@ def read_all(path: Path, read: Callable[[Path], str]) -> tuple[Config, tuple[Clu
         path: As for `load_all`.
         read: The text of a file; raises `ConfigError` if it cannot be read.
     """
+    clusters: tuple[ClusterSpec, ...] = ()
     if path.suffix == ".json":
         clusters = parse_clusters(read(path), str(path))
         return with_defaults(Config(clusters_file=path.name), clusters), clusters
     text = read(path)
     config = parse(text, str(path))
-    clusters_file = clusters_path(config, path)
-    clusters = parse_clusters(read(clusters_file), str(clusters_file))
-    return with_defaults(config, clusters), clusters
+    if not config.discovery.is_on or "clusters_file" in config.model_fields_set:
+        clusters_file = clusters_path(config, path)
+        clusters = parse_clusters(read(clusters_file), str(clusters_file))
+    return with_full_names(with_defaults(config, clusters), clusters), clusters
 
 
 def parse(text: str, path: str) -> Config:
@@ -92,8 +97,10 @@ def clusters_path(config: Config, path: Path) -> Path:
 def unlisted(config: Config, clusters: Sequence[ClusterSpec], document: Document) -> list[str]:
     """Each place that names a cluster which the clusters file does not have: another source may.
 
+    Services of a mesh are left out where Istio lists endpoints.
+
     Args:
-        config: From `parse`.
+        config: From `read_all`.
         clusters: What the clusters file has.
         document: The text `config` came from (`read_yaml`), for the lines.
     """
@@ -107,7 +114,7 @@ def unlisted(config: Config, clusters: Sequence[ClusterSpec], document: Document
         [
             (location, f"no cluster `{name}` in {config.clusters_file}{unknown(name, names)}")
             for location, name in places
-            if name is not None and name not in set(names)
+            if name is not None and name not in set(names) and not _is_of_mesh(config, name)
         ]
     )
 
@@ -128,6 +135,33 @@ def with_defaults(config: Config, clusters: Sequence[ClusterSpec]) -> Config:
     )
 
 
+def with_full_names(config: Config, clusters: Sequence[ClusterSpec]) -> Config:
+    """Where Istio lists endpoints: `host:port` in the place of a cluster is the service of that name.
+
+    Names that the clusters file lists stay as they are.
+    """
+    if config.discovery.istio is None:
+        return config
+    listed = {cluster.name for cluster in clusters}
+
+    def full(name: str) -> str:
+        found = None if name in listed else MeshName.of(name)
+        return name if found is None else str(found)
+
+    def full_rules(model: Model) -> Model:
+        rules = tuple(rule.model_copy(update={"cluster": full(rule.cluster)}) for rule in model.rules)
+        return model.model_copy(update={"rules": rules})
+
+    default = config.default_cluster
+    return config.model_copy(
+        update={
+            "default_cluster": None if default is None else full(default),
+            "engine_tls": {full(name): tls for name, tls in config.engine_tls.items()},
+            "models": {name: full_rules(model) for name, model in config.models.items()},
+        }
+    )
+
+
 def effective(config: Config) -> str:
     """The configuration as YAML with every default written out; `parse` gives the same back.
 
@@ -144,6 +178,10 @@ def effective(config: Config) -> str:
 def json_schema() -> dict[str, Any]:
     """The JSON schema of tokenway.yaml, published as etc/tokenway.schema.json."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
+
+
+def _is_of_mesh(config: Config, name: str) -> bool:
+    return config.discovery.istio is not None and MeshName.of(name) is not None
 
 
 def _names_given_twice(config: Config) -> list[tuple[Location, str]]:

@@ -1,6 +1,6 @@
 """Request headers that a rule cannot match, because they never reach Tokenway, and why.
 
-What Envoy withholds for no other reason than that nobody reads it (`forward_rules` of its bootstrap), a rule
+What Envoy withholds for no other reason than that it has no reader (`forward_rules` of its bootstrap), a rule
 can have: `tokenway bootstrap` forwards what the rules match.
 """
 
@@ -54,7 +54,7 @@ def never_arrives(name: str, allowed: Collection[str]) -> str | None:
     if name in SECRET_HEADERS:
         return (
             f"`{name}` is a secret, which Envoy keeps from Tokenway; "
-            "accepted: a header that tells nothing else, such as x-tier"
+            "accepted: a header that reveals nothing else, such as x-tier"
         )
     if name == "host":
         return "`host` arrives under another name; accepted: `:authority`"

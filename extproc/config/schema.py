@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
+from extproc.config.sections.discovery import Discovery
 from extproc.config.sections.edge import Away, Edge
 from extproc.config.sections.engines import Cache, EngineTls, Health
 from extproc.config.sections.fields import AdminPath, Name, Section
@@ -29,7 +30,9 @@ class Config(Section):
     endpoint_picker: EndpointPicker | None = None
     """The endpoint-picker protocol of the Gateway API; null does not serve it."""
     clusters_file: Name = "clusters.json"
-    """Clusters and their endpoints; relative to this file."""
+    """Clusters and their endpoints; relative to this file. With `discovery`, read only if given here."""
+    discovery: Discovery = Discovery()
+    """Control planes that list endpoints as well."""
     default_cluster: Name | None = None
     """Cluster for paths that are no inference API; null answers 404."""
     default_cluster_admin_paths: Annotated[tuple[AdminPath, ...], Field(strict=False)] = ()

@@ -38,6 +38,7 @@ EFFECTS: Final[Mapping[str, Effect]] = {
     "server.run_dir": Effect.RESTART | Effect.BOOTSTRAP,
     "endpoint_picker": Effect.RESTART,
     "clusters_file": Effect.LIVE,
+    "discovery": Effect.RESTART,
     "default_cluster": Effect.LIVE | Effect.BOOTSTRAP,
     "default_cluster_admin_paths": Effect.LIVE,
     "request": Effect.LIVE,

@@ -1,16 +1,17 @@
 """The one fleet: what all sources list, merged; what of it changed; which identity is at which address.
 
 Rules:
-    1. Pure. A source's words come in, the difference they make goes out; who follows the fleet re-applies
+    1. Pure. A source's words come in, the difference they make goes out; what follows the fleet re-applies
        that and nothing else.
     2. Identities are made here and only here. Equal keys of sources are one replica, whichever sources list
-       it. No room takes an identity apart: an address is asked of the fleet or of an `Endpoint`.
+       it. No package takes an identity apart: an address is asked of the fleet or of an `Endpoint`.
     3. Each source owns what it lists. Where two list the same replica, or the same address and rank, in one
        cluster, the source that came to the fleet first counts; the other takes over when it goes.
     4. A cluster exists as long as a source lists it, with or without endpoints.
-    5. What Envoy tells is an address. It is the identity that was sent there, if one was; else the one that
+    5. What Envoy reports is an address. It is the identity that was sent there, if one was; else the one that
        is there now, or was last. An address where none ever was gets an identity that no ledger has.
-    6. Bound: what sources list, and `MAX_FORMER` addresses that endpoints had.
+    6. Bounds: `max_endpoints` replicas, as many as the load of is counted, and `MAX_FORMER` addresses that
+       endpoints had. What sources list beyond is left out until there is space: those that are there stay.
 """
 
 from __future__ import annotations
@@ -27,12 +28,11 @@ from xxhash import xxh3_128_hexdigest
 from extproc.discovery.listed import Clusters, Listed
 from extproc.values.endpoints import Endpoint
 from metadata_center.addresses import Address
-from metadata_center.load.counters import KEY_BYTES
+from metadata_center.load.counters import KEY_BYTES, MAX_ENDPOINTS
 from metadata_center.types import EndpointKey
 
-MAX_FORMER: Final = 4096
-"""Addresses remembered of endpoints that left or moved, for requests that still run there: as many as a
-gateway may have endpoints."""
+MAX_FORMER: Final = MAX_ENDPOINTS
+"""Addresses remembered of endpoints that left or moved, for requests that still run there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,7 @@ class Difference:
         changed: Endpoints that stay and differ.
         new_clusters: Clusters that were not there.
         gone_clusters: Clusters that are there no more.
+        left_out: How many replicas are left out now for want of space; None if as many as before.
     """
 
     added: tuple[Endpoint, ...] = ()
@@ -69,9 +70,12 @@ class Difference:
     changed: tuple[Change, ...] = ()
     new_clusters: frozenset[str] = frozenset()
     gone_clusters: frozenset[str] = frozenset()
+    left_out: int | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.added or self.removed or self.changed or self.new_clusters or self.gone_clusters)
+        return self.left_out is not None or bool(
+            self.added or self.removed or self.changed or self.new_clusters or self.gone_clusters
+        )
 
     @cached_property
     def keys(self) -> tuple[EndpointKey, ...]:
@@ -94,11 +98,16 @@ class Difference:
 class Fleet:
     """All endpoints; owned by one event loop.
 
+    Args:
+        max_endpoints: Bound on replicas, >= 1.
+
     Attributes:
         clusters: Cluster name to its endpoints, in the order of the sources: a view that follows the fleet.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_endpoints: int = MAX_ENDPOINTS) -> None:
+        self._max_endpoints = max_endpoints
+        self._left_out: dict[str, frozenset[EndpointKey]] = {}
         self._listed: dict[str, dict[str, tuple[Listed, ...]]] = {}
         self._clusters: dict[str, tuple[Endpoint, ...]] = {}
         self._members: dict[EndpointKey, dict[str, Endpoint]] = {}
@@ -117,12 +126,17 @@ class Fleet:
         """All replicas."""
         return frozenset(self._members)
 
+    @property
+    def left_out(self) -> int:
+        """Replicas that sources list and that are not here, for want of space."""
+        return len(frozenset[EndpointKey]().union(*self._left_out.values()))
+
     def of(self, key: EndpointKey) -> tuple[Endpoint, ...]:
         """What a replica is, once per cluster it serves; empty if it is not there."""
         return tuple(self._members.get(key, {}).values())
 
     def replace(self, source: str, clusters: Clusters) -> Difference:
-        """A source tells all that it has."""
+        """A source lists all that it has."""
         gone = self._listed.get(source, {}).keys() - clusters.keys()
         return self.update(source, {**clusters, **dict.fromkeys(gone)})
 
@@ -133,11 +147,11 @@ class Fleet:
         return difference
 
     def update(self, source: str, clusters: Mapping[str, Sequence[Listed] | None]) -> Difference:
-        """A source tells what some of its clusters have now.
+        """A source lists what some of its clusters have now.
 
         Args:
             source: Its name; a new one comes after those that are known.
-            clusters: All endpoints of each cluster that is told of; None takes the cluster away.
+            clusters: All endpoints of each cluster that is listed; None takes the cluster away.
         """
         own = self._listed.setdefault(source, {})
         touched = []
@@ -153,11 +167,17 @@ class Fleet:
         removed: list[Endpoint] = []
         changed: list[Change] = []
         were = {name for name in touched if name in self._clusters}
-        for name in touched:
-            self._merge(name, added, removed, changed)
+        left_out = self.left_out
+        if touched:
+            self._merge(dict.fromkeys((*touched, *self._left_out)), added, removed, changed)
         are = {name for name in touched if name in self._clusters}
         return Difference(
-            tuple(added), tuple(removed), tuple(changed), frozenset(are - were), frozenset(were - are)
+            tuple(added),
+            tuple(removed),
+            tuple(changed),
+            frozenset(are - were),
+            frozenset(were - are),
+            None if self.left_out == left_out else self.left_out,
         )
 
     def address(self, key: EndpointKey) -> Address | None:
@@ -166,10 +186,10 @@ class Fleet:
         return next(iter(members.values())).address if members else None
 
     def at(self, address: Address, expected: Iterable[EndpointKey] = ()) -> EndpointKey:
-        """Who is, or was, at an address.
+        """The identity that is, or was, at an address.
 
         Args:
-            address: As Envoy tells it.
+            address: As Envoy reports it.
             expected: Replicas that a request was to be sent to, the likeliest first.
         """
         for key in expected:
@@ -182,39 +202,75 @@ class Fleet:
         return self._last.get(address) or _identity(str(address))
 
     def _merge(
-        self, name: str, added: list[Endpoint], removed: list[Endpoint], changed: list[Change]
+        self,
+        names: Iterable[str],
+        added: list[Endpoint],
+        removed: list[Endpoint],
+        changed: list[Change],
     ) -> None:
-        """Work out what a cluster has now."""
-        before = {endpoint.key: endpoint for endpoint in self._clusters.get(name, ())}
-        after: dict[EndpointKey, Endpoint] = {}
+        """Work out what these clusters have now."""
+        wanted = {name: self._wanted(name) for name in names}
+        staying = {key for endpoints in wanted.values() for key in endpoints if key in self._members}
+        for name, endpoints in wanted.items():
+            for endpoint in self._clusters.get(name, ()):
+                if endpoint.key not in endpoints:
+                    removed.append(endpoint)
+                    self._remove(endpoint)
+        coming = staying - self._members.keys()  # replicas that go from one of these clusters to another
+        for name, endpoints in wanted.items():
+            self._admit(name, endpoints, coming, added, changed)
+
+    def _wanted(self, name: str) -> dict[EndpointKey, Endpoint]:
+        """What sources list of a cluster."""
+        endpoints: dict[EndpointKey, Endpoint] = {}
         places: set[tuple[Address, int]] = set()
         for source, clusters in self._listed.items():
             for listed in clusters.get(name, ()):
                 key, place = _identity(listed.key), (listed.address, listed.rank)
-                if key in after or place in places:
-                    continue
-                places.add(place)
-                endpoint = _endpoint(key, name, source, listed)
-                former = before.get(key)
-                after[key] = former if former is not None and former == endpoint else endpoint
-        for key, endpoint in before.items():
-            if key not in after:
-                removed.append(endpoint)
-                self._remove(endpoint)
-        for key, endpoint in after.items():
+                if key not in endpoints and place not in places:
+                    places.add(place)
+                    endpoints[key] = _endpoint(key, name, source, listed)
+        return endpoints
+
+    def _admit(
+        self,
+        name: str,
+        wanted: Mapping[EndpointKey, Endpoint],
+        coming: set[EndpointKey],
+        added: list[Endpoint],
+        changed: list[Change],
+    ) -> None:
+        """Let a cluster have its endpoints, as far as there is space beside those of `coming`."""
+        before = {endpoint.key: endpoint for endpoint in self._clusters.get(name, ())}
+        here: list[Endpoint] = []
+        for key, endpoint in wanted.items():
             former = before.get(key)
-            if former is endpoint:
+            if former == endpoint:
+                here.append(former)
                 continue
-            if former is None:
-                added.append(endpoint)
-            else:
+            if former is not None:
                 changed.append(Change(former, endpoint))
                 self._remove(former)
+            elif self._has_space_for(key, coming):
+                coming.discard(key)
+                added.append(endpoint)
+            else:
+                continue
+            here.append(endpoint)
             self._add(endpoint)
+        left_out = wanted.keys() - {endpoint.key for endpoint in here}
+        if left_out:
+            self._left_out[name] = frozenset(left_out)
+        else:
+            self._left_out.pop(name, None)
         if any(name in clusters for clusters in self._listed.values()):
-            self._clusters[name] = tuple(after.values())
+            self._clusters[name] = tuple(here)
         else:
             self._clusters.pop(name, None)
+
+    def _has_space_for(self, key: EndpointKey, coming: set[EndpointKey]) -> bool:
+        """`coming` replicas were here before and have none yet."""
+        return key in self._members or key in coming or len(self._members) + len(coming) < self._max_endpoints
 
     def _add(self, endpoint: Endpoint) -> None:
         self._members.setdefault(endpoint.key, {})[endpoint.cluster] = endpoint
@@ -261,4 +317,5 @@ def _endpoint(key: EndpointKey, cluster: str, source: str, listed: Listed) -> En
         listed.rank,
         listed.locality,
         source,
+        listed.ready,
     )

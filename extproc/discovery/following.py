@@ -8,7 +8,7 @@ Rules:
     3. A version waits for the first word on names that are new, `wait_s` at most. Then it is in force with
        the addresses that are known. Answers change addresses, never versions.
     4. A failure is that of one name: it keeps its last addresses, or has no endpoint until it has an address.
-       It is told once when it begins and once when it ends.
+       It is logged once when it begins and once when it ends.
     5. A name is asked again `interval_s` after its last answer, and when a reading names it that has no
        address. It is asked once at a time; an answer to any but its last question is void.
     6. New addresses of a version in force are gathered for `GATHER_S`: a thousand names that answer one by

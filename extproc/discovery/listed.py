@@ -1,9 +1,9 @@
 """What a source of endpoints says: the one form in which files and control planes feed the fleet.
 
 Rules:
-    1. A source owns the endpoints it lists. It tells whole clusters, one, several or all of them at a time;
+    1. A source owns the endpoints it lists. It lists whole clusters, one, several or all of them at a time;
        the fleet works out what is different.
-    2. A source that is away tells nothing, and so what it told last stays.
+    2. A source that is away lists nothing, and so what it listed last stays.
     3. `key` is the source's own identification of a replica: stable for as long as the replica lives, never
        used again for another one. Only the fleet turns it into an identity.
 """
@@ -24,11 +24,12 @@ class Listed:
         key: Which replica it is, for this source; the same in each cluster that it is listed in.
         address: An IP address and a port.
         weight: Relative capacity, > 0.
-        labels: Rules select by them.
+        labels: Rules select by them; see `Endpoint.carries`.
         metadata: Free for the operator.
         draining: True takes no new requests and finishes those it has.
         rank: Data-parallel rank behind the address, >= 0.
         locality: Region, zone and sub-zone, joined by `/`; empty if it is not known.
+        ready: False takes no new requests for now; what runs there goes on.
     """
 
     key: str
@@ -39,6 +40,7 @@ class Listed:
     draining: bool = False
     rank: int = 0
     locality: str = ""
+    ready: bool = True
 
 
 Clusters = Mapping[str, Sequence[Listed]]

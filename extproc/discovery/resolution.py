@@ -1,4 +1,4 @@
-"""Endpoint addresses as configured, and what names resolved to → endpoints Envoy can be told: `ip:port` only.
+"""Endpoint addresses as configured, and what names resolved to → endpoints Envoy can take: `ip:port` only.
 
 Rules:
     1. A literal address costs no look-up; a host name becomes one endpoint per A and AAAA record.

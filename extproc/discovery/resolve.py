@@ -40,7 +40,7 @@ async def addresses_of(name: str, timeout_s: float) -> tuple[str, ...]:
     """The addresses of one name, in the order of the resolver.
 
     Raises:
-        ResolveError: It has none, or none was told within `timeout_s`.
+        ResolveError: It has none, or none was found within `timeout_s`.
     """
     try:
         async with asyncio.timeout(timeout_s):
@@ -73,7 +73,7 @@ async def _look_up(names: Sequence[str], timeout_s: float) -> dict[str, list[str
 
 
 async def _in_a_thread(name: str) -> list[str]:
-    while not _may_ask(name):  # noqa: ASYNC110 - a thread's end tells nobody
+    while not _may_ask(name):  # noqa: ASYNC110 - a thread's end wakes no task
         await asyncio.sleep(_POLL_S)
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[list[str]] = loop.create_future()

@@ -1,7 +1,7 @@
-"""Who is left out of the choice for a model: endpoints that fail more than their peers, or do not have it.
+"""Endpoints left out of the choice for a model: those that fail more than their peers, or do not have it.
 
-Rules 4 to 7 of `tracker` are kept here. Doubts are kept by model: the usual question, who is doubted for this
-one, is a look-up that finds nothing.
+Rules 4 to 7 of `tracker` are kept here. Doubts are kept by model: the usual question, whether an endpoint is
+doubted for this one, is a look-up that finds nothing.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Who failed, as endings and failed attempts tell it: a listener of both.
+"""Which endpoint failed, as endings and failed attempts show it: a listener of both.
 
 Rules:
     1. Evidence counts per request and once, however many attempts there were: what an endpoint fails at and
        another one answers speaks against the endpoint, what several fail at against the request.
     2. Only a refused connection speaks at once: the request never arrived there.
-    3. A request that ended before all its failed attempts were told is settled when the last one is.
+    3. A request that ended before all its failed attempts were reported is settled when the last one is.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from extproc.values.inflight import Inflight
 from metadata_center.types import EndpointKey, RequestId
 
 MAX_UNSETTLED: Final = 1024
-"""Ended requests whose failed attempts are still to be told; the two come within `buffer_flush_interval`
+"""Ended requests whose failed attempts are still to come; the two come within `buffer_flush_interval`
 (10 ms) of each other, so this is enough for 100,000 fallbacks a second."""
 
 _ABOUT_WHAT_IS_NAMED: Final = frozenset((FailureKind.REFUSED, FailureKind.MISSING_MODEL))
@@ -33,12 +33,12 @@ _ABOUT_WHAT_IS_NAMED: Final = frozenset((FailureKind.REFUSED, FailureKind.MISSIN
 
 @dataclass(frozen=True, slots=True)
 class _Unsettled:
-    """A request that ended before all its failed attempts were told.
+    """A request that ended before all its failed attempts were reported.
 
     Attributes:
         request: What was remembered of it.
         evidence: Of its end.
-        known: Failures that are told.
+        known: Failures reported so far.
         missing: Endpoints whose failures are not.
     """
 
@@ -49,14 +49,14 @@ class _Unsettled:
 
 
 class HealthEvidence:
-    """Tells the health tracker who failed, and who answered.
+    """Reports to the health tracker which endpoints failed, and which answered.
 
     Args:
-        health: Who may be chosen.
+        health: Which endpoints may be chosen.
         poison: Requests that several endpoints failed at.
-        on_failure: Told of each failure that counts: where, and how.
-        on_poison: Told that one more request is known as poison.
-        on_transition: Told when an endpoint's health changed.
+        on_failure: Called with each failure that counts: where, and how.
+        on_poison: Called when one more request is known as poison.
+        on_transition: Called when an endpoint's health changed.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class HealthEvidence:
                 self._settle(unsettled.request, unsettled.evidence, unsettled.known, now_s)
 
     def ended(self, ending: Ending) -> None:
-        """Say who failed, now or when all is known."""
+        """Report the endpoints that failed, now or when all is known."""
         request, evidence, attempts = ending.request, ending.evidence, ending.outcome.attempts
         if request is None:
             return
@@ -142,7 +142,7 @@ class HealthEvidence:
         model, health, endpoint = request.served_model, self._health, request.endpoint
         if evidence is NoFailure.ANSWERED:
             if failed or len(self._poison):
-                # Who failed at what another one answers is to blame, now or for an earlier time.
+                # An endpoint that failed at what another one answers is to blame, now or for an earlier time.
                 blamed = {**self._poison.answered(request.fingerprint, now_s), **failed}
                 for key in blamed.keys() - failed.keys() - {endpoint}:
                     self._changed(health.attempt_failed(key, blamed[key], now_s, model))
@@ -169,7 +169,7 @@ class HealthEvidence:
         is_pinned = request.record.holder is not None
         if request.builds_on and (is_pinned or _ABOUT_WHAT_IS_NAMED.issuperset(failed.values())):
             # Clients can name any response, and by one that is theirs they choose the endpoint: no peer is
-            # asked the same, so this tells nothing that other requests do not tell better.
+            # asked the same, so this shows nothing that other requests do not show better.
             for key in failed:
                 health.undecided(key, model, now_s)
             return

@@ -32,7 +32,7 @@ class Floors:
 
     def may_go(self, record: Record) -> bool:
         """Whether enough of its clusters stay available without it."""
-        if record.draining:
+        if record.is_withdrawn:
             return True
         for cluster in record.clusters:
             available, floor = self._available(cluster)
@@ -52,7 +52,7 @@ class Floors:
                 key
                 for key in self._records.members[cluster]
                 if (record := self._records.by_key[key]).ejected is not None
-                and not record.draining
+                and not record.is_withdrawn
                 and record.cause not in BELOW_THE_FLOOR
             ]
             out.sort(key=lambda key: self._records.by_key[key].ejected_until_s)
@@ -69,7 +69,7 @@ class Floors:
         available = members = 0
         for key in self._records.members.get(cluster, ()):
             record = self._records.by_key[key]
-            if not record.draining:
+            if not record.is_withdrawn:
                 members += 1
                 available += record.ejected is None
         return available, max(1, int(members * self._min_available_ratio + ROUNDING))

@@ -15,7 +15,7 @@ FAST: Final = 0.3
 """Gain of the failing share that acts: the last few answers count, one failure lifts it over the doubt."""
 
 _SLOW: Final = 0.05
-"""Gain of the failing share that tells fluctuation from fault: the last twenty answers or so."""
+"""Gain of the failing share that distinguishes fluctuation from fault: the last twenty answers or so."""
 
 TRIAL_S: Final = 0.25
 """From a doubt to the first trial; doubles with each that fails. A failure costs a client, so not less; an
@@ -82,7 +82,7 @@ class Level:
                 self.bad_s = now_s
 
     def retracted(self, kind: FailureKind) -> None:
-        """A failure of this kind, told before, was not its own."""
+        """A failure of this kind, reported before, was not its own."""
         weight = 0.5 if kind in MAY_BE_THE_CLIENTS else 1.0
         fast, slow = weight * FAST, weight * _SLOW
         self.fast = max(0.0, (self.fast - fast) / (1.0 - fast))

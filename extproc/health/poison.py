@@ -55,8 +55,8 @@ class Poison:
         """A request failed for good, at these endpoints.
 
         Returns:
-            None if it is not (yet) poison: the failure counts. Else whose earlier failure was told to count
-            and does not any more; usually nobody's.
+            None if it is not (yet) poison: the failure counts. Else the endpoints whose earlier failure
+            was counted and does not count any more; usually none.
         """
         suspect = self._suspects.pop(fingerprint, None)
         if suspect is None or suspect.until_s <= now_s:
@@ -74,7 +74,7 @@ class Poison:
         return before if len(before) == 1 else {}
 
     def answered(self, fingerprint: int, now_s: float) -> dict[EndpointKey, FailureKind]:
-        """An endpoint answered it: forgotten; who failed at it as poison, and is to blame after all."""
+        """An endpoint answered it: forgotten; returns the endpoints that are to blame after all."""
         if not self._suspects:
             return {}
         suspect = self._suspects.pop(fingerprint, None)

@@ -41,11 +41,11 @@ _MAX_PROBES = 64
 """Probes in flight; at the default time-out of 1 s that is 64 dead endpoints a second."""
 
 _MAX_SLOW_PROBES = _MAX_PROBES // 2
-"""Of those, to endpoints whose last probe timed out and who get longer."""
+"""Of those, to endpoints whose last probe timed out and that get longer."""
 
 _SCRAPE_INTERVAL_S = 4.0
 """Between two readings of `/metrics`, at least: about once per probe at the default interval. Engines make
-the page in some milliseconds, and between two of them the router's own ledger tells."""
+the page in some milliseconds, and between two of them the router's own ledger shows the load."""
 
 _MAX_METRICS_BYTES = 4 * 1024 * 1024
 """Read of one `/metrics` answer; vLLM 0.32 was captured at 50 KB, adapters and ranks multiply it."""
@@ -96,7 +96,7 @@ class Occupancy:
 
 @dataclass(frozen=True, slots=True)
 class EngineFacts:
-    """What `/metrics` tells about an engine that requests do not.
+    """What `/metrics` says about an engine that requests do not.
 
     Attributes:
         kv_tokens: Capacity of the KV cache in tokens, all data-parallel ranks together, or None.
@@ -177,15 +177,15 @@ class Prober:
     """Probes all endpoints of a tracker. `start` and `stop` belong to the owner's event loop.
 
     Args:
-        tracker: Fed with the results, and with what `update` is told.
+        tracker: Fed with the results, and with what `update` is given.
         settings: The same as the tracker's.
         clock: Monotonic seconds, the tracker's `now_s`.
         rng: Spreads first probes over one interval.
         on_transition: Called for every state change a probe or `update` caused.
         on_cache_config: Called as (key, kv_tokens, block_size) after every reading that has them.
         on_cache_cleared: Called when an engine was found asleep: its cache is gone.
-        on_occupancy: Called after every reading that tells how full the engine is.
-        tls_of: What aiohttp is told with a request to an endpoint that speaks TLS; None for others.
+        on_occupancy: Called after every reading that shows how full the engine is.
+        tls_of: What aiohttp gets with a request to an endpoint that speaks TLS; None for others.
     """
 
     def __init__(
@@ -229,7 +229,7 @@ class Prober:
         self._tracker.configure(settings)
 
     def update(self, changed: Mapping[EndpointKey, Collection[Endpoint]]) -> None:
-        """Endpoints came, changed or left; the tracker is told as well. Those that stay keep their history.
+        """Endpoints came, changed or left; the tracker follows. Those that stay keep their history.
 
         Args:
             changed: What each of them is now, once per cluster that it serves; nothing if it left.
@@ -425,7 +425,7 @@ class Prober:
         facts: EngineFacts | None,
         took_s: float,
     ) -> None:
-        """Tell the tracker, then the callbacks: a raising callback leaves the health right."""
+        """Inform the tracker, then the callbacks: a raising callback leaves the health right."""
         now_s = self._clock()
         self._first_probe_s.pop(key, None)
         if failure is not None:

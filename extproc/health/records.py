@@ -1,4 +1,4 @@
-"""What is known of all endpoints: one record each, and who is whose peer."""
+"""What is known of all endpoints: one record each, and which endpoints are peers."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ class Record:
     """What is known of one endpoint; times are the caller's monotonic seconds.
 
     Attributes:
+        draining: Its source says that it goes away.
+        ready: False if its source says that it takes no new requests for now.
         probe_failures: Consecutive, 0 after a success.
         patience: Doublings of the next probe's time-out.
         alive_s: When real traffic last had bytes of an answer from there, or None.
@@ -34,6 +36,7 @@ class Record:
 
     clusters: frozenset[str]
     draining: bool
+    ready: bool
     probe_failures: int = 0
     patience: int = 0
     alive_s: float | None = None
@@ -46,10 +49,17 @@ class Record:
     next_probe_s: float = float("-inf")
 
     @property
+    def is_withdrawn(self) -> bool:
+        """Its source takes it out of the choice: no floor brings it back."""
+        return self.draining or not self.ready
+
+    @property
     def state(self) -> HealthState:
         """What it is to the router."""
         if self.draining:
             return HealthState.DRAINING
+        if not self.ready:
+            return HealthState.NOT_READY
         return HealthState.HEALTHY if self.ejected is None else HealthState.EJECTED
 
     def eject(self, cause: Cause, reason: str, until_s: float) -> None:
@@ -95,14 +105,14 @@ class Records:
         """`generation` when something of that cluster changed last; the latest for one without endpoints."""
         return self._changed.get(cluster, self.generation)
 
-    def place(self, key: EndpointKey, clusters: frozenset[str], *, draining: bool) -> Record:
+    def place(self, key: EndpointKey, clusters: frozenset[str], *, draining: bool, ready: bool) -> Record:
         """An endpoint is in these clusters now, and in no others."""
         record = self.by_key.get(key)
         if record is None:
-            record = self.by_key[key] = Record(clusters, draining)
+            record = self.by_key[key] = Record(clusters, draining, ready)
         else:
             self._leave(key, record.clusters - clusters)
-            record.clusters, record.draining = clusters, draining
+            record.clusters, record.draining, record.ready = clusters, draining, ready
         for cluster in clusters:
             self.members.setdefault(cluster, {})[key] = None
         return record

@@ -9,11 +9,12 @@ from metadata_center.types import EndpointKey
 
 
 class HealthState(StrEnum):
-    """What an endpoint is to the router; draining hides whether it is also ejected."""
+    """What an endpoint is to the router; what its source says hides whether it is also ejected."""
 
     HEALTHY = "healthy"
     EJECTED = "ejected"
     DRAINING = "draining"
+    NOT_READY = "not ready"
 
 
 class ProbeFailure(StrEnum):
@@ -35,7 +36,7 @@ class Cause(StrEnum):
 
 
 BELOW_THE_FLOOR = frozenset({Cause.GONE, Cause.ASLEEP})
-"""Causes that may take a cluster below its floor: who is not there cannot be chosen, however few are left."""
+"""Causes that may take a cluster below its floor: what is not there cannot be chosen."""
 
 
 @dataclass(frozen=True, slots=True)

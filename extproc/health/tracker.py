@@ -1,7 +1,7 @@
-"""Who may be chosen: one state machine per endpoint, fed by probes and by real traffic.
+"""Which endpoints may be chosen: one state machine per endpoint, fed by probes and by real traffic.
 
 Rules:
-    1. An endpoint is available iff it is configured, not draining and not ejected.
+    1. An endpoint is available iff it is listed, ready by its source's word, not draining and not ejected.
     2. Only a successful probe ends an ejection; after an ejection caused by traffic only once its time is
        over. What merely timed out when probed is back at once when real traffic has its answer from there.
     3. No ejection takes a cluster below its floor (`min_available_ratio`, one at least). Only refused
@@ -9,7 +9,7 @@ Rules:
        back, the earliest due first.
     4. An available endpoint whose failures exceed those of its peers, for a model, is *doubted* for it: it is
        left out of the choice while others are not, but for one request at a time on trial, whose success
-       speaks for it. That sends the traffic to the peers, and so tells its fault from the request's.
+       speaks for it. That sends the traffic to the peers, and so separates its fault from the request's.
     5. A doubted endpoint is ejected when its failures reach `passive_threshold` in a row, nothing else it was
        asked succeeded meanwhile, and a peer answered: it is alone in failing.
     6. What every peer fails at is no endpoint's fault: it doubts none for long and ejects none.
@@ -87,12 +87,13 @@ class HealthTracker:
         """Endpoints came, changed or left; those that stay keep their history, new ones count as healthy.
 
         Args:
-            changed: What each of them is now, once per cluster that it serves; nothing if it left. It drains
-                if any of its clusters says so, because draining announces that the server goes away.
+            changed: What each of them is now, once per cluster that it serves; nothing if it left. It drains,
+                or is not ready, if any of its clusters says so: both are said of the server as a whole.
             now_s: Monotonic time.
 
         Returns:
-            Transitions of those that started or stopped draining, and of those that the floor brings back.
+            Transitions of those that their sources withdrew or gave back, and of those that the floor brings
+            back.
         """
         records = self._records
         touched: dict[str, None] = {}
@@ -111,11 +112,11 @@ class HealthTracker:
             draining = any(endpoint.draining for endpoint in endpoints)
             touched.update(dict.fromkeys(clusters))
             before = None if record is None else record.state
-            state = records.place(key, clusters, draining=draining).state
+            ready = all(endpoint.ready for endpoint in endpoints)
+            state = records.place(key, clusters, draining=draining, ready=ready).state
             self._doubts.forget_misses(key)
             if before is not None and state is not before:
-                reason = "draining set" if draining else "draining cleared"
-                changes.append(Transition(key, before, state, reason))
+                changes.append(Transition(key, before, state, _said_by_source(before, state)))
         records.changed(touched)
         changes += self._floors.hold([cluster for cluster in touched if cluster in records.members], now_s)
         return tuple(changes)
@@ -193,7 +194,7 @@ class HealthTracker:
         return None if record is None else record.next_probe_s
 
     def probe_timeout_s(self, key: EndpointKey) -> float:
-        """How long the next probe may take: longer after each that timed out, to tell slow from gone."""
+        """How long the next probe may take: longer after each that timed out, which may be slow, not gone."""
         record = self._records.by_key.get(key)
         return self._settings.timeout_s * (1 if record is None else 1 << record.patience)
 
@@ -254,14 +255,14 @@ class HealthTracker:
         return ()
 
     def retract(self, key: EndpointKey, kind: FailureKind, now_s: float, model: str = "") -> None:
-        """A failure told before was the request's own fault: another endpoint failed at it as well."""
+        """A failure reported before was the request's own fault: another endpoint failed at it as well."""
         record = self._records.by_key.get(key)
         if record is not None and model in record.levels:
             record.levels[model].retracted(kind)
             self._doubts.review(key, record, model, now_s)
 
     def undecided(self, key: EndpointKey, model: str, now_s: float) -> None:
-        """A request ended without telling anything, its client gone: if it was a trial, the next may be."""
+        """A request ended without any evidence, its client gone: if it was a trial, the next may be."""
         record = self._records.by_key.get(key)
         level = None if record is None else record.levels.get(model)
         if level is not None and level.trial_until_s:
@@ -284,7 +285,9 @@ class HealthTracker:
         record = self._records.by_key.get(key)
         if record is None:
             return "not configured"
-        return "draining" if record.draining else record.ejected
+        if record.is_withdrawn:
+            return record.state.value
+        return record.ejected
 
     def doubted(self, model: str) -> Collection[EndpointKey]:
         """Endpoints that are doubted for `model`; usually none."""
@@ -351,3 +354,10 @@ class HealthTracker:
             record.next_probe_s = now_s + self._settings.interval_s
         else:
             record.next_probe_s = max(now_s + self._settings.recovery_interval_s, record.ejected_until_s)
+
+
+def _said_by_source(before: HealthState, after: HealthState) -> str:
+    """What a source said when it withdrew an endpoint or gave it back."""
+    if HealthState.DRAINING in (before, after):
+        return "draining set" if after is HealthState.DRAINING else "draining cleared"
+    return "not ready" if after is HealthState.NOT_READY else "ready again"

@@ -1,4 +1,4 @@
-"""Endings as counts: a listener that tells the metrics."""
+"""Endings as counts: a listener that feeds the metrics."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ class EndingCounts:
     """Counts endings.
 
     Args:
-        recorder: Whom to tell.
+        recorder: Counts.
     """
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
 
     def ended(self, ending: Ending) -> None:
-        """Count one ending, with all it tells about our predictions."""
+        """Count one ending, with all it shows about our predictions."""
         record, outcome, request, recorder = ending.record, ending.outcome, ending.request, self._recorder
         if request is None:
             if record.rejected is not None:

@@ -1,4 +1,4 @@
-"""Text that came from elsewhere, made harmless for whoever looks at it on a terminal.
+"""Text that came from elsewhere, made harmless for a terminal.
 
 A client chooses model names, an engine its answers to probes. C0 controls (ESC among them) are escaped by
 JSON itself; C1 controls (U+009B is a whole CSI to many terminals) and those that turn the direction of text

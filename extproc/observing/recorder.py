@@ -1,4 +1,4 @@
-"""What the rooms of a request tell the metrics.
+"""What the packages that serve a request report to the metrics.
 
 They know this interface alone: what becomes of a count is no part of a decision. `metrics.collector.Metrics`
 is the one of a worker. All methods are synchronous and cheap, and none fails.
@@ -18,7 +18,7 @@ from metadata_center.types import EndpointKey
 
 
 class Recorder(Protocol):
-    """Is told each event of a request once, when it happens."""
+    """Gets each event of a request once, when it happens."""
 
     def observe_decision(
         self,
@@ -39,7 +39,7 @@ class Recorder(Protocol):
             decision_s: Seconds from the whole body to the decision.
             score: Of the chosen endpoint; None for policies without scores.
             match_ratio: Cached share of the prompt's blocks at the chosen endpoint, 0..1.
-            view: Who told that.
+            view: Which cache view says so.
         """
 
     def held(self, model: str, reason: HoldReason) -> None:

@@ -2,11 +2,11 @@
 
 A line is a constant event and keys. The request line's keys are a closed list of numbers, names and
 addresses: prompt text, header values and credentials have no way in. `JsonFormatter` holds every other
-logger of the process to the same: values under telling names are withheld, and an exception shows its type
+logger of the process to the same: values under names of secrets are withheld, and an exception shows its type
 and its stack, but its message only where the type is known not to quote its input.
 
 `logging.prompt_blocks` adds what a replay needs to know of a prompt: its length and hashes of its blocks,
-keyed by a secret of the installation. Without the secret nobody can tell whether a text that he guesses was
+keyed by a secret of the installation. Without the secret no reader can find out whether a guessed text was
 asked; with one for all, the logs of several gateways fit together. That two prompts begin alike stays
 visible: this is what the hashes are for.
 """

@@ -71,7 +71,7 @@ class PickerDialect:
 
     Args:
         fallbacks: Endpoints named after the first, to be tried in their order.
-        withheld: Headers, lower case, of which nobody is to know: what clients prove themselves with.
+        withheld: Headers, lower case, that are not read: what clients prove themselves with.
         new_id: Makes a request's id. The gateway has none that is its own to make.
         allowed: Steering headers, lower case, that clients may use after all; never the protocol's own.
     """
@@ -95,15 +95,15 @@ class PickerDialect:
 
     def request_headers(self, message: pb.ProcessingRequest) -> RequestHeaders:
         """The request line and headers, with an id of our own and what may be chosen from."""
-        told = wire.request_headers(message)
-        headers = {name: value for name, value in told.headers.items() if name not in self._unread}
+        sent = wire.request_headers(message)
+        headers = {name: value for name, value in sent.headers.items() if name not in self._unread}
         headers[REQUEST_ID_HEADER] = self._new_id()
-        return RequestHeaders(told.method, told.path, headers, told.end_of_stream, _subset_of(message))
+        return RequestHeaders(sent.method, sent.path, headers, sent.end_of_stream, _subset_of(message))
 
     def served(self, message: pb.ProcessingRequest) -> str | None:
         """With the headers of an answer: the address that gave it, if the gateway says so."""
-        told = _metadata(message, LB_NAMESPACE, SERVED)
-        return None if told is None else told.string_value or None
+        served = _metadata(message, LB_NAMESPACE, SERVED)
+        return None if served is None else served.string_value or None
 
     def decision(self, decision: Decision, body: bytes | None, *, trailers: bool) -> Iterator[bytes]:
         """The request goes as was decided: its headers, body and trailers, in this order.
@@ -148,7 +148,7 @@ class PickerDialect:
         return answer + bytes(reason.SerializeToString())
 
     def _headers(self, plan: Plan, num_bytes: int | None, *, drops_encoding: bool = False) -> bytes:
-        # The same twice in a row is for a stale connection; who retries here has its own rules for that.
+        # The same twice in a row is for a stale connection; a proxy that retries has its own rules.
         endpoints = ",".join(tuple(dict.fromkeys(plan.endpoints))[: self._named])
         mutation = pb.HeaderMutation(
             set_headers=[wire.set_header(DESTINATION, endpoints)],

@@ -1,4 +1,4 @@
-"""gRPC health for those who ask whether the picker takes requests, by whatever name they ask.
+"""gRPC health for clients that ask whether the picker takes requests, by whatever name they ask.
 
 Rules:
     1. Every service name has an answer: deployments ask for `liveness`, `readiness`, `inference-extension`,
@@ -45,10 +45,10 @@ class Health:
         """To be served."""
         return Rpc(SERVICE, "Check", self._check, has_last=True), Rpc(SERVICE, "Watch", self._watch)
 
-    def tell(self) -> None:
-        """It may have changed: who watches is told."""
+    def review(self) -> None:
+        """It may have changed: each `Watch` call gets the status if it did."""
         for watcher in list(self._watchers):
-            watcher.tell()
+            watcher.review()
 
     def close(self) -> None:
         """End all watching: a stop would wait for it."""
@@ -96,7 +96,7 @@ class HealthCheck:
 
 
 class HealthWatch:
-    """One who is told of each change; a `Receiver`."""
+    """A call that gets each change; a `Receiver`."""
 
     __slots__ = ("_asked", "_call", "_health", "_said")
 
@@ -106,7 +106,7 @@ class HealthWatch:
         self._asked: bytes | None = None
         self._said = b""
 
-    def tell(self) -> None:
+    def review(self) -> None:
         """Say how it is, if that is news."""
         if self._asked is None:
             return
@@ -118,7 +118,7 @@ class HealthWatch:
     def on_message(self, message: bytes) -> None:
         """See `Receiver`."""
         self._asked = message
-        self.tell()
+        self.review()
 
     def on_half_close(self) -> None:
         """See `Receiver`; a unary request is half-closed at once, and watching goes on."""

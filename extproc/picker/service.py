@@ -1,7 +1,7 @@
-"""The endpoint-picker service: tells the machine what came, does what it says, keeps the streams' time.
+"""The endpoint-picker service: passes the machine what came, does what it says, keeps the streams' time.
 
 Rules:
-    1. A request that was decided here ends here, once: `told` gets its `RequestEnd` by the end of its answer
+    1. A request that was decided here ends here, once: `on_event` gets its end by the end of its answer
        or of its stream, whichever comes first, whatever failed.
     2. A bug in a decision fails its own stream only.
     3. Time passes by `tick` alone: bodies that do not come are given up, leases of what runs are renewed.
@@ -58,7 +58,7 @@ class Picker:
     Args:
         judge: What the request line alone decides; passes requests to named endpoints only.
         decider: Chooses and charges.
-        told: Gets what happens to the requests that were decided here.
+        on_event: Gets what happens to the requests that were decided here.
         dialect: How the gateway is answered.
         owner: This worker's name.
         max_body_bytes: Of a request's body.
@@ -71,7 +71,7 @@ class Picker:
         self,
         judge: Callable[[RequestHeaders], LineVerdict],
         decider: Decider,
-        told: Callable[[RequestEvent], None],
+        on_event: Callable[[RequestEvent], None],
         dialect: PickerDialect,
         owner: str,
         max_body_bytes: int,
@@ -81,7 +81,7 @@ class Picker:
     ) -> None:
         self.judge = judge
         self.decider = decider
-        self.told = told
+        self.on_event = on_event
         self.dialect = dialect
         self.owner = owner
         self.max_body_bytes = max_body_bytes
@@ -195,7 +195,7 @@ class PickExchange:
         if self._decision is not None and not self._stream.is_answered:
             if now_s - self._alive_s >= ALIVE_S:
                 self._alive_s = now_s
-                self._picker.told(RequestAlive(self._request_id, self._picker.owner))
+                self._picker.on_event(RequestAlive(self._request_id, self._picker.owner))
         elif now_s - self._received_s >= upload_s:
             self._perform(self._stream.timed_out(), MessageKind.REQUEST_BODY)
 
@@ -251,7 +251,7 @@ class PickExchange:
         self._pending = None
         try:
             self._decided(decision)
-        except Exception as error:  # a bug: this stream fails, and whoever decided goes on
+        except Exception as error:  # a bug: this stream fails, and the gateway goes on
             self._fault(error)
 
     def _failed(self, error: Exception) -> None:
@@ -317,7 +317,7 @@ class PickExchange:
         except ValueError:
             return
         if str(self._served) != self._decision.plan.endpoints[0]:
-            self._picker.told(AttemptStarted(self._request_id, self._picker.owner, self._served))
+            self._picker.on_event(AttemptStarted(self._request_id, self._picker.owner, self._served))
 
     def _passes(self, chunk: bytes, *, end_of_stream: bool) -> None:
         """A chunk of the answer passes."""
@@ -367,7 +367,7 @@ class PickExchange:
             None,
             self._type,
         )
-        self._picker.told(end)
+        self._picker.on_event(end)
 
     @property
     def _request_id(self) -> RequestId:
@@ -380,7 +380,7 @@ class PickExchange:
             self._pending = None
 
     def _close(self, how: StreamEnding) -> None:
-        """Nobody listens any more."""
+        """No peer listens any more."""
         if self._is_over:
             return
         phase = self._stream.phase

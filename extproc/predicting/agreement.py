@@ -1,7 +1,7 @@
 """What one endpoint of a group may teach about all of them: what the others say as well, within a factor.
 
 Endpoints of a group are equal hardware, so one whose times or counts differ from all others' is broken or
-lies; a model that learned them from it would be wrong for the others, who did nothing.
+lies; a model that learned them from it would be wrong for the others, which did nothing.
 
 Rules:
     1. Each endpoint's own level is followed: its observations over what the group's model expects. Levels are
@@ -9,8 +9,8 @@ Rules:
        model has moved.
     2. An observation counts as within `factor` of the median level. With three endpoints or more, most of
        them honest, the model stays within that factor of what those say, however often the others speak.
-    3. Of one or two nobody is the majority: each is believed, as far as the model itself bounds a step.
-    4. A model that the median contradicts for long learned from others than those who speak now: it is to be
+    3. Of one or two there is no majority: each is believed, as far as the model itself bounds a step.
+    4. A model that the median contradicts for long learned from others than those reporting now: it is to be
        begun anew, because what it forgets by itself it forgets slowly.
     5. Memory is bounded: `MAX_MEMBERS`, the one least recently heard goes first.
 """
@@ -68,11 +68,11 @@ class Agreement:
         self._due = 0
         self._contradicted = 0
 
-    def believed(self, who: str, observed: float, expected: float, reference: float) -> float:
+    def believed(self, endpoint: str, observed: float, expected: float, reference: float) -> float:
         """What an observation counts as.
 
         Args:
-            who: Which endpoint.
+            endpoint: Which one.
             observed: Finite, > 0.
             expected: By the group's model now, finite, > 0.
             reference: By the same model for a case that is always the same, finite, > 0.
@@ -82,13 +82,13 @@ class Agreement:
         """
         log_reference = log(reference)
         log_ratio = log(observed / expected)
-        level = self._levels.get(who)
+        level = self._levels.get(endpoint)
         if level is None:
             if len(self._levels) >= MAX_MEMBERS:
                 self._levels.popitem(last=False)
-            level = self._levels[who] = _Level()
+            level = self._levels[endpoint] = _Level()
         else:
-            self._levels.move_to_end(who)
+            self._levels.move_to_end(endpoint)
         said = log_ratio + log_reference
         level.seen += 1
         if level.seen == 1:

@@ -2,7 +2,7 @@
 
 Rules:
     1. A prediction is paired with its own outcome and was made before the outcome was learned (progressive
-       validation); this module is told both numbers and never asks a model.
+       validation); this module is given both numbers and never calls a model.
     2. Memory is bounded: a few sums and `_WINDOW` numbers.
 """
 

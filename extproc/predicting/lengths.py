@@ -60,18 +60,18 @@ class AnswerLength:
         self.expected_tokens = first_tokens
         """The usual length."""
 
-    def learn(self, who: str, tokens: float) -> None:
-        """An answer of endpoint `who` had so many tokens, finite, >= 0."""
+    def learn(self, endpoint: str, tokens: float) -> None:
+        """An answer of `endpoint` had so many tokens, finite, >= 0."""
         most = MOST_STEP * self.expected_tokens
         if tokens > most:
             tokens = most
-        answers = self._members.get(who)
+        answers = self._members.get(endpoint)
         if answers is None:
             if len(self._members) >= MAX_MEMBERS:
                 self._members.popitem(last=False)
-            answers = self._members[who] = _Answers()
+            answers = self._members[endpoint] = _Answers()
         else:
-            self._members.move_to_end(who)
+            self._members.move_to_end(endpoint)
         self._count += 1
         kept = _kept(self._count - answers.at)
         answers.tokens = answers.tokens * kept + tokens

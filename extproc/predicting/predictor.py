@@ -78,26 +78,28 @@ class _Models:
         self.prices = Prices(self.ttft.prices_s, self.tpot.prices_s, self.tpot.thresholds)
 
     def believed_ttft_s(
-        self, who: str | None, backlog: Backlog, uncached: int, cached: int, actual_s: float
+        self, endpoint: str | None, backlog: Backlog, uncached: int, cached: int, actual_s: float
     ) -> float:
         """Rule 4; values out of range are left to the model to refuse."""
-        if who is None or not 0.0 < actual_s < inf or uncached < 0 or cached < 0:
+        if endpoint is None or not 0.0 < actual_s < inf or uncached < 0 or cached < 0:
             return actual_s
         expected_s = self.ttft.predict(backlog, uncached or 1, cached)
         if not 0.0 < expected_s < inf:
             return actual_s
-        believed_s = self.ttft_agreement.believed(who, actual_s, expected_s, _whole_s(self.ttft.prices_s))
+        believed_s = self.ttft_agreement.believed(
+            endpoint, actual_s, expected_s, _whole_s(self.ttft.prices_s)
+        )
         if self.ttft_agreement.is_contradicted():
             self.ttft = TtftModel()
         return believed_s
 
-    def believed_tpot_s(self, who: str | None, batch: float, context: float, actual_s: float) -> float:
+    def believed_tpot_s(self, endpoint: str | None, batch: float, context: float, actual_s: float) -> float:
         """Rule 4; values out of range are left to the model to refuse."""
-        if who is None or not 0.0 < actual_s < inf or not 0.0 <= batch + context < inf:
+        if endpoint is None or not 0.0 < actual_s < inf or not 0.0 <= batch + context < inf:
             return actual_s
         expected_s = self.tpot.predict(batch, context)
         whole_s = _whole_s(self.tpot.prices_s[0])
-        believed_s = self.tpot_agreement.believed(who, actual_s, expected_s, whole_s)
+        believed_s = self.tpot_agreement.believed(endpoint, actual_s, expected_s, whole_s)
         if self.tpot_agreement.is_contradicted():
             self.tpot = SegmentedTpotModel(self.tpot.thresholds)
         return believed_s
@@ -234,7 +236,7 @@ class Predictor:
             model: Whose vocabulary.
             prompt_bytes: Of the prompt, > 0.
             prompt_tokens: As reported, > 0.
-            endpoint: By whom (Rule 4); None believes it as it is.
+            endpoint: Reported by (Rule 4); None believes it as it is.
 
         Raises:
             ValueError: A count is not > 0. Nothing is changed.

@@ -27,7 +27,7 @@ _PRIOR_VARIANCE = 100.0
 """Variance of a price's ratio to its prior over that of an observation's. Observations scatter by about 0.25
 of the prediction (BLIS's best fit has a median TTFT error of 0.18, P99 0.29), engines differ from the prior
 by 2.5 of it (public fits span 0.013 to 0.096 ms per token), and (2.5 / 0.25)**2 = 100: one observation
-outweighs the prior where it tells anything."""
+outweighs the prior where it says anything."""
 
 _SHARED_VARIANCE = 0.8
 """Part of that variance common to all prices. From 8B on H100 to 8B on A100 the prices per token and per pair

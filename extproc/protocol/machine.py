@@ -9,7 +9,7 @@ Rules:
        every ending; one that was not decided was never charged.
 
 Theory of operation:
-    Envoy sends request headers; an inference request is told to send its whole body (BUFFERED), anything else
+    Envoy sends request headers; of an inference request the whole body is requested (BUFFERED), anything else
     is routed or refused at once. The body leads to `Decide`, which the shell may answer now or later with
     `decided` or `refused` (a decision is a step that may be deferred: `DECIDING` is a phase like any other,
     in which the client may leave). The answer names the endpoints. If there is a detector of the first token,

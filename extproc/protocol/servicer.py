@@ -1,11 +1,11 @@
-"""The ext_proc service: tells the stream machine what came and does what it says.
+"""The ext_proc service: passes the stream machine what came and does what it says.
 
 Rules:
-    1. Nothing is concluded from the end of a call and nothing is released here: how a request ended is told
+    1. Nothing is concluded from the end of a call and nothing is released here: how a request ended is said
        by the access log.
     2. A bug in a decision fails its own stream only: it gets UNKNOWN, and Envoy carries the request on by its
        own fallback policy.
-    3. What is decided later is told by a callback. Who leaves meanwhile has it cancelled, at once.
+    3. What is decided later comes by a callback. If the stream ends before, it is cancelled at once.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _log = logging.getLogger("tokenway.ext_proc")
 
 
 class Decider(Protocol):
-    """Who chooses, and who is told when the first token passes."""
+    """Chooses endpoints, and gets the events of a stream."""
 
     def decide(self, request: RequestHeaders, body: bytes) -> Deciding[Decision]:
         """Choose and charge, in one step, now or later."""
@@ -57,7 +57,7 @@ class Decider(Protocol):
         """The first token of this request's answer passes now; `late` if other bytes came before it."""
 
     def answer_head(self, request_id: str, head: bytes) -> None:
-        """The answer to this request begins with `head`; told where its verdict asked for it."""
+        """The answer to this request begins with `head`; called where its verdict asks for it."""
 
     def rejected(self, request: RequestHeaders | None, error: RouterError) -> None:
         """A request was refused."""

@@ -194,7 +194,7 @@ WITHOUT_ENCODING = _without_encoding()
 
 
 def patience(wait_s: float) -> bytes:
-    """Tells Envoy to wait for the answer this much longer than it would; heard once per message.
+    """Has Envoy wait for the answer this much longer than it would; Envoy takes one per message.
 
     Args:
         wait_s: From now; Envoy ignores what exceeds its `max_message_timeout`.

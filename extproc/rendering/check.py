@@ -137,7 +137,7 @@ async def check_engine(
         rendering: Of the model's files.
         now_unix_s: The time, for templates that print the date.
         timeout_s: Per request.
-        tls: Told aiohttp with each request if the engine speaks TLS.
+        tls: Given to aiohttp with each request if the engine speaks TLS.
     """
     answers: list[tuple[Feature, int, dict[str, Any], list[int] | None]] = []
     try:

@@ -40,7 +40,7 @@ _ITEMS_PER_STEP: Final = 16  # of lists that are copied or searched without a te
 _PIECE_CHARS: Final = 64  # that a piece of text takes beside its characters
 _ITEM_CHARS: Final = 8  # that an item of a list takes
 
-_WIDTH_DIGITS: Final = 4  # widths in formats that nobody means: 1000 and more
+_WIDTH_DIGITS: Final = 4  # widths in formats that no template means: 1000 and more
 
 _PRINTF_WIDTH: Final = re.compile(rf"%[^a-zA-Z%]*(?:\*|[0-9]{{{_WIDTH_DIGITS},}})")
 _FORMAT_WIDTH: Final = re.compile(rf"\{{[^{{}}]*(?:\{{|[0-9]{{{_WIDTH_DIGITS},}})")
@@ -187,7 +187,7 @@ def filters(meter: Meter, given: dict[str, Callable[..., Any]]) -> dict[str, Cal
 
 
 def _texts(meter: Meter, given: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
-    """Filters that make text of a size that their arguments tell, which is asked for before."""
+    """Filters that make text of a size that their arguments give, which is asked for before."""
     plain_join, plain_indent = given["join"], given["indent"]
 
     @wraps(plain_join)
@@ -387,7 +387,7 @@ class Metering(jinja2.visitor.NodeTransformer):
     """Puts metered operations in place of a template's own.
 
     Args:
-        meter: Told whether it has to walk.
+        meter: Informed whether it has to walk.
     """
 
     def __init__(self, meter: Meter) -> None:

@@ -86,7 +86,7 @@ class Rendering:
         variables: Template variables that the engine was started with.
         features: What may be relied on.
         tokens_agree: The engine cuts text as `encoder` does.
-        alternatives: What the engine may have made of the same files instead; only asking it tells.
+        alternatives: What the engine may have made of the same files instead; only asking it shows which.
     """
 
     vocabulary: Vocabulary

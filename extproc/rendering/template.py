@@ -23,7 +23,7 @@ import jinja2.sandbox
 from extproc.rendering.metering import Meter, Metering, TooMuch, filters, finalize, sandbox
 
 _CONTINUED: Final = "tokenway-continues-here "
-"""Marks where a message to be continued ends. The space at its end tells whether the template strips."""
+"""Marks where a message to be continued ends. The space at its end shows whether the template strips."""
 
 
 MAX_OUTPUT: Final = 4 * 1024 * 1024

@@ -36,7 +36,7 @@ ALWAYS_BYTES: Final = 1024 * 1024
 """So much any body may become, however small: 1 to 5 ms of work."""
 
 MAX_CODINGS: Final = 2
-"""Nobody compresses twice but by accident."""
+"""No client compresses twice but by accident."""
 
 MAX_STREAMS: Final = 64
 """gzip members or zstd frames one after another, as parallel compressors write them. Each costs a decoder of

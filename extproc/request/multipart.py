@@ -6,7 +6,7 @@ Rules:
     2. Where parsers could differ, the body is refused: a second `model`, a file in its place, names in
        encodings of their own, folded headers. What passes is read by engines (FastAPI's python-multipart) as
        it is read here. Headers are read in one pass: email.message takes 80 ms for 4 KiB of semicolons.
-    3. The boundary is the body's first line, for Envoy tells no content type; a body that begins otherwise is
+    3. The boundary is the body's first line, for Envoy sends no content type; a body that begins otherwise is
        none that engines take. One that differs from the header's is refused by the engine.
 
 Source: RFC 7578, RFC 2046 section 5.1.

@@ -40,7 +40,7 @@ _SIDES = ("query", "queries", "text_1", "data_1", "documents", "items", "text_2"
 
 _BETWEEN_TEXTS = b"\xff"  # in no UTF-8 text
 _NO_ID = 0xFFFFFFFF  # in no vocabulary: before each list of ids, the first as well, for ids are no text
-_WITHOUT_SPECIALS = b"\xff\xff"  # before a text that the engine is told to put no token before
+_WITHOUT_SPECIALS = b"\xff\xff"  # before a text that the request wants no special token before
 
 
 class _Prompt(NamedTuple):
@@ -246,7 +246,7 @@ def _embedding(fields: dict[str, Any]) -> _Prompt:
 
 
 def _either(fields: dict[str, Any]) -> _Prompt:
-    """Pooling: what is embedded, or a plugin's own form, which no text can be told of."""
+    """Pooling: what is embedded, or a plugin's own form, whose text cannot be known."""
     if fields.get("input") is None and fields.get("data") is not None:
         return _Prompt(b"")
     return _embedding(fields)

@@ -39,7 +39,7 @@ ADMIN_PATHS: frozenset[str] = frozenset(
         "/update_weights",
         "/get_world_size",
         "/kv_event_sources",
-        # what both tell of themselves and their other clients
+        # what both say of themselves and their other clients
         "/metrics",
         "/server_info",
         "/load",
@@ -105,7 +105,7 @@ _ADMIN_PREFIXES = ("/update_weight", "/start_profile", "/stop_profile", "/debug"
 """Families that grow with each release."""
 
 _MAX_DECODINGS = 4
-"""A path that still has escapes after as many is nobody's spelling of anything."""
+"""A path that still has escapes after as many is no client's spelling of anything."""
 
 _SEGMENT_PARAMETERS = re.compile(r";[^/]*")
 _SLASHES = re.compile(r"[/\\]+")
@@ -124,7 +124,7 @@ def loosest(path: str) -> str | None:
     """What the path could be taken for: decoded to the end, lower case, no `;params`, dot segments, oddities.
 
     Returns:
-        The path without trailing slash, `""` for the root; None if it cannot be told: it is decoded again and
+        The path without trailing slash, `""` for the root; None if that is unknown: it is decoded again and
         again.
     """
     path = path.partition("?")[0]

@@ -56,7 +56,7 @@ STEERING_HEADERS: tuple[str, ...] = (
     "x-kv-cache-source-host-port",
     "x-gateway-destination-endpoint",  # endpoint picker protocol: the pick itself,
     "x-gateway-destination-endpoint-subset",  # what may be picked,
-    "x-gateway-destination-endpoint-served",  # and who answered; all three are the gateway's to write
+    "x-gateway-destination-endpoint-served",  # and which one served; all three are the gateway's to write
     "x-session-token",  # llm-d: an encoded endpoint
     "x-envoy-original-dst-host",  # Envoy original_dst clusters connect to any address named here
     "cluster-name",  # AIGW: the Envoy cluster
@@ -108,7 +108,7 @@ def force_usage(body: dict[str, Any], operation: Operation) -> bool:
     """Ask for the token counts at the end of a stream, in place.
 
     Only streamed chat and text completions need it: elsewhere usage always comes. A client that did not
-    ask gets one more chunk, with empty `choices`; whoever calls this drops that chunk on its way back.
+    ask gets one more chunk, with empty `choices`; the caller drops that chunk on its way back.
     `stream_options` of a wrong type is left for the engine to refuse.
 
     Returns:

@@ -44,7 +44,7 @@ _QUOTE: Final = ord('"')
 _COMMA: Final = ord(",")
 _COLON: Final = ord(":")
 _BRACE: Final = ord("{")
-_CASE: Final = 0x20  # tells "[" from "{"
+_CASE: Final = 0x20  # distinguishes "[" from "{"
 
 _Bytes = NDArray[np.uint8]
 

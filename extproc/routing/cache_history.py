@@ -28,7 +28,7 @@ class CacheHistory:
     Args:
         history: Blocks by routing history.
         is_known: Is there still such an endpoint?
-        share: Tells the other workers and gateways what an endpoint has cached.
+        share: Informs the other workers and gateways what an endpoint has cached.
     """
 
     def __init__(

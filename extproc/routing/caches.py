@@ -45,7 +45,7 @@ class EventMatch:
 
 
 class EventView(Protocol):
-    """Caches as engines tell of them by KV events."""
+    """Caches as engines report them by KV events."""
 
     def match(
         self,
@@ -55,7 +55,7 @@ class EventView(Protocol):
         keys: tuple[EndpointKey, ...],
         tokens_per_byte: float,
     ) -> EventMatch | None:
-        """What they have of a prompt; None if none of `keys` can be told, or not for this request."""
+        """What they have of a prompt; None if that is known of none of `keys`, or not for this request."""
         ...
 
 
@@ -68,7 +68,7 @@ class Estimate:
         cached_tokens: 0..prompt_tokens - 1.
         matched: 0..num_units.
         num_units: What the prompt has of the units of `matched`, see Rule 4.
-        views: Who spoke.
+        views: Where each depth comes from.
     """
 
     prompt_tokens: int

@@ -22,7 +22,7 @@ PREFILL_DUE_FLOOR_S: Final = 0.1
 
 
 def due_s(now_s: float, ttft_s: float) -> float:
-    """When a prefill whose end is not told is taken to be over."""
+    """When a prefill whose end is not reported is taken to be over."""
     return now_s + max(PREFILL_DUE_FLOOR_S, PREFILL_DUE_FACTOR * ttft_s)
 
 

@@ -1,10 +1,10 @@
-"""The ends of decided requests: taken from whichever side, released once, and told to all who listen.
+"""The ends of decided requests: taken from whichever side, released once, and passed to all listeners.
 
 Rules:
-    1. A request ends once: by the end that a proxy tells, by its lease, or by its refusal. What is told of it
-       afterwards finds nothing to release and tells no listener.
-    2. It is released before anybody is told, so that no listener's fault holds a charge.
-    3. A listener that fails is reported and keeps no other from being told.
+    1. A request ends once: by the end that a proxy reports, by its lease, or by its refusal. News of it that
+       comes afterwards finds nothing to release and reaches no listener.
+    2. It is released before any listener is called, so that no listener's fault holds a charge.
+    3. A listener that fails is reported and keeps no other from being called.
     4. What an ending means is said here, by its values; what becomes of it is each listener's.
 """
 
@@ -34,20 +34,20 @@ from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey
 
 AttemptListener = Callable[[AttemptFailed, EndpointKey, Inflight | None, float], None]
-"""Is told each failed attempt, where it was sent, its request unless that has ended, and the time."""
+"""Gets each failed attempt, where it was sent, its request unless that has ended, and the time."""
 
 
 class Endings:
-    """Takes what is told of requests that this worker decided.
+    """Takes what is reported of requests that this worker decided.
 
     Args:
         running: The requests.
-        fleet: Knows who is at an address.
+        fleet: Knows which endpoint is at an address.
         kv_tokens: Sizes of KV caches, as far as they are known.
         on_unmatched: Called for an end that says it is of a request decided here, and of none that is known.
-        listeners: Told of each ending.
-        attempt_listeners: Told of each failed attempt.
-        on_fault: Told of each exception that a listener raised.
+        listeners: Called with each ending.
+        attempt_listeners: Called with each failed attempt.
+        on_fault: Called with each exception that a listener raised.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Endings:
         self._on_fault = on_fault
 
     def take(self, event: RequestEvent, now_s: float) -> None:
-        """Something is told of a request, which may be none of ours."""
+        """Something is reported of a request, which may be none of ours."""
         match event:
             case RequestEnd():
                 self._ended(event, now_s)
@@ -86,21 +86,21 @@ class Endings:
                 self._running.alive(event.request_id, now_s)
 
     def lost(self, request: Inflight, now_s: float) -> None:
-        """The lease of a request expired, and it was released: no end of it was told in time."""
+        """The lease of a request expired, and it was released: no end of it was reported in time."""
         outcome = Outcome(
             ended=Ended.LEASE_EXPIRED,
             duration_s=now_s - request.decided_s,
             endpoint=request.endpoint,
             details="no end was reported in time",
         )
-        self._tell(Ending(request.record, outcome, now_s, request))
+        self._notify(Ending(request.record, outcome, now_s, request))
 
     def refused(self, record: DecisionRecord, outcome: Outcome, now_s: float) -> None:
         """A request was refused before it was sent anywhere: nothing was charged."""
         record.outcome = outcome
-        self._tell(Ending(record, outcome, now_s))
+        self._notify(Ending(record, outcome, now_s))
 
-    def _tell(self, ending: Ending) -> None:
+    def _notify(self, ending: Ending) -> None:
         for listener in self._listeners:
             try:
                 listener(ending)
@@ -149,7 +149,7 @@ class Endings:
             ended = Ended.UPSTREAM_ERROR
         ttft_s = _ttft_s(request, end) if is_answered and record.stream else None
         outcome = self._outcome(request, end, ended, row, ttft_s)
-        self._tell(Ending(record, outcome, now_s, request, evidence, row, end.stream_s, end.usage_unseen))
+        self._notify(Ending(record, outcome, now_s, request, evidence, row, end.stream_s, end.usage_unseen))
 
     def _outcome(
         self, request: Inflight, end: RequestEnd, ended: Ended, row: int | None, ttft_s: float | None

@@ -1,7 +1,7 @@
 """What is known of each engine beside its load: how much it holds at once, and what it is at.
 
 Rules:
-    1. What an engine tells of itself comes by `told_*`; what its answers show, by `prefill_*`.
+    1. What an engine reports of itself comes by `observe_*`; what its answers show, by `prefill_*`.
     2. Empty columns mean that nothing is known of anybody: most fleets are never full.
 """
 

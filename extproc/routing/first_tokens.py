@@ -1,4 +1,4 @@
-"""What a first token tells: the prefill is done, the prompt cached, the endpoint alive, and its pace."""
+"""What a first token shows: the prefill is done, the prompt cached, the endpoint alive, and its pace."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from metadata_center.types import RequestId
 
 
 class FirstTokens:
-    """Tells each of those whom it concerns.
+    """Passes it to each owner that it concerns.
 
     Args:
         running: Releases the prefill.
-        health: Who may be chosen.
+        health: Which endpoints may be chosen.
         history: What was routed where.
         teaching: Teaches the predictor.
         rivals: Rules of other gateways that are compared.
-        on_transition: Told when it changed an endpoint's health.
+        on_transition: Called when it changed an endpoint's health.
     """
 
     def __init__(

@@ -30,9 +30,9 @@ class Gateway:
 
     Args:
         router: Decides.
-        first_tokens: Told when one passes.
-        stored: Told how answers name themselves.
-        endings: Told of refusals.
+        first_tokens: Called when one passes.
+        stored: Gets the names that answers give themselves.
+        endings: Gets refusals.
         recorder: Counts.
         decide: Decides about a body as it came; the router's own, unless bodies may be compressed.
         clock: Monotonic seconds.

@@ -20,8 +20,8 @@ DEFAULT_ENTRIES = 100_000
 DEFAULT_EXPIRY_S = 30 * 86_400.0
 """OpenAI keeps a response for 30 days; vLLM for as long as its process lives."""
 
-MAX_TOLD = 16_384
-"""Entries that a newcomer is told, the latest: 128 KiB of one message."""
+MAX_LATEST = 16_384
+"""Entries that a newcomer gets, the latest: 128 KiB of one message."""
 
 
 class Homes:
@@ -62,16 +62,16 @@ class Homes:
         return found[0]
 
     def hear(self, endpoint: EndpointKey, blocks: list[int], now_s: float) -> bool:
-        """Take what another worker or gateway tells, if it is about responses and not about blocks."""
+        """Take what another worker or gateway sends, if it is about responses and not about blocks."""
         if not blocks or blocks[0] != RESPONSES_MARK:
             return False
         for key in islice(blocks, 1, None):
             self.learn(key, endpoint, now_s)
         return True
 
-    def told(self) -> dict[EndpointKey, list[int]]:
-        """What to tell a newcomer, by endpoint and in the form of `hear`: `MAX_TOLD` entries, the latest."""
+    def latest(self) -> dict[EndpointKey, list[int]]:
+        """What a newcomer gets, by endpoint and in the form of `hear`: the latest `MAX_LATEST` entries."""
         chains: dict[EndpointKey, list[int]] = {}
-        for key, (endpoint, _) in islice(reversed(self._homes.items()), MAX_TOLD):
+        for key, (endpoint, _) in islice(reversed(self._homes.items()), MAX_LATEST):
             chains.setdefault(endpoint, []).append(key)
         return {endpoint: [RESPONSES_MARK, *reversed(keys)] for endpoint, keys in chains.items()}

@@ -1,4 +1,4 @@
-"""Who listens to the endings of every worker."""
+"""The listeners to endings that every worker has."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def endings_of(
 
     Args:
         state: The state.
-        fleet: Knows who is at an address.
-        others: Who listens beside those that every worker has.
-        on_fault: Told of each exception that a listener raised.
+        fleet: Knows which endpoint is at an address.
+        others: Listeners beside those that every worker has.
+        on_fault: Called with each exception that a listener raised.
     """
 
     def failed(endpoint: EndpointKey, kind: FailureKind) -> None:

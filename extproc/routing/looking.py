@@ -23,8 +23,8 @@ class Look:
     """What was found; load is read later, in the step that charges.
 
     Attributes:
-        pool: Who may serve it; not empty.
-        home: Who alone has what it builds on, if that is known; one of the pool.
+        pool: The endpoints that may serve it; not empty.
+        home: The only endpoint that has what it builds on, if that is known; one of the pool.
         served_model: What endpoints may fail at with it.
         estimate: What is believed cached of it, one per row.
         groups: Endpoints that perform alike, see `Pool.groups_of`.

@@ -41,7 +41,7 @@ class ParsedRequest:
         prompt_tokens: Exact or estimated.
         received_s: Monotonic time when the body was there.
         follows: The stored response and the conversation that it builds on, or None.
-        fingerprint: xxh3_64 of the body as it came: what tells that a client sends the same again.
+        fingerprint: xxh3_64 of the body as it came: what shows that a client sends the same again.
     """
 
     request_id: RequestId

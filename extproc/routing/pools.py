@@ -24,13 +24,13 @@ MAX_POOLS: Final = 1024
 """Compiled pools: one per route and, while endpoints are doubted, model and set of those on trial."""
 
 _PoolKey = tuple[str, tuple[tuple[str, str], ...], str | None, frozenset[EndpointKey]]
-"""Cluster, labels, the model that doubts are about, who is on trial."""
+"""Cluster, labels, the model that doubts are about, which endpoint is on trial."""
 
 
 def health_model(model: str, operation: Operation) -> str:
     """What an endpoint may fail at while it serves all else.
 
-    Engines offer generation or the other APIs, each by what the model is: clients who ask for one that an
+    Engines offer generation or the other APIs, each by what the model is: clients that ask for one that an
     engine does not have say nothing of its model.
     """
     return model if operation in GENERATING else f"{model} ({operation})"
@@ -40,7 +40,7 @@ class Pools:
     """The pools of one worker.
 
     Args:
-        health: Who may be chosen.
+        health: Which endpoints may be chosen.
     """
 
     def __init__(self, health: HealthTracker) -> None:

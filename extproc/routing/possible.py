@@ -18,7 +18,7 @@ def possible(end: RequestEnd, request: Inflight, kv_tokens: int) -> tuple[int | 
     """Prompt, completion and cached tokens, none above what the request and the engine allow.
 
     Args:
-        end: The end of `request`, as it was told.
+        end: The end of `request`, as it was reported.
         request: What is remembered of it.
         kv_tokens: Size of the endpoint's KV cache, 0 if it is not known; it holds prompt and answer at once.
     """

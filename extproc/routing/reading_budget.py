@@ -44,7 +44,7 @@ class ReadingBudget:
         self._watched_until_s = 0.0
 
     def is_watched(self, now_s: float) -> bool:
-        """True while the time that bodies take is to be told in processor time."""
+        """True while the time that bodies take is to be measured in processor time."""
         return now_s < self._watched_until_s
 
     def is_spent(self, now_s: float) -> bool:

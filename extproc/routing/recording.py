@@ -35,7 +35,7 @@ class Scheduled:
         look: What was looked at.
         now: What was decided.
         order: Rows in the order that Envoy is to try.
-        placement: Who serves it.
+        placement: Which endpoints serve it.
         charged: False if the request had ended before, or is charged already.
         draws: Random numbers that were drawn.
     """

@@ -5,9 +5,9 @@ Rules:
        endpoints the request goes to. It charges, falls back and ends as any other.
     2. A rival has a memory: one object per rule and set of endpoints, in whose order its rows never change. A
        changed set begins anew.
-    3. It is told of each request that it scheduled: sent, first token, usage and end, once each, in this
+    3. It is notified of each request that it scheduled: sent, first token, usage and end, once each, in this
        order.
-    4. What it knows of other gateways is what the shared load says; of evictions it is told nothing.
+    4. What it knows of other gateways is what the shared load says; of evictions it learns nothing.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Picked:
 
     Attributes:
         row: Where the request goes.
-        policy: Who said so.
-        sent: What it is told from now on.
+        policy: The rule that said so.
+        sent: What its notifications carry from now on.
     """
 
     row: int
@@ -120,7 +120,7 @@ class Rivals:
         picked.policy.on_sent(picked.sent)
 
     def first_token(self, request_id: RequestId, now_s: float) -> None:
-        """Its first token passes now; told once."""
+        """Its first token passes now; called once."""
         picked = self._placed.get(request_id)
         if picked is not None:
             picked.policy.on_first_token(picked.sent, now_s)

@@ -50,7 +50,7 @@ of all causes together, so refused connections have no more."""
 
 
 class Readers(Protocol):
-    """Who reads large bodies, so that others do not wait for them."""
+    """What reads large bodies, so that others do not wait for them."""
 
     @property
     def patience_s(self) -> float:
@@ -73,7 +73,7 @@ class Router:
         reserve: Puts a charge to where all gateways meet; says where it is charged now, None if it is
             unconfirmed and stays. None decides here alone.
         loop: The running event loop, for requests that wait.
-        readers: Who reads large bodies; None reads them here and now.
+        readers: What reads large bodies; None reads them here and now.
         work_clock: Processor seconds of this thread; None counts no work, and reads elsewhere only what is
             large by itself.
     """

@@ -33,13 +33,13 @@ class RunningRequests:
     """One worker's.
 
     Args:
-        load: Who is charged for what; charged by scheduling.
+        load: Which endpoint is charged for what; charged by scheduling.
         blocks: Prompts that run, by endpoint.
         engines: Know what each endpoint is at.
         recorder: Counts leases that expire.
         freed: Called when room was freed at an endpoint.
-        on_prefilled: Told of a request whose prefill is taken to be over, for it is due.
-        on_lost: Told of a request whose lease expired, after its release.
+        on_prefilled: Called with a request whose prefill is taken to be over, for it is due.
+        on_lost: Called with a request whose lease expired, after its release.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class RunningRequests:
         request.running = self._blocks.add(request.endpoint, request.blocks)
 
     def reassigned(self, request_id: RequestId, at: EndpointKey) -> None:
-        """Compare-and-set gave a decided request another endpoint, before Envoy was told of the first."""
+        """Compare-and-set gave a decided request another endpoint, before Envoy got the first."""
         request = self._by_id.get(request_id)
         if request is not None:
             self._move(request, at)

@@ -256,12 +256,12 @@ def _placement(
     parsed: ParsedRequest, found: Look, snapshot: Snapshot, row: int, settings: RouterSettings
 ) -> Placement:
     """What the endpoint of a row is charged."""
-    is_told = parsed.request.stream and settings.first_chunk
+    is_seen = parsed.request.stream and settings.first_chunk
     prompt_tokens = found.estimate.prompt_tokens
     return whole(
         parsed.request_id,
         found.pool.keys[row],
         prompt_tokens - found.estimate.cached_tokens[row],
         prompt_tokens,
-        None if is_told else due_s(found.now_s, expected_ttft_s(snapshot, row)),
+        None if is_seen else due_s(found.now_s, expected_ttft_s(snapshot, row)),
     )

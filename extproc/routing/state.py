@@ -1,4 +1,4 @@
-"""What one worker knows, and who changes each part: made whole, given to each reader as far as it reads.
+"""What one worker knows, and what changes each part: made whole, given to each reader as far as it reads.
 
 | part | read by | changed by |
 |---|---|---|
@@ -43,7 +43,7 @@ from metadata_center.types import EndpointKey
 
 
 def _share_nothing(_endpoint: EndpointKey, _blocks: list[int]) -> None:
-    """A gateway of one worker has no other to tell."""
+    """A gateway of one worker has no other to share with."""
 
 
 def _one() -> int:
@@ -51,7 +51,7 @@ def _one() -> int:
     return 1
 
 
-def _nobody_waits() -> None:
+def _wake_none() -> None:
     """Requests are scheduled at once."""
 
 
@@ -70,22 +70,22 @@ def _ignore_transition(_transition: Transition) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """What the state tells the rest of the gateway, and ask of it; the defaults are those of a lone worker.
+    """What the state sends to the rest of the gateway and asks of it; the defaults suit a lone worker.
 
     Attributes:
-        share: Tells the other workers and gateways what an endpoint has cached.
+        share: Informs the other workers and gateways what an endpoint has cached.
         processes: How many processes schedule requests on these endpoints, of all gateways, this one
             included.
         load_age_s: How old the news of other gateways' load is at a given monotonic time.
         freed: Called when room was freed at an endpoint.
-        on_lost: Told of a request whose lease expired, after its release.
-        on_transition: Told when an endpoint's health changed.
+        on_lost: Called with a request whose lease expired, after its release.
+        on_transition: Called when an endpoint's health changed.
     """
 
     share: Callable[[EndpointKey, list[int]], None] = _share_nothing
     processes: Callable[[], int] = _one
     load_age_s: Callable[[float], float] = _always_current
-    freed: Callable[[], None] = _nobody_waits
+    freed: Callable[[], None] = _wake_none
     on_lost: Callable[[Inflight, float], None] = _ignore_lost
     on_transition: Callable[[Transition], None] = _ignore_transition
 
@@ -141,7 +141,7 @@ class EndingState:
         endpoints: Totals per endpoint.
         rivals: Rules of other gateways that are compared.
         recorder: Counts.
-        on_transition: Told when an endpoint's health changed.
+        on_transition: Called when an endpoint's health changed.
     """
 
     running: RunningRequests
@@ -191,48 +191,48 @@ def make_routing_state(
         records: Recent decisions.
         recorder: Counts.
         homes: Where stored responses live.
-        outside: What it tells the rest of the gateway, and ask of it.
+        outside: What it sends to the rest of the gateway, and asks of it.
     """
-    engines, predictor, poison = Engines(), Predictor(), Poison()
-    teaching = Teaching(predictor)
-    rivals = Rivals(engines, outside.processes)
-
-    def is_known(endpoint: EndpointKey) -> bool:
-        return health.state(endpoint) is not None
-
-    history = CacheHistory(caches.history, is_known, outside.share)
-    running = RunningRequests(
-        load, caches.running, engines, recorder, outside.freed, history.record, outside.on_lost
-    )
-    stored = StoredResponses(homes, running, records, outside.share)
+    engines, predictor = Engines(), Predictor()
+    history = CacheHistory(caches.history, lambda endpoint: health.state(endpoint) is not None, outside.share)
     scheduling = SchedulingState(
         load=load,
-        running=running,
+        running=RunningRequests(
+            load, caches.running, engines, recorder, outside.freed, history.record, outside.on_lost
+        ),
         caches=caches,
         engines=engines,
         health=health,
-        poison=poison,
+        poison=Poison(),
         predictor=predictor,
         homes=homes,
         records=records,
         recorder=recorder,
         ages=Ages(outside.load_age_s),
-        rivals=rivals,
+        rivals=Rivals(engines, outside.processes),
         processes=outside.processes,
     )
-    ending = EndingState(
+    ending = _ending_state(scheduling, history, outside)
+    first_tokens = FirstTokens(
+        scheduling.running, health, history, ending.teaching, scheduling.rivals, outside.on_transition
+    )
+    return RoutingState(scheduling, ending, first_tokens)
+
+
+def _ending_state(scheduling: SchedulingState, history: CacheHistory, outside: Outside) -> EndingState:
+    """What the ends of requests change of what scheduling reads, and beside it."""
+    running, homes, records = scheduling.running, scheduling.homes, scheduling.records
+    return EndingState(
         running=running,
-        engines=engines,
-        health=health,
-        poison=poison,
+        engines=scheduling.engines,
+        health=scheduling.health,
+        poison=scheduling.poison,
         history=history,
-        stored=stored,
-        teaching=teaching,
+        stored=StoredResponses(homes, running, records, outside.share),
+        teaching=Teaching(scheduling.predictor),
         records=records,
         endpoints=EndpointStatsTable(),
-        rivals=rivals,
-        recorder=recorder,
+        rivals=scheduling.rivals,
+        recorder=scheduling.recorder,
         on_transition=outside.on_transition,
     )
-    first_tokens = FirstTokens(running, health, history, teaching, rivals, outside.on_transition)
-    return RoutingState(scheduling, ending, first_tokens)

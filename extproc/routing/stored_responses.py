@@ -19,13 +19,13 @@ from metadata_center.types import EndpointKey, RequestId
 
 
 class StoredResponses:
-    """Tells `Homes`, the other workers and the other gateways; listens to endings.
+    """Informs `Homes`, the other workers and the other gateways; listens to endings.
 
     Args:
         homes: Where stored responses live.
         running: Decided requests that have not ended.
-        records: Recent decisions: a short answer's end may be told before its head.
-        share: Tells the other workers and gateways.
+        records: Recent decisions: a short answer's end may be reported before its head.
+        share: Informs the other workers and gateways.
     """
 
     def __init__(
@@ -62,6 +62,6 @@ class StoredResponses:
             self.settle(request.conversation, request.endpoint, ending.now_s)
 
     def settle(self, key: int, endpoint: EndpointKey, now_s: float) -> None:
-        """A response or a conversation lives there; the other workers and gateways are told."""
+        """A response or a conversation lives there; the other workers and gateways are informed."""
         if self._homes.learn(key, endpoint, now_s):
             self._share(endpoint, [RESPONSES_MARK, key])

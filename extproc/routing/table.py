@@ -46,7 +46,7 @@ class Pool:
 
     Attributes:
         keys: Distinct.
-        addresses: Where each key is reached, as Envoy is told.
+        addresses: Where each key is reached, as Envoy gets it.
         rows: The row of each key.
         slots: Where they are counted, one per key.
         weights: Relative capacity, one per key.
@@ -141,7 +141,7 @@ class RoutingTable:
         hardware: list[str] = []
         filtered: list[tuple[EndpointKey, str]] = []
         for endpoint in self.clusters.get(cluster, ()):
-            if any(endpoint.labels.get(name) != value for name, value in subset.items()):
+            if not endpoint.carries(subset):
                 filtered.append((endpoint.key, "subset"))
                 continue
             reason = why_not(endpoint.key)
@@ -169,9 +169,7 @@ class RoutingTable:
     def member(self, cluster: str, subset: Mapping[str, str], key: EndpointKey) -> Endpoint | None:
         """That endpoint of `cluster`, if it has all labels of `subset`; whatever its health."""
         for endpoint in self.clusters.get(cluster, ()):
-            if endpoint.key == key and all(
-                endpoint.labels.get(name) == value for name, value in subset.items()
-            ):
+            if endpoint.key == key and endpoint.carries(subset):
                 return endpoint
         return None
 

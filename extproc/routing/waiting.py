@@ -88,7 +88,7 @@ class RequestQueue(Generic[D]):
     Args:
         schedule: Schedules a request again, given how it waited; may raise `RouterError`.
         answer: Makes the answer of one that was charged, at once or later.
-        metrics: Told of each wait.
+        metrics: Count each wait.
         loop: The running event loop.
         clock: Monotonic seconds.
     """
@@ -222,7 +222,7 @@ class RequestQueue(Generic[D]):
         return False
 
     def _left(self, held: _Held) -> None:
-        """The client is gone; if it was scheduled, its end is the access log's to tell."""
+        """The client is gone; if it was scheduled, its end is the access log's to report."""
         held.queued.queue.forget(held.queued.ticket)
         self._end(held, HoldEnding.GONE)
 

@@ -1,4 +1,4 @@
-"""Who answers a page: one worker for itself, or all workers of a gateway together."""
+"""What answers a page: one worker for itself, or all workers of a gateway together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ASK_TIMEOUT: Final = aiohttp.ClientTimeout(total=2.0)
 
 
 class Answering(Protocol):
-    """Who answers."""
+    """What answers a page."""
 
     async def answer(self, page: WorkerPage, request: PageRequest) -> PageResponse:
         """The answer to a request that the page does not refuse."""

@@ -50,7 +50,7 @@ class AdminPort:
 
     Args:
         pages: Which.
-        answering: Who answers those that ask workers.
+        answering: Answers the pages that ask workers.
         place: Where to listen; a path is a Unix socket, for the supervisor alone.
     """
 

@@ -9,10 +9,11 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from extproc.config.schema import Config
 from extproc.discovery.fleet import Difference, Fleet
+from extproc.discovery.listed import Listed
 from extproc.discovery.resolution import FILES, Resolution
 from extproc.listeners import Listeners
 
@@ -22,13 +23,13 @@ may raise, which leaves all as it was."""
 
 
 class Owners:
-    """Who follows the configuration, and who the fleet.
+    """What follows the configuration, and what the fleet.
 
     Attributes:
         fleet: All endpoints.
-        read: Told each configuration that was read, whether it differs or not.
-        changes: Told what is different of the fleet.
-        settled: Told when the configuration in force and the fleet go together again.
+        read: Notified of each configuration that was read, whether it differs or not.
+        changes: Notified of what is different of the fleet.
+        settled: Notified when the configuration in force and the fleet go together again.
     """
 
     def __init__(self) -> None:
@@ -51,8 +52,14 @@ class Owners:
                 owner(config)
         if config is not before:
             self._read = config
-            self.read.tell(config)
-        difference = self.fleet.replace(FILES, resolution.clusters)
+            self.read.notify(config)
+        self._settle(self.fleet.replace(FILES, resolution.clusters))
+
+    def report(self, source: str, clusters: Mapping[str, Sequence[Listed] | None]) -> None:
+        """A source other than the files says what some of its clusters have now: see `Fleet.update`."""
+        self._settle(self.fleet.update(source, clusters))
+
+    def _settle(self, difference: Difference) -> None:
         if difference:
-            self.changes.tell(difference)
-        self.settled.tell()
+            self.changes.notify(difference)
+        self.settled.notify()

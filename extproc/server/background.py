@@ -1,4 +1,4 @@
-"""Coroutines whose results are told by callback: where what only asyncio can do meets what does not wait."""
+"""Coroutines whose results come by callback: where what only asyncio can do meets what does not wait."""
 
 from __future__ import annotations
 

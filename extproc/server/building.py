@@ -2,7 +2,7 @@
 
 Rules:
     1. An object is given what it needs when it is made, so what is needed is made first.
-    2. Where two need each other, one of them is told by a list of listeners that exists before both.
+    2. Where two need each other, one of them is called by a list of listeners that exists before both.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ from extproc.server.health_report import HealthReport
 from extproc.server.hearsay import Hearsay
 from extproc.server.housekeeping import Housekeeping
 from extproc.server.kv_event_follower import KvEventFollower
+from extproc.server.live_sources import LiveSources, live_sources_of
 from extproc.server.parts import Part, Parts
 from extproc.server.pending_settings import PendingSettings
 from extproc.server.picking import Picking, picking_of
@@ -101,7 +102,7 @@ class Site:
         config: The settings of the start.
         registry: Of all metrics.
         metrics: The gateway's own.
-        owners: Who follows the configuration.
+        owners: What follows the configuration.
     """
 
     path: Path
@@ -223,7 +224,7 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
     )
     server = _server(site, way, ads)
     picking = picking_of(
-        config, index, site.owner, way.gateway, news.entries.tell, life.is_ready, metrics.transport_fault
+        config, index, site.owner, way.gateway, news.entries.notify, life.is_ready, metrics.transport_fault
     )
     draining = Draining(
         server,
@@ -234,10 +235,11 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
         lambda: configuration.current.server.drain_s,
         picking,
     )
-    admin = _admin(site, known, way, configuration, life, changes)
+    sources = LiveSources(live_sources_of(config.discovery, index, owners.report), config.discovery.wait_s)
+    admin = _admin(site, known, way, configuration, life, changes, sources)
     _follow_health(site, news, known, engines, changes)
-    _follow_configuration(site, known, way, engines, prober, changes)
-    parts = _parts(site, known, way, configuration, prober, server, picking, admin)
+    _follow_configuration(site, known, way, engines, prober, changes, sources)
+    parts = _parts(site, known, way, configuration, sources, prober, server, picking, admin)
     facts = {"socket": str(socket_path(site.folder, index)), "owner": site.owner}
     return Worker(life, parts, draining.drain, configuration.reload, lambda: admin.port, facts)
 
@@ -274,10 +276,10 @@ def _knowledge(site: Site, news: News) -> Knowledge:
     event_caches = EventCaches(cache_map, time.time)
     hearsay = Hearsay(homes, history, health, time.monotonic)
     counters = SharedCounters(counters_path(site.folder), site.index) if site.supervised else Counters()
-    met = store_of(config, str(site.path), site.index, counters, history, hearsay.responses, homes.told)
+    met = store_of(config, str(site.path), site.index, counters, history, hearsay.responses, homes.latest)
     bus = None
     if site.workers > 1:
-        bus = Bus(site.folder, site.index, site.workers, news.entries.tell, hearsay.cached, homes.told)
+        bus = Bus(site.folder, site.index, site.workers, news.entries.notify, hearsay.cached, homes.latest)
         news.cached.add(bus.share)
     news.cached.add(met.store.share)
     state = make_routing_state(
@@ -288,12 +290,12 @@ def _knowledge(site: Site, news: News) -> Knowledge:
         recorder=site.metrics,
         homes=homes,
         outside=Outside(
-            share=news.cached.tell,
+            share=news.cached.notify,
             processes=_processes(site.workers, met),
             load_age_s=met.sync.age_s if isinstance(met, Shared) else _always_current,
-            freed=news.freed.tell,
-            on_lost=news.lost.tell,
-            on_transition=news.transitions.tell,
+            freed=news.freed.notify,
+            on_lost=news.lost.notify,
+            on_transition=news.transitions.notify,
         ),
     )
     kv_event_follower = KvEventFollower(cache_map, event_caches, time.monotonic, time.time, tls.of)
@@ -332,7 +334,7 @@ def _request_way(site: Site, news: News, known: Knowledge) -> RequestWay:
     news.freed.add(router.waiting.wake)
     unpacking = Unpacking(router.decide, lambda: router.settings)
     request_log = RequestLog()
-    endings = endings_of(ending, site.owners.fleet, [request_log.ended], _tell_fault)
+    endings = endings_of(ending, site.owners.fleet, [request_log.ended], _report_fault)
     news.lost.add(endings.lost)
     news.entries.add(lambda entry: endings.take(entry, time.monotonic()))
     gateway = Gateway(
@@ -349,9 +351,9 @@ def _request_way(site: Site, news: News, known: Knowledge) -> RequestWay:
     processor = Processor(gateway.judge, gateway, dialect, lambda: router.settings.first_chunk)
     dispatcher = Dispatcher(
         site.owner,
-        news.entries.tell,
+        news.entries.notify,
         (lambda _owner, _entry: False) if known.bus is None else known.bus.hand_over,
-        (lambda _entry: None) if known.bus is None else known.bus.tell_all,
+        (lambda _entry: None) if known.bus is None else known.bus.broadcast,
         site.metrics,
     )
     access_log = AccessLog(dispatcher.dispatch, site.metrics)
@@ -369,7 +371,7 @@ def _server(site: Site, way: RequestWay, ads: AdsServer) -> RpcServer:
     )
 
 
-def _tell_fault(error: Exception) -> None:
+def _report_fault(error: Exception) -> None:
     """A bug with one listener does not lose the ending for the others."""
     _log.error("an ending was not taken in", exc_info=error)
 
@@ -380,7 +382,7 @@ def _prober(news: News, known: Knowledge, engines: EngineNews, config: Config) -
         config.health.settings(),
         clock=time.monotonic,
         rng=random.Random(),
-        on_transition=news.transitions.tell,
+        on_transition=news.transitions.notify,
         on_cache_config=engines.cache_config,
         on_cache_cleared=engines.cache_cleared,
         on_occupancy=engines.occupancy,
@@ -395,6 +397,7 @@ def _admin(
     configuration: Configuration,
     life: Life,
     changes: FleetChanges,
+    sources: LiveSources,
 ) -> AdminPort:
     bus, met = known.bus, known.met
 
@@ -407,7 +410,7 @@ def _admin(
     status = Status(
         known.state,
         site.registry,
-        lambda: site.owners.fleet.endpoints,
+        site.owners.fleet,
         lambda: way.processor.streams_active,
         lambda: 0 if bus is None else bus.dropped,
         shared_values,
@@ -417,6 +420,7 @@ def _admin(
         configuration.files,
         configuration.names,
         lambda: changes.named,
+        sources.statuses,
         life.is_ready,
     )
     site.metrics.watch(status.gauges)
@@ -431,20 +435,26 @@ def _admin(
 def _follow_health(
     site: Site, news: News, known: Knowledge, engines: EngineNews, changes: FleetChanges
 ) -> None:
-    """Who is told when an endpoint's health changed, in this order."""
+    """Connects the listeners to changes of an endpoint's health, in this order."""
     news.transitions.add(
         lambda _: known.state.scheduling.ages.health_changed(time.monotonic()),
-        HealthReport(site.metrics).tell,
+        HealthReport(site.metrics).changed,
         engines.transition,
-        lambda _: news.freed.tell(),
+        lambda _: news.freed.notify(),
         changes.health_changed,
     )
 
 
 def _follow_configuration(
-    site: Site, known: Knowledge, way: RequestWay, engines: EngineNews, prober: Prober, changes: FleetChanges
+    site: Site,
+    known: Knowledge,
+    way: RequestWay,
+    engines: EngineNews,
+    prober: Prober,
+    changes: FleetChanges,
+    sources: LiveSources,
 ) -> None:
-    """Who applies what of a configuration, in this order; what none of them reads needs a restart."""
+    """Connects what applies a configuration, in this order; what none of them reads needs a restart."""
     scheduling, base = known.state.scheduling, site.path.parent
     requests = RequestPath(
         way.router, way.request_log, site.owners.fleet.clusters, scheduling.load.slots, time.time
@@ -458,6 +468,7 @@ def _follow_configuration(
         ForwardedHeaders().follow,
         PendingSettings(site.config).follow,
         changes.configure,
+        sources.follow,
     )
     # Models that were missed are asked for again, though the configuration be the same.
     site.owners.read.add(lambda config: prober.configure(config.health.settings()))
@@ -470,6 +481,7 @@ def _parts(
     known: Knowledge,
     way: RequestWay,
     configuration: Configuration,
+    sources: LiveSources,
     prober: Prober,
     server: RpcServer,
     picking: Picking | None,
@@ -486,6 +498,7 @@ def _parts(
         Part("prober", prober.start, prober.stop),
         Part("KV events", known.kv_event_follower.start, known.kv_event_follower.stop),
         Part("configuration", configuration.start, configuration.stop),
+        Part("discovery", sources.start, sources.stop),
     ]
     if known.bus is not None:
         parts.append(Part("bus", known.bus.start, known.bus.stop))

@@ -6,7 +6,7 @@ Rules:
     2. A peer's queue is bounded by `MAX_QUEUED_BYTES`; what does not fit is dropped and counted: a lost
        ending is made good by its lease, a lost block by the next request that records it.
     3. Frames are length-prefixed MessagePack of the types below and no others, on a socket that only this
-       user may ever open; whoever sends anything else is hung up on.
+       user may ever open; a peer that sends anything else is hung up on.
 """
 
 from __future__ import annotations
@@ -82,10 +82,10 @@ class Bus:
         run_dir: Where the sockets lie.
         index: This worker.
         workers: How many there are.
-        on_entry: Receives entries that other workers were told.
+        on_entry: Receives entries that other workers received.
         on_cached: Receives what other workers saw cached.
-        told: What a worker that connects is to know of what others were told before; the first of the others
-            tells it.
+        known: What a worker that connects is to learn of what others learned before; the first of the others
+            sends it.
     """
 
     def __init__(
@@ -95,14 +95,14 @@ class Bus:
         workers: int,
         on_entry: Callable[[RequestEvent], None],
         on_cached: Callable[[EndpointKey, list[int]], None],
-        told: Callable[[], Mapping[EndpointKey, Sequence[int]]] = dict,
+        known: Callable[[], Mapping[EndpointKey, Sequence[int]]] = dict,
     ) -> None:
         self._run_dir = run_dir
         self._index = index
         self._peers = [i for i in range(workers) if i != index]
         self._on_entry = on_entry
         self._on_cached = on_cached
-        self._told = told
+        self._known = known
         self._writers: dict[int, asyncio.StreamWriter] = {}
         self._served: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
@@ -139,22 +139,22 @@ class Bus:
         index, _, _ = owner.partition(".")
         return index.isdigit() and int(index) in self._peers and self._send(int(index), _frame(entry))
 
-    def tell_all(self, entry: RequestEvent) -> None:
+    def broadcast(self, entry: RequestEvent) -> None:
         """Send the entry to every other worker."""
         frame = _frame(entry)
         for peer in self._peers:
             self._send(peer, frame)
 
     def share(self, endpoint: EndpointKey, blocks: Sequence[int]) -> None:
-        """Tell every other worker that `endpoint` has `blocks` cached."""
+        """Inform every other worker that `endpoint` has `blocks` cached."""
         frame = _Cached(endpoint, list(blocks))
         for peer in self._peers:
             self._send(peer, frame)
 
     def _greet(self, peer: int) -> None:
-        """Tell a worker that starts anew what it missed, unless another one does."""
+        """Send a worker that starts anew what it missed, unless another one does."""
         if self._index == (0 if peer else 1):
-            for endpoint, blocks in self._told().items():
+            for endpoint, blocks in self._known().items():
                 self._send(peer, _Cached(endpoint, list(blocks)))
 
     def _send(self, peer: int, frame: Frame) -> bool:
@@ -204,4 +204,4 @@ class Bus:
             else:
                 self._on_entry(frame.entry)
         except Exception:  # a bug with one request must not lose the endings of all others
-            _log.exception("what another worker told failed")
+            _log.exception("what another worker sent failed")

@@ -50,7 +50,7 @@ class Configuration:
 
     Args:
         path: tokenway.yaml, or a clusters.json for embedded defaults.
-        metrics: Told of every reload.
+        metrics: Count every reload.
         apply: Called with each configuration that is good, its addresses resolved; must not fail half-way.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What probes learn of engines, and what an engine's return means, taken to those whom it concerns."""
+"""What probes learn of engines, and what an engine's return means, passed to the owners that it concerns."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ class EngineNews:
 
     def transition(self, transition: Transition) -> None:
         """Health changed: an engine that answers again may be another process."""
-        if transition.after is not HealthState.EJECTED:
+        if transition.after not in (HealthState.EJECTED, HealthState.NOT_READY):
             self._kv_event_follower.came_back(transition.key)
             self._engines.restarted(transition.key)
 
     def cache_config(self, key: EndpointKey, kv_tokens: int, _block_size: int) -> None:
-        """An engine told the size of its KV cache."""
+        """An engine reported the size of its KV cache."""
         self._engines.observe_kv_tokens(key, kv_tokens)
         ratios = [ratio for _, ratio in self._predictor.token_ratios()]
         tokens_per_byte = sum(ratios) / len(ratios) if ratios else TokensPerByte().ratio
@@ -67,5 +67,5 @@ class EngineNews:
         self._kv_event_follower.cleared(key)
 
     def occupancy(self, key: EndpointKey, occupancy: Occupancy) -> None:
-        """An engine told how full it is."""
+        """An engine reported how full it is."""
         self._engines.observe_occupancy(key, occupancy.running, occupancy.waiting, occupancy.kv_usage_ratio)

@@ -15,7 +15,7 @@ _log = logging.getLogger("tokenway.engine_tls")
 
 
 class RequestTls:
-    """What aiohttp is to be told with a request to an endpoint.
+    """What aiohttp gets with a request to an endpoint.
 
     Args:
         fleet: Knows which cluster an endpoint is in.

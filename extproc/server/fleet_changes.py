@@ -2,8 +2,8 @@
 
 Rules:
     1. One change of the fleet is re-applied at once, without an await: no request sees half of it.
-    2. Told is what each endpoint concerned is now. What is kept of all others is not touched; a set of label
-       values or of slots is told of the whole, but only if an endpoint or a cluster came or went.
+    2. An owner gets what each endpoint concerned is now, and leaves the others as they are; a set of label
+       values or of slots gets the whole, but only if an endpoint or a cluster came or went.
     3. An endpoint at another address is another engine: what was learned of the one before is forgotten. Its
        requests stay charged until they end.
 """
@@ -21,6 +21,7 @@ from extproc.observing.metrics.collector import Metrics
 from extproc.routing.state import RoutingState
 from extproc.server.kv_event_follower import KvEventFollower
 from extproc.server.publishing import Publisher
+from metadata_center.load.counters import MAX_ENDPOINTS
 
 _log = logging.getLogger("tokenway.fleet")
 
@@ -31,9 +32,9 @@ class FleetChanges:
     Args:
         fleet: All endpoints.
         state: What is known of them.
-        prober: Probes endpoints, and tells the health tracker of them.
+        prober: Probes endpoints, and informs the health tracker of them.
         kv_event_follower: Follows their KV events.
-        publisher: Tells Envoy.
+        publisher: Sends Envoy the resources.
         metrics: Labelled by endpoints and clusters.
         clock: Monotonic seconds.
 
@@ -70,6 +71,12 @@ class FleetChanges:
 
     def apply(self, difference: Difference) -> None:
         """Re-apply this."""
+        if difference.left_out is not None:
+            log = _log.warning if difference.left_out else _log.info
+            log(
+                "endpoints beyond the bound are left out",
+                extra={"left_out": difference.left_out, "accepted": MAX_ENDPOINTS},
+            )
         fleet, scheduling = self._fleet, self._state.scheduling
         changed = {key: fleet.of(key) for key in difference.keys}
         left = [key for key, endpoints in changed.items() if not endpoints]
@@ -91,7 +98,7 @@ class FleetChanges:
         self._publisher.update(difference.clusters, came_or_went=came_or_went)
 
     def health_changed(self, transition: Transition) -> None:
-        """An endpoint's health is another: Envoy is told."""
+        """An endpoint's health is another: Envoy gets it."""
         self._publisher.update(endpoint.cluster for endpoint in self._fleet.of(transition.key))
 
     def find_missing(self) -> None:

@@ -39,7 +39,7 @@ class HealthReport:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
-    def tell(self, transition: Transition) -> None:
+    def changed(self, transition: Transition) -> None:
         """Report one change."""
         if transition.after is HealthState.EJECTED:
             self._metrics.ejected(transition.key, ejection_cause(transition.reason))

@@ -29,12 +29,12 @@ class Hearsay:
         self._clock = clock
 
     def cached(self, endpoint: EndpointKey, blocks: list[int]) -> None:
-        """Another worker saw blocks cached, or tells where responses live."""
+        """Another worker saw blocks cached, or says where responses live."""
         if self._homes.hear(endpoint, blocks, self._clock()):
             return
         if self._health.state(endpoint) is not None:
             self._history.record(endpoint, blocks)
 
     def responses(self, endpoint: EndpointKey, chain: list[int]) -> None:
-        """Another gateway tells where responses live."""
+        """Another gateway says where responses live."""
         self._homes.hear(endpoint, chain, self._clock())

@@ -102,10 +102,10 @@ class KvEventFollower:
 
     Args:
         caches: Filled from events.
-        event_caches: Told which endpoints announce, and how prompts become text.
+        event_caches: Gets which endpoints announce, and how prompts become text.
         clock: Monotonic seconds.
         wall_clock: Unix seconds.
-        tls_of: What aiohttp is told with a request to an endpoint that speaks TLS; None for others.
+        tls_of: What aiohttp gets with a request to an endpoint that speaks TLS; None for others.
     """
 
     def __init__(
@@ -222,7 +222,7 @@ class KvEventFollower:
                     rank += 1
         self._models, self._serving = models, serving
         self._follow_changed({*self._known, *self._endpoints})
-        self._tell()
+        self._publish()
 
     def _follow_changed(self, keys: Iterable[EndpointKey]) -> None:
         """Ask those of these endpoints of which something else is to be known than before."""
@@ -331,7 +331,7 @@ class KvEventFollower:
         if self._sources.get(key) != sources:
             self._sources[key] = sources
             self._follow()
-        self._tell()
+        self._publish()
         return None
 
     async def _sources_of(
@@ -379,7 +379,7 @@ class KvEventFollower:
         self._follow()
         for key in followed:
             self._caches.remove(key)
-        self._tell()
+        self._publish()
 
     # What the subscriber reports.
 
@@ -398,9 +398,9 @@ class KvEventFollower:
             "event source changed",
             extra={"endpoint": source.endpoint, "rank": source.rank, "state": state.value},
         )
-        self._tell()
+        self._publish()
 
-    def _tell(self) -> None:
+    def _publish(self) -> None:
         """Work out which endpoints announce, and what of each model's rendering all of those agree with."""
         announcing: list[EndpointKey] = []
         incomplete: list[EndpointKey] = []

@@ -24,13 +24,13 @@ class PendingSettings:
 
     def __init__(self, start: Config) -> None:
         self._start = start
-        self._told: dict[Effect, list[str]] = {}
+        self._logged: dict[Effect, list[str]] = {}
 
     def follow(self, config: Config) -> None:
         """Warn of what waits, once for each change of it."""
         pending = out_of_reach(self._start, config)
         for effect, names in pending.items():
-            if self._told.get(effect) != names:
+            if self._logged.get(effect) != names:
                 extra = {"settings": names, "do": _TO_DO[effect]}
                 _log.warning("changed settings are not in force yet", extra=extra)
-        self._told = pending
+        self._logged = pending

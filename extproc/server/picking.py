@@ -63,7 +63,7 @@ class Picking:
 
     async def drain(self, grace_s: float) -> None:
         """Say that it leaves, take requests for a while still, then give what runs `grace_s` to end."""
-        self._health.tell()
+        self._health.review()
         await asyncio.sleep(self._leave_s)
         self._health.close()
         await self._server.drain(grace_s)
@@ -79,7 +79,7 @@ class Picking:
         while True:
             await asyncio.sleep(TICK_S)
             self._picker.tick()
-            self._health.tell()
+            self._health.review()
 
 
 def picking_of(
@@ -87,7 +87,7 @@ def picking_of(
     index: int,
     owner: str,
     gateway: Gateway,
-    told: Callable[[RequestEvent], None],
+    on_event: Callable[[RequestEvent], None],
     is_ready: Callable[[], bool],
     on_fault: Callable[[FaultReason, bool], None],
 ) -> Picking | None:
@@ -98,7 +98,7 @@ def picking_of(
         index: Which worker.
         owner: Its name.
         gateway: Decides.
-        told: Gets what happens to requests that were decided here.
+        on_event: Gets what happens to requests that were decided here.
         is_ready: See `Picking`.
         on_fault: Likewise.
     """
@@ -108,7 +108,7 @@ def picking_of(
     picker = Picker(
         gateway.judge_for_picker,
         gateway,
-        told,
+        on_event,
         PickerDialect(
             settings.fallbacks, SECRET_HEADERS, lambda: str(uuid.uuid4()), config.request.allow_headers
         ),

@@ -1,4 +1,4 @@
-"""What Envoy is told of clusters and endpoints, whenever configuration, fleet or health changes."""
+"""What Envoy gets of clusters and endpoints, whenever configuration, fleet or health changes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Publisher:
     Args:
         ads: Envoy's subscriptions.
         publications: What Envoy is to have.
-        metrics: Told of each publication.
+        metrics: Count each publication.
     """
 
     def __init__(self, ads: AdsServer, publications: Publications, metrics: Metrics) -> None:
@@ -29,13 +29,13 @@ class Publisher:
         self._metrics = metrics
 
     def configure(self, config: Config) -> None:
-        """Tell Envoy all that is different by this configuration."""
-        self._tell(self._publications.configure(config))
+        """Send Envoy all that is different by this configuration."""
+        self._publish(self._publications.configure(config))
 
     def update(self, clusters: Iterable[str], *, came_or_went: bool = False) -> None:
-        """Tell Envoy what is different of these clusters; `came_or_went` if one of them is new or gone."""
-        self._tell(self._publications.update(clusters, came_or_went=came_or_went))
+        """Send Envoy what is different of these clusters; `came_or_went` if one of them is new or gone."""
+        self._publish(self._publications.update(clusters, came_or_went=came_or_went))
 
-    def _tell(self, resources: Resources) -> None:
+    def _publish(self, resources: Resources) -> None:
         for type_url in self._ads.publish(resources):
             self._metrics.ads_updated(ADS_TYPES[type_url])

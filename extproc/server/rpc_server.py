@@ -199,7 +199,7 @@ def rpc_server(
     max_message_bytes: int,
     on_fault: Callable[[FaultReason, bool], None],
 ) -> RpcServer:
-    """The server that the configuration names; grpc.aio tells nobody of its peers' faults."""
+    """The server that the configuration names; grpc.aio reports no faults of its peers."""
     if transport is Transport.NATIVE:
         return OwnServer(rpcs, places, max_message_bytes, on_fault)
     return GrpcServer(rpcs, places, max_message_bytes)

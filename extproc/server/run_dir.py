@@ -1,11 +1,11 @@
 """The folder of the sockets and the shared load table: found, made ours, and closed to everybody else.
 
-Whoever can put a socket of his own in place of `gw0.sock` is sent every prompt by Envoy, and chooses.
+A user who can put a socket of his own in place of `gw0.sock` gets every prompt from Envoy, and chooses.
 
 Rules:
     1. The folder is a directory, no link, owned by this user, and closed to others. If it is ours and open,
        it is closed.
-    2. Nobody else may rename it away: each folder above it is owned by root or this user, and writable by
+    2. No other user may rename it away: each folder above it is owned by root or this user, and writable by
        others only with the sticky bit, as /tmp is.
     3. One gateway lives in it: a lock that the kernel drops with its process.
     4. Sockets are bound under a umask, so that they are never open, not even for the moment until a chmod.
@@ -158,7 +158,7 @@ def _check_parents(folder: Path) -> None:
         if found.st_uid not in (0, os.geteuid()):
             raise _refused(folder, f"{path} belongs to user {found.st_uid}, who could replace it")
         if stat.S_ISLNK(found.st_mode):
-            continue  # whoever owns a link alone can change it, and its folder is looked at as well
+            continue  # only the owner of a link can change it, and its folder is looked at as well
         open_to = stat.S_IWOTH | (0 if _is_private_group(found.st_gid) else stat.S_IWGRP)
         if found.st_mode & open_to and not found.st_mode & stat.S_ISVTX:
             raise _refused(

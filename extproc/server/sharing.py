@@ -1,4 +1,4 @@
-"""Where this gateway meets others, as configured: who it is there, and by which transport."""
+"""Where this gateway meets others, as configured: under which name, and by which transport."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def store_of(
     counters: Counters,
     history: PrefixIndex,
     on_responses: Callable[[EndpointKey, list[int]], None],
-    told: Callable[[], Mapping[EndpointKey, Sequence[int]]],
+    known: Callable[[], Mapping[EndpointKey, Sequence[int]]],
 ) -> Alone | Shared:
     """Load and history that the configuration asks for.
 
@@ -77,7 +77,7 @@ def store_of(
         counters: Where load is counted.
         history: Blocks by routing history.
         on_responses: See `SharedStore`.
-        told: See `SharedStore`.
+        known: See `SharedStore`.
 
     Raises:
         ConfigError: The URL of the rendezvous cannot be used.
@@ -94,7 +94,7 @@ def store_of(
         optimistic=not shared.reserve,
         bounds=bounds,
         on_responses=on_responses,
-        told=told,
+        known=known,
     )
     settings = SyncSettings(shared.timeout_s, shared.reserve_timeout_s)
     return Shared(store, Sync(store, transport_of(shared, path), time.monotonic, random.Random(), settings))
@@ -110,7 +110,7 @@ def gateway_name(config: Config) -> str:
 
 
 def member_of(config: Config, worker: int, incarnation: str) -> MemberId:
-    """Who a worker process is among all members."""
+    """The name of a worker process among all members."""
     return member_id(gateway_name(config), worker, incarnation)
 
 
@@ -132,6 +132,6 @@ def transport_of(section: MetadataCenter, path: str) -> Transport:
 
 
 def reserve_by(sync: Sync) -> Reserve:
-    """Compare and set, its answer told by callback."""
+    """Compare and set, its answer by callback."""
     background = Background()
     return lambda request_id, candidates: background.begin(sync.reserve(request_id, candidates))

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 
+from extproc.discovery.fleet import Fleet
+from extproc.discovery.live import SourceStatus
+from extproc.observing.metrics.discovery import discovery_values
 from extproc.observing.metrics.endpoints import EndpointGauges
 from extproc.observing.metrics.family import Values
 from extproc.observing.metrics.live import LiveGauges
 from extproc.observing.records import RecordRing
 from extproc.routing.state import RoutingState
 from extproc.values.decisions import HoldReason
-from extproc.values.endpoints import Endpoint
+from metadata_center.load.kinds import KINDS
 from metadata_center.types import EndpointKey
 
 
@@ -24,16 +27,17 @@ class Status:
     Args:
         state: The worker's.
         registry: Where its metrics are registered.
-        endpoints: All endpoints configured now.
+        fleet: All endpoints.
         streams_active: Open ext_proc streams.
         bus_dropped: Messages to other workers dropped so far.
         shared: Series about other gateways and KV events.
-        is_announcing: Does an endpoint tell what it has cached?
+        is_announcing: Does an endpoint publish what it has cached?
         held: Requests that wait here, by reason.
         workers: Processes of this gateway.
         files: Configuration files that are needed: is each good?
         host_names: Host names in use: has each an address?
         clusters: Clusters that the configuration names: does a source list each?
+        sources: Sources of endpoints with connections: how each stands.
         is_ready: Are new requests taken?
     """
 
@@ -41,7 +45,7 @@ class Status:
         self,
         state: RoutingState,
         registry: CollectorRegistry,
-        endpoints: Callable[[], Sequence[Endpoint]],
+        fleet: Fleet,
         streams_active: Callable[[], int],
         bus_dropped: Callable[[], int],
         shared: Callable[[], Values],
@@ -51,12 +55,13 @@ class Status:
         files: Callable[[], Mapping[str, bool]],
         host_names: Callable[[], Mapping[str, bool]],
         clusters: Callable[[], Mapping[str, bool]],
+        sources: Callable[[], Mapping[str, SourceStatus]],
         is_ready: Callable[[], bool],
     ) -> None:
         self._scheduling = state.scheduling
         self._endpoint_stats = state.ending.endpoints
         self._registry = registry
-        self._endpoints = endpoints
+        self._fleet = fleet
         self._streams_active = streams_active
         self._bus_dropped = bus_dropped
         self._shared = shared
@@ -66,6 +71,7 @@ class Status:
         self._files = files
         self._host_names = host_names
         self._clusters = clusters
+        self._sources = sources
         self._is_ready = is_ready
         self._started_s = time.monotonic()
 
@@ -93,10 +99,11 @@ class Status:
             tokens_per_byte=dict(predictor.token_ratios()),
             calibrations=list(predictor.calibrations()),
             bus_dropped=self._bus_dropped(),
-            shared=self._shared(),
+            shared={**self._shared(), **discovery_values(self._sources())},
             files=self._files(),
             host_names=self._host_names(),
             clusters=self._clusters(),
+            endpoints_left_out=self._fleet.left_out,
             ejections_withheld=self._scheduling.health.withheld,
         )
 
@@ -108,12 +115,13 @@ class Status:
                 {
                     "key": row.key,
                     "cluster": row.cluster,
+                    "source": row.source,
+                    "weight": row.weight,
+                    "labels": dict(row.labels),
                     "state": scheduling.health.state(row.key),
                     "reason": scheduling.health.reason(row.key),
                     "doubted_for": scheduling.health.doubts_of(row.key),
-                    "requests": row.requests,
-                    "prefill_tokens": row.prefill_tokens,
-                    "context_tokens": row.context_tokens,
+                    **{kind.name: row.load[index] for index, kind in enumerate(KINDS) if kind.metric},
                     "cached_blocks": row.cached_blocks,
                     "capacity_blocks": row.capacity_blocks,
                     "announcing": row.announcing,
@@ -124,6 +132,10 @@ class Status:
                 for row in self._endpoint_gauges()
             ],
             "clusters_not_listed": [name for name, is_listed in self._clusters().items() if not is_listed],
+            "sources": {
+                name: {"connected": source.is_connected, "age_s": source.age_s}
+                for name, source in self._sources().items()
+            },
             "in_flight": scheduling.load.in_flight,
             "held": sum(self._held().values()),
             "workers": self._workers,
@@ -131,16 +143,17 @@ class Status:
         }
 
     def _endpoint_gauges(self) -> list[EndpointGauges]:
-        scheduling, stats, endpoints = self._scheduling, self._endpoint_stats, self._endpoints()
+        scheduling, stats, endpoints = self._scheduling, self._endpoint_stats, self._fleet.endpoints
         load = scheduling.load.view(scheduling.load.slots([endpoint.key for endpoint in endpoints]))
         return [
             EndpointGauges(
                 key=endpoint.key,
                 cluster=endpoint.cluster,
+                source=endpoint.source,
+                weight=endpoint.weight,
+                labels=endpoint.labels,
                 available=scheduling.health.is_available(endpoint.key),
-                requests=load.requests[i],
-                prefill_tokens=load.prefill_tokens[i],
-                context_tokens=load.context_tokens[i],
+                load=load.amounts(i),
                 cached_blocks=scheduling.caches.history.size(endpoint.key),
                 capacity_blocks=scheduling.caches.history.capacity(endpoint.key),
                 ttft_ewma_s=stats[endpoint.key].ttft_ewma_s,

@@ -31,7 +31,7 @@ STEADY_S = 30.0
 
 @contextlib.contextmanager
 def _hangup_held_back() -> Iterator[None]:
-    """A process started in the block hears of SIGHUP once it unblocks it: the signal kills who is not ready.
+    """A process started in the block gets SIGHUP once it unblocks it: before, the signal would kill it.
 
     The mask is inherited. Ours is restored, and what was held back comes then. One block at a time.
     """

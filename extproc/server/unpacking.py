@@ -2,7 +2,7 @@
 
 Rules:
     1. A request without `content-encoding` passes through at the price of one look-up.
-    2. What may take longer than a few milliseconds is decoded in a thread, and Envoy is told to wait for it;
+    2. What may take longer than a few milliseconds is decoded in a thread, and Envoy is asked to wait for it;
        the decoders give up the interpreter's lock. No other request waits.
     3. What waits for a thread is bounded in number and bytes; beyond that it is refused at once.
     4. The decoded body replaces the client's, unless the decision has a body of its own, and the header

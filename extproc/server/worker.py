@@ -45,7 +45,7 @@ class Worker:
         drain: Takes no new work and returns when what runs has ended, or had its time.
         reload: Reads the configuration and looks host names up.
         admin_port: The TCP port of the admin surface once it is started, 0 if it has none.
-        facts: Who it is and where it listens, for the log.
+        facts: Its name and where it listens, for the log.
     """
 
     def __init__(

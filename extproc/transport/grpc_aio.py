@@ -1,7 +1,7 @@
 """Serves the seam by grpc.aio, which knows TLS and any peer.
 
 Rules:
-    1. A call is one coroutine, gRPC's own. It reads plainly: a message that is answered while it is told
+    1. A call is one coroutine, gRPC's own. It reads plainly: a message that is answered while it is delivered
        costs no task. Only what is sent unasked is written by a task.
     2. A read cannot be taken back from gRPC. To end a call unasked, its coroutine is cancelled while it
        reads, and returns; the read ends with the call.
@@ -110,7 +110,7 @@ class _AioCall:
             self._end()
 
     async def run(self, receiver: Receiver) -> None:
-        """Tell the receiver what happens and write what it sends, until the call is over."""
+        """Call the receiver with what happens and write what it sends, until the call is over."""
         read, task = self._context.read, self._task
         assert task is not None
         is_open = True

@@ -59,7 +59,7 @@ class Faults:
         self._at_s = 0.0
         self._unlogged = 0
 
-    def tell(self, reason: FaultReason, detail: str, peer: str, *, is_connection: bool) -> None:
+    def report(self, reason: FaultReason, detail: str, peer: str, *, is_connection: bool) -> None:
         """A stream or a connection was ended."""
         self._count(reason, is_connection)
         if not is_connection and not _log.isEnabledFor(logging.DEBUG):
@@ -144,7 +144,7 @@ class NativeServer:
         return len(self._peers)
 
     async def serve(self, listening: socket.socket, tls: ListenTls | None = None) -> None:
-        """Serve who connects to a socket of `unix_socket` or `tcp_socket`, which is taken over."""
+        """Serve connections to a socket of `unix_socket` or `tcp_socket`, which is taken over."""
         loop = asyncio.get_running_loop()
         if tls is not None:
             acceptor = loop.create_task(self._accept(listening, tls), name="accept")
@@ -217,7 +217,7 @@ class NativeServer:
             if len(self._handshakes) + len(self._peers) >= MAX_CONNECTIONS:
                 accepted.close()
                 reason = FaultReason.TOO_MANY_CONNECTIONS
-                self.faults.tell(reason, "too many connections", "", is_connection=True)
+                self.faults.report(reason, "too many connections", "", is_connection=True)
                 continue
             handshake = loop.create_task(self._shake_hands(accepted, tls), name="handshake")
             self._handshakes.add(handshake)
@@ -233,7 +233,7 @@ class NativeServer:
             )
         except OSError as error:
             accepted.close()
-            self.faults.tell(FaultReason.TLS, str(error), "", is_connection=True)
+            self.faults.report(FaultReason.TLS, str(error), "", is_connection=True)
 
     async def _look(self) -> None:
         """Rule 3."""
@@ -249,7 +249,7 @@ class _Peer(asyncio.BufferedProtocol):
 
     Args:
         server: Whose it is.
-        is_local: By a Unix socket, where the kernel tells when a peer is gone.
+        is_local: By a Unix socket, where the kernel says when a peer is gone.
     """
 
     def __init__(self, server: NativeServer, *, is_local: bool) -> None:
@@ -266,7 +266,7 @@ class _Peer(asyncio.BufferedProtocol):
         self._closing: asyncio.TimerHandle | None = None
         self._timer_s: float | None = None
 
-    # What asyncio tells.
+    # What asyncio reports.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.BaseProtocol`."""
@@ -335,11 +335,11 @@ class _Peer(asyncio.BufferedProtocol):
             self._connection.unblock()
             self._wake()
 
-    # What the connection tells.
+    # What the connection reports.
 
     def fault(self, reason: FaultReason, detail: str, *, is_connection: bool) -> None:
         """See `Notices`."""
-        self._server.faults.tell(reason, detail, self._name, is_connection=is_connection)
+        self._server.faults.report(reason, detail, self._name, is_connection=is_connection)
 
     def bug(self, path: str, error: Exception) -> None:
         """See `Notices`."""
@@ -409,7 +409,7 @@ class _Peer(asyncio.BufferedProtocol):
         outbox = connection.outbox
         while not outbox.is_blocked and (data := connection.take()):
             transport.write(data)
-        outbox.tell_sent()
+        outbox.notify_sent()
         if connection.is_over:
             self._is_closed = True
             transport.close()

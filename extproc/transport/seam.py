@@ -1,22 +1,22 @@
 """What a service and a gRPC server know of each other: calls, what happens to them, what is done about it.
 
-A service is a function from a `Call` to the `Receiver` of what happens to it. The server tells the receiver,
+A service is a function from a `Call` to the `Receiver` of what happens to it. The server calls the receiver,
 the receiver acts on the call. Neither waits: no side needs a task, a coroutine or a queue for each call.
 
 Rules:
     1. All of it happens on one thread, in turns of one event loop. A receiver returns soon: while it runs no
        other call of the process goes on.
     2. A call ends once: by `finish`, by `abort`, by `on_reset`, or by an exception of its receiver, which the
-       server answers with `Status.UNKNOWN` and logs. After that nothing is told, and what is done to the call
+       server answers with `Status.UNKNOWN` and logs. It is not called any more, and what is done to the call
        has no effect: an answer that comes late is no fault.
-    3. A receiver may act while it is told something, or at any later time, unasked.
+    3. A receiver may act while it is called, or at any later time, unasked.
     4. `on_half_close` says that the peer sends nothing more; answers may still be awaited. It may also be
-       that the peer has gone: grpc.aio tells both alike while the call waits for a message, and Envoy closes
-       its half before it resets. Who works for that peer alone stops then.
+       that the peer has gone: grpc.aio reports both alike while the call awaits a message, and Envoy closes
+       its half before it resets. Work for that peer alone stops then.
     5. What is sent is kept until the network takes it: a service that sends many messages waits for `sent`.
 
 Theory of operation:
-    The server keeps the order: messages are told in the order they came, whole, and sent in the order of
+    The server keeps the order: messages are delivered in the order they came, whole, and sent in the order of
     `send`. Acting never calls a receiver: `sent` is called in a later turn, or after the receiver returned.
 
 Source of the statuses: https://github.com/grpc/grpc/blob/master/doc/statuscodes.md
@@ -50,7 +50,7 @@ class Call(Protocol):
 
     @property
     def peer(self) -> str:
-        """Who calls, for logs: an address, or empty."""
+        """The peer, for logs: an address, or empty."""
 
     def send(self, message: bytes, sent: Callable[[], None] | None = None) -> None:
         """Send a message.
@@ -78,7 +78,7 @@ class Call(Protocol):
 
 
 class Receiver(Protocol):
-    """What is told of one call."""
+    """What happens to one call."""
 
     def on_message(self, message: bytes) -> None:
         """A whole message came."""

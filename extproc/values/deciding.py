@@ -44,7 +44,7 @@ Deciding = Now[D] | Later[D] | Refusal
 
 
 def settle(pending: Pending[D], deciding: Deciding[D]) -> None:
-    """Let `pending` be what a step of it came to; of patience, that of the whole was told before."""
+    """Let `pending` be what a step of it came to; of patience, that of the whole was given before."""
     match deciding:
         case Now(decision):
             pending.give(decision)

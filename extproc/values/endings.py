@@ -1,9 +1,9 @@
-"""What happens to a request after it was sent to its endpoint, up to its end, from whichever side it is told.
+"""What happens to a request after it was sent to its endpoint, up to its end, whichever side reports it.
 
 Rules:
     1. `RequestEnd` comes once for each request that a proxy finished, whatever the ending.
-    2. `AttemptStarted` and `AttemptFailed` come for attempts worth telling: retries and failures. A first
-       attempt that went well is told by its request's end.
+    2. `AttemptStarted` and `AttemptFailed` come for attempts worth reporting: retries and failures. A first
+       attempt that went well is reported by its request's end.
     3. Events of one request may come in any order.
 """
 
@@ -27,7 +27,7 @@ class RequestEnd:
     Attributes:
         request_id: Made by Envoy at the edge.
         owner: The worker that decided, or None if none did or its answer came too late.
-        address: Where the last attempt went, or None if no attempt was made; the fleet knows who is there.
+        address: Where the last attempt went, or None if no attempt was made; the fleet knows the endpoint.
         attempts: Upstream attempts made.
         status: HTTP status the client saw; 0 if it left before any.
         ended: How.
@@ -104,9 +104,9 @@ class Ending:
     Attributes:
         record: Its decision, or its refusal.
         outcome: What became of it; its token counts are within what the request and its engine allow.
-        now_s: Monotonic time at which it was told.
-        request: What was remembered of it; None if it was refused before it was sent. Nobody changes it any
-            more but who records its prompt as cached.
+        now_s: Monotonic time at which it was reported.
+        request: What was remembered of it; None if it was refused before it was sent. No code changes it any
+            more except the owner that records its prompt as cached.
         evidence: What the ending says of `request.endpoint`.
         row: The candidate row of `request.endpoint`; None if it was no candidate.
         stream_s: From the first to the last byte of the engine's answer; None if that is not known.
@@ -129,4 +129,4 @@ class Ending:
 
 
 EndingListener = Callable[[Ending], None]
-"""Is told each ending once. It changes what it owns and nothing else, so that their order says nothing."""
+"""Gets each ending once. It changes what it owns and nothing else, so that their order says nothing."""

@@ -18,12 +18,13 @@ class Endpoint:
         cluster: Envoy's name for the cluster.
         address: Where it is reached; may change while the identity stays.
         weight: Relative capacity, > 0.
-        labels: Rules select by them.
+        labels: Rules select by them; see `carries`.
         metadata: Free for the operator; shown, and read where a document says so.
         draining: True takes no new requests and finishes those it has.
         rank: Data-parallel rank behind the address, >= 0.
         locality: Region, zone and sub-zone, joined by `/`, as far as the source says; else empty.
         source: The source that lists it.
+        ready: False if its source says that it takes no new requests for now.
     """
 
     key: EndpointKey
@@ -36,3 +37,11 @@ class Endpoint:
     rank: int = 0
     locality: str = ""
     source: str = ""
+    ready: bool = True
+
+    def carries(self, wanted: Mapping[str, str]) -> bool:
+        """True if it has all these labels; one whose value lists several, joined by `,`, has each of them."""
+        return all(
+            (has := self.labels.get(name)) is not None and (has == value or value in has.split(","))
+            for name, value in wanted.items()
+        )

@@ -1,4 +1,4 @@
-"""One HTTP request as Envoy tells it, and what its request line alone decides."""
+"""One HTTP request as Envoy reports it, and what its request line alone decides."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RequestHeaders:
         path: As sent, query string included.
         headers: Lower-case names; pseudo-headers included. Secrets never arrive: Envoy withholds them.
         end_of_stream: True if no body follows.
-        within: Who may be chosen from, where a proxy says so; None leaves all.
+        within: The endpoints to choose from, where a proxy says so; None leaves all.
     """
 
     method: str
@@ -75,7 +75,7 @@ class RefuseAtOnce(LineVerdict):
 
 
 class Sight(Enum):
-    """What one chunk of an answer tells of its first token."""
+    """What one chunk of an answer shows of its first token."""
 
     NOT_YET = auto()
     PASSES = auto()

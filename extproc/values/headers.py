@@ -8,7 +8,7 @@ REQUEST_ID_HEADER: Final = "x-tokenway-request-id"
 """Set by Envoy at the edge on every request (a UUID); a client's own value is overwritten."""
 
 OWNER_HEADER: Final = "x-tokenway-owner"
-"""Set by the worker that decided; tells which process holds the request's charge. Routes are matched by it;
+"""Set by the worker that decided; says which process holds the request's charge. Routes are matched by it;
 Envoy takes it off before the request goes to an engine."""
 
 OWNER_TAG_HEADER: Final = ":tokenway-owner"

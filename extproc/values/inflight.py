@@ -10,12 +10,12 @@ from metadata_center.types import EndpointKey
 
 
 class Inflight:
-    """One decided request; changed by its ledger, and by who learns from it while it runs.
+    """One decided request; changed by its ledger, and by what learns from it while it runs.
 
     Attributes:
         record: Its decision record.
         operation: Which API.
-        endpoint: Who serves it now, as far as known: the choice, or a fallback.
+        endpoint: Which endpoint serves it now, as far as known: the choice, or a fallback.
         blocks: Block hashes of its prompt.
         group: Its route's endpoint group.
         groups: Groups of its candidates that perform alike: one for all, or one per row of its record.

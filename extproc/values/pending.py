@@ -1,10 +1,10 @@
-"""What will be known later, and who is told: without an event loop, a task or a queue.
+"""A value that will be known later, and its listener: without an event loop, a task or a queue.
 
 Rules:
-    1. It ends once: given, failed, or cancelled by who no longer wants it. What is done to it then has no
+    1. It ends once: given, failed, or cancelled by its reader. What is done to it then has no
        effect, so that an answer which comes late is no fault.
-    2. One listener is told, at once if the end came before. It is told in the turn of the one who gives.
-    3. Cancelling reaches who works at it, in the same turn; nothing is told to the listener.
+    2. There is one listener. It is called at once if the end came before, else while the value is given.
+    3. Cancelling reaches the code that works at it, at once; the listener is not called.
 """
 
 from __future__ import annotations

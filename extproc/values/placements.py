@@ -1,4 +1,4 @@
-"""Where a request goes, as a value: what is charged for it, and what Envoy is to be told.
+"""Where a request goes, as a value: what is charged for it, and what Envoy is to get.
 
 Rules:
     1. Values name endpoints, clusters and times. How they are put to Envoy is a dialect's affair
@@ -39,7 +39,7 @@ class Placement:
 
     @property
     def endpoint(self) -> EndpointKey:
-        """Whom Envoy sends the request to."""
+        """The endpoint that Envoy sends the request to."""
         return self.legs[0].charge.endpoint
 
 
@@ -79,7 +79,7 @@ class Decision:
         plan: Where it goes.
         new_body: In place of the client's, in pieces; None sends the client's own.
         drops_encoding: Its header `content-encoding` is true no more and goes.
-        shows_id: The client is told the id of the decision.
+        shows_id: The client gets the id of the decision.
     """
 
     request_id: RequestId

@@ -1,8 +1,8 @@
 """Which endpoints a proxy leaves to be chosen from.
 
 Rules:
-    1. An entry `ip:port` names one endpoint, an entry `ip` all on that host. What is neither names nobody.
-    2. No entry at all leaves nobody: that a proxy said nothing is `None`, not an empty subset.
+    1. An entry `ip:port` names one endpoint, an entry `ip` all on that host. Anything else names none.
+    2. No entry at all leaves no endpoint: that a proxy said nothing is `None`, not an empty subset.
 
 Source: Gateway API inference extension, docs/proposals/004-endpoint-picker-protocol, and how its reference
 picker reads the hint.

@@ -1,1 +1,1 @@
-"""What Envoy is told: clusters and endpoints by delta xDS."""
+"""What Envoy gets: clusters and endpoints by delta xDS."""

@@ -1,8 +1,8 @@
-"""The delta ADS service: one stream per Envoy, told of requests and of publications.
+"""The delta ADS service: one stream per Envoy, with its requests and our publications.
 
 Rules:
     1. The protocol lives in `delta.py`; here are only calls and what is sent on them.
-    2. Publishing tells all streams and waits for none.
+    2. Publishing reaches all streams and waits for none.
     3. However many publications happen while a stream sends, it then sends the latest state once.
 """
 

@@ -101,7 +101,7 @@ class _Subscription:
     Attributes:
         names: Subscribed by name.
         is_wildcard: Everything is subscribed.
-        known: Name to the version Envoy has or was last sent; None if it was told there is none.
+        known: Name to the version Envoy has or was last sent; None if it knows that there is none.
         is_answered: Some response went out; a wildcard's first one may be empty, for Envoy waits for it.
     """
 
@@ -167,7 +167,7 @@ class DeltaStream:
         return due
 
     def _open(self, request: discovery_v3.DeltaDiscoveryRequest) -> _Subscription:
-        """First request of a type: no names means every cluster, and Envoy tells what it has."""
+        """First request of a type: no names means every cluster, and Envoy says what it has."""
         is_cluster = request.type_url == CLUSTER_TYPE
         subscription = _Subscription(is_wildcard=is_cluster and not request.resource_names_subscribe)
         if is_cluster or not self._clusters_sent:

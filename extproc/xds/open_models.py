@@ -40,9 +40,7 @@ def subset_pools(
     """
     return {
         MODEL_ALIAS_PREFIX + name: tuple(
-            endpoint
-            for endpoint in clusters[rule.cluster]
-            if all(endpoint.labels.get(label) == value for label, value in rule.subset.items())
+            endpoint for endpoint in clusters[rule.cluster] if endpoint.carries(rule.subset)
         )
         for name, rule in models.items()
         if rule.subset and rule.cluster in clusters

@@ -63,6 +63,7 @@ _STATUS = {
     HealthState.HEALTHY: core_v3.HealthStatus.HEALTHY,
     HealthState.EJECTED: core_v3.HealthStatus.UNHEALTHY,
     HealthState.DRAINING: core_v3.HealthStatus.DRAINING,
+    HealthState.NOT_READY: core_v3.HealthStatus.UNHEALTHY,
 }
 
 
@@ -137,7 +138,7 @@ def load_assignments(
 
 _Host = tuple[Address, int, HealthState]
 
-_BEST_FIRST = (HealthState.HEALTHY, HealthState.DRAINING, HealthState.EJECTED)
+_BEST_FIRST = (HealthState.HEALTHY, HealthState.DRAINING, HealthState.EJECTED, HealthState.NOT_READY)
 
 
 def _hosts(
@@ -146,12 +147,19 @@ def _hosts(
     """Address, weight and health of each host, sorted."""
     hosts: dict[Address, _Host] = {}
     for endpoint in endpoints:
-        state = HealthState.DRAINING if endpoint.draining else state_of(endpoint.key) or HealthState.HEALTHY
+        state = _state(endpoint, state_of(endpoint.key))
         weight, other = endpoint.weight, hosts.get(endpoint.address)
         if other is not None:
             weight, state = weight + other[1], min(state, other[2], key=_BEST_FIRST.index)
         hosts[endpoint.address] = endpoint.address, weight, state
     return tuple(sorted(hosts.values()))
+
+
+def _state(endpoint: Endpoint, state: HealthState | None) -> HealthState:
+    """What a source says of an endpoint in this cluster goes first."""
+    if endpoint.draining:
+        return HealthState.DRAINING
+    return (state or HealthState.HEALTHY) if endpoint.ready else HealthState.NOT_READY
 
 
 @lru_cache(maxsize=1024)

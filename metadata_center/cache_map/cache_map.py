@@ -1,9 +1,9 @@
-"""What engines announce as tokens, known as text: who holds the longest start of a prompt.
+"""What engines announce as tokens, known as text: which endpoint holds the longest start of a prompt.
 
 Rules:
     1. An engine's token ids become bytes through its model's vocabulary when they are announced. A prompt is
        then matched as bytes, and no tokenizer runs for it but over what is in doubt (see `matching`).
-    2. What is announced is stored and removed by the rules of `storing` and `removing`; who holds it, by
+    2. What is announced is stored and removed by the rules of `storing` and `removing`; its holders, by
        those of `holders`.
     3. A cleared or removed replica loses its holders at once and in O(1). Its bits are swept from the runs
        a few at a time, by `sweep` and at each `apply`, and given to others only after that.

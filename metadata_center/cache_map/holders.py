@@ -1,4 +1,4 @@
-"""Who holds blocks: replicas, the bits that stand for them in the runs, and those of one request's endpoints.
+"""Holders: replicas, the bits that stand for them in the runs, and those of one request's endpoints.
 
 Rules:
     1. Each replica is two holders, GPU memory (an even bit) and everything slower (the next).
@@ -272,7 +272,7 @@ class Holders:
             self.groups.clear()
 
     def group(self, keys: tuple[EndpointKey, ...]) -> Group:
-        """Who holds what for these endpoints; made anew only for a tuple object not seen since a change."""
+        """The holders of these endpoints; made anew only for a tuple object not seen since a change."""
         group = self.groups.get(id(keys))
         if group is None:
             group = Group(keys, [list(self._endpoints.get(key, {}).values()) for key in keys])

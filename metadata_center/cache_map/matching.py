@@ -347,7 +347,7 @@ def _leading(mask: int) -> int:
 
 
 def _alive(run: Run, alive: int, matched: int, before: int, levels: list[Level]) -> int:
-    """Who of `alive` holds the first `matched` blocks of `run`; the others' depths go to `levels`."""
+    """Those of `alive` that hold the first `matched` blocks of `run`; the others' depths go to `levels`."""
     holding = alive & run.full
     dropped = alive ^ holding
     if dropped and run.partial:

@@ -3,7 +3,7 @@
 Rules:
     1. A run is 1..RUN_BLOCKS consecutive blocks of one chain. Chains branch only where a run ends, so a
        child continues all of its parent; the root of a chain is a run of no blocks.
-    2. Who holds what: bit b of `full` is set if holder b holds every block of the run. Holders of some
+    2. Holders: bit b of `full` is set if holder b holds every block of the run. Holders of some
        of them are in `partial`, by the mask of positions they hold: non-empty, each holder under one mask
        at most, and never in `full` too. Many hold the same, so a match looks at few masks.
     3. `ends` and `digests` describe the text of the blocks, `digest` that of the whole run; they are all
@@ -77,8 +77,8 @@ class Run:
         parent: What the run continues.
         child: What continues the run: nothing, one run, or a fork of several.
         wires: Names, 64 bits each.
-        seed: Who gave them.
-        aliases: Further names by who gave them, or None.
+        seed: The hash seed that they were made with.
+        aliases: Further names by seed, or None.
         ends: For each block, where its text ends, in bytes from the start of the run.
         digests: xxh32 of each block's text.
         digest: xxh3-64 of all text, or 0.
@@ -132,7 +132,7 @@ class Run:
         return -1
 
     def seed_of(self, wire: int) -> Seed:
-        """Who gave this name to one of the blocks."""
+        """The seed that gave this name to one of the blocks."""
         for seed, names in (self.aliases or {}).items():
             if wire in names:
                 return seed
@@ -162,7 +162,7 @@ class Run:
         return 0
 
     def set_held(self, holders: int, before: int, mask: int) -> None:
-        """Make `mask` the positions held by each of the bits `holders`, who held `before` until now."""
+        """Make `mask` the positions held by each of the bits `holders`, which held `before` until now."""
         everything = (1 << len(self.ends)) - 1
         partial = self.partial
         if before == everything:

@@ -1,11 +1,11 @@
-"""Chains of blocks as a tree of runs, and who holds how much of each: what views of caches have in common.
+"""Chains of blocks as a tree of runs, and how much of each endpoints hold: the base of all views of caches.
 
 Rules:
     1. Blocks come as chains: a block's hash covers everything before it, so one hash has one ancestry. Two
        chains that agree in one place agree in all before it: a whole run is compared by its last block.
     2. A run is a stretch of blocks that is held as one. It is cut where a chain leaves it, ends in it, or is
        forgotten from; the far part stays the same object, so what keeps the end of a chain keeps it.
-    3. Each endpoint's blocks are closed under ancestry, which is the users' business: who holds a run holds
+    3. Each endpoint's blocks are closed under ancestry, which users ensure: a holder of a run holds
        all runs before it.
     4. A bit is given to another endpoint only after all that it holds is gone.
 
@@ -26,7 +26,7 @@ _MAX_GROUPS: Final = 256  # keys tuples remembered: far more than a gateway has 
 
 
 class Run:
-    """Blocks that follow each other, and who holds them.
+    """Blocks that follow each other, and their holders.
 
     Attributes:
         blocks: At least one, but for the root's.

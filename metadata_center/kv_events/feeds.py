@@ -14,7 +14,7 @@ class Feed:
     Attributes:
         source: Where its events come from.
         sequencer: Their order.
-        told: What was last said of its view.
+        said: What was last said of its view.
         replay: The task that asks for what was missed, or None.
         asked_s: When it last did.
         unverified: Its publisher may be another than before.
@@ -23,12 +23,12 @@ class Feed:
         cut: There is no connection to its publisher.
     """
 
-    __slots__ = ("asked_s", "closed", "cut", "replay", "sequencer", "source", "told", "unverified", "warned")
+    __slots__ = ("asked_s", "closed", "cut", "replay", "said", "sequencer", "source", "unverified", "warned")
 
     def __init__(self, source: Source, sequencer: Sequencer) -> None:
         self.source = source
         self.sequencer = sequencer
-        self.told = SyncState.SILENT
+        self.said = SyncState.SILENT
         self.replay: asyncio.Task[None] | None = None
         self.asked_s = float("-inf")
         self.unverified = True
@@ -67,5 +67,5 @@ class Inlet:
 
 
 def name_of(source: Source) -> str:
-    """What tells a source from others of its socket."""
+    """What distinguishes a source from others of its socket."""
     return source.topic if source.bind else ""

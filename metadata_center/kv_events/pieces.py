@@ -1,7 +1,7 @@
 """A payload in pieces: however much an engine says at once, others get their turn in between.
 
 Rules:
-    1. The pieces in order are the batch: who applies them one after the other has applied it. A stored event
+    1. The pieces in order are the batch: applying them one after the other applies it. A stored event
        is cut between blocks, its later parts continuing the earlier ones; no part of several blocks is one
        block alone, which would mean something else.
     2. Between two steps of the iterator lie some milliseconds: `STEP_HASHES` blocks, or a pass over an event.

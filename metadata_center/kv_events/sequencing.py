@@ -5,11 +5,11 @@ Rules:
        in order, and forgets all of it at `Clear`, never mixes two lives of an engine.
     2. Live batches arrive in order or not at all. Hence a live number that does not exceed the newest live
        one is a restart, and one above the next to deliver is a loss.
-    3. Numbers start at 0 in each life and nothing else tells lives apart. So a replay that continues a run is
+    3. Numbers start at 0 in each life, and only that distinguishes lives. So a replay that continues a run is
        asked from its last batch, the anchor: if it comes back byte for byte (it holds the engine's clock in
        microseconds) the publisher is the same; if another one or none comes, the engine was restarted.
     4. While a replay runs, live batches are held back, bounded; what does not fit is one more gap. A doubt
-       that comes up meanwhile drops them: only a replay asked for after it tells whose they are.
+       that comes up meanwhile drops them: only a replay asked for after it shows whose they are.
     5. A replay that stalls or leaves out batches is repeated as long as each brings something new: vLLM's
        ROUTER drops what its peer is too slow for. If they bring nothing, the run is lost: `Clear`, and the
        view is incomplete for the rest of the engine's life.

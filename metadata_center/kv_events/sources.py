@@ -135,7 +135,7 @@ async def discover(
         listen: Addresses that engines publish to at this gateway, of rank 0 -> address to bind for it:
             `{"tcp://10.0.0.9:5557": "tcp://*:5557"}`. Never connected to.
         timeout_s: For the whole answer.
-        tls: Told aiohttp with the request if the engine speaks TLS.
+        tls: Given to aiohttp with the request if the engine speaks TLS.
 
     Returns:
         Its sources by rank; none if it has no events or does not know the question (404).
@@ -234,7 +234,7 @@ def _bound(events: Any, rank: int, listen: Mapping[str, str]) -> str | None:
 
 
 def _topic(written: str, address: Address, *, bind: bool) -> str:
-    """What tells an engine's messages from others of the same socket."""
+    """What distinguishes an engine's messages from others of the same socket."""
     return written or (str(address) if bind else "")
 
 

@@ -15,7 +15,7 @@ Rules:
     5. Nothing an engine sends raises: a message without the frames of one is counted; a batch that cannot be
        decoded is counted and clears its source, since what it removed is unknown.
 
-A bound socket takes events from whoever can reach it: bind it to a private network.
+A bound socket takes events from every host that can reach it: bind it to a private network.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class KvEventSubscriber:
         """Replace the sources; those that stay are not touched, those that go are cleared.
 
         Raises:
-            ValueError: More than `MAX_SOURCES`, or two that nothing tells apart. Nothing was changed.
+            ValueError: More than `MAX_SOURCES`, or two that nothing distinguishes. Nothing was changed.
         """
         wanted = dict.fromkeys(sources)
         names = {(source.events_address, source.bind, name_of(source)) for source in wanted}
@@ -171,7 +171,7 @@ class KvEventSubscriber:
     def state(self, source: Source) -> SyncState | None:
         """What the view of `source` is worth; None if it is not a source."""
         feed = self._feeds.get(source)
-        return None if feed is None else feed.told
+        return None if feed is None else feed.said
 
     @property
     def stats(self) -> SubscriberStats:
@@ -180,7 +180,7 @@ class KvEventSubscriber:
         states = dict.fromkeys(SyncState, 0)
         sequence = SequenceStats()
         for feed in self._feeds.values():
-            states[feed.told] += 1
+            states[feed.said] += 1
             for item in fields(SequenceStats):
                 total = getattr(sequence, item.name) + getattr(feed.sequencer.stats, item.name)
                 setattr(sequence, item.name, total)
@@ -273,7 +273,7 @@ class KvEventSubscriber:
                     for feed in inlet.feeds.values():
                         feed.cut = event == zmq.EVENT_DISCONNECTED
                         if feed.cut:
-                            self._tell(feed)
+                            self._report(feed)
                         else:
                             self._suspect(feed)
             finally:
@@ -376,15 +376,15 @@ class KvEventSubscriber:
             return
         if state is not SyncState.REPLAYING:
             self._end_replay(feed)
-        self._tell(feed)
+        self._report(feed)
 
-    def _tell(self, feed: Feed) -> None:
+    def _report(self, feed: Feed) -> None:
         """Say what a source's view is worth, if that has changed: behind, while its publisher is away."""
         state = feed.sequencer.state
         if feed.cut and state in (SyncState.IN_SYNC, SyncState.INCOMPLETE):
             state = SyncState.REPLAYING
-        if state is not feed.told and not feed.closed:
-            feed.told = state
+        if state is not feed.said and not feed.closed:
+            feed.said = state
             self._call(self._on_state, feed.source, state)
 
     async def _deliver(self, feed: Feed, payload: bytes) -> None:

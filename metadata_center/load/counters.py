@@ -171,7 +171,7 @@ class Counters:
         """Add to all totals from now on what is counted outside of these rows.
 
         Args:
-            amounts_of: Shape (`NUM_KINDS`,), >= 0; asked when an endpoint is claimed, later told by
+            amounts_of: Shape (`NUM_KINDS`,), >= 0; called when an endpoint is claimed, later changed by
                 `set_others`.
         """
         self._others_of = amounts_of

@@ -43,9 +43,12 @@ class LoadKind:
     Attributes:
         name: Of the field that holds it, in views, rows and shares.
         unit: What is counted.
-        adds: What a charge adds; of a kind that gets nothing by charges, refreshes tell.
+        adds: What a charge adds; a kind that gets nothing by charges is set by refreshes.
         until: When what was added is taken off.
-        meaning: One sentence.
+        meaning: One sentence, of one endpoint.
+        aigw: Its name in AIGW's API.
+        metric: Its series in a gateway, which also shows it by `name` in the admin JSON; empty if it is shown
+            in neither.
     """
 
     name: str
@@ -53,43 +56,62 @@ class LoadKind:
     adds: Adds
     until: Until
     meaning: str
+    aigw: str
+    metric: str = ""
 
 
 KINDS: Final = (
-    LoadKind("requests", Unit.REQUESTS, Adds.ONE, Until.RELEASED, "In flight."),
+    LoadKind(
+        "requests",
+        Unit.REQUESTS,
+        Adds.ONE,
+        Until.RELEASED,
+        "Requests charged to the endpoint now.",
+        aigw="queued_req_num",
+        metric="tokenway_requests_in_flight",
+    ),
     LoadKind(
         "prefill_requests",
         Unit.REQUESTS,
         Adds.ONE,
         Until.PREFILLED,
-        "Of these, not yet known to be prefilled.",
+        "Requests charged to the endpoint and not yet known to be prefilled.",
+        aigw="prefill_req_num",
     ),
     LoadKind(
         "prefill_tokens",
         Unit.TOKENS,
         Adds.PREFILL_TOKENS,
         Until.PREFILLED,
-        "Charged and not yet known to be prefilled.",
+        "Uncached prompt tokens charged to the endpoint and not yet known to be prefilled.",
+        aigw="prefill_tokens",
+        metric="tokenway_prefill_tokens_pending",
     ),
     LoadKind(
         "context_tokens",
         Unit.TOKENS,
         Adds.CONTEXT_TOKENS,
         Until.RELEASED,
-        "Prompt tokens of all in flight.",
+        "Prompt tokens of the requests in flight at the endpoint.",
+        aigw="input_tokens",
+        metric="tokenway_context_tokens",
     ),
     LoadKind(
         "generated_tokens",
         Unit.TOKENS,
         Adds.NOTHING,
         Until.RELEASED,
-        "Generated so far by all in flight, as far as refreshes told.",
+        "Tokens generated so far by the requests in flight, as far as refreshes reported.",
+        aigw="generated_tokens",
     ),
 )
 
 NUM_KINDS: Final = len(KINDS)
 
 NAMES: Final = tuple(kind.name for kind in KINDS)
+
+PREFILL_TOKENS: Final = NAMES.index("prefill_tokens")
+"""Where an `Amounts` has them."""
 
 Amounts = tuple[int, ...]
 """One number per kind, in the order of `KINDS`."""
@@ -100,6 +122,21 @@ NOTHING: Final[Amounts] = (0,) * NUM_KINDS
 def of_charge(prefill_tokens: int, context_tokens: int, times: int = 1) -> Amounts:
     """What a charge adds, before any of it is taken off, `times` times."""
     return _added((times, times * prefill_tokens, times * context_tokens, 0))
+
+
+def of_leg(
+    prefill_tokens: int, context_tokens: int, generated_tokens: int, *, prefill_held: bool = True
+) -> Amounts:
+    """What a leg counts for now, refreshes included; `prefill_held` until its prefill is taken off."""
+    amounts = _added((1, prefill_tokens, context_tokens, generated_tokens))
+    return amounts if prefill_held else difference(amounts, of_prefill(amounts))
+
+
+def of_prefill(amounts: Amounts) -> Amounts:
+    """The part of a leg's amounts that ends with its prefill."""
+    return tuple(
+        amount if kind.until is Until.PREFILLED else 0 for kind, amount in zip(KINDS, amounts, strict=True)
+    )
 
 
 def sum_of(one: Amounts, other: Amounts) -> Amounts:
@@ -128,6 +165,6 @@ def each(*, requests: int, tokens: int) -> Amounts:
 
 
 _ORDER: Final = (Adds.ONE, Adds.PREFILL_TOKENS, Adds.CONTEXT_TOKENS, Adds.NOTHING)
-"""Of what `of_charge` picks from."""
+"""Of what `of_charge` and `of_leg` pick from."""
 
 _added: Final[Callable[[Amounts], Amounts]] = itemgetter(*(_ORDER.index(kind.adds) for kind in KINDS))

@@ -1,4 +1,4 @@
-"""Who is charged for what, exactly once, whatever order the news arrives in: the one ledger.
+"""Which place is charged for what, exactly once, whatever order the news arrives in: the one ledger.
 
 A request's placement has one leg or several, each on an endpoint of its own: here a prefill, there a decode.
 Gateway (`table.py`), service (`metadata_center/service/cluster_loads.py`) and replayer
@@ -58,7 +58,7 @@ class Entry(Generic[IdT, EndpointT, PlaceT]):
         prompt_length: Of the prompt in a unit of the owner's, on the accounts while `prefill_held`.
         lease_until_s: When it is taken for lost.
         prefill_held: Its prefill is not known to have ended.
-        generated_tokens: As far as refreshes told.
+        generated_tokens: As far as refreshes reported.
     """
 
     request_id: IdT
@@ -247,7 +247,7 @@ class Ledger(Generic[IdT, EndpointT, PlaceT]):
         """Another endpoint serves after all: what is still charged goes there, and the lease starts anew.
 
         Args:
-            request_id: Who.
+            request_id: Which request.
             to: Where.
             now_s: Monotonic seconds.
             prefill_tokens: What of its prompt is not cached there, >= 0, if that is known and the prefill
@@ -283,7 +283,7 @@ class Ledger(Generic[IdT, EndpointT, PlaceT]):
         """The leg is alive: start its lease anew.
 
         Args:
-            request_id: Who.
+            request_id: Which request.
             now_s: Monotonic seconds.
             generated_tokens: How many it has generated so far, >= 0; None if that is not known.
             context_tokens: How many its prompt really has, >= 0, if that is known only now; a prefill

@@ -39,7 +39,7 @@ def create(path: Path, workers: int, capacity: int = MAX_ENDPOINTS) -> None:
     Raises:
         OSError: The file cannot be written.
     """
-    # A name nobody can have guessed, and never through a link: it may be a folder that others write to.
+    # A name that cannot be guessed, and never through a link: it may be a folder that others write to.
     fresh = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:

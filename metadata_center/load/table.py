@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Final
 
 from metadata_center.load.counters import Counters
+from metadata_center.load.kinds import NAMES, Amounts
 from metadata_center.load.ledger import Expired, Ledger, LedgerBounds
 from metadata_center.types import Charge, EndpointKey, RequestId, value
 
@@ -25,6 +26,10 @@ class LoadView:
     prefill_tokens: list[int]
     context_tokens: list[int]
     generated_tokens: list[int]
+
+    def amounts(self, index: int) -> Amounts:
+        """All kinds of one endpoint."""
+        return tuple(getattr(self, name)[index] for name in NAMES)
 
 
 class LoadTable:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from metadata_center.load.kinds import KINDS
 from metadata_center.service.calls import Code, Handler, RefusedError, ServiceRequest, ServiceResponse, ok
 from metadata_center.service.cluster_caches import DEFAULT_TOP_K
 from metadata_center.service.cluster_loads import BYTES_PER_TOKEN
@@ -31,7 +32,7 @@ _HASHES: Final = {
 }
 _INPUT_TOKENS: Final = {
     **COUNT,
-    "description": f"Tokens of the prompt; taken for prompt_length/{BYTES_PER_TOKEN} until it is told.",
+    "description": f"Tokens of the prompt; taken for prompt_length/{BYTES_PER_TOKEN} until it is known.",
 }
 _ADD_BODY: Final = object_of(
     "request_id cluster ip",
@@ -43,15 +44,10 @@ _ADD_BODY: Final = object_of(
 )
 _ID_BODY: Final = object_of("request_id", request_id=NAME)
 _LOAD: Final = object_of(
-    "ip queued_req_num prompt_length prefill_req_num prefill_tokens input_tokens generated_tokens "
-    "updated_time",
+    " ".join(("ip", "prompt_length", *(kind.aigw for kind in KINDS), "updated_time")),
     ip={"type": "string"},
-    queued_req_num=COUNT,
     prompt_length={**COUNT, "description": "In the callers' unit; what exceeds an int32 is cut off."},
-    prefill_req_num={**COUNT, "description": "Requests whose prompt is not computed yet."},
-    prefill_tokens={**COUNT, "description": "Input tokens of those."},
-    input_tokens={**COUNT, "description": "Input tokens of all requests."},
-    generated_tokens={**COUNT, "description": "Output tokens so far, as far as callers tell."},
+    **{kind.aigw: {**COUNT, "description": kind.meaning} for kind in KINDS},
     updated_time={"type": "integer", "description": "Unix nanoseconds of the last add or delete."},
 )
 _LOCATION: Final = object_of(
@@ -167,7 +163,7 @@ class AigwCalls:
 
     @property
     def handlers(self) -> Mapping[Operation, Handler]:
-        """Who answers what."""
+        """The handler of each call."""
         return {
             LOADS: self._loads,
             ADD: self._add,
@@ -218,12 +214,11 @@ class AigwCalls:
             else [
                 {
                     "ip": load.address,
-                    "queued_req_num": min(load.requests, MAX_INT32),
                     "prompt_length": min(load.prompt_length, MAX_INT32),
-                    "prefill_req_num": min(load.prefill_requests, MAX_INT32),
-                    "prefill_tokens": min(load.prefill_tokens, MAX_INT32),
-                    "input_tokens": min(load.input_tokens, MAX_INT32),
-                    "generated_tokens": min(load.generated_tokens, MAX_INT32),
+                    **{
+                        kind.aigw: min(amount, MAX_INT32)
+                        for kind, amount in zip(KINDS, load.amounts, strict=True)
+                    },
                     "updated_time": self._state.unix_ns(load.updated_s),
                 }
                 for load in loads
@@ -231,7 +226,7 @@ class AigwCalls:
         )
 
     def _replicated(self, request: ServiceRequest, now_s: float) -> ServiceResponse:
-        """What a replica of AIGW's metadata center was told, passed on to this one."""
+        """What a replica of AIGW's metadata center received, passed on to this one."""
         if not request.event_type:
             raise RefusedError(Code.INVALID_INPUT, "missing Event-Type header")
         handler = self._events.get(request.event_type)

@@ -91,7 +91,7 @@ class ServiceResponse:
         status: HTTP status.
         body: Bytes of the body.
         headers: Content type included, length not.
-        follows: The body goes on with every message that followers are told.
+        follows: The body goes on with every message that followers get.
     """
 
     status: int

@@ -1,4 +1,4 @@
-"""Load of every engine of every cluster, as callers tell it request by request.
+"""Load of every engine of every cluster, as callers report it request by request.
 
 Rules:
     1. A request id counts at most once. Once its delete was seen no add of it counts any more, however the
@@ -16,11 +16,20 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Final
 
 from metadata_center.errors import CapacityError
 from metadata_center.load.counters import MAX_ENDPOINTS
-from metadata_center.load.kinds import Amounts, sum_of
+from metadata_center.load.kinds import (
+    NOTHING,
+    PREFILL_TOKENS,
+    Amounts,
+    difference,
+    of_leg,
+    of_prefill,
+    sum_of,
+)
 from metadata_center.load.ledger import Entry, Ledger, LedgerBounds
 from metadata_center.types import RequestId, value
 
@@ -63,50 +72,20 @@ class EngineLoad:
 
     Attributes:
         address: As the caller named it: `ip` or `ip:port`, canonical.
-        requests: In flight.
         prompt_length: Sum over requests whose prompt was not deleted, in the unit the callers send.
-        prefill_requests: Requests whose prompt was not deleted.
-        prefill_tokens: Input tokens of those.
-        input_tokens: Input tokens of all requests.
-        generated_tokens: Output tokens so far, of requests whose caller tells them.
+        amounts: One number per kind of load, as gateways count it.
         updated_s: Time of the last call that changed it, on the clock of `now_s`.
     """
 
     address: str
-    requests: int
     prompt_length: int
-    prefill_requests: int
-    prefill_tokens: int
-    input_tokens: int
-    generated_tokens: int
+    amounts: Amounts
     updated_s: float
-
-    @property
-    def amounts(self) -> Amounts:
-        """As gateways count it: one number per kind of load."""
-        return (
-            self.requests,
-            self.prefill_requests,
-            self.prefill_tokens,
-            self.input_tokens,
-            self.generated_tokens,
-        )
 
     def plus(self, amounts: Amounts, now_s: float) -> EngineLoad:
         """With what gateways have there; a prompt's length is then that of its tokens as bytes."""
-        requests, prefill_requests, prefill_tokens, input_tokens, generated_tokens = sum_of(
-            self.amounts, amounts
-        )
-        return EngineLoad(
-            self.address,
-            requests,
-            self.prompt_length + BYTES_PER_TOKEN * (prefill_tokens - self.prefill_tokens),
-            prefill_requests,
-            prefill_tokens,
-            input_tokens,
-            generated_tokens,
-            now_s,
-        )
+        prompt_length = self.prompt_length + BYTES_PER_TOKEN * amounts[PREFILL_TOKENS]
+        return EngineLoad(self.address, prompt_length, sum_of(self.amounts, amounts), now_s)
 
 
 @dataclass(slots=True)
@@ -116,12 +95,8 @@ class _Engine:
     cluster: str
     address: str
     updated_s: float = 0.0
-    requests: int = 0
     prompt_length: int = 0
-    prefill_requests: int = 0
-    prefill_tokens: int = 0
-    input_tokens: int = 0
-    generated_tokens: int = 0
+    amounts: Amounts = NOTHING
 
 
 class _Engines:
@@ -158,31 +133,25 @@ class _Engines:
     def put(self, entry: Entry[Any, Any, _Engine]) -> None:
         """Add a request."""
         engine = entry.place
-        engine.requests += 1
-        engine.input_tokens += entry.context_tokens
-        engine.generated_tokens += entry.generated_tokens
+        engine.amounts = sum_of(engine.amounts, _counted(entry))
         if entry.prefill_held:
-            engine.prefill_requests += 1
             engine.prompt_length += entry.prompt_length
-            engine.prefill_tokens += entry.prefill_tokens
         self.changed.add(engine.address)
 
     def take(self, entry: Entry[Any, Any, _Engine]) -> None:
         """Take off a request."""
-        if entry.prefill_held:
-            self.take_prefill(entry)
         engine = entry.place
-        engine.requests -= 1
-        engine.input_tokens -= entry.context_tokens
-        engine.generated_tokens -= entry.generated_tokens
+        engine.amounts = difference(engine.amounts, _counted(entry))
+        if entry.prefill_held:
+            engine.prompt_length -= entry.prompt_length
         self.changed.add(engine.address)
 
     def take_prefill(self, entry: Entry[Any, Any, _Engine]) -> None:
         """Take off a request's prompt."""
         engine = entry.place
-        engine.prefill_requests -= 1
+        charged = of_leg(entry.prefill_tokens, entry.context_tokens, entry.generated_tokens)
+        engine.amounts = difference(engine.amounts, of_prefill(charged))
         engine.prompt_length -= entry.prompt_length
-        engine.prefill_tokens -= entry.prefill_tokens
         self.changed.add(engine.address)
 
     def touch(self, engine: _Engine, now_s: float) -> None:
@@ -355,15 +324,20 @@ class ClusterLoads:
             self._engines.touch(entry.place, now_s)
 
 
+def _counted(entry: Entry[Any, Any, _Engine]) -> Amounts:
+    return of_leg(
+        entry.prefill_tokens,
+        entry.context_tokens,
+        entry.generated_tokens,
+        prefill_held=entry.prefill_held,
+    )
+
+
 def _summed(address: str, engines: Collection[_Engine]) -> EngineLoad:
     return EngineLoad(
         address,
-        sum(engine.requests for engine in engines),
         sum(engine.prompt_length for engine in engines),
-        sum(engine.prefill_requests for engine in engines),
-        sum(engine.prefill_tokens for engine in engines),
-        sum(engine.input_tokens for engine in engines),
-        sum(engine.generated_tokens for engine in engines),
+        reduce(sum_of, (engine.amounts for engine in engines), NOTHING),
         max((engine.updated_s for engine in engines), default=0.0),
     )
 

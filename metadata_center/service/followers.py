@@ -1,10 +1,10 @@
 """Members that follow the shares: each gets every message, in order, on a response that does not end.
 
 Rules:
-    1. A follower gets what was told after its response began.
+    1. A follower gets what was sent after its response began.
     2. What one has not taken yet is bounded; beyond that, or if it takes nothing for `WRITE_TIMEOUT_S`, its
        connection is cut. It comes back, and catches up by a snapshot.
-    3. Telling never waits.
+    3. Sending never waits.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Follower:
         self._woken = asyncio.Event()
         self.is_over = False
 
-    def tell(self, data: bytes) -> bool:
+    def send(self, data: bytes) -> bool:
         """Queue frames; False if it is too slow and was cut off."""
         self._pending_bytes += len(data)
         if self._pending_bytes > MAX_PENDING_BYTES:
@@ -80,13 +80,13 @@ class Followers:
     def __len__(self) -> int:
         return len(self._followers)
 
-    def tell(self, messages: Iterable[bytes]) -> None:
+    def send(self, messages: Iterable[bytes]) -> None:
         """Send messages to every follower."""
         if not self._followers:
             return
         data = b"".join(map(frame, messages))
         if data:
-            slow = [follower for follower in self._followers if not follower.tell(data)]
+            slow = [follower for follower in self._followers if not follower.send(data)]
             self._followers.difference_update(slow)
             self.cut_off += len(slow)
 

@@ -1,4 +1,4 @@
-"""Who may call an HTTP surface for operators: programs, not web pages that an operator happens to look at.
+"""Which clients may call an operators' HTTP surface: programs, not web pages that an operator looks at.
 
 A page can make his browser send requests here, as a form or a script (`Origin`, `Sec-Fetch-Site`), and can
 read the answers if its own name resolves to this machine (DNS rebinding): then `Host` is that name.
@@ -20,7 +20,7 @@ from collections.abc import Collection, Sequence
 from metadata_center.addresses import Address, ip_or_none, is_loopback, is_unspecified
 
 _SAME = ("same-origin", "none")
-"""Of `Sec-Fetch-Site` (Fetch Metadata, W3C): nobody's page, or our own."""
+"""Of `Sec-Fetch-Site` (Fetch Metadata, W3C): of no page, or of our own."""
 
 
 def refusal(

@@ -1,7 +1,7 @@
 """The metadata-center API on a TCP port: bytes in, `Api`, bytes out.
 
 One event loop owns the state and answers without awaiting in between, so calls are atomic and in the order
-their bodies arrived. Followers are told before the next call, so that is the order they see.
+their bodies arrived. Messages go to followers before the next call, so that is the order they see.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _EXPIRE_INTERVAL_S: Final = AIGW_LEASE_S / 3
 """Every call expires what is due; this keeps the backlog of a quiet hour small, and AIGW's share alive."""
 
 _CHANGES_INTERVAL_S: Final = 0.005
-"""What AIGW's callers change is told together this often: they send a call per request and change, after the
+"""What AIGW's callers change is sent together this often: they send a call per request and change, after the
 fact, and each message goes to every follower."""
 
 _STOP_S: Final = 5.0
@@ -83,7 +83,7 @@ class HttpServer:
         self._idle = asyncio.Event()
         self._idle.set()
         self._expiring: asyncio.Task[None] | None = None
-        self._telling: asyncio.TimerHandle | None = None
+        self._adding: asyncio.TimerHandle | None = None
         self._host = ""
         self.port = 0
         """The TCP port, once started."""
@@ -121,8 +121,8 @@ class HttpServer:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), _STOP_S)
         await runner.cleanup()
-        if self._telling is not None:
-            self._telling.cancel()
+        if self._adding is not None:
+            self._adding.cancel()
         expiring.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await expiring
@@ -143,20 +143,20 @@ class HttpServer:
             now_s = time.monotonic()
             self.state.advance(now_s)
             self.state.rendezvous.renew(now_s)
-            self.followers.tell(self.state.rendezvous.take_messages())
+            self.followers.send(self.state.rendezvous.take_messages())
 
-    def _tell(self) -> None:
+    def _send_messages(self) -> None:
         """Pass on what the last call published; AIGW's changes with the next few."""
         rendezvous = self.state.rendezvous
-        self.followers.tell(rendezvous.take_messages())
-        if self._telling is None and self.followers and rendezvous.has_news:
+        self.followers.send(rendezvous.take_messages())
+        if self._adding is None and self.followers and rendezvous.has_news:
             loop = asyncio.get_running_loop()
-            self._telling = loop.call_later(_CHANGES_INTERVAL_S, self._tell_changes)
+            self._adding = loop.call_later(_CHANGES_INTERVAL_S, self._send_changes)
 
-    def _tell_changes(self) -> None:
-        self._telling = None
-        self.state.rendezvous.tell_changes()
-        self.followers.tell(self.state.rendezvous.take_messages())
+    def _send_changes(self) -> None:
+        self._adding = None
+        self.state.rendezvous.add_changes()
+        self.followers.send(self.state.rendezvous.take_messages())
 
     async def _handle(self, http: web.Request) -> web.StreamResponse:
         self._calls += 1
@@ -228,7 +228,7 @@ class HttpServer:
     def _answer(self, request: ServiceRequest) -> ServiceResponse:
         try:
             answer = self._api.answer(request, time.monotonic())
-            self._tell()
+            self._send_messages()
         except Exception:
             _LOGGER.exception("metadata call failed")
             return RefusedError(Code.INTERNAL, "see the log").answer(request.trace_id)

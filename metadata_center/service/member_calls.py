@@ -1,4 +1,4 @@
-"""Calls of Tokenway's gateways, which meet here: shares, reservations, and the stream of all that is told."""
+"""Calls of Tokenway's gateways, which meet here: shares, reservations, and the stream of all messages."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class MemberCalls:
 
     @property
     def handlers(self) -> Mapping[Operation, Handler]:
-        """Who answers what."""
+        """The handler of each call."""
         return {
             SNAPSHOT: self._snapshot,
             SHARE: self._share,

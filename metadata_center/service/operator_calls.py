@@ -89,7 +89,7 @@ class OperatorCalls:
 
     @property
     def handlers(self) -> Mapping[Operation, Handler]:
-        """Who answers what."""
+        """The handler of each call."""
         return {
             LOG_LEVEL: self._set_log_level,
             METRICS: self._metrics,

@@ -20,7 +20,7 @@ from typing import Final
 
 from metadata_center.addresses import Address
 from metadata_center.load.counters import MAX_ENDPOINTS
-from metadata_center.load.kinds import NUM_KINDS, Amounts, least, sum_of
+from metadata_center.load.kinds import NOTHING, NUM_KINDS, Amounts, least, sum_of
 from metadata_center.service.cluster_loads import ClusterLoads, EngineLoad
 from metadata_center.service.reservations import reserve
 from metadata_center.sharing.messages import (
@@ -47,10 +47,10 @@ _MOST: Final[Amounts] = (MAX_AMOUNT,) * NUM_KINDS
 
 
 class Rendezvous:
-    """The members' shares, AIGW's load as one of them, and what followers have to be told.
+    """The members' shares, AIGW's load as one of them, and the messages for followers.
 
     Args:
-        loads: What AIGW's gateways told.
+        loads: What AIGW's gateways reported.
         run: Another one for each start of the service, 1..64 letters and digits.
     """
 
@@ -58,7 +58,7 @@ class Rendezvous:
         self.shares = Peers()
         self._loads = loads
         self._member = MemberId(f"{AIGW}/0/{run}")
-        self._sequence = 1  # a snapshot has it before anything was told
+        self._sequence = 1  # a snapshot has it before the first message
         self._messages: list[bytes] = []
         self._endpoints: OrderedDict[EndpointKey, str] = OrderedDict()  # host of each, last named last
         self._hosts: dict[str, set[EndpointKey]] = {}
@@ -66,7 +66,7 @@ class Rendezvous:
 
     @property
     def has_news(self) -> bool:
-        """True if AIGW's load has changed since followers were told."""
+        """True if AIGW's load has changed since the last message about it."""
         return self._loads.has_changed or bool(self._renamed)
 
     def publish(self, update: Update, message: bytes, now_s: float) -> None:
@@ -90,17 +90,17 @@ class Rendezvous:
         """Take in what a member says, give its requests places, and pass on the rows as charged.
 
         Raises:
-            CapacityError: Too many members or rows; no follower is told.
+            CapacityError: Too many members or rows; no follower gets anything.
             MessageError: It claims to come from this service.
         """
         self._refuse_namesake(update)
         self.advance(now_s)
         wanted = {candidate.endpoint for asked in reservations for candidate in asked.candidates}
         others = {endpoint: self._row(endpoint).requests for endpoint in wanted}
-        places, told = reserve(self.shares, update, reservations, others, now_s)
+        places, charged = reserve(self.shares, update, reservations, others, now_s)
         self._learn(wanted)
         self._learn(row.endpoint for row in update.rows)
-        self._messages.append(encode(told))
+        self._messages.append(encode(charged))
         return places
 
     def snapshot(self, now_s: float) -> list[Update]:
@@ -108,7 +108,7 @@ class Rendezvous:
         self.advance(now_s)
         updates = self.shares.shares(now_s)
         if self._loads.addresses:
-            self.tell_changes()
+            self.add_changes()
             updates.append(self._full())
         return updates
 
@@ -118,12 +118,12 @@ class Rendezvous:
         engines = {engine.address: engine for engine in self._loads.view(cluster, now_s) or ()}
         for endpoint, amounts in self.shares.totals.items():
             address = endpoint if endpoint in engines else _host(endpoint)
-            engine = engines.get(address) or EngineLoad(address, 0, 0, 0, 0, 0, 0, now_s)
+            engine = engines.get(address) or EngineLoad(address, 0, NOTHING, now_s)
             engines[address] = engine.plus(amounts, now_s)
         return list(engines.values()) or None
 
-    def tell_changes(self) -> None:
-        """Tell followers what has changed of AIGW's load."""
+    def add_changes(self) -> None:
+        """Add a message of what has changed of AIGW's load."""
         changed = self._loads.take_changed() | self._renamed
         self._renamed.clear()
         endpoints = {endpoint for address in changed for endpoint in self._endpoints_at(address)}
@@ -133,15 +133,15 @@ class Rendezvous:
             self._messages.append(encode(Update(self._member, self._sequence, rows, lease_s=AIGW_LEASE_S)))
 
     def renew(self, now_s: float) -> None:
-        """Tell followers all of AIGW's load, if there is any; called several times per `AIGW_LEASE_S`."""
+        """Add a message of all of AIGW's load, if there is any; called several times per `AIGW_LEASE_S`."""
         self.advance(now_s)
-        self.tell_changes()
+        self.add_changes()
         if self._loads.addresses:
             self._sequence += 1
             self._messages.append(encode(self._full()))
 
     def take_messages(self) -> list[bytes]:
-        """What followers have to be told, in order; once."""
+        """The messages for followers, in order; each once."""
         messages, self._messages = self._messages, []
         return messages
 

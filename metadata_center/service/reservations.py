@@ -32,7 +32,7 @@ def reserve(
         The places, and the update with its rows as charged.
 
     Raises:
-        CapacityError: The member would be told of with too many rows, or finds no room.
+        CapacityError: The member would have too many rows, or finds no room.
     """
     rows = {row.endpoint: row for row in update.rows}
     wanted = {candidate.endpoint for asked in reservations for candidate in asked.candidates}
@@ -49,10 +49,10 @@ def reserve(
             raise CapacityError("the member found no room, or has left")
         places.append(place)
         rows[chosen.endpoint] = Row(chosen.endpoint, *charged)
-    told = Update(
+    published = Update(
         update.member, update.sequence, tuple(rows.values()), full=update.full, lease_s=update.lease_s
     )
-    return places, told
+    return places, published
 
 
 def _place(peers: Peers, candidates: Sequence[Candidate], others: Mapping[EndpointKey, int]) -> Reserved:

@@ -1,4 +1,4 @@
-"""Runs the metadata-center service until it is told to stop."""
+"""Runs the metadata-center service until a signal stops it."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Load and routing history shared between gateways: who counts what, how it travels, who meets where."""
+"""Load and routing history shared between gateways: its content, its way, its rendezvous."""

@@ -56,7 +56,7 @@ class Deframer:
 
     Args:
         skip: Frames longer than any message are left out and counted, as far as they are there: for a whole
-            body, whose end shows whether its frames were any. A stream cannot tell, and ends.
+            body, whose end shows whether its frames were any. A stream cannot know, and ends.
     """
 
     def __init__(self, *, skip: bool = False) -> None:

@@ -12,17 +12,17 @@ from metadata_center.types import Charge, EndpointKey, RequestId
 
 
 class SharedLoad:
-    """A `LoadStore`: what is charged here is told to others, what they have is in the views.
+    """A `LoadStore`: what is charged here is shared with others, what they have is in the views.
 
     Args:
         table: Charges of this process.
-        others: Told of each charge.
-        changed: Called after what others are to be told.
+        others: Follow each charge.
+        changed: Called after what others are to get.
     """
 
     def __init__(self, table: LoadTable, others: Others, changed: Callable[[], None]) -> None:
         self.retained: frozenset[EndpointKey] = frozenset()
-        """Endpoints that exist, as last told."""
+        """Endpoints that exist, as last retained."""
         self._table = table
         self._others = others
         self._changed = changed

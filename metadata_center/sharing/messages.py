@@ -1,11 +1,11 @@
-"""What members of the shared metadata center tell each other, and its bytes.
+"""What members of the shared metadata center send each other, and its bytes.
 
 Rules:
     1. A row holds absolute values of its member, so a message that is lost, late or repeated is made good
        by any newer one; nothing is ever added up from messages.
     2. `sequence` grows with every message of a member and never repeats: newer means greater.
     3. The bytes are one MessagePack array, first item the version; items after the known ones are ignored,
-       so that gateways of the next version may be told from those of this one field by field.
+       so that gateways of the next version may be distinguished from those of this one field by field.
     4. Whatever bytes come, `decode` returns a valid `Update` or raises `MessageError`.
 """
 

@@ -7,7 +7,7 @@ Rules:
        the same endpoints. Until the own message that carries a charge comes back, by when everything
        accepted before it was heard, the charge counts once per live gateway (vLLM's data-parallel
        coordinator scales by its API servers in the same way). At most `OPTIMISM_S`: if no message comes
-       back the transport is down, and then leases say who is alive.
+       back the transport is down, and then leases say which member is alive.
 """
 
 from __future__ import annotations

@@ -51,8 +51,8 @@ class Published:
         said[:] = own
         if not self._gone:
             return rows
-        told = {row.endpoint for row in rows}
-        gone = [key for key in dict.fromkeys(self._gone) if key not in told]
+        present = {row.endpoint for row in rows}
+        gone = [key for key in dict.fromkeys(self._gone) if key not in present]
         self._gone.clear()
         return (*(Row(key) for key in gone), *rows)
 

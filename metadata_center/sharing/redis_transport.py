@@ -127,7 +127,7 @@ class RedisTransport:
 
     @asynccontextmanager
     async def subscribe(self) -> AsyncIterator[AsyncIterator[Update]]:
-        """See `Transport`. Redis cuts off who is too slow (`client-output-buffer-limit pubsub`)."""
+        """See `Transport`. Redis cuts off slow subscribers (`client-output-buffer-limit pubsub`)."""
         connection: AbstractConnection | None = None
         try:
             try:
@@ -188,7 +188,7 @@ class RedisTransport:
                 except MovedError as exc:
                     await self._drop()
                     self._moved = exc.host, int(exc.port)
-                except ReadOnlyError as exc:  # a master that became a replica: ask who is master
+                except ReadOnlyError as exc:  # a master that became a replica: ask which one is master
                     await self._drop()
                     raise self._error(exc) from exc
                 except (RedisError, OSError) as exc:

@@ -50,28 +50,28 @@ MAX_WAITING: Final = 4_096
 """Reservations not yet sent or answered."""
 
 
-def _tell_nobody() -> None:
-    """No one waits for news yet."""
+def _ignore_news() -> None:
+    """No request waits for news yet."""
 
 
 def _ignore(_endpoint: EndpointKey, _chain: list[int]) -> None:
-    """Nobody asks where responses live."""
+    """No part asks where responses live."""
 
 
 class SharedStore:
     """Load and prefixes of one member, and what it knows of the others. Costs no wait anywhere.
 
     Args:
-        member: Who this process is.
+        member: The name of this process.
         counters: Of this process, and of its siblings if they share memory; at most `MAX_ENDPOINTS` slots.
         prefixes: What this gateway believes cached; what other gateways record is recorded here too.
         share_lease_s: Others drop this member's share after this long without a word; also how long
             theirs lasts when the rendezvous is gone. A third of it passes between two heartbeats.
         optimistic: See `Others`.
         bounds: Lifetimes and bounds of the ledger.
-        on_responses: Told where other gateways saw stored responses live; a chain that begins with
+        on_responses: Called with where other gateways saw stored responses live; a chain that begins with
             `RESPONSES_MARK`.
-        told: What is known of that here, for members, this one included, that may have missed it.
+        known: What is known of that here, for members, this one included, that may have missed it.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class SharedStore:
         optimistic: bool = True,
         bounds: LedgerBounds = _DEFAULTS,
         on_responses: Callable[[EndpointKey, list[int]], None] = _ignore,
-        told: Callable[[], Mapping[EndpointKey, Sequence[int]]] = dict,
+        known: Callable[[], Mapping[EndpointKey, Sequence[int]]] = dict,
     ) -> None:
         if counters.capacity > MAX_ENDPOINTS:
             raise ValueError(f"{counters.capacity} slots; a message has room for {MAX_ENDPOINTS}")
@@ -97,7 +97,7 @@ class SharedStore:
         """Messages of another process with this gateway name and worker number: its predecessor's last ones,
         or, if it goes on growing, another gateway of the same name, which neither counts."""
         self._on_responses = on_responses
-        self._told = told
+        self._known = known
         self.share_lease_s = share_lease_s
         self._own_gateway = f"{member.rpartition('/')[0]}/"
         self._counters = counters
@@ -136,7 +136,7 @@ class SharedStore:
         return bool(self._waiting)
 
     def share(self, endpoint: EndpointKey, blocks: Sequence[int]) -> None:
-        """Tell other gateways what was just recorded in `prefixes`, as seen by this process itself."""
+        """Send other gateways what was just recorded in `prefixes`, as seen by this process itself."""
         chain = Chain.of(endpoint, list(blocks))
         if self._num_blocks + chain.num_blocks > MAX_SHARED_BLOCKS or len(self._chains) >= MAX_ENDPOINTS:
             self.dropped_blocks += chain.num_blocks
@@ -156,8 +156,8 @@ class SharedStore:
             self.namesakes += 1
         members = self.peers.live_members
         self._others.apply(update, now_s)
-        if self.peers.live_members > members and self._tells(update.member):
-            self._share_told()
+        if self.peers.live_members > members and self._informs(update.member):
+            self._share_known()
         if update.blocks and gateway_of(update.member) != gateway_of(self.member):
             for chain in update.blocks:
                 if chain.endpoint in self.load.retained:
@@ -167,7 +167,7 @@ class SharedStore:
         """Catch up with what was missed; the next message sent is a full one."""
         for update in updates:
             self.incoming(update, now_s)
-        self._share_told()
+        self._share_known()
         self._full_s = now_s
         self._wake()
 
@@ -264,7 +264,7 @@ class SharedStore:
 
     def withdraw(self, ticket: Ticket) -> None:
         """Wait no longer: the charge stays where it is. Published as such, or as corrected if it was sent."""
-        ticket.on_answer = _tell_nobody
+        ticket.on_answer = _ignore_news
         if not ticket.answered:
             ticket.answer(None)
             self._waiting.pop(ticket.charge.request_id, None)
@@ -276,12 +276,12 @@ class SharedStore:
         for sender in self._senders:
             sender()
 
-    def _share_told(self) -> None:
-        for endpoint, chain in self._told().items():
+    def _share_known(self) -> None:
+        for endpoint, chain in self._known().items():
             self.share(endpoint, chain)
 
-    def _tells(self, newcomer: MemberId) -> bool:
-        """One member tells a newcomer what all know: worker 0 of the first gateway by name but its own."""
+    def _informs(self, newcomer: MemberId) -> bool:
+        """One member sends a newcomer what all know: worker 0 of the first gateway by name but its own."""
         gateway, worker, _ = self.member.split("/")
         others = self.peers.gateways - {gateway_of(newcomer)}
         return worker == "0" and all(gateway < other for other in others)

@@ -9,7 +9,7 @@ Rules:
        that what all of them receive is bounded by `MESSAGES_PER_S` at any number of them.
     3. A member that does not hear itself for a lease was cut off, whatever its connections say.
     4. Every wait has a bound.
-    5. Who is joined has been heard: the first accepted message makes it so. Until then each reason why not is
+    5. A joined member has been heard: the first accepted message makes it so. Until then each reason is
        logged once, so a fault that lasts is a line and not a line for each attempt.
 """
 
@@ -37,7 +37,7 @@ MESSAGES_PER_S: Final = 4_000.0
 _EWMA: Final = 0.1  # weight of the last round trip: the last twenty count
 _FIRST_BACKOFF_S: Final = 0.05
 
-_MAX_TOLD: Final = 8
+_MAX_LOGGED: Final = 8
 """Reasons logged between two times of being joined; texts of faults may hold numbers that change."""
 
 
@@ -146,7 +146,7 @@ class Sync:
         self._has_read = False
         self._writable = True
         self._connected_s = 0.0
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
         self._sent_s = 0.0
         self._under_way_s: float | None = None
         self._published = self._received = self._failures = self._connects = 0
@@ -253,9 +253,9 @@ class Sync:
 
     def _is_news(self, reason: str) -> bool:
         """Whether a fault is to be logged: once each until the next time of being joined."""
-        if reason in self._told or len(self._told) >= _MAX_TOLD:
+        if reason in self._logged or len(self._logged) >= _MAX_LOGGED:
             return False
-        self._told.add(reason)
+        self._logged.add(reason)
         return True
 
     async def _follow(self) -> None:
@@ -326,7 +326,7 @@ class Sync:
             self._connected = self._writable = True
             self._connected_s = after_s
             self._connects += 1
-            self._told.clear()
+            self._logged.clear()
             extra = {"gateways": self._store.live_gateways, "refused": self._transport.refused}
             _LOGGER.info("metadata center joined", extra=extra)
         self._published += 1

@@ -33,7 +33,7 @@ class Transport(Protocol):
         ...
 
     async def publish(self, update: Update) -> None:
-        """Write the member's share at the rendezvous and tell all subscribers.
+        """Write the member's share at the rendezvous and inform all subscribers.
 
         An update that is not newer than what the rendezvous has of an endpoint leaves that endpoint as
         it is. Returns once it is accepted.
@@ -48,7 +48,7 @@ class Transport(Protocol):
 
         Each one is charged (one request, one prefill, its tokens) to the member's row of its first
         candidate whose total over all live members is not above what the member believed; if there is
-        none, of the one that exceeds by the least, the earliest of several. What subscribers are told has
+        none, of the one that exceeds by the least, the earliest of several. What subscribers get has
         the rows as charged.
 
         Args:

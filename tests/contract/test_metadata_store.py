@@ -67,7 +67,7 @@ async def test_a_request_is_charged_once(pair: Pair) -> None:
     await pair.settled(BOTH, [0, 0])
 
 
-async def test_time_releases_what_nobody_ends(pair: Pair) -> None:
+async def test_time_releases_requests_without_an_end(pair: Pair) -> None:
     """A predicted prefill ends, then the lease of the request, and every view returns to zero."""
     one, two = pair.stores
     now_s = time.monotonic()

@@ -1,4 +1,4 @@
-"""What every server promises its services: the same calls, told and answered in the same way."""
+"""What every server promises its services: the same calls, delivered and answered in the same way."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEADLINE_S = 5.0
 
 
 class Scripted:
-    """A receiver that does what the test says, and remembers what it was told.
+    """A receiver that does what the test says, and remembers what it received.
 
     Args:
         call: Its call.
@@ -30,22 +30,22 @@ class Scripted:
 
     def __init__(self, call: Call, react: Callable[[Scripted, bytes], None]) -> None:
         self.call = call
-        self.told: list[bytes | str] = []
+        self.received: list[bytes | str] = []
         self._react = react
 
     def on_message(self, message: bytes) -> None:
         """See `Receiver`."""
-        self.told.append(message)
+        self.received.append(message)
         self._react(self, message)
 
     def on_half_close(self) -> None:
         """See `Receiver`."""
-        self.told.append("half-close")
+        self.received.append("half-close")
         self._react(self, b"<half-close>")
 
     def on_reset(self) -> None:
         """See `Receiver`."""
-        self.told.append("reset")
+        self.received.append("reset")
 
 
 class Peer:
@@ -73,7 +73,7 @@ class Peer:
 async def until(holds: Callable[[], bool]) -> None:
     """Wait for something that the server does."""
     async with asyncio.timeout(DEADLINE_S):
-        while not holds():  # noqa: ASYNC110 - the server tells nobody
+        while not holds():  # noqa: ASYNC110 - the server wakes no task
             await asyncio.sleep(0.002)
 
 
@@ -109,7 +109,7 @@ def echo(receiver: Scripted, message: bytes) -> None:
 
 @pytest.mark.parametrize("method", ["Free", "Lasting"])
 async def test_messages_come_and_go_in_order(serve: Serve, tmp_path: Path, method: str) -> None:
-    """Each message is told whole and in order, whatever its length, and so are answers; then the last one."""
+    """Messages are delivered whole and in order, whatever their length, and so are answers; then the last."""
     async with serving(serve, tmp_path / "s", echo) as peer:
         call = peer.call(method)
         sent = [b"", b"1", b"2" * 70_000, b"3" * 1_000_000]
@@ -120,7 +120,7 @@ async def test_messages_come_and_go_in_order(serve: Serve, tmp_path: Path, metho
         assert await call.read() == b"end"
         assert await call.read() is grpc.aio.EOF
         assert await call.code() is grpc.StatusCode.OK
-        assert (await peer.receiver()).told == [*sent, "half-close"]
+        assert (await peer.receiver()).received == [*sent, "half-close"]
 
 
 async def test_an_ending_without_a_last_message(serve: Serve, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ async def test_what_is_done_later_and_unasked(serve: Serve, tmp_path: Path, meth
         call = peer.call(method)
         await call.write(b"x")
         receiver = await peer.receiver()
-        await until(lambda: receiver.told == [b"x"])
+        await until(lambda: receiver.received == [b"x"])
         receiver.call.send(b"later")
         assert await call.read() == b"later"
         receiver.call.send(b"and")
@@ -147,10 +147,10 @@ async def test_what_is_done_later_and_unasked(serve: Serve, tmp_path: Path, meth
         receiver.call.finish(b"last")
         assert [await call.read() for _ in range(3)] == [b"and", b"more", b"last"]
         assert await call.code() is grpc.StatusCode.OK
-        assert receiver.told == [b"x"]
+        assert receiver.received == [b"x"]
 
 
-async def test_messages_are_still_told_after_an_unasked_answer(serve: Serve, tmp_path: Path) -> None:
+async def test_messages_still_arrive_after_an_unasked_answer(serve: Serve, tmp_path: Path) -> None:
     """What was sent in between costs the call nothing of what the peer writes."""
     async with serving(serve, tmp_path / "s", lambda *_: None) as peer:
         call = peer.call()
@@ -161,7 +161,7 @@ async def test_messages_are_still_told_after_an_unasked_answer(serve: Serve, tmp
             receiver.call.send(b"a%d" % number)
             assert await call.read() == b"a%d" % number
         assert receiver is not None
-        await until(lambda: len(receiver.told) == 20)
+        await until(lambda: len(receiver.received) == 20)
         receiver.call.finish()
         assert await call.code() is grpc.StatusCode.OK
 
@@ -173,7 +173,7 @@ async def test_an_answer_after_the_half_close(serve: Serve, tmp_path: Path) -> N
         await call.write(b"x")
         await call.done_writing()
         receiver = await peer.receiver()
-        await until(lambda: receiver.told == [b"x", "half-close"])
+        await until(lambda: receiver.received == [b"x", "half-close"])
         receiver.call.send(b"answer")
         receiver.call.finish(b"last")
         assert [await call.read(), await call.read()] == [b"answer", b"last"]
@@ -196,33 +196,33 @@ async def test_an_abort_comes_after_what_was_sent(
         await call.write(b"x")
         if is_unasked:
             receiver = await peer.receiver()
-            await until(lambda: receiver.told == [b"x"])
+            await until(lambda: receiver.received == [b"x"])
             abort(receiver, b"")
         assert await call.read() == b"sent"
         assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert await call.details() == "too much"
 
 
-async def test_a_peer_that_leaves_is_told_once_it_was_served(serve: Serve, tmp_path: Path) -> None:
-    """A call that is cancelled is told as half-closed or reset, and what is done to it then is nothing."""
+async def test_a_peer_that_leaves_is_reported_once_it_was_served(serve: Serve, tmp_path: Path) -> None:
+    """A cancelled call is reported as half-closed or reset, and acts on it then have no effect."""
     async with serving(serve, tmp_path / "s", lambda *_: None) as peer:
         call = peer.call()
         await call.write(b"x")
         receiver = await peer.receiver()
-        await until(lambda: receiver.told == [b"x"])
+        await until(lambda: receiver.received == [b"x"])
         call.cancel()
-        await until(lambda: len(receiver.told) > 1)
-        assert set(receiver.told[1:]) <= {"half-close", "reset"}
+        await until(lambda: len(receiver.received) > 1)
+        assert set(receiver.received[1:]) <= {"half-close", "reset"}
         receiver.call.send(b"y")
         receiver.call.finish(b"z")
         receiver.call.abort(Status.INTERNAL, "late")
         other = peer.call()  # the server serves on
         await other.write(b"x")
-        await until(lambda: len(peer.receivers) == 2 and peer.receivers[1].told == [b"x"])
+        await until(lambda: len(peer.receivers) == 2 and peer.receivers[1].received == [b"x"])
         other.cancel()
 
 
-async def test_nothing_is_told_or_done_after_the_end(serve: Serve, tmp_path: Path) -> None:
+async def test_nothing_is_called_or_done_after_the_end(serve: Serve, tmp_path: Path) -> None:
     """The first ending counts; messages that come later go nowhere."""
 
     def end_twice(receiver: Scripted, _: bytes) -> None:
@@ -235,10 +235,10 @@ async def test_nothing_is_told_or_done_after_the_end(serve: Serve, tmp_path: Pat
         await call.write(b"x")
         assert [await call.read(), await call.read()] == [b"first", grpc.aio.EOF]
         assert await call.code() is grpc.StatusCode.OK
-        assert (await peer.receiver()).told == [b"x"]
+        assert (await peer.receiver()).received == [b"x"]
 
 
-async def test_sent_is_told_later(serve: Serve, tmp_path: Path) -> None:
+async def test_sent_is_called_later(serve: Serve, tmp_path: Path) -> None:
     """`sent` is called once for its message, in order, and not before `send` has returned."""
     heard: list[str] = []
 
@@ -257,7 +257,7 @@ async def test_sent_is_told_later(serve: Serve, tmp_path: Path) -> None:
 
 
 async def test_a_peer_that_does_not_read_holds_back_sent(serve: Serve, tmp_path: Path) -> None:
-    """Who waits for `sent` before it sends more keeps few messages for a slow peer."""
+    """A service that waits for `sent` before it sends more keeps few messages for a slow peer."""
     heard: list[int] = []
 
     def send(receiver: Scripted, message: bytes) -> None:
@@ -299,19 +299,19 @@ async def test_a_fault_of_a_receiver_ends_its_call_alone(serve: Serve, tmp_path:
         assert await call.code() is grpc.StatusCode.UNKNOWN
         await beside.write(b"2")
         assert await beside.read() == b"2"
-        assert sorted(map(len, (each.told for each in peer.receivers))) == [1, 2]
+        assert sorted(map(len, (each.received for each in peer.receivers))) == [1, 2]
         beside.cancel()
 
 
 async def test_a_server_that_stops_resets_its_calls(serve: Serve, tmp_path: Path) -> None:
-    """Who waits for a message when the server stops hears of it."""
+    """A service that waits for a message when the server stops learns of it."""
     async with serving(serve, tmp_path / "s", lambda *_: None) as peer:
         call = peer.call()
         await call.write(b"x")
         receiver = await peer.receiver()
-        await until(lambda: receiver.told == [b"x"])
-    await until(lambda: len(receiver.told) > 1)
-    assert set(receiver.told[1:]) <= {"half-close", "reset"}
+        await until(lambda: receiver.received == [b"x"])
+    await until(lambda: len(receiver.received) > 1)
+    assert set(receiver.received[1:]) <= {"half-close", "reset"}
 
 
 async def test_many_calls_at_once(serve: Serve, tmp_path: Path) -> None:

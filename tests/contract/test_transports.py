@@ -87,7 +87,7 @@ async def totals(transport: Transport) -> Mapping[EndpointKey, Amounts]:
     return dict(peers.totals)
 
 
-def asking(*candidates: tuple[EndpointKey, int]) -> Reservation:
+def reservation(*candidates: tuple[EndpointKey, int]) -> Reservation:
     """A request of 10 prefill and 20 context tokens anywhere."""
     return Reservation(tuple(Candidate(endpoint, believed, 10, 20) for endpoint, believed in candidates))
 
@@ -106,12 +106,12 @@ async def test_a_message_comes_back_as_it_was_sent(transport: Transport) -> None
     assert await transport.snapshot() == []
 
 
-async def test_where_responses_live_is_told_to_all(transport: Transport) -> None:
+async def test_where_responses_live_is_sent_to_all(transport: Transport) -> None:
     """Over any rendezvous, beside prompts' blocks and apart from them; the teller hears nothing new."""
-    told: dict[MemberId, list[tuple[EndpointKey, list[int]]]] = {ONE: [], TWO: []}
+    known: dict[MemberId, list[tuple[EndpointKey, list[int]]]] = {ONE: [], TWO: []}
 
     def hear(member: MemberId, endpoint: EndpointKey, chain: list[int]) -> None:
-        told[member].append((endpoint, chain))
+        known[member].append((endpoint, chain))
 
     stores = [
         SharedStore(member, Counters(capacity=8), PrefixIndex(10, 10), on_responses=partial(hear, member))
@@ -128,7 +128,7 @@ async def test_where_responses_live_is_told_to_all(transport: Transport) -> None
         (update,) = await heard(stream, 1)
     for store in stores:
         store.incoming(update, 0.0)
-    assert told == {ONE: [], TWO: [(A, [RESPONSES_MARK, 1, 2**64 - 2])]}
+    assert known == {ONE: [], TWO: [(A, [RESPONSES_MARK, 1, 2**64 - 2])]}
 
 
 async def test_a_late_row_changes_nothing(transport: Transport) -> None:
@@ -148,21 +148,21 @@ async def test_a_lease_ends_at_the_rendezvous(transport: Transport) -> None:
     async with asyncio.timeout(DEADLINE_S):
         while await transport.snapshot():  # noqa: ASYNC110 - a lease ends in silence
             await asyncio.sleep(0.02)
-    (place,) = await transport.reserve(Update(TWO, 1, lease_s=LEASE_S), [asking((A, 0), (B, 0))])
+    (place,) = await transport.reserve(Update(TWO, 1, lease_s=LEASE_S), [reservation((A, 0), (B, 0))])
     assert place == Reserved(0, (0, 0))
 
 
 async def test_a_place_is_the_first_that_holds_what_was_believed(transport: Transport) -> None:
-    """Else the least exceeded; each request sees those placed before it, and all are told the rows."""
+    """Else the least exceeded; each request sees those placed before it, and all get the rows."""
     await transport.publish(Update(TWO, 1, (Row(A, 4), Row(B, 1)), full=True, lease_s=LEASE_S))
     async with transport.subscribe() as stream:
         places = await transport.reserve(
             Update(ONE, 1, (Row(A, 1, 1, 5, 6, 7),), full=True, lease_s=LEASE_S),
-            [asking((A, 5), (B, 0)), asking((A, 5), (B, 0)), asking((A, 5), (B, 2))],
+            [reservation((A, 5), (B, 0)), reservation((A, 5), (B, 0)), reservation((A, 5), (B, 2))],
         )
-        (told,) = await heard(stream, 1)
+        (update,) = await heard(stream, 1)
     assert places == [Reserved(0, (5, 1)), Reserved(0, (6, 1)), Reserved(1, (7, 1))]
-    assert {row.endpoint: row for row in told.rows} == {
+    assert {row.endpoint: row for row in update.rows} == {
         A: Row(A, 3, 3, 25, 46, 7),
         B: Row(B, 1, 1, 10, 20, 0),
     }
@@ -203,8 +203,8 @@ async def test_all_rendezvous_give_the_same_answers(tmp_path: Path, seed: int) -
                 for transport in pair:
                     await transport.publish(update)
             assert await totals(pair[0]) == await totals(pair[1]), (step, update)
-        told = [list(map(_told, await heard(stream, 120))) for stream in streams]
-    assert told[0] == told[1]
+        known = [list(map(_content, await heard(stream, 120))) for stream in streams]
+    assert known[0] == known[1]
 
 
 def _update(rng: random.Random, member: MemberId, sequence: int) -> Update:
@@ -214,8 +214,10 @@ def _update(rng: random.Random, member: MemberId, sequence: int) -> Update:
 
 
 def _asked(rng: random.Random) -> Reservation:
-    return asking(*((endpoint, rng.randrange(20)) for endpoint in rng.sample(ENDPOINTS, rng.randrange(1, 4))))
+    return reservation(
+        *((endpoint, rng.randrange(20)) for endpoint in rng.sample(ENDPOINTS, rng.randrange(1, 4)))
+    )
 
 
-def _told(update: Update) -> tuple[MemberId, int, bool, frozenset[Row]]:
+def _content(update: Update) -> tuple[MemberId, int, bool, frozenset[Row]]:
     return update.member, update.sequence, update.full, frozenset(update.rows)

@@ -39,7 +39,7 @@ class Shared:
     Attributes:
         stack: Serves `sim` (8 simulators), `recorded` and `tuned` (the recorder; `tuned` by the adapter
             `polite`), `pair` (both recorders), `steered` (the same cluster, but by a label the recorder
-            alone) and `dead` (a port where nobody listens).
+            alone) and `dead` (a port where no server listens).
         engines: Behind `sim`.
         recorder: Behind `recorded` and others.
         decoy: The other recorder, which no request for `steered` may reach.

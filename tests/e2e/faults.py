@@ -3,7 +3,7 @@
 Rules:
     1. A fault is injected under load and healed under load; every request belongs to the phase it began in.
     2. Figures come from the gateways' request log, which is written whatever else is broken; what no gateway
-       decided (Envoy went on by itself) counts by what the engine told the client.
+       decided (Envoy went on by itself) counts by what the engine answered the client.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Link:
                 pump.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
         except OSError:
-            pass  # nobody listens there now
+            pass  # no server listens there now
         finally:
             for each in (writer, other):
                 if each is not None:
@@ -521,11 +521,11 @@ class Deployment:
     async def announcing(self, timeout_s: float = 60.0) -> None:
         """Wait until every engine announces to every gateway."""
 
-        async def told() -> list[bool]:
+        async def known() -> list[bool]:
             rows = [row for stack in self.gateways for row in (await stack.rows()).values()]
             return [row["announcing"] for row in rows]
 
-        await eventually(told, all, timeout_s)
+        await eventually(known, all, timeout_s)
 
 
 @dataclass(slots=True)
@@ -693,7 +693,7 @@ class Clock:
 
 
 def free_ports(count: int) -> Iterator[int]:
-    """Ports that nobody listens on now, all different."""
+    """Ports on which no process listens now, all different."""
     seen: set[int] = set()
     while len(seen) < count:
         port = free_port()

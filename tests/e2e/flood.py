@@ -1,6 +1,6 @@
 """`python -m tests.e2e.flood EVENTS_PORT REPLAY_PORT BATCHES SUBSCRIBERS`: an engine that has gone mad.
 
-Waits for its subscribers, announces blocks that nobody has as fast as it can, prints what it sent as JSON,
+Waits for its subscribers, announces blocks that no prompt has as fast as it can, prints what it sent as JSON,
 and answers replays until it is killed.
 """
 

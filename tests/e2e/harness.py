@@ -13,12 +13,11 @@ import re
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import aiohttp
 import openai
@@ -26,21 +25,19 @@ import yaml
 from aiohttp import web
 
 from extproc.config.loading import load
-from testbed.processes import REPOSITORY, START_TIMEOUT_S, Subprocess, free_port, get, get_json
+from testbed.processes import Subprocess, free_port, get, get_json
+from testbed.processes import answers as answers
+from testbed.processes import envoy_binary as envoy_binary
+from testbed.processes import eventually as eventually
 from tokenway.cli.bootstrap import rendered
 from tokenway.simulator.engine.profile import PROFILES
 from tokenway.simulator.server.app import SimulatorServer, running
 from tokenway.simulator.server.settings import ServerSettings
 
-T = TypeVar("T")
-
 DEBUG_TOKEN = "operators-only"
 DEBUG_TOKEN_ENV = "TOKENWAY_E2E_DEBUG_TOKEN"
 DEBUG_HEADERS = {"x-tokenway-debug": DEBUG_TOKEN}
 DECISION_HEADER = "x-tokenway-decision-id"
-
-SETTLE_TIMEOUT_S = 30.0
-"""Envoy flushes its access log every 10 ms; the rest is room for a busy machine."""
 
 TRANSPORT = {"transport": named} if (named := os.environ.get("TOKENWAY_TRANSPORT")) else {}
 """Runs every stack with this `server.transport`; without the variable, with the default."""
@@ -52,12 +49,6 @@ FAST_HEALTH = {"interval_s": 0.5, "recovery_interval_s": 0.2, "ejection_s": 0.5,
 """Probes quick enough for a test to watch an engine go and come back."""
 
 
-def envoy_binary() -> Path:
-    """The real Envoy: `TOKENWAY_ENVOY`, or the one in the repository's tools folder."""
-    named = os.environ.get("TOKENWAY_ENVOY")
-    return Path(named) if named else REPOSITORY / ".tools/envoy/envoy/_bin/envoy"
-
-
 def is_alive(pid: int) -> bool:
     """True if the process exists and is no zombie."""
     try:
@@ -65,23 +56,6 @@ def is_alive(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return stat.rpartition(")")[2].split()[0] != "Z"
-
-
-async def eventually(
-    read: Callable[[], Awaitable[T]], accept: Callable[[T], bool], timeout_s: float = SETTLE_TIMEOUT_S
-) -> T:
-    """The first reading that is accepted.
-
-    Raises:
-        AssertionError: None was within `timeout_s`; shows the last one.
-    """
-    deadline_s = time.monotonic() + timeout_s
-    while True:
-        value = await read()
-        if accept(value):
-            return value
-        assert time.monotonic() < deadline_s, f"still {value!r} after {timeout_s} s"
-        await asyncio.sleep(0.02)
 
 
 class EngineProcess:
@@ -149,7 +123,7 @@ async def answer_chat(_: web.Request) -> web.StreamResponse:
 
 
 class Recorder:
-    """An engine that keeps what it is sent and answers as it is told.
+    """An engine that keeps what it is sent and answers as the test says.
 
     Attributes:
         received: Inference requests, oldest first.
@@ -317,7 +291,7 @@ class Stack:
     async def start_envoy(self) -> None:
         """Start Envoy and wait until it knows the endpoints of every cluster.
 
-        Its ports were free when they were chosen; if somebody has taken one since, there are others.
+        Its ports were free when they were chosen; if another process has taken one since, there are others.
         """
         for _ in range(_ENVOY_STARTS - 1):
             try:
@@ -589,16 +563,3 @@ def sample(scrape: str, series: str) -> float | None:
     """The value of one series, or None if it is not in the scrape."""
     found = re.search(rf"^{re.escape(series)} (\S+)$", scrape, re.MULTILINE)
     return None if found is None else float(found[1])
-
-
-async def answers(process: Subprocess, url: str, accept: Callable[[bytes], bool] = lambda _: True) -> None:
-    """Wait until `url` answers 200 with an accepted body, for as long as the process lives."""
-    deadline_s = time.monotonic() + START_TIMEOUT_S
-    while True:
-        with suppress(aiohttp.ClientError, TimeoutError, AssertionError):
-            if accept(await get(url)):
-                return
-        tail = process.log.read_text(errors="replace")[-2000:]
-        assert process.is_running, f"ended before {url} answered:\n{tail}"
-        assert time.monotonic() < deadline_s, f"{url} does not answer as it should:\n{tail}"
-        await asyncio.sleep(0.05)

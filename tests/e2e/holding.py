@@ -1,4 +1,4 @@
-"""What the tests of late binding hold requests with: engines that answer when told to, and how to ask.
+"""What the tests of late binding hold requests with: engines that answer when released, and how to ask.
 
 Rules:
     1. A prefill that gives no first token counts as done when its predicted time is over, so an engine that
@@ -46,10 +46,10 @@ _TOKEN: Final = "tok "
 
 
 class GatedEngine(Recorder):
-    """An engine that sends the headers of a stream at once and its tokens when it is told to.
+    """An engine that sends the headers of a stream at once and its tokens when it is released.
 
     Args:
-        kv_tokens: Size of its KV cache, which it then tells; it also gives every first token at once, since
+        kv_tokens: Size of its KV cache, which it then reports; it also gives every first token at once, since
             only what is computed takes room there. 0 keeps the size to itself.
     """
 
@@ -95,9 +95,9 @@ class GatedEngine(Recorder):
         if self._kv_tokens:
             await answer.write(_event("well", None))
         if not self._is_open:
-            told = asyncio.Event()
-            self._waiting.append(told)
-            await told.wait()
+            released = asyncio.Event()
+            self._waiting.append(released)
+            await released.wait()
         await answer.write(_event("done", "stop"))
         await answer.write(b"data: [DONE]\n\n")
         return answer
@@ -197,7 +197,7 @@ async def answered(asked: Iterable[asyncio.Task[Reply]]) -> list[Reply]:
 
 
 async def all_free(stack: Stack) -> None:
-    """Nobody is held and nothing is charged."""
+    """No request is held and nothing is charged."""
     await held(stack, 0)
     await stack.settled()
 

@@ -2,7 +2,7 @@
 
 The filter is Istio's (FULL_DUPLEX_STREAMED in both directions, all headers and trailers, 1,000 s, metadata
 of `envoy.lb` alone) but for the hint of a subset, which Istio does not forward; the cluster by the metadata
-is its too (override_host with the served endpoint told). A second listener goes by the header (ORIGINAL_DST),
+is its too (override_host with the endpoint that served). A second listener goes by the header (ORIGINAL_DST),
 as llm-d's own Envoy does, and never tries again.
 
 Source: istio pilot/pkg/networking/core (filters, route, cluster_builder); llm-d-router deploy/environments.
@@ -100,7 +100,7 @@ def _listener(port: int, cluster: str, retries: Mapping[str, Any]) -> dict[str, 
             "receiving_namespaces": {"untyped": ["envoy.lb"]},
         },
     }
-    # Whoever gives hints makes them of what it knows; here of headers, so that a test can say them.
+    # A gateway makes hints of what it knows; here of headers, so that a test can say them.
     hint = {
         "@type": "type.googleapis.com/envoy.extensions.filters.http.header_to_metadata.v3.Config",
         "request_rules": [

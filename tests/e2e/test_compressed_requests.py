@@ -103,7 +103,7 @@ async def test_damaged_bodies_are_refused(plain: Shared, body: bytes) -> None:
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "zstd", "br"])
-async def test_bombs_are_refused_and_nobody_waits(plain: Shared, coding: str) -> None:
+async def test_bombs_are_refused_and_no_request_waits(plain: Shared, coding: str) -> None:
     """Bombs of 1 GB, one after another: 413 each, and others are decided meanwhile."""
     bomb = PACKERS[coding](bytes(64 << 20))
     if coding == "gzip":

@@ -250,7 +250,7 @@ PREFLIGHT = {"access-control-request-method": "POST", "access-control-request-he
 
 
 async def test_cors_preflight(edge: Stack, engine: Recorder) -> None:
-    """A page of a listed origin may call, and is told so; another is not."""
+    """A page of a listed origin may call, and gets the headers that say so; another is not."""
     reply = await send(edge, "OPTIONS", "/v1/chat/completions", None, {"origin": ORIGIN, **PREFLIGHT})
     assert reply.status == 200
     assert reply.headers["access-control-allow-origin"] == ORIGIN
@@ -264,7 +264,7 @@ async def test_cors_preflight(edge: Stack, engine: Recorder) -> None:
 async def test_cors_of_answers_and_refusals(edge: Stack) -> None:
     """The page can read answers, and our refusals too."""
     answer = await post(edge, chat("m", "hi"), {"origin": ORIGIN})
-    refusal = await post(edge, chat("nobody", "hi"), {"origin": ORIGIN})
+    refusal = await post(edge, chat("unknown", "hi"), {"origin": ORIGIN})
     assert (answer.status, refusal.status) == (200, 404)
     for reply in (answer, refusal):
         assert reply.headers["access-control-allow-origin"] == ORIGIN
@@ -346,7 +346,7 @@ async def test_every_setting_at_once_is_a_bootstrap_that_envoy_takes(pki: Path, 
 
 
 async def test_mutual_tls_between_envoy_and_tokenway(engine: Recorder, pki: Path) -> None:
-    """Envoy reaches Tokenway by TCP with its certificate; nobody gets there without one of the CA."""
+    """Envoy reaches Tokenway by TCP with its certificate; no client gets there without one of the CA."""
     port = free_port()
     ca = str(pki / "ca.pem")
     config = {

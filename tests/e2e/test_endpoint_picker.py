@@ -137,7 +137,7 @@ async def test_the_official_client(picked: Picked) -> None:
         assert (outcome["completion_tokens"], outcome["ended"]) == (4, "completed")
         assert outcome["ttft_s"] is not None
         with pytest.raises(openai.NotFoundError, match="not served here"):
-            await client.chat.completions.create(model="nobody", messages=messages)
+            await client.chat.completions.create(model="unknown", messages=messages)
 
 
 def _large(request: web.Request) -> web.Response:
@@ -263,8 +263,8 @@ async def test_an_answer_that_ends_with_trailers(picked: Picked) -> None:
     assert b"\r\n\r\n2\r\n{}\r\n0\r\n" in answer
 
 
-async def test_who_may_be_chosen(picked: Picked) -> None:
-    """The hint restricts inference and what passes; an empty or foreign one leaves nobody: 503."""
+async def test_which_may_be_chosen(picked: Picked) -> None:
+    """The hint restricts inference and what passes; an empty or foreign one leaves no endpoint: 503."""
     keys = [key_of(engine) for engine in picked.engines]
     for only in keys:
         for hint in (only, f" 10.0.0.9:80 ,{only}"):
@@ -304,7 +304,7 @@ async def test_the_header_alone_is_enough(picked: Picked) -> None:
         (b"no healthy upstream", 400, "invalid_json"),
         (b"", 400, "invalid_json"),
         (b'{"messages": []}', 400, "missing_model"),
-        (json.dumps(chat("nobody", "x")).encode(), 404, "model_not_found"),
+        (json.dumps(chat("unknown", "x")).encode(), 404, "model_not_found"),
         (json.dumps(chat("sim", "x" * MAX_BODY_BYTES)).encode(), 413, "body_too_large"),
     ],
 )
@@ -369,7 +369,7 @@ async def test_health_by_every_name(picked: Picked, name: str) -> None:
     assert await _health(picked.picker.picker_port, name) == b"\x08\x01"
 
 
-async def test_who_answers_is_who_is_charged() -> None:
+async def test_the_endpoint_that_answers_is_charged() -> None:
     """The first choice refuses connections: the gateway takes the next and says so."""
     async with recording() as first, recording() as second:
         clusters = [cluster("recorded", [first.key, second.key])]

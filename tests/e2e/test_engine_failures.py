@@ -1,4 +1,4 @@
-"""Engines that die: before their first byte it costs nobody anything, after it one stream each."""
+"""Engines that die: before their first byte it costs no request anything, after it one stream each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every refusal, whoever makes it, looks like OpenAI's and leaves nothing charged (fixture `plain`)."""
+"""Every refusal, Envoy's or Tokenway's, looks like OpenAI's and leaves nothing charged (fixture `plain`)."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ async def test_no_engine_answers(plain: Shared) -> None:
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 async def test_engine_hangs(plain: Shared, stream: bool) -> None:
-    """An engine that never answers is given up after the configured time: 504, and the engine is told."""
+    """An engine that never answers is given up after the configured time: 504, and the engine sees it."""
     gone: list[float] = []
     loop = asyncio.get_running_loop()
 
@@ -198,5 +198,5 @@ async def test_unknown_path(plain: Shared, method: str, path: str) -> None:
 
 
 async def test_unknown_model_by_name(plain: Shared) -> None:
-    """A model nobody serves is 404 when asked about."""
+    """A model that no endpoint serves is 404 when asked about."""
     check(await send(plain.stack, "GET", "/v1/models/nope"), 404, "model_not_found")

@@ -1,4 +1,4 @@
-"""What answers and probes say of engines, on the real Envoy: who fails fast, is slow, or is sent poison."""
+"""What answers and probes say of engines, on the real Envoy: which fails fast, is slow, or is sent poison."""
 
 from __future__ import annotations
 
@@ -308,7 +308,7 @@ async def test_what_looks_like_an_error_and_is_an_answer(plain: Shared, name: st
 
 
 @pytest.mark.parametrize("status", [400, 404])
-async def test_an_error_that_every_replica_gives_ejects_nobody(status: int) -> None:
+async def test_an_error_that_every_replica_gives_ejects_none(status: int) -> None:
     """What a client does wrong is passed to it as it is, and no replica pays for it."""
     async with engines(2) as (stack, replicas):
         for replica in replicas:
@@ -322,7 +322,7 @@ async def test_an_error_that_every_replica_gives_ejects_nobody(status: int) -> N
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 async def test_requests_that_break_connections_break_no_pool(count: int) -> None:
-    """What breaks every engine's connection is tried twice, ejects nobody, and others are served."""
+    """What breaks every engine's connection is tried twice, ejects none, and others are served."""
 
     async def engine(request: web.Request) -> web.StreamResponse:
         poisoned = b"POISON" in await request.read()
@@ -387,7 +387,7 @@ async def test_a_mended_replica_has_its_share_again() -> None:
         readings = itertools.count(1)
 
         async def standing() -> tuple[str, list[str]]:
-            # Prompts that nobody has cached: a trial is a choice like any other, and caches would draw all of
+            # Prompts that none has cached: a trial is a choice like any other, and caches would draw all of
             # them to the replica that was never doubted.
             begin = next(readings) * REQUESTS
             await many(stack, "/v1/chat/completions", lambda number: conversation(begin + number))

@@ -1,4 +1,4 @@
-"""The shared metadata center, broken in every way under load: nobody notices, and it heals by itself."""
+"""The shared metadata center, broken in every way under load: no client notices, and it heals by itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from testbed.processes import Subprocess
+from testbed.processes import SETTLE_TIMEOUT_S, Subprocess
 from testbed.redis_server import running
 from testbed.tokenizer_folder import write_tokenizer
 from tests.e2e.faults import (
@@ -45,7 +45,6 @@ from tests.e2e.harness import (
     DEBUG_HEADERS,
     DEBUG_TOKEN_ENV,
     DECISION_HEADER,
-    SETTLE_TIMEOUT_S,
     EngineProcess,
     cluster,
     eventually,
@@ -334,8 +333,8 @@ async def test_the_event_stream_of_an_engine_is_cut(course: Course, table: Fault
     assert quality[Phase.AFTER].exact_ratio >= LEAST_EXACT_RATIO - 0.05
 
 
-async def test_an_engine_out_of_hearing_does_not_announce(deployment: Deployment) -> None:
-    """While an engine's events cannot arrive, nobody takes what it said before for what it holds."""
+async def test_an_unreachable_engine_does_not_announce(deployment: Deployment) -> None:
+    """While an engine's events cannot arrive, no gateway takes what it said before for what it holds."""
     await deployment.announcing()
     deployment.events.set(Mode.CUT)
     try:

@@ -179,7 +179,7 @@ async def test_http_1_0_streams(plain: Shared) -> None:
 
 async def test_http_1_0_is_refused_in_shape(plain: Shared) -> None:
     """A refusal looks the same by HTTP/1.0."""
-    body = b'{"model": "nobody", "messages": [{"role": "user", "content": "hi"}]}'
+    body = b'{"model": "unknown", "messages": [{"role": "user", "content": "hi"}]}'
     head, rest = await raw(plain.stack.port, OLD_HEAD + b"content-length: %d\r\n\r\n" % len(body) + body)
     assert head.startswith(b"http/1.0 404 ")
     assert json.loads(rest)["error"]["code"] == "model_not_found"

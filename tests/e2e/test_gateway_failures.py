@@ -101,7 +101,7 @@ async def test_supervisor_killed(engines: list[SimulatorServer]) -> None:
 
 
 async def test_gateway_killed(alone: Stack, other: Recorder) -> None:
-    """Without a gateway Envoy serves every model by itself, steered by nobody, until a new one takes over."""
+    """Without a gateway Envoy serves every model by itself, without a worker, until a new one takes over."""
     async with Load(alone, "sim", clients=8, stream=True) as load:
         await load.more(16)
         await alone.gateway.kill()
@@ -115,7 +115,7 @@ async def test_gateway_killed(alone: Stack, other: Recorder) -> None:
         for _ in range(5):
             assert (await post(alone, chat("other", "hello"), spoofed)).status == 200
         assert len(other.received) == 5
-        unknown = await post(alone, chat("nobody", "hello"))
+        unknown = await post(alone, chat("unknown", "hello"))
         assert unknown.status == 404
         assert unknown.json["error"]["code"] == "model_not_found"
         assert (await send(alone, "GET", "/nowhere")).status == 404

@@ -1,4 +1,4 @@
-"""Late binding on the real Envoy: who is held is answered in order, once, in time, and whatever fails."""
+"""Late binding on the real Envoy: held requests are answered in order, once, in time, and whatever fails."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ another one at `bounds`, nor for one of `PAIR_TOKENS` at the others."""
 
 PAIR_TOKENS: Final = 40_000
 """Several times what fills these caches: its prefill is predicted to take several times as long as that
-took, so whoever is next is not sent before the first token says that the cache is full again."""
+took, so the next request is not sent before the first token says that the cache is full again."""
 
 MESSAGE_TIMEOUT_S: Final = 0.5
 """What envoy/bootstrap.yaml grants the gateway unless it asks for more."""
@@ -105,7 +105,7 @@ async def common(slow: list[SimulatorServer], gates: dict[str, GatedEngine]) -> 
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def stack(common: Stack) -> AsyncIterator[Stack]:
-    """The same; afterwards nobody may be held or charged."""
+    """The same; afterwards no request may be held or charged."""
     yield common
     await all_free(common)
 
@@ -118,7 +118,7 @@ async def configured(stack: Stack) -> AsyncIterator[Stack]:
 
 
 async def test_a_burst_beyond_what_engines_take_is_held_and_answered(stack: Stack) -> None:
-    """Some wait, all are answered; decisions, metrics and the log agree on who waited and for how long."""
+    """Some wait, all are answered; decisions, metrics and the log agree on which waited and for how long."""
     await answered(ask(stack, "sim", f"burst-{number}", BURST_TOKENS) for number in range(BURST))
     await all_free(stack)
     records = await held_records(stack, "sim", BURST)
@@ -156,18 +156,18 @@ async def test_short_work_goes_first(stack: Stack, gates: dict[str, GatedEngine]
     assert engine.arrived == ["full-0", "short", *longs]
 
 
-async def test_nobody_starves(stack: Stack) -> None:
+async def test_no_request_starves(stack: Stack) -> None:
     """A long request is answered while short ones, together more than engines can do, go on coming."""
     is_over = False
     shorts = 0
 
-    async def keep_asking(client: int) -> None:
+    async def keep_sending(client: int) -> None:
         nonlocal shorts
         while not is_over:
             shorts += 1
             await answered([ask(stack, "sim", f"short-{client}-{shorts}", BURST_TOKENS)])
 
-    clients = [asyncio.create_task(keep_asking(number)) for number in range(10)]
+    clients = [asyncio.create_task(keep_sending(number)) for number in range(10)]
     try:
         await eventually(stack.endpoints, lambda view: view["held"] >= 4)
         before = shorts
@@ -178,7 +178,9 @@ async def test_nobody_starves(stack: Stack) -> None:
         await asyncio.gather(*clients)
 
 
-async def test_who_leaves_while_held_is_free_at_once(stack: Stack, gates: dict[str, GatedEngine]) -> None:
+async def test_a_client_that_leaves_while_held_is_free_at_once(
+    stack: Stack, gates: dict[str, GatedEngine]
+) -> None:
     """Nothing of it is charged or sent, and those behind it move up."""
     engine = gates["gone"]
     asked = await fill(stack, "gone", engine)
@@ -211,7 +213,7 @@ def _check_overloaded(reply: Reply) -> None:
 
 
 async def test_bounds_are_kept(configured: Stack, gates: dict[str, GatedEngine]) -> None:
-    """One too many is refused at once; who is held is refused as soon as its time cannot suffice any more."""
+    """One too many is refused at once; a held one is refused as soon as its time cannot suffice any more."""
     engine, max_s = gates["bounds"], 4.0
     await reconfigured(configured, holding={"max_requests": 2, "max_s": max_s})
     asked = await fill_caches(configured, "bounds", engine)
@@ -271,8 +273,8 @@ async def test_envoy_waits_as_long_as_we_hold(stack: Stack, gates: dict[str, Gat
     assert await envoy_total(stack, "override_message_timeout_received") == asked_for + 1
 
 
-async def test_switching_it_off_places_who_is_held(configured: Stack, gates: dict[str, GatedEngine]) -> None:
-    """A reload is in force for those who wait already."""
+async def test_switching_it_off_sends_held_requests(configured: Stack, gates: dict[str, GatedEngine]) -> None:
+    """A reload is in force for requests that wait already."""
     engine = gates["reload"]
     asked = await fill(configured, "reload", engine)
     asked += [ask(configured, "reload", f"held-{number}") for number in range(3)]
@@ -285,10 +287,10 @@ async def test_switching_it_off_places_who_is_held(configured: Stack, gates: dic
     await answered(asked)
 
 
-async def test_who_is_held_for_an_engine_that_dies_goes_elsewhere(
+async def test_a_request_held_for_an_engine_that_dies_goes_elsewhere(
     stack: Stack, gates: dict[str, GatedEngine]
 ) -> None:
-    """They go to those that are left; when none is, they are told so."""
+    """They go to those that are left; when none is, they are refused."""
     one, other = gates["one"], gates["other"]
     broken, kept = await fill_caches(stack, "pair", one, other)
     if one.arrived != ["full-0"]:
@@ -303,10 +305,10 @@ async def test_who_is_held_for_an_engine_that_dies_goes_elsewhere(
     await held(stack, 3)
     await other.stop()
     replies = await asyncio.gather(*waiting, return_exceptions=True)
-    told = [reply for reply in replies if isinstance(reply, Reply) and reply.status == 503]
-    for reply in told:
+    refused = [reply for reply in replies if isinstance(reply, Reply) and reply.status == 503]
+    for reply in refused:
         check(reply, 503, "no_healthy_endpoint")
-    assert len(told) == 3, replies
+    assert len(refused) == 3, replies
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -327,13 +329,13 @@ async def _deciding(stack: Stack) -> None:
         await stack.start_gateway()
 
     async def decided() -> int:
-        await post(stack, chat("nobody", "hello"))
+        await post(stack, chat("unknown", "hello"))
         return len(await stack.last(1))
 
     await eventually(decided, bool)
 
 
-async def test_a_gateway_that_is_stopped_places_who_is_held(
+async def test_a_gateway_that_is_stopped_sends_held_requests(
     mortal: tuple[Stack, dict[str, GatedEngine]],
 ) -> None:
     """SIGTERM: everybody is sent at once and answered, and the gateway ends in order."""
@@ -353,7 +355,7 @@ async def test_a_gateway_that_is_stopped_places_who_is_held(
     assert not [line for line in stack.gateway_log() if line["level"] == "ERROR"]
 
 
-async def test_envoy_answers_who_was_held_by_a_gateway_that_died(
+async def test_envoy_answers_requests_held_by_a_gateway_that_died(
     mortal: tuple[Stack, dict[str, GatedEngine]],
 ) -> None:
     """SIGKILL: Envoy goes on with each of them by itself."""
@@ -382,7 +384,7 @@ async def workers(slow: list[SimulatorServer]) -> AsyncIterator[tuple[Stack, Gat
             yield stack, engine
 
 
-async def test_two_workers_hold_and_lose_nobody(workers: tuple[Stack, GatedEngine]) -> None:
+async def test_two_workers_hold_and_lose_no_request(workers: tuple[Stack, GatedEngine]) -> None:
     """Each worker holds its own and finds the room that the other one frees."""
     stack, _ = workers
     await answered(ask(stack, "sim", f"workers-{number}", BURST_TOKENS) for number in range(BURST))
@@ -393,7 +395,7 @@ async def test_two_workers_hold_and_lose_nobody(workers: tuple[Stack, GatedEngin
     assert sum(by_worker) == total(scrape, "tokenway_hold_seconds_count", ending="placed")
 
 
-async def test_who_was_held_by_a_worker_that_died_is_answered(workers: tuple[Stack, GatedEngine]) -> None:
+async def test_a_request_held_by_a_worker_that_died_is_answered(workers: tuple[Stack, GatedEngine]) -> None:
     """Envoy goes on with them; the other worker keeps its own, and nothing is left charged."""
     stack, engine = workers
     asked = await fill(stack, "one", engine)
@@ -408,7 +410,7 @@ async def test_who_was_held_by_a_worker_that_died_is_answered(workers: tuple[Sta
     await all_free(stack)
 
 
-async def test_two_gateways_hold_and_lose_nobody(
+async def test_two_gateways_hold_and_lose_no_request(
     slow: list[SimulatorServer], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Two gateways that share the load over Redis both hold; each of their clients is answered."""

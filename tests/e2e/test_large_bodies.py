@@ -1,4 +1,4 @@
-"""Large bodies through a real Envoy: read elsewhere, sanitised all the same, and nobody else's delay."""
+"""Large bodies through a real Envoy: read elsewhere, sanitised all the same, and without delay for others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong on the Messages API is said in Anthropic's shape, whoever says it (fixture `plain`)."""
+"""Errors of the Messages API have Anthropic's shape, Envoy's and Tokenway's alike (fixture `plain`)."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ async def test_no_id_without_the_token(plain: Shared, token: str | None) -> None
 
 
 async def test_unknown_id(plain: Shared) -> None:
-    """Asking about a request nobody made fails and says so."""
+    """Asking about a request that was never made fails and says so."""
     code, page = await _command(plain.stack, "explain", "11111111-1111-4111-8111-111111111111")
     assert code == 1
     assert "no such request" in page
@@ -124,12 +124,12 @@ async def test_every_family_is_scraped(plain: Shared) -> None:
 
 async def _hold_one(shared: Shared) -> None:
     """Have a request wait until an engine gives the first token of a long prompt."""
-    told = asyncio.Event()
+    released = asyncio.Event()
 
-    async def answer_when_told(request: web.Request) -> web.StreamResponse:
+    async def answer_when_released(request: web.Request) -> web.StreamResponse:
         answer = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await answer.prepare(request)
-        await told.wait()
+        await released.wait()
         await answer.write(b"data: [DONE]\n\n")
         return answer
 
@@ -137,17 +137,17 @@ async def _hold_one(shared: Shared) -> None:
         return len(shared.recorder.received)
 
     shared.recorder.reset()
-    shared.recorder.behaviour = answer_when_told
+    shared.recorder.behaviour = answer_when_released
     await reconfigured(shared.stack, holding={"enabled": True, "max_s": 50.0})
     try:
         asked = [ask(shared.stack, "tuned", "long", FULL_TOKENS)]
         await eventually(received, bool)
         asked.append(ask(shared.stack, "tuned", "held"))
         await held(shared.stack, 1)
-        told.set()
+        released.set()
         assert [reply.status for reply in await asyncio.gather(*asked)] == [200, 200]
     finally:
-        told.set()
+        released.set()
         await reconfigured(shared.stack, holding={"enabled": False})
 
 

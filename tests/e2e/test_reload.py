@@ -1,4 +1,4 @@
-"""Configuration changed while requests run: in force within two seconds, and nobody notices."""
+"""Configuration changed while requests run: in force within two seconds, and no client notices."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _served(engines: list[SimulatorServer]) -> list[int]:
 
 
 async def test_endpoints_change_under_load(stack: Stack, replicas: list[SimulatorServer]) -> None:
-    """Endpoints removed, added and swapped under load are in force within two seconds and fail nobody."""
+    """Endpoints removed, added and swapped under load are in force within two seconds and fail no request."""
     async with Load(stack, "sim", clients=8, stream=True) as load:
         for chosen in (replicas[:2], replicas, replicas[2:], replicas[:2]):
             stack.write_clusters(_pool(chosen))
@@ -189,7 +189,7 @@ async def test_settings_change_under_load(stack: Stack, replicas: list[Simulator
 
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_hangup_reloads(replicas: list[SimulatorServer], workers: int) -> None:
-    """SIGHUP ends nobody: every worker reads the files, and goes on with what runs."""
+    """SIGHUP ends no worker: every worker reads the files, and goes on with what runs."""
     async with running_stack([_pool(replicas)], {"models": MODELS}, workers=workers) as stack:
         pids = stack.gateway.children()
         for _ in range(2):

@@ -89,7 +89,7 @@ async def test_a_background_response_is_cancelled(client: AsyncOpenAI, plain: Sh
     await eventually(still_running, lambda number: number == 0)
 
 
-async def test_a_response_nobody_knows_is_the_engines_404(engines: list[SimulatorServer]) -> None:
+async def test_an_unknown_response_is_the_engines_404(engines: list[SimulatorServer]) -> None:
     """By name and as what a new one builds on. Its gateway has no engine that answers 200 to anything."""
     async with running_stack([cluster("sim", map(key_of, engines))]) as stack, stack.client() as client:
         with pytest.raises(openai.NotFoundError) as gone:
@@ -195,7 +195,7 @@ async def test_a_fallbacks_response_is_the_fallbacks() -> None:
 
 
 async def test_a_draining_engine_still_answers_for_its_responses() -> None:
-    """It takes no new ones, but nobody else has these."""
+    """It takes no new ones, but no other has these."""
     async with recording() as a, recording() as b:
         a.behaviour, b.behaviour = answers("a"), answers("b")
         clusters = cluster("c", [a.key, b.key])
@@ -257,7 +257,7 @@ async def chain(stacks: list[Stack], turns: int) -> list[int]:
     first = await send(stacks[0], "POST", "/v1/responses", body)
     previous, statuses = first.json["id"], []
     for turn in range(turns):
-        await asyncio.sleep(0.3)  # what one gateway saw is told within a few milliseconds
+        await asyncio.sleep(0.3)  # what one gateway saw is shared within a few milliseconds
         reply = await send(
             stacks[turn % len(stacks)], "POST", "/v1/responses", {**body, "previous_response_id": previous}
         )
@@ -266,16 +266,16 @@ async def chain(stacks: list[Stack], turns: int) -> list[int]:
     return statuses
 
 
-async def test_workers_tell_each_other(engines_apart: list[SimulatorServer]) -> None:
+async def test_workers_inform_each_other(engines_apart: list[SimulatorServer]) -> None:
     """Envoy gives each request to any worker; all know where a response lives."""
     async with running_stack([cluster("sim", map(key_of, engines_apart))], workers=2) as stack:
         assert await chain([stack], 10) == [200] * 10
 
 
-async def test_gateways_tell_each_other_and_a_newcomer(
+async def test_gateways_inform_each_other_and_a_newcomer(
     engines_apart: list[SimulatorServer], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Through the metadata center; one that starts anew is told what it missed."""
+    """Through the metadata center; one that starts anew gets what it missed."""
     with running(tmp_path_factory.mktemp("redis")) as server:
         async with running_pair(server.url, [cluster("sim", map(key_of, engines_apart))]) as stacks:
             assert await chain(stacks, 8) == [200] * 8

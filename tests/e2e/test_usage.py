@@ -1,4 +1,4 @@
-"""An engine's token usage reaches the outcome, however it is told; answers reach clients byte for byte."""
+"""An engine's token usage reaches the outcome, in whatever form; answers reach clients byte for byte."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ USAGE = {
     "total_tokens": 107,
     "prompt_tokens_details": {"cached_tokens": 64},
 }
-TOLD = (100, 7, 64)
+REPORTED = (100, 7, 64)
 UNKNOWN = (None, None, None)
 LIE = {"prompt_tokens": 999, "completion_tokens": 999, "input_tokens": 999, "output_tokens": 999}
 LONG = "word " * 20_000
@@ -77,7 +77,7 @@ async def ask(plain: Shared, path: str = CHAT, *, stream: bool = False) -> Reply
     return await send(plain.stack, "POST", path, {"model": "recorded", "stream": stream, **BODIES[path]})
 
 
-async def told(plain: Shared) -> tuple[int | None, int | None, int | None]:
+async def reported(plain: Shared) -> tuple[int | None, int | None, int | None]:
     """Prompt, completion and cached tokens in the newest outcome."""
 
     async def read() -> Any:
@@ -88,12 +88,12 @@ async def told(plain: Shared) -> tuple[int | None, int | None, int | None]:
 
 
 async def check(plain: Shared, path: str, parts: Sequence[bytes], *, stream: bool) -> tuple[Any, ...]:
-    """The answer passes unchanged; what it told."""
+    """The answer passes unchanged; what it reported."""
     content_type = "text/event-stream; charset=utf-8" if stream else "application/json"
     plain.recorder.behaviour = answering(*parts, content_type=content_type)
     reply = await ask(plain, path, stream=stream)
     assert (reply.status, reply.body) == (200, b"".join(parts))
-    return await told(plain)
+    return await reported(plain)
 
 
 @pytest.mark.parametrize(
@@ -112,22 +112,26 @@ async def test_json_by_any_name(plain: Shared, content_type: str) -> None:
     """Parameters, letter case and structured suffixes make no difference."""
     plain.recorder.behaviour = answering(dumped({"choices": [], "usage": USAGE}), content_type=content_type)
     await ask(plain)
-    assert await told(plain) == TOLD
+    assert await reported(plain) == REPORTED
 
 
 WHOLE: dict[str, tuple[str, Any, tuple[Any, ...]]] = {
-    "in_the_middle": (CHAT, {"id": "c", "usage": USAGE, "prompt_logprobs": None, "x": [{"y": "}"}]}, TOLD),
+    "in_the_middle": (
+        CHAT,
+        {"id": "c", "usage": USAGE, "prompt_logprobs": None, "x": [{"y": "}"}]},
+        REPORTED,
+    ),
     "none": (CHAT, {"choices": []}, UNKNOWN),
     "null": (CHAT, {"choices": [], "usage": None}, UNKNOWN),
     "said_in_the_text": (
         CHAT,
         {"choices": [{"message": {"content": 'so "usage": ' + json.dumps(LIE)}}], "usage": USAGE},
-        TOLD,
+        REPORTED,
     ),
     "said_in_the_text_behind": (
         CHAT,
         {"usage": USAGE, "choices": [{"message": {"content": '}],"usage":' + json.dumps(LIE) + "}\\"}}]},
-        TOLD,
+        REPORTED,
     ),
     "said_in_the_text_alone": (
         CHAT,
@@ -140,7 +144,7 @@ WHOLE: dict[str, tuple[str, Any, tuple[Any, ...]]] = {
             "content": [{"type": "tool_use", "input": {"usage": LIE, "a": {"usage": LIE}}}],
             "usage": {"input_tokens": 36, "cache_read_input_tokens": 64, "output_tokens": 7},
         },
-        TOLD,
+        REPORTED,
     ),
     "in_an_argument_of_a_tool_behind": (
         "/v1/messages",
@@ -148,7 +152,7 @@ WHOLE: dict[str, tuple[str, Any, tuple[Any, ...]]] = {
             "usage": {"input_tokens": 36, "cache_read_input_tokens": 64, "output_tokens": 7},
             "content": [{"type": "tool_use", "input": {"usage": LIE}}],
         },
-        TOLD,
+        REPORTED,
     ),
     "in_an_argument_of_a_tool_alone": (
         "/v1/messages",
@@ -167,14 +171,14 @@ WHOLE: dict[str, tuple[str, Any, tuple[Any, ...]]] = {
             },
             "user": None,
         },
-        TOLD,
+        REPORTED,
     ),
     "embeddings": (
         "/v1/embeddings",
         {"data": [{"embedding": [0.125] * 20_000}], "usage": {"prompt_tokens": 8, "total_tokens": 8}},
         (8, None, None),
     ),
-    "before_a_long_answer": (CHAT, {"id": "c", "model": "m", "usage": USAGE, "results": [LONG]}, TOLD),
+    "before_a_long_answer": (CHAT, {"id": "c", "model": "m", "usage": USAGE, "results": [LONG]}, REPORTED),
     "amidst_a_long_answer": (CHAT, {"a": LONG, "usage": USAGE, "b": LONG}, UNKNOWN),
     "in_a_list_behind_a_long_answer": (CHAT, {"a": LONG, "b": [{"usage": LIE}]}, UNKNOWN),
 }
@@ -193,7 +197,7 @@ async def test_a_whole_answer_in_many_pieces(plain: Shared) -> None:
     body = dumped({"choices": [{"message": {"content": LONG}}], "usage": USAGE})
     pieces = [body[:-300][at : at + 9000] for at in range(0, len(body) - 300, 9000)]
     pieces += [body[at : at + 1] for at in range(len(body) - 300, len(body))]
-    assert await check(plain, CHAT, pieces, stream=False) == TOLD
+    assert await check(plain, CHAT, pieces, stream=False) == REPORTED
 
 
 MESSAGES_START = {
@@ -216,37 +220,37 @@ COMPLETED = {
     },
 }
 STREAMS: dict[str, tuple[str, bytes, tuple[Any, ...]]] = {
-    "chat": (CHAT, token() * 3 + event({"choices": [], "usage": USAGE}) + DONE, TOLD),
+    "chat": (CHAT, token() * 3 + event({"choices": [], "usage": USAGE}) + DONE, REPORTED),
     "no_usage": (CHAT, token() * 3 + DONE, UNKNOWN),
     "null_until_the_end": (
         CHAT,
         token(usage=None) * 3 + event({"choices": [], "usage": USAGE}, compact=True) + DONE,
-        TOLD,
+        REPORTED,
     ),
     "continuous": (
         CHAT,
         b"".join(token(usage={**USAGE, "completion_tokens": i}) for i in range(1, 8)) + DONE,
-        TOLD,
+        REPORTED,
     ),
-    "not_in_the_last_event": (CHAT, event({"choices": [], "usage": USAGE}) + token() * 200 + DONE, TOLD),
+    "not_in_the_last_event": (CHAT, event({"choices": [], "usage": USAGE}) + token() * 200 + DONE, REPORTED),
     "said_in_the_text": (
         CHAT,
         event({"choices": [], "usage": USAGE})
         + event({"choices": [{"delta": {"content": '","usage":' + json.dumps(LIE) + "}"}}]})
         + DONE,
-        TOLD,
+        REPORTED,
     ),
     "crlf": (
         CHAT,
         token().replace(b"\n", b"\r\n")
         + event({"choices": [], "usage": USAGE}, end=b"\r\n")
         + b"data: [DONE]\r\n\r\n",
-        TOLD,
+        REPORTED,
     ),
     "comments_and_no_end": (
         CHAT,
         b": } ] keep-alive \n\n" + event({"choices": [], "usage": USAGE})[:-2],
-        TOLD,
+        REPORTED,
     ),
     "messages": (
         "/v1/messages",
@@ -254,7 +258,7 @@ STREAMS: dict[str, tuple[str, bytes, tuple[Any, ...]]] = {
         + event({"type": "ping"}) * 50
         + event(MESSAGES_DELTA)
         + event({"type": "message_stop"}),
-        TOLD,
+        REPORTED,
     ),
     "messages_as_the_api_says": (
         "/v1/messages",
@@ -268,14 +272,14 @@ STREAMS: dict[str, tuple[str, bytes, tuple[Any, ...]]] = {
             {"type": "content_block_start", "content_block": {"type": "tool_use", "input": {"usage": LIE}}}
         )
         + event({"type": "message_delta", "delta": {}, "usage": {"output_tokens": 7}}),
-        TOLD,
+        REPORTED,
     ),
     "responses": (
         "/v1/responses",
         event({"type": "response.created", "response": {"usage": None}})
         + event({"type": "response.output_text.delta", "delta": "a"})
         + event(COMPLETED),
-        TOLD,
+        REPORTED,
     ),
 }
 
@@ -303,7 +307,7 @@ async def test_a_client_that_leaves_early(plain: Shared) -> None:
         seen = b""
         while seen.count(b"\n\n") < 40:
             seen += await reply.content.readany()
-    prompt, completion, cached = await told(plain)
+    prompt, completion, cached = await reported(plain)
     assert (prompt, cached) == (100, 64)
     assert completion is not None
     assert 20 <= completion < 1000
@@ -318,7 +322,7 @@ async def test_an_answer_beyond_every_buffer(plain: Shared) -> None:
     reply = await ask(plain, "/v1/embeddings")
     assert (reply.status, len(reply.body)) == (200, len(body))
     assert reply.body == body
-    assert await told(plain) == TOLD
+    assert await reported(plain) == REPORTED
 
 
 @pytest.mark.parametrize(
@@ -341,5 +345,5 @@ async def test_unknown_usage_is_counted(plain: Shared, reason: str, coding: str,
     plain.recorder.behaviour = answering(answer, **kind)  # type: ignore[arg-type]
     reply = await ask(plain)
     assert reply.status == 200
-    assert await told(plain) == UNKNOWN
+    assert await reported(plain) == UNKNOWN
     assert await count() == before + 1

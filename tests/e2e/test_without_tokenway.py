@@ -242,8 +242,8 @@ STEERING = {
 }
 
 
-async def test_what_steers_or_cannot_be_told_is_refused(away: Away) -> None:
-    """Without Tokenway nobody can take a field out: such a body reaches no engine, and we say so."""
+async def test_what_steers_or_cannot_be_read_is_refused(away: Away) -> None:
+    """Without Tokenway no worker can take a field out: such a body reaches no engine, and we say so."""
 
     async def refused(name: str, body: bytes) -> None:
         reply = await post(away.stack, body)
@@ -285,7 +285,7 @@ async def test_what_only_looks_like_steering_passes(away: Away) -> None:
 
 @pytest.mark.parametrize("encoding", ["gzip", "zstd", "br", "identity, gzip"])
 async def test_a_compressed_body_is_refused(away: Away, encoding: str) -> None:
-    """Nobody here can read it."""
+    """Envoy cannot read it."""
     reply = await post(away.stack, with_text('"x": 1'), {"content-encoding": encoding})
     assert (reply.status, reply.json["error"]["code"]) == (503, "gateway_unavailable")
     assert away.engine.received == []
@@ -293,7 +293,7 @@ async def test_a_compressed_body_is_refused(away: Away, encoding: str) -> None:
 
 async def test_models_that_want_a_header_stay_closed(away: Away) -> None:
     """Neither without the header nor with it: Envoy alone does not judge; a default rule is served."""
-    for model in ("gated", "off", "off-too", "nobody"):
+    for model in ("gated", "off", "off-too", "unknown"):
         for headers in ({}, {"x-team": "red"}):
             reply = await post(away.stack, chat(model, "hi"), headers)
             assert (reply.status, reply.json["error"]["code"]) == (404, "model_not_found")
@@ -441,7 +441,7 @@ async def test_the_script_runs_only_without_tokenway() -> None:
         for _ in range(5):
             assert (await post(stack, chat("open", "hi"))).status == 200
         assert (await send(stack, "GET", "/anything")).status == 200
-        assert (await post(stack, chat("nobody", "hi"))).status == 404
+        assert (await post(stack, chat("unknown", "hi"))).status == 404
         assert await executed(stack) == 0
         await stack.gateway.kill()
         assert (await post(stack, chat("open", "hi"))).status == 200

@@ -1,4 +1,4 @@
-"""The admin port over real HTTP: who is heard, and what is asked wrongly."""
+"""The admin port over real HTTP: which callers are answered, and what is asked wrongly."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ async def body(admin: AdminPort, target: str) -> tuple[int, Any]:
 
 
 async def test_a_supervisor_answers_out_of_all_workers(tmp_path: Path) -> None:
-    """By the same table as a worker: whoever does not answer is left out, and all of them gone is said."""
+    """By the same table as a worker: one without an answer is left out, and all of them gone is said."""
     sockets = [tmp_path / f"admin{i}.sock" for i in range(3)]
     workers = [
         AdminPort(PAGES, OneWorker(RoutingState(ready=i == 0, in_flight=2 + i)), sockets[i]) for i in range(2)

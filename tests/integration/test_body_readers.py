@@ -20,7 +20,7 @@ from extproc.server import body_readers
 from extproc.server.body_readers import BodyReaders
 from extproc.values.deciding import Later, Now
 from extproc.values.placements import Decision
-from tests.conftest import build_rig, request_line, told
+from tests.conftest import build_rig, request_line, result_of
 
 CHAT = "/v1/chat/completions"
 ORDER = ReadOrder(CHAT, frozenset(), False, frozenset({"m"}), 4096)
@@ -54,12 +54,12 @@ async def test_a_body_is_read_as_it_would_be_here(readers: BodyReaders) -> None:
     """The same request and the same body to send, from a process that is started then and ends with us."""
     assert readers.pids == []
     body = large(priority=1)
-    read = await told(readers.read(ORDER, body))
+    read = await result_of(readers.read(ORDER, body))
     here = read_body(ORDER, body)
     assert (read.request, read.is_changed) == (here.request, True)
     assert read.new_body("other") == here.new_body("other")
     (pid,) = readers.pids
-    await told(readers.read(ORDER, body))
+    await result_of(readers.read(ORDER, body))
     assert readers.pids == [pid]
     await readers.close()
     assert not alive(pid)
@@ -79,21 +79,21 @@ async def test_a_refusal_is_the_same_from_there(readers: BodyReaders, body: byte
     with pytest.raises(RouterError) as here:
         read_body(ORDER, body)
     with pytest.raises(RouterError) as there:
-        await told(readers.read(ORDER, body))
+        await result_of(readers.read(ORDER, body))
     assert there.value.reason is here.value.reason is reason
     assert (there.value.message, there.value.param) == (here.value.message, here.value.param)
-    assert (await told(readers.read(ORDER, large()))).request.model == "m"
+    assert (await result_of(readers.read(ORDER, large()))).request.model == "m"
 
 
 async def test_a_process_that_dies_fails_its_body_and_is_replaced(readers: BodyReaders) -> None:
     """One answer of 500, and the next body finds another process."""
-    await told(readers.read(ORDER, large()))
+    await result_of(readers.read(ORDER, large()))
     (pid,) = readers.pids
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(RouterError) as raised:
-        await told(readers.read(ORDER, large()))
+        await result_of(readers.read(ORDER, large()))
     assert raised.value.reason is Reason.INTERNAL
-    assert (await told(readers.read(ORDER, large()))).request.stream
+    assert (await result_of(readers.read(ORDER, large()))).request.stream
     assert readers.pids != [pid]
 
 
@@ -101,16 +101,16 @@ async def test_a_process_that_hangs_is_replaced(
     readers: BodyReaders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its body takes too long to read, says the answer; the next one is read."""
-    await told(readers.read(ORDER, large()))
+    await result_of(readers.read(ORDER, large()))
     (pid,) = readers.pids
     os.kill(pid, signal.SIGSTOP)
     monkeypatch.setattr(body_readers, "MAX_READ_S", 0.2)
     with pytest.raises(RouterError) as raised:
-        await told(readers.read(ORDER, large()))
+        await result_of(readers.read(ORDER, large()))
     assert raised.value.reason is Reason.BODY_TOO_LARGE
     assert readers.pids == []
     monkeypatch.setattr(body_readers, "MAX_READ_S", 30.0)
-    assert (await told(readers.read(ORDER, large()))).request.model == "m"
+    assert (await result_of(readers.read(ORDER, large()))).request.model == "m"
 
 
 async def test_more_than_may_wait_is_refused_at_once(
@@ -118,11 +118,11 @@ async def test_more_than_may_wait_is_refused_at_once(
 ) -> None:
     """503 with Retry-After, and what waits is read all the same."""
     monkeypatch.setattr(body_readers, "MAX_WAITING", 3)
-    reading = [asyncio.ensure_future(told(readers.read(ORDER, large()))) for _ in range(5)]
+    reading = [asyncio.ensure_future(result_of(readers.read(ORDER, large()))) for _ in range(5)]
     await asyncio.sleep(0)
     assert len(readers) == 3
     with pytest.raises(RouterError) as raised:
-        await told(readers.read(ORDER, large()))
+        await result_of(readers.read(ORDER, large()))
     assert (raised.value.reason, raised.value.status) == (Reason.READERS_BUSY, 503)
     assert raised.value.retry_after_s == 1
     assert len(await asyncio.gather(*reading)) == 5
@@ -133,13 +133,13 @@ async def test_bytes_that_wait_are_bounded(readers: BodyReaders, monkeypatch: py
     """As their number is."""
     monkeypatch.setattr(body_readers, "MAX_WAITING_BYTES", 1_000_000)
     with pytest.raises(RouterError) as raised:
-        await told(readers.read(ORDER, large()))
+        await result_of(readers.read(ORDER, large()))
     assert raised.value.reason is Reason.READERS_BUSY
 
 
 async def test_a_client_that_leaves_takes_its_body_with_it(readers: BodyReaders) -> None:
-    """One that waits is forgotten, one that is being read ends for nobody; others are read as ever."""
-    reading = [asyncio.ensure_future(told(readers.read(ORDER, large()))) for _ in range(6)]
+    """One that waits is forgotten, one that is being read ends without a reader; others are read as ever."""
+    reading = [asyncio.ensure_future(result_of(readers.read(ORDER, large()))) for _ in range(6)]
     await asyncio.sleep(0)
     for one in reading[:5]:
         one.cancel()
@@ -150,11 +150,11 @@ async def test_a_client_that_leaves_takes_its_body_with_it(readers: BodyReaders)
 
 
 async def test_the_cheapest_is_read_first(readers: BodyReaders) -> None:
-    """Those who come with more wait for those who come with less, not the other way round."""
+    """Requests with more wait for requests with less, not the other way round."""
     order: list[int] = []
 
     async def read(number: int, body: bytes) -> None:
-        await told(readers.read(ORDER, body))
+        await result_of(readers.read(ORDER, body))
         order.append(number)
 
     huge = large(x="y" * 12_000_000)
@@ -166,9 +166,9 @@ async def test_the_cheapest_is_read_first(readers: BodyReaders) -> None:
     assert order.index(9) < 3
 
 
-async def test_closing_refuses_who_waits(readers: BodyReaders) -> None:
-    """Nobody is left without an answer."""
-    reading = [asyncio.ensure_future(told(readers.read(ORDER, large()))) for _ in range(5)]
+async def test_closing_refuses_requests_that_wait(readers: BodyReaders) -> None:
+    """No request is left without an answer."""
+    reading = [asyncio.ensure_future(result_of(readers.read(ORDER, large()))) for _ in range(5)]
     await asyncio.sleep(0)
     await readers.close()
     ended = await asyncio.gather(*reading, return_exceptions=True)
@@ -185,7 +185,7 @@ async def test_a_large_body_is_decided_later(readers: BodyReaders) -> None:
     assert deferred.patience_s is not None
     assert 1.0 < deferred.patience_s <= MAX_PATIENCE_S
     assert rig.scheduling.load.in_flight == 0
-    decision = await told(deferred.pending)
+    decision = await result_of(deferred.pending)
     assert isinstance(decision, Decision)
     assert decision.stream
     assert decision.new_body is not None
@@ -194,14 +194,14 @@ async def test_a_large_body_is_decided_later(readers: BodyReaders) -> None:
     assert rig.record().prompt_bytes > 3_000_000
 
 
-async def test_who_leaves_while_its_body_is_read_is_not_charged(readers: BodyReaders) -> None:
+async def test_a_client_that_leaves_while_its_body_is_read_is_not_charged(readers: BodyReaders) -> None:
     """Neither at once nor when the process is done with it."""
     rig = build_rig(readers=readers)
     deferred = rig.gateway.decide(request_line("r"), large())
     assert isinstance(deferred, Later)
     await asyncio.sleep(0.01)
     deferred.pending.cancel()
-    await told(readers.read(ORDER, large()))
+    await result_of(readers.read(ORDER, large()))
     assert rig.scheduling.load.in_flight == 0
     assert len(rig.scheduling.running) == 0
 
@@ -212,7 +212,7 @@ async def test_a_large_body_that_is_refused_leaves_no_trace(readers: BodyReaders
     deferred = rig.gateway.decide(request_line("r"), large(model="unknown"))
     assert isinstance(deferred, Later)
     with pytest.raises(RouterError) as raised:
-        await told(deferred.pending)
+        await result_of(deferred.pending)
     assert raised.value.reason is Reason.MODEL_NOT_FOUND
     assert rig.scheduling.load.in_flight == 0
 
@@ -240,7 +240,7 @@ async def test_many_slow_bodies_are_read_elsewhere(readers: BodyReaders) -> None
     assert isinstance(rig.gateway.decide(request_line("small"), small), Now)
     for deferred in decisions[3:]:
         assert isinstance(deferred, Later)
-        decision: Any = await told(deferred.pending)
+        decision: Any = await result_of(deferred.pending)
         assert isinstance(decision, Decision)
     rig.clock.advance(10.0)
     assert isinstance(rig.gateway.decide(request_line("later"), body), Now)

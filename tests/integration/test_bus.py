@@ -27,7 +27,7 @@ DEADLINE_S = 5.0
 
 
 class Peer:
-    """A bus and what it was told."""
+    """A bus and what it received."""
 
     def __init__(self, run_dir: Path, index: int, workers: int = 2) -> None:
         self.entries: list[RequestEvent] = []
@@ -46,7 +46,7 @@ class Peer:
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for something that another peer does."""
     async with asyncio.timeout(DEADLINE_S):
-        while not condition():  # noqa: ASYNC110 - the other peer tells nobody
+        while not condition():  # noqa: ASYNC110 - the other peer wakes no task
             await asyncio.sleep(0.005)
 
 
@@ -78,7 +78,7 @@ async def test_entries_and_blocks_arrive_in_order(pair: tuple[Peer, Peer]) -> No
     ]
     assert all(left.bus.hand_over("1.a", entry) for entry in entries)
     left.bus.share(KEY, (1, 2**64 - 1))
-    right.bus.tell_all(ENTRY)
+    right.bus.broadcast(ENTRY)
     await until(lambda: bool(right.cached and left.entries))
     assert right.entries == entries
     assert right.cached == [(KEY, [1, 2**64 - 1])]
@@ -103,7 +103,7 @@ async def test_an_entry_that_cannot_be_taken_loses_no_other(
         assert left.bus.hand_over("1.a", entry)
     await until(lambda: bool(right.entries))
     assert right.entries == [ENTRY]
-    assert caplog.messages == ["what another worker told failed"]
+    assert caplog.messages == ["what another worker sent failed"]
     assert left.bus.dropped == 0
 
 
@@ -114,13 +114,13 @@ async def test_only_a_peer_can_be_handed_something(pair: tuple[Peer, Peer], owne
     assert pair[0].bus.dropped == 0
 
 
-async def test_all_others_are_told(tmp_path: Path) -> None:
+async def test_a_broadcast_reaches_all_others(tmp_path: Path) -> None:
     """What concerns everybody goes to each other worker once, and not to oneself."""
     peers = [Peer(tmp_path, index, workers=3) for index in range(3)]
     for peer in peers:
         await peer.bus.start()
     await connected(*peers)
-    peers[1].bus.tell_all(ENTRY)
+    peers[1].bus.broadcast(ENTRY)
     await until(lambda: bool(peers[0].entries and peers[2].entries))
     assert [peer.entries for peer in peers] == [[ENTRY], [], [ENTRY]]
     for peer in peers:
@@ -138,7 +138,7 @@ async def test_a_peer_that_is_away_costs_a_drop(tmp_path: Path) -> None:
 
 
 async def test_a_peer_that_restarts_is_found_again(pair: tuple[Peer, Peer], tmp_path: Path) -> None:
-    """A stopped peer hears nothing more; its successor is reached without anyone being told."""
+    """A stopped peer hears nothing more; its successor is reached without any notice."""
     left, right = pair
     await right.bus.stop()
     await until(lambda: not left.bus._writers)
@@ -147,7 +147,7 @@ async def test_a_peer_that_restarts_is_found_again(pair: tuple[Peer, Peer], tmp_
     await successor.bus.start()
     await connected(left, successor)
     assert left.bus.hand_over("1.b", ENTRY)
-    successor.bus.tell_all(ENTRY)
+    successor.bus.broadcast(ENTRY)
     await until(lambda: bool(successor.entries and left.entries))
     assert right.entries == []
     assert left.bus.dropped == 1
@@ -232,7 +232,7 @@ async def test_a_frame_of_another_type_is_hung_up_on(
 
 
 async def test_sockets_are_private_and_do_not_outlive_their_worker(tmp_path: Path) -> None:
-    """Nobody else may open the socket; a stale one is replaced."""
+    """No other user may open the socket; a stale one is replaced."""
     path = tmp_path / "bus0.sock"
     path.write_bytes(b"left by a worker that was killed")
     peer = Peer(tmp_path, 0)
@@ -243,7 +243,7 @@ async def test_sockets_are_private_and_do_not_outlive_their_worker(tmp_path: Pat
     assert not path.exists()
 
 
-async def test_a_worker_that_comes_is_told(tmp_path: Path) -> None:
+async def test_a_worker_that_comes_is_informed(tmp_path: Path) -> None:
     """The first time and after a restart, by the first of the others alone."""
     first, second, third = (Peer(tmp_path, number, workers=3) for number in range(3))
     first.known[KEY] = [2**64 - 1, 7]

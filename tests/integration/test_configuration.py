@@ -86,7 +86,7 @@ class Rig:
 async def eventually(condition: Callable[[], bool]) -> None:
     """Wait for something that files or names will do."""
     async with asyncio.timeout(DEADLINE_S):
-        while not condition():  # noqa: ASYNC110 - a poll of files tells nobody
+        while not condition():  # noqa: ASYNC110 - a poll of files wakes no task
             await asyncio.sleep(0.01)
 
 
@@ -126,7 +126,7 @@ async def test_name_without_address_stops_neither_the_start_nor_others(names: Na
         assert rig.applied[-1][2] == "192.0.2.3:80"
 
 
-async def test_failing_name_is_told_once(names: Names, rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+async def test_failing_name_is_logged_once(names: Names, rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     """However often it is asked; and once more when it answers."""
     caplog.set_level(logging.INFO, "tokenway.configuration")
     rig.clusters("gone.svc")

@@ -1,4 +1,4 @@
-"""Decisions answered later: the stream waits for them, notices who leaves, and drops what is left."""
+"""Decisions answered later: the stream waits for them, notices clients that leave, and drops what is left."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ async def test_a_late_refusal_is_an_answer(served: Served) -> None:
 
 
 @pytest.mark.parametrize("politely", [True, False])
-async def test_who_leaves_while_waiting_is_not_decided(served: Served, politely: bool) -> None:
+async def test_a_client_that_leaves_while_waiting_is_not_decided(served: Served, politely: bool) -> None:
     """The decision is cancelled at once and nothing is charged."""
     call = await served.waiting(stream=True)
     if politely:
@@ -182,7 +182,7 @@ async def test_a_spurious_message_while_waiting_is_an_invalid_argument(served: S
     assert served.decider.abandoned == 1
 
 
-async def test_envoy_is_told_to_wait_before_the_decision_is_there(served: Served) -> None:
+async def test_envoy_is_asked_to_wait_before_the_decision_is_there(served: Served) -> None:
     """A decision later than Envoy's own time-out asks for more time first, and then answers as any other."""
     served.decider.patience_s = 12.5
     call = await served.waiting(stream=False)
@@ -214,7 +214,7 @@ async def test_a_bug_in_a_late_decision_fails_its_own_stream(
 
 
 async def test_a_decision_that_comes_after_its_client_left_goes_nowhere(served: Served) -> None:
-    """Whoever decides may not have heard yet: nobody is answered, and no stream is counted twice."""
+    """The decision may not have been cancelled yet: no stream is answered, and no stream is counted twice."""
     call = await served.waiting(stream=True)
     call.cancel()
     await served.idle()

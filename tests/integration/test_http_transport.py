@@ -104,7 +104,7 @@ async def following(stream: AsyncIterator[Update], number: int) -> list[Update]:
 async def until(holds: Callable[[], bool]) -> None:
     """Wait until something holds."""
     async with asyncio.timeout(DEADLINE_S):
-        while not holds():  # noqa: ASYNC110 - it announces itself to nobody
+        while not holds():  # noqa: ASYNC110 - it wakes no task
             await asyncio.sleep(0.005)
 
 
@@ -160,7 +160,7 @@ async def test_a_snapshot_holds_the_live_shares(transport: HttpTransport) -> Non
 
 
 async def test_a_silent_member_loses_its_share(transport: HttpTransport) -> None:
-    """The service's own clock ends its lease; nobody has to say so."""
+    """The service's own clock ends its lease; no member has to say so."""
     await transport.publish(Update(ONE, 1, (Row(A, 3),), full=True, lease_s=0.05))
     async with asyncio.timeout(DEADLINE_S):
         while await transport.snapshot():  # noqa: ASYNC110 - a lease ends in silence
@@ -168,7 +168,7 @@ async def test_a_silent_member_loses_its_share(transport: HttpTransport) -> None
 
 
 async def test_a_reservation_goes_where_the_truth_is_least(transport: HttpTransport) -> None:
-    """The first candidate that holds what was believed, else the least exceeded; and all are told."""
+    """The first candidate that holds what was believed, else the least exceeded; and all get it."""
     await transport.publish(Update(TWO, 1, (Row(A, 5), Row(B, 1)), full=True))
     asked = [
         Reservation((candidate(A, believed=7), candidate(B))),
@@ -177,9 +177,9 @@ async def test_a_reservation_goes_where_the_truth_is_least(transport: HttpTransp
     ]
     async with transport.subscribe() as stream:
         found = await transport.reserve(Update(ONE, 1, (Row(A, 2),), full=True), asked)
-        (told,) = await following(stream, 1)
+        (update,) = await following(stream, 1)
     assert found == [Reserved(0, (7, 1)), Reserved(1, (8, 1)), Reserved(1, (8, 2))]
-    rows = {row.endpoint: row for row in told.rows}
+    rows = {row.endpoint: row for row in update.rows}
     assert sum(row.requests for row in rows.values()) == 2 + 3
     shown = [update for update in await transport.snapshot() if update.member == ONE]
     assert {row.endpoint: row for update in shown for row in update.rows} == rows
@@ -213,17 +213,17 @@ async def test_load_of_aigw_reaches_members_and_theirs_reaches_it(
         await transport.publish(Update(ONE, 1, (Row(A, 2, 1, 100, 300, 7),), full=True))
         body = {"cluster": "c", "request_id": "r", "ip": "10.0.0.1", "prompt_length": 400}
         await aigw.post(url, data=orjson.dumps(body))
-        _, told = await following(stream, 2)
-        assert told.rows == (Row(A, 1, 1, 100, 100, 0),)
-        assert told.rows == next(u for u in await transport.snapshot() if u.member == told.member).rows
+        _, update = await following(stream, 2)
+        assert update.rows == (Row(A, 1, 1, 100, 100, 0),)
+        assert update.rows == next(u for u in await transport.snapshot() if u.member == update.member).rows
         async with aigw.get(url, params={"cluster": "c"}) as response:
             (load,) = (await response.json())["data"]
         assert (load["ip"], load["queued_req_num"], load["prompt_length"]) == ("10.0.0.1", 3, 800)
         (found,) = await transport.reserve(Update(ONE, 2), [Reservation((candidate(A), candidate(B)))])
         assert found == Reserved(1, (3, 0))
         await aigw.delete(url, data=orjson.dumps({"request_id": "r"}))
-        _, told = await following(stream, 2)
-        assert told.rows == (Row(A),)
+        _, update = await following(stream, 2)
+        assert update.rows == (Row(A),)
 
 
 async def test_the_share_of_aigw_is_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -540,7 +540,7 @@ async def test_a_call_takes_no_longer_than_its_timeout() -> None:
         released.set()
 
 
-async def test_the_token_opens_the_service_and_is_never_told() -> None:
+async def test_the_token_opens_the_service_and_is_never_shown() -> None:
     """Without it, or with another, members are refused."""
     server = HttpServer(Limits(), token="secret-1")
     await server.start("127.0.0.1", 0)
@@ -586,7 +586,7 @@ async def test_calls_share_connections(server: HttpServer, transport: HttpTransp
     assert sum(map(len, connector._conns.values())) == 1
 
 
-async def test_a_refused_update_reaches_nobody(server: HttpServer, transport: HttpTransport) -> None:
+async def test_a_refused_update_reaches_no_follower(server: HttpServer, transport: HttpTransport) -> None:
     """Bytes that are none, and a member that calls itself the service's own, are 400."""
     url = f"http://127.0.0.1:{server.port}"
     headers = {"Content-Type": MESSAGE_TYPE}

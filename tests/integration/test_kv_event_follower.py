@@ -374,7 +374,7 @@ async def test_why_an_engine_does_not_announce_is_logged_when_it_changes(
         await until(lambda: logged()[2:] == ["it does not agree with the tokenizer files"])
 
 
-async def test_without_a_tokenizer_nobody_is_asked(gateway: Gateway) -> None:
+async def test_without_a_tokenizer_no_engine_is_asked(gateway: Gateway) -> None:
     """And a folder that holds none is an error in the log, not the end of the gateway."""
     async with started() as engine:
         gateway.configure([engine], tokenizer=None)

@@ -40,7 +40,7 @@ async def until(condition: Callable[[], bool], within_s: float = WITHIN_S) -> No
 
 
 class Engine:
-    """The sockets of one publisher: PUB, and a ROUTER with a buffer, unless it is told to have none."""
+    """The sockets of one publisher: PUB, and a ROUTER with a buffer, unless it is to have none."""
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ async def engines(*started: Engine) -> AsyncIterator[None]:
 
 
 class View:
-    """What a subscriber told, as an index would apply it: `(life, number)` of each block, by source."""
+    """What a subscriber delivered, as an index would apply it: `(life, number)` of each block, by source."""
 
     def __init__(self, **options: Any) -> None:
         self.blocks: dict[Source, list[tuple[int | None, int]]] = {}
@@ -243,7 +243,7 @@ async def test_a_restarted_engine_is_cleared_even_while_it_is_idle() -> None:
 
 
 async def test_a_view_is_behind_while_its_publisher_is_away() -> None:
-    """What an engine caches meanwhile is unknown: nobody may take the old view for a current one."""
+    """What an engine caches meanwhile is unknown: the old view may not be taken for a current one."""
     first = Engine()
     source = first.source()
     async with subscribed(source) as view:
@@ -276,7 +276,7 @@ async def test_a_restart_is_noticed_whatever_number_is_seen_first() -> None:
             assert view.clears[0] == source
 
 
-async def test_a_replay_buffer_that_is_too_short_is_told() -> None:
+async def test_a_replay_buffer_that_is_too_short_is_reported() -> None:
     """The view holds what there is and says that it is not all."""
     engine = Engine(buffered=4)
     source = engine.source()
@@ -288,7 +288,7 @@ async def test_a_replay_buffer_that_is_too_short_is_told() -> None:
             await until(lambda: view.subscriber.state(source) is SyncState.INCOMPLETE)
 
 
-async def test_a_replay_that_nobody_answers_is_given_up() -> None:
+async def test_a_replay_without_an_answer_is_given_up() -> None:
     """Live batches are used all the same; later attempts complete the view."""
     engine = Engine()
     engine.is_mute = True
@@ -321,7 +321,7 @@ async def test_without_a_replay_endpoint_events_are_used_from_where_they_are() -
 
 
 async def test_a_bound_socket_takes_the_events_of_many_engines() -> None:
-    """The topic tells them apart, in full or by the engine's endpoint; others are counted."""
+    """The topic distinguishes them, in full or by the engine's endpoint; others are counted."""
     probe = zmq.Context()
     with probe.socket(zmq.SUB) as socket:
         port = socket.bind_to_random_port("tcp://127.0.0.1")
@@ -354,7 +354,7 @@ async def test_a_bound_socket_takes_the_events_of_many_engines() -> None:
 
 
 async def test_verify_finds_a_restart_of_an_engine_that_connects_to_us() -> None:
-    """There the connection says nothing, so whoever knows better asks."""
+    """There the connection says nothing, so the caller that knows better asks."""
     probe = zmq.Context()
     with probe.socket(zmq.SUB) as socket:
         port = socket.bind_to_random_port("tcp://127.0.0.1")
@@ -505,7 +505,7 @@ async def test_sources_come_and_go() -> None:
         assert not view.blocks
 
 
-async def test_sources_that_nothing_tells_apart_are_refused() -> None:
+async def test_sources_that_nothing_distinguishes_are_refused() -> None:
     """As are too many; nothing changes then."""
     view = View()
     one = Source(ENGINE, 0, "tcp://127.0.0.1:1")

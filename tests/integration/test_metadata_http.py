@@ -154,7 +154,7 @@ async def test_a_fault_of_ours_is_the_documented_500(
     assert (await call(client, "POST", STATS, adding(1)))[0] == 200
 
 
-async def test_metrics_tell_answers_and_contents(server: HttpServer, client: aiohttp.ClientSession) -> None:
+async def test_metrics_show_answers_and_contents(server: HttpServer, client: aiohttp.ClientSession) -> None:
     """Requests by method, path and status; what is in flight, known and cached."""
     await call(client, "POST", STATS, adding(1))
     await call(client, "POST", STATS, b"i")
@@ -211,7 +211,7 @@ async def test_what_is_due_expires_without_a_call(monkeypatch: pytest.MonkeyPatc
     await server.start("127.0.0.1", 0)
     server.state.loads.add(RequestId("r"), "c", "10.0.0.1", 1, time.monotonic())
     async with asyncio.timeout(DEADLINE_S):
-        while server.state.loads.expired_requests == 0:  # noqa: ASYNC110 - expiry announces itself to nobody
+        while server.state.loads.expired_requests == 0:  # noqa: ASYNC110 - expiry wakes no task
             await asyncio.sleep(0.01)
     await server.stop()
 
@@ -255,7 +255,7 @@ async def _spawn(*options: str, **environment: str) -> asyncio.subprocess.Proces
     )
 
 
-async def test_the_command_serves_with_a_token_until_it_is_told_to_stop() -> None:
+async def test_the_command_serves_with_a_token_until_a_signal() -> None:
     """The token comes from the environment; SIGTERM ends it with code 0, SIGHUP does not."""
     command = await Command.start("--token-env", "MC_TOKEN", MC_TOKEN="secret")
     command.process.send_signal(signal.SIGHUP)

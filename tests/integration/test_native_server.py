@@ -93,7 +93,7 @@ async def peer(made: Serving) -> AsyncIterator[tuple[asyncio.StreamReader, async
 async def until(holds: Callable[[], bool]) -> None:
     """Wait for something that the server does."""
     async with asyncio.timeout(DEADLINE_S):
-        while not holds():  # noqa: ASYNC110 - the server tells nobody
+        while not holds():  # noqa: ASYNC110 - the server wakes no task
             await asyncio.sleep(0.002)
 
 
@@ -170,10 +170,10 @@ async def test_calls_that_are_refused(
 
 
 async def test_a_deadline_that_the_client_does_not_keep(tmp_path: Path) -> None:
-    """The server ends the call by itself, and tells its service."""
+    """The server ends the call by itself, and informs its service."""
     async with serving(tmp_path) as made, peer(made) as (_, writer):
         writer.write(GREETING + opening(1, (b"grpc-timeout", b"50m")))
-        await until(lambda: bool(made.receivers) and made.receivers[0].told == ["reset"])
+        await until(lambda: bool(made.receivers) and made.receivers[0].received == ["reset"])
 
 
 async def test_a_drain_lets_calls_end(tmp_path: Path) -> None:
@@ -196,14 +196,14 @@ async def test_a_drain_lets_calls_end(tmp_path: Path) -> None:
 
 
 async def test_a_drain_ends_calls_that_do_not(tmp_path: Path) -> None:
-    """When their time is over; their service is told."""
+    """When their time is over; their service is informed."""
     async with serving(tmp_path) as made, grpc.aio.insecure_channel(made.target) as channel:
         call = channel.stream_stream(PATH)()
         await call.write(b"1")
         assert await call.read() == b"1"
         async with asyncio.timeout(DEADLINE_S):
             await made.server.stop(0.1)
-        assert made.receivers[0].told == [b"1", "reset"]
+        assert made.receivers[0].received == [b"1", "reset"]
         assert await call.code() is grpc.StatusCode.UNAVAILABLE
 
 
@@ -211,7 +211,7 @@ async def test_a_drain_ends_calls_that_do_not(tmp_path: Path) -> None:
 
 
 async def test_a_peer_that_speaks_something_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """It is told by GOAWAY, counted and logged."""
+    """It is announced by GOAWAY, counted and logged."""
     async with serving(tmp_path) as made, peer(made) as (reader, writer):
         with caplog.at_level(logging.WARNING, "tokenway.transport"):
             writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -273,7 +273,7 @@ async def test_a_peer_that_does_not_read(tmp_path: Path) -> None:
         # Nothing is granted any more, and it goes on all the same.
         assert made.faults == [(FaultReason.FLOW_CONTROL, False)]
         assert MAX_UNSENT_BYTES // 2 < most < MAX_UNSENT_BYTES + 1_000_000
-        assert made.receivers[0].told[-1] == "reset"
+        assert made.receivers[0].received[-1] == "reset"
         assert connection.outbox.unsent_bytes == 0
 
 
@@ -333,13 +333,13 @@ async def test_connections_are_bounded(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 async def test_a_peer_that_leaves(tmp_path: Path) -> None:
-    """Its calls are told, once."""
+    """Its calls get the reset, once."""
     async with serving(tmp_path) as made:
         async with peer(made) as (_, writer):
             writer.write(GREETING + opening(1) + opening(3))
             await until(lambda: len(made.receivers) == 2)
         await until(lambda: made.server.num_connections == 0)
-        assert [receiver.told for receiver in made.receivers] == [["reset"], ["reset"]]
+        assert [receiver.received for receiver in made.receivers] == [["reset"], ["reset"]]
 
 
 # TLS.
@@ -362,7 +362,7 @@ def files(folder: Path, name: str, client_authority: str | None) -> TlsFiles:
 
 
 def credentials(folder: Path, authority: str, name: str | None) -> grpc.ChannelCredentials:
-    """A client's: whom it trusts, and what it shows."""
+    """A client's: what it trusts, and what it shows."""
     root = (folder / f"{authority}.pem").read_bytes()
     if name is None:
         return grpc.ssl_channel_credentials(root)
@@ -379,7 +379,7 @@ async def echoed(port: int, shown: grpc.ChannelCredentials) -> grpc.StatusCode:
         return code
 
 
-async def test_tls_for_those_who_can_show_a_certificate(tmp_path: Path) -> None:
+async def test_tls_for_clients_that_can_show_a_certificate(tmp_path: Path) -> None:
     """Mutual: a client of the authority is answered, one without or of another is not."""
     for name, authority in (
         ("ca", None),
@@ -430,7 +430,7 @@ async def test_certificates_are_read_again_when_they_change(tmp_path: Path) -> N
 
 
 async def test_a_tls_client_must_ask_for_h2(tmp_path: Path) -> None:
-    """Who did not by ALPN is closed."""
+    """A client that did not by ALPN is closed."""
     issued(tmp_path, "ca")
     issued(tmp_path, "server", "ca")
     async with serving(tmp_path) as made:

@@ -1,4 +1,4 @@
-"""The endpoint-picker service over a worker's real books, told by hand what a gateway says."""
+"""The endpoint-picker service over a worker's real ledger, sent by hand what a gateway says."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Gateway:
 
     Attributes:
         rig: Decides.
-        events: What the books were told.
+        events: What the ledger was given.
         picker: The service.
     """
 
@@ -64,7 +64,7 @@ class Gateway:
         self.picker = Picker(
             self.rig.gateway.judge_for_picker,
             self.rig.gateway,
-            self._told,
+            self._noted,
             PickerDialect(1, (), lambda: f"r{next(numbers)}"),
             OWNER,
             MAX_BYTES,
@@ -75,7 +75,7 @@ class Gateway:
         self.call = FakeCall()
         self.exchange = self.picker.open(self.call)
 
-    def _told(self, event: RequestEvent) -> None:
+    def _noted(self, event: RequestEvent) -> None:
         self.events.append(event)
         self.rig.ends.take(event, self.rig.clock())
 
@@ -155,7 +155,7 @@ def test_a_stream_that_ends_early_is_the_clients_leaving() -> None:
     assert gateway.is_clean()
 
 
-def test_who_served_is_charged() -> None:
+def test_the_endpoint_that_served_is_charged() -> None:
     """From the moment that the gateway says so."""
     gateway = Gateway()
     gateway.asks()
@@ -171,7 +171,7 @@ def test_who_served_is_charged() -> None:
 
 
 @pytest.mark.parametrize("served", ["", "nonsense", "1.2.3.4", "[::"])
-def test_nonsense_about_who_served_is_passed_over(served: str) -> None:
+def test_nonsense_about_the_endpoint_served_is_passed_over(served: str) -> None:
     """The choice stands."""
     gateway = Gateway()
     gateway.asks()
@@ -215,7 +215,7 @@ def test_a_body_that_does_not_come_is_refused() -> None:
 
 @pytest.mark.parametrize("how", ["given", "refused", "faulty", "left"])
 def test_decisions_that_come_later(how: str) -> None:
-    """Are answered when they are there; one that nobody waits for any more is cancelled."""
+    """Are answered when they are there; one that is not waited for any more is cancelled."""
     pending: Pending[Decision] = Pending()
     gateway = Gateway(lambda *_: Later(pending))
     assert gateway.asks() == []
@@ -245,7 +245,7 @@ def test_what_the_protocol_does_not_allow_ends_the_stream_and_the_charge() -> No
     assert gateway.is_clean()
 
 
-def test_who_watches_health_hears_of_each_change() -> None:
+def test_a_watch_of_health_gets_each_change() -> None:
     """At once how it is, and then only news; leaving ends it."""
     is_ready = True
     health = Health(lambda: is_ready)
@@ -254,10 +254,10 @@ def test_who_watches_health_hears_of_each_change() -> None:
     receiver = watch.open(call)
     receiver.on_message(b"")
     receiver.on_half_close()
-    health.tell()
+    health.review()
     assert call.sent == [SERVING]
     is_ready = False
-    health.tell()
+    health.review()
     assert call.sent == [SERVING, NOT_SERVING]
     health.close()
     assert call.ended == [Status.UNAVAILABLE]

@@ -192,8 +192,8 @@ async def test_ejection_by_traffic_ends_with_a_probe(watch: Watch) -> None:
         await until(lambda: watch.tracker.is_available(engine.key))
 
 
-async def test_nobody_listening(watch: Watch) -> None:
-    """A refused connection is a failed probe, told by name."""
+async def test_no_server_listening(watch: Watch) -> None:
+    """A refused connection is a failed probe, with a name of its own."""
     async with serving() as engine:
         key = engine.key
     watch.set_endpoints(key)
@@ -327,7 +327,7 @@ async def test_a_slow_answer_is_not_a_missing_one(watch: Watch) -> None:
 
 
 async def test_raising_callback_does_not_end_probing(watch: Watch, caplog: pytest.LogCaptureFixture) -> None:
-    """A bug in whoever listens is logged; probing goes on and the health is right."""
+    """A bug in a listener is logged; probing goes on and the health is right."""
 
     def explode(transition: Transition) -> None:
         raise RuntimeError(transition.reason)
@@ -427,7 +427,7 @@ async def test_a_reading_that_makes_no_sense_is_none(bad: bytes) -> None:
     ],
 )
 async def test_a_cache_that_no_engine_has_is_not_believed(count: bytes, size: bytes) -> None:
-    """A capacity beyond every engine is none; a second rank that tells the truth still counts."""
+    """A capacity beyond every engine is none; a second rank that reports the truth still counts."""
     lie = METRICS.replace(b'gpu_blocks="1024"', b'gpu_blocks="%b"' % count).replace(
         b'block_size="32",eff', b'block_size="%b",eff' % size
     )

@@ -47,15 +47,15 @@ async def gateways(server: RedisServer) -> AsyncIterator[Pair]:
         yield pair
 
 
-def charge(pair: Pair, who: int, request_id: str, endpoint: EndpointKey) -> None:
+def charge(pair: Pair, index: int, request_id: str, endpoint: EndpointKey) -> None:
     """A decision of one of them."""
-    assert pair.stores[who].load.charge(
+    assert pair.stores[index].load.charge(
         Charge(RequestId(request_id), endpoint, 10, 20), time.monotonic(), None
     )
 
 
 def release_all(pair: Pair, *request_ids: str) -> None:
-    """The end of these requests, whoever decided them."""
+    """The end of these requests, whichever member decided them."""
     for request_id in request_ids:
         for store in pair.stores:
             store.load.release(RequestId(request_id), time.monotonic())
@@ -105,7 +105,7 @@ async def test_redis_restarted_with_empty_data(server: RedisServer) -> None:
 
 
 async def test_redis_that_hangs(server: RedisServer) -> None:
-    """A hanging server delays nobody; shares end with their leases, and are back after it wakes up."""
+    """A hanging server delays no request; shares end with their leases, and are back after it wakes up."""
     async with gateways(server) as pair:
         charge(pair, 0, "1", A)
         charge(pair, 1, "2", B)
@@ -189,11 +189,11 @@ UNWRITABLE = {
     ),
     "replicas": (["CONFIG SET min-replicas-to-write 1"], ["CONFIG SET min-replicas-to-write 0"]),
 }
-"""What makes a server that can be read and not written, and what ends it: it follows somebody who is away,
+"""What makes a server that can be read and not written, and what ends it: it follows a master that is away,
 its user may not write or not publish, it cannot save, or it has too few replicas."""
 
 
-def tell(server: RedisServer, folder: Path, commands: Sequence[str]) -> None:
+def run_commands(server: RedisServer, folder: Path, commands: Sequence[str]) -> None:
     """Send these."""
     for command in commands:
         if command == "RMDIR":
@@ -219,7 +219,7 @@ async def test_redis_that_can_be_read_and_not_written(
         await until(lambda: all(sync.stats.writable for sync in pair.syncs))
         caplog.clear()
         failures = [sync.stats.failures for sync in pair.syncs]
-        tell(server, tmp_path, begin)
+        run_commands(server, tmp_path, begin)
         charge(pair, 0, "2", B)
         charge(pair, 1, "3", B)
         for sync, before in zip(pair.syncs, failures, strict=True):
@@ -232,7 +232,7 @@ async def test_redis_that_can_be_read_and_not_written(
         lost = [record for record in caplog.records if record.message == "metadata center lost"]
         assert 2 <= len(lost) <= 4
         assert not [record for record in caplog.records if record.message == "metadata center joined"]
-        tell(server, tmp_path, end)
+        run_commands(server, tmp_path, end)
         await pair.settled(BOTH, [2, 2])
         assert all(sync.stats.writable and sync.stats.connected for sync in pair.syncs)
         joined_again = [record for record in caplog.records if record.message == "metadata center joined"]
@@ -256,7 +256,7 @@ async def test_redis_without_memory(server: RedisServer) -> None:
 
 
 async def test_a_password_that_changes_later(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    """Who is cut off and refused is one line, not one for each attempt; the old password again heals it."""
+    """A member cut off and refused is one line, not one each attempt; the old password again heals it."""
     async with gateways(server) as pair:
         charge(pair, 0, "1", A)
         await pair.settled(BOTH, [1, 0])
@@ -308,17 +308,17 @@ async def test_a_burst_of_reservations_is_counted_where_it_was_placed(server: Re
     async with gateways(server) as pair:
         places: list[EndpointKey] = []
 
-        async def decide(who: int, number: int) -> None:
-            store, name = pair.stores[who], RequestId(f"{who}-{number}")
+        async def decide(index: int, number: int) -> None:
+            store, name = pair.stores[index], RequestId(f"{index}-{number}")
             believed = store.load.view(store.load.slots(BOTH)).requests
             order = sorted((0, 1), key=lambda row: believed[row])
-            charge(pair, who, name, BOTH[order[0]])
+            charge(pair, index, name, BOTH[order[0]])
             candidates = [Candidate(BOTH[row], believed[row], 10, 20) for row in order]
-            place = await pair.syncs[who].reserve(name, candidates)
+            place = await pair.syncs[index].reserve(name, candidates)
             assert place is not None
             places.append(place)
 
-        await asyncio.gather(*(decide(who, number) for who in (0, 1) for number in range(32)))
+        await asyncio.gather(*(decide(index, number) for index in (0, 1) for number in range(32)))
         await pair.settled(BOTH, [places.count(A), places.count(B)])
         assert len(places) == 64
         assert sum(sync.stats.reserved for sync in pair.syncs) == 64
@@ -349,7 +349,7 @@ class _Stub:
         return answer
 
     async def snapshot(self) -> list[Update]:
-        """Nobody is there."""
+        """No server is there."""
         return []
 
     @asynccontextmanager
@@ -423,7 +423,7 @@ async def test_a_member_that_does_not_hear_itself_reconnects() -> None:
 
 
 async def test_a_fault_of_ours_does_not_end_the_sharing() -> None:
-    """An exception nobody expected is logged, and the member comes back."""
+    """An unexpected exception is logged, and the member comes back."""
     async with stubbed(SyncSettings(backoff_s=0.05)) as (_, sync, stub):
         stub.heard.put_nowait(ZeroDivisionError())
         await until(lambda: sync.stats.reconnects == 1)

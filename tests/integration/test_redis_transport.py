@@ -165,7 +165,7 @@ async def test_redis_keeps_what_the_model_keeps(transport: RedisTransport, seed:
 
 
 async def test_a_reservation_takes_the_first_that_is_as_believed(transport: RedisTransport) -> None:
-    """Else the one that exceeds least; each sees those before; subscribers are told the rows so charged."""
+    """Else the one that exceeds least; each sees those before; subscribers get the rows so charged."""
     await transport.publish(update(1, Row(A, 5, 1, 1, 1, 1), Row(B, 3), member=TWO, full=True))
     async with transport.subscribe() as messages, asyncio.timeout(DEADLINE_S):
         asked = [
@@ -184,7 +184,7 @@ async def test_a_reservation_takes_the_first_that_is_as_believed(transport: Redi
 async def test_scripts_that_were_flushed_are_sent_again(
     transport: RedisTransport, server: RedisServer
 ) -> None:
-    """Nobody notices."""
+    """No caller notices."""
     await transport.publish(update(1, Row(A, 1), full=True))
     server.command("SCRIPT", "FLUSH")
     await transport.publish(update(2, Row(A, 2)))
@@ -217,7 +217,7 @@ BAD = MemberId("other/0/b")
 
 
 def write_share(server: RedisServer, *fields: str, member: str = BAD) -> None:
-    """A live share as somebody else wrote it."""
+    """A live share as another program wrote it."""
     server.command("ZADD", "{tokenway}:members", "99999999999999", member)
     server.command("HSET", f"{{tokenway}}:share:{member}", *fields)
     server.command("PEXPIRE", f"{{tokenway}}:share:{member}", "600000")
@@ -245,7 +245,7 @@ def write_share(server: RedisServer, *fields: str, member: str = BAD) -> None:
     ],
     ids=lambda fields: "_".join(fields)[:20],
 )
-async def test_a_share_of_another_form_keeps_nobody_out(
+async def test_a_share_of_another_form_keeps_no_member_out(
     transport: RedisTransport, server: RedisServer, fields: tuple[str, ...]
 ) -> None:
     """It is left out and counted; the others are seen, publish, and get their places."""
@@ -259,8 +259,8 @@ async def test_a_share_of_another_form_keeps_nobody_out(
     assert await totals(transport) == {A: 3}
 
 
-@pytest.mark.parametrize("member", ["nobody", "a/b/c/d", "a/b/\n", "x" * 600, "a//c"])
-async def test_a_share_of_nobody_is_left_out(
+@pytest.mark.parametrize("member", ["no-member", "a/b/c/d", "a/b/\n", "x" * 600, "a//c"])
+async def test_a_share_of_no_member_is_left_out(
     transport: RedisTransport, server: RedisServer, member: str
 ) -> None:
     """A member's name of another form counts as a share of another form."""
@@ -270,7 +270,7 @@ async def test_a_share_of_nobody_is_left_out(
     assert transport.refused == 1
 
 
-async def test_keys_of_other_types_keep_nobody_out(transport: RedisTransport, server: RedisServer) -> None:
+async def test_keys_of_other_types_keep_no_member_out(transport: RedisTransport, server: RedisServer) -> None:
     """Where a share should be there is a text or a list."""
     await transport.publish(update(1, Row(A, 1), full=True))
     for member, command in (("a/0/a", ("SET", "text")), ("b/0/b", ("RPUSH", "item"))):
@@ -296,7 +296,7 @@ async def test_a_share_of_a_later_version_is_read_as_far_as_it_is_known(
 async def test_a_damaged_row_of_its_own_is_written_over(
     transport: RedisTransport, server: RedisServer
 ) -> None:
-    """A member whose row somebody damaged makes it good with what it says next, late or not."""
+    """A member whose row was damaged makes it good with what it says next, late or not."""
     await transport.publish(update(5, Row(A, 1), full=True))
     server.command("HSET", f"{{tokenway}}:share:{ONE}", A, "junk")
     assert await totals(transport) == {}
@@ -381,7 +381,7 @@ async def test_the_documented_rights_suffice_and_passwords_stay_secret(server: R
         await transport.publish(update(6, leaving=True))
     async with connected(server.url, username="gw", password="s3cret") as transport:
         assert await transport.snapshot() == []
-    for user, password in (("gw", "wr0ng"), ("weak", "s3cret"), ("nobody", "s3cret")):
+    for user, password in (("gw", "wr0ng"), ("weak", "s3cret"), ("stranger", "s3cret")):
         async with connected(server.url, username=user, password=password) as transport:
             with pytest.raises(TransportError) as error:
                 await transport.snapshot()

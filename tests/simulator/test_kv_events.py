@@ -123,7 +123,7 @@ async def test_frames_carry_topic_and_gapless_numbers(server: SimulatorServer) -
 
 
 async def test_a_subscriber_gets_what_a_replay_repeats(server: SimulatorServer) -> None:
-    """PUB and ROUTER tell the same story, and a pure hit tells none."""
+    """PUB and ROUTER carry the same events, and a pure hit has none."""
     async with aiohttp.ClientSession() as session, session.get(f"{server.url}/kv_event_sources") as answer:
         source = (await answer.json())["0"]
     context = zmq.asyncio.Context()
@@ -169,7 +169,7 @@ async def test_a_cache_salt_separates_and_is_announced_on_block_zero(server: Sim
 
 
 async def test_a_publisher_connects_to_a_plain_address_as_vllm_does() -> None:
-    """The subscriber binds and the replica comes to it, unless it is told to bind."""
+    """The subscriber binds and the replica comes to it, unless it is to bind."""
     context = zmq.asyncio.Context()
     subscriber = context.socket(zmq.SUB)
     try:

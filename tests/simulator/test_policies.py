@@ -78,7 +78,7 @@ def conversation(rng: Random) -> list[int]:
 
 
 def send(policy: StatefulPolicy, seen: FleetView) -> Sent:
-    """Choose, and tell the policy that the request went there."""
+    """Choose, and notify the policy that the request went there."""
     row = policy.choose(seen)
     assert isinstance(row, int)
     sent = Sent(seen.request, row, seen.now_s, seen.matched_tokens()[row])
@@ -264,7 +264,7 @@ def test_llmd_weights_adds_three_scores() -> None:
 
 
 def test_llmd_weights_spreads_what_matches_nowhere() -> None:
-    """With the guide's fourth scorer, cold requests go round by who had one longest ago."""
+    """With the guide's fourth scorer, cold requests go to the one that had none the longest."""
     policy = LlmdWeights(no_hit_lru=2.0)
     assert sorted(policy.choose(view()) for _ in range(3)) == [0, 1, 2]
     assert policy.choose(view(kv_usage=[0.0, 0.1, 0.1])) == 0
@@ -381,7 +381,7 @@ def test_sglang_needs_both_thresholds_for_imbalance() -> None:
         assert SglangCacheAware().choose(view(matched_blocks=[0, 10, 0], requests=requests)) == chosen
 
 
-def test_sglangs_own_tree_names_whoever_was_sent_the_prefix_last() -> None:
+def test_sglangs_own_tree_names_the_engine_sent_the_prefix_last() -> None:
     """A conversation goes on where it began, whatever the given view says."""
     policy = SglangCacheAware(own=True)
     assert send(policy, view(requests=[1, 0, 1])).row == 1
@@ -452,7 +452,7 @@ def test_smetric_leaves_home_only_when_its_budget_is_broken() -> None:
     assert policy.choose(follow_up) != 0
     for row in (1, 2):
         finish_first_tokens(policy, row, 8, 160.0)
-    assert policy.choose(follow_up) == 0  # nobody meets it: the cache decides
+    assert policy.choose(follow_up) == 0  # no request meets it: the cache decides
 
 
 def test_smetric_lets_a_first_turn_go_to_the_least_work() -> None:
@@ -566,7 +566,7 @@ def test_chwbl_hashes_the_head_of_a_prompt_without_a_session() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("nobody", "no policy is called 'nobody'"),
+        ("unknown", "no policy is called 'unknown'"),
         ("lmetric:weight=1", "lmetric has no parameter 'weight=1'; it has pending"),
         ("lmetric:pending", "lmetric has no parameter 'pending'"),
         ("random:seed=1", "it has none"),
@@ -575,7 +575,7 @@ def test_chwbl_hashes_the_head_of_a_prompt_without_a_session() -> None:
     ],
 )
 def test_a_bad_specification_says_what_there_is(spec: str, message: str) -> None:
-    """Unknown names, parameters and values are told apart."""
+    """Unknown names, parameters and values are distinguished."""
     with pytest.raises(ValueError, match=message):
         make(spec)
 

@@ -30,7 +30,7 @@ def test_every_class_is_foreseen(load: str) -> None:
 
 
 def test_the_workload_is_what_it_says() -> None:
-    """A third each: prompts nobody sent, prompts that begin like an earlier one, prompts sent before."""
+    """A third each: new prompts, prompts that begin like an earlier one, prompts sent before."""
     requests = workload(300, 1.0, Random(3)).requests[6:]
     ids = [{first for first, _ in request.runs} for request in requests]
     for number, request in enumerate(requests):
@@ -45,7 +45,7 @@ def test_the_workload_is_what_it_says() -> None:
             assert any(request.runs == other.runs for other in requests[:number])
 
 
-def test_what_is_learned_from_does_not_change_with_the_books() -> None:
+def test_what_is_learned_from_does_not_change_with_the_ledger() -> None:
     """The columns of a view belong to the caller and go on changing until the answer comes."""
     columns: dict[str, Any] = {
         name: [0, 0]

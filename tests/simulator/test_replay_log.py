@@ -119,7 +119,7 @@ def test_a_request_line_of_another_form_is_an_error(
 def test_a_log_without_token_counts_says_what_to_switch_on(
     rig: Rig, lines: io.StringIO, tmp_path: Path
 ) -> None:
-    """Nothing can be replayed of requests whose size nobody counted."""
+    """Nothing can be replayed of requests whose size was not counted."""
     ask(rig, "a", "x" * 200, completion_tokens=None)
     with pytest.raises(TraceError, match="usage_injection"):
         read_trace(saved(tmp_path / "gateway.log", lines), Format.LOG)

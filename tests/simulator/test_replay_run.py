@@ -52,12 +52,12 @@ def _run(
 
 
 class Scripted(StatefulPolicy):
-    """Answers from a list, the last for ever, and keeps what it was shown and told."""
+    """Answers from a list, the last for ever, and keeps its views and notifications."""
 
     def __init__(self, *answers: Decision | Callable[[FleetView], Decision]) -> None:
         self.answers = list(answers)
         self.views: list[dict[str, Any]] = []
-        self.told: list[tuple[Any, ...]] = []
+        self.notified: list[tuple[Any, ...]] = []
 
     def choose(self, view: FleetView) -> Decision:
         """Copy what is shown, give the next answer."""
@@ -69,15 +69,15 @@ class Scripted(StatefulPolicy):
 
     def on_sent(self, sent: Sent) -> None:
         """Note it."""
-        self.told.append(("sent", sent.request.request_id, sent.row))
+        self.notified.append(("sent", sent.request.request_id, sent.row))
 
     def on_first_token(self, sent: Sent, now_s: float) -> None:
         """Note it."""
-        self.told.append(("first", sent.request.request_id))
+        self.notified.append(("first", sent.request.request_id))
 
     def on_finished(self, sent: Sent, now_s: float, output_tokens: int) -> None:
         """Note it."""
-        self.told.append(("finished", sent.request.request_id, output_tokens))
+        self.notified.append(("finished", sent.request.request_id, output_tokens))
 
 
 def test_one_request_takes_what_the_engine_takes() -> None:
@@ -125,7 +125,7 @@ def test_the_ledger_and_matches_and_observers_follow_a_request() -> None:
         [1024, 0],
     )
     assert (views[3]["requests"], views[3]["context_tokens"]) == ([0, 0], [0, 0])
-    assert [told for told in policy.told if told[1] == 0] == [
+    assert [notified for notified in policy.notified if notified[1] == 0] == [
         ("sent", 0, 0),
         ("first", 0),
         ("finished", 0, 200),
@@ -209,7 +209,7 @@ def test_a_prefill_without_first_token_is_taken_off_when_predicted() -> None:
     _run(_trace(*requests), lambda _: policy, settings)
     assert policy.views[1]["prefilling"] == [1, 0]
     assert (policy.views[2]["requests"], policy.views[2]["prefilling"]) == ([1, 0], [0, 0])
-    assert not [told for told in policy.told if told[0] == "first"]
+    assert not [notified for notified in policy.notified if notified[0] == "first"]
 
 
 def test_a_held_request_is_asked_again_when_something_frees() -> None:
@@ -240,7 +240,7 @@ def test_a_held_request_that_polls_is_asked_again_every_so_often() -> None:
 
 
 def test_news_of_one_moment_are_heard_before_anybody_is_asked() -> None:
-    """Two of the other gateway's answers end in one step: who is held here is asked once, with both gone."""
+    """Two of the other gateway's answers end in one step: what is held here is asked once, with both gone."""
     held = Scripted(Hold(30.0), 0)
     policies = iter((Scripted(0), held))
     settings = replace(EXACT, gateways=2, push_delay_s=0.05)
@@ -296,7 +296,7 @@ def test_an_engine_that_refuses_leaves_no_trace() -> None:
     outcome = _run(trace, lambda _: policy, fleet=(Member(full),))
     refused = [served.index for served in outcome.served if served.first_s is None]
     assert refused == [1, 2]
-    assert ("finished", 2, 0) in policy.told
+    assert ("finished", 2, 0) in policy.notified
     assert (policy.views[3]["requests"], policy.views[3]["matched_blocks"]) == ([0], [0])
 
 

@@ -142,7 +142,7 @@ def test_a_fleet_that_is_never_good_has_the_lowest_speed_tried(one: RunResult) -
 
 
 @pytest.mark.parametrize(
-    "text", ["nobody", "lmetric:x=1", "lmetric@soon", "oracle:work=-1", "oracle:sleep=1", "oracle:work=x"]
+    "text", ["unknown", "lmetric:x=1", "lmetric@soon", "oracle:work=-1", "oracle:sleep=1", "oracle:work=x"]
 )
 def test_unknown_entrants_are_refused(text: str) -> None:
     """By name, parameter, view, or a value out of range."""
@@ -222,7 +222,7 @@ def test_the_command_repeats_itself(tmp_path: Path, capsys: pytest.CaptureFixtur
         "missing.jsonl",
         "sample --rates fast",
         "sample --profile none",
-        "sample --policies nobody",
+        "sample --policies unknown",
         "sample --engines -8",
         "sample --engines many",
         "sample --kv-scale 0",

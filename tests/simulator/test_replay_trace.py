@@ -203,7 +203,7 @@ def test_the_format_can_be_forced(tmp_path: Path) -> None:
 
 
 def test_too_long_requests_are_dropped_and_their_followers_wait_on() -> None:
-    """Who waited for a dropped request waits for the one before it, as long as both would have thought."""
+    """What waited for a dropped request waits for the one before it, as long as both would have thought."""
     requests = (
         TraceRequest(1.0, 10, 1, session="a"),
         TraceRequest(0.0, 99, 1, session="a", after=0, think_s=2.0),
@@ -317,7 +317,7 @@ def test_unknown_generators_are_refused(name: str) -> None:
         open_trace(name, 0)
 
 
-def test_sharing_is_not_made_up_where_a_trace_tells_it() -> None:
+def test_sharing_is_not_made_up_where_a_trace_shows_it() -> None:
     """Ids of a source are never overwritten."""
     with pytest.raises(ValueError, match="says itself"):
         open_trace("sample", 0, share=True)

@@ -53,7 +53,7 @@ def test_the_prefill_at_the_head_is_under_way_since_the_one_before_ended() -> No
 
 @settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from("cpr"), st.integers(0, 2)), max_size=40))
-def test_what_is_told_keeps_another_gateway_equal(
+def test_changes_keep_another_gateway_equal(
     steps: list[tuple[int, str, int]],
 ) -> None:
     """Entries applied elsewhere give the same columns, and all of it ends at zero."""
@@ -108,7 +108,7 @@ def test_history_holds_no_more_than_the_engine() -> None:
     assert view.match([5, 6]) == [2, 0]
 
 
-def test_events_tell_and_pending_prompts_bridge_their_lag() -> None:
+def test_pending_prompts_bridge_the_lag_of_events() -> None:
     """Between sending and announcement only the view with pending blocks knows the prompt."""
     event_blocks = EventBlocks(2)
     plain, bridged = (Events(event_blocks, 2, pending=pending) for pending in (False, True))

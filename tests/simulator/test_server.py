@@ -504,7 +504,7 @@ def test_a_fault_may_last_until_it_is_cleared() -> None:
 
 
 async def test_a_killed_server_resets_its_connections() -> None:
-    """Clients see a broken stream, and nobody listens any more."""
+    """Clients see a broken stream, and no server listens any more."""
     server = SimulatorServer(SETTINGS)
     await server.start()
     async with aiohttp.ClientSession(server.url) as http:
@@ -519,7 +519,7 @@ async def test_a_killed_server_resets_its_connections() -> None:
 
 
 async def test_a_stopped_server_ends_its_streams_in_order() -> None:
-    """A stop aborts what runs and tells the client so."""
+    """A stop aborts what runs and the client gets it."""
     server = SimulatorServer(SETTINGS)
     await server.start()
     async with aiohttp.ClientSession(server.url) as http:

@@ -64,7 +64,7 @@ def test_output_is_bounded_deterministic_and_json_safe() -> None:
     assert all(orjson.dumps(word.decode()) == b'"' + word + b'"' for word in output.words)
 
 
-def test_an_unbounded_answer_ends_by_itself_unless_told_not_to() -> None:
+def test_an_unbounded_answer_ends_by_itself_unless_asked_not_to() -> None:
     """The hidden end is honoured without `ignore_eos` only."""
     prompt = encode("a prompt")
     ended = generate(prompt, 5000, ignore_eos=False)

@@ -95,8 +95,8 @@ def test_a_full_queue_is_no_run() -> None:
         play(replace(PLAIN, max_num_queued_reqs=1), [Load(0.0, 9, 9)] * 3)
 
 
-def test_composing_a_step_ahead_costs_who_arrives_during_one_a_step() -> None:
-    """The other's decode steps take 10 ms: who arrives in the middle of one waits 5 ms, or 15."""
+def test_composing_a_step_ahead_costs_what_arrives_during_one_a_step() -> None:
+    """The other's decode steps take 10 ms: what arrives in the middle of one waits 5 ms, or 15."""
     loads = [Load(0.0, 10, 60), Load(0.105, 10, 2)]
     waits = [play(replace(PLAIN, async_scheduling=ahead), loads).timings[1].ttft_s for ahead in (False, True)]
     assert waits[0] == pytest.approx(0.005 + 0.010)
@@ -104,7 +104,7 @@ def test_composing_a_step_ahead_costs_who_arrives_during_one_a_step() -> None:
 
 
 def test_composing_ahead_costs_nothing_on_an_idle_engine() -> None:
-    """Nobody composes a step of nothing."""
+    """No step is composed of nothing."""
     (timing,) = play(replace(PLAIN, async_scheduling=True), [Load(0.0, 10, 1)]).timings
     assert timing.ttft_s == pytest.approx(0.010)
 
@@ -149,7 +149,7 @@ def test_a_fit_finds_the_speed_that_made_the_run() -> None:
     assert abs(later.tpot_s.errors[0]) < 0.03
 
 
-def test_a_fit_leaves_what_a_run_does_not_tell() -> None:
+def test_a_fit_leaves_what_a_run_does_not_show() -> None:
     """Prompts too short for attention to matter say nothing of its cost: the start's value stays."""
     truth = EngineProfile("truth", 1.0, 10.0, 0.08, 1e-9, 1e-4, 0.02, 0.0, 65_536)
     run = play(truth, [Load(0.1 * at, 16, 8) for at in range(20)])

@@ -78,7 +78,7 @@ class CacheMapMachine(RuleBasedStateMachine):
             self.greet(number)
 
     def greet(self, number: int) -> None:
-        """A block that all engines have first tells which of them hash alike.
+        """A block that all engines have first shows which of them hash alike.
 
         Until then the map takes two cuts of one text for one block if both come as prefill.
         """
@@ -138,7 +138,7 @@ class CacheMapMachine(RuleBasedStateMachine):
 
     @rule(number=numbers, pick=st.integers(0, 1000))
     def offload(self, number: int, pick: int) -> None:
-        """A chain is in the slower medium as well, as far as it is held; only hashes are told."""
+        """A chain is in the slower medium as well, as far as it is held; only hashes are published."""
         held = sorted(self.held[number]["GPU"], key=repr)
         if held:
             salt, chain = held[pick % len(held)]
@@ -247,8 +247,8 @@ class CacheMapMachine(RuleBasedStateMachine):
             assert (*best[:2], found.tokens[row], found.gpu_tokens[row]) in expected
 
     @invariant()
-    def books_are_straight(self) -> None:
-        """Every count of the map is what its tree says, and nothing is kept that nobody holds."""
+    def counts_are_right(self) -> None:
+        """Every count of the map is what its tree says, and nothing is kept that no endpoint holds."""
         stats = self.map.stats
         held = sum(len(counter) for media in self.held for counter in media.values())
         assert (stats.held, stats.unmatched, stats.orphans, stats.refused) == (held, 0, 0, 0)

@@ -57,7 +57,7 @@ class FollowingMachine(RuleBasedStateMachine):
 
     @rule(used=names, literal=st.booleans())
     def edit(self, used: list[str], literal: bool) -> None:
-        """A good version, whose weight tells it from all others."""
+        """A good version, whose weight distinguishes it from all others."""
         addresses = [*used, *(["10.0.0.1"] if literal else [])]
         self.readings += 1
         specs = tuple(EndpointSpec(address, 80, weight=self.readings) for address in addresses)
@@ -93,14 +93,14 @@ class FollowingMachine(RuleBasedStateMachine):
         self.take(self.machine.failed(name, number, "no such name", self.now_s))
 
     @rule(name=st.sampled_from(NAMES), number=st.integers(1, 40))
-    def answer_nobody_asked_for(self, name: str, number: int) -> None:
+    def unasked_answer(self, name: str, number: int) -> None:
         """What answers no open question changes nothing."""
         if number not in self.open:
             assert self.machine.answered(name, number, ["192.0.2.99"], self.now_s) == []
 
     @rule(seconds=st.sampled_from([0.01, GATHER_S, 0.5, WAIT_S, INTERVAL_S]))
     def time_passes(self, seconds: float) -> None:
-        """Later; the shell calls when it was told to, and once more for nothing."""
+        """Later; the shell calls when it was asked to, and once more for nothing."""
         until_s = self.now_s + seconds
         while (due_s := self.machine.next_s()) is not None and due_s <= until_s:
             self.now_s = max(self.now_s, due_s)
@@ -109,7 +109,7 @@ class FollowingMachine(RuleBasedStateMachine):
         self.take(self.machine.advance(self.now_s))
 
     @rule()
-    def somebody_asks_again(self) -> None:
+    def asked_again(self) -> None:
         """A reload by hand looks all names up, each of them once at a time."""
         self.take(self.machine.ask_again(self.now_s))
         assert {self.open[self.latest_question[name]] for name in self.machine.names()} == set(

@@ -29,7 +29,7 @@ class Charged:
     """What the model believes of one request in flight.
 
     Attributes:
-        endpoint: Who is charged.
+        endpoint: Which one is charged.
         prefill_tokens: Still to be computed.
         context_tokens: Held until the end.
         due_s: When time alone ends the prefill, or None.
@@ -60,7 +60,7 @@ class GatewayMachine(RuleBasedStateMachine):
 
     @rule(request_id=ids, stream=st.booleans(), words=st.integers(1, 40))
     def decide(self, request_id: str, stream: bool, words: int) -> None:
-        """Charge the choice, unless it is charged already, ended before, or there is nobody to choose."""
+        """Charge the choice, unless it is charged already, ended before, or there is none to choose."""
         self.expire()
         health = self.rig.scheduling.health
         available = [key for key in self.configured if health.is_available(key)]
@@ -180,7 +180,7 @@ class GatewayMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_books_agree(self) -> None:
-        """Whoever is charged is followed and no one else; only configured endpoints are remembered."""
+        """Every charged request is followed and no other; only configured endpoints are remembered."""
         state = self.rig.scheduling
         assert state.load.in_flight == len(state.running) == len(self.charged)
         for request_id, charge in self.charged.items():

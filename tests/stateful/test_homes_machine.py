@@ -55,10 +55,10 @@ class HomesMachine(RuleBasedStateMachine):
             self.known.append((key, before[1], self.now_s))
 
     @rule()
-    def tell_a_newcomer(self) -> None:
+    def inform_a_newcomer(self) -> None:
         """It then knows all there is."""
         newcomer = Homes(BOUND, EXPIRY_S)
-        for endpoint, chain in self.homes.told().items():
+        for endpoint, chain in self.homes.latest().items():
             assert newcomer.hear(endpoint, chain, self.now_s)
         for key, endpoint, _ in self.known:
             assert newcomer.find(key, self.now_s) == endpoint

@@ -207,7 +207,7 @@ class LedgerMachine(RuleBasedStateMachine):
         return leg if name in PAIRS else 0
 
     def is_buried(self, name: str, leg: int) -> bool:
-        """Its end was told first."""
+        """Its end was reported first."""
         return max(self.buried.get(name, 0.0), self.buried.get((name, leg), 0.0)) > self.now_s
 
     @invariant()

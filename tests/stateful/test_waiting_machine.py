@@ -140,7 +140,7 @@ class WaitingMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.running)
     @rule(index=indices)
     def first_token(self, index: int) -> None:
-        """The news wakes those who wait."""
+        """The news wakes those that wait."""
         self.rig.gateway.first_token(self.pick(self.running, index), late=False)
         self.turn()
 
@@ -164,19 +164,19 @@ class WaitingMachine(RuleBasedStateMachine):
         self.turn()
 
     @precondition(lambda self: self.waiting)
-    @rule(index=indices, tells_first=st.booleans(), in_one_turn=st.booleans(), makes_room=st.booleans())
-    def leave(self, index: int, tells_first: bool, in_one_turn: bool, makes_room: bool) -> None:
+    @rule(index=indices, reports_first=st.booleans(), in_one_turn=st.booleans(), makes_room=st.booleans())
+    def leave(self, index: int, reports_first: bool, in_one_turn: bool, makes_room: bool) -> None:
         """Its client goes while it waits; the stream's end and the access log come in either order."""
         request_id = self.pick(self.waiting, index)
         if makes_room and self.running:
             self.finish(self.pick(self.running, index), Ended.COMPLETED)
         promise = self.waiting.pop(request_id).promise
-        if not tells_first:
+        if not reports_first:
             promise.cancel()
-        if not (in_one_turn or tells_first):
+        if not (in_one_turn or reports_first):
             self.turn()
         self.rig.end(request_id, ended=Ended.CLIENT_ABORT, endpoint=None, attempts=0, status=0)
-        if tells_first and not in_one_turn:
+        if reports_first and not in_one_turn:
             self.turn()
         promise.cancel()
         self.over.add(request_id)
@@ -184,16 +184,16 @@ class WaitingMachine(RuleBasedStateMachine):
 
     @rule(key=st.sampled_from(KEYS))
     def eject(self, key: EndpointKey) -> None:
-        """Who waited for it waits for another, or for nothing any more."""
+        """What waited for it waits for another, or for nothing any more."""
         for number in range(3):
             self.rig.failed(f"other-{number}", key, FailureKind.CONNECT_FAILURE)
-        self.rig.freed.tell()  # as the worker does on every change of health
+        self.rig.freed.notify()  # as the worker does on every change of health
 
     @rule(key=st.sampled_from(KEYS))
     def recover(self, key: EndpointKey) -> None:
         """A probe may end an ejection."""
         self.rig.scheduling.health.probe_succeeded(key, self.loop.clock())
-        self.rig.freed.tell()
+        self.rig.freed.notify()
 
     @rule(members=st.sets(st.sampled_from(KEYS)))
     def change_endpoints(self, members: set[EndpointKey]) -> None:
@@ -210,7 +210,7 @@ class WaitingMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([POLL_S, 0.1, 0.5, 2.0, 6.0]))
     def time_passes(self, seconds: float) -> None:
-        """Time alone refuses who waited too long; then nobody waits any longer than allowed."""
+        """Time alone refuses requests that waited too long; then none waits longer than allowed."""
         for request_id in self.running:
             self.rig.alive(request_id)
         self.turn(seconds)
@@ -218,13 +218,13 @@ class WaitingMachine(RuleBasedStateMachine):
         if hold is not None and self.loop.clock() > self.in_force_s + 1e-9:
             assert len(self.waiting) <= hold.max_requests
         for request_id, waiting in self.waiting.items():
-            assert hold is not None, f"{request_id} waits though nobody has to"
+            assert hold is not None, f"{request_id} waits though no request has to"
             limit_s = min(hold.max_s, waiting.limit_s)
             assert self.loop.clock() - waiting.asked_s <= limit_s + POLL_S + 1e-9
             assert self.loop.clock() < waiting.until_s, f"Envoy has gone on with {request_id} by itself"
 
     def turn(self, seconds: float = 0.0) -> None:
-        """Let the loop run, and see who was answered meanwhile."""
+        """Let the loop run, and see which were answered meanwhile."""
         self.loop.run(seconds)
         for request_id, waiting in list(self.waiting.items()):
             if not waiting.promise.done():
@@ -265,7 +265,7 @@ class WaitingMachine(RuleBasedStateMachine):
 
     @invariant()
     def each_is_in_one_place(self) -> None:
-        """Whoever was placed is charged once, where it runs; nobody else is charged anything."""
+        """A request that was sent is charged once, where it runs; no other is charged anything."""
         state = self.rig.scheduling
         assert state.load.in_flight == len(state.running) == len(self.running)
         for request_id, key in self.running.items():
@@ -280,8 +280,8 @@ class WaitingMachine(RuleBasedStateMachine):
         state.load.retain(frozenset(self.members))  # to look is to claim a slot
 
     @invariant()
-    def the_room_holds_who_waits(self) -> None:
-        """The queue, its bytes and its metrics tell of exactly those whose promise is open."""
+    def the_queue_holds_what_waits(self) -> None:
+        """The queue, its bytes and its metrics show exactly those whose promise is open."""
         pending = [promise for promise in map(self._promise, self.waiting) if not promise.done()]
         assert len(self.queue) == sum(self.queue.by_reason().values()) == len(pending)
         assert bool(self.queue._num_bytes) == bool(pending)
@@ -292,8 +292,8 @@ class WaitingMachine(RuleBasedStateMachine):
         assert self.rig.metric("tokenway_hold_seconds_count", model=MODEL, ending="failed") == 0
 
     @invariant()
-    def queues_tell_of_nobody_else(self) -> None:
-        """No queue remembers one who was placed, refused or gone; its sum of work is theirs."""
+    def queues_hold_no_other(self) -> None:
+        """No queue remembers one that was placed, refused or gone; its sum of work is theirs."""
         tickets = set(self.queue._held)
         for queue in self.queues():
             assert queue._held.keys() <= tickets
@@ -302,7 +302,7 @@ class WaitingMachine(RuleBasedStateMachine):
             assert queue._held or queue.least_s == 0.0
 
     def queues(self) -> list[HoldQueue]:
-        """Those in force, and old ones that somebody is still in."""
+        """Those in force, and old ones that still have a request."""
         found = {id(queue): queue for queue in self.rig.router._scheduler.pools._queues.values()}
         found.update((id(held.queued.queue), held.queued.queue) for held in self.queue._held.values())
         return list(found.values())
@@ -311,7 +311,7 @@ class WaitingMachine(RuleBasedStateMachine):
         return self.waiting[request_id].promise
 
     def teardown(self) -> None:
-        """When all who run end, somebody who waits goes, until nobody is left and every counter is zero."""
+        """When all that run end, one that waits goes, until none is left and every counter is zero."""
         self.few_bytes.stop()
         self.change_bounds(HOLDS[-1])
         self.change_endpoints(set(KEYS))
@@ -322,13 +322,13 @@ class WaitingMachine(RuleBasedStateMachine):
             for request_id in list(self.running):
                 self.finish(request_id, Ended.COMPLETED)
             self.turn(POLL_S)
-            assert len(self.waiting) < before, "nobody goes though every endpoint is idle"
+            assert len(self.waiting) < before, "no request goes though every endpoint is idle"
         for request_id in list(self.running):
             self.finish(request_id, Ended.COMPLETED)
         self.turn(1.0)
         self.each_is_in_one_place()
-        self.the_room_holds_who_waits()
-        self.queues_tell_of_nobody_else()
+        self.the_queue_holds_what_waits()
+        self.queues_hold_no_other()
         assert len(self.queue) == 0
         assert len(self.over) == self.asked
         assert not any(map(len, self.queues()))
@@ -347,8 +347,8 @@ def test_a_longer_bound_does_not_outlast_the_patience_envoy_was_asked_for() -> N
     machine.teardown()
 
 
-def test_idle_endpoints_take_who_waits_though_prices_have_risen() -> None:
-    """Who is first in the queue is so at new prices as well, and nobody behind counts as ahead."""
+def test_idle_endpoints_take_what_waits_though_prices_have_risen() -> None:
+    """The first in the queue is so at new prices as well, and none behind it counts as ahead."""
     machine = WaitingMachine()
     machine.begin(HOLDS[-1])
     machine.burst(12)

@@ -1,4 +1,4 @@
-"""Endings as their listeners are told them, without anything that makes them."""
+"""Endings as their listeners get them, without anything that makes them."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ def ending(
     usage_unseen: str = "",
     **outcome: Any,
 ) -> Ending:
-    """Its end; a whole answer unless told otherwise."""
-    told = replace(OUTCOME, **{"endpoint": request.endpoint, **outcome})
+    """Its end; a whole answer unless arguments say otherwise."""
+    whole = replace(OUTCOME, **{"endpoint": request.endpoint, **outcome})
     row = request.record.row(request.endpoint)
-    return Ending(request.record, told, now_s, request, evidence, row, stream_s, usage_unseen)
+    return Ending(request.record, whole, now_s, request, evidence, row, stream_s, usage_unseen)
 
 
 def refusal(status: int = 400, **record: Any) -> Ending:

@@ -1,4 +1,4 @@
-"""Envoy's access-log entries become values: endings told apart, times and usage read, nonsense ignored."""
+"""Envoy's access-log entries become values: endings distinguished, times and usage read, nonsense ignored."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_an_end_is_read_whole() -> None:
         (200, (), "tokenway_answer", Ended.COMPLETED),
     ],
 )
-def test_endings_are_told_apart(status: int, flags: tuple[str, ...], details: str, expected: Ended) -> None:
+def test_endings_are_kept_apart(status: int, flags: tuple[str, ...], details: str, expected: Ended) -> None:
     """Flags come before details, and those before the status."""
     assert ended(logged(status=status, flags=flags, details=details)).ended is expected
 
@@ -159,12 +159,12 @@ def test_only_what_says_something_bad_of_an_endpoint_is_a_failure(
     ],
 )
 def test_each_kind_of_entry_is_its_own_value(log_type: int, expected: RequestEvent | None) -> None:
-    """What was not asked for tells nothing."""
+    """What was not asked for is no event."""
     assert translate(logged(log_type)) == expected
 
 
 @pytest.mark.parametrize("log_type", [pb.UpstreamPoolReady, pb.UpstreamEnd])
-def test_an_attempt_without_an_address_tells_nothing(log_type: int) -> None:
+def test_an_attempt_without_an_address_is_no_event(log_type: int) -> None:
     """An attempt that never reached a host says nothing about one."""
     assert translate(logged(log_type, status=503, address="")) is None
 
@@ -181,13 +181,13 @@ def test_ipv6_addresses_have_one_spelling() -> None:
 
 
 @pytest.mark.parametrize("tags", [{}, {"rid": ""}, {"owner": OWNER}])
-def test_an_entry_without_an_id_tells_nothing(tags: dict[str, str]) -> None:
+def test_an_entry_without_an_id_is_no_event(tags: dict[str, str]) -> None:
     """Nothing can be released without knowing whose it was."""
     assert translate(logged(tags=tags)) is None
 
 
 @pytest.mark.parametrize("owner", [None, "", "-"])
-def test_a_request_that_nobody_decided_has_no_owner(owner: str | None) -> None:
+def test_a_request_without_a_decision_has_no_owner(owner: str | None) -> None:
     """Envoy leaves the tag out or writes a dash for a header that is not there."""
     assert ended(logged(tags={"rid": "r"} | ({} if owner is None else {"owner": owner}))).owner is None
 
@@ -264,7 +264,7 @@ def test_no_entry_is_too_strange(
     assert value is None or value.request_id == tags["rid"]
 
 
-class Told:
+class Dispatched:
     """Where a dispatcher's entries went."""
 
     def __init__(self, registry: CollectorRegistry, *, others: bool) -> None:
@@ -294,13 +294,13 @@ class Told:
     ("owner", "others", "expected"),
     [(OWNER, True, ["here"]), ("1.b", True, ["1.b"]), (None, True, ["here", "all"]), ("9.z", False, [])],
 )
-def test_an_entry_goes_to_who_decided(
+def test_an_entry_goes_to_the_worker_that_decided(
     registry: CollectorRegistry, owner: str | None, others: bool, expected: list[str]
 ) -> None:
-    """Ours is applied, another's handed over, nobody's told to all, and a stranger's counted."""
-    told = Told(registry, others=others)
+    """Ours is applied, another's handed over, one without an owner sent to all, and a stranger's counted."""
+    dispatched = Dispatched(registry, others=others)
     entry = request_end("r", owner=owner)
-    told.dispatcher.dispatch(entry)
-    assert told.went == [(where, entry) for where in expected]
-    assert told.count("tokenway_access_log_unmatched_total") == (0.0 if expected else 1.0)
-    assert told.count("tokenway_handovers_total") == float(expected == ["1.b"])
+    dispatched.dispatcher.dispatch(entry)
+    assert dispatched.went == [(where, entry) for where in expected]
+    assert dispatched.count("tokenway_access_log_unmatched_total") == (0.0 if expected else 1.0)
+    assert dispatched.count("tokenway_handovers_total") == float(expected == ["1.b"])

@@ -117,7 +117,7 @@ def test_a_port_may_be_left_out_where_there_is_a_default(text: str, expected: tu
             Address.parse(bad, default_port=7)
 
 
-def test_hosts_are_told_apart() -> None:
+def test_hosts_are_distinguished() -> None:
     """Loopback in every spelling, all of a machine's own, addresses with a zone, names."""
     assert all(map(is_loopback, ("127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1")))
     assert not any(map(is_loopback, ("localhost", "10.0.0.1", "::", "")))

@@ -64,10 +64,10 @@ def test_each_further_list_of_words_narrows_the_choice() -> None:
     assert {cell.workload for cell in rivals} == {"conversation", "azure"}
     assert {(cell.kind, cell.seed) for cell in rivals} == {(CellKind.RIVALS, 3)}
     assert selected(every, []) == every
-    with pytest.raises(ValueError, match="nobody"):
-        selected(every, ["rivals", "nobody"])
-    with pytest.raises(ValueError, match="nobody"):
-        named(every, "nobody")
+    with pytest.raises(ValueError, match="unknown"):
+        selected(every, ["rivals", "unknown"])
+    with pytest.raises(ValueError, match="unknown"):
+        named(every, "unknown")
 
 
 def copied(root: Path) -> None:
@@ -129,14 +129,14 @@ def test_a_cell_runs_once_and_can_be_verified(tmp_path: Path) -> None:
     assert verify(TINY, tmp_path, results, 1) == []
 
 
-def test_a_cell_that_fails_is_told_and_leaves_nothing(
+def test_a_cell_that_fails_is_reported_and_leaves_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The command's own words are shown; the next cells would still run."""
-    broken = replace(TINY, policies=("nobody",))
+    broken = replace(TINY, policies=("unknown",))
     done = run_cells([broken], tmp_path, tmp_path, 1)
     assert (done["ran"], done["failed"]) == (0, [broken.name])
-    assert "no policy is called 'nobody'" in capsys.readouterr().out
+    assert "no policy is called 'unknown'" in capsys.readouterr().out
     assert load(broken, tmp_path) is None
 
 
@@ -223,7 +223,7 @@ def test_the_page_and_the_kept_document_hold_what_ran() -> None:
     assert dict(zip(("policy", "speed", *KEPT), kept["rows"][0], strict=True))["ttft_p90_s"] == 1.235
 
 
-def test_kept_figures_are_read_back_and_their_age_is_told() -> None:
+def test_kept_figures_are_read_back_with_their_age() -> None:
     """What is kept stands in for a run that is not stored; one of another command line does not."""
     rows = [row("lmetric", 3, 1.23456, 10.0)]
     cell = rows[0].cell

@@ -129,7 +129,7 @@ def test_set_ups_differ_in_their_clusters(kind: SetupKind, clusters: set[str]) -
         assert [address["port_value"] for address in addresses] == [8001, 8002]
 
 
-def test_envoy_alone_calls_nobody() -> None:
+def test_envoy_alone_calls_no_worker() -> None:
     """Neither its filters nor its logs name a cluster of Tokenway; the floor's are all that Tokenway has."""
     assert "tokenway-extproc" not in json.dumps(config("alone"))
     assert "tokenway-als" not in json.dumps(config("alone"))

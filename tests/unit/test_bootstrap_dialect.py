@@ -110,7 +110,7 @@ def test_endpoints_and_groups_are_in_lock_step(endpoints: tuple[str, ...]) -> No
     ],
 )
 def test_bounds_and_retries_are_headers(changes: dict[str, Any], headers: dict[str, str]) -> None:
-    """What a plan bounds, Envoy's router is told; what it leaves open is left to Envoy's configuration."""
+    """What a plan bounds goes to Envoy's router; what it leaves open is left to Envoy's configuration."""
     message = answer(decision(plan=plan(**changes)))
     assert headers_of(message.request_body.response.header_mutation) == {**ROUTED, **headers}
     bare = answer(decision(plan=Plan("pool", KEYS)))
@@ -166,13 +166,13 @@ def test_a_plan_is_rendered_once() -> None:
 
 
 @pytest.mark.parametrize("made", [Plan("pool"), plan(charged=False)])
-def test_a_request_that_nobody_is_charged_for_has_no_owner(made: Plan) -> None:
+def test_a_request_without_a_charge_has_no_owner(made: Plan) -> None:
     """It is charged nowhere, and the owner header says so."""
     headers = headers_of(passed(made).request_headers.response.header_mutation)
     assert headers[OWNER_HEADER] == NO_OWNER
 
 
-def test_only_who_wants_the_first_chunk_overrides_the_mode() -> None:
+def test_only_a_wanted_first_chunk_overrides_the_mode() -> None:
     """The override asks for response chunks, keeps the body whole and leaves response headers alone."""
     plain = pb.ProcessingResponse.FromString(DIALECT.await_body(first_chunk=False))
     assert plain.WhichOneof("response") == "request_headers"

@@ -13,7 +13,7 @@ from tests.unit.ended import A, B, ending, refusal, sent
 
 
 class Kept:
-    """A history that knows A alone, and what was told to others."""
+    """A history that knows A alone, and what was sent to others."""
 
     def __init__(self) -> None:
         self.index = PrefixIndex(100, 100)

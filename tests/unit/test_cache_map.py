@@ -79,7 +79,7 @@ def one() -> tuple[CacheMap, Replica]:
     return cache_map, cache_map.attach(A, 0, "m", LETTERS)
 
 
-def test_tells_blocks_tokens_and_block_sizes() -> None:
+def test_depth_in_blocks_tokens_and_block_sizes() -> None:
     """Tokens are whole blocks; of a prompt that is cached to its end the last block is computed again."""
     cache_map, replica = one()
     apply(cache_map, replica, stored(ids("abcdef")))
@@ -250,7 +250,7 @@ def test_ancestors_known_from_another_replica_are_credited() -> None:
 
 
 def test_engines_with_other_hashes_share_the_tree() -> None:
-    """Equal text of prefill is one run under several names, which go with those who use them."""
+    """Equal text of prefill is one run under several names, which go with those that use them."""
     cache_map, replica = one()
     apply(cache_map, replica, stored(ids("abcdefgh")))
     others = [cache_map.attach(key, 0, "m", LETTERS) for key in (B, C)]
@@ -270,7 +270,7 @@ def test_engines_with_other_hashes_share_the_tree() -> None:
 
 
 def test_replicas_of_other_models_share_nothing() -> None:
-    """The same token ids stand for other text, and hashes do not tell."""
+    """The same token ids stand for other text, and hashes do not show it."""
     cache_map, replica = one()
     other = cache_map.attach(B, 0, "n", LETTERS[::-1])
     apply(cache_map, replica, stored(ids("abcd")))
@@ -407,7 +407,7 @@ def test_with_a_tokenizer_equal_text_is_equal_tokens(
 ) -> None:
     """Depths are those of the token chains, whatever the engine generated in other cuts than its tokenizer's.
 
-    A refuted block is not tried again, so later prompts may be told less than they could reuse, never more.
+    A refuted block is not tried again, so prompts may be given less than they could reuse, never more.
     """
     cache_map = CacheMap()
     replica = cache_map.attach(A, 0, "m", Greedy.words)
@@ -468,7 +468,7 @@ def test_what_a_tokenizer_confirmed_is_not_asked_again() -> None:
     assert (cache_map.stats.doubted, cache_map.stats.confirmed, cache_map.stats.asked) == (0, 3, 3)
 
 
-def test_nothing_is_asked_about_what_nobody_holds() -> None:
+def test_nothing_is_asked_about_what_no_endpoint_holds() -> None:
     """The tokenizer is not run for endpoints that are not among the keys, nor past what they hold."""
     cache_map, replica = one()
     apply(cache_map, replica, stored(ids("abcd")))
@@ -524,7 +524,7 @@ def test_follows_what_a_real_engine_announced(capture: str) -> None:
 
 
 def test_a_prompt_that_ends_inside_a_run() -> None:
-    """Who holds just what the prompt covers computes its last block again, like who holds more."""
+    """An endpoint that holds just the prompt computes its last block again, like one that holds more."""
     cache_map, replica = one()
     other = cache_map.attach(B, 0, "m", LETTERS)
     for each in (replica, other):

@@ -1,4 +1,4 @@
-"""What is believed cached: each endpoint by its best view, and who spoke."""
+"""What is believed cached: each endpoint by its best view, and which view that is."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Engines:
         keys: tuple[EndpointKey, ...],
         tokens_per_byte: float,
     ) -> EventMatch | None:
-        """As told."""
+        """As given."""
         return self._by_events
 
 

@@ -1,4 +1,4 @@
-"""The choice: who is picked, who follows, what is drawn, and that it replays."""
+"""The choice: what is picked, what follows, what is drawn, and that it replays."""
 
 import random
 from collections import Counter
@@ -172,7 +172,7 @@ def test_picks_respect_the_ranking(scores: list[float], candidates: int, seed: i
 def test_fewer_fallbacks_are_the_beginning_of_more(
     scores: list[float], candidates: int, wanted: int, seed: int
 ) -> None:
-    """How many rows are wanted changes neither who comes first nor who follows, whatever ties there are."""
+    """How many rows are wanted changes neither what comes first nor what follows, whatever ties there are."""
     rows = len(scores)
     candidates, wanted = min(candidates, rows), min(wanted, rows)
     everyone = pick(scores, rows, candidates, rows, random.Random(seed))

@@ -69,7 +69,7 @@ def test_room_is_waited_for_only_where_there_is_none() -> None:
 
 
 def test_an_idle_fleet_goes_by_the_own_time_alone() -> None:
-    """With nobody behind, 0.3 s of wait for the cache is worse than 0.25 s more work elsewhere."""
+    """With no request behind, 0.3 s of wait for the cache is worse than 0.25 s more work elsewhere."""
     found = costs([(0.3, 0.05), (0.0, 0.30)], [0.0, 0.0], [0.0, 0.0], 0.0)
     assert least(found, NO_DRAWS) == 1
 

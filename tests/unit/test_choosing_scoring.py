@@ -185,7 +185,7 @@ def test_a_better_row_never_loses_by_improving(any_snapshot: Snapshot, data: st.
             assert after[row] - after[other] >= before[row] - before[other] - 1e-9
 
 
-def test_prefix_cache_counts_only_blocks_that_tell_rows_apart() -> None:
+def test_prefix_cache_counts_only_blocks_that_distinguish_rows() -> None:
     """A prefix that every row holds decides nothing; load does."""
     terms = prefix_cache_terms(snapshot((2, 0, 7), (1, 0, 7)), DEFAULTS)
     assert terms["cache"] == [0.0, 0.0]
@@ -214,7 +214,7 @@ def test_prefix_cache_passes_over_an_overloaded_holder(holder: int, expected: in
 
 
 @pytest.mark.parametrize("weight", [1.0, 3.0])
-def test_prefix_cache_of_two_rows_passes_over_nobody(weight: float) -> None:
+def test_prefix_cache_of_two_rows_passes_over_none(weight: float) -> None:
     """Of two rows the higher is exactly mean + sigma, which is not above it, however the sums round."""
     found = scores(snapshot((3, 0, 0), (4, 0, 1), weights=(weight, weight)), PREFIX_CACHE)
     assert best(found) == 1

@@ -1,4 +1,4 @@
-"""Load that callers tell request by request, against AIGW's own test table and a naive model."""
+"""Load that callers report request by request, against AIGW's own test table and a naive model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metadata_center.errors import CapacityError
+from metadata_center.load.kinds import NOTHING
 from metadata_center.service.cluster_loads import ClusterLoads, EngineLoad, Limits
 from metadata_center.types import RequestId
 
@@ -21,7 +22,7 @@ A, B = "192.168.1.1", "192.168.1.2"
 def shown(loads: ClusterLoads, cluster: str = "c", now_s: float = 0.0) -> dict[str, tuple[int, int]] | None:
     """Requests and prompt length by address; None if the cluster is unknown."""
     view = loads.view(cluster, now_s)
-    return None if view is None else {load.address: (load.requests, load.prompt_length) for load in view}
+    return None if view is None else {load.address: (load.amounts[0], load.prompt_length) for load in view}
 
 
 def test_the_load_table_of_aigw() -> None:
@@ -143,10 +144,10 @@ def test_any_order_of_calls_ends_at_zero(
         assert loads.in_flight == len(live)
     assert loads.in_flight == 0
     for address in (A, B):
-        assert loads.at(address) == EngineLoad(address, 0, 0, 0, 0, 0, 0, 0.0)
+        assert loads.at(address) == EngineLoad(address, 0, NOTHING, 0.0)
 
 
-def test_what_nobody_ends_time_ends() -> None:
+def test_time_ends_requests_without_an_end() -> None:
     """A request and then its engine go once their expiry has passed; the request counts as expired."""
     loads = ClusterLoads(Limits())
     loads.add(ONE, "c", A, 512, 0.0)
@@ -158,12 +159,12 @@ def test_what_nobody_ends_time_ends() -> None:
 
 
 def test_an_idle_engine_is_listed_until_its_news_is_old() -> None:
-    """It stays at zero for one expiry after its last change, which `updated_s` tells."""
+    """It stays at zero for one expiry after its last change, which `updated_s` shows."""
     loads = ClusterLoads(Limits())
     loads.add(ONE, "c", A, 512, 0.0)
     loads.delete(ONE, 10.0)
     (load,) = loads.view("c", EXPIRY_S) or []
-    assert (load.requests, load.updated_s) == (0, 10.0)
+    assert (load.amounts, load.updated_s) == (NOTHING, 10.0)
     assert loads.view("c", EXPIRY_S + 10) is None
 
 
@@ -197,28 +198,28 @@ def test_memories_of_ended_requests_are_bounded() -> None:
     assert loads.add(ONE, "c", A, 1, 0.0)
 
 
-def test_tokens_are_counted_as_callers_tell_them() -> None:
+def test_tokens_are_counted_as_callers_report_them() -> None:
     """Input while the request lives, prefill until its prompt is deleted, output as it grows."""
     loads = ClusterLoads(Limits())
     loads.add(ONE, "c", A, 400, 0.0)
     loads.add(TWO, "c", A, 400, 0.0, input_tokens=70)
-    assert loads.view("c", 0.0) == [EngineLoad(A, 2, 800, 2, 170, 170, 0, 0.0)]
+    assert loads.view("c", 0.0) == [EngineLoad(A, 800, (2, 2, 170, 170, 0), 0.0)]
     loads.refresh(ONE, 1.0, input_tokens=90)
-    assert loads.view("c", 1.0) == [EngineLoad(A, 2, 800, 2, 160, 160, 0, 1.0)]
+    assert loads.view("c", 1.0) == [EngineLoad(A, 800, (2, 2, 160, 160, 0), 1.0)]
     loads.delete_prompt(ONE, 2.0)
     loads.refresh(ONE, 3.0, input_tokens=80, generated_tokens=5)
-    assert loads.view("c", 3.0) == [EngineLoad(A, 2, 400, 1, 70, 150, 5, 3.0)]
+    assert loads.view("c", 3.0) == [EngineLoad(A, 400, (2, 1, 70, 150, 5), 3.0)]
     loads.delete(ONE, 4.0)
-    assert loads.view("c", 4.0) == [EngineLoad(A, 1, 400, 1, 70, 70, 0, 4.0)]
+    assert loads.view("c", 4.0) == [EngineLoad(A, 400, (1, 1, 70, 70, 0), 4.0)]
 
 
 def test_generated_tokens_never_go_back() -> None:
     """A late count says less than is known."""
     loads = ClusterLoads(Limits())
     loads.add(ONE, "c", A, 4, 0.0)
-    for told, known in ((3, 3), (9, 9), (5, 9), (None, 9)):
-        loads.refresh(ONE, 0.0, generated_tokens=told)
-        assert loads.at(A).generated_tokens == known
+    for reported, known in ((3, 3), (9, 9), (5, 9), (None, 9)):
+        loads.refresh(ONE, 0.0, generated_tokens=reported)
+        assert loads.at(A).amounts[4] == known
 
 
 def test_a_refreshed_request_starts_its_expiry_anew() -> None:
@@ -234,11 +235,11 @@ def test_a_refreshed_request_starts_its_expiry_anew() -> None:
 
 
 def test_an_address_counts_over_all_clusters() -> None:
-    """It is one engine to those who know no clusters."""
+    """It is one engine to callers that know no clusters."""
     loads = ClusterLoads(Limits())
     loads.add(ONE, "c", A, 4, 0.0)
     loads.add(TWO, "d", A, 40, 5.0)
-    assert loads.at(A) == EngineLoad(A, 2, 44, 2, 11, 11, 0, 5.0)
+    assert loads.at(A) == EngineLoad(A, 44, (2, 2, 11, 11, 0), 5.0)
     assert loads.addresses == {A}
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from extproc.config.clusters import ClusterSpec, EndpointSpec, parse_clusters
 from extproc.errors import ConfigError
+from metadata_center.load.counters import MAX_ENDPOINTS
 
 
 def cluster(*endpoints: str, extra: str = "") -> str:
@@ -58,7 +59,7 @@ def test_optional_keys_arrive_and_cluster_labels_are_merged() -> None:
     ],
 )
 def test_addresses_have_one_form(written: str, address: str, is_host_name: bool) -> None:
-    """Addresses are brought to one spelling, and host names are told from IPs."""
+    """Addresses are brought to one spelling, and host names are distinguished from IPs."""
     (spec,) = parse_clusters(cluster(json.dumps({"address": written, "port": 1})), "x")
     assert (spec.endpoints[0].address, spec.endpoints[0].is_host_name) == (address, is_host_name)
 
@@ -142,6 +143,15 @@ def test_text_that_is_no_address_is_refused(address: str) -> None:
 def test_a_mistake_is_named_with_line_key_and_what_is_accepted(text: str, expected: str) -> None:
     """One mistake gives one line that suffices to repair it."""
     assert problems(text) == [expected]
+
+
+@pytest.mark.parametrize(("number", "refused"), [(MAX_ENDPOINTS, False), (MAX_ENDPOINTS + 1, True)])
+def test_more_endpoints_than_are_counted_are_refused(number: int, refused: bool) -> None:
+    """In all clusters together; one that two clusters list is one."""
+    endpoints = [{"address": f"10.0.{i // 250}.{i % 250}", "port": 1} for i in range(number)]
+    clusters = [{"name": "a", "endpoints": endpoints}, {"name": "b", "endpoints": endpoints[:9]}]
+    expected = f"line 1: clusters: {MAX_ENDPOINTS + 1} endpoints in all; accepted: at most {MAX_ENDPOINTS}"
+    assert problems(json.dumps({"clusters": clusters})) == [expected] * refused
 
 
 def test_same_address_may_serve_two_clusters() -> None:

@@ -227,7 +227,7 @@ models:
             )
             for name, problem in {
                 "Authorization": "`authorization` is a secret, which Envoy keeps from Tokenway; "
-                "accepted: a header that tells nothing else, such as x-tier",
+                "accepted: a header that reveals nothing else, such as x-tier",
                 "Host": "`host` arrives under another name; accepted: `:authority`",
                 '":protocol"': "`:protocol` is no header of a request; "
                 "accepted: :authority, :method, :path, :scheme",
@@ -372,7 +372,7 @@ def test_yaml_syntax_errors_give_the_line(text: str, line: int) -> None:
 
 
 def test_reasoning_split_is_refused_with_the_alternative() -> None:
-    """Who asks for reasoning splitting learns why it cannot be and what to do instead."""
+    """A request for reasoning splitting learns why it cannot be and what to do instead."""
     text = the_problem("reasoning_split: true")
     assert text.startswith("line 1: reasoning_split: tokens do not pass through Tokenway")
     assert "--reasoning-parser" in text
@@ -550,6 +550,6 @@ def test_configuration_is_immutable() -> None:
         "{listen: ['[::]:1'], listen_tls: {cert_file: a, key_file: b, client_ca_file: c}}",
     ],
 )
-def test_who_may_listen(server: str) -> None:
-    """Loopback, mutual TLS, or somebody who said so."""
+def test_what_may_be_listened_to(server: str) -> None:
+    """Loopback, mutual TLS, or an operator who said so."""
     assert parse(f"server: {server}", "x").server.listen

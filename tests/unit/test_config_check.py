@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from extproc.config.loading import parse
+from metadata_center.load.counters import MAX_ENDPOINTS
 from tokenway.cli.check import check
 
 CLUSTERS = '{"clusters": [{"name": "a", "endpoints": [{"address": "10.0.0.1", "port": 8000}]}]}'
@@ -67,6 +69,20 @@ def test_problems_go_to_standard_error_one_per_line(
     assert err.splitlines()[0] == f"{config_file}: line 1: version: unknown value: 2; accepted: 1"
     assert err.splitlines()[1].startswith(f"{config_file}: line 2: loda: unknown key, did you mean `load`?")
     assert len(err.splitlines()) == 2
+
+
+def test_more_endpoints_than_are_counted_fail_the_check(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the first request does: the error names the bound."""
+    endpoints = [{"address": f"10.0.{i // 250}.{i % 250}", "port": 1} for i in range(MAX_ENDPOINTS + 1)]
+    clusters_file = config_file.with_name("clusters.json")
+    clusters_file.write_text(json.dumps({"clusters": [{"name": "a", "endpoints": endpoints}]}))
+    assert check(config_file) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    problem = f"clusters: {MAX_ENDPOINTS + 1} endpoints in all; accepted: at most {MAX_ENDPOINTS}"
+    assert err == f"{clusters_file}: line 1: {problem}\n"
 
 
 @pytest.mark.parametrize("content", [None, '{"clusters": 5}'])

@@ -87,7 +87,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.mark.asyncio
 async def test_unchanged_files_are_not_reported(file: Path) -> None:
-    """Watching alone calls nobody."""
+    """Watching alone calls no listener."""
     async with watching(file) as changes:
         await several_looks()
         assert changes.seen == []
@@ -129,7 +129,7 @@ async def test_change_before_start_is_not_lost(file: Path) -> None:
 
 @pytest.mark.asyncio
 async def test_atomic_rename_is_reported(file: Path) -> None:
-    """A file of the same size and time moved over the old one is a change: the inode tells."""
+    """A file of the same size and time moved over the old one is a change: the inode shows it."""
     async with watching(file) as changes:
         replace_unnoticeably(file, "two")
         await changes.next()
@@ -164,7 +164,7 @@ def make_a_folder(path: Path) -> None:
 
 
 def make_a_pipe(path: Path) -> None:
-    """A pipe in the file's place, which nobody writes to: opening it would never return."""
+    """A pipe in the file's place, without a writer: opening it would never return."""
     path.unlink()
     os.mkfifo(path)
 
@@ -218,7 +218,7 @@ async def test_short_absence_is_not_reported(file: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_same_size_edits_within_one_tick_of_the_clock_are_told_apart(file: Path) -> None:
+async def test_same_size_edits_within_one_tick_of_the_clock_are_distinguished(file: Path) -> None:
     """Two edits of which a look sees nothing but the content are two changes."""
     async with watching(file) as changes:
         for text in ("two", "six", "ten"):
@@ -229,7 +229,7 @@ async def test_same_size_edits_within_one_tick_of_the_clock_are_told_apart(file:
 
 
 def test_content_of_a_young_file_is_read_again(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file changed just now is not told by its times, which tick slower than edits come; an old one is."""
+    """A file changed just now is not known by its times, slower than edits; an old one is."""
     before = look(file)
     found = file.stat()
     file.write_text("six")

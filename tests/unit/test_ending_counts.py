@@ -14,20 +14,20 @@ from extproc.values.requests import Operation
 from tests.unit.ended import GROUP, MODEL, B, ending, refusal, sent
 
 
-def counted(told: Ending) -> dict[str, tuple[Any, ...]]:
-    """What the recorder was told, by method."""
+def counted(ended: Ending) -> dict[str, tuple[Any, ...]]:
+    """What the recorder was given, by method."""
     recorder = create_autospec(Recorder)
-    EndingCounts(recorder).ended(told)
+    EndingCounts(recorder).ended(ended)
     return {call[0]: call.args for call in recorder.method_calls}
 
 
 def test_an_end_is_counted_with_its_wait() -> None:
     """One count, of the operation and model that were asked for."""
-    told = ending(sent(held_s=0.5))
-    assert counted(told) == {"observe_end": (Operation.CHAT, MODEL, told.outcome, 0.5)}
+    ended = ending(sent(held_s=0.5))
+    assert counted(ended) == {"observe_end": (Operation.CHAT, MODEL, ended.outcome, 0.5)}
 
 
-def test_a_fallback_is_counted_where_somebody_was_reached() -> None:
+def test_a_fallback_is_counted_where_an_endpoint_was_reached() -> None:
     """An end without an attempt says nothing of fallbacks."""
     request = sent()
     request.endpoint = B

@@ -51,7 +51,7 @@ def another(rig: Rig, request_id: str = "r") -> EndpointKey:
 
 
 def endpoints_of(decision: Decision) -> list[EndpointKey]:
-    """Whom Envoy is to try, in order."""
+    """What Envoy is to try, in order."""
     return identities(",".join(decision.plan.endpoints))
 
 
@@ -97,8 +97,8 @@ def test_an_attempt_after_the_end_moves_nothing(rig: Rig) -> None:
     assert all(rig.load(key) == NOTHING for key in KEYS)
 
 
-def test_an_end_tells_of_a_fallback_by_itself(rig: Rig) -> None:
-    """The end alone says who answered, even if the attempt's own entry was lost."""
+def test_an_end_shows_a_fallback_by_itself(rig: Rig) -> None:
+    """The end alone says which endpoint answered, even if the attempt's own entry was lost."""
     rig.decide("r", chat("x" * 1000))
     second = another(rig)
     rig.end("r", endpoint=second, attempts=2)
@@ -112,8 +112,8 @@ def test_an_end_tells_of_a_fallback_by_itself(rig: Rig) -> None:
     assert rig.scheduling.caches.history.size(second) == record.num_blocks
 
 
-def test_failed_attempts_eject_and_are_told(rig: Rig) -> None:
-    """A refused connection ejects at once; whoever reports changes of health is told once."""
+def test_failed_attempts_eject_and_are_reported(rig: Rig) -> None:
+    """A refused connection ejects at once; the report of changes of health is called once."""
     rig.decide()
     bad = rig.chosen()
     rig.failed("r", bad)
@@ -141,9 +141,9 @@ def test_what_another_endpoint_answers_is_the_first_ones_fault() -> None:
     assert rig.metric("tokenway_endpoint_failures_total", endpoint=KEYS[0], kind="reset") == 3
 
 
-@pytest.mark.parametrize("order", ["told before", "told after"])
+@pytest.mark.parametrize("order", ["before", "after"])
 def test_what_several_fail_at_is_the_requests_fault(order: str) -> None:
-    """A request that breaks two endpoints ejects and doubts neither, in whatever order that is told."""
+    """A request that breaks two endpoints ejects and doubts neither, in whatever order that is reported."""
     rig = build_rig()
     for number in range(10):
         rig.decide(str(number), chat(f"poison {number}"))
@@ -152,7 +152,7 @@ def test_what_several_fail_at_is_the_requests_fault(order: str) -> None:
         assert snapshot is not None
         first, second = (snapshot.keys[row] for row in choice.order[:2])
         end = {"endpoint": second, "attempts": 2, "status": 503, "ended": Ended.UPSTREAM_RESET}
-        if order == "told before":
+        if order == "before":
             rig.failed(str(number), first, FailureKind.RESET)
             rig.failed(str(number), second, FailureKind.RESET)
             rig.end(str(number), **end)
@@ -166,7 +166,7 @@ def test_what_several_fail_at_is_the_requests_fault(order: str) -> None:
 
 
 def test_a_late_report_of_a_failed_attempt_counts() -> None:
-    """Envoy's two logs come in any order: what the end left open is judged when it is told."""
+    """Envoy's two logs come in any order: what the end left open is judged when that comes."""
     rig = build_rig([endpoint(0), endpoint(1)])
     for number in range(6):
         rig.decide(str(number), chat(str(number)))
@@ -180,7 +180,7 @@ def test_a_late_report_of_a_failed_attempt_counts() -> None:
 
 
 def test_known_poison_is_tried_once() -> None:
-    """The same body again gets one endpoint without fallback; an answer clears it and blames who failed."""
+    """The same body again gets one endpoint without fallback; an answer clears it and blames the others."""
     rig = build_rig()
     body = chat("poison")
     first, second, _ = endpoints_of(rig.decide("a", body))
@@ -196,7 +196,7 @@ def test_known_poison_is_tried_once() -> None:
     }
 
 
-def test_a_retrying_client_ejects_nobody() -> None:
+def test_a_retrying_client_ejects_none() -> None:
     """The same body failing with 500 at one endpoint after another speaks against the body alone."""
     rig = build_rig()
     for number in range(12):
@@ -218,7 +218,7 @@ def test_a_retrying_client_ejects_nobody() -> None:
         {"status": 429},
     ],
 )
-def test_who_fails_fast_gets_no_more_traffic_and_teaches_nothing(changes: dict[str, Any]) -> None:
+def test_an_engine_that_fails_fast_gets_no_more_traffic_and_teaches_nothing(changes: dict[str, Any]) -> None:
     """Of two endpoints the one that answers nothing is left out at once, though it is always idle."""
     rig = build_rig([endpoint(0), endpoint(1)])
     reached = 0
@@ -274,11 +274,11 @@ def test_a_model_that_one_lacks_goes_to_the_others_and_that_one_serves_the_rest(
     [
         ("/rerank", {"model": MODEL, "query": "hi", "documents": ["a"]}),
         ("/v1/embeddings", {"model": MODEL, "input": "hi"}),
-        ("/v1/responses", {"model": MODEL, "input": "hi", "previous_response_id": "resp_of_nobody"}),
-        ("/v1/responses", {"model": MODEL, "input": "hi", "conversation": {"id": "conv_of_nobody"}}),
+        ("/v1/responses", {"model": MODEL, "input": "hi", "previous_response_id": "resp_unknown"}),
+        ("/v1/responses", {"model": MODEL, "input": "hi", "conversation": {"id": "conv_unknown"}}),
     ],
 )
-def test_a_404_that_a_client_asks_for_leaves_nobody_out(path: str, body: dict[str, Any]) -> None:
+def test_a_404_that_a_client_asks_for_leaves_none_out(path: str, body: dict[str, Any]) -> None:
     """An API that the model is not for, a response that is not there: the model is where it was."""
     rig = build_rig([endpoint(0), endpoint(1)])
     line = replace(request_line("a"), path=path)
@@ -289,7 +289,7 @@ def test_a_404_that_a_client_asks_for_leaves_nobody_out(path: str, body: dict[st
 
 
 @pytest.mark.parametrize("status", [400, 404, 429, 500, 503])
-def test_nobody_chooses_whom_to_eject_by_a_response_of_theirs(status: int) -> None:
+def test_no_client_chooses_an_ejection_by_a_response_of_its_own(status: int) -> None:
     """Requests that only the holder of a response may answer fail there alone, as often as a client likes."""
     rig = build_rig([endpoint(0), endpoint(1)])
     rig.scheduling.homes.learn(response_key("resp_1"), KEYS[0], 0.0)
@@ -326,7 +326,7 @@ def test_a_client_that_left_settles_nothing_but_the_trial() -> None:
 def test_an_end_of_a_request_of_ours_that_is_not_known_is_counted(rig: Rig) -> None:
     """Only an entry that names us and finds nothing says that something was lost."""
     rig.ends.take(request_end("gone"), 0.0)
-    rig.ends.take(request_end("nobody's", owner=None), 0.0)
+    rig.ends.take(request_end("unknown", owner=None), 0.0)
     assert rig.metric("tokenway_access_log_unmatched_total") == 1
     assert rig.endings == []
 
@@ -514,7 +514,7 @@ def test_an_endpoint_that_left_is_not_remembered(rig: Rig) -> None:
 
 
 def test_totals_outlive_a_reload_and_end_with_their_endpoint(rig: Rig) -> None:
-    """What an endpoint did is told as long as it is configured; of others nothing is kept."""
+    """What an endpoint did is shown as long as it is configured; of others nothing is kept."""
     streamed(rig)
     key = rig.chosen()
     rig.end("r", ttft_s=0.2)
@@ -529,7 +529,7 @@ def test_totals_outlive_a_reload_and_end_with_their_endpoint(rig: Rig) -> None:
 
 
 def test_the_end_is_reported_with_its_decision(rig: Rig) -> None:
-    """The record carries its outcome, and whoever logs gets both."""
+    """The record carries its outcome, and the log gets both."""
     streamed(rig)
     rig.end("r", flags=("DC",), details="via_upstream", **USAGE)
     (ending,) = rig.endings
@@ -630,7 +630,7 @@ def test_one_lie_leaves_the_usual_length_of_answers() -> None:
 
 
 def test_a_lost_request_ends_like_any_other(rig: Rig) -> None:
-    """Its lease released it; whoever listens is told once, and an end that comes after all tells nobody."""
+    """Its lease released it; listeners are called once, and not for an end that comes after all."""
     rig.decide("r", chat("x" * 1000, stream=True))
     key = rig.chosen()
     rig.clock.advance(LEASE_S)
@@ -646,8 +646,8 @@ def test_a_lost_request_ends_like_any_other(rig: Rig) -> None:
     assert (rig.ending.endpoints[key].served, rig.ending.endpoints[key].failures) == (0, 0)
 
 
-def test_an_end_told_twice_ends_once(rig: Rig) -> None:
-    """The second finds nothing to release and tells nobody."""
+def test_an_end_reported_twice_ends_once(rig: Rig) -> None:
+    """The second finds nothing to release and calls no listener."""
     streamed(rig)
     key = rig.chosen()
     rig.end("r", endpoint=key, **USAGE)
@@ -666,8 +666,8 @@ def test_a_refusal_is_an_ending(rig: Rig) -> None:
     assert (ending.outcome.ended, ending.outcome.status) == (Ended.REJECTED, 429)
 
 
-def test_a_listener_that_fails_takes_the_ending_from_nobody(rig: Rig) -> None:
-    """The load is released, the others are told, and the fault is reported."""
+def test_a_listener_that_fails_takes_the_ending_from_no_other(rig: Rig) -> None:
+    """The load is released, the others are called, and the fault is reported."""
     usage: dict[str, int] = {}
     faults: list[Exception] = []
 

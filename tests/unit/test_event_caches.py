@@ -1,4 +1,4 @@
-"""Prompts held against what engines announced: who is asked, and how exactly they answer."""
+"""Prompts held against what engines announced: which are asked, and how exactly they answer."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def found(by_events: EventMatch | None) -> list[int | None]:
 
 
 def test_the_hit_is_what_the_engine_would_use() -> None:
-    """Whole blocks, one token short of the prompt at most; who does not announce has no answer."""
+    """Whole blocks, one token short of the prompt at most; one that does not announce has no answer."""
     fleet = Fleet()
     tokens = fleet.compute(KEYS[0], TEXT)
     assert found(fleet.match()) == [(tokens - 1) // BLOCK_TOKENS * BLOCK_TOKENS, 0, None]
@@ -140,7 +140,7 @@ def test_token_ids_are_counted_exactly() -> None:
 
 
 def test_what_is_not_known_exactly_is_left_to_history() -> None:
-    """Another model, a pool where nobody announces, an API or a feature that the rendering does not cover."""
+    """Another model, a pool where none announces, an API or a feature that the rendering does not cover."""
     fleet = Fleet()
     fleet.compute(KEYS[0], TEXT)
     assert fleet.match(model="other") is None
@@ -157,7 +157,7 @@ def test_what_is_not_known_exactly_is_left_to_history() -> None:
     assert not fleet.event_caches.is_announcing(KEYS[0])
 
 
-def test_who_announces_may_change_between_two_requests() -> None:
+def test_what_announces_may_change_between_two_requests() -> None:
     """The same pool is asked anew when an engine falls silent or begins to speak."""
     fleet = Fleet(follows=(KEYS[0],))
     for key in KEYS:

@@ -244,7 +244,7 @@ def test_a_running_request_has_no_outcome_yet() -> None:
     assert "happened   nothing yet" in render(through_json(decided(fixed_snapshot(), AIGW)))
 
 
-def test_a_rejected_request_shows_its_reason_and_who_was_filtered() -> None:
+def test_a_rejected_request_shows_its_reason_and_what_was_filtered() -> None:
     """A refusal has no candidates and nothing to recompute, but says why and lists the filtered endpoints."""
     refused = DecisionRecord(
         request_id=RequestId("r"),
@@ -337,7 +337,7 @@ def test_command_says_when_nothing_is_held(admin_url: str, capsys: pytest.Captur
 def test_command_fails_with_the_admin_ports_answer(
     request_id: str, message: str, admin_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An unknown id and a failing gateway are told apart; both exit 1."""
+    """An unknown id and a failing gateway are distinguished; both exit 1."""
     assert explain([request_id], admin_url) == 1
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", f"{message}\n")

@@ -1,4 +1,4 @@
-"""The fleet: sources merged, differences told, identities kept apart from addresses."""
+"""The fleet: sources merged, differences out, identities kept apart from addresses."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def keys(*numbers: int) -> list[EndpointKey]:
 
 
 def members(fleet: Fleet) -> dict[str, list[str]]:
-    """Who is where."""
+    """Keys of each cluster."""
     return {name: [str(one.key) for one in endpoints] for name, endpoints in fleet.clusters.items()}
 
 
-def test_a_source_is_told_whole_and_its_differences_come_out() -> None:
+def test_a_source_lists_all_and_its_differences_come_out() -> None:
     """Added, removed, changed what; clusters that are new or gone; nothing for the same again."""
     fleet = Fleet()
     first = fleet.replace("a", {"c": [pod(1), pod(2)], "empty": []})
@@ -54,7 +54,7 @@ def test_a_source_is_told_whole_and_its_differences_come_out() -> None:
     assert members(fleet) == {"c": ["uid/2", "uid/3"]}
 
 
-def test_a_source_may_tell_one_cluster() -> None:
+def test_a_source_may_list_one_cluster() -> None:
     """Its others stay; None takes one away."""
     fleet = Fleet()
     fleet.replace("a", {"c": [pod(1)], "d": [pod(2)]})
@@ -87,7 +87,7 @@ def test_a_source_that_says_nothing_keeps_what_it_said() -> None:
 
 
 def test_one_replica_in_two_clusters_is_one_identity() -> None:
-    """What it is, is told once per cluster; it is there until it has left both."""
+    """What it is, is listed once per cluster; it is there until it has left both."""
     fleet = Fleet()
     fleet.replace("a", {"c": [pod(1)], "d": [pod(1, draining=True)]})
     (key,) = keys(1)
@@ -98,8 +98,8 @@ def test_one_replica_in_two_clusters_is_one_identity() -> None:
     assert (fleet.of(key), fleet.address(key), fleet.keys) == ((), None, frozenset())
 
 
-def test_an_address_is_who_was_sent_there_or_is_there_now() -> None:
-    """A replica that left, or moved, is still who a running request was sent to."""
+def test_an_address_is_what_was_sent_there_or_is_there_now() -> None:
+    """A replica that left, or moved, is still what a running request was sent to."""
     fleet = Fleet()
     fleet.replace("a", {"c": [pod(1), pod(2)]})
     one, two, three = keys(1, 2, 3)
@@ -109,7 +109,7 @@ def test_an_address_is_who_was_sent_there_or_is_there_now() -> None:
     assert fleet.address(two) == at(7)
     assert fleet.at(at(1), [one, two]) == one  # it was sent there, though another is there now
     assert fleet.at(at(1)) == fleet.at(at(1), [two]) == three
-    assert fleet.at(at(2)) == fleet.at(at(2), [two]) == two  # nobody is there; it was the last
+    assert fleet.at(at(2)) == fleet.at(at(2), [two]) == two  # none is there; it was the last
     stranger = fleet.at(at(99))
     assert fleet.of(stranger) == ()
 
@@ -146,6 +146,40 @@ def test_former_addresses_are_bounded() -> None:
     assert len(fleet._former) == len(fleet._last) == MAX_FORMER
 
 
+def test_what_is_there_stays_when_sources_list_more_than_the_bound() -> None:
+    """New ones are left out, counted, and come in as others leave, of whatever source and cluster."""
+    fleet = Fleet(max_endpoints=2)
+    assert fleet.replace("a", {"c": [pod(2), pod(3)]}).left_out is None
+    more = fleet.replace("b", {"d": [pod(1), pod(2), pod(4)], "e": [pod(4)]})
+    assert members(fleet) == {"c": ["uid/2", "uid/3"], "d": ["uid/2"], "e": []}
+    assert more.left_out == fleet.left_out == 2
+    fewer = fleet.replace("a", {"c": [pod(2)]})
+    assert members(fleet) == {"c": ["uid/2"], "d": ["uid/1", "uid/2"], "e": []}
+    assert (fewer.left_out, [one.key for one in fewer.added]) == (1, keys(1))
+    fleet.replace("a", {"c": []})
+    assert (fleet.left_out, members(fleet)["d"]) == (1, ["uid/1", "uid/2"])
+    last = fleet.replace("b", {"d": [pod(4)], "e": [pod(4)]})
+    assert (last.left_out, fleet.left_out) == (0, 0)
+    assert members(fleet) == {"c": [], "d": ["uid/4"], "e": ["uid/4"]}
+
+
+def test_another_number_left_out_is_a_difference() -> None:
+    """Though no endpoint came or went; the same number again is none."""
+    fleet = Fleet(max_endpoints=1)
+    fleet.replace("a", {"c": [pod(1)]})
+    assert fleet.replace("b", {"c": [pod(2)]})
+    assert not fleet.replace("b", {"c": [pod(3)]})
+    assert fleet.replace("b", {"c": []}).left_out == 0
+
+
+def test_a_replica_that_goes_to_another_cluster_keeps_its_place() -> None:
+    """A new one of the same word does not take it."""
+    fleet = Fleet(max_endpoints=1)
+    fleet.replace("a", {"d": [pod(1)]})
+    fleet.replace("a", {"c": [pod(2)], "d": [], "e": [pod(1)]})
+    assert members(fleet) == {"c": [], "d": [], "e": ["uid/1"]}
+
+
 states = st.dictionaries(
     st.sampled_from("cde"),
     st.lists(
@@ -161,15 +195,26 @@ states = st.dictionaries(
 )
 
 
-@given(st.lists(st.tuples(st.sampled_from(("a", "b")), states), max_size=8))
-def test_differences_add_up_to_the_fleet(words: Sequence[tuple[str, Mapping[str, Sequence[Listed]]]]) -> None:
-    """Whoever applies every difference has the fleet, and the fleet is what the last words say."""
-    fleet = Fleet()
+@given(st.lists(st.tuples(st.sampled_from(("a", "b")), states), max_size=8), st.integers(1, 6))
+def test_differences_add_up_to_the_fleet(
+    words: Sequence[tuple[str, Mapping[str, Sequence[Listed]]]], max_endpoints: int
+) -> None:
+    """A follower that applies every difference has the fleet, and the fleet is what the last words say."""
+    fleet = Fleet(max_endpoints)
+    left_out = 0
     mirror: dict[str, dict[EndpointKey, object]] = {}
     last: dict[str, Mapping[str, Sequence[Listed]]] = {}
     for source, clusters in words:
         last[source] = clusters
+        before = fleet.keys
         difference = fleet.replace(source, clusters)
+        left_out = left_out if difference.left_out is None else difference.left_out
+        assert left_out == fleet.left_out
+        listed = {one.key for of_source in last.values() for some in of_source.values() for one in some}
+        assert len(fleet.keys) <= max_endpoints
+        assert not left_out or len(fleet.keys) == max_endpoints
+        assert not before - fleet.keys - {one.key for one in difference.removed}
+        assert fleet.keys <= listed
         for name in difference.new_clusters:
             mirror[name] = {}
         for one in difference.removed:
@@ -185,14 +230,15 @@ def test_differences_add_up_to_the_fleet(words: Sequence[tuple[str, Mapping[str,
             assert not mirror.pop(name)
         assert bool(difference) is any(
             (difference.added, difference.removed, difference.changed, difference.clusters)
-        )
+        ) or (difference.left_out is not None)
     assert mirror == {name: {one.key: one for one in found} for name, found in fleet.clusters.items()}
     assert fleet.keys == {one.key for one in fleet.endpoints}
-    again = Fleet()
-    for source in dict.fromkeys(source for source, _ in words):
-        again.replace(source, last[source])
-    assert {name: list(found) for name, found in again.clusters.items()} == {
-        name: list(found) for name, found in fleet.clusters.items()
-    }
-    for one in fleet.endpoints:
-        assert fleet.at(one.address, [one.key]) == one.key
+    if not fleet.left_out:  # else what came first stays
+        again = Fleet(max_endpoints)
+        for source in dict.fromkeys(source for source, _ in words):
+            again.replace(source, last[source])
+        assert {name: list(found) for name, found in again.clusters.items()} == {
+            name: list(found) for name, found in fleet.clusters.items()
+        }
+        for one in fleet.endpoints:
+            assert fleet.at(one.address, [one.key]) == one.key

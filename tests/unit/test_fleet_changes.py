@@ -25,7 +25,7 @@ from extproc.server.fleet_changes import FleetChanges
 from extproc.values.endpoints import Endpoint
 from metadata_center.addresses import Address
 from metadata_center.history.prefix_index import PrefixIndex
-from metadata_center.load.counters import Counters
+from metadata_center.load.counters import MAX_ENDPOINTS, Counters
 from metadata_center.load.ledger import LedgerBounds
 from metadata_center.load.table import LoadTable
 from metadata_center.types import EndpointKey
@@ -34,13 +34,13 @@ CLUSTERS, MEMBERS = 10, 100
 
 
 class Noting:
-    """In place of prober, event followers and publisher: which endpoints and clusters each is told of."""
+    """In place of prober, event followers and publisher: which endpoints and clusters each gets."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        """Forget what was told so far."""
+        """Forget what came so far."""
         self.probed: list[EndpointKey] = []
         self.followed: list[EndpointKey] = []
         self.published: list[str] = []
@@ -60,7 +60,7 @@ class Noting:
         self.lists_published += came_or_went
 
 
-class Told:
+class Follower:
     """An object of one method `update`."""
 
     def __init__(self, update: Callable[..., None]) -> None:
@@ -87,7 +87,7 @@ def whole(**changed: Mapping[str, Any]) -> dict[str, list[Listed]]:
 
 
 def followers(fleet: Fleet, noting: Noting) -> tuple[RoutingState, FleetChanges]:
-    """The state of a fleet, and who keeps them in step with it."""
+    """The state of a fleet, and what keeps it in step with it."""
     metrics = Metrics(CollectorRegistry(), "test")
     state = make_routing_state(
         load=LoadTable(Counters(), LedgerBounds(lease_s=60.0, tombstone_s=60.0)),
@@ -101,9 +101,9 @@ def followers(fleet: Fleet, noting: Noting) -> tuple[RoutingState, FleetChanges]
     changes = FleetChanges(
         fleet,
         state,
-        Told(noting.probe),  # type: ignore[arg-type]
-        Told(noting.follow),  # type: ignore[arg-type]
-        Told(noting.publish),  # type: ignore[arg-type]
+        Follower(noting.probe),  # type: ignore[arg-type]
+        Follower(noting.follow),  # type: ignore[arg-type]
+        Follower(noting.publish),  # type: ignore[arg-type]
         metrics,
         lambda: 1.0,
     )
@@ -140,7 +140,7 @@ def test_a_change_of_one_endpoint_re_applies_one(change: dict[str, Any]) -> None
     assert (noting.probed, noting.followed, noting.published) == ([], [], [])
 
 
-def test_what_requests_tell_of_endpoints_that_left_is_forgotten() -> None:
+def test_what_requests_showed_of_endpoints_that_left_is_forgotten() -> None:
     """New replicas for ever: state hold those that are there, whatever ran on those that left."""
     fleet, noting = Fleet(), Noting()
     state, changes = followers(fleet, noting)
@@ -158,6 +158,29 @@ def test_what_requests_tell_of_endpoints_that_left_is_forgotten() -> None:
     assert engines._prefill_since_s == {}
     assert running._running == {}
     assert state.scheduling.load.slots(fleet.keys)
+
+
+def test_endpoints_beyond_the_bound_are_left_out_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Those that are there can all be counted; a line says how many are not, and when none is any more."""
+    fleet = Fleet()
+    state, changes = followers(fleet, Noting())
+    replicas = [
+        Listed(f"uid/{i}", Address(f"10.2.{i // 250}.{i % 250}", 8000)) for i in range(MAX_ENDPOINTS + 7)
+    ]
+    with caplog.at_level(logging.INFO, "tokenway.fleet"):
+        changes.apply(fleet.replace("control plane", {"c": replicas}))
+        assert [record.__dict__["left_out"] for record in caplog.records] == [7]
+        assert [str(endpoint.key) for endpoint in fleet.clusters["c"]] == [
+            one.key for one in replicas[:MAX_ENDPOINTS]
+        ]
+        assert len(state.scheduling.load.slots(fleet.keys)) == MAX_ENDPOINTS
+        changes.apply(fleet.replace("control plane", {"c": replicas[7:]}))
+    assert [(record.levelname, record.__dict__["left_out"]) for record in caplog.records] == [
+        ("WARNING", 7),
+        ("INFO", 0),
+    ]
+    assert [str(endpoint.key) for endpoint in fleet.clusters["c"]] == [one.key for one in replicas[7:]]
+    assert len(state.scheduling.load.slots(fleet.keys)) == MAX_ENDPOINTS
 
 
 def test_a_cluster_is_missing_only_when_the_files_are_applied_without_it(

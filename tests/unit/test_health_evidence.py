@@ -1,4 +1,4 @@
-"""Who failed, as endings and failed attempts tell it."""
+"""Which endpoint failed, as endings and failed attempts show it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.unit.ended import GROUP, MODEL, A, B, ending, refusal, sent
 AT = Address("10.0.0.1", 8000)
 
 
-class Told:
-    """A `HealthEvidence` over two endpoints, and all that it tells."""
+class Judged:
+    """A `HealthEvidence` over two endpoints, and all that it reports."""
 
     def __init__(self) -> None:
         self.health = HealthTracker(HealthSettings())
@@ -42,101 +42,101 @@ class Told:
         self.poisoned += 1
 
     def failed(self, request: Inflight, at: EndpointKey, kind: FailureKind, *, is_over: bool = False) -> None:
-        """An attempt of the request failed; its end was told before if `is_over`."""
-        told = AttemptFailed(request.record.request_id, None, AT, kind)
-        self.evidence.attempt_failed(told, at, None if is_over else request, 1.0)
+        """An attempt of the request failed; its end was reported before if `is_over`."""
+        judged = AttemptFailed(request.record.request_id, None, AT, kind)
+        self.evidence.attempt_failed(judged, at, None if is_over else request, 1.0)
 
     def doubted(self) -> set[EndpointKey]:
-        """Whom to leave out for the model."""
+        """What to leave out for the model."""
         return set(self.health.doubted(MODEL))
 
 
 @pytest.fixture
-def told() -> Told:
-    """Nothing was told yet."""
-    return Told()
+def judged() -> Judged:
+    """Nothing was reported yet."""
+    return Judged()
 
 
-def test_a_failure_that_the_client_saw_counts_at_its_endpoint(told: Told) -> None:
-    """It is counted, and the endpoint is doubted: nobody else failed."""
-    told.evidence.ended(ending(sent(), FailureKind.SERVER_ERROR, status=500))
-    assert told.failures == [(A, FailureKind.SERVER_ERROR)]
-    assert told.doubted() == {A}
+def test_a_failure_that_the_client_saw_counts_at_its_endpoint(judged: Judged) -> None:
+    """It is counted, and the endpoint is doubted: no other failed."""
+    judged.evidence.ended(ending(sent(), FailureKind.SERVER_ERROR, status=500))
+    assert judged.failures == [(A, FailureKind.SERVER_ERROR)]
+    assert judged.doubted() == {A}
 
 
-def test_an_answer_says_that_all_is_well(told: Told) -> None:
-    """Nothing is counted; answers, refusals and clients that left speak against nobody."""
-    told.evidence.ended(ending(sent()))
-    told.evidence.ended(refusal())
-    told.evidence.ended(ending(sent(), NoFailure.UNKNOWN, status=0))
-    assert (told.failures, told.transitions, told.doubted()) == ([], [], set())
+def test_an_answer_says_that_all_is_well(judged: Judged) -> None:
+    """Nothing is counted; answers, refusals and clients that left speak against none."""
+    judged.evidence.ended(ending(sent()))
+    judged.evidence.ended(refusal())
+    judged.evidence.ended(ending(sent(), NoFailure.UNKNOWN, status=0))
+    assert (judged.failures, judged.transitions, judged.doubted()) == ([], [], set())
 
 
-def test_a_refused_connection_ejects_before_the_request_ends(told: Told) -> None:
+def test_a_refused_connection_ejects_before_the_request_ends(judged: Judged) -> None:
     """It never arrived, so nothing about the request can be the cause; its end counts it no second time."""
     request = sent()
-    told.failed(request, A, FailureKind.CONNECT_FAILURE)
-    assert [(change.key, change.after) for change in told.transitions] == [(A, HealthState.EJECTED)]
+    judged.failed(request, A, FailureKind.CONNECT_FAILURE)
+    assert [(change.key, change.after) for change in judged.transitions] == [(A, HealthState.EJECTED)]
     request.endpoint = B
-    told.evidence.ended(ending(request, attempts=2))
-    assert told.failures == [(A, FailureKind.CONNECT_FAILURE)]
+    judged.evidence.ended(ending(request, attempts=2))
+    assert judged.failures == [(A, FailureKind.CONNECT_FAILURE)]
 
 
 @pytest.mark.parametrize("is_over", [False, True])
-def test_what_another_endpoint_answers_speaks_against_the_first(told: Told, is_over: bool) -> None:
-    """Whether its failure is told before the end or after it."""
+def test_what_another_endpoint_answers_speaks_against_the_first(judged: Judged, is_over: bool) -> None:
+    """Whether its failure is reported before the end or after it."""
     request = sent()
     if not is_over:
-        told.failed(request, A, FailureKind.RESET)
+        judged.failed(request, A, FailureKind.RESET)
     request.endpoint = B
-    told.evidence.ended(ending(request, attempts=2))
+    judged.evidence.ended(ending(request, attempts=2))
     if is_over:
-        assert told.doubted() == set()
-        told.failed(request, A, FailureKind.RESET, is_over=True)
-        told.failed(request, A, FailureKind.RESET, is_over=True)  # told twice counts once
-    assert told.failures == [(A, FailureKind.RESET)]
-    assert told.doubted() == {A}
+        assert judged.doubted() == set()
+        judged.failed(request, A, FailureKind.RESET, is_over=True)
+        judged.failed(request, A, FailureKind.RESET, is_over=True)  # reported twice counts once
+    assert judged.failures == [(A, FailureKind.RESET)]
+    assert judged.doubted() == {A}
 
 
-def test_what_two_fail_at_is_the_requests_own_fault(told: Told) -> None:
+def test_what_two_fail_at_is_the_requests_own_fault(judged: Judged) -> None:
     """Both are counted, neither is doubted, and the request is known from then on."""
     request = sent()
-    told.failed(request, A, FailureKind.RESET)
+    judged.failed(request, A, FailureKind.RESET)
     request.endpoint = B
-    told.evidence.ended(ending(request, FailureKind.RESET, attempts=2, status=503))
-    assert dict(told.failures) == {A: FailureKind.RESET, B: FailureKind.RESET}
-    assert (told.doubted(), told.poisoned) == (set(), 1)
-    assert told.poison.is_poison(request.fingerprint, 2.0)
+    judged.evidence.ended(ending(request, FailureKind.RESET, attempts=2, status=503))
+    assert dict(judged.failures) == {A: FailureKind.RESET, B: FailureKind.RESET}
+    assert (judged.doubted(), judged.poisoned) == (set(), 1)
+    assert judged.poison.is_poison(request.fingerprint, 2.0)
 
 
-def test_an_answer_blames_those_who_failed_at_what_was_held_for_poison(told: Told) -> None:
+def test_an_answer_blames_those_that_failed_at_what_was_held_for_poison(judged: Judged) -> None:
     """The engines were at fault after all."""
     request = sent()
-    told.failed(request, A, FailureKind.RESET)
+    judged.failed(request, A, FailureKind.RESET)
     request.endpoint = B
-    told.evidence.ended(ending(request, FailureKind.RESET, attempts=2, status=503))
+    judged.evidence.ended(ending(request, FailureKind.RESET, attempts=2, status=503))
     again = sent("again")
-    told.evidence.ended(ending(again))
-    assert told.doubted() == {B}
-    assert len(told.poison) == 0
+    judged.evidence.ended(ending(again))
+    assert judged.doubted() == {B}
+    assert len(judged.poison) == 0
 
 
-def test_a_failure_about_a_stored_response_speaks_against_nobody(told: Told) -> None:
+def test_a_failure_about_a_stored_response_speaks_against_none(judged: Judged) -> None:
     """Clients can name any: a 404 may be about that."""
     request = sent()
     request.builds_on = True
-    told.evidence.ended(ending(request, FailureKind.MISSING_MODEL, status=404))
-    assert told.failures == [(A, FailureKind.MISSING_MODEL)]
-    assert told.doubted() == set()
+    judged.evidence.ended(ending(request, FailureKind.MISSING_MODEL, status=404))
+    assert judged.failures == [(A, FailureKind.MISSING_MODEL)]
+    assert judged.doubted() == set()
 
 
-def test_requests_that_wait_for_their_attempts_are_bounded(told: Told) -> None:
-    """The oldest is let go; what is told of it later counts nowhere."""
+def test_requests_that_wait_for_their_attempts_are_bounded(judged: Judged) -> None:
+    """The oldest is let go; what is reported of it later counts nowhere."""
     for number in range(MAX_UNSETTLED + 1):
         request = sent(str(number))
         request.endpoint = B
-        told.evidence.ended(ending(request, attempts=2))
+        judged.evidence.ended(ending(request, attempts=2))
     for name in ("0", "1"):
         failed = AttemptFailed(RequestId(name), None, AT, FailureKind.RESET)
-        told.evidence.attempt_failed(failed, A, None, 2.0)
-    assert told.failures == [(A, FailureKind.RESET)]
+        judged.evidence.attempt_failed(failed, A, None, 2.0)
+    assert judged.failures == [(A, FailureKind.RESET)]

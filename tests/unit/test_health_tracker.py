@@ -1,4 +1,4 @@
-"""The health state machine: who may be chosen after which events."""
+"""The health state machine: which endpoints may be chosen after which events."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def refuse(built: HealthTracker, key: EndpointKey, now_s: float = 0.0) -> Transi
 
 
 def candidates(built: HealthTracker, keys: Sequence[EndpointKey], now_s: float) -> list[EndpointKey]:
-    """Whom a router may choose from: as `routing.scheduling` does it."""
+    """What a router may choose from: as `routing.scheduling` does it."""
     available = [key for key in keys if built.is_available(key)]
     doubted = built.doubted("")
     trusted = [key for key in available if key not in doubted or built.trial_due(key, "", now_s)]
@@ -81,7 +81,7 @@ def test_new_endpoint_is_available_and_due_at_once() -> None:
 
 
 def test_connect_failure_ejects_at_once() -> None:
-    """One refused connection ejects, even the last endpoint: nobody listens there."""
+    """One refused connection ejects, even the last endpoint: no server listens there."""
     built = tracker(A)
     assert refuse(built, A, 10.0) == Transition(
         A, HealthState.HEALTHY, HealthState.EJECTED, "connect_failure"
@@ -107,7 +107,7 @@ def test_alone_in_failing_is_doubted_at_once_and_ejected_at_the_threshold(kind: 
 
 @pytest.mark.parametrize("kind", sorted(MAY_BE_THE_CLIENTS))
 def test_what_a_client_can_cause_weighs_half(kind: FailureKind) -> None:
-    """One 400 or 429 doubts nobody, two in a row do; a run twice as long ejects who is alone in it."""
+    """One 400 or 429 doubts none, two in a row do; a run twice as long ejects one that is alone in it."""
     built = tracker(A, B)
     built.attempt_succeeded(B, 0.0)
     fail(built, A, kind, 1)
@@ -134,7 +134,7 @@ def test_success_of_traffic_takes_back() -> None:
 
 @pytest.mark.parametrize("kind", NOT_REFUSED)
 def test_the_only_endpoint_stays_whatever_fails(kind: FailureKind) -> None:
-    """With nobody to do better, failures neither eject nor doubt; only a refused connection does."""
+    """With no peer to do better, failures neither eject nor doubt; only a refused connection does."""
     built = tracker(A)
     fail(built, A, kind, 100)
     assert candidates(built, (A,), 0.0) == [A]
@@ -143,7 +143,7 @@ def test_the_only_endpoint_stays_whatever_fails(kind: FailureKind) -> None:
 
 
 @pytest.mark.parametrize("kind", NOT_REFUSED)
-def test_what_every_peer_fails_at_ejects_nobody(kind: FailureKind) -> None:
+def test_what_every_peer_fails_at_ejects_none(kind: FailureKind) -> None:
     """An error that all give in turn, as to a client's bad requests, leaves all of them candidates."""
     built = tracker(A, B, C)
     for turn in range(30):
@@ -155,8 +155,8 @@ def test_what_every_peer_fails_at_ejects_nobody(kind: FailureKind) -> None:
 
 @pytest.mark.parametrize("members", [2, 3, 4])
 @pytest.mark.parametrize("kind", [FailureKind.SERVER_ERROR, FailureKind.REFUSED])
-def test_failures_that_half_of_all_requests_bring_along_eject_nobody(members: int, kind: FailureKind) -> None:
-    """A client whose every request fails anywhere, beside one whose requests do not, ejects nobody.
+def test_failures_that_half_of_all_requests_bring_along_eject_none(members: int, kind: FailureKind) -> None:
+    """A client whose every request fails anywhere, beside one whose requests do not, ejects none.
 
     Chance alone makes an endpoint look broken when it had all of the bad requests and its peers none; that
     is so in the first moments of a few of a hundred runs.
@@ -333,7 +333,7 @@ def test_a_reload_moves_the_floor() -> None:
     assert not built.is_available(A)
 
 
-def test_refused_connections_bring_back_who_may_be_well() -> None:
+def test_refused_connections_bring_back_what_may_be_well() -> None:
     """When connections are refused where others were ejected for less, those are the better choice."""
     built = tracker(A, B)
     fail(built, A, FailureKind.RESET, 1)
@@ -398,7 +398,7 @@ def test_probes_that_timed_out_get_longer() -> None:
 
 
 def test_refused_probes_eject_the_last() -> None:
-    """Nobody listens: there is nothing to keep."""
+    """No server listens: there is nothing to keep."""
     built = tracker(A)
     for _ in range(2):
         built.probe_failed(A, 0.0, "refused", ProbeFailure.REFUSED)
@@ -511,8 +511,8 @@ def test_removed_endpoints_are_forgotten() -> None:
     assert built.is_available(A)
 
 
-def test_the_generation_tells_when_the_choice_changes() -> None:
-    """Events that change nobody's state or doubts leave the generation alone; one that does moves it on."""
+def test_the_generation_shows_when_the_choice_changes() -> None:
+    """Events that change no state and no doubts leave the generation alone; one that does moves it on."""
     built, keys = tracker(A, B), (B, C, A)
     assert [built.is_available(key) for key in keys] == [True, False, True]
     generation = built.generation
@@ -536,7 +536,7 @@ def test_the_generation_tells_when_the_choice_changes() -> None:
     draws=st.lists(st.integers(0, 3), min_size=60, max_size=60),
 )
 def test_alone_in_failing_takes_few_requests(members: int, kind: FailureKind, draws: list[int]) -> None:
-    """Whomever the router prefers among the candidates, who fails gets few requests and is ejected."""
+    """Whichever candidate the router prefers, one that fails gets few requests and is ejected."""
     keys = (A, B, C, D)[:members]
     built, now_s, failed = tracker(*keys), 0.0, 0
     for draw in draws:
@@ -567,10 +567,10 @@ def test_alone_in_failing_takes_few_requests(members: int, kind: FailureKind, dr
 
 
 @given(st.lists(st.tuples(st.permutations((A, B, C)), st.sampled_from(NOT_REFUSED)), max_size=30))
-def test_requests_that_all_fail_alike_eject_nobody(
+def test_requests_that_all_fail_alike_eject_none(
     rounds: list[tuple[list[EndpointKey], FailureKind]],
 ) -> None:
-    """In whatever order each endpoint fails once, again and again, nobody is ejected."""
+    """In whatever order each endpoint fails once, again and again, none is ejected."""
     built = tracker(A, B, C)
     for turn, (order, kind) in enumerate(rounds):
         for key in order:
@@ -596,10 +596,10 @@ class HealthMachine(RuleBasedStateMachine):
 
     def check(self, transitions: Sequence[Transition], before: dict[EndpointKey, HealthState | None]) -> None:
         """Transitions are returned exactly for the states that changed, and say how."""
-        told = {each.key: (each.before, each.after) for each in transitions}
-        assert len(told) == len(transitions)
+        reported = {each.key: (each.before, each.after) for each in transitions}
+        assert len(reported) == len(transitions)
         changed = {key: (before[key], after) for key, after in self.states().items() if before[key] != after}
-        assert told == changed
+        assert reported == changed
 
     @rule(draining=st.dictionaries(st.sampled_from((A, B, C, D)), st.booleans()))
     def set_endpoints(self, draining: dict[EndpointKey, bool]) -> None:
@@ -633,14 +633,14 @@ class HealthMachine(RuleBasedStateMachine):
 
     @rule(key=st.sampled_from((A, B, C, D)), model=st.sampled_from(("x", "y")))
     def attempt_succeeded(self, key: EndpointKey, model: str) -> None:
-        """Real traffic succeeds, which ejects nobody."""
+        """Real traffic succeeds, which ejects none."""
         before, out = self.states(), self.out()
         self.check(self.tracker.attempt_succeeded(key, self.now_s, model), before)
         assert self.out() <= out
 
     @rule(key=st.sampled_from((A, B, C, D)), model=st.sampled_from(("x", "y")))
     def alive(self, key: EndpointKey, model: str) -> None:
-        """A first token passes, which ejects nobody."""
+        """A first token passes, which ejects none."""
         before, out = self.states(), self.out()
         self.check(self.tracker.alive(key, model, self.now_s), before)
         assert self.out() <= out
@@ -658,7 +658,7 @@ class HealthMachine(RuleBasedStateMachine):
 
     @rule(model=st.sampled_from(("x", "y")), gone=st.booleans())
     def trial(self, model: str, gone: bool) -> None:
-        """Whoever is due is given one request; its client may leave."""
+        """An endpoint that is due is given one request; its client may leave."""
         for key in list(self.tracker.doubted(model)):
             if self.tracker.trial_due(key, model, self.now_s):
                 self.tracker.trial_began(key, model, self.now_s)
@@ -694,12 +694,12 @@ class HealthMachine(RuleBasedStateMachine):
             assert self.tracker.is_available(key) is not self.configured[key]
 
     def out(self) -> set[EndpointKey]:
-        """Who is ejected."""
+        """Those ejected."""
         return {key for key, state in self.states().items() if state is HealthState.EJECTED}
 
     @invariant()
     def the_floor_holds(self) -> None:
-        """So many of each cluster are available as the floor says, but for who refused or sleeps."""
+        """So many of each cluster are available as the floor says, but for those that refused or sleep."""
         for keys in self.clusters.values():
             members = [key for key in keys if self.configured.get(key) is False]
             reasons = [self.tracker.reason(key) for key in members]

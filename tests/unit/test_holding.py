@@ -1,4 +1,4 @@
-"""The hold queue: who goes, who waits, in which order, and for how long at most."""
+"""The hold queue: which goes, which waits, in which order, and for how long at most."""
 
 import pytest
 from hypothesis import given
@@ -52,7 +52,7 @@ def test_no_room_in_the_cache_is_full() -> None:
 
 
 def test_others_are_asked_while_some_endpoint_is_open() -> None:
-    """Who waits for a full endpoint does not stop those whom an open one suits."""
+    """A request that waits for a full endpoint does not stop those that an open one suits."""
     verdict = decide(HoldQueue(), 1, [cost(1.0), cost(0.0)])
     assert isinstance(verdict, Wait)
     assert not verdict.closed
@@ -78,22 +78,22 @@ def test_shorter_work_is_ahead() -> None:
     assert queue.ahead_s(1, short, 1) == [0.0]
 
 
-def test_nobody_is_overtaken_for_ever() -> None:
-    """Who comes later than its own work takes goes behind, however short."""
+def test_no_request_is_overtaken_for_ever() -> None:
+    """One that comes later than its own work takes goes behind, however short."""
     queue = HoldQueue()
     long = queue.rank(0.0, [1.0])
     assert queue.rank(0.9, [0.0]) < long < queue.rank(1.1, [0.0])
 
 
 def test_only_those_for_the_same_endpoint_are_ahead() -> None:
-    """Waiting elsewhere delays nobody here; rows that are gone are passed over."""
+    """Waiting elsewhere delays no request here; rows that are gone are passed over."""
     queue = HoldQueue()
     decide(queue, 1, [cost(1.0), cost(1.0, 0.3), cost(1.0)], row=1)
     decide(queue, 2, [cost(1.0), cost(1.0), cost(1.0)], row=2)
     assert queue.ahead_s(3, 100.0, 2) == [0.0, pytest.approx(0.3)]
 
 
-def test_who_is_sent_is_in_nobodys_way() -> None:
+def test_what_is_sent_is_in_no_others_way() -> None:
     """Nothing is left of a request that was held and then sent."""
     queue = HoldQueue()
     decide(queue, 1, [cost(1.0)])
@@ -101,7 +101,7 @@ def test_who_is_sent_is_in_nobodys_way() -> None:
     assert (len(queue), queue.least_s, queue.ahead_s(2, 100.0, 1)) == (0, 0.0, [0.0])
 
 
-def test_who_left_is_forgotten() -> None:
+def test_what_left_is_forgotten() -> None:
     """A client that goes frees its place; to forget it twice is nothing."""
     queue = HoldQueue()
     decide(queue, 1, [cost(1.0)])
@@ -126,7 +126,7 @@ def test_a_hopeless_wait_is_refused_at_once() -> None:
     assert verdict.retry_after_s == pytest.approx(10.0)
 
 
-def test_nobody_waits_beyond_the_bound() -> None:
+def test_no_request_waits_beyond_the_bound() -> None:
     """At the end of the hold it is refused, with a second to come back at least."""
     assert decide(HoldQueue(max_hold_s=30.0), 1, [cost(0.2)], now_s=30.0) == TurnAway(1.0)
 
@@ -147,8 +147,8 @@ def test_bounds_must_be_positive(held: int, hold_s: float) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.floats(0.0, 60.0), st.floats(0.001, 5.0)), max_size=60))
-def test_the_books_of_the_queue_add_up(asked: list[tuple[int, float, float]]) -> None:
-    """Never more than the bound, and the work that waits is the sum over who waits."""
+def test_the_sums_of_the_queue_add_up(asked: list[tuple[int, float, float]]) -> None:
+    """Never more than the bound, and the work that waits is the sum over those that wait."""
     queue, waiting = HoldQueue(max_held=5), dict[int, float]()
     for request_id, wait_s, work_s in asked:
         waiting.pop(request_id, None)

@@ -71,7 +71,7 @@ def test_a_call_from_its_opening_to_its_trailers() -> None:
     assert kinds(served.receive(opening(1), data(1, framed(b"hello")))) == [frames.HEADERS, frames.DATA]
     (trailers,) = served.receive(data(1, b"", end_stream=True))
     assert trailers[:3] == (frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 1)
-    assert served.receivers[0].told == [b"hello", "half-close"]
+    assert served.receivers[0].received == [b"hello", "half-close"]
     assert served.connection.num_streams == 0
     assert not served.faults
 
@@ -86,18 +86,18 @@ def test_an_early_end_lets_the_peer_stop_sending() -> None:
     assert code(sent) == ErrorCode.NO_ERROR
     late = data(1, framed(b"late")), frames.window_update(1, 5), opening(1, end_stream=True, fields=())
     assert served.receive(*late, frames.rst_stream(1, ErrorCode.CANCEL)) == []
-    assert served.receivers[0].told == []
+    assert served.receivers[0].received == []
     assert not served.faults
 
 
-def test_a_stream_is_told_once_that_it_was_reset() -> None:
+def test_a_reset_is_reported_to_its_stream_once() -> None:
     """And its unsent answers are forgotten."""
     served = Served()
     served.receive(frames.settings({frames.INITIAL_WINDOW_SIZE: 0}), opening(1), data(1, framed(b"x" * 100)))
     assert served.connection.outbox.unsent_bytes == 105
     assert served.receive(frames.rst_stream(1, ErrorCode.CANCEL)) == []
     assert served.connection.outbox.unsent_bytes == 0
-    assert served.receivers[0].told == [b"x" * 100, "reset"]
+    assert served.receivers[0].received == [b"x" * 100, "reset"]
     served.receivers[0].call.send(b"y")
     served.receivers[0].call.finish()
     assert served.taken() == []
@@ -108,14 +108,14 @@ def test_a_call_without_messages() -> None:
     served = Served()
     (only,) = served.receive(opening(1, end_stream=True))
     assert only[1] == frames.END_HEADERS | frames.END_STREAM
-    assert served.receivers[0].told == ["half-close"]
+    assert served.receivers[0].received == ["half-close"]
 
 
 def test_trailers_of_the_peer_end_its_side() -> None:
     """A second block that ends the stream."""
     served = Served()
     served.receive(opening(1), opening(1, end_stream=True, fields=((b"x", b"y"),)))
-    assert served.receivers[0].told == ["half-close"]
+    assert served.receivers[0].received == ["half-close"]
 
 
 def test_a_block_in_many_frames_with_padding_and_priority() -> None:
@@ -150,7 +150,7 @@ def test_a_deadline_ends_its_call() -> None:
     sent = served.taken()
     assert kinds(sent) == [frames.HEADERS, frames.RST_STREAM]
     assert b"grpc-status\x014" in sent[0][3]
-    assert [receiver.told for receiver in served.receivers] == [["reset"], []]
+    assert [receiver.received for receiver in served.receivers] == [["reset"], []]
     assert served.connection.next_deadline_s is None
 
 
@@ -199,7 +199,7 @@ def test_a_large_message_is_granted_what_it_needs() -> None:
     assert granted(served.receive(data(1, whole[:5])), 1) == len(message) - (frames.DEFAULT_WINDOW - 5)
     assert granted(served.receive(data(1, whole[5:-1])), 1) == 0
     assert granted(served.receive(data(1, whole[-1:])), 1) == frames.DEFAULT_WINDOW
-    assert served.receivers[0].told == [message]
+    assert served.receivers[0].received == [message]
 
 
 def test_large_messages_wait_for_each_other() -> None:
@@ -211,7 +211,7 @@ def test_large_messages_wait_for_each_other() -> None:
         assert (granted(sent, 2 * number + 1) > 0) == (number < 2)
     assert granted(served.receive(frames.rst_stream(1, ErrorCode.CANCEL)), 5) > 0
     assert granted(served.receive(data(3, b"m" * size)), 7) > 0
-    assert served.receivers[1].told == [b"m" * size]
+    assert served.receivers[1].received == [b"m" * size]
 
 
 def test_a_message_that_is_too_large() -> None:
@@ -219,7 +219,7 @@ def test_a_message_that_is_too_large() -> None:
     served = Served(Listener)
     sent = served.receive(opening(1), data(1, framed(b"m" * (MAX_MESSAGE_BYTES + 1))[:10]))
     assert b"grpc-status\x018" in sent[0][3]
-    assert served.receivers[0].told == ["reset"]
+    assert served.receivers[0].received == ["reset"]
     assert served.faults == [(FaultReason.MESSAGE_SIZE, False)]
 
 
@@ -230,7 +230,7 @@ def test_messages_that_are_none(flag_or_end: str) -> None:
     broken = b"\1\0\0\0\1x" if flag_or_end == "compressed" else b"\0\0\0\0\5abc"
     sent = served.receive(opening(1), data(1, broken, end_stream=True))
     assert any(b"grpc-status\x0213" in payload for _, _, _, payload in sent)
-    assert served.receivers[0].told == ["reset"]
+    assert served.receivers[0].received == ["reset"]
     assert served.faults == [(FaultReason.MESSAGE, False)]
 
 
@@ -243,7 +243,7 @@ def test_padding_is_granted_again() -> None:
     for _ in range(2_000):
         window += granted(served.receive(padded), 1) - 262
         assert window > 0
-    assert len(served.receivers[0].told) == 2_000
+    assert len(served.receivers[0].received) == 2_000
 
 
 def test_answers_wait_for_windows_and_go_in_turns() -> None:
@@ -300,7 +300,7 @@ def test_a_blocked_socket_ends_a_peer_that_makes_us_answer() -> None:
     assert served.connection.is_over
 
 
-def test_sent_is_told_when_it_was_taken() -> None:
+def test_sent_is_called_when_it_was_taken() -> None:
     """Not while it waits for a window."""
     served, heard = Served(Listener), list[int]()
     served.receive(opening(1))
@@ -407,7 +407,7 @@ def test_more_than_the_window_of_a_stream() -> None:
     assert served.receive(opening(5), data(5, large[: frames.DEFAULT_WINDOW])) == []
     sent = served.receive(data(5, b"m"))
     assert code(sent) == ErrorCode.FLOW_CONTROL_ERROR
-    assert served.receivers[2].told == ["reset"]
+    assert served.receivers[2].received == ["reset"]
 
 
 def test_data_behind_the_end() -> None:
@@ -417,7 +417,7 @@ def test_data_behind_the_end() -> None:
         code(served.receive(opening(1), data(1, b"", end_stream=True), data(1, b"x")))
         == ErrorCode.STREAM_CLOSED
     )
-    assert served.receivers[0].told == ["half-close", "reset"]
+    assert served.receivers[0].received == ["half-close", "reset"]
 
 
 def test_too_many_streams_are_refused() -> None:
@@ -565,13 +565,13 @@ def test_a_drain_does_not_wait_for_the_answer_for_ever() -> None:
     assert served.connection.is_over
 
 
-def test_the_end_of_the_connection_is_told_to_every_call() -> None:
+def test_the_end_of_the_connection_reaches_every_call() -> None:
     """Once."""
     served = Served(Listener)
     served.receive(opening(1), opening(3))
     served.connection.end()
     served.connection.end()
-    assert [receiver.told for receiver in served.receivers] == [["reset"], ["reset"]]
+    assert [receiver.received for receiver in served.receivers] == [["reset"], ["reset"]]
     assert served.connection.num_streams == 0
 
 

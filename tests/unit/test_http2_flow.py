@@ -28,7 +28,7 @@ def test_more_than_the_window_is_a_fault() -> None:
 
 
 def test_room_is_given_in_turn() -> None:
-    """Who came first is first, even if a later one would fit."""
+    """The first to come is first, even if a later one would fit."""
     room = Room(100)
     assert room.ask(1, 60)
     assert not room.ask(3, 60)
@@ -40,7 +40,7 @@ def test_room_is_given_in_turn() -> None:
 
 
 def test_room_that_is_not_wanted_any_more() -> None:
-    """A stream that ends while it waits holds nobody up."""
+    """A stream that ends while it waits holds no other up."""
     room = Room(100)
     assert room.ask(1, 60)
     assert not room.ask(3, 60)
@@ -49,7 +49,7 @@ def test_room_that_is_not_wanted_any_more() -> None:
     assert room.next() == 5
 
 
-def test_shut_room_is_given_to_nobody() -> None:
+def test_a_shut_window_gives_no_room() -> None:
     """Until it is opened again."""
     room = Room(100)
     room.is_shut = True

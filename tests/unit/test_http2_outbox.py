@@ -19,12 +19,12 @@ def taken(outbox: Outbox) -> list[Frame]:
 
 
 def streams(outbox: Outbox, *ids: int, window: int = 65_535) -> list[Outgoing]:
-    """Streams whose end nobody waits for."""
+    """Streams whose end is not waited for."""
     return [Outgoing(stream_id, window, lambda _: None) for stream_id in ids]
 
 
 def test_the_first_block_sizes_our_table() -> None:
-    """Ours is empty, whatever the peer allows, and it is told once."""
+    """Ours is empty, whatever the peer allows, and it is reported once."""
     outbox = Outbox(lambda: None)
     for out in streams(outbox, 1, 3):
         outbox.end(out)
@@ -78,7 +78,7 @@ def test_windows_are_kept_and_nothing_is_lost(sizes: list[list[int]], grants: li
 
 
 def test_trailers_wait_behind_messages() -> None:
-    """And the end is told when they are out."""
+    """And the end is reported when they are out."""
     ended: list[int] = []
     outbox = Outbox(lambda: None)
     out = Outgoing(1, 4, ended.append)
@@ -114,7 +114,7 @@ def test_a_blocked_socket_is_given_no_data() -> None:
 
 
 def test_dropped_streams_send_nothing() -> None:
-    """What waited is forgotten, and so are those who waited for it."""
+    """What waited is forgotten, and so are those that waited for it."""
     heard: list[int] = []
     outbox = Outbox(lambda: None)
     (out,) = streams(outbox, 1, window=7)

@@ -105,6 +105,6 @@ def test_page_that_names_itself_like_this_host_is_not_heard() -> None:
 
 @pytest.mark.parametrize(("site", "expected"), [("none", True), ("same-origin", True), ("same-site", False)])
 def test_what_a_browser_says_of_the_sender_counts(site: str, expected: bool) -> None:
-    """An address typed by the operator is nobody's page."""
+    """An address typed by the operator belongs to no page."""
     assert is_heard(site=site) == expected
     assert not is_heard(site="cross-site")

@@ -54,7 +54,7 @@ def test_frames_come_whole_however_they_are_cut(messages: list[bytes], cuts: lis
 
 
 def test_a_cut_frame_is_not_empty() -> None:
-    """Which tells a stream that ended within a message from one that ended after it."""
+    """Which distinguishes a stream that ended within a message from one that ended after it."""
     deframer = Deframer()
     deframer.feed(frame(b"abc")[:-1])
     assert deframer.take() is None

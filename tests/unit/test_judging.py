@@ -75,7 +75,7 @@ def judged(**changes: Any) -> Evidence:
     ],
 )
 def test_an_ending_is_judged_by_its_strongest_sign(changes: dict[str, Any], expected: Evidence) -> None:
-    """Success means an answer; a failure is told apart from a client's own, and both from knowing nothing."""
+    """Success means an answer; a failure differs from a client's own, and both from knowing nothing."""
     assert judged(**changes) == expected
 
 
@@ -106,6 +106,6 @@ def test_an_ending_is_judged_by_its_strongest_sign(changes: dict[str, Any], expe
         ({"type": "x" * 65}, "error"),
     ],
 )
-def test_an_error_is_told_in_words_that_are_safe_to_log(fields: dict[str, Any], expected: str | None) -> None:
+def test_an_error_is_named_in_words_safe_to_log(fields: dict[str, Any], expected: str | None) -> None:
     """Type and code are repeated if they are such; anything else an engine wrote there is not."""
     assert error_seen(fields) == expected

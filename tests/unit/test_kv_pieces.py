@@ -107,7 +107,7 @@ def test_no_piece_is_larger_than_a_step(payload: bytes) -> None:
     assert sum(map(weight, found)) == weight(decode(payload))
 
 
-def test_who_clears_goes_on_in_another_piece() -> None:
+def test_an_engine_that_clears_goes_on_in_another_piece() -> None:
     """What is swept at each piece keeps pace with what is cleared."""
     events = [["AllBlocksCleared"], stored([1, 2]), ["AllBlocksCleared"], stored([3, 4])]
     found = parts(
@@ -146,7 +146,7 @@ def test_what_is_no_payload_is_refused(noise: bytes) -> None:
 
 
 def test_a_fault_after_some_pieces_is_a_fault() -> None:
-    """Whoever applied those has to forget them."""
+    """A reader that applied those has to forget them."""
     steps = pieces(batch(stored(range(1, 5_000)), {"type": "BlockRemoved", "block_hashes": "x"}))
     assert any(next(steps) is not None for _ in range(5))
     with pytest.raises(DecodeError):

@@ -187,7 +187,7 @@ def test_a_doubt_during_a_replay_is_looked_into_after_it() -> None:
     assert replay(other, 0, 1, life=1) == ["1.0", "1.1"]
 
 
-def test_a_doubt_that_nobody_dispels_loses_the_view() -> None:
+def test_a_doubt_that_is_not_dispelled_loses_the_view() -> None:
     """A rebuild that gets no answer costs nothing, but what may be of another life is not kept."""
     one = sequencer()
     one.verify(0.0)
@@ -245,7 +245,7 @@ def test_a_replay_that_stalls_is_continued() -> None:
     assert is_in(one, SyncState.IN_SYNC)
 
 
-def test_a_gap_that_nobody_fills_loses_the_view() -> None:
+def test_a_gap_that_is_not_filled_loses_the_view() -> None:
     """Live batches go on at once; the rest is asked for later, from 0."""
     one = synced()
     assert live(one, 9, now_s=10.0) == [2]
@@ -288,7 +288,7 @@ def next_ask(one: Sequencer, now_s: float) -> float:
 
 
 def test_a_silent_publisher_stays_silent_until_it_speaks() -> None:
-    """Nobody answers before the engine is up; its first batch needs no replay."""
+    """No engine answers before it is up; its first batch needs no replay."""
     one = sequencer()
     one.verify(0.0)
     assert said(one.advance(TIMEOUT_S)) == []
@@ -299,7 +299,7 @@ def test_a_silent_publisher_stays_silent_until_it_speaks() -> None:
 
 
 def test_without_replays_each_gap_loses_the_view() -> None:
-    """There is nobody to ask: forget and go on."""
+    """There is no ROUTER to ask: forget and go on."""
     one = sequencer(can_replay=False)
     assert said(one.verify(0.0)) == []
     assert live(one, 0, 1, 3) == ["0.0", "0.1", "clear", "0.3"]
@@ -324,7 +324,7 @@ def test_what_is_held_back_is_bounded(bounds: dict[str, Any]) -> None:
 
 
 def test_a_batch_that_could_not_be_decoded_makes_the_view_incomplete() -> None:
-    """What follows still counts, and a later clear is still told."""
+    """What follows still counts, and a later clear is still delivered."""
     one = synced()
     assert live(one, 3) == ["0.3"]
     one.spoiled()

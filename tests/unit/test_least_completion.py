@@ -66,7 +66,7 @@ def snapshot(
     )
 
 
-def test_the_backlog_is_read_from_the_books() -> None:
+def test_the_backlog_is_read_from_the_ledger() -> None:
     """Of three requests one prefills; its prompt is its share, and the others are half answered."""
     found = backlog(snapshot(requests=[3, 0], prefilling=[1, 0], pending=[500, 0], context=[9_000, 0]), 0)
     assert (found.prefilling, found.prefill_tokens, found.prompt_tokens) == (1, 500, 3_000)
@@ -166,13 +166,13 @@ def test_work_is_dear_where_many_sequences_run() -> None:
     assert unknown.others_s == pytest.approx(2.0 * cost.work_s * cost.work_s / 4)
 
 
-def test_the_engine_knows_its_cache_better_than_the_books() -> None:
-    """Shared prompts are there once, and counted once per request here; who says nothing is counted."""
+def test_the_engine_knows_its_cache_better_than_the_ledger() -> None:
+    """Shared prompts are there once, and counted once per request here; one that says nothing is counted."""
     tight = snapshot(requests=[4, 4], context=[16_000, 16_000], kv_tokens=[17_000, 17_000])
     assert [cost.room_s > 0.0 for cost in completion_costs(tight)] == [True, True]
-    told = replace(tight, kv_used=[5_000, None])
-    assert [cost.room_s > 0.0 for cost in completion_costs(told)] == [False, True]
-    assert [has_room(told, row) for row in (0, 1)] == [True, False]
+    known = replace(tight, kv_used=[5_000, None])
+    assert [cost.room_s > 0.0 for cost in completion_costs(known)] == [False, True]
+    assert [has_room(known, row) for row in (0, 1)] == [True, False]
 
 
 def test_what_is_done_of_the_prefill_under_way_opens_an_endpoint() -> None:
@@ -195,7 +195,7 @@ def test_rows_may_have_prices_of_their_own() -> None:
 
 
 def test_what_is_held_makes_work_dearer() -> None:
-    """Work that waits at gateways delays those who follow as much as what was sent."""
+    """Work that waits at gateways delays those that follow as much as what was sent."""
     none, _ = completion_costs(snapshot(followers_per_s=2.0))
     some, _ = completion_costs(replace(snapshot(followers_per_s=2.0), held_s=3.0))
     assert some.others_s - none.others_s == pytest.approx(2.0 * none.work_s * 3.0 / 2)

@@ -20,7 +20,7 @@ SHAPES = ((200, 0), (1_500, 500), (4_000, 0), (800, 3_000))
 TIMES = st.sampled_from([1e-6, 1e-3, 0.02, 0.5, 60.0, 3_600.0, 86_400.0, 1e12]) | st.floats(1e-9, 1e9)
 COUNTS = st.sampled_from([1, 2, 10**3, 10**6, 9 * 10**11])
 PATTERNS = st.lists(st.tuples(TIMES, COUNTS, st.integers(0, 2), st.integers(1, 20)), max_size=12)
-"""A time, a count, honest answers before the lie, and how often it is told."""
+"""A time, a count, honest answers before the lie, and how often it is repeated."""
 
 
 def honest_ttft_s(uncached: int, cached: int) -> float:
@@ -42,7 +42,7 @@ class Learner:
             self._turn += 1
             uncached, cached = SHAPES[self._turn % len(SHAPES)]
             noise = 1.0 + 0.1 * (-1) ** self._turn
-            self._told(
+            self._said(
                 HONEST[self._turn % 3],
                 uncached,
                 cached,
@@ -55,11 +55,11 @@ class Learner:
     def lie(self, time_s: float, count: int) -> None:
         """One answer of the fourth."""
         uncached, cached = SHAPES[self._turn % len(SHAPES)]
-        self._told(LIAR, uncached, cached, time_s, time_s, count, count)
+        self._said(LIAR, uncached, cached, time_s, time_s, count, count)
 
-    def _told(
+    def _said(
         self,
-        who: EndpointKey,
+        liar: EndpointKey,
         uncached: int,
         cached: int,
         ttft_s: float,
@@ -68,13 +68,13 @@ class Learner:
         tokens: int,
     ) -> None:
         self.predictor.observe_ttft(
-            KEY, IDLE, uncached=uncached, cached=cached, predicted_s=1.0, actual_s=ttft_s, endpoint=who
+            KEY, IDLE, uncached=uncached, cached=cached, predicted_s=1.0, actual_s=ttft_s, endpoint=liar
         )
         self.predictor.observe_tpot(
-            KEY, batch=8.0, context=9e3, predicted_s=1.0, actual_s=tpot_s, endpoint=who
+            KEY, batch=8.0, context=9e3, predicted_s=1.0, actual_s=tpot_s, endpoint=liar
         )
-        self.predictor.observe_usage("m", 4_000, 1_000 if tokens == 1 else tokens, who)
-        self.traffic.answered(who, length)
+        self.predictor.observe_usage("m", 4_000, 1_000 if tokens == 1 else tokens, liar)
+        self.traffic.answered(liar, length)
 
     def predictions(self) -> dict[str, float]:
         """Of everything that is predicted, for prompts of all shapes."""
@@ -143,8 +143,8 @@ def test_one_answer_is_one_step(answers: list[float]) -> None:
 
 
 @given(st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=50))
-def test_who_is_alone_is_believed(values: list[float]) -> None:
-    """Nobody speaks against the only endpoint of a group, nor is there a majority of two."""
+def test_one_that_is_alone_is_believed(values: list[float]) -> None:
+    """No other speaks against the only endpoint of a group, nor is there a majority of two."""
     agreement = Agreement(4.0)
     for number, value in enumerate(values):
         assert agreement.believed(str(number % 2), value, 1.0, 1.0) == value

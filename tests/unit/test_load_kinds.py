@@ -1,64 +1,68 @@
-"""The table of load kinds, and that all that is written by hand beside it agrees with it."""
+"""The kinds of load: one table, and the public names that come from it."""
 
-from dataclasses import fields
+from __future__ import annotations
 
-import msgspec
 import pytest
 
-from metadata_center.load.counters import Counters
-from metadata_center.load.kinds import (
-    KINDS,
-    NAMES,
-    NOTHING,
-    Until,
-    difference,
-    each,
-    least,
-    of_charge,
-    replaced,
-    sum_of,
-)
-from metadata_center.load.ledger import Entry
+from extproc.observing.metrics import endpoints
+from metadata_center.load.kinds import KINDS, NOTHING, difference, of_charge, of_leg, of_prefill
 from metadata_center.load.table import LoadView
+from metadata_center.service.api import openapi_document
 from metadata_center.sharing.messages import Row
-from metadata_center.types import EndpointKey
-
-A = EndpointKey("10.0.0.1:8000")
 
 
-def test_views_and_rows_have_one_field_per_kind_in_order() -> None:
-    """Typed values spell the names out; the table is what they spell."""
-    assert tuple(field.name for field in fields(LoadView)) == NAMES
-    assert tuple(field.name for field in msgspec.structs.fields(Row)) == ("endpoint", *NAMES)
-    assert Row(A, 1, 2, 3, 4, 5).amounts == (1, 2, 3, 4, 5)
+def test_public_names_stay() -> None:
+    """Operators' dashboards and AIGW's clients read these; so the order on the wire."""
+    assert [(kind.name, kind.aigw, kind.metric) for kind in KINDS] == [
+        ("requests", "queued_req_num", "tokenway_requests_in_flight"),
+        ("prefill_requests", "prefill_req_num", ""),
+        ("prefill_tokens", "prefill_tokens", "tokenway_prefill_tokens_pending"),
+        ("context_tokens", "input_tokens", "tokenway_context_tokens"),
+        ("generated_tokens", "generated_tokens", ""),
+    ]
 
 
-@pytest.mark.parametrize("held", [True, False])
-def test_counters_add_and_take_off_what_the_table_says(held: bool) -> None:
-    """A charge adds its amounts, its prefill takes those that end with it, its release the rest."""
-    counters = Counters()
-    slots = counters.slots([A])
-    entry = Entry("1", 0, 1, A, slots[0], 30, 40, 0, 0.0)
-
-    counters.put(entry)
-    assert counters.totals(slots) == [[amount] for amount in of_charge(30, 40)]
-    if not held:
-        counters.take_prefill(entry)
-        entry.prefill_held = False
-        left = [
-            amount if kind.until is Until.RELEASED else 0
-            for kind, amount in zip(KINDS, of_charge(30, 40), strict=True)
-        ]
-        assert counters.totals(slots) == [[amount] for amount in left]
-    counters.take(entry)
-    assert counters.totals(slots) == [[amount] for amount in NOTHING]
+def test_each_kind_is_an_attribute_of_views_and_rows() -> None:
+    """In the order of the table, so that amounts need no names."""
+    names = tuple(kind.name for kind in KINDS)
+    assert tuple(LoadView.__annotations__) == names
+    assert Row.__struct_fields__ == ("endpoint", *names)
+    view = LoadView(*([10 * number, 10 * number + 1] for number in range(len(KINDS))))
+    assert view.amounts(1) == (1, 11, 21, 31, 41)
 
 
-def test_amounts_are_added_and_bounded_kind_by_kind() -> None:
-    """Requests and tokens have bounds of their own."""
-    one = of_charge(30, 40, times=2)
-    assert one == (2, 2, 60, 80, 0)
-    assert sum_of(one, one) == (4, 4, 120, 160, 0)
-    assert difference(sum_of(one, one), one) == one
-    assert replaced(sum_of(one, one), one, NOTHING) == one
-    assert least(one, each(requests=1, tokens=70)) == (1, 1, 60, 70, 0)
+def test_each_kind_is_in_the_apis_that_show_load() -> None:
+    """AIGW's answer has all of them; a scrape those with a series."""
+    assert [family.name for family in endpoints.LOADS.values()] == [
+        kind.metric for kind in KINDS if kind.metric
+    ]
+    loads = [
+        schema
+        for path in openapi_document()["paths"].values()
+        for schema in _objects(path)
+        if "updated_time" in schema
+    ]
+    assert loads
+    for schema in loads:
+        assert {kind.aigw for kind in KINDS} < schema.keys()
+
+
+def _objects(node: object) -> list[dict[str, object]]:
+    """The properties of all objects in a part of the document."""
+    if isinstance(node, list):
+        return [found for part in node for found in _objects(part)]
+    if not isinstance(node, dict):
+        return []
+    own = [node["properties"]] if isinstance(node.get("properties"), dict) else []
+    return [*own, *(found for part in node.values() for found in _objects(part))]
+
+
+@pytest.mark.parametrize("prefill_held", [True, False])
+def test_a_leg_counts_for_its_charge_less_what_has_ended(prefill_held: bool) -> None:
+    """Its prefill may be over, and it may have generated."""
+    charged = of_charge(3, 50)
+    assert of_leg(3, 50, 0) == charged == (1, 1, 3, 50, 0)
+    assert of_prefill(charged) == (0, 1, 3, 0, 0)
+    expected = (1, 1, 3, 50, 8) if prefill_held else (1, 0, 0, 50, 8)
+    assert of_leg(3, 50, 8, prefill_held=prefill_held) == expected
+    assert difference(charged, charged) == NOTHING

@@ -15,7 +15,7 @@ R1, R2 = RequestId("1"), RequestId("2")
 def charge(
     request_id: str = "1", endpoint: EndpointKey = A, prefill: int = 512, context: int = 700
 ) -> Charge:
-    """A charge with amounts nobody cares about."""
+    """A charge with amounts that do not matter."""
     return Charge(RequestId(request_id), endpoint, prefill, context)
 
 
@@ -90,7 +90,7 @@ def test_tombstones_are_bounded_and_the_oldest_goes_first() -> None:
     assert not table.charge(charge("2"), 0.0, None)
 
 
-def test_prefill_is_released_once_whoever_comes_first() -> None:
+def test_prefill_is_released_once_whichever_end_comes_first() -> None:
     """First token and predicted end both release the prefill; only the first of them does anything."""
     table = LoadTable(Counters())
     table.charge(charge("1"), 0.0, 2.0)
@@ -122,7 +122,7 @@ def test_release_of_unknown_prefill_is_false() -> None:
 
 
 def test_lease_expiry_takes_everything_off() -> None:
-    """A request nobody mentions for `lease_s` leaves, prefill included, and its late release is harmless."""
+    """A request without a mention for `lease_s` leaves, prefill included, and its release is harmless."""
     table = LoadTable(Counters(), LedgerBounds(lease_s=180.0))
     table.charge(charge("1"), 0.0, None)
     table.charge(charge("2", B), 100.0, None)

@@ -60,7 +60,7 @@ VERDICTS: dict[str, LineVerdict] = {
 
 
 def decide(stream: Stream, *, streamed: bool, late: bool = False, watched: bool = True) -> Effects:
-    """Tell a stream of its decision, as the service does."""
+    """Give a stream its decision, as the service does."""
     token = FirstTokenDetector(Operation.RESPONSES if late else Operation.CHAT)
     return stream.decided(
         token if streamed and watched else None, HeadCollector() if stream.wants_head else None
@@ -84,7 +84,7 @@ def stream_in(phase: Phase, verdict: LineVerdict | None = None) -> Stream:
 
 
 def variants(kind: MessageKind) -> list[Callable[[Stream], Effects]]:
-    """Every way the shell tells a stream of that kind of event."""
+    """Every way the shell gives a stream that kind of event."""
     match kind:
         case MessageKind.REQUEST_HEADERS:
             return [methodcaller("receive_headers", request) for request in (HEADERS, BODILESS)]
@@ -185,7 +185,7 @@ def test_the_decision_answers_the_body_and_ends_what_is_no_stream() -> None:
     assert stream.phase is Phase.AWAIT_FIRST_CHUNK
 
 
-def test_a_stream_is_not_watched_when_nobody_wants_its_first_chunk() -> None:
+def test_a_stream_is_not_watched_when_its_first_chunk_is_not_wanted() -> None:
     """Without the first-chunk signal the decision is the last word."""
     stream = Stream(lambda _: NEED_BODY)
     stream.receive_headers(HEADERS)
@@ -213,7 +213,7 @@ def test_a_local_reply_while_the_body_is_awaited_ends_the_stream(kind: MessageKi
         MessageKind.CLOSED,
     ],
 )
-def test_who_leaves_during_the_decision_has_it_abandoned(kind: MessageKind) -> None:
+def test_a_client_that_leaves_during_the_decision_has_it_abandoned(kind: MessageKind) -> None:
     """While a decision is pending, a local reply or the close drops it; its result is then spurious."""
     for event in variants(kind):
         stream = stream_in(Phase.DECIDING)
@@ -224,7 +224,7 @@ def test_who_leaves_during_the_decision_has_it_abandoned(kind: MessageKind) -> N
 
 @pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.DECIDING])
 def test_the_close_says_nothing(phase: Phase) -> None:
-    """At any other phase the end of the stream just ends it, as often as it is told."""
+    """At any other phase the end of the stream just ends it, as often as it is reported."""
     stream = stream_in(phase)
     assert stream.receive(MessageKind.CLOSED) == (Finish(),)
     assert stream.receive(MessageKind.CLOSED) == (Finish(),)
@@ -351,7 +351,7 @@ def test_the_responses_api_announces_itself_first(cut: int) -> None:
 
 @pytest.mark.parametrize("cut", range(1, len(CREATED)))
 def test_a_bracket_at_a_cut_is_no_error_body(cut: int) -> None:
-    """Only how an answer begins tells that it is no stream of events, never what is left of a chunk."""
+    """Only how an answer begins shows that it is no stream of events, never what is left of a chunk."""
     effects = feed([CREATED[:cut], CREATED[cut:], OUTPUT], late=True, ends=False)
     assert effects == [CONTINUE, CONTINUE, *LATE]
 

@@ -45,7 +45,7 @@ UNIX_NS = 1_700_000_000_000_000_000
 
 
 class FakeHost:
-    """A process that shows fixed metrics and remembers the level it was told."""
+    """A process that shows fixed metrics and remembers the level it was given."""
 
     level: LogLevel | None = None
 
@@ -144,7 +144,7 @@ def tokens(client: Client) -> tuple[int, ...]:
     return tuple(load[name] for name in ("prefill_req_num", "prefill_tokens", *TOKENS))
 
 
-def test_tokens_follow_what_callers_tell() -> None:
+def test_tokens_follow_what_callers_report() -> None:
     """With the add, with refreshes, and by a replica's event; without, AIGW's calls work as ever."""
     client = Client()
     client.ok("POST", STATS, {**ADD, "input_tokens": 100})
@@ -181,8 +181,8 @@ def frames(answer: ServiceResponse) -> list[Update]:
     return found
 
 
-def test_a_share_is_published_read_and_told() -> None:
-    """It is in the snapshot, and followers are told its bytes."""
+def test_a_share_is_published_read_and_passed_on() -> None:
+    """It is in the snapshot, and followers get its bytes."""
     client = Client()
     assert client.ok("POST", SHARES_PATH, encode(SHARE)) is None
     answer = client.call("GET", SHARES_PATH)
@@ -207,7 +207,7 @@ def test_aigw_and_gateways_count_together() -> None:
 @pytest.mark.parametrize("path", [SHARES_PATH, RESERVE_PATH])
 @pytest.mark.parametrize("body", [b"", b"{}", b"\x00", b"\xff" * 40])
 def test_bytes_that_are_no_message_are_invalid_input(path: str, body: bytes) -> None:
-    """And nobody is told of them."""
+    """And no follower gets them."""
     client = Client()
     assert client.refused("POST", path, body)[0] == INVALID
     assert client.state.rendezvous.take_messages() == []
@@ -442,7 +442,7 @@ def test_what_exceeds_the_bounds_is_429() -> None:
     ],
 )
 def test_replicated_changes_are_changes(event: str, body: object, load: tuple[int, int]) -> None:
-    """A replica of AIGW's metadata center can pass on what it was told."""
+    """A replica of AIGW's metadata center can pass on what it received."""
     client = Client()
     client.ok("POST", STATS, ADD)
     client.ok("POST", EVENT, body, event_type=event)

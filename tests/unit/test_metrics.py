@@ -24,6 +24,7 @@ from extproc.predicting.predictor import KeyCalibration
 from extproc.values.balancing import Algorithm
 from extproc.values.outcomes import Ended, Outcome
 from extproc.values.requests import Operation
+from metadata_center.load.kinds import NOTHING
 from metadata_center.types import EndpointKey
 
 A, B = EndpointKey("10.0.0.1:8000"), EndpointKey("10.0.0.2:8000")
@@ -264,14 +265,15 @@ def test_removed_endpoints_and_models_lose_their_series(scraped: Scraped) -> Non
 def test_live_gauges_are_read_at_each_scrape(scraped: Scraped) -> None:
     """Gauges show the state of the moment, without endpoints gone and measurements never made."""
     rows = [
-        EndpointGauges(A, "c", True, 1, 2, 3, 4, 5),
-        EndpointGauges(B, "c", False, 0, 0, 0, 0, 0, 0.25),
+        EndpointGauges(A, "c", True, (1, 0, 2, 3, 0), 4, 5),
+        EndpointGauges(B, "c", False, NOTHING, 0, 0, 0.25),
     ]
     summary = CalibrationSummary(9, 0.2, -0.1, 0.3, 0.6)
     live = LiveGauges(
         rows,
         streams_active=7,
         explain_records=9,
+        endpoints_left_out=11,
         tokens_per_byte={"m": 0.25, "x": 1.0},
         calibrations=[
             (("m", "g"), KeyCalibration(summary, None)),
@@ -292,6 +294,7 @@ def test_live_gauges_are_read_at_each_scrape(scraped: Scraped) -> None:
     assert scraped.samples("tokenway_tokens_per_byte_ratio") == {("m",): 0.25}
     assert scraped.value("tokenway_streams_active") == 7
     assert scraped.value("tokenway_explain_records") == 9
+    assert scraped.value("tokenway_endpoints_left_out") == 11
     live = LiveGauges(rows[:1])
     assert scraped.samples("tokenway_endpoint_available") == {("c", A): 1}
 

@@ -22,7 +22,7 @@ CONFIG = Config.model_validate(
 
 
 def test_a_model_is_open_by_a_rule_that_is_on_and_wants_no_headers() -> None:
-    """Under each of its names; a model without such a rule is nobody's without Tokenway."""
+    """Under each of its names; a model without such a rule is not served without Tokenway."""
     found = {name: rule.cluster for name, rule in open_models(CONFIG).items()}
     assert found == {"open": "a", "also": "a", "second": "a", "next": "b", "part": "a"}
 

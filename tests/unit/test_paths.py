@@ -52,7 +52,7 @@ def test_engines_decode_once(path: str, read: str) -> None:
     ],
 )
 def test_the_loosest_reading_sees_through_spellings(path: str) -> None:
-    """Each could be `/sleep` to somebody."""
+    """Each could be `/sleep` to some engine."""
     assert loosest(path) == "/sleep"
 
 
@@ -64,7 +64,7 @@ def test_the_loosest_reading_is_its_own(path: str) -> None:
 
 
 def test_endless_encoding_is_given_up() -> None:
-    """A path that is decoded again and again cannot be told."""
+    """A path that is decoded again and again cannot be known."""
     assert loosest("/%" + "25" * 10 + "73leep") is None
 
 

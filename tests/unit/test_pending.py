@@ -1,4 +1,4 @@
-"""What is pending ends once, for one listener, whoever is first."""
+"""What is pending ends once, for one listener, whichever end is first."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ STEPS: dict[str, Callable[[Pending[int | None]], None]] = {
     "fail": lambda pending: pending.fail(ERROR),
     "cancel": lambda pending: pending.cancel(),
 }
-TOLD = {"give": [1], "give none": [None], "fail": [ERROR], "cancel": []}
+PASSED_ON = {"give": [1], "give none": [None], "fail": [ERROR], "cancel": []}
 
 
 @pytest.mark.parametrize(("first", "second"), list(itertools.product(STEPS, STEPS)))
 @pytest.mark.parametrize("listens_at", [0, 1, 2])
-def test_the_first_end_is_told_once(first: str, second: str, listens_at: int) -> None:
-    """Whenever somebody listens, and whatever is done to it afterwards."""
+def test_the_first_end_is_passed_on_once(first: str, second: str, listens_at: int) -> None:
+    """Whenever the listener comes, and whatever is done to it afterwards."""
     cancelled: list[str] = []
-    told: list[object] = []
+    passed_on: list[object] = []
     pending: Pending[int | None] = Pending(lambda: cancelled.append("x"))
     for number, step in enumerate([*(STEPS[name] for name in (first, second)), None]):
         if number == listens_at:
-            pending.then(told.append, told.append)
+            pending.then(passed_on.append, passed_on.append)
         if step is not None:
             step(pending)
     assert pending.is_over
-    assert told == TOLD[first]
+    assert passed_on == PASSED_ON[first]
     assert cancelled == (["x"] if first == "cancel" else [])
 
 
@@ -43,19 +43,19 @@ def test_the_first_end_is_told_once(first: str, second: str, listens_at: int) ->
 @pytest.mark.parametrize("is_early", [False, True])
 def test_one_follows_another(end: str, is_early: bool) -> None:
     """It becomes what the other becomes, also if that is over already."""
-    told: list[object] = []
+    passed_on: list[object] = []
     one: Pending[int | None] = Pending()
     other: Pending[int | None] = Pending()
-    one.then(told.append, told.append)
+    one.then(passed_on.append, passed_on.append)
     if is_early:
         STEPS[end](other)
     one.follow(other)
     STEPS[end](other)
-    assert told == TOLD[end]
+    assert passed_on == PASSED_ON[end]
 
 
 def test_cancelling_goes_through() -> None:
-    """To who works at it now, and to who is found to work at it later."""
+    """To what works at it now, and to what works at it later."""
     reached: list[str] = []
     one: Pending[int] = Pending(lambda: reached.append("first"))
     one.follow(Pending(lambda: reached.append("second")))
@@ -65,13 +65,13 @@ def test_cancelling_goes_through() -> None:
 
 
 @pytest.mark.parametrize(
-    ("deciding", "told"), [(Now(7), [7]), (Refusal(ERROR), [ERROR]), (Later(Pending(), 1.0), [])]
+    ("deciding", "passed_on"), [(Now(7), [7]), (Refusal(ERROR), [ERROR]), (Later(Pending(), 1.0), [])]
 )
-def test_a_step_settles_what_was_promised(deciding: Deciding[int], told: list[object]) -> None:
+def test_a_step_settles_what_was_promised(deciding: Deciding[int], passed_on: list[object]) -> None:
     """Now and no end it; later goes on."""
     heard: list[object] = []
     pending: Pending[int] = Pending()
     pending.then(heard.append, heard.append)
     settle(pending, deciding)
-    assert heard == told
-    assert pending.is_over is bool(told)
+    assert heard == passed_on
+    assert pending.is_over is bool(passed_on)

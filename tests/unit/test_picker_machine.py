@@ -122,7 +122,7 @@ def test_the_head_of_some_answers_is_wanted() -> None:
 
 @pytest.mark.parametrize("end", [False, True])
 def test_what_passes_is_echoed_in_both_directions(end: bool) -> None:
-    """Nobody is charged, so nothing ends."""
+    """No endpoint is charged, so nothing ends."""
     machine = stream()
     assert machine.receive_headers(headers("PASS", end=end)) == (SendPass(PASS),)
     if not end:
@@ -199,7 +199,7 @@ def test_a_stream_that_ends_before_its_answer_ends_the_request() -> None:
 
 
 def test_an_answer_of_envoys_own_gives_the_request_up() -> None:
-    """It came while the decision was pending, which nobody wants any more."""
+    """It came while the decision was pending, which is not wanted any more."""
     machine = stream()
     machine.receive_headers(headers())
     machine.receive_body(b"ab", end_of_stream=True)
@@ -212,7 +212,7 @@ def test_an_answer_of_envoys_own_gives_the_request_up() -> None:
     assert machine.closed() == (Finish(),)
 
 
-def test_who_leaves_while_it_is_decided_is_not_decided_for() -> None:
+def test_a_client_that_leaves_while_it_is_decided_gets_no_decision() -> None:
     """And there is no end of what was not charged."""
     machine = stream()
     machine.receive_headers(headers())

@@ -145,7 +145,7 @@ def test_refusals_say_why(reason: Reason, word: bytes | None) -> None:
     ],
 )
 def test_subset_hints(entries: list[str], members: set[str]) -> None:
-    """With and without a port, both families, as a list and as text with commas; nonsense names nobody."""
+    """With and without a port, both families, as a list and as text with commas; nonsense names none."""
     everybody = ["10.0.0.1:8000", "10.0.0.1:8001", "10.0.0.2:8000", "[fd00::1]:8000"]
     subset = Subset(entries)
     assert {address for address in everybody if subset.has(address)} == members
@@ -201,7 +201,7 @@ def test_the_tail_of_an_answer_is_bounded() -> None:
 @pytest.mark.parametrize("ready", [False, True])
 @pytest.mark.parametrize("name", ["", "readiness", "liveness", "inference-extension", "any"])
 def test_health_answers_to_every_name(name: str, ready: bool) -> None:
-    """Who drains is alive."""
+    """A picker that drains is alive."""
     request = b"" if not name else b"\x0a" + bytes([len(name)]) + name.encode()
     expected = SERVING if ready or name == "liveness" else NOT_SERVING
     assert Health(lambda: ready).status(request) == expected

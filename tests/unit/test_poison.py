@@ -1,4 +1,4 @@
-"""Requests that break engines: told from engines that break, remembered, forgiven, bounded."""
+"""Requests that break engines: distinguished from engines that break, remembered, forgiven, bounded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_one_endpoint_that_fails_proves_nothing_about_the_request() -> None:
 
 
 def test_two_endpoints_in_one_request_are_proof() -> None:
-    """Both attempts of one request broke: poison at once, with nothing told before."""
+    """Both attempts of one request broke: poison at once, with nothing reported before."""
     poison = Poison()
     assert poison.failed(1, {A: RESET, B: RESET}, 0.0) == {}
     assert poison.is_poison(1, 1.0)
@@ -27,7 +27,7 @@ def test_two_endpoints_in_one_request_are_proof() -> None:
 
 
 def test_a_retry_that_fails_elsewhere_takes_the_first_failure_back() -> None:
-    """The same body failed at another endpoint: what was told of the first is to be taken back, once."""
+    """The same body failed at another endpoint: what was reported of the first is to be taken back, once."""
     poison = Poison()
     poison.failed(1, {A: ERROR}, 0.0)
     assert poison.failed(1, {B: ERROR}, 1.0) == {A: ERROR}
@@ -35,7 +35,7 @@ def test_a_retry_that_fails_elsewhere_takes_the_first_failure_back() -> None:
 
 
 def test_an_answer_forgives_the_request_and_blames_the_others() -> None:
-    """Who failed at what can be answered is at fault after all."""
+    """One that failed at what can be answered is at fault after all."""
     poison = Poison()
     poison.failed(1, {A: RESET, B: ERROR}, 0.0)
     assert poison.answered(1, 1.0) == {A: RESET, B: ERROR}

@@ -173,7 +173,7 @@ def test_a_bad_feature_is_refused_whole(bad: float, position: int, forgetting: f
 @pytest.mark.parametrize("x", [[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_bad_target_is_refused_whole(x: list[float], bad: float) -> None:
-    """A target that is not finite raises and leaves the state unchanged, even where it tells nothing."""
+    """A target that is not finite raises and leaves the state unchanged, even where it says nothing."""
     model = RecursiveLeastSquares(3)
     before = learned_by(model)
     with pytest.raises(ValueError, match="finite"):

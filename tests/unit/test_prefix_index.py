@@ -53,7 +53,7 @@ def chain(path: list[int]) -> list[int]:
 
 
 def blocks_of(run: Run) -> int:
-    """Blocks in a tree, each held by somebody, and its counts in order."""
+    """Blocks in a tree, each with a holder, and its counts in order."""
     for head, child in run.children.items():
         assert (head, run) == (child.blocks[0], child.parent)
         assert child.mask == sum(child.held)

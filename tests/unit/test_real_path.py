@@ -88,7 +88,7 @@ def test_a_stream_is_timed_from_when_it_was_due_by_its_tokens_alone() -> None:
 
 
 def test_usage_without_details_means_nothing_cached() -> None:
-    """An engine that does not tell is taken at its word."""
+    """An engine that does not report it is taken at its word."""
     answer = read((2.5, token()), (2.6, token()), (2.7, token()), (2.8, usage()), (2.8, DONE))
     assert (answer.error, answer.cached_tokens) == (None, 0)
 

@@ -84,8 +84,8 @@ def test_an_outcome_reaches_the_record_of_its_request() -> None:
     assert ring.get(RequestId("b")) is None
 
 
-def test_a_refusal_is_held_when_it_is_told() -> None:
-    """Nobody added it before: it was never decided."""
+def test_a_refusal_is_held_when_it_ends() -> None:
+    """It was not added before: it was never decided."""
     ring = RecordRing(2)
     refused = record("a")
     ring.ended(Ending(refused, Outcome(Ended.REJECTED, 0.0, status=400), 0.0))

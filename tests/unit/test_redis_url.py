@@ -29,7 +29,7 @@ def test_what_a_url_says(url: str, expected: RedisUrl) -> None:
 
 
 def test_tls_by_query() -> None:
-    """Verifies the server's name against the system's authorities unless told otherwise."""
+    """Verifies the server's name against the system's authorities unless configured otherwise."""
     assert parse_url("redis://h").tls is None
     plain = parse_url("rediss+cluster://h").tls
     assert plain is not None

@@ -221,7 +221,7 @@ def test_tokens_that_only_the_configuration_adds_are_added() -> None:
 
 
 def test_llama_classes_have_an_alternative() -> None:
-    """Loaders may ignore the file's own steps for these; which, only the engine can tell."""
+    """Loaders may ignore the file's own steps for these; which, only the engine can say."""
     files = [(DATA / "parts" / name).read_bytes() for name in ("tokenizer.json", "tokenizer_config.json")]
     config = orjson.loads(files[1])
     for legacy, text in ((False, b"<s> a</s>b"), (True, b"<s> a</s> b")):

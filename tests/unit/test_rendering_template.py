@@ -74,7 +74,7 @@ def test_templates_that_fail_or_misbehave_render_nothing(source: str) -> None:
 
 @pytest.mark.parametrize("source", ["{{ bad", "{% nope %}", "{{ x | nope }}", "{% generation %}"])
 def test_templates_that_do_not_compile_are_refused(source: str) -> None:
-    """The operator is told at start."""
+    """The operator sees it at start."""
     with pytest.raises(UnsupportedTemplate):
         ChatTemplate(source, {})
 

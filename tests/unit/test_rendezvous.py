@@ -1,4 +1,4 @@
-"""Tokenway's members and AIGW's callers at one service: who sees whose load, where requests are placed."""
+"""Tokenway's members and AIGW's callers at one service: which sees which load, where requests are placed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ONE, TWO = member_id("gw1", 0, "a"), member_id("gw2", 0, "a")
 
 
 class Service:
-    """A rendezvous, and what AIGW tells the service, at time 0 unless said."""
+    """A rendezvous, and what AIGW reports to the service, at time 0 unless said."""
 
     def __init__(self) -> None:
         self.loads = ClusterLoads(Limits())
@@ -49,20 +49,20 @@ class Service:
         update = Update(member, sequence, rows, **fields)
         self.rendezvous.publish(update, encode(update), 0.0)
 
-    def told(self) -> list[Update]:
-        """What followers are told since the last time."""
+    def messages(self) -> list[Update]:
+        """The messages for followers since the last time."""
         return list(map(decode, self.rendezvous.take_messages()))
 
     def rows(self) -> dict[EndpointKey, Row]:
-        """AIGW's share as followers are told it now."""
-        self.told()
-        self.rendezvous.tell_changes()
-        return {row.endpoint: row for update in self.told() for row in update.rows}
+        """AIGW's share as followers get it now."""
+        self.messages()
+        self.rendezvous.add_changes()
+        return {row.endpoint: row for update in self.messages() for row in update.rows}
 
     def load(self, cluster: str = "c") -> dict[str, tuple[int, int]]:
         """Requests and prompt length by address, as AIGW sees them."""
         found = self.rendezvous.load_of(cluster, 0.0) or []
-        return {load.address: (load.requests, load.prompt_length) for load in found}
+        return {load.address: (load.amounts[0], load.prompt_length) for load in found}
 
 
 def test_a_message_is_passed_on_byte_for_byte() -> None:
@@ -91,7 +91,7 @@ def test_a_request_of_aigw_is_a_row_of_one_more_member() -> None:
 
 
 def test_an_address_without_a_port_stands_for_the_endpoints_there() -> None:
-    """Those members have named, whenever they did; nobody is told of an engine nobody else knows."""
+    """Those members have named, whenever they did; an engine that no member knows is in no message."""
     service = Service()
     service.aigw("r", HOST)
     assert service.rows() == {}
@@ -111,13 +111,13 @@ def test_ipv6_without_a_port_is_found_too() -> None:
     assert service.rows() == {SIX: Row(SIX, 1, 1, 10, 10)}
 
 
-def test_what_followers_are_told_adds_up_to_a_snapshot() -> None:
-    """Whenever somebody joins: snapshot, then messages, give what one who heard all has."""
+def test_what_followers_get_adds_up_to_a_snapshot() -> None:
+    """Whenever a member joins: snapshot, then messages, give what one that heard all has."""
     rng = random.Random(1)
     service, all_along, joined = Service(), Peers(), Peers()
     for step in range(300):
         if step == 150:
-            service.rendezvous.tell_changes()
+            service.rendezvous.add_changes()
             for update in service.rendezvous.snapshot(0.0):
                 joined.apply(update, 0.0)
         name = str(rng.randrange(6))
@@ -133,17 +133,17 @@ def test_what_followers_are_told_adds_up_to_a_snapshot() -> None:
                     member=member_id(name, 0, "a"),
                 )
             case 3:
-                service.rendezvous.tell_changes()
+                service.rendezvous.add_changes()
             case _:
                 service.publish(
                     Row(A, 3), sequence=step + 1, member=member_id(name, 0, "a"), full=True, lease_s=60.0
                 )
-        for update in service.told():
+        for update in service.messages():
             all_along.apply(update, 0.0)
             if step >= 150:
                 joined.apply(update, 0.0)
     service.rendezvous.renew(0.0)
-    for update in service.told():
+    for update in service.messages():
         all_along.apply(update, 0.0)
         joined.apply(update, 0.0)
     assert all_along.totals == joined.totals
@@ -154,19 +154,19 @@ def test_the_share_of_aigw_lives_as_long_as_an_engine_of_its() -> None:
     """It is renewed in full; with no engine left nothing is said, and its lease ends it."""
     service = Service()
     service.rendezvous.renew(0.0)
-    assert service.told() == []
+    assert service.messages() == []
     service.aigw("r", A)
     service.rendezvous.renew(0.0)
-    *_, renewed = service.told()
+    *_, renewed = service.messages()
     assert (renewed.full, renewed.rows) == (True, (Row(A, 1, 1, 10, 10),))
     peers = Peers()
     peers.apply(renewed, 0.0)
     assert peers.live_gateways == 1
     service.rendezvous.renew(700.0)
-    (ended,) = service.told()
+    (ended,) = service.messages()
     assert (ended.full, ended.rows) == (False, (Row(A),))
     service.rendezvous.renew(701.0)
-    assert service.told() == []
+    assert service.messages() == []
 
 
 def test_no_gateway_may_take_the_services_name() -> None:
@@ -177,7 +177,7 @@ def test_no_gateway_may_take_the_services_name() -> None:
         service.rendezvous.publish(update, b"", 0.0)
     with pytest.raises(MessageError, match="no gateway may be called"):
         service.rendezvous.reserve(update, [Reservation((Candidate(A, 0, 0, 0),))], 0.0)
-    assert service.told() == []
+    assert service.messages() == []
 
 
 def test_aigw_sees_the_load_of_members() -> None:
@@ -192,7 +192,7 @@ def test_aigw_sees_the_load_of_members() -> None:
     assert service.load() == {HOST: (5, 40), A: (3, 440), B: (2, 40)}
     assert service.load("d") == {HOST: (6, 400), "10.0.0.2": (1, 0)}
     (load,) = [load for load in service.rendezvous.load_of("c", 3.0) or [] if load.address == A]
-    assert load == EngineLoad(A, 3, 440, 2, 110, 310, 7, 3.0)
+    assert load == EngineLoad(A, 440, (3, 2, 110, 310, 7), 3.0)
 
 
 def test_a_cluster_without_any_load_is_unknown() -> None:
@@ -210,22 +210,22 @@ def test_a_place_counts_everybody() -> None:
     service.publish(Row(A, 1), Row(B, 5), member=TWO)
     service.aigw("r", HOST)
     service.aigw("s", A)
-    service.told()
+    service.messages()
     candidates = (Candidate(A, 4, 10, 20), Candidate(B, 0, 30, 40))
     places = service.rendezvous.reserve(Update(ONE, 1, (Row(A, 1),)), [Reservation(candidates)] * 3, 0.0)
     assert places == [Reserved(0, (4, 5)), Reserved(0, (5, 5)), Reserved(0, (6, 5))]
-    (told,) = service.told()
-    assert (told.member, told.sequence, told.rows) == (ONE, 1, (Row(A, 4, 3, 30, 60),))
+    (update,) = service.messages()
+    assert (update.member, update.sequence, update.rows) == (ONE, 1, (Row(A, 4, 3, 30, 60),))
 
 
 def test_a_place_is_added_to_what_the_member_has() -> None:
     """Also where the update does not name the endpoint; the next update, absolute, has the last word."""
     service = Service()
     service.publish(Row(A, 3, 1, 5, 50, 9))
-    service.told()
+    service.messages()
     service.rendezvous.reserve(Update(ONE, 2), [Reservation((Candidate(A, 9, 10, 20),))], 0.0)
-    (told,) = service.told()
-    assert told.rows == (Row(A, 4, 2, 15, 70, 9),)
+    (update,) = service.messages()
+    assert update.rows == (Row(A, 4, 2, 15, 70, 9),)
     assert service.rendezvous.shares.total(A) == (4, 2, 15, 70, 9)
     service.publish(Row(A, 1), sequence=3)
     assert service.rendezvous.shares.total(A) == (1, 0, 0, 0, 0)
@@ -239,11 +239,11 @@ def test_amounts_stay_within_a_message() -> None:
         Update(ONE, 2), [Reservation((Candidate(A, 0, MAX_AMOUNT, MAX_AMOUNT),))], 0.0
     )
     assert place == Reserved(0, (MAX_AMOUNT,))
-    assert service.told()[-1].rows == (Row(A, *(MAX_AMOUNT,) * 5),)
+    assert service.messages()[-1].rows == (Row(A, *(MAX_AMOUNT,) * 5),)
 
 
 def test_a_member_that_left_gets_no_place() -> None:
-    """Nobody would ever take the charge off."""
+    """No member would ever take the charge off."""
     service = Service()
     service.publish(Row(A, 1))
     service.publish(sequence=2, leaving=True)
@@ -252,7 +252,7 @@ def test_a_member_that_left_gets_no_place() -> None:
     assert service.rendezvous.shares.totals == {}
 
 
-def test_a_member_is_never_told_of_with_too_many_rows() -> None:
+def test_a_member_never_has_too_many_rows() -> None:
     """The message would be none."""
     service = Service()
     rows = tuple(
@@ -262,7 +262,7 @@ def test_a_member_is_never_told_of_with_too_many_rows() -> None:
         service.rendezvous.reserve(
             Update(ONE, 1, rows, full=True), [Reservation((Candidate(A, 0, 0, 0),))], 0.0
         )
-    assert service.told() == []
+    assert service.messages() == []
 
 
 def test_endpoints_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,7 +139,7 @@ def test_nothing_is_written_when_the_logger_is_off(written: io.StringIO) -> None
 @pytest.mark.parametrize(
     "name", ["prompt", "headers", "Authorization", "api_key", "cookie", "body", "token", "secret", "password"]
 )
-def test_values_under_telling_names_are_withheld(name: str) -> None:
+def test_values_under_names_of_secrets_are_withheld(name: str) -> None:
     """Whatever a call site passes as a prompt, a header or a credential does not reach the line."""
     text = formatted(**{name: {"x": CANARY}}, endpoint="e")
     assert CANARY not in text
@@ -216,7 +216,7 @@ def test_prompt_blocks_are_logged_only_under_a_key(written: io.StringIO) -> None
 
 
 def test_the_log_listens_to_endings_as_it_is_configured(written: io.StringIO) -> None:
-    """On without blocks until it is told otherwise; a refusal has no blocks to log."""
+    """On without blocks until it is configured otherwise; a refusal has no blocks to log."""
     log, request = RequestLog(), sent()
     log.ended(ending(request))
     log.configure(is_on=True, key=block_key(CANARY))

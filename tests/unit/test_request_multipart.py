@@ -75,7 +75,7 @@ def test_fields_are_read_and_files_are_not() -> None:
 
 @pytest.mark.parametrize("after", [b"", b"epilogue", b"\r\n--b\r\nanything"])
 def test_what_follows_the_end_is_left(after: bytes) -> None:
-    """An epilogue is nobody's, and passes as it came."""
+    """An epilogue has no meaning, and passes as it came."""
     sent = body(part(b"model", b"m")) + after
     assert Form(sent).fields() == {"model": "m"}
     assert Form(sent).rewritten("other", NONE) == body(part(b"model", b"other")) + after

@@ -500,7 +500,7 @@ def test_what_is_pooled_is_what_is_embedded(path: str) -> None:
 
 
 def test_the_data_of_a_plugin_has_no_prompt() -> None:
-    """Pooling takes what a plugin of the engine reads; no text can be told of it."""
+    """Pooling takes what a plugin of the engine reads; no text can be known of it."""
     assert of("/pooling", data={"image": "x"}).prompt == b""
 
 
@@ -523,7 +523,7 @@ def test_what_is_not_computed_has_no_prompt(path: str, fields: dict[str, Any]) -
     "path", sorted(set(OTHER_PATHS) - {"/v1/audio/transcriptions", "/v1/audio/translations"})
 )
 def test_every_operation_names_a_model(path: str) -> None:
-    """Without one there is nobody to serve it."""
+    """Without one there is no endpoint to serve it."""
     assert refusal(path, b'{"query": "q", "documents": [], "input": "x", "messages": [{}]}')[0] is (
         Reason.MISSING_MODEL
     )

@@ -83,7 +83,7 @@ def strings_as_parts(message: Body, kind: str = "text") -> Body:
 
 
 def with_arguments(change: Callable[[Any], Any]) -> Callable[[Body], Body]:
-    """A call with its arguments told otherwise."""
+    """A call with its arguments written otherwise."""
 
     def changed(call: Body) -> Body:
         call["function"]["arguments"] = change(call["function"]["arguments"])
@@ -191,13 +191,13 @@ def test_what_renders_alike_hashes_alike(family: str, change: Change) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_the_engine_tokenized_differently_hashes_differently(family: str) -> None:
     """Of all pairs of captured requests, those with the same bytes have the same tokens."""
-    told = [
+    listed = [
         (capture["path"], prompt(capture["path"], capture["body"]), capture["tokens"])
         for capture in captures(family)
         if capture["tokens"] is not None
     ]
-    assert len(told) > 30
-    for (path, one, its), (other_path, other, tokens) in combinations(told, 2):
+    assert len(listed) > 30
+    for (path, one, its), (other_path, other, tokens) in combinations(listed, 2):
         assert path != other_path or one != other or its == tokens
 
 

@@ -1,4 +1,4 @@
-"""Choices put to compare-and-set: where they are charged, what Envoy is told, what the record says."""
+"""Choices put to compare-and-set: where they are charged, what Envoy gets, what the record says."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from extproc.values.pending import Pending
 from extproc.values.placements import Decision
 from metadata_center.sharing.messages import Candidate
 from metadata_center.types import EndpointKey, RequestId
-from tests.conftest import Rig, build_rig, chat, endpoint, identities, request_line, told
+from tests.conftest import Rig, build_rig, chat, endpoint, identities, request_line, result_of
 
 pytestmark = pytest.mark.asyncio
 
@@ -55,11 +55,11 @@ def rendezvous() -> Rendezvous:
 
 
 async def decided(rig: Rig, request_id: str = "r", **body: Any) -> list[EndpointKey]:
-    """The endpoints that Envoy is told, in order."""
+    """The endpoints that Envoy gets, in order."""
     deciding = rig.gateway.decide(request_line(request_id), chat("x" * 500, **body))
     assert isinstance(deciding, Later)
     assert deciding.patience_s is None
-    made = await told(deciding.pending)
+    made = await result_of(deciding.pending)
     assert isinstance(made, Decision)
     return identities(",".join(made.plan.endpoints))
 
@@ -68,25 +68,25 @@ async def test_a_confirmed_choice_stays(rendezvous: Rendezvous) -> None:
     """The first candidate is the choice, with what was believed before it was charged."""
     rig = rendezvous.rig
     assert rig is not None
-    told = await decided(rig)
+    named = await decided(rig)
     ((request_id, candidates),) = rendezvous.asked
     record = rig.record()
     assert request_id == "r"
-    assert [candidate.endpoint for candidate in candidates] == told
+    assert [candidate.endpoint for candidate in candidates] == named
     assert {candidate.believed_requests for candidate in candidates} == {0}
     assert candidates[0].prefill_tokens == candidates[0].context_tokens == record.prompt_tokens
     assert record.placed is None
-    assert rig.chosen() == told[0]
+    assert rig.chosen() == named[0]
 
 
 async def test_a_moved_choice_is_where_it_was_put(rendezvous: Rendezvous) -> None:
-    """Envoy is told the other endpoint first, the ledger follows, and the record says both."""
+    """Envoy gets the other endpoint first, the ledger follows, and the record says both."""
     rig = rendezvous.rig
     assert rig is not None
     rendezvous.place = 1
-    told = await decided(rig)
+    named = await decided(rig)
     candidates = [candidate.endpoint for candidate in rendezvous.asked[0][1]]
-    assert told == [candidates[1], candidates[0], candidates[2]]
+    assert named == [candidates[1], candidates[0], candidates[2]]
     assert rig.load(candidates[1])[0] == 1
     assert rig.load(candidates[0]) == (0, 0, 0)
     record = rig.record()
@@ -110,8 +110,8 @@ async def test_an_unconfirmed_choice_stays_where_it_is(rendezvous: Rendezvous) -
     rig = rendezvous.rig
     assert rig is not None
     rendezvous.place = None
-    told = await decided(rig)
-    assert rig.load(told[0])[0] == 1
+    named = await decided(rig)
+    assert rig.load(named[0])[0] == 1
     assert rig.record().placed is None
 
 

@@ -1,4 +1,4 @@
-"""What Envoy is told: bytes of clusters and assignments, and who is sent which of them when.
+"""What Envoy gets: bytes of clusters and assignments, and which of them when.
 
 Resources are read back with the protobuf runtime and Envoy's own descriptors, not with the library
 that wrote them.
@@ -176,7 +176,7 @@ def test_bytes_do_not_depend_on_order(keys: list[str]) -> None:
     assert body == load_assignments({"m": [endpoint(key) for key in sorted(keys)]}, healthy)["m"]
 
 
-def test_replace_tells_whether_anything_changed() -> None:
+def test_replace_says_whether_anything_changed() -> None:
     """Publishing equal bytes is no change; versions are the xxh3 of the bytes; unknown types raise."""
     built = store(a=b"1")
     assert not replaced(built, CLUSTER_TYPE, {"a": b"1"})
@@ -344,7 +344,7 @@ def test_envoy_converges(publications: list[dict[str, bytes]]) -> None:
 
 
 def test_an_alias_is_bounded_per_endpoint_and_a_cluster_is_not() -> None:
-    """What Tokenway placed was admitted by it; what Envoy sends alone was admitted by nobody."""
+    """What Tokenway placed was admitted by it; what Envoy sends alone was admitted by no gateway."""
     resources = cluster_resources(["m"], {"llama": "m"}, max_open_requests=7)
     alias, plain = read_cluster(resources["model:llama"]), read_cluster(resources["m"])
     (bound,) = alias.circuit_breakers.per_host_thresholds

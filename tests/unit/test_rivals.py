@@ -1,4 +1,4 @@
-"""Rivals on live traffic: what they see, what they are told, and what is forgotten."""
+"""Rivals on live traffic: what they see, what they learn, and what is forgotten."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ ONE = RequestId("one")
 
 
 class Noting(StatefulPolicy):
-    """Sends everything to the last row, and notes what it sees and is told."""
+    """Sends everything to the last row, and notes its views and notifications."""
 
     answer: Decision | None = None
 
     def __init__(self) -> None:
         self.views: list[FleetView] = []
-        self.told: list[tuple[Any, ...]] = []
+        self.notified: list[tuple[Any, ...]] = []
 
     def choose(self, view: FleetView) -> Decision:
         """See `StatefulPolicy`."""
@@ -39,19 +39,19 @@ class Noting(StatefulPolicy):
 
     def on_sent(self, sent: Sent) -> None:
         """See `StatefulPolicy`."""
-        self.told.append(("sent", sent.row))
+        self.notified.append(("sent", sent.row))
 
     def on_first_token(self, sent: Sent, now_s: float) -> None:
         """See `StatefulPolicy`."""
-        self.told.append(("first", now_s))
+        self.notified.append(("first", now_s))
 
     def on_usage(self, sent: Sent, prompt_tokens: int, cached_tokens: int) -> None:
         """See `StatefulPolicy`."""
-        self.told.append(("usage", prompt_tokens, cached_tokens))
+        self.notified.append(("usage", prompt_tokens, cached_tokens))
 
     def on_finished(self, sent: Sent, now_s: float, output_tokens: int) -> None:
         """See `StatefulPolicy`."""
-        self.told.append(("end", now_s, output_tokens))
+        self.notified.append(("end", now_s, output_tokens))
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_a_rival_sees_what_its_own_gateway_would(made: list[Noting]) -> None:
     assert view.since_s == [4.5, 6.0]
 
 
-def test_it_is_told_of_each_request_once(made: list[Noting]) -> None:
+def test_it_is_notified_of_each_request_once(made: list[Noting]) -> None:
     """Sent, first token, usage, end; afterwards nothing is left of the request."""
     rivals = Rivals(Engines(), lambda: 1)
     picked = choose(rivals)
@@ -133,7 +133,7 @@ def test_it_is_told_of_each_request_once(made: list[Noting]) -> None:
     assert len(rivals) == 1
     rivals.ended(ending())
     rivals.ended(ending())
-    assert made[0].told == [("sent", 1), ("first", 7.0), ("usage", 1000, 100), ("end", 9.0, 40)]
+    assert made[0].notified == [("sent", 1), ("first", 7.0), ("usage", 1000, 100), ("end", 9.0, 40)]
     assert len(rivals) == 0
 
 
@@ -145,7 +145,7 @@ def test_what_failed_has_no_output(made: list[Noting], bad: dict[str, Any]) -> N
     assert picked is not None
     rivals.sent(ONE, picked)
     rivals.ended(ending(**bad))
-    assert made[0].told == [("sent", 1), ("end", 9.0, 0)]
+    assert made[0].notified == [("sent", 1), ("end", 9.0, 0)]
 
 
 def test_rows_never_change_under_it(made: list[Noting]) -> None:
@@ -173,7 +173,7 @@ def test_one_that_would_wait_leaves_the_choice_to_us(
 
 @pytest.mark.parametrize("rule", RIVALS)
 def test_every_rival_can_decide_live(rule: str) -> None:
-    """With what a gateway has: each chooses a row, and takes what it is told."""
+    """With what a gateway has: each chooses a row, and takes its notifications."""
     rivals = Rivals(Engines(), lambda: 1)
     seen: set[int] = set()
     for number in range(40):
@@ -190,5 +190,5 @@ def test_every_rival_can_decide_live(rule: str) -> None:
 def test_parameters_of_a_rule_are_checked() -> None:
     """When it is made, which is when the configuration is read."""
     with pytest.raises(ValueError, match="no policy is called"):
-        make("nobody")
+        make("unknown")
     assert type(make("dynamo_linear")).__name__ == "DynamoLinear"

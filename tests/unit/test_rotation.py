@@ -22,7 +22,7 @@ def keys_of(names: str) -> tuple[EndpointKey, ...]:
 
 
 def turns(rotation: Rotation, keys: tuple[EndpointKey, ...], weights: list[float], count: int) -> list[int]:
-    """Who is chosen in so many turns."""
+    """The rows chosen in so many turns."""
     rows = []
     for _ in range(count):
         owed = rotation.turn(keys, weights)
@@ -59,7 +59,7 @@ def test_rotations_begin_at_different_endpoints() -> None:
     ),
     served=st.integers(0, 5),
 )
-def test_changing_pools_owe_nobody_more_than_a_round(
+def test_changing_pools_owe_no_row_more_than_a_round(
     pools: list[tuple[set[str], float]], served: int
 ) -> None:
     """Endpoints come, go and change their weight: then each is soon served by the weights in force."""
@@ -73,15 +73,15 @@ def test_changing_pools_owe_nobody_more_than_a_round(
     assert all(abs(seen[row] - 100 * weight) <= 2 for row, weight in enumerate(weights))
 
 
-def test_who_stays_keeps_its_turn() -> None:
-    """An endpoint that leaves takes nobody's turn with it: the other two go on alternating."""
+def test_a_row_that_stays_keeps_its_turn() -> None:
+    """An endpoint that leaves takes no other's turn with it: the other two go on alternating."""
     rotation = Rotation()
     assert turns(rotation, keys_of("abc"), [1.0] * 3, 4) == [0, 1, 2, 0]
     assert turns(rotation, keys_of("ac"), [1.0] * 2, 4) == [1, 0, 1, 0]
 
 
 def test_the_choice_follows_what_is_owed_and_draws_nothing() -> None:
-    """Who is owed most is chosen, the first of equals, and the next are the fallbacks."""
+    """The one owed most is chosen, the first of equals, and the next are the fallbacks."""
     keys = keys_of("abcd")
     snapshot = Snapshot(keys, [0] * 4, [0] * 4, [0] * 4, [0] * 4, 0, [1.0] * 4, owed=[1.0, 3.0, 2.0, 3.0])
     settings = LoadBalancing(algorithm=Algorithm.ROUND_ROBIN, fallbacks=2)

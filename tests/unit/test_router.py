@@ -280,7 +280,7 @@ def test_round_robin_knows_weights_and_new_ones(weights: tuple[int, int]) -> Non
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_known_prefix_goes_back_to_who_holds_it(seed: int) -> None:
+def test_a_known_prefix_goes_back_to_its_holder(seed: int) -> None:
     """After one completed request the next one of the same conversation finds its cache."""
     rig = build_rig(seed=seed)
     prompt = "conversation " * 100
@@ -352,10 +352,10 @@ def test_a_first_token_releases_the_prefill_once(rig: Rig) -> None:
         rig.gateway.first_token("r", late=False)
         assert rig.load(key) == (1, 0, tokens)
     assert rig.scheduling.caches.history.size(key) == rig.record().num_blocks >= 1000 // BLOCK_BYTES
-    assert [told for told, _ in rig.shared] == [key]
+    assert [place for place, _ in rig.shared] == [key]
 
 
-def test_a_first_token_of_nobody_is_ignored(rig: Rig) -> None:
+def test_a_first_token_of_an_unknown_request_is_ignored(rig: Rig) -> None:
     """Its request may have ended before, or never been decided here."""
     rig.gateway.first_token("unknown", late=False)
     assert everything(rig) == [NOTHING] * 3
@@ -363,7 +363,7 @@ def test_a_first_token_of_nobody_is_ignored(rig: Rig) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_without_its_signal_a_prefill_ends_when_predicted(stream: bool) -> None:
-    """A whole answer, or a stream nobody watches, is taken for prefilled once its prediction is over."""
+    """A whole answer, or a stream that is not watched, is taken for prefilled once its prediction is over."""
     rig = build_rig(settings=RouterSettings(first_chunk=not stream, block_bytes=BLOCK_BYTES))
     rig.decide("r", chat("x" * 4000, stream=stream))
     record, key = rig.record(), rig.chosen()
@@ -391,7 +391,7 @@ def test_a_watched_stream_keeps_its_prefill_until_its_token(rig: Rig) -> None:
 
 
 def test_the_end_releases_everything(rig: Rig) -> None:
-    """After its end a request is charged nothing, however it ended and however often that is told."""
+    """After its end a request is charged nothing, however it ended and however often that is reported."""
     for ended in (Ended.COMPLETED, Ended.CLIENT_ABORT, Ended.UPSTREAM_RESET):
         rig.decide(ended, chat("x" * 1000, stream=True))
         for _ in range(2):
@@ -428,7 +428,7 @@ def test_a_request_decided_twice_is_charged_once(rig: Rig) -> None:
 
 
 def test_lost_requests_are_released_by_their_lease(rig: Rig) -> None:
-    """A request nobody reports on is given up after its lease, at the next decision, and counted."""
+    """A request without any report is given up after its lease, at the next decision, and counted."""
     rig.decide("lost", chat("x" * 1000, stream=True))
     rig.decide("alive", chat("y" * 1000, stream=True))
     rig.clock.advance(LEASE_S - 1)
@@ -548,7 +548,7 @@ def test_a_reload_that_changes_no_endpoint_takes_effect_as_well(rig: Rig) -> Non
     assert (list(before.weights), list(after.weights)) == ([1.0] * 3, [5.0] * 3)
 
 
-def test_a_record_tells_the_age_of_what_it_looked_at(rig: Rig) -> None:
+def test_a_record_shows_the_age_of_what_it_looked_at(rig: Rig) -> None:
     """Times in a record come from the clocks given, not from the machine's."""
     rig.scheduling.ages.health_changed(1.0)
     rig.clock.advance(5.0)

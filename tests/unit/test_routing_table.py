@@ -157,7 +157,7 @@ def test_a_path_is_read_as_engines_read_it(path: str) -> None:
         "/" + "%25" * 9 + "73leep",
     ],
 )
-def test_another_spelling_of_inference_passes_to_nobody(path: str) -> None:
+def test_another_spelling_of_inference_passes_to_no_engine(path: str) -> None:
     """What some engine or proxy might take for inference does not pass unread by the default cluster."""
     verdict = judge(path, "POST", default_cluster="other")
     assert isinstance(verdict, RefuseAtOnce)
@@ -185,7 +185,7 @@ def test_another_spelling_of_inference_passes_to_nobody(path: str) -> None:
         "/invocations",
     ],
 )
-def test_engines_admin_paths_pass_to_nobody(path: str, method: str) -> None:
+def test_engines_admin_paths_pass_to_no_engine(path: str, method: str) -> None:
     """However spelled and by any method, unless the operator names them."""
     verdict = judge(path, method, default_cluster="other")
     assert isinstance(verdict, RefuseAtOnce)
@@ -249,7 +249,7 @@ def test_a_stored_response_goes_where_it_is_held(path: str, method: str) -> None
     ],
 )
 def test_what_is_no_stored_response_is_like_any_other_path(path: str) -> None:
-    """An id beyond all bounds, none at all, or an operation nobody has."""
+    """An id beyond all bounds, none at all, or an operation that none has."""
     assert judge(path, "GET", default_cluster="other") == PassTo(Plan("other"))
     assert isinstance(judge(path, "GET"), RefuseAtOnce)
 

@@ -29,7 +29,7 @@ def test_what_envoy_can_forward_may_be_matched(name: str) -> None:
     ],
 )
 def test_what_never_arrives_is_named_with_something_to_do_instead(name: str) -> None:
-    """Nobody believes that such a rule works."""
+    """No operator believes that such a rule works."""
     problem = never_arrives(name, ())
     assert problem is not None
     assert problem.startswith(f"`{name}` ")

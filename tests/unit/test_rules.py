@@ -47,7 +47,7 @@ def test_group_defaults_to_the_cluster() -> None:
 
 
 def test_unknown_model_is_not_found() -> None:
-    """A name nobody serves is 404 model_not_found on the field `model`."""
+    """A name that no cluster serves is 404 model_not_found on the field `model`."""
     error = refusal(table(Rule("c")), "gpt")
     assert (error.reason, error.status, error.param) == (Reason.MODEL_NOT_FOUND, 404, "model")
     assert error.message == "The model `gpt` does not exist or is not served here."

@@ -1,4 +1,4 @@
-"""The folder that Envoy trusts: ours, closed to others, and nobody else's to replace."""
+"""The folder that Envoy trusts: ours, closed to others, and no other user's to replace."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from extproc.server import run_dir as module
 from extproc.server.run_dir import closed_to_others, lock, prepare, run_dir
 
 NOBODY = 65_534
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to somebody else")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_own_folder_that_is_open_is_closed(folder: Path, open_mode: int) -> None
 
 
 def test_link_is_refused(folder: Path, tmp_path: Path) -> None:
-    """Even to a folder that would do: whoever owns the link chooses where it leads."""
+    """Even to a folder that would do: the owner of the link chooses where it leads."""
     (tmp_path / "real").mkdir(mode=0o700)
     folder.symlink_to("real")
     assert "symbolic link" in why(folder)
@@ -84,7 +84,7 @@ def test_what_is_no_directory_is_refused(folder: Path, target: str) -> None:
 
 @as_root
 @pytest.mark.parametrize("open_mode", [0o700, 0o777])
-def test_folder_of_somebody_else_is_refused(folder: Path, open_mode: int) -> None:
+def test_folder_of_another_user_is_refused(folder: Path, open_mode: int) -> None:
     """Whatever its mode: its owner can change it."""
     folder.mkdir()
     folder.chmod(open_mode)
@@ -93,7 +93,7 @@ def test_folder_of_somebody_else_is_refused(folder: Path, open_mode: int) -> Non
 
 
 @as_root
-def test_folder_below_somebody_elses_is_refused(folder: Path) -> None:
+def test_folder_below_another_users_is_refused(folder: Path) -> None:
     """He could rename ours away and put his own there."""
     folder.mkdir()
     os.chown(folder, NOBODY, NOBODY)
@@ -101,7 +101,7 @@ def test_folder_below_somebody_elses_is_refused(folder: Path) -> None:
 
 
 @as_root
-def test_way_through_somebody_elses_link_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_way_through_another_users_link_is_refused(folder: Path, tmp_path: Path) -> None:
     """He could turn it to another place, which is fine as well."""
     (tmp_path / "real").mkdir(mode=0o700)
     folder.symlink_to("real")

@@ -95,7 +95,7 @@ def test_an_endpoint_that_left_gives_its_place_back_when_it_is_idle() -> None:
     assert running.match([2], KEYS) == [0, 1]
 
 
-def test_shared_blocks_are_told_from_the_length_of_prompts() -> None:
+def test_shared_blocks_are_known_from_the_length_of_prompts() -> None:
     """Two prompts that share three of four blocks take five blocks of eight."""
     running = RunningBlocks()
     assert running.distinct_ratio(A) == 1.0

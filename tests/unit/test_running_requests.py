@@ -25,7 +25,7 @@ LEASE_S = 60.0
 
 
 class Course:
-    """Running requests, and all that they tell."""
+    """Running requests, and all that they report."""
 
     def __init__(self) -> None:
         self.load = LoadTable(Counters(), LedgerBounds(lease_s=LEASE_S, tombstone_s=10.0))
@@ -118,7 +118,7 @@ def test_what_lingers_is_bounded(course: Course) -> None:
     assert len(course.running._lingering) == MAX_LINGERING
 
 
-def test_whoever_moves_takes_charge_and_blocks_along(course: Course) -> None:
+def test_a_request_that_moves_takes_charge_and_blocks_along(course: Course) -> None:
     """By a proxy's retry: room is free where it was. The same place again, or a stranger, changes nothing."""
     request = course.begin()
     course.running.moved(R, A, 1.0)
@@ -131,7 +131,7 @@ def test_whoever_moves_takes_charge_and_blocks_along(course: Course) -> None:
 
 
 def test_another_place_by_compare_and_set_is_recorded(course: Course) -> None:
-    """The rendezvous has moved the charge by then; nobody was told of the first place."""
+    """The rendezvous has moved the charge by then; the first place was not reported."""
     request = course.begin()
     course.running.reassigned(R, B)
     course.running.reassigned(RequestId("x"), B)
@@ -139,8 +139,8 @@ def test_another_place_by_compare_and_set_is_recorded(course: Course) -> None:
     assert list(course.blocks.match(BLOCKS, (A, B))) == [0, 3]
 
 
-def test_a_lost_request_is_released_before_it_is_told_of(course: Course) -> None:
-    """Whoever still runs has its lease anew."""
+def test_a_lost_request_is_released_before_it_is_reported(course: Course) -> None:
+    """A request that still runs has its lease anew."""
     request, other = course.begin(), RequestId("other")
     course.begin(other, B)
     course.running.alive(other, 30.0)

@@ -38,7 +38,7 @@ def found(
 
 
 def saved(text: str, limits: Limits | None = None) -> ClusterCaches:
-    """A cache that was told `chain@engine` pairs at time 0."""
+    """A cache that was given `chain@engine` pairs at time 0."""
     caches = ClusterCaches(limits or Limits())
     for pair in text.split():
         chain, _, engine = pair.partition("@")

@@ -82,7 +82,7 @@ def test_a_slot_is_reused_only_when_no_worker_needs_it(path: Path) -> None:
 
 
 def test_a_name_torn_by_a_killed_worker_is_not_found(path: Path) -> None:
-    """A name in a slot that nobody claims and nothing loads does not attract its endpoint."""
+    """A name in a slot that is not claimed and nothing loads does not attract its endpoint."""
     one = SharedCounters(path, 0)
     one._names[1] = A.encode()
 
@@ -166,7 +166,7 @@ def test_a_killed_holder_releases_the_lock(path: Path) -> None:
 
 
 def test_create_leaves_workers_of_an_older_gateway_alone(path: Path) -> None:
-    """A new file replaces the old one; who mapped the old one keeps it, and only the owner may read it."""
+    """A new file replaces the old one; older mappings stay, and only the owner may read it."""
     old = SharedCounters(path, 0)
     old.put(leg(old.place(A), 1, 1))
 

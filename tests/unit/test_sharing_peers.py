@@ -95,7 +95,7 @@ def test_a_straggler_does_not_revive_a_silent_member_but_its_return_does() -> No
     assert (peers.live_gateways, peers.live_members) == (1, 1)
 
 
-def test_who_left_stays_away() -> None:
+def test_what_left_stays_away() -> None:
     """A leaving member's share is void at once; neither stragglers nor anything else revives it."""
     goodbye = Update(ONE, 9, leaving=True)
     for before in ([update(7, 5)], []):

@@ -128,7 +128,7 @@ def test_views_add_what_other_gateways_count() -> None:
 
 
 def test_a_gateway_of_the_same_name_is_noticed() -> None:
-    """Its load is not counted, since it looks like a sibling's, but somebody can see why."""
+    """Its load is not counted, since it looks like a sibling's, but an operator can see why."""
     one = store()
     one.incoming(Update(member_id("gw1", 0, "other"), 1, (Row(A, 3),)), 0.0)
     one.incoming(Update(member_id("gw1", 1, "sibling"), 1, (Row(A, 3),)), 0.0)
@@ -158,7 +158,7 @@ def test_a_charge_counts_once_per_gateway_until_it_is_heard() -> None:
     assert not one._others._ahead
 
 
-def test_an_increment_nobody_echoes_ends_by_itself() -> None:
+def test_an_increment_without_an_echo_ends_by_itself() -> None:
     """With the transport down a charge counts more than once for `OPTIMISM_S` only."""
     one = store()
     one.incoming(Update(TWO, 1), 0.0)
@@ -177,7 +177,7 @@ def test_without_others_or_when_switched_off_nothing_is_added() -> None:
         assert requests(one) == [1, 0]
 
 
-def test_whoever_sends_is_woken_by_every_change() -> None:
+def test_every_sender_is_woken_by_every_change() -> None:
     """Charges, moves, releases, progress, expiry and shared blocks wake; what changes nothing does not."""
     one = store()
     woken: list[bool] = []
@@ -272,7 +272,7 @@ def test_a_reservation_goes_where_the_rendezvous_says() -> None:
 
 
 def test_a_reservation_withdrawn_in_time_is_an_ordinary_charge() -> None:
-    """Before it is sent it goes into the rows; nobody is told of an answer."""
+    """Before it is sent it goes into the rows; no caller gets an answer."""
     one = store()
     answers: list[str] = []
     charge(one, "1")
@@ -345,7 +345,7 @@ def test_a_place_at_an_endpoint_that_is_gone_is_set_right() -> None:
 
 
 def test_reservations_are_bounded() -> None:
-    """One for nobody, a second one for somebody, and one too many are refused."""
+    """One without a charge, a second one of a request, and one too many are refused."""
     one = store()
     assert one.reserve(RequestId("none"), [Candidate(A, 0, 0, 0)], lambda: None) is None
     for number in range(MAX_WAITING + 1):
@@ -409,7 +409,7 @@ def test_both_kinds_are_metadata_stores() -> None:
 
 
 def test_responses_are_not_blocks() -> None:
-    """A chain that begins with the mark goes to whoever asks where responses live, not to the index."""
+    """A chain that begins with the mark goes to the table of where responses live, not to the index."""
     heard: list[tuple[EndpointKey, list[int]]] = []
     one = store(on_responses=lambda endpoint, chain: heard.append((endpoint, chain)))
     chains = (Chain.of(A, [RESPONSES_MARK, 7]), Chain.of(A, [1, 2]))
@@ -419,7 +419,7 @@ def test_responses_are_not_blocks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("member", "others", "newcomer", "tells"),
+    ("member", "others", "newcomer", "informs"),
     [
         ("gw1/0/x", (), "gw2/0/x", True),
         ("gw2/0/x", (), "gw1/0/x", True),  # its own name does not count: it knows nothing
@@ -429,24 +429,24 @@ def test_responses_are_not_blocks() -> None:
         ("gw1/0/x", ("gw2/0/x",), "gw3/1/x", True),
     ],
 )
-def test_one_member_tells_a_newcomer(
-    member: str, others: tuple[str, ...], newcomer: str, tells: bool
+def test_one_member_informs_a_newcomer(
+    member: str, others: tuple[str, ...], newcomer: str, informs: bool
 ) -> None:
-    """The first worker of the first gateway that is not the newcomer's own, and nobody twice."""
+    """The first worker of the first gateway that is not the newcomer's own, and none twice."""
     known: dict[EndpointKey, list[int]] = {}
-    made = store(MemberId(member), told=lambda: known)
+    made = store(MemberId(member), known=lambda: known)
     for other in others:
         made.incoming(Update(MemberId(other), 1), 0.0)
     known[A] = [RESPONSES_MARK, 7]
     for sequence in (1, 2):
         made.incoming(Update(MemberId(newcomer), sequence), 0.0)
     update = sent(made)
-    assert ([] if update is None else list(update.blocks)) == [Chain.of(A, known[A])] * tells
+    assert ([] if update is None else list(update.blocks)) == [Chain.of(A, known[A])] * informs
 
 
-def test_who_was_away_tells_what_it_knows() -> None:
+def test_a_member_that_was_away_sends_what_it_knows() -> None:
     """After each snapshot: what was shared meanwhile may have been lost."""
-    one = store(told=lambda: {A: [RESPONSES_MARK, 7]})
+    one = store(known=lambda: {A: [RESPONSES_MARK, 7]})
     one.snapshot([Update(TWO, 1)], 0.0)
     update = sent(one)
     assert update is not None

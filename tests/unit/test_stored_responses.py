@@ -107,7 +107,7 @@ def test_every_policy_yields_to_the_holder(algorithm: Algorithm) -> None:
 
 
 def test_the_served_endpoint_holds_it_not_the_chosen_one(rig: Rig) -> None:
-    """A fallback's answer is the fallback's, whether its start or only its end was told."""
+    """A fallback's answer is the fallback's, whether its start or only its end was reported."""
     ask(rig, "r")
     first = rig.chosen("r")
     other = next(key for key in KEYS if key != first)
@@ -128,14 +128,14 @@ def test_a_response_can_be_cancelled_while_it_is_made(rig: Rig) -> None:
     assert goes_to(line(rig, "resp_1", "POST", "/cancel")) == rig.chosen("r")
 
 
-def test_an_end_told_before_the_head_is_no_harm(rig: Rig) -> None:
-    """Two connections of Envoy tell the two; nothing orders them."""
+def test_an_end_before_the_head_is_no_harm(rig: Rig) -> None:
+    """Two connections of Envoy report the two; nothing orders them."""
     ask(rig, "r")
     home = rig.chosen("r")
     rig.end("r")
     begins(rig, "r", "resp_1")
     assert goes_to(line(rig, "resp_1")) == home
-    begins(rig, "nobody's", "resp_2")
+    begins(rig, "unknown", "resp_2")
     assert len(rig.scheduling.homes) == 1
 
 
@@ -194,8 +194,8 @@ def test_an_endpoint_that_left_holds_nothing(rig: Rig) -> None:
     assert rig.record("r").holder is None
 
 
-def test_what_nobody_knows_goes_to_somebody(rig: Rig) -> None:
-    """And is refused only where nobody is there."""
+def test_what_is_unknown_goes_to_any_endpoint(rig: Rig) -> None:
+    """And is refused only where no endpoint is there."""
     assert goes_to(line(rig, "resp_unknown")) in KEYS
     rig.configure([])
     verdict = line(rig, "resp_unknown")
@@ -237,7 +237,7 @@ def test_a_lost_answer_still_has_its_place(rig: Rig) -> None:
     assert goes_to(line(rig, "resp_1")) == home
 
 
-def test_others_are_told_once(rig: Rig) -> None:
+def test_others_are_informed_once(rig: Rig) -> None:
     """Of each response when it is seen, and again only if it lives elsewhere after all."""
     ask(rig, "r")
     begins(rig, "r", "resp_1")

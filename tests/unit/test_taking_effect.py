@@ -78,11 +78,11 @@ def test_a_section_that_comes_or_goes_is_a_change() -> None:
     assert changed(config(edge={"tls": tls}), config(edge={"tls": tls})) == []
 
 
-def test_each_change_is_told_once_and_taken_back_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_change_is_logged_once_and_taken_back_in_silence(caplog: pytest.LogCaptureFixture) -> None:
     """Names and what to do, at each reload that changes them; never a value."""
     caplog.set_level(logging.WARNING, "tokenway.configuration")
     pending = PendingSettings(Config())
     for sections in ({}, {"load": {"lease_s": 7}}, {"load": {"lease_s": 8}}, {}, {"load": {"lease_s": 7}}):
         pending.follow(config(**sections))
-    told = [(record.__dict__["settings"], record.__dict__["do"]) for record in caplog.records]
-    assert told == [(["load.lease_s"], "restart Tokenway")] * 2
+    logged = [(record.__dict__["settings"], record.__dict__["do"]) for record in caplog.records]
+    assert logged == [(["load.lease_s"], "restart Tokenway")] * 2

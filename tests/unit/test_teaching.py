@@ -17,12 +17,12 @@ KEY = (MODEL, GROUP)
 
 def learned(predictor: Predictor) -> tuple[int, int, bool]:
     """First tokens and paces compared with what was foreseen, and whether a prompt's tokens were learned."""
-    told = predictor.calibration(KEY)
-    ttft, tpot = (0 if summary is None else summary.num_observed for summary in (told.ttft, told.tpot))
+    learned = predictor.calibration(KEY)
+    ttft, tpot = (0 if summary is None else summary.num_observed for summary in (learned.ttft, learned.tpot))
     return ttft, tpot, bool(dict(predictor.token_ratios()))
 
 
-def test_an_answer_teaches_all_that_it_tells() -> None:
+def test_an_answer_teaches_all_that_it_shows() -> None:
     """Tokens per byte, time to first token and pace."""
     predictor = Predictor()
     Teaching(predictor).ended(ending(sent(), predicted_ttft_s=0.1))
@@ -39,7 +39,7 @@ def test_an_answer_teaches_all_that_it_tells() -> None:
         ({}, {"status": 206}, (0, 0, False)),
     ],
 )
-def test_what_is_mixed_or_not_told_teaches_no_times(
+def test_what_is_mixed_or_unknown_teaches_no_times(
     record: dict[str, Any], changes: dict[str, Any], teaches: tuple[int, int, bool]
 ) -> None:
     """Whole answers have no first token, a second attempt has the first one's time in it."""

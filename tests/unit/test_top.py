@@ -15,6 +15,9 @@ from tokenway.cli.top import render_endpoints, top
 ROW = {
     "key": "10.0.0.1:8000",
     "cluster": "chat",
+    "source": "files",
+    "weight": 3,
+    "labels": {"zone": "b", "subset": "v1"},
     "state": "healthy",
     "reason": None,
     "requests": 3,
@@ -30,7 +33,14 @@ ROW = {
 
 def answer(*rows: dict[str, Any], uptime_s: float = 10.0) -> dict[str, Any]:
     """The admin port's `/endpoints` answer."""
-    return {"endpoints": list(rows), "in_flight": 3, "held": 1, "workers": 2, "uptime_s": uptime_s}
+    return {
+        "endpoints": list(rows),
+        "sources": {},
+        "in_flight": 3,
+        "held": 1,
+        "workers": 2,
+        "uptime_s": uptime_s,
+    }
 
 
 @pytest.fixture
@@ -62,8 +72,22 @@ def test_table_shows_load_cache_share_and_latency() -> None:
     summary, blank, header, row = render_endpoints(answer(ROW)).splitlines()
     assert summary == "tokenway   up 10 s   workers 2   in flight 3   held 1   endpoints 1"
     assert blank == ""
-    assert header.split()[:3] == ["endpoint", "cluster", "state"]
-    assert " ".join(row.split()) == "10.0.0.1:8000 chat healthy 3 4096 9000 25% 123 - 100 2"
+    assert header.split()[:3] == ["endpoint", "cluster", "source"]
+    assert (
+        " ".join(row.split())
+        == "10.0.0.1:8000 chat files healthy 3 4096 9000 25% 123 - 100 2 3 subset=v1 zone=b"
+    )
+
+
+def test_sources_show_how_old_their_word_is() -> None:
+    """One line for each control plane, under the summary."""
+    sources = {
+        "istio": {"connected": True, "age_s": 0.0},
+        "kubernetes": {"connected": False, "age_s": 34.6},
+    }
+    _, *lines, blank, _, _ = render_endpoints({**answer(ROW), "sources": sources}).splitlines()
+    assert lines == ["source istio   in sync", "source kubernetes   last in sync 35 s ago"]
+    assert blank == ""
 
 
 def test_rows_are_sorted_and_columns_aligned() -> None:
@@ -81,14 +105,14 @@ def test_rate_is_the_difference_between_two_readings() -> None:
     after = {**ROW, "served_total": 130}
     new = {**ROW, "key": "z:1"}
     rows = render_endpoints(answer(after, new, uptime_s=14.0), answer(ROW)).splitlines()[3:]
-    assert [row.split()[8] for row in rows] == ["7.5", "-"]
-    assert render_endpoints(answer(after), answer(ROW)).splitlines()[3].split()[8] == "-"
+    assert [row.split()[9] for row in rows] == ["7.5", "-"]
+    assert render_endpoints(answer(after), answer(ROW)).splitlines()[3].split()[9] == "-"
 
 
 def test_missing_measurements_show_a_dash() -> None:
     """An endpoint without capacity or first token yet shows dashes, not zeros."""
     row = render_endpoints(answer({**ROW, "capacity_blocks": 0, "ttft_ewma_s": None})).splitlines()[3]
-    assert row.split()[6:8] == ["-", "-"]
+    assert row.split()[7:9] == ["-", "-"]
 
 
 def test_once_prints_one_table(admin_url: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from extproc.values.pending import Pending
 from extproc.values.placements import Decision, Plan
 from extproc.values.requests import Operation
 from metadata_center.types import RequestId
-from tests.conftest import request_line, told
+from tests.conftest import request_line, result_of
 
 SMALL = b'{"model": "m"}'
 LARGE = Random(1).randbytes(200_000).hex().encode()
@@ -88,7 +88,7 @@ async def test_a_small_body_is_decoded_on_the_spot() -> None:
 
 
 async def test_a_large_body_is_decoded_later() -> None:
-    """Envoy is told to wait; what comes then may itself come later."""
+    """Envoy is asked to wait; what comes then may itself come later."""
     soon: Pending[Decision] = Pending()
     for answer in (Now(PLAIN), Later(soon), Later(soon, 1.0)):
         decider = Decider()
@@ -100,7 +100,7 @@ async def test_a_large_body_is_decoded_later() -> None:
         assert deciding.patience_s is not None
         assert decider.bodies == []
         asyncio.get_running_loop().call_later(0.05, soon.give, PLAIN)
-        unpacked = await told(deciding.pending)
+        unpacked = await result_of(deciding.pending)
         assert (decider.bodies, sent(unpacked)) == ([LARGE], LARGE)
 
 
@@ -113,7 +113,7 @@ async def test_a_small_body_that_has_to_wait_keeps_its_patience() -> None:
         assert isinstance(deciding, Later)
         assert deciding.patience_s == patience_s
         pending.give(PLAIN)
-        assert sent(await told(deciding.pending)) == SMALL
+        assert sent(await result_of(deciding.pending)) == SMALL
 
 
 async def test_identity_is_no_coding() -> None:
@@ -126,7 +126,7 @@ async def test_identity_is_no_coding() -> None:
 
 
 async def test_a_new_body_of_the_decision_wins() -> None:
-    """Who rewrote the decoded body has it sent."""
+    """A rewritten decoded body is what is sent."""
     decider = Decider()
     decider.answer = Now(replace(PLAIN, new_body=(b"new",)))
     decision = decided(made(decider).decide(gzipped(), gzip.compress(SMALL)))
@@ -135,7 +135,7 @@ async def test_a_new_body_of_the_decision_wins() -> None:
 
 @pytest.mark.parametrize("body", [gzip.compress(LARGE)[:-1], gzip.compress(SMALL)[:-1]])
 async def test_refusals_come_out_of_a_thread_as_well(body: bytes) -> None:
-    """Whether at once or later, a damaged body is refused and decided about by nobody."""
+    """Whether at once or later, a damaged body is refused and no decision is made."""
     decider = Decider()
     assert (await refused(made(decider).decide(gzipped(), body))).reason is Reason.INVALID_REQUEST
     assert decider.bodies == []
@@ -147,11 +147,11 @@ async def refused(deciding: Deciding[Decision]) -> RouterError:
         return deciding.error
     assert isinstance(deciding, Later)
     with pytest.raises(RouterError) as caught:
-        await told(deciding.pending)
+        await result_of(deciding.pending)
     return caught.value
 
 
-async def test_a_coding_that_nobody_knows_is_refused() -> None:
+async def test_an_unknown_coding_is_refused() -> None:
     """By its name, before anything is decoded."""
     decider = Decider()
     refusal = await refused(made(decider).decide(gzipped(content_encoding="compress"), SMALL))
@@ -168,14 +168,14 @@ async def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         deciding = front.decide(gzipped(), packed)
         assert isinstance(deciding, Later)
-        waiting.append(told(deciding.pending))
+        waiting.append(result_of(deciding.pending))
     await asyncio.sleep(0)
     refusal = await refused(front.decide(gzipped(), packed))
     assert (refusal.reason, refusal.retry_after_s) == (Reason.READERS_BUSY, 1)
     await asyncio.gather(*waiting)
     again = front.decide(gzipped(), packed)
     assert isinstance(again, Later)
-    assert sent(await told(again.pending)) == LARGE
+    assert sent(await result_of(again.pending)) == LARGE
     monkeypatch.setattr(unpacking, "MAX_WAITING", 0)
     assert isinstance(front.decide(gzipped(), packed), Refusal)
     front.close()

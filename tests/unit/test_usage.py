@@ -1,4 +1,4 @@
-"""One definition of prompt, cached and output tokens, whatever API an engine told them by."""
+"""One definition of prompt, cached and output tokens, whatever API reports them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ VLLM = {
 
 
 def read(top: object, nested: object = None) -> Usage:
-    """What these objects tell; None for one that was not there."""
+    """What these objects report; None for one that was not there."""
     return read_usage("" if top is None else json.dumps(top), "" if nested is None else json.dumps(nested))
 
 
 @pytest.mark.parametrize(
-    ("told", "expected"),
+    ("fields", "expected"),
     [
         (VLLM, Usage(100, 7, 64)),
         ({**VLLM, "prompt_tokens_details": None}, Usage(100, 7, None)),
@@ -73,10 +73,10 @@ def read(top: object, nested: object = None) -> Usage:
         ([1], UNKNOWN),
     ],
 )
-def test_each_api_tells_the_same_three_numbers(told: object, expected: Usage) -> None:
+def test_each_api_reports_the_same_three_numbers(fields: object, expected: Usage) -> None:
     """The prompt with what was cached of it, the output, and the cached part."""
-    assert read(told) == expected
-    assert read(None, told) == expected
+    assert read(fields) == expected
+    assert read(None, fields) == expected
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_each_api_tells_the_same_three_numbers(told: object, expected: Usage) ->
             {"input_tokens": 36, "cache_read_input_tokens": None, "output_tokens": 7},
             Usage(100, 7, 64),
         ),
-        # counted whole at first, the cached part of it told later
+        # counted whole at first, the cached part of it reported later
         (
             {"input_tokens": 100, "output_tokens": 1},
             {"cache_read_input_tokens": 64, "output_tokens": 7},
@@ -121,7 +121,7 @@ def test_each_api_tells_the_same_three_numbers(told: object, expected: Usage) ->
         ({"prompt_tokens": 1, "completion_tokens": 1}, VLLM, Usage(100, 7, 64)),
     ],
 )
-def test_a_stream_that_tells_it_twice(start: object, delta: object, expected: Usage) -> None:
+def test_a_stream_that_reports_it_twice(start: object, delta: object, expected: Usage) -> None:
     """`message_start` and `message_delta` are one usage; no token is counted twice."""
     assert read(delta, start) == expected
 
@@ -137,7 +137,7 @@ def test_counts_that_make_no_sense_are_absent(count: object) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "null", "NaN", '{"prompt_tokens":NaN}', "\x00", '{"a":' * 5000])
-def test_what_is_no_json_tells_nothing(text: str) -> None:
+def test_what_is_no_json_reports_nothing(text: str) -> None:
     """Envoy cut the text out of an answer without understanding it."""
     assert read_usage(text) == UNKNOWN
     assert read_usage("", text) == UNKNOWN

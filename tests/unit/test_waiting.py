@@ -1,4 +1,4 @@
-"""Requests that wait for room: who is let go, in which order, and that nobody is lost or charged twice."""
+"""Requests that wait for room: which is let go, in which order, and that none is lost or charged twice."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Held:
         self.loop.run()
 
 
-def test_an_idle_fleet_holds_nobody() -> None:
+def test_an_idle_fleet_holds_no_request() -> None:
     """A request goes at once while its endpoint has less than two steps of prefill ahead."""
     held = Held(2)
     assert isinstance(held.ask("a"), Decision)
@@ -109,7 +109,7 @@ def test_a_request_waits_while_every_endpoint_is_full_and_goes_when_one_is_not()
 
 
 def test_the_record_of_a_held_request_says_so_and_can_be_recomputed() -> None:
-    """Time and reason of the wait are told; those who wait too are part of the recomputed choice."""
+    """Time and reason of the wait are recorded; those that wait too are part of the recomputed choice."""
     held = Held()
     held.ask("a")
     held.hold("b")
@@ -161,7 +161,7 @@ def test_short_work_goes_before_long_work_that_came_a_little_earlier() -> None:
     assert not long.done()
 
 
-def test_nobody_is_overtaken_by_what_comes_later_than_its_own_work_takes() -> None:
+def test_no_request_is_overtaken_by_what_comes_later_than_its_own_work_takes() -> None:
     """A stream of short requests does not starve a long one."""
     held = Held()
     held.ask("a", LONG * 6)
@@ -184,7 +184,7 @@ def test_news_that_never_comes_is_looked_for() -> None:
 
 
 def test_a_client_that_left_is_never_charged() -> None:
-    """Its place in the queue is free at once, whoever waited behind it included."""
+    """Its place in the queue is free at once, for a request that waited behind it as well."""
     held = Held()
     held.ask("a")
     gone, behind = held.hold("gone"), held.hold("behind")
@@ -218,7 +218,7 @@ def test_what_cannot_be_answered_within_its_own_limit_is_refused_early() -> None
     assert refused.value.reason is Reason.OVERLOADED
 
 
-def test_who_cannot_be_served_in_time_any_more_is_refused_then() -> None:
+def test_what_cannot_be_served_in_time_any_more_is_refused_then() -> None:
     """Load that came from elsewhere makes the wait too long: the answer does not wait for its end."""
     held = Held(max_s=2.0)
     held.ask("a")
@@ -232,7 +232,7 @@ def test_who_cannot_be_served_in_time_any_more_is_refused_then() -> None:
     assert held.rig.metric("tokenway_hold_seconds_count", model="m", ending="refused") == 1
 
 
-def test_who_waits_goes_elsewhere_when_its_endpoint_is_ejected() -> None:
+def test_what_waits_goes_elsewhere_when_its_endpoint_is_ejected() -> None:
     """A change of health makes a new queue, and every request is in it or gone from it."""
     held = Held(2)
     held.ask("a")
@@ -248,8 +248,8 @@ def test_who_waits_goes_elsewhere_when_its_endpoint_is_ejected() -> None:
     assert held.rig.chosen(f"c{done[0]}") != lost
 
 
-def test_no_endpoint_left_answers_who_waits() -> None:
-    """Nobody waits for endpoints that are gone."""
+def test_no_endpoint_left_answers_what_waits() -> None:
+    """No request waits for endpoints that are gone."""
     held = Held()
     held.ask("a")
     promise = held.hold("b")
@@ -260,7 +260,7 @@ def test_no_endpoint_left_answers_who_waits() -> None:
     assert refused.value.reason is Reason.NO_HEALTHY_ENDPOINT
 
 
-def test_a_new_endpoint_takes_who_waits() -> None:
+def test_a_new_endpoint_takes_what_waits() -> None:
     """A configuration with more room is used at the next round."""
     held = Held()
     held.ask("a")
@@ -281,8 +281,8 @@ def test_switching_it_off_lets_everybody_go() -> None:
     assert all(promise.done() for promise in promises)
 
 
-def test_closing_places_everybody_at_once_and_holds_nobody_any_more() -> None:
-    """A worker that stops loses nobody."""
+def test_closing_schedules_all_at_once_and_holds_none_any_more() -> None:
+    """A worker that stops loses no request."""
     held = Held()
     held.ask("a")
     promises = [held.hold("b"), held.hold("c")]

@@ -61,7 +61,7 @@ class Course:
 
     async def until(self, step: str) -> None:
         """Wait for a step to begin."""
-        while step not in self.log:  # noqa: ASYNC110 - steps tell nobody
+        while step not in self.log:  # noqa: ASYNC110 - steps wake no task
             await asyncio.sleep(0)
 
     def stops(self) -> list[str]:

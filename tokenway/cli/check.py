@@ -78,7 +78,7 @@ def warnings(config: Config, clusters: Sequence[ClusterSpec]) -> list[str]:
             )
     if config.server.listen_insecure and config.server.listen_tls is None:
         found.append(
-            "server.listen_insecure: whoever reaches server.listen steers traffic, reads prompts and ejects "
+            "server.listen_insecure: hosts that reach server.listen steer traffic, read prompts and eject "
             "engines; use server.listen_tls"
         )
     return found

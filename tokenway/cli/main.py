@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         for problem in error.problems:
             print(printable(f"{error.path}: {problem}"), file=sys.stderr)
-    except BrokenPipeError:  # `tokenway bootstrap ... | head`: nobody reads on
+    except BrokenPipeError:  # `tokenway bootstrap ... | head`: no process reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, MetadataError) as error:  # a port in use, a name that does not resolve, no Envoy
         print(printable(f"tokenway: {error}"), file=sys.stderr)
@@ -58,7 +58,7 @@ def _options(words: list[str]) -> argparse.Namespace:
 
 def _run(options: argparse.Namespace) -> int:
     if options.command in ("serve", "worker", "metadata-center"):
-        # SIGHUP means "reload" to these, but kills who has no handler yet; imports alone take a second.
+        # SIGHUP means "reload" to these, but kills a process without a handler; imports alone take a second.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     match options.command:
         case "serve":
@@ -266,14 +266,14 @@ def _add_metadata_center(commands: Any) -> None:
         type=float,
         default=660.0,
         metavar="SECONDS",
-        help="a request nobody deleted for so long is taken for lost (default 660)",
+        help="a request without a delete for so long is taken for lost (default 660)",
     )
     center.add_argument(
         "--cache-expiry-s",
         type=float,
         default=3600.0,
         metavar="SECONDS",
-        help="a prompt nobody saved for so long is taken for evicted (default 3600)",
+        help="a prompt without a save for so long is taken for evicted (default 3600)",
     )
 
 

@@ -19,6 +19,7 @@ _HOME_AND_CLEAR = "\x1b[H\x1b[2J"
 _COLUMNS = (
     "endpoint",
     "cluster",
+    "source",
     "state",
     "requests",
     "prefill tok",
@@ -28,9 +29,11 @@ _COLUMNS = (
     "req/s",
     "served",
     "failed",
+    "weight",
+    "labels",
     "reason",
 )
-_LEFT_ALIGNED = frozenset({"endpoint", "cluster", "state", "reason"})
+_LEFT_ALIGNED = frozenset({"endpoint", "cluster", "source", "state", "labels", "reason"})
 
 
 def top(admin_url: str, *, once: bool, interval_s: float, as_json: bool = False) -> int:
@@ -89,6 +92,7 @@ def render_endpoints(current: Mapping[str, Any], previous: Mapping[str, Any] | N
             [
                 row["key"],
                 row["cluster"],
+                row["source"],
                 row["state"],
                 str(row["requests"]),
                 str(row["prefill_tokens"]),
@@ -98,6 +102,8 @@ def render_endpoints(current: Mapping[str, Any], previous: Mapping[str, Any] | N
                 rate,
                 str(row["served_total"]),
                 str(row["failures_total"]),
+                str(row["weight"]),
+                " ".join(f"{name}={value}" for name, value in sorted(row["labels"].items())) or "-",
                 row["reason"] or "",
             ]
         )
@@ -114,7 +120,19 @@ def render_endpoints(current: Mapping[str, Any], previous: Mapping[str, Any] | N
         f"tokenway   up {current['uptime_s']:.0f} s   workers {current['workers']}   "
         f"in flight {current['in_flight']}   held {current['held']}   endpoints {len(current['endpoints'])}"
     )
-    return "\n".join([summary, "", *lines]) + "\n"
+    return "\n".join([summary, *_sources(current), "", *lines]) + "\n"
+
+
+def _sources(current: Mapping[str, Any]) -> list[str]:
+    """A line for each control plane that lists endpoints."""
+    return [
+        printable(
+            f"source {name}   in sync"
+            if source["connected"] and not source["age_s"]
+            else f"source {name}   last in sync {source['age_s']:.0f} s ago"
+        )
+        for name, source in sorted(current["sources"].items())
+    ]
 
 
 def _endpoints(admin_url: str) -> dict[str, Any]:

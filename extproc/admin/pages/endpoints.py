@@ -21,7 +21,10 @@ def _of_worker(source: Source, _: PageRequest) -> PageResponse:
 
 
 def _of_all(_: PageRequest, answers: Mapping[int, PageResponse]) -> PageResponse:
-    """Load is shared: each worker sees all of it. What is each worker's own is added up."""
+    """Load is shared: each worker sees all of it. What is each worker's own is added up.
+
+    A source is as old as it is to the worker that has not heard of it for longest.
+    """
     bodies = good_bodies(answers)
     if not bodies:
         return no_worker()
@@ -29,6 +32,14 @@ def _of_all(_: PageRequest, answers: Mapping[int, PageResponse]) -> PageResponse
     merged["in_flight"] = sum(body["in_flight"] for body in bodies)
     merged["held"] = sum(body["held"] for body in bodies)
     merged["workers"] = len(bodies)
+    merged["sources"] = {
+        name: {
+            "connected": all(source["connected"] for source in of_workers),
+            "age_s": max(source["age_s"] for source in of_workers),
+        }
+        for name in merged["sources"]
+        if (of_workers := [body["sources"][name] for body in bodies if name in body["sources"]])
+    }
     for i, row in enumerate(merged["endpoints"]):
         for total in ("served_total", "failures_total"):
             row[total] = sum(

@@ -33,7 +33,7 @@ class PrefixCache(ByTerms):
 def prefix_cache_terms(snapshot: Snapshot, settings: LoadBalancing) -> Terms:
     """The longest match first and, among equals, the least loaded; those terms that are turned on.
 
-    `cache` is in blocks and counts only what tells rows apart: blocks that every row holds say nothing.
+    `cache` is in blocks and counts only what distinguishes rows: blocks that every row holds say nothing.
     It is zero for rows loaded above mean + sigma, and for all when the spread exceeds 8 requests, which
     leaves least-request. `requests` is load scaled into (-1, 0], so that it only ever breaks ties.
 

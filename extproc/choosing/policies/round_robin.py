@@ -21,7 +21,7 @@ class RoundRobin:
         return {}
 
     def choose(self, snapshot: Snapshot, settings: LoadBalancing, rng: Rng, turn: int) -> Choice:  # noqa: ARG002
-        """Who is owed most; by `turn` alone where the snapshot does not say what each row is owed."""
+        """The row owed most; by `turn` alone where the snapshot does not say what each row is owed."""
         rows = len(snapshot.keys)
         wanted = min(1 + settings.fallbacks, rows)
         owed = snapshot.owed

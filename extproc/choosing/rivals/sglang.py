@@ -8,8 +8,8 @@ those of its command line (0.3 / 64 / 1.5), its library's being 0.5 / 32 / 1.1.
 3. Else the first least loaded endpoint, in older versions the one with the smallest tree.
 
 Load is the router's own count of requests. The tree as shipped is of raw text, written when a request is
-routed, up to 2^26 characters per endpoint: several times what an engine holds. A match in it names whoever
-was sent the deepest node last.
+routed, up to 2^26 characters per endpoint: several times what an engine holds. A match in it names the
+endpoint that was sent the deepest node last.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ class Away(Section):
     """What Envoy does with a request that Tokenway did not answer. In Envoy's bootstrap: render it again."""
 
     gone: Literal["open", "refuse"] = "open"
-    """Nobody was there to ask: open serves inference for models open to all; refuse is 503."""
+    """No worker was there to ask: open serves inference for models open to all; refuse is 503."""
     late: Literal["open", "refuse"] = "open"
     """A worker was asked and did not answer within `after_s`: the same choice."""
     after_s: float = Field(default=0.5, ge=0.5, le=60)

@@ -1,4 +1,4 @@
-"""Where the gateway's processes listen, for whom, and how Envoy finds them."""
+"""Where the gateway's processes listen, for which clients, and how Envoy finds them."""
 
 from __future__ import annotations
 
@@ -72,18 +72,18 @@ class PickerTls(Section):
 
 
 class ListenTls(Section):
-    """Mutual TLS for `listen`: who cannot show a certificate of this CA is not answered."""
+    """Mutual TLS for `listen`: a client that cannot show a certificate of this CA is not answered."""
 
     cert_file: FileName
     """PEM file of the gateway's certificate, with its chain."""
     key_file: FileName
     """PEM file of its private key."""
     client_ca_file: FileName
-    """PEM file of the CA that signed the certificates of those who may connect: the Envoys."""
+    """PEM file of the CA that signed the certificates of the clients that may connect: the Envoys."""
 
 
 class Transport(StrEnum):
-    """Who speaks gRPC with Envoy."""
+    """What speaks gRPC with Envoy."""
 
     GRPCIO = "grpcio"
     NATIVE = "native"
@@ -101,7 +101,7 @@ class Server(Section):
     listen_tls: ListenTls | None = None
     """Mutual TLS for the `ip:port` of `listen`; without it only loopback is listened to."""
     listen_insecure: bool = False
-    """True listens in clear text beyond loopback: who reaches the port steers traffic and reads prompts."""
+    """True listens in clear text beyond loopback: hosts that reach it steer traffic and read prompts."""
     admin: Admin = Admin()
     """The operator's HTTP port."""
     transport: Annotated[Transport, Field(strict=False)] = Transport.NATIVE
@@ -110,7 +110,7 @@ class Server(Section):
     """How long streams may take to finish after SIGTERM, in seconds."""
 
     @model_validator(mode="after")
-    def _nobody_else_listens_in(self) -> Self:
+    def _is_not_exposed(self) -> Self:
         _refuse_exposed(self.listen, is_safe=self.listen_tls is not None or self.listen_insecure)
         return self
 
@@ -123,7 +123,7 @@ class EndpointPicker(Section):
     listen_tls: PickerTls | None = None
     """TLS for the `ip:port` of `listen`; without it only loopback is listened to."""
     listen_insecure: bool = False
-    """True listens in clear text beyond loopback, as Istio expects it: who reaches the port takes up load."""
+    """True listens in clear text beyond loopback, as Istio expects it: hosts that reach it take up load."""
     fallbacks: int = Field(default=1, ge=0, le=15)
     """Endpoints named after the first; 0 for gateways that take the header for one address."""
     upload_timeout_s: Seconds = 300.0
@@ -132,13 +132,13 @@ class EndpointPicker(Section):
     """How long requests are still taken after health said NOT_SERVING, in seconds."""
 
     @model_validator(mode="after")
-    def _nobody_else_listens_in(self) -> Self:
+    def _is_not_exposed(self) -> Self:
         _refuse_exposed(self.listen, is_safe=self.listen_tls is not None or self.listen_insecure)
         return self
 
 
 def _refuse_exposed(listen: Iterable[str], *, is_safe: bool) -> None:
-    """Raise PydanticCustomError for what others can reach in clear text and nobody allowed."""
+    """Raise PydanticCustomError for addresses that others can reach in clear text, unless allowed."""
     exposed = [address for address in listen if not _is_local(address)]
     if exposed and not is_safe:
         raise PydanticCustomError(

@@ -70,4 +70,4 @@ class Holding(Section):
     max_requests: int = Field(default=1_000, ge=1, le=100_000)
     """Most that wait per set of endpoints and worker; one more is refused with 429 and Retry-After."""
     max_s: float = Field(default=30.0, gt=0, le=_MAX_HOLD_S)
-    """Longest wait, in seconds; who cannot be served in that time is refused at once with 429."""
+    """Longest wait, in seconds; a request that cannot be served in that time is refused at once with 429."""

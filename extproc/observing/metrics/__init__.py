@@ -1,1 +1,1 @@
-"""Every Prometheus series of the gateway: families by what they are about, and the one who counts."""
+"""Every Prometheus series of the gateway: families by what they are about, and the recorder."""

@@ -1,4 +1,4 @@
-"""The one recorder of a worker: counts what is told as it happens, and shows it when scraped.
+"""The one recorder of a worker: counts events as they happen, and shows it when scraped.
 
 The table `FAMILIES` is the truth: storage, exposition and `docs/metrics.md` all derive from it.
 `Metrics` keeps its own counts (`series.py`) and hands them to prometheus_client when scraped.
@@ -139,7 +139,7 @@ class Metrics(Collector):
         self._histograms[HOLD_SECONDS][labels].observe(held_s)
 
     def observe_end(self, operation: Operation, model: str, outcome: Outcome, held_s: float = 0.0) -> None:
-        """Count one ended request, with all it tells about our predictions; arguments as `Recorder` says."""
+        """Count one ended request, with all it shows about our predictions; arguments as `Recorder` says."""
         if model not in self._models:
             model = OTHER
         ends = self._ends.get((model, operation))

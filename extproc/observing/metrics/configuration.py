@@ -1,10 +1,11 @@
-"""Series of the files this process was told to follow, and of the host names in them."""
+"""Series of the files this process follows, and of the host names in them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from extproc.observing.metrics.family import Family, MetricType, Values
+from metadata_center.load.counters import MAX_ENDPOINTS
 
 RELOADS = Family(
     "tokenway_reloads_total",
@@ -40,12 +41,19 @@ CLUSTER_LISTED = Family(
     ("name",),
 )
 
+ENDPOINTS_LEFT_OUT = Family(
+    "tokenway_endpoints_left_out",
+    MetricType.GAUGE,
+    f"Endpoints that sources list beyond the bound of {MAX_ENDPOINTS}, left out until others leave.",
+)
+
 FAMILIES: tuple[Family, ...] = (
     RELOADS,
     RELOAD_SUCCESSFUL,
     RELOAD_TIME,
     HOST_NAME_RESOLVED,
     CLUSTER_LISTED,
+    ENDPOINTS_LEFT_OUT,
 )
 
 
@@ -54,6 +62,7 @@ def values(
     loaded_unix_s: Mapping[tuple[str, ...], float],
     host_names: Mapping[str, bool],
     clusters: Mapping[str, bool],
+    endpoints_left_out: int,
 ) -> Values:
     """The series of what is followed now.
 
@@ -62,10 +71,12 @@ def values(
         loaded_unix_s: When each file, as a label tuple, was last loaded.
         host_names: Each host name in use: did its last look-up give an address?
         clusters: Each cluster that the configuration names: does a source list it?
+        endpoints_left_out: For want of space in the fleet.
     """
     shown: Values = {
         HOST_NAME_RESOLVED: {(name,): has for name, has in host_names.items()},
         CLUSTER_LISTED: {(name,): is_listed for name, is_listed in clusters.items()},
+        ENDPOINTS_LEFT_OUT: {(): endpoints_left_out},
     }
     if files is not None:
         shown[RELOAD_SUCCESSFUL] = {(file,): is_good for file, is_good in files.items()}

@@ -1,4 +1,4 @@
-"""Series of choices: who was named, after how long, on what grounds, and who had to wait."""
+"""Series of choices: the endpoint, how long the decision took, on what grounds, and waits before it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ MATCH_RATIO = Family(
 CACHE_VIEWS = Family(
     "tokenway_cache_views_total",
     MetricType.COUNTER,
-    "Decisions by the view that told what the chosen endpoint has cached: `announced` by the engine's KV "
+    "Decisions by the view that said what the chosen endpoint has cached: `announced` by the engine's KV "
     "events, `history` of what was routed there, `running` prompts of requests in flight.",
     ("view",),
     start=closed(("announced", "history", "running")),

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
 from extproc.observing.metrics.family import Family, MetricType, Values
 from extproc.observing.metrics.health import ENDPOINT_DOUBTED
+from metadata_center.load.kinds import KINDS, Amounts
 from metadata_center.types import EndpointKey
 
-REQUESTS_IN_FLIGHT = Family(
-    "tokenway_requests_in_flight",
-    MetricType.GAUGE,
-    "Requests charged to the endpoint now.",
-    ("cluster", "endpoint"),
-)
-PREFILL_PENDING = Family(
-    "tokenway_prefill_tokens_pending",
-    MetricType.GAUGE,
-    "Uncached prompt tokens charged to the endpoint and not yet known to be prefilled.",
-    ("cluster", "endpoint"),
-)
-CONTEXT_TOKENS = Family(
-    "tokenway_context_tokens",
-    MetricType.GAUGE,
-    "Prompt tokens of the requests in flight at the endpoint.",
-    ("cluster", "endpoint"),
-)
+LOADS: Final = {
+    index: Family(kind.metric, MetricType.GAUGE, kind.meaning, ("cluster", "endpoint"))
+    for index, kind in enumerate(KINDS)
+    if kind.metric
+}
+"""Families of load, by where an `Amounts` has the kind."""
+
 CACHED_BLOCKS = Family(
     "tokenway_cached_blocks",
     MetricType.GAUGE,
@@ -42,7 +33,7 @@ CAPACITY_BLOCKS = Family(
 ENDPOINT_AVAILABLE = Family(
     "tokenway_endpoint_available",
     MetricType.GAUGE,
-    "1 if the endpoint may be chosen, 0 if it is ejected or draining.",
+    "1 if the endpoint may be chosen, 0 if it is ejected, draining, or not ready by its source's word.",
     ("cluster", "endpoint"),
 )
 ENDPOINT_ANNOUNCING = Family(
@@ -59,9 +50,7 @@ TTFT_EWMA = Family(
 )
 
 FAMILIES: tuple[Family, ...] = (
-    REQUESTS_IN_FLIGHT,
-    PREFILL_PENDING,
-    CONTEXT_TOKENS,
+    *LOADS.values(),
     CACHED_BLOCKS,
     CAPACITY_BLOCKS,
     ENDPOINT_AVAILABLE,
@@ -72,25 +61,34 @@ FAMILIES: tuple[Family, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class EndpointGauges:
-    """What a scrape shows of one endpoint; the fields mean what the families of the same name say."""
+    """What a scrape shows of one endpoint.
+
+    Attributes:
+        key: Its identity.
+        cluster: A cluster that lists it.
+        load: One number per kind of load.
+        source: The source that lists it.
+        weight: Relative capacity.
+        labels: What rules select it by.
+
+    The others mean what the families of the same name say.
+    """
 
     key: EndpointKey
     cluster: str
     available: bool
-    requests: int
-    prefill_tokens: int
-    context_tokens: int
+    load: Amounts
     cached_blocks: int
     capacity_blocks: int
     ttft_ewma_s: float | None = None
     announcing: bool = False
     doubted: int = 0
+    source: str = ""
+    weight: int = 1
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 _COLUMNS: Mapping[Family, Callable[[EndpointGauges], float | None]] = {
-    REQUESTS_IN_FLIGHT: lambda row: row.requests,
-    PREFILL_PENDING: lambda row: row.prefill_tokens,
-    CONTEXT_TOKENS: lambda row: row.context_tokens,
     CACHED_BLOCKS: lambda row: row.cached_blocks,
     CAPACITY_BLOCKS: lambda row: row.capacity_blocks,
     ENDPOINT_AVAILABLE: lambda row: row.available,
@@ -103,7 +101,10 @@ _COLUMNS: Mapping[Family, Callable[[EndpointGauges], float | None]] = {
 def values(endpoints: Iterable[EndpointGauges]) -> Values:
     """The series of the endpoints configured now."""
     rows = list(endpoints)
-    return {
+    loads: Values = {
+        family: {(row.cluster, row.key): row.load[index] for row in rows} for index, family in LOADS.items()
+    }
+    return loads | {
         family: {(row.cluster, row.key): value for row in rows if (value := read(row)) is not None}
         for family, read in _COLUMNS.items()
     }

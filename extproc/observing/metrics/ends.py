@@ -59,7 +59,7 @@ class Ends:
         self._cached_under = of[CACHED_TOKENS_ERROR][model, "under"]
 
     def observe(self, outcome: Outcome, held_s: float) -> None:
-        """Count what one request took and what it tells about our predictions.
+        """Count what one request took and what it shows about our predictions.
 
         Args:
             outcome: How it ended; if it did not complete, it says nothing about times but its own.

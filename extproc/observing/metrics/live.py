@@ -32,6 +32,7 @@ class LiveGauges:
         files: Each configuration file that is needed: is it good? None shows the last attempts.
         host_names: Each host name in use: did its last look-up give an address?
         clusters: Each cluster that the configuration names: does a source list it?
+        endpoints_left_out: For want of space in the fleet.
         ejections_withheld: By the floor so far.
     """
 
@@ -46,6 +47,7 @@ class LiveGauges:
     files: Mapping[str, bool] | None = None
     host_names: Mapping[str, bool] = field(default_factory=dict)
     clusters: Mapping[str, bool] = field(default_factory=dict)
+    endpoints_left_out: int = 0
     ejections_withheld: int = 0
 
     def values(self, models: frozenset[str], loaded_unix_s: Mapping[tuple[str, ...], float]) -> Values:
@@ -62,7 +64,9 @@ class LiveGauges:
             BUS_DROPPED: {(): self.bus_dropped},
             EJECTIONS_WITHHELD: {(): self.ejections_withheld},
             **self.shared,
-            **configuration.values(self.files, loaded_unix_s, self.host_names, self.clusters),
+            **configuration.values(
+                self.files, loaded_unix_s, self.host_names, self.clusters, self.endpoints_left_out
+            ),
             **endpoints.values(self.endpoints),
             **predictions.values(models, self.tokens_per_byte, self.calibrations),
         }

@@ -1,4 +1,4 @@
-"""Series of what was foretold and what came: errors of single requests, and how good models are now."""
+"""Series of predictions and actual values: errors of single requests, and how good models are now."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ USAGE_UNKNOWN = Family(
     "tokenway_usage_unknown_total",
     MetricType.COUNTER,
     "Completed answers whose token usage is unknown, so that nothing was learned from it: `absent` where the "
-    "engine told none, or neither within 16 KiB of its end nor of its beginning; `encoded` where the answer "
+    "engine gave none, or neither within 16 KiB of its end nor of its beginning; `encoded` where the answer "
     "was compressed.",
     ("model", "reason"),
 )

@@ -58,7 +58,7 @@ FAMILIES: tuple[Family, ...] = (
     SHARING_NAMESAKES,
     RESERVATIONS,
 )
-"""Without a sample in a gateway that shares with nobody."""
+"""Without a sample in a gateway that shares with no other."""
 
 
 def sharing_values(stats: SyncStats, gateways: int) -> Values:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from extproc.observing.metrics import (
     configuration,
     decisions,
+    discovery,
     endpoints,
     health,
     kv_events,
@@ -26,6 +27,7 @@ FAMILIES: tuple[Family, ...] = (
     *health.FAMILIES,
     *streams.FAMILIES,
     *configuration.FAMILIES,
+    *discovery.FAMILIES,
     process.EXPLAIN_RECORDS,
     *sharing.FAMILIES,
     *kv_events.FAMILIES,

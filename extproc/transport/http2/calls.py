@@ -1,9 +1,9 @@
-"""The calls of one connection: opened, told what comes, ended; and what their peers may send.
+"""The calls of one connection: opened, their messages delivered, ended; and what their peers may send.
 
 Rules:
-    1. A receiver hears nothing after its call is over: each telling asks `is_over` first.
+    1. A receiver is not called after its call is over: each callback checks `is_over` first.
     2. A stream stays known until its last frame is out, that is, longer than its call if windows hold it up.
-    3. Any telling may end the call, and with it anything on the way back.
+    3. Any callback may end the call, and with it anything on the way back.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MAX_STREAMS: Final = 1_024
 
 
 class Notices(Protocol):
-    """Who is told what goes wrong."""
+    """Gets what goes wrong."""
 
     def fault(self, reason: FaultReason, detail: str, *, is_connection: bool) -> None:
         """A stream or the whole connection was ended for what the peer did."""
@@ -56,7 +56,7 @@ class Calls:
         rpcs: What is served, by `Rpc.path`.
         max_message_bytes: A longer message is refused.
         peer: For services' logs.
-        notices: Told of faults.
+        notices: Gets faults.
         outbox: The connection's.
         budgets: The connection's.
     """
@@ -135,7 +135,7 @@ class Calls:
         stream.is_half_closed = end_stream
         self._outbox.end_at_once(stream, block)
 
-    # Told.
+    # What the connection reports.
 
     def data(self, stream_id: int, data: bytes, start: int, stop: int, flags: int, now_s: float) -> None:
         """A DATA frame; its payload is `data[start:stop]`.
@@ -183,7 +183,7 @@ class Calls:
             self._half_close(stream)
 
     def _content(self, stream: Stream, data: bytes, start: int, stop: int) -> None:
-        """Tell the receiver of the messages that are whole now."""
+        """Deliver the messages that are whole now."""
         receiver = stream.receiver
         assert receiver is not None
         reader = stream.reader

@@ -2,7 +2,7 @@
 
 Rules:
     1. `receive` never raises for what a peer sends. A fault ends the stream where it can and the connection
-       where it must; each is told to `Notices` once.
+       where it must; each is reported to `Notices` once.
     2. Nothing is held without a bound: messages in part by `flow`, unsent ones by `outbox`, header blocks by
        `headers`, streams by `MAX_STREAMS`, frames that bring nothing by `budgets`.
     3. What is not known to be wrong is taken: unknown frames, settings and late frames are passed over.
@@ -58,7 +58,7 @@ class Connection:
         rpcs: What is served, by `Rpc.path`.
         max_message_bytes: A longer message is refused.
         peer: For services' logs.
-        notices: Told of faults.
+        notices: Gets faults.
         wake: Called when there is something to `take`, once until it is taken.
         now_s: A monotonic clock, also in later arguments of this name.
     """
@@ -140,7 +140,7 @@ class Connection:
     def drain(self) -> None:
         """Take no new calls, and let those that are open end.
 
-        The peer is told first without a number, so that calls on their way here are still served, and with
+        The peer first gets GOAWAY without a number, so that calls on their way here are served, and with
         the last number when it has answered. Source: RFC 9113, 6.8.
         """
         if not self._is_leaving and not self._is_over:

@@ -3,7 +3,7 @@
 We announce a dynamic table of size 0. Once the peer has acknowledged that, a block means the same wherever
 it comes, so what it means is remembered by its bytes: proxies send one and the same block for every call. A
 block that differs in one field (a `traceparent`) is cut into its fields, and those are remembered alike;
-values of fields that nobody here reads are passed over.
+values of fields that are not read here are passed over.
 
 Source: RFC 7541; RFC 9113, 8.2 and 8.3.
 """
@@ -91,7 +91,7 @@ class HeaderReader:
         self._decoder.header_table_size = 0
 
     def read(self, block: bytes) -> list[Field]:
-        """The fields of a block in their order; with `is_stateless`, values that nobody reads are empty.
+        """The fields of a block in their order; with `is_stateless`, values that are not read are empty.
 
         Raises:
             ConnectionFault: It cannot be decoded: neither can any later one.

@@ -65,7 +65,7 @@ class Outgoing:
         """Bytes of the first in `waiting` that are out."""
 
         self.waiting: deque[tuple[bytes, Callable[[], None] | None]] | None = None
-        """Framed messages, each with whom to tell when it is out; None if nothing ever waited."""
+        """Framed messages, each with its callback for when it is out; None if nothing ever waited."""
 
         self.block: bytes | None = None
         """The trailers, which wait behind the messages."""
@@ -111,7 +111,7 @@ class Outbox:
             self._wake()
 
     def message(self, out: Outgoing, message: bytes, sent: Callable[[], None] | None = None) -> None:
-        """Send a message; `sent` is told by `tell_sent` once it has been taken."""
+        """Send a message; `sent` is called by `notify_sent` once it has been taken."""
         if not out.has_begun:
             out.has_begun = True
             self._block(out.id, RESPONSE_BLOCK, END_HEADERS)
@@ -188,11 +188,11 @@ class Outbox:
         self.num_bytes = 0
         return data
 
-    def tell_sent(self) -> None:
-        """Tell those whose messages were taken, if their calls go on."""
+    def notify_sent(self) -> None:
+        """Call `sent` of messages that were taken, if their calls go on."""
         if self._sent:
-            told, self._sent = self._sent, []
-            for out, sent in told:
+            taken, self._sent = self._sent, []
+            for out, sent in taken:
                 if not out.is_over:
                     sent()
 

@@ -18,7 +18,7 @@ class Stream(Outgoing):
         stream_id: Its number.
         outbox: Of its connection.
         ended: Called when its last frame is out.
-        peer: Who calls.
+        peer: Address of the peer.
         path: Which method.
     """
 

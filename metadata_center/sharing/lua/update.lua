@@ -1,4 +1,4 @@
--- Takes one update of one member: writes its share, gives reservations a place, tells all subscribers.
+-- Takes one update of one member: writes its share, gives reservations a place, informs all subscribers.
 --
 -- KEYS[1]  sorted set: members by the end of their lease, in milliseconds of this server's clock
 -- KEYS[2]  hash: the member's share; shares of the others are named alike, in the same slot
@@ -155,18 +155,18 @@ for number, reservation in ipairs(reservations) do
   places[number] = {chosen - 1, place}
 end
 
-local told = {}
+local rows_now = {}
 for _, row in ipairs(rows) do
   if charged[row[1]] == nil then
-    told[#told + 1] = row
+    rows_now[#rows_now + 1] = row
   end
 end
 local changed = {}
 for endpoint, row in pairs(charged) do
-  told[#told + 1] = row
+  rows_now[#rows_now + 1] = row
   changed[#changed + 1] = endpoint
   changed[#changed + 1] = text(row, sequence)
 end
 call_in_chunks('HSET', changed)
-redis.call('PUBLISH', channel, cmsgpack.pack({update[1], member, sequence, told, full, update[6], {}, false}))
+redis.call('PUBLISH', channel, cmsgpack.pack({update[1], member, sequence, rows_now, full, update[6], {}, false}))
 return places

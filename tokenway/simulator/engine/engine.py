@@ -11,7 +11,7 @@ Rules:
     5. A block is stored when its last token is computed, generated tokens included. The newest token of a
        sequence is never computed before the next step.
     6. Work per step is O(sequences + blocks touched), never O(tokens).
-    7. With `async_scheduling` a busy engine composes each step while the one before runs: who arrives during
+    7. With `async_scheduling` a busy engine composes each step while the one before runs: what arrives during
        a step enters the step after the next.
 
 Source: vLLM 0.32 `vllm/v1/core/sched/scheduler.py`, behaviour as captured from a running engine.

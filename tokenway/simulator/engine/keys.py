@@ -3,7 +3,7 @@
 Rules:
     1. A key names a whole prefix: equal keys mean equal tokens from the first one on, in one namespace.
     2. Only full blocks have keys.
-    3. Nothing else in the engine looks at token ids; who has keys already (a trace) needs no tokens.
+    3. Nothing else in the engine looks at token ids; what has keys already (a trace) needs no tokens.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ PROFILES: dict[str, EngineProfile] = {
         EngineProfile("llama8b-a100", 1.5, 10.0, 0.060, 3e-6, 1.0e-4, 0.015, 7.5, 467_000),
         EngineProfile("llama70b-4xh100", 2.5, 14.0, 0.060, 8e-7, 3.8e-5, 0.020, 10.0, 2_050_000),
         # Fitted to the first half of measured runs (vLLM 0.19, bf16): within 2 % on the second. What one run
-        # cannot tell apart (a from w0, e from d) is only good in sum.
+        # cannot distinguish (a from w0, e from d) is only good in sum.
         EngineProfile(
             "llama8b-rtx4090",
             *(1.0, 17.4, 0.106, 7.4e-6, 1.29e-4, 0.020, 3.0, 41_392),

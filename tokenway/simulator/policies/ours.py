@@ -169,7 +169,7 @@ class LeastCompletion(StatefulPolicy):
         self._usage[sent.request.request_id] = (prompt_tokens, cached_tokens)
 
     def on_finished(self, sent: Sent, now_s: float, output_tokens: int) -> None:
-        """Learn what the answer tells."""
+        """Learn what the answer shows."""
         request_id = sent.request.request_id
         lesson = self._sent.pop(request_id)
         first_s = self._first_s.pop(request_id, None)

@@ -39,7 +39,7 @@ class CacheView(Protocol):
         ...
 
     def sent(self, request_id: int, row: int, blocks: Sequence[int]) -> None:
-        """A request is on its way to `row`, by this gateway or, as it was told, by another."""
+        """A request is on its way to `row`, by this gateway or, as it was reported, by another."""
         ...
 
     def prefilled(self, request_id: int) -> None:
@@ -108,7 +108,7 @@ class History:
 
 
 class EventBlocks:
-    """Blocks as the engines' events tell; one for all gateways, for they all hear the same."""
+    """Blocks as the engines' events report them; one for all gateways, for they all hear the same."""
 
     def __init__(self, rows: int) -> None:
         self._copies: list[dict[int, int]] = [{} for _ in range(rows)]
@@ -141,7 +141,7 @@ class Events:
     """Announced blocks and, if asked to, those of prompts on their way.
 
     Args:
-        event_blocks: What the engines told.
+        event_blocks: What the engines reported.
         rows: Endpoints.
         pending: Count a prompt as cached from its sending on.
     """

@@ -101,7 +101,7 @@ class ReplayGateway:
         facts: The fleet as configured.
         scrape: Read when deciding.
         view: What is believed of the caches.
-        policy: Whom it asks.
+        policy: Chooses.
         rng: For the policy's draws.
         clock: Real seconds, to time decisions.
         first_token: First tokens are seen.
@@ -133,7 +133,7 @@ class ReplayGateway:
         self._first_token = first_token
 
     def estimate(self, prompt_bytes: int) -> int:
-        """Tokens of a prompt as far as this gateway can tell."""
+        """Tokens of a prompt as far as this gateway can know."""
         return max(1, self.predictor.prompt_tokens(_MODEL, prompt_bytes))
 
     def decide(self, live: Live, now_s: float) -> Decision:
@@ -172,7 +172,7 @@ class ReplayGateway:
         """Charge `live` to `row`.
 
         Returns:
-            What others are to be told, and when its prefill is taken to end if nothing tells.
+            What others are to get, and when its prefill is taken to end if nothing shows it.
         """
         request, ledger = live.request, self.ledger
         matched = self.view.match(request.blocks)[row]
@@ -192,7 +192,7 @@ class ReplayGateway:
         return change, due_s
 
     def first_token(self, live: Live, now_s: float) -> Change | None:
-        """The first token passed by; returns what others are to be told."""
+        """The first token passed by; returns what others are to get."""
         assert live.sent is not None, "only what was sent is answered"
         change = self.ledger.prefilled(live.request.request_id, now_s)
         self.view.prefilled(live.request.request_id)
@@ -200,7 +200,7 @@ class ReplayGateway:
         return change
 
     def finished(self, live: Live, now_s: float) -> Change:
-        """The request ended, answered or refused; returns what others are to be told."""
+        """The request ended, answered or refused; returns what others are to get."""
         assert live.sent is not None, "only what was sent ends"
         change = self.ledger.release(live.request.request_id, now_s)
         answered = live.first_s is not None
@@ -212,11 +212,11 @@ class ReplayGateway:
         return change
 
     def _learn(self, live: Live, sent: Sent) -> None:
-        """Learn what the answer's usage and timing tell, as the product does."""
+        """Learn what the answer's usage and timing show, as the product does."""
         source, predictor, group = live.source, self.predictor, self._facts.groups[sent.row]
         predictor.observe_usage(_MODEL, live.prompt_bytes, source.prompt_tokens)
         if self._first_token or live.first_s is None:
-            return  # nobody reads these predictions then
+            return  # these predictions are not used then
         ttft_s = live.first_s - sent.sent_s
         predictor.observe_ttft(
             (_MODEL, group),

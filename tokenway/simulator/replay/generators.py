@@ -1,4 +1,4 @@
-"""Workloads made up by seed: what they share, how they burst, whom they favour.
+"""Workloads made up by seed: what they share, how they burst, what they favour.
 
 Rules:
     1. Equal parameters and equal draws make equal traces.
@@ -201,7 +201,7 @@ def with_sharing(trace: Trace, rng: Draws, *, follow_ratio: float = 0.5, prefixe
 
     Args:
         trace: Without ids.
-        rng: Draws who continues whom.
+        rng: Draws which request continues which.
         follow_ratio: How many requests look for a conversation to continue, 0..1.
         prefixes: System prompts.
     """

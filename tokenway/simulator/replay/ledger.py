@@ -89,7 +89,7 @@ class GatewayLedger:
         self._ledger: Ledger[int, int, int] = Ledger(self._columns, _BOUNDS)
 
     def backlog(self, row: int) -> Backlog:
-        """What is on one row before the next request, answers not counted: nobody knows their length."""
+        """What is on one row before the next request, answers not counted: their length is not known."""
         prompts = self.prompt_tokens[row]
         return Backlog(
             self.prefilling[row],
@@ -113,7 +113,7 @@ class GatewayLedger:
     def charge(
         self, request_id: int, row: int, prefill_tokens: int, prompt_tokens: int, now_s: float
     ) -> Change:
-        """Put a request on a row; returns what others are to be told.
+        """Put a request on a row; returns what others are to get.
 
         Raises:
             KeyError: It is charged already.
@@ -127,7 +127,7 @@ class GatewayLedger:
         return self._last_change(now_s) if self._ledger.release_prefill(request_id) else None
 
     def release(self, request_id: int, now_s: float) -> Change:
-        """The request is over; returns what others are to be told.
+        """The request is over; returns what others are to get.
 
         Raises:
             KeyError: It is not charged.

@@ -1,4 +1,4 @@
-"""Who takes part: rivals and the product's own by name, oracles, and views of their own.
+"""Which policies take part: rivals and the product's own by name, oracles, and views of their own.
 
 Rules:
     1. `name:parameter=value` sets a parameter; `@view` behind it gives this one another cache view than the

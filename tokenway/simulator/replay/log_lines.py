@@ -22,7 +22,7 @@ ENGINE_BLOCK_TOKENS: Final = 16
 """Sizes in tokens are multiples of vLLM's default block."""
 
 _DEFAULT_BLOCK_TOKENS: Final = 128
-"""Of a log without blocks, where it matters to nobody."""
+"""Of a log without blocks, where it does not matter."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ Rules:
     2. It plays an engine's queue forward by the engine's own rules and step times, sequences in flight
        included; it does not know what will arrive.
     3. `work` times the request's own prefill time is added to its time to first token: what it costs those
-       who come after. 0 is the selfish oracle.
+       that come after. 0 is the selfish oracle.
 """
 
 from __future__ import annotations

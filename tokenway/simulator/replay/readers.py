@@ -50,7 +50,7 @@ SESSION_SPAN_S: Final = 3600.0
 """At speed 1 all sessions of a file begin within an hour: about as long as half of them last."""
 
 PRIVATE_BLOCK_TOKENS: Final = 128
-"""Of traces without ids, where it matters to nobody."""
+"""Of traces without ids, where it does not matter."""
 
 _CSV_COLUMNS: Final = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 

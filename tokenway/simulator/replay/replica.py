@@ -1,4 +1,4 @@
-"""An engine whose state can be looked into, for those who are allowed to: oracles and reports."""
+"""An engine whose state can be looked into, for readers that are allowed to: oracles and reports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tokenway.simulator.engine.engine import Engine
 from tokenway.simulator.engine.profile import EngineProfile
 
 _STRIDE: Final = 8
-"""A cache is closed under ancestry, so every eighth block tells as much as all of them, within 128 tokens."""
+"""A cache is closed under ancestry, so every eighth block says as much as all of them, within 128 tokens."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ Rules:
     3. A held request is asked for again when anything frees capacity, as its gateway knows, and when its own
        time is up; if it says so, every `POLL_S` too. News of one moment are all heard before anybody is
        asked. No request is held longer than `max_hold_s`, and no gateway holds more than `max_held`.
-    4. A refused request ends at once; who waited for it goes on as after an answer.
+    4. A refused request ends at once; a request that waited for it goes on as after an answer.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Replay:
 
     Args:
         trace: What comes.
-        fleet: Who serves; one block size throughout.
+        fleet: The engines; one block size throughout.
         make_policy: Called once per gateway, in order.
         settings: How.
         make_draws: Randomness; equal draws make equal runs.
@@ -274,7 +274,7 @@ class Replay:
             replica.cached_tokens(live.keys, source.prompt_tokens) for replica in self._replicas
         )
         entry, due_s = gateway.send(live, row, now_s)
-        self._tell(now_s, gateway, entry)
+        self._share_change(now_s, gateway, entry)
         for other in self._gateways:
             if other is not gateway:
                 blocks = live.request.blocks
@@ -295,7 +295,7 @@ class Replay:
         self._wake(now_s, row)
 
     def _ended(self, now_s: float, live: Live) -> None:
-        """Note the end, and let those come who waited for it."""
+        """Note the end, and let those come that waited for it."""
         source, sent = live.source, live.sent
         self._outcome.served.append(
             Served(
@@ -320,7 +320,7 @@ class Replay:
 
     # What gateways learn
 
-    def _tell(self, now_s: float, gateway: ReplayGateway, entry: Change) -> None:
+    def _share_change(self, now_s: float, gateway: ReplayGateway, entry: Change) -> None:
         for other in self._gateways:
             if other is not gateway:
                 self._agenda.at(now_s + self._settings.push_delay_s, self._hear_change, other, entry)
@@ -345,7 +345,7 @@ class Replay:
         """The gateway sees a first token."""
         entry = gateway.first_token(live, now_s)
         if entry is not None:
-            self._tell(now_s, gateway, entry)
+            self._share_change(now_s, gateway, entry)
         for other in self._gateways:
             if other is not gateway:
                 delay_s = self._settings.push_delay_s
@@ -355,12 +355,12 @@ class Replay:
         """No first token is seen, but it should have come by now."""
         entry = gateway.ledger.prefilled(live.index, now_s)
         if entry is not None:
-            self._tell(now_s, gateway, entry)
+            self._share_change(now_s, gateway, entry)
             self._ask_held(now_s, gateway)
 
     def _over(self, now_s: float, gateway: ReplayGateway, live: Live) -> None:
         """A request that was sent is over; its cache events are on their way."""
-        self._tell(now_s, gateway, gateway.finished(live, now_s))
+        self._share_change(now_s, gateway, gateway.finished(live, now_s))
         missing, settings = missed_cache(live), self._settings
         for each in self._gateways:
             delay_s = settings.event_lag_s

@@ -59,9 +59,9 @@ class Job:
     """One run.
 
     Attributes:
-        entrant: Who decides.
+        entrant: The policy.
         trace: What comes.
-        fleet: Who serves.
+        fleet: The engines.
         settings: How; its speed and view are those of the run.
         seed: Of everything drawn.
         slo: What is good.
@@ -162,7 +162,7 @@ def find_knee(jobs_at: Callable[[float], Sequence[Job]], start: float, executor:
     """The knee, see Rule 2.
 
     Args:
-        jobs_at: The runs that tell about one speed; the best of them counts.
+        jobs_at: The runs at one speed; the best of them counts.
         start: Where to look first, > 0.
         executor: As for `run_all`.
 

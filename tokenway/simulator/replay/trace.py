@@ -116,7 +116,7 @@ def block_ratio(trace: Trace, block_size: int, router_block_tokens: int) -> int:
 def limited(trace: Trace, *, max_requests: int | None = None, max_context_tokens: int | None = None) -> Trace:
     """The trace's first requests, without those that are too long.
 
-    Who waited for a dropped request waits for the one before it, by both think times.
+    What waited for a dropped request waits for the one before it, by both think times.
 
     Args:
         trace: Any.
@@ -157,7 +157,7 @@ def arrivals(trace: Trace, rng: Draws, speed: float) -> list[float]:
 
     Args:
         trace: Any.
-        rng: Draws what the source does not tell.
+        rng: Draws what the source does not say.
         speed: > 0.
     """
     match trace.timing:

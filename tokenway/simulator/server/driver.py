@@ -24,7 +24,7 @@ from tokenway.simulator.server.metrics import EngineMetrics
 from tokenway.simulator.server.settings import BlockSource
 from tokenway.simulator.server.text import Output, TokenArray
 
-# More lag than this is forgotten: after a stall of the host, replaying it as a burst would help nobody.
+# More lag than this is forgotten: after a stall of the host, replaying it as a burst would help no test.
 MAX_LAG_S = 0.05
 
 
@@ -164,7 +164,7 @@ class EngineDriver:
             self._metrics.end_step()
 
     def abort_all(self) -> None:
-        """End every generation with the finish reason `abort`, and tell its client."""
+        """End every generation with the finish reason `abort`, and inform its client."""
         for generation in list(self._live.values()):
             self.abort(generation)
             self._metrics.successes["abort"] += 1

@@ -5,7 +5,7 @@ Rules:
     2. Frames are `[topic, sequence number u64 big-endian, payload]`; numbers start at 0 and have no gaps.
     3. A physical block is announced once when stored and once when removed; nothing is sent for a hit.
     4. As in vLLM, PUB binds only to a wildcard, `ipc://` or `inproc://` address and connects to any other
-       one, unless told to bind; the replay ROUTER always binds.
+       one, unless it is to bind; the replay ROUTER always binds.
 
 Source: captures from a running engine, byte for byte.
 """

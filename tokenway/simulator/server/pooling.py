@@ -17,7 +17,7 @@ import xxhash
 from tokenway.simulator.server.dialects import BadRequestError, conversation, prompt_ids
 from tokenway.simulator.server.text import TokenArray, encode, encode_chat
 
-EMBEDDING_DIMENSIONS = 16  # enough to tell inputs apart
+EMBEDDING_DIMENSIONS = 16  # enough to distinguish inputs
 _LABELS = ("negative", "neutral", "positive")
 
 

@@ -55,7 +55,7 @@ class Model:
 
 
 def from_datasheet(name: str, card: Card, model: Model, **limits: Any) -> EngineProfile:
-    """A profile that nobody measured.
+    """A profile that was not measured.
 
     Args:
         name: Of the profile.

@@ -2,8 +2,8 @@
 
 Rules:
     1. Constants are positive: their logarithms are fitted, by damped least squares with numeric derivatives.
-    2. What a run does not tell stays where it began: each logarithm is pulled to its start as one residual.
-    3. Only the requests asked for are judged, but all of them are sent: who comes later slows down who came
+    2. What a run does not show stays where it began: each logarithm is pulled to its start as one residual.
+    3. Only the requests asked for are judged, but all of them are sent: later ones slow down those that came
        before. Their lengths and arrivals are inputs; their times are not looked at.
 """
 
@@ -34,7 +34,7 @@ PRIOR: Final = 0.05
 """Weight of the pull: to double one constant costs as much as residuals of 1.4 % on average."""
 
 _STEPS: Final = (0.3, 0.1, 0.03)
-"""Of a logarithm, for derivatives. Who is preempted when makes small ones jump, so the large come first."""
+"""Of a logarithm, for derivatives. Preemptions that move make small ones jump: the large come first."""
 
 _ROUNDS: Final = 10
 """Bound per step; fits of the measured runs needed 1 to 8."""

@@ -2,7 +2,7 @@
 
 Rules:
     1. Times are seconds since the first arrival, on the engine's clock.
-    2. The client's and the engine's clock differ by a constant that nobody measured: the quickest request is
+    2. The client's and the engine's clock differ by a constant that was not measured: the quickest request is
        taken to have been queued the moment it arrived. TTFT and its error are both too small by that much.
 """
 
@@ -88,7 +88,7 @@ class Run:
         loads: In the order of arrival.
         timings: Likewise.
         gauges: In the order of time.
-        preemptions: How often a sequence lost its blocks; None if nobody counted.
+        preemptions: How often a sequence lost its blocks; None if they were not counted.
     """
 
     loads: tuple[Load, ...]

@@ -1,0 +1,1 @@
+"""Endpoints from Istio: istiod asked by delta ADS for clusters and their endpoints."""

@@ -1,0 +1,137 @@
+"""What istiod and its client say to each other, as values: the parts of delta ADS that are used here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+CLUSTERS: Final = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+"""Type of CDS: which services and subsets exist."""
+
+ASSIGNMENTS: Final = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
+"""Type of EDS: the members of each."""
+
+
+class MalformedError(ValueError):
+    """What came cannot be used; the text says what of it, and ends up in istiod's log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One resource of a response: its name and its encoded message."""
+
+    name: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A `DeltaDiscoveryResponse`.
+
+    Attributes:
+        type_url: Of its resources.
+        nonce: To be given back.
+        resources: Those that are new or differ.
+        removed: Names of those that are no more.
+    """
+
+    type_url: str
+    nonce: str
+    resources: tuple[Resource, ...] = ()
+    removed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A `DeltaDiscoveryRequest`.
+
+    Attributes:
+        type_url: What it is about.
+        subscribe: Names to hear of; none at all in the first request of a type are all.
+        unsubscribe: Names to hear of no more.
+        nonce: Of the response that it answers; empty for one that answers none.
+        error: Why that response is refused; None accepts it.
+        is_first: It opens the stream, and says who asks.
+    """
+
+    type_url: str
+    subscribe: tuple[str, ...] = ()
+    unsubscribe: tuple[str, ...] = ()
+    nonce: str = ""
+    error: str | None = None
+    is_first: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What runs at an endpoint, as istiod knows it; each part is empty if it is not known.
+
+    Attributes:
+        name: Of the WorkloadEntry or the Pod's owner.
+        namespace: Of it.
+        service: Its canonical service: label `service.istio.io/canonical-name`, `app.kubernetes.io/name` or
+            `app`.
+        version: Its canonical revision: label `service.istio.io/canonical-revision` or `version`.
+        cluster: The Kubernetes cluster that it is in.
+    """
+
+    name: str = ""
+    namespace: str = ""
+    service: str = ""
+    version: str = ""
+    cluster: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One endpoint of an assignment.
+
+    Attributes:
+        host: An IP address, or a name that is to be looked up.
+        port: 1..65535.
+        weight: Relative capacity, > 0.
+        locality: Region, zone and sub-zone, joined by `/`.
+        ready: False for one that is not to be chosen.
+        draining: It takes no new requests.
+        workload: What runs there.
+    """
+
+    host: str
+    port: int
+    weight: int = 1
+    locality: str = ""
+    ready: bool = True
+    draining: bool = False
+    workload: Workload = Workload()
+
+
+Members = tuple[Member, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterFacts:
+    """What a cluster says of its members.
+
+    Attributes:
+        members: Those that stand in the cluster itself; None where EDS has them.
+    """
+
+    members: Members | None
+
+
+class Decoder(Protocol):
+    """Reads encoded messages."""
+
+    def cluster(self, body: bytes) -> ClusterFacts:
+        """An `envoy.config.cluster.v3.Cluster`.
+
+        Raises:
+            MalformedError: It cannot be used.
+        """
+
+    def assignment(self, body: bytes) -> Members:
+        """An `envoy.config.endpoint.v3.ClusterLoadAssignment`.
+
+        Raises:
+            MalformedError: It cannot be used.
+        """

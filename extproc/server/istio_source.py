@@ -1,0 +1,251 @@
+"""Endpoints from Istio: connection to istiod, clock and resolver around `discovery.istio.machine`.
+
+Rules:
+    1. All decisions are `IstioClient`'s. Here are its eyes and its hands.
+    2. CA and token are read for each attempt: they rotate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import re
+import socket
+import time
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from extproc.config.schema import Config
+from extproc.config.sections.discovery import IstioDiscovery
+from extproc.discovery.istio import wire
+from extproc.discovery.istio.machine import (
+    Connect,
+    Effect,
+    IstioClient,
+    LookUp,
+    Refused,
+    Send,
+    TooLarge,
+    Update,
+)
+from extproc.discovery.istio.messages import MalformedError
+from extproc.discovery.live import SourceStatus, Tell
+from extproc.discovery.resolve import ResolveError, addresses_of
+from extproc.transport.dialling import (
+    KEEPALIVE_S,
+    KEEPALIVE_TIMEOUT_S,
+    DialledCall,
+    Ending,
+    Place,
+)
+
+_log = logging.getLogger("tokenway.discovery")
+
+_METHOD: Final = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
+
+_LOOK_UP_S: Final = 10.0
+"""Bound on a look-up: twice the interval between two of a name."""
+
+_MAX_TOKEN_BYTES: Final = 65_536
+_MAX_CA_BYTES: Final = 4 * 1024 * 1024
+
+
+def node_of(settings: IstioDiscovery, host_name: str, index: int) -> bytes:
+    """Who asks, as istiod wants to know it: a router, which sees all services that are exported to it.
+
+    Args:
+        settings: Namespace, labels and cluster.
+        host_name: Shown by `istioctl proxy-status`.
+        index: Which worker.
+    """
+    domain = f"{settings.namespace}.svc.cluster.local"
+    name = re.sub(r"[^A-Za-z0-9-]", "-", host_name)[:63] or "tokenway"
+    metadata: dict[str, object] = {
+        "NAMESPACE": settings.namespace,
+        "CLUSTER_ID": settings.cluster_id,
+        "DISABLE_HBONE_SEND": "true",  # addresses of engines, not of tunnels to them
+    }
+    if settings.labels:
+        metadata["LABELS"] = dict(settings.labels)
+    return wire.node(f"router~127.0.0.1~{name}-{index}.{settings.namespace}~{domain}", "tokenway", metadata)
+
+
+class IstioSource:
+    """See `LiveSource`.
+
+    Args:
+        settings: Where istiod is.
+        index: Which worker.
+        report: Takes what istiod lists.
+    """
+
+    name: Final = "istio"
+
+    def __init__(self, settings: IstioDiscovery, index: int, report: Tell) -> None:
+        self._settings = settings
+        self._report = report
+        self._node = node_of(settings, socket.gethostname(), index)
+        self._machine = IstioClient(wire.ProtobufDecoder(), random.Random())
+        self._call: DialledCall | None = None
+        self._number = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._has_first = asyncio.Event()
+        self._is_running = False
+        self._is_away = False
+
+    def follow(self, config: Config) -> None:
+        """See `LiveSource`."""
+        self._carry_out(self._machine.follow(config.clusters_named(), time.monotonic()))
+
+    async def start(self) -> None:
+        """See `LiveSource`."""
+        self._is_running = True
+        self._carry_out(self._machine.begin(time.monotonic()))
+
+    async def first_state(self) -> None:
+        """See `LiveSource`."""
+        await self._has_first.wait()
+
+    async def stop(self) -> None:
+        """See `LiveSource`."""
+        self._is_running = False
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._call is not None:
+            await self._call.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def status(self) -> SourceStatus:
+        """See `LiveSource`."""
+        machine = self._machine
+        return SourceStatus(
+            machine.is_connected, machine.age_s(time.monotonic()), machine.updates, machine.rejects
+        )
+
+    # What the machine says.
+
+    def _carry_out(self, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Connect():
+                    self._connect(effect)
+                case Send():
+                    if self._call is not None:
+                        self._call.send(wire.encode(effect.request, self._node))
+                case Update():
+                    self._report(effect.clusters)
+                case LookUp():
+                    self._begin(self._look_up(effect.name))
+                case Refused():
+                    extra = {"source": self.name, "type_url": effect.type_url, "problem": effect.detail}
+                    _log.error("what istiod sent cannot be used and changes nothing", extra=extra)
+                case TooLarge():
+                    size = {"source": self.name, "limit_bytes": effect.limit_bytes}
+                    if effect.is_final:
+                        _log.error("what istiod sends is too large", extra=size)
+                    else:
+                        _log.info("istiod sends more than expected: asking again for more", extra=size)
+        if self._machine.has_first_state:
+            self._has_first.set()
+        self._note_presence()
+        self._wake()
+
+    def _connect(self, effect: Connect) -> None:
+        former, number = self._call, effect.number
+        if former is not None:
+            self._begin(former.close())
+        self._number, self._call = number, None
+        try:
+            place = self._place()
+        except OSError as error:
+            detail = f"{error.filename}: {error.strerror or error}"
+            asyncio.get_running_loop().call_soon(self._ended, number, Ending(detail))
+            return
+        self._call = DialledCall(
+            place,
+            _METHOD,
+            effect.limit_bytes,
+            lambda message: self._received(number, message),
+            lambda ending: self._ended(number, ending),
+        )
+        self._carry_out(self._machine.opened(number))
+
+    def _place(self) -> Place:
+        """Where istiod is, with the files as they are now.
+
+        Raises:
+            OSError: One cannot be read.
+        """
+        tls = self._settings.tls
+        if tls is None:
+            return Place(self._settings.address)
+        headers: tuple[tuple[str, str], ...] = ()
+        if tls.token_file is not None:
+            token = _content(tls.token_file, _MAX_TOKEN_BYTES).decode("ascii", "replace").strip()
+            headers = (("authorization", f"Bearer {token}"),)
+        ca_pem = _content(tls.ca_file, _MAX_CA_BYTES)
+        return Place(self._settings.address, ca_pem, tls.server_name, headers)
+
+    def _received(self, number: int, message: bytes) -> None:
+        try:
+            response = wire.decode(message)
+        except MalformedError as error:
+            self._ended(number, Ending(str(error)))
+            return
+        self._carry_out(self._machine.received(number, response, time.monotonic()))
+
+    def _ended(self, number: int, ending: Ending) -> None:
+        if not self._is_running or number != self._number:
+            return
+        silent_s = KEEPALIVE_S + KEEPALIVE_TIMEOUT_S if ending.is_silent else 0.0
+        effects = self._machine.lost(
+            number, time.monotonic(), is_too_large=ending.is_too_large, silent_s=silent_s
+        )
+        if not self._is_away and not ending.is_too_large:
+            self._is_away = True
+            extra = {"source": self.name, "address": self._settings.address, "cause": ending.detail}
+            _log.warning("a source of endpoints is away: what it listed last stays", extra=extra)
+        self._carry_out(effects)
+
+    def _note_presence(self) -> None:
+        if self._machine.is_connected and self._is_away:
+            self._is_away = False
+            extra = {"source": self.name, "address": self._settings.address}
+            _log.info("a source of endpoints is back", extra=extra)
+
+    async def _look_up(self, name: str) -> None:
+        addresses: Sequence[str] = ()
+        try:
+            addresses = await addresses_of(name, _LOOK_UP_S)
+        except ResolveError as error:
+            _log.debug("host name has no address", extra={"host": name, "cause": str(error)})
+        self._carry_out(self._machine.answered(name, addresses, time.monotonic()))
+
+    # The clock.
+
+    def _wake(self) -> None:
+        """Be called when time alone changes something."""
+        if self._timer is not None:
+            self._timer.cancel()
+        next_s = self._machine.next_s()
+        if next_s is not None and self._is_running:
+            delay_s = max(0.0, next_s - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._advance)
+
+    def _advance(self) -> None:
+        self._carry_out(self._machine.advance(time.monotonic()))
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _content(path: str, limit_bytes: int) -> bytes:
+    with Path(path).open("rb") as file:
+        return file.read(limit_bytes)

@@ -1,0 +1,1 @@
+"""Real control planes for tests: built from their own Go modules, recorded, and the tools beside them."""

@@ -1,0 +1,60 @@
+"""Custom resource definitions, from the Go modules that the control planes were built from."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from testbed.control_planes.build import MODULES, go, go_environment
+
+GATEWAY_API: Final = "sigs.k8s.io/gateway-api"
+INFERENCE_EXTENSION: Final = "sigs.k8s.io/gateway-api-inference-extension"
+ISTIO: Final = "istio.io/istio"
+
+
+@functools.cache
+def module_folder(module: str, plane: str = "istio") -> Path:
+    """Where Go keeps a module that a control plane's go.mod resolves.
+
+    Raises:
+        SystemExit: There is no Go.
+        AssertionError: Go cannot find or fetch it; shows what Go said.
+    """
+    done = subprocess.run(
+        [go(), "mod", "download", "-json", module],
+        cwd=MODULES / plane,
+        env=go_environment(),
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: dict[str, str] = yaml.safe_load(done.stdout)
+    return Path(found["Dir"])
+
+
+def gateway_api() -> list[dict[str, Any]]:
+    """Of the Gateway API, standard channel."""
+    return list(_read(module_folder(GATEWAY_API) / "config" / "crd" / "standard"))
+
+
+def inference_extension() -> list[dict[str, Any]]:
+    """Of InferencePool and what lies beside it."""
+    return list(_read(module_folder(INFERENCE_EXTENSION) / "config" / "crd" / "bases"))
+
+
+def istio() -> list[dict[str, Any]]:
+    """Of Istio's own kinds."""
+    return list(_read(module_folder(ISTIO) / "manifests" / "charts" / "base" / "files"))
+
+
+def _read(folder: Path) -> Iterator[dict[str, Any]]:
+    for path in sorted(folder.rglob("*.yaml")):
+        for document in yaml.safe_load_all(path.read_text()):
+            if isinstance(document, dict) and document.get("kind") == "CustomResourceDefinition":
+                yield document
