@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ from testbed.control_planes.build import MODULES, go, go_environment
 GATEWAY_API: Final = "sigs.k8s.io/gateway-api"
 INFERENCE_EXTENSION: Final = "sigs.k8s.io/gateway-api-inference-extension"
 ISTIO: Final = "istio.io/istio"
+ENVOY_GATEWAY: Final = "github.com/envoyproxy/gateway@v1.9.0"
+ENVOY_GATEWAY_SUM: Final = "h1:PaOpud15v3kDCl3L5yc1TdYzggCMpRm1yRjNKmLkzHA="
+"""As go.sum would have it: no go.mod of ours requires this module."""
 
 
 @functools.cache
@@ -34,7 +38,8 @@ def module_folder(module: str, plane: str = "istio") -> Path:
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    found: dict[str, str] = yaml.safe_load(done.stdout)
+    found: dict[str, str] = json.loads(done.stdout)
+    assert module != ENVOY_GATEWAY or found["Sum"] == ENVOY_GATEWAY_SUM, found
     return Path(found["Dir"])
 
 
@@ -51,6 +56,12 @@ def inference_extension() -> list[dict[str, Any]]:
 def istio() -> list[dict[str, Any]]:
     """Of Istio's own kinds."""
     return list(_read(module_folder(ISTIO) / "manifests" / "charts" / "base" / "files"))
+
+
+def envoy_gateway() -> list[dict[str, Any]]:
+    """Of Envoy Gateway's own kinds."""
+    charts = module_folder(ENVOY_GATEWAY) / "charts" / "gateway-helm" / "charts"
+    return list(_read(charts / "crds" / "crds" / "generated"))
 
 
 def _read(folder: Path) -> Iterator[dict[str, Any]]:
