@@ -31,8 +31,9 @@ from envoy.data.accesslog.v3 import accesslog_pb2
 from envoy.service.accesslog.v3 import als_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
+from benchmarks import processes
 from benchmarks.setups import python_module
-from benchmarks.traffic import EVENT, MODEL
+from benchmarks.traffic import EVENT, MODEL, Client
 from extproc.server import building
 from extproc.server.worker import Worker
 from extproc.transport.seam import Receiver, Rpc, Status
@@ -183,12 +184,18 @@ async def measure(endpoints: int, prompt_bytes: int, count: int) -> dict[str, tu
         tempfile.TemporaryDirectory(prefix="two") as folder,
         python_module("benchmarks.traffic", every_address, str(port)),
     ):
+        await processes.until(lambda: _listens(port), "engine")  # its first probes are not to be refused
         worker, methods = _worker(Path(folder), endpoints, port)
         await worker.start()
         try:
             return await _drive(methods, prompt_bytes, count)
         finally:
             await worker.stop()
+
+
+async def _listens(port: int) -> bool:
+    (await Client.connect(port)).close()
+    return True
 
 
 def _worker(folder: Path, endpoints: int, port: int) -> tuple[Worker, NoServer]:

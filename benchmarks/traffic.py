@@ -31,6 +31,9 @@ STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-e
 TOKEN = b"%x\r\n%s\r\n" % (len(EVENT), EVENT)
 STREAM_END = b"%x\r\n%s\r\n0\r\n\r\n" % (len(LAST_EVENTS), LAST_EVENTS)
 
+HOLD = b',"user":"hold"}'
+"""What the body of a request ends with that is not answered."""
+
 FIRST_TOKEN_ALONE_S = 0.001
 """From the first token to the second, so that Envoy sees the first in a packet of its own."""
 
@@ -50,7 +53,7 @@ class Target:
 
 
 class Engine(asyncio.Protocol):
-    """A minimal HTTP/1.1 engine: JSON at once, or `max_tokens` tokens. Any path will do."""
+    """A minimal HTTP/1.1 engine: JSON at once, or `max_tokens` tokens, or nothing. Any path will do."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -78,6 +81,8 @@ class Engine(asyncio.Protocol):
             self._answer(body)
 
     def _answer(self, body: bytes) -> None:
+        if HOLD in body:
+            return
         if b'"stream":true' not in body:
             self._transport.write(JSON_ANSWER)
             return
@@ -112,12 +117,21 @@ def request(prompt_bytes: int, salt: str, *, stream_tokens: int | None = None) -
         salt: What the prompt begins with: prompts of different salts share no prefix.
         stream_tokens: How many tokens to stream; None asks for JSON.
     """
-    prompt = (salt + " lorem ipsum" * (prompt_bytes // 12 + 1))[:prompt_bytes]
     stream = b"" if stream_tokens is None else b',"stream":true,"max_tokens":%d' % stream_tokens
-    body = b'{"model":"%s","messages":[{"role":"user","content":"%s"}]%s}' % (
+    return _request(prompt_bytes, salt, stream + b"}")
+
+
+def held_request(prompt_bytes: int, salt: str) -> bytes:
+    """One that the engine does not answer; arguments as for `request`."""
+    return _request(prompt_bytes, salt, HOLD)
+
+
+def _request(prompt_bytes: int, salt: str, ending: bytes) -> bytes:
+    prompt = (salt + " lorem ipsum" * (prompt_bytes // 12 + 1))[:prompt_bytes]
+    body = b'{"model":"%s","messages":[{"role":"user","content":"%s"}]%s' % (
         MODEL.encode(),
         prompt.encode(),
-        stream,
+        ending,
     )
     return (
         b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1:10000\r\ncontent-type: application/json\r\n"
@@ -144,6 +158,10 @@ class Client:
             OSError: No server listens.
         """
         return cls(*await asyncio.open_connection("127.0.0.1", port, limit=CONNECTION_LIMIT_BYTES))
+
+    def send(self, message: bytes) -> None:
+        """Send a request, and wait for nothing."""
+        self._writer.write(message)
 
     async def ask(self, message: bytes) -> int:
         """Send a request, read the whole answer; returns its status.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import orjson
 from xxhash import xxh3_64_intdigest
 
@@ -21,4 +23,13 @@ def root(model: str, lora: str | None, cache_salt: str | None) -> int:
     Returns:
         Unsigned 64-bit integer.
     """
+    return _unsalted(model, lora) if cache_salt is None else _root(model, lora, cache_salt)
+
+
+def _root(model: str, lora: str | None, cache_salt: str | None) -> int:
     return xxh3_64_intdigest(orjson.dumps((model, lora, cache_salt)))
+
+
+@lru_cache(maxsize=1024)
+def _unsalted(model: str, lora: str | None) -> int:
+    return _root(model, lora, None)

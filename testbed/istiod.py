@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -222,7 +223,7 @@ class Istiod:
 
     async def debug(self, page: str) -> Any:
         """A debug page's JSON: `endpointz`, `configz`, `syncz`, `config_dump?proxyID=...`."""
-        return yaml.safe_load(await get(f"{self._url}/debug/{page}"))
+        return json.loads(await get(f"{self._url}/debug/{page}"))
 
     async def knows(self, host: str) -> None:
         """Wait until istiod knows a service of that host."""

@@ -423,20 +423,22 @@ class Cluster:
         token: str = (await self.request("POST", path, asked))["status"]["token"]
         return token
 
-    async def compact(self) -> int:
-        """Have etcd forget all revisions before the present one; that one's number.
+    async def forget(self) -> None:
+        """Forget all versions before the present one: etcd compacts, the API server starts again.
 
-        A list that continues from before answers 410 then, and so does one of an exact older version.
+        A list that continues from before is answered 410 then, a watch from before by an event of code 410.
+        The API server's own cache would still serve such a list, therefore it starts again.
         """
-        url = f"http://127.0.0.1:{self.etcd_port}/v3"
+        url = f"http://127.0.0.1:{self.etcd_port}/v3/kv"
         async with aiohttp.ClientSession() as session:
             # The key does not exist; the answer's header has the revision.
-            async with session.post(f"{url}/kv/range", json={"key": "AA=="}) as reply:
-                revision = int((await reply.json())["header"]["revision"])
-            asked = {"revision": str(revision), "physical": True}
-            async with session.post(f"{url}/kv/compaction", json=asked) as reply:
+            async with session.post(f"{url}/range", json={"key": "AA=="}) as reply:
+                revision = (await reply.json())["header"]["revision"]
+            asked = {"revision": revision, "physical": True}
+            async with session.post(f"{url}/compaction", json=asked) as reply:
                 assert reply.status == 200, await reply.text()
-        return revision
+        await self.stop_apiserver()
+        await self.start_apiserver()
 
 
 def _pod(name: str, namespace: str) -> dict[str, Any]:

@@ -172,7 +172,7 @@ _MESSAGES = "what it makes of values, or values of, are these messages; it does 
 EXCEPTIONS: Mapping[str, Mapping[str, str]] = {
     "extproc/accesslog/entries.py": {"envoy": _MESSAGES},
     "extproc/discovery/istio/wire.py": {"envoy": _MESSAGES, "google": _MESSAGES},
-    "extproc/xds/delta.py": {"envoy_data_plane": _MESSAGES},
+    "extproc/xds/delta.py": {"envoy": _MESSAGES},
     "extproc/xds/resources.py": {"envoy_data_plane": _MESSAGES},
 }
 """Core module -> forbidden import -> why it may all the same, and may reach it."""
@@ -229,9 +229,14 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
 WIRE_ONLY = {
     "envoy": (
         *("extproc/protocol/wire.py", "extproc/protocol/bootstrap_dialect.py", "extproc/picker/dialect.py"),
-        *("extproc/accesslog/", "extproc/discovery/istio/wire.py"),
+        *(
+            "extproc/accesslog/",
+            "extproc/xds/ads.py",
+            "extproc/xds/delta.py",
+            "extproc/discovery/istio/wire.py",
+        ),
     ),
-    "envoy_data_plane": ("extproc/xds/",),
+    "envoy_data_plane": ("extproc/xds/resources.py",),
     "grpc": ("extproc/transport/", "extproc/server/"),
 }
 """Protobuf package, or gRPC's own -> where alone it may be imported."""

@@ -6,7 +6,7 @@ No prompt text exists behind the port.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -47,6 +47,19 @@ class PageResponse:
     status: int = 200
 
 
+@dataclass(frozen=True, slots=True)
+class PagePieces:
+    """What the port says, where to make all of it at once would hold up requests.
+
+    Attributes:
+        pieces: Of the body; each is made when it is asked for, from what there is by then.
+        content_type: The whole header.
+    """
+
+    pieces: Iterator[bytes]
+    content_type: str = JSON_TYPE
+
+
 class Source(Protocol):
     """What the pages of one worker are made of."""
 
@@ -57,8 +70,8 @@ class Source(Protocol):
     def is_ready(self) -> bool:
         """True while new requests are taken."""
 
-    def metrics_text(self) -> bytes:
-        """The Prometheus exposition."""
+    def metrics_pieces(self) -> Iterator[bytes]:
+        """The Prometheus exposition, in pieces that are quickly made."""
 
     def endpoints_json(self) -> dict[str, Any]:
         """The body of `/endpoints`."""
@@ -98,7 +111,7 @@ class WorkerPage:
 
     method: str
     path: str
-    answer: Callable[[Source, PageRequest], PageResponse]
+    answer: Callable[[Source, PageRequest], PageResponse | PagePieces]
     merge: Callable[[PageRequest, Mapping[int, PageResponse]], PageResponse]
     refuse: Callable[[PageRequest], PageResponse | None] = refuse_nothing
 

@@ -78,6 +78,10 @@ class Learner:
         self._learned_s: dict[ModelKey, float] = {}
         self._early: dict[ModelKey, int] = {}
 
+    def is_cold(self, key: ModelKey) -> bool:
+        """Whether a group learns from first tokens of answers that go on."""
+        return self._early.get(key, 0) < COLD_ANSWERS
+
     def first_token(self, answer: Lesson) -> bool:
         """Learn the first token of an answer that goes on, while its group is cold; True if that was done."""
         early = self._early.get(answer.key, 0)
@@ -89,6 +93,10 @@ class Learner:
         self._first_token(answer, teaches=True)
         return True
 
+    def is_due(self, key: ModelKey, now_s: float) -> bool:
+        """Whether `learn` would learn from an answer of a group."""
+        return now_s - self._learned_s.get(key, -inf) >= LEARN_INTERVAL_S
+
     def learn(self, answer: Lesson, now_s: float, *, is_first_learned: bool = False) -> None:
         """Learn first token and pace of an answer that ended; one per group and `LEARN_INTERVAL_S`.
 
@@ -98,7 +106,7 @@ class Learner:
             is_first_learned: `first_token` did; what was foreseen is still compared with what came.
         """
         key = answer.key
-        if now_s - self._learned_s.get(key, -inf) < LEARN_INTERVAL_S:
+        if not self.is_due(key, now_s):
             return
         if len(self._learned_s) >= MAX_GROUPS:
             self._learned_s.clear()

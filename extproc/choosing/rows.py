@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from extproc.choosing.completion import room_wait_s
+from extproc.choosing.completion import Costs, room_wait_s
 from extproc.choosing.holding import OPEN_STEPS
 from extproc.predicting.ttft import Backlog, beside_s, step_s, times_s, total_s
 from extproc.values.choices import Learned, Snapshot
@@ -49,10 +49,37 @@ def expected_ttft_s(snapshot: Snapshot, row: int) -> float:
     Raises:
         ValueError: The snapshot has no learned prices.
     """
-    ahead_s = snapshot.ahead_s[row] if snapshot.ahead_s else 0.0
     prices_s, ahead = _prices_s(learned_of(snapshot), row), backlog(snapshot, row)
-    one_step_s = beside_s(prices_s, ahead) / snapshot.weights[row]
-    return total_s(*_times_s(snapshot, row, prices_s, ahead), ahead_s, one_step_s)
+    return _expected_ttft_s(snapshot, row, prices_s, ahead, _times_s(snapshot, row, prices_s, ahead))
+
+
+def expected_ttft_at_s(snapshot: Snapshot, row: int, costs: Costs) -> float:
+    """`expected_ttft_s`, to the last bit, of a row whose costs are known.
+
+    Args:
+        snapshot: The rows.
+        row: Which.
+        costs: What `completion_costs` gave for the snapshot.
+
+    Raises:
+        ValueError: The snapshot has no learned prices.
+    """
+    if snapshot.ahead_s:  # a part of the costs' waits, which is to be added last
+        return expected_ttft_s(snapshot, row)
+    prices_s, ahead = _prices_s(learned_of(snapshot), row), backlog(snapshot, row)
+    parts_s = costs.waits_s[row], costs.works_s[row], costs.rooms_s[row]
+    return _expected_ttft_s(snapshot, row, prices_s, ahead, parts_s)
+
+
+def _expected_ttft_s(
+    snapshot: Snapshot,
+    row: int,
+    prices_s: Sequence[float],
+    ahead: Backlog,
+    parts_s: tuple[float, float, float],
+) -> float:
+    ahead_s = snapshot.ahead_s[row] if snapshot.ahead_s else 0.0
+    return total_s(*parts_s, ahead_s, beside_s(prices_s, ahead) / snapshot.weights[row])
 
 
 def open_until_s(snapshot: Snapshot) -> list[float]:

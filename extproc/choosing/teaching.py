@@ -35,8 +35,10 @@ class Teaching:
         row, snapshot = record.row(request.endpoint), record.snapshot
         if row is None or snapshot is None or request.endpoint != record.chosen:
             return
-        answer = Lesson(request.key(row), snapshot, row, None, None, None, ttft_s, None)
-        request.is_learned = self._learner.first_token(answer)
+        key = request.key(row)
+        if self._learner.is_cold(key):
+            self._learner.first_token(Lesson(key, snapshot, row, None, None, None, ttft_s, None))
+            request.is_learned = True
 
     def ended(self, ending: Ending) -> None:
         """Learn from an answer: tokens per byte, its length, its times."""
@@ -55,9 +57,12 @@ class Teaching:
         row, snapshot = ending.row, record.snapshot
         if row is None or snapshot is None or outcome.attempts != 1 or not record.stream:
             return
+        key = request.key(row)
+        if not self._learner.is_due(key, ending.now_s):
+            return
         self._learner.learn(
             Lesson(
-                request.key(row),
+                key,
                 snapshot,
                 row,
                 outcome.prompt_tokens,

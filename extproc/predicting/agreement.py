@@ -117,7 +117,8 @@ class Agreement:
         return True
 
     def _vote(self) -> None:
-        voices = sorted([level.log_level for level in self._levels.values() if level.seen >= _SURE])
+        voices = [level.log_level for level in self._levels.values() if level.seen >= _SURE]
+        voices.sort()
         self._due = len(self._levels) // _OFTEN
         half = len(voices) // 2
         if len(voices) < _MIN_MEMBERS:

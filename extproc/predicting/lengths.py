@@ -84,12 +84,13 @@ class AnswerLength:
 
     def _add_up(self) -> None:
         self._due = len(self._members) // _OFTEN
-        middle, count = self._median(), self._count
+        middle, count, longest = self._median(), self._count, len(_KEPT)
         low, high = middle / FACTOR, middle * FACTOR
         weights = _kept(count) / GAIN  # of the first guess
         tokens = weights * self._first_tokens
         for answers in self._members.values():
-            weight, mean = answers.weight * _kept(count - answers.at), answers.mean
+            age, mean = count - answers.at, answers.mean
+            weight = answers.weight * (_KEPT[age] if age < longest else 0.0)
             weights += weight
             tokens += weight * (low if mean < low else high if mean > high else mean)
         self.expected_tokens = tokens / weights
@@ -98,7 +99,8 @@ class AnswerLength:
         means = [answers.mean for answers in self._members.values()]
         if len(means) > 1 and not len(means) % 2:
             means.append(self._first_tokens)  # two cannot outvote each other
-        return sorted(means)[len(means) // 2]
+        means.sort()
+        return means[len(means) // 2]
 
 
 def _kept(age: int) -> float:

@@ -141,7 +141,8 @@ class Predictor:
 
     def row_prices(self, model: str, groups: Sequence[str]) -> tuple[Prices, ...]:
         """`prices` of several endpoint groups of a model, in their order."""
-        return tuple(self.prices((model, group)) for group in groups)
+        of, untrained = self._models.get, self._untrained
+        return tuple([of((model, group), untrained).prices for group in groups])
 
     def prompt_tokens(self, model: str, prompt_bytes: int) -> int:
         """Return the expected tokens of a prompt of that many bytes, 0 only for an empty one."""
@@ -149,8 +150,12 @@ class Predictor:
 
     def traffic(self, key: ModelKey) -> Traffic:
         """What is asked of a group of endpoints: kept and shown the traffic by its caller."""
-        traffic = self._traffic.get(key) or Traffic()
-        self._keep(self._traffic, key, traffic)
+        traffic = self._traffic.get(key)
+        if traffic is None:
+            traffic = Traffic()
+            self._keep(self._traffic, key, traffic)
+        else:
+            self._traffic.move_to_end(key)
         return traffic
 
     def observe_ttft(
@@ -243,9 +248,9 @@ class Predictor:
         """
         tokens = self._tokens.get(model) or TokensPerByte()
         if endpoint is not None and prompt_bytes > 0 and prompt_tokens > 0:
-            ratio = max(LEAST_RATIO, min(MOST_RATIO, prompt_tokens / prompt_bytes))
+            ratio, usual = max(LEAST_RATIO, min(MOST_RATIO, prompt_tokens / prompt_bytes)), tokens.ratio
             agreement = self._agreements.get(model) or Agreement(_TOKENS_FACTOR)
-            believed = agreement.believed(endpoint, ratio, tokens.ratio, tokens.ratio)
+            believed = agreement.believed(endpoint, ratio, usual, usual)
             if believed != ratio:
                 prompt_tokens = max(1, round(believed * prompt_bytes))
             self._keep(self._agreements, model, agreement)

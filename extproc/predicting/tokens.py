@@ -38,7 +38,8 @@ class TokensPerByte:
     @property
     def ratio(self) -> float:
         """Tokens per byte, in [1/64, 1]."""
-        return min(MOST_RATIO, max(LEAST_RATIO, self._tokens / self._bytes))
+        ratio = self._tokens / self._bytes
+        return LEAST_RATIO if ratio < LEAST_RATIO else MOST_RATIO if ratio > MOST_RATIO else ratio
 
     def estimate(self, prompt_bytes: int) -> int:
         """Return the expected tokens of a prompt, rounded up: 0 only for an empty one."""

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import orjson
-from tokenizers import Tokenizer
 
 from extproc.rendering.vocabulary import SPACE_MARK, AddedToken, Spelling, Vocabulary, steps
 
@@ -104,6 +103,8 @@ def _normalizer(document: Mapping[str, Any]) -> Any:
         "decoder": None,
         "model": {"type": "BPE", "vocab": {}, "merges": []},
     }
+    from tokenizers import Tokenizer  # 5 MiB that a gateway without tokenizers does without
+
     return Tokenizer.from_str(orjson.dumps(bare).decode()).normalizer
 
 

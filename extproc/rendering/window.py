@@ -18,7 +18,6 @@ from itertools import accumulate
 from typing import Any, Final, Protocol
 
 import orjson
-from tokenizers import Tokenizer
 
 from extproc.rendering.vocabulary import (
     SPACE_MARK,
@@ -99,6 +98,8 @@ class Encoder:
             "normalizer": None,
             "pre_tokenizer": _without_prepending(document.get("pre_tokenizer")),
         }
+        from tokenizers import Tokenizer  # as in `canonical`
+
         try:
             self._tokenizer = Tokenizer.from_str(orjson.dumps(unchanging).decode())
         except Exception as error:  # the package raises nothing narrower

@@ -114,7 +114,7 @@ def parse(path: str, body: bytes) -> InferenceRequest:
         is_multimodal=prompt.is_multimodal,
         form=form,
         widths=widths,
-        more_bytes=sum(width for _, width in widths),
+        more_bytes=sum([width for _, width in widths]) if widths else 0,
     )
 
 
@@ -152,7 +152,7 @@ def _max_tokens(fields: dict[str, Any], names: tuple[str, ...]) -> int | None:
 
 def _chat(fields: dict[str, Any]) -> _Prompt:
     # A template of the client's own renders everything; tools and documents precede the messages.
-    head = {name: fields[name] for name in ("chat_template", "tools", "documents") if fields.get(name)}
+    head = {name: said for name in ("chat_template", "tools", "documents") if (said := fields.get(name))}
     if "tools" in head:
         head["tools"] = function_tools(head["tools"]) or head["tools"]
     if fields.get("chat_template_kwargs") or fields.get("reasoning_effort") is not None:

@@ -158,7 +158,7 @@ class Caches:
 def _tokens_of(matched: list[int], block_bytes: int, prompt_bytes: int, prompt_tokens: int) -> list[int]:
     """Prompt tokens in matched blocks: their share of the bytes, at least one token recomputed."""
     if not any(matched):
-        return matched.copy()
+        return [0] * len(matched)
     most = prompt_tokens - 1
     block_tokens = block_bytes * prompt_tokens
     return [min(most, blocks * block_tokens // prompt_bytes) if blocks else 0 for blocks in matched]

@@ -168,11 +168,19 @@ class Endings:
             cached,
             end.request_bytes,
             end.response_bytes,
-            None if row is None else foreseen_ttft_s(record, row),
+            None if row is None else _foreseen_ttft_s(request, row),
             None if row is None else record.cached_tokens[row],
             end.flags,
             end.details,
         )
+
+
+def _foreseen_ttft_s(request: Inflight, row: int) -> float | None:
+    """What the decision expected of candidate `row`: as it said itself, or as its record says."""
+    foreseen = request.foreseen
+    return (
+        foreseen[1] if foreseen is not None and foreseen[0] == row else foreseen_ttft_s(request.record, row)
+    )
 
 
 def _ttft_s(request: Inflight, end: RequestEnd) -> float | None:

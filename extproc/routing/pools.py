@@ -46,12 +46,22 @@ class Pools:
     def __init__(self, health: HealthTracker) -> None:
         self._health = health
         self._pools: dict[_PoolKey, Pool] = {}
+        self._of_routes: dict[int, tuple[Route, Pool]] = {}
         self._queues: dict[tuple[EndpointKey, ...], HoldQueue] = {}
         self._of: tuple[RoutingTable, int] | None = None
 
     def of_route(self, route: Route, table: RoutingTable) -> Pool:
         """The route's available endpoints, whatever they are doubted for."""
-        return self._compiled(route, table, None, frozenset())
+        if self._of is None or self._of[0] is not table or self._of[1] != self._health.generation:
+            return self._compiled(route, table, None, frozenset())
+        known = self._of_routes.get(id(route))
+        if known is None:
+            pool = self._compiled(route, table, None, frozenset())
+            known = self._of_routes[id(route)] = (
+                route,
+                pool,
+            )  # the route is held, so that its id stays its own
+        return known[1]
 
     def of_model(self, route: Route, table: RoutingTable, served_model: str, now_s: float) -> Pool:
         """The route's available endpoints for a model as `health_model` names it."""
@@ -62,7 +72,7 @@ class Pools:
             pool = self._compiled(route, table, served_model, on_trial)
             if pool.keys:
                 return pool
-        return self._compiled(route, table, None, frozenset())
+        return self.of_route(route, table)
 
     def with_home(self, route: Route, table: RoutingTable, home: EndpointKey) -> Pool:
         """The same for a request that `home` alone can serve, whatever is thought of it."""
@@ -104,6 +114,7 @@ class Pools:
         if pool is None:
             if len(self._pools) >= MAX_POOLS:
                 self._pools.clear()
+                self._of_routes.clear()
 
             def why_not(endpoint: EndpointKey) -> str | None:
                 reason = health.reason(endpoint)
@@ -116,6 +127,7 @@ class Pools:
 
     def _forget(self, table: RoutingTable) -> None:
         """Forget the pools of another table, and those of clusters in which something changed."""
+        self._of_routes.clear()
         if self._of is None or self._of[0] is not table:
             self._pools.clear()
         else:

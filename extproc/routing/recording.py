@@ -38,6 +38,7 @@ class Scheduled:
         placement: Which endpoints serve it.
         charged: False if the request had ended before, or is charged already.
         draws: Random numbers that were drawn.
+        ttft_s: Expected time to first token of the first of `order`; None if that is not known.
     """
 
     parsed: ParsedRequest
@@ -48,6 +49,7 @@ class Scheduled:
     placement: Placement
     charged: bool
     draws: tuple[float, ...]
+    ttft_s: float | None
 
 
 class Recording:
@@ -145,6 +147,7 @@ class Recording:
             max_output_tokens(parsed.request),
             look.served_model,
             parsed.fingerprint,
+            None if scheduled.ttft_s is None else (scheduled.order[0], scheduled.ttft_s),
             tried_once=tried_once,
             builds_on=parsed.follows is not None and parsed.follows != (None, None),
         )

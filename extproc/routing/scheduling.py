@@ -16,7 +16,7 @@ from extproc.choosing.deciding import SendNow, TurnDown, WaitForRoom, decide
 from extproc.choosing.limits import SLO_TPOT_HEADER, SLO_TTFT_HEADER, limit_s_of
 from extproc.choosing.policies.registry import POLICIES
 from extproc.choosing.replay import RecordingRng
-from extproc.choosing.rows import expected_ttft_s
+from extproc.choosing.rows import expected_ttft_at_s, expected_ttft_s
 from extproc.choosing.snapshots import Load, Prompt
 from extproc.errors import Reason, RouterError
 from extproc.routing.charging import charge, due_s, whole
@@ -151,13 +151,14 @@ class Scheduler:
             rule = parsed.route.load_balancing.rival
             picked = None if rule is None else self._ask_rival(rule, parsed, found, load)
             order = _order(now.choice, found, picked)
-            placement = _placement(parsed, found, now.snapshot, order[0], settings)
+            ttft_s = _expected_ttft_s(parsed, now, order[0], settings)
+            placement = _placement(parsed, found, order[0], ttft_s, settings)
             charged = charge(state.load, placement, now_s)
             if not load.prefilling[order[0]]:
                 state.engines.prefill_begins(placement.endpoint, now_s)
             if placement.endpoint in found.pool.on_trial:
                 state.health.trial_began(placement.endpoint, found.served_model, now_s)
-        scheduled = Scheduled(parsed, before, found, now, order, placement, charged, rng.draws)
+        scheduled = Scheduled(parsed, before, found, now, order, placement, charged, rng.draws, ttft_s)
         tried_once = self._recording.write(scheduled, settings.block_bytes)
         if picked is not None and charged:
             state.rivals.sent(parsed.request_id, picked)
@@ -252,16 +253,28 @@ def _order(choice: Choice, found: Look, picked: Picked | None) -> tuple[int, ...
     return (picked.row, *others[: len(choice.order) - 1])
 
 
+def _is_seen(parsed: ParsedRequest, settings: RouterSettings) -> bool:
+    """Whether its first token will be seen."""
+    return parsed.request.stream and settings.first_chunk
+
+
+def _expected_ttft_s(parsed: ParsedRequest, now: SendNow, row: int, settings: RouterSettings) -> float | None:
+    """What a row is expected to take, where that is needed now or known already; else None."""
+    if now.costs is not None:
+        return expected_ttft_at_s(now.snapshot, row, now.costs)
+    return None if _is_seen(parsed, settings) else expected_ttft_s(now.snapshot, row)
+
+
 def _placement(
-    parsed: ParsedRequest, found: Look, snapshot: Snapshot, row: int, settings: RouterSettings
+    parsed: ParsedRequest, found: Look, row: int, ttft_s: float | None, settings: RouterSettings
 ) -> Placement:
-    """What the endpoint of a row is charged."""
-    is_seen = parsed.request.stream and settings.first_chunk
+    """What the endpoint of a row is charged; where no first token will be seen, `ttft_s` is expected."""
+    is_seen = _is_seen(parsed, settings)
     prompt_tokens = found.estimate.prompt_tokens
     return whole(
         parsed.request_id,
         found.pool.keys[row],
         prompt_tokens - found.estimate.cached_tokens[row],
         prompt_tokens,
-        None if is_seen else due_s(found.now_s, expected_ttft_s(snapshot, row)),
+        None if is_seen or ttft_s is None else due_s(found.now_s, ttft_s),
     )

@@ -69,7 +69,9 @@ class Pool:
 
     def groups_of(self, group: str) -> tuple[str, ...]:
         """Endpoints that perform alike, within a route's group: one name for all rows, or one per row."""
-        return tuple(f"{group}/{kind}" if kind else group for kind in self.hardware) or (group,)
+        if not self.hardware:
+            return (group,)
+        return tuple(f"{group}/{kind}" if kind else group for kind in self.hardware)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,8 +33,15 @@ class OneWorker:
         self._source = source
 
     async def answer(self, page: WorkerPage, request: PageRequest) -> PageResponse:
-        """See `Answering`."""
-        return page.answer(self._source, request)
+        """See `Answering`; between two pieces of an answer requests go on."""
+        answer = page.answer(self._source, request)
+        if isinstance(answer, PageResponse):
+            return answer
+        pieces = []
+        for piece in answer.pieces:
+            pieces.append(piece)
+            await asyncio.sleep(0)
+        return PageResponse(b"".join(pieces), answer.content_type)
 
 
 class AllWorkers:

@@ -30,6 +30,7 @@ from extproc.listeners import Listeners
 from extproc.observing.metrics.collector import Metrics
 from extproc.observing.metrics.family import Values
 from extproc.observing.metrics.kv_events import event_values
+from extproc.observing.metrics.process import StallCause
 from extproc.observing.metrics.sharing import sharing_values
 from extproc.observing.records import RecordRing
 from extproc.observing.request_log import RequestLog
@@ -65,7 +66,8 @@ from extproc.server.pending_settings import PendingSettings
 from extproc.server.picking import Picking, picking_of
 from extproc.server.publishing import ADS_TYPES, Publisher
 from extproc.server.request_settings import RequestPath, router_settings, routing_table
-from extproc.server.rpc_server import RpcServer, places_of, rpc_server
+from extproc.server.rpc_places import places_of
+from extproc.server.rpc_server import RpcServer, rpc_server
 from extproc.server.run_dir import Residence, admin_path, counters_path, run_dir, socket_path
 from extproc.server.sharing import Alone, Shared, reserve_by, store_of
 from extproc.server.status import Status
@@ -83,6 +85,9 @@ from metadata_center.load.shared_counters import SharedCounters
 from metadata_center.types import EndpointKey
 
 _log = logging.getLogger("tokenway.worker")
+
+Stalls = Listeners[[float, StallCause]]
+"""How long a turn of the event loop took, and what took most of it."""
 
 _MESSAGE_OVERHEAD_BYTES = 1024 * 1024
 """Room in a gRPC message beside the body: headers, metadata."""
@@ -186,13 +191,16 @@ class RequestWay:
     access_log: AccessLog
 
 
-def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Worker:
+def build_worker(
+    path: Path, *, index: int = 0, supervised: bool = False, stalls: Stalls | None = None
+) -> Worker:
     """A worker that is ready to start.
 
     Args:
         path: tokenway.yaml, or a clusters.json for embedded defaults.
         index: Which worker.
         supervised: True if a supervisor serves the admin port and made the shared counters.
+        stalls: Tells of long turns of the loop that the worker will run in; None if nothing watches it.
 
     Raises:
         ConfigError: The configuration cannot be used.
@@ -200,6 +208,8 @@ def build_worker(path: Path, *, index: int = 0, supervised: bool = False) -> Wor
     """
     registry, owners, life = CollectorRegistry(), Owners(), Life()
     metrics = Metrics(registry, version("tokenway"))
+    if stalls is not None:
+        stalls.add(metrics.stalled)
     configuration = Configuration(path, metrics, owners.apply)
     config = configuration.current
     site = _site(path, index, supervised, config, registry, metrics, owners)

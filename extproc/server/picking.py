@@ -14,7 +14,8 @@ from extproc.picker.dialect import PickerDialect
 from extproc.picker.health import Health
 from extproc.picker.service import Picker
 from extproc.routing.gateway import Gateway
-from extproc.server.rpc_server import picker_places, rpc_server
+from extproc.server.rpc_places import picker_places
+from extproc.server.rpc_server import rpc_server
 from extproc.transport.http2.faults import FaultReason
 from extproc.values.endings import RequestEvent
 

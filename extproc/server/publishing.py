@@ -8,7 +8,7 @@ from extproc.config.schema import Config
 from extproc.observing.metrics.collector import Metrics
 from extproc.xds.ads import AdsServer
 from extproc.xds.publications import Publications, Resources
-from extproc.xds.resources import ASSIGNMENT_TYPE, CLUSTER_TYPE
+from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
 
 ADS_TYPES = {CLUSTER_TYPE: "CDS", ASSIGNMENT_TYPE: "EDS"}
 """Metric labels of the published resource types."""

@@ -4,34 +4,16 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import grpc
-
-from extproc.config.sections.listening import EndpointPicker, ListenTls, PickerTls, Server, Transport
+from extproc.config.sections.listening import Transport
+from extproc.server.rpc_places import Places, take_away
 from extproc.server.run_dir import closed_to_others
-from extproc.transport import grpc_aio, listen_tls
+from extproc.transport import listen_tls
 from extproc.transport.http2.faults import FaultReason
-from extproc.transport.listen_tls import TlsFiles
 from extproc.transport.native import NativeServer, tcp_socket, unix_socket
 from extproc.transport.seam import Rpc
-
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Where a worker listens.
-
-    Attributes:
-        socket: The Unix socket that Envoy on this host knows; made anew, and closed to others. None has none.
-        others: Further addresses, `unix:/path` or `ip:port`.
-        tls: For the `ip:port` among them; None for clear text.
-    """
-
-    socket: Path | None
-    others: tuple[str, ...] = ()
-    tls: TlsFiles | None = None
 
 
 class RpcServer(Protocol):
@@ -45,88 +27,6 @@ class RpcServer(Protocol):
 
     async def close(self) -> None:
         """End what still runs and take the socket away."""
-
-
-def places_of(server: Server, socket: Path, index: int) -> Places:
-    """Where worker `index` listens: the first one has the further addresses."""
-    return Places(socket, server.listen, _files(server.listen_tls)) if index == 0 else Places(socket)
-
-
-def picker_places(picker: EndpointPicker) -> Places:
-    """Where the endpoint picker listens."""
-    return Places(None, picker.listen, _files(picker.listen_tls))
-
-
-def _files(tls: ListenTls | PickerTls | None) -> TlsFiles | None:
-    if tls is None:
-        return None
-    authority = None if tls.client_ca_file is None else Path(tls.client_ca_file)
-    return TlsFiles(Path(tls.cert_file), Path(tls.key_file), authority)
-
-
-def credentials_of(tls: TlsFiles | None) -> grpc.ServerCredentials | None:
-    """TLS for gRPC, mutual where there is a CA of clients; None for clear text.
-
-    Raises:
-        OSError: A file cannot be read.
-    """
-    if tls is None:
-        return None
-    authority = None if tls.client_ca_file is None else tls.client_ca_file.read_bytes()
-    return grpc.ssl_server_credentials(
-        [(tls.key_file.read_bytes(), tls.cert_file.read_bytes())],
-        root_certificates=authority,
-        require_client_auth=authority is not None,
-    )
-
-
-class GrpcServer:
-    """`grpc.aio` as a worker's server.
-
-    Args:
-        rpcs: What is served.
-        places: Where to listen.
-        max_message_bytes: Of one message received.
-    """
-
-    def __init__(self, rpcs: Iterable[Rpc], places: Places, max_message_bytes: int) -> None:
-        self._rpcs = tuple(rpcs)
-        self._places = places
-        self._max_message_bytes = max_message_bytes
-        self._server: grpc.aio.Server | None = None
-
-    async def listen(self) -> None:
-        """See `RpcServer`."""
-        server = self._server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", self._max_message_bytes),
-                ("grpc.so_reuseport", 0),
-            ]
-        )
-        server.add_generic_rpc_handlers(grpc_aio.handlers(self._rpcs))
-        if self._places.socket is not None:
-            self._places.socket.unlink(missing_ok=True)
-            with closed_to_others():
-                server.add_insecure_port(f"unix:{self._places.socket}")
-        credentials = credentials_of(self._places.tls)
-        for address in self._places.others:
-            if credentials is None or address.startswith("unix:"):
-                server.add_insecure_port(address)
-            else:
-                server.add_secure_port(address, credentials)
-        await server.start()
-
-    async def drain(self, grace_s: float) -> None:
-        """See `RpcServer`."""
-        if self._server is not None:
-            await self._server.stop(grace_s)
-
-    async def close(self) -> None:
-        """See `RpcServer`."""
-        if self._server is not None:
-            await self._server.stop(None)
-            self._server = None
-            _take_away(self._places.socket)
 
 
 class OwnServer:
@@ -169,12 +69,7 @@ class OwnServer:
     async def close(self) -> None:
         """See `RpcServer`."""
         await self._server.stop(0.0)
-        _take_away(self._places.socket)
-
-
-def _take_away(path: Path | None) -> None:
-    if path is not None:
-        path.unlink(missing_ok=True)
+        take_away(self._places.socket)
 
 
 def _opened(address: str) -> socket.socket:
@@ -202,4 +97,6 @@ def rpc_server(
     """The server that the configuration names; grpc.aio reports no faults of its peers."""
     if transport is Transport.NATIVE:
         return OwnServer(rpcs, places, max_message_bytes, on_fault)
+    from extproc.server.grpcio_server import GrpcServer  # 15 MiB that the other one does without
+
     return GrpcServer(rpcs, places, max_message_bytes)

@@ -24,7 +24,6 @@ from metadata_center.load.ledger import LedgerBounds
 from metadata_center.load.table import LoadTable
 from metadata_center.sharing.http_transport import HttpTransport
 from metadata_center.sharing.messages import MAX_NAME_CHARS, MemberId, member_id
-from metadata_center.sharing.redis_transport import RedisTransport
 from metadata_center.sharing.redis_url import parse_url
 from metadata_center.sharing.store import SharedStore
 from metadata_center.sharing.sync import Sync, SyncSettings
@@ -126,6 +125,8 @@ def transport_of(section: MetadataCenter, path: str) -> Transport:
         if section.url.startswith("http"):
             return HttpTransport(section.url, token=password, timeout_s=section.timeout_s)
         url = parse_url(section.url, username=section.username, password=password)
+        from metadata_center.sharing.redis_transport import RedisTransport  # 6 MiB that most do without
+
         return RedisTransport(url, prefix=section.key_prefix)
     except MetadataError as error:
         raise ConfigError(path, [f"metadata_center.url: {error}"]) from None

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 
 from extproc.discovery.fleet import Fleet
 from extproc.discovery.live import SourceStatus
 from extproc.observing.metrics.discovery import discovery_values
 from extproc.observing.metrics.endpoints import EndpointGauges
+from extproc.observing.metrics.exposition import in_pieces
 from extproc.observing.metrics.family import Values
 from extproc.observing.metrics.live import LiveGauges
 from extproc.observing.records import RecordRing
@@ -84,9 +85,9 @@ class Status:
         """True while new requests are taken."""
         return self._is_ready()
 
-    def metrics_text(self) -> bytes:
-        """The Prometheus exposition."""
-        return generate_latest(self._registry)
+    def metrics_pieces(self) -> Iterator[bytes]:
+        """The Prometheus exposition, some samples at a time."""
+        return in_pieces(self._registry)
 
     def gauges(self) -> LiveGauges:
         """What a scrape reads."""

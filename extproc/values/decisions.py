@@ -130,6 +130,10 @@ class DecisionRecord:
 
     def row(self, endpoint: EndpointKey) -> int | None:
         """The candidate row of `endpoint`, None if it was no candidate."""
-        if self.snapshot is None or endpoint not in self.snapshot.keys:
+        snapshot, choice = self.snapshot, self.choice
+        if snapshot is None:
             return None
-        return self.snapshot.keys.index(endpoint)
+        keys = snapshot.keys
+        if choice is not None and keys[choice.order[0]] == endpoint:  # nearly always
+            return choice.order[0]
+        return keys.index(endpoint) if endpoint in keys else None

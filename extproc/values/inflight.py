@@ -30,6 +30,8 @@ class Inflight:
         prior_use: Use sequence of the last matched block before this request touched it; None until recorded.
         served_model: The model's name at the engine, and the operation if it is none that generates.
         fingerprint: Of its body.
+        foreseen: Candidate row, and the time to its first token that the decision expected there, in seconds;
+            None where no other than the record can say.
         tried_once: It has no fallbacks, for it is known as poison.
         builds_on: It names a stored response or a conversation: a 404 may be about that.
         failed: Endpoints at which attempts failed, and how; None while there is none.
@@ -45,6 +47,7 @@ class Inflight:
         "fingerprint",
         "first_byte_is_token",
         "first_token_s",
+        "foreseen",
         "group",
         "groups",
         "is_learned",
@@ -70,6 +73,7 @@ class Inflight:
         max_output_tokens: int | None = None,
         served_model: str = "",
         fingerprint: int = 0,
+        foreseen: tuple[int, float] | None = None,
         *,
         tried_once: bool = False,
         builds_on: bool = False,
@@ -91,6 +95,7 @@ class Inflight:
         self.conversation: int | None = None
         self.served_model = served_model
         self.fingerprint = fingerprint
+        self.foreseen = foreseen
         self.tried_once = tried_once
         self.builds_on = builds_on
         self.failed: dict[EndpointKey, FailureKind] | None = None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 
-from envoy_data_plane.envoy.service.discovery import v3 as discovery_v3
+from envoy.service.discovery.v3 import discovery_pb2 as pb
 
 from extproc.transport.seam import Call, Rpc, Status
 from extproc.xds.delta import DeltaStream, ResourceStore, SubscriptionLimitError
@@ -100,7 +100,7 @@ class Subscriber:
     def on_message(self, message: bytes) -> None:
         """See `Receiver`."""
         try:
-            nack = self._stream.receive(discovery_v3.DeltaDiscoveryRequest.FromString(message))
+            nack = self._stream.receive(pb.DeltaDiscoveryRequest.FromString(message))
         except SubscriptionLimitError:
             logger.error("xds stream subscribes to too much", extra={"peer": self._call.peer})
             self._left(self)
@@ -128,10 +128,10 @@ class Subscriber:
             return
         responses = self._stream.responses()
         for response in responses[:-1]:
-            self._call.send(bytes(response))
+            self._call.send(response.SerializeToString())
         if responses:
             self._is_sending = True
-            self._call.send(bytes(responses[-1]), self._sent)
+            self._call.send(responses[-1].SerializeToString(), self._sent)
 
     def close(self) -> None:
         """End it."""

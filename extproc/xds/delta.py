@@ -17,11 +17,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from envoy_data_plane.envoy.service.discovery import v3 as discovery_v3
-from envoy_data_plane.google import protobuf
+from envoy.service.discovery.v3 import discovery_pb2 as pb
 from xxhash import xxh3_64_hexdigest
 
-from extproc.xds.resources import ASSIGNMENT_TYPE, CLUSTER_TYPE
+from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
 
 MAX_NAMES = 65_536
 """Names one stream may subscribe to or claim to have, per type; far above any fleet, far below harm."""
@@ -124,7 +123,7 @@ class DeltaStream:
         self._num_responses = 0
         self._clusters_sent = False
 
-    def receive(self, request: discovery_v3.DeltaDiscoveryRequest) -> Nack | None:
+    def receive(self, request: pb.DeltaDiscoveryRequest) -> Nack | None:
         """Take one request: subscriptions, and Envoy's refusal of a response if there was one.
 
         A type that is not served is ignored: there is nothing to say about it.
@@ -152,11 +151,11 @@ class DeltaStream:
             subscription.known.pop(name, None)
         if max(len(subscription.names), len(subscription.known)) > MAX_NAMES:
             raise SubscriptionLimitError(request.type_url)
-        if request.error_detail is None:
+        if not request.HasField("error_detail"):
             return None
         return Nack(request.type_url, request.error_detail.message)
 
-    def responses(self) -> list[discovery_v3.DeltaDiscoveryResponse]:
+    def responses(self) -> list[pb.DeltaDiscoveryResponse]:
         """What Envoy lacks now, in sending order; counts as sent. Empty if it has everything."""
         due = []
         for type_url in _ORDER:
@@ -166,7 +165,7 @@ class DeltaStream:
                 due.append(response)
         return due
 
-    def _open(self, request: discovery_v3.DeltaDiscoveryRequest) -> _Subscription:
+    def _open(self, request: pb.DeltaDiscoveryRequest) -> _Subscription:
         """First request of a type: no names means every cluster, and Envoy says what it has."""
         is_cluster = request.type_url == CLUSTER_TYPE
         subscription = _Subscription(is_wildcard=is_cluster and not request.resource_names_subscribe)
@@ -175,9 +174,7 @@ class DeltaStream:
         self._subscriptions[request.type_url] = subscription
         return subscription
 
-    def _response(
-        self, type_url: str, subscription: _Subscription
-    ) -> discovery_v3.DeltaDiscoveryResponse | None:
+    def _response(self, type_url: str, subscription: _Subscription) -> pb.DeltaDiscoveryResponse | None:
         published = self._store.resources(type_url)
         known = subscription.known
         wanted = published.keys() if subscription.is_wildcard else subscription.names & published.keys()
@@ -199,7 +196,7 @@ class DeltaStream:
             self._clusters_sent = True
             if ASSIGNMENT_TYPE in self._subscriptions:
                 self._subscriptions[ASSIGNMENT_TYPE].known.clear()
-        return discovery_v3.DeltaDiscoveryResponse(
+        return pb.DeltaDiscoveryResponse(
             type_url=type_url,
             nonce=format(self._num_responses, "x"),
             resources=[_resource(type_url, name, published[name]) for name in changed],
@@ -207,9 +204,7 @@ class DeltaStream:
         )
 
 
-def _resource(type_url: str, name: str, resource: StoredResource) -> discovery_v3.Resource:
-    return discovery_v3.Resource(
-        name=name,
-        version=resource.version,
-        resource=protobuf.Any(type_url=type_url, value=resource.body),
-    )
+def _resource(type_url: str, name: str, resource: StoredResource) -> pb.Resource:
+    made = pb.Resource(name=name, version=resource.version)
+    made.resource.type_url, made.resource.value = type_url, resource.body
+    return made

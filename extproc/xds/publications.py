@@ -16,12 +16,11 @@ from extproc.health.states import HealthState
 from extproc.values.endpoints import Endpoint
 from extproc.xds.open_models import OpenModels, open_models, subset_pools
 from extproc.xds.resources import (
-    ASSIGNMENT_TYPE,
-    CLUSTER_TYPE,
     UpstreamTls,
     cluster_resources,
     load_assignments,
 )
+from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
 from metadata_center.types import EndpointKey
 
 Resources = dict[str, dict[str, bytes | None]]

@@ -34,9 +34,6 @@ from extproc.xds.open_models import MODEL_ALIAS_PREFIX
 from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey
 
-CLUSTER_TYPE = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
-ASSIGNMENT_TYPE = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
-
 _DESTINATION_NAMESPACE = "envoy.lb"
 _DESTINATION_KEY = "x-gateway-destination-endpoint"
 """Where the choice travels: Gateway API Inference Extension proposal 004, endpoint picker protocol."""

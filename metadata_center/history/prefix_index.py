@@ -111,7 +111,7 @@ class PrefixIndex:
         """
         cache = self._caches.get(endpoint) or self._admit(endpoint)
         bit, ends = cache.bit, cache.ends
-        kept = blocks[: cache.capacity]
+        kept = blocks if len(blocks) <= cache.capacity else blocks[: cache.capacity]
         self._sequence = sequence = self._sequence + 1
         run, depth, previous = self._tree.root, 0, 0
         for run in self._tree.path(kept):
@@ -133,7 +133,8 @@ class PrefixIndex:
             cache.size += len(kept) - depth
         if kept:
             ends[sequence] = run
-        self._evict(cache)
+        if cache.size > cache.capacity:
+            self._evict(cache)
         return previous
 
     def forget_older(self, endpoint: EndpointKey, sequence: int) -> int:

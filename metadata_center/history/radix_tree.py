@@ -15,7 +15,7 @@ So a chain of thousands of blocks costs what it branches, not what it is long.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from metadata_center.errors import CapacityError
@@ -128,17 +128,19 @@ class RadixTree:
         """The endpoint, which holds nothing any more, gives its bit back."""
         self._bits.pop(endpoint, None)
 
-    def path(self, blocks: Sequence[int]) -> Iterator[Run]:
+    def path(self, blocks: Sequence[int]) -> list[Run]:
         """The runs that are the leading blocks of a chain, the first one first; cuts one that it leaves."""
+        path: list[Run] = []
         run, depth, end = self.root, 0, len(blocks)
         while depth < end:
             child = run.children.get(blocks[depth])
             if child is None:
-                return
+                break
             common = _common(child.blocks, blocks, depth)
             run = child if common == len(child.blocks) else child.cut(common)
-            yield run
+            path.append(run)
             depth += common
+        return path
 
     def match(self, blocks: Sequence[int], keys: tuple[EndpointKey, ...]) -> list[int]:
         """How many leading blocks each endpoint holds.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,10 @@ class RoutingState:
         """As it was made."""
         return self.ready
 
-    def metrics_text(self) -> bytes:
+    def metrics_pieces(self) -> Iterator[bytes]:
         """One sample."""
-        return b"# HELP in_flight Requests.\n# TYPE in_flight gauge\nin_flight 1.0\n"
+        yield b"# HELP in_flight Requests.\n"
+        yield b"# TYPE in_flight gauge\nin_flight 1.0\n"
 
     def endpoints_json(self) -> dict[str, Any]:
         """No endpoints."""

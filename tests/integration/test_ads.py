@@ -26,7 +26,8 @@ from extproc.transport.seam import Call
 from extproc.values.endpoints import Endpoint
 from extproc.xds import delta
 from extproc.xds.ads import AdsServer
-from extproc.xds.resources import ASSIGNMENT_TYPE, CLUSTER_TYPE, cluster_resources, load_assignments
+from extproc.xds.resources import cluster_resources, load_assignments
+from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
 from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey
 

@@ -15,6 +15,7 @@ from extproc.errors import Reason
 from extproc.observing.metrics.collector import Metrics
 from extproc.observing.metrics.decisions import DECISION_SECONDS
 from extproc.observing.metrics.endpoints import EndpointGauges
+from extproc.observing.metrics.exposition import SAMPLES_AT_ONCE, in_pieces
 from extproc.observing.metrics.family import MetricType
 from extproc.observing.metrics.live import LiveGauges
 from extproc.observing.metrics.merge import merge
@@ -83,6 +84,17 @@ def test_every_documented_family_is_scraped(scraped: Scraped) -> None:
     types = [tuple(line.split(" ")[2:]) for line in lines if line.startswith("# TYPE")]
     assert helps == [[family.name, family.doc] for family in FAMILIES]
     assert types == [(family.name, family.kind) for family in FAMILIES]
+
+
+def test_an_exposition_in_pieces_is_the_same(scraped: Scraped) -> None:
+    """However many series a family has: no piece has more than some, and each family is headed once."""
+    keys = [EndpointKey(f"10.0.{i // 250}.{i % 250}:8000") for i in range(2 * SAMPLES_AT_ONCE + 1)]
+    scraped.metrics.configure(models=["m"], clusters=["c"], endpoints=keys)
+    for key in keys:
+        scraped.metrics.observe_decision("m", Algorithm.RANDOM, key, 0.001, None, 0.0, "history")
+    pieces = list(in_pieces(scraped.registry))
+    assert b"".join(pieces) == scraped.text().encode()
+    assert max(piece.count(b"\n") for piece in pieces) <= SAMPLES_AT_ONCE + 2
 
 
 def test_table_follows_the_naming_rules() -> None:

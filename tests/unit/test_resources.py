@@ -16,6 +16,7 @@ from envoy.extensions.load_balancing_policies.least_request.v3 import least_requ
 from envoy.extensions.load_balancing_policies.override_host.v3 import override_host_pb2
 from envoy.extensions.transport_sockets.tls.v3 import common_pb2, tls_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
+from envoy.service.discovery.v3 import discovery_pb2
 from envoy_data_plane.envoy.service.discovery import v3 as discovery_v3
 from envoy_data_plane.google import rpc
 from hypothesis import given
@@ -26,12 +27,11 @@ from extproc.values.endpoints import Endpoint
 from extproc.xds import delta
 from extproc.xds.delta import DeltaStream, Nack, ResourceStore, SubscriptionLimitError
 from extproc.xds.resources import (
-    ASSIGNMENT_TYPE,
-    CLUSTER_TYPE,
     UpstreamTls,
     cluster_resources,
     load_assignments,
 )
+from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
 from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey
 
@@ -51,9 +51,9 @@ def read_cluster(body: bytes) -> Any:
     return cluster_pb2.Cluster.FromString(body)
 
 
-def request(type_url: str, **fields: Any) -> discovery_v3.DeltaDiscoveryRequest:
+def request(type_url: str, **fields: Any) -> Any:
     """A request as the stream gets it: through the wire format."""
-    return discovery_v3.DeltaDiscoveryRequest.FromString(
+    return discovery_pb2.DeltaDiscoveryRequest.FromString(
         bytes(discovery_v3.DeltaDiscoveryRequest(type_url=type_url, **fields))
     )
 

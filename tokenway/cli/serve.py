@@ -9,8 +9,10 @@ import signal
 from pathlib import Path
 
 from extproc.config.loading import load_all
+from extproc.listeners import Listeners
 from extproc.observing.request_log import JsonFormatter
-from extproc.server.building import build_worker
+from extproc.server.building import Stalls, build_worker
+from extproc.server.loop_turns import watched_loop
 from extproc.server.parts import StoppedWhileStarting
 from extproc.server.supervisor import Supervisor
 from extproc.server.worker import Worker
@@ -38,20 +40,26 @@ def serve(path: Path) -> int:
         OSError: A socket cannot be opened.
     """
     config, _ = load_all(path)
-    return _run(Supervisor(path) if config.server.workers > 1 else build_worker(path))
+    if config.server.workers > 1:
+        return _run(Supervisor(path))
+    stalls: Stalls = Listeners()
+    return _run(build_worker(path, stalls=stalls), stalls)
 
 
 def serve_worker(path: Path, index: int) -> int:
     """Run one of several workers; raises as `serve`."""
-    return _run(build_worker(path, index=index, supervised=True))
+    stalls: Stalls = Listeners()
+    return _run(build_worker(path, index=index, supervised=True, stalls=stalls), stalls)
 
 
-def _run(server: Worker | Supervisor) -> int:
+def _run(server: Worker | Supervisor, stalls: Stalls | None = None) -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
     handler.addFilter(is_news)
     logging.basicConfig(handlers=[handler], level=logging.INFO)
-    asyncio.run(_until_signalled(server))
+    make_loop = None if stalls is None else lambda: watched_loop(stalls.notify)
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        runner.run(_until_signalled(server))
     return 0
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from extproc.admin.page import (
+    PagePieces,
     PageRequest,
     PageResponse,
     Source,
@@ -34,9 +35,17 @@ def _refuse_last(request: PageRequest) -> PageResponse | None:
     return None
 
 
-def _last_of_worker(source: Source, request: PageRequest) -> PageResponse:
-    records = source.records.last(last_asked_for(request) or 1)
-    return json_answer({"records": [to_json(record) for record in records]})
+def _last_of_worker(source: Source, request: PageRequest) -> PagePieces:
+    return PagePieces(_in_pieces(source, last_asked_for(request) or 1))
+
+
+def _in_pieces(source: Source, last: int) -> Iterator[bytes]:
+    """One piece for each record, which is recomputed to be shown."""
+    between = b'{"records":['
+    for record in source.records.last(last):
+        yield between + json_answer(to_json(record)).body
+        between = b","
+    yield b"]}" if between == b"," else between + b"]}"
 
 
 def _last_of_all(request: PageRequest, answers: Mapping[int, PageResponse]) -> PageResponse:

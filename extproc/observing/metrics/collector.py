@@ -39,7 +39,7 @@ from extproc.observing.metrics.family import Family, MetricType
 from extproc.observing.metrics.health import EJECTIONS, ENDPOINT_FAILURES, POISON_REQUESTS
 from extproc.observing.metrics.live import LiveGauges
 from extproc.observing.metrics.predictions import USAGE_UNKNOWN
-from extproc.observing.metrics.process import BUILD_INFO
+from extproc.observing.metrics.process import BUILD_INFO, LONGEST_STALL, LOOP_STALLS, StallCause
 from extproc.observing.metrics.requests import REJECTIONS, REQUESTS, STATUS_CLASSES
 from extproc.observing.metrics.series import OTHER, Series
 from extproc.observing.metrics.streams import (
@@ -211,6 +211,12 @@ class Metrics(Collector):
     def transport_fault(self, reason: StrEnum, is_connection: bool) -> None:
         """Count one stream or connection that was ended for what its peer did."""
         self._values[TRANSPORT_FAULTS][reason, "connection" if is_connection else "stream"] += 1
+
+    def stalled(self, took_s: float, cause: StallCause) -> None:
+        """Count one turn of the event loop that took long."""
+        self._histograms[LOOP_STALLS][cause,].observe(took_s)
+        longest = self._values[LONGEST_STALL]
+        longest[cause,] = max(longest[cause,], took_s)
 
     def reloaded(self, file: str, now_unix_s: float) -> None:
         """Count one successful load of a configuration file, named without its directory."""

@@ -2,7 +2,35 @@
 
 from __future__ import annotations
 
-from extproc.observing.metrics.family import Family, MetricType
+from enum import StrEnum
+
+from extproc.observing.metrics.family import Family, MetricType, closed
+
+_STALL_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
+class StallCause(StrEnum):
+    """What took most of a long turn of the event loop; a metric label."""
+
+    GC = "gc"
+    OTHER = "other"
+
+
+LOOP_STALLS = Family(
+    "tokenway_loop_stall_seconds",
+    MetricType.HISTOGRAM,
+    "Turns of the event loop that took more than 5 ms by the clock, in which no other request went on; "
+    "`cause` says whether garbage collection (`gc`) took most of it. Waiting for a processor counts as well.",
+    ("cause",),
+    _STALL_BUCKETS,
+)
+LONGEST_STALL = Family(
+    "tokenway_loop_longest_stall_seconds",
+    MetricType.GAUGE,
+    "The longest of these since the start; 0 if there was none.",
+    ("cause",),
+    start=closed(StallCause),
+)
 
 EXPLAIN_RECORDS = Family(
     "tokenway_explain_records",
@@ -10,3 +38,6 @@ EXPLAIN_RECORDS = Family(
     "Decisions held for `tokenway explain`; bounded by configuration.",
 )
 BUILD_INFO = Family("tokenway_build_info", MetricType.GAUGE, "Always 1.", ("version", "python"))
+
+FAMILIES: tuple[Family, ...] = (LOOP_STALLS, LONGEST_STALL, EXPLAIN_RECORDS)
+"""All but what is constant."""

@@ -28,7 +28,7 @@ FAMILIES: tuple[Family, ...] = (
     *streams.FAMILIES,
     *configuration.FAMILIES,
     *discovery.FAMILIES,
-    process.EXPLAIN_RECORDS,
+    *process.FAMILIES,
     *sharing.FAMILIES,
     *kv_events.FAMILIES,
     process.BUILD_INFO,
