@@ -79,6 +79,7 @@ CORE = (
     "extproc/discovery/listed.py",
     "extproc/discovery/live.py",
     "extproc/discovery/istio/*.py",
+    "extproc/discovery/kubernetes/*.py",
     "extproc/discovery/resolution.py",
     "extproc/xds/resources.py",
     "extproc/xds/open_models.py",
@@ -216,7 +217,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "extproc.accesslog": "extproc.values extproc.observing.recorder extproc.transport metadata_center",
         "extproc.config": "extproc.values extproc.errors extproc.health extproc.request "
         "extproc.choosing.rivals metadata_center",
-        "extproc.discovery": "extproc.values extproc.config metadata_center",
+        "extproc.discovery": "extproc.values extproc.config extproc.errors metadata_center",
         "extproc.xds": "extproc.values extproc.config extproc.health extproc.transport metadata_center",
         "extproc.routing": "extproc.values extproc.errors extproc.request extproc.rendering "
         "extproc.choosing extproc.predicting "

@@ -19,9 +19,11 @@ from extproc.config.clusters import ClusterSpec, parse_clusters
 from extproc.config.document import Document, Location, read_yaml, unknown
 from extproc.config.rule_headers import never_arrives
 from extproc.config.schema import Config
+from extproc.config.sections.kubernetes import KubernetesDiscovery
 from extproc.config.sections.models import Model, RuleSection
 from extproc.errors import ConfigError
 from extproc.values.mesh_names import MeshName
+from extproc.values.requests import ANY_MODEL
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
 """Bound on a file: a hundred thousand endpoints with labels have 20 MB. A device has no end."""
@@ -104,7 +106,7 @@ def unlisted(config: Config, clusters: Sequence[ClusterSpec], document: Document
         clusters: What the clusters file has.
         document: The text `config` came from (`read_yaml`), for the lines.
     """
-    names = [cluster.name for cluster in clusters]
+    names = [*(cluster.name for cluster in clusters), *_of_kubernetes(config)]
     places: list[tuple[Location, str | None]] = [(("default_cluster",), config.default_cluster)]
     places += [(("engine_tls", name), name) for name in config.engine_tls]
     for model_name, model in config.models.items():
@@ -123,16 +125,35 @@ def with_defaults(config: Config, clusters: Sequence[ClusterSpec]) -> Config:
     """Fill in the models of a configuration that names none: one per cluster.
 
     The model is called what the cluster's `model` says or, failing that, like the cluster. Clusters of
-    the same model become rules of equal weight.
+    the same model become rules of equal weight. An InferencePool, or the only cluster that there is from
+    Kubernetes and the file together, serves every model and, unless that is said, all other paths.
     """
     if config.models:
         return config
     rules: dict[str, list[RuleSection]] = {}
     for cluster in clusters:
         rules.setdefault(cluster.model or cluster.name, []).append(RuleSection(cluster=cluster.name))
-    return config.model_copy(
-        update={"models": {name: Model(rules=tuple(of_model)) for name, of_model in rules.items()}}
-    )
+    listed = _of_kubernetes(config)
+    for_all = listed[0] if _is_for_all(config.discovery.kubernetes, clusters) else None
+    for name in listed:
+        model = ANY_MODEL if name == for_all else name
+        rules.setdefault(model, []).append(RuleSection(cluster=name))
+    models = {name: Model(rules=tuple(of_model)) for name, of_model in rules.items()}
+    default = config.default_cluster or for_all
+    return config.model_copy(update={"models": models, "default_cluster": default})
+
+
+def _of_kubernetes(config: Config) -> tuple[str, ...]:
+    """Clusters that Kubernetes lists."""
+    kubernetes = config.discovery.kubernetes
+    return () if kubernetes is None else kubernetes.clusters()
+
+
+def _is_for_all(kubernetes: KubernetesDiscovery | None, clusters: Sequence[ClusterSpec]) -> bool:
+    """The first cluster of Kubernetes serves what no other does."""
+    if kubernetes is None:
+        return False
+    return kubernetes.pool is not None or (not clusters and len(kubernetes.clusters()) == 1)
 
 
 def with_full_names(config: Config, clusters: Sequence[ClusterSpec]) -> Config:
@@ -142,7 +163,7 @@ def with_full_names(config: Config, clusters: Sequence[ClusterSpec]) -> Config:
     """
     if config.discovery.istio is None:
         return config
-    listed = {cluster.name for cluster in clusters}
+    listed = {cluster.name for cluster in clusters}.union(_of_kubernetes(config))
 
     def full(name: str) -> str:
         found = None if name in listed else MeshName.of(name)
@@ -189,6 +210,9 @@ def _names_given_twice(config: Config) -> list[tuple[Location, str]]:
     owners = {name: name for name in config.models}
     for model_name, model in config.models.items():
         for i, alias in enumerate(model.aliases):
+            if alias == ANY_MODEL:
+                text = f"`{alias}` stands for names that no model has; accepted: a model of that name"
+                problems.append((("models", model_name, "aliases", i), text))
             owner = owners.setdefault(alias, model_name)
             if owner != model_name or alias in model.aliases[:i] or alias == model_name:
                 text = f"`{alias}` already names the model `{owner}`; accepted: names not in use"

@@ -16,7 +16,7 @@ from xxhash import xxh3_64_intdigest
 from extproc.request.parse import parse
 from extproc.request.sanitize import encode, force_usage, sanitize
 from extproc.request.structure import check_structure
-from extproc.values.requests import InferenceRequest
+from extproc.values.requests import ANY_MODEL, InferenceRequest
 
 Pieces = tuple[bytes | bytearray, ...]
 """Of a body, to be joined where it is sent."""
@@ -96,7 +96,7 @@ def read_body(order: ReadOrder, body: bytes) -> BodyRead:
     if order.usage_injection:
         is_changed |= force_usage(fields, request.operation)
     around_model = None
-    if is_changed or request.model in order.rewritten:
+    if is_changed or request.model in order.rewritten or ANY_MODEL in order.rewritten:
         encoded = encode({**fields, "model": orjson.Fragment(_MODEL_MARK)})
         before, _, after = encoded.partition(_MODEL_MARK)
         around_model = (before, after)

@@ -7,21 +7,26 @@ Rules:
        a rule off: it never matches, whatever else does.
     3. One random draw at most, and only where two or more rules share the traffic.
     4. A `RuleTable` never changes; a reload builds another one.
+    5. The model `*` serves every name that no other does, each as a model of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import accumulate, groupby
 
 from extproc.errors import Reason, RouterError
 from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Rng
+from extproc.values.requests import ANY_MODEL
 
 _QUOTED_CHARS = 200
 """Longest part of a client's model name that an error message repeats; no published name is longer."""
+
+_MAX_NAMES = 1024
+"""Names whose rules of `ANY_MODEL` are kept compiled."""
 
 
 class Backend(StrEnum):
@@ -115,15 +120,16 @@ class RuleTable:
     """Every served name, compiled for `match`.
 
     Args:
-        models: Names and aliases must be distinct over all of them.
+        models: Names and aliases must be distinct over all of them; one may be `ANY_MODEL`.
 
     Raises:
         ValueError: A name is served twice.
     """
 
-    __slots__ = ("_by_name", "rewritten")
+    __slots__ = ("_any", "_by_name", "_of_any", "rewritten")
 
     def __init__(self, models: Iterable[ModelRules]) -> None:
+        models = tuple(models)
         self._by_name: dict[str, Route | _Tiers] = {}
         for model in models:
             for name in (model.name, *model.aliases):
@@ -133,7 +139,9 @@ class RuleTable:
         self.rewritten = frozenset(
             name for name, compiled in self._by_name.items() if any(map(_rewrites, _routes(compiled)))
         )
-        """Names in whose place some rule has the engine's."""
+        """Names in whose place some rule has the engine's; `ANY_MODEL` if that may be so of any other."""
+        self._any = next((model for model in models if model.name == ANY_MODEL), None)
+        self._of_any: dict[str, Route | _Tiers] = {}
 
     def match(self, model: str, headers: Mapping[str, str], rng: Rng) -> Route:
         """The route of one request.
@@ -149,6 +157,8 @@ class RuleTable:
             RouterError: MODEL_NOT_FOUND for a name that is not served, ROUTE_NOT_FOUND if no rule matches.
         """
         compiled = self._by_name.get(model)
+        if compiled is None and self._any is not None and 0 < len(model) <= _QUOTED_CHARS:
+            compiled = self._compiled_for(self._any, model)
         if isinstance(compiled, Route):
             return compiled
         quoted = model if len(model) <= _QUOTED_CHARS else f"{model[:_QUOTED_CHARS]}…"
@@ -167,6 +177,20 @@ class RuleTable:
             f"No route of the model `{quoted}` matches the headers of this request.",
             param="model",
         )
+
+    @property
+    def serves_any(self) -> bool:
+        """A name that no model has is served all the same."""
+        return self._any is not None
+
+    def _compiled_for(self, any_model: ModelRules, name: str) -> Route | _Tiers:
+        """The rules of `ANY_MODEL` for a name of its own: an adapter's cache is not its base model's."""
+        compiled = self._of_any.get(name)
+        if compiled is None:
+            if len(self._of_any) >= _MAX_NAMES:
+                self._of_any.clear()
+            compiled = self._of_any[name] = _compile(replace(any_model, name=name, aliases=()), name)
+        return compiled
 
     def open_to(self, headers: Mapping[str, str]) -> Iterator[Route]:
         """Every route that a request with these headers could be given, whatever model it names."""

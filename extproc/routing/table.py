@@ -30,7 +30,7 @@ from extproc.values.exchange import (
     RequestHeaders,
 )
 from extproc.values.placements import Plan
-from extproc.values.requests import Operation
+from extproc.values.requests import ANY_MODEL, Operation
 from metadata_center.types import EndpointKey
 
 HARDWARE_LABEL: Final = "hardware"
@@ -119,6 +119,7 @@ class RoutingTable:
         self._model_list = {
             name: {"id": name, "object": "model", "created": int(loaded_unix_s), "owned_by": "tokenway"}
             for name in models
+            if name != ANY_MODEL
         }
         self._models_body = orjson.dumps({"object": "list", "data": list(self._model_list.values())})
 
@@ -206,6 +207,12 @@ class RoutingTable:
             takes = " and ".join(named.methods)
             error = f"This path takes {takes}, not {request.method}."
             return RefuseAtOnce(RouterError(Reason.METHOD_NOT_ALLOWED, error, param="method"))
+        engines = self._default_cluster if self.rules.serves_any else None  # they know what they serve
+        if request.method == "GET" and _is_of_models(path) and engines is not None:
+            if engines in self.clusters:
+                return PassTo(Plan(engines))
+            error = "The engines that serve models are not known yet."
+            return RefuseAtOnce(RouterError(Reason.CLUSTER_NOT_LISTED, error, retry_after_s=1))
         if request.method == "GET" and path == "/v1/models":
             return AnswerAtOnce(200, self._models_body)
         if request.method == "GET" and path.startswith("/v1/models/"):
@@ -231,3 +238,7 @@ class RoutingTable:
         if could_be is None or operation_of(could_be) is not None:
             return False
         return not is_admin(could_be, self._admin_paths)
+
+
+def _is_of_models(path: str) -> bool:
+    return path == "/v1/models" or path.startswith("/v1/models/")

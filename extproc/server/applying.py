@@ -16,6 +16,7 @@ from extproc.discovery.fleet import Difference, Fleet
 from extproc.discovery.listed import Listed
 from extproc.discovery.resolution import FILES, Resolution
 from extproc.listeners import Listeners
+from extproc.values.pool_policies import PoolPolicies
 
 Apply = Callable[[Config], None]
 """Makes one owner follow. It neither awaits nor fails: a change is in force as a whole. The first one alone
@@ -29,6 +30,7 @@ class Owners:
         fleet: All endpoints.
         read: Notified of each configuration that was read, whether it differs or not.
         changes: Notified of what is different of the fleet.
+        policies: Notified of what a source says of requests, when that is another.
         settled: Notified when the configuration in force and the fleet go together again.
     """
 
@@ -39,6 +41,7 @@ class Owners:
         self.read: Listeners[[Config]] = Listeners()
         self.changes: Listeners[[Difference]] = Listeners()
         self.settled: Listeners[[]] = Listeners()
+        self.policies: Listeners[[PoolPolicies]] = Listeners()
 
     def add(self, *owners: Apply) -> None:
         """Have these follow, after those that were added before."""

@@ -233,8 +233,15 @@ def build_worker(
         time.monotonic,
     )
     server = _server(site, way, ads)
+    sources = _sources(site)
     picking = picking_of(
-        config, index, site.owner, way.gateway, news.entries.notify, life.is_ready, metrics.transport_fault
+        config,
+        index,
+        site.owner,
+        way.gateway,
+        news.entries.notify,
+        lambda: life.is_ready() and sources.are_known(),
+        metrics.transport_fault,
     )
     draining = Draining(
         server,
@@ -245,7 +252,6 @@ def build_worker(
         lambda: configuration.current.server.drain_s,
         picking,
     )
-    sources = LiveSources(live_sources_of(config.discovery, index, owners.report), config.discovery.wait_s)
     admin = _admin(site, known, way, configuration, life, changes, sources)
     _follow_health(site, news, known, engines, changes)
     _follow_configuration(site, known, way, engines, prober, changes, sources)
@@ -379,6 +385,12 @@ def _server(site: Site, way: RequestWay, ads: AdsServer) -> RpcServer:
         config.request.max_body_bytes + _MESSAGE_OVERHEAD_BYTES,
         site.metrics.transport_fault,
     )
+
+
+def _sources(site: Site) -> LiveSources:
+    discovery, owners = site.config.discovery, site.owners
+    listing = live_sources_of(discovery, site.index, site.path.parent, owners.report, owners.policies.notify)
+    return LiveSources(listing, discovery.wait_s)
 
 
 def _report_fault(error: Exception) -> None:

@@ -12,11 +12,13 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 from extproc.config.schema import Config
 from extproc.config.sections.discovery import Discovery
 from extproc.discovery.listed import Listed
 from extproc.discovery.live import LiveSource, SourceStatus
+from extproc.values.pool_policies import PoolPolicies
 
 _log = logging.getLogger("tokenway.discovery")
 
@@ -32,6 +34,7 @@ class LiveSources:
     def __init__(self, sources: Iterable[LiveSource], wait_s: float) -> None:
         self._sources = tuple(sources)
         self._wait_s = wait_s
+        self._firsts: dict[asyncio.Task[None], str] = {}
 
     def follow(self, config: Config) -> None:
         """See `applying.Apply`."""
@@ -44,23 +47,25 @@ class LiveSources:
             await source.start()
         if not self._sources:
             return
-        firsts = {
+        self._firsts = {
             asyncio.create_task(source.first_state(), name=source.name): source.name
             for source in self._sources
         }
-        try:
-            _, late = await asyncio.wait(firsts, timeout=self._wait_s)
-        finally:
-            for task in firsts:
-                task.cancel()
-            await asyncio.gather(*firsts, return_exceptions=True)
+        _, late = await asyncio.wait(self._firsts, timeout=self._wait_s)
         for task in late:
-            extra = {"source": firsts[task], "waited_s": self._wait_s}
+            extra = {"source": self._firsts[task], "waited_s": self._wait_s}
             _log.warning("a source of endpoints says nothing yet: starting without it", extra=extra)
 
     async def stop(self) -> None:
         """Stop all."""
+        for task in self._firsts:
+            task.cancel()
+        await asyncio.gather(*self._firsts, return_exceptions=True)
         await asyncio.gather(*(source.stop() for source in self._sources))
+
+    def are_known(self) -> bool:
+        """Each has reported its first state."""
+        return all(task.done() for task in self._firsts)
 
     def statuses(self) -> Mapping[str, SourceStatus]:
         """How each stands now, by name."""
@@ -70,7 +75,9 @@ class LiveSources:
 def live_sources_of(
     discovery: Discovery,
     index: int,
+    base: Path,
     report: Callable[[str, Mapping[str, Sequence[Listed] | None]], None],
+    on_policies: Callable[[PoolPolicies], None],
 ) -> list[LiveSource]:
     """The sources that a configuration asks for.
 
@@ -79,11 +86,21 @@ def live_sources_of(
     Args:
         discovery: The settings of the start.
         index: Which worker.
+        base: Folder of the configuration, for the files that it names.
         report: Takes the name of a source and what some of its clusters have now.
+        on_policies: Told what Kubernetes says of requests.
+
+    Raises:
+        ConfigError: The Kubernetes API cannot be reached from here.
     """
     sources: list[LiveSource] = []
     if discovery.istio is not None:
         from extproc.server.istio_source import IstioSource
 
         sources.append(IstioSource(discovery.istio, index, partial(report, IstioSource.name)))
+    if discovery.kubernetes is not None:
+        from extproc.server.kubernetes_source import KubernetesSource, kubernetes_source
+
+        tell = partial(report, KubernetesSource.name)
+        sources.append(kubernetes_source(discovery.kubernetes, base, tell, on_policies))
     return sources

@@ -7,6 +7,9 @@ from typing import Any, Final, Protocol
 
 from metadata_center.types import value
 
+ANY_MODEL: Final = "*"
+"""Name of the model, as operators write it, that serves names which no other model has."""
+
 
 class Operation(StrEnum):
     """What the request asks for; values are OpenTelemetry `gen_ai.operation.name`s where one exists."""

@@ -3,7 +3,8 @@
 Rules:
     1. Never more than Tokenway would serve: a model whose rules all want headers is left out, and a rule with
        a subset of labels keeps it.
-    2. Pure.
+    2. Names that only `*` serves are left out: Envoy finds a model's cluster by its name.
+    3. Pure.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from extproc.config.schema import Config
 from extproc.config.sections.models import RuleSection
 from extproc.values.endpoints import Endpoint
+from extproc.values.requests import ANY_MODEL
 
 MODEL_ALIAS_PREFIX = "model:"
 """A cluster of this prefix and a model's name shares the endpoints of the cluster that serves it."""
@@ -25,6 +27,8 @@ def open_models(config: Config) -> OpenModels:
     """Of each model the first rule that is on and wants no headers; models without one are left out."""
     found: dict[str, RuleSection] = {}
     for model_name, model in config.models.items():
+        if model_name == ANY_MODEL:
+            continue
         rule = next((rule for rule in model.rules if rule.weight > 0 and not rule.headers), None)
         if rule is not None:
             found.update(dict.fromkeys((model_name, *model.aliases), rule))

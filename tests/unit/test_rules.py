@@ -164,3 +164,33 @@ def test_order_in_the_file_does_not_matter(order: list[int]) -> None:
     rules = table(*(by_specificity[i] for i in order))
     for i in range(4):
         assert rules.match("llama", dict.fromkeys("abc"[:i], "1"), NoRng()).cluster == str(i)
+
+
+def test_any_model_serves_names_that_no_other_has() -> None:
+    """Each as a model of its own: an adapter's cache is not its base model's. Named models go first."""
+    rules = RuleTable([ModelRules("llama", (Rule("c"),), ("l",)), ModelRules("*", (Rule("pool"),))])
+    assert rules.match("l", {}, NoRng()).cluster == "c"
+    one, other = (rules.match(name, {}, NoRng()) for name in ("sql-lora", "base"))
+    assert (one.cluster, one.model, one.upstream_model, one.group) == ("pool", "sql-lora", None, "pool")
+    assert other.model == "base"
+    assert rules.match("sql-lora", {}, NoRng()) is one
+    assert {route.cluster for route in rules.open_to({})} == {"c", "pool"}
+    assert rules.rewritten == {"l"}
+
+
+def test_any_model_has_rules_like_others() -> None:
+    """With headers, and with the engine's own name."""
+    rules = RuleTable([ModelRules("*", (Rule("gold", headers={"tier": "gold"}), Rule("c", model="engine")))])
+    assert rules.match("x", {"tier": "gold"}, NoRng()).cluster == "gold"
+    assert rules.match("x", {}, NoRng()).upstream_model == "engine"
+    assert "*" in rules.rewritten
+
+
+def test_names_of_any_model_are_bounded() -> None:
+    """A client decides what a model is called, not how much is kept of it."""
+    rules = RuleTable([ModelRules("*", (Rule("pool"),))])
+    for number in range(3000):
+        assert rules.match(f"m{number}", {}, NoRng()).model == f"m{number}"
+    assert len(rules._of_any) <= 1024
+    for name in ("", "x" * 201):
+        assert refusal(rules, name).reason is Reason.MODEL_NOT_FOUND

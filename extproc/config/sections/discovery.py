@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from extproc.config.sections.fields import FileName, Labels, Seconds, Section
+from extproc.config.sections.kubernetes import KubernetesDiscovery
 from metadata_center.addresses import Address
 
 
@@ -52,10 +53,12 @@ class Discovery(Section):
 
     istio: IstioDiscovery | None = None
     """Endpoints from Istio; null asks no istiod."""
+    kubernetes: KubernetesDiscovery | None = None
+    """Endpoints from the Kubernetes API; null does not ask it."""
     wait_s: Seconds = 10.0
     """Longest that a start waits for what control planes list, in seconds; it then serves without."""
 
     @property
     def is_on(self) -> bool:
         """Some control plane lists endpoints."""
-        return self.istio is not None
+        return self.istio is not None or self.kubernetes is not None

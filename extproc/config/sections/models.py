@@ -123,7 +123,7 @@ class Model(Section):
     """A model that clients can ask for."""
 
     aliases: Annotated[tuple[Name, ...], Field(strict=False)] = ()
-    """Other names clients may use; distinct over all models."""
+    """Other names clients may use; distinct over all models, and not `*`."""
     rules: Annotated[tuple[RuleSection, ...], Field(strict=False, min_length=1)]
     """Where it is served: the matching rule with the most headers wins."""
     load_balancing: LoadBalancingSection = LoadBalancingSection()
