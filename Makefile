@@ -20,7 +20,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-unit test-e2e test-newest test-lowest check coverage lint types test-vllm test-istio test-kubernetes bench-overhead bench-own-work bench-memory bench-decision \
 	bench-index bench-bursts bench-prediction bench-sizing bench-policies bench-real-path bench-worst-bodies fuzz-bodies fuzz-transport \
-	vllm istiod kubernetes kubectl control-planes record-control-planes envoy install lock clean
+	vllm istiod kubernetes egctl kubectl control-planes record-control-planes envoy install lock clean
 
 demo: .venv/.run envoy
 	$(BIN)/tokenway demo
@@ -115,6 +115,10 @@ istiod: install
 
 kubernetes: install
 	@$(BIN)/python -m testbed.control_planes.build etcd kubernetes
+
+# Only for a look at what Envoy Gateway makes of the chart; no test needs it.
+egctl: install
+	@$(BIN)/python -m testbed.control_planes.build envoy-gateway
 
 control-planes: istiod kubernetes kubectl
 

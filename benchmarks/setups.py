@@ -79,11 +79,9 @@ def envoy_config(kind: SetupKind, port: int, admin_port: int, socket: str, engin
         socket: Path of the Unix socket of the Python process.
         engines: Ports of the engines on 127.0.0.1, for static clusters.
     """
-    document: dict[str, Any] = yaml.safe_load(
-        bootstrap.render(
-            bootstrap.template(), listen=("127.0.0.1", port), admin_port=admin_port, sockets=[socket]
-        )
-    )
+    filled = bootstrap.template()
+    bootstrap.fill(filled, listen=("127.0.0.1", port), admin_port=admin_port, sockets=[socket])
+    document: dict[str, Any] = yaml.safe_load(bootstrap.as_yaml(filled))  # without YAML's aliases
     if kind in GATEWAYS:
         return yaml.safe_dump(document)
     del document["dynamic_resources"]

@@ -126,7 +126,9 @@ def make(folder: Path) -> None:
     at = folder
     for each in stages(instructions(CONTAINERFILE.read_text()))[0]:
         if each.name == "ENV":
-            environment.update(word.split("=", 1) for word in shlex.split(each.words))
+            for word in shlex.split(each.words):
+                name, _, value = word.partition("=")
+                environment[name] = value
         elif each.name == "WORKDIR":
             at = folder / each.words.removeprefix("/")
             at.mkdir(parents=True, exist_ok=True)

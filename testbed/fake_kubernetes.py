@@ -111,24 +111,24 @@ class FakeKubernetes:
 
     def cut(self) -> None:
         """End all watches without a word."""
-        self.tell(None)
+        self.send(None)
 
-    def tell(self, line: bytes | None) -> None:
+    def send(self, line: bytes | None) -> None:
         """Say a line to all watches; None ends them."""
         for watcher in list(self._watchers):
             watcher.queue.put_nowait(line)
 
     def expire(self) -> None:
         """End all watches with 410."""
-        self.tell(
+        self.send(
             orjson.dumps({"type": "ERROR", "object": {"kind": "Status", "reason": "Expired", "code": 410}})
         )
-        self.tell(None)
+        self.send(None)
 
     def bookmark(self) -> None:
         """Say to all watches how far they are."""
         about = {"metadata": {"resourceVersion": str(self._version)}}
-        self.tell(orjson.dumps({"type": "BOOKMARK", "object": about}))
+        self.send(orjson.dumps({"type": "BOOKMARK", "object": about}))
 
     async def watched(self, count: int) -> None:
         """Wait until so many watches run."""
@@ -232,7 +232,7 @@ def _is_of(said: dict[str, Any] | None, labels: Mapping[str, str], name: str | N
 def _line(
     watcher: _Watcher, path: str, kind: str, now: dict[str, Any], before: dict[str, Any] | None
 ) -> bytes | None:
-    """What a watch is told of a change; an object that is selected no more is gone for it."""
+    """What a watch reports of a change; an object that is selected no more is gone for it."""
     if path != watcher.path:
         return None
     was, is_now = _is_of(before, watcher.labels, watcher.name), _is_of(now, watcher.labels, watcher.name)

@@ -192,13 +192,6 @@ class Istiod:
             self._empty.write_kubeconfig(path)
         return path
 
-    async def close(self) -> None:
-        """Kill it, for good."""
-        await self.kill()
-        if self._empty is not None:
-            await self._empty.stop()
-            self._empty = None
-
     async def stop(self) -> None:
         """SIGTERM, and wait for its end."""
         self.process.signal(signal.SIGTERM)
@@ -208,6 +201,9 @@ class Istiod:
         """SIGKILL; harmless if it is gone."""
         if self._process is not None:
             await self._process.kill()
+        if self._empty is not None:
+            await self._empty.stop()
+            self._empty = None
 
     def pause(self) -> None:
         """It hangs: connections stay, nothing is sent."""
@@ -246,4 +242,4 @@ async def running_istiod(folder: Path, **settings: Any) -> AsyncIterator[Istiod]
         await istiod.start()
         yield istiod
     finally:
-        await istiod.close()
+        await istiod.kill()

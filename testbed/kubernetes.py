@@ -412,13 +412,20 @@ class Cluster:
         """Have a Pod terminate, or be `gone` at once."""
         await self.delete(_pod(name, namespace), grace_s=0 if gone else grace_s)
 
-    async def account_token(self, account: str, namespace: str = "default", seconds: int = 3600) -> str:
+    async def account_token(
+        self,
+        account: str,
+        namespace: str = "default",
+        *,
+        seconds: int = 3600,
+        audiences: Iterable[str] = (),
+    ) -> str:
         """A token of a ServiceAccount, as a Pod is given one; void when the account is deleted."""
         path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"
         asked = {
             "apiVersion": "authentication.k8s.io/v1",
             "kind": "TokenRequest",
-            "spec": {"expirationSeconds": seconds},
+            "spec": {"expirationSeconds": seconds, "audiences": list(audiences)},
         }
         token: str = (await self.request("POST", path, asked))["status"]["token"]
         return token

@@ -21,7 +21,7 @@ from extproc.config.sections.edge import Away, Edge
 from extproc.request.parse import INFERENCE_PATHS, is_form
 from extproc.request.paths import ADMIN_PATHS
 from extproc.request.sanitize import STEERING_FIELDS, STEERING_HEADERS, STEERING_XARGS
-from extproc.server.bootstrap import CREDENTIAL_HEADERS, WORKER_CLUSTERS, render, template, withheld
+from extproc.server.bootstrap import CREDENTIAL_HEADERS, WORKER_CLUSTERS, as_yaml, fill, template, withheld
 from extproc.server.run_dir import SYSTEM_DIR
 from extproc.values.headers import DEBUG_HEADER, OWNER_HEADER
 
@@ -84,6 +84,7 @@ CORE = (
     "extproc/xds/resources.py",
     "extproc/xds/open_models.py",
     "extproc/xds/delta.py",
+    "extproc/istio_gateway/*.py",
     "extproc/config/schema.py",
     "extproc/config/sections/*.py",
     "extproc/config/taking_effect.py",
@@ -219,6 +220,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "extproc.choosing.rivals metadata_center",
         "extproc.discovery": "extproc.values extproc.config extproc.errors metadata_center",
         "extproc.xds": "extproc.values extproc.config extproc.health extproc.transport metadata_center",
+        "extproc.istio_gateway": "extproc.values extproc.config extproc.xds.open_models metadata_center",
         "extproc.routing": "extproc.values extproc.errors extproc.request extproc.rendering "
         "extproc.choosing extproc.predicting "
         "extproc.protocol.machine extproc.health extproc.observing.ending_counts extproc.observing.recorder "
@@ -231,6 +233,7 @@ WIRE_ONLY = {
     "envoy": (
         *("extproc/protocol/wire.py", "extproc/protocol/bootstrap_dialect.py", "extproc/picker/dialect.py"),
         *(
+            "extproc/protocol/istio_dialect.py",
             "extproc/accesslog/",
             "extproc/xds/ads.py",
             "extproc/xds/delta.py",
@@ -498,7 +501,9 @@ def rendered(**changes: Any) -> dict[str, Any]:
         "max_body_bytes": Config().request.max_body_bytes,
         "forward_credentials": Config().request.forward_credentials,
     }
-    document: dict[str, Any] = yaml.safe_load(render(template(), **{**settings, **changes}))
+    filled = template()
+    fill(filled, **{**settings, **changes})
+    document: dict[str, Any] = yaml.safe_load(as_yaml(filled))
     return document
 
 
@@ -581,7 +586,8 @@ def test_the_bootstrap_puts_each_setting_in_its_place() -> None:
 def fallback_settings(document: Mapping[str, Any]) -> dict[str, Any]:
     """What the script that runs without Tokenway goes by."""
     (host,) = manager(document)["route_config"]["virtual_hosts"]
-    settings: dict[str, Any] = host["metadata"]["filter_metadata"]["tokenway.fallback"]["settings"]
+    nowhere = host["routes"][-1]  # where a request is that Tokenway did not answer
+    settings: dict[str, Any] = nowhere["metadata"]["filter_metadata"]["tokenway.fallback"]["settings"]
     return settings
 
 

@@ -19,7 +19,7 @@ DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 FOR_USERS = [path for path in DOCUMENTS if path.parent != ROOT / "docs" / "adr" and path != ARCHITECTURE]
 """Documents that name settings; elsewhere a name with a dot may be a module."""
 
-HOMES = ("", "extproc", "metadata_center", "tokenway", "tokenway/simulator")
+HOMES = ("", "extproc", "extproc/discovery", "metadata_center", "tokenway", "tokenway/simulator")
 """Folders that a path in a document may be relative to."""
 
 _LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")

@@ -148,6 +148,10 @@ def _request_end(entry: pb.HTTPAccessLogEntry, request_id: RequestId, owner: str
     metadata = common.metadata.filter_metadata
     if USAGE_NAMESPACE in metadata:
         fields = metadata[USAGE_NAMESPACE].fields
+        if (
+            ttft_s is None and common.upstream_request_attempt_count <= 1
+        ):  # Envoys before 1.37: a script's clock
+            ttft_s = _seconds(_whole(fields, "ttft_us"))
         top, nested, unseen = _text(fields, "top"), _text(fields, "nested"), _text(fields, "unseen")
         if top or nested:
             prompt, completion, cached = read_usage(top, nested)
@@ -187,6 +191,14 @@ def _request_end(entry: pb.HTTPAccessLogEntry, request_id: RequestId, owner: str
 
 def _text(fields: object, name: str) -> str:
     return fields[name].string_value if name in fields else ""  # type: ignore[index,operator]
+
+
+def _whole(fields: object, name: str) -> str | None:
+    """A number of microseconds as a tag has it."""
+    if name not in fields:  # type: ignore[operator]
+        return None
+    number: float = fields[name].number_value  # type: ignore[index]
+    return str(int(number)) if 0 < number < MAX_DURATION_S * 1e6 else None
 
 
 def _plain(field: object) -> str | float | None:

@@ -157,11 +157,11 @@ def _is_for_all(kubernetes: KubernetesDiscovery | None, clusters: Sequence[Clust
 
 
 def with_full_names(config: Config, clusters: Sequence[ClusterSpec]) -> Config:
-    """Where Istio lists endpoints: `host:port` in the place of a cluster is the service of that name.
+    """Where Istio lists endpoints or is the gateway: `host:port` for a cluster is the service of that name.
 
     Names that the clusters file lists stay as they are.
     """
-    if config.discovery.istio is None:
+    if config.discovery.istio is None and config.istio_gateway is None:
         return config
     listed = {cluster.name for cluster in clusters}.union(_of_kubernetes(config))
 

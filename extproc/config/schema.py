@@ -12,6 +12,7 @@ from extproc.config.sections.discovery import Discovery
 from extproc.config.sections.edge import Away, Edge
 from extproc.config.sections.engines import Cache, EngineTls, Health
 from extproc.config.sections.fields import AdminPath, Name, Section
+from extproc.config.sections.istio import IstioGateway
 from extproc.config.sections.listening import EndpointPicker, Server
 from extproc.config.sections.models import Model
 from extproc.config.sections.observing import Explain, Logging
@@ -59,6 +60,8 @@ class Config(Section):
     """What goes on without Tokenway."""
     edge: Edge = Edge()
     """Envoy towards clients."""
+    istio_gateway: IstioGateway | None = None
+    """Envoy is an Istio gateway; null means our own, by `tokenway bootstrap`."""
     engine_tls: Mapping[Name, EngineTls] = Field(default_factory=dict)
     """TLS to engines, by cluster; clusters left out are reached in clear text."""
     logging: Logging = Logging()

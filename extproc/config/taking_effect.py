@@ -61,6 +61,7 @@ EFFECTS: Final[Mapping[str, Effect]] = {
     "away": Effect.BOOTSTRAP,
     "away.max_requests_per_endpoint": Effect.LIVE,
     "edge": Effect.BOOTSTRAP,
+    "istio_gateway": Effect.RESTART | Effect.BOOTSTRAP,
     "engine_tls": Effect.LIVE,
     "logging": Effect.LIVE,
     "reasoning_split": Effect.LIVE,

@@ -45,7 +45,7 @@ def template() -> dict[str, Any]:
     return document
 
 
-def render(
+def fill(
     document: dict[str, Any],
     *,
     listen: tuple[str, int],
@@ -59,8 +59,8 @@ def render(
     edge: Edge = _EDGE,
     others: str = "unknown",
     forward_credentials: bool = False,
-) -> str:
-    """The bootstrap as YAML.
+) -> None:
+    """Put settings into the places of a bootstrap.
 
     Args:
         document: From `template`; edited.
@@ -91,6 +91,10 @@ def render(
         listener["filter_chains"][0]["transport_socket"] = _client_tls(edge.tls)
     if edge.cors is not None:
         _add_cors(manager, edge.cors)
+
+
+def as_yaml(document: dict[str, Any]) -> str:
+    """A bootstrap as Envoy reads it."""
     text: str = yaml.dump(document, Dumper=_NoAliases, sort_keys=False, width=110)
     return text
 
@@ -157,7 +161,8 @@ def _matches(pattern: dict[str, str], name: str) -> bool:
 
 def _set_away(manager: dict[str, Any], away: Away, allow_fields: Collection[str], others: str) -> None:
     (host,) = manager["route_config"]["virtual_hosts"]
-    settings = host["metadata"]["filter_metadata"]["tokenway.fallback"]["settings"]
+    nowhere = host["routes"][-1]
+    settings = nowhere["metadata"]["filter_metadata"]["tokenway.fallback"]["settings"]
     settings |= {"gone": away.gone, "late": away.late, "others": others}
     settings["fields"] = [name for name in settings["fields"] if name not in allow_fields]
     settings["xargs"] = [name for name in settings["xargs"] if f"vllm_xargs.{name}" not in allow_fields]
@@ -259,7 +264,8 @@ class _NoAliases(yaml.SafeDumper):
 
 
 def _address(socket: str) -> dict[str, Any]:
-    if socket.startswith("/"):
-        return {"pipe": {"path": socket}}
+    path = socket.removeprefix("unix:")
+    if path.startswith("/"):
+        return {"pipe": {"path": path}}
     host, port = Address.parse(socket)
     return {"socket_address": {"address": host, "port_value": port}}

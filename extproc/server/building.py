@@ -36,6 +36,7 @@ from extproc.observing.records import RecordRing
 from extproc.observing.request_log import RequestLog
 from extproc.predicting.tokens import TokensPerByte
 from extproc.protocol.bootstrap_dialect import BootstrapDialect
+from extproc.protocol.istio_dialect import IstioDialect
 from extproc.protocol.servicer import Processor
 from extproc.routing.caches import Caches
 from extproc.routing.event_caches import EventCaches
@@ -364,6 +365,8 @@ def _request_way(site: Site, news: News, known: Knowledge) -> RequestWay:
         time.time,
     )
     dialect = BootstrapDialect(site.owner)
+    if site.config.istio_gateway is not None:
+        dialect = IstioDialect(site.owner)
     processor = Processor(gateway.judge, gateway, dialect, lambda: router.settings.first_chunk)
     dispatcher = Dispatcher(
         site.owner,

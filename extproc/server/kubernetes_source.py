@@ -3,8 +3,8 @@
 Rules:
     1. `Reflector` decides how a collection is kept, and `View` what it means. Here are their hands: requests,
        pauses, the fleet.
-    2. What one message of a watch brings is told at once; what came together is told together.
-    3. A failure is told once when it begins and once when it ends.
+    2. What one message of a watch brings is reported at once; what came together is reported together.
+    3. A failure is logged once when it begins and once when it ends.
     4. A bug in one collection ends no other, and is tried again as a failure is.
 """
 
@@ -49,8 +49,8 @@ class KubernetesSource:
     Args:
         view: What is wanted, and what it means.
         api: Where it is asked.
-        tell: Told what clusters have.
-        on_policies: Told what is said of the pool's requests when that is another.
+        report: Called with what clusters have.
+        on_policies: Called with what is said of the pool's requests when that is another.
         clock: Monotonic seconds.
         rng: Source of jitter.
         sleep: Waits for so many seconds.
@@ -62,7 +62,7 @@ class KubernetesSource:
         self,
         view: View,
         api: KubernetesApi,
-        tell: Tell,
+        report: Tell,
         on_policies: Callable[[PoolPolicies], None],
         clock: Callable[[], float],
         rng: Rng,
@@ -70,7 +70,7 @@ class KubernetesSource:
     ) -> None:
         self._view = view
         self._api = api
-        self._tell = tell
+        self._report = report
         self._on_policies = on_policies
         self._clock = clock
         self._rng = rng
@@ -91,7 +91,7 @@ class KubernetesSource:
         self._reconcile()
 
     async def first_state(self) -> None:
-        """Return when all clusters have been told once."""
+        """Return when all clusters have been reported once."""
         await self._whole.wait()
 
     async def stop(self) -> None:
@@ -168,18 +168,18 @@ class KubernetesSource:
 
     def _event(self, reflector: Reflector[Any], line: bytes) -> Mapping[str, Any]:
         try:
-            return reflector.told(event_of(line), self._clock())
+            return reflector.take(event_of(line), self._clock())
         except MalformedMessageError as error:
             self._rejects += 1
             return reflector.garbled(str(error), self._clock())
 
     def _heard(self, collection: Collection, reflector: Reflector[Any], delta: Mapping[str, Any]) -> None:
-        """Tell what a difference of a collection makes of clusters."""
-        self._view.told(collection, delta, is_listed=reflector.is_synced)
+        """Report what a difference of a collection makes of clusters."""
+        self._view.update(collection, delta, is_listed=reflector.is_synced)
         changes = self._view.changes()
         if changes:
             self._updates += 1
-            self._tell(changes)
+            self._report(changes)
         if self._view.policies != self._policies:
             self._policies = self._view.policies
             self._on_policies(self._policies)
@@ -189,14 +189,14 @@ class KubernetesSource:
 
 
 def kubernetes_source(
-    settings: KubernetesDiscovery, base: Path, tell: Tell, on_policies: Callable[[PoolPolicies], None]
+    settings: KubernetesDiscovery, base: Path, report: Tell, on_policies: Callable[[PoolPolicies], None]
 ) -> KubernetesSource:
     """The source that the configuration asks for.
 
     Args:
         settings: Of the start.
         base: Folder of the configuration.
-        tell: See `KubernetesSource`.
+        report: See `KubernetesSource`.
         on_policies: Likewise.
 
     Raises:
@@ -207,7 +207,7 @@ def kubernetes_source(
         _log.warning("the certificate of the Kubernetes API is not checked: its kubeconfig says so")
     view = View(settings, own_namespace(access))
     api = KubernetesApi(access, time.monotonic)
-    return KubernetesSource(view, api, tell, on_policies, time.monotonic, random.Random())
+    return KubernetesSource(view, api, report, on_policies, time.monotonic, random.Random())
 
 
 class _Kept:

@@ -88,7 +88,7 @@ def live_sources_of(
         index: Which worker.
         base: Folder of the configuration, for the files that it names.
         report: Takes the name of a source and what some of its clusters have now.
-        on_policies: Told what Kubernetes says of requests.
+        on_policies: Called with what Kubernetes says of requests.
 
     Raises:
         ConfigError: The Kubernetes API cannot be reached from here.

@@ -15,6 +15,10 @@ OWNER_TAG_HEADER: Final = ":tokenway-owner"
 """The same for the access logs, which see the headers as they went to the engine. Envoy's HTTP/1 codec, the
 only one towards engines, sends no header whose name begins with a colon, and no client gets one in."""
 
+CLUSTER_HEADER: Final = "x-tokenway-cluster"
+"""Set by the decision where Envoy takes the cluster from a header, as an Istio gateway does; no client's, and
+no engine sees it."""
+
 DEBUG_HEADER: Final = "x-tokenway-debug"
 """An operator's token; asks for the decision id in the answer."""
 

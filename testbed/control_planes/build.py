@@ -72,6 +72,9 @@ PLANS: Final[Mapping[str, Plan]] = {
         "k8s.io/kubernetes",
         _KUBERNETES_VERSIONS,
     ),
+    "envoy-gateway": Plan(
+        {"egctl": "github.com/envoyproxy/gateway/cmd/egctl"}, "github.com/envoyproxy/gateway"
+    ),
     "etcd": Plan({"etcd": "go.etcd.io/etcd/server/v3"}, "go.etcd.io/etcd/server/v3"),
 }
 

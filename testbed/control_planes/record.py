@@ -119,7 +119,7 @@ async def record_istiod(folder: Path) -> None:
             istiod.write("models.yaml", service_entry(endpoint("127.0.0.1", 1), host="other.models.internal"))
             await _record(stream, "07_host_removed", lambda response: DEFAULT in response.removed_resources)
     finally:
-        await istiod.close()
+        await istiod.kill()
 
 
 async def record_health(cluster: Cluster, folder: Path) -> None:

@@ -364,7 +364,7 @@ async def test_a_watch_that_tells_nonsense_is_listed_anew(
     monkeypatch.setattr(kubernetes_api, "MAX_LINE_BYTES", 65_536)
     async with running(api) as site:
         await asyncio.wait_for(api.watched(2), DEADLINE_S)
-        api.tell(line)
+        api.send(line)
         api.put(PODS, pod(5))
         await site.until(lambda: "10.0.0.5" in site.hosts())
         api.delete(PODS, "p5")

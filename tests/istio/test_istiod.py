@@ -65,7 +65,7 @@ async def test_a_broken_file_changes_nothing(folder: Path) -> None:
             istiod.write("models.yaml", service_entry(SECOND))
             await until(stream, DEFAULT, ["127.0.0.12:8002"])
     finally:
-        await istiod.close()
+        await istiod.kill()
 
 
 async def test_it_comes_back_where_it_was(folder: Path) -> None:
@@ -85,4 +85,4 @@ async def test_it_comes_back_where_it_was(folder: Path) -> None:
             istiod.resume()
             await until(stream, DEFAULT, ["127.0.0.12:8002"])
     finally:
-        await istiod.close()
+        await istiod.kill()

@@ -24,6 +24,7 @@ PACKAGES = ("extproc", "metadata_center", "tokenway")
 
 SHIPPED = {
     "bootstrap.yaml": "envoy/bootstrap.yaml",
+    "istio-proxy.yaml": "envoy/istio-proxy.yaml",
     "clusters.json": "etc/clusters.json",
     "tokenway.yaml": "etc/tokenway.yaml",
     "tokenway.schema.json": "etc/tokenway.schema.json",

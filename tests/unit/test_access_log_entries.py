@@ -209,6 +209,28 @@ def test_times_that_no_request_takes_are_absent(tag: str) -> None:
     assert ended(logged(tags={"rid": "r", "ttft_us": tag})).ttft_s is None
 
 
+@pytest.mark.parametrize(
+    ("told", "attempts", "ttft_s"),
+    [
+        (250_000, 1, 0.25),
+        (250_000.9, 1, 0.25),
+        (250_000, 2, None),
+        (-1, 1, None),
+        ("x", 1, None),
+        (9e10, 1, None),
+    ],
+)
+def test_a_script_tells_the_first_token_where_envoy_does_not(
+    told: object, attempts: int, ttft_s: float | None
+) -> None:
+    """Of one attempt: its clock begins with the request. A tag of Envoy's own goes first."""
+    entry = logged(usage={"ttft_us": told, "sent_us": 1})
+    entry.common_properties.upstream_request_attempt_count = attempts
+    assert ended(entry).ttft_s == ttft_s
+    entry.common_properties.custom_tags["ttft_us"] = "1000000"
+    assert ended(entry).ttft_s == 1.0
+
+
 @pytest.mark.parametrize(("seconds", "duration_s"), [(-(2**62), 0.0), (2**62, 86_400.0), (5, 5.0)])
 def test_durations_are_within_a_day(seconds: int, duration_s: float) -> None:
     """Whatever a log says: sums of them stay finite and grow."""

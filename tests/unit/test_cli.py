@@ -14,7 +14,7 @@ from tokenway.cli.demo import own_command
 from tokenway.cli.main import main
 
 SAMPLE = "etc/tokenway.yaml"
-VERBS = ("serve", "check", "bootstrap", "explain", "top", "metadata-center", "replay", "demo")
+VERBS = ("serve", "check", "bootstrap", "render", "explain", "top", "metadata-center", "replay", "demo")
 
 
 def misused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -58,6 +58,7 @@ def test_the_version_is_the_distributions(capsys: pytest.CaptureFixture[str]) ->
         ["serve", SAMPLE],
         ["check", SAMPLE],
         ["bootstrap", SAMPLE],
+        ["render", "istio", "--config", SAMPLE],
         ["explain"],
         ["top", "--once"],
         ["metadata-center"],

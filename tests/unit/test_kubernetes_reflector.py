@@ -125,15 +125,15 @@ def test_the_length_of_watches_is_drawn() -> None:
 def test_events_and_bookmarks_move_the_version_on() -> None:
     """Rule 3: the watch goes on from the last of either."""
     one = watching(thing("a", "1"))
-    assert one.told(told(EventType.ADDED, "b", "2", "101"), 1.0) == {"b": "2"}
-    assert one.told(told(EventType.MODIFIED, "a", "9", "103"), 1.0) == {"a": "9"}
-    assert one.told(told(EventType.DELETED, "b", "2", "104"), 1.0) == {"b": None}
+    assert one.take(told(EventType.ADDED, "b", "2", "101"), 1.0) == {"b": "2"}
+    assert one.take(told(EventType.MODIFIED, "a", "9", "103"), 1.0) == {"a": "9"}
+    assert one.take(told(EventType.DELETED, "b", "2", "104"), 1.0) == {"b": None}
     one.ended(10.0)
     step, _ = after_pauses(one)
     assert isinstance(step, Watch)
     assert step.version == "104"
     one.opened(11.0)
-    assert one.told(bookmark("250"), 60.0) == {}
+    assert one.take(bookmark("250"), 60.0) == {}
     one.ended(400.0)
     step, waited_s = after_pauses(one)
     assert isinstance(step, Watch)
@@ -147,7 +147,7 @@ def test_a_version_that_is_too_old_leads_to_a_list_and_tells_what_is_gone(form: 
     """Rule 4: 410 in both forms. Deletions that were missed come out of the difference."""
     one = watching(thing("a", "1"), thing("b", "2"), thing("c", "3"))
     if form == "event":
-        assert one.told(error(GONE), 1.0) == {}
+        assert one.take(error(GONE), 1.0) == {}
         assert not one.is_watching
     else:
         one.ended(1.0)
@@ -180,7 +180,7 @@ def test_a_list_whose_token_is_too_old_begins_anew() -> None:
 def test_after_any_other_end_the_watch_goes_on_from_where_it_was(status: int | None) -> None:
     """Rule 5: with a pause that grows and has jitter, and the last state all the while."""
     one = watching(thing("a", "1"))
-    one.told(told(EventType.ADDED, "b", "2", "101"), 1.0)
+    one.take(told(EventType.ADDED, "b", "2", "101"), 1.0)
     pauses = []
     for _ in range(module._TRIES):
         one.failed(Failure(status, "broken"), 2.0)
@@ -243,7 +243,7 @@ def test_lists_that_are_followed_by_410_are_no_hot_loop_either() -> None:
     one = watching()
     waits = []
     for _ in range(12):
-        one.told(error(GONE), 0.0)
+        one.take(error(GONE), 0.0)
         waits.append(after_pauses(one)[1])
         one.listed(page(), 0.0)
         one.next()
@@ -312,7 +312,7 @@ def test_its_age_grows_while_the_server_is_away_and_nothing_is_forgotten() -> No
     """Rule 8: 0 during a watch, and the time since it broke off after that."""
     one = watching(thing("a", "1"), now_s=100.0)
     assert one.age_s(150.0) == 0.0
-    one.told(told(EventType.MODIFIED, "a", "2", "101"), 160.0)
+    one.take(told(EventType.MODIFIED, "a", "2", "101"), 160.0)
     one.failed(Failure(None, "no answer in time"), 250.0)
     assert one.age_s(310.0) == 150.0, "since the last word: the rest of the watch was silence"
     one.next()
@@ -329,10 +329,10 @@ def test_its_age_grows_while_the_server_is_away_and_nothing_is_forgotten() -> No
 def test_what_is_told_twice_makes_no_difference() -> None:
     """Rule 9: repeated ADDED, MODIFIED without a change, DELETED of what is not there, the same list."""
     one = watching(thing("a", "1"))
-    assert one.told(told(EventType.ADDED, "a", "1", "101"), 1.0) == {}
-    assert one.told(told(EventType.MODIFIED, "a", "1", "102"), 1.0) == {}
-    assert one.told(told(EventType.DELETED, "z", "1", "103"), 1.0) == {}
-    one.told(error(GONE), 1.0)
+    assert one.take(told(EventType.ADDED, "a", "1", "101"), 1.0) == {}
+    assert one.take(told(EventType.MODIFIED, "a", "1", "102"), 1.0) == {}
+    assert one.take(told(EventType.DELETED, "z", "1", "103"), 1.0) == {}
+    one.take(error(GONE), 1.0)
     after_pauses(one)
     assert one.listed(page(thing("a", "1"), version="300"), 2.0) == {}
 
@@ -341,8 +341,8 @@ def test_an_object_that_is_to_be_taken_as_not_there_is_gone() -> None:
     """A pod that has run to its end, say."""
     one = watching(thing("a", "1"), thing("b", ""))
     assert dict(one.objects) == {"a": "1"}
-    assert one.told(told(EventType.MODIFIED, "a", "", "101"), 1.0) == {"a": None}
-    assert one.told(told(EventType.MODIFIED, "a", "", "102"), 1.0) == {}
+    assert one.take(told(EventType.MODIFIED, "a", "", "101"), 1.0) == {"a": None}
+    assert one.take(told(EventType.MODIFIED, "a", "", "102"), 1.0) == {}
 
 
 def test_what_cannot_be_read_is_listed_anew() -> None:
@@ -369,7 +369,7 @@ def test_a_page_that_is_too_large_is_asked_for_in_smaller_ones() -> None:
 def test_a_list_without_end_is_a_failure_and_changes_nothing() -> None:
     """Rule 7 of the machine: `MAX_OBJECTS`."""
     one = watching(thing("a", "1"))
-    one.told(error(GONE), 0.0)
+    one.take(error(GONE), 0.0)
     after_pauses(one)
     for number in range(0, MAX_OBJECTS, 1000):
         many = [thing(f"n{number + i}", "x") for i in range(1000)]
@@ -383,9 +383,9 @@ def test_events_beyond_the_bound_are_left_out(monkeypatch: pytest.MonkeyPatch) -
     """What is known stays, and the problem has a name."""
     monkeypatch.setattr(module, "MAX_OBJECTS", 1)
     one = watching(thing("a", "1"))
-    assert one.told(told(EventType.ADDED, "b", "2", "101"), 1.0) == {}
+    assert one.take(told(EventType.ADDED, "b", "2", "101"), 1.0) == {}
     assert one.problem is not None
-    assert one.told(told(EventType.MODIFIED, "a", "2", "102"), 1.0) == {"a": "2"}
+    assert one.take(told(EventType.MODIFIED, "a", "2", "102"), 1.0) == {"a": "2"}
 
 
 @pytest.mark.parametrize(
@@ -534,18 +534,18 @@ class AgainstAServer(RuleBasedStateMachine):
         )
         if how == "tell" and fresh:
             self.sent = int(fresh[0].version)
-            self.hear(one.told(fresh[0], self.now_s))
+            self.hear(one.take(fresh[0], self.now_s))
         elif how == "again" and self.sent == self.version and self.log:
-            self.hear(one.told(self.log[-1], self.now_s))
+            self.hear(one.take(self.log[-1], self.now_s))
         elif how == "bookmark" and not fresh:
             self.sent = self.version
-            self.hear(one.told(bookmark(str(self.version)), self.now_s))
+            self.hear(one.take(bookmark(str(self.version)), self.now_s))
         elif how == "end":
             one.ended(self.now_s)
         elif how == "break":
             self.hear(one.failed(Failure(None, "x"), self.now_s))
         elif how == "expire":
-            self.hear(one.told(error(GONE), self.now_s))
+            self.hear(one.take(error(GONE), self.now_s))
         elif how == "garble":
             self.hear(one.garbled("x", self.now_s))
 
@@ -565,12 +565,12 @@ class AgainstAServer(RuleBasedStateMachine):
                 fresh = [event for event in self.log if int(event.version) > self.sent]
                 lost = self.sent < self.oldest
                 if lost:
-                    self.hear(self.one.told(error(GONE), self.now_s))
+                    self.hear(self.one.take(error(GONE), self.now_s))
                     continue
                 if not fresh:
                     break
                 self.sent = int(fresh[0].version)
-                self.hear(self.one.told(fresh[0], self.now_s))
+                self.hear(self.one.take(fresh[0], self.now_s))
                 continue
             step = self.one.next()
             if isinstance(step, ListPage):

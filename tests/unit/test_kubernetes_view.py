@@ -67,7 +67,7 @@ def pod(
 
 def tell(view: View, collection: Collection, **objects: Any) -> dict[str, list[Listed]]:
     """Objects of a collection that is listed."""
-    view.told(collection, objects, is_listed=True)
+    view.update(collection, objects, is_listed=True)
     return view.changes()
 
 
@@ -97,9 +97,9 @@ def test_a_pool_is_followed_and_then_its_pods() -> None:
     assert tell(view, POOL, llama=pool("llama", 8000, 8001)) == {}
     assert view.wanted() == (POOL, LLAMA_PODS, *OPTIONAL)
     assert not view.is_whole
-    view.told(LLAMA_PODS, {"p1": pod(1)}, is_listed=False)
+    view.update(LLAMA_PODS, {"p1": pod(1)}, is_listed=False)
     assert view.changes() == {}
-    view.told(LLAMA_PODS, {}, is_listed=True)
+    view.update(LLAMA_PODS, {}, is_listed=True)
     changes = view.changes()
     assert seen(changes) == {"llama": [("10.0.0.1:8000", "ready"), ("10.0.0.1:8001", "ready")]}
     assert view.is_whole
@@ -175,13 +175,13 @@ def test_a_selector_that_changes_drops_pods_at_once_and_keeps_those_of_both() ->
     new_pods = collection_of_labels(PODS, "models", narrower.labels)
     assert seen(tell(view, POOL, llama=narrower)) == {"llama": [("10.0.0.2:8000", "ready")]}
     assert set(view.wanted()) >= {new_pods, LLAMA_PODS}
-    view.told(new_pods, {"p2": both}, is_listed=False)
+    view.update(new_pods, {"p2": both}, is_listed=False)
     assert view.changes() == {}
     assert seen(tell(view, LLAMA_PODS, p2=None)) == {"llama": []}, "the former list still speaks"
     tell(view, LLAMA_PODS, p2=both)
     assert tell(view, new_pods) == {}, "the same"
     assert LLAMA_PODS not in view.wanted()
-    view.told(LLAMA_PODS, {"p9": pod(9)}, is_listed=True)
+    view.update(LLAMA_PODS, {"p9": pod(9)}, is_listed=True)
     assert view.changes() == {}, "what is wanted no more changes nothing"
     third = Pod("p3", "uid3", "models", ("10.0.0.3",), {"app": "llama", "tier": "a"}, None, True, False)
     assert seen(tell(view, new_pods, p3=third))["llama"][1] == ("10.0.0.3:8000", "ready")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from extproc.config.loading import load_all
 from extproc.config.schema import Config
-from extproc.server.bootstrap import render, template
+from extproc.server.bootstrap import as_yaml, fill, template
 from extproc.server.run_dir import run_dir, socket_path
 from metadata_center.addresses import ACCEPTED, Address, ip_or_none
 
@@ -36,17 +37,26 @@ def listen_address(text: str) -> Address:
 
 
 def rendered(config: Config, listen: str, envoy_admin_port: int) -> str:
-    """The bootstrap for `config`, with clients at `listen` (`ip:port`).
+    """The bootstrap for `config`, with clients at `listen` (`ip:port`), as YAML.
 
     Raises:
         ValueError: `listen` is no such address.
     """
-    folder = run_dir(config.server)
-    return render(
-        template(),
+    return as_yaml(document_of(config, listen, envoy_admin_port))
+
+
+def document_of(config: Config, listen: str, envoy_admin_port: int) -> dict[str, Any]:
+    """The same as a document.
+
+    Raises:
+        ValueError: `listen` is no such address.
+    """
+    document = template()
+    fill(
+        document,
         listen=listen_address(listen),
         admin_port=envoy_admin_port,
-        sockets=[str(socket_path(folder, index)) for index in range(config.server.workers)],
+        sockets=sockets_of(config),
         allow_headers=config.request.allow_headers,
         forward_credentials=config.request.forward_credentials,
         max_body_bytes=config.request.max_body_bytes,
@@ -56,3 +66,10 @@ def rendered(config: Config, listen: str, envoy_admin_port: int) -> str:
         edge=config.edge,
         others="unknown" if config.default_cluster is None else "refuse",
     )
+    return document
+
+
+def sockets_of(config: Config) -> list[str]:
+    """The Unix sockets of all workers."""
+    folder = run_dir(config.server)
+    return [str(socket_path(folder, index)) for index in range(config.server.workers)]

@@ -77,6 +77,10 @@ def _run(options: argparse.Namespace) -> int:
             from tokenway.cli.bootstrap import bootstrap
 
             return bootstrap(options.config, options.listen, options.envoy_admin_port)
+        case "render":
+            from tokenway.cli.render import render_istio
+
+            return render_istio(options.config, options.out)
         case "top":
             from tokenway.cli.top import top
 
@@ -201,6 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     rendering.add_argument("config", type=Path)
 
+    _add_render(commands)
     commands.add_parser("explain", help="why a request went where it went")
     _add_top(commands)
     _add_metadata_center(commands)
@@ -234,6 +239,21 @@ def _envoy_parser() -> argparse.ArgumentParser:
         help="Envoy's own admin surface, on loopback (default %(default)s)",
     )
     return envoy
+
+
+def _add_render(commands: Any) -> None:
+    rendering = commands.add_parser("render", help="print what a foreign gateway is configured by")
+    gateways = rendering.add_subparsers(dest="gateway", required=True, metavar="GATEWAY")
+    istio = gateways.add_parser(
+        "istio", help="resources that make an Istio gateway's Envoy do what ours does"
+    )
+    istio.add_argument("--config", type=Path, required=True, metavar="FILE", help="tokenway.yaml")
+    istio.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write one file for each kind of them there, not all to standard output",
+    )
 
 
 def _add_top(commands: Any) -> None:

@@ -1,6 +1,6 @@
 """Fields of Kubernetes objects, read as what they are to be: what is missing or of another type is nothing.
 
-Objects come from whoever may write them. No reading of one raises, and each text is bounded.
+Objects come from all who may write them. No reading of one raises, and each text is bounded.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ class MalformedMessageError(ValueError):
 
 
 class EventType(StrEnum):
-    """What a line of a watch tells."""
+    """What a line of a watch reports."""
 
     ADDED = "ADDED"
     MODIFIED = "MODIFIED"
@@ -47,7 +47,7 @@ class Event:
     """A line of a watch.
 
     Attributes:
-        type: What it tells.
+        type: What it reports.
         object: The object, or for an error the `Status`.
         version: Of the collection since this event; empty for an error.
         code: Of an error: an HTTP status; else 0.

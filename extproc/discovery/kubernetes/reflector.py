@@ -1,18 +1,18 @@
 """One collection kept as it is at the API server: listed, then watched. A state machine.
 
 Rules:
-    1. Pure. `next` says what is to be done; what came of it is told, and the difference it makes goes out.
+    1. Pure. `next` says what is to be done; results come in, and the differences they make go out.
     2. A list counts as a whole, with its last page. Its version is that of the collection, and is where the
        watch begins; every event and bookmark moves it on. Versions are opaque: compared with nothing.
     3. A version that is too old (410, as a status or within a watch) leads to a new list, and what is not in
-       it any more is told as gone; so does any other refusal that is not about the moment (`_PASSING`). After
-       any other end the watch goes on from its last version.
+       it any more is reported as gone; so does any other refusal that is not about the moment (`_PASSING`).
+       After any other end the watch goes on from its last version.
     4. What fails is tried again after a pause that doubles up to `MAX_PAUSE_S`, with jitter; a watch that
        held makes it short again. While it fails, what is known stays.
     5. An optional kind that is not there (404), or may not be read (403), has no objects; it is asked for
        every `ABSENT_PAUSE_S`. One that was there has its objects for `ABSENT_S` more: a server that starts
        says 404 of kinds that it has.
-    6. What is told twice makes no difference the second time.
+    6. What is reported twice makes no difference the second time.
     7. Bound: `MAX_OBJECTS`. A longer list is a failure.
 
 Source: Kubernetes API concepts, "Efficient detection of changes" and "Resource versions".
@@ -163,7 +163,7 @@ class Reflector(Generic[T]):
         self._opened_s: float | None = None
         self._current_s: float | None = None
         self._absent_since_s: float | None = None
-        self._has_told = False
+        self._has_reported = False
         self.objects: Mapping[str, T] = MappingProxyType(self._objects)
         self.is_synced = False
         self.is_absent = False
@@ -211,16 +211,16 @@ class Reflector(Generic[T]):
         return self._replace(listing.objects)
 
     def opened(self, now_s: float) -> None:
-        """A watch was granted: whatever changes will be told."""
-        self._opened_s, self._has_told = now_s, False
+        """A watch was granted: each change will be reported."""
+        self._opened_s, self._has_reported = now_s, False
         self._current_s, self.problem = now_s, None
 
-    def told(self, event: Event, now_s: float) -> Delta[T]:
-        """A watch told something; if `is_watching` is false afterwards, it is over."""
+    def take(self, event: Event, now_s: float) -> Delta[T]:
+        """An event of a watch; if `is_watching` is false afterwards, the watch is over."""
         if event.type is EventType.ERROR:
             detail = text_at(event.object, "reason") or "no reason"
             return self.failed(Failure(event.code, f"the watch ended: {detail}"), now_s)
-        self._version, self._current_s, self._has_told = event.version, now_s, True
+        self._version, self._current_s, self._has_reported = event.version, now_s, True
         self._failures, self.problem = 0, None
         name = text_at(event.object, "metadata", "name")
         if event.type is EventType.BOOKMARK or not name:
@@ -237,13 +237,13 @@ class Reflector(Generic[T]):
         return {name: kept}
 
     def garbled(self, detail: str, now_s: float) -> Delta[T]:
-        """A watch told what cannot be read: what it was about is found by a new list."""
+        """An event that cannot be read: what it was about is found by a new list."""
         self._relist()
         return self.failed(Failure(None, detail), now_s)
 
     def ended(self, now_s: float) -> None:
         """A watch ended as watches do."""
-        held = self._opened_s is not None and (self._has_told or now_s - self._opened_s >= STEADY_S)
+        held = self._opened_s is not None and (self._has_reported or now_s - self._opened_s >= STEADY_S)
         if self._opened_s is not None:
             self._current_s, self._opened_s = now_s, None
         if held:

@@ -3,10 +3,10 @@
 Rules:
     1. Pure. Objects that changed come in; which collections are wanted, what clusters have now, and what is
        said of the pool's requests go out.
-    2. A cluster is told once all that it is made of has been listed, and never taken away again: a pool that
-       is deleted has no endpoints.
-    3. A pod that is not ready is told as such if it was ready before, so that what is known of it is kept;
-       one that never was is not told. One that terminates drains until it is gone, if it was told before.
+    2. A cluster is reported once all that it is made of has been listed, and never taken away again: a pool
+       that is deleted has no endpoints.
+    3. A pod that is not ready is reported as such if it was ready before, so that what is known of it is
+       kept; one that never was is left out. One that terminates drains until it is gone, if it was known.
     4. If a pool's selector changes, pods known that match the new one stay, all others go at once; the pods
        of the former selector are forgotten when those of the new one are listed.
 """
@@ -96,7 +96,7 @@ class _Known:
     """Objects of a collection.
 
     Attributes:
-        is_listed: All of them were told once.
+        is_listed: All of them are known.
     """
 
     objects: dict[str, Any] = field(default_factory=dict)
@@ -137,20 +137,20 @@ class View:
         )
         self._services = tuple(_service(one, namespace) for one in settings.services)
         self._changed: set[str] = set()
-        self._told: dict[str, list[Listed]] = {}
+        self._reported: dict[str, list[Listed]] = {}
         self._were_ready: dict[str, frozenset[str]] = {}
         self.policies = PoolPolicies()
 
     @property
     def is_whole(self) -> bool:
         """What `changes` gave so far has all clusters."""
-        return all(name in self._told for name, _ in self._makers())
+        return all(name in self._reported for name, _ in self._makers())
 
     def wanted(self) -> tuple[Collection, ...]:
         """Collections that are to be kept, each once; others are to be dropped."""
         return tuple(dict.fromkeys(self._wanted()))
 
-    def told(self, collection: Collection, delta: Mapping[str, Any], *, is_listed: bool) -> None:
+    def update(self, collection: Collection, delta: Mapping[str, Any], *, is_listed: bool) -> None:
         """Objects of a collection changed; None for those that are gone.
 
         Args:
@@ -188,12 +188,12 @@ class View:
                 continue
             self._changed.discard(name)
             listed = self._kept(name, self._endpoints(name))
-            if self._told.get(name) != listed:
-                self._told[name] = found[name] = listed
+            if self._reported.get(name) != listed:
+                self._reported[name] = found[name] = listed
         return found
 
     def _makers(self) -> Iterator[tuple[str, tuple[Collection, ...]]]:
-        """Each cluster with what has to be listed before it is told."""
+        """Each cluster with what has to be listed before it is reported."""
         pool = self._pool
         if pool is not None:
             pods = pool.former or pool.pods

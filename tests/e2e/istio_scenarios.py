@@ -1,0 +1,319 @@
+"""What an Istio gateway's Envoy must do with Tokenway beside it, whoever configured it; a function each.
+
+The models are `sim` (simulated engines), `recorded` (the recorder), `pair` (recorder and decoy), `mortal`
+(one that dies, and the decoy), `gated` (the recorder, for a header alone) and `part` (a part of `pair` that
+Istio has no name for).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from extproc.request.sanitize import STEERING_HEADERS
+from tests.e2e.harness import (
+    DEBUG_HEADERS,
+    DEBUG_TOKEN_ENV,
+    DECISION_HEADER,
+    Recorder,
+    Stack,
+    answer_chat,
+    chat,
+    cluster,
+    eventually,
+    key_of,
+    post,
+    send,
+    send_until_heard,
+)
+from tokenway.simulator.server.app import SimulatorServer
+
+_UUID = re.compile(r"[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}")
+
+PORT = 8000
+"""Of every host of models, as Istio knows it."""
+
+
+def host(name: str) -> str:
+    """The host of a model's engines."""
+    return f"{name}.models.internal"
+
+
+def cluster_of(name: str) -> str:
+    """Its cluster at Envoy."""
+    return f"outbound|{PORT}||{host(name)}"
+
+
+MODELS: dict[str, Any] = {
+    "sim": {"rules": [{"cluster": cluster_of("sim")}], "aliases": ["org/sim"]},
+    "recorded": {"rules": [{"cluster": cluster_of("recorder")}]},
+    "pair": {"rules": [{"cluster": cluster_of("pair")}], "load_balancing": {"algorithm": "round_robin"}},
+    "mortal": {"rules": [{"cluster": cluster_of("mortal")}], "load_balancing": {"algorithm": "round_robin"}},
+    "gated": {"rules": [{"cluster": cluster_of("recorder"), "headers": {"x-team": "red"}}]},
+    "part": {"rules": [{"cluster": cluster_of("pair"), "subset": {"pool": "right"}}]},
+}
+
+
+CONFIG: dict[str, Any] = {
+    "models": MODELS,
+    "explain": {"debug_token_env": DEBUG_TOKEN_ENV},
+    "health": {"interval_s": 600},  # an endpoint that dies is found by a request
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Under:
+    """A gateway under an Istio profile.
+
+    Attributes:
+        stack: Tokenway and Envoy.
+        engines: Behind `sim`.
+        recorder: Behind `recorded` and first in `pair`.
+        decoy: The other one of `pair` and of `mortal`.
+        mortal: The first of `mortal`; one scenario ends it.
+    """
+
+    stack: Stack
+    engines: list[SimulatorServer]
+    recorder: Recorder
+    decoy: Recorder
+    mortal: Recorder
+
+    def reset(self) -> None:
+        """Clean recorders."""
+        for recorder in (self.recorder, self.decoy, self.mortal):
+            recorder.reset()
+
+    def clusters(self) -> list[dict[str, Any]]:
+        """As clusters.json has them."""
+        pair = cluster(cluster_of("pair"), [self.recorder.key, self.decoy.key])
+        pair["endpoints"][0]["labels"] = {"pool": "right"}
+        return [
+            cluster(cluster_of("sim"), map(key_of, self.engines)),
+            cluster(cluster_of("recorder"), [self.recorder.key]),
+            cluster(cluster_of("mortal"), [self.mortal.key, self.decoy.key]),
+            pair,
+        ]
+
+
+async def ended(stack: Stack) -> dict[str, Any]:
+    """The newest decision record, with its outcome."""
+
+    async def read() -> dict[str, Any]:
+        return (await stack.last(1))[0]
+
+    return await eventually(read, lambda record: record["outcome"] is not None)
+
+
+def chosen(record: dict[str, Any]) -> str:
+    """The endpoint that a decision named first."""
+    key: str = record["snapshot"]["keys"][record["choice"]["order"][0]]
+    return key
+
+
+async def whole_answers_come_from_the_chosen(under: Under) -> None:
+    """The official client is answered by the engine that was chosen; usage is known."""
+    async with under.stack.client() as client:
+        answer = await client.chat.completions.create(
+            model="sim",
+            messages=[{"role": "user", "content": "hello"}],
+            max_tokens=5,
+            extra_body={"ignore_eos": True},
+        )
+    record = await ended(under.stack)
+    assert answer.usage is not None
+    assert record["outcome"]["endpoint"] == chosen(record)
+    assert record["outcome"]["completion_tokens"] == answer.usage.completion_tokens == 5
+    assert record["outcome"]["prompt_tokens"] == answer.usage.prompt_tokens
+    assert record["outcome"]["attempts"] == 1
+    await under.stack.settled()
+
+
+async def streams_come_from_the_chosen(under: Under) -> None:
+    """The same streamed, spread over the engines; the end tells usage and the time to the first token."""
+    async with under.stack.client() as client:
+
+        async def ask(number: int) -> None:
+            stream = await client.chat.completions.create(
+                model="org/sim",
+                messages=[{"role": "user", "content": f"{number}: hello"}],
+                max_tokens=5,
+                stream=True,
+                stream_options={"include_usage": True},
+                extra_body={"ignore_eos": True},
+            )
+            chunks = [chunk async for chunk in stream]
+            assert (
+                sum(len(chunk.choices) > 0 and bool(chunk.choices[0].delta.content) for chunk in chunks) == 5
+            )
+            assert chunks[-1].usage is not None
+
+        await asyncio.gather(*map(ask, range(8)))
+    await under.stack.settled()
+    records = await under.stack.last(8)
+    assert all(record["outcome"]["endpoint"] == chosen(record) for record in records)
+    assert all(record["outcome"]["completion_tokens"] == 5 for record in records)
+    assert all(record["outcome"]["ttft_s"] > 0 for record in records)
+    keys = {key_of(engine) for engine in under.engines}
+    assert {record["outcome"]["endpoint"] for record in records} == keys
+
+
+async def clients_steer_nothing(under: Under) -> None:
+    """What a client says of clusters and endpoints is gone before anything reads it."""
+    spoofed = dict.fromkeys(STEERING_HEADERS, under.decoy.key) | {
+        "x-tokenway-owner": "0.spoofed",
+        "x-tokenway-cluster": cluster_of("pair"),
+        "x-tokenway-model": "model:pair",
+        "x-tokenway-request-id": "spoofed",
+        "x-tenant": "a",
+    }
+    for _ in range(4):
+        assert (await post(under.stack, chat("recorded", "hello"), spoofed)).status == 200
+    assert under.decoy.received == []
+    assert len(under.recorder.received) == 4
+    for received in under.recorder.received:
+        assert received.headers.keys().isdisjoint(STEERING_HEADERS)
+        assert _UUID.fullmatch(received.headers["x-tokenway-request-id"])
+        assert received.headers["x-tenant"] == "a"
+
+
+async def engines_see_nothing_of_ours(under: Under) -> None:
+    """Neither credentials nor the headers by which the gateway is steered reach an engine."""
+    secrets = {"authorization": "Bearer secret", "x-api-key": "secret", "cookie": "s=secret"}
+    assert (await post(under.stack, chat("recorded", "hello"), secrets)).status == 200
+    (received,) = under.recorder.received
+    assert "secret" not in str(received.headers)
+    assert {name for name in received.headers if "tokenway" in name} == {"x-tokenway-request-id"}
+    assert not any(name.startswith(":") for name in received.headers)
+
+
+async def engines_cannot_speak_in_our_name(under: Under) -> None:
+    """An engine's `x-tokenway-` headers end at the gateway; the decision's id is shown to operators."""
+
+    async def forge(_: web.Request) -> web.StreamResponse:
+        forged = {"x-tokenway-decision-id": "forged", "X-Tokenway-Any": "forged", "x-engine": "forged"}
+        return web.Response(body=b"{}", headers={"content-type": "application/json", **forged})
+
+    under.recorder.behaviour = forge
+    reply = await post(under.stack, chat("recorded", "hello"))
+    assert [name for name, value in reply.headers.items() if value == "forged"] == ["x-engine"]
+    reply = await post(under.stack, chat("recorded", "hello"), DEBUG_HEADERS)
+    assert _UUID.fullmatch(reply.headers[DECISION_HEADER])
+
+
+async def endpoints_are_tried_in_order(under: Under) -> None:
+    """An endpoint that answers 503, 429 or hangs up is followed by the next of the list."""
+
+    async def refuse(status: int) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def behave(request: web.Request) -> web.StreamResponse:
+            if status == 0:
+                assert request.transport is not None
+                request.transport.abort()
+            return web.json_response({"error": {"message": "busy"}}, status=status or 500)
+
+        return behave
+
+    for status in (503, 429, 0):
+        for recorder in (under.recorder, under.decoy):
+            recorder.reset()
+        under.recorder.behaviour = await refuse(status)
+        # In turn each of the two is first: of two requests one meets the one that fails.
+        replies = [await post(under.stack, chat("pair", f"{status}")) for _ in range(2)]
+        assert [reply.status for reply in replies] == [200, 200], status
+        await under.stack.settled()
+        outcomes = [record["outcome"] for record in await under.stack.last(2)]
+        assert all(outcome["endpoint"] == under.decoy.key for outcome in outcomes)
+        if under.recorder.received:
+            assert sorted(outcome["attempts"] for outcome in outcomes) == [1, 2]
+    assert len(under.decoy.received) == 2
+
+
+async def an_engine_that_is_gone_is_followed_by_the_next(under: Under) -> None:
+    """Connections refused where the first of the list was: the next answers, and is charged and credited."""
+    assert [(await post(under.stack, chat("mortal", f"{turn}"))).status for turn in range(2)] == [200, 200]
+    assert len(under.mortal.received) == len(under.decoy.received) == 1
+    await under.mortal.stop()
+    replies = [await post(under.stack, chat("mortal", f"{turn}")) for turn in range(2)]
+    assert [reply.status for reply in replies] == [200, 200]
+    await under.stack.settled()
+    outcomes = [record["outcome"] for record in await under.stack.last(2)]
+    assert all(outcome["endpoint"] == under.decoy.key for outcome in outcomes)
+    assert max(outcome["attempts"] for outcome in outcomes) == 2
+
+
+async def large_bodies_pass(under: Under) -> None:
+    """Beyond Envoy's own buffer of 1 MiB, byte for byte; what exceeds ours is 413 in the API's shape."""
+    text = "long " * 600_000
+    reply = await send_until_heard(under.stack, "POST", "/v1/chat/completions", chat("recorded", text))
+    assert reply.status == 200, reply
+    (received,) = under.recorder.received
+    assert len(received.body) > len(text)
+    reply = await post(under.stack, b'{"model": "recorded", "x": "' + b"y" * (33 << 20) + b'"}')
+    assert (reply.status, reply.json["error"]["code"]) == (413, "body_too_large")
+
+
+async def errors_are_in_the_apis_shape(under: Under) -> None:
+    """Tokenway's refusals and Envoy's own answers are what clients of the API parse."""
+    reply = await post(under.stack, chat("unknown", "hello"))
+    assert (reply.status, reply.json["error"]["code"]) == (404, "model_not_found")
+    reply = await send(under.stack, "GET", "/nowhere")
+    assert (reply.status, reply.json["error"]["code"]) == (404, "unknown_path")
+
+
+async def without_tokenway_models_are_served(under: Under) -> None:
+    """With Tokenway killed a model open to all goes to its own engines, and nothing else goes anywhere."""
+    await under.stack.gateway.kill()
+    try:
+        assert (await post(under.stack, chat("recorded", "hello"))).status == 200
+        (received,) = under.recorder.received
+        assert received.path == "/v1/chat/completions"
+        for spoofed in (
+            {"x-tokenway-model": "model:pair"},
+            {"x-tokenway-owner": "0.x"},
+            {"x-tokenway-cluster": "x"},
+        ):
+            assert (await post(under.stack, chat("recorded", "hello"), spoofed)).status == 200
+        assert under.decoy.received == []
+        assert len(under.recorder.received) == 4
+        async with under.stack.client() as client:
+            await client.chat.completions.create(
+                model="sim", messages=[{"role": "user", "content": "hello"}], max_tokens=3
+            )
+        under.recorder.reset()
+        for model, status in (("gated", 404), ("part", 404), ("unknown", 404)):
+            reply = await post(under.stack, chat(model, "hello"), {"x-team": "red"})
+            assert (reply.status, reply.json["error"]["code"]) == (status, "model_not_found"), model
+        reply = await post(under.stack, {**chat("recorded", "hello"), "priority": 1})
+        assert (reply.status, reply.json["error"]["code"]) == (503, "gateway_unavailable")
+        reply = await send(under.stack, "POST", "/sleep", chat("recorded", "hello"))
+        assert reply.status == 404
+        assert (await send(under.stack, "GET", "/v1/models")).status == 503
+        assert under.recorder.received == []
+    finally:
+        await under.stack.start_gateway()
+    under.recorder.behaviour = answer_chat
+
+    async def ask() -> str | None:
+        reply = await post(under.stack, chat("recorded", "hello"), DEBUG_HEADERS)
+        return reply.headers.get(DECISION_HEADER)
+
+    await eventually(ask, lambda decision: decision is not None)
+
+
+SCENARIOS: tuple[Callable[[Under], Awaitable[None]], ...] = (
+    whole_answers_come_from_the_chosen,
+    streams_come_from_the_chosen,
+    clients_steer_nothing,
+    engines_see_nothing_of_ours,
+    engines_cannot_speak_in_our_name,
+    endpoints_are_tried_in_order,
+    an_engine_that_is_gone_is_followed_by_the_next,
+    large_bodies_pass,
+    errors_are_in_the_apis_shape,
+    without_tokenway_models_are_served,
+)

@@ -1,0 +1,121 @@
+"""The configuration for an Istio gateway on the real Envoy, put there by hand instead of by istiod."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import yaml
+
+from testbed.processes import Subprocess
+from tests.e2e.assembled import assembled
+from tests.e2e.harness import Stack, answers, envoy_binary, recording, simulators
+from tests.e2e.istio_scenarios import CONFIG, MODELS, SCENARIOS, Under, cluster_of
+from tokenway.cli.render import rendered
+
+pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
+
+
+class AssembledStack(Stack):
+    """A stack whose Envoy is configured by what is rendered for Istio."""
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Put tokenway.yaml in place in one step."""
+        super().write_config({"istio_gateway": {"port": self.port}, **config})
+
+    async def _start_envoy(self) -> None:
+        clusters = json.loads((self.run_dir / "clusters.json").read_text())["clusters"]
+        endpoints = {
+            each["name"]: [(one["address"], one["port"]) for one in each["endpoints"]] for each in clusters
+        }
+        files = rendered(self.run_dir / "tokenway.yaml")
+        document = assembled(
+            [manifest for manifests in files.values() for manifest in manifests],
+            port=self.port,
+            admin_port=self.envoy_admin_port,
+            endpoints=endpoints,
+            sockets=[str(self.run_dir / "gw0.sock")],
+        )
+        path = self.run_dir / "envoy.json"
+        path.write_text(json.dumps(document))
+        words = ["--concurrency", "1", "--disable-hot-restart", "--reject-unknown-dynamic-fields"]
+        self._envoy = await Subprocess.start(
+            [str(envoy_binary()), "-c", str(path), *words], self.run_dir / "envoy.log"
+        )
+        await answers(self._envoy, f"http://127.0.0.1:{self.envoy_admin_port}/ready")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def _under() -> AsyncIterator[Under]:
+    async with AsyncExitStack() as exits:
+        engines = await exits.enter_async_context(simulators(2, time_scale=0.1))
+        recorders = [await exits.enter_async_context(recording()) for _ in range(3)]
+        stack = AssembledStack(Path(tempfile.mkdtemp(prefix="tw", dir="/tmp")), 1)
+        exits.callback(shutil.rmtree, stack.run_dir, ignore_errors=True)
+        exits.push_async_callback(stack.stop)
+        made = Under(stack, engines, *recorders)
+        stack.write_config(CONFIG)
+        stack.write_clusters(*made.clusters())
+        await stack.start_gateway()
+        await stack.start_envoy()
+        yield made
+
+
+@pytest.fixture
+def under(_under: Under) -> Under:
+    """The gateway with clean recorders."""
+    _under.reset()
+    return _under
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+async def test_an_envoy_configured_so(under: Under, scenario: Callable[[Under], Awaitable[None]]) -> None:
+    """It does what our own does; each scenario says what."""
+    await scenario(under)
+
+
+async def test_envoy_takes_what_is_rendered_for_every_setting(tmp_path: Path) -> None:
+    """Envoy's own check, which refuses unknown fields, with all of `edge` and `away` given."""
+    config = {
+        "version": 1,
+        "server": {"run_dir": str(tmp_path)},
+        "istio_gateway": {"port": 1, "hosts": ["llm.example.com"]},
+        "away": {"gone": "refuse", "late": "refuse", "after_s": 1.25},
+        "edge": {
+            "headers_timeout_s": 1.5,
+            "upload_timeout_s": 7200,
+            "idle_timeout_s": 3,
+            "max_connection_s": 4,
+            "max_streams": 5,
+            "trusted_hops": 2,
+            "keep_request_id": True,
+        },
+        "request": {"allow_fields": ["priority"], "max_body_bytes": 4096, "forward_credentials": True},
+        "models": MODELS,
+    }
+    path = tmp_path / "tokenway.yaml"
+    path.write_text(yaml.safe_dump(config))
+    (tmp_path / "clusters.json").write_text('{"clusters": []}')
+    files = rendered(path)
+    document = assembled(
+        [manifest for manifests in files.values() for manifest in manifests],
+        port=1,
+        admin_port=2,
+        endpoints={cluster_of(name): [("127.0.0.1", 3)] for name in ("sim", "recorder", "pair")},
+        sockets=["/nowhere.sock"],
+    )
+    envoy = tmp_path / "envoy.json"
+    envoy.write_text(json.dumps(document))
+    checking = await asyncio.create_subprocess_exec(
+        envoy_binary(), "--mode", "validate", "-c", envoy, stderr=asyncio.subprocess.PIPE
+    )
+    _, said = await checking.communicate()
+    assert checking.returncode == 0, said[-2000:].decode()

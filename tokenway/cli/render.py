@@ -1,0 +1,61 @@
+"""`tokenway render istio`: the resources that make an Istio gateway's Envoy do what our own does."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import yaml
+
+from extproc.config.loading import load_all
+from extproc.istio_gateway.manifests import Manifest, RenderingError, as_yaml, files
+from extproc.observing.printable import printable
+from extproc.server.bootstrap import shipped
+from tokenway.cli.bootstrap import document_of, sockets_of
+
+_UNUSED = "127.0.0.1:10000", 15000
+"""Where our own Envoy would listen; no part of what is taken from its bootstrap."""
+
+
+def render_istio(path: Path, out: Path | None) -> int:
+    """Print the resources, or write them into a folder.
+
+    Args:
+        path: tokenway.yaml.
+        out: The folder, made if it is not there; None prints one text.
+
+    Returns:
+        Exit status: 0 if done; 1 if a setting has no form in Istio, with the problems on standard error.
+
+    Raises:
+        ConfigError: The configuration cannot be used.
+        OSError: The folder cannot be written to.
+    """
+    try:
+        found = rendered(path)
+    except RenderingError as error:
+        for problem in error.problems:
+            print(printable(f"{path}: {problem}"), file=sys.stderr)
+        return 1
+    if out is None:
+        print(as_yaml(manifest for manifests in found.values() for manifest in manifests), end="")
+        return 0
+    out.mkdir(parents=True, exist_ok=True)
+    for name, manifests in found.items():
+        if manifests:
+            (out / name).write_text(as_yaml(manifests), encoding="utf-8")
+    return 0
+
+
+def rendered(path: Path) -> dict[str, list[Manifest]]:
+    """The resources for a tokenway.yaml, by file.
+
+    Raises:
+        ConfigError: The configuration cannot be used.
+        RenderingError: A setting has no form in Istio.
+    """
+    config, clusters = load_all(path)
+    replaced = yaml.safe_load(shipped("envoy/istio-proxy.yaml").read_text(encoding="utf-8"))
+    return files(
+        config, clusters, document_of(config, *_UNUSED), replaced["http_filters"], sockets_of(config)
+    )
