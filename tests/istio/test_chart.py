@@ -60,7 +60,6 @@ async def run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 async def analysed(objects: list[dict[str, Any]], folder: Path) -> list[str]:
     """The codes of what `istioctl analyze` says of objects, whatever its level."""
-    folder.mkdir(exist_ok=True)
     (folder / "objects.yaml").write_text(yaml.safe_dump_all(objects))
     done = await run(
         [str(binary("istio", "istioctl")), "analyze", "--use-kube=false", "-A", "-o", "json", str(folder)]
@@ -87,9 +86,11 @@ async def test_istioctl_says_what_is_documented(
 
 
 async def test_what_is_rendered_for_the_gateway_goes_with_the_chart(folder: Path) -> None:
-    """`tokenway render istio` of the ConfigMap, as in the notes: IST0133 for each EnvoyFilter, and no more."""
+    """`tokenway render istio` of the ConfigMap, as in the notes: IST0133 for each EnvoyFilter, no more."""
     objects = rendered("istio")
-    path = configuration(objects, folder)
+    for name in ("etc", "analysed"):
+        (folder / name).mkdir()
+    path = configuration(objects, folder / "etc")
     done = await run([sys.executable, "-m", "tokenway", "render", "istio", "--config", str(path)])
     assert done.returncode == 0, done.stderr
     manifests = [document for document in yaml.safe_load_all(done.stdout) if document]
