@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -41,24 +42,28 @@ def helm(*words: str, values: Mapping[str, Any] | None = None) -> subprocess.Com
 
 
 def template(
-    case: str | None = None, values: Mapping[str, Any] | None = None, *words: str
+    case: str | None = None, values: Mapping[str, Any] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Render the chart by a kept set of values, by others on top, or both."""
     files = () if case is None else ("--values", str(values_of(case)))
-    return helm("template", RELEASE, str(CHART), "--namespace", NAMESPACE, *files, *words, values=values)
+    return helm("template", RELEASE, str(CHART), "--namespace", NAMESPACE, *files, values=values)
 
 
-def rendered(
-    case: str | None = None, values: Mapping[str, Any] | None = None, *words: str
-) -> list[dict[str, Any]]:
+@functools.cache
+def _text(case: str | None, values: str) -> str:
+    done = template(case, json.loads(values))
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def rendered(case: str | None = None, values: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
     """The objects that the chart makes.
 
     Raises:
         AssertionError: helm refuses; shows what it said.
     """
-    done = template(case, values, *words)
-    assert done.returncode == 0, done.stderr
-    return [document for document in yaml.safe_load_all(done.stdout) if document is not None]
+    text = _text(case, json.dumps(values or {}))
+    return [document for document in yaml.safe_load_all(text) if document is not None]
 
 
 def of_kind(objects: Sequence[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:

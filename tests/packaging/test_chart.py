@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -283,6 +284,55 @@ def test_the_notes_name_what_was_made(provider: str) -> None:
     assert done.returncode == 0, done.stderr
     assert "kubectl -n models rollout status deploy/test-tokenway" in done.stdout
     assert ("tokenway render istio" in done.stdout) == (provider == "istio")
+
+
+def installations() -> list[str]:
+    """Every `helm install` of the documents; options in a block of their own are added to the first."""
+    found: list[str] = []
+    options: list[str] = []
+    for name in ("README.md", "docs/kubernetes.md"):
+        blocks = re.findall(r"^```\n(.*?)^```", (ROOT / name).read_text(), re.MULTILINE | re.DOTALL)
+        for block in blocks:
+            lines = block.replace("\\\n", " ").splitlines()
+            found += [line for line in lines if line.startswith("helm install")]
+            options += [line for line in lines if line.startswith("  --set")]
+    names = {
+        "REGISTRY": "images.internal",
+        "GATEWAY": "gw",
+        "POOL": "pool",
+        "NAMESPACE": "gateways",
+        "MODEL": "llama",
+    }
+    filled = [found[0], *found, *(found[0] + line for line in options)]
+    for word, value in names.items():
+        filled = [re.sub(rf"\b{word}\b", value, each) for each in filled]
+    return sorted(
+        {each.replace("[", "").replace("]", "") if "set-json" not in each else each for each in filled}
+    )
+
+
+@needs_helm
+@pytest.mark.parametrize("command", installations())
+def test_the_installations_of_the_documents_are_taken(command: str) -> None:
+    """As they stand, but for the names that a reader fills in."""
+    program, *words = shlex.split(command)
+    assert program == "helm"
+    words = [str(CHART) if word == "charts/tokenway" else word for word in words]
+    done = helm(*words, "--dry-run=client")
+    assert done.returncode == 0, done.stderr
+    assert "Tokenway is installed for provider" in done.stdout
+
+
+@needs_helm
+@pytest.mark.parametrize("case", CASES)
+def test_roles_are_those_of_the_document(case: str) -> None:
+    """Of those that docs/kubernetes.md lists, what the case asks for."""
+    text = (ROOT / "docs" / "kubernetes.md").read_text()
+    block = re.search(r"^## Roles$.*?^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert block is not None
+    documented = yaml.safe_load(block[1])["rules"]
+    for role in of_kind(rendered(case), "Role"):
+        assert all(rule in documented for rule in role["rules"])
 
 
 WRONG_TYPES: list[tuple[Mapping[str, Any], str]] = [
