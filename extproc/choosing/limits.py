@@ -7,9 +7,6 @@ from typing import Final
 
 from extproc.choosing.completion import DECODE_TOKENS
 
-SLO_TTFT_HEADER: Final = "x-slo-ttft-ms"
-SLO_TPOT_HEADER: Final = "x-slo-tpot-ms"
-
 _MOST_DECODE_TOKENS: Final = 100_000.0
 
 

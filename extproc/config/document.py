@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, NoReturn, TypeVar
 
@@ -105,6 +105,10 @@ class Document:
             schema = model.model_json_schema()
             self.refuse([_problem(schema, details) for details in error.errors() if not _is_echo(details)])
 
+    def overlaid(self, settings: Mapping[str, Any]) -> Document:
+        """The same with `settings` before what it says itself; mappings are merged key by key."""
+        return replace(self, data=_overlaid(self.data, settings)) if settings else self
+
     def refuse(self, problems: list[tuple[Location, str]]) -> NoReturn:
         """Raise `ConfigError` for these (location, text) pairs, in the order of the file."""
         raise ConfigError(self.path, self.located(problems))
@@ -118,6 +122,15 @@ class Document:
         return [
             ": ".join(part for part in (f"line {line}", key, text) if part) for line, key, text in located
         ]
+
+
+def _overlaid(data: Any, settings: Mapping[str, Any]) -> Any:
+    if data is not None and not isinstance(data, dict):
+        return data  # no mapping: refused as it is
+    merged = dict(data or {})
+    for key, value in settings.items():
+        merged[key] = _overlaid(merged.get(key), value) if isinstance(value, Mapping) else value
+    return merged
 
 
 def read_yaml(text: str, path: str) -> Document:

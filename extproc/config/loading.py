@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -28,6 +29,11 @@ from extproc.values.requests import ANY_MODEL
 MAX_FILE_BYTES = 64 * 1024 * 1024
 """Bound on a file: a hundred thousand endpoints with labels have 20 MB. A device has no end."""
 
+Settings = Mapping[str, Any]
+"""A part of a tokenway.yaml, in plain data; what flags of the command say."""
+
+NO_SETTINGS: Settings = MappingProxyType({})
+
 _PASSWORD = re.compile(r"(://[^/@:]*):[^/@]*@")
 
 
@@ -40,8 +46,12 @@ def load(path: Path) -> Config:
     return parse(read_file(path), str(path))
 
 
-def load_all(path: Path) -> tuple[Config, tuple[ClusterSpec, ...]]:
+def load_all(path: Path, settings: Settings = NO_SETTINGS) -> tuple[Config, tuple[ClusterSpec, ...]]:
     """Read a tokenway.yaml and its clusters file, or a clusters.json alone (`.json`) with all defaults.
+
+    Args:
+        path: The file.
+        settings: What goes before what it says, as a part of a tokenway.yaml.
 
     Returns:
         The configuration with its models filled in (`with_defaults`) and its names in full
@@ -51,39 +61,44 @@ def load_all(path: Path) -> tuple[Config, tuple[ClusterSpec, ...]]:
     Raises:
         ConfigError: Either file cannot be read or has problems, or they do not fit together.
     """
-    return read_all(path, read_file)
+    return read_all(path, read_file, settings)
 
 
-def read_all(path: Path, read: Callable[[Path], str]) -> tuple[Config, tuple[ClusterSpec, ...]]:
+def read_all(
+    path: Path, read: Callable[[Path], str], settings: Settings = NO_SETTINGS
+) -> tuple[Config, tuple[ClusterSpec, ...]]:
     """`load_all` with a reading of one's own, which is asked for each file that is needed, once and in order.
 
     Args:
         path: As for `load_all`.
         read: The text of a file; raises `ConfigError` if it cannot be read.
+        settings: As for `load_all`.
     """
     clusters: tuple[ClusterSpec, ...] = ()
     if path.suffix == ".json":
         clusters = parse_clusters(read(path), str(path))
-        return with_defaults(Config(clusters_file=path.name), clusters), clusters
+        alone = read_yaml("", str(path)).overlaid({**settings, "clusters_file": path.name})
+        return with_defaults(alone.validated(Config), clusters), clusters
     text = read(path)
-    config = parse(text, str(path))
+    config = parse(text, str(path), settings)
     if not config.discovery.is_on or "clusters_file" in config.model_fields_set:
         clusters_file = clusters_path(config, path)
         clusters = parse_clusters(read(clusters_file), str(clusters_file))
     return with_full_names(with_defaults(config, clusters), clusters), clusters
 
 
-def parse(text: str, path: str) -> Config:
+def parse(text: str, path: str, settings: Settings = NO_SETTINGS) -> Config:
     """The configuration in a YAML text; an empty text is all defaults.
 
     Args:
         text: The whole file.
         path: Its name, for messages only.
+        settings: As for `load_all`.
 
     Raises:
         ConfigError: With every problem, each as "line N: key: what is wrong; accepted: ...".
     """
-    document = read_yaml(text, path)
+    document = read_yaml(text, path).overlaid(settings)
     config = document.validated(Config)
     problems = [*_names_given_twice(config), *_headers_that_never_arrive(config)]
     if problems:

@@ -1,7 +1,7 @@
 """What a source of endpoints with a connection of its own offers, whatever control plane is behind it.
 
 Rules:
-    1. A source tells what it lists by a callback that it is given when it is made: `Tell`. What it told last
+    1. A source reports what it lists by a callback that it is made with: `Tell`. What it listed last
        stays while its control plane is away.
     2. It connects, and connects again, by itself; it never raises for a control plane that is away.
     3. Its age is the time since it was last known to have all that its control plane lists.
@@ -27,7 +27,7 @@ class SourceStatus:
     Attributes:
         is_connected: It hears of changes as they happen.
         age_s: Since it was last known to be in sync, 0 while it is; since its start if it never was.
-        updates: Times so far that it told other endpoints than before.
+        updates: Times so far that it listed other endpoints than before.
         rejects: Words of its control plane so far that could not be used, and changed nothing.
     """
 
@@ -51,10 +51,10 @@ class LiveSource(Protocol):
         """Begin; returns at once."""
 
     async def first_state(self) -> None:
-        """Return when it has told all that its control plane lists for the first time."""
+        """Return when it has listed all that its control plane lists for the first time."""
 
     async def stop(self) -> None:
-        """End; what was told stays. Idempotent, harmless before `start`."""
+        """End; what was listed stays. Idempotent, harmless before `start`."""
 
     def status(self) -> SourceStatus:
         """Now."""

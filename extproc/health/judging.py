@@ -55,7 +55,7 @@ def evidence_of(
     error: str | None,
     content_type: str | None,
     is_stream: bool,
-    response_bytes: int,
+    response_bytes: int | None,
     attempts: int,
 ) -> Evidence:
     """Judge an ending.
@@ -67,14 +67,15 @@ def evidence_of(
         error: What `error_seen` gave.
         content_type: Of the answer, or None if it is not known.
         is_stream: The client asked for a stream.
-        response_bytes: Body bytes of the answer.
+        response_bytes: Body bytes of the answer; None if nobody saw them.
         attempts: Upstream attempts made.
     """
     if status != 200 or ended is not Ended.COMPLETED or error is not None or flags or not attempts:
         verdict = _of_what_went_wrong(status, ended, flags, error, attempts)
         if verdict is not None:
             return verdict
-    if response_bytes < (LEAST_STREAM_BYTES if is_stream else LEAST_WHOLE_BYTES):
+    least_bytes = LEAST_STREAM_BYTES if is_stream else LEAST_WHOLE_BYTES
+    if response_bytes is not None and response_bytes < least_bytes:
         return FailureKind.EMPTY_ANSWER
     if content_type is not None and not _may_answer(content_type, is_stream):
         return FailureKind.WRONG_CONTENT

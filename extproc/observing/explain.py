@@ -59,6 +59,7 @@ def to_json(record: DecisionRecord) -> dict[str, Any]:
         "held_s": record.held_s,
         "held_for": record.held_for,
         "rejected": record.rejected,
+        "standing": None if record.standing is None else asdict(record.standing),
         "outcome": None if record.outcome is None else asdict(record.outcome),
     }
 
@@ -178,10 +179,18 @@ def _header(record: Mapping[str, Any]) -> list[str]:
     held_for = "" if record["held_for"] is None else f"   for {record['held_for']}"
     route, cluster = record["route_name"] or "-", record["cluster"] or "-"
     algorithm = "-" if record["settings"] is None else record["settings"]["algorithm"]
+    standing = record["standing"]
+    whose = []
+    if standing is not None:
+        whose = [
+            f"objective  {standing['objective'] or '-'}   priority {standing['priority']}   "
+            f"fairness id {standing['fairness_id'] or '-'}"
+        ]
     return [
         f"request    {record['request_id']}   unix time {record['time_unix_s']:.3f}",
         f"asked for  {record['operation'] or '-'}   model {model}   stream {stream}",
         f"routed by  {route}   cluster {cluster}   algorithm {algorithm}",
+        *whose,
         f"prompt     {record['prompt_bytes']} bytes   ~{record['prompt_tokens']} tokens   "
         f"{record['num_blocks']} blocks of {record['block_bytes']} bytes",
         f"took       {record['decision_us']:.0f} us   held {record['held_s']:.3f} s{held_for}",

@@ -5,6 +5,7 @@ Rules:
        metadata, which alone counts under Istio.
     2. What steers, and the protocol's own headers, are neither believed of a client nor sent to an engine.
     3. A chunk is answered with its own bytes. It is copied, never decoded.
+    4. No header of a request or an answer is said again: what is of one connection stays there.
 
 Source: Gateway API inference extension, docs/proposals/004-endpoint-picker-protocol, version 1.0.0;
 envoy/service/ext_proc/v3/external_processor.proto.
@@ -15,10 +16,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, Final
 
+from envoy.extensions.filters.http.ext_proc.v3 import processing_mode_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from google.protobuf import struct_pb2
 
 from extproc.errors import Reason, RouterError
+from extproc.picker.control_headers import CONTROL_HEADERS, model_of, standing_of, take_limits
+from extproc.picker.machine import AnswerMode
 from extproc.protocol import wire
 from extproc.protocol.machine import MessageKind
 from extproc.request.sanitize import STEERING_HEADERS
@@ -46,6 +50,10 @@ _DROPPED: Final = {
 }
 """The protocol's word for a refusal, where it has one."""
 
+TEST_SELECTION: Final = "test-epp-endpoint-selection"
+TEST_SERVED: Final = "x-conformance-test-served-endpoint"
+"""Of the Gateway API's conformance suite: who may be chosen, above the subset, and who served."""
+
 _OWN: Final = (
     *(DESTINATION, SERVED, SUBSET, DROPPED),
     *(REQUEST_ID_HEADER, OWNER_HEADER, DEBUG_HEADER),
@@ -66,6 +74,20 @@ _END: Final = bytes(pb.StreamedBodyResponse(end_of_stream=True).SerializeToStrin
 _GO_ON: Final = bytes(pb.ProcessingResponse(request_headers=pb.HeadersResponse()).SerializeToString())
 
 
+_Mode = processing_mode_pb2.ProcessingMode
+_ANSWER_MODES: Final = {
+    _Mode.FULL_DUPLEX_STREAMED: AnswerMode.ECHOED,
+    _Mode.STREAMED: AnswerMode.SHOWN,
+    _Mode.BUFFERED: AnswerMode.SHOWN,
+    _Mode.BUFFERED_PARTIAL: AnswerMode.SHOWN,
+    _Mode.NONE: AnswerMode.UNSEEN,
+}
+
+
+class WrongMode(Exception):  # noqa: N818 - the gateway's, not ours
+    """The gateway is not configured for an endpoint picker; says how it should be."""
+
+
 class PickerDialect:
     """The endpoint-picker protocol.
 
@@ -74,6 +96,10 @@ class PickerDialect:
         withheld: Headers, lower case, that are not read: what clients prove themselves with.
         new_id: Makes a request's id. The gateway has none that is its own to make.
         allowed: Steering headers, lower case, that clients may use after all; never the protocol's own.
+        priority_of: Of an objective.
+        owner: This worker's name, told with the request's id in its headers, where the gateway's access log
+            is to find its way back; None tells neither.
+        obeys_tests: The conformance suite's headers are obeyed.
     """
 
     def __init__(
@@ -82,23 +108,59 @@ class PickerDialect:
         withheld: Collection[str],
         new_id: Callable[[], str],
         allowed: Collection[str] = (),
+        priority_of: Callable[[str], int] = lambda _objective: 0,
+        owner: str | None = None,
+        *,
+        obeys_tests: bool = False,
     ) -> None:
         self._named = 1 + fallbacks
         steering = [name for name in STEERING_HEADERS if name not in allowed]
         self._unread = frozenset((*withheld, *steering, *_OWN))
         self._new_id = new_id
-        self._removed = [name for name in dict.fromkeys((*steering, *_OWN)) if name != DESTINATION]
+        self._priority_of = priority_of
+        self._owner = owner
+        self._obeys_tests = obeys_tests
+        said = (DESTINATION,) if owner is None else (DESTINATION, REQUEST_ID_HEADER, OWNER_HEADER)
+        removed = (*steering, *_OWN, *CONTROL_HEADERS, TEST_SELECTION)
+        self._removed = [name for name in dict.fromkeys(removed) if name not in said]
 
     def parse(self, raw: bytes) -> pb.ProcessingRequest:
         """What came."""
         return pb.ProcessingRequest.FromString(raw)
 
-    def request_headers(self, message: pb.ProcessingRequest) -> RequestHeaders:
+    def request_headers(self, message: pb.ProcessingRequest, mode: AnswerMode) -> RequestHeaders:
         """The request line and headers, with an id of our own and what may be chosen from."""
         sent = wire.request_headers(message)
         headers = {name: value for name, value in sent.headers.items() if name not in self._unread}
         headers[REQUEST_ID_HEADER] = self._new_id()
-        return RequestHeaders(sent.method, sent.path, headers, sent.end_of_stream, _subset_of(message))
+        take_limits(headers)
+        selected = headers.get(TEST_SELECTION) if self._obeys_tests else None
+        return RequestHeaders(
+            sent.method,
+            sent.path,
+            headers,
+            sent.end_of_stream,
+            _subset_of(message) if selected is None else Subset(selected.split(",")),
+            model_of(headers),
+            standing_of(headers, self._priority_of),
+            shows_answer=mode is not AnswerMode.UNSEEN,
+        )
+
+    def answer_mode(self, message: pb.ProcessingRequest) -> AnswerMode:
+        """With the headers of a request: what becomes of its answer. Gateways that do not say want it back.
+
+        Raises:
+            WrongMode: The body of the request does not come as the protocol has it.
+        """
+        if not message.HasField("protocol_config"):
+            return AnswerMode.ECHOED
+        modes = message.protocol_config
+        if (
+            not message.request_headers.end_of_stream
+            and modes.request_body_mode != _Mode.FULL_DUPLEX_STREAMED
+        ):
+            raise WrongMode("request_body_mode must be FULL_DUPLEX_STREAMED")
+        return _ANSWER_MODES.get(modes.response_body_mode, AnswerMode.ECHOED)
 
     def served(self, message: pb.ProcessingRequest) -> str | None:
         """With the headers of an answer: the address that gave it, if the gateway says so."""
@@ -117,9 +179,10 @@ class PickerDialect:
         if new is not None:
             body = b"".join(new)
         num_bytes = len(body) if body is not None and not trailers else None
-        yield self._headers(decision.plan, num_bytes, drops_encoding=decision.drops_encoding)
+        headers = self._headers(decision.plan, num_bytes, drops_encoding=decision.drops_encoding)
+        yield headers if self._owner is None else headers + _told_to_log(decision.request_id, self._owner)
         if body is not None:
-            yield from _pieces(body, ends=not trailers)
+            yield from _pieces(_REQUEST_BODY, body, ends=not trailers)
         if trailers:
             yield wire.CONTINUE[MessageKind.REQUEST_TRAILERS]
 
@@ -127,15 +190,28 @@ class PickerDialect:
         """To the headers: the request goes past us."""
         return self._headers(plan, None) if plan.endpoints else _GO_ON
 
-    def echo(self, kind: MessageKind, body: bytes, *, end_of_stream: bool) -> bytes:
-        """To a chunk of a request's or an answer's body: the same bytes."""
-        return _chunk(
-            _REQUEST_BODY if kind is MessageKind.REQUEST_BODY else _RESPONSE_BODY, body, ends=end_of_stream
-        )
+    def echo(self, kind: MessageKind, body: bytes, *, end_of_stream: bool) -> Iterator[bytes]:
+        """To a chunk of a request's or an answer's body: the same bytes, in as many chunks as they need."""
+        field = _REQUEST_BODY if kind is MessageKind.REQUEST_BODY else _RESPONSE_BODY
+        if len(body) <= CHUNK_BYTES:
+            yield _chunk(field, body, ends=end_of_stream)
+        else:
+            yield from _pieces(field, body, ends=end_of_stream)
 
     def let_pass(self, kind: MessageKind) -> bytes:
         """To headers of an answer, or to trailers: nothing is changed."""
         return wire.CONTINUE[kind]
+
+    def answer_begins(self, message: pb.ProcessingRequest, *, is_renamed: bool) -> bytes:
+        """To headers of an answer: nothing is changed, but for the length of one that is."""
+        mutation = pb.HeaderMutation(remove_headers=["content-length"] if is_renamed else [])
+        if self._obeys_tests and (served := self.served(message)) is not None:
+            mutation.set_headers.append(wire.set_header(TEST_SERVED, served))
+        if not mutation.ListFields():
+            return wire.CONTINUE[MessageKind.RESPONSE_HEADERS]
+        common = pb.CommonResponse(header_mutation=mutation)
+        answer = pb.ProcessingResponse(response_headers=pb.HeadersResponse(response=common))
+        return bytes(answer.SerializeToString())
 
     def immediate(self, status: int, body: bytes, details: str, error: RouterError | None) -> bytes:
         """To any message: a whole response of our own, with the reason if it is a refusal that has one."""
@@ -165,12 +241,21 @@ class PickerDialect:
         return bytes(message.SerializeToString())
 
 
-def _pieces(body: bytes, *, ends: bool) -> Iterator[bytes]:
-    """A request body in chunks; an empty one that ends is one empty chunk."""
+def _told_to_log(request_id: str, owner: str) -> bytes:
+    """What to append to an answer to headers, so that the gateway's access log can say both."""
+    pairs = ((REQUEST_ID_HEADER, request_id), (OWNER_HEADER, owner))
+    mutation = pb.HeaderMutation(set_headers=[wire.set_header(name, value) for name, value in pairs])
+    common = pb.CommonResponse(header_mutation=mutation)
+    message = pb.ProcessingResponse(request_headers=pb.HeadersResponse(response=common))
+    return bytes(message.SerializeToString())
+
+
+def _pieces(field: bytes, body: bytes, *, ends: bool) -> Iterator[bytes]:
+    """A body in chunks; an empty one that ends is one empty chunk."""
     last = len(body) - CHUNK_BYTES
     view = memoryview(body)
     for at in range(0, len(body) or int(ends), CHUNK_BYTES):
-        yield _chunk(_REQUEST_BODY, view[at : at + CHUNK_BYTES], ends=ends and at >= last)
+        yield _chunk(field, view[at : at + CHUNK_BYTES], ends=ends and at >= last)
 
 
 def _chunk(field: bytes, body: bytes | memoryview, *, ends: bool) -> bytes:

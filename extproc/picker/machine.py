@@ -7,9 +7,10 @@ Rules:
        own: the request is given up, and the answer passes.
     4. What comes of the request after its end is not answered: Envoy 1.35 to 1.37 may send the end twice. Nor
        is what comes after the end of the answer.
-    5. `Finish` comes after a whole response of our own, and after the peer's own end. While an answer passes
-       the stream is never left: what Envoy handed over would be lost with it.
-    6. `End` comes exactly once for each request that was decided and charged, and for no other.
+    5. `Finish` comes after a whole response of our own, and after the peer's own end. While an answer is
+       wanted back the stream is never left: what Envoy handed over would be lost with it.
+    6. `End` comes exactly once for each request that was decided and charged, and for no other; but for those
+       that are left early, whose end another tells.
 
 Source: envoy/extensions/filters/http/ext_proc/v3/processing_mode.proto, FULL_DUPLEX_STREAMED; Envoy 1.40.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from extproc.errors import Reason, RouterError, Shape
 from extproc.protocol.machine import (
@@ -70,6 +72,17 @@ class End(Effect):
     whole: bool
 
 
+class AnswerMode(Enum):
+    """What the gateway does with the body of an answer."""
+
+    ECHOED = auto()
+    """Each chunk goes on when it comes back: FULL_DUPLEX_STREAMED."""
+    SHOWN = auto()
+    """Each chunk goes on at a word: STREAMED, BUFFERED."""
+    UNSEEN = auto()
+    """It goes on by itself: NONE."""
+
+
 _NOTHING: Effects = ()
 _ECHO = (Echo(),)
 _CONTINUE = {kind: (SendContinue(kind),) for kind in MessageKind}
@@ -90,6 +103,7 @@ class PickStream:
         "_is_passing",
         "_judge",
         "_max_body_bytes",
+        "_mode",
         "_num_bytes",
         "_trailers",
         "is_answered",
@@ -111,13 +125,20 @@ class PickStream:
         self._num_bytes = 0
         self._is_charged = False
         self._is_passing = False
+        self._mode = AnswerMode.ECHOED
         self._trailers = False
 
-    def receive_headers(self, event: RequestHeaders) -> Effects:
-        """Request headers arrived."""
+    @property
+    def is_echoed(self) -> bool:
+        """The answer is wanted back."""
+        return self._mode is AnswerMode.ECHOED
+
+    def receive_headers(self, event: RequestHeaders, mode: AnswerMode = AnswerMode.ECHOED) -> Effects:
+        """Request headers arrived, and with them what becomes of the answer."""
         if self.phase is not Phase.AWAIT_HEADERS:
             raise SpuriousMessage(self.phase, MessageKind.REQUEST_HEADERS)
         self._headers = event
+        self._mode = mode
         verdict = self._judge(event)
         if isinstance(verdict, NeedBody):
             self.phase = Phase.AWAIT_BODY
@@ -174,6 +195,17 @@ class PickStream:
         self._chunks = []
         return (SendRequest(body, self._trailers),)
 
+    def leave(self) -> Effects:
+        """Nothing more of the request that was decided is of interest here; its end will be told elsewhere.
+
+        Without effect where the answer is wanted back.
+        """
+        if self._mode is AnswerMode.ECHOED or not self._is_charged:
+            return _NOTHING
+        self.phase = Phase.DONE
+        self._is_charged = False
+        return (Finish(),)
+
     def refused(self, error: RouterError) -> Effects:
         """The shell cannot serve the request."""
         if self.phase is not Phase.DECIDING:
@@ -188,18 +220,19 @@ class PickStream:
 
     def receive_answer_headers(self, *, end_of_stream: bool) -> Effects:
         """Response headers arrived."""
-        abandoned = (Abandon(),) if self.phase is Phase.DECIDING else _NOTHING
-        self.phase = Phase.DONE
-        self._chunks = []
-        return (*abandoned, *_CONTINUE[MessageKind.RESPONSE_HEADERS], *self._passed(end_of_stream))
+        begins = self._answer_begins()
+        return (*begins, *_CONTINUE[MessageKind.RESPONSE_HEADERS], *self._passed(end_of_stream))
 
     def receive_answer_chunk(self, *, end_of_stream: bool) -> Effects:
-        """A chunk of the response body arrived."""
+        """A chunk of the response body arrived; where it is shown its headers may not have been."""
         if self.phase is not Phase.DONE:
-            raise SpuriousMessage(self.phase, MessageKind.RESPONSE_BODY)
+            if self._mode is not AnswerMode.SHOWN:
+                raise SpuriousMessage(self.phase, MessageKind.RESPONSE_BODY)
+            return (*self._answer_begins(), *self.receive_answer_chunk(end_of_stream=end_of_stream))
         if self.is_answered:
             return _NOTHING
-        return (*_ECHO, *self._passed(True)) if end_of_stream else _ECHO
+        passes = _ECHO if self._mode is AnswerMode.ECHOED else _CONTINUE[MessageKind.RESPONSE_BODY]
+        return (*passes, *self._passed(True)) if end_of_stream else passes
 
     def receive_answer_trailers(self) -> Effects:
         """Response trailers arrived: with them the answer ends."""
@@ -214,7 +247,15 @@ class PickStream:
         if was is Phase.DECIDING:
             return (Abandon(), Finish())
         ended, self._is_charged = self._is_charged, False
-        return (End(False), Finish()) if ended else (Finish(),)
+        is_whole = was is Phase.DONE and self._mode is AnswerMode.UNSEEN  # as far as anybody can tell
+        return (End(is_whole), Finish()) if ended else (Finish(),)
+
+    def _answer_begins(self) -> Effects:
+        """What is not decided by now is not wanted any more."""
+        abandoned = (Abandon(),) if self.phase is Phase.DECIDING else _NOTHING
+        self.phase = Phase.DONE
+        self._chunks = []
+        return abandoned
 
     def _passed(self, is_whole: bool) -> Effects:
         """The answer ends here, or not."""

@@ -9,16 +9,17 @@ Rules:
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
 from extproc.accesslog.usage import UNKNOWN
 from extproc.errors import RouterError
 from extproc.picker.answer import PassingAnswer
-from extproc.picker.dialect import PickerDialect
+from extproc.picker.dialect import PickerDialect, WrongMode
 from extproc.picker.machine import Echo, End, PickStream, SendRequest
+from extproc.picker.renaming import Renaming
 from extproc.protocol import wire
+from extproc.protocol.awaiting import Awaited
 from extproc.protocol.machine import (
     Abandon,
     Decide,
@@ -41,12 +42,11 @@ from extproc.values.endings import AttemptStarted, RequestAlive, RequestEnd, Req
 from extproc.values.exchange import LineVerdict, RequestHeaders, Sight
 from extproc.values.headers import CONTENT_ENCODING, REQUEST_ID_HEADER
 from extproc.values.outcomes import Ended
-from extproc.values.pending import Pending
 from extproc.values.placements import Decision
 from metadata_center.addresses import Address
 from metadata_center.types import RequestId
 
-_log = logging.getLogger("tokenway.picker")
+_NAMING = ("application/json", "text/event-stream")
 
 ALIVE_S = 10.0
 """How often a request that runs is said to: many times within any sensible lease."""
@@ -65,6 +65,8 @@ class Picker:
         upload_s: For a request's body to come.
         first_chunk: If first tokens are looked for; as of now.
         clock: Monotonic seconds.
+        leaves: Streams are left when nothing of them is needed any more and their answer is not wanted back;
+            the ends of such requests come from elsewhere.
     """
 
     def __init__(
@@ -78,6 +80,8 @@ class Picker:
         upload_s: float,
         first_chunk: Callable[[], bool],
         clock: Callable[[], float],
+        *,
+        leaves: bool = False,
     ) -> None:
         self.judge = judge
         self.decider = decider
@@ -87,6 +91,7 @@ class Picker:
         self.max_body_bytes = max_body_bytes
         self.first_chunk = first_chunk
         self.clock = clock
+        self.leaves = leaves
         self._upload_s = upload_s
         self._exchanges: dict[PickExchange, None] = {}
 
@@ -118,7 +123,7 @@ class Picker:
 
 
 class PickExchange:
-    """One HTTP request's stream; a `Receiver`.
+    """One HTTP request's stream; a `Receiver`, and a `Waiter` for its decision.
 
     Args:
         picker: Whose it is.
@@ -128,6 +133,7 @@ class PickExchange:
     __slots__ = (
         "_alive_s",
         "_answer",
+        "_awaited",
         "_call",
         "_chunk",
         "_decided_s",
@@ -137,9 +143,9 @@ class PickExchange:
         "_head",
         "_is_over",
         "_last_byte_s",
-        "_pending",
         "_picker",
         "_received_s",
+        "_renaming",
         "_request",
         "_request_bytes",
         "_served",
@@ -156,10 +162,11 @@ class PickExchange:
         self._received_s = self._alive_s = self._decided_s = picker.clock()
         self._request: RequestHeaders | None = None
         self._request_bytes = 0
-        self._pending: Pending[Decision] | None = None
+        self._awaited: Awaited | None = None
         self._decision: Decision | None = None
         self._chunk: Any = None
         self._answer = PassingAnswer()
+        self._renaming: Renaming | None = None
         self._first_byte_s: float | None = None
         self._last_byte_s = 0.0
         self._token: FirstTokenDetector | None = None
@@ -174,9 +181,9 @@ class PickExchange:
         """See `Receiver`."""
         try:
             self._receive(self._picker.dialect.parse(message))
-        except SpuriousMessage as spurious:
+        except (SpuriousMessage, WrongMode) as refused:
             self._close(StreamEnding.SPURIOUS)
-            self._call.abort(Status.INVALID_ARGUMENT, str(spurious))
+            self._call.abort(Status.INVALID_ARGUMENT, str(refused))
         except Exception:
             self._close(StreamEnding.FAILED)
             raise
@@ -205,17 +212,19 @@ class PickExchange:
         if which == "response_body":
             self._chunk = chunk = message.response_body
             effects = stream.receive_answer_chunk(end_of_stream=chunk.end_of_stream)
-            if effects:
-                self._passes(chunk.body, end_of_stream=chunk.end_of_stream)
+            if effects and self._passes(chunk.body, end_of_stream=chunk.end_of_stream):
+                effects = (*effects, *stream.leave())
         elif which == "request_body":
             self._chunk = chunk = message.request_body
             self._request_bytes += len(chunk.body)
             effects = stream.receive_body(chunk.body, end_of_stream=chunk.end_of_stream)
         elif which == "request_headers":
-            request = self._picker.dialect.request_headers(message)
-            effects = stream.receive_headers(request)
+            mode = self._picker.dialect.answer_mode(message)
+            request = self._picker.dialect.request_headers(message, mode)
+            effects = stream.receive_headers(request, mode)
             self._request = request
         elif which == "response_headers":
+            self._chunk = message
             self._begins(message)
             effects = stream.receive_answer_headers(end_of_stream=message.response_headers.end_of_stream)
         elif which == "request_trailers":
@@ -233,8 +242,8 @@ class PickExchange:
         elif isinstance(deciding, Refusal):
             self._perform(self._stream.refused(deciding.error), MessageKind.REQUEST_BODY)
         else:
-            self._pending = deciding.pending
-            deciding.pending.then(self._decided_later, self._failed)
+            self._awaited = Awaited(deciding.pending, self)
+            self._awaited.begin()
 
     def _decided(self, decision: Decision) -> None:
         picker = self._picker
@@ -245,28 +254,34 @@ class PickExchange:
             self._token = FirstTokenDetector(decision.operation)
         if self._stream.wants_head:
             self._head = HeadCollector()
+        if self._may_leave:
+            effects = (*effects, *self._stream.leave())
         self._perform(effects, MessageKind.REQUEST_BODY)
 
-    def _decided_later(self, decision: Decision) -> None:
-        self._pending = None
-        try:
-            self._decided(decision)
-        except Exception as error:  # a bug: this stream fails, and the gateway goes on
-            self._fault(error)
+    @property
+    def _may_leave(self) -> bool:
+        """Nothing more of the answer is of interest."""
+        is_read = self._token is not None or self._head is not None
+        return self._picker.leaves and not (is_read and self._is_shown)
 
-    def _failed(self, error: Exception) -> None:
-        """A decision will not be there."""
-        self._pending = None
-        if not isinstance(error, RouterError):
-            self._fault(error)
-            return
-        try:
-            self._perform(self._stream.refused(error), MessageKind.REQUEST_BODY)
-        except Exception as fault:  # likewise
-            self._fault(fault)
+    @property
+    def _is_shown(self) -> bool:
+        """Chunks of the answer come here."""
+        return self._request is not None and self._request.shows_answer
 
-    def _fault(self, error: Exception) -> None:
-        _log.error("a decision failed", exc_info=error)
+    def decided(self, decision: Decision) -> None:
+        """See `Waiter`."""
+        self._awaited = None
+        self._decided(decision)
+
+    def refused(self, error: RouterError) -> None:
+        """See `Waiter`."""
+        self._awaited = None
+        self._perform(self._stream.refused(error), MessageKind.REQUEST_BODY)
+
+    def failed(self) -> None:
+        """See `Waiter`."""
+        self._awaited = None
         self._close(StreamEnding.FAILED)
         self._call.abort(Status.UNKNOWN, "")
 
@@ -275,10 +290,9 @@ class PickExchange:
         dialect, call = self._picker.dialect, self._call
         for effect in effects:
             if isinstance(effect, Echo):
-                chunk = self._chunk
-                call.send(dialect.echo(kind, chunk.body, end_of_stream=chunk.end_of_stream))
+                self._echo(kind)
             elif isinstance(effect, SendContinue):
-                call.send(dialect.let_pass(effect.kind))
+                self._let_pass(effect.kind)
             elif isinstance(effect, Decide):
                 self._decide(effect)
             elif isinstance(effect, SendRequest):
@@ -299,6 +313,29 @@ class PickExchange:
                 self._over(StreamEnding.FINISHED)
                 call.finish()
 
+    def _echo(self, kind: MessageKind) -> None:
+        """Give the chunk back that came, or what a model's other name makes of it."""
+        chunk, renaming = self._chunk, self._renaming
+        body, end = chunk.body, chunk.end_of_stream
+        if renaming is not None and kind is MessageKind.RESPONSE_BODY:
+            body = renaming.feed(body, end=end)
+            if not body and chunk.body and not end:
+                return
+        for answer in self._picker.dialect.echo(kind, body, end_of_stream=end):
+            self._call.send(answer)
+
+    def _let_pass(self, kind: MessageKind) -> None:
+        dialect = self._picker.dialect
+        if kind is MessageKind.RESPONSE_HEADERS:
+            self._call.send(dialect.answer_begins(self._chunk, is_renamed=self._renaming is not None))
+            return
+        if kind is MessageKind.RESPONSE_TRAILERS and self._renaming is not None:
+            held = self._renaming.feed(b"", end=True)
+            if held:
+                for answer in dialect.echo(MessageKind.RESPONSE_BODY, held, end_of_stream=False):
+                    self._call.send(answer)
+        self._call.send(dialect.let_pass(kind))
+
     def _begins(self, message: Any) -> None:
         """The answer begins."""
         for header in message.response_headers.headers.headers:
@@ -309,8 +346,13 @@ class PickExchange:
                 self._type = str(header.raw_value, "utf-8", "replace") or header.value
             elif header.key == CONTENT_ENCODING:
                 self._encoded = True
+        if self._decision is None:
+            return
+        renamed = self._decision.renamed
+        if renamed is not None and self._stream.is_echoed and not self._encoded and _is_text(self._type):
+            self._renaming = Renaming(renamed)
         served = self._picker.dialect.served(message)
-        if served is None or self._decision is None:
+        if served is None:
             return
         try:
             self._served = Address.parse(served)
@@ -319,10 +361,10 @@ class PickExchange:
         if str(self._served) != self._decision.plan.endpoints[0]:
             self._picker.on_event(AttemptStarted(self._request_id, self._picker.owner, self._served))
 
-    def _passes(self, chunk: bytes, *, end_of_stream: bool) -> None:
-        """A chunk of the answer passes."""
+    def _passes(self, chunk: bytes, *, end_of_stream: bool) -> bool:
+        """A chunk of the answer passes; True if the stream may be left after it."""
         if self._decision is None:
-            return
+            return False
         self._answer.add(chunk)
         self._last_byte_s = now_s = self._picker.clock()
         if self._first_byte_s is None:
@@ -337,6 +379,7 @@ class PickExchange:
         if self._head is not None and (self._head.add(chunk) or end_of_stream):
             head, self._head = self._head, None
             decider.answer_head(self._request_id, head.head)
+        return not end_of_stream and self._may_leave
 
     def _tell_end(self, *, whole: bool) -> None:
         """The request that was decided is over."""
@@ -361,7 +404,7 @@ class PickExchange:
             now_s - self._received_s,
             self._last_byte_s - first_s if first_s is not None and is_timed else None,
             self._request_bytes,
-            answer.num_bytes,
+            answer.num_bytes if self._is_shown else None,
             *usage,
             "encoded" if self._encoded else "",
             None,
@@ -375,9 +418,9 @@ class PickExchange:
         return RequestId(self._request.headers[REQUEST_ID_HEADER])
 
     def _abandon(self) -> None:
-        if self._pending is not None:
-            self._pending.cancel()
-            self._pending = None
+        if self._awaited is not None:
+            self._awaited.cancel()
+            self._awaited = None
 
     def _close(self, how: StreamEnding) -> None:
         """No peer listens any more."""
@@ -395,3 +438,8 @@ class PickExchange:
         if not self._is_over:
             self._is_over = True
             self._picker.ended(self, phase, how)
+
+
+def _is_text(content_type: str | None) -> bool:
+    """An answer that says the model's name: JSON, or a stream of it."""
+    return content_type is not None and content_type.partition(";")[0].strip().lower() in _NAMING

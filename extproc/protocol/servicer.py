@@ -10,12 +10,12 @@ Rules:
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from extproc.errors import RouterError
 from extproc.protocol import wire
+from extproc.protocol.awaiting import Awaited
 from extproc.protocol.dialect import Dialect
 from extproc.protocol.machine import (
     Abandon,
@@ -41,10 +41,7 @@ from extproc.transport.seam import Call, Rpc, Status
 from extproc.values.deciding import Deciding, Now, Refusal
 from extproc.values.exchange import LineVerdict, RequestHeaders
 from extproc.values.headers import REQUEST_ID_HEADER
-from extproc.values.pending import Pending
 from extproc.values.placements import Decision
-
-_log = logging.getLogger("tokenway.ext_proc")
 
 
 class Decider(Protocol):
@@ -106,7 +103,7 @@ class Processor:
 
 
 class Exchange:
-    """One HTTP request's stream; a `Receiver`.
+    """One HTTP request's stream; a `Receiver`, and a `Waiter` for its decision.
 
     Args:
         processor: Whose it is.
@@ -115,11 +112,11 @@ class Exchange:
     """
 
     __slots__ = (
+        "_awaited",
         "_call",
         "_dialect",
         "_first_chunk",
         "_is_over",
-        "_pending",
         "_phase",
         "_processor",
         "_request",
@@ -134,7 +131,7 @@ class Exchange:
         self._stream = Stream(processor.judge)
         self._phase = self._stream.phase
         self._request: RequestHeaders | None = None
-        self._pending: Pending[Decision] | None = None
+        self._awaited: Awaited | None = None
         self._is_over = False
 
     def on_message(self, message: bytes) -> None:
@@ -159,7 +156,7 @@ class Exchange:
 
     def _receive(self, message: Any) -> None:
         stream = self._stream
-        if self._pending is None:  # else what came before is still unanswered
+        if self._awaited is None:  # else what came before is still unanswered
             self._phase = stream.phase
         which = message.WhichOneof("request")
         if which == "request_body":
@@ -188,8 +185,8 @@ class Exchange:
         else:
             if deciding.patience_s is not None:
                 self._call.send(self._dialect.patience(deciding.patience_s))
-            self._pending = deciding.pending
-            deciding.pending.then(self._decided, self._failed)
+            self._awaited = Awaited(deciding.pending, self)
+            self._awaited.begin()
 
     def _answer(self, decision: Decision) -> None:
         wants_token = decision.stream and self._first_chunk
@@ -197,27 +194,19 @@ class Exchange:
         head = HeadCollector() if self._stream.wants_head else None
         self._perform(self._stream.decided(token, head), "request_body", decision)
 
-    def _decided(self, decision: Decision) -> None:
-        """A decision is there that was waited for."""
-        self._pending = None
-        try:
-            self._answer(decision)
-        except Exception as error:  # a bug: this stream fails, and the router goes on
-            self._fault(error)
+    def decided(self, decision: Decision) -> None:
+        """See `Waiter`."""
+        self._awaited = None
+        self._answer(decision)
 
-    def _failed(self, error: Exception) -> None:
-        """A decision will not be there."""
-        self._pending = None
-        if not isinstance(error, RouterError):
-            self._fault(error)
-            return
-        try:
-            self._perform(self._stream.refused(error), "request_body", None)
-        except Exception as fault:  # likewise
-            self._fault(fault)
+    def refused(self, error: RouterError) -> None:
+        """See `Waiter`."""
+        self._awaited = None
+        self._perform(self._stream.refused(error), "request_body", None)
 
-    def _fault(self, error: Exception) -> None:
-        _log.error("a decision failed", exc_info=error)
+    def failed(self) -> None:
+        """See `Waiter`."""
+        self._awaited = None
         self._end(self._phase, StreamEnding.FAILED)
         self._call.abort(Status.UNKNOWN, "")
 
@@ -262,7 +251,7 @@ class Exchange:
         if self._is_over:
             return
         self._is_over = True
-        if self._pending is not None:
-            self._pending.cancel()
-            self._pending = None
+        if self._awaited is not None:
+            self._awaited.cancel()
+            self._awaited = None
         self._processor.ended(phase, how)

@@ -40,6 +40,7 @@ class ReadOrder:
         usage_injection: Ask the engine for usage on every stream.
         rewritten: Model names that some rule replaces.
         max_prompt_bytes: What is hashed of a prompt; the rest is counted.
+        is_renamed: The model has another name in the body to send, whatever it is called here.
     """
 
     path: str
@@ -47,6 +48,7 @@ class ReadOrder:
     usage_injection: bool
     rewritten: Collection[str]
     max_prompt_bytes: int
+    is_renamed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,8 @@ def read_body(order: ReadOrder, body: bytes) -> BodyRead:
     if order.usage_injection:
         is_changed |= force_usage(fields, request.operation)
     around_model = None
-    if is_changed or request.model in order.rewritten or ANY_MODEL in order.rewritten:
+    is_renamed = order.is_renamed or request.model in order.rewritten or ANY_MODEL in order.rewritten
+    if is_changed or is_renamed:
         encoded = encode({**fields, "model": orjson.Fragment(_MODEL_MARK)})
         before, _, after = encoded.partition(_MODEL_MARK)
         around_model = (before, after)

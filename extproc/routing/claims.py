@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from extproc.choosing.deciding import Claim, WaitForRoom
 from extproc.choosing.holding import HoldQueue
-from extproc.choosing.limits import SLO_TTFT_HEADER, limit_s_of
+from extproc.choosing.limits import limit_s_of
 from extproc.routing.parsing import ParsedRequest
+from extproc.values.headers import SLO_TTFT_HEADER
 from metadata_center.types import value
 
 

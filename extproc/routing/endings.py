@@ -167,7 +167,7 @@ class Endings:
             completion,
             cached,
             end.request_bytes,
-            end.response_bytes,
+            end.response_bytes or 0,
             None if row is None else _foreseen_ttft_s(request, row),
             None if row is None else record.cached_tokens[row],
             end.flags,

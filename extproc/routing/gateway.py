@@ -90,6 +90,7 @@ class Gateway:
             data_age_s={},
             rejected=error.reason,
             held_s=error.held_s,
+            standing=None if request is None else request.standing,
         )
         outcome = Outcome(ended=Ended.REJECTED, duration_s=0.0, status=error.status, details=error.message)
         self._endings.refused(record, outcome, self._clock())

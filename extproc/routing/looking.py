@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from extproc.choosing.limits import SLO_TPOT_HEADER, SLO_TTFT_HEADER, decode_tokens_of
+from extproc.choosing.limits import decode_tokens_of
 from extproc.choosing.policies.registry import POLICIES
 from extproc.choosing.snapshots import Demand, Load, Prompt, completion_snapshot, plain_snapshot
 from extproc.errors import Reason, RouterError
@@ -14,6 +14,7 @@ from extproc.routing.settings import RouterSettings
 from extproc.routing.state import SchedulingState
 from extproc.routing.table import Pool, RoutingTable
 from extproc.values.choices import Snapshot
+from extproc.values.headers import SLO_TPOT_HEADER, SLO_TTFT_HEADER
 from extproc.values.prices import Prices
 from metadata_center.types import EndpointKey, value
 

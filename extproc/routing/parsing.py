@@ -7,6 +7,8 @@ Rules:
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from xxhash import xxh3_64_intdigest
 
 from extproc.errors import Reason, RouterError
@@ -22,6 +24,7 @@ from extproc.routing.table import RoutingTable
 from extproc.values.choices import Rng
 from extproc.values.exchange import RequestHeaders
 from extproc.values.headers import REQUEST_ID_HEADER
+from extproc.values.placements import Renamed
 from extproc.values.requests import InferenceRequest, Operation
 from metadata_center.roots import root
 from metadata_center.types import RequestId, value
@@ -42,6 +45,7 @@ class ParsedRequest:
         received_s: Monotonic time when the body was there.
         follows: The stored response and the conversation that it builds on, or None.
         fingerprint: xxh3_64 of the body as it came: what shows that a client sends the same again.
+        renamed: What the engine calls the model, if not what the client does.
     """
 
     request_id: RequestId
@@ -54,6 +58,7 @@ class ParsedRequest:
     received_s: float
     follows: Follows | None = None
     fingerprint: int = 0
+    renamed: Renamed | None = None
 
 
 def parse_request(
@@ -79,11 +84,14 @@ def parse_request(
     Raises:
         RouterError: It cannot be served.
     """
-    request = parse(headers.path, body)
+    said = parse(headers.path, body)
+    request = _asked(said, headers)
     route = table.rules.match(request.model, headers.headers, rng)
-    new_body = _new_body(request, route, table, settings)
+    engine_model = route.upstream_model or headers.model
+    new_body = _new_body(request, engine_model, table, settings)
     fingerprint = xxh3_64_intdigest(body)
-    return _parsed(headers, request, route, new_body, settings, predictor, now_s, fingerprint)
+    renamed = _renamed(said, engine_model)
+    return _parsed(headers, request, route, new_body, renamed, settings, predictor, now_s, fingerprint)
 
 
 def parse_read(
@@ -100,10 +108,23 @@ def parse_read(
     Raises:
         RouterError: It cannot be served.
     """
-    request = read.request
+    request = _asked(read.request, headers)
     route = table.rules.match(request.model, headers.headers, rng)
-    new_body = read.new_body(route.upstream_model)
-    return _parsed(headers, request, route, new_body, settings, predictor, now_s, read.fingerprint)
+    engine_model = route.upstream_model or headers.model
+    new_body = read.new_body(engine_model)
+    renamed = _renamed(read.request, engine_model)
+    return _parsed(headers, request, route, new_body, renamed, settings, predictor, now_s, read.fingerprint)
+
+
+def _asked(said: InferenceRequest, headers: RequestHeaders) -> InferenceRequest:
+    """The request by the model that is asked for: a proxy's word goes before the body's."""
+    return said if headers.model is None else replace(said, model=headers.model)
+
+
+def _renamed(said: InferenceRequest, engine_model: str | None) -> Renamed | None:
+    if engine_model is None or engine_model == said.model:
+        return None
+    return Renamed(said.model, engine_model)
 
 
 def order_of(headers: RequestHeaders, table: RoutingTable, settings: RouterSettings) -> ReadOrder:
@@ -114,6 +135,7 @@ def order_of(headers: RequestHeaders, table: RoutingTable, settings: RouterSetti
         settings.usage_injection,
         table.rules.rewritten,
         MAX_BLOCKS * settings.block_bytes,
+        headers.model is not None,
     )
 
 
@@ -136,6 +158,7 @@ def _parsed(
     request: InferenceRequest,
     route: Route,
     new_body: Pieces | None,
+    renamed: Renamed | None,
     settings: RouterSettings,
     predictor: Predictor,
     now_s: float,
@@ -163,20 +186,21 @@ def _parsed(
         now_s,
         builds_on,
         fingerprint,
+        renamed,
     )
 
 
 def _new_body(
-    request: InferenceRequest, route: Route, table: RoutingTable, settings: RouterSettings
+    request: InferenceRequest, engine_model: str | None, table: RoutingTable, settings: RouterSettings
 ) -> Pieces | None:
     """The body to send instead of the client's, or None if that one may go as it came."""
     if request.form is not None:
-        rewritten = request.form.rewritten(route.upstream_model, table.allowed_fields)
+        rewritten = request.form.rewritten(engine_model, table.allowed_fields)
         return None if rewritten is None else (rewritten,)
     body = request.body
     changed = bool(sanitize(body, table.allowed_fields))
-    if route.upstream_model is not None:
-        changed |= rewrite_model(body, route.upstream_model)
+    if engine_model is not None:
+        changed |= rewrite_model(body, engine_model)
     if settings.usage_injection:
         changed |= force_usage(body, request.operation)
     return (encode(body),) if changed else None

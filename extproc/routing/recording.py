@@ -129,6 +129,7 @@ class Recording:
             decision_us=(decided_s - began_s) * 1e6,
             held_s=began_s - parsed.received_s,
             held_for=None if before is None else before.later.reason,
+            standing=parsed.headers.standing,
         )
 
     @staticmethod

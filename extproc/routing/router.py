@@ -268,7 +268,13 @@ class Router:
             headers.headers.get(DEBUG_HEADER, "").encode(), token.encode()
         )
         return Decision(
-            parsed.request_id, request.operation, request.stream, plan, parsed.new_body, shows_id=shows_id
+            parsed.request_id,
+            request.operation,
+            request.stream,
+            plan,
+            parsed.new_body,
+            shows_id=shows_id,
+            renamed=parsed.renamed,
         )
 
     def _plan_of(self, cluster: str, pool: Pool, key: PlanKey) -> Plan:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from extproc.choosing.deciding import SendNow, TurnDown, WaitForRoom, decide
-from extproc.choosing.limits import SLO_TPOT_HEADER, SLO_TTFT_HEADER, limit_s_of
+from extproc.choosing.limits import limit_s_of
 from extproc.choosing.policies.registry import POLICIES
 from extproc.choosing.replay import RecordingRng
 from extproc.choosing.rows import expected_ttft_at_s, expected_ttft_s
@@ -31,6 +31,7 @@ from extproc.routing.settings import RouterSettings
 from extproc.routing.state import SchedulingState
 from extproc.routing.table import Pool, RoutingTable
 from extproc.values.choices import Choice, Rng, Snapshot
+from extproc.values.headers import SLO_TPOT_HEADER, SLO_TTFT_HEADER
 from extproc.values.placements import Placement
 from metadata_center.sharing.messages import MAX_CANDIDATES, Candidate
 from metadata_center.types import EndpointKey
@@ -204,6 +205,14 @@ class Scheduler:
         if isinstance(decided, WaitForRoom):
             assert queue is not None, "no request waits without a queue"
             assert claim is not None, "no request waits without a name"
+            standing = parsed.headers.standing
+            if standing is not None and standing.priority < 0:
+                raise RouterError(
+                    Reason.OVERLOADED,
+                    f"All endpoints of model `{route.model}` are busy, and the priority of this request is "
+                    "too low to wait for them.",
+                    retry_after_s=settings.retry_after_s,
+                )
             return Queued(claim.ticket, queue, decided)
         if isinstance(decided, TurnDown):
             raise RouterError(
@@ -255,7 +264,7 @@ def _order(choice: Choice, found: Look, picked: Picked | None) -> tuple[int, ...
 
 def _is_seen(parsed: ParsedRequest, settings: RouterSettings) -> bool:
     """Whether its first token will be seen."""
-    return parsed.request.stream and settings.first_chunk
+    return parsed.request.stream and settings.first_chunk and parsed.headers.shows_answer
 
 
 def _expected_ttft_s(parsed: ParsedRequest, now: SendNow, row: int, settings: RouterSettings) -> float | None:

@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry
 
 from extproc.accesslog.service import AccessLog, Dispatcher
 from extproc.admin.table import PAGES
+from extproc.config.loading import NO_SETTINGS, Settings
 from extproc.config.schema import Config
 from extproc.health.prober import Prober
 from extproc.health.states import Transition
@@ -62,6 +63,7 @@ from extproc.server.hearsay import Hearsay
 from extproc.server.housekeeping import Housekeeping
 from extproc.server.kv_event_follower import KvEventFollower
 from extproc.server.live_sources import LiveSources, live_sources_of
+from extproc.server.metrics_ports import metrics_ports
 from extproc.server.parts import Part, Parts
 from extproc.server.pending_settings import PendingSettings
 from extproc.server.picking import Picking, picking_of
@@ -79,6 +81,7 @@ from extproc.values.inflight import Inflight
 from extproc.values.placements import Decision
 from extproc.xds.ads import AdsServer
 from extproc.xds.publications import Publications
+from extproc.xds.resources import prepare
 from metadata_center.cache_map.cache_map import CacheMap
 from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import Counters
@@ -193,7 +196,12 @@ class RequestWay:
 
 
 def build_worker(
-    path: Path, *, index: int = 0, supervised: bool = False, stalls: Stalls | None = None
+    path: Path,
+    *,
+    index: int = 0,
+    supervised: bool = False,
+    stalls: Stalls | None = None,
+    settings: Settings = NO_SETTINGS,
 ) -> Worker:
     """A worker that is ready to start.
 
@@ -202,6 +210,7 @@ def build_worker(
         index: Which worker.
         supervised: True if a supervisor serves the admin port and made the shared counters.
         stalls: Tells of long turns of the loop that the worker will run in; None if nothing watches it.
+        settings: What goes before what the file says.
 
     Raises:
         ConfigError: The configuration cannot be used.
@@ -211,7 +220,7 @@ def build_worker(
     metrics = Metrics(registry, version("tokenway"))
     if stalls is not None:
         stalls.add(metrics.stalled)
-    configuration = Configuration(path, metrics, owners.apply)
+    configuration = Configuration(path, metrics, owners.apply, settings)
     config = configuration.current
     site = _site(path, index, supervised, config, registry, metrics, owners)
     news = News(Listeners(), Listeners(), Listeners(), Listeners(), Listeners())
@@ -223,6 +232,7 @@ def build_worker(
     )
     prober = _prober(news, known, engines, config)
     ads = AdsServer(lambda type_url: metrics.ads_refused(ADS_TYPES[type_url]))
+    prepare()
     publications = Publications(owners.fleet.clusters, scheduling.health.state)
     changes = FleetChanges(
         owners.fleet,
@@ -238,9 +248,12 @@ def build_worker(
     picking = picking_of(
         config,
         index,
+        site.workers,
+        site.folder,
         site.owner,
         way.gateway,
         news.entries.notify,
+        way.access_log.rpc,
         lambda: life.is_ready() and sources.are_known(),
         metrics.transport_fault,
     )
@@ -253,10 +266,14 @@ def build_worker(
         lambda: configuration.current.server.drain_s,
         picking,
     )
-    admin = _admin(site, known, way, configuration, life, changes, sources)
+    answering = OneWorker(_status(site, known, way, configuration, life, changes, sources))
+    admin = AdminPort(PAGES, answering, _admin_place(site))
     _follow_health(site, news, known, engines, changes)
     _follow_configuration(site, known, way, engines, prober, changes, sources)
-    parts = _parts(site, known, way, configuration, sources, prober, server, picking, admin)
+    ports = [Part("admin", admin.start, admin.stop)]
+    if not site.supervised:
+        ports += metrics_ports(config, answering)
+    parts = _parts(site, known, way, configuration, sources, prober, server, picking, ports)
     facts = {"socket": str(socket_path(site.folder, index)), "owner": site.owner}
     return Worker(life, parts, draining.drain, configuration.reload, lambda: admin.port, facts)
 
@@ -415,7 +432,12 @@ def _prober(news: News, known: Knowledge, engines: EngineNews, config: Config) -
     )
 
 
-def _admin(
+def _admin_place(site: Site) -> TcpPlace | Path:
+    place = site.config.server.admin
+    return admin_path(site.folder, site.index) if site.supervised else TcpPlace(place.address, place.port)
+
+
+def _status(
     site: Site,
     known: Knowledge,
     way: RequestWay,
@@ -423,7 +445,7 @@ def _admin(
     life: Life,
     changes: FleetChanges,
     sources: LiveSources,
-) -> AdminPort:
+) -> Status:
     bus, met = known.bus, known.met
 
     def shared_values() -> Values:
@@ -449,12 +471,7 @@ def _admin(
         life.is_ready,
     )
     site.metrics.watch(status.gauges)
-    place = site.config.server.admin
-    return AdminPort(
-        PAGES,
-        OneWorker(status),
-        admin_path(site.folder, site.index) if site.supervised else TcpPlace(place.address, place.port),
-    )
+    return status
 
 
 def _follow_health(
@@ -510,7 +527,7 @@ def _parts(
     prober: Prober,
     server: RpcServer,
     picking: Picking | None,
-    admin: AdminPort,
+    ports: list[Part],
 ) -> Parts:
     """What starts in this order and stops in the reverse one; no request comes before the configuration."""
     residence = Residence(site.folder, is_alone=not site.supervised)
@@ -533,5 +550,4 @@ def _parts(
     if isinstance(known.met, Shared):
         parts.append(Part("sync", known.met.sync.start, known.met.sync.stop))
     parts.append(Part("housekeeping", housekeeping.start, housekeeping.stop))
-    parts.append(Part("admin", admin.start, admin.stop))
-    return Parts(parts)
+    return Parts([*parts, *ports])

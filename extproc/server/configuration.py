@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from extproc.config.loading import read_all, read_file
+from extproc.config.loading import NO_SETTINGS, Settings, read_all, read_file
 from extproc.config.reload import FileWatcher, Look, look
 from extproc.config.schema import Config
 from extproc.discovery.following import (
@@ -52,13 +52,21 @@ class Configuration:
         path: tokenway.yaml, or a clusters.json for embedded defaults.
         metrics: Count every reload.
         apply: Called with each configuration that is good, its addresses resolved; must not fail half-way.
+        settings: What goes before what the file says.
 
     Raises:
         ConfigError: The configuration cannot be used.
     """
 
-    def __init__(self, path: Path, metrics: Metrics, apply: Callable[[Config, Resolution], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        metrics: Metrics,
+        apply: Callable[[Config, Resolution], None],
+        settings: Settings = NO_SETTINGS,
+    ) -> None:
         self._path = path
+        self._settings = settings
         self._metrics = metrics
         self._apply = apply
         self._following = Following(interval_s=RESOLVE_INTERVAL_S, wait_s=WAIT_S)
@@ -121,7 +129,7 @@ class Configuration:
             return text
 
         try:
-            config, clusters = read_all(self._path, read)
+            config, clusters = read_all(self._path, read, self._settings)
         except ConfigError as error:
             if len(looks) == 1:  # it does not say which clusters file: the one before
                 looks = {**self._looks, **looks}

@@ -49,7 +49,7 @@ class GrpcServer:
         server = self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", self._max_message_bytes),
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(self._places.is_shared)),
             ]
         )
         server.add_generic_rpc_handlers(grpc_aio.handlers(self._rpcs))

@@ -1,11 +1,12 @@
-"""The endpoint picker of a worker: its gRPC server, its clock, and how it leaves."""
+"""The endpoint picker of a worker: its gRPC servers, its clock, and how it leaves."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from extproc.config.rule_headers import SECRET_HEADERS
 from extproc.config.schema import Config
@@ -14,9 +15,12 @@ from extproc.picker.dialect import PickerDialect
 from extproc.picker.health import Health
 from extproc.picker.service import Picker
 from extproc.routing.gateway import Gateway
-from extproc.server.rpc_places import picker_places
-from extproc.server.rpc_server import rpc_server
+from extproc.server.rpc_places import Places, health_places, picker_places
+from extproc.server.rpc_server import RpcServer, rpc_server
+from extproc.server.self_signed import make_self_signed, self_signed_files
 from extproc.transport.http2.faults import FaultReason
+from extproc.transport.listen_tls import TlsFiles
+from extproc.transport.seam import Rpc
 from extproc.values.endings import RequestEvent
 
 TICK_S = 1.0
@@ -25,6 +29,12 @@ TICK_S = 1.0
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 """Of one message: Envoy cuts bodies into chunks of at most 1 MiB, and headers are less."""
 
+MAX_HEALTH_BYTES = 4_096
+"""Of a question for health: a service's name."""
+
+Serve = Callable[[Sequence[Rpc], Places, int], RpcServer]
+"""Makes a server of these methods at these places, for messages of so many bytes."""
+
 
 class Picking:
     """Serves the endpoint-picker protocol.
@@ -32,39 +42,50 @@ class Picking:
     Args:
         picker: The protocol.
         settings: Where, and how it leaves.
-        config: Of the start.
+        serve: Makes the servers.
+        places: Where it picks.
+        probed: Where it answers for its health alone; nowhere if these name no address.
+        made: The certificate to be made at the start; None makes none.
+        others: Methods that are served beside it.
         is_ready: True while the worker takes requests.
-        on_fault: See `rpc_server`.
     """
 
     def __init__(
         self,
         picker: Picker,
         settings: EndpointPicker,
-        config: Config,
+        serve: Serve,
+        places: Places,
+        probed: Places,
+        made: TlsFiles | None,
+        others: Sequence[Rpc],
         is_ready: Callable[[], bool],
-        on_fault: Callable[[FaultReason, bool], None],
     ) -> None:
         self._picker = picker
-        self._health = Health(is_ready)
         self._leave_s = settings.leave_s
-        self._server = rpc_server(
-            config.server.transport,
-            (picker.rpc, *self._health.rpcs),
-            picker_places(settings),
-            MAX_MESSAGE_BYTES,
-            on_fault,
-        )
+        self._made = made
+        self._health, self._probed = Health(is_ready), Health(is_ready)
+        self._server = serve((picker.rpc, *self._health.rpcs, *others), places, MAX_MESSAGE_BYTES)
+        self._health_server: RpcServer | None = None
+        if probed.others:
+            self._health_server = serve(self._probed.rpcs, probed, MAX_HEALTH_BYTES)
         self._ticking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Listen. Raises OSError if a place cannot be opened, or a file of TLS not read."""
+        """Listen. Raises OSError if a place cannot be opened, or a file of TLS not read or made."""
+        if self._made is not None:
+            await asyncio.to_thread(make_self_signed, self._made)
         await self._server.listen()
+        if self._health_server is not None:
+            await self._health_server.listen()
         self._ticking = asyncio.create_task(self._tick(), name="picker tick")
 
     async def drain(self, grace_s: float) -> None:
-        """Say that it leaves, take requests for a while still, then give what runs `grace_s` to end."""
-        self._health.review()
+        """Say that it leaves, take requests for a while still, then give what runs `grace_s` to end.
+
+        Health on a port of its own is answered there until the stop.
+        """
+        self._review()
         await asyncio.sleep(self._leave_s)
         self._health.close()
         await self._server.drain(grace_s)
@@ -75,48 +96,83 @@ class Picking:
             self._ticking.cancel()
             await asyncio.wait([self._ticking])
         await self._server.close()
+        if self._health_server is not None:
+            self._probed.close()
+            await self._health_server.close()
+
+    def _review(self) -> None:
+        self._health.review()
+        self._probed.review()
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
             self._picker.tick()
-            self._health.review()
+            self._review()
 
 
 def picking_of(
     config: Config,
     index: int,
+    workers: int,
+    folder: Path,
     owner: str,
     gateway: Gateway,
     on_event: Callable[[RequestEvent], None],
+    access_log: Rpc,
     is_ready: Callable[[], bool],
     on_fault: Callable[[FaultReason, bool], None],
 ) -> Picking | None:
-    """The endpoint picker of worker `index`, if it is wanted: the first one has all further addresses.
+    """The endpoint picker of a worker, if it is wanted.
 
     Args:
         config: Of the start.
         index: Which worker.
+        workers: How many there are; all listen, the first one at the Unix sockets as well.
+        folder: Of the sockets.
         owner: Its name.
         gateway: Decides.
         on_event: Gets what happens to requests that were decided here.
+        access_log: Served beside it where streams are left early: then it brings the ends.
         is_ready: See `Picking`.
-        on_fault: Likewise.
+        on_fault: See `rpc_server`.
     """
     settings = config.endpoint_picker
-    if settings is None or index != 0:
+    if settings is None:
         return None
+    dialect = PickerDialect(
+        settings.fallbacks,
+        SECRET_HEADERS,
+        lambda: str(uuid.uuid4()),
+        config.request.allow_headers,
+        lambda objective: settings.objectives.get(objective, 0),
+        owner if settings.leave_early else None,
+        obeys_tests=settings.conformance,
+    )
     picker = Picker(
         gateway.judge_for_picker,
         gateway,
         on_event,
-        PickerDialect(
-            settings.fallbacks, SECRET_HEADERS, lambda: str(uuid.uuid4()), config.request.allow_headers
-        ),
+        dialect,
         owner,
         config.request.max_body_bytes,
         settings.upload_timeout_s,
         lambda: gateway.router.settings.first_chunk,
         time.monotonic,
+        leaves=settings.leave_early,
     )
-    return Picking(picker, settings, config, is_ready, on_fault)
+    made = self_signed_files(folder, index)
+
+    def serve(rpcs: Sequence[Rpc], places: Places, max_message_bytes: int) -> RpcServer:
+        return rpc_server(config.server.transport, rpcs, places, max_message_bytes, on_fault)
+
+    return Picking(
+        picker,
+        settings,
+        serve,
+        picker_places(settings, made, index, workers),
+        health_places(settings, index, workers),
+        made if settings.self_signed else None,
+        (access_log,) if settings.leave_early else (),
+        is_ready,
+    )

@@ -17,11 +17,13 @@ class Places:
         socket: The Unix socket that Envoy on this host knows; made anew, and closed to others. None has none.
         others: Further addresses, `unix:/path` or `ip:port`.
         tls: For the `ip:port` among them; None for clear text.
+        is_shared: Other workers listen at the same `ip:port`.
     """
 
     socket: Path | None
     others: tuple[str, ...] = ()
     tls: TlsFiles | None = None
+    is_shared: bool = False
 
 
 def places_of(server: Server, socket: Path, index: int) -> Places:
@@ -29,9 +31,26 @@ def places_of(server: Server, socket: Path, index: int) -> Places:
     return Places(socket, server.listen, _files(server.listen_tls)) if index == 0 else Places(socket)
 
 
-def picker_places(picker: EndpointPicker) -> Places:
-    """Where the endpoint picker listens."""
-    return Places(None, picker.listen, _files(picker.listen_tls))
+def picker_places(picker: EndpointPicker, made: TlsFiles, index: int, workers: int) -> Places:
+    """Where the endpoint picker of worker `index` of so many listens.
+
+    Args:
+        picker: The settings.
+        made: Where the certificate is that `self_signed` asks for.
+        index: Which worker; the first one alone has the Unix sockets.
+        workers: How many there are.
+    """
+    tls = made if picker.self_signed else _files(picker.listen_tls)
+    return Places(None, _of_worker(picker.listen, index), tls, is_shared=workers > 1)
+
+
+def health_places(picker: EndpointPicker, index: int, workers: int) -> Places:
+    """Where it answers for its health alone."""
+    return Places(None, _of_worker(picker.health_listen, index), is_shared=workers > 1)
+
+
+def _of_worker(addresses: tuple[str, ...], index: int) -> tuple[str, ...]:
+    return tuple(each for each in addresses if index == 0 or not each.startswith("unix:"))
 
 
 def _files(tls: ListenTls | PickerTls | None) -> TlsFiles | None:

@@ -29,6 +29,17 @@ class RpcServer(Protocol):
         """End what still runs and take the socket away."""
 
 
+def check_free(addresses: Iterable[str]) -> None:
+    """Make sure that no other program listens where several workers are to.
+
+    Raises:
+        OSError: One does; among workers that share an address it would go unnoticed.
+    """
+    for address in addresses:
+        if not address.startswith("unix:"):
+            _opened(address).close()
+
+
 class OwnServer:
     """Tokenway's own HTTP/2 as a worker's server.
 
@@ -58,7 +69,7 @@ class OwnServer:
                 own = unix_socket(self._places.socket)
             await self._server.serve(own)
         for address in self._places.others:
-            opened = _opened(address)
+            opened = _opened(address, is_shared=self._places.is_shared)
             await self._server.serve(opened, None if opened.family == socket.AF_UNIX else tls)
         self._server.start()
 
@@ -72,7 +83,7 @@ class OwnServer:
         take_away(self._places.socket)
 
 
-def _opened(address: str) -> socket.socket:
+def _opened(address: str, *, is_shared: bool = False) -> socket.socket:
     """The socket of `unix:/path`, `ip:port` or `[ip]:port`; of a path, what is left of an earlier one goes.
 
     Raises:
@@ -84,7 +95,7 @@ def _opened(address: str) -> socket.socket:
             path.unlink()
         return unix_socket(path)
     host, _, port = address.rpartition(":")
-    return tcp_socket(host.strip("[]"), int(port))
+    return tcp_socket(host.strip("[]"), int(port), is_shared=is_shared)
 
 
 def rpc_server(

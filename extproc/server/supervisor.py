@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 from extproc.admin.table import PAGES
-from extproc.config.loading import load_all
+from extproc.config.loading import NO_SETTINGS, Settings, load_all
 from extproc.server.admin_answers import AllWorkers
 from extproc.server.admin_port import AdminPort, TcpPlace
+from extproc.server.metrics_ports import metrics_ports
 from extproc.server.modules import python_module
 from extproc.server.parts import Part, Parts
+from extproc.server.rpc_server import check_free
 from extproc.server.run_dir import Residence, admin_path, counters_path, run_dir
 from metadata_center.load import shared_counters
 
@@ -47,14 +50,16 @@ class Supervisor:
 
     Args:
         path: The configuration, read by each worker itself.
+        settings: What goes before what it says.
 
     Raises:
         ConfigError: The configuration cannot be used.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, settings: Settings = NO_SETTINGS) -> None:
         self._path = path
-        config, _ = load_all(path)
+        self._settings = json.dumps(dict(settings))
+        config, _ = load_all(path, settings)
         folder, workers = run_dir(config.server), config.server.workers
         self._workers = range(workers)
         self._processes: dict[int, asyncio.subprocess.Process] = {}
@@ -64,12 +69,17 @@ class Supervisor:
         residence = Residence(folder, is_alone=True)
         sockets = [admin_path(folder, index) for index in self._workers]
         place = TcpPlace(config.server.admin.address, config.server.admin.port)
-        admin = AdminPort(PAGES, AllWorkers(sockets), place)
+        answering = AllWorkers(sockets)
+        admin = AdminPort(PAGES, answering, place)
+        picker = config.endpoint_picker
+        shared = () if picker is None else (*picker.listen, *picker.health_listen)
         self._parts = Parts(
             [
                 Part("residence", residence.start, residence.stop),
                 Part("counters", lambda: shared_counters.create(counters_path(folder), workers)),
+                Part("addresses", lambda: check_free(shared)),
                 Part("admin", admin.start, admin.stop),  # it shows workers that drain
+                *metrics_ports(config, answering),
                 Part("workers", self._start_workers, self._stop_workers),
             ]
         )
@@ -111,8 +121,9 @@ class Supervisor:
             started_s = loop.time()
             async with self._spawning:
                 with _hangup_held_back():
+                    words = ("worker", str(self._path), str(index), self._settings)
                     process = await asyncio.create_subprocess_exec(
-                        *python_module("tokenway.cli.main", "worker", str(self._path), str(index))
+                        *python_module("tokenway.cli.main", *words)
                     )
             self._processes[index] = process
             if self._stopping.is_set():  # it came while the process was made

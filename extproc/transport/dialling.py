@@ -5,7 +5,7 @@ Rules:
        between attempts are the caller's alone.
     2. A peer that says nothing at all is noticed by pings: `KEEPALIVE_S` after its last word, and
        `KEEPALIVE_TIMEOUT_S` for the answer. istiod takes a ping each 15 s for too many.
-    3. The caller is told of each message and, once, of the end; of nothing after `close`.
+    3. The caller gets each message and, once, of the end; of nothing after `close`.
 """
 
 from __future__ import annotations
@@ -158,6 +158,7 @@ def _channel(place: Place, limit_bytes: int) -> Any:
         ("grpc.enable_http_proxy", 0),
         ("grpc.keepalive_time_ms", int(KEEPALIVE_S * 1e3)),
         ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1e3)),
+        ("grpc.http2.ping_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1e3)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
     ]

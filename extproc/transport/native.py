@@ -89,20 +89,28 @@ def unix_socket(path: Path) -> socket.socket:
     return _listening(socket.AF_UNIX, str(path))
 
 
-def tcp_socket(host: str, port: int) -> socket.socket:
+def tcp_socket(host: str, port: int, *, is_shared: bool = False) -> socket.socket:
     """A socket that listens at an IP address.
+
+    Args:
+        host: The address.
+        port: TCP; 0 takes any that is free.
+        is_shared: Other processes of this user may listen there too; the kernel gives each connection to one.
 
     Raises:
         OSError: It cannot be opened.
     """
-    return _listening(socket.AF_INET6 if ":" in host else socket.AF_INET, (host, port))
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return _listening(family, (host, port), is_shared=is_shared)
 
 
-def _listening(family: int, address: str | tuple[str, int]) -> socket.socket:
+def _listening(family: int, address: str | tuple[str, int], *, is_shared: bool = False) -> socket.socket:
     opened = socket.socket(family, socket.SOCK_STREAM)
     try:
         if family != socket.AF_UNIX:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if is_shared:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         opened.bind(address)
         opened.listen(BACKLOG)
         opened.setblocking(False)

@@ -19,6 +19,7 @@ from extproc.values.choices import Choice, Snapshot
 from extproc.values.outcomes import Outcome
 from extproc.values.prices import Prices
 from extproc.values.requests import Operation
+from extproc.values.standing import Standing
 from metadata_center.types import EndpointKey, RequestId
 
 
@@ -85,6 +86,7 @@ class DecisionRecord:
         held_s: How long the request waited here for an endpoint with room.
         held_for: What its endpoint was short of last; None if it did not wait.
         rejected: Why the request was refused, or None.
+        standing: Whose it is, where its gateway says so.
         outcome: What became of it; None while it runs.
     """
 
@@ -117,6 +119,7 @@ class DecisionRecord:
     held_s: float = 0.0
     held_for: HoldReason | None = None
     rejected: Reason | None = None
+    standing: Standing | None = None
     outcome: Outcome | None = None
 
     @property

@@ -37,7 +37,7 @@ class RequestEnd:
         duration_s: From first byte received to last byte sent.
         stream_s: From the first to the last body byte of the engine; None without usage.
         request_bytes: Body bytes received.
-        response_bytes: Body bytes sent.
+        response_bytes: Body bytes sent; None if nobody saw them.
         prompt_tokens: As the engine reported, or None; all of the prompt (`extproc.accesslog.usage`).
         completion_tokens: As the engine reported, or None.
         cached_tokens: As the engine reported, or None; a part of `prompt_tokens`.
@@ -58,7 +58,7 @@ class RequestEnd:
     duration_s: float
     stream_s: float | None
     request_bytes: int
-    response_bytes: int
+    response_bytes: int | None
     prompt_tokens: int | None
     completion_tokens: int | None
     cached_tokens: int | None

@@ -8,6 +8,7 @@ from enum import Enum, auto
 
 from extproc.errors import RouterError
 from extproc.values.placements import Plan
+from extproc.values.standing import Standing
 from extproc.values.subsets import Subset
 from metadata_center.types import value
 
@@ -25,6 +26,9 @@ class RequestHeaders:
         headers: Lower-case names; pseudo-headers included. Secrets never arrive: Envoy withholds them.
         end_of_stream: True if no body follows.
         within: The endpoints to choose from, where a proxy says so; None leaves all.
+        model: Asked for in place of the body's, where a proxy says so.
+        standing: Whose it is, where a proxy says so.
+        shows_answer: Chunks of its answer will be seen here, or reported.
     """
 
     method: str
@@ -32,6 +36,9 @@ class RequestHeaders:
     headers: Mapping[str, str]
     end_of_stream: bool
     within: Subset | None = None
+    model: str | None = None
+    standing: Standing | None = None
+    shows_answer: bool = True
 
 
 class LineVerdict:

@@ -22,5 +22,11 @@ no engine sees it."""
 DEBUG_HEADER: Final = "x-tokenway-debug"
 """An operator's token; asks for the decision id in the answer."""
 
+SLO_TTFT_HEADER: Final = "x-slo-ttft-ms"
+"""A request's own limit on the time to its first token, in milliseconds."""
+
+SLO_TPOT_HEADER: Final = "x-slo-tpot-ms"
+"""Likewise on the time of each further token."""
+
 CONTENT_ENCODING: Final = "content-encoding"
 """How the client's body is compressed."""

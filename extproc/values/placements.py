@@ -69,6 +69,19 @@ class Plan:
 
 
 @value
+class Renamed:
+    """A model that has another name at the engine.
+
+    Attributes:
+        client: As the client's body says it.
+        engine: As the engine's body says it.
+    """
+
+    client: str
+    engine: str
+
+
+@value
 class Decision:
     """What was decided about a request that goes to an engine.
 
@@ -80,6 +93,7 @@ class Decision:
         new_body: In place of the client's, in pieces; None sends the client's own.
         drops_encoding: Its header `content-encoding` is true no more and goes.
         shows_id: The client gets the id of the decision.
+        renamed: The engine is asked for the model by another name than the client's; None if by the same.
     """
 
     request_id: RequestId
@@ -89,3 +103,4 @@ class Decision:
     new_body: Sequence[bytes | bytearray] | None = None
     drops_encoding: bool = False
     shows_id: bool = False
+    renamed: Renamed | None = None

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import io
 import json
+import os
 import random
 import signal
 from collections.abc import AsyncIterator
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from typing import Any, Final
 
-import aiohttp
-import grpc
 import openai
 import pytest
 import pytest_asyncio
@@ -23,7 +21,6 @@ from aiohttp import web
 from tests.e2e.harness import (
     FAST_HEALTH,
     Recorder,
-    Reply,
     chat,
     cluster,
     eventually,
@@ -32,67 +29,17 @@ from tests.e2e.harness import (
     recording,
     simulators,
 )
-from tests.e2e.picker import PickerStack, running_picker
-from tokenway.simulator.server.app import SimulatorServer
+from tests.e2e.picker import DESTINATION, PATH, Picked, running_picker
+from tests.e2e.picker_cases import health
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
-PATH = "/v1/chat/completions"
-DESTINATION = "x-gateway-destination-endpoint"
-DROPPED = "x-llm-d-request-dropped-reason"
+NUM_ANSWERS: Final = int(os.environ.get("TOKENWAY_PICKER_ANSWERS", "300"))
+NUM_ABORTS: Final = int(os.environ.get("TOKENWAY_PICKER_ABORTS", "400"))
+"""`make test-picker` has ten times as many of each and more."""
+
 MAX_BODY_BYTES = 4 << 20
-REWRITTEN = {
-    "models": {
-        "sim": {"rules": [{"cluster": "sim"}]},
-        "recorded": {"rules": [{"cluster": "recorded"}]},
-        "tuned": {"rules": [{"cluster": "recorded", "model": "base"}]},
-    }
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Picked:
-    """A picker and what is behind it.
-
-    Attributes:
-        picker: Serves `sim` (three simulators), `recorded` and `tuned` (the recorder, as `base`).
-        engines: The simulators.
-        recorder: Keeps what it is sent.
-    """
-
-    picker: PickerStack
-    engines: list[SimulatorServer]
-    recorder: Recorder
-
-    async def post(self, body: Any, *, url: str = "", **headers: str) -> Reply:
-        """One chat request."""
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return await self.send("POST", PATH, data, url=url, headers=named)
-
-    async def send(
-        self, method: str, path: str, data: bytes | None = None, *, url: str = "", headers: Any = None
-    ) -> Reply:
-        """One request on a connection of its own."""
-        async with (
-            aiohttp.ClientSession(auto_decompress=False) as session,
-            session.request(
-                method,
-                (url or self.picker.by_metadata) + path,
-                data=None if data is None else io.BytesIO(data),
-                headers=headers,
-            ) as reply,
-        ):
-            received = {name.lower(): value for name, value in reply.headers.items()}
-            return Reply(reply.status, received, await reply.read())
-
-    async def last_outcome(self) -> dict[str, Any]:
-        """Of the latest request that was decided."""
-        (record,) = await eventually(
-            lambda: self.picker.tokenway.last(1), lambda got: bool(got[0]["outcome"])
-        )
-        outcome: dict[str, Any] = record["outcome"]
-        return outcome
+MODELS = {"sim": {"rules": [{"cluster": "sim"}]}, "recorded": {"rules": [{"cluster": "recorded"}]}}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -101,7 +48,7 @@ async def picked() -> AsyncIterator[Picked]:
     async with simulators(3, time_scale=0.02) as engines, recording() as recorder:
         clusters = [cluster("sim", map(key_of, engines)), cluster("recorded", [recorder.key])]
         config = {
-            **REWRITTEN,
+            "models": MODELS,
             "health": FAST_HEALTH,
             "default_cluster": "sim",
             "request": {"max_body_bytes": MAX_BODY_BYTES},
@@ -144,22 +91,6 @@ def _large(request: web.Request) -> web.Response:
     return web.Response(body=random.Random(7).randbytes(10_000_000), content_type="application/json")
 
 
-async def _events(request: web.Request) -> web.StreamResponse:
-    reply = web.StreamResponse(headers={"content-type": "text/event-stream"})
-    await reply.prepare(request)
-    for number in range(5_000):
-        await reply.write(f'data: {{"choices":[{{"delta":{{"content":"{number}"}}}}]}}\n\n'.encode())
-    await reply.write(b"data: [DONE]\n\n")
-    return reply
-
-
-EVENTS = (
-    b"".join(
-        f'data: {{"choices":[{{"delta":{{"content":"{number}"}}}}]}}\n\n'.encode() for number in range(5_000)
-    )
-    + b"data: [DONE]\n\n"
-)
-
 ANSWERS: dict[str, tuple[Any, bytes]] = {
     "json": (lambda _: web.json_response({"a": "b"}), b'{"a": "b"}'),
     "no JSON": (lambda _: web.Response(body=b"\x00{\xff"), b"\x00{\xff"),
@@ -189,11 +120,52 @@ async def test_answers_pass_byte_for_byte(picked: Picked, name: str) -> None:
         assert reply.body == expected
 
 
-async def test_five_thousand_events_pass_byte_for_byte(picked: Picked) -> None:
-    """However they are cut, at several clients at a time."""
-    picked.recorder.behaviour = _events
-    replies = await asyncio.gather(*(picked.post(chat("recorded", "x", stream=True)) for _ in range(4)))
-    assert all(reply.body == EVENTS for reply in replies)
+def _mixed(rng: random.Random) -> tuple[str, list[bytes]]:
+    """Any answer: its type, and the pieces it is written in."""
+    kind = rng.choices(("json", "events", "10 MB", "5,000 events"), (75, 23, 1, 1))[0]
+    if kind == "json":
+        body = json.dumps({"choices": [], "text": rng.randbytes(rng.randrange(20_000)).hex()}).encode()
+        size = rng.randrange(1, len(body) + 1)
+        return "application/json", [body[at : at + size] for at in range(0, len(body), max(size, 500))] or [
+            b""
+        ]
+    if kind == "10 MB":
+        return "application/octet-stream", [rng.randbytes(10_000_000)]
+    count = 5_000 if kind == "5,000 events" else rng.randrange(200)
+    return "text/event-stream", [b"data: " + rng.randbytes(30).hex().encode() + b"\n\n" for _ in range(count)]
+
+
+async def _answer_mixed(request: web.Request) -> web.StreamResponse:
+    number = json.loads(await request.read())["messages"][0]["content"]
+    kind, pieces = _mixed(random.Random(number))
+    reply = web.StreamResponse(headers={"content-type": kind})
+    await reply.prepare(request)
+    for piece in pieces:
+        await reply.write(piece)
+    return reply
+
+
+async def _answer_without_end(request: web.Request) -> web.StreamResponse:
+    reply = web.StreamResponse(headers={"content-type": "text/event-stream"})
+    await reply.prepare(request)
+    await reply.write(b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n')
+    await asyncio.Event().wait()
+    return reply
+
+
+async def test_mixed_answers_pass_byte_for_byte(picked: Picked) -> None:
+    """JSON, streams, 10 MB and 5,000 events, eight at a time; each answer is made of its request's number."""
+    picked.recorder.behaviour = _answer_mixed
+    left = iter(range(NUM_ANSWERS))
+
+    async def client() -> None:
+        for number in left:
+            reply = await picked.post(chat("recorded", str(number), stream=number % 2 == 0))
+            assert reply.status == 200
+            assert reply.body == b"".join(_mixed(random.Random(str(number)))[1]), number
+            picked.recorder.received.clear()
+
+    await asyncio.gather(*(client() for _ in range(8)))
 
 
 @pytest.mark.parametrize("size", [1, 61_999, 62_000, 62_001, 124_000, 1_200_000, 3_000_000])
@@ -213,88 +185,12 @@ async def test_requests_arrive_byte_for_byte(picked: Picked, size: int) -> None:
         picked.recorder.reset()
 
 
-async def test_the_model_is_rewritten(picked: Picked) -> None:
-    """As the rule says, with the length that the body then has."""
-    assert (await picked.post(chat("tuned", "x"))).status == 200
-    (received,) = picked.recorder.received
-    assert json.loads(received.body)["model"] == "base"
-
-
-async def test_a_request_that_ends_with_trailers(picked: Picked) -> None:
-    """Goes to an engine, whole, and is answered."""
-    body = json.dumps(chat("recorded", "x")).encode()
-    half = len(body) // 2
-    port = int(picked.picker.by_header.rpartition(":")[2])
-    head = (
-        f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-        "transfer-encoding: chunked\r\ntrailer: x-end\r\n\r\n"
-    ).encode()
-    chunks = [b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:half], body[half:])]
-    reply = await exchange(port, head, *chunks, b"0\r\nx-end: 1\r\n\r\n", pause_s=0.05)
-    assert (reply.status, picked.recorder.received[-1].body) == (200, body)
-
-
-async def test_an_answer_that_ends_with_trailers(picked: Picked) -> None:
-    """Arrives with them."""
-
-    async def behaviour(request: web.Request) -> web.StreamResponse:
-        transport = request.transport
-        assert transport is not None
-        transport.write(
-            b"HTTP/1.1 200 OK\r\nconnection: close\r\ntransfer-encoding: chunked\r\ntrailer: x-end\r\n\r\n"
-            b"2\r\n{}\r\n0\r\nx-end: 7\r\n\r\n"
-        )
-        await asyncio.sleep(0.2)
-        transport.close()
-        return web.Response()
-
-    picked.recorder.behaviour = behaviour
-    reader, writer = await asyncio.open_connection(
-        "127.0.0.1", int(picked.picker.by_metadata.rpartition(":")[2])
-    )
-    body = json.dumps(chat("recorded", "x")).encode()
-    writer.write(f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
-    try:
-        async with asyncio.timeout(10):
-            answer = await reader.readuntil(b"x-end: 7\r\n\r\n")
-    finally:
-        writer.close()
-        await writer.wait_closed()
-    assert b"\r\n\r\n2\r\n{}\r\n0\r\n" in answer
-
-
-async def test_which_may_be_chosen(picked: Picked) -> None:
-    """The hint restricts inference and what passes; an empty or foreign one leaves no endpoint: 503."""
-    keys = [key_of(engine) for engine in picked.engines]
-    for only in keys:
-        for hint in (only, f" 10.0.0.9:80 ,{only}"):
-            for _ in range(3):
-                reply = await picked.post(chat("sim", "x"), x_test_subset=hint)
-                assert (reply.status, (await picked.last_outcome())["endpoint"]) == (200, only)
-            assert (await picked.send("GET", "/sim/state", headers={"x-test-subset": hint})).status == 200
-    assert (await picked.post(chat("sim", "x"), x_test_subset="127.0.0.1")).status == 200
-    for hint in ("10.0.0.9", "127.0.0.1:1", ","):
-        for reply in (
-            await picked.post(chat("sim", "x"), x_test_subset=hint),
-            await picked.send("GET", "/sim/state", headers={"x-test-subset": hint}),
-        ):
-            assert (reply.status, reply.headers[DROPPED]) == (503, "rejected-no-endpoints")
-
-
-async def test_clients_steer_nothing(picked: Picked) -> None:
-    """A destination of a client's own is neither followed nor forwarded."""
-    for url in (picked.picker.by_metadata, ""):
-        reply = await picked.post(chat("recorded", "x"), url=url, x_gateway_destination_endpoint="10.6.6.6:1")
-        assert reply.status == 200
-        assert picked.recorder.received[-1].headers[DESTINATION] == picked.recorder.key
-
-
 async def test_the_header_alone_is_enough(picked: Picked) -> None:
     """For clusters of kind ORIGINAL_DST, which take one address."""
     only = key_of(picked.engines[0])
     for body in (chat("recorded", "x"), chat("sim", "x")):
         hint = only if body["model"] == "sim" else picked.recorder.key
-        reply = await picked.post(body, url=picked.picker.by_header, x_test_subset=hint)
+        reply = await picked.post(body, listener="header", x_test_subset=hint)
         assert reply.status == 200
 
 
@@ -316,7 +212,7 @@ async def test_refusals(picked: Picked, body: bytes, status: int, code: str) -> 
 
 async def test_a_request_that_never_ends(picked: Picked) -> None:
     """Is given up, and nothing of it is kept."""
-    port = int(picked.picker.by_metadata.rpartition(":")[2])
+    port = picked.picker.ports["metadata"]
     head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n".encode()
     reply = await exchange(port, head, b'{"model": ')
     assert (reply.status, reply.json["error"]["code"]) == (408, "body_timeout")
@@ -325,7 +221,7 @@ async def test_a_request_that_never_ends(picked: Picked) -> None:
 async def test_random_aborts_leave_nothing_charged(picked: Picked) -> None:
     """Clients that leave anywhere: before the end of their request, while it is decided, in the answer."""
     rng = random.Random(20261130)
-    port = int(picked.picker.by_metadata.rpartition(":")[2])
+    port = picked.picker.ports["metadata"]
 
     async def ask(number: int, leaves_at: float, stream: bool) -> None:
         body = json.dumps(chat("sim", f"abort {number} " + "x" * rng.randrange(100_000), 40, stream)).encode()
@@ -344,29 +240,11 @@ async def test_random_aborts_leave_nothing_charged(picked: Picked) -> None:
         with suppress(ConnectionError):
             await writer.wait_closed()
 
-    for _ in range(10):
-        await asyncio.gather(
-            *(ask(number, rng.random(), rng.random() < 0.7) for number in range(40)), return_exceptions=False
-        )
+    for begins in range(0, NUM_ABORTS, 40):
+        numbers = range(begins, min(NUM_ABORTS, begins + 40))
+        await asyncio.gather(*(ask(number, rng.random(), rng.random() < 0.7) for number in numbers))
     await picked.picker.tokenway.settled()
     assert (await picked.post(chat("sim", "after"))).status == 200
-
-
-async def _health(port: int, name: str) -> bytes:
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        check = channel.unary_unary("/grpc.health.v1.Health/Check")
-        request = b"" if not name else b"\x0a" + bytes([len(name)]) + name.encode()
-        answer: bytes = await check(request, timeout=5)
-        return answer
-
-
-NAMES = ("", "liveness", "readiness", "inference-extension", "envoy.service.ext_proc.v3.ExternalProcessor")
-
-
-@pytest.mark.parametrize("name", NAMES)
-async def test_health_by_every_name(picked: Picked, name: str) -> None:
-    """SERVING."""
-    assert await _health(picked.picker.picker_port, name) == b"\x08\x01"
 
 
 async def test_the_endpoint_that_answers_is_charged() -> None:
@@ -390,7 +268,7 @@ async def test_the_endpoint_that_answers_is_charged() -> None:
 
 
 async def test_leaving_is_said_before_it_is_done() -> None:
-    """NOT_SERVING first, but alive; requests are served meanwhile and those under way end whole."""
+    """NOT_SERVING first, on both ports, but alive; requests are served meanwhile, running ones end whole."""
     async with simulators(1, time_scale=1.0) as engines:
         config = {"server": {"drain_s": 20}}
         async with running_picker([cluster("sim", map(key_of, engines))], config, leave_s=60.0) as picker:
@@ -400,10 +278,78 @@ async def test_leaving_is_said_before_it_is_done() -> None:
             picker.tokenway.gateway.signal(signal.SIGTERM)
 
             async def readiness() -> bytes:
-                return await _health(picker.picker_port, "readiness")
+                return await health(stack, "readiness", picker.health_port)
 
             await eventually(readiness, lambda status: status == b"\x08\x02")
-            assert await _health(picker.picker_port, "liveness") == b"\x08\x01"
+            assert await health(stack, "liveness", picker.health_port) == b"\x08\x01"
+            assert await health(stack, "readiness") == b"\x08\x02"
             assert (await stack.post(chat("sim", "late", 2))).status == 200
             reply = await running
             assert (reply.status, reply.body.endswith(b"data: [DONE]\n\n")) == (200, True)
+
+
+def _listeners(port: int) -> int:
+    """Sockets that listen at a port of loopback. Source: proc_net_tcp; state 0A is LISTEN."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[1] == f"0100007F:{port:04X}" and row[3] == "0A" for row in rows)
+
+
+async def test_every_worker_picks() -> None:
+    """At the same ports: the kernel gives each some of the connections, and all count their load together."""
+    async with simulators(2, time_scale=0.02) as engines:
+        clusters = [cluster("sim", map(key_of, engines))]
+        async with running_picker(clusters, workers=3) as picker:
+            stack = Picked(picker, engines, Recorder())
+            assert [_listeners(port) for port in (picker.picker_port, picker.health_port)] == [3, 3]
+            async with AsyncExitStack() as channels:
+                for number in range(24):
+                    stream = await channels.enter_async_context(stack.stream())
+                    await stream.ask()
+                    await stream.body(json.dumps(chat("sim", f"{number}")).encode(), end=True)
+                    await stream.request_given_back()
+                view = await picker.tokenway.endpoints()
+                assert [row["requests"] for row in view["endpoints"]] == [12, 12]
+            await picker.tokenway.settled()
+            assert (await stack.post(chat("sim", "x", 2))).status == 200
+            assert await health(stack, "readiness", picker.health_port) == b"\x08\x01"
+
+
+LEFT: Final = {"none": False, "streamed": False, "none_logged": True, "streamed_logged": True}
+"""Listeners whose answers are not wanted back, and whether their streams are left early."""
+
+
+@pytest.mark.parametrize("listener", LEFT)
+async def test_answers_that_are_not_wanted_back(listener: str) -> None:
+    """Nothing of them is lost, whether the stream is left early or not; charges end with the request."""
+    async with simulators(2, time_scale=0.02) as engines, recording() as recorder:
+        clusters = [cluster("sim", map(key_of, engines)), cluster("recorded", [recorder.key])]
+        async with running_picker(clusters, {"models": MODELS}, leave_early=LEFT[listener]) as picker:
+            stack = Picked(picker, engines, recorder)
+            await _lossless(stack, listener)
+            for stream in (False, True):
+                reply = await stack.post(chat("sim", f"usage {stream}", 8, stream), listener=listener)
+                assert reply.status == 200
+                outcome = await stack.last_outcome()
+                assert (outcome["status"], outcome["ended"]) == (200, "completed")
+            recorder.behaviour = _answer_without_end
+            running = asyncio.create_task(stack.post(chat("recorded", "long", 8, True), listener=listener))
+            await eventually(picker.tokenway.charged, bool)
+            running.cancel()
+            await picker.tokenway.settled()
+
+
+async def _lossless(stack: Picked, listener: str) -> None:
+    stack.recorder.behaviour = _answer_mixed
+    left = iter(range(200))
+
+    async def client() -> None:
+        for number in left:
+            request = chat("recorded", str(number), stream=number % 2 == 0)
+            request["user"] = "x" * (300_000 if number % 5 == 0 else 0)
+            reply = await stack.post(request, listener=listener)
+            assert reply.status == 200
+            assert reply.body == b"".join(_mixed(random.Random(str(number)))[1]), number
+            stack.recorder.received.clear()
+
+    await asyncio.gather(*(client() for _ in range(8)))
+    await stack.picker.tokenway.settled()

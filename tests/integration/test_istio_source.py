@@ -84,7 +84,7 @@ async def istiod() -> AsyncIterator[FakeIstiod]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what nobody announces."""
+    """Wait for what wakes no task."""
     async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 - nothing announces it
             await asyncio.sleep(0.01)

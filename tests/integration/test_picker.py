@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import random
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from envoy.extensions.filters.http.ext_proc.v3 import processing_mode_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from extproc.errors import Reason, RouterError
@@ -19,6 +22,10 @@ from extproc.values.outcomes import Ended
 from extproc.values.pending import Pending
 from extproc.values.placements import Decision
 from tests.conftest import LEASE_S, OWNER, Rig, build_rig, chat
+
+Mode = processing_mode_pb2.ProcessingMode
+NUM_STREAMS = int(os.environ.get("TOKENWAY_PICKER_STREAMS", "5000"))
+"""`make test-picker` has twenty times as many."""
 
 UPLOAD_S = 30.0
 MAX_BYTES = 10_000
@@ -55,7 +62,9 @@ class Gateway:
         picker: The service.
     """
 
-    def __init__(self, decide: Callable[..., Deciding[Decision]] | None = None) -> None:
+    def __init__(
+        self, decide: Callable[..., Deciding[Decision]] | None = None, *, leaves: bool = False
+    ) -> None:
         self.rig: Rig = build_rig()
         self.events: list[RequestEvent] = []
         if decide is not None:
@@ -71,7 +80,12 @@ class Gateway:
             UPLOAD_S,
             lambda: True,
             self.rig.clock,
+            leaves=leaves,
         )
+        self.open()
+
+    def open(self) -> None:
+        """The next request's stream."""
         self.call = FakeCall()
         self.exchange = self.picker.open(self.call)
 
@@ -85,12 +99,17 @@ class Gateway:
         self.exchange.on_message(pb.ProcessingRequest(**message).SerializeToString())
         return [pb.ProcessingResponse.FromString(raw) for raw in self.call.sent[before:]]
 
-    def asks(self, *, stream: bool = True) -> list[pb.ProcessingResponse]:
-        """A whole chat request."""
+    def asks(self, *, stream: bool = True, mode: int | None = None) -> list[pb.ProcessingResponse]:
+        """A whole chat request, of which the answer is in `mode`."""
         headers = pb.HttpHeaders()
         for name, value in ((":method", "POST"), (":path", "/v1/chat/completions")):
             headers.headers.headers.add(key=name, raw_value=value.encode())
-        assert self.says(request_headers=headers) == []
+        told = {}
+        if mode is not None:
+            told["protocol_config"] = pb.ProtocolConfiguration(
+                request_body_mode=Mode.FULL_DUPLEX_STREAMED, response_body_mode=mode
+            )
+        assert self.says(request_headers=headers, **told) == []
         body = chat(stream=stream)
         return self.says(request_body=pb.HttpBody(body=body, end_of_stream=True))
 
@@ -261,3 +280,129 @@ def test_a_watch_of_health_gets_each_change() -> None:
     assert call.sent == [SERVING, NOT_SERVING]
     health.close()
     assert call.ended == [Status.UNAVAILABLE]
+
+
+def test_an_answer_that_is_not_seen_ends_with_its_stream() -> None:
+    """At no cost for its chunks; its prefill is over when it was foreseen to be."""
+    gateway = Gateway()
+    gateway.asks(mode=Mode.NONE)
+    assert gateway.charged() == 1
+    assert gateway.rig.load(gateway.rig.chosen("r0"))[1] > 0
+    gateway.answers()
+    gateway.rig.clock.advance(20.0)
+    gateway.rig.scheduling.running.advance(gateway.rig.clock())
+    assert gateway.rig.load(gateway.rig.chosen("r0"))[:2] == (1, 0)
+    gateway.exchange.on_half_close()
+    (ending,) = gateway.rig.endings
+    assert (ending.outcome.ended, ending.outcome.status) == (Ended.COMPLETED, 200)
+    assert gateway.is_clean()
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_an_answer_that_is_shown_passes_at_a_word(leaves: bool) -> None:
+    """And is left after its first token, if streams are: then its end comes from elsewhere."""
+    gateway = Gateway(leaves=leaves)
+    gateway.asks(mode=Mode.STREAMED)
+    gateway.answers()
+    (answer,) = gateway.says(response_body=pb.HttpBody(body=TOKEN))
+    assert answer == pb.ProcessingResponse(response_body=pb.BodyResponse())
+    assert gateway.call.ended == ([Status.OK] if leaves else [])
+    assert gateway.charged() == 1
+    if leaves:
+        assert len(gateway.picker) == 0
+        gateway.rig.end("r0")
+    else:
+        gateway.says(response_body=pb.HttpBody(body=USAGE, end_of_stream=True))
+        gateway.exchange.on_half_close()
+    (ending,) = gateway.rig.endings
+    assert ending.outcome.ended is Ended.COMPLETED
+    assert gateway.is_clean()
+
+
+@pytest.mark.parametrize(("mode", "stream"), [(Mode.NONE, True), (Mode.NONE, False), (Mode.STREAMED, False)])
+def test_what_is_of_no_interest_is_left_with_the_decision(mode: int, stream: bool) -> None:
+    """What is not seen, and what has no first token to look for."""
+    gateway = Gateway(leaves=True)
+    assert len(gateway.asks(mode=mode, stream=stream)) == 2
+    assert gateway.call.ended == [Status.OK]
+    assert gateway.charged() == 1
+    gateway.rig.end("r0")
+    assert gateway.is_clean()
+
+
+def test_an_answer_that_is_wanted_back_is_never_left() -> None:
+    """Though streams may be."""
+    gateway = Gateway(leaves=True)
+    gateway.asks(mode=Mode.FULL_DUPLEX_STREAMED)
+    gateway.answers()
+    gateway.says(response_body=pb.HttpBody(body=TOKEN))
+    assert gateway.call.ended == []
+    gateway.says(response_body=pb.HttpBody(body=USAGE, end_of_stream=True))
+    gateway.exchange.on_half_close()
+    assert gateway.is_clean()
+
+
+def test_a_gateway_of_another_mode_hears_what_is_wrong() -> None:
+    """A body that would wait for its headers' answer, and that for the body."""
+    gateway = Gateway()
+    config = pb.ProtocolConfiguration(request_body_mode=Mode.BUFFERED)
+    gateway.says(request_headers=pb.HttpHeaders(), protocol_config=config)
+    assert gateway.call.ended == [Status.INVALID_ARGUMENT]
+    assert gateway.is_clean()
+
+
+def test_random_streams_leave_nothing_charged() -> None:
+    """Whatever gateways and clients do, and wherever they leave: every counter is exactly zero afterwards."""
+    rng = random.Random(20261130)
+    gateway = Gateway()
+    keys = gateway.rig.fleet.keys
+    at = {key: str(gateway.rig.places[key]) for key in keys}
+    modes = (None, Mode.FULL_DUPLEX_STREAMED, Mode.STREAMED, Mode.NONE)
+    running: list[tuple[FakeCall, Any]] = [(gateway.call, gateway.exchange)]
+    for number in range(NUM_STREAMS):
+        gateway.open()
+        running.append((gateway.call, gateway.exchange))
+        _live(gateway, rng, rng.choice(modes), at)
+        gateway.rig.clock.advance(rng.random() * 0.01)
+        if len(running) > 50 or number == NUM_STREAMS - 1:
+            rng.shuffle(running)
+            for call, exchange in running:
+                if not call.ended:
+                    rng.choice((exchange.on_reset, exchange.on_half_close))()
+            running.clear()
+            assert gateway.is_clean()
+            assert {gateway.rig.load(key) for key in keys} == {(0, 0, 0)}
+    decided = sum(ending.request is not None for ending in gateway.rig.endings)
+    assert decided > NUM_STREAMS / 3
+
+
+def _live(gateway: Gateway, rng: random.Random, mode: int | None, at: dict[Any, str]) -> None:
+    """Some of a request's life, in an order that a gateway may tell it in."""
+    headers = pb.HttpHeaders()
+    for name, value in ((":method", "POST"), (":path", "/v1/chat/completions")):
+        headers.headers.headers.add(key=name, raw_value=value.encode())
+    told = {}
+    if mode is not None:
+        told["protocol_config"] = pb.ProtocolConfiguration(
+            request_body_mode=Mode.FULL_DUPLEX_STREAMED, response_body_mode=mode
+        )
+    body = chat(f"prompt {rng.randrange(50)}", stream=rng.random() < 0.7)
+    cut = rng.randrange(len(body))
+    steps: list[Callable[[], Any]] = [
+        lambda: gateway.says(request_headers=headers, **told),
+        lambda: gateway.says(request_body=pb.HttpBody(body=body[:cut])),
+        lambda: gateway.says(request_body=pb.HttpBody(body=body[cut:], end_of_stream=True)),
+    ]
+    if rng.random() < 0.2:
+        steps.append(lambda: gateway.says(request_body=pb.HttpBody(body=body, end_of_stream=True)))
+    steps.append(lambda: gateway.answers(rng.choice([None, "nonsense", *at.values()])))
+    if mode is not Mode.NONE:
+        steps += [lambda: gateway.says(response_body=pb.HttpBody(body=TOKEN))] * rng.randrange(4)
+        steps.append(lambda: gateway.says(response_body=pb.HttpBody(body=USAGE, end_of_stream=True)))
+    for step in steps[: rng.randrange(1, len(steps) + 1)]:
+        if gateway.call.ended:
+            return
+        if rng.random() < 0.01:
+            gateway.says(request_headers=headers)  # out of its order
+        else:
+            step()

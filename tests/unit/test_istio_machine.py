@@ -232,6 +232,16 @@ def test_a_label_of_a_workload_changes_no_identity() -> None:
     assert client.keys() == [f"models/qwen@{A}:8000"]
 
 
+def test_endpoints_in_a_service_entry_keep_their_identity_when_they_move_up() -> None:
+    """Istiod calls them by their place in the list."""
+    client = synced(
+        lb_endpoint(A, workload="se-0;models;se-0;;"), lb_endpoint(B, workload="se-1;models;se-1;;")
+    )
+    assert client.keys() == [f"models/se@{A}:8000", f"models/se@{B}:8000"]
+    client.receive(assignments("e2", assignment(SERVICE, lb_endpoint(B, workload="se-0;models;se-0;;"))))
+    assert client.keys() == [f"models/se@{B}:8000"]
+
+
 def test_subsets_are_a_label() -> None:
     """Each subset of a rule is one more subscription; an endpoint in two of them has both."""
     client = synced(A, B)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from extproc.errors import Reason, RouterError
-from extproc.picker.machine import Echo, End, PickStream, SendRequest
+from extproc.picker.machine import AnswerMode, Echo, End, PickStream, SendRequest
 from extproc.protocol.machine import (
     Abandon,
     Decide,
@@ -54,10 +54,10 @@ def stream() -> PickStream:
     return PickStream(lambda request: VERDICTS[request.method], MAX_BYTES)
 
 
-def decided_stream() -> PickStream:
+def decided_stream(mode: AnswerMode = AnswerMode.ECHOED) -> PickStream:
     """One whose request was answered."""
     machine = stream()
-    machine.receive_headers(headers())
+    machine.receive_headers(headers(), mode)
     machine.receive_body(b"ab", end_of_stream=True)
     machine.decided()
     return machine
@@ -230,9 +230,58 @@ def test_refusals_are_whole_answers() -> None:
     assert (effects[0].status, effects[1]) == (429, Finish())
 
 
+def test_an_answer_that_is_wanted_back_is_never_left() -> None:
+    """Envoy would lose what it handed over."""
+    machine = decided_stream()
+    assert machine.leave() == ()
+    machine.receive_answer_headers(end_of_stream=False)
+    assert machine.leave() == ()
+    assert machine.closed() == (End(False), Finish())
+
+
+def test_an_answer_that_is_shown_passes_at_a_word() -> None:
+    """None of it is given back; it ends where it ends, or where it is left."""
+    machine = decided_stream(AnswerMode.SHOWN)
+    machine.receive_answer_headers(end_of_stream=False)
+    passes = SendContinue(MessageKind.RESPONSE_BODY)
+    assert machine.receive_answer_chunk(end_of_stream=False) == (passes,)
+    assert machine.receive_answer_chunk(end_of_stream=True) == (passes, End(True))
+    assert machine.leave() == ()
+    machine = decided_stream(AnswerMode.SHOWN)
+    machine.receive_answer_headers(end_of_stream=False)
+    assert machine.receive_answer_chunk(end_of_stream=False) == (passes,)
+    assert machine.leave() == (Finish(),)
+    assert machine.closed() == (Finish(),)
+
+
+def test_an_answer_may_be_shown_without_its_headers() -> None:
+    """The gateway skips them; one that comes before the decision gives the request up."""
+    machine = decided_stream(AnswerMode.SHOWN)
+    passes = SendContinue(MessageKind.RESPONSE_BODY)
+    assert machine.receive_answer_chunk(end_of_stream=False) == (passes,)
+    assert machine.receive_answer_chunk(end_of_stream=True) == (passes, End(True))
+    machine = stream()
+    machine.receive_headers(headers(), AnswerMode.SHOWN)
+    machine.receive_body(b"ab", end_of_stream=True)
+    assert machine.receive_answer_chunk(end_of_stream=True) == (Abandon(), passes)
+
+
+def test_an_answer_that_is_not_seen_ends_with_its_stream() -> None:
+    """If its headers came; else its client left before there was one. Or it is left at once."""
+    machine = decided_stream(AnswerMode.UNSEEN)
+    assert machine.receive_answer_headers(end_of_stream=False) == (
+        SendContinue(MessageKind.RESPONSE_HEADERS),
+    )
+    assert machine.closed() == (End(True), Finish())
+    assert decided_stream(AnswerMode.UNSEEN).closed() == (End(False), Finish())
+    machine = decided_stream(AnswerMode.UNSEEN)
+    assert machine.leave() == (Finish(),)
+    assert machine.closed() == (Finish(),)
+
+
 EVENTS: dict[str, Callable[[PickStream, random.Random], Effects]] = {
     "headers": lambda machine, rng: machine.receive_headers(
-        headers(rng.choice(list(VERDICTS)), end=rng.random() < 0.2)
+        headers(rng.choice(list(VERDICTS)), end=rng.random() < 0.2), rng.choice(list(AnswerMode))
     ),
     "body": lambda machine, rng: machine.receive_body(b"ab", end_of_stream=rng.random() < 0.5),
     "trailers": lambda machine, _: machine.receive_trailers(),
@@ -242,25 +291,28 @@ EVENTS: dict[str, Callable[[PickStream, random.Random], Effects]] = {
     "answer": lambda machine, rng: machine.receive_answer_headers(end_of_stream=rng.random() < 0.2),
     "chunk": lambda machine, rng: machine.receive_answer_chunk(end_of_stream=rng.random() < 0.2),
     "answer trailers": lambda machine, _: machine.receive_answer_trailers(),
+    "leave": lambda machine, _: machine.leave(),
 }
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_whatever_comes_each_charge_ends_once(seed: int) -> None:
-    """Any events in any order: one answer to the request, one end per decision, none without."""
+    """Any events in any order: one answer to the request, one end per decision that was not left."""
     rng = random.Random(seed)
     for _ in range(500):
         machine = stream()
         effects: list[Effect] = []
-        charges = 0
+        charges = left = 0
         for _ in range(rng.randrange(1, 14)):
             name = rng.choice(list(EVENTS))
             try:
-                effects += EVENTS[name](machine, rng)
+                came = EVENTS[name](machine, rng)
             except SpuriousMessage:
                 continue
+            effects += came
             charges += name == "decided"
+            left += name == "leave" and bool(came)
         effects += machine.closed()
         kinds = [type(effect) for effect in effects]
-        assert kinds.count(End) == charges <= 1
+        assert kinds.count(End) + left == charges <= 1
         assert kinds.count(SendRequest) + kinds.count(SendImmediate) + kinds.count(SendPass) <= 1

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import random
+
 import orjson
 import pytest
+from envoy.extensions.filters.http.ext_proc.v3 import processing_mode_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from extproc.accesslog.usage import UNKNOWN, Usage
 from extproc.errors import Reason, RouterError
 from extproc.picker.answer import TAIL_BYTES, PassingAnswer
-from extproc.picker.dialect import CHUNK_BYTES, PickerDialect
+from extproc.picker.dialect import CHUNK_BYTES, PickerDialect, WrongMode
 from extproc.picker.health import NOT_SERVING, SERVING, Health
+from extproc.picker.machine import AnswerMode
+from extproc.picker.renaming import Renaming
 from extproc.protocol.machine import MessageKind
-from extproc.values.placements import Decision, Plan
+from extproc.values.exchange import RequestHeaders
+from extproc.values.placements import Decision, Plan, Renamed
 from extproc.values.requests import Operation
+from extproc.values.standing import Standing
 from extproc.values.subsets import Subset
 from metadata_center.types import RequestId
 
@@ -89,12 +96,18 @@ def test_a_rewritten_body_replaces_the_clients_and_has_its_length() -> None:
 @pytest.mark.parametrize("size", [0, 1, 127, 128, 16_384, 1 << 20])
 def test_a_chunk_is_answered_with_itself(kind: MessageKind, end: bool, size: int) -> None:
     """Written by hand, and what protobuf reads."""
-    message = pb.ProcessingResponse.FromString(dialect().echo(kind, b"x" * size, end_of_stream=end))
-    assert message.WhichOneof("response") == kind.value
-    response = message.request_body if kind is MessageKind.REQUEST_BODY else message.response_body
-    mutation = response.response.body_mutation
-    assert mutation.WhichOneof("mutation") == "streamed_response"
-    assert mutation.streamed_response == pb.StreamedBodyResponse(body=b"x" * size, end_of_stream=end)
+    body = random.Random(1).randbytes(size)
+    chunks = []
+    for raw in dialect().echo(kind, body, end_of_stream=end):
+        message = pb.ProcessingResponse.FromString(raw)
+        assert message.WhichOneof("response") == kind.value
+        response = message.request_body if kind is MessageKind.REQUEST_BODY else message.response_body
+        mutation = response.response.body_mutation
+        assert mutation.WhichOneof("mutation") == "streamed_response"
+        chunks.append(mutation.streamed_response)
+    assert b"".join(chunk.body for chunk in chunks) == body
+    assert len(chunks) == max(1, -(-size // CHUNK_BYTES))
+    assert [chunk.end_of_stream for chunk in chunks] == [*[False] * (len(chunks) - 1), end]
 
 
 def test_nothing_a_client_says_of_itself_is_believed() -> None:
@@ -108,7 +121,7 @@ def test_nothing_a_client_says_of_itself_is_believed() -> None:
         "x-tier": "gold",
     }.items():
         message.request_headers.headers.headers.add(key=name, raw_value=value.encode())
-    read = dialect().request_headers(message)
+    read = dialect().request_headers(message, AnswerMode.ECHOED)
     assert read.headers == {":method": "POST", "x-tokenway-request-id": "id", "x-tier": "gold"}
     assert read.within is None
 
@@ -154,7 +167,7 @@ def test_subset_hints(entries: list[str], members: set[str]) -> None:
         message.metadata_context.filter_metadata["envoy.lb.subset_hint"].update(
             {"x-gateway-destination-endpoint-subset": next(iter(hint.values()))}
         )
-        within = dialect().request_headers(message).within
+        within = dialect().request_headers(message, AnswerMode.ECHOED).within
         assert within is not None
         assert {address for address in everybody if within.has(address)} == members
 
@@ -205,3 +218,194 @@ def test_health_answers_to_every_name(name: str, ready: bool) -> None:
     request = b"" if not name else b"\x0a" + bytes([len(name)]) + name.encode()
     expected = SERVING if ready or name == "liveness" else NOT_SERVING
     assert Health(lambda: ready).status(request) == expected
+
+
+def request_of(**headers: str) -> pb.ProcessingRequest:
+    """Headers of a request; underscores in names stand for dashes."""
+    message = pb.ProcessingRequest()
+    for name, value in headers.items():
+        message.request_headers.headers.headers.add(key=name.replace("_", "-"), raw_value=value.encode())
+    return message
+
+
+PRIORITIES = {"batch": -3, "chat": 2}
+
+
+def read_headers(message: pb.ProcessingRequest, *, obeys_tests: bool = False) -> RequestHeaders:
+    """What a dialect that knows `PRIORITIES` reads."""
+    made = PickerDialect(
+        1, (), lambda: "id", priority_of=lambda name: PRIORITIES.get(name, 0), obeys_tests=obeys_tests
+    )
+    return made.request_headers(message, AnswerMode.ECHOED)
+
+
+@pytest.mark.parametrize(
+    ("headers", "standing"),
+    [
+        ({}, None),
+        ({"x_llm_d_inference_objective": "batch"}, Standing("batch", -3, None)),
+        ({"x_gateway_inference_objective": "chat"}, Standing("chat", 2, None)),
+        (
+            {"x_gateway_inference_objective": "batch", "x_llm_d_inference_objective": "chat"},
+            Standing("chat", 2, None),
+        ),
+        ({"x_llm_d_inference_objective": "unknown"}, Standing("unknown", 0, None)),
+        ({"x_gateway_inference_fairness_id": "team-1"}, Standing(None, 0, "team-1")),
+        (
+            {"x_llm_d_inference_fairness_id": "a", "x_gateway_inference_fairness_id": "b"},
+            Standing(None, 0, "a"),
+        ),
+        ({"x_llm_d_inference_objective": "No Such Name!", "x_llm_d_inference_fairness_id": "x" * 129}, None),
+    ],
+)
+def test_whose_a_request_is(headers: dict[str, str], standing: Standing | None) -> None:
+    """By either name, the new one first; what is malformed says nothing."""
+    assert read_headers(request_of(**headers)).standing == standing
+
+
+@pytest.mark.parametrize(
+    ("headers", "model"),
+    [
+        ({"x_llm_d_model_name_rewrite": "new", "x_gateway_model_name_rewrite": "old"}, "new"),
+        ({"x_gateway_model_name_rewrite": "old"}, "old"),
+        ({"x_llm_d_model_name_rewrite": ""}, None),
+        ({"x_llm_d_model_name_rewrite": "x" * 257}, None),
+        ({}, None),
+    ],
+)
+def test_which_model_is_asked_for(headers: dict[str, str], model: str | None) -> None:
+    """The gateway's word, by either name."""
+    assert read_headers(request_of(**headers)).model == model
+
+
+def test_a_requests_own_limits_have_one_name() -> None:
+    """Whichever the gateway used."""
+    read = read_headers(request_of(x_llm_d_slo_ttft_ms="200", x_slo_ttft_ms="900", x_slo_tpot_ms="30"))
+    assert (read.headers["x-slo-ttft-ms"], read.headers["x-slo-tpot-ms"]) == ("200", "30")
+
+
+def test_no_control_header_reaches_an_engine() -> None:
+    """By none of its names; nor is any header of the request said again."""
+    (message,) = answered(decision("10.0.0.1:80"), None, trailers=False)
+    mutation = message.request_headers.response.header_mutation
+    assert {
+        *("x-llm-d-inference-objective", "x-gateway-inference-objective"),
+        *("x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id"),
+        *("x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite"),
+        *("x-llm-d-slo-ttft-ms", "x-slo-ttft-ms", "x-llm-d-slo-tpot-ms", "x-slo-tpot-ms"),
+        *("test-epp-endpoint-selection", "x-gateway-destination-endpoint-served"),
+    } <= set(mutation.remove_headers)
+    assert [option.header.key for option in mutation.set_headers] == [DESTINATION]
+
+
+def test_headers_of_an_answer_are_left_alone() -> None:
+    """Hop-by-hop ones above all; but for the length of an answer that is edited."""
+    message = pb.ProcessingRequest(response_headers=pb.HttpHeaders())
+    message.response_headers.headers.headers.add(key="transfer-encoding", raw_value=b"chunked")
+    plain = pb.ProcessingResponse.FromString(dialect().answer_begins(message, is_renamed=False))
+    assert plain == pb.ProcessingResponse(response_headers=pb.HeadersResponse())
+    edited = pb.ProcessingResponse.FromString(dialect().answer_begins(message, is_renamed=True))
+    mutation = edited.response_headers.response.header_mutation
+    assert (list(mutation.remove_headers), len(mutation.set_headers)) == (["content-length"], 0)
+
+
+@pytest.mark.parametrize("obeys", [False, True])
+def test_the_conformance_suite_chooses_only_where_it_may(obeys: bool) -> None:
+    """Above the hint of a subset; and is told who served."""
+    message = request_of(test_epp_endpoint_selection="10.0.0.1:8000, 10.0.0.2")
+    message.metadata_context.filter_metadata["envoy.lb.subset_hint"].update(
+        {"x-gateway-destination-endpoint-subset": "10.0.0.9:8000"}
+    )
+    within = read_headers(message, obeys_tests=obeys).within
+    assert within is not None
+    members = {each for each in ("10.0.0.1:8000", "10.0.0.2:1", "10.0.0.9:8000") if within.has(each)}
+    assert members == ({"10.0.0.1:8000", "10.0.0.2:1"} if obeys else {"10.0.0.9:8000"})
+    made = PickerDialect(1, (), lambda: "id", obeys_tests=obeys)
+    answer = pb.ProcessingRequest(response_headers=pb.HttpHeaders())
+    answer.metadata_context.filter_metadata["envoy.lb"].update(
+        {"x-gateway-destination-endpoint-served": "10.0.0.2:1"}
+    )
+    told = pb.ProcessingResponse.FromString(made.answer_begins(answer, is_renamed=False))
+    said = {
+        option.header.key: option.header.raw_value
+        for option in told.response_headers.response.header_mutation.set_headers
+    }
+    assert said == ({"x-conformance-test-served-endpoint": b"10.0.0.2:1"} if obeys else {})
+
+
+Mode = processing_mode_pb2.ProcessingMode
+
+
+@pytest.mark.parametrize(
+    ("told", "mode"),
+    [
+        (None, AnswerMode.ECHOED),
+        (Mode.FULL_DUPLEX_STREAMED, AnswerMode.ECHOED),
+        (Mode.STREAMED, AnswerMode.SHOWN),
+        (Mode.BUFFERED, AnswerMode.SHOWN),
+        (Mode.NONE, AnswerMode.UNSEEN),
+    ],
+)
+def test_what_becomes_of_an_answer(told: int | None, mode: AnswerMode) -> None:
+    """As the gateway says; one that says nothing wants it back."""
+    message = pb.ProcessingRequest(request_headers=pb.HttpHeaders())
+    if told is not None:
+        message.protocol_config.request_body_mode = Mode.FULL_DUPLEX_STREAMED
+        message.protocol_config.response_body_mode = told
+    assert dialect().answer_mode(message) is mode
+
+
+def test_a_gateway_of_another_protocol_is_refused() -> None:
+    """With what is wrong; a request without a body is served all the same."""
+    message = pb.ProcessingRequest(request_headers=pb.HttpHeaders())
+    message.protocol_config.request_body_mode = Mode.BUFFERED
+    with pytest.raises(WrongMode, match="FULL_DUPLEX_STREAMED"):
+        dialect().answer_mode(message)
+    message.request_headers.end_of_stream = True
+    assert dialect().answer_mode(message) is AnswerMode.UNSEEN
+
+
+def test_an_access_log_can_find_its_way_back() -> None:
+    """Where it is to: the request's id and the worker's name are its headers, and not taken off."""
+    made = PickerDialect(1, (), lambda: "id", owner="0.w")
+    (raw,) = made.decision(decision("10.0.0.1:80"), None, trailers=False)
+    message = pb.ProcessingResponse.FromString(raw)
+    said = headers_set(message)
+    assert said == {DESTINATION: "10.0.0.1:80", "x-tokenway-request-id": "id", "x-tokenway-owner": "0.w"}
+    assert not said.keys() & set(message.request_headers.response.header_mutation.remove_headers)
+
+
+NAMES = Renamed('the "client\'s" ü', "engine")
+SAID = (
+    b'data: {"id":"1","model":"engine","choices":[{"delta":{"content":"\\"model\\":\\"engine\\""}}]}\n\n'
+    b'data: {"response": {"model": "engine"}, "x": "model"}\n\n"model":"engin'
+)
+GIVEN = SAID.replace(b'"model":"engine"', b'"model":"the \\"client\'s\\" \\u00fc"').replace(
+    b'"model": "engine"', b'"model": "the \\"client\'s\\" \\u00fc"'
+)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 11, 16, 40, 1_000])
+def test_a_model_has_its_other_name_wherever_the_answer_is_cut(size: int) -> None:
+    """What a text says of it is left alone, and the end is not lost."""
+    renaming = Renaming(NAMES)
+    chunks = [SAID[at : at + size] for at in range(0, len(SAID), size)]
+    given = [renaming.feed(chunk, end=False) for chunk in chunks] + [renaming.feed(b"", end=True)]
+    assert b"".join(given) == GIVEN
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_answers_that_name_no_model_pass_byte_for_byte(seed: int) -> None:
+    """Whatever they are, and however they are cut; little is ever held back."""
+    rng = random.Random(seed)
+    renaming = Renaming(NAMES)
+    alphabet = [b'"', b"model", b":", b" ", b"engine", b'"model":"', b"\\", b"x", b'"model":"other"']
+    body = b"".join(rng.choice(alphabet) for _ in range(400)).replace(b'"engine"', b'"engin"')
+    given, at = [], 0
+    while at < len(body):
+        size = rng.randrange(1, 30)
+        given.append(renaming.feed(body[at : at + size], end=False))
+        at += size
+        assert at - sum(map(len, given)) < 30 + len('"model": "engine"')
+    given.append(renaming.feed(b"", end=True))
+    assert b"".join(given) == body

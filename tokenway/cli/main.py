@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from extproc.errors import ConfigError
 from extproc.observing.printable import printable
 from metadata_center.addresses import Address, parse_port
 from metadata_center.errors import MetadataError
+from tokenway.cli.picker_flags import add_picker_flags
 
 ADMIN_ENV = "TOKENWAY_ADMIN"
 DEFAULT_ADMIN = "http://127.0.0.1:10080"
@@ -62,13 +64,14 @@ def _run(options: argparse.Namespace) -> int:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     match options.command:
         case "serve":
+            from tokenway.cli.picker_flags import picker_settings
             from tokenway.cli.serve import serve
 
-            return serve(options.config)
+            return serve(options.config, picker_settings(options))
         case "worker":
             from tokenway.cli.serve import serve_worker
 
-            return serve_worker(options.config, options.index)
+            return serve_worker(options.config, options.index, json.loads(options.settings))
         case "check":
             from tokenway.cli.check import check
 
@@ -182,6 +185,7 @@ def _worker_parser() -> argparse.ArgumentParser:
     parser.add_argument("command")
     parser.add_argument("config", type=Path)
     parser.add_argument("index", type=int)
+    parser.add_argument("settings", nargs="?", default="{}", help="JSON that goes before the configuration")
     return parser
 
 
@@ -194,6 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "config", type=Path, help="tokenway.yaml, or a clusters.json for defaults in all the rest"
     )
+    add_picker_flags(serve)
 
     checking = commands.add_parser("check", help="say whether a configuration is usable")
     checking.add_argument("file", type=Path)

@@ -8,7 +8,7 @@ import logging
 import signal
 from pathlib import Path
 
-from extproc.config.loading import load_all
+from extproc.config.loading import NO_SETTINGS, Settings, load_all
 from extproc.listeners import Listeners
 from extproc.observing.request_log import JsonFormatter
 from extproc.server.building import Stalls, build_worker
@@ -32,24 +32,29 @@ def is_news(record: logging.LogRecord) -> bool:
     return not (record.name == "grpc._cython.cygrpc" and str(record.msg).startswith(undelivered))
 
 
-def serve(path: Path) -> int:
+def serve(path: Path, settings: Settings = NO_SETTINGS) -> int:
     """Run until SIGTERM or SIGINT; SIGHUP reads the configuration now.
+
+    Args:
+        path: The configuration.
+        settings: What goes before what it says.
 
     Raises:
         ConfigError: The configuration, or the run directory, cannot be used.
         OSError: A socket cannot be opened.
     """
-    config, _ = load_all(path)
+    config, _ = load_all(path, settings)
     if config.server.workers > 1:
-        return _run(Supervisor(path))
+        return _run(Supervisor(path, settings))
     stalls: Stalls = Listeners()
-    return _run(build_worker(path, stalls=stalls), stalls)
+    return _run(build_worker(path, stalls=stalls, settings=settings), stalls)
 
 
-def serve_worker(path: Path, index: int) -> int:
+def serve_worker(path: Path, index: int, settings: Settings) -> int:
     """Run one of several workers; raises as `serve`."""
     stalls: Stalls = Listeners()
-    return _run(build_worker(path, index=index, supervised=True, stalls=stalls), stalls)
+    worker = build_worker(path, index=index, supervised=True, stalls=stalls, settings=settings)
+    return _run(worker, stalls)
 
 
 def _run(server: Worker | Supervisor, stalls: Stalls | None = None) -> int:

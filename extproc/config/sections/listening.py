@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from extproc.config.sections.fields import DAY_S, FileName, Seconds, Section
+from extproc.config.sections.fields import DAY_S, FileName, Name, Seconds, Section
 from metadata_center.addresses import Address, ip_or_none, is_loopback
 
 
@@ -39,6 +39,16 @@ def _is_local(address: str) -> bool:
 Listen = Annotated[str, AfterValidator(_listen_address)]
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+def _metrics_address(text: str) -> str:
+    """`ip:port`, IPv6 in brackets."""
+    if text.startswith("unix:"):
+        raise PydanticCustomError("listen", "no socket serves metrics; accepted: text like `0.0.0.0:9090`")
+    return _listen_address(text)
+
+
+MetricsAddress = Annotated[str, AfterValidator(_metrics_address)]
 
 
 class Admin(Section):
@@ -122,18 +132,38 @@ class EndpointPicker(Section):
     """gRPC addresses, `unix:/path` or `ip:port`; 9002 is the port that gateways expect."""
     listen_tls: PickerTls | None = None
     """TLS for the `ip:port` of `listen`; without it only loopback is listened to."""
+    self_signed: bool = False
+    """TLS by a certificate made at each start, for gateways that verify none; llm-d's default."""
     listen_insecure: bool = False
     """True listens in clear text beyond loopback, as Istio expects it: hosts that reach it take up load."""
+    health_listen: Annotated[tuple[Listen, ...], Field(strict=False, examples=[["0.0.0.0:9003"]])] = ()
+    """Addresses for gRPC health alone, in clear text; `listen` answers it as well."""
+    metrics_listen: Annotated[
+        tuple[MetricsAddress, ...], Field(strict=False, examples=[["0.0.0.0:9090"]])
+    ] = ()
+    """Addresses for the page `/metrics` alone, in clear text; the admin port has it as well."""
     fallbacks: int = Field(default=1, ge=0, le=15)
     """Endpoints named after the first; 0 for gateways that take the header for one address."""
     upload_timeout_s: Seconds = 300.0
     """Bound on the arrival of a whole request, in seconds."""
     leave_s: float = Field(default=5.0, ge=0, le=DAY_S)
     """How long requests are still taken after health said NOT_SERVING, in seconds."""
+    leave_early: bool = False
+    """Leave a stream as soon as nothing of it is needed, where the gateway does not want its answer back; its
+    access log (docs/endpoint-picker.md) then tells the end."""
+    objectives: Mapping[Name, Annotated[int, Field(ge=-1_000_000, le=1_000_000)]] = Field(
+        default_factory=dict
+    )
+    """Priorities by the name of an InferenceObjective; below 0 a request is refused rather than held."""
+    conformance: bool = False
+    """Obey the test headers of the Gateway API's conformance suite; clients then choose endpoints."""
 
     @model_validator(mode="after")
     def _is_not_exposed(self) -> Self:
-        _refuse_exposed(self.listen, is_safe=self.listen_tls is not None or self.listen_insecure)
+        if self.self_signed and self.listen_tls is not None:
+            raise PydanticCustomError("two_certificates", "accepted: listen_tls or self_signed, not both")
+        is_tls = self.self_signed or self.listen_tls is not None
+        _refuse_exposed(self.listen, is_safe=is_tls or self.listen_insecure)
         return self
 
 

@@ -4,11 +4,13 @@ Rules:
     1. Pure and deterministic: the same members in any order give the same endpoints in the same order.
     2. What the service as a whole does not have is no endpoint, whatever a subset says.
     3. The key is the workload and the address where istiod names the workload, else the address: another
-       workload at a reused address is another replica, a label of it changes nothing.
+       workload at a reused address is another replica, a label of it changes nothing. Numbers at the end of
+       its name are no part of it: istiod numbers the endpoints in a ServiceEntry by their place in the list.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 from extproc.discovery.istio.messages import Member, Members, Workload
@@ -20,6 +22,8 @@ SUBSET_LABEL = "subset"
 
 VERSION_LABEL = "version"
 """The canonical revision of its workload."""
+
+_NUMBER = re.compile(r"-\d+$")
 
 
 def listed_of(
@@ -68,11 +72,8 @@ def _listed(member: Member, address: Address, subsets: Sequence[str]) -> Listed:
 def _key(workload: Workload, address: Address) -> str:
     if not workload.name:
         return str(address)
-    return (
-        f"{workload.namespace}/{workload.name}@{address}"
-        if workload.namespace
-        else f"{workload.name}@{address}"
-    )
+    name = _NUMBER.sub("", workload.name)
+    return f"{workload.namespace}/{name}@{address}" if workload.namespace else f"{name}@{address}"
 
 
 def _metadata(workload: Workload) -> dict[str, str]:

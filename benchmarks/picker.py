@@ -1,0 +1,216 @@
+"""What it costs to be the endpoint picker of a foreign gateway: CPU per request and per chunk, added latency.
+
+    make bench-picker          (python -m benchmarks.picker [--seconds S])
+
+One Envoy with Istio's configuration for an InferencePool (`testbed.foreign_gateway`), one Tokenway as its
+picker, one engine that answers at once, one client, all on loopback:
+
+    alone       a listener that asks nobody
+    echo        Istio's own: FULL_DUPLEX_STREAMED in both directions, every chunk passes the picker
+    streamed    response body STREAMED, the stream left after the first token (`leave_early`)
+    none        response body NONE, the stream left with the decision (`leave_early`)
+
+CPU is what the kernel's scheduler says of all threads of a process (/proc/PID/task/*/schedstat), Envoy's and
+the picker's apart, over a phase, divided by its requests; of Envoy that of `alone` is in it. A chunk's is the
+difference between a phase of long streams and none, divided by the messages that Envoy counts. Latencies are
+at the client, of one request at a time, minus those of `alone`. The last line is a JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import re
+import tempfile
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks import processes
+from benchmarks.setups import ENVOY, python_module
+from benchmarks.traffic import MODEL, Target, closed_loop, quantile, requests
+from testbed.foreign_gateway import bootstrap
+from testbed.processes import free_port
+
+Figures = dict[str, Any]
+"""Names with units to numbers; `machine` is an object of its own."""
+
+SIZES: Final = {"4kb": 4_096, "220kb": 220_000, "800kb": 800_000, "3400kb": 3_400_000}
+"""Prompts: a chat's; the median of long contexts; the median and the 99th percentile of an agent's turn."""
+
+LISTENERS: Final = {
+    "alone": "alone",
+    "echo": "metadata",
+    "streamed": "streamed_logged",
+    "none": "none_logged",
+}
+
+STREAM_TOKENS: Final = 2_000
+STREAM_CLIENTS: Final = 4
+WARM_UP_S: Final = 0.5
+LAST_MESSAGES_S: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What runs.
+
+    Attributes:
+        targets: A listener of Envoy's by the name of its set-up.
+        picker: Process id of Tokenway.
+        envoy: Process id of Envoy.
+        envoy_admin: Port of its admin surface.
+    """
+
+    targets: dict[str, Target]
+    picker: int
+    envoy: int
+    envoy_admin: int
+
+    def messages(self) -> int:
+        """Messages of ext_proc that Envoy has received so far."""
+        url = f"http://127.0.0.1:{self.envoy_admin}/stats?filter=stream_msgs_received"
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            text = answer.read().decode()
+        return sum(map(int, re.findall(r"stream_msgs_received: (\d+)", text)))
+
+
+def scheduled_s(pid: int) -> float:
+    """CPU time of a process so far, in seconds, to the nanosecond; threads that ended are missing.
+
+    Raises:
+        FileNotFoundError: It is gone.
+    """
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
+@asynccontextmanager
+async def running(root: Path) -> AsyncIterator[Bench]:
+    """Engine, picker and Envoy; killed at the end."""
+    engine, picker_port, admin, envoy_admin = (free_port() for _ in range(4))
+    ports = {listener: free_port() for listener in LISTENERS.values()}
+    clusters = {"clusters": [{"name": "bench", "endpoints": [{"address": "127.0.0.1", "port": engine}]}]}
+    (root / "clusters.json").write_text(json.dumps(clusters))
+    config = {
+        "server": {"run_dir": str(root / "run"), "admin": {"port": admin}},
+        "endpoint_picker": {"listen": [f"127.0.0.1:{picker_port}"], "leave_early": True},
+        "logging": {"requests": False, "level": "warning"},
+        "models": {MODEL: {"rules": [{"cluster": "bench"}]}},
+    }
+    (root / "tokenway.yaml").write_text(json.dumps(config))
+    text = bootstrap(ports, envoy_admin, picker_port, free_port(), [engine], is_tls=False)
+    (root / "envoy.json").write_text(text)
+    with ExitStack() as stack:
+        stack.enter_context(python_module("benchmarks.traffic", "127.0.0.1", str(engine)))
+        picker = stack.enter_context(python_module("tokenway.cli.main", "serve", str(root / "tokenway.yaml")))
+        await processes.until(lambda: asyncio.to_thread(_answers, admin, "/readyz"), "tokenway")
+        flags = ("--concurrency", "1", "--use-dynamic-base-id", "-l", "off")
+        envoy = stack.enter_context(processes.running(str(ENVOY), "-c", str(root / "envoy.json"), *flags))
+        await processes.until(lambda: asyncio.to_thread(_answers, envoy_admin, "/ready"), "envoy")
+        targets = {name: Target(name, ports[listener]) for name, listener in LISTENERS.items()}
+        yield Bench(targets, picker, envoy, envoy_admin)
+
+
+def _answers(port: int, path: str) -> bool:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=1) as response:
+        return bool(response.status == 200)
+
+
+async def measure(seconds: float) -> Figures:
+    """All figures.
+
+    Args:
+        seconds: Length of one phase.
+    """
+    figures: Figures = {}
+    with tempfile.TemporaryDirectory(prefix="twp", ignore_cleanup_errors=True) as folder:
+        async with running(Path(folder)) as bench:
+            for label, num_bytes in SIZES.items():
+                figures |= await _whole(bench, label, num_bytes, seconds)
+                print(f"[{label}] {json.dumps(figures)}", flush=True)
+            figures |= await _streams(bench, seconds)
+    figures["machine"] = {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "load_average": round(os.getloadavg()[0], 2),
+    }
+    return figures
+
+
+async def _whole(bench: Bench, label: str, num_bytes: int, seconds: float) -> Figures:
+    """Requests of a size, answered by a little JSON, one at a time."""
+    messages = requests(8, num_bytes)
+    figures: Figures = {}
+    alone_ms: list[float] = []
+    for name, target in bench.targets.items():
+        await closed_loop(target, messages, 1, WARM_UP_S)
+        await asyncio.sleep(LAST_MESSAGES_S)
+        picker_s, envoy_s = scheduled_s(bench.picker), scheduled_s(bench.envoy)
+        latencies_ms = await closed_loop(target, messages, 1, seconds)
+        await asyncio.sleep(LAST_MESSAGES_S)
+        count = len(latencies_ms)
+        figures[f"{name}_{label}_envoy_us"] = round((scheduled_s(bench.envoy) - envoy_s) / count * 1e6, 1)
+        if name == "alone":
+            alone_ms = latencies_ms
+            continue
+        figures[f"{name}_{label}_picker_us"] = round((scheduled_s(bench.picker) - picker_s) / count * 1e6, 1)
+        for q, quantile_name in ((0.5, "p50"), (0.99, "p99")):
+            added_ms = quantile(latencies_ms, q) - quantile(alone_ms, q)
+            figures[f"{name}_{label}_added_{quantile_name}_ms"] = round(added_ms, 3)
+    return figures
+
+
+async def _streams(bench: Bench, seconds: float) -> Figures:
+    """Long streams, several at a time: what a token costs, and what a chunk costs that comes back."""
+    messages = requests(8, SIZES["4kb"], stream_tokens=STREAM_TOKENS)
+    figures: Figures = {}
+    for name, target in bench.targets.items():
+        await closed_loop(target, messages, STREAM_CLIENTS, WARM_UP_S)
+        await asyncio.sleep(LAST_MESSAGES_S)
+        before = bench.messages()
+        picker_s, envoy_s = scheduled_s(bench.picker), scheduled_s(bench.envoy)
+        count = len(await closed_loop(target, messages, STREAM_CLIENTS, seconds))
+        await asyncio.sleep(LAST_MESSAGES_S)
+        picker_s, envoy_s = scheduled_s(bench.picker) - picker_s, scheduled_s(bench.envoy) - envoy_s
+        told = bench.messages() - before
+        tokens = count * STREAM_TOKENS
+        figures[f"{name}_streams_envoy_us_per_token"] = round(envoy_s / tokens * 1e6, 2)
+        if name == "alone":
+            continue
+        figures[f"{name}_streams_picker_us_per_token"] = round(picker_s / tokens * 1e6, 2)
+        figures[f"{name}_streams_picker_us_per_message"] = round(picker_s / told * 1e6, 2)
+        figures[f"{name}_streams_messages_per_stream"] = round(told / count, 1)
+        if name == "echo":
+            figures["echo_chunks_per_s_per_core"] = round(told / picker_s)
+    saved = figures["echo_streams_picker_us_per_token"] - figures["streamed_streams_picker_us_per_token"]
+    figures["saved_by_leaving_us_per_token"] = round(saved, 2)
+    return figures
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def main() -> None:
+    """Run the benchmark; what is known so far is printed on the way."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=5.0, help="per phase, of twenty")
+    options = parser.parse_args()
+    print(json.dumps(asyncio.run(measure(options.seconds))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""What a gateway says of a request beside where it may go: whose it is and how much it matters."""
+
+from __future__ import annotations
+
+from metadata_center.types import value
+
+
+@value
+class Standing:
+    """What of a request's headers is no matter of its prompt.
+
+    Attributes:
+        objective: Name of an InferenceObjective; None names none.
+        priority: Of that objective; 0 where it has none. Below 0 the request gives way where others wait.
+        fairness_id: Whom the gateway counts it for; None names nobody. For records alone.
+    """
+
+    objective: str | None
+    priority: int
+    fairness_id: str | None
