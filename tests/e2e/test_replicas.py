@@ -22,11 +22,11 @@ from typing import Any, Self
 import aiohttp
 import pytest
 
+from testbed.foreign_gateway import PROCESSOR, bootstrap
 from testbed.processes import Subprocess, free_port
 from testbed.redis_server import running
 from tests.e2e.harness import Stack, answers, chat, cluster, envoy_binary, eventually, key_of, simulators
 from tests.e2e.pair import all_settled, gateways_seen, shared
-from tests.e2e.picker import bootstrap
 from tokenway.simulator.server.app import SimulatorServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
@@ -148,9 +148,10 @@ class Replicas:
 def gateway(
     picker_ports: list[int], engines: list[SimulatorServer], port: int, admin_port: int, *, retries: bool
 ) -> dict[str, Any]:
-    """The foreign Envoy of `tests.e2e.picker` with two pickers, which it asks for their health."""
+    """The foreign Envoy of `testbed.foreign_gateway` with two pickers, which it asks for their health."""
+    addresses = [engine.port for engine in engines]
     document: dict[str, Any] = json.loads(
-        bootstrap(port, free_port(), admin_port, picker_ports[0], [engine.port for engine in engines])
+        bootstrap({"metadata": port}, admin_port, picker_ports[0], free_port(), addresses, is_tls=False)
     )
     resources = document["static_resources"]
     (pickers,) = [each for each in resources["clusters"] if each["name"] == "picker"]
@@ -170,15 +171,14 @@ def gateway(
             "grpc_health_check": {"service_name": "readiness"},
         }
     ]
-    for listener in resources["listeners"]:
-        (manager,) = [chain["filters"][0]["typed_config"] for chain in listener["filter_chains"]]
-        (host,) = manager["route_config"]["virtual_hosts"]
-        (route,) = host["routes"]
-        # An engine that closes an idle connection as a request comes costs none of those counted here.
-        route["route"]["retry_policy"] = {"retry_on": "connect-failure,reset", "num_retries": 2}
-        if retries:
-            (processor,) = [one["typed_config"] for one in manager["http_filters"] if one["name"] == "picker"]
-            processor["grpc_service"]["retry_policy"] = RETRIES
+    (listener,) = resources["listeners"]
+    (manager,) = [chain["filters"][0]["typed_config"] for chain in listener["filter_chains"]]
+    (host,) = manager["route_config"]["virtual_hosts"]
+    (route,) = host["routes"]
+    # An engine that closes an idle connection as a request comes costs none of those counted here.
+    route["route"]["retry_policy"] = {"retry_on": "connect-failure,reset", "num_retries": 2}
+    if retries:
+        route["typed_per_filter_config"][PROCESSOR]["overrides"]["grpc_service"]["retry_policy"] = RETRIES
     return document
 
 
