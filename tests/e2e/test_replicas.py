@@ -149,9 +149,15 @@ def gateway(
     picker_ports: list[int], engines: list[SimulatorServer], port: int, admin_port: int, *, retries: bool
 ) -> dict[str, Any]:
     """The foreign Envoy of `testbed.foreign_gateway` with two pickers, which it asks for their health."""
-    addresses = [engine.port for engine in engines]
     document: dict[str, Any] = json.loads(
-        bootstrap({"metadata": port}, admin_port, picker_ports[0], free_port(), addresses, is_tls=False)
+        bootstrap(
+            {"metadata": port},
+            admin_port,
+            picker_ports[0],
+            free_port(),
+            [engine.port for engine in engines],
+            is_tls=False,
+        )
     )
     resources = document["static_resources"]
     (pickers,) = [each for each in resources["clusters"] if each["name"] == "picker"]
@@ -171,14 +177,15 @@ def gateway(
             "grpc_health_check": {"service_name": "readiness"},
         }
     ]
-    (listener,) = resources["listeners"]
-    (manager,) = [chain["filters"][0]["typed_config"] for chain in listener["filter_chains"]]
-    (host,) = manager["route_config"]["virtual_hosts"]
-    (route,) = host["routes"]
-    # An engine that closes an idle connection as a request comes costs none of those counted here.
-    route["route"]["retry_policy"] = {"retry_on": "connect-failure,reset", "num_retries": 2}
-    if retries:
-        route["typed_per_filter_config"][PROCESSOR]["overrides"]["grpc_service"]["retry_policy"] = RETRIES
+    for listener in resources["listeners"]:
+        (manager,) = [chain["filters"][0]["typed_config"] for chain in listener["filter_chains"]]
+        (host,) = manager["route_config"]["virtual_hosts"]
+        (route,) = host["routes"]
+        # An engine that closes an idle connection as a request comes costs none of those counted here.
+        route["route"]["retry_policy"] = {"retry_on": "connect-failure,reset", "num_retries": 2}
+        if retries:
+            overrides = route["typed_per_filter_config"][PROCESSOR]["overrides"]
+            overrides["grpc_service"]["retry_policy"] = RETRIES
     return document
 
 
