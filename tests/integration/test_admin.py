@@ -40,7 +40,8 @@ class RoutingState:
 
     def endpoints_json(self) -> dict[str, Any]:
         """No endpoints."""
-        return {"endpoints": [], "in_flight": self.in_flight, "held": 0, "workers": 1, "uptime_s": 1.0}
+        body = {"endpoints": [], "in_flight": self.in_flight, "held": 0, "workers": 1, "uptime_s": 1.0}
+        return body | {"sources": {}}
 
 
 @pytest.fixture
