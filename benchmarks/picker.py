@@ -5,7 +5,7 @@
 One Envoy with Istio's configuration for an InferencePool (`testbed.foreign_gateway`), one Tokenway as its
 picker, one engine that answers at once, one client, all on loopback:
 
-    alone       a listener that asks nobody
+    alone       a listener without a picker
     echo        Istio's own: FULL_DUPLEX_STREAMED in both directions, every chunk passes the picker
     streamed    response body STREAMED, the stream left after the first token (`leave_early`)
     none        response body NONE, the stream left with the decision (`leave_early`)
@@ -180,16 +180,16 @@ async def _streams(bench: Bench, seconds: float) -> Figures:
         count = len(await closed_loop(target, messages, STREAM_CLIENTS, seconds))
         await asyncio.sleep(LAST_MESSAGES_S)
         picker_s, envoy_s = scheduled_s(bench.picker) - picker_s, scheduled_s(bench.envoy) - envoy_s
-        told = bench.messages() - before
+        messages_back = bench.messages() - before
         tokens = count * STREAM_TOKENS
         figures[f"{name}_streams_envoy_us_per_token"] = round(envoy_s / tokens * 1e6, 2)
         if name == "alone":
             continue
         figures[f"{name}_streams_picker_us_per_token"] = round(picker_s / tokens * 1e6, 2)
-        figures[f"{name}_streams_picker_us_per_message"] = round(picker_s / told * 1e6, 2)
-        figures[f"{name}_streams_messages_per_stream"] = round(told / count, 1)
+        figures[f"{name}_streams_picker_us_per_message"] = round(picker_s / messages_back * 1e6, 2)
+        figures[f"{name}_streams_messages_per_stream"] = round(messages_back / count, 1)
         if name == "echo":
-            figures["echo_chunks_per_s_per_core"] = round(told / picker_s)
+            figures["echo_chunks_per_s_per_core"] = round(messages_back / picker_s)
     saved = figures["echo_streams_picker_us_per_token"] - figures["streamed_streams_picker_us_per_token"]
     figures["saved_by_leaving_us_per_token"] = round(saved, 2)
     return figures

@@ -8,6 +8,7 @@ Rules:
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
@@ -25,9 +26,12 @@ from extproc.values.choices import Rng
 from extproc.values.exchange import RequestHeaders
 from extproc.values.headers import REQUEST_ID_HEADER
 from extproc.values.placements import Renamed
+from extproc.values.pool_policies import PoolPolicies
 from extproc.values.requests import InferenceRequest, Operation
 from metadata_center.roots import root
 from metadata_center.types import RequestId, value
+
+NO_POLICIES: Final = PoolPolicies()
 
 
 @value
@@ -69,6 +73,7 @@ def parse_request(
     predictor: Predictor,
     rng: Rng,
     now_s: float,
+    policies: PoolPolicies = NO_POLICIES,
 ) -> ParsedRequest:
     """What a request says.
 
@@ -80,14 +85,16 @@ def parse_request(
         predictor: Estimates tokens by bytes.
         rng: Draws among equally specific rules.
         now_s: Monotonic time.
+        policies: What operators say in Kubernetes of models.
 
     Raises:
         RouterError: It cannot be served.
     """
     said = parse(headers.path, body)
-    request = _asked(said, headers)
+    asked = headers.model or policies.rewritten(said.model, rng)
+    request = said if asked is None else replace(said, model=asked)
     route = table.rules.match(request.model, headers.headers, rng)
-    engine_model = route.upstream_model or headers.model
+    engine_model = route.upstream_model or asked
     new_body = _new_body(request, engine_model, table, settings)
     fingerprint = xxh3_64_intdigest(body)
     renamed = _renamed(said, engine_model)
@@ -102,23 +109,20 @@ def parse_read(
     predictor: Predictor,
     rng: Rng,
     now_s: float,
+    policies: PoolPolicies = NO_POLICIES,
 ) -> ParsedRequest:
     """What a request says whose body was read elsewhere, by `order_of` the same table; see `parse_request`.
 
     Raises:
         RouterError: It cannot be served.
     """
-    request = _asked(read.request, headers)
+    asked = headers.model or policies.rewritten(read.request.model, rng)
+    request = read.request if asked is None else replace(read.request, model=asked)
     route = table.rules.match(request.model, headers.headers, rng)
-    engine_model = route.upstream_model or headers.model
+    engine_model = route.upstream_model or asked
     new_body = read.new_body(engine_model)
     renamed = _renamed(read.request, engine_model)
     return _parsed(headers, request, route, new_body, renamed, settings, predictor, now_s, read.fingerprint)
-
-
-def _asked(said: InferenceRequest, headers: RequestHeaders) -> InferenceRequest:
-    """The request by the model that is asked for: a proxy's word goes before the body's."""
-    return said if headers.model is None else replace(said, model=headers.model)
 
 
 def _renamed(said: InferenceRequest, engine_model: str | None) -> Renamed | None:
@@ -127,7 +131,12 @@ def _renamed(said: InferenceRequest, engine_model: str | None) -> Renamed | None
     return Renamed(said.model, engine_model)
 
 
-def order_of(headers: RequestHeaders, table: RoutingTable, settings: RouterSettings) -> ReadOrder:
+def order_of(
+    headers: RequestHeaders,
+    table: RoutingTable,
+    settings: RouterSettings,
+    policies: PoolPolicies = NO_POLICIES,
+) -> ReadOrder:
     """How a body is to be read elsewhere."""
     return ReadOrder(
         headers.path,
@@ -135,7 +144,7 @@ def order_of(headers: RequestHeaders, table: RoutingTable, settings: RouterSetti
         settings.usage_injection,
         table.rules.rewritten,
         MAX_BLOCKS * settings.block_bytes,
-        headers.model is not None,
+        headers.model is not None or bool(policies.rewrites),
     )
 
 

@@ -254,6 +254,7 @@ def build_worker(
         way.gateway,
         news.entries.notify,
         way.access_log.rpc,
+        lambda objective: way.router.policies.priorities.get(objective, 0),
         lambda: life.is_ready() and sources.are_known(),
         metrics.transport_fault,
     )
@@ -270,6 +271,7 @@ def build_worker(
     admin = AdminPort(PAGES, answering, _admin_place(site))
     _follow_health(site, news, known, engines, changes)
     _follow_configuration(site, known, way, engines, prober, changes, sources)
+    owners.policies.add(way.router.follow)
     ports = [Part("admin", admin.start, admin.stop)]
     if not site.supervised:
         ports += metrics_ports(config, answering)

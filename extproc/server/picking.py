@@ -120,6 +120,7 @@ def picking_of(
     gateway: Gateway,
     on_event: Callable[[RequestEvent], None],
     access_log: Rpc,
+    priority_of: Callable[[str], int],
     is_ready: Callable[[], bool],
     on_fault: Callable[[FaultReason, bool], None],
 ) -> Picking | None:
@@ -134,6 +135,7 @@ def picking_of(
         gateway: Decides.
         on_event: Gets what happens to requests that were decided here.
         access_log: Served beside it where streams are left early: then it brings the ends.
+        priority_of: Of an objective that the configuration does not name.
         is_ready: See `Picking`.
         on_fault: See `rpc_server`.
     """
@@ -145,7 +147,9 @@ def picking_of(
         SECRET_HEADERS,
         lambda: str(uuid.uuid4()),
         config.request.allow_headers,
-        lambda objective: settings.objectives.get(objective, 0),
+        lambda objective: (
+            settings.objectives[objective] if objective in settings.objectives else priority_of(objective)
+        ),
         owner if settings.leave_early else None,
         obeys_tests=settings.conformance,
     )

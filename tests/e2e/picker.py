@@ -40,7 +40,7 @@ class PickerStack:
         health_port: Where it answers for its health alone.
         metrics_port: Where its metrics are.
         ports: Of the foreign Envoy's listeners, by their names.
-        is_tls: The picker's port is encrypted, by a certificate that nobody verifies.
+        is_tls: The picker's port is encrypted, by a certificate that is not verified.
     """
 
     tokenway: Stack
@@ -184,7 +184,7 @@ class Picked:
 
     @asynccontextmanager
     async def stream(self) -> AsyncIterator[Stream]:
-        """A request as a gateway tells it, spoken by hand to the picker's port."""
+        """A request as a gateway sends it, spoken by hand to the picker's port."""
         async with self.picker.channel() as channel:
             call = channel.stream_stream(wire.PROCESS)()
             yield Stream(call)
@@ -256,6 +256,6 @@ def destination_of(message: pb.ProcessingResponse) -> str:
     """Where a request is to go: the header and the metadata, which are equal."""
     mutation = message.request_headers.response.header_mutation
     (said,) = [each.header.raw_value for each in mutation.set_headers if each.header.key == DESTINATION]
-    told = message.dynamic_metadata["envoy.lb"][DESTINATION]
-    assert said.decode() == told
-    return str(told)
+    named = message.dynamic_metadata["envoy.lb"][DESTINATION]
+    assert said.decode() == named
+    return str(named)
