@@ -26,6 +26,11 @@ H2: Final = {
 }
 
 
+ADDRESS: Final = "127.0.0.254"
+"""Where the gateway says that it is. No endpoint is there: istiod would take that workload's labels for the
+gateway's."""
+
+
 @dataclass(slots=True)
 class Proxy:
     """One Envoy; `running_proxy` starts and ends it.
@@ -63,7 +68,7 @@ class Proxy:
         domain = f"{self.namespace}.svc.cluster.local"
         return {
             "node": {
-                "id": f"router~127.0.0.1~edge-1.{self.namespace}~{domain}",
+                "id": f"router~{ADDRESS}~edge-1.{self.namespace}~{domain}",
                 "cluster": "edge",
                 "metadata": {
                     "NAMESPACE": self.namespace,

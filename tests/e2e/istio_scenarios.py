@@ -1,8 +1,8 @@
 """What an Istio gateway's Envoy must do with Tokenway beside it, whoever configured it; a function each.
 
 The models are `sim` (simulated engines), `recorded` (the recorder), `pair` (recorder and decoy), `mortal`
-(one that dies, and the decoy), `gated` (the recorder, for a header alone) and `part` (a part of `pair` that
-Istio has no name for).
+(one that dies, and the decoy), `gated` (the recorder, for a header alone), `half` (the recorder, a subset of
+`pair`) and `part` (the same by a label that Istio has no subset for).
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def host(name: str) -> str:
     return f"{name}.models.internal"
 
 
-def cluster_of(name: str) -> str:
+def cluster_of(name: str, subset: str = "") -> str:
     """Its cluster at Envoy."""
-    return f"outbound|{PORT}||{host(name)}"
+    return f"outbound|{PORT}|{subset}|{host(name)}"
 
 
 MODELS: dict[str, Any] = {
@@ -55,6 +55,7 @@ MODELS: dict[str, Any] = {
     "pair": {"rules": [{"cluster": cluster_of("pair")}], "load_balancing": {"algorithm": "round_robin"}},
     "mortal": {"rules": [{"cluster": cluster_of("mortal")}], "load_balancing": {"algorithm": "round_robin"}},
     "gated": {"rules": [{"cluster": cluster_of("recorder"), "headers": {"x-team": "red"}}]},
+    "half": {"rules": [{"cluster": cluster_of("pair"), "subset": {"subset": "right"}}]},
     "part": {"rules": [{"cluster": cluster_of("pair"), "subset": {"pool": "right"}}]},
 }
 
@@ -92,7 +93,7 @@ class Under:
     def clusters(self) -> list[dict[str, Any]]:
         """As clusters.json has them."""
         pair = cluster(cluster_of("pair"), [self.recorder.key, self.decoy.key])
-        pair["endpoints"][0]["labels"] = {"pool": "right"}
+        pair["endpoints"][0]["labels"] = {"pool": "right", "subset": "right"}
         return [
             cluster(cluster_of("sim"), map(key_of, self.engines)),
             cluster(cluster_of("recorder"), [self.recorder.key]),
@@ -108,6 +109,11 @@ async def ended(stack: Stack) -> dict[str, Any]:
         return (await stack.last(1))[0]
 
     return await eventually(read, lambda record: record["outcome"] is not None)
+
+
+def place_of(key: str) -> str:
+    """`ip:port` of an endpoint, whose key has its workload before that if Istio lists it."""
+    return key.rpartition("@")[2]
 
 
 def chosen(record: dict[str, Any]) -> str:
@@ -160,7 +166,7 @@ async def streams_come_from_the_chosen(under: Under) -> None:
     assert all(record["outcome"]["completion_tokens"] == 5 for record in records)
     assert all(record["outcome"]["ttft_s"] > 0 for record in records)
     keys = {key_of(engine) for engine in under.engines}
-    assert {record["outcome"]["endpoint"] for record in records} == keys
+    assert {place_of(record["outcome"]["endpoint"]) for record in records} == keys
 
 
 async def clients_steer_nothing(under: Under) -> None:
@@ -227,7 +233,7 @@ async def endpoints_are_tried_in_order(under: Under) -> None:
         assert [reply.status for reply in replies] == [200, 200], status
         await under.stack.settled()
         outcomes = [record["outcome"] for record in await under.stack.last(2)]
-        assert all(outcome["endpoint"] == under.decoy.key for outcome in outcomes)
+        assert all(place_of(outcome["endpoint"]) == under.decoy.key for outcome in outcomes)
         if under.recorder.received:
             assert sorted(outcome["attempts"] for outcome in outcomes) == [1, 2]
     assert len(under.decoy.received) == 2
@@ -242,8 +248,16 @@ async def an_engine_that_is_gone_is_followed_by_the_next(under: Under) -> None:
     assert [reply.status for reply in replies] == [200, 200]
     await under.stack.settled()
     outcomes = [record["outcome"] for record in await under.stack.last(2)]
-    assert all(outcome["endpoint"] == under.decoy.key for outcome in outcomes)
+    assert all(place_of(outcome["endpoint"]) == under.decoy.key for outcome in outcomes)
     assert max(outcome["attempts"] for outcome in outcomes) == 2
+
+
+async def a_subset_is_kept(under: Under) -> None:
+    """A rule for a subset of a host's endpoints goes to those alone."""
+    for turn in range(4):
+        assert (await post(under.stack, chat("half", f"{turn}"))).status == 200
+    assert len(under.recorder.received) == 4
+    assert under.decoy.received == []
 
 
 async def large_bodies_pass(under: Under) -> None:
@@ -280,6 +294,9 @@ async def without_tokenway_models_are_served(under: Under) -> None:
             assert (await post(under.stack, chat("recorded", "hello"), spoofed)).status == 200
         assert under.decoy.received == []
         assert len(under.recorder.received) == 4
+        for turn in range(4):
+            assert (await post(under.stack, chat("half", f"{turn}"))).status == 200
+        assert under.decoy.received == []
         async with under.stack.client() as client:
             await client.chat.completions.create(
                 model="sim", messages=[{"role": "user", "content": "hello"}], max_tokens=3
@@ -313,6 +330,7 @@ SCENARIOS: tuple[Callable[[Under], Awaitable[None]], ...] = (
     engines_cannot_speak_in_our_name,
     endpoints_are_tried_in_order,
     an_engine_that_is_gone_is_followed_by_the_next,
+    a_subset_is_kept,
     large_bodies_pass,
     errors_are_in_the_apis_shape,
     without_tokenway_models_are_served,

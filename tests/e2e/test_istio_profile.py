@@ -36,6 +36,8 @@ class AssembledStack(Stack):
         endpoints = {
             each["name"]: [(one["address"], one["port"]) for one in each["endpoints"]] for each in clusters
         }
+        right = next(each for each in clusters if each["name"] == cluster_of("pair"))["endpoints"][0]
+        endpoints[cluster_of("pair", "right")] = [(right["address"], right["port"])]
         files = rendered(self.run_dir / "tokenway.yaml")
         document = assembled(
             [manifest for manifests in files.values() for manifest in manifests],

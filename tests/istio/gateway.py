@@ -1,8 +1,10 @@
-"""Tokenway behind a gateway that a real istiod configures by what `tokenway render istio` prints."""
+"""Tokenway behind a gateway that a real istiod configures by what `tokenway render istio` prints.
+
+Both learn endpoints from that istiod, which has them from ServiceEntries that are written here.
+"""
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Mapping
@@ -12,10 +14,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from extproc.istio_gateway.manifests import Manifest
+from extproc.values.mesh_names import MeshName
 from testbed.istio_proxy import Proxy, running_proxy
 from testbed.istiod import Istiod, running_istiod
+from testbed.processes import eventually
 from tests.e2e.harness import Stack, recording, simulators
-from tests.e2e.istio_scenarios import CONFIG, Under
+from tests.e2e.istio_scenarios import CONFIG, Under, place_of
 from tokenway.cli.render import rendered
 
 NAMESPACE: Final = "istio-system"
@@ -38,20 +42,20 @@ class IstioStack(Stack):
         for name, manifests in files.items():
             self.istiod.write(name, *map(_on_loopback, manifests))
 
-    async def start_envoy(self) -> None:
-        """Wait until Envoy has the listener and all endpoints."""
-        self.write_manifests()
-        await self.proxy.has_listener(self.port)
-        for name, endpoints in self.listed().items():
-            await self.proxy.has_endpoints(name, *endpoints)
-
-    def listed(self) -> dict[str, list[str]]:
-        """Endpoints by cluster, as clusters.json has them."""
-        clusters = json.loads((self.run_dir / "clusters.json").read_text())["clusters"]
-        return {
-            each["name"]: [f"{one['address']}:{one['port']}" for one in each["endpoints"]]
+    async def declare(self, *clusters: Mapping[str, Any]) -> None:
+        """Write ServiceEntries of these clusters, and wait until Envoy and Tokenway have them."""
+        self.istiod.write("models.yaml", *map(_service_entry, clusters))
+        keys = {
+            each["name"]: {f"{one['address']}:{one['port']}" for one in each["endpoints"]}
             for each in clusters
         }
+        for name, endpoints in keys.items():
+            await self.proxy.has_endpoints(name, *endpoints)
+
+        async def known() -> set[str]:
+            return {place_of(row["key"]) for row in (await self.endpoints())["endpoints"]}
+
+        await eventually(known, lambda found: found == set().union(*keys.values()))
 
 
 def _on_loopback(manifest: Manifest) -> Manifest:
@@ -60,6 +64,30 @@ def _on_loopback(manifest: Manifest) -> Manifest:
         return manifest
     servers = [{**server, "bind": "127.0.0.1"} for server in manifest["spec"]["servers"]]
     return {**manifest, "spec": {**manifest["spec"], "servers": servers}}
+
+
+def _service_entry(cluster: Mapping[str, Any]) -> Manifest:
+    name = MeshName.parse(cluster["name"])
+    assert name is not None
+    return {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "ServiceEntry",
+        "metadata": {"name": name.host.replace(".", "-"), "namespace": "models"},
+        "spec": {
+            "hosts": [name.host],
+            "location": "MESH_EXTERNAL",
+            "resolution": "STATIC",
+            "ports": [{"number": name.port, "name": "http", "protocol": "HTTP"}],
+            "endpoints": [
+                {
+                    "address": each["address"],
+                    "ports": {"http": each["port"]},
+                    "labels": each.get("labels", {}),
+                }
+                for each in cluster["endpoints"]
+            ],
+        },
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +117,14 @@ async def behind_istio(config: Mapping[str, Any] = CONFIG) -> AsyncIterator[Behi
         exits.callback(shutil.rmtree, stack.run_dir, ignore_errors=True)
         exits.push_async_callback(stack.stop)
         under = Under(stack, engines, *recorders)
-        stack.write_config(config)
-        stack.write_clusters(*under.clusters())
-        await stack.start_gateway()
-        istiod = await exits.enter_async_context(
-            running_istiod(stack.run_dir / "istiod", environment={"PILOT_ENVOY_FILTER_STATS": "true"})
-        )
+        istiod = await exits.enter_async_context(running_istiod(stack.run_dir / "istiod"))
         proxy = await exits.enter_async_context(
             running_proxy(stack.run_dir / "proxy", istiod.port, labels=LABELS, namespace=NAMESPACE)
         )
         stack.istiod, stack.proxy = istiod, proxy
-        await stack.start_envoy()
+        stack.write_config({**config, "discovery": {"istio": {"address": istiod.address}}})
+        await stack.start_gateway()
+        stack.write_manifests()
+        await proxy.has_listener(stack.port)
+        await stack.declare(*under.clusters())
         yield Behind(under, istiod, proxy, stack)
