@@ -98,7 +98,7 @@ def _mode(kind: Kind) -> dict[str, str]:
         "request_trailer_mode": "SEND",
         "response_header_mode": kind.answer_headers,
         "response_body_mode": kind.answer,
-        "response_trailer_mode": "SEND" if kind.answer == "FULL_DUPLEX_STREAMED" else "SKIP",
+        "response_trailer_mode": kind.answer_headers,
     }
 
 
