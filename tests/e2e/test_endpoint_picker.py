@@ -336,9 +336,9 @@ async def test_answers_that_are_not_wanted_back(listener: str) -> None:
             url = picker.url(listener) + PATH
             async with (
                 aiohttp.ClientSession() as session,
-                session.post(url, json=chat("recorded", "long", 8, True)) as reply,
+                session.post(url, json=chat("recorded", "long", 8, True)) as endless,
             ):
-                assert await reply.content.readline()
+                assert await endless.content.readline()
                 assert (await stack.post(chat("sim", "another"), listener=listener)).status == 200
                 assert (await picker.tokenway.charged())["in_flight"] >= 1
             await picker.tokenway.settled()
