@@ -34,7 +34,7 @@ from typing import Any, Final
 
 from benchmarks import processes
 from benchmarks.setups import ENVOY, python_module
-from benchmarks.traffic import MODEL, Target, closed_loop, quantile, requests
+from benchmarks.traffic import MODEL, STREAM_END, TOKEN, Engine, Target, closed_loop, quantile, requests
 from testbed.foreign_gateway import bootstrap
 from testbed.processes import free_port
 
@@ -51,8 +51,11 @@ LISTENERS: Final = {
     "none": "none_logged",
 }
 
-STREAM_TOKENS: Final = 2_000
-STREAM_CLIENTS: Final = 4
+STREAM_TOKENS: Final = 500
+STREAM_CLIENTS: Final = 16
+PACE_S: Final = 0.004
+"""Between two tokens, so that each is a chunk of its own."""
+
 WARM_UP_S: Final = 0.5
 LAST_MESSAGES_S: Final = 0.1
 
@@ -91,6 +94,25 @@ def scheduled_s(pid: int) -> float:
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
+class PacedEngine(Engine):
+    """Streams as an engine does: token by token."""
+
+    def _stream(self, left: int) -> None:
+        if self._transport.is_closing():
+            return
+        if left:
+            self._transport.write(TOKEN)
+            asyncio.get_running_loop().call_later(PACE_S, self._stream, left - 1)
+        else:
+            self._transport.write(STREAM_END)
+
+
+async def serve_engine(port: int) -> None:
+    """Be the engine, until killed."""
+    await asyncio.get_running_loop().create_server(PacedEngine, "127.0.0.1", port)
+    await asyncio.Event().wait()
+
+
 @asynccontextmanager
 async def running(root: Path) -> AsyncIterator[Bench]:
     """Engine, picker and Envoy; killed at the end."""
@@ -108,7 +130,7 @@ async def running(root: Path) -> AsyncIterator[Bench]:
     text = bootstrap(ports, envoy_admin, picker_port, free_port(), [engine], is_tls=False)
     (root / "envoy.json").write_text(text)
     with ExitStack() as stack:
-        stack.enter_context(python_module("benchmarks.traffic", "127.0.0.1", str(engine)))
+        stack.enter_context(python_module("benchmarks.picker", "--engine", str(engine)))
         picker = stack.enter_context(python_module("tokenway.cli.main", "serve", str(root / "tokenway.yaml")))
         await processes.until(lambda: asyncio.to_thread(_answers, admin, "/readyz"), "tokenway")
         flags = ("--concurrency", "1", "--use-dynamic-base-id", "-l", "off")
@@ -169,7 +191,7 @@ async def _whole(bench: Bench, label: str, num_bytes: int, seconds: float) -> Fi
 
 
 async def _streams(bench: Bench, seconds: float) -> Figures:
-    """Long streams, several at a time: what a token costs, and what a chunk costs that comes back."""
+    """Streams, several at a time, each token by itself: what one costs, and a chunk that comes back."""
     messages = requests(8, SIZES["4kb"], stream_tokens=STREAM_TOKENS)
     figures: Figures = {}
     for name, target in bench.targets.items():
@@ -208,7 +230,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seconds", type=float, default=5.0, help="per phase, of twenty")
+    parser.add_argument("--engine", type=int, metavar="PORT", help="be the engine of a benchmark")
     options = parser.parse_args()
+    if options.engine is not None:
+        asyncio.run(serve_engine(options.engine))
+        return
     print(json.dumps(asyncio.run(measure(options.seconds))))
 
 
