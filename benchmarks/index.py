@@ -35,7 +35,7 @@ from metadata_center.cache_map.holders import Replica
 from metadata_center.kv_events.decoding import decode
 from metadata_center.roots import root
 from metadata_center.types import EndpointKey
-from tokenway.cli.serve import GC_THRESHOLD
+from tokenway.cli.serve import GC_THRESHOLDS
 
 BLOCK_TOKENS: Final = 16
 """vLLM's default on GPUs, and the dearest: the fewer tokens a block has, the more blocks there are."""
@@ -316,7 +316,7 @@ def measured(blocks: int, task: str) -> dict[str, Any]:
     made, vocabulary, ids, text = tokenizer()
     gc.collect()
     gc.freeze()
-    gc.set_threshold(GC_THRESHOLD)
+    gc.set_threshold(*GC_THRESHOLDS)
     if task == "shared":
         found: dict[str, Any] = dict(shared(vocabulary, ids))
         found["corpus_bytes_per_token"] = len(text) / len(ids)

@@ -69,19 +69,24 @@ IDLE_S = 15.0
 """Three rounds of probes and scrapes at their default intervals."""
 
 
-async def measure(seconds: float, rounds: int) -> Figures:
+async def measure(seconds: float, rounds: int, rates_per_s: Sequence[float], workers: int) -> Figures:
     """All figures.
 
     Args:
         seconds: Length of one phase.
         rounds: How often phases repeat whose set-ups alternate.
+        rates_per_s: Steady rates at which added latency is measured.
+        workers: Saturation is also measured with so many; 1 leaves that out.
     """
     figures: Figures = {}
     engines = [free_port() for _ in range(3)]
     with tempfile.TemporaryDirectory(prefix="twb", ignore_cleanup_errors=True) as folder:
         root = Path(folder)
         with python_module("benchmarks.traffic", "127.0.0.1", *map(str, engines)):
-            await _compare(root, engines, seconds, rounds, figures)
+            await _compare(root, engines, seconds, rounds, rates_per_s, figures)
+            if workers > 1:
+                figures |= await _several(root, engines, seconds, workers)
+                _print_progress(f"{workers} workers", figures)
         every_address = "0.0.0.0"  # noqa: S104 - 127.0.x.y stand for a hundred engines
         with python_module("benchmarks.traffic", every_address, str(engines[0])):
             figures |= await _idle(root, engines[0])
@@ -96,7 +101,14 @@ async def measure(seconds: float, rounds: int) -> Figures:
     return figures
 
 
-async def _compare(root: Path, engines: list[int], seconds: float, rounds: int, figures: Figures) -> None:
+async def _compare(
+    root: Path,
+    engines: list[int],
+    seconds: float,
+    rounds: int,
+    rates_per_s: Sequence[float],
+    figures: Figures,
+) -> None:
     async with (
         setup("alone", root, engines, first_chunk=False) as alone,
         setup("floor", root, engines, first_chunk=False) as floor,
@@ -117,7 +129,7 @@ async def _compare(root: Path, engines: list[int], seconds: float, rounds: int, 
             rounds,
         )
         _print_progress("cpu per request", figures)
-        figures |= await _latency(alone, (floor, grpcio, tokenway), seconds, rounds)
+        figures |= await _latency(alone, (floor, grpcio, tokenway), seconds, rounds, rates_per_s)
         _print_progress("latency", figures)
         figures |= await _saturation((alone, floor, grpcio, tokenway), seconds)
         _print_progress("saturation", figures)
@@ -153,12 +165,18 @@ async def _cpu(whole: Sequence[Setup], first_chunk: Sequence[Setup], seconds: fl
     return figures
 
 
-async def _latency(alone: Setup, others: Sequence[Setup], seconds: float, rounds: int) -> Figures:
-    """What is added to Envoy's own latency, one request at a time and at a steady rate."""
+async def _latency(
+    alone: Setup, others: Sequence[Setup], seconds: float, rounds: int, rates_per_s: Sequence[float]
+) -> Figures:
+    """What is added to Envoy's own latency, one request at a time and at steady rates."""
+
+    def at(rate_per_s: float) -> Callable[[Setup], Load]:
+        return lambda target: open_loop(target, messages, rate_per_s, seconds)
+
     messages = requests(64, PROMPT_BYTES)
     loads: dict[str, Callable[[Setup], Load]] = {
         "concurrency_1": lambda target: closed_loop(target, messages, 1, seconds),
-        f"{PACED_PER_S:.0f}_per_s": lambda target: open_loop(target, messages, PACED_PER_S, seconds),
+        **{f"{rate_per_s:.0f}_per_s": at(rate_per_s) for rate_per_s in rates_per_s},
     }
     figures: Figures = {}
     for label, load in loads.items():
@@ -186,6 +204,18 @@ async def _saturation(targets: Sequence[Setup], seconds: float) -> Figures:
             used_us = await _warm_cpu_us(target, messages, concurrency, seconds)
             name = f"{_PREFIXES.get(target.name, 'cpu_')}us_per_request_{label}_saturated"
             figures[name] = round(used_us, 1)
+    return figures
+
+
+async def _several(root: Path, engines: list[int], seconds: float, workers: int) -> Figures:
+    """Requests a second with several workers behind one Envoy thread."""
+    figures: Figures = {}
+    async with setup("tokenway", root, engines, first_chunk=False, workers=workers) as target:
+        for label, prompt_bytes, concurrency in (("4kb", PROMPT_BYTES, 32), ("220kb", 220_000, 16)):
+            messages = requests(16, prompt_bytes)
+            await closed_loop(target, messages, concurrency, WARM_UP_S)
+            done = len(await closed_loop(target, messages, concurrency, seconds))
+            figures[f"requests_per_s_{label}_{workers}_workers"] = round(done / seconds, 1)
     return figures
 
 
@@ -248,8 +278,18 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=4.0, help="per phase")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--rates",
+        type=float,
+        nargs="+",
+        default=[PACED_PER_S],
+        metavar="PER_S",
+        help="steady rates of the latency phases, requests a second (default: %(default)s)",
+    )
+    parser.add_argument("--workers", type=int, default=1, help="saturation with so many workers as well")
     options = parser.parse_args()
-    print(json.dumps(asyncio.run(measure(options.seconds, options.rounds))))
+    measuring = measure(options.seconds, options.rounds, options.rates, options.workers)
+    print(json.dumps(asyncio.run(measuring)))
 
 
 if __name__ == "__main__":

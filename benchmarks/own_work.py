@@ -34,11 +34,12 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from benchmarks import processes
 from benchmarks.setups import python_module
 from benchmarks.traffic import EVENT, MODEL, Client
+from extproc.accesslog.lines import SEPARATOR
 from extproc.server import building
 from extproc.server.worker import Worker
 from extproc.transport.seam import Receiver, Rpc, Status
 from testbed.processes import free_port
-from tokenway.cli.serve import GC_THRESHOLD
+from tokenway.cli.serve import GC_THRESHOLDS
 
 PHASES: Final = ("headers", "body", "first_chunk", "end")
 IN_FLIGHT: Final = 16
@@ -159,8 +160,12 @@ def end_of(request_id: str, answer: bytes, prompt_tokens: int) -> bytes:
     common.upstream_cluster, common.route_name = "bench", "decided"
     common.upstream_request_attempt_count = 1
     common.access_log_type = accesslog_pb2.DownstreamEnd
-    common.custom_tags.update({"rid": request_id, "owner": owner.decode(), "ttft_us": "20000"})
     usage = USAGE % (prompt_tokens, prompt_tokens + 10)
+    line = (
+        *("DownstreamEnd", request_id, owner.decode(), endpoints.partition(",")[0], "1", "200", "-"),
+        *("20000", "380000", "401000", "401", "4200", "2500", "via_upstream", "-", "-", usage, "-"),
+    )
+    common.custom_tags.update({"rid": request_id, "owner": owner.decode(), "line": SEPARATOR.join(line)})
     common.metadata.filter_metadata["llm.usage"].fields["top"].string_value = usage
     entry.request.path, entry.request.request_body_bytes = "/v1/chat/completions", 4200
     response.response_code.value = 200
@@ -226,7 +231,7 @@ async def _drive(methods: NoServer, prompt_bytes: int, count: int) -> dict[str, 
     took_us: dict[str, list[float]] = {phase: [] for phase in PHASES}
     gc.collect()
     gc.freeze()
-    gc.set_threshold(GC_THRESHOLD)
+    gc.set_threshold(*GC_THRESHOLDS)
     for number in range(WARM_UP + count):
         if number == WARM_UP:
             for times in took_us.values():

@@ -19,7 +19,7 @@ import json
 import os
 import sys
 import urllib.request
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -69,7 +69,14 @@ class Setup(Target):
         return processes.rss_mib(self.pid)
 
 
-def envoy_config(kind: SetupKind, port: int, admin_port: int, socket: str, engines: list[int]) -> str:
+def envoy_config(
+    kind: SetupKind,
+    port: int,
+    admin_port: int,
+    socket: str,
+    engines: list[int],
+    other_sockets: Sequence[str] = (),
+) -> str:
     """Envoy's configuration as YAML: the shipped bootstrap, less what the set-up goes without.
 
     Args:
@@ -78,9 +85,12 @@ def envoy_config(kind: SetupKind, port: int, admin_port: int, socket: str, engin
         admin_port: For Envoy's own admin surface.
         socket: Path of the Unix socket of the Python process.
         engines: Ports of the engines on 127.0.0.1, for static clusters.
+        other_sockets: Of further workers.
     """
     filled = bootstrap.template()
-    bootstrap.fill(filled, listen=("127.0.0.1", port), admin_port=admin_port, sockets=[socket])
+    bootstrap.fill(
+        filled, listen=("127.0.0.1", port), admin_port=admin_port, sockets=[socket, *other_sockets]
+    )
     document: dict[str, Any] = yaml.safe_load(bootstrap.as_yaml(filled))  # without YAML's aliases
     if kind in GATEWAYS:
         return yaml.safe_dump(document)
@@ -131,7 +141,13 @@ def _policy(name: str, message: str, **settings: Any) -> dict[str, Any]:
 
 @contextlib.asynccontextmanager
 async def setup(
-    kind: SetupKind, root: Path, engines: list[int], *, first_chunk: bool, endpoints: int | None = None
+    kind: SetupKind,
+    root: Path,
+    engines: list[int],
+    *,
+    first_chunk: bool,
+    endpoints: int | None = None,
+    workers: int = 1,
 ) -> AsyncIterator[Setup]:
     """Start an Envoy with what stands behind it; killed at the end.
 
@@ -142,6 +158,7 @@ async def setup(
         first_chunk: Whether the Python process sees the first chunk of streamed answers.
         endpoints: Make Tokenway see so many, on as many loopback addresses, at the engines' ports in turn;
             None for each engine once, on 127.0.0.1.
+        workers: Of Tokenway; with several the process that is measured is their supervisor.
 
     Yields:
         The set-up, after it has answered one request.
@@ -149,12 +166,13 @@ async def setup(
     Raises:
         TimeoutError: It does not start.
     """
-    run_dir = root / f"{kind}{first_chunk:d}{endpoints or 0}"
+    run_dir = root / f"{kind}{first_chunk:d}{endpoints or 0}x{workers}"
     run_dir.mkdir()
-    socket = run_dir / "gw0.sock"
+    socket, *others = (run_dir / f"gw{worker}.sock" for worker in range(workers))
     port, envoy_admin_port = free_port(), free_port()
     envoy_yaml = run_dir / "envoy.yaml"
-    envoy_yaml.write_text(envoy_config(kind, port, envoy_admin_port, str(socket), engines))
+    config_text = envoy_config(kind, port, envoy_admin_port, str(socket), engines, list(map(str, others)))
+    envoy_yaml.write_text(config_text)
     with contextlib.ExitStack() as stack:
         pid = None
         if kind in FLOORS:
@@ -172,7 +190,7 @@ async def setup(
         elif kind in GATEWAYS:
             admin_port = free_port()
             config = _tokenway_config(
-                run_dir, admin_port, _addresses(engines, endpoints), first_chunk, GATEWAYS[kind]
+                run_dir, admin_port, _addresses(engines, endpoints), first_chunk, GATEWAYS[kind], workers
             )
             pid = stack.enter_context(python_module("tokenway.cli.main", "serve", str(config)))
             ready = f"http://127.0.0.1:{admin_port}/readyz"
@@ -199,13 +217,23 @@ def _addresses(engines: list[int], endpoints: int | None) -> list[tuple[str, int
 
 
 def _tokenway_config(
-    run_dir: Path, admin_port: int, addresses: list[tuple[str, int]], first_chunk: bool, transport: str
+    run_dir: Path,
+    admin_port: int,
+    addresses: list[tuple[str, int]],
+    first_chunk: bool,
+    transport: str,
+    workers: int,
 ) -> Path:
     endpoints = [{"address": address, "port": port} for address, port in addresses]
     clusters = {"clusters": [{"name": CLUSTER, "endpoints": endpoints}]}
     (run_dir / "clusters.json").write_text(json.dumps(clusters))
     settings = {
-        "server": {"run_dir": str(run_dir), "admin": {"port": admin_port}, "transport": transport},
+        "server": {
+            "run_dir": str(run_dir),
+            "admin": {"port": admin_port},
+            "transport": transport,
+            "workers": workers,
+        },
         "signals": {"first_chunk": first_chunk},
         "logging": {"requests": False, "level": "warning"},
         "models": {MODEL: {"rules": [{"cluster": CLUSTER}]}},

@@ -60,7 +60,7 @@ from metadata_center.addresses import Address
 from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import Counters
 from metadata_center.load.table import LoadTable
-from tokenway.cli.serve import GC_THRESHOLD
+from tokenway.cli.serve import GC_THRESHOLDS
 
 CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 MESSAGES, EMBEDDINGS = "/v1/messages", "/v1/embeddings"
@@ -353,7 +353,7 @@ async def stalls(sent: list[tuple[Shape, int]]) -> list[tuple[float, float, floa
         await server.start()
         gc.collect()
         gc.freeze()
-        gc.set_threshold(GC_THRESHOLD)
+        gc.set_threshold(*GC_THRESHOLDS)
         client = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "benchmarks.worst_bodies", "--client", address),
             stdin=subprocess.PIPE,

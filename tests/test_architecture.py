@@ -55,6 +55,8 @@ CORE = (
     "extproc/admin/*.py",
     "extproc/admin/pages/*.py",
     "extproc/accesslog/entries.py",
+    "extproc/accesslog/lines.py",
+    "extproc/accesslog/meanings.py",
     "extproc/accesslog/usage.py",
     "extproc/accesslog/answer_errors.py",
     *(f"extproc/health/{name}.py" for name in ("tracker", "records", "levels", "doubts", "floors", "states")),

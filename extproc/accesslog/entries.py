@@ -1,5 +1,8 @@
 """Envoy's access-log entries as the values of `extproc.values.endings`.
 
+The shipped bootstrap has each entry say all of it in one tag, which is read quickest (`lines`). An Envoy that
+does not write the tag, for its bootstrap is of an earlier version or it is too old, is read field by field.
+
 Source: envoy/data/accesslog/v3/accesslog.proto; the tags and filters of envoy/bootstrap.yaml.
 """
 
@@ -8,17 +11,17 @@ from __future__ import annotations
 from envoy.data.accesslog.v3 import accesslog_pb2 as pb
 
 from extproc.accesslog.answer_errors import ERROR_NAMESPACE, error_seen
+from extproc.accesslog.lines import read_line
+from extproc.accesslog.meanings import MAX_DURATION_S, ended_how, seconds_of
 from extproc.accesslog.usage import UNKNOWN, read_usage
 from extproc.values.endings import AttemptFailed, AttemptStarted, RequestAlive, RequestEnd, RequestEvent
 from extproc.values.evidence import FailureKind
-from extproc.values.outcomes import Ended
 from metadata_center.addresses import Address
 from metadata_center.types import RequestId
 
 USAGE_NAMESPACE = "llm.usage"
-
-MAX_DURATION_S = 86_400.0
-"""A day: no stream lasts longer, and sums of durations stay finite whatever a log says."""
+LINE_TAG = "line"
+"""The custom tag with the line."""
 
 _SHORT_FLAGS = {
     "no_healthy_upstream": "UH",
@@ -41,37 +44,11 @@ _SHORT_FLAGS = {
 }
 """Envoy documentation, access logging, `%RESPONSE_FLAGS%`."""
 
-_ENDED_BY = {
-    "DC": Ended.CLIENT_ABORT,
-    "DR": Ended.CLIENT_ABORT,
-    "UT": Ended.TIMEOUT,
-    "SI": Ended.TIMEOUT,
-    "DT": Ended.TIMEOUT,
-    "UC": Ended.UPSTREAM_RESET,
-    "UR": Ended.UPSTREAM_RESET,
-    "UPE": Ended.UPSTREAM_RESET,  # what Envoy calls a chunked body cut off by a close
-}
-"""Flags that alone show how a request ended, the strongest first."""
-
-_BROKEN_OFF = "upstream_reset_after_response_started"
-"""Envoy documentation, response code details: the client got the beginning of an answer, status and all."""
-
 
 def _address(common: pb.AccessLogCommon) -> Address | None:
     remote = common.upstream_remote_address.socket_address
     host = remote.address
     return Address.of(host, remote.port_value) if host else None
-
-
-def _seconds(tag: str | None) -> float | None:
-    """A microsecond tag; Envoy writes "-" for what did not happen, and nothing takes longer than a day."""
-    if tag is None or tag == "-":
-        return None
-    try:
-        seconds = int(tag) / 1e6
-    except (ValueError, OverflowError):
-        return None
-    return seconds if 0.0 <= seconds <= MAX_DURATION_S else None
 
 
 def _duration_s(duration: object) -> float:
@@ -97,24 +74,13 @@ def _flags(common: pb.AccessLogCommon) -> tuple[str, ...]:
     return tuple(_SHORT_FLAGS.get(field.name, field.name) for field, _ in common.response_flags.ListFields())
 
 
-def _ended(flags: tuple[str, ...], status: int, details: str) -> Ended:
-    if flags:
-        for flag, ended in _ENDED_BY.items():
-            if flag in flags:
-                return ended
-    if details.startswith(_BROKEN_OFF):
-        return Ended.UPSTREAM_RESET
-    if details.startswith("tokenway_"):
-        return Ended.COMPLETED if status < 400 else Ended.REJECTED
-    if status == 0:
-        return Ended.CLIENT_ABORT
-    return Ended.UPSTREAM_ERROR if status >= 500 else Ended.COMPLETED
-
-
 def translate(entry: pb.HTTPAccessLogEntry) -> RequestEvent | None:
     """One entry as a value; None if it says nothing to us (no id, a kind we did not ask for)."""
     common = entry.common_properties
     tags = common.custom_tags
+    line = tags.get(LINE_TAG)
+    if line is not None:
+        return read_line(line, entry.response.response_headers.get("content-type"))
     request_id = RequestId(tags.get("rid", ""))
     if not request_id:
         return None
@@ -143,7 +109,7 @@ def _request_end(entry: pb.HTTPAccessLogEntry, request_id: RequestId, owner: str
     status = response.response_code.value
     details = response.response_code_details
     flags = _flags(common) if common.HasField("response_flags") else ()
-    ttft_s = _seconds(common.custom_tags.get("ttft_us"))
+    ttft_s = seconds_of(common.custom_tags.get("ttft_us"))
     (prompt, completion, cached), unseen = UNKNOWN, ""
     metadata = common.metadata.filter_metadata
     if USAGE_NAMESPACE in metadata:
@@ -151,7 +117,7 @@ def _request_end(entry: pb.HTTPAccessLogEntry, request_id: RequestId, owner: str
         if (
             ttft_s is None and common.upstream_request_attempt_count <= 1
         ):  # Envoys before 1.37: a script's clock
-            ttft_s = _seconds(_whole(fields, "ttft_us"))
+            ttft_s = seconds_of(_whole(fields, "ttft_us"))
         top, nested, unseen = _text(fields, "top"), _text(fields, "nested"), _text(fields, "unseen")
         if top or nested:
             prompt, completion, cached = read_usage(top, nested)
@@ -172,7 +138,7 @@ def _request_end(entry: pb.HTTPAccessLogEntry, request_id: RequestId, owner: str
         _address(common),
         common.upstream_request_attempt_count,
         status,
-        _ended(flags, status, details),
+        ended_how(flags, status, details),
         details,
         flags,
         ttft_s,

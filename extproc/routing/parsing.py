@@ -8,7 +8,6 @@ Rules:
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
@@ -26,12 +25,9 @@ from extproc.values.choices import Rng
 from extproc.values.exchange import RequestHeaders
 from extproc.values.headers import REQUEST_ID_HEADER
 from extproc.values.placements import Renamed
-from extproc.values.pool_policies import PoolPolicies
 from extproc.values.requests import InferenceRequest, Operation
 from metadata_center.roots import root
 from metadata_center.types import RequestId, value
-
-NO_POLICIES: Final = PoolPolicies()
 
 
 @value
@@ -73,7 +69,6 @@ def parse_request(
     predictor: Predictor,
     rng: Rng,
     now_s: float,
-    policies: PoolPolicies = NO_POLICIES,
 ) -> ParsedRequest:
     """What a request says.
 
@@ -83,15 +78,14 @@ def parse_request(
         table: Which models there are.
         settings: What is allowed.
         predictor: Estimates tokens by bytes.
-        rng: Draws among equally specific rules.
+        rng: Draws among equally specific rules, and among a rewrite's models.
         now_s: Monotonic time.
-        policies: What operators say in Kubernetes of models.
 
     Raises:
         RouterError: It cannot be served.
     """
     said = parse(headers.path, body)
-    asked = headers.model or policies.rewritten(said.model, rng)
+    asked = _asked(said, headers, settings, rng)
     request = said if asked is None else replace(said, model=asked)
     route = table.rules.match(request.model, headers.headers, rng)
     engine_model = route.upstream_model or asked
@@ -109,14 +103,13 @@ def parse_read(
     predictor: Predictor,
     rng: Rng,
     now_s: float,
-    policies: PoolPolicies = NO_POLICIES,
 ) -> ParsedRequest:
     """What a request says whose body was read elsewhere, by `order_of` the same table; see `parse_request`.
 
     Raises:
         RouterError: It cannot be served.
     """
-    asked = headers.model or policies.rewritten(read.request.model, rng)
+    asked = _asked(read.request, headers, settings, rng)
     request = read.request if asked is None else replace(read.request, model=asked)
     route = table.rules.match(request.model, headers.headers, rng)
     engine_model = route.upstream_model or asked
@@ -125,18 +118,20 @@ def parse_read(
     return _parsed(headers, request, route, new_body, renamed, settings, predictor, now_s, read.fingerprint)
 
 
+def _asked(said: InferenceRequest, headers: RequestHeaders, settings: RouterSettings, rng: Rng) -> str | None:
+    """The model to ask for in place of the body's: as a proxy says, or else a rewrite of the pool."""
+    if headers.model is not None:
+        return headers.model
+    return settings.policies.rewritten(said.model, rng) if settings.policies.rewrites else None
+
+
 def _renamed(said: InferenceRequest, engine_model: str | None) -> Renamed | None:
     if engine_model is None or engine_model == said.model:
         return None
     return Renamed(said.model, engine_model)
 
 
-def order_of(
-    headers: RequestHeaders,
-    table: RoutingTable,
-    settings: RouterSettings,
-    policies: PoolPolicies = NO_POLICIES,
-) -> ReadOrder:
+def order_of(headers: RequestHeaders, table: RoutingTable, settings: RouterSettings) -> ReadOrder:
     """How a body is to be read elsewhere."""
     return ReadOrder(
         headers.path,
@@ -144,7 +139,7 @@ def order_of(
         settings.usage_injection,
         table.rules.rewritten,
         MAX_BLOCKS * settings.block_bytes,
-        headers.model is not None or bool(policies.rewrites),
+        headers.model is not None or bool(settings.policies.rewrites),
     )
 
 

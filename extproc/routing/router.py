@@ -33,7 +33,6 @@ from extproc.values.exchange import LineVerdict, PassTo, RefuseAtOnce, RequestHe
 from extproc.values.headers import DEBUG_HEADER
 from extproc.values.pending import Pending
 from extproc.values.placements import Decision, Plan
-from extproc.values.pool_policies import PoolPolicies
 from metadata_center.sharing.messages import Candidate
 from metadata_center.types import EndpointKey, RequestId
 
@@ -94,7 +93,6 @@ class Router:
     ) -> None:
         self.table = table
         self.settings = settings
-        self.policies = PoolPolicies()
         self._state = state
         self._rng = rng
         self._clock = clock
@@ -106,10 +104,6 @@ class Router:
         self.waiting: RequestQueue[Decision] | None = None
         if loop is not None:
             self.waiting = RequestQueue(self._schedule, self._charged, state.recorder, loop, clock)
-
-    def follow(self, policies: PoolPolicies) -> None:
-        """Go by what operators say in Kubernetes of the requests that come from now on."""
-        self.policies = policies
 
     def configure(self, table: RoutingTable, settings: RouterSettings) -> None:
         """Go by these from now on; requests that wait are scheduled by them."""
@@ -141,14 +135,7 @@ class Router:
             body = bytes(body)
             check_structure(body)
         parsed = parse_request(
-            headers,
-            body,
-            self.table,
-            self.settings,
-            self._state.predictor,
-            self._rng,
-            self._clock(),
-            self.policies,
+            headers, body, self.table, self.settings, self._state.predictor, self._rng, self._clock()
         )
         return self._scheduled(parsed, self._schedule(parsed, None))
 
@@ -208,15 +195,15 @@ class Router:
 
     def _read_elsewhere(self, readers: Readers, headers: RequestHeaders, body: bytes) -> Later[Decision]:
         """Decide about a body that is read elsewhere; cancelled, it reads or charges nothing more."""
-        received_s, table, settings, policies = self._clock(), self.table, self.settings, self.policies
+        received_s, table, settings = self._clock(), self.table, self.settings
         patience_s = self._patience_s(readers)
-        reading = readers.read(order_of(headers, table, settings, policies), body)
+        reading = readers.read(order_of(headers, table, settings), body)
         decision: Pending[Decision] = Pending(reading.cancel)
 
         def decide(read: BodyRead) -> None:
             try:
                 parsed = parse_read(
-                    headers, read, table, settings, self._state.predictor, self._rng, received_s, policies
+                    headers, read, table, settings, self._state.predictor, self._rng, received_s
                 )
                 hold = self.settings.hold
                 left_s = received_s + patience_s - self._clock()

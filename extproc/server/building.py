@@ -254,7 +254,6 @@ def build_worker(
         way.gateway,
         news.entries.notify,
         way.access_log.rpc,
-        lambda objective: way.router.policies.priorities.get(objective, 0),
         lambda: life.is_ready() and sources.are_known(),
         metrics.transport_fault,
     )
@@ -271,7 +270,6 @@ def build_worker(
     admin = AdminPort(PAGES, answering, _admin_place(site))
     _follow_health(site, news, known, engines, changes)
     _follow_configuration(site, known, way, engines, prober, changes, sources)
-    owners.policies.add(way.router.follow)
     ports = [Part("admin", admin.start, admin.stop)]
     if not site.supervised:
         ports += metrics_ports(config, answering)
@@ -517,6 +515,7 @@ def _follow_configuration(
     # Models that were missed are asked for again, though the configuration be the same.
     site.owners.read.add(lambda config: prober.configure(config.health.settings()))
     site.owners.changes.add(changes.apply)
+    site.owners.policies.add(requests.follow_policies)
     site.owners.settled.add(changes.find_missing)
 
 

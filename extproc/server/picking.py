@@ -120,7 +120,6 @@ def picking_of(
     gateway: Gateway,
     on_event: Callable[[RequestEvent], None],
     access_log: Rpc,
-    priority_of: Callable[[str], int],
     is_ready: Callable[[], bool],
     on_fault: Callable[[FaultReason, bool], None],
 ) -> Picking | None:
@@ -135,21 +134,24 @@ def picking_of(
         gateway: Decides.
         on_event: Gets what happens to requests that were decided here.
         access_log: Served beside it where streams are left early: then it brings the ends.
-        priority_of: Of an objective that the configuration does not name.
         is_ready: See `Picking`.
         on_fault: See `rpc_server`.
     """
     settings = config.endpoint_picker
     if settings is None:
         return None
+
+    def priority_of(objective: str) -> int:
+        """As the configuration says, or else the pool's InferenceObjective of that name."""
+        of_pool = gateway.router.settings.policies.priorities
+        return settings.objectives.get(objective, of_pool.get(objective, 0))
+
     dialect = PickerDialect(
         settings.fallbacks,
         SECRET_HEADERS,
         lambda: str(uuid.uuid4()),
         config.request.allow_headers,
-        lambda objective: (
-            settings.objectives[objective] if objective in settings.objectives else priority_of(objective)
-        ),
+        priority_of,
         owner if settings.leave_early else None,
         obeys_tests=settings.conformance,
     )

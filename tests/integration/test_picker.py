@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -413,7 +414,9 @@ def _live(gateway: Gateway, rng: random.Random, mode: int | None, at: dict[Any, 
 def test_a_model_that_the_pool_rewrites_has_its_old_name_back() -> None:
     """By an InferenceModelRewrite; the gateway's own word goes before it."""
     gateway = Gateway()
-    gateway.rig.router.follow(PoolPolicies(rewrites=(ModelRewrite("", (("m", 1),)),)))
+    router = gateway.rig.router
+    policies = PoolPolicies(rewrites=(ModelRewrite("", (("m", 1),)),))
+    router.configure(router.table, replace(router.settings, policies=policies))
     headers = pb.HttpHeaders()
     for name, value in ((":method", "POST"), (":path", "/v1/chat/completions")):
         headers.headers.headers.add(key=name, raw_value=value.encode())
