@@ -78,16 +78,17 @@ def parse_request(
         table: Which models there are.
         settings: What is allowed.
         predictor: Estimates tokens by bytes.
-        rng: Draws among equally specific rules.
+        rng: Draws among equally specific rules, and among a rewrite's models.
         now_s: Monotonic time.
 
     Raises:
         RouterError: It cannot be served.
     """
     said = parse(headers.path, body)
-    request = _asked(said, headers)
+    asked = _asked(said, headers, settings, rng)
+    request = said if asked is None else replace(said, model=asked)
     route = table.rules.match(request.model, headers.headers, rng)
-    engine_model = route.upstream_model or headers.model
+    engine_model = route.upstream_model or asked
     new_body = _new_body(request, engine_model, table, settings)
     fingerprint = xxh3_64_intdigest(body)
     renamed = _renamed(said, engine_model)
@@ -108,17 +109,20 @@ def parse_read(
     Raises:
         RouterError: It cannot be served.
     """
-    request = _asked(read.request, headers)
+    asked = _asked(read.request, headers, settings, rng)
+    request = read.request if asked is None else replace(read.request, model=asked)
     route = table.rules.match(request.model, headers.headers, rng)
-    engine_model = route.upstream_model or headers.model
+    engine_model = route.upstream_model or asked
     new_body = read.new_body(engine_model)
     renamed = _renamed(read.request, engine_model)
     return _parsed(headers, request, route, new_body, renamed, settings, predictor, now_s, read.fingerprint)
 
 
-def _asked(said: InferenceRequest, headers: RequestHeaders) -> InferenceRequest:
-    """The request by the model that is asked for: a proxy's word goes before the body's."""
-    return said if headers.model is None else replace(said, model=headers.model)
+def _asked(said: InferenceRequest, headers: RequestHeaders, settings: RouterSettings, rng: Rng) -> str | None:
+    """The model to ask for in place of the body's: as a proxy says, or else a rewrite of the pool."""
+    if headers.model is not None:
+        return headers.model
+    return settings.policies.rewritten(said.model, rng) if settings.policies.rewrites else None
 
 
 def _renamed(said: InferenceRequest, engine_model: str | None) -> Renamed | None:
@@ -135,7 +139,7 @@ def order_of(headers: RequestHeaders, table: RoutingTable, settings: RouterSetti
         settings.usage_injection,
         table.rules.rewritten,
         MAX_BLOCKS * settings.block_bytes,
-        headers.model is not None,
+        headers.model is not None or bool(settings.policies.rewrites),
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from extproc.values.pool_policies import PoolPolicies
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class RouterSettings:
         debug_token: Operators send it to learn the decision id; None switches that off.
         retry_after_s: For answers that no endpoint is available.
         hold: Requests of `least_completion` may wait for room; None sends each at once.
+        policies: What a source of endpoints says of requests: models that are to be others.
     """
 
     first_chunk: bool = True
@@ -43,3 +46,4 @@ class RouterSettings:
     debug_token: str | None = None
     retry_after_s: int = 1
     hold: HoldSettings | None = None
+    policies: PoolPolicies = field(default_factory=PoolPolicies)

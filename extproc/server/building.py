@@ -515,6 +515,7 @@ def _follow_configuration(
     # Models that were missed are asked for again, though the configuration be the same.
     site.owners.read.add(lambda config: prober.configure(config.health.settings()))
     site.owners.changes.add(changes.apply)
+    site.owners.policies.add(requests.follow_policies)
     site.owners.settled.add(changes.find_missing)
 
 

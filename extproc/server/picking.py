@@ -140,12 +140,18 @@ def picking_of(
     settings = config.endpoint_picker
     if settings is None:
         return None
+
+    def priority_of(objective: str) -> int:
+        """As the configuration says, or else the pool's InferenceObjective of that name."""
+        of_pool = gateway.router.settings.policies.priorities
+        return settings.objectives.get(objective, of_pool.get(objective, 0))
+
     dialect = PickerDialect(
         settings.fallbacks,
         SECRET_HEADERS,
         lambda: str(uuid.uuid4()),
         config.request.allow_headers,
-        lambda objective: settings.objectives.get(objective, 0),
+        priority_of,
         owner if settings.leave_early else None,
         obeys_tests=settings.conformance,
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Final
 
 from extproc.config.schema import Config
 from extproc.observing.request_log import MIN_KEY_CHARS, RequestLog, block_key
@@ -13,8 +15,11 @@ from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.routing.table import RoutingTable, SlotsOf
 from extproc.server.environment import secret
 from extproc.values.endpoints import Endpoint
+from extproc.values.pool_policies import PoolPolicies
 
 _log = logging.getLogger("tokenway.worker")
+
+NO_POLICIES: Final = PoolPolicies()
 
 Clusters = Mapping[str, Sequence[Endpoint]]
 """Endpoints by cluster name."""
@@ -41,7 +46,7 @@ def routing_table(config: Config, clusters: Clusters, slots_of: SlotsOf, now_uni
     )
 
 
-def router_settings(config: Config) -> RouterSettings:
+def router_settings(config: Config, policies: PoolPolicies = NO_POLICIES) -> RouterSettings:
     """What one request is understood and answered by."""
     holding = config.holding
     return RouterSettings(
@@ -53,6 +58,7 @@ def router_settings(config: Config) -> RouterSettings:
         max_body_bytes=config.request.max_body_bytes,
         debug_token=secret(config.explain.debug_token_env) or None,
         hold=HoldSettings(holding.max_requests, holding.max_s) if holding.enabled else None,
+        policies=policies,
     )
 
 
@@ -92,9 +98,15 @@ class RequestPath:
         self._clusters = clusters
         self._slots_of = slots_of
         self._wall_clock = wall_clock
+        self._policies = NO_POLICIES
+
+    def follow_policies(self, policies: PoolPolicies) -> None:
+        """A source of endpoints says this of requests now."""
+        self._policies = policies
+        self._router.configure(self._router.table, replace(self._router.settings, policies=policies))
 
     def follow(self, config: Config) -> None:
         """See `applying.Apply`; the only one that may raise."""
         table = routing_table(config, self._clusters, self._slots_of, self._wall_clock())
-        self._router.configure(table, router_settings(config))
+        self._router.configure(table, router_settings(config, self._policies))
         self._log.configure(is_on=config.logging.requests, key=block_key_of(config))

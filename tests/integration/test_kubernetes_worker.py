@@ -88,6 +88,13 @@ class Picker:
             shown: dict[str, Any] = await reply.json()
             return shown
 
+    async def explained(self) -> dict[str, Any]:
+        """The record of the last decision."""
+        url = f"http://127.0.0.1:{self.worker.admin_port}/explain?last=1"
+        async with aiohttp.ClientSession() as session, session.get(url) as reply:
+            shown: Any = await reply.json()
+            return dict(shown["records"][0])
+
     async def until(self, condition: Callable[[dict[str, str]], bool]) -> dict[str, Any]:
         """Wait for states of endpoints, by the last number of their address; what is shown then."""
         async with asyncio.timeout(DEADLINE_S):
@@ -239,3 +246,33 @@ async def test_the_api_server_is_away(api: FakeKubernetes, picker: Picker) -> No
     await api.start()
     api.put(PODS, pod(4))
     await picker.until(lambda states: "4" in states)
+
+
+async def test_what_the_pool_says_of_requests(api: FakeKubernetes, picker: Picker) -> None:
+    """A rewrite changes the model in the body and gives the name back; an objective has its priority."""
+    group = "/apis/llm-d.ai/v1alpha2/namespaces/models"
+    rule = {"matches": [{"model": {"value": "chat"}}], "targets": [{"modelRewrite": "chat-v2"}]}
+    api.put(
+        f"{group}/inferencemodelrewrites",
+        {"metadata": {"name": "r"}, "spec": {"poolRef": {"name": "llama"}, "rules": [rule]}},
+    )
+    api.put(
+        f"{group}/inferenceobjectives",
+        {"metadata": {"name": "batch"}, "spec": {"poolRef": {"name": "llama"}, "priority": -3}},
+    )
+
+    async def last(model: str) -> dict[str, Any]:
+        await picker.pick(model, headers={"x-llm-d-inference-objective": "batch"})
+        return await picker.explained()
+
+    def is_known(record: dict[str, Any]) -> bool:
+        return (record["model"], record["standing"]["priority"]) == ("chat-v2", -3)
+
+    async with asyncio.timeout(DEADLINE_S):
+        while not is_known(await last("chat")):  # noqa: ASYNC110 - a page
+            await asyncio.sleep(0.05)
+    assert (await last("other"))["model"] == "other"
+    api.delete(f"{group}/inferencemodelrewrites", "r")
+    async with asyncio.timeout(DEADLINE_S):
+        while (await last("chat"))["model"] != "chat":  # noqa: ASYNC110 - a page
+            await asyncio.sleep(0.05)

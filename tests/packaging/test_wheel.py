@@ -27,6 +27,7 @@ SHIPPED = {
     "istio-proxy.yaml": "envoy/istio-proxy.yaml",
     "clusters.json": "etc/clusters.json",
     "tokenway.yaml": "etc/tokenway.yaml",
+    "picker.yaml": "etc/picker.yaml",
     "tokenway.schema.json": "etc/tokenway.schema.json",
     "metadata-center.openapi.json": "etc/metadata-center.openapi.json",
     "envoy-requirements.txt": "requirements/envoy.txt",

@@ -18,6 +18,7 @@ from extproc.observing.printable import printable
 from metadata_center.addresses import Address, parse_port
 from metadata_center.errors import MetadataError
 from tokenway.cli.picker_flags import add_picker_flags
+from tokenway.cli.pool_flags import add_pool_flags, pool_settings
 
 ADMIN_ENV = "TOKENWAY_ADMIN"
 DEFAULT_ADMIN = "http://127.0.0.1:10080"
@@ -64,10 +65,7 @@ def _run(options: argparse.Namespace) -> int:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     match options.command:
         case "serve":
-            from tokenway.cli.picker_flags import picker_settings
-            from tokenway.cli.serve import serve
-
-            return serve(options.config, picker_settings(options))
+            return _serve(options)
         case "worker":
             from tokenway.cli.serve import serve_worker
 
@@ -108,6 +106,19 @@ def _run(options: argparse.Namespace) -> int:
                 options.time_scale,
                 default_admin=_default_admin(),
             )
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from extproc.server.bootstrap import shipped
+    from tokenway.cli.picker_flags import picker_settings
+    from tokenway.cli.serve import serve
+
+    pods = pool_settings(options)
+    if options.config is None and not pods:
+        problem = "accepted: a tokenway.yaml, a clusters.json, --pool-name or --endpoint-selector"
+        raise ConfigError("tokenway serve", [problem])
+    settings = {**picker_settings(options, is_wanted=options.config is None), **pods}
+    return serve(options.config or shipped("etc/picker.yaml"), settings)
 
 
 def _metadata_center(options: argparse.Namespace) -> int:
@@ -196,9 +207,13 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = commands.add_parser("serve", help="run the gateway")
     serve.add_argument(
-        "config", type=Path, help="tokenway.yaml, or a clusters.json for defaults in all the rest"
+        "config",
+        type=Path,
+        nargs="?",
+        help="tokenway.yaml, or a clusters.json for defaults in all the rest; none if flags say the pods",
     )
     add_picker_flags(serve)
+    add_pool_flags(serve)
 
     checking = commands.add_parser("check", help="say whether a configuration is usable")
     checking.add_argument("file", type=Path)

@@ -48,13 +48,13 @@ def add_picker_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def picker_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What the flags say, as a part of tokenway.yaml; empty if none was given."""
+def picker_settings(options: argparse.Namespace, *, is_wanted: bool = False) -> dict[str, Any]:
+    """What the flags say, as a part of tokenway.yaml; empty if none was given, unless it `is_wanted`."""
     given = (
         *(options.grpc_port, options.grpc_health_port, options.metrics_port),
         *(options.secure_serving, options.cert_path),
     )
-    if all(one is None for one in given):
+    if all(one is None for one in given) and not is_wanted:
         return {}
     secure = options.secure_serving is not False
     files = None
