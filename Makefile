@@ -25,7 +25,7 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: .venv/.run envoy
 	$(BIN)/tokenway demo
 
-test: install envoy
+test: install envoy kubectl
 	$(BIN)/pytest -q -m "$(EVERYWHERE)"
 
 test-unit: install
@@ -52,7 +52,7 @@ test-kubernetes: control-planes envoy
 	$(BIN)/pytest -q -m kubernetes
 
 # All that must be green. The tests without Envoy run under coverage: the core's figure is printed, with a floor.
-check: install envoy lint types coverage test-e2e
+check: install envoy kubectl lint types coverage test-e2e
 
 coverage: install
 	$(BIN)/coverage run -m pytest -q -m "not e2e and $(EVERYWHERE)"

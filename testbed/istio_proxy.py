@@ -167,6 +167,14 @@ class Proxy:
 
         await eventually(read, lambda found: found == set(endpoints))
 
+    async def follows(self) -> None:
+        """Wait until it is connected to istiod, which it tries again after 30 s at most."""
+
+        async def read() -> str:
+            return (await get(f"{self._url}/stats?filter=^control_plane.connected_state$")).decode().strip()
+
+        await eventually(read, lambda found: found == "control_plane.connected_state: 1", 60)
+
     def refused(self) -> str:
         """Lines of the log that say what Envoy did not take."""
         lines = self.log.read_text(errors="replace").splitlines()

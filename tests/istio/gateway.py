@@ -37,10 +37,10 @@ class IstioStack(Stack):
         super().write_config({"istio_gateway": {"port": self.port}, **config})
 
     def write_manifests(self) -> None:
-        """Render, and put it where istiod reads it."""
+        """Render, and put it where istiod reads it: the Gateway last, for it opens the port to clients."""
         files = rendered(self.run_dir / "tokenway.yaml")
-        for name, manifests in files.items():
-            self.istiod.write(name, *map(_on_loopback, manifests))
+        for name in sorted(files, key="gateway.yaml".__eq__):
+            self.istiod.write(name, *map(_on_loopback, files[name]))
 
     async def declare(self, *clusters: Mapping[str, Any]) -> None:
         """Write ServiceEntries of these clusters, and wait until Envoy and Tokenway have them."""
