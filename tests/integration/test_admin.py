@@ -40,8 +40,15 @@ class RoutingState:
 
     def endpoints_json(self) -> dict[str, Any]:
         """No endpoints."""
-        body = {"endpoints": [], "in_flight": self.in_flight, "held": 0, "workers": 1, "uptime_s": 1.0}
-        return body | {"sources": {}}
+        age_s = float(self.in_flight)
+        return {
+            "endpoints": [],
+            "sources": {"istio": {"connected": age_s < 3, "age_s": age_s}},
+            "in_flight": self.in_flight,
+            "held": 0,
+            "workers": 1,
+            "uptime_s": 1.0,
+        }
 
 
 @pytest.fixture
@@ -134,6 +141,7 @@ async def test_a_supervisor_answers_out_of_all_workers(tmp_path: Path) -> None:
     assert await body(supervisor, "/readyz") == (200, {"status": "ready", "workers_ready": 1})
     code, endpoints = await body(supervisor, "/endpoints")
     assert (code, endpoints["in_flight"], endpoints["workers"]) == (200, 5, 2)
+    assert endpoints["sources"] == {"istio": {"connected": False, "age_s": 3.0}}, "as the worst of them"
     assert await body(supervisor, "/explain?last=3") == (200, {"records": []})
     assert (await body(supervisor, "/explain?last=x"))[0] == 400
     assert (await body(supervisor, "/explain/a%2Fb"))[0] == 404

@@ -43,7 +43,7 @@ class Mesh(RuleBasedStateMachine):
         self.truth: dict[str, frozenset[str]] = {}
         """Members of each cluster that exists, subsets too."""
         self.steady: set[tuple[str, str]] = set()
-        """Endpoints that the fleet has, and the mesh ever since."""
+        """Endpoints that the fleet has, and the mesh ever since, also in what is still on its way."""
         self.wanted = set(SERVICES)
         self.fleet = Fleet()
         self.client = IstioClient(ProtobufDecoder(), random.Random(1))
@@ -115,7 +115,8 @@ class Mesh(RuleBasedStateMachine):
                     self.request(effect.request)
                 case Update():
                     assert self.fleet.update("istio", effect.clusters), "a report changes something"
-        self.steady |= self.has() & self.mesh_has()
+        if self.is_open and not self.queue:  # nothing is on its way that says otherwise
+            self.steady |= self.has() & self.mesh_has()
 
     def has(self) -> set[tuple[str, str]]:
         """Endpoints of the fleet."""
