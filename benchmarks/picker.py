@@ -5,7 +5,7 @@
 One Envoy with Istio's configuration for an InferencePool (`testbed.foreign_gateway`), one Tokenway as its
 picker, one engine that answers at once, one client, all on loopback:
 
-    alone       a listener that asks nobody
+    alone       a listener without a picker
     echo        Istio's own: FULL_DUPLEX_STREAMED in both directions, every chunk passes the picker
     streamed    response body STREAMED, the stream left after the first token (`leave_early`)
     none        response body NONE, the stream left with the decision (`leave_early`)
@@ -34,7 +34,7 @@ from typing import Any, Final
 
 from benchmarks import processes
 from benchmarks.setups import ENVOY, python_module
-from benchmarks.traffic import MODEL, Target, closed_loop, quantile, requests
+from benchmarks.traffic import MODEL, STREAM_END, TOKEN, Engine, Target, closed_loop, quantile, requests
 from testbed.foreign_gateway import bootstrap
 from testbed.processes import free_port
 
@@ -51,8 +51,11 @@ LISTENERS: Final = {
     "none": "none_logged",
 }
 
-STREAM_TOKENS: Final = 2_000
-STREAM_CLIENTS: Final = 4
+STREAM_TOKENS: Final = 500
+STREAM_CLIENTS: Final = 16
+PACE_S: Final = 0.004
+"""Between two tokens, so that each is a chunk of its own."""
+
 WARM_UP_S: Final = 0.5
 LAST_MESSAGES_S: Final = 0.1
 
@@ -91,6 +94,36 @@ def scheduled_s(pid: int) -> float:
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
+class PacedEngine(Engine):
+    """Takes bodies in chunks, as a gateway with a picker sends them, and streams token by token."""
+
+    def data_received(self, data: bytes) -> None:
+        """Answer a request once it is whole; the next one comes after its answer."""
+        self._buffer += data
+        head_end = self._buffer.find(b"\r\n\r\n")
+        if b"transfer-encoding: chunked" not in self._buffer[: max(0, head_end)].lower():
+            super().data_received(b"")
+        elif self._buffer.endswith(b"\r\n0\r\n\r\n"):
+            body = bytes(self._buffer[head_end + 4 :])
+            self._buffer.clear()
+            self._answer(body)
+
+    def _stream(self, left: int) -> None:
+        if self._transport.is_closing():
+            return
+        if left:
+            self._transport.write(TOKEN)
+            asyncio.get_running_loop().call_later(PACE_S, self._stream, left - 1)
+        else:
+            self._transport.write(STREAM_END)
+
+
+async def serve_engine(port: int) -> None:
+    """Be the engine, until killed."""
+    await asyncio.get_running_loop().create_server(PacedEngine, "127.0.0.1", port)
+    await asyncio.Event().wait()
+
+
 @asynccontextmanager
 async def running(root: Path) -> AsyncIterator[Bench]:
     """Engine, picker and Envoy; killed at the end."""
@@ -108,7 +141,7 @@ async def running(root: Path) -> AsyncIterator[Bench]:
     text = bootstrap(ports, envoy_admin, picker_port, free_port(), [engine], is_tls=False)
     (root / "envoy.json").write_text(text)
     with ExitStack() as stack:
-        stack.enter_context(python_module("benchmarks.traffic", "127.0.0.1", str(engine)))
+        stack.enter_context(python_module("benchmarks.picker", "--engine", str(engine)))
         picker = stack.enter_context(python_module("tokenway.cli.main", "serve", str(root / "tokenway.yaml")))
         await processes.until(lambda: asyncio.to_thread(_answers, admin, "/readyz"), "tokenway")
         flags = ("--concurrency", "1", "--use-dynamic-base-id", "-l", "off")
@@ -169,7 +202,7 @@ async def _whole(bench: Bench, label: str, num_bytes: int, seconds: float) -> Fi
 
 
 async def _streams(bench: Bench, seconds: float) -> Figures:
-    """Long streams, several at a time: what a token costs, and what a chunk costs that comes back."""
+    """Streams, several at a time, each token by itself: what one costs, and a chunk that comes back."""
     messages = requests(8, SIZES["4kb"], stream_tokens=STREAM_TOKENS)
     figures: Figures = {}
     for name, target in bench.targets.items():
@@ -180,16 +213,16 @@ async def _streams(bench: Bench, seconds: float) -> Figures:
         count = len(await closed_loop(target, messages, STREAM_CLIENTS, seconds))
         await asyncio.sleep(LAST_MESSAGES_S)
         picker_s, envoy_s = scheduled_s(bench.picker) - picker_s, scheduled_s(bench.envoy) - envoy_s
-        told = bench.messages() - before
+        messages_back = bench.messages() - before
         tokens = count * STREAM_TOKENS
         figures[f"{name}_streams_envoy_us_per_token"] = round(envoy_s / tokens * 1e6, 2)
         if name == "alone":
             continue
         figures[f"{name}_streams_picker_us_per_token"] = round(picker_s / tokens * 1e6, 2)
-        figures[f"{name}_streams_picker_us_per_message"] = round(picker_s / told * 1e6, 2)
-        figures[f"{name}_streams_messages_per_stream"] = round(told / count, 1)
+        figures[f"{name}_streams_picker_us_per_message"] = round(picker_s / messages_back * 1e6, 2)
+        figures[f"{name}_streams_messages_per_stream"] = round(messages_back / count, 1)
         if name == "echo":
-            figures["echo_chunks_per_s_per_core"] = round(told / picker_s)
+            figures["echo_chunks_per_s_per_core"] = round(messages_back / picker_s)
     saved = figures["echo_streams_picker_us_per_token"] - figures["streamed_streams_picker_us_per_token"]
     figures["saved_by_leaving_us_per_token"] = round(saved, 2)
     return figures
@@ -208,7 +241,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seconds", type=float, default=5.0, help="per phase, of twenty")
+    parser.add_argument("--engine", type=int, metavar="PORT", help="be the engine of a benchmark")
     options = parser.parse_args()
+    if options.engine is not None:
+        asyncio.run(serve_engine(options.engine))
+        return
     print(json.dumps(asyncio.run(measure(options.seconds))))
 
 

@@ -3,7 +3,7 @@
 The filter is Istio's, with nothing in it but a cluster that is not there, and what counts is said per route
 (FULL_DUPLEX_STREAMED in both directions, all headers and trailers, 1,000 s, metadata of `envoy.lb` alone),
 but for the hint of a subset, which Istio does not forward; the cluster by the metadata is its too
-(override_host with the served endpoint told). Other listeners differ as `LISTENERS` says.
+(override_host with the endpoint that served). Other listeners differ as `LISTENERS` says.
 
 Source: istio pilot/pkg/networking/core (filters, route, cluster_builder); llm-d-router deploy/environments.
 """
@@ -57,7 +57,7 @@ class Kind:
         cluster: Where its requests go: `pool` goes by metadata, `original` by the header.
         answer: `response_body_mode`.
         answer_headers: `response_header_mode`; of trailers, too.
-        picker: Which cluster it asks: `picker`, `dead` (nobody listens there), `gone` (it has no endpoint).
+        picker: Which cluster it asks: `picker`, `dead` (where nothing listens), `gone` (it has no endpoint).
         opens: failureMode FailOpen.
         retries: The route's.
         is_logged: The picker is sent the access log.
@@ -98,7 +98,7 @@ def _mode(kind: Kind) -> dict[str, str]:
         "request_trailer_mode": "SEND",
         "response_header_mode": kind.answer_headers,
         "response_body_mode": kind.answer,
-        "response_trailer_mode": "SEND" if kind.answer == "FULL_DUPLEX_STREAMED" else "SKIP",
+        "response_trailer_mode": kind.answer_headers,
     }
 
 

@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -38,6 +38,15 @@ def envoy_binary() -> Path:
     """The real Envoy: `TOKENWAY_ENVOY`, or the one in the repository's tools folder."""
     named = os.environ.get("TOKENWAY_ENVOY")
     return Path(named) if named else REPOSITORY / ".tools/envoy/envoy/_bin/envoy"
+
+
+def free_ports(count: int) -> list[int]:
+    """So many of them, all different."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 class Subprocess:

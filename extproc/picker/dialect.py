@@ -97,8 +97,8 @@ class PickerDialect:
         new_id: Makes a request's id. The gateway has none that is its own to make.
         allowed: Steering headers, lower case, that clients may use after all; never the protocol's own.
         priority_of: Of an objective.
-        owner: This worker's name, told with the request's id in its headers, where the gateway's access log
-            is to find its way back; None tells neither.
+        owner: This worker's name, sent with the request's id in its headers, where the gateway's access log
+            is to find its way back; None sends neither.
         obeys_tests: The conformance suite's headers are obeyed.
     """
 

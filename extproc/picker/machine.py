@@ -10,7 +10,7 @@ Rules:
     5. `Finish` comes after a whole response of our own, and after the peer's own end. While an answer is
        wanted back the stream is never left: what Envoy handed over would be lost with it.
     6. `End` comes exactly once for each request that was decided and charged, and for no other; but for those
-       that are left early, whose end another tells.
+       that are left early, whose end the access log brings.
 
 Source: envoy/extensions/filters/http/ext_proc/v3/processing_mode.proto, FULL_DUPLEX_STREAMED; Envoy 1.40.
 """
@@ -196,7 +196,7 @@ class PickStream:
         return (SendRequest(body, self._trailers),)
 
     def leave(self) -> Effects:
-        """Nothing more of the request that was decided is of interest here; its end will be told elsewhere.
+        """Nothing more of the request that was decided is of interest here; its end comes elsewhere.
 
         Without effect where the answer is wanted back.
         """

@@ -31,7 +31,7 @@ class Awaited:
 
     Args:
         pending: The decision.
-        waiter: Is told, at once if the decision is there already.
+        waiter: Is called, at once if the decision is there already.
     """
 
     __slots__ = ("_pending", "_waiter")
@@ -41,11 +41,11 @@ class Awaited:
         self._waiter = waiter
 
     def begin(self) -> None:
-        """Wait. Apart from the making, for the waiter may be told before this returns."""
+        """Wait. Apart from the making, for the waiter may be called before this returns."""
         self._pending.then(self._decided, self._failed)
 
     def cancel(self) -> None:
-        """Nothing is waited for any more: nothing is told, and nothing will be charged."""
+        """Nothing is waited for any more: nothing is called, and nothing will be charged."""
         self._pending.cancel()
 
     def _decided(self, decision: Decision) -> None:

@@ -12,7 +12,7 @@ class Standing:
     Attributes:
         objective: Name of an InferenceObjective; None names none.
         priority: Of that objective; 0 where it has none. Below 0 the request gives way where others wait.
-        fairness_id: Whom the gateway counts it for; None names nobody. For records alone.
+        fairness_id: The tenant that the gateway counts it for; None names none. For records alone.
     """
 
     objective: str | None

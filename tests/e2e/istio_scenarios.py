@@ -260,6 +260,35 @@ async def a_subset_is_kept(under: Under) -> None:
     assert under.decoy.received == []
 
 
+async def a_stored_response_stays_where_it_was_made(under: Under) -> None:
+    """What names a stored response goes to the engine that holds it, by a request line or by a body."""
+
+    def storing(recorder: Recorder) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def behave(_: web.Request) -> web.StreamResponse:
+            stored = {
+                "id": f"resp_{recorder.port}",
+                "object": "response",
+                "status": "completed",
+                "output": [],
+            }
+            return web.json_response({**stored, "usage": {"input_tokens": 3, "output_tokens": 1}})
+
+        return behave
+
+    for recorder in (under.recorder, under.decoy):
+        recorder.behaviour = storing(recorder)
+    for _ in range(2):  # in turn at each
+        first = await send(under.stack, "POST", "/v1/responses", {"model": "pair", "input": "hello"})
+        assert first.status == 200, first
+        made: str = first.json["id"]
+        await under.stack.settled()
+        for _ in range(3):
+            assert (await send(under.stack, "GET", f"/v1/responses/{made}")).json["id"] == made
+        then = {"model": "pair", "input": "more", "previous_response_id": made}
+        assert (await send(under.stack, "POST", "/v1/responses", then)).json["id"] == made
+    await under.stack.settled()
+
+
 async def large_bodies_pass(under: Under) -> None:
     """Beyond Envoy's own buffer of 1 MiB, byte for byte; what exceeds ours is 413 in the API's shape."""
     text = "long " * 600_000
@@ -331,6 +360,7 @@ SCENARIOS: tuple[Callable[[Under], Awaitable[None]], ...] = (
     endpoints_are_tried_in_order,
     an_engine_that_is_gone_is_followed_by_the_next,
     a_subset_is_kept,
+    a_stored_response_stays_where_it_was_made,
     large_bodies_pass,
     errors_are_in_the_apis_shape,
     without_tokenway_models_are_served,

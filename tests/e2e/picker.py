@@ -21,7 +21,7 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from extproc.protocol import wire
 from testbed.foreign_gateway import HINT, LISTENERS, bootstrap
-from testbed.processes import Subprocess, free_port
+from testbed.processes import Subprocess, free_ports
 from tests.e2e.harness import Recorder, Reply, Stack, answers, envoy_binary, eventually
 from tokenway.simulator.server.app import SimulatorServer
 
@@ -40,7 +40,7 @@ class PickerStack:
         health_port: Where it answers for its health alone.
         metrics_port: Where its metrics are.
         ports: Of the foreign Envoy's listeners, by their names.
-        is_tls: The picker's port is encrypted, by a certificate that nobody verifies.
+        is_tls: The picker's port is encrypted, by a certificate that is not verified.
     """
 
     tokenway: Stack
@@ -93,8 +93,9 @@ async def running_picker(
     """
     folder = Path(tempfile.mkdtemp(prefix="tw", dir="/tmp"))
     stack = Stack(folder, workers=workers)
-    picker_port, health_port, metrics_port, envoy_admin, dead_port = (free_port() for _ in range(5))
-    listeners = {name: free_port() for name in LISTENERS}
+    ports = free_ports(5 + len(LISTENERS))
+    picker_port, health_port, metrics_port, envoy_admin, dead_port, *others = ports
+    listeners = dict(zip(LISTENERS, others, strict=True))
     picker = PickerStack(stack, picker_port, health_port, metrics_port, listeners, is_tls)
     try:
         own = {
@@ -107,8 +108,8 @@ async def running_picker(
         stack.write_clusters(*clusters)
         await stack.start_gateway()
         listed = [endpoint["port"] for each in clusters for endpoint in each["endpoints"]]
-        ports = list(dict.fromkeys(listed))
-        text = bootstrap(listeners, envoy_admin, picker_port, dead_port, ports, is_tls=is_tls)
+        engines = list(dict.fromkeys(listed))
+        text = bootstrap(listeners, envoy_admin, picker_port, dead_port, engines, is_tls=is_tls)
         path = folder / "envoy.yaml"
         path.write_text(yaml.safe_dump(json.loads(text)))
         picker.envoy = await Subprocess.start(
@@ -184,7 +185,7 @@ class Picked:
 
     @asynccontextmanager
     async def stream(self) -> AsyncIterator[Stream]:
-        """A request as a gateway tells it, spoken by hand to the picker's port."""
+        """A request as a gateway sends it, spoken by hand to the picker's port."""
         async with self.picker.channel() as channel:
             call = channel.stream_stream(wire.PROCESS)()
             yield Stream(call)
@@ -256,6 +257,6 @@ def destination_of(message: pb.ProcessingResponse) -> str:
     """Where a request is to go: the header and the metadata, which are equal."""
     mutation = message.request_headers.response.header_mutation
     (said,) = [each.header.raw_value for each in mutation.set_headers if each.header.key == DESTINATION]
-    told = message.dynamic_metadata["envoy.lb"][DESTINATION]
-    assert said.decode() == told
-    return str(told)
+    named = message.dynamic_metadata["envoy.lb"][DESTINATION]
+    assert said.decode() == named
+    return str(named)

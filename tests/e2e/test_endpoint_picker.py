@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
 
+import aiohttp
 import openai
 import pytest
 import pytest_asyncio
@@ -332,9 +333,14 @@ async def test_answers_that_are_not_wanted_back(listener: str) -> None:
                 outcome = await stack.last_outcome()
                 assert (outcome["status"], outcome["ended"]) == (200, "completed")
             recorder.behaviour = _answer_without_end
-            running = asyncio.create_task(stack.post(chat("recorded", "long", 8, True), listener=listener))
-            await eventually(picker.tokenway.charged, bool)
-            running.cancel()
+            url = picker.url(listener) + PATH
+            async with (
+                aiohttp.ClientSession() as session,
+                session.post(url, json=chat("recorded", "long", 8, True)) as endless,
+            ):
+                assert await endless.content.readline()
+                assert (await stack.post(chat("sim", "another"), listener=listener)).status == 200
+                assert (await picker.tokenway.charged())["in_flight"] >= 1
             await picker.tokenway.settled()
 
 

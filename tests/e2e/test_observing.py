@@ -9,6 +9,7 @@ import pytest
 from aiohttp import web
 
 from extproc.observing.metrics.configuration import HOST_NAME_RESOLVED
+from extproc.observing.metrics.discovery import FAMILIES as DISCOVERY_FAMILIES
 from extproc.observing.metrics.predictions import USAGE_UNKNOWN
 from extproc.observing.metrics.sharing import FAMILIES as SHARING_FAMILIES
 from extproc.observing.metrics.streams import ADS_NACKS, TRANSPORT_FAULTS
@@ -38,9 +39,10 @@ BEYOND_TRAFFIC = {
     USAGE_UNKNOWN,
     TRANSPORT_FAULTS,
     *SHARING_FAMILIES,
+    *DISCOVERY_FAMILIES,
 }
 """Families without a sample here: Envoy would have to refuse what we publish, or break HTTP/2, an answer
-to hide its usage, names to be resolved, or gateways to share."""
+to hide its usage, names to be resolved, gateways to share, or a control plane to list endpoints."""
 
 
 async def _command(stack: Stack, *words: str) -> tuple[int, str]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import orjson
 import pytest
 from envoy.extensions.filters.http.ext_proc.v3 import processing_mode_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
@@ -21,6 +23,7 @@ from extproc.values.endings import RequestEvent
 from extproc.values.outcomes import Ended
 from extproc.values.pending import Pending
 from extproc.values.placements import Decision
+from extproc.values.pool_policies import ModelRewrite, PoolPolicies
 from tests.conftest import LEASE_S, OWNER, Rig, build_rig, chat
 
 Mode = processing_mode_pb2.ProcessingMode
@@ -406,3 +409,36 @@ def _live(gateway: Gateway, rng: random.Random, mode: int | None, at: dict[Any, 
             gateway.says(request_headers=headers)  # out of its order
         else:
             step()
+
+
+def test_a_model_that_the_pool_rewrites_has_its_old_name_back() -> None:
+    """By an InferenceModelRewrite; the gateway's own word goes before it."""
+    gateway = Gateway()
+    router = gateway.rig.router
+    policies = PoolPolicies(rewrites=(ModelRewrite("", (("m", 1),)),))
+    router.configure(router.table, replace(router.settings, policies=policies))
+    headers = pb.HttpHeaders()
+    for name, value in ((":method", "POST"), (":path", "/v1/chat/completions")):
+        headers.headers.headers.add(key=name, raw_value=value.encode())
+    gateway.says(request_headers=headers)
+    body = pb.HttpBody(body=chat(model="theirs"), end_of_stream=True)
+    _, given = gateway.says(request_body=body)
+    sent = given.request_body.response.body_mutation.streamed_response.body
+    assert orjson.loads(sent)["model"] == "m"
+    message = pb.ProcessingRequest(response_headers=pb.HttpHeaders())
+    for name, value in ((":status", "200"), ("content-type", "application/json; charset=utf-8")):
+        message.response_headers.headers.headers.add(key=name, raw_value=value.encode())
+    gateway.exchange.on_message(message.SerializeToString())
+    (echoed,) = gateway.says(
+        response_body=pb.HttpBody(body=b'{"model":"m","choices":[]}', end_of_stream=True)
+    )
+    chunk = echoed.response_body.response.body_mutation.streamed_response
+    assert (chunk.body, chunk.end_of_stream) == (b'{"model":"theirs","choices":[]}', True)
+    gateway.exchange.on_half_close()
+    assert gateway.is_clean()
+    gateway.open()
+    headers.headers.headers.add(key="x-llm-d-model-name-rewrite", raw_value=b"unknown")
+    gateway.says(request_headers=headers)
+    (refused,) = gateway.says(request_body=body)
+    assert refused.immediate_response.status.code == 404
+    assert gateway.is_clean()

@@ -25,6 +25,9 @@ from tokenway.cli.render import rendered
 NAMESPACE: Final = "istio-system"
 LABELS: Final = {"istio": "ingressgateway"}
 
+ORIGIN: Final = "https://chat.example.com"
+"""Of pages that may call."""
+
 
 class IstioStack(Stack):
     """A stack whose Envoy is configured by an istiod, which reads what is rendered from files."""
@@ -122,7 +125,8 @@ async def behind_istio(config: Mapping[str, Any] = CONFIG) -> AsyncIterator[Behi
             running_proxy(stack.run_dir / "proxy", istiod.port, labels=LABELS, namespace=NAMESPACE)
         )
         stack.istiod, stack.proxy = istiod, proxy
-        stack.write_config({**config, "discovery": {"istio": {"address": istiod.address}}})
+        discovery = {"istio": {"address": istiod.address}}
+        stack.write_config({**config, "discovery": discovery, "edge": {"cors": {"origins": [ORIGIN]}}})
         await stack.start_gateway()
         stack.write_manifests()
         await proxy.has_listener(stack.port)

@@ -16,9 +16,9 @@ import yaml
 from extproc.config.schema import Config
 from testbed.control_planes.build import binary
 from testbed.processes import REPOSITORY, envoy_binary, get
-from tests.e2e.harness import Load, key_of
+from tests.e2e.harness import Load, chat, key_of, post, send
 from tests.e2e.istio_scenarios import SCENARIOS, Under, cluster_of, host
-from tests.istio.gateway import NAMESPACE, Behind, behind_istio
+from tests.istio.gateway import NAMESPACE, ORIGIN, Behind, behind_istio
 
 pytestmark = [pytest.mark.istio, pytest.mark.asyncio(loop_scope="session")]
 
@@ -81,6 +81,19 @@ async def test_nothing_of_what_is_rendered_is_refused_or_idle(behind: Behind) ->
 async def test_a_gateway_of_istios(under: Under, scenario: Callable[[Under], Awaitable[None]]) -> None:
     """It does what our own Envoy does; each scenario says what."""
     await scenario(under)
+
+
+async def test_pages_of_one_origin_may_call(behind: Behind) -> None:
+    """A preflight of a page that may call is answered, by Istio's own filter; others get nothing."""
+    asked = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+    path = "/v1/chat/completions"
+    reply = await send(behind.stack, "OPTIONS", path, None, {**asked, "origin": ORIGIN})
+    assert (reply.status, reply.headers["access-control-allow-origin"]) == (200, ORIGIN)
+    assert "authorization" in reply.headers["access-control-allow-headers"]
+    reply = await send(behind.stack, "OPTIONS", path, None, {**asked, "origin": "https://other.example.com"})
+    assert "access-control-allow-origin" not in reply.headers
+    answer = await post(behind.stack, chat("recorded", "hello"), {"origin": ORIGIN})
+    assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, ORIGIN)
 
 
 async def test_an_edit_of_the_service_entry_under_load(behind: Behind) -> None:

@@ -113,7 +113,8 @@ async def meshed(folder: Path, *endpoints: dict[str, Any]) -> AsyncIterator[Mesh
         stack.proxy = await exits.enter_async_context(
             running_proxy(stack.run_dir / "proxy", stack.istiod.port, labels=LABELS, namespace=NAMESPACE)
         )
-        await stack.start_envoy()
+        stack.write_manifests()
+        await stack.proxy.has_listener(stack.port)
         await mesh.known(*(f"127.0.0.1:{one['ports']['http']}" for one in endpoints))
         yield mesh
 
