@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 from collections.abc import Callable
@@ -72,7 +73,7 @@ class Gateway:
         self.events: list[RequestEvent] = []
         if decide is not None:
             self.rig.gateway.decide = decide
-        numbers = iter(range(100_000))
+        numbers = itertools.count()
         self.picker = Picker(
             self.rig.gateway.judge_for_picker,
             self.rig.gateway,
