@@ -410,6 +410,11 @@ async def _full(picked: Picked, engine: GatedEngine) -> None:
         body = chat("full", f"{name} " + "tok " * 12_000, stream=True)
         return asyncio.create_task(picked.post(body, **headers))
 
+    async def capacity() -> int:
+        return int((await picked.picker.tokenway.rows())[engine.key]["capacity_blocks"])
+
+    # Until the engine has reported its cache's size, five times as much is thought to fit.
+    await eventually(capacity, lambda blocks: blocks < 400)
     first = ask("first")
     await engine.has(1)
 
