@@ -239,7 +239,7 @@ async def installed(cluster: Cluster, istiod: Istiod, tls: str, address: str) ->
                 "model": "sim",
             },
             "picker": {"tls": {"mode": tls}},
-            "leaveSeconds": 2,
+            "leaveSeconds": 5,
             "drainSeconds": 10,
             "config": {  # what is different without a pod around it
                 "server": {"run_dir": str(stack.run_dir / "run"), "admin": {"port": stack.admin_port}},
@@ -301,7 +301,7 @@ async def test_the_answer_comes_from_the_choice_that_is_explained(site: Site, *,
         }
         async with site.stack.client() as client:
             if stream:
-                options = {"stream": True, "stream_options": {"include_usage": True}}
+                options: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
                 parts = [part async for part in await client.chat.completions.create(**question, **options)]
                 usage = parts[-1].usage
             else:
