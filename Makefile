@@ -49,7 +49,7 @@ test-istio: istiod envoy
 
 # A real API server, with istiod where a test wants both, and `kubectl` and `helm`.
 test-kubernetes: control-planes envoy
-	$(BIN)/pytest -q -m kubernetes
+	$(BIN)/python -m testbed.own_network $(BIN)/pytest -q -m kubernetes
 
 # All that must be green. The tests without Envoy run under coverage: the core's figure is printed, with a floor.
 check: install envoy kubectl lint types coverage test-e2e

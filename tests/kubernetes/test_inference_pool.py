@@ -1,17 +1,16 @@
 """An InferencePool end to end: the chart, installed by helm, on a real API server, with istiod and Envoy.
 
-An EndpointSlice may not name a loopback address. Engines and picker are therefore at an address of the
-machine's own, a port each, as pods of the host's network are; the gateway listens at loopback.
+An EndpointSlice may not name a loopback address. Engines and picker are therefore at another address of the
+network that `make test-kubernetes` gives its tests, a port each, as pods of the host's network are.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
+import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ import pytest
 import pytest_asyncio
 
 from testbed import istiod as harness
+from testbed import own_network
 from testbed.control_planes import definitions
 from testbed.helm import CHART, RELEASE, binary, helm
 from testbed.istio_proxy import Proxy
@@ -55,17 +55,6 @@ PROMISE_S: Final = 1.0
 
 MODES: Final = {"plain": "FailClose", "self-signed": "FailOpen"}
 """What the picker listens with, and what a request is without a picker."""
-
-
-def own_address() -> str | None:
-    """An IPv4 address of this machine that an EndpointSlice may have, if there is a network."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("198.51.100.1", 9))  # looks up a route and sends nothing
-        except OSError:
-            return None
-        found = ipaddress.ip_address(probe.getsockname()[0])
-    return None if found.is_loopback or found.is_link_local else str(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,9 +265,9 @@ async def installed(cluster: Cluster, istiod: Istiod, tls: str, address: str) ->
 @pytest_asyncio.fixture(scope="module", loop_scope="session", params=list(MODES))
 async def site(request: pytest.FixtureRequest, cluster: Cluster, istiod: Istiod) -> AsyncIterator[Site]:
     """One in clear text, without a DestinationRule; one by TLS, as the chart's DestinationRule says."""
-    address = own_address()
+    address = os.environ.get(own_network.VARIABLE)
     if address is None:
-        pytest.skip("no network: the machine has no address that an EndpointSlice may name")
+        pytest.skip("run by `make test-kubernetes`, in a network of its own")
     async with installed(cluster, istiod, request.param, address) as made:
         yield made
 
