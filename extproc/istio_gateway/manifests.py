@@ -16,8 +16,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-import yaml
-
 from extproc.config.clusters import ClusterSpec, EndpointSpec
 from extproc.config.schema import Config
 from extproc.config.sections.edge import Cors, EdgeTls
@@ -25,12 +23,12 @@ from extproc.config.sections.engines import EngineTls
 from extproc.config.sections.istio import IstioGateway
 from extproc.config.sections.models import RuleSection
 from extproc.istio_gateway.profile import Fragment, Profile, profile_of
+from extproc.istio_gateway.text import Manifest
+from extproc.istio_gateway.tls import client_tls, engine_tls
 from extproc.values.headers import CLUSTER_HEADER, OWNER_HEADER
 from extproc.values.mesh_names import MeshName
 from extproc.xds.open_models import MODEL_ALIAS_PREFIX, open_models
 from metadata_center.addresses import Address
-
-Manifest = dict[str, Any]
 
 NETWORKING: Final = "networking.istio.io/v1"
 
@@ -142,26 +140,6 @@ def files(
     }
 
 
-def as_yaml(manifests: Iterable[Manifest]) -> str:
-    """One document each; scripts as they were written."""
-    text: str = yaml.dump_all(
-        manifests, Dumper=_Readable, sort_keys=False, width=110, explicit_start=True, allow_unicode=True
-    )
-    return text
-
-
-class _Readable(yaml.SafeDumper):
-    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - the library's signature
-        return True
-
-
-def _represent(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
-
-
-_Readable.add_representer(str, _represent)
-
-
 def _destinations(config: Config) -> tuple[set[MeshName], MeshName | None, list[_Open]]:
     """Where rules go, where what is no inference goes, and which models Envoy may serve alone."""
     problems: list[str] = []
@@ -221,18 +199,8 @@ def _gateway(gateway: IstioGateway, tls: EdgeTls | None) -> Manifest:
     }
     if gateway.credential is not None or tls is not None:
         server["port"] = {"number": gateway.port, "name": "https-tokenway", "protocol": "HTTPS"}
-        server["tls"] = _client_tls(gateway.credential, tls)
+        server["tls"] = client_tls(gateway.credential, tls)
     return _manifest("Gateway", GATEWAY, gateway, {"selector": dict(gateway.selector), "servers": [server]})
-
-
-def _client_tls(credential: str | None, tls: EdgeTls | None) -> Manifest:
-    mutual = tls is not None and tls.client_ca_file is not None
-    settings: Manifest = {"mode": "MUTUAL" if mutual else "SIMPLE", "minProtocolVersion": "TLSV1_2"}
-    if credential is not None:
-        return {**settings, "credentialName": credential}
-    assert tls is not None
-    settings |= {"serverCertificate": tls.cert_file, "privateKey": tls.key_file}
-    return settings | ({"caCertificates": tls.client_ca_file} if mutual else {})
 
 
 def _routes(
@@ -371,7 +339,7 @@ def _rule(host: str, destinations: Sequence[MeshName], tls: Mapping[int, EngineT
     spoken = {port: settings for port, settings in tls.items() if settings is not None}
     if spoken:
         policy["portLevelSettings"] = [
-            {"port": {"number": port}, **policy, "tls": _engine_socket(settings)}
+            {"port": {"number": port}, **policy, "tls": engine_tls(settings)}
             for port, settings in sorted(spoken.items())
         ]
     subsets = sorted({destination.subset for destination in destinations if destination.subset})
@@ -384,18 +352,6 @@ def _rule(host: str, destinations: Sequence[MeshName], tls: Mapping[int, EngineT
 def _engine_tls(config: Config, destination: MeshName) -> EngineTls | None:
     found = {_service(name): tls for name, tls in config.engine_tls.items()}
     return found.get(destination.service)
-
-
-def _engine_socket(tls: EngineTls) -> Manifest:
-    settings: Manifest = {
-        "mode": "SIMPLE" if tls.cert_file is None else "MUTUAL",
-        "caCertificates": tls.ca_file,
-        "sni": tls.server_name,
-        "subjectAltNames": [tls.server_name],
-    }
-    if tls.cert_file is not None:
-        settings |= {"clientCertificate": tls.cert_file, "privateKey": tls.key_file}
-    return settings
 
 
 def _own_service(

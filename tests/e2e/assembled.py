@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from extproc.istio_gateway.manifests import Manifest
+from extproc.istio_gateway.text import Manifest
 from extproc.values.mesh_names import MeshName
 
 Fragment = dict[str, Any]

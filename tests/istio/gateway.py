@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from extproc.istio_gateway.manifests import Manifest
+from extproc.istio_gateway.text import Manifest
 from extproc.values.mesh_names import MeshName
 from testbed.istio_proxy import Proxy, running_proxy
 from testbed.istiod import Istiod, running_istiod

@@ -8,7 +8,8 @@ from pathlib import Path
 import yaml
 
 from extproc.config.loading import load_all
-from extproc.istio_gateway.manifests import Manifest, RenderingError, as_yaml, files
+from extproc.istio_gateway.manifests import RenderingError, files
+from extproc.istio_gateway.text import Manifest, as_yaml
 from extproc.observing.printable import printable
 from extproc.server.bootstrap import shipped
 from tokenway.cli.bootstrap import document_of, sockets_of
