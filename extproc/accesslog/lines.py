@@ -152,12 +152,12 @@ def _error(text: str) -> str | None:
 def _failure(flags: str, status: int) -> FailureKind | None:
     """What an attempt's flags and status say about its endpoint; None if nothing bad."""
     if flags != _NONE:
-        told = flags.split(",")
-        if "UF" in told:
+        reported = flags.split(",")
+        if "UF" in reported:
             return FailureKind.CONNECT_FAILURE
-        if "UT" in told:
+        if "UT" in reported:
             return FailureKind.FIRST_BYTE_TIMEOUT
-        if "UC" in told or "UR" in told or "UPE" in told:
+        if "UC" in reported or "UR" in reported or "UPE" in reported:
             return FailureKind.RESET
     if status >= 500:
         return FailureKind.SERVER_ERROR

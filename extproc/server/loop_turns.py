@@ -2,7 +2,7 @@
 
 Rules:
     1. Every turn is measured, from what woke the loop to its next wait, so that none falls between two looks.
-    2. It is told by the clock: on a machine that is too busy a turn is long for the others' sake as well.
+    2. The clock decides: on a machine that is too busy a turn is long for the others' sake as well.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any, Final
 from extproc.observing.metrics.process import StallCause
 
 STALL_S: Final = 0.005
-"""Longer turns are told: several times the wait for the next engine step that a request does not notice."""
+"""Longer turns are reported: several times the wait for the next engine step that a request does not notice."""
 
 
 class WatchedSelector(selectors.DefaultSelector):
-    """The loop's selector, which tells of turns that took long.
+    """The loop's selector, which reports turns that took long.
 
     Args:
-        on_stall: Is told how long one took, in seconds, and what took most of it; within the loop's thread.
+        on_stall: Called with how long one took, in seconds, and what took most of it; within the loop's thread.
         clock: Seconds.
     """
 
@@ -66,5 +66,5 @@ class WatchedSelector(selectors.DefaultSelector):
 
 
 def watched_loop(on_stall: Callable[[float, StallCause], None]) -> asyncio.AbstractEventLoop:
-    """An event loop of asyncio's own kind, whose long turns are told."""
+    """An event loop of asyncio's own kind, whose long turns are reported."""
     return asyncio.SelectorEventLoop(WatchedSelector(on_stall))

@@ -1,4 +1,4 @@
-"""Names of the types of resources that Envoy is told of."""
+"""Names of the types of resources that Envoy gets."""
 
 from __future__ import annotations
 
