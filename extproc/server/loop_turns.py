@@ -17,14 +17,14 @@ from typing import Any, Final
 from extproc.observing.metrics.process import StallCause
 
 STALL_S: Final = 0.005
-"""Longer turns are reported: several times the wait for the next engine step that a request does not notice."""
+"""Longer turns are reported: several times the wait for an engine step that a request does not notice."""
 
 
 class WatchedSelector(selectors.DefaultSelector):
     """The loop's selector, which reports turns that took long.
 
     Args:
-        on_stall: Called with how long one took, in seconds, and what took most of it; within the loop's thread.
+        on_stall: Called with how long one took, in seconds, and what took most of it; in the loop's thread.
         clock: Seconds.
     """
 
