@@ -29,7 +29,7 @@ from typing import Any, Final
 import msgspec
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from benchmarks.processes import rss_mib
+from benchmarks.processes import cpu_name, rss_mib
 from metadata_center.cache_map.cache_map import CacheMap
 from metadata_center.cache_map.holders import Replica
 from metadata_center.kv_events.decoding import decode
@@ -302,14 +302,6 @@ def lookups(
             cache_map.clear(replica)
 
 
-def cpu_model() -> str:
-    """The processor's name."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
 def measured(blocks: int, task: str) -> dict[str, Any]:
     """What one process finds out: `task` is "rates", "lookups" (in a map of `blocks` others) or "shared"."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -331,7 +323,7 @@ def main() -> None:
         print(json.dumps(measured(int(sys.argv[2]), sys.argv[3]), default=float))
         return
     sizes = [int(argument) for argument in sys.argv[1:]] or [1_000_000, 10_000_000]
-    machine = f"{cpu_model()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
+    machine = f"{cpu_name()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
     print(machine, flush=True)
     figures: dict[str, Any] = {"machine": machine, "block_tokens": BLOCK_TOKENS}
     for task, blocks in [("shared", 0), ("lookups", sizes[0]), *(("rates", size) for size in sizes)]:

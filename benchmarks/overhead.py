@@ -35,6 +35,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import processes
 from benchmarks.decision import decisions
 from benchmarks.setups import Setup, python_module, setup
 from benchmarks.traffic import closed_loop, open_loop, quantile, requests
@@ -93,7 +94,7 @@ async def measure(seconds: float, rounds: int, rates_per_s: Sequence[float], wor
     algorithm = Algorithm.LEAST_COMPLETION
     figures["decision_us"] = {str(n): round(decisions(n, algorithm), 1) for n in (10, 100, 1000)}
     figures["machine"] = {
-        "cpu": _cpu_name(),
+        "cpu": processes.cpu_name(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "load_average": round(os.getloadavg()[0], 2),
@@ -262,13 +263,6 @@ async def _cpu_us(target: Setup, load: Load) -> float:
 
 def _print_progress(what: str, figures: Figures) -> None:
     print(f"[{what}] {json.dumps(figures)}", flush=True)
-
-
-def _cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def main() -> None:

@@ -170,7 +170,7 @@ async def measure(seconds: float) -> Figures:
                 print(f"[{label}] {json.dumps(figures)}", flush=True)
             figures |= await _streams(bench, seconds)
     figures["machine"] = {
-        "cpu": _cpu_name(),
+        "cpu": processes.cpu_name(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "load_average": round(os.getloadavg()[0], 2),
@@ -226,13 +226,6 @@ async def _streams(bench: Bench, seconds: float) -> Figures:
     saved = figures["echo_streams_picker_us_per_token"] - figures["streamed_streams_picker_us_per_token"]
     figures["saved_by_leaving_us_per_token"] = round(saved, 2)
     return figures
-
-
-def _cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import platform
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -13,6 +14,14 @@ from pathlib import Path
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 POLL_S = 0.05
 """Between two looks at a condition: short beside the start of a Python process or of Envoy."""
+
+
+def cpu_name() -> str:
+    """What the processor calls itself, or else its kind, for the figures of a machine."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
 
 
 def cpu_s(pid: int) -> float:

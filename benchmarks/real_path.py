@@ -585,13 +585,8 @@ def _rounded(value: Any) -> Any:
 
 def machine() -> dict[str, Any]:
     """What it ran on."""
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
     return {
-        "cpu": names[0] if names else platform.machine(),
+        "cpu": processes.cpu_name(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "load_average": round(os.getloadavg()[0], 2),

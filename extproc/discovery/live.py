@@ -1,7 +1,7 @@
 """What a source of endpoints with a connection of its own offers, whatever control plane is behind it.
 
 Rules:
-    1. A source reports what it lists by a callback that it is made with: `Tell`. What it listed last
+    1. A source reports what it lists by a callback that it is made with: `Report`. What it listed last
        stays while its control plane is away.
     2. It connects, and connects again, by itself; it never raises for a control plane that is away.
     3. Its age is the time since it was last known to have all that its control plane lists.
@@ -16,7 +16,7 @@ from typing import Protocol
 from extproc.config.schema import Config
 from extproc.discovery.listed import Listed
 
-Tell = Callable[[Mapping[str, Sequence[Listed] | None]], None]
+Report = Callable[[Mapping[str, Sequence[Listed] | None]], None]
 """Says what some clusters have now, as `Fleet.update` takes it: None takes a cluster away."""
 
 

@@ -247,7 +247,7 @@ class PickStream:
         if was is Phase.DECIDING:
             return (Abandon(), Finish())
         ended, self._is_charged = self._is_charged, False
-        is_whole = was is Phase.DONE and self._mode is AnswerMode.UNSEEN  # as far as anybody can tell
+        is_whole = was is Phase.DONE and self._mode is AnswerMode.UNSEEN  # as far as it shows
         return (End(is_whole), Finish()) if ended else (Finish(),)
 
     def _answer_begins(self) -> Effects:

@@ -57,9 +57,9 @@ class Awaited:
         else:
             self._fault(error)
 
-    def _guarded(self, tell: Callable[[], None]) -> None:
+    def _guarded(self, call: Callable[[], None]) -> None:
         try:
-            tell()
+            call()
         except Exception as error:
             self._fault(error)
 

@@ -31,7 +31,7 @@ from extproc.discovery.istio.machine import (
     Update,
 )
 from extproc.discovery.istio.messages import MalformedError
-from extproc.discovery.live import SourceStatus, Tell
+from extproc.discovery.live import Report, SourceStatus
 from extproc.discovery.resolve import ResolveError, addresses_of
 from extproc.transport.dialling import (
     KEEPALIVE_S,
@@ -83,7 +83,7 @@ class IstioSource:
 
     name: Final = "istio"
 
-    def __init__(self, settings: IstioDiscovery, index: int, report: Tell) -> None:
+    def __init__(self, settings: IstioDiscovery, index: int, report: Report) -> None:
         self._settings = settings
         self._report = report
         self._node = node_of(settings, socket.gethostname(), index)

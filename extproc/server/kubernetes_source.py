@@ -31,7 +31,7 @@ from extproc.discovery.kubernetes.reflector import (
     Watch,
 )
 from extproc.discovery.kubernetes.view import View, reader_of
-from extproc.discovery.live import SourceStatus, Tell
+from extproc.discovery.live import Report, SourceStatus
 from extproc.server.kubernetes_api import ApiFailure, KubernetesApi, access_of, own_namespace
 from extproc.values.pool_policies import PoolPolicies
 
@@ -62,7 +62,7 @@ class KubernetesSource:
         self,
         view: View,
         api: KubernetesApi,
-        report: Tell,
+        report: Report,
         on_policies: Callable[[PoolPolicies], None],
         clock: Callable[[], float],
         rng: Rng,
@@ -189,7 +189,7 @@ class KubernetesSource:
 
 
 def kubernetes_source(
-    settings: KubernetesDiscovery, base: Path, report: Tell, on_policies: Callable[[PoolPolicies], None]
+    settings: KubernetesDiscovery, base: Path, report: Report, on_policies: Callable[[PoolPolicies], None]
 ) -> KubernetesSource:
     """The source that the configuration asks for.
 

@@ -101,6 +101,6 @@ def live_sources_of(
     if discovery.kubernetes is not None:
         from extproc.server.kubernetes_source import KubernetesSource, kubernetes_source
 
-        tell = partial(report, KubernetesSource.name)
-        sources.append(kubernetes_source(discovery.kubernetes, base, tell, on_policies))
+        report_pods = partial(report, KubernetesSource.name)
+        sources.append(kubernetes_source(discovery.kubernetes, base, report_pods, on_policies))
     return sources
