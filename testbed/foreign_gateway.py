@@ -88,8 +88,8 @@ LISTENERS = {
     "gone": Kind(picker="gone"),
     "gone_open": Kind(picker="gone", opens=True),
 }
-"""By name: Istio's own, the same without its retries, llm-d's own way (ORIGINAL_DST), those whose answers are not wanted back, and those
-whose picker is not there."""
+"""By name: Istio's own, the same without its retries, llm-d's own way (ORIGINAL_DST), those whose answers
+are not wanted back, and those whose picker is not there."""
 
 
 def _mode(kind: Kind) -> dict[str, str]:

@@ -170,7 +170,7 @@ class PickerDialect:
 
     def is_envoy(self, message: pb.ProcessingRequest) -> bool:
         """With the headers of a request: the gateway says its modes, as only Envoy (1.34 and later) does."""
-        return message.HasField("protocol_config")
+        return bool(message.HasField("protocol_config"))
 
     def served(self, message: pb.ProcessingRequest) -> str | None:
         """With the headers of an answer: the address that gave it, if the gateway says so."""

@@ -1,7 +1,7 @@
 """Requests that end with trailers, through the real Envoy: what an engine reads of them, byte by byte.
 
-Envoy 1.40 keeps a copy of the body where the route retries, and sends it after the body when the picker answers
-the trailers. That is so with any picker that gives the body back in chunks, as the protocol has it; the
+Envoy 1.40 keeps a copy of the body where the route retries, and sends it after the body when the picker
+answers the trailers. That is so with any picker that gives the body back in chunks, as the protocol has it; the
 first test shows it with one that does nothing else. When it fails Envoy has mended it, and
 `PickerDialect.decision` needs no `is_envoy` any more.
 """
@@ -151,8 +151,10 @@ async def test_envoy_sends_such_a_body_twice_where_the_route_retries(tmp_path: P
         text = bootstrap(listeners, admin, picker_port, free_port(), [behind.port], is_tls=False)
         (tmp_path / "envoy.json").write_text(text)
         envoy = await Subprocess.start(
-            [str(envoy_binary()), "-c", str(tmp_path / "envoy.json"), "--concurrency", "1"]
-            + ["--disable-hot-restart"],
+            [
+                *(str(envoy_binary()), "-c", str(tmp_path / "envoy.json")),
+                *("--concurrency", "1", "--disable-hot-restart"),
+            ],
             tmp_path / "envoy.log",
         )
         try:
