@@ -1,8 +1,8 @@
 """Requests that end with trailers, through the real Envoy: what an engine reads of them, byte by byte.
 
-Envoy 1.40 keeps a copy of the body where the route retries, and sends it after the body when the picker
-answers the trailers. That is so with any picker that gives the body back in chunks, as the protocol has it; the
-first test shows it with one that does nothing else. When it fails Envoy has mended it, and
+Where the route retries, Envoy 1.40 keeps a copy of the body and sends it after the body when the picker
+answers the trailers. That is so with any picker that gives the body back in chunks, as the protocol has it;
+the first test shows it with one that does nothing else. When it fails Envoy has mended it, and
 `PickerDialect.decision` needs no `is_envoy` any more.
 """
 
