@@ -37,7 +37,7 @@ def open_models(config: Config) -> OpenModels:
 def open_models_and_any(config: Config) -> OpenModels:
     """Of `*` as well, by that name: for names that no model has."""
     rule = None if ANY_MODEL not in config.models else _open_rule(config.models[ANY_MODEL])
-    return open_models(config) | ({} if rule is None else {ANY_MODEL: rule})
+    return {**open_models(config), **({} if rule is None else {ANY_MODEL: rule})}
 
 
 def closed_names(config: Config, open_now: Container[str]) -> frozenset[str]:
