@@ -37,7 +37,8 @@ test-e2e: install envoy
 # What `make test` does of the endpoint picker, at length: mixed answers, aborted requests, random streams.
 test-picker: install envoy
 	TOKENWAY_PICKER_ANSWERS=10000 TOKENWAY_PICKER_ABORTS=4000 TOKENWAY_PICKER_STREAMS=100000 \
-	$(BIN)/pytest -q tests/integration/test_picker.py tests/e2e/test_endpoint_picker.py tests/e2e/test_picker_cases.py
+	$(BIN)/pytest -q tests/integration/test_picker.py tests/e2e/test_endpoint_picker.py tests/e2e/test_picker_cases.py \
+		tests/e2e/test_request_trailers.py
 
 # Two real vLLM replicas on the CPU; makes an environment of 1.9 GB in .tools/vllm first.
 test-vllm: vllm envoy
