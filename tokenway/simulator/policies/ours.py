@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
-from extproc.choosing.completion import DECODE_TOKENS
+from extproc.choosing.completion import DECODE_TOKENS, TPOT_LIMIT_S
 from extproc.choosing.deciding import Claim, SendNow, TurnDown, WaitForRoom, decide
 from extproc.choosing.holding import HoldQueue
 from extproc.choosing.learning import Learner, Lesson
@@ -107,9 +107,9 @@ class LeastCompletion(StatefulPolicy):
             _, key, run = self._lingering.popleft()
             self._running.remove(key, run)
         request, predictor = view.request, self._predictor
-        decode_tokens = DECODE_TOKENS
+        limits = DECODE_TOKENS, TPOT_LIMIT_S
         if request.slo_ttft_s is not None and request.slo_tpot_s:
-            decode_tokens = request.slo_ttft_s / request.slo_tpot_s
+            limits = request.slo_ttft_s / request.slo_tpot_s, request.slo_tpot_s
         groups = view.groups if len(set(view.groups)) > 1 else view.groups[:1]
         under_way_s = [
             view.now_s - since_s if prefilling else 0.0
@@ -130,9 +130,7 @@ class LeastCompletion(StatefulPolicy):
                 list(map(self._running.distinct_ratio, view.keys)),
                 under_way_s,
             ),
-            Demand(
-                predictor.traffic((MODEL, MODEL)), view.now_s, len(view.keys) / view.gateways, decode_tokens
-            ),
+            Demand(predictor.traffic((MODEL, MODEL)), view.now_s, len(view.keys) / view.gateways, *limits),
         )
 
     def _prices(self, groups: Sequence[str]) -> tuple[Prices, ...]:
