@@ -57,11 +57,11 @@ class Setup(Target):
 
     Attributes:
         pid: The Python process behind Envoy; None in `alone`.
-        envoy: Envoy's process.
+        envoy_pid: Envoy.
     """
 
     pid: int | None
-    envoy: int
+    envoy_pid: int
 
     def cpu_s(self) -> float:
         """Processor time of the Python process so far, in seconds."""
@@ -70,7 +70,7 @@ class Setup(Target):
 
     def envoy_cpu_s(self) -> float:
         """The same of Envoy."""
-        return processes.scheduled_s(self.envoy)
+        return processes.scheduled_s(self.envoy_pid)
 
     def rss_mib(self) -> float:
         """Resident memory of the Python process in MiB."""
@@ -213,12 +213,12 @@ async def setup(
         log_off = ("-l", "off")
         one_thread = ("--concurrency", "1")
         beside_others = "--use-dynamic-base-id"
-        envoy = stack.enter_context(
+        envoy_pid = stack.enter_context(
             processes.running(str(ENVOY), "-c", str(envoy_yaml), *one_thread, beside_others, *log_off)
         )
-        await processes.until(lambda: _serves(port), f"envoy {kind}")
+        await processes.until(lambda: serves(port), f"envoy {kind}")
         name = f"{kind} before" if checkout is not None else kind if serve == SERVE else serve[-1]
-        yield Setup(name, port, pid, envoy)
+        yield Setup(name, port, pid, envoy_pid)
 
 
 def python_module(
@@ -266,7 +266,12 @@ def _answers(url: str) -> bool:
         return bool(response.status == 200)
 
 
-async def _serves(port: int) -> bool:
+async def serves(port: int) -> bool:
+    """Whether a request is answered with 200 at a port.
+
+    Raises:
+        OSError, EOFError: Nothing listens there, or it broke off.
+    """
     client = await Client.connect(port)
     try:
         return await client.ask(request(1, "x")) == 200

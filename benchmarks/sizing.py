@@ -42,7 +42,7 @@ from metadata_center.cache_map.cache_map import CacheMap
 from metadata_center.cache_map.holders import Replica
 from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.kv_events.decoding import decode as decode_batch
-from metadata_center.load.counters import MAX_ENDPOINTS, Counters, num_bytes
+from metadata_center.load.counters import MAX_SLOTS, Counters, num_bytes
 from metadata_center.sharing.messages import (
     Candidate,
     Chain,
@@ -230,7 +230,7 @@ def sized(unit: Unit, load: Load, endpoints: int, members: int) -> dict[str, flo
         "gateway_receive_cpu_percent": accepted * unit.receive_s.of(rows, chains) * 100,
         "gateway_events_cpu_percent": reserved * NEW_TOKENS / BLOCK_TOKENS * unit.announced_block_s * 100,
         "reserve_redis_cpu_percent": reserved * between(unit.reserve_s, members) * 100,
-        "shares_mib": ((members - 1) * listed * unit.peer_row_bytes + num_bytes(1, MAX_ENDPOINTS)) / 2**20,
+        "shares_mib": ((members - 1) * listed * unit.peer_row_bytes + num_bytes(1, MAX_SLOTS)) / 2**20,
         "history_mib": endpoints * history_blocks * unit.history_block_bytes / 2**20,
         "cache_map_mib": endpoints * engine_blocks * unit.announced_block_bytes / 2**20,
         "cache_map_blocks": endpoints * engine_blocks,

@@ -98,6 +98,7 @@ CORE = (
     "metadata_center/roots.py",
     "metadata_center/errors.py",
     "metadata_center/addresses.py",
+    "metadata_center/backoff.py",
     "metadata_center/load/kinds.py",
     "metadata_center/load/ledger.py",
     "metadata_center/load/table.py",
@@ -193,7 +194,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "metadata_center.cache_map": "metadata_center.types metadata_center.errors metadata_center.roots "
         "metadata_center.kv_events metadata_center.load",
         "metadata_center.sharing": "metadata_center.types metadata_center.errors metadata_center.load "
-        "metadata_center.store metadata_center.addresses",
+        "metadata_center.store metadata_center.addresses metadata_center.backoff",
         "metadata_center.service": "metadata_center.types metadata_center.errors metadata_center.load "
         "metadata_center.history metadata_center.sharing metadata_center.addresses",
         "tokenway.simulator.engine": "",

@@ -114,10 +114,8 @@ def _request_end(entry: pb.HTTPAccessLogEntry, request_id: RequestId, owner: str
     metadata = common.metadata.filter_metadata
     if USAGE_NAMESPACE in metadata:
         fields = metadata[USAGE_NAMESPACE].fields
-        if (
-            ttft_s is None and common.upstream_request_attempt_count <= 1
-        ):  # Envoys before 1.37: a script's clock
-            ttft_s = seconds_of(_whole(fields, "ttft_us"))
+        if ttft_s is None:
+            ttft_s = _scripted_ttft_s(common, fields)
         top, nested, unseen = _text(fields, "top"), _text(fields, "nested"), _text(fields, "unseen")
         if top or nested:
             prompt, completion, cached = read_usage(top, nested)
@@ -159,12 +157,18 @@ def _text(fields: object, name: str) -> str:
     return fields[name].string_value if name in fields else ""  # type: ignore[index,operator]
 
 
-def _whole(fields: object, name: str) -> str | None:
-    """A number of microseconds as a tag has it."""
-    if name not in fields:  # type: ignore[operator]
+def _scripted_ttft_s(common: pb.AccessLogCommon, fields: object) -> float | None:
+    """Envoys before 1.37: a script wrote down when the answer's body began, by the clock of `start_time`.
+
+    Envoy says of the attempt that was answered, the last one, when it was sent.
+    """
+    if "first_us" not in fields or not common.HasField("time_to_first_upstream_tx_byte"):  # type: ignore[operator]
         return None
-    number: float = fields[name].number_value  # type: ignore[index]
-    return str(int(number)) if 0 < number < MAX_DURATION_S * 1e6 else None
+    began_s: float = fields["first_us"].number_value / 1e6  # type: ignore[index]
+    start, sent = common.start_time, common.time_to_first_upstream_tx_byte
+    # The whole seconds first: a float has no room for them and nanoseconds.
+    ttft_s = (began_s - start.seconds - sent.seconds) - (start.nanos + sent.nanos) / 1e9
+    return ttft_s if 0.0 <= ttft_s <= MAX_DURATION_S else None
 
 
 def _plain(field: object) -> str | float | None:

@@ -31,6 +31,7 @@ from extproc.values.exchange import (
 )
 from extproc.values.placements import Plan
 from extproc.values.requests import ANY_MODEL, Operation
+from metadata_center.errors import CapacityError
 from metadata_center.types import EndpointKey
 
 HARDWARE_LABEL: Final = "hardware"
@@ -130,7 +131,7 @@ class RoutingTable:
         why_not: Callable[[EndpointKey], str | None],
         on_trial: frozenset[EndpointKey] = frozenset(),
     ) -> Pool:
-        """The endpoints of `cluster` that carry all labels of `subset` and are available.
+        """The endpoints of `cluster` that carry all labels of `subset`, are available and can be counted.
 
         Args:
             cluster: An unknown name gives an empty pool.
@@ -158,16 +159,29 @@ class RoutingTable:
         rows = {key: row for row, key in enumerate(keys)}
         is_labelled = any(HARDWARE_LABEL in each.labels for each in self.clusters.get(cluster, ()))
         kinds = tuple(hardware if len(set(hardware)) > 1 else hardware[:1]) if is_labelled else ()
+        try:
+            slots = self._slots_of(keys)
+        except CapacityError:
+            return self.pool(
+                cluster, subset, lambda key: why_not(key) or self._why_not_counted(key), on_trial
+            )
         return Pool(
             tuple(keys),
             tuple(addresses),
             rows,
-            self._slots_of(keys),
+            slots,
             tuple(weights),
             kinds,
             tuple(filtered),
             on_trial=on_trial,
         )
+
+    def _why_not_counted(self, key: EndpointKey) -> str | None:
+        try:
+            self._slots_of((key,))
+        except CapacityError:
+            return "no slot"
+        return None
 
     def member(self, cluster: str, subset: Mapping[str, str], key: EndpointKey) -> Endpoint | None:
         """That endpoint of `cluster`, if it has all labels of `subset`; whatever its health."""

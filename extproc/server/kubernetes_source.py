@@ -27,13 +27,13 @@ from extproc.discovery.kubernetes.reflector import (
     ListPage,
     Pause,
     Reflector,
-    Rng,
     Watch,
 )
 from extproc.discovery.kubernetes.view import View, reader_of
 from extproc.discovery.live import Report, SourceStatus
 from extproc.server.kubernetes_api import ApiFailure, KubernetesApi, access_of, own_namespace
 from extproc.values.pool_policies import PoolPolicies
+from metadata_center.backoff import Rng
 
 _log = logging.getLogger("tokenway.kubernetes")
 

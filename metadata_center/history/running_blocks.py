@@ -17,7 +17,7 @@ from collections.abc import Set as AbstractSet
 
 from metadata_center.errors import CapacityError
 from metadata_center.history.radix_tree import RadixTree, Run
-from metadata_center.load.counters import MAX_ENDPOINTS
+from metadata_center.load.counters import MAX_SLOTS
 from metadata_center.types import EndpointKey
 
 
@@ -38,10 +38,10 @@ class RunningBlocks:
 
     Args:
         max_blocks: Bound on blocks counted, summed over endpoints; chains beyond it are left out.
-        max_endpoints: Bound on endpoints.
+        max_endpoints: Bound on endpoints, with those that left while requests ran there.
     """
 
-    def __init__(self, max_blocks: int = 2_000_000, *, max_endpoints: int = MAX_ENDPOINTS) -> None:
+    def __init__(self, max_blocks: int = 2_000_000, *, max_endpoints: int = MAX_SLOTS) -> None:
         self._running: dict[EndpointKey, _Running] = {}
         self._tree = RadixTree(max_endpoints)
         self._max_blocks = max_blocks

@@ -26,7 +26,10 @@ from metadata_center.types import EndpointKey
 IntArray = NDArray[np.int64]
 
 MAX_ENDPOINTS: Final = 4096
-"""Slots of one gateway: four times the largest pool a decision is measured with (1,000 endpoints)."""
+"""Endpoints of one gateway: four times the largest pool a decision is measured with (1,000 endpoints)."""
+
+MAX_SLOTS: Final = 2 * MAX_ENDPOINTS
+"""Slots of one gateway: all its endpoints may be replaced while requests still run on the former ones."""
 
 KEY_BYTES: Final = 64
 """Longest key: a bracketed IPv6 address with a port is 47 bytes, the rest is room for a zone."""
@@ -46,7 +49,7 @@ class Counters:
     Args:
         workers: Rows; 1 for a gateway of one process.
         worker: The row this object writes, 0..workers-1; it starts at zero and claims nothing.
-        capacity: Most endpoints known at once.
+        capacity: Slots: endpoints that are there, and those that left with requests still running.
         buffer: Writable memory of `num_bytes(workers, capacity)` bytes, 8-byte aligned, zeroed when
             new; None allocates private memory.
     """
@@ -56,7 +59,7 @@ class Counters:
         *,
         workers: int = 1,
         worker: int = 0,
-        capacity: int = MAX_ENDPOINTS,
+        capacity: int = MAX_SLOTS,
         buffer: memoryview | None = None,
     ) -> None:
         if not 0 <= worker < workers:
@@ -104,11 +107,18 @@ class Counters:
             ValueError: The key is empty, not ASCII or longer than `KEY_BYTES`.
         """
         found = self._slots.get(key)
-        return self._claim(key) if found is None else found
+        if found is None:
+            self._claim((key,))
+            found = self._slots[key]
+        return found
 
     def slots(self, keys: Iterable[EndpointKey]) -> tuple[int, ...]:
-        """Slots of `keys`; valid as long as `retain` is given each of them."""
-        return tuple(self.place(key) for key in keys)
+        """Slots of `keys`; valid as long as `retain` is given each of them. Raises as `place` does."""
+        asked, known = tuple(keys), self._slots
+        new = [key for key in dict.fromkeys(asked) if key not in known]
+        if new:
+            self._claim(new)
+        return tuple(known[key] for key in asked)
 
     def retain(self, keys: Collection[EndpointKey]) -> None:
         """Give up this worker's claim on every other endpoint; their slots die once they count zero."""
@@ -167,6 +177,15 @@ class Counters:
         own: IntArray = self._own[:, : self._used].copy()
         return own
 
+    def leave_out(self, own: IntArray, most: int) -> None:
+        """Leave `most` endpoints with load in a row as `own` gives it: those that left go first."""
+        if own.shape[1] <= most:
+            return
+        loaded = np.flatnonzero(own.any(axis=0))
+        if loaded.size > most:
+            here = self._own_claims[loaded]
+            own[:, np.concatenate((loaded[here], loaded[~here]))[most:]] = 0
+
     def add_others(self, amounts_of: Callable[[EndpointKey], Sequence[int]]) -> None:
         """Add to all totals from now on what is counted outside of these rows.
 
@@ -192,22 +211,31 @@ class Counters:
         self._groups[id(slots)] = slots, index  # the tuple is held, so that its id stays its own
         return index
 
-    def _claim(self, key: EndpointKey) -> int:
-        name = key.encode("ascii")
-        if not 0 < len(name) <= KEY_BYTES:
-            raise ValueError(f"endpoint key of {len(name)} bytes; accepted: 1..{KEY_BYTES}")
-        with self.lock():
-            # A name counts only while its slot is live: one torn by a killed worker is never found.
-            live = self._claims.any(axis=0) | self._rows.any(axis=(0, 1))
-            found = np.flatnonzero(live & (self._names == name))
-            if not found.size:
-                found = np.flatnonzero(~live)
-                if not found.size:
-                    raise CapacityError(f"all {self.capacity} endpoint slots are in use")
-                self._names[found[0]] = name
-            slot = self._slots[key] = int(found[0])
-            self._own_claims[slot] = True
-        self._used = max(self._used, slot + 1)
-        if self._others_of is not None:
-            self.set_others(key, self._others_of(key))
-        return slot
+    def _claim(self, keys: Sequence[EndpointKey]) -> None:
+        names = [key.encode("ascii") for key in keys]
+        for name in names:
+            if not 0 < len(name) <= KEY_BYTES:
+                raise ValueError(f"endpoint key of {len(name)} bytes; accepted: 1..{KEY_BYTES}")
+        claimed: list[EndpointKey] = []
+        try:
+            with self.lock():
+                # A name counts only while its slot is live: one torn by a killed worker is never found.
+                is_live = self._claims.any(axis=0) | self._rows.any(axis=(0, 1))
+                live = np.flatnonzero(is_live)
+                there = dict(zip(self._names[live].tolist(), live.tolist(), strict=True))
+                free = iter(np.flatnonzero(~is_live).tolist())
+                for key, name in zip(keys, names, strict=True):
+                    slot = there.get(name)
+                    if slot is None:
+                        slot = next(free, None)
+                        if slot is None:
+                            raise CapacityError(f"all {self.capacity} endpoint slots are in use")
+                        self._names[slot] = name
+                    self._slots[key] = slot
+                    self._own_claims[slot] = True
+                    claimed.append(key)
+        finally:
+            for key in claimed:
+                self._used = max(self._used, self._slots[key] + 1)
+                if self._others_of is not None:
+                    self.set_others(key, self._others_of(key))

@@ -22,19 +22,19 @@ from types import TracebackType
 from typing import Final
 
 from metadata_center.errors import LayoutError
-from metadata_center.load.counters import MAX_ENDPOINTS, Counters, num_bytes
+from metadata_center.load.counters import MAX_SLOTS, Counters, num_bytes
 
 _HEADER: Final = struct.Struct("<8sqq40x")  # magic, workers, capacity; padded to one 64-byte cache line
 _MAGIC: Final = b"TWLOAD02"
 
 
-def create(path: Path, workers: int, capacity: int = MAX_ENDPOINTS) -> None:
+def create(path: Path, workers: int, capacity: int = MAX_SLOTS) -> None:
     """Make a fresh counter file for `workers` workers, readable by this user only.
 
     Args:
         path: The file, best in a run directory on tmpfs; an older one is replaced.
         workers: Rows, one per worker process, >= 1.
-        capacity: Most endpoints known at once.
+        capacity: Slots, see `Counters`.
 
     Raises:
         OSError: The file cannot be written.

@@ -130,16 +130,22 @@ class Peers:
         elif not member.live:
             return set()
         changed = set()
-        for row in update.rows:
-            if self._set(member, row, update.sequence):
-                changed.add(row.endpoint)
-        if update.full and update.sequence > member.full:
-            member.full = update.sequence
-            older = [key for key, (sequence, _) in member.rows.items() if sequence < update.sequence]
-            for key in older:
+        is_whole = update.full and update.sequence > member.full
+        if is_whole:  # what is over makes room for what is new
+            said = {row.endpoint for row in update.rows}
+            for key in [
+                key
+                for key, (sequence, _) in member.rows.items()
+                if sequence < update.sequence and key not in said
+            ]:
                 _, amounts = member.rows.pop(key)
                 if self._change(key, amounts, NOTHING):
                     changed.add(key)
+        for row in update.rows:
+            if self._set(member, row, update.sequence):
+                changed.add(row.endpoint)
+        if is_whole:
+            member.full = update.sequence
         return changed
 
     def charge(

@@ -7,6 +7,8 @@ Rules:
        awaits that answer is left out of published rows, because the rendezvous adds it itself. Without
        an answer in time the charge stays where it was made and is published as any other.
     4. A message that may not have been accepted is followed by a full one.
+    5. A share has at most `MAX_ENDPOINTS` rows, as many as fit into a message: endpoints that are there go
+       before those that left with requests still running.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ class SharedStore:
 
     Args:
         member: The name of this process.
-        counters: Of this process, and of its siblings if they share memory; at most `MAX_ENDPOINTS` slots.
+        counters: Of this process, and of its siblings if they share memory.
         prefixes: What this gateway believes cached; what other gateways record is recorded here too.
         share_lease_s: Others drop this member's share after this long without a word; also how long
             theirs lasts when the rendezvous is gone. A third of it passes between two heartbeats.
@@ -86,8 +88,6 @@ class SharedStore:
         on_responses: Callable[[EndpointKey, list[int]], None] = _ignore,
         known: Callable[[], Mapping[EndpointKey, Sequence[int]]] = dict,
     ) -> None:
-        if counters.capacity > MAX_ENDPOINTS:
-            raise ValueError(f"{counters.capacity} slots; a message has room for {MAX_ENDPOINTS}")
         self.member = member
         self.prefixes = prefixes
         self._senders: list[Callable[[], None]] = []
@@ -191,9 +191,12 @@ class SharedStore:
                 continue
             slot = self._counters.place(ticket.charge.endpoint)
             own[:, slot] -= of_charge(ticket.charge.prefill_tokens, ticket.charge.context_tokens)
+        self._counters.leave_out(own, MAX_ENDPOINTS)
         tickets = tuple(self._waiting.values())[:MAX_RESERVATIONS]
         full = now_s >= self._full_s
         rows = self._published.all(own) if full else self._published.changed(own)
+        if len(rows) > MAX_ENDPOINTS:  # many came and as many ended
+            full, rows = True, self._published.all(own)
         blocks: tuple[Chain, ...] = ()
         if not tickets:
             blocks, self._chains, self._num_blocks = tuple(self._chains), [], 0

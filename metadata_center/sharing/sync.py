@@ -21,8 +21,9 @@ import logging
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
+from metadata_center.backoff import Backoff, Rng
 from metadata_center.sharing.messages import Candidate, Update
 from metadata_center.sharing.store import SharedStore
 from metadata_center.sharing.tickets import Outgoing
@@ -39,29 +40,6 @@ _FIRST_BACKOFF_S: Final = 0.05
 
 _MAX_LOGGED: Final = 8
 """Reasons logged between two times of being joined; texts of faults may hold numbers that change."""
-
-
-class Backoff:
-    """Pauses between attempts: doubling, and the first again after an attempt that stood.
-
-    Args:
-        most_s: The longest; what stands for as long is no failed attempt.
-    """
-
-    def __init__(self, most_s: float) -> None:
-        self._most_s = most_s
-        self._next_s = min(_FIRST_BACKOFF_S, most_s)
-
-    def after(self, stood_s: float) -> float:
-        """The pause after an attempt that stood for so long, 0 if it never did."""
-        if stood_s >= self._most_s:
-            self._next_s = min(_FIRST_BACKOFF_S, self._most_s)
-        pause_s, self._next_s = self._next_s, min(2.0 * self._next_s, self._most_s)
-        return pause_s
-
-
-class _Rng(Protocol):
-    def random(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +109,7 @@ class Sync:
         store: SharedStore,
         transport: Transport,
         clock: Callable[[], float],
-        rng: _Rng,
+        rng: Rng,
         settings: SyncSettings | None = None,
     ) -> None:
         self._store = store
@@ -232,7 +210,8 @@ class Sync:
         return ticket.place
 
     async def _run(self) -> None:
-        backoff = Backoff(self._settings.backoff_s)
+        most_s = self._settings.backoff_s
+        backoff = Backoff(self._rng, first_s=_FIRST_BACKOFF_S, most_s=most_s, steady_s=most_s)
         while True:
             self._has_read = False
             try:
@@ -249,7 +228,7 @@ class Sync:
             self._writable |= not self._has_read
             stood_s = self._clock() - self._connected_s if self._connected else 0.0
             self._connected = False
-            await asyncio.sleep(backoff.after(stood_s) * (1.0 - 0.5 * self._rng.random()))
+            await asyncio.sleep(backoff.after(stood_s))
 
     def _is_news(self, reason: str) -> bool:
         """Whether a fault is to be logged: once each until the next time of being joined."""

@@ -1,13 +1,15 @@
 """What an Istio gateway's Envoy must do with Tokenway beside it, whoever configured it; a function each.
 
 The models are `sim` (simulated engines), `recorded` (the recorder), `pair` (recorder and decoy), `mortal`
-(one that dies, and the decoy), `gated` (the recorder, for a header alone), `half` (the recorder, a subset of
-`pair`) and `part` (the same by a label that Istio has no subset for).
+(one that dies, and the decoy), `retried` (one that fails, and the decoy), `gated` (the recorder, for a header
+alone), `half` (the recorder, a subset of `pair`) and `part` (the same by a label that Istio has no subset
+for).
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -54,6 +56,10 @@ MODELS: dict[str, Any] = {
     "recorded": {"rules": [{"cluster": cluster_of("recorder")}]},
     "pair": {"rules": [{"cluster": cluster_of("pair")}], "load_balancing": {"algorithm": "round_robin"}},
     "mortal": {"rules": [{"cluster": cluster_of("mortal")}], "load_balancing": {"algorithm": "round_robin"}},
+    "retried": {
+        "rules": [{"cluster": cluster_of("retried")}],
+        "load_balancing": {"algorithm": "round_robin"},
+    },
     "gated": {"rules": [{"cluster": cluster_of("recorder"), "headers": {"x-team": "red"}}]},
     "half": {"rules": [{"cluster": cluster_of("pair"), "subset": {"subset": "right"}}]},
     "part": {"rules": [{"cluster": cluster_of("pair"), "subset": {"pool": "right"}}]},
@@ -67,6 +73,19 @@ CONFIG: dict[str, Any] = {
 }
 
 
+ANSWER_EVENTS = [
+    *(
+        b"data: " + json.dumps({"object": "chat.completion.chunk", "choices": [choice]}).encode() + b"\n\n"
+        for choice in (
+            {"index": 0, "delta": {"role": "assistant", "content": "well"}, "finish_reason": None},
+            {"index": 0, "delta": {}, "finish_reason": "stop"},
+        )
+    ),
+    b"data: [DONE]\n\n",
+]
+"""A small streamed answer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Under:
     """A gateway under an Istio profile.
@@ -77,6 +96,7 @@ class Under:
         recorder: Behind `recorded` and first in `pair`.
         decoy: The other one of `pair` and of `mortal`.
         mortal: The first of `mortal`; one scenario ends it.
+        failing: The first of `retried`; one scenario has it fail.
     """
 
     stack: Stack
@@ -84,10 +104,11 @@ class Under:
     recorder: Recorder
     decoy: Recorder
     mortal: Recorder
+    failing: Recorder
 
     def reset(self) -> None:
         """Clean recorders."""
-        for recorder in (self.recorder, self.decoy, self.mortal):
+        for recorder in (self.recorder, self.decoy, self.mortal, self.failing):
             recorder.reset()
 
     def clusters(self) -> list[dict[str, Any]]:
@@ -98,6 +119,7 @@ class Under:
             cluster(cluster_of("sim"), map(key_of, self.engines)),
             cluster(cluster_of("recorder"), [self.recorder.key]),
             cluster(cluster_of("mortal"), [self.mortal.key, self.decoy.key]),
+            cluster(cluster_of("retried"), [self.failing.key, self.decoy.key]),
             pair,
         ]
 
@@ -239,6 +261,33 @@ async def endpoints_are_tried_in_order(under: Under) -> None:
     assert len(under.decoy.received) == 2
 
 
+async def the_first_token_is_timed_from_the_attempt_that_answered(under: Under) -> None:
+    """One endpoint takes a second to say 503, the next half a second to begin: that half is the time."""
+
+    async def refuse(_: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(1.0)
+        return web.json_response({"error": {"message": "busy"}}, status=503)
+
+    async def begin_late(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await answer.prepare(request)
+        await asyncio.sleep(0.5)
+        for event in ANSWER_EVENTS:
+            await answer.write(event)
+        return answer
+
+    under.failing.behaviour, under.decoy.behaviour = refuse, begin_late
+    # In turn each of the two is first: of two requests one meets the one that fails.
+    for turn in range(2):
+        reply = await post(under.stack, chat("retried", f"{turn}", stream=True))
+        assert (reply.status, reply.body) == (200, b"".join(ANSWER_EVENTS))
+    await under.stack.settled()
+    outcomes = [record["outcome"] for record in await under.stack.last(2)]
+    assert sorted(outcome["attempts"] for outcome in outcomes) == [1, 2]
+    assert all(place_of(outcome["endpoint"]) == under.decoy.key for outcome in outcomes)
+    assert all(0.5 <= outcome["ttft_s"] < 1.0 for outcome in outcomes), outcomes
+
+
 async def an_engine_that_is_gone_is_followed_by_the_next(under: Under) -> None:
     """Connections refused where the first of the list was: the next answers, and is charged and credited."""
     assert [(await post(under.stack, chat("mortal", f"{turn}"))).status for turn in range(2)] == [200, 200]
@@ -358,6 +407,7 @@ SCENARIOS: tuple[Callable[[Under], Awaitable[None]], ...] = (
     engines_see_nothing_of_ours,
     engines_cannot_speak_in_our_name,
     endpoints_are_tried_in_order,
+    the_first_token_is_timed_from_the_attempt_that_answered,
     an_engine_that_is_gone_is_followed_by_the_next,
     a_subset_is_kept,
     a_stored_response_stays_where_it_was_made,

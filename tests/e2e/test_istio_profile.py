@@ -59,7 +59,7 @@ class AssembledStack(Stack):
 async def _under() -> AsyncIterator[Under]:
     async with AsyncExitStack() as exits:
         engines = await exits.enter_async_context(simulators(2, time_scale=0.1))
-        recorders = [await exits.enter_async_context(recording()) for _ in range(3)]
+        recorders = [await exits.enter_async_context(recording()) for _ in range(4)]
         stack = AssembledStack(Path(tempfile.mkdtemp(prefix="tw", dir="/tmp")), 1)
         exits.callback(shutil.rmtree, stack.run_dir, ignore_errors=True)
         exits.push_async_callback(stack.stop)

@@ -19,7 +19,7 @@ from metadata_center.sharing.messages import Candidate, Reservation, Reserved, R
 from metadata_center.sharing.redis_transport import RedisTransport
 from metadata_center.sharing.redis_url import parse_url
 from metadata_center.sharing.store import SharedStore
-from metadata_center.sharing.sync import Backoff, Sync, SyncSettings
+from metadata_center.sharing.sync import Sync, SyncSettings
 from metadata_center.sharing.transport import TransportError
 from metadata_center.types import Charge, EndpointKey, RequestId
 from testbed.redis_server import RedisServer, running
@@ -276,15 +276,6 @@ async def test_a_password_that_changes_later(server: RedisServer, caplog: pytest
             await pair.settled(BOTH, [1, 1])
         release_all(pair, "1", "2")
         await pair.settled(BOTH, [0, 0])
-
-
-def test_pauses_grow_to_their_limit_and_begin_anew_after_a_connection_that_stood() -> None:
-    """What was accepted for a moment only is a failed attempt like any other."""
-    backoff = Backoff(1.0)
-    assert [backoff.after(stood_s) for stood_s in (0.0, 0.0, 0.9, 0.0, 0.0)] == [0.05, 0.1, 0.2, 0.4, 0.8]
-    assert [backoff.after(0.0) for _ in range(3)] == [1.0] * 3
-    assert [backoff.after(stood_s) for stood_s in (1.0, 0.0)] == [0.05, 0.1]
-    assert [Backoff(0.01).after(0.0) for _ in range(2)] == [0.01] * 2
 
 
 async def test_reservations_while_redis_is_away(server: RedisServer) -> None:

@@ -115,7 +115,7 @@ async def behind_istio(config: Mapping[str, Any] = CONFIG) -> AsyncIterator[Behi
     """Simulated engines, recorders, Tokenway, istiod and Envoy; everything is ended after the block."""
     async with AsyncExitStack() as exits:
         engines = await exits.enter_async_context(simulators(2, time_scale=0.1))
-        recorders = [await exits.enter_async_context(recording()) for _ in range(3)]
+        recorders = [await exits.enter_async_context(recording()) for _ in range(4)]
         stack = IstioStack(Path(tempfile.mkdtemp(prefix="tw", dir="/tmp")), 1)
         exits.callback(shutil.rmtree, stack.run_dir, ignore_errors=True)
         exits.push_async_callback(stack.stop)

@@ -210,24 +210,33 @@ def test_times_that_no_request_takes_are_absent(tag: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "attempts", "ttft_s"),
+    ("told", "ttft_s"),
     [
-        (250_000, 1, 0.25),
-        (250_000.9, 1, 0.25),
-        (250_000, 2, None),
-        (-1, 1, None),
-        ("x", 1, None),
-        (9e10, 1, None),
+        (1_796_061_607_750_000, 0.25),  # sent at …605.9 + 1.6
+        (1_796_061_607_500_000, 0.0),
+        (1_796_061_607_499_998, None),
+        (1_796_061_607_500_000 + 86_400_000_001, None),
+        (0, None),
+        (-1, None),
+        ("x", None),
+        (float("nan"), None),
+        (float("inf"), None),
     ],
 )
+@pytest.mark.parametrize("attempts", [1, 3])
 def test_a_script_tells_the_first_token_where_envoy_does_not(
     told: object, attempts: int, ttft_s: float | None
 ) -> None:
-    """Of one attempt: its clock begins with the request. A tag of Envoy's own goes first."""
-    entry = logged(usage={"ttft_us": told, "sent_us": 1})
-    entry.common_properties.upstream_request_attempt_count = attempts
-    assert ended(entry).ttft_s == ttft_s
-    entry.common_properties.custom_tags["ttft_us"] = "1000000"
+    """From when the attempt that was answered was sent, which Envoy says. A tag of Envoy's own goes first."""
+    entry = logged(usage={"first_us": told})
+    common = entry.common_properties
+    common.upstream_request_attempt_count = attempts
+    assert ended(entry).ttft_s is None, "nobody says when it was sent"
+    common.start_time.seconds, common.start_time.nanos = 1_796_061_605, 900_000_000
+    sent = common.time_to_first_upstream_tx_byte
+    sent.seconds, sent.nanos = 1, 600_000_000
+    assert ended(entry).ttft_s == (None if ttft_s is None else pytest.approx(ttft_s, abs=1e-6))
+    common.custom_tags["ttft_us"] = "1000000"
     assert ended(entry).ttft_s == 1.0
 
 

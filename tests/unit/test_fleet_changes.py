@@ -28,7 +28,7 @@ from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import MAX_ENDPOINTS, Counters
 from metadata_center.load.ledger import LedgerBounds
 from metadata_center.load.table import LoadTable
-from metadata_center.types import EndpointKey
+from metadata_center.types import Charge, EndpointKey, RequestId
 
 CLUSTERS, MEMBERS = 10, 100
 
@@ -181,6 +181,32 @@ def test_endpoints_beyond_the_bound_are_left_out_and_logged(caplog: pytest.LogCa
     ]
     assert [str(endpoint.key) for endpoint in fleet.clusters["c"]] == [one.key for one in replicas[7:]]
     assert len(state.scheduling.load.slots(fleet.keys)) == MAX_ENDPOINTS
+
+
+def test_a_full_gateway_takes_replicas_for_those_that_left_with_requests_running() -> None:
+    """All of them are replaced, each with a request in flight: the new ones are counted, and so are those."""
+    fleet = Fleet()
+    state, changes = followers(fleet, Noting())
+    load = state.scheduling.load
+    former, present = (
+        [
+            Listed(f"uid/{tens}/{i}", Address(f"10.{tens}.{i // 250}.{i % 250}", 8000))
+            for i in range(MAX_ENDPOINTS)
+        ]
+        for tens in (1, 2)
+    )
+    changes.apply(fleet.replace("control plane", {"c": former}))
+    keys = [endpoint.key for endpoint in fleet.clusters["c"]]
+    load.slots(keys)
+    for number, key in enumerate(keys):
+        assert load.charge(Charge(RequestId(str(number)), key, 10, 20), 0.0, None)
+    changes.apply(fleet.replace("control plane", {"c": present}))
+    assert len(load.slots(fleet.keys)) == MAX_ENDPOINTS
+    assert load.view(load.slots(keys)).requests == [1] * MAX_ENDPOINTS
+    for number in range(MAX_ENDPOINTS):
+        assert load.release(RequestId(str(number)), 1.0)
+    load.retain(fleet.keys)
+    assert load.view(load.slots(fleet.keys)).requests == [0] * MAX_ENDPOINTS
 
 
 def test_a_cluster_is_missing_only_when_the_files_are_applied_without_it(

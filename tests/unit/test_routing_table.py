@@ -23,6 +23,7 @@ from extproc.values.exchange import (
     RequestHeaders,
 )
 from extproc.values.placements import Plan
+from metadata_center.errors import CapacityError
 from metadata_center.types import EndpointKey
 from tests.conftest import CLUSTER, endpoint
 
@@ -47,6 +48,25 @@ def table(endpoints: Sequence[Endpoint] = (), default_cluster: str | None = None
         slots_of,
         loaded_unix_s=1.7e9,
     )
+
+
+def test_an_endpoint_that_cannot_be_counted_is_left_out() -> None:
+    """The others serve; when there is room again, so does it."""
+    room = {"uid/1", "uid/3"}
+
+    def few(keys: Sequence[EndpointKey]) -> tuple[int, ...]:
+        if not room.issuperset(keys):
+            raise CapacityError("no room")
+        return slots_of(keys)
+
+    rules = RuleTable([ModelRules("m", (Rule(CLUSTER),))])
+    endpoints = [endpoint(number) for number in (1, 2, 3)]
+    one = RoutingTable(rules, {CLUSTER: endpoints}, ["m"], None, frozenset(), few, loaded_unix_s=0.0)
+    pool = one.pool(CLUSTER, {}, lambda _key: None)
+    assert (pool.keys, pool.slots) == (("uid/1", "uid/3"), (1, 3))
+    assert pool.filtered == (("uid/2", "no slot"),)
+    room.add("uid/2")
+    assert one.pool(CLUSTER, {}, lambda _key: None).slots == (1, 2, 3)
 
 
 def judge(path: str, method: str = "GET", default_cluster: str | None = None) -> LineVerdict:

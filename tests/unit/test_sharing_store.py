@@ -404,8 +404,36 @@ def test_both_kinds_are_metadata_stores() -> None:
     for made in (embedded, shared):
         made.share(A, [1])
         assert made.load.in_flight == 0
-    with pytest.raises(ValueError):
-        SharedStore(ONE, Counters(capacity=MAX_ENDPOINTS + 1), PrefixIndex(10, 10))
+
+
+def test_a_share_fits_into_a_message_whatever_still_runs_on_endpoints_that_left() -> None:
+    """All are replaced while they have requests: others hear of those that are there, and nothing twice."""
+    one, two = store(capacity=2 * MAX_ENDPOINTS), store(TWO, capacity=2 * MAX_ENDPOINTS)
+    former, present = (
+        [EndpointKey(f"10.{tens}.{number // 250}.{number % 250}:1") for number in range(MAX_ENDPOINTS)]
+        for tens in (1, 2)
+    )
+    heard = []
+    for turn, keys in enumerate((former, present)):
+        one.load.retain(frozenset(keys))
+        one.load.slots(keys)
+        for number, key in enumerate(keys):
+            charge(one, f"{turn}-{number}", key)
+        message = sent(one)
+        assert message is not None
+        two.incoming(message, 0.0)
+        heard.append({row.endpoint for row in message.rows if row.requests})
+    assert heard == [set(former), set(present)]
+    assert two.peers.refused == 0
+    assert sent(one) is None
+    two.load.retain(frozenset(present))
+    assert two.load.view(two.load.slots(present)).requests == [1] * MAX_ENDPOINTS
+    for number in range(MAX_ENDPOINTS):
+        one.load.release(RequestId(f"1-{number}"), 0.0)
+    last = sent(one)
+    assert last is not None
+    two.incoming(last, 0.0)
+    assert two.load.view(two.load.slots(present)).requests == [0] * MAX_ENDPOINTS
 
 
 def test_responses_are_not_blocks() -> None:

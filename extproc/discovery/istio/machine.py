@@ -39,10 +39,11 @@ from extproc.discovery.listed import Listed
 from extproc.values.choices import Rng
 from extproc.values.mesh_names import MeshName
 from metadata_center.addresses import ip_or_none
+from metadata_center.backoff import Backoff
 
 FIRST_WAIT_S: Final = 0.25
 MAX_WAIT_S: Final = 10.0
-"""Between two attempts, less up to half of it by jitter."""
+"""Between two attempts, before jitter."""
 
 STEADY_S: Final = 10.0
 """A stream in sync that lasted this long starts over with `FIRST_WAIT_S`."""
@@ -146,7 +147,6 @@ class IstioClient:
 
     def __init__(self, decoder: Decoder, rng: Rng) -> None:
         self._decoder = decoder
-        self._rng = rng
         self._wanted: frozenset[MeshName] = frozenset()
         self._listed: dict[MeshName, dict[str, ClusterFacts]] = {}
         self._members: dict[str, Members] = {}
@@ -155,7 +155,7 @@ class IstioClient:
         self._stream: _Stream | None = None
         self._streams = 0
         self._limit_bytes = FIRST_LIMIT_BYTES
-        self._failures = 0
+        self._backoff = Backoff(rng, first_s=FIRST_WAIT_S, most_s=MAX_WAIT_S, steady_s=STEADY_S)
         self._retry_s: float | None = None
         self._synced_s: float | None = None
         self._began_s = 0.0
@@ -251,9 +251,7 @@ class IstioClient:
         self._stream = None
         if is_too_large:
             return self._grow(now_s)
-        if stream.synced_s is not None and now_s - stream.synced_s >= STEADY_S:
-            self._failures = 0
-        self._wait(now_s)
+        self._wait(now_s, 0.0 if stream.synced_s is None else now_s - stream.synced_s)
         return []
 
     def answered(self, name: str, addresses: Iterable[str], now_s: float) -> list[Effect]:
@@ -284,10 +282,8 @@ class IstioClient:
         self._stream = _Stream(self._streams, now_s, has_clusters=False, subscribed=set(), answered=set())
         return [Connect(self._streams, self._limit_bytes)]
 
-    def _wait(self, now_s: float) -> None:
-        wait_s = min(MAX_WAIT_S, FIRST_WAIT_S * 2.0 ** min(self._failures, 16))
-        self._failures += 1
-        self._retry_s = now_s + wait_s * (1.0 - 0.5 * self._rng.random())
+    def _wait(self, now_s: float, stood_s: float = 0.0) -> None:
+        self._retry_s = now_s + self._backoff.after(stood_s)
 
     def _grow(self, now_s: float) -> list[Effect]:
         limit_bytes = self._limit_bytes

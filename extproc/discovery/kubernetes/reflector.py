@@ -24,10 +24,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from types import MappingProxyType
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, TypeVar
 
 from extproc.discovery.kubernetes.fields import Object, text_at
 from extproc.discovery.kubernetes.messages import Event, EventType, Page
+from metadata_center.backoff import Backoff, Rng
 
 T = TypeVar("T")
 
@@ -42,7 +43,7 @@ WATCH_S: Final = (300.0, 600.0)
 
 FIRST_PAUSE_S: Final = 0.25
 MAX_PAUSE_S: Final = 10.0
-"""Pauses before jitter of half of them. State is as old as that when a server comes back."""
+"""Pauses before jitter. State is as old as that when a server comes back."""
 
 MAX_RETRY_AFTER_S: Final = 60.0
 """A server that is overloaded may ask for that much."""
@@ -65,13 +66,6 @@ _PASSING: Final = (401, 403, 429, 500, 503)
 
 _TRIES: Final = 4
 """Refusals in a row after which it is not asked again, but listed."""
-
-
-class Rng(Protocol):
-    """Where jitter comes from."""
-
-    def random(self) -> float:
-        """Of [0, 1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +153,7 @@ class Reflector(Generic[T]):
         self._limit = FIRST_LIMIT
         self._version = ""
         self._failures = 0
+        self._backoff = Backoff(rng, first_s=FIRST_PAUSE_S, most_s=MAX_PAUSE_S, steady_s=STEADY_S)
         self._pause_s: float | None = None
         self._opened_s: float | None = None
         self._current_s: float | None = None
@@ -221,7 +216,8 @@ class Reflector(Generic[T]):
             detail = text_at(event.object, "reason") or "no reason"
             return self.failed(Failure(event.code, f"the watch ended: {detail}"), now_s)
         self._version, self._current_s, self._has_reported = event.version, now_s, True
-        self._failures, self.problem = 0, None
+        self._well()
+        self.problem = None
         name = text_at(event.object, "metadata", "name")
         if event.type is EventType.BOOKMARK or not name:
             return _NOTHING
@@ -247,7 +243,7 @@ class Reflector(Generic[T]):
         if self._opened_s is not None:
             self._current_s, self._opened_s = now_s, None
         if held:
-            self._failures = 0
+            self._well()
             self._pause_s = FIRST_PAUSE_S * self._rng.random()
         else:
             self._back_off(None)
@@ -255,7 +251,7 @@ class Reflector(Generic[T]):
     def failed(self, failure: Failure, now_s: float) -> Delta[T]:
         """A request failed, or a watch broke off."""
         if self._opened_s is not None and now_s - self._opened_s >= STEADY_S:
-            self._failures = 0
+            self._well()
         self._opened_s = None
         self.problem = failure.detail
         if failure.status in _NOT_THERE and self._is_optional:
@@ -286,10 +282,14 @@ class Reflector(Generic[T]):
         self._phase, self._listing = _Phase.LISTING, _Listing()
 
     def _back_off(self, failure: Failure | None) -> None:
-        pause_s = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2.0**self._failures)
-        self._failures = min(self._failures + 1, 16)
+        self._failures += 1
         asked_s = 0.0 if failure is None else failure.retry_after_s or 0.0
-        self._pause_s = max(pause_s * (0.5 + self._rng.random()), min(asked_s, MAX_RETRY_AFTER_S))
+        self._pause_s = max(self._backoff.after(0.0), min(asked_s, MAX_RETRY_AFTER_S))
+
+    def _well(self) -> None:
+        """A watch held."""
+        self._failures = 0
+        self._backoff.reset()
 
     def _replace(self, objects: dict[str, T]) -> Delta[T]:
         delta: dict[str, T | None] = {name: None for name in self._objects if name not in objects}
