@@ -129,7 +129,7 @@ async def test_each_request_ends_once_at_the_replica_that_decided(workers: int, 
             await load.more(200)
         assert load.failures == []
         await replicas.are_settled()
-        # Envoy serves alone what is not answered in time; no request has two ends, and all that began have one.
+        # Envoy serves alone what is not answered in time. No request has two ends.
         assert load.answers // 2 < await replicas.counted("tokenway_requests_total") <= load.answers
         assert await replicas.counted("tokenway_handovers_total") > 0
         assert await replicas.counted("tokenway_access_log_unmatched_total") == 0
@@ -169,6 +169,6 @@ async def test_redis_that_hangs_for_a_moment_costs_no_ending() -> None:
             await load.more(60)
         assert load.failures == []
         await replicas.are_settled()
-        # Envoy serves alone what is not answered in time; no request has two ends, and all that began have one.
+        # Envoy serves alone what is not answered in time. No request has two ends.
         assert load.answers // 2 < await replicas.counted("tokenway_requests_total") <= load.answers
         assert await replicas.counted("tokenway_bus_dropped_total") == 0
