@@ -7,7 +7,7 @@ scrapes of its metrics, /explain and /endpoints, reloads of clusters that come a
 0.8 MB, JSON of 3 MB and forms of 25 MB. Every turn over 5 ms is taken from `tokenway_loop_stall_seconds`.
 On a machine that others use a turn is long when they have the processor: so the same is said of turns by
 processor time (`--cpu`, which asks for it twice a turn and is slower by some microseconds): what is long by
-that is ours. Latencies of the chats are at the client. The last line is a JSON object.
+that is ours, and the callback is named that took most of it. Latencies of the chats are at the client. The last line is a JSON object.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import re
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
@@ -38,7 +39,12 @@ from tokenway.cli.serve import serve
 ENDPOINTS: Final = 100
 RATE_PER_S: Final = 100.0
 BY_CPU: Final = ("benchmarks.stalls", "serve")
-_STALL: Final = re.compile(r"^tokenway_loop_(stall_seconds|longest_stall_seconds)(\S*) (\S+)$", re.MULTILINE)
+SLOW: Final = "slow.txt"
+_STALL: Final = re.compile(
+    r'^tokenway_loop_stall_seconds_(bucket|sum){cause="(\w+)"(?:,le="(\S+)")?} (\S+)$', re.MULTILINE
+)
+_NUMBERS: Final = re.compile(r" at 0x[0-9a-f]+|\d+")
+"""What tells objects apart that are alike."""
 
 
 def upload(num_bytes: int) -> bytes:
@@ -71,8 +77,12 @@ async def measure(seconds: float, *, by_cpu: bool) -> dict[str, Any]:
         async with setup(
             "tokenway", Path(folder), [engine], first_chunk=True, endpoints=ENDPOINTS, serve=command
         ) as target:
-            (run_dir,) = Path(folder).iterdir()
-            return await _run(target, run_dir, seconds)
+            return await _run(target, _only(Path(folder)), seconds)
+
+
+def _only(folder: Path) -> Path:
+    (found,) = folder.iterdir()
+    return found
 
 
 async def _run(target: Setup, run_dir: Path, seconds: float) -> dict[str, Any]:
@@ -102,6 +112,7 @@ async def _run(target: Setup, run_dir: Path, seconds: float) -> dict[str, Any]:
             ("forms of 25 MB", 7.0, upload(25_000_000)),
         ):
             jobs[name] = _asks(target.port, pause_s, message, name, done)
+        before, slow_before = _stalls(await get("/metrics")), _slow(run_dir)
         tasks = [asyncio.create_task(job) for job in jobs.values()]
         try:
             chats = requests(64, 4096, stream_tokens=10)
@@ -110,24 +121,47 @@ async def _run(target: Setup, run_dir: Path, seconds: float) -> dict[str, Any]:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        said = {
-            f"{kind}{labels}": float(count) for kind, labels, count in _STALL.findall(await get("/metrics"))
-        }
-    stalls = {name: count for name, count in said.items() if count and "_bucket" not in name}
-    over_ms = {
-        name.partition('le="')[2].partition('"')[0]: count
-        for name, count in said.items()
-        if 'cause="other"' in name and "_bucket" in name
-    }
+        found = _stalls(await get("/metrics")) - before
     return {
-        "stalls": stalls,
-        "other_up_to_s": over_ms,
+        "stalls": found,
+        "callbacks": _slow(run_dir) - slow_before,
         "chats": len(latencies_ms),
         "chats_p50_ms": round(quantile(latencies_ms, 0.5), 2),
         "chats_p99_ms": round(quantile(latencies_ms, 0.99), 2),
         "done": done,
         "rss_mib": round(target.rss_mib(), 1),
     }
+
+
+def _stalls(metrics: str) -> Counter[str]:
+    """How many by cause and up to how many seconds, and the sum of them in ms."""
+    found: Counter[str] = Counter()
+    for kind, cause, bound, count in _STALL.findall(metrics):
+        if kind == "bucket":
+            found[f"{cause} up to {bound} s"] = int(float(count))
+        elif kind == "sum":
+            found[f"{cause} ms"] = round(float(count) * 1e3)
+    return found
+
+
+def _slow(run_dir: Path) -> Counter[str]:
+    """Callbacks that took over 5 ms of processor time, where that was looked at."""
+    path = run_dir / SLOW
+    return Counter(path.read_text().splitlines()) if path.exists() else Counter()
+
+
+def _timed(path: Path) -> Callable[[asyncio.Handle], None]:
+    """In place of `asyncio.Handle._run`: writes down which took long."""
+    run = asyncio.Handle._run
+
+    def timed(handle: asyncio.Handle) -> None:
+        began_s = time.thread_time()
+        run(handle)
+        if time.thread_time() - began_s > loop_turns.STALL_S:
+            with path.open("a") as log:
+                log.write(_NUMBERS.sub("", repr(handle)) + "\n")
+
+    return timed
 
 
 def _list(path: Path, count: int) -> None:
@@ -166,9 +200,13 @@ async def _asks(port: int, pause_s: float, message: bytes, name: str, done: dict
 def main() -> None:
     """Print the figures, or serve with turns measured in processor time."""
     if sys.argv[1:2] == ["serve"]:
-        watched = loop_turns.WatchedSelector.__init__
-        with patch.object(watched, "__defaults__", (time.thread_time,)):
-            sys.exit(serve(Path(sys.argv[2])))
+        config = Path(sys.argv[2])
+        selector = loop_turns.WatchedSelector.__init__
+        with (
+            patch.object(selector, "__defaults__", (time.thread_time,)),
+            patch.object(asyncio.Handle, "_run", _timed(config.parent / SLOW)),
+        ):
+            sys.exit(serve(config))
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
