@@ -38,12 +38,14 @@ class Claim:
         arrived_s: When it came.
         limit_s: Its own limit on the time to its first token, from its arrival; None if it has none.
         before: How it waited until now; None if it did not.
+        priority: Of those that wait, the higher one goes first.
     """
 
     ticket: int
     arrived_s: float
     limit_s: float | None = None
     before: WaitForRoom | None = None
+    priority: int = 0
 
 
 @value
@@ -133,14 +135,22 @@ def _now_or_later(
     queue.forget(ticket)
     if len(queue):
         snapshot = replace(snapshot, held_s=queue.least_s)
-        rank = queue.rank(claim.arrived_s, completion_costs(snapshot).works_s)
+        rank = queue.rank(claim.arrived_s, completion_costs(snapshot).works_s, claim.priority)
         ahead_s = queue.ahead_s(ticket, min(rank, rank_before), len(snapshot.keys))
         snapshot = replace(snapshot, ahead_s=ahead_s)
     costs = completion_costs(snapshot)
     choice = choose_least(costs, settings, rng, snapshot.weights)
     row = choice.order[0]
     verdict = queue.decide(
-        ticket, claim.arrived_s, now_s, costs, open_until_s(snapshot), row, claim.limit_s, rank_before
+        ticket,
+        claim.arrived_s,
+        now_s,
+        costs,
+        open_until_s(snapshot),
+        row,
+        claim.limit_s,
+        rank_before,
+        claim.priority,
     )
     if isinstance(verdict, Wait):
         latest_s = verdict.until_s if before is None else before.latest_s

@@ -9,7 +9,7 @@ Rules:
        work turns out longer than it was thought: so the first request sees none ahead. A request waits for
        the endpoint that suits it best; those ahead that wait for the same one count as prefill there, or as
        the ends of sequences that they wait for where those are longer, so a queue for one makes others the
-       better.
+       better. Among priorities the higher one goes first, however long others wait.
     3. At most `max_held` requests wait, each `max_hold_s` at most. One that is too many, or that cannot be
        answered within that time (or within its own limit) by what is ahead of it, is refused at once.
     4. Wake-ups are the caller's: ask again when a prefill or a request ends anywhere, and at `until_s`.
@@ -32,6 +32,12 @@ OPEN_STEPS: Final = 2.0
 POLL_S: Final = 0.02
 """Other workers and gateways free room without a word to us, and so does time: all that wait are asked for
 this often. The news of other gateways are about this old, and an engine step is no shorter."""
+
+_BAND_S: Final = 1e6
+"""Between the ranks of two priorities: longer than anything waits or works."""
+
+_MAX_PRIORITY: Final = 1_000
+"""Beyond it all are alike: ranks are floats, and within a band they are to tell a microsecond."""
 
 _LEAST_RETRY_S: Final = 1.0
 """`Retry-After` has whole seconds."""
@@ -124,9 +130,9 @@ class HoldQueue:
                 ahead[other.row] += other.work_s
         return ahead
 
-    def rank(self, arrived_s: float, works_s: Sequence[float]) -> float:
+    def rank(self, arrived_s: float, works_s: Sequence[float], priority: int = 0) -> float:
         """Place in the order, see Rule 2."""
-        return arrived_s + min(works_s)
+        return arrived_s + min(works_s) - max(-_MAX_PRIORITY, min(_MAX_PRIORITY, priority)) * _BAND_S
 
     def forget(self, request_id: int) -> None:
         """It was sent, refused, or its client left."""
@@ -144,6 +150,7 @@ class HoldQueue:
         row: int,
         limit_s: float | None = None,
         rank: float = inf,
+        priority: int = 0,
     ) -> HoldAnswer:
         """What happens to a request now; one that is kept is remembered, any other is forgotten.
 
@@ -156,6 +163,7 @@ class HoldQueue:
             row: The best of them.
             limit_s: The request's own limit on the time to its first token, from its arrival.
             rank: What it had until now, if it waited.
+            priority: Of the request, see Rule 2.
         """
         best = costs[row]
         self.forget(request_id)
@@ -168,7 +176,7 @@ class HoldQueue:
         if now_s >= latest_s or free_s > latest_s or len(self._held) >= self._max_held:
             return TurnAway(max(_LEAST_RETRY_S, free_s - latest_s))
         works_s = [cost.work_s for cost in costs]
-        rank, least_s = min(rank, self.rank(arrived_s, works_s)), min(works_s)
+        rank, least_s = min(rank, self.rank(arrived_s, works_s, priority)), min(works_s)
         self._held[request_id] = _Held(rank, row, max(best.work_s, best.turn_s), least_s)
         self._least_s += least_s
         closed = all(
