@@ -168,8 +168,8 @@ async def _(picked: Picked) -> None:
 async def _full(picked: Picked, engine: GatedEngine, *, holds: bool) -> None:
     tokenway = picked.picker.tokenway
 
-    def ask(name: str, tokens: int = 12_000, **headers: str) -> asyncio.Task[Any]:
-        body = chat("full", f"{name} " + "tok " * tokens, stream=True)
+    def ask(name: str, **headers: str) -> asyncio.Task[Any]:
+        body = chat("full", f"{name} " + "tok " * 12_000, stream=True)
         return asyncio.create_task(picked.post(body, **headers))
 
     async def of_endpoint(name: str) -> int:

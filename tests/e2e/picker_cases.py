@@ -126,13 +126,13 @@ async def _(picked: Picked) -> None:
                 assert reply.json["error"]["param"] == "model", (path, model, reply.json)
             assert "model" in reply.json["error"]["message"]
     assert [recorder.received for recorder in picked.three] == [[], [], []]
-    for method, body in (
+    for method, data in (
         ("POST", b"anything"),
         ("POST", b'{"messages": []}'),
         ("PUT", b""),
         ("DELETE", None),
     ):
-        assert (await picked.send(method, "/passed?by=us", body)).status == 200
+        assert (await picked.send(method, "/passed?by=us", data)).status == 200
     asked = [(each.method, each.path, each.body) for recorder in picked.three for each in recorder.received]
     assert sorted(asked) == [
         ("DELETE", "/passed?by=us", b""),

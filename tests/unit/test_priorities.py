@@ -79,6 +79,7 @@ def test_below_0_none_waits_and_none_is_waited_for(hold: HoldSettings | None) ->
         with pytest.raises(RouterError) as refused:
             busy.ask(f"low {number}", -1)
         assert refused.value.reason is Reason.OVERLOADED
+        assert refused.value.retry_after_s is not None
         assert refused.value.retry_after_s > 0
     assert busy.rig.scheduling.load.in_flight == 1
     later = busy.ask("normal", 0)
