@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from extproc.choosing.completion import DECODE_TOKENS
+from extproc.choosing.completion import DECODE_TOKENS, TPOT_LIMIT_S
 from extproc.choosing.deciding import Claim, SendNow, TurnDown, WaitForRoom, decide
 from extproc.choosing.holding import HoldQueue
 from extproc.choosing.learning import Learner, Lesson
@@ -93,9 +93,9 @@ class LeastCompletion(StatefulPolicy):
             _, key, run = self._lingering.popleft()
             self._running.remove(key, run)
         request, predictor = view.request, self._predictor
-        decode_tokens = DECODE_TOKENS
+        limits = DECODE_TOKENS, TPOT_LIMIT_S
         if request.slo_ttft_s is not None and request.slo_tpot_s:
-            decode_tokens = request.slo_ttft_s / request.slo_tpot_s
+            limits = request.slo_ttft_s / request.slo_tpot_s, request.slo_tpot_s
         groups = view.groups if len(set(view.groups)) > 1 else view.groups[:1]
         under_way_s = [
             view.now_s - since_s if prefilling else 0.0
@@ -116,9 +116,7 @@ class LeastCompletion(StatefulPolicy):
                 list(map(self._running.distinct_ratio, view.keys)),
                 under_way_s,
             ),
-            Demand(
-                predictor.traffic((MODEL, MODEL)), view.now_s, len(view.keys) / view.gateways, decode_tokens
-            ),
+            Demand(predictor.traffic((MODEL, MODEL)), view.now_s, len(view.keys) / view.gateways, *limits),
         )
 
     def choose(self, view: FleetView) -> Decision:
