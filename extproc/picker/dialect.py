@@ -31,7 +31,7 @@ from extproc.request.sanitize import STEERING_HEADERS
 from extproc.values.exchange import RequestHeaders
 from extproc.values.headers import CONTENT_ENCODING, DEBUG_HEADER, OWNER_HEADER, REQUEST_ID_HEADER
 from extproc.values.placements import Decision, Plan
-from extproc.values.subsets import Subset
+from extproc.values.subsets import MAX_ENTRIES, Subset
 
 CHUNK_BYTES: Final = 62_000
 """Of a body that is sent back: some data planes take no more in one message, headroom included."""
@@ -146,7 +146,7 @@ class PickerDialect:
             sent.path,
             headers,
             sent.end_of_stream,
-            _subset_of(message) if selected is None else Subset(selected.split(",")),
+            _subset_of(message) if selected is None else _subset_in(selected),
             model_of(headers),
             standing_of(headers, self._priority_of),
             shows_answer=mode is not AnswerMode.UNSEEN,
@@ -314,4 +314,8 @@ def _subset_of(message: pb.ProcessingRequest) -> Subset | None:
         return None
     if hint.WhichOneof("kind") == "list_value":
         return Subset(entry.string_value for entry in hint.list_value.values)
-    return Subset(hint.string_value.split(","))
+    return _subset_in(hint.string_value)
+
+
+def _subset_in(text: str) -> Subset:
+    return Subset(text.split(",", MAX_ENTRIES))
