@@ -13,8 +13,8 @@ picker, one engine that answers at once, one client, all on loopback:
 CPU is what the kernel's scheduler says of all threads of a process (/proc/PID/task/*/schedstat), Envoy's and
 the picker's apart, over a phase, divided by its requests; of Envoy that of `alone` is in it. The four take
 turns, `--rounds` times; a figure of CPU is the median of the rounds, `_least` the least. A chunk's is that of
-a phase of long streams, divided by the messages that Envoy counts. Latencies are at the client, of one request
-at a time, of all rounds, minus those of `alone`. The last line is a JSON object.
+a phase of long streams, divided by the messages that Envoy counts. Latencies are at the client, of requests
+one at a time, of all rounds, minus those of `alone`. The last line is a JSON object.
 """
 
 from __future__ import annotations
