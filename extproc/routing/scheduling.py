@@ -269,13 +269,24 @@ def _low(model: str, settings: RouterSettings) -> RouterError:
     return RouterError(Reason.OVERLOADED, text, retry_after_s=settings.retry_after_s)
 
 
-def _crowded(model: str, decided: TurnDown, held_s: float) -> RouterError:
+def _crowded(model: str, down: TurnDown, held_s: float) -> RouterError:
     """No endpoint will have room in time."""
-    text = (
-        f"All endpoints of model `{model}` are busy, and more requests wait for them "
-        "than can be answered in time."
+    return RouterError(
+        Reason.OVERLOADED,
+        _why_turned_down(model, down),
+        retry_after_s=math.ceil(down.retry_after_s),
+        held_s=held_s,
     )
-    return RouterError(Reason.OVERLOADED, text, retry_after_s=math.ceil(decided.retry_after_s), held_s=held_s)
+
+
+def _why_turned_down(model: str, down: TurnDown) -> str:
+    """For the client, and for `tokenway explain`."""
+    if down.foreseen_s <= down.most_s:
+        return f"All endpoints of model `{model}` are busy, and too many requests wait for them already."
+    return (
+        f"All endpoints of model `{model}` are busy: the wait would be {down.foreseen_s:.1f} s, and "
+        f"{max(0.0, down.most_s):.1f} s is the most for this request."
+    )
 
 
 def _is_seen(parsed: ParsedRequest, settings: RouterSettings) -> bool:

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from extproc.choosing.holding import HoldQueue
+from extproc.choosing.completion import Cost
+from extproc.choosing.holding import HoldQueue, Wait
 from extproc.errors import Reason, RouterError
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.values.balancing import Algorithm, LoadBalancing
@@ -94,8 +95,11 @@ def test_below_0_none_waits_and_none_is_waited_for(hold: HoldSettings | None) ->
 
 
 def rank(priority: int, arrived_s: float = 0.0) -> float:
-    """Of a second of work."""
-    return HoldQueue().rank(arrived_s, [1.0], priority)
+    """Of one that has to wait for a second of work."""
+    full = Cost(5.0, 1.0, 0.02, 0.0, 0.0)
+    wait = HoldQueue().decide(1, arrived_s, arrived_s, [full], [0.1], 0, priority=priority)
+    assert isinstance(wait, Wait)
+    return wait.rank
 
 
 @pytest.mark.parametrize("higher", [1, 7, 1_000])
@@ -113,5 +117,5 @@ def test_a_refused_one_counts_as_no_work_that_waits() -> None:
         with pytest.raises(RouterError, match="priority of this request is too low"):
             busy.ask(f"low {number}", -1)
     assert isinstance(busy.ask("waits", 0), Promise)
-    with pytest.raises(RouterError, match="more requests wait"):
+    with pytest.raises(RouterError, match="too many requests wait"):
         busy.ask("one too many", 0)
