@@ -7,7 +7,8 @@ scrapes of its metrics, /explain and /endpoints, reloads of clusters that come a
 0.8 MB, JSON of 3 MB and forms of 25 MB. Every turn over 5 ms is taken from `tokenway_loop_stall_seconds`.
 On a machine that others use a turn is long when they have the processor: so the same is said of turns by
 processor time (`--cpu`, which asks for it twice a turn and is slower by some microseconds): what is long by
-that is ours, and the callback is named that took most of it. Latencies of the chats are at the client. The last line is a JSON object.
+that is ours, and the callback is named that took most of it. Latencies of the chats are at the client. The
+last line is a JSON object.
 """
 
 from __future__ import annotations
@@ -152,7 +153,7 @@ def _slow(run_dir: Path) -> Counter[str]:
 
 def _timed(path: Path) -> Callable[[asyncio.Handle], None]:
     """In place of `asyncio.Handle._run`: writes down which took long."""
-    run = asyncio.Handle._run
+    run = asyncio.Handle._run  # noqa: SLF001 - what the loop calls
 
     def timed(handle: asyncio.Handle) -> None:
         began_s = time.thread_time()
