@@ -290,19 +290,10 @@ falls again once (`tokenway.simulator.replay.trace.with_tide`): a day of 290 s.
 
 _COMPARED: Final = ("lmetric", "least_completion", "late_completion")
 
-PICTURED: Final = (
-    *("least_request", "lmetric", "smetric", "dynamo_product", "llmd_sticky"),
-    *("llmd_flow_sticky", "quartz"),
-    *OWN[1:],
-)
+PICTURED: Final = ("lmetric", "smetric", "llmd_flow", "quartz", "least_completion", "late_completion")
 """Few enough to distinguish in a picture."""
 
 _BESIDE_SEED: Final = 3
-
-HEATED: Final = ("least_request", "least_completion", "late_completion")
-
-WAITING: Final = ("least_completion", "late_completion", "llmd_flow_sticky", "dynamo_queue_wspt", "quartz")
-"""Where the time of their requests went."""
 
 
 def cells() -> tuple[Cell, ...]:
@@ -434,5 +425,7 @@ def _what_if() -> list[Cell]:
 
 
 def _pictures() -> list[Cell]:
-    groups = (("picture-ttft", PICTURED), ("picture-load", HEATED), ("picture-time", WAITING))
-    return [replace(_short(group, policies, (3.0,)), pictures=True) for group, policies in groups]
+    """Past the knee of a workload whose runs are short: below it all pictures are alike."""
+    (workload,) = (each for each in WORKLOADS if each.name == "hot-spot")
+    past = _main(workload, "pictures", CellKind.WHOLE, workload.seeds[0], PICTURED)
+    return [replace(past, speeds=workload.speeds[-1:], pictures=True)]
