@@ -177,6 +177,9 @@ LATE: Final = (
 )
 """Rivals that let requests wait at the gateway, as the product's own late binding does."""
 
+LATE_AT_ALL_SPEEDS: Final = "hot-spot"
+"""The workload whose runs are among the shortest, and whose prompts have most in common."""
+
 AFFINITY: Final = ("llmd_affinity",)
 """Decides at once; came with those that do not, and runs in their cells."""
 
@@ -367,12 +370,17 @@ def _seeds_after(workload: Workload, at: int) -> Iterator[Cell]:
 
 
 def _late(first: Sequence[Workload], later: Sequence[Workload]) -> Iterator[Cell]:
-    """The rivals that came last, the cheap workloads first."""
+    """The rivals that came last: on one workload at all speeds, on the others past the knee.
+
+    Below it nothing waits, and one that would wait is the rule that it places by.
+    """
     policies = (*LATE, *AFFINITY)
     for at in range(3):
         for workload in (*first[1:], *later, first[0]):
+            speeds = workload.speeds if workload.name == LATE_AT_ALL_SPEEDS else workload.speeds[-1:]
             for seed in workload.seeds[at : at + 1]:
-                yield _main(workload, "late", CellKind.RIVALS, seed, policies)
+                cell = _main(workload, "late", CellKind.RIVALS, seed, policies)
+                yield replace(cell, speeds=speeds)
 
 
 def _extra(workload: Workload) -> Iterator[Cell]:
