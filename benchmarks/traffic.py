@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import random
+import re
 import time
 from dataclasses import dataclass
 
@@ -23,16 +25,27 @@ USAGE = b'"usage":{"prompt_tokens":1000,"completion_tokens":10,"prompt_tokens_de
 LAST_EVENTS = b'data: {"id":"x","choices":[],' + USAGE + b"}\n\ndata: [DONE]\n\n"
 JSON_BODY = b'{"id":"x","object":"chat.completion","choices":[],' + USAGE + b"}"
 
-JSON_ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (
-    len(JSON_BODY),
-    JSON_BODY,
-)
+MODELS = b'{"object":"list","data":[{"id":"%s","object":"model","owned_by":"bench"}]}' % MODEL.encode()
+
+
+def json_answer(body: bytes) -> bytes:
+    """An answer of 200 with JSON, on the wire."""
+    return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (
+        len(body),
+        body,
+    )
+
+
+JSON_ANSWER = json_answer(JSON_BODY)
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 TOKEN = b"%x\r\n%s\r\n" % (len(EVENT), EVENT)
 STREAM_END = b"%x\r\n%s\r\n0\r\n\r\n" % (len(LAST_EVENTS), LAST_EVENTS)
 
 HOLD = b',"user":"hold"}'
 """What the body of a request ends with that is not answered."""
+
+BYTES_PER_TOKEN = 4
+_TOKENIZES = re.compile(rb"post [^ ]*/(tokenize|render) ")
 
 FIRST_TOKEN_ALONE_S = 0.001
 """From the first token to the second, so that Envoy sees the first in a packet of its own."""
@@ -53,7 +66,11 @@ class Target:
 
 
 class Engine(asyncio.Protocol):
-    """A minimal HTTP/1.1 engine: JSON at once, or `max_tokens` tokens, or nothing. Any path will do."""
+    """A minimal HTTP/1.1 engine: JSON at once, or `max_tokens` tokens, or nothing.
+
+    Any path will do, but `/v1/models` names the model, and what ends in `/tokenize` or `/render` gets a token
+    id for every four bytes, from memory: some routers ask every engine for them.
+    """
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -78,15 +95,23 @@ class Engine(asyncio.Protocol):
                 return
             body = bytes(self._buffer[head_end + 4 : head_end + 4 + length])
             del self._buffer[: head_end + 4 + length]
-            self._answer(body)
+            self._answer(head, body)
 
-    def _answer(self, body: bytes) -> None:
+    def _answer(self, head: bytes, body: bytes) -> None:
         if HOLD in body:
+            return
+        if _TOKENIZES.match(head):
+            self._transport.write(_tokenized(len(body) // BYTES_PER_TOKEN, is_render=b"/render " in head))
+            return
+        if head.startswith(b"get /v1/models "):
+            self._transport.write(json_answer(MODELS))
             return
         if b'"stream":true' not in body:
             self._transport.write(JSON_ANSWER)
             return
-        tokens = int(body.split(b'"max_tokens":', 1)[1].split(b",", 1)[0].split(b"}", 1)[0])
+        tokens = int(
+            body.split(b'tokens":', 1)[1].split(b",", 1)[0].split(b"}", 1)[0]
+        )  # some rename max_tokens
         self._transport.write(STREAM_HEAD + TOKEN)
         asyncio.get_running_loop().call_later(FIRST_TOKEN_ALONE_S, self._stream, tokens - 1)
 
@@ -99,6 +124,14 @@ class Engine(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self._stream, left - now)
         else:
             self._transport.write(STREAM_END)
+
+
+@functools.cache
+def _tokenized(count: int, *, is_render: bool) -> bytes:
+    """An answer with so many token ids, in the field of `/render` or that of `/tokenize`."""
+    ids = b",".join(b"%d" % (1_000 + index % 30_000) for index in range(count))
+    field = b"token_ids" if is_render else b"tokens"
+    return json_answer(b'{"count":%d,"max_model_len":1000000,"%s":[%s]}' % (count, field, ids))
 
 
 async def serve(host: str, ports: list[int]) -> None:

@@ -30,8 +30,8 @@ HTTP1_WITH_TRAILERS = {
 }
 
 RETRIES = {"retry_on": "connect-failure,refused-stream,unavailable,cancelled", "num_retries": 2}
-"""Istio's default. With it Envoy 1.40 sends the body of a request with trailers twice (its pull
-request 46095)."""
+"""Istio's default. With it Envoy 1.40 sends a body that comes back in chunks twice if the request has
+trailers (its pull request 46095)."""
 
 NO_LIMITS = {
     "thresholds": [
@@ -76,6 +76,7 @@ class Kind:
 
 LISTENERS = {
     "metadata": Kind(),
+    "unretried": Kind(retries=False),
     "alone": Kind(is_asked=False),
     "header": Kind(cluster="original", retries=False),
     "none": Kind(answer="NONE"),
@@ -87,8 +88,8 @@ LISTENERS = {
     "gone": Kind(picker="gone"),
     "gone_open": Kind(picker="gone", opens=True),
 }
-"""By name: Istio's own, llm-d's own way (ORIGINAL_DST), those whose answers are not wanted back, and those
-whose picker is not there."""
+"""By name: Istio's own, the same without its retries, llm-d's own way (ORIGINAL_DST), those whose answers
+are not wanted back, and those whose picker is not there."""
 
 
 def _mode(kind: Kind) -> dict[str, str]:

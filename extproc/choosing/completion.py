@@ -12,9 +12,14 @@ Rules:
        idle fleet asks for the quickest endpoint, and a full one for the least work: affinity where it pays,
        nowhere else. Utilisation is that of whatever is scarcer: time for prefill, or `max_num_seqs` where it
        is known.
-    4. A token of decoding counts as much as the limit on TTFT over that on TPOT says: missing either is the
-       same failure.
-    5. Equal costs are drawn among; nothing else here draws.
+    4. Missing the limit on TPOT is the same failure as missing that on TTFT, so a second of time per token is
+       worth at most the limit on TTFT over that on TPOT, and the less the further the pace is from its limit:
+       the failure is a parabola up to the limit, and its slope goes on beyond.
+    5. Prefill stalls what decodes on the same engine: each sequence waits for it once, and its time per token
+       is longer by that time over its tokens. Counted are as many sequences as decode on an endpoint of the
+       fleet in the mean. By the endpoint's own number prefill would go where fewest decode, away from its
+       cache; the pace there is in `decode_s` already.
+    6. Equal costs are drawn among; nothing else here draws.
 
 Source of the relative value: E. Hyytia, A. Penttinen, S. Aalto, "Size- and state-aware dispatching problem
 with queue-specific job sizes", EJOR 217 (2012): v(u) = rate * u^2 / (2 * (1 - utilisation)).
@@ -31,6 +36,9 @@ from metadata_center.types import value
 DECODE_TOKENS: Final = 50.0
 """The default limits of 5 s to the first token and 0.1 s per token, the first over the second."""
 
+TPOT_LIMIT_S: Final = 0.1
+"""The default limit on the time per token."""
+
 
 @value
 class Cost:
@@ -43,6 +51,7 @@ class Cost:
         others_s: Delay of later requests, summed over them.
         decode_s: Time per output token, weighed by Rule 4.
         turn_s: Time from one end of a sequence to the next; 0 where fewer run than may. Part of `room_s`.
+        stall_s: What its own prefill costs the sequences that decode, see Rule 5.
     """
 
     wait_s: float
@@ -51,22 +60,24 @@ class Cost:
     others_s: float
     decode_s: float
     turn_s: float = 0.0
+    stall_s: float = 0.0
 
 
 class Costs(Sequence[Cost]):
-    """What each endpoint would cost, kept in columns: a decision over a thousand endpoints makes six lists.
+    """What each endpoint would cost, kept in columns: a decision over a thousand endpoints makes seven lists.
 
     Args:
         waits_s: See `Cost`; shape (n,) like all others.
         rooms_s: See `Cost`.
         works_s: See `Cost`.
         others_s: See `Cost`.
+        stalls_s: See `Cost`.
         decodes_s: See `Cost`.
         turns_s: See `Cost`; empty for zeros.
-        totals_s: Sums of the first five; None has them made.
+        totals_s: Sums of the first six; None has them made.
     """
 
-    __slots__ = ("decodes_s", "others_s", "rooms_s", "totals_s", "turns_s", "waits_s", "works_s")
+    __slots__ = ("decodes_s", "others_s", "rooms_s", "stalls_s", "totals_s", "turns_s", "waits_s", "works_s")
 
     def __init__(
         self,
@@ -74,6 +85,7 @@ class Costs(Sequence[Cost]):
         rooms_s: Sequence[float],
         works_s: Sequence[float],
         others_s: Sequence[float],
+        stalls_s: Sequence[float],
         decodes_s: Sequence[float],
         turns_s: Sequence[float],
         totals_s: Sequence[float] | None = None,
@@ -82,12 +94,13 @@ class Costs(Sequence[Cost]):
         self.rooms_s = rooms_s
         self.works_s = works_s
         self.others_s = others_s
+        self.stalls_s = stalls_s
         self.decodes_s = decodes_s
         self.turns_s = turns_s
         self.totals_s = totals_s or [
-            wait_s + room_s + work_s + other_s + decode_s
-            for wait_s, room_s, work_s, other_s, decode_s in zip(
-                waits_s, rooms_s, works_s, others_s, decodes_s, strict=True
+            wait_s + room_s + work_s + other_s + stall_s + decode_s
+            for wait_s, room_s, work_s, other_s, stall_s, decode_s in zip(
+                waits_s, rooms_s, works_s, others_s, stalls_s, decodes_s, strict=True
             )
         ]
 
@@ -110,6 +123,7 @@ class Costs(Sequence[Cost]):
             self.others_s[row],
             self.decodes_s[row],
             self.turns_s[row] if self.turns_s else 0.0,
+            self.stalls_s[row],
         )
 
     def behind(self, ahead_s: Sequence[float]) -> Costs:
@@ -119,6 +133,7 @@ class Costs(Sequence[Cost]):
             self.rooms_s,
             self.works_s,
             self.others_s,
+            self.stalls_s,
             self.decodes_s,
             self.turns_s,
         )
@@ -142,15 +157,27 @@ def room_wait_s(
     return min(1.0, excess / used_tokens) * output_tokens * step_s
 
 
+def decode_price(decode_tokens: float, tpot_limit_s: float, steps_s: Sequence[float]) -> float:
+    """Seconds of TTFT that a second of time per output token is worth at the fleet's pace, see Rule 4.
+
+    Args:
+        decode_tokens: The limit on TTFT over that on TPOT.
+        tpot_limit_s: The latter, > 0.
+        steps_s: Time per output token of each endpoint, at least one.
+    """
+    return decode_tokens * min(1.0, sum(steps_s) / len(steps_s) / tpot_limit_s)
+
+
 def cost_columns(
     waits_s: Sequence[float],
     works_s: Sequence[float],
     rooms_s: Sequence[float],
     steps_s: Sequence[float],
     followers_per_s: float,
-    decode_tokens: float,
+    pace_price: float,
     held_s: float,
     turns_s: Sequence[float] = (),
+    stalled: float = 0.0,
 ) -> Costs:
     """What each endpoint would cost.
 
@@ -160,9 +187,10 @@ def cost_columns(
         rooms_s: See `room_wait_s`.
         steps_s: Time per output token there.
         followers_per_s: See `extproc.predicting.traffic.Traffic`.
-        decode_tokens: See Rule 4: the request's own limits, the first over the second, where it has both.
+        pace_price: See `decode_price`; by the request's own limits, where it has both.
         held_s: Least work of all requests that wait elsewhere for these endpoints.
         turns_s: See `Cost.turn_s`; empty if every endpoint runs fewer sequences than it may.
+        stalled: Seconds that a second of prefill costs the sequences that decode, see Rule 5.
     """
     endpoints = len(waits_s)
     # The emptier half is where later requests go: a queue for one hot prefix alone delays none of them. Of
@@ -170,11 +198,13 @@ def cost_columns(
     half_s = sorted(map(add, waits_s, rooms_s))[: max(2, (endpoints + 1) // 2)]
     backlog_s = sum(half_s) / max(1, len(half_s)) + held_s / max(1, endpoints)
     twice = 2 * endpoints
-    others_s, decodes_s, totals_s = [], [], []
+    others_s, stalls_s, decodes_s, totals_s = [], [], [], []
     for wait_s, room_s, work_s, step_s in zip(waits_s, rooms_s, works_s, steps_s, strict=True):
         other_s = followers_per_s * work_s * (backlog_s + work_s / twice)
-        decode_s = decode_tokens * step_s
+        stall_s = stalled * work_s
+        decode_s = pace_price * step_s
         others_s.append(other_s)
+        stalls_s.append(stall_s)
         decodes_s.append(decode_s)
-        totals_s.append(wait_s + room_s + work_s + other_s + decode_s)
-    return Costs(waits_s, rooms_s, works_s, others_s, decodes_s, turns_s, totals_s)
+        totals_s.append(wait_s + room_s + work_s + other_s + stall_s + decode_s)
+    return Costs(waits_s, rooms_s, works_s, others_s, stalls_s, decodes_s, turns_s, totals_s)

@@ -6,7 +6,7 @@ from operator import neg
 from typing import Final
 
 from extproc.choosing import arrays, columns
-from extproc.choosing.completion import Costs, cost_columns
+from extproc.choosing.completion import DECODE_TOKENS, TPOT_LIMIT_S, Costs, cost_columns, decode_price
 from extproc.choosing.rows import batch_s, learned_of
 from extproc.values.choices import Learned, Snapshot
 
@@ -29,11 +29,12 @@ def completion_costs(snapshot: Snapshot) -> Costs:
         columns.rooms_s(snapshot, waits_s),
         snapshot.steps_s,
         max(learned.followers_per_s, _followers_per_s(snapshot, learned)),
-        learned.decode_tokens,
+        decode_price(learned.decode_tokens, learned.tpot_limit_s, snapshot.steps_s),
         snapshot.held_s,
         [batch_s(snapshot, row)[1] for row in range(len(snapshot.keys))]
         if any(snapshot.max_num_seqs)
         else (),
+        _stalled(snapshot),
     )
     return found.behind(snapshot.ahead_s) if snapshot.ahead_s else found
 
@@ -49,13 +50,27 @@ def _followers_per_s(snapshot: Snapshot, learned: Learned) -> float:
     return learned.rate_per_s / (1.0 - min(_MOST_TAKEN, sum(taken) / len(taken)))
 
 
+def _stalled(snapshot: Snapshot) -> float:
+    """Seconds that a second of prefill costs the sequences that decode, at the limits that most have.
+
+    Each of them has its time per token lengthened by that second over the tokens of its answer. Of requests
+    in flight an answer of the mean length is the usual one: the long ones are there for longer.
+    """
+    decoding = sum(snapshot.requests) - sum(snapshot.prefilling)
+    if decoding <= 0 or snapshot.output_tokens <= 0.0:
+        return 0.0
+    price = decode_price(DECODE_TOKENS, TPOT_LIMIT_S, snapshot.steps_s)
+    return decoding / len(snapshot.keys) * price / snapshot.output_tokens
+
+
 def completion_terms(snapshot: Snapshot) -> dict[str, list[float]]:
-    """Terms `wait`, `room`, `work`, `others` and `decode`: seconds, negated."""
+    """Terms `wait`, `room`, `work`, `others`, `stall` and `decode`: seconds, negated."""
     found = completion_costs(snapshot)
     return {
         "wait": list(map(neg, found.waits_s)),
         "room": list(map(neg, found.rooms_s)),
         "work": list(map(neg, found.works_s)),
         "others": list(map(neg, found.others_s)),
+        "stall": list(map(neg, found.stalls_s)),
         "decode": list(map(neg, found.decodes_s)),
     }

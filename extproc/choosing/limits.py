@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 from typing import Final
 
-from extproc.choosing.completion import DECODE_TOKENS
+from extproc.choosing.completion import DECODE_TOKENS, TPOT_LIMIT_S
 
 _MOST_DECODE_TOKENS: Final = 100_000.0
 
@@ -21,12 +21,17 @@ def limit_s_of(ttft_ms: str | None) -> float | None:
     return limit_ms / 1000.0 if 0.0 < limit_ms < inf else None
 
 
-def decode_tokens_of(ttft_ms: str | None, tpot_ms: str | None) -> float:
-    """What a token of decoding counts: the request's own limit on TTFT over that on TPOT, if it has both."""
+def decode_limits_of(ttft_ms: str | None, tpot_ms: str | None) -> tuple[float, float]:
+    """What a token of decoding counts at most, and the limit on TPOT in seconds.
+
+    The request's own limit on TTFT over that on TPOT, and the latter, if it has both; else the defaults.
+    """
+    usual = DECODE_TOKENS, TPOT_LIMIT_S
     if ttft_ms is None or tpot_ms is None:
-        return DECODE_TOKENS
+        return usual
     try:
-        ratio = float(ttft_ms) / float(tpot_ms)
+        limit_ms = float(tpot_ms)
+        ratio = float(ttft_ms) / limit_ms
     except (ValueError, ZeroDivisionError):
-        return DECODE_TOKENS
-    return ratio if 0.0 < ratio <= _MOST_DECODE_TOKENS else DECODE_TOKENS
+        return usual
+    return (ratio, limit_ms / 1000.0) if 0.0 < ratio <= _MOST_DECODE_TOKENS and limit_ms > 0.0 else usual

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import repeat
 
 from extproc.choosing import arrays
-from extproc.choosing.completion import DECODE_TOKENS
+from extproc.choosing.completion import DECODE_TOKENS, TPOT_LIMIT_S
 from extproc.predicting.priced_terms import CEILING_S
 from extproc.predicting.prices import priced_tpot_s
 from extproc.predicting.tpot import FLOOR_S, TOKENS
@@ -80,13 +80,15 @@ class Demand:
         traffic: Seen so far.
         now_s: The time.
         endpoints: How many take what was placed here, > 0; with several gateways this one's share.
-        decode_tokens: See `decode_tokens_of`.
+        decode_tokens: See `decode_limits_of`.
+        tpot_limit_s: See there, > 0.
     """
 
     traffic: Traffic
     now_s: float
     endpoints: float
     decode_tokens: float = DECODE_TOKENS
+    tpot_limit_s: float = TPOT_LIMIT_S
 
 
 def plain_snapshot(
@@ -156,6 +158,7 @@ def completion_snapshot(
             demand.decode_tokens,
             rate_per_s,
             _row_prices_s(prices),
+            demand.tpot_limit_s,
         ),
         max_num_seqs=engines.max_num_seqs,
         kv_used=_kv_used(load, engines, output_tokens),

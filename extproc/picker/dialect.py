@@ -6,6 +6,8 @@ Rules:
     2. What steers, and the protocol's own headers, are neither believed of a client nor sent to an engine.
     3. A chunk is answered with its own bytes. It is copied, never decoded.
     4. No header of a request or an answer is said again: what is of one connection stays there.
+    5. A request that ends with trailers is given back to Envoy in one piece. By chunks, a route that retries
+       would send them to the engine twice: once as they come, and as the copy for a retry with the trailers.
 
 Source: Gateway API inference extension, docs/proposals/004-endpoint-picker-protocol, version 1.0.0;
 envoy/service/ext_proc/v3/external_processor.proto.
@@ -33,6 +35,10 @@ from extproc.values.subsets import Subset
 
 CHUNK_BYTES: Final = 62_000
 """Of a body that is sent back: some data planes take no more in one message, headroom included."""
+
+REPLACED_BYTES: Final = 1 << 20
+"""What Envoy buffers of a request (`per_connection_buffer_limit_bytes`, by default). It takes a body in the
+answer to the headers up to there, and keeps no copy of a chunk that is larger."""
 
 LB_NAMESPACE: Final = "envoy.lb"
 DESTINATION: Final = "x-gateway-destination-endpoint"
@@ -162,26 +168,42 @@ class PickerDialect:
             raise WrongMode("request_body_mode must be FULL_DUPLEX_STREAMED")
         return _ANSWER_MODES.get(modes.response_body_mode, AnswerMode.ECHOED)
 
+    def is_envoy(self, message: pb.ProcessingRequest) -> bool:
+        """With the headers of a request: the gateway says its modes, as only Envoy (1.34 and later) does."""
+        return bool(message.HasField("protocol_config"))
+
     def served(self, message: pb.ProcessingRequest) -> str | None:
         """With the headers of an answer: the address that gave it, if the gateway says so."""
         served = _metadata(message, LB_NAMESPACE, SERVED)
         return None if served is None else served.string_value or None
 
-    def decision(self, decision: Decision, body: bytes | None, *, trailers: bool) -> Iterator[bytes]:
+    def decision(
+        self, decision: Decision, body: bytes | None, *, trailers: bool, is_envoy: bool = False
+    ) -> Iterator[bytes]:
         """The request goes as was decided: its headers, body and trailers, in this order.
 
         Args:
             decision: Says so.
             body: As it came; None if the request has none.
             trailers: They came.
+            is_envoy: The gateway is Envoy: with trailers, what goes is in one piece.
         """
         new = decision.new_body
         if new is not None:
             body = b"".join(new)
         num_bytes = len(body) if body is not None and not trailers else None
         headers = self._headers(decision.plan, num_bytes, drops_encoding=decision.drops_encoding)
-        yield headers if self._owner is None else headers + _told_to_log(decision.request_id, self._owner)
-        if body is not None:
+        if self._owner is not None:
+            headers += _told_to_log(decision.request_id, self._owner)
+        if body and trailers and is_envoy and len(body) <= REPLACED_BYTES:
+            yield headers + _replacing(
+                body
+            )  # and the trailers with it: their own answer would be one too many
+            return
+        yield headers
+        if body and trailers and is_envoy:
+            yield _chunk(_REQUEST_BODY, body, ends=False)
+        elif body is not None:
             yield from _pieces(_REQUEST_BODY, body, ends=not trailers)
         if trailers:
             yield wire.CONTINUE[MessageKind.REQUEST_TRAILERS]
@@ -246,6 +268,15 @@ def _told_to_log(request_id: str, owner: str) -> bytes:
     pairs = ((REQUEST_ID_HEADER, request_id), (OWNER_HEADER, owner))
     mutation = pb.HeaderMutation(set_headers=[wire.set_header(name, value) for name, value in pairs])
     common = pb.CommonResponse(header_mutation=mutation)
+    message = pb.ProcessingResponse(request_headers=pb.HeadersResponse(response=common))
+    return bytes(message.SerializeToString())
+
+
+def _replacing(body: bytes) -> bytes:
+    """What to append to an answer to headers, so that the request goes on with this body at once."""
+    common = pb.CommonResponse(
+        status=pb.CommonResponse.CONTINUE_AND_REPLACE, body_mutation=pb.BodyMutation(body=body)
+    )
     message = pb.ProcessingResponse(request_headers=pb.HeadersResponse(response=common))
     return bytes(message.SerializeToString())
 

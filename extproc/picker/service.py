@@ -141,6 +141,7 @@ class PickExchange:
         "_encoded",
         "_first_byte_s",
         "_head",
+        "_is_envoy",
         "_is_over",
         "_last_byte_s",
         "_picker",
@@ -175,6 +176,7 @@ class PickExchange:
         self._status = 0
         self._type: str | None = None
         self._encoded = False
+        self._is_envoy = False
         self._is_over = False
 
     def on_message(self, message: bytes) -> None:
@@ -221,6 +223,7 @@ class PickExchange:
         elif which == "request_headers":
             mode = self._picker.dialect.answer_mode(message)
             request = self._picker.dialect.request_headers(message, mode)
+            self._is_envoy = self._picker.dialect.is_envoy(message)
             effects = stream.receive_headers(request, mode)
             self._request = request
         elif which == "response_headers":
@@ -297,7 +300,9 @@ class PickExchange:
                 self._decide(effect)
             elif isinstance(effect, SendRequest):
                 assert self._decision is not None
-                for answer in dialect.decision(self._decision, effect.body, trailers=effect.trailers):
+                for answer in dialect.decision(
+                    self._decision, effect.body, trailers=effect.trailers, is_envoy=self._is_envoy
+                ):
                     call.send(answer)
             elif isinstance(effect, SendPass):
                 call.send(dialect.pass_to(effect.to.plan))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from extproc.choosing.limits import decode_tokens_of
+from extproc.choosing.limits import decode_limits_of
 from extproc.choosing.policies.registry import POLICIES
 from extproc.choosing.snapshots import Demand, Load, Prompt, completion_snapshot, plain_snapshot
 from extproc.errors import Reason, RouterError
@@ -110,7 +110,7 @@ def snapshot_of(
         state.engines.view(
             pool.keys, state.caches.running.distinct_ratio, load.prefilling if is_patient else (), found.now_s
         ),
-        Demand(traffic, found.now_s, endpoints, decode_tokens_of(slo_ttft, slo_tpot)),
+        Demand(traffic, found.now_s, endpoints, *decode_limits_of(slo_ttft, slo_tpot)),
     )
 
 

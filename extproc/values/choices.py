@@ -27,9 +27,10 @@ class Learned:
     Attributes:
         prefill_prices_s: In the order of `extproc.predicting.ttft.TtftPrices`.
         followers_per_s: Requests that come to one endpoint while a second of backlog is worked off.
-        decode_tokens: Seconds of TTFT that a second of time per output token is worth.
+        decode_tokens: Seconds of TTFT that a second of time per output token is worth at its limit.
         rate_per_s: Requests that come to one endpoint.
         row_prices_s: Prices of each row, where rows differ in more than their weight; else empty.
+        tpot_limit_s: The request's limit on the time per output token.
     """
 
     prefill_prices_s: tuple[float, ...]
@@ -37,6 +38,7 @@ class Learned:
     decode_tokens: float
     rate_per_s: float = 0.0
     row_prices_s: Sequence[tuple[float, ...]] = ()
+    tpot_limit_s: float = 0.1
 
 
 @value

@@ -4,7 +4,8 @@ Rules:
     1. Pure: what is to be published, or taken away, is the answer.
     2. A change of endpoints or of their health concerns the assignments of their clusters, and of the models
        that have a part of one; the clusters themselves only if one comes or goes.
-    3. A model whose cluster no source has yet has no alias: Envoy would wait for its assignment.
+    3. A model whose cluster no source has yet has no alias: Envoy would wait for its assignment. Where Envoy
+       may serve `*`, it has one without endpoints, as have the names that Envoy may not serve.
 """
 
 from __future__ import annotations
@@ -14,7 +15,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from extproc.config.schema import Config
 from extproc.health.states import HealthState
 from extproc.values.endpoints import Endpoint
-from extproc.xds.open_models import OpenModels, open_models, subset_pools
+from extproc.xds.open_models import (
+    MODEL_ALIAS_PREFIX,
+    OpenModels,
+    closed_names,
+    open_models_and_any,
+    subset_pools,
+)
 from extproc.xds.resources import (
     UpstreamTls,
     cluster_resources,
@@ -48,8 +55,8 @@ class Publications:
 
     def configure(self, config: Config) -> Resources:
         """Another configuration: everything, as it is now."""
-        self._config, self._models = config, open_models(config)
-        return self._differing(self._cluster_bodies(), self._assignments(self._clusters))
+        self._config, self._models = config, open_models_and_any(config)
+        return self._everything()
 
     def update(self, changed: Iterable[str], *, came_or_went: bool) -> Resources:
         """Endpoints of clusters changed, or their health.
@@ -59,19 +66,21 @@ class Publications:
             came_or_went: A cluster is new or gone.
         """
         if came_or_went:
-            return self._differing(self._cluster_bodies(), self._assignments(self._clusters))
+            return self._everything()
         return {ASSIGNMENT_TYPE: dict(self._assignments(changed))}
 
-    def _cluster_bodies(self) -> dict[str, bytes]:
+    def _everything(self) -> Resources:
         config = self._config
         models = {name: rule.cluster for name, rule in self._models.items() if rule.cluster in self._clusters}
-        subsets = subset_pools(self._models, self._clusters)
-        return cluster_resources(
-            {**subsets, **self._clusters},
+        closed = [MODEL_ALIAS_PREFIX + name for name in closed_names(config, models)]
+        clusters = cluster_resources(
+            {**dict.fromkeys(closed), **subset_pools(self._models, self._clusters), **self._clusters},
             models,
             tls={name: UpstreamTls(**tls.model_dump()) for name, tls in config.engine_tls.items()},
             max_open_requests=config.away.max_requests_per_endpoint,
         )
+        no_endpoints = load_assignments(dict.fromkeys(closed, ()), self._state_of)
+        return self._differing(clusters, {**no_endpoints, **self._assignments(self._clusters)})
 
     def _assignments(self, names: Iterable[str]) -> dict[str, bytes]:
         """Assignments of clusters, and of models that have a part of one of them."""

@@ -12,7 +12,7 @@ import pytest_asyncio
 import yaml
 
 from testbed.fake_kubernetes import FakeKubernetes
-from tests.e2e.harness import Load, Stack, eventually, running_stack, simulators
+from tests.e2e.harness import Load, Stack, chat, eventually, post, running_stack, simulators
 from tokenway.simulator.server.app import SimulatorServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
@@ -121,3 +121,22 @@ async def test_the_api_is_away_under_load(site: Site) -> None:
         await asyncio.wait_for(site.api.watched(2), 60)
     assert load.failures == []
     await site.states("healthy", "healthy", "healthy")
+
+
+async def test_any_model_is_served_while_tokenway_is_away(site: Site) -> None:
+    """A pool without a word of models: Envoy balances over its pods alone."""
+    for number in range(3):
+        site.put(number)
+    await site.states("healthy", "healthy", "healthy")
+    site.put(0, ready=False)
+    await site.states("not ready", "healthy", "healthy")
+    before = [len(engine.served) for engine in site.engines]
+    await site.stack.gateway.kill()
+    statuses = {(await post(site.stack, chat("sim", f"{turn}: hello"))).status for turn in range(20)}
+    assert statuses == {200}
+    first, second, third = (
+        len(engine.served) - count for engine, count in zip(site.engines, before, strict=True)
+    )
+    assert first == 0
+    assert second > 0
+    assert third > 0

@@ -473,3 +473,39 @@ async def test_one_endpoint_gets_no_more_than_its_bound() -> None:
             release.set()
             replies = await asyncio.gather(*asked)
     assert {reply.status for reply in replies} == {200, 503}
+
+
+ANY: dict[str, Any] = {
+    **MODELS,
+    "later": {"rules": [{"cluster": "unlisted"}]},
+    "*": {"rules": [{"cluster": "both", "headers": {"x-team": "red"}}, {"cluster": "other"}]},
+}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def away_any() -> AsyncIterator[Away]:
+    """One that serves names that no model has, and is killed."""
+    async with recording() as engine, recording() as other:
+        clusters = [cluster("c", [engine.key]), cluster("other", [other.key]), cluster("both", [other.key])]
+        async with running_stack(clusters, {"models": ANY}) as stack:
+            assert (await post(stack, chat("whatever", "before"))).status == 200
+            await stack.gateway.kill()
+            yield Away(stack, engine, other)
+
+
+async def test_names_that_no_model_has_are_served_by_the_rule_for_any(away_any: Away) -> None:
+    """By its rule without headers; a name that a model has goes where that model goes, or nowhere."""
+
+    async def served(model: str) -> tuple[int, int, int]:
+        away_any.engine.reset()
+        away_any.other.reset()
+        reply = await post(away_any.stack, chat(model, "hi"))
+        return reply.status, len(away_any.engine.received), len(away_any.other.received)
+
+    for name in ("whatever", "org/adapter-7", "*", "x" * 200):
+        assert await served(name) == (200, 0, 1), name
+    for name in ("open", "org/open"):
+        assert await served(name) == (200, 1, 0), name
+    for name in ("gated", "off", "off-too", "later"):
+        assert await served(name) == (503, 0, 0), name
+    assert await served("x" * 201) == (404, 0, 0)

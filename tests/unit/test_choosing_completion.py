@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.choosing.completion import DECODE_TOKENS, Costs, cost_columns, room_wait_s
+from extproc.choosing.completion import (
+    DECODE_TOKENS,
+    TPOT_LIMIT_S,
+    Costs,
+    cost_columns,
+    decode_price,
+    room_wait_s,
+)
 from extproc.choosing.policies.least_completion import choose_least
 from extproc.choosing.replay import ReplayRng
 from extproc.predicting.traffic import MEMORY_S, MOST_BUSY, Traffic
@@ -21,13 +28,13 @@ def costs(
     rooms_s: Sequence[float],
     steps_s: Sequence[float],
     followers_per_s: float,
-    decode_tokens: float = DECODE_TOKENS,
+    pace_price: float = DECODE_TOKENS,
     held_s: float = 0.0,
 ) -> Costs:
     """Costs by prefill ahead and own prefill of each endpoint."""
     waits_s = [wait_s for wait_s, _ in times_s]
     works_s = [work_s for _, work_s in times_s]
-    return cost_columns(waits_s, works_s, rooms_s, steps_s, followers_per_s, decode_tokens, held_s)
+    return cost_columns(waits_s, works_s, rooms_s, steps_s, followers_per_s, pace_price, held_s)
 
 
 def least(found: Costs, rng: Rng) -> int:
@@ -108,6 +115,22 @@ def test_what_is_held_counts_as_backlog() -> None:
     (without,) = costs([(0.0, 1.0)], [0.0], [0.0], 2.0)
     (held,) = costs([(0.0, 1.0)], [0.0], [0.0], 2.0, held_s=3.0)
     assert held.others_s - without.others_s == pytest.approx(2.0 * 3.0)
+
+
+def test_a_pace_far_from_its_limit_is_worth_little() -> None:
+    """The slope of a parabola: a quarter of its most at a quarter of the limit, and no more beyond it."""
+    assert decode_price(DECODE_TOKENS, TPOT_LIMIT_S, [0.02, 0.03]) == pytest.approx(12.5)
+    assert decode_price(DECODE_TOKENS, TPOT_LIMIT_S, [0.1]) == pytest.approx(50.0)
+    assert decode_price(DECODE_TOKENS, TPOT_LIMIT_S, [0.3]) == pytest.approx(50.0)
+
+
+def test_prefill_is_paid_for_by_what_it_stalls() -> None:
+    """3 seconds are lost to others by each second of own prefill."""
+    found = cost_columns([0.0, 0.0], [0.2, 0.4], [0.0, 0.0], [0.02, 0.02], 0.0, 50.0, 0.0, (), 3.0)
+    assert found.stalls_s == pytest.approx([0.6, 1.2])
+    assert found.totals_s == pytest.approx([0.2 + 0.6 + 1.0, 0.4 + 1.2 + 1.0])
+    behind = found.behind([1.0, 0.0])
+    assert (behind[0].stall_s, behind.totals_s[0]) == pytest.approx((0.6, 2.8))
 
 
 def test_cost_by_hand() -> None:

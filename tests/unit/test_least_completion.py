@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.choosing.arrays import MANY_ROWS
-from extproc.choosing.completion import DECODE_TOKENS
+from extproc.choosing.completion import DECODE_TOKENS, TPOT_LIMIT_S
 from extproc.choosing.foreseen import foreseen_ttft_s
 from extproc.choosing.holding import OPEN_STEPS
 from extproc.choosing.least_completion import completion_costs, completion_terms
-from extproc.choosing.limits import decode_tokens_of
+from extproc.choosing.limits import decode_limits_of
 from extproc.choosing.rows import backlog, has_room, open_until_s, row_times_s
 from extproc.choosing.snapshots import Load, steps_s
 from extproc.choosing.terms import total
@@ -231,7 +231,7 @@ def test_a_decision_is_recorded_with_all_it_was_made_from() -> None:
     json = to_json(record)
     assert verdict(json) == "recomputed: same choice"
     page = render(json)
-    assert all(f"{term} term" in page for term in ("wait", "room", "work", "others", "decode"))
+    assert all(f"{term} term" in page for term in ("wait", "room", "work", "others", "stall", "decode"))
 
 
 def test_first_tokens_and_answers_are_learned_from() -> None:
@@ -257,6 +257,39 @@ def test_first_tokens_and_answers_are_learned_from() -> None:
     assert predictor.prices(GROUP).ttft_prices_s[1] > before[1]
 
 
+def test_prefill_stalls_what_decodes_by_hand() -> None:
+    """3 sequences decode per endpoint, answers have 200 tokens; at a tenth of its limit a token counts 5."""
+    busy = snapshot(requests=[5, 3], prefilling=[1, 1], pending=[10, 10], context=[9_000, 9_000])
+    assert busy.learned is not None
+    for cost in completion_costs(busy):
+        assert cost.stall_s == pytest.approx(3 * 5.0 / 200.0 * cost.work_s)
+        assert cost.decode_s == pytest.approx(5.0 * 0.01)
+    strict = replace(busy, learned=replace(busy.learned, decode_tokens=100.0, tpot_limit_s=0.02))
+    for cost in completion_costs(strict):  # its own limits say what its own pace is worth to it
+        assert cost.stall_s == pytest.approx(3 * 5.0 / 200.0 * cost.work_s)
+        assert cost.decode_s == pytest.approx(100.0 * 0.5 * 0.01)
+
+
+def test_what_does_not_decode_is_not_stalled() -> None:
+    """Nor is anything where no answer's length is known."""
+    prefilling = snapshot(requests=[5, 3], prefilling=[5, 3], pending=[10, 10], context=[9_000, 9_000])
+    unknown = replace(prefilling, prefilling=[0, 0], output_tokens=0.0)
+    for nothing in (snapshot(), prefilling, unknown):
+        assert [cost.stall_s for cost in completion_costs(nothing)] == [0.0, 0.0]
+
+
+def test_a_cache_is_left_for_a_quicker_pace_only_while_little_decodes() -> None:
+    """The holder decodes at 30 ms a token, the other at 24 ms: what it saves itself, it costs the others."""
+    few = replace(snapshot(cached=[3_000, 0], requests=[6, 0], context=[9_000, 0]), steps_s=[0.030, 0.015])
+    holder_s, other_s = completion_costs(few).totals_s
+    assert holder_s > other_s
+    many = replace(
+        snapshot(cached=[3_000, 0], requests=[66, 60], context=[99_000, 90_000]), steps_s=[0.030, 0.015]
+    )
+    holder_s, other_s = completion_costs(many).totals_s
+    assert holder_s < other_s
+
+
 def test_limits_of_the_request_weigh_decoding() -> None:
     """The limit on TTFT over that on TPOT, where it has both and they make sense."""
     rig = completing()
@@ -265,6 +298,7 @@ def test_limits_of_the_request_weigh_decoding() -> None:
     assert record.snapshot is not None
     assert record.snapshot.learned is not None
     assert record.snapshot.learned.decode_tokens == 100.0
+    assert record.snapshot.learned.tpot_limit_s == 0.02
     for ttft_ms, tpot_ms in (
         (None, "20"),
         ("2000", None),
@@ -273,7 +307,7 @@ def test_limits_of_the_request_weigh_decoding() -> None:
         ("-1", "5"),
         ("nan", "1"),
     ):
-        assert decode_tokens_of(ttft_ms, tpot_ms) == DECODE_TOKENS
+        assert decode_limits_of(ttft_ms, tpot_ms) == (DECODE_TOKENS, TPOT_LIMIT_S)
 
 
 @pytest.mark.parametrize("algorithm", list(Algorithm))
@@ -352,8 +386,10 @@ def test_many_rows_cost_what_few_do(few: Snapshot) -> None:
     learned = replace(few.learned, row_prices_s=list(few.learned.row_prices_s) * times)
     many = replace(few, keys=keys, learned=learned, **columns)
     some, all_of_them = completion_costs(few), completion_costs(many)
-    for name in ("waits_s", "works_s", "rooms_s", "decodes_s"):
+    for name in ("waits_s", "works_s", "rooms_s"):
         assert getattr(all_of_them, name) == getattr(some, name) * times
+    for name in ("stalls_s", "decodes_s"):  # of means over rows, which sums of other lengths round otherwise
+        assert getattr(all_of_them, name) == pytest.approx(getattr(some, name) * times)
 
 
 @given(

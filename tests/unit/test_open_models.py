@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from extproc.config.schema import Config
 from extproc.values.endpoints import Endpoint
-from extproc.xds.open_models import open_models, subset_pools
+from extproc.xds.open_models import closed_names, open_models, open_models_and_any, subset_pools
 from tests.conftest import endpoint
 
 CONFIG = Config.model_validate(
@@ -33,3 +33,19 @@ def test_a_rule_for_a_part_of_a_cluster_has_a_pool_of_its_own() -> None:
         "a": (endpoint(1, labels={"gpu": "h200"}), endpoint(2), endpoint(3, labels={"gpu": "a100"}))
     }
     assert subset_pools(open_models(CONFIG), clusters) == {"model:part": clusters["a"][:1]}
+
+
+def test_names_that_no_model_has_are_open_by_the_rule_for_any() -> None:
+    """And those that a model has are not, whatever is thought of it."""
+    any_model = {"*": {"rules": [{"cluster": "b", "headers": {"x": "1"}}, {"cluster": "a"}]}}
+    dumped = CONFIG.model_dump(mode="json", exclude_defaults=True)
+    config = Config.model_validate({"models": {**dumped["models"], **any_model}})
+    found = open_models_and_any(config)
+    assert found["*"].cluster == "a"
+    assert {**open_models(config), "*": found["*"]} == found
+    assert closed_names(config, found) == {"gated", "gated-too", "off"}
+    assert closed_names(config, found.keys() - {"open"}) == {"gated", "gated-too", "off", "open"}
+    assert closed_names(config, open_models(config)) == frozenset()
+    assert open_models_and_any(CONFIG) == open_models(CONFIG)
+    gated = Config.model_validate({"models": {"*": {"rules": [{"cluster": "b", "headers": {"x": "1"}}]}}})
+    assert open_models_and_any(gated) == {}

@@ -12,7 +12,7 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from extproc.accesslog.usage import UNKNOWN, Usage
 from extproc.errors import Reason, RouterError
 from extproc.picker.answer import TAIL_BYTES, PassingAnswer
-from extproc.picker.dialect import CHUNK_BYTES, PickerDialect, WrongMode
+from extproc.picker.dialect import CHUNK_BYTES, REPLACED_BYTES, PickerDialect, WrongMode
 from extproc.picker.health import NOT_SERVING, SERVING, Health
 from extproc.picker.machine import AnswerMode
 from extproc.picker.renaming import Renaming
@@ -61,6 +61,25 @@ def test_the_body_comes_back_whole_and_ends_once(size: int, trailers: bool) -> N
         *([not trailers] if chunks else []),
     ]
     assert len(chunks) == max(-(-size // CHUNK_BYTES), 0 if trailers else 1)
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES + 1, REPLACED_BYTES, REPLACED_BYTES + 1])
+def test_with_trailers_envoy_gets_the_body_in_one_piece(size: int) -> None:
+    """With the answer to the headers, which lets trailers go too; beyond what Envoy buffers, as one chunk."""
+    body = bytes(size)
+    first, *rest = answered(decision("10.0.0.1:80"), body, trailers=True, is_envoy=True)
+    assert headers_set(first) == {DESTINATION: "10.0.0.1:80"}
+    assert first.dynamic_metadata["envoy.lb"][DESTINATION] == "10.0.0.1:80"
+    common = first.request_headers.response
+    if 0 < size <= REPLACED_BYTES:
+        assert (common.status, common.body_mutation.body) == (pb.CommonResponse.CONTINUE_AND_REPLACE, body)
+        assert rest == []
+        return
+    assert common.status == pb.CommonResponse.CONTINUE
+    assert not common.HasField("body_mutation")
+    assert rest.pop().WhichOneof("response") == "request_trailers"
+    chunks = [each.request_body.response.body_mutation.streamed_response for each in rest]
+    assert [(chunk.body, chunk.end_of_stream) for chunk in chunks] == ([(body, False)] if size else [])
 
 
 def headers_set(message: pb.ProcessingResponse) -> dict[str, str]:

@@ -15,18 +15,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the benchmarks are not installed
 
 from benchmarks.conversations import conversations
+from benchmarks.real_engines import ENGINES, PROFILE, SLOWDOWN, Real, Used, announced_ratio, held_requests
 from benchmarks.real_path import (
-    ENGINES,
-    PROFILE,
     SETUPS,
-    SLOWDOWN,
-    Real,
     Setup,
-    Used,
-    announced_ratio,
     both_row,
     fleet,
-    held_requests,
     job,
     moved,
     real_row,
