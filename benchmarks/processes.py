@@ -109,7 +109,7 @@ def running(*command: str) -> Iterator[int]:
         process.wait()
 
 
-async def until(ready: Callable[[], Awaitable[bool]], what: str, timeout_s: float = 20.0) -> None:
+async def until(ready: Callable[[], Awaitable[bool]], what: str, timeout_s: float = 60.0) -> None:
     """Wait for a condition; one that cannot be looked at yet (no connection, half an answer) is not met.
 
     Raises:

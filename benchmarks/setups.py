@@ -78,6 +78,7 @@ def envoy_config(
     socket: str,
     engines: list[int],
     other_sockets: Sequence[str] = (),
+    template: dict[str, Any] | None = None,
 ) -> str:
     """Envoy's configuration as YAML: the shipped bootstrap, less what the set-up goes without.
 
@@ -88,8 +89,9 @@ def envoy_config(
         socket: Path of the Unix socket of the Python process.
         engines: Ports of the engines on 127.0.0.1, for static clusters.
         other_sockets: Of further workers.
+        template: Another bootstrap than the shipped one.
     """
-    filled = bootstrap.template()
+    filled = bootstrap.template() if template is None else template
     bootstrap.fill(
         filled, listen=("127.0.0.1", port), admin_port=admin_port, sockets=[socket, *other_sockets]
     )

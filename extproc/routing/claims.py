@@ -6,6 +6,7 @@ from extproc.choosing.deciding import Claim, WaitForRoom
 from extproc.choosing.holding import HoldQueue
 from extproc.choosing.limits import limit_s_of
 from extproc.routing.parsing import ParsedRequest
+from extproc.values.decisions import Hold
 from extproc.values.headers import SLO_TTFT_HEADER
 from metadata_center.types import value
 
@@ -23,6 +24,12 @@ class Queued:
     ticket: int
     queue: HoldQueue
     later: WaitForRoom
+
+    @property
+    def hold(self) -> Hold:
+        """The same for the record."""
+        later = self.later
+        return Hold(later.reason, later.endpoint, later.wait.at_once_s, later.wait.yields_s > 0.0)
 
 
 class Claims:

@@ -217,8 +217,7 @@ class Scheduler:
         if isinstance(decided, TurnDown):
             raise RouterError(
                 Reason.OVERLOADED,
-                f"All endpoints of model `{route.model}` are busy, and more requests wait for them "
-                "than can be answered in time.",
+                _why_turned_down(route.model, decided),
                 retry_after_s=math.ceil(decided.retry_after_s),
                 held_s=0.0 if before is None else now_s - parsed.received_s,
             )
@@ -260,6 +259,16 @@ def _order(choice: Choice, found: Look, picked: Picked | None) -> tuple[int, ...
         return choice.order
     others = [other for other in choice.order if other != picked.row]
     return (picked.row, *others[: len(choice.order) - 1])
+
+
+def _why_turned_down(model: str, down: TurnDown) -> str:
+    """For the client, and for `tokenway explain`."""
+    if down.foreseen_s <= down.most_s:
+        return f"All endpoints of model `{model}` are busy, and too many requests wait for them already."
+    return (
+        f"All endpoints of model `{model}` are busy: the wait would be {down.foreseen_s:.1f} s, and "
+        f"{max(0.0, down.most_s):.1f} s is the most for this request."
+    )
 
 
 def _is_seen(parsed: ParsedRequest, settings: RouterSettings) -> bool:
