@@ -83,6 +83,15 @@ bench-overhead: install envoy
 bench-own-work: install
 	$(BIN)/python -m benchmarks.own_work
 
+# This code and that of another checkout by turns, in one run: make bench-versions BEFORE=../tokenway-before
+.PHONY: bench-versions bench-stalls
+bench-versions: install envoy
+	$(BIN)/python -m benchmarks.versions $(BEFORE)
+
+# Ten minutes of traffic, scrapes, reloads, merges and uploads: turns of the event loop that took over 5 ms.
+bench-stalls: install envoy
+	$(BIN)/python -m benchmarks.stalls
+
 # Resident memory: idle, after traffic, per request in flight.
 bench-memory: install envoy
 	$(BIN)/python -m benchmarks.memory
