@@ -94,11 +94,18 @@ async def check_leaving(stack: Stack, pods: Pods, way: str, received: Callable[[
 
 
 async def check_charges_of_what_terminates(
-    stack: Stack, pods: Pods, received: Callable[[], list[int]]
+    stack: Stack, pods: Pods, received: Callable[[], list[int]], tokens: int
 ) -> None:
-    """A stream on a pod that terminates stays charged there, nothing new comes, and it ends whole."""
+    """A stream on a pod that terminates stays charged there, nothing new comes, and it ends whole.
+
+    Args:
+        stack: Tokenway and its gateway.
+        pods: Of the engines.
+        received: How many requests each engine has had.
+        tokens: Of an answer that lasts some seconds.
+    """
     before = received()
-    running = asyncio.create_task(post(stack, chat("sim", "a long one", 6000, stream=True)))
+    running = asyncio.create_task(post(stack, chat("sim", "a long one", tokens, stream=True)))
     (number,) = await eventually(
         _read(lambda: [i for i, count in enumerate(received()) if count > before[i]]), bool
     )

@@ -33,6 +33,7 @@ from testbed.kubernetes import Cluster, pod
 from testbed.processes import REPOSITORY, free_ports
 from tests.e2e.harness import Load, Stack, chat, eventually, post
 from tests.e2e.istio_scenarios import chosen, ended
+from tests.kubernetes.leaving import WAYS, Pods, check_charges_of_what_terminates, check_leaving
 from tokenway.simulator.engine.profile import PROFILES
 from tokenway.simulator.server.app import SimulatorServer, running
 from tokenway.simulator.server.settings import ServerSettings
@@ -50,9 +51,6 @@ SERVICE: Final = f"{RELEASE}-tokenway"
 LABELS: Final = {"app": "vllm"}
 GATEWAY_LABELS: Final = {"gateway.networking.k8s.io/gateway-name": GATEWAY}
 NUM_ENGINES: Final = 3
-PROMISE_S: Final = 1.0
-"""From a change of a pod to the last request that is sent there."""
-
 MODES: Final = {"plain": "FailClose", "self-signed": "FailOpen"}
 """What the picker listens with, and what a request is without a picker."""
 
@@ -81,17 +79,15 @@ class Site:
     picker_port: int
     failure_mode: str
 
-    async def set_ready(self, name: str, *, ready: bool = True) -> None:
-        """What a kubelet says of a pod."""
-        await self.cluster.make_ready(name, ip=self.address, ready=ready, namespace=self.namespace)
+    @property
+    def pods(self) -> Pods:
+        """One for each engine."""
+        return Pods(self.cluster, self.namespace, LABELS, self.address, [one.port for one in self.engines])
 
     async def add_engine_pods(self) -> None:
         """A pod for each engine; the port of its own is the one that serves."""
-        for number, engine in enumerate(self.engines):
-            ports = {"llm-d.ai/active-ports": str(engine.port)}
-            name = f"engine-{number}"
-            await self.cluster.apply(pod(name, labels=LABELS, namespace=self.namespace, annotations=ports))
-            await self.set_ready(name)
+        for number in range(len(self.engines)):
+            await self.pods.add(number)
 
     async def add_picker_pod(self) -> None:
         """The pod that the chart's Deployment would make, with the port where Tokenway listens here."""
@@ -99,7 +95,7 @@ class Site:
         labels = deployment["spec"]["template"]["metadata"]["labels"]
         ports = {"grpc-ext-proc": self.picker_port}
         await self.cluster.apply(pod("picker", labels=labels, namespace=self.namespace, ports=ports))
-        await self.set_ready("picker")
+        await self.cluster.make_ready("picker", ip=self.address, namespace=self.namespace)
 
     async def write_configuration(self) -> None:
         """The files of the ConfigMap that helm has made."""
@@ -311,24 +307,15 @@ async def test_the_answer_comes_from_the_choice_that_is_explained(site: Site, *,
     await site.stack.settled()
 
 
-async def test_a_pod_that_is_not_ready_is_left_within_a_second(site: Site) -> None:
-    """Under load, and no request fails; when it is ready again it is chosen again."""
-    async with Load(site.stack, "sim", clients=6, stream=True) as load:
-        await load.more(20)
-        assert min(site.received()) > 0
-        await site.set_ready("engine-0", ready=False)
-        await asyncio.sleep(PROMISE_S)
-        left = site.received()[0]
-        await load.more(40)
-        assert site.received()[0] == left
-        await site.set_ready("engine-0")
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_pod_that_leaves_gets_nothing_within_a_second(site: Site, way: str) -> None:
+    """Under load, and no request fails; when it is back it is chosen again."""
+    await check_leaving(site.stack, site.pods, way, site.received)
 
-        async def read() -> int:
-            return site.received()[0]
 
-        await eventually(read, lambda count: count > left)
-    assert load.failures == []
-    await site.stack.settled()
+async def test_charges_of_a_pod_that_terminates_stay(site: Site) -> None:
+    """Until what runs there has ended by itself."""
+    await check_charges_of_what_terminates(site.stack, site.pods, site.received, 12_000)
 
 
 async def test_a_pool_without_its_picker_does_as_its_failure_mode_says(site: Site) -> None:
