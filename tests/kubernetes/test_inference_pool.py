@@ -1,42 +1,30 @@
-"""An InferencePool end to end: the chart, installed by helm, on a real API server, with istiod and Envoy.
-
-An EndpointSlice may not name a loopback address. Engines and picker are therefore at another address of the
-network that `make test-kubernetes` gives its tests, a port each, as pods of the host's network are.
-"""
+"""An InferencePool end to end (`tests.kubernetes.pool_site`): the choice, and what becomes of pods."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import pytest
 import pytest_asyncio
 
-from testbed import istiod as harness
 from testbed import own_network
-from testbed.control_planes import definitions
-from testbed.helm import CHART, RELEASE, binary, helm
-from testbed.istio_proxy import Proxy
-from testbed.istiod import Istiod, running_istiod
-from testbed.kubernetes import Cluster, pod
-from testbed.processes import REPOSITORY, free_ports
-from tests.e2e.harness import Load, Stack, chat, eventually, post
+from testbed.helm import binary
+from testbed.istiod import Istiod
+from testbed.kubernetes import Cluster
+from tests.e2e.harness import Load, eventually
 from tests.e2e.istio_scenarios import chosen, ended
+<<<<<<< HEAD
 from tests.kubernetes.leaving import WAYS, Pods, check_charges_of_what_terminates, check_leaving
 from tokenway.simulator.engine.profile import PROFILES
 from tokenway.simulator.server.app import SimulatorServer, running
 from tokenway.simulator.server.settings import ServerSettings
+=======
+from tests.kubernetes.pool_site import MODES, Site, installed
+>>>>>>> kube
 
 pytestmark = [
     pytest.mark.kubernetes,
@@ -45,6 +33,7 @@ pytestmark = [
     pytest.mark.skipif(not binary().exists(), reason="no helm: run `make kubectl`"),
 ]
 
+<<<<<<< HEAD
 POOL: Final = "llama"
 GATEWAY: Final = "edge"
 SERVICE: Final = f"{RELEASE}-tokenway"
@@ -256,6 +245,10 @@ async def installed(cluster: Cluster, istiod: Istiod, tls: str, address: str) ->
         await site.has_pickers(f"{address}:{picker}")
         await eventually(site.status, lambda status: status == 200)
         yield site
+=======
+PROMISE_S: Final = 1.0
+"""From a change of a pod to the last request that is sent there."""
+>>>>>>> kube
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session", params=list(MODES))
