@@ -37,12 +37,14 @@ class Claim:
         arrived_s: When it came.
         limit_s: Its own limit on the time to its first token, from its arrival; None if it has none.
         before: How it waited until now; None if it did not.
+        priority: Of those that wait, the higher one goes first.
     """
 
     ticket: int
     arrived_s: float
     limit_s: float | None = None
     before: WaitForRoom | None = None
+    priority: int = 0
 
 
 @value
@@ -138,7 +140,7 @@ def _now_or_later(
         snapshot = replace(snapshot, held_s=queue.least_s)
         costs = completion_costs(snapshot)
         limit_s = ASSUMED_TTFT_S if claim.limit_s is None else claim.limit_s
-        place = queue.place(claim.arrived_s, now_s, costs, limit_s, before)
+        place = queue.place(claim.arrived_s, now_s, costs, limit_s, before, claim.priority)
         snapshot = replace(snapshot, ahead_s=queue.ahead_s(ticket, place.rank, len(snapshot.keys)))
         costs = costs.behind(snapshot.ahead_s)  # as `completion_costs` has them of that snapshot
     else:
@@ -146,7 +148,18 @@ def _now_or_later(
     choice = choose_least(costs, settings, rng, snapshot.weights)
     row = choice.order[0]
     opens_s = open_until_s(snapshot)
-    verdict = queue.decide(ticket, claim.arrived_s, now_s, costs, opens_s, row, claim.limit_s, place, before)
+    verdict = queue.decide(
+        ticket,
+        claim.arrived_s,
+        now_s,
+        costs,
+        opens_s,
+        row,
+        claim.limit_s,
+        place,
+        before,
+        claim.priority,
+    )
     if isinstance(verdict, Wait):
         latest_s = verdict.until_s if claim.before is None else claim.before.latest_s
         if now_s < latest_s:

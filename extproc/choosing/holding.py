@@ -9,7 +9,7 @@ Rules:
        work turns out longer than it was thought: so the first request sees none ahead. A request waits for
        the endpoint that suits it best; those ahead that wait for the same one count as prefill there, or as
        the ends of sequences that they wait for where those are longer, so a queue for one makes others the
-       better.
+       better. Of two priorities the higher one goes first, however long the other has waited.
     3. While more waits than all endpoints do within the limit on TTFT, a request that can keep its limit
        nowhere any more goes behind those that can: its place is later by the limit, once.
     4. No request waits longer than `REGRET` times the time to first token that was foreseen when it came,
@@ -42,6 +42,12 @@ REGRET_S: Final = 1.0
 POLL_S: Final = 0.02
 """Other workers and gateways free room without a word to us, and so does time: all that wait are asked for
 this often. The news of other gateways are about this old, and an engine step is no shorter."""
+
+_BAND_S: Final = 1e6
+"""Between the ranks of two priorities: longer than anything waits or works."""
+
+_MAX_PRIORITY: Final = 1_000
+"""Beyond it all are alike: ranks are floats, and within a band they are to tell a microsecond."""
 
 _LEAST_RETRY_S: Final = 1.0
 """`Retry-After` has whole seconds."""
@@ -156,7 +162,13 @@ class HoldQueue:
         return ahead
 
     def place(
-        self, arrived_s: float, now_s: float, costs: Costs, limit_s: float, before: Wait | None
+        self,
+        arrived_s: float,
+        now_s: float,
+        costs: Costs,
+        limit_s: float,
+        before: Wait | None,
+        priority: int = 0,
     ) -> Place:
         """Where a request stands in the order, see Rules 2 and 3.
 
@@ -166,8 +178,9 @@ class HoldQueue:
             costs: Of each endpoint, those ahead in this queue left out.
             limit_s: On the time to its first token, from its arrival.
             before: How it waited until now; None if it did not.
+            priority: Of the request.
         """
-        rank, yields = arrived_s + min(costs.works_s), False
+        rank, yields = _rank(arrived_s, min(costs.works_s), priority), False
         if before is not None:
             rank, yields = min(rank, before.rank - before.yields_s), before.yields_s > 0.0
         if not yields and self._least_s > limit_s * len(costs):
@@ -193,6 +206,7 @@ class HoldQueue:
         limit_s: float | None = None,
         place: Place | None = None,
         before: Wait | None = None,
+        priority: int = 0,
     ) -> HoldAnswer:
         """What happens to a request now; one that is kept is remembered, any other is forgotten.
 
@@ -206,6 +220,7 @@ class HoldQueue:
             limit_s: The request's own limit on the time to its first token, from its arrival.
             place: In the order; None for that of its arrival and least work.
             before: How it waited until now; None if it did not.
+            priority: Of the request.
         """
         best = costs[row]
         self.forget(request_id)
@@ -225,7 +240,7 @@ class HoldQueue:
         if now_s >= latest_s or free_s > latest_s or len(self._held) >= self._max_held:
             return TurnAway(max(_LEAST_RETRY_S, free_s - latest_s), free_s - arrived_s, latest_s - arrived_s)
         least_s = min(cost.work_s for cost in costs)
-        place = place or Place(arrived_s + least_s)
+        place = place or Place(_rank(arrived_s, least_s, priority))
         self._held[request_id] = _Held(place.rank, row, max(best.work_s, best.turn_s), least_s)
         self._least_s += least_s
         # One that fell behind others has counted them as ahead, though they are still to be asked for.
@@ -234,6 +249,10 @@ class HoldQueue:
             for cost, open_s in zip(costs, opens_s, strict=True)
         )
         return Wait(min(latest_s, due_s), place.rank, row, closed, at_once_s, place.yields_s)
+
+
+def _rank(arrived_s: float, work_s: float, priority: int) -> float:
+    return arrived_s + work_s - max(-_MAX_PRIORITY, min(_MAX_PRIORITY, priority)) * _BAND_S
 
 
 class Waiting(Protocol):

@@ -41,7 +41,9 @@ class Claims:
     def of(self, parsed: ParsedRequest, before: Queued | None) -> Claim:
         """The claim of a request; one that waits already keeps its ticket."""
         limit_s = limit_s_of(parsed.headers.headers.get(SLO_TTFT_HEADER))
+        standing = parsed.headers.standing
+        priority = 0 if standing is None else standing.priority
         if before is not None:
-            return Claim(before.ticket, parsed.received_s, limit_s, before.later)
+            return Claim(before.ticket, parsed.received_s, limit_s, before.later, priority)
         self._tickets += 1
-        return Claim(self._tickets, parsed.received_s, limit_s)
+        return Claim(self._tickets, parsed.received_s, limit_s, None, priority)

@@ -13,11 +13,12 @@ import re
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import aiohttp
 import openai
@@ -41,6 +42,9 @@ DECISION_HEADER = "x-tokenway-decision-id"
 
 TRANSPORT = {"transport": named} if (named := os.environ.get("TOKENWAY_TRANSPORT")) else {}
 """Runs every stack with this `server.transport`; without the variable, with the default."""
+
+IS_ISTIO_PROFILE = os.environ.get("TOKENWAY_PROFILE") == "istio"
+"""Every stack's Envoy has what is rendered for an Istio gateway, which older ones can load too."""
 
 _ENVOY_STARTS = 3
 """A port is lost to another process once in many runs; twice in a row there is another cause."""
@@ -219,6 +223,7 @@ class Stack:
         port: Where clients connect.
         envoy_admin_port: Envoy's own admin surface.
         admin_port: The gateway's.
+        adapt: Makes of Envoy's configuration another.
     """
 
     run_dir: Path
@@ -226,6 +231,7 @@ class Stack:
     port: int = field(default_factory=free_port)
     envoy_admin_port: int = field(default_factory=free_port)
     admin_port: int = field(default_factory=free_port)
+    adapt: Callable[[str], str] = str
     _gateway: Subprocess | None = None
     _envoy: Subprocess | None = None
 
@@ -302,10 +308,15 @@ class Stack:
             self.port, self.envoy_admin_port = free_port(), free_port()
         return await self._start_envoy()
 
+    def envoy_config(self) -> str:
+        """What Envoy is started with, as YAML."""
+        config = load(self.run_dir / "tokenway.yaml")
+        text: str = rendered(config, f"127.0.0.1:{self.port}", self.envoy_admin_port)
+        return text
+
     async def _start_envoy(self) -> None:
         path = self.run_dir / "envoy.yaml"
-        config = load(self.run_dir / "tokenway.yaml")
-        path.write_text(rendered(config, f"127.0.0.1:{self.port}", self.envoy_admin_port))
+        path.write_text(self.adapt(self.envoy_config()))
         self._envoy = await Subprocess.start(
             [
                 str(envoy_binary()),
@@ -387,10 +398,21 @@ class Stack:
 
 @asynccontextmanager
 async def running_stack(
-    clusters: Sequence[Mapping[str, Any]], config: Mapping[str, Any] | None = None, *, workers: int = 1
+    clusters: Sequence[Mapping[str, Any]],
+    config: Mapping[str, Any] | None = None,
+    *,
+    workers: int = 1,
+    adapt: Callable[[str], str] = str,
 ) -> AsyncIterator[Stack]:
-    """Gateway first, then Envoy, so that Envoy's clusters come at once; everything is killed at the end."""
-    stack = Stack(Path(tempfile.mkdtemp(prefix="tw", dir="/tmp")), workers)
+    """Gateway first, then Envoy, so that Envoy's clusters come at once; everything is killed at the end.
+
+    Args:
+        clusters: As clusters.json has them.
+        config: As tokenway.yaml has it.
+        workers: Of the gateway, and Envoy's threads.
+        adapt: Makes of Envoy's configuration another.
+    """
+    stack = _kind_of_stack()(Path(tempfile.mkdtemp(prefix="tw", dir="/tmp")), workers, adapt=adapt)
     try:
         stack.write_config(config or {})
         stack.write_clusters(*clusters)
@@ -402,8 +424,37 @@ async def running_stack(
         shutil.rmtree(stack.run_dir, ignore_errors=True)
 
 
+def _kind_of_stack() -> type[Stack]:
+    if not IS_ISTIO_PROFILE:
+        return Stack
+    from tests.e2e.assembled_stack import AssembledStack
+
+    return AssembledStack
+
+
 LEASE_S = 6.0
 """Of the stack whose workers are killed: what a lost access log would have released is released by then."""
+
+
+class Served(Protocol):
+    """What can be asked."""
+
+    @property
+    def url(self) -> str:
+        """Of the gateway."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A request without a whole, correct answer.
+
+    Attributes:
+        began_s: Monotonic.
+        what: A status with the end of its body, or an error.
+    """
+
+    began_s: float
+    what: str
 
 
 class Load:
@@ -411,10 +462,10 @@ class Load:
 
     Attributes:
         answers: Whole, correct answers so far.
-        failures: What every other request met: a status with its body, or an error.
+        failures: What every other request met.
     """
 
-    def __init__(self, stack: Stack, model: str, *, clients: int, stream: bool, max_tokens: int = 8) -> None:
+    def __init__(self, stack: Served, model: str, *, clients: int, stream: bool, max_tokens: int = 8) -> None:
         self._stack = stack
         self._model = model
         self._clients = clients
@@ -423,7 +474,7 @@ class Load:
         self._is_over = False
         self._tasks: list[asyncio.Task[None]] = []
         self.answers = 0
-        self.failures: list[str] = []
+        self.failures: list[Failure] = []
 
     async def __aenter__(self) -> Self:
         self._tasks = [asyncio.create_task(self._ask(number)) for number in range(self._clients)]
@@ -448,18 +499,19 @@ class Load:
             turn = 0
             while not self._is_over:
                 turn += 1
+                began_s = time.monotonic()
                 body = chat(self._model, f"client {number} turn {turn}", self._max_tokens, self._stream)
                 try:
                     async with session.post(f"{self._stack.url}/v1/chat/completions", json=body) as reply:
                         answer = await reply.read()
                 except (aiohttp.ClientError, TimeoutError) as error:
-                    self.failures.append(repr(error))
+                    self.failures.append(Failure(began_s, repr(error)))
                     continue
                 end = b"data: [DONE]\n\n" if self._stream else b"}"
                 if reply.status == 200 and answer.endswith(end):
                     self.answers += 1
                 else:
-                    self.failures.append(f"{reply.status} {answer[-200:]!r}")
+                    self.failures.append(Failure(began_s, f"{reply.status} {answer[-400:]!r}"))
 
 
 def chat(model: str, text: str, max_tokens: int = 8, stream: bool = False) -> dict[str, Any]:
