@@ -14,10 +14,10 @@ from testbed import own_network
 from testbed.helm import binary
 from testbed.istiod import Istiod
 from testbed.kubernetes import Cluster
-from tests.e2e.harness import Load, eventually
+from tests.e2e.harness import Load, chat, eventually, post
 from tests.e2e.istio_scenarios import chosen, ended
 from tests.kubernetes.leaving import WAYS, Pods, check_charges_of_what_terminates, check_leaving
-from tests.kubernetes.pool_site import LABELS, MODES, Site, installed
+from tests.kubernetes.pool_site import LABELS, MODES, POOL, Site, installed, llm_d_kinds
 
 pytestmark = [
     pytest.mark.kubernetes,
@@ -91,6 +91,30 @@ async def test_a_pod_that_leaves_gets_nothing_within_a_second(site: Site, way: s
 async def test_charges_of_a_pod_that_terminates_stay(site: Site) -> None:
     """Until what runs there has ended by itself."""
     await check_charges_of_what_terminates(site.stack, pods_of(site), site.received, 12_000)
+
+
+async def test_a_model_that_the_pool_rewrites_has_its_old_name_back(site: Site) -> None:
+    """By an InferenceModelRewrite, whose kind is installed while Tokenway runs; before it is not served."""
+    assert (await post(site.stack, chat("chat", "hello"))).status == 404
+    await site.cluster.apply(*llm_d_kinds())
+    rule = {"matches": [{"model": {"value": "chat"}}], "targets": [{"modelRewrite": "sim"}]}
+    rewrite = {
+        "apiVersion": "llm-d.ai/v1alpha2",
+        "kind": "InferenceModelRewrite",
+        "metadata": {"name": "chat", "namespace": site.namespace},
+        "spec": {"poolRef": {"name": POOL}, "rules": [rule]},
+    }
+    await site.cluster.apply(rewrite)
+    for stream in (False, True):
+        reply = await eventually(
+            lambda: post(site.stack, chat("chat", "hello", stream=stream)),  # noqa: B023 - awaited here
+            lambda reply: reply.status == 200,
+            90,
+        )
+        assert b'"model":"chat"' in reply.body.replace(b'": "', b'":"')
+        assert b'"sim"' not in reply.body
+        assert (await ended(site.stack))["outcome"]["ended"] == "completed"
+    await site.stack.settled()
 
 
 async def test_a_pool_without_its_picker_does_as_its_failure_mode_says(site: Site) -> None:
