@@ -12,7 +12,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
@@ -37,7 +37,7 @@ class Workload:
         name: In names of cells and files.
         title: In tables.
         line: Trace and options of `tokenway replay`.
-        speeds: Below, at and just past the knee of the best rival on seeds 1 and 2.
+        speeds: Below, at and just past the knee of the best rival on seeds 1 and 2; of `EXTRA` one.
         run_s: CPU seconds of one run at the middle speed (`lmetric`, one core of a shared x86 server). For
             the estimate alone.
         seeds: Of the strong; the first is everybody's.
@@ -46,7 +46,7 @@ class Workload:
     name: str
     title: str
     line: tuple[str, ...]
-    speeds: tuple[float, float, float]
+    speeds: tuple[float, ...]
     run_s: float
     seeds: tuple[int, ...] = (3, 4, 5)
 
@@ -171,6 +171,18 @@ REST: Final = (
     *("sglang_cache_aware_own", "preble_e2", "preble_e2_own", "chwbl"),
 )
 
+LATE: Final = (
+    *("llmd_flow", "llmd_flow_sticky", "dynamo_queue", "dynamo_queue_wspt"),
+    *("smg_priority", "quartz"),
+)
+"""Rivals that let requests wait at the gateway, as the product's own late binding does."""
+
+AFFINITY: Final = ("llmd_affinity",)
+"""Decides at once; came with those that do not, and runs in their cells."""
+
+IMMEDIATE: Final = ("lmetric", "smetric", "llmd_predicted")
+"""Of the strong, beside what is not of the comparison itself."""
+
 OWN: Final = ("inference_lb", "least_completion", "late_completion")
 
 ORACLE: Final = ("oracle:work=4",)
@@ -220,17 +232,77 @@ LLMD_METRIC_AGE: Final = ("--metric-age-ms", "50")
 _SHORT: Final = (_CONVERSATION, "--max-requests", "4000")
 """The conversation trace cut, for questions beside the comparison."""
 
+EXTRA: Final = (
+    Workload(
+        "sessions-deep",
+        "agent sessions in deep overload, 8 engines",
+        ("claude_code_sessions.jsonl.xz", "--duration-s", "600"),
+        (2.5,),
+        4.0,
+        (3,),
+    ),
+    Workload(
+        "tide",
+        "Azure + made-up sharing with a day's tide, 4 engines",
+        ("azure2023_conv.csv.gz", "--share", "--tide", "0.6", "--engines", "4"),
+        (12.0,),
+        8.0,
+        (3,),
+    ),
+    Workload(
+        "impatient",
+        "conversation, a fifth leaves after 10 s, the refused come again, 8 engines",
+        (*_SHORT, "--abandon-share", "0.2", "--abandon-after-s", "10", "--retry-refused"),
+        (3.25,),
+        5.5,
+        (3,),
+    ),
+    Workload(
+        "events-lost",
+        "conversation, a tenth of the cache events lost, 8 engines",
+        (*_SHORT, "--event-loss", "0.1"),
+        (2.75,),
+        5.5,
+        (3,),
+    ),
+    Workload(
+        "two-engines",
+        "conversation, 2 engines",
+        (_CONVERSATION, "--max-requests", "1000", "--engines", "2"),
+        (0.7,),
+        1.5,
+        (3,),
+    ),
+    Workload(
+        "many-engines",
+        "conversation, 64 engines",
+        (_CONVERSATION, "--max-requests", "2000", "--engines", "64"),
+        (22.0,),
+        6.0,
+        (3,),
+    ),
+)
+"""Rows beside the comparison, at one speed and seed each: what a fleet meets besides a steady load.
+
+`tide`: the whole trace, 19,366 requests, warped so that their rate rises from 0.4 to 1.6 of its mean and
+falls again once (`tokenway.simulator.replay.trace.with_tide`): a day of 290 s.
+"""
+
 _COMPARED: Final = ("lmetric", "least_completion", "late_completion")
 
 PICTURED: Final = (
     *("least_request", "lmetric", "smetric", "dynamo_product", "llmd_sticky"),
-    *OWN,
+    *("llmd_flow_sticky", "quartz"),
+    *OWN[1:],
 )
 """Few enough to distinguish in a picture."""
 
 _BESIDE_SEED: Final = 3
 
 HEATED: Final = ("least_request", "least_completion", "late_completion")
+
+WAITING: Final = ("least_completion", "late_completion", "llmd_flow_sticky", "dynamo_queue_wspt", "quartz")
+"""Where the time of their requests went."""
 
 
 def cells() -> tuple[Cell, ...]:
@@ -245,6 +317,8 @@ def cells() -> tuple[Cell, ...]:
     found += [_shipped(workload, group) for workload in later for group in ("shipped", "shipped-llmd")]
     found += _what_if()
     found += _pictures()
+    found += _late(first, later)
+    found += [cell for workload in EXTRA for cell in _extra(workload)]
     for workload in (*first[1:], first[0]):  # the longest last; not for `later`, to save a quarter of an hour
         found.append(_main(workload, "rest", CellKind.RIVALS, workload.seeds[0], REST))
         found.append(_main(workload, "oracle-1", CellKind.ORACLES, workload.seeds[0], ORACLE_NEAR))
@@ -301,6 +375,22 @@ def _seeds_after(workload: Workload, at: int) -> Iterator[Cell]:
         yield _main(workload, "simple", CellKind.RIVALS, seed, SIMPLE[-1:])
 
 
+def _late(first: Sequence[Workload], later: Sequence[Workload]) -> Iterator[Cell]:
+    """The rivals that came last, the cheap workloads first."""
+    policies = (*LATE, *AFFINITY)
+    for at in range(3):
+        for workload in (*first[1:], *later, first[0]):
+            for seed in workload.seeds[at : at + 1]:
+                yield _main(workload, "late", CellKind.RIVALS, seed, policies)
+
+
+def _extra(workload: Workload) -> Iterator[Cell]:
+    seed = workload.seeds[0]
+    yield _main(workload, "late", CellKind.RIVALS, seed, (*LATE, *AFFINITY))
+    yield _main(workload, "strong", CellKind.RIVALS, seed, IMMEDIATE)
+    yield _main(workload, "own", CellKind.OWN, seed, OWN[1:])
+
+
 def _shipped(workload: Workload, group: str) -> Cell:
     """Rivals with the view they ship with, at the knee."""
     llmd = group == "shipped-llmd"
@@ -338,21 +428,11 @@ def _what_if() -> list[Cell]:
         _short("half-the-kv", OWN, speeds, "--kv-scale", "0.5"),
         _short("cache-weight-4", ("inference_lb:cache_ratio_weight=4",), speeds),
         _short("nothing-learned", ("least_completion:learn=false", "late_completion:learn=false"), speeds),
+        _short("prefill-thought-3-times-as-dear", tuple(f"{name}:bias=3" for name in OWN[1:]), speeds),
+        _short("prefill-thought-a-third-as-dear", tuple(f"{name}:bias=0.33" for name in OWN[1:]), speeds),
     ]
 
 
 def _pictures() -> list[Cell]:
-    workload = WORKLOADS[0]
-    return [
-        Cell(
-            workload.name,
-            group,
-            CellKind.WHOLE,
-            workload.seeds[0],
-            policies,
-            (workload.speeds[1],),
-            workload.line,
-            pictures=True,
-        )
-        for group, policies in (("picture-ttft", PICTURED), ("picture-load", HEATED))
-    ]
+    groups = (("picture-ttft", PICTURED), ("picture-load", HEATED), ("picture-time", WAITING))
+    return [replace(_short(group, policies, (3.0,)), pictures=True) for group, policies in groups]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import geometric_mean
 from typing import Any, Final
 
-from benchmarks.policies.cells import Cell, CellKind
+from benchmarks.policies.cells import WORKLOADS, Cell, CellKind
 
 Figures = Mapping[str, float | None]
 
@@ -21,8 +21,10 @@ KEPT: Final = (
     *("requests", "offered_rps", "goodput_rps", "good_ratio", "shed_ratio"),
     *("ttft_mean_s", "ttft_p50_s", "ttft_p90_s", "ttft_p99_s", "tpot_mean_s", "tpot_p99_s", "e2e_mean_s"),
     *("hit_ratio", "wasted_ratio", "load_spread", "held_ratio", "hold_mean_s", "hold_max_s", "preemptions"),
+    *("available_ratio", "foreseen_ratio", "abandoned_ratio", "retried_ratio"),
 )
-"""Fields of the replay's summary that are kept, in the order of the document's columns."""
+"""Fields of the replay's summary that are kept, in the order of the document's columns. A run that is older
+than a field has None there."""
 
 _DIGITS: Final = 4
 """Significant digits kept: a tenth of the smallest difference that means anything."""
@@ -59,11 +61,13 @@ P99: Final = Column("ttft_p99_s", "TTFT p99 s")
 
 GOODPUT: Final = Column("goodput_rps", "goodput requests/s", more_is_better=True)
 
+TPOT: Final = Column("tpot_mean_s", "TPOT mean ms", 1e3)
+
 JUDGED: Final = (
     Column("ttft_mean_s", "TTFT mean s"),
     Column("ttft_p50_s", "TTFT p50 s"),
     *(P90, P99),
-    Column("tpot_mean_s", "TPOT mean ms", 1e3),
+    TPOT,
     GOODPUT,
 )
 
@@ -88,7 +92,8 @@ class Row:
 def rows_of(cell: Cell, document: Mapping[str, Any]) -> list[Row]:
     """The runs of a replay's document."""
     return [
-        Row(cell, run["policy"], run["speed"], {name: run[name] for name in KEPT}) for run in document["runs"]
+        Row(cell, run["policy"], run["speed"], {name: run.get(name) for name in KEPT})
+        for run in document["runs"]
     ]
 
 
@@ -169,7 +174,7 @@ def kept(document: Mapping[str, Any], cell: Cell) -> tuple[str, float, list[Row]
     for found in document["cells"]:
         if found["name"] == cell.name and found["line"] == " ".join(cell.argv):
             rows = [
-                Row(cell, policy, speed, dict(zip(names, figures, strict=True)))
+                Row(cell, policy, speed, dict.fromkeys(KEPT) | dict(zip(names, figures, strict=True)))
                 for policy, speed, *figures in found["rows"]
             ]
             return found["stamp"], found["cpu_s"], rows
@@ -185,4 +190,5 @@ def _short(value: float | None) -> float | int | None:
 
 def is_compared(cell: Cell) -> bool:
     """True for cells of the comparison itself, false for questions beside it."""
-    return cell.kind is not CellKind.WHOLE and not cell.group.startswith("shipped")
+    beside = cell.kind is CellKind.WHOLE or cell.group.startswith("shipped")
+    return not beside and any(cell.workload == workload.name for workload in WORKLOADS)

@@ -13,8 +13,8 @@ from benchmarks.policies.running import pictures_of
 
 _COLUMNS: Final = 4
 
-_FROM_REPLAY: Final = {"picture-ttft": "ttft_cdf", "picture-load": "load"}
-"""Group of a cell with pictures -> the one of its three that is kept; of one speed the others say nothing."""
+_FROM_REPLAY: Final = {"picture-ttft": "ttft_cdf", "picture-load": "load", "picture-time": "time"}
+"""Group of a cell with pictures -> the one of its four that is kept."""
 
 
 def draw(rows: Sequence[Row], cells: Sequence[Cell], results: Path, folder: Path) -> list[Path]:

@@ -138,7 +138,7 @@ def run_cells(cells: Sequence[Cell], traces: Path, results: Path, jobs: int) -> 
             document, cpu_s = execute(cell, traces, jobs, plots)
         except (subprocess.SubprocessError, OSError) as error:
             failed.append(cell.name)
-            print(f"    failed: {str(getattr(error, 'stderr', None) or error).strip()[-500:]}", flush=True)
+            print(f"    failed: {str(getattr(error, 'stderr', None) or error).strip()[-1000:]}", flush=True)
             continue
         if stamp(cell, traces) != before:
             failed.append(cell.name)

@@ -35,6 +35,8 @@ _OUTPUT: Final = frozenset(
 )
 """Say how figures are asked for and shown, not what they are; entrants are stamped by their parameters."""
 
+_ORACLE: Final = "tokenway/simulator/replay/oracle.py"
+
 _OTHERS: Final = frozenset(
     {
         *(f"tokenway/simulator/policies/{name}.py" for name in ("ours", "product", "registry")),
@@ -53,10 +55,10 @@ _WHOLE: Final = (
 )
 
 SOURCES: Final[Mapping[CellKind, tuple[tuple[str, ...], frozenset[str]]]] = {
-    CellKind.RIVALS: (_SHARED, _OUTPUT | _OTHERS | {"tokenway/simulator/replay/oracle.py"}),
+    CellKind.RIVALS: (_SHARED, _OUTPUT | _OTHERS | {_ORACLE}),
     CellKind.ORACLES: (_SHARED, _OUTPUT | _OTHERS),
-    CellKind.OWN: (_WHOLE, _OUTPUT | {"tokenway/simulator/replay/oracle.py"}),
-    CellKind.WHOLE: (_WHOLE, _OUTPUT | {"tokenway/simulator/replay/oracle.py"}),
+    CellKind.OWN: (tuple(each for each in _WHOLE if "rivals" not in each), _OUTPUT | {_ORACLE}),
+    CellKind.WHOLE: (_WHOLE, _OUTPUT | {_ORACLE}),
 }
 """CellKind -> patterns of files it depends on, and files of those that it does not."""
 

@@ -6,12 +6,25 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
-from benchmarks.policies.cells import ORACLE, OWN, SHIPPED, STRONG, WORKLOADS, Cell, CellKind, Workload
+from benchmarks.policies.cells import (
+    EXTRA,
+    LATE,
+    ORACLE,
+    OWN,
+    SHIPPED,
+    STRONG,
+    WORKLOADS,
+    Cell,
+    CellKind,
+    Workload,
+    cells,
+)
 from benchmarks.policies.figures import (
     GOODPUT,
     JUDGED,
     P90,
     P99,
+    TPOT,
     Column,
     Figures,
     Row,
@@ -21,6 +34,7 @@ from benchmarks.policies.figures import (
     rivals_at,
     shared_seeds,
 )
+from tokenway.simulator.engine.profile import PROFILES
 
 POSITIONS: Final = ("below the knee", "at the knee", "past the knee")
 """Of the three speeds of a workload."""
@@ -30,10 +44,21 @@ _EVERYBODY: Final = (
     Column("tpot_p99_s", "TPOT p99 ms", 1e3),
     Column("e2e_mean_s", "e2e s"),
     Column("shed_ratio", "shed %", 1e2),
-    Column("hit_ratio", "hit %", 1e2),
+    Column("available_ratio", "reuse available %", 1e2),
+    Column("foreseen_ratio", "foreseen %", 1e2),
+    Column("hit_ratio", "obtained %", 1e2),
     Column("wasted_ratio", "wasted %", 1e2),
     Column("load_spread", "spread"),
 )
+
+_OBTAINED: Final = Column("hit_ratio", "obtained", more_is_better=True)
+
+_LATE_OWN: Final = "late_completion"
+
+_PROFILE: Final = "llama8b-h100"
+
+_KERNELS_MS: Final = {64: 9.6, 256: 11.7, 512: 17.4, 1024: 29.1, 2048: 62.3}
+"""Tokens of a prompt in one step -> the sum of an H100's kernels (docs/validation.md)."""
 
 
 def document(rows: Sequence[Row], lines: Sequence[Cell], stale: Collection[str] = ()) -> str:
@@ -48,8 +73,12 @@ def document(rows: Sequence[Row], lines: Sequence[Cell], stale: Collection[str] 
     parts = ["# Policies compared", *age(lines, stale), *worst(compared)]
     for column in JUDGED:
         parts += by_column(compared, column)
+    parts += late_binding(compared)
+    parts += reuse(rows)
     for workload in WORKLOADS:
         parts += everybody(compared, workload)
+    for workload in EXTRA:
+        parts += everybody(rows, workload)
     parts += shipped(rows)
     parts += beside(rows)
     parts += ["## Command lines", "```sh\n" + "\n".join(" ".join(cell.argv) for cell in lines) + "\n```"]
@@ -184,14 +213,120 @@ def by_column(rows: Sequence[Row], column: Column) -> list[str]:
     ]
 
 
+def late_binding(rows: Sequence[Row]) -> list[str]:
+    """Rules that let requests wait, beside each other and beside those that decide at once."""
+    lines: dict[Column, list[list[str]]] = {column: [] for column in (P90, P99, TPOT, GOODPUT)}
+    for workload in WORKLOADS:
+        own = _of(rows, workload)
+        ran = {row.policy for row in own}
+        if not ran & set(LATE) or _LATE_OWN not in ran:
+            continue
+        seeds = shared_seeds(own, [each for each in (*LATE, *STRONG, _LATE_OWN) if each in ran])
+        found, rivals = means(own, seeds), _rivals(own)
+        for speed in workload.speeds:
+            against = rivals_at(found, speed, rivals)
+            late = {policy: each for policy, each in against.items() if policy in LATE}
+            at_once = {policy: each for policy, each in against.items() if policy not in LATE}
+            for column, of_column in lines.items():
+                line = [workload.title, f"×{speed:g}"]
+                value = found.get((speed, _LATE_OWN), {}).get(column.field)
+                line.append(_value(value, column))
+                for top in (best(late, column), best(at_once, column)):
+                    ratio = None if top is None else column.ratio(value, top[1])
+                    line += ["–", "–", "–"] if top is None else [_value(top[1], column), f"`{top[0]}`", ""]
+                    line[-1] = "–" if ratio is None else f"{ratio:.2f}"
+                of_column.append([*line, ", ".join(map(str, sorted(seeds)))])
+    if not any(lines.values()):
+        return []
+    titles = ["workload", "speed", f"`{_LATE_OWN}`", "best that waits", "which", "ratio"]
+    titles += ["best that decides at once", "which", "ratio", "seeds"]
+    parts = ["## Late binding beside late binding", _not_run(rows)]
+    for column, of_column in lines.items():
+        parts += [f"### {column.title}: those that wait", _table(titles, of_column)]
+    return parts
+
+
+def _not_run(rows: Sequence[Row]) -> str:
+    """Which rows the rivals that wait were not run on."""
+    ran = {row.cell.name for row in rows if row.cell.group == "late"}
+    names = {workload.name: workload.title for workload in WORKLOADS}
+    open_seeds: dict[str, list[str]] = {}
+    for cell in cells():
+        if cell.group == "late" and cell.workload in names and cell.name not in ran:
+            open_seeds.setdefault(names[cell.workload], []).append(str(cell.seed))
+    text = (
+        "Ratios are those of the product's own rule to the best of either kind, on the seeds that all have."
+    )
+    if not open_seeds:
+        return text
+    missing = "; ".join(f"{title}: seeds {', '.join(seeds)}" for title, seeds in open_seeds.items())
+    return f"{text} Rivals that wait were not run on: {missing}."
+
+
+def reuse(rows: Sequence[Row]) -> list[str]:
+    """What could be found cached, what was expected, and what was found, on a workload's first seed."""
+    policies = OWN[1:]
+    lines = []
+    for workload in (*WORKLOADS, *EXTRA):
+        own = [row for row in _of(rows, workload) if not row.cell.pictures]
+        found = means([row for row in own if row.cell.kind is not CellKind.WHOLE], workload.seeds[:1])
+        rivals = _rivals([row for row in own if not row.cell.group.startswith("shipped")])
+        for speed in workload.speeds:
+            figures = [found.get((speed, policy), {}) for policy in policies]
+            known = [value for each in figures if (value := each.get("available_ratio"))]
+            if not known:
+                continue
+            line = [workload.title, f"×{speed:g}", _percent(known[0])]
+            for each in figures:
+                line += [_percent(each.get("foreseen_ratio")), _percent(each.get("hit_ratio"))]
+                line.append(_percent(each.get("hit_ratio"), each.get("available_ratio")))
+            top = best(rivals_at(found, speed, rivals), _OBTAINED)
+            lines.append([*line, *(["–", "–"] if top is None else [_percent(top[1]), f"`{top[0]}`"])])
+    if not lines:
+        return []
+    titles = ["workload", "speed", "available %"]
+    for policy in policies:
+        titles += [f"`{policy}` foreseen %", "obtained %", "of what is available %"]
+    return [
+        "## Reuse",
+        "Prompt tokens that a cache of the whole fleet that forgets nothing would have had, those that the"
+        " choice expected where it sent the request, and those that the engine found; of all prompt tokens of"
+        " answered requests. More is not better by itself: what is found where others wait, they pay for.",
+        _table([*titles, "most that a rival obtained %", "which"], lines),
+    ]
+
+
+def _percent(value: float | None, of: float | None = 1.0) -> str:
+    return "–" if value is None or not of else f"{100 * value / of:.1f}"
+
+
+def _engine_note(workload: Workload) -> str:
+    """What the engine model does to the knee, for workloads on the profile that no run measured."""
+    profile = PROFILES[_PROFILE]
+    over = [
+        kernels_ms / (1000 * profile.step_s(tokens, tokens * tokens / 2, 0, 1))
+        for tokens, kernels_ms in _KERNELS_MS.items()
+    ]
+    full = over[-1]
+    return (
+        f"Of engines `{_PROFILE}`: by the sum of an H100's kernels, a step of prefill takes"
+        f" {min(over):.2f} to {max(over):.2f} times as long as here, a full one {full:.2f}. Where prefill"
+        f" bounds a fleet, its knee is then at 1/{full:.2f} = {1 / full:.2f} of the rates shown"
+        f" (×{workload.speeds[-1]:g} as ×{workload.speeds[-1] / full:.3g})."
+    )
+
+
 def everybody(rows: Sequence[Row], workload: Workload) -> list[str]:
     """Every policy at every speed on the first seed, least TTFT p90 first."""
     seed = workload.seeds[0]
     found = means(_of(rows, workload), [seed])
-    parts = []
+    parts: list[str] = []
     for speed in workload.speeds:
         at = {policy: figures for (of, policy), figures in found.items() if of == speed}
         if at:
+            if not parts:
+                parts.append(f"## {workload.title}")
+                parts.append(_engine_note(workload))
             offered = next(iter(at.values()))["offered_rps"] or 0.0
             parts += [
                 f"### {workload.title}, ×{speed:g}: {offered:.2f} requests/s, seed {seed}",

@@ -181,5 +181,8 @@ class StatefulPolicy:
     def on_finished(self, sent: Sent, now_s: float, output_tokens: int) -> None:
         """The request ended and the gateway knows; 0 output tokens if it was refused or aborted."""
 
+    def on_left(self, request: PolicyRequest) -> None:
+        """Its client left while it was held: it does not come again."""
+
     def on_evicted(self, row: int, blocks: Sequence[int]) -> None:
         """An engine's announcement that it dropped `blocks` arrived; not called in a run without events."""

@@ -23,7 +23,7 @@ from extproc.choosing.rivals.preble import Preble
 from extproc.choosing.rivals.sglang import SglangCacheAware
 from extproc.choosing.rivals.smetric import SMetric
 from extproc.choosing.rivals.vllm_dp import VllmDp
-from extproc.choosing.stateful import FleetView, PolicyRequest, Sent, StatefulPolicy
+from extproc.choosing.stateful import Decision, FleetView, PolicyRequest, Sent, StatefulPolicy
 from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Snapshot
 from metadata_center.types import EndpointKey
@@ -102,9 +102,11 @@ def test_every_rule_places_a_request_on_an_idle_fleet(name: str) -> None:
 def test_a_rule_that_starts_again_decides_the_same(name: str) -> None:
     """With equal histories and equal draws, two objects of a rule agree on every decision."""
 
-    def rows(seed: int) -> list[int]:
+    def decisions(seed: int) -> list[Decision]:
         rng, policy = Random(seed), make(name)
-        truth, chosen, running = Random(5), [], []
+        truth = Random(5)
+        chosen: list[Decision] = []
+        running: list[Sent] = []
         for number in range(60):
             loads = [truth.randrange(4) for _ in range(ROWS)]
             seen = view(
@@ -115,15 +117,17 @@ def test_a_rule_that_starts_again_decides_the_same(name: str) -> None:
                 prefill_tokens=[100 * load for load in loads],
                 matched_blocks=[truth.randrange(2) for _ in range(ROWS)],
             )
-            running.append(send(policy, seen))
-            chosen.append(running[-1].row)
-            if number % 3 == 2:
+            chosen.append(policy.choose(seen))
+            if isinstance(row := chosen[-1], int):
+                running.append(Sent(seen.request, row, seen.now_s, seen.matched_tokens()[row]))
+                policy.on_sent(running[-1])
+            if number % 3 == 2 and running:
                 done = running.pop(0)
                 policy.on_first_token(done, number + 0.5)
                 policy.on_finished(done, number + 0.75, 5)
         return chosen
 
-    assert rows(1) == rows(1)
+    assert decisions(1) == decisions(1)
 
 
 @pytest.mark.parametrize("name", REGISTRY)

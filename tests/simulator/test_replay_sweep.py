@@ -193,12 +193,12 @@ def test_the_document_is_json_with_all_runs(results: list[RunResult]) -> None:
 
 
 def test_pictures_are_drawn(results: list[RunResult], tmp_path: Path) -> None:
-    """Three PNG files."""
+    """Four PNG files."""
     pytest.importorskip("matplotlib")
     from tokenway.simulator.replay.plots import draw
 
     paths = draw(results, tmp_path / "new", "t")
-    assert [path.name for path in paths] == ["t_ttft_cdf.png", "t_goodput.png", "t_load.png"]
+    assert [path.name for path in paths] == ["t_ttft_cdf.png", "t_goodput.png", "t_load.png", "t_time.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
 
 

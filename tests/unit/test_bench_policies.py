@@ -17,8 +17,8 @@ from benchmarks.policies.figures import GOODPUT, KEPT, P90, Column, Row, best, c
 from benchmarks.policies.figures import kept as read_back
 from benchmarks.policies.running import differences, load, path_of, run_cells, verify
 from benchmarks.policies.stamps import ROOT, sources, stamp
-from benchmarks.policies.tables import document, ratios, worst
-from extproc.choosing.rivals.registry import RIVALS
+from benchmarks.policies.tables import document, late_binding, ratios, reuse, worst
+from extproc.choosing.rivals.registry import LATE, RIVALS
 from tokenway.cli.replay import _parser
 from tokenway.simulator.policies.registry import OWN
 from tokenway.simulator.replay.lineup import parse_lineup
@@ -46,8 +46,8 @@ def test_every_line_is_one_that_the_command_understands() -> None:
 
 def test_every_rival_of_the_registry_takes_part_once() -> None:
     """A new rival must be put into a group."""
-    groups = (*declared.STRONG, *declared.SIMPLE, *declared.REST)
-    assert sorted(groups) == sorted(RIVALS)
+    groups = (*declared.STRONG, *declared.SIMPLE, *declared.REST, *declared.LATE, *declared.AFFINITY)
+    assert sorted(groups) == sorted({**RIVALS, **LATE})
     assert set(declared.OWN) <= set(OWN)
 
 
@@ -55,6 +55,8 @@ def test_no_cell_uses_a_seed_that_rules_were_shaped_on() -> None:
     """Seeds 1 and 2 are for shaping; speeds rise from below to past the knee."""
     assert {cell.seed for cell in cells()} == {3, 4, 5}
     assert all(list(each.speeds) == sorted(set(each.speeds)) for each in declared.WORKLOADS)
+    assert {len(each.speeds) for each in declared.WORKLOADS} == {3}
+    assert {(len(each.speeds), each.seeds) for each in declared.EXTRA} == {(1, (3,))}
 
 
 def test_each_further_list_of_words_narrows_the_choice() -> None:
@@ -86,6 +88,7 @@ def copied(root: Path) -> None:
         ("tokenway/simulator/replay/run.py", {CellKind.OWN, CellKind.WHOLE}),
         ("tokenway/simulator/replay/ledger.py", {CellKind.OWN, CellKind.WHOLE}),
         ("tokenway/simulator/replay/oracle.py", {CellKind.ORACLES}),
+        ("extproc/choosing/rivals/dynamo.py", {CellKind.RIVALS, CellKind.ORACLES, CellKind.WHOLE}),
         ("tokenway/simulator/engine/engine.py", set(CellKind)),
         ("tokenway/simulator/replay/trace.py", set(CellKind)),
     ],
@@ -209,6 +212,40 @@ def test_the_worst_ratio_is_the_least_favourable_of_all_workloads() -> None:
     assert "0.90 conversation (0.90)" in table
     assert "| `least_completion` | at the knee |" in table
     assert "(0.90) | 100 |" in table
+
+
+def late(policy: str, p90_s: float, seed: int = 3, kind: CellKind = CellKind.RIVALS) -> Row:
+    """A run of a rival that waits, or of the product's rule that does."""
+    made = row(policy, seed, p90_s, 10.0, kind)
+    return replace(made, cell=replace(made.cell, group="late" if kind is CellKind.RIVALS else "own"))
+
+
+def test_late_binding_is_compared_with_late_binding() -> None:
+    """Own over the best that waits, and over the best that decides at once; what was not run is named."""
+    rows = [late("llmd_flow", 4.0), late("quartz", 2.0), row("lmetric", 3, 8.0, 10.0)]
+    rows.append(late("late_completion", 3.0, kind=CellKind.OWN))
+    page = "\n".join(late_binding(rows))
+    assert "| conversation, 8 engines | ×2.75 | 3 | 2 | `quartz` | 1.50 | 8 | `lmetric` | 0.38 | 3 |" in page
+    assert "were not run on: agent sessions, 8 engines: seeds 3, 4, 5;" in page
+    assert "conversation, 8 engines: seeds 4" in page
+    assert late_binding(rows[2:]) == []
+
+
+def test_reuse_is_shown_as_available_foreseen_and_obtained() -> None:
+    """0.9 of what is available; runs from before these figures have none."""
+    mine = late("late_completion", 1.0, kind=CellKind.OWN)
+    figures = dict(mine.figures) | {"available_ratio": 0.5, "foreseen_ratio": 0.48, "hit_ratio": 0.45}
+    rows = [replace(mine, figures=figures), row("lmetric", 3, 1.0, 1.0)]
+    page = "\n".join(reuse(rows))
+    assert "| conversation, 8 engines | ×2.75 | 50.0 | – | – | – | 48.0 | 45.0 | 90.0 | 100.0 |" in page
+    assert reuse([replace(mine, figures=dict.fromkeys(KEPT))]) == []
+
+
+def test_each_workload_says_what_the_engine_model_does_to_its_knee() -> None:
+    """62.3 ms by the kernels for 48.8 ms by the profile: 1.28."""
+    page = document([row("lmetric", 3, 1.0, 1.0)], [])
+    assert "a full one 1.28." in page
+    assert "(×3 as ×2.35)" in page
 
 
 def test_the_page_and_the_kept_document_hold_what_ran() -> None:

@@ -99,12 +99,16 @@ def _settings(options: argparse.Namespace) -> RunSettings:
         push_delay_s=options.push_delay_ms / 1000.0,
         view=ViewKind(options.view),
         event_lag_s=options.event_lag_ms / 1000.0,
+        event_loss=options.event_loss,
         metric_age_s=options.metric_age_ms / 1000.0,
         first_token=not options.no_first_token,
         router_block_tokens=options.router_block,
         token_error=options.token_error,
         max_hold_s=options.max_hold_s,
         max_held=options.max_held,
+        abandon_after_s=options.abandon_after_s,
+        abandon_share=options.abandon_share,
+        retries=options.retry_refused,
         warmup_s=options.warmup_s,
         duration_s=options.duration_s,
     )
@@ -121,6 +125,7 @@ def _traces(options: argparse.Namespace, fleet: Fleet, seeds: Iterable[int]) -> 
             max_requests=options.max_requests,
             max_context_tokens=min(options.max_context, smallest),
             share=options.share,
+            tide=options.tide,
         )
         for seed in seeds
     }
@@ -248,7 +253,37 @@ def _add_trace(add: Callable[..., Any]) -> None:
     add("--max-requests", type=int, metavar="N", help="the first N alone")
     add("--max-context", type=int, default=131_072, metavar="TOKENS", help="drop what is longer")
     add("--share", action="store_true", help="make up shared prefixes for a trace that names none")
+    add(
+        "--tide",
+        type=float,
+        metavar="DEPTH",
+        help="let the rate rise and fall as over a day, by DEPTH of its mean",
+    )
     add("--duration-s", type=float, metavar="S", help="let nothing arrive later")
+    default = RunSettings()
+    add(
+        "--abandon-share",
+        type=float,
+        default=default.abandon_share,
+        metavar="SHARE",
+        help="of the clients that leave",
+    )
+    add(
+        "--abandon-after-s",
+        type=float,
+        default=default.abandon_after_s,
+        metavar="S",
+        help="without a first token",
+    )
+    add(
+        "--retry-refused",
+        type=int,
+        nargs="?",
+        const=2,
+        default=default.retries,
+        metavar="N",
+        help="refused clients come again after Retry-After, N times at most (2)",
+    )
     add("--warmup-s", type=float, default=0.0, metavar="S", help="do not count what arrives before")
 
 
@@ -272,13 +307,14 @@ def _add_policies(add: Callable[..., Any]) -> None:
         "--policies",
         default="all",
         metavar="LIST",
-        help="names with parameters and a view, name:param=value@view, or all, rivals, own, oracles",
+        help="names with parameters and a view, name:param=value@view, or all, rivals, late, own, oracles",
     )
     add("--view", default=str(default.view), choices=[str(kind) for kind in ViewKind])
     add("--gateways", type=int, default=default.gateways, metavar="N")
     add("--spread", default=str(default.spread), choices=[str(spread) for spread in Spread])
     add("--push-delay-ms", type=float, default=default.push_delay_s * 1e3, metavar="MS")
     add("--event-lag-ms", type=float, default=default.event_lag_s * 1e3, metavar="MS")
+    add("--event-loss", type=float, default=default.event_loss, metavar="SHARE", help="never arrive")
     add("--metric-age-ms", type=float, default=default.metric_age_s * 1e3, metavar="MS")
     add("--no-first-token", action="store_true", help="gateways do not see the first token")
     add("--router-block", type=int, default=default.router_block_tokens, metavar="TOKENS")

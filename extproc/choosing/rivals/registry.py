@@ -15,16 +15,21 @@ from extproc.choosing.rivals.aibrix import AibrixPrefixCache
 from extproc.choosing.rivals.aigw import Aigw
 from extproc.choosing.rivals.chwbl import Chwbl
 from extproc.choosing.rivals.dynamo import DynamoLinear
+from extproc.choosing.rivals.dynamo_queue import DynamoQueue
 from extproc.choosing.rivals.least_request import LeastRequest
+from extproc.choosing.rivals.llmd_affinity import LlmdAffinity
+from extproc.choosing.rivals.llmd_flow import LlmdFlow
 from extproc.choosing.rivals.llmd_observed import LlmdObserved
 from extproc.choosing.rivals.llmd_predicted import LlmdPredicted
 from extproc.choosing.rivals.llmd_sticky import LlmdSticky
 from extproc.choosing.rivals.llmd_weights import LlmdWeights
 from extproc.choosing.rivals.lmetric import LMetric
 from extproc.choosing.rivals.preble import Preble
+from extproc.choosing.rivals.quartz import Quartz
 from extproc.choosing.rivals.round_robin import RoundRobin
 from extproc.choosing.rivals.sglang import SglangCacheAware
 from extproc.choosing.rivals.smetric import SMetric
+from extproc.choosing.rivals.smg_priority import SmgPriority
 from extproc.choosing.rivals.uniform import Random
 from extproc.choosing.rivals.vllm_dp import VllmDp
 from extproc.choosing.stateful import StatefulPolicy
@@ -69,6 +74,7 @@ RIVALS: Mapping[str, Rule] = {
     "llmd_weights": Rule(LlmdWeights),
     "llmd_weights_lru": Rule(LlmdWeights, {"no_hit_lru": 2.0}),
     "llmd_sticky": Rule(LlmdSticky),
+    "llmd_affinity": Rule(LlmdAffinity),
     "llmd_observed": Rule(LlmdObserved),
     "llmd_predicted": Rule(LlmdPredicted),
     "sglang_cache_aware": Rule(SglangCacheAware),
@@ -81,7 +87,18 @@ RIVALS: Mapping[str, Rule] = {
     "preble_e2_own": Rule(Preble, {"own": True}),
     "chwbl": Rule(Chwbl),
 }
-"""In the order of the literature, simple ones first."""
+"""Those that decide at once, in the order of the literature, simple ones first."""
+
+LATE: Mapping[str, Rule] = {
+    "llmd_flow": Rule(LlmdFlow),
+    "llmd_flow_sticky": Rule(LlmdFlow, {"sticky": True}),
+    "dynamo_queue": Rule(DynamoQueue),
+    "dynamo_queue_wspt": Rule(DynamoQueue, {"policy": "wspt"}),
+    "smg_priority": Rule(SmgPriority),
+    "quartz": Rule(Quartz),
+}
+"""Those that let requests wait at the gateway. The replayer alone runs them: `load_balancing.rival` asks a
+rival once, after the product's own decision, and keeps nothing waiting on its behalf."""
 
 
 def make(spec: str, rules: Mapping[str, Rule] = RIVALS) -> StatefulPolicy:

@@ -6,6 +6,8 @@ Here is only what the product's router does around `extproc.choosing`: a snapsho
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
 
 from extproc.choosing.completion import DECODE_TOKENS, TPOT_LIMIT_S
 from extproc.choosing.deciding import Claim, SendNow, TurnDown, WaitForRoom, decide
@@ -13,10 +15,19 @@ from extproc.choosing.holding import HoldQueue
 from extproc.choosing.learning import Learner, Lesson
 from extproc.choosing.max_num_seqs import SequenceLimit
 from extproc.choosing.snapshots import Demand, Engines, Load, Prompt, completion_snapshot
-from extproc.choosing.stateful import Decision, FleetView, Hold, Sent, Shed, StatefulPolicy
+from extproc.choosing.stateful import (
+    Decision,
+    FleetView,
+    Hold,
+    PolicyRequest,
+    Sent,
+    Shed,
+    StatefulPolicy,
+)
 from extproc.predicting.predictor import Predictor
 from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Snapshot
+from extproc.values.prices import Prices
 from metadata_center.history.radix_tree import Run
 from metadata_center.history.running_blocks import RunningBlocks
 from metadata_center.types import EndpointKey, value
@@ -53,9 +64,11 @@ class LeastCompletion(StatefulPolicy):
 
     Args:
         learn: False leaves every price at its prior: a predictor that never gets warm.
+        bias: Factor on what it predicts of prefill, > 0: one that is wrong and does not know.
     """
 
     __slots__ = (
+        "_bias",
         "_counted",
         "_early",
         "_first_s",
@@ -71,8 +84,9 @@ class LeastCompletion(StatefulPolicy):
         "_usage",
     )
 
-    def __init__(self, *, learn: bool = True) -> None:
+    def __init__(self, *, learn: bool = True, bias: float = 1.0) -> None:
         self._learn = learn
+        self._bias = bias
         self._predictor = Predictor()
         self._learner = Learner(self._predictor)
         self._running = RunningBlocks()
@@ -109,7 +123,7 @@ class LeastCompletion(StatefulPolicy):
             Prompt(
                 request.prompt_tokens, view.matched_tokens(), tuple(view.matched_blocks), len(request.blocks)
             ),
-            predictor.row_prices(MODEL, groups),
+            self._prices(groups),
             Engines(
                 view.kv_tokens,
                 [known.limit for known in self._sequence_limits],
@@ -117,6 +131,15 @@ class LeastCompletion(StatefulPolicy):
                 under_way_s,
             ),
             Demand(predictor.traffic((MODEL, MODEL)), view.now_s, len(view.keys) / view.gateways, *limits),
+        )
+
+    def _prices(self, groups: Sequence[str]) -> tuple[Prices, ...]:
+        prices = self._predictor.row_prices(MODEL, groups)
+        if self._bias == 1.0:
+            return prices
+        return tuple(
+            replace(each, ttft_prices_s=tuple(self._bias * price for price in each.ttft_prices_s))
+            for each in prices
         )
 
     def choose(self, view: FleetView) -> Decision:
@@ -209,16 +232,24 @@ class LateCompletion(LeastCompletion):
 
     Args:
         learn: As above.
+        bias: As above.
         max_hold_s: Longest hold before a request is refused.
         max_held: Most requests held.
     """
 
     __slots__ = ("_laters", "_queue")
 
-    def __init__(self, *, learn: bool = True, max_hold_s: float = 30.0, max_held: int = 1000) -> None:
-        super().__init__(learn=learn)
+    def __init__(
+        self, *, learn: bool = True, bias: float = 1.0, max_hold_s: float = 30.0, max_held: int = 1000
+    ) -> None:
+        super().__init__(learn=learn, bias=bias)
         self._queue = HoldQueue(max_held=max_held, max_hold_s=max_hold_s)
         self._laters: dict[int, WaitForRoom] = {}
+
+    def on_left(self, request: PolicyRequest) -> None:
+        """It is in no other's way."""
+        self._queue.forget(request.request_id)
+        self._laters.pop(request.request_id, None)
 
     def decide(self, view: FleetView) -> SendNow | WaitForRoom | TurnDown:
         """The product's decision, with the requests that wait in mind."""

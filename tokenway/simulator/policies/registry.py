@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from extproc.choosing.rivals import registry
-from extproc.choosing.rivals.registry import RIVALS, Rule
+from extproc.choosing.rivals.registry import LATE, RIVALS, Rule
 from extproc.choosing.stateful import StatefulPolicy
 from tokenway.simulator.policies.ours import LateCompletion, LeastCompletion
 from tokenway.simulator.policies.product import Product
@@ -19,7 +19,7 @@ OWN: Final[Mapping[str, Rule]] = {
 }
 """The product's own."""
 
-REGISTRY: Final[Mapping[str, Rule]] = {**RIVALS, **OWN}
+REGISTRY: Final[Mapping[str, Rule]] = {**RIVALS, **LATE, **OWN}
 """Rivals first."""
 
 

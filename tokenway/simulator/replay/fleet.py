@@ -8,6 +8,7 @@ from typing import Any
 
 from metadata_center.types import EndpointKey
 from tokenway.simulator.engine.profile import PROFILES, EngineProfile
+from tokenway.simulator.replay.trace import Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +92,20 @@ def scaled_kv(fleet: Fleet, factor: float) -> Fleet:
 def endpoint_keys(fleet: Iterable[Member]) -> tuple[EndpointKey, ...]:
     """Addresses for a fleet's members, distinct."""
     return tuple(EndpointKey(f"10.0.{row // 250}.{row % 250 + 1}:8000") for row, _ in enumerate(fleet))
+
+
+def fitting_block_size(trace: Trace, fleet: Fleet) -> int:
+    """Tokens per block of all engines, each of which has room for each request.
+
+    Raises:
+        ValueError: The fleet is empty or mixes block sizes, or a request fits no engine's cache.
+    """
+    sizes = {member.profile.block_size for member in fleet}
+    if len(sizes) != 1:
+        raise ValueError("a fleet has at least one replica and one block size")
+    (size,) = sizes
+    smallest = min(member.profile.num_blocks for member in fleet) * size
+    for index, request in enumerate(trace.requests):
+        if request.prompt_tokens + request.output_tokens > smallest:
+            raise ValueError(f"request {index} of {trace.name} does not fit {smallest} tokens of KV cache")
+    return size

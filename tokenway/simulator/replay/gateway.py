@@ -49,8 +49,16 @@ class Live:
         block_size: Tokens per router block, as estimated.
         sent: Once it is on its way.
         backlog: Of its endpoint when it was sent, as the ledger had it.
+        admitted_s: When its engine began with it, or None.
         cached_tokens: Found in the engine's cache; known at admission.
         best_tokens: What the best of all engines had cached when it was sent.
+        available_tokens: What was ever computed of its prompt anywhere when it was sent.
+        came_s: When it came for the first time.
+        tries: How often it came.
+        held_since_s: Since when it is held, or None.
+        held_s: How long it was held before.
+        is_over: Answered, refused for good, or abandoned.
+        is_abandoned: Its client left.
         first_s: When its first token came, or None.
         decisions: How often the policy was asked.
         decision_s: How long it thought altogether, by the caller's clock.
@@ -65,11 +73,51 @@ class Live:
     block_size: int
     sent: Sent | None = None
     backlog: Backlog = field(default_factory=lambda: IDLE)
+    admitted_s: float | None = None
     cached_tokens: int = 0
     best_tokens: int = 0
+    available_tokens: int = 0
+    came_s: float = 0.0
+    tries: int = 1
+    held_since_s: float | None = None
+    held_s: float = 0.0
+    is_over: bool = False
+    is_abandoned: bool = False
     first_s: float | None = None
     decisions: int = 0
     decision_s: float = 0.0
+
+    @property
+    def foreseen_tokens(self) -> int:
+        """Tokens of the prompt that were expected to be cached where it went; 0 if it did not."""
+        if self.sent is None:
+            return 0
+        share = self.sent.matched_tokens / self.request.prompt_tokens
+        return round(share * self.source.prompt_tokens)
+
+
+@dataclass(slots=True)
+class Held:
+    """A request that waits at its gateway."""
+
+    live: Live
+    rank: float
+    timer_s: float
+
+    @property
+    def order(self) -> tuple[float, int]:
+        """See `extproc.choosing.holding.Waiting`."""
+        return self.rank, self.live.index
+
+    @property
+    def until_s(self) -> float:
+        """See `extproc.choosing.holding.Waiting`."""
+        return self.timer_s
+
+    @property
+    def queue(self) -> object:
+        """See `extproc.choosing.holding.Waiting`; a gateway of a replay has one queue."""
+        return None
 
 
 @dataclass(frozen=True, slots=True)

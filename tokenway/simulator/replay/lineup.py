@@ -3,7 +3,7 @@
 Rules:
     1. `name:parameter=value` sets a parameter; `@view` behind it gives this one another cache view than the
        run's.
-    2. `all`, `rivals`, `own` and `oracles` stand for groups.
+    2. `all`, `rivals`, `late` (rivals that let requests wait), `own` and `oracles` stand for groups.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from extproc.choosing.rivals.registry import RIVALS
+from extproc.choosing.rivals.registry import LATE, RIVALS
 from extproc.choosing.stateful import StatefulPolicy
 from tokenway.simulator.policies import registry
 from tokenway.simulator.replay.caches import ViewKind
@@ -61,10 +61,11 @@ def parse_lineup(text: str) -> tuple[Entrant, ...]:
     """
     groups = {
         "rivals": list(RIVALS),
+        "late": list(LATE),
         "own": list(registry.OWN),
         "oracles": [f"oracle:work={work}" if work else "oracle" for work in WORK],
     }
-    groups["all"] = [*groups["rivals"], *groups["own"], *groups["oracles"]]
+    groups["all"] = [*groups["rivals"], *groups["late"], *groups["own"], *groups["oracles"]]
     entrants: dict[str, Entrant] = {}
     for part in text.split(","):
         asked, at, view = part.strip().partition("@")

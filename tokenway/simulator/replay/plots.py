@@ -13,10 +13,10 @@ from tokenway.simulator.replay.summary import RunResult
 
 
 def draw(results: Sequence[RunResult], folder: Path, name: str) -> list[Path]:
-    """Draw the CDFs of TTFT, goodput against speed, and each engine's load over time.
+    """Draw the CDFs of TTFT and where it went, goodput against speed, and each engine's load over time.
 
     Args:
-        results: Of one trace; CDFs and heat maps show the speed nearest the middle and the first seed.
+        results: Of one trace; all but goodput show the speed nearest the middle and the first seed.
         folder: Where the files go; made if it is missing.
         name: Beginning of their names.
 
@@ -37,6 +37,7 @@ def draw(results: Sequence[RunResult], folder: Path, name: str) -> list[Path]:
         "ttft_cdf": _ttft(plt, shown, f"{name} ×{speed:.3g}"),
         "goodput": _goodput(plt, results, name),
         "load": _load(plt, shown),
+        "time": _time(plt, shown, f"{name} ×{speed:.3g}"),
     }
     paths = []
     for what, figure in pictures.items():
@@ -88,6 +89,27 @@ def _load(plt: Any, shown: Sequence[RunResult]) -> Any:
         axes.set_yticks([])
         figure.colorbar(image, ax=axes, pad=0.01)
     grid[-1, 0].set_xlabel("seconds; one row per engine; colour: tokens computed per second")
+    return figure
+
+
+def _time(plt: Any, shown: Sequence[RunResult], title: str) -> Any:
+    """Where the time to the first token went, tenth by tenth of the requests."""
+    figure, grid = plt.subplots(
+        1, max(1, len(shown)), figsize=(2.6 * max(2, len(shown)), 3.2), sharey=True, squeeze=False
+    )
+    for axes, result in zip(grid[0], shown, strict=False):
+        bottom = np.zeros(len(result.waits_s))
+        places = np.arange(len(result.waits_s))
+        for part, label in enumerate(("held at the gateway", "in the engine's queue", "prefill")):
+            height = np.array([each[part] for each in result.waits_s])
+            axes.bar(places, height, bottom=bottom, width=0.9, label=label)
+            bottom += height
+        axes.set_title(result.policy, fontsize=8)
+        axes.set_xticks([])
+        axes.set_xlabel("tenths of the requests by TTFT", fontsize=7)
+    grid[0, 0].set_ylabel("mean TTFT (s)")
+    grid[0, 0].legend(fontsize=7)
+    figure.suptitle(title, fontsize=9)
     return figure
 
 

@@ -8,13 +8,14 @@ Rules:
     3. A held request is asked for again when anything frees capacity, as its gateway knows, and when its own
        time is up; if it says so, every `POLL_S` too. News of one moment are all heard before anybody is
        asked. No request is held longer than `max_hold_s`, and no gateway holds more than `max_held`.
-    4. A refused request ends at once; a request that waited for it goes on as after an answer.
+    4. What clients do is `tokenway.simulator.replay.clients`: a request that is refused, or whose client
+       leaves, gives up all that it held, and one that waited for it goes on as after an answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from math import exp
 from typing import Final
 
@@ -24,12 +25,14 @@ from tokenway.simulator.engine.engine import EngineRequest, StepResult
 from tokenway.simulator.engine.prefix_cache import BlocksRemoved, BlocksStored, CacheEvent
 from tokenway.simulator.replay.agenda import Agenda
 from tokenway.simulator.replay.caches import CacheView, EventBlocks, Events, History, ViewKind
+from tokenway.simulator.replay.clients import RETRY_AFTER_S, Clients
 from tokenway.simulator.replay.draws import MakeDraws
-from tokenway.simulator.replay.fleet import Fleet, endpoint_keys
-from tokenway.simulator.replay.gateway import FleetFacts, Live, ReplayGateway, Scrape, missed_cache
+from tokenway.simulator.replay.fleet import Fleet, endpoint_keys, fitting_block_size
+from tokenway.simulator.replay.gateway import FleetFacts, Held, Live, ReplayGateway, Scrape, missed_cache
 from tokenway.simulator.replay.ledger import Change
 from tokenway.simulator.replay.outcome import Replayed, Served
 from tokenway.simulator.replay.replica import Replica
+from tokenway.simulator.replay.reuse import EverSeen
 from tokenway.simulator.replay.settings import RunSettings, Spread
 from tokenway.simulator.replay.trace import Trace, arrivals, block_ratio, engine_keys
 
@@ -46,28 +49,6 @@ class Truth:
     def __init__(self, replicas: Sequence[Replica]) -> None:
         self.replicas = replicas
         self.live: dict[int, Live] = {}
-
-
-@dataclass(slots=True)
-class _Held:
-    live: Live
-    rank: float
-    timer_s: float
-
-    @property
-    def order(self) -> tuple[float, int]:
-        """See `extproc.choosing.holding.Waiting`."""
-        return self.rank, self.live.index
-
-    @property
-    def until_s(self) -> float:
-        """See `extproc.choosing.holding.Waiting`."""
-        return self.timer_s
-
-    @property
-    def queue(self) -> object:
-        """See `extproc.choosing.holding.Waiting`; a gateway of a replay has one queue."""
-        return None
 
 
 class Replay:
@@ -95,7 +76,7 @@ class Replay:
         make_draws: MakeDraws,
         clock: Callable[[], float],
     ) -> None:
-        self._block_size = _block_size(trace, fleet)
+        self._block_size = fitting_block_size(trace, fleet)
         self._trace = trace
         self._settings = settings
         self._ratio = block_ratio(trace, self._block_size, settings.router_block_tokens)
@@ -107,13 +88,15 @@ class Replay:
             BYTES_PER_TOKEN * exp(settings.token_error * texts.gauss(0.0, 1.0)) for _ in trace.requests
         ]
         self._assign = make_draws("gateways")
+        self._lost = make_draws("lost events")
+        self._clients = Clients(trace, settings, make_draws("patience"))
+        self._ever = EverSeen(trace.block_tokens // self._block_size, self._block_size)
         self._agenda = Agenda()
         self._turn = 0
         self._replicas = [Replica(member.profile) for member in fleet]
         self._truth = Truth(self._replicas)
         self._busy = [False] * len(fleet)
         self._live: dict[str, Live] = {}
-        self._followers = _followers(trace)
         self._event_blocks = EventBlocks(len(fleet))
         self._hears_events = settings.view in (ViewKind.EVENTS, ViewKind.EVENTS_PENDING)
         self._scrape = Scrape([0] * len(fleet), [0] * len(fleet), [0.0] * len(fleet), [0.0] * len(fleet))
@@ -137,7 +120,7 @@ class Replay:
             )
             for index in range(settings.gateways)
         ]
-        self._held: list[dict[int, _Held]] = [{} for _ in self._gateways]
+        self._held: list[dict[int, Held]] = [{} for _ in self._gateways]
         self._polled = [False] * len(self._gateways)
         self._woken = [False] * len(self._gateways)
         self._open = 0
@@ -190,8 +173,35 @@ class Replay:
             # A router cuts blocks by bytes: what is off in a prompt's length is off in each of its blocks.
             max(1, round(self._router_tokens * prompt_tokens / source.prompt_tokens)),
         )
+        live.came_s = now_s
         self._truth.live[index] = live
+        leaves_s = self._clients.leaves_s(index, now_s)
+        if leaves_s is not None:
+            self._agenda.at(leaves_s, self._leaves, live)
         self._ask(now_s, live)
+
+    def _again(self, now_s: float, live: Live) -> None:
+        """The client of a refused request tries once more."""
+        if not live.is_over:
+            live.tries += 1
+            live.request = replace(live.request, arrived_s=now_s)
+            self._ask(now_s, live)
+
+    def _leaves(self, now_s: float, live: Live) -> None:
+        """An impatient client goes, unless it has its first token; its room is free at once."""
+        if live.is_over or live.first_s is not None:
+            return
+        gateway = self._gateways[live.gateway]
+        live.is_abandoned = True
+        if live.sent is None:
+            self._release_hold(now_s, live)
+            gateway.policy.on_left(live.request)
+        else:
+            self._replicas[live.sent.row].abort(str(live.index))
+            del self._live[str(live.index)]
+            self._over(now_s, gateway, live)
+        self._ended(now_s, live)
+        self._wake_held(now_s, gateway)
 
     def _comes(self, time_s: float, index: int) -> None:
         """A request will arrive; if that is too late for this run, neither it nor what waits for it does."""
@@ -201,7 +211,7 @@ class Replay:
             return
         late = [index]
         while late:
-            late += self._followers.pop(late.pop(), ())
+            late += self._clients.followers(late.pop())
             self._open -= 1
 
     def _assigned(self) -> int:
@@ -220,7 +230,7 @@ class Replay:
         decision = gateway.decide(live, now_s)
         held = self._held[live.gateway]
         latest_s = live.request.arrived_s + settings.max_hold_s
-        known = held.pop(live.index, None)
+        known = held.get(live.index)
         if isinstance(decision, Hold):
             if now_s < latest_s and (known is not None or len(held) < settings.max_held):
                 until_s = min(max(decision.until_s, now_s + MIN_HOLD_S), latest_s)
@@ -229,17 +239,33 @@ class Replay:
                 else:
                     timer_s = until_s
                     self._agenda.at(timer_s, self._time_up, live)
-                held[live.index] = _Held(live, decision.rank, timer_s)
+                held[live.index] = Held(live, decision.rank, timer_s)
+                live.held_since_s = now_s if known is None else live.held_since_s
                 if decision.polls and not self._polled[gateway.index]:
                     self._polled[gateway.index] = True
                     self._agenda.at(now_s + POLL_S, self._poll, gateway)
                 return decision
-            self._ended(now_s, live)
-        elif isinstance(decision, Shed):
-            self._ended(now_s, live)
+            decision = Shed(RETRY_AFTER_S)
+        self._release_hold(now_s, live)
+        if isinstance(decision, Shed):
+            self._refused(now_s, live, decision.retry_after_s)
         else:
             self._send(now_s, gateway, live, decision)
         return None
+
+    def _release_hold(self, now_s: float, live: Live) -> None:
+        if self._held[live.gateway].pop(live.index, None) is not None and live.held_since_s is not None:
+            live.held_s += now_s - live.held_since_s
+            live.held_since_s = None
+
+    def _refused(self, now_s: float, live: Live, retry_after_s: float) -> None:
+        """Its client comes again, or that was it."""
+        again_s = self._clients.again_s(live.tries, retry_after_s, now_s)
+        if again_s is None:
+            self._ended(now_s, live)
+        else:
+            live.sent = None
+            self._agenda.at(again_s, self._again, live)
 
     def _ask_held(self, now_s: float, gateway: ReplayGateway) -> None:
         """Something was freed: ask for the held requests again, best rank first."""
@@ -273,6 +299,8 @@ class Replay:
         live.best_tokens = max(
             replica.cached_tokens(live.keys, source.prompt_tokens) for replica in self._replicas
         )
+        live.available_tokens = self._ever.found_tokens(live.keys, source.prompt_tokens)
+        self._ever.add(live.keys[: source.prompt_tokens // self._block_size])
         entry, due_s = gateway.send(live, row, now_s)
         self._share_change(now_s, gateway, entry)
         for other in self._gateways:
@@ -286,7 +314,7 @@ class Replay:
         )
         if rejection is not None:
             self._over(now_s, gateway, live)
-            self._ended(now_s, live)
+            self._refused(now_s, live, RETRY_AFTER_S)
             self._agenda.at(now_s, self._ask_held, gateway)
             return
         self._live[request_id] = live
@@ -297,10 +325,13 @@ class Replay:
     def _ended(self, now_s: float, live: Live) -> None:
         """Note the end, and let those come that waited for it."""
         source, sent = live.source, live.sent
+        live.is_over = True
+        if live.first_s is not None:
+            self._ever.add(live.keys)
         self._outcome.served.append(
             Served(
                 live.index,
-                live.request.arrived_s,
+                live.came_s,
                 None if sent is None else sent.sent_s,
                 None if sent is None else sent.row,
                 live.first_s,
@@ -309,13 +340,19 @@ class Replay:
                 source.output_tokens,
                 live.cached_tokens,
                 live.best_tokens,
+                live.available_tokens,
+                live.foreseen_tokens,
                 live.decisions,
                 live.decision_s,
+                live.tries,
+                live.held_s,
+                live.is_abandoned,
+                live.admitted_s,
             )
         )
         del self._truth.live[live.index]
         self._open -= 1
-        for follower in self._followers.pop(live.index, ()):
+        for follower in self._clients.followers(live.index):
             self._comes(now_s + self._trace.requests[follower].think_s, follower)
 
     # What gateways learn
@@ -385,6 +422,9 @@ class Replay:
                     for gateway in self._gateways:
                         gateway.policy.on_evicted(row, gone)
 
+    def _is_lost(self) -> bool:
+        return self._settings.event_loss > 0.0 and self._lost.random() < self._settings.event_loss
+
     def _scraped(self, now_s: float) -> None:
         self._read_metrics(now_s)
         self._agenda.at(now_s + self._settings.metric_age_s, self._scraped)
@@ -420,18 +460,21 @@ class Replay:
 
     def _step_ended(self, now_s: float, row: int, step: StepResult) -> None:
         for admission in step.admitted:
-            self._live[admission.request_id].cached_tokens = admission.cached_tokens
-        if step.events and self._hears_events:
+            if (live := self._live.get(admission.request_id)) is not None:
+                live.cached_tokens, live.admitted_s = admission.cached_tokens, step.start_s
+        if step.events and self._hears_events and not self._is_lost():
             self._agenda.at(now_s + self._settings.event_lag_s, self._heard, row, step.events)
         freed: set[int] = set()
         for request_id in step.first_tokens:
-            live = self._live[request_id]
+            if (live := self._live.get(request_id)) is None:
+                continue  # its client left while the step ran
             live.first_s = now_s
             if self._settings.first_token:
                 self._prefilled(now_s, self._gateways[live.gateway], live)
                 freed.add(live.gateway)
         for request_id in step.finished:
-            live = self._live.pop(request_id)
+            if (live := self._live.pop(request_id, None)) is None:
+                continue
             self._over(now_s, self._gateways[live.gateway], live)
             self._ended(now_s, live)
             freed.add(live.gateway)
@@ -439,25 +482,3 @@ class Replay:
         self._wake(now_s, row)
         for index in sorted(freed):
             self._ask_held(now_s, self._gateways[index])
-
-
-def _block_size(trace: Trace, fleet: Fleet) -> int:
-    """Tokens per block of all engines, each of which has room for each request; else see `Replay`."""
-    sizes = {member.profile.block_size for member in fleet}
-    if len(sizes) != 1:
-        raise ValueError("a fleet has at least one replica and one block size")
-    (size,) = sizes
-    smallest = min(member.profile.num_blocks for member in fleet) * size
-    for index, request in enumerate(trace.requests):
-        if request.prompt_tokens + request.output_tokens > smallest:
-            raise ValueError(f"request {index} of {trace.name} does not fit {smallest} tokens of KV cache")
-    return size
-
-
-def _followers(trace: Trace) -> dict[int, list[int]]:
-    """For each request, those that come only after its answer."""
-    followers: dict[int, list[int]] = {}
-    for index, request in enumerate(trace.requests):
-        if request.after is not None:
-            followers.setdefault(request.after, []).append(index)
-    return followers

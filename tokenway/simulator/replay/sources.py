@@ -9,7 +9,7 @@ from typing import Final
 
 from tokenway.simulator.replay.generators import GENERATORS, with_sharing
 from tokenway.simulator.replay.readers import Format, read_trace
-from tokenway.simulator.replay.trace import Trace, limited
+from tokenway.simulator.replay.trace import Trace, limited, with_tide
 
 GENERATED: Final = "gen:"
 SAMPLE: Final = "sample"
@@ -24,6 +24,7 @@ def open_trace(
     max_requests: int | None = None,
     max_context_tokens: int | None = None,
     share: bool = False,
+    tide: float | None = None,
 ) -> Trace:
     """A trace by its name.
 
@@ -34,6 +35,7 @@ def open_trace(
         max_requests: Keep the first so many, or None for all.
         max_context_tokens: Drop longer requests, or None for none.
         share: Make up what requests without ids share.
+        tide: Let them come as `with_tide` says; None leaves them.
 
     Raises:
         TraceError: The file is not a trace.
@@ -53,7 +55,7 @@ def open_trace(
         if any(request.runs for request in trace.requests):
             raise ValueError(f"{name} says itself what its requests share")
         trace = with_sharing(trace, rng)
-    return trace
+    return trace if tide is None else with_tide(trace, tide)
 
 
 def _generated(spec: str, rng: Random) -> Trace:

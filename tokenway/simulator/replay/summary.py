@@ -2,8 +2,9 @@
 
 Rules:
     1. Requests that arrived during warm-up count nowhere. A refused request counts as shed and as not good;
-       it has no latency.
-    2. TTFT and end-to-end time begin at the gateway: time held is part of them.
+       it has no latency. So does one whose client left, but that counts as abandoned instead of shed.
+    2. TTFT and end-to-end time begin when a request first comes to the gateway: time held is part of them,
+       and so is the time between the tries of a client that was refused. However often it came, it is one.
     3. Rates are over the span of the arrivals that count, not over the drain after them.
 """
 
@@ -45,7 +46,9 @@ class Summary:
         offered_rps: Their rate of arrival.
         goodput_rps: Of those that kept both limits.
         good_ratio: Share of them.
-        shed_ratio: Share that was refused.
+        shed_ratio: Share that was refused, for good if clients try again.
+        abandoned_ratio: Share whose client left.
+        retried_ratio: Share that came more than once.
         ttft_mean_s: Time to first token.
         ttft_p50_s: Its median.
         ttft_p90_s: Its 90th percentile.
@@ -53,7 +56,10 @@ class Summary:
         tpot_mean_s: Time per output token after the first.
         tpot_p99_s: Its 99th percentile.
         e2e_mean_s: Until the last token.
-        hit_ratio: Prompt tokens found in the cache of all prompt tokens.
+        available_ratio: Prompt tokens that a cache of the whole fleet that forgets nothing would have had, of
+            all prompt tokens.
+        foreseen_ratio: Those that the gateway expected where it sent the request.
+        hit_ratio: Those that the engine found.
         wasted_ratio: Prompt tokens computed though another engine had them cached, of all.
         load_spread: Tokens computed by the busiest engine over the mean.
         held_ratio: Share that was held at the gateway.
@@ -68,6 +74,8 @@ class Summary:
     goodput_rps: float
     good_ratio: float
     shed_ratio: float
+    abandoned_ratio: float
+    retried_ratio: float
     ttft_mean_s: float | None
     ttft_p50_s: float | None
     ttft_p90_s: float | None
@@ -75,6 +83,8 @@ class Summary:
     tpot_mean_s: float | None
     tpot_p99_s: float | None
     e2e_mean_s: float | None
+    available_ratio: float
+    foreseen_ratio: float
     hit_ratio: float
     wasted_ratio: float
     load_spread: float
@@ -110,6 +120,9 @@ class RunResult:
         seed: Of the run.
         summary: Figures.
         cost: Real time of its decisions.
+        waits_s: Where the time to the first token went: seconds held at the gateway, in the engine's queue,
+            and in prefill (with the tries of a client that was refused before), means over each tenth of the
+            answered requests, the quickest first; empty if nothing was answered.
         ttft_quantiles_s: Quantiles of TTFT at 0, 0.5, ... 100 %; empty if nothing was answered.
         heat: Tokens computed per second, one row per engine, one column per `heat_s`.
         heat_s: Width of a column.
@@ -120,6 +133,7 @@ class RunResult:
     seed: int
     summary: Summary
     cost: DecisionCost
+    waits_s: tuple[tuple[float, float, float], ...]
     ttft_quantiles_s: tuple[float, ...]
     heat: tuple[tuple[float, ...], ...]
     heat_s: int
@@ -133,6 +147,18 @@ def counted(outcome: Replayed, warmup_s: float) -> list[Served]:
 def ttfts(served: Sequence[Served]) -> Floats:
     """Times to first token in seconds, of those that got one; shape (n,), unordered."""
     return np.array([each.first_s - each.arrived_s for each in served if each.first_s is not None])
+
+
+def waits(served: Sequence[Served]) -> tuple[tuple[float, float, float], ...]:
+    """See `RunResult.waits_s`."""
+    parts = sorted(
+        (each.first_s - each.arrived_s, each.held_s, each.admitted_s - each.sent_s)
+        for each in served
+        if each.first_s is not None and each.sent_s is not None and each.admitted_s is not None
+    )
+    tenths = [parts[len(parts) * at // 10 : len(parts) * (at + 1) // 10] for at in range(10)]
+    means = [np.array(tenth).mean(axis=0).tolist() for tenth in tenths if tenth]
+    return tuple((held, queued, ttft - held - queued) for ttft, held, queued in means)
 
 
 def summarise(
@@ -153,20 +179,18 @@ def summarise(
     tpot_s = np.array([_tpot_s(each) for each in answered if each.output_tokens > 1])
     good = sum(_is_good(each, *slos[each.index], default) for each in answered)
     prompt = sum(each.prompt_tokens for each in answered)
-    cached = sum(each.cached_tokens for each in answered)
     wasted = sum(max(0, each.best_tokens - each.cached_tokens) for each in answered)
-    holds = [
-        (each.end_s if each.sent_s is None else each.sent_s) - each.arrived_s
-        for each in served
-        if each.decisions > 1
-    ]
+    abandoned = sum(each.is_abandoned for each in served)
+    holds = [each.held_s for each in served if each.decisions > each.tries]
     loads = [sum(seconds[int(warmup_s) :]) for seconds in outcome.computed_tokens]
     return Summary(
         requests=len(served),
         offered_rps=len(served) / span_s,
         goodput_rps=good / span_s,
         good_ratio=good / max(1, len(served)),
-        shed_ratio=1.0 - len(answered) / max(1, len(served)),
+        shed_ratio=1.0 - (len(answered) + abandoned) / max(1, len(served)),
+        abandoned_ratio=abandoned / max(1, len(served)),
+        retried_ratio=sum(each.tries > 1 for each in served) / max(1, len(served)),
         ttft_mean_s=_mean(ttft_s),
         ttft_p50_s=_percentile(ttft_s, 50),
         ttft_p90_s=_percentile(ttft_s, 90),
@@ -174,7 +198,9 @@ def summarise(
         tpot_mean_s=_mean(tpot_s),
         tpot_p99_s=_percentile(tpot_s, 99),
         e2e_mean_s=_mean(np.array([each.end_s - each.arrived_s for each in answered])),
-        hit_ratio=cached / max(1, prompt),
+        available_ratio=sum(each.available_tokens for each in answered) / max(1, prompt),
+        foreseen_ratio=sum(each.foreseen_tokens for each in answered) / max(1, prompt),
+        hit_ratio=sum(each.cached_tokens for each in answered) / max(1, prompt),
         wasted_ratio=wasted / max(1, prompt),
         load_spread=max(loads) * len(loads) / max(1, sum(loads)),
         held_ratio=len(holds) / max(1, len(served)),

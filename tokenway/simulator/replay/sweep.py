@@ -31,6 +31,7 @@ from tokenway.simulator.replay.summary import (
     decision_cost,
     summarise,
     ttfts,
+    waits,
 )
 from tokenway.simulator.replay.trace import Timing, Trace
 
@@ -97,6 +98,7 @@ def run_job(job: Job) -> RunResult:
         job.seed,
         summarise(outcome, slos, job.slo, settings.warmup_s),
         decision_cost(outcome),
+        waits(counted(outcome, settings.warmup_s)),
         quantiles,
         tuple(_binned(row, bin_s, -(-seconds // bin_s)) for row in outcome.computed_tokens),
         bin_s,

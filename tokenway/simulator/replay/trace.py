@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import chain, islice, pairwise
+from math import pi, sin
 
 from tokenway.simulator.replay.draws import Draws
 
@@ -148,6 +149,46 @@ def limited(trace: Trace, *, max_requests: int | None = None, max_context_tokens
         renamed[index] = len(kept)
         kept.append(replace(request, arrival_s=arrival_s, after=after, think_s=think_s))
     return replace(trace, requests=tuple(kept), dropped=trace.dropped + dropped)
+
+
+def with_tide(trace: Trace, depth: float) -> Trace:
+    """The same requests as a day brings them, from night over noon to night, in the time that they took.
+
+    A request that came at the share `u` of the trace's span comes at the `x` for which
+    `x - depth·sin(2πx)/2π` is `u`: where the rate was even, it is now `1 - depth·cos(2πx)` times as high.
+
+    Args:
+        trace: Of open-loop arrivals.
+        depth: How far the rate falls below its mean at night, and rises above it at noon, 0..1.
+
+    Raises:
+        ValueError: `depth` is out of range, or the sessions' starts are drawn.
+    """
+    if not 0.0 <= depth <= 1.0 or trace.timing is Timing.SESSIONS:
+        raise ValueError("a tide has a depth of 0 to 1, and the trace must say when requests come")
+    span_s = max((request.arrival_s for request in trace.requests), default=0.0) or 1.0
+    return replace(
+        trace,
+        name=f"{trace.name}, tide {depth:g}",
+        requests=tuple(
+            request
+            if request.after is not None
+            else replace(request, arrival_s=span_s * _at_tide(request.arrival_s / span_s, depth))
+            for request in trace.requests
+        ),
+    )
+
+
+def _at_tide(share: float, depth: float) -> float:
+    """The `x` of `with_tide`, by bisection: what it is taken of rises with `x`."""
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2.0
+        if middle - depth * sin(2.0 * pi * middle) / (2.0 * pi) < share:
+            low = middle
+        else:
+            high = middle
+    return high
 
 
 def arrivals(trace: Trace, rng: Draws, speed: float) -> list[float]:
