@@ -5,6 +5,7 @@ A test runs it with `running_proxy` and waits for listeners and endpoints, which
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -40,7 +41,7 @@ class Proxy:
         istiod_port: Plaintext xDS.
         labels: What Gateways and EnvoyFilters select it by.
         namespace: Of its workload; EnvoyFilters of other namespaces than this and the root do not reach it.
-        version: Of the istio-proxy it stands for.
+        version: Of the istio-proxy it stands for; by default what `TOKENWAY_ISTIO_PROXY` says.
         admin_port: Envoy's own.
     """
 
@@ -48,7 +49,7 @@ class Proxy:
     istiod_port: int
     labels: Mapping[str, str]
     namespace: str = "tokenway"
-    version: str = "1.31.0"
+    version: str = field(default_factory=lambda: os.environ.get("TOKENWAY_ISTIO_PROXY", "1.31.0"))
     admin_port: int = field(default_factory=free_port)
     _process: Subprocess | None = None
 

@@ -43,6 +43,9 @@ DECISION_HEADER = "x-tokenway-decision-id"
 TRANSPORT = {"transport": named} if (named := os.environ.get("TOKENWAY_TRANSPORT")) else {}
 """Runs every stack with this `server.transport`; without the variable, with the default."""
 
+IS_ISTIO_PROFILE = os.environ.get("TOKENWAY_PROFILE") == "istio"
+"""Every stack's Envoy has what is rendered for an Istio gateway, which older ones can load too."""
+
 _ENVOY_STARTS = 3
 """A port is lost to another process once in many runs; twice in a row there is another cause."""
 
@@ -220,6 +223,7 @@ class Stack:
         port: Where clients connect.
         envoy_admin_port: Envoy's own admin surface.
         admin_port: The gateway's.
+        adapt: Makes of Envoy's configuration another.
     """
 
     run_dir: Path
@@ -227,6 +231,7 @@ class Stack:
     port: int = field(default_factory=free_port)
     envoy_admin_port: int = field(default_factory=free_port)
     admin_port: int = field(default_factory=free_port)
+    adapt: Callable[[str], str] = str
     _gateway: Subprocess | None = None
     _envoy: Subprocess | None = None
 
@@ -303,10 +308,15 @@ class Stack:
             self.port, self.envoy_admin_port = free_port(), free_port()
         return await self._start_envoy()
 
+    def envoy_config(self) -> str:
+        """What Envoy is started with, as YAML."""
+        config = load(self.run_dir / "tokenway.yaml")
+        text: str = rendered(config, f"127.0.0.1:{self.port}", self.envoy_admin_port)
+        return text
+
     async def _start_envoy(self) -> None:
         path = self.run_dir / "envoy.yaml"
-        config = load(self.run_dir / "tokenway.yaml")
-        path.write_text(rendered(config, f"127.0.0.1:{self.port}", self.envoy_admin_port))
+        path.write_text(self.adapt(self.envoy_config()))
         self._envoy = await Subprocess.start(
             [
                 str(envoy_binary()),
@@ -388,10 +398,21 @@ class Stack:
 
 @asynccontextmanager
 async def running_stack(
-    clusters: Sequence[Mapping[str, Any]], config: Mapping[str, Any] | None = None, *, workers: int = 1
+    clusters: Sequence[Mapping[str, Any]],
+    config: Mapping[str, Any] | None = None,
+    *,
+    workers: int = 1,
+    adapt: Callable[[str], str] = str,
 ) -> AsyncIterator[Stack]:
-    """Gateway first, then Envoy, so that Envoy's clusters come at once; everything is killed at the end."""
-    stack = Stack(Path(tempfile.mkdtemp(prefix="tw", dir="/tmp")), workers)
+    """Gateway first, then Envoy, so that Envoy's clusters come at once; everything is killed at the end.
+
+    Args:
+        clusters: As clusters.json has them.
+        config: As tokenway.yaml has it.
+        workers: Of the gateway, and Envoy's threads.
+        adapt: Makes of Envoy's configuration another.
+    """
+    stack = _kind_of_stack()(Path(tempfile.mkdtemp(prefix="tw", dir="/tmp")), workers, adapt=adapt)
     try:
         stack.write_config(config or {})
         stack.write_clusters(*clusters)
@@ -401,6 +422,14 @@ async def running_stack(
     finally:
         await stack.stop()
         shutil.rmtree(stack.run_dir, ignore_errors=True)
+
+
+def _kind_of_stack() -> type[Stack]:
+    if not IS_ISTIO_PROFILE:
+        return Stack
+    from tests.e2e.assembled_stack import AssembledStack
+
+    return AssembledStack
 
 
 LEASE_S = 6.0

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +19,12 @@ from typing import Any
 from aiohttp import web
 
 from extproc.request.sanitize import STEERING_HEADERS
+from tests.e2e.assembled_stack import cluster_of
 from tests.e2e.harness import (
     DEBUG_HEADERS,
     DEBUG_TOKEN_ENV,
     DECISION_HEADER,
+    Load,
     Recorder,
     Stack,
     answer_chat,
@@ -36,20 +39,6 @@ from tests.e2e.harness import (
 from tokenway.simulator.server.app import SimulatorServer
 
 _UUID = re.compile(r"[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}")
-
-PORT = 8000
-"""Of every host of models, as Istio knows it."""
-
-
-def host(name: str) -> str:
-    """The host of a model's engines."""
-    return f"{name}.models.internal"
-
-
-def cluster_of(name: str, subset: str = "") -> str:
-    """Its cluster at Envoy."""
-    return f"outbound|{PORT}|{subset}|{host(name)}"
-
 
 MODELS: dict[str, Any] = {
     "sim": {"rules": [{"cluster": cluster_of("sim")}], "aliases": ["org/sim"]},
@@ -69,6 +58,7 @@ MODELS: dict[str, Any] = {
 CONFIG: dict[str, Any] = {
     "models": MODELS,
     "explain": {"debug_token_env": DEBUG_TOKEN_ENV},
+    "server": {"drain_s": 10},
     "health": {"interval_s": 600},  # an endpoint that dies is found by a request
 }
 
@@ -357,6 +347,25 @@ async def errors_are_in_the_apis_shape(under: Under) -> None:
     assert (reply.status, reply.json["error"]["code"]) == (404, "unknown_path")
 
 
+async def a_tokenway_that_is_stopped_loses_nothing(under: Under) -> None:
+    """Stopped under load it answers what it has; meanwhile Envoy serves alone, and then it is asked again."""
+    stack = under.stack
+    async with Load(stack, "sim", clients=4, stream=True) as load:
+        await load.more(8)
+        stack.gateway.signal(signal.SIGTERM)
+        assert await stack.gateway.ended() == 0
+        await load.more(8)
+        await stack.start_gateway()
+
+        async def served() -> int:
+            total: int = sum(row["served_total"] for row in (await stack.rows()).values())
+            return total
+
+        await eventually(served, lambda count: count >= 8)
+    assert load.failures == []
+    await stack.settled()
+
+
 async def without_tokenway_models_are_served(under: Under) -> None:
     """With Tokenway killed a model open to all goes to its own engines, and nothing else goes anywhere."""
     await under.stack.gateway.kill()
@@ -413,5 +422,6 @@ SCENARIOS: tuple[Callable[[Under], Awaitable[None]], ...] = (
     a_stored_response_stays_where_it_was_made,
     large_bodies_pass,
     errors_are_in_the_apis_shape,
+    a_tokenway_that_is_stopped_loses_nothing,
     without_tokenway_models_are_served,
 )

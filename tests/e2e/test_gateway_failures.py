@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
+from testbed.processes import START_TIMEOUT_S
 from tests.e2e.harness import (
     LEASE_S,
     Load,
@@ -67,13 +68,13 @@ async def test_worker_killed_under_load(two_workers: Stack) -> None:
         async def children() -> list[int]:
             return two_workers.gateway.children()
 
-        await eventually(children, lambda pids: len(pids) == 2 and victim not in pids, 20)
+        await eventually(children, lambda pids: len(pids) == 2 and victim not in pids, START_TIMEOUT_S)
 
         async def workers() -> int:
             number: int = (await two_workers.endpoints())["workers"]
             return number
 
-        await eventually(workers, lambda number: number == 2, 20)
+        await eventually(workers, lambda number: number == 2, START_TIMEOUT_S)
         await load.more(80)
     assert load.failures == []
     await eventually(two_workers.charged, lambda charged: not charged, 3 * LEASE_S)
@@ -124,7 +125,7 @@ async def test_gateway_killed(alone: Stack, other: Recorder) -> None:
         async def decisions() -> int:
             return len(await alone.last(1))
 
-        await eventually(decisions, lambda count: count == 1, 20)
+        await eventually(decisions, lambda count: count == 1, START_TIMEOUT_S)
         await load.more(40)
     assert load.failures == []
     await alone.settled()

@@ -6,53 +6,21 @@ import asyncio
 import json
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytest_asyncio
 import yaml
 
-from testbed.processes import Subprocess
-from tests.e2e.assembled import assembled
-from tests.e2e.harness import Stack, answers, envoy_binary, recording, simulators
-from tests.e2e.istio_scenarios import CONFIG, MODELS, SCENARIOS, Under, cluster_of
+from testbed.assembled import assembled
+from tests.e2e.assembled_stack import AssembledStack, cluster_of
+from tests.e2e.harness import envoy_binary, recording, simulators
+from tests.e2e.istio_scenarios import CONFIG, MODELS, SCENARIOS, Under
 from tokenway.cli.render import rendered
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
-
-
-class AssembledStack(Stack):
-    """A stack whose Envoy is configured by what is rendered for Istio."""
-
-    def write_config(self, config: Mapping[str, Any]) -> None:
-        """Put tokenway.yaml in place in one step."""
-        super().write_config({"istio_gateway": {"port": self.port}, **config})
-
-    async def _start_envoy(self) -> None:
-        clusters = json.loads((self.run_dir / "clusters.json").read_text())["clusters"]
-        endpoints = {
-            each["name"]: [(one["address"], one["port"]) for one in each["endpoints"]] for each in clusters
-        }
-        right = next(each for each in clusters if each["name"] == cluster_of("pair"))["endpoints"][0]
-        endpoints[cluster_of("pair", "right")] = [(right["address"], right["port"])]
-        files = rendered(self.run_dir / "tokenway.yaml")
-        document = assembled(
-            [manifest for manifests in files.values() for manifest in manifests],
-            port=self.port,
-            admin_port=self.envoy_admin_port,
-            endpoints=endpoints,
-            sockets=[str(self.run_dir / "gw0.sock")],
-        )
-        path = self.run_dir / "envoy.json"
-        path.write_text(json.dumps(document))
-        words = ["--concurrency", "1", "--disable-hot-restart", "--reject-unknown-dynamic-fields"]
-        self._envoy = await Subprocess.start(
-            [str(envoy_binary()), "-c", str(path), *words], self.run_dir / "envoy.log"
-        )
-        await answers(self._envoy, f"http://127.0.0.1:{self.envoy_admin_port}/ready")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

@@ -19,9 +19,10 @@ from typing import Any
 
 import pytest
 
+from testbed.assembled import assembled
 from testbed.processes import Subprocess
 from testbed.redis_server import RedisServer, running
-from tests.e2e.assembled import assembled
+from tests.e2e.assembled_stack import cluster_of
 from tests.e2e.harness import (
     Load,
     Stack,
@@ -32,7 +33,6 @@ from tests.e2e.harness import (
     key_of,
     simulators,
 )
-from tests.e2e.istio_scenarios import cluster_of
 from tests.e2e.pair import all_settled, gateways_seen, shared
 from tokenway.cli.render import rendered
 from tokenway.simulator.server.app import SimulatorServer

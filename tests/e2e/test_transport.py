@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import random
 import re
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
+import yaml
 from aiohttp import web
 
 from testbed.processes import get
@@ -37,16 +40,37 @@ async def engine() -> AsyncIterator[Recorder]:
         yield started
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def stack(engine: Recorder) -> AsyncIterator[Stack]:
-    """A gateway by our own transport, with time for a slow machine."""
+def by_codec(text: str, *, is_oghttp2: bool) -> str:
+    """Envoy's configuration with one of its two codecs of HTTP/2 for all that it opens or takes."""
+    document = yaml.safe_load(text)
+
+    def choose(node: Any) -> None:
+        if isinstance(node, dict):
+            if "http2_protocol_options" in node:
+                node["http2_protocol_options"]["use_oghttp2_codec"] = is_oghttp2
+            for inner in node.values():
+                choose(inner)
+        elif isinstance(node, list):
+            for inner in node:
+                choose(inner)
+
+    choose(document)
+    return yaml.safe_dump(document)
+
+
+@pytest_asyncio.fixture(
+    scope="module", loop_scope="session", params=[False, True], ids=["nghttp2", "oghttp2"]
+)
+async def stack(engine: Recorder, request: pytest.FixtureRequest) -> AsyncIterator[Stack]:
+    """A gateway by our own transport, with time for a slow machine; Envoy by each of its codecs."""
     config = {
         "server": {"transport": "native"},
         "models": {"m": {"rules": [{"cluster": "c"}]}},
         "health": {"timeout_s": 30.0, "unhealthy_threshold": 10},  # the engine shares this process
         "signals": {"timeout_s": SECONDS, "first_byte_timeout_s": SECONDS},
     }
-    async with running_stack([cluster("c", [engine.key])], config) as started:
+    adapt = functools.partial(by_codec, is_oghttp2=request.param)
+    async with running_stack([cluster("c", [engine.key])], config, adapt=adapt) as started:
         yield started
 
 
@@ -65,6 +89,7 @@ async def well(stack: Stack, engine: Recorder) -> AsyncIterator[Stack]:
     assert "tokenway_transport_faults_total{" not in await stack.metrics()
     stats = (await get(f"http://127.0.0.1:{stack.envoy_admin_port}/stats")).decode()
     assert ENVOY_FAULTS.findall(stats) == []
+    assert re.findall(r"^access_logs\.grpc_access_log\.logs_dropped: [1-9].*$", stats, re.MULTILINE) == []
     assert (await post(stack, chat("m", "after"))).status == 200
 
 

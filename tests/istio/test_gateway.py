@@ -16,8 +16,9 @@ import yaml
 from extproc.config.schema import Config
 from testbed.control_planes.build import binary
 from testbed.processes import REPOSITORY, envoy_binary, get
+from tests.e2e.assembled_stack import cluster_of, host
 from tests.e2e.harness import Load, chat, key_of, post, send
-from tests.e2e.istio_scenarios import SCENARIOS, Under, cluster_of, host
+from tests.e2e.istio_scenarios import SCENARIOS, Under
 from tests.istio.gateway import NAMESPACE, ORIGIN, Behind, behind_istio
 
 pytestmark = [pytest.mark.istio, pytest.mark.asyncio(loop_scope="session")]

@@ -1,7 +1,7 @@
 """What `tokenway render istio` prints, put on a static Envoy by hand, so that it runs without istiod.
 
-It shows that the fragments are what Envoy takes and does; that istiod applies them where they say is shown
-with istiod itself.
+It is for tests and benchmarks of what Envoy makes of the fragments; that istiod applies them where they say
+is shown with istiod itself.
 
 Rules:
     1. The base is what istiod makes of a Gateway, a VirtualService and services, as far as patches touch it.
@@ -14,10 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from extproc.istio_gateway.text import Manifest
-from extproc.values.mesh_names import MeshName
-
 Fragment = dict[str, Any]
+Manifest = dict[str, Any]
 
 ONE_OF = (
     frozenset({"cluster", "cluster_header", "weighted_clusters"}),
@@ -195,9 +193,8 @@ def _apply(document: Fragment, patch: Manifest) -> None:
         case "CLUSTER", "MERGE":
             of = match["cluster"]
             for cluster in document["static_resources"]["clusters"]:
-                destination = MeshName.parse(cluster["name"])
-                assert destination is not None
-                if (destination.host, destination.port) == (of["service"], of["portNumber"]):
+                _, port, _, host = cluster["name"].split("|")  # direction|port|subset|host
+                if (host, int(port)) == (of["service"], of["portNumber"]):
                     merge(cluster, value)
         case other:
             raise AssertionError(f"no such patch: {other}")
