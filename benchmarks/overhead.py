@@ -13,7 +13,7 @@ answers at once, and a closed- or open-loop client on loopback:
     tokenway      Envoy with Tokenway, three endpoints
     grpcio        the same with `server.transport: grpcio`
 
-CPU is user + system time of the Python process from /proc, over a phase, divided by its requests; access logs
+CPU is what the scheduler says of the Python process, over a phase, divided by its requests; access logs
 are included. Latencies are medians and 99th percentiles at the client, minus those of `alone` in the same
 rounds; rounds of the set-ups alternate, so that what else the machine does falls on all of them alike. What
 is left out: TLS, HTTP/2 clients, more than one Envoy thread.

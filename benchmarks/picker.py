@@ -1,6 +1,6 @@
 """What it costs to be the endpoint picker of a foreign gateway: CPU per request and per chunk, added latency.
 
-    make bench-picker          (python -m benchmarks.picker [--seconds S])
+    make bench-picker          (python -m benchmarks.picker [--seconds S] [--rounds N])
 
 One Envoy with Istio's configuration for an InferencePool (`testbed.foreign_gateway`), one Tokenway as its
 picker, one engine that answers at once, one client, all on loopback:
@@ -11,9 +11,10 @@ picker, one engine that answers at once, one client, all on loopback:
     none        response body NONE, the stream left with the decision (`leave_early`)
 
 CPU is what the kernel's scheduler says of all threads of a process (/proc/PID/task/*/schedstat), Envoy's and
-the picker's apart, over a phase, divided by its requests; of Envoy that of `alone` is in it. A chunk's is the
-difference between a phase of long streams and none, divided by the messages that Envoy counts. Latencies are
-at the client, of one request at a time, minus those of `alone`. The last line is a JSON object.
+the picker's apart, over a phase, divided by its requests; of Envoy that of `alone` is in it. The four take
+turns, `--rounds` times; a figure of CPU is the median of the rounds, `_least` the least. A chunk's is that of
+a phase of long streams, divided by the messages that Envoy counts. Latencies are at the client, of requests
+one at a time, of all rounds, minus those of `alone`. The last line is a JSON object.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ import tempfile
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any, Final
 
 from benchmarks import processes
@@ -55,6 +57,9 @@ STREAM_TOKENS: Final = 500
 STREAM_CLIENTS: Final = 16
 PACE_S: Final = 0.004
 """Between two tokens, so that each is a chunk of its own."""
+
+LEAST_STREAMS_S: Final = 5.0
+"""Of a phase of streams: several of each client's, of two seconds and more."""
 
 WARM_UP_S: Final = 0.5
 LAST_MESSAGES_S: Final = 0.1
@@ -156,73 +161,106 @@ def _answers(port: int, path: str) -> bool:
         return bool(response.status == 200)
 
 
-async def measure(seconds: float) -> Figures:
+async def measure(seconds: float, rounds: int) -> Figures:
     """All figures.
 
     Args:
         seconds: Length of one phase.
+        rounds: Phases of each set-up.
     """
     figures: Figures = {}
+    loads = [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory(prefix="twp", ignore_cleanup_errors=True) as folder:
         async with running(Path(folder)) as bench:
             for label, num_bytes in SIZES.items():
-                figures |= await _whole(bench, label, num_bytes, seconds)
+                figures |= await _whole(bench, label, num_bytes, seconds, rounds)
+                loads.append(os.getloadavg()[0])
                 print(f"[{label}] {json.dumps(figures)}", flush=True)
-            figures |= await _streams(bench, seconds)
+            figures |= await _streams(bench, seconds, rounds)
+            loads.append(os.getloadavg()[0])
     figures["machine"] = {
         "cpu": processes.cpu_name(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "load_average": round(os.getloadavg()[0], 2),
+        "load_average": [round(min(loads), 1), round(max(loads), 1)],
     }
     return figures
 
 
-async def _whole(bench: Bench, label: str, num_bytes: int, seconds: float) -> Figures:
+@dataclass(slots=True)
+class Rounds:
+    """What the phases of one set-up cost.
+
+    Attributes:
+        picker_us: CPU per request, of each phase.
+        envoy_us: The same of Envoy.
+        latencies_ms: Of all requests.
+        messages: From the picker to Envoy, of all phases.
+    """
+
+    picker_us: list[float] = field(default_factory=list)
+    envoy_us: list[float] = field(default_factory=list)
+    latencies_ms: list[float] = field(default_factory=list)
+    messages: int = 0
+
+    async def add(
+        self, bench: Bench, target: Target, asked: list[bytes], clients: int, seconds: float
+    ) -> None:
+        """One phase more."""
+        await closed_loop(target, asked, clients, WARM_UP_S)
+        await asyncio.sleep(LAST_MESSAGES_S)
+        messages, picker_s, envoy_s = bench.messages(), scheduled_s(bench.picker), scheduled_s(bench.envoy)
+        latencies_ms = await closed_loop(target, asked, clients, seconds)
+        await asyncio.sleep(LAST_MESSAGES_S)
+        self.picker_us.append((scheduled_s(bench.picker) - picker_s) / len(latencies_ms) * 1e6)
+        self.envoy_us.append((scheduled_s(bench.envoy) - envoy_s) / len(latencies_ms) * 1e6)
+        self.latencies_ms += latencies_ms
+        self.messages += bench.messages() - messages
+
+
+async def _rounds(
+    bench: Bench, asked: list[bytes], clients: int, seconds: float, rounds: int
+) -> dict[str, Rounds]:
+    """Of each set-up, in turns."""
+    measured = {name: Rounds() for name in bench.targets}
+    for _ in range(rounds):
+        for name, target in bench.targets.items():
+            await measured[name].add(bench, target, asked, clients, seconds)
+    return measured
+
+
+async def _whole(bench: Bench, label: str, num_bytes: int, seconds: float, rounds: int) -> Figures:
     """Requests of a size, answered by a little JSON, one at a time."""
-    messages = requests(8, num_bytes)
+    measured = await _rounds(bench, requests(8, num_bytes), 1, seconds, rounds)
+    alone_ms = measured["alone"].latencies_ms
     figures: Figures = {}
-    alone_ms: list[float] = []
-    for name, target in bench.targets.items():
-        await closed_loop(target, messages, 1, WARM_UP_S)
-        await asyncio.sleep(LAST_MESSAGES_S)
-        picker_s, envoy_s = scheduled_s(bench.picker), scheduled_s(bench.envoy)
-        latencies_ms = await closed_loop(target, messages, 1, seconds)
-        await asyncio.sleep(LAST_MESSAGES_S)
-        count = len(latencies_ms)
-        figures[f"{name}_{label}_envoy_us"] = round((scheduled_s(bench.envoy) - envoy_s) / count * 1e6, 1)
+    for name, found in measured.items():
+        figures[f"{name}_{label}_envoy_us"] = round(median(found.envoy_us), 1)
         if name == "alone":
-            alone_ms = latencies_ms
             continue
-        figures[f"{name}_{label}_picker_us"] = round((scheduled_s(bench.picker) - picker_s) / count * 1e6, 1)
+        figures[f"{name}_{label}_picker_us"] = round(median(found.picker_us), 1)
+        figures[f"{name}_{label}_picker_us_least"] = round(min(found.picker_us), 1)
         for q, quantile_name in ((0.5, "p50"), (0.99, "p99")):
-            added_ms = quantile(latencies_ms, q) - quantile(alone_ms, q)
+            added_ms = quantile(found.latencies_ms, q) - quantile(alone_ms, q)
             figures[f"{name}_{label}_added_{quantile_name}_ms"] = round(added_ms, 3)
     return figures
 
 
-async def _streams(bench: Bench, seconds: float) -> Figures:
+async def _streams(bench: Bench, seconds: float, rounds: int) -> Figures:
     """Streams, several at a time, each token by itself: what one costs, and a chunk that comes back."""
-    messages = requests(8, SIZES["4kb"], stream_tokens=STREAM_TOKENS)
+    asked = requests(8, SIZES["4kb"], stream_tokens=STREAM_TOKENS)
+    measured = await _rounds(bench, asked, STREAM_CLIENTS, max(seconds, LEAST_STREAMS_S), rounds)
     figures: Figures = {}
-    for name, target in bench.targets.items():
-        await closed_loop(target, messages, STREAM_CLIENTS, WARM_UP_S)
-        await asyncio.sleep(LAST_MESSAGES_S)
-        before = bench.messages()
-        picker_s, envoy_s = scheduled_s(bench.picker), scheduled_s(bench.envoy)
-        count = len(await closed_loop(target, messages, STREAM_CLIENTS, seconds))
-        await asyncio.sleep(LAST_MESSAGES_S)
-        picker_s, envoy_s = scheduled_s(bench.picker) - picker_s, scheduled_s(bench.envoy) - envoy_s
-        messages_back = bench.messages() - before
-        tokens = count * STREAM_TOKENS
-        figures[f"{name}_streams_envoy_us_per_token"] = round(envoy_s / tokens * 1e6, 2)
+    for name, found in measured.items():
+        figures[f"{name}_streams_envoy_us_per_token"] = round(median(found.envoy_us) / STREAM_TOKENS, 2)
         if name == "alone":
             continue
-        figures[f"{name}_streams_picker_us_per_token"] = round(picker_s / tokens * 1e6, 2)
-        figures[f"{name}_streams_picker_us_per_message"] = round(picker_s / messages_back * 1e6, 2)
-        figures[f"{name}_streams_messages_per_stream"] = round(messages_back / count, 1)
-        if name == "echo":
-            figures["echo_chunks_per_s_per_core"] = round(messages_back / picker_s)
+        messages = found.messages / len(found.latencies_ms)
+        figures[f"{name}_streams_picker_us_per_token"] = round(median(found.picker_us) / STREAM_TOKENS, 2)
+        figures[f"{name}_streams_picker_us_per_message"] = round(median(found.picker_us) / messages, 2)
+        figures[f"{name}_streams_picker_us_per_message_least"] = round(min(found.picker_us) / messages, 2)
+        figures[f"{name}_streams_messages_per_stream"] = round(messages, 1)
+    figures["echo_chunks_per_s_per_core"] = round(1e6 / figures["echo_streams_picker_us_per_message"])
     saved = figures["echo_streams_picker_us_per_token"] - figures["streamed_streams_picker_us_per_token"]
     figures["saved_by_leaving_us_per_token"] = round(saved, 2)
     return figures
@@ -233,13 +271,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=5.0, help="per phase, of twenty")
+    parser.add_argument("--seconds", type=float, default=2.0, help="a phase, of four set-ups and five loads")
+    parser.add_argument("--rounds", type=int, default=3, help="phases of each")
     parser.add_argument("--engine", type=int, metavar="PORT", help="be the engine of a benchmark")
     options = parser.parse_args()
     if options.engine is not None:
         asyncio.run(serve_engine(options.engine))
         return
-    print(json.dumps(asyncio.run(measure(options.seconds))))
+    print(json.dumps(asyncio.run(measure(options.seconds, options.rounds))))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,18 @@ def cpu_s(pid: int) -> float:
     return cpu_ticks(Path(f"/proc/{pid}/stat").read_text()) / TICKS_PER_S
 
 
+def scheduled_s(pid: int) -> float:
+    """Time that the scheduler gave to all threads of a process so far, in seconds: to the nanosecond.
+
+    Source: Documentation/scheduler/sched-stats.rst, "/proc/<pid>/schedstat".
+
+    Raises:
+        FileNotFoundError: It is gone.
+    """
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
 def cpu_ticks(stat: str) -> int:
     """User + system time in clock ticks, from the text of /proc/<pid>/stat.
 
@@ -97,10 +109,10 @@ def tree_rss_mib(pids: Iterable[int]) -> float:
 
 
 @contextlib.contextmanager
-def running(*command: str) -> Iterator[int]:
-    """A silent child process, killed at the end; yields its pid."""
+def running(*command: str, folder: Path | None = None) -> Iterator[int]:
+    """A silent child process, in `folder` or here, killed at the end; yields its pid."""
     process = subprocess.Popen(  # noqa: S603 - the benchmarks' own commands
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder
     )
     try:
         yield process.pid
@@ -109,7 +121,7 @@ def running(*command: str) -> Iterator[int]:
         process.wait()
 
 
-async def until(ready: Callable[[], Awaitable[bool]], what: str, timeout_s: float = 20.0) -> None:
+async def until(ready: Callable[[], Awaitable[bool]], what: str, timeout_s: float = 60.0) -> None:
     """Wait for a condition; one that cannot be looked at yet (no connection, half an answer) is not met.
 
     Raises:

@@ -67,11 +67,13 @@ class Front:
         url: For clients.
         admin_url: Of Tokenway; None of others.
         pids: Processes by role; those of one role count together, with their children.
+        envoy_admin_url: Of its Envoy; None where there is none.
     """
 
     url: str
     admin_url: str | None
     pids: Mapping[str, tuple[int, ...]]
+    envoy_admin_url: str | None = None
 
 
 class Gateway(Protocol):
@@ -142,14 +144,29 @@ async def running_engines(tokenizer: Path) -> AsyncIterator[tuple[Engine, ...]]:
         yield engines
 
 
-def _start_engine(stack: ExitStack, tokenizer: Path, port: int, event_port: int, replay_port: int) -> Engine:
-    events, replay = f"tcp://127.0.0.1:{event_port}", f"tcp://127.0.0.1:{replay_port}"
-    command = (
+def engine_command(
+    tokenizer: Path, port: int, events: str, replay: str, slowdown: float = SLOWDOWN
+) -> tuple[str, ...]:
+    """The command line of an engine.
+
+    Args:
+        tokenizer: Its `tokenizer.json`.
+        port: See `Engine`, as are the next two.
+        events: It binds it.
+        replay: It binds it.
+        slowdown: Real seconds per second of the profile.
+    """
+    return (
         *(sys.executable, "-m", "tokenway.simulator"),
         *("--port", str(port), "--model", MODEL, "--tokenizer", str(tokenizer)),
-        *("--profile", PROFILE, "--time-scale", str(SLOWDOWN)),
+        *("--profile", PROFILE, "--time-scale", str(slowdown)),
         *("--kv-events", events, "--kv-events-bind", "--kv-replay", replay),
     )
+
+
+def _start_engine(stack: ExitStack, tokenizer: Path, port: int, event_port: int, replay_port: int) -> Engine:
+    events, replay = f"tcp://127.0.0.1:{event_port}", f"tcp://127.0.0.1:{replay_port}"
+    command = engine_command(tokenizer, port, events, replay)
     return Engine(port, events, replay, stack.enter_context(processes.running(*command)))
 
 

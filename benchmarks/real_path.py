@@ -140,7 +140,8 @@ class Setup:
                 await until_answers(session, f"{admin_url}/readyz", "tokenway")
                 await until_completes(session, url, "envoy")
                 await processes.until(lambda: _announcing(session, admin_url), "events", START_TIMEOUT_S)
-                yield Front(url, admin_url, {"tokenway": (gateway_pid,), "envoy": (envoy_pid,)})
+                pids = {"tokenway": (gateway_pid,), "envoy": (envoy_pid,)}
+                yield Front(url, admin_url, pids, f"http://127.0.0.1:{envoy_admin_port}")
 
 
 async def _announcing(session: aiohttp.ClientSession, admin_url: str) -> bool:

@@ -40,6 +40,9 @@ GATEWAYS: Mapping[SetupKind, str] = {"tokenway": "native", "grpcio": "grpcio"}
 """Tokenway, and its `server.transport`."""
 
 ENVOY = Path(os.environ.get("TOKENWAY_ENVOY", Path(__file__).parents[1] / ".tools/envoy/envoy/_bin/envoy"))
+SERVE: Sequence[str] = ("tokenway.cli.main", "serve")
+"""Tokenway's own command."""
+
 CLUSTER = "bench"
 FALLBACK_CLUSTER = "tokenway-none"
 """What the shipped routes name when none was chosen: everything, in `alone`."""
@@ -61,9 +64,13 @@ class Setup(Target):
     envoy_pid: int
 
     def cpu_s(self) -> float:
-        """User and system time of the Python process so far, in seconds."""
+        """Processor time of the Python process so far, in seconds."""
         assert self.pid is not None
-        return processes.cpu_s(self.pid)
+        return processes.scheduled_s(self.pid)
+
+    def envoy_cpu_s(self) -> float:
+        """The same of Envoy."""
+        return processes.scheduled_s(self.envoy_pid)
 
     def rss_mib(self) -> float:
         """Resident memory of the Python process in MiB."""
@@ -78,6 +85,7 @@ def envoy_config(
     socket: str,
     engines: list[int],
     other_sockets: Sequence[str] = (),
+    template: dict[str, Any] | None = None,
 ) -> str:
     """Envoy's configuration as YAML: the shipped bootstrap, less what the set-up goes without.
 
@@ -88,8 +96,9 @@ def envoy_config(
         socket: Path of the Unix socket of the Python process.
         engines: Ports of the engines on 127.0.0.1, for static clusters.
         other_sockets: Of further workers.
+        template: Another bootstrap than the shipped one.
     """
-    filled = bootstrap.template()
+    filled = bootstrap.template() if template is None else template
     bootstrap.fill(
         filled, listen=("127.0.0.1", port), admin_port=admin_port, sockets=[socket, *other_sockets]
     )
@@ -150,6 +159,8 @@ async def setup(
     first_chunk: bool,
     endpoints: int | None = None,
     workers: int = 1,
+    checkout: Path | None = None,
+    serve: Sequence[str] = SERVE,
 ) -> AsyncIterator[Setup]:
     """Start an Envoy with what stands behind it; killed at the end.
 
@@ -161,6 +172,8 @@ async def setup(
         endpoints: Make Tokenway see so many, on as many loopback addresses, at the engines' ports in turn;
             None for each engine once, on 127.0.0.1.
         workers: Of Tokenway; with several the process that is measured is their supervisor.
+        checkout: Run Tokenway as it is there, under the same Python; None runs this one.
+        serve: In place of Tokenway's own command: a module and arguments, the last of which names the set-up.
 
     Yields:
         The set-up, after it has answered one request.
@@ -168,7 +181,9 @@ async def setup(
     Raises:
         TimeoutError: It does not start.
     """
-    run_dir = root / f"{kind}{first_chunk:d}{endpoints or 0}x{workers}"
+    run_dir = (
+        root / f"{kind}{first_chunk:d}{endpoints or 0}x{workers}{'' if checkout is None else 'b'}{serve[-1]}"
+    )
     run_dir.mkdir()
     socket, *others = (run_dir / f"gw{worker}.sock" for worker in range(workers))
     port, envoy_admin_port = free_port(), free_port()
@@ -194,7 +209,7 @@ async def setup(
             config = _tokenway_config(
                 run_dir, admin_port, _addresses(engines, endpoints), first_chunk, GATEWAYS[kind], workers
             )
-            pid = stack.enter_context(python_module("tokenway.cli.main", "serve", str(config)))
+            pid = stack.enter_context(python_module(*serve, str(config), folder=checkout))
             ready = f"http://127.0.0.1:{admin_port}/readyz"
             await processes.until(lambda: asyncio.to_thread(_answers, ready), "tokenway")
         log_off = ("-l", "off")
@@ -204,12 +219,15 @@ async def setup(
             processes.running(str(ENVOY), "-c", str(envoy_yaml), *one_thread, beside_others, *log_off)
         )
         await processes.until(lambda: serves(port), f"envoy {kind}")
-        yield Setup(kind, port, pid, envoy_pid)
+        name = f"{kind} before" if checkout is not None else kind if serve == SERVE else serve[-1]
+        yield Setup(name, port, pid, envoy_pid)
 
 
-def python_module(module: str, *arguments: str) -> contextlib.AbstractContextManager[int]:
-    """A child that runs a module with this Python, killed at the end; yields its pid."""
-    return processes.running(sys.executable, "-m", module, *arguments)
+def python_module(
+    module: str, *arguments: str, folder: Path | None = None
+) -> contextlib.AbstractContextManager[int]:
+    """A child that runs a module with this Python, of `folder` or of here, until the end; yields its pid."""
+    return processes.running(sys.executable, "-m", module, *arguments, folder=folder)
 
 
 def _addresses(engines: list[int], endpoints: int | None) -> list[tuple[str, int]]:

@@ -1,6 +1,6 @@
 """Traffic at the least cost: an engine that answers at once, a client, closed and open loops, quantiles.
 
-    python -m benchmarks.traffic HOST PORT...       the engine, until killed
+    python -m benchmarks.traffic [--apart] HOST PORT...       the engine, until killed
 
 Engine and client are as plain as they can be, because they share the machine with what is measured.
 """
@@ -49,6 +49,9 @@ _TOKENIZES = re.compile(rb"post [^ ]*/(tokenize|render) ")
 
 FIRST_TOKEN_ALONE_S = 0.001
 """From the first token to the second, so that Envoy sees the first in a packet of its own."""
+
+APART_S = 0.0005
+"""Real engines leave 5 to 50 ms."""
 
 TOKENS_PER_WRITE = 50
 """Many tokens a packet, so that the client keeps up."""
@@ -126,6 +129,19 @@ class Engine(asyncio.Protocol):
             self._transport.write(STREAM_END)
 
 
+class ApartEngine(Engine):
+    """Streams token by token, `APART_S` apart, so that each comes in a packet of its own."""
+
+    def _stream(self, left: int) -> None:
+        if self._transport.is_closing():
+            return
+        if left:
+            self._transport.write(TOKEN)
+            asyncio.get_running_loop().call_later(APART_S, self._stream, left - 1)
+        else:
+            self._transport.write(STREAM_END)
+
+
 @functools.cache
 def _tokenized(count: int, *, is_render: bool) -> bytes:
     """An answer with so many token ids, in the field of `/render` or that of `/tokenize`."""
@@ -134,11 +150,11 @@ def _tokenized(count: int, *, is_render: bool) -> bytes:
     return json_answer(b'{"count":%d,"max_model_len":1000000,"%s":[%s]}' % (count, field, ids))
 
 
-async def serve(host: str, ports: list[int]) -> None:
+async def serve(host: str, ports: list[int], engine: type[Engine] = Engine) -> None:
     """Be an engine on each port of an address, until killed."""
     loop = asyncio.get_running_loop()
     for port in ports:
-        await loop.create_server(Engine, host, port)
+        await loop.create_server(engine, host, port)
     await asyncio.Event().wait()
 
 
@@ -292,10 +308,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--apart", action="store_true", help="each token of a stream in a packet of its own")
     parser.add_argument("host")
     parser.add_argument("ports", nargs="+", type=int)
     options = parser.parse_args()
-    asyncio.run(serve(options.host, options.ports))
+    asyncio.run(serve(options.host, options.ports, ApartEngine if options.apart else Engine))
 
 
 if __name__ == "__main__":

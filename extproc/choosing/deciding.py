@@ -13,20 +13,19 @@ Rules:
 from __future__ import annotations
 
 from dataclasses import replace
-from math import inf
-from typing import Final
 
 from extproc.choosing.choose import choose
 from extproc.choosing.completion import Costs
 from extproc.choosing.holding import HoldQueue, TurnAway, Wait
 from extproc.choosing.least_completion import completion_costs
+from extproc.choosing.limits import ASSUMED_TTFT_S
 from extproc.choosing.policies.least_completion import choose_least
 from extproc.choosing.policies.registry import POLICIES
 from extproc.choosing.rows import open_until_s
 from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Choice, Rng, Snapshot
 from extproc.values.decisions import HoldReason
-from metadata_center.types import value
+from metadata_center.types import EndpointKey, value
 
 
 @value
@@ -38,12 +37,14 @@ class Claim:
         arrived_s: When it came.
         limit_s: Its own limit on the time to its first token, from its arrival; None if it has none.
         before: How it waited until now; None if it did not.
+        priority: Of those that wait, the higher one goes first.
     """
 
     ticket: int
     arrived_s: float
     limit_s: float | None = None
     before: WaitForRoom | None = None
+    priority: int = 0
 
 
 @value
@@ -69,11 +70,13 @@ class WaitForRoom:
         wait: Until when, in which order, and for which endpoint.
         reason: What that endpoint is short of.
         latest_s: When the wait ends, as announced when it began.
+        endpoint: The one it waits for.
     """
 
     wait: Wait
     reason: HoldReason
     latest_s: float
+    endpoint: EndpointKey
 
 
 @value
@@ -82,14 +85,16 @@ class TurnDown:
 
     Attributes:
         retry_after_s: When there should be room, > 0.
+        foreseen_s: How long it would wait altogether, from its arrival.
+        most_s: How long it may; more than `foreseen_s` where too many wait already.
     """
 
     retry_after_s: float
+    foreseen_s: float
+    most_s: float
 
 
 Decision = SendNow | WaitForRoom | TurnDown
-
-_UNRANKED: Final = inf
 
 
 def decide(
@@ -128,28 +133,41 @@ def decide(
 def _now_or_later(
     snapshot: Snapshot, settings: LoadBalancing, rng: Rng, now_s: float, queue: HoldQueue, claim: Claim
 ) -> Decision:
-    before, ticket = claim.before, claim.ticket
-    rank_before = _UNRANKED if before is None else before.wait.rank
+    before, ticket = None if claim.before is None else claim.before.wait, claim.ticket
+    place = None
     queue.forget(ticket)
-    if len(queue):
+    if len(queue) or before is not None:
         snapshot = replace(snapshot, held_s=queue.least_s)
-        rank = queue.rank(claim.arrived_s, completion_costs(snapshot).works_s)
-        ahead_s = queue.ahead_s(ticket, min(rank, rank_before), len(snapshot.keys))
-        snapshot = replace(snapshot, ahead_s=ahead_s)
-    costs = completion_costs(snapshot)
+        costs = completion_costs(snapshot)
+        limit_s = ASSUMED_TTFT_S if claim.limit_s is None else claim.limit_s
+        place = queue.place(claim.arrived_s, now_s, costs, limit_s, before, claim.priority)
+        snapshot = replace(snapshot, ahead_s=queue.ahead_s(ticket, place.rank, len(snapshot.keys)))
+        costs = costs.behind(snapshot.ahead_s)  # as `completion_costs` has them of that snapshot
+    else:
+        costs = completion_costs(snapshot)
     choice = choose_least(costs, settings, rng, snapshot.weights)
     row = choice.order[0]
+    opens_s = open_until_s(snapshot)
     verdict = queue.decide(
-        ticket, claim.arrived_s, now_s, costs, open_until_s(snapshot), row, claim.limit_s, rank_before
+        ticket,
+        claim.arrived_s,
+        now_s,
+        costs,
+        opens_s,
+        row,
+        claim.limit_s,
+        place,
+        before,
+        claim.priority,
     )
     if isinstance(verdict, Wait):
-        latest_s = verdict.until_s if before is None else before.latest_s
+        latest_s = verdict.until_s if claim.before is None else claim.before.latest_s
         if now_s < latest_s:
             wait = replace(verdict, until_s=min(verdict.until_s, latest_s))
-            return WaitForRoom(wait, _short_of(costs, row), latest_s)
+            return WaitForRoom(wait, _short_of(costs, row), latest_s, snapshot.keys[row])
         queue.forget(ticket)
     elif isinstance(verdict, TurnAway):
-        return TurnDown(verdict.retry_after_s)
+        return TurnDown(verdict.retry_after_s, verdict.foreseen_s, verdict.most_s)
     return SendNow(choice, snapshot, costs)
 
 

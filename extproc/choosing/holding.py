@@ -9,11 +9,15 @@ Rules:
        work turns out longer than it was thought: so the first request sees none ahead. A request waits for
        the endpoint that suits it best; those ahead that wait for the same one count as prefill there, or as
        the ends of sequences that they wait for where those are longer, so a queue for one makes others the
-       better.
-    3. At most `max_held` requests wait, each `max_hold_s` at most. One that is too many, or that cannot be
+       better. Of two priorities the higher one goes first, however long the other has waited.
+    3. While more waits than all endpoints do within the limit on TTFT, a request that can keep its limit
+       nowhere any more goes behind those that can: its place is later by the limit, once.
+    4. No request waits longer than `REGRET` times the time to first token that was foreseen when it came,
+       had it been sent at once, and `REGRET_S`. Then it goes as the immediate rule sends it.
+    5. At most `max_held` requests wait, each `max_hold_s` at most. One that is too many, or that cannot be
        answered within that time (or within its own limit) by what is ahead of it, is refused at once.
-    4. Wake-ups are the caller's: ask again when a prefill or a request ends anywhere, and at `until_s`.
-    5. A request that was sent, refused or forgotten is in no other's way.
+    6. Wake-ups are the caller's: ask again when a prefill or a request ends anywhere, and at `until_s`.
+    7. A request that was sent, refused or forgotten is in no other's way.
 """
 
 from __future__ import annotations
@@ -23,15 +27,27 @@ from dataclasses import dataclass
 from math import inf
 from typing import Final, Generic, Protocol, TypeVar
 
-from extproc.choosing.completion import Cost
+from extproc.choosing.completion import Cost, Costs
 from metadata_center.types import value
 
 OPEN_STEPS: Final = 2.0
 """One step that runs and one that is ready when it ends: what is sent on the news of an end comes in time."""
 
+REGRET: Final = 2.0
+"""Predictions of a queue's length are off by less than this, so it ends few waits that would have paid."""
+
+REGRET_S: Final = 1.0
+"""Short waits are mostly chance: twice nothing is nothing."""
+
 POLL_S: Final = 0.02
 """Other workers and gateways free room without a word to us, and so does time: all that wait are asked for
 this often. The news of other gateways are about this old, and an engine step is no shorter."""
+
+_BAND_S: Final = 1e6
+"""Between the ranks of two priorities: longer than anything waits or works."""
+
+_MAX_PRIORITY: Final = 1_000
+"""Beyond it all are alike: ranks are floats, and within a band they are to tell a microsecond."""
 
 _LEAST_RETRY_S: Final = 1.0
 """`Retry-After` has whole seconds."""
@@ -57,12 +73,16 @@ class Wait:
         rank: Order among those kept, lower first.
         row: The endpoint it waits for.
         closed: Every endpoint is full for those of higher rank too.
+        at_once_s: From its arrival to its first token, as foreseen had it been sent when it first waited.
+        yields_s: How much later its place is because it can keep its limit nowhere any more: see Rule 3.
     """
 
     until_s: float
     rank: float
     row: int
     closed: bool
+    at_once_s: float = inf
+    yields_s: float = 0.0
 
 
 @value
@@ -71,12 +91,29 @@ class TurnAway:
 
     Attributes:
         retry_after_s: When there should be room, > 0.
+        foreseen_s: How long it would wait altogether, from its arrival.
+        most_s: How long it may.
     """
 
     retry_after_s: float
+    foreseen_s: float
+    most_s: float
 
 
 HoldAnswer = Send | Wait | TurnAway
+
+
+@value
+class Place:
+    """Where a request stands in the order.
+
+    Attributes:
+        rank: Lower goes first.
+        yields_s: See `Wait`; part of `rank`.
+    """
+
+    rank: float
+    yields_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -124,9 +161,33 @@ class HoldQueue:
                 ahead[other.row] += other.work_s
         return ahead
 
-    def rank(self, arrived_s: float, works_s: Sequence[float]) -> float:
-        """Place in the order, see Rule 2."""
-        return arrived_s + min(works_s)
+    def place(
+        self,
+        arrived_s: float,
+        now_s: float,
+        costs: Costs,
+        limit_s: float,
+        before: Wait | None,
+        priority: int = 0,
+    ) -> Place:
+        """Where a request stands in the order, see Rules 2 and 3.
+
+        Args:
+            arrived_s: When it came.
+            now_s: The time.
+            costs: Of each endpoint, those ahead in this queue left out.
+            limit_s: On the time to its first token, from its arrival.
+            before: How it waited until now; None if it did not.
+            priority: Of the request.
+        """
+        rank, yields = _rank(arrived_s, min(costs.works_s), priority), False
+        if before is not None:
+            rank, yields = min(rank, before.rank - before.yields_s), before.yields_s > 0.0
+        if not yields and self._least_s > limit_s * len(costs):
+            soonest_s = min(map(sum, zip(costs.waits_s, costs.rooms_s, costs.works_s, strict=True)))
+            yields = now_s + soonest_s > arrived_s + limit_s
+        yields_s = limit_s if yields else 0.0
+        return Place(rank + yields_s, yields_s)
 
     def forget(self, request_id: int) -> None:
         """It was sent, refused, or its client left."""
@@ -143,7 +204,9 @@ class HoldQueue:
         opens_s: Sequence[float],
         row: int,
         limit_s: float | None = None,
-        rank: float = inf,
+        place: Place | None = None,
+        before: Wait | None = None,
+        priority: int = 0,
     ) -> HoldAnswer:
         """What happens to a request now; one that is kept is remembered, any other is forgotten.
 
@@ -155,27 +218,41 @@ class HoldQueue:
             opens_s: Prefill ahead with which each endpoint still takes a request.
             row: The best of them.
             limit_s: The request's own limit on the time to its first token, from its arrival.
-            rank: What it had until now, if it waited.
+            place: In the order; None for that of its arrival and least work.
+            before: How it waited until now; None if it did not.
+            priority: Of the request.
         """
         best = costs[row]
         self.forget(request_id)
         if best.wait_s <= opens_s[row] and best.room_s == 0.0:
             return Send(row)
+        if before is None:
+            at_once_s = now_s - arrived_s + best.wait_s + best.room_s + best.work_s
+        else:
+            at_once_s = before.at_once_s
+        due_s = arrived_s + REGRET * at_once_s + REGRET_S
         latest_s = arrived_s + self._max_hold_s
         if limit_s is not None:
             latest_s = min(latest_s, arrived_s + limit_s - best.work_s)
+        if due_s <= now_s < latest_s:
+            return Send(row)
         free_s = now_s + best.wait_s - opens_s[row] + best.room_s
         if now_s >= latest_s or free_s > latest_s or len(self._held) >= self._max_held:
-            return TurnAway(max(_LEAST_RETRY_S, free_s - latest_s))
-        works_s = [cost.work_s for cost in costs]
-        rank, least_s = min(rank, self.rank(arrived_s, works_s)), min(works_s)
-        self._held[request_id] = _Held(rank, row, max(best.work_s, best.turn_s), least_s)
+            return TurnAway(max(_LEAST_RETRY_S, free_s - latest_s), free_s - arrived_s, latest_s - arrived_s)
+        least_s = min(cost.work_s for cost in costs)
+        place = place or Place(_rank(arrived_s, least_s, priority))
+        self._held[request_id] = _Held(place.rank, row, max(best.work_s, best.turn_s), least_s)
         self._least_s += least_s
-        closed = all(
+        # One that fell behind others has counted them as ahead, though they are still to be asked for.
+        closed = (before is None or place.yields_s == before.yields_s) and all(
             cost.wait_s > open_s or (cost.turn_s > 0.0 and cost.room_s > 0.0)
             for cost, open_s in zip(costs, opens_s, strict=True)
         )
-        return Wait(latest_s, rank, row, closed)
+        return Wait(min(latest_s, due_s), place.rank, row, closed, at_once_s, place.yields_s)
+
+
+def _rank(arrived_s: float, work_s: float, priority: int) -> float:
+    return arrived_s + work_s - max(-_MAX_PRIORITY, min(_MAX_PRIORITY, priority)) * _BAND_S
 
 
 class Waiting(Protocol):

@@ -7,6 +7,9 @@ from typing import Final
 
 from extproc.choosing.completion import DECODE_TOKENS, TPOT_LIMIT_S
 
+ASSUMED_TTFT_S: Final = 5.0
+"""Limit on the time to the first token of a request that sets none: `DECODE_TOKENS` is made of the same."""
+
 _MOST_DECODE_TOKENS: Final = 100_000.0
 
 

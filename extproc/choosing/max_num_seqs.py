@@ -8,6 +8,8 @@ Rules:
        for as long as the engine's process runs.
     3. A largest number that the engine never came back to while it was full is forgotten after
        `FORGET_READINGS` readings with others waiting below it: it was said by mistake, or to be believed.
+
+Neither vLLM (`--max-num-seqs`) nor SGLang (`max_running_requests`) ever sets a series of its limit.
 """
 
 from __future__ import annotations

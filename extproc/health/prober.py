@@ -69,6 +69,9 @@ _MAX_KV_TOKENS = 1 << 40
 _MAX_REQUESTS = float(1 << 20)
 """Running or waiting at one rank: engines run some hundreds, and queue what clients keep open."""
 
+_MOST_UNIX_S = 1e11
+"""Of a process's start: some thousand years from now."""
+
 _CACHE_SERIES = (
     (b"vllm:cache_config_info{", b"num_gpu_blocks", b"block_size"),
     (b"sglang:cache_config_info{", b"num_pages", b"page_size"),
@@ -76,6 +79,9 @@ _CACHE_SERIES = (
 _SLEEP_SERIES = b"vllm:engine_sleep_state{"
 _RUNNING_SERIES = (b"vllm:num_requests_running{", b"sglang:num_running_reqs{")
 _WAITING_SERIES = (b"vllm:num_requests_waiting{", b"sglang:num_queue_reqs{")
+_STARTED_SERIES = b"process_start_time_seconds "
+"""Of vLLM's API server, which ends with its engine; SGLang has no such series."""
+
 _USAGE_SERIES = (b"vllm:kv_cache_usage_perc{", b"sglang:token_usage{")
 
 
@@ -87,11 +93,13 @@ class Occupancy:
         running: Requests in its batch.
         waiting: Requests in its queue.
         kv_usage_ratio: Share of the KV cache that running requests hold, of the fullest rank, 0..1.
+        started_s: When its process began, Unix seconds; None if it does not say.
     """
 
     running: int
     waiting: int
     kv_usage_ratio: float
+    started_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +151,9 @@ def _occupancy(exposition: bytes) -> Occupancy | None:
     )
     if not (running and waiting and usage) or -1.0 in (*running, *waiting, *usage):
         return None
-    return Occupancy(int(sum(running)), int(sum(waiting)), min(1.0, max(usage)))
+    started = [_value(line, _MOST_UNIX_S) for line in _lines(exposition, _STARTED_SERIES)]
+    started_s = started[0] if len(started) == 1 and started[0] > 0.0 else None
+    return Occupancy(int(sum(running)), int(sum(waiting)), min(1.0, max(usage)), started_s)
 
 
 def _value(line: bytes, most: float) -> float:

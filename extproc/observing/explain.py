@@ -57,7 +57,7 @@ def to_json(record: DecisionRecord) -> dict[str, Any]:
         "data_age_s": {name: _float(age_s) for name, age_s in record.data_age_s.items()},
         "decision_us": record.decision_us,
         "held_s": record.held_s,
-        "held_for": record.held_for,
+        "hold": _hold_json(record),
         "rejected": record.rejected,
         "standing": None if record.standing is None else asdict(record.standing),
         "outcome": None if record.outcome is None else asdict(record.outcome),
@@ -140,6 +140,22 @@ def _learned(learned: Mapping[str, Any]) -> Learned:
     return Learned(**{**learned, "prefill_prices_s": prices_s, "row_prices_s": row_prices_s})
 
 
+def _hold_json(record: DecisionRecord) -> dict[str, Any] | None:
+    """What the request waited for, and its time to first token as foreseen without the wait and with it."""
+    hold, chosen = record.hold, record.chosen
+    if hold is None:
+        return None
+    row = None if chosen is None else record.row(chosen)
+    ttft_s = None if row is None else foreseen_ttft_s(record, row)
+    return {
+        "reason": hold.reason,
+        "endpoint": hold.endpoint,
+        "foreseen_at_once_s": _float(hold.at_once_s),
+        "foreseen_s": None if ttft_s is None else _float(record.held_s + ttft_s),
+        "yielded": hold.yielded,
+    }
+
+
 def _choice_json(record: DecisionRecord) -> dict[str, Any] | None:
     choice, snapshot, settings = record.choice, record.snapshot, record.settings
     if choice is None or snapshot is None or settings is None:
@@ -176,7 +192,6 @@ def _header(record: Mapping[str, Any]) -> list[str]:
     if record["lora"] is not None:
         model += f" (adapter {record['lora']})"
     stream = "yes" if record["stream"] else "no"
-    held_for = "" if record["held_for"] is None else f"   for {record['held_for']}"
     route, cluster = record["route_name"] or "-", record["cluster"] or "-"
     algorithm = "-" if record["settings"] is None else record["settings"]["algorithm"]
     standing = record["standing"]
@@ -193,7 +208,19 @@ def _header(record: Mapping[str, Any]) -> list[str]:
         *whose,
         f"prompt     {record['prompt_bytes']} bytes   ~{record['prompt_tokens']} tokens   "
         f"{record['num_blocks']} blocks of {record['block_bytes']} bytes",
-        f"took       {record['decision_us']:.0f} us   held {record['held_s']:.3f} s{held_for}",
+        f"took       {record['decision_us']:.0f} us   held {record['held_s']:.3f} s",
+        *_hold_lines(record),
+    ]
+
+
+def _hold_lines(record: Mapping[str, Any]) -> list[str]:
+    hold = record["hold"]
+    if hold is None:
+        return []
+    yielded = "   behind those that could still be in time" if hold["yielded"] else ""
+    return [
+        f"waited for {hold['endpoint']}   short of {hold['reason']}{yielded}   TTFT foreseen on arrival, "
+        f"sent at once {_ms(hold['foreseen_at_once_s'])}; as it went {_ms(hold['foreseen_s'])}"
     ]
 
 

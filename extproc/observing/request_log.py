@@ -181,7 +181,7 @@ def log_request_end(
         "response_bytes": outcome.response_bytes,
         "decision_us": round(record.decision_us, 1),
         "held_ms": _ms(record.held_s),
-        "held_for": record.held_for,
+        "held_for": None if record.hold is None else record.hold.reason,
     }
     if key is not None:
         fields |= {

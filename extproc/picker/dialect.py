@@ -21,6 +21,7 @@ from typing import Any, Final
 from envoy.extensions.filters.http.ext_proc.v3 import processing_mode_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from google.protobuf import struct_pb2
+from google.protobuf.message import DecodeError
 
 from extproc.errors import Reason, RouterError
 from extproc.picker.control_headers import CONTROL_HEADERS, model_of, standing_of, take_limits
@@ -31,7 +32,7 @@ from extproc.request.sanitize import STEERING_HEADERS
 from extproc.values.exchange import RequestHeaders
 from extproc.values.headers import CONTENT_ENCODING, DEBUG_HEADER, OWNER_HEADER, REQUEST_ID_HEADER
 from extproc.values.placements import Decision, Plan
-from extproc.values.subsets import Subset
+from extproc.values.subsets import MAX_ENTRIES, Subset
 
 CHUNK_BYTES: Final = 62_000
 """Of a body that is sent back: some data planes take no more in one message, headroom included."""
@@ -91,7 +92,7 @@ _ANSWER_MODES: Final = {
 
 
 class WrongMode(Exception):  # noqa: N818 - the gateway's, not ours
-    """The gateway is not configured for an endpoint picker; says how it should be."""
+    """The gateway is not configured for an endpoint picker, or does not speak it; says what is wrong."""
 
 
 class PickerDialect:
@@ -131,8 +132,15 @@ class PickerDialect:
         self._removed = [name for name in dict.fromkeys(removed) if name not in said]
 
     def parse(self, raw: bytes) -> pb.ProcessingRequest:
-        """What came."""
-        return pb.ProcessingRequest.FromString(raw)
+        """What came.
+
+        Raises:
+            WrongMode: It is no message of the protocol.
+        """
+        try:
+            return pb.ProcessingRequest.FromString(raw)
+        except DecodeError as error:
+            raise WrongMode("no ProcessingRequest, or one that is nested too deep") from error
 
     def request_headers(self, message: pb.ProcessingRequest, mode: AnswerMode) -> RequestHeaders:
         """The request line and headers, with an id of our own and what may be chosen from."""
@@ -146,7 +154,7 @@ class PickerDialect:
             sent.path,
             headers,
             sent.end_of_stream,
-            _subset_of(message) if selected is None else Subset(selected.split(",")),
+            _subset_of(message) if selected is None else _subset_in(selected),
             model_of(headers),
             standing_of(headers, self._priority_of),
             shows_answer=mode is not AnswerMode.UNSEEN,
@@ -314,4 +322,8 @@ def _subset_of(message: pb.ProcessingRequest) -> Subset | None:
         return None
     if hint.WhichOneof("kind") == "list_value":
         return Subset(entry.string_value for entry in hint.list_value.values)
-    return Subset(hint.string_value.split(","))
+    return _subset_in(hint.string_value)
+
+
+def _subset_in(text: str) -> Subset:
+    return Subset(text.split(",", MAX_ENTRIES))

@@ -13,18 +13,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
 from extproc.rendering.canonical import Canonical
 from extproc.rendering.messages import conversation
-from extproc.rendering.template import ChatTemplate
 from extproc.rendering.vocabulary import SPACE_MARK, UnsupportedTokenizer, Vocabulary, read_vocabulary
 from extproc.rendering.window import Encoder, GivenTokens, TokenCuts, Window
 from extproc.request.turns import function_tools, template_variables
 from extproc.values.requests import InferenceRequest, Operation
 from metadata_center.types import value
+
+if TYPE_CHECKING:
+    from extproc.rendering.template import ChatTemplate
 
 MAX_PROMPT_BYTES: Final = 4 * 1024 * 1024
 """About a million tokens, as `extproc.request.blocks.MAX_BLOCKS`."""
@@ -239,6 +241,8 @@ def build_rendering(
 
 def _templates(source: Any, config: Mapping[str, Any]) -> tuple[ChatTemplate | None, ChatTemplate | None]:
     """The template for chats and the one for chats with tools, of one text or of a list of named ones."""
+    from extproc.rendering.template import ChatTemplate  # Jinja's 5 MiB are for gateways that render
+
     named = _named_tokens(config)
     if type(source) is str:
         only = ChatTemplate(source, named)

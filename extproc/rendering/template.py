@@ -21,6 +21,7 @@ import jinja2.parser
 import jinja2.sandbox
 
 from extproc.rendering.metering import Meter, Metering, TooMuch, filters, finalize, sandbox
+from extproc.rendering.vocabulary import UnsupportedTemplate
 
 _CONTINUED: Final = "tokenway-continues-here "
 """Marks where a message to be continued ends. The space at its end shows whether the template strips."""
@@ -30,10 +31,6 @@ MAX_OUTPUT: Final = 4 * 1024 * 1024
 """Characters of a text that are of use, as `extproc.request.blocks.MAX_BLOCKS`."""
 
 _DICT_ATTRIBUTES: Final = frozenset(dir(dict))
-
-
-class UnsupportedTemplate(Exception):  # noqa: N818 - it names the finding, not an error of ours
-    """A chat template that cannot be compiled. The message says why; it goes to the operator."""
 
 
 class _Generation(jinja2.ext.Extension):

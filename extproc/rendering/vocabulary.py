@@ -28,6 +28,10 @@ _SPLITTERS: Final = frozenset({"Split", "Digits", "Punctuation"})
 """Pre-tokenizers that cut the text and leave it as it is, unless their behaviour is to remove."""
 
 
+class UnsupportedTemplate(Exception):  # noqa: N818 - it names the finding, not an error of ours
+    """A chat template that cannot be compiled. The message says why; it goes to the operator."""
+
+
 class UnsupportedTokenizer(Exception):  # noqa: N818 - it names the finding, not an error of ours
     """A tokenizer whose text cannot be known exactly. The message says why; it goes to the operator."""
 

@@ -131,6 +131,22 @@ class Form:
             None if the body may go as it came. Else what is not removed or replaced is the same, byte for
             byte.
         """
+        pieces = self._pieces(None if model is None else model.encode(), allowed)
+        return b"".join(pieces) if pieces else None
+
+    def is_changed(self, allowed: frozenset[str]) -> bool:
+        """Whether `rewritten` changes more than the model; argument as there."""
+        return bool(self._pieces(None, allowed))
+
+    def around_model(self, allowed: frozenset[str]) -> tuple[bytes, bytes]:
+        """What `rewritten` has before the model's name and behind it; there is a field `model`."""
+        mark = bytes(bytearray(b"model"))  # an object of its own, whatever is equal to it
+        pieces = self._pieces(mark, allowed)
+        at = next(index for index, piece in enumerate(pieces) if piece is mark)
+        return b"".join(pieces[:at]), b"".join(pieces[at + 1 :])
+
+    def _pieces(self, model: bytes | None, allowed: frozenset[str]) -> list[bytes | memoryview]:
+        """The body to send instead, to be joined; none if it may go as it came."""
         whole = memoryview(self._body)
         pieces: list[bytes | memoryview] = []
         taken = 0
@@ -142,14 +158,13 @@ class Form:
             elif (content := self._replaced(part, model, allowed)) is not None:
                 pieces += [whole[taken : part.content], content]
                 taken = part.end
-        if not pieces:
-            return None
-        pieces.append(whole[taken:])
-        return b"".join(pieces)
+        if pieces:
+            pieces.append(whole[taken:])
+        return pieces
 
-    def _replaced(self, part: _Part, model: str | None, allowed: frozenset[str]) -> bytes | None:
+    def _replaced(self, part: _Part, model: bytes | None, allowed: frozenset[str]) -> bytes | None:
         if part.name == "model":
-            return None if model is None else model.encode()
+            return model
         if part.name != _XARGS:
             return None
         try:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import orjson
 from xxhash import xxh3_64_intdigest
 
-from extproc.request.parse import parse
+from extproc.request.parse import is_form, parse
 from extproc.request.sanitize import encode, force_usage, sanitize
 from extproc.request.structure import check_structure
 from extproc.values.requests import ANY_MODEL, InferenceRequest
@@ -61,12 +61,14 @@ class BodyRead:
         around_model: The body to send, up to the model's name and from behind it; None if it goes as it came,
             whatever the model is called.
         fingerprint: xxh3_64 of the body as it came.
+        is_form: It is `multipart/form-data`, not JSON.
     """
 
     request: InferenceRequest
     is_changed: bool
     around_model: tuple[bytes | bytearray, bytes | bytearray] | None
     fingerprint: int
+    is_form: bool = False
 
     def new_body(self, model: str | None) -> Pieces | None:
         """The body to send instead of the client's; None if that one may go as it came.
@@ -78,7 +80,8 @@ class BodyRead:
             return None
         assert self.around_model is not None, "every rewritten name was in the order"
         before, after = self.around_model
-        return before, orjson.dumps(model or self.request.model), after
+        name = model or self.request.model
+        return before, name.encode() if self.is_form else orjson.dumps(name), after
 
 
 def read_body(order: ReadOrder, body: bytes) -> BodyRead:
@@ -91,6 +94,8 @@ def read_body(order: ReadOrder, body: bytes) -> BodyRead:
     Raises:
         RouterError: As `parse`, and BODY_TOO_LARGE for one of too many pieces.
     """
+    if is_form(order.path):
+        return _read_form(order, body)
     check_structure(body)
     request = parse(order.path, body)
     fields = request.body
@@ -98,8 +103,7 @@ def read_body(order: ReadOrder, body: bytes) -> BodyRead:
     if order.usage_injection:
         is_changed |= force_usage(fields, request.operation)
     around_model = None
-    is_renamed = order.is_renamed or request.model in order.rewritten or ANY_MODEL in order.rewritten
-    if is_changed or is_renamed:
+    if is_changed or _is_renamed(order, request):
         encoded = encode({**fields, "model": orjson.Fragment(_MODEL_MARK)})
         before, _, after = encoded.partition(_MODEL_MARK)
         around_model = (before, after)
@@ -113,6 +117,24 @@ def read_body(order: ReadOrder, body: bytes) -> BodyRead:
         widths=tuple(width for width in request.widths if width[0] < order.max_prompt_bytes),
     )
     return BodyRead(request, is_changed, around_model, xxh3_64_intdigest(body))
+
+
+def _read_form(order: ReadOrder, body: bytes) -> BodyRead:
+    """The same of a form, of which a decision needs nothing but what `parse` says."""
+    request = parse(order.path, body)
+    form = request.form
+    assert form is not None, "a form was parsed"
+    is_changed = form.is_changed(order.allowed)
+    around_model = None
+    if is_changed or _is_renamed(order, request):
+        around_model = form.around_model(order.allowed)
+    return BodyRead(
+        replace(request, form=None), is_changed, around_model, xxh3_64_intdigest(body), is_form=True
+    )
+
+
+def _is_renamed(order: ReadOrder, request: InferenceRequest) -> bool:
+    return order.is_renamed or request.model in order.rewritten or ANY_MODEL in order.rewritten
 
 
 def _is_small(value: object) -> bool:

@@ -31,7 +31,9 @@ MAX_ELEMENTS: Final = 6_291_456
 LIGHT_BYTES: Final = 64 * 1024
 """Bodies up to this are decoded at once and uncounted: the worst take 20 ms (make bench-worst-bodies)."""
 
-_HEAVY_BYTES: Final = 2 * 1024 * 1024
+HEAVY_BYTES: Final = 2 * 1024 * 1024
+"""Larger ones are heavy whatever is in them, forms as well."""
+
 _HEAVY_CONTAINERS: Final = 8_192
 _HEAVY_ELEMENTS: Final = 65_536
 _MANY_BYTES: Final = 512 * 1024  # less has fewer elements than that, or quick ones
@@ -39,6 +41,9 @@ _MANY_MARKS: Final = 65_536  # beyond which nothing is looked at more closely
 """What decodes and hashes in 25 ms at worst; a coding agent's turn has 0.8 MB and thousands of blocks."""
 
 _PIECE_BYTES: Final = 1024 * 1024  # counted at once, so that masks stay in the processor's cache
+
+_STEP_BYTES: Final = 256 * 1024
+"""The same where a few passes are made: what they leave stays in the processor's cache."""
 
 _QUOTE: Final = ord('"')
 _COMMA: Final = ord(",")
@@ -91,14 +96,23 @@ def is_heavy(body: bytes) -> bool:
     """Whether decoding and hashing may take longer than others should wait."""
     if len(body) <= LIGHT_BYTES:
         return False
-    if len(body) > _HEAVY_BYTES:
+    if len(body) > HEAVY_BYTES:
         return True
+    containers = commas = 0
     whole = np.frombuffer(body, dtype=np.uint8)
-    opens = (whole | _CASE) == _BRACE
-    containers = int(np.count_nonzero(opens))
-    if containers > _MANY_MARKS:
-        return True
-    if len(body) > _MANY_BYTES and int(np.count_nonzero(whole == _COMMA)) > _HEAVY_ELEMENTS:
+    counts_commas = len(body) > _MANY_BYTES
+    most = min(len(body), _STEP_BYTES)
+    folded, found = np.empty(most, np.uint8), np.empty(most, np.bool_)
+    for start in range(0, len(whole), _STEP_BYTES):
+        step: _Bytes = whole[start : start + _STEP_BYTES]
+        size = len(step)
+        np.bitwise_or(step, _CASE, out=folded[:size])
+        np.equal(folded[:size], _BRACE, out=found[:size])
+        containers += int(np.count_nonzero(found[:size]))
+        if counts_commas:
+            np.equal(step, _COMMA, out=found[:size])
+            commas += int(np.count_nonzero(found[:size]))
+    if containers > _MANY_MARKS or commas > _HEAVY_ELEMENTS:
         return True
     if containers <= _HEAVY_CONTAINERS:
         return False
@@ -107,7 +121,7 @@ def is_heavy(body: bytes) -> bool:
         body = _without_escapes(body)
         whole = np.frombuffer(body, dtype=np.uint8)
     quotes = np.flatnonzero(whole == _QUOTE)
-    before = np.searchsorted(quotes, np.flatnonzero(opens))
+    before = np.searchsorted(quotes, np.flatnonzero((whole | _CASE) == _BRACE))
     return int(np.count_nonzero((before & 1) == 0)) > _HEAVY_CONTAINERS
 
 

@@ -6,6 +6,7 @@ from extproc.choosing.deciding import Claim, WaitForRoom
 from extproc.choosing.holding import HoldQueue
 from extproc.choosing.limits import limit_s_of
 from extproc.routing.parsing import ParsedRequest
+from extproc.values.decisions import Hold
 from extproc.values.headers import SLO_TTFT_HEADER
 from metadata_center.types import value
 
@@ -24,6 +25,12 @@ class Queued:
     queue: HoldQueue
     later: WaitForRoom
 
+    @property
+    def hold(self) -> Hold:
+        """The same for the record."""
+        later = self.later
+        return Hold(later.reason, later.endpoint, later.wait.at_once_s, later.wait.yields_s > 0.0)
+
 
 class Claims:
     """Gives out the tickets of one worker, in the order in which they first come."""
@@ -34,7 +41,9 @@ class Claims:
     def of(self, parsed: ParsedRequest, before: Queued | None) -> Claim:
         """The claim of a request; one that waits already keeps its ticket."""
         limit_s = limit_s_of(parsed.headers.headers.get(SLO_TTFT_HEADER))
+        standing = parsed.headers.standing
+        priority = 0 if standing is None else standing.priority
         if before is not None:
-            return Claim(before.ticket, parsed.received_s, limit_s, before.later)
+            return Claim(before.ticket, parsed.received_s, limit_s, before.later, priority)
         self._tickets += 1
-        return Claim(self._tickets, parsed.received_s, limit_s)
+        return Claim(self._tickets, parsed.received_s, limit_s, None, priority)

@@ -46,13 +46,32 @@ class Engines:
         self._limits: dict[EndpointKey, int] = {}
         self._prefill_since_s: dict[EndpointKey, float] = {}
         self._readings: dict[EndpointKey, Reading] = {}
+        self._started_s: dict[EndpointKey, float] = {}
 
     def observe_kv_tokens(self, key: EndpointKey, kv_tokens: int) -> None:
         """The size of its KV cache."""
         self._kv_tokens[key] = kv_tokens
 
-    def observe_occupancy(self, key: EndpointKey, running: int, waiting: int, kv_usage_ratio: float) -> None:
-        """How full it is; from many such readings its limit on sequences is learned."""
+    def observe_occupancy(
+        self,
+        key: EndpointKey,
+        running: int,
+        waiting: int,
+        kv_usage_ratio: float,
+        started_s: float | None = None,
+    ) -> None:
+        """How full it is; from many such readings its limit on sequences is learned.
+
+        Args:
+            key: Whose.
+            running: Requests in its batch.
+            waiting: Requests in its queue.
+            kv_usage_ratio: See `Reading`.
+            started_s: When its process began, if it says so; another process has another limit.
+        """
+        if started_s is not None and self._started_s.setdefault(key, started_s) != started_s:
+            self.restarted(key)
+            self._started_s[key] = started_s
         last = self._readings.get(key)
         number = 1 if last is None else last.number + 1
         self._readings[key] = Reading(number, running, waiting, kv_usage_ratio)
@@ -93,10 +112,12 @@ class Engines:
             self.restarted(key)
             self._kv_tokens.pop(key, None)
             self._prefill_since_s.pop(key, None)
+            self._started_s.pop(key, None)
 
     def retain(self, keys: AbstractSet[EndpointKey]) -> None:
         """Keep these alone: news of requests that outlived their endpoint is kept no longer than this."""
         known = self._kv_tokens.keys() | self._readings.keys() | self._prefill_since_s.keys()
+        known |= self._started_s.keys()
         self.forget(known - keys)
 
     @property

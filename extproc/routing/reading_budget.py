@@ -7,7 +7,9 @@ Rules:
     3. Processor time of this thread is counted, so that a busy machine sends no body elsewhere. To ask for it
        is a system call, on a busy machine as dear as the decision, so it is asked for only once bodies took
        much of the wall clock's time; until then that counts.
-    4. Pure: time is given. Owned by one event loop.
+    4. A small body is never asked about: of the clock's time so much counts as a body of its length takes at
+       worst, which is little.
+    5. Pure: time is given. Owned by one event loop.
 """
 
 from __future__ import annotations
@@ -16,6 +18,12 @@ from typing import Final
 
 SMALL_BYTES: Final = 4096
 """Bodies up to this are always read here: the worst take a millisecond or two."""
+
+TIMED_BYTES: Final = 16 * 1024
+"""Larger bodies may have their processor time asked for."""
+
+MOST_S_PER_BYTE: Final = 5e-7
+"""What a byte of a body takes at worst (`make bench-worst-bodies`): more was another process's."""
 
 _WORTH_COUNTING_S: Final = 0.002
 """What takes less is ordinary: a coding agent's 220 KB take half of it."""

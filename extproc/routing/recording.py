@@ -128,7 +128,7 @@ class Recording:
             data_age_s=self._state.ages.of(look.now_s),
             decision_us=(decided_s - began_s) * 1e6,
             held_s=began_s - parsed.received_s,
-            held_for=None if before is None else before.later.reason,
+            hold=None if before is None else before.hold,
             standing=parsed.headers.standing,
         )
 

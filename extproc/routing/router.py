@@ -18,10 +18,10 @@ from extproc.errors import Reason, RouterError
 from extproc.request.parse import is_form
 from extproc.request.reading import BodyRead, ReadOrder
 from extproc.request.responses import Named, response_key
-from extproc.request.structure import check_structure, is_heavy
+from extproc.request.structure import HEAVY_BYTES, check_structure, is_heavy
 from extproc.routing.claims import Queued
 from extproc.routing.parsing import ParsedRequest, check_size, order_of, parse_read, parse_request
-from extproc.routing.reading_budget import SMALL_BYTES, ReadingBudget
+from extproc.routing.reading_budget import MOST_S_PER_BYTE, SMALL_BYTES, TIMED_BYTES, ReadingBudget
 from extproc.routing.scheduling import Chosen, Scheduler
 from extproc.routing.settings import RouterSettings
 from extproc.routing.state import SchedulingState
@@ -117,23 +117,25 @@ class Router:
             if self._work_clock is None or len(body) <= SMALL_BYTES:
                 return self._decide(headers, body, may_read=True)
             budget, began_s = self._budget, self._clock()
-            clock = self._work_clock if budget.is_watched(began_s) else self._clock
-            work_s = clock()
+            is_timed = len(body) > TIMED_BYTES and budget.is_watched(began_s)
+            work_s = self._work_clock() if is_timed else began_s
             try:
                 return self._decide(headers, body, may_read=not budget.is_spent(began_s))
             finally:
-                budget.spend(clock() - work_s, self._clock())
+                now_s = self._clock()
+                took_s = (self._work_clock() if is_timed else now_s) - work_s
+                budget.spend(min(took_s, len(body) * MOST_S_PER_BYTE), now_s)
         except RouterError as error:
             return Refusal(error)
 
     def _decide(self, headers: RequestHeaders, body: bytes, *, may_read: bool) -> Deciding[Decision]:
-        if is_form(headers.path):
-            body = bytes(body)  # a view, if it is large: see `extproc.protocol.wire.LargeBody`
-        elif not may_read or is_heavy(body):
+        is_form_body = is_form(headers.path)
+        if not may_read or (len(body) > HEAVY_BYTES if is_form_body else is_heavy(body)):
             if self._readers is not None:
                 return self._read_elsewhere(self._readers, headers, body)
-            body = bytes(body)
-            check_structure(body)
+            body = bytes(body)  # a view, if it is large: see `extproc.protocol.wire.LargeBody`
+            if not is_form_body:
+                check_structure(body)
         parsed = parse_request(
             headers, body, self.table, self.settings, self._state.predictor, self._rng, self._clock()
         )

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from extproc.choosing.deciding import SendNow, TurnDown, WaitForRoom, decide
+from extproc.choosing.holding import HoldQueue
 from extproc.choosing.limits import limit_s_of
 from extproc.choosing.policies.registry import POLICIES
 from extproc.choosing.replay import RecordingRng
@@ -190,38 +191,29 @@ class Scheduler:
         """Choose, or queue. Raises RouterError where no endpoint will have room in time."""
         route, now_s = parsed.route, found.now_s
         policy = POLICIES[route.load_balancing.algorithm]
+        may_wait = may_wait and policy.may_wait and found.home is None and route.load_balancing.rival is None
         # No room elsewhere is of any use to one that has a home; queues are for whole pools.
-        is_free = found.home is None and parsed.headers.within is None
-        may_wait = may_wait and policy.may_wait and is_free
-        hold = settings.hold if may_wait and route.load_balancing.rival is None else None
-        snapshot = snapshot_of(self._state, parsed, found, load, is_patient=hold is not None)
+        hold = settings.hold if may_wait and parsed.headers.within is None else None
+        gives_way = may_wait and _gives_way(parsed)
+        snapshot = snapshot_of(self._state, parsed, found, load, is_patient=hold is not None or gives_way)
         queue = claim = rotation = None
-        if hold is not None:
-            queue, claim = self.pools.queue(found.pool, hold), self._claims.of(parsed, before)
+        if hold is not None or gives_way:
+            # Without `hold` none waits: an empty queue says whether there is room.
+            queue = HoldQueue() if hold is None else self.pools.queue(found.pool, hold)
+            claim = self._claims.of(parsed, before)
         if policy.takes_turns:
             rotation = self._rotations.of(parsed.request.model, route)
             snapshot = replace(snapshot, owed=rotation.turn(found.pool.keys, found.pool.weights))
         decided = decide(snapshot, route.load_balancing, rng, found.turn, now_s, queue, claim)
-        if isinstance(decided, WaitForRoom):
+        if not isinstance(decided, SendNow):
             assert queue is not None, "no request waits without a queue"
             assert claim is not None, "no request waits without a name"
-            standing = parsed.headers.standing
-            if standing is not None and standing.priority < 0:
-                raise RouterError(
-                    Reason.OVERLOADED,
-                    f"All endpoints of model `{route.model}` are busy, and the priority of this request is "
-                    "too low to wait for them.",
-                    retry_after_s=settings.retry_after_s,
-                )
-            return Queued(claim.ticket, queue, decided)
-        if isinstance(decided, TurnDown):
-            raise RouterError(
-                Reason.OVERLOADED,
-                f"All endpoints of model `{route.model}` are busy, and more requests wait for them "
-                "than can be answered in time.",
-                retry_after_s=math.ceil(decided.retry_after_s),
-                held_s=0.0 if before is None else now_s - parsed.received_s,
-            )
+            if gives_way:
+                queue.forget(claim.ticket)
+                raise _low(route.model, settings)
+            if isinstance(decided, WaitForRoom):
+                return Queued(claim.ticket, queue, decided)
+            raise _crowded(route.model, decided, 0.0 if before is None else now_s - parsed.received_s)
         first = decided.choice.order[0]
         if decided.costs is not None:
             found.traffic.placed(now_s, decided.costs.works_s[first])
@@ -260,6 +252,41 @@ def _order(choice: Choice, found: Look, picked: Picked | None) -> tuple[int, ...
         return choice.order
     others = [other for other in choice.order if other != picked.row]
     return (picked.row, *others[: len(choice.order) - 1])
+
+
+def _gives_way(parsed: ParsedRequest) -> bool:
+    """Its priority is too low to wait for others, or to have them wait."""
+    standing = parsed.headers.standing
+    return standing is not None and standing.priority < 0
+
+
+def _low(model: str, settings: RouterSettings) -> RouterError:
+    """No endpoint has room for a request that gives way."""
+    text = (
+        f"All endpoints of model `{model}` are busy, and the priority of this request is too low "
+        "to wait for them."
+    )
+    return RouterError(Reason.OVERLOADED, text, retry_after_s=settings.retry_after_s)
+
+
+def _crowded(model: str, down: TurnDown, held_s: float) -> RouterError:
+    """No endpoint will have room in time."""
+    return RouterError(
+        Reason.OVERLOADED,
+        _why_turned_down(model, down),
+        retry_after_s=math.ceil(down.retry_after_s),
+        held_s=held_s,
+    )
+
+
+def _why_turned_down(model: str, down: TurnDown) -> str:
+    """For the client, and for `tokenway explain`."""
+    if down.foreseen_s <= down.most_s:
+        return f"All endpoints of model `{model}` are busy, and too many requests wait for them already."
+    return (
+        f"All endpoints of model `{model}` are busy: the wait would be {down.foreseen_s:.1f} s, and "
+        f"{max(0.0, down.most_s):.1f} s is the most for this request."
+    )
 
 
 def _is_seen(parsed: ParsedRequest, settings: RouterSettings) -> bool:

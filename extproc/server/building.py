@@ -64,6 +64,7 @@ from extproc.server.sharing import Shared, reserve_by
 from extproc.server.status import Status
 from extproc.server.unpacking import Unpacking
 from extproc.server.worker import Life, Worker
+from extproc.values.endings import RequestEvent
 from extproc.values.placements import Decision
 from extproc.xds.ads import AdsServer
 from extproc.xds.publications import Publications
@@ -236,11 +237,12 @@ def _request_way(site: Site, news: News, known: Knowledge) -> RequestWay:
     if site.config.istio_gateway is not None:
         dialect = IstioDialect(site.owner)
     processor = Processor(gateway.judge, gateway, dialect, lambda: router.settings.first_chunk)
+    wires = [wire for wire in (known.bus, known.relay) if wire is not None]
     dispatcher = Dispatcher(
         site.owner,
         news.entries.notify,
-        (lambda _owner, _entry: False) if known.bus is None else known.bus.hand_over,
-        (lambda _entry: None) if known.bus is None else known.bus.broadcast,
+        lambda owner, entry: any(wire.hand_over(owner, entry) for wire in wires),
+        wires[-1].broadcast if wires else _drop,
         site.metrics,
     )
     access_log = AccessLog(dispatcher.dispatch, site.metrics)
@@ -262,6 +264,10 @@ def _sources(site: Site) -> LiveSources:
     discovery, owners = site.config.discovery, site.owners
     listing = live_sources_of(discovery, site.index, site.path.parent, owners.report, owners.policies.notify)
     return LiveSources(listing, discovery.wait_s)
+
+
+def _drop(_entry: RequestEvent) -> None:
+    """There is no other worker."""
 
 
 def _report_fault(error: Exception) -> None:
@@ -310,7 +316,7 @@ def _status(
         site.registry,
         site.owners.fleet,
         lambda: way.processor.streams_active,
-        lambda: 0 if bus is None else bus.dropped,
+        lambda: sum(wire.dropped for wire in (bus, known.relay) if wire is not None),
         shared_values,
         known.event_caches.is_announcing,
         way.waiting.by_reason,
@@ -396,6 +402,8 @@ def _parts(
     ]
     if known.bus is not None:
         parts.append(Part("bus", known.bus.start, known.bus.stop))
+    if known.relay is not None:
+        parts.append(Part("entries of other replicas", known.relay.start, known.relay.stop))
     parts.append(Part("server", server.listen, server.close))
     if picking is not None:
         parts.append(Part("picker", picking.start, picking.stop))

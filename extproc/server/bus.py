@@ -57,13 +57,15 @@ class _Cached(msgspec.Struct, tag="cached", array_like=True, frozen=True):
     blocks: list[int]
 
 
-Frame = _Ended | _Alive | _Started | _Failed | _Cached
+EntryFrame = _Ended | _Alive | _Started | _Failed
+Frame = EntryFrame | _Cached
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(Frame)
 
 
-def _frame(entry: RequestEvent) -> Frame:
+def frame_of(entry: RequestEvent) -> EntryFrame:
+    """An entry as it travels."""
     match entry:
         case RequestEnd():
             return _Ended(entry)
@@ -137,11 +139,11 @@ class Bus:
     def hand_over(self, owner: str, entry: RequestEvent) -> bool:
         """Send the entry to the worker named `owner` (`index.incarnation`); False if there is none such."""
         index, _, _ = owner.partition(".")
-        return index.isdigit() and int(index) in self._peers and self._send(int(index), _frame(entry))
+        return index.isdigit() and int(index) in self._peers and self._send(int(index), frame_of(entry))
 
     def broadcast(self, entry: RequestEvent) -> None:
         """Send the entry to every other worker."""
-        frame = _frame(entry)
+        frame = frame_of(entry)
         for peer in self._peers:
             self._send(peer, frame)
 

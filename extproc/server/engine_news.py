@@ -68,4 +68,6 @@ class EngineNews:
 
     def occupancy(self, key: EndpointKey, occupancy: Occupancy) -> None:
         """An engine reported how full it is."""
-        self._engines.observe_occupancy(key, occupancy.running, occupancy.waiting, occupancy.kv_usage_ratio)
+        self._engines.observe_occupancy(
+            key, occupancy.running, occupancy.waiting, occupancy.kv_usage_ratio, occupancy.started_s
+        )

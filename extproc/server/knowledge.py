@@ -24,10 +24,11 @@ from extproc.server.applying import Owners
 from extproc.server.bus import Bus
 from extproc.server.engine_news import capacity_blocks
 from extproc.server.engine_tls import RequestTls
+from extproc.server.entry_relay import EntryRelay
 from extproc.server.hearsay import Hearsay
 from extproc.server.kv_event_follower import KvEventFollower
 from extproc.server.run_dir import counters_path
-from extproc.server.sharing import Alone, Shared, store_of
+from extproc.server.sharing import Alone, Shared, entry_relay, store_of
 from extproc.values.endings import RequestEvent
 from extproc.values.inflight import Inflight
 from metadata_center.cache_map.cache_map import CacheMap
@@ -98,6 +99,7 @@ class Knowledge:
         event_caches: The same, as decisions ask for it.
         kv_event_follower: Follow the engines.
         bus: To the other workers; None if there are none.
+        relay: To workers of other replicas that serve the same gateway; None where a gateway has one.
     """
 
     state: RoutingState
@@ -108,6 +110,7 @@ class Knowledge:
     event_caches: EventCaches
     kv_event_follower: KvEventFollower
     bus: Bus | None
+    relay: EntryRelay | None
 
 
 def knowledge(site: Site, news: News) -> Knowledge:
@@ -130,9 +133,10 @@ def knowledge(site: Site, news: News) -> Knowledge:
     hearsay = Hearsay(homes, history, health, time.monotonic)
     counters = SharedCounters(counters_path(site.folder), site.index) if site.supervised else Counters()
     met = store_of(config, str(site.path), site.index, counters, history, hearsay.responses, homes.latest)
-    bus = None
+    bus, relay = None, entry_relay(config, str(site.path), site.owner, news.entries.notify)
     if site.workers > 1:
-        bus = Bus(site.folder, site.index, site.workers, news.entries.notify, hearsay.cached, homes.latest)
+        take = news.entries.notify if relay is None else relay.take
+        bus = Bus(site.folder, site.index, site.workers, take, hearsay.cached, homes.latest)
         news.cached.add(bus.share)
     news.cached.add(met.store.share)
     state = make_routing_state(
@@ -152,7 +156,7 @@ def knowledge(site: Site, news: News) -> Knowledge:
         ),
     )
     kv_event_follower = KvEventFollower(cache_map, event_caches, time.monotonic, time.time, tls.of)
-    return Knowledge(state, tls, met, history, cache_map, event_caches, kv_event_follower, bus)
+    return Knowledge(state, tls, met, history, cache_map, event_caches, kv_event_follower, bus, relay)
 
 
 def _processes(workers: int, met: Alone | Shared) -> Callable[[], int]:

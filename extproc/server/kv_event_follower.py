@@ -30,8 +30,7 @@ from extproc.config.sections.engines import KvEvents
 from extproc.rendering.check import CheckedRendering, check_engine
 from extproc.rendering.loading import load
 from extproc.rendering.prompt_text import Rendering
-from extproc.rendering.template import UnsupportedTemplate
-from extproc.rendering.vocabulary import UnsupportedTokenizer
+from extproc.rendering.vocabulary import UnsupportedTemplate, UnsupportedTokenizer
 from extproc.routing.event_caches import EventCaches, ModelText
 from extproc.values.endpoints import Endpoint
 from metadata_center.addresses import Address

@@ -37,6 +37,7 @@ class Order(msgspec.Struct, array_like=True):
     usage_injection: bool
     rewritten: list[str]
     max_prompt_bytes: int
+    is_renamed: bool
 
 
 class Refused(msgspec.Struct, array_like=True, tag=True):
@@ -63,6 +64,7 @@ class Answered(msgspec.Struct, array_like=True, tag=True):
     is_changed: bool
     is_encoded: bool
     fingerprint: int
+    is_form: bool
 
 
 _ORDER: Final = msgspec.msgpack.Decoder(Order)
@@ -78,7 +80,12 @@ def ask(channel: socket.socket, order: ReadOrder, body: bytes) -> BodyRead:
         OSError, EOFError: The other end is gone, or too slow (TimeoutError).
     """
     head = Order(
-        order.path, list(order.allowed), order.usage_injection, list(order.rewritten), order.max_prompt_bytes
+        order.path,
+        list(order.allowed),
+        order.usage_injection,
+        list(order.rewritten),
+        order.max_prompt_bytes,
+        order.is_renamed,
     )
     _send(channel, _ENCODER.encode(head), (body,))
     encoded, (prompt, before, after) = _receive(channel)
@@ -100,7 +107,7 @@ def ask(channel: socket.socket, order: ReadOrder, body: bytes) -> BodyRead:
         has_body=False,
     )
     around_model = (before, after) if answer.is_encoded else None
-    return BodyRead(request, answer.is_changed, around_model, answer.fingerprint)
+    return BodyRead(request, answer.is_changed, around_model, answer.fingerprint, answer.is_form)
 
 
 def answer_all(channel: socket.socket) -> None:
@@ -122,6 +129,7 @@ def _answer(channel: socket.socket, encoded: bytearray, body: bytes) -> None:
         said.usage_injection,
         frozenset(said.rewritten),
         said.max_prompt_bytes,
+        said.is_renamed,
     )
     head: Answered | Refused
     try:
@@ -144,6 +152,7 @@ def _answer(channel: socket.socket, encoded: bytearray, body: bytes) -> None:
             read.is_changed,
             read.around_model is not None,
             read.fingerprint,
+            read.is_form,
         )
         pieces = (request.prompt, *(read.around_model or ()))
     _send(channel, _ENCODER.encode(head), pieces)

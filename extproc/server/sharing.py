@@ -9,14 +9,16 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from extproc.config.schema import Config
 from extproc.config.sections.sharing import MetadataCenter
 from extproc.errors import ConfigError
 from extproc.routing.router import Reserve
 from extproc.server.background import Background
+from extproc.server.entry_relay import EntryRelay
 from extproc.server.environment import secret
+from extproc.values.endings import RequestEvent
 from metadata_center.errors import MetadataError
 from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import Counters
@@ -27,9 +29,11 @@ from metadata_center.sharing.messages import MAX_NAME_CHARS, MemberId, member_id
 from metadata_center.sharing.redis_url import parse_url
 from metadata_center.sharing.store import SharedStore
 from metadata_center.sharing.sync import Sync, SyncSettings
-from metadata_center.sharing.transport import Transport
 from metadata_center.store import EmbeddedStore
 from metadata_center.types import EndpointKey
+
+if TYPE_CHECKING:
+    from metadata_center.sharing.redis_transport import RedisTransport
 
 _NOT_IN_NAMES: Final = re.compile(r"[^0-9A-Za-z_.-]")
 
@@ -113,7 +117,7 @@ def member_of(config: Config, worker: int, incarnation: str) -> MemberId:
     return member_id(gateway_name(config), worker, incarnation)
 
 
-def transport_of(section: MetadataCenter, path: str) -> Transport:
+def transport_of(section: MetadataCenter, path: str) -> HttpTransport | RedisTransport:
     """The way to the other gateways; `section.url` is set. Nothing is connected yet.
 
     Raises:
@@ -130,6 +134,21 @@ def transport_of(section: MetadataCenter, path: str) -> Transport:
         return RedisTransport(url, prefix=section.key_prefix)
     except MetadataError as error:
         raise ConfigError(path, [f"metadata_center.url: {error}"]) from None
+
+
+def entry_relay(
+    config: Config, path: str, owner: str, on_entry: Callable[[RequestEvent], None]
+) -> EntryRelay | None:
+    """What takes entries to the replica that decided, where several serve one gateway: over Redis.
+
+    Raises:
+        ConfigError: The URL cannot be used; `path` names the file.
+    """
+    shared = config.metadata_center
+    if config.istio_gateway is None or shared.url is None:
+        return None
+    transport = transport_of(shared, path)
+    return None if isinstance(transport, HttpTransport) else EntryRelay(owner, transport, on_entry)
 
 
 def reserve_by(sync: Sync) -> Reserve:

@@ -20,7 +20,7 @@ from extproc.values.outcomes import Outcome
 from extproc.values.prices import Prices
 from extproc.values.requests import Operation
 from extproc.values.standing import Standing
-from metadata_center.types import EndpointKey, RequestId
+from metadata_center.types import EndpointKey, RequestId, value
 
 
 class CacheSource(StrEnum):
@@ -46,6 +46,23 @@ class HoldEnding(StrEnum):
     REFUSED = "refused"
     GONE = "gone"
     FAILED = "failed"
+
+
+@value
+class Hold:
+    """How a request waited for an endpoint with room.
+
+    Attributes:
+        reason: What its endpoint was short of last.
+        endpoint: The one that it waited for last.
+        at_once_s: From its arrival to its first token, as foreseen on arrival had it been sent at once.
+        yielded: It could keep its limit on TTFT nowhere any more, and let those go first that could.
+    """
+
+    reason: HoldReason
+    endpoint: EndpointKey
+    at_once_s: float
+    yielded: bool
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -84,7 +101,7 @@ class DecisionRecord:
         data_age_s: Age of each input at the decision, by name ("load", "health", ...).
         decision_us: From the whole body to the decision, in microseconds.
         held_s: How long the request waited here for an endpoint with room.
-        held_for: What its endpoint was short of last; None if it did not wait.
+        hold: How it waited; None if it did not.
         rejected: Why the request was refused, or None.
         standing: Whose it is, where its gateway says so.
         outcome: What became of it; None while it runs.
@@ -117,7 +134,7 @@ class DecisionRecord:
     data_age_s: Mapping[str, float]
     decision_us: float = 0.0
     held_s: float = 0.0
-    held_for: HoldReason | None = None
+    hold: Hold | None = None
     rejected: Reason | None = None
     standing: Standing | None = None
     outcome: Outcome | None = None

@@ -43,6 +43,14 @@ class Rewritable(Protocol):
         """The body to send instead, or None if it may go as it came."""
         ...
 
+    def is_changed(self, allowed: frozenset[str]) -> bool:
+        """Whether that changes more than the model."""
+        ...
+
+    def around_model(self, allowed: frozenset[str]) -> tuple[bytes, bytes]:
+        """What it has before the model's name and behind it."""
+        ...
+
 
 @value
 class InferenceRequest:

@@ -11,7 +11,8 @@ class Standing:
 
     Attributes:
         objective: Name of an InferenceObjective; None names none.
-        priority: Of that objective; 0 where it has none. Below 0 the request gives way where others wait.
+        priority: Of that objective; 0 where it has none. Of requests that wait the higher one goes first;
+            below 0 none waits.
         fairness_id: The tenant that the gateway counts it for; None names none. For records alone.
     """
 

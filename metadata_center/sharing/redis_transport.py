@@ -10,6 +10,7 @@ Keys, P being the prefix; the braces make a Cluster keep them all in one slot, a
                                     counts, as text                         heartbeat               an update
     {P}:updates         channel     `messages.encode` of an update          30 B, 22 B a row,       not kept
                                                                             8 B a block
+    {P}:to:<name>       channel     what is sent to one member alone        up to 1 MiB             not kept
 
 Rights that a user needs (ACL, on Redis 6 after `resetchannels`): `~{P}:* &{P}:* +evalsha +eval +publish
 +subscribe +time +hset +hget +hmget +hgetall +hdel +del +pexpire +pttl +zadd +zrem +zrange +zrangebyscore
@@ -24,8 +25,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from hashlib import sha1
 from math import inf
@@ -92,6 +93,7 @@ class RedisTransport:
         self._members = f"{{{prefix}}}:members"
         self._share = f"{{{prefix}}}:share:"
         self._channel = f"{{{prefix}}}:updates"
+        self._to = f"{{{prefix}}}:to:"
         self._secrets = [secret for secret in (url.password, url.sentinel_password) if secret]
         self._scripts = {name: _Script(name) for name in ("update", "snapshot")}
         self._connection: AbstractConnection | None = None
@@ -128,33 +130,51 @@ class RedisTransport:
     @asynccontextmanager
     async def subscribe(self) -> AsyncIterator[AsyncIterator[Update]]:
         """See `Transport`. Redis cuts off slow subscribers (`client-output-buffer-limit pubsub`)."""
-        connection: AbstractConnection | None = None
-        try:
-            try:
-                connection = await self._connect()
-                await connection.send_command("SUBSCRIBE", self._channel)
-                await connection.read_response(timeout=inf)
-            except (RedisError, OSError) as exc:
-                raise self._error(exc) from exc
-            yield self._messages(connection)
-        finally:
-            if connection is not None:
-                await connection.disconnect(nowait=True)
+        async with self._subscribed([self._channel]) as payloads:
+            yield self._updates_of(payloads)
+
+    async def send_to(self, name: str, payload: bytes) -> bool:
+        """See `DirectMessages`."""
+        heard = await self._exchange(partial(self._ask, "PUBLISH", self._to + name, payload))
+        return isinstance(heard, int) and heard > 0
+
+    def addressed_to(self, names: Iterable[str]) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """See `DirectMessages`."""
+        return self._subscribed([self._to + name for name in names])
 
     async def close(self) -> None:
         """See `Transport`."""
         await self._drop()
 
-    async def _messages(self, connection: AbstractConnection) -> AsyncIterator[Update]:
+    @asynccontextmanager
+    async def _subscribed(self, channels: list[str]) -> AsyncIterator[AsyncIterator[bytes]]:
+        connection: AbstractConnection | None = None
+        try:
+            try:
+                connection = await self._connect()
+                await connection.send_command("SUBSCRIBE", *channels)
+                for _ in channels:
+                    await connection.read_response(timeout=inf)
+            except (RedisError, OSError) as exc:
+                raise self._error(exc) from exc
+            yield self._payloads(connection)
+        finally:
+            if connection is not None:
+                await connection.disconnect(nowait=True)
+
+    async def _payloads(self, connection: AbstractConnection) -> AsyncIterator[bytes]:
         while True:
             try:
                 message = await connection.read_response(timeout=inf)
             except (RedisError, OSError) as exc:
                 raise self._error(exc) from exc
-            if message[0] != b"message":
-                continue
+            if message[0] == b"message":
+                yield message[2]
+
+    async def _updates_of(self, payloads: AsyncIterator[bytes]) -> AsyncIterator[Update]:
+        async for payload in payloads:
             try:
-                update = decode(message[2])
+                update = decode(payload)
             except MessageError:
                 self.refused += 1
                 continue
@@ -174,17 +194,22 @@ class RedisTransport:
     async def _run(self, name: str, keys: list[str], arguments: list[Any]) -> Any:
         script = self._scripts[name]
         tail = (len(keys), *keys, *arguments)
+
+        async def ask() -> Any:
+            try:
+                return await self._ask("EVALSHA", script.digest, *tail)
+            except NoScriptError:  # flushed, restarted or failed over: EVAL keeps it for the next time
+                return await self._ask("EVAL", script.source, *tail)
+
+        return await self._exchange(ask)
+
+    async def _exchange(self, ask: Callable[[], Awaitable[Any]]) -> Any:
         async with self._turn:
             for _ in range(_MAX_MOVES):
                 try:
                     if self._connection is None:
                         self._connection = await self._connect()
-                    try:
-                        return await self._ask("EVALSHA", script.digest, *tail)
-                    except (
-                        NoScriptError
-                    ):  # flushed, restarted or failed over: EVAL keeps it for the next time
-                        return await self._ask("EVAL", script.source, *tail)
+                    return await ask()
                 except MovedError as exc:
                     await self._drop()
                     self._moved = exc.host, int(exc.port)

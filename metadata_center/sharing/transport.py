@@ -12,7 +12,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -83,6 +83,26 @@ class Transport(Protocol):
         Entering and iterating raise `TransportError` when the subscription does not stand or was lost;
         messages may then have been missed. A subscriber too slow for its bounded buffer is cut off.
         """
+        ...
+
+    async def close(self) -> None:
+        """Give up all connections."""
+        ...
+
+
+class DirectMessages(Protocol):
+    """What one member sends to another alone, by the same rendezvous. Nothing is kept for who is away."""
+
+    async def send_to(self, name: str, payload: bytes) -> bool:
+        """Send to all that listen under a name; False if nobody does.
+
+        Raises:
+            TransportError: It may not have arrived.
+        """
+        ...
+
+    def addressed_to(self, names: Iterable[str]) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """All that is sent to these names from now on; see `Transport.subscribe`."""
         ...
 
     async def close(self) -> None:

@@ -14,11 +14,12 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import aiohttp
 import openai
@@ -441,15 +442,36 @@ LEASE_S = 6.0
 """Of the stack whose workers are killed: what a lost access log would have released is released by then."""
 
 
+class Served(Protocol):
+    """What can be asked."""
+
+    @property
+    def url(self) -> str:
+        """Of the gateway."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A request without a whole, correct answer.
+
+    Attributes:
+        began_s: Monotonic.
+        what: A status with the end of its body, or an error.
+    """
+
+    began_s: float
+    what: str
+
+
 class Load:
     """Clients that ask again and again until the block ends.
 
     Attributes:
         answers: Whole, correct answers so far.
-        failures: What every other request met: a status with its body, or an error.
+        failures: What every other request met.
     """
 
-    def __init__(self, stack: Stack, model: str, *, clients: int, stream: bool, max_tokens: int = 8) -> None:
+    def __init__(self, stack: Served, model: str, *, clients: int, stream: bool, max_tokens: int = 8) -> None:
         self._stack = stack
         self._model = model
         self._clients = clients
@@ -458,7 +480,7 @@ class Load:
         self._is_over = False
         self._tasks: list[asyncio.Task[None]] = []
         self.answers = 0
-        self.failures: list[str] = []
+        self.failures: list[Failure] = []
 
     async def __aenter__(self) -> Self:
         self._tasks = [asyncio.create_task(self._ask(number)) for number in range(self._clients)]
@@ -487,18 +509,19 @@ class Load:
             turn = 0
             while not self._is_over:
                 turn += 1
+                began_s = time.monotonic()
                 body = chat(self._model, f"client {number} turn {turn}", self._max_tokens, self._stream)
                 try:
                     async with session.post(f"{self._stack.url}/v1/chat/completions", json=body) as reply:
                         answer = await reply.read()
                 except (aiohttp.ClientError, TimeoutError) as error:
-                    self.failures.append(repr(error))
+                    self.failures.append(Failure(began_s, repr(error)))
                     continue
                 end = b"data: [DONE]\n\n" if self._stream else b"}"
                 if reply.status == 200 and answer.endswith(end):
                     self.answers += 1
                 else:
-                    self.failures.append(f"{reply.status} {answer[-200:]!r}")
+                    self.failures.append(Failure(began_s, f"{reply.status} {answer[-400:]!r}"))
 
 
 def chat(model: str, text: str, max_tokens: int = 8, stream: bool = False) -> dict[str, Any]:

@@ -218,7 +218,7 @@ async def envoy_total(stack: Stack, name: str) -> int:
 async def held_records(stack: Stack, model: str, count: int) -> list[dict[str, Any]]:
     """Those of the model's latest decisions that were held first; each can be recomputed."""
     records = [record for record in await stack.last(count) if record["model"] == model and record["held_s"]]
-    assert all(record["held_for"] in ("prefill", "kv_cache") for record in records)
+    assert all(record["hold"]["reason"] in ("prefill", "kv_cache") for record in records)
     assert {verdict(record) for record in records} <= {"recomputed: same choice"}
     return records
 

@@ -31,7 +31,7 @@ from tests.e2e.harness import (
     simulators,
 )
 from tests.e2e.picker import DESTINATION, PATH, Picked, running_picker
-from tests.e2e.picker_cases import health
+from tests.e2e.picker_answer_cases import health
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 

@@ -9,9 +9,10 @@ import pytest
 import pytest_asyncio
 
 from testbed.processes import REPOSITORY
+from tests.e2e import picker_answer_cases, picker_cases  # noqa: F401 - they add their cases to the table
 from tests.e2e.harness import FAST_HEALTH, cluster, key_of, recording, simulators
 from tests.e2e.picker import Picked, running_picker
-from tests.e2e.picker_cases import CASES, Case, table
+from tests.e2e.picker_table import CASES, Case, table
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 

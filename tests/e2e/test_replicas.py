@@ -17,7 +17,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import aiohttp
 import pytest
@@ -25,7 +25,7 @@ import pytest
 from testbed.foreign_gateway import PROCESSOR, bootstrap
 from testbed.processes import Subprocess, free_port
 from testbed.redis_server import running
-from tests.e2e.harness import Stack, answers, chat, cluster, envoy_binary, eventually, key_of, simulators
+from tests.e2e.harness import Load, Stack, answers, cluster, envoy_binary, eventually, key_of, simulators
 from tests.e2e.pair import all_settled, gateways_seen, shared
 from tokenway.simulator.server.app import SimulatorServer
 
@@ -34,6 +34,12 @@ pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 CLIENTS = 16
 LEAVE_S = 2.0
 """Several health checks of Envoy's."""
+
+WHY = (
+    "%LOCAL_REPLY_BODY% [%RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% to %UPSTREAM_HOST% "
+    "after %DURATION% ms, %UPSTREAM_REQUEST_ATTEMPT_COUNT% attempts, %UPSTREAM_TRANSPORT_FAILURE_REASON%]"
+)
+"""What the gateway says where it answers itself: failures then show their reason."""
 
 RETRIES = {
     "retry_on": "connect-failure,refused-stream,reset,unavailable",
@@ -51,66 +57,6 @@ RETRIES = {
     "host_selection_retry_max_attempts": 5,
 }
 """Of calls to pickers, as Envoy Gateway can be configured; Istio has none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A request without a whole answer."""
-
-    began_s: float
-    what: str
-
-
-class Clients:
-    """Ask for streams again and again until the block ends.
-
-    Attributes:
-        answers: Whole ones so far.
-        failures: All else.
-    """
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._is_over = False
-        self._tasks: list[asyncio.Task[None]] = []
-        self.answers = 0
-        self.failures: list[Failure] = []
-
-    async def __aenter__(self) -> Self:
-        self._tasks = [asyncio.create_task(self._ask(number)) for number in range(CLIENTS)]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._is_over = True
-        await asyncio.gather(*self._tasks)
-
-    async def more(self, count: int) -> None:
-        """Wait for `count` further answers."""
-        goal = self.answers + count
-
-        async def read() -> int:
-            return self.answers
-
-        await eventually(read, lambda found: found >= goal)
-
-    async def _ask(self, number: int) -> None:
-        timeout = aiohttp.ClientTimeout(total=60)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
-            turn = 0
-            while not self._is_over:
-                turn += 1
-                began_s = time.monotonic()
-                body = chat("sim", f"client {number} turn {turn}", 30, stream=True)
-                try:
-                    async with session.post(f"{self._url}/v1/chat/completions", json=body) as reply:
-                        answer = await reply.read()
-                except (aiohttp.ClientError, TimeoutError) as error:
-                    self.failures.append(Failure(began_s, repr(error)))
-                    continue
-                if reply.status == 200 and answer.endswith(b"data: [DONE]\n\n"):
-                    self.answers += 1
-                else:
-                    self.failures.append(Failure(began_s, f"{reply.status} {answer[-200:]!r}"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +89,11 @@ class Replicas:
     async def decided(self, index: int) -> int:
         """How many of its latest hundred decisions a replica has."""
         return len(await self.stacks[index].last(100))
+
+
+def loaded(replicas: Replicas) -> Load:
+    """Clients of streams, for the length of a block."""
+    return Load(replicas, "sim", clients=CLIENTS, stream=True, max_tokens=30)
 
 
 def gateway(
@@ -179,6 +130,7 @@ def gateway(
     ]
     for listener in resources["listeners"]:
         (manager,) = [chain["filters"][0]["typed_config"] for chain in listener["filter_chains"]]
+        manager["local_reply_config"] = {"body_format": {"text_format_source": {"inline_string": WHY}}}
         (host,) = manager["route_config"]["virtual_hosts"]
         (route,) = host["routes"]
         # An engine that closes an idle connection as a request comes costs none of those counted here.
@@ -236,7 +188,7 @@ async def test_one_that_is_stopped_under_load_costs_no_request() -> None:
     """It says NOT_SERVING, serves who has not heard of it, and ends when nothing runs; then it comes back."""
     async with simulators(4, time_scale=0.1) as engines, running_replicas(engines) as replicas:
         first, second = replicas.stacks
-        async with Clients(replicas.url) as clients:
+        async with loaded(replicas) as clients:
             await clients.more(60)
             assert await replicas.decided(0) > 0
             assert await replicas.decided(1) > 0
@@ -262,7 +214,7 @@ async def test_one_that_is_killed_costs_what_it_had(retries: bool) -> None:
         running_replicas(engines, retries=retries) as replicas,
     ):
         first, second = replicas.stacks
-        async with Clients(replicas.url) as clients:
+        async with loaded(replicas) as clients:
             await clients.more(60)
             await first.gateway.kill()
             killed_s = time.monotonic()

@@ -6,12 +6,14 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import orjson
 import pytest
 
 from extproc.errors import Reason, RouterError
+from extproc.request.parse import parse
 from extproc.request.reading import BodyRead, ReadOrder, read_body
 from extproc.request.structure import MAX_CONTAINERS
 from extproc.routing.router import MAX_PATIENCE_S
@@ -31,6 +33,17 @@ def large(**fields: Any) -> bytes:
     return orjson.dumps(
         {"model": "m", "messages": [{"role": "user", "content": "x" * 3_000_000}], "stream": True, **fields}
     )
+
+
+def upload(num_bytes: int) -> bytes:
+    """A form with a file."""
+    fields = {"model": "m", "language": "de", "priority": "5"}
+    parts = [
+        f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{said}\r\n'
+        for name, said in fields.items()
+    ]
+    head = '--b\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
+    return "".join((*parts, head)).encode() + b"\0\r\n--" * (num_bytes // 5) + b"\r\n--b--\r\n"
 
 
 @pytest.fixture
@@ -63,6 +76,39 @@ async def test_a_body_is_read_as_it_would_be_here(readers: BodyReaders) -> None:
     assert readers.pids == [pid]
     await readers.close()
     assert not alive(pid)
+
+
+async def test_a_model_that_a_proxy_renames_is_renamed_from_there(readers: BodyReaders) -> None:
+    """Whatever it is called in the body: its name is not among those that rules replace."""
+    order = replace(ORDER, rewritten=frozenset(), is_renamed=True)
+    read = await result_of(readers.read(order, large()))
+    assert read.new_body("other") == read_body(order, large()).new_body("other")
+
+
+@pytest.mark.parametrize("model", [None, "other"])
+async def test_a_form_is_read_as_it_would_be_here(readers: BodyReaders, model: str | None) -> None:
+    """An upload of many megabytes: what is asked for, and the same body to send."""
+    body = upload(3_000_000)
+    order = replace(ORDER, path="/v1/audio/transcriptions")
+    read = await result_of(readers.read(order, body))
+    here = parse(order.path, body)
+    assert here.form is not None
+    assert (read.request.model, read.request.stream, read.request.prompt) == ("m", here.stream, here.prompt)
+    new_body = read.new_body(model)
+    assert new_body is not None, "a client may not set priorities"
+    assert b"".join(new_body) == here.form.rewritten(model, frozenset())
+
+
+async def test_a_large_form_is_decided_later(readers: BodyReaders) -> None:
+    """So that nobody waits while the ends of its parts are looked for; a small one is decided at once."""
+    rig = build_rig(readers=readers)
+    line = replace(request_line("r"), path="/v1/audio/transcriptions")
+    deferred = rig.gateway.decide(line, upload(3_000_000))
+    assert isinstance(deferred, Later)
+    decision = await result_of(deferred.pending)
+    assert isinstance(decision, Decision)
+    assert decision.new_body is not None
+    assert isinstance(rig.gateway.decide(replace(line, headers={}), upload(30_000)), Now)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +279,7 @@ async def test_many_slow_bodies_are_read_elsewhere(readers: BodyReaders) -> None
         return 1
 
     rig = build_rig(readers=readers, work_clock=lambda: rig.clock(), processes=slow)
-    body = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 10_000}]})
+    body = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 100_000}]})
     decisions = [rig.gateway.decide(request_line(f"r{number}"), body) for number in range(6)]
     assert [type(decision) for decision in decisions] == [Now] * 3 + [Later] * 3
     small = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}]})

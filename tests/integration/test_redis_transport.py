@@ -379,6 +379,11 @@ async def test_the_documented_rights_suffice_and_passwords_stay_secret(server: R
             await transport.reserve(update(5), [Reservation((Candidate(A, 0, 1, 1),))])
         assert await totals(transport) == {A: 5}
         await transport.publish(update(6, leaving=True))
+        async with transport.addressed_to(("0.a", "all")) as payloads, asyncio.timeout(DEADLINE_S):
+            for name, payload in (("0.a", b"1"), ("all", b"2"), ("0.a", b"3")):
+                assert await transport.send_to(name, payload)
+                assert await anext(payloads) == payload
+            assert not await transport.send_to("0.b", b"4")
     async with connected(server.url, username="gw", password="s3cret") as transport:
         assert await transport.snapshot() == []
     for user, password in (("gw", "wr0ng"), ("weak", "s3cret"), ("stranger", "s3cret")):

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from testbed import istiod as harness
 from testbed import kubernetes
 from testbed.control_planes import definitions
+from testbed.istiod import Istiod, running_istiod
 from testbed.kubernetes import Cluster, running_cluster
 
 
@@ -56,3 +58,18 @@ async def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> str:
     made: dict[str, Any] = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
     await cluster.apply(made)
     return name
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def istiod(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Istiod]:
+    """One that reads the API server and knows InferencePools."""
+    if not harness.is_available():
+        pytest.skip("no istiod: run `make istiod`")
+    await cluster.apply(*definitions.gateway_api(), *definitions.istio())
+    await cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "istio-system"}})
+    async with running_istiod(
+        tmp_path_factory.mktemp("istiod"),
+        kubeconfig=cluster.kubeconfig(),
+        environment={"ENABLE_GATEWAY_API_INFERENCE_EXTENSION": "true"},
+    ) as made:
+        yield made

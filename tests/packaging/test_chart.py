@@ -384,7 +384,7 @@ DO_NOT_GO_TOGETHER: list[tuple[str | None, Mapping[str, Any], str]] = [
     ),
     ("none", {"replicas": 2}, "set metadataCenter.url"),
     ("none", {"autoscaling": {"enabled": True}}, "set metadataCenter.url"),
-    ("istio", {"replicas": 2, "metadataCenter": {"url": "redis://r:1"}}, "replicas must be 1"),
+    ("istio", {"replicas": 2, "metadataCenter": {"url": "http://m:1"}}, "metadataCenter.url of Redis"),
     ("istio", {"gateway": {"namespace": ""}}, "set gateway.namespace"),
     ("istio-inferencepool", {"gateway": {"name": ""}}, "set gateway.name"),
     ("envoy-gateway", {"gateway": {"name": ""}}, "set gateway.name"),

@@ -38,7 +38,7 @@ async def test_a_burst_is_held_and_answered(holding: Deployment, report: Callabl
     prompts = [text(rng, PROMPT_TOKENS) for _ in range(ASKED)]
     answers = await ask_all(holding.clients, prompts, model=SERVED_MODEL, at_once=ASKED)
     records = await holding.records(answers)
-    held = [record for record in records if record["held_for"] is not None]
+    held = [record for record in records if record["hold"] is not None]
     report(
         "burst, held",
         {

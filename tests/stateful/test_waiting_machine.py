@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from extproc.choosing.holding import POLL_S, HoldQueue
+from extproc.choosing.holding import POLL_S, REGRET, REGRET_S, HoldQueue
 from extproc.errors import Reason, RouterError
 from extproc.predicting.ttft import IDLE
 from extproc.routing.settings import HoldSettings, RouterSettings
@@ -65,12 +65,14 @@ class Waiting:
         asked_s: When it came.
         until_s: Envoy waits for it no longer.
         limit_s: What its client bears, from then on.
+        at_once_s: Time to first token that was foreseen for it then, had it been sent at once.
     """
 
     promise: Promise
     asked_s: float
     until_s: float
     limit_s: float
+    at_once_s: float
 
 
 class WaitingMachine(RuleBasedStateMachine):
@@ -127,8 +129,9 @@ class WaitingMachine(RuleBasedStateMachine):
         self.ever_held += 1
         now_s = self.loop.clock()
         limit_s = inf if limit_ms is None else limit_ms / 1000
+        at_once_s = self.queue._held[self.asked_ticket(request_id)].queued.later.wait.at_once_s
         self.waiting[request_id] = Waiting(
-            Promise(deciding.pending), now_s, now_s + deciding.patience_s, limit_s
+            Promise(deciding.pending), now_s, now_s + deciding.patience_s, limit_s, at_once_s
         )
 
     @rule(several=st.integers(3, 8))
@@ -219,7 +222,7 @@ class WaitingMachine(RuleBasedStateMachine):
             assert len(self.waiting) <= hold.max_requests
         for request_id, waiting in self.waiting.items():
             assert hold is not None, f"{request_id} waits though no request has to"
-            limit_s = min(hold.max_s, waiting.limit_s)
+            limit_s = min(hold.max_s, waiting.limit_s, REGRET * waiting.at_once_s + REGRET_S)
             assert self.loop.clock() - waiting.asked_s <= limit_s + POLL_S + 1e-9
             assert self.loop.clock() < waiting.until_s, f"Envoy has gone on with {request_id} by itself"
 
@@ -234,6 +237,13 @@ class WaitingMachine(RuleBasedStateMachine):
                 self.placed(request_id, waiting.promise.result())
             except RouterError as error:
                 self.refused(request_id, error)
+
+    def asked_ticket(self, request_id: str) -> int:
+        """By which the queue knows it."""
+        (ticket,) = [
+            ticket for ticket, held in self.queue._held.items() if held.parsed.request_id == request_id
+        ]
+        return ticket
 
     def pick(self, among: Mapping[str, object], index: int) -> str:
         """One of them."""
@@ -344,6 +354,24 @@ def test_a_longer_bound_does_not_outlast_the_patience_envoy_was_asked_for() -> N
     machine.change_bounds(HOLDS[-1])
     machine.time_passes(HOLDS[1].max_s + POLL_S)
     assert machine.running[request_id] in KEYS
+    machine.teardown()
+
+
+def test_no_wait_outlasts_what_was_foreseen_at_once_by_more_than_the_bound() -> None:
+    """Answers go on for ever: no endpoint's cache has room again, and the bound alone ends the wait."""
+    machine = WaitingMachine()
+    machine.begin(HOLDS[-1])
+    for index, key in enumerate(KEYS):
+        machine.first_token(index)
+        machine.rig.scheduling.engines.observe_kv_tokens(key, 1)
+    machine.arrive(WORDS[1], stream=True, limit_ms=None)
+    ((request_id, waiting),) = machine.waiting.items()
+    bound_s = REGRET * waiting.at_once_s + REGRET_S
+    assert bound_s < HOLDS[-1].max_s
+    machine.time_passes(bound_s - 2 * POLL_S)
+    assert request_id in machine.waiting
+    machine.time_passes(3 * POLL_S)
+    assert request_id in machine.running
     machine.teardown()
 
 

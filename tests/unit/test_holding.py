@@ -4,8 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.choosing.completion import Cost
-from extproc.choosing.holding import HoldAnswer, HoldQueue, Send, TurnAway, Wait
+from extproc.choosing.completion import Cost, Costs
+from extproc.choosing.holding import (
+    REGRET,
+    REGRET_S,
+    HoldAnswer,
+    HoldQueue,
+    Place,
+    Send,
+    TurnAway,
+    Wait,
+)
 
 OPEN_S = 0.1
 
@@ -13,6 +22,21 @@ OPEN_S = 0.1
 def cost(wait_s: float, work_s: float = 0.5, room_s: float = 0.0) -> Cost:
     """Of an endpoint, decoding and others left out."""
     return Cost(wait_s, room_s, work_s, 0.0, 0.0)
+
+
+def place(
+    queue: HoldQueue,
+    arrived_s: float,
+    work_s: float,
+    *,
+    wait_s: float = 0.0,
+    now_s: float = 0.0,
+    limit_s: float = 5.0,
+    before: Wait | None = None,
+) -> Place:
+    """Where one stands that can go to one endpoint."""
+    costs = Costs([wait_s], [0.0], [work_s], [0.0], [0.0], [0.0], [])
+    return queue.place(arrived_s, now_s, costs, limit_s, before)
 
 
 def decide(
@@ -24,9 +48,12 @@ def decide(
     arrived_s: float = 0.0,
     now_s: float = 0.0,
     limit_s: float | None = None,
+    place: Place | None = None,
+    before: Wait | None = None,
 ) -> HoldAnswer:
     """The queue's verdict, all endpoints open below `OPEN_S`."""
-    return queue.decide(request_id, arrived_s, now_s, costs, [OPEN_S] * len(costs), row, limit_s)
+    opens_s = [OPEN_S] * len(costs)
+    return queue.decide(request_id, arrived_s, now_s, costs, opens_s, row, limit_s, place, before)
 
 
 def test_an_open_endpoint_takes_a_request_at_once() -> None:
@@ -39,8 +66,8 @@ def test_an_open_endpoint_takes_a_request_at_once() -> None:
 def test_a_full_endpoint_lets_it_wait() -> None:
     """Until the end of the longest hold, at a place by arrival and work."""
     queue = HoldQueue(max_hold_s=30.0)
-    verdict = decide(queue, 1, [cost(2.0, 0.5), cost(3.0, 0.7)], arrived_s=5.0, now_s=6.0)
-    assert verdict == Wait(until_s=35.0, rank=5.5, row=0, closed=True)
+    verdict = decide(queue, 1, [cost(20.0, 0.5), cost(30.0, 0.7)], arrived_s=5.0, now_s=6.0)
+    assert verdict == Wait(until_s=35.0, rank=5.5, row=0, closed=True, at_once_s=1.0 + 20.0 + 0.5)
     assert queue.least_s == pytest.approx(0.5)
 
 
@@ -73,7 +100,7 @@ def test_shorter_work_is_ahead() -> None:
     queue = HoldQueue()
     decide(queue, 1, [cost(1.0, 0.2)])
     decide(queue, 2, [cost(1.0, 0.9)])
-    short, long = queue.rank(0.0, [0.2]), queue.rank(0.0, [0.9])
+    short, long = place(queue, 0.0, 0.2).rank, place(queue, 0.0, 0.9).rank
     assert queue.ahead_s(2, long, 1) == [pytest.approx(0.2)]
     assert queue.ahead_s(1, short, 1) == [0.0]
 
@@ -81,8 +108,8 @@ def test_shorter_work_is_ahead() -> None:
 def test_no_request_is_overtaken_for_ever() -> None:
     """One that comes later than its own work takes goes behind, however short."""
     queue = HoldQueue()
-    long = queue.rank(0.0, [1.0])
-    assert queue.rank(0.9, [0.0]) < long < queue.rank(1.1, [0.0])
+    long = place(queue, 0.0, 1.0).rank
+    assert place(queue, 0.9, 0.0).rank < long < place(queue, 1.1, 0.0).rank
 
 
 def test_only_those_for_the_same_endpoint_are_ahead() -> None:
@@ -128,7 +155,9 @@ def test_a_hopeless_wait_is_refused_at_once() -> None:
 
 def test_no_request_waits_beyond_the_bound() -> None:
     """At the end of the hold it is refused, with a second to come back at least."""
-    assert decide(HoldQueue(max_hold_s=30.0), 1, [cost(0.2)], now_s=30.0) == TurnAway(1.0)
+    assert decide(HoldQueue(max_hold_s=30.0), 1, [cost(0.2)], now_s=30.0) == TurnAway(
+        retry_after_s=1.0, foreseen_s=30.0 + 0.2 - OPEN_S, most_s=30.0
+    )
 
 
 def test_a_requests_own_limit_comes_first() -> None:
@@ -137,6 +166,52 @@ def test_a_requests_own_limit_comes_first() -> None:
     assert isinstance(verdict, Wait)
     assert verdict.until_s == pytest.approx(1.5)
     assert isinstance(decide(HoldQueue(), 1, [cost(1.7)], limit_s=2.0), TurnAway)
+
+
+def test_no_wait_is_longer_than_the_immediate_rule_promised_by_more_than_its_bound() -> None:
+    """Foreseen 1.5 s; after four it goes as it would have gone at once, though nothing is open."""
+    queue = HoldQueue()
+    first = decide(queue, 1, [cost(1.0, 0.5)])
+    assert isinstance(first, Wait)
+    assert first.until_s == pytest.approx(REGRET * 1.5 + REGRET_S)
+    again = decide(queue, 1, [cost(9.0, 0.5)], now_s=3.9, before=first)
+    assert isinstance(again, Wait)
+    assert (again.at_once_s, again.until_s) == (first.at_once_s, first.until_s)
+    assert decide(queue, 1, [cost(9.0, 0.5)], now_s=4.0, before=again) == Send(0)
+    assert len(queue) == 0
+
+
+def test_while_more_waits_than_can_be_in_time_what_is_too_late_goes_behind() -> None:
+    """Later by its limit, once; and what can still be in time keeps its place."""
+    queue = HoldQueue()
+    for request_id in range(6):
+        decide(queue, request_id, [cost(1.0, 1.0)])
+    assert queue.least_s == pytest.approx(6.0)
+    assert place(queue, 0.0, 1.0, wait_s=3.0, now_s=0.5) == Place(1.0)
+    late = place(queue, 0.0, 1.0, wait_s=4.0, now_s=0.5)
+    assert late == Place(6.0, 5.0)
+    waits = decide(queue, 9, [cost(4.0, 1.0)], now_s=0.5, place=late)
+    assert isinstance(waits, Wait)
+    assert place(queue, 0.0, 1.0, wait_s=4.0, now_s=1.0, before=waits) == late
+
+
+def test_below_that_no_request_yields() -> None:
+    """The others are in time as well: order is by arrival and work alone."""
+    queue = HoldQueue()
+    for request_id in range(5):
+        decide(queue, request_id, [cost(1.0, 1.0)])
+    assert place(queue, 0.0, 1.0, wait_s=9.0, now_s=0.5) == Place(1.0)
+
+
+def test_one_that_fell_behind_does_not_end_the_round() -> None:
+    """It counts as ahead what is still to be asked for; endpoints would stand idle."""
+    queue = HoldQueue()
+    before = decide(queue, 1, [cost(1.0)])
+    assert isinstance(before, Wait)
+    assert before.closed
+    behind = decide(queue, 1, [cost(1.0)], place=Place(before.rank + 5.0, 5.0), before=before)
+    assert isinstance(behind, Wait)
+    assert not behind.closed
 
 
 @pytest.mark.parametrize(("held", "hold_s"), [(0, 1.0), (1, 0.0), (1, -1.0)])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from extproc.transport.http2 import messages as messages_module
 from extproc.transport.http2.messages import MessageError, MessageReader
 from extproc.transport.seam import Status
 from tests.http2_peers import framed
@@ -19,6 +22,21 @@ def test_any_cut_gives_the_same_messages(messages: list[bytes], sizes: list[int]
         size = sizes[turn % len(sizes)]
         read += reader.feed(data[at : at + size])
         at, turn = at + size, turn + 1
+    assert read == messages
+    assert reader.is_between
+
+
+@given(st.lists(st.binary(max_size=40), max_size=6), st.lists(st.integers(1, 30), min_size=1))
+def test_large_messages_are_the_same(messages: list[bytes], sizes: list[int]) -> None:
+    """Those that are put together while they come, between small ones; what is missing is counted."""
+    with patch.object(messages_module, "LARGE_BYTES", 12):
+        reader, data, at, read, turn = MessageReader(100), framed(*messages), 0, [], 0
+        while at < len(data):
+            size = sizes[turn % len(sizes)]
+            read += reader.feed(data[at : at + size])
+            at, turn = at + size, turn + 1
+            if reader.size:
+                assert 0 < reader.missing <= reader.size
     assert read == messages
     assert reader.is_between
 

@@ -17,8 +17,7 @@ from extproc.rendering.prompt_text import (
     Rendering,
     build_rendering,
 )
-from extproc.rendering.template import UnsupportedTemplate
-from extproc.rendering.vocabulary import UnsupportedTokenizer
+from extproc.rendering.vocabulary import UnsupportedTemplate, UnsupportedTokenizer
 from extproc.request.parse import parse
 
 DATA = Path(__file__).parents[1] / "data" / "rendering"

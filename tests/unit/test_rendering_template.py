@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from extproc.rendering.template import ChatTemplate, UnsupportedTemplate
+from extproc.rendering.template import ChatTemplate
+from extproc.rendering.vocabulary import UnsupportedTemplate
 
 NOW_UNIX_S = 1_782_777_600.0
 """2026-06-30 00:00 UTC."""

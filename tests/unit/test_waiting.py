@@ -118,12 +118,19 @@ def test_the_record_of_a_held_request_says_so_and_can_be_recomputed() -> None:
     held.first_token("a")
     record = held.rig.record("b")
     assert record.held_s == pytest.approx(0.25)
-    assert record.held_for is HoldReason.PREFILL
+    assert record.hold is not None
+    assert (record.hold.reason, record.hold.endpoint) == (HoldReason.PREFILL, THREE[0].key)
+    assert not record.hold.yielded
     assert record.snapshot is not None
     assert record.snapshot.held_s > 0.0
     json = to_json(record)
     assert verdict(json) == "recomputed: same choice"
-    assert "held 0.250 s   for prefill" in render(json)
+    assert json["hold"]["reason"] == "prefill"
+    assert json["hold"]["foreseen_at_once_s"] == pytest.approx(record.hold.at_once_s)
+    assert json["hold"]["foreseen_s"] == pytest.approx(0.25 + json["predicted_ttft_s"][0])
+    page = render(json)
+    assert f"waited for {THREE[0].key}   short of prefill" in page
+    assert f"sent at once {record.hold.at_once_s * 1e3:.1f} ms; as it went" in page
 
 
 def test_time_that_a_prefill_has_had_counts_as_done() -> None:

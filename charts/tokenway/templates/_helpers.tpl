@@ -73,8 +73,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if and $several (not .Values.metadataCenter.url) }}
 {{- fail "several replicas (replicas, autoscaling) share load and caches: set metadataCenter.url, such as redis://redis.default.svc:6379/0" }}
 {{- end }}
-{{- if and $several (eq $provider "istio") }}
-{{- fail "provider istio: replicas must be 1 (raise workers instead): a gateway tells one replica of the end of every request, and no replica knows of those that others decided" }}
+{{- if and $several (eq $provider "istio") (hasPrefix "http" .Values.metadataCenter.url) }}
+{{- fail "provider istio: several replicas need a metadataCenter.url of Redis: a gateway reports the end of a request to any replica, and Redis takes it to the one that decided" }}
 {{- end }}
 {{- if not (or .Values.clusters (include "tokenway.asksKubernetes" .) (include "tokenway.asksIstio" .)) }}
 {{- fail "no model servers: set modelServers.matchLabels to the labels of their pods, or clusters to their addresses" }}

@@ -17,6 +17,9 @@ PREFIX_BYTES: Final = PREFIX.size
 
 _SMALL_BYTES: Final = 1_024
 
+LARGE_BYTES: Final = 2 * 1024 * 1024
+"""Messages from here on are put together while they come: the end of one of 32 MiB would take 20 ms."""
+
 
 class MessageError(Exception):
     """A message that is not taken.
@@ -39,10 +42,11 @@ class MessageReader:
         max_bytes: A longer message is refused as soon as its length is known.
     """
 
-    __slots__ = ("_max_bytes", "_num_bytes", "_parts", "_size")
+    __slots__ = ("_large", "_max_bytes", "_num_bytes", "_parts", "_size")
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
+        self._large: bytearray | None = None
         self._parts: list[bytes | bytearray] = []
         self._num_bytes = 0
         self._size: int | None = None
@@ -63,11 +67,13 @@ class MessageReader:
         return 0 if self._size is None else self._size - self._num_bytes
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The messages that are whole now.
+        """The messages that are whole now; a large one is a bytearray.
 
         Raises:
             MessageError: A message is too long or compressed. Nothing more can be read.
         """
+        if self._large is not None:
+            return self._feed_large(self._large, data)
         self._hold(data)
         if self._num_bytes < (PREFIX_BYTES if self._size is None else self._size):
             return []
@@ -85,9 +91,24 @@ class MessageReader:
             at += size
             self._size = None
         rest = whole[at:]
-        self._parts = [rest] if rest else []
         self._num_bytes = len(rest)
+        if self._size is not None and self._size >= LARGE_BYTES:
+            self._parts, self._large = [], bytearray(self._size)  # of zeros, which take no memory yet
+            self._large[: len(rest)] = rest
+        else:
+            self._parts = [rest] if rest else []
         return messages
+
+    def _feed_large(self, large: bytearray, data: bytes) -> list[bytes]:
+        at = self._num_bytes
+        end = min(at + len(data), len(large))
+        large[at:end] = data[: end - at]
+        self._num_bytes = end
+        if end < len(large):
+            return []
+        self._large, self._size, self._num_bytes = None, None, 0
+        rest = data[end - at :]
+        return [large, *(self.feed(rest) if rest else ())]
 
     def _hold(self, data: bytes) -> None:
         """Keep a part as it is, but small ones together: an object for each byte weighs forty times it."""

@@ -1,0 +1,121 @@
+"""What the priority of a request does where others wait: which goes first, and which waits for none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from extproc.choosing.completion import Cost
+from extproc.choosing.holding import HoldQueue, Wait
+from extproc.errors import Reason, RouterError
+from extproc.routing.settings import HoldSettings, RouterSettings
+from extproc.values.balancing import Algorithm, LoadBalancing
+from extproc.values.deciding import Later
+from extproc.values.placements import Decision
+from extproc.values.standing import Standing
+from tests.conftest import (
+    BLOCK_BYTES,
+    THREE,
+    Promise,
+    VirtualLoop,
+    build_rig,
+    chat,
+    decided,
+    request_line,
+)
+
+LONG = "long prompt " * 8_000
+"""More than two steps of the engine that prices begin from."""
+
+
+class Busy:
+    """One endpoint, and a request that fills it.
+
+    Args:
+        hold: Requests wait.
+    """
+
+    def __init__(self, hold: HoldSettings | None) -> None:
+        self.loop = VirtualLoop()
+        self.rig = build_rig(
+            THREE[:1],
+            load_balancing=LoadBalancing(algorithm=Algorithm.LEAST_COMPLETION, fallbacks=0),
+            settings=RouterSettings(block_bytes=BLOCK_BYTES, hold=hold),
+            loop=self.loop,
+        )
+        self.ask("first")
+
+    def ask(self, request_id: str, priority: int | None = None) -> Decision | Promise:
+        """What comes of a request."""
+        headers = request_line(request_id)
+        if priority is not None:
+            headers = replace(headers, standing=Standing("x", priority, None))
+        deciding = self.rig.gateway.decide(headers, chat(f"{request_id} {LONG}", stream=True))
+        return Promise(deciding.pending) if isinstance(deciding, Later) else decided(deciding)
+
+    def prefilled(self, request_id: str) -> None:
+        """Its first token came, and the loop takes a turn."""
+        self.rig.gateway.first_token(request_id, late=False)
+        self.loop.run()
+
+
+def test_the_higher_one_goes_first_though_it_came_last() -> None:
+    """Of equal ones the first that came, and none twice."""
+    busy = Busy(HoldSettings())
+    waits = {name: busy.ask(name, priority) for name, priority in (("a", None), ("b", 0), ("c", 5), ("d", 2))}
+    order = []
+    for last in ("first", "c", "d", "a"):
+        busy.prefilled(last)
+        gone = [name for name, promise in waits.items() if promise.done()]  # type: ignore[union-attr]
+        order += [name for name in gone if name not in order]
+    assert order == ["c", "d", "a", "b"]
+
+
+@pytest.mark.parametrize("hold", [None, HoldSettings()])
+def test_below_0_none_waits_and_none_is_waited_for(hold: HoldSettings | None) -> None:
+    """Where all endpoints are full it is refused, whether others wait or not, and leaves nothing behind."""
+    busy = Busy(hold)
+    for number in range(3):
+        with pytest.raises(RouterError) as refused:
+            busy.ask(f"low {number}", -1)
+        assert refused.value.reason is Reason.OVERLOADED
+        assert refused.value.retry_after_s is not None
+        assert refused.value.retry_after_s > 0
+    assert busy.rig.scheduling.load.in_flight == 1
+    later = busy.ask("normal", 0)
+    assert isinstance(later, Decision) is (hold is None)
+    if hold is not None:
+        busy.prefilled("first")
+        assert later.done()  # type: ignore[union-attr]
+    else:
+        busy.prefilled("first")
+    busy.prefilled("normal")
+    assert isinstance(busy.ask("low again", -1), Decision)
+
+
+def rank(priority: int, arrived_s: float = 0.0) -> float:
+    """Of one that has to wait for a second of work."""
+    full = Cost(5.0, 1.0, 0.02, 0.0, 0.0)
+    wait = HoldQueue().decide(1, arrived_s, arrived_s, [full], [0.1], 0, priority=priority)
+    assert isinstance(wait, Wait)
+    return wait.rank
+
+
+@pytest.mark.parametrize("higher", [1, 7, 1_000])
+def test_no_wait_outweighs_a_priority(higher: int) -> None:
+    """And within one a microsecond still counts, however large it is."""
+    assert rank(higher, arrived_s=86_400.0) < rank(higher - 1)
+    assert rank(higher, arrived_s=1e6) < rank(higher, arrived_s=1e6 + 1e-6)
+    assert rank(2**31 - 1) == rank(1_000)
+
+
+def test_a_refused_one_counts_as_no_work_that_waits() -> None:
+    """Requests behind it are told of no longer wait."""
+    busy = Busy(HoldSettings(max_requests=1))
+    for number in range(3):
+        with pytest.raises(RouterError, match="priority of this request is too low"):
+            busy.ask(f"low {number}", -1)
+    assert isinstance(busy.ask("waits", 0), Promise)
+    with pytest.raises(RouterError, match="too many requests wait"):
+        busy.ask("one too many", 0)
