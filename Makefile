@@ -37,8 +37,10 @@ test-e2e: install envoy
 	$(BIN)/pytest -q -m e2e
 
 # What `make test` does of the endpoint picker, at length: mixed answers, aborted requests, random streams.
+# Shorter: make test-picker ANSWERS=1000 ABORTS=400 STREAMS=10000
 test-picker: install envoy
-	TOKENWAY_PICKER_ANSWERS=10000 TOKENWAY_PICKER_ABORTS=4000 TOKENWAY_PICKER_STREAMS=100000 \
+	TOKENWAY_PICKER_ANSWERS=$(or $(ANSWERS),10000) TOKENWAY_PICKER_ABORTS=$(or $(ABORTS),4000) \
+	TOKENWAY_PICKER_STREAMS=$(or $(STREAMS),100000) \
 	$(BIN)/pytest -q tests/integration/test_picker.py tests/e2e/test_endpoint_picker.py tests/e2e/test_picker_cases.py \
 		tests/e2e/test_request_trailers.py
 

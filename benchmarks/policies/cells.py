@@ -177,6 +177,9 @@ LATE: Final = (
 )
 """Rivals that let requests wait at the gateway, as the product's own late binding does."""
 
+LATE_AT_ALL_SPEEDS: Final = "hot-spot"
+"""The workload whose runs are among the shortest, and whose prompts have most in common."""
+
 AFFINITY: Final = ("llmd_affinity",)
 """Decides at once; came with those that do not, and runs in their cells."""
 
@@ -290,19 +293,10 @@ falls again once (`tokenway.simulator.replay.trace.with_tide`): a day of 290 s.
 
 _COMPARED: Final = ("lmetric", "least_completion", "late_completion")
 
-PICTURED: Final = (
-    *("least_request", "lmetric", "smetric", "dynamo_product", "llmd_sticky"),
-    *("llmd_flow_sticky", "quartz"),
-    *OWN[1:],
-)
+PICTURED: Final = ("lmetric", "smetric", "llmd_flow", "quartz", "least_completion", "late_completion")
 """Few enough to distinguish in a picture."""
 
 _BESIDE_SEED: Final = 3
-
-HEATED: Final = ("least_request", "least_completion", "late_completion")
-
-WAITING: Final = ("least_completion", "late_completion", "llmd_flow_sticky", "dynamo_queue_wspt", "quartz")
-"""Where the time of their requests went."""
 
 
 def cells() -> tuple[Cell, ...]:
@@ -376,12 +370,17 @@ def _seeds_after(workload: Workload, at: int) -> Iterator[Cell]:
 
 
 def _late(first: Sequence[Workload], later: Sequence[Workload]) -> Iterator[Cell]:
-    """The rivals that came last, the cheap workloads first."""
+    """The rivals that came last: on one workload at all speeds, on the others past the knee.
+
+    Below it nothing waits, and one that would wait is the rule that it places by.
+    """
     policies = (*LATE, *AFFINITY)
     for at in range(3):
         for workload in (*first[1:], *later, first[0]):
+            speeds = workload.speeds if workload.name == LATE_AT_ALL_SPEEDS else workload.speeds[-1:]
             for seed in workload.seeds[at : at + 1]:
-                yield _main(workload, "late", CellKind.RIVALS, seed, policies)
+                cell = _main(workload, "late", CellKind.RIVALS, seed, policies)
+                yield replace(cell, speeds=speeds)
 
 
 def _extra(workload: Workload) -> Iterator[Cell]:
@@ -434,5 +433,7 @@ def _what_if() -> list[Cell]:
 
 
 def _pictures() -> list[Cell]:
-    groups = (("picture-ttft", PICTURED), ("picture-load", HEATED), ("picture-time", WAITING))
-    return [replace(_short(group, policies, (3.0,)), pictures=True) for group, policies in groups]
+    """Past the knee of a workload whose runs are short: below it all pictures are alike."""
+    (workload,) = (each for each in WORKLOADS if each.name == "hot-spot")
+    past = _main(workload, "pictures", CellKind.WHOLE, workload.seeds[0], PICTURED)
+    return [replace(past, speeds=workload.speeds[-1:], pictures=True)]

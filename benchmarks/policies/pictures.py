@@ -13,8 +13,8 @@ from benchmarks.policies.running import pictures_of
 
 _COLUMNS: Final = 4
 
-_FROM_REPLAY: Final = {"picture-ttft": "ttft_cdf", "picture-load": "load", "picture-time": "time"}
-"""Group of a cell with pictures -> the one of its four that is kept."""
+_FROM_REPLAY: Final = ("ttft_cdf", "load", "time")
+"""What is kept of the pictures of a cell: of one speed, goodput against the rate says nothing."""
 
 
 def draw(rows: Sequence[Row], cells: Sequence[Cell], results: Path, folder: Path) -> list[Path]:
@@ -34,10 +34,10 @@ def draw(rows: Sequence[Row], cells: Sequence[Cell], results: Path, folder: Path
     paths = [_goodput([row for row in rows if is_compared(row.cell)], folder / "policies_goodput.png")]
     for cell in cells:
         if cell.pictures:
-            kept = _FROM_REPLAY[cell.group]
-            for drawn in pictures_of(cell, results).glob(f"*_{kept}.png"):
-                paths.append(folder / f"policies_{cell.workload}_{kept}.png")
-                shutil.copyfile(drawn, paths[-1])
+            for kept in _FROM_REPLAY:
+                for drawn in pictures_of(cell, results).glob(f"*_{kept}.png"):
+                    paths.append(folder / f"policies_{cell.workload}_{kept}.png")
+                    shutil.copyfile(drawn, paths[-1])
     return paths
 
 

@@ -227,6 +227,8 @@ def late_binding(rows: Sequence[Row]) -> list[str]:
             against = rivals_at(found, speed, rivals)
             late = {policy: each for policy, each in against.items() if policy in LATE}
             at_once = {policy: each for policy, each in against.items() if policy not in LATE}
+            if not late:
+                continue
             for column, of_column in lines.items():
                 line = [workload.title, f"×{speed:g}"]
                 value = found.get((speed, _LATE_OWN), {}).get(column.field)
@@ -259,7 +261,7 @@ def _not_run(rows: Sequence[Row]) -> str:
     )
     if not open_seeds:
         return text
-    missing = "; ".join(f"{title}: seeds {', '.join(seeds)}" for title, seeds in open_seeds.items())
+    missing = "; ".join(f"{title} (seed {', '.join(seeds)})" for title, seeds in open_seeds.items())
     return f"{text} Rivals that wait were not run on: {missing}."
 
 

@@ -407,6 +407,18 @@ async def test_how_full_an_engine_is() -> None:
     assert engine_facts(sglang).occupancy == Occupancy(3, 1, 0.5)
 
 
+async def test_when_an_engine_began() -> None:
+    """As its process says; two processes on one page say nothing, nor does what is no time."""
+    for lines, started_s in (
+        (b"process_start_time_seconds 1.79522845153e+09\n", 1795228451.53),
+        (b"process_start_time_seconds 1.0\nprocess_start_time_seconds 2.0\n", None),
+        (b"process_start_time_seconds 0\n", None),
+        (b"process_start_time_seconds NaN\n", None),
+        (b"process_start_time_seconds_total 7.0\n", None),
+    ):
+        assert engine_facts(FULL + lines).occupancy == Occupancy(248, 7, 0.75, started_s)
+
+
 @pytest.mark.parametrize("bad", [b"NaN", b"+Inf", b"-1", b"many", b""])
 async def test_a_reading_that_makes_no_sense_is_none(bad: bytes) -> None:
     """A series without a usable value leaves the occupancy unknown."""

@@ -238,3 +238,37 @@ async def installed(
         await site.has_pickers(f"{address}:{picker}")
         await eventually(site.status, lambda status: status == 200)
         yield site
+
+
+def llm_d_kinds() -> list[dict[str, Any]]:
+    """Definitions of llm-d's kinds of our own making: any fields."""
+    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    return [
+        {
+            "apiVersion": "apiextensions.k8s.io/v1",
+            "kind": "CustomResourceDefinition",
+            "metadata": {"name": f"{plural}.llm-d.ai"},
+            "spec": {
+                "group": "llm-d.ai",
+                "scope": "Namespaced",
+                "names": {
+                    "plural": plural,
+                    "singular": kind.lower(),
+                    "kind": kind,
+                    "listKind": f"{kind}List",
+                },
+                "versions": [
+                    {
+                        "name": "v1alpha2",
+                        "served": True,
+                        "storage": True,
+                        "schema": {"openAPIV3Schema": anything},
+                    }
+                ],
+            },
+        }
+        for kind, plural in (
+            ("InferenceObjective", "inferenceobjectives"),
+            ("InferenceModelRewrite", "inferencemodelrewrites"),
+        )
+    ]

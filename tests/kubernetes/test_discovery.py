@@ -19,6 +19,7 @@ from extproc.server.kubernetes_source import KUBERNETES, kubernetes_source
 from extproc.values.pool_policies import PoolPolicies
 from testbed.kubernetes import Cluster, inference_pool, pod
 from testbed.processes import REPOSITORY
+from tests.kubernetes.pool_site import llm_d_kinds
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.asyncio(loop_scope="session")]
 
@@ -387,37 +388,3 @@ def objective(name: str, priority: int, namespace: str) -> dict[str, Any]:
         "metadata": {"name": name, "namespace": namespace},
         "spec": {"priority": priority, "poolRef": {"name": "llama"}},
     }
-
-
-def llm_d_kinds() -> list[dict[str, Any]]:
-    """Definitions of llm-d's kinds of our own making: any fields."""
-    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    return [
-        {
-            "apiVersion": "apiextensions.k8s.io/v1",
-            "kind": "CustomResourceDefinition",
-            "metadata": {"name": f"{plural}.llm-d.ai"},
-            "spec": {
-                "group": "llm-d.ai",
-                "scope": "Namespaced",
-                "names": {
-                    "plural": plural,
-                    "singular": kind.lower(),
-                    "kind": kind,
-                    "listKind": f"{kind}List",
-                },
-                "versions": [
-                    {
-                        "name": "v1alpha2",
-                        "served": True,
-                        "storage": True,
-                        "schema": {"openAPIV3Schema": anything},
-                    }
-                ],
-            },
-        }
-        for kind, plural in (
-            ("InferenceObjective", "inferenceobjectives"),
-            ("InferenceModelRewrite", "inferencemodelrewrites"),
-        )
-    ]

@@ -15,9 +15,9 @@ from testbed import own_network
 from testbed.helm import binary
 from testbed.istiod import Istiod
 from testbed.kubernetes import Cluster
-from tests.e2e.harness import Load, eventually
+from tests.e2e.harness import Load, chat, eventually, post
 from tests.e2e.istio_scenarios import chosen, ended
-from tests.kubernetes.pool_site import MODES, Site, installed
+from tests.kubernetes.pool_site import MODES, POOL, Site, installed, llm_d_kinds
 
 pytestmark = [
     pytest.mark.kubernetes,
@@ -96,6 +96,30 @@ async def test_a_pod_that_is_not_ready_is_left_within_a_second(site: Site) -> No
 
         await eventually(read, lambda count: count > left)
     assert load.failures == []
+    await site.stack.settled()
+
+
+async def test_a_model_that_the_pool_rewrites_has_its_old_name_back(site: Site) -> None:
+    """By an InferenceModelRewrite, whose kind is installed while Tokenway runs; before it is not served."""
+    assert (await post(site.stack, chat("chat", "hello"))).status == 404
+    await site.cluster.apply(*llm_d_kinds())
+    rule = {"matches": [{"model": {"value": "chat"}}], "targets": [{"modelRewrite": "sim"}]}
+    rewrite = {
+        "apiVersion": "llm-d.ai/v1alpha2",
+        "kind": "InferenceModelRewrite",
+        "metadata": {"name": "chat", "namespace": site.namespace},
+        "spec": {"poolRef": {"name": POOL}, "rules": [rule]},
+    }
+    await site.cluster.apply(rewrite)
+    for stream in (False, True):
+        reply = await eventually(
+            lambda: post(site.stack, chat("chat", "hello", stream=stream)),  # noqa: B023 - awaited here
+            lambda reply: reply.status == 200,
+            90,
+        )
+        assert b'"model":"chat"' in reply.body.replace(b'": "', b'":"')
+        assert b'"sim"' not in reply.body
+        assert (await ended(site.stack))["outcome"]["ended"] == "completed"
     await site.stack.settled()
 
 

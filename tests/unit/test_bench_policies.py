@@ -226,8 +226,8 @@ def test_late_binding_is_compared_with_late_binding() -> None:
     rows.append(late("late_completion", 3.0, kind=CellKind.OWN))
     page = "\n".join(late_binding(rows))
     assert "| conversation, 8 engines | ×2.75 | 3 | 2 | `quartz` | 1.50 | 8 | `lmetric` | 0.38 | 3 |" in page
-    assert "were not run on: agent sessions, 8 engines: seeds 3, 4, 5;" in page
-    assert "conversation, 8 engines: seeds 4" in page
+    assert "were not run on: agent sessions, 8 engines (seed 3, 4, 5);" in page
+    assert "conversation, 8 engines (seed 4)" in page
     assert late_binding(rows[2:]) == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -140,6 +141,39 @@ def test_time_that_a_prefill_has_had_counts_as_done() -> None:
     promise = held.hold("b")
     held.loop.run(1.0)
     assert promise.done()
+
+
+def test_the_limit_of_an_engine_that_began_anew_is_forgotten() -> None:
+    """Another process may have another: it is learned again, though no probe saw the engine away."""
+    engines = Held().rig.scheduling.engines
+    key = THREE[0].key
+
+    def learn(started_s: float | None) -> None:
+        for running in (2, 1) * SURE_VISITS:
+            engines.observe_occupancy(key, running, 2 - running + 1, 0.1, started_s)
+
+    learn(100.0)
+    assert engines.max_num_seqs([key]) == [2]
+    engines.observe_occupancy(key, 1, 0, 0.1, 100.0)
+    engines.observe_occupancy(key, 1, 0, 0.1, None)
+    assert engines.max_num_seqs([key]) == [2]
+    engines.observe_occupancy(key, 1, 0, 0.1, 200.0)
+    assert not any(engines.max_num_seqs([key]))
+    learn(200.0)
+    assert engines.max_num_seqs([key]) == [2]
+    engines.retain(frozenset())
+    assert not engines._started_s
+
+
+def test_a_refusal_says_how_long_the_wait_would_have_been() -> None:
+    """In its message, which `tokenway explain` shows, and when to come back."""
+    held = Held(max_s=0.3)
+    held.ask("a")
+    with pytest.raises(RouterError) as refused:
+        held.ask("b")
+    assert refused.value.reason is Reason.OVERLOADED
+    assert re.search(r"the wait would be \d+\.\d s, and 0\.3 s is the most", refused.value.message)
+    assert refused.value.retry_after_s == 1
 
 
 def test_an_engine_full_by_number_is_full() -> None:
