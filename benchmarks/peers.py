@@ -26,7 +26,7 @@ import json
 import os
 import statistics
 import tempfile
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,10 +56,10 @@ class Contender(Target):
     """What stands between client and engines.
 
     Attributes:
-        pids: Its processes; none for the engine itself.
+        parts: Its processes, by what they are called; none for the engine itself.
     """
 
-    pids: tuple[int, ...]
+    parts: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +83,14 @@ class Measured:
 
     Attributes:
         cpu_us: Per request, by phase.
+        part_us: The same by part of the contender.
         requests_per_s: By phase.
         latencies_ms: At the steady rate.
         rss_mib: At its end.
     """
 
     cpu_us: dict[str, float]
+    part_us: dict[str, dict[str, float]]
     requests_per_s: dict[str, float]
     latencies_ms: list[float]
     rss_mib: float
@@ -113,8 +115,8 @@ async def contenders(
     ours = await stack.enter_async_context(setup("tokenway", root, engines, first_chunk=True))
     assert ours.pid is not None
     found = [
-        Contender(OURS, ours.port, (ours.pid, ours.envoy_pid)),
-        Contender("envoy alone", alone.port, (alone.envoy_pid,)),
+        Contender(OURS, ours.port, {"Envoy": ours.envoy_pid, "Python": ours.pid}),
+        Contender("envoy alone", alone.port, {"Envoy": alone.envoy_pid}),
     ]
     for router in routers:
         try:
@@ -122,30 +124,32 @@ async def contenders(
         except TimeoutError:
             print(f"left out: {router.name} does not start", flush=True)
         else:
-            found.append(Contender(router.name, port, (pid,)))
+            found.append(Contender(router.name, port, {"router": pid}))
     return found
 
 
 async def one_round(contender: Contender, sent: Sequence[Phase], seconds: float) -> Measured:
     """All phases once."""
-    cpu_us, requests_per_s = {}, {}
+    part_us: dict[str, dict[str, float]] = {}
+    requests_per_s = {}
     for phase in sent:
         messages = list(phase.messages)
         await closed_loop(contender, messages, phase.concurrency, WARM_UP_S)
-        done, used_us = await _used_us(
-            contender, closed_loop(contender, messages, phase.concurrency, seconds)
-        )
-        cpu_us[phase.name] = used_us
+        before_s = _used_s(contender)
+        done = len(await closed_loop(contender, messages, phase.concurrency, seconds))
+        await asyncio.sleep(LAST_LOGS_S)
+        part_us[phase.name] = {
+            part: (used_s - before_s[part]) / done * 1e6 for part, used_s in _used_s(contender).items()
+        }
         requests_per_s[phase.name] = done / seconds
     paced_ms = await open_loop(contender, list(sent[0].messages), PACED_PER_S, seconds)
-    return Measured(cpu_us, requests_per_s, paced_ms, processes.tree_rss_mib(contender.pids))
+    cpu_us = {phase: sum(parts.values()) for phase, parts in part_us.items()}
+    rss_mib = processes.tree_rss_mib(contender.parts.values())
+    return Measured(cpu_us, part_us, requests_per_s, paced_ms, rss_mib)
 
 
-async def _used_us(contender: Contender, load: Coroutine[Any, Any, list[float]]) -> tuple[int, float]:
-    before_s = processes.on_cpu_s(contender.pids)
-    done = len(await load)
-    await asyncio.sleep(LAST_LOGS_S)
-    return done, (processes.on_cpu_s(contender.pids) - before_s) / done * 1e6
+def _used_s(contender: Contender) -> dict[str, float]:
+    return {part: processes.on_cpu_s([pid]) for part, pid in contender.parts.items()}
 
 
 def table(rounds: Mapping[str, Sequence[Measured]], sent: Sequence[Phase]) -> str:
@@ -178,6 +182,9 @@ def table(rounds: Mapping[str, Sequence[Measured]], sent: Sequence[Phase]) -> st
             f"{measured[-1].rss_mib:.0f}",
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    for part in next(iter(rounds[OURS][0].part_us.values())):
+        cells = [f"{statistics.median(each.part_us[at][part] for each in rounds[OURS]):,.0f}" for at in names]
+        lines.append(f"| of ours, {part} | {' | '.join(cells)} | | | |")
     return "\n".join(lines)
 
 
@@ -208,7 +215,7 @@ async def compare(routers: Sequence[Router], seconds: float, rounds: int) -> dic
         stack.enter_context(python_module("benchmarks.traffic", "127.0.0.1", *map(str, engines)))
         taking_part = await contenders(stack, Path(folder), engines, routers)
         load_before = os.getloadavg()[0]
-        direct = Contender(DIRECT, engines[0], ())
+        direct = Contender(DIRECT, engines[0], {})
         for each in taking_part:
             found[each.name] = []
         found[DIRECT] = []
@@ -217,7 +224,7 @@ async def compare(routers: Sequence[Router], seconds: float, rounds: int) -> dic
             for contender in (*taking_part[turn:], *taking_part[:turn]):
                 found[contender.name].append(await one_round(contender, sent, seconds))
             paced_ms = await open_loop(direct, list(sent[0].messages), PACED_PER_S, seconds)
-            found[DIRECT].append(Measured({}, {}, paced_ms, 0.0))
+            found[DIRECT].append(Measured({}, {}, {}, paced_ms, 0.0))
             print(f"round {number + 1} of {rounds}, load {os.getloadavg()[0]:.1f}", flush=True)
     print(f"\n{table(found, sent)}\n", flush=True)
     return {

@@ -252,6 +252,18 @@ STREAMS: dict[str, tuple[str, bytes, tuple[Any, ...]]] = {
         b": } ] keep-alive \n\n" + event({"choices": [], "usage": USAGE})[:-2],
         REPORTED,
     ),
+    "comments_for_long": (
+        CHAT,
+        token() * 30 + event({"choices": [], "usage": USAGE}) + b": keep-alive\n\n" * 70 + DONE,
+        REPORTED,
+    ),
+    "long_events": (
+        CHAT,
+        token(text=LONG[:6000]) * 9
+        + event({"choices": [], "usage": USAGE, "text": LONG[:15000]})
+        + token() * 3,
+        REPORTED,
+    ),
     "messages": (
         "/v1/messages",
         event(MESSAGES_START)

@@ -83,8 +83,13 @@ def test_time_on_a_processor_is_that_of_children_as_well() -> None:
 def measured(cpu_us: float, latency_ms: float) -> peers.Measured:
     """A round in which all phases cost the same."""
     names = [phase.name for phase in peers.phases()]
+    parts = {"Envoy": cpu_us / 4, "Python": 3 * cpu_us / 4}
     return peers.Measured(
-        dict.fromkeys(names, cpu_us), dict.fromkeys(names, 1000.0), [latency_ms] * 10, 100.0
+        dict.fromkeys(names, cpu_us),
+        dict.fromkeys(names, parts),
+        dict.fromkeys(names, 1000.0),
+        [latency_ms] * 10,
+        100.0,
     )
 
 
@@ -93,14 +98,15 @@ def test_the_table_has_medians_and_the_median_of_ratios_of_rounds() -> None:
     rounds = {
         peers.OURS: [measured(100, 3), measured(900, 3), measured(200, 3)],
         "other": [measured(50, 2), measured(300, 2), measured(200, 2)],
-        peers.DIRECT: [peers.Measured({}, {}, [1.0] * 10, 0.0)],
+        peers.DIRECT: [peers.Measured({}, {}, {}, [1.0] * 10, 0.0)],
     }
     lines = peers.table(rounds, peers.phases()).splitlines()
     other = lines[3]
     assert other.startswith("| other | 200 (2.00) |")
     assert other.endswith("| 1,000 | 1.00, 1.00 | 100 |")
     assert len({line.count("|") for line in lines}) == 1
-    assert len(lines) == 4
+    assert lines[4].startswith("| of ours, Envoy | 50 | ")
+    assert len(lines) == 6
 
 
 def real(ttft_s: float | None) -> Real:
@@ -167,7 +173,7 @@ async def test_the_plain_engine_tells_routers_its_model_and_makes_token_ids() ->
             if field == "data":
                 assert [model["id"] for model in answer["data"]] == [MODEL]
             writer.close()
-        target = peers.Contender("engine", port, ())
+        target = peers.Contender("engine", port, {})
         assert await closed_loop(target, [request(10, "x", stream_tokens=60)], 2, 0.05)
     finally:
         server.close()
