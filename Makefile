@@ -133,6 +133,11 @@ soak: install envoy
 bench-picker: install envoy
 	$(BIN)/python -m benchmarks.picker
 
+# What an Istio gateway's configuration costs Envoy, beside our own bootstrap's.
+.PHONY: bench-istio
+bench-istio: install envoy
+	$(BIN)/python -m benchmarks.istio_profile
+
 bench-worst-bodies: install
 	$(BIN)/python -m benchmarks.worst_bodies
 

@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Final, NamedTuple
@@ -16,6 +17,10 @@ from typing import Final, NamedTuple
 ACCEPTED: Final = "accepted: ip:port, such as 127.0.0.1:8080, or [::1]:8080 for IPv6"
 
 MAX_PORT: Final = 65_535
+
+_OCTET: Final = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_IPV4: Final = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}")
+"""Of an IPv4 address there is one spelling: what it is in needs no parser, which takes ten times as long."""
 
 _MAX_HOST_CHARS: Final = 253
 """RFC 1035 section 2.3.4, without the trailing dot."""
@@ -90,6 +95,8 @@ def parse_port(text: str, *, lowest: int = 1) -> int:
 
 def ip_or_none(text: str) -> str | None:
     """The one spelling of an IP address without brackets and zone; None if it is none."""
+    if _IPV4.fullmatch(text):
+        return text
     try:
         ip = ip_address(text)
     except ValueError:

@@ -48,13 +48,13 @@ class DeltaStream:
             self._node = None
         await self._call.write(request)
 
-    async def receive(self, type_url: str | None = None) -> Any:
+    async def receive(self, type_url: str | None = None, timeout_s: float | None = TIMEOUT_S) -> Any:
         """The next `DeltaDiscoveryResponse`, of one type if one is named; acknowledges what it reads.
 
         Raises:
             TimeoutError: None came in time.
         """
-        async with asyncio.timeout(TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             while True:
                 response = await self._call.read()
                 assert response is not grpc.aio.EOF, "the control plane closed the stream"

@@ -3,6 +3,7 @@
 Rules:
     1. All decisions are `IstioClient`'s. Here are its eyes and its hands.
     2. CA and token are read for each attempt: they rotate.
+    3. Large responses are taken in parts, one in a turn of the event loop, between which requests go on.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import random
 import re
 import socket
 import time
+from collections import deque
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +32,7 @@ from extproc.discovery.istio.machine import (
     TooLarge,
     Update,
 )
-from extproc.discovery.istio.messages import MalformedError
+from extproc.discovery.istio.messages import MalformedError, Response, parts_of
 from extproc.discovery.live import Report, SourceStatus
 from extproc.discovery.resolve import ResolveError, addresses_of
 from extproc.transport.dialling import (
@@ -47,6 +49,9 @@ _METHOD: Final = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAg
 
 _LOOK_UP_S: Final = 10.0
 """Bound on a look-up: twice the interval between two of a name."""
+
+MAX_PARTS: Final = 65_536
+"""Of responses that wait to be taken: 800 MB of endpoints, more than `MAX_LIMIT_BYTES` allows one to have."""
 
 _MAX_TOKEN_BYTES: Final = 65_536
 _MAX_CA_BYTES: Final = 4 * 1024 * 1024
@@ -89,6 +94,7 @@ class IstioSource:
         self._node = node_of(settings, socket.gethostname(), index)
         self._machine = IstioClient(wire.ProtobufDecoder(), random.Random())
         self._call: DialledCall | None = None
+        self._parts: deque[tuple[int, Response]] = deque()
         self._number = 0
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -112,6 +118,7 @@ class IstioSource:
     async def stop(self) -> None:
         """See `LiveSource`."""
         self._is_running = False
+        self._parts.clear()
         if self._timer is not None:
             self._timer.cancel()
         if self._call is not None:
@@ -197,7 +204,22 @@ class IstioSource:
         except MalformedError as error:
             self._ended(number, Ending(str(error)))
             return
-        self._carry_out(self._machine.received(number, response, time.monotonic()))
+        is_idle = not self._parts
+        self._parts.extend((number, part) for part in parts_of(response))
+        if len(self._parts) > MAX_PARTS:
+            self._parts.clear()
+            self._ended(number, Ending("istiod sends faster than it can be taken"))
+        elif is_idle:
+            self._take_part()
+
+    def _take_part(self) -> None:
+        """Take the oldest part, and the next in a later turn."""
+        if not self._parts:
+            return
+        number, part = self._parts.popleft()
+        if self._parts:
+            asyncio.get_running_loop().call_soon(self._take_part)
+        self._carry_out(self._machine.received(number, part, time.monotonic()))
 
     def _ended(self, number: int, ending: Ending) -> None:
         if not self._is_running or number != self._number:

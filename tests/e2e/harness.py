@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -82,6 +83,11 @@ class EngineProcess:
             [sys.executable, "-m", "tokenway.simulator", "--port", str(self.port), *self._words], self._log
         )
         await answers(self._process, f"http://{self.key}/health")
+
+    def pause(self) -> None:
+        """SIGSTOP: it keeps its connections and says nothing."""
+        assert self._process is not None
+        self._process.signal(signal.SIGSTOP)
 
     async def kill(self) -> None:
         """SIGKILL."""
@@ -481,8 +487,12 @@ class Load:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._is_over = True
+        self.ask_no_more()
         await asyncio.gather(*self._tasks)
+
+    def ask_no_more(self) -> None:
+        """Requests that run go on; none is sent after them."""
+        self._is_over = True
 
     async def more(self, count: int) -> None:
         """Wait for `count` further answers."""

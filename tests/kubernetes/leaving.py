@@ -78,13 +78,14 @@ class Pods:
 
 async def check_leaving(stack: Stack, pods: Pods, way: str, received: Callable[[], list[int]]) -> None:
     """Under load: from `PROMISE_S` after the change nothing goes to the first pod, and no request fails."""
+    before = received()[0]
     async with Load(stack, "sim", clients=6, stream=True) as load:
-        await load.more(20)
-        await eventually(_read(lambda: min(received())), bool)
+        await load.more(12)
+        await eventually(_read(lambda: received()[0]), lambda count: count > before)
         await pods.leave(0, way)
         await asyncio.sleep(PROMISE_S)
         left = received()[0]
-        await load.more(40)
+        await load.more(24)
         assert received()[0] == left
         await pods.come_back(0, way)
         await eventually(_read(lambda: received()[0]), lambda count: count > left)
@@ -94,11 +95,18 @@ async def check_leaving(stack: Stack, pods: Pods, way: str, received: Callable[[
 
 
 async def check_charges_of_what_terminates(
-    stack: Stack, pods: Pods, received: Callable[[], list[int]]
+    stack: Stack, pods: Pods, received: Callable[[], list[int]], tokens: int
 ) -> None:
-    """A stream on a pod that terminates stays charged there, nothing new comes, and it ends whole."""
+    """A stream on a pod that terminates stays charged there, nothing new comes, and it ends whole.
+
+    Args:
+        stack: Tokenway and its gateway.
+        pods: Of the engines.
+        received: How many requests each engine has had.
+        tokens: Of an answer that lasts some seconds.
+    """
     before = received()
-    running = asyncio.create_task(post(stack, chat("sim", "a long one", 6000, stream=True)))
+    running = asyncio.create_task(post(stack, chat("sim", "a long one", tokens, stream=True)))
     (number,) = await eventually(
         _read(lambda: [i for i, count in enumerate(received()) if count > before[i]]), bool
     )

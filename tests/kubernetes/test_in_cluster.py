@@ -181,7 +181,7 @@ async def test_a_pod_that_leaves_gets_nothing_within_a_second(site: Site, way: s
 
 async def test_charges_of_a_pod_that_terminates_stay(site: Site) -> None:
     """Until what runs there has ended by itself."""
-    await check_charges_of_what_terminates(site.stack, site.pods, site.received)
+    await check_charges_of_what_terminates(site.stack, site.pods, site.received, 6000)
 
 
 async def test_the_api_server_is_away_for_a_minute_and_the_token_is_void_then(

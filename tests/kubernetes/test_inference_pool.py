@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
-from typing import Any, Final
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -17,7 +16,8 @@ from testbed.istiod import Istiod
 from testbed.kubernetes import Cluster
 from tests.e2e.harness import Load, chat, eventually, post
 from tests.e2e.istio_scenarios import chosen, ended
-from tests.kubernetes.pool_site import MODES, POOL, Site, installed, llm_d_kinds
+from tests.kubernetes.leaving import WAYS, Pods, check_charges_of_what_terminates, check_leaving
+from tests.kubernetes.pool_site import LABELS, MODES, POOL, Site, installed, llm_d_kinds
 
 pytestmark = [
     pytest.mark.kubernetes,
@@ -25,9 +25,6 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="session"),
     pytest.mark.skipif(not binary().exists(), reason="no helm: run `make kubectl`"),
 ]
-
-PROMISE_S: Final = 1.0
-"""From a change of a pod to the last request that is sent there."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session", params=list(MODES))
@@ -79,24 +76,21 @@ async def test_the_answer_comes_from_the_choice_that_is_explained(site: Site, *,
     await site.stack.settled()
 
 
-async def test_a_pod_that_is_not_ready_is_left_within_a_second(site: Site) -> None:
-    """Under load, and no request fails; when it is ready again it is chosen again."""
-    async with Load(site.stack, "sim", clients=6, stream=True) as load:
-        await load.more(20)
-        assert min(site.received()) > 0
-        await site.set_ready("engine-0", ready=False)
-        await asyncio.sleep(PROMISE_S)
-        left = site.received()[0]
-        await load.more(40)
-        assert site.received()[0] == left
-        await site.set_ready("engine-0")
+def pods_of(site: Site) -> Pods:
+    """One for each engine; the port of its own is the one that serves."""
+    ports = [engine.port for engine in site.engines]
+    return Pods(site.cluster, site.namespace, LABELS, site.address, ports)
 
-        async def read() -> int:
-            return site.received()[0]
 
-        await eventually(read, lambda count: count > left)
-    assert load.failures == []
-    await site.stack.settled()
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_pod_that_leaves_gets_nothing_within_a_second(site: Site, way: str) -> None:
+    """Under load, and no request fails; when it is back it is chosen again."""
+    await check_leaving(site.stack, pods_of(site), way, site.received)
+
+
+async def test_charges_of_a_pod_that_terminates_stay(site: Site) -> None:
+    """Until what runs there has ended by itself."""
+    await check_charges_of_what_terminates(site.stack, pods_of(site), site.received, 12_000)
 
 
 async def test_a_model_that_the_pool_rewrites_has_its_old_name_back(site: Site) -> None:

@@ -20,7 +20,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from extproc.discovery.istio.listing import listed_of
@@ -61,6 +61,9 @@ MAX_SUBSCRIPTIONS: Final = 16_384
 """Services that rules name, with all their subsets."""
 
 _GROWTH: Final = 4
+
+_MAX_PROBLEMS: Final = 8
+"""Of a response, or of a part of it, that are named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +124,7 @@ class _Stream:
         has_clusters: Its first CDS response was taken.
         subscribed: EDS names that were asked for.
         answered: Those of them that came, good or not.
+        problems: With what the parts of a response said that came so far.
         synced_s: When it was in sync first.
     """
 
@@ -129,6 +133,7 @@ class _Stream:
     has_clusters: bool
     subscribed: set[str]
     answered: set[str]
+    problems: list[str] = field(default_factory=list)
     synced_s: float | None = None
 
 
@@ -219,7 +224,7 @@ class IstioClient:
         return [Send(Request(CLUSTERS, is_first=True))]
 
     def received(self, number: int, response: Response, now_s: float) -> list[Effect]:
-        """A response came."""
+        """A response came, or a part of one (`parts_of`); parts of one response come together, in order."""
         stream = self._stream
         if stream is None or stream.number != number:
             return []
@@ -343,17 +348,21 @@ class IstioClient:
             except MalformedError as error:
                 problems.append(f"{resource.name}: {error}")
                 spoilt.add(resource.name)
+        stream.problems += problems[:_MAX_PROBLEMS]
         self._members.update(found)
         stream.answered |= found.keys() | spoilt
         names = (MeshName.parse(one) for one in found.keys() | spoilt)
         services = {name.service for name in names if name is not None}
+        if not response.is_last:
+            return self._report(services, now_s)
+        problems, stream.problems = stream.problems, []
         return self._judge(response, problems) + self._report(services, now_s)
 
     def _judge(self, response: Response, problems: Sequence[str]) -> list[Effect]:
         """Accept a response, or refuse it for these problems."""
         if not problems:
             return [Send(Request(response.type_url, nonce=response.nonce))]
-        detail = "; ".join(problems[:8])
+        detail = "; ".join(problems[:_MAX_PROBLEMS])
         self.rejects += 1
         return [
             Send(Request(response.type_url, nonce=response.nonce, error=detail)),

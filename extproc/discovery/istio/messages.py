@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 CLUSTERS: Final = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
@@ -33,12 +34,46 @@ class Response:
         nonce: To be given back.
         resources: Those that are new or differ.
         removed: Names of those that are no more.
+        is_last: Nothing more of this response follows: now it is accepted or refused.
     """
 
     type_url: str
     nonce: str
     resources: tuple[Resource, ...] = ()
     removed: tuple[str, ...] = ()
+    is_last: bool = True
+
+
+_PART_BYTES: Final = 12 * 1024
+"""Some hundred endpoints, which are taken in two or three milliseconds."""
+
+
+def parts_of(response: Response) -> Iterator[Response]:
+    """A response in parts that can be taken one at a time, in order, with something else between them.
+
+    What EDS says of a service and its subsets is in one part, and needs nothing of other services. CDS is
+    left whole: what the first response of a stream does not list is gone.
+    """
+    if response.type_url != ASSIGNMENTS:
+        yield response
+        return
+    of_service: dict[str, list[Resource]] = {}
+    for resource in response.resources:
+        of_service.setdefault(_service(resource.name), []).append(resource)
+    removed, part, size = response.removed, list[Resource](), 0
+    for resources in of_service.values():
+        num_bytes = sum(len(resource.body) for resource in resources)
+        if part and size + num_bytes > _PART_BYTES:
+            yield replace(response, resources=tuple(part), removed=removed, is_last=False)
+            removed, part, size = (), [], 0
+        part += resources
+        size += num_bytes
+    yield replace(response, resources=tuple(part), removed=removed)
+
+
+def _service(name: str) -> str:
+    """What `outbound|port|subset|host` has in common with other subsets."""
+    return "|".join(name.split("|")[1::2]) or name
 
 
 @dataclass(frozen=True, slots=True)
