@@ -255,7 +255,8 @@ async def test_envoy_waits_as_long_as_we_hold(stack: Stack, gates: dict[str, Gat
     asked = await fill(stack, "patience", engine)
     before = [await envoy_total(stack, name) for name in ("message_timeouts", "failure_mode_allowed")]
     asked_for = await envoy_total(stack, "override_message_timeout_received")
-    asked.append(ask(stack, "patience", "held", priority=-1))
+    # So long that twice what is foreseen of it is far beyond the time it has to wait here.
+    asked.append(ask(stack, "patience", "held", 80_000, priority=-1))
     await held(stack, 1)
     await asyncio.sleep(3 * MESSAGE_TIMEOUT_S)
     await held(stack, 1)
