@@ -61,8 +61,10 @@ test-envoy-oldest: install envoy-oldest
 test-istio: istiod envoy
 	$(BIN)/pytest -q -m "istio and not kubernetes"
 
-# A real API server, with istiod where a test wants both, and `kubectl` and `helm`.
+# A real API server, with istiod where a test wants both, and `kubectl` and `helm`; in a network of its own, so that what Go has
+# to fetch is fetched first.
 test-kubernetes: control-planes envoy
+	$(BIN)/python -m testbed.control_planes.definitions
 	$(BIN)/python -m testbed.own_network $(BIN)/pytest -q -m kubernetes
 
 # All that must be green. The tests without Envoy run under coverage: the core's figure is printed, with a floor.

@@ -1,4 +1,9 @@
-"""Custom resource definitions, from the Go modules that the control planes were built from."""
+"""Custom resource definitions, from the Go modules that the control planes were built from.
+
+    python -m testbed.control_planes.definitions
+
+fetches those modules: tests at Kubernetes run in a network of their own, where nothing can be fetched.
+"""
 
 from __future__ import annotations
 
@@ -69,3 +74,8 @@ def _read(folder: Path) -> Iterator[dict[str, Any]]:
         for document in yaml.safe_load_all(path.read_text()):
             if isinstance(document, dict) and document.get("kind") == "CustomResourceDefinition":
                 yield document
+
+
+if __name__ == "__main__":
+    for each in (GATEWAY_API, INFERENCE_EXTENSION, ISTIO, ENVOY_GATEWAY):
+        module_folder(each)

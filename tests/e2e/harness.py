@@ -498,10 +498,10 @@ class Load:
         """Wait for `count` further answers."""
         goal = self.answers + count
 
-        async def read() -> int:
-            return self.answers
+        async def read() -> tuple[int, list[Failure]]:
+            return self.answers, self.failures[-3:]
 
-        await eventually(read, lambda answers: answers >= goal, 20)
+        await eventually(read, lambda found: found[0] >= goal, 20)
 
     async def _ask(self, number: int) -> None:
         timeout = aiohttp.ClientTimeout(total=30)

@@ -18,24 +18,22 @@ PROMISE_S: Final = 1.0
 
 
 class Pods:
-    """Pods of engines: one address, a port each, which the annotation of its pod names.
+    """Pods of engines; the annotation of each names its port.
 
     Args:
         cluster: Where they are.
         namespace: Theirs.
         labels: By which they are selected.
-        address: Where all engines listen.
-        ports: The port of each.
+        places: Address and port of each engine.
     """
 
     def __init__(
-        self, cluster: Cluster, namespace: str, labels: dict[str, str], address: str, ports: Iterable[int]
+        self, cluster: Cluster, namespace: str, labels: dict[str, str], places: Iterable[tuple[str, int]]
     ) -> None:
         self._cluster = cluster
         self._namespace = namespace
         self._labels = labels
-        self._address = address
-        self.ports = list(ports)
+        self.places = list(places)
 
     def name(self, number: int) -> str:
         """Of a pod."""
@@ -43,7 +41,7 @@ class Pods:
 
     async def add(self, number: int) -> None:
         """One that serves."""
-        ports = {ACTIVE_PORTS: str(self.ports[number])}
+        ports = {ACTIVE_PORTS: str(self.places[number][1])}
         made = pod(self.name(number), labels=self._labels, namespace=self._namespace, annotations=ports)
         await self._cluster.apply(made)
         await self.set_ready(number)
@@ -51,7 +49,7 @@ class Pods:
     async def set_ready(self, number: int, *, ready: bool = True) -> None:
         """What a kubelet says of it."""
         await self._cluster.make_ready(
-            self.name(number), ip=self._address, ready=ready, namespace=self._namespace
+            self.name(number), ip=self.places[number][0], ready=ready, namespace=self._namespace
         )
 
     async def leave(self, number: int, way: str) -> None:
@@ -117,7 +115,8 @@ async def check_charges_of_what_terminates(
     assert received()[number] == before[number] + 1
     assert not running.done(), "the answer is to last longer than all this"
     charged = {name: count for name, count in (await stack.charged()).items() if name.endswith(" requests")}
-    assert [count for name, count in charged.items() if f":{pods.ports[number]}/" in name] == [1], charged
+    place = "{}:{}/".format(*pods.places[number])
+    assert [count for name, count in charged.items() if place in name] == [1], charged
     reply = await running
     assert reply.status == 200
     assert reply.body.endswith(b"data: [DONE]\n\n")

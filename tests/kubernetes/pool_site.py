@@ -1,7 +1,8 @@
 """An InferencePool end to end: the chart, installed by helm, on a real API server, with istiod and Envoy.
 
-An EndpointSlice may not name a loopback address. Engines and picker are therefore at another address of the
-network that `make test-kubernetes` gives its tests, a port each, as pods of the host's network are.
+An EndpointSlice may not name a loopback address. Engines and picker are therefore at other addresses of the
+network that `make test-kubernetes` gives its tests, each engine at its own, all at one port: of two pods at
+one address and port istiod shows the one or the other.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,7 +47,7 @@ class Site:
     Attributes:
         cluster: Has all of it.
         namespace: Of gateway, pool, engines and picker.
-        address: Where engines and picker listen.
+        address: Where the picker listens.
         engines: Simulators, each behind a pod.
         stack: Tokenway, and the port of the gateway.
         proxy: The gateway.
@@ -62,17 +64,13 @@ class Site:
     picker_port: int
     failure_mode: str
 
-    async def set_ready(self, name: str, *, ready: bool = True) -> None:
-        """What a kubelet says of a pod."""
-        await self.cluster.make_ready(name, ip=self.address, ready=ready, namespace=self.namespace)
-
     async def add_engine_pods(self) -> None:
-        """A pod for each engine; the port of its own is the one that serves."""
+        """A pod for each engine."""
         for number, engine in enumerate(self.engines):
             ports = {"llm-d.ai/active-ports": str(engine.port)}
             name = f"engine-{number}"
             await self.cluster.apply(pod(name, labels=LABELS, namespace=self.namespace, annotations=ports))
-            await self.set_ready(name)
+            await self.cluster.make_ready(name, ip=engine.settings.host, namespace=self.namespace)
 
     async def add_picker_pod(self, name: str = "picker", ip: str | None = None) -> None:
         """The pod that the chart's Deployment would make, with the port where Tokenway listens here."""
@@ -113,7 +111,7 @@ class Site:
 
     def place_of(self, engine: SimulatorServer) -> str:
         """`ip:port` of an engine."""
-        return f"{self.address}:{engine.port}"
+        return f"{engine.settings.host}:{engine.port}"
 
     def received(self) -> list[int]:
         """How many requests each engine has had."""
@@ -179,13 +177,19 @@ async def installed(
         cluster: Has it.
         istiod: Configures the gateway.
         tls: One of `MODES`.
-        address: Where engines and picker listen.
+        address: Where the picker listens; the engines are at the tenth after it and the next.
         name: Of the namespace, beside `tls`.
         **config: Sections of the configuration that are not the chart's.
     """
     async with AsyncExitStack() as exits:
-        settings = ServerSettings(profile=PROFILES["llama8b-h100"], time_scale=0.05, host=address)
-        engines = [await exits.enter_async_context(running(settings)) for _ in range(NUM_ENGINES)]
+        (port,) = free_ports(1)
+        settings = ServerSettings(profile=PROFILES["llama8b-h100"], time_scale=0.05, port=port)
+        engines = [
+            await exits.enter_async_context(
+                running(replace(settings, host=str(ip_address(address) + 10 + number)))
+            )
+            for number in range(NUM_ENGINES)
+        ]
         stack = Stack(Path(tempfile.mkdtemp(prefix="tw", dir="/tmp")), workers=1)
         exits.callback(shutil.rmtree, stack.run_dir, ignore_errors=True)
         exits.push_async_callback(stack.stop)
@@ -201,7 +205,7 @@ async def installed(
             "inferencePool": {"name": POOL, "failureMode": site.failure_mode},
             "modelServers": {
                 "matchLabels": LABELS,
-                "targetPorts": [engine.port for engine in engines],
+                "targetPorts": [port],
                 "model": "sim",
             },
             "picker": {"tls": {"mode": tls}},

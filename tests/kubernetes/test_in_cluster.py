@@ -159,7 +159,7 @@ async def site(cluster: Cluster) -> AsyncIterator[Site]:
         for name, text in files["data"].items():
             (stack.run_dir / name).write_text(text)
         assert "kubeconfig" not in files["data"]["tokenway.yaml"]
-        pods = Pods(cluster, namespace, LABELS, "127.0.0.1", [engine.port for engine in engines])
+        pods = Pods(cluster, namespace, LABELS, [("127.0.0.1", engine.port) for engine in engines])
         for number in range(len(engines)):
             await pods.add(number)
         await stack.start_gateway()

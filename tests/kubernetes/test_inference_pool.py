@@ -77,9 +77,9 @@ async def test_the_answer_comes_from_the_choice_that_is_explained(site: Site, *,
 
 
 def pods_of(site: Site) -> Pods:
-    """One for each engine; the port of its own is the one that serves."""
-    ports = [engine.port for engine in site.engines]
-    return Pods(site.cluster, site.namespace, LABELS, site.address, ports)
+    """One for each engine."""
+    places = [(engine.settings.host, engine.port) for engine in site.engines]
+    return Pods(site.cluster, site.namespace, LABELS, places)
 
 
 @pytest.mark.parametrize("way", WAYS)
