@@ -189,6 +189,7 @@ async def test_a_subset_is_what_the_file_says_now(folder: Path) -> None:
                     return {key.rpartition("@")[2] for key, row in rows.items() if "subset" in row["labels"]}
 
                 await eventually(labelled, lambda found: found == {key_of(engine)})
+                await mesh.stack.settled()  # the request that waited for the routes may end just now
                 before = await mesh.served()
                 async with mesh.stack.client() as client:
                     for number in range(6):
