@@ -132,6 +132,16 @@ def test_a_block_is_gone_when_its_last_copy_is() -> None:
     assert Events(event_blocks, 1, pending=False).match([1]) == [0]
 
 
+def test_what_was_lost_on_its_way_is_passed_over_when_it_is_removed() -> None:
+    """The announcement of a block may be lost, its removal not; others of the same message count."""
+    event_blocks = EventBlocks(1)
+    event_blocks.stored(0, [1])
+    assert event_blocks.removed(0, [2, 1]) == [1]
+    assert event_blocks.removed(0, [1]) == []
+    event_blocks.stored(0, [1])
+    assert Events(event_blocks, 1, pending=False).match([1]) == [1]
+
+
 def test_two_pending_prompts_share_their_beginning() -> None:
     """The end of one leaves the other's blocks pending."""
     view = Events(EventBlocks(1), 1, pending=True)

@@ -120,14 +120,17 @@ class EventBlocks:
             copies[block] = copies.get(block, 0) + 1
 
     def removed(self, row: int, blocks: Sequence[int]) -> list[int]:
-        """An engine dropped copies; returns the blocks of which none is left."""
+        """An engine dropped copies; returns the blocks of which none is left.
+
+        Blocks whose announcement was lost are passed over.
+        """
         copies = self._copies[row]
         gone = []
         for block in blocks:
-            left = copies[block] - 1
-            if left:
+            left = copies.get(block, 0) - 1
+            if left > 0:
                 copies[block] = left
-            else:
+            elif left == 0:
                 del copies[block]
                 gone.append(block)
         return gone
