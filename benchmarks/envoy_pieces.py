@@ -244,6 +244,21 @@ async def start(stack: ExitStack, name: str, document: Document, root: Path) -> 
     return Variant(name, port, pid)
 
 
+async def by_turns(
+    variants: Sequence[Variant], sent: Sequence[Phase], rounds: int, seconds: float
+) -> dict[str, dict[str, list[float]]]:
+    """CPU per request of each variant, phase and round, µs; each round begins with another variant."""
+    found: dict[str, dict[str, list[float]]] = {
+        variant.name: {phase.name: [] for phase in sent} for variant in variants
+    }
+    for number in range(rounds):
+        turn = number % len(variants)
+        for variant in (*variants[turn:], *variants[:turn]):
+            for phase in sent:
+                found[variant.name][phase.name].append(await used_us(variant, phase, seconds))
+    return found
+
+
 async def used_us(variant: Variant, phase: Phase, seconds: float) -> float:
     """CPU of one phase, per request."""
     messages = list(phase.messages)
@@ -323,15 +338,7 @@ async def measure(
             template = yaml.safe_load(path.read_text(encoding="utf-8"))
             text = envoy_config("floor", free_port(), free_port(), str(socket), engines, template=template)
             variants.append(await start(stack, name, yaml.safe_load(text), root))
-        found: dict[str, dict[str, list[float]]] = {
-            variant.name: {phase.name: [] for phase in sent} for variant in variants
-        }
-        for number in range(rounds):
-            turn = number % len(variants)
-            for variant in (*variants[turn:], *variants[:turn]):
-                for phase in sent:
-                    found[variant.name][phase.name].append(await used_us(variant, phase, seconds))
-    return found
+        return await by_turns(variants, sent, rounds, seconds)
 
 
 def main() -> None:

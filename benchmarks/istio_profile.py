@@ -27,7 +27,7 @@ from typing import Final
 import yaml
 
 from benchmarks import processes
-from benchmarks.envoy_pieces import ENGINES, Document, phases, start, used_us, without_filters
+from benchmarks.envoy_pieces import ENGINES, Document, by_turns, phases, start, without_filters
 from benchmarks.real_path import machine
 from benchmarks.setups import CLUSTER, FLOORS, envoy_config, python_module
 from benchmarks.traffic import MODEL
@@ -104,15 +104,7 @@ async def measure(
             document = of_istio(root, str(socket), engines)
             without_filters(left_out)(document)
             variants.append(await start(stack, name, document, root))
-        found: dict[str, dict[str, list[float]]] = {
-            variant.name: {phase.name: [] for phase in sent} for variant in variants
-        }
-        for number in range(rounds):
-            turn = number % len(variants)
-            for variant in (*variants[turn:], *variants[:turn]):
-                for phase in sent:
-                    found[variant.name][phase.name].append(await used_us(variant, phase, seconds))
-    return found
+        return await by_turns(variants, sent, rounds, seconds)
 
 
 def table(found: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
