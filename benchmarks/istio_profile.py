@@ -133,6 +133,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="per phase (default: %(default)s)")
     parser.add_argument("--profile-only", action="store_true", help="leave our bootstrap out")
     options = parser.parse_args()
+    if options.rounds < 2:
+        parser.error("--rounds is at least two: quartiles are shown")
     found = asyncio.run(measure(options.seconds, options.rounds, is_profile_alone=options.profile_only))
     print(f"{json.dumps(machine())}\n\n{table(found)}\n", flush=True)
     print(json.dumps(found))
