@@ -354,6 +354,8 @@ def main() -> None:
     parser.add_argument("--bootstrap", type=Path, nargs="+", default=[], help="files that take part besides")
     parser.add_argument("--sizes", default="", help="bytes of prompts of JSON requests, by comma")
     options = parser.parse_args()
+    if options.rounds < 2:
+        parser.error("--rounds is at least two: quartiles are shown")
     names = list(PIECES) if options.only is None else [name for name in options.only.split(";") if name]
     if set(names) - set(PIECES):
         parser.error(f"no piece is called {', '.join(sorted(set(names) - set(PIECES)))}")
