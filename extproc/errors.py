@@ -118,7 +118,7 @@ class RouterError(Exception):
         self.held_s = held_s
 
     def untraced(self) -> RouterError:
-        """This, as a value: without the frames it was raised in, which hold the request and who waits for it."""
+        """This, as a value: without the frames it was raised in, which hold the request and its caller."""
         self.__traceback__ = self.__cause__ = self.__context__ = None
         return self
 
