@@ -18,12 +18,12 @@ from extproc.server.parts import StoppedWhileStarting
 from extproc.server.supervisor import Supervisor
 from extproc.server.worker import Worker
 
-GC_THRESHOLDS = (5_000, 3, 3_000)
-"""Of `gc.set_threshold`. A collection looks at all that survived since the one before, 80 ns for each object,
-and nothing else goes on meanwhile: 0.2 ms for the youngest 5,000, 1.2 ms for three times as many, which is
-the second generation. At the default, 700, they come every few requests and find what is in flight; at 50,000
-the second generation takes 50 ms. Each object is looked at there once however small it is. The third has all
-that the caches hold. What a request leaves is in no cycle (tests/unit/test_cycles.py): it can wait."""
+GC_THRESHOLDS = (1_000, 5, 3_000)
+"""Of `gc.set_threshold`. A collection looks at all that survived since the one before, 80 ns for each object
+and more for what it frees, and nothing else goes on meanwhile: 0.2 ms for the youngest 1,000, at most 1 ms
+for six times as many, the second generation. The third has all that the caches hold: it comes after 18
+million objects more than were let go. What a request leaves is in no cycle (tests/unit/test_cycles.py), so
+the youngest come once in seconds; what is in cycles is asyncio's, one for each connection that is closed."""
 
 
 def is_news(record: logging.LogRecord) -> bool:
@@ -66,6 +66,8 @@ def _run(server: Worker | Supervisor, stalls: Stalls | None = None) -> int:
     handler.setFormatter(JsonFormatter())
     handler.addFilter(is_news)
     logging.basicConfig(handlers=[handler], level=logging.INFO)
+    gc.collect()  # of what importing left; from here on nobody may be kept waiting for it
+    gc.disable()
     make_loop = None if stalls is None else lambda: watched_loop(stalls.notify)
     with asyncio.Runner(loop_factory=make_loop) as runner:
         runner.run(_until_signalled(server))
@@ -95,10 +97,10 @@ async def _until_signalled(server: Worker | Supervisor) -> None:
         await starting
     except StoppedWhileStarting:
         return
-    # What was built so far lives until the end: no collection need look at it again.
-    gc.collect()
+    # What was built so far lives until the end: no collection need look at it, now or later.
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+    gc.enable()
     _trim()
     await stop
     await server.stop()
