@@ -18,7 +18,7 @@ from extproc.server.parts import StoppedWhileStarting
 from extproc.server.supervisor import Supervisor
 from extproc.server.worker import Worker
 
-GC_THRESHOLDS = (1_000, 5, 3_000)
+GC_THRESHOLDS = (1_000, 1, 20_000)
 """Of `gc.set_threshold`. A collection looks at all that survived since the one before, 80 ns for each object
 and more for what it frees, and nothing else goes on meanwhile: 0.2 ms for the youngest 1,000, at most 1 ms
 for six times as many, the second generation. The third has all that the caches hold: it comes after 18
