@@ -18,12 +18,14 @@ from extproc.server.parts import StoppedWhileStarting
 from extproc.server.supervisor import Supervisor
 from extproc.server.worker import Worker
 
-GC_THRESHOLDS = (1_000, 1, 20_000)
-"""Of `gc.set_threshold`. A collection looks at all that survived since the one before, 80 ns for each object
-and more for what it frees, and nothing else goes on meanwhile: 0.2 ms for the youngest 1,000, at most 1 ms
-for six times as many, the second generation. The third has all that the caches hold: it comes after 18
-million objects more than were let go. What a request leaves is in no cycle (tests/unit/test_cycles.py), so
-the youngest come once in seconds; what is in cycles is asyncio's, one for each connection that is closed."""
+GC_THRESHOLDS = (500, 1, 50_000)
+"""Of `gc.set_threshold`. A collection looks at all that survived since the one before and at what each of it
+refers to, and nothing else goes on meanwhile. Over a hundred endpoints 500 objects are 20 decisions, whose
+columns refer to 20,000 numbers: 0.2 ms, and up to five times as much on a machine that is wanted by others.
+What a request leaves is in no cycle (tests/unit/test_cycles.py), so collections are seldom: the youngest come
+after some twenty requests more than were let go, the second generation after three of them, and the third,
+which has all that the caches hold, after 75 million objects. What is in cycles is asyncio's, one for each
+connection that is closed."""
 
 
 def is_news(record: logging.LogRecord) -> bool:
