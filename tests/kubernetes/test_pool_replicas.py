@@ -164,7 +164,7 @@ async def test_one_that_is_killed_costs_what_it_had(pickers: Pickers, padding: i
 
 
 async def test_one_that_hangs_costs_what_it_had(pickers: Pickers) -> None:
-    """Connected and silent, as a machine that is gone: what is sent there is asked of the other within seconds."""
+    """Connected and silent, as a machine that is gone: what is sent there is soon asked of the other."""
     site, second = pickers.site, pickers.second
     async with loaded(pickers) as load:
         await load.more(40)
