@@ -32,7 +32,8 @@ class Stream(Outgoing):
         self.peer = peer
         self.path = path
         self.receiver: Receiver | None = None
-        """None until its service has opened the call."""
+        """None until its service has opened the call, and again when the call is over: each of the two knows
+        the other, and a cycle would keep both, with all that they hold, until a collection of garbage."""
 
         self.reader: MessageReader | None = None
         """None as long as each message came in a DATA frame of its own."""
@@ -53,10 +54,12 @@ class Stream(Outgoing):
             if last is not None:
                 self._outbox.message(self, last)
             self.is_over = True
+            self.receiver = None
             self._outbox.end(self)
 
     def abort(self, status: Status, detail: str) -> None:
         """See `Call`."""
         if not self.is_over:
             self.is_over = True
+            self.receiver = None
             self._outbox.end(self, trailers(status, detail))
