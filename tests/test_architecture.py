@@ -177,9 +177,6 @@ IMPURE_CALLS = frozenset({"open", "print", "input", "datetime.now", "datetime.ut
 _MESSAGES = "what it makes of values, or values of, are these messages; it does nothing else"
 
 EXCEPTIONS: Mapping[str, Mapping[str, str]] = {
-    "extproc/transport/http2/messages.py": {
-        "mmap": "memory without a file, which the system clears page by page"
-    },
     "extproc/accesslog/entries.py": {"envoy": _MESSAGES},
     "extproc/discovery/istio/wire.py": {"envoy": _MESSAGES, "google": _MESSAGES},
     "extproc/xds/delta.py": {"envoy": _MESSAGES},

@@ -5,9 +5,10 @@ Source: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md, "Length-
 
 from __future__ import annotations
 
-import mmap
 import struct
 from typing import Final, cast
+
+import numpy as np
 
 from extproc.transport.seam import Status
 
@@ -94,8 +95,8 @@ class MessageReader:
         rest = whole[at:]
         self._num_bytes = len(rest)
         if self._size is not None and self._size >= LARGE_BYTES:
-            # Pages that the system clears one by one as they are written to; a bytearray is cleared at once.
-            self._parts, self._large = [], memoryview(mmap.mmap(-1, self._size))
+            # Memory that nobody clears; a bytearray is cleared at once.
+            self._parts, self._large = [], memoryview(np.empty(self._size, np.uint8))
             self._large[: len(rest)] = rest
         else:
             self._parts = [rest] if rest else []
