@@ -140,6 +140,11 @@ bench-picker: install envoy
 bench-istio: install envoy
 	$(BIN)/python -m benchmarks.istio_profile
 
+# What it costs that an access-log entry finds the replica that decided, over a real Redis.
+.PHONY: bench-relay
+bench-relay: install
+	$(BIN)/python -m benchmarks.relay
+
 bench-worst-bodies: install
 	$(BIN)/python -m benchmarks.worst_bodies
 
