@@ -102,7 +102,8 @@ async def test_what_it_makes_is_taken_by_envoy(
     """`envoy --mode validate`, with routes, endpoints and secrets in the same file."""
     _, translation = case
     path = tmp_path / "envoy.json"
-    path.write_text(json.dumps(translation.bootstrap(*free_ports(2), {}, authority)))
+    admin_port, port = free_ports(2)
+    path.write_text(json.dumps(translation.bootstrap(admin_port, port, {}, authority)))
     done = await asyncio.to_thread(
         subprocess.run,
         [str(envoy_binary()), "--mode", "validate", "-c", str(path)],
@@ -140,7 +141,7 @@ def document(
 
 async def test_requests_go_through_it(authority: str, tmp_path: Path) -> None:
     """Answers of more than ten seconds, prompts of 400 KB; a picker that is killed costs what it had."""
-    values = {"httpRoute": {"hostnames": []}}
+    values: dict[str, Any] = {"httpRoute": {"hostnames": []}}
     objects = [*around(NAMESPACE, authority), *rendered("envoy-gateway", values)]
     made = partial(document, translated(objects, tmp_path))
     cluster = f"{PICKERS}{NAMESPACE}/test-tokenway/extproc/0"
