@@ -174,6 +174,7 @@ def build_worker(
         lambda: bool(way.processor.streams_active or scheduling.load.in_flight),
         lambda: configuration.current.server.drain_s,
         picking,
+        has_peers=known.relay is not None,
     )
     answering = OneWorker(_status(site, known, way, configuration, life, changes, sources))
     admin = AdminPort(PAGES, answering, _admin_place(site))

@@ -27,6 +27,7 @@ def test_the_first_block_sizes_our_table() -> None:
     """Ours is empty, whatever the peer allows, and it is reported once."""
     outbox = Outbox(lambda: None)
     for out in streams(outbox, 1, 3):
+        out.is_over = True
         outbox.end(out)
     first, _, second, _ = taken(outbox)
     assert first[3].startswith(TABLE_SIZE_0)
@@ -83,6 +84,7 @@ def test_trailers_wait_behind_messages() -> None:
     outbox = Outbox(lambda: None)
     out = Outgoing(1, 4, ended.append)
     outbox.message(out, b"abc")
+    out.is_over = True
     outbox.end(out)
     assert kinds(taken(outbox)) == [frames.HEADERS, frames.DATA]
     assert ended == []

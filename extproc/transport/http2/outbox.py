@@ -59,7 +59,8 @@ class Outgoing:
         """The peer has ended its side."""
 
         self.is_over = False
-        """The call has ended, though what was sent before may still wait."""
+        """The call has ended, though what was sent before may still wait. False while trailers go out: what
+        comes is still read."""
 
         self.has_begun = False
         self.offset = 0
@@ -256,8 +257,13 @@ class Outbox:
 
     def _end(self, out: Outgoing, block: bytes) -> None:
         self._block(out.id, block, END_HEADERS | END_STREAM)
+        out.block = None
+        if out.is_over:
+            self.let_go(out)
+
+    def let_go(self, out: Outgoing) -> None:
+        """All is said: the peer need not send the rest. Source: RFC 9113, 8.1."""
         if not out.is_half_closed:
-            # All is said: the peer need not send the rest. Source: RFC 9113, 8.1.
             self.put(rst_stream(out.id, ErrorCode.NO_ERROR))
         out.ended(out.id)
 
