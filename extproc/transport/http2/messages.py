@@ -96,7 +96,7 @@ class MessageReader:
         self._num_bytes = len(rest)
         if self._size is not None and self._size >= LARGE_BYTES:
             # Memory that nobody clears; a bytearray is cleared at once.
-            self._parts, self._large = [], memoryview(np.empty(self._size, np.uint8))
+            self._parts, self._large = [], np.empty(self._size, np.uint8).data
             self._large[: len(rest)] = rest
         else:
             self._parts = [rest] if rest else []

@@ -77,12 +77,12 @@ class ReadingStream(Stream):
         self.is_finished = False
         """Our side has ended."""
 
-    def send(self, message: bytes, sent: Callable[[], None] | None = None) -> None:
+    def send(self, message: Message, sent: Callable[[], None] | None = None) -> None:
         """See `Call`."""
         if not self.is_finished:
             super().send(message, sent)
 
-    def finish(self, last: bytes | None = None) -> None:
+    def finish(self, last: Message | None = None) -> None:
         """See `Rpc.reads_on`."""
         if self.is_finished:
             self._conclude()
