@@ -267,7 +267,7 @@ async def compare(rounds: int) -> dict[str, Any]:
             result[f"{name}, {push}"] = {**middle, "worst_turn": worst}
             print(
                 f"{name:20} {push:8} longest turn {middle['turn']:6.1f} ms ({middle['turn_cpu']:.1f} of CPU; "
-                f"worst {worst:.1f}), CPU {middle['cpu']:7.1f} ms, accepted after {middle['accepted']:7.1f} ms"
+                f"worst {worst:.1f}), CPU {middle['cpu']:7.1f} ms, taken after {middle['accepted']:7.1f} ms"
             )
     return result
 
