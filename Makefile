@@ -140,6 +140,11 @@ bench-picker: install envoy
 bench-istio: install envoy
 	$(BIN)/python -m benchmarks.istio_profile
 
+# 5,000 clusters, 4,000 endpoints of one service, 1,000 services of 4, pushed by a server in istiod's place.
+.PHONY: bench-large-pushes
+bench-large-pushes: install
+	$(BIN)/python -m benchmarks.large_pushes
+
 # What it costs that an access-log entry finds the replica that decided, over a real Redis.
 .PHONY: bench-relay
 bench-relay: install
