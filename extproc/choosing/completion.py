@@ -20,7 +20,7 @@ Rules:
        by its weight: its own number would send prefill where fewest decode, away from its cache, and the pace
        there is in `decode_s` already. So lost cache has the same price everywhere, and a slow endpoint, whose
        prefill takes longer and stalls fewer, is not charged twice.
-    6. Equal costs are drawn among; nothing else here draws.
+    6. Of equal costs where most of the prompt is cached; what is equal in that too is drawn among.
 
 Source of the relative value: E. Hyytia, A. Penttinen, S. Aalto, "Size- and state-aware dispatching problem
 with queue-specific job sizes", EJOR 217 (2012): v(u) = rate * u^2 / (2 * (1 - utilisation)).

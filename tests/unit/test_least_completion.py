@@ -10,11 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.choosing.arrays import MANY_ROWS
+from extproc.choosing.choose import choose
 from extproc.choosing.completion import DECODE_TOKENS, TPOT_LIMIT_S
+from extproc.choosing.deciding import SendNow, decide
 from extproc.choosing.foreseen import foreseen_ttft_s
 from extproc.choosing.holding import OPEN_STEPS
 from extproc.choosing.least_completion import completion_costs, completion_terms
 from extproc.choosing.limits import decode_limits_of
+from extproc.choosing.replay import ReplayRng
 from extproc.choosing.rows import backlog, has_room, learned_of, open_until_s, row_times_s
 from extproc.choosing.snapshots import Load, steps_s
 from extproc.choosing.terms import total
@@ -282,6 +285,22 @@ def test_lost_cache_has_the_same_price_at_a_slow_endpoint() -> None:
     quick, slow = completion_costs(alike)
     assert slow.work_s == pytest.approx(2.0 * quick.work_s)
     assert slow.stall_s == pytest.approx(quick.stall_s)
+
+
+def test_of_equal_costs_the_cached_endpoint_is_taken() -> None:
+    """Where prefill was learned to cost nothing, a cache costs as much as none: no draw, and it is first."""
+    free = replace(learned_of(snapshot()), prefill_prices_s=(0.01, 0.0, 0.0, 0.0, 0.0, 0.0))
+    settings = LoadBalancing(algorithm=Algorithm.LEAST_COMPLETION, fallbacks=1)
+    for cached, order in (([0, 4_000], (1, 0)), ([4_000, 0], (0, 1))):
+        equal = replace(snapshot(cached=cached), learned=free)
+        costs = completion_costs(equal)
+        assert costs.totals_s[0] == costs.totals_s[1]
+        sent = decide(equal, settings, ReplayRng([]), 0, 0.0)
+        assert isinstance(sent, SendNow)
+        assert sent.choice.order == order
+        assert choose(equal, settings, ReplayRng([]), 0).order == order
+    alike = replace(snapshot(cached=[4_000, 4_000]), learned=free)
+    assert choose(alike, settings, ReplayRng([0.9]), 0).order == (1, 0)
 
 
 def test_full_by_number_counts_as_busy_as_full_of_prefill() -> None:
