@@ -573,13 +573,13 @@ def check(reply: Reply, status: int, code: str) -> dict[str, str]:
     return error
 
 
-async def post(stack: Stack, body: object, headers: Mapping[str, str] | None = None) -> Reply:
+async def post(stack: Served, body: object, headers: Mapping[str, str] | None = None) -> Reply:
     """POST to `/v1/chat/completions`: an object as JSON, bytes as they are."""
     return await send(stack, "POST", "/v1/chat/completions", body, headers)
 
 
 async def send(
-    stack: Stack, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
+    stack: Served, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
 ) -> Reply:
     """One request on a connection of its own."""
     encoded = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()

@@ -27,7 +27,7 @@ from extproc.transport.http2.frames import (
 from extproc.transport.http2.messages import PREFIX, PREFIX_BYTES, MessageError, MessageReader
 from extproc.transport.http2.outbox import MAX_UNSENT_BYTES, OUTPUT_BYTES, Outbox
 from extproc.transport.http2.requests import Opening, refused
-from extproc.transport.http2.streams import Stream
+from extproc.transport.http2.streams import ReadingStream, Stream
 from extproc.transport.seam import Receiver, Rpc, Status
 
 ANNOUNCED_STREAMS: Final = 512
@@ -117,7 +117,8 @@ class Calls:
             block = asked.refusal or refused(Status.UNIMPLEMENTED, "no such method")
             self.answer(stream_id, block, end_stream=end_stream)
             return
-        stream = Stream(stream_id, self._outbox, self._ended, self._peer, asked.path)
+        kind = ReadingStream if rpc.reads_on else Stream
+        stream = kind(stream_id, self._outbox, self._ended, self._peer, asked.path)
         self._streams[stream_id] = stream
         if asked.timeout_s is not None:
             stream.deadline_s = now_s + asked.timeout_s
@@ -134,7 +135,7 @@ class Calls:
     def answer(self, stream_id: int, block: bytes, *, end_stream: bool) -> None:
         """Answer what is no call to us by one block."""
         stream = Stream(stream_id, self._outbox, self._ended, self._peer, "")
-        stream.is_half_closed = end_stream
+        stream.is_half_closed, stream.is_over = end_stream, True
         self._outbox.end_at_once(stream, block)
 
     # What the connection reports.
@@ -325,7 +326,7 @@ class Calls:
         return True
 
     def _ended(self, stream_id: int) -> None:
-        """A stream's last frame is out."""
+        """A stream's last frame is out, and nothing of it is read."""
         stream = self._streams.get(stream_id)
         if stream is not None:
             self.served += 1
