@@ -16,7 +16,7 @@ KEY = EndpointKey("10.0.0.1:8000")
 
 def test_a_configured_limit_that_an_engine_refutes_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """One line, not one for each reading; none for a process whose first reading shows the same again."""
-    engines, elsewhere = Engines(), cast(Any, None)
+    engines, elsewhere = Engines(), cast("Any", None)
     news = EngineNews(engines, elsewhere, elsewhere, elsewhere, Config())
     engines.configure(KEY, "vllm/", 64)
     with caplog.at_level(logging.WARNING, logger="tokenway.engines"):
