@@ -72,7 +72,7 @@ from extproc.xds.resources import prepare
 
 _log = logging.getLogger("tokenway.worker")
 
-Stalls = Listeners[[float, StallCause]]
+Stalls = Listeners[[float, float, StallCause]]
 """How long a turn of the event loop took, and what took most of it."""
 
 _MESSAGE_OVERHEAD_BYTES = 1024 * 1024

@@ -31,6 +31,16 @@ from typing import Protocol
 
 from metadata_center.types import value
 
+Pieces = tuple[bytes | bytearray | memoryview, ...]
+
+Message = bytes | Pieces
+"""A serialised message, or a large one in pieces, of which one at least is not empty."""
+
+
+def joined(message: Message) -> bytes:
+    """A message in one piece."""
+    return message if isinstance(message, bytes) else b"".join(message)
+
 
 class Status(IntEnum):
     """gRPC's status codes, as far as a server gives them by itself."""
@@ -53,16 +63,16 @@ class Call(Protocol):
     def peer(self) -> str:
         """The peer, for logs: an address, or empty."""
 
-    def send(self, message: bytes, sent: Callable[[], None] | None = None) -> None:
+    def send(self, message: Message, sent: Callable[[], None] | None = None) -> None:
         """Send a message.
 
         Args:
-            message: Serialised.
+            message: Serialised; its pieces are not changed any more.
             sent: Called once the network has taken it, never before `send` returns; not called if the call
                 ends first.
         """
 
-    def finish(self, last: bytes | None = None) -> None:
+    def finish(self, last: Message | None = None) -> None:
         """End well.
 
         Args:

@@ -49,22 +49,18 @@ class Pending(Generic[T]):
         """This is it."""
         if self.is_over:
             return
-        given = self._given
+        given, self._value = self._given, value
         self._end()
-        if given is None:
-            self._value = value
-        else:
+        if given is not None:
             given(value)
 
     def fail(self, error: Exception) -> None:
         """It will not be: a refusal, or a fault."""
         if self.is_over:
             return
-        failed = self._failed
+        failed, self._error = self._failed, error
         self._end()
-        if failed is None:
-            self._error = error
-        else:
+        if failed is not None:
             failed(error)
 
     def cancel(self) -> None:

@@ -8,7 +8,7 @@ from extproc.transport.http2.frames import DEFAULT_WINDOW
 from extproc.transport.http2.messages import MessageReader
 from extproc.transport.http2.outbox import Outbox, Outgoing
 from extproc.transport.http2.requests import trailers
-from extproc.transport.seam import Receiver, Status
+from extproc.transport.seam import Message, Receiver, Status
 
 
 class Stream(Outgoing):
@@ -43,12 +43,12 @@ class Stream(Outgoing):
 
         self.deadline_s: float | None = None
 
-    def send(self, message: bytes, sent: Callable[[], None] | None = None) -> None:
+    def send(self, message: Message, sent: Callable[[], None] | None = None) -> None:
         """See `Call`."""
         if not self.is_over:
             self._outbox.message(self, message, sent)
 
-    def finish(self, last: bytes | None = None) -> None:
+    def finish(self, last: Message | None = None) -> None:
         """See `Call`."""
         if not self.is_over:
             if last is not None:
@@ -77,12 +77,12 @@ class ReadingStream(Stream):
         self.is_finished = False
         """Our side has ended."""
 
-    def send(self, message: bytes, sent: Callable[[], None] | None = None) -> None:
+    def send(self, message: Message, sent: Callable[[], None] | None = None) -> None:
         """See `Call`."""
         if not self.is_finished:
             super().send(message, sent)
 
-    def finish(self, last: bytes | None = None) -> None:
+    def finish(self, last: Message | None = None) -> None:
         """See `Rpc.reads_on`."""
         if self.is_finished:
             self._conclude()
