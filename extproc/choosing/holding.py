@@ -9,8 +9,9 @@ Rules:
        work turns out longer than it was thought: so the first request sees none ahead. A request waits for
        the endpoint that suits it best; those ahead that wait for the same one count as prefill there, or as
        the ends of sequences that they wait for where those are longer, so a queue for one makes others the
-       better. Of two priorities the higher one goes first, however long the other has waited. Of fairness
-       ids that have more to do than there is time for each has its turn (`extproc.choosing.fairness`).
+       better. Work of those that wait for a sequence to end is no backlog of prefill elsewhere. Of two
+       priorities the higher one goes first, however long the other has waited. Of fairness ids that have more
+       to do than there is time for each has its turn (`extproc.choosing.fairness`).
     3. While more waits than all endpoints do within the limit on TTFT, a request that can keep its limit
        nowhere any more goes behind those that can: its place is later by the limit, once.
     4. No request waits longer than `REGRET` times the time to first token that was foreseen when it came,
@@ -153,7 +154,7 @@ class HoldQueue:
 
     @property
     def least_s(self) -> float:
-        """Work that waits, each request counted where it has the least."""
+        """Work that waits for time to prefill, each request counted where it has the least."""
         return max(0.0, self._least_s)
 
     def ahead_s(self, request_id: int, rank: float, endpoints: int) -> list[float]:
@@ -257,8 +258,9 @@ class HoldQueue:
             place = Place(_rank(arrived_s + lag_s, least_s, priority), lag_s=lag_s)
         if before is None:
             self.shares.waits(fairness_id, arrived_s, place.lag_s, least_s / len(costs))
-        self._held[request_id] = _Held(place.rank, row, max(best.work_s, best.turn_s), least_s)
-        self._least_s += least_s
+        prefill_s = 0.0 if best.turn_s > 0.0 and best.room_s > 0.0 else least_s
+        self._held[request_id] = _Held(place.rank, row, max(best.work_s, best.turn_s), prefill_s)
+        self._least_s += prefill_s
         # One that fell behind others has counted them as ahead, though they are still to be asked for.
         closed = (before is None or place.yields_s == before.yields_s) and all(
             cost.wait_s > open_s or (cost.turn_s > 0.0 and cost.room_s > 0.0)
