@@ -159,6 +159,16 @@ bench-picker: install envoy
 bench-istio: install envoy
 	$(BIN)/python -m benchmarks.istio_profile
 
+# 5,000 clusters, 4,000 endpoints of one service, 1,000 services of 4, pushed by a server in istiod's place.
+.PHONY: bench-large-pushes
+bench-large-pushes: install
+	$(BIN)/python -m benchmarks.large_pushes
+
+# What it costs that an access-log entry finds the replica that decided, over a real Redis.
+.PHONY: bench-relay
+bench-relay: install
+	$(BIN)/python -m benchmarks.relay
+
 bench-worst-bodies: install
 	$(BIN)/python -m benchmarks.worst_bodies
 
@@ -189,7 +199,7 @@ istiod: install
 kubernetes: install
 	@$(BIN)/python -m testbed.control_planes.build etcd kubernetes
 
-# Only for a look at what Envoy Gateway makes of the chart; no test needs it.
+# What Envoy Gateway makes of the chart: tests/e2e/test_envoy_gateway.py is skipped without it. 7 minutes of CPU.
 egctl: install
 	@$(BIN)/python -m testbed.control_planes.build envoy-gateway
 

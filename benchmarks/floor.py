@@ -28,7 +28,7 @@ from extproc.protocol.bootstrap_dialect import BootstrapDialect
 from extproc.protocol.machine import MessageKind
 from extproc.transport import grpc_aio
 from extproc.transport.native import NativeServer, unix_socket
-from extproc.transport.seam import Call, Rpc
+from extproc.transport.seam import Call, Rpc, joined
 from extproc.values.placements import Decision, Plan
 from extproc.values.requests import Operation
 from metadata_center.types import RequestId
@@ -174,7 +174,7 @@ def main() -> None:
     plan = Plan(options.cluster, tuple(options.endpoints))
     answer = dialect.decision(Decision(RequestId(""), Operation.CHAT, True, plan), to_trailers=False)
     await_body = dialect.await_body(first_chunk=options.first_chunk)
-    constants = Constants(await_body, answer, options.first_chunk)
+    constants = Constants(await_body, joined(answer), options.first_chunk)
     asyncio.run(serve(options.transport, options.socket, constants))
 
 

@@ -37,7 +37,7 @@ from benchmarks.traffic import EVENT, MODEL, Client
 from extproc.accesslog.lines import SEPARATOR
 from extproc.server import building
 from extproc.server.worker import Worker
-from extproc.transport.seam import Receiver, Rpc, Status
+from extproc.transport.seam import Message, Receiver, Rpc, Status, joined
 from testbed.processes import free_port
 from tokenway.cli.serve import GC_THRESHOLDS
 
@@ -62,16 +62,16 @@ class Peer:
         """There is none."""
         return ""
 
-    def send(self, message: bytes, sent: Callable[[], None] | None = None) -> None:
+    def send(self, message: Message, sent: Callable[[], None] | None = None) -> None:
         """Keep it."""
-        self.answers.append(message)
+        self.answers.append(joined(message))
         if sent is not None:
             sent()
 
-    def finish(self, last: bytes | None = None) -> None:
+    def finish(self, last: Message | None = None) -> None:
         """Keep the last."""
         if last:
-            self.answers.append(last)
+            self.answers.append(joined(last))
 
     def abort(self, status: Status, detail: str) -> None:
         """Not in these exchanges."""

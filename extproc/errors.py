@@ -117,6 +117,11 @@ class RouterError(Exception):
         self.retry_after_s = retry_after_s
         self.held_s = held_s
 
+    def untraced(self) -> RouterError:
+        """This, as a value: without the frames it was raised in, which hold the request and its caller."""
+        self.__traceback__ = self.__cause__ = self.__context__ = None
+        return self
+
     @property
     def status(self) -> int:
         """HTTP status code of the answer."""

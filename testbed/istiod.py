@@ -82,7 +82,7 @@ class Istiod:
         environment: Variables on top of `ENVIRONMENT`.
         mesh: Settings on top of `MESH`.
         port: xDS, plaintext.
-        tls_port: xDS over TLS, if there are certificates.
+        tls_port: xDS over TLS, if there are certificates, or `ENABLE_CA_SERVER` has it make its own.
         http_port: `/ready` and the debug pages.
         metrics_port: Its own metrics.
     """
@@ -165,11 +165,11 @@ class Istiod:
         arguments += ["--registries", "Kubernetes", "--kubeconfig", str(await self._kubeconfig())]
         if self.kubeconfig is None:
             arguments += ["--configDir", str(self.config_dir)]
-        if self.certificates is None:
-            arguments += ["--secureGRPCAddr", ""]
-        else:
+        signs = self.environment.get("ENABLE_CA_SERVER") == "true"
+        is_secure = signs or self.certificates is not None
+        arguments += ["--secureGRPCAddr", f"127.0.0.1:{self.tls_port}" if is_secure else ""]
+        if self.certificates is not None:
             arguments += [
-                *("--secureGRPCAddr", f"127.0.0.1:{self.tls_port}"),
                 *("--tlsCertFile", str(self.certificates.certificate)),
                 *("--tlsKeyFile", str(self.certificates.key)),
                 *("--caCertFile", str(self.certificates.root)),

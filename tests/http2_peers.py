@@ -74,16 +74,24 @@ class Served:
     Args:
         receiver: Makes the receiver of each call.
         is_greeted: The peer has sent its preface and SETTINGS, and knows ours.
+        reads_on: See `Rpc`.
     """
 
-    def __init__(self, receiver: Callable[[Call], Echo] = Echo, *, is_greeted: bool = True) -> None:
+    def __init__(
+        self, receiver: Callable[[Call], Echo] = Echo, *, is_greeted: bool = True, reads_on: bool = False
+    ) -> None:
         self._receiver = receiver
         self.receivers: list[Echo] = []
         self.faults: list[tuple[FaultReason, bool]] = []
         self.bugs: list[Exception] = []
         self.num_wakes = 0
         self.connection = Connection(
-            {PATH: Rpc(SERVICE, "Echo", self._open)}, MAX_MESSAGE_BYTES, "tests", self, self._wake, 0.0
+            {PATH: Rpc(SERVICE, "Echo", self._open, reads_on=reads_on)},
+            MAX_MESSAGE_BYTES,
+            "tests",
+            self,
+            self._wake,
+            0.0,
         )
         if is_greeted:
             self.connection.receive(GREETING, 0.0)

@@ -11,7 +11,7 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from extproc.picker.dialect import PickerDialect
 from extproc.picker.service import Picker
-from extproc.transport.seam import Status
+from extproc.transport.seam import Message, Status, joined
 from extproc.values.deciding import Deciding
 from extproc.values.endings import RequestEvent
 from extproc.values.placements import Decision
@@ -32,11 +32,11 @@ class FakeCall:
         self.sent: list[bytes] = []
         self.ended: list[Status] = []
 
-    def send(self, message: bytes, sent: Callable[[], None] | None = None) -> None:
+    def send(self, message: Message, sent: Callable[[], None] | None = None) -> None:
         """See `Call`."""
-        self.sent.append(message)
+        self.sent.append(joined(message))
 
-    def finish(self, last: bytes | None = None) -> None:
+    def finish(self, last: Message | None = None) -> None:
         """See `Call`."""
         self.ended.append(Status.OK)
 

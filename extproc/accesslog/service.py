@@ -111,7 +111,7 @@ class AccessLog:
     @property
     def rpc(self) -> Rpc:
         """To be served."""
-        return Rpc(SERVICE, "StreamAccessLogs", self.open, has_last=True)
+        return Rpc(SERVICE, "StreamAccessLogs", self.open, has_last=True, reads_on=True)
 
     def open(self, call: Call) -> LogStream:
         """One thread of Envoy, for as long as it lives."""
@@ -126,10 +126,18 @@ class AccessLog:
         self._streams.discard(stream)
 
     def close(self) -> None:
-        """End all streams: Envoy never does, and would hold up a stop for as long as it may take."""
+        """End all streams: Envoy never does, and would hold up a stop for as long as it may take.
+
+        What it sent before it knows of that is taken until it ends them as well, or `stop_reading`.
+        """
         self._is_closing = True
         for stream in list(self._streams):
             stream.close()
+
+    def stop_reading(self) -> None:
+        """Take nothing more of streams that Envoy has not ended since `close`."""
+        for stream in list(self._streams):
+            stream.stop_reading()
 
     def take(self, message: als_pb2.StreamAccessLogsMessage) -> None:
         """Some entries came."""
@@ -163,13 +171,17 @@ class LogStream:
 
     def on_half_close(self) -> None:
         """See `Receiver`."""
-        self.close()
+        self.stop_reading()
 
     def on_reset(self) -> None:
         """See `Receiver`."""
         self._log.closed(self)
 
     def close(self) -> None:
+        """End our side."""
+        self._call.finish(_RECEIVED)
+
+    def stop_reading(self) -> None:
         """End it."""
         self._log.closed(self)
         self._call.finish(_RECEIVED)

@@ -1,24 +1,36 @@
-"""How many sequences an engine runs at once, which it does not announce.
+"""How many sequences an engine runs at once: said by the operator, or learned, for no engine announces it.
 
 Rules:
     1. An engine that is full by number runs the same number again and again while others wait, and never
        one more. So the limit is the most that was ever seen running, once it was seen `SURE_VISITS` times
-       with others waiting and room in the KV cache; staying there is one visit.
-    2. One more running than the limit refutes it. A limit that was lowered is not noticed: keep one of these
-       for as long as the engine's process runs.
-    3. A largest number that the engine never came back to while it was full is forgotten after
+       with others waiting and room in the KV cache. A reading is another visit if the engine was elsewhere
+       since the last one, or has computed prompts since: one that is at a single long prompt stays too.
+    2. Others waiting are no sign by themselves: they wait for the tokens of a step as well.
+    3. One more running than the limit refutes it, whatever it is from.
+    4. A largest number that the engine never came back to while it was full is forgotten after
        `FORGET_READINGS` readings with others waiting below it: it was said by mistake, or to be believed.
+    5. Engines of one cluster on the same hardware were most likely started alike: their readings are also
+       taken together, and say what the limit is of those whose own do not. What was said by the operator
+       goes first, then what an engine's own readings show.
+    6. A limit that was lowered is not noticed: what an engine's own readings showed is forgotten when its
+       process ends. That its counter of prompt tokens went back shows that too.
 
-Neither vLLM (`--max-num-seqs`) nor SGLang (`max_running_requests`) ever sets a series of its limit.
+vLLM shows `--max-num-seqs` in no series and on no page that is on by default. SGLang has
+`max_running_requests` in no series; its `/server_info` has it beside the whole command line, keys included,
+and is not asked.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
 from typing import Final
 
-SURE_VISITS: Final = 5
-"""Where the number is bound by something else, the next change after the largest yet goes up as often as
-down: five returns without going beyond have a chance of 1 in 32. A full engine returns in a second or two."""
+from metadata_center.types import EndpointKey, value
+
+SURE_VISITS: Final = 3
+"""Readings are seconds apart, so one says nothing of the next. With a number that is bound by something else,
+three that all meet the largest yet were seen in none of 14 runs of seven workloads; two were in one."""
 
 FORGET_READINGS: Final = 32
 """Two minutes of an engine that is busy all the time, at a reading each 4 s."""
@@ -27,15 +39,46 @@ FULL_CACHE_RATIO: Final = 0.9
 """Requests that wait beside a cache fuller than this may wait for its room: they say nothing of the limit."""
 
 
-class SequenceLimit:
-    """What is known of one endpoint's limit on sequences."""
+class LimitSource(StrEnum):
+    """Where a limit is from."""
 
-    __slots__ = ("_below", "_is_there", "_most", "_most_below", "_visits")
+    UNKNOWN = "unknown"
+    CONFIGURED = "configured"
+    LEARNED = "learned"
+    ALIKE = "alike"
+
+
+_NONE: Final = (0, LimitSource.UNKNOWN)
+
+
+@value
+class Reading:
+    """One look at an engine's metrics.
+
+    Attributes:
+        number: Counts up with each.
+        running: Requests in its batch.
+        waiting: Requests in its queue.
+        kv_usage_ratio: Share of its KV cache that running requests hold, 0..1.
+        prompt_tokens: Of all prompts computed since its process began; None if it does not say.
+    """
+
+    number: int
+    running: int
+    waiting: int
+    kv_usage_ratio: float
+    prompt_tokens: float | None = None
+
+
+class SequenceLimit:
+    """What readings show of one limit on sequences, of one endpoint or of several alike."""
+
+    __slots__ = ("_at", "_below", "_most", "_most_below", "_visits")
 
     def __init__(self) -> None:
         self._most = 0
         self._visits = 0
-        self._is_there = False
+        self._at: dict[EndpointKey, float | None] = {}
         self._below = 0
         self._most_below = 0
 
@@ -44,23 +87,152 @@ class SequenceLimit:
         """Most sequences at once; 0 while it is unknown."""
         return self._most if self._visits >= SURE_VISITS else 0
 
-    def observe(self, running: int, waiting: int, kv_usage: float) -> None:
-        """Learn from one reading of the engine's metrics; the same reading twice is harmless.
+    @property
+    def most(self) -> int:
+        """Most that were seen running."""
+        return self._most
+
+    def observe(self, key: EndpointKey, reading: Reading) -> None:
+        """Learn from one reading; the same reading twice is harmless.
 
         Args:
-            running: Sequences in its batch.
-            waiting: Requests in its queue.
-            kv_usage: Share of the KV cache in use, 0..1.
+            key: Whose.
+            reading: What it said.
         """
+        running, prompts = reading.running, reading.prompt_tokens
         if running > self._most:
-            self._most, self._visits, self._is_there, self._below, self._most_below = running, 0, False, 0, 0
-        is_full = waiting > 0 and kv_usage < FULL_CACHE_RATIO
-        is_there = is_full and running == self._most
-        if is_there and not self._is_there:
-            self._visits += 1
-        self._is_there = is_there
-        if is_full and not is_there and not self._visits:
+            self._most, self._visits, self._below, self._most_below = running, 0, 0, 0
+            self._at.clear()
+        is_full = reading.waiting > 0 and reading.kv_usage_ratio < FULL_CACHE_RATIO
+        if is_full and running == self._most:
+            if key not in self._at or prompts != self._at[key]:
+                self._visits += 1
+                self._at[key] = prompts
+            return
+        self._at.pop(key, None)
+        if is_full and not self._visits:
             self._below += 1
             self._most_below = max(self._most_below, running)
             if self._below >= FORGET_READINGS:
                 self._most, self._below, self._most_below = self._most_below, 0, 0
+
+    def forget(self, key: EndpointKey) -> None:
+        """An endpoint is another process, or gone."""
+        self._at.pop(key, None)
+
+
+class _Known:
+    """What is known of one endpoint."""
+
+    __slots__ = ("alike", "configured", "most", "own", "prompt_tokens")
+
+    def __init__(self) -> None:
+        self.own = SequenceLimit()
+        self.alike: str | None = None
+        self.configured = 0
+        self.most = 0
+        self.prompt_tokens: float | None = None
+
+
+class SequenceLimits:
+    """The limits of all endpoints; bounded by the endpoints that exist, see `forget`."""
+
+    def __init__(self) -> None:
+        self._known: dict[EndpointKey, _Known] = {}
+        self._alike: dict[str, SequenceLimit] = {}
+        self._members: dict[str, set[EndpointKey]] = {}
+        self._limits: dict[EndpointKey, tuple[int, LimitSource]] = {}
+
+    def configure(self, key: EndpointKey, alike: str | None, configured: int = 0) -> None:
+        """What is said of an endpoint.
+
+        Args:
+            key: Which.
+            alike: Endpoints with the same were started alike; None if that is not known.
+            configured: Its limit as the operator says; 0 if not.
+        """
+        known = self._of(key)
+        if known.alike != alike:
+            self._leave(key, known)
+            known.alike = alike
+            if alike is not None:
+                self._members.setdefault(alike, set()).add(key)
+                self._alike.setdefault(alike, SequenceLimit())
+        if known.configured != configured:
+            known.configured = configured
+            known.most = known.own.most
+        self._settle(key)
+
+    def observe(self, key: EndpointKey, reading: Reading) -> None:
+        """Learn from one reading of an engine's metrics."""
+        known, tokens = self._of(key), reading.prompt_tokens
+        if tokens is not None and known.prompt_tokens is not None and tokens < known.prompt_tokens:
+            self.restarted(key)
+        if tokens is not None:
+            known.prompt_tokens = tokens
+        known.most = max(known.most, reading.running)
+        known.own.observe(key, reading)
+        if known.alike is not None:
+            together = self._alike[known.alike]
+            before = together.limit
+            together.observe(key, reading)
+            if before != together.limit:
+                for each in self._members[known.alike]:
+                    self._settle(each)
+        self._settle(key)
+
+    def restarted(self, key: EndpointKey) -> None:
+        """It may be another process, with another limit; what its like show is likely for it as well."""
+        known = self._known.get(key)
+        if known is not None:
+            known.own, known.most, known.prompt_tokens = SequenceLimit(), 0, None
+            if known.alike is not None:
+                self._alike[known.alike].forget(key)
+            self._settle(key)
+
+    def forget(self, key: EndpointKey) -> None:
+        """It is gone; a group without any is forgotten with its last."""
+        known = self._known.pop(key, None)
+        if known is not None:
+            self._leave(key, known)
+        self._limits.pop(key, None)
+
+    def limit(self, key: EndpointKey) -> tuple[int, LimitSource]:
+        """Most sequences at once, 0 while it is unknown, and where that is from."""
+        return self._limits.get(key, _NONE)
+
+    def column(self, keys: Sequence[EndpointKey]) -> Sequence[int]:
+        """The limits of several, 0 where one is unknown; empty if all of all endpoints are."""
+        limits = self._limits
+        return [limits.get(key, _NONE)[0] for key in keys] if limits else ()
+
+    @property
+    def keys(self) -> Iterable[EndpointKey]:
+        """Endpoints that something is known of."""
+        return self._known.keys()
+
+    def _of(self, key: EndpointKey) -> _Known:
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = _Known()
+        return known
+
+    def _leave(self, key: EndpointKey, known: _Known) -> None:
+        if known.alike is not None:
+            members = self._members[known.alike]
+            members.discard(key)
+            self._alike[known.alike].forget(key)
+            if not members:
+                del self._members[known.alike], self._alike[known.alike]
+
+    def _settle(self, key: EndpointKey) -> None:
+        """By Rules 3 and 5."""
+        known = self._known[key]
+        if known.configured >= max(1, known.most):
+            self._limits[key] = known.configured, LimitSource.CONFIGURED
+        elif known.own.limit:
+            self._limits[key] = known.own.limit, LimitSource.LEARNED
+        elif known.alike is not None and self._alike[known.alike].limit >= max(1, known.most):
+            self._limits[key] = self._alike[known.alike].limit, LimitSource.ALIKE
+        else:
+            self._limits.pop(key, None)

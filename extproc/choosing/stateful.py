@@ -69,6 +69,8 @@ class FleetView:
         kv_usage: Scraped: share of the KV cache held by running requests, 0..1.
         scraped_s: When the scraped columns were read; the same time as before means the same values.
         matched_blocks: Leading blocks of the prompt that the endpoint holds by the cache view in use.
+        computed_tokens: Scraped: prompt tokens of all requests whose prompt is computed; empty if that is not
+            known.
         since_s: Ledger: when a prefill last ended there, or the first of the `prefilling` was sent, whichever
             was later; empty if that was not noted.
     """
@@ -93,6 +95,7 @@ class FleetView:
     scraped_s: Sequence[float]
     matched_blocks: Sequence[int]
     since_s: Sequence[float] = ()
+    computed_tokens: Sequence[float] = ()
 
     def matched_tokens(self) -> list[int]:
         """Cached prompt tokens per row: whole blocks, and never the last token, which is always computed."""

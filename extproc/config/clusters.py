@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from extproc.config.document import Location, read_json
 from extproc.config.sections.fields import Labels, Name, Section
+from extproc.values.endpoints import MAX_NUM_SEQS_LABEL, MOST_SEQUENCES
 from metadata_center.addresses import ip_or_none
 from metadata_center.load.counters import MAX_ENDPOINTS
 
@@ -36,7 +37,8 @@ class EndpointSpec:
         address: IPv4, IPv6 (no brackets, shortest form) or lower-case host name.
         port: 1..65535.
         weight: Relative capacity, 1..1000.
-        labels: The cluster's labels with the endpoint's own on top; rules select by them.
+        labels: The cluster's labels with the endpoint's own on top; rules select by them. `max_num_seqs`
+            of either is one of its labels.
         metadata: Free for the operator; shown, never interpreted.
         draining: True takes no new requests and finishes those it has.
     """
@@ -86,6 +88,7 @@ class _Endpoint(Section):
     port: int = Field(ge=1, le=65_535)
     weight: int = Field(default=1, ge=1, le=1_000)
     labels: Labels = Field(default_factory=dict)
+    max_num_seqs: int | None = Field(default=None, ge=1, le=MOST_SEQUENCES)
     metadata: Mapping[Name, Annotated[str, Field(max_length=4_096)]] = Field(default_factory=dict)
     draining: bool = False
 
@@ -94,6 +97,7 @@ class _Cluster(Section):
     name: Name
     model: Name | None = None
     labels: Labels = Field(default_factory=dict)
+    max_num_seqs: int | None = Field(default=None, ge=1, le=MOST_SEQUENCES)
     endpoints: Annotated[tuple[_Endpoint, ...], Field(strict=False)]
 
 
@@ -128,13 +132,21 @@ def _spec(cluster: _Cluster) -> ClusterSpec:
                 address=endpoint.address,
                 port=endpoint.port,
                 weight=endpoint.weight,
-                labels={**cluster.labels, **endpoint.labels},
+                labels={
+                    **_said(cluster.labels, cluster.max_num_seqs),
+                    **_said(endpoint.labels, endpoint.max_num_seqs),
+                },
                 metadata=endpoint.metadata,
                 draining=endpoint.draining,
             )
             for endpoint in cluster.endpoints
         ),
     )
+
+
+def _said(labels: Mapping[str, str], max_num_seqs: int | None) -> Mapping[str, str]:
+    """Labels, and the limit on sequences as one of them: there sources of all kinds have it."""
+    return labels if max_num_seqs is None else {**labels, MAX_NUM_SEQS_LABEL: str(max_num_seqs)}
 
 
 def _beyond_the_bound(clusters: tuple[_Cluster, ...]) -> list[tuple[Location, str]]:

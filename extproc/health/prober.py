@@ -82,6 +82,10 @@ _WAITING_SERIES = (b"vllm:num_requests_waiting{", b"sglang:num_queue_reqs{")
 _STARTED_SERIES = b"process_start_time_seconds "
 """Of vLLM's API server, which ends with its engine; SGLang has no such series."""
 
+_PROMPTS_SERIES = (b"vllm:prompt_tokens_total{", b"sglang:prompt_tokens_total{")
+_MOST_TOKENS = 1e18
+"""Of all prompts that an engine ever computed: beyond it a float counts by hundreds."""
+
 _USAGE_SERIES = (b"vllm:kv_cache_usage_perc{", b"sglang:token_usage{")
 
 
@@ -94,12 +98,14 @@ class Occupancy:
         waiting: Requests in its queue.
         kv_usage_ratio: Share of the KV cache that running requests hold, of the fullest rank, 0..1.
         started_s: When its process began, Unix seconds; None if it does not say.
+        prompt_tokens: Of all prompts that it has computed since; None if it does not say.
     """
 
     running: int
     waiting: int
     kv_usage_ratio: float
     started_s: float | None = None
+    prompt_tokens: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,19 +147,21 @@ def engine_facts(exposition: bytes) -> EngineFacts:
 
 
 def _occupancy(exposition: bytes) -> Occupancy | None:
-    running, waiting, usage = (
+    running, waiting, usage, prompts = (
         [_value(line, most) for prefix in series for line in _lines(exposition, prefix)]
         for series, most in (
             (_RUNNING_SERIES, _MAX_REQUESTS),
             (_WAITING_SERIES, _MAX_REQUESTS),
             (_USAGE_SERIES, inf),
+            (_PROMPTS_SERIES, _MOST_TOKENS),
         )
     )
     if not (running and waiting and usage) or -1.0 in (*running, *waiting, *usage):
         return None
     started = [_value(line, _MOST_UNIX_S) for line in _lines(exposition, _STARTED_SERIES)]
     started_s = started[0] if len(started) == 1 and started[0] > 0.0 else None
-    return Occupancy(int(sum(running)), int(sum(waiting)), min(1.0, max(usage)), started_s)
+    prompt_tokens = sum(prompts) if prompts and -1.0 not in prompts else None
+    return Occupancy(int(sum(running)), int(sum(waiting)), min(1.0, max(usage)), started_s, prompt_tokens)
 
 
 def _value(line: bytes, most: float) -> float:

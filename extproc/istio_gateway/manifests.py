@@ -27,7 +27,8 @@ from extproc.istio_gateway.text import Manifest
 from extproc.istio_gateway.tls import client_tls, engine_tls
 from extproc.values.headers import CLUSTER_HEADER, OWNER_HEADER
 from extproc.values.mesh_names import MeshName
-from extproc.xds.open_models import MODEL_ALIAS_PREFIX, open_models
+from extproc.values.requests import ANY_MODEL
+from extproc.xds.open_models import MODEL_ALIAS_PREFIX, open_models_and_any
 from metadata_center.addresses import Address
 
 NETWORKING: Final = "networking.istio.io/v1"
@@ -60,6 +61,9 @@ RETRY_HEADER: Final = "x-envoy-retry-on"
 
 PRIORITY: Final = 10
 """Of the EnvoyFilters: behind those that have none."""
+
+SCRIPT: Final = "tokenway.fallback"
+"""The filter that reads requests without Tokenway."""
 
 _MANAGER: Final = "envoy.filters.network.http_connection_manager"
 
@@ -134,7 +138,7 @@ def files(
         "service.yaml": _own_service(config, gateway, service, sockets),
         "envoyfilters.yaml": [
             _listener_filter(gateway, profile),
-            _routes_filter(gateway, profile),
+            _routes_filter(gateway, _with_names(profile.fallback, config, opened), profile),
             _clusters_filter(gateway, profile, hosts, service),
         ],
     }
@@ -160,7 +164,7 @@ def _destinations(config: Config) -> tuple[set[MeshName], MeshName | None, list[
     if problems:
         raise RenderingError(problems)
     names: dict[MeshName, list[str]] = {}
-    for name, rule in open_models(config).items():
+    for name, rule in open_models_and_any(config).items():
         destination = _destination(rule)
         if destination is not None and (not rule.subset or destination.subset):
             names.setdefault(destination, []).append(name)
@@ -440,13 +444,23 @@ def _listener_filter(gateway: IstioGateway, profile: Profile) -> Manifest:
     )
 
 
-def _routes_filter(gateway: IstioGateway, profile: Profile) -> Manifest:
+def _with_names(fallback: Fragment, config: Config, opened: Sequence[_Open]) -> Fragment:
+    """What the script knows without Tokenway: where `*` is served, also which names are not its."""
+    if all(ANY_MODEL not in model.names for model in opened):
+        return fallback
+    names = {name for key, model in config.models.items() for name in (key, *model.aliases)} - {ANY_MODEL}
+    of_script = fallback["filter_metadata"][SCRIPT]
+    settings = {**of_script["settings"], "names": sorted(names)}
+    return {"filter_metadata": {SCRIPT: {**of_script, "settings": settings}}}
+
+
+def _routes_filter(gateway: IstioGateway, fallback: Fragment, profile: Profile) -> Manifest:
     """Routes that go where a header says, and one that goes nowhere."""
     backoff = profile.retries["retry_back_off"]
     decided = {"route": {"cluster_header": CLUSTER_HEADER, "retry_policy": {"retry_back_off": backoff}}}
     nowhere = {
         "route": {"cluster": "tokenway-none", "cluster_not_found_response_code": "NOT_FOUND"},
-        "metadata": profile.fallback,
+        "metadata": fallback,
     }
     of_gateway = {"routeConfiguration": {"gateway": f"{gateway.namespace}/{GATEWAY}"}}
     return _filter(

@@ -21,6 +21,7 @@ from google.protobuf import struct_pb2
 
 from extproc.protocol import wire
 from extproc.protocol.machine import MessageKind
+from extproc.transport.seam import Message
 from extproc.values.exchange import NO_OWNER
 from extproc.values.headers import OWNER_HEADER, OWNER_TAG_HEADER
 from extproc.values.placements import Decision, Plan
@@ -111,18 +112,20 @@ class BootstrapDialect:
         """See `Dialect`."""
         return self._plan(plan, "request_headers")
 
-    def decision(self, decision: Decision, *, to_trailers: bool) -> bytes:
+    def decision(self, decision: Decision, *, to_trailers: bool) -> Message:
         """See `Dialect`."""
         if to_trailers:
             return self._plan(decision.plan, "request_trailers")
         answer = self._plan(decision.plan, "request_body")
         if decision.drops_encoding:
             answer = wire.WITHOUT_ENCODING + answer
-        if decision.new_body is not None:
-            answer = b"".join((answer, *wire.new_body(decision.new_body)))
         if decision.shows_id:
             answer += _debug(decision.request_id)
-        return answer
+        new = decision.new_body
+        if new is None:
+            return answer
+        pieces = (answer, *wire.new_body(new))
+        return pieces if sum(map(len, new)) > wire.LARGE_BYTES else b"".join(pieces)
 
     def _plan(self, plan: Plan, field: str) -> bytes:
         rendered = plan.rendered.get(field)

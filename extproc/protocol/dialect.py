@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from extproc.errors import RouterError
 from extproc.protocol.machine import MessageKind
+from extproc.transport.seam import Message
 from extproc.values.exchange import RequestHeaders
 from extproc.values.placements import Decision, Plan
 
@@ -28,8 +29,11 @@ class Dialect(Protocol):
     def await_body(self, *, first_chunk: bool) -> bytes:
         """To the headers: send the body and, if `first_chunk`, the beginning of the answer as well."""
 
-    def decision(self, decision: Decision, *, to_trailers: bool) -> bytes:
-        """To the body: the request goes as was decided; `to_trailers` if those came instead of a body."""
+    def decision(self, decision: Decision, *, to_trailers: bool) -> Message:
+        """To the body: the request goes as was decided; `to_trailers` if those came instead of a body.
+
+        A large new body stays in pieces.
+        """
 
     def pass_to(self, plan: Plan) -> bytes:
         """To the headers: the request goes past us."""

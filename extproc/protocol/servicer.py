@@ -37,7 +37,7 @@ from extproc.protocol.machine import (
 )
 from extproc.request.answer_head import HeadCollector
 from extproc.request.first_token import FirstTokenDetector
-from extproc.transport.seam import Call, Rpc, Status
+from extproc.transport.seam import Call, Message, Rpc, Status
 from extproc.values.deciding import Deciding, Now, Refusal
 from extproc.values.exchange import LineVerdict, RequestHeaders
 from extproc.values.headers import REQUEST_ID_HEADER
@@ -212,7 +212,8 @@ class Exchange:
 
     def _perform(self, effects: Effects, which: str, decided: Decision | None) -> None:
         """Do what the machine says, about a message of kind `which`."""
-        answer, dialect, decider = b"", self._dialect, self._processor.decider
+        answer: Message = b""
+        dialect, decider = self._dialect, self._processor.decider
         for effect in effects:
             if isinstance(effect, SendAwaitBody):
                 answer = dialect.await_body(first_chunk=self._first_chunk or effect.head)

@@ -11,7 +11,6 @@ Source: envoy/service/ext_proc/v3/external_processor.proto, Envoy 1.40.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from envoy.config.core.v3 import base_pb2
@@ -19,6 +18,7 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from extproc.errors import ACCEPTED_ENCODINGS, Reason, RouterError
 from extproc.protocol.machine import MessageKind
+from extproc.transport.seam import Pieces
 from extproc.values.exchange import RequestHeaders
 from extproc.values.headers import CONTENT_ENCODING
 
@@ -164,7 +164,7 @@ _NEW_BODY = (
 """Where a new body is in an answer, from without."""
 
 
-def new_body(pieces: Sequence[bytes | bytearray]) -> tuple[bytes | bytearray, ...]:
+def new_body(pieces: Pieces) -> Pieces:
     """What to append to an answer to a body so that `pieces`, joined, replace it.
 
     It is written by hand, so that a body of many megabytes is copied once and not five times.

@@ -18,7 +18,7 @@ from extproc.request.sanitize import encode, force_usage, sanitize
 from extproc.request.structure import check_structure
 from extproc.values.requests import ANY_MODEL, InferenceRequest
 
-Pieces = tuple[bytes | bytearray, ...]
+Pieces = tuple[bytes | bytearray | memoryview, ...]
 """Of a body, to be joined where it is sent."""
 
 _KEPT = ("n", "previous_response_id", "conversation")
@@ -66,7 +66,7 @@ class BodyRead:
 
     request: InferenceRequest
     is_changed: bool
-    around_model: tuple[bytes | bytearray, bytes | bytearray] | None
+    around_model: tuple[bytes | memoryview, bytes | memoryview] | None
     fingerprint: int
     is_form: bool = False
 

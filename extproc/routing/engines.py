@@ -11,27 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Final
 
-from extproc.choosing.max_num_seqs import SequenceLimit
+from extproc.choosing.max_num_seqs import LimitSource, Reading, SequenceLimits
 from extproc.choosing.snapshots import Engines as EnginesView
-from metadata_center.types import EndpointKey, value
-
-
-@value
-class Reading:
-    """One look at an engine's metrics.
-
-    Attributes:
-        number: Counts up with each.
-        running: Requests in its batch.
-        waiting: Requests in its queue.
-        kv_usage_ratio: Share of its KV cache that running requests hold, 0..1.
-    """
-
-    number: int
-    running: int
-    waiting: int
-    kv_usage_ratio: float
-
+from metadata_center.types import EndpointKey
 
 NOTHING_READ: Final = Reading(0, 0, 0, 0.0)
 """Of an engine whose metrics were not read."""
@@ -42,8 +24,7 @@ class Engines:
 
     def __init__(self) -> None:
         self._kv_tokens: dict[EndpointKey, int] = {}
-        self._sequence_limits: dict[EndpointKey, SequenceLimit] = {}
-        self._limits: dict[EndpointKey, int] = {}
+        self._sequence_limits = SequenceLimits()
         self._prefill_since_s: dict[EndpointKey, float] = {}
         self._readings: dict[EndpointKey, Reading] = {}
         self._started_s: dict[EndpointKey, float] = {}
@@ -52,6 +33,10 @@ class Engines:
         """The size of its KV cache."""
         self._kv_tokens[key] = kv_tokens
 
+    def configure(self, key: EndpointKey, alike: str, max_num_seqs: int) -> None:
+        """What its source says of it, see `SequenceLimits.configure`."""
+        self._sequence_limits.configure(key, alike, max_num_seqs)
+
     def observe_occupancy(
         self,
         key: EndpointKey,
@@ -59,30 +44,26 @@ class Engines:
         waiting: int,
         kv_usage_ratio: float,
         started_s: float | None = None,
+        prompt_tokens: float | None = None,
     ) -> None:
-        """How full it is; from many such readings its limit on sequences is learned.
+        """How full it is; from several such readings its limit on sequences is learned.
 
         Args:
             key: Whose.
             running: Requests in its batch.
             waiting: Requests in its queue.
             kv_usage_ratio: See `Reading`.
-            started_s: When its process began, if it says so; another process has another limit.
+            started_s: When its process began, if it says so; another process may have another limit.
+            prompt_tokens: See `Reading`.
         """
         if started_s is not None and self._started_s.setdefault(key, started_s) != started_s:
             self.restarted(key)
             self._started_s[key] = started_s
         last = self._readings.get(key)
         number = 1 if last is None else last.number + 1
-        self._readings[key] = Reading(number, running, waiting, kv_usage_ratio)
-        limit = self._sequence_limits.get(key)
-        if limit is None:
-            limit = self._sequence_limits[key] = SequenceLimit()
-        limit.observe(running, waiting, kv_usage_ratio)
-        if limit.limit:
-            self._limits[key] = limit.limit
-        else:
-            self._limits.pop(key, None)
+        reading = Reading(number, running, waiting, kv_usage_ratio, prompt_tokens)
+        self._readings[key] = reading
+        self._sequence_limits.observe(key, reading)
 
     def prefill_begins(self, key: EndpointKey, now_s: float) -> None:
         """A request came to an endpoint without any to prefill."""
@@ -94,8 +75,7 @@ class Engines:
 
     def restarted(self, key: EndpointKey) -> None:
         """It may be another process, with other limits."""
-        self._sequence_limits.pop(key, None)
-        self._limits.pop(key, None)
+        self._sequence_limits.restarted(key)
         self._readings.pop(key, None)
 
     def reading(self, key: EndpointKey) -> Reading:
@@ -109,7 +89,8 @@ class Engines:
     def forget(self, keys: Iterable[EndpointKey]) -> None:
         """They left the configuration."""
         for key in keys:
-            self.restarted(key)
+            self._sequence_limits.forget(key)
+            self._readings.pop(key, None)
             self._kv_tokens.pop(key, None)
             self._prefill_since_s.pop(key, None)
             self._started_s.pop(key, None)
@@ -117,7 +98,7 @@ class Engines:
     def retain(self, keys: AbstractSet[EndpointKey]) -> None:
         """Keep these alone: news of requests that outlived their endpoint is kept no longer than this."""
         known = self._kv_tokens.keys() | self._readings.keys() | self._prefill_since_s.keys()
-        known |= self._started_s.keys()
+        known |= self._started_s.keys() | set(self._sequence_limits.keys)
         self.forget(known - keys)
 
     @property
@@ -127,8 +108,11 @@ class Engines:
 
     def max_num_seqs(self, keys: Sequence[EndpointKey]) -> Sequence[int]:
         """Limits on sequences, 0 where one is unknown; empty if all are."""
-        limits = self._limits
-        return [limits.get(key, 0) for key in keys] if limits else ()
+        return self._sequence_limits.column(keys)
+
+    def sequence_limit(self, key: EndpointKey) -> tuple[int, LimitSource]:
+        """Its limit on sequences, 0 while that is unknown, and where it is from."""
+        return self._sequence_limits.limit(key)
 
     def view(
         self,

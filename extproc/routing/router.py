@@ -126,7 +126,7 @@ class Router:
                 took_s = (self._work_clock() if is_timed else now_s) - work_s
                 budget.spend(min(took_s, len(body) * MOST_S_PER_BYTE), now_s)
         except RouterError as error:
-            return Refusal(error)
+            return Refusal(error.untraced())
 
     def _decide(self, headers: RequestHeaders, body: bytes, *, may_read: bool) -> Deciding[Decision]:
         is_form_body = is_form(headers.path)

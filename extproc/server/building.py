@@ -73,7 +73,7 @@ from extproc.xds.resources import prepare
 
 _log = logging.getLogger("tokenway.worker")
 
-Stalls = Listeners[[float, StallCause]]
+Stalls = Listeners[[float, float, StallCause]]
 """How long a turn of the event loop took, and what took most of it."""
 
 _MESSAGE_OVERHEAD_BYTES = 1024 * 1024
@@ -175,6 +175,7 @@ def build_worker(
         lambda: bool(way.processor.streams_active or scheduling.load.in_flight),
         lambda: configuration.current.server.drain_s,
         picking,
+        has_peers=known.relay is not None,
     )
     answering = OneWorker(_status(site, known, way, configuration, life, changes, sources))
     admin = AdminPort(PAGES, answering, _admin_place(site))

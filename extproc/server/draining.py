@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -15,11 +16,27 @@ LEAST_DRAIN_S = 0.5
 """For the answers to requests that waited here until the stop; as long as Envoy waits for any answer."""
 
 
+READ_ON_S = 1.0
+"""For what Envoy logged before it knew that its stream is ended; it is heard of that within a round trip."""
+
+
 class Closable(Protocol):
     """A service whose streams Envoy never ends by itself."""
 
     def close(self) -> None:
         """End its streams, now and from now on."""
+
+
+NOTICED_S = 2.0
+"""Envoy knows by then that nothing listens here: it looks each second, for half a second at most. Until then
+a log stream that ends here may be opened here anew, and what Envoy writes to it comes to nothing."""
+
+
+class Reading(Closable, Protocol):
+    """One whose streams may have more on its way to us when they are ended."""
+
+    def stop_reading(self) -> None:
+        """End those that Envoy has not ended meanwhile."""
 
 
 class Waiting(Protocol):
@@ -46,10 +63,11 @@ class Draining:
         server: Takes calls.
         discovery: Envoy's subscriptions, ended at once: it reconnects elsewhere.
         waiting: Requests that wait, placed at once.
-        access_log: Ended last: it brings the ends of what runs.
+        access_log: Ended last, and read on for `READ_ON_S`: it brings the ends of what runs.
         is_busy: True while a request runs, or its end is not reported.
         drain_s: How long that may take.
         picking: Leaves at the same time, in its own way; None if there is none.
+        has_peers: Other replicas serve the same Envoy, which goes on to log: `NOTICED_S` holds.
     """
 
     def __init__(
@@ -57,10 +75,12 @@ class Draining:
         server: RpcServer,
         discovery: Closable,
         waiting: Waiting,
-        access_log: Closable,
+        access_log: Reading,
         is_busy: Callable[[], bool],
         drain_s: Callable[[], float],
         picking: Leaving | None = None,
+        *,
+        has_peers: bool = False,
     ) -> None:
         self._server = server
         self._discovery = discovery
@@ -69,6 +89,7 @@ class Draining:
         self._is_busy = is_busy
         self._drain_s = drain_s
         self._picking = picking
+        self._noticed_s = NOTICED_S if has_peers else 0.0
 
     async def drain(self) -> None:
         """Returns when all of it is over, or had its time."""
@@ -81,8 +102,11 @@ class Draining:
         self._discovery.close()
         drain_s = max(self._drain_s(), LEAST_DRAIN_S if len(self._waiting) else 0.0)
         self._waiting.close()
-        stopping = asyncio.create_task(self._server.drain(drain_s), name="drain")
-        while not stopping.done() and self._is_busy():
+        stopping = asyncio.create_task(self._server.drain(max(drain_s, self._noticed_s)), name="drain")
+        noticed_s = time.monotonic() + self._noticed_s
+        while not stopping.done() and (self._is_busy() or time.monotonic() < noticed_s):
             await asyncio.wait([stopping], timeout=POLL_S)
         self._access_log.close()
+        await asyncio.wait([stopping], timeout=READ_ON_S)
+        self._access_log.stop_reading()
         await stopping

@@ -69,5 +69,10 @@ class EngineNews:
     def occupancy(self, key: EndpointKey, occupancy: Occupancy) -> None:
         """An engine reported how full it is."""
         self._engines.observe_occupancy(
-            key, occupancy.running, occupancy.waiting, occupancy.kv_usage_ratio, occupancy.started_s
+            key,
+            occupancy.running,
+            occupancy.waiting,
+            occupancy.kv_usage_ratio,
+            occupancy.started_s,
+            occupancy.prompt_tokens,
         )

@@ -19,6 +19,7 @@ from extproc.health.prober import Prober
 from extproc.health.states import Transition
 from extproc.observing.metrics.collector import Metrics
 from extproc.routing.state import RoutingState
+from extproc.routing.table import HARDWARE_LABEL
 from extproc.server.kv_event_follower import KvEventFollower
 from extproc.server.publishing import Publisher
 from metadata_center.load.counters import MAX_ENDPOINTS
@@ -84,6 +85,10 @@ class FleetChanges:
         gone = (*left, *difference.moved)
         scheduling.caches.forget(gone)
         scheduling.engines.forget(gone)
+        for key, endpoints in changed.items():
+            for first in endpoints[:1]:  # of several clusters, the one it was listed in first
+                alike = f"{first.cluster}/{first.labels.get(HARDWARE_LABEL, '')}"
+                scheduling.engines.configure(key, alike, first.max_num_seqs)
         if difference.added or difference.removed:
             scheduling.load.retain(fleet.keys)
             scheduling.engines.retain(fleet.keys)

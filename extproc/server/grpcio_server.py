@@ -50,6 +50,7 @@ class GrpcServer:
             options=[
                 ("grpc.max_receive_message_length", self._max_message_bytes),
                 ("grpc.so_reuseport", int(self._places.is_shared)),
+                ("grpc.http2.max_ping_strikes", 0),  # gateways ask each second whether we are there
             ]
         )
         server.add_generic_rpc_handlers(grpc_aio.handlers(self._rpcs))

@@ -2,7 +2,7 @@
 
 Rules:
     1. All decisions are `IstioClient`'s. Here are its eyes and its hands.
-    2. CA and token are read for each attempt: they rotate.
+    2. CA, certificate and token are read for each attempt: they rotate.
     3. Large responses are taken in parts, one in a turn of the event loop, between which requests go on.
 """
 
@@ -13,10 +13,10 @@ import logging
 import random
 import re
 import socket
+import ssl
 import time
 from collections import deque
 from collections.abc import Coroutine, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from extproc.config.schema import Config
@@ -41,6 +41,8 @@ from extproc.transport.dialling import (
     DialledCall,
     Ending,
     Place,
+    certificate_pair,
+    content,
 )
 
 _log = logging.getLogger("tokenway.discovery")
@@ -100,7 +102,8 @@ class IstioSource:
         self._tasks: set[asyncio.Task[None]] = set()
         self._has_first = asyncio.Event()
         self._is_running = False
-        self._is_away = False
+        self._away: str | None = None
+        """What is wrong with the files while it is away for that, empty for all other reasons."""
 
     def follow(self, config: Config) -> None:
         """See `LiveSource`."""
@@ -170,8 +173,8 @@ class IstioSource:
         try:
             place = self._place()
         except OSError as error:
-            detail = f"{error.filename}: {error.strerror or error}"
-            asyncio.get_running_loop().call_soon(self._ended, number, Ending(detail))
+            detail = str(error) if error.filename is None else f"{error.filename}: {error.strerror or error}"
+            asyncio.get_running_loop().call_soon(self._ended, number, Ending(detail), detail)
             return
         self._call = DialledCall(
             place,
@@ -193,10 +196,17 @@ class IstioSource:
             return Place(self._settings.address)
         headers: tuple[tuple[str, str], ...] = ()
         if tls.token_file is not None:
-            token = _content(tls.token_file, _MAX_TOKEN_BYTES).decode("ascii", "replace").strip()
+            token = content(tls.token_file, _MAX_TOKEN_BYTES).decode("ascii", "replace").strip()
             headers = (("authorization", f"Bearer {token}"),)
-        ca_pem = _content(tls.ca_file, _MAX_CA_BYTES)
-        return Place(self._settings.address, ca_pem, tls.server_name, headers)
+        ca_pem = content(tls.ca_file, _MAX_CA_BYTES)
+        pair = None
+        if tls.cert_file is not None and tls.key_file is not None:
+            try:
+                pair = certificate_pair(tls.cert_file, tls.key_file)
+            except ssl.SSLError as error:  # its words name no file
+                problem = f"no certificate and its key, without a passphrase: {error.reason or error}"
+                raise OSError(error.errno, problem, f"{tls.cert_file}, {tls.key_file}") from None
+        return Place(self._settings.address, ca_pem, pair, tls.server_name, headers)
 
     def _received(self, number: int, message: bytes) -> None:
         try:
@@ -221,22 +231,22 @@ class IstioSource:
             asyncio.get_running_loop().call_soon(self._take_part)
         self._carry_out(self._machine.received(number, part, time.monotonic()))
 
-    def _ended(self, number: int, ending: Ending) -> None:
+    def _ended(self, number: int, ending: Ending, problem: str = "") -> None:
         if not self._is_running or number != self._number:
             return
         silent_s = KEEPALIVE_S + KEEPALIVE_TIMEOUT_S if ending.is_silent else 0.0
         effects = self._machine.lost(
             number, time.monotonic(), is_too_large=ending.is_too_large, silent_s=silent_s
         )
-        if not self._is_away and not ending.is_too_large:
-            self._is_away = True
+        if self._away != problem and not ending.is_too_large:
+            self._away = problem
             extra = {"source": self.name, "address": self._settings.address, "cause": ending.detail}
             _log.warning("a source of endpoints is away: what it listed last stays", extra=extra)
         self._carry_out(effects)
 
     def _note_presence(self) -> None:
-        if self._machine.is_connected and self._is_away:
-            self._is_away = False
+        if self._machine.is_connected and self._away is not None:
+            self._away = None
             extra = {"source": self.name, "address": self._settings.address}
             _log.info("a source of endpoints is back", extra=extra)
 
@@ -266,8 +276,3 @@ class IstioSource:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _content(path: str, limit_bytes: int) -> bytes:
-    with Path(path).open("rb") as file:
-        return file.read(limit_bytes)

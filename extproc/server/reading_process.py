@@ -9,6 +9,7 @@ Rules:
 from __future__ import annotations
 
 import gc
+import mmap
 import os
 import signal
 import socket
@@ -24,6 +25,8 @@ from extproc.request.reading import BodyRead, ReadOrder, read_body
 from extproc.values.requests import InferenceRequest, Operation
 
 _HEAD: Final = struct.Struct("<IQQQ")  # bytes of the head, and of up to three raw pieces
+
+_LARGE_BYTES: Final = 1024 * 1024
 
 _NICENESS: Final = 5
 """Below the gateway's own: decoding large bodies is not to take the time of deciding about small ones."""
@@ -121,7 +124,7 @@ def answer_all(channel: socket.socket) -> None:
         del body
 
 
-def _answer(channel: socket.socket, encoded: bytearray, body: bytes) -> None:
+def _answer(channel: socket.socket, encoded: memoryview, body: bytes) -> None:
     said = _ORDER.decode(encoded)
     order = ReadOrder(
         said.path,
@@ -165,17 +168,18 @@ def _send(channel: socket.socket, head: bytes, pieces: Sequence[bytes]) -> None:
         channel.sendall(piece)
 
 
-def _receive(channel: socket.socket) -> tuple[bytearray, tuple[bytearray, bytearray, bytearray]]:
+def _receive(channel: socket.socket) -> tuple[memoryview, tuple[memoryview, memoryview, memoryview]]:
     of_head, *lengths = _HEAD.unpack(_exactly(channel, _HEAD.size))
     head = _exactly(channel, of_head)
     first, second, third = (_exactly(channel, length) for length in lengths)
     return head, (first, second, third)
 
 
-def _exactly(channel: socket.socket, length: int) -> bytearray:
+def _exactly(channel: socket.socket, length: int) -> memoryview:
     """So many bytes; raises EOFError where they end before."""
-    room = bytearray(length)
-    left = memoryview(room)
+    # A bytearray is cleared at once, under Python's lock; of a mapping each page is, as it is written to.
+    room = memoryview(mmap.mmap(-1, length) if length > _LARGE_BYTES else bytearray(length))
+    left = room
     while left:
         received = channel.recv_into(left)
         if not received:

@@ -111,6 +111,7 @@ class Status:
     def endpoints_json(self) -> dict[str, Any]:
         """The body of `/endpoints`, as `tokenway top` reads it."""
         scheduling, stats = self._scheduling, self._endpoint_stats
+        limit = scheduling.engines.sequence_limit
         return {
             "endpoints": [
                 {
@@ -129,6 +130,7 @@ class Status:
                     "served_total": stats[row.key].served,
                     "failures_total": stats[row.key].failures,
                     "ttft_ewma_s": row.ttft_ewma_s,
+                    **dict(zip(("max_num_seqs", "max_num_seqs_from"), limit(row.key), strict=True)),
                 }
                 for row in self._endpoint_gauges()
             ],

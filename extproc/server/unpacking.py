@@ -86,7 +86,7 @@ class Unpacking:
         try:
             return self._decode_and_decide(request, body, header)
         except RouterError as error:
-            return Refusal(error)
+            return Refusal(error.untraced())
 
     def close(self) -> None:
         """Begin nothing more; what is being decoded is finished for no one."""

@@ -13,8 +13,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import grpc
@@ -27,10 +29,43 @@ KEEPALIVE_TIMEOUT_S: Final = 10.0
 MAX_WAITING: Final = 1_024
 """Messages that wait to be sent; a peer that lets more of them wait takes none."""
 
+_MAX_PEM_BYTES: Final = 1024 * 1024
+
 _TOO_LARGE: Final = "larger than max"
 """In gRPC's words about a message over the limit; a peer's own RESOURCE_EXHAUSTED has others."""
 
 _SILENT: Final = ("ping timeout", "keepalive watchdog")
+
+
+@dataclass(frozen=True, slots=True)
+class CertificatePair:
+    """A certificate and its key, PEM each; never logged."""
+
+    chain_pem: bytes = field(repr=False)
+    key_pem: bytes = field(repr=False)
+
+
+def certificate_pair(cert_file: str, key_file: str) -> CertificatePair:
+    """What the files have now, if they belong together.
+
+    Raises:
+        OSError: One cannot be read; `ssl.SSLError`, which is one, if it is no certificate or no key without a
+            passphrase, or the key is another certificate's.
+    """
+    pair = CertificatePair(content(cert_file, _MAX_PEM_BYTES), content(key_file, _MAX_PEM_BYTES))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_cert_chain(cert_file, key_file, password="")  # none, and no question for one
+    return pair
+
+
+def content(path: str, limit_bytes: int) -> bytes:
+    """The beginning of a file.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        return file.read(limit_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +75,14 @@ class Place:
     Attributes:
         address: `host:port`.
         ca_pem: Speak TLS with a peer whose certificate this CA signed; None speaks clear text.
+        pair: Show the peer this certificate.
         server_name: The name in the peer's certificate; None takes the host of the address.
         headers: Metadata of the call; never logged.
     """
 
     address: str
     ca_pem: bytes | None = None
+    pair: CertificatePair | None = None
     server_name: str | None = None
     headers: Sequence[tuple[str, str]] = field(default=(), repr=False)
 
@@ -166,7 +203,9 @@ def _channel(place: Place, limit_bytes: int) -> Any:
         return grpc.aio.insecure_channel(place.address, options)
     if place.server_name is not None:
         options.append(("grpc.ssl_target_name_override", place.server_name))
-    return grpc.aio.secure_channel(place.address, grpc.ssl_channel_credentials(place.ca_pem), options)
+    pair = () if place.pair is None else (place.pair.key_pem, place.pair.chain_pem)
+    credentials = grpc.ssl_channel_credentials(place.ca_pem, *pair)
+    return grpc.aio.secure_channel(place.address, credentials, options)
 
 
 def _ending(code: grpc.StatusCode, details: str | None) -> Ending:

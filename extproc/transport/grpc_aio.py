@@ -18,7 +18,7 @@ from typing import Any
 
 import grpc
 
-from extproc.transport.seam import Receiver, Rpc, Status
+from extproc.transport.seam import Message, Receiver, Rpc, Status, joined
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -89,18 +89,18 @@ class _AioCall:
         peer: str = self._context.peer()
         return peer
 
-    def send(self, message: bytes, sent: Callable[[], None] | None = None) -> None:
+    def send(self, message: Message, sent: Callable[[], None] | None = None) -> None:
         """See `Call`."""
         if self.is_over:
             return
-        self._out.append((message, sent))
+        self._out.append((joined(message), sent))
         if self._is_idle and self._writer is None:
             self._writer = asyncio.get_running_loop().create_task(self._write())
 
-    def finish(self, last: bytes | None = None) -> None:
+    def finish(self, last: Message | None = None) -> None:
         """See `Call`."""
         if not self.is_over:
-            self.last = last
+            self.last = None if last is None else joined(last)
             self._end()
 
     def abort(self, status: Status, detail: str) -> None:

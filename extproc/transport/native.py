@@ -326,8 +326,9 @@ class _Peer(asyncio.BufferedProtocol):
         for timer in (self._timer, self._closing):
             if timer is not None:
                 timer.cancel()
-        if self._connection is not None:
-            self._connection.end()
+        connection, self._connection, self._transport = self._connection, None, None  # no cycle is left
+        if connection is not None:
+            connection.end()
         self._server.left(self)
 
     def pause_writing(self) -> None:

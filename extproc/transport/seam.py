@@ -8,7 +8,8 @@ Rules:
        other call of the process goes on.
     2. A call ends once: by `finish`, by `abort`, by `on_reset`, or by an exception of its receiver, which the
        server answers with `Status.UNKNOWN` and logs. It is not called any more, and what is done to the call
-       has no effect: an answer that comes late is no fault.
+       has no effect: an answer that comes late is no fault. `Rpc.reads_on` has what the peer sent before it
+       knew of a `finish` delivered all the same, where the server can.
     3. A receiver may act while it is called, or at any later time, unasked.
     4. `on_half_close` says that the peer sends nothing more; answers may still be awaited. It may also be
        that the peer has gone: grpc.aio reports both alike while the call awaits a message, and Envoy closes
@@ -29,6 +30,16 @@ from enum import IntEnum
 from typing import Protocol
 
 from metadata_center.types import value
+
+Pieces = tuple[bytes | bytearray | memoryview, ...]
+
+Message = bytes | Pieces
+"""A serialised message, or a large one in pieces, of which one at least is not empty."""
+
+
+def joined(message: Message) -> bytes:
+    """A message in one piece."""
+    return message if isinstance(message, bytes) else b"".join(message)
 
 
 class Status(IntEnum):
@@ -52,16 +63,16 @@ class Call(Protocol):
     def peer(self) -> str:
         """The peer, for logs: an address, or empty."""
 
-    def send(self, message: bytes, sent: Callable[[], None] | None = None) -> None:
+    def send(self, message: Message, sent: Callable[[], None] | None = None) -> None:
         """Send a message.
 
         Args:
-            message: Serialised.
+            message: Serialised; its pieces are not changed any more.
             sent: Called once the network has taken it, never before `send` returns; not called if the call
                 ends first.
         """
 
-    def finish(self, last: bytes | None = None) -> None:
+    def finish(self, last: Message | None = None) -> None:
         """End well.
 
         Args:
@@ -99,12 +110,15 @@ class Rpc:
         method: As `Process`.
         open: Called for each call, before anything else of it.
         has_last: Each good ending brings a last message. A server may then send message and status in one.
+        reads_on: A `finish` before the peer's end is heard by the peer at once, and lets the call go on to
+            get messages until the peer ends it, or the service by another `finish` or by `abort`.
     """
 
     service: str
     method: str
     open: Callable[[Call], Receiver]
     has_last: bool = False
+    reads_on: bool = False
 
     @property
     def path(self) -> str:

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey
+
+MAX_NUM_SEQS_LABEL: Final = "max_num_seqs"
+"""How many sequences the engine runs at once, all ranks behind its address together: vLLM's `--max-num-seqs`,
+SGLang's `--max-running-requests`."""
+
+MOST_SEQUENCES: Final = 1 << 16
+"""That a label may say: a hundred times what engines run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +53,10 @@ class Endpoint:
             (has := self.labels.get(name)) is not None and (has == value or value in has.split(","))
             for name, value in wanted.items()
         )
+
+    @property
+    def max_num_seqs(self) -> int:
+        """What its label says of `MAX_NUM_SEQS_LABEL`; 0 if it has none, or one that is no such number."""
+        text = self.labels.get(MAX_NUM_SEQS_LABEL, "")
+        number = int(text) if text.isascii() and text.isdigit() and len(text) <= 5 else 0
+        return number if number <= MOST_SEQUENCES else 0

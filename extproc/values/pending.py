@@ -49,28 +49,33 @@ class Pending(Generic[T]):
         """This is it."""
         if self.is_over:
             return
-        self.is_over = True
-        self._value = value
-        if self._given is not None:
-            self._given(value)
+        given, self._value = self._given, value
+        self._end()
+        if given is not None:
+            given(value)
 
     def fail(self, error: Exception) -> None:
         """It will not be: a refusal, or a fault."""
         if self.is_over:
             return
-        self.is_over = True
-        self._error = error
-        if self._failed is not None:
-            self._failed(error)
+        failed, self._error = self._failed, error
+        self._end()
+        if failed is not None:
+            failed(error)
 
     def cancel(self) -> None:
         """It is not wanted any more."""
         if self.is_over:
             return
+        cancelled = self._cancelled
+        self._end()
+        if cancelled is not None:
+            cancelled()
+
+    def _end(self) -> None:
+        """Let go of both sides, which know this one: no cycle is left."""
         self.is_over = True
-        self._given = self._failed = None
-        if self._cancelled is not None:
-            self._cancelled()
+        self._cancelled = self._given = self._failed = None
 
     def follow(self, other: Pending[T]) -> None:
         """Be what `other` will be; to cancel this one is to cancel that."""

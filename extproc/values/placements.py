@@ -7,7 +7,6 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from extproc.values.requests import Operation
@@ -100,7 +99,7 @@ class Decision:
     operation: Operation
     stream: bool
     plan: Plan
-    new_body: Sequence[bytes | bytearray] | None = None
+    new_body: tuple[bytes | bytearray | memoryview, ...] | None = None
     drops_encoding: bool = False
     shows_id: bool = False
     renamed: Renamed | None = None

@@ -13,8 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from extproc.config.schema import Config
+from extproc.config.sections.models import RuleSection
 from extproc.health.states import HealthState
 from extproc.values.endpoints import Endpoint
+from extproc.values.requests import ANY_MODEL
 from extproc.xds.open_models import (
     MODEL_ALIAS_PREFIX,
     OpenModels,
@@ -51,11 +53,17 @@ class Publications:
         self._state_of = state_of
         self._config = Config()
         self._models: OpenModels = {}
-        self._published: dict[str, frozenset[str]] = {CLUSTER_TYPE: frozenset(), ASSIGNMENT_TYPE: frozenset()}
+        self._models_of: dict[str, dict[str, RuleSection]] = {}
+        self._tls: Mapping[str, UpstreamTls] = {}
+        self._published: dict[str, set[str]] = {CLUSTER_TYPE: set(), ASSIGNMENT_TYPE: set()}
 
     def configure(self, config: Config) -> Resources:
         """Another configuration: everything, as it is now."""
         self._config, self._models = config, open_models_and_any(config)
+        self._models_of = {}
+        for name, rule in self._models.items():
+            self._models_of.setdefault(rule.cluster, {})[name] = rule
+        self._tls = {name: UpstreamTls(**tls.model_dump()) for name, tls in config.engine_tls.items()}
         return self._everything()
 
     def update(self, changed: Iterable[str], *, came_or_went: bool) -> Resources:
@@ -65,34 +73,59 @@ class Publications:
             changed: Names of the clusters; those that are gone too.
             came_or_went: A cluster is new or gone.
         """
-        if came_or_went:
-            return self._everything()
-        return {ASSIGNMENT_TYPE: dict(self._assignments(changed))}
+        if not came_or_went:
+            return {ASSIGNMENT_TYPE: self._assignments(changed)}
+        names = set(changed)
+        aliases = {MODEL_ALIAS_PREFIX + name for name in self._of(names)}
+        hides_alias = any(name.startswith(MODEL_ALIAS_PREFIX) for name in names)
+        if ANY_MODEL in self._models or hides_alias or not aliases.isdisjoint(self._clusters):
+            return self._everything()  # which names are closed may be another
+        concerned = {CLUSTER_TYPE: names | aliases, ASSIGNMENT_TYPE: names | aliases}
+        return self._differing(self._cluster_resources(names), self._assignments(names), concerned)
 
     def _everything(self) -> Resources:
-        config = self._config
-        models = {name: rule.cluster for name, rule in self._models.items() if rule.cluster in self._clusters}
-        closed = [MODEL_ALIAS_PREFIX + name for name in closed_names(config, models)]
-        clusters = cluster_resources(
-            {**dict.fromkeys(closed), **subset_pools(self._models, self._clusters), **self._clusters},
-            models,
-            tls={name: UpstreamTls(**tls.model_dump()) for name, tls in config.engine_tls.items()},
-            max_open_requests=config.away.max_requests_per_endpoint,
-        )
+        closed = self._closed()
+        clusters = self._cluster_resources(self._clusters, closed)
         no_endpoints = load_assignments(dict.fromkeys(closed, ()), self._state_of)
-        return self._differing(clusters, {**no_endpoints, **self._assignments(self._clusters)})
+        assignments = {**no_endpoints, **self._assignments(self._clusters)}
+        return self._differing(clusters, assignments, {name: set(of) for name, of in self._published.items()})
 
-    def _assignments(self, names: Iterable[str]) -> dict[str, bytes]:
+    def _closed(self) -> list[str]:
+        here = {name for name, rule in self._models.items() if rule.cluster in self._clusters}
+        return [MODEL_ALIAS_PREFIX + name for name in closed_names(self._config, here)]
+
+    def _cluster_resources(self, names: Iterable[str], closed: Iterable[str] = ()) -> dict[str, bytes]:
+        """Clusters, those of them that are there, and the aliases of their models."""
+        here = {name: self._clusters[name] for name in names if name in self._clusters}
+        models = self._of(here)
+        return cluster_resources(
+            {**dict.fromkeys(closed), **subset_pools(models, here), **here},
+            {name: rule.cluster for name, rule in models.items()},
+            tls=self._tls,
+            max_open_requests=self._config.away.max_requests_per_endpoint,
+        )
+
+    def _of(self, clusters: Iterable[str]) -> OpenModels:
+        """The models whose default rule names one of these."""
+        return {name: rule for cluster in clusters for name, rule in self._models_of.get(cluster, {}).items()}
+
+    def _assignments(self, names: Iterable[str]) -> dict[str, bytes | None]:
         """Assignments of clusters, and of models that have a part of one of them."""
         here = {name: self._clusters[name] for name in names if name in self._clusters}
-        partial = {name: rule for name, rule in self._models.items() if rule.cluster in here}
-        return load_assignments({**subset_pools(partial, here), **here}, self._state_of)
+        return {**load_assignments({**subset_pools(self._of(here), here), **here}, self._state_of)}
 
-    def _differing(self, clusters: Mapping[str, bytes], assignments: Mapping[str, bytes]) -> Resources:
-        """These, and an end to all others that were published."""
+    def _differing(
+        self,
+        clusters: Mapping[str, bytes | None],
+        assignments: Mapping[str, bytes | None],
+        concerned: Mapping[str, set[str]],
+    ) -> Resources:
+        """These, and an end to all others among `concerned` that were published."""
         found: Resources = {}
         for type_url, bodies in ((CLUSTER_TYPE, clusters), (ASSIGNMENT_TYPE, assignments)):
-            gone = self._published[type_url] - bodies.keys()
-            self._published[type_url] = frozenset(bodies)
+            published = self._published[type_url]
+            gone = (concerned[type_url] & published) - bodies.keys()
+            published.difference_update(gone)
+            published.update(bodies)
             found[type_url] = {**dict.fromkeys(gone), **bodies}
         return found

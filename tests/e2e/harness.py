@@ -469,9 +469,20 @@ class Load:
     Attributes:
         answers: Whole, correct answers so far.
         failures: What every other request met.
+
+    Args:
+        stack: Whom they ask.
+        model: For which.
+        clients: How many.
+        stream: They want streams.
+        max_tokens: Of each answer.
+        padding: Bytes of each prompt, beside what tells it from others.
     """
 
-    def __init__(self, stack: Served, model: str, *, clients: int, stream: bool, max_tokens: int = 8) -> None:
+    def __init__(
+        self, stack: Served, model: str, *, clients: int, stream: bool, max_tokens: int = 8, padding: int = 0
+    ) -> None:
+        self._padding = " and" * (padding // 4)
         self._stack = stack
         self._model = model
         self._clients = clients
@@ -510,7 +521,8 @@ class Load:
             while not self._is_over:
                 turn += 1
                 began_s = time.monotonic()
-                body = chat(self._model, f"client {number} turn {turn}", self._max_tokens, self._stream)
+                text = f"client {number} turn {turn}{self._padding}"
+                body = chat(self._model, text, self._max_tokens, self._stream)
                 try:
                     async with session.post(f"{self._stack.url}/v1/chat/completions", json=body) as reply:
                         answer = await reply.read()
@@ -561,13 +573,13 @@ def check(reply: Reply, status: int, code: str) -> dict[str, str]:
     return error
 
 
-async def post(stack: Stack, body: object, headers: Mapping[str, str] | None = None) -> Reply:
+async def post(stack: Served, body: object, headers: Mapping[str, str] | None = None) -> Reply:
     """POST to `/v1/chat/completions`: an object as JSON, bytes as they are."""
     return await send(stack, "POST", "/v1/chat/completions", body, headers)
 
 
 async def send(
-    stack: Stack, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
+    stack: Served, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
 ) -> Reply:
     """One request on a connection of its own."""
     encoded = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()

@@ -31,6 +31,7 @@ from tests.e2e.harness import (
     envoy_binary,
     eventually,
     key_of,
+    sample,
     simulators,
 )
 from tests.e2e.pair import all_settled, gateways_seen, shared
@@ -141,20 +142,48 @@ async def test_each_request_ends_once_at_the_replica_that_decided(workers: int, 
             assert all(record["outcome"][learned] for record in records)
 
 
-async def test_one_that_stops_under_load_costs_no_request() -> None:
-    """What is reported to it as it stops may be lost: charges of the other that end with their lease."""
-    async with simulators(3, time_scale=0.1) as engines, running_replicas(engines, 1, 10.0) as replicas:
+async def test_one_that_stops_under_load_costs_no_request_and_no_ending() -> None:
+    """What is reported to it as it stops is read to its end, and goes to the other, which decided."""
+    async with simulators(3, time_scale=0.1) as engines, running_replicas(engines, 1) as replicas:
         first, second = replicas.stacks
         async with Load(first, "sim", clients=CLIENTS, stream=True) as load:
-            await load.more(60)
-            second.gateway.signal(signal.SIGTERM)
-            assert await second.gateway.ended() == 0
-            await load.more(60)
-            await second.start_gateway()
+            for _ in range(3):
+                await load.more(60)
+                second.gateway.signal(signal.SIGTERM)
+                assert await second.gateway.ended() == 0
+                await load.more(60)
+                await second.start_gateway()
             await load.more(60)
         assert load.failures == []
         await replicas.are_settled()
+
+
+async def test_one_that_is_killed_costs_what_was_on_its_way_there() -> None:
+    """Its clients get their answers; ends of its own requests are for nobody, counted, and kept for nobody.
+
+    Ends that it was to pass on come with their lease.
+    """
+    async with simulators(3, time_scale=0.5) as engines, running_replicas(engines, 1, 10.0) as replicas:
+        first, second = replicas.stacks
+
+        async def in_flight() -> int:
+            return sum((await second.charged()).values())
+
+        async def dropped() -> float:
+            return sample(await first.metrics(), "tokenway_bus_dropped_total") or 0.0
+
+        async with Load(first, "sim", clients=CLIENTS, stream=True, max_tokens=100) as load:
+            await load.more(16)
+            await eventually(in_flight, bool)
+            await second.gateway.kill()
+            await load.more(16)
+            await eventually(dropped, bool)
+            await second.start_gateway()
+            await load.more(16)
+        assert load.failures == []
+        await replicas.are_settled()
         assert await replicas.counted("tokenway_requests_total", "lease_expired") <= CLIENTS
+        assert await dropped() <= CLIENTS
 
 
 async def test_redis_that_hangs_for_a_moment_costs_no_ending() -> None:

@@ -12,7 +12,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -68,12 +68,14 @@ class Replicas:
         picker_ports: Where each picks.
         url: For clients.
         envoy_admin: Of the foreign Envoy.
+        cluster: What it calls the pickers.
     """
 
     stacks: list[Stack]
     picker_ports: list[int]
     url: str
     envoy_admin: str
+    cluster: str
 
     async def is_left_out(self, index: int) -> bool:
         """The gateway has noticed that this one is not there."""
@@ -82,7 +84,7 @@ class Replicas:
             session.get(f"{self.envoy_admin}/clusters") as reply,
         ):
             text = await reply.text()
-        flags = f"picker::127.0.0.1:{self.picker_ports[index]}::health_flags::"
+        flags = f"{self.cluster}::127.0.0.1:{self.picker_ports[index]}::health_flags::"
         (line,) = [line for line in text.splitlines() if line.startswith(flags)]
         return "failed_active_hc" in line
 
@@ -141,9 +143,15 @@ def gateway(
     return document
 
 
+Document = Callable[[list[int], list[SimulatorServer], int, int], dict[str, Any]]
+"""A gateway's bootstrap: ports of pickers, engines, its own port and its admin's."""
+
+
 @asynccontextmanager
 async def running_replicas(
-    engines: list[SimulatorServer], *, retries: bool = False
+    engines: list[SimulatorServer],
+    document: Document | None = None,
+    picker_cluster: str = "picker",
 ) -> AsyncIterator[Replicas]:
     """Redis, two pickers that know each other, and the foreign Envoy."""
     async with AsyncExitStack() as stack:
@@ -169,7 +177,8 @@ async def running_replicas(
         await asyncio.gather(*(made.start_gateway() for made in stacks))
         port, admin_port = free_port(), free_port()
         path = folder / "envoy.json"
-        path.write_text(json.dumps(gateway(picker_ports, engines, port, admin_port, retries=retries)))
+        write = document or partial(gateway, retries=False)
+        path.write_text(json.dumps(write(picker_ports, engines, port, admin_port)))
         envoy = await Subprocess.start(
             [str(envoy_binary()), "-c", str(path), "--concurrency", "1", "--disable-hot-restart"],
             folder / "envoy.log",
@@ -177,7 +186,7 @@ async def running_replicas(
         stack.push_async_callback(envoy.kill)
         admin = f"http://127.0.0.1:{admin_port}"
         await answers(envoy, f"{admin}/ready")
-        replicas = Replicas(stacks, picker_ports, f"http://127.0.0.1:{port}", admin)
+        replicas = Replicas(stacks, picker_ports, f"http://127.0.0.1:{port}", admin, picker_cluster)
         for index, made in enumerate(stacks):
             await eventually(partial(gateways_seen, made), lambda seen: seen == 2)
             await eventually(partial(replicas.is_left_out, index), lambda is_out: not is_out)
@@ -211,7 +220,7 @@ async def test_one_that_is_killed_costs_what_it_had(retries: bool) -> None:
     """What was in flight there is lost, and without retries what comes until the gateway has noticed."""
     async with (
         simulators(4, time_scale=0.1) as engines,
-        running_replicas(engines, retries=retries) as replicas,
+        running_replicas(engines, partial(gateway, retries=retries)) as replicas,
     ):
         first, second = replicas.stacks
         async with loaded(replicas) as clients:

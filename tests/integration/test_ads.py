@@ -22,7 +22,7 @@ from envoy_data_plane.envoy.service.discovery import v3 as discovery_v3
 
 from extproc.health.states import HealthState
 from extproc.transport import grpc_aio
-from extproc.transport.seam import Call
+from extproc.transport.seam import Call, Message, joined
 from extproc.values.endpoints import Endpoint
 from extproc.xds import delta
 from extproc.xds.ads import AdsServer
@@ -163,9 +163,9 @@ class Recorded:
         """See `Call`."""
         return self._call.peer
 
-    def send(self, message: bytes, sent: Callable[[], None] | None = None) -> None:
+    def send(self, message: Message, sent: Callable[[], None] | None = None) -> None:
         """See `Call`."""
-        self._sent.append(discovery_v3.DeltaDiscoveryResponse.FromString(message))
+        self._sent.append(discovery_v3.DeltaDiscoveryResponse.FromString(joined(message)))
         self._call.send(message, sent)
 
 

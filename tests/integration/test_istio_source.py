@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from extproc.discovery.fleet import Fleet
 from extproc.discovery.istio.messages import CLUSTERS, Resource, Response
 from extproc.discovery.listed import Listed
 from extproc.server.istio_source import IstioSource
+from testbed.certificates import issued, workload
 from testbed.processes import free_port
 from tests.fake_istiod import FakeIstiod
 from tests.mesh import SERVICE, assignments, clusters
@@ -176,28 +176,11 @@ async def test_a_source_that_is_stopped_leaves_nothing() -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-def authority(folder: Path, name: str) -> None:
-    """A certificate for `istiod.test` by itself."""
-    words = [
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-days",
-        "2",
-    ]
-    words += ["-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:istiod.test"]
-    files = ["-keyout", f"{name}.key", "-out", f"{name}.pem"]
-    subprocess.run(["openssl", *words, *files], cwd=folder, check=True, capture_output=True, timeout=60)
-
-
 async def test_tls_and_a_token_that_rotates(tmp_path: Path) -> None:
     """Each connection is made with the CA and the token as they are then."""
-    authority(tmp_path, "istiod")
-    authority(tmp_path, "other")
+    for name in ("authority", "other"):
+        issued(tmp_path, name)
+    issued(tmp_path, "istiod", "authority", who="DNS:istiod.test")
     ca, token = tmp_path / "ca.pem", tmp_path / "token"
     ca.write_bytes((tmp_path / "other.pem").read_bytes())
     token.write_text("first\n")
@@ -210,7 +193,7 @@ async def test_tls_and_a_token_that_rotates(tmp_path: Path) -> None:
     async with following(fake.port, tls=tls) as made:
         await until(lambda: made.source.status().age_s > 0.5)
         assert made.hosts() is None, "the CA is another one"
-        ca.write_bytes((tmp_path / "istiod.pem").read_bytes())
+        ca.write_bytes((tmp_path / "authority.pem").read_bytes())
         await made.has(A)
         assert fake.headers[-1]["authorization"] == "Bearer first"
         token.write_text("second\n")
@@ -226,6 +209,43 @@ async def test_tls_and_a_token_that_rotates(tmp_path: Path) -> None:
         token.write_text("third\n")
         await until(lambda: made.source.status().is_connected)
         assert fake.headers[-1]["authorization"] == "Bearer third"
+    await fake.stop()
+
+
+async def test_a_certificate_that_rotates(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is read for each connection; a pair half replaced is named, and connects to nothing meanwhile."""
+    for name in ("authority", "other"):
+        issued(tmp_path, name)
+    issued(tmp_path, "istiod", "authority", who="DNS:istiod.test")
+    issued(tmp_path, "right", "authority", who=workload("default"))
+    issued(tmp_path, "wrong", "other", who=workload("default"))
+    files = {"cert_file": tmp_path / "shown.pem", "key_file": tmp_path / "shown.key"}
+
+    def show(name: str, *kinds: str) -> None:
+        for kind in kinds:
+            (tmp_path / f"shown.{kind}").write_bytes((tmp_path / f"{name}.{kind}").read_bytes())
+
+    pair = ((tmp_path / "istiod.key").read_bytes(), (tmp_path / "istiod.pem").read_bytes())
+    root = (tmp_path / "authority.pem").read_bytes()
+    credentials = grpc.ssl_server_credentials([pair], root, require_client_auth=True)
+    fake = FakeIstiod()
+    fake.services[SERVICE] = [A]
+    await fake.start(credentials)
+    tls = {"ca_file": str(tmp_path / "authority.pem"), "server_name": "istiod.test"}
+    show("wrong", "pem", "key")
+    async with following(fake.port, tls={**tls, **{key: str(path) for key, path in files.items()}}) as made:
+        await until(lambda: made.source.status().age_s > 0.5)
+        assert made.hosts() is None
+        show("right", "pem", "key")
+        await made.has(A)
+        show("wrong", "key")
+        await fake.stop()
+        await until(lambda: not made.source.status().is_connected)
+        await fake.start(credentials)
+        await until(lambda: "KEY_VALUES_MISMATCH" in str([vars(record) for record in caplog.records]))
+        assert made.hosts() == [A]
+        show("right", "key")
+        await until(lambda: made.source.status().is_connected)
     await fake.stop()
 
 

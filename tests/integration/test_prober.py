@@ -419,6 +419,21 @@ async def test_when_an_engine_began() -> None:
         assert engine_facts(FULL + lines).occupancy == Occupancy(248, 7, 0.75, started_s)
 
 
+async def test_what_prompts_an_engine_has_computed() -> None:
+    """Of all ranks and models together; one that is no number spoils the sum and nothing else."""
+    one = b'vllm:prompt_tokens_total{engine="0",model_name="m"} 9046.0\n'
+    two = b'vllm:prompt_tokens_total{engine="1",model_name="m"} 4.0\n'
+    other = b'vllm:prompt_tokens_by_source_total{engine="0",source="local_compute"} 7.0\n'
+    for lines, prompt_tokens in (
+        (one + two + other, 9050.0),
+        (b'sglang:prompt_tokens_total{model_name="m"} 8.1e+06\n', 8.1e6),
+        (one + two.replace(b"4.0", b"NaN"), None),
+        (other, None),
+    ):
+        occupancy = engine_facts(FULL + lines).occupancy
+        assert occupancy == Occupancy(248, 7, 0.75, prompt_tokens=prompt_tokens)
+
+
 @pytest.mark.parametrize("bad", [b"NaN", b"+Inf", b"-1", b"many", b""])
 async def test_a_reading_that_makes_no_sense_is_none(bad: bytes) -> None:
     """A series without a usable value leaves the occupancy unknown."""

@@ -71,18 +71,18 @@ async def analysed(objects: list[dict[str, Any]], folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("case", "gateway_namespace", "codes"),
     [
-        ("istio-inferencepool", NAMESPACE, ["IST0128"]),
-        ("istio-inferencepool-plain", "gateways", []),
-        ("istio-inferencepool-swap", NAMESPACE, ["IST0128"]),
+        ("istio-inferencepool", NAMESPACE, ["IST0128", "IST0133"]),
+        ("istio-inferencepool-plain", "gateways", ["IST0133"]),
+        ("istio-inferencepool-swap", NAMESPACE, ["IST0128", "IST0133"]),
         ("istio", "istio-ingress", []),
     ],
 )
 async def test_istioctl_says_what_is_documented(
     case: str, gateway_namespace: str, codes: list[str], folder: Path
 ) -> None:
-    """IST0128 where the picker's certificate is made by itself, or its CA comes from a Secret; no more."""
+    """IST0128 where the picker's certificate is its own or its CA in a Secret, IST0133 for an EnvoyFilter."""
     objects = [*around(gateway_namespace), *rendered(case)]
-    assert await analysed(objects, folder) == codes
+    assert sorted(await analysed(objects, folder)) == codes
 
 
 async def test_what_is_rendered_for_the_gateway_goes_with_the_chart(folder: Path) -> None:

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
@@ -169,7 +169,13 @@ class Site:
 
 @asynccontextmanager
 async def installed(
-    cluster: Cluster, istiod: Istiod, tls: str, address: str, name: str = "", **config: Any
+    cluster: Cluster,
+    istiod: Istiod,
+    tls: str,
+    address: str,
+    name: str = "",
+    istio: Mapping[str, Any] | None = None,
+    **config: Any,
 ) -> AsyncIterator[Site]:
     """The chart in a namespace of its own, and all that it needs; everything is ended after the block.
 
@@ -179,6 +185,7 @@ async def installed(
         tls: One of `MODES`.
         address: Where the picker listens; the engines are at the tenth after it and the next.
         name: Of the namespace, beside `tls`.
+        istio: The chart's section.
         **config: Sections of the configuration that are not the chart's.
     """
     async with AsyncExitStack() as exits:
@@ -201,6 +208,7 @@ async def installed(
         await site.add_engine_pods()
         values = {
             "provider": {"name": "istio-inferencepool"},
+            "istio": istio or {},
             "gateway": {"name": GATEWAY},
             "inferencePool": {"name": POOL, "failureMode": site.failure_mode},
             "modelServers": {

@@ -29,7 +29,7 @@ pytestmark = [
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session", params=list(MODES))
 async def site(request: pytest.FixtureRequest, cluster: Cluster, istiod: Istiod) -> AsyncIterator[Site]:
-    """One in clear text, without a DestinationRule; one by TLS, as the chart's DestinationRule says."""
+    """One in clear text; one by TLS, as the chart's DestinationRule says."""
     address = os.environ.get(own_network.VARIABLE)
     if address is None:
         pytest.skip("run by `make test-kubernetes`, in a network of its own")
@@ -134,6 +134,28 @@ async def test_a_pool_without_its_picker_does_as_its_failure_mode_says(site: Sit
         assert await site.status() == 200
     assert load.failures == []
     assert (await ended(site.stack))["outcome"]["ended"] == "completed"
+    await site.stack.settled()
+
+
+async def test_a_lone_picker_that_is_killed(site: Site) -> None:
+    """Its pod stays in the Service. FailOpen: it costs what it had and what finds it gone; FailClose: 500."""
+    is_open = site.failure_mode == "FailOpen"
+    async with Load(site.stack, "sim", clients=4 if is_open else 0, stream=True) as load:
+        assert await site.status() == 200
+        await site.stack.gateway.kill()
+        await eventually(site.status, lambda status: status == (200 if is_open else 500))
+        lost = len(load.failures)
+        if is_open:
+            await load.more(40)
+        await site.stack.start_gateway()
+
+        async def decided() -> list[dict[str, Any]]:
+            await site.status()
+            return await site.stack.last(1)
+
+        await eventually(decided, bool, 30)
+        assert await site.status() == 200
+    assert len(load.failures) == lost <= 8
     await site.stack.settled()
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import re
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 import pytest_asyncio
 
 from testbed import istiod as harness
+from testbed.certificates import issued, workload
 from testbed.control_planes import definitions
 from testbed.control_planes.record import HOST, endpoint, service_entry
 from testbed.istiod import Certificates, Istiod, running_istiod
@@ -20,16 +25,7 @@ pytestmark = [pytest.mark.kubernetes, pytest.mark.istio, pytest.mark.asyncio(loo
 
 NAMESPACE = "tokenway"
 AUDIENCE = "istio-ca"
-
-
-def issued(folder: Path, name: str, authority: str | None = None) -> None:
-    """A certificate for 127.0.0.1, by itself or by an authority of the folder."""
-    words = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    words += ["-days", "2", "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.pem"]
-    if authority is not None:
-        words += ["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"]
-        words += ["-CA", f"{authority}.pem", "-CAkey", f"{authority}.key"]
-    subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True, timeout=60)
+SERVER_NAME = "istiod.istio-system.svc"
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +61,7 @@ async def istiod(
         yield running
 
 
-def config(istiod: Istiod, ca: Path, token: Path, namespace: str = NAMESPACE) -> dict[str, object]:
+def config(istiod: Istiod, ca: Path, token: Path, namespace: str = NAMESPACE) -> dict[str, Any]:
     """One model, served by a service of the mesh."""
     tls = {"ca_file": str(ca), "token_file": str(token)}
     address = f"127.0.0.1:{istiod.tls_port}"
@@ -125,3 +121,66 @@ async def test_what_is_wrong_opens_nothing(
             authority.write_bytes((pki / "ca.pem").read_bytes())
             await eventually(stack.rows, bool, 60)
             assert await connected(stack) == 1
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def authority(
+    cluster: Cluster, istiod: Istiod, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Istiod]:
+    """An istiod that is its own authority: it signs its certificate, and workloads' that show a token."""
+    folder = tmp_path_factory.mktemp("authority")
+    signing = {"ENABLE_CA_SERVER": "true"}
+    async with running_istiod(folder, kubeconfig=cluster.kubeconfig(), environment=signing) as running:
+        yield running
+
+
+def request_to_sign(folder: Path) -> bytes:
+    """And `key.pem`, which it is for."""
+    words = ["req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    words += ["-subj", "/", "-addext", f"subjectAltName={workload(NAMESPACE)}", "-keyout", "key.pem"]
+    command = ["openssl", *words]
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=60).stdout
+
+
+async def signed(istiod: Istiod, folder: Path, token: str) -> None:
+    """`cert.pem` and `key.pem`, signed by istiod as it signs those of sidecars.
+
+    Source: istio.v1.auth.IstioCertificateService: the text `csr` is field 1 of the request, the texts
+    `cert_chain` are field 1 of the response.
+    """
+    asked = request_to_sign(folder)
+    root = grpc.ssl_channel_credentials((folder / "ca.pem").read_bytes())
+    override = (("grpc.ssl_target_name_override", SERVER_NAME),)
+    async with grpc.aio.secure_channel(f"127.0.0.1:{istiod.tls_port}", root, override) as channel:
+        call = channel.unary_unary("/istio.v1.auth.IstioCertificateService/CreateCertificate")
+        answer = await call(
+            b"\x0a" + encoded_length(len(asked)) + asked, metadata=(("authorization", f"Bearer {token}"),)
+        )
+    chain = re.findall(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n", answer, re.DOTALL)
+    (folder / "cert.pem").write_bytes(b"".join(chain))
+
+
+def encoded_length(number: int) -> bytes:
+    """A varint of two bytes."""
+    assert 128 <= number < 1 << 14
+    return bytes((number & 0x7F | 0x80, number >> 7))
+
+
+async def test_a_certificate_of_istiods_own_authority_opens_the_port(
+    cluster: Cluster, authority: Istiod, tmp_path: Path
+) -> None:
+    """Its root is where clusters have it; no token goes with discovery, only with the request to sign."""
+    secret = {"apiVersion": "v1", "kind": "Secret"}
+    path = {**secret, "metadata": {"name": "istio-ca-secret", "namespace": "istio-system"}}
+    root = (await cluster.get(path))["data"]["ca-cert.pem"]
+    (tmp_path / "ca.pem").write_bytes(base64.b64decode(root))
+    await signed(
+        authority, tmp_path, await cluster.account_token("tokenway", NAMESPACE, audiences=[AUDIENCE])
+    )
+    await cluster.apply(service_entry(endpoint("127.0.0.1", 1)))
+    files = {f"{part}_file": str(tmp_path / f"{part}.pem") for part in ("ca", "cert", "key")}
+    settings = config(authority, tmp_path / "ca.pem", tmp_path / "none")
+    settings["discovery"]["istio"]["tls"] = {**files, "server_name": SERVER_NAME}
+    async with running_stack([], settings) as stack:
+        await eventually(stack.rows, bool)
+        assert await connected(stack) == 1

@@ -26,7 +26,7 @@ from testbed import own_network
 from testbed.helm import binary
 from testbed.istiod import Istiod
 from testbed.kubernetes import Cluster
-from testbed.processes import free_ports
+from testbed.processes import free_ports, get
 from testbed.redis_server import running
 from tests.e2e.harness import Load, Stack, eventually
 from tests.e2e.pair import all_settled, gateways_seen, shared
@@ -116,10 +116,15 @@ def _write_configuration(pickers: Pickers) -> None:
     (second.run_dir / "tokenway.yaml").write_text(yaml.safe_dump(config))
 
 
+def loaded(pickers: Pickers, padding: int = 0) -> Load:
+    """Clients of streams, for the length of a block."""
+    return Load(pickers.site.stack, "sim", clients=CLIENTS, stream=True, padding=padding)
+
+
 async def test_one_that_is_stopped_under_load_costs_no_request(pickers: Pickers) -> None:
     """Its pod terminates as it is asked to stop, as kubelets do; it comes back and is asked again."""
     site, second = pickers.site, pickers.second
-    async with Load(site.stack, "sim", clients=CLIENTS, stream=True) as load:
+    async with loaded(pickers) as load:
         await load.more(40)
         await pickers.decides()
         await site.cluster.delete_pod(SECOND, namespace=site.namespace)
@@ -137,21 +142,47 @@ async def test_one_that_is_stopped_under_load_costs_no_request(pickers: Pickers)
     await all_settled([site.stack, second], 20)
 
 
-async def test_one_that_is_killed_costs_what_it_had(pickers: Pickers) -> None:
-    """What was in flight there, and what comes until the gateway has heard of it: Istio asks no other."""
+@pytest.mark.parametrize("padding", [0, 220_000])
+async def test_one_that_is_killed_costs_what_it_had(pickers: Pickers, padding: int) -> None:
+    """Though its pod stays in the Service: another is asked instead, for prompts of any size."""
     site, second = pickers.site, pickers.second
-    async with Load(site.stack, "sim", clients=CLIENTS, stream=True) as load:
+    async with loaded(pickers, padding) as load:
         await load.more(40)
         await pickers.decides()
         assert load.failures == []
         await second.gateway.kill()
         killed_s = time.monotonic()
+        await load.more(120)
         await site.cluster.delete_pod(SECOND, namespace=site.namespace, gone=True)
         await site.has_pickers(pickers.places[0])
-        noticed_s = time.monotonic()
-        await load.more(80)
-    in_flight = [failure for failure in load.failures if failure.began_s <= killed_s]
-    assert len(in_flight) <= CLIENTS
-    assert [failure for failure in load.failures if failure.began_s > noticed_s] == []
+        await load.more(40)
+    assert [failure for failure in load.failures if failure.began_s > killed_s] == []
+    assert len(load.failures) <= CLIENTS
     # Its share of the load ends with its lease.
     await all_settled([site.stack], 20)
+    await pickers.begin()
+
+
+async def test_one_that_hangs_costs_what_it_had(pickers: Pickers) -> None:
+    """Connected and silent, as a machine that is gone: what is sent there is soon asked of the other."""
+    site, second = pickers.site, pickers.second
+    async with loaded(pickers) as load:
+        await load.more(40)
+        await pickers.decides()
+        assert load.failures == []
+        second.gateway.signal(signal.SIGSTOP)
+        stopped_s = time.monotonic()
+        await load.more(200)
+        await eventually(partial(_is_left_out, pickers), bool, 60)
+        await load.more(200)
+    assert [failure for failure in load.failures if failure.began_s > stopped_s] == []
+    assert len(load.failures) <= CLIENTS
+    second.gateway.signal(signal.SIGCONT)
+    await all_settled([site.stack, second], 20)
+
+
+async def _is_left_out(pickers: Pickers) -> bool:
+    """The gateway's health checks have found the second one silent."""
+    url = f"http://127.0.0.1:{pickers.site.proxy.admin_port}/clusters"
+    flags = f"{pickers.places[1]}::health_flags::/failed_active_hc"
+    return flags in (await get(url)).decode()

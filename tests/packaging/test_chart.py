@@ -213,7 +213,8 @@ def test_rights_are_few_and_local(case: str) -> None:
     objects = rendered(case)
     assert {each["metadata"].get("namespace") for each in objects} <= {NAMESPACE, "gateways"}
     assert {each["kind"] for each in objects if each["metadata"]["namespace"] != NAMESPACE} <= {
-        "ClientTrafficPolicy"
+        "ClientTrafficPolicy",
+        "EnvoyFilter",
     }
     assert not any(each["kind"].startswith("Cluster") for each in objects)
     roles = of_kind(objects, "Role")

@@ -198,6 +198,23 @@ class WaitingMachine(RuleBasedStateMachine):
         self.rig.scheduling.health.probe_succeeded(key, self.loop.clock())
         self.rig.freed.notify()
 
+    @rule(
+        key=st.sampled_from(KEYS),
+        running=st.integers(0, 4),
+        waiting=st.integers(0, 2),
+        tokens=st.none() | st.integers(0, 50),
+    )
+    def read_metrics(self, key: EndpointKey, running: int, waiting: int, tokens: int | None) -> None:
+        """An engine shows what it runs: a limit may be learned, refuted, or forgotten with its process."""
+        self.rig.scheduling.engines.observe_occupancy(key, running, waiting, 0.5, None, tokens)
+        limit, _ = self.rig.scheduling.engines.sequence_limit(key)
+        assert limit == 0 or limit >= running
+
+    @rule(key=st.sampled_from(KEYS), limit=st.integers(0, 3))
+    def configure_limit(self, key: EndpointKey, limit: int) -> None:
+        """The operator says a limit on sequences, perhaps a wrong one, or takes it back."""
+        self.rig.scheduling.engines.configure(key, "vllm/", limit)
+
     @rule(members=st.sets(st.sampled_from(KEYS)))
     def change_endpoints(self, members: set[EndpointKey]) -> None:
         """Some come and some go; requests on those that go are still charged there."""

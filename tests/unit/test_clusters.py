@@ -49,6 +49,24 @@ def test_optional_keys_arrive_and_cluster_labels_are_merged() -> None:
     assert spec.endpoints == (EndpointSpec("h", 1, 5, {"x": "2", "y": "1"}, {"rack": "9"}, draining=True),)
 
 
+def test_a_limit_on_sequences_is_a_label() -> None:
+    """The endpoint's goes before the cluster's, and both before a label of that name."""
+    text = cluster(
+        '{"address": "a", "port": 1}',
+        '{"address": "b", "port": 1, "max_num_seqs": 64}',
+        '{"address": "c", "port": 1, "labels": {"max_num_seqs": "32"}}',
+        extra='"max_num_seqs": 128, "labels": {"max_num_seqs": "256"},',
+    )
+    (spec,) = parse_clusters(text, "x")
+    assert [dict(endpoint.labels) for endpoint in spec.endpoints] == [
+        {"max_num_seqs": number} for number in ("128", "64", "32")
+    ]
+    for wrong in ("0", "65537", '"128"', "1.5"):
+        (problem,) = problems(cluster(f'{{"address": "h", "port": 1, "max_num_seqs": {wrong}}}'))
+        assert problem.startswith("line 3: clusters[0].endpoints[0].max_num_seqs: ")
+        assert problem.endswith("accepted: an integer from 1 to 65536")
+
+
 @pytest.mark.parametrize(
     ("written", "address", "is_host_name"),
     [
@@ -94,7 +112,7 @@ def test_text_that_is_no_address_is_refused(address: str) -> None:
         (
             cluster('{"address": "h",\n"prt": 1, "port": 2}'),
             "line 4: clusters[0].endpoints[0].prt: unknown key, did you mean `port`?; "
-            "accepted: address, port, weight, labels, metadata, draining",
+            "accepted: address, port, weight, labels, max_num_seqs, metadata, draining",
         ),
         (
             cluster('{"address": "h", "port": 0}'),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from extproc.choosing.max_num_seqs import SURE_VISITS, LimitSource
 from extproc.config.schema import Config
 from extproc.discovery.fleet import Fleet
 from extproc.discovery.listed import Listed
@@ -138,6 +139,43 @@ def test_a_change_of_one_endpoint_re_applies_one(change: dict[str, Any]) -> None
     noting.clear()
     changes.apply(fleet.replace("file", whole(n317=change)))
     assert (noting.probed, noting.followed, noting.published) == ([], [], [])
+
+
+def test_what_the_source_says_of_limits_on_sequences_is_known() -> None:
+    """By label, until it is taken away; text that is no number says nothing; a moved endpoint is anew."""
+    fleet, noting = Fleet(), Noting()
+    state, changes = followers(fleet, noting)
+    engines, key = state.scheduling.engines, EndpointKey("uid/0")
+
+    def limits(text: str | None, **moved: Any) -> tuple[int, LimitSource]:
+        labels = {} if text is None else {"max_num_seqs": text}
+        changes.apply(fleet.replace("file", {"c0": [listed(0, 0, labels=labels, **moved)]}))
+        return engines.sequence_limit(key)
+
+    assert limits("128") == (128, LimitSource.CONFIGURED)
+    for text in ("", "-1", "many", "1e3", "65537", "\u0661", "0"):
+        assert limits(text) == (0, LimitSource.UNKNOWN)
+    assert limits("64") == (64, LimitSource.CONFIGURED)
+    engines.observe_occupancy(key, 65, 0, 0.1)
+    assert engines.sequence_limit(key) == (0, LimitSource.UNKNOWN)
+    assert limits("64", address=Address("10.9.9.9", 8000)) == (64, LimitSource.CONFIGURED)
+    assert limits(None) == (0, LimitSource.UNKNOWN)
+
+
+def test_endpoints_of_a_cluster_on_the_same_hardware_are_alike() -> None:
+    """What one shows of its limit is likely for the other, not for one on other hardware, nor elsewhere."""
+    fleet, noting = Fleet(), Noting()
+    state, changes = followers(fleet, noting)
+    engines = state.scheduling.engines
+    h100, a100 = ({"hardware": name} for name in ("h100", "a100"))
+    members = [listed(0, 0, labels=h100), listed(0, 1, labels=h100), listed(0, 2, labels=a100)]
+    changes.apply(fleet.replace("file", {"c0": members, "c1": [listed(1, 0, labels=h100)]}))
+    for number in range(SURE_VISITS):
+        engines.observe_occupancy(EndpointKey("uid/0"), 128, 1, 0.5, None, float(number))
+    keys = [EndpointKey(f"uid/{number}") for number in (0, 1, 2, MEMBERS)]
+    assert engines.max_num_seqs(keys) == [128, 128, 0, 0]
+    changes.apply(fleet.replace("file", {"c0": members[1:]}))
+    assert engines.max_num_seqs(keys) == [0, 128, 0, 0]
 
 
 def test_what_requests_showed_of_endpoints_that_left_is_forgotten() -> None:

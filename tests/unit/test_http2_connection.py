@@ -90,6 +90,54 @@ def test_an_early_end_lets_the_peer_stop_sending() -> None:
     assert not served.faults
 
 
+@pytest.mark.parametrize("end", ["half-close", "reset", "finish", "abort"])
+def test_a_call_that_reads_on_gets_what_was_on_its_way(end: str) -> None:
+    """The end is heard, but the peer is not cut short: messages come until it ends, or the service does."""
+    served = Served(Listener, reads_on=True)
+    served.receive(opening(1), data(1, framed(b"before")))
+    call, received = served.receivers[0].call, served.receivers[0].received
+    call.finish(b"done")
+    call.send(b"nothing more")
+    assert kinds(served.taken()) == [frames.HEADERS, frames.DATA, frames.HEADERS]
+    assert served.connection.num_streams == 1
+    whole = framed(b"behind" * 20_000)
+    sent = served.receive(*(data(1, whole[at : at + 16_000]) for at in range(0, len(whole), 16_000)))
+    assert granted(sent, 1) > 0, "windows are kept open"
+    assert received == [b"before", b"behind" * 20_000]
+    if end == "half-close":
+        assert served.receive(data(1, b"", end_stream=True)) == []
+        assert received[2:] == [end]
+        call.finish()
+        assert served.taken() == []
+    elif end == "reset":
+        assert served.receive(frames.rst_stream(1, ErrorCode.CANCEL)) == []
+        assert received[2:] == [end]
+    else:
+        call.finish() if end == "finish" else call.abort(Status.UNKNOWN, "enough")
+        (reset,) = served.taken()
+        assert (reset[0], code([reset])) == (frames.RST_STREAM, ErrorCode.NO_ERROR)
+        assert served.receive(data(1, framed(b"late"))) == []
+        assert len(received) == 2
+    assert served.connection.num_streams == 0
+    assert not served.faults
+    assert not served.bugs
+
+
+def test_a_call_that_reads_on_ends_when_its_last_words_are_out() -> None:
+    """It lets go before the peer takes its trailers: they still go out, and the stream ends with them."""
+    served = Served(Listener, reads_on=True)
+    served.receive(frames.settings({frames.INITIAL_WINDOW_SIZE: 0}), opening(1))
+    call = served.receivers[0].call
+    call.finish(b"done")
+    call.finish()
+    served.taken()
+    assert served.connection.num_streams == 1
+    sent = served.receive(frames.window_update(1, 100), data(1, framed(b"late")))
+    assert kinds(sent) == [frames.DATA, frames.HEADERS, frames.RST_STREAM]
+    assert served.receivers[0].received == []
+    assert served.connection.num_streams == 0
+
+
 def test_a_reset_is_reported_to_its_stream_once() -> None:
     """And its unsent answers are forgotten."""
     served = Served()

@@ -27,6 +27,7 @@ def test_the_first_block_sizes_our_table() -> None:
     """Ours is empty, whatever the peer allows, and it is reported once."""
     outbox = Outbox(lambda: None)
     for out in streams(outbox, 1, 3):
+        out.is_over = True
         outbox.end(out)
     first, _, second, _ = taken(outbox)
     assert first[3].startswith(TABLE_SIZE_0)
@@ -83,6 +84,7 @@ def test_trailers_wait_behind_messages() -> None:
     outbox = Outbox(lambda: None)
     out = Outgoing(1, 4, ended.append)
     outbox.message(out, b"abc")
+    out.is_over = True
     outbox.end(out)
     assert kinds(taken(outbox)) == [frames.HEADERS, frames.DATA]
     assert ended == []
@@ -131,3 +133,42 @@ def test_a_window_beyond_the_greatest() -> None:
     """The peer cannot mean it."""
     with pytest.raises(ConnectionFault):
         Outbox(lambda: None).grant(None, frames.GREATEST_WINDOW)
+
+
+@given(st.lists(st.binary(max_size=40), min_size=1, max_size=4), st.integers(1, 50), st.booleans())
+def test_a_message_in_pieces_is_the_same_on_the_wire(pieces: list[bytes], grant: int, is_view: bool) -> None:
+    """Byte for byte, whatever the windows; between others, and its callback comes when all of it is out."""
+    pieces.append(b"last")
+    outbox = Outbox(lambda: None)
+    outbox.max_frame = 16
+    (out,) = streams(outbox, 1, window=grant)
+    heard: list[int] = []
+    outbox.message(out, b"before")
+    outbox.message(
+        out, tuple(map(memoryview, pieces)) if is_view else tuple(pieces), lambda: heard.append(len(got))
+    )
+    outbox.message(out, b"after")
+    outbox.end(out)
+    whole, got = framed(b"before", b"".join(pieces), b"after"), b""
+    for _ in range(len(whole) + 2):
+        for kind, _flags, _stream, payload in taken(outbox):
+            got += payload if kind == frames.DATA else b""
+        outbox.notify_sent()
+        if len(got) == len(whole):
+            break
+        outbox.grant(out, grant)
+    assert got == whole
+    assert not heard or heard[0] >= len(framed(b"before", b"".join(pieces)))
+    assert outbox.unsent_bytes == 0
+
+
+def test_a_message_in_pieces_that_is_dropped_leaves_nothing() -> None:
+    """Its bytes wait no more."""
+    outbox = Outbox(lambda: None)
+    (out,) = streams(outbox, 1, window=7)
+    outbox.message(out, (b"x" * 10, memoryview(b"y" * 20)))
+    taken(outbox)
+    outbox.drop(out)
+    assert outbox.unsent_bytes == 0
+    outbox.grant(out, 100)
+    assert kinds(taken(outbox)) == []

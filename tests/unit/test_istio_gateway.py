@@ -202,6 +202,25 @@ def test_routes_go_by_owner_then_by_model_then_nowhere() -> None:
     assert (settings["gone"], settings["others"]) == ("open", "unknown")
 
 
+def test_names_that_no_model_has_go_where_any_model_does(tmp_path: Path) -> None:
+    """The script knows which names those are; where `*` is served to some alone, none goes there."""
+    gated = {"rules": [{"cluster": f"{HOST}:8000", "headers": {"x-team": "red"}}]}
+    models = {"llama": {"rules": [{"cluster": "other.internal:8000"}]}, "gated": {**gated, "aliases": ["g"]}}
+    for served in (True, False):
+        any_model = {"*": {"rules": [{"cluster": f"{HOST}:8000"}]} if served else gated}
+        files = rendered(write(tmp_path, models={**models, **any_model}))
+        (virtual,) = of_kind(files, "VirtualService")
+        matched = {
+            match["headers"]["x-tokenway-model"]["exact"]: route["route"][0]["destination"]["host"]
+            for route in virtual["http"][2:-1]
+            for match in route["match"]
+        }
+        assert matched == {"model:llama": "other.internal", **({"model:*": HOST} if served else {})}
+        nowhere = patches(files, "HTTP_ROUTE")[-1]["patch"]["value"]["metadata"]["filter_metadata"]
+        names_known = nowhere["tokenway.fallback"]["settings"].get("names")
+        assert names_known == (["g", "gated", "llama"] if served else None)
+
+
 def test_a_subset_is_a_route_of_its_own_and_a_label_more_is_none(tmp_path: Path) -> None:
     """Without Tokenway a rule's subset is kept, or the model is not served."""
     models = {

@@ -73,6 +73,10 @@ def test_a_clusters_file_is_needed_where_it_is_named() -> None:
         ("{address: 'a:1', namespace: A_b}", "discovery.istio.namespace: malformed"),
         ("{address: 'a:1', tls: {}}", "discovery.istio.tls.ca_file"),
         ("{address: 'a:1', token: x}", "token"),
+        (
+            "{address: 'a:1', tls: {ca_file: ca.pem, cert_file: c.pem}}",
+            "discovery.istio.tls: accepted: both cert_file and key_file, or neither",
+        ),
     ],
 )
 def test_what_cannot_be_is_said_with_its_key(istio: str, problem: str) -> None:

@@ -32,7 +32,7 @@ def dialect(fallbacks: int = 1) -> PickerDialect:
     return PickerDialect(fallbacks, ("authorization",), lambda: "id")
 
 
-def decision(*endpoints: str, new_body: list[bytes] | None = None, drops: bool = False) -> Decision:
+def decision(*endpoints: str, new_body: tuple[bytes, ...] | None = None, drops: bool = False) -> Decision:
     """One for these endpoints."""
     return Decision(RequestId("id"), Operation.CHAT, False, Plan("c", endpoints), new_body, drops)
 
@@ -103,7 +103,7 @@ def test_the_destination_is_said_twice_and_equal() -> None:
 
 def test_a_rewritten_body_replaces_the_clients_and_has_its_length() -> None:
     """And the coding of the client's is no more."""
-    made = decision("10.0.0.1:80", new_body=[b"new ", b"body"], drops=True)
+    made = decision("10.0.0.1:80", new_body=(b"new ", b"body"), drops=True)
     first, second = answered(made, b"old", trailers=False)
     assert headers_set(first)["content-length"] == "8"
     assert "content-encoding" in first.request_headers.response.header_mutation.remove_headers

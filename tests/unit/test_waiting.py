@@ -193,6 +193,21 @@ def test_an_engine_full_by_number_is_full() -> None:
     assert promise.done()
 
 
+def test_an_engine_is_full_by_the_number_that_the_operator_says() -> None:
+    """From its first request on; what runs beyond it shows that it is wrong, and nothing waits for it."""
+    held = Held()
+    engines = held.rig.scheduling.engines
+    engines.configure(THREE[0].key, "vllm/", 2)
+    for number in range(3):
+        assert isinstance(held.ask(f"a{number}", "short"), Decision)
+        held.first_token(f"a{number}")
+    promise = held.hold("b", "short")
+    assert held.waiting.by_reason()[HoldReason.MAX_NUM_SEQS] == 1
+    engines.observe_occupancy(THREE[0].key, running=3, waiting=0, kv_usage_ratio=0.1)
+    held.loop.run(2 * POLL_S)
+    assert promise.done()
+
+
 def test_short_work_goes_before_long_work_that_came_a_little_earlier() -> None:
     """The order is by arrival plus work."""
     held = Held()

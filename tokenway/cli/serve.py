@@ -18,12 +18,14 @@ from extproc.server.parts import StoppedWhileStarting
 from extproc.server.supervisor import Supervisor
 from extproc.server.worker import Worker
 
-GC_THRESHOLDS = (5_000, 3, 3_000)
-"""Of `gc.set_threshold`. A collection looks at all that survived since the one before, 80 ns for each object,
-and nothing else goes on meanwhile: 0.2 ms for the youngest 5,000, 1.2 ms for three times as many, which is
-the second generation. At the default, 700, they come every few requests and find what is in flight; at 50,000
-the second generation takes 50 ms. Each object is looked at there once however small it is. The third has all
-that the caches hold. What a request leaves is in no cycle (tests/unit/test_cycles.py): it can wait."""
+GC_THRESHOLDS = (500, 1, 50_000)
+"""Of `gc.set_threshold`. A collection looks at all that survived since the one before and at what each of it
+refers to, and nothing else goes on meanwhile. Over a hundred endpoints 500 objects are 20 decisions, whose
+columns refer to 20,000 numbers: 0.2 ms, and up to five times as much on a machine that is wanted by others.
+What a request leaves is in no cycle (tests/unit/test_cycles.py), so collections are seldom: the youngest come
+after some twenty requests more than were let go, the second generation after three of them, and the third,
+which has all that the caches hold, after 75 million objects. What is in cycles is asyncio's, one for each
+connection that is closed."""
 
 
 def is_news(record: logging.LogRecord) -> bool:
@@ -66,6 +68,8 @@ def _run(server: Worker | Supervisor, stalls: Stalls | None = None) -> int:
     handler.setFormatter(JsonFormatter())
     handler.addFilter(is_news)
     logging.basicConfig(handlers=[handler], level=logging.INFO)
+    gc.collect()  # of what importing left; from here on nobody may be kept waiting for it
+    gc.disable()
     make_loop = None if stalls is None else lambda: watched_loop(stalls.notify)
     with asyncio.Runner(loop_factory=make_loop) as runner:
         runner.run(_until_signalled(server))
@@ -95,10 +99,10 @@ async def _until_signalled(server: Worker | Supervisor) -> None:
         await starting
     except StoppedWhileStarting:
         return
-    # What was built so far lives until the end: no collection need look at it again.
-    gc.collect()
+    # What was built so far lives until the end: no collection need look at it, now or later.
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+    gc.enable()
     _trim()
     await stop
     await server.stop()

@@ -62,6 +62,15 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- else }}{{ include "tokenway.gatewayNamespace" . }}{{ end }}
 {{- end }}
 
+{{/* Routes to the pool as istiod names them: namespace, HTTPRoute, number of the rule. */}}
+{{- define "tokenway.routes" -}}
+{{- $routes := .Values.istio.envoyFilter.routes }}
+{{- if and .Values.httpRoute.create (not $routes) }}
+{{- $routes = list (printf "%s.%s.0" .Release.Namespace (include "tokenway.fullname" .)) }}
+{{- end }}
+{{- toYaml $routes }}
+{{- end }}
+
 {{- define "tokenway.grace" -}}
 {{- default (add (int .Values.leaveSeconds) (int .Values.drainSeconds) 15) .Values.terminationGracePeriodSeconds }}
 {{- end }}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from extproc.config.sections.fields import FileName, Labels, Seconds, Section
@@ -29,8 +29,18 @@ class IstioTls(Section):
     """PEM file of the CA that signed istiod's certificate; read again for each connection."""
     token_file: FileName | None = None
     """File of the service account's token, for the audience istio-ca; read again for each connection."""
+    cert_file: FileName | None = None
+    """PEM file of the certificate that istiod is shown, with those between it and the root; with key_file."""
+    key_file: FileName | None = None
+    """PEM file of its private key, without a passphrase; both are read again for each connection."""
     server_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,253}$")] | None = None
     """DNS name in istiod's certificate; null takes the host of `address`."""
+
+    @model_validator(mode="after")
+    def _pair(self) -> Self:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise PydanticCustomError("half_tls", "accepted: both cert_file and key_file, or neither")
+        return self
 
 
 class IstioDiscovery(Section):

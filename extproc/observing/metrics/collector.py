@@ -40,7 +40,7 @@ from extproc.observing.metrics.family import Family, MetricType
 from extproc.observing.metrics.health import EJECTIONS, ENDPOINT_FAILURES, POISON_REQUESTS
 from extproc.observing.metrics.live import LiveGauges
 from extproc.observing.metrics.predictions import USAGE_UNKNOWN
-from extproc.observing.metrics.process import BUILD_INFO, LONGEST_STALL, LOOP_STALLS, StallCause
+from extproc.observing.metrics.process import BUILD_INFO, LONGEST_STALL, LOOP_STALLS, STALL_CPU, StallCause
 from extproc.observing.metrics.requests import REJECTIONS, REQUESTS, STATUS_CLASSES
 from extproc.observing.metrics.series import OTHER, Series
 from extproc.observing.metrics.streams import (
@@ -213,9 +213,11 @@ class Metrics(Collector):
         """Count one stream or connection that was ended for what its peer did."""
         self._values[TRANSPORT_FAULTS][reason, "connection" if is_connection else "stream"] += 1
 
-    def stalled(self, took_s: float, cause: StallCause) -> None:
-        """Count one turn of the event loop that took long."""
+    def stalled(self, took_s: float, own_s: float, cause: StallCause) -> None:
+        """Count one turn of the event loop that took long, `own_s` of it processor time."""
         self._histograms[LOOP_STALLS][cause,].observe(took_s)
+        if cause is not StallCause.WAITING:
+            self._histograms[STALL_CPU][cause,].observe(own_s)
         longest = self._values[LONGEST_STALL]
         longest[cause,] = max(longest[cause,], took_s)
 

@@ -14,20 +14,29 @@ class StallCause(StrEnum):
 
     GC = "gc"
     OTHER = "other"
+    WAITING = "waiting"
 
 
 LOOP_STALLS = Family(
     "tokenway_loop_stall_seconds",
     MetricType.HISTOGRAM,
-    "Turns of the event loop that took more than 5 ms by the clock, in which no other request went on; "
-    "`cause` says whether garbage collection (`gc`) took most of it. Waiting for a processor counts as well.",
+    "Turns of the event loop that took more than 5 ms by the clock, in which no other request went on. "
+    "`waiting` took less than that of processor time: another process, or another thread, had it. Of most of "
+    "the others' processor time garbage collection is the cause (`gc`), or not (`other`).",
+    ("cause",),
+    _STALL_BUCKETS,
+)
+STALL_CPU = Family(
+    "tokenway_loop_stall_cpu_seconds",
+    MetricType.HISTOGRAM,
+    "Processor time of those of them that took more than 5 ms of it.",
     ("cause",),
     _STALL_BUCKETS,
 )
 LONGEST_STALL = Family(
     "tokenway_loop_longest_stall_seconds",
     MetricType.GAUGE,
-    "The longest of these since the start; 0 if there was none.",
+    "The longest turn by the clock since the start; 0 if none took more than 5 ms.",
     ("cause",),
     start=closed(StallCause),
 )
@@ -44,5 +53,5 @@ BUILD_INFO = Family(
     ("version", "python", "build"),
 )
 
-FAMILIES: tuple[Family, ...] = (LOOP_STALLS, LONGEST_STALL, EXPLAIN_RECORDS)
+FAMILIES: tuple[Family, ...] = (LOOP_STALLS, STALL_CPU, LONGEST_STALL, EXPLAIN_RECORDS)
 """All but what is constant."""

@@ -27,8 +27,8 @@ from extproc.transport.http2.frames import (
 from extproc.transport.http2.messages import PREFIX, PREFIX_BYTES, MessageError, MessageReader
 from extproc.transport.http2.outbox import MAX_UNSENT_BYTES, OUTPUT_BYTES, Outbox
 from extproc.transport.http2.requests import Opening, refused
-from extproc.transport.http2.streams import Stream
-from extproc.transport.seam import Rpc, Status
+from extproc.transport.http2.streams import ReadingStream, Stream
+from extproc.transport.seam import Receiver, Rpc, Status
 
 ANNOUNCED_STREAMS: Final = 512
 """At once on a connection, for a peer that knows; Envoy opens another connection beyond. It resets each
@@ -117,22 +117,25 @@ class Calls:
             block = asked.refusal or refused(Status.UNIMPLEMENTED, "no such method")
             self.answer(stream_id, block, end_stream=end_stream)
             return
-        stream = Stream(stream_id, self._outbox, self._ended, self._peer, asked.path)
+        kind = ReadingStream if rpc.reads_on else Stream
+        stream = kind(stream_id, self._outbox, self._ended, self._peer, asked.path)
         self._streams[stream_id] = stream
         if asked.timeout_s is not None:
             stream.deadline_s = now_s + asked.timeout_s
             self._deadlines.add(stream.deadline_s, stream_id, self._streams)
         try:
-            stream.receiver = rpc.open(stream)
+            receiver = rpc.open(stream)
         except Exception as error:
             self._bug(stream, error)
+        else:
+            stream.receiver = None if stream.is_over else receiver
         if end_stream:
             self._half_close(stream)
 
     def answer(self, stream_id: int, block: bytes, *, end_stream: bool) -> None:
         """Answer what is no call to us by one block."""
         stream = Stream(stream_id, self._outbox, self._ended, self._peer, "")
-        stream.is_half_closed = end_stream
+        stream.is_half_closed, stream.is_over = end_stream, True
         self._outbox.end_at_once(stream, block)
 
     # What the connection reports.
@@ -273,8 +276,7 @@ class Calls:
         for stream_id in self._deadlines.due(now_s):
             stream = self._streams.get(stream_id)
             if stream is not None and not stream.is_over:
-                stream.abort(Status.DEADLINE_EXCEEDED, "the caller's deadline is over")
-                self._tell_reset(stream)
+                self._abort(stream, Status.DEADLINE_EXCEEDED, "the caller's deadline is over")
 
     def end_all(self) -> None:
         """The connection is over."""
@@ -288,20 +290,29 @@ class Calls:
         is_too_large = error.status is Status.RESOURCE_EXHAUSTED
         reason = FaultReason.MESSAGE_SIZE if is_too_large else FaultReason.MESSAGE
         self._notices.fault(reason, error.detail, is_connection=False)
-        stream.abort(error.status, error.detail)
         stream.reader = None
+        self._abort(stream, error.status, error.detail)
         self._leave_room(stream.id)
-        self._tell_reset(stream)
 
     def _bug(self, stream: Stream, error: Exception) -> None:
         self._notices.bug(stream.path, error)
         stream.abort(Status.UNKNOWN, "internal error")
 
+    def _abort(self, stream: Stream, status: Status, detail: str) -> None:
+        """End a call for its peer and for its service."""
+        receiver = stream.receiver
+        stream.abort(status, detail)
+        self._tell(stream, receiver)
+
     def _tell_reset(self, stream: Stream) -> None:
         stream.is_over = True
-        if stream.receiver is not None:
+        receiver, stream.receiver = stream.receiver, None
+        self._tell(stream, receiver)
+
+    def _tell(self, stream: Stream, receiver: Receiver | None) -> None:
+        if receiver is not None:
             try:
-                stream.receiver.on_reset()
+                receiver.on_reset()
             except Exception as error:
                 self._notices.bug(stream.path, error)
 
@@ -315,7 +326,7 @@ class Calls:
         return True
 
     def _ended(self, stream_id: int) -> None:
-        """A stream's last frame is out."""
+        """A stream's last frame is out, and nothing of it is read."""
         stream = self._streams.get(stream_id)
         if stream is not None:
             self.served += 1

@@ -6,7 +6,9 @@ Source: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md, "Length-
 from __future__ import annotations
 
 import struct
-from typing import Final
+from typing import Final, cast
+
+import numpy as np
 
 from extproc.transport.seam import Status
 
@@ -46,7 +48,7 @@ class MessageReader:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._large: bytearray | None = None
+        self._large: memoryview | None = None
         self._parts: list[bytes | bytearray] = []
         self._num_bytes = 0
         self._size: int | None = None
@@ -67,7 +69,7 @@ class MessageReader:
         return 0 if self._size is None else self._size - self._num_bytes
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The messages that are whole now; a large one is a bytearray.
+        """The messages that are whole now; a large one is a memoryview.
 
         Raises:
             MessageError: A message is too long or compressed. Nothing more can be read.
@@ -93,13 +95,14 @@ class MessageReader:
         rest = whole[at:]
         self._num_bytes = len(rest)
         if self._size is not None and self._size >= LARGE_BYTES:
-            self._parts, self._large = [], bytearray(self._size)  # of zeros, which take no memory yet
+            # Memory that nobody clears; a bytearray is cleared at once.
+            self._parts, self._large = [], np.empty(self._size, np.uint8).data
             self._large[: len(rest)] = rest
         else:
             self._parts = [rest] if rest else []
         return messages
 
-    def _feed_large(self, large: bytearray, data: bytes) -> list[bytes]:
+    def _feed_large(self, large: memoryview, data: bytes) -> list[bytes]:
         at = self._num_bytes
         end = min(at + len(data), len(large))
         large[at:end] = data[: end - at]
@@ -108,7 +111,7 @@ class MessageReader:
             return []
         self._large, self._size, self._num_bytes = None, None, 0
         rest = data[end - at :]
-        return [large, *(self.feed(rest) if rest else ())]
+        return [cast("bytes", large), *(self.feed(rest) if rest else ())]
 
     def _hold(self, data: bytes) -> None:
         """Keep a part as it is, but small ones together: an object for each byte weighs forty times it."""

@@ -26,6 +26,7 @@ from extproc.transport.http2.frames import (
 )
 from extproc.transport.http2.messages import PREFIX, PREFIX_BYTES
 from extproc.transport.http2.requests import OK_BLOCK, RESPONSE_BLOCK, TABLE_SIZE_0
+from extproc.transport.seam import Message, Pieces
 
 OUTPUT_BYTES: Final = 262_144
 """Of frames for one write; more DATA waits at the streams until these are taken."""
@@ -58,14 +59,16 @@ class Outgoing:
         """The peer has ended its side."""
 
         self.is_over = False
-        """The call has ended, though what was sent before may still wait."""
+        """The call has ended, though what was sent before may still wait. False while trailers go out: what
+        comes is still read."""
 
         self.has_begun = False
         self.offset = 0
         """Bytes of the first in `waiting` that are out."""
 
-        self.waiting: deque[tuple[bytes, Callable[[], None] | None]] | None = None
-        """Framed messages, each with its callback for when it is out; None if nothing ever waited."""
+        self.waiting: deque[tuple[memoryview, Callable[[], None] | None]] | None = None
+        """Framed messages, large ones in pieces, each with its callback for when it is out; None if nothing
+        ever waited."""
 
         self.block: bytes | None = None
         """The trailers, which wait behind the messages."""
@@ -86,7 +89,7 @@ class Outbox:
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
         self._is_awake = False
-        self._frames: list[bytes] = []
+        self._frames: list[bytes | memoryview] = []
         self._ready: OrderedDict[int, Outgoing] = OrderedDict()
         self._sent: list[tuple[Outgoing, Callable[[], None]]] = []
         self._first = TABLE_SIZE_0
@@ -102,7 +105,7 @@ class Outbox:
         self.is_blocked = False
         """The socket takes nothing now."""
 
-    def put(self, frame_bytes: bytes) -> None:
+    def put(self, frame_bytes: bytes | memoryview) -> None:
         """Send a frame, whatever the windows say."""
         self._frames.append(frame_bytes)
         self.num_bytes += len(frame_bytes)
@@ -110,8 +113,11 @@ class Outbox:
             self._is_awake = True
             self._wake()
 
-    def message(self, out: Outgoing, message: bytes, sent: Callable[[], None] | None = None) -> None:
+    def message(self, out: Outgoing, message: Message, sent: Callable[[], None] | None = None) -> None:
         """Send a message; `sent` is called by `notify_sent` once it has been taken."""
+        if isinstance(message, tuple):
+            self._pieces(out, message, sent)
+            return
         if not out.has_begun:
             out.has_begun = True
             self._block(out.id, RESPONSE_BLOCK, END_HEADERS)
@@ -132,8 +138,23 @@ class Outbox:
             return
         if out.waiting is None:
             out.waiting = deque()
-        out.waiting.append((PREFIX.pack(0, len(message)) + message, sent))
+        out.waiting.append((memoryview(PREFIX.pack(0, len(message)) + message), sent))
         self.unsent_bytes += size
+        self._make_ready(out)
+
+    def _pieces(self, out: Outgoing, pieces: Pieces, sent: Callable[[], None] | None) -> None:
+        """The same of one in pieces: DATA is a row of bytes, and a frame may end where a piece does."""
+        if not out.has_begun:
+            out.has_begun = True
+            self._block(out.id, RESPONSE_BLOCK, END_HEADERS)
+        if out.waiting is None:
+            out.waiting = deque()
+        *others, last = (piece for piece in pieces if len(piece))
+        num_bytes = len(last) + sum(map(len, others))
+        out.waiting.append((memoryview(PREFIX.pack(0, num_bytes)), None))
+        out.waiting.extend((memoryview(piece), None) for piece in others)
+        out.waiting.append((memoryview(last), sent))
+        self.unsent_bytes += num_bytes + PREFIX_BYTES
         self._make_ready(out)
 
     def end(self, out: Outgoing, block: bytes = OK_BLOCK) -> None:
@@ -236,8 +257,13 @@ class Outbox:
 
     def _end(self, out: Outgoing, block: bytes) -> None:
         self._block(out.id, block, END_HEADERS | END_STREAM)
+        out.block = None
+        if out.is_over:
+            self.let_go(out)
+
+    def let_go(self, out: Outgoing) -> None:
+        """All is said: the peer need not send the rest. Source: RFC 9113, 8.1."""
         if not out.is_half_closed:
-            # All is said: the peer need not send the rest. Source: RFC 9113, 8.1.
             self.put(rst_stream(out.id, ErrorCode.NO_ERROR))
         out.ended(out.id)
 

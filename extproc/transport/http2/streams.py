@@ -8,7 +8,7 @@ from extproc.transport.http2.frames import DEFAULT_WINDOW
 from extproc.transport.http2.messages import MessageReader
 from extproc.transport.http2.outbox import Outbox, Outgoing
 from extproc.transport.http2.requests import trailers
-from extproc.transport.seam import Receiver, Status
+from extproc.transport.seam import Message, Receiver, Status
 
 
 class Stream(Outgoing):
@@ -32,7 +32,8 @@ class Stream(Outgoing):
         self.peer = peer
         self.path = path
         self.receiver: Receiver | None = None
-        """None until its service has opened the call."""
+        """None until its service has opened the call, and again when the call is over: each of the two knows
+        the other, and a cycle would keep both, with all that they hold, until a collection of garbage."""
 
         self.reader: MessageReader | None = None
         """None as long as each message came in a DATA frame of its own."""
@@ -42,21 +43,68 @@ class Stream(Outgoing):
 
         self.deadline_s: float | None = None
 
-    def send(self, message: bytes, sent: Callable[[], None] | None = None) -> None:
+    def send(self, message: Message, sent: Callable[[], None] | None = None) -> None:
         """See `Call`."""
         if not self.is_over:
             self._outbox.message(self, message, sent)
 
-    def finish(self, last: bytes | None = None) -> None:
+    def finish(self, last: Message | None = None) -> None:
         """See `Call`."""
         if not self.is_over:
             if last is not None:
                 self._outbox.message(self, last)
             self.is_over = True
+            self.receiver = None
             self._outbox.end(self)
 
     def abort(self, status: Status, detail: str) -> None:
         """See `Call`."""
         if not self.is_over:
             self.is_over = True
+            self.receiver = None
             self._outbox.end(self, trailers(status, detail))
+
+
+class ReadingStream(Stream):
+    """A call of an `Rpc` that reads on: it is over when both sides have ended, not when ours has."""
+
+    __slots__ = ("is_finished",)
+
+    def __init__(
+        self, stream_id: int, outbox: Outbox, ended: Callable[[int], None], peer: str, path: str
+    ) -> None:
+        super().__init__(stream_id, outbox, ended, peer, path)
+        self.is_finished = False
+        """Our side has ended."""
+
+    def send(self, message: Message, sent: Callable[[], None] | None = None) -> None:
+        """See `Call`."""
+        if not self.is_finished:
+            super().send(message, sent)
+
+    def finish(self, last: Message | None = None) -> None:
+        """See `Rpc.reads_on`."""
+        if self.is_finished:
+            self._conclude()
+        elif self.is_half_closed or self.is_over:
+            super().finish(last)
+        else:
+            self.is_finished = True
+            if last is not None:
+                self._outbox.message(self, last)
+            self._outbox.end(self)
+
+    def abort(self, status: Status, detail: str) -> None:
+        """See `Call`."""
+        if self.is_finished:
+            self._conclude()
+        else:
+            super().abort(status, detail)
+
+    def _conclude(self) -> None:
+        """Read no more; trailers that still wait are the end of it."""
+        if not self.is_over:
+            self.is_over = True
+            self.receiver = None
+            if self.block is None:
+                self._outbox.let_go(self)

@@ -13,7 +13,7 @@ from extproc.choosing.completion import DECODE_TOKENS, TPOT_LIMIT_S
 from extproc.choosing.deciding import Claim, SendNow, TurnDown, WaitForRoom, decide
 from extproc.choosing.holding import HoldQueue
 from extproc.choosing.learning import Learner, Lesson
-from extproc.choosing.max_num_seqs import SequenceLimit
+from extproc.choosing.max_num_seqs import Reading, SequenceLimits
 from extproc.choosing.snapshots import Demand, Engines, Load, Prompt, completion_snapshot
 from extproc.choosing.stateful import (
     Decision,
@@ -37,6 +37,9 @@ MODEL = "model"
 
 LINGER_S = 1.0
 """The product's `extproc.routing.running.LINGER_S`."""
+
+READ_S = 5.0
+"""The product reads an engine's metrics when it probes, by default this often."""
 
 _SETTINGS = LoadBalancing(fallbacks=0)
 """The product's default policy; nothing fails here, so there is no second choice."""
@@ -65,6 +68,7 @@ class LeastCompletion(StatefulPolicy):
     Args:
         learn: False leaves every price at its prior: a predictor that never gets warm.
         bias: Factor on what it predicts of prefill, > 0: one that is wrong and does not know.
+        max_num_seqs: Of each engine, as the operator says; 0: it is to be learned.
     """
 
     __slots__ = (
@@ -76,25 +80,27 @@ class LeastCompletion(StatefulPolicy):
         "_learner",
         "_lesson",
         "_lingering",
+        "_max_num_seqs",
         "_predictor",
+        "_read_s",
         "_running",
-        "_scraped_s",
         "_sent",
         "_sequence_limits",
         "_usage",
     )
 
-    def __init__(self, *, learn: bool = True, bias: float = 1.0) -> None:
+    def __init__(self, *, learn: bool = True, bias: float = 1.0, max_num_seqs: int = 0) -> None:
         self._learn = learn
         self._bias = bias
+        self._max_num_seqs = max_num_seqs
         self._predictor = Predictor()
         self._learner = Learner(self._predictor)
         self._running = RunningBlocks()
         self._counted: dict[int, Run] = {}
         self._early: set[int] = set()
         self._lingering: deque[tuple[float, EndpointKey, Run]] = deque()
-        self._sequence_limits: list[SequenceLimit] = []
-        self._scraped_s: list[float] = []
+        self._sequence_limits = SequenceLimits()
+        self._read_s: list[float] = []
         self._sent: dict[int, _Lesson] = {}
         self._first_s: dict[int, float] = {}
         self._usage: dict[int, tuple[int, int]] = {}
@@ -126,7 +132,7 @@ class LeastCompletion(StatefulPolicy):
             self._prices(groups),
             Engines(
                 view.kv_tokens,
-                [known.limit for known in self._sequence_limits],
+                self._sequence_limits.column(view.keys),
                 list(map(self._running.distinct_ratio, view.keys)),
                 under_way_s,
             ),
@@ -217,14 +223,18 @@ class LeastCompletion(StatefulPolicy):
         self._early.discard(request_id)
 
     def _read_metrics(self, view: FleetView) -> None:
-        """Learn from what was scraped since the last look."""
-        if not self._sequence_limits:
-            self._sequence_limits = [SequenceLimit() for _ in view.keys]
-            self._scraped_s = [-1.0] * len(view.keys)
-        for row, scraped_s in enumerate(view.scraped_s):
-            if scraped_s != self._scraped_s[row]:
-                self._scraped_s[row] = scraped_s
-                self._sequence_limits[row].observe(view.running[row], view.waiting[row], view.kv_usage[row])
+        """Learn from each engine's metrics as often as the product reads them, one engine after another."""
+        if not self._read_s:
+            rows = len(view.keys)
+            self._read_s = [view.now_s + READ_S * row / rows for row in range(rows)]
+            for key, group in zip(view.keys, view.groups, strict=True):
+                self._sequence_limits.configure(key, group, self._max_num_seqs)
+        for row, due_s in enumerate(self._read_s):
+            if view.now_s >= due_s:
+                self._read_s[row] = max(due_s, view.now_s - READ_S) + READ_S
+                prompt_tokens = view.computed_tokens[row] if view.computed_tokens else None
+                reading = view.running[row], view.waiting[row], view.kv_usage[row], prompt_tokens
+                self._sequence_limits.observe(view.keys[row], Reading(0, *reading))
 
 
 class LateCompletion(LeastCompletion):
@@ -233,6 +243,7 @@ class LateCompletion(LeastCompletion):
     Args:
         learn: As above.
         bias: As above.
+        max_num_seqs: As above.
         max_hold_s: Longest hold before a request is refused.
         max_held: Most requests held.
     """
@@ -240,9 +251,15 @@ class LateCompletion(LeastCompletion):
     __slots__ = ("_laters", "_queue")
 
     def __init__(
-        self, *, learn: bool = True, bias: float = 1.0, max_hold_s: float = 30.0, max_held: int = 1000
+        self,
+        *,
+        learn: bool = True,
+        bias: float = 1.0,
+        max_num_seqs: int = 0,
+        max_hold_s: float = 30.0,
+        max_held: int = 1000,
     ) -> None:
-        super().__init__(learn=learn, bias=bias)
+        super().__init__(learn=learn, bias=bias, max_num_seqs=max_num_seqs)
         self._queue = HoldQueue(max_held=max_held, max_hold_s=max_hold_s)
         self._laters: dict[int, WaitForRoom] = {}
 

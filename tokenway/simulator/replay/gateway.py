@@ -138,6 +138,7 @@ class Scrape:
     running: list[int]
     kv_usage: list[float]
     scraped_s: list[float]
+    computed_tokens: list[int]
 
 
 class ReplayGateway:
@@ -210,6 +211,7 @@ class ReplayGateway:
                 scraped_s=scrape.scraped_s,
                 matched_blocks=self.view.match(live.request.blocks),
                 since_s=ledger.since_s,
+                computed_tokens=scrape.computed_tokens,
             )
         )
         live.decision_s += self._clock() - started

@@ -99,7 +99,9 @@ class Replay:
         self._live: dict[str, Live] = {}
         self._event_blocks = EventBlocks(len(fleet))
         self._hears_events = settings.view in (ViewKind.EVENTS, ViewKind.EVENTS_PENDING)
-        self._scrape = Scrape([0] * len(fleet), [0] * len(fleet), [0.0] * len(fleet), [0.0] * len(fleet))
+        rows = len(fleet)
+        self._prompt_tokens = [0] * rows
+        self._scrape = Scrape([0] * rows, [0] * rows, [0.0] * rows, [0.0] * rows, [0] * rows)
         facts = FleetFacts(
             endpoint_keys(fleet),
             tuple(member.profile.name for member in fleet),
@@ -435,6 +437,7 @@ class Replay:
             scrape.waiting[row] = replica.num_waiting
             scrape.running[row] = replica.num_running
             scrape.kv_usage[row] = replica.kv_usage_ratio
+            scrape.computed_tokens[row] = self._prompt_tokens[row]
             scrape.scraped_s[row] = now_s
 
     # Engines
@@ -469,6 +472,7 @@ class Replay:
             if (live := self._live.get(request_id)) is None:
                 continue  # its client left while the step ran
             live.first_s = now_s
+            self._prompt_tokens[row] += live.source.prompt_tokens
             if self._settings.first_token:
                 self._prefilled(now_s, self._gateways[live.gateway], live)
                 freed.add(live.gateway)

@@ -1,0 +1,109 @@
+"""What Envoy is to have of a fleet that changes: each change by itself comes to what all at once would be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from envoy.config.endpoint.v3 import endpoint_pb2
+from hypothesis import given
+from hypothesis import strategies as st
+
+from extproc.config.schema import Config
+from extproc.health.states import HealthState
+from extproc.values.endpoints import Endpoint
+from extproc.xds.publications import Publications, Resources
+from extproc.xds.resources import load_assignments
+from metadata_center.addresses import Address
+from metadata_center.types import EndpointKey
+
+CLUSTERS = ("a", "b", "c", "model:one")
+MODELS: dict[str, Any] = {
+    "one": {"rules": [{"cluster": "a"}], "aliases": ["uno"]},
+    "two": {"rules": [{"cluster": "b", "subset": {"pool": "right"}}]},
+    "three": {"rules": [{"cluster": "b", "headers": {"x": "y"}}]},
+    "four": {"rules": [{"cluster": "a"}]},
+}
+ANY = {"*": {"rules": [{"cluster": "c"}]}}
+
+
+def endpoint(cluster: str, number: int) -> Endpoint:
+    """One of a cluster."""
+    key = EndpointKey(f"10.0.0.{number}:80")
+    labels = {"pool": "right"} if number % 2 else {}
+    return Endpoint(key, cluster, Address(f"10.0.0.{number}", 80), 1, labels)
+
+
+def applied(had: Resources, news: Resources) -> Resources:
+    """What there is after news."""
+    after = {type_url: dict(bodies) for type_url, bodies in had.items()}
+    for type_url, bodies in news.items():
+        after.setdefault(type_url, {}).update(bodies)
+    return {kind: {name: body for name, body in of.items() if body is not None} for kind, of in after.items()}
+
+
+@given(
+    st.booleans(),
+    st.lists(
+        st.tuples(
+            st.sampled_from(CLUSTERS), st.none() | st.lists(st.integers(1, 4), max_size=3, unique=True)
+        ),
+        max_size=12,
+    ),
+)
+def test_changes_one_by_one_are_the_same_as_all_at_once(
+    has_any: bool, steps: list[tuple[str, list[int] | None]]
+) -> None:
+    """Clusters come, go and change, one that is named like an alias too; models share them, or a part."""
+    config = Config.model_validate({"models": {**MODELS, **(ANY if has_any else {})}})
+    fleet: dict[str, Sequence[Endpoint]] = {}
+    publications = Publications(fleet, lambda _: None)
+    have = applied({}, publications.configure(config))
+    for name, members in steps:
+        was = name in fleet
+        fleet.pop(name, None)
+        if members is not None:
+            fleet[name] = [endpoint(name, number) for number in members]
+        came_or_went = was != (name in fleet)
+        have = applied(have, publications.update([name], came_or_went=came_or_went))
+        assert have == applied({}, Publications(fleet, lambda _: None).configure(config))
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["10.1.2.3", "2001:db8::1", "255.255.255.255"]),
+            st.integers(1, 65_535),
+            st.integers(1, 1_000_000),
+            st.sampled_from(HealthState),
+        ),
+        min_size=1,
+        max_size=8,
+        unique_by=lambda one: one[:2],
+    ),
+    st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1, max_size=300),
+)
+def test_what_is_encoded_by_hand_is_read_by_the_library(
+    hosts: list[tuple[str, int, int, HealthState]], name: str
+) -> None:
+    """Addresses, weights, health and long names; nothing is unknown to it."""
+    states = {EndpointKey(f"{host}-{port}"): state for host, port, _, state in hosts}
+    endpoints = [
+        Endpoint(EndpointKey(f"{host}-{port}"), name, Address(host, port), weight)
+        for host, port, weight, _ in hosts
+    ]
+    (body,) = load_assignments({name: endpoints}, states.get).values()
+    read = endpoint_pb2.ClusterLoadAssignment.FromString(body)
+    assert read.cluster_name == name
+    found = {
+        (
+            one.endpoint.address.socket_address.address,
+            one.endpoint.address.socket_address.port_value,
+            one.load_balancing_weight.value,
+        )
+        for group in read.endpoints
+        for one in group.lb_endpoints
+    }
+    assert found == {(host, port, weight) for host, port, weight, _ in hosts}
+    read.DiscardUnknownFields()
+    assert read.ByteSize() == len(body)
