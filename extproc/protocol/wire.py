@@ -16,6 +16,7 @@ from typing import Any
 from envoy.config.core.v3 import base_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
+from extproc.build_kind import as_bytes
 from extproc.errors import ACCEPTED_ENCODINGS, Reason, RouterError
 from extproc.protocol.machine import MessageKind
 from extproc.transport.seam import Pieces
@@ -51,7 +52,7 @@ class LargeBody:
 
     __slots__ = ("body",)
 
-    def __init__(self, body: memoryview) -> None:
+    def __init__(self, body: bytes) -> None:
         self.body = body
 
     @property
@@ -74,7 +75,7 @@ def parse(raw: bytes) -> Any:
     of_body, begins = _varint(raw, at + 1)
     if begins + of_body > at + length:
         return pb.ProcessingRequest.FromString(raw)
-    return LargeBody(memoryview(raw)[begins : begins + of_body])
+    return LargeBody(as_bytes(memoryview(raw)[begins : begins + of_body]))
 
 
 def _varint(raw: bytes, at: int) -> tuple[int, int]:
