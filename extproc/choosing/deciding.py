@@ -38,6 +38,7 @@ class Claim:
         limit_s: Its own limit on the time to its first token, from its arrival; None if it has none.
         before: How it waited until now; None if it did not.
         priority: Of those that wait, the higher one goes first.
+        fairness_id: Of those that wait, each id has its turn; None names none.
     """
 
     ticket: int
@@ -45,6 +46,7 @@ class Claim:
     limit_s: float | None = None
     before: WaitForRoom | None = None
     priority: int = 0
+    fairness_id: str | None = None
 
 
 @value
@@ -140,7 +142,7 @@ def _now_or_later(
         snapshot = replace(snapshot, held_s=queue.least_s)
         costs = completion_costs(snapshot)
         limit_s = ASSUMED_TTFT_S if claim.limit_s is None else claim.limit_s
-        place = queue.place(claim.arrived_s, now_s, costs, limit_s, before, claim.priority)
+        place = queue.place(claim.arrived_s, now_s, costs, limit_s, before, claim.priority, claim.fairness_id)
         snapshot = replace(snapshot, ahead_s=queue.ahead_s(ticket, place.rank, len(snapshot.keys)))
         costs = costs.behind(snapshot.ahead_s)  # as `completion_costs` has them of that snapshot
     else:
@@ -159,6 +161,7 @@ def _now_or_later(
         place,
         before,
         claim.priority,
+        claim.fairness_id,
     )
     if isinstance(verdict, Wait):
         latest_s = verdict.until_s if claim.before is None else claim.before.latest_s

@@ -9,7 +9,9 @@ Rules:
        work turns out longer than it was thought: so the first request sees none ahead. A request waits for
        the endpoint that suits it best; those ahead that wait for the same one count as prefill there, or as
        the ends of sequences that they wait for where those are longer, so a queue for one makes others the
-       better. Of two priorities the higher one goes first, however long the other has waited.
+       better. Work of those that wait for a sequence to end is no backlog of prefill elsewhere. Of two
+       priorities the higher one goes first, however long the other has waited. Of fairness ids that have more
+       to do than there is time for each has its turn (`extproc.choosing.fairness`).
     3. While more waits than all endpoints do within the limit on TTFT, a request that can keep its limit
        nowhere any more goes behind those that can: its place is later by the limit, once.
     4. No request waits longer than `REGRET` times the time to first token that was foreseen when it came,
@@ -28,6 +30,7 @@ from math import inf
 from typing import Final, Generic, Protocol, TypeVar
 
 from extproc.choosing.completion import Cost, Costs
+from extproc.choosing.fairness import FairShares
 from metadata_center.types import value
 
 OPEN_STEPS: Final = 2.0
@@ -75,6 +78,7 @@ class Wait:
         closed: Every endpoint is full for those of higher rank too.
         at_once_s: From its arrival to its first token, as foreseen had it been sent when it first waited.
         yields_s: How much later its place is because it can keep its limit nowhere any more: see Rule 3.
+        lag_s: How much later its place is because others of its fairness id go before it.
     """
 
     until_s: float
@@ -83,6 +87,7 @@ class Wait:
     closed: bool
     at_once_s: float = inf
     yields_s: float = 0.0
+    lag_s: float = 0.0
 
 
 @value
@@ -110,10 +115,12 @@ class Place:
     Attributes:
         rank: Lower goes first.
         yields_s: See `Wait`; part of `rank`.
+        lag_s: See `Wait`; part of `rank`.
     """
 
     rank: float
     yields_s: float = 0.0
+    lag_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -137,6 +144,7 @@ class HoldQueue:
             raise ValueError("max_held and max_hold_s must be positive")
         self._max_held = max_held
         self._max_hold_s = max_hold_s
+        self.shares = FairShares()
         self._held: dict[int, _Held] = {}
         self._least_s = 0.0
 
@@ -146,7 +154,7 @@ class HoldQueue:
 
     @property
     def least_s(self) -> float:
-        """Work that waits, each request counted where it has the least."""
+        """Work that waits for time to prefill, each request counted where it has the least."""
         return max(0.0, self._least_s)
 
     def ahead_s(self, request_id: int, rank: float, endpoints: int) -> list[float]:
@@ -169,6 +177,7 @@ class HoldQueue:
         limit_s: float,
         before: Wait | None,
         priority: int = 0,
+        fairness_id: str | None = None,
     ) -> Place:
         """Where a request stands in the order, see Rules 2 and 3.
 
@@ -179,15 +188,17 @@ class HoldQueue:
             limit_s: On the time to its first token, from its arrival.
             before: How it waited until now; None if it did not.
             priority: Of the request.
+            fairness_id: Whose turn it takes; None names nobody.
         """
-        rank, yields = _rank(arrived_s, min(costs.works_s), priority), False
+        lag_s = self.shares.lag_s(fairness_id, arrived_s) if before is None else before.lag_s
+        rank, yields = _rank(arrived_s + lag_s, min(costs.works_s), priority), False
         if before is not None:
             rank, yields = min(rank, before.rank - before.yields_s), before.yields_s > 0.0
         if not yields and self._least_s > limit_s * len(costs):
             soonest_s = min(map(sum, zip(costs.waits_s, costs.rooms_s, costs.works_s, strict=True)))
             yields = now_s + soonest_s > arrived_s + limit_s
         yields_s = limit_s if yields else 0.0
-        return Place(rank + yields_s, yields_s)
+        return Place(rank + yields_s, yields_s, lag_s)
 
     def forget(self, request_id: int) -> None:
         """It was sent, refused, or its client left."""
@@ -207,6 +218,7 @@ class HoldQueue:
         place: Place | None = None,
         before: Wait | None = None,
         priority: int = 0,
+        fairness_id: str | None = None,
     ) -> HoldAnswer:
         """What happens to a request now; one that is kept is remembered, any other is forgotten.
 
@@ -221,6 +233,7 @@ class HoldQueue:
             place: In the order; None for that of its arrival and least work.
             before: How it waited until now; None if it did not.
             priority: Of the request.
+            fairness_id: See `place`.
         """
         best = costs[row]
         self.forget(request_id)
@@ -240,15 +253,21 @@ class HoldQueue:
         if now_s >= latest_s or free_s > latest_s or len(self._held) >= self._max_held:
             return TurnAway(max(_LEAST_RETRY_S, free_s - latest_s), free_s - arrived_s, latest_s - arrived_s)
         least_s = min(cost.work_s for cost in costs)
-        place = place or Place(_rank(arrived_s, least_s, priority))
-        self._held[request_id] = _Held(place.rank, row, max(best.work_s, best.turn_s), least_s)
-        self._least_s += least_s
+        if place is None:
+            lag_s = self.shares.lag_s(fairness_id, arrived_s)
+            place = Place(_rank(arrived_s + lag_s, least_s, priority), lag_s=lag_s)
+        if before is None:
+            self.shares.waits(fairness_id, arrived_s, place.lag_s, least_s / len(costs))
+        prefill_s = 0.0 if best.turn_s > 0.0 and best.room_s > 0.0 else least_s
+        self._held[request_id] = _Held(place.rank, row, max(best.work_s, best.turn_s), prefill_s)
+        self._least_s += prefill_s
         # One that fell behind others has counted them as ahead, though they are still to be asked for.
         closed = (before is None or place.yields_s == before.yields_s) and all(
             cost.wait_s > open_s or (cost.turn_s > 0.0 and cost.room_s > 0.0)
             for cost, open_s in zip(costs, opens_s, strict=True)
         )
-        return Wait(min(latest_s, due_s), place.rank, row, closed, at_once_s, place.yields_s)
+        until_s = min(latest_s, due_s)
+        return Wait(until_s, place.rank, row, closed, at_once_s, place.yields_s, place.lag_s)
 
 
 def _rank(arrived_s: float, work_s: float, priority: int) -> float:

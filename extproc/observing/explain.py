@@ -153,6 +153,7 @@ def _hold_json(record: DecisionRecord) -> dict[str, Any] | None:
         "foreseen_at_once_s": _float(hold.at_once_s),
         "foreseen_s": None if ttft_s is None else _float(record.held_s + ttft_s),
         "yielded": hold.yielded,
+        "fairness_lag_s": _float(hold.lag_s),
     }
 
 
@@ -218,6 +219,8 @@ def _hold_lines(record: Mapping[str, Any]) -> list[str]:
     if hold is None:
         return []
     yielded = "   behind those that could still be in time" if hold["yielded"] else ""
+    if hold["fairness_lag_s"]:
+        yielded += f"   its fairness id had its turn: {_ms(hold['fairness_lag_s'])} later"
     return [
         f"waited for {hold['endpoint']}   short of {hold['reason']}{yielded}   TTFT foreseen on arrival, "
         f"sent at once {_ms(hold['foreseen_at_once_s'])}; as it went {_ms(hold['foreseen_s'])}"

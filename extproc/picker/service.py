@@ -206,6 +206,10 @@ class PickExchange:
                 self._alive_s = now_s
                 self._picker.on_event(RequestAlive(self._request_id, self._picker.owner))
         elif now_s - self._received_s >= upload_s:
+            if self._stream.phase is Phase.AWAIT_HEADERS:
+                self._close(StreamEnding.CLOSED)
+                self._call.abort(Status.DEADLINE_EXCEEDED, "no request came on this stream")
+                return
             self._perform(self._stream.timed_out(), MessageKind.REQUEST_BODY)
 
     def _receive(self, message: Any) -> None:

@@ -29,7 +29,10 @@ SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 ProcessingRequest = pb.ProcessingRequest
 
 LARGE_BYTES = 2 * 1024 * 1024
-"""Messages beyond this are not copied twice more to be understood; each copy of 32 MiB takes 20 ms."""
+"""Bodies beyond this are not copied at all to be understood; each copy of 32 MiB takes 20 ms."""
+
+_BY_HAND_BYTES = 64 * 1024
+"""Messages beyond this are read by hand: protobuf copies a body twice, 45 us for 0.8 MB."""
 
 _LEN = 2  # protobuf's wire type of bytes and messages
 
@@ -44,10 +47,10 @@ _BODY = tag(pb.HttpBody, "body")
 
 
 class LargeBody:
-    """A body message that is large: the body is a view of the message.
+    """A body message that is large.
 
     Attributes:
-        body: All of it.
+        body: All of it; beyond `LARGE_BYTES` a view of the message.
     """
 
     __slots__ = ("body",)
@@ -67,7 +70,7 @@ class LargeBody:
 
 def parse(raw: bytes) -> Any:
     """What came: a `ProcessingRequest`, or what looks like one."""
-    if len(raw) <= LARGE_BYTES or raw[:1] != _REQUEST_BODY:
+    if len(raw) <= _BY_HAND_BYTES or raw[:1] != _REQUEST_BODY:
         return pb.ProcessingRequest.FromString(raw)
     length, at = _varint(raw, 1)
     if at + length > len(raw) or raw[at : at + 1] != _BODY:
@@ -75,7 +78,8 @@ def parse(raw: bytes) -> Any:
     of_body, begins = _varint(raw, at + 1)
     if begins + of_body > at + length:
         return pb.ProcessingRequest.FromString(raw)
-    return LargeBody(as_bytes(memoryview(raw)[begins : begins + of_body]))
+    body = memoryview(raw)[begins : begins + of_body]
+    return LargeBody(as_bytes(body) if len(raw) > LARGE_BYTES else bytes(body))
 
 
 def _varint(raw: bytes, at: int) -> tuple[int, int]:

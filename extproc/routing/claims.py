@@ -29,7 +29,8 @@ class Queued:
     def hold(self) -> Hold:
         """The same for the record."""
         later = self.later
-        return Hold(later.reason, later.endpoint, later.wait.at_once_s, later.wait.yields_s > 0.0)
+        wait = later.wait
+        return Hold(later.reason, later.endpoint, wait.at_once_s, wait.yields_s > 0.0, wait.lag_s)
 
 
 class Claims:
@@ -38,12 +39,19 @@ class Claims:
     def __init__(self) -> None:
         self._tickets = 0
 
-    def of(self, parsed: ParsedRequest, before: Queued | None) -> Claim:
-        """The claim of a request; one that waits already keeps its ticket."""
+    def of(self, parsed: ParsedRequest, before: Queued | None, *, is_fair: bool) -> Claim:
+        """The claim of a request; one that waits already keeps its ticket.
+
+        Args:
+            parsed: The request.
+            before: How it waited until now.
+            is_fair: Fairness ids have their turns.
+        """
         limit_s = limit_s_of(parsed.headers.headers.get(SLO_TTFT_HEADER))
         standing = parsed.headers.standing
         priority = 0 if standing is None else standing.priority
+        fairness_id = standing.fairness_id if is_fair and standing is not None else None
         if before is not None:
-            return Claim(before.ticket, parsed.received_s, limit_s, before.later, priority)
+            return Claim(before.ticket, parsed.received_s, limit_s, before.later, priority, fairness_id)
         self._tickets += 1
-        return Claim(self._tickets, parsed.received_s, limit_s, None, priority)
+        return Claim(self._tickets, parsed.received_s, limit_s, None, priority, fairness_id)

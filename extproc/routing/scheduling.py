@@ -200,7 +200,7 @@ class Scheduler:
         if hold is not None or gives_way:
             # Without `hold` none waits: an empty queue says whether there is room.
             queue = HoldQueue() if hold is None else self.pools.queue(found.pool, hold)
-            claim = self._claims.of(parsed, before)
+            claim = self._claims.of(parsed, before, is_fair=hold is not None and hold.is_fair)
         if policy.takes_turns:
             rotation = self._rotations.of(parsed.request.model, route)
             snapshot = replace(snapshot, owed=rotation.turn(found.pool.keys, found.pool.weights))

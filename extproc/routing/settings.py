@@ -14,10 +14,12 @@ class HoldSettings:
     Attributes:
         max_requests: Most of them per model route and worker, >= 1.
         max_s: Longest, > 0.
+        is_fair: Fairness ids have their turns.
     """
 
     max_requests: int = 1000
     max_s: float = 30.0
+    is_fair: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+
+from extproc.choosing.max_num_seqs import LimitSource
 from extproc.config.schema import Config
 from extproc.health.prober import Occupancy
 from extproc.health.states import HealthState, Transition
@@ -11,6 +14,8 @@ from extproc.routing.engines import Engines
 from extproc.server.kv_event_follower import KvEventFollower
 from metadata_center.store import PrefixStore
 from metadata_center.types import EndpointKey
+
+_log = logging.getLogger("tokenway.engines")
 
 
 def capacity_blocks(kv_tokens: int, tokens_per_byte: float, config: Config) -> int:
@@ -68,6 +73,7 @@ class EngineNews:
 
     def occupancy(self, key: EndpointKey, occupancy: Occupancy) -> None:
         """An engine reported how full it is."""
+        limit, source = self._engines.sequence_limit(key)
         self._engines.observe_occupancy(
             key,
             occupancy.running,
@@ -76,3 +82,8 @@ class EngineNews:
             occupancy.started_s,
             occupancy.prompt_tokens,
         )
+        if source is LimitSource.CONFIGURED and occupancy.running > limit:
+            _log.warning(
+                "an engine runs more sequences than its configured max_num_seqs, which counts no more",
+                extra={"endpoint": key, "running": occupancy.running, "max_num_seqs": limit},
+            )

@@ -11,7 +11,7 @@ Rules:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from extproc.config.schema import Config
 from extproc.discovery.fleet import Difference, Fleet
@@ -61,11 +61,13 @@ class FleetChanges:
         self._metrics = metrics
         self._clock = clock
         self._config = Config()
+        self._cluster_names: Sequence[str] = ()
         self.named: Mapping[str, bool] = {}
 
     def configure(self, config: Config) -> None:
         """Another configuration is in force: see `applying.Apply`."""
         self._config = config
+        self._cluster_names = sorted(config.clusters_named())
         self._state.scheduling.ages.configured(self._clock())
         self._label()
         self._publisher.configure(config)
@@ -109,7 +111,7 @@ class FleetChanges:
     def find_missing(self) -> None:
         """Say which clusters are named and not there; for when a configuration and its files are applied."""
         clusters, before = self._fleet.clusters, self.named
-        self.named = {name: name in clusters for name in sorted(self._config.clusters_named())}
+        self.named = {name: name in clusters for name in self._cluster_names}
         for name, is_listed in self.named.items():
             if not is_listed and before.get(name, True):
                 _log.warning("no source lists a cluster that is named", extra={"cluster": name})

@@ -3,7 +3,8 @@
 Rules:
     1. All decisions are `IstioClient`'s. Here are its eyes and its hands.
     2. CA, certificate and token are read for each attempt: they rotate.
-    3. Large responses are taken in parts, one in a turn of the event loop, between which requests go on.
+    3. What a large response takes is done in turns of `TURN_S`, between which requests go on: it is decoded,
+       taken in parts, and what follows for the fleet is reported in steps, all in order.
 """
 
 from __future__ import annotations
@@ -16,23 +17,24 @@ import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any, Final
 
 from extproc.config.schema import Config
 from extproc.config.sections.discovery import IstioDiscovery
 from extproc.discovery.istio import wire
-from extproc.discovery.istio.machine import (
+from extproc.discovery.istio.effects import (
     Connect,
     Effect,
-    IstioClient,
     LookUp,
     Refused,
     Send,
     TooLarge,
     Update,
+    slices_of,
 )
-from extproc.discovery.istio.messages import MalformedError, Response, parts_of
+from extproc.discovery.istio.machine import MAX_LIMIT_BYTES, IstioClient
+from extproc.discovery.istio.messages import ASSIGNMENTS, MalformedError, Response, parting
 from extproc.discovery.live import Report, SourceStatus
 from extproc.discovery.resolve import ResolveError, addresses_of
 from extproc.transport.dialling import (
@@ -52,8 +54,11 @@ _METHOD: Final = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAg
 _LOOK_UP_S: Final = 10.0
 """Bound on a look-up: twice the interval between two of a name."""
 
-MAX_PARTS: Final = 65_536
-"""Of responses that wait to be taken: 800 MB of endpoints, more than `MAX_LIMIT_BYTES` allows one to have."""
+TURN_S: Final = 0.002
+"""Of work in one turn of the event loop, and what its last step takes longer."""
+
+MAX_WAITING_BYTES: Final = 2 * MAX_LIMIT_BYTES
+"""Of responses that wait to be taken."""
 
 _MAX_TOKEN_BYTES: Final = 65_536
 _MAX_CA_BYTES: Final = 4 * 1024 * 1024
@@ -94,9 +99,14 @@ class IstioSource:
         self._settings = settings
         self._report = report
         self._node = node_of(settings, socket.gethostname(), index)
-        self._machine = IstioClient(wire.ProtobufDecoder(), random.Random())
+        self._decoder = wire.ProtobufDecoder()
+        self._machine = IstioClient(self._decoder, random.Random())
         self._call: DialledCall | None = None
-        self._parts: deque[tuple[int, Response]] = deque()
+        self._messages: deque[tuple[int, bytes]] = deque()
+        self._waiting_bytes = 0
+        self._parts: Iterator[Response | None] | None = None
+        self._effects: deque[Iterator[Effect]] = deque()
+        self._is_turn_due = False
         self._number = 0
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -121,7 +131,8 @@ class IstioSource:
     async def stop(self) -> None:
         """See `LiveSource`."""
         self._is_running = False
-        self._parts.clear()
+        self._drop_messages()
+        self._effects.clear()
         if self._timer is not None:
             self._timer.cancel()
         if self._call is not None:
@@ -137,39 +148,119 @@ class IstioSource:
             machine.is_connected, machine.age_s(time.monotonic()), machine.updates, machine.rejects
         )
 
-    # What the machine says.
+    # Work, in turns.
 
     def _carry_out(self, effects: Sequence[Effect]) -> None:
-        for effect in effects:
-            match effect:
-                case Connect():
-                    self._connect(effect)
-                case Send():
-                    if self._call is not None:
-                        self._call.send(wire.encode(effect.request, self._node))
-                case Update():
-                    self._report(effect.clusters)
-                case LookUp():
-                    self._begin(self._look_up(effect.name))
-                case Refused():
-                    extra = {"source": self.name, "type_url": effect.type_url, "problem": effect.detail}
-                    _log.error("what istiod sent cannot be used and changes nothing", extra=extra)
-                case TooLarge():
-                    size = {"source": self.name, "limit_bytes": effect.limit_bytes}
-                    if effect.is_final:
-                        _log.error("what istiod sends is too large", extra=size)
-                    else:
-                        _log.info("istiod sends more than expected: asking again for more", extra=size)
+        """Carry these out behind those that were said before, as many as a turn has time for."""
+        if effects:
+            self._effects.append(_steps(effects))
+        if not self._is_turn_due:
+            self._turn()
+
+    def _turn(self) -> None:
+        self._is_turn_due, is_left = True, True
+        until_s = time.perf_counter() + TURN_S
+        try:
+            while is_left and time.perf_counter() < until_s:
+                is_left = self._step()
+        finally:  # a bug of ours in one step must not end all work
+            self._is_turn_due = is_left
+            if is_left:
+                asyncio.get_running_loop().call_soon(self._turn)
+        if is_left:
+            return
         if self._machine.has_first_state:
             self._has_first.set()
         self._note_presence()
         self._wake()
+
+    def _step(self) -> bool:
+        """A piece of the oldest work; False if there is none."""
+        if self._effects:
+            effect = next(self._effects[0], None)
+            if effect is None:
+                self._effects.popleft()
+            else:
+                self._do(effect)
+        elif self._messages:
+            self._take_some()
+        else:
+            return False
+        return True
+
+    def _take_some(self) -> None:
+        """Read a piece of the oldest message, or take a part of it."""
+        number, message = self._messages[0]
+        if self._parts is None:
+            self._parts = self._read(message)
+        part = None
+        try:
+            part = next(self._parts)
+        except StopIteration:
+            self._next_message()
+        except MalformedError as error:
+            self._next_message()
+            self._ended(number, Ending(str(error)))
+        if part is not None:
+            self._effects.append(_steps(self._machine.received(number, part, time.monotonic())))
+
+    def _read(self, message: bytes) -> Iterator[Response | None]:
+        """A message in parts, with None wherever there was work for a while.
+
+        Raises:
+            MalformedError: It is no response; no part came before that.
+        """
+        reading = wire.decoding(message)
+        while True:
+            try:
+                next(reading)
+            except StopIteration as end:
+                response: Response = end.value
+                break
+            yield None
+        for part in parting(response):
+            if part is not None and part.type_url == ASSIGNMENTS:
+                yield from self._decoder.preparing(one.body for one in part.resources)
+            yield part
+
+    def _next_message(self) -> None:
+        _, message = self._messages.popleft()
+        self._waiting_bytes -= len(message)
+        self._parts = None
+
+    def _drop_messages(self) -> None:
+        self._messages.clear()
+        self._waiting_bytes, self._parts = 0, None
+
+    # What the machine says.
+
+    def _do(self, effect: Effect) -> None:
+        match effect:
+            case Connect():
+                self._connect(effect)
+            case Send():
+                if self._call is not None:
+                    self._call.send(wire.encode(effect.request, self._node))
+            case Update():
+                self._report(effect.clusters)
+            case LookUp():
+                self._begin(self._look_up(effect.name))
+            case Refused():
+                extra = {"source": self.name, "type_url": effect.type_url, "problem": effect.detail}
+                _log.error("what istiod sent cannot be used and changes nothing", extra=extra)
+            case TooLarge():
+                size = {"source": self.name, "limit_bytes": effect.limit_bytes}
+                if effect.is_final:
+                    _log.error("what istiod sends is too large", extra=size)
+                else:
+                    _log.info("istiod sends more than expected: asking again for more", extra=size)
 
     def _connect(self, effect: Connect) -> None:
         former, number = self._call, effect.number
         if former is not None:
             self._begin(former.close())
         self._number, self._call = number, None
+        self._drop_messages()  # of the stream before
         try:
             place = self._place()
         except OSError as error:
@@ -209,31 +300,18 @@ class IstioSource:
         return Place(self._settings.address, ca_pem, pair, tls.server_name, headers)
 
     def _received(self, number: int, message: bytes) -> None:
-        try:
-            response = wire.decode(message)
-        except MalformedError as error:
-            self._ended(number, Ending(str(error)))
+        if number != self._number or not self._is_running:
             return
-        is_idle = not self._parts
-        self._parts.extend((number, part) for part in parts_of(response))
-        if len(self._parts) > MAX_PARTS:
-            self._parts.clear()
+        self._messages.append((number, message))
+        self._waiting_bytes += len(message)
+        if self._waiting_bytes > MAX_WAITING_BYTES:
             self._ended(number, Ending("istiod sends faster than it can be taken"))
-        elif is_idle:
-            self._take_part()
-
-    def _take_part(self) -> None:
-        """Take the oldest part, and the next in a later turn."""
-        if not self._parts:
-            return
-        number, part = self._parts.popleft()
-        if self._parts:
-            asyncio.get_running_loop().call_soon(self._take_part)
-        self._carry_out(self._machine.received(number, part, time.monotonic()))
+        self._carry_out(())
 
     def _ended(self, number: int, ending: Ending, problem: str = "") -> None:
         if not self._is_running or number != self._number:
             return
+        self._drop_messages()
         silent_s = KEEPALIVE_S + KEEPALIVE_TIMEOUT_S if ending.is_silent else 0.0
         effects = self._machine.lost(
             number, time.monotonic(), is_too_large=ending.is_too_large, silent_s=silent_s
@@ -276,3 +354,11 @@ class IstioSource:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _steps(effects: Sequence[Effect]) -> Iterator[Effect]:
+    for effect in effects:
+        if isinstance(effect, Update):
+            yield from slices_of(effect)
+        else:
+            yield effect

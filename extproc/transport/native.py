@@ -13,7 +13,7 @@ import logging
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from extproc.transport.http2.connection import Connection
 from extproc.transport.http2.faults import ConnectionFault, ErrorCode, FaultReason
@@ -25,6 +25,14 @@ _log = logging.getLogger("tokenway.transport")
 
 READ_BYTES: Final = 65_536
 """At once from a socket: no more than some milliseconds of work even if it is all small frames."""
+
+BULK_BYTES: Final = 262_144
+"""At once behind a full read that was quick, as long frames are: each read costs a turn of the loop."""
+
+_QUICK_S: Final = 0.002
+_SLOW_S: Final = 0.02
+_BULK_PAUSE_S: Final = 10.0
+"""So long a connection gets no bulk reads after a slow one, as many small frames are."""
 
 MAX_CONNECTIONS: Final = 256
 """At once; an Envoy opens one for each of its threads and `ANNOUNCED_STREAMS` calls."""
@@ -138,7 +146,8 @@ class NativeServer:
         self.rpcs: Mapping[str, Rpc] = {rpc.path: rpc for rpc in rpcs}
         self.max_message_bytes = max_message_bytes
         self.faults = Faults(on_fault)
-        self.buffer = memoryview(bytearray(READ_BYTES))
+        self.bulk = memoryview(bytearray(BULK_BYTES))
+        self.buffer = self.bulk[:READ_BYTES]
         self._peers: set[_Peer] = set()
         self._listeners: list[asyncio.Server] = []
         self._acceptors: list[tuple[socket.socket, asyncio.Task[None]]] = []
@@ -268,6 +277,8 @@ class _Peer(asyncio.BufferedProtocol):
         self._connection: Connection | None = None
         self._name = ""
         self._is_receiving = self._is_scheduled = self._is_closed = self._is_probed = False
+        self._is_bulk = False
+        self._no_bulk_until_s = 0.0
         self._began_s = self._heard_s = self._loop.time()
         self._blocked_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -278,8 +289,8 @@ class _Peer(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.BaseProtocol`."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # No check of its class: other event loops than asyncio's have transports of their own kind.
+        self._transport = transport = cast("asyncio.Transport", transport)
         address = transport.get_extra_info("peername")
         self._name = "unix:" if not isinstance(address, tuple) else f"{address[0]}:{address[1]}"
         if not self._server.came(self):
@@ -301,7 +312,7 @@ class _Peer(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
         """See `asyncio.BufferedProtocol`."""
-        return self._server.buffer
+        return self._server.bulk if self._is_bulk else self._server.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         """See `asyncio.BufferedProtocol`."""
@@ -311,10 +322,23 @@ class _Peer(asyncio.BufferedProtocol):
         self._heard_s = now_s = self._loop.time()
         self._is_receiving = True
         try:
-            connection.receive(self._server.buffer[:nbytes], now_s)
+            connection.receive(self._server.bulk[:nbytes], now_s)
         finally:
             self._is_receiving = False
+        if nbytes >= READ_BYTES or self._is_bulk:
+            self._measure(nbytes, now_s)
         self._flush()
+
+    def _measure(self, nbytes: int, began_s: float) -> None:
+        """May the next read be a long one?"""
+        now_s = self._loop.time()
+        took_s = now_s - began_s
+        if self._is_bulk:
+            if took_s > _SLOW_S:
+                self._no_bulk_until_s = now_s + _BULK_PAUSE_S
+            self._is_bulk = took_s <= _SLOW_S and nbytes >= READ_BYTES
+        else:
+            self._is_bulk = took_s < _QUICK_S and now_s >= self._no_bulk_until_s
 
     def eof_received(self) -> bool:
         """See `asyncio.BaseProtocol`: a peer that sends no more is gone."""

@@ -57,12 +57,14 @@ class Hold:
         endpoint: The one that it waited for last.
         at_once_s: From its arrival to its first token, as foreseen on arrival had it been sent at once.
         yielded: It could keep its limit on TTFT nowhere any more, and let those go first that could.
+        lag_s: How much later its place was because others of its fairness id went before it.
     """
 
     reason: HoldReason
     endpoint: EndpointKey
     at_once_s: float
     yielded: bool
+    lag_s: float = 0.0
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

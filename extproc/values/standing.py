@@ -13,7 +13,8 @@ class Standing:
         objective: Name of an InferenceObjective; None names none.
         priority: Of that objective; 0 where it has none. Of requests that wait the higher one goes first;
             below 0 none waits.
-        fairness_id: The tenant that the gateway counts it for; None names none. For records alone.
+        fairness_id: The tenant that the gateway counts it for; None names none. Of requests that wait each
+            tenant has its turn.
     """
 
     objective: str | None

@@ -20,9 +20,11 @@ import aiohttp
 import grpc
 import pytest
 
+from testbed.documented import exec_commands
 from testbed.helm import binary, configuration, of_kind, rendered
 from testbed.processes import Subprocess, free_port
 from tests.e2e.harness import chat, cluster, envoy_binary, eventually, key_of, simulators
+from tokenway.cli.main import ADMIN_ENV
 
 pytestmark = [
     pytest.mark.e2e,
@@ -71,7 +73,8 @@ class Pod:
     @property
     def environment(self) -> Mapping[str, str]:
         """What the images have on their PATH."""
-        return {"PATH": f"{self.folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        path = f"{self.folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        return {"PATH": path, ADMIN_ENV: f"http://127.0.0.1:{self.ports['10080']}"}
 
     def container(self, name: str) -> dict[str, Any]:
         """One of its containers."""
@@ -166,6 +169,22 @@ async def running_pod(values: Mapping[str, Any]) -> AsyncIterator[Pod]:
                     await process.kill()
 
 
+async def check_documented_commands(pod: Pod) -> None:
+    """What the documents have `kubectl exec` run, by the command and with the volumes of the container."""
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{pod.url}/v1/chat/completions", json=chat("sim", "the first", 4)) as reply,
+    ):
+        assert reply.status == 200, await reply.text()
+    for number, words in enumerate(exec_commands()):
+        log = f"command-{number}.log"
+        if words[1] == "render":  # of provider `istio`; this pod has no gateway of Istio's
+            continue
+        await pod.run(words, log)
+        said = (pod.folder / log).read_text()
+        assert {"top": "sim", "explain": "sim", "check": "models"}[words[1]] in said, said
+
+
 async def test_a_pod_serves_and_leaves_without_losing_a_request() -> None:
     """Clients hear `connection: close` before it is gone, and a stream longer than that is still whole."""
     async with simulators(3, time_scale=0.3) as engines:
@@ -185,6 +204,7 @@ async def test_a_pod_serves_and_leaves_without_losing_a_request() -> None:
                 url = f"http://127.0.0.1:{pod.ports[port]}{path}"
                 async with aiohttp.ClientSession() as session, session.get(url) as reply:
                     assert reply.status == status, url
+            await check_documented_commands(pod)
             failures: list[str] = []
             answered = 0
 

@@ -17,6 +17,7 @@ import pytest
 
 from extproc.transport import native
 from extproc.transport.http2 import frames
+from extproc.transport.http2.connection import Connection
 from extproc.transport.http2.faults import ErrorCode, FaultReason
 from extproc.transport.http2.outbox import MAX_UNSENT_BYTES
 from extproc.transport.listen_tls import ListenTls, TlsFiles
@@ -116,6 +117,31 @@ async def test_unary_calls(tmp_path: Path, size: int) -> None:
 
     async with serving(tmp_path) as made, grpc.aio.insecure_channel(made.target) as channel:
         assert await channel.unary_unary(PATH)(b"m" * size, timeout=DEADLINE_S) == b"m" * size
+
+
+@pytest.mark.parametrize("is_slow", [False, True])
+async def test_long_messages_are_read_in_bulk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_slow: bool
+) -> None:
+    """A full read that was quick is followed by a longer one; behind a slow one there is none for a while."""
+    reads: list[int] = []
+    receive = Connection.receive
+
+    def counted(connection: Connection, data: Any, now_s: float) -> None:
+        reads.append(len(data))
+        receive(connection, data, now_s)
+
+    monkeypatch.setattr(Connection, "receive", counted)
+    monkeypatch.setattr(native, "_QUICK_S", DEADLINE_S)
+    monkeypatch.setattr(native, "_SLOW_S", -1.0 if is_slow else DEADLINE_S)
+    async with serving(tmp_path) as made, grpc.aio.insecure_channel(made.target) as channel:
+        for _ in range(10):
+            message = b"m" * MAX_MESSAGE_BYTES
+            assert await channel.unary_unary(PATH)(message, timeout=DEADLINE_S) == message
+        assert made.faults == []
+    in_bulk = [size for size in reads if size > native.READ_BYTES]
+    assert all(size <= native.BULK_BYTES for size in in_bulk)
+    assert len(in_bulk) <= 1 if is_slow else in_bulk
 
 
 async def test_calls_that_stream(tmp_path: Path) -> None:

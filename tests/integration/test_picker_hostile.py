@@ -169,6 +169,46 @@ def test_a_body_that_drips_for_ever_is_given_up() -> None:
     assert gateway.is_clean()
 
 
+def test_a_stream_that_says_nothing_is_given_up() -> None:
+    """Nothing was asked, so nothing is answered: it ends, and nothing of it is kept."""
+    gateway = Gateway()
+    gateway.rig.clock.advance(UPLOAD_S)
+    gateway.picker.tick()
+    assert gateway.call.ended
+    assert len(gateway.picker) == 0
+    assert gateway.is_clean()
+
+
+def test_an_answer_that_never_ends_is_charged_as_long_as_its_stream_lasts() -> None:
+    """Hours of it: one charge, renewed, and none when the stream is gone."""
+    gateway = Gateway()
+    gateway.asks()
+    gateway.says(response_headers=pb.HttpHeaders())
+    for _ in range(360):
+        gateway.rig.clock.advance(20.0)
+        gateway.says(response_body=pb.HttpBody(body=b"data: x\n\n"))
+        gateway.picker.tick()
+    assert gateway.call.ended == []
+    assert gateway.rig.scheduling.load.in_flight == 1
+    gateway.exchange.on_reset()
+    assert gateway.is_clean()
+
+
+def test_a_stream_that_is_kept_open_after_its_answer_is_charged_nothing() -> None:
+    """Whole days, and whatever it says then."""
+    gateway = Gateway()
+    gateway.asks()
+    gateway.says(response_headers=pb.HttpHeaders())
+    gateway.says(response_body=pb.HttpBody(body=b"{}", end_of_stream=True))
+    assert gateway.rig.scheduling.load.in_flight == 0
+    for _ in range(100):
+        gateway.rig.clock.advance(1_000.0)
+        gateway.picker.tick()
+        gateway.says(response_body=pb.HttpBody(body=b"x"))
+    gateway.exchange.on_reset()
+    assert gateway.is_clean()
+
+
 def test_messages_that_are_none_end_their_own_stream_only() -> None:
     """Valid ones with bytes changed, cut or doubled: whatever is made of them, nothing stays charged."""
     rng = random.Random(20261130)

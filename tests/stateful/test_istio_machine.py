@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from extproc.discovery.fleet import Fleet
-from extproc.discovery.istio.machine import Connect, Effect, IstioClient, Send, Update
+from extproc.discovery.istio.effects import Connect, Effect, Send, Update
+from extproc.discovery.istio.machine import IstioClient
 from extproc.discovery.istio.messages import ASSIGNMENTS, CLUSTERS, Request, Resource, Response
 from extproc.discovery.istio.wire import ProtobufDecoder
 from extproc.values.mesh_names import MeshName

@@ -195,6 +195,19 @@ def test_while_more_waits_than_can_be_in_time_what_is_too_late_goes_behind() -> 
     assert place(queue, 0.0, 1.0, wait_s=4.0, now_s=1.0, before=waits) == late
 
 
+def test_who_waits_for_a_sequence_to_end_is_no_backlog_of_prefill() -> None:
+    """It is ahead at its own endpoint; elsewhere there is time, and prefill there delays nobody."""
+    queue = HoldQueue()
+    full = Cost(0.0, 0.8, 0.5, 0.0, 0.0, turn_s=0.2)
+    waits = decide(queue, 1, [full, cost(9.0, 2.0)])
+    assert isinstance(waits, Wait)
+    assert waits.rank == 0.5
+    assert (len(queue), queue.least_s) == (1, 0.0)
+    assert queue.ahead_s(2, 1.0, 2) == [0.5, 0.0]
+    decide(queue, 1, [cost(9.0, 0.5), cost(9.0, 2.0)], before=waits)
+    assert queue.least_s == pytest.approx(0.5)
+
+
 def test_below_that_no_request_yields() -> None:
     """The others are in time as well: order is by arrival and work alone."""
     queue = HoldQueue()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from extproc.discovery.fleet import Fleet
+from extproc.discovery.istio.effects import Connect, Effect, LookUp, Refused, Send, TooLarge, Update
 from extproc.discovery.istio.machine import (
     FIRST_LIMIT_BYTES,
     FIRST_RESPONSE_S,
@@ -16,14 +17,7 @@ from extproc.discovery.istio.machine import (
     MAX_SUBSCRIPTIONS,
     MAX_WAIT_S,
     STEADY_S,
-    Connect,
-    Effect,
     IstioClient,
-    LookUp,
-    Refused,
-    Send,
-    TooLarge,
-    Update,
 )
 from extproc.discovery.istio.messages import ASSIGNMENTS, CLUSTERS, Request, Resource, Response
 from extproc.discovery.istio.names import INTERVAL_S
@@ -323,7 +317,7 @@ def test_what_cannot_be_used_is_refused_and_stays_as_it_was(which: str) -> None:
     assert (refusal.type_url, refusal.nonce) == (good.type_url, good.nonce)
     assert refusal.error is not None
     assert wrong.name in refusal.error
-    assert [type(effect) for effect in client.effects][:2] == [Send, Refused]
+    assert [type(effect) for effect in client.effects][:3] == [Update, Send, Refused]
     assert client.keys() == [f"{A}:8000"]
     assert client.keys(qwen) == (None if which == "cluster" else [f"{B}:8000"])
     assert client.machine.rejects == 1

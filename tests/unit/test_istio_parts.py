@@ -5,13 +5,17 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from extproc.discovery.istio.machine import Effect, IstioClient, Refused, Send, Update
+from extproc.discovery.istio.effects import Effect, Refused, Send, Update, slices_of
+from extproc.discovery.istio.machine import IstioClient
 from extproc.discovery.istio.messages import Resource, Response, parts_of
 from extproc.discovery.istio.wire import ProtobufDecoder
 from tests.mesh import assignment, assignments, cluster, clusters, subset_of
 
 SERVICES = 40
 MEMBERS = 60
+
+SPOILT = 3
+"""Which cluster of many cannot be read."""
 
 HOSTS = [f"s{number}.models.internal" for number in range(SERVICES)]
 NAMES = [name for host in HOSTS for name in (f"outbound|8000||{host}", subset_of("large", host))]
@@ -71,6 +75,56 @@ def test_parts_say_what_the_whole_says() -> None:
     assert len([effect for effect in in_parts if isinstance(effect, Update)]) == len(parts)
 
 
+def test_clusters_are_in_force_when_the_last_part_has_come() -> None:
+    """Not before, and what a stream had begun to say when it ended is forgotten."""
+    hosts = [f"s{number}.models.internal" for number in range(2_000)]
+    names = [f"outbound|8000||{host}" for host in hosts]
+    machine = IstioClient(ProtobufDecoder(), random.Random(1))
+    machine.follow([f"{host}:8000" for host in hosts], 0.0)
+    machine.begin(0.0)
+    machine.opened(1)
+    first = clusters("c1", *names)
+    *before, last = parts_of(first)
+    assert len(before) > 5
+    assert taken(machine, *before) == []
+    assert not machine.is_connected
+    machine.lost(1, 3.0)
+    machine.advance(20.0)
+    machine.opened(2)
+    assert machine.received(2, last, 21.0) != [], "the parts before were another stream's"
+    asked = [
+        effect.request
+        for effect in machine.received(2, clusters("c2", *names[:5], removed=[last.resources[0].name]), 22.0)
+        if isinstance(effect, Send)
+    ]
+    assert asked[0].nonce == "c2"
+    assert asked[1].subscribe == tuple(sorted(names[:5]))
+    assert asked[1].unsubscribe == (last.resources[0].name,)
+
+
+def test_a_cluster_that_cannot_be_read_is_refused_and_none() -> None:
+    """In the middle of many parts: the rest is taken, and that one is as it was: not there."""
+    hosts = [f"s{number}.models.internal" for number in range(1_000)]
+    names = [f"outbound|8000||{host}" for host in hosts]
+    machine = IstioClient(ProtobufDecoder(), random.Random(1))
+    machine.follow([f"{host}:8000" for host in hosts], 0.0)
+    machine.begin(0.0)
+    machine.opened(1)
+    whole = clusters("c1", *names)
+    resources = list(whole.resources)
+    resources[SPOILT] = Resource(names[SPOILT], b"\xff")
+    effects = taken(machine, *parts_of(Response(whole.type_url, whole.nonce, tuple(resources))))
+    (refused,) = (effect for effect in effects if isinstance(effect, Refused))
+    assert names[SPOILT] in refused.detail
+    asked = [effect.request for effect in effects if isinstance(effect, Send)]
+    assert [request.nonce for request in asked] == ["c1", ""]
+    assert asked[0].error is not None
+    assert set(asked[1].subscribe) == set(names) - {names[SPOILT]}
+    answer = assignments("e1", *(assignment(name, "10.0.0.1") for name in asked[1].subscribe))
+    assert len(reported(taken(machine, *parts_of(answer)))) == 999
+    machine.follow([], 3.0)
+
+
 def test_a_response_is_refused_once_for_all_its_parts() -> None:
     """What a part in the middle could not say is named when the last has come; the rest is taken."""
     response = endpoints()
@@ -96,3 +150,15 @@ def test_clusters_come_whole() -> None:
     """What the first response of a stream does not list is gone, so that must be all of it."""
     response = clusters("c1", *map(cluster, NAMES))
     assert list(parts_of(response)) == [response]
+
+
+def test_the_fleet_is_given_a_large_change_in_steps() -> None:
+    """Each cluster in one of them, those that go last; together they are the change."""
+    listed = {f"c{number}": (None if number % 3 == 0 else ()) for number in range(500)}
+    steps = list(slices_of(Update(listed)))
+    assert len(steps) > 5
+    assert [name for step in steps for name in step.clusters] != list(listed)
+    assert {name: of for step in steps for name, of in step.clusters.items()} == listed
+    goes = [of is None for step in steps for of in step.clusters.values()]
+    assert goes == sorted(goes)
+    assert list(slices_of(Update({}))) == []

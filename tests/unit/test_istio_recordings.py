@@ -10,7 +10,8 @@ import pytest
 
 from extproc.discovery.fleet import Fleet
 from extproc.discovery.istio import wire
-from extproc.discovery.istio.machine import Effect, IstioClient, Refused, Update
+from extproc.discovery.istio.effects import Effect, Refused, Update
+from extproc.discovery.istio.machine import IstioClient
 from extproc.values.endpoints import Endpoint
 from testbed.delta_client import read_recording
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from dataclasses import replace
+from typing import TypeVar
+
 import pytest
 from envoy.config.core.v3 import address_pb2, base_pb2
 from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
@@ -18,10 +22,13 @@ from extproc.discovery.istio.messages import (
     MalformedError,
     Member,
     Request,
+    Response,
     Workload,
 )
 from extproc.server.istio_source import node_of
 from tests.mesh import SERVICE, assignment, assignments, cluster, clusters, encoded, lb_endpoint
+
+T = TypeVar("T")
 
 DECODER = wire.ProtobufDecoder()
 
@@ -150,6 +157,77 @@ def test_localities_end_where_they_are_known() -> None:
         group = assignment(SERVICE, "10.0.0.1", locality=parts)
         (member,) = DECODER.assignment(group.SerializeToString())
         assert member.locality == text
+
+
+def in_pauses(reading: Generator[None, None, T]) -> tuple[int, T]:
+    """How often it paused, and what it came to."""
+    pauses = 0
+    while True:
+        try:
+            next(reading)
+        except StopIteration as end:
+            return pauses, end.value
+        pauses += 1
+
+
+LARGE = assignment(
+    SERVICE,
+    *(
+        lb_endpoint(f"10.0.{n >> 8}.{n & 255}", weight=1 + n % 3, workload=f"w-{n};a;b;c;d")
+        for n in range(600)
+    ),
+    locality=("eu", "eu-1", "b"),
+)
+
+
+def responded(message: bytes) -> Response:
+    """Read with pauses."""
+    return in_pauses(wire.decoding(message))[1]
+
+
+def assigned(body: bytes) -> tuple[Member, ...]:
+    """Read with pauses."""
+    decoder = wire.ProtobufDecoder()
+    list(decoder.preparing([body]))
+    return decoder.assignment(body)
+
+
+def test_a_large_message_is_read_with_pauses_and_says_the_same() -> None:
+    """A response of many resources, and an assignment of many members; small ones are read at once."""
+    names = [f"outbound|80||{n}.internal" for n in range(1_000)]
+    response = replace(clusters("c1", *names, removed=["gone", "too"]), nonce="n" * 40)
+    pauses, read = in_pauses(wire.decoding(encoded(response)))
+    assert pauses > 5
+    assert read == response == wire.decode(encoded(response))
+    assert in_pauses(wire.decoding(encoded(clusters("c1", SERVICE)))) == (0, clusters("c1", SERVICE))
+    body, decoder = LARGE.SerializeToString(), wire.ProtobufDecoder()
+    assert len(list(decoder.preparing([b"small", body]))) > 10
+    prepared = decoder.assignment(body)
+    assert prepared == DECODER.assignment(body)
+    assert len(prepared) == 600
+    assert not decoder._prepared
+
+
+@given(st.data())
+def test_a_large_message_that_is_spoilt_is_refused_or_says_the_same(data: st.DataObject) -> None:
+    """Read with pauses it is no more lenient about anything that counts here, and raises nothing else."""
+    whole, slowly, at_once = data.draw(
+        st.sampled_from(
+            [
+                (encoded(assignments("e1", LARGE)), responded, wire.decode),
+                (LARGE.SerializeToString(), assigned, DECODER.assignment),
+            ]
+        )
+    )
+    at = data.draw(st.integers(0, len(whole) - 1))
+    spoilt = whole[:at] + data.draw(st.binary(max_size=2)) + whole[at + 1 :]
+    try:
+        expected = at_once(spoilt)
+    except MalformedError:
+        with pytest.raises(MalformedError):
+            slowly(spoilt)
+    else:
+        assert slowly(spoilt) == expected
 
 
 @given(st.binary(max_size=200))

@@ -182,6 +182,36 @@ def test_hostile_names_and_labels_are_bounded() -> None:
     assert pod(metadata__namespace="<script>\x00").namespace == ""
 
 
+HOSTILE: tuple[object, ...] = (
+    *("\x1b[31mred\x1b[0m", "\x9b2J", "a\nb", "a\r", "a\x00b", "\x7f"),
+    *("p\u00f6d", "\u202egnp.exe", "p\u200bod", "\ud800", "\U0010ffff", "x" * 513, "x" * 1_000_000),
+    *(7, True, None, [], {"name": "x"}, ["x"]),
+)
+"""What no name may be: escapes of terminals, controls, what is not ASCII, too long, or no text."""
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=lambda name: ascii(name)[:20])
+def test_a_hostile_name_is_none(name: Any) -> None:
+    """A pod without a name is none; a slice is read without what is hostile, and labels are passed over."""
+    assert read_pod(pod_object(metadata__name=name)) is None
+    assert read_pod(pod_object(metadata__uid=name)) is None
+    assert pod(metadata__labels={"a": name, "b": "c"}).labels == {"b": "c"}
+    of_pod = backend("10.0.0.7", "u")
+    of_pod["targetRef"] |= {"name": name, "namespace": name}
+    of_pod["zone"] = name
+    (listed,) = of_slices.endpoints_of([slice_of(of_pod)], "http", is_ipv6=False)
+    said = "".join((listed.key, listed.locality, *listed.metadata.values(), *listed.labels.values()))
+    assert said.isascii()
+    assert said.isprintable()
+    assert len(said) < 600
+
+
+@pytest.mark.parametrize("length", [1, 253, 512])
+def test_a_name_of_any_length_that_is_allowed_is_read(length: int) -> None:
+    """253 is Kubernetes' own bound."""
+    assert pod(metadata__name="x" * length).name == "x" * length
+
+
 def slice_object(*endpoints: dict[str, Any], family: str = "IPv4", **changes: Any) -> dict[str, Any]:
     """A slice of a Service with the ports http and metrics."""
     return {

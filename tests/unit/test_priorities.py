@@ -46,11 +46,13 @@ class Busy:
         )
         self.ask("first")
 
-    def ask(self, request_id: str, priority: int | None = None) -> Decision | Promise:
+    def ask(
+        self, request_id: str, priority: int | None = None, fairness_id: str | None = None
+    ) -> Decision | Promise:
         """What comes of a request."""
         headers = request_line(request_id)
-        if priority is not None:
-            headers = replace(headers, standing=Standing("x", priority, None))
+        if priority is not None or fairness_id is not None:
+            headers = replace(headers, standing=Standing("x", priority or 0, fairness_id))
         deciding = self.rig.gateway.decide(headers, chat(f"{request_id} {LONG}", stream=True))
         return Promise(deciding.pending) if isinstance(deciding, Later) else decided(deciding)
 
@@ -70,6 +72,26 @@ def test_the_higher_one_goes_first_though_it_came_last() -> None:
         gone = [name for name, promise in waits.items() if promise.done()]  # type: ignore[union-attr]
         order += [name for name in gone if name not in order]
     assert order == ["c", "d", "a", "b"]
+
+
+@pytest.mark.parametrize(("is_fair", "expected"), [(True, "adbc"), (False, "abcd")])
+def test_ids_take_turns(expected: str, *, is_fair: bool) -> None:
+    """Three of one id came before one of another, which is the second to go; records say who gave way."""
+    busy = Busy(HoldSettings(is_fair=is_fair))
+    asked = (("a", "flood"), ("b", "flood"), ("c", "flood"), ("d", "light"))
+    waits = {name: busy.ask(name, fairness_id=fairness_id) for name, fairness_id in asked}
+    order: list[str] = []
+    for last in ("first", *expected[:3]):
+        busy.prefilled(last)
+        gone = [name for name, promise in waits.items() if promise.done()]  # type: ignore[union-attr]
+        order += [name for name in gone if name not in order]
+    assert "".join(order) == expected
+    lags = {}
+    for name in waits:
+        record = busy.rig.record(name)
+        assert record.hold is not None
+        lags[name] = record.hold.lag_s
+    assert [lags[name] > 0.0 for name in "abcd"] == [False, is_fair, is_fair, False]
 
 
 @pytest.mark.parametrize("hold", [None, HoldSettings()])

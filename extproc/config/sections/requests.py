@@ -71,3 +71,5 @@ class Holding(Section):
     """Most that wait per set of endpoints and worker; one more is refused with 429 and Retry-After."""
     max_s: float = Field(default=30.0, gt=0, le=_MAX_HOLD_S)
     """Longest wait, in seconds; a request that cannot be served in that time is refused at once with 429."""
+    fairness: bool = True
+    """Requests that wait take turns by their fairness ids; without ids nothing changes."""

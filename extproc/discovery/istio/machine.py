@@ -13,16 +13,18 @@ Rules:
     7. A stream that ends, or whose first response does not come, is opened again after a wait that doubles
        with each failure, with jitter, up to `MAX_WAIT_S`. A response that is larger than the limit on
        messages raises the limit, up to `MAX_LIMIT_BYTES`.
-    8. A name that the configuration has newly opens the stream anew, which has istiod say everything again:
+    8. A response is answered behind what it has the fleet do: when it is accepted, it is in force.
+    9. A name that the configuration has newly opens the stream anew, which has istiod say everything again:
        nothing is remembered of services that no rule names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from extproc.discovery.istio.effects import Connect, Effect, LookUp, Refused, Send, TooLarge, Update
 from extproc.discovery.istio.listing import listed_of
 from extproc.discovery.istio.messages import (
     ASSIGNMENTS,
@@ -32,6 +34,7 @@ from extproc.discovery.istio.messages import (
     MalformedError,
     Members,
     Request,
+    Resource,
     Response,
 )
 from extproc.discovery.istio.names import HostNames
@@ -63,55 +66,25 @@ MAX_SUBSCRIPTIONS: Final = 16_384
 _GROWTH: Final = 4
 
 _MAX_PROBLEMS: Final = 8
-"""Of a response, or of a part of it, that are named."""
+"""Of a response that are named."""
 
 
-@dataclass(frozen=True, slots=True)
-class Connect:
-    """Drop the stream that is open, if any, and open another; say `opened`, or `lost`, with its number."""
-
-    number: int
-    limit_bytes: int
+_Services = Mapping[MeshName, Mapping[str, ClusterFacts]]
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send this on the stream."""
+@dataclass(slots=True)
+class _Draft:
+    """What a CDS response comes to.
 
-    request: Request
+    Attributes:
+        room: For so many clusters more.
+        services: Those that it names, with all their clusters.
+        touched: Those of them that differ.
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    """The fleet is to have this now, as `Fleet.update` takes it."""
-
-    clusters: Mapping[str, Sequence[Listed] | None]
-
-
-@dataclass(frozen=True, slots=True)
-class LookUp:
-    """Look this host name up, and say `answered` once."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """Something in a response was refused, for this reason; to be logged and counted."""
-
-    type_url: str
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class TooLarge:
-    """A response does not fit this limit; `is_final` if there is no larger one."""
-
-    limit_bytes: int
-    is_final: bool
-
-
-Effect = Connect | Send | Update | LookUp | Refused | TooLarge
+    room: int
+    services: dict[MeshName, dict[str, ClusterFacts]] = field(default_factory=dict)
+    touched: set[MeshName] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -125,6 +98,7 @@ class _Stream:
         subscribed: EDS names that were asked for.
         answered: Those of them that came, good or not.
         problems: With what the parts of a response said that came so far.
+        draft: What the parts of a CDS response said that came so far; None between responses.
         synced_s: When it was in sync first.
     """
 
@@ -134,6 +108,7 @@ class _Stream:
     subscribed: set[str]
     answered: set[str]
     problems: list[str] = field(default_factory=list)
+    draft: _Draft | None = None
     synced_s: float | None = None
 
 
@@ -157,6 +132,7 @@ class IstioClient:
         self._members: dict[str, Members] = {}
         self._reported: dict[str, tuple[Listed, ...]] = {}
         self._names = HostNames()
+        self._named: dict[MeshName, set[str]] = {}
         self._stream: _Stream | None = None
         self._streams = 0
         self._limit_bytes = FIRST_LIMIT_BYTES
@@ -209,8 +185,11 @@ class IstioClient:
         wanted = frozenset(found for name in names if (found := MeshName.of(name)) is not None)
         new, gone = wanted - self._wanted, self._wanted - wanted
         self._wanted = wanted
+        drafts = None if self._stream is None else self._stream.draft
         for service in gone:
             self._listed.pop(service, None)
+            if drafts is not None:
+                drafts.services.pop(service, None)
         effects = self._subscribe() if gone else []
         effects += self._report(gone, now_s)
         if new and self._stream is not None:
@@ -304,37 +283,63 @@ class IstioClient:
     # Responses.
 
     def _clusters(self, stream: _Stream, response: Response, now_s: float) -> list[Effect]:
-        listed: dict[MeshName, dict[str, ClusterFacts]] = {}
-        if stream.has_clusters:
-            listed = {service: dict(clusters) for service, clusters in self._listed.items()}
+        """Parts go into a draft; the last one puts it into force."""
+        before = self._listed if stream.has_clusters else {}
+        draft = stream.draft
+        if draft is None:
+            draft = stream.draft = _Draft(MAX_SUBSCRIPTIONS - sum(map(len, before.values())))
         for gone in response.removed:
             name = MeshName.parse(gone)
-            if name is not None and name.service in listed:
-                listed[name.service].pop(gone, None)
-        problems: list[str] = []
-        room = MAX_SUBSCRIPTIONS - sum(map(len, listed.values()))
+            if name is not None and name.service in before:
+                of_service = draft.services.setdefault(name.service, dict(before[name.service]))
+                draft.room += of_service.pop(gone, None) is not None
+                draft.touched.add(name.service)
         for resource in response.resources:
             name = MeshName.parse(resource.name)
-            if name is None or name.service not in self._wanted:
-                continue
-            of_service = listed.setdefault(name.service, {})
-            facts = self._listed.get(name.service, {}).get(resource.name)
-            try:
-                facts = self._decoder.cluster(resource.body)
-            except MalformedError as error:
-                problems.append(f"{resource.name}: {error}")
-            is_new = resource.name not in of_service
-            if facts is not None and (room > 0 or not is_new):
-                of_service[resource.name] = facts
-                room -= is_new
-            elif facts is not None:
-                problems.append(
-                    f"{resource.name}: rules name more than {MAX_SUBSCRIPTIONS} clusters and subsets"
-                )
-        listed = {service: clusters for service, clusters in listed.items() if str(service) in clusters}
-        touched = [one for one in self._wanted if listed.get(one) != self._listed.get(one)]
+            if name is not None and name.service in self._wanted:
+                self._draft(stream, draft, before, name.service, resource)
+        del stream.problems[_MAX_PROBLEMS:]
+        return self._in_force(stream, response, draft, now_s) if response.is_last else []
+
+    def _draft(
+        self, stream: _Stream, draft: _Draft, before: _Services, service: MeshName, resource: Resource
+    ) -> None:
+        """One cluster of a service; what cannot be used stays as it was."""
+        known = facts = self._listed.get(service, {}).get(resource.name)
+        try:
+            facts = self._decoder.cluster(resource.body)
+        except MalformedError as error:
+            stream.problems.append(f"{resource.name}: {error}")
+        if facts is None:
+            return
+        of_service = draft.services.get(service)
+        if of_service is None:
+            of_service = draft.services[service] = dict(before.get(service, ()))
+        is_new = resource.name not in of_service
+        if draft.room > 0 or not is_new:
+            of_service[resource.name] = facts
+            draft.room -= is_new
+            if facts != known:
+                draft.touched.add(service)
+        else:
+            problem = f"rules name more than {MAX_SUBSCRIPTIONS} clusters and subsets"
+            stream.problems.append(f"{resource.name}: {problem}")
+
+    def _in_force(self, stream: _Stream, response: Response, draft: _Draft, now_s: float) -> list[Effect]:
+        """A CDS response is whole: what it says is there."""
+        before, services, touched = self._listed, draft.services, draft.touched
+        if stream.has_clusters:
+            listed = {**before, **services}
+        else:  # what the first response does not name is gone
+            listed = services
+            touched |= {one for one, clusters in before.items() if clusters != services.get(one)}
+        for service in touched:
+            if str(service) not in listed.get(service, ()) or service not in self._wanted:
+                listed.pop(service, None)
+        problems, stream.problems, stream.draft = stream.problems, [], None
         self._listed, stream.has_clusters = listed, True
-        return self._judge(response, problems) + self._subscribe() + self._report(touched, now_s)
+        subscription = self._subscribe()
+        return self._report(touched, now_s) + self._judge(response, problems) + subscription
 
     def _assignments(self, stream: _Stream, response: Response, now_s: float) -> list[Effect]:
         found: dict[str, Members] = {name: () for name in response.removed if name in stream.subscribed}
@@ -349,14 +354,19 @@ class IstioClient:
                 problems.append(f"{resource.name}: {error}")
                 spoilt.add(resource.name)
         stream.problems += problems[:_MAX_PROBLEMS]
-        self._members.update(found)
         stream.answered |= found.keys() | spoilt
-        names = (MeshName.parse(one) for one in found.keys() | spoilt)
-        services = {name.service for name in names if name is not None}
+        same = {name for name, members in found.items() if self._members.get(name) == members}
+        self._members.update(found)
+        services = {
+            name.service
+            for one in found.keys() | spoilt
+            if (name := MeshName.parse(one)) is not None
+            and (one not in same or str(name.service) not in self._reported)
+        }
         if not response.is_last:
             return self._report(services, now_s)
         problems, stream.problems = stream.problems, []
-        return self._judge(response, problems) + self._report(services, now_s)
+        return self._report(services, now_s) + self._judge(response, problems)
 
     def _judge(self, response: Response, problems: Sequence[str]) -> list[Effect]:
         """Accept a response, or refuse it for these problems."""
@@ -391,8 +401,8 @@ class IstioClient:
 
     # What follows for the fleet.
 
-    def _report(self, services: Iterable[MeshName], now_s: float) -> list[Effect]:
-        self._use_names(now_s)
+    def _report(self, services: Collection[MeshName], now_s: float) -> list[Effect]:
+        self._use_names(services, now_s)
         clusters: dict[str, Sequence[Listed] | None] = {}
         for service in services:
             name = str(service)
@@ -436,11 +446,18 @@ class IstioClient:
         members = self._members_of(name, self._listed[service][name]) or ()
         return {member.host for member in members if ip_or_none(member.host) is None}
 
-    def _use_names(self, now_s: float) -> None:
-        self._names.use({host for service in self._listed for host in self._hosts(service)}, now_s)
+    def _use_names(self, services: Iterable[MeshName], now_s: float) -> None:
+        """Look up the names among the members of these, and of those that were looked at before."""
+        for service in services:
+            hosts = self._hosts(service) if service in self._listed else None
+            if hosts:
+                self._named[service] = hosts
+            else:
+                self._named.pop(service, None)
+        self._names.use(set().union(*self._named.values()), now_s)
 
     def _named_by(self, host: str) -> list[MeshName]:
-        return [service for service in self._listed if host in self._hosts(service)]
+        return [service for service, hosts in self._named.items() if host in hosts]
 
     def _settle(self, now_s: float, *, was_in_sync: bool) -> list[Effect]:
         """Note whether all is in sync now; ask for the addresses of names that are new."""

@@ -47,21 +47,28 @@ class Response:
 _PART_BYTES: Final = 12 * 1024
 """Some hundred endpoints, which are taken in two or three milliseconds."""
 
+_AT_ONCE: Final = 256
+"""Resources whose names are looked at without a pause."""
+
 
 def parts_of(response: Response) -> Iterator[Response]:
     """A response in parts that can be taken one at a time, in order, with something else between them.
 
-    What EDS says of a service and its subsets is in one part, and needs nothing of other services. CDS is
-    left whole: what the first response of a stream does not list is gone.
+    What EDS says of a service and its subsets is in one part, and needs nothing of other services.
     """
-    if response.type_url != ASSIGNMENTS:
-        yield response
-        return
-    of_service: dict[str, list[Resource]] = {}
-    for resource in response.resources:
-        of_service.setdefault(_service(resource.name), []).append(resource)
+    return (part for part in parting(response) if part is not None)
+
+
+def parting(response: Response) -> Iterator[Response | None]:
+    """The same, with None wherever it has worked for a while."""
+    groups: dict[str, list[Resource]] = {}
+    for number, resource in enumerate(response.resources):
+        name = _service(resource.name) if response.type_url == ASSIGNMENTS else resource.name
+        groups.setdefault(name, []).append(resource)
+        if number % _AT_ONCE == _AT_ONCE - 1:
+            yield None
     removed, part, size = response.removed, list[Resource](), 0
-    for resources in of_service.values():
+    for resources in groups.values():
         num_bytes = sum(len(resource.body) for resource in resources)
         if part and size + num_bytes > _PART_BYTES:
             yield replace(response, resources=tuple(part), removed=removed, is_last=False)

@@ -8,7 +8,8 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Final
 
 from envoy.config.cluster.v3 import cluster_pb2
@@ -98,8 +99,100 @@ def decode(message: bytes) -> Response:
     )
 
 
+_WHOLE_BYTES: Final = 32 * 1024
+"""A response of this size is read at once: a fraction of a millisecond."""
+
+_AT_ONCE: Final = 128
+"""Resources of a larger one that are read without a pause."""
+
+_FEW: Final = 32
+"""Endpoints that are."""
+
+_RESOURCES_TAG: Final = discovery_pb2.DeltaDiscoveryResponse.RESOURCES_FIELD_NUMBER << 3 | 2
+_GROUPS_TAG: Final = endpoint_pb2.ClusterLoadAssignment.ENDPOINTS_FIELD_NUMBER << 3 | 2
+_MEMBERS_TAG: Final = endpoint_components_pb2.LocalityLbEndpoints.LB_ENDPOINTS_FIELD_NUMBER << 3 | 2
+_FIXED: Final = {1: 8, 5: 4}
+"""Bytes of a field of a kind that has always as many."""
+
+
+def decoding(message: bytes) -> Generator[None, None, Response]:
+    """`decode` with pauses: it yields wherever it has worked for a while, and returns the response.
+
+    Its resources are read one by one; what is left of the message, without them, is a small response.
+
+    Raises:
+        MalformedError: It is none; nothing of it was given to anybody then.
+    """
+    if len(message) <= _WHOLE_BYTES:
+        return decode(message)
+    resources: list[Resource] = []
+    rest = bytearray()
+    for tag, whole, content, stop in _fields(message):
+        if tag != _RESOURCES_TAG:
+            rest += message[whole:stop]
+            continue
+        try:
+            one = discovery_pb2.Resource.FromString(message[content:stop])
+        except DecodeError as error:
+            raise MalformedError(f"no DeltaDiscoveryResponse: {error}") from None
+        resources.append(Resource(one.name, one.resource.value))
+        if len(resources) % _AT_ONCE == 0:
+            yield
+    return replace(decode(bytes(rest)), resources=tuple(resources))
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """The fields of a message: tag, where it begins, where its content does, and where it ends.
+
+    Source: https://protobuf.dev/programming-guides/encoding/. Groups, which no message here has, are none.
+    """
+    at = 0
+    while at < len(message):
+        tag, content = _varint(message, at)
+        kind = tag & 7
+        if kind == 0:
+            _, stop = _varint(message, content)
+        elif kind == 2:
+            size, content = _varint(message, content)
+            stop = content + size
+        elif kind in _FIXED:
+            stop = content + _FIXED[kind]
+        else:
+            raise MalformedError(f"a field of kind {kind}")
+        if stop > len(message):
+            raise MalformedError("a field has no end")
+        yield tag, at, content, stop
+        at = stop
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    """A number, and where it ends."""
+    value = shift = 0
+    while shift < 64 and at < len(message):
+        byte = message[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+        shift += 7
+    raise MalformedError("a number has no end")
+
+
 class ProtobufDecoder:
     """See `Decoder`."""
+
+    def __init__(self) -> None:
+        self._prepared: dict[bytes, Members | MalformedError] = {}
+
+    def preparing(self, bodies: Iterable[bytes]) -> Iterator[None]:
+        """Read assignments that are large before they are asked for, with pauses: it yields."""
+        self._prepared.clear()
+        for body in bodies:
+            if len(body) > _WHOLE_BYTES:
+                try:
+                    self._prepared[body] = yield from _assigned(body)
+                except MalformedError as error:
+                    self._prepared[body] = error
 
     def cluster(self, body: bytes) -> ClusterFacts:
         """See `Decoder`."""
@@ -113,6 +206,11 @@ class ProtobufDecoder:
 
     def assignment(self, body: bytes) -> Members:
         """See `Decoder`."""
+        prepared = self._prepared.pop(body, None) if self._prepared else None
+        if isinstance(prepared, MalformedError):
+            raise prepared
+        if prepared is not None:
+            return prepared
         try:
             assignment = endpoint_pb2.ClusterLoadAssignment.FromString(body)
         except DecodeError as error:
@@ -120,12 +218,55 @@ class ProtobufDecoder:
         return tuple(_members(assignment))
 
 
+def _assigned(body: bytes) -> Generator[None, None, Members]:
+    """The members of an assignment, read one by one.
+
+    Raises:
+        MalformedError: It cannot be used.
+    """
+    found: list[Member] = []
+    rest = bytearray()
+    try:
+        for tag, whole, content, stop in _fields(body):
+            if tag == _GROUPS_TAG:
+                yield from _grouped(body[content:stop], found)
+            else:
+                rest += body[whole:stop]
+        endpoint_pb2.ClusterLoadAssignment.FromString(bytes(rest))
+    except DecodeError as error:
+        raise MalformedError(f"no ClusterLoadAssignment: {error}") from None
+    return tuple(found)
+
+
+def _grouped(group: bytes, found: list[Member]) -> Iterator[None]:
+    rest = bytearray()
+    places: list[slice] = []
+    for tag, whole, content, stop in _fields(group):
+        if tag == _MEMBERS_TAG:
+            places.append(slice(content, stop))
+        else:
+            rest += group[whole:stop]
+        if len(places) % _AT_ONCE == 0:
+            yield
+    locality = _locality(endpoint_components_pb2.LocalityLbEndpoints.FromString(bytes(rest)))
+    for number, place in enumerate(places):
+        member = _member(endpoint_components_pb2.LbEndpoint.FromString(group[place]), locality)
+        if member is not None:
+            found.append(member)
+        if number % _FEW == 0:
+            yield
+
+
+def _locality(group: endpoint_components_pb2.LocalityLbEndpoints) -> str:
+    at = group.locality
+    return f"{at.region}/{at.zone}/{at.sub_zone}".rstrip("/")[: 3 * _MAX_TEXT]
+
+
 def _members(assignment: endpoint_pb2.ClusterLoadAssignment) -> Iterator[Member]:
     for group in assignment.endpoints:
-        at = group.locality
-        locality = f"{at.region}/{at.zone}/{at.sub_zone}".rstrip("/")
+        locality = _locality(group)
         for endpoint in group.lb_endpoints:
-            member = _member(endpoint, locality[: 3 * _MAX_TEXT])
+            member = _member(endpoint, locality)
             if member is not None:
                 yield member
 
