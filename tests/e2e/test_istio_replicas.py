@@ -186,6 +186,22 @@ async def test_one_that_is_killed_costs_what_was_on_its_way_there() -> None:
         assert await dropped() <= CLIENTS
 
 
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+async def test_one_that_is_gone_under_load_costs_no_request(how: signal.Signals) -> None:
+    """Killed, or silent: no answer passes through it, and the gateway asks the other or goes on by itself."""
+    async with simulators(3, time_scale=0.1) as engines, running_replicas(engines, 1, 10.0) as replicas:
+        first, second = replicas.stacks
+        async with Load(first, "sim", clients=CLIENTS, stream=True) as load:
+            await load.more(60)
+            second.gateway.signal(how)
+            await load.more(200)
+            second.gateway.signal(signal.SIGCONT) if how is signal.SIGSTOP else None
+            await load.more(60)
+        assert load.failures == []
+        # What it had decided is charged until the leases are over, its share of the load as well.
+        await all_settled([first], 30)
+
+
 async def test_redis_that_hangs_for_a_moment_costs_no_ending() -> None:
     """Requests go on; entries wait until it is back, and none counts twice."""
     async with simulators(3, time_scale=0.1) as engines, running_replicas(engines, 1) as replicas:

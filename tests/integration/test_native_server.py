@@ -233,6 +233,38 @@ async def test_a_drain_ends_calls_that_do_not(tmp_path: Path) -> None:
         assert await call.code() is grpc.StatusCode.UNAVAILABLE
 
 
+async def test_transports_of_other_event_loops() -> None:
+    """They are of no class of asyncio's: what they do counts."""
+
+    class Transport:
+        """As uvloop's: no subclass of `asyncio.Transport`."""
+
+        def __init__(self) -> None:
+            self.written: list[bytes] = []
+
+        def get_extra_info(self, _: str) -> None:
+            """Nothing is known."""
+
+        def set_write_buffer_limits(self, high: int) -> None:
+            """As asked."""
+
+        def write(self, written: bytes) -> None:
+            """Keep it."""
+            self.written.append(written)
+
+        def close(self) -> None:
+            """Nothing is open."""
+
+    transport = Transport()
+    connected = native._Peer(NativeServer([], MAX_MESSAGE_BYTES), is_local=True)
+    connected.connection_made(transport)  # type: ignore[arg-type]
+    room = connected.get_buffer(-1)
+    room[: len(GREETING)] = GREETING
+    connected.buffer_updated(len(GREETING))
+    assert frames.SETTINGS in [kind for kind, _, _, _ in parsed(b"".join(transport.written))]
+    connected.connection_lost(None)
+
+
 # Peers that misbehave.
 
 

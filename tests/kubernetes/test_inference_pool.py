@@ -76,6 +76,20 @@ async def test_the_answer_comes_from_the_choice_that_is_explained(site: Site, *,
     await site.stack.settled()
 
 
+async def test_the_gateway_closes_idle_connections_before_engines_do(site: Site) -> None:
+    """By the chart's DestinationRule for the Service that istiod makes of the pool, whose name is a guess."""
+    dumps = (await site.proxy.config_dump())["configs"]
+    clusters = [each["cluster"] for dump in dumps for each in dump.get("dynamic_active_clusters", ())]
+    ours = f".{site.namespace}.svc.cluster.local"  # the gateway hears of all namespaces
+    (pool,) = [
+        each
+        for each in clusters
+        if each["name"].startswith("outbound|54321|") and each["name"].endswith(ours)
+    ]
+    (options,) = pool["typed_extension_protocol_options"].values()
+    assert options["common_http_protocol_options"]["idle_timeout"] == "4s"
+
+
 def pods_of(site: Site) -> Pods:
     """One for each engine."""
     places = [(engine.settings.host, engine.port) for engine in site.engines]
