@@ -47,7 +47,7 @@ def _followers_per_s(snapshot: Snapshot, learned: Learned) -> float:
         min(1.0, requests / limit) if limit else 0.0
         for requests, limit in zip(snapshot.requests, snapshot.max_num_seqs, strict=True)
     ]
-    return learned.rate_per_s / (1.0 - min(_MOST_TAKEN, sum(taken) / len(taken)))
+    return learned.rate_per_s / (1.0 - min(_MOST_TAKEN, sum(taken, 0.0) / len(taken)))
 
 
 def _stalled(snapshot: Snapshot) -> float:
