@@ -44,6 +44,25 @@ test-picker: install envoy
 	$(BIN)/pytest -q tests/integration/test_picker.py tests/e2e/test_endpoint_picker.py tests/e2e/test_picker_cases.py \
 		tests/e2e/test_request_trailers.py
 
+# The wheel whose request path is machine code, into dist/: needs a C compiler and Python's headers, and minutes. Then the tests,
+# on a copy of the sources with that wheel's modules.
+.PHONY: compiled test-compiled
+COMPILED := .tools/compiled
+compiled: install
+	@$(PYTHON) -c 'import shutil, sys; sys.exit(not (shutil.which("gcc") or shutil.which("cc")) and "There is no C compiler here.")'
+	@rm -rf build dist/tokenway-*-linux_*.whl
+	@echo "Compiling the request path ..."
+	@TOKENWAY_COMPILE=1 $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-index --no-build-isolation --wheel-dir dist .
+	@rm -rf $(COMPILED) && mkdir -p $(COMPILED)
+	@git ls-files -z | xargs -0 cp --parents --no-dereference --target-directory $(COMPILED)
+	@$(BIN)/python -m zipfile -e dist/tokenway-*-linux_*.whl $(COMPILED)
+	@ln -s $(CURDIR)/.tools $(COMPILED)/.tools
+	@cd $(COMPILED) && PYTHONPATH=. $(CURDIR)/$(BIN)/python -m tokenway --version | grep compiled
+
+COMPILED_TESTS := tests/unit tests/contract tests/stateful $(addprefix tests/e2e/test_,answers.py framing.py streams.py reload.py large_bodies.py)
+test-compiled: compiled envoy
+	cd $(COMPILED) && PYTHONPATH=$(CURDIR)/$(COMPILED) $(CURDIR)/$(BIN)/python -m pytest -q -m "$(EVERYWHERE)" $(or $(TESTS),$(COMPILED_TESTS))
+
 # Two real vLLM replicas on the CPU; makes an environment of 1.9 GB in .tools/vllm first.
 test-vllm: vllm envoy
 	$(BIN)/pytest -q -m real_vllm tests/real_vllm

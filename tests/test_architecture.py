@@ -206,19 +206,20 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "extproc.values": "extproc.errors metadata_center",
         "extproc.errors": "",
         "extproc.listeners": "",
+        "extproc.build_kind": "",
         "extproc.choosing": "extproc.values extproc.predicting metadata_center",
         "extproc.predicting": "extproc.values metadata_center",
         "extproc.request": "extproc.values extproc.errors",
         "extproc.rendering": "extproc.values extproc.errors extproc.request metadata_center",
-        "extproc.transport": "metadata_center",
-        "extproc.protocol": "extproc.values extproc.errors extproc.request.answer_head "
+        "extproc.transport": "extproc.build_kind metadata_center",
+        "extproc.protocol": "extproc.build_kind extproc.values extproc.errors extproc.request.answer_head "
         "extproc.request.first_token extproc.transport metadata_center",
         "extproc.picker": "extproc.values extproc.errors extproc.protocol extproc.request.answer_head "
         "extproc.request.first_token extproc.request.sanitize extproc.accesslog.usage extproc.transport "
         "metadata_center",
         "extproc.health": "extproc.values metadata_center",
-        "extproc.observing": "extproc.values extproc.errors extproc.choosing extproc.predicting "
-        "metadata_center",
+        "extproc.observing": "extproc.build_kind extproc.values extproc.errors extproc.choosing "
+        "extproc.predicting metadata_center",
         "extproc.admin": "extproc.observing metadata_center",
         "extproc.accesslog": "extproc.values extproc.observing.recorder extproc.transport metadata_center",
         "extproc.config": "extproc.values extproc.errors extproc.health extproc.request "

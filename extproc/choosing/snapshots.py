@@ -205,7 +205,7 @@ def _plain_steps_s(
     for weight, requests, prefilling, context in zip(
         weights, load.requests, load.prefilling, load.context_tokens, strict=True
     ):
-        read: float = context + prompt_tokens
+        read = 0.0 + context + prompt_tokens
         if requests > prefilling:
             read += (requests - prefilling) * half_tokens
         step_s = per_request * (requests + 1) + per_context * (read / TOKENS) + base

@@ -109,7 +109,7 @@ class RecursiveLeastSquares:
         if self._rows:
             row, target = self._rows[self._num_learned % self._n]
             _absorb(u, d, w, row, target, 1.0)
-        if not isfinite(sum(u) + sum(d) + sum(w)):
+        if not isfinite(sum(u, 0.0) + sum(d, 0.0) + sum(w, 0.0)):
             raise ValueError("an observation is not finite, or too large to learn from")
         self._u, self._d, self._w = u, d, w
         self._num_learned += 1
@@ -121,7 +121,7 @@ class RecursiveLeastSquares:
         p = [[0.0] * n for _ in range(n)]
         for i in range(n):
             for j in range(i, n):
-                p[i][j] = p[j][i] = sum(columns[m][i] * d[m] * columns[m][j] for m in range(j, n))
+                p[i][j] = p[j][i] = sum((columns[m][i] * d[m] * columns[m][j] for m in range(j, n)), 0.0)
         return p
 
     def nonnegative_weights(self) -> tuple[float, ...]:
@@ -164,7 +164,7 @@ def _absorb(
     Raises:
         ValueError: x'Px is not finite.
     """
-    residual = y - sum(map(mul, w, x))
+    residual = y - sum(map(mul, w, x), 0.0)
     gain: list[float] = []
     alpha = forgetting
     start = 0
@@ -205,7 +205,7 @@ def _prior_rows(
         row = [0.0] * n
         row[k] = 1.0
         for j in range(k + 1, n):
-            row[j] = -sum(row[m] * columns[j][m] for m in range(k, j))
+            row[j] = -sum((row[m] * columns[j][m] for m in range(k, j)), 0.0)
         scale = sqrt(n * (1.0 - forgetting) / d[k])
         row = [v * scale for v in row]
         rows.append((row, sum(map(mul, row, mean), 0.0)))

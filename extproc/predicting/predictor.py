@@ -278,7 +278,7 @@ class Predictor:
 
 def _whole_s(prices_s: Sequence[float]) -> float:
     """How prices are as a whole: one unit of everything, > 0."""
-    return max(_LEAST_S, sum(prices_s))
+    return max(_LEAST_S, sum(prices_s, 0.0))
 
 
 def _require_finite(predicted_s: float | None) -> None:

@@ -111,7 +111,7 @@ class PricedTerms:
         if not (0.0 < duration_s < float("inf")):
             raise ValueError("a duration must be finite and > 0")
         parts_s = [price * term for price, term in zip(self._prior_s, terms, strict=True)]
-        prior_s = sum(parts_s)
+        prior_s = sum(parts_s, 0.0)
         if not (min(parts_s) >= 0.0 and 0.0 < prior_s < float("inf")):
             raise ValueError("terms must be finite, >= 0 and not all 0")
         duration_s = max(prior_s / _MOST_OFF, min(prior_s * _MOST_OFF, duration_s))

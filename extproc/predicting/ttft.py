@@ -159,7 +159,7 @@ def beside_s(prices_s: Sequence[float], backlog: Backlog) -> float:
 
 def total_s(*parts_s: float) -> float:
     """The parts of one TTFT together, between the floor and the ceiling of a prediction."""
-    return max(FLOOR_S, min(CEILING_S, sum(parts_s)))
+    return max(FLOOR_S, min(CEILING_S, sum(parts_s, 0.0)))
 
 
 def step_s(prices_s: Sequence[float], backlog: Backlog) -> float:

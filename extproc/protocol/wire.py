@@ -16,6 +16,7 @@ from typing import Any
 from envoy.config.core.v3 import base_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
+from extproc.build_kind import as_bytes
 from extproc.errors import ACCEPTED_ENCODINGS, Reason, RouterError
 from extproc.protocol.machine import MessageKind
 from extproc.transport.seam import Pieces
@@ -54,7 +55,7 @@ class LargeBody:
 
     __slots__ = ("body",)
 
-    def __init__(self, body: bytes | memoryview) -> None:
+    def __init__(self, body: bytes) -> None:
         self.body = body
 
     @property
@@ -78,7 +79,7 @@ def parse(raw: bytes) -> Any:
     if begins + of_body > at + length:
         return pb.ProcessingRequest.FromString(raw)
     body = memoryview(raw)[begins : begins + of_body]
-    return LargeBody(body if len(raw) > LARGE_BYTES else bytes(body))
+    return LargeBody(as_bytes(body) if len(raw) > LARGE_BYTES else bytes(body))
 
 
 def _varint(raw: bytes, at: int) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 
 from extproc.accesslog.service import AccessLog, Dispatcher
 from extproc.admin.table import PAGES
+from extproc.build_kind import build_kind
 from extproc.config.loading import NO_SETTINGS, Settings
 from extproc.config.schema import Config
 from extproc.health.prober import Prober
@@ -184,7 +185,7 @@ def build_worker(
     if not site.supervised:
         ports += metrics_ports(config, answering)
     parts = _parts(site, known, way, configuration, sources, prober, server, picking, ports)
-    facts = {"socket": str(socket_path(site.folder, index)), "owner": site.owner}
+    facts = {"socket": str(socket_path(site.folder, index)), "owner": site.owner, "build": build_kind()}
     return Worker(life, parts, draining.drain, configuration.reload, lambda: admin.port, facts)
 
 

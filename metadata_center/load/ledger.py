@@ -28,6 +28,7 @@ from math import isfinite
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from metadata_center.errors import CapacityError
+from metadata_center.types import value
 
 IdT = TypeVar("IdT", bound=Hashable)
 """Names a request; no tuple, which a leg's name is."""
@@ -98,7 +99,7 @@ class Accounts(Protocol[_EndpointT_contra, PlaceT]):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Expired(Generic[IdT]):
     """What time alone has released.
 

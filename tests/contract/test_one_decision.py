@@ -30,6 +30,7 @@ from extproc.values.choices import Snapshot
 from extproc.values.deciding import Now
 from extproc.values.endpoints import Endpoint
 from metadata_center.types import RequestId
+from tests.builds import replaces_code
 from tests.conftest import BLOCK_BYTES, Promise, VirtualLoop, build_rig, chat, endpoint, request_line
 from tokenway.simulator.policies.ours import LateCompletion, LeastCompletion
 
@@ -217,6 +218,7 @@ def play(both: Both, seed: str, count: int, per_s: float, words: int) -> None:
 
 
 @pytest.mark.parametrize("fleet", FLEETS)
+@replaces_code
 def test_gateway_and_replayer_choose_alike(fleet: str) -> None:
     """300 requests: equal columns, prices and traffic, and the equal choice, while both learn."""
     both = Both(FLEETS[fleet], LeastCompletion(), None)
@@ -227,6 +229,7 @@ def test_gateway_and_replayer_choose_alike(fleet: str) -> None:
 
 
 @pytest.mark.parametrize("fleet", FLEETS)
+@replaces_code
 def test_gateway_and_replayer_hold_alike(fleet: str) -> None:
     """More than the fleet serves: what is placed, held and refused is so by both."""
     both = Both(FLEETS[fleet], LateCompletion(max_held=20, max_hold_s=4.0), HOLD)

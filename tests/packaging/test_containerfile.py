@@ -17,11 +17,22 @@ COPIES = [each for each in BUILD if each.name == "COPY"]
 
 
 def test_both_stages_have_one_base() -> None:
-    """The environment refers to its Python; a digest is given in one place."""
+    """The environment refers to its Python; a digest is given in one place. What compiles may have more."""
     said = instructions(CONTAINERFILE.read_text())
-    assert said[0].name == "ARG"
+    assert [each.name for each in said[:2]] == ["ARG", "ARG"]
     assert said[0].words.startswith("BASE=")
-    assert [each.words.split()[0] for each in said if each.name == "FROM"] == ["${BASE}", "${BASE}"]
+    assert said[1].words == "BUILDER=${BASE}"
+    assert [each.words.split()[0] for each in said if each.name == "FROM"] == ["${BUILDER}", "${BASE}"]
+
+
+def test_nothing_is_compiled_unless_asked_for() -> None:
+    """The base has no compiler; what compiles and what it needs are in the first stage alone."""
+    assert [each.words for each in BUILD if each.name == "ARG"] == ["COMPILE="]
+    asked = [each.words for each in BUILD if "COMPILE" in each.words and each.name == "RUN"]
+    assert len(asked) == 2
+    assert asked[0].startswith('test -z "$COMPILE" || ')
+    assert asked[1].startswith('TOKENWAY_COMPILE="$COMPILE" ')
+    assert not any("COMPILE" in each.words for each in RUN)
 
 
 @pytest.mark.parametrize("copying", COPIES, ids=[each.words for each in COPIES])
@@ -61,7 +72,7 @@ def test_the_context_is_small(path: str, ignored: bool) -> None:
 def test_everything_installed_is_locked() -> None:
     """By hashes from requirements/, or without an index."""
     installs = [each.words for each in BUILD if " install " in each.words or " wheel " in each.words]
-    assert len(installs) == 4
+    assert len(installs) == 5
     for words in installs:
         assert "--no-deps" in words
         assert "--require-hashes" in words or "--no-index" in words

@@ -14,10 +14,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-SOURCES = ("pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
 FOLDERS = (
     *("extproc", "metadata_center", "tokenway", "envoy", "etc", "requirements"),
-    *("tests", "benchmarks", "testbed"),
+    *("tests", "benchmarks", "testbed", "compiling"),
 )
 
 PACKAGES = ("extproc", "metadata_center", "tokenway")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from extproc.build_kind import build_kind
 from extproc.server.modules import ROOT, python_module
 from tokenway.cli.demo import own_command
 from tokenway.cli.main import main
@@ -49,7 +50,8 @@ def test_the_version_is_the_distributions(capsys: pytest.CaptureFixture[str]) ->
     """On standard output, with exit code 0."""
     with pytest.raises(SystemExit) as ended:
         main(["--version"])
-    assert (ended.value.code, capsys.readouterr().out) == (0, f"tokenway {version('tokenway')}\n")
+    said = f"tokenway {version('tokenway')} ({build_kind()})\n"
+    assert (ended.value.code, capsys.readouterr().out) == (0, said)
 
 
 @pytest.mark.parametrize(

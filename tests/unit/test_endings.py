@@ -26,6 +26,7 @@ from extproc.values.placements import Decision
 from extproc.values.requests import Operation
 from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey, RequestId
+from tests.builds import replaces_code
 from tests.conftest import (
     CLUSTER,
     LEASE_S,
@@ -688,6 +689,7 @@ def test_a_listener_that_fails_takes_the_ending_from_no_other(rig: Rig) -> None:
     assert rig.load(key) == NOTHING
 
 
+@replaces_code
 def test_an_end_that_cannot_be_judged_leaves_nothing_behind(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from extproc.transport.http2 import headers
 from extproc.transport.http2.faults import ConnectionFault
 from extproc.transport.http2.headers import READ_FIELDS, HeaderReader, HeadersTooLargeError, cuts, encode
+from tests.builds import replaces_code
 
 NAMES = st.one_of(
     st.sampled_from(sorted(READ_FIELDS)), st.binary(min_size=1, max_size=20), st.just(b"user-agent")
@@ -105,6 +106,7 @@ def test_blocks_that_say_too_much(block: bytes) -> None:
     assert reader.read(b"\x83") == [(b":method", b"POST")]
 
 
+@replaces_code
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A peer whose fields all differ is read all the same, and what came first is forgotten."""
     monkeypatch.setattr(headers, "_MAX_MEMO", 4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from functools import partial
+from inspect import isdatadescriptor
 from operator import methodcaller
 
 import pytest
@@ -104,7 +105,8 @@ def variants(kind: MessageKind) -> list[Callable[[Stream], Effects]]:
 
 def private_state(stream: Stream) -> dict[str, object]:
     """All a stream remembers."""
-    return {name: getattr(stream, name) for name in Stream.__slots__}
+    fields = (name for name, kind in vars(Stream).items() if isdatadescriptor(kind))
+    return {name: getattr(stream, name) for name in fields}
 
 
 @pytest.mark.parametrize(("phase", "kind"), list(itertools.product(Phase, MessageKind)))

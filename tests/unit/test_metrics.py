@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from extproc.build_kind import build_kind
 from extproc.errors import Reason
 from extproc.observing.metrics.collector import Metrics
 from extproc.observing.metrics.decisions import DECISION_SECONDS
@@ -353,9 +354,9 @@ def test_a_failed_reload_keeps_the_time_of_the_last_good_one(scraped: Scraped) -
 
 
 def test_build_info_names_the_version(scraped: Scraped) -> None:
-    """The build is visible as a label of a gauge that is always 1."""
-    ((version, _),) = scraped.samples("tokenway_build_info")
-    assert version == "1.2.3"
+    """And how it was built: labels of a gauge that is always 1."""
+    ((version, _, build),) = scraped.samples("tokenway_build_info")
+    assert (version, build) == ("1.2.3", build_kind())
 
 
 @given(st.lists(st.floats(0.0, 1.0) | st.sampled_from(DECISION_SECONDS.buckets), max_size=30))

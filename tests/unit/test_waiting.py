@@ -20,6 +20,7 @@ from extproc.values.decisions import HoldReason
 from extproc.values.evidence import FailureKind
 from extproc.values.placements import Decision
 from metadata_center.types import Charge, RequestId
+from tests.builds import replaces_code
 from tests.conftest import (
     BLOCK_BYTES,
     THREE,
@@ -348,6 +349,7 @@ def test_closing_schedules_all_at_once_and_holds_none_any_more() -> None:
     assert held.rig.scheduling.load.in_flight == 4
 
 
+@replaces_code
 def test_a_failure_is_that_of_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug met by one that waits fails its stream and leaves the others waiting their turn."""
     held = Held()
@@ -367,6 +369,7 @@ def test_a_failure_is_that_of_one_request(monkeypatch: pytest.MonkeyPatch) -> No
     assert held.rig.metric("tokenway_hold_seconds_count", model="m", ending="failed") == 1
 
 
+@replaces_code
 def test_bodies_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the bound on bytes a request is placed at once rather than held."""
     monkeypatch.setattr("extproc.routing.waiting.MAX_HELD_BYTES", 1)
@@ -376,6 +379,7 @@ def test_bodies_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(held.ask("c"), Decision)
 
 
+@replaces_code
 def test_passes_rest_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
     """A round that took long delays the next one by four times as much."""
     held = Held()

@@ -13,6 +13,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from extproc.build_kind import build_kind
 from extproc.errors import ConfigError
 from extproc.observing.printable import printable
 from metadata_center.addresses import Address, parse_port
@@ -146,7 +147,7 @@ class _ShowVersion(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         try:
-            print(f"tokenway {version('tokenway')}")
+            print(f"tokenway {version('tokenway')} ({build_kind()})")
         except PackageNotFoundError:
             print("tokenway, from a source tree that is not installed")
         parser.exit()

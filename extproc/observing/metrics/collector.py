@@ -22,6 +22,7 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
+from extproc.build_kind import build_kind
 from extproc.errors import Reason
 from extproc.observing.metrics.configuration import RELOAD_SUCCESSFUL, RELOAD_TIME, RELOADS
 from extproc.observing.metrics.decisions import (
@@ -74,7 +75,7 @@ class Metrics(Collector):
     def __init__(self, registry: CollectorRegistry, version: str) -> None:
         self._series = Series(FAMILIES)
         self._values, self._histograms = self._series.values, self._series.histograms
-        self._values[BUILD_INFO][version, platform.python_version()] = 1.0
+        self._values[BUILD_INFO][version, platform.python_version(), build_kind()] = 1.0
         self._models: frozenset[str] = frozenset()
         self._clusters: frozenset[str] = frozenset()
         self._endpoints: frozenset[str] = frozenset()
@@ -145,7 +146,7 @@ class Metrics(Collector):
         ends = self._ends.get((model, operation))
         if ends is None:
             ends = self._ends[model, operation] = Ends(self._histograms, model, operation)
-        status = outcome.status
+        status: int | None = outcome.status
         status_class = STATUS_CLASSES.get(status if status is None else status // 100, OTHER)
         self._requests[model, status_class, outcome.ended] += 1
         ends.observe(outcome, held_s)

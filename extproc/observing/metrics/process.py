@@ -46,7 +46,12 @@ EXPLAIN_RECORDS = Family(
     MetricType.GAUGE,
     "Decisions held for `tokenway explain`; bounded by configuration.",
 )
-BUILD_INFO = Family("tokenway_build_info", MetricType.GAUGE, "Always 1.", ("version", "python"))
+BUILD_INFO = Family(
+    "tokenway_build_info",
+    MetricType.GAUGE,
+    "Always 1; `build` says whether the request path is `compiled` or `pure` Python.",
+    ("version", "python", "build"),
+)
 
 FAMILIES: tuple[Family, ...] = (LOOP_STALLS, STALL_CPU, LONGEST_STALL, EXPLAIN_RECORDS)
 """All but what is constant."""

@@ -6,10 +6,11 @@ Source: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md, "Length-
 from __future__ import annotations
 
 import struct
-from typing import Final, cast
+from typing import Final
 
 import numpy as np
 
+from extproc.build_kind import as_bytes
 from extproc.transport.seam import Status
 
 PREFIX: Final = struct.Struct(">BI")
@@ -111,7 +112,7 @@ class MessageReader:
             return []
         self._large, self._size, self._num_bytes = None, None, 0
         rest = data[end - at :]
-        return [cast("bytes", large), *(self.feed(rest) if rest else ())]
+        return [as_bytes(large), *(self.feed(rest) if rest else ())]
 
     def _hold(self, data: bytes) -> None:
         """Keep a part as it is, but small ones together: an object for each byte weighs forty times it."""

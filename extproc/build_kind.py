@@ -1,0 +1,36 @@
+"""Whether the modules of the request path are machine code here, or interpreted as they are written."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.util import find_spec
+from typing import Final, cast
+
+_A_LISTED_MODULE: Final = "extproc.listeners"
+"""One of `compiling/modules.txt`: all of them are compiled, or none is."""
+
+
+class BuildKind(StrEnum):
+    """How this installation was built; a metric label."""
+
+    COMPILED = "compiled"
+    PURE = "pure"
+
+
+def build_kind() -> BuildKind:
+    """Which of them this installation is, by what would be imported."""
+    found = find_spec(_A_LISTED_MODULE)
+    is_compiled = found is not None and (found.origin or "").endswith(tuple(EXTENSION_SUFFIXES))
+    return BuildKind.COMPILED if is_compiled else BuildKind.PURE
+
+
+_IS_COMPILED: Final = build_kind() is BuildKind.COMPILED
+
+
+def as_bytes(view: memoryview) -> bytes:
+    """A large message or body, as annotations call it.
+
+    Interpreted code takes the view for bytes. Compiled code looks at types, so there it gets a copy.
+    """
+    return bytes(view) if _IS_COMPILED else cast("bytes", view)
