@@ -16,10 +16,11 @@ Rules:
        worth at most the limit on TTFT over that on TPOT, and the less the further the pace is from its limit:
        the failure is a parabola up to the limit, and its slope goes on beyond.
     5. Prefill stalls what decodes on the same engine: each sequence waits for it once, and its time per token
-       is longer by that time over its tokens. Counted are as many sequences as decode on an endpoint of the
-       fleet in the mean. By the endpoint's own number prefill would go where fewest decode, away from its
-       cache; the pace there is in `decode_s` already.
-    6. Equal costs are drawn among; nothing else here draws.
+       is longer by that time over its tokens. Counted are the endpoint's share of all sequences that decode,
+       by its weight: its own number would send prefill where fewest decode, away from its cache, and the pace
+       there is in `decode_s` already. So lost cache has the same price everywhere, and a slow endpoint, whose
+       prefill takes longer and stalls fewer, is not charged twice.
+    6. Of equal costs where most of the prompt is cached; what is equal in that too is drawn among.
 
 Source of the relative value: E. Hyytia, A. Penttinen, S. Aalto, "Size- and state-aware dispatching problem
 with queue-specific job sizes", EJOR 217 (2012): v(u) = rate * u^2 / (2 * (1 - utilisation)).
@@ -177,7 +178,7 @@ def cost_columns(
     pace_price: float,
     held_s: float,
     turns_s: Sequence[float] = (),
-    stalled: float = 0.0,
+    stalled: Sequence[float] = (),
 ) -> Costs:
     """What each endpoint would cost.
 
@@ -190,7 +191,7 @@ def cost_columns(
         pace_price: See `decode_price`; by the request's own limits, where it has both.
         held_s: Least work of all requests that wait elsewhere for these endpoints.
         turns_s: See `Cost.turn_s`; empty if every endpoint runs fewer sequences than it may.
-        stalled: Seconds that a second of prefill costs the sequences that decode, see Rule 5.
+        stalled: Seconds that a second of prefill costs the sequences that decode, Rule 5; empty for zeros.
     """
     endpoints = len(waits_s)
     # The emptier half is where later requests go: a queue for one hot prefix alone delays none of them. Of
@@ -199,9 +200,11 @@ def cost_columns(
     backlog_s = sum(half_s, 0.0) / max(1, len(half_s)) + held_s / max(1, endpoints)
     twice = 2 * endpoints
     others_s, stalls_s, decodes_s, totals_s = [], [], [], []
-    for wait_s, room_s, work_s, step_s in zip(waits_s, rooms_s, works_s, steps_s, strict=True):
+    for wait_s, room_s, work_s, step_s, stalled_s in zip(
+        waits_s, rooms_s, works_s, steps_s, stalled or [0.0] * endpoints, strict=True
+    ):
         other_s = followers_per_s * work_s * (backlog_s + work_s / twice)
-        stall_s = stalled * work_s
+        stall_s = stalled_s * work_s
         decode_s = pace_price * step_s
         others_s.append(other_s)
         stalls_s.append(stall_s)

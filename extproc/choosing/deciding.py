@@ -126,7 +126,9 @@ def decide(
         return SendNow(choose(snapshot, settings, rng, turn), snapshot)
     if queue is None:
         costs = completion_costs(snapshot)
-        return SendNow(choose_least(costs, settings, rng, snapshot.weights), snapshot, costs)
+        return SendNow(
+            choose_least(costs, settings, rng, snapshot.weights, snapshot.cached_tokens), snapshot, costs
+        )
     if claim is None:
         raise ValueError("no request waits without a name")
     return _now_or_later(snapshot, settings, rng, now_s, queue, claim)
@@ -147,7 +149,7 @@ def _now_or_later(
         costs = costs.behind(snapshot.ahead_s)  # as `completion_costs` has them of that snapshot
     else:
         costs = completion_costs(snapshot)
-    choice = choose_least(costs, settings, rng, snapshot.weights)
+    choice = choose_least(costs, settings, rng, snapshot.weights, snapshot.cached_tokens)
     row = choice.order[0]
     opens_s = open_until_s(snapshot)
     verdict = queue.decide(

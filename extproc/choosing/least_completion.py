@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from operator import neg
-from typing import Final
 
 from extproc.choosing import arrays, columns
 from extproc.choosing.completion import DECODE_TOKENS, TPOT_LIMIT_S, Costs, cost_columns, decode_price
 from extproc.choosing.rows import batch_s, learned_of
+from extproc.predicting.traffic import MOST_BUSY
 from extproc.values.choices import Learned, Snapshot
-
-_MOST_TAKEN: Final = 0.99
-"""No larger share of `max_num_seqs` in use is believed, for a bound: it is counted, not estimated."""
 
 
 def completion_costs(snapshot: Snapshot) -> Costs:
@@ -40,27 +37,33 @@ def completion_costs(snapshot: Snapshot) -> Costs:
 
 
 def _followers_per_s(snapshot: Snapshot, learned: Learned) -> float:
-    """As `Traffic.followers_per_s`, by the share of `max_num_seqs` in use; 0 where it is unknown."""
+    """As `Traffic.followers_per_s`, by the share of `max_num_seqs` in use; 0 where it is unknown.
+
+    It is counted, not estimated, and still believed no further: the idle share says how long a backlog lasts,
+    and of a fleet that is full nobody knows how long it stays so.
+    """
     if not snapshot.max_num_seqs:
         return 0.0
     taken = [
         min(1.0, requests / limit) if limit else 0.0
         for requests, limit in zip(snapshot.requests, snapshot.max_num_seqs, strict=True)
     ]
-    return learned.rate_per_s / (1.0 - min(_MOST_TAKEN, sum(taken, 0.0) / len(taken)))
+    return learned.rate_per_s / (1.0 - min(MOST_BUSY, sum(taken, 0.0) / len(taken)))
 
 
-def _stalled(snapshot: Snapshot) -> float:
-    """Seconds that a second of prefill costs the sequences that decode, at the limits that most have.
+def _stalled(snapshot: Snapshot) -> list[float]:
+    """Seconds that a second of prefill at each row costs what decodes, at the limits that most have.
 
     Each of them has its time per token lengthened by that second over the tokens of its answer. Of requests
-    in flight an answer of the mean length is the usual one: the long ones are there for longer.
+    in flight an answer of the mean length is the usual one: the long ones are there for longer. Empty where
+    nothing decodes.
     """
     decoding = sum(snapshot.requests) - sum(snapshot.prefilling)
     if decoding <= 0 or snapshot.output_tokens <= 0.0:
-        return 0.0
+        return []
     price = decode_price(DECODE_TOKENS, TPOT_LIMIT_S, snapshot.steps_s)
-    return decoding / len(snapshot.keys) * price / snapshot.output_tokens
+    each_s = decoding / sum(snapshot.weights, 0.0) * price / snapshot.output_tokens
+    return [each_s * weight for weight in snapshot.weights]
 
 
 def completion_terms(snapshot: Snapshot) -> dict[str, list[float]]:

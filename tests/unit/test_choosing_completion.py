@@ -125,8 +125,8 @@ def test_a_pace_far_from_its_limit_is_worth_little() -> None:
 
 
 def test_prefill_is_paid_for_by_what_it_stalls() -> None:
-    """3 seconds are lost to others by each second of own prefill."""
-    found = cost_columns([0.0, 0.0], [0.2, 0.4], [0.0, 0.0], [0.02, 0.02], 0.0, 50.0, 0.0, (), 3.0)
+    """3 seconds are lost to others by each second of own prefill, at both endpoints."""
+    found = cost_columns([0.0, 0.0], [0.2, 0.4], [0.0, 0.0], [0.02, 0.02], 0.0, 50.0, 0.0, (), [3.0, 3.0])
     assert found.stalls_s == pytest.approx([0.6, 1.2])
     assert found.totals_s == pytest.approx([0.2 + 0.6 + 1.0, 0.4 + 1.2 + 1.0])
     behind = found.behind([1.0, 0.0])

@@ -10,12 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.choosing.arrays import MANY_ROWS
+from extproc.choosing.choose import choose
 from extproc.choosing.completion import DECODE_TOKENS, TPOT_LIMIT_S
+from extproc.choosing.deciding import SendNow, decide
 from extproc.choosing.foreseen import foreseen_ttft_s
 from extproc.choosing.holding import OPEN_STEPS
 from extproc.choosing.least_completion import completion_costs, completion_terms
 from extproc.choosing.limits import decode_limits_of
-from extproc.choosing.rows import backlog, has_room, open_until_s, row_times_s
+from extproc.choosing.replay import ReplayRng
+from extproc.choosing.rows import backlog, has_room, learned_of, open_until_s, row_times_s
 from extproc.choosing.snapshots import Load, steps_s
 from extproc.choosing.terms import total
 from extproc.observing.explain import render, to_json, verdict
@@ -268,6 +271,44 @@ def test_prefill_stalls_what_decodes_by_hand() -> None:
     for cost in completion_costs(strict):  # its own limits say what its own pace is worth to it
         assert cost.stall_s == pytest.approx(3 * 5.0 / 200.0 * cost.work_s)
         assert cost.decode_s == pytest.approx(100.0 * 0.5 * 0.01)
+
+
+def test_lost_cache_has_the_same_price_at_a_slow_endpoint() -> None:
+    """Of 6 that decode, weights of 1 and 0.5 have 4 and 2; a prefill twice as long stalls half as many."""
+    uneven = snapshot(
+        requests=[5, 3], prefilling=[1, 1], pending=[10, 10], context=[9_000, 9_000], weights=(1.0, 0.5)
+    )
+    quick, slow = completion_costs(uneven)
+    assert quick.stall_s == pytest.approx(4 * 5.0 / 200.0 * quick.work_s)
+    assert slow.stall_s == pytest.approx(2 * 5.0 / 200.0 * slow.work_s)
+    alike = replace(uneven, requests=[4, 4], weights=[1.0, 0.5])
+    quick, slow = completion_costs(alike)
+    assert slow.work_s == pytest.approx(2.0 * quick.work_s)
+    assert slow.stall_s == pytest.approx(quick.stall_s)
+
+
+def test_of_equal_costs_the_cached_endpoint_is_taken() -> None:
+    """Where prefill was learned to cost nothing, a cache costs as much as none: no draw, and it is first."""
+    free = replace(learned_of(snapshot()), prefill_prices_s=(0.01, 0.0, 0.0, 0.0, 0.0, 0.0))
+    settings = LoadBalancing(algorithm=Algorithm.LEAST_COMPLETION, fallbacks=1)
+    for cached, order in (([0, 4_000], (1, 0)), ([4_000, 0], (0, 1))):
+        equal = replace(snapshot(cached=cached), learned=free)
+        costs = completion_costs(equal)
+        assert costs.totals_s[0] == costs.totals_s[1]
+        sent = decide(equal, settings, ReplayRng([]), 0, 0.0)
+        assert isinstance(sent, SendNow)
+        assert sent.choice.order == order
+        assert choose(equal, settings, ReplayRng([]), 0).order == order
+    alike = replace(snapshot(cached=[4_000, 4_000]), learned=free)
+    assert choose(alike, settings, ReplayRng([0.9]), 0).order == (1, 0)
+
+
+def test_full_by_number_counts_as_busy_as_full_of_prefill() -> None:
+    """Nine tenths at most: work of w seconds delays rate · w / 2n later requests per second, ten times."""
+    full = replace(snapshot(requests=[10, 10]), max_num_seqs=[10, 10])
+    learned = replace(learned_of(full), rate_per_s=3.0)
+    for cost in completion_costs(replace(full, learned=learned)):
+        assert cost.others_s == pytest.approx(3.0 / (1.0 - 0.9) * cost.work_s * (cost.work_s / 4.0))
 
 
 def test_what_does_not_decode_is_not_stalled() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf, nextafter
 from operator import neg
 
 from extproc.choosing.completion import Costs
@@ -26,17 +27,26 @@ class LeastCompletion:
 
     def choose(self, snapshot: Snapshot, settings: LoadBalancing, rng: Rng, turn: int) -> Choice:  # noqa: ARG002
         """The least cost."""
-        return choose_least(completion_costs(snapshot), settings, rng, snapshot.weights)
+        return choose_least(
+            completion_costs(snapshot), settings, rng, snapshot.weights, snapshot.cached_tokens
+        )
 
 
-def choose_least(costs_s: Costs, settings: LoadBalancing, rng: Rng, weights: Sequence[float] = ()) -> Choice:
-    """Choose the least cost, ties by weight.
+def choose_least(
+    costs_s: Costs,
+    settings: LoadBalancing,
+    rng: Rng,
+    weights: Sequence[float] = (),
+    cached_tokens: Sequence[int] = (),
+) -> Choice:
+    """Choose the least cost; of equal ones where most is cached, other ties by weight.
 
     Args:
         costs_s: One per row, at least one.
         settings: Number of fallbacks.
         rng: See Rule 2 of `picker`.
         weights: Of the rows; empty if all are equal.
+        cached_tokens: Of the prompt, per row; empty if nothing is cached.
 
     Raises:
         ValueError: There is no row.
@@ -45,4 +55,19 @@ def choose_least(costs_s: Costs, settings: LoadBalancing, rng: Rng, weights: Seq
     rows = len(scores)
     if not rows:
         raise ValueError("nothing to choose from")
+    if any(cached_tokens) and scores.count(max(scores)) > 1:
+        scores = _most_cached_first(scores, cached_tokens)
     return Choice(pick(scores, rows, 1, min(1 + settings.fallbacks, rows), rng, weights), scores, 1)
+
+
+def _most_cached_first(scores: list[float], cached_tokens: Sequence[int]) -> list[float]:
+    """Of the best, those with less cached are put last by the least that a score can be less.
+
+    Prefill may have been learned to cost nothing, where all prompts are short: the engine still computes it.
+    """
+    best = max(scores)
+    most = max(cached for score, cached in zip(scores, cached_tokens, strict=True) if score == best)
+    return [
+        nextafter(score, -inf) if score == best and cached < most else score
+        for score, cached in zip(scores, cached_tokens, strict=True)
+    ]
