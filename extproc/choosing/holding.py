@@ -140,13 +140,21 @@ class HoldQueue:
     """
 
     def __init__(self, *, max_held: int = 1000, max_hold_s: float = 30.0) -> None:
+        self.bound(max_held, max_hold_s)
+        self.shares = FairShares()
+        self._held: dict[int, _Held] = {}
+        self._least_s = 0.0
+
+    def bound(self, max_held: int, max_hold_s: float) -> None:
+        """Other bounds, as of now; those that wait meet them when they are next asked for.
+
+        Raises:
+            ValueError: One is not positive.
+        """
         if max_held < 1 or max_hold_s <= 0.0:
             raise ValueError("max_held and max_hold_s must be positive")
         self._max_held = max_held
         self._max_hold_s = max_hold_s
-        self.shares = FairShares()
-        self._held: dict[int, _Held] = {}
-        self._least_s = 0.0
 
     def __len__(self) -> int:
         """Requests that wait."""

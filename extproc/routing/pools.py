@@ -99,6 +99,8 @@ class Pools:
         queue = self._queues.get(pool.keys)
         if queue is None:
             queue = self._queues[pool.keys] = HoldQueue(max_held=hold.max_requests, max_hold_s=hold.max_s)
+        else:
+            queue.bound(hold.max_requests, hold.max_s)
         return queue
 
     def _compiled(

@@ -387,6 +387,7 @@ DO_NOT_GO_TOGETHER: list[tuple[str | None, Mapping[str, Any], str]] = [
     ("none", {"autoscaling": {"enabled": True}}, "set metadataCenter.url"),
     ("istio", {"replicas": 2, "metadataCenter": {"url": "http://m:1"}}, "metadataCenter.url of Redis"),
     ("istio", {"gateway": {"namespace": ""}}, "set gateway.namespace"),
+    ("istio", {"istio": {"tls": False}}, "istio.clientCertificate"),
     ("istio-inferencepool", {"gateway": {"name": ""}}, "set gateway.name"),
     ("envoy-gateway", {"gateway": {"name": ""}}, "set gateway.name"),
     ("istio-inferencepool", {"inferencePool": {"create": False}}, "set inferencePool.name"),

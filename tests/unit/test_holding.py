@@ -227,6 +227,16 @@ def test_one_that_fell_behind_does_not_end_the_round() -> None:
     assert not behind.closed
 
 
+def test_other_bounds_are_in_force_at_once() -> None:
+    """Of a queue in which some wait already: a reload reaches it."""
+    queue = HoldQueue(max_held=1, max_hold_s=30.0)
+    assert isinstance(decide(queue, 1, [cost(1.0)]), Wait)
+    queue.bound(2, 1.5)
+    verdict = decide(queue, 2, [cost(1.0)])
+    assert isinstance(verdict, Wait)
+    assert verdict.until_s == 1.5
+
+
 @pytest.mark.parametrize(("held", "hold_s"), [(0, 1.0), (1, 0.0), (1, -1.0)])
 def test_bounds_must_be_positive(held: int, hold_s: float) -> None:
     """A queue without room is a mistake of the configuration."""

@@ -112,6 +112,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if and (eq $provider "envoy-gateway") (eq (include "tokenway.pickerTls" .) "secret") (not .Values.picker.tls.ca) }}
 {{- fail "provider envoy-gateway: set picker.tls.ca to a ConfigMap with the CA of picker.tls.secret as ca.crt" }}
 {{- end }}
+{{- if and .Values.istio.clientCertificate (not .Values.istio.tls) }}
+{{- fail "istio.clientCertificate is for TLS to istiod: set istio.tls to true" }}
+{{- end }}
 {{- if le (int (include "tokenway.grace" .)) (add (int .Values.leaveSeconds) (int .Values.drainSeconds) | int) }}
 {{- fail "terminationGracePeriodSeconds must exceed leaveSeconds and drainSeconds together" }}
 {{- end }}
@@ -137,7 +140,13 @@ selectors:
 address: {{ .Values.istio.address }}
 namespace: {{ .Release.Namespace }}
 {{- if .Values.istio.tls }}
-tls: {ca_file: /var/run/secrets/istio/root-cert.pem, token_file: /var/run/secrets/tokens/istio-token}
+tls:
+  ca_file: /var/run/secrets/istio/root-cert.pem
+  token_file: /var/run/secrets/tokens/istio-token
+  {{- if .Values.istio.clientCertificate }}
+  cert_file: /var/run/secrets/istio-client/tls.crt
+  key_file: /var/run/secrets/istio-client/tls.key
+  {{- end }}
 {{- end }}
 {{- end }}
 
