@@ -14,8 +14,9 @@ What is not alike: Envoy has one thread and Tokenway one worker here, the others
 processors. Tokenway reads each answer's usage and end, which the others do not. All prompts come again and
 again, so that every router's memory of them stays small.
 
-A router whose wheel cannot be had is named and left out. How well they choose: `benchmarks.peer_quality`. The
-last line is a JSON object.
+A router whose wheel cannot be had is named and left out; so is Tokenway with its request path compiled, where
+`make compiled` has not been run. How well they choose: `benchmarks.peer_quality`. The last line is a JSON
+object.
 """
 
 from __future__ import annotations
@@ -27,19 +28,22 @@ import os
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import processes
+from benchmarks import peer_environment, processes
 from benchmarks.peer_routers import Router, add_only, chosen
 from benchmarks.real_path import machine
-from benchmarks.setups import python_module, setup
+from benchmarks.setups import Setup, python_module, setup
 from benchmarks.traffic import Target, closed_loop, open_loop, quantile, requests
 from testbed.processes import free_port
 
 OURS: Final = "tokenway"
+COMPILED: Final = peer_environment.ROOT / ".tools/compiled"
+"""Tokenway as it was last compiled there."""
+
 DIRECT: Final = "direct"
 ENGINES: Final = 3
 WARM_UP_S: Final = 0.3
@@ -112,12 +116,13 @@ async def contenders(
 ) -> list[Contender]:
     """All that start; the name of one that does not is printed."""
     alone = await stack.enter_async_context(setup("alone", root, engines, first_chunk=False))
-    ours = await stack.enter_async_context(setup("tokenway", root, engines, first_chunk=True))
-    assert ours.pid is not None
-    found = [
-        Contender(OURS, ours.port, {"Envoy": ours.envoy_pid, "Python": ours.pid}),
-        Contender("envoy alone", alone.port, {"Envoy": alone.envoy_pid}),
-    ]
+    found = [await _tokenway(stack, OURS, setup("tokenway", root, engines, first_chunk=True))]
+    if COMPILED.exists():
+        compiled = setup("tokenway", root, engines, first_chunk=True, checkout=COMPILED)
+        found.append(await _tokenway(stack, f"{OURS}, compiled", compiled))
+    else:
+        print("left out: tokenway, compiled, which `make compiled` makes", flush=True)
+    found.append(Contender("envoy alone", alone.port, {"Envoy": alone.envoy_pid}))
     for router in routers:
         try:
             port, pid = await stack.enter_async_context(router.running(engines))
@@ -126,6 +131,14 @@ async def contenders(
         else:
             found.append(Contender(router.name, port, {"router": pid}))
     return found
+
+
+async def _tokenway(
+    stack: AsyncExitStack, name: str, starting: AbstractAsyncContextManager[Setup]
+) -> Contender:
+    started = await stack.enter_async_context(starting)
+    assert started.pid is not None
+    return Contender(name, started.port, {"Envoy": started.envoy_pid, "Python": started.pid})
 
 
 async def one_round(contender: Contender, sent: Sequence[Phase], seconds: float) -> Measured:

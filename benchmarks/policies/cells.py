@@ -188,6 +188,12 @@ IMMEDIATE: Final = ("lmetric", "smetric", "llmd_predicted")
 
 OWN: Final = ("inference_lb", "least_completion", "late_completion")
 
+SAID: Final = tuple(f"{name}:max_num_seqs=128" for name in OWN[1:])
+"""The operator says in clusters.json how many sequences an engine runs, here 128."""
+
+WITH_LIMIT_SAID: Final = ("hot-spot", "azure", "multi-tenant", "bursty")
+"""Workloads whose engines are at times full by number."""
+
 ORACLE: Final = ("oracle:work=4",)
 
 ORACLE_NEAR: Final = ("oracle:work=1",)
@@ -311,6 +317,7 @@ def cells() -> tuple[Cell, ...]:
     found += [_shipped(workload, group) for workload in later for group in ("shipped", "shipped-llmd")]
     found += _what_if()
     found += _pictures()
+    found += _with_limit_said()
     found += _late(first, later)
     found += [cell for workload in EXTRA for cell in _extra(workload)]
     for workload in (*first[1:], first[0]):  # the longest last; not for `later`, to save a quarter of an hour
@@ -367,6 +374,15 @@ def _seeds_after(workload: Workload, at: int) -> Iterator[Cell]:
         yield _main(workload, "oracle-4", CellKind.ORACLES, seed, ORACLE)
         yield _main(workload, "own", CellKind.OWN, seed, OWN)
         yield _main(workload, "simple", CellKind.RIVALS, seed, SIMPLE[-1:])
+
+
+def _with_limit_said() -> list[Cell]:
+    said = [workload for workload in WORKLOADS if workload.name in WITH_LIMIT_SAID]
+    return [
+        _main(workload, "limit-said", CellKind.OWN, seed, SAID)
+        for workload in said
+        for seed in workload.seeds
+    ]
 
 
 def _late(first: Sequence[Workload], later: Sequence[Workload]) -> Iterator[Cell]:

@@ -11,6 +11,7 @@ from benchmarks.policies.cells import (
     LATE,
     ORACLE,
     OWN,
+    SAID,
     SHIPPED,
     STRONG,
     WORKLOADS,
@@ -73,6 +74,7 @@ def document(rows: Sequence[Row], lines: Sequence[Cell], stale: Collection[str] 
     parts = ["# Policies compared", *age(lines, stale), *worst(compared)]
     for column in JUDGED:
         parts += by_column(compared, column)
+    parts += limit_said(compared)
     parts += late_binding(compared)
     parts += reuse(rows)
     for workload in WORKLOADS:
@@ -122,7 +124,7 @@ def _seeds(rows: Sequence[Row]) -> frozenset[int]:
 
 
 def ratios(
-    rows: Sequence[Row], workload: Workload, seeds: Iterable[int]
+    rows: Sequence[Row], workload: Workload, seeds: Iterable[int], policies: Sequence[str] = OWN
 ) -> dict[tuple[str, str, float], float]:
     """Own figure over that of the column's best rival, by (policy, field, speed), of means over `seeds`."""
     chosen = frozenset(seeds)
@@ -133,7 +135,7 @@ def ratios(
         against = rivals_at(found, speed, rivals)
         for column in JUDGED:
             top = best(against, column)
-            for policy in OWN:
+            for policy in policies:
                 figures = found.get((speed, policy))
                 if top is None or figures is None:
                     continue
@@ -183,6 +185,36 @@ def worst(rows: Sequence[Row]) -> list[str]:
         " and in brackets the worst single seed. Below 1 is better, for goodput above 1. Percentiles are of"
         " what was answered: the last column is the most that was refused in any run.",
         _table(["policy", "speed", *(column.title for column in JUDGED), "shed %"], lines),
+    ]
+
+
+def limit_said(rows: Sequence[Row]) -> list[str]:
+    """What it is worth to say `max_num_seqs`: ratios to the best rival, learned and said."""
+    lines = []
+    for workload in WORKLOADS:
+        own = _of(rows, workload)
+        if not any(row.policy in SAID for row in own):
+            continue
+        ran = {row.policy for row in own}
+        seeds = shared_seeds(own, [policy for policy in (*STRONG, *OWN, *SAID) if policy in ran])
+        learned, said = ratios(own, workload, seeds), ratios(own, workload, seeds, SAID)
+        for speed in workload.speeds:
+            for policy, with_it in zip(OWN[1:], SAID, strict=True):
+                cells = [
+                    f"{learned[policy, column.field, speed]:.2f} → {said[with_it, column.field, speed]:.2f}"
+                    if (policy, column.field, speed) in learned and (with_it, column.field, speed) in said
+                    else "–"
+                    for column in JUDGED
+                ]
+                of_seeds = ", ".join(str(seed) for seed in sorted(seeds))
+                lines.append([workload.title, f"×{speed:g}", f"`{policy}`", *cells, of_seeds])
+    if not lines:
+        return []
+    return [
+        "## With `max_num_seqs` said",
+        "Own figure over that of the column's best rival, as above: with the number learned from readings of"
+        " the engines' metrics → said in clusters.json. No rival's rule has a place for it.",
+        _table(["workload", "speed", "policy", *(column.title for column in JUDGED), "seeds"], lines),
     ]
 
 

@@ -17,7 +17,7 @@ from benchmarks.policies.figures import GOODPUT, KEPT, P90, Column, Row, best, c
 from benchmarks.policies.figures import kept as read_back
 from benchmarks.policies.running import differences, load, path_of, run_cells, verify
 from benchmarks.policies.stamps import ROOT, sources, stamp
-from benchmarks.policies.tables import document, late_binding, ratios, reuse, worst
+from benchmarks.policies.tables import document, late_binding, limit_said, ratios, reuse, worst
 from extproc.choosing.rivals.registry import LATE, RIVALS
 from tokenway.cli.replay import _parser
 from tokenway.simulator.policies.registry import OWN
@@ -229,6 +229,17 @@ def test_late_binding_is_compared_with_late_binding() -> None:
     assert "were not run on: agent sessions, 8 engines (seed 3, 4, 5);" in page
     assert "conversation, 8 engines (seed 4)" in page
     assert late_binding(rows[2:]) == []
+
+
+def test_what_the_limit_is_worth_is_shown_where_it_was_said() -> None:
+    """1.5 times the best rival's p90 while it is learned, 0.75 with it; none elsewhere."""
+    rows = [row("lmetric", 3, 2.0, 10.0), row("least_completion", 3, 3.0, 10.0, CellKind.OWN)]
+    assert limit_said(rows) == []
+    rows.append(row("least_completion:max_num_seqs=128", 3, 1.5, 10.0, CellKind.OWN))
+    page = "\n".join(limit_said(rows))
+    assert "| ×2.75 | `least_completion` | 1.00 → 1.00 | 1.00 → 1.00 | 1.50 → 0.75 |" in page
+    assert "| ×2.75 | `late_completion` | – |" in page
+    assert "agent sessions" not in page
 
 
 def test_reuse_is_shown_as_available_foreseen_and_obtained() -> None:
