@@ -20,6 +20,15 @@ CASES: Final = tuple(sorted(path.stem for path in (CHART / "ci").glob("*.yaml"))
 
 RELEASE: Final = "test"
 NAMESPACE: Final = "models"
+
+HTTP_LISTENER: Final[Mapping[str, Any]] = {
+    "name": "http",
+    "port": 80,
+    "protocol": "HTTP",
+    "allowedRoutes": {"namespaces": {"from": "All"}},
+}
+"""Of the Gateway that a route of the chart joins, from any namespace."""
+
 _TIMEOUT_S: Final = 60.0
 
 

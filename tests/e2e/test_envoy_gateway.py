@@ -16,7 +16,7 @@ import pytest
 
 from testbed import envoy_gateway
 from testbed.envoy_gateway import CONTROLLER, Translation, translated
-from testbed.helm import NAMESPACE, binary, rendered
+from testbed.helm import HTTP_LISTENER, NAMESPACE, binary, rendered
 from testbed.processes import free_ports
 from tests.e2e.harness import Load, chat, envoy_binary, post, simulators
 from tests.e2e.pair import all_settled
@@ -50,12 +50,6 @@ def authority() -> str:
 
 def around(namespace: str, authority: str) -> list[dict[str, Any]]:
     """What is there before the chart: the Gateway of the route, who signs the picker's certificate."""
-    listener = {
-        "name": "http",
-        "port": 80,
-        "protocol": "HTTP",
-        "allowedRoutes": {"namespaces": {"from": "All"}},
-    }
     return [
         {
             "apiVersion": "gateway.networking.k8s.io/v1",
@@ -67,7 +61,7 @@ def around(namespace: str, authority: str) -> list[dict[str, Any]]:
             "apiVersion": "gateway.networking.k8s.io/v1",
             "kind": "Gateway",
             "metadata": {"name": "eg", "namespace": namespace},
-            "spec": {"gatewayClassName": "eg", "listeners": [listener]},
+            "spec": {"gatewayClassName": "eg", "listeners": [HTTP_LISTENER]},
         },
         {
             "apiVersion": "v1",

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from testbed.control_planes.build import binary
-from testbed.helm import NAMESPACE, configuration, rendered
+from testbed.helm import HTTP_LISTENER, NAMESPACE, configuration, rendered
 from testbed.helm import binary as helm_binary
 from testbed.processes import REPOSITORY
 
@@ -27,12 +27,6 @@ pytestmark = [
 def around(gateway_namespace: str) -> list[dict[str, Any]]:
     """What is there before: the namespaces and the Gateway that the route joins."""
     namespaces = sorted({NAMESPACE, gateway_namespace})
-    listener = {
-        "name": "http",
-        "port": 80,
-        "protocol": "HTTP",
-        "allowedRoutes": {"namespaces": {"from": "All"}},
-    }
     return [
         *(
             {
@@ -46,7 +40,7 @@ def around(gateway_namespace: str) -> list[dict[str, Any]]:
             "apiVersion": "gateway.networking.k8s.io/v1",
             "kind": "Gateway",
             "metadata": {"name": "inference-gateway", "namespace": gateway_namespace},
-            "spec": {"gatewayClassName": "istio", "listeners": [listener]},
+            "spec": {"gatewayClassName": "istio", "listeners": [HTTP_LISTENER]},
         },
     ]
 

@@ -75,14 +75,19 @@ def test_parts_say_what_the_whole_says() -> None:
     assert len([effect for effect in in_parts if isinstance(effect, Update)]) == len(parts)
 
 
-def test_clusters_are_in_force_when_the_last_part_has_come() -> None:
-    """Not before, and what a stream had begun to say when it ended is forgotten."""
-    hosts = [f"s{number}.models.internal" for number in range(2_000)]
-    names = [f"outbound|8000||{host}" for host in hosts]
+def following(count: int) -> tuple[IstioClient, list[str]]:
+    """A client whose first stream is open, which follows so many hosts; the names of their clusters."""
+    hosts = [f"s{number}.models.internal" for number in range(count)]
     machine = IstioClient(ProtobufDecoder(), random.Random(1))
     machine.follow([f"{host}:8000" for host in hosts], 0.0)
     machine.begin(0.0)
     machine.opened(1)
+    return machine, [f"outbound|8000||{host}" for host in hosts]
+
+
+def test_clusters_are_in_force_when_the_last_part_has_come() -> None:
+    """Not before, and what a stream had begun to say when it ended is forgotten."""
+    machine, names = following(2_000)
     first = clusters("c1", *names)
     *before, last = parts_of(first)
     assert len(before) > 5
@@ -104,12 +109,7 @@ def test_clusters_are_in_force_when_the_last_part_has_come() -> None:
 
 def test_a_cluster_that_cannot_be_read_is_refused_and_none() -> None:
     """In the middle of many parts: the rest is taken, and that one is as it was: not there."""
-    hosts = [f"s{number}.models.internal" for number in range(1_000)]
-    names = [f"outbound|8000||{host}" for host in hosts]
-    machine = IstioClient(ProtobufDecoder(), random.Random(1))
-    machine.follow([f"{host}:8000" for host in hosts], 0.0)
-    machine.begin(0.0)
-    machine.opened(1)
+    machine, names = following(1_000)
     whole = clusters("c1", *names)
     resources = list(whole.resources)
     resources[SPOILT] = Resource(names[SPOILT], b"\xff")
