@@ -1,4 +1,4 @@
-"""Fairness ids that a gateway names by header, on the real Envoy: whose turn it is while an endpoint is full."""
+"""Fairness ids by header, on the real Envoy: whose turn it is while an endpoint is full."""
 
 from __future__ import annotations
 
