@@ -52,8 +52,8 @@ _MAX_METRICS_BYTES = 4 * 1024 * 1024
 """Read of one `/metrics` answer; vLLM 0.32 was captured at 50 KB, adapters and ranks multiply it."""
 
 _TICK_S = 0.25
-"""Longest nap of the loop, and how long it takes to start the probes that are due after it: a probe may be late
-by both. A twentieth of the default interval, each."""
+"""Longest nap of the loop, and the time over which the probes that are due then are started: a probe may be
+late by both. A twentieth of the default interval, each."""
 
 _KEEP_ALIVE_S = 4.0
 """Idle connections older than this are not reused: vLLM closes them after 5.0 s (uvicorn's default)."""
