@@ -178,7 +178,6 @@ _MESSAGES = "what it makes of values, or values of, are these messages; it does 
 
 EXCEPTIONS: Mapping[str, Mapping[str, str]] = {
     "extproc/accesslog/entries.py": {"envoy": _MESSAGES},
-    "extproc/transport/http2/messages.py": {"mmap": "memory of its own for a large message, of no file"},
     "extproc/discovery/istio/wire.py": {"envoy": _MESSAGES, "google": _MESSAGES},
     "extproc/xds/delta.py": {"envoy": _MESSAGES},
     "extproc/xds/resources.py": {"envoy_data_plane": _MESSAGES},

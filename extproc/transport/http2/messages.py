@@ -5,8 +5,8 @@ Source: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md, "Length-
 
 from __future__ import annotations
 
-import mmap
 import struct
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -24,9 +24,6 @@ _SMALL_BYTES: Final = 1_024
 LARGE_BYTES: Final = 64 * 1024
 """Messages from here on are put together while they come: two copies less, and no end that takes long."""
 
-_HUGE_BYTES: Final = 4 * 1024 * 1024
-"""From here on numpy asks the kernel for pages of 2 MiB: to find and clear a single one took 5 ms."""
-
 
 class MessageError(Exception):
     """A message that is not taken.
@@ -42,11 +39,9 @@ class MessageError(Exception):
         self.detail = detail
 
 
-def _memory(num_bytes: int) -> memoryview:
+def allocated(num_bytes: int) -> memoryview:
     """Memory that nobody clears before it is written; a bytearray is cleared at once."""
-    if num_bytes < _HUGE_BYTES:
-        return np.empty(num_bytes, np.uint8).data
-    return memoryview(mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    return np.empty(num_bytes, np.uint8).data
 
 
 class MessageReader:
@@ -54,12 +49,14 @@ class MessageReader:
 
     Args:
         max_bytes: A longer message is refused as soon as its length is known.
+        allocate: Memory for a large one.
     """
 
-    __slots__ = ("_large", "_max_bytes", "_num_bytes", "_parts", "_size")
+    __slots__ = ("_allocate", "_large", "_max_bytes", "_num_bytes", "_parts", "_size")
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, allocate: Callable[[int], memoryview] = allocated) -> None:
         self._max_bytes = max_bytes
+        self._allocate = allocate
         self._large: memoryview | None = None
         self._parts: list[bytes | bytearray] = []
         self._num_bytes = 0
@@ -107,7 +104,7 @@ class MessageReader:
         rest = whole[at:]
         self._num_bytes = len(rest)
         if self._size is not None and self._size >= LARGE_BYTES:
-            self._parts, self._large = [], _memory(self._size)
+            self._parts, self._large = [], self._allocate(self._size)
             self._large[: len(rest)] = rest
         else:
             self._parts = [rest] if rest else []
