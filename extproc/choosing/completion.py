@@ -32,6 +32,7 @@ from collections.abc import Sequence
 from operator import add
 from typing import Final, overload
 
+from extproc.predicting.sums import plain_sum
 from metadata_center.types import value
 
 DECODE_TOKENS: Final = 50.0
@@ -166,7 +167,7 @@ def decode_price(decode_tokens: float, tpot_limit_s: float, steps_s: Sequence[fl
         tpot_limit_s: The latter, > 0.
         steps_s: Time per output token of each endpoint, at least one.
     """
-    return decode_tokens * min(1.0, sum(steps_s, 0.0) / len(steps_s) / tpot_limit_s)
+    return decode_tokens * min(1.0, plain_sum(steps_s) / len(steps_s) / tpot_limit_s)
 
 
 def cost_columns(
@@ -197,7 +198,7 @@ def cost_columns(
     # The emptier half is where later requests go: a queue for one hot prefix alone delays none of them. Of
     # two both count: the next request takes the idle one, and those after it wait for either.
     half_s = sorted(map(add, waits_s, rooms_s))[: max(2, (endpoints + 1) // 2)]
-    backlog_s = sum(half_s, 0.0) / max(1, len(half_s)) + held_s / max(1, endpoints)
+    backlog_s = plain_sum(half_s) / max(1, len(half_s)) + held_s / max(1, endpoints)
     twice = 2 * endpoints
     others_s, stalls_s, decodes_s, totals_s = [], [], [], []
     for wait_s, room_s, work_s, step_s, stalled_s in zip(

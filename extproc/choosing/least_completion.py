@@ -7,6 +7,7 @@ from operator import neg
 from extproc.choosing import arrays, columns
 from extproc.choosing.completion import DECODE_TOKENS, TPOT_LIMIT_S, Costs, cost_columns, decode_price
 from extproc.choosing.rows import batch_s, learned_of
+from extproc.predicting.sums import plain_sum
 from extproc.predicting.traffic import MOST_BUSY
 from extproc.values.choices import Learned, Snapshot
 
@@ -48,7 +49,7 @@ def _followers_per_s(snapshot: Snapshot, learned: Learned) -> float:
         min(1.0, requests / limit) if limit else 0.0
         for requests, limit in zip(snapshot.requests, snapshot.max_num_seqs, strict=True)
     ]
-    return learned.rate_per_s / (1.0 - min(MOST_BUSY, sum(taken, 0.0) / len(taken)))
+    return learned.rate_per_s / (1.0 - min(MOST_BUSY, plain_sum(taken) / len(taken)))
 
 
 def _stalled(snapshot: Snapshot) -> list[float]:
@@ -62,7 +63,7 @@ def _stalled(snapshot: Snapshot) -> list[float]:
     if decoding <= 0 or snapshot.output_tokens <= 0.0:
         return []
     price = decode_price(DECODE_TOKENS, TPOT_LIMIT_S, snapshot.steps_s)
-    each_s = decoding / sum(snapshot.weights, 0.0) * price / snapshot.output_tokens
+    each_s = decoding / plain_sum(snapshot.weights) * price / snapshot.output_tokens
     return [each_s * weight for weight in snapshot.weights]
 
 

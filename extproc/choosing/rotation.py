@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from operator import add
 
+from extproc.predicting.sums import plain_sum
 from metadata_center.types import EndpointKey
 
 
@@ -52,7 +53,7 @@ class Rotation:
         self._owed = after
 
     def _change(self, keys: tuple[EndpointKey, ...], weights: Sequence[float]) -> None:
-        total = sum(weights)
+        total = plain_sum(weights)
         if self._keys:
             scale = 1.0 if total == self._total else total / self._total
             before = dict(zip(self._keys, self._owed, strict=True))

@@ -23,6 +23,8 @@ from collections.abc import Sequence
 from math import isfinite, sqrt
 from operator import mul
 
+from extproc.predicting.sums import plain_sum
+
 
 class RecursiveLeastSquares:
     """The weights w that minimise the forgetting-weighted squared error plus the distance to the prior.
@@ -84,7 +86,7 @@ class RecursiveLeastSquares:
         """
         if len(x) != self._n:
             raise ValueError("x has the wrong length")
-        y = float(sum(map(mul, self._w, x), 0.0))
+        y = plain_sum(map(mul, self._w, x))
         if not isfinite(y):
             raise ValueError("the prediction is not finite")
         return y
@@ -109,7 +111,7 @@ class RecursiveLeastSquares:
         if self._rows:
             row, target = self._rows[self._num_learned % self._n]
             _absorb(u, d, w, row, target, 1.0)
-        if not isfinite(sum(u, 0.0) + sum(d, 0.0) + sum(w, 0.0)):
+        if not isfinite(plain_sum(u) + plain_sum(d) + plain_sum(w)):
             raise ValueError("an observation is not finite, or too large to learn from")
         self._u, self._d, self._w = u, d, w
         self._num_learned += 1
@@ -121,7 +123,7 @@ class RecursiveLeastSquares:
         p = [[0.0] * n for _ in range(n)]
         for i in range(n):
             for j in range(i, n):
-                p[i][j] = p[j][i] = sum((columns[m][i] * d[m] * columns[m][j] for m in range(j, n)), 0.0)
+                p[i][j] = p[j][i] = plain_sum(columns[m][i] * d[m] * columns[m][j] for m in range(j, n))
         return p
 
     def nonnegative_weights(self) -> tuple[float, ...]:
@@ -164,7 +166,7 @@ def _absorb(
     Raises:
         ValueError: x'Px is not finite.
     """
-    residual = y - sum(map(mul, w, x), 0.0)
+    residual = y - plain_sum(map(mul, w, x))
     gain: list[float] = []
     alpha = forgetting
     start = 0
@@ -205,10 +207,10 @@ def _prior_rows(
         row = [0.0] * n
         row[k] = 1.0
         for j in range(k + 1, n):
-            row[j] = -sum((row[m] * columns[j][m] for m in range(k, j)), 0.0)
+            row[j] = -plain_sum(row[m] * columns[j][m] for m in range(k, j))
         scale = sqrt(n * (1.0 - forgetting) / d[k])
         row = [v * scale for v in row]
-        rows.append((row, sum(map(mul, row, mean), 0.0)))
+        rows.append((row, plain_sum(map(mul, row, mean))))
     return rows
 
 

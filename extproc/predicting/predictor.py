@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from extproc.predicting.agreement import Agreement
 from extproc.predicting.calibration import Calibration, CalibrationSummary
+from extproc.predicting.sums import plain_sum
 from extproc.predicting.tokens import LEAST_RATIO, MOST_RATIO, TokensPerByte
 from extproc.predicting.tpot import SegmentedTpotModel
 from extproc.predicting.traffic import Traffic
@@ -278,7 +279,7 @@ class Predictor:
 
 def _whole_s(prices_s: Sequence[float]) -> float:
     """How prices are as a whole: one unit of everything, > 0."""
-    return max(_LEAST_S, sum(prices_s, 0.0))
+    return max(_LEAST_S, plain_sum(prices_s))
 
 
 def _require_finite(predicted_s: float | None) -> None:

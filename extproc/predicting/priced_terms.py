@@ -18,6 +18,7 @@ from math import isfinite
 from operator import mul
 
 from extproc.predicting.least_squares import RecursiveLeastSquares
+from extproc.predicting.sums import plain_sum
 
 _FORGETTING = 0.995
 """Memory of 200 observations: 90 % of a sudden change is learned within 460, and six prices fitted to noise
@@ -60,7 +61,7 @@ CEILING_S = 3600.0
 
 def priced(prices_s: Sequence[float], terms: Sequence[float], floor_s: float) -> float:
     """The sum of prices times terms, kept between `floor_s` and `CEILING_S`, seconds."""
-    return max(floor_s, min(CEILING_S, sum(map(mul, prices_s, terms), 0.0)))
+    return max(floor_s, min(CEILING_S, plain_sum(map(mul, prices_s, terms))))
 
 
 class PricedTerms:
@@ -111,7 +112,7 @@ class PricedTerms:
         if not (0.0 < duration_s < float("inf")):
             raise ValueError("a duration must be finite and > 0")
         parts_s = [price * term for price, term in zip(self._prior_s, terms, strict=True)]
-        prior_s = sum(parts_s, 0.0)
+        prior_s = plain_sum(parts_s)
         if not (min(parts_s) >= 0.0 and 0.0 < prior_s < float("inf")):
             raise ValueError("terms must be finite, >= 0 and not all 0")
         duration_s = max(prior_s / _MOST_OFF, min(prior_s * _MOST_OFF, duration_s))

@@ -17,6 +17,7 @@ from dataclasses import astuple, dataclass
 from typing import Final
 
 from extproc.predicting.priced_terms import CEILING_S, PricedTerms
+from extproc.predicting.sums import plain_sum
 from metadata_center.types import value
 
 TOKENS: Final = 1_000.0
@@ -159,7 +160,7 @@ def beside_s(prices_s: Sequence[float], backlog: Backlog) -> float:
 
 def total_s(*parts_s: float) -> float:
     """The parts of one TTFT together, between the floor and the ceiling of a prediction."""
-    return max(FLOOR_S, min(CEILING_S, sum(parts_s, 0.0)))
+    return max(FLOOR_S, min(CEILING_S, plain_sum(parts_s)))
 
 
 def step_s(prices_s: Sequence[float], backlog: Backlog) -> float:

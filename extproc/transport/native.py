@@ -113,7 +113,9 @@ def tcp_socket(host: str, port: int, *, is_shared: bool = False) -> socket.socke
 
 
 def _listening(family: int, address: str | tuple[str, int], *, is_shared: bool = False) -> socket.socket:
-    opened = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio turns Nagle's algorithm off only where the protocol is said to be TCP, and an accepted socket
+    # has the listener's. With it a WINDOW_UPDATE waits 40 ms for the peer to acknowledge what went before.
+    opened = socket.socket(family, socket.SOCK_STREAM, 0 if family == socket.AF_UNIX else socket.IPPROTO_TCP)
     try:
         if family != socket.AF_UNIX:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

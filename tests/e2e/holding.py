@@ -22,7 +22,7 @@ from aiohttp import web
 
 from extproc.observing.explain import verdict
 from testbed.processes import get
-from tests.e2e.harness import Recorder, Reply, Stack, chat, eventually, post, sample
+from tests.e2e.harness import Recorder, Reply, Served, Stack, chat, eventually, post, sample
 
 FULL_TOKENS: Final = 170_000
 """Fills an engine: 22.5 s at the prices that learning begins from. What waits behind it has to fit into
@@ -129,7 +129,7 @@ def served_by(cluster: str, **rule: Any) -> dict[str, Any]:
 
 
 def ask(
-    stack: Stack,
+    stack: Served,
     model: str,
     name: str,
     tokens: int = ASKED_TOKENS,
@@ -141,7 +141,7 @@ def ask(
     return asyncio.create_task(post(stack, body, headers), name=name)
 
 
-async def fill(stack: Stack, model: str, *engines: GatedEngine) -> list[asyncio.Task[Reply]]:
+async def fill(stack: Served, model: str, *engines: GatedEngine) -> list[asyncio.Task[Reply]]:
     """One request on each of the model's endpoints, which are full of prefill then."""
     asked = [ask(stack, model, f"full-{number}", FULL_TOKENS) for number in range(len(engines))]
     await asyncio.gather(*(engine.has(1) for engine in engines))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Callable
@@ -376,6 +377,28 @@ async def test_a_silent_peer_over_tcp_is_asked_and_given_up(
         sent = await sent_until_closed(reader)
         assert frames.PING in [kind for kind, _, _, _ in sent]
         assert made.faults == [(FaultReason.SILENT, True)]
+        writer.close()
+
+
+@pytest.mark.parametrize("is_tls", [False, True])
+async def test_small_frames_are_sent_at_once_over_tcp(tmp_path: Path, *, is_tls: bool) -> None:
+    """Nagle's algorithm holds none back until the peer has acknowledged what went before."""
+    for name, authority in (("ca", None), ("server", "ca")):
+        issued(tmp_path, name, authority)
+    greeted = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+    greeted.check_hostname = False
+    greeted.set_alpn_protocols(["h2"])
+    async with serving(tmp_path) as made:
+        listening = tcp_socket("127.0.0.1", 0)
+        port = listening.getsockname()[1]
+        await made.server.serve(listening, ListenTls(files(tmp_path, "server", None)) if is_tls else None)
+        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=greeted if is_tls else None)
+        writer.write(GREETING)
+        await until(lambda: made.server.num_connections == 1)
+        (served,) = made.server._peers
+        assert served._transport is not None
+        accepted = served._transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         writer.close()
 
 

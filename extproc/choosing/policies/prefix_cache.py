@@ -9,6 +9,7 @@ from typing import Final
 
 from extproc.choosing.policy import ByTerms
 from extproc.choosing.terms import Terms
+from extproc.predicting.sums import plain_sum
 from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Snapshot
 
@@ -58,5 +59,5 @@ def prefix_cache_terms(snapshot: Snapshot, settings: LoadBalancing) -> Terms:
 
 def _overload_limit(requests: Sequence[float]) -> float:
     mean = sum(requests) / len(requests)
-    sigma = sqrt(sum((row - mean) ** 2 for row in requests) / len(requests))
+    sigma = sqrt(plain_sum((row - mean) ** 2 for row in requests) / len(requests))
     return mean + _OVERLOAD_SIGMAS * sigma + _ROUNDING

@@ -24,6 +24,7 @@ from typing import Final
 
 from extproc.choosing.rivals.ties import draw, least
 from extproc.choosing.stateful import FleetView, StatefulPolicy
+from extproc.predicting.sums import plain_sum
 
 _ENTRIES: Final = 200_000
 _EXPIRE_S: Final = 20 * 60.0
@@ -102,7 +103,7 @@ class AibrixPrefixCache(StatefulPolicy):
     def _holder(self, view: FleetView) -> int:
         requests, rows = view.requests, range(len(view.keys))
         mean = sum(requests) / len(requests)
-        limit = mean + self._sigmas * sqrt(sum((load - mean) ** 2 for load in requests) / len(requests))
+        limit = mean + self._sigmas * sqrt(plain_sum((load - mean) ** 2 for load in requests) / len(requests))
         num_blocks = max(1, len(view.request.blocks))
         percent = [matched * 100 // num_blocks for matched in self._matched(view)]
         within = [row for row in rows if percent[row] and requests[row] <= limit]

@@ -26,6 +26,7 @@ from extproc.choosing.rivals.line import HEAD_ROOM_S, Line
 from extproc.choosing.rivals.llmd_sticky import LlmdSticky
 from extproc.choosing.rivals.llmd_weights import LlmdWeights
 from extproc.choosing.stateful import Decision, FleetView, PolicyRequest, Shed, StatefulPolicy
+from extproc.predicting.sums import plain_sum
 
 _TICK_S: Final = 0.001
 _TTL_S: Final = 60.0
@@ -73,7 +74,7 @@ class LlmdFlow(StatefulPolicy):
             max(waiting / self._queue_depth, usage / self._kv_usage)
             for waiting, usage in zip(view.waiting, view.kv_usage, strict=True)
         ]
-        return sum(scores) / len(scores)
+        return plain_sum(scores) / len(scores)
 
     def choose(self, view: FleetView) -> Decision:
         """The rule's draws, when it is dispatched."""

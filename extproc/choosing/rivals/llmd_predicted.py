@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from extproc.choosing.rivals.llmd_sticky import sticky_rows
 from extproc.choosing.rivals.ties import least
 from extproc.choosing.stateful import FleetView, Sent, StatefulPolicy
+from extproc.predicting.sums import plain_sum
 
 _RETRAIN_S: Final = 10.0
 _MIN_SAMPLES: Final = 100
@@ -73,7 +74,7 @@ class _Model:
         if self._weights is None:
             return None
         bias, *weights = self._weights
-        return max(0.0, bias + sum(weight * x for weight, x in zip(weights, features, strict=True)))
+        return max(0.0, bias + plain_sum(weight * x for weight, x in zip(weights, features, strict=True)))
 
 
 @dataclass(slots=True)
