@@ -25,9 +25,6 @@ LEAST_STREAM_BYTES: Final = 24
 LEAST_WHOLE_BYTES: Final = 3
 """`{}` and `[]` are no answers."""
 
-_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-"""To a page to log in, or to the same path with or without a slash: no inference API answers with them."""
-
 _BROKEN_FLAGS: Final = frozenset({"UC", "UR", "UPE"})
 
 _CLIENTS_WORDS: Final = frozenset(
@@ -100,11 +97,11 @@ def _of_what_went_wrong(
         return FailureKind.RESET
     if status >= 400:
         return _of_status(status)
-    if status in _REDIRECTS:
+    if status == 0:
+        return NoFailure.UNKNOWN
+    if not 200 <= status < 300:  # to a page to log in, to what nobody has cached: no inference API's answer
         return FailureKind.REFUSED
-    if error is not None:
-        return _of_error(error)
-    return None if 200 <= status < 300 else NoFailure.UNKNOWN
+    return None if error is None else _of_error(error)
 
 
 def _of_status(status: int) -> FailureKind:

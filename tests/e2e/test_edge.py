@@ -26,6 +26,7 @@ from tests.e2e.harness import (
     Stack,
     answer_chat,
     chat,
+    check,
     cluster,
     envoy_binary,
     eventually,
@@ -157,6 +158,17 @@ async def test_headers_are_bounded(edge: Stack, engine: Recorder) -> None:
     assert (await post(edge, chat("m", "hi"), {f"x-{n}": "1" for n in range(120)})).status == 431
     assert (await post(edge, chat("m", "hi"), {"x-a": "1" * 70_000})).status == 431
     assert engine.received == []
+
+
+async def test_headers_that_leave_no_room_for_ours(edge: Stack, engine: Recorder) -> None:
+    """As many as Envoy takes: what it cannot add Tokenway's to is refused in the API's shape."""
+    many = {f"x-{n}": "1" for n in range(92)}
+    check(await post(edge, chat("m", "hi"), many), 431, "invalid_request")
+    reply = await send(edge, "POST", "/v1/messages", chat("m", "hi"), many)
+    assert (reply.status, reply.json["type"]) == (431, "error")
+    assert reply.json["error"]["type"] == "invalid_request_error"
+    assert engine.received == []
+    await edge.settled()
 
 
 async def test_connections_are_bounded(edge: Stack) -> None:

@@ -88,6 +88,15 @@ def whole(status: int, body: object) -> Behaviour:
     return behave
 
 
+def written(text: str) -> Behaviour:
+    """Answers with a body that says it is JSON."""
+
+    async def behave(_: web.Request) -> web.StreamResponse:
+        return web.Response(text=text, content_type="application/json")
+
+    return behave
+
+
 async def breaks(request: web.Request) -> web.StreamResponse:
     """Reads the request and closes the connection."""
     await request.read()
@@ -211,7 +220,12 @@ CASES = {
     ),
     "responses-cut-short": Case("responses", events(*RESPONSES[:2], DONE), RESPONSES, "truncated"),
     "nothing-in-json": Case("chat/completions", whole(200, {}), STREAM, "empty_answer"),
+    "no-json": Case("chat/completions", written("Internal Server Error"), STREAM, "error_in_answer"),
+    "half-of-json": Case(
+        "chat/completions", written('{"choices": [{"message": {'), STREAM, "error_in_answer"
+    ),
     "redirect": Case("chat/completions", whole(302, {}), STREAM, "refused"),
+    "not-modified": Case("chat/completions", whole(304, {}), STREAM, "refused"),
     "empty": Case("chat/completions", nothing, STREAM, "empty_answer"),
     "404": Case("chat/completions", whole(404, {"error": {}}), STREAM, "missing_model"),
     "401": Case("chat/completions", whole(401, {"error": {}}), STREAM, "refused"),
