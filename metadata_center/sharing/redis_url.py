@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -117,12 +116,8 @@ def _tls(options: Mapping[str, str], *, secured: bool) -> dict[str, Any] | None:
     check_hostname = options.get("check_hostname", "true")
     if check_hostname not in ("true", "false"):
         raise UrlError("check_hostname is true or false")
-    authorities = options.get("ca_certs")
     return {
-        "ssl_ca_certs": authorities,
-        # Python 3.13 asks more of an authority than earlier ones, and than OpenSSL by itself: a private one
-        # whose certificate says no key usage would do on one Python and not on another.
-        "ssl_exclude_verify_flags": [ssl.VERIFY_X509_STRICT] if authorities else None,
+        "ssl_ca_certs": options.get("ca_certs"),
         "ssl_certfile": options.get("certfile"),
         "ssl_keyfile": options.get("keyfile"),
         "ssl_check_hostname": check_hostname == "true",

@@ -1,7 +1,5 @@
 """Redis URLs."""
 
-import ssl
-
 import pytest
 
 from metadata_center.sharing.redis_url import RedisUrl, UrlError, parse_url
@@ -41,7 +39,6 @@ def test_tls_by_query() -> None:
     assert own == {
         **plain,
         "ssl_ca_certs": "/a",
-        "ssl_exclude_verify_flags": [ssl.VERIFY_X509_STRICT],
         "ssl_certfile": "/b",
         "ssl_keyfile": "/c",
         "ssl_check_hostname": False,
