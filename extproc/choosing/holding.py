@@ -16,9 +16,9 @@ Rules:
        nowhere any more goes behind those that can: its place is later by the limit, once.
     4. No request waits longer than `REGRET` times the time to first token that was foreseen when it came,
        had it been sent at once, and `REGRET_S`. Then it goes as the immediate rule sends it.
-    5. At most `max_held` requests wait, each `max_hold_s` at most, or while its own limit can be kept. One that
-       is too many, or whose time is up, goes as the immediate rule sends it. Where that is wanted it is refused
-       instead, and so is, at once, one that cannot be answered in its time by what is ahead of it.
+    5. At most `max_held` requests wait, each `max_hold_s` at most, or while its own limit can be kept. One
+       that is too many, or whose time is up, goes as the immediate rule sends it. Where that is wanted it is
+       refused instead, and so is, at once, one that cannot be answered in its time by what is ahead of it.
     6. Wake-ups are the caller's: ask again when a prefill or a request ends anywhere, and at `until_s`.
     7. A request that was sent, refused or forgotten is in no other's way.
 """
