@@ -22,7 +22,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from benchmarks.policies.cells import cells, named, selected
+from benchmarks.policies.cells import named, selected
+from benchmarks.policies.questions import every_cell
 from benchmarks.policies.rendering import render
 from benchmarks.policies.running import is_current, load, run_cells, verify
 
@@ -44,7 +45,7 @@ def main() -> int:
 
 
 def _main(options: argparse.Namespace) -> int:
-    every = cells()
+    every = every_cell()
     chosen = selected(every, options.only)
     if options.render:
         print(json.dumps(render(every, options.traces, options.results)))

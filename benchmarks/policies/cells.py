@@ -238,7 +238,7 @@ seconds, prompts on their way), which is the default.
 LLMD_METRIC_AGE: Final = ("--metric-age-ms", "50")
 """llm-d reads metrics every 50 ms; the default is vLLM's 100."""
 
-_SHORT: Final = (_CONVERSATION, "--max-requests", "4000")
+SHORT: Final = (_CONVERSATION, "--max-requests", "4000")
 """The conversation trace cut, for questions beside the comparison."""
 
 EXTRA: Final = (
@@ -261,7 +261,7 @@ EXTRA: Final = (
     Workload(
         "impatient",
         "conversation, a fifth leaves after 10 s, the refused come again, 8 engines",
-        (*_SHORT, "--abandon-share", "0.2", "--abandon-after-s", "10", "--retry-refused"),
+        (*SHORT, "--abandon-share", "0.2", "--abandon-after-s", "10", "--retry-refused"),
         (3.25,),
         5.5,
         (3,),
@@ -269,7 +269,7 @@ EXTRA: Final = (
     Workload(
         "events-lost",
         "conversation, a tenth of the cache events lost, 8 engines",
-        (*_SHORT, "--event-loss", "0.1"),
+        (*SHORT, "--event-loss", "0.1"),
         (2.75,),
         5.5,
         (3,),
@@ -418,7 +418,7 @@ def _shipped(workload: Workload, group: str) -> Cell:
 
 def _short(group: str, policies: tuple[str, ...], speeds: tuple[float, ...], *options: str) -> Cell:
     return Cell(
-        "conversation-4000", group, CellKind.WHOLE, _BESIDE_SEED, policies, speeds, (*_SHORT, *options)
+        "conversation-4000", group, CellKind.WHOLE, _BESIDE_SEED, policies, speeds, (*SHORT, *options)
     )
 
 

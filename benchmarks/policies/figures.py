@@ -190,5 +190,11 @@ def _short(value: float | None) -> float | int | None:
 
 def is_compared(cell: Cell) -> bool:
     """True for cells of the comparison itself, false for questions beside it."""
-    beside = cell.kind is CellKind.WHOLE or cell.group.startswith("shipped")
+    beside = cell.kind is CellKind.WHOLE or cell.group.startswith("shipped") or cell.group == "held"
     return not beside and any(cell.workload == workload.name for workload in WORKLOADS)
+
+
+def table(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    head = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    return "\n".join([*head, *("| " + " | ".join(line) + " |" for line in lines)])

@@ -20,6 +20,7 @@ from benchmarks.policies.cells import (
     Workload,
     cells,
 )
+from benchmarks.policies.chance import gateways, holding
 from benchmarks.policies.figures import (
     GOODPUT,
     JUDGED,
@@ -34,6 +35,7 @@ from benchmarks.policies.figures import (
     means,
     rivals_at,
     shared_seeds,
+    table,
 )
 from tokenway.simulator.engine.profile import PROFILES
 
@@ -75,6 +77,7 @@ def document(rows: Sequence[Row], lines: Sequence[Cell], stale: Collection[str] 
     for column in JUDGED:
         parts += by_column(compared, column)
     parts += limit_said(compared)
+    parts += [*holding(rows), *gateways(rows)]
     parts += late_binding(compared)
     parts += reuse(rows)
     for workload in WORKLOADS:
@@ -98,11 +101,6 @@ def age(lines: Sequence[Cell], stale: Collection[str]) -> list[str]:
         f"Of the command lines below, {counts} were run before what their figures depend on changed last."
         " `python -m benchmarks.policies --verify CELL` runs one again and says what differs."
     ]
-
-
-def _table(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    head = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
-    return "\n".join([*head, *("| " + " | ".join(line) + " |" for line in lines)])
 
 
 def _value(value: float | None, column: Column) -> str:
@@ -184,7 +182,7 @@ def worst(rows: Sequence[Row]) -> list[str]:
         "Own figure over that of the column's best rival, geometric means over seeds; the worst workload,"
         " and in brackets the worst single seed. Below 1 is better, for goodput above 1. Percentiles are of"
         " what was answered: the last column is the most that was refused in any run.",
-        _table(["policy", "speed", *(column.title for column in JUDGED), "shed %"], lines),
+        table(["policy", "speed", *(column.title for column in JUDGED), "shed %"], lines),
     ]
 
 
@@ -214,7 +212,7 @@ def limit_said(rows: Sequence[Row]) -> list[str]:
         "## With `max_num_seqs` said",
         "Own figure over that of the column's best rival, as above: with the number learned from readings of"
         " the engines' metrics → said in clusters.json. No rival's rule has a place for it.",
-        _table(["workload", "speed", "policy", *(column.title for column in JUDGED), "seeds"], lines),
+        table(["workload", "speed", "policy", *(column.title for column in JUDGED), "seeds"], lines),
     ]
 
 
@@ -241,7 +239,7 @@ def by_column(rows: Sequence[Row], column: Column) -> list[str]:
     names = [f"`{policy}`" for policy in (*OWN, *ORACLE)]
     return [
         f"## {column.title}",
-        _table(["workload", "speed", "best rival", "which", *names, "seeds"], lines),
+        table(["workload", "speed", "best rival", "which", *names, "seeds"], lines),
     ]
 
 
@@ -276,7 +274,7 @@ def late_binding(rows: Sequence[Row]) -> list[str]:
     titles += ["best that decides at once", "which", "ratio", "seeds"]
     parts = ["## Late binding beside late binding", _not_run(rows)]
     for column, of_column in lines.items():
-        parts += [f"### {column.title}: those that wait", _table(titles, of_column)]
+        parts += [f"### {column.title}: those that wait", table(titles, of_column)]
     return parts
 
 
@@ -326,7 +324,7 @@ def reuse(rows: Sequence[Row]) -> list[str]:
         "Prompt tokens that a cache of the whole fleet that forgets nothing would have had, those that the"
         " choice expected where it sent the request, and those that the engine found; of all prompt tokens of"
         " answered requests. More is not better by itself: what is found where others wait, they pay for.",
-        _table([*titles, "most that a rival obtained %", "which"], lines),
+        table([*titles, "most that a rival obtained %", "which"], lines),
     ]
 
 
@@ -378,7 +376,7 @@ def _everybody(at: Mapping[str, Figures]) -> str:
         [f"`{policy}`", *(_value(at[policy][column.field], column) for column in _EVERYBODY)]
         for policy in sorted(at, key=order)
     ]
-    return _table(["policy", *(column.title for column in _EVERYBODY)], lines)
+    return table(["policy", *(column.title for column in _EVERYBODY)], lines)
 
 
 def shipped(rows: Sequence[Row]) -> list[str]:
@@ -410,7 +408,7 @@ def shipped(rows: Sequence[Row]) -> list[str]:
     ]
     return [
         "## Rivals with the view they ship with",
-        _table(["workload", "policy", *titles, "why that view"], lines),
+        table(["workload", "policy", *titles, "why that view"], lines),
     ]
 
 
@@ -426,5 +424,5 @@ def beside(rows: Sequence[Row]) -> list[str]:
     ]
     return [
         "## Gateways, views, what if: conversation, 4,000 requests, seed 3",
-        _table(["cell", "policy", "speed", *(column.title for column in _EVERYBODY)], lines),
+        table(["cell", "policy", "speed", *(column.title for column in _EVERYBODY)], lines),
     ]

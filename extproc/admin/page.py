@@ -40,11 +40,13 @@ class PageResponse:
         body: As it is sent.
         content_type: The whole header.
         status: Of HTTP.
+        rest: Pieces of the body behind `body`, where to join them would hold up requests.
     """
 
     body: bytes
     content_type: str = JSON_TYPE
     status: int = 200
+    rest: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ class OneWorker:
         for piece in answer.pieces:
             pieces.append(piece)
             await asyncio.sleep(0)
-        return PageResponse(b"".join(pieces), answer.content_type)
+        return PageResponse(b"", answer.content_type, rest=tuple(pieces))
 
 
 class AllWorkers:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from aiohttp import web
 
@@ -16,6 +18,9 @@ from metadata_center.addresses import is_loopback
 from metadata_center.service.http_callers import refusal
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_SENT_AT_ONCE: Final = 64 * 1024
+"""Bytes of an answer that are put together and sent before other requests go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,27 @@ class TcpPlace:
 
 
 def _response(answer: PageResponse) -> web.Response:
-    return web.Response(body=answer.body, status=answer.status, headers={"content-type": answer.content_type})
+    body = b"".join((answer.body, *answer.rest))
+    return web.Response(body=body, status=answer.status, headers={"content-type": answer.content_type})
+
+
+async def _respond(request: web.Request, answer: PageResponse) -> web.StreamResponse:
+    """Send an answer; a long one piece by piece, between which other requests go on."""
+    size = len(answer.body) + sum(map(len, answer.rest))
+    if size <= _SENT_AT_ONCE or request.method == "HEAD":
+        return _response(answer)
+    response = web.StreamResponse(status=answer.status, headers={"content-type": answer.content_type})
+    response.content_length = size
+    await response.prepare(request)
+    waiting = bytearray(answer.body)
+    for piece in answer.rest:
+        waiting += piece
+        if len(waiting) >= _SENT_AT_ONCE:
+            await response.write(bytes(waiting))
+            waiting.clear()
+            await asyncio.sleep(0)
+    await response.write_eof(bytes(waiting))
+    return response
 
 
 def _handler(page: Page, answering: Answering) -> _Handler:
@@ -40,7 +65,8 @@ def _handler(page: Page, answering: Answering) -> _Handler:
         page_request = PageRequest(request.match_info, request.query, request.rel_url.raw_path_qs)
         if isinstance(page, ProcessPage):
             return _response(page.answer(page_request))
-        return _response(page.refuse(page_request) or await answering.answer(page, page_request))
+        answer = page.refuse(page_request) or await answering.answer(page, page_request)
+        return await _respond(request, answer)
 
     return handle
 

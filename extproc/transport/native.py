@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import mmap
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Final, cast
 
 from extproc.transport.http2.connection import Connection
 from extproc.transport.http2.faults import ConnectionFault, ErrorCode, FaultReason
+from extproc.transport.http2.messages import allocated
 from extproc.transport.http2.outbox import OUTPUT_BYTES
 from extproc.transport.listen_tls import ListenTls
 from extproc.transport.seam import Rpc
@@ -33,6 +35,8 @@ _QUICK_S: Final = 0.002
 _SLOW_S: Final = 0.02
 _BULK_PAUSE_S: Final = 10.0
 """So long a connection gets no bulk reads after a slow one, as many small frames are."""
+
+_HUGE_BYTES: Final = 4 * 1024 * 1024
 
 MAX_CONNECTIONS: Final = 256
 """At once; an Envoy opens one for each of its threads and `ANNOUNCED_STREAMS` calls."""
@@ -52,6 +56,16 @@ _WATCH_S: Final = 5.0
 _DRAIN_ANSWER_S: Final = 1.0
 _CLOSE_S: Final = 1.0
 _LOG_LINES_PER_S: Final = 5.0
+
+
+def memory_for(num_bytes: int) -> memoryview:
+    """Memory for a large message, which nobody clears before it is written.
+
+    From `_HUGE_BYTES` on numpy asks the kernel for pages of 2 MiB: to find and clear a single one took 5 ms.
+    """
+    if num_bytes < _HUGE_BYTES:
+        return allocated(num_bytes)
+    return memoryview(mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
 class Faults:
@@ -310,6 +324,7 @@ class _Peer(asyncio.BufferedProtocol):
             self,
             self._wake,
             self._loop.time(),
+            memory_for,
         )
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature

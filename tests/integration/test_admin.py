@@ -105,6 +105,26 @@ async def test_http_1_0_without_a_host_is_answered(admin: AdminPort) -> None:
     writer.close()
 
 
+async def test_a_long_page_comes_whole_though_it_is_sent_in_pieces() -> None:
+    """With its length, which HEAD says as well; requests go on between the pieces."""
+    pieces = [b"# %04d\n" % number * 1000 for number in range(200)]
+
+    class Long(RoutingState):
+        def metrics_pieces(self) -> Iterator[bytes]:
+            return iter(pieces)
+
+    admin = AdminPort(PAGES, OneWorker(Long()), TcpPlace("127.0.0.1", 0))
+    await admin.start()
+    url = f"http://127.0.0.1:{admin.port}/metrics"
+    async with aiohttp.ClientSession() as session:
+        async with session.get(url) as reply:
+            assert await reply.read() == b"".join(pieces)
+            assert reply.headers["content-length"] == str(sum(map(len, pieces)))
+        async with session.head(url) as reply:
+            assert reply.headers["content-length"] == str(sum(map(len, pieces)))
+    await admin.stop()
+
+
 async def test_unix_socket_is_the_supervisors_alone(tmp_path: Path) -> None:
     """It needs no guard but its mode, which is closed from the beginning."""
     path = tmp_path / "admin0.sock"

@@ -192,6 +192,22 @@ async def test_ejection_by_traffic_ends_with_a_probe(watch: Watch) -> None:
         await until(lambda: watch.tracker.is_available(engine.key))
 
 
+async def test_probes_that_are_due_together_begin_one_by_one(watch: Watch) -> None:
+    """No turn of the loop begins two: a hundred at once would hold up requests for many milliseconds."""
+    async with serving(40) as engine:
+        watch.set_endpoints(*engine.keys)
+        await until(lambda: engine.probes >= 40)
+        seen, most_new, all_probed = asyncio.all_tasks(), 0, engine.probes + 40
+        watch.skipped_s = 10 * SETTINGS.interval_s
+        while engine.probes < all_probed:
+            new = {task for task in asyncio.all_tasks() - seen if "Prober._probe" in repr(task.get_coro())}
+            most_new = max(most_new, len(new))
+            seen |= new
+            await asyncio.sleep(0)
+        assert len(seen) >= 40
+        assert most_new == 1
+
+
 async def test_no_server_listening(watch: Watch) -> None:
     """A refused connection is a failed probe, with a name of its own."""
     async with serving() as engine:

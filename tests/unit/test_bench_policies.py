@@ -13,8 +13,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # the benchmarks are not ins
 
 from benchmarks.policies import cells as declared
 from benchmarks.policies.cells import Cell, CellKind, cells, named, selected
+from benchmarks.policies.chance import gateways, holding, is_loss, ratio
 from benchmarks.policies.figures import GOODPUT, KEPT, P90, Column, Row, best, compact, means, shared_seeds
 from benchmarks.policies.figures import kept as read_back
+from benchmarks.policies.questions import AT_KNEE, CHANCE, IN_QUESTION, SEEDS, every_cell, near_name
 from benchmarks.policies.running import differences, load, path_of, run_cells, verify
 from benchmarks.policies.stamps import ROOT, sources, stamp
 from benchmarks.policies.tables import document, late_binding, limit_said, ratios, reuse, worst
@@ -36,7 +38,7 @@ TINY = Cell(
 
 def test_every_line_is_one_that_the_command_understands() -> None:
     """Options parse, policies exist, and names are distinct."""
-    every = cells()
+    every = every_cell()
     for cell in every:
         assert cell.argv[:2] == ("tokenway", "replay")
         options = _parser().parse_args(cell.argv[2:])
@@ -53,7 +55,7 @@ def test_every_rival_of_the_registry_takes_part_once() -> None:
 
 def test_no_cell_uses_a_seed_that_rules_were_shaped_on() -> None:
     """Seeds 1 and 2 are for shaping; speeds rise from below to past the knee."""
-    assert {cell.seed for cell in cells()} == {3, 4, 5}
+    assert {cell.seed for cell in every_cell()} == {3, 4, 5}
     assert all(list(each.speeds) == sorted(set(each.speeds)) for each in declared.WORKLOADS)
     assert {len(each.speeds) for each in declared.WORKLOADS} == {3}
     assert {(len(each.speeds), each.seeds) for each in declared.EXTRA} == {(1, (3,))}
@@ -240,6 +242,50 @@ def test_what_the_limit_is_worth_is_shown_where_it_was_said() -> None:
     assert "| ×2.75 | `least_completion` | 1.00 → 1.00 | 1.00 → 1.00 | 1.50 → 0.75 |" in page
     assert "| ×2.75 | `late_completion` | – |" in page
     assert "agent sessions" not in page
+
+
+def asked(policy: str, seed: int, p90_s: float, group: str, workload: str = "bursty") -> Row:
+    """A run of a row in question; all other figures are 1."""
+    made = row(policy, seed, p90_s, 1.0, CellKind.OWN)
+    speed = AT_KNEE.get(workload.removesuffix("-near"), IN_QUESTION["bursty"][0])
+    return replace(made, cell=replace(made.cell, workload=workload, group=group), speed=speed)
+
+
+def test_holding_loses_only_where_the_seeds_agree() -> None:
+    """The same mean of 1.1 is a loss where all seeds have it, and none where one seed has the whole of it."""
+    immediate = [asked("least_completion", seed, 1.0, "own") for seed in SEEDS]
+    for p90_s, shown in (
+        ((1.1, 1.09, 1.11), "**1.10 (1.09–1.11)**"),
+        ((1.0, 1.0, 1.331), "1.10 (1.00–1.33)"),
+    ):
+        held = [asked("late_completion", seed, each, "own") for seed, each in zip(SEEDS, p90_s, strict=True)]
+        assert f"1.00 (1.00–1.00) | {shown} | 1.00" in holding([*immediate, *held])[-1]
+    again = [asked(CHANCE, seed, 1.2, "held") for seed in SEEDS[:1]]
+    assert f"| ×2.5 | `{CHANCE}` | 1.00 | 1.00 | 1.20 | 1.00 |" in holding([*immediate, *again])[-1]
+    assert holding(immediate) == []
+
+
+def test_less_goodput_is_the_loss_and_one_seed_shows_none() -> None:
+    """Student's test needs two seeds at least."""
+    assert is_loss([-0.2, -0.21], GOODPUT)
+    assert not is_loss([-0.2, -0.21], P90)
+    assert is_loss([0.2, 0.21], P90)
+    assert not is_loss([0.2], P90)
+    assert ratio([], P90) == "–"
+
+
+def test_several_gateways_are_shown_over_one() -> None:
+    """A quarter more at two, nothing said of four, which did not run; none of it is in the comparison."""
+    name = near_name("azure")
+    one, two = (
+        asked("late_completion", 3, p90_s, f"gateways-{count}", name)
+        for count, p90_s in ((1, 1.0), (2, 1.25))
+    )
+    page = gateways([one, two])[-1]
+    assert "×16 | `late_completion` | 2 | 1.00 | 1.00 | 1.25 | 1.00 | 1.00 | 1.00 | 3 |" in page
+    assert page.count("late_completion") == 1
+    assert gateways([one]) == []
+    assert "| ×16" not in document([one, two], []).split("## Several gateways over one")[0]
 
 
 def test_reuse_is_shown_as_available_foreseen_and_obtained() -> None:

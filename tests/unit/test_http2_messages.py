@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from extproc.transport.http2 import messages as messages_module
 from extproc.transport.http2.messages import MessageError, MessageReader
+from extproc.transport.native import memory_for
 from extproc.transport.seam import Status
 from tests.http2_peers import framed
 
@@ -78,4 +79,14 @@ def test_many_messages_in_one_part() -> None:
     assert reader.feed(framed(*messages) + b"\0\0") == messages
     assert not reader.is_between
     assert reader.feed(b"\0\0\0") == [b""]
+    assert reader.is_between
+
+
+def test_a_message_longer_than_pages_of_2_mib_is_the_same_in_memory_of_its_own() -> None:
+    """Put together from pieces, with the next message behind it."""
+    body = bytes(range(256)) * (20 * 1024)
+    reader = MessageReader(len(body), memory_for)
+    data = framed(body, b"end")
+    messages = [one for at in range(0, len(data), 100_000) for one in reader.feed(data[at : at + 100_000])]
+    assert messages == [body, b"end"]
     assert reader.is_between

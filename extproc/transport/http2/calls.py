@@ -8,7 +8,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
 from extproc.transport.http2.budgets import Budgets
@@ -59,6 +59,7 @@ class Calls:
         notices: Gets faults.
         outbox: The connection's.
         budgets: The connection's.
+        allocate: Memory for large messages.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Calls:
         notices: Notices,
         outbox: Outbox,
         budgets: Budgets,
+        allocate: Callable[[int], memoryview],
     ) -> None:
         self._rpcs = rpcs
         self._max_message_bytes = max_message_bytes
@@ -76,6 +78,7 @@ class Calls:
         self._notices = notices
         self._outbox = outbox
         self._budgets = budgets
+        self._allocate = allocate
         self._room = Room(2 * max_message_bytes)
         self._streams: dict[int, Stream] = {}
         self._deadlines = Deadlines()
@@ -199,7 +202,7 @@ class Calls:
                     except Exception as error:
                         self._bug(stream, error)
                     return
-            reader = stream.reader = MessageReader(self._max_message_bytes)
+            reader = stream.reader = MessageReader(self._max_message_bytes, self._allocate)
         try:
             messages = reader.feed(data[start:stop])
         except MessageError as error:

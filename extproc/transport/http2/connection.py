@@ -39,6 +39,7 @@ from extproc.transport.http2.frames import (
     window_update,
 )
 from extproc.transport.http2.headers import MAX_BLOCK_BYTES, MAX_LIST_BYTES, HeadersTooLargeError
+from extproc.transport.http2.messages import allocated
 from extproc.transport.http2.openings import OpeningReader
 from extproc.transport.http2.outbox import Outbox
 from extproc.transport.http2.requests import http_block
@@ -61,6 +62,7 @@ class Connection:
         notices: Gets faults.
         wake: Called when there is something to `take`, once until it is taken.
         now_s: A monotonic clock, also in later arguments of this name.
+        allocate: Memory for large messages.
     """
 
     def __init__(
@@ -71,11 +73,12 @@ class Connection:
         notices: Notices,
         wake: Callable[[], None],
         now_s: float,
+        allocate: Callable[[int], memoryview] = allocated,
     ) -> None:
         self._notices = notices
         self.outbox = Outbox(wake)
         self._budgets = Budgets(now_s)
-        self._calls = Calls(rpcs, max_message_bytes, peer, notices, self.outbox, self._budgets)
+        self._calls = Calls(rpcs, max_message_bytes, peer, notices, self.outbox, self._budgets, allocate)
         self._openings = OpeningReader()
         self._window = ConnectionWindow()
         self._rest = b""

@@ -6,6 +6,7 @@ Source: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md, "Length-
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -38,17 +39,24 @@ class MessageError(Exception):
         self.detail = detail
 
 
+def allocated(num_bytes: int) -> memoryview:
+    """Memory that nobody clears before it is written; a bytearray is cleared at once."""
+    return np.empty(num_bytes, np.uint8).data
+
+
 class MessageReader:
     """Cuts messages out of one stream's DATA.
 
     Args:
         max_bytes: A longer message is refused as soon as its length is known.
+        allocate: Memory for a large one.
     """
 
-    __slots__ = ("_large", "_max_bytes", "_num_bytes", "_parts", "_size")
+    __slots__ = ("_allocate", "_large", "_max_bytes", "_num_bytes", "_parts", "_size")
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, allocate: Callable[[int], memoryview] = allocated) -> None:
         self._max_bytes = max_bytes
+        self._allocate = allocate
         self._large: memoryview | None = None
         self._parts: list[bytes | bytearray] = []
         self._num_bytes = 0
@@ -96,8 +104,7 @@ class MessageReader:
         rest = whole[at:]
         self._num_bytes = len(rest)
         if self._size is not None and self._size >= LARGE_BYTES:
-            # Memory that nobody clears; a bytearray is cleared at once.
-            self._parts, self._large = [], np.empty(self._size, np.uint8).data
+            self._parts, self._large = [], self._allocate(self._size)
             self._large[: len(rest)] = rest
         else:
             self._parts = [rest] if rest else []

@@ -1,0 +1,73 @@
+"""Cells of the product's own rules alone: is holding ever worse, and do several gateways lose by it?
+
+Rules:
+    1. Rivals are not asked, so these rows have more seeds than the comparison and fewer speeds.
+    2. A cell of several gateways has a workload name of its own: its runs are in no mean of the comparison.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from benchmarks.policies.cells import OWN, SHORT, WORKLOADS, Cell, CellKind, cells
+
+CHANCE: Final = "least_completion:bias=1.01"
+"""The immediate rule with prefill thought 1 % dearer, a tenth of what it is off anyway: what differs between
+the two is chance."""
+
+IN_QUESTION: Final[dict[str, tuple[float, ...]]] = {"bursty": (2.5, 3.25), "multi-tenant": (2.5, 2.75)}
+"""Workload -> speeds at which holding lost to deciding at once on the one seed of the comparison."""
+
+SEEDS: Final = (3, 4, 5)
+"""Of these cells, also where rivals have fewer."""
+
+NEAR: Final = ("--push-delay-ms", "5")
+"""News of another gateway are no older, but for one in a hundred; 0.3 ms is usual (docs/adr/0015)."""
+
+AT_KNEE: Final[dict[str, float]] = {"azure": 16.0, "low-sharing": 1.55, "conversation": 2.75}
+"""Workload -> its knee, for several gateways; of the conversation the first 4,000 requests, on one seed."""
+
+GATEWAYS: Final = (1, 2, 4)
+
+
+def every_cell() -> tuple[Cell, ...]:
+    """All cells: those of the comparison first."""
+    return (*cells(), *held_cells(), *near_cells())
+
+
+def held_cells() -> list[Cell]:
+    """What chance does to the rows in question, and those rows on seeds that the comparison leaves out."""
+    workloads = {workload.name: workload for workload in WORKLOADS}
+    found = []
+    for seed in SEEDS:
+        for name, speeds in IN_QUESTION.items():
+            missing = () if seed in workloads[name].seeds else OWN[1:]
+            found.append(
+                Cell(name, "held", CellKind.OWN, seed, (*missing, CHANCE), speeds, workloads[name].line)
+            )
+    return found
+
+
+def near_cells() -> list[Cell]:
+    """Several gateways that are as near to each other as the product's are."""
+    lines = {workload.name: workload.line for workload in WORKLOADS} | {"conversation": SHORT}
+    return [
+        Cell(
+            near_name(name),
+            f"gateways-{count}",
+            CellKind.OWN,
+            seed,
+            OWN[1:],
+            (speed,),
+            (*lines[name], "--gateways", str(count), *NEAR),
+        )
+        for seed in SEEDS
+        for name, speed in AT_KNEE.items()
+        for count in GATEWAYS
+        if seed == SEEDS[0] or name != "conversation"
+    ]
+
+
+def near_name(workload: str) -> str:
+    """A workload's name in its cells of several gateways."""
+    return f"{workload}-near"
