@@ -18,7 +18,6 @@ import asyncio
 import json
 import secrets
 import signal
-import ssl
 import subprocess
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -29,6 +28,7 @@ from typing import Any, Final
 import aiohttp
 import yaml
 
+from testbed.certificates import trusting
 from testbed.control_planes.build import binary, is_built
 from testbed.processes import START_TIMEOUT_S, Subprocess, answers, eventually, free_port
 
@@ -291,7 +291,7 @@ class Cluster:
     def session(self) -> aiohttp.ClientSession:
         """A session that trusts the API server; closed when that stops."""
         if self._session is None:
-            context = ssl.create_default_context(cafile=self.authority)
+            context = trusting(Path(self.authority))
             connector = aiohttp.TCPConnector(ssl=context)
             timeout = aiohttp.ClientTimeout(total=60)
             self._session = aiohttp.ClientSession(connector=connector, timeout=timeout)

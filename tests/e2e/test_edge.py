@@ -18,6 +18,7 @@ import pytest_asyncio
 from aiohttp import web
 
 from extproc.config.schema import Config
+from testbed.certificates import trusting
 from testbed.processes import free_port, get
 from tests.e2e.harness import (
     FAST_HEALTH,
@@ -399,7 +400,7 @@ async def test_mutual_tls_between_envoy_and_tokenway(engine: Recorder, pki: Path
         for name, is_refused in ((None, True), ("", True), ("outsider", True), ("client", False)):
             context = None
             if name is not None:
-                context = ssl.create_default_context(cafile=ca)
+                context = trusting(pki / "ca.pem")
                 context.set_alpn_protocols(["h2"])
                 if name:
                     context.load_cert_chain(pki / f"{name}.pem", pki / f"{name}.key")
@@ -414,7 +415,7 @@ async def test_tls_for_clients(engine: Recorder, pki: Path) -> None:
         url = f"https://127.0.0.1:{stack.port}/v1/chat/completions"
 
         async def status(name: str | None) -> int:
-            context = ssl.create_default_context(cafile=ca)
+            context = trusting(pki / "ca.pem")
             if name is not None:
                 context.load_cert_chain(pki / f"{name}.pem", pki / f"{name}.key")
             try:

@@ -292,7 +292,9 @@ async def test_optional_kinds_may_be_missing_and_come_later(api: FakeKubernetes)
     async with running(api) as site:
         await asyncio.wait_for(site.source.first_state(), DEADLINE_S)
         await asyncio.wait_for(api.watched(2), DEADLINE_S)
-        assert site.source.status().is_connected
+        async with asyncio.timeout(DEADLINE_S):
+            while not site.source.status().is_connected:  # noqa: ASYNC110 - until it has heard that it may watch
+                await asyncio.sleep(0.01)
         del api.missing[OBJECTIVES]
         api.put(
             OBJECTIVES,

@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import logging
 import socket
-import ssl
-import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,6 +22,7 @@ from extproc.transport.http2.outbox import MAX_UNSENT_BYTES
 from extproc.transport.listen_tls import ListenTls, TlsFiles
 from extproc.transport.native import NativeServer, tcp_socket, unix_socket
 from extproc.transport.seam import Rpc
+from testbed.certificates import issued, trusting
 from tests.http2_peers import (
     GREETING,
     MAX_MESSAGE_BYTES,
@@ -385,7 +384,7 @@ async def test_small_frames_are_sent_at_once_over_tcp(tmp_path: Path, *, is_tls:
     """Nagle's algorithm holds none back until the peer has acknowledged what went before."""
     for name, authority in (("ca", None), ("server", "ca")):
         issued(tmp_path, name, authority)
-    greeted = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+    greeted = trusting(tmp_path / "ca.pem")
     greeted.check_hostname = False
     greeted.set_alpn_protocols(["h2"])
     async with serving(tmp_path) as made:
@@ -424,16 +423,6 @@ async def test_a_peer_that_leaves(tmp_path: Path) -> None:
 
 
 # TLS.
-
-
-def issued(folder: Path, name: str, authority: str | None = None) -> None:
-    """A certificate for 127.0.0.1, by itself or by an authority of the folder."""
-    words = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    words += ["-days", "2", "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.pem"]
-    if authority is not None:
-        words += ["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"]
-        words += ["-CA", f"{authority}.pem", "-CAkey", f"{authority}.key"]
-    subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True, timeout=60)
 
 
 def files(folder: Path, name: str, client_authority: str | None) -> TlsFiles:
@@ -518,7 +507,7 @@ async def test_a_tls_client_must_ask_for_h2(tmp_path: Path) -> None:
         listening = tcp_socket("127.0.0.1", 0)
         port = listening.getsockname()[1]
         await made.server.serve(listening, ListenTls(files(tmp_path, "server", None)))
-        context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+        context = trusting(tmp_path / "ca.pem")
         reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
         writer.write(GREETING)
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
