@@ -54,7 +54,7 @@ def sent(made: SharedStore, now_s: float = 0.0) -> Update | None:
 
 def requests(made: SharedStore) -> list[int]:
     """The view of A and B."""
-    return made.load.view(made.load.slots([A, B])).requests
+    return list(made.load.view(made.load.slots([A, B])).requests)
 
 
 def test_only_changes_are_said() -> None:
