@@ -97,7 +97,7 @@ class Configuration:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def reload(self) -> None:
-        """Read the files and look all host names up, whether anything changed or not."""
+        """Read the files now; look all host names up and apply what differs in the next turn of the loop."""
         if self._applied is None or not self._applied.done():
             return  # the start reads them
         reading = self._read(is_first=False)
