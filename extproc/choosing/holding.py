@@ -16,8 +16,9 @@ Rules:
        nowhere any more goes behind those that can: its place is later by the limit, once.
     4. No request waits longer than `REGRET` times the time to first token that was foreseen when it came,
        had it been sent at once, and `REGRET_S`. Then it goes as the immediate rule sends it.
-    5. At most `max_held` requests wait, each `max_hold_s` at most. One that is too many, or that cannot be
-       answered within that time (or within its own limit) by what is ahead of it, is refused at once.
+    5. At most `max_held` requests wait, each `max_hold_s` at most, or while its own limit can be kept. One
+       that is too many, or whose time is up, goes as the immediate rule sends it. Where that is wanted it is
+       refused instead, and so is, at once, one that cannot be answered in its time by what is ahead of it.
     6. Wake-ups are the caller's: ask again when a prefill or a request ends anywhere, and at `until_s`.
     7. A request that was sent, refused or forgotten is in no other's way.
 """
@@ -137,15 +138,16 @@ class HoldQueue:
     Args:
         max_held: Most requests, >= 1.
         max_hold_s: Longest, > 0.
+        refuses: One beyond the bounds is refused; else it is sent.
     """
 
-    def __init__(self, *, max_held: int = 1000, max_hold_s: float = 30.0) -> None:
-        self.bound(max_held, max_hold_s)
+    def __init__(self, *, max_held: int = 1000, max_hold_s: float = 30.0, refuses: bool = False) -> None:
+        self.bound(max_held, max_hold_s, refuses=refuses)
         self.shares = FairShares()
         self._held: dict[int, _Held] = {}
         self._least_s = 0.0
 
-    def bound(self, max_held: int, max_hold_s: float) -> None:
+    def bound(self, max_held: int, max_hold_s: float, *, refuses: bool) -> None:
         """Other bounds, as of now; those that wait meet them when they are next asked for.
 
         Raises:
@@ -155,6 +157,7 @@ class HoldQueue:
             raise ValueError("max_held and max_hold_s must be positive")
         self._max_held = max_held
         self._max_hold_s = max_hold_s
+        self._refuses = refuses
 
     def __len__(self) -> int:
         """Requests that wait."""
@@ -258,8 +261,11 @@ class HoldQueue:
         if due_s <= now_s < latest_s:
             return Send(row)
         free_s = now_s + best.wait_s - opens_s[row] + best.room_s
-        if now_s >= latest_s or free_s > latest_s or len(self._held) >= self._max_held:
+        is_beyond = now_s >= latest_s or len(self._held) >= self._max_held
+        if self._refuses and (is_beyond or free_s > latest_s):
             return TurnAway(max(_LEAST_RETRY_S, free_s - latest_s), free_s - arrived_s, latest_s - arrived_s)
+        if is_beyond:
+            return Send(row)
         least_s = min(cost.work_s for cost in costs)
         if place is None:
             lag_s = self.shares.lag_s(fairness_id, arrived_s)

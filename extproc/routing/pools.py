@@ -98,9 +98,8 @@ class Pools:
         """Where requests for these endpoints wait."""
         queue = self._queues.get(pool.keys)
         if queue is None:
-            queue = self._queues[pool.keys] = HoldQueue(max_held=hold.max_requests, max_hold_s=hold.max_s)
-        else:
-            queue.bound(hold.max_requests, hold.max_s)
+            queue = self._queues[pool.keys] = HoldQueue()
+        queue.bound(hold.max_requests, hold.max_s, refuses=hold.refuses)
         return queue
 
     def _compiled(

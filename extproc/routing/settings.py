@@ -15,11 +15,13 @@ class HoldSettings:
         max_requests: Most of them per model route and worker, >= 1.
         max_s: Longest, > 0.
         is_fair: Fairness ids have their turns.
+        refuses: One beyond the bounds is refused; else it is sent.
     """
 
     max_requests: int = 1000
     max_s: float = 30.0
     is_fair: bool = True
+    refuses: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,9 @@ def router_settings(config: Config, policies: PoolPolicies = NO_POLICIES) -> Rou
         usage_injection=config.request.usage_injection,
         max_body_bytes=config.request.max_body_bytes,
         debug_token=secret(config.explain.debug_token_env) or None,
-        hold=HoldSettings(holding.max_requests, holding.max_s, holding.fairness) if holding.enabled else None,
+        hold=HoldSettings(holding.max_requests, holding.max_s, holding.fairness, holding.refuse)
+        if holding.enabled
+        else None,
         policies=policies,
     )
 

@@ -42,8 +42,6 @@ FLEETS = {
     "hardware": [endpoint(row, labels={"hardware": "a" if row < 2 else "b"}) for row in range(4)],
 }
 
-HOLD = HoldSettings(max_requests=20, max_s=4.0)
-
 
 @dataclass(slots=True)
 class Answering:
@@ -228,11 +226,14 @@ def test_gateway_and_replayer_choose_alike(fleet: str) -> None:
     assert len(predictor) == len({member.labels.get("hardware") for member in FLEETS[fleet]})
 
 
+@pytest.mark.parametrize("refuses", [True, False])
 @pytest.mark.parametrize("fleet", FLEETS)
 @replaces_code
-def test_gateway_and_replayer_hold_alike(fleet: str) -> None:
+def test_gateway_and_replayer_hold_alike(fleet: str, *, refuses: bool) -> None:
     """More than the fleet serves: what is placed, held and refused is so by both."""
-    both = Both(FLEETS[fleet], LateCompletion(max_held=20, max_hold_s=4.0), HOLD)
+    policy = LateCompletion(max_held=20, max_hold_s=4.0, refuse=refuses)
+    both = Both(FLEETS[fleet], policy, HoldSettings(max_requests=20, max_s=4.0, refuses=refuses))
     play(both, fleet, 300, per_s=60.0, words=4_000)
-    assert {"SendNow", "WaitForRoom", "TurnDown"} == set(both.decided)
+    expected = {"SendNow", "WaitForRoom", "TurnDown"} if refuses else {"SendNow", "WaitForRoom"}
+    assert expected == set(both.decided)
     assert len(both.rig.scheduling.running) == 0

@@ -63,7 +63,7 @@ took, so the next request is not sent before the first token says that the cache
 MESSAGE_TIMEOUT_S: Final = 0.5
 """What envoy/bootstrap.yaml grants the gateway unless it asks for more."""
 
-HOLDING: Final = {"enabled": True, "max_requests": 1_000, "max_s": 50.0}
+HOLDING: Final = {"enabled": True, "max_requests": 1_000, "max_s": 50.0, "refuse": True}
 
 BURST: Final = 24
 

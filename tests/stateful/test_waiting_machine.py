@@ -45,9 +45,11 @@ WORDS: Final = (10, 1_600, 8_000)
 """A prompt that is nothing, one of half a step, and one that fills an endpoint by itself."""
 
 HOLDS: Final = (
+    HoldSettings(max_requests=2, max_s=4.0, refuses=True),
     HoldSettings(max_requests=2, max_s=4.0),
+    HoldSettings(max_requests=50, max_s=1.5, refuses=True),
     HoldSettings(max_requests=50, max_s=1.5),
-    HoldSettings(max_requests=50, max_s=20.0),
+    HoldSettings(max_requests=50, max_s=20.0, refuses=True),
 )
 
 MAX_HELD_BYTES: Final = 600_000

@@ -139,7 +139,7 @@ def test_what_left_is_forgotten() -> None:
 
 def test_one_too_many_is_refused() -> None:
     """The bound holds, those already held may go on waiting."""
-    queue = HoldQueue(max_held=2)
+    queue = HoldQueue(max_held=2, refuses=True)
     for request_id in (1, 2):
         assert isinstance(decide(queue, request_id, [cost(1.0)]), Wait)
     assert isinstance(decide(queue, 3, [cost(1.0)]), TurnAway)
@@ -148,24 +148,47 @@ def test_one_too_many_is_refused() -> None:
 
 def test_a_hopeless_wait_is_refused_at_once() -> None:
     """40 s ahead with 30 s to wait: come back when the rest is done."""
-    verdict = decide(HoldQueue(max_hold_s=30.0), 1, [cost(40.0 + OPEN_S)])
+    verdict = decide(HoldQueue(max_hold_s=30.0, refuses=True), 1, [cost(40.0 + OPEN_S)])
     assert isinstance(verdict, TurnAway)
     assert verdict.retry_after_s == pytest.approx(10.0)
 
 
 def test_no_request_waits_beyond_the_bound() -> None:
-    """At the end of the hold it is refused, with a second to come back at least."""
-    assert decide(HoldQueue(max_hold_s=30.0), 1, [cost(0.2)], now_s=30.0) == TurnAway(
+    """At the end of the hold it is sent, or refused, with a second to come back at least."""
+    assert decide(HoldQueue(max_hold_s=30.0), 1, [cost(0.2)], now_s=30.0) == Send(0)
+    refusing = HoldQueue(max_hold_s=30.0, refuses=True)
+    assert decide(refusing, 1, [cost(0.2)], now_s=30.0) == TurnAway(
         retry_after_s=1.0, foreseen_s=30.0 + 0.2 - OPEN_S, most_s=30.0
     )
 
 
 def test_a_requests_own_limit_comes_first() -> None:
     """2 s to the first token, 0.5 s of them work: it can wait for 1.5 s and no longer."""
-    verdict = decide(HoldQueue(), 1, [cost(1.0)], limit_s=2.0)
+    verdict = decide(HoldQueue(refuses=True), 1, [cost(1.0)], limit_s=2.0)
     assert isinstance(verdict, Wait)
     assert verdict.until_s == pytest.approx(1.5)
-    assert isinstance(decide(HoldQueue(), 1, [cost(1.7)], limit_s=2.0), TurnAway)
+    assert isinstance(decide(HoldQueue(refuses=True), 1, [cost(1.7)], limit_s=2.0), TurnAway)
+
+
+def test_one_too_many_is_sent_where_no_request_is_refused() -> None:
+    """As the immediate rule would send it; those held already go on waiting."""
+    queue = HoldQueue(max_held=1)
+    assert isinstance(decide(queue, 1, [cost(1.0)]), Wait)
+    assert decide(queue, 2, [cost(1.0)]) == Send(0)
+    assert len(queue) == 1
+
+
+def test_what_cannot_be_in_time_waits_its_turn_and_is_sent_then() -> None:
+    """40 s ahead with 30 s to wait: sent at once it would overtake those that wait, and there is hope."""
+    queue = HoldQueue(max_hold_s=30.0)
+    waits = decide(queue, 1, [cost(40.0)])
+    assert isinstance(waits, Wait)
+    assert waits.until_s == 30.0
+    hurried = decide(queue, 2, [cost(1.7)], limit_s=2.0)
+    assert isinstance(hurried, Wait)
+    assert hurried.until_s == 1.5
+    assert decide(queue, 2, [cost(1.7)], now_s=1.5, limit_s=2.0, before=hurried) == Send(0)
+    assert decide(queue, 1, [cost(40.0)], now_s=30.0, before=waits) == Send(0)
 
 
 def test_no_wait_is_longer_than_the_immediate_rule_promised_by_more_than_its_bound() -> None:
@@ -231,7 +254,7 @@ def test_other_bounds_are_in_force_at_once() -> None:
     """Of a queue in which some wait already: a reload reaches it."""
     queue = HoldQueue(max_held=1, max_hold_s=30.0)
     assert isinstance(decide(queue, 1, [cost(1.0)]), Wait)
-    queue.bound(2, 1.5)
+    queue.bound(2, 1.5, refuses=False)
     verdict = decide(queue, 2, [cost(1.0)])
     assert isinstance(verdict, Wait)
     assert verdict.until_s == 1.5

@@ -134,7 +134,7 @@ def test_no_wait_outweighs_a_priority(higher: int) -> None:
 
 def test_a_refused_one_counts_as_no_work_that_waits() -> None:
     """Requests behind it are told of no longer wait."""
-    busy = Busy(HoldSettings(max_requests=1))
+    busy = Busy(HoldSettings(max_requests=1, refuses=True))
     for number in range(3):
         with pytest.raises(RouterError, match="priority of this request is too low"):
             busy.ask(f"low {number}", -1)

@@ -168,7 +168,7 @@ def test_the_limit_of_an_engine_that_began_anew_is_forgotten() -> None:
 
 def test_a_refusal_says_how_long_the_wait_would_have_been() -> None:
     """In its message, which `tokenway explain` shows, and when to come back."""
-    held = Held(max_s=0.3)
+    held = Held(max_s=0.3, refuses=True)
     held.ask("a")
     with pytest.raises(RouterError) as refused:
         held.ask("b")
@@ -256,7 +256,7 @@ def test_a_client_that_left_is_never_charged() -> None:
 
 def test_one_too_many_is_refused_with_the_time_to_come_back() -> None:
     """The bound on the number held is kept, and the answer is early."""
-    held = Held(max_requests=1)
+    held = Held(max_requests=1, refuses=True)
     held.ask("a")
     held.hold("b")
     with pytest.raises(RouterError) as refused:
@@ -268,7 +268,7 @@ def test_one_too_many_is_refused_with_the_time_to_come_back() -> None:
 
 def test_what_cannot_be_answered_within_its_own_limit_is_refused_early() -> None:
     """`x-slo-ttft-ms` bounds the wait: the prefill ahead alone exceeds it."""
-    held = Held()
+    held = Held(refuses=True)
     held.ask("a", LONG * 4)
     with pytest.raises(RouterError) as refused:
         held.ask("b", x_slo_ttft_ms="700")
@@ -277,7 +277,7 @@ def test_what_cannot_be_answered_within_its_own_limit_is_refused_early() -> None
 
 def test_what_cannot_be_served_in_time_any_more_is_refused_then() -> None:
     """Load that came from elsewhere makes the wait too long: the answer does not wait for its end."""
-    held = Held(max_s=2.0)
+    held = Held(max_s=2.0, refuses=True)
     held.ask("a")
     promise = held.hold("b")
     held.rig.scheduling.load.charge(Charge(RequestId("x"), THREE[0].key, 200_000, 200_000), 0.0, None)
@@ -287,6 +287,18 @@ def test_what_cannot_be_served_in_time_any_more_is_refused_then() -> None:
         promise.result()
     assert refused.value.reason is Reason.OVERLOADED
     assert held.rig.metric("tokenway_hold_seconds_count", model="m", ending="refused") == 1
+
+
+def test_no_request_is_refused_for_its_wait_unless_that_is_asked_for() -> None:
+    """One too many is sent at once, one whose time is up then: the engine's own queue takes both."""
+    held = Held(max_requests=1, max_s=0.3)
+    held.ask("a", LONG * 4)
+    promise = held.hold("b")
+    assert isinstance(held.ask("c"), Decision)
+    held.loop.run(0.3)
+    assert isinstance(promise.result(), Decision)
+    assert held.rig.scheduling.load.in_flight == 3
+    assert held.rig.metric("tokenway_hold_seconds_count", model="m", ending="placed") == 1
 
 
 def test_what_waits_goes_elsewhere_when_its_endpoint_is_ejected() -> None:

@@ -68,8 +68,11 @@ class Holding(Section):
     enabled: bool = False
     """False sends every request at once; it then waits at its engine, first come first served."""
     max_requests: int = Field(default=1_000, ge=1, le=100_000)
-    """Most that wait per set of endpoints and worker; one more is refused with 429 and Retry-After."""
+    """Most that wait per set of endpoints and worker; one more is sent at once."""
     max_s: float = Field(default=30.0, gt=0, le=_MAX_HOLD_S)
-    """Longest wait, in seconds; a request that cannot be served in that time is refused at once with 429."""
+    """Longest wait, in seconds; then a request is sent."""
+    refuse: bool = False
+    """Instead of being sent, one too many and one that cannot be served within `max_s`, or within its own
+    limit, is refused, at once, with 429 and Retry-After."""
     fairness: bool = True
     """Requests that wait take turns by their fairness ids; without ids nothing changes."""

@@ -246,6 +246,7 @@ class LateCompletion(LeastCompletion):
         max_num_seqs: As above.
         max_hold_s: Longest hold before a request is refused.
         max_held: Most requests held.
+        refuse: One beyond these bounds is refused; else it is sent.
     """
 
     __slots__ = ("_laters", "_queue")
@@ -258,9 +259,10 @@ class LateCompletion(LeastCompletion):
         max_num_seqs: int = 0,
         max_hold_s: float = 30.0,
         max_held: int = 1000,
+        refuse: bool = False,
     ) -> None:
         super().__init__(learn=learn, bias=bias, max_num_seqs=max_num_seqs)
-        self._queue = HoldQueue(max_held=max_held, max_hold_s=max_hold_s)
+        self._queue = HoldQueue(max_held=max_held, max_hold_s=max_hold_s, refuses=refuse)
         self._laters: dict[int, WaitForRoom] = {}
 
     def on_left(self, request: PolicyRequest) -> None:
