@@ -28,6 +28,9 @@ _HOST_NAME = re.compile(
 )
 """RFC 1123 labels, and underscores, which container networks put into service names."""
 
+OWN_CLUSTERS = frozenset(("tokenway-extproc", "tokenway-als", "tokenway-xds", "tokenway-none"))
+"""Names that envoy/bootstrap.yaml takes: Envoy would send requests for such a cluster to Tokenway itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class EndpointSpec:
@@ -117,7 +120,7 @@ def parse_clusters(text: str, path: str) -> tuple[ClusterSpec, ...]:
     """
     document = read_json(text, path)
     clusters = document.validated(_ClustersFile).clusters
-    problems = [*_duplicates(clusters), *_beyond_the_bound(clusters)]
+    problems = [*_duplicates(clusters), *_taken(clusters), *_beyond_the_bound(clusters)]
     if problems:
         document.refuse(problems)
     return tuple(_spec(cluster) for cluster in clusters)
@@ -155,6 +158,14 @@ def _beyond_the_bound(clusters: tuple[_Cluster, ...]) -> list[tuple[Location, st
         return []
     text = f"{len(places)} endpoints in all; accepted: at most {MAX_ENDPOINTS}"
     return [(("clusters",), text)]
+
+
+def _taken(clusters: tuple[_Cluster, ...]) -> list[tuple[Location, str]]:
+    return [
+        (("clusters", i, "name"), f"the name `{cluster.name}` is one of Envoy's own; accepted: any other")
+        for i, cluster in enumerate(clusters)
+        if cluster.name in OWN_CLUSTERS
+    ]
 
 
 def _duplicates(clusters: tuple[_Cluster, ...]) -> list[tuple[Location, str]]:

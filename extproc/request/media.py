@@ -50,6 +50,8 @@ _WIDTH_OF_MARK: Final = {mark[1:]: WIDTH_BYTES[kind] for kind, mark in _MARKS.it
 _KIND_OF_FIELD: dict[str, str | None] = {
     "image_url": "image",  # chat; Responses input_image
     "image_embeds": "image",  # vLLM
+    "image": "image",  # embeddings of SGLang, with `video`
+    "video": "video",
     "input_audio": "audio",  # chat
     "audio_url": "audio",  # vLLM
     "audio_embeds": "audio",  # vLLM

@@ -242,7 +242,11 @@ def _completion(fields: dict[str, Any]) -> _Prompt:
 def _embedding(fields: dict[str, Any]) -> _Prompt:
     if fields.get("input") is None and "messages" in fields:
         return _chat(fields)  # vLLM embeds conversations too
-    return _flat(fields.get("input"), "input")
+    said = fields.get("input")
+    if type(said) is list and said and all(type(one) is dict and one for one in said):  # SGLang: text, image
+        parts, is_multimodal = compact_parts(said, inside_part=True, as_chat=False)
+        return _Prompt(encode(parts, "input")[:-1], None, is_multimodal)
+    return _flat(said, "input")
 
 
 def _either(fields: dict[str, Any]) -> _Prompt:
@@ -265,7 +269,7 @@ def _pairs(fields: dict[str, Any]) -> _Prompt:
         turns = [
             value if type(value) is dict else {"content": value}
             for value in values
-            if type(value) is not str and value is not None
+            if type(value) is not str and type(value) is not int and value is not None  # SGLang: token ids
         ]
         if not turns:
             said += [value for value in values if value is not None]
@@ -274,7 +278,7 @@ def _pairs(fields: dict[str, Any]) -> _Prompt:
         is_multimodal |= has_media
         others = iter(compacted)
         for value in values:
-            if type(value) is str:
+            if type(value) is str or type(value) is int:
                 said.append(value)
             elif value is not None:
                 turn = next(others)

@@ -226,6 +226,15 @@ def test_the_command_repeats_itself(tmp_path: Path, capsys: pytest.CaptureFixtur
         "sample --engines -8",
         "sample --engines many",
         "sample --kv-scale 0",
+        "sample --kv-scale inf",
+        "sample --engines 99999999999",
+        "sample --fleet llama8b-h100:99999999999",
+        "sample --fleet llama8b-h100:1:nan",
+        "sample --token-error nan",
+        "sample --max-requests -1",
+        "sample --first-seed 1e9",
+        "sample --no-such-option",
+        "sample --profiles .",
         "sample --seeds 0",
         "sample --max-context 1",
         "sample --gateways 0",
@@ -234,5 +243,11 @@ def test_the_command_repeats_itself(tmp_path: Path, capsys: pytest.CaptureFixtur
 )
 def test_a_wrong_command_says_why(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 2 and one line, before anything runs."""
-    assert main(["replay", *line.split()]) == 2
-    assert capsys.readouterr().err.startswith("tokenway replay: ")
+    try:
+        code: object = main(["replay", *line.split()])
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("tokenway replay: ")
+    assert err.count("\n") == 1

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extproc.config.clusters import ClusterSpec, EndpointSpec, parse_clusters
+from extproc.config.clusters import OWN_CLUSTERS, ClusterSpec, EndpointSpec, parse_clusters
 from extproc.errors import ConfigError
 from metadata_center.load.counters import MAX_ENDPOINTS
+
+ROOT = Path(__file__).parents[2]
 
 
 def cluster(*endpoints: str, extra: str = "") -> str:
@@ -247,3 +251,15 @@ def test_any_json_is_clusters_or_a_config_error(value: object, key: str) -> None
     cluster_object = {"name": "a", "endpoints": [], key: value}
     text = json.dumps({"clusters": value if key == "clusters" else [cluster_object]}, indent=1)
     assert all("clusters" in problem for problem in problems(text))
+
+
+def test_names_that_envoy_has_for_itself_are_refused() -> None:
+    """Every static cluster of the bootstrap, and the one that must not be there."""
+    static = yaml.safe_load((ROOT / "envoy" / "bootstrap.yaml").read_text())["static_resources"]["clusters"]
+    names = {each["name"] for each in static}
+    assert names | {"tokenway-none"} == OWN_CLUSTERS
+    for name in OWN_CLUSTERS:
+        with pytest.raises(
+            ConfigError, match=rf"clusters\[0\].name: the name `{name}` is one of Envoy's own"
+        ):
+            parse_clusters(json.dumps({"clusters": [{"name": name, "endpoints": []}]}), "clusters.json")

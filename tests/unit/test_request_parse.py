@@ -486,6 +486,25 @@ def test_an_image_to_be_ranked_counts_as_one() -> None:
     assert len(request.prompt) < 10_000
 
 
+def test_token_ids_are_compared_as_well() -> None:
+    """SGLang scores ids after a query of ids: what they share comes first."""
+    one = of("/v1/score", query=[1, 2, 3], items=[[4], [5, 6]], label_token_ids=[9])
+    other = of("/v1/score", query=[1, 2, 3], items=[[7]], label_token_ids=[9])
+    assert one.prompt == b"[1,2,3,[4],[5,6]"
+    assert other.prompt == b"[1,2,3,[7]"
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/classify", "/pooling"])
+def test_an_image_to_be_embedded_counts_as_one(path: str) -> None:
+    """SGLang embeds objects of a text, an image and a video; the image's bytes are not a prompt's."""
+    image = "data:image/png;base64," + "A" * 100_000
+    request = of(path, input=[{"text": "a cat"}, {"text": None, "image": image}])
+    assert request.is_multimodal
+    assert len(request.prompt) < 200
+    assert request.more_bytes > 4_000
+    assert of(path, input=[{"text": "a cat"}]).prompt == b'[{"text":"a cat"}'
+
+
 @pytest.mark.parametrize("path", ["/rerank", "/v1/score"])
 def test_nothing_to_compare_is_refused(path: str) -> None:
     """There is no prompt without either side."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from math import inf, isfinite
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import orjson
 
@@ -28,6 +30,10 @@ from tokenway.simulator.replay.trace import Trace
 
 _DEFAULT_ENGINES = 8
 
+_MAX_DIGITS = 9
+
+_ENGINES = re.compile(r"[+-]?[0-9]{1,4}")
+
 
 def replay(args: Sequence[str]) -> int:
     """Replay a trace and print the comparison as Markdown.
@@ -38,11 +44,13 @@ def replay(args: Sequence[str]) -> int:
     Returns:
         Exit code: 0, or 2 if something asked for is wrong.
     """
-    options = _parser().parse_args(args)
     try:
-        return _replay(options)
-    except (ValueError, OSError) as error:
-        print(printable(f"tokenway replay: {error}"), file=sys.stderr)
+        return _replay(_parser().parse_args(args))
+    except OSError as error:
+        print(printable(f"tokenway replay: {error.filename}: {error.strerror}"), file=sys.stderr)
+        return 2
+    except (ValueError, MemoryError, OverflowError) as error:
+        print(printable(f"tokenway replay: {error or 'more than there is memory for'}"), file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         print(f"tokenway replay: {error}; install tokenway[simulator]", file=sys.stderr)
@@ -54,8 +62,6 @@ def _replay(options: argparse.Namespace) -> int:
     settings = _settings(options)
     entrants = parse_lineup(options.policies)
     slo = Slo(options.slo_ttft_ms / 1000.0, options.slo_tpot_ms / 1000.0)
-    if options.seeds < 1 or options.jobs < 1:
-        raise ValueError("--seeds and --jobs must be positive")
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     traces = _traces(options, fleet, seeds)
     first = traces[seeds[0]]
@@ -170,6 +176,8 @@ def _fleet(options: argparse.Namespace) -> Fleet:
     if options.fleet is not None:
         fleet = parse_fleet(options.fleet, profiles)
     for change in options.engines:
+        if not _ENGINES.fullmatch(change):
+            raise ValueError(f"--engines takes a number of engines, +N or -N, not {change!r}")
         count = int(change)
         if change.startswith("+"):
             fleet += (one,) * count
@@ -227,8 +235,37 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr)
 
 
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = inf
+    if not isfinite(value):
+        raise argparse.ArgumentTypeError(f"`{text}` is no number")
+    return value
+
+
+def _whole(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > _MAX_DIGITS:
+        raise argparse.ArgumentTypeError(f"`{text}` is no whole number of at most {_MAX_DIGITS} digits")
+    return int(text)
+
+
+def _several(text: str) -> int:
+    value = _whole(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"`{text}` is not 1 or more")
+    return value
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as for what is found wrong later."""
+        self.exit(2, printable(f"tokenway replay: {message}") + "\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="tokenway replay",
         description="Replay a trace through a simulated fleet, in virtual time, under each policy.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -250,41 +287,41 @@ def _add_trace(add: Callable[..., Any]) -> None:
         metavar="LIST",
         help="the best of them has the knee",
     )
-    add("--max-requests", type=int, metavar="N", help="the first N alone")
-    add("--max-context", type=int, default=131_072, metavar="TOKENS", help="drop what is longer")
+    add("--max-requests", type=_several, metavar="N", help="the first N alone")
+    add("--max-context", type=_several, default=131_072, metavar="TOKENS", help="drop what is longer")
     add("--share", action="store_true", help="make up shared prefixes for a trace that names none")
     add(
         "--tide",
-        type=float,
+        type=_number,
         metavar="DEPTH",
         help="let the rate rise and fall as over a day, by DEPTH of its mean",
     )
-    add("--duration-s", type=float, metavar="S", help="let nothing arrive later")
+    add("--duration-s", type=_number, metavar="S", help="let nothing arrive later")
     default = RunSettings()
     add(
         "--abandon-share",
-        type=float,
+        type=_number,
         default=default.abandon_share,
         metavar="SHARE",
         help="of the clients that leave",
     )
     add(
         "--abandon-after-s",
-        type=float,
+        type=_number,
         default=default.abandon_after_s,
         metavar="S",
         help="without a first token",
     )
     add(
         "--retry-refused",
-        type=int,
+        type=_whole,
         nargs="?",
         const=2,
         default=default.retries,
         metavar="N",
         help="refused clients come again after Retry-After, N times at most (2)",
     )
-    add("--warmup-s", type=float, default=0.0, metavar="S", help="do not count what arrives before")
+    add("--warmup-s", type=_number, default=0.0, metavar="S", help="do not count what arrives before")
 
 
 def _add_fleet(add: Callable[..., Any]) -> None:
@@ -298,7 +335,7 @@ def _add_fleet(add: Callable[..., Any]) -> None:
         metavar="N",
         help="so many of --profile; +N or -N: so many more or fewer than there would be",
     )
-    add("--kv-scale", type=float, default=1.0, metavar="X", help="factor on every KV cache")
+    add("--kv-scale", type=_number, default=1.0, metavar="X", help="factor on every KV cache")
 
 
 def _add_policies(add: Callable[..., Any]) -> None:
@@ -310,26 +347,26 @@ def _add_policies(add: Callable[..., Any]) -> None:
         help="names with parameters and a view, name:param=value@view, or all, rivals, late, own, oracles",
     )
     add("--view", default=str(default.view), choices=[str(kind) for kind in ViewKind])
-    add("--gateways", type=int, default=default.gateways, metavar="N")
+    add("--gateways", type=_several, default=default.gateways, metavar="N")
     add("--spread", default=str(default.spread), choices=[str(spread) for spread in Spread])
-    add("--push-delay-ms", type=float, default=default.push_delay_s * 1e3, metavar="MS")
-    add("--event-lag-ms", type=float, default=default.event_lag_s * 1e3, metavar="MS")
-    add("--event-loss", type=float, default=default.event_loss, metavar="SHARE", help="never arrive")
-    add("--metric-age-ms", type=float, default=default.metric_age_s * 1e3, metavar="MS")
+    add("--push-delay-ms", type=_number, default=default.push_delay_s * 1e3, metavar="MS")
+    add("--event-lag-ms", type=_number, default=default.event_lag_s * 1e3, metavar="MS")
+    add("--event-loss", type=_number, default=default.event_loss, metavar="SHARE", help="never arrive")
+    add("--metric-age-ms", type=_number, default=default.metric_age_s * 1e3, metavar="MS")
     add("--no-first-token", action="store_true", help="gateways do not see the first token")
-    add("--router-block", type=int, default=default.router_block_tokens, metavar="TOKENS")
-    add("--token-error", type=float, default=default.token_error, metavar="SIGMA")
-    add("--max-hold-s", type=float, default=default.max_hold_s, metavar="S")
-    add("--max-held", type=int, default=default.max_held, metavar="N")
+    add("--router-block", type=_several, default=default.router_block_tokens, metavar="TOKENS")
+    add("--token-error", type=_number, default=default.token_error, metavar="SIGMA")
+    add("--max-hold-s", type=_number, default=default.max_hold_s, metavar="S")
+    add("--max-held", type=_whole, default=default.max_held, metavar="N")
 
 
 def _add_figures(add: Callable[..., Any]) -> None:
     slo = Slo()
-    add("--slo-ttft-ms", type=float, default=slo.ttft_s * 1e3, metavar="MS")
-    add("--slo-tpot-ms", type=float, default=slo.tpot_s * 1e3, metavar="MS")
-    add("--seeds", type=int, default=1, metavar="N", help="runs of each kind")
-    add("--first-seed", type=int, default=0, metavar="N")
-    add("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes")
+    add("--slo-ttft-ms", type=_number, default=slo.ttft_s * 1e3, metavar="MS")
+    add("--slo-tpot-ms", type=_number, default=slo.tpot_s * 1e3, metavar="MS")
+    add("--seeds", type=_several, default=1, metavar="N", help="runs of each kind")
+    add("--first-seed", type=_whole, default=0, metavar="N")
+    add("--jobs", type=_several, default=os.cpu_count() or 1, metavar="N", help="processes")
     add("--json", type=Path, metavar="FILE", help="write all figures")
     add("--no-timings", action="store_true", help="leave real times out of the JSON: the rest is repeatable")
     add("--plots", type=Path, metavar="DIR", help="write PNG pictures (needs tokenway[simulator])")

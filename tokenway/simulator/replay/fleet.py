@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from math import inf
+from typing import Any, Final
 
 from metadata_center.types import EndpointKey
 from tokenway.simulator.engine.profile import PROFILES, EngineProfile
 from tokenway.simulator.replay.trace import Trace
+
+MAX_COPIES: Final = 9_999
+"""Of one profile: a fleet is a few hundred, and a slip of the finger is not to take all memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +47,8 @@ def parse_fleet(text: str, profiles: Mapping[str, EngineProfile] = PROFILES) -> 
             member, copies = Member(profiles[name], float(weight or 1.0)), int(count or 1)
         except ValueError:
             raise ValueError(f"fleet: {part!r} is not name:count[:weight]") from None
-        if copies < 1 or member.weight <= 0.0:
-            raise ValueError(f"fleet: count and weight of {part!r} must be positive")
+        if not (0 < copies <= MAX_COPIES and 0.0 < member.weight < inf):
+            raise ValueError(f"fleet: {part!r}: count and weight must be positive, of {MAX_COPIES} at most")
         members += [member] * copies
     return tuple(members)
 

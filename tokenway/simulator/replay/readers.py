@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -132,7 +133,9 @@ def _lines(path: Path) -> Iterator[str]:
                     raise TraceError(f"{path}:{number}: the file has more than {MAX_FILE_BYTES} bytes")
                 if line.strip():
                     yield line.decode()
-    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise TraceError(f"{path}:{number}: not UTF-8") from None
+    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
         raise TraceError(f"{path}: {type(error).__name__} while decompressing") from None
 
 
