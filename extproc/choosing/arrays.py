@@ -3,7 +3,7 @@
 Rules:
     1. Equal to the loops to the last bit: the same operations in the same order, each in 64 bits. Sums are
        Python's own, over lists, for numpy adds in another order.
-    2. Arrays stay inside: lists go in and out, and what keeps a snapshot or costs keeps lists.
+    2. Arrays of numpy stay inside: lists or arrays of Python go in, and lists come out.
 """
 
 from __future__ import annotations
@@ -55,13 +55,10 @@ def times_s(snapshot: Snapshot, learned: Learned) -> tuple[list[float], list[flo
     own = learned.row_prices_s
     prices_s = np.array(own, np.float64).T if own else learned.prefill_prices_s
     base, token, pair, from_cache, sequence, in_context = prices_s
-    requests, prefilling, pending, context, cached = _ints(
-        snapshot.requests,
-        snapshot.prefilling,
-        snapshot.prefill_tokens,
-        snapshot.context_tokens,
-        snapshot.cached_tokens,
+    requests, prefilling, pending, context = _ints(  # not beside a list: then it would read each number
+        snapshot.requests, snapshot.prefilling, snapshot.prefill_tokens, snapshot.context_tokens
     )
+    cached: _Ints = np.array(snapshot.cached_tokens, np.int64)
     weights = np.array(snapshot.weights, np.float64)
     ahead = np.maximum(pending, context * prefilling // np.maximum(1, requests))
     ahead = np.where(requests > 0, ahead, pending)

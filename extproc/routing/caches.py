@@ -75,7 +75,7 @@ class Estimate:
     cached_tokens: list[int]
     matched: list[int]
     num_units: int
-    views: list[CacheSource]
+    views: Sequence[CacheSource]
 
 
 @dataclass(slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from extproc.choosing.deciding import SendNow
+from extproc.routing import keeping
 from extproc.routing.claims import Queued
 from extproc.routing.looking import Look
 from extproc.routing.parsing import ParsedRequest
@@ -100,6 +101,9 @@ class Recording:
     ) -> DecisionRecord:
         parsed, before, look, order = scheduled.parsed, scheduled.before, scheduled.look, scheduled.order
         request, route, estimate = parsed.request, parsed.route, look.estimate
+        snapshot, choice, views = scheduled.now.snapshot, scheduled.now.choice, estimate.views
+        if len(views) >= keeping.MANY_ROWS:
+            snapshot, choice, views = keeping.kept(snapshot, choice, views)
         return DecisionRecord(
             request_id=parsed.request_id,
             time_unix_s=self._wall_clock(),
@@ -115,13 +119,13 @@ class Recording:
             prompt_tokens=estimate.prompt_tokens,
             num_blocks=estimate.num_units,
             block_bytes=block_bytes,
-            snapshot=scheduled.now.snapshot,
-            choice=scheduled.now.choice,
+            snapshot=snapshot,
+            choice=choice,
             draws=scheduled.draws,
             turn=look.turn,
             prices=look.prices,
-            cached_tokens=estimate.cached_tokens,
-            views=estimate.views,
+            cached_tokens=snapshot.cached_tokens,
+            views=views,
             placed=None if order[0] == scheduled.now.choice.order[0] else scheduled.placement.endpoint,
             holder=look.home,
             filtered=look.pool.filtered,

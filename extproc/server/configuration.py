@@ -97,11 +97,15 @@ class Configuration:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def reload(self) -> None:
-        """Read the files and look all host names up, whether anything changed or not."""
+        """Read the files now; look all host names up and apply what differs in the next turn of the loop."""
         if self._applied is None or not self._applied.done():
             return  # the start reads them
         reading = self._read(is_first=False)
         self._watcher.watch(self._looks)
+        # To read a hundred endpoints takes as long as to apply them: requests go on in between.
+        asyncio.get_running_loop().call_soon(self._follow, reading)
+
+    def _follow(self, reading: Version | Refused) -> None:
         now_s = time.monotonic()
         self._carry_out([*self._following.read(reading, now_s), *self._following.ask_again(now_s)])
 

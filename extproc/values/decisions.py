@@ -1,8 +1,8 @@
 """What was decided for a request, with everything needed to make the decision again.
 
 Rules:
-    1. Creating a record copies nothing: it refers to the arrays the decision already made, which no code
-       writes to afterwards.
+    1. Columns of few rows are those that the decision made, which no code writes to afterwards; those of many
+       are kept in arrays (`extproc.routing.keeping`).
     2. A record holds numbers, names and addresses; never prompt text, header values or keys.
     3. A record changes where its docstring says so, and nowhere else.
 """

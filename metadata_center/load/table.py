@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Final
 
@@ -21,11 +21,11 @@ class LoadView:
     One attribute per kind of `metadata_center.load.kinds`, in that order, of which each says what it means.
     """
 
-    requests: list[int]
-    prefill_requests: list[int]
-    prefill_tokens: list[int]
-    context_tokens: list[int]
-    generated_tokens: list[int]
+    requests: Sequence[int]
+    prefill_requests: Sequence[int]
+    prefill_tokens: Sequence[int]
+    context_tokens: Sequence[int]
+    generated_tokens: Sequence[int]
 
     def amounts(self, index: int) -> Amounts:
         """All kinds of one endpoint."""

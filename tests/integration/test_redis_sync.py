@@ -82,7 +82,7 @@ def views(pair: Pair) -> list[list[int]]:
     found = []
     for store in pair.stores:
         store.load.advance(time.monotonic())
-        found.append(store.load.view(store.load.slots(BOTH)).requests)
+        found.append(list(store.load.view(store.load.slots(BOTH)).requests))
     return found
 
 

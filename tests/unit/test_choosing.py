@@ -190,7 +190,7 @@ def test_charging_at_the_choice_spreads_a_burst(algorithm: Algorithm) -> None:
     rng = random.Random(3)
     for number in range(64):
         view = table.view(slots)
-        now = snapshot(view.requests, view.prefill_tokens)
+        now = snapshot(list(view.requests), list(view.prefill_tokens))
         row = choose(now, LoadBalancing(algorithm=algorithm), rng, number).order[0]
         table.charge(Charge(RequestId(str(number)), base.keys[row], 100, 500), float(number), None)
         spread = table.view(slots).requests

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+from array import array
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 from typing import Any
@@ -16,16 +18,17 @@ from hypothesis import strategies as st
 
 from extproc.choosing.choose import choose, terms_of
 from extproc.choosing.foreseen import foreseen_tpot_s, foreseen_ttft_s
-from extproc.choosing.replay import RecordingRng
+from extproc.choosing.replay import RecordingRng, ReplayRng
 from extproc.choosing.snapshots import Load, Prompt, plain_snapshot
 from extproc.choosing.terms import total
 from extproc.errors import Reason
 from extproc.observing.explain import recompute, render, to_json, verdict
 from extproc.predicting.predictor import Predictor
 from extproc.predicting.ttft import IDLE, TtftModel
+from extproc.routing.keeping import ints, kept
 from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.choices import Learned, Snapshot
-from extproc.values.decisions import DecisionRecord
+from extproc.values.decisions import CacheSource, DecisionRecord
 from extproc.values.outcomes import Ended, Outcome
 from extproc.values.prices import Prices
 from extproc.values.requests import Operation
@@ -173,6 +176,34 @@ def test_predictions_and_scores_survive_the_json(record: DecisionRecord) -> None
     assert shown["choice"]["scores"] == record.choice.scores
     assert shown["choice"]["terms"] == terms_of(record.snapshot, record.settings)
     assert total(shown["choice"]["terms"]) == record.choice.scores
+
+
+@given(decisions())
+def test_columns_as_a_record_keeps_them_show_the_same(record: DecisionRecord) -> None:
+    """To the last digit, and the decision is made again of them."""
+    assert record.snapshot is not None
+    assert record.choice is not None
+    assert record.settings is not None
+    record.views = [CacheSource.HISTORY] * len(record.snapshot.keys)
+    made = orjson.dumps(to_json(record))
+    terms = terms_of(record.snapshot, record.settings)
+    record.snapshot, record.choice, record.views = kept(record.snapshot, record.choice, record.views)
+    assert isinstance(record.snapshot.steps_s, array)
+    assert orjson.dumps(to_json(record)) == made
+    assert terms_of(record.snapshot, record.settings) == terms
+    assert choose(record.snapshot, record.settings, ReplayRng(record.draws), record.turn) == replace(
+        record.choice, scores=None if record.choice.scores is None else list(record.choice.scores)
+    )
+
+
+@pytest.mark.parametrize("most", [0, 2**31 - 1, 2**31, 2**63 - 1, 2**63, None])
+def test_no_number_is_too_large_to_be_kept(most: int | None) -> None:
+    """Nor is one that is unknown; few take more than 4 bytes each."""
+    column = [1, most, -3]
+    assert list(ints(column)) == column
+    assert getattr(ints([1, most]), "itemsize", None) == (
+        None if most is None or most >= 2**63 else 4 if most < 2**31 else 8
+    )
 
 
 def test_json_holds_every_field_of_the_record(record: DecisionRecord) -> None:
