@@ -36,15 +36,13 @@ def every_cell() -> tuple[Cell, ...]:
 
 
 def held_cells() -> list[Cell]:
-    """What chance does to the rows in question, and those rows on seeds that the comparison leaves out."""
+    """What chance does to the rows in question on one seed, and those rows on seeds of no rival."""
     workloads = {workload.name: workload for workload in WORKLOADS}
     found = []
     for seed in SEEDS:
         for name, speeds in IN_QUESTION.items():
-            missing = () if seed in workloads[name].seeds else OWN[1:]
-            found.append(
-                Cell(name, "held", CellKind.OWN, seed, (*missing, CHANCE), speeds, workloads[name].line)
-            )
+            policies = (CHANCE,) if seed in workloads[name].seeds else OWN[1:]
+            found.append(Cell(name, "held", CellKind.OWN, seed, policies, speeds, workloads[name].line))
     return found
 
 

@@ -21,7 +21,7 @@ from extproc.choosing.least_completion import completion_costs
 from extproc.choosing.limits import ASSUMED_TTFT_S
 from extproc.choosing.policies.least_completion import choose_least
 from extproc.choosing.policies.registry import POLICIES
-from extproc.choosing.rows import open_until_s
+from extproc.choosing.rows import open_until_s, row_open_until_s
 from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Choice, Rng, Snapshot
 from extproc.values.decisions import HoldReason
@@ -151,6 +151,9 @@ def _now_or_later(
         costs = completion_costs(snapshot)
     choice = choose_least(costs, settings, rng, snapshot.weights, snapshot.cached_tokens)
     row = choice.order[0]
+    ahead_s = costs.waits_s[row]
+    if costs.rooms_s[row] == 0.0 and (ahead_s == 0.0 or ahead_s <= row_open_until_s(snapshot, row)):
+        return SendNow(choice, snapshot, costs)  # as the queue would say, which asks for every row
     opens_s = open_until_s(snapshot)
     verdict = queue.decide(
         ticket,

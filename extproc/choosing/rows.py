@@ -90,12 +90,14 @@ def open_until_s(snapshot: Snapshot) -> list[float]:
     Raises:
         ValueError: The snapshot has no learned prices.
     """
-    learned = learned_of(snapshot)
-    done_s = snapshot.under_way_s or [0.0] * len(snapshot.weights)
-    return [
-        OPEN_STEPS * step_s(_prices_s(learned, row), backlog(snapshot, row)) / weight + done_s[row]
-        for row, weight in enumerate(snapshot.weights)
-    ]
+    return [row_open_until_s(snapshot, row) for row in range(len(snapshot.weights))]
+
+
+def row_open_until_s(snapshot: Snapshot, row: int) -> float:
+    """`open_until_s` of one row."""
+    done_s = snapshot.under_way_s[row] if snapshot.under_way_s else 0.0
+    a_step_s = step_s(_prices_s(learned_of(snapshot), row), backlog(snapshot, row))
+    return OPEN_STEPS * a_step_s / snapshot.weights[row] + done_s
 
 
 def has_room(snapshot: Snapshot, row: int) -> bool:

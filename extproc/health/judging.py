@@ -54,6 +54,7 @@ def evidence_of(
     is_stream: bool,
     response_bytes: int | None,
     attempts: int,
+    generates: bool = True,
 ) -> Evidence:
     """Judge an ending.
 
@@ -66,6 +67,7 @@ def evidence_of(
         is_stream: The client asked for a stream.
         response_bytes: Body bytes of the answer; None if nobody saw them.
         attempts: Upstream attempts made.
+        generates: The operation answers with objects or events; others may do so with text or bytes.
     """
     if status != 200 or ended is not Ended.COMPLETED or error is not None or flags or not attempts:
         verdict = _of_what_went_wrong(status, ended, flags, error, attempts)
@@ -74,7 +76,7 @@ def evidence_of(
     least_bytes = LEAST_STREAM_BYTES if is_stream else LEAST_WHOLE_BYTES
     if response_bytes is not None and response_bytes < least_bytes:
         return FailureKind.EMPTY_ANSWER
-    if content_type is not None and not _may_answer(content_type, is_stream):
+    if content_type is not None and not _may_answer(content_type, is_stream, generates):
         return FailureKind.WRONG_CONTENT
     return NoFailure.ANSWERED
 
@@ -130,9 +132,12 @@ def _of_error(error: str) -> FailureKind:
 
 
 @lru_cache(maxsize=64)
-def _may_answer(content_type: str, is_stream: bool) -> bool:
-    """Streams are events, or JSON from engines that do not stream; a whole answer is anything but a page."""
+def _may_answer(content_type: str, is_stream: bool, generates: bool) -> bool:
+    """Streams are events, or JSON from engines that do not stream; a whole answer is anything but a page.
+
+    Of a whole answer that was generated a text says as little: a server that says `ok` to everything.
+    """
     kind = content_type.partition(";")[0].strip().lower()
     if is_stream:
         return kind in ("", "text/event-stream", "application/x-ndjson") or kind.endswith("json")
-    return kind != "text/html"
+    return kind != "text/html" and not (generates and kind == "text/plain")

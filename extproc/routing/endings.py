@@ -30,6 +30,7 @@ from extproc.values.endings import (
 from extproc.values.evidence import FailureKind, NoFailure
 from extproc.values.inflight import Inflight
 from extproc.values.outcomes import Ended, Outcome
+from extproc.values.requests import GENERATING
 from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey
 
@@ -137,6 +138,7 @@ class Endings:
                 is_stream=record.stream,
                 response_bytes=end.response_bytes,
                 attempts=end.attempts,
+                generates=record.operation in GENERATING,
             )
             is_answered = evidence is NoFailure.ANSWERED and end.status == 200
         finally:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from extproc.choosing.arrays import MANY_ROWS
 from extproc.choosing.choose import choose
 from extproc.choosing.completion import DECODE_TOKENS, TPOT_LIMIT_S
-from extproc.choosing.deciding import SendNow, decide
+from extproc.choosing.deciding import Claim, SendNow, decide
 from extproc.choosing.foreseen import foreseen_ttft_s
-from extproc.choosing.holding import OPEN_STEPS
+from extproc.choosing.holding import OPEN_STEPS, HoldQueue, Send
 from extproc.choosing.least_completion import completion_costs, completion_terms
 from extproc.choosing.limits import decode_limits_of
 from extproc.choosing.replay import ReplayRng
@@ -211,6 +211,34 @@ def test_an_endpoint_is_open_for_two_steps() -> None:
     assert quick_s == pytest.approx(idle_s / 2)
     busy_s, _ = open_until_s(snapshot(requests=[20, 0], context=[90_000, 0]))
     assert busy_s > idle_s
+
+
+@given(
+    pending=st.lists(st.integers(0, 9_000), min_size=2, max_size=2),
+    decoding=st.integers(0, 60),
+    under_way_s=st.floats(0.0, 2.0),
+    max_num_seqs=st.sampled_from([(0, 0), (30, 30)]),
+)
+def test_what_goes_at_once_goes_as_the_queue_says(
+    pending: list[int], decoding: int, under_way_s: float, max_num_seqs: tuple[int, int]
+) -> None:
+    """An open endpoint is found without asking the queue, which says the same of it and of a full one."""
+    prefilling = [int(tokens > 0) for tokens in pending]
+    shown = replace(
+        snapshot(
+            requests=[each + decoding for each in prefilling],
+            prefilling=prefilling,
+            pending=pending,
+            context=[tokens + 900 * decoding for tokens in pending],
+        ),
+        under_way_s=[under_way_s, 0.0],
+        max_num_seqs=max_num_seqs,
+    )
+    settings = LoadBalancing(algorithm=Algorithm.LEAST_COMPLETION, fallbacks=0)
+    found = decide(shown, settings, ReplayRng((0.5,)), 0, 5.0, HoldQueue(), Claim(1, 5.0))
+    row = choose(shown, settings, ReplayRng((0.5,)), 0).order[0]
+    says = HoldQueue().decide(1, 5.0, 5.0, completion_costs(shown), open_until_s(shown), row)
+    assert isinstance(found, SendNow) is isinstance(says, Send)
 
 
 def test_without_prices_there_is_no_cost() -> None:
