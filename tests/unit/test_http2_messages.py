@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from extproc.transport.http2 import messages as messages_module
 from extproc.transport.http2.messages import MessageError, MessageReader
-from extproc.transport.native import memory_for
+from extproc.transport.large_memory import memory_for
 from extproc.transport.seam import Status
 from tests.http2_peers import framed
 
