@@ -29,7 +29,7 @@ from extproc.routing.table import PlanKey, Pool, RoutingTable
 from extproc.routing.waiting import Loop, RequestQueue
 from extproc.values.choices import Rng
 from extproc.values.deciding import Deciding, Later, Now, Refusal, settle
-from extproc.values.exchange import LineVerdict, PassTo, RefuseAtOnce, RequestHeaders
+from extproc.values.exchange import Body, LineVerdict, PassTo, RefuseAtOnce, RequestHeaders
 from extproc.values.headers import DEBUG_HEADER
 from extproc.values.pending import Pending
 from extproc.values.placements import Decision, Plan
@@ -56,7 +56,7 @@ class Readers(Protocol):
     def patience_s(self) -> float:
         """What is to be read is read, or refused, after this long at the latest."""
 
-    def read(self, order: ReadOrder, body: bytes) -> Pending[BodyRead]:
+    def read(self, order: ReadOrder, body: Body) -> Pending[BodyRead]:
         """Have a body read; fails with RouterError if it is refused. Raises RouterError if too many wait."""
 
 
@@ -110,7 +110,7 @@ class Router:
         self.table = table
         self.settings = settings
 
-    def decide(self, headers: RequestHeaders, body: bytes) -> Deciding[Decision]:
+    def decide(self, headers: RequestHeaders, body: Body) -> Deciding[Decision]:
         """Understand, choose, charge; or wait; or refuse."""
         try:
             check_size(body, self.settings)
@@ -128,14 +128,13 @@ class Router:
         except RouterError as error:
             return Refusal(error.untraced())
 
-    def _decide(self, headers: RequestHeaders, body: bytes, *, may_read: bool) -> Deciding[Decision]:
+    def _decide(self, headers: RequestHeaders, body: Body, *, may_read: bool) -> Deciding[Decision]:
         is_form_body = is_form(headers.path)
         if not may_read or (len(body) > HEAVY_BYTES if is_form_body else is_heavy(body)):
             if self._readers is not None:
                 return self._read_elsewhere(self._readers, headers, body)
-            body = bytes(body)  # a view, if it is large: see `extproc.protocol.wire.LargeBody`
             if not is_form_body:
-                check_structure(body)
+                check_structure(bytes(body))
         parsed = parse_request(
             headers, body, self.table, self.settings, self._state.predictor, self._rng, self._clock()
         )
@@ -195,7 +194,7 @@ class Router:
         tried = (endpoints[0], *endpoints)  # once more: its connection may have been stale
         return PassTo(self._plan(cluster, tried, named.stream, len(endpoints), True, charged=False))
 
-    def _read_elsewhere(self, readers: Readers, headers: RequestHeaders, body: bytes) -> Later[Decision]:
+    def _read_elsewhere(self, readers: Readers, headers: RequestHeaders, body: Body) -> Later[Decision]:
         """Decide about a body that is read elsewhere; cancelled, it reads or charges nothing more."""
         received_s, table, settings = self._clock(), self.table, self.settings
         patience_s = self._patience_s(readers)

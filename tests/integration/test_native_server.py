@@ -22,7 +22,7 @@ from extproc.transport.http2.faults import ErrorCode, FaultReason
 from extproc.transport.http2.outbox import MAX_UNSENT_BYTES
 from extproc.transport.listen_tls import ListenTls, TlsFiles
 from extproc.transport.native import NativeServer, tcp_socket, unix_socket
-from extproc.transport.seam import Rpc
+from extproc.transport.seam import Received, Rpc
 from testbed.certificates import issued, trusting
 from tests.http2_peers import (
     GREETING,
@@ -151,7 +151,7 @@ async def test_what_takes_long_is_taken_in_several_turns(tmp_path: Path) -> None
     numbers: list[int] = []
 
     class Slow(Listener):
-        def on_message(self, message: bytes) -> None:
+        def on_message(self, message: Received) -> None:
             turns[turn] += 1
             time.sleep(0.0005)
             numbers.append(message[0])
@@ -184,7 +184,7 @@ async def test_what_waits_for_its_turn_is_taken_though_its_peer_is_gone(
     received: list[Listener] = []
 
     class Listening(Listener):
-        def on_message(self, message: bytes) -> None:
+        def on_message(self, message: Received) -> None:
             super().on_message(message)
             received.append(self)
             for connected in made.server._peers:
