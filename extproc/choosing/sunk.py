@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from metadata_center.history.running_blocks import RunningBlocks, SharedRun
-from metadata_center.types import EndpointKey
 
 NOTHING_SUNK: Sequence[float] = ()
 """Most prompts share nothing that is crowded."""
@@ -25,23 +24,25 @@ NOTHING_SUNK: Sequence[float] = ()
 def crowded_ratios(
     running: RunningBlocks,
     blocks: Sequence[int],
-    keys: Sequence[EndpointKey],
+    requests: Sequence[int],
+    processes: float,
     prompt_tokens: int,
     cached_tokens: Sequence[int],
 ) -> Sequence[float]:
     """`sunk_ratios` by what runs now.
 
     Args:
-        running: Requests in flight.
+        running: Requests of this process in flight.
         blocks: Of the prompt.
-        keys: Endpoints that may serve it, at least one; a row each.
+        requests: In flight at each endpoint that may serve it, of all processes; at least one.
+        processes: How many send to these endpoints, >= 1.
         prompt_tokens: See `sunk_ratios`.
         cached_tokens: See `sunk_ratios`.
     """
     runs = running.shared(blocks)
     for run in runs:
         if run.requests > run.endpoints:
-            usual = running.requests_per_endpoint(keys)
+            usual = sum(requests) / (len(requests) * processes)
             return sunk_ratios(runs, usual, len(blocks), prompt_tokens, cached_tokens)
     return NOTHING_SUNK
 
@@ -57,7 +58,7 @@ def sunk_ratios(
 
     Args:
         runs: Leading blocks of the prompt that are in flight, see `RunningBlocks.shared`.
-        requests_per_endpoint: In flight, in the mean over the endpoints that may serve it.
+        requests_per_endpoint: Of this process, in flight, in the mean over the endpoints that may serve it.
         num_blocks: Of the prompt.
         prompt_tokens: Of the prompt.
         cached_tokens: Of it believed cached, per row.
@@ -72,13 +73,12 @@ def sunk_ratios(
             sunk += share * run.blocks
     if not spans or prompt_tokens <= 0:
         return NOTHING_SUNK
-    blocks_per_token, found = num_blocks / prompt_tokens, {0: sunk / num_blocks}
-    return [
-        found[cached]
-        if cached in found
-        else found.setdefault(cached, _behind(spans, cached * blocks_per_token, num_blocks))
-        for cached in cached_tokens
-    ]
+    blocks_per_token = num_blocks / prompt_tokens
+    ratios = {
+        cached: _behind(spans, cached * blocks_per_token, num_blocks) if cached else sunk / num_blocks
+        for cached in set(cached_tokens)
+    }
+    return [ratios[cached] for cached in cached_tokens]
 
 
 def _behind(spans: Sequence[tuple[int, int, float]], cached_blocks: float, num_blocks: int) -> float:

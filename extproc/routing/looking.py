@@ -101,7 +101,7 @@ def snapshot_of(
         prompt = Prompt(estimate.prompt_tokens, estimate.cached_tokens, estimate.matched, estimate.num_units)
         return plain_snapshot(pool.keys, pool.weights, load, prompt, found.prices, traffic.output_tokens)
     slo_ttft, slo_tpot = map(parsed.headers.headers.get, (SLO_TTFT_HEADER, SLO_TPOT_HEADER))
-    endpoints, running = len(pool.keys) / state.processes(), state.caches.running
+    processes, running = state.processes(), state.caches.running
     return completion_snapshot(
         pool.keys,
         pool.weights,
@@ -111,13 +111,20 @@ def snapshot_of(
             estimate.cached_tokens,
             estimate.matched,
             estimate.num_units,
-            crowded_ratios(running, parsed.blocks, pool.keys, estimate.prompt_tokens, estimate.cached_tokens),
+            crowded_ratios(
+                running,
+                parsed.blocks,
+                load.requests,
+                processes,
+                estimate.prompt_tokens,
+                estimate.cached_tokens,
+            ),
         ),
         found.prices,
         state.engines.view(
             pool.keys, running.distinct_ratio, load.prefilling if is_patient else (), found.now_s
         ),
-        Demand(traffic, found.now_s, endpoints, *decode_limits_of(slo_ttft, slo_tpot)),
+        Demand(traffic, found.now_s, len(pool.keys) / processes, *decode_limits_of(slo_ttft, slo_tpot)),
     )
 
 

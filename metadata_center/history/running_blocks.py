@@ -37,14 +37,13 @@ class SharedRun:
 
 
 class _Running:
-    """One endpoint: its bit, its requests, their distinct blocks, and all blocks of theirs."""
+    """One endpoint: its bit, its distinct blocks in use, and the blocks of all requests that use them."""
 
-    __slots__ = ("bit", "distinct", "has_left", "requests", "uses")
+    __slots__ = ("bit", "distinct", "has_left", "uses")
 
     def __init__(self, bit: int) -> None:
         self.bit = bit
         self.distinct = 0
-        self.requests = 0
         self.uses = 0
         self.has_left = False
 
@@ -82,7 +81,6 @@ class RunningBlocks:
             except CapacityError:
                 return None
         running.has_left = False
-        running.requests += 1
         running.uses += len(blocks)
         bit, new, depth, run = running.bit, 0, 0, self._tree.root
         for run in self._tree.path(blocks):
@@ -106,7 +104,6 @@ class RunningBlocks:
     def remove(self, endpoint: EndpointKey, last: Run) -> None:
         """A request that was added is over; `last` is what `add` gave."""
         running = self._running[endpoint]
-        running.requests -= 1
         bit, run = running.bit, last
         while run.parent is not None:
             before, blocks = run.parent, len(run.blocks)
@@ -148,11 +145,6 @@ class RunningBlocks:
     def match(self, blocks: Sequence[int], keys: tuple[EndpointKey, ...]) -> list[int]:
         """How many leading blocks of a prompt are in use at each endpoint; see `RadixTree.match`."""
         return self._tree.match(blocks, keys)
-
-    def requests_per_endpoint(self, keys: Sequence[EndpointKey]) -> float:
-        """Requests that were added and are not over, in the mean over these endpoints, at least one."""
-        running = self._running
-        return sum([running[key].requests for key in keys if key in running]) / len(keys)
 
     def shared(self, blocks: Sequence[int]) -> list[SharedRun]:
         """The leading blocks of a prompt that requests in flight have as well; O(r) for r runs."""

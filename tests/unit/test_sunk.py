@@ -36,20 +36,20 @@ def test_a_prompt_that_is_alone_at_each_endpoint_pays_in_whole() -> None:
 
 
 def test_what_runs_is_counted_over_the_endpoints_that_may_serve() -> None:
-    """Six share two blocks of three at A and four others run: 2.5 per endpoint, of which five are two."""
+    """Six share two blocks of three at A and four others run: 2.5 per endpoint, and five are twice that."""
     running = RunningBlocks()
     shared = [running.add(A, [1, 2, tail]) for tail in range(10, 16)]
     others = [running.add(key, [100 + row]) for row, key in enumerate(KEYS)]
-    assert crowded_ratios(running, [1, 2, 3], KEYS, 300, [200, 100, 0, 0]) == pytest.approx(
+    assert crowded_ratios(running, [1, 2, 3], [7, 1, 1, 1], 1, 300, [200, 100, 0, 0]) == pytest.approx(
         [0.0, 0.5, 2 / 3, 2 / 3]
     )
-    assert crowded_ratios(running, [100, 7], KEYS, 200, [0] * 4) is NOTHING_SUNK
-    assert running.requests_per_endpoint(KEYS) == 2.5
+    assert crowded_ratios(running, [100, 7], [7, 1, 1, 1], 1, 200, [0] * 4) is NOTHING_SUNK
+    many = crowded_ratios(running, [1, 2, 3], [60, 20, 20, 20], 3, 300, [0] * 4)
+    assert many == pytest.approx([0.5 * 2 / 3] * 4)  # of 30 per endpoint a third is this process's
     for run in shared:
         assert run is not None
         running.remove(A, run)
-    assert crowded_ratios(running, [1, 2, 3], KEYS, 300, [0] * 4) is NOTHING_SUNK
-    assert running.requests_per_endpoint(KEYS) == 1.0
+    assert crowded_ratios(running, [1, 2, 3], [1, 1, 1, 1], 1, 300, [0] * 4) is NOTHING_SUNK
     assert all(others)
 
 
@@ -83,4 +83,3 @@ def test_shared_runs_are_what_a_naive_count_says(rng: random.Random) -> None:
         users = [[owner for owner, chain, _ in alive if block in chain] for block in prompt]
         expected = [(len(each), len(set(each))) for each in users if each]
         assert [(run.requests, run.endpoints) for run in found] == expected
-        assert running.requests_per_endpoint(KEYS) == len(alive) / len(KEYS)

@@ -113,7 +113,7 @@ class LeastCompletion(StatefulPolicy):
         while self._lingering and self._lingering[0][0] <= view.now_s:
             _, key, run = self._lingering.popleft()
             self._running.remove(key, run)
-        request, predictor, running = view.request, self._predictor, self._running
+        request, predictor = view.request, self._predictor
         cached_tokens = view.matched_tokens()
         limits = DECODE_TOKENS, TPOT_LIMIT_S
         if request.slo_ttft_s is not None and request.slo_tpot_s:
@@ -133,7 +133,14 @@ class LeastCompletion(StatefulPolicy):
                 cached_tokens,
                 tuple(view.matched_blocks),
                 len(request.blocks),
-                crowded_ratios(running, request.blocks, view.keys, request.prompt_tokens, cached_tokens),
+                crowded_ratios(
+                    self._running,
+                    request.blocks,
+                    view.requests,
+                    view.gateways,
+                    request.prompt_tokens,
+                    cached_tokens,
+                ),
             ),
             self._prices(groups),
             Engines(
