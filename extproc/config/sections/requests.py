@@ -65,7 +65,7 @@ class Responses(Section):
 class Holding(Section):
     """Late binding: requests wait here while their endpoint is full (`least_completion` only)."""
 
-    enabled: bool = False
+    enabled: bool = True
     """False sends every request at once; it then waits at its engine, first come first served."""
     max_requests: int = Field(default=1_000, ge=1, le=100_000)
     """Most that wait per set of endpoints and worker; one more is sent at once."""
