@@ -28,7 +28,7 @@ from extproc.protocol.bootstrap_dialect import BootstrapDialect
 from extproc.protocol.machine import MessageKind
 from extproc.transport import grpc_aio
 from extproc.transport.native import NativeServer, unix_socket
-from extproc.transport.seam import Call, Rpc, joined
+from extproc.transport.seam import Call, Received, Rpc, joined
 from extproc.values.placements import Decision, Plan
 from extproc.values.requests import Operation
 from metadata_center.types import RequestId
@@ -65,7 +65,7 @@ class _Answering:
         self._call = call
         self._num_messages = 0
 
-    def on_message(self, message: bytes) -> None:
+    def on_message(self, message: Received) -> None:
         """See `Receiver`."""
         self._num_messages += 1
         if self._num_messages == 1:
@@ -93,7 +93,7 @@ class _Dropping:
     def __init__(self, call: Call) -> None:
         self._call = call
 
-    def on_message(self, message: bytes) -> None:
+    def on_message(self, message: Received) -> None:
         """See `Receiver`."""
 
     def on_half_close(self) -> None:

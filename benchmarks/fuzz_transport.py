@@ -23,7 +23,7 @@ from extproc.transport.http2.connection import Connection
 from extproc.transport.http2.faults import FaultReason
 from extproc.transport.http2.headers import encode
 from extproc.transport.http2.outbox import MAX_UNSENT_BYTES
-from extproc.transport.seam import Call, Rpc, Status
+from extproc.transport.seam import Call, Received, Rpc, Status
 
 _MAX_MESSAGE_BYTES = 100_000
 _FIELDS = (
@@ -43,12 +43,12 @@ class _Whimsical:
         self._rng = rng
         self._is_over = self._is_half_closed = False
 
-    def on_message(self, message: bytes) -> None:
+    def on_message(self, message: Received) -> None:
         """See `Receiver`."""
         assert not self._is_over
         assert not self._is_half_closed
         assert len(message) <= _MAX_MESSAGE_BYTES
-        self._act(message)
+        self._act(bytes(message))
 
     def on_half_close(self) -> None:
         """See `Receiver`."""

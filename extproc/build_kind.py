@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.util import find_spec
-from typing import Final, cast
+from typing import Final
 
 _A_LISTED_MODULE: Final = "extproc.listeners"
 """One of `compiling/modules.txt`: all of them are compiled, or none is."""
@@ -23,14 +23,3 @@ def build_kind() -> BuildKind:
     found = find_spec(_A_LISTED_MODULE)
     is_compiled = found is not None and (found.origin or "").endswith(tuple(EXTENSION_SUFFIXES))
     return BuildKind.COMPILED if is_compiled else BuildKind.PURE
-
-
-_IS_COMPILED: Final = build_kind() is BuildKind.COMPILED
-
-
-def as_bytes(view: memoryview) -> bytes:
-    """A large message or body, as annotations call it.
-
-    Interpreted code takes the view for bytes. Compiled code looks at types, so there it gets a copy.
-    """
-    return bytes(view) if _IS_COMPILED else cast("bytes", view)

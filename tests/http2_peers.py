@@ -9,7 +9,7 @@ from extproc.transport.http2 import frames
 from extproc.transport.http2.connection import Connection
 from extproc.transport.http2.faults import FaultReason
 from extproc.transport.http2.headers import encode
-from extproc.transport.seam import Call, Rpc
+from extproc.transport.seam import Call, Received, Rpc
 
 SERVICE = "tests.Http2"
 PATH = f"/{SERVICE}/Echo"
@@ -41,10 +41,10 @@ class Echo:
         self.call = call
         self.received: list[bytes | str] = []
 
-    def on_message(self, message: bytes) -> None:
+    def on_message(self, message: Received) -> None:
         """See `Receiver`."""
-        self.received.append(message)
-        self.call.send(message)
+        self.received.append(bytes(message))
+        self.call.send(bytes(message))
 
     def on_half_close(self) -> None:
         """See `Receiver`."""
@@ -59,9 +59,9 @@ class Echo:
 class Listener(Echo):
     """Answers nothing by itself."""
 
-    def on_message(self, message: bytes) -> None:
+    def on_message(self, message: Received) -> None:
         """See `Receiver`."""
-        self.received.append(message)
+        self.received.append(bytes(message))
 
     def on_half_close(self) -> None:
         """See `Receiver`."""

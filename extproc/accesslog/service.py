@@ -18,7 +18,7 @@ from envoy.service.accesslog.v3 import als_pb2
 
 from extproc.accesslog.entries import ended_unix_s, translate
 from extproc.observing.recorder import Recorder
-from extproc.transport.seam import Call, Rpc
+from extproc.transport.seam import Call, Received, Rpc
 from extproc.values.endings import AttemptFailed, AttemptStarted, RequestAlive, RequestEnd, RequestEvent
 from extproc.values.exchange import NO_OWNER
 
@@ -165,7 +165,7 @@ class LogStream:
         self._log = log
         self._call = call
 
-    def on_message(self, message: bytes) -> None:
+    def on_message(self, message: Received) -> None:
         """See `Receiver`."""
         self._log.take(als_pb2.StreamAccessLogsMessage.FromString(message))
 

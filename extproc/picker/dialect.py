@@ -29,6 +29,7 @@ from extproc.picker.machine import AnswerMode
 from extproc.protocol import wire
 from extproc.protocol.machine import MessageKind
 from extproc.request.sanitize import STEERING_HEADERS
+from extproc.transport.seam import Received
 from extproc.values.exchange import RequestHeaders
 from extproc.values.headers import CONTENT_ENCODING, DEBUG_HEADER, OWNER_HEADER, REQUEST_ID_HEADER
 from extproc.values.placements import Decision, Plan
@@ -131,7 +132,7 @@ class PickerDialect:
         removed = (*steering, *_OWN, *CONTROL_HEADERS, TEST_SELECTION)
         self._removed = [name for name in dict.fromkeys(removed) if name not in said]
 
-    def parse(self, raw: bytes) -> pb.ProcessingRequest:
+    def parse(self, raw: Received) -> pb.ProcessingRequest:
         """What came.
 
         Raises:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from extproc.transport.seam import Call, Rpc, Status
+from extproc.transport.seam import Call, Received, Rpc, Status
 
 SERVICE: Final = "grpc.health.v1.Health"
 
@@ -84,9 +84,9 @@ class HealthCheck:
         self._health = health
         self._call = call
 
-    def on_message(self, message: bytes) -> None:
+    def on_message(self, message: Received) -> None:
         """See `Receiver`."""
-        self._call.finish(self._health.status(message))
+        self._call.finish(self._health.status(bytes(message)))
 
     def on_half_close(self) -> None:
         """See `Receiver`."""
@@ -115,9 +115,9 @@ class HealthWatch:
             self._said = status
             self._call.send(status)
 
-    def on_message(self, message: bytes) -> None:
+    def on_message(self, message: Received) -> None:
         """See `Receiver`."""
-        self._asked = message
+        self._asked = bytes(message)
         self.review()
 
     def on_half_close(self) -> None:

@@ -36,7 +36,7 @@ from extproc.protocol.machine import (
 from extproc.protocol.servicer import Decider
 from extproc.request.answer_head import HeadCollector
 from extproc.request.first_token import FirstTokenDetector
-from extproc.transport.seam import Call, Rpc, Status
+from extproc.transport.seam import Call, Received, Rpc, Status
 from extproc.values.deciding import Now, Refusal
 from extproc.values.endings import AttemptStarted, RequestAlive, RequestEnd, RequestEvent
 from extproc.values.exchange import LineVerdict, RequestHeaders, Sight
@@ -179,7 +179,7 @@ class PickExchange:
         self._is_envoy = False
         self._is_over = False
 
-    def on_message(self, message: bytes) -> None:
+    def on_message(self, message: Received) -> None:
         """See `Receiver`."""
         try:
             self._receive(self._picker.dialect.parse(message))

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from extproc.errors import RouterError
 from extproc.protocol.machine import MessageKind
-from extproc.transport.seam import Message
+from extproc.transport.seam import Message, Received
 from extproc.values.exchange import RequestHeaders
 from extproc.values.placements import Decision, Plan
 
@@ -20,7 +20,7 @@ from extproc.values.placements import Decision, Plan
 class Dialect(Protocol):
     """What the service asks of a dialect. Every answer is a serialised `ProcessingResponse`."""
 
-    def parse(self, raw: bytes) -> Any:
+    def parse(self, raw: Received) -> Any:
         """What came: a `ProcessingRequest`, or what looks like one."""
 
     def request_headers(self, message: Any) -> RequestHeaders:

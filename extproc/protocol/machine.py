@@ -32,6 +32,7 @@ from extproc.errors import RouterError, Shape
 from extproc.values.exchange import (
     NEED_BODY_AND_HEAD,
     AnswerAtOnce,
+    Body,
     LineVerdict,
     NeedBody,
     PassTo,
@@ -124,7 +125,7 @@ class Decide(Effect):
     """Choose an endpoint for this request; report back by `decided` or `refused`."""
 
     request: RequestHeaders
-    body: bytes
+    body: Body
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +241,7 @@ class Stream:
         assert isinstance(verdict, RefuseAtOnce)
         return self._refuse(verdict.error)
 
-    def receive_body(self, body: bytes) -> Effects:
+    def receive_body(self, body: Body) -> Effects:
         """The whole request body arrived; when trailers follow, Envoy does not mark it as the end."""
         if self.phase is not Phase.AWAIT_BODY:
             raise SpuriousMessage(self.phase, MessageKind.REQUEST_BODY)
@@ -313,7 +314,7 @@ class Stream:
         self.phase = Phase.DONE
         return self._refuse(error)
 
-    def _decide(self, body: bytes) -> Effects:
+    def _decide(self, body: Body) -> Effects:
         assert self._headers is not None
         self.phase = Phase.DECIDING
         return (Decide(self._headers, body),)

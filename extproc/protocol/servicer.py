@@ -37,9 +37,9 @@ from extproc.protocol.machine import (
 )
 from extproc.request.answer_head import HeadCollector
 from extproc.request.first_token import FirstTokenDetector
-from extproc.transport.seam import Call, Message, Rpc, Status
+from extproc.transport.seam import Call, Message, Received, Rpc, Status
 from extproc.values.deciding import Deciding, Now, Refusal
-from extproc.values.exchange import LineVerdict, RequestHeaders
+from extproc.values.exchange import Body, LineVerdict, RequestHeaders
 from extproc.values.headers import REQUEST_ID_HEADER
 from extproc.values.placements import Decision
 
@@ -47,7 +47,7 @@ from extproc.values.placements import Decision
 class Decider(Protocol):
     """Chooses endpoints, and gets the events of a stream."""
 
-    def decide(self, request: RequestHeaders, body: bytes) -> Deciding[Decision]:
+    def decide(self, request: RequestHeaders, body: Body) -> Deciding[Decision]:
         """Choose and charge, in one step, now or later."""
 
     def first_token(self, request_id: str, *, late: bool) -> None:
@@ -134,7 +134,7 @@ class Exchange:
         self._awaited: Awaited | None = None
         self._is_over = False
 
-    def on_message(self, message: bytes) -> None:
+    def on_message(self, message: Received) -> None:
         """See `Receiver`."""
         try:
             self._receive(self._dialect.parse(message))

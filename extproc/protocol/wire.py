@@ -16,11 +16,10 @@ from typing import Any
 from envoy.config.core.v3 import base_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
-from extproc.build_kind import as_bytes
 from extproc.errors import ACCEPTED_ENCODINGS, Reason, RouterError
 from extproc.protocol.machine import MessageKind
-from extproc.transport.seam import Pieces
-from extproc.values.exchange import RequestHeaders
+from extproc.transport.seam import Pieces, Received
+from extproc.values.exchange import Body, RequestHeaders
 from extproc.values.headers import CONTENT_ENCODING
 
 PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
@@ -50,12 +49,12 @@ class LargeBody:
     """A body message that is large.
 
     Attributes:
-        body: All of it; beyond `LARGE_BYTES` a view of the message.
+        body: All of it, as a view of the message.
     """
 
     __slots__ = ("body",)
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: Body) -> None:
         self.body = body
 
     @property
@@ -68,7 +67,7 @@ class LargeBody:
         return "request_body"
 
 
-def parse(raw: bytes) -> Any:
+def parse(raw: Received) -> Any:
     """What came: a `ProcessingRequest`, or what looks like one."""
     if len(raw) <= _BY_HAND_BYTES or raw[:1] != _REQUEST_BODY:
         return pb.ProcessingRequest.FromString(raw)
@@ -78,11 +77,10 @@ def parse(raw: bytes) -> Any:
     of_body, begins = _varint(raw, at + 1)
     if begins + of_body > at + length:
         return pb.ProcessingRequest.FromString(raw)
-    body = memoryview(raw)[begins : begins + of_body]
-    return LargeBody(as_bytes(body) if len(raw) > LARGE_BYTES else bytes(body))
+    return LargeBody(memoryview(raw)[begins : begins + of_body])
 
 
-def _varint(raw: bytes, at: int) -> tuple[int, int]:
+def _varint(raw: Received, at: int) -> tuple[int, int]:
     """A number and where it ends; a large one if it ends nowhere."""
     value = shift = 0
     for byte in raw[at : at + 10]:

@@ -27,6 +27,7 @@ from extproc.request.multipart import Form, Upload
 from extproc.request.paths import as_engines_read
 from extproc.request.sanitize import encode
 from extproc.request.turns import function_tools, system_text, template_variables, without_billing_header
+from extproc.values.exchange import Body
 from extproc.values.requests import InferenceRequest, Operation
 
 _TRUE_IN_FORMS = frozenset(("true", "1", "on", "yes", "t", "y"))
@@ -67,7 +68,7 @@ def _api_of(path: str) -> _Api | None:
     return _BY_PATH.get(path) or _BY_PATH.get(as_engines_read(path))
 
 
-def parse(path: str, body: bytes) -> InferenceRequest:
+def parse(path: str, body: Body) -> InferenceRequest:
     """Understand one request.
 
     One pass to decode, one over the turns, one to encode them: 8 us measured for a 4 KB chat, 170 us for
@@ -87,7 +88,7 @@ def parse(path: str, body: bytes) -> InferenceRequest:
         )
     form = None
     if api.is_form:
-        form = Form(body)
+        form = Form(bytes(body))
         fields = form.fields()
     else:
         fields = _decode(body)
@@ -118,14 +119,14 @@ def parse(path: str, body: bytes) -> InferenceRequest:
     )
 
 
-def _decode(body: bytes) -> dict[str, Any]:
+def _decode(body: Body) -> dict[str, Any]:
     if not body:
         raise RouterError(Reason.INVALID_JSON, "the request body is empty", param="body")
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         # Not chained: the decode error carries the body.
-        raise RouterError(Reason.INVALID_JSON, _complaint(body, error), param="body") from None
+        raise RouterError(Reason.INVALID_JSON, _complaint(bytes(body), error), param="body") from None
     if type(fields) is not dict:
         raise RouterError(Reason.INVALID_REQUEST, "the request body must be a JSON object", param="body")
     return fields

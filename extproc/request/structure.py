@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extproc.errors import Reason, RouterError
+from extproc.values.exchange import Body
 
 MAX_CONTAINERS: Final = 262_144
 """Objects and lists of one body: a context of a million tokens in messages of four tokens each, or 87,000
@@ -92,7 +93,7 @@ def _without_escapes(body: bytes) -> bytes:
     return body.replace(b"\\\\", b"  ").replace(b'\\"', b"  ")
 
 
-def is_heavy(body: bytes) -> bool:
+def is_heavy(body: Body) -> bool:
     """Whether decoding and hashing may take longer than others should wait."""
     if len(body) <= LIGHT_BYTES:
         return False
@@ -117,9 +118,9 @@ def is_heavy(body: bytes) -> bool:
     if containers <= _HEAVY_CONTAINERS:
         return False
     # Code and JSON in strings have as many: those that are outside of strings decide.
-    if b"\\" in body:
-        body = _without_escapes(body)
-        whole = np.frombuffer(body, dtype=np.uint8)
+    text = bytes(body)
+    if b"\\" in text:
+        whole = np.frombuffer(_without_escapes(text), dtype=np.uint8)
     quotes = np.flatnonzero(whole == _QUOTE)
     before = np.searchsorted(quotes, np.flatnonzero((whole | _CASE) == _BRACE))
     return int(np.count_nonzero((before & 1) == 0)) > _HEAVY_CONTAINERS

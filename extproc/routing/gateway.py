@@ -15,13 +15,13 @@ from extproc.routing.stored_responses import StoredResponses
 from extproc.routing.table import Retrieve
 from extproc.values.deciding import Deciding
 from extproc.values.decisions import DecisionRecord
-from extproc.values.exchange import LineVerdict, PassTo, RequestHeaders
+from extproc.values.exchange import Body, LineVerdict, PassTo, RequestHeaders
 from extproc.values.headers import REQUEST_ID_HEADER
 from extproc.values.outcomes import Ended, Outcome
 from extproc.values.placements import Decision
 from metadata_center.types import RequestId
 
-Decide = Callable[[RequestHeaders, bytes], Deciding[Decision]]
+Decide = Callable[[RequestHeaders, Body], Deciding[Decision]]
 """Chooses and charges, now or later; see `protocol.servicer.Decider`."""
 
 

@@ -22,7 +22,7 @@ from extproc.request.sanitize import encode, force_usage, rewrite_model, sanitiz
 from extproc.routing.settings import RouterSettings
 from extproc.routing.table import RoutingTable
 from extproc.values.choices import Rng
-from extproc.values.exchange import RequestHeaders
+from extproc.values.exchange import Body, RequestHeaders
 from extproc.values.headers import REQUEST_ID_HEADER
 from extproc.values.placements import Renamed
 from extproc.values.requests import InferenceRequest, Operation
@@ -63,7 +63,7 @@ class ParsedRequest:
 
 def parse_request(
     headers: RequestHeaders,
-    body: bytes,
+    body: Body,
     table: RoutingTable,
     settings: RouterSettings,
     predictor: Predictor,
@@ -143,7 +143,7 @@ def order_of(headers: RequestHeaders, table: RoutingTable, settings: RouterSetti
     )
 
 
-def check_size(body: bytes, settings: RouterSettings) -> None:
+def check_size(body: Body, settings: RouterSettings) -> None:
     """Refuse a body that is too large.
 
     Raises:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from hmac import compare_digest
-from typing import Protocol
+from typing import Final, Protocol
 
 from extproc.errors import Reason, RouterError
 from extproc.request.parse import is_form
@@ -29,7 +29,7 @@ from extproc.routing.table import PlanKey, Pool, RoutingTable
 from extproc.routing.waiting import Loop, RequestQueue
 from extproc.values.choices import Rng
 from extproc.values.deciding import Deciding, Later, Now, Refusal, settle
-from extproc.values.exchange import LineVerdict, PassTo, RefuseAtOnce, RequestHeaders
+from extproc.values.exchange import Body, LineVerdict, PassTo, RefuseAtOnce, RequestHeaders
 from extproc.values.headers import DEBUG_HEADER
 from extproc.values.pending import Pending
 from extproc.values.placements import Decision, Plan
@@ -41,6 +41,9 @@ Reserve = Callable[[RequestId, Sequence[Candidate]], Pending[EndpointKey | None]
 
 MAX_PLANS = 4096
 """Plans kept per pool: all orders of three out of sixteen endpoints; rendered, about 1 KB each."""
+
+_ONE_TURN_BYTES: Final = 256 * 1024
+"""Bodies up to this are understood and scheduled in one turn of the loop."""
 
 MAX_PATIENCE_S = 60.0
 """`max_message_timeout` of envoy/bootstrap.yaml: Envoy ignores what asks for more."""
@@ -56,7 +59,7 @@ class Readers(Protocol):
     def patience_s(self) -> float:
         """What is to be read is read, or refused, after this long at the latest."""
 
-    def read(self, order: ReadOrder, body: bytes) -> Pending[BodyRead]:
+    def read(self, order: ReadOrder, body: Body) -> Pending[BodyRead]:
         """Have a body read; fails with RouterError if it is refused. Raises RouterError if too many wait."""
 
 
@@ -72,7 +75,7 @@ class Router:
         wall_clock: Unix seconds, for records.
         reserve: Puts a charge to where all gateways meet; says where it is charged now, None if it is
             unconfirmed and stays. None decides here alone.
-        loop: The running event loop, for requests that wait.
+        loop: The running event loop, for requests that wait, and for large ones, which take two turns.
         readers: What reads large bodies; None reads them here and now.
         work_clock: Processor seconds of this thread; None counts no work, and reads elsewhere only what is
             large by itself.
@@ -102,6 +105,7 @@ class Router:
         self._budget = ReadingBudget()
         self._scheduler = Scheduler(state, rng, clock, wall_clock)
         self.waiting: RequestQueue[Decision] | None = None
+        self._loop = loop
         if loop is not None:
             self.waiting = RequestQueue(self._schedule, self._charged, state.recorder, loop, clock)
 
@@ -110,7 +114,7 @@ class Router:
         self.table = table
         self.settings = settings
 
-    def decide(self, headers: RequestHeaders, body: bytes) -> Deciding[Decision]:
+    def decide(self, headers: RequestHeaders, body: Body) -> Deciding[Decision]:
         """Understand, choose, charge; or wait; or refuse."""
         try:
             check_size(body, self.settings)
@@ -128,18 +132,33 @@ class Router:
         except RouterError as error:
             return Refusal(error.untraced())
 
-    def _decide(self, headers: RequestHeaders, body: bytes, *, may_read: bool) -> Deciding[Decision]:
+    def _decide(self, headers: RequestHeaders, body: Body, *, may_read: bool) -> Deciding[Decision]:
         is_form_body = is_form(headers.path)
         if not may_read or (len(body) > HEAVY_BYTES if is_form_body else is_heavy(body)):
             if self._readers is not None:
                 return self._read_elsewhere(self._readers, headers, body)
-            body = bytes(body)  # a view, if it is large: see `extproc.protocol.wire.LargeBody`
             if not is_form_body:
-                check_structure(body)
+                check_structure(bytes(body))
         parsed = parse_request(
             headers, body, self.table, self.settings, self._state.predictor, self._rng, self._clock()
         )
-        return self._scheduled(parsed, self._schedule(parsed, None))
+        if self._loop is None or len(body) <= _ONE_TURN_BYTES:
+            return self._scheduled(parsed, self._schedule(parsed, None))
+        return self._scheduled_next(self._loop(), parsed)
+
+    def _scheduled_next(self, loop: Loop, parsed: ParsedRequest) -> Later[Decision]:
+        """Schedule in the next turn of the loop: to understand the body took long enough for one."""
+        decision: Pending[Decision] = Pending(lambda: timer.cancel())
+
+        def schedule() -> None:
+            try:
+                settle(decision, self._scheduled(parsed, self._schedule(parsed, None)))
+            except Exception as error:  # a refusal, or a bug: this stream fails alone
+                decision.fail(error)
+
+        timer = loop.call_later(0.0, schedule)
+        hold = self.settings.hold
+        return Later(decision, None if hold is None else min(hold.max_s + 1.0, MAX_PATIENCE_S))
 
     def _scheduled(self, parsed: ParsedRequest, scheduled: Chosen | Queued) -> Deciding[Decision]:
         if isinstance(scheduled, Queued):
@@ -195,7 +214,7 @@ class Router:
         tried = (endpoints[0], *endpoints)  # once more: its connection may have been stale
         return PassTo(self._plan(cluster, tried, named.stream, len(endpoints), True, charged=False))
 
-    def _read_elsewhere(self, readers: Readers, headers: RequestHeaders, body: bytes) -> Later[Decision]:
+    def _read_elsewhere(self, readers: Readers, headers: RequestHeaders, body: Body) -> Later[Decision]:
         """Decide about a body that is read elsewhere; cancelled, it reads or charges nothing more."""
         received_s, table, settings = self._clock(), self.table, self.settings
         patience_s = self._patience_s(readers)

@@ -23,6 +23,7 @@ from extproc.errors import Reason, RouterError
 from extproc.request.reading import BodyRead, ReadOrder
 from extproc.server import reading_process
 from extproc.server.modules import python_module
+from extproc.values.exchange import Body
 from extproc.values.pending import Pending
 
 _log = logging.getLogger("tokenway.body_readers")
@@ -48,7 +49,7 @@ class _Job:
     num_bytes: int
     ticket: int
     order: ReadOrder = field(compare=False)
-    body: bytes = field(compare=False)
+    body: Body = field(compare=False)
     read: Pending[BodyRead] = field(compare=False)
     timer: asyncio.TimerHandle | None = field(default=None, compare=False)
 
@@ -65,7 +66,7 @@ class _Reader:
         """Of the process, if there is one."""
         return None if self._process is None else self._process.pid
 
-    def read(self, order: ReadOrder, body: bytes) -> BodyRead:
+    def read(self, order: ReadOrder, body: Body) -> BodyRead:
         """Have a body read; blocks. Raises RouterError if it is refused."""
         channel = self._channel or self._start()
         try:
@@ -136,7 +137,7 @@ class BodyReaders:
         """Of the processes that run."""
         return [reader.pid for reader in self._readers if reader.pid is not None]
 
-    def read(self, order: ReadOrder, body: bytes) -> Pending[BodyRead]:
+    def read(self, order: ReadOrder, body: Body) -> Pending[BodyRead]:
         """Have a body read.
 
         Returns:
@@ -220,7 +221,7 @@ class BodyReaders:
             while self._waiting and self._waiting[0].read.is_over:
                 heappop(self._waiting)
 
-    async def _run(self, index: int, job: _Job, body: bytes) -> None:
+    async def _run(self, index: int, job: _Job, body: Body) -> None:
         loop = asyncio.get_running_loop()
         try:
             read = await loop.run_in_executor(self._threads, self._readers[index].read, job.order, body)

@@ -63,6 +63,7 @@ from extproc.server.rpc_server import RpcServer, rpc_server
 from extproc.server.run_dir import Residence, admin_path, run_dir, socket_path
 from extproc.server.sharing import Shared, reserve_by
 from extproc.server.status import Status
+from extproc.server.trimming import Trimmer
 from extproc.server.unpacking import Unpacking
 from extproc.server.worker import Life, Worker
 from extproc.values.endings import RequestEvent
@@ -392,7 +393,8 @@ def _parts(
     """What starts in this order and stops in the reverse one; no request comes before the configuration."""
     residence = Residence(site.folder, is_alone=not site.supervised)
     supervisor = os.getppid() if site.supervised else None
-    housekeeping = Housekeeping(known.state.scheduling.running.advance, time.monotonic, supervisor)
+    advance, trimmer = known.state.scheduling.running.advance, Trimmer()
+    housekeeping = Housekeeping(advance, time.monotonic, supervisor, trimmer.tick)
     parts = [
         Part("residence", residence.start, residence.stop),
         Part("decoders", stop=way.unpacking.close),

@@ -20,14 +20,20 @@ class Housekeeping:
         advance: Releases what time has released.
         clock: Monotonic seconds.
         supervisor: Process id of the supervisor; None where there is none.
+        trim: Gives memory back, if it is time.
     """
 
     def __init__(
-        self, advance: Callable[[float], None], clock: Callable[[], float], supervisor: int | None
+        self,
+        advance: Callable[[float], None],
+        clock: Callable[[], float],
+        supervisor: int | None,
+        trim: Callable[[float], None],
     ) -> None:
         self._advance = advance
         self._clock = clock
         self._supervisor = supervisor
+        self._trim = trim
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -43,7 +49,9 @@ class Housekeeping:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            self._advance(self._clock())
+            now_s = self._clock()
+            self._advance(now_s)
+            self._trim(now_s)
             if self._supervisor is not None and os.getppid() != self._supervisor:
                 # At once and without clean-up: the sockets may be a successor's by now.
                 _log.error("supervisor is gone")

@@ -22,6 +22,7 @@ import msgspec
 
 from extproc.errors import Reason, RouterError
 from extproc.request.reading import BodyRead, ReadOrder, read_body
+from extproc.values.exchange import Body
 from extproc.values.requests import InferenceRequest, Operation
 
 _HEAD: Final = struct.Struct("<IQQQ")  # bytes of the head, and of up to three raw pieces
@@ -75,7 +76,7 @@ _ANSWER: Final = msgspec.msgpack.Decoder(Answered | Refused)
 _ENCODER: Final = msgspec.msgpack.Encoder()
 
 
-def ask(channel: socket.socket, order: ReadOrder, body: bytes) -> BodyRead:
+def ask(channel: socket.socket, order: ReadOrder, body: Body) -> BodyRead:
     """Have a body read at the other end; blocks, and holds Python's lock for none of the copying.
 
     Raises:
@@ -161,7 +162,7 @@ def _answer(channel: socket.socket, encoded: memoryview, body: bytes) -> None:
     _send(channel, _ENCODER.encode(head), pieces)
 
 
-def _send(channel: socket.socket, head: bytes, pieces: Sequence[bytes]) -> None:
+def _send(channel: socket.socket, head: bytes, pieces: Sequence[Body]) -> None:
     lengths = [*map(len, pieces), 0, 0, 0][:3]
     channel.sendall(_HEAD.pack(len(head), *lengths) + head)
     for piece in pieces:

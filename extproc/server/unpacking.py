@@ -23,7 +23,7 @@ from extproc.routing.gateway import Decide
 from extproc.routing.settings import RouterSettings
 from extproc.server.background import Background
 from extproc.values.deciding import Deciding, Later, Now, Refusal, settle
-from extproc.values.exchange import RequestHeaders
+from extproc.values.exchange import Body, RequestHeaders
 from extproc.values.headers import CONTENT_ENCODING
 from extproc.values.pending import Pending
 from extproc.values.placements import Decision
@@ -78,7 +78,7 @@ class Unpacking:
         self._waiting = 0
         self._waiting_bytes = 0
 
-    def decide(self, request: RequestHeaders, body: bytes) -> Deciding[Decision]:
+    def decide(self, request: RequestHeaders, body: Body) -> Deciding[Decision]:
         """Decide, now or later, or refuse."""
         header = request.headers.get(CONTENT_ENCODING)
         if header is None:
@@ -92,7 +92,7 @@ class Unpacking:
         """Begin nothing more; what is being decoded is finished for no one."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _decode_and_decide(self, request: RequestHeaders, body: bytes, header: str) -> Deciding[Decision]:
+    def _decode_and_decide(self, request: RequestHeaders, body: Body, header: str) -> Deciding[Decision]:
         codings = codings_of(header)
         if not codings or not body:  # `identity`, or nothing, which the decision refuses
             return self._unpacked(self._decide(request, body), None)

@@ -37,6 +37,10 @@ Message = bytes | Pieces
 """A serialised message, or a large one in pieces, of which one at least is not empty."""
 
 
+Received = bytes | memoryview
+"""A message as it came; a large one is a view."""
+
+
 def joined(message: Message) -> bytes:
     """A message in one piece."""
     return message if isinstance(message, bytes) else b"".join(message)
@@ -91,7 +95,7 @@ class Call(Protocol):
 class Receiver(Protocol):
     """What happens to one call."""
 
-    def on_message(self, message: bytes) -> None:
+    def on_message(self, message: Received) -> None:
         """A whole message came."""
 
     def on_half_close(self) -> None:

@@ -12,6 +12,9 @@ from extproc.values.standing import Standing
 from extproc.values.subsets import Subset
 from metadata_center.types import value
 
+Body = bytes | memoryview
+"""Of a request; a large one is a view of its message, which is not copied to be understood."""
+
 NO_OWNER = "passed"
 """In place of a worker's name, for requests that are routed past us: they are charged nowhere."""
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 from envoy.service.discovery.v3 import discovery_pb2 as pb
 
-from extproc.transport.seam import Call, Rpc, Status
+from extproc.transport.seam import Call, Received, Rpc, Status
 from extproc.xds.delta import DeltaStream, ResourceStore, SubscriptionLimitError
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class Subscriber:
         self._left = left
         self._is_sending = False
 
-    def on_message(self, message: bytes) -> None:
+    def on_message(self, message: Received) -> None:
         """See `Receiver`."""
         try:
             nack = self._stream.receive(pb.DeltaDiscoveryRequest.FromString(message))

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
-from extproc.transport.seam import Call, Rpc, Status
+from extproc.transport.seam import Call, Received, Rpc, Status
 from tests.contract.rpc_servers import SERVERS, Serve
 
 pytestmark = pytest.mark.asyncio
@@ -33,10 +33,10 @@ class Scripted:
         self.received: list[bytes | str] = []
         self._react = react
 
-    def on_message(self, message: bytes) -> None:
+    def on_message(self, message: Received) -> None:
         """See `Receiver`."""
-        self.received.append(message)
-        self._react(self, message)
+        self.received.append(bytes(message))
+        self._react(self, bytes(message))
 
     def on_half_close(self) -> None:
         """See `Receiver`."""

@@ -17,7 +17,7 @@ from extproc.protocol.servicer import Processor
 from extproc.routing.gateway import Gateway
 from extproc.transport import grpc_aio
 from extproc.values.deciding import Deciding, Later, settle
-from extproc.values.exchange import RequestHeaders
+from extproc.values.exchange import Body, RequestHeaders
 from extproc.values.pending import Pending
 from extproc.values.placements import Decision
 from tests.conftest import DIALECT, Rig, build_rig, chat
@@ -31,7 +31,7 @@ class Deferring:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._asked: list[tuple[Pending[Decision], RequestHeaders, bytes]] = []
+        self._asked: list[tuple[Pending[Decision], RequestHeaders, Body]] = []
         self.abandoned = 0
         self.error: Exception | None = None
         self.patience_s: float | None = None
@@ -40,7 +40,7 @@ class Deferring:
         self.rejected = gateway.rejected
         self.stream_ended = gateway.stream_ended
 
-    def decide(self, request: RequestHeaders, body: bytes) -> Deciding[Decision]:
+    def decide(self, request: RequestHeaders, body: Body) -> Deciding[Decision]:
         """Later."""
         pending: Pending[Decision] = Pending(self._abandon)
         self._asked.append((pending, request, body))

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import logging
 import socket
+import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,12 +18,11 @@ import pytest
 
 from extproc.transport import native
 from extproc.transport.http2 import frames
-from extproc.transport.http2.connection import Connection
 from extproc.transport.http2.faults import ErrorCode, FaultReason
 from extproc.transport.http2.outbox import MAX_UNSENT_BYTES
 from extproc.transport.listen_tls import ListenTls, TlsFiles
 from extproc.transport.native import NativeServer, tcp_socket, unix_socket
-from extproc.transport.seam import Rpc
+from extproc.transport.seam import Received, Rpc
 from testbed.certificates import issued, trusting
 from tests.http2_peers import (
     GREETING,
@@ -125,13 +126,13 @@ async def test_long_messages_are_read_in_bulk(
 ) -> None:
     """A full read that was quick is followed by a longer one; behind a slow one there is none for a while."""
     reads: list[int] = []
-    receive = Connection.receive
+    updated = native._Peer.buffer_updated
 
-    def counted(connection: Connection, data: Any, now_s: float) -> None:
-        reads.append(len(data))
-        receive(connection, data, now_s)
+    def counted(peer: Any, nbytes: int) -> None:
+        reads.append(nbytes)
+        updated(peer, nbytes)
 
-    monkeypatch.setattr(Connection, "receive", counted)
+    monkeypatch.setattr(native._Peer, "buffer_updated", counted)
     monkeypatch.setattr(native, "_QUICK_S", DEADLINE_S)
     monkeypatch.setattr(native, "_SLOW_S", -1.0 if is_slow else DEADLINE_S)
     async with serving(tmp_path) as made, grpc.aio.insecure_channel(made.target) as channel:
@@ -142,6 +143,63 @@ async def test_long_messages_are_read_in_bulk(
     in_bulk = [size for size in reads if size > native.READ_BYTES]
     assert all(size <= native.BULK_BYTES for size in in_bulk)
     assert len(in_bulk) <= 1 if is_slow else in_bulk
+
+
+async def test_what_takes_long_is_taken_in_several_turns(tmp_path: Path) -> None:
+    """A read that brings many calls holds nothing else up; all are answered, and in their order."""
+    turns, turn = Counter[int](), 0
+    numbers: list[int] = []
+
+    class Slow(Listener):
+        def on_message(self, message: Received) -> None:
+            turns[turn] += 1
+            time.sleep(0.0005)
+            numbers.append(message[0])
+
+    async def count() -> None:
+        nonlocal turn
+        while True:
+            await asyncio.sleep(0)
+            turn += 1
+
+    made = Serving(tmp_path)
+    made.server.rpcs = {PATH: Rpc(SERVICE, "Echo", Slow)}
+    await made.server.serve(unix_socket(made.path))
+    counting = asyncio.create_task(count())
+    async with peer(made) as (_, writer):
+        calls = [opening(2 * n + 1) + data(2 * n + 1, framed(bytes([n]) * 4096)) for n in range(30)]
+        writer.write(GREETING + b"".join(calls))
+        await until(lambda: len(numbers) == 30)
+    counting.cancel()
+    await made.server.stop(0.0)
+    assert numbers == list(range(30))
+    assert max(turns.values()) <= native._PIECE_BYTES // 4096
+
+
+async def test_what_waits_for_its_turn_is_taken_though_its_peer_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ends of requests that were received count, and a call that is received so ends."""
+    monkeypatch.setattr(native, "_TURN_S", -1.0)
+    received: list[Listener] = []
+
+    class Listening(Listener):
+        def on_message(self, message: Received) -> None:
+            super().on_message(message)
+            received.append(self)
+            for connected in made.server._peers:
+                connected.abort()
+
+    made = Serving(tmp_path)
+    made.server.rpcs = {PATH: Rpc(SERVICE, "Echo", Listening)}
+    await made.server.serve(unix_socket(made.path))
+    async with peer(made) as (_, writer):
+        calls = [opening(2 * n + 1) + data(2 * n + 1, framed(b"m" * 4096)) for n in range(30)]
+        writer.write(GREETING + b"".join(calls))
+        await until(lambda: made.server.num_connections == 0 and len(received) > 0)
+    await made.server.stop(0.0)
+    assert len(received) >= native.READ_BYTES // 5000
+    assert all(one.received[-1] == "reset" for one in received)
 
 
 async def test_calls_that_stream(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from extproc.protocol.bootstrap_dialect import AWAIT_BODY_AND_FIRST_CHUNK
 from extproc.protocol.servicer import Processor
 from extproc.transport import grpc_aio
 from extproc.values.deciding import Deciding
-from extproc.values.exchange import RequestHeaders
+from extproc.values.exchange import Body, RequestHeaders
 from extproc.values.headers import REQUEST_ID_HEADER
 from extproc.values.placements import Decision
 from metadata_center.types import RequestId
@@ -320,7 +320,7 @@ async def test_a_bug_fails_its_own_stream_alone(served: Served, caplog: pytest.L
     """An exception in one decision ends that stream; another one open meanwhile goes on."""
     decide = served.rig.gateway.decide
 
-    def broken(request: RequestHeaders, text: bytes) -> Deciding[Decision]:
+    def broken(request: RequestHeaders, text: Body) -> Deciding[Decision]:
         if request.headers[REQUEST_ID_HEADER] == "bad":
             raise ZeroDivisionError
         return decide(request, text)

@@ -13,7 +13,7 @@ from extproc.transport.http2.faults import ErrorCode, FaultReason
 from extproc.transport.http2.flow import CONNECTION_WINDOW
 from extproc.transport.http2.headers import MAX_BLOCK_BYTES, MAX_LIST_BYTES, encode
 from extproc.transport.http2.outbox import MAX_UNSENT_BYTES, OUTPUT_BYTES
-from extproc.transport.seam import Call, Status
+from extproc.transport.seam import Call, Received, Status
 from tests.http2_peers import (
     CALL_FIELDS,
     GREETING,
@@ -214,7 +214,7 @@ def test_a_service_that_raises_fails_its_call_alone() -> None:
     """UNKNOWN for that one, and the connection goes on."""
 
     class Faulty(Echo):
-        def on_message(self, message: bytes) -> None:
+        def on_message(self, message: Received) -> None:
             raise ValueError("a bug")
 
     served = Served(Faulty)
@@ -569,8 +569,8 @@ def test_a_busy_peer_is_no_flood() -> None:
     """Twenty-five thousand calls at once that end as Envoy ends them: by a reset behind our trailers."""
 
     class Answer(Echo):
-        def on_message(self, message: bytes) -> None:
-            self.call.finish(message)
+        def on_message(self, message: Received) -> None:
+            self.call.finish(bytes(message))
 
     served = Served(Answer)
     served.receive(WIDE)

@@ -87,7 +87,7 @@ def refusal(path: str, body: bytes) -> tuple[Reason, str | None, str]:
     return raised.value.reason, raised.value.param, raised.value.message
 
 
-def outcome(path: str, body: bytes) -> InferenceRequest | RouterError:
+def outcome(path: str, body: bytes | memoryview) -> InferenceRequest | RouterError:
     """What comes of these bytes; anything but these two escapes and fails the test."""
     try:
         return parse(path, body)
@@ -407,9 +407,15 @@ def test_media_do_not_touch_the_body_that_is_forwarded() -> None:
 
 @given(st.sampled_from(sorted(PATHS.values())), st.binary(max_size=60))
 def test_any_bytes_give_a_request_or_a_refusal(path: str, body: bytes) -> None:
-    """No byte string makes anything else happen."""
-    result = outcome(path, body)
+    """No byte string makes anything else happen, and a view of it means the same."""
+    result, by_view = outcome(path, body), outcome(path, memoryview(body))
     assert isinstance(result, InferenceRequest) or result.status == 400
+    if isinstance(result, RouterError):
+        assert isinstance(by_view, RouterError)
+        assert (by_view.reason, by_view.message) == (result.reason, result.message)
+    else:
+        assert isinstance(by_view, InferenceRequest)
+        assert (by_view.prompt, by_view.body) == (result.prompt, result.body)
 
 
 @given(

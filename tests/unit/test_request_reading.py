@@ -162,11 +162,12 @@ def test_what_agents_send_is_never_refused(fields: dict[str, Any], heavy: bool) 
     body = orjson.dumps({"model": "m", **fields})
     check_structure(body)
     assert is_heavy(body) is heavy
+    assert is_heavy(memoryview(body)) is heavy
 
 
 @given(st.sampled_from([b"[]", b"{}", b'"', b"\\", b'\\"', b",", b"x"]), st.integers(0, 3))
 def test_any_bytes_are_counted(unit: bytes, more: int) -> None:
     """What is no JSON has some count or other, and is refused where it is decoded."""
     body = (unit * (LIGHT_BYTES * 2 // len(unit)))[: LIGHT_BYTES + more]
-    is_heavy(body)
+    assert is_heavy(memoryview(body)) is is_heavy(body)
     check_structure(body)

@@ -15,7 +15,7 @@ from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.server import unpacking
 from extproc.server.unpacking import INLINE_BYTES, Unpacking
 from extproc.values.deciding import Deciding, Later, Now, Refusal
-from extproc.values.exchange import RequestHeaders
+from extproc.values.exchange import Body, RequestHeaders
 from extproc.values.pending import Pending
 from extproc.values.placements import Decision, Plan
 from extproc.values.requests import Operation
@@ -42,10 +42,10 @@ class Decider:
         self.bodies: list[bytes] = []
         self.answer: Any = Now(PLAIN)
 
-    def __call__(self, request: RequestHeaders, body: bytes) -> Deciding[Decision]:
+    def __call__(self, request: RequestHeaders, body: Body) -> Deciding[Decision]:
         """Decide."""
         assert request.path
-        self.bodies.append(body)
+        self.bodies.append(bytes(body))
         answer: Deciding[Decision] = self.answer
         return answer
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import logging
 import signal
@@ -16,6 +15,7 @@ from extproc.server.building import Stalls, build_worker
 from extproc.server.loop_turns import watched_loop
 from extproc.server.parts import StoppedWhileStarting
 from extproc.server.supervisor import Supervisor
+from extproc.server.trimming import trim
 from extproc.server.worker import Worker
 
 GC_THRESHOLDS = (500, 1, 50_000)
@@ -76,13 +76,6 @@ def _run(server: Worker | Supervisor, stalls: Stalls | None = None) -> int:
     return 0
 
 
-def _trim() -> None:
-    """Give memory back that starting took and left free: 3 MiB. glibc alone keeps it, and has the call."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
 async def _until_signalled(server: Worker | Supervisor) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -103,6 +96,6 @@ async def _until_signalled(server: Worker | Supervisor) -> None:
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
     gc.enable()
-    _trim()
+    trim()  # of what starting took and left free: 3 MiB
     await stop
     await server.stop()

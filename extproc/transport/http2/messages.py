@@ -11,8 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from extproc.build_kind import as_bytes
-from extproc.transport.seam import Status
+from extproc.transport.seam import Received, Status
 
 PREFIX: Final = struct.Struct(">BI")
 """Compressed or not; length."""
@@ -77,7 +76,20 @@ class MessageReader:
         """Bytes of it that have yet to come."""
         return 0 if self._size is None else self._size - self._num_bytes
 
-    def feed(self, data: bytes) -> list[bytes]:
+    def fill(self, data: bytes, start: int, stop: int) -> bool:
+        """Take `data[start:stop]` if it lies within a large message and does not end it; else do nothing."""
+        large = self._large
+        if large is None:
+            return False
+        at = self._num_bytes
+        end = at + stop - start
+        if end >= len(large):
+            return False
+        large[at:end] = memoryview(data)[start:stop]
+        self._num_bytes = end
+        return True
+
+    def feed(self, data: bytes) -> list[Received]:
         """The messages that are whole now; a large one is a memoryview.
 
         Raises:
@@ -88,7 +100,7 @@ class MessageReader:
         self._hold(data)
         if self._num_bytes < (PREFIX_BYTES if self._size is None else self._size):
             return []
-        whole, at, messages = b"".join(self._parts), 0, list[bytes]()
+        whole, at, messages = b"".join(self._parts), 0, list[Received]()
         while True:
             if self._size is None:
                 if len(whole) - at < PREFIX_BYTES:
@@ -110,7 +122,7 @@ class MessageReader:
             self._parts = [rest] if rest else []
         return messages
 
-    def _feed_large(self, large: memoryview, data: bytes) -> list[bytes]:
+    def _feed_large(self, large: memoryview, data: bytes) -> list[Received]:
         at = self._num_bytes
         end = min(at + len(data), len(large))
         large[at:end] = data[: end - at]
@@ -119,7 +131,7 @@ class MessageReader:
             return []
         self._large, self._size, self._num_bytes = None, None, 0
         rest = data[end - at :]
-        return [as_bytes(large), *(self.feed(rest) if rest else ())]
+        return [large, *(self.feed(rest) if rest else ())]
 
     def _hold(self, data: bytes) -> None:
         """Keep a part as it is, but small ones together: an object for each byte weighs forty times it."""
