@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from hmac import compare_digest
-from typing import Protocol
+from typing import Final, Protocol
 
 from extproc.errors import Reason, RouterError
 from extproc.request.parse import is_form
@@ -41,6 +41,9 @@ Reserve = Callable[[RequestId, Sequence[Candidate]], Pending[EndpointKey | None]
 
 MAX_PLANS = 4096
 """Plans kept per pool: all orders of three out of sixteen endpoints; rendered, about 1 KB each."""
+
+_ONE_TURN_BYTES: Final = 256 * 1024
+"""Bodies up to this are understood and scheduled in one turn of the loop."""
 
 MAX_PATIENCE_S = 60.0
 """`max_message_timeout` of envoy/bootstrap.yaml: Envoy ignores what asks for more."""
@@ -72,7 +75,7 @@ class Router:
         wall_clock: Unix seconds, for records.
         reserve: Puts a charge to where all gateways meet; says where it is charged now, None if it is
             unconfirmed and stays. None decides here alone.
-        loop: The running event loop, for requests that wait.
+        loop: The running event loop, for requests that wait, and for large ones, which take two turns.
         readers: What reads large bodies; None reads them here and now.
         work_clock: Processor seconds of this thread; None counts no work, and reads elsewhere only what is
             large by itself.
@@ -102,6 +105,7 @@ class Router:
         self._budget = ReadingBudget()
         self._scheduler = Scheduler(state, rng, clock, wall_clock)
         self.waiting: RequestQueue[Decision] | None = None
+        self._loop = loop
         if loop is not None:
             self.waiting = RequestQueue(self._schedule, self._charged, state.recorder, loop, clock)
 
@@ -138,7 +142,23 @@ class Router:
         parsed = parse_request(
             headers, body, self.table, self.settings, self._state.predictor, self._rng, self._clock()
         )
-        return self._scheduled(parsed, self._schedule(parsed, None))
+        if self._loop is None or len(body) <= _ONE_TURN_BYTES:
+            return self._scheduled(parsed, self._schedule(parsed, None))
+        return self._scheduled_next(self._loop(), parsed)
+
+    def _scheduled_next(self, loop: Loop, parsed: ParsedRequest) -> Later[Decision]:
+        """Schedule in the next turn of the loop: to understand the body took long enough for one."""
+        decision: Pending[Decision] = Pending(lambda: timer.cancel())
+
+        def schedule() -> None:
+            try:
+                settle(decision, self._scheduled(parsed, self._schedule(parsed, None)))
+            except Exception as error:  # a refusal, or a bug: this stream fails alone
+                decision.fail(error)
+
+        timer = loop.call_later(0.0, schedule)
+        hold = self.settings.hold
+        return Later(decision, None if hold is None else min(hold.max_s + 1.0, MAX_PATIENCE_S))
 
     def _scheduled(self, parsed: ParsedRequest, scheduled: Chosen | Queued) -> Deciding[Decision]:
         if isinstance(scheduled, Queued):

@@ -63,9 +63,12 @@ class Held:
         # Distinct from the first byte on: nothing of it is cached anywhere.
         body = chat(f"{request_id} {prompt}", stream=True)
         deciding = self.rig.gateway.decide(request_line(request_id, **headers), body)
-        if isinstance(deciding, Later):
-            return Promise(deciding.pending)
-        return decided(deciding)
+        if not isinstance(deciding, Later):
+            return decided(deciding)
+        promise = Promise(deciding.pending)
+        if len(body) > 256 * 1024:  # scheduled in the next turn of the loop
+            self.loop.run()
+        return promise.result() if promise.done() else promise
 
     def hold(self, request_id: str, prompt: str = LONG, **headers: str) -> Promise:
         """Ask for one that has to wait."""
@@ -411,3 +414,37 @@ def test_passes_rest_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
     assert held.loop.clock.now_s == began_s
     held.loop.run(0.4)
     assert promise.done()
+
+
+TURN_OF_AN_AGENT = "a turn of an agent " * 20_000
+
+
+def test_a_large_body_is_understood_in_one_turn_of_the_loop_and_scheduled_in_the_next() -> None:
+    """Nothing is charged in between, and nothing at all for a client that left meanwhile."""
+    held = Held(2)
+    promise, left = (
+        Promise(deciding.pending)
+        for deciding in (
+            held.rig.gateway.decide(request_line(name), chat(TURN_OF_AN_AGENT)) for name in ("a", "b")
+        )
+        if isinstance(deciding, Later)
+    )
+    assert held.rig.scheduling.load.in_flight == 0
+    left.cancel()
+    held.loop.run()
+    assert isinstance(promise.result(), Decision)
+    assert held.rig.scheduling.load.in_flight == 1
+    assert len(held.waiting) == 0
+
+
+def test_a_large_body_is_refused_or_waits_as_any_other() -> None:
+    """It is refused a turn later, and waits for room."""
+    held = Held()
+    held.ask("a")
+    waits = held.hold("b", TURN_OF_AN_AGENT)
+    assert len(held.waiting) == 1
+    held.first_token("a")
+    assert isinstance(waits.result(), Decision)
+    held.rig.configure([])
+    with pytest.raises(RouterError):
+        held.ask("c", TURN_OF_AN_AGENT)
