@@ -207,6 +207,8 @@ class Calls:
                         self._bug(stream, error)
                     return
             reader = stream.reader = MessageReader(self._max_message_bytes, self._allocate)
+        elif reader.fill(data, start, stop):
+            return
         try:
             messages = reader.feed(data[start:stop])
         except MessageError as error:
