@@ -38,6 +38,7 @@ KEY_BYTES: Final = 64
 _MAX_GROUPS: Final = 256  # slot tuples remembered: far more than a gateway has models
 _MANY_SLOTS: Final = 64  # as `choosing.arrays.MANY_ROWS`: what numpy reads next it need not read out of lists
 _NO_LOCK: Final = nullcontext()
+_add_up: Any = np.add.reduce  # whose types in numpy 2.5 have none for arrays of integers
 
 
 def num_bytes(workers: int, capacity: int) -> int:
@@ -140,7 +141,7 @@ class Counters:
         if len(self._rows) == 1:
             totals = self._own.take(index, axis=1)
         else:
-            totals = np.add.reduce(self._rows.take(index, axis=2), axis=0)
+            totals = _add_up(self._rows.take(index, axis=2), axis=0)
         if self._others is not None:
             totals += self._others.take(index, axis=1)
         if len(slots) < _MANY_SLOTS:
