@@ -154,7 +154,13 @@ SETUPS: Final = (
     Setup("round_robin", "round_robin", "round_robin"),
     Setup("least_request", "least_request", "least_request"),
     Setup("inference_lb", "inference_lb", "inference_lb"),
-    Setup("least_completion", "least_completion", "least_completion", is_rival=False),
+    Setup(
+        "least_completion",
+        "least_completion",
+        "least_completion",
+        is_rival=False,
+        sections={"holding": {"enabled": False}},
+    ),
     Setup(
         "least_completion + holding",
         "least_completion",

@@ -65,8 +65,10 @@ class Responses(Section):
 class Holding(Section):
     """Late binding: requests wait here while their endpoint is full (`least_completion` only)."""
 
-    enabled: bool = False
-    """False sends every request at once; it then waits at its engine, first come first served."""
+    enabled: bool | None = None
+    """True lets requests wait; false sends each at once, and it waits at its engine, first come first served.
+    Null is true for a gateway of one worker by itself, and false where several send to the same endpoints
+    (`server.workers`, `metadata_center.url`)."""
     max_requests: int = Field(default=1_000, ge=1, le=100_000)
     """Most that wait per set of endpoints and worker; one more is sent at once."""
     max_s: float = Field(default=30.0, gt=0, le=_MAX_HOLD_S)

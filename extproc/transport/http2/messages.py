@@ -76,6 +76,19 @@ class MessageReader:
         """Bytes of it that have yet to come."""
         return 0 if self._size is None else self._size - self._num_bytes
 
+    def fill(self, data: bytes, start: int, stop: int) -> bool:
+        """Take `data[start:stop]` if it lies within a large message and does not end it; else do nothing."""
+        large = self._large
+        if large is None:
+            return False
+        at = self._num_bytes
+        end = at + stop - start
+        if end >= len(large):
+            return False
+        large[at:end] = memoryview(data)[start:stop]
+        self._num_bytes = end
+        return True
+
     def feed(self, data: bytes) -> list[Received]:
         """The messages that are whole now; a large one is a memoryview.
 

@@ -1,0 +1,37 @@
+"""What the configuration says of requests, as the request path takes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from extproc.config.schema import Config
+from extproc.routing.settings import HoldSettings
+from extproc.server.request_settings import router_settings
+
+
+def test_requests_wait_by_default_and_none_is_refused_for_it() -> None:
+    """The defaults of both sides are the same."""
+    hold = router_settings(Config()).hold
+    assert hold == HoldSettings()
+    assert not HoldSettings().refuses
+    switched = Config.model_validate({"holding": {"refuse": True, "max_s": 7, "fairness": False}})
+    assert router_settings(switched).hold == HoldSettings(max_s=7, is_fair=False, refuses=True)
+
+
+@pytest.mark.parametrize(
+    ("sections", "by_itself"),
+    [
+        ({}, True),
+        ({"server": {"workers": 2}}, False),
+        ({"metadata_center": {"url": "redis://10.0.0.5:6379/0"}}, False),
+    ],
+)
+def test_where_others_send_to_the_same_endpoints_requests_wait_only_if_that_is_said(
+    sections: dict[str, Any], *, by_itself: bool
+) -> None:
+    """Each holds its own, and those that wait with one are overtaken by those of another."""
+    for enabled, holds in ((None, by_itself), (True, True), (False, False)):
+        config = Config.model_validate({**sections, "holding": {"enabled": enabled}})
+        assert (router_settings(config).hold is not None) is holds
