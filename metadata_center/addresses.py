@@ -3,8 +3,9 @@
 Rules:
     1. `ip:port` and `name:port`, an IPv6 address in brackets; nothing else in the repository takes such text
        apart or puts it together.
-    2. IP addresses have one spelling (RFC 5952 for IPv6), so equal addresses are equal values. A zone belongs
-       to one machine and means nothing to others: an address with one is none.
+    2. IP addresses have one spelling (RFC 5952 for IPv6), so equal addresses are equal values. IPv4 in IPv6
+       (`::ffff:10.0.0.1`) is the IPv4 address: Envoy connects to no other spelling of it. A zone belongs to
+       one machine and means nothing to others: an address with one is none.
 """
 
 from __future__ import annotations
@@ -101,7 +102,11 @@ def ip_or_none(text: str) -> str | None:
         ip = ip_address(text)
     except ValueError:
         return None
-    return None if isinstance(ip, IPv6Address) and ip.scope_id is not None else ip.compressed
+    if isinstance(ip, IPv6Address):
+        if ip.scope_id is not None:
+            return None
+        ip = ip.ipv4_mapped or ip
+    return ip.compressed
 
 
 def in_brackets(host: str) -> str:

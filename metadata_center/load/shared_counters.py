@@ -44,10 +44,13 @@ def create(path: Path, workers: int, capacity: int = MAX_SLOTS) -> None:
     fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         os.pwrite(fd, _HEADER.pack(_MAGIC, workers, capacity), 0)
-        os.ftruncate(fd, _HEADER.size + num_bytes(workers, capacity))
+        # All of it now: a page without space behind it ends the process that first writes it (SIGBUS).
+        os.posix_fallocate(fd, 0, _HEADER.size + num_bytes(workers, capacity))
         fresh.replace(path)
-    except BaseException:
+    except BaseException as error:
         fresh.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)
         raise
     finally:
         os.close(fd)

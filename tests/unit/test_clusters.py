@@ -76,6 +76,8 @@ def test_a_limit_on_sequences_is_a_label() -> None:
     [
         ("10.1.2.3", "10.1.2.3", False),
         ("2001:DB8:0::1", "2001:db8::1", False),
+        ("::ffff:10.1.2.3", "10.1.2.3", False),
+        ("0:0:0:0:0:FFFF:0a01:0203", "10.1.2.3", False),
         ("Vllm-0.vllm.svc.cluster.local.", "vllm-0.vllm.svc.cluster.local", True),
         ("my_engine", "my_engine", True),
     ],
@@ -213,7 +215,12 @@ labels = st.dictionaries(st.text(min_size=1, max_size=5), st.text(max_size=5), m
 @settings(max_examples=100)
 @given(
     st.lists(
-        st.tuples(st.ip_addresses().map(str), st.integers(1, 65_535), st.integers(1, 1000), labels),
+        st.tuples(
+            st.ip_addresses().map(str).filter(lambda ip: "::ffff:" not in ip),
+            st.integers(1, 65_535),
+            st.integers(1, 1000),
+            labels,
+        ),
         unique_by=lambda endpoint: endpoint[:2],
         max_size=5,
     ),

@@ -1,5 +1,6 @@
 """Counters shared by the worker processes of one gateway."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -226,3 +227,22 @@ def test_close_gives_the_file_back(path: Path) -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) == opened - 1
     assert opened > before
     assert counters.totals(counters.slots([A])) == [[1], [1], [1], [1], [0]]
+
+
+def test_all_of_its_space_is_taken_at_once(tmp_path: Path) -> None:
+    """A worker that first writes a page of a full disk later would be ended by SIGBUS."""
+    create(tmp_path / "counters", 3)
+    made = (tmp_path / "counters").stat()
+    assert made.st_blocks * 512 >= made.st_size > 1_000_000
+
+
+def test_a_full_disk_is_said_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing is left there."""
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", fails)
+    with pytest.raises(OSError, match=r"No space left on device: .*counters'"):
+        create(tmp_path / "counters", 3)
+    assert not list(tmp_path.iterdir())
