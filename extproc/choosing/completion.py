@@ -20,7 +20,9 @@ Rules:
        by its weight: its own number would send prefill where fewest decode, away from its cache, and the pace
        there is in `decode_s` already. So lost cache has the same price everywhere, and a slow endpoint, whose
        prefill takes longer and stalls fewer, is not charged twice.
-    6. Of equal costs where most of the prompt is cached; what is equal in that too is drawn among.
+    6. Others pay for a prefix that crowds the endpoints that have it, whoever is first to compute it
+       elsewhere: that share of own prefill is neither delay of later requests nor stall.
+    7. Of equal costs where most of the prompt is cached; what is equal in that too is drawn among.
 
 Source of the relative value: E. Hyytia, A. Penttinen, S. Aalto, "Size- and state-aware dispatching problem
 with queue-specific job sizes", EJOR 217 (2012): v(u) = rate * u^2 / (2 * (1 - utilisation)).
@@ -180,6 +182,7 @@ def cost_columns(
     held_s: float,
     turns_s: Sequence[float] = (),
     stalled: Sequence[float] = (),
+    sunk_ratios: Sequence[float] = (),
 ) -> Costs:
     """What each endpoint would cost.
 
@@ -193,6 +196,7 @@ def cost_columns(
         held_s: Least work of all requests that wait elsewhere for these endpoints.
         turns_s: See `Cost.turn_s`; empty if every endpoint runs fewer sequences than it may.
         stalled: Seconds that a second of prefill costs the sequences that decode, Rule 5; empty for zeros.
+        sunk_ratios: Of own prefill, what others pay in any case, Rule 6; empty for zeros.
     """
     endpoints = len(waits_s)
     # The emptier half is where later requests go: a queue for one hot prefix alone delays none of them. Of
@@ -201,11 +205,14 @@ def cost_columns(
     backlog_s = plain_sum(half_s) / max(1, len(half_s)) + held_s / max(1, endpoints)
     twice = 2 * endpoints
     others_s, stalls_s, decodes_s, totals_s = [], [], [], []
-    for wait_s, room_s, work_s, step_s, stalled_s in zip(
-        waits_s, rooms_s, works_s, steps_s, stalled or [0.0] * endpoints, strict=True
+    zeros = [0.0] * endpoints
+    for wait_s, room_s, work_s, step_s, stalled_s, sunk_ratio in zip(
+        waits_s, rooms_s, works_s, steps_s, stalled or zeros, sunk_ratios or zeros, strict=True
     ):
         other_s = followers_per_s * work_s * (backlog_s + work_s / twice)
         stall_s = stalled_s * work_s
+        if sunk_ratio:
+            other_s, stall_s = other_s * (1.0 - sunk_ratio), stall_s * (1.0 - sunk_ratio)
         decode_s = pace_price * step_s
         others_s.append(other_s)
         stalls_s.append(stall_s)

@@ -33,6 +33,7 @@ def completion_costs(snapshot: Snapshot) -> Costs:
         if any(snapshot.max_num_seqs)
         else (),
         _stalled(snapshot),
+        snapshot.sunk_ratios,
     )
     return found.behind(snapshot.ahead_s) if snapshot.ahead_s else found
 

@@ -47,12 +47,14 @@ class Prompt:
         cached_tokens: Of it believed cached, one per row.
         matched: The same in units of `num_units`, one per row.
         num_units: Its length in blocks, or in tokens where engines announce their caches.
+        sunk_ratios: See `Snapshot`.
     """
 
     tokens: int
     cached_tokens: Sequence[int]
     matched: Sequence[int]
     num_units: int
+    sunk_ratios: Sequence[float] = ()
 
 
 @value
@@ -163,6 +165,7 @@ def completion_snapshot(
         max_num_seqs=engines.max_num_seqs,
         kv_used=_kv_used(load, engines, output_tokens),
         under_way_s=engines.under_way_s,
+        sunk_ratios=prompt.sunk_ratios,
     )
 
 

@@ -231,7 +231,7 @@ def _candidates(record: Mapping[str, Any]) -> list[str]:
     """One row per candidate in order of choice, then by score; then the endpoints that were none."""
     snapshot, choice = record["snapshot"], record["choice"]
     scores, terms, order = choice["scores"], choice["terms"], choice["order"]
-    num_candidates = len(snapshot["keys"])
+    num_candidates, sunk = len(snapshot["keys"]), snapshot["sunk_ratios"]
     columns: list[tuple[str, Sequence[str]]] = [
         ("endpoint", snapshot["keys"]),
         ("cached tok", _cells(record["cached_tokens"], num_candidates)),
@@ -241,6 +241,7 @@ def _candidates(record: Mapping[str, Any]) -> list[str]:
         ("prefill tok", _cells(snapshot["prefill_tokens"], num_candidates)),
         ("context tok", _cells(snapshot["context_tokens"], num_candidates)),
         ("weight", _cells(snapshot["weights"], num_candidates, "g")),
+        *([("sunk", _cells(sunk, num_candidates, ".2f"))] if sunk else ()),
         ("TTFT ms", _cells(_milliseconds(record["predicted_ttft_s"]), num_candidates, ".1f")),
         ("TPOT ms", _cells(_milliseconds(record["predicted_tpot_s"]), num_candidates, ".1f")),
         *((f"{name} term", _cells(term, num_candidates, ".4f")) for name, term in terms.items()),

@@ -82,5 +82,6 @@ def _kept(seen: Snapshot) -> Snapshot:
         max_num_seqs=ints(seen.max_num_seqs),
         kv_used=ints(seen.kv_used),
         under_way_s=floats(seen.under_way_s),
+        sunk_ratios=floats(seen.sunk_ratios),
         owed=floats(seen.owed),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from extproc.choosing.limits import decode_limits_of
 from extproc.choosing.policies.registry import POLICIES
 from extproc.choosing.snapshots import Demand, Load, Prompt, completion_snapshot, plain_snapshot
+from extproc.choosing.sunk import crowded_ratios
 from extproc.errors import Reason, RouterError
 from extproc.predicting.traffic import Traffic
 from extproc.routing.caches import Estimate
@@ -96,21 +97,34 @@ def snapshot_of(
 ) -> Snapshot:
     """What the route's policy needs to know; with what is under way where the request may wait."""
     pool, traffic, estimate = found.pool, found.traffic, found.estimate
-    prompt = Prompt(estimate.prompt_tokens, estimate.cached_tokens, estimate.matched, estimate.num_units)
     if not POLICIES[parsed.route.load_balancing.algorithm].needs_engines:
+        prompt = Prompt(estimate.prompt_tokens, estimate.cached_tokens, estimate.matched, estimate.num_units)
         return plain_snapshot(pool.keys, pool.weights, load, prompt, found.prices, traffic.output_tokens)
     slo_ttft, slo_tpot = map(parsed.headers.headers.get, (SLO_TTFT_HEADER, SLO_TPOT_HEADER))
-    endpoints = len(pool.keys) / state.processes()
+    processes, running = state.processes(), state.caches.running
     return completion_snapshot(
         pool.keys,
         pool.weights,
         load,
-        prompt,
+        Prompt(
+            estimate.prompt_tokens,
+            estimate.cached_tokens,
+            estimate.matched,
+            estimate.num_units,
+            crowded_ratios(
+                running,
+                parsed.blocks,
+                load.requests,
+                processes,
+                estimate.prompt_tokens,
+                estimate.cached_tokens,
+            ),
+        ),
         found.prices,
         state.engines.view(
-            pool.keys, state.caches.running.distinct_ratio, load.prefilling if is_patient else (), found.now_s
+            pool.keys, running.distinct_ratio, load.prefilling if is_patient else (), found.now_s
         ),
-        Demand(traffic, found.now_s, endpoints, *decode_limits_of(slo_ttft, slo_tpot)),
+        Demand(traffic, found.now_s, len(pool.keys) / processes, *decode_limits_of(slo_ttft, slo_tpot)),
     )
 
 

@@ -70,6 +70,8 @@ class Snapshot:
             times.
         under_way_s: For how long the endpoint has been at the prefill at the head of its queue: since a
             prefill last ended there, or since the first was sent; 0 where none is. Empty if unknown.
+        sunk_ratios: Of each row's own prefill, the share that is computed there sooner or later whatever is
+            decided, 0..1, see `extproc.choosing.sunk`; empty if it is 0 everywhere.
         owed: What each row is owed in this turn, see `extproc.choosing.rotation`; for `round_robin` alone.
     """
 
@@ -92,6 +94,7 @@ class Snapshot:
     max_num_seqs: Sequence[int] = ()
     kv_used: Sequence[int | None] = ()
     under_way_s: Sequence[float] = ()
+    sunk_ratios: Sequence[float] = ()
     owed: Sequence[float] = ()
 
 

@@ -15,7 +15,7 @@ So a chain of thousands of blocks costs what it branches, not what it is long.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from metadata_center.errors import CapacityError
@@ -34,9 +34,10 @@ class Run:
         children: Runs that follow, by their first block.
         held: Bit of each holder to what its view of caches remembers of it; never 0.
         mask: The bits of `held`.
+        uses: Requests in flight with these blocks, at all holders; counted by `RunningBlocks` alone.
     """
 
-    __slots__ = ("blocks", "children", "held", "mask", "parent")
+    __slots__ = ("blocks", "children", "held", "mask", "parent", "uses")
 
     def __init__(self, blocks: list[int], parent: Run | None) -> None:
         self.blocks = blocks
@@ -44,13 +45,14 @@ class Run:
         self.children: dict[int, Run] = {}
         self.held: dict[int, int] = {}
         self.mask = 0
+        self.uses = 0
 
     def cut(self, at: int) -> Run:
         """Cut after `at` blocks, 0 < at < len; returns the near part, which is new."""
         assert self.parent is not None, "the root has no blocks"
         near = Run(self.blocks[:at], self.parent)
         del self.blocks[:at]
-        near.held, near.mask = self.held.copy(), self.mask
+        near.held, near.mask, near.uses = self.held.copy(), self.mask, self.uses
         near.children[self.blocks[0]] = self
         self.parent.children[near.blocks[0]] = near
         self.parent = near
@@ -141,6 +143,20 @@ class RadixTree:
             path.append(run)
             depth += common
         return path
+
+    def walk(self, blocks: Sequence[int]) -> Iterator[tuple[Run, int]]:
+        """The runs that a chain leads through, and how many of its blocks each has; cuts nothing."""
+        run, depth, end = self.root, 0, len(blocks)
+        while depth < end:
+            child = run.children.get(blocks[depth])
+            if child is None:
+                return
+            common = _common(child.blocks, blocks, depth)
+            yield child, common
+            depth += common
+            if common < len(child.blocks):
+                return
+            run = child
 
     def match(self, blocks: Sequence[int], keys: tuple[EndpointKey, ...]) -> list[int]:
         """How many leading blocks each endpoint holds.

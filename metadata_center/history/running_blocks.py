@@ -18,7 +18,22 @@ from collections.abc import Set as AbstractSet
 from metadata_center.errors import CapacityError
 from metadata_center.history.radix_tree import RadixTree, Run
 from metadata_center.load.counters import MAX_SLOTS
-from metadata_center.types import EndpointKey
+from metadata_center.types import EndpointKey, value
+
+
+@value
+class SharedRun:
+    """Consecutive blocks of a prompt, and who in flight has them as well.
+
+    Attributes:
+        blocks: How many, > 0.
+        requests: That have them, > 0.
+        endpoints: That these run at, > 0.
+    """
+
+    blocks: int
+    requests: int
+    endpoints: int
 
 
 class _Running:
@@ -70,6 +85,7 @@ class RunningBlocks:
         bit, new, depth, run = running.bit, 0, 0, self._tree.root
         for run in self._tree.path(blocks):
             depth += len(run.blocks)
+            run.uses += 1
             count = run.held.get(bit)
             if count is None:
                 run.hold(bit, 1)
@@ -79,6 +95,7 @@ class RunningBlocks:
         if depth < len(blocks):
             run = run.grow(list(blocks[depth:]))
             run.hold(bit, 1)
+            run.uses = 1
             new += len(blocks) - depth
         running.distinct += new
         self._blocks += new
@@ -91,6 +108,7 @@ class RunningBlocks:
         while run.parent is not None:
             before, blocks = run.parent, len(run.blocks)
             running.uses -= blocks
+            run.uses -= 1
             left = run.held[bit] - 1
             if left:
                 run.held[bit] = left
@@ -127,3 +145,7 @@ class RunningBlocks:
     def match(self, blocks: Sequence[int], keys: tuple[EndpointKey, ...]) -> list[int]:
         """How many leading blocks of a prompt are in use at each endpoint; see `RadixTree.match`."""
         return self._tree.match(blocks, keys)
+
+    def shared(self, blocks: Sequence[int]) -> list[SharedRun]:
+        """The leading blocks of a prompt that requests in flight have as well; O(r) for r runs."""
+        return [SharedRun(common, run.uses, len(run.held)) for run, common in self._tree.walk(blocks)]

@@ -10,7 +10,7 @@ from extproc.transport.http2 import frames
 from extproc.transport.http2.calls import ANNOUNCED_STREAMS, MAX_STREAMS
 from extproc.transport.http2.connection import MAX_CONTINUATIONS
 from extproc.transport.http2.faults import ErrorCode, FaultReason
-from extproc.transport.http2.flow import CONNECTION_WINDOW
+from extproc.transport.http2.flow import CONNECTION_WINDOW, WIDE_CALLS, WIDE_WINDOW
 from extproc.transport.http2.headers import MAX_BLOCK_BYTES, MAX_LIST_BYTES, encode
 from extproc.transport.http2.outbox import MAX_UNSENT_BYTES, OUTPUT_BYTES
 from extproc.transport.seam import Call, Received, Status
@@ -256,10 +256,44 @@ def test_large_messages_wait_for_each_other() -> None:
     prefix = framed(b"m" * size)[:5]
     for number in range(4):
         sent = served.receive(opening(2 * number + 1), data(2 * number + 1, prefix))
-        assert (granted(sent, 2 * number + 1) > 0) == (number < 2)
+        assert (granted(sent, 2 * number + 1) > WIDE_WINDOW) == (number < 2)
     assert granted(served.receive(frames.rst_stream(1, ErrorCode.CANCEL)), 5) > 0
     assert granted(served.receive(data(3, b"m" * size)), 7) > 0
     assert served.receivers[1].received == [b"m" * size]
+
+
+def test_calls_behind_a_large_message_may_send_more() -> None:
+    """A long prompt then comes without a grant, for some calls; those of small messages get none."""
+    served, much = Served(Listener), WIDE_WINDOW - frames.DEFAULT_WINDOW
+    assert granted(served.receive(opening(1), data(1, framed(b"m" * 1_000))), 1) == 0
+    assert granted(served.receive(opening(3)), 3) == 0
+    assert granted(served.receive(data(3, framed(b"m" * 200_000))), 3) > 0
+    message = b"m" * 200_000
+    whole = framed(message)
+    assert granted(served.receive(opening(5)), 5) == much
+    assert granted(served.receive(data(5, whole[:150_000])), 5) == 0
+    served.receive(data(5, whole[150_000:]), frames.rst_stream(5, ErrorCode.CANCEL))
+    assert served.receivers[2].received == [message, "reset"]
+    later = [2 * number + 1 for number in range(3, 4 + WIDE_CALLS)]
+    widened = []  # the one before, which went on, was granted more as well
+    for number in later:
+        widened.append(granted(served.receive(opening(number)), number))
+        served.receive(frames.rst_stream(number, ErrorCode.CANCEL))
+    assert widened == [much] * WIDE_CALLS + [0]
+    assert not served.faults
+
+
+def test_a_wide_call_may_send_more_still() -> None:
+    """What its window does not hold is granted with the length, as to any."""
+    served = Served(Listener)
+    served.receive(opening(1), data(1, framed(b"m" * 200_000)))
+    message = b"m" * 500_000
+    whole = framed(message)
+    served.receive(opening(3))
+    assert granted(served.receive(data(3, whole[:5])), 3) == len(message) - (WIDE_WINDOW - 5)
+    assert granted(served.receive(data(3, whole[5:-1])), 3) == 0
+    assert granted(served.receive(data(3, whole[-1:])), 3) == WIDE_WINDOW
+    assert served.receivers[1].received == [message]
 
 
 def test_a_message_that_is_too_large() -> None:
@@ -452,7 +486,8 @@ def test_more_than_the_window_of_a_stream() -> None:
     served, size = Served(Listener), 2 * MAX_MESSAGE_BYTES // 3
     large = framed(b"m" * size)
     served.receive(*(opening(number) + data(number, large[:5]) for number in (1, 3)))
-    assert served.receive(opening(5), data(5, large[: frames.DEFAULT_WINDOW])) == []
+    sent = served.receive(opening(5), data(5, large[:WIDE_WINDOW]))
+    assert (len(sent), granted(sent, 5)) == (1, WIDE_WINDOW - frames.DEFAULT_WINDOW)
     sent = served.receive(data(5, b"m"))
     assert code(sent) == ErrorCode.FLOW_CONTROL_ERROR
     assert served.receivers[2].received == ["reset"]

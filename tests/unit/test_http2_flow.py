@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.transport.http2.faults import ConnectionFault
-from extproc.transport.http2.flow import CONNECTION_WINDOW, ConnectionWindow, Room
+from extproc.transport.http2.flow import (
+    CONNECTION_WINDOW,
+    MAX_WIDE,
+    ConnectionWindow,
+    Room,
+    WideWindows,
+)
 
 
 @given(st.lists(st.integers(0, 16_384), max_size=2_000))
@@ -76,3 +82,14 @@ def test_room_never_overflows(steps: list[tuple[int, int | None]]) -> None:
             given_to[admitted] = wanted[admitted]
         assert sum(given_to.values()) <= 100
         assert given_to or not wanted
+
+
+def test_wide_windows_are_few() -> None:
+    """Whatever a peer opens; one that ends makes place for another."""
+    windows = WideWindows()
+    windows.sent_much()
+    assert sum(windows.opened(2 * number + 1) for number in range(2 * MAX_WIDE)) == MAX_WIDE
+    windows.sent_much()
+    assert not windows.opened(1_001)
+    windows.left(1)
+    assert windows.opened(1_003)

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from extproc.transport.http2.budgets import Budgets
 from extproc.transport.http2.deadlines import Deadlines
 from extproc.transport.http2.faults import ConnectionFault, ErrorCode, FaultReason, StreamFault
-from extproc.transport.http2.flow import Room
+from extproc.transport.http2.flow import WIDE_WINDOW, Room, WideWindows
 from extproc.transport.http2.frames import (
     DEFAULT_WINDOW,
     END_STREAM,
@@ -80,6 +80,7 @@ class Calls:
         self._budgets = budgets
         self._allocate = allocate
         self._room = Room(2 * max_message_bytes)
+        self._wide = WideWindows()
         self._streams: dict[int, Stream] = {}
         self._deadlines = Deadlines()
         self.last_id = 0
@@ -123,6 +124,9 @@ class Calls:
         kind = ReadingStream if rpc.reads_on else Stream
         stream = kind(stream_id, self._outbox, self._ended, self._peer, asked.path)
         self._streams[stream_id] = stream
+        if not end_stream and self._wide.opened(stream_id):
+            self._outbox.put(window_update(stream_id, WIDE_WINDOW - DEFAULT_WINDOW))
+            stream.full_window = stream.receive_window = WIDE_WINDOW
         if asked.timeout_s is not None:
             stream.deadline_s = now_s + asked.timeout_s
             self._deadlines.add(stream.deadline_s, stream_id, self._streams)
@@ -170,7 +174,7 @@ class Calls:
             self._budgets.empty.spend(now_s, self.served)
         if flags & END_STREAM:
             self._half_close(stream)
-        elif stream.reader is not None or stream.receive_window < DEFAULT_WINDOW // 2:
+        elif stream.reader is not None or stream.receive_window < stream.full_window // 2:
             self._replenish(stream)
 
     def trailers(self, stream_id: int, *, end_stream: bool, now_s: float) -> None:
@@ -339,6 +343,7 @@ class Calls:
 
     def _remove(self, stream: Stream) -> None:
         del self._streams[stream.id]
+        self._wide.left(stream.id)
         if stream.reader is not None:
             self._leave_room(stream.id)
 
@@ -397,13 +402,15 @@ class Calls:
         """Let the peer send what there is room for."""
         if stream.is_over or stream.is_half_closed or self._room.is_shut:
             return
-        goal, reader = DEFAULT_WINDOW, stream.reader
+        goal, reader = stream.full_window, stream.reader
         if reader is not None and reader.size > DEFAULT_WINDOW:
             goal = reader.missing
             if goal <= stream.receive_window or not self._room.ask(stream.id, reader.size):
                 return
-        elif stream.receive_window >= DEFAULT_WINDOW // 2:
+        elif stream.receive_window >= goal // 2:
             return
+        if type(stream) is Stream:  # not a log, which sends little at a time for ever
+            self._wide.sent_much()
         self._outbox.put(window_update(stream.id, goal - stream.receive_window))
         stream.receive_window = goal
 

@@ -5,6 +5,10 @@ when its length is known and there is room for all of it; else the stream waits 
 served. So a connection holds at most `DEFAULT_WINDOW` bytes for each stream and the room for large messages,
 and every message that was given room can be received to its end: none waits for another that waits.
 
+A peer that has sent much of late need not wait for the grant that answers a length: calls that it opens then
+may send `WIDE_WINDOW` as they like. These are few, and apart from the room, so that neither waits for the
+other.
+
 The window of the connection is no bound of its own; it is kept open.
 
 Source: RFC 9113, 5.2 and 6.9.
@@ -20,6 +24,16 @@ from extproc.transport.http2.frames import DEFAULT_WINDOW
 
 CONNECTION_WINDOW: Final = 1 << 24
 """What is on its way to us at most: a hundred times what a local peer sends in one turn."""
+
+
+WIDE_WINDOW: Final = 262_144
+"""Of a call that is opened soon after much was sent: a long prompt fits."""
+
+MAX_WIDE: Final = 32
+"""Such calls at once: 6 MiB more than others may send."""
+
+WIDE_CALLS: Final = 64
+"""So many calls later it counts as long ago."""
 
 
 class ConnectionWindow:
@@ -97,3 +111,31 @@ class Room:
     def _take(self, stream_id: int, num_bytes: int) -> None:
         self._left -= num_bytes
         self._taken[stream_id] = num_bytes
+
+
+class WideWindows:
+    """Which calls of one connection may send `WIDE_WINDOW` from the start."""
+
+    __slots__ = ("_calls_left", "_wide")
+
+    def __init__(self) -> None:
+        self._calls_left = 0
+        self._wide: set[int] = set()
+
+    def sent_much(self) -> None:
+        """A call has been granted more than it had from the start."""
+        self._calls_left = WIDE_CALLS
+
+    def opened(self, stream_id: int) -> bool:
+        """A call begins; True if it is one of them, until `left`."""
+        if not self._calls_left:
+            return False
+        self._calls_left -= 1
+        if len(self._wide) >= MAX_WIDE:
+            return False
+        self._wide.add(stream_id)
+        return True
+
+    def left(self, stream_id: int) -> None:
+        """A call is over."""
+        self._wide.discard(stream_id)

@@ -22,7 +22,9 @@ class Stream(Outgoing):
         path: Which method.
     """
 
-    __slots__ = ("_outbox", "deadline_s", "path", "peer", "reader", "receive_window", "receiver")
+    __slots__ = (
+        *("_outbox", "deadline_s", "full_window", "path", "peer", "reader", "receive_window", "receiver"),
+    )
 
     def __init__(
         self, stream_id: int, outbox: Outbox, ended: Callable[[int], None], peer: str, path: str
@@ -37,6 +39,9 @@ class Stream(Outgoing):
 
         self.reader: MessageReader | None = None
         """None as long as each message came in a DATA frame of its own."""
+
+        self.full_window = DEFAULT_WINDOW
+        """What the peer may send before it says how much there is."""
 
         self.receive_window = DEFAULT_WINDOW
         """What the peer may send before we grant more."""

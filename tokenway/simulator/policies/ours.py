@@ -24,6 +24,7 @@ from extproc.choosing.stateful import (
     Shed,
     StatefulPolicy,
 )
+from extproc.choosing.sunk import crowded_ratios
 from extproc.predicting.predictor import Predictor
 from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Snapshot
@@ -113,6 +114,7 @@ class LeastCompletion(StatefulPolicy):
             _, key, run = self._lingering.popleft()
             self._running.remove(key, run)
         request, predictor = view.request, self._predictor
+        cached_tokens = view.matched_tokens()
         limits = DECODE_TOKENS, TPOT_LIMIT_S
         if request.slo_ttft_s is not None and request.slo_tpot_s:
             limits = request.slo_ttft_s / request.slo_tpot_s, request.slo_tpot_s
@@ -127,7 +129,18 @@ class LeastCompletion(StatefulPolicy):
             # Kept until the answer teaches, so of its own: the view's columns go on changing.
             Load(*map(tuple, (view.requests, view.prefilling, view.prefill_tokens, view.context_tokens))),
             Prompt(
-                request.prompt_tokens, view.matched_tokens(), tuple(view.matched_blocks), len(request.blocks)
+                request.prompt_tokens,
+                cached_tokens,
+                tuple(view.matched_blocks),
+                len(request.blocks),
+                crowded_ratios(
+                    self._running,
+                    request.blocks,
+                    view.requests,
+                    view.gateways,
+                    request.prompt_tokens,
+                    cached_tokens,
+                ),
             ),
             self._prices(groups),
             Engines(
