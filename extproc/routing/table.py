@@ -222,14 +222,15 @@ class RoutingTable:
             error = f"This path takes {takes}, not {request.method}."
             return RefuseAtOnce(RouterError(Reason.METHOD_NOT_ALLOWED, error, param="method"))
         engines = self._default_cluster if self.rules.serves_any else None  # they know what they serve
-        if request.method == "GET" and _is_of_models(path) and engines is not None:
+        reads = request.method in ("GET", "HEAD")
+        if reads and _is_of_models(path) and engines is not None:
             if engines in self.clusters:
                 return PassTo(Plan(engines))
             error = "The engines that serve models are not known yet."
             return RefuseAtOnce(RouterError(Reason.CLUSTER_NOT_LISTED, error, retry_after_s=1))
-        if request.method == "GET" and path == "/v1/models":
+        if reads and path == "/v1/models":
             return AnswerAtOnce(200, self._models_body)
-        if request.method == "GET" and path.startswith("/v1/models/"):
+        if reads and path.startswith("/v1/models/"):
             model = self._model_list.get(path.removeprefix("/v1/models/"))
             if model is not None:
                 return AnswerAtOnce(200, orjson.dumps(model))
@@ -241,6 +242,9 @@ class RoutingTable:
                 error = "What serves this path is configured, but not known yet."
                 return RefuseAtOnce(RouterError(Reason.CLUSTER_NOT_LISTED, error, retry_after_s=1))
             return PassTo(Plan(self._default_cluster))
+        if _is_of_models(path):
+            error = f"{path} takes GET, not {request.method}."
+            return RefuseAtOnce(RouterError(Reason.METHOD_NOT_ALLOWED, error, param="method"))
         return RefuseAtOnce(RouterError(Reason.UNKNOWN_PATH, "Nothing is served at this path."))
 
     def _may_pass(self, path: str) -> bool:

@@ -197,6 +197,13 @@ async def test_unknown_path(plain: Shared, method: str, path: str) -> None:
     check(await send(plain.stack, method, path, body), 404, "unknown_path")
 
 
+async def test_the_models_are_read_alone(plain: Shared) -> None:
+    """HEAD says what GET does, without its body; nothing is posted there."""
+    reply = await send(plain.stack, "HEAD", "/v1/models")
+    assert (reply.status, reply.body) == (200, b"")
+    check(await send(plain.stack, "POST", "/v1/models", {}), 405, "method_not_allowed")
+
+
 async def test_unknown_model_by_name(plain: Shared) -> None:
     """A model that no endpoint serves is 404 when asked about."""
     check(await send(plain.stack, "GET", "/v1/models/nope"), 404, "model_not_found")

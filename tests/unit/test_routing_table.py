@@ -107,6 +107,16 @@ def test_the_models_are_listed(path: str) -> None:
     }
 
 
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/m"])
+def test_the_models_are_read_alone(path: str) -> None:
+    """HEAD, which load balancers probe with, is answered as GET is; others are told what there is."""
+    assert judge(path, "HEAD") == judge(path)
+    verdict = judge(path, "POST")
+    assert isinstance(verdict, RefuseAtOnce)
+    assert (verdict.error.reason, verdict.error.status) == (Reason.METHOD_NOT_ALLOWED, 405)
+    assert isinstance(judge(path, "POST", default_cluster="other"), PassTo)
+
+
 @pytest.mark.parametrize("path", ["org/m", "org%2Fm", "org%2fm?x=1"])
 def test_a_model_is_found_by_its_name(path: str) -> None:
     """A slash in a name may come as it is or, as OpenAI's client sends it, percent-encoded."""

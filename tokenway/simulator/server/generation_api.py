@@ -82,8 +82,8 @@ class GenerationApi:
             web.post("/v1/messages/count_tokens", self._count_tokens),
             web.post("/v1/audio/transcriptions", audio),
             web.post("/v1/audio/translations", audio),
-            web.post("/tokenize", self._tokenize),
-            web.post("/detokenize", self._detokenize),
+            *(web.post(path, self._tokenize) for path in ("/tokenize", "/v1/tokenize")),
+            *(web.post(path, self._detokenize) for path in ("/detokenize", "/v1/detokenize")),
         ]
 
     async def _counted(

@@ -136,6 +136,7 @@ POOLED: dict[str, Pooled] = {
     "/v1/embeddings": Pooled("embd-", _inputs, _embeddings),
     "/pooling": Pooled("pool-", _inputs, _pooled),
     "/classify": Pooled("classify-", _inputs, _classes),
+    "/v1/classify": Pooled("classify-", _inputs, _classes),
     "/score": Pooled("score-", _scored, _scores),
     "/v1/score": Pooled("score-", _scored, _scores),
     "/rerank": Pooled("rerank-", _compared("query", "documents"), _ranks),
