@@ -180,6 +180,7 @@ EXCEPTIONS: Mapping[str, Mapping[str, str]] = {
     "extproc/accesslog/entries.py": {"envoy": _MESSAGES},
     "extproc/discovery/istio/wire.py": {"envoy": _MESSAGES, "google": _MESSAGES},
     "extproc/xds/delta.py": {"envoy": _MESSAGES},
+    "extproc/xds/resources.py": {"envoy_data_plane": _MESSAGES},
 }
 """Core module -> forbidden import -> why it may all the same, and may reach it."""
 
@@ -245,6 +246,7 @@ WIRE_ONLY = {
             "extproc/discovery/istio/wire.py",
         ),
     ),
+    "envoy_data_plane": ("extproc/xds/resources.py",),
     "grpc": ("extproc/transport/", "extproc/server/"),
 }
 """Protobuf package, or gRPC's own -> where alone it may be imported."""

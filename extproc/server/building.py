@@ -70,6 +70,7 @@ from extproc.values.endings import RequestEvent
 from extproc.values.placements import Decision
 from extproc.xds.ads import AdsServer
 from extproc.xds.publications import Publications
+from extproc.xds.resources import prepare
 
 _log = logging.getLogger("tokenway.worker")
 
@@ -142,6 +143,7 @@ def build_worker(
     )
     prober = _prober(news, known, engines, config)
     ads = AdsServer(lambda type_url: metrics.ads_refused(ADS_TYPES[type_url]))
+    prepare()
     publications = Publications(owners.fleet.clusters, scheduling.health.state)
     changes = FleetChanges(
         owners.fleet,

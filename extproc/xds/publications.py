@@ -17,7 +17,6 @@ from extproc.config.sections.models import RuleSection
 from extproc.health.states import HealthState
 from extproc.values.endpoints import Endpoint
 from extproc.values.requests import ANY_MODEL
-from extproc.xds.cluster_message import UpstreamTls
 from extproc.xds.open_models import (
     MODEL_ALIAS_PREFIX,
     OpenModels,
@@ -25,7 +24,11 @@ from extproc.xds.open_models import (
     open_models_and_any,
     subset_pools,
 )
-from extproc.xds.resources import cluster_resources, load_assignments
+from extproc.xds.resources import (
+    UpstreamTls,
+    cluster_resources,
+    load_assignments,
+)
 from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
 from metadata_center.types import EndpointKey
 

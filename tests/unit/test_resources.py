@@ -25,9 +25,12 @@ from hypothesis import strategies as st
 from extproc.health.states import HealthState
 from extproc.values.endpoints import Endpoint
 from extproc.xds import delta
-from extproc.xds.cluster_message import UpstreamTls
 from extproc.xds.delta import DeltaStream, Nack, ResourceStore, SubscriptionLimitError
-from extproc.xds.resources import cluster_resources, load_assignments
+from extproc.xds.resources import (
+    UpstreamTls,
+    cluster_resources,
+    load_assignments,
+)
 from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
 from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey
