@@ -17,8 +17,9 @@ Rules:
     4. No request waits longer than `REGRET` times the time to first token that was foreseen when it came,
        had it been sent at once, and `REGRET_S`. Then it goes as the immediate rule sends it.
     5. At most `max_held` requests wait, each `max_hold_s` at most, or while its own limit can be kept. One
-       that is too many, or whose time is up, goes as the immediate rule sends it. Where that is wanted it is
-       refused instead, and so is, at once, one that cannot be answered in its time by what is ahead of it.
+       whose time is up goes as the immediate rule sends it, and so does the first in line from nine tenths of
+       `max_held` on: were those sent that come, they would overtake all that wait. Where refusing is wanted,
+       one too many is refused instead, and at once one that what is ahead of it leaves no time.
     6. Wake-ups are the caller's: ask again when a prefill or a request ends anywhere, and at `until_s`.
     7. A request that was sent, refused or forgotten is in no other's way.
 """
@@ -46,6 +47,9 @@ REGRET_S: Final = 1.0
 POLL_S: Final = 0.02
 """Other workers and gateways free room without a word to us, and so does time: all that wait are asked for
 this often. The news of other gateways are about this old, and an engine step is no shorter."""
+
+SPARE: Final = 10
+"""The last tenth of places is for those that come until the first in line are asked for, every `POLL_S`."""
 
 _BAND_S: Final = 1e6
 """Between the ranks of two priorities: longer than anything waits or works."""
@@ -261,15 +265,15 @@ class HoldQueue:
         if due_s <= now_s < latest_s:
             return Send(row)
         free_s = now_s + best.wait_s - opens_s[row] + best.room_s
-        is_beyond = now_s >= latest_s or len(self._held) >= self._max_held
-        if self._refuses and (is_beyond or free_s > latest_s):
+        is_late, is_full = now_s >= latest_s, len(self._held) >= self._max_held
+        if self._refuses and (is_late or is_full or free_s > latest_s):
             return TurnAway(max(_LEAST_RETRY_S, free_s - latest_s), free_s - arrived_s, latest_s - arrived_s)
-        if is_beyond:
-            return Send(row)
         least_s = min(cost.work_s for cost in costs)
         if place is None:
             lag_s = self.shares.lag_s(fairness_id, arrived_s)
             place = Place(_rank(arrived_s + lag_s, least_s, priority), lag_s=lag_s)
+        if is_late or self._makes_room(request_id, place.rank, is_new=before is None):
+            return Send(row)
         if before is None:
             self.shares.waits(fairness_id, arrived_s, place.lag_s, least_s / len(costs))
         prefill_s = 0.0 if best.turn_s > 0.0 and best.room_s > 0.0 else least_s
@@ -282,6 +286,14 @@ class HoldQueue:
         )
         until_s = min(latest_s, due_s)
         return Wait(until_s, place.rank, row, closed, at_once_s, place.yields_s, place.lag_s)
+
+    def _makes_room(self, request_id: int, rank: float, *, is_new: bool) -> bool:
+        """Whether a request is sent because so many wait: the first in line, or one too many; see Rule 5."""
+        if self._refuses or len(self._held) < self._max_held - self._max_held // SPARE:
+            return False
+        if is_new and len(self._held) >= self._max_held:
+            return True
+        return all((rank, request_id) < (other.rank, other_id) for other_id, other in self._held.items())
 
 
 def _rank(arrived_s: float, work_s: float, priority: int) -> float:

@@ -178,6 +178,25 @@ def test_one_too_many_is_sent_where_no_request_is_refused() -> None:
     assert len(queue) == 1
 
 
+def test_in_a_crowd_the_first_in_line_is_sent_and_none_overtakes_it() -> None:
+    """Of 20 places the last two are for those that come while others leave; the order is that of arrival."""
+    queue, sent = HoldQueue(max_held=20), list[int]()
+    for request_id in range(18):
+        assert isinstance(decide(queue, request_id, [cost(1.0)], arrived_s=request_id * 1e-3), Wait)
+    assert isinstance(decide(queue, 1, [cost(1.0)], arrived_s=1e-3), Wait)
+    for request_id in (18, 19):
+        assert isinstance(decide(queue, request_id, [cost(1.0)], arrived_s=request_id * 1e-3), Wait)
+    assert decide(queue, 20, [cost(1.0)], arrived_s=20e-3) == Send(0)  # there is no place left
+    for request_id in range(20):  # a round asks in their order
+        if decide(queue, request_id, [cost(1.0)], arrived_s=request_id * 1e-3) == Send(0):
+            sent.append(request_id)
+    assert sent == [0, 1]
+    refusing = HoldQueue(max_held=20, refuses=True)
+    for request_id in range(20):
+        assert isinstance(decide(refusing, request_id, [cost(1.0)], arrived_s=request_id * 1e-3), Wait)
+    assert isinstance(decide(refusing, 0, [cost(1.0)]), Wait)
+
+
 def test_what_cannot_be_in_time_waits_its_turn_and_is_sent_then() -> None:
     """40 s ahead with 30 s to wait: sent at once it would overtake those that wait, and there is hope."""
     queue = HoldQueue(max_hold_s=30.0)
