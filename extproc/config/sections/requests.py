@@ -70,8 +70,8 @@ class Holding(Section):
     Null is true for a gateway of one worker by itself, and false where several send to the same endpoints
     (`server.workers`, `metadata_center.url`)."""
     max_requests: int = Field(default=1_000, ge=1, le=100_000)
-    """Most that wait per set of endpoints and worker. From nine tenths of it on the first in line is sent for each
-    that comes, and one more than the whole at once."""
+    """Most that wait per set of endpoints and worker. From nine tenths of it on the first in line is sent for
+    each that comes, and one more than the whole at once."""
     max_s: float = Field(default=30.0, gt=0, le=_MAX_HOLD_S)
     """Longest wait, in seconds; then a request is sent."""
     refuse: bool = False
