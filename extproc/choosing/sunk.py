@@ -1,4 +1,4 @@
-"""How much of a prompt's prefill is computed at other endpoints sooner or later, whatever is decided now.
+"""How much of a prompt's prefill further endpoints are going to compute sooner or later, whatever is decided.
 
 Rules:
     1. Requests in flight that begin alike crowd the endpoints that they run at. As far as those of one prefix
@@ -64,20 +64,16 @@ def sunk_ratios(
         cached_tokens: Of it believed cached, per row.
     """
     usual = max(1.0, requests_per_endpoint)
-    spans, end, sunk = [], 0, 0.0
+    spans, end = [], 0
     for run in runs:
         begin, end = end, end + run.blocks
         share = min(1.0, max(0.0, (run.requests / run.endpoints - 1.0) / usual))
         if share > 0.0:
             spans.append((begin, end, share))
-            sunk += share * run.blocks
     if not spans or prompt_tokens <= 0:
         return NOTHING_SUNK
     blocks_per_token = num_blocks / prompt_tokens
-    ratios = {
-        cached: _behind(spans, cached * blocks_per_token, num_blocks) if cached else sunk / num_blocks
-        for cached in set(cached_tokens)
-    }
+    ratios = {cached: _behind(spans, cached * blocks_per_token, num_blocks) for cached in set(cached_tokens)}
     return [ratios[cached] for cached in cached_tokens]
 
 

@@ -3,7 +3,8 @@
 Rules:
     1. It ends once: given, failed, or cancelled by its reader. What is done to it then has no
        effect, so that an answer which comes late is no fault.
-    2. There is one listener. It is called at once if the end came before, else while the value is given.
+    2. There is one listener. It is called at once if the end came before, else while the value is given. What
+       it was given is kept no longer here: an error knows the frames that it was raised in, and these this.
     3. Cancelling reaches the code that works at it, at once; the listener is not called.
 """
 
@@ -41,26 +42,32 @@ class Pending(Generic[T]):
         if not self.is_over:
             self._given, self._failed = given, failed
         elif self._error is not None:
-            failed(self._error)
+            error, self._error = self._error, None
+            failed(error)
         elif self._value is not _NOTHING:
-            given(self._value)
+            value, self._value = self._value, _NOTHING
+            given(value)
 
     def give(self, value: T) -> None:
         """This is it."""
         if self.is_over:
             return
-        given, self._value = self._given, value
+        given = self._given
         self._end()
-        if given is not None:
+        if given is None:
+            self._value = value
+        else:
             given(value)
 
     def fail(self, error: Exception) -> None:
         """It will not be: a refusal, or a fault."""
         if self.is_over:
             return
-        failed, self._error = self._failed, error
+        failed = self._failed
         self._end()
-        if failed is not None:
+        if failed is None:
+            self._error = error
+        else:
             failed(error)
 
     def cancel(self) -> None:

@@ -18,11 +18,12 @@ from extproc.request.reading import BodyRead, ReadOrder
 from extproc.transport.http2 import frames
 from extproc.transport.http2.connection import Connection
 from extproc.transport.native import NativeServer, unix_socket
+from extproc.values.deciding import Later
 from extproc.values.evidence import FailureKind
 from extproc.values.headers import REQUEST_ID_HEADER
 from extproc.values.pending import Pending
 from metadata_center.types import RequestId
-from tests.conftest import CHAT, DIALECT, THREE, build_rig, chat
+from tests.conftest import CHAT, DIALECT, THREE, VirtualLoop, build_rig, chat, request_line
 from tests.http2_peers import CALL_FIELDS, GREETING, MAX_MESSAGE_BYTES, data, framed, opening
 
 REQUESTS = 600
@@ -181,6 +182,25 @@ def test_a_decision_that_comes_later_leaves_no_cycle() -> None:
             reads.clear()
 
     assert garbage_of(wait) == {}
+
+
+def test_a_large_body_that_is_refused_leaves_no_cycle() -> None:
+    """It is refused in the turn after the one that understood it: the error does not keep the body."""
+    loop = VirtualLoop()
+    rig = build_rig(loop=loop)
+    rig.configure([])
+    body = chat("word " * 60_000)
+
+    def refuse() -> None:
+        for number in range(20):
+            deciding = rig.gateway.decide(request_line(f"r{number}"), body)
+            assert isinstance(deciding, Later)
+            refused: list[Exception] = []
+            deciding.pending.then(lambda _: None, refused.append)
+            loop.run()
+            assert isinstance(refused.pop(), RouterError)
+
+    assert garbage_of(refuse) == {}
 
 
 def test_a_connection_that_is_lost_leaves_no_cycle_of_ours(tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ def replay(args: Sequence[str]) -> int:
     try:
         return _replay(_parser().parse_args(args))
     except OSError as error:
-        print(printable(f"tokenway replay: {error.filename}: {error.strerror}"), file=sys.stderr)
+        said = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(printable(f"tokenway replay: {said}"), file=sys.stderr)
         return 2
     except (ValueError, MemoryError, OverflowError) as error:
         print(printable(f"tokenway replay: {error or 'more than there is memory for'}"), file=sys.stderr)
