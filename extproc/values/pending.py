@@ -3,8 +3,9 @@
 Rules:
     1. It ends once: given, failed, or cancelled by its reader. What is done to it then has no
        effect, so that an answer which comes late is no fault.
-    2. There is one listener. It is called at once if the end came before, else while the value is given. What
-       it was given is kept no longer here: an error knows the frames that it was raised in, and these this.
+    2. There is one listener; a second one is a fault, for it would wait for ever. It is called at once if the
+       end came before, else while the value is given. What it was given is kept no longer here: an error
+       knows the frames that it was raised in, and these this.
     3. Cancelling reaches the code that works at it, at once; the listener is not called.
 """
 
@@ -26,7 +27,7 @@ class Pending(Generic[T]):
         cancelled: Called when it is cancelled; the work then has no effect on anybody.
     """
 
-    __slots__ = ("_cancelled", "_error", "_failed", "_given", "_value", "is_over")
+    __slots__ = ("_cancelled", "_error", "_failed", "_given", "_is_listened_to", "_value", "is_over")
 
     def __init__(self, cancelled: Callable[[], object] | None = None) -> None:
         self._cancelled = cancelled
@@ -34,11 +35,19 @@ class Pending(Generic[T]):
         self._failed: Callable[[Exception], object] | None = None
         self._value: Any = _NOTHING
         self._error: Exception | None = None
+        self._is_listened_to = False
         self.is_over = False
         """Given, failed or cancelled."""
 
     def then(self, given: Callable[[T], object], failed: Callable[[Exception], object]) -> None:
-        """Have one of the two called when it ends."""
+        """Have one of the two called when it ends.
+
+        Raises:
+            RuntimeError: Somebody else listens, or did.
+        """
+        if self._is_listened_to:
+            raise RuntimeError("a pending value has one listener")
+        self._is_listened_to = True
         if not self.is_over:
             self._given, self._failed = given, failed
         elif self._error is not None:

@@ -64,6 +64,20 @@ def test_cancelling_goes_through() -> None:
     assert reached == ["second", "third"]
 
 
+@pytest.mark.parametrize("end", STEPS)
+@pytest.mark.parametrize("ends_at", [0, 1, 2])
+def test_a_second_listener_is_a_fault(end: str, ends_at: int) -> None:
+    """It would wait for ever for what the first one was given."""
+    pending: Pending[int | None] = Pending()
+    if ends_at == 0:
+        STEPS[end](pending)
+    pending.then(lambda _: None, lambda _: None)
+    if ends_at == 1:
+        STEPS[end](pending)
+    with pytest.raises(RuntimeError, match="one listener"):
+        pending.then(lambda _: None, lambda _: None)
+
+
 @pytest.mark.parametrize(
     ("deciding", "passed_on"), [(Now(7), [7]), (Refusal(ERROR), [ERROR]), (Later(Pending(), 1.0), [])]
 )

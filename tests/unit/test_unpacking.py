@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -89,10 +90,11 @@ async def test_a_small_body_is_decoded_on_the_spot() -> None:
 
 async def test_a_large_body_is_decoded_later() -> None:
     """Envoy is asked to wait; what comes then may itself come later."""
-    soon: Pending[Decision] = Pending()
-    for answer in (Now(PLAIN), Later(soon), Later(soon, 1.0)):
-        decider = Decider()
-        decider.answer = answer
+    answers: tuple[Callable[[Pending[Decision]], Deciding[Decision]], ...]
+    answers = (lambda _: Now(PLAIN), Later, lambda soon: Later(soon, 1.0))
+    for answer in answers:
+        decider, soon = Decider(), Pending[Decision]()
+        decider.answer = answer(soon)
         packed = gzip.compress(LARGE)
         assert len(packed) > INLINE_BYTES
         deciding = made(decider).decide(gzipped(), packed)
