@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -45,9 +44,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """Top-level packages of all modules of a gateway with two engines that serves."""
     folder = tmp_path_factory.mktemp("loaded")
     endpoints = [{"address": "127.0.0.1", "port": port} for port in (1, 2)]
-    (folder / "clusters.json").write_text(
-        json.dumps({"clusters": [{"name": "c", "endpoints": endpoints}]})
-    )
+    (folder / "clusters.json").write_text(json.dumps({"clusters": [{"name": "c", "endpoints": endpoints}]}))
     server = {"run_dir": str(folder / "run"), "admin": {"port": 0}}
     path = folder / "tokenway.yaml"
     path.write_text(json.dumps({"server": server, "models": {"m": {"rules": [{"cluster": "c"}]}}}))
