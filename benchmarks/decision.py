@@ -42,7 +42,12 @@ from metadata_center.types import RequestId
 
 
 def decisions(
-    endpoints: int, algorithm: Algorithm, *, prompt_bytes: int = 4096, repeats: int = 2000
+    endpoints: int,
+    algorithm: Algorithm,
+    *,
+    prompt_bytes: int = 4096,
+    repeats: int = 2000,
+    are_engines_known: bool = False,
 ) -> float:
     """Median microseconds of one decision.
 
@@ -51,6 +56,7 @@ def decisions(
         algorithm: Which policy.
         prompt_bytes: Length of the prompt, to within one repetition of its words.
         repeats: Decisions timed; a quarter of them stay in flight.
+        are_engines_known: Each engine's KV cache and most sequences are known.
     """
     fleet = Fleet()
     places = [Address(f"10.0.{i // 250}.{i % 250}", 8000) for i in range(endpoints)]
@@ -76,6 +82,9 @@ def decisions(
     router = Router(scheduling, table, RouterSettings(), random.Random(1), time.monotonic, time.time)
     for key in fleet.keys:  # known from the start, as after a minute of traffic
         history.record(key, [1])
+        if are_engines_known:
+            scheduling.engines.observe_kv_tokens(key, 500_000)
+            scheduling.engines.configure(key, "alike", 256)
     dialect = BootstrapDialect("0.bench")
     took: list[float] = []
     for i in range(repeats):
@@ -107,6 +116,9 @@ def main() -> None:
     for algorithm in (Algorithm.INFERENCE_LB, Algorithm.LEAST_COMPLETION):
         for endpoints in (3, 10, 100, 1000):
             figures[f"{algorithm}_us_{endpoints}"] = round(decisions(endpoints, algorithm), 1)
+    for endpoints in (3, 1000):
+        took = decisions(endpoints, Algorithm.LEAST_COMPLETION, are_engines_known=True)
+        figures[f"engines_known_us_{endpoints}"] = round(took, 1)
     print(json.dumps(figures))
 
 
