@@ -171,7 +171,7 @@ def completion_snapshot(
 
 def steps_s(
     prices: Sequence[Prices], weights: Sequence[float], load: Load, prompt_tokens: int, output_tokens: float
-) -> list[float]:
+) -> Sequence[float]:
     """Time per output token of each row with the request there; of what decodes, half an answer is read.
 
     Args:
