@@ -26,6 +26,7 @@ from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Final
 
+from extproc.choosing.replacements import Replacements
 from metadata_center.types import EndpointKey, value
 
 SURE_VISITS: Final = 3
@@ -45,6 +46,7 @@ class LimitSource(StrEnum):
     UNKNOWN = "unknown"
     CONFIGURED = "configured"
     LEARNED = "learned"
+    FIRST_TOKENS = "first_tokens"
     ALIKE = "alike"
 
 
@@ -124,14 +126,36 @@ class SequenceLimit:
 class _Known:
     """What is known of one endpoint."""
 
-    __slots__ = ("alike", "configured", "most", "own", "prompt_tokens")
+    __slots__ = ("alike", "configured", "most", "own", "prompt_tokens", "replacements")
 
     def __init__(self) -> None:
         self.own = SequenceLimit()
+        self.replacements = Replacements()
         self.alike: str | None = None
         self.configured = 0
         self.most = 0
         self.prompt_tokens: float | None = None
+
+
+class _Alike:
+    """What is known of endpoints that were started alike, taken together."""
+
+    __slots__ = ("members", "readings", "replacements")
+
+    def __init__(self) -> None:
+        self.readings = SequenceLimit()
+        self.replacements = Replacements()
+        self.members: set[EndpointKey] = set()
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """By their readings and by their first tokens; 0 while unknown."""
+        return self.readings.limit, self.replacements.limit
+
+    def forget(self, key: EndpointKey) -> None:
+        """An endpoint is another process, or gone."""
+        self.readings.forget(key)
+        self.replacements.forget(key)
 
 
 class SequenceLimits:
@@ -139,8 +163,7 @@ class SequenceLimits:
 
     def __init__(self) -> None:
         self._known: dict[EndpointKey, _Known] = {}
-        self._alike: dict[str, SequenceLimit] = {}
-        self._members: dict[str, set[EndpointKey]] = {}
+        self._alike: dict[str, _Alike] = {}
         self._limits: dict[EndpointKey, tuple[int, LimitSource]] = {}
 
     def configure(self, key: EndpointKey, alike: str | None, configured: int = 0) -> None:
@@ -156,8 +179,7 @@ class SequenceLimits:
             self._leave(key, known)
             known.alike = alike
             if alike is not None:
-                self._members.setdefault(alike, set()).add(key)
-                self._alike.setdefault(alike, SequenceLimit())
+                self._alike.setdefault(alike, _Alike()).members.add(key)
         if known.configured != configured:
             known.configured = configured
             known.most = known.own.most
@@ -174,18 +196,38 @@ class SequenceLimits:
         known.own.observe(key, reading)
         if known.alike is not None:
             together = self._alike[known.alike]
-            before = together.limit
-            together.observe(key, reading)
-            if before != together.limit:
-                for each in self._members[known.alike]:
-                    self._settle(each)
+            before = together.limits
+            together.readings.observe(key, reading)
+            self._settle_alike(together, before)
         self._settle(key)
+
+    def first_token(self, key: EndpointKey, sent_s: float, decoding: int) -> None:
+        """Learn from a first token, see `Replacements.first_token`."""
+        known = self._of(key)
+        own = known.replacements
+        own_before = own.limit
+        own.first_token(key, sent_s, decoding)
+        if known.alike is not None:
+            together = self._alike[known.alike]
+            before = together.limits
+            together.replacements.first_token(key, sent_s, decoding)
+            self._settle_alike(together, before)
+        if own_before != own.limit:
+            self._settle(key)
+
+    def ended(self, key: EndpointKey, decoding: int, now_s: float) -> None:
+        """A sequence is over, see `Replacements.ended`."""
+        known = self._of(key)
+        known.replacements.ended(key, decoding, now_s)
+        if known.alike is not None:
+            self._alike[known.alike].replacements.ended(key, decoding, now_s)
 
     def restarted(self, key: EndpointKey) -> None:
         """It may be another process, with another limit; what its like show is likely for it as well."""
         known = self._known.get(key)
         if known is not None:
-            known.own, known.most, known.prompt_tokens = SequenceLimit(), 0, None
+            known.own, known.replacements = SequenceLimit(), Replacements()
+            known.most, known.prompt_tokens = 0, None
             if known.alike is not None:
                 self._alike[known.alike].forget(key)
             self._settle(key)
@@ -219,20 +261,35 @@ class SequenceLimits:
 
     def _leave(self, key: EndpointKey, known: _Known) -> None:
         if known.alike is not None:
-            members = self._members[known.alike]
-            members.discard(key)
-            self._alike[known.alike].forget(key)
-            if not members:
-                del self._members[known.alike], self._alike[known.alike]
+            together = self._alike[known.alike]
+            together.members.discard(key)
+            together.forget(key)
+            if not together.members:
+                del self._alike[known.alike]
+
+    def _settle_alike(self, together: _Alike, before: tuple[int, int]) -> None:
+        """All of a group, if what they show together is no longer what it was."""
+        if before != together.limits:
+            for each in together.members:
+                self._settle(each)
 
     def _settle(self, key: EndpointKey) -> None:
         """By Rules 3 and 5."""
         known = self._known[key]
+        likely = 0, 0
+        if known.alike is not None:
+            likely = self._alike[known.alike].limits
         if known.configured >= max(1, known.most):
-            self._limits[key] = known.configured, LimitSource.CONFIGURED
+            found = known.configured, LimitSource.CONFIGURED
         elif known.own.limit:
-            self._limits[key] = known.own.limit, LimitSource.LEARNED
-        elif known.alike is not None and self._alike[known.alike].limit >= max(1, known.most):
-            self._limits[key] = self._alike[known.alike].limit, LimitSource.ALIKE
+            found = known.own.limit, LimitSource.LEARNED
+        elif known.replacements.limit >= max(1, known.own.most):
+            found = known.replacements.limit, LimitSource.FIRST_TOKENS
+        elif likely[0] >= max(1, known.most):
+            found = likely[0], LimitSource.ALIKE
+        elif likely[1] >= max(1, known.own.most):
+            found = likely[1], LimitSource.ALIKE
         else:
             self._limits.pop(key, None)
+            return
+        self._limits[key] = found

@@ -149,6 +149,20 @@ class Counters:
             return counts
         return [array("q", column.tobytes()) for column in totals]
 
+    def decoding(self, key: EndpointKey) -> int:
+        """Requests of an endpoint that are known to be prefilled, over all workers and others; 0 if unknown."""
+        slot = self._slots.get(key)
+        if slot is None:
+            return 0
+        if len(self._rows) == 1:
+            count = self._requests[slot] - self._prefill_requests[slot]
+        else:
+            requests, prefills = self._rows[:, :2, slot].sum(axis=0).tolist()
+            count = requests - prefills
+        if self._others is not None:
+            count += int(self._others[0, slot] - self._others[1, slot])
+        return count
+
     def put(self, entry: Entry[Any, Any, int]) -> None:
         """Add all that a leg is charged to this worker's row."""
         slot = entry.place
