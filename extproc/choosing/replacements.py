@@ -1,4 +1,4 @@
-"""The limit on sequences from first tokens: an engine without room for one more begins with one only as another ends.
+"""The limit on sequences from first tokens: a full engine begins with a request only as another ends.
 
 Rules:
     1. A replacement is a first token that takes an engine back to the most sequences that were ever decoding
@@ -49,9 +49,8 @@ class Replacements:
         if decoding > self._most:
             self._most, self._count = decoding, 0
             self._full_until_s.clear()
-        elif decoding == self._most:
-            if sent_s < self._full_until_s.pop(key, sent_s):
-                self._count += 1
+        elif decoding == self._most and sent_s < self._full_until_s.pop(key, sent_s):
+            self._count += 1
 
     def ended(self, key: EndpointKey, decoding: int, now_s: float) -> None:
         """A request that decoded is over.

@@ -150,7 +150,7 @@ class Counters:
         return [array("q", column.tobytes()) for column in totals]
 
     def decoding(self, key: EndpointKey) -> int:
-        """Requests of an endpoint that are known to be prefilled, over all workers and others; 0 if unknown."""
+        """Requests of an endpoint that are known to be prefilled, of all workers and others; 0 if unknown."""
         slot = self._slots.get(key)
         if slot is None:
             return 0

@@ -242,7 +242,7 @@ class LeastCompletion(StatefulPolicy):
         self._early.discard(request_id)
 
     def _decoding(self, row: int) -> int:
-        """Requests at an endpoint that had their first token, by the columns of the view, which go on changing."""
+        """Requests at an endpoint that had their first token; the view's columns go on changing."""
         requests, prefilling = self._load
         return requests[row] - prefilling[row]
 
