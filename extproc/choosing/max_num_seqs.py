@@ -9,10 +9,12 @@ Rules:
     3. One more running than the limit refutes it, whatever it is from.
     4. A largest number that the engine never came back to while it was full is forgotten after
        `FORGET_READINGS` readings with others waiting below it: it was said by mistake, or to be believed.
-    5. Engines of one cluster on the same hardware were most likely started alike: their readings are also
-       taken together, and say what the limit is of those whose own do not. What was said by the operator
-       goes first, then what an engine's own readings show.
-    6. A limit that was lowered is not noticed: what an engine's own readings showed is forgotten when its
+    5. First tokens show it as well, and sooner, see `extproc.choosing.replacements`. They count what this
+       gateway knows of, so an engine that was read running more has no such limit.
+    6. Engines of one cluster on the same hardware were most likely started alike: what they show is also
+       taken together, and says what the limit is of those that did not show their own. What was said by the
+       operator goes first, then what an engine's own readings show, then its own first tokens.
+    7. A limit that was lowered is not noticed: what an engine's own readings showed is forgotten when its
        process ends. That its counter of prompt tokens went back shows that too.
 
 vLLM shows `--max-num-seqs` in no series and on no page that is on by default. SGLang has
@@ -147,15 +149,13 @@ class _Alike:
         self.replacements = Replacements()
         self.members: set[EndpointKey] = set()
 
-    @property
-    def limits(self) -> tuple[int, int]:
-        """By their readings and by their first tokens; 0 while unknown."""
-        return self.readings.limit, self.replacements.limit
-
     def forget(self, key: EndpointKey) -> None:
         """An endpoint is another process, or gone."""
         self.readings.forget(key)
         self.replacements.forget(key)
+
+
+_NOBODY: Final = _Alike()
 
 
 class SequenceLimits:
@@ -196,23 +196,21 @@ class SequenceLimits:
         known.own.observe(key, reading)
         if known.alike is not None:
             together = self._alike[known.alike]
-            before = together.limits
+            before = together.readings.limit
             together.readings.observe(key, reading)
-            self._settle_alike(together, before)
+            if before != together.readings.limit:
+                self._settle_all(together)
         self._settle(key)
 
     def first_token(self, key: EndpointKey, sent_s: float, decoding: int) -> None:
         """Learn from a first token, see `Replacements.first_token`."""
         known = self._of(key)
-        own = known.replacements
-        own_before = own.limit
-        own.first_token(key, sent_s, decoding)
+        is_new = known.replacements.first_token(key, sent_s, decoding)
         if known.alike is not None:
             together = self._alike[known.alike]
-            before = together.limits
-            together.replacements.first_token(key, sent_s, decoding)
-            self._settle_alike(together, before)
-        if own_before != own.limit:
+            if together.replacements.first_token(key, sent_s, decoding):
+                self._settle_all(together)
+        if is_new:
             self._settle(key)
 
     def ended(self, key: EndpointKey, decoding: int, now_s: float) -> None:
@@ -267,28 +265,24 @@ class SequenceLimits:
             if not together.members:
                 del self._alike[known.alike]
 
-    def _settle_alike(self, together: _Alike, before: tuple[int, int]) -> None:
-        """All of a group, if what they show together is no longer what it was."""
-        if before != together.limits:
-            for each in together.members:
-                self._settle(each)
+    def _settle_all(self, together: _Alike) -> None:
+        for each in together.members:
+            self._settle(each)
 
     def _settle(self, key: EndpointKey) -> None:
-        """By Rules 3 and 5."""
+        """By Rules 3, 5 and 6."""
         known = self._known[key]
-        likely = 0, 0
-        if known.alike is not None:
-            likely = self._alike[known.alike].limits
+        together = _NOBODY if known.alike is None else self._alike[known.alike]
         if known.configured >= max(1, known.most):
             found = known.configured, LimitSource.CONFIGURED
         elif known.own.limit:
             found = known.own.limit, LimitSource.LEARNED
         elif known.replacements.limit >= max(1, known.own.most):
             found = known.replacements.limit, LimitSource.FIRST_TOKENS
-        elif likely[0] >= max(1, known.most):
-            found = likely[0], LimitSource.ALIKE
-        elif likely[1] >= max(1, known.own.most):
-            found = likely[1], LimitSource.ALIKE
+        elif together.readings.limit >= max(1, known.most):
+            found = together.readings.limit, LimitSource.ALIKE
+        elif together.replacements.limit >= max(1, known.own.most):
+            found = together.replacements.limit, LimitSource.ALIKE
         else:
             self._limits.pop(key, None)
             return

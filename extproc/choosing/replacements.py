@@ -38,19 +38,26 @@ class Replacements:
         """Most sequences at once; 0 while it is unknown."""
         return self._most if self._count >= SURE_REPLACEMENTS else 0
 
-    def first_token(self, key: EndpointKey, sent_s: float, decoding: int) -> None:
+    def first_token(self, key: EndpointKey, sent_s: float, decoding: int) -> bool:
         """The first token of a request came.
 
         Args:
             key: Of the endpoint that serves it.
             sent_s: When the request was sent, on the clock of `ended`.
             decoding: Requests that decode there now, this one included.
+
+        Returns:
+            True if `limit` is another one than before.
         """
         if decoding > self._most:
+            was_limit = self._count >= SURE_REPLACEMENTS
             self._most, self._count = decoding, 0
             self._full_until_s.clear()
-        elif decoding == self._most and sent_s < self._full_until_s.pop(key, sent_s):
+            return was_limit
+        if decoding == self._most and sent_s < self._full_until_s.pop(key, sent_s):
             self._count += 1
+            return self._count == SURE_REPLACEMENTS
+        return False
 
     def ended(self, key: EndpointKey, decoding: int, now_s: float) -> None:
         """A request that decoded is over.

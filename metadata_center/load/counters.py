@@ -84,6 +84,7 @@ class Counters:
             self._context_tokens,
             self._generated_tokens,
         ) = (memoryview(counts) for counts in self._rows[worker])
+        self._decoding = [(memoryview(row[0]), memoryview(row[1])) for row in self._rows]
         self._own: IntArray = self._rows[worker]
         self._own_claims = self._claims[worker]
         self._slots: dict[EndpointKey, int] = {}
@@ -154,11 +155,9 @@ class Counters:
         slot = self._slots.get(key)
         if slot is None:
             return 0
-        if len(self._rows) == 1:
-            count = self._requests[slot] - self._prefill_requests[slot]
-        else:
-            requests, prefills = self._rows[:, :2, slot].sum(axis=0).tolist()
-            count = requests - prefills
+        count = 0
+        for requests, prefills in self._decoding:
+            count += requests[slot] - prefills[slot]
         if self._others is not None:
             count += int(self._others[0, slot] - self._others[1, slot])
         return count
