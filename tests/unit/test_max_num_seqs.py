@@ -278,6 +278,16 @@ def test_a_lie_hides_what_first_tokens_show_no_longer_than_it_is_believed() -> N
     assert limits.limit(A) == (128, LimitSource.FIRST_TOKENS)
 
 
+def test_the_first_token_of_another_process_replaces_nothing() -> None:
+    """Of its like neither."""
+    limits = alike(A, B)
+    replace(limits, A, times=SURE_REPLACEMENTS - 1)
+    limits.ended(A, 127, 50.0)
+    limits.restarted(A)
+    limits.first_token(A, 10.0, 128)
+    assert not limits.column([A, B])
+
+
 def test_another_process_shows_its_own() -> None:
     """Lower or higher than before: what its like show is likely until then."""
     limits = alike(A, B)

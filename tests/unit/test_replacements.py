@@ -58,6 +58,18 @@ def test_below_the_most_nothing_shows() -> None:
     assert known.limit == 0
 
 
+def test_the_end_that_counts_is_that_of_a_full_engine() -> None:
+    """What came while there was a place free waited for nothing, whatever ended later."""
+    known = Replacements()
+    known.first_token(A, 0.0, 30)
+    for number in range(10 * SURE_REPLACEMENTS):
+        known.ended(A, 29, number + 0.1)
+        known.ended(A, 28, number + 0.3)
+        known.first_token(A, number + 0.2, 29)
+        known.first_token(A, number + 0.2, 30)
+    assert known.limit == 0
+
+
 def test_one_more_refutes_the_limit() -> None:
     """At once; the new most proves itself as the first did."""
     known = Replacements()
