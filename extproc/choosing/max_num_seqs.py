@@ -28,6 +28,7 @@ from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Final
 
+from extproc.choosing.kept_columns import KeptColumns
 from extproc.choosing.replacements import Replacements
 from metadata_center.types import EndpointKey, value
 
@@ -165,6 +166,7 @@ class SequenceLimits:
         self._known: dict[EndpointKey, _Known] = {}
         self._alike: dict[str, _Alike] = {}
         self._limits: dict[EndpointKey, tuple[int, LimitSource]] = {}
+        self._columns = KeptColumns(lambda key: self.limit(key)[0])
 
     def configure(self, key: EndpointKey, alike: str | None, configured: int = 0) -> None:
         """What is said of an endpoint.
@@ -236,15 +238,15 @@ class SequenceLimits:
         if known is not None:
             self._leave(key, known)
         self._limits.pop(key, None)
+        self._columns.changed()
 
     def limit(self, key: EndpointKey) -> tuple[int, LimitSource]:
         """Most sequences at once, 0 while it is unknown, and where that is from."""
         return self._limits.get(key, _NONE)
 
-    def column(self, keys: Sequence[EndpointKey]) -> Sequence[int]:
+    def column(self, keys: tuple[EndpointKey, ...]) -> Sequence[int]:
         """The limits of several, 0 where one is unknown; empty if all of all endpoints are."""
-        limits = self._limits
-        return [limits.get(key, _NONE)[0] for key in keys] if limits else ()
+        return self._columns.of(keys) if self._limits else ()
 
     @property
     def keys(self) -> Iterable[EndpointKey]:
@@ -271,8 +273,9 @@ class SequenceLimits:
 
     def _settle(self, key: EndpointKey) -> None:
         """By Rules 3, 5 and 6."""
-        known = self._known[key]
+        known, before = self._known[key], self._limits.get(key, _NONE)
         together = _NOBODY if known.alike is None else self._alike[known.alike]
+        found = _NONE
         if known.configured >= max(1, known.most):
             found = known.configured, LimitSource.CONFIGURED
         elif known.own.limit:
@@ -283,7 +286,10 @@ class SequenceLimits:
             found = together.readings.limit, LimitSource.ALIKE
         elif together.replacements.limit >= max(1, known.own.most):
             found = together.replacements.limit, LimitSource.ALIKE
-        else:
-            self._limits.pop(key, None)
+        if found == before:
             return
-        self._limits[key] = found
+        if found is _NONE:
+            del self._limits[key]
+        else:
+            self._limits[key] = found
+        self._columns.changed()
