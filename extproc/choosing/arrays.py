@@ -66,6 +66,20 @@ def steps_s(
     return _given(np.clip(step_s, FLOOR_S, CEILING_S) / _weights(weights))
 
 
+def kv_used(
+    distinct_ratios: Sequence[float],
+    requests: Sequence[int],
+    prefilling: Sequence[int],
+    prefill_tokens: Sequence[int],
+    context_tokens: Sequence[int],
+    half_tokens: float,
+) -> Sequence[int]:
+    """`snapshots.kv_used`."""
+    computed = np.maximum(0.0, _ints(context_tokens) * _floats(distinct_ratios) - _ints(prefill_tokens))
+    decoding = np.maximum(0, _ints(requests) - _ints(prefilling))
+    return array("q", (computed + decoding * half_tokens).astype(np.int64).tobytes())
+
+
 def times_s(snapshot: Snapshot, learned: Learned) -> tuple[Sequence[float], Sequence[float]]:
     """`columns.times_s`."""
     own = learned.row_prices_s
@@ -98,22 +112,36 @@ def rooms_s(snapshot: Snapshot, waits_s: Sequence[float]) -> Sequence[float]:
     requests, steps = _ints(snapshot.requests), _floats(snapshot.steps_s)
     if any(snapshot.kv_tokens):
         kv, pending = _ints(snapshot.kv_tokens), _ints(snapshot.prefill_tokens)
-        used = _kv_used(snapshot, requests, pending)
+        used = _said_or_counted(snapshot, requests, pending)
         uncached = np.maximum(BLANK_PROMPT, snapshot.prompt_tokens - _ints(snapshot.cached_tokens))
         excess = used + (pending + uncached) - kv
         is_short = (kv > 0) & (excess > 0.0) & (used > 0.0)
         share = np.minimum(1.0, excess / np.where(is_short, used, 1.0))
         found = np.where(is_short, share * snapshot.output_tokens * steps, found)
-    if any(snapshot.max_num_seqs):
-        limits = _ints(snapshot.max_num_seqs)
-        over = requests - limits
-        turn = snapshot.output_tokens * steps / np.maximum(1, limits)
-        batch = np.where((limits > 0) & (over > 0), over * turn, 0.0)
-        found = np.maximum(np.maximum(found, batch - _floats(waits_s)), 0.0)
+    turns = turns_s(snapshot)
+    if turns:
+        batches = (requests - _ints(snapshot.max_num_seqs)) * _floats(turns)
+        found = np.maximum(np.maximum(found, batches - _floats(waits_s)), 0.0)
     return _given(found)
 
 
-def _kv_used(snapshot: Snapshot, requests: _Ints, pending: _Ints) -> _Floats:
+def turns_s(snapshot: Snapshot) -> Sequence[float]:
+    """`columns.turns_s`."""
+    if not any(snapshot.max_num_seqs):
+        return ()
+    requests, limits = _ints(snapshot.requests), _ints(snapshot.max_num_seqs)
+    turns = snapshot.output_tokens * _floats(snapshot.steps_s) / np.maximum(1, limits)
+    return _given(np.where((limits > 0) & (requests > limits), turns, 0.0))
+
+
+def taken_ratios(snapshot: Snapshot) -> Sequence[float]:
+    """`columns.taken_ratios`."""
+    limits = _ints(snapshot.max_num_seqs)
+    ratios = np.minimum(1.0, _ints(snapshot.requests) / np.maximum(1, limits))
+    return _given(np.where(limits != 0, ratios, 0.0))
+
+
+def _said_or_counted(snapshot: Snapshot, requests: _Ints, pending: _Ints) -> _Floats:
     """As the engines say, or where they do not, by the ledger, as `rows.kv_s` has it."""
     prefilling, context = _ints(snapshot.prefilling), _ints(snapshot.context_tokens)
     ahead = np.maximum(pending, context * prefilling // np.maximum(1, requests))

@@ -7,7 +7,7 @@ from operator import neg
 
 from extproc.choosing import arrays, columns
 from extproc.choosing.completion import DECODE_TOKENS, TPOT_LIMIT_S, Costs, cost_columns, decode_price
-from extproc.choosing.rows import batch_s, learned_of
+from extproc.choosing.rows import learned_of
 from extproc.predicting.sums import plain_sum
 from extproc.predicting.traffic import MOST_BUSY
 from extproc.values.choices import Learned, Snapshot
@@ -25,10 +25,12 @@ def completion_costs(snapshot: Snapshot) -> Costs:
     rooms_s: Sequence[float]
     if len(snapshot.keys) < arrays.MANY_ROWS:
         waits_s, works_s = columns.times_s(snapshot, learned)
-        rooms_s, costs_of = columns.rooms_s(snapshot, waits_s), cost_columns
+        rooms_s, turns_s = columns.rooms_s(snapshot, waits_s), columns.turns_s(snapshot)
+        costs_of = cost_columns
     else:
         waits_s, works_s = arrays.times_s(snapshot, learned)
-        rooms_s, costs_of = arrays.rooms_s(snapshot, waits_s), arrays.cost_columns
+        rooms_s, turns_s = arrays.rooms_s(snapshot, waits_s), arrays.turns_s(snapshot)
+        costs_of = arrays.cost_columns
     found = costs_of(
         waits_s,
         works_s,
@@ -37,9 +39,7 @@ def completion_costs(snapshot: Snapshot) -> Costs:
         max(learned.followers_per_s, _followers_per_s(snapshot, learned)),
         decode_price(learned.decode_tokens, learned.tpot_limit_s, snapshot.steps_s),
         snapshot.held_s,
-        [batch_s(snapshot, row)[1] for row in range(len(snapshot.keys))]
-        if any(snapshot.max_num_seqs)
-        else (),
+        turns_s,
         _stalled(snapshot),
         snapshot.sunk_ratios,
     )
@@ -54,10 +54,7 @@ def _followers_per_s(snapshot: Snapshot, learned: Learned) -> float:
     """
     if not snapshot.max_num_seqs:
         return 0.0
-    taken = [
-        min(1.0, requests / limit) if limit else 0.0
-        for requests, limit in zip(snapshot.requests, snapshot.max_num_seqs, strict=True)
-    ]
+    taken = (columns if len(snapshot.keys) < arrays.MANY_ROWS else arrays).taken_ratios(snapshot)
     return learned.rate_per_s / (1.0 - min(MOST_BUSY, plain_sum(taken) / len(taken)))
 
 

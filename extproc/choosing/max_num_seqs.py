@@ -26,6 +26,7 @@ from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Final
 
+from extproc.choosing.kept_columns import KeptColumns
 from metadata_center.types import EndpointKey, value
 
 SURE_VISITS: Final = 3
@@ -142,6 +143,7 @@ class SequenceLimits:
         self._alike: dict[str, SequenceLimit] = {}
         self._members: dict[str, set[EndpointKey]] = {}
         self._limits: dict[EndpointKey, tuple[int, LimitSource]] = {}
+        self._columns = KeptColumns(lambda key: self.limit(key)[0])
 
     def configure(self, key: EndpointKey, alike: str | None, configured: int = 0) -> None:
         """What is said of an endpoint.
@@ -196,15 +198,15 @@ class SequenceLimits:
         if known is not None:
             self._leave(key, known)
         self._limits.pop(key, None)
+        self._columns.changed()
 
     def limit(self, key: EndpointKey) -> tuple[int, LimitSource]:
         """Most sequences at once, 0 while it is unknown, and where that is from."""
         return self._limits.get(key, _NONE)
 
-    def column(self, keys: Sequence[EndpointKey]) -> Sequence[int]:
+    def column(self, keys: tuple[EndpointKey, ...]) -> Sequence[int]:
         """The limits of several, 0 where one is unknown; empty if all of all endpoints are."""
-        limits = self._limits
-        return [limits.get(key, _NONE)[0] for key in keys] if limits else ()
+        return self._columns.of(keys) if self._limits else ()
 
     @property
     def keys(self) -> Iterable[EndpointKey]:
@@ -227,7 +229,7 @@ class SequenceLimits:
 
     def _settle(self, key: EndpointKey) -> None:
         """By Rules 3 and 5."""
-        known = self._known[key]
+        known, before = self._known[key], self._limits.get(key)
         if known.configured >= max(1, known.most):
             self._limits[key] = known.configured, LimitSource.CONFIGURED
         elif known.own.limit:
@@ -236,3 +238,5 @@ class SequenceLimits:
             self._limits[key] = self._alike[known.alike].limit, LimitSource.ALIKE
         else:
             self._limits.pop(key, None)
+        if self._limits.get(key) != before:
+            self._columns.changed()

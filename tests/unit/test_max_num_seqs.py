@@ -142,16 +142,16 @@ def test_what_one_engine_showed_is_likely_for_those_alike() -> None:
     learn(limits, A)
     assert limits.limit(A) == (128, LimitSource.LEARNED)
     assert limits.limit(B) == (128, LimitSource.ALIKE)
-    assert limits.column([A, B, C]) == [128, 128, 0]
+    assert limits.column((A, B, C)) == (128, 128, 0)
 
 
 def test_one_reading_of_each_is_enough() -> None:
     """Engines that are read every five seconds say together what each alone would say in half a minute."""
     limits = alike(A, B, C)
     for key in (A, B, C):
-        assert not limits.column([A, B, C])
+        assert not limits.column((A, B, C))
         limits.observe(key, reading(128))
-    assert limits.column([A, B, C]) == [128] * 3
+    assert limits.column((A, B, C)) == (128,) * 3
 
 
 def test_an_engine_that_was_seen_above_it_was_started_otherwise() -> None:
@@ -194,7 +194,7 @@ def test_a_process_whose_counter_went_back_is_another() -> None:
     assert limits.limit(A) == (128, LimitSource.LEARNED)
     limits.observe(A, reading(5, 0, prompt_tokens=10.0))
     assert limits.limit(A) == (0, LimitSource.UNKNOWN)
-    assert not limits.column([A])
+    assert not limits.column((A,))
 
 
 def test_of_a_restarted_engine_what_its_like_show_is_likely() -> None:
@@ -205,7 +205,7 @@ def test_of_a_restarted_engine_what_its_like_show_is_likely() -> None:
     limits.restarted(B)
     assert limits.limit(B) == (128, LimitSource.ALIKE)
     limits.observe(B, reading(129, 0))
-    assert limits.column([A, B, C]) == [128, 0, 0]
+    assert limits.column((A, B, C)) == (128, 0, 0)
 
 
 def test_nothing_is_kept_of_endpoints_that_are_gone() -> None:
@@ -216,7 +216,7 @@ def test_nothing_is_kept_of_endpoints_that_are_gone() -> None:
     assert limits.limit(B) == (128, LimitSource.ALIKE)
     limits.forget(B)
     assert not list(limits.keys)
-    assert not limits.column([A, B])
+    assert not limits.column((A, B))
     limits.configure(B, "cluster/h100")
     assert limits.limit(B) == (0, LimitSource.UNKNOWN)
 

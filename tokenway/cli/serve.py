@@ -12,6 +12,7 @@ from extproc.config.loading import NO_SETTINGS, Settings, load_all
 from extproc.listeners import Listeners
 from extproc.observing.request_log import JsonFormatter
 from extproc.server.building import Stalls, build_worker
+from extproc.server.cluster_encoder import ClusterEncoder
 from extproc.server.loop_turns import watched_loop
 from extproc.server.parts import StoppedWhileStarting
 from extproc.server.supervisor import Supervisor
@@ -38,28 +39,33 @@ def is_news(record: logging.LogRecord) -> bool:
     return not (record.name == "grpc._cython.cygrpc" and str(record.msg).startswith(undelivered))
 
 
-def serve(path: Path, settings: Settings = NO_SETTINGS) -> int:
+def serve(path: Path, settings: Settings = NO_SETTINGS, encoder: ClusterEncoder | None = None) -> int:
     """Run until SIGTERM or SIGINT; SIGHUP reads the configuration now.
 
     Args:
         path: The configuration.
         settings: What goes before what it says.
+        encoder: Makes what Envoy is told of clusters; None for one that starts now.
 
     Raises:
         ConfigError: The configuration, or the run directory, cannot be used.
         OSError: A socket cannot be opened.
     """
+    encoder = encoder or ClusterEncoder()
     config, _ = load_all(path, settings)
     if config.server.workers > 1:
+        encoder.close()
         return _run(Supervisor(path, settings))
     stalls: Stalls = Listeners()
-    return _run(build_worker(path, stalls=stalls, settings=settings), stalls)
+    return _run(build_worker(path, stalls=stalls, settings=settings, encode=encoder.encode), stalls)
 
 
-def serve_worker(path: Path, index: int, settings: Settings) -> int:
+def serve_worker(path: Path, index: int, settings: Settings, encoder: ClusterEncoder) -> int:
     """Run one of several workers; raises as `serve`."""
     stalls: Stalls = Listeners()
-    worker = build_worker(path, index=index, supervised=True, stalls=stalls, settings=settings)
+    worker = build_worker(
+        path, index=index, supervised=True, stalls=stalls, settings=settings, encode=encoder.encode
+    )
     return _run(worker, stalls)
 
 

@@ -146,7 +146,7 @@ class LeastCompletion(StatefulPolicy):
             Engines(
                 view.kv_tokens,
                 self._sequence_limits.column(view.keys),
-                list(map(self._running.distinct_ratio, view.keys)),
+                self._running.distinct_ratios(view.keys),
                 under_way_s,
             ),
             Demand(predictor.traffic((MODEL, MODEL)), view.now_s, len(view.keys) / view.gateways, *limits),
