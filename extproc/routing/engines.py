@@ -69,6 +69,14 @@ class Engines:
         self._readings[key] = reading
         self._sequence_limits.observe(key, reading)
 
+    def first_token(self, key: EndpointKey, sent_s: float, decoding: int) -> None:
+        """A first token came; see `Replacements.first_token`."""
+        self._sequence_limits.first_token(key, sent_s, decoding)
+
+    def sequence_ended(self, key: EndpointKey, decoding: int, now_s: float) -> None:
+        """A request that had its first token is over; see `Replacements.ended`."""
+        self._sequence_limits.ended(key, decoding, now_s)
+
     def prefill_begins(self, key: EndpointKey, now_s: float) -> None:
         """A request came to an endpoint without any to prefill."""
         self._prefill_since_s[key] = now_s
