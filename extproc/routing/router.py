@@ -144,15 +144,29 @@ class Router:
         )
         if self._loop is None or len(body) <= _ONE_TURN_BYTES:
             return self._scheduled(parsed, self._schedule(parsed, None))
-        return self._scheduled_next(self._loop(), parsed)
+        return self._scheduled_next(self._loop(), headers, body, parsed)
 
-    def _scheduled_next(self, loop: Loop, parsed: ParsedRequest) -> Later[Decision]:
+    def _scheduled_next(
+        self, loop: Loop, headers: RequestHeaders, body: Body, parsed: ParsedRequest
+    ) -> Later[Decision]:
         """Schedule in the next turn of the loop: to understand the body took long enough for one."""
         decision: Pending[Decision] = Pending(lambda: timer.cancel())
+        table = self.table
 
         def schedule() -> None:
             try:
-                settle(decision, self._scheduled(parsed, self._schedule(parsed, None)))
+                found = parsed
+                if self.table is not table:  # its cluster may be gone
+                    found = parse_request(
+                        headers,
+                        body,
+                        self.table,
+                        self.settings,
+                        self._state.predictor,
+                        self._rng,
+                        parsed.received_s,
+                    )
+                settle(decision, self._scheduled(found, self._schedule(found, None)))
             except Exception as error:  # a refusal, or a bug: this stream fails alone
                 decision.fail(error)
 
@@ -218,14 +232,15 @@ class Router:
         """Decide about a body that is read elsewhere; cancelled, it reads or charges nothing more."""
         received_s, table, settings = self._clock(), self.table, self.settings
         patience_s = self._patience_s(readers)
-        reading = readers.read(order_of(headers, table, settings), body)
+        order = order_of(headers, table, settings)
+        reading = readers.read(order, body)
         decision: Pending[Decision] = Pending(reading.cancel)
 
         def decide(read: BodyRead) -> None:
             try:
-                parsed = parse_read(
-                    headers, read, table, settings, self._state.predictor, self._rng, received_s
-                )
+                now_read = self.table, self.settings  # by what is in force now, unless it reads otherwise
+                goes_by = now_read if order_of(headers, *now_read) == order else (table, settings)
+                parsed = parse_read(headers, read, *goes_by, self._state.predictor, self._rng, received_s)
                 hold = self.settings.hold
                 left_s = received_s + patience_s - self._clock()
                 may_wait = hold is not None and left_s > hold.max_s + 1.0

@@ -50,6 +50,7 @@ from extproc.server.fleet_changes import FleetChanges
 from extproc.server.forwarded_headers import ForwardedHeaders
 from extproc.server.health_report import HealthReport
 from extproc.server.housekeeping import Housekeeping
+from extproc.server.introducing import Introductions
 from extproc.server.knowledge import Knowledge, News, Site, knowledge
 from extproc.server.live_sources import LiveSources, live_sources_of
 from extproc.server.metrics_ports import metrics_ports
@@ -131,7 +132,7 @@ def build_worker(
     metrics = Metrics(registry, version("tokenway"))
     if stalls is not None:
         stalls.add(metrics.stalled)
-    configuration = Configuration(path, metrics, owners.apply, settings)
+    configuration = Configuration(path, metrics, owners.apply, settings, owners.introduce)
     config = configuration.current
     site = _site(path, index, supervised, config, registry, metrics, owners)
     news = News(Listeners(), Listeners(), Listeners(), Listeners(), Listeners())
@@ -145,12 +146,16 @@ def build_worker(
     ads = AdsServer(lambda type_url: metrics.ads_refused(ADS_TYPES[type_url]))
     prepare()
     publications = Publications(owners.fleet.clusters, scheduling.health.state)
+    publisher = Publisher(ads, publications, metrics)
+    introductions = Introductions(ads, publisher, known.bus, configuration.introduced, configuration.spurned)
+    owners.coming.add(introductions.begin)
+    owners.read.add(introductions.applied)
     changes = FleetChanges(
         owners.fleet,
         known.state,
         prober,
         known.kv_event_follower,
-        Publisher(ads, publications, metrics),
+        publisher,
         metrics,
         time.monotonic,
     )
@@ -185,7 +190,11 @@ def build_worker(
     ports = [Part("admin", admin.start, admin.stop)]
     if not site.supervised:
         ports += metrics_ports(config, answering)
-    parts = _parts(site, known, way, configuration, sources, prober, server, picking, ports)
+    publishing = [
+        Part("publisher", stop=publisher.stop),
+        Part("introductions", stop=introductions.stop),
+    ]
+    parts = _parts(site, known, way, configuration, sources, prober, server, picking, publishing, ports)
     facts = {"socket": str(socket_path(site.folder, index)), "owner": site.owner, "build": build_kind()}
     return Worker(life, parts, draining.drain, configuration.reload, lambda: admin.port, facts)
 
@@ -376,7 +385,8 @@ def _follow_configuration(
     site.owners.read.add(lambda config: prober.configure(config.health.settings()))
     site.owners.changes.add(changes.apply)
     site.owners.policies.add(requests.follow_policies)
-    site.owners.settled.add(changes.find_missing)
+    site.owners.leaving.add(way.waiting.place)
+    site.owners.settled.add(changes.publish, changes.find_missing)
 
 
 def _parts(
@@ -388,6 +398,7 @@ def _parts(
     prober: Prober,
     server: RpcServer,
     picking: Picking | None,
+    publishing: list[Part],
     ports: list[Part],
 ) -> Parts:
     """What starts in this order and stops in the reverse one; no request comes before the configuration."""
@@ -401,6 +412,7 @@ def _parts(
         Part("readers", stop=way.readers.close),
         Part("prober", prober.start, prober.stop),
         Part("KV events", known.kv_event_follower.start, known.kv_event_follower.stop),
+        *publishing,
         Part("configuration", configuration.start, configuration.stop),
         Part("discovery", sources.start, sources.stop),
     ]
