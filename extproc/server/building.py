@@ -143,11 +143,13 @@ def build_worker(
         scheduling.engines, known.history, scheduling.predictor, known.kv_event_follower, config
     )
     prober = _prober(news, known, engines, config)
-    ads = AdsServer(lambda type_url: metrics.ads_refused(ADS_TYPES[type_url]))
+    heard: Listeners[[]] = Listeners()
+    ads = AdsServer(lambda type_url: metrics.ads_refused(ADS_TYPES[type_url]), heard.notify)
     prepare()
     publications = Publications(owners.fleet.clusters, scheduling.health.state)
     publisher = Publisher(ads, publications, metrics)
     introductions = Introductions(ads, publisher, known.bus, configuration.introduced, configuration.spurned)
+    heard.add(introductions.look_soon)
     owners.coming.add(introductions.begin)
     owners.read.add(introductions.applied)
     changes = FleetChanges(

@@ -85,7 +85,6 @@ class Introductions:
         self._former: dict[str, str] = {}  # refused, of what was introduced last
         self._questions: dict[int, _Question] = {}
         self._timer: asyncio.Handle | None = None
-        ads.heard.add(self._soon)
         if bus is not None:
             bus.questions.add(self._asked)
             bus.answers.add(self._answered)
@@ -97,7 +96,7 @@ class Introductions:
         self._unanswered = set()
         if coming.needed and self._bus is not None:
             self._unanswered |= self._bus.ask(coming.generation, sorted(coming.needed))
-        self._soon()
+        self.look_soon()
 
     def applied(self, config: Config) -> None:
         """A configuration came into force; if that is because its time was over, say so."""
@@ -118,16 +117,16 @@ class Introductions:
 
     def _asked(self, asker: int, number: int, clusters: list[str]) -> None:
         self._questions[asker] = _Question(number, clusters, self._clock() + ANSWER_S)
-        self._soon()
+        self.look_soon()
 
     def _answered(self, answerer: int, number: int, refused: dict[str, str]) -> None:
         if self._coming is not None and number == self._coming.generation:
             self._unanswered.discard(answerer)
             self._refused |= refused
-            self._soon()
+            self.look_soon()
 
-    def _soon(self) -> None:
-        """Look in the next turn of the loop, if anything is waited for."""
+    def look_soon(self) -> None:
+        """Envoys may say something else than before: look in the next turn, if anything is waited for."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 from envoy.service.discovery.v3 import discovery_pb2 as pb
 
-from extproc.listeners import Listeners
 from extproc.transport.seam import Call, Received, Rpc, Status
 from extproc.xds.delta import DeltaStream, ResourceStore, SubscriptionLimitError
 from extproc.xds.type_urls import CLUSTER_TYPE
@@ -52,20 +51,23 @@ class AdsServer:
 
     Args:
         on_nack: Called with the type URL for each response that an Envoy refused, for metrics.
+        heard: Called when Envoys may say something else of their clusters than before.
         clock: Monotonic seconds.
-
-    Attributes:
-        heard: Notified when Envoys may say something else of their clusters than before.
     """
 
-    def __init__(self, on_nack: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        on_nack: Callable[[str], None],
+        heard: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._on_nack = on_nack
         self._clock = clock
         self._store = ResourceStore()
         self._subscribers: set[Subscriber] = set()
         self._lost: list[tuple[float, frozenset[str]]] = []
         self._is_closing = False
-        self.heard: Listeners[[]] = Listeners()
+        self._heard = heard
 
     def publish(self, resources: Mapping[str, Mapping[str, bytes | None]]) -> list[str]:
         """Publish these resources, all at once; others stay.
@@ -99,7 +101,7 @@ class AdsServer:
     def open(self, call: Call) -> Subscriber:
         """One Envoy, for as long as it lives."""
         subscriber = Subscriber(
-            call, DeltaStream(self._store), self._on_nack, self._left, self._taken, self.heard.notify
+            call, DeltaStream(self._store), self._on_nack, self._left, self._taken, self._heard
         )
         self._subscribers.add(subscriber)
         if self._is_closing:
@@ -126,7 +128,7 @@ class AdsServer:
                 *self._lost[1 - MAX_LOST :],
                 (self._clock() + RECONNECT_S, frozenset(subscriber.stream.had)),
             ]
-            self.heard.notify()
+            self._heard()
 
     def _taken(self) -> None:
         """An Envoy asks for clusters: the first that was lost, or a new one."""

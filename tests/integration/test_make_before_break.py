@@ -118,7 +118,8 @@ class Worker:
     def __init__(self, wire: Wire | None = None) -> None:
         self.now_s = 0.0
         self.owners = Owners()
-        self.ads = AdsServer(lambda _: None, lambda: self.now_s)
+        heard: Listeners[[]] = Listeners()
+        self.ads = AdsServer(lambda _: None, heard.notify, lambda: self.now_s)
         publications = Publications(self.owners.fleet.clusters, lambda _: None)
         self.publisher = Publisher(self.ads, publications, Metrics(CollectorRegistry(), "0"))
         self.introductions = Introductions(
@@ -129,6 +130,7 @@ class Worker:
             self._spurned,
             lambda: self.now_s,
         )
+        heard.add(self.introductions.look_soon)
         self._config = Config()
         self._generation = 0
         self.asked: dict[int, tuple[Config, Resolution]] = {}
