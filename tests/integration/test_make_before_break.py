@@ -20,6 +20,8 @@ from extproc.server.introducing import Introductions
 from extproc.server.publishing import Publisher
 from extproc.transport.seam import Message, Status, joined
 from extproc.xds.ads import RECONNECT_S, AdsServer
+from extproc.xds.cluster_encoding import encode
+from extproc.xds.cluster_kinds import ClusterKinds
 from extproc.xds.publications import Publications
 from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
 from metadata_center.addresses import Address
@@ -120,7 +122,7 @@ class Worker:
         self.owners = Owners()
         heard: Listeners[[]] = Listeners()
         self.ads = AdsServer(lambda _: None, heard.notify, lambda: self.now_s)
-        publications = Publications(self.owners.fleet.clusters, lambda _: None)
+        publications = Publications(self.owners.fleet.clusters, lambda _: None, ClusterKinds(encode))
         self.publisher = Publisher(self.ads, publications, Metrics(CollectorRegistry(), "0"))
         self.introductions = Introductions(
             self.ads,

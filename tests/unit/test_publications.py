@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from extproc.config.schema import Config
 from extproc.health.states import HealthState
 from extproc.values.endpoints import Endpoint
+from extproc.xds.cluster_encoding import encode
+from extproc.xds.cluster_kinds import ClusterKinds
 from extproc.xds.leaving import Leaving
 from extproc.xds.publications import Publications, Resources
 from extproc.xds.resources import load_assignments
@@ -59,7 +61,7 @@ def test_changes_one_by_one_are_the_same_as_all_at_once(
     """Clusters come, go and change, one that is named like an alias too; models share them, or a part."""
     config = Config.model_validate({"models": {**MODELS, **(ANY if has_any else {})}})
     fleet: dict[str, Sequence[Endpoint]] = {}
-    publications = Publications(fleet, lambda _: None)
+    publications = Publications(fleet, lambda _: None, ClusterKinds(encode))
     have = applied({}, publications.configure(config))
     for name, members in steps:
         was = name in fleet
@@ -68,7 +70,9 @@ def test_changes_one_by_one_are_the_same_as_all_at_once(
             fleet[name] = [endpoint(name, number) for number in members]
         came_or_went = was != (name in fleet)
         have = applied(have, publications.update([name], came_or_went=came_or_went))
-        assert have == applied({}, Publications(fleet, lambda _: None).configure(config))
+        assert have == applied(
+            {}, Publications(fleet, lambda _: None, ClusterKinds(encode)).configure(config)
+        )
 
 
 @given(
@@ -87,7 +91,7 @@ def test_what_is_introduced_is_there_beside_all_else_until_it_is_replaced(
     """Whatever comes and goes meanwhile; nothing of it stays once another configuration is in force."""
     config = Config.model_validate({"models": MODELS})
     fleet: dict[str, Sequence[Endpoint]] = {}
-    publications = Publications(fleet, lambda _: None)
+    publications = Publications(fleet, lambda _: None, ClusterKinds(encode))
     have = applied({}, publications.configure(config))
     introduced: dict[str, Sequence[Endpoint]] = {}
     for step, name, members in steps:
@@ -105,7 +109,7 @@ def test_what_is_introduced_is_there_beside_all_else_until_it_is_replaced(
             if step == "come":
                 fleet[name] = endpoints
             have = applied(have, publications.update([name], came_or_went=was != (name in fleet)))
-        alone = applied({}, Publications(fleet, lambda _: None).configure(config))
+        alone = applied({}, Publications(fleet, lambda _: None, ClusterKinds(encode)).configure(config))
         assert have[CLUSTER_TYPE].keys() == alone[CLUSTER_TYPE].keys() | introduced.keys()
         assert {n: body for n, body in have[CLUSTER_TYPE].items() if n in alone[CLUSTER_TYPE]} == alone[
             CLUSTER_TYPE
