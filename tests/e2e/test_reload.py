@@ -134,6 +134,35 @@ async def test_whole_cluster_comes_and_goes(stack: Stack, replicas: list[Simulat
     await eventually(status, lambda code: code == 404, EFFECTIVE_S)
 
 
+@pytest.mark.parametrize(
+    ("workers", "holding"), [(1, False), (1, True), (2, False)], ids=["at-once", "waiting", "two-workers"]
+)
+async def test_clusters_are_renamed_under_load(
+    replicas: list[SimulatorServer], workers: int, holding: bool
+) -> None:
+    """A cluster gets another name and its rule with it, four times: no request fails, waiting or not."""
+
+    def named(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        pool = {**cluster(name, map(key_of, replicas)), **({"max_num_seqs": 2} if holding else {})}
+        return pool, {"models": {"sim": {"rules": [{"cluster": name}]}}, "holding": {"enabled": holding}}
+
+    pool, config = named("first")
+    async with running_stack([pool], config, workers=workers) as stack:
+
+        async def clusters() -> set[str]:
+            return {record["cluster"] for record in await stack.last(2 * workers)}
+
+        async with Load(stack, "sim", clients=24, stream=False, max_tokens=4) as load:
+            for turn in range(4):
+                name = f"turn-{turn}"
+                pool, config = named(name)
+                stack.write_clusters(pool)
+                stack.write_config(config)
+                await eventually(clusters, {name}.__eq__, EFFECTIVE_S + 1)
+                await load.more(48)
+    assert load.failures == [], f"{len(load.failures)} beside {load.answers} answers: {load.failures[:3]}"
+
+
 BROKEN_CLUSTERS = {
     "port": (lambda text, port: text.replace(f'"port": {port}', '"port": 99999', 1), "port"),
     "key": (lambda text, port: text.replace('"address"', '"adress"', 1), "adress"),
