@@ -13,12 +13,13 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from operator import add
 
 from extproc.choosing.choose import choose
 from extproc.choosing.completion import Costs
-from extproc.choosing.holding import HoldQueue, TurnAway, Wait
+from extproc.choosing.holding import HoldQueue, Place, TurnAway, Wait
 from extproc.choosing.least_completion import completion_costs
 from extproc.choosing.limits import ASSUMED_TTFT_S
 from extproc.choosing.policies.least_completion import choose_least
@@ -149,29 +150,9 @@ def _now_or_later(
     before, ticket = None if claim.before is None else claim.before.wait, claim.ticket
     place, elsewhere_s = None, None
     queue.forget(ticket)
-    others = queue.others
-    others.advance(now_s)
-    if len(queue) or others or before is not None:
-        waits_elsewhere_s = others.least_s(snapshot.keys)
-        snapshot = replace(snapshot, held_s=queue.least_s + waits_elsewhere_s)
-        costs = completion_costs(snapshot)
-        limit_s = ASSUMED_TTFT_S if claim.limit_s is None else claim.limit_s
-        place = queue.place(
-            claim.arrived_s,
-            now_s,
-            costs,
-            limit_s,
-            before,
-            claim.priority,
-            claim.fairness_id,
-            waits_elsewhere_s,
-        )
-        ahead_s = queue.ahead_s(ticket, place.rank, len(snapshot.keys))
-        if others:
-            elsewhere_s = others.ahead_s(place.rank, snapshot.keys)
-            ahead_s = list(map(add, ahead_s, elsewhere_s))
-        snapshot = replace(snapshot, ahead_s=ahead_s)
-        costs = costs.behind(snapshot.ahead_s)  # as `completion_costs` has them of that snapshot
+    queue.others.advance(now_s)
+    if len(queue) or queue.others or before is not None:
+        snapshot, costs, place, elsewhere_s = _behind_others(snapshot, now_s, queue, claim)
     else:
         costs = completion_costs(snapshot)
     choice = choose_least(costs, settings, rng, snapshot.weights, snapshot.cached_tokens)
@@ -197,14 +178,51 @@ def _now_or_later(
         latest_s = verdict.until_s if claim.before is None else claim.before.latest_s
         if now_s < latest_s:
             wait = replace(verdict, until_s=min(verdict.until_s, latest_s))
-            most_s = 0.0 if elsewhere_s is None else elsewhere_s[row]
-            if claim.before is not None:
-                most_s = max(most_s, claim.before.elsewhere_s)
+            most_s = max(
+                0.0 if elsewhere_s is None else elsewhere_s[row],
+                0.0 if claim.before is None else claim.before.elsewhere_s,
+            )
             return WaitForRoom(wait, _short_of(costs, row), latest_s, snapshot.keys[row], most_s)
         queue.forget(ticket)
     elif isinstance(verdict, TurnAway):
         return TurnDown(verdict.retry_after_s, verdict.foreseen_s, verdict.most_s)
     return SendNow(choice, snapshot, costs)
+
+
+def _behind_others(
+    snapshot: Snapshot, now_s: float, queue: HoldQueue, claim: Claim
+) -> tuple[Snapshot, Costs, Place, Sequence[float] | None]:
+    """Its place, and what it costs behind those that wait and go before it.
+
+    Returns:
+        Snapshot and costs with those that wait, the place, and how much of what is ahead waits elsewhere, per
+        endpoint; None if nobody does.
+    """
+    others, before = queue.others, None if claim.before is None else claim.before.wait
+    waits_elsewhere_s = others.least_s(snapshot.keys)
+    snapshot = replace(snapshot, held_s=queue.least_s + waits_elsewhere_s)
+    costs = completion_costs(snapshot)
+    place = queue.place(
+        claim.arrived_s,
+        now_s,
+        costs,
+        ASSUMED_TTFT_S if claim.limit_s is None else claim.limit_s,
+        before,
+        claim.priority,
+        claim.fairness_id,
+        waits_elsewhere_s,
+    )
+    ahead_s, elsewhere_s = queue.ahead_s(claim.ticket, place.rank, len(snapshot.keys)), None
+    if others:
+        elsewhere_s = others.ahead_s(place.rank, snapshot.keys)
+        ahead_s = list(map(add, ahead_s, elsewhere_s))
+    snapshot = replace(snapshot, ahead_s=ahead_s)
+    return (
+        snapshot,
+        costs.behind(ahead_s),
+        place,
+        elsewhere_s,
+    )  # as `completion_costs` has them of that snapshot
 
 
 def _short_of(costs: Costs, row: int) -> HoldReason:

@@ -294,18 +294,30 @@ class HoldQueue:
             return Send(row)
         if before is None:
             self.shares.waits(fairness_id, arrived_s, place.lag_s, least_s / len(costs))
-        prefill_s = 0.0 if best.turn_s > 0.0 and best.room_s > 0.0 else least_s
-        work_s = max(best.work_s, best.turn_s)
-        self._held[request_id] = _Held(place.rank, row, work_s, prefill_s)
-        self._least_s += prefill_s
         # One that fell behind others has counted them as ahead, though they are still to be asked for.
         closed = (before is None or place.yields_s == before.yields_s) and all(
             cost.wait_s > open_s or (cost.turn_s > 0.0 and cost.room_s > 0.0)
             for cost, open_s in zip(costs, opens_s, strict=True)
         )
-        until_s = min(latest_s, due_s)
+        prefill_s = 0.0 if best.turn_s > 0.0 and best.room_s > 0.0 else least_s
+        held = _Held(place.rank, row, max(best.work_s, best.turn_s), prefill_s)
+        return self._keep(request_id, held, place, closed, at_once_s, min(latest_s, due_s))
+
+    def _keep(
+        self, request_id: int, held: _Held, place: Place, closed: bool, at_once_s: float, until_s: float
+    ) -> Wait:
+        self._held[request_id] = held
+        self._least_s += held.least_s
         return Wait(
-            until_s, place.rank, row, closed, at_once_s, place.yields_s, place.lag_s, work_s, prefill_s
+            until_s,
+            held.rank,
+            held.row,
+            closed,
+            at_once_s,
+            place.yields_s,
+            place.lag_s,
+            held.work_s,
+            held.least_s,
         )
 
     def _makes_room(self, request_id: int, rank: float, *, is_new: bool) -> bool:

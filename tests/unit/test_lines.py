@@ -13,8 +13,8 @@ from extproc.routing.telling import TELL_S, LineTeller
 from metadata_center.sharing.lines import MAX_WAITERS, heard, told
 from metadata_center.sharing.messages import Line, MessageError
 from metadata_center.types import EndpointKey, Waiter
-from tests.conftest import VirtualLoop
-from tests.unit.test_waiting import THREE, Held
+from tests.conftest import THREE, VirtualLoop
+from tests.unit.test_waiting import Held
 
 A, B, C = (EndpointKey(f"10.0.0.{number}:8000") for number in range(3))
 

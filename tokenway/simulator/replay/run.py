@@ -125,8 +125,7 @@ class Replay:
         ]
         self._lines = LineNews(self._agenda, self._gateways, settings.push_delay_s)
         self._held: list[dict[int, Held]] = [{} for _ in self._gateways]
-        self._polled = [False] * len(self._gateways)
-        self._woken = [False] * len(self._gateways)
+        self._polled, self._woken = ([False] * len(self._gateways) for _ in range(2))
         self._open = 0
         self._outcome = Replayed(computed_tokens=[[] for _ in fleet])
 
