@@ -43,6 +43,7 @@ from extproc.server.admin_answers import OneWorker
 from extproc.server.admin_port import AdminPort, TcpPlace
 from extproc.server.applying import Owners
 from extproc.server.body_readers import BodyReaders
+from extproc.server.cluster_encoder import encode_all_here, encode_here
 from extproc.server.configuration import Configuration
 from extproc.server.draining import Draining
 from extproc.server.engine_news import EngineNews
@@ -56,7 +57,7 @@ from extproc.server.metrics_ports import metrics_ports
 from extproc.server.parts import Part, Parts
 from extproc.server.pending_settings import PendingSettings
 from extproc.server.picking import Picking, picking_of
-from extproc.server.publishing import ADS_TYPES, Publisher
+from extproc.server.publishing import ADS_TYPES, Encode, Preparation, Publisher
 from extproc.server.request_settings import RequestPath, router_settings, routing_table
 from extproc.server.rpc_places import places_of
 from extproc.server.rpc_server import RpcServer, rpc_server
@@ -69,8 +70,8 @@ from extproc.server.worker import Life, Worker
 from extproc.values.endings import RequestEvent
 from extproc.values.placements import Decision
 from extproc.xds.ads import AdsServer
+from extproc.xds.cluster_kinds import ClusterKinds
 from extproc.xds.publications import Publications
-from extproc.xds.resources import prepare
 
 _log = logging.getLogger("tokenway.worker")
 
@@ -113,6 +114,7 @@ def build_worker(
     supervised: bool = False,
     stalls: Stalls | None = None,
     settings: Settings = NO_SETTINGS,
+    encode: Encode = encode_all_here,
 ) -> Worker:
     """A worker that is ready to start.
 
@@ -122,6 +124,7 @@ def build_worker(
         supervised: True if a supervisor serves the admin port and made the shared counters.
         stalls: Tells of long turns of the loop that the worker will run in; None if nothing watches it.
         settings: What goes before what the file says.
+        encode: Makes what Envoy is told of clusters.
 
     Raises:
         ConfigError: The configuration cannot be used.
@@ -131,7 +134,9 @@ def build_worker(
     metrics = Metrics(registry, version("tokenway"))
     if stalls is not None:
         stalls.add(metrics.stalled)
-    configuration = Configuration(path, metrics, owners.apply, settings)
+    kinds = ClusterKinds(encode_here)
+    preparation = Preparation(kinds, encode)
+    configuration = Configuration(path, metrics, owners.apply, settings, preparation)
     config = configuration.current
     site = _site(path, index, supervised, config, registry, metrics, owners)
     news = News(Listeners(), Listeners(), Listeners(), Listeners(), Listeners())
@@ -143,8 +148,7 @@ def build_worker(
     )
     prober = _prober(news, known, engines, config)
     ads = AdsServer(lambda type_url: metrics.ads_refused(ADS_TYPES[type_url]))
-    prepare()
-    publications = Publications(owners.fleet.clusters, scheduling.health.state)
+    publications = Publications(owners.fleet.clusters, scheduling.health.state, kinds)
     changes = FleetChanges(
         owners.fleet,
         known.state,
@@ -186,6 +190,7 @@ def build_worker(
     if not site.supervised:
         ports += metrics_ports(config, answering)
     parts = _parts(site, known, way, configuration, sources, prober, server, picking, ports)
+    preparation.prepare(config)
     facts = {"socket": str(socket_path(site.folder, index)), "owner": site.owner, "build": build_kind()}
     return Worker(life, parts, draining.drain, configuration.reload, lambda: admin.port, facts)
 

@@ -4,6 +4,8 @@ Rules:
     1. All decisions are `Following`'s. Here are its eyes (files, the resolver, the clock) and its hands.
     2. Watched are the files that the last reading needed, good or not: a clusters file that is missing is
        taken when it comes.
+    3. What a configuration needs is prepared off the loop before it is applied; a later reading takes its
+       place.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from extproc.discovery.resolution import Resolution
 from extproc.discovery.resolve import ResolveError, addresses_of
 from extproc.errors import ConfigError
 from extproc.observing.metrics.collector import Metrics
+from extproc.server.publishing import Preparation
 
 _log = logging.getLogger("tokenway.configuration")
 
@@ -53,6 +56,7 @@ class Configuration:
         metrics: Count every reload.
         apply: Called with each configuration that is good, its addresses resolved; must not fail half-way.
         settings: What goes before what the file says.
+        preparation: What a configuration needs before it is applied; the first one has it.
 
     Raises:
         ConfigError: The configuration cannot be used.
@@ -64,14 +68,16 @@ class Configuration:
         metrics: Metrics,
         apply: Callable[[Config, Resolution], None],
         settings: Settings = NO_SETTINGS,
+        preparation: Preparation | None = None,
     ) -> None:
         self._path = path
         self._settings = settings
         self._metrics = metrics
         self._apply = apply
+        self._preparation = preparation
         self._following = Following(interval_s=RESOLVE_INTERVAL_S, wait_s=WAIT_S)
         self._looks: dict[Path, Look] = {}
-        self._first = self._read(is_first=True)
+        self._first = self._latest = self._read(is_first=True)
         if isinstance(self._first, Refused):
             raise ConfigError(self._first.path, list(self._first.problems))
         self.current = self._first.config
@@ -100,10 +106,23 @@ class Configuration:
         """Read the files now; look all host names up and apply what differs in the next turn of the loop."""
         if self._applied is None or not self._applied.done():
             return  # the start reads them
-        reading = self._read(is_first=False)
+        self._latest = reading = self._read(is_first=False)
         self._watcher.watch(self._looks)
-        # To read a hundred endpoints takes as long as to apply them: requests go on in between.
-        asyncio.get_running_loop().call_soon(self._follow, reading)
+        preparation = self._preparation
+        if preparation is not None and isinstance(reading, Version) and preparation.is_needed(reading.config):
+            self._keep(asyncio.create_task(self._prepared(preparation, reading), name="preparation"))
+        else:
+            # To read a hundred endpoints takes as long as to apply them: requests go on in between.
+            asyncio.get_running_loop().call_soon(self._follow, reading)
+
+    async def _prepared(self, preparation: Preparation, reading: Version) -> None:
+        await asyncio.to_thread(preparation.prepare, reading.config)
+        if self._latest is reading:
+            self._follow(reading)
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _follow(self, reading: Version | Refused) -> None:
         now_s = time.monotonic()
@@ -148,9 +167,7 @@ class Configuration:
                 case Apply():
                     self._put_in_force(effect)
                 case LookUp():
-                    task = asyncio.create_task(self._look_up(effect), name="look-up")
-                    self._tasks.add(task)
-                    task.add_done_callback(self._tasks.discard)
+                    self._keep(asyncio.create_task(self._look_up(effect), name="look-up"))
                 case Refused():
                     self._metrics.reload_failed(effect.file)
                     for problem in effect.problems:

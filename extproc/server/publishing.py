@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from extproc.config.schema import Config
 from extproc.observing.metrics.collector import Metrics
 from extproc.xds.ads import AdsServer
-from extproc.xds.publications import Publications, Resources
+from extproc.xds.cluster_kinds import ClusterKind, ClusterKinds
+from extproc.xds.publications import Publications, Resources, kinds_of
 from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
 
 ADS_TYPES = {CLUSTER_TYPE: "CDS", ASSIGNMENT_TYPE: "EDS"}
 """Metric labels of the published resource types."""
+
+
+Encode = Callable[[Iterable[ClusterKind]], Mapping[ClusterKind, bytes]]
+"""The bytes of kinds of cluster; blocks for up to a second."""
+
+
+class Preparation:
+    """Learns the bytes of kinds of cluster before a configuration that has them comes into force.
+
+    A cluster that a control plane lists later would stall the requests that run then.
+
+    Args:
+        kinds: What is known.
+        encode: For those that are not.
+    """
+
+    def __init__(self, kinds: ClusterKinds, encode: Encode) -> None:
+        self._kinds = kinds
+        self._encode = encode
+
+    def is_needed(self, config: Config) -> bool:
+        """Whether a configuration has kinds that are not known."""
+        return bool(self._kinds.missing(kinds_of(config)))
+
+    def prepare(self, config: Config) -> None:
+        """Learn all kinds of a configuration; blocks, and may run in a thread of its own."""
+        wanted = kinds_of(config)
+        self._kinds.learn(self._encode(self._kinds.missing(wanted)), wanted)
 
 
 class Publisher:

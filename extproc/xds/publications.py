@@ -17,6 +17,7 @@ from extproc.config.sections.models import RuleSection
 from extproc.health.states import HealthState
 from extproc.values.endpoints import Endpoint
 from extproc.values.requests import ANY_MODEL
+from extproc.xds.cluster_kinds import ClusterKind, ClusterKinds, UpstreamTls
 from extproc.xds.open_models import (
     MODEL_ALIAS_PREFIX,
     OpenModels,
@@ -24,16 +25,22 @@ from extproc.xds.open_models import (
     open_models_and_any,
     subset_pools,
 )
-from extproc.xds.resources import (
-    UpstreamTls,
-    cluster_resources,
-    load_assignments,
-)
+from extproc.xds.resources import cluster_resources, load_assignments
 from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
 from metadata_center.types import EndpointKey
 
 Resources = dict[str, dict[str, bytes | None]]
 """Type URL to (name to serialised message, or None for a resource that is there no more)."""
+
+
+def kinds_of(config: Config) -> frozenset[ClusterKind]:
+    """All kinds of cluster that Envoy may be told of by a configuration."""
+    bounds = None, config.away.max_requests_per_endpoint
+    return frozenset(ClusterKind(tls, bound) for tls in (None, *_tls(config).values()) for bound in bounds)
+
+
+def _tls(config: Config) -> dict[str, UpstreamTls]:
+    return {name: UpstreamTls(**tls.model_dump()) for name, tls in config.engine_tls.items()}
 
 
 class Publications:
@@ -42,15 +49,18 @@ class Publications:
     Args:
         clusters: The fleet, by cluster; a view that follows it.
         state_of: Health of an endpoint; None counts as healthy.
+        kinds: The bytes of kinds of cluster.
     """
 
     def __init__(
         self,
         clusters: Mapping[str, Sequence[Endpoint]],
         state_of: Callable[[EndpointKey], HealthState | None],
+        kinds: ClusterKinds,
     ) -> None:
         self._clusters = clusters
         self._state_of = state_of
+        self._kinds = kinds
         self._config = Config()
         self._models: OpenModels = {}
         self._models_of: dict[str, dict[str, RuleSection]] = {}
@@ -63,7 +73,7 @@ class Publications:
         self._models_of = {}
         for name, rule in self._models.items():
             self._models_of.setdefault(rule.cluster, {})[name] = rule
-        self._tls = {name: UpstreamTls(**tls.model_dump()) for name, tls in config.engine_tls.items()}
+        self._tls = _tls(config)
         return self._everything()
 
     def update(self, changed: Iterable[str], *, came_or_went: bool) -> Resources:
@@ -101,6 +111,7 @@ class Publications:
         return cluster_resources(
             {**dict.fromkeys(closed), **subset_pools(models, here), **here},
             {name: rule.cluster for name, rule in models.items()},
+            self._kinds.encoded,
             tls=self._tls,
             max_open_requests=self._config.away.max_requests_per_endpoint,
         )

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from extproc.config.schema import Config
 from extproc.health.states import HealthState
 from extproc.values.endpoints import Endpoint
+from extproc.xds.cluster_encoding import encode
+from extproc.xds.cluster_kinds import ClusterKinds
 from extproc.xds.publications import Publications, Resources
 from extproc.xds.resources import load_assignments
 from metadata_center.addresses import Address
@@ -57,7 +59,7 @@ def test_changes_one_by_one_are_the_same_as_all_at_once(
     """Clusters come, go and change, one that is named like an alias too; models share them, or a part."""
     config = Config.model_validate({"models": {**MODELS, **(ANY if has_any else {})}})
     fleet: dict[str, Sequence[Endpoint]] = {}
-    publications = Publications(fleet, lambda _: None)
+    publications = Publications(fleet, lambda _: None, ClusterKinds(encode))
     have = applied({}, publications.configure(config))
     for name, members in steps:
         was = name in fleet
@@ -66,7 +68,9 @@ def test_changes_one_by_one_are_the_same_as_all_at_once(
             fleet[name] = [endpoint(name, number) for number in members]
         came_or_went = was != (name in fleet)
         have = applied(have, publications.update([name], came_or_went=came_or_went))
-        assert have == applied({}, Publications(fleet, lambda _: None).configure(config))
+        assert have == applied(
+            {}, Publications(fleet, lambda _: None, ClusterKinds(encode)).configure(config)
+        )
 
 
 @given(

@@ -157,14 +157,14 @@ def test_the_limit_of_an_engine_that_began_anew_is_forgotten() -> None:
             engines.observe_occupancy(key, running, 2 - running + 1, 0.1, started_s)
 
     learn(100.0)
-    assert engines.max_num_seqs([key]) == [2]
+    assert engines.max_num_seqs((key,)) == (2,)
     engines.observe_occupancy(key, 1, 0, 0.1, 100.0)
     engines.observe_occupancy(key, 1, 0, 0.1, None)
-    assert engines.max_num_seqs([key]) == [2]
+    assert engines.max_num_seqs((key,)) == (2,)
     engines.observe_occupancy(key, 1, 0, 0.1, 200.0)
-    assert not any(engines.max_num_seqs([key]))
+    assert not any(engines.max_num_seqs((key,)))
     learn(200.0)
-    assert engines.max_num_seqs([key]) == [2]
+    assert engines.max_num_seqs((key,)) == (2,)
     engines.retain(frozenset())
     assert not engines._started_s
 

@@ -7,16 +7,20 @@ import gc
 import logging
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from extproc.config.loading import NO_SETTINGS, Settings, load_all
 from extproc.listeners import Listeners
 from extproc.observing.request_log import JsonFormatter
-from extproc.server.building import Stalls, build_worker
+from extproc.server.cluster_encoder import ClusterEncoder
 from extproc.server.loop_turns import watched_loop
 from extproc.server.parts import StoppedWhileStarting
 from extproc.server.supervisor import Supervisor
 from extproc.server.trimming import trim
 from extproc.server.worker import Worker
+
+if TYPE_CHECKING:
+    from extproc.server.building import Stalls
 
 GC_THRESHOLDS = (500, 1, 50_000)
 """Of `gc.set_threshold`. A collection looks at all that survived since the one before and at what each of it
@@ -38,28 +42,37 @@ def is_news(record: logging.LogRecord) -> bool:
     return not (record.name == "grpc._cython.cygrpc" and str(record.msg).startswith(undelivered))
 
 
-def serve(path: Path, settings: Settings = NO_SETTINGS) -> int:
+def serve(path: Path, settings: Settings = NO_SETTINGS, encoder: ClusterEncoder | None = None) -> int:
     """Run until SIGTERM or SIGINT; SIGHUP reads the configuration now.
 
     Args:
         path: The configuration.
         settings: What goes before what it says.
+        encoder: Makes what Envoy is told of clusters; None for one that starts now.
 
     Raises:
         ConfigError: The configuration, or the run directory, cannot be used.
         OSError: A socket cannot be opened.
     """
+    encoder = encoder or ClusterEncoder()
     config, _ = load_all(path, settings)
     if config.server.workers > 1:
+        encoder.close()
         return _run(Supervisor(path, settings))
+    from extproc.server.building import build_worker  # 10 MiB that a supervisor does without
+
     stalls: Stalls = Listeners()
-    return _run(build_worker(path, stalls=stalls, settings=settings), stalls)
+    return _run(build_worker(path, stalls=stalls, settings=settings, encode=encoder.encode), stalls)
 
 
-def serve_worker(path: Path, index: int, settings: Settings) -> int:
+def serve_worker(path: Path, index: int, settings: Settings, encoder: ClusterEncoder) -> int:
     """Run one of several workers; raises as `serve`."""
+    from extproc.server.building import build_worker  # as above
+
     stalls: Stalls = Listeners()
-    worker = build_worker(path, index=index, supervised=True, stalls=stalls, settings=settings)
+    worker = build_worker(
+        path, index=index, supervised=True, stalls=stalls, settings=settings, encode=encoder.encode
+    )
     return _run(worker, stalls)
 
 
