@@ -17,8 +17,8 @@ from typing import Final
 
 from metadata_center.types import EndpointKey, Waiter
 
-LINE_S: Final = 0.1
-"""Five rounds of those that wait: in each of them, while any waits, its process says so again."""
+LINE_S: Final = 0.25
+"""A dozen rounds: while any waits its process says so in each of them, but for delays on a busy host."""
 
 MAX_LINES: Final = 256
 """Other processes that are listened to: 64 gateways of 4 workers."""
