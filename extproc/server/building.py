@@ -51,6 +51,7 @@ from extproc.server.fleet_changes import FleetChanges
 from extproc.server.forwarded_headers import ForwardedHeaders
 from extproc.server.health_report import HealthReport
 from extproc.server.housekeeping import Housekeeping
+from extproc.server.introducing import Introductions
 from extproc.server.knowledge import Knowledge, News, Site, knowledge
 from extproc.server.live_sources import LiveSources, live_sources_of
 from extproc.server.metrics_ports import metrics_ports
@@ -136,7 +137,7 @@ def build_worker(
         stalls.add(metrics.stalled)
     kinds = ClusterKinds(encode_here)
     preparation = Preparation(kinds, encode)
-    configuration = Configuration(path, metrics, owners.apply, settings, preparation)
+    configuration = Configuration(path, metrics, owners.apply, settings, preparation, owners.introduce)
     config = configuration.current
     site = _site(path, index, supervised, config, registry, metrics, owners)
     news = News(Listeners(), Listeners(), Listeners(), Listeners(), Listeners())
@@ -147,14 +148,20 @@ def build_worker(
         scheduling.engines, known.history, scheduling.predictor, known.kv_event_follower, config
     )
     prober = _prober(news, known, engines, config)
-    ads = AdsServer(lambda type_url: metrics.ads_refused(ADS_TYPES[type_url]))
+    heard: Listeners[[]] = Listeners()
+    ads = AdsServer(lambda type_url: metrics.ads_refused(ADS_TYPES[type_url]), heard.notify)
     publications = Publications(owners.fleet.clusters, scheduling.health.state, kinds)
+    publisher = Publisher(ads, publications, metrics)
+    introductions = Introductions(ads, publisher, known.bus, configuration.introduced, configuration.spurned)
+    heard.add(introductions.look_soon)
+    owners.coming.add(introductions.begin)
+    owners.read.add(introductions.applied)
     changes = FleetChanges(
         owners.fleet,
         known.state,
         prober,
         known.kv_event_follower,
-        Publisher(ads, publications, metrics),
+        publisher,
         metrics,
         time.monotonic,
     )
@@ -189,7 +196,11 @@ def build_worker(
     ports = [Part("admin", admin.start, admin.stop)]
     if not site.supervised:
         ports += metrics_ports(config, answering)
-    parts = _parts(site, known, way, configuration, sources, prober, server, picking, ports)
+    publishing = [
+        Part("publisher", stop=publisher.stop),
+        Part("introductions", stop=introductions.stop),
+    ]
+    parts = _parts(site, known, way, configuration, sources, prober, server, picking, publishing, ports)
     preparation.prepare(config)
     facts = {"socket": str(socket_path(site.folder, index)), "owner": site.owner, "build": build_kind()}
     return Worker(life, parts, draining.drain, configuration.reload, lambda: admin.port, facts)
@@ -381,7 +392,8 @@ def _follow_configuration(
     site.owners.read.add(lambda config: prober.configure(config.health.settings()))
     site.owners.changes.add(changes.apply)
     site.owners.policies.add(requests.follow_policies)
-    site.owners.settled.add(changes.find_missing)
+    site.owners.leaving.add(way.waiting.place)
+    site.owners.settled.add(changes.publish, changes.find_missing)
 
 
 def _parts(
@@ -393,6 +405,7 @@ def _parts(
     prober: Prober,
     server: RpcServer,
     picking: Picking | None,
+    publishing: list[Part],
     ports: list[Part],
 ) -> Parts:
     """What starts in this order and stops in the reverse one; no request comes before the configuration."""
@@ -406,6 +419,7 @@ def _parts(
         Part("readers", stop=way.readers.close),
         Part("prober", prober.start, prober.stop),
         Part("KV events", known.kv_event_follower.start, known.kv_event_follower.stop),
+        *publishing,
         Part("configuration", configuration.start, configuration.stop),
         Part("discovery", sources.start, sources.stop),
     ]

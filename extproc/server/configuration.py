@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from extproc.discovery.following import (
     Apply,
     Effect,
     Following,
+    Introduce,
     LookUp,
     NameAnswers,
     NameFailed,
@@ -43,6 +45,9 @@ RESOLVE_INTERVAL_S = 5.0
 WAIT_S = 1.2
 """A change waits this long for names that are new; with two looks at the files it is in force within 2 s."""
 
+INTRODUCE_S = 3.0
+"""A change waits this long for Envoys to have its new clusters; that takes some 10 ms where they answer."""
+
 LOOK_UP_S = 30.0
 """Bound on a look-up: glibc asks three name servers twice, 5 s each (resolv.conf(5)). Nothing waits for it:
 an answer that comes late is taken when it comes."""
@@ -57,6 +62,8 @@ class Configuration:
         apply: Called with each configuration that is good, its addresses resolved; must not fail half-way.
         settings: What goes before what the file says.
         preparation: What a configuration needs before it is applied; the first one has it.
+        introduce: Called before with all but the first, and its number. If it answers True it is to call
+            `introduced` or `spurned` later; else there is nothing to wait for.
 
     Raises:
         ConfigError: The configuration cannot be used.
@@ -69,13 +76,15 @@ class Configuration:
         apply: Callable[[Config, Resolution], None],
         settings: Settings = NO_SETTINGS,
         preparation: Preparation | None = None,
+        introduce: Callable[[int, Config, Resolution], bool] | None = None,
     ) -> None:
         self._path = path
+        self._introduce = introduce
         self._settings = settings
         self._metrics = metrics
         self._apply = apply
         self._preparation = preparation
-        self._following = Following(interval_s=RESOLVE_INTERVAL_S, wait_s=WAIT_S)
+        self._following = Following(interval_s=RESOLVE_INTERVAL_S, wait_s=WAIT_S, introduce_s=INTRODUCE_S)
         self._looks: dict[Path, Look] = {}
         self._first = self._latest = self._read(is_first=True)
         if isinstance(self._first, Refused):
@@ -128,6 +137,14 @@ class Configuration:
         now_s = time.monotonic()
         self._carry_out([*self._following.read(reading, now_s), *self._following.ask_again(now_s)])
 
+    def introduced(self, generation: int) -> None:
+        """Envoy has what this configuration brings."""
+        self._carry_out(self._following.introduced(generation))
+
+    def spurned(self, generation: int, problems: Sequence[str]) -> None:
+        """Envoy refuses what it brings: it does not come into force."""
+        self._carry_out(self._following.spurned(generation, problems))
+
     def files(self) -> dict[str, bool]:
         """Each file that the last reading needed, without directory: is it good?"""
         return self._following.files()
@@ -162,8 +179,14 @@ class Configuration:
         return Version(config, clusters, _names(looks))
 
     def _carry_out(self, effects: Sequence[Effect]) -> None:
-        for effect in effects:
+        due = deque(effects)
+        while due:
+            effect = due.popleft()
             match effect:
+                case Introduce():
+                    brought = effect.generation, effect.version.config, effect.resolution
+                    if self._introduce is None or not self._introduce(*brought):
+                        due += self._following.introduced(effect.generation)
                 case Apply():
                     self._put_in_force(effect)
                 case LookUp():

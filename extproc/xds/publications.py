@@ -6,6 +6,7 @@ Rules:
        that have a part of one; the clusters themselves only if one comes or goes.
     3. A model whose cluster no source has yet has no alias: Envoy would wait for its assignment. Where Envoy
        may serve `*`, it has one without endpoints, as have the names that Envoy may not serve.
+    4. Clusters of a configuration that is to come are introduced beside all others, and no model by them.
 """
 
 from __future__ import annotations
@@ -66,6 +67,25 @@ class Publications:
         self._models_of: dict[str, dict[str, RuleSection]] = {}
         self._tls: Mapping[str, UpstreamTls] = {}
         self._published: dict[str, set[str]] = {CLUSTER_TYPE: set(), ASSIGNMENT_TYPE: set()}
+        self._introduced: set[str] = set()
+
+    def introduce(self, config: Config, clusters: Mapping[str, Sequence[Endpoint]]) -> Resources:
+        """Clusters before the configuration that brings them; in place of those introduced before.
+
+        Args:
+            config: Says how their engines are reached.
+            clusters: Those that are published already are left as they are.
+        """
+        former = self._introduced & self._published[CLUSTER_TYPE] - self._clusters.keys()
+        new = {
+            name: endpoints
+            for name, endpoints in clusters.items()
+            if name in former or name not in self._published[CLUSTER_TYPE]
+        }
+        self._introduced = set(new)
+        bodies = cluster_resources(new, {}, self._kinds.encoded, tls=_tls(config))
+        concerned = {CLUSTER_TYPE: former, ASSIGNMENT_TYPE: former}
+        return self._differing(bodies, load_assignments(new, self._state_of), concerned)
 
     def configure(self, config: Config) -> Resources:
         """Another configuration: everything, as it is now."""
@@ -135,7 +155,7 @@ class Publications:
         found: Resources = {}
         for type_url, bodies in ((CLUSTER_TYPE, clusters), (ASSIGNMENT_TYPE, assignments)):
             published = self._published[type_url]
-            gone = (concerned[type_url] & published) - bodies.keys()
+            gone = (concerned[type_url] & published) - bodies.keys() - self._introduced
             published.difference_update(gone)
             published.update(bodies)
             found[type_url] = {**dict.fromkeys(gone), **bodies}

@@ -109,6 +109,7 @@ def followers(fleet: Fleet, noting: Noting) -> tuple[RoutingState, FleetChanges]
         lambda: 1.0,
     )
     changes.configure(Config())
+    changes.publish()
     return state, changes
 
 
