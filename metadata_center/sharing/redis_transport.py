@@ -182,8 +182,10 @@ class RedisTransport:
 
     async def _update(self, update: Update, reservations: bytes) -> Any:
         try:
-            payload = encode(update) if update.blocks else b""
-            head = encode(structs.replace(update, blocks=()) if update.blocks else update)
+            if update.blocks or update.line:
+                payload, head = encode(update), encode(structs.replace(update, blocks=(), line=None))
+            else:
+                payload, head = b"", encode(update)
         except MessageError as exc:
             raise TransportError(str(exc)) from exc
         keys = [self._members, self._share + update.member]
