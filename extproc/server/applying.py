@@ -73,13 +73,15 @@ class Owners:
         """Have these follow, after those that were added before."""
         self._owners.extend(owners)
 
-    def introduce(self, generation: int, config: Config, resolution: Resolution) -> None:
-        """Make known what a configuration will bring, which is not in force."""
+    def introduce(self, generation: int, config: Config, resolution: Resolution) -> bool:
+        """Make known what a configuration will bring, not in force yet; False if it leads to nothing new."""
         here, before = self.fleet.clusters, self._read
         led_to = frozenset[str]() if before is None else before.clusters_named() & here.keys()
         listed = here.keys() | resolution.clusters.keys()
         clusters = self.fleet.foreseen(FILES, resolution.clusters)
-        self.coming.notify(Coming(generation, config, clusters, (config.clusters_named() & listed) - led_to))
+        needed = (config.clusters_named() & listed) - led_to
+        self.coming.notify(Coming(generation, config, clusters, needed))
+        return bool(needed)
 
     def apply(self, config: Config, resolution: Resolution) -> None:
         """Make a configuration the one in force, with what its files list."""

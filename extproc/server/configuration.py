@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -61,8 +62,8 @@ class Configuration:
         apply: Called with each configuration that is good, its addresses resolved; must not fail half-way.
         settings: What goes before what the file says.
         preparation: What a configuration needs before it is applied; the first one has it.
-        introduce: Called before with all but the first, and its number; is to call `introduced` or `spurned`
-            later. None introduces nothing.
+        introduce: Called before with all but the first, and its number. If it answers True it is to call
+            `introduced` or `spurned` later; else there is nothing to wait for.
 
     Raises:
         ConfigError: The configuration cannot be used.
@@ -75,7 +76,7 @@ class Configuration:
         apply: Callable[[Config, Resolution], None],
         settings: Settings = NO_SETTINGS,
         preparation: Preparation | None = None,
-        introduce: Callable[[int, Config, Resolution], None] | None = None,
+        introduce: Callable[[int, Config, Resolution], bool] | None = None,
     ) -> None:
         self._path = path
         self._introduce = introduce
@@ -178,13 +179,14 @@ class Configuration:
         return Version(config, clusters, _names(looks))
 
     def _carry_out(self, effects: Sequence[Effect]) -> None:
-        for effect in effects:
+        due = deque(effects)
+        while due:
+            effect = due.popleft()
             match effect:
                 case Introduce():
-                    if self._introduce is None:
-                        asyncio.get_running_loop().call_soon(self.introduced, effect.generation)
-                    else:
-                        self._introduce(effect.generation, effect.version.config, effect.resolution)
+                    brought = effect.generation, effect.version.config, effect.resolution
+                    if self._introduce is None or not self._introduce(*brought):
+                        due += self._following.introduced(effect.generation)
                 case Apply():
                     self._put_in_force(effect)
                 case LookUp():

@@ -19,7 +19,8 @@ from extproc.xds.cluster_kinds import ClusterKind
 
 def main() -> None:
     """Answer standard input."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's, meant for the gateway
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # meant for the gateway, which ends us with it
     encode(ClusterKind())  # the library's classes get ready while the gateway reads its configuration
     question = sys.stdin.buffer.read()
     if question:

@@ -90,11 +90,12 @@ class Introductions:
             bus.answers.add(self._answered)
 
     def begin(self, coming: Coming) -> None:
-        """Introduce this in place of what was introduced before."""
-        self._coming, self._refused, self._former = coming, {}, {}
+        """Introduce this in place of what was introduced before; wait only if any cluster is needed."""
+        self._coming = coming if coming.needed else None
+        self._refused, self._former = {}, {}
         self._publisher.introduce(coming.config, coming.clusters)
         self._unanswered = set()
-        if coming.needed and self._bus is not None:
+        if self._coming is not None and self._bus is not None:
             self._unanswered |= self._bus.ask(coming.generation, sorted(coming.needed))
         self.look_soon()
 

@@ -154,7 +154,8 @@ class Worker:
         """A configuration with a cluster of that name, and a rule that leads to it."""
         self._generation += 1
         self.asked[self._generation] = configured(cluster, *others, **settings)
-        self.owners.introduce(self._generation, *self.asked[self._generation])
+        if not self.owners.introduce(self._generation, *self.asked[self._generation]):
+            self._introduced(self._generation)
 
     def time_is_over(self) -> None:
         """What `Following` does after `introduce_s`."""

@@ -62,8 +62,9 @@ def _options(words: list[str]) -> argparse.Namespace:
 
 def _run(options: argparse.Namespace) -> int:
     if options.command in ("serve", "worker", "metadata-center"):
-        # SIGHUP means "reload" to these, but kills a process without a handler; imports alone take a second.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        # SIGHUP means "reload" to these, and the others nothing, but they kill a process without a handler;
+        # imports alone take a second.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
     match options.command:
         case "serve":
             return _serve(options)

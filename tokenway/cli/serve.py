@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import signal
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ from extproc.server.worker import Worker
 
 if TYPE_CHECKING:
     from extproc.server.building import Stalls
+
+_log = logging.getLogger("tokenway")
 
 GC_THRESHOLDS = (500, 1, 50_000)
 """Of `gc.set_threshold`. A collection looks at all that survived since the one before and at what each of it
@@ -95,7 +98,11 @@ async def _until_signalled(server: Worker | Supervisor) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     loop.add_signal_handler(signal.SIGHUP, server.reload)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+    for number in (signal.SIGUSR1, signal.SIGUSR2):  # a process without a handler ends by them without a word
+        loop.add_signal_handler(
+            number, partial(_log.warning, "signal ignored", extra={"signal": number.name})
+        )
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
     starting = asyncio.create_task(server.start())
     stop = asyncio.create_task(stopping.wait())
     await asyncio.wait([starting, stop], return_when=asyncio.FIRST_COMPLETED)
