@@ -39,7 +39,7 @@ MAX_MESSAGE_BYTES = 64 << 20
 ACCESS_LOG = "envoy.service.accesslog.v3.AccessLogService", "StreamAccessLogs"
 STREAMED = b'"stream":true'
 _TAIL_BYTES = 256
-"""Where `benchmarks.traffic` says it; all of a large message, which is a view, would be searched item by item."""
+"""Where `benchmarks.traffic` says it. A large message is a view, and a view is searched item by item."""
 
 
 @dataclass(frozen=True, slots=True)

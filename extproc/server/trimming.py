@@ -1,8 +1,8 @@
 """Gives memory back that large bodies took and left free: the C library keeps it, in case it is needed again.
 
 Rules:
-    1. Not while bodies come: what is given back between two of them is fetched again for the next one, page by
-       page, each cleared by the kernel. By itself the C library would (`keep_freed`).
+    1. Not while bodies come: what is given back between two of them is fetched again for the next one, page
+       by page, each cleared by the kernel. By itself the C library would (`keep_freed`).
     2. Only memory that grew by `_GROWN_BYTES` since the last time is looked at, and at a quiet moment: when
        it grew no more for a second.
     3. It takes 0.2 ms where there is nothing to give back, and 0.8 for 16 MiB; so every `_PAUSE_S` at most.

@@ -73,7 +73,7 @@ def test_what_bodies_left_free_is_kept_for_the_next() -> None:
 
     def faults(first: str) -> int:
         command = (sys.executable, "-c", FAULTS.format(first=first))
-        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)  # noqa: S603
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
     assert faults("") > 1_000
     assert faults(KEEPING) < 100

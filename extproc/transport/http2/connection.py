@@ -85,7 +85,7 @@ class Connection:
         self._openings = OpeningReader()
         self._window = ConnectionWindow()
         self._rest = b""
-        self._place: memoryview | None = None  # of what comes next: the rest of a frame within a large message
+        self._place: memoryview | None = None  # for what comes next, the rest of a frame of a large message
         self._block: _Block | None = None
         self._has_preface = self._has_settings = False
         self._awaits_ack = True

@@ -82,9 +82,9 @@ class MessageReader:
         return self._large is not None
 
     def place(self, num_bytes: int) -> memoryview | None:
-        """Memory for so many bytes more, which counts as written; None if not all of them lie within a large message.
+        """Memory for so many bytes more, which count as written; None if they are not within a large message.
 
-        They are within it if they do not end it.
+        That is, if there is none, or if they end it.
         """
         large = self._large
         if large is None:

@@ -49,7 +49,7 @@ class Stream(Outgoing):
         self.deadline_s: float | None = None
 
     def place(self, num_bytes: int) -> memoryview | None:
-        """Memory for a DATA frame that lies within a large message; None if it does not, or is not to be taken."""
+        """Memory for a DATA frame within a large message; None if it is not, or is not to be taken."""
         if self.reader is None or self.is_over or num_bytes > self.receive_window:
             return None
         place = self.reader.place(num_bytes)
