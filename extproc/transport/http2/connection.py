@@ -197,7 +197,7 @@ class Connection:
             at = HEAD_BYTES - len(self._rest)
             if not 0 < at <= end:
                 return 0
-            place = self._place_of(*HEAD.unpack(self._rest + received[:at]))
+            place = self._place_of(*HEAD.unpack(self._rest + bytes(received[:at])))
             if place is None:
                 return 0
             self._rest, taken = b"", len(place)
