@@ -233,9 +233,11 @@ class Connection:
         return stream.place(size) if 0 < size <= LEAST_MAX_FRAME else None
 
     def _receive(self, received: bytes | memoryview, now_s: float) -> None:
-        if self._place is not None or self._calls.large:
-            received = received[self._fill(memoryview(received)) :]
-        data = self._rest + received if self._rest else bytes(received)
+        at = 0 if self._place is None and not self._calls.large else self._fill(memoryview(received))
+        # Made bytes before anything else: mypyc takes a part of a view for bytes.
+        data = bytes(received[at:]) if at else bytes(received)
+        if self._rest:
+            data = self._rest + data
         at, end = 0, len(data)
         if not self._has_preface:
             if not PREFACE.startswith(data[: len(PREFACE)]):
