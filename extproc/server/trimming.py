@@ -1,11 +1,9 @@
 """Gives memory back that large bodies took and left free: the C library keeps it, in case it is needed again.
 
 Rules:
-    1. Not while bodies come: what is given back between two of them is fetched again for the next one, page
-       by page, each cleared by the kernel. By itself the C library would (`keep_freed`).
-    2. Only memory that grew by `_GROWN_BYTES` since the last time is looked at, and at a quiet moment: when
+    1. Only memory that grew by `_GROWN_BYTES` since the last time is looked at, and at a quiet moment: when
        it grew no more for a second.
-    3. It takes 0.2 ms where there is nothing to give back, and 0.8 for 16 MiB; so every `_PAUSE_S` at most.
+    2. It takes 0.2 ms where there is nothing to give back, and 0.8 for 16 MiB; so every `_PAUSE_S` at most.
 """
 
 from __future__ import annotations
@@ -21,9 +19,6 @@ _STILL_BYTES: Final = 1024 * 1024
 """What it may grow by in a quiet second."""
 
 _PAUSE_S: Final = 10.0
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # glibc's `malloc.h`
-_KEPT_BYTES: Final = 64 * 1024 * 1024
-_MAPPED_BYTES: Final = 32 * 1024 * 1024
 _STATM: Final = Path("/proc/self/statm")
 
 
@@ -32,18 +27,6 @@ def trim() -> None:
     call = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if call is not None:
         call(0)
-
-
-def keep_freed() -> None:
-    """Have the C library keep up to `_KEPT_BYTES` at the end of its heap that are free.
-
-    By itself it keeps twice what the largest block took that was freed, and the bodies that are read at once
-    take more: to decode one takes a block of twelve times its length. glibc alone has the call.
-    """
-    call = getattr(ctypes.CDLL(None), "mallopt", None)
-    if call is not None:
-        call(_MMAP_THRESHOLD, _MAPPED_BYTES)  # as it becomes by itself; it would stay small otherwise
-        call(_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def resident_bytes() -> int:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 from extproc.server.trimming import Trimmer, resident_bytes
 
 MIB = 1024 * 1024
@@ -52,28 +49,3 @@ def test_where_the_system_does_not_say_nothing_is_done() -> None:
     trimmer = Trimmer(lambda: 0, memory.give_back)
     assert memory.trims_while(trimmer, [100] * 30, 0.0) == 0
     assert resident_bytes() > MIB
-
-
-FAULTS = """
-import resource
-{first}
-def faults():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(3):
-    before = faults()
-    blocks = [bytearray(3_000_000) for _ in range(8)]
-    del blocks
-print(faults() - before)
-"""
-KEEPING = "from extproc.server.trimming import keep_freed; keep_freed()"
-
-
-def test_what_bodies_left_free_is_kept_for_the_next() -> None:
-    """24 MB in blocks of 3 MB, again and again: 5,859 pages of them."""
-
-    def faults(first: str) -> int:
-        command = (sys.executable, "-c", FAULTS.format(first=first))
-        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-    assert faults("") > 1_000
-    assert faults(KEEPING) < 100

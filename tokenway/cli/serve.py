@@ -15,7 +15,7 @@ from extproc.server.building import Stalls, build_worker
 from extproc.server.loop_turns import watched_loop
 from extproc.server.parts import StoppedWhileStarting
 from extproc.server.supervisor import Supervisor
-from extproc.server.trimming import keep_freed, trim
+from extproc.server.trimming import trim
 from extproc.server.worker import Worker
 
 GC_THRESHOLDS = (500, 1, 50_000)
@@ -97,6 +97,5 @@ async def _until_signalled(server: Worker | Supervisor) -> None:
     gc.set_threshold(*GC_THRESHOLDS)
     gc.enable()
     trim()  # of what starting took and left free: 3 MiB
-    keep_freed()
     await stop
     await server.stop()
