@@ -29,7 +29,7 @@ from extproc.routing.caches import Caches
 from extproc.routing.homes import Homes
 from extproc.routing.router import Router
 from extproc.routing.settings import RouterSettings
-from extproc.routing.state import Outside, make_routing_state
+from extproc.routing.state import Outside, RoutingState, make_routing_state
 from extproc.routing.table import RoutingTable
 from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.deciding import Now
@@ -41,17 +41,8 @@ from metadata_center.load.table import LoadTable
 from metadata_center.types import RequestId
 
 
-def decisions(
-    endpoints: int, algorithm: Algorithm, *, prompt_bytes: int = 4096, repeats: int = 2000
-) -> float:
-    """Median microseconds of one decision.
-
-    Args:
-        endpoints: Candidates, all healthy, in one cluster.
-        algorithm: Which policy.
-        prompt_bytes: Length of the prompt, to within one repetition of its words.
-        repeats: Decisions timed; a quarter of them stay in flight.
-    """
+def routed(endpoints: int, algorithm: Algorithm, *, are_engines_known: bool) -> tuple[RoutingState, Router]:
+    """A router over so many healthy endpoints of one cluster, and what it reads and writes."""
     fleet = Fleet()
     places = [Address(f"10.0.{i // 250}.{i % 250}", 8000) for i in range(endpoints)]
     fleet.replace("bench", {"c": [Listed(str(place), place) for place in places]})
@@ -76,6 +67,31 @@ def decisions(
     router = Router(scheduling, table, RouterSettings(), random.Random(1), time.monotonic, time.time)
     for key in fleet.keys:  # known from the start, as after a minute of traffic
         history.record(key, [1])
+        if are_engines_known:
+            scheduling.engines.observe_kv_tokens(key, 500_000)
+            scheduling.engines.configure(key, "alike", 256)
+    return state, router
+
+
+def decisions(
+    endpoints: int,
+    algorithm: Algorithm,
+    *,
+    prompt_bytes: int = 4096,
+    repeats: int = 2000,
+    are_engines_known: bool = False,
+) -> float:
+    """Median microseconds of one decision.
+
+    Args:
+        endpoints: Candidates, all healthy, in one cluster.
+        algorithm: Which policy.
+        prompt_bytes: Length of the prompt, to within one repetition of its words.
+        repeats: Decisions timed; a quarter of them stay in flight.
+        are_engines_known: Each engine's KV cache and most sequences are known.
+    """
+    state, router = routed(endpoints, algorithm, are_engines_known=are_engines_known)
+    scheduling = state.scheduling
     dialect = BootstrapDialect("0.bench")
     took: list[float] = []
     for i in range(repeats):
@@ -107,6 +123,9 @@ def main() -> None:
     for algorithm in (Algorithm.INFERENCE_LB, Algorithm.LEAST_COMPLETION):
         for endpoints in (3, 10, 100, 1000):
             figures[f"{algorithm}_us_{endpoints}"] = round(decisions(endpoints, algorithm), 1)
+    for endpoints in (3, 1000):
+        took = decisions(endpoints, Algorithm.LEAST_COMPLETION, are_engines_known=True)
+        figures[f"engines_known_us_{endpoints}"] = round(took, 1)
     print(json.dumps(figures))
 
 

@@ -49,6 +49,10 @@ class LoadStore(Protocol):
         """Load over all workers and gateways that share it; an endpoint that was not charged counts zero."""
         ...
 
+    def decoding(self, key: EndpointKey) -> int:
+        """Requests of one endpoint that are known to be prefilled, of all that share it; 0 if unknown."""
+        ...
+
     def get(self, request_id: RequestId, leg: int = 0) -> Charge | None:
         """The present charge of a leg in flight, else None."""
         ...

@@ -86,6 +86,8 @@ CORE = (
     "extproc/discovery/kubernetes/*.py",
     "extproc/discovery/resolution.py",
     "extproc/xds/resources.py",
+    "extproc/xds/cluster_encoding.py",
+    "extproc/xds/cluster_kinds.py",
     "extproc/xds/open_models.py",
     "extproc/xds/delta.py",
     "extproc/istio_gateway/*.py",
@@ -180,7 +182,7 @@ EXCEPTIONS: Mapping[str, Mapping[str, str]] = {
     "extproc/accesslog/entries.py": {"envoy": _MESSAGES},
     "extproc/discovery/istio/wire.py": {"envoy": _MESSAGES, "google": _MESSAGES},
     "extproc/xds/delta.py": {"envoy": _MESSAGES},
-    "extproc/xds/resources.py": {"envoy_data_plane": _MESSAGES},
+    "extproc/xds/cluster_encoding.py": {"envoy_data_plane": _MESSAGES},
 }
 """Core module -> forbidden import -> why it may all the same, and may reach it."""
 
@@ -246,7 +248,7 @@ WIRE_ONLY = {
             "extproc/discovery/istio/wire.py",
         ),
     ),
-    "envoy_data_plane": ("extproc/xds/resources.py",),
+    "envoy_data_plane": ("extproc/xds/cluster_encoding.py",),
     "grpc": ("extproc/transport/", "extproc/server/"),
 }
 """Protobuf package, or gRPC's own -> where alone it may be imported."""

@@ -177,6 +177,9 @@ LATE: Final = (
 )
 """Rivals that let requests wait at the gateway, as the product's own late binding does."""
 
+LATE_GROUPS: Final = ("late", "late-knee")
+"""Groups of their cells: past the knee (and all speeds of one workload), and at it."""
+
 LATE_AT_ALL_SPEEDS: Final = "hot-spot"
 """The workload whose runs are among the shortest, and whose prompts have most in common."""
 
@@ -386,17 +389,20 @@ def _with_limit_said() -> list[Cell]:
 
 
 def _late(first: Sequence[Workload], later: Sequence[Workload]) -> Iterator[Cell]:
-    """The rivals that came last: on one workload at all speeds, on the others past the knee.
+    """The rivals that came last: on one workload at all speeds, on the others past the knee, then at it.
 
     Below it nothing waits, and one that would wait is the rule that it places by.
     """
     policies = (*LATE, *AFFINITY)
     for at in range(3):
         for workload in (*first[1:], *later, first[0]):
-            speeds = workload.speeds if workload.name == LATE_AT_ALL_SPEEDS else workload.speeds[-1:]
             for seed in workload.seeds[at : at + 1]:
                 cell = _main(workload, "late", CellKind.RIVALS, seed, policies)
-                yield replace(cell, speeds=speeds)
+                if workload.name == LATE_AT_ALL_SPEEDS:
+                    yield cell
+                    continue
+                yield replace(cell, speeds=workload.speeds[-1:])
+                yield replace(cell, group="late-knee", speeds=workload.speeds[1:2])
 
 
 def _extra(workload: Workload) -> Iterator[Cell]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import geometric_mean
 from typing import Any, Final
 
-from benchmarks.policies.cells import WORKLOADS, Cell, CellKind
+from benchmarks.policies.cells import WORKLOADS, Cell, CellKind, Workload
 
 Figures = Mapping[str, float | None]
 
@@ -186,6 +186,21 @@ def _short(value: float | None) -> float | int | None:
         return None
     short = float(f"{value:.{_DIGITS}g}")
     return int(short) if short.is_integer() else short
+
+
+def of_workload(rows: Sequence[Row], workload: Workload) -> list[Row]:
+    """The runs of one workload."""
+    return [row for row in rows if row.cell.workload == workload.name]
+
+
+def rival_names(rows: Sequence[Row]) -> set[str]:
+    """Rivals among the policies that ran."""
+    return {row.policy for row in rows if row.cell.kind is CellKind.RIVALS}
+
+
+def shown(value: float | None, column: Column) -> str:
+    """A figure of a column as tables have it."""
+    return "–" if value is None else f"{value * column.scale:.3g}"
 
 
 def is_compared(cell: Cell) -> bool:

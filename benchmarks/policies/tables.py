@@ -8,7 +8,6 @@ from typing import Final
 
 from benchmarks.policies.cells import (
     EXTRA,
-    LATE,
     ORACLE,
     OWN,
     SAID,
@@ -18,7 +17,6 @@ from benchmarks.policies.cells import (
     Cell,
     CellKind,
     Workload,
-    cells,
 )
 from benchmarks.policies.chance import gateways, holding
 from benchmarks.policies.figures import (
@@ -26,17 +24,20 @@ from benchmarks.policies.figures import (
     JUDGED,
     P90,
     P99,
-    TPOT,
     Column,
     Figures,
     Row,
     best,
     is_compared,
     means,
+    of_workload,
+    rival_names,
     rivals_at,
     shared_seeds,
+    shown,
     table,
 )
+from benchmarks.policies.waiting import late_binding
 from tokenway.simulator.engine.profile import PROFILES
 
 POSITIONS: Final = ("below the knee", "at the knee", "past the knee")
@@ -55,8 +56,6 @@ _EVERYBODY: Final = (
 )
 
 _OBTAINED: Final = Column("hit_ratio", "obtained", more_is_better=True)
-
-_LATE_OWN: Final = "late_completion"
 
 _PROFILE: Final = "llama8b-h100"
 
@@ -78,7 +77,8 @@ def document(rows: Sequence[Row], lines: Sequence[Cell], stale: Collection[str] 
         parts += by_column(compared, column)
     parts += limit_said(compared)
     parts += [*holding(rows), *gateways(rows)]
-    parts += late_binding(compared)
+    extra = {workload.name for workload in EXTRA}
+    parts += late_binding([*compared, *(row for row in rows if row.cell.workload in extra)])
     parts += reuse(rows)
     for workload in WORKLOADS:
         parts += everybody(compared, workload)
@@ -103,18 +103,6 @@ def age(lines: Sequence[Cell], stale: Collection[str]) -> list[str]:
     ]
 
 
-def _value(value: float | None, column: Column) -> str:
-    return "–" if value is None else f"{value * column.scale:.3g}"
-
-
-def _of(rows: Sequence[Row], workload: Workload) -> list[Row]:
-    return [row for row in rows if row.cell.workload == workload.name]
-
-
-def _rivals(rows: Sequence[Row]) -> set[str]:
-    return {row.policy for row in rows if row.cell.kind is CellKind.RIVALS}
-
-
 def _seeds(rows: Sequence[Row]) -> frozenset[int]:
     """Seeds of the strong rivals and, as far as they ran at all, of the product's own rules."""
     ran = {row.policy for row in rows}
@@ -127,7 +115,7 @@ def ratios(
     """Own figure over that of the column's best rival, by (policy, field, speed), of means over `seeds`."""
     chosen = frozenset(seeds)
     found = means(rows, chosen)
-    rivals = _rivals(rows)
+    rivals = rival_names(rows)
     result: dict[tuple[str, str, float], float] = {}
     for speed in workload.speeds:
         against = rivals_at(found, speed, rivals)
@@ -148,7 +136,7 @@ def worst(rows: Sequence[Row]) -> list[str]:
     of_means: dict[tuple[str, str, int], dict[str, float]] = {}
     of_seeds: dict[tuple[str, str, int], list[float]] = {}
     for workload in WORKLOADS:
-        own = _of(rows, workload)
+        own = of_workload(rows, workload)
         seeds = _seeds(own)
         for (policy, field, speed), ratio in ratios(own, workload, seeds).items():
             at = workload.speeds.index(speed)
@@ -190,7 +178,7 @@ def limit_said(rows: Sequence[Row]) -> list[str]:
     """What it is worth to say `max_num_seqs`: ratios to the best rival, learned and said."""
     lines = []
     for workload in WORKLOADS:
-        own = _of(rows, workload)
+        own = of_workload(rows, workload)
         if not any(row.policy in SAID for row in own):
             continue
         ran = {row.policy for row in own}
@@ -220,21 +208,21 @@ def by_column(rows: Sequence[Row], column: Column) -> list[str]:
     """The best rival of one column at every speed, with the product's own rules and the oracle beside it."""
     lines = []
     for workload in WORKLOADS:
-        own = _of(rows, workload)
+        own = of_workload(rows, workload)
         seeds = _seeds(own)
         if not seeds:
             continue
         found = means(own, seeds)
-        rivals = _rivals(own)
+        rivals = rival_names(own)
         for speed in workload.speeds:
             top = best(rivals_at(found, speed, rivals), column)
             if top is None:
                 continue
-            line = [workload.title, f"×{speed:g}", _value(top[1], column), f"`{top[0]}`"]
+            line = [workload.title, f"×{speed:g}", shown(top[1], column), f"`{top[0]}`"]
             for policy in (*OWN, *ORACLE):
                 value = found.get((speed, policy), {}).get(column.field)
                 ratio = column.ratio(value, top[1])
-                line.append(_value(value, column) + ("" if ratio is None else f" ({ratio:.2f})"))
+                line.append(shown(value, column) + ("" if ratio is None else f" ({ratio:.2f})"))
             lines.append([*line, ", ".join(str(seed) for seed in sorted(seeds))])
     names = [f"`{policy}`" for policy in (*OWN, *ORACLE)]
     return [
@@ -243,66 +231,14 @@ def by_column(rows: Sequence[Row], column: Column) -> list[str]:
     ]
 
 
-def late_binding(rows: Sequence[Row]) -> list[str]:
-    """Rules that let requests wait, beside each other and beside those that decide at once."""
-    lines: dict[Column, list[list[str]]] = {column: [] for column in (P90, P99, TPOT, GOODPUT)}
-    for workload in WORKLOADS:
-        own = _of(rows, workload)
-        ran = {row.policy for row in own}
-        if not ran & set(LATE) or _LATE_OWN not in ran:
-            continue
-        seeds = shared_seeds(own, [each for each in (*LATE, *STRONG, _LATE_OWN) if each in ran])
-        found, rivals = means(own, seeds), _rivals(own)
-        for speed in workload.speeds:
-            against = rivals_at(found, speed, rivals)
-            late = {policy: each for policy, each in against.items() if policy in LATE}
-            at_once = {policy: each for policy, each in against.items() if policy not in LATE}
-            if not late:
-                continue
-            for column, of_column in lines.items():
-                line = [workload.title, f"×{speed:g}"]
-                value = found.get((speed, _LATE_OWN), {}).get(column.field)
-                line.append(_value(value, column))
-                for top in (best(late, column), best(at_once, column)):
-                    ratio = None if top is None else column.ratio(value, top[1])
-                    line += ["–", "–", "–"] if top is None else [_value(top[1], column), f"`{top[0]}`", ""]
-                    line[-1] = "–" if ratio is None else f"{ratio:.2f}"
-                of_column.append([*line, ", ".join(map(str, sorted(seeds)))])
-    if not any(lines.values()):
-        return []
-    titles = ["workload", "speed", f"`{_LATE_OWN}`", "best that waits", "which", "ratio"]
-    titles += ["best that decides at once", "which", "ratio", "seeds"]
-    parts = ["## Late binding beside late binding", _not_run(rows)]
-    for column, of_column in lines.items():
-        parts += [f"### {column.title}: those that wait", table(titles, of_column)]
-    return parts
-
-
-def _not_run(rows: Sequence[Row]) -> str:
-    """Which rows the rivals that wait were not run on."""
-    ran = {row.cell.name for row in rows if row.cell.group == "late"}
-    names = {workload.name: workload.title for workload in WORKLOADS}
-    open_seeds: dict[str, list[str]] = {}
-    for cell in cells():
-        if cell.group == "late" and cell.workload in names and cell.name not in ran:
-            open_seeds.setdefault(names[cell.workload], []).append(str(cell.seed))
-    text = (
-        "Ratios are those of the product's own rule to the best of either kind, on the seeds that all have."
-    )
-    if not open_seeds:
-        return text
-    missing = "; ".join(f"{title} (seed {', '.join(seeds)})" for title, seeds in open_seeds.items())
-    return f"{text} Rivals that wait were not run on: {missing}."
-
-
 def reuse(rows: Sequence[Row]) -> list[str]:
     """What could be found cached, what was expected, and what was found, on a workload's first seed."""
     policies = OWN[1:]
     lines = []
     for workload in (*WORKLOADS, *EXTRA):
-        own = [row for row in _of(rows, workload) if not row.cell.pictures]
+        own = [row for row in of_workload(rows, workload) if not row.cell.pictures]
         found = means([row for row in own if row.cell.kind is not CellKind.WHOLE], workload.seeds[:1])
-        rivals = _rivals([row for row in own if not row.cell.group.startswith("shipped")])
+        rivals = rival_names([row for row in own if not row.cell.group.startswith("shipped")])
         for speed in workload.speeds:
             figures = [found.get((speed, policy), {}) for policy in policies]
             known = [value for each in figures if (value := each.get("available_ratio"))]
@@ -351,7 +287,7 @@ def _engine_note(workload: Workload) -> str:
 def everybody(rows: Sequence[Row], workload: Workload) -> list[str]:
     """Every policy at every speed on the first seed, least TTFT p90 first."""
     seed = workload.seeds[0]
-    found = means(_of(rows, workload), [seed])
+    found = means(of_workload(rows, workload), [seed])
     parts: list[str] = []
     for speed in workload.speeds:
         at = {policy: figures for (of, policy), figures in found.items() if of == speed}
@@ -373,7 +309,7 @@ def _everybody(at: Mapping[str, Figures]) -> str:
         return p90_s is None, p90_s or 0.0
 
     lines = [
-        [f"`{policy}`", *(_value(at[policy][column.field], column) for column in _EVERYBODY)]
+        [f"`{policy}`", *(shown(at[policy][column.field], column) for column in _EVERYBODY)]
         for policy in sorted(at, key=order)
     ]
     return table(["policy", *(column.title for column in _EVERYBODY)], lines)
@@ -385,7 +321,11 @@ def shipped(rows: Sequence[Row]) -> list[str]:
     lines = []
     for workload in WORKLOADS:
         knee = workload.speeds[1]
-        own = [row for row in _of(rows, workload) if row.speed == knee and row.cell.seed == workload.seeds[0]]
+        own = [
+            row
+            for row in of_workload(rows, workload)
+            if row.speed == knee and row.cell.seed == workload.seeds[0]
+        ]
         given = {row.policy: row.figures for row in own if is_compared(row.cell)}
         for row in own:
             if not row.cell.group.startswith("shipped"):
@@ -395,8 +335,8 @@ def shipped(rows: Sequence[Row]) -> list[str]:
             line = [f"{workload.title} ×{knee:g}", f"`{row.policy}`"]
             for column in (P90, P99, GOODPUT):
                 line += [
-                    _value(row.figures[column.field], column),
-                    _value(beside_it.get(column.field), column),
+                    shown(row.figures[column.field], column),
+                    shown(beside_it.get(column.field), column),
                 ]
             lines.append([*line, reasons[row.policy]])
     if not lines:
@@ -419,7 +359,7 @@ def beside(rows: Sequence[Row]) -> list[str]:
         return []
     lines = [
         [row.cell.group, f"`{row.policy}`", f"×{row.speed:g}"]
-        + [_value(row.figures[column.field], column) for column in _EVERYBODY]
+        + [shown(row.figures[column.field], column) for column in _EVERYBODY]
         for row in cut
     ]
     return [

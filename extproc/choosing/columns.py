@@ -59,6 +59,21 @@ def times_s(snapshot: Snapshot, learned: Learned) -> tuple[list[float], list[flo
     return waits_s, works_s
 
 
+def turns_s(snapshot: Snapshot) -> Sequence[float]:
+    """From one end of a sequence to the next, 0 where fewer run than may; empty if they do everywhere."""
+    if not any(snapshot.max_num_seqs):
+        return ()
+    return [batch_s(snapshot, row)[1] for row in range(len(snapshot.keys))]
+
+
+def taken_ratios(snapshot: Snapshot) -> Sequence[float]:
+    """Of `max_num_seqs`, what is in use of each row; 0 where it is unknown."""
+    return [
+        min(1.0, requests / limit) if limit else 0.0
+        for requests, limit in zip(snapshot.requests, snapshot.max_num_seqs, strict=True)
+    ]
+
+
 def rooms_s(snapshot: Snapshot, waits_s: Sequence[float]) -> list[float]:
     """The wait for room of each row, to the last bit as `rows.row_times_s` has it.
 

@@ -172,6 +172,21 @@ def decode_price(decode_tokens: float, tpot_limit_s: float, steps_s: Sequence[fl
     return decode_tokens * min(1.0, plain_sum(steps_s) / len(steps_s) / tpot_limit_s)
 
 
+def mean_backlog_s(backlogs_s: Sequence[float], held_s: float) -> float:
+    """What later requests find ahead of them, see Rule 3.
+
+    The emptier half is where they go: a queue for one hot prefix alone delays none of them. Of two both
+    count: the next request takes the idle one, and those after it wait for either.
+
+    Args:
+        backlogs_s: Of each endpoint, the least first.
+        held_s: See `cost_columns`.
+    """
+    endpoints = len(backlogs_s)
+    half_s = backlogs_s[: max(2, (endpoints + 1) // 2)]
+    return plain_sum(half_s) / max(1, len(half_s)) + held_s / max(1, endpoints)
+
+
 def cost_columns(
     waits_s: Sequence[float],
     works_s: Sequence[float],
@@ -199,10 +214,7 @@ def cost_columns(
         sunk_ratios: Of own prefill, what others pay in any case, Rule 6; empty for zeros.
     """
     endpoints = len(waits_s)
-    # The emptier half is where later requests go: a queue for one hot prefix alone delays none of them. Of
-    # two both count: the next request takes the idle one, and those after it wait for either.
-    half_s = sorted(map(add, waits_s, rooms_s))[: max(2, (endpoints + 1) // 2)]
-    backlog_s = plain_sum(half_s) / max(1, len(half_s)) + held_s / max(1, endpoints)
+    backlog_s = mean_backlog_s(sorted(map(add, waits_s, rooms_s)), held_s)
     twice = 2 * endpoints
     others_s, stalls_s, decodes_s, totals_s = [], [], [], []
     zeros = [0.0] * endpoints

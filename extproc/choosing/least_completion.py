@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from operator import neg
 
 from extproc.choosing import arrays, columns
 from extproc.choosing.completion import DECODE_TOKENS, TPOT_LIMIT_S, Costs, cost_columns, decode_price
-from extproc.choosing.rows import batch_s, learned_of
+from extproc.choosing.rows import learned_of
 from extproc.predicting.sums import plain_sum
 from extproc.predicting.traffic import MOST_BUSY
 from extproc.values.choices import Learned, Snapshot
@@ -19,19 +20,26 @@ def completion_costs(snapshot: Snapshot) -> Costs:
         ValueError: The snapshot has no learned prices.
     """
     learned = learned_of(snapshot)
-    read = columns.times_s if len(snapshot.keys) < arrays.MANY_ROWS else arrays.times_s
-    waits_s, works_s = read(snapshot, learned)
-    found = cost_columns(
+    waits_s: Sequence[float]
+    works_s: Sequence[float]
+    rooms_s: Sequence[float]
+    if len(snapshot.keys) < arrays.MANY_ROWS:
+        waits_s, works_s = columns.times_s(snapshot, learned)
+        rooms_s, turns_s = columns.rooms_s(snapshot, waits_s), columns.turns_s(snapshot)
+        costs_of = cost_columns
+    else:
+        waits_s, works_s = arrays.times_s(snapshot, learned)
+        rooms_s, turns_s = arrays.rooms_s(snapshot, waits_s), arrays.turns_s(snapshot)
+        costs_of = arrays.cost_columns
+    found = costs_of(
         waits_s,
         works_s,
-        columns.rooms_s(snapshot, waits_s),
+        rooms_s,
         snapshot.steps_s,
         max(learned.followers_per_s, _followers_per_s(snapshot, learned)),
         decode_price(learned.decode_tokens, learned.tpot_limit_s, snapshot.steps_s),
         snapshot.held_s,
-        [batch_s(snapshot, row)[1] for row in range(len(snapshot.keys))]
-        if any(snapshot.max_num_seqs)
-        else (),
+        turns_s,
         _stalled(snapshot),
         snapshot.sunk_ratios,
     )
@@ -46,14 +54,11 @@ def _followers_per_s(snapshot: Snapshot, learned: Learned) -> float:
     """
     if not snapshot.max_num_seqs:
         return 0.0
-    taken = [
-        min(1.0, requests / limit) if limit else 0.0
-        for requests, limit in zip(snapshot.requests, snapshot.max_num_seqs, strict=True)
-    ]
+    taken = (columns if len(snapshot.keys) < arrays.MANY_ROWS else arrays).taken_ratios(snapshot)
     return learned.rate_per_s / (1.0 - min(MOST_BUSY, plain_sum(taken) / len(taken)))
 
 
-def _stalled(snapshot: Snapshot) -> list[float]:
+def _stalled(snapshot: Snapshot) -> Sequence[float]:
     """Seconds that a second of prefill at each row costs what decodes, at the limits that most have.
 
     Each of them has its time per token lengthened by that second over the tokens of its answer. Of requests
@@ -64,8 +69,11 @@ def _stalled(snapshot: Snapshot) -> list[float]:
     if decoding <= 0 or snapshot.output_tokens <= 0.0:
         return []
     price = decode_price(DECODE_TOKENS, TPOT_LIMIT_S, snapshot.steps_s)
-    each_s = decoding / plain_sum(snapshot.weights) * price / snapshot.output_tokens
-    return [each_s * weight for weight in snapshot.weights]
+    if len(snapshot.weights) < arrays.MANY_ROWS:
+        each_s = decoding / plain_sum(snapshot.weights) * price / snapshot.output_tokens
+        return [each_s * weight for weight in snapshot.weights]
+    weights = arrays.floats(snapshot.weights)
+    return arrays.scaled(weights, decoding / plain_sum(weights) * price / snapshot.output_tokens)
 
 
 def completion_terms(snapshot: Snapshot) -> dict[str, list[float]]:

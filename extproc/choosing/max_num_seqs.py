@@ -9,10 +9,12 @@ Rules:
     3. One more running than the limit refutes it, whatever it is from.
     4. A largest number that the engine never came back to while it was full is forgotten after
        `FORGET_READINGS` readings with others waiting below it: it was said by mistake, or to be believed.
-    5. Engines of one cluster on the same hardware were most likely started alike: their readings are also
-       taken together, and say what the limit is of those whose own do not. What was said by the operator
-       goes first, then what an engine's own readings show.
-    6. A limit that was lowered is not noticed: what an engine's own readings showed is forgotten when its
+    5. First tokens show it as well, and sooner, see `extproc.choosing.replacements`. They count what this
+       gateway knows of, so an engine that was read running more has no such limit.
+    6. Engines of one cluster on the same hardware were most likely started alike: what they show is also
+       taken together, and says what the limit is of those that did not show their own. What was said by the
+       operator goes first, then what an engine's own readings show, then its own first tokens.
+    7. A limit that was lowered is not noticed: what an engine's own readings showed is forgotten when its
        process ends. That its counter of prompt tokens went back shows that too.
 
 vLLM shows `--max-num-seqs` in no series and on no page that is on by default. SGLang has
@@ -26,6 +28,8 @@ from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Final
 
+from extproc.choosing.kept_columns import KeptColumns
+from extproc.choosing.replacements import Replacements
 from metadata_center.types import EndpointKey, value
 
 SURE_VISITS: Final = 3
@@ -45,6 +49,7 @@ class LimitSource(StrEnum):
     UNKNOWN = "unknown"
     CONFIGURED = "configured"
     LEARNED = "learned"
+    FIRST_TOKENS = "first_tokens"
     ALIKE = "alike"
 
 
@@ -124,14 +129,34 @@ class SequenceLimit:
 class _Known:
     """What is known of one endpoint."""
 
-    __slots__ = ("alike", "configured", "most", "own", "prompt_tokens")
+    __slots__ = ("alike", "configured", "most", "own", "prompt_tokens", "replacements")
 
     def __init__(self) -> None:
         self.own = SequenceLimit()
+        self.replacements = Replacements()
         self.alike: str | None = None
         self.configured = 0
         self.most = 0
         self.prompt_tokens: float | None = None
+
+
+class _Alike:
+    """What is known of endpoints that were started alike, taken together."""
+
+    __slots__ = ("members", "readings", "replacements")
+
+    def __init__(self) -> None:
+        self.readings = SequenceLimit()
+        self.replacements = Replacements()
+        self.members: set[EndpointKey] = set()
+
+    def forget(self, key: EndpointKey) -> None:
+        """An endpoint is another process, or gone."""
+        self.readings.forget(key)
+        self.replacements.forget(key)
+
+
+_NOBODY: Final = _Alike()
 
 
 class SequenceLimits:
@@ -139,9 +164,9 @@ class SequenceLimits:
 
     def __init__(self) -> None:
         self._known: dict[EndpointKey, _Known] = {}
-        self._alike: dict[str, SequenceLimit] = {}
-        self._members: dict[str, set[EndpointKey]] = {}
+        self._alike: dict[str, _Alike] = {}
         self._limits: dict[EndpointKey, tuple[int, LimitSource]] = {}
+        self._columns = KeptColumns(lambda key: self.limit(key)[0])
 
     def configure(self, key: EndpointKey, alike: str | None, configured: int = 0) -> None:
         """What is said of an endpoint.
@@ -156,8 +181,7 @@ class SequenceLimits:
             self._leave(key, known)
             known.alike = alike
             if alike is not None:
-                self._members.setdefault(alike, set()).add(key)
-                self._alike.setdefault(alike, SequenceLimit())
+                self._alike.setdefault(alike, _Alike()).members.add(key)
         if known.configured != configured:
             known.configured = configured
             known.most = known.own.most
@@ -174,18 +198,36 @@ class SequenceLimits:
         known.own.observe(key, reading)
         if known.alike is not None:
             together = self._alike[known.alike]
-            before = together.limit
-            together.observe(key, reading)
-            if before != together.limit:
-                for each in self._members[known.alike]:
-                    self._settle(each)
+            before = together.readings.limit
+            together.readings.observe(key, reading)
+            if before != together.readings.limit:
+                self._settle_all(together)
         self._settle(key)
+
+    def first_token(self, key: EndpointKey, sent_s: float, decoding: int) -> None:
+        """Learn from a first token, see `Replacements.first_token`."""
+        known = self._of(key)
+        is_new = known.replacements.first_token(key, sent_s, decoding)
+        if known.alike is not None:
+            together = self._alike[known.alike]
+            if together.replacements.first_token(key, sent_s, decoding):
+                self._settle_all(together)
+        if is_new:
+            self._settle(key)
+
+    def ended(self, key: EndpointKey, decoding: int, now_s: float) -> None:
+        """A sequence is over, see `Replacements.ended`."""
+        known = self._of(key)
+        known.replacements.ended(key, decoding, now_s)
+        if known.alike is not None:
+            self._alike[known.alike].replacements.ended(key, decoding, now_s)
 
     def restarted(self, key: EndpointKey) -> None:
         """It may be another process, with another limit; what its like show is likely for it as well."""
         known = self._known.get(key)
         if known is not None:
-            known.own, known.most, known.prompt_tokens = SequenceLimit(), 0, None
+            known.own, known.replacements = SequenceLimit(), Replacements()
+            known.most, known.prompt_tokens = 0, None
             if known.alike is not None:
                 self._alike[known.alike].forget(key)
             self._settle(key)
@@ -196,15 +238,15 @@ class SequenceLimits:
         if known is not None:
             self._leave(key, known)
         self._limits.pop(key, None)
+        self._columns.changed()
 
     def limit(self, key: EndpointKey) -> tuple[int, LimitSource]:
         """Most sequences at once, 0 while it is unknown, and where that is from."""
         return self._limits.get(key, _NONE)
 
-    def column(self, keys: Sequence[EndpointKey]) -> Sequence[int]:
+    def column(self, keys: tuple[EndpointKey, ...]) -> Sequence[int]:
         """The limits of several, 0 where one is unknown; empty if all of all endpoints are."""
-        limits = self._limits
-        return [limits.get(key, _NONE)[0] for key in keys] if limits else ()
+        return self._columns.of(keys) if self._limits else ()
 
     @property
     def keys(self) -> Iterable[EndpointKey]:
@@ -219,20 +261,35 @@ class SequenceLimits:
 
     def _leave(self, key: EndpointKey, known: _Known) -> None:
         if known.alike is not None:
-            members = self._members[known.alike]
-            members.discard(key)
-            self._alike[known.alike].forget(key)
-            if not members:
-                del self._members[known.alike], self._alike[known.alike]
+            together = self._alike[known.alike]
+            together.members.discard(key)
+            together.forget(key)
+            if not together.members:
+                del self._alike[known.alike]
+
+    def _settle_all(self, together: _Alike) -> None:
+        for each in together.members:
+            self._settle(each)
 
     def _settle(self, key: EndpointKey) -> None:
-        """By Rules 3 and 5."""
-        known = self._known[key]
+        """By Rules 3, 5 and 6."""
+        known, before = self._known[key], self._limits.get(key, _NONE)
+        together = _NOBODY if known.alike is None else self._alike[known.alike]
+        found = _NONE
         if known.configured >= max(1, known.most):
-            self._limits[key] = known.configured, LimitSource.CONFIGURED
+            found = known.configured, LimitSource.CONFIGURED
         elif known.own.limit:
-            self._limits[key] = known.own.limit, LimitSource.LEARNED
-        elif known.alike is not None and self._alike[known.alike].limit >= max(1, known.most):
-            self._limits[key] = self._alike[known.alike].limit, LimitSource.ALIKE
+            found = known.own.limit, LimitSource.LEARNED
+        elif known.replacements.limit >= max(1, known.own.most):
+            found = known.replacements.limit, LimitSource.FIRST_TOKENS
+        elif together.readings.limit >= max(1, known.most):
+            found = together.readings.limit, LimitSource.ALIKE
+        elif together.replacements.limit >= max(1, known.own.most):
+            found = together.replacements.limit, LimitSource.ALIKE
+        if found == before:
+            return
+        if found is _NONE:
+            del self._limits[key]
         else:
-            self._limits.pop(key, None)
+            self._limits[key] = found
+        self._columns.changed()

@@ -19,7 +19,12 @@ from itertools import accumulate
 from math import inf
 from typing import Final
 
+import numpy as np
+
 from extproc.values.choices import Rng
+
+_MANY_ROWS: Final = 64
+"""From so many rows on an array pays for being made."""
 
 _TAKEN: Final = -inf
 """In place of the score of a row that was picked: no cost is infinite."""
@@ -46,7 +51,7 @@ def pick(
     if weights and weights.count(weights[0]) == rows:
         weights = ()
     if scores is not None and candidates == 1:
-        return _best(scores, wanted, rng, weights)
+        return (best if rows < _MANY_ROWS else best_of_many)(scores, wanted, rng, weights)
     if scores is None:
         order = list(range(rows))
         costs = [0.0] * rows
@@ -73,7 +78,7 @@ def pick(
     return tuple(picked)
 
 
-def _best(scores: Sequence[float], wanted: int, rng: Rng, weights: Sequence[float]) -> tuple[int, ...]:
+def best(scores: Sequence[float], wanted: int, rng: Rng, weights: Sequence[float]) -> tuple[int, ...]:
     """`pick` among the first alone: without sorting, for all but the best few stay where they are."""
     left = list(scores)
     picked = []
@@ -88,6 +93,23 @@ def _best(scores: Sequence[float], wanted: int, rng: Rng, weights: Sequence[floa
             else:
                 for _ in range(_draw(rng, equals)):
                     row = left.index(best, row + 1)
+        picked.append(row)
+        left[row] = _TAKEN
+    return tuple(picked)
+
+
+def best_of_many(scores: Sequence[float], wanted: int, rng: Rng, weights: Sequence[float]) -> tuple[int, ...]:
+    """`best`, by numpy."""
+    left = np.array(scores, np.float64)
+    picked = []
+    for _ in range(wanted):
+        row = int(left.argmax())
+        equals = np.flatnonzero(left == left[row])
+        if len(equals) > 1:
+            if weights:
+                row = int(equals[_draw_weighted(rng, [weights[each] for each in equals.tolist()])])
+            else:
+                row = int(equals[_draw(rng, len(equals))])
         picked.append(row)
         left[row] = _TAKEN
     return tuple(picked)

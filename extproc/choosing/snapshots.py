@@ -163,7 +163,7 @@ def completion_snapshot(
             demand.tpot_limit_s,
         ),
         max_num_seqs=engines.max_num_seqs,
-        kv_used=_kv_used(load, engines, output_tokens),
+        kv_used=kv_used(load, engines, output_tokens),
         under_way_s=engines.under_way_s,
         sunk_ratios=prompt.sunk_ratios,
     )
@@ -171,7 +171,7 @@ def completion_snapshot(
 
 def steps_s(
     prices: Sequence[Prices], weights: Sequence[float], load: Load, prompt_tokens: int, output_tokens: float
-) -> list[float]:
+) -> Sequence[float]:
     """Time per output token of each row with the request there; of what decodes, half an answer is read.
 
     Args:
@@ -234,7 +234,7 @@ def _row_prices_s(prices: Sequence[Prices]) -> tuple[tuple[float, ...], ...]:
     return tuple(each.ttft_prices_s for each in prices) if len(prices) > 1 else ()
 
 
-def _kv_used(load: Load, engines: Engines, output_tokens: float) -> Sequence[int]:
+def kv_used(load: Load, engines: Engines, output_tokens: float) -> Sequence[int]:
     """Tokens of KV cache that what is computed of the requests in flight takes: what prompts share, once.
 
     Of a running request half an answer is there. Empty if nothing is known of any cache's size.
@@ -242,6 +242,9 @@ def _kv_used(load: Load, engines: Engines, output_tokens: float) -> Sequence[int
     if not engines.kv_tokens:
         return ()
     half_tokens = output_tokens / 2
+    if len(load.requests) >= arrays.MANY_ROWS:
+        columns = load.requests, load.prefilling, load.prefill_tokens, load.context_tokens
+        return arrays.kv_used(engines.distinct_ratios, *columns, half_tokens)
     return [
         int(max(0.0, context * ratio - pending) + max(0, requests - prefilling) * half_tokens)
         for ratio, context, pending, requests, prefilling in zip(

@@ -180,6 +180,14 @@ class Fleet:
             None if self.left_out == left_out else self.left_out,
         )
 
+    def foreseen(self, source: str, clusters: Clusters) -> dict[str, tuple[Endpoint, ...]]:
+        """What clusters that are not there would have if this source listed them, without bounds."""
+        return {
+            name: tuple(_endpoint(_identity(one.key), name, source, one) for one in listed)
+            for name, listed in clusters.items()
+            if name not in self._clusters
+        }
+
     def address(self, key: EndpointKey) -> Address | None:
         """Where a replica is reached; None if it is not there."""
         members = self._members.get(key)

@@ -5,7 +5,7 @@ Rules:
     2. Every reading of the files has a number, its generation. A good one replaces every older one, in force
        or waiting; a refused one changes only what is reported. So the last good reading ends up in force, in
        whatever order look-ups end.
-    3. A version waits for the first word on names that are new, `wait_s` at most. Then it is in force with
+    3. A version waits for the first word on names that are new, `wait_s` at most. Then it is introduced with
        the addresses that are known. Answers change addresses, never versions.
     4. A failure is that of one name: it keeps its last addresses, or has no endpoint until it has an address.
        It is logged once when it begins and once when it ends.
@@ -13,13 +13,16 @@ Rules:
        address. It is asked once at a time; an answer to any but its last question is void.
     6. New addresses of a version in force are gathered for `GATHER_S`: a thousand names that answer one by
        one are not a thousand configurations.
-    7. Bound: the names of two versions, the one in force and the one that waits.
+    7. Make before break: a version that is introduced is in force when Envoy has its clusters (`introduced`),
+       or after `introduce_s`, whatever else was introduced in that time; the first one ever, at once. The one
+       before stays in force until then, and altogether if Envoy refuses the new clusters (`spurned`).
+    8. Bound: the names of three versions: in force, introduced, and waiting.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from extproc.config.clusters import ClusterSpec
 from extproc.config.schema import Config
@@ -79,6 +82,21 @@ class Apply:
 
 
 @dataclass(frozen=True, slots=True)
+class Introduce:
+    """Have Envoy take what this brings beside what is in force, then say `introduced` or `spurned`.
+
+    Attributes:
+        generation: Of the reading it came from.
+        version: The configuration.
+        resolution: Its endpoints.
+    """
+
+    generation: int
+    version: Version
+    resolution: Resolution
+
+
+@dataclass(frozen=True, slots=True)
 class LookUp:
     """Ask for the addresses of `name`, and say `answered` or `failed` with this `number` once."""
 
@@ -103,7 +121,7 @@ class NameAnswers:
     addresses: tuple[str, ...]
 
 
-Effect = Apply | Refused | LookUp | NameFailed | NameAnswers
+Effect = Introduce | Apply | Refused | LookUp | NameFailed | NameAnswers
 
 
 @dataclass(slots=True)
@@ -131,7 +149,7 @@ class _Name:
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """A version in force, or one that waits until `until_s` for words on `names`."""
+    """A version in force, or one that waits until `until_s`: for words on `names`, or Envoy's."""
 
     generation: int
     version: Version
@@ -145,19 +163,22 @@ class Following:
     Args:
         interval_s: Between an answer about a name and the next question.
         wait_s: Longest that a version waits for names that were not asked for before.
+        introduce_s: Longest that it then waits for Envoy.
 
     Attributes:
         generation: Number of readings so far.
         resolution: The endpoints in force.
     """
 
-    def __init__(self, *, interval_s: float, wait_s: float) -> None:
+    def __init__(self, *, interval_s: float, wait_s: float, introduce_s: float) -> None:
         self._interval_s = interval_s
         self._wait_s = wait_s
+        self._introduce_s = introduce_s
         self._names: dict[str, _Name] = {}
         self._questions = 0
         self._latest: Version | Refused | None = None
         self._waiting: _Held | None = None
+        self._coming: _Held | None = None
         self._in_force: _Held | None = None
         self._changed_s: float | None = None  # when addresses in force first differed from what was applied
         self.generation = 0
@@ -182,7 +203,7 @@ class Following:
 
     def next_s(self) -> float | None:
         """When `advance` has something to do, or None: nothing will happen by itself."""
-        times = [] if self._waiting is None else [self._waiting.until_s]
+        times = [one.until_s for one in (self._waiting, self._coming) if one is not None]
         if self._changed_s is not None:
             times.append(self._changed_s + GATHER_S)
         for name in self._names.values():
@@ -231,9 +252,29 @@ class Following:
             return []
         return [*self._fail(name, known, cause), *self._release(now_s)]
 
+    def introduced(self, generation: int) -> list[Effect]:
+        """Envoy has what this reading brings."""
+        held = self._coming
+        return [] if held is None or held.generation != generation else [self._enforced(held)]
+
+    def spurned(self, generation: int, problems: Iterable[str]) -> list[Effect]:
+        """Envoy refuses what this reading brings, for these reasons."""
+        held = self._coming
+        if held is None or held.generation != generation:
+            return []
+        self._coming = None
+        self._forget()
+        files = held.version.files
+        refused = Refused(files[0], tuple(problems), files[0], files)
+        if self._latest is held.version:
+            self._latest = refused
+        return [refused]
+
     def advance(self, now_s: float) -> list[Effect]:
         """Time has passed."""
         effects: list[Effect] = []
+        if self._coming is not None and now_s >= self._coming.until_s:
+            effects.append(self._enforced(self._coming))
         for name, known in self._names.items():
             if known.asked is not None and not known.is_judged and now_s >= known.asked_s + self._wait_s:
                 effects += self._fail(name, known, f"no answer within {self._wait_s:g} s")
@@ -268,16 +309,26 @@ class Following:
         return [NameFailed(name, cause, known.addresses)] if is_news else []
 
     def _release(self, now_s: float) -> list[Effect]:
-        """Put the waiting version in force if it need wait no more."""
+        """Introduce the waiting version if it need wait for names no more."""
         held = self._waiting
         if held is None:
             return []
         if now_s < held.until_s and not all(self._names[name].is_judged for name in held.names):
             return []
-        self._waiting, self._in_force, self._changed_s = None, held, None
+        self._waiting = None
+        if self._in_force is None:
+            return [self._enforced(held)]
+        began_s = now_s if self._coming is None else self._coming.until_s - self._introduce_s
+        self._coming = replace(held, until_s=began_s + self._introduce_s)
+        self._forget()
+        return [Introduce(held.generation, held.version, self._resolved(held))]
+
+    def _enforced(self, held: _Held) -> Apply:
+        """This version is in force."""
+        self._coming, self._in_force, self._changed_s = None, held, None
         self._forget()
         self.resolution = self._resolved(held)
-        return [Apply(held.generation, held.version, self.resolution, is_new=True)]
+        return Apply(held.generation, held.version, self.resolution, is_new=True)
 
     def _update(self) -> list[Effect]:
         """New addresses of the version in force, if there are any."""
@@ -293,6 +344,6 @@ class Following:
 
     def _forget(self) -> None:
         """Drop names of versions that are gone; open questions about them are void."""
-        held = [one for one in (self._in_force, self._waiting) if one is not None]
+        held = [one for one in (self._in_force, self._coming, self._waiting) if one is not None]
         for name in self._names.keys() - {name for one in held for name in one.names}:
             del self._names[name]

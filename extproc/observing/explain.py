@@ -232,12 +232,14 @@ def _candidates(record: Mapping[str, Any]) -> list[str]:
     snapshot, choice = record["snapshot"], record["choice"]
     scores, terms, order = choice["scores"], choice["terms"], choice["order"]
     num_candidates, sunk = len(snapshot["keys"]), snapshot["sunk_ratios"]
+    limits = [limit or None for limit in snapshot["max_num_seqs"]]
     columns: list[tuple[str, Sequence[str]]] = [
         ("endpoint", snapshot["keys"]),
         ("cached tok", _cells(record["cached_tokens"], num_candidates)),
         ("view", record["views"] or ["-"] * num_candidates),
         ("matched", [f"{matched}/{snapshot['num_blocks']}" for matched in snapshot["matched_blocks"]]),
         ("requests", _cells(snapshot["requests"], num_candidates)),
+        *([("may run", _cells(limits, num_candidates))] if any(limits) else ()),
         ("prefill tok", _cells(snapshot["prefill_tokens"], num_candidates)),
         ("context tok", _cells(snapshot["context_tokens"], num_candidates)),
         ("weight", _cells(snapshot["weights"], num_candidates, "g")),

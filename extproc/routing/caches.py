@@ -14,10 +14,14 @@ Rules:
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+
+from extproc.choosing.arrays import MANY_ROWS
 from extproc.values.decisions import CacheSource
 from extproc.values.requests import InferenceRequest
 from metadata_center.history.running_blocks import RunningBlocks
@@ -72,8 +76,8 @@ class Estimate:
     """
 
     prompt_tokens: int
-    cached_tokens: list[int]
-    matched: list[int]
+    cached_tokens: Sequence[int]
+    matched: Sequence[int]
     num_units: int
     views: Sequence[CacheSource]
 
@@ -133,11 +137,11 @@ class Caches:
                     if depth > matched[row]:
                         matched[row] = depth
                         views[row] = CacheSource.RUNNING
-            cached = _tokens_of(matched, block_bytes, prompt_bytes, prompt_tokens)
+            cached = tokens_of(matched, block_bytes, prompt_bytes, prompt_tokens)
             return Estimate(prompt_tokens, cached, matched, len(blocks), views)
         prompt_tokens = by_events.prompt_tokens
-        cached = _tokens_of(matched, block_bytes, prompt_bytes, prompt_tokens)
-        worth = cached.copy()
+        cached = tokens_of(matched, block_bytes, prompt_bytes, prompt_tokens)
+        cached, worth = list(cached), list(cached)
         one_block = block_bytes * prompt_tokens // prompt_bytes
         for row, tokens in enumerate(by_events.tokens):
             if tokens is None or (not by_events.is_complete[row] and cached[row] >= tokens + one_block):
@@ -145,7 +149,7 @@ class Caches:
             cached[row] = tokens
             worth[row] = round(by_events.worth[row])
             views[row] = CacheSource.ANNOUNCED
-        running_tokens = _tokens_of(running, block_bytes, prompt_bytes, prompt_tokens)
+        running_tokens = tokens_of(running, block_bytes, prompt_bytes, prompt_tokens)
         for row, tokens in enumerate(running_tokens):
             unit = by_events.block_tokens[row] or 1
             tokens -= tokens % unit
@@ -155,10 +159,15 @@ class Caches:
         return Estimate(prompt_tokens, cached, worth, prompt_tokens, views)
 
 
-def _tokens_of(matched: list[int], block_bytes: int, prompt_bytes: int, prompt_tokens: int) -> list[int]:
+def tokens_of(
+    matched: Sequence[int], block_bytes: int, prompt_bytes: int, prompt_tokens: int
+) -> Sequence[int]:
     """Prompt tokens in matched blocks: their share of the bytes, at least one token recomputed."""
+    rows = len(matched)
     if not any(matched):
-        return [0] * len(matched)
-    most = prompt_tokens - 1
-    block_tokens = block_bytes * prompt_tokens
+        return array("q", bytes(8 * rows)) if rows >= MANY_ROWS else [0] * rows
+    most, block_tokens = prompt_tokens - 1, block_bytes * prompt_tokens
+    if rows >= MANY_ROWS:
+        tokens = np.minimum(most, np.array(matched, np.int64) * block_tokens // prompt_bytes)
+        return array("q", tokens.tobytes())
     return [min(most, blocks * block_tokens // prompt_bytes) if blocks else 0 for blocks in matched]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Final
 
+from extproc.choosing.kept_columns import KeptColumns
 from extproc.choosing.max_num_seqs import LimitSource, Reading, SequenceLimits
 from extproc.choosing.snapshots import Engines as EnginesView
 from metadata_center.types import EndpointKey
@@ -24,6 +25,7 @@ class Engines:
 
     def __init__(self) -> None:
         self._kv_tokens: dict[EndpointKey, int] = {}
+        self._kv_columns = KeptColumns(lambda key: self._kv_tokens.get(key, 0))
         self._sequence_limits = SequenceLimits()
         self._prefill_since_s: dict[EndpointKey, float] = {}
         self._readings: dict[EndpointKey, Reading] = {}
@@ -31,7 +33,9 @@ class Engines:
 
     def observe_kv_tokens(self, key: EndpointKey, kv_tokens: int) -> None:
         """The size of its KV cache."""
-        self._kv_tokens[key] = kv_tokens
+        if self._kv_tokens.get(key) != kv_tokens:
+            self._kv_tokens[key] = kv_tokens
+            self._kv_columns.changed()
 
     def configure(self, key: EndpointKey, alike: str, max_num_seqs: int) -> None:
         """What its source says of it, see `SequenceLimits.configure`."""
@@ -65,6 +69,14 @@ class Engines:
         self._readings[key] = reading
         self._sequence_limits.observe(key, reading)
 
+    def first_token(self, key: EndpointKey, sent_s: float, decoding: int) -> None:
+        """A first token came; see `Replacements.first_token`."""
+        self._sequence_limits.first_token(key, sent_s, decoding)
+
+    def sequence_ended(self, key: EndpointKey, decoding: int, now_s: float) -> None:
+        """A request that had its first token is over; see `Replacements.ended`."""
+        self._sequence_limits.ended(key, decoding, now_s)
+
     def prefill_begins(self, key: EndpointKey, now_s: float) -> None:
         """A request came to an endpoint without any to prefill."""
         self._prefill_since_s[key] = now_s
@@ -91,7 +103,8 @@ class Engines:
         for key in keys:
             self._sequence_limits.forget(key)
             self._readings.pop(key, None)
-            self._kv_tokens.pop(key, None)
+            if self._kv_tokens.pop(key, None) is not None:
+                self._kv_columns.changed()
             self._prefill_since_s.pop(key, None)
             self._started_s.pop(key, None)
 
@@ -106,7 +119,7 @@ class Engines:
         """Sizes of KV caches, as far as they are known."""
         return self._kv_tokens
 
-    def max_num_seqs(self, keys: Sequence[EndpointKey]) -> Sequence[int]:
+    def max_num_seqs(self, keys: tuple[EndpointKey, ...]) -> Sequence[int]:
         """Limits on sequences, 0 where one is unknown; empty if all are."""
         return self._sequence_limits.column(keys)
 
@@ -116,8 +129,8 @@ class Engines:
 
     def view(
         self,
-        keys: Sequence[EndpointKey],
-        distinct_ratio: Callable[[EndpointKey], float],
+        keys: tuple[EndpointKey, ...],
+        distinct_ratios: Callable[[Sequence[EndpointKey]], Sequence[float]],
         prefilling: Sequence[int],
         now_s: float,
     ) -> EnginesView:
@@ -125,15 +138,15 @@ class Engines:
 
         Args:
             keys: Whose.
-            distinct_ratio: Which part of the prompts that run at an endpoint is there once, 0..1.
+            distinct_ratios: Which part of the prompts that run at each endpoint is there once, 0..1.
             prefilling: Requests not known to be prefilled, one per key; empty leaves out what is under way.
             now_s: The time.
         """
         sizes = self._kv_tokens
         return EnginesView(
-            kv_tokens=[sizes.get(key, 0) for key in keys] if sizes else (),
+            kv_tokens=self._kv_columns.of(keys) if sizes else (),
             max_num_seqs=self.max_num_seqs(keys),
-            distinct_ratios=list(map(distinct_ratio, keys)) if sizes else (),
+            distinct_ratios=distinct_ratios(keys) if sizes else (),
             under_way_s=self.under_way_s(keys, prefilling, now_s) if prefilling else (),
         )
 

@@ -122,7 +122,7 @@ def snapshot_of(
         ),
         found.prices,
         state.engines.view(
-            pool.keys, running.distinct_ratio, load.prefilling if is_patient else (), found.now_s
+            pool.keys, running.distinct_ratios, load.prefilling if is_patient else (), found.now_s
         ),
         Demand(traffic, found.now_s, len(pool.keys) / processes, *decode_limits_of(slo_ttft, slo_tpot)),
     )

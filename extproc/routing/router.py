@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from hmac import compare_digest
 from typing import Final, Protocol
 
@@ -144,21 +145,37 @@ class Router:
         )
         if self._loop is None or len(body) <= _ONE_TURN_BYTES:
             return self._scheduled(parsed, self._schedule(parsed, None))
-        return self._scheduled_next(self._loop(), parsed)
+        return self._scheduled_next(self._loop(), headers, body, parsed)
 
-    def _scheduled_next(self, loop: Loop, parsed: ParsedRequest) -> Later[Decision]:
+    def _scheduled_next(
+        self, loop: Loop, headers: RequestHeaders, body: Body, parsed: ParsedRequest
+    ) -> Later[Decision]:
         """Schedule in the next turn of the loop: to understand the body took long enough for one."""
-        decision: Pending[Decision] = Pending(lambda: timer.cancel())
-
-        def schedule() -> None:
-            try:
-                settle(decision, self._scheduled(parsed, self._schedule(parsed, None)))
-            except Exception as error:  # a refusal, or a bug: this stream fails alone
-                decision.fail(error)
-
-        timer = loop.call_later(0.0, schedule)
+        decision: Pending[Decision] = Pending()
+        # No nested function: compiled, it is in a cycle with what it is nested in, and that has the body.
+        loop.call_later(0.0, partial(self._schedule_now, headers, body, self.table, parsed, decision))
         hold = self.settings.hold
         return Later(decision, None if hold is None else min(hold.max_s + 1.0, MAX_PATIENCE_S))
+
+    def _schedule_now(
+        self,
+        headers: RequestHeaders,
+        body: Body,
+        table: RoutingTable,
+        parsed: ParsedRequest,
+        decision: Pending[Decision],
+    ) -> None:
+        if decision.is_over:  # its client has left
+            return
+        try:
+            if self.table is not table:  # the cluster of the rule that it was parsed by may be gone
+                state, received_s = self._state, parsed.received_s
+                parsed = parse_request(
+                    headers, body, self.table, self.settings, state.predictor, self._rng, received_s
+                )
+            settle(decision, self._scheduled(parsed, self._schedule(parsed, None)))
+        except Exception as error:  # a refusal, or a bug: this stream fails alone
+            decision.fail(error)
 
     def _scheduled(self, parsed: ParsedRequest, scheduled: Chosen | Queued) -> Deciding[Decision]:
         if isinstance(scheduled, Queued):
@@ -218,23 +235,35 @@ class Router:
         """Decide about a body that is read elsewhere; cancelled, it reads or charges nothing more."""
         received_s, table, settings = self._clock(), self.table, self.settings
         patience_s = self._patience_s(readers)
-        reading = readers.read(order_of(headers, table, settings), body)
+        order = order_of(headers, table, settings)
+        reading = readers.read(order, body)
         decision: Pending[Decision] = Pending(reading.cancel)
-
-        def decide(read: BodyRead) -> None:
-            try:
-                parsed = parse_read(
-                    headers, read, table, settings, self._state.predictor, self._rng, received_s
-                )
-                hold = self.settings.hold
-                left_s = received_s + patience_s - self._clock()
-                may_wait = hold is not None and left_s > hold.max_s + 1.0
-                settle(decision, self._scheduled(parsed, self._schedule(parsed, None, may_wait=may_wait)))
-            except Exception as error:  # a refusal, or a bug of which the readers are to know nothing
-                decision.fail(error)
-
+        goes_on = partial(self._decide_read, headers, order, table, settings, received_s, patience_s)
+        decide = partial(goes_on, decision)
         reading.then(decide, decision.fail)
         return Later(decision, patience_s)
+
+    def _decide_read(
+        self,
+        headers: RequestHeaders,
+        order: ReadOrder,
+        table: RoutingTable,
+        settings: RouterSettings,
+        received_s: float,
+        patience_s: float,
+        decision: Pending[Decision],
+        read: BodyRead,
+    ) -> None:
+        try:
+            if order_of(headers, self.table, self.settings) == order:  # else it was read by other rules
+                table, settings = self.table, self.settings
+            parsed = parse_read(headers, read, table, settings, self._state.predictor, self._rng, received_s)
+            hold = self.settings.hold
+            left_s = received_s + patience_s - self._clock()
+            may_wait = hold is not None and left_s > hold.max_s + 1.0
+            settle(decision, self._scheduled(parsed, self._schedule(parsed, None, may_wait=may_wait)))
+        except Exception as error:  # a refusal, or a bug of which the readers are to know nothing
+            decision.fail(error)
 
     def _patience_s(self, readers: Readers) -> float:
         """How long Envoy has to wait for a body to be read, and then perhaps for room."""
@@ -258,21 +287,26 @@ class Router:
         """Have the choice confirmed, or moved, where all gateways' choices are put in one order."""
         reservation = reserve(parsed.request_id, chosen.candidates())
         decision: Pending[Decision] = Pending(reservation.cancel)
-
-        def answer(endpoint: EndpointKey | None) -> None:
-            confirmed = chosen
-            try:
-                if endpoint is not None and endpoint != chosen.endpoint:
-                    self._state.running.reassigned(parsed.request_id, endpoint)
-                    confirmed = chosen.moved_to(endpoint)
-                made = self._answered(parsed, confirmed)
-            except Exception as error:  # a bug: this stream fails alone
-                decision.fail(error)
-            else:
-                decision.give(made)
-
-        reservation.then(answer, decision.fail)
+        reservation.then(partial(self._answer_reserved, parsed, chosen, decision), decision.fail)
         return Later(decision)
+
+    def _answer_reserved(
+        self,
+        parsed: ParsedRequest,
+        chosen: Chosen,
+        decision: Pending[Decision],
+        endpoint: EndpointKey | None,
+    ) -> None:
+        confirmed = chosen
+        try:
+            if endpoint is not None and endpoint != chosen.endpoint:
+                self._state.running.reassigned(parsed.request_id, endpoint)
+                confirmed = chosen.moved_to(endpoint)
+            made = self._answered(parsed, confirmed)
+        except Exception as error:  # a bug: this stream fails alone
+            decision.fail(error)
+        else:
+            decision.give(made)
 
     def _answered(self, parsed: ParsedRequest, chosen: Chosen) -> Decision:
         request, headers = parsed.request, parsed.headers

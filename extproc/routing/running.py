@@ -134,6 +134,8 @@ class RunningRequests:
         request.first_byte_is_token = not late
         self._prefill_ended(request.endpoint, now_s)
         self._load.release_prefill(request_id)
+        decoding = self._load.decoding(request.endpoint)
+        self._engines.first_token(request.endpoint, request.decided_s, decoding)
         return request
 
     def release(self, request_id: RequestId, now_s: float) -> Inflight | None:
@@ -150,6 +152,9 @@ class RunningRequests:
         if request is not None and request.first_token_s is None:
             self._prefill_ended(request.endpoint, now_s)
         else:
+            if request is not None:
+                decoding = self._load.decoding(request.endpoint)
+                self._engines.sequence_ended(request.endpoint, decoding, now_s)
             self._freed()
         if request is not None and request.running is not None:
             run, request.running = request.running, None

@@ -9,7 +9,7 @@ Rules:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from extproc.choosing.deciding import SendNow, TurnDown, WaitForRoom, decide
@@ -59,7 +59,7 @@ class Chosen:
     choice: Choice
     snapshot: Snapshot
     prompt_tokens: int
-    cached_tokens: list[int]
+    cached_tokens: Sequence[int]
     charged: bool
     order: tuple[int, ...] = ()
     pinned: bool = False

@@ -15,6 +15,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -109,6 +110,7 @@ class RequestQueue(Generic[D]):
         self._held: dict[int, _Held] = {}
         self._num_bytes = 0
         self._is_open = True
+        self._is_placing = False
         self._round: Iterator[None] | None = None
         self._again = False
         self._timer: Timer | None = None
@@ -121,7 +123,11 @@ class RequestQueue(Generic[D]):
 
     def takes(self, before: Queued | None) -> bool:
         """Whether a request may wait here: another one, or one that does."""
-        return self._is_open and (before is not None or self._num_bytes < MAX_HELD_BYTES)
+        return (
+            self._is_open
+            and not self._is_placing
+            and (before is not None or self._num_bytes < MAX_HELD_BYTES)
+        )
 
     def by_reason(self) -> dict[HoldReason, int]:
         """How many wait for what."""
@@ -150,6 +156,14 @@ class RequestQueue(Generic[D]):
         elif self._held:
             now_s = self._clock()
             self._wake_at(now_s, now_s)
+
+    def place(self, clusters: AbstractSet[str]) -> None:
+        """Schedule now, wherever it is best, what waits for these clusters, which go."""
+        self._is_placing = True
+        for held in sorted(self._held.values(), key=lambda each: each.order):
+            if held.parsed.route.cluster in clusters:
+                self._retry(held)
+        self._is_placing = False
 
     def close(self) -> None:
         """Schedule every request now, wherever it is best, and let none wait from now on."""

@@ -5,22 +5,43 @@ Rules:
        same changes nothing but the files that it names.
     2. What the files list is a source of the fleet like any other: it is the fleet's difference that is
        followed then, not the files.
+    3. Make before break: clusters are made known before the configuration that brings them is in force, and
+       what waits for a cluster hears that it goes before it is gone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from extproc.config.schema import Config
 from extproc.discovery.fleet import Difference, Fleet
 from extproc.discovery.listed import Listed
 from extproc.discovery.resolution import FILES, Resolution
 from extproc.listeners import Listeners
+from extproc.values.endpoints import Endpoint
 from extproc.values.pool_policies import PoolPolicies
 
 Apply = Callable[[Config], None]
 """Makes one owner follow. It neither awaits nor fails: a change is in force as a whole. The first one alone
 may raise, which leaves all as it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coming:
+    """A configuration that is to come into force.
+
+    Attributes:
+        generation: Its number.
+        config: Its settings.
+        clusters: Those that the fleet gets by it.
+        needed: Those of all clusters that are listed that it leads to, and the one in force does not.
+    """
+
+    generation: int
+    config: Config
+    clusters: Mapping[str, Sequence[Endpoint]]
+    needed: frozenset[str]
 
 
 class Owners:
@@ -30,6 +51,8 @@ class Owners:
         fleet: All endpoints.
         read: Notified of each configuration that was read, whether it differs or not.
         changes: Notified of what is different of the fleet.
+        coming: Notified of a configuration before it is in force.
+        leaving: Notified of clusters that a source lists no more, while they are still there.
         policies: Notified of what a source says of requests, when that is another.
         settled: Notified when the configuration in force and the fleet go together again.
     """
@@ -41,15 +64,31 @@ class Owners:
         self.read: Listeners[[Config]] = Listeners()
         self.changes: Listeners[[Difference]] = Listeners()
         self.settled: Listeners[[]] = Listeners()
+        self.coming: Listeners[[Coming]] = Listeners()
+        self.leaving: Listeners[[frozenset[str]]] = Listeners()
+        self._files: frozenset[str] = frozenset()
         self.policies: Listeners[[PoolPolicies]] = Listeners()
 
     def add(self, *owners: Apply) -> None:
         """Have these follow, after those that were added before."""
         self._owners.extend(owners)
 
+    def introduce(self, generation: int, config: Config, resolution: Resolution) -> bool:
+        """Make known what a configuration will bring, not in force yet; False if it leads to nothing new."""
+        here, before = self.fleet.clusters, self._read
+        led_to = frozenset[str]() if before is None else before.clusters_named() & here.keys()
+        listed = here.keys() | resolution.clusters.keys()
+        clusters = self.fleet.foreseen(FILES, resolution.clusters)
+        needed = (config.clusters_named() & listed) - led_to
+        self.coming.notify(Coming(generation, config, clusters, needed))
+        return bool(needed)
+
     def apply(self, config: Config, resolution: Resolution) -> None:
         """Make a configuration the one in force, with what its files list."""
         before = self._read
+        gone, self._files = self._files - resolution.clusters.keys(), frozenset(resolution.clusters)
+        if gone:
+            self.leaving.notify(gone)
         if config != before:
             for owner in self._owners:
                 owner(config)
@@ -60,6 +99,9 @@ class Owners:
 
     def report(self, source: str, clusters: Mapping[str, Sequence[Listed] | None]) -> None:
         """A source other than the files says what some of its clusters have now: see `Fleet.update`."""
+        gone = frozenset(name for name, listed in clusters.items() if listed is None)
+        if gone:
+            self.leaving.notify(gone)
         self._settle(self.fleet.update(source, clusters))
 
     def _settle(self, difference: Difference) -> None:

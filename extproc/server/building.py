@@ -43,6 +43,7 @@ from extproc.server.admin_answers import OneWorker
 from extproc.server.admin_port import AdminPort, TcpPlace
 from extproc.server.applying import Owners
 from extproc.server.body_readers import BodyReaders
+from extproc.server.cluster_encoder import encode_all_here, encode_here
 from extproc.server.configuration import Configuration
 from extproc.server.draining import Draining
 from extproc.server.engine_news import EngineNews
@@ -50,13 +51,14 @@ from extproc.server.fleet_changes import FleetChanges
 from extproc.server.forwarded_headers import ForwardedHeaders
 from extproc.server.health_report import HealthReport
 from extproc.server.housekeeping import Housekeeping
+from extproc.server.introducing import Introductions
 from extproc.server.knowledge import Knowledge, News, Site, knowledge
 from extproc.server.live_sources import LiveSources, live_sources_of
 from extproc.server.metrics_ports import metrics_ports
 from extproc.server.parts import Part, Parts
 from extproc.server.pending_settings import PendingSettings
 from extproc.server.picking import Picking, picking_of
-from extproc.server.publishing import ADS_TYPES, Publisher
+from extproc.server.publishing import ADS_TYPES, Encode, Preparation, Publisher
 from extproc.server.request_settings import RequestPath, router_settings, routing_table
 from extproc.server.rpc_places import places_of
 from extproc.server.rpc_server import RpcServer, rpc_server
@@ -69,8 +71,8 @@ from extproc.server.worker import Life, Worker
 from extproc.values.endings import RequestEvent
 from extproc.values.placements import Decision
 from extproc.xds.ads import AdsServer
+from extproc.xds.cluster_kinds import ClusterKinds
 from extproc.xds.publications import Publications
-from extproc.xds.resources import prepare
 
 _log = logging.getLogger("tokenway.worker")
 
@@ -113,6 +115,7 @@ def build_worker(
     supervised: bool = False,
     stalls: Stalls | None = None,
     settings: Settings = NO_SETTINGS,
+    encode: Encode = encode_all_here,
 ) -> Worker:
     """A worker that is ready to start.
 
@@ -122,6 +125,7 @@ def build_worker(
         supervised: True if a supervisor serves the admin port and made the shared counters.
         stalls: Tells of long turns of the loop that the worker will run in; None if nothing watches it.
         settings: What goes before what the file says.
+        encode: Makes what Envoy is told of clusters.
 
     Raises:
         ConfigError: The configuration cannot be used.
@@ -131,7 +135,9 @@ def build_worker(
     metrics = Metrics(registry, version("tokenway"))
     if stalls is not None:
         stalls.add(metrics.stalled)
-    configuration = Configuration(path, metrics, owners.apply, settings)
+    kinds = ClusterKinds(encode_here)
+    preparation = Preparation(kinds, encode)
+    configuration = Configuration(path, metrics, owners.apply, settings, preparation, owners.introduce)
     config = configuration.current
     site = _site(path, index, supervised, config, registry, metrics, owners)
     news = News(Listeners(), Listeners(), Listeners(), Listeners(), Listeners())
@@ -142,15 +148,20 @@ def build_worker(
         scheduling.engines, known.history, scheduling.predictor, known.kv_event_follower, config
     )
     prober = _prober(news, known, engines, config)
-    ads = AdsServer(lambda type_url: metrics.ads_refused(ADS_TYPES[type_url]))
-    prepare()
-    publications = Publications(owners.fleet.clusters, scheduling.health.state)
+    heard: Listeners[[]] = Listeners()
+    ads = AdsServer(lambda type_url: metrics.ads_refused(ADS_TYPES[type_url]), heard.notify)
+    publications = Publications(owners.fleet.clusters, scheduling.health.state, kinds)
+    publisher = Publisher(ads, publications, metrics)
+    introductions = Introductions(ads, publisher, known.bus, configuration.introduced, configuration.spurned)
+    heard.add(introductions.look_soon)
+    owners.coming.add(introductions.begin)
+    owners.read.add(introductions.applied)
     changes = FleetChanges(
         owners.fleet,
         known.state,
         prober,
         known.kv_event_follower,
-        Publisher(ads, publications, metrics),
+        publisher,
         metrics,
         time.monotonic,
     )
@@ -185,7 +196,12 @@ def build_worker(
     ports = [Part("admin", admin.start, admin.stop)]
     if not site.supervised:
         ports += metrics_ports(config, answering)
-    parts = _parts(site, known, way, configuration, sources, prober, server, picking, ports)
+    publishing = [
+        Part("publisher", stop=publisher.stop),
+        Part("introductions", stop=introductions.stop),
+    ]
+    parts = _parts(site, known, way, configuration, sources, prober, server, picking, publishing, ports)
+    preparation.prepare(config)
     facts = {"socket": str(socket_path(site.folder, index)), "owner": site.owner, "build": build_kind()}
     return Worker(life, parts, draining.drain, configuration.reload, lambda: admin.port, facts)
 
@@ -376,7 +392,8 @@ def _follow_configuration(
     site.owners.read.add(lambda config: prober.configure(config.health.settings()))
     site.owners.changes.add(changes.apply)
     site.owners.policies.add(requests.follow_policies)
-    site.owners.settled.add(changes.find_missing)
+    site.owners.leaving.add(way.waiting.place)
+    site.owners.settled.add(changes.publish, changes.find_missing)
 
 
 def _parts(
@@ -388,6 +405,7 @@ def _parts(
     prober: Prober,
     server: RpcServer,
     picking: Picking | None,
+    publishing: list[Part],
     ports: list[Part],
 ) -> Parts:
     """What starts in this order and stops in the reverse one; no request comes before the configuration."""
@@ -401,6 +419,7 @@ def _parts(
         Part("readers", stop=way.readers.close),
         Part("prober", prober.start, prober.stop),
         Part("KV events", known.kv_event_follower.start, known.kv_event_follower.stop),
+        *publishing,
         Part("configuration", configuration.start, configuration.stop),
         Part("discovery", sources.start, sources.stop),
     ]

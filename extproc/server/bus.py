@@ -1,4 +1,4 @@
-"""Workers of one gateway talking to each other over Unix sockets: access-log entries and cached blocks.
+"""Workers of one gateway talking to each other over Unix sockets: access-log entries, cached blocks, Envoys.
 
 Rules:
     1. Each worker listens on `bus<i>.sock` and connects to every other one; a peer that is away is tried
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 
+from extproc.listeners import Listeners
 from extproc.server.run_dir import closed_to_others
 from extproc.values.endings import AttemptFailed, AttemptStarted, RequestAlive, RequestEnd, RequestEvent
 from metadata_center.types import EndpointKey
@@ -52,13 +53,25 @@ class _Failed(msgspec.Struct, tag="failed", array_like=True, frozen=True):
     entry: AttemptFailed
 
 
+class _Question(msgspec.Struct, tag="question", array_like=True, frozen=True):
+    asker: int
+    number: int
+    clusters: list[str]
+
+
+class _Answer(msgspec.Struct, tag="answer", array_like=True, frozen=True):
+    answerer: int
+    number: int
+    refused: dict[str, str]
+
+
 class _Cached(msgspec.Struct, tag="cached", array_like=True, frozen=True):
     endpoint: EndpointKey
     blocks: list[int]
 
 
 EntryFrame = _Ended | _Alive | _Started | _Failed
-Frame = EntryFrame | _Cached
+Frame = EntryFrame | _Cached | _Question | _Answer
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(Frame)
@@ -88,6 +101,10 @@ class Bus:
         on_cached: Receives what other workers saw cached.
         known: What a worker that connects is to learn of what others learned before; the first of the others
             sends it.
+
+    Attributes:
+        questions: Notified of who asks, under which number, whether Envoys have these clusters.
+        answers: Notified of who answers, which number, and of what an Envoy refused.
     """
 
     def __init__(
@@ -105,6 +122,8 @@ class Bus:
         self._on_entry = on_entry
         self._on_cached = on_cached
         self._known = known
+        self.questions: Listeners[[int, int, list[str]]] = Listeners()
+        self.answers: Listeners[[int, int, dict[str, str]]] = Listeners()
         self._writers: dict[int, asyncio.StreamWriter] = {}
         self._served: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
@@ -152,6 +171,16 @@ class Bus:
         frame = _Cached(endpoint, list(blocks))
         for peer in self._peers:
             self._send(peer, frame)
+
+    def ask(self, number: int, clusters: Sequence[str]) -> frozenset[int]:
+        """Ask every other worker, connected or not, whether its Envoys have these clusters; who that is."""
+        for peer in self._peers:
+            self._send(peer, _Question(self._index, number, list(clusters)))
+        return frozenset(self._peers)
+
+    def answer(self, asker: int, number: int, refused: Mapping[str, str]) -> None:
+        """Answer a question: Envoys here have all the clusters, or refused these with these words."""
+        self._send(asker, _Answer(self._index, number, dict(refused)))
 
     def _greet(self, peer: int) -> None:
         """Send a worker that starts anew what it missed, unless another one does."""
@@ -201,9 +230,14 @@ class Bus:
 
     def _take(self, frame: Frame) -> None:
         try:
-            if isinstance(frame, _Cached):
-                self._on_cached(frame.endpoint, frame.blocks)
-            else:
-                self._on_entry(frame.entry)
+            match frame:
+                case _Cached():
+                    self._on_cached(frame.endpoint, frame.blocks)
+                case _Question():
+                    self.questions.notify(frame.asker, frame.number, frame.clusters)
+                case _Answer():
+                    self.answers.notify(frame.answerer, frame.number, frame.refused)
+                case _:
+                    self._on_entry(frame.entry)
         except Exception:  # a bug with one request must not lose the endings of all others
             _log.exception("what another worker sent failed")

@@ -4,6 +4,8 @@ Rules:
     1. All decisions are `Following`'s. Here are its eyes (files, the resolver, the clock) and its hands.
     2. Watched are the files that the last reading needed, good or not: a clusters file that is missing is
        taken when it comes.
+    3. What a configuration needs is prepared off the loop before it is applied; a later reading takes its
+       place.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from extproc.discovery.following import (
     Apply,
     Effect,
     Following,
+    Introduce,
     LookUp,
     NameAnswers,
     NameFailed,
@@ -31,6 +35,7 @@ from extproc.discovery.resolution import Resolution
 from extproc.discovery.resolve import ResolveError, addresses_of
 from extproc.errors import ConfigError
 from extproc.observing.metrics.collector import Metrics
+from extproc.server.publishing import Preparation
 
 _log = logging.getLogger("tokenway.configuration")
 
@@ -39,6 +44,9 @@ RESOLVE_INTERVAL_S = 5.0
 
 WAIT_S = 1.2
 """A change waits this long for names that are new; with two looks at the files it is in force within 2 s."""
+
+INTRODUCE_S = 3.0
+"""A change waits this long for Envoys to have its new clusters; that takes some 10 ms where they answer."""
 
 LOOK_UP_S = 30.0
 """Bound on a look-up: glibc asks three name servers twice, 5 s each (resolv.conf(5)). Nothing waits for it:
@@ -53,6 +61,9 @@ class Configuration:
         metrics: Count every reload.
         apply: Called with each configuration that is good, its addresses resolved; must not fail half-way.
         settings: What goes before what the file says.
+        preparation: What a configuration needs before it is applied; the first one has it.
+        introduce: Called before with all but the first, and its number. If it answers True it is to call
+            `introduced` or `spurned` later; else there is nothing to wait for.
 
     Raises:
         ConfigError: The configuration cannot be used.
@@ -64,14 +75,18 @@ class Configuration:
         metrics: Metrics,
         apply: Callable[[Config, Resolution], None],
         settings: Settings = NO_SETTINGS,
+        preparation: Preparation | None = None,
+        introduce: Callable[[int, Config, Resolution], bool] | None = None,
     ) -> None:
         self._path = path
+        self._introduce = introduce
         self._settings = settings
         self._metrics = metrics
         self._apply = apply
-        self._following = Following(interval_s=RESOLVE_INTERVAL_S, wait_s=WAIT_S)
+        self._preparation = preparation
+        self._following = Following(interval_s=RESOLVE_INTERVAL_S, wait_s=WAIT_S, introduce_s=INTRODUCE_S)
         self._looks: dict[Path, Look] = {}
-        self._first = self._read(is_first=True)
+        self._first = self._latest = self._read(is_first=True)
         if isinstance(self._first, Refused):
             raise ConfigError(self._first.path, list(self._first.problems))
         self.current = self._first.config
@@ -100,14 +115,35 @@ class Configuration:
         """Read the files now; look all host names up and apply what differs in the next turn of the loop."""
         if self._applied is None or not self._applied.done():
             return  # the start reads them
-        reading = self._read(is_first=False)
+        self._latest = reading = self._read(is_first=False)
         self._watcher.watch(self._looks)
-        # To read a hundred endpoints takes as long as to apply them: requests go on in between.
-        asyncio.get_running_loop().call_soon(self._follow, reading)
+        preparation = self._preparation
+        if preparation is not None and isinstance(reading, Version) and preparation.is_needed(reading.config):
+            self._keep(asyncio.create_task(self._prepared(preparation, reading), name="preparation"))
+        else:
+            # To read a hundred endpoints takes as long as to apply them: requests go on in between.
+            asyncio.get_running_loop().call_soon(self._follow, reading)
+
+    async def _prepared(self, preparation: Preparation, reading: Version) -> None:
+        await asyncio.to_thread(preparation.prepare, reading.config)
+        if self._latest is reading:
+            self._follow(reading)
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _follow(self, reading: Version | Refused) -> None:
         now_s = time.monotonic()
         self._carry_out([*self._following.read(reading, now_s), *self._following.ask_again(now_s)])
+
+    def introduced(self, generation: int) -> None:
+        """Envoy has what this configuration brings."""
+        self._carry_out(self._following.introduced(generation))
+
+    def spurned(self, generation: int, problems: Sequence[str]) -> None:
+        """Envoy refuses what it brings: it does not come into force."""
+        self._carry_out(self._following.spurned(generation, problems))
 
     def files(self) -> dict[str, bool]:
         """Each file that the last reading needed, without directory: is it good?"""
@@ -143,14 +179,18 @@ class Configuration:
         return Version(config, clusters, _names(looks))
 
     def _carry_out(self, effects: Sequence[Effect]) -> None:
-        for effect in effects:
+        due = deque(effects)
+        while due:
+            effect = due.popleft()
             match effect:
+                case Introduce():
+                    brought = effect.generation, effect.version.config, effect.resolution
+                    if self._introduce is None or not self._introduce(*brought):
+                        due += self._following.introduced(effect.generation)
                 case Apply():
                     self._put_in_force(effect)
                 case LookUp():
-                    task = asyncio.create_task(self._look_up(effect), name="look-up")
-                    self._tasks.add(task)
-                    task.add_done_callback(self._tasks.discard)
+                    self._keep(asyncio.create_task(self._look_up(effect), name="look-up"))
                 case Refused():
                     self._metrics.reload_failed(effect.file)
                     for problem in effect.problems:

@@ -4,7 +4,8 @@ Rules:
     1. One change of the fleet is re-applied at once, without an await: no request sees half of it.
     2. An owner gets what each endpoint concerned is now, and leaves the others as they are; a set of label
        values or of slots gets the whole, but only if an endpoint or a cluster came or went.
-    3. An endpoint at another address is another engine: what was learned of the one before is forgotten. Its
+    3. Envoy gets a configuration once the fleet goes with it: no cluster is changed only to go.
+    4. An endpoint at another address is another engine: what was learned of the one before is forgotten. Its
        requests stay charged until they end.
 """
 
@@ -61,16 +62,16 @@ class FleetChanges:
         self._metrics = metrics
         self._clock = clock
         self._config = Config()
+        self._is_published = False
         self._cluster_names: Sequence[str] = ()
         self.named: Mapping[str, bool] = {}
 
     def configure(self, config: Config) -> None:
         """Another configuration is in force: see `applying.Apply`."""
-        self._config = config
+        self._config, self._is_published = config, False
         self._cluster_names = sorted(config.clusters_named())
         self._state.scheduling.ages.configured(self._clock())
         self._label()
-        self._publisher.configure(config)
 
     def apply(self, difference: Difference) -> None:
         """Re-apply this."""
@@ -102,11 +103,18 @@ class FleetChanges:
         self._kv_event_follower.update(changed)
         if difference.added or difference.removed or came_or_went:
             self._label()
-        self._publisher.update(difference.clusters, came_or_went=came_or_went)
+        if self._is_published:
+            self._publisher.update(difference.clusters, came_or_went=came_or_went)
 
     def health_changed(self, transition: Transition) -> None:
         """An endpoint's health is another: Envoy gets it."""
         self._publisher.update(endpoint.cluster for endpoint in self._fleet.of(transition.key))
+
+    def publish(self) -> None:
+        """Send Envoy a configuration that is new; for when it and its files are applied."""
+        if not self._is_published:
+            self._is_published = True
+            self._publisher.configure(self._config)
 
     def find_missing(self) -> None:
         """Say which clusters are named and not there; for when a configuration and its files are applied."""

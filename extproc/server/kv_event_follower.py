@@ -19,8 +19,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 import orjson
@@ -42,8 +43,10 @@ from metadata_center.kv_events.events import Batch
 from metadata_center.kv_events.sequencing import SyncState
 from metadata_center.kv_events.sources import Source, configured, discover
 from metadata_center.kv_events.statistics import SubscriberStats
-from metadata_center.kv_events.subscriber import KvEventSubscriber
 from metadata_center.types import EndpointKey
+
+if TYPE_CHECKING:
+    from metadata_center.kv_events.subscriber import KvEventSubscriber
 
 _log = logging.getLogger("tokenway.kv_events")
 
@@ -120,9 +123,8 @@ class KvEventFollower:
         self._wall_clock = wall_clock
         self._settings = KvEvents()
         self._tls_of = tls_of
-        self._subscriber = KvEventSubscriber(
-            on_batch=self._batch, on_clear=self._clear, on_state=self._state_changed, clock=clock
-        )
+        self._clock = clock
+        self._subscriber: KvEventSubscriber | None = None
         self._renderings: dict[str, Rendering] = {}
         self._models: dict[str, str] = {}
         self._serving: dict[str, list[_Serving]] = {}
@@ -140,12 +142,13 @@ class KvEventFollower:
     @property
     def stats(self) -> SubscriberStats:
         """Counts of the subscriber."""
+        if self._subscriber is None:
+            return SubscriberStats(sources=dict.fromkeys(SyncState, 0))
         return self._subscriber.stats
 
     def start(self) -> None:
         """Begin; endpoints may be configured before or after."""
         self._session = aiohttp.ClientSession()
-        self._subscriber.start()
         self._spawn(self._sweep(), "kv-events-sweep")
         for key in self._known:
             self._ask(key)
@@ -156,7 +159,8 @@ class KvEventFollower:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._subscriber.stop()
+        if self._subscriber is not None:
+            await self._subscriber.stop()
         if self._session is not None:
             await self._session.close()
 
@@ -187,7 +191,8 @@ class KvEventFollower:
 
     def came_back(self, endpoint: EndpointKey) -> None:
         """An engine answers again after it did not: it may be another one."""
-        self._subscriber.verify(endpoint)
+        if self._subscriber is not None:
+            self._subscriber.verify(endpoint)
         if endpoint in self._known:
             self._ask(endpoint)
 
@@ -262,6 +267,8 @@ class KvEventFollower:
         if space not in self._renderings:
             try:
                 self._renderings[space] = await asyncio.to_thread(load, folder, variables)
+                # ZeroMQ, 2 MiB: only what has a tokenizer can be followed.
+                await asyncio.to_thread(import_module, "metadata_center.kv_events.subscriber")
             except (UnsupportedTokenizer, UnsupportedTemplate) as error:
                 _log.error("tokenizer not usable", extra={"folder": str(folder), "problem": str(error)})
                 return False
@@ -366,7 +373,8 @@ class KvEventFollower:
                 _log.error("endpoint not followed", extra={"endpoint": key, "problem": str(error)})
                 wanted.difference_update(sources)
         try:
-            self._subscriber.set_sources(wanted)
+            if wanted or self._subscriber is not None:
+                self._subscribed().set_sources(wanted)
         except ValueError as error:
             _log.error("endpoints not followed", extra={"problem": str(error)})
 
@@ -379,6 +387,17 @@ class KvEventFollower:
         for key in followed:
             self._caches.remove(key)
         self._publish()
+
+    def _subscribed(self) -> KvEventSubscriber:
+        """Made with the first source, which a model with a tokenizer has alone (`_load`)."""
+        if self._subscriber is None:
+            from metadata_center.kv_events.subscriber import KvEventSubscriber  # as `_load` did already
+
+            self._subscriber = KvEventSubscriber(
+                on_batch=self._batch, on_clear=self._clear, on_state=self._state_changed, clock=self._clock
+            )
+            self._subscriber.start()
+        return self._subscriber
 
     # What the subscriber reports.
 
@@ -405,7 +424,7 @@ class KvEventFollower:
         incomplete: list[EndpointKey] = []
         agreed: dict[str, Rendering] = {}
         for key, sources in self._sources.items():
-            states = {self._subscriber.state(source) for source in sources}
+            states = {self._subscribed().state(source) for source in sources}
             if states <= {SyncState.IN_SYNC, SyncState.INCOMPLETE}:
                 (incomplete if SyncState.INCOMPLETE in states else announcing).append(key)
                 space, own = self._known[key].space, self._verdicts[key].rendering

@@ -191,7 +191,8 @@ def _exactly(channel: socket.socket, length: int) -> memoryview:
 
 def main() -> None:
     """Serve the socket whose file descriptor is the argument."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's, meant for the gateway, which ends us then
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # meant for the gateway, which ends us with it
     os.nice(_NICENESS)
     gc.disable()  # decoded bodies have no cycles, and looking for some takes longer than decoding
     with socket.socket(fileno=int(sys.argv[1])) as channel:

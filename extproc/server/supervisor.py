@@ -33,12 +33,12 @@ STEADY_S = 30.0
 
 
 @contextlib.contextmanager
-def _hangup_held_back() -> Iterator[None]:
-    """A process started in the block gets SIGHUP once it unblocks it: before, the signal would kill it.
+def _signals_held_back() -> Iterator[None]:
+    """A process started in the block gets these signals once it unblocks them: before, one would kill it.
 
     The mask is inherited. Ours is restored, and what was held back comes then. One block at a time.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
     try:
         yield
     finally:
@@ -120,7 +120,7 @@ class Supervisor:
         while not self._stopping.is_set():
             started_s = loop.time()
             async with self._spawning:
-                with _hangup_held_back():
+                with _signals_held_back():
                     words = ("worker", str(self._path), str(index), self._settings)
                     process = await asyncio.create_subprocess_exec(
                         *python_module("tokenway.cli.main", *words)

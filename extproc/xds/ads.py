@@ -4,21 +4,46 @@ Rules:
     1. The protocol lives in `delta.py`; here are only calls and what is sent on them.
     2. Publishing reaches all streams and waits for none.
     3. However many publications happen while a stream sends, it then sends the latest state once.
+    4. An Envoy whose stream ends is expected back: for `RECONNECT_S`, or until one comes, it counts as having
+       what it had.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 
 from envoy.service.discovery.v3 import discovery_pb2 as pb
 
 from extproc.transport.seam import Call, Received, Rpc, Status
 from extproc.xds.delta import DeltaStream, ResourceStore, SubscriptionLimitError
+from extproc.xds.type_urls import CLUSTER_TYPE
 
 logger = logging.getLogger(__name__)
 
+RECONNECT_S = 2.0
+"""Twice the longest pause that the bootstrap lets Envoy make between two attempts to connect."""
+
+MAX_LOST = 64
+"""Ended streams that are remembered, more than Envoys behind one gateway."""
+
 _SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """What all Envoys together say of some clusters.
+
+    Attributes:
+        lacked: Clusters that some Envoy has not acknowledged, and may yet.
+        refused: Clusters that some Envoy refused, with its words.
+    """
+
+    lacked: AbstractSet[str]
+    refused: Mapping[str, str]
 
 
 class AdsServer:
@@ -26,13 +51,23 @@ class AdsServer:
 
     Args:
         on_nack: Called with the type URL for each response that an Envoy refused, for metrics.
+        heard: Called when Envoys may say something else of their clusters than before.
+        clock: Monotonic seconds.
     """
 
-    def __init__(self, on_nack: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        on_nack: Callable[[str], None],
+        heard: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._on_nack = on_nack
+        self._clock = clock
         self._store = ResourceStore()
         self._subscribers: set[Subscriber] = set()
+        self._lost: list[tuple[float, frozenset[str]]] = []
         self._is_closing = False
+        self._heard = heard
 
     def publish(self, resources: Mapping[str, Mapping[str, bytes | None]]) -> list[str]:
         """Publish these resources, all at once; others stay.
@@ -65,11 +100,39 @@ class AdsServer:
 
     def open(self, call: Call) -> Subscriber:
         """One Envoy, for as long as it lives."""
-        subscriber = Subscriber(call, DeltaStream(self._store), self._on_nack, self._subscribers.discard)
+        subscriber = Subscriber(
+            call, DeltaStream(self._store), self._on_nack, self._left, self._taken, self._heard
+        )
         self._subscribers.add(subscriber)
         if self._is_closing:
             subscriber.close()
         return subscriber
+
+    def word(self, clusters: Iterable[str]) -> Word:
+        """What Envoys say of these clusters; nothing is lacked where no Envoy is."""
+        names = frozenset(clusters)
+        now_s = self._clock()
+        self._lost = [(until_s, had) for until_s, had in self._lost if now_s < until_s]
+        streams = [one.stream for one in self._subscribers if one.stream.takes_clusters]
+        refused = {name: one.refused[name] for one in streams for name in names & one.refused.keys()}
+        having = [*(one.had for one in streams), *(had for _, had in self._lost)]
+        lacked = frozenset[str]().union(*(names - had for had in having)) - refused.keys()
+        return Word(lacked, refused)
+
+    def _left(self, subscriber: Subscriber) -> None:
+        if subscriber not in self._subscribers:
+            return
+        self._subscribers.discard(subscriber)
+        if subscriber.stream.takes_clusters and not self._is_closing:
+            self._lost = [
+                *self._lost[1 - MAX_LOST :],
+                (self._clock() + RECONNECT_S, frozenset(subscriber.stream.had)),
+            ]
+            self._heard()
+
+    def _taken(self) -> None:
+        """An Envoy asks for clusters: the first that was lost, or a new one."""
+        del self._lost[:1]
 
 
 class Subscriber:
@@ -80,9 +143,14 @@ class Subscriber:
         stream: What it has and wants.
         on_nack: See `AdsServer`.
         left: Called with it when it is over.
+        taken: Called when it asks for clusters.
+        heard: Called after each of its messages about clusters.
+
+    Attributes:
+        stream: See above.
     """
 
-    __slots__ = ("_call", "_is_sending", "_left", "_on_nack", "_stream")
+    __slots__ = ("_call", "_heard", "_is_sending", "_left", "_on_nack", "_taken", "stream")
 
     def __init__(
         self,
@@ -90,17 +158,22 @@ class Subscriber:
         stream: DeltaStream,
         on_nack: Callable[[str], None],
         left: Callable[[Subscriber], None],
+        taken: Callable[[], None],
+        heard: Callable[[], None],
     ) -> None:
         self._call = call
-        self._stream = stream
+        self.stream = stream
         self._on_nack = on_nack
         self._left = left
+        self._taken = taken
+        self._heard = heard
         self._is_sending = False
 
     def on_message(self, message: Received) -> None:
         """See `Receiver`."""
+        request, took_clusters = pb.DeltaDiscoveryRequest.FromString(message), self.stream.takes_clusters
         try:
-            nack = self._stream.receive(pb.DeltaDiscoveryRequest.FromString(message))
+            nack = self.stream.receive(request)
         except SubscriptionLimitError:
             logger.error("xds stream subscribes to too much", extra={"peer": self._call.peer})
             self._left(self)
@@ -113,6 +186,10 @@ class Subscriber:
             )
             self._on_nack(nack.type_url)
         self.send()
+        if not took_clusters and self.stream.takes_clusters:
+            self._taken()
+        if request.type_url == CLUSTER_TYPE:
+            self._heard()
 
     def on_half_close(self) -> None:
         """See `Receiver`."""
@@ -126,7 +203,7 @@ class Subscriber:
         """Send what this Envoy lacks; while something is on its way, later."""
         if self._is_sending:
             return
-        responses = self._stream.responses()
+        responses = self.stream.responses()
         for response in responses[:-1]:
             self._call.send(response.SerializeToString())
         if responses:

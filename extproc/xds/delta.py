@@ -9,11 +9,14 @@ Rules:
        assignments the stream subscribes to.
     4. A refused version is not sent again; the next one is.
     5. A stream's memory is bounded by what it subscribes to, at most `MAX_NAMES` per type.
+    6. Envoy has a cluster from its first acknowledgement on, which it holds back until all clusters are warm,
+       and until a response takes the cluster away. A refused change leaves Envoy the version it had.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -122,6 +125,24 @@ class DeltaStream:
         self._subscriptions: dict[str, _Subscription] = {}
         self._num_responses = 0
         self._clusters_sent = False
+        self._had: set[str] = set()
+        self._sent: dict[str, int] = {}
+        self._refused: dict[str, str] = {}
+
+    @property
+    def takes_clusters(self) -> bool:
+        """True once it asked for clusters."""
+        return CLUSTER_TYPE in self._subscriptions
+
+    @property
+    def had(self) -> AbstractSet[str]:
+        """Clusters that Envoy has, by what it acknowledged or said on connecting; a view."""
+        return self._had
+
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """Clusters that Envoy refused and has no version of, with Envoy's words; a view."""
+        return self._refused
 
     def receive(self, request: pb.DeltaDiscoveryRequest) -> Nack | None:
         """Take one request: subscriptions, and Envoy's refusal of a response if there was one.
@@ -149,11 +170,16 @@ class DeltaStream:
                 subscription.is_wildcard = False
             subscription.names.discard(name)
             subscription.known.pop(name, None)
+            if request.type_url == CLUSTER_TYPE:
+                self._had.discard(name)
         if max(len(subscription.names), len(subscription.known)) > MAX_NAMES:
             raise SubscriptionLimitError(request.type_url)
-        if not request.HasField("error_detail"):
-            return None
-        return Nack(request.type_url, request.error_detail.message)
+        nack = None
+        if request.HasField("error_detail"):
+            nack = Nack(request.type_url, request.error_detail.message)
+        if request.type_url == CLUSTER_TYPE:
+            self._judge(request.response_nonce, nack)
+        return nack
 
     def responses(self) -> list[pb.DeltaDiscoveryResponse]:
         """What Envoy lacks now, in sending order; counts as sent. Empty if it has everything."""
@@ -165,12 +191,35 @@ class DeltaStream:
                 due.append(response)
         return due
 
+    def _await(self, changed: list[str], removed: list[str]) -> None:
+        """The next word on these clusters is Envoy's."""
+        for name in changed:
+            self._sent[name] = self._num_responses
+            self._refused.pop(name, None)
+        for name in removed:
+            self._had.discard(name)
+            self._sent.pop(name, None)
+            self._refused.pop(name, None)
+
+    def _judge(self, nonce: str, nack: Nack | None) -> None:
+        """Envoy's word on one response; what it does not name in a refusal it took."""
+        answered = [name for name, number in self._sent.items() if format(number, "x") == nonce]
+        named = set() if nack is None else {name for name in answered if f"{name}: " in nack.detail}
+        for name in answered:
+            del self._sent[name]
+            if nack is None or (named and name not in named):
+                self._had.add(name)
+            elif name not in self._had:
+                self._refused[name] = nack.detail
+
     def _open(self, request: pb.DeltaDiscoveryRequest) -> _Subscription:
         """First request of a type: no names means every cluster, and Envoy says what it has."""
         is_cluster = request.type_url == CLUSTER_TYPE
         subscription = _Subscription(is_wildcard=is_cluster and not request.resource_names_subscribe)
         if is_cluster or not self._clusters_sent:
             subscription.known.update(request.initial_resource_versions)
+        if is_cluster:
+            self._had.update(subscription.known)
         self._subscriptions[request.type_url] = subscription
         return subscription
 
@@ -192,6 +241,8 @@ class DeltaStream:
                 known.pop(name, None)
         self._num_responses += 1
         subscription.is_answered = True
+        if type_url == CLUSTER_TYPE:
+            self._await(changed, removed)
         if type_url == CLUSTER_TYPE and changed:
             self._clusters_sent = True
             if ASSIGNMENT_TYPE in self._subscriptions:

@@ -6,6 +6,7 @@ Rules:
        that have a part of one; the clusters themselves only if one comes or goes.
     3. A model whose cluster no source has yet has no alias: Envoy would wait for its assignment. Where Envoy
        may serve `*`, it has one without endpoints, as have the names that Envoy may not serve.
+    4. Clusters of a configuration that is to come are introduced beside all others, and no model by them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from extproc.config.sections.models import RuleSection
 from extproc.health.states import HealthState
 from extproc.values.endpoints import Endpoint
 from extproc.values.requests import ANY_MODEL
+from extproc.xds.cluster_kinds import ClusterKind, ClusterKinds, UpstreamTls
 from extproc.xds.open_models import (
     MODEL_ALIAS_PREFIX,
     OpenModels,
@@ -24,16 +26,22 @@ from extproc.xds.open_models import (
     open_models_and_any,
     subset_pools,
 )
-from extproc.xds.resources import (
-    UpstreamTls,
-    cluster_resources,
-    load_assignments,
-)
+from extproc.xds.resources import cluster_resources, load_assignments
 from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
 from metadata_center.types import EndpointKey
 
 Resources = dict[str, dict[str, bytes | None]]
 """Type URL to (name to serialised message, or None for a resource that is there no more)."""
+
+
+def kinds_of(config: Config) -> frozenset[ClusterKind]:
+    """All kinds of cluster that Envoy may be told of by a configuration."""
+    bounds = None, config.away.max_requests_per_endpoint
+    return frozenset(ClusterKind(tls, bound) for tls in (None, *_tls(config).values()) for bound in bounds)
+
+
+def _tls(config: Config) -> dict[str, UpstreamTls]:
+    return {name: UpstreamTls(**tls.model_dump()) for name, tls in config.engine_tls.items()}
 
 
 class Publications:
@@ -42,20 +50,42 @@ class Publications:
     Args:
         clusters: The fleet, by cluster; a view that follows it.
         state_of: Health of an endpoint; None counts as healthy.
+        kinds: The bytes of kinds of cluster.
     """
 
     def __init__(
         self,
         clusters: Mapping[str, Sequence[Endpoint]],
         state_of: Callable[[EndpointKey], HealthState | None],
+        kinds: ClusterKinds,
     ) -> None:
         self._clusters = clusters
         self._state_of = state_of
+        self._kinds = kinds
         self._config = Config()
         self._models: OpenModels = {}
         self._models_of: dict[str, dict[str, RuleSection]] = {}
         self._tls: Mapping[str, UpstreamTls] = {}
         self._published: dict[str, set[str]] = {CLUSTER_TYPE: set(), ASSIGNMENT_TYPE: set()}
+        self._introduced: set[str] = set()
+
+    def introduce(self, config: Config, clusters: Mapping[str, Sequence[Endpoint]]) -> Resources:
+        """Clusters before the configuration that brings them; in place of those introduced before.
+
+        Args:
+            config: Says how their engines are reached.
+            clusters: Those that are published already are left as they are.
+        """
+        former = self._introduced & self._published[CLUSTER_TYPE] - self._clusters.keys()
+        new = {
+            name: endpoints
+            for name, endpoints in clusters.items()
+            if name in former or name not in self._published[CLUSTER_TYPE]
+        }
+        self._introduced = set(new)
+        bodies = cluster_resources(new, {}, self._kinds.encoded, tls=_tls(config))
+        concerned = {CLUSTER_TYPE: former, ASSIGNMENT_TYPE: former}
+        return self._differing(bodies, load_assignments(new, self._state_of), concerned)
 
     def configure(self, config: Config) -> Resources:
         """Another configuration: everything, as it is now."""
@@ -63,7 +93,7 @@ class Publications:
         self._models_of = {}
         for name, rule in self._models.items():
             self._models_of.setdefault(rule.cluster, {})[name] = rule
-        self._tls = {name: UpstreamTls(**tls.model_dump()) for name, tls in config.engine_tls.items()}
+        self._tls = _tls(config)
         return self._everything()
 
     def update(self, changed: Iterable[str], *, came_or_went: bool) -> Resources:
@@ -101,6 +131,7 @@ class Publications:
         return cluster_resources(
             {**dict.fromkeys(closed), **subset_pools(models, here), **here},
             {name: rule.cluster for name, rule in models.items()},
+            self._kinds.encoded,
             tls=self._tls,
             max_open_requests=self._config.away.max_requests_per_endpoint,
         )
@@ -124,7 +155,7 @@ class Publications:
         found: Resources = {}
         for type_url, bodies in ((CLUSTER_TYPE, clusters), (ASSIGNMENT_TYPE, assignments)):
             published = self._published[type_url]
-            gone = (concerned[type_url] & published) - bodies.keys()
+            gone = (concerned[type_url] & published) - bodies.keys() - self._introduced
             published.difference_update(gone)
             published.update(bodies)
             found[type_url] = {**dict.fromkeys(gone), **bodies}

@@ -12,7 +12,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 
 from metadata_center.errors import CapacityError
@@ -120,13 +120,16 @@ class RunningBlocks:
         if running.has_left:
             self.forget(endpoint)
 
-    def distinct_ratio(self, endpoint: EndpointKey) -> float:
-        """Distinct blocks in use at an endpoint over the blocks of its requests, in (0, 1]; 1 without any.
+    def distinct_ratios(self, endpoints: Iterable[EndpointKey]) -> list[float]:
+        """Distinct blocks in use at each endpoint over the blocks of its requests, in (0, 1]; 1 without any.
 
         What its prompts take in the KV cache is that share of their length: what they share is there once.
         """
-        running = self._running.get(endpoint)
-        return running.distinct / running.uses if running is not None and running.uses else 1.0
+        of = self._running.get
+        return [
+            running.distinct / running.uses if running is not None and running.uses else 1.0
+            for running in map(of, endpoints)
+        ]
 
     def forget(self, endpoint: EndpointKey) -> None:
         """The endpoint has left: nothing is kept of it once the last request there is over."""

@@ -84,6 +84,7 @@ class Counters:
             self._context_tokens,
             self._generated_tokens,
         ) = (memoryview(counts) for counts in self._rows[worker])
+        self._decoding = [(memoryview(row[0]), memoryview(row[1])) for row in self._rows]
         self._own: IntArray = self._rows[worker]
         self._own_claims = self._claims[worker]
         self._slots: dict[EndpointKey, int] = {}
@@ -148,6 +149,18 @@ class Counters:
             counts: list[Sequence[int]] = totals.tolist()
             return counts
         return [array("q", column.tobytes()) for column in totals]
+
+    def decoding(self, key: EndpointKey) -> int:
+        """Requests of an endpoint that are known to be prefilled, of all workers and others; 0 if unknown."""
+        slot = self._slots.get(key)
+        if slot is None:
+            return 0
+        count = 0
+        for requests, prefills in self._decoding:
+            count += requests[slot] - prefills[slot]
+        if self._others is not None:
+            count += int(self._others[0, slot] - self._others[1, slot])
+        return count
 
     def put(self, entry: Entry[Any, Any, int]) -> None:
         """Add all that a leg is charged to this worker's row."""

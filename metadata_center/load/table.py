@@ -78,6 +78,10 @@ class LoadTable:
         """The load of `slots`, as every worker has it now."""
         return LoadView(*self._counters.totals(slots))
 
+    def decoding(self, key: EndpointKey) -> int:
+        """Requests of one endpoint that are known to be prefilled, as every worker has them now."""
+        return self._counters.decoding(key)
+
     def charge(self, charge: Charge, now_s: float, prefill_due_s: float | None) -> bool:
         """Put one leg of a request on its endpoint; False if it is there already, or its end came first.
 

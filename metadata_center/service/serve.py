@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+from functools import partial
 from math import isfinite
 
 from metadata_center.addresses import Address, is_loopback
@@ -59,7 +60,11 @@ async def _until_signalled(server: HttpServer, host: str, port: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     loop.add_signal_handler(signal.SIGHUP, _LOGGER.info, "nothing to reload: settings are those of the start")
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+    for number in (signal.SIGUSR1, signal.SIGUSR2):  # a process without a handler ends by them without a word
+        loop.add_signal_handler(
+            number, partial(_LOGGER.warning, "signal ignored", extra={"signal": number.name})
+        )
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
     await server.start(host, port)
     await stopping.wait()
     await server.stop()

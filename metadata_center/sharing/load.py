@@ -44,6 +44,10 @@ class SharedLoad:
         """See `LoadStore`."""
         return self._table.view(slots)
 
+    def decoding(self, key: EndpointKey) -> int:
+        """See `LoadStore`."""
+        return self._table.decoding(key)
+
     def get(self, request_id: RequestId, leg: int = 0) -> Charge | None:
         """See `LoadStore`."""
         return self._table.get(request_id, leg)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -134,6 +135,62 @@ async def test_whole_cluster_comes_and_goes(stack: Stack, replicas: list[Simulat
     await eventually(status, lambda code: code == 404, EFFECTIVE_S)
 
 
+@pytest.mark.parametrize(
+    ("workers", "holding"), [(1, False), (1, True), (2, False)], ids=["at-once", "waiting", "two-workers"]
+)
+async def test_clusters_are_renamed_under_load(
+    replicas: list[SimulatorServer], workers: int, holding: bool
+) -> None:
+    """A cluster gets another name and its rule with it, four times: no request fails, waiting or not."""
+
+    def named(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        pool = {**cluster(name, map(key_of, replicas)), **({"max_num_seqs": 2} if holding else {})}
+        return pool, {"models": {"sim": {"rules": [{"cluster": name}]}}, "holding": {"enabled": holding}}
+
+    pool, config = named("first")
+    async with running_stack([pool], config, workers=workers) as stack:
+
+        async def clusters() -> set[str]:
+            return {record["cluster"] for record in await stack.last(2 * workers)}
+
+        async with Load(stack, "sim", clients=24, stream=False, max_tokens=4) as load:
+            for turn in range(4):
+                name = f"turn-{turn}"
+                pool, config = named(name)
+                stack.write_clusters(pool)
+                stack.write_config(config)
+                await eventually(clusters, {name}.__eq__, EFFECTIVE_S + 1)
+                await load.more(48)
+    assert load.failures == [], f"{len(load.failures)} beside {load.answers} answers: {load.failures[:3]}"
+
+
+async def test_a_cluster_that_envoy_refuses_takes_no_requests(
+    stack: Stack, replicas: list[SimulatorServer]
+) -> None:
+    """Its rule does not come into force, and the log has Envoy's words; then it is repaired."""
+    tls = {"refused": {"ca_file": "/nowhere/ca.pem", "server_name": "engines"}}
+    models = {"sim": {"rules": [{"cluster": "refused"}]}}
+    known = len(stack.gateway_log())
+    stack.write_clusters(cluster("refused", map(key_of, replicas)))
+    stack.write_config({"models": models, "engine_tls": tls})
+
+    async def success() -> float | None:
+        return sample(await stack.metrics(), CONFIG_SUCCESS)
+
+    await eventually(success, lambda value: value == 0)  # its TLS is encoded by a process that starts first
+    assert (await post(stack, chat("sim", "still here"))).status == 200
+    assert (await stack.last(1))[0]["cluster"] == "sim"
+    (problem,) = [
+        entry["problem"] for entry in stack.gateway_log()[known:] if entry["event"] == "configuration refused"
+    ]
+    assert "Envoy refuses the cluster `refused`" in problem
+    assert "/nowhere/ca.pem" in problem
+    stack.write_config({"models": models})
+    await eventually(success, lambda value: value == 1, EFFECTIVE_S)
+    assert (await post(stack, chat("sim", "repaired"))).status == 200
+    assert (await stack.last(1))[0]["cluster"] == "refused"
+
+
 BROKEN_CLUSTERS = {
     "port": (lambda text, port: text.replace(f'"port": {port}', '"port": 99999', 1), "port"),
     "key": (lambda text, port: text.replace('"address"', '"adress"', 1), "adress"),
@@ -202,6 +259,25 @@ async def test_hangup_reloads(replicas: list[SimulatorServer], workers: int) -> 
             return [float(line.split()[-1]) for line in chosen if 'result="success"' in line]
 
         await eventually(reloads, lambda counts: len(counts) == workers and min(counts) >= 2)
+        assert stack.gateway.is_running
+        assert stack.gateway.children() == pids
+        assert (await post(stack, chat("sim", "still here"))).status == 200
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_signals_that_mean_nothing_end_nobody(replicas: list[SimulatorServer], workers: int) -> None:
+    """Neither the gateway nor a worker of it: the log says so, and requests are answered as before."""
+    async with running_stack([_pool(replicas)], {"models": MODELS}, workers=workers) as stack:
+        pids = stack.gateway.children()
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH):
+            stack.gateway.signal(number)
+            for pid in pids if workers > 1 else ():
+                os.kill(pid, number)
+
+        async def words() -> int:
+            return sum(entry["event"] == "signal ignored" for entry in stack.gateway_log())
+
+        await eventually(words, lambda count: count == 2 * (1 + (len(pids) if workers > 1 else 0)))
         assert stack.gateway.is_running
         assert stack.gateway.children() == pids
         assert (await post(stack, chat("sim", "still here"))).status == 200

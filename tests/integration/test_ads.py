@@ -26,6 +26,7 @@ from extproc.transport.seam import Call, Message, joined
 from extproc.values.endpoints import Endpoint
 from extproc.xds import delta
 from extproc.xds.ads import AdsServer
+from extproc.xds.cluster_encoding import encode
 from extproc.xds.resources import cluster_resources, load_assignments
 from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
 from metadata_center.addresses import Address
@@ -122,7 +123,7 @@ class World:
             return HealthState.EJECTED if key in out else HealthState.HEALTHY
 
         resources = {
-            CLUSTER_TYPE: cluster_resources(clusters, models or {}),
+            CLUSTER_TYPE: cluster_resources(clusters, models or {}, encode),
             ASSIGNMENT_TYPE: load_assignments(endpoints, state_of),
         }
         gone, self.published = self.published, {name for bodies in resources.values() for name in bodies}
@@ -300,7 +301,7 @@ async def test_reconnect_does_not_resend_what_envoy_has(world: World) -> None:
 async def test_invalid_resource_is_refused_and_counted(world: World) -> None:
     """Envoy's refusal is counted, harms nothing that works, and the next good version is taken."""
     bad = cluster_v3.Cluster(name="bad", type=cluster_v3.ClusterDiscoveryType.EDS)  # names no source
-    good = cluster_resources(["m"], {})
+    good = cluster_resources(["m"], {}, encode)
 
     async def refusals() -> int:
         return world.nacks[CLUSTER_TYPE]

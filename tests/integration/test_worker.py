@@ -6,7 +6,8 @@ import asyncio
 import json
 import logging
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ import pytest
 from extproc.config.sections.listening import Transport
 from extproc.errors import ConfigError
 from extproc.server.building import build_worker
+from extproc.server.cluster_encoder import encode_all_here
 from extproc.server.parts import StoppedWhileStarting
 from extproc.server.run_dir import socket_path
 from extproc.server.supervisor import Supervisor
 from extproc.server.worker import Stage, Worker
+from extproc.xds.cluster_kinds import ClusterKind
 
 pytestmark = pytest.mark.asyncio
 
@@ -148,6 +151,41 @@ async def test_a_reload_says_what_it_does_not_reach(
     said = [record for record in caplog.records if record.msg == "changed settings are not in force yet"]
     assert [record.__dict__["settings"] for record in said] == [["load.lease_s"]]
     assert logging.getLogger("tokenway").level == logging.ERROR
+    await worker.stop()
+
+
+async def test_what_envoy_is_told_is_encoded_off_the_loop_before_a_configuration_is_in_force(
+    installation: Installation,
+) -> None:
+    """A later reading that needs nothing encoded overtakes it, and stays in force."""
+    asked: list[tuple[int, bool]] = []
+    goes_on, logger = threading.Event(), logging.getLogger("tokenway")
+
+    def encode(kinds: Iterable[ClusterKind]) -> dict[ClusterKind, bytes]:
+        wanted = list(kinds)
+        asked.append((len(wanted), threading.current_thread() is threading.main_thread()))
+        if len(asked) > 1:
+            goes_on.wait(10.0)
+        return encode_all_here(wanted)
+
+    worker = build_worker(installation.path, encode=encode)
+    await worker.start()
+    installation.write(away={"max_requests_per_endpoint": 7}, logging={"level": "error"})
+    worker.reload()
+    while len(asked) < 2:  # noqa: ASYNC110 - another thread asks
+        await asyncio.sleep(0.01)
+    assert asked == [(2, True), (1, False)], "at the start all, here; then what is new"
+    assert logger.level != logging.ERROR
+    installation.write(logging={"level": "warning"})
+    worker.reload()
+    await asyncio.sleep(0)
+    assert logger.level == logging.WARNING
+    goes_on.set()
+    installation.write(away={"max_requests_per_endpoint": 7}, logging={"level": "debug"})
+    while logger.level == logging.WARNING:
+        await asyncio.sleep(0.01)
+        worker.reload()
+    assert logger.level == logging.DEBUG, "and never what the one overtaken says"
     await worker.stop()
 
 

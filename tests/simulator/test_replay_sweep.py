@@ -219,7 +219,6 @@ def test_the_command_repeats_itself(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     "line",
     [
-        "missing.jsonl",
         "sample --rates fast",
         "sample --profile none",
         "sample --policies unknown",
@@ -234,7 +233,6 @@ def test_the_command_repeats_itself(tmp_path: Path, capsys: pytest.CaptureFixtur
         "sample --max-requests -1",
         "sample --first-seed 1e9",
         "sample --no-such-option",
-        "sample --profiles .",
         "sample --seeds 0",
         "sample --max-context 1",
         "sample --gateways 0",
@@ -248,6 +246,19 @@ def test_a_wrong_command_says_why(line: str, capsys: pytest.CaptureFixture[str])
     except SystemExit as ended:
         code = ended.code
     assert code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("tokenway replay: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("line", ["missing.jsonl", "sample --profiles .", "sample --profiles PROFILES"])
+def test_a_file_that_cannot_be_used_is_another_exit_code(
+    line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """1, as for every other verb; and one line."""
+    profiles = tmp_path / "profiles.json"
+    profiles.write_text('{"mine": {"base": "none of them"}}')
+    assert main(["replay", *line.replace("PROFILES", str(profiles)).split()]) == 1
     err = capsys.readouterr().err
     assert err.startswith("tokenway replay: ")
     assert err.count("\n") == 1

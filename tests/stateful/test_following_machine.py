@@ -19,6 +19,7 @@ from extproc.discovery.following import (
     Apply,
     Effect,
     Following,
+    Introduce,
     LookUp,
     NameAnswers,
     NameFailed,
@@ -29,6 +30,7 @@ from extproc.discovery.resolution import resolved
 
 INTERVAL_S = 5.0
 WAIT_S = 1.0
+INTRODUCE_S = 3.0
 NAMES = ("a.svc", "b.svc", "c.svc")
 ADDRESSES = ("192.0.2.1", "192.0.2.2", "2001:db8::1")
 FILES = ("tokenway.yaml", "clusters.json")
@@ -42,7 +44,7 @@ class FollowingMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now_s = 100.0
-        self.machine = Following(interval_s=INTERVAL_S, wait_s=WAIT_S)
+        self.machine = Following(interval_s=INTERVAL_S, wait_s=WAIT_S, introduce_s=INTRODUCE_S)
         self.readings = 0
         self.last_good: Version | None = None
         self.last_good_s = 0.0
@@ -54,6 +56,9 @@ class FollowingMachine(RuleBasedStateMachine):
         self.known: dict[str, tuple[str, ...]] = {}
         self.failing: set[str] = set()
         self.applied: list[Apply] = []
+        self.coming: Introduce | None = None
+        self.coming_s = 0.0
+        """Since when something is introduced and nothing new was in force."""
 
     @rule(used=names, literal=st.booleans())
     def edit(self, used: list[str], literal: bool) -> None:
@@ -92,13 +97,39 @@ class FollowingMachine(RuleBasedStateMachine):
         name = self.open.pop(number)
         self.take(self.machine.failed(name, number, "no such name", self.now_s))
 
+    @rule(data=st.data())
+    def acknowledged(self, data: st.DataObject) -> None:
+        """Envoy has the clusters of some reading; only of the one that is introduced does it matter."""
+        generation = data.draw(st.integers(0, self.readings + 1))
+        effects = self.machine.introduced(generation)
+        assert bool(effects) == (self.coming is not None and self.coming.generation == generation)
+        self.take(effects)
+
+    @rule(data=st.data())
+    def spurned(self, data: st.DataObject) -> None:
+        """Envoy refuses the clusters of some reading: what is in force stays so."""
+        generation = data.draw(st.integers(0, self.readings + 1))
+        coming = self.coming
+        effects = self.machine.spurned(generation, ["no"])
+        if coming is None or coming.generation != generation:
+            assert effects == []
+            return
+        (refused,) = effects
+        assert isinstance(refused, Refused)
+        self.coming = None
+        if self.last is coming.version:
+            self.last = refused
+        if self.last_good_generation == generation:
+            self.last_good, self.last_good_generation = self.machine.in_force, self.applied[-1].generation
+        self.forget()
+
     @rule(name=st.sampled_from(NAMES), number=st.integers(1, 40))
     def unasked_answer(self, name: str, number: int) -> None:
         """What answers no open question changes nothing."""
         if number not in self.open:
             assert self.machine.answered(name, number, ["192.0.2.99"], self.now_s) == []
 
-    @rule(seconds=st.sampled_from([0.01, GATHER_S, 0.5, WAIT_S, INTERVAL_S]))
+    @rule(seconds=st.sampled_from([0.01, GATHER_S, 0.5, WAIT_S, INTRODUCE_S, INTERVAL_S]))
     def time_passes(self, seconds: float) -> None:
         """Later; the shell calls when it was asked to, and once more for nothing."""
         until_s = self.now_s + seconds
@@ -124,7 +155,15 @@ class FollowingMachine(RuleBasedStateMachine):
                     assert self.latest_question.get(effect.name) not in self.open, "asked twice at a time"
                     self.open[effect.number] = effect.name
                     self.latest_question[effect.name] = effect.number
+                case Introduce():
+                    assert self.applied, "the first is in force at once"
+                    self.coming_s = self.now_s if self.coming is None else self.coming_s
+                    self.coming = effect
                 case Apply():
+                    if effect.is_new and self.applied:
+                        assert self.coming is not None
+                        assert effect.version is self.coming.version
+                        self.coming = None
                     before = self.applied[-1] if self.applied else None
                     assert before is None or effect.generation >= before.generation
                     assert effect.is_new == (before is None or effect.generation > before.generation)
@@ -146,12 +185,15 @@ class FollowingMachine(RuleBasedStateMachine):
         self.latest_question = {name: n for name, n in self.latest_question.items() if name in used}
 
     @invariant()
-    def the_last_good_reading_is_in_force_or_waits_for_its_names(self) -> None:
-        """Not longer than `WAIT_S`; the one before stays so long."""
+    def the_last_good_reading_is_in_force_or_waits(self) -> None:
+        """For its names `WAIT_S` at most, then for Envoy `INTRODUCE_S`; the one before stays so long."""
         if self.last_good is None:
             assert self.machine.in_force is None
             return
-        if self.machine.in_force is not self.last_good:
+        if self.coming is not None and self.coming.version is self.last_good:
+            assert self.machine.in_force is not self.last_good
+            assert self.now_s < self.coming_s + INTRODUCE_S
+        elif self.machine.in_force is not self.last_good:
             assert self.now_s < self.last_good_s + WAIT_S
             wanted = {spec.address for spec in self.last_good.clusters[0].endpoints if spec.is_host_name}
             assert any(name not in self.known and name not in self.failing for name in wanted)
@@ -183,8 +225,9 @@ class FollowingMachine(RuleBasedStateMachine):
 
     @invariant()
     def only_names_in_use_are_kept(self) -> None:
-        """Those of the version in force and of the one that waits."""
-        versions: list[Any] = [version for version in (self.machine.in_force, self.last_good) if version]
+        """Those of the version in force, of the one that is introduced and of the one that waits."""
+        coming = None if self.coming is None else self.coming.version
+        versions: list[Any] = [one for one in (self.machine.in_force, coming, self.last_good) if one]
         used = {spec.address for version in versions for spec in version.clusters[0].endpoints}
         assert set(self.machine.names()) == used & set(NAMES)
 

@@ -120,8 +120,10 @@ class LoadTableMachine(RuleBasedStateMachine):
             assert view.prefill_requests[row] == len(self.held.intersection(ids))
             assert view.generated_tokens[row] == sum(self.generated.get(one, 0) for one in ids)
             assert view.requests[row] == len(here)
+            assert self.table.decoding(key) == len(here) - view.prefill_requests[row]
             assert view.prefill_tokens[row] == sum(charge.prefill_tokens for charge in here)
             assert view.context_tokens[row] == sum(charge.context_tokens for charge in here)
+        assert self.table.decoding(EndpointKey("10.9.9.9:8000")) == 0
         assert self.table.in_flight == len(self.charged)
 
     def teardown(self) -> None:

@@ -162,6 +162,8 @@ class SharingMachine(RuleBasedStateMachine):
             own = Counters.own(store._counters)[:, list(slots)].tolist()
             for kind, counts in zip(own, _kinds(view), strict=True):
                 assert all(count >= least >= 0 for count, least in zip(counts, kind, strict=True))
+            for row, key in enumerate(KEYS):
+                assert store.load.decoding(key) == view.requests[row] - view.prefill_requests[row]
 
     def settle(self) -> None:
         """Heartbeats of all members, in order, after all stragglers."""

@@ -19,7 +19,8 @@ from benchmarks.policies.figures import kept as read_back
 from benchmarks.policies.questions import AT_KNEE, CHANCE, IN_QUESTION, SEEDS, every_cell, near_name
 from benchmarks.policies.running import differences, load, path_of, run_cells, verify
 from benchmarks.policies.stamps import ROOT, sources, stamp
-from benchmarks.policies.tables import document, late_binding, limit_said, ratios, reuse, worst
+from benchmarks.policies.tables import document, limit_said, ratios, reuse, worst
+from benchmarks.policies.waiting import late_binding
 from extproc.choosing.rivals.registry import LATE, RIVALS
 from tokenway.cli.replay import _parser
 from tokenway.simulator.policies.registry import OWN
@@ -228,9 +229,43 @@ def test_late_binding_is_compared_with_late_binding() -> None:
     rows.append(late("late_completion", 3.0, kind=CellKind.OWN))
     page = "\n".join(late_binding(rows))
     assert "| conversation, 8 engines | ×2.75 | 3 | 2 | `quartz` | 1.50 | 8 | `lmetric` | 0.38 | 3 |" in page
-    assert "were not run on: agent sessions, 8 engines (seed 3, 4, 5);" in page
-    assert "conversation, 8 engines (seed 4)" in page
+    assert "were not run on: agent sessions, 8 engines ×1.75 (seed 3, 4, 5);" in page
+    assert "conversation, 8 engines ×3 (seed 4)" in page
     assert late_binding(rows[2:]) == []
+
+
+def test_each_rival_that_waits_is_in_each_row() -> None:
+    """Own over the rival's in every column; what is worse is bold, for goodput the other way round."""
+    rows = [late("llmd_flow", 4.0), late("quartz", 2.0), late("late_completion", 3.0, kind=CellKind.OWN)]
+    rows[1] = replace(rows[1], figures=dict(rows[1].figures) | {"goodput_rps": 12.5, "shed_ratio": 0.25})
+    lines = "\n".join(late_binding(rows)).splitlines()
+    (heading,) = [line for line in lines if line.startswith("| **conversation, 8 engines, ×2.75**")]
+    at = lines.index(heading)
+    assert heading.endswith("| 1 | 1 | 3 | 1 | 1e+03 | 10 | 100 | 3 |")
+    same = "1 (1.00) | 1 (1.00)"
+    assert lines[at + 1] == (
+        f"|  | `llmd_flow` | {same} | 4 (0.75) | 1 (1.00) | 1e+03 (1.00) | 10 (1.00) | 100 |  |"
+    )
+    assert lines[at + 2] == (
+        f"|  | `quartz` | {same} | 2 (**1.50**) | 1 (1.00) | 1e+03 (1.00) | 12.5 (**0.80**) | 25 |  |"
+    )
+
+
+def test_a_speed_with_fewer_seeds_does_not_shorten_the_other() -> None:
+    """Past the knee on two seeds, at it on one: both rows are there, each of its own seeds."""
+    knee, past = declared.WORKLOADS[0].speeds[1:]
+    rows = [late("quartz", 2.0), late("late_completion", 3.0, kind=CellKind.OWN)]
+    rows += [
+        replace(each, speed=past)
+        for seed, factor in ((3, 1.0), (4, 4.0))
+        for each in (
+            late("quartz", factor, seed),
+            late("late_completion", factor, seed, CellKind.OWN),
+        )
+    ]
+    page = "\n".join(late_binding(rows))
+    assert f"| conversation, 8 engines | ×{knee:g} | 3 | 2 | `quartz` | 1.50 | – | – | – | 3 |" in page
+    assert f"| conversation, 8 engines | ×{past:g} | 2 | 2 | `quartz` | 1.00 | – | – | – | 3, 4 |" in page
 
 
 def test_what_the_limit_is_worth_is_shown_where_it_was_said() -> None:

@@ -144,13 +144,13 @@ def test_a_file_that_cannot_be_read_is_a_sentence(
 def test_a_trace_that_cannot_be_read_is_a_sentence(
     name: str, content: str | bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whatever is wrong with it, exit code 2 and one line."""
+    """Whatever is wrong with it, exit code 1 and one line."""
     path = tmp_path / name
     if content == "folder":
         path.mkdir()
     elif isinstance(content, bytes):
         path.write_bytes(content)
-    assert main(["replay", str(path), "--rates", "x1"]) == 2
+    assert main(["replay", str(path), "--rates", "x1"]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("tokenway replay: ")

@@ -22,6 +22,7 @@ from extproc.values.deciding import Later
 from extproc.values.evidence import FailureKind
 from extproc.values.headers import REQUEST_ID_HEADER
 from extproc.values.pending import Pending
+from extproc.values.placements import Decision
 from metadata_center.types import RequestId
 from tests.conftest import CHAT, DIALECT, THREE, VirtualLoop, build_rig, chat, request_line
 from tests.http2_peers import CALL_FIELDS, GREETING, MAX_MESSAGE_BYTES, data, framed, opening
@@ -201,6 +202,28 @@ def test_a_large_body_that_is_refused_leaves_no_cycle() -> None:
             assert isinstance(refused.pop(), RouterError)
 
     assert garbage_of(refuse) == {}
+
+
+def test_a_large_body_that_is_decided_leaves_no_cycle() -> None:
+    """Scheduled in the turn after the one that understood it. Compiled, a nested function would keep it."""
+    loop = VirtualLoop()
+    rig = build_rig(loop=loop)
+    body = chat("word " * 60_000)
+
+    def decide(times: int) -> None:
+        for number in range(times):
+            deciding = rig.gateway.decide(request_line(f"r{times}-{number}"), body)
+            assert isinstance(deciding, Later)
+            found: list[object] = []
+            deciding.pending.then(found.append, found.append)
+            loop.run()
+            assert isinstance(found.pop(), Decision)
+            rig.end(f"r{times}-{number}", prompt_tokens=30, completion_tokens=10)
+            rig.endings.clear()
+            rig.shared.clear()
+
+    decide(3)
+    assert garbage_of(lambda: decide(20)) == {}
 
 
 def test_a_connection_that_is_lost_leaves_no_cycle_of_ours(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from extproc.config.loading import load_all
 from extproc.istio_gateway.manifests import RenderingError
 from extproc.istio_gateway.text import Manifest, as_yaml
 from extproc.server.bootstrap import template
+from extproc.xds.cluster_encoding import encode
 from extproc.xds.resources import cluster_resources
 from tokenway.cli.main import main
 from tokenway.cli.render import rendered
@@ -164,7 +165,7 @@ def test_clients_steer_nothing() -> None:
 
 def test_engines_clusters_are_as_we_make_them() -> None:
     """What an EnvoyFilter adds to istiod's clusters is what our own have by xDS."""
-    raw = cluster_resources(["any"], {})["any"]
+    raw = cluster_resources(["any"], {}, encode)["any"]
     ours = MessageToDict(cluster_pb2.Cluster.FromString(raw), preserving_proto_field_name=True)
     (engines, _) = [patch["patch"]["value"] for patch in patches(rendered(SAMPLE), "CLUSTER")]
     parsed = ParseDict(engines, cluster_pb2.Cluster())

@@ -13,6 +13,7 @@ from extproc.choosing.max_num_seqs import (
     SequenceLimit,
     SequenceLimits,
 )
+from extproc.choosing.replacements import SURE_REPLACEMENTS
 from metadata_center.types import EndpointKey
 
 A, B, C = (EndpointKey(name) for name in "abc")
@@ -142,16 +143,16 @@ def test_what_one_engine_showed_is_likely_for_those_alike() -> None:
     learn(limits, A)
     assert limits.limit(A) == (128, LimitSource.LEARNED)
     assert limits.limit(B) == (128, LimitSource.ALIKE)
-    assert limits.column([A, B, C]) == [128, 128, 0]
+    assert limits.column((A, B, C)) == (128, 128, 0)
 
 
 def test_one_reading_of_each_is_enough() -> None:
     """Engines that are read every five seconds say together what each alone would say in half a minute."""
     limits = alike(A, B, C)
     for key in (A, B, C):
-        assert not limits.column([A, B, C])
+        assert not limits.column((A, B, C))
         limits.observe(key, reading(128))
-    assert limits.column([A, B, C]) == [128] * 3
+    assert limits.column((A, B, C)) == (128,) * 3
 
 
 def test_an_engine_that_was_seen_above_it_was_started_otherwise() -> None:
@@ -194,7 +195,7 @@ def test_a_process_whose_counter_went_back_is_another() -> None:
     assert limits.limit(A) == (128, LimitSource.LEARNED)
     limits.observe(A, reading(5, 0, prompt_tokens=10.0))
     assert limits.limit(A) == (0, LimitSource.UNKNOWN)
-    assert not limits.column([A])
+    assert not limits.column((A,))
 
 
 def test_of_a_restarted_engine_what_its_like_show_is_likely() -> None:
@@ -205,7 +206,99 @@ def test_of_a_restarted_engine_what_its_like_show_is_likely() -> None:
     limits.restarted(B)
     assert limits.limit(B) == (128, LimitSource.ALIKE)
     limits.observe(B, reading(129, 0))
-    assert limits.column([A, B, C]) == [128, 0, 0]
+    assert limits.column((A, B, C)) == (128, 0, 0)
+
+
+def replace(
+    limits: SequenceLimits, key: EndpointKey, most: int = 128, times: int = SURE_REPLACEMENTS
+) -> None:
+    """An engine with others waiting begins with one as another ends."""
+    limits.first_token(key, 0.0, most)
+    for number in range(times):
+        limits.ended(key, most - 1, 1.0 + number)
+        limits.first_token(key, 0.5 + number, most)
+
+
+def test_first_tokens_show_a_limit_without_a_reading() -> None:
+    """Of the engine and of those alike."""
+    limits = alike(A, B)
+    limits.configure(C, "cluster/a100")
+    replace(limits, A)
+    assert limits.limit(A) == (128, LimitSource.FIRST_TOKENS)
+    assert limits.limit(B) == (128, LimitSource.ALIKE)
+    assert limits.column((A, B, C)) == (128, 128, 0)
+
+
+def test_those_alike_show_it_together() -> None:
+    """Half of the first tokens each."""
+    limits = alike(A, B)
+    replace(limits, A, times=SURE_REPLACEMENTS // 2)
+    assert not limits.column((A, B))
+    replace(limits, B, times=SURE_REPLACEMENTS - SURE_REPLACEMENTS // 2)
+    assert limits.limit(A) == limits.limit(B) == (128, LimitSource.ALIKE)
+
+
+def test_a_reading_above_it_refutes_what_first_tokens_show() -> None:
+    """Others send to the engine as well: what the gateway counts there is a part."""
+    limits = alike(A, B)
+    replace(limits, A, 60)
+    limits.observe(A, reading(75, 0))
+    assert limits.limit(A) == (0, LimitSource.UNKNOWN)
+    assert limits.limit(B) == (60, LimitSource.ALIKE)
+
+
+def test_what_readings_show_goes_first() -> None:
+    """They are the engine's own count."""
+    limits = alike(A)
+    replace(limits, A, 127)
+    learn(limits, A)
+    assert limits.limit(A) == (128, LimitSource.LEARNED)
+
+
+def test_one_more_decoding_refutes_it_for_all_alike() -> None:
+    """At its first token, no reading is waited for; what was configured stands until a reading refutes it."""
+    limits = alike(A, B)
+    limits.configure(B, "cluster/h100", 64)
+    replace(limits, A)
+    limits.first_token(B, 0.0, 129)
+    assert limits.limit(A) == (128, LimitSource.FIRST_TOKENS)
+    assert limits.limit(B) == (64, LimitSource.CONFIGURED)
+    limits.first_token(A, 0.0, 129)
+    assert limits.limit(A) == (0, LimitSource.UNKNOWN)
+
+
+def test_a_lie_hides_what_first_tokens_show_no_longer_than_it_is_believed() -> None:
+    """A number that was said once is forgotten while the engine is busy below it."""
+    limits = alike(A)
+    replace(limits, A)
+    limits.observe(A, reading(1 << 20, 0))
+    assert limits.limit(A) == (0, LimitSource.UNKNOWN)
+    for _ in range(FORGET_READINGS):
+        limits.observe(A, reading(127, 1))
+    assert limits.limit(A) == (128, LimitSource.FIRST_TOKENS)
+
+
+def test_the_first_token_of_another_process_replaces_nothing() -> None:
+    """Of its like neither."""
+    limits = alike(A, B)
+    replace(limits, A, times=SURE_REPLACEMENTS - 1)
+    limits.ended(A, 127, 50.0)
+    limits.restarted(A)
+    limits.first_token(A, 10.0, 128)
+    assert not limits.column((A, B))
+
+
+def test_another_process_shows_its_own() -> None:
+    """Lower or higher than before: what its like show is likely until then."""
+    limits = alike(A, B)
+    replace(limits, A)
+    replace(limits, B)
+    for most in (64, 256):
+        limits.restarted(A)
+        assert limits.limit(A) == (128, LimitSource.ALIKE)
+        replace(limits, A, most)
+        assert limits.limit(A) == (most, LimitSource.FIRST_TOKENS)
+    assert limits.limit(B) == (128, LimitSource.FIRST_TOKENS)
 
 
 def test_nothing_is_kept_of_endpoints_that_are_gone() -> None:
@@ -216,7 +309,7 @@ def test_nothing_is_kept_of_endpoints_that_are_gone() -> None:
     assert limits.limit(B) == (128, LimitSource.ALIKE)
     limits.forget(B)
     assert not list(limits.keys)
-    assert not limits.column([A, B])
+    assert not limits.column((A, B))
     limits.configure(B, "cluster/h100")
     assert limits.limit(B) == (0, LimitSource.UNKNOWN)
 

@@ -12,8 +12,12 @@ from hypothesis import strategies as st
 from extproc.config.schema import Config
 from extproc.health.states import HealthState
 from extproc.values.endpoints import Endpoint
+from extproc.xds.cluster_encoding import encode
+from extproc.xds.cluster_kinds import ClusterKinds
+from extproc.xds.leaving import Leaving
 from extproc.xds.publications import Publications, Resources
 from extproc.xds.resources import load_assignments
+from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
 from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey
 
@@ -57,7 +61,7 @@ def test_changes_one_by_one_are_the_same_as_all_at_once(
     """Clusters come, go and change, one that is named like an alias too; models share them, or a part."""
     config = Config.model_validate({"models": {**MODELS, **(ANY if has_any else {})}})
     fleet: dict[str, Sequence[Endpoint]] = {}
-    publications = Publications(fleet, lambda _: None)
+    publications = Publications(fleet, lambda _: None, ClusterKinds(encode))
     have = applied({}, publications.configure(config))
     for name, members in steps:
         was = name in fleet
@@ -66,7 +70,70 @@ def test_changes_one_by_one_are_the_same_as_all_at_once(
             fleet[name] = [endpoint(name, number) for number in members]
         came_or_went = was != (name in fleet)
         have = applied(have, publications.update([name], came_or_went=came_or_went))
-        assert have == applied({}, Publications(fleet, lambda _: None).configure(config))
+        assert have == applied(
+            {}, Publications(fleet, lambda _: None, ClusterKinds(encode)).configure(config)
+        )
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["introduce", "come", "go", "configure"]),
+            st.sampled_from(CLUSTERS),
+            st.lists(st.integers(1, 4), max_size=3, unique=True),
+        ),
+        max_size=12,
+    )
+)
+def test_what_is_introduced_is_there_beside_all_else_until_it_is_replaced(
+    steps: list[tuple[str, str, list[int]]],
+) -> None:
+    """Whatever comes and goes meanwhile; nothing of it stays once another configuration is in force."""
+    config = Config.model_validate({"models": MODELS})
+    fleet: dict[str, Sequence[Endpoint]] = {}
+    publications = Publications(fleet, lambda _: None, ClusterKinds(encode))
+    have = applied({}, publications.configure(config))
+    introduced: dict[str, Sequence[Endpoint]] = {}
+    for step, name, members in steps:
+        endpoints = [endpoint(name, number) for number in members]
+        if step == "introduce":
+            introduced = {} if name in have[CLUSTER_TYPE] and name not in introduced else {name: endpoints}
+            have = applied(have, publications.introduce(config, {name: endpoints}))
+        elif step == "configure":
+            introduced = {}
+            have = applied(have, publications.introduce(config, {}))
+            have = applied(have, publications.configure(config))
+        else:
+            was = name in fleet
+            fleet.pop(name, None)
+            if step == "come":
+                fleet[name] = endpoints
+            have = applied(have, publications.update([name], came_or_went=was != (name in fleet)))
+        alone = applied({}, Publications(fleet, lambda _: None, ClusterKinds(encode)).configure(config))
+        assert have[CLUSTER_TYPE].keys() == alone[CLUSTER_TYPE].keys() | introduced.keys()
+        assert {n: body for n, body in have[CLUSTER_TYPE].items() if n in alone[CLUSTER_TYPE]} == alone[
+            CLUSTER_TYPE
+        ]
+
+
+def test_a_cluster_that_goes_stays_a_while() -> None:
+    """It and its assignment, as they were; one that comes back is not taken away, an alias goes at once."""
+    leaving = Leaving(60.0)
+    gone: Resources = {
+        CLUSTER_TYPE: {"a": None, "b": None, "model:m": None, "c": b"c"},
+        ASSIGNMENT_TYPE: {"a": None, "b": None, "c": b"c"},
+    }
+    assert leaving.next_s() is None
+    sent = leaving.held_back(gone, 100.0)
+    assert sent == {CLUSTER_TYPE: {"model:m": None, "c": b"c"}, ASSIGNMENT_TYPE: {"c": b"c"}}
+    assert leaving.next_s() == 160.0
+    back: Resources = {CLUSTER_TYPE: {"b": b"b"}, ASSIGNMENT_TYPE: {"b": b"b"}}
+    assert leaving.held_back(back, 130.0) == back
+    assert leaving.held_back({CLUSTER_TYPE: {"d": None}}, 130.0) == {CLUSTER_TYPE: {}}
+    assert leaving.due(159.9) == {}
+    assert leaving.due(160.0) == {CLUSTER_TYPE: {"a": None}, ASSIGNMENT_TYPE: {"a": None}}
+    assert leaving.hurried(["a", "d"]) == {CLUSTER_TYPE: {"d": None}, ASSIGNMENT_TYPE: {"d": None}}
+    assert leaving.next_s() is None
 
 
 @given(

@@ -25,12 +25,10 @@ from hypothesis import strategies as st
 from extproc.health.states import HealthState
 from extproc.values.endpoints import Endpoint
 from extproc.xds import delta
+from extproc.xds.cluster_encoding import encode
+from extproc.xds.cluster_kinds import UpstreamTls
 from extproc.xds.delta import DeltaStream, Nack, ResourceStore, SubscriptionLimitError
-from extproc.xds.resources import (
-    UpstreamTls,
-    cluster_resources,
-    load_assignments,
-)
+from extproc.xds.resources import cluster_resources, load_assignments
 from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
 from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey
@@ -92,7 +90,7 @@ def connected(resources: ResourceStore, *names: str) -> DeltaStream:
 
 def test_cluster_takes_its_host_from_metadata_only() -> None:
     """The host list comes from dynamic metadata, never a header, and falls back to least request."""
-    cluster = read_cluster(cluster_resources(["m"], {})["m"])
+    cluster = read_cluster(cluster_resources(["m"], {}, encode)["m"])
     (policy,) = cluster.load_balancing_policy.policies
     override = override_host_pb2.OverrideHost()
     assert policy.typed_extension_config.typed_config.Unpack(override)
@@ -108,7 +106,7 @@ def test_cluster_takes_its_host_from_metadata_only() -> None:
 
 def test_cluster_limits_and_times() -> None:
     """Nothing is shed by circuit breakers, and idle connections close before the engine closes them."""
-    cluster = read_cluster(cluster_resources(["m"], {})["m"])
+    cluster = read_cluster(cluster_resources(["m"], {}, encode)["m"])
     (limits,) = cluster.circuit_breakers.thresholds
     assert {limits.max_connections.value, limits.max_requests.value, limits.max_retries.value} == {100_000}
     assert cluster.connect_timeout.ToMilliseconds() == 500
@@ -123,7 +121,7 @@ def test_cluster_limits_and_times() -> None:
 
 def test_outlier_detection_ignores_statuses() -> None:
     """Envoy ejects for its fallback on connection failures alone, and at most half of the hosts."""
-    detection = read_cluster(cluster_resources(["m"], {})["m"]).outlier_detection
+    detection = read_cluster(cluster_resources(["m"], {}, encode)["m"]).outlier_detection
     assert detection.split_external_local_origin_errors
     assert detection.HasField("enforcing_consecutive_5xx")
     assert detection.enforcing_consecutive_5xx.value == 0
@@ -132,7 +130,7 @@ def test_outlier_detection_ignores_statuses() -> None:
 
 def test_model_alias_shares_the_endpoints_of_its_cluster() -> None:
     """Each model gets a cluster of its own name that subscribes to the real cluster's assignment."""
-    resources = cluster_resources(["m"], {"gpt": "m"})
+    resources = cluster_resources(["m"], {"gpt": "m"}, encode)
     assert list(resources) == ["m", "model:gpt"]
     alias = read_cluster(resources["model:gpt"])
     assert alias.name == "model:gpt"
@@ -142,7 +140,7 @@ def test_model_alias_shares_the_endpoints_of_its_cluster() -> None:
 
 def test_a_cluster_named_like_an_alias_stays_itself() -> None:
     """An operator's cluster is never replaced by an alias."""
-    resources = cluster_resources(["m", "model:gpt"], {"gpt": "m"})
+    resources = cluster_resources(["m", "model:gpt"], {"gpt": "m"}, encode)
     assert read_cluster(resources["model:gpt"]).eds_cluster_config.service_name == "model:gpt"
 
 
@@ -345,7 +343,7 @@ def test_envoy_converges(publications: list[dict[str, bytes]]) -> None:
 
 def test_an_alias_is_bounded_per_endpoint_and_a_cluster_is_not() -> None:
     """What Tokenway placed was admitted by it; what Envoy sends alone was admitted by no gateway."""
-    resources = cluster_resources(["m"], {"llama": "m"}, max_open_requests=7)
+    resources = cluster_resources(["m"], {"llama": "m"}, encode, max_open_requests=7)
     alias, plain = read_cluster(resources["model:llama"]), read_cluster(resources["m"])
     (bound,) = alias.circuit_breakers.per_host_thresholds
     assert bound.max_connections.value == 7
@@ -356,7 +354,7 @@ def test_an_alias_is_bounded_per_endpoint_and_a_cluster_is_not() -> None:
 def test_tls_is_of_the_cluster_and_its_aliases() -> None:
     """Certificate authority, exact name and SNI; a pool of a model's own has its cluster's."""
     tls = {"m": UpstreamTls("/ca.pem", "engine.internal", "/c.pem", "/k.pem")}
-    resources = cluster_resources(["m", "other", "model:part"], {"llama": "m", "part": "m"}, tls=tls)
+    resources = cluster_resources(["m", "other", "model:part"], {"llama": "m", "part": "m"}, encode, tls=tls)
     for name in ("m", "model:llama", "model:part"):
         context = tls_pb2.UpstreamTlsContext()
         assert read_cluster(resources[name]).transport_socket.typed_config.Unpack(context)

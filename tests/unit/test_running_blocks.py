@@ -98,15 +98,15 @@ def test_an_endpoint_that_left_gives_its_place_back_when_it_is_idle() -> None:
 def test_shared_blocks_are_known_from_the_length_of_prompts() -> None:
     """Two prompts that share three of four blocks take five blocks of eight."""
     running = RunningBlocks()
-    assert running.distinct_ratio(A) == 1.0
+    assert running.distinct_ratios([A]) == [1.0]
     first = added(running, A, [1, 2, 3, 4])
-    assert running.distinct_ratio(A) == 1.0
+    assert running.distinct_ratios([A]) == [1.0]
     second = added(running, A, [1, 2, 3, 5])
-    assert running.distinct_ratio(A) == 5 / 8
+    assert running.distinct_ratios([A]) == [5 / 8]
     running.remove(A, first)
-    assert running.distinct_ratio(A) == 1.0
+    assert running.distinct_ratios([A]) == [1.0]
     running.remove(A, second)
-    assert running.distinct_ratio(A) == 1.0
+    assert running.distinct_ratios([A]) == [1.0]
 
 
 def test_endpoints_share_runs_and_count_apart(rng: random.Random) -> None:
@@ -123,6 +123,6 @@ def test_endpoints_share_runs_and_count_apart(rng: random.Random) -> None:
             used = [chain for owner, chain, _ in alive if owner == other]
             distinct = len({block for chain in used for block in chain})
             expected = distinct / sum(map(len, used)) if used else 1.0
-            assert running.distinct_ratio(other) == expected
+            assert running.distinct_ratios([other]) == [expected]
     assert len(running) == 0
     assert running.match(chains[0], KEYS) == [0, 0]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from prometheus_client import CollectorRegistry
 
+from extproc.choosing.max_num_seqs import LimitSource
+from extproc.choosing.replacements import SURE_REPLACEMENTS
 from extproc.observing.metrics.collector import Metrics
 from extproc.routing.ages import Ages
 from extproc.routing.engines import Engines
@@ -166,3 +168,38 @@ def test_ages_are_those_of_the_last_change() -> None:
     ages.health_changed(15.0)
     ages.configured(18.0)
     assert ages.of(20.0) == {"load": 10.0, "health": 5.0, "configuration": 2.0}
+
+
+def test_an_engine_that_begins_only_as_another_ends_is_known_to_be_full(course: Course) -> None:
+    """By first tokens and ends alone, whatever its metrics say or do not say."""
+    ids = [RequestId(str(number)) for number in range(2 * SURE_REPLACEMENTS + 4)]
+    for request_id in ids:
+        course.begin(request_id)
+    running, waiting, now_s = ids[:4], ids[4:], 1.0
+    for request_id in running:
+        course.running.first_token(request_id, now_s, late=False)
+    while waiting:
+        limit = course.engines.sequence_limit(A)
+        now_s += 1.0
+        over, following = running.pop(0), waiting.pop(0)
+        course.running.release(over, now_s)
+        course.running.finish(over, now_s, completed=True)
+        course.running.first_token(following, now_s + 0.5, late=False)
+        running.append(following)
+        if len(waiting) == SURE_REPLACEMENTS + 1:
+            assert limit == (0, LimitSource.UNKNOWN)
+    assert course.engines.sequence_limit(A) == (4, LimitSource.FIRST_TOKENS)
+    assert course.engines.sequence_limit(B) == (0, LimitSource.UNKNOWN)
+
+
+def test_a_request_without_a_first_token_gives_no_place(course: Course) -> None:
+    """It was in nobody's way: an engine that refuses it decodes as many as before."""
+    ids = [RequestId(str(number)) for number in range(4 * SURE_REPLACEMENTS)]
+    for request_id in ids:
+        course.begin(request_id)
+    course.running.first_token(ids[0], 1.0, late=False)
+    for request_id in ids[1:-1]:
+        course.running.release(request_id, 2.0)
+        course.running.finish(request_id, 2.0, completed=False)
+    course.running.first_token(ids[-1], 3.0, late=False)
+    assert course.engines.sequence_limit(A) == (0, LimitSource.UNKNOWN)

@@ -98,7 +98,11 @@ def test_two_load_tables_share_their_view(path: Path) -> None:
         one.charge(Charge(RequestId("1"), A, 100, 200), 0.0, None)
 
     assert two.view(two.slots([A])).prefill_tokens == [100]
+    assert two.decoding(A) == 0
+    one.release_prefill(RequestId("1"))
+    assert (one.decoding(A), two.decoding(A)) == (1, 1)
     one.release(RequestId("1"), 1.0)
+    assert two.decoding(A) == 0
     assert two.view(two.slots([A])).requests == [0]
 
 

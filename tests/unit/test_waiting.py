@@ -11,8 +11,10 @@ from extproc.choosing.holding import POLL_S
 from extproc.choosing.max_num_seqs import SURE_VISITS
 from extproc.errors import Reason, RouterError
 from extproc.observing.explain import render, to_json, verdict
+from extproc.request.rules import ModelRules, Rule, RuleTable
 from extproc.routing.caches import Caches
 from extproc.routing.settings import HoldSettings, RouterSettings
+from extproc.routing.table import RoutingTable
 from extproc.routing.waiting import RequestQueue
 from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.deciding import Later
@@ -23,6 +25,8 @@ from metadata_center.types import Charge, RequestId
 from tests.builds import replaces_code
 from tests.conftest import (
     BLOCK_BYTES,
+    CLUSTER,
+    MODEL,
     THREE,
     Promise,
     Rig,
@@ -157,14 +161,14 @@ def test_the_limit_of_an_engine_that_began_anew_is_forgotten() -> None:
             engines.observe_occupancy(key, running, 2 - running + 1, 0.1, started_s)
 
     learn(100.0)
-    assert engines.max_num_seqs([key]) == [2]
+    assert engines.max_num_seqs((key,)) == (2,)
     engines.observe_occupancy(key, 1, 0, 0.1, 100.0)
     engines.observe_occupancy(key, 1, 0, 0.1, None)
-    assert engines.max_num_seqs([key]) == [2]
+    assert engines.max_num_seqs((key,)) == (2,)
     engines.observe_occupancy(key, 1, 0, 0.1, 200.0)
-    assert not any(engines.max_num_seqs([key]))
+    assert not any(engines.max_num_seqs((key,)))
     learn(200.0)
-    assert engines.max_num_seqs([key]) == [2]
+    assert engines.max_num_seqs((key,)) == (2,)
     engines.retain(frozenset())
     assert not engines._started_s
 
@@ -364,6 +368,19 @@ def test_closing_schedules_all_at_once_and_holds_none_any_more() -> None:
     assert held.rig.scheduling.load.in_flight == 4
 
 
+def test_what_waits_for_a_cluster_that_goes_is_scheduled_there_before() -> None:
+    """In its order, and nothing else is; what comes later waits as before."""
+    held = Held()
+    held.ask("a")
+    promises = [held.hold("b"), held.hold("c")]
+    held.waiting.place({"another"})
+    assert not any(promise.done() for promise in promises)
+    held.waiting.place({CLUSTER})
+    assert all(isinstance(promise.result(), Decision) for promise in promises)
+    assert held.rig.scheduling.load.in_flight == 3
+    held.hold("d")
+
+
 @replaces_code
 def test_a_failure_is_that_of_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug met by one that waits fails its stream and leaves the others waiting their turn."""
@@ -435,6 +452,29 @@ def test_a_large_body_is_understood_in_one_turn_of_the_loop_and_scheduled_in_the
     assert isinstance(promise.result(), Decision)
     assert held.rig.scheduling.load.in_flight == 1
     assert len(held.waiting) == 0
+
+
+def test_a_large_body_goes_by_the_rules_of_the_turn_in_which_it_is_scheduled() -> None:
+    """A configuration that comes in between has taken its cluster away."""
+    held = Held()
+    router = held.rig.router
+    deciding = held.rig.gateway.decide(request_line("a"), chat(TURN_OF_AN_AGENT))
+    assert isinstance(deciding, Later)
+    promise = Promise(deciding.pending)
+    renamed = RoutingTable(
+        rules=RuleTable([ModelRules(MODEL, (Rule("renamed"),))]),
+        clusters={"renamed": THREE[:1]},
+        models=[MODEL],
+        default_cluster=None,
+        allowed_fields=frozenset(),
+        slots_of=held.rig.scheduling.load.slots,
+        loaded_unix_s=0.0,
+    )
+    router.configure(renamed, router.settings)
+    held.loop.run()
+    decision = promise.result()
+    assert isinstance(decision, Decision)
+    assert decision.plan.cluster == "renamed"
 
 
 def test_a_large_body_is_refused_or_waits_as_any_other() -> None:

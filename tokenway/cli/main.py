@@ -62,15 +62,14 @@ def _options(words: list[str]) -> argparse.Namespace:
 
 def _run(options: argparse.Namespace) -> int:
     if options.command in ("serve", "worker", "metadata-center"):
-        # SIGHUP means "reload" to these, but kills a process without a handler; imports alone take a second.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        # SIGHUP means "reload" to these, and the others nothing, but they kill a process without a handler;
+        # imports alone take a second.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
     match options.command:
         case "serve":
             return _serve(options)
         case "worker":
-            from tokenway.cli.serve import serve_worker
-
-            return serve_worker(options.config, options.index, json.loads(options.settings))
+            return _serve_worker(options)
         case "check":
             from tokenway.cli.check import check
 
@@ -109,17 +108,29 @@ def _run(options: argparse.Namespace) -> int:
             )
 
 
-def _serve(options: argparse.Namespace) -> int:
-    from extproc.server.bootstrap import shipped
-    from tokenway.cli.picker_flags import picker_settings
-    from tokenway.cli.serve import serve
+def _serve_worker(options: argparse.Namespace) -> int:
+    from extproc.server.cluster_encoder import ClusterEncoder
 
+    with ClusterEncoder() as encoder:  # its process imports what it needs while this one imports the rest
+        from tokenway.cli.serve import serve_worker
+
+        return serve_worker(options.config, options.index, json.loads(options.settings), encoder)
+
+
+def _serve(options: argparse.Namespace) -> int:
     pods = pool_settings(options)
     if options.config is None and not pods:
         problem = "accepted: a tokenway.yaml, a clusters.json, --pool-name or --endpoint-selector"
         raise ConfigError("tokenway serve", [problem])
-    settings = {**picker_settings(options, is_wanted=options.config is None), **pods}
-    return serve(options.config or shipped("etc/picker.yaml"), settings)
+    from extproc.server.cluster_encoder import ClusterEncoder
+
+    with ClusterEncoder() as encoder:  # as above
+        from extproc.server.bootstrap import shipped
+        from tokenway.cli.picker_flags import picker_settings
+        from tokenway.cli.serve import serve
+
+        settings = {**picker_settings(options, is_wanted=options.config is None), **pods}
+        return serve(options.config or shipped("etc/picker.yaml"), settings, encoder)
 
 
 def _metadata_center(options: argparse.Namespace) -> int:

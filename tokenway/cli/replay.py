@@ -20,7 +20,7 @@ from tokenway.simulator.engine.profile import PROFILES
 from tokenway.simulator.replay.caches import ViewKind
 from tokenway.simulator.replay.fleet import Fleet, Member, parse_fleet, profiles_from, scaled_kv
 from tokenway.simulator.replay.lineup import Entrant, parse_lineup
-from tokenway.simulator.replay.readers import Format
+from tokenway.simulator.replay.readers import Format, TraceError
 from tokenway.simulator.replay.report import document, markdown
 from tokenway.simulator.replay.settings import RunSettings, Spread
 from tokenway.simulator.replay.sources import open_trace
@@ -42,20 +42,27 @@ def replay(args: Sequence[str]) -> int:
         args: Command line after `replay`.
 
     Returns:
-        Exit code: 0, or 2 if something asked for is wrong.
+        Exit code: 0; 1 if a file cannot be used; 2 if the words cannot.
     """
     try:
         return _replay(_parser().parse_args(args))
     except OSError as error:
         said = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         print(printable(f"tokenway replay: {said}"), file=sys.stderr)
-        return 2
+        return 1
+    except (TraceError, _ProfilesError) as error:
+        print(printable(f"tokenway replay: {error}"), file=sys.stderr)
+        return 1
     except (ValueError, MemoryError, OverflowError) as error:
         print(printable(f"tokenway replay: {error or 'more than there is memory for'}"), file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         print(f"tokenway replay: {error}; install tokenway[simulator]", file=sys.stderr)
         return 2
+
+
+class _ProfilesError(ValueError):
+    """A file of profiles that cannot be used."""
 
 
 def _replay(options: argparse.Namespace) -> int:
@@ -169,7 +176,11 @@ def _fleet(options: argparse.Namespace) -> Fleet:
     """The fleet asked for, what-ifs applied."""
     profiles = PROFILES
     if options.profiles is not None:
-        profiles = profiles_from(orjson.loads(options.profiles.read_bytes()))
+        content = options.profiles.read_bytes()
+        try:
+            profiles = profiles_from(orjson.loads(content))
+        except ValueError as error:
+            raise _ProfilesError(f"{options.profiles}: {error}") from None
     if options.profile not in profiles:
         raise ValueError(f"no profile is called {options.profile!r}; there are {', '.join(profiles)}")
     one = Member(profiles[options.profile])

@@ -6,17 +6,24 @@ import asyncio
 import gc
 import logging
 import signal
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from extproc.config.loading import NO_SETTINGS, Settings, load_all
 from extproc.listeners import Listeners
 from extproc.observing.request_log import JsonFormatter
-from extproc.server.building import Stalls, build_worker
+from extproc.server.cluster_encoder import ClusterEncoder
 from extproc.server.loop_turns import watched_loop
 from extproc.server.parts import StoppedWhileStarting
 from extproc.server.supervisor import Supervisor
 from extproc.server.trimming import trim
 from extproc.server.worker import Worker
+
+if TYPE_CHECKING:
+    from extproc.server.building import Stalls
+
+_log = logging.getLogger("tokenway")
 
 GC_THRESHOLDS = (500, 1, 50_000)
 """Of `gc.set_threshold`. A collection looks at all that survived since the one before and at what each of it
@@ -38,28 +45,37 @@ def is_news(record: logging.LogRecord) -> bool:
     return not (record.name == "grpc._cython.cygrpc" and str(record.msg).startswith(undelivered))
 
 
-def serve(path: Path, settings: Settings = NO_SETTINGS) -> int:
+def serve(path: Path, settings: Settings = NO_SETTINGS, encoder: ClusterEncoder | None = None) -> int:
     """Run until SIGTERM or SIGINT; SIGHUP reads the configuration now.
 
     Args:
         path: The configuration.
         settings: What goes before what it says.
+        encoder: Makes what Envoy is told of clusters; None for one that starts now.
 
     Raises:
         ConfigError: The configuration, or the run directory, cannot be used.
         OSError: A socket cannot be opened.
     """
+    encoder = encoder or ClusterEncoder()
     config, _ = load_all(path, settings)
     if config.server.workers > 1:
+        encoder.close()
         return _run(Supervisor(path, settings))
+    from extproc.server.building import build_worker  # 10 MiB that a supervisor does without
+
     stalls: Stalls = Listeners()
-    return _run(build_worker(path, stalls=stalls, settings=settings), stalls)
+    return _run(build_worker(path, stalls=stalls, settings=settings, encode=encoder.encode), stalls)
 
 
-def serve_worker(path: Path, index: int, settings: Settings) -> int:
+def serve_worker(path: Path, index: int, settings: Settings, encoder: ClusterEncoder) -> int:
     """Run one of several workers; raises as `serve`."""
+    from extproc.server.building import build_worker  # as above
+
     stalls: Stalls = Listeners()
-    worker = build_worker(path, index=index, supervised=True, stalls=stalls, settings=settings)
+    worker = build_worker(
+        path, index=index, supervised=True, stalls=stalls, settings=settings, encode=encoder.encode
+    )
     return _run(worker, stalls)
 
 
@@ -82,7 +98,11 @@ async def _until_signalled(server: Worker | Supervisor) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     loop.add_signal_handler(signal.SIGHUP, server.reload)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+    for number in (signal.SIGUSR1, signal.SIGUSR2):  # a process without a handler ends by them without a word
+        loop.add_signal_handler(
+            number, partial(_log.warning, "signal ignored", extra={"signal": number.name})
+        )
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
     starting = asyncio.create_task(server.start())
     stop = asyncio.create_task(stopping.wait())
     await asyncio.wait([starting, stop], return_when=asyncio.FIRST_COMPLETED)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from math import inf, nextafter
 from operator import neg
 
+from extproc.choosing import arrays
 from extproc.choosing.completion import Costs
 from extproc.choosing.least_completion import completion_costs, completion_terms
 from extproc.choosing.picker import pick
@@ -51,16 +52,22 @@ def choose_least(
     Raises:
         ValueError: There is no row.
     """
-    scores = list(map(neg, costs_s.totals_s))
-    rows = len(scores)
+    rows = len(costs_s)
     if not rows:
         raise ValueError("nothing to choose from")
-    if any(cached_tokens) and scores.count(max(scores)) > 1:
-        scores = _most_cached_first(scores, cached_tokens)
+    scores: Sequence[float]
+    if rows < arrays.MANY_ROWS:
+        scores = list(map(neg, costs_s.totals_s))
+        if any(cached_tokens) and scores.count(max(scores)) > 1:
+            scores = most_cached_first(scores, cached_tokens)
+    else:
+        scores = arrays.negated(costs_s.totals_s)
+        if any(cached_tokens):
+            scores = arrays.most_cached_first(scores, cached_tokens)
     return Choice(pick(scores, rows, 1, min(1 + settings.fallbacks, rows), rng, weights), scores, 1)
 
 
-def _most_cached_first(scores: list[float], cached_tokens: Sequence[int]) -> list[float]:
+def most_cached_first(scores: list[float], cached_tokens: Sequence[int]) -> list[float]:
     """Of the best, those with less cached are put last by the least that a score can be less.
 
     Prefill may have been learned to cost nothing, where all prompts are short: the engine still computes it.

@@ -81,6 +81,7 @@ class LeastCompletion(StatefulPolicy):
         "_learner",
         "_lesson",
         "_lingering",
+        "_load",
         "_max_num_seqs",
         "_predictor",
         "_read_s",
@@ -100,6 +101,7 @@ class LeastCompletion(StatefulPolicy):
         self._counted: dict[int, Run] = {}
         self._early: set[int] = set()
         self._lingering: deque[tuple[float, EndpointKey, Run]] = deque()
+        self._load: tuple[Sequence[int], Sequence[int]] = ((), ())
         self._sequence_limits = SequenceLimits()
         self._read_s: list[float] = []
         self._sent: dict[int, _Lesson] = {}
@@ -110,6 +112,7 @@ class LeastCompletion(StatefulPolicy):
     def snapshot(self, view: FleetView) -> Snapshot:
         """What the product's router would hand to its policy."""
         self._read_metrics(view)
+        self._load = view.requests, view.prefilling
         while self._lingering and self._lingering[0][0] <= view.now_s:
             _, key, run = self._lingering.popleft()
             self._running.remove(key, run)
@@ -146,7 +149,7 @@ class LeastCompletion(StatefulPolicy):
             Engines(
                 view.kv_tokens,
                 self._sequence_limits.column(view.keys),
-                list(map(self._running.distinct_ratio, view.keys)),
+                self._running.distinct_ratios(view.keys),
                 under_way_s,
             ),
             Demand(predictor.traffic((MODEL, MODEL)), view.now_s, len(view.keys) / view.gateways, *limits),
@@ -195,8 +198,9 @@ class LeastCompletion(StatefulPolicy):
         """Learn from it if the group is cold; else remember when, until the end."""
         request_id = sent.request.request_id
         self._first_s[request_id] = now_s
+        lesson = self._sent[request_id]
+        self._sequence_limits.first_token(lesson.key, sent.sent_s, self._decoding(sent.row))
         if self._learn:
-            lesson = self._sent[request_id]
             ttft_s = now_s - sent.sent_s
             answer = Lesson(
                 (MODEL, lesson.group), lesson.snapshot, lesson.row, None, None, None, ttft_s, None
@@ -213,6 +217,8 @@ class LeastCompletion(StatefulPolicy):
         request_id = sent.request.request_id
         lesson = self._sent.pop(request_id)
         first_s = self._first_s.pop(request_id, None)
+        if first_s is not None:
+            self._sequence_limits.ended(lesson.key, self._decoding(sent.row), now_s)
         prompt_tokens, cached_tokens = self._usage.pop(request_id, (None, None))
         run = self._counted.pop(request_id, None)
         if run is not None:
@@ -234,6 +240,11 @@ class LeastCompletion(StatefulPolicy):
             )
             self._learner.learn(answer, now_s, is_first_learned=request_id in self._early)
         self._early.discard(request_id)
+
+    def _decoding(self, row: int) -> int:
+        """Requests at an endpoint that had their first token; the view's columns go on changing."""
+        requests, prefilling = self._load
+        return requests[row] - prefilling[row]
 
     def _read_metrics(self, view: FleetView) -> None:
         """Learn from each engine's metrics as often as the product reads them, one engine after another."""

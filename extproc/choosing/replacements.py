@@ -1,0 +1,75 @@
+"""The limit on sequences from first tokens: a full engine begins with a request only as another ends.
+
+Rules:
+    1. A replacement is a first token that takes an engine back to the most sequences that were ever decoding
+       there, after one of them ended, of a request that was waiting before that end. An engine with room
+       would have begun with it at its own time: one more than the most, as likely as not.
+    2. `SURE_REPLACEMENTS` of them without one more in between make the most a limit; one more refutes it.
+    3. What is counted is what the gateway charges, not what the engine says: it is known at each first token
+       and needs no reading. Answers that show no first token (they are not streamed) are taken to decode
+       when they are expected to, so beside many of them the most is seldom met again, and no limit is found.
+    4. Several engines that were started alike show one limit: their replacements at the most of all count
+       together.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from metadata_center.types import EndpointKey
+
+SURE_REPLACEMENTS: Final = 8
+"""Where prefill binds, each is chance, as a walk that stays at its highest point: six in a row were the most
+seen where no engine was full. A full engine of 128 shows eight within two seconds."""
+
+
+class Replacements:
+    """What first tokens show of one limit on sequences, of one endpoint or of several alike."""
+
+    __slots__ = ("_count", "_full_until_s", "_most")
+
+    def __init__(self) -> None:
+        self._most = 0
+        self._count = 0
+        self._full_until_s: dict[EndpointKey, float] = {}
+
+    @property
+    def limit(self) -> int:
+        """Most sequences at once; 0 while it is unknown."""
+        return self._most if self._count >= SURE_REPLACEMENTS else 0
+
+    def first_token(self, key: EndpointKey, sent_s: float, decoding: int) -> bool:
+        """The first token of a request came.
+
+        Args:
+            key: Of the endpoint that serves it.
+            sent_s: When the request was sent, on the clock of `ended`.
+            decoding: Requests that decode there now, this one included.
+
+        Returns:
+            True if `limit` is another one than before.
+        """
+        if decoding > self._most:
+            was_limit = self._count >= SURE_REPLACEMENTS
+            self._most, self._count = decoding, 0
+            self._full_until_s.clear()
+            return was_limit
+        if decoding == self._most and sent_s < self._full_until_s.pop(key, sent_s):
+            self._count += 1
+            return self._count == SURE_REPLACEMENTS
+        return False
+
+    def ended(self, key: EndpointKey, decoding: int, now_s: float) -> None:
+        """A request that decoded is over.
+
+        Args:
+            key: Of the endpoint that served it.
+            decoding: Requests that decode there now, without this one.
+            now_s: When.
+        """
+        if decoding + 1 == self._most:
+            self._full_until_s[key] = now_s
+
+    def forget(self, key: EndpointKey) -> None:
+        """An endpoint is another process, or gone."""
+        self._full_until_s.pop(key, None)

@@ -1,0 +1,490 @@
+"""A configuration with new clusters, and Envoys that acknowledge them, refuse them, go, or say nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+from envoy.service.discovery.v3 import discovery_pb2 as pb
+from prometheus_client import CollectorRegistry
+
+from extproc.config.schema import Config
+from extproc.discovery.listed import Listed
+from extproc.discovery.resolution import Resolution
+from extproc.listeners import Listeners
+from extproc.observing.metrics.collector import Metrics
+from extproc.server.applying import Owners
+from extproc.server.introducing import Introductions
+from extproc.server.publishing import Publisher
+from extproc.transport.seam import Message, Status, joined
+from extproc.xds.ads import RECONNECT_S, AdsServer
+from extproc.xds.cluster_encoding import encode
+from extproc.xds.cluster_kinds import ClusterKinds
+from extproc.xds.publications import Publications
+from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
+from metadata_center.addresses import Address
+
+pytestmark = pytest.mark.asyncio
+
+
+class Envoy:
+    """A client of the ADS that says what a test has it say; a `Call`.
+
+    Attributes:
+        has: Clusters that it was sent and that were not taken away since.
+        owed: Responses with clusters that it has not answered, by nonce.
+    """
+
+    peer = "envoy"
+
+    def __init__(self, ads: AdsServer, has: Sequence[str] = (), *, answers: bool = True) -> None:
+        self.has: set[str] = set(has)
+        self.owed: dict[str, list[str]] = {}
+        self.answers = answers
+        self.stream = ads.open(self)
+        first = pb.DeltaDiscoveryRequest(
+            type_url=CLUSTER_TYPE, initial_resource_versions=dict.fromkeys(has, "of another time")
+        )
+        self.stream.on_message(first.SerializeToString())
+
+    def send(self, message: Message, sent: Callable[[], None] | None = None) -> None:
+        """See `Call`."""
+        response = pb.DeltaDiscoveryResponse.FromString(bytes(joined(message)))
+        loop = asyncio.get_running_loop()
+        if response.type_url == CLUSTER_TYPE:
+            names = [resource.name for resource in response.resources]
+            self.has |= set(names)
+            self.has -= set(response.removed_resources)
+            self.owed[response.nonce] = names
+            if self.answers:
+                loop.call_soon(self.acknowledge)
+        if sent is not None:
+            loop.call_soon(sent)
+
+    def finish(self, _last: Message | None = None) -> None:
+        """See `Call`."""
+
+    def abort(self, _status: Status, _detail: str) -> None:
+        """See `Call`."""
+
+    def acknowledge(self) -> None:
+        """Everything it owes an answer for."""
+        self._say("")
+
+    def refuse(self, words: str) -> None:
+        """The same the other way round."""
+        for names in self.owed.values():
+            self.has -= {name for name in names if name in words}
+        self._say(words)
+
+    def leave(self) -> None:
+        """Its connection breaks."""
+        self.stream.on_reset()
+
+    def _say(self, words: str) -> None:
+        for nonce in list(self.owed):
+            del self.owed[nonce]
+            said = pb.DeltaDiscoveryRequest(type_url=CLUSTER_TYPE, response_nonce=nonce)
+            if words:
+                said.error_detail.message = words
+            self.stream.on_message(said.SerializeToString())
+
+
+class Wire:
+    """In place of a bus."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.others: dict[int, Wire] = {}
+        self.is_cut = False
+        self.questions: Listeners[[int, int, list[str]]] = Listeners()
+        self.answers: Listeners[[int, int, dict[str, str]]] = Listeners()
+
+    def ask(self, number: int, clusters: Sequence[str]) -> frozenset[int]:
+        """See `Bus`."""
+        for other in self.others.values():
+            if not self.is_cut and not other.is_cut:
+                other.questions.notify(self.index, number, list(clusters))
+        return frozenset(self.others)
+
+    def answer(self, asker: int, number: int, refused: Mapping[str, str]) -> None:
+        """See `Bus`."""
+        self.others[asker].answers.notify(self.index, number, dict(refused))
+
+
+class Worker:
+    """What of a worker applies configurations, and which it may."""
+
+    def __init__(self, wire: Wire | None = None) -> None:
+        self.now_s = 0.0
+        self.owners = Owners()
+        heard: Listeners[[]] = Listeners()
+        self.ads = AdsServer(lambda _: None, heard.notify, lambda: self.now_s)
+        publications = Publications(self.owners.fleet.clusters, lambda _: None, ClusterKinds(encode))
+        self.publisher = Publisher(self.ads, publications, Metrics(CollectorRegistry(), "0"))
+        self.introductions = Introductions(
+            self.ads,
+            self.publisher,
+            wire,  # type: ignore[arg-type]
+            self._introduced,
+            self._spurned,
+            lambda: self.now_s,
+        )
+        heard.add(self.introductions.look_soon)
+        self._config = Config()
+        self._generation = 0
+        self.asked: dict[int, tuple[Config, Resolution]] = {}
+        self.in_force = ""
+        self.spurned: list[str] = []
+        owners = self.owners
+        owners.coming.add(self.introductions.begin)
+        owners.read.add(self.introductions.applied)
+        owners.add(self._configure)
+        owners.changes.add(lambda it: self._update(it.clusters))
+        owners.settled.add(self._publish)
+
+    def start(self, cluster: str) -> None:
+        """The first configuration, which waits for nobody."""
+        self.owners.apply(*configured(cluster))
+        self.in_force = cluster
+
+    def rename(self, cluster: str, *others: str, **settings: Any) -> None:
+        """A configuration with a cluster of that name, and a rule that leads to it."""
+        self._generation += 1
+        self.asked[self._generation] = configured(cluster, *others, **settings)
+        if not self.owners.introduce(self._generation, *self.asked[self._generation]):
+            self._introduced(self._generation)
+
+    def time_is_over(self) -> None:
+        """What `Following` does after `introduce_s`."""
+        self._introduced(self._generation)
+
+    def stop(self) -> None:
+        """End its timers."""
+        self.introductions.stop()
+        self.publisher.stop()
+
+    def _introduced(self, generation: int) -> None:
+        assert generation == self._generation, "one that was replaced"
+        config, resolution = self.asked[generation]
+        self.owners.apply(config, resolution)
+        self.in_force = next(iter(resolution.clusters))
+
+    def _spurned(self, generation: int, problems: Sequence[str]) -> None:
+        assert generation == self._generation
+        self.spurned += problems
+
+    def _configure(self, config: Config) -> None:
+        self._config, self._is_published = config, False
+
+    def _update(self, clusters: frozenset[str]) -> None:
+        if self._is_published:
+            self.publisher.update(clusters, came_or_went=True)
+
+    def _publish(self) -> None:
+        if not self._is_published:
+            self._is_published = True
+            self.publisher.configure(self._config)
+
+
+def configured(cluster: str, *others: str, **settings: Any) -> tuple[Config, Resolution]:
+    """A model with one rule, its cluster, and clusters beside it."""
+    config = Config.model_validate({"models": {"m": {"rules": [{"cluster": cluster}]}}, **settings})
+    endpoints = (Listed("10.0.0.1:80", Address("10.0.0.1", 80)),)
+    return config, Resolution(dict.fromkeys((cluster, *others), endpoints))
+
+
+async def settled() -> None:
+    """All that follows has happened."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def worker() -> AsyncIterator[Worker]:
+    """One alone, which serves the cluster `old`."""
+    worker = Worker()
+    worker.start("old")
+    yield worker
+    worker.stop()
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[list[Worker]]:
+    """Two workers of one gateway, which serve the cluster `old`."""
+    wires = [Wire(0), Wire(1)]
+    for wire, other in (wires, wires[::-1]):
+        wire.others[other.index] = other
+    workers = [Worker(wire) for wire in wires]
+    for one in workers:
+        one.start("old")
+    yield workers
+    for one in workers:
+        one.stop()
+
+
+async def test_without_an_envoy_nothing_is_waited_for(worker: Worker) -> None:
+    """Nobody is there to send requests to a cluster that it does not have."""
+    worker.rename("new")
+    await settled()
+    assert worker.in_force == "new"
+
+
+async def test_a_renamed_cluster_is_in_force_once_it_is_acknowledged(worker: Worker) -> None:
+    """Envoy has both until then, and both for a while after."""
+    envoy = Envoy(worker.ads)
+    await settled()
+    envoy.answers = False
+    worker.rename("new")
+    await settled()
+    assert worker.in_force == "old"
+    assert envoy.has == {"old", "new", "model:m"}
+    envoy.acknowledge()
+    await settled()
+    assert worker.in_force == "new"
+    assert envoy.has == {"old", "new", "model:m"}
+
+
+async def test_what_brings_no_cluster_waits_for_nothing(worker: Worker) -> None:
+    """An Envoy that never answers delays no other change, and none back to what it has."""
+    Envoy(worker.ads, answers=False)
+    worker.rename("old", signals={"timeout_s": 5})
+    await settled()
+    assert worker.owners._read is worker.asked[1][0]
+
+
+async def test_all_envoys_count(worker: Worker) -> None:
+    """The slowest of them says when."""
+    envoys = [Envoy(worker.ads) for _ in range(3)]
+    await settled()
+    for envoy in envoys:
+        envoy.answers = False
+    worker.rename("new")
+    for envoy in envoys:
+        await settled()
+        assert worker.in_force == "old"
+        envoy.acknowledge()
+    await settled()
+    assert worker.in_force == "new"
+
+
+async def test_a_client_that_takes_no_clusters_does_not_count(worker: Worker) -> None:
+    """It asks for endpoints alone."""
+    envoy = Envoy(worker.ads)
+    other = worker.ads.open(envoy)
+    request = pb.DeltaDiscoveryRequest(type_url=ASSIGNMENT_TYPE, resource_names_subscribe=["old"])
+    other.on_message(request.SerializeToString())
+    await settled()
+    worker.rename("new")
+    await settled()
+    assert worker.in_force == "new"
+
+
+async def test_swapped_back_while_it_waits(worker: Worker) -> None:
+    """What is in force stays so, and what was introduced never is; it may be introduced again."""
+    envoy = Envoy(worker.ads)
+    await settled()
+    envoy.answers = False
+    worker.rename("new")
+    await settled()
+    worker.rename("old")
+    await settled()
+    envoy.acknowledge()
+    await settled()
+    assert worker.in_force == "old"
+    worker.rename("new")
+    await settled()
+    assert worker.in_force == "new", "it lingers, so Envoy has it"
+
+
+async def test_a_second_reload_while_one_waits(worker: Worker) -> None:
+    """The second alone comes into force, once its own cluster is acknowledged."""
+    envoy = Envoy(worker.ads)
+    await settled()
+    envoy.answers = False
+    worker.rename("first")
+    await settled()
+    worker.rename("second")
+    await settled()
+    (nonce_of_first,) = [nonce for nonce, names in envoy.owed.items() if names == ["first"]]
+    of_second = {nonce: names for nonce, names in envoy.owed.items() if nonce != nonce_of_first}
+    envoy.owed = {nonce_of_first: ["first"]}
+    envoy.acknowledge()
+    await settled()
+    assert worker.in_force == "old"
+    envoy.owed = of_second
+    envoy.acknowledge()
+    await settled()
+    assert worker.in_force == "second"
+
+
+async def test_a_refused_cluster_does_not_come_into_force(worker: Worker) -> None:
+    """Envoy's words are passed on, the cluster leaves at once, and the next attempt is one."""
+    envoy = Envoy(worker.ads)
+    await settled()
+    envoy.answers = False
+    for attempt in (1, 2):
+        worker.rename("new")
+        await settled()
+        assert "new" in envoy.has
+        envoy.refuse("Error adding/updating cluster(s) new: Invalid path: /nowhere/ca.pem")
+        await settled()
+        assert worker.in_force == "old"
+        assert len(worker.spurned) == attempt
+        assert "`new`" in worker.spurned[-1]
+        assert "/nowhere/ca.pem" in worker.spurned[-1]
+        assert envoy.has == {"old", "model:m"}
+        envoy.acknowledge()
+    worker.rename("new")
+    await settled()
+    envoy.acknowledge()
+    await settled()
+    assert worker.in_force == "new"
+
+
+async def test_a_refusal_of_another_cluster_spurns_nothing(worker: Worker) -> None:
+    """Of one response Envoy takes what it does not name, and to what it names no rule leads."""
+    envoy = Envoy(worker.ads)
+    await settled()
+    envoy.answers = False
+    worker.rename("new", "spare")
+    await settled()
+    envoy.refuse("Error adding/updating cluster(s) spare: no")
+    await settled()
+    assert worker.in_force == "new"
+    assert worker.spurned == []
+
+
+async def test_one_of_several_envoys_refuses(worker: Worker) -> None:
+    """What the others have does not help its requests."""
+    good, bad = Envoy(worker.ads), Envoy(worker.ads)
+    await settled()
+    bad.answers = False
+    worker.rename("new")
+    await settled()
+    bad.refuse("new: no")
+    await settled()
+    assert worker.in_force == "old"
+    assert "new" not in good.has
+
+
+async def test_an_envoy_that_never_answers_is_waited_for_so_long(
+    worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Then the configuration is in force all the same, and the log names the cluster."""
+    envoy = Envoy(worker.ads)
+    await settled()
+    envoy.answers = False
+    worker.rename("new")
+    await settled()
+    worker.time_is_over()
+    assert worker.in_force == "new"
+    (record,) = caplog.records
+    assert record.message == "an Envoy has not acknowledged clusters that requests go to now"
+    assert vars(record)["clusters"] == ["new"]
+
+
+async def test_an_envoy_reconnects_while_one_waits(worker: Worker) -> None:
+    """Between its streams it is expected back, and on its new one it says what it has."""
+    envoy = Envoy(worker.ads)
+    await settled()
+    envoy.leave()
+    worker.rename("new")
+    await settled()
+    assert worker.in_force == "old"
+    again = Envoy(worker.ads, ["old"], answers=False)
+    await settled()
+    assert worker.in_force == "old"
+    again.acknowledge()
+    await settled()
+    assert worker.in_force == "new"
+    again.leave()
+    Envoy(worker.ads, ["old", "new", "model:m"], answers=False)
+    worker.rename("old")
+    await settled()
+    assert worker.in_force == "old"
+
+
+async def test_an_envoy_that_does_not_come_back_is_forgotten(worker: Worker) -> None:
+    """Its stream ended and none has come for longer than Envoy pauses."""
+    envoy = Envoy(worker.ads)
+    await settled()
+    envoy.leave()
+    worker.rename("new")
+    await settled()
+    assert worker.in_force == "old"
+    worker.now_s += RECONNECT_S
+    async with asyncio.timeout(10):
+        while worker.in_force != "new":  # noqa: ASYNC110 - it looks by itself
+            await asyncio.sleep(0.01)
+
+
+async def test_tls_of_a_new_cluster_comes_with_it(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is introduced as it will be: Envoy is sent it once, and the one that goes is not changed before."""
+    heard: list[tuple[str, bool]] = []
+    envoy = Envoy(worker.ads)
+    tls = {"ca_file": "/ca.pem", "server_name": "engines"}
+    worker.rename("first", engine_tls={"first": tls})
+    await settled()
+    assert worker.in_force == "first"
+    plain = envoy.send
+
+    def listen(message: Message, done: Callable[[], None] | None = None) -> None:
+        response = pb.DeltaDiscoveryResponse.FromString(bytes(joined(message)))
+        heard.extend((one.name, b"/ca.pem" in one.resource.value) for one in response.resources)
+        plain(message, done)
+
+    monkeypatch.setattr(envoy, "send", listen)
+    worker.rename("second", engine_tls={"second": tls})
+    await settled()
+    assert worker.in_force == "second"
+    assert [each for each in heard if not each[0].startswith("model:")] == [("second", True)]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+async def test_envoy_is_connected_to_another_worker(pair: list[Worker], first: int) -> None:
+    """Whoever reads the files first, both decide by them only once the one Envoy has the cluster."""
+    envoy = Envoy(pair[0].ads)
+    await settled()
+    envoy.answers = False
+    pair[first].rename("new")
+    await settled()
+    assert [one.in_force for one in pair] == ["old", "old"]
+    pair[1 - first].rename("new")
+    await settled()
+    assert [one.in_force for one in pair] == ["old", "old"]
+    envoy.acknowledge()
+    await settled()
+    assert [one.in_force for one in pair] == ["new", "new"]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+async def test_envoy_of_another_worker_refuses(pair: list[Worker], first: int) -> None:
+    """No worker goes by the configuration, whichever reads it first, before or after the refusal."""
+    envoy = Envoy(pair[0].ads)
+    await settled()
+    envoy.answers = False
+    pair[first].rename("new")
+    await settled()
+    if first == 1:
+        pair[0].rename("new")
+        await settled()
+    envoy.refuse("new: no")
+    await settled()
+    if first == 0:
+        pair[1].rename("new")
+        await settled()
+    assert [one.in_force for one in pair] == ["old", "old"]
+    assert [len(one.spurned) for one in pair] == [1, 1]
+
+
+async def test_a_worker_that_does_not_answer_is_waited_for(pair: list[Worker]) -> None:
+    """It may be the one that Envoy is connected to."""
+    pair[1].introductions._bus.is_cut = True  # type: ignore[union-attr]
+    pair[0].rename("new")
+    await settled()
+    assert pair[0].in_force == "old"
+    pair[0].time_is_over()
+    assert pair[0].in_force == "new"

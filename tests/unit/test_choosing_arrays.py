@@ -1,0 +1,145 @@
+"""What arrays give over many rows is what the loops give, to the last bit, draws included."""
+
+from __future__ import annotations
+
+import random
+from array import array
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from extproc.choosing import arrays, completion, picker, snapshots
+from extproc.choosing import columns as columns_of
+from extproc.choosing.kept_columns import MAX_COLUMNS, KeptColumns
+from extproc.choosing.policies.least_completion import most_cached_first
+from extproc.choosing.snapshots import Engines, Load
+from extproc.predicting.sums import plain_sum
+from extproc.routing import caches
+from extproc.values.choices import Snapshot
+from metadata_center.types import EndpointKey
+
+seconds = st.one_of(st.just(0.0), st.floats(0.0, 100.0))
+rows = st.integers(1, 90)
+
+
+def columns(data: st.DataObject, count: int, number: int) -> list[list[float]]:
+    """So many columns of `count` rows."""
+    return [data.draw(st.lists(seconds, min_size=count, max_size=count)) for _ in range(number)]
+
+
+@given(st.data(), rows, seconds, seconds, seconds, st.booleans(), st.booleans())
+def test_costs(
+    data: st.DataObject,
+    count: int,
+    followers_per_s: float,
+    price: float,
+    held_s: float,
+    is_stalled: bool,
+    is_sunk: bool,
+) -> None:
+    """Each column and the totals; without stalled sequences and crowded prefixes as well."""
+    waits_s, works_s, rooms_s, steps_s, stalled = columns(data, count, 5)
+    sunk = data.draw(st.lists(st.floats(0.0, 1.0), min_size=count, max_size=count))
+    of = (waits_s, works_s, rooms_s, steps_s, followers_per_s, price, held_s, ())
+    more = (stalled if is_stalled else (), sunk if is_sunk else ())
+    few, many = completion.cost_columns(*of, *more), arrays.cost_columns(*of, *more)
+    for name in ("others_s", "stalls_s", "decodes_s", "totals_s"):
+        assert list(getattr(many, name)) == getattr(few, name)
+
+
+@given(st.lists(st.floats(-1e9, 1e9)))
+def test_sums(values: list[float]) -> None:
+    """One addition after the other, whatever the numbers are kept in."""
+    assert plain_sum(array("d", values)) == plain_sum(values) == plain_sum(tuple(values))
+
+
+@given(st.lists(st.tuples(st.integers(-3, 0), st.integers(1, 2)), min_size=1), st.integers(0, 99), st.data())
+def test_picks(of_rows: list[tuple[int, int]], seed: int, data: st.DataObject) -> None:
+    """The same rows by the same draws, of equal weights and of others."""
+    wanted = data.draw(st.integers(1, len(of_rows)))
+    scores = [float(score) for score, _ in of_rows]
+    weights: Sequence[float]
+    for weights in ((), [float(weight) for _, weight in of_rows]):
+        few, many = random.Random(seed), random.Random(seed)
+        assert picker.best(scores, wanted, few, weights) == picker.best_of_many(scores, wanted, many, weights)
+        assert few.random() == many.random()
+
+
+@given(st.lists(st.tuples(st.integers(-2, 0), st.integers(0, 2)), min_size=1))
+def test_ties(of_rows: list[tuple[int, int]]) -> None:
+    """Of equal scores those with less cached come behind."""
+    scores, cached = [score / 3 for score, _ in of_rows], [cached for _, cached in of_rows]
+    assert list(arrays.most_cached_first(scores, cached)) == most_cached_first(scores, cached)
+
+
+@pytest.mark.parametrize("depths", [[0] * 8, [0, 1, 5, 3, 0, 70, 2, 9]])
+def test_cached_tokens(depths: list[int]) -> None:
+    """By the bytes of the blocks, and never the whole prompt."""
+    few = caches.tokens_of(depths, 64, 4_001, 997)
+    times = -(-arrays.MANY_ROWS // len(depths))
+    assert list(caches.tokens_of(depths * times, 64, 4_001, 997)) == list(few) * times
+    assert max(few) < 997
+
+
+tokens = st.integers(0, 1 << 20)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 9), st.integers(0, 9), tokens, tokens, st.floats(0.1, 1.0)), min_size=1
+    ),
+    st.floats(0.0, 1_000.0),
+)
+def test_kv_used(of_rows: list[tuple[int, int, int, int, float]], output_tokens: float) -> None:
+    """Whole tokens, as Python rounds."""
+    *columns, ratios = (list(column) for column in zip(*of_rows, strict=True))
+    times = -(-arrays.MANY_ROWS // len(of_rows))
+    found = []
+    for count in (1, times):
+        requests, prefilling, prefill_tokens, context_tokens = (column * count for column in columns)
+        load = Load(requests, prefilling, prefill_tokens, context_tokens)
+        engines = Engines(kv_tokens=[1] * len(requests), distinct_ratios=ratios * count)
+        found.append(list(snapshots.kv_used(load, engines, output_tokens)))
+    assert found[1] == found[0] * times
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), seconds), min_size=1), st.floats(0.0, 99.0))
+def test_sequences(of_rows: list[tuple[int, int, float]], output_tokens: float) -> None:
+    """The share of the limit that is taken, and the time from one end to the next."""
+    requests, limits, steps_s = map(list, zip(*of_rows, strict=True))
+    keys = tuple(EndpointKey(str(row)) for row in range(len(of_rows)))
+    zeros = [0] * len(of_rows)
+    seen = Snapshot(
+        keys,
+        requests,
+        zeros,
+        zeros,
+        zeros,
+        1,
+        zeros,
+        steps_s=steps_s,
+        output_tokens=output_tokens,
+        max_num_seqs=limits,
+    )
+    assert list(arrays.taken_ratios(seen)) == columns_of.taken_ratios(seen)
+    assert list(arrays.turns_s(seen)) == list(columns_of.turns_s(seen))
+
+
+@pytest.mark.parametrize("rows", [2, arrays.MANY_ROWS])
+def test_a_column_is_kept_until_something_changes(rows: int) -> None:
+    """For the same keys it is the same object; what changed is in the next one."""
+    known = {EndpointKey(str(row)): row for row in range(rows)}
+    kept = KeptColumns(lambda key: known.get(key, 0))
+    keys, others = tuple(known), tuple(known)[:1]
+    first = kept.of(keys)
+    assert list(first) == list(range(rows))
+    assert kept.of(others) != first
+    known[keys[1]] = 7
+    assert kept.of(keys) is first
+    kept.changed()
+    assert kept.of(keys)[1] == 7
+    for number in range(3 * MAX_COLUMNS):
+        kept.of((EndpointKey(f"other {number}"),))
+    assert len(kept._columns) <= MAX_COLUMNS
