@@ -17,7 +17,7 @@ from typing import Protocol
 
 from metadata_center.load.ledger import Expired
 from metadata_center.load.table import LoadView
-from metadata_center.types import Charge, EndpointKey, RequestId
+from metadata_center.types import Charge, EndpointKey, RequestId, Waiter
 
 
 class LoadStore(Protocol):
@@ -153,6 +153,10 @@ class MetadataStore(Protocol):
         """Send other gateways what was just recorded in `prefixes`, as seen by this process itself."""
         ...
 
+    def tell_line(self, line: Sequence[Waiter]) -> None:
+        """Tell other gateways who waits in this process now, first in line first."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedStore:
@@ -168,3 +172,6 @@ class EmbeddedStore:
 
     def share(self, endpoint: EndpointKey, blocks: Sequence[int]) -> None:
         """No other member is to be informed."""
+
+    def tell_line(self, line: Sequence[Waiter]) -> None:
+        """No other member's requests wait for the same room."""

@@ -30,6 +30,24 @@ BlockHash = NewType("BlockHash", int)
 
 
 @value
+class Waiter:
+    """A request that waits at a gateway for room, as others need to know it.
+
+    Attributes:
+        endpoint: The one it waits for.
+        rank: Its place in the order, lower first: a time in seconds, on the monotonic clock of the process
+            that holds this value.
+        work_s: Seconds that it will keep that endpoint from others, >= 0.
+        least_s: Its part in the backlog of all endpoints, seconds of one of them, >= 0.
+    """
+
+    endpoint: EndpointKey
+    rank: float
+    work_s: float
+    least_s: float
+
+
+@value
 class Charge:
     """What one leg of a request's placement costs the endpoint that serves it.
 

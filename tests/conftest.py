@@ -52,7 +52,7 @@ from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import Counters
 from metadata_center.load.ledger import LedgerBounds
 from metadata_center.load.table import LoadTable
-from metadata_center.types import EndpointKey, RequestId
+from metadata_center.types import EndpointKey, RequestId, Waiter
 
 # An example that takes long on a busy machine, or under coverage, is no failure.
 hypothesis_settings.register_profile("house", deadline=None)
@@ -354,6 +354,7 @@ def build_rig(
     readers: Readers | None = None,
     work_clock: Callable[[], float] | None = None,
     processes: Callable[[], int] = lambda: 1,
+    tell_line: Callable[[Sequence[Waiter]], None] | None = None,
 ) -> Rig:
     """A worker's request path over `endpoints`, serving model `m`, in blocks of 64 bytes."""
     clock = loop.clock if isinstance(loop, VirtualLoop) else ManualClock()
@@ -376,6 +377,7 @@ def build_rig(
             freed=freed.notify,
             on_lost=lost.notify,
             on_transition=transitions.append,
+            tell_line=tell_line,
         ),
     )
     scheduling, ending, fleet = state.scheduling, state.ending, Fleet()

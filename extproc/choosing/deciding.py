@@ -7,16 +7,19 @@ Rules:
     3. No wait is prolonged: its end was announced to the caller when it began. A request that
        could wait longer by then, because bounds or costs have changed, goes now.
     4. Requests that wait already are in mind: their least work is backlog of all endpoints, and the work of
-       those that go before is prefill ahead at the endpoint that each of them waits for.
+       those that go before is prefill ahead at the endpoint that each of them waits for. That holds for those
+       that wait at other gateways and workers as well.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from operator import add
 
 from extproc.choosing.choose import choose
 from extproc.choosing.completion import Costs
-from extproc.choosing.holding import HoldQueue, TurnAway, Wait
+from extproc.choosing.holding import HoldQueue, Place, TurnAway, Wait
 from extproc.choosing.least_completion import completion_costs
 from extproc.choosing.limits import ASSUMED_TTFT_S
 from extproc.choosing.policies.least_completion import choose_least
@@ -25,7 +28,7 @@ from extproc.choosing.rows import open_until_s, row_open_until_s
 from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Choice, Rng, Snapshot
 from extproc.values.decisions import HoldReason
-from metadata_center.types import EndpointKey, value
+from metadata_center.types import EndpointKey, Waiter, value
 
 
 @value
@@ -73,12 +76,19 @@ class WaitForRoom:
         reason: What that endpoint is short of.
         latest_s: When the wait ends, as announced when it began.
         endpoint: The one it waits for.
+        elsewhere_s: The most work of others, waiting at other gateways and workers for the endpoint that it
+            waited for then, that it let go first.
     """
 
     wait: Wait
     reason: HoldReason
     latest_s: float
     endpoint: EndpointKey
+    elsewhere_s: float = 0.0
+
+    def waiter(self) -> Waiter:
+        """The same for others."""
+        return Waiter(self.endpoint, self.wait.rank, self.wait.work_s, self.wait.least_s)
 
 
 @value
@@ -138,21 +148,17 @@ def _now_or_later(
     snapshot: Snapshot, settings: LoadBalancing, rng: Rng, now_s: float, queue: HoldQueue, claim: Claim
 ) -> Decision:
     before, ticket = None if claim.before is None else claim.before.wait, claim.ticket
-    place = None
+    place, elsewhere_s = None, None
     queue.forget(ticket)
-    if len(queue) or before is not None:
-        snapshot = replace(snapshot, held_s=queue.least_s)
-        costs = completion_costs(snapshot)
-        limit_s = ASSUMED_TTFT_S if claim.limit_s is None else claim.limit_s
-        place = queue.place(claim.arrived_s, now_s, costs, limit_s, before, claim.priority, claim.fairness_id)
-        snapshot = replace(snapshot, ahead_s=queue.ahead_s(ticket, place.rank, len(snapshot.keys)))
-        costs = costs.behind(snapshot.ahead_s)  # as `completion_costs` has them of that snapshot
+    queue.others.advance(now_s)
+    if len(queue) or queue.others or before is not None:
+        snapshot, costs, place, elsewhere_s = _behind_others(snapshot, now_s, queue, claim)
     else:
         costs = completion_costs(snapshot)
     choice = choose_least(costs, settings, rng, snapshot.weights, snapshot.cached_tokens)
     row = choice.order[0]
-    ahead_s = costs.waits_s[row]
-    if costs.rooms_s[row] == 0.0 and (ahead_s == 0.0 or ahead_s <= row_open_until_s(snapshot, row)):
+    wait_s = costs.waits_s[row]
+    if costs.rooms_s[row] == 0.0 and (wait_s == 0.0 or wait_s <= row_open_until_s(snapshot, row)):
         return SendNow(choice, snapshot, costs)  # as the queue would say, which asks for every row
     opens_s = open_until_s(snapshot)
     verdict = queue.decide(
@@ -172,11 +178,51 @@ def _now_or_later(
         latest_s = verdict.until_s if claim.before is None else claim.before.latest_s
         if now_s < latest_s:
             wait = replace(verdict, until_s=min(verdict.until_s, latest_s))
-            return WaitForRoom(wait, _short_of(costs, row), latest_s, snapshot.keys[row])
+            most_s = max(
+                0.0 if elsewhere_s is None else elsewhere_s[row],
+                0.0 if claim.before is None else claim.before.elsewhere_s,
+            )
+            return WaitForRoom(wait, _short_of(costs, row), latest_s, snapshot.keys[row], most_s)
         queue.forget(ticket)
     elif isinstance(verdict, TurnAway):
         return TurnDown(verdict.retry_after_s, verdict.foreseen_s, verdict.most_s)
     return SendNow(choice, snapshot, costs)
+
+
+def _behind_others(
+    snapshot: Snapshot, now_s: float, queue: HoldQueue, claim: Claim
+) -> tuple[Snapshot, Costs, Place, Sequence[float] | None]:
+    """Its place, and what it costs behind those that wait and go before it.
+
+    Returns:
+        Snapshot and costs with those that wait, the place, and how much of what is ahead waits elsewhere, per
+        endpoint; None if nobody does.
+    """
+    others, before = queue.others, None if claim.before is None else claim.before.wait
+    waits_elsewhere_s = others.least_s(snapshot.keys)
+    snapshot = replace(snapshot, held_s=queue.least_s + waits_elsewhere_s)
+    costs = completion_costs(snapshot)
+    place = queue.place(
+        claim.arrived_s,
+        now_s,
+        costs,
+        ASSUMED_TTFT_S if claim.limit_s is None else claim.limit_s,
+        before,
+        claim.priority,
+        claim.fairness_id,
+        waits_elsewhere_s,
+    )
+    ahead_s, elsewhere_s = queue.ahead_s(claim.ticket, place.rank, len(snapshot.keys)), None
+    if others:
+        elsewhere_s = others.ahead_s(place.rank, snapshot.keys)
+        ahead_s = list(map(add, ahead_s, elsewhere_s))
+    snapshot = replace(snapshot, ahead_s=ahead_s)
+    return (
+        snapshot,
+        costs.behind(ahead_s),
+        place,
+        elsewhere_s,
+    )  # as `completion_costs` has them of that snapshot
 
 
 def _short_of(costs: Costs, row: int) -> HoldReason:

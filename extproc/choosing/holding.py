@@ -22,6 +22,8 @@ Rules:
        one too many is refused instead, and at once one that what is ahead of it leaves no time.
     6. Wake-ups are the caller's: ask again when a prefill or a request ends anywhere, and at `until_s`.
     7. A request that was sent, refused or forgotten is in no other's way.
+    8. Those that wait at other gateways and workers are in the same order (`extproc.choosing.lines`), but for
+       what is not heard yet.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from extproc.choosing.completion import Cost, Costs
 from extproc.choosing.fairness import FairShares
+from extproc.choosing.lines import OtherLines
 from metadata_center.types import value
 
 OPEN_STEPS: Final = 2.0
@@ -84,6 +87,8 @@ class Wait:
         at_once_s: From its arrival to its first token, as foreseen had it been sent when it first waited.
         yields_s: How much later its place is because it can keep its limit nowhere any more: see Rule 3.
         lag_s: How much later its place is because others of its fairness id go before it.
+        work_s: What others of lower rank see ahead at `row` because of it.
+        least_s: Its part in the backlog of all endpoints.
     """
 
     until_s: float
@@ -93,6 +98,8 @@ class Wait:
     at_once_s: float = inf
     yields_s: float = 0.0
     lag_s: float = 0.0
+    work_s: float = 0.0
+    least_s: float = 0.0
 
 
 @value
@@ -143,11 +150,20 @@ class HoldQueue:
         max_held: Most requests, >= 1.
         max_hold_s: Longest, > 0.
         refuses: One beyond the bounds is refused; else it is sent.
+        others: Those that wait elsewhere; None if nobody says.
     """
 
-    def __init__(self, *, max_held: int = 1000, max_hold_s: float = 30.0, refuses: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        max_held: int = 1000,
+        max_hold_s: float = 30.0,
+        refuses: bool = False,
+        others: OtherLines | None = None,
+    ) -> None:
         self.bound(max_held, max_hold_s, refuses=refuses)
         self.shares = FairShares()
+        self.others = OtherLines() if others is None else others
         self._held: dict[int, _Held] = {}
         self._least_s = 0.0
 
@@ -169,7 +185,7 @@ class HoldQueue:
 
     @property
     def least_s(self) -> float:
-        """Work that waits for time to prefill, each request counted where it has the least."""
+        """Work that waits here for time to prefill, each request counted where it has the least."""
         return max(0.0, self._least_s)
 
     def ahead_s(self, request_id: int, rank: float, endpoints: int) -> list[float]:
@@ -193,6 +209,7 @@ class HoldQueue:
         before: Wait | None,
         priority: int = 0,
         fairness_id: str | None = None,
+        elsewhere_s: float = 0.0,
     ) -> Place:
         """Where a request stands in the order, see Rules 2 and 3.
 
@@ -204,12 +221,13 @@ class HoldQueue:
             before: How it waited until now; None if it did not.
             priority: Of the request.
             fairness_id: Whose turn it takes; None names nobody.
+            elsewhere_s: Work that waits at others for time to prefill.
         """
         lag_s = self.shares.lag_s(fairness_id, arrived_s) if before is None else before.lag_s
         rank, yields = _rank(arrived_s + lag_s, min(costs.works_s), priority), False
         if before is not None:
             rank, yields = min(rank, before.rank - before.yields_s), before.yields_s > 0.0
-        if not yields and self._least_s > limit_s * len(costs):
+        if not yields and self.least_s + elsewhere_s > limit_s * len(costs):
             soonest_s = min(map(sum, zip(costs.waits_s, costs.rooms_s, costs.works_s, strict=True)))
             yields = now_s + soonest_s > arrived_s + limit_s
         yields_s = limit_s if yields else 0.0
@@ -276,16 +294,31 @@ class HoldQueue:
             return Send(row)
         if before is None:
             self.shares.waits(fairness_id, arrived_s, place.lag_s, least_s / len(costs))
-        prefill_s = 0.0 if best.turn_s > 0.0 and best.room_s > 0.0 else least_s
-        self._held[request_id] = _Held(place.rank, row, max(best.work_s, best.turn_s), prefill_s)
-        self._least_s += prefill_s
         # One that fell behind others has counted them as ahead, though they are still to be asked for.
         closed = (before is None or place.yields_s == before.yields_s) and all(
             cost.wait_s > open_s or (cost.turn_s > 0.0 and cost.room_s > 0.0)
             for cost, open_s in zip(costs, opens_s, strict=True)
         )
-        until_s = min(latest_s, due_s)
-        return Wait(until_s, place.rank, row, closed, at_once_s, place.yields_s, place.lag_s)
+        prefill_s = 0.0 if best.turn_s > 0.0 and best.room_s > 0.0 else least_s
+        held = _Held(place.rank, row, max(best.work_s, best.turn_s), prefill_s)
+        return self._keep(request_id, held, place, closed, at_once_s, min(latest_s, due_s))
+
+    def _keep(
+        self, request_id: int, held: _Held, place: Place, closed: bool, at_once_s: float, until_s: float
+    ) -> Wait:
+        self._held[request_id] = held
+        self._least_s += held.least_s
+        return Wait(
+            until_s,
+            held.rank,
+            held.row,
+            closed,
+            at_once_s,
+            place.yields_s,
+            place.lag_s,
+            held.work_s,
+            held.least_s,
+        )
 
     def _makes_room(self, request_id: int, rank: float, *, is_new: bool) -> bool:
         """Whether a request is sent because so many wait: the first in line, or one too many; see Rule 5."""

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from extproc.values.choices import Rng
-from metadata_center.types import EndpointKey, value
+from metadata_center.types import EndpointKey, Waiter, value
 
 
 @value
@@ -189,3 +189,10 @@ class StatefulPolicy:
 
     def on_evicted(self, row: int, blocks: Sequence[int]) -> None:
         """An engine's announcement that it dropped `blocks` arrived; not called in a run without events."""
+
+    def line(self) -> Sequence[Waiter]:
+        """Who is held here, as other gateways are to know it, first in line first."""
+        return ()
+
+    def on_line(self, gateway: str, line: Sequence[Waiter], now_s: float) -> None:
+        """Who is held at another gateway now, ranks on this one's clock."""

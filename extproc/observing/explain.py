@@ -154,6 +154,7 @@ def _hold_json(record: DecisionRecord) -> dict[str, Any] | None:
         "foreseen_s": None if ttft_s is None else _float(record.held_s + ttft_s),
         "yielded": hold.yielded,
         "fairness_lag_s": _float(hold.lag_s),
+        "elsewhere_s": _float(hold.elsewhere_s),
     }
 
 
@@ -221,6 +222,8 @@ def _hold_lines(record: Mapping[str, Any]) -> list[str]:
     yielded = "   behind those that could still be in time" if hold["yielded"] else ""
     if hold["fairness_lag_s"]:
         yielded += f"   its fairness id had its turn: {_ms(hold['fairness_lag_s'])} later"
+    if hold["elsewhere_s"]:
+        yielded += f"   behind {_ms(hold['elsewhere_s'])} of work that waited at other gateways or workers"
     return [
         f"waited for {hold['endpoint']}   short of {hold['reason']}{yielded}   TTFT foreseen on arrival, "
         f"sent at once {_ms(hold['foreseen_at_once_s'])}; as it went {_ms(hold['foreseen_s'])}"

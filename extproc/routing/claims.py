@@ -30,7 +30,9 @@ class Queued:
         """The same for the record."""
         later = self.later
         wait = later.wait
-        return Hold(later.reason, later.endpoint, wait.at_once_s, wait.yields_s > 0.0, wait.lag_s)
+        return Hold(
+            later.reason, later.endpoint, wait.at_once_s, wait.yields_s > 0.0, wait.lag_s, later.elsewhere_s
+        )
 
 
 class Claims:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Final
 
 from extproc.choosing.holding import HoldQueue
+from extproc.choosing.lines import OtherLines
 from extproc.health.tracker import HealthTracker
 from extproc.request.rules import Route
 from extproc.routing.settings import HoldSettings
@@ -41,10 +42,12 @@ class Pools:
 
     Args:
         health: Which endpoints may be chosen.
+        lines: Who waits at other gateways and workers.
     """
 
-    def __init__(self, health: HealthTracker) -> None:
+    def __init__(self, health: HealthTracker, lines: OtherLines) -> None:
         self._health = health
+        self._lines = lines
         self._pools: dict[_PoolKey, Pool] = {}
         self._of_routes: dict[int, tuple[Route, Pool]] = {}
         self._queues: dict[tuple[EndpointKey, ...], HoldQueue] = {}
@@ -98,7 +101,7 @@ class Pools:
         """Where requests for these endpoints wait."""
         queue = self._queues.get(pool.keys)
         if queue is None:
-            queue = self._queues[pool.keys] = HoldQueue()
+            queue = self._queues[pool.keys] = HoldQueue(others=self._lines)
         queue.bound(hold.max_requests, hold.max_s, refuses=hold.refuses)
         return queue
 

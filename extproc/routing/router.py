@@ -108,7 +108,9 @@ class Router:
         self.waiting: RequestQueue[Decision] | None = None
         self._loop = loop
         if loop is not None:
-            self.waiting = RequestQueue(self._schedule, self._charged, state.recorder, loop, clock)
+            self.waiting = RequestQueue(
+                self._schedule, self._charged, state.recorder, loop, clock, state.tell_line
+            )
 
     def configure(self, table: RoutingTable, settings: RouterSettings) -> None:
         """Go by these from now on; requests that wait are scheduled by them."""

@@ -107,7 +107,7 @@ class Scheduler:
     def __init__(
         self, state: SchedulingState, rng: Rng, clock: Callable[[], float], wall_clock: Callable[[], float]
     ) -> None:
-        self.pools = Pools(state.health)
+        self.pools = Pools(state.health, state.lines)
         self._state = state
         self._rng = rng
         self._clock = clock

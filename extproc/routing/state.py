@@ -13,13 +13,15 @@
 | `endpoints` | status | endings |
 | `ages` | scheduling | the configuration, changes of health |
 | `rivals` | scheduling | scheduling, first tokens, endings |
+| `lines` | scheduling | other workers and gateways |
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
+from extproc.choosing.lines import OtherLines
 from extproc.choosing.teaching import Teaching
 from extproc.health.poison import Poison
 from extproc.health.states import Transition
@@ -39,7 +41,7 @@ from extproc.routing.running import RunningRequests
 from extproc.routing.stored_responses import StoredResponses
 from extproc.values.inflight import Inflight
 from metadata_center.store import LoadStore
-from metadata_center.types import EndpointKey
+from metadata_center.types import EndpointKey, Waiter
 
 
 def _share_nothing(_endpoint: EndpointKey, _blocks: list[int]) -> None:
@@ -80,6 +82,8 @@ class Outside:
         freed: Called when room was freed at an endpoint.
         on_lost: Called with a request whose lease expired, after its release.
         on_transition: Called when an endpoint's health changed.
+        lines: Who waits at other workers and gateways; whoever hears of it writes it there.
+        tell_line: Tells the others who waits here, first in line first; None where there are none.
     """
 
     share: Callable[[EndpointKey, list[int]], None] = _share_nothing
@@ -88,6 +92,8 @@ class Outside:
     freed: Callable[[], None] = _wake_none
     on_lost: Callable[[Inflight, float], None] = _ignore_lost
     on_transition: Callable[[Transition], None] = _ignore_transition
+    lines: OtherLines = field(default_factory=OtherLines)
+    tell_line: Callable[[Sequence[Waiter]], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +114,8 @@ class SchedulingState:
         ages: How old all of it is.
         rivals: Rules of other gateways that are compared.
         processes: How many processes schedule requests on these endpoints, of all gateways.
+        lines: Who waits at other workers and gateways.
+        tell_line: Tells them who waits here; None where there are none.
     """
 
     load: LoadStore
@@ -123,6 +131,8 @@ class SchedulingState:
     ages: Ages
     rivals: Rivals
     processes: Callable[[], int]
+    lines: OtherLines
+    tell_line: Callable[[Sequence[Waiter]], None] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +221,8 @@ def make_routing_state(
         ages=Ages(outside.load_age_s),
         rivals=Rivals(engines, outside.processes),
         processes=outside.processes,
+        lines=outside.lines,
+        tell_line=outside.tell_line,
     )
     ending = _ending_state(scheduling, history, outside)
     first_tokens = FirstTokens(

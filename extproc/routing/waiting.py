@@ -10,11 +10,12 @@ Rules:
        part in `1 + REST` of the time, however many wait.
     4. Each request that waits is answered, refused or gone, once. One that is gone was never charged.
     5. A failure of one request is that request's alone.
+    6. Other workers and gateways are told who waits here (`telling.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -25,9 +26,11 @@ from extproc.observing.recorder import Recorder
 from extproc.routing.claims import Queued
 from extproc.routing.parsing import ParsedRequest
 from extproc.routing.scheduling import Chosen
+from extproc.routing.telling import LineTeller
 from extproc.values.deciding import Deciding, Later, settle
 from extproc.values.decisions import HoldEnding, HoldReason
 from extproc.values.pending import Pending
+from metadata_center.types import Waiter
 
 D = TypeVar("D")
 """An answer."""
@@ -92,6 +95,7 @@ class RequestQueue(Generic[D]):
         metrics: Count each wait.
         loop: The running event loop.
         clock: Monotonic seconds.
+        tell: Tells others who waits here; None where there are none.
     """
 
     def __init__(
@@ -101,6 +105,7 @@ class RequestQueue(Generic[D]):
         metrics: Recorder,
         loop: Callable[[], Loop],
         clock: Callable[[], float],
+        tell: Callable[[Sequence[Waiter]], None] | None = None,
     ) -> None:
         self._schedule = schedule
         self._answer = answer
@@ -116,6 +121,7 @@ class RequestQueue(Generic[D]):
         self._timer: Timer | None = None
         self._timer_s = 0.0
         self._rested_s = 0.0
+        self._teller = None if tell is None else LineTeller(self._line, tell, loop, clock)
 
     def __len__(self) -> int:
         """How many."""
@@ -147,6 +153,7 @@ class RequestQueue(Generic[D]):
         self._metrics.held(parsed.route.model, queued.later.reason)
         now_s = self._clock()
         self._wake_at(now_s + POLL_S, now_s)
+        self._changed()
         return Later(answer, queued.later.wait.until_s - now_s + _PATIENCE_S)
 
     def wake(self) -> None:
@@ -174,6 +181,15 @@ class RequestQueue(Generic[D]):
         self._round = None
         for held in sorted(self._held.values(), key=lambda each: each.order):
             self._retry(held)
+        if self._teller is not None:
+            self._teller.now()
+
+    def _line(self) -> list[Waiter]:
+        return [held.queued.later.waiter() for held in self._held.values()]
+
+    def _changed(self) -> None:
+        if self._teller is not None:
+            self._teller.changed()
 
     def _wake_at(self, due_s: float, now_s: float) -> None:
         """Have the next round begin then, unless one will earlier."""
@@ -203,6 +219,7 @@ class RequestQueue(Generic[D]):
         self._round = None
         if self._held:
             self._wake_at(now_s if self._again else now_s + POLL_S, now_s)
+            self._changed()
 
     def _slices(self) -> Iterator[None]:
         """One round; yields between slices."""
@@ -242,6 +259,7 @@ class RequestQueue(Generic[D]):
 
     def _end(self, held: _Held, ending: HoldEnding) -> None:
         del self._held[held.queued.ticket]
+        self._changed()
         self._num_bytes -= held.num_bytes
         held_s = self._clock() - held.parsed.received_s
         self._metrics.hold_ended(held.parsed.route.model, ending, held_s)

@@ -1,10 +1,11 @@
-"""Workers of one gateway talking to each other over Unix sockets: access-log entries, cached blocks, Envoys.
+"""Workers of one gateway over Unix sockets: log entries, cached blocks, Envoys, who waits.
 
 Rules:
     1. Each worker listens on `bus<i>.sock` and connects to every other one; a peer that is away is tried
        again every `RECONNECT_S`.
     2. A peer's queue is bounded by `MAX_QUEUED_BYTES`; what does not fit is dropped and counted: a lost
-       ending is made good by its lease, a lost block by the next request that records it.
+       ending is made good by its lease, a lost block by the next request that records it, a lost
+       line by the next.
     3. Frames are length-prefixed MessagePack of the types below and no others, on a socket that only this
        user may ever open; a peer that sends anything else is hung up on.
 """
@@ -16,6 +17,7 @@ import contextlib
 import logging
 import socket
 import struct
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -24,7 +26,9 @@ import msgspec
 from extproc.listeners import Listeners
 from extproc.server.run_dir import closed_to_others
 from extproc.values.endings import AttemptFailed, AttemptStarted, RequestAlive, RequestEnd, RequestEvent
-from metadata_center.types import EndpointKey
+from metadata_center.sharing.lines import heard, told
+from metadata_center.sharing.messages import Line
+from metadata_center.types import EndpointKey, Waiter
 
 _log = logging.getLogger("tokenway.bus")
 
@@ -70,8 +74,13 @@ class _Cached(msgspec.Struct, tag="cached", array_like=True, frozen=True):
     blocks: list[int]
 
 
+class _Waits(msgspec.Struct, tag="waits", array_like=True, frozen=True):
+    worker: int
+    lines: tuple[Line, ...]
+
+
 EntryFrame = _Ended | _Alive | _Started | _Failed
-Frame = EntryFrame | _Cached | _Question | _Answer
+Frame = EntryFrame | _Cached | _Question | _Answer | _Waits
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(Frame)
@@ -90,6 +99,10 @@ def frame_of(entry: RequestEvent) -> EntryFrame:
             return _Failed(entry)
 
 
+def _hear_nobody(_worker: str, _line: list[Waiter]) -> None:
+    """No request waits here, whoever waits elsewhere."""
+
+
 class Bus:
     """The workers' wire.
 
@@ -101,6 +114,8 @@ class Bus:
         on_cached: Receives what other workers saw cached.
         known: What a worker that connects is to learn of what others learned before; the first of the others
             sends it.
+        on_line: Receives who waits at another worker, named by its index.
+        clock: Monotonic seconds, of the ranks of those that wait.
 
     Attributes:
         questions: Notified of who asks, under which number, whether Envoys have these clusters.
@@ -115,6 +130,8 @@ class Bus:
         on_entry: Callable[[RequestEvent], None],
         on_cached: Callable[[EndpointKey, list[int]], None],
         known: Callable[[], Mapping[EndpointKey, Sequence[int]]] = dict,
+        on_line: Callable[[str, list[Waiter]], None] = _hear_nobody,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run_dir = run_dir
         self._index = index
@@ -122,6 +139,8 @@ class Bus:
         self._on_entry = on_entry
         self._on_cached = on_cached
         self._known = known
+        self._on_line = on_line
+        self._clock = clock
         self.questions: Listeners[[int, int, list[str]]] = Listeners()
         self.answers: Listeners[[int, int, dict[str, str]]] = Listeners()
         self._writers: dict[int, asyncio.StreamWriter] = {}
@@ -169,6 +188,12 @@ class Bus:
     def share(self, endpoint: EndpointKey, blocks: Sequence[int]) -> None:
         """Inform every other worker that `endpoint` has `blocks` cached."""
         frame = _Cached(endpoint, list(blocks))
+        for peer in self._peers:
+            self._send(peer, frame)
+
+    def tell_line(self, line: Sequence[Waiter]) -> None:
+        """Tell every other worker who waits here, first in line first."""
+        frame = _Waits(self._index, told(line, self._clock()))
         for peer in self._peers:
             self._send(peer, frame)
 
@@ -237,6 +262,8 @@ class Bus:
                     self.questions.notify(frame.asker, frame.number, frame.clusters)
                 case _Answer():
                     self.answers.notify(frame.answerer, frame.number, frame.refused)
+                case _Waits():
+                    self._on_line(str(frame.worker), heard(frame.lines, self._clock()))
                 case _:
                     self._on_entry(frame.entry)
         except Exception:  # a bug with one request must not lose the endings of all others

@@ -8,6 +8,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import subprocess
 from collections.abc import Iterable
@@ -46,7 +47,8 @@ class ClusterEncoder:
 
     def __enter__(self) -> Self:
         """Start the process that will take the next question; it imports what it needs meanwhile."""
-        self._ahead = self._ahead or _process()
+        with contextlib.suppress(OSError):  # `encode` says so, if it cannot have one either
+            self._ahead = self._ahead or _process()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from extproc.choosing.lines import OtherLines
 from extproc.health.tracker import HealthTracker
 from extproc.routing.homes import Homes
 from metadata_center.store import PrefixStore
-from metadata_center.types import EndpointKey
+from metadata_center.types import EndpointKey, Waiter
 
 
 class Hearsay:
@@ -17,16 +18,26 @@ class Hearsay:
         homes: Where stored responses live.
         history: Blocks by routing history.
         health: Knows which endpoints there are; of others nothing is recorded.
+        lines: Who waits elsewhere.
         clock: Monotonic seconds.
+        freed: Called when others may have their turn.
     """
 
     def __init__(
-        self, homes: Homes, history: PrefixStore, health: HealthTracker, clock: Callable[[], float]
+        self,
+        homes: Homes,
+        history: PrefixStore,
+        health: HealthTracker,
+        lines: OtherLines,
+        clock: Callable[[], float],
+        freed: Callable[[], None],
     ) -> None:
         self._homes = homes
         self._history = history
         self._health = health
+        self._lines = lines
         self._clock = clock
+        self._freed = freed
 
     def cached(self, endpoint: EndpointKey, blocks: list[int]) -> None:
         """Another worker saw blocks cached, or says where responses live."""
@@ -38,3 +49,8 @@ class Hearsay:
     def responses(self, endpoint: EndpointKey, chain: list[int]) -> None:
         """Another gateway says where responses live."""
         self._homes.hear(endpoint, chain, self._clock())
+
+    def line(self, process: str, line: Sequence[Waiter]) -> None:
+        """Another worker, or one of another gateway, says who waits there."""
+        if self._lines.hear(process, line, self._clock()):
+            self._freed()

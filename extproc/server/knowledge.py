@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from extproc.choosing.lines import OtherLines
 from extproc.config.schema import Config
 from extproc.health.states import Transition
 from extproc.health.tracker import HealthTracker
@@ -35,7 +36,7 @@ from metadata_center.cache_map.cache_map import CacheMap
 from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import Counters
 from metadata_center.load.shared_counters import SharedCounters
-from metadata_center.types import EndpointKey
+from metadata_center.types import EndpointKey, Waiter
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +131,16 @@ def knowledge(site: Site, news: News) -> Knowledge:
         slow_weight=kv_events.slow_medium_weight,
     )
     event_caches = EventCaches(cache_map, time.time)
-    hearsay = Hearsay(homes, history, health, time.monotonic)
+    lines = OtherLines()
+    hearsay = Hearsay(homes, history, health, lines, time.monotonic, news.freed.notify)
     counters = SharedCounters(counters_path(site.folder), site.index) if site.supervised else Counters()
-    met = store_of(config, str(site.path), site.index, counters, history, hearsay.responses, homes.latest)
+    met = store_of(
+        config, str(site.path), site.index, counters, history, hearsay.responses, homes.latest, hearsay.line
+    )
     bus, relay = None, entry_relay(config, str(site.path), site.owner, news.entries.notify)
     if site.workers > 1:
         take = news.entries.notify if relay is None else relay.take
-        bus = Bus(site.folder, site.index, site.workers, take, hearsay.cached, homes.latest)
+        bus = Bus(site.folder, site.index, site.workers, take, hearsay.cached, homes.latest, hearsay.line)
         news.cached.add(bus.share)
     news.cached.add(met.store.share)
     state = make_routing_state(
@@ -153,10 +157,27 @@ def knowledge(site: Site, news: News) -> Knowledge:
             freed=news.freed.notify,
             on_lost=news.lost.notify,
             on_transition=news.transitions.notify,
+            lines=lines,
+            tell_line=_tell_line(bus, met),
         ),
     )
     kv_event_follower = KvEventFollower(cache_map, event_caches, time.monotonic, time.time, tls.of)
     return Knowledge(state, tls, met, history, cache_map, event_caches, kv_event_follower, bus, relay)
+
+
+def _tell_line(bus: Bus | None, met: Alone | Shared) -> Callable[[Sequence[Waiter]], None] | None:
+    """Tells the other workers and gateways who waits here; None where there are none."""
+    if isinstance(met, Alone):
+        return None if bus is None else bus.tell_line
+    if bus is None:
+        return met.store.tell_line
+    wires = (bus.tell_line, met.store.tell_line)
+
+    def tell(line: Sequence[Waiter]) -> None:
+        for wire in wires:
+            wire(line)
+
+    return tell
 
 
 def _processes(workers: int, met: Alone | Shared) -> Callable[[], int]:

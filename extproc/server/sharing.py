@@ -30,7 +30,7 @@ from metadata_center.sharing.redis_url import parse_url
 from metadata_center.sharing.store import SharedStore
 from metadata_center.sharing.sync import Sync, SyncSettings
 from metadata_center.store import EmbeddedStore
-from metadata_center.types import EndpointKey
+from metadata_center.types import EndpointKey, Waiter
 
 if TYPE_CHECKING:
     from metadata_center.sharing.redis_transport import RedisTransport
@@ -70,6 +70,7 @@ def store_of(
     history: PrefixIndex,
     on_responses: Callable[[EndpointKey, list[int]], None],
     known: Callable[[], Mapping[EndpointKey, Sequence[int]]],
+    on_line: Callable[[MemberId, list[Waiter]], None],
 ) -> Alone | Shared:
     """Load and history that the configuration asks for.
 
@@ -81,6 +82,7 @@ def store_of(
         history: Blocks by routing history.
         on_responses: See `SharedStore`.
         known: See `SharedStore`.
+        on_line: See `SharedStore`.
 
     Raises:
         ConfigError: The URL of the rendezvous cannot be used.
@@ -98,6 +100,7 @@ def store_of(
         bounds=bounds,
         on_responses=on_responses,
         known=known,
+        on_line=on_line,
     )
     settings = SyncSettings(shared.timeout_s, shared.reserve_timeout_s)
     return Shared(store, Sync(store, transport_of(shared, path), time.monotonic, random.Random(), settings))

@@ -58,6 +58,8 @@ class Hold:
         at_once_s: From its arrival to its first token, as foreseen on arrival had it been sent at once.
         yielded: It could keep its limit on TTFT nowhere any more, and let those go first that could.
         lag_s: How much later its place was because others of its fairness id went before it.
+        elsewhere_s: The most work, in seconds of its endpoint, that waited at other gateways and workers and
+            went before it.
     """
 
     reason: HoldReason
@@ -65,6 +67,7 @@ class Hold:
     at_once_s: float
     yielded: bool
     lag_s: float = 0.0
+    elsewhere_s: float = 0.0
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

@@ -35,6 +35,10 @@ RESPONSES_MARK: Final = 2**64 - 1
 
 A chain like any other to transports and rendezvous, and to gateways that know nothing of responses."""
 
+MAX_LINE_BYTES: Final = 1024
+MAX_LINES: Final = 64
+"""Endpoints that a member's requests wait for, of which it tells the first 64."""
+
 MAX_MESSAGE_BYTES: Final = 1 << 20
 """Holds `MAX_ENDPOINTS` rows of at most 115 bytes and `MAX_SHARED_BLOCKS` hashes with their keys."""
 
@@ -121,6 +125,18 @@ class Chain(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return list(unpack(f"<{len(self.packed) // 8}Q", self.packed))
 
 
+class Line(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Requests that wait at one member for one endpoint; `metadata_center.sharing.lines` makes and reads it.
+
+    Attributes:
+        endpoint: Which.
+        packed: Per request its place in the order and its work, 16 bytes.
+    """
+
+    endpoint: _Endpoint
+    packed: Annotated[bytes, msgspec.Meta(max_length=MAX_LINE_BYTES)]
+
+
 class Update(msgspec.Struct, frozen=True, array_like=True, tag_field="version", tag=1, gc=False):
     """One message of one member.
 
@@ -132,6 +148,8 @@ class Update(msgspec.Struct, frozen=True, array_like=True, tag_field="version", 
         lease_s: Without a newer message for this long the member's share is void.
         blocks: Chains newly cached; no part of the share, a lost one is not missed for long.
         leaving: The member's share is void now; it says nothing more.
+        line: Who waits at the member, nobody if it is empty; None if it does not say. No part of the share:
+            it counts for a moment, and a lost one is made good by the next.
     """
 
     member: _Member
@@ -141,6 +159,7 @@ class Update(msgspec.Struct, frozen=True, array_like=True, tag_field="version", 
     lease_s: Annotated[float, msgspec.Meta(gt=0.0, le=MAX_LEASE_S)] = 5.0
     blocks: Annotated[tuple[Chain, ...], msgspec.Meta(max_length=MAX_ENDPOINTS)] = ()
     leaving: bool = False
+    line: Annotated[tuple[Line, ...], msgspec.Meta(max_length=MAX_LINES)] | None = None
 
 
 class Candidate(msgspec.Struct, frozen=True, array_like=True, gc=False):

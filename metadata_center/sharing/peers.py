@@ -96,6 +96,11 @@ class Peers:
         """The sum over live members."""
         return self._totals.get(endpoint, NOTHING)
 
+    def newest(self, member: MemberId) -> int:
+        """Number of the newest message of a member, 0 if none was heard."""
+        known = self._members.get(member)
+        return 0 if known is None else known.newest
+
     def apply(self, update: Update, now_s: float) -> set[EndpointKey]:
         """Take what is new in an update.
 

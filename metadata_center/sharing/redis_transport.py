@@ -182,8 +182,10 @@ class RedisTransport:
 
     async def _update(self, update: Update, reservations: bytes) -> Any:
         try:
-            payload = encode(update) if update.blocks else b""
-            head = encode(structs.replace(update, blocks=()) if update.blocks else update)
+            if update.blocks or update.line:
+                payload, head = encode(update), encode(structs.replace(update, blocks=(), line=None))
+            else:
+                payload, head = b"", encode(update)
         except MessageError as exc:
             raise TransportError(str(exc)) from exc
         keys = [self._members, self._share + update.member]
@@ -213,11 +215,11 @@ class RedisTransport:
                 except MovedError as exc:
                     await self._drop()
                     self._moved = exc.host, int(exc.port)
-                except ReadOnlyError as exc:  # a master that became a replica: ask which one is master
-                    await self._drop()
-                    raise self._error(exc) from exc
                 except (RedisError, OSError) as exc:
-                    if self._connection is None or not self._connection.is_connected:
+                    connection = self._connection
+                    # A master that became a replica (Redis 6 says so in a sentence): ask which one is master.
+                    is_demoted = "READONLY" in str(exc) or isinstance(exc, ReadOnlyError)
+                    if is_demoted or connection is None or not connection.is_connected:
                         await self._drop()
                     raise self._error(exc) from exc
         raise TransportError("the cluster moves the slot around")

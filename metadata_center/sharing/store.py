@@ -7,13 +7,15 @@ Rules:
        awaits that answer is left out of published rows, because the rendezvous adds it itself. Without
        an answer in time the charge stays where it was made and is published as any other.
     4. A message that may not have been accepted is followed by a full one.
-    5. A share has at most `MAX_ENDPOINTS` rows, as many as fit into a message: endpoints that are there go
+    5. Who waits is told at most once with each message, as it was last, and never with a reservation.
+    6. A share has at most `MAX_ENDPOINTS` rows, as many as fit into a message: endpoints that are there go
        before those that left with requests still running.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from math import inf
 from typing import Final
 
@@ -22,6 +24,7 @@ from metadata_center.load.counters import MAX_ENDPOINTS, Counters
 from metadata_center.load.kinds import Amounts, of_charge
 from metadata_center.load.ledger import LedgerBounds
 from metadata_center.load.table import LoadTable
+from metadata_center.sharing.lines import heard, told
 from metadata_center.sharing.load import SharedLoad
 from metadata_center.sharing.messages import (
     MAX_CANDIDATES,
@@ -30,7 +33,9 @@ from metadata_center.sharing.messages import (
     RESPONSES_MARK,
     Candidate,
     Chain,
+    Line,
     MemberId,
+    MessageError,
     Reserved,
     Row,
     Update,
@@ -41,9 +46,14 @@ from metadata_center.sharing.peers import Peers
 from metadata_center.sharing.published import Published
 from metadata_center.sharing.tickets import Outgoing, Ticket
 from metadata_center.store import PrefixStore
-from metadata_center.types import EndpointKey, RequestId
+from metadata_center.types import EndpointKey, RequestId, Waiter
 
 _DEFAULTS: Final = LedgerBounds()
+
+
+def _hear_nobody(_member: MemberId, _line: list[Waiter]) -> None:
+    """No request waits here, whoever waits elsewhere."""
+
 
 HEARTBEATS_PER_LEASE: Final = 3
 """Two may be lost before a living member loses its share."""
@@ -74,6 +84,7 @@ class SharedStore:
         on_responses: Called with where other gateways saw stored responses live; a chain that begins with
             `RESPONSES_MARK`.
         known: What is known of that here, for members, this one included, that may have missed it.
+        on_line: Called with who waits at a member of another gateway, first in line first, nobody included.
     """
 
     def __init__(
@@ -87,6 +98,7 @@ class SharedStore:
         bounds: LedgerBounds = _DEFAULTS,
         on_responses: Callable[[EndpointKey, list[int]], None] = _ignore,
         known: Callable[[], Mapping[EndpointKey, Sequence[int]]] = dict,
+        on_line: Callable[[MemberId, list[Waiter]], None] = _hear_nobody,
     ) -> None:
         self.member = member
         self.prefixes = prefixes
@@ -98,6 +110,8 @@ class SharedStore:
         or, if it goes on growing, another gateway of the same name, which neither counts."""
         self._on_responses = on_responses
         self._known = known
+        self._on_line = on_line
+        self._line: Sequence[Waiter] | None = None
         self.share_lease_s = share_lease_s
         self._own_gateway = f"{member.rpartition('/')[0]}/"
         self._counters = counters
@@ -145,6 +159,11 @@ class SharedStore:
         self._num_blocks += chain.num_blocks
         self._wake()
 
+    def tell_line(self, line: Sequence[Waiter]) -> None:
+        """Tell other gateways who waits in this process now, first in line first."""
+        self._line = line
+        self._wake()
+
     # What the other side of the transport says.
 
     def incoming(self, update: Update, now_s: float) -> None:
@@ -155,6 +174,8 @@ class SharedStore:
         if update.member.startswith(self._own_gateway):
             self.namesakes += 1
         members = self.peers.live_members
+        if update.line is not None or update.leaving:
+            self._hear_line(update, now_s)
         self._others.apply(update, now_s)
         if self.peers.live_members > members and self._informs(update.member):
             self._share_known()
@@ -198,13 +219,16 @@ class SharedStore:
         if len(rows) > MAX_ENDPOINTS:  # many came and as many ended
             full, rows = True, self._published.all(own)
         blocks: tuple[Chain, ...] = ()
+        line: tuple[Line, ...] | None = None
         if not tickets:
             blocks, self._chains, self._num_blocks = tuple(self._chains), [], 0
-        if not (full or rows or blocks or tickets):
+            if self._line is not None:
+                line, self._line = told(self._line, now_s), None
+        if not (full or rows or blocks or tickets or line is not None):
             return None
         if full:
             self._full_s = now_s + self.share_lease_s / HEARTBEATS_PER_LEASE
-        return Outgoing(self._update(rows, full=full, blocks=blocks), tickets)
+        return Outgoing(self._update(rows, full=full, blocks=blocks, line=line), tickets)
 
     def accepted(self, outgoing: Outgoing, reserved: Sequence[Reserved], now_s: float) -> None:
         """The rendezvous has it; each ticket's place in `reserved`, shape (tickets,)."""
@@ -299,10 +323,27 @@ class SharedStore:
         except CapacityError:
             self.dropped_blocks += chain.num_blocks
 
-    def _update(self, rows: tuple[Row, ...], *, full: bool, blocks: tuple[Chain, ...]) -> Update:
+    def _hear_line(self, update: Update, now_s: float) -> None:
+        """Siblings tell each other by themselves, and an older message than the last is of no interest."""
+        if (
+            gateway_of(update.member) == gateway_of(self.member)
+            or self.peers.newest(update.member) >= update.sequence
+        ):
+            return
+        with suppress(MessageError):  # as good as none
+            self._on_line(update.member, heard(update.line or (), now_s))
+
+    def _update(
+        self,
+        rows: tuple[Row, ...],
+        *,
+        full: bool,
+        blocks: tuple[Chain, ...],
+        line: tuple[Line, ...] | None,
+    ) -> Update:
         self._sequence += 1
         self._others.said(self._sequence)
-        return Update(self.member, self._sequence, rows, full, self.share_lease_s, blocks)
+        return Update(self.member, self._sequence, rows, full, self.share_lease_s, blocks, line=line)
 
     def _claimed(self, key: EndpointKey) -> Amounts:
         self._published.claimed(key, self._counters.place(key))

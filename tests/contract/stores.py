@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from metadata_center.history.prefix_index import PrefixIndex
@@ -17,14 +18,14 @@ from metadata_center.load.table import LoadTable
 from metadata_center.service.cluster_loads import Limits
 from metadata_center.service.http_server import HttpServer
 from metadata_center.sharing.http_transport import HttpTransport
-from metadata_center.sharing.messages import member_id
+from metadata_center.sharing.messages import MemberId, member_id
 from metadata_center.sharing.redis_transport import RedisTransport
 from metadata_center.sharing.redis_url import parse_url
 from metadata_center.sharing.store import SharedStore
 from metadata_center.sharing.sync import Sync, SyncSettings
 from metadata_center.sharing.transport import Transport
 from metadata_center.store import EmbeddedStore, MetadataStore
-from metadata_center.types import EndpointKey
+from metadata_center.types import EndpointKey, Waiter
 from testbed.redis_server import running
 
 DEADLINE_S = 20.0
@@ -49,10 +50,12 @@ class Pair:
     Attributes:
         stores: One each; the embedded kind shares nothing, so there both are the same.
         syncs: What keeps them in step, none for the embedded kind.
+        lines: Per store, who waits at the other, as it was heard, the newest last.
     """
 
     stores: tuple[MetadataStore, MetadataStore]
     syncs: tuple[Sync, ...] = ()
+    lines: tuple[list[list[Waiter]], list[list[Waiter]]] = ([], [])
 
     async def settled(self, endpoints: Sequence[EndpointKey], requests: Sequence[int]) -> None:
         """Wait until both see so many requests on `endpoints`."""
@@ -67,10 +70,15 @@ class Pair:
 Maker = Callable[[Path], AbstractAsyncContextManager[Pair]]
 
 
+def _noted(lines: list[list[Waiter]], _member: MemberId, line: list[Waiter]) -> None:
+    lines.append(line)
+
+
 @asynccontextmanager
 async def joined(*transports: Transport, settings: SyncSettings | None = None) -> AsyncIterator[Pair]:
     """Two gateways that meet by these transports, one each, with a snapshot taken."""
     stores, syncs = [], []
+    lines: tuple[list[list[Waiter]], list[list[Waiter]]] = ([], [])
     for number, transport in enumerate(transports):
         store = SharedStore(
             member_id(f"gw{number}", 0, "x"),
@@ -78,6 +86,7 @@ async def joined(*transports: Transport, settings: SyncSettings | None = None) -
             PrefixIndex(1000, 1000),
             share_lease_s=SHARE_LEASE_S,
             bounds=LedgerBounds(lease_s=LEASE_S, tombstone_s=TOMBSTONE_S),
+            on_line=partial(_noted, lines[number]),
         )
         stores.append(store)
         syncs.append(Sync(store, transport, time.monotonic, random.Random(number), settings))
@@ -86,7 +95,7 @@ async def joined(*transports: Transport, settings: SyncSettings | None = None) -
             stack.push_async_callback(sync.stop)
             sync.start()
         await until(lambda: all(store.live_gateways == len(stores) for store in stores))
-        yield Pair((stores[0], stores[1]), tuple(syncs))
+        yield Pair((stores[0], stores[1]), tuple(syncs), lines)
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from metadata_center.sharing.messages import Candidate
-from metadata_center.types import Charge, EndpointKey, RequestId
+from metadata_center.types import Charge, EndpointKey, RequestId, Waiter
 from tests.contract.stores import KINDS, LEASE_S, Pair, until
 
 A, B = EndpointKey("10.0.0.1:8000"), EndpointKey("[2001:db8::1]:8000")
@@ -85,6 +85,24 @@ async def test_what_one_gateway_saw_cached_the_other_believes(pair: Pair) -> Non
     one.prefixes.record(B, [1, 2, 3])
     one.share(B, [1, 2, 3])
     await until(lambda: two.prefixes.match([1, 2, 4], BOTH) == [0, 2])
+
+
+async def test_who_waits_at_one_gateway_the_other_hears(pair: Pair) -> None:
+    """In order, with its work, and that nobody waits any more; the teller does not hear itself."""
+    one, _ = pair.stores
+    now_s = time.monotonic()
+    one.tell_line([Waiter(A, now_s - 2.0, 0.5, 0.25), Waiter(B, now_s - 1.0, 1.5, 1.0)])
+    if not pair.syncs:
+        return  # an embedded store has no other member: to tell is no fault
+    await until(lambda: len(pair.lines[1]) == 1)
+    (line,) = pair.lines[1]
+    assert [(each.endpoint, each.work_s, each.least_s) for each in line] == [(A, 0.5, 0.25), (B, 1.5, 1.0)]
+    assert all(each.rank - now_s >= -2.0 for each in line)
+    assert line[1].rank - line[0].rank == pytest.approx(1.0)
+    one.tell_line([])
+    await until(lambda: len(pair.lines[1]) == 2)
+    assert pair.lines[1][1] == []
+    assert pair.lines[0] == []
 
 
 async def test_many_changes_end_at_zero(pair: Pair) -> None:

@@ -21,6 +21,7 @@ from metadata_center.sharing.messages import (
     RESPONSES_MARK,
     Candidate,
     Chain,
+    Line,
     MemberId,
     Reservation,
     Reserved,
@@ -93,16 +94,18 @@ def reservation(*candidates: tuple[EndpointKey, int]) -> Reservation:
 
 
 async def test_a_message_comes_back_as_it_was_sent(transport: Transport) -> None:
-    """To its sender too, blocks included, in order."""
+    """To its sender too, blocks and who waits included, in order."""
     updates = [
         Update(ONE, 1, (Row(A, 1, 2, 3, 4, 5), Row(B, 2**53 - 1)), full=True, lease_s=LEASE_S),
         Update(ONE, 2, (Row(A),), lease_s=LEASE_S, blocks=(Chain.of(A, [0, 2**64 - 1]),)),
-        Update(ONE, 3, leaving=True, lease_s=LEASE_S),
+        Update(ONE, 3, lease_s=LEASE_S, line=(Line(A, bytes(range(16))), Line(B, bytes(32)))),
+        Update(ONE, 4, lease_s=LEASE_S, line=()),
+        Update(ONE, 5, leaving=True, lease_s=LEASE_S),
     ]
     async with transport.subscribe() as stream:
         for update in updates:
             await transport.publish(update)
-        assert await heard(stream, 3) == updates
+        assert await heard(stream, 5) == updates
     assert await transport.snapshot() == []
 
 

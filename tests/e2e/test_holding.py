@@ -29,6 +29,7 @@ from tests.e2e.harness import (
 )
 from tests.e2e.holding import (
     BURST_TOKENS,
+    FULL_TOKENS,
     SHORT_TOKENS,
     GatedEngine,
     all_free,
@@ -66,6 +67,9 @@ MESSAGE_TIMEOUT_S: Final = 0.5
 HOLDING: Final = {"enabled": True, "max_requests": 1_000, "max_s": 50.0, "refuse": True}
 
 BURST: Final = 24
+
+PATIENT: Final = {"x-slo-ttft-ms": "60000"}
+"""Nothing is late, so nobody stands back for those that could still be in time."""
 
 DRAIN_S: Final = 60.0
 """The harness has gateways cut what they do; a real one lets it end."""
@@ -443,3 +447,33 @@ async def test_two_gateways_hold_and_lose_no_request(
                 scrape = await stack.metrics()
                 placed = total(scrape, "tokenway_hold_seconds_count", ending="placed")
                 assert placed == total(scrape, "tokenway_holds_total") > 0
+
+
+async def test_room_goes_to_whoever_came_first_at_whichever_gateway(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """The younger one's gateway is told of the room first, and lets the older one of the other gateway go."""
+    async with AsyncExitStack() as entered:
+        server = entered.enter_context(running(tmp_path_factory.mktemp("redis")))
+        engine = await entered.enter_async_context(gated())
+        config = {"models": {"order": served_by("order")}, "holding": HOLDING, "health": FAST_HEALTH}
+        pair = running_pair(server.url, [cluster("order", [engine.key])], config)
+        first, second = await entered.enter_async_context(pair)
+        asked = await fill(second, "order", engine)
+        asked.append(ask(first, "order", "older", BURST_TOKENS, PATIENT))
+        await held(first, 1)
+        # So long that it is behind by the prices, too, that the first answer teaches its gateway alone.
+        asked.append(ask(second, "order", "younger", FULL_TOKENS, PATIENT))
+        await held(second, 1)
+        engine.let_go()
+        await engine.has(2)
+        engine.let_go()
+        await engine.has(3)
+        assert engine.arrived == ["full-0", "older", "younger"]
+        engine.open()
+        await answered(asked)
+        await all_settled([first, second], 8)
+        (younger,) = await held_records(second, "order", 2)
+        assert younger["hold"]["elsewhere_s"] > 0.0
+        (older,) = await held_records(first, "order", 1)
+        assert older["hold"]["elsewhere_s"] == 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from extproc.server.bus import MAX_FRAME_BYTES, MAX_QUEUED_BYTES, Bus
 from extproc.values.endings import AttemptFailed, AttemptStarted, RequestAlive, RequestEvent
 from extproc.values.evidence import FailureKind
 from metadata_center.addresses import Address
-from metadata_center.types import EndpointKey, RequestId
+from metadata_center.types import EndpointKey, RequestId, Waiter
 from tests.conftest import request_end
 
 pytestmark = pytest.mark.asyncio
@@ -33,6 +34,7 @@ class Peer:
         self.entries: list[RequestEvent] = []
         self.cached: list[tuple[EndpointKey, list[int]]] = []
         self.known: dict[EndpointKey, list[int]] = {}
+        self.lines: list[tuple[str, list[Waiter]]] = []
         self.bus = Bus(
             run_dir,
             index,
@@ -40,6 +42,7 @@ class Peer:
             self.entries.append,
             lambda key, blocks: self.cached.append((key, blocks)),
             lambda: self.known,
+            lambda worker, line: self.lines.append((worker, line)),
         )
 
 
@@ -65,6 +68,28 @@ async def pair(tmp_path: Path) -> AsyncIterator[tuple[Peer, Peer]]:
     yield peers
     for peer in peers:
         await peer.bus.stop()
+
+
+async def test_who_waits_is_told_to_every_other_worker(tmp_path: Path) -> None:
+    """With its place on the hearer's clock, which is the same on one host."""
+    peers = [Peer(tmp_path, index, workers=3) for index in range(3)]
+    for peer in peers:
+        await peer.bus.start()
+    try:
+        await connected(*peers)
+        now_s = time.monotonic()
+        peers[1].bus.tell_line([Waiter(KEY, now_s - 1.0, 0.5, 0.25)])
+        peers[1].bus.tell_line([])
+        await until(lambda: len(peers[0].lines) == len(peers[2].lines) == 2)
+        for peer in (peers[0], peers[2]):
+            (worker, (waiter,)), gone = peer.lines
+            assert (worker, waiter.endpoint, waiter.work_s, waiter.least_s) == ("1", KEY, 0.5, 0.25)
+            assert 0.0 <= waiter.rank - (now_s - 1.0) < DEADLINE_S
+            assert gone == ("1", [])
+        assert peers[1].lines == []
+    finally:
+        for peer in peers:
+            await peer.bus.stop()
 
 
 async def test_entries_and_blocks_arrive_in_order(pair: tuple[Peer, Peer]) -> None:

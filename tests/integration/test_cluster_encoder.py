@@ -45,6 +45,16 @@ def test_where_a_process_fails_they_are_encoded_here(
     assert [record.message for record in caplog.records] == ["clusters are encoded here"]
 
 
+def test_a_process_that_cannot_be_started_is_no_fault(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither ahead nor when it is asked."""
+    monkeypatch.setattr(cluster_encoder, "python_module", lambda _: ["/nowhere/python"])
+    with ClusterEncoder() as encoder:
+        assert encoder.encode(KINDS) == {kind: encode(kind) for kind in KINDS}
+    assert [record.message for record in caplog.records] == ["clusters are encoded here"]
+
+
 def test_one_that_is_not_asked_is_ended(capfd: pytest.CaptureFixture[str]) -> None:
     """A configuration was refused, or several workers have their own."""
     with ClusterEncoder() as encoder:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from extproc.choosing.holding import POLL_S, REGRET, REGRET_S, HoldQueue
+from extproc.choosing.lines import LINE_S
 from extproc.errors import Reason, RouterError
 from extproc.predicting.ttft import IDLE
 from extproc.routing.settings import HoldSettings, RouterSettings
@@ -23,7 +24,7 @@ from extproc.values.decisions import HoldEnding, HoldReason
 from extproc.values.evidence import FailureKind
 from extproc.values.outcomes import Ended
 from extproc.values.placements import Decision
-from metadata_center.types import EndpointKey, RequestId
+from metadata_center.types import EndpointKey, RequestId, Waiter
 from tests.conftest import (
     BLOCK_BYTES,
     CLUSTER,
@@ -230,6 +231,20 @@ class WaitingMachine(RuleBasedStateMachine):
         self.in_force_s = self.loop.clock() + POLL_S
         self.change_endpoints(self.members)
 
+    @rule(
+        process=st.sampled_from(["gw2", "gw3"]),
+        key=st.sampled_from(KEYS),
+        ages_s=st.lists(st.sampled_from([-5.0, 0.0, 0.5, 30.0]), max_size=4),
+        work_s=st.sampled_from([0.0, 0.1, 3.0, 1e3]),
+    )
+    def others_wait(self, process: str, key: EndpointKey, ages_s: list[float], work_s: float) -> None:
+        """Another gateway says who waits there, true or not: older ones, later ones, with work for hours."""
+        now_s = self.loop.clock()
+        line = [Waiter(key, now_s - age_s, work_s, work_s) for age_s in sorted(ages_s, reverse=True)]
+        if self.rig.scheduling.lines.hear(process, line, now_s):
+            self.rig.freed.notify()
+        self.turn()
+
     @rule(seconds=st.sampled_from([POLL_S, 0.1, 0.5, 2.0, 6.0]))
     def time_passes(self, seconds: float) -> None:
         """Time alone refuses requests that waited too long; then none waits longer than allowed."""
@@ -346,6 +361,7 @@ class WaitingMachine(RuleBasedStateMachine):
         self.change_endpoints(set(KEYS))
         for key in KEYS:
             self.recover(key)
+        self.turn(LINE_S)  # the others are silent from here on
         while self.waiting:
             before = len(self.waiting)
             for request_id in list(self.running):
@@ -390,6 +406,43 @@ def test_no_wait_outlasts_what_was_foreseen_at_once_by_more_than_the_bound() -> 
     machine.time_passes(bound_s - 2 * POLL_S)
     assert request_id in machine.waiting
     machine.time_passes(3 * POLL_S)
+    assert request_id in machine.running
+    machine.teardown()
+
+
+def test_a_neighbour_that_says_on_and_on_that_it_is_first_holds_nobody_beyond_the_bound() -> None:
+    """Endpoints are idle, and still it goes by its own bound alone, as with no neighbour and no room."""
+    machine = WaitingMachine()
+    machine.begin(HOLDS[1])
+    machine.arrive(WORDS[1], stream=True, limit_ms=None)
+    ((request_id, waiting),) = machine.waiting.items()
+    bound_s = REGRET * waiting.at_once_s + REGRET_S
+    for key in KEYS:
+        machine.others_wait(key, key, [30.0], 1e3)
+    for other in list(machine.running):
+        machine.finish(other, Ended.COMPLETED)
+    began_s = machine.loop.clock()
+    while request_id in machine.waiting:
+        for key in KEYS:
+            machine.others_wait(key, key, [30.0], 1e3)
+        machine.time_passes(POLL_S)
+    assert bound_s - 2 * POLL_S < machine.loop.clock() - began_s <= bound_s + POLL_S
+    machine.teardown()
+
+
+def test_a_neighbour_that_falls_silent_costs_its_last_word_and_no_more() -> None:
+    """It may have died with requests that waited first; then room goes to those that are here."""
+    machine = WaitingMachine()
+    machine.begin(HOLDS[1])
+    machine.arrive(WORDS[1], stream=True, limit_ms=None)
+    (request_id,) = machine.waiting
+    for key in KEYS:
+        machine.others_wait(key, key, [30.0], 1e3)
+    for other in list(machine.running):
+        machine.finish(other, Ended.COMPLETED)
+    machine.turn(LINE_S - POLL_S)
+    assert request_id in machine.waiting
+    machine.turn(2 * POLL_S)
     assert request_id in machine.running
     machine.teardown()
 

@@ -91,7 +91,7 @@ def test_items_of_later_versions_are_ignored_and_other_versions_refused() -> Non
     assert decode(msgspec.msgpack.encode([1, MEMBER, 7, [[A, 1, 2, 3, 4, 5, 6]]])).rows == (
         Row(A, 1, 2, 3, 4, 5),
     )
-    assert decode(encode(Update(MEMBER, 3))[:-1].replace(b"\x98", b"\x97", 1)) == Update(MEMBER, 3)
+    assert decode(encode(Update(MEMBER, 3))[:-1].replace(b"\x99", b"\x98", 1)) == Update(MEMBER, 3)
     with pytest.raises(MessageError):
         decode(msgspec.msgpack.encode([2, MEMBER, 7]))
 

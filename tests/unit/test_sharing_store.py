@@ -8,11 +8,13 @@ import pytest
 from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import MAX_ENDPOINTS, Counters
 from metadata_center.load.shared_counters import SharedCounters, create
+from metadata_center.sharing.lines import told
 from metadata_center.sharing.messages import (
     MAX_SHARED_BLOCKS,
     RESPONSES_MARK,
     Candidate,
     Chain,
+    Line,
     MemberId,
     Reserved,
     Row,
@@ -23,7 +25,7 @@ from metadata_center.sharing.others import MAX_OTHERS_REQUESTS, MAX_OTHERS_TOKEN
 from metadata_center.sharing.store import MAX_WAITING, SharedStore
 from metadata_center.sharing.tickets import Ticket
 from metadata_center.store import EmbeddedStore, MetadataStore
-from metadata_center.types import Charge, EndpointKey, RequestId
+from metadata_center.types import Charge, EndpointKey, RequestId, Waiter
 
 A, B = EndpointKey("10.0.0.1:8000"), EndpointKey("10.0.0.2:8000")
 ONE, TWO, THREE = (member_id(f"gw{number}", 0, "x") for number in (1, 2, 3))
@@ -492,3 +494,44 @@ def test_absurd_shares_of_many_members_are_bounded() -> None:
     assert view.context_tokens == [MAX_OTHERS_TOKENS, 0]
     made.advance(1e9)
     assert requests(made) == [0, 0]
+
+
+def test_who_waits_is_told_with_the_next_message_as_it_was_last() -> None:
+    """Once; nobody is told as such, and a reservation takes no line with it."""
+    made = store()
+    assert sent(made) is None
+    made.tell_line([Waiter(A, 1.0, 0.5, 0.5)])
+    made.tell_line([Waiter(B, 2.0, 0.5, 0.5)])
+    update = sent(made)
+    assert update is not None
+    assert update.line == told([Waiter(B, 2.0, 0.5, 0.5)], 0.0)
+    assert not update.full
+    assert sent(made) is None
+    made.tell_line([])
+    charge(made, "r")
+    assert made.reserve(RequestId("r"), [Candidate(A, 0, 10, 20)], lambda: None) is not None
+    reserving = sent(made)
+    assert reserving is not None
+    assert reserving.line is None
+    made.load.release(RequestId("r"), 0.0)
+    update = sent(made)
+    assert update is not None
+    assert update.line == ()
+
+
+def test_a_line_is_heard_from_others_and_never_late() -> None:
+    """Siblings have a wire of their own; one that leaves has nobody waiting; what is no line is none."""
+    lines: list[tuple[MemberId, list[Waiter]]] = []
+    made = store(on_line=lambda member, line: lines.append((member, line)))
+    waits = told([Waiter(A, 1.0, 0.5, 0.5)], 3.0)
+    made.incoming(Update(TWO, 5, line=waits), 10.0)
+    assert lines == [(TWO, [Waiter(A, 8.0, 0.5, 0.5)])]
+    made.incoming(Update(TWO, 4, line=()), 10.0)
+    made.incoming(Update(TWO, 5, line=()), 10.0)
+    made.incoming(Update(TWO, 6), 10.0)
+    made.incoming(Update(member_id("gw1", 1, "x"), 9, line=waits), 10.0)
+    made.incoming(Update(ONE, 9, line=waits), 10.0)
+    made.incoming(Update(THREE, 1, line=(Line(A, b"short"),)), 10.0)
+    assert len(lines) == 1
+    made.incoming(Update(TWO, 7, leaving=True), 10.0)
+    assert lines[1:] == [(TWO, [])]

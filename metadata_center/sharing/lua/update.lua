@@ -7,7 +7,8 @@
 -- ARGV[3]  the update: {version, member, sequence, rows, full, lease_s, {}, leaving}, MessagePack
 -- ARGV[4]  reservations: {{candidates}, ...}, MessagePack, or empty; a candidate is
 --          {endpoint, believed requests, prefill tokens, context tokens}
--- ARGV[5]  the message with its blocks, or empty if it has none; Redis' MessagePack cannot read them
+-- ARGV[5]  the message with its blocks and who waits at the member, or empty if it has neither; Redis' MessagePack
+--          cannot read them
 -- ARGV[6]  per kind of load, in the order of rows, what a charge adds: which item of a candidate, 0 for one, -1 for
 --          nothing; MessagePack
 -- returns  per reservation {row of the candidate charged, total requests per candidate before}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from heapq import nsmallest
 
 from extproc.choosing.completion import DECODE_TOKENS, TPOT_LIMIT_S
 from extproc.choosing.deciding import Claim, SendNow, TurnDown, WaitForRoom, decide
@@ -31,7 +32,8 @@ from extproc.values.choices import Snapshot
 from extproc.values.prices import Prices
 from metadata_center.history.radix_tree import Run
 from metadata_center.history.running_blocks import RunningBlocks
-from metadata_center.types import EndpointKey, value
+from metadata_center.sharing.lines import MAX_WAITERS
+from metadata_center.types import EndpointKey, Waiter, value
 
 MODEL = "model"
 """All requests of a replay are for one."""
@@ -271,9 +273,10 @@ class LateCompletion(LeastCompletion):
         max_hold_s: Longest hold before a request is refused.
         max_held: Most requests held.
         refuse: One beyond these bounds is refused; else it is sent.
+        listens: False: who waits at other gateways is not known here, as it was before they told each other.
     """
 
-    __slots__ = ("_laters", "_queue")
+    __slots__ = ("_laters", "_listens", "_queue")
 
     def __init__(
         self,
@@ -284,15 +287,27 @@ class LateCompletion(LeastCompletion):
         max_hold_s: float = 30.0,
         max_held: int = 1000,
         refuse: bool = False,
+        listens: bool = True,
     ) -> None:
         super().__init__(learn=learn, bias=bias, max_num_seqs=max_num_seqs)
         self._queue = HoldQueue(max_held=max_held, max_hold_s=max_hold_s, refuses=refuse)
+        self._listens = listens
         self._laters: dict[int, WaitForRoom] = {}
 
     def on_left(self, request: PolicyRequest) -> None:
         """It is in no other's way."""
         self._queue.forget(request.request_id)
         self._laters.pop(request.request_id, None)
+
+    def line(self) -> Sequence[Waiter]:
+        """As the product tells it."""
+        waiting = [later.waiter() for later in self._laters.values()]
+        return nsmallest(MAX_WAITERS, waiting, key=lambda each: each.rank)
+
+    def on_line(self, gateway: str, line: Sequence[Waiter], now_s: float) -> None:
+        """They go before those here whose place is later."""
+        if self._listens:
+            self._queue.others.hear(gateway, line, now_s)
 
     def decide(self, view: FleetView) -> SendNow | WaitForRoom | TurnDown:
         """The product's decision, with the requests that wait in mind."""

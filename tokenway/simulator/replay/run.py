@@ -30,6 +30,7 @@ from tokenway.simulator.replay.draws import MakeDraws
 from tokenway.simulator.replay.fleet import Fleet, endpoint_keys, fitting_block_size
 from tokenway.simulator.replay.gateway import FleetFacts, Held, Live, ReplayGateway, Scrape, missed_cache
 from tokenway.simulator.replay.ledger import Change
+from tokenway.simulator.replay.lines import LineNews
 from tokenway.simulator.replay.outcome import Replayed, Served
 from tokenway.simulator.replay.replica import Replica
 from tokenway.simulator.replay.reuse import EverSeen
@@ -122,9 +123,9 @@ class Replay:
             )
             for index in range(settings.gateways)
         ]
+        self._lines = LineNews(self._agenda, self._gateways, settings.push_delay_s)
         self._held: list[dict[int, Held]] = [{} for _ in self._gateways]
-        self._polled = [False] * len(self._gateways)
-        self._woken = [False] * len(self._gateways)
+        self._polled, self._woken = ([False] * len(self._gateways) for _ in range(2))
         self._open = 0
         self._outcome = Replayed(computed_tokens=[[] for _ in fleet])
 
@@ -181,6 +182,7 @@ class Replay:
         if leaves_s is not None:
             self._agenda.at(leaves_s, self._leaves, live)
         self._ask(now_s, live)
+        self._lines.tell(now_s, gateway)
 
     def _again(self, now_s: float, live: Live) -> None:
         """The client of a refused request tries once more."""
@@ -276,6 +278,7 @@ class Replay:
             again = self._ask(now_s, held.live)
             if again is not None and again.closed:
                 waiting.close(held.queue)
+        self._lines.tell(now_s, gateway)
 
     def _poll(self, now_s: float, gateway: ReplayGateway) -> None:
         self._polled[gateway.index] = False
