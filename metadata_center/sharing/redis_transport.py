@@ -215,11 +215,11 @@ class RedisTransport:
                 except MovedError as exc:
                     await self._drop()
                     self._moved = exc.host, int(exc.port)
-                except ReadOnlyError as exc:  # a master that became a replica: ask which one is master
-                    await self._drop()
-                    raise self._error(exc) from exc
                 except (RedisError, OSError) as exc:
-                    if self._connection is None or not self._connection.is_connected:
+                    connection = self._connection
+                    # A master that became a replica (Redis 6 says so in a sentence): ask which one is master.
+                    is_demoted = "READONLY" in str(exc) or isinstance(exc, ReadOnlyError)
+                    if is_demoted or connection is None or not connection.is_connected:
                         await self._drop()
                     raise self._error(exc) from exc
         raise TransportError("the cluster moves the slot around")

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import orjson
 import pytest
 
-from extproc.admin.page import ProcessPage
+from extproc.admin.page import PageRequest, ProcessPage, json_answer
+from extproc.admin.pages.explain import LAST
 from extproc.admin.table import PAGES
 from extproc.observing.records import RecordRing
 from extproc.server.admin_answers import AllWorkers, OneWorker
@@ -180,3 +182,17 @@ async def test_pages_are_found_by_path_and_method_alone() -> None:
     """No two rows of the table are for the same requests, and each that asks workers can merge them."""
     assert len({(page.method, page.path) for page in PAGES}) == len(PAGES)
     assert [page.path for page in PAGES if isinstance(page, ProcessPage)] == ["/healthz"]
+
+
+async def test_the_newest_decisions_of_all_workers_though_the_clock_was_set_back() -> None:
+    """Each worker's come newest first; an hour that comes twice does not put old ones before them."""
+    hour_s, now_s = 3_600.0, 50_000.0
+    answers = {
+        0: json_answer(
+            {"records": [{"time_unix_s": now_s + at_s} for at_s in (4.0, 2.0, hour_s, hour_s - 1)]}
+        ),
+        1: json_answer({"records": [{"time_unix_s": now_s + at_s} for at_s in (3.0, 1.0)]}),
+    }
+    request = PageRequest({}, {"last": "4"}, "/explain?last=4")
+    records = orjson.loads(LAST.merge(request, answers).body)["records"]
+    assert [record["time_unix_s"] - now_s for record in records] == [4.0, 3.0, 2.0, hour_s]

@@ -520,3 +520,28 @@ async def test_sentinel(tmp_path: Path) -> None:
         async with connected(f"redis+sentinel://127.0.0.1:{sentinel.port}/other") as unknown:
             with pytest.raises(TransportError):
                 await unknown.snapshot()
+
+
+async def test_a_master_that_was_demoted_is_left_though_its_connections_stay(tmp_path: Path) -> None:
+    """It refuses what writes, in words that depend on its version: the next call asks the sentinels anew."""
+    with running(tmp_path / "first") as first, running(tmp_path / "second") as second:
+        masters = [first, second]
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"main\r\n")
+            port = str(masters[0].port).encode()
+            writer.write(b"*2\r\n$9\r\n127.0.0.1\r\n$%d\r\n%s\r\n" % (len(port), port))
+            await reader.read()
+            writer.close()
+
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as sentinel:
+            port = sentinel.sockets[0].getsockname()[1]
+            async with connected(f"redis+sentinel://127.0.0.1:{port}/main") as transport:
+                await transport.publish(update(1, Row(A, 1), full=True))
+                masters.reverse()
+                first.command("REPLICAOF", "127.0.0.1", str(second.port))
+                with pytest.raises(TransportError, match="read only replica"):
+                    await transport.publish(update(2, Row(A, 2)))
+                await transport.publish(update(3, Row(A, 3), full=True))
+                assert await totals(transport) == {A: 3}
+                assert second.command("DBSIZE") == b":2\r\n"

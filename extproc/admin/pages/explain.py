@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import inf
+from typing import Any
 
 from extproc.admin.page import (
     PagePieces,
@@ -52,9 +54,20 @@ def _last_of_all(request: PageRequest, answers: Mapping[int, PageResponse]) -> P
     bodies = good_bodies(answers)
     if not bodies:
         return no_worker()
-    records = [record for body in bodies for record in body["records"]]
-    records.sort(key=lambda record: record["time_unix_s"], reverse=True)
-    return json_answer({"records": records[: last_asked_for(request)]})
+    dated = [each for body in bodies for each in _dated(body["records"])]
+    dated.sort(key=lambda each: each[0], reverse=True)
+    return json_answer({"records": [record for _, record in dated[: last_asked_for(request)]]})
+
+
+def _dated(records: list[dict[str, Any]]) -> Iterator[tuple[float, dict[str, Any]]]:
+    """A worker's records, newest first, each with a time not after that of the one before.
+
+    Where the clock was set back an older one has the later time by its own words.
+    """
+    latest_s = inf
+    for record in records:
+        latest_s = min(latest_s, record["time_unix_s"])
+        yield latest_s, record
 
 
 def _not_held() -> PageResponse:
