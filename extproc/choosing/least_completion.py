@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import neg
+from typing import Final
 
 from extproc.choosing import arrays, columns
 from extproc.choosing.completion import DECODE_TOKENS, TPOT_LIMIT_S, Costs, cost_columns, decode_price
 from extproc.choosing.rows import learned_of
 from extproc.predicting.sums import plain_sum
-from extproc.predicting.traffic import MOST_BUSY
 from extproc.values.choices import Learned, Snapshot
+
+MOST_TAKEN: Final = 0.95
+"""Share of `max_num_seqs` in use that is believed at most: 0.99 has prefill outweigh any queue for a place,
+0.9 gives away too much of the cache where a whole fleet is full."""
 
 
 def completion_costs(snapshot: Snapshot) -> Costs:
@@ -49,13 +53,13 @@ def completion_costs(snapshot: Snapshot) -> Costs:
 def _followers_per_s(snapshot: Snapshot, learned: Learned) -> float:
     """As `Traffic.followers_per_s`, by the share of `max_num_seqs` in use; 0 where it is unknown.
 
-    It is counted, not estimated, and still believed no further: the idle share says how long a backlog lasts,
-    and of a fleet that is full nobody knows how long it stays so.
+    It is counted, not estimated, and still believed no further than `MOST_TAKEN`: the idle share says how
+    long a backlog lasts, and of a fleet that is full nobody knows how long it stays so.
     """
     if not snapshot.max_num_seqs:
         return 0.0
     taken = (columns if len(snapshot.keys) < arrays.MANY_ROWS else arrays).taken_ratios(snapshot)
-    return learned.rate_per_s / (1.0 - min(MOST_BUSY, plain_sum(taken) / len(taken)))
+    return learned.rate_per_s / (1.0 - min(MOST_TAKEN, plain_sum(taken) / len(taken)))
 
 
 def _stalled(snapshot: Snapshot) -> Sequence[float]:

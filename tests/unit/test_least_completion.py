@@ -331,12 +331,12 @@ def test_of_equal_costs_the_cached_endpoint_is_taken() -> None:
     assert choose(alike, settings, ReplayRng([0.9]), 0).order == (1, 0)
 
 
-def test_full_by_number_counts_as_busy_as_full_of_prefill() -> None:
-    """Nine tenths at most: work of w seconds delays rate · w / 2n later requests per second, ten times."""
+def test_full_by_number_counts_as_nearly_full() -> None:
+    """All but a twentieth: work of w seconds delays rate · w / 2n later requests per second, twenty times."""
     full = replace(snapshot(requests=[10, 10]), max_num_seqs=[10, 10])
     learned = replace(learned_of(full), rate_per_s=3.0)
     for cost in completion_costs(replace(full, learned=learned)):
-        assert cost.others_s == pytest.approx(3.0 / (1.0 - 0.9) * cost.work_s * (cost.work_s / 4.0))
+        assert cost.others_s == pytest.approx(3.0 / (1.0 - 0.95) * cost.work_s * (cost.work_s / 4.0))
 
 
 def test_what_does_not_decode_is_not_stalled() -> None:
