@@ -58,10 +58,12 @@ class Setup(Target):
     Attributes:
         pid: The Python process behind Envoy; None in `alone`.
         envoy_pid: Envoy.
+        envoy_admin_port: Its admin surface, on 127.0.0.1.
     """
 
     pid: int | None
     envoy_pid: int
+    envoy_admin_port: int
 
     def cpu_s(self) -> float:
         """Processor time of the Python process so far, in seconds."""
@@ -71,6 +73,12 @@ class Setup(Target):
     def envoy_cpu_s(self) -> float:
         """The same of Envoy."""
         return processes.scheduled_s(self.envoy_pid)
+
+    def num_passed_by(self) -> int:
+        """Requests that Envoy served without the Python process: too late, or failed."""
+        url = f"http://127.0.0.1:{self.envoy_admin_port}/stats?filter=ext_proc.*failure_mode_allowed"
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return sum(int(line.rpartition(b" ")[2]) for line in response.read().splitlines())
 
     def rss_mib(self) -> float:
         """Resident memory of the Python process in MiB."""
@@ -164,6 +172,8 @@ async def setup(
 ) -> AsyncIterator[Setup]:
     """Start an Envoy with what stands behind it; killed at the end.
 
+    Envoy answers 200 without what stands behind it as well; if it had to, that is printed at the end.
+
     Args:
         kind: What stands behind it.
         root: A folder of its own is made under it.
@@ -220,7 +230,10 @@ async def setup(
         )
         await processes.until(lambda: serves(port), f"envoy {kind}")
         name = f"{kind} before" if checkout is not None else kind if serve == SERVE else serve[-1]
-        yield Setup(name, port, pid, envoy_pid)
+        made = Setup(name, port, pid, envoy_pid, envoy_admin_port)
+        yield made
+        if (num_passed_by := made.num_passed_by()) > 0:
+            print(f"{name}: {num_passed_by} requests were served without it", file=sys.stderr, flush=True)
 
 
 def python_module(

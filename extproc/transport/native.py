@@ -26,20 +26,14 @@ from extproc.transport.seam import Rpc
 
 _log = logging.getLogger("tokenway.transport")
 
-READ_BYTES: Final = 65_536
-"""At once from a socket: no more than some milliseconds of work even if it is all small frames."""
-
-BULK_BYTES: Final = 262_144
-"""At once behind a full read that was quick, as long frames are: each read costs a turn of the loop."""
+READ_BYTES: Final = 262_144
+"""At once from a socket, for each read costs a turn of the loop: more than a Unix socket holds."""
 
 _PIECE_BYTES: Final = 16_384
-"""Taken without a look at the clock: some four prompts of 4 KB. In bulk it is four times as much."""
+"""Taken without a look at the clock: some four prompts of 4 KB. What lies within a large message is no more
+than copied, and taken at once."""
 
 _TURN_S: Final = 0.001
-_QUICK_S: Final = 0.002
-_SLOW_S: Final = 0.02
-_BULK_PAUSE_S: Final = 10.0
-"""So long a connection gets no bulk reads after a slow one, as many small frames are."""
 
 MAX_CONNECTIONS: Final = 256
 """At once; an Envoy opens one for each of its threads and `ANNOUNCED_STREAMS` calls."""
@@ -155,8 +149,7 @@ class NativeServer:
         self.rpcs: Mapping[str, Rpc] = {rpc.path: rpc for rpc in rpcs}
         self.max_message_bytes = max_message_bytes
         self.faults = Faults(on_fault)
-        self.bulk = memoryview(bytearray(BULK_BYTES))
-        self.buffer = self.bulk[:READ_BYTES]
+        self.buffer = memoryview(bytearray(READ_BYTES))
         self._peers: set[_Peer] = set()
         self._listeners: list[asyncio.Server] = []
         self._acceptors: list[tuple[socket.socket, asyncio.Task[None]]] = []
@@ -286,9 +279,7 @@ class _Peer(asyncio.BufferedProtocol):
         self._connection: Connection | None = None
         self._name = ""
         self._is_receiving = self._is_scheduled = self._is_closed = self._is_probed = False
-        self._is_bulk = False
         self._left = b""
-        self._no_bulk_until_s = 0.0
         self._began_s = self._heard_s = self._loop.time()
         self._blocked_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -323,7 +314,7 @@ class _Peer(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
         """See `asyncio.BufferedProtocol`."""
-        return self._server.bulk if self._is_bulk else self._server.buffer
+        return self._server.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         """See `asyncio.BufferedProtocol`."""
@@ -331,20 +322,20 @@ class _Peer(asyncio.BufferedProtocol):
         if connection is None:
             return
         self._heard_s = now_s = self._loop.time()
-        self._take(connection, self._server.bulk[:nbytes], now_s)
-        if not self._left and (nbytes >= READ_BYTES or self._is_bulk):
-            self._measure(nbytes, now_s)
+        self._take(connection, self._server.buffer[:nbytes], now_s)
         self._flush()
 
     def _take(self, connection: Connection, received: memoryview, began_s: float) -> None:
         """Rule 3."""
-        at, size = 0, 4 * _PIECE_BYTES if self._is_bulk else _PIECE_BYTES
+        at, end = 0, len(received)
         self._is_receiving = True
         try:
             while True:
-                connection.receive(received[at : at + size], began_s)
-                at += size
-                if at >= len(received):
+                if end - at > _PIECE_BYTES:
+                    at += connection.fill(received[at:])
+                connection.receive(received[at : at + _PIECE_BYTES], began_s)
+                at += _PIECE_BYTES
+                if at >= end:
                     return
                 if self._loop.time() - began_s > _TURN_S and self._transport is not None:
                     break
@@ -362,17 +353,6 @@ class _Peer(asyncio.BufferedProtocol):
         if not self._left:
             self._transport.resume_reading()
         self._flush()
-
-    def _measure(self, nbytes: int, began_s: float) -> None:
-        """May the next read be a long one?"""
-        now_s = self._loop.time()
-        took_s = now_s - began_s
-        if self._is_bulk:
-            if took_s > _SLOW_S:
-                self._no_bulk_until_s = now_s + _BULK_PAUSE_S
-            self._is_bulk = took_s <= _SLOW_S and nbytes >= READ_BYTES
-        else:
-            self._is_bulk = took_s < _QUICK_S and now_s >= self._no_bulk_until_s
 
     def eof_received(self) -> bool:
         """See `asyncio.BaseProtocol`: a peer that sends no more is gone."""

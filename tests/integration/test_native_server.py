@@ -120,11 +120,8 @@ async def test_unary_calls(tmp_path: Path, size: int) -> None:
         assert await channel.unary_unary(PATH)(b"m" * size, timeout=DEADLINE_S) == b"m" * size
 
 
-@pytest.mark.parametrize("is_slow", [False, True])
-async def test_long_messages_are_read_in_bulk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_slow: bool
-) -> None:
-    """A full read that was quick is followed by a longer one; behind a slow one there is none for a while."""
+async def test_a_read_takes_what_the_socket_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of long messages much at once."""
     reads: list[int] = []
     updated = native._Peer.buffer_updated
 
@@ -133,16 +130,12 @@ async def test_long_messages_are_read_in_bulk(
         updated(peer, nbytes)
 
     monkeypatch.setattr(native._Peer, "buffer_updated", counted)
-    monkeypatch.setattr(native, "_QUICK_S", DEADLINE_S)
-    monkeypatch.setattr(native, "_SLOW_S", -1.0 if is_slow else DEADLINE_S)
     async with serving(tmp_path) as made, grpc.aio.insecure_channel(made.target) as channel:
         for _ in range(10):
             message = b"m" * MAX_MESSAGE_BYTES
             assert await channel.unary_unary(PATH)(message, timeout=DEADLINE_S) == message
         assert made.faults == []
-    in_bulk = [size for size in reads if size > native.READ_BYTES]
-    assert all(size <= native.BULK_BYTES for size in in_bulk)
-    assert len(in_bulk) <= 1 if is_slow else in_bulk
+    assert 65_536 < max(reads) <= native.READ_BYTES
 
 
 async def test_what_takes_long_is_taken_in_several_turns(tmp_path: Path) -> None:
@@ -198,7 +191,7 @@ async def test_what_waits_for_its_turn_is_taken_though_its_peer_is_gone(
         writer.write(GREETING + b"".join(calls))
         await until(lambda: made.server.num_connections == 0 and len(received) > 0)
     await made.server.stop(0.0)
-    assert len(received) >= native.READ_BYTES // 5000
+    assert len(received) >= 10
     assert all(one.received[-1] == "reset" for one in received)
 
 

@@ -31,14 +31,16 @@ def test_any_cut_gives_the_same_messages(messages: list[bytes], sizes: list[int]
 def test_large_messages_are_the_same(messages: list[bytes], sizes: list[int]) -> None:
     """Those that are put together while they come, between small ones; what is missing is counted.
 
-    `fill` takes what lies within them, and nothing that begins or ends one.
+    There is a `place` for what lies within them, and for nothing that begins or ends one.
     """
     with patch.object(messages_module, "LARGE_BYTES", 12):
         reader, data, at, read, turn = MessageReader(100), framed(*messages), 0, [], 0
         while at < len(data):
             size = min(sizes[turn % len(sizes)], len(data) - at)
             missing = reader.missing
-            if reader.fill(data, at, at + size):
+            place = reader.place(size)
+            if place is not None:
+                place[:] = data[at : at + size]
                 assert reader.missing == missing - size
             else:
                 read += reader.feed(data[at : at + size])

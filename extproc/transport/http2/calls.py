@@ -83,6 +83,9 @@ class Calls:
         self._wide = WideWindows()
         self._streams: dict[int, Stream] = {}
         self._deadlines = Deadlines()
+        self.large: dict[int, Stream] = {}
+        """Those of which a large message is being put together."""
+
         self.last_id = 0
         """The highest number that the peer has used."""
 
@@ -207,8 +210,6 @@ class Calls:
                         self._bug(stream, error)
                     return
             reader = stream.reader = MessageReader(self._max_message_bytes, self._allocate)
-        elif reader.fill(data, start, stop):
-            return
         try:
             messages = reader.feed(data[start:stop])
         except MessageError as error:
@@ -225,6 +226,8 @@ class Calls:
             stream.reader = None
         if messages:
             self._leave_room(stream.id)
+        if reader.is_large:
+            self.large[stream.id] = stream
 
     def _half_close(self, stream: Stream) -> None:
         stream.is_half_closed = True
@@ -290,6 +293,7 @@ class Calls:
     def end_all(self) -> None:
         """The connection is over."""
         streams, self._streams = list(self._streams.values()), {}
+        self.large.clear()
         for stream in streams:
             self._outbox.drop(stream)
             if not stream.is_over:
@@ -415,6 +419,7 @@ class Calls:
         stream.receive_window = goal
 
     def _leave_room(self, stream_id: int) -> None:
+        self.large.pop(stream_id, None)
         self._room.leave(stream_id)
         self._admit()
 

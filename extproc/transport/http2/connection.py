@@ -48,6 +48,9 @@ from extproc.transport.seam import Rpc
 MAX_CONTINUATIONS: Final = 64
 """Frames of one header block. Source: CVE-2024-27316 and its kin."""
 
+_MOST_FILLED: Final = 32
+"""Frames within large messages that are taken in one go: half a MiB, if they are as long as they may be."""
+
 _DRAIN_PING: Final = b"draining"
 _PROBE_PING: Final = b"probing."
 
@@ -82,6 +85,7 @@ class Connection:
         self._openings = OpeningReader()
         self._window = ConnectionWindow()
         self._rest = b""
+        self._place: memoryview | None = None  # for what comes next, the rest of a frame of a large message
         self._block: _Block | None = None
         self._has_preface = self._has_settings = False
         self._awaits_ack = True
@@ -125,6 +129,19 @@ class Connection:
             self._calls.relieve()
         except ConnectionFault as fault:
             self.end(fault)
+
+    def fill(self, data: memoryview) -> int:
+        """Take what `data` begins with of large messages, copied once; returns how many bytes that were.
+
+        What is behind them is for `receive`, which does the same first.
+        """
+        if (self._place is None and not self._calls.large) or self._is_over:
+            return 0
+        try:
+            return self._fill(data)
+        except ConnectionFault as fault:
+            self.end(fault)
+            return len(data)
 
     def take(self) -> bytes:
         """The next bytes for the socket; empty if there are none now."""
@@ -173,8 +190,54 @@ class Connection:
 
     # Frames.
 
+    def _fill(self, received: memoryview) -> int:
+        at, end, taken = 0, len(received), 0
+        place = self._place
+        if place is None and self._rest:
+            at = HEAD_BYTES - len(self._rest)
+            if not 0 < at <= end:
+                return 0
+            place = self._place_of(*HEAD.unpack(self._rest + bytes(received[:at])))
+            if place is None:
+                return 0
+            self._rest, taken = b"", len(place)
+        unpack_head = HEAD.unpack_from
+        for frames_left in range(_MOST_FILLED, -1, -1):
+            if place is not None:
+                stop = at + len(place)
+                if stop > end:
+                    place[: end - at] = received[at:]
+                    place, at = place[end - at :], end
+                    break
+                place[:] = received[at:stop]
+                place, at = None, stop
+            if end - at < HEAD_BYTES or not frames_left:
+                break
+            place = self._place_of(*unpack_head(received, at))
+            if place is None:
+                break
+            taken += len(place)
+            at += HEAD_BYTES
+        self._place = place
+        increment = self._window.take(taken)
+        if increment:
+            self.outbox.put(window_update(0, increment))
+        return at
+
+    def _place_of(self, word: int, flags: int, stream_id: int) -> memoryview | None:
+        """Where a frame's payload goes if the frame lies within a large message."""
+        stream = self._calls.large.get(stream_id)
+        if stream is None or flags or word & 0xFF or self._block is not None:  # DATA is 0
+            return None
+        size = word >> 8
+        return stream.place(size) if 0 < size <= LEAST_MAX_FRAME else None
+
     def _receive(self, received: bytes | memoryview, now_s: float) -> None:
-        data = self._rest + received if self._rest else bytes(received)
+        at = 0 if self._place is None and not self._calls.large else self._fill(memoryview(received))
+        # Made bytes before anything else: mypyc takes a part of a view for bytes.
+        data = bytes(received[at:]) if at else bytes(received)
+        if self._rest:
+            data = self._rest + data
         at, end = 0, len(data)
         if not self._has_preface:
             if not PREFACE.startswith(data[: len(PREFACE)]):
@@ -197,6 +260,9 @@ class Connection:
                 break
             at = stop
             self._frame(kind, flags, stream_id & 0x7FFFFFFF, data, start, stop, now_s)
+        self._rest = b""
+        if end - at >= HEAD_BYTES and self._calls.large:
+            at += self._fill(memoryview(data)[at:])
         self._rest = data[at:]
 
     def _frame(

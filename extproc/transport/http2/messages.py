@@ -76,18 +76,25 @@ class MessageReader:
         """Bytes of it that have yet to come."""
         return 0 if self._size is None else self._size - self._num_bytes
 
-    def fill(self, data: bytes, start: int, stop: int) -> bool:
-        """Take `data[start:stop]` if it lies within a large message and does not end it; else do nothing."""
+    @property
+    def is_large(self) -> bool:
+        """A large message is being put together."""
+        return self._large is not None
+
+    def place(self, num_bytes: int) -> memoryview | None:
+        """Memory for so many bytes more, which count as written; None if they are not within a large message.
+
+        That is, if there is none, or if they end it.
+        """
         large = self._large
         if large is None:
-            return False
+            return None
         at = self._num_bytes
-        end = at + stop - start
+        end = at + num_bytes
         if end >= len(large):
-            return False
-        large[at:end] = memoryview(data)[start:stop]
+            return None
         self._num_bytes = end
-        return True
+        return large[at:end]
 
     def feed(self, data: bytes) -> list[Received]:
         """The messages that are whole now; a large one is a memoryview.

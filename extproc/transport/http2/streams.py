@@ -48,6 +48,15 @@ class Stream(Outgoing):
 
         self.deadline_s: float | None = None
 
+    def place(self, num_bytes: int) -> memoryview | None:
+        """Memory for a DATA frame within a large message; None if it is not, or is not to be taken."""
+        if self.reader is None or self.is_over or num_bytes > self.receive_window:
+            return None
+        place = self.reader.place(num_bytes)
+        if place is not None:
+            self.receive_window -= num_bytes
+        return place
+
     def send(self, message: Message, sent: Callable[[], None] | None = None) -> None:
         """See `Call`."""
         if not self.is_over:
