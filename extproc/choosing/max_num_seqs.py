@@ -204,13 +204,15 @@ class SequenceLimits:
                 self._settle_all(together)
         self._settle(key)
 
-    def first_token(self, key: EndpointKey, sent_s: float, decoding: int) -> None:
+    def first_token(
+        self, key: EndpointKey, decoding: int, sent_s: float, now_s: float, prefill_s: float
+    ) -> None:
         """Learn from a first token, see `Replacements.first_token`."""
         known = self._of(key)
-        is_new = known.replacements.first_token(key, sent_s, decoding)
+        is_new = known.replacements.first_token(key, decoding, sent_s, now_s, prefill_s)
         if known.alike is not None:
             together = self._alike[known.alike]
-            if together.replacements.first_token(key, sent_s, decoding):
+            if together.replacements.first_token(key, decoding, sent_s, now_s, prefill_s):
                 self._settle_all(together)
         if is_new:
             self._settle(key)

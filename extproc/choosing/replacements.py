@@ -4,11 +4,14 @@ Rules:
     1. A replacement is a first token that takes an engine back to the most sequences that were ever decoding
        there, after one of them ended, of a request that was waiting before that end. An engine with room
        would have begun with it at its own time: one more than the most, as likely as not.
-    2. `SURE_REPLACEMENTS` of them without one more in between make the most a limit; one more refutes it.
-    3. What is counted is what the gateway charges, not what the engine says: it is known at each first token
+    2. Nor is it one where prefill took most of the time since the first token before it, as foreseen: there
+       prefill binds, and where prompts and answers are all of one size what decodes swings between the same
+       two numbers for ever.
+    3. `SURE_REPLACEMENTS` of them without one more in between make the most a limit; one more refutes it.
+    4. What is counted is what the gateway charges, not what the engine says: it is known at each first token
        and needs no reading. Answers that show no first token (they are not streamed) are taken to decode
        when they are expected to, so beside many of them the most is seldom met again, and no limit is found.
-    4. Several engines that were started alike show one limit: their replacements at the most of all count
+    5. Several engines that were started alike show one limit: their replacements at the most of all count
        together.
 """
 
@@ -19,42 +22,55 @@ from typing import Final
 from metadata_center.types import EndpointKey
 
 SURE_REPLACEMENTS: Final = 8
-"""Where prefill binds, each is chance, as a walk that stays at its highest point: six in a row were the most
-seen where no engine was full. A full engine of 128 shows eight within two seconds."""
+"""Where an engine has room, each is chance, as a walk that stays at its highest point: six in a row were the
+most seen where no engine was full. A full engine of 128 shows eight within two seconds."""
+
+MOST_PREFILL_RATIO: Final = 0.75
+"""Of the time from one first token to the next, most that prefill took there: an engine that has had time to
+begin, and a request that waited, was full."""
 
 
 class Replacements:
     """What first tokens show of one limit on sequences, of one endpoint or of several alike."""
 
-    __slots__ = ("_count", "_full_until_s", "_most")
+    __slots__ = ("_count", "_full_until_s", "_last_s", "_most")
 
     def __init__(self) -> None:
         self._most = 0
         self._count = 0
         self._full_until_s: dict[EndpointKey, float] = {}
+        self._last_s: dict[EndpointKey, float] = {}
 
     @property
     def limit(self) -> int:
         """Most sequences at once; 0 while it is unknown."""
         return self._most if self._count >= SURE_REPLACEMENTS else 0
 
-    def first_token(self, key: EndpointKey, sent_s: float, decoding: int) -> bool:
+    def first_token(
+        self, key: EndpointKey, decoding: int, sent_s: float, now_s: float, prefill_s: float
+    ) -> bool:
         """The first token of a request came.
 
         Args:
             key: Of the endpoint that serves it.
-            sent_s: When the request was sent, on the clock of `ended`.
             decoding: Requests that decode there now, this one included.
+            sent_s: When the request was sent.
+            now_s: When its first token came; both on the clock of `ended`.
+            prefill_s: What the engine prefills for each first token that is seen here, in seconds, as it was
+                foreseen of this one; infinite if that is not known.
 
         Returns:
             True if `limit` is another one than before.
         """
+        began_s = max(sent_s, self._last_s.get(key, sent_s))
+        self._last_s[key] = now_s
         if decoding > self._most:
             was_limit = self._count >= SURE_REPLACEMENTS
             self._most, self._count = decoding, 0
             self._full_until_s.clear()
             return was_limit
-        if decoding == self._most and sent_s < self._full_until_s.pop(key, sent_s):
+        has_replaced = decoding == self._most and sent_s < self._full_until_s.pop(key, sent_s)
+        if has_replaced and prefill_s <= MOST_PREFILL_RATIO * (now_s - began_s):
             self._count += 1
             return self._count == SURE_REPLACEMENTS
         return False
@@ -73,3 +89,4 @@ class Replacements:
     def forget(self, key: EndpointKey) -> None:
         """An endpoint is another process, or gone."""
         self._full_until_s.pop(key, None)
+        self._last_s.pop(key, None)

@@ -69,9 +69,11 @@ class Engines:
         self._readings[key] = reading
         self._sequence_limits.observe(key, reading)
 
-    def first_token(self, key: EndpointKey, sent_s: float, decoding: int) -> None:
+    def first_token(
+        self, key: EndpointKey, decoding: int, sent_s: float, now_s: float, prefill_s: float
+    ) -> None:
         """A first token came; see `Replacements.first_token`."""
-        self._sequence_limits.first_token(key, sent_s, decoding)
+        self._sequence_limits.first_token(key, decoding, sent_s, now_s, prefill_s)
 
     def sequence_ended(self, key: EndpointKey, decoding: int, now_s: float) -> None:
         """A request that had its first token is over; see `Replacements.ended`."""

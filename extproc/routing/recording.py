@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 
 from extproc.choosing.deciding import SendNow
 from extproc.routing import keeping
@@ -136,9 +137,13 @@ class Recording:
             standing=parsed.headers.standing,
         )
 
-    @staticmethod
+    def _prefill_s(self, scheduled: Scheduled) -> float:
+        """Of the prefills there this process sees the first tokens of its own alone."""
+        costs = scheduled.now.costs
+        return inf if costs is None else costs.works_s[scheduled.order[0]] * self._state.processes()
+
     def _inflight(
-        scheduled: Scheduled, record: DecisionRecord, decided_s: float, tried_once: bool
+        self, scheduled: Scheduled, record: DecisionRecord, decided_s: float, tried_once: bool
     ) -> Inflight:
         parsed, look = scheduled.parsed, scheduled.look
         inflight = Inflight(
@@ -153,6 +158,7 @@ class Recording:
             look.served_model,
             parsed.fingerprint,
             None if scheduled.ttft_s is None else (scheduled.order[0], scheduled.ttft_s),
+            prefill_s=self._prefill_s(scheduled),
             tried_once=tried_once,
             builds_on=parsed.follows is not None and parsed.follows != (None, None),
         )

@@ -135,7 +135,7 @@ class RunningRequests:
         self._prefill_ended(request.endpoint, now_s)
         self._load.release_prefill(request_id)
         decoding = self._load.decoding(request.endpoint)
-        self._engines.first_token(request.endpoint, request.decided_s, decoding)
+        self._engines.first_token(request.endpoint, decoding, request.decided_s, now_s, request.prefill_s)
         return request
 
     def release(self, request_id: RequestId, now_s: float) -> Inflight | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from extproc.values.decisions import DecisionRecord
 from extproc.values.evidence import FailureKind
 from extproc.values.requests import Operation
@@ -32,6 +34,8 @@ class Inflight:
         fingerprint: Of its body.
         foreseen: Candidate row, and the time to its first token that the decision expected there, in seconds;
             None where no other than the record can say.
+        prefill_s: What its endpoint was foreseen to prefill for each first token that this process sees;
+            infinite if nothing was.
         tried_once: It has no fallbacks, for it is known as poison.
         builds_on: It names a stored response or a conversation: a 404 may be about that.
         failed: Endpoints at which attempts failed, and how; None while there is none.
@@ -53,6 +57,7 @@ class Inflight:
         "is_learned",
         "max_output_tokens",
         "operation",
+        "prefill_s",
         "prior_use",
         "record",
         "response",
@@ -75,6 +80,7 @@ class Inflight:
         fingerprint: int = 0,
         foreseen: tuple[int, float] | None = None,
         *,
+        prefill_s: float = inf,
         tried_once: bool = False,
         builds_on: bool = False,
     ) -> None:
@@ -86,6 +92,7 @@ class Inflight:
         self.groups = groups
         self.decided_s = decided_s
         self.max_output_tokens = max_output_tokens
+        self.prefill_s = prefill_s
         self.first_token_s: float | None = None
         self.first_byte_is_token = True
         self.is_learned = False

@@ -58,7 +58,7 @@ class SequenceLimitsMachine(RuleBasedStateMachine):
         if engine.waiting and engine.decoding < engine.limit:
             engine.decoding += 1
             engine.most = max(engine.most, engine.decoding)
-            self.limits.first_token(key, engine.waiting.popleft(), engine.decoding)
+            self.limits.first_token(key, engine.decoding, engine.waiting.popleft(), self.tick(), 0.5)
 
     @rule(key=keys)
     def end(self, key: EndpointKey) -> None:

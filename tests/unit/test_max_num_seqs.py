@@ -17,6 +17,8 @@ from extproc.choosing.replacements import SURE_REPLACEMENTS
 from metadata_center.types import EndpointKey
 
 A, B, C = (EndpointKey(name) for name in "abc")
+LATER_S, NO_PREFILL_S = 1e6, 0.0
+"""When first tokens come, and what prefill took of that time, where it does not matter."""
 
 
 def reading(
@@ -213,10 +215,10 @@ def replace(
     limits: SequenceLimits, key: EndpointKey, most: int = 128, times: int = SURE_REPLACEMENTS
 ) -> None:
     """An engine with others waiting begins with one as another ends."""
-    limits.first_token(key, 0.0, most)
+    limits.first_token(key, most, 0.0, LATER_S, NO_PREFILL_S)
     for number in range(times):
         limits.ended(key, most - 1, 1.0 + number)
-        limits.first_token(key, 0.5 + number, most)
+        limits.first_token(key, most, 0.5 + number, LATER_S, NO_PREFILL_S)
 
 
 def test_first_tokens_show_a_limit_without_a_reading() -> None:
@@ -260,10 +262,10 @@ def test_one_more_decoding_refutes_it_for_all_alike() -> None:
     limits = alike(A, B)
     limits.configure(B, "cluster/h100", 64)
     replace(limits, A)
-    limits.first_token(B, 0.0, 129)
+    limits.first_token(B, 129, 0.0, LATER_S, NO_PREFILL_S)
     assert limits.limit(A) == (128, LimitSource.FIRST_TOKENS)
     assert limits.limit(B) == (64, LimitSource.CONFIGURED)
-    limits.first_token(A, 0.0, 129)
+    limits.first_token(A, 129, 0.0, LATER_S, NO_PREFILL_S)
     assert limits.limit(A) == (0, LimitSource.UNKNOWN)
 
 
@@ -284,7 +286,7 @@ def test_the_first_token_of_another_process_replaces_nothing() -> None:
     replace(limits, A, times=SURE_REPLACEMENTS - 1)
     limits.ended(A, 127, 50.0)
     limits.restarted(A)
-    limits.first_token(A, 10.0, 128)
+    limits.first_token(A, 128, 10.0, LATER_S, NO_PREFILL_S)
     assert not limits.column((A, B))
 
 

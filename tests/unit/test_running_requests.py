@@ -55,7 +55,7 @@ class Course:
         """A request with three blocks is charged and begins at time 0."""
         assert self.load.charge(Charge(request_id, at, 100, 200), 0.0, due_s)
         record = DecisionRecord(request_id=request_id, time_unix_s=0.0, data_age_s={})
-        request = Inflight(record, Operation.CHAT, at, BLOCKS, "g", ("g",), 0.0)
+        request = Inflight(record, Operation.CHAT, at, BLOCKS, "g", ("g",), 0.0, prefill_s=0.1)
         self.running.begin(request_id, request)
         return request
 

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from heapq import nsmallest
+from math import inf
 
 from extproc.choosing.completion import DECODE_TOKENS, TPOT_LIMIT_S
 from extproc.choosing.deciding import Claim, SendNow, TurnDown, WaitForRoom, decide
@@ -57,12 +58,14 @@ class _Lesson:
         row: Where it went.
         group: Of that endpoint.
         key: That endpoint.
+        prefill_s: See `Inflight.prefill_s`.
     """
 
     snapshot: Snapshot
     row: int
     group: str
     key: EndpointKey
+    prefill_s: float = inf
 
 
 class LeastCompletion(StatefulPolicy):
@@ -183,9 +186,13 @@ class LeastCompletion(StatefulPolicy):
     def place(self, view: FleetView, decided: SendNow) -> int:
         """Note what was decided, for learning; returns the row."""
         row = decided.choice.order[0]
-        self._lesson = _Lesson(decided.snapshot, row, view.groups[row], view.keys[row])
+        work_s = inf
         if decided.costs is not None:
-            self._predictor.traffic((MODEL, MODEL)).placed(view.now_s, decided.costs.works_s[row])
+            work_s = decided.costs.works_s[row]
+            self._predictor.traffic((MODEL, MODEL)).placed(view.now_s, work_s)
+        self._lesson = _Lesson(
+            decided.snapshot, row, view.groups[row], view.keys[row], work_s * view.gateways
+        )
         return row
 
     def on_sent(self, sent: Sent) -> None:
@@ -201,7 +208,8 @@ class LeastCompletion(StatefulPolicy):
         request_id = sent.request.request_id
         self._first_s[request_id] = now_s
         lesson = self._sent[request_id]
-        self._sequence_limits.first_token(lesson.key, sent.sent_s, self._decoding(sent.row))
+        decoding = self._decoding(sent.row)
+        self._sequence_limits.first_token(lesson.key, decoding, sent.sent_s, now_s, lesson.prefill_s)
         if self._learn:
             ttft_s = now_s - sent.sent_s
             answer = Lesson(
