@@ -200,10 +200,10 @@ def negated(column: Sequence[float]) -> Sequence[float]:
 def most_cached_first(scores: Sequence[float], cached_tokens: Sequence[int]) -> Sequence[float]:
     """`least_completion.most_cached_first`."""
     values = _floats(scores)
-    best = values.max()
+    best = np.max(values)
     is_best = values == best
     if np.count_nonzero(is_best) == 1:
         return scores
     cached = _ints(cached_tokens)
-    is_less = is_best & (cached < cached[is_best].max())
+    is_less = is_best & (cached < np.max(cached[is_best]))
     return _given(np.where(is_less, np.nextafter(best, -np.inf), values))

@@ -103,7 +103,7 @@ def best_of_many(scores: Sequence[float], wanted: int, rng: Rng, weights: Sequen
     left = np.array(scores, np.float64)
     picked = []
     for _ in range(wanted):
-        row = int(left.argmax())
+        row = int(np.argmax(left))
         equals = np.flatnonzero(left == left[row])
         if len(equals) > 1:
             if weights:
