@@ -88,10 +88,7 @@ def times_s(snapshot: Snapshot, learned: Learned) -> tuple[Sequence[float], Sequ
     requests, prefilling = _ints(snapshot.requests), _ints(snapshot.prefilling)
     pending, context = _ints(snapshot.prefill_tokens), _ints(snapshot.context_tokens)
     cached, weights = _ints(snapshot.cached_tokens), _weights(snapshot.weights)
-    ahead = np.maximum(pending, context * prefilling // np.maximum(1, requests))
-    ahead = np.where(requests > 0, ahead, pending)
-    decoding = np.maximum(0, requests - prefilling)
-    read = np.maximum(0, context - ahead) + decoding * (snapshot.output_tokens / 2)
+    ahead, decoding, read = _backlogs(requests, prefilling, pending, context, snapshot.output_tokens)
     beside = sequence * decoding + in_context * read / TOKENS
     beside = beside / np.maximum(STEP_TOKENS // 8, STEP_TOKENS - decoding)
     is_busy = (requests > 0) | (pending > 0)
@@ -104,6 +101,16 @@ def times_s(snapshot: Snapshot, learned: Learned) -> tuple[Sequence[float], Sequ
     pairs = uncached * (cached + uncached / 2)
     works = base + cached * (from_cache / TOKENS) + uncached * per_token + pairs * per_pair
     return _given(waits), _given(works / weights)
+
+
+def _backlogs(
+    requests: _Ints, prefilling: _Ints, pending: _Ints, context: _Ints, output_tokens: float
+) -> tuple[_Ints, _Ints, _Floats]:
+    """Prompt tokens ahead, requests that decode and the context that they read, see `rows.backlog`."""
+    ahead = np.maximum(pending, context * prefilling // np.maximum(1, requests))
+    ahead = np.where(requests > 0, ahead, pending)
+    decoding = np.maximum(0, requests - prefilling)
+    return ahead, decoding, np.maximum(0, context - ahead) + decoding * (output_tokens / 2)
 
 
 def rooms_s(snapshot: Snapshot, waits_s: Sequence[float]) -> Sequence[float]:
@@ -144,10 +151,7 @@ def taken_ratios(snapshot: Snapshot) -> Sequence[float]:
 def _said_or_counted(snapshot: Snapshot, requests: _Ints, pending: _Ints) -> _Floats:
     """As the engines say, or where they do not, by the ledger, as `rows.kv_s` has it."""
     prefilling, context = _ints(snapshot.prefilling), _ints(snapshot.context_tokens)
-    ahead = np.maximum(pending, context * prefilling // np.maximum(1, requests))
-    ahead = np.where(requests > 0, ahead, pending)
-    decoding = np.maximum(0, requests - prefilling)
-    read = np.maximum(0, context - ahead) + decoding * (snapshot.output_tokens / 2)
+    ahead, _, read = _backlogs(requests, prefilling, pending, context, snapshot.output_tokens)
     counted: _Floats = read + ahead - pending
     if not snapshot.kv_used:
         return counted

@@ -217,12 +217,8 @@ def _behind_others(
         elsewhere_s = others.ahead_s(place.rank, snapshot.keys)
         ahead_s = list(map(add, ahead_s, elsewhere_s))
     snapshot = replace(snapshot, ahead_s=ahead_s)
-    return (
-        snapshot,
-        costs.behind(ahead_s),
-        place,
-        elsewhere_s,
-    )  # as `completion_costs` has them of that snapshot
+    costs = costs.behind(ahead_s)  # as `completion_costs` has them of that snapshot
+    return snapshot, costs, place, elsewhere_s
 
 
 def _short_of(costs: Costs, row: int) -> HoldReason:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from math import inf
 from typing import Final
 
+from extproc.predicting.sums import plain_sum
 from metadata_center.types import EndpointKey, Waiter
 
 LINE_S: Final = 0.25
@@ -65,7 +66,7 @@ class OtherLines:
         if not self._lines:
             return 0.0
         here = set(keys)
-        return sum(
+        return plain_sum(
             waiter.least_s for _, line in self._lines.values() for waiter in line if waiter.endpoint in here
         )
 

@@ -21,10 +21,8 @@ from typing import Final
 
 import numpy as np
 
+from extproc.choosing.arrays import MANY_ROWS
 from extproc.values.choices import Rng
-
-_MANY_ROWS: Final = 64
-"""From so many rows on an array pays for being made."""
 
 _TAKEN: Final = -inf
 """In place of the score of a row that was picked: no cost is infinite."""
@@ -51,7 +49,7 @@ def pick(
     if weights and weights.count(weights[0]) == rows:
         weights = ()
     if scores is not None and candidates == 1:
-        return (best if rows < _MANY_ROWS else best_of_many)(scores, wanted, rng, weights)
+        return (best if rows < MANY_ROWS else best_of_many)(scores, wanted, rng, weights)
     if scores is None:
         order = list(range(rows))
         costs = [0.0] * rows

@@ -167,10 +167,12 @@ class RequestQueue(Generic[D]):
     def place(self, clusters: AbstractSet[str]) -> None:
         """Schedule now, wherever it is best, what waits for these clusters, which go."""
         self._is_placing = True
-        for held in sorted(self._held.values(), key=lambda each: each.order):
-            if held.parsed.route.cluster in clusters:
-                self._retry(held)
-        self._is_placing = False
+        try:
+            for held in sorted(self._held.values(), key=lambda each: each.order):
+                if held.parsed.route.cluster in clusters:
+                    self._retry(held)
+        finally:
+            self._is_placing = False
 
     def close(self) -> None:
         """Schedule every request now, wherever it is best, and let none wait from now on."""

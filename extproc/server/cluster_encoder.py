@@ -27,9 +27,8 @@ MAX_WAIT_S: Final = 10.0
 
 def encode_here(kind: ClusterKind) -> bytes:
     """The bytes of a kind, by importing what makes them."""
-    from extproc.xds.cluster_encoding import (
-        encode,  # 10 MiB that a gateway whose kinds are known does without
-    )
+    # 10 MiB that a gateway whose kinds are known does without.
+    from extproc.xds.cluster_encoding import encode
 
     return encode(kind)
 

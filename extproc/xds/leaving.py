@@ -4,16 +4,21 @@ Rules:
     1. Pure: publications come in, those that are due go out.
     2. A cluster and its assignment leave `linger_s` after they were to go, as they were last published. One
        that comes back meanwhile has not been away.
-    3. An alias of a model leaves at once: Envoy alone would serve by it what nobody may be served.
+    3. Bound: `MAX_LEAVING` clusters; what goes beyond that leaves at once.
+    4. An alias of a model leaves at once: Envoy alone would serve by it what nobody may be served.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from extproc.xds.open_models import MODEL_ALIAS_PREFIX
 from extproc.xds.publications import Resources
 from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
+
+MAX_LEAVING: Final = 10_000
+"""Twice the clusters of the largest control plane that was tried (`make bench-large-pushes`)."""
 
 
 class Leaving:
@@ -33,7 +38,7 @@ class Leaving:
         for name, body in clusters.items():
             if body is not None:
                 self._until_s.pop(name, None)
-            elif not name.startswith(MODEL_ALIAS_PREFIX):
+            elif not name.startswith(MODEL_ALIAS_PREFIX) and len(self._until_s) < MAX_LEAVING:
                 self._until_s.setdefault(name, now_s + self._linger_s)
         return {
             type_url: {n: body for n, body in bodies.items() if body is not None or n not in self._until_s}

@@ -225,6 +225,16 @@ async def pair() -> AsyncIterator[list[Worker]]:
         one.stop()
 
 
+async def waited_for(worker: Worker) -> Envoy:
+    """An Envoy that has `old` and has not answered to `new` yet."""
+    envoy = Envoy(worker.ads)
+    await settled()
+    envoy.answers = False
+    worker.rename("new")
+    await settled()
+    return envoy
+
+
 async def test_without_an_envoy_nothing_is_waited_for(worker: Worker) -> None:
     """Nobody is there to send requests to a cluster that it does not have."""
     worker.rename("new")
@@ -234,11 +244,7 @@ async def test_without_an_envoy_nothing_is_waited_for(worker: Worker) -> None:
 
 async def test_a_renamed_cluster_is_in_force_once_it_is_acknowledged(worker: Worker) -> None:
     """Envoy has both until then, and both for a while after."""
-    envoy = Envoy(worker.ads)
-    await settled()
-    envoy.answers = False
-    worker.rename("new")
-    await settled()
+    envoy = await waited_for(worker)
     assert worker.in_force == "old"
     assert envoy.has == {"old", "new", "model:m"}
     envoy.acknowledge()
@@ -284,11 +290,7 @@ async def test_a_client_that_takes_no_clusters_does_not_count(worker: Worker) ->
 
 async def test_swapped_back_while_it_waits(worker: Worker) -> None:
     """What is in force stays so, and what was introduced never is; it may be introduced again."""
-    envoy = Envoy(worker.ads)
-    await settled()
-    envoy.answers = False
-    worker.rename("new")
-    await settled()
+    envoy = await waited_for(worker)
     worker.rename("old")
     await settled()
     envoy.acknowledge()
@@ -374,11 +376,7 @@ async def test_an_envoy_that_never_answers_is_waited_for_so_long(
     worker: Worker, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Then the configuration is in force all the same, and the log names the cluster."""
-    envoy = Envoy(worker.ads)
-    await settled()
-    envoy.answers = False
-    worker.rename("new")
-    await settled()
+    await waited_for(worker)
     worker.time_is_over()
     assert worker.in_force == "new"
     (record,) = caplog.records

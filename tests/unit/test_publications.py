@@ -14,7 +14,7 @@ from extproc.health.states import HealthState
 from extproc.values.endpoints import Endpoint
 from extproc.xds.cluster_encoding import encode
 from extproc.xds.cluster_kinds import ClusterKinds
-from extproc.xds.leaving import Leaving
+from extproc.xds.leaving import MAX_LEAVING, Leaving
 from extproc.xds.publications import Publications, Resources
 from extproc.xds.resources import load_assignments
 from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
@@ -134,6 +134,17 @@ def test_a_cluster_that_goes_stays_a_while() -> None:
     assert leaving.due(160.0) == {CLUSTER_TYPE: {"a": None}, ASSIGNMENT_TYPE: {"a": None}}
     assert leaving.hurried(["a", "d"]) == {CLUSTER_TYPE: {"d": None}, ASSIGNMENT_TYPE: {"d": None}}
     assert leaving.next_s() is None
+
+
+def test_so_many_stay_and_no_more() -> None:
+    """What goes beyond the bound leaves at once, whoever lists and drops ever new names."""
+    leaving = Leaving(60.0)
+    many: Resources = {CLUSTER_TYPE: {str(number): None for number in range(MAX_LEAVING)}}
+    assert leaving.held_back(many, 0.0) == {CLUSTER_TYPE: {}}
+    assert leaving.held_back({CLUSTER_TYPE: {"0": None, "one more": None}}, 1.0) == {
+        CLUSTER_TYPE: {"one more": None}
+    }
+    assert len(leaving.due(60.0)[CLUSTER_TYPE]) == MAX_LEAVING
 
 
 @given(
