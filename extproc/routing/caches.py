@@ -17,7 +17,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -27,6 +27,8 @@ from extproc.values.requests import InferenceRequest
 from metadata_center.history.running_blocks import RunningBlocks
 from metadata_center.store import PrefixStore
 from metadata_center.types import EndpointKey, value
+
+_MOST_IN_4_BYTES: Final = 2**31 - 1
 
 
 @value
@@ -165,9 +167,11 @@ def tokens_of(
     """Prompt tokens in matched blocks: their share of the bytes, at least one token recomputed."""
     rows = len(matched)
     if not any(matched):
-        return array("q", bytes(8 * rows)) if rows >= MANY_ROWS else [0] * rows
+        return array("i", bytes(4 * rows)) if rows >= MANY_ROWS else [0] * rows
     most, block_tokens = prompt_tokens - 1, block_bytes * prompt_tokens
     if rows >= MANY_ROWS:
         tokens = np.minimum(most, np.array(matched, np.int64) * block_tokens // prompt_bytes)
+        if most <= _MOST_IN_4_BYTES:
+            return array("i", tokens.astype(np.int32).tobytes())
         return array("q", tokens.tobytes())
     return [min(most, blocks * block_tokens // prompt_bytes) if blocks else 0 for blocks in matched]

@@ -135,6 +135,7 @@ class Counters:
     def totals(self, slots: tuple[int, ...]) -> list[Sequence[int]]:
         """Counts of `slots` over all workers and others, shape (`NUM_KINDS`, n); many of them in arrays.
 
+        A record keeps those, so a count takes 4 bytes where that is enough.
         Passing the same tuple object again saves translating it: 0.5 us for 3 slots, 3 us for 100.
         """
         group = self._groups.get(id(slots))
@@ -148,6 +149,9 @@ class Counters:
         if len(slots) < _MANY_SLOTS:
             counts: list[Sequence[int]] = totals.tolist()
             return counts
+        narrow = totals.astype(np.int32)
+        if np.array_equal(narrow, totals):
+            return [array("i", column.tobytes()) for column in narrow]
         return [array("q", column.tobytes()) for column in totals]
 
     def decoding(self, key: EndpointKey) -> int:

@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import os
 import signal
+from array import array
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -45,6 +46,25 @@ def test_totals_are_the_sum_over_workers(path: Path) -> None:
     expected = [[2, 1], [2, 0], [40, 0], [60, 2], [7, 0]]
     assert one.totals(one.slots([A, B])) == expected
     assert two.totals(two.slots([A, B])) == expected
+
+
+def test_many_totals_are_the_same_numbers_in_arrays(tmp_path: Path) -> None:
+    """Of 4 bytes each; of 8 as soon as one number needs them."""
+    file = tmp_path / "many"
+    create(file, workers=1, capacity=128)
+    counters = SharedCounters(file, 0)
+    slots = counters.slots([EndpointKey(f"10.0.0.{number}:8000") for number in range(100)])
+    counters.put(leg(slots[7], 2**31 - 1, 5))
+
+    few = counters.totals(slots)
+    counters.put(leg(slots[7], 1, 0))
+    more = counters.totals(slots)
+
+    assert [column.itemsize for column in few if isinstance(column, array)] == [4] * 5
+    assert [column.itemsize for column in more if isinstance(column, array)] == [8] * 5
+    assert [column[7] for column in few] == [1, 1, 2**31 - 1, 5, 0]
+    assert [column[7] for column in more] == [2, 2, 2**31, 5, 0]
+    assert all(sum(column) == column[7] for column in (*few, *more))
 
 
 def test_a_restarted_worker_starts_from_zero(path: Path) -> None:
