@@ -248,7 +248,7 @@ def _maybe_short(snapshot: Snapshot) -> NDArray[np.intp]:
     """Rows whose KV cache may have too little room; others have enough."""
     kv = _ints(snapshot.kv_tokens)
     used = snapshot.kv_used
-    if type(used) is not array:  # as the engines say, of which some do not
+    if not used or type(used) is not array:  # as the engines say, of which some do not
         return kv.nonzero()[0]
     needed = _ints(used) + _ints(snapshot.prefill_tokens)
     needed += max(BLANK_PROMPT, snapshot.prompt_tokens)
@@ -268,7 +268,7 @@ def _kv_s(snapshot: Snapshot, rows: NDArray[np.intp]) -> _Floats:
 
 def _said_or_counted(snapshot: Snapshot, rows: NDArray[np.intp]) -> _Floats:
     """As the engines say, or where they do not, by the ledger, as `rows.kv_s` has it."""
-    if type(snapshot.kv_used) is array:
+    if snapshot.kv_used and type(snapshot.kv_used) is array:
         return _ints(snapshot.kv_used)[rows].astype(np.float64)
     pending = _ints(snapshot.prefill_tokens)
     behind = (pending | _ints(snapshot.prefilling)).nonzero()[0]

@@ -98,26 +98,22 @@ def best(scores: Sequence[float], wanted: int, rng: Rng, weights: Sequence[float
 
 
 def best_of_many(scores: Sequence[float], wanted: int, rng: Rng, weights: Sequence[float]) -> tuple[int, ...]:
-    """`best`, by numpy: among those no worse than the last one wanted, or of one score after the other."""
+    """`best`, by numpy: of one score after the other, whose rows are drawn among together."""
     left = np.array(scores, np.float64)
-    last = len(left) - wanted
-    rows = (left >= np.partition(left, last)[last]).nonzero()[0].tolist()
-    if len(rows) < MANY_ROWS:
-        of_rows = [weights[row] for row in rows] if weights else ()
-        return tuple([rows[at] for at in best(left[rows].tolist(), wanted, rng, of_rows)])
     picked: list[int] = []
-    equals: list[int] = []
-    while len(picked) < wanted:
-        if not equals:
-            is_best = left == left.max()
-            equals = is_best.nonzero()[0].tolist()
-            left[is_best] = _TAKEN
-        at = 0
-        if len(equals) > 1:
-            of_rows = [weights[row] for row in equals] if weights else ()
-            at = _draw_weighted(rng, of_rows) if weights else _draw(rng, len(equals))
-        picked.append(equals.pop(at))
-    return tuple(picked)
+    while True:
+        first = int(left.argmax())
+        is_best = left == left[first]
+        equals = [first] if np.count_nonzero(is_best) == 1 else is_best.nonzero()[0].tolist()
+        while equals:
+            at = 0
+            if len(equals) > 1:
+                of_rows = [weights[row] for row in equals] if weights else ()
+                at = _draw_weighted(rng, of_rows) if weights else _draw(rng, len(equals))
+            picked.append(equals.pop(at))
+            if len(picked) == wanted:
+                return tuple(picked)
+        left[is_best] = _TAKEN
 
 
 def _are_equal(weights: Sequence[float]) -> bool:
