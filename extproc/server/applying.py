@@ -35,13 +35,21 @@ class Coming:
         generation: Its number.
         config: Its settings.
         clusters: Those that the fleet gets by it.
-        needed: Those of all clusters that are listed that it leads to, and the one in force does not.
+        here: Those that the fleet has: a view that follows it, for other sources may list some meanwhile.
+        led_to: Those of them that the one in force leads to.
     """
 
     generation: int
     config: Config
     clusters: Mapping[str, Sequence[Endpoint]]
-    needed: frozenset[str]
+    here: Mapping[str, Sequence[Endpoint]]
+    led_to: frozenset[str]
+
+    @property
+    def needed(self) -> frozenset[str]:
+        """Those of all clusters that are listed now that it leads to, and the one in force does not."""
+        listed = self.here.keys() | self.clusters.keys()
+        return (self.config.clusters_named() & listed) - self.led_to
 
 
 class Owners:
@@ -55,6 +63,7 @@ class Owners:
         leaving: Notified of clusters that a source lists no more, while they are still there.
         policies: Notified of what a source says of requests, when that is another.
         settled: Notified when the configuration in force and the fleet go together again.
+        are_heard: Whether sources have said what they list of clusters of a configuration to come.
     """
 
     def __init__(self) -> None:
@@ -68,20 +77,20 @@ class Owners:
         self.leaving: Listeners[[frozenset[str]]] = Listeners()
         self._files: frozenset[str] = frozenset()
         self.policies: Listeners[[PoolPolicies]] = Listeners()
+        self.are_heard: Callable[[], bool] = lambda: True
 
     def add(self, *owners: Apply) -> None:
         """Have these follow, after those that were added before."""
         self._owners.extend(owners)
 
     def introduce(self, generation: int, config: Config, resolution: Resolution) -> bool:
-        """Make known what a configuration will bring, not in force yet; False if it leads to nothing new."""
+        """Make known what a configuration will bring, not in force yet; False if nothing is waited for."""
         here, before = self.fleet.clusters, self._read
         led_to = frozenset[str]() if before is None else before.clusters_named() & here.keys()
-        listed = here.keys() | resolution.clusters.keys()
         clusters = self.fleet.foreseen(FILES, resolution.clusters)
-        needed = (config.clusters_named() & listed) - led_to
-        self.coming.notify(Coming(generation, config, clusters, needed))
-        return bool(needed)
+        coming = Coming(generation, config, clusters, here, led_to)
+        self.coming.notify(coming)
+        return bool(coming.needed) or not self.are_heard()
 
     def apply(self, config: Config, resolution: Resolution) -> None:
         """Make a configuration the one in force, with what its files list."""
