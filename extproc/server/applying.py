@@ -63,7 +63,6 @@ class Owners:
         leaving: Notified of clusters that a source lists no more, while they are still there.
         policies: Notified of what a source says of requests, when that is another.
         settled: Notified when the configuration in force and the fleet go together again.
-        are_heard: Whether sources have said what they list of clusters of a configuration to come.
     """
 
     def __init__(self) -> None:
@@ -77,20 +76,17 @@ class Owners:
         self.leaving: Listeners[[frozenset[str]]] = Listeners()
         self._files: frozenset[str] = frozenset()
         self.policies: Listeners[[PoolPolicies]] = Listeners()
-        self.are_heard: Callable[[], bool] = lambda: True
 
     def add(self, *owners: Apply) -> None:
         """Have these follow, after those that were added before."""
         self._owners.extend(owners)
 
-    def introduce(self, generation: int, config: Config, resolution: Resolution) -> bool:
-        """Make known what a configuration will bring, not in force yet; False if nothing is waited for."""
+    def introduce(self, generation: int, config: Config, resolution: Resolution) -> None:
+        """Make known what a configuration will bring; it is not in force yet."""
         here, before = self.fleet.clusters, self._read
         led_to = frozenset[str]() if before is None else before.clusters_named() & here.keys()
         clusters = self.fleet.foreseen(FILES, resolution.clusters)
-        coming = Coming(generation, config, clusters, here, led_to)
-        self.coming.notify(coming)
-        return bool(coming.needed) or not self.are_heard()
+        self.coming.notify(Coming(generation, config, clusters, here, led_to))
 
     def apply(self, config: Config, resolution: Resolution) -> None:
         """Make a configuration the one in force, with what its files list."""

@@ -156,7 +156,6 @@ def build_worker(
     introductions = Introductions(
         ads, publisher, sources, known.bus, configuration.introduced, configuration.spurned
     )
-    owners.are_heard = sources.are_heard
     heard.add(introductions.look_soon)
     owners.coming.add(introductions.begin)
     owners.read.add(introductions.applied)

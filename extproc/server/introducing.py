@@ -108,10 +108,10 @@ class Introductions:
             bus.answers.add(self._answered)
 
     def begin(self, coming: Coming) -> None:
-        """Introduce this in place of what was introduced before; wait only if any cluster is needed."""
+        """Introduce this in place of what was introduced before."""
         self._sources.foresee(coming.config)
         self._are_heard = self._sources.are_heard()
-        self._coming = coming if coming.needed or not self._are_heard else None
+        self._coming = coming
         self._refused, self._former = {}, {}
         self._publisher.introduce(coming.config, coming.clusters)
         self._ask(coming.needed)

@@ -1,4 +1,4 @@
-"""Tokenway's own Envoy before services that istiod lists: rules that lead elsewhere, and services that come late."""
+"""Tokenway's own Envoy before services of istiod's: rules that lead elsewhere, while requests run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _config(istiod: FakeIstiod, service: str) -> dict[str, Any]:
 async def test_a_rule_leads_to_another_service_under_load(
     istiod: FakeIstiod, engines: list[SimulatorServer], workers: int
 ) -> None:
-    """istiod lists a service once it is asked for it, which is before the rule is in force: no request fails."""
+    """It is asked for a service before the rule that names it is in force: no request fails."""
     for service in SERVICES:
         istiod.set(service, *(lb_endpoint("127.0.0.1", engine.port) for engine in engines))
     async with running_stack([], _config(istiod, SERVICES[0]), workers=workers) as stack:

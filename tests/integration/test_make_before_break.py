@@ -146,7 +146,6 @@ class Worker:
         self.now_s = 0.0
         self.owners = Owners()
         self.source = Source(self.owners.report)
-        self.owners.are_heard = self.source.are_heard
         heard: Listeners[[]] = Listeners()
         self.ads = AdsServer(lambda _: None, heard.notify, lambda: self.now_s)
         publications = Publications(self.owners.fleet.clusters, lambda _: None, ClusterKinds(encode))
@@ -182,8 +181,7 @@ class Worker:
         """A configuration with a cluster of that name, and a rule that leads to it."""
         self._generation += 1
         self.asked[self._generation] = configured(cluster, *others, **settings)
-        if not self.owners.introduce(self._generation, *self.asked[self._generation]):
-            self._introduced(self._generation)
+        self.owners.introduce(self._generation, *self.asked[self._generation])
 
     def time_is_over(self) -> None:
         """What `Following` does after `introduce_s`."""
@@ -329,8 +327,7 @@ def led_elsewhere(worker: Worker) -> None:
     config, resolution = configured("old")
     config = config.model_copy(update={"models": configured("far")[0].models})
     worker.asked[worker._generation] = config, resolution
-    if not worker.owners.introduce(worker._generation, config, resolution):
-        worker._introduced(worker._generation)
+    worker.owners.introduce(worker._generation, config, resolution)
 
 
 async def test_a_source_is_asked_for_a_cluster_before_a_rule_leads_there(worker: Worker) -> None:
