@@ -180,6 +180,7 @@ async def test_what_envoy_is_told_is_encoded_off_the_loop_before_a_configuration
     installation.write(logging={"level": "warning"})
     worker.reload()
     await asyncio.sleep(0)
+    await asyncio.sleep(0)
     assert logger.level == logging.WARNING
     goes_on.set()
     installation.write(away={"max_requests_per_endpoint": 7}, logging={"level": "debug"})
