@@ -47,6 +47,12 @@ class LiveSource(Protocol):
     def follow(self, config: Config) -> None:
         """A configuration is in force: its rules may name other clusters. Neither awaits nor fails."""
 
+    def foresee(self, config: Config | None) -> None:
+        """This configuration is to come into force, or none is any more; else as `follow`, which ends it."""
+
+    def is_heard(self) -> bool:
+        """The fleet has what its control plane lists of clusters that are only foreseen."""
+
     async def start(self) -> None:
         """Begin; returns at once."""
 

@@ -35,13 +35,21 @@ class Coming:
         generation: Its number.
         config: Its settings.
         clusters: Those that the fleet gets by it.
-        needed: Those of all clusters that are listed that it leads to, and the one in force does not.
+        here: Those that the fleet has: a view that follows it, for other sources may list some meanwhile.
+        led_to: Those of them that the one in force leads to.
     """
 
     generation: int
     config: Config
     clusters: Mapping[str, Sequence[Endpoint]]
-    needed: frozenset[str]
+    here: Mapping[str, Sequence[Endpoint]]
+    led_to: frozenset[str]
+
+    @property
+    def needed(self) -> frozenset[str]:
+        """Those of all clusters that are listed now that it leads to, and the one in force does not."""
+        listed = self.here.keys() | self.clusters.keys()
+        return (self.config.clusters_named() & listed) - self.led_to
 
 
 class Owners:
@@ -73,15 +81,12 @@ class Owners:
         """Have these follow, after those that were added before."""
         self._owners.extend(owners)
 
-    def introduce(self, generation: int, config: Config, resolution: Resolution) -> bool:
-        """Make known what a configuration will bring, not in force yet; False if it leads to nothing new."""
+    def introduce(self, generation: int, config: Config, resolution: Resolution) -> None:
+        """Make known what a configuration will bring; it is not in force yet."""
         here, before = self.fleet.clusters, self._read
         led_to = frozenset[str]() if before is None else before.clusters_named() & here.keys()
-        listed = here.keys() | resolution.clusters.keys()
         clusters = self.fleet.foreseen(FILES, resolution.clusters)
-        needed = (config.clusters_named() & listed) - led_to
-        self.coming.notify(Coming(generation, config, clusters, needed))
-        return bool(needed)
+        self.coming.notify(Coming(generation, config, clusters, here, led_to))
 
     def apply(self, config: Config, resolution: Resolution) -> None:
         """Make a configuration the one in force, with what its files list."""

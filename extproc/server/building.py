@@ -152,7 +152,10 @@ def build_worker(
     ads = AdsServer(lambda type_url: metrics.ads_refused(ADS_TYPES[type_url]), heard.notify)
     publications = Publications(owners.fleet.clusters, scheduling.health.state, kinds)
     publisher = Publisher(ads, publications, metrics)
-    introductions = Introductions(ads, publisher, known.bus, configuration.introduced, configuration.spurned)
+    sources = _sources(site)
+    introductions = Introductions(
+        ads, publisher, sources, known.bus, configuration.introduced, configuration.spurned
+    )
     heard.add(introductions.look_soon)
     owners.coming.add(introductions.begin)
     owners.read.add(introductions.applied)
@@ -166,7 +169,6 @@ def build_worker(
         time.monotonic,
     )
     server = _server(site, way, ads)
-    sources = _sources(site)
     picking = picking_of(
         config,
         index,

@@ -62,8 +62,8 @@ class Configuration:
         apply: Called with each configuration that is good, its addresses resolved; must not fail half-way.
         settings: What goes before what the file says.
         preparation: What a configuration needs before it is applied; the first one has it.
-        introduce: Called before with all but the first, and its number. If it answers True it is to call
-            `introduced` or `spurned` later; else there is nothing to wait for.
+        introduce: Called before with all but the first, and its number; it is to call `introduced` or
+            `spurned` later. Without it nothing is waited for.
 
     Raises:
         ConfigError: The configuration cannot be used.
@@ -76,7 +76,7 @@ class Configuration:
         apply: Callable[[Config, Resolution], None],
         settings: Settings = NO_SETTINGS,
         preparation: Preparation | None = None,
-        introduce: Callable[[int, Config, Resolution], bool] | None = None,
+        introduce: Callable[[int, Config, Resolution], None] | None = None,
     ) -> None:
         self._path = path
         self._introduce = introduce
@@ -185,8 +185,10 @@ class Configuration:
             match effect:
                 case Introduce():
                     brought = effect.generation, effect.version.config, effect.resolution
-                    if self._introduce is None or not self._introduce(*brought):
+                    if self._introduce is None:
                         due += self._following.introduced(effect.generation)
+                    else:
+                        self._introduce(*brought)
                 case Apply():
                     self._put_in_force(effect)
                 case LookUp():

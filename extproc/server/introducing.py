@@ -6,6 +6,8 @@ Rules:
     2. Where no Envoy takes clusters from us (none is there; they are another house's), nothing is waited for.
     3. How long at most is not decided here: see `discovery.following`.
     4. Clusters that some Envoy refused leave the others at once, so that the next attempt is one.
+    5. Of clusters that the configuration names, other sources than the files may list some only when asked:
+       they are asked first, and what they list has to be in Envoy as well.
 """
 
 from __future__ import annotations
@@ -43,6 +45,16 @@ class Introducer(Protocol):
         """Take away at once those that are to go."""
 
 
+class Sources(Protocol):
+    """Sources other than the files; `LiveSources`."""
+
+    def foresee(self, config: Config | None) -> None:
+        """Ask them for what this configuration names beside the one in force; None: for nothing."""
+
+    def are_heard(self) -> bool:
+        """They have said what they list of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Question:
     """Of another worker: have Envoys here these clusters?"""
@@ -58,6 +70,7 @@ class Introductions:
     Args:
         ads: Envoys of this worker.
         publisher: Sends them clusters.
+        sources: Asked for what they list of clusters to come.
         bus: To other workers; None if there are none.
         introduced: Called with the number of a configuration that may come into force, never within `begin`.
         spurned: Called likewise with one that some Envoy refuses, and why.
@@ -68,6 +81,7 @@ class Introductions:
         self,
         ads: AdsServer,
         publisher: Introducer,
+        sources: Sources,
         bus: Bus | None,
         introduced: Callable[[int], None],
         spurned: Callable[[int, Sequence[str]], None],
@@ -76,10 +90,14 @@ class Introductions:
         self._clock = clock
         self._ads = ads
         self._publisher = publisher
+        self._sources = sources
         self._bus = bus
         self._introduced = introduced
         self._spurned = spurned
         self._coming: Coming | None = None
+        self._number = 0
+        self._asked_for: frozenset[str] = frozenset()
+        self._are_heard = True
         self._unanswered: set[int] = set()
         self._refused: dict[str, str] = {}
         self._former: dict[str, str] = {}  # refused, of what was introduced last
@@ -90,14 +108,21 @@ class Introductions:
             bus.answers.add(self._answered)
 
     def begin(self, coming: Coming) -> None:
-        """Introduce this in place of what was introduced before; wait only if any cluster is needed."""
-        self._coming = coming if coming.needed else None
+        """Introduce this in place of what was introduced before."""
+        self._sources.foresee(coming.config)
+        self._are_heard = self._sources.are_heard()
+        self._coming = coming
         self._refused, self._former = {}, {}
         self._publisher.introduce(coming.config, coming.clusters)
-        self._unanswered = set()
-        if self._coming is not None and self._bus is not None:
-            self._unanswered |= self._bus.ask(coming.generation, sorted(coming.needed))
+        self._ask(coming.needed)
         self.look_soon()
+
+    def _ask(self, needed: frozenset[str]) -> None:
+        """Ask other workers for these clusters, in place of those that they were asked for before."""
+        self._number += 1
+        self._asked_for, self._unanswered = needed, set()
+        if needed and self._bus is not None:
+            self._unanswered |= self._bus.ask(self._number, sorted(needed))
 
     def applied(self, config: Config) -> None:
         """A configuration came into force; if that is because its time was over, say so."""
@@ -105,6 +130,11 @@ class Introductions:
         if coming is None or coming.config is not config:
             return
         self._coming = None
+        if not self._are_heard:
+            unlisted = sorted(config.clusters_named() - coming.here.keys() - coming.clusters.keys())
+            extra: dict[str, object] = {"clusters": unlisted}
+            _log.warning("a source has not said what it lists of clusters that are named now", extra=extra)
+            return
         lacked = sorted(self._ads.word(coming.needed).lacked)
         extra = {"clusters": lacked, "silent_workers": sorted(self._unanswered)}
         _log.warning("an Envoy has not acknowledged clusters that requests go to now", extra=extra)
@@ -121,7 +151,7 @@ class Introductions:
         self.look_soon()
 
     def _answered(self, answerer: int, number: int, refused: dict[str, str]) -> None:
-        if self._coming is not None and number == self._coming.generation:
+        if self._coming is not None and number == self._number:
             self._unanswered.discard(answerer)
             self._refused |= refused
             self.look_soon()
@@ -137,22 +167,29 @@ class Introductions:
     def _look(self) -> None:
         self._timer = None
         self._answer_others()
-        coming = self._coming
-        if coming is not None:
-            word = self._ads.word(coming.needed)
-            refused = {**self._refused, **word.refused}
-            if refused:
-                self._spurn(coming, refused)
-            elif not word.lacked and not self._unanswered:
-                self._coming = None
-                self._introduced(coming.generation)
+        self._are_heard = self._sources.are_heard()
+        if self._coming is not None and self._are_heard:
+            self._look_after(self._coming)
         if self._timer is None and (self._coming is not None or self._questions):
             self._timer = asyncio.get_running_loop().call_later(POLL_S, self._look)
+
+    def _look_after(self, coming: Coming) -> None:
+        needed = coming.needed
+        if needed != self._asked_for:  # a source has listed some meanwhile
+            self._ask(needed)
+        word = self._ads.word(needed)
+        refused = {**self._refused, **word.refused}
+        if refused:
+            self._spurn(coming, refused)
+        elif not word.lacked and not self._unanswered:
+            self._coming = None
+            self._introduced(coming.generation)
 
     def _spurn(self, coming: Coming, refused: Mapping[str, str]) -> None:
         self._coming = None
         self._former |= refused
         self._publisher.introduce(coming.config, {})
+        self._sources.foresee(None)
         self._publisher.hurry(list(refused))
         problems = [f"Envoy refuses the cluster `{name}`: {words}" for name, words in refused.items()]
         self._spurned(coming.generation, problems)

@@ -46,6 +46,7 @@ from extproc.transport.dialling import (
     certificate_pair,
     content,
 )
+from extproc.values.mesh_names import MeshName
 
 _log = logging.getLogger("tokenway.discovery")
 
@@ -112,12 +113,26 @@ class IstioSource:
         self._tasks: set[asyncio.Task[None]] = set()
         self._has_first = asyncio.Event()
         self._is_running = False
+        self._followed: frozenset[str] = frozenset()
+        self._foreseen: frozenset[str] = frozenset()
         self._away: str | None = None
         """What is wrong with the files while it is away for that, empty for all other reasons."""
 
     def follow(self, config: Config) -> None:
         """See `LiveSource`."""
-        self._carry_out(self._machine.follow(config.clusters_named(), time.monotonic()))
+        self._followed, self._foreseen = config.clusters_named(), frozenset()
+        self._carry_out(self._machine.follow(self._followed, time.monotonic()))
+
+    def foresee(self, config: Config | None) -> None:
+        """See `LiveSource`."""
+        named = frozenset[str]() if config is None else config.clusters_named()
+        self._foreseen = frozenset(name for name in named - self._followed if MeshName.of(name) is not None)
+        self._carry_out(self._machine.follow(self._followed | self._foreseen, time.monotonic()))
+
+    def is_heard(self) -> bool:
+        """See `LiveSource`."""
+        is_behind = bool(self._effects or self._messages) or not self._machine.is_in_sync
+        return not self._foreseen or not is_behind
 
     async def start(self) -> None:
         """See `LiveSource`."""

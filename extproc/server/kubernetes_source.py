@@ -85,6 +85,13 @@ class KubernetesSource:
     def follow(self, config: Config) -> None:
         """What is wanted is settled at the start: no rule changes it."""
 
+    def foresee(self, config: Config | None) -> None:
+        """See `follow`."""
+
+    def is_heard(self) -> bool:
+        """See `LiveSource`."""
+        return True
+
     async def start(self) -> None:
         """Begin."""
         self._started_s = self._clock()

@@ -41,6 +41,15 @@ class LiveSources:
         for source in self._sources:
             source.follow(config)
 
+    def foresee(self, config: Config | None) -> None:
+        """See `LiveSource`."""
+        for source in self._sources:
+            source.foresee(config)
+
+    def are_heard(self) -> bool:
+        """Each has said what it lists of clusters that are only foreseen."""
+        return all(source.is_heard() for source in self._sources)
+
     async def start(self) -> None:
         """Start all; return when each has reported its first state, or the wait is over."""
         for source in self._sources:

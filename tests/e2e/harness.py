@@ -374,6 +374,11 @@ class Stack:
         """Envoy's own view of its endpoints."""
         return (await get(f"http://127.0.0.1:{self.envoy_admin_port}/clusters")).decode()
 
+    async def envoy_health(self, cluster: str) -> dict[str, str]:
+        """What Envoy was told of a cluster's endpoints: `health_flags` by `ip:port`."""
+        rows = (line.split("::") for line in (await self.envoy_clusters()).splitlines())
+        return {row[1]: row[3] for row in rows if row[0] == cluster and row[2] == "health_flags"}
+
     def gateway_log(self) -> list[dict[str, Any]]:
         """The gateway's log lines."""
         lines = self.gateway.log.read_text().splitlines()

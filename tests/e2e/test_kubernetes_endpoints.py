@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,13 +13,18 @@ import pytest_asyncio
 import yaml
 
 from testbed.fake_kubernetes import FakeKubernetes
-from tests.e2e.harness import Load, Stack, chat, eventually, post, running_stack, simulators
+from tests.e2e.harness import Load, Stack, chat, eventually, key_of, post, running_stack, simulators
 from tokenway.simulator.server.app import SimulatorServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
 PODS = "/api/v1/namespaces/models/pods"
 POOLS = "/apis/inference.networking.k8s.io/v1/namespaces/models/inferencepools"
+CLUSTERS = ("llama", "model:*")
+"""That of the pool, and the one by which Envoy serves any model alone."""
+
+FLAGS = {"healthy": "healthy", "not ready": "/failed_eds_health", "draining": "/eds_status_draining"}
+"""How Envoy shows what it was told of an endpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +51,7 @@ class Site:
         self.api.put(PODS, {"metadata": metadata, "status": status})
 
     async def states(self, *wanted: str) -> None:
-        """Wait until the pods are this to every worker, and Envoy has as many endpoints."""
+        """Wait until the pods are this to every worker, and Envoy has been told so."""
 
         async def read() -> list[str]:
             rows = (await self.stack.endpoints())["endpoints"]
@@ -53,8 +59,10 @@ class Site:
             return [by_port.get(str(engine.port), "gone") for engine in self.engines]
 
         await eventually(read, lambda found: found == list(wanted))
-        there = sum(state != "gone" for state in wanted)
-        await eventually(self.stack.envoy_clusters, lambda text: text.count("::rq_total::") >= there)
+        known = zip(self.engines, wanted, strict=True)
+        flags = {key_of(engine): FLAGS[state] for engine, state in known if state != "gone"}
+        for cluster in CLUSTERS:
+            await eventually(partial(self.stack.envoy_health, cluster), lambda found: found == flags)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

@@ -114,12 +114,38 @@ class Wire:
         self.others[asker].answers.notify(self.index, number, dict(refused))
 
 
+class Source:
+    """Lists a cluster once it was asked for it; a `Sources`."""
+
+    def __init__(self, report: Callable[[str, dict[str, list[Listed]]], None]) -> None:
+        self._report = report
+        self.lists: str | None = None
+        self.asked: Config | None = None
+        self.is_silent = False
+
+    def foresee(self, config: Config | None) -> None:
+        """See `LiveSource`."""
+        self.asked = config
+        self.is_silent = config is not None and self.lists in config.clusters_named()
+
+    def are_heard(self) -> bool:
+        """See `LiveSource`."""
+        return not self.is_silent
+
+    def say(self) -> None:
+        """What it was asked for."""
+        assert self.lists is not None
+        self.is_silent = False
+        self._report("mesh", {self.lists: [Listed("10.0.0.2:80", Address("10.0.0.2", 80))]})
+
+
 class Worker:
     """What of a worker applies configurations, and which it may."""
 
     def __init__(self, wire: Wire | None = None) -> None:
         self.now_s = 0.0
         self.owners = Owners()
+        self.source = Source(self.owners.report)
         heard: Listeners[[]] = Listeners()
         self.ads = AdsServer(lambda _: None, heard.notify, lambda: self.now_s)
         publications = Publications(self.owners.fleet.clusters, lambda _: None, ClusterKinds(encode))
@@ -127,6 +153,7 @@ class Worker:
         self.introductions = Introductions(
             self.ads,
             self.publisher,
+            self.source,
             wire,  # type: ignore[arg-type]
             self._introduced,
             self._spurned,
@@ -154,8 +181,7 @@ class Worker:
         """A configuration with a cluster of that name, and a rule that leads to it."""
         self._generation += 1
         self.asked[self._generation] = configured(cluster, *others, **settings)
-        if not self.owners.introduce(self._generation, *self.asked[self._generation]):
-            self._introduced(self._generation)
+        self.owners.introduce(self._generation, *self.asked[self._generation])
 
     def time_is_over(self) -> None:
         """What `Following` does after `introduce_s`."""
@@ -200,6 +226,13 @@ async def settled() -> None:
     """All that follows has happened."""
     for _ in range(20):
         await asyncio.sleep(0)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what is looked for again and again."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - nothing announces it
+            await asyncio.sleep(0.01)
 
 
 @pytest.fixture
@@ -286,6 +319,59 @@ async def test_a_client_that_takes_no_clusters_does_not_count(worker: Worker) ->
     worker.rename("new")
     await settled()
     assert worker.in_force == "new"
+
+
+def led_elsewhere(worker: Worker) -> None:
+    """The one rule leads to `far`, which a source lists that is not the files; they list `old` as before."""
+    worker._generation += 1
+    config, resolution = configured("old")
+    config = config.model_copy(update={"models": configured("far")[0].models})
+    worker.asked[worker._generation] = config, resolution
+    worker.owners.introduce(worker._generation, config, resolution)
+
+
+async def test_a_source_is_asked_for_a_cluster_before_a_rule_leads_there(worker: Worker) -> None:
+    """And what it lists has to be in Envoy, too."""
+    worker.source.lists = "far"
+    envoy = Envoy(worker.ads)
+    await settled()
+    envoy.answers = False
+    led_elsewhere(worker)
+    await settled()
+    assert worker.owners._read is not worker.asked[1][0]
+    worker.source.say()
+    await until(lambda: "far" in envoy.has)
+    assert worker.owners._read is not worker.asked[1][0]
+    envoy.acknowledge()
+    await until(lambda: worker.owners._read is worker.asked[1][0])
+
+
+async def test_a_source_that_says_nothing_is_waited_for_so_long(
+    worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Then the configuration is in force all the same, and the log names the cluster."""
+    worker.source.lists = "far"
+    led_elsewhere(worker)
+    await settled()
+    assert worker.owners._read is not worker.asked[1][0]
+    worker.time_is_over()
+    assert worker.owners._read is worker.asked[1][0]
+    (record,) = caplog.records
+    assert record.message == "a source has not said what it lists of clusters that are named now"
+    assert vars(record)["clusters"] == ["far"]
+
+
+async def test_a_source_is_asked_no_more_for_what_envoy_refuses(worker: Worker) -> None:
+    """The rule does not lead there."""
+    envoy = Envoy(worker.ads)
+    await settled()
+    envoy.answers = False
+    worker.rename("new")
+    await settled()
+    assert worker.source.asked is worker.asked[1][0]
+    envoy.refuse("new: no")
+    await settled()
+    assert worker.source.asked is None
 
 
 async def test_swapped_back_while_it_waits(worker: Worker) -> None:

@@ -141,12 +141,13 @@ async def test_a_stop_while_it_starts(installation: Installation) -> None:
 async def test_a_reload_says_what_it_does_not_reach(
     installation: Installation, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is live is in force a turn of the loop later."""
+    """What is live is in force two turns of the loop later."""
     worker = installation.worker()
     await worker.start()
     installation.write(load={"lease_s": 77}, logging={"level": "error"})
     caplog.set_level(logging.WARNING, "tokenway.configuration")
     worker.reload()
+    await asyncio.sleep(0)
     await asyncio.sleep(0)
     said = [record for record in caplog.records if record.msg == "changed settings are not in force yet"]
     assert [record.__dict__["settings"] for record in said] == [["load.lease_s"]]
@@ -178,6 +179,7 @@ async def test_what_envoy_is_told_is_encoded_off_the_loop_before_a_configuration
     assert logger.level != logging.ERROR
     installation.write(logging={"level": "warning"})
     worker.reload()
+    await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert logger.level == logging.WARNING
     goes_on.set()

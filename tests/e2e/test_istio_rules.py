@@ -1,0 +1,61 @@
+"""Tokenway's own Envoy before services of istiod's: rules that lead elsewhere, while requests run."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import pytest
+import pytest_asyncio
+
+from tests.e2e.harness import Load, eventually, running_stack, simulators
+from tests.fake_istiod import FakeIstiod
+from tests.mesh import lb_endpoint
+from tokenway.simulator.server.app import SimulatorServer
+
+pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
+
+SERVICES: Final = ("outbound|8000||one.models.internal", "outbound|8000||other.models.internal")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def engines() -> AsyncIterator[list[SimulatorServer]]:
+    """Quick ones."""
+    async with simulators(2, time_scale=0.1) as started:
+        yield started
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def istiod() -> AsyncIterator[FakeIstiod]:
+    """A fake one without services."""
+    fake = FakeIstiod()
+    await fake.start()
+    yield fake
+    await fake.stop()
+
+
+def _config(istiod: FakeIstiod, service: str) -> dict[str, Any]:
+    istio = {"address": f"127.0.0.1:{istiod.port}"}
+    return {"models": {"sim": {"rules": [{"cluster": service}]}}, "discovery": {"istio": istio}}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_rule_leads_to_another_service_under_load(
+    istiod: FakeIstiod, engines: list[SimulatorServer], workers: int
+) -> None:
+    """It is asked for a service before the rule that names it is in force: no request fails."""
+    for service in SERVICES:
+        istiod.set(service, *(lb_endpoint("127.0.0.1", engine.port) for engine in engines))
+    async with running_stack([], _config(istiod, SERVICES[0]), workers=workers) as stack:
+
+        async def clusters() -> set[str]:
+            return {record["cluster"] for record in await stack.last(2 * workers)}
+
+        async with Load(stack, "sim", clients=8, stream=False, max_tokens=4) as load:
+            await load.more(16)
+            for turn in range(1, 5):
+                service = SERVICES[turn % 2]
+                stack.write_config(_config(istiod, service))
+                await eventually(clusters, {service}.__eq__)
+                await load.more(16)
+    assert load.failures == [], f"{len(load.failures)} beside {load.answers} answers: {load.failures[:3]}"
