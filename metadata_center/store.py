@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ class LoadStore(Protocol):
 class PrefixStore(Protocol):
     """Predicted KV-cache contents per endpoint. `PrefixIndex` states each call in full."""
 
-    def match(self, blocks: Sequence[int], keys: tuple[EndpointKey, ...]) -> list[int]:
+    def match(self, blocks: Sequence[int], keys: tuple[EndpointKey, ...]) -> list[int] | array[int]:
         """Leading blocks held, shape (n,); 0 for an endpoint never recorded."""
         ...
 

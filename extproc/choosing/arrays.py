@@ -2,9 +2,12 @@
 
 Rules:
     1. Equal to the loops to the last bit: the same operations in the same order, each in 64 bits. Sums are
-       `plain_sum`, for numpy's own adds in another order.
+       one addition after the other, for numpy's own adds in another order. Counts are below 2**53, so that
+       they are the same numbers as floats.
     2. Arrays of numpy stay inside: lists or arrays of Python go in, and arrays of Python come out, whose
        bytes numpy reads again without a look at each number.
+    3. What most rows do not have is computed for those that have it: prefill ahead, cached prompts, too
+       little room.
 """
 
 from __future__ import annotations
@@ -16,8 +19,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from extproc.choosing.completion import Costs, mean_backlog_s
+from extproc.choosing.completion import (
+    DECODE_TOKENS,
+    MOST_TAKEN,
+    TPOT_LIMIT_S,
+    Costs,
+    mean_backlog_s,
+    price_at_pace,
+)
 from extproc.choosing.rows import BLANK_PROMPT
+from extproc.choosing.weights import Weights, weights_of
 from extproc.predicting.priced_terms import CEILING_S
 from extproc.predicting.tpot import FLOOR_S
 from extproc.predicting.tpot import TOKENS as TPOT_TOKENS
@@ -32,21 +43,46 @@ _Ints = NDArray[np.int64]
 
 
 def _ints(column: Sequence[int]) -> _Ints:
+    """Not to be written to."""
+    if type(column) is array and column.typecode == "q":
+        return np.frombuffer(column, np.int64)
     return np.array(column, np.int64)
 
 
 def _floats(column: Sequence[float]) -> _Floats:
+    """Not to be written to."""
+    if type(column) is array and column.typecode == "d":
+        return np.frombuffer(column, np.float64)
     return np.array(column, np.float64)
 
 
-def _weights(column: Sequence[float]) -> _Floats | float:
-    """One number where all are the same, as most are."""
-    first = column[0]
-    return first if column.count(first) == len(column) else _floats(column)
+def _counts(column: Sequence[int]) -> _Floats:
+    """Integers as floats, in an array of its own."""
+    return _ints(column).astype(np.float64)
 
 
 def _given(column: _Floats) -> array[float]:
     return array("d", column.tobytes())
+
+
+def _sum(column: _Floats) -> float:
+    """As `plain_sum`."""
+    return float(np.add.accumulate(column)[-1])
+
+
+def _over_weights(column: _Floats, weights: Weights) -> _Floats:
+    """In place."""
+    if weights.each is not None:
+        column /= weights.each
+    elif weights.one != 1.0:
+        column /= weights.one
+    return column
+
+
+def _decoding(requests: Sequence[int], prefilling: Sequence[int]) -> _Floats:
+    """Requests known to be prefilled, in an array of its own."""
+    decoding = (_ints(requests) - _ints(prefilling)).astype(np.float64)
+    return np.maximum(decoding, 0.0, out=decoding)
 
 
 def steps_s(
@@ -60,10 +96,20 @@ def steps_s(
 ) -> Sequence[float]:
     """`snapshots.steps_s` at one set of prices of one segment."""
     per_request, per_context, base = prices_s
-    running, prefills, context = _ints(requests), _ints(prefilling), _ints(context_tokens)
-    read = (context + prompt_tokens) + np.maximum(0, running - prefills) * half_tokens
-    step_s = per_request * (running + 1) + per_context * (read / TPOT_TOKENS) + base
-    return _given(np.clip(step_s, FLOOR_S, CEILING_S) / _weights(weights))
+    read = _counts(context_tokens)
+    read += prompt_tokens
+    decoding = _decoding(requests, prefilling)
+    decoding *= half_tokens
+    read += decoding
+    read /= TPOT_TOKENS
+    read *= per_context
+    step_s = _counts(requests)
+    step_s += 1.0
+    step_s *= per_request
+    step_s += read
+    step_s += base
+    np.minimum(np.maximum(step_s, FLOOR_S, out=step_s), CEILING_S, out=step_s)
+    return _given(_over_weights(step_s, weights_of(weights)))
 
 
 def kv_used(
@@ -75,88 +121,220 @@ def kv_used(
     half_tokens: float,
 ) -> Sequence[int]:
     """`snapshots.kv_used`."""
-    computed = np.maximum(0.0, _ints(context_tokens) * _floats(distinct_ratios) - _ints(prefill_tokens))
-    decoding = np.maximum(0, _ints(requests) - _ints(prefilling))
-    return array("q", (computed + decoding * half_tokens).astype(np.int64).tobytes())
+    computed = _counts(context_tokens)
+    computed *= _floats(distinct_ratios)
+    computed -= _ints(prefill_tokens)
+    np.maximum(computed, 0.0, out=computed)
+    decoding = _decoding(requests, prefilling)
+    decoding *= half_tokens
+    computed += decoding
+    return array("q", computed.astype(np.int64).tobytes())
 
 
 def times_s(snapshot: Snapshot, learned: Learned) -> tuple[Sequence[float], Sequence[float]]:
     """`columns.times_s`."""
-    own = learned.row_prices_s
-    prices_s = np.array(own, np.float64).T if own else learned.prefill_prices_s
-    base, token, pair, from_cache, sequence, in_context = prices_s
-    requests, prefilling = _ints(snapshot.requests), _ints(snapshot.prefilling)
-    pending, context = _ints(snapshot.prefill_tokens), _ints(snapshot.context_tokens)
-    cached, weights = _ints(snapshot.cached_tokens), _weights(snapshot.weights)
-    ahead, decoding, read = _backlogs(requests, prefilling, pending, context, snapshot.output_tokens)
-    beside = sequence * decoding + in_context * read / TOKENS
-    beside = beside / np.maximum(STEP_TOKENS // 8, STEP_TOKENS - decoding)
-    is_busy = (requests > 0) | (pending > 0)
-    per_pair = pair / (TOKENS * TOKENS)
-    per_token: _Floats = token / TOKENS + np.where(is_busy, beside, 0.0)
-    pairs = pending * (ahead - pending + pending / 2) / np.maximum(1, prefilling)
-    pairs = np.where(prefilling > 0, pairs, 0.0)
-    waits = np.where(is_busy, (pending * per_token + pairs * per_pair) / weights, 0.0)
-    uncached = np.maximum(BLANK_PROMPT, snapshot.prompt_tokens - cached)
-    pairs = uncached * (cached + uncached / 2)
-    works = base + cached * (from_cache / TOKENS) + uncached * per_token + pairs * per_pair
-    return _given(waits), _given(works / weights)
+    waits_s, works_s = _times_s(snapshot, learned)
+    return _given(waits_s), _given(works_s)
 
 
-def _backlogs(
-    requests: _Ints, prefilling: _Ints, pending: _Ints, context: _Ints, output_tokens: float
-) -> tuple[_Ints, _Ints, _Floats]:
-    """Prompt tokens ahead, requests that decode and the context that they read, see `rows.backlog`."""
-    ahead = np.maximum(pending, context * prefilling // np.maximum(1, requests))
-    ahead = np.where(requests > 0, ahead, pending)
-    decoding = np.maximum(0, requests - prefilling)
-    return ahead, decoding, np.maximum(0, context - ahead) + decoding * (output_tokens / 2)
+def _times_s(snapshot: Snapshot, learned: Learned) -> tuple[_Floats, _Floats]:
+    own, weights = learned.row_prices_s, weights_of(snapshot.weights)
+    prices_s: Sequence[_Floats | float] = (
+        list(np.array(own, np.float64).T) if own else learned.prefill_prices_s
+    )
+    _, token, pair, _, sequence, in_context = prices_s
+    requests, pending = _ints(snapshot.requests), _ints(snapshot.prefill_tokens)
+    behind = (pending | _ints(snapshot.prefilling)).nonzero()[0]
+    per_token = _beside(snapshot, behind, sequence, in_context)
+    per_token *= (requests | pending) > 0
+    per_token += token / TOKENS
+    waits_s = np.zeros(len(requests))
+    if behind.size:
+        prefilling, left = _ints(snapshot.prefilling)[behind], pending[behind]
+        pairs = left * (_ahead(snapshot, behind) - left + left / 2) / np.maximum(1, prefilling)
+        pairs = np.where(prefilling > 0, pairs, 0.0)
+        ahead_s = left * per_token[behind] + pairs * (_at(pair, behind) / (TOKENS * TOKENS))
+        waits_s[behind] = ahead_s / (weights.one if weights.each is None else weights.each[behind])
+    return waits_s, _over_weights(_works_s(snapshot, prices_s, per_token), weights)
+
+
+def _at(of_rows: _Floats | float, rows: NDArray[np.intp]) -> _Floats | float:
+    return of_rows if isinstance(of_rows, float | int) else of_rows[rows]
+
+
+def _ahead(snapshot: Snapshot, rows: NDArray[np.intp]) -> _Ints:
+    """Prompt tokens ahead, of some rows, see `rows.backlog`; elsewhere nothing is."""
+    requests, pending = _ints(snapshot.requests)[rows], _ints(snapshot.prefill_tokens)[rows]
+    shared = _ints(snapshot.context_tokens)[rows] * _ints(snapshot.prefilling)[rows]
+    ahead = np.maximum(pending, shared // np.maximum(1, requests))
+    return np.where(requests > 0, ahead, pending)
+
+
+def _read(snapshot: Snapshot, behind: NDArray[np.intp]) -> tuple[_Floats, _Floats]:
+    """Context that decodes read, and how many they are, see `rows.backlog`.
+
+    Args:
+        snapshot: The rows.
+        behind: Those with prefill ahead.
+    """
+    read = _counts(snapshot.context_tokens)
+    if behind.size:
+        read[behind] -= _ahead(snapshot, behind)
+    np.maximum(read, 0.0, out=read)
+    decoding = _decoding(snapshot.requests, snapshot.prefilling)
+    read += decoding * (snapshot.output_tokens / 2)
+    return read, decoding
+
+
+def _beside(
+    snapshot: Snapshot, behind: NDArray[np.intp], sequence: _Floats | float, in_context: _Floats | float
+) -> _Floats:
+    """What decodes add to each token of prefill."""
+    beside, decoding = _read(snapshot, behind)
+    beside *= in_context
+    beside /= TOKENS
+    beside += sequence * decoding
+    room = np.subtract(STEP_TOKENS, decoding, out=decoding)
+    beside /= np.maximum(room, STEP_TOKENS // 8, out=room)
+    return beside
+
+
+def _works_s(snapshot: Snapshot, prices_s: Sequence[_Floats | float], per_token: _Floats) -> _Floats:
+    """Own prefill, at no weight: as if nothing were cached, but where something is."""
+    works_s = _work_s(prices_s, 0, max(BLANK_PROMPT, snapshot.prompt_tokens), per_token)
+    cached = _ints(snapshot.cached_tokens)
+    rows = cached.nonzero()[0]
+    if rows.size:
+        cached = cached[rows]
+        uncached = np.maximum(BLANK_PROMPT, snapshot.prompt_tokens - cached)
+        works_s[rows] = _work_s([_at(each, rows) for each in prices_s], cached, uncached, per_token[rows])
+    return works_s
+
+
+def _work_s(
+    prices_s: Sequence[_Floats | float], cached: _Ints | int, uncached: _Ints | int, per_token: _Floats
+) -> _Floats:
+    base, _, pair, from_cache, _, _ = prices_s
+    work_s = uncached * per_token
+    work_s += base + cached * (from_cache / TOKENS)
+    work_s += uncached * (cached + uncached / 2) * (pair / (TOKENS * TOKENS))
+    return work_s
 
 
 def rooms_s(snapshot: Snapshot, waits_s: Sequence[float]) -> Sequence[float]:
     """`columns.rooms_s`."""
-    found = np.zeros(len(waits_s))
-    requests, steps = _ints(snapshot.requests), _floats(snapshot.steps_s)
-    if any(snapshot.kv_tokens):
-        kv, pending = _ints(snapshot.kv_tokens), _ints(snapshot.prefill_tokens)
-        used = _said_or_counted(snapshot, requests, pending)
-        uncached = np.maximum(BLANK_PROMPT, snapshot.prompt_tokens - _ints(snapshot.cached_tokens))
-        excess = used + (pending + uncached) - kv
-        is_short = (kv > 0) & (excess > 0.0) & (used > 0.0)
-        share = np.minimum(1.0, excess / np.where(is_short, used, 1.0))
-        found = np.where(is_short, share * snapshot.output_tokens * steps, found)
-    turns = turns_s(snapshot)
-    if turns:
-        batches = (requests - _ints(snapshot.max_num_seqs)) * _floats(turns)
-        found = np.maximum(np.maximum(found, batches - _floats(waits_s)), 0.0)
-    return _given(found)
+    found = _rooms_s(snapshot, _floats(waits_s), turns_s(snapshot))
+    return array("d", bytes(8 * len(waits_s))) if found is None else _given(found)
+
+
+def _rooms_s(snapshot: Snapshot, waits_s: _Floats, turns_s: Sequence[float]) -> _Floats | None:
+    """None if there is room everywhere."""
+    found = None
+    if snapshot.kv_tokens:
+        rows = _maybe_short(snapshot)
+        if rows.size:
+            found = np.zeros(len(waits_s))
+            found[rows] = _kv_s(snapshot, rows)
+    if turns_s:
+        turns = _floats(turns_s)
+        rows = turns.nonzero()[0]
+        excess = (_ints(snapshot.requests) - _ints(snapshot.max_num_seqs))[rows]
+        found = np.zeros(len(waits_s)) if found is None else found
+        found[rows] = np.maximum(np.maximum(found[rows], excess * turns[rows] - waits_s[rows]), 0.0)
+    return found
+
+
+def _maybe_short(snapshot: Snapshot) -> NDArray[np.intp]:
+    """Rows whose KV cache may have too little room; others have enough."""
+    kv = _ints(snapshot.kv_tokens)
+    used = snapshot.kv_used
+    if not used or type(used) is not array:  # as the engines say, of which some do not
+        return kv.nonzero()[0]
+    needed = _ints(used) + _ints(snapshot.prefill_tokens)
+    needed += max(BLANK_PROMPT, snapshot.prompt_tokens)
+    return ((needed > kv) & (kv > 0)).nonzero()[0]
+
+
+def _kv_s(snapshot: Snapshot, rows: NDArray[np.intp]) -> _Floats:
+    """`rows.kv_s` of some rows, whose cache's size is known."""
+    pending, cached = _ints(snapshot.prefill_tokens)[rows], _ints(snapshot.cached_tokens)[rows]
+    used = _said_or_counted(snapshot, rows)
+    excess = used + (pending + np.maximum(BLANK_PROMPT, snapshot.prompt_tokens - cached))
+    excess -= _ints(snapshot.kv_tokens)[rows]
+    is_short = (excess > 0.0) & (used > 0.0)
+    share = np.minimum(1.0, excess / np.where(is_short, used, 1.0))
+    return np.where(is_short, share * snapshot.output_tokens * _floats(snapshot.steps_s)[rows], 0.0)
+
+
+def _said_or_counted(snapshot: Snapshot, rows: NDArray[np.intp]) -> _Floats:
+    """As the engines say, or where they do not, by the ledger, as `rows.kv_s` has it."""
+    if snapshot.kv_used and type(snapshot.kv_used) is array:
+        return _ints(snapshot.kv_used)[rows].astype(np.float64)
+    pending = _ints(snapshot.prefill_tokens)
+    behind = (pending | _ints(snapshot.prefilling)).nonzero()[0]
+    counted = _read(snapshot, behind)[0]
+    if behind.size:
+        counted[behind] += _ahead(snapshot, behind)
+    counted -= pending
+    counted = counted[rows]
+    if not snapshot.kv_used:
+        return counted
+    said = np.array(snapshot.kv_used, np.float64)[rows]  # None becomes "not a number"
+    return np.where(np.isnan(said), counted, said)
 
 
 def turns_s(snapshot: Snapshot) -> Sequence[float]:
     """`columns.turns_s`."""
-    if not any(snapshot.max_num_seqs):
+    if not snapshot.max_num_seqs:
         return ()
     requests, limits = _ints(snapshot.requests), _ints(snapshot.max_num_seqs)
-    turns = snapshot.output_tokens * _floats(snapshot.steps_s) / np.maximum(1, limits)
-    return _given(np.where((limits > 0) & (requests > limits), turns, 0.0))
+    is_full = requests > limits
+    rows = np.logical_and(is_full, limits, out=is_full).nonzero()[0]
+    if not rows.size:
+        return ()
+    found = np.zeros(len(requests))
+    found[rows] = snapshot.output_tokens * _floats(snapshot.steps_s)[rows] / limits[rows]
+    return _given(found) if found.any() else ()
 
 
 def taken_ratios(snapshot: Snapshot) -> Sequence[float]:
     """`columns.taken_ratios`."""
-    limits = _ints(snapshot.max_num_seqs)
-    ratios = np.minimum(1.0, _ints(snapshot.requests) / np.maximum(1, limits))
-    return _given(np.where(limits != 0, ratios, 0.0))
+    return _given(_taken_ratios(snapshot))
 
 
-def _said_or_counted(snapshot: Snapshot, requests: _Ints, pending: _Ints) -> _Floats:
-    """As the engines say, or where they do not, by the ledger, as `rows.kv_s` has it."""
-    prefilling, context = _ints(snapshot.prefilling), _ints(snapshot.context_tokens)
-    ahead, _, read = _backlogs(requests, prefilling, pending, context, snapshot.output_tokens)
-    counted: _Floats = read + ahead - pending
-    if not snapshot.kv_used:
-        return counted
-    said = np.array(snapshot.kv_used, np.float64)  # None becomes "not a number"
-    return np.where(np.isnan(said), counted, said)
+def _taken_ratios(snapshot: Snapshot) -> _Floats:
+    limits = _counts(snapshot.max_num_seqs)
+    ratios = _ints(snapshot.requests) / np.maximum(limits, 1.0)
+    np.minimum(ratios, 1.0, out=ratios)
+    ratios *= limits != 0
+    return ratios
+
+
+def completion_costs(snapshot: Snapshot, learned: Learned) -> Costs:
+    """`least_completion.completion_costs`, but for those that wait."""
+    endpoints, steps = len(snapshot.keys), _floats(snapshot.steps_s)
+    followers_per_s = learned.followers_per_s
+    if snapshot.max_num_seqs:
+        taken = _sum(_taken_ratios(snapshot)) / endpoints
+        followers_per_s = max(followers_per_s, learned.rate_per_s / (1.0 - min(MOST_TAKEN, taken)))
+    waits, works = _times_s(snapshot, learned)
+    turns = turns_s(snapshot)
+    rooms = _rooms_s(snapshot, waits, turns)
+    pace_s = _sum(steps) / endpoints
+    price = price_at_pace(learned.decode_tokens, learned.tpot_limit_s, pace_s)
+    stalled = _stalled(snapshot, pace_s)
+    columns = waits, works, rooms, steps
+    return _costs(*columns, followers_per_s, price, snapshot.held_s, turns, stalled, snapshot.sunk_ratios)
+
+
+def _stalled(snapshot: Snapshot, pace_s: float) -> _Floats | float:
+    """As in `least_completion`; one number where it is the same for all rows."""
+    decoding = int(_ints(snapshot.requests).sum()) - int(_ints(snapshot.prefilling).sum())
+    if decoding <= 0 or snapshot.output_tokens <= 0.0:
+        return 0.0
+    weights, price = weights_of(snapshot.weights), price_at_pace(DECODE_TOKENS, TPOT_LIMIT_S, pace_s)
+    each_s = decoding / weights.total * price / snapshot.output_tokens
+    return each_s * (weights.one if weights.each is None else weights.each)
 
 
 def cost_columns(
@@ -172,28 +350,58 @@ def cost_columns(
     sunk_ratios: Sequence[float] = (),
 ) -> Costs:
     """`completion.cost_columns`."""
-    endpoints = len(waits_s)
-    waits, works, rooms = _floats(waits_s), _floats(works_s), _floats(rooms_s)
-    backlog_s = mean_backlog_s(_given(np.sort(waits + rooms)), held_s)
-    others = followers_per_s * works * (backlog_s + works / (2 * endpoints))
-    stalls = _floats(stalled) * works if stalled else np.zeros(endpoints)
+    columns = _floats(waits_s), _floats(works_s), _floats(rooms_s), _floats(steps_s)
+    stalls = _floats(stalled) if stalled else 0.0
+    return _costs(*columns, followers_per_s, pace_price, held_s, turns_s, stalls, sunk_ratios)
+
+
+def _costs(
+    waits: _Floats,
+    works: _Floats,
+    rooms: _Floats | None,
+    steps: _Floats,
+    followers_per_s: float,
+    pace_price: float,
+    held_s: float,
+    turns_s: Sequence[float],
+    stalled: _Floats | float,
+    sunk_ratios: Sequence[float],
+) -> Costs:
+    endpoints = len(waits)
+    backlogs = waits if rooms is None else waits + rooms
+    others = works / (2 * endpoints)
+    others += _mean_backlog_s(backlogs, held_s)
+    others *= followers_per_s * works
+    stalls = stalled * works
     if sunk_ratios:
         charged = 1.0 - _floats(sunk_ratios)
-        others, stalls = others * charged, stalls * charged
-    decodes = pace_price * _floats(steps_s)
-    totals = waits + rooms + works + others + stalls + decodes
-    columns = _given(others), _given(stalls), _given(decodes)
-    return Costs(waits_s, rooms_s, works_s, *columns, turns_s, _given(totals))
+        others *= charged
+        stalls *= charged
+    decodes = pace_price * steps
+    totals = backlogs + works
+    totals += others
+    totals += stalls
+    totals += decodes
+    none_s = array("d", bytes(8 * endpoints))
+    return Costs(
+        _given(waits),
+        none_s if rooms is None else _given(rooms),
+        _given(works),
+        _given(others),
+        _given(stalls),
+        _given(decodes),
+        turns_s,
+        _given(totals),
+    )
 
 
-def floats(column: Sequence[float]) -> array[float]:
-    """The same numbers in an array, which `plain_sum` adds up sooner."""
-    return _given(_floats(column))
-
-
-def scaled(column: Sequence[float], factor: float) -> Sequence[float]:
-    """Each number times the factor."""
-    return _given(factor * _floats(column))
+def _mean_backlog_s(backlogs: _Floats, held_s: float) -> float:
+    """`completion.mean_backlog_s`, of backlogs in any order."""
+    endpoints = len(backlogs)
+    half = min(endpoints, max(2, (endpoints + 1) // 2))
+    if endpoints - np.count_nonzero(backlogs) >= half:  # the emptier half has none at all
+        return held_s / endpoints
+    return mean_backlog_s(_given(np.sort(backlogs)), held_s)
 
 
 def negated(column: Sequence[float]) -> Sequence[float]:
@@ -204,10 +412,13 @@ def negated(column: Sequence[float]) -> Sequence[float]:
 def most_cached_first(scores: Sequence[float], cached_tokens: Sequence[int]) -> Sequence[float]:
     """`least_completion.most_cached_first`."""
     values = _floats(scores)
-    best = np.max(values)
+    best = float(values.max())
     is_best = values == best
     if np.count_nonzero(is_best) == 1:
         return scores
     cached = _ints(cached_tokens)
-    is_less = is_best & (cached < np.max(cached[is_best]))
+    most = int(cached[is_best].max())
+    if most == 0:
+        return scores
+    is_less = is_best & (cached < most)
     return _given(np.where(is_less, np.nextafter(best, -np.inf), values))

@@ -60,10 +60,11 @@ def times_s(snapshot: Snapshot, learned: Learned) -> tuple[list[float], list[flo
 
 
 def turns_s(snapshot: Snapshot) -> Sequence[float]:
-    """From one end of a sequence to the next, 0 where fewer run than may; empty if they do everywhere."""
+    """From one end of a sequence to the next, 0 where no more run than may; empty if so everywhere."""
     if not any(snapshot.max_num_seqs):
         return ()
-    return [batch_s(snapshot, row)[1] for row in range(len(snapshot.keys))]
+    found = [batch_s(snapshot, row)[1] for row in range(len(snapshot.keys))]
+    return found if any(found) else ()
 
 
 def taken_ratios(snapshot: Snapshot) -> Sequence[float]:

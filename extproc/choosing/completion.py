@@ -43,6 +43,10 @@ DECODE_TOKENS: Final = 50.0
 TPOT_LIMIT_S: Final = 0.1
 """The default limit on the time per token."""
 
+MOST_TAKEN: Final = 0.95
+"""Share of `max_num_seqs` in use that is believed at most: 0.99 has prefill outweigh any queue for a place,
+0.9 gives away too much of the cache where a whole fleet is full."""
+
 
 @value
 class Cost:
@@ -169,7 +173,12 @@ def decode_price(decode_tokens: float, tpot_limit_s: float, steps_s: Sequence[fl
         tpot_limit_s: The latter, > 0.
         steps_s: Time per output token of each endpoint, at least one.
     """
-    return decode_tokens * min(1.0, plain_sum(steps_s) / len(steps_s) / tpot_limit_s)
+    return price_at_pace(decode_tokens, tpot_limit_s, plain_sum(steps_s) / len(steps_s))
+
+
+def price_at_pace(decode_tokens: float, tpot_limit_s: float, pace_s: float) -> float:
+    """`decode_price` where the fleet's mean time per output token is known."""
+    return decode_tokens * min(1.0, pace_s / tpot_limit_s)
 
 
 def mean_backlog_s(backlogs_s: Sequence[float], held_s: float) -> float:

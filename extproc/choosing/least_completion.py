@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import neg
-from typing import Final
 
 from extproc.choosing import arrays, columns
-from extproc.choosing.completion import DECODE_TOKENS, TPOT_LIMIT_S, Costs, cost_columns, decode_price
+from extproc.choosing.completion import (
+    DECODE_TOKENS,
+    MOST_TAKEN,
+    TPOT_LIMIT_S,
+    Costs,
+    cost_columns,
+    decode_price,
+)
 from extproc.choosing.rows import learned_of
 from extproc.predicting.sums import plain_sum
 from extproc.values.choices import Learned, Snapshot
-
-MOST_TAKEN: Final = 0.95
-"""Share of `max_num_seqs` in use that is believed at most: 0.99 has prefill outweigh any queue for a place,
-0.9 gives away too much of the cache where a whole fleet is full."""
 
 
 def completion_costs(snapshot: Snapshot) -> Costs:
@@ -24,29 +26,22 @@ def completion_costs(snapshot: Snapshot) -> Costs:
         ValueError: The snapshot has no learned prices.
     """
     learned = learned_of(snapshot)
-    waits_s: Sequence[float]
-    works_s: Sequence[float]
-    rooms_s: Sequence[float]
-    if len(snapshot.keys) < arrays.MANY_ROWS:
-        waits_s, works_s = columns.times_s(snapshot, learned)
-        rooms_s, turns_s = columns.rooms_s(snapshot, waits_s), columns.turns_s(snapshot)
-        costs_of = cost_columns
+    if len(snapshot.keys) >= arrays.MANY_ROWS:
+        found = arrays.completion_costs(snapshot, learned)
     else:
-        waits_s, works_s = arrays.times_s(snapshot, learned)
-        rooms_s, turns_s = arrays.rooms_s(snapshot, waits_s), arrays.turns_s(snapshot)
-        costs_of = arrays.cost_columns
-    found = costs_of(
-        waits_s,
-        works_s,
-        rooms_s,
-        snapshot.steps_s,
-        max(learned.followers_per_s, _followers_per_s(snapshot, learned)),
-        decode_price(learned.decode_tokens, learned.tpot_limit_s, snapshot.steps_s),
-        snapshot.held_s,
-        turns_s,
-        _stalled(snapshot),
-        snapshot.sunk_ratios,
-    )
+        waits_s, works_s = columns.times_s(snapshot, learned)
+        found = cost_columns(
+            waits_s,
+            works_s,
+            columns.rooms_s(snapshot, waits_s),
+            snapshot.steps_s,
+            max(learned.followers_per_s, _followers_per_s(snapshot, learned)),
+            decode_price(learned.decode_tokens, learned.tpot_limit_s, snapshot.steps_s),
+            snapshot.held_s,
+            columns.turns_s(snapshot),
+            _stalled(snapshot),
+            snapshot.sunk_ratios,
+        )
     return found.behind(snapshot.ahead_s) if snapshot.ahead_s else found
 
 
@@ -58,7 +53,7 @@ def _followers_per_s(snapshot: Snapshot, learned: Learned) -> float:
     """
     if not snapshot.max_num_seqs:
         return 0.0
-    taken = (columns if len(snapshot.keys) < arrays.MANY_ROWS else arrays).taken_ratios(snapshot)
+    taken = columns.taken_ratios(snapshot)
     return learned.rate_per_s / (1.0 - min(MOST_TAKEN, plain_sum(taken) / len(taken)))
 
 
@@ -73,11 +68,8 @@ def _stalled(snapshot: Snapshot) -> Sequence[float]:
     if decoding <= 0 or snapshot.output_tokens <= 0.0:
         return []
     price = decode_price(DECODE_TOKENS, TPOT_LIMIT_S, snapshot.steps_s)
-    if len(snapshot.weights) < arrays.MANY_ROWS:
-        each_s = decoding / plain_sum(snapshot.weights) * price / snapshot.output_tokens
-        return [each_s * weight for weight in snapshot.weights]
-    weights = arrays.floats(snapshot.weights)
-    return arrays.scaled(weights, decoding / plain_sum(weights) * price / snapshot.output_tokens)
+    each_s = decoding / plain_sum(snapshot.weights) * price / snapshot.output_tokens
+    return [each_s * weight for weight in snapshot.weights]
 
 
 def completion_terms(snapshot: Snapshot) -> dict[str, list[float]]:

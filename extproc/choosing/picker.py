@@ -22,6 +22,7 @@ from typing import Final
 import numpy as np
 
 from extproc.choosing.arrays import MANY_ROWS
+from extproc.choosing.weights import weights_of
 from extproc.values.choices import Rng
 
 _TAKEN: Final = -inf
@@ -46,7 +47,7 @@ def pick(
         rng: Drawn from at most `wanted` + 1 times, see Rule 2.
         weights: See Rule 3, > 0, one per row; empty if all are equal.
     """
-    if weights and weights.count(weights[0]) == rows:
+    if weights and _are_equal(weights):
         weights = ()
     if scores is not None and candidates == 1:
         return (best if rows < MANY_ROWS else best_of_many)(scores, wanted, rng, weights)
@@ -97,20 +98,28 @@ def best(scores: Sequence[float], wanted: int, rng: Rng, weights: Sequence[float
 
 
 def best_of_many(scores: Sequence[float], wanted: int, rng: Rng, weights: Sequence[float]) -> tuple[int, ...]:
-    """`best`, by numpy."""
+    """`best`, by numpy: of one score after the other, whose rows are drawn among together."""
     left = np.array(scores, np.float64)
-    picked = []
-    for _ in range(wanted):
-        row = int(np.argmax(left))
-        equals = np.flatnonzero(left == left[row])
-        if len(equals) > 1:
-            if weights:
-                row = int(equals[_draw_weighted(rng, [weights[each] for each in equals.tolist()])])
-            else:
-                row = int(equals[_draw(rng, len(equals))])
-        picked.append(row)
-        left[row] = _TAKEN
-    return tuple(picked)
+    picked: list[int] = []
+    while True:
+        first = int(left.argmax())
+        is_best = left == left[first]
+        equals = [first] if np.count_nonzero(is_best) == 1 else is_best.nonzero()[0].tolist()
+        while equals:
+            at = 0
+            if len(equals) > 1:
+                of_rows = [weights[row] for row in equals] if weights else ()
+                at = _draw_weighted(rng, of_rows) if weights else _draw(rng, len(equals))
+            picked.append(equals.pop(at))
+            if len(picked) == wanted:
+                return tuple(picked)
+        left[is_best] = _TAKEN
+
+
+def _are_equal(weights: Sequence[float]) -> bool:
+    if len(weights) < MANY_ROWS:
+        return weights.count(weights[0]) == len(weights)
+    return weights_of(weights).each is None
 
 
 def _draw(rng: Rng, options: int) -> int:

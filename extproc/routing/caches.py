@@ -22,6 +22,7 @@ from typing import Protocol
 import numpy as np
 
 from extproc.choosing.arrays import MANY_ROWS
+from extproc.routing.keeping import one_view
 from extproc.values.decisions import CacheSource
 from extproc.values.requests import InferenceRequest
 from metadata_center.history.running_blocks import RunningBlocks
@@ -123,7 +124,6 @@ class Caches:
             prompt_tokens: As far as known, >= 1.
             keys: Endpoints.
         """
-        views = [CacheSource.HISTORY] * len(keys)
         matched = self.history.match(blocks, keys)
         running = self.running.match(blocks, keys)
         by_events = None
@@ -132,13 +132,10 @@ class Caches:
             tokens_per_byte = prompt_tokens / prompt_bytes
             by_events = self.events.match(request, model, lora, keys, tokens_per_byte)
         if by_events is None:
-            if any(running):
-                for row, depth in enumerate(running):
-                    if depth > matched[row]:
-                        matched[row] = depth
-                        views[row] = CacheSource.RUNNING
+            views = deepen(matched, running)
             cached = tokens_of(matched, block_bytes, prompt_bytes, prompt_tokens)
             return Estimate(prompt_tokens, cached, matched, len(blocks), views)
+        spoke = [CacheSource.HISTORY] * len(keys)
         prompt_tokens = by_events.prompt_tokens
         cached = tokens_of(matched, block_bytes, prompt_bytes, prompt_tokens)
         cached, worth = list(cached), list(cached)
@@ -148,26 +145,48 @@ class Caches:
                 continue
             cached[row] = tokens
             worth[row] = round(by_events.worth[row])
-            views[row] = CacheSource.ANNOUNCED
+            spoke[row] = CacheSource.ANNOUNCED
         running_tokens = tokens_of(running, block_bytes, prompt_bytes, prompt_tokens)
         for row, tokens in enumerate(running_tokens):
             unit = by_events.block_tokens[row] or 1
             tokens -= tokens % unit
             if tokens >= cached[row] + one_block:
                 cached[row] = worth[row] = tokens
+                spoke[row] = CacheSource.RUNNING
+        return Estimate(prompt_tokens, cached, worth, prompt_tokens, spoke)
+
+
+def deepen(matched: list[int] | array[int], running: Sequence[int]) -> Sequence[CacheSource]:
+    """Write into `matched` what runs beyond it; returns whether history or that spoke for each row."""
+    count = len(matched)
+    if isinstance(matched, array) and isinstance(running, array):
+        depths, in_use = np.frombuffer(matched, np.int64), np.frombuffer(running, np.int64)
+        rows = (in_use > depths).nonzero()[0]
+        if not rows.size:
+            return one_view(CacheSource.HISTORY, count)
+        depths[rows] = in_use[rows]
+        views = [CacheSource.HISTORY] * count
+        for row in rows.tolist():
+            views[row] = CacheSource.RUNNING
+        return views
+    views = [CacheSource.HISTORY] * count
+    if any(running):
+        for row, depth in enumerate(running):
+            if depth > matched[row]:
+                matched[row] = depth
                 views[row] = CacheSource.RUNNING
-        return Estimate(prompt_tokens, cached, worth, prompt_tokens, views)
+    return views
 
 
 def tokens_of(
     matched: Sequence[int], block_bytes: int, prompt_bytes: int, prompt_tokens: int
 ) -> Sequence[int]:
     """Prompt tokens in matched blocks: their share of the bytes, at least one token recomputed."""
-    rows = len(matched)
-    if not any(matched):
-        return array("q", bytes(8 * rows)) if rows >= MANY_ROWS else [0] * rows
     most, block_tokens = prompt_tokens - 1, block_bytes * prompt_tokens
-    if rows >= MANY_ROWS:
-        tokens = np.minimum(most, np.array(matched, np.int64) * block_tokens // prompt_bytes)
-        return array("q", tokens.tobytes())
-    return [min(most, blocks * block_tokens // prompt_bytes) if blocks else 0 for blocks in matched]
+    if len(matched) < MANY_ROWS:
+        return [min(most, blocks * block_tokens // prompt_bytes) if blocks else 0 for blocks in matched]
+    depths = np.array(matched, np.int64)
+    rows = depths.nonzero()[0]
+    if rows.size:
+        depths[rows] = np.minimum(most, depths[rows] * block_tokens // prompt_bytes)
+    return array("q", depths.tobytes())

@@ -7,10 +7,14 @@ Rules:
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Final
 
+import numpy as np
+
+from extproc.choosing.arrays import MANY_ROWS
 from extproc.choosing.kept_columns import KeptColumns
 from extproc.choosing.max_num_seqs import LimitSource, Reading, SequenceLimits
 from extproc.choosing.snapshots import Engines as EnginesView
@@ -154,9 +158,14 @@ class Engines:
 
     def under_way_s(
         self, keys: Sequence[EndpointKey], prefilling: Sequence[int], now_s: float
-    ) -> list[float]:
+    ) -> Sequence[float]:
         """For how long each endpoint has been at the prefill at the head of its queue; 0 where none is."""
         since_s = self._prefill_since_s
+        if len(keys) >= MANY_ROWS:
+            found = array("d", bytes(8 * len(keys)))
+            for row in np.array(prefilling, np.int64).nonzero()[0].tolist():
+                found[row] = now_s - since_s.get(keys[row], now_s)
+            return found
         return [
             now_s - since_s.get(key, now_s) if count else 0.0
             for key, count in zip(keys, prefilling, strict=True)

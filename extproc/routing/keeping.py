@@ -51,17 +51,24 @@ def kept(
     """What was looked at, what was chosen, and the view that spoke for each row, over many rows."""
     if choice.scores is not None:
         choice = Choice(choice.order, floats(choice.scores), choice.candidates)
-    first = views[0]
-    one_view = views.count(first) == len(views)
-    return _kept(snapshot), choice, _same(first, len(views)) if one_view else tuple(views)
+    if not isinstance(views, tuple):
+        first = views[0]
+        is_one = views.count(first) == len(views)
+        views = one_view(first, len(views)) if is_one else tuple(views)
+    return _kept(snapshot), choice, views
 
 
 @lru_cache(maxsize=64)
-def _same(view: CacheSource, rows: int) -> tuple[CacheSource, ...]:
+def one_view(view: CacheSource, rows: int) -> tuple[CacheSource, ...]:
+    """The same view for each row, kept once for all decisions."""
     return (view,) * rows
 
 
 def _kept(seen: Snapshot) -> Snapshot:
+    if type(seen.requests) is array and type(seen.matched_blocks) is array:
+        others = seen.cached_tokens, seen.steps_s, seen.kv_used, seen.ahead_s, seen.sunk_ratios, seen.owed
+        if list not in map(type, others):
+            return seen
     return Snapshot(
         keys=seen.keys,
         requests=ints(seen.requests),

@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -89,7 +90,7 @@ class PrefixIndex:
             depth += len(run.blocks)
         return run.held.get(cache.bit, 0) if run is not None and depth == len(blocks) else 0
 
-    def match(self, blocks: Sequence[int], keys: tuple[EndpointKey, ...]) -> list[int]:
+    def match(self, blocks: Sequence[int], keys: tuple[EndpointKey, ...]) -> list[int] | array[int]:
         """How many leading blocks each endpoint holds; see `RadixTree.match`."""
         return self._tree.match(blocks, keys)
 

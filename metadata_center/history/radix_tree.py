@@ -14,15 +14,22 @@ So a chain of thousands of blocks costs what it branches, not what it is long.
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from metadata_center.errors import CapacityError
 from metadata_center.load.counters import MAX_ENDPOINTS
 from metadata_center.types import EndpointKey
 
 _MAX_GROUPS: Final = 256  # keys tuples remembered: far more than a gateway has models
+_MAX_ADMITTING: Final = 16  # of them told of a new endpoint, which takes a look at all keys of each
+_MANY_KEYS: Final = 64  # as `choosing.arrays.MANY_ROWS`: from so many on, what is found is an array
+_FEW_BITS: Final = 16  # up to here one row after the other is quicker
 
 
 class Run:
@@ -78,17 +85,35 @@ class Run:
 
 
 class _Group:
-    """One keys tuple: the bits it spans, and the row of each bit (`rows[bit]`; other bits have none)."""
+    """One keys tuple: the bits it spans, and the row of each bit; other bits have none."""
 
-    __slots__ = ("keys", "mask", "rows")
+    __slots__ = ("_of_bits", "keys", "mask", "rows")
 
     def __init__(self, keys: tuple[EndpointKey, ...], bits: list[int | None]) -> None:
         self.keys = keys  # held, so that its id stays its own
         self.rows = {bit: row for row, bit in enumerate(bits) if bit is not None}
         self.mask = sum(1 << bit for bit in self.rows)
+        self._of_bits: NDArray[np.intp] | None = None
 
-    def set_rows(self, matched: list[int], mask: int, depth: int) -> None:
+    def admit(self, endpoint: EndpointKey, bit: int) -> None:
+        """A bit is this endpoint's now, and no other's."""
+        self._of_bits = None
+        if self.rows.pop(bit, None) is not None:
+            self.mask ^= 1 << bit
+        if endpoint in self.keys:
+            self.rows[bit] = self.keys.index(endpoint)
+            self.mask |= 1 << bit
+
+    def set_rows(self, matched: list[int] | array[int], mask: int, depth: int) -> None:
         """Write `depth` into the row of each bit of `mask`."""
+        if isinstance(matched, array) and mask.bit_count() > _FEW_BITS:
+            if self._of_bits is None:
+                self._of_bits = np.zeros(self.mask.bit_length(), np.intp)
+                self._of_bits[list(self.rows)] = list(self.rows.values())
+            packed = np.frombuffer(mask.to_bytes((mask.bit_length() + 7) // 8, "little"), np.uint8)
+            bits = np.unpackbits(packed, bitorder="little").nonzero()[0]
+            np.frombuffer(matched, np.int64)[self._of_bits[bits]] = depth
+            return
         rows, bit = self.rows, -1
         for zeros in f"{mask:b}"[::-1].split("1")[:-1]:
             bit += len(zeros) + 1
@@ -123,7 +148,10 @@ class RadixTree:
         for bit in self._bits.values():
             taken |= bit
         bit = self._bits[endpoint] = ~taken & (taken + 1)
-        self._groups.clear()  # they may know this bit as another's, or this endpoint as none's
+        if len(self._groups) > _MAX_ADMITTING:
+            self._groups.clear()
+        for group in self._groups.values():  # they may know this bit as another's, or this endpoint as none's
+            group.admit(endpoint, bit.bit_length() - 1)
         return bit
 
     def dismiss(self, endpoint: EndpointKey) -> None:
@@ -158,7 +186,7 @@ class RadixTree:
                 return
             run = child
 
-    def match(self, blocks: Sequence[int], keys: tuple[EndpointKey, ...]) -> list[int]:
+    def match(self, blocks: Sequence[int], keys: tuple[EndpointKey, ...]) -> list[int] | array[int]:
         """How many leading blocks each endpoint holds.
 
         O(r + n) for r runs of the chain and n endpoints. Passing the same tuple object again saves looking
@@ -169,10 +197,10 @@ class RadixTree:
             keys: Endpoints, distinct; one that is unknown matches nothing.
 
         Returns:
-            One length per key, 0..len(blocks).
+            One length per key, 0..len(blocks); the caller's own, for many keys in an array.
         """
         group = self._groups.get(id(keys)) or self._group(keys)
-        matched = [0] * len(keys)
+        matched = [0] * len(keys) if len(keys) < _MANY_KEYS else array("q", bytes(8 * len(keys)))
         alive, run, depth, end = group.mask, self.root, 0, len(blocks)
         while alive and depth < end:
             child = run.children.get(blocks[depth])

@@ -12,8 +12,10 @@ Rules:
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
+from typing import Final
 
 from metadata_center.errors import CapacityError
 from metadata_center.history.radix_tree import RadixTree, Run
@@ -36,6 +38,10 @@ class SharedRun:
     endpoints: int
 
 
+_MANY_KEYS: Final = 64  # as `choosing.arrays.MANY_ROWS`: over fewer all are looked at
+_MAX_COLUMNS: Final = 16  # of many endpoints each: far more than a gateway has pools so large
+
+
 class _Running:
     """One endpoint: its bit, its distinct blocks in use, and the blocks of all requests that use them."""
 
@@ -46,6 +52,18 @@ class _Running:
         self.distinct = 0
         self.uses = 0
         self.has_left = False
+
+
+class _Column:
+    """`distinct_ratios` of many endpoints, and where it is no more true."""
+
+    __slots__ = ("changed", "keys", "ratios", "rows")
+
+    def __init__(self, keys: tuple[EndpointKey, ...], ratios: Iterable[float]) -> None:
+        self.keys = keys  # held, so that its id stays its own
+        self.rows = {key: row for row, key in enumerate(keys)}
+        self.ratios = array("d", ratios)
+        self.changed: set[EndpointKey] = set()
 
 
 class RunningBlocks:
@@ -60,6 +78,7 @@ class RunningBlocks:
         self._running: dict[EndpointKey, _Running] = {}
         self._tree = RadixTree(max_endpoints)
         self._max_blocks = max_blocks
+        self._columns: dict[int, _Column] = {}
         self._blocks = 0
 
     def __len__(self) -> int:
@@ -80,6 +99,8 @@ class RunningBlocks:
                 running = self._running[endpoint] = _Running(self._tree.admit(endpoint))
             except CapacityError:
                 return None
+        if self._columns:
+            self._changed(endpoint)
         running.has_left = False
         running.uses += len(blocks)
         bit, new, depth, run = running.bit, 0, 0, self._tree.root
@@ -103,6 +124,8 @@ class RunningBlocks:
 
     def remove(self, endpoint: EndpointKey, last: Run) -> None:
         """A request that was added is over; `last` is what `add` gave."""
+        if self._columns:
+            self._changed(endpoint)
         running = self._running[endpoint]
         bit, run = running.bit, last
         while run.parent is not None:
@@ -120,16 +143,36 @@ class RunningBlocks:
         if running.has_left:
             self.forget(endpoint)
 
-    def distinct_ratios(self, endpoints: Iterable[EndpointKey]) -> list[float]:
+    def distinct_ratios(self, endpoints: Sequence[EndpointKey]) -> Sequence[float]:
         """Distinct blocks in use at each endpoint over the blocks of its requests, in (0, 1]; 1 without any.
 
         What its prompts take in the KV cache is that share of their length: what they share is there once.
+        Many endpoints in a tuple have a column that is kept, and looked at anew where something has changed:
+        it is good until the next call.
         """
-        of = self._running.get
-        return [
-            running.distinct / running.uses if running is not None and running.uses else 1.0
-            for running in map(of, endpoints)
-        ]
+        if len(endpoints) < _MANY_KEYS or not isinstance(endpoints, tuple):
+            return list(map(self._distinct_ratio, endpoints))
+        column = self._columns.get(id(endpoints))
+        if column is None:
+            if len(self._columns) >= _MAX_COLUMNS:
+                self._columns.clear()
+            column = self._columns[id(endpoints)] = _Column(endpoints, map(self._distinct_ratio, endpoints))
+        elif column.changed:
+            rows, ratios = column.rows, column.ratios
+            for endpoint in column.changed:
+                row = rows.get(endpoint)
+                if row is not None:
+                    ratios[row] = self._distinct_ratio(endpoint)
+            column.changed.clear()
+        return column.ratios
+
+    def _distinct_ratio(self, endpoint: EndpointKey) -> float:
+        running = self._running.get(endpoint)
+        return running.distinct / running.uses if running is not None and running.uses else 1.0
+
+    def _changed(self, endpoint: EndpointKey) -> None:
+        for column in self._columns.values():
+            column.changed.add(endpoint)
 
     def forget(self, endpoint: EndpointKey) -> None:
         """The endpoint has left: nothing is kept of it once the last request there is over."""
@@ -145,7 +188,7 @@ class RunningBlocks:
         for key in self._running.keys() - keys:
             self.forget(key)
 
-    def match(self, blocks: Sequence[int], keys: tuple[EndpointKey, ...]) -> list[int]:
+    def match(self, blocks: Sequence[int], keys: tuple[EndpointKey, ...]) -> list[int] | array[int]:
         """How many leading blocks of a prompt are in use at each endpoint; see `RadixTree.match`."""
         return self._tree.match(blocks, keys)
 

@@ -89,7 +89,7 @@ class Counters:
         self._own_claims = self._claims[worker]
         self._slots: dict[EndpointKey, int] = {}
         self._used = 0  # own slots ever claimed lie below
-        self._groups: dict[int, tuple[tuple[int, ...], NDArray[np.intp]]] = {}
+        self._groups: dict[int, tuple[tuple[int, ...], NDArray[np.intp] | slice]] = {}
         self._others: IntArray | None = None
         self._others_of: Callable[[EndpointKey], Sequence[int]] | None = None
         with self.lock():
@@ -139,12 +139,15 @@ class Counters:
         """
         group = self._groups.get(id(slots))
         index = self._group(slots) if group is None else group[1]
-        if len(self._rows) == 1:
-            totals = self._own.take(index, axis=1)
+        rows, others = self._rows, self._others
+        if isinstance(index, slice):
+            totals = self._own[:, index] if len(rows) == 1 else _add_up(rows[:, :, index], axis=0)
+            if others is not None:
+                totals = totals + others[:, index]
         else:
-            totals = _add_up(self._rows.take(index, axis=2), axis=0)
-        if self._others is not None:
-            totals += self._others.take(index, axis=1)
+            totals = self._own.take(index, axis=1) if len(rows) == 1 else _add_up(rows.take(index, 2), axis=0)
+            if others is not None:
+                totals = totals + others.take(index, axis=1)
         if len(slots) < _MANY_SLOTS:
             counts: list[Sequence[int]] = totals.tolist()
             return counts
@@ -222,8 +225,10 @@ class Counters:
         if slot is not None and self._others is not None:
             self._others[:, slot] = amounts
 
-    def _group(self, slots: tuple[int, ...]) -> NDArray[np.intp]:
-        index = np.array(slots, np.intp)
+    def _group(self, slots: tuple[int, ...]) -> NDArray[np.intp] | slice:
+        index: NDArray[np.intp] | slice = np.array(slots, np.intp)
+        if len(slots) >= _MANY_SLOTS and slots == tuple(range(slots[0], slots[0] + len(slots))):
+            index = slice(slots[0], slots[0] + len(slots))  # as most are, and no slot is looked up
         if len(self._groups) >= _MAX_GROUPS:
             self._groups.clear()
         self._groups[id(slots)] = slots, index  # the tuple is held, so that its id stays its own

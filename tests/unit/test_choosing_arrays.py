@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.choosing import arrays, completion, picker, snapshots
+from extproc.choosing import arrays, completion, picker, snapshots, weights
 from extproc.choosing import columns as columns_of
+from extproc.choosing.completion import Costs
 from extproc.choosing.kept_columns import MAX_COLUMNS, KeptColumns
+from extproc.choosing.least_completion import completion_costs
 from extproc.choosing.policies.least_completion import most_cached_first
+from extproc.choosing.rows import learned_of
 from extproc.choosing.snapshots import Engines, Load
+from extproc.choosing.weights import MAX_KEPT, weights_of
 from extproc.predicting.sums import plain_sum
 from extproc.routing import caches
-from extproc.values.choices import Snapshot
+from extproc.routing.engines import Engines as EngineFacts
+from extproc.values.choices import Learned, Snapshot
+from extproc.values.prices import Prices
 from metadata_center.types import EndpointKey
 
 seconds = st.one_of(st.just(0.0), st.floats(0.0, 100.0))
@@ -47,6 +54,76 @@ def test_costs(
     few, many = completion.cost_columns(*of, *more), arrays.cost_columns(*of, *more)
     for name in ("others_s", "stalls_s", "decodes_s", "totals_s"):
         assert list(getattr(many, name)) == getattr(few, name)
+
+
+def snapshot_of(rng: random.Random) -> Snapshot:
+    """Rows that the loops are for; each column may be known of all, of some, or of none."""
+    rows = rng.randrange(1, arrays.MANY_ROWS)
+
+    def some_tokens() -> int:
+        return rng.choice([0, rng.randrange(1 << 20)])
+
+    def prices() -> tuple[float, ...]:
+        return tuple(rng.choice([0.0, rng.random() / 10]) for _ in range(6))
+
+    def column(of: Callable[[], Any], *, may_be_absent: bool = False) -> list[Any]:
+        if may_be_absent and rng.random() < 0.5:
+            return []
+        values = [of() for _ in range(rng.randrange(1, 4))]  # few: equal rows are frequent
+        return [rng.choice(values) for _ in range(rows)]
+
+    def as_given(values: Sequence[int]) -> Sequence[int]:
+        return array("q", values) if rng.random() < 0.5 else values
+
+    prompt_tokens = some_tokens()
+    kv_tokens = column(lambda: rng.choice([0, 1 << 12, 1 << 20]), may_be_absent=True)
+    used: list[int | None] = []
+    if kv_tokens:
+        used = column(lambda: rng.choice([None, some_tokens(), some_tokens()]), may_be_absent=True)
+    prices_s, rows_s = prices(), column(prices, may_be_absent=True)
+    return Snapshot(
+        keys=tuple(EndpointKey(str(row)) for row in range(rows)),
+        requests=as_given(column(lambda: rng.randrange(9))),
+        prefill_tokens=as_given(column(some_tokens)),
+        context_tokens=as_given(column(some_tokens)),
+        matched_blocks=[0] * rows,
+        num_blocks=1,
+        weights=tuple(column(lambda: rng.choice([0.5, 1.0, 3.0]))),
+        prefilling=as_given(column(lambda: rng.randrange(9))),
+        cached_tokens=as_given(column(lambda: rng.choice([0, rng.randrange(prompt_tokens + 1)]))),
+        steps_s=column(lambda: 0.001 + rng.random() / 5),
+        kv_tokens=kv_tokens,
+        prompt_tokens=prompt_tokens,
+        output_tokens=rng.choice([0.0, 7.0, 333.3]),
+        learned=Learned(prices_s, rng.random() * 9, rng.random() * 99, rng.random() * 9, rows_s, 0.1),
+        held_s=rng.choice([0.0, rng.random()]),
+        max_num_seqs=column(lambda: rng.randrange(9), may_be_absent=True),
+        kv_used=used if None in used else array("q", [each or 0 for each in used]),
+        sunk_ratios=column(rng.random, may_be_absent=True),
+    )
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_whole_costs(seed: int) -> None:
+    """Each column of what each row costs, whatever is known of engines and rows."""
+    rng = random.Random(seed)
+    for _ in range(50):
+        seen = snapshot_of(rng)
+        few, many = completion_costs(seen), arrays.completion_costs(seen, learned_of(seen))
+        for name in Costs.__slots__:
+            assert [each.hex() for each in getattr(many, name)] == [each.hex() for each in getattr(few, name)]
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_steps(seed: int) -> None:
+    """The pace of each row."""
+    seen = snapshot_of(random.Random(seed))
+    prices = Prices((0.0,) * 6, ((0.0001, 0.002, 0.01),), ())
+    load = Load(seen.requests, seen.prefilling, seen.prefill_tokens, seen.context_tokens)
+    few = snapshots.steps_s([prices], seen.weights, load, seen.prompt_tokens, seen.output_tokens)
+    columns = seen.weights, load.requests, load.prefilling, load.context_tokens
+    many = arrays.steps_s(prices.tpot_prices_s[0], *columns, seen.prompt_tokens, seen.output_tokens / 2)
+    assert list(many) == few
 
 
 @given(st.lists(st.floats(-1e9, 1e9)))
@@ -143,3 +220,40 @@ def test_a_column_is_kept_until_something_changes(rows: int) -> None:
     for number in range(3 * MAX_COLUMNS):
         kept.of((EndpointKey(f"other {number}"),))
     assert len(kept._columns) <= MAX_COLUMNS
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_views(seed: int) -> None:
+    """What runs beyond history speaks for its row, in lists and in arrays."""
+    rng = random.Random(seed)
+    matched, running = ([rng.choice([0, 0, 3, 5]) for _ in range(80)] for _ in range(2))
+    if seed == 0:
+        running = [0] * 80
+    many = array("q", matched)
+    spoke = caches.deepen(many, array("q", running))
+    assert list(spoke) == list(caches.deepen(matched, running))
+    assert list(many) == matched
+
+
+@pytest.mark.parametrize("rows", [2, arrays.MANY_ROWS])
+def test_what_is_under_way(rows: int) -> None:
+    """Since the last prefill ended, where one waits; nothing where none does, or where none ended yet."""
+    keys = tuple(EndpointKey(str(row)) for row in range(rows))
+    engines = EngineFacts()
+    engines.prefill_begins(keys[0], 3.0)
+    engines.prefill_begins(keys[1], 4.0)
+    found = engines.under_way_s(keys, [1, 0, *[1] * (rows - 2)], 5.0)
+    assert list(found) == [2.0] + [0.0] * (rows - 1)
+
+
+def test_weights_are_looked_at_once() -> None:
+    """A tuple's weights are remembered while it lives, a list may change."""
+    same, others = (2.0,) * 3, [1.0, 1.0, 3.0]
+    assert weights_of(same) is weights_of(same)
+    assert (weights_of(same).each, weights_of(same).one, weights_of(same).total) == (None, 2.0, 6.0)
+    assert weights_of(others).each is not None
+    others[2] = 1.0
+    assert weights_of(others).each is None
+    for number in range(3 * MAX_KEPT):
+        assert weights_of((float(number), 1.0)).one == number
+    assert len(weights._kept) <= MAX_KEPT

@@ -1,5 +1,6 @@
 """The prefix index against a model of one ordered dict per endpoint."""
 
+import random
 from collections import OrderedDict
 from typing import Any
 
@@ -196,10 +197,25 @@ def test_matches_over_many_endpoints() -> None:
     for port, key in enumerate(keys):
         index.record(key, blocks[:port])
 
-    assert index.match(blocks, keys) == list(range(300))
+    assert list(index.match(blocks, keys)) == list(range(300))
     assert index.match(blocks, keys[::-7]) == list(range(300))[::-7]
-    assert index.match([], keys) == [0] * 300
+    assert list(index.match([], keys)) == [0] * 300
     assert index.match(blocks, ()) == []
+
+
+def test_matches_over_many_endpoints_that_come_and_go(rng: random.Random) -> None:
+    """A column of many rows is that of its rows one by one, also after bits went to other endpoints."""
+    index = PrefixIndex(1000, 1000)
+    keys = tuple(EndpointKey(f"10.0.0.1:{port}") for port in range(200))
+    gone = EndpointKey("10.0.0.2:1")  # in no column
+    blocks = chain(list(range(9)))
+    for _ in range(40):
+        depth = rng.randrange(10)
+        for key in rng.sample((*keys, gone), rng.choice([1, 100])):
+            index.record(key, blocks[:depth])
+        for key in rng.sample((*keys, gone), 20):
+            index.remove(key)
+        assert list(index.match(blocks, keys)) == [index.match(blocks, (key,))[0] for key in keys]
 
 
 def test_equal_tuples_are_interchangeable() -> None:

@@ -109,6 +109,23 @@ def test_shared_blocks_are_known_from_the_length_of_prompts() -> None:
     assert running.distinct_ratios([A]) == [1.0]
 
 
+def test_a_column_of_many_endpoints_is_that_of_each(rng: random.Random) -> None:
+    """What is kept of many endpoints follows each prompt that comes and goes, and who leaves."""
+    running = RunningBlocks()
+    keys = tuple(EndpointKey(f"10.0.0.1:{port}") for port in range(100))
+    alive: list[tuple[EndpointKey, Run]] = []
+    for _ in range(300):
+        if alive and rng.random() < 0.4:
+            running.remove(*alive.pop(rng.randrange(len(alive))))
+        else:
+            key, length = rng.choice(keys), rng.randrange(1, 9)
+            alive.append((key, added(running, key, list(range(length)))))
+        if rng.random() < 0.1:
+            running.forget(rng.choice(keys))
+        assert list(running.distinct_ratios(keys)) == [running.distinct_ratios([key])[0] for key in keys]
+        assert len(running.distinct_ratios(keys[::-1])) == 100  # another column beside it
+
+
 def test_endpoints_share_runs_and_count_apart(rng: random.Random) -> None:
     """However chains of several endpoints cut each other's runs, each endpoint counts its own."""
     running = RunningBlocks()

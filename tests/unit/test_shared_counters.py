@@ -47,6 +47,24 @@ def test_totals_are_the_sum_over_workers(path: Path) -> None:
     assert two.totals(two.slots([A, B])) == expected
 
 
+def test_many_totals_in_any_order(tmp_path: Path) -> None:
+    """Slots that follow each other are read as one piece, others one by one: the same counts."""
+    create(tmp_path / "load", workers=2, capacity=200)
+    one, two = (SharedCounters(tmp_path / "load", worker) for worker in range(2))
+    keys = [EndpointKey(f"10.0.0.9:{port}") for port in range(150)]
+    slots = one.slots(keys)
+    for port, key in enumerate(keys):
+        one.put(leg(one.place(key), port, 2 * port))
+        two.put(leg(two.place(key), 1, 1))
+    one.add_others(lambda key: (int(key[-1]), 0, 0, 0, 0))
+    in_order, turned = one.totals(slots), one.totals(slots[::-1])
+    assert slots == tuple(range(slots[0], slots[0] + 150))
+    assert list(in_order[0]) == [2 + port % 10 for port in range(150)]
+    assert list(in_order[2]) == [port + 1 for port in range(150)]
+    assert [list(kind) for kind in turned] == [list(kind)[::-1] for kind in in_order]
+    assert [list(kind) for kind in one.totals(slots)] == [list(kind) for kind in in_order]
+
+
 def test_a_restarted_worker_starts_from_zero(path: Path) -> None:
     """Attaching zeroes the worker's own row, frees its claims and leaves the other row alone."""
     one, two = SharedCounters(path, 0), SharedCounters(path, 1)

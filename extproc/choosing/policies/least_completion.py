@@ -62,7 +62,7 @@ def choose_least(
             scores = most_cached_first(scores, cached_tokens)
     else:
         scores = arrays.negated(costs_s.totals_s)
-        if any(cached_tokens):
+        if cached_tokens:
             scores = arrays.most_cached_first(scores, cached_tokens)
     return Choice(pick(scores, rows, 1, min(1 + settings.fallbacks, rows), rng, weights), scores, 1)
 

@@ -76,7 +76,7 @@ class History:
 
     def match(self, blocks: Sequence[int]) -> list[int]:
         """Leading blocks per row."""
-        return self._index.match(blocks, self._keys)
+        return list(self._index.match(blocks, self._keys))
 
     def sent(self, request_id: int, row: int, blocks: Sequence[int]) -> None:
         """Note or record the prompt."""
