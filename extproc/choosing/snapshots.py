@@ -18,7 +18,7 @@ from extproc.predicting.tpot import FLOOR_S, TOKENS
 from extproc.predicting.traffic import Traffic
 from extproc.values.choices import Learned, Snapshot
 from extproc.values.prices import Prices
-from metadata_center.types import EndpointKey, value
+from metadata_center.types import MANY_ROWS, EndpointKey, value
 
 
 @value
@@ -183,7 +183,7 @@ def steps_s(
     """
     half_tokens = output_tokens / 2
     if len(prices) == 1 and not prices[0].tpot_thresholds:
-        if len(weights) < arrays.MANY_ROWS:
+        if len(weights) < MANY_ROWS:
             return _plain_steps_s(prices[0], weights, load, prompt_tokens, half_tokens)
         columns = load.requests, load.prefilling, load.context_tokens
         return arrays.steps_s(prices[0].tpot_prices_s[0], weights, *columns, prompt_tokens, half_tokens)
@@ -242,7 +242,7 @@ def kv_used(load: Load, engines: Engines, output_tokens: float) -> Sequence[int]
     if not engines.kv_tokens:
         return ()
     half_tokens = output_tokens / 2
-    if len(load.requests) >= arrays.MANY_ROWS:
+    if len(load.requests) >= MANY_ROWS:
         columns = load.requests, load.prefilling, load.prefill_tokens, load.context_tokens
         return arrays.kv_used(engines.distinct_ratios, *columns, half_tokens)
     return [

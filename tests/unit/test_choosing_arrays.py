@@ -25,7 +25,7 @@ from extproc.routing import caches
 from extproc.routing.engines import Engines as EngineFacts
 from extproc.values.choices import Learned, Snapshot
 from extproc.values.prices import Prices
-from metadata_center.types import EndpointKey
+from metadata_center.types import MANY_ROWS, EndpointKey
 
 seconds = st.one_of(st.just(0.0), st.floats(0.0, 100.0))
 rows = st.integers(1, 90)
@@ -58,7 +58,7 @@ def test_costs(
 
 def snapshot_of(rng: random.Random) -> Snapshot:
     """Rows that the loops are for; each column may be known of all, of some, or of none."""
-    rows = rng.randrange(1, arrays.MANY_ROWS)
+    rows = rng.randrange(1, MANY_ROWS)
 
     def some_tokens() -> int:
         return rng.choice([0, rng.randrange(1 << 20)])
@@ -155,7 +155,7 @@ def test_ties(of_rows: list[tuple[int, int]]) -> None:
 def test_cached_tokens(depths: list[int]) -> None:
     """By the bytes of the blocks, and never the whole prompt."""
     few = caches.tokens_of(depths, 64, 4_001, 997)
-    times = -(-arrays.MANY_ROWS // len(depths))
+    times = -(-MANY_ROWS // len(depths))
     assert list(caches.tokens_of(depths * times, 64, 4_001, 997)) == list(few) * times
     assert max(few) < 997
 
@@ -172,7 +172,7 @@ tokens = st.integers(0, 1 << 20)
 def test_kv_used(of_rows: list[tuple[int, int, int, int, float]], output_tokens: float) -> None:
     """Whole tokens, as Python rounds."""
     *columns, ratios = (list(column) for column in zip(*of_rows, strict=True))
-    times = -(-arrays.MANY_ROWS // len(of_rows))
+    times = -(-MANY_ROWS // len(of_rows))
     found = []
     for count in (1, times):
         requests, prefilling, prefill_tokens, context_tokens = (column * count for column in columns)
@@ -204,7 +204,7 @@ def test_sequences(of_rows: list[tuple[int, int, float]], output_tokens: float) 
     assert list(arrays.turns_s(seen)) == list(columns_of.turns_s(seen))
 
 
-@pytest.mark.parametrize("rows", [2, arrays.MANY_ROWS])
+@pytest.mark.parametrize("rows", [2, MANY_ROWS])
 def test_a_column_is_kept_until_something_changes(rows: int) -> None:
     """For the same keys it is the same object; what changed is in the next one."""
     known = {EndpointKey(str(row)): row for row in range(rows)}
@@ -235,7 +235,7 @@ def test_views(seed: int) -> None:
     assert list(many) == matched
 
 
-@pytest.mark.parametrize("rows", [2, arrays.MANY_ROWS])
+@pytest.mark.parametrize("rows", [2, MANY_ROWS])
 def test_what_is_under_way(rows: int) -> None:
     """Since the last prefill ended, where one waits; nothing where none does, or where none ended yet."""
     keys = tuple(EndpointKey(str(row)) for row in range(rows))
