@@ -33,6 +33,7 @@ from extproc.predicting.priced_terms import CEILING_S
 from extproc.predicting.tpot import FLOOR_S
 from extproc.predicting.tpot import TOKENS as TPOT_TOKENS
 from extproc.predicting.ttft import STEP_TOKENS, TOKENS
+from extproc.values.by_kind import ByKind
 from extproc.values.choices import Learned, Snapshot
 
 _Floats = NDArray[np.float64]
@@ -86,8 +87,13 @@ def _decoding(requests: Sequence[int], prefilling: Sequence[int]) -> _Floats:
     return np.maximum(decoding, 0.0, out=decoding)
 
 
+def of_rows(prices_s: Sequence[Sequence[float]], rows: Sequence[int]) -> Sequence[_Floats]:
+    """One column per price, of the prices of each kind and the kind of each row."""
+    return list(np.array(prices_s, np.float64).T.take(_ints(rows), axis=1))
+
+
 def steps_s(
-    prices_s: Sequence[float],
+    prices_s: Sequence[_Floats | float],
     weights: Sequence[float],
     requests: Sequence[int],
     prefilling: Sequence[int],
@@ -95,7 +101,7 @@ def steps_s(
     prompt_tokens: int,
     half_tokens: float,
 ) -> Sequence[float]:
-    """`snapshots.steps_s` at one set of prices of one segment."""
+    """`snapshots.steps_s` at prices of one segment, of all rows or of each."""
     per_request, per_context, base = prices_s
     read = _counts(context_tokens)
     read += prompt_tokens
@@ -140,9 +146,11 @@ def times_s(snapshot: Snapshot, learned: Learned) -> tuple[Sequence[float], Sequ
 
 def _times_s(snapshot: Snapshot, learned: Learned) -> tuple[_Floats, _Floats]:
     own, weights = learned.row_prices_s, weights_of(snapshot.weights)
-    prices_s: Sequence[_Floats | float] = (
-        list(np.array(own, np.float64).T) if own else learned.prefill_prices_s
-    )
+    prices_s: Sequence[_Floats | float] = learned.prefill_prices_s
+    if isinstance(own, ByKind):
+        prices_s = of_rows(own.each, own.rows)
+    elif own:
+        prices_s = list(np.array(own, np.float64).T)
     _, token, pair, _, sequence, in_context = prices_s
     requests, pending = _ints(snapshot.requests), _ints(snapshot.prefill_tokens)
     behind = (pending | _ints(snapshot.prefilling)).nonzero()[0]
