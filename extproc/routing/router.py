@@ -40,8 +40,9 @@ from metadata_center.types import EndpointKey, RequestId
 Reserve = Callable[[RequestId, Sequence[Candidate]], Pending[EndpointKey | None]]
 """Compare and set, see `metadata_center.sharing.sync.Sync.reserve`."""
 
-MAX_PLANS = 4096
-"""Plans kept per pool: all orders of three out of sixteen endpoints; rendered, about 1 KB each."""
+MAX_PLANS = 1024
+"""Plans kept per pool: all orders of three out of ten endpoints; rendered, about 1 KB each. Over many more
+endpoints hardly one comes again."""
 
 _ONE_TURN_BYTES: Final = 256 * 1024
 """Bodies up to this are understood and scheduled in one turn of the loop."""

@@ -81,12 +81,15 @@ class Owners:
         """Have these follow, after those that were added before."""
         self._owners.extend(owners)
 
+    def led_to(self) -> frozenset[str]:
+        """Clusters that are listed, and that the configuration in force leads to."""
+        read = self._read
+        return frozenset[str]() if read is None else read.clusters_named() & self.fleet.clusters.keys()
+
     def introduce(self, generation: int, config: Config, resolution: Resolution) -> None:
         """Make known what a configuration will bring; it is not in force yet."""
-        here, before = self.fleet.clusters, self._read
-        led_to = frozenset[str]() if before is None else before.clusters_named() & here.keys()
         clusters = self.fleet.foreseen(FILES, resolution.clusters)
-        self.coming.notify(Coming(generation, config, clusters, here, led_to))
+        self.coming.notify(Coming(generation, config, clusters, self.fleet.clusters, self.led_to()))
 
     def apply(self, config: Config, resolution: Resolution) -> None:
         """Make a configuration the one in force, with what its files list."""

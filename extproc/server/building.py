@@ -202,7 +202,10 @@ def build_worker(
         Part("publisher", stop=publisher.stop),
         Part("introductions", stop=introductions.stop),
     ]
-    parts = _parts(site, known, way, configuration, sources, prober, server, picking, publishing, ports)
+    catching_up = Part("clusters at Envoys", lambda: introductions.catch_up(owners.led_to))
+    parts = _parts(
+        site, known, way, configuration, sources, prober, server, picking, publishing, catching_up, ports
+    )
     preparation.prepare(config)
     facts = {"socket": str(socket_path(site.folder, index)), "owner": site.owner, "build": build_kind()}
     return Worker(life, parts, draining.drain, configuration.reload, lambda: admin.port, facts)
@@ -408,6 +411,7 @@ def _parts(
     server: RpcServer,
     picking: Picking | None,
     publishing: list[Part],
+    catching_up: Part,
     ports: list[Part],
 ) -> Parts:
     """What starts in this order and stops in the reverse one; no request comes before the configuration."""
@@ -426,7 +430,7 @@ def _parts(
         Part("discovery", sources.start, sources.stop),
     ]
     if known.bus is not None:
-        parts.append(Part("bus", known.bus.start, known.bus.stop))
+        parts += [Part("bus", known.bus.start, known.bus.stop), catching_up]
     if known.relay is not None:
         parts.append(Part("entries of other replicas", known.relay.start, known.relay.stop))
     parts.append(Part("server", server.listen, server.close))

@@ -147,6 +147,7 @@ class Bus:
         self._served: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._tried = {peer: asyncio.Event() for peer in self._peers}
         self.dropped = 0
 
     def _path(self, index: int) -> Path:
@@ -197,15 +198,25 @@ class Bus:
         for peer in self._peers:
             self._send(peer, frame)
 
+    async def met(self) -> frozenset[int]:
+        """Those of the other workers that are there: each was tried once since the start."""
+        for tried in self._tried.values():
+            await tried.wait()
+        return frozenset(self._writers)
+
     def ask(self, number: int, clusters: Sequence[str]) -> frozenset[int]:
         """Ask every other worker, connected or not, whether its Envoys have these clusters; who that is."""
         for peer in self._peers:
             self._send(peer, _Question(self._index, number, list(clusters)))
         return frozenset(self._peers)
 
-    def answer(self, asker: int, number: int, refused: Mapping[str, str]) -> None:
-        """Answer a question: Envoys here have all the clusters, or refused these with these words."""
-        self._send(asker, _Answer(self._index, number, dict(refused)))
+    def answer(self, asker: int, number: int, refused: Mapping[str, str]) -> bool:
+        """Answer a question: Envoys here have all the clusters, or refused these with these words.
+
+        Returns:
+            Whether it is on its way: a worker that has just started is connected to a moment later.
+        """
+        return self._send(asker, _Answer(self._index, number, dict(refused)))
 
     def _greet(self, peer: int) -> None:
         """Send a worker that starts anew what it missed, unless another one does."""
@@ -231,9 +242,11 @@ class Bus:
             try:
                 reader, writer = await asyncio.open_unix_connection(self._path(peer))
             except OSError:
+                self._tried[peer].set()
                 await asyncio.sleep(RECONNECT_S)
                 continue
             self._writers[peer] = writer
+            self._tried[peer].set()
             self._greet(peer)
             with contextlib.suppress(OSError):
                 await reader.read()  # nothing is ever sent back: this returns when the peer is gone

@@ -6,7 +6,9 @@ Rules:
     2. Where no Envoy takes clusters from us (none is there; they are another house's), nothing is waited for.
     3. How long at most is not decided here: see `discovery.following`.
     4. Clusters that some Envoy refused leave the others at once, so that the next attempt is one.
-    5. Of clusters that the configuration names, other sources than the files may list some only when asked:
+    5. A worker that starts takes its first configuration as it is, but no request before the Envoys of those
+       workers that are there have its clusters: they may not have read the files yet that it was started by.
+    6. Of clusters that the configuration names, other sources than the files may list some only when asked:
        they are asked first, and what they list has to be in Envoy as well.
 """
 
@@ -33,6 +35,9 @@ POLL_S = 0.05
 
 ANSWER_S = 5.0
 """Longer than any worker waits for an answer."""
+
+START_S = 3.0
+"""Longest that a worker that starts waits for answers: as long as a change does."""
 
 
 class Introducer(Protocol):
@@ -102,6 +107,7 @@ class Introductions:
         self._refused: dict[str, str] = {}
         self._former: dict[str, str] = {}  # refused, of what was introduced last
         self._questions: dict[int, _Question] = {}
+        self._first: tuple[int, set[int], asyncio.Event] | None = None
         self._timer: asyncio.Handle | None = None
         if bus is not None:
             bus.questions.add(self._asked)
@@ -116,6 +122,25 @@ class Introductions:
         self._publisher.introduce(coming.config, coming.clusters)
         self._ask(coming.needed)
         self.look_soon()
+
+    async def catch_up(self, clusters: Callable[[], frozenset[str]]) -> None:
+        """Return when Envoys of the other workers that are there have these clusters, or after `START_S`."""
+        if self._bus is None:
+            return
+        there, needed = await self._bus.met(), sorted(clusters())
+        if not there or not needed:
+            return
+        self._number += 1
+        self._first = number, silent, all_said = self._number, set(there), asyncio.Event()
+        self._bus.ask(number, needed)
+        try:
+            async with asyncio.timeout(START_S):
+                await all_said.wait()
+        except TimeoutError:
+            extra = {"clusters": needed, "silent_workers": sorted(silent)}
+            _log.warning("starting before other workers' Envoys are known to have its clusters", extra=extra)
+        finally:
+            self._first = None
 
     def _ask(self, needed: frozenset[str]) -> None:
         """Ask other workers for these clusters, in place of those that they were asked for before."""
@@ -151,7 +176,11 @@ class Introductions:
         self.look_soon()
 
     def _answered(self, answerer: int, number: int, refused: dict[str, str]) -> None:
-        if self._coming is not None and number == self._number:
+        if self._first is not None and number == self._first[0]:
+            self._first[1].discard(answerer)
+            if not self._first[1]:
+                self._first[2].set()
+        elif self._coming is not None and number == self._number:
             self._unanswered.discard(answerer)
             self._refused |= refused
             self.look_soon()
@@ -201,8 +230,7 @@ class Introductions:
             word = self._ads.word(question.clusters)
             refused = {name: said for name, said in self._former.items() if name in question.clusters}
             refused |= word.refused
-            if self._bus is not None and (refused or not word.lacked):
-                self._bus.answer(asker, question.number, refused)
-            elif now_s < question.until_s:
-                continue
-            del self._questions[asker]
+            is_known = self._bus is not None and bool(refused or not word.lacked)
+            is_said = is_known and self._bus is not None and self._bus.answer(asker, question.number, refused)
+            if is_said or now_s >= question.until_s:
+                del self._questions[asker]

@@ -164,6 +164,51 @@ async def test_clusters_are_renamed_under_load(
     assert load.failures == [], f"{len(load.failures)} beside {load.answers} answers: {load.failures[:3]}"
 
 
+@pytest.mark.parametrize("survives", ["with Envoy", "without"])
+async def test_a_worker_restarts_while_a_cluster_is_renamed(
+    replicas: list[SimulatorServer], survives: str
+) -> None:
+    """It reads the files before the other worker does, which gives Envoy the cluster: no request fails."""
+
+    def named(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        return cluster(name, map(key_of, replicas)), {"models": {"sim": {"rules": [{"cluster": name}]}}}
+
+    pool, config = named("first")
+    async with running_stack([pool], config, workers=2) as stack:
+
+        async def subscribed() -> list[int]:
+            lines = (await stack.envoy_clusters()).splitlines()
+            rows = [line for line in lines if line.startswith("tokenway-xds::") and "::rq_active::1" in line]
+            return [int(row.partition("/gw")[2][0]) for row in rows]
+
+        (has_envoy,) = await eventually(subscribed, lambda found: len(found) == 1)
+        stays = has_envoy if survives == "with Envoy" else 1 - has_envoy
+        pids = sorted(stack.gateway.children())
+        socket = stack.run_dir / f"bus{1 - stays}.sock"
+
+        async def is_back() -> bool:
+            return socket.exists() and socket.stat().st_ctime_ns != before
+
+        async def clusters() -> set[str]:
+            return {record["cluster"] for record in await stack.last(4)}
+
+        async with Load(stack, "sim", clients=8, stream=False, max_tokens=4) as load:
+            await load.more(16)
+            before = socket.stat().st_ctime_ns
+            os.kill(pids[stays], signal.SIGSTOP)
+            pool, config = named("second")
+            stack.write_clusters(pool)
+            stack.write_config(config)
+            os.kill(pids[1 - stays], signal.SIGKILL)
+            await eventually(is_back, bool)
+            await asyncio.sleep(0.5)  # it would decide by now
+            os.kill(pids[stays], signal.SIGCONT)
+            await load.more(16)
+            await eventually(clusters, {"second"}.__eq__)
+            await load.more(16)
+    assert load.failures == [], f"{len(load.failures)} beside {load.answers} answers: {load.failures[:3]}"
+
+
 async def test_a_cluster_that_envoy_refuses_takes_no_requests(
     stack: Stack, replicas: list[SimulatorServer]
 ) -> None:

@@ -15,6 +15,7 @@ from extproc.discovery.listed import Listed
 from extproc.discovery.resolution import Resolution
 from extproc.listeners import Listeners
 from extproc.observing.metrics.collector import Metrics
+from extproc.server import introducing
 from extproc.server.applying import Owners
 from extproc.server.introducing import Introductions
 from extproc.server.publishing import Publisher
@@ -99,6 +100,7 @@ class Wire:
         self.index = index
         self.others: dict[int, Wire] = {}
         self.is_cut = False
+        self.is_deaf = False
         self.questions: Listeners[[int, int, list[str]]] = Listeners()
         self.answers: Listeners[[int, int, dict[str, str]]] = Listeners()
 
@@ -109,9 +111,15 @@ class Wire:
                 other.questions.notify(self.index, number, list(clusters))
         return frozenset(self.others)
 
-    def answer(self, asker: int, number: int, refused: Mapping[str, str]) -> None:
+    async def met(self) -> frozenset[int]:
         """See `Bus`."""
-        self.others[asker].answers.notify(self.index, number, dict(refused))
+        return frozenset() if self.is_cut else frozenset(self.others)
+
+    def answer(self, asker: int, number: int, refused: Mapping[str, str]) -> bool:
+        """See `Bus`."""
+        if not self.others[asker].is_deaf:
+            self.others[asker].answers.notify(self.index, number, dict(refused))
+        return not self.others[asker].is_deaf
 
 
 class Source:
@@ -572,3 +580,56 @@ async def test_a_worker_that_does_not_answer_is_waited_for(pair: list[Worker]) -
     assert pair[0].in_force == "old"
     pair[0].time_is_over()
     assert pair[0].in_force == "new"
+
+
+async def test_a_worker_that_starts_waits_for_the_envoy_of_another(pair: list[Worker]) -> None:
+    """It read files that the other has not read yet, and whose cluster that one's Envoy does not have."""
+    envoy = Envoy(pair[0].ads)
+    await settled()
+    envoy.answers = False
+    pair[1].start("new")
+    starting = asyncio.create_task(pair[1].introductions.catch_up(pair[1].owners.led_to))
+    await settled()
+    assert not starting.done()
+    pair[0].rename("new")
+    await until(lambda: "new" in envoy.has)
+    assert not starting.done()
+    envoy.acknowledge()
+    async with asyncio.timeout(introducing.START_S / 2):
+        await starting
+    assert pair[0].in_force == "new"
+
+
+async def test_an_answer_waits_until_the_worker_that_starts_can_be_reached(pair: list[Worker]) -> None:
+    """It connects to the others before they connect to it."""
+    Envoy(pair[0].ads)
+    await settled()
+    wire = pair[1].introductions._bus
+    wire.is_deaf = True  # type: ignore[union-attr]
+    starting = asyncio.create_task(pair[1].introductions.catch_up(pair[1].owners.led_to))
+    await settled()
+    assert not starting.done()
+    wire.is_deaf = False  # type: ignore[union-attr]
+    async with asyncio.timeout(introducing.START_S / 2):
+        await starting
+
+
+async def test_a_worker_that_starts_alone_waits_for_nobody(pair: list[Worker]) -> None:
+    """The others are not there yet, or not any more."""
+    pair[1].introductions._bus.is_cut = True  # type: ignore[union-attr]
+    async with asyncio.timeout(introducing.START_S / 2):
+        await pair[1].introductions.catch_up(pair[1].owners.led_to)
+
+
+async def test_a_worker_that_starts_waits_so_long_for_a_silent_one(
+    pair: list[Worker], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Then it serves, and the log says so."""
+    monkeypatch.setattr(introducing, "START_S", 0.05)
+    Envoy(pair[0].ads)
+    await settled()
+    pair[1].start("new")
+    await pair[1].introductions.catch_up(pair[1].owners.led_to)
+    (record,) = caplog.records
+    assert record.message == "starting before other workers' Envoys are known to have its clusters"
+    assert vars(record)["silent_workers"] == [0]

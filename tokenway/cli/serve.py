@@ -19,6 +19,7 @@ from extproc.server.parts import StoppedWhileStarting
 from extproc.server.supervisor import Supervisor
 from extproc.server.trimming import trim
 from extproc.server.worker import Worker
+from tokenway.cli.lean_imports import without_docstrings
 
 if TYPE_CHECKING:
     from extproc.server.building import Stalls
@@ -62,7 +63,8 @@ def serve(path: Path, settings: Settings = NO_SETTINGS, encoder: ClusterEncoder 
     if config.server.workers > 1:
         encoder.close()
         return _run(Supervisor(path, settings))
-    from extproc.server.building import build_worker  # 10 MiB that a supervisor does without
+    with without_docstrings():
+        from extproc.server.building import build_worker  # 10 MiB that a supervisor does without
 
     stalls: Stalls = Listeners()
     return _run(build_worker(path, stalls=stalls, settings=settings, encode=encoder.encode), stalls)
@@ -70,7 +72,8 @@ def serve(path: Path, settings: Settings = NO_SETTINGS, encoder: ClusterEncoder 
 
 def serve_worker(path: Path, index: int, settings: Settings, encoder: ClusterEncoder) -> int:
     """Run one of several workers; raises as `serve`."""
-    from extproc.server.building import build_worker  # as above
+    with without_docstrings():
+        from extproc.server.building import build_worker  # as above
 
     stalls: Stalls = Listeners()
     worker = build_worker(
