@@ -17,17 +17,17 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 
-from extproc.choosing.arrays import MANY_ROWS
 from extproc.routing.keeping import one_view
 from extproc.values.decisions import CacheSource
 from extproc.values.requests import InferenceRequest
 from metadata_center.history.running_blocks import RunningBlocks
 from metadata_center.store import PrefixStore
-from metadata_center.types import EndpointKey, value
+from metadata_center.types import MANY_ROWS, EndpointKey, value
 
 
 @value
@@ -134,7 +134,8 @@ class Caches:
         if by_events is None:
             views = deepen(matched, running)
             cached = tokens_of(matched, block_bytes, prompt_bytes, prompt_tokens)
-            return Estimate(prompt_tokens, cached, matched, len(blocks), views)
+            depths = cached if cached is _nothing(len(keys)) else matched
+            return Estimate(prompt_tokens, cached, depths, len(blocks), views)
         spoke = [CacheSource.HISTORY] * len(keys)
         prompt_tokens = by_events.prompt_tokens
         cached = tokens_of(matched, block_bytes, prompt_bytes, prompt_tokens)
@@ -187,6 +188,13 @@ def tokens_of(
         return [min(most, blocks * block_tokens // prompt_bytes) if blocks else 0 for blocks in matched]
     depths = np.array(matched, np.int64)
     rows = depths.nonzero()[0]
-    if rows.size:
-        depths[rows] = np.minimum(most, depths[rows] * block_tokens // prompt_bytes)
+    if not rows.size:
+        return _nothing(len(matched))
+    depths[rows] = np.minimum(most, depths[rows] * block_tokens // prompt_bytes)
     return array("q", depths.tobytes())
+
+
+@lru_cache(maxsize=64)
+def _nothing(rows: int) -> array[int]:
+    """Kept once for all decisions; not to be changed."""
+    return array("q", bytes(8 * rows))
