@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NewType, TypeVar, dataclass_transform
+from typing import Final, NewType, TypeVar, dataclass_transform
 
 _T = TypeVar("_T")
+
+MANY_ROWS: Final = 40
+"""From so many endpoints on their columns are arrays, read and made by numpy; fewer are lists, in loops."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=False)

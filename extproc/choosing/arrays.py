@@ -5,7 +5,7 @@ Rules:
        one addition after the other, for numpy's own adds in another order. Counts are below 2**53, so that
        they are the same numbers as floats.
     2. Arrays of numpy stay inside: lists or arrays of Python go in, and arrays of Python come out, whose
-       bytes numpy reads again without a look at each number.
+       bytes numpy reads again without a look at each number; costs, which nobody keeps, are not copied.
     3. What most rows do not have is computed for those that have it: prefill ahead, cached prompts, too
        little room.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,13 +33,15 @@ from extproc.predicting.priced_terms import CEILING_S
 from extproc.predicting.tpot import FLOOR_S
 from extproc.predicting.tpot import TOKENS as TPOT_TOKENS
 from extproc.predicting.ttft import STEP_TOKENS, TOKENS
+from extproc.values.by_kind import ByKind
 from extproc.values.choices import Learned, Snapshot
-
-MANY_ROWS: Final = 64
-"""From so many rows on arrays pay for being made."""
 
 _Floats = NDArray[np.float64]
 _Ints = NDArray[np.int64]
+_Rows = NDArray[np.intp]
+
+_FEW_ROWS: Final = 8
+"""Up to so many one after the other is quicker."""
 
 
 def _ints(column: Sequence[int]) -> _Ints:
@@ -51,7 +53,7 @@ def _ints(column: Sequence[int]) -> _Ints:
 
 def _floats(column: Sequence[float]) -> _Floats:
     """Not to be written to."""
-    if type(column) is array and column.typecode == "d":
+    if type(column) is memoryview or (type(column) is array and column.typecode == "d"):
         return np.frombuffer(column, np.float64)
     return np.array(column, np.float64)
 
@@ -85,8 +87,13 @@ def _decoding(requests: Sequence[int], prefilling: Sequence[int]) -> _Floats:
     return np.maximum(decoding, 0.0, out=decoding)
 
 
+def of_rows(prices_s: Sequence[Sequence[float]], rows: Sequence[int]) -> Sequence[_Floats]:
+    """One column per price, of the prices of each kind and the kind of each row."""
+    return list(np.array(prices_s, np.float64).T.take(_ints(rows), axis=1))
+
+
 def steps_s(
-    prices_s: Sequence[float],
+    prices_s: Sequence[_Floats | float],
     weights: Sequence[float],
     requests: Sequence[int],
     prefilling: Sequence[int],
@@ -94,7 +101,7 @@ def steps_s(
     prompt_tokens: int,
     half_tokens: float,
 ) -> Sequence[float]:
-    """`snapshots.steps_s` at one set of prices of one segment."""
+    """`snapshots.steps_s` at prices of one segment, of all rows or of each."""
     per_request, per_context, base = prices_s
     read = _counts(context_tokens)
     read += prompt_tokens
@@ -139,9 +146,11 @@ def times_s(snapshot: Snapshot, learned: Learned) -> tuple[Sequence[float], Sequ
 
 def _times_s(snapshot: Snapshot, learned: Learned) -> tuple[_Floats, _Floats]:
     own, weights = learned.row_prices_s, weights_of(snapshot.weights)
-    prices_s: Sequence[_Floats | float] = (
-        list(np.array(own, np.float64).T) if own else learned.prefill_prices_s
-    )
+    prices_s: Sequence[_Floats | float] = learned.prefill_prices_s
+    if isinstance(own, ByKind):
+        prices_s = of_rows(own.each, own.rows)
+    elif own:
+        prices_s = list(np.array(own, np.float64).T)
     _, token, pair, _, sequence, in_context = prices_s
     requests, pending = _ints(snapshot.requests), _ints(snapshot.prefill_tokens)
     behind = (pending | _ints(snapshot.prefilling)).nonzero()[0]
@@ -158,11 +167,11 @@ def _times_s(snapshot: Snapshot, learned: Learned) -> tuple[_Floats, _Floats]:
     return waits_s, _over_weights(_works_s(snapshot, prices_s, per_token), weights)
 
 
-def _at(of_rows: _Floats | float, rows: NDArray[np.intp]) -> _Floats | float:
+def _at(of_rows: _Floats | float, rows: _Rows | int) -> _Floats | float:
     return of_rows if isinstance(of_rows, float | int) else of_rows[rows]
 
 
-def _ahead(snapshot: Snapshot, rows: NDArray[np.intp]) -> _Ints:
+def _ahead(snapshot: Snapshot, rows: _Rows) -> _Ints:
     """Prompt tokens ahead, of some rows, see `rows.backlog`; elsewhere nothing is."""
     requests, pending = _ints(snapshot.requests)[rows], _ints(snapshot.prefill_tokens)[rows]
     shared = _ints(snapshot.context_tokens)[rows] * _ints(snapshot.prefilling)[rows]
@@ -170,7 +179,7 @@ def _ahead(snapshot: Snapshot, rows: NDArray[np.intp]) -> _Ints:
     return np.where(requests > 0, ahead, pending)
 
 
-def _read(snapshot: Snapshot, behind: NDArray[np.intp]) -> tuple[_Floats, _Floats]:
+def _read(snapshot: Snapshot, behind: _Rows) -> tuple[_Floats, _Floats]:
     """Context that decodes read, and how many they are, see `rows.backlog`.
 
     Args:
@@ -187,7 +196,7 @@ def _read(snapshot: Snapshot, behind: NDArray[np.intp]) -> tuple[_Floats, _Float
 
 
 def _beside(
-    snapshot: Snapshot, behind: NDArray[np.intp], sequence: _Floats | float, in_context: _Floats | float
+    snapshot: Snapshot, behind: _Rows, sequence: _Floats | float, in_context: _Floats | float
 ) -> _Floats:
     """What decodes add to each token of prefill."""
     beside, decoding = _read(snapshot, behind)
@@ -204,7 +213,13 @@ def _works_s(snapshot: Snapshot, prices_s: Sequence[_Floats | float], per_token:
     works_s = _work_s(prices_s, 0, max(BLANK_PROMPT, snapshot.prompt_tokens), per_token)
     cached = _ints(snapshot.cached_tokens)
     rows = cached.nonzero()[0]
-    if rows.size:
+    if rows.size <= _FEW_ROWS:
+        for row in rows.tolist():
+            has, of_row = snapshot.cached_tokens[row], [_at(each, row) for each in prices_s]
+            works_s[row] = _work_s(
+                of_row, has, max(BLANK_PROMPT, snapshot.prompt_tokens - has), per_token[row]
+            )
+    else:
         cached = cached[rows]
         uncached = np.maximum(BLANK_PROMPT, snapshot.prompt_tokens - cached)
         works_s[rows] = _work_s([_at(each, rows) for each in prices_s], cached, uncached, per_token[rows])
@@ -214,6 +229,7 @@ def _works_s(snapshot: Snapshot, prices_s: Sequence[_Floats | float], per_token:
 def _work_s(
     prices_s: Sequence[_Floats | float], cached: _Ints | int, uncached: _Ints | int, per_token: _Floats
 ) -> _Floats:
+    """Of some rows, or of one."""
     base, _, pair, from_cache, _, _ = prices_s
     work_s = uncached * per_token
     work_s += base + cached * (from_cache / TOKENS)
@@ -244,7 +260,7 @@ def _rooms_s(snapshot: Snapshot, waits_s: _Floats, turns_s: Sequence[float]) -> 
     return found
 
 
-def _maybe_short(snapshot: Snapshot) -> NDArray[np.intp]:
+def _maybe_short(snapshot: Snapshot) -> _Rows:
     """Rows whose KV cache may have too little room; others have enough."""
     kv = _ints(snapshot.kv_tokens)
     used = snapshot.kv_used
@@ -255,7 +271,7 @@ def _maybe_short(snapshot: Snapshot) -> NDArray[np.intp]:
     return ((needed > kv) & (kv > 0)).nonzero()[0]
 
 
-def _kv_s(snapshot: Snapshot, rows: NDArray[np.intp]) -> _Floats:
+def _kv_s(snapshot: Snapshot, rows: _Rows) -> _Floats:
     """`rows.kv_s` of some rows, whose cache's size is known."""
     pending, cached = _ints(snapshot.prefill_tokens)[rows], _ints(snapshot.cached_tokens)[rows]
     used = _said_or_counted(snapshot, rows)
@@ -266,7 +282,7 @@ def _kv_s(snapshot: Snapshot, rows: NDArray[np.intp]) -> _Floats:
     return np.where(is_short, share * snapshot.output_tokens * _floats(snapshot.steps_s)[rows], 0.0)
 
 
-def _said_or_counted(snapshot: Snapshot, rows: NDArray[np.intp]) -> _Floats:
+def _said_or_counted(snapshot: Snapshot, rows: _Rows) -> _Floats:
     """As the engines say, or where they do not, by the ledger, as `rows.kv_s` has it."""
     if snapshot.kv_used and type(snapshot.kv_used) is array:
         return _ints(snapshot.kv_used)[rows].astype(np.float64)
@@ -382,17 +398,21 @@ def _costs(
     totals += others
     totals += stalls
     totals += decodes
-    none_s = array("d", bytes(8 * endpoints))
     return Costs(
-        _given(waits),
-        none_s if rooms is None else _given(rooms),
-        _given(works),
-        _given(others),
-        _given(stalls),
-        _given(decodes),
+        _read_by_row(waits),
+        _read_by_row(np.zeros(endpoints) if rooms is None else rooms),
+        _read_by_row(works),
+        _read_by_row(others),
+        _read_by_row(stalls),
+        _read_by_row(decodes),
         turns_s,
-        _given(totals),
+        _read_by_row(totals),
     )
+
+
+def _read_by_row(column: _Floats) -> Sequence[float]:
+    """The array itself, each of whose numbers is read as one of Python's: most are of no further interest."""
+    return cast("Sequence[float]", column.data)
 
 
 def _mean_backlog_s(backlogs: _Floats, held_s: float) -> float:

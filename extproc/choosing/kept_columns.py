@@ -10,8 +10,7 @@ from array import array
 from collections.abc import Callable
 from typing import Final
 
-from extproc.choosing.arrays import MANY_ROWS
-from metadata_center.types import EndpointKey
+from metadata_center.types import MANY_ROWS, EndpointKey
 
 MAX_COLUMNS: Final = 64
 """Sets of endpoints with a column; a new one beyond that takes the place of all."""

@@ -17,6 +17,7 @@ from extproc.choosing.completion import (
 from extproc.choosing.rows import learned_of
 from extproc.predicting.sums import plain_sum
 from extproc.values.choices import Learned, Snapshot
+from metadata_center.types import MANY_ROWS
 
 
 def completion_costs(snapshot: Snapshot) -> Costs:
@@ -26,7 +27,7 @@ def completion_costs(snapshot: Snapshot) -> Costs:
         ValueError: The snapshot has no learned prices.
     """
     learned = learned_of(snapshot)
-    if len(snapshot.keys) >= arrays.MANY_ROWS:
+    if len(snapshot.keys) >= MANY_ROWS:
         found = arrays.completion_costs(snapshot, learned)
     else:
         waits_s, works_s = columns.times_s(snapshot, learned)

@@ -13,7 +13,7 @@ Rules:
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
 from itertools import accumulate
 from math import inf
@@ -21,9 +21,9 @@ from typing import Final
 
 import numpy as np
 
-from extproc.choosing.arrays import MANY_ROWS
 from extproc.choosing.weights import weights_of
 from extproc.values.choices import Rng
+from metadata_center.types import MANY_ROWS
 
 _TAKEN: Final = -inf
 """In place of the score of a row that was picked: no cost is infinite."""
@@ -47,8 +47,10 @@ def pick(
         rng: Drawn from at most `wanted` + 1 times, see Rule 2.
         weights: See Rule 3, > 0, one per row; empty if all are equal.
     """
-    if weights and _are_equal(weights):
-        weights = ()
+    if weights:
+        are_many = rows >= MANY_ROWS  # whose weights are looked at once
+        if weights_of(weights).each is None if are_many else weights.count(weights[0]) == rows:
+            weights = ()
     if scores is not None and candidates == 1:
         return (best if rows < MANY_ROWS else best_of_many)(scores, wanted, rng, weights)
     if scores is None:
@@ -104,22 +106,23 @@ def best_of_many(scores: Sequence[float], wanted: int, rng: Rng, weights: Sequen
     while True:
         first = int(left.argmax())
         is_best = left == left[first]
-        equals = [first] if np.count_nonzero(is_best) == 1 else is_best.nonzero()[0].tolist()
-        while equals:
+        equals = int(np.count_nonzero(is_best))
+        rows = [first] if equals == 1 else is_best.nonzero()[0]
+        of_rows = [weights[row] for row in rows] if weights and equals > 1 else []
+        gone: list[int] = []  # positions in `rows`, the least first
+        while len(gone) < equals:
             at = 0
-            if len(equals) > 1:
-                of_rows = [weights[row] for row in equals] if weights else ()
-                at = _draw_weighted(rng, of_rows) if weights else _draw(rng, len(equals))
-            picked.append(equals.pop(at))
+            if equals - len(gone) > 1:
+                at = _draw_weighted(rng, of_rows) if of_rows else _draw(rng, equals - len(gone))
+            if of_rows:
+                del of_rows[at]
+            for other in gone:
+                at += at >= other
+            insort(gone, at)
+            picked.append(int(rows[at]))
             if len(picked) == wanted:
                 return tuple(picked)
         left[is_best] = _TAKEN
-
-
-def _are_equal(weights: Sequence[float]) -> bool:
-    if len(weights) < MANY_ROWS:
-        return weights.count(weights[0]) == len(weights)
-    return weights_of(weights).each is None
 
 
 def _draw(rng: Rng, options: int) -> int:

@@ -16,9 +16,10 @@ from extproc.predicting.priced_terms import CEILING_S
 from extproc.predicting.prices import priced_tpot_s
 from extproc.predicting.tpot import FLOOR_S, TOKENS
 from extproc.predicting.traffic import Traffic
+from extproc.values.by_kind import ByKind
 from extproc.values.choices import Learned, Snapshot
 from extproc.values.prices import Prices
-from metadata_center.types import EndpointKey, value
+from metadata_center.types import MANY_ROWS, EndpointKey, value
 
 
 @value
@@ -183,10 +184,14 @@ def steps_s(
     """
     half_tokens = output_tokens / 2
     if len(prices) == 1 and not prices[0].tpot_thresholds:
-        if len(weights) < arrays.MANY_ROWS:
+        if len(weights) < MANY_ROWS:
             return _plain_steps_s(prices[0], weights, load, prompt_tokens, half_tokens)
         columns = load.requests, load.prefilling, load.context_tokens
         return arrays.steps_s(prices[0].tpot_prices_s[0], weights, *columns, prompt_tokens, half_tokens)
+    if isinstance(prices, ByKind) and not any(each.tpot_thresholds for each in prices.each):
+        of_rows = arrays.of_rows([each.tpot_prices_s[0] for each in prices.each], prices.rows)
+        columns = load.requests, load.prefilling, load.context_tokens
+        return arrays.steps_s(of_rows, weights, *columns, prompt_tokens, half_tokens)
     row_prices = prices if len(prices) > 1 else repeat(prices[0], len(weights))
     return [
         priced_tpot_s(
@@ -230,7 +235,9 @@ def row_step_s(prices: Sequence[Prices], snapshot: Snapshot, row: int) -> float:
     return priced_tpot_s(prices[row if len(prices) > 1 else 0], batch, context) / snapshot.weights[row]
 
 
-def _row_prices_s(prices: Sequence[Prices]) -> tuple[tuple[float, ...], ...]:
+def _row_prices_s(prices: Sequence[Prices]) -> Sequence[tuple[float, ...]]:
+    if isinstance(prices, ByKind):
+        return ByKind(tuple(each.ttft_prices_s for each in prices.each), prices.rows)
     return tuple(each.ttft_prices_s for each in prices) if len(prices) > 1 else ()
 
 
@@ -242,7 +249,7 @@ def kv_used(load: Load, engines: Engines, output_tokens: float) -> Sequence[int]
     if not engines.kv_tokens:
         return ()
     half_tokens = output_tokens / 2
-    if len(load.requests) >= arrays.MANY_ROWS:
+    if len(load.requests) >= MANY_ROWS:
         columns = load.requests, load.prefilling, load.prefill_tokens, load.context_tokens
         return arrays.kv_used(engines.distinct_ratios, *columns, half_tokens)
     return [

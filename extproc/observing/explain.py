@@ -10,7 +10,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from math import isfinite
 from typing import Any
 
@@ -130,7 +130,11 @@ def _snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
         if not isinstance(value, int | float | Learned | None):
             value = [_float(one) if isinstance(one, float) else one for one in value]
         made[name] = value
-    made["learned"] = None if snapshot.learned is None else asdict(snapshot.learned)
+    learned = snapshot.learned
+    if learned is not None:
+        made["learned"] = asdict(replace(learned, row_prices_s=list(learned.row_prices_s)))
+    else:
+        made["learned"] = None
     return made
 
 

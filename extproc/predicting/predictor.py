@@ -23,7 +23,9 @@ from extproc.predicting.tokens import LEAST_RATIO, MOST_RATIO, TokensPerByte
 from extproc.predicting.tpot import SegmentedTpotModel
 from extproc.predicting.traffic import Traffic
 from extproc.predicting.ttft import Backlog, TtftModel
+from extproc.values.by_kind import ByKind, Kinds
 from extproc.values.prices import Prices
+from metadata_center.types import MANY_ROWS
 
 ModelKey = tuple[str, str]
 """(model name as the engine knows it, endpoint group): endpoints of a group are equal hardware."""
@@ -131,6 +133,7 @@ class Predictor:
         self._tokens: OrderedDict[str, TokensPerByte] = OrderedDict()
         self._traffic: OrderedDict[ModelKey, Traffic] = OrderedDict()
         self._agreements: OrderedDict[str, Agreement] = OrderedDict()
+        self._kinds = Kinds()
 
     def __len__(self) -> int:
         """Keys that something was learned of."""
@@ -140,10 +143,13 @@ class Predictor:
         """What predicts for `key` right now; unlike the models behind it, it does not change."""
         return self._models.get(key, self._untrained).prices
 
-    def row_prices(self, model: str, groups: Sequence[str]) -> tuple[Prices, ...]:
-        """`prices` of several endpoint groups of a model, in their order."""
+    def row_prices(self, model: str, groups: Sequence[str]) -> Sequence[Prices]:
+        """`prices` of several endpoint groups of a model, in their order; many of them by kind."""
         of, untrained = self._models.get, self._untrained
-        return tuple([of((model, group), untrained).prices for group in groups])
+        if len(groups) < MANY_ROWS:
+            return tuple([of((model, group), untrained).prices for group in groups])
+        kinds, rows = self._kinds.of(groups)
+        return ByKind(tuple([of((model, kind), untrained).prices for kind in kinds]), rows)
 
     def prompt_tokens(self, model: str, prompt_bytes: int) -> int:
         """Return the expected tokens of a prompt of that many bytes, 0 only for an empty one."""

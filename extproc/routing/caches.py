@@ -17,17 +17,17 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 
-from extproc.choosing.arrays import MANY_ROWS
 from extproc.routing.keeping import one_view
 from extproc.values.decisions import CacheSource
 from extproc.values.requests import InferenceRequest
 from metadata_center.history.running_blocks import RunningBlocks
 from metadata_center.store import PrefixStore
-from metadata_center.types import EndpointKey, value
+from metadata_center.types import MANY_ROWS, EndpointKey, value
 
 
 @value
@@ -159,7 +159,7 @@ class Caches:
 def deepen(matched: list[int] | array[int], running: Sequence[int]) -> Sequence[CacheSource]:
     """Write into `matched` what runs beyond it; returns whether history or that spoke for each row."""
     count = len(matched)
-    if isinstance(matched, array) and isinstance(running, array):
+    if count >= MANY_ROWS and isinstance(matched, array) and isinstance(running, array):
         depths, in_use = np.frombuffer(matched, np.int64), np.frombuffer(running, np.int64)
         rows = (in_use > depths).nonzero()[0]
         if not rows.size:
@@ -184,9 +184,18 @@ def tokens_of(
     """Prompt tokens in matched blocks: their share of the bytes, at least one token recomputed."""
     most, block_tokens = prompt_tokens - 1, block_bytes * prompt_tokens
     if len(matched) < MANY_ROWS:
+        if not any(matched):
+            return [0] * len(matched)
         return [min(most, blocks * block_tokens // prompt_bytes) if blocks else 0 for blocks in matched]
     depths = np.array(matched, np.int64)
     rows = depths.nonzero()[0]
-    if rows.size:
-        depths[rows] = np.minimum(most, depths[rows] * block_tokens // prompt_bytes)
+    if not rows.size:
+        return _nothing(len(matched))
+    depths[rows] = np.minimum(most, depths[rows] * block_tokens // prompt_bytes)
     return array("q", depths.tobytes())
+
+
+@lru_cache(maxsize=64)
+def _nothing(rows: int) -> array[int]:
+    """Kept once for all decisions; not to be changed."""
+    return array("q", bytes(8 * rows))

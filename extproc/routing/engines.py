@@ -14,11 +14,10 @@ from typing import Final
 
 import numpy as np
 
-from extproc.choosing.arrays import MANY_ROWS
 from extproc.choosing.kept_columns import KeptColumns
 from extproc.choosing.max_num_seqs import LimitSource, Reading, SequenceLimits
 from extproc.choosing.snapshots import Engines as EnginesView
-from metadata_center.types import EndpointKey
+from metadata_center.types import MANY_ROWS, EndpointKey
 
 NOTHING_READ: Final = Reading(0, 0, 0, 0.0)
 """Of an engine whose metrics were not read."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from extproc.choosing.limits import decode_limits_of
 from extproc.choosing.policies.registry import POLICIES
 from extproc.choosing.snapshots import Demand, Load, Prompt, completion_snapshot, plain_snapshot
@@ -41,7 +43,7 @@ class Look:
     served_model: str
     estimate: Estimate
     groups: tuple[str, ...]
-    prices: tuple[Prices, ...]
+    prices: Sequence[Prices]
     traffic: Traffic
     turn: int
     now_s: float

@@ -56,6 +56,7 @@ class Pool:
         filtered: Endpoints left out, each with the reason.
         on_trial: Endpoints that are doubted and may have one request.
         plans: Kept by the router as long as the pool.
+        groups: Kept by `groups_of`, by the route's group: as many as there are routes to the cluster.
     """
 
     keys: tuple[EndpointKey, ...]
@@ -67,12 +68,17 @@ class Pool:
     filtered: tuple[tuple[EndpointKey, str], ...] = ()
     plans: dict[PlanKey, Plan] = field(default_factory=dict)
     on_trial: frozenset[EndpointKey] = frozenset()
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def groups_of(self, group: str) -> tuple[str, ...]:
         """Endpoints that perform alike, within a route's group: one name for all rows, or one per row."""
         if not self.hardware:
             return (group,)
-        return tuple(f"{group}/{kind}" if kind else group for kind in self.hardware)
+        groups = self.groups.get(group)
+        if groups is None:
+            groups = tuple(f"{group}/{kind}" if kind else group for kind in self.hardware)
+            self.groups[group] = groups
+        return groups
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,7 +130,7 @@ class DecisionRecord:
     choice: Choice | None = None
     draws: tuple[float, ...] = ()
     turn: int = 0
-    prices: tuple[Prices, ...] = ()
+    prices: Sequence[Prices] = ()
     cached_tokens: Sequence[int] = ()
     views: Sequence[CacheSource] = ()
     placed: EndpointKey | None = None

@@ -24,11 +24,10 @@ from numpy.typing import NDArray
 
 from metadata_center.errors import CapacityError
 from metadata_center.load.counters import MAX_ENDPOINTS
-from metadata_center.types import EndpointKey
+from metadata_center.types import MANY_ROWS, EndpointKey
 
 _MAX_GROUPS: Final = 256  # keys tuples remembered: far more than a gateway has models
 _MAX_ADMITTING: Final = 16  # of them told of a new endpoint, which takes a look at all keys of each
-_MANY_KEYS: Final = 64  # as `choosing.arrays.MANY_ROWS`: from so many on, what is found is an array
 _FEW_BITS: Final = 16  # up to here one row after the other is quicker
 
 
@@ -115,6 +114,12 @@ class _Group:
             np.frombuffer(matched, np.int64)[self._of_bits[bits]] = depth
             return
         rows, bit = self.rows, -1
+        if isinstance(matched, array):
+            while mask:
+                least = mask & -mask
+                matched[rows[least.bit_length() - 1]] = depth
+                mask ^= least
+            return
         for zeros in f"{mask:b}"[::-1].split("1")[:-1]:
             bit += len(zeros) + 1
             matched[rows[bit]] = depth
@@ -200,7 +205,7 @@ class RadixTree:
             One length per key, 0..len(blocks); the caller's own, for many keys in an array.
         """
         group = self._groups.get(id(keys)) or self._group(keys)
-        matched = [0] * len(keys) if len(keys) < _MANY_KEYS else array("q", bytes(8 * len(keys)))
+        matched = [0] * len(keys) if len(keys) < MANY_ROWS else array("q", bytes(8 * len(keys)))
         alive, run, depth, end = group.mask, self.root, 0, len(blocks)
         while alive and depth < end:
             child = run.children.get(blocks[depth])

@@ -20,7 +20,7 @@ from typing import Final
 from metadata_center.errors import CapacityError
 from metadata_center.history.radix_tree import RadixTree, Run
 from metadata_center.load.counters import MAX_SLOTS
-from metadata_center.types import EndpointKey, value
+from metadata_center.types import MANY_ROWS, EndpointKey, value
 
 
 @value
@@ -38,7 +38,6 @@ class SharedRun:
     endpoints: int
 
 
-_MANY_KEYS: Final = 64  # as `choosing.arrays.MANY_ROWS`: over fewer all are looked at
 _MAX_COLUMNS: Final = 16  # of many endpoints each: far more than a gateway has pools so large
 
 
@@ -150,8 +149,12 @@ class RunningBlocks:
         Many endpoints in a tuple have a column that is kept, and looked at anew where something has changed:
         it is good until the next call.
         """
-        if len(endpoints) < _MANY_KEYS or not isinstance(endpoints, tuple):
-            return list(map(self._distinct_ratio, endpoints))
+        if len(endpoints) < MANY_ROWS or not isinstance(endpoints, tuple):
+            of = self._running.get
+            return [
+                running.distinct / running.uses if running is not None and running.uses else 1.0
+                for running in map(of, endpoints)
+            ]
         column = self._columns.get(id(endpoints))
         if column is None:
             if len(self._columns) >= _MAX_COLUMNS:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from metadata_center.errors import CapacityError
 from metadata_center.load.kinds import NUM_KINDS
 from metadata_center.load.ledger import Entry
-from metadata_center.types import EndpointKey
+from metadata_center.types import MANY_ROWS, EndpointKey
 
 IntArray = NDArray[np.int64]
 
@@ -36,7 +36,6 @@ KEY_BYTES: Final = 64
 """Longest key: a bracketed IPv6 address with a port is 47 bytes, the rest is room for a zone."""
 
 _MAX_GROUPS: Final = 256  # slot tuples remembered: far more than a gateway has models
-_MANY_SLOTS: Final = 64  # as `choosing.arrays.MANY_ROWS`: what numpy reads next it need not read out of lists
 _NO_LOCK: Final = nullcontext()
 _add_up: Any = np.add.reduce  # whose types in numpy 2.5 have none for arrays of integers
 
@@ -148,7 +147,7 @@ class Counters:
             totals = self._own.take(index, axis=1) if len(rows) == 1 else _add_up(rows.take(index, 2), axis=0)
             if others is not None:
                 totals = totals + others.take(index, axis=1)
-        if len(slots) < _MANY_SLOTS:
+        if len(slots) < MANY_ROWS:
             counts: list[Sequence[int]] = totals.tolist()
             return counts
         return [array("q", column.tobytes()) for column in totals]
@@ -227,7 +226,7 @@ class Counters:
 
     def _group(self, slots: tuple[int, ...]) -> NDArray[np.intp] | slice:
         index: NDArray[np.intp] | slice = np.array(slots, np.intp)
-        if len(slots) >= _MANY_SLOTS and slots == tuple(range(slots[0], slots[0] + len(slots))):
+        if len(slots) >= MANY_ROWS and slots == tuple(range(slots[0], slots[0] + len(slots))):
             index = slice(slots[0], slots[0] + len(slots))  # as most are, and no slot is looked up
         if len(self._groups) >= _MAX_GROUPS:
             self._groups.clear()

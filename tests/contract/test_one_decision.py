@@ -8,6 +8,7 @@ decisions would differ once the first answers have taught.
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -29,7 +30,7 @@ from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Snapshot
 from extproc.values.deciding import Now
 from extproc.values.endpoints import Endpoint
-from metadata_center.types import RequestId
+from metadata_center.types import MANY_ROWS, RequestId
 from tests.builds import replaces_code
 from tests.conftest import BLOCK_BYTES, Promise, VirtualLoop, build_rig, chat, endpoint, request_line
 from tokenway.simulator.policies.ours import LateCompletion, LeastCompletion
@@ -41,6 +42,7 @@ FLEETS = {
     "weights": [endpoint(row, weight=weight) for row, weight in enumerate((1, 1, 2, 4))],
     "hardware": [endpoint(row, labels={"hardware": "a" if row < 2 else "b"}) for row in range(4)],
 }
+MANY = [endpoint(row, weight=1 + row % 2, labels={"hardware": "ab"[row % 2]}) for row in range(MANY_ROWS + 8)]
 
 
 @dataclass(slots=True)
@@ -182,7 +184,10 @@ def shown(snapshot: Snapshot) -> dict[str, Any]:
     columns = {field.name: getattr(snapshot, field.name) for field in fields(snapshot)}
     del columns["matched_blocks"], columns["num_blocks"]
     columns["max_num_seqs"] = [limit for limit in columns["max_num_seqs"] if limit]
-    return {name: list(column) if isinstance(column, tuple) else column for name, column in columns.items()}
+    return {
+        name: list(column) if isinstance(column, tuple | array) else column
+        for name, column in columns.items()
+    }
 
 
 @contextmanager
@@ -224,6 +229,14 @@ def test_gateway_and_replayer_choose_alike(fleet: str) -> None:
     assert both.decided == ["SendNow"] * 300
     predictor = both.rig.scheduling.predictor
     assert len(predictor) == len({member.labels.get("hardware") for member in FLEETS[fleet]})
+
+
+@replaces_code
+def test_gateway_and_replayer_choose_alike_among_many() -> None:
+    """The same where columns are arrays and prices are by kind."""
+    both = Both(MANY, LeastCompletion(), None)
+    play(both, "alike", 300, per_s=200.0, words=600)
+    assert both.decided == ["SendNow"] * 300
 
 
 @pytest.mark.parametrize("refuses", [True, False])

@@ -410,8 +410,8 @@ async def test_two_workers_hold_and_lose_no_request(workers: tuple[Stack, GatedE
     stack, _ = workers
     await answered(ask(stack, "sim", f"workers-{number}", BURST_TOKENS) for number in range(BURST))
     await all_free(stack)
+    by_worker = await _holds(stack)
     scrape = await stack.metrics()
-    by_worker = [total(scrape, "tokenway_holds_total", worker=str(worker)) for worker in range(2)]
     assert min(by_worker) > 0
     assert sum(by_worker) == total(scrape, "tokenway_hold_seconds_count", ending="placed")
 
@@ -429,6 +429,40 @@ async def test_a_request_held_by_a_worker_that_died_is_answered(workers: tuple[S
     await answered(asked)
     assert len(engine.arrived) == len(set(engine.arrived)) == 13
     await all_free(stack)
+
+
+async def test_room_goes_to_whoever_came_first_at_whichever_worker() -> None:
+    """Of two that wait at different workers the younger one is served last, and explain shows why."""
+    async with gated() as engine:
+        config = {"models": {"turns": served_by("turns")}, "holding": HOLDING, "health": FAST_HEALTH}
+        async with running_stack([cluster("turns", [engine.key])], config, workers=2) as stack:
+            asked = await fill(stack, "turns", engine)
+            asked.append(ask(stack, "turns", "older", BURST_TOKENS, PATIENT))
+            await held(stack, 1)
+            for attempt in range(20):  # Envoy asks whichever worker it likes
+                # So long that it is behind by the prices, too, that the first answer teaches one worker.
+                younger = ask(stack, "turns", f"younger-{attempt}", FULL_TOKENS, PATIENT)
+                await held(stack, 2)
+                if min(await _holds(stack)) > 0:
+                    break
+                younger.cancel()
+                await held(stack, 1)
+            asked.append(younger)
+            for count in (2, 3):
+                engine.let_go()
+                await engine.has(count)
+            assert engine.arrived == ["full-0", "older", younger.get_name()]
+            engine.open()
+            await answered(asked)
+            await all_free(stack)
+            records = await held_records(stack, "turns", 2)
+            assert sorted(record["hold"]["elsewhere_s"] > 0.0 for record in records) == [False, True]
+
+
+async def _holds(stack: Stack) -> list[float]:
+    """How many each of two workers has held."""
+    scrape = await stack.metrics()
+    return [total(scrape, "tokenway_holds_total", worker=str(worker)) for worker in range(2)]
 
 
 async def test_two_gateways_hold_and_lose_no_request(

@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -162,6 +164,59 @@ async def test_clusters_are_renamed_under_load(
                 await eventually(clusters, {name}.__eq__, EFFECTIVE_S + 1)
                 await load.more(48)
     assert load.failures == [], f"{len(load.failures)} beside {load.answers} answers: {load.failures[:3]}"
+
+
+_SHORT_LINGER = """
+import importlib.util, sys
+
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name != "extproc.server.publishing":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        execute = spec.loader.exec_module
+
+        def shortened(module):
+            execute(module)
+            module.LINGER_S = 0.5
+
+        spec.loader.exec_module = shortened
+        return spec
+
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+async def test_answers_outlast_the_cluster_that_they_run_on(
+    replicas: list[SimulatorServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Envoy cuts none when the cluster leaves it, which is a minute early here."""
+    (tmp_path / "sitecustomize.py").write_text(_SHORT_LINGER)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    config = {"models": {"sim": {"rules": [{"cluster": "first"}]}}}
+    async with running_stack([cluster("first", map(key_of, replicas))], config) as stack:
+        asked = [
+            asyncio.create_task(post(stack, chat("sim", f"long {number}", 300, stream=number % 2 == 0)))
+            for number in range(8)
+        ]
+
+        async def running() -> int:
+            return sum(engine.engine.num_running for engine in replicas)
+
+        await eventually(running, lambda count: count == 8)
+        stack.write_clusters(cluster("second", map(key_of, replicas)))
+        stack.write_config({"models": {"sim": {"rules": [{"cluster": "second"}]}}})
+        await eventually(partial(stack.envoy_health, "first"), lambda found: not found)
+        assert not any(task.done() for task in asked)
+        assert (await post(stack, chat("sim", "meanwhile"))).status == 200
+        replies = await asyncio.gather(*asked)
+        assert [reply.status for reply in replies] == [200] * 8
+        assert all(reply.body.count(b'"delta":{"content":') == 300 for reply in replies[::2])
+        assert all(reply.json["usage"]["completion_tokens"] == 300 for reply in replies[1::2])
+        await stack.settled()
 
 
 @pytest.mark.parametrize("survives", ["with Envoy", "without"])

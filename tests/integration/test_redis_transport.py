@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import ssl
 from collections.abc import AsyncIterator, Iterator
@@ -122,6 +123,57 @@ async def test_a_share_ends_with_its_lease_or_its_member(
     async with asyncio.timeout(DEADLINE_S):
         while server.command("KEYS", "*") != b"*0\r\n":  # the set may outlive the share by a millisecond
             await transport.publish(update(2, member=TWO, leaving=True))
+
+
+_SET_BACK = """
+for _, name in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+  local sign = name == '@clock' and -1 or 1
+  redis.call('ZINCRBY', KEYS[1], sign * ARGV[2], name)
+  local left_ms = redis.call('PTTL', ARGV[1] .. name)
+  if left_ms > 0 then redis.call('PEXPIRE', ARGV[1] .. name, left_ms + ARGV[2]) end
+end
+"""
+"""All times that Redis keeps are later by so many milliseconds, as its clock sees them that was set back."""
+
+
+@pytest.mark.parametrize("seen_by", ["reservations", "snapshots"])
+async def test_a_dead_member_counts_no_longer_for_a_clock_that_is_set_back(
+    transport: RedisTransport, server: RedisServer, seen_by: str
+) -> None:
+    """By an hour: its share ends with its lease, and one that lives keeps its own."""
+    dies = update(1, Row(A, 5), member=TWO, full=True, lease_s=0.2)
+    await transport.publish(update(1, Row(A, 1), full=True))
+    await transport.publish(dies)
+    server.command("EVAL", _SET_BACK, "1", "{tokenway}:members", "{tokenway}:share:", str(3_600_000))
+
+    async def seen() -> int:
+        sequence = next(sequences)
+        if seen_by == "snapshots":
+            await transport.publish(update(sequence, Row(A, 1)))
+            return (await totals(transport))[A]
+        (place,) = await transport.reserve(
+            update(sequence, Row(A, 1)), [Reservation((Candidate(A, 0, 1, 1),))]
+        )
+        return place.totals[0]
+
+    sequences = itertools.count(2)
+    assert await seen() == 6
+    async with asyncio.timeout(DEADLINE_S):
+        while await seen() != 1:  # noqa: ASYNC110 - nothing announces it
+            await asyncio.sleep(0.02)
+    leases_s = {one.member: one.lease_s for one in await transport.snapshot()}
+    assert leases_s.keys() == {ONE}
+    assert 30.0 < leases_s[ONE] <= 60.0
+
+
+async def test_a_clock_that_goes_on_moves_no_lease(transport: RedisTransport) -> None:
+    """Each end of a lease is as it was said last."""
+    await transport.publish(update(1, Row(A, 1), full=True, lease_s=1000.0))
+    for sequence in range(2, 50):
+        await transport.publish(update(sequence, member=TWO, full=True))
+    leases_s = {one.member: one.lease_s for one in await transport.snapshot()}
+    assert leases_s[ONE] > 900.0
+    assert 30.0 < leases_s[TWO] <= 60.0
 
 
 @pytest.mark.parametrize("seed", range(8))

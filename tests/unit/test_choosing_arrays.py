@@ -23,9 +23,10 @@ from extproc.choosing.weights import MAX_KEPT, weights_of
 from extproc.predicting.sums import plain_sum
 from extproc.routing import caches
 from extproc.routing.engines import Engines as EngineFacts
+from extproc.values.by_kind import ByKind, Kinds
 from extproc.values.choices import Learned, Snapshot
 from extproc.values.prices import Prices
-from metadata_center.types import EndpointKey
+from metadata_center.types import MANY_ROWS, EndpointKey
 
 seconds = st.one_of(st.just(0.0), st.floats(0.0, 100.0))
 rows = st.integers(1, 90)
@@ -58,7 +59,7 @@ def test_costs(
 
 def snapshot_of(rng: random.Random) -> Snapshot:
     """Rows that the loops are for; each column may be known of all, of some, or of none."""
-    rows = rng.randrange(1, arrays.MANY_ROWS)
+    rows = rng.randrange(1, MANY_ROWS)
 
     def some_tokens() -> int:
         return rng.choice([0, rng.randrange(1 << 20)])
@@ -80,7 +81,10 @@ def snapshot_of(rng: random.Random) -> Snapshot:
     used: list[int | None] = []
     if kv_tokens:
         used = column(lambda: rng.choice([None, some_tokens(), some_tokens()]), may_be_absent=True)
-    prices_s, rows_s = prices(), column(prices, may_be_absent=True)
+    prices_s = prices()
+    rows_s: Sequence[tuple[float, ...]] = column(prices, may_be_absent=True)
+    if rng.random() < 0.3:
+        rows_s = ByKind([prices(), prices()], array("q", column(lambda: rng.randrange(2))))
     return Snapshot(
         keys=tuple(EndpointKey(str(row)) for row in range(rows)),
         requests=as_given(column(lambda: rng.randrange(9))),
@@ -126,6 +130,49 @@ def test_steps(seed: int) -> None:
     assert list(many) == few
 
 
+@pytest.mark.parametrize("thresholds", [(), (4,)])
+def test_steps_by_kind(thresholds: tuple[int, ...]) -> None:
+    """Rows of two kinds have the pace that each has with the prices of its kind; of segments as well."""
+    segments = ((0.0001, 0.002, 0.01),) * (1 + len(thresholds))
+    other = tuple((2 * one, two, 3 * three) for one, two, three in segments)
+    each = tuple(Prices((0.0,) * 6, prices_s, thresholds) for prices_s in (segments, other))
+    for seed in range(20):
+        rng = random.Random(seed)
+        seen = snapshot_of(rng)
+        load = Load(seen.requests, seen.prefilling, seen.prefill_tokens, seen.context_tokens)
+        kinds = array("q", [rng.randrange(2) for _ in seen.keys] or [0])
+        prices = ByKind(each, kinds)
+        found = snapshots.steps_s(prices, seen.weights, load, seen.prompt_tokens, seen.output_tokens)
+        for row, kind in enumerate(kinds):
+            one = Load(
+                *([column[row]] for column in (load.requests, load.prefilling, [0] * 99, load.context_tokens))
+            )
+            of_row = [each[kind]], [seen.weights[row]], one, seen.prompt_tokens, seen.output_tokens
+            assert [found[row]] == list(snapshots.steps_s(*of_row))
+
+
+def test_kinds() -> None:
+    """Names in the order in which they come first; of a tuple remembered, of a list not."""
+    kinds, names = Kinds(most=2), ("b", "a", "b")
+    assert kinds.of(names) == (("b", "a"), array("q", [0, 1, 0]))
+    assert kinds.of(names)[1] is kinds.of(names)[1]
+    changing = ["b", "a"]
+    assert kinds.of(changing)[1] == array("q", [0, 1])
+    changing[1] = "b"
+    assert kinds.of(changing)[1] == array("q", [0, 0])
+    for number in range(9):
+        assert kinds.of((str(number),)) == ((str(number),), array("q", [0]))
+    assert len(kinds._kept) <= 2
+
+
+def test_by_kind() -> None:
+    """It is the sequence of its rows' values."""
+    found = ByKind(("x", "y"), array("q", [0, 1, 1]))
+    assert (len(found), found[2], list(found[1:])) == (3, "y", ["y", "y"])
+    assert found == ["x", "y", "y"]
+    assert found != ["x", "y"]
+
+
 @given(st.lists(st.floats(-1e9, 1e9)))
 def test_sums(values: list[float]) -> None:
     """One addition after the other, whatever the numbers are kept in."""
@@ -155,7 +202,7 @@ def test_ties(of_rows: list[tuple[int, int]]) -> None:
 def test_cached_tokens(depths: list[int]) -> None:
     """By the bytes of the blocks, and never the whole prompt."""
     few = caches.tokens_of(depths, 64, 4_001, 997)
-    times = -(-arrays.MANY_ROWS // len(depths))
+    times = -(-MANY_ROWS // len(depths))
     assert list(caches.tokens_of(depths * times, 64, 4_001, 997)) == list(few) * times
     assert max(few) < 997
 
@@ -172,7 +219,7 @@ tokens = st.integers(0, 1 << 20)
 def test_kv_used(of_rows: list[tuple[int, int, int, int, float]], output_tokens: float) -> None:
     """Whole tokens, as Python rounds."""
     *columns, ratios = (list(column) for column in zip(*of_rows, strict=True))
-    times = -(-arrays.MANY_ROWS // len(of_rows))
+    times = -(-MANY_ROWS // len(of_rows))
     found = []
     for count in (1, times):
         requests, prefilling, prefill_tokens, context_tokens = (column * count for column in columns)
@@ -204,7 +251,7 @@ def test_sequences(of_rows: list[tuple[int, int, float]], output_tokens: float) 
     assert list(arrays.turns_s(seen)) == list(columns_of.turns_s(seen))
 
 
-@pytest.mark.parametrize("rows", [2, arrays.MANY_ROWS])
+@pytest.mark.parametrize("rows", [2, MANY_ROWS])
 def test_a_column_is_kept_until_something_changes(rows: int) -> None:
     """For the same keys it is the same object; what changed is in the next one."""
     known = {EndpointKey(str(row)): row for row in range(rows)}
@@ -235,7 +282,7 @@ def test_views(seed: int) -> None:
     assert list(many) == matched
 
 
-@pytest.mark.parametrize("rows", [2, arrays.MANY_ROWS])
+@pytest.mark.parametrize("rows", [2, MANY_ROWS])
 def test_what_is_under_way(rows: int) -> None:
     """Since the last prefill ended, where one waits; nothing where none does, or where none ended yet."""
     keys = tuple(EndpointKey(str(row)) for row in range(rows))

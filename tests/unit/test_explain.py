@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from extproc.choosing.choose import choose, terms_of
 from extproc.choosing.foreseen import foreseen_tpot_s, foreseen_ttft_s
 from extproc.choosing.replay import RecordingRng, ReplayRng
-from extproc.choosing.snapshots import Load, Prompt, plain_snapshot
+from extproc.choosing.snapshots import Demand, Engines, Load, Prompt, completion_snapshot, plain_snapshot
 from extproc.choosing.terms import total
 from extproc.errors import Reason
 from extproc.observing.explain import recompute, render, to_json, verdict
@@ -32,7 +32,7 @@ from extproc.values.decisions import CacheSource, DecisionRecord
 from extproc.values.outcomes import Ended, Outcome
 from extproc.values.prices import Prices
 from extproc.values.requests import Operation
-from metadata_center.types import EndpointKey, RequestId
+from metadata_center.types import MANY_ROWS, EndpointKey, RequestId
 from tokenway.cli.explain import explain
 
 KEYS = tuple(EndpointKey(f"10.0.0.{host}:8000") for host in range(1, 5))
@@ -176,6 +176,29 @@ def test_predictions_and_scores_survive_the_json(record: DecisionRecord) -> None
     assert shown["choice"]["scores"] == record.choice.scores
     assert shown["choice"]["terms"] == terms_of(record.snapshot, record.settings)
     assert total(shown["choice"]["terms"]) == record.choice.scores
+
+
+def test_prices_by_kind_survive_the_json() -> None:
+    """A decision over many endpoints of two kinds is made again of its JSON."""
+    rows, predictor = range(MANY_ROWS), Predictor()
+    predictor.observe_ttft(("m", "c/a"), IDLE, uncached=9, cached=9, predicted_s=None, actual_s=3.0)
+    groups = tuple(f"c/{'ab'[row % 2]}" for row in rows)
+    column = [row % 3 for row in rows]
+    snapshot = completion_snapshot(
+        tuple(EndpointKey(f"h{row}:1") for row in rows),
+        (1.0,) * len(rows),
+        Load(column, [0] * len(rows), [0] * len(rows), [100 * each for each in column]),
+        Prompt(1_000, [0] * len(rows), [0] * len(rows), 64),
+        predictor.row_prices("m", groups),
+        Engines(),
+        Demand(predictor.traffic(("m", "c")), 1.0, len(rows)),
+    )
+    record = decided(snapshot, LoadBalancing(algorithm=Algorithm.LEAST_COMPLETION))
+    assert record.choice is not None
+    shown = through_json(record)
+    assert len({tuple(row) for row in shown["snapshot"]["learned"]["row_prices_s"]}) == 2
+    assert len(shown["snapshot"]["learned"]["row_prices_s"]) == len(rows)
+    assert recompute(shown) == record.choice.order
 
 
 @given(decisions())

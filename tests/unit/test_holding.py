@@ -8,6 +8,7 @@ from extproc.choosing.completion import Cost, Costs
 from extproc.choosing.holding import (
     REGRET,
     REGRET_S,
+    SHORT_FIRST,
     HoldAnswer,
     HoldQueue,
     Place,
@@ -68,7 +69,7 @@ def test_a_full_endpoint_lets_it_wait() -> None:
     queue = HoldQueue(max_hold_s=30.0)
     verdict = decide(queue, 1, [cost(20.0, 0.5), cost(30.0, 0.7)], arrived_s=5.0, now_s=6.0)
     assert verdict == Wait(
-        until_s=35.0, rank=5.5, row=0, closed=True, at_once_s=21.5, work_s=0.5, least_s=0.5
+        until_s=35.0, rank=5.0 + SHORT_FIRST * 0.5, row=0, closed=True, at_once_s=21.5, work_s=0.5, least_s=0.5
     )
     assert queue.least_s == pytest.approx(0.5)
 
@@ -108,10 +109,10 @@ def test_shorter_work_is_ahead() -> None:
 
 
 def test_no_request_is_overtaken_for_ever() -> None:
-    """One that comes later than its own work takes goes behind, however short."""
+    """One that comes later than so many times its own work goes behind, however short."""
     queue = HoldQueue()
     long = place(queue, 0.0, 1.0).rank
-    assert place(queue, 0.9, 0.0).rank < long < place(queue, 1.1, 0.0).rank
+    assert place(queue, SHORT_FIRST - 0.1, 0.0).rank < long < place(queue, SHORT_FIRST + 0.1, 0.0).rank
 
 
 def test_only_those_for_the_same_endpoint_are_ahead() -> None:
@@ -231,9 +232,9 @@ def test_while_more_waits_than_can_be_in_time_what_is_too_late_goes_behind() -> 
     for request_id in range(6):
         decide(queue, request_id, [cost(1.0, 1.0)])
     assert queue.least_s == pytest.approx(6.0)
-    assert place(queue, 0.0, 1.0, wait_s=3.0, now_s=0.5) == Place(1.0)
+    assert place(queue, 0.0, 1.0, wait_s=3.0, now_s=0.5) == Place(SHORT_FIRST)
     late = place(queue, 0.0, 1.0, wait_s=4.0, now_s=0.5)
-    assert late == Place(6.0, 5.0)
+    assert late == Place(SHORT_FIRST + 5.0, 5.0)
     waits = decide(queue, 9, [cost(4.0, 1.0)], now_s=0.5, place=late)
     assert isinstance(waits, Wait)
     assert place(queue, 0.0, 1.0, wait_s=4.0, now_s=1.0, before=waits) == late
@@ -245,9 +246,9 @@ def test_who_waits_for_a_sequence_to_end_is_no_backlog_of_prefill() -> None:
     full = Cost(0.0, 0.8, 0.5, 0.0, 0.0, turn_s=0.2)
     waits = decide(queue, 1, [full, cost(9.0, 2.0)])
     assert isinstance(waits, Wait)
-    assert waits.rank == 0.5
+    assert waits.rank == SHORT_FIRST * 0.5
     assert (len(queue), queue.least_s) == (1, 0.0)
-    assert queue.ahead_s(2, 1.0, 2) == [0.5, 0.0]
+    assert queue.ahead_s(2, 10.0, 2) == [0.5, 0.0]
     decide(queue, 1, [cost(9.0, 0.5), cost(9.0, 2.0)], before=waits)
     assert queue.least_s == pytest.approx(0.5)
 
@@ -257,7 +258,7 @@ def test_below_that_no_request_yields() -> None:
     queue = HoldQueue()
     for request_id in range(5):
         decide(queue, request_id, [cost(1.0, 1.0)])
-    assert place(queue, 0.0, 1.0, wait_s=9.0, now_s=0.5) == Place(1.0)
+    assert place(queue, 0.0, 1.0, wait_s=9.0, now_s=0.5) == Place(SHORT_FIRST)
 
 
 def test_one_that_fell_behind_does_not_end_the_round() -> None:

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.choosing.arrays import MANY_ROWS
 from extproc.choosing.choose import choose
 from extproc.choosing.completion import DECODE_TOKENS, TPOT_LIMIT_S
 from extproc.choosing.deciding import Claim, SendNow, decide
@@ -26,7 +25,7 @@ from extproc.predicting.ttft import TtftModel, step_s
 from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.choices import Learned, Snapshot
 from extproc.values.prices import Prices
-from metadata_center.types import EndpointKey
+from metadata_center.types import MANY_ROWS, EndpointKey
 from tests.conftest import CLUSTER, MODEL, Rig, build_rig, chat, endpoint
 
 KEYS = tuple(EndpointKey(f"10.0.0.{row}:8000") for row in range(2))

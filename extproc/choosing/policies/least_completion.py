@@ -13,6 +13,7 @@ from extproc.choosing.picker import pick
 from extproc.choosing.terms import Terms
 from extproc.values.balancing import LoadBalancing
 from extproc.values.choices import Choice, Rng, Snapshot
+from metadata_center.types import MANY_ROWS
 
 
 class LeastCompletion:
@@ -56,7 +57,7 @@ def choose_least(
     if not rows:
         raise ValueError("nothing to choose from")
     scores: Sequence[float]
-    if rows < arrays.MANY_ROWS:
+    if rows < MANY_ROWS:
         scores = list(map(neg, costs_s.totals_s))
         if any(cached_tokens) and scores.count(max(scores)) > 1:
             scores = most_cached_first(scores, cached_tokens)

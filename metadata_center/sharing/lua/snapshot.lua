@@ -1,6 +1,6 @@
 -- Reads the shares of all live members.
 --
--- KEYS[1]  sorted set: members by the end of their lease
+-- KEYS[1]  sorted set: members by the end of their lease, and '@clock': see update.lua
 -- ARGV[1]  what the key of a share begins with, before the member's id
 -- ARGV[2]  most members read, those whose lease ends first: leases are short, a forged one is not
 -- ARGV[3]  most fields of a share
@@ -9,10 +9,12 @@
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local shares = {}
-local first, most = '(' .. string.format('%.0f', now_ms), ARGV[2]
+local said_ms = -tonumber(redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')[2] or 0)
+local back_ms = math.max(0, said_ms - now_ms)
+local first, most = '(' .. string.format('%.0f', now_ms + back_ms), ARGV[2]
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], first, '+inf', 'LIMIT', 0, most)) do
   local share = ARGV[1] .. member
-  local left_ms = redis.call('PTTL', share)
+  local left_ms = redis.call('PTTL', share) - back_ms
   if left_ms > 0 then
     local fields = redis.pcall('HGETALL', share)
     if fields.err or #fields > 2 * tonumber(ARGV[3]) then

@@ -1,6 +1,8 @@
 -- Takes one update of one member: writes its share, gives reservations a place, informs all subscribers.
 --
--- KEYS[1]  sorted set: members by the end of their lease, in milliseconds of this server's clock
+-- KEYS[1]  sorted set: members by the end of their lease, in milliseconds of this server's clock; and '@clock', what
+--          that clock said last, less than zero. Where it says less now it was set back: all ends go back as far. So a
+--          lease is late by half a second and the time between two updates at most, however far that was
 -- KEYS[2]  hash: the member's share; shares of the others are named alike, in the same slot
 -- ARGV[1]  channel
 -- ARGV[2]  what KEYS[2] begins with, before the member's id
@@ -22,6 +24,7 @@ local member, sequence, rows, full, lease_ms = update[2], update[3], update[4], 
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local MOST = 9007199254740991 -- what a double counts exactly
+local STEP_MS = 500 -- the clock is noted no more often: that costs as much as the rest of a short update
 local CHUNK = 1000 -- fields of one command: a Lua call takes fewer than 8,000 arguments
 
 local function text(row, at)
@@ -43,11 +46,29 @@ local function call_in_chunks(command, arguments)
   end
 end
 
-redis.call('ZREMRANGEBYSCORE', members, '-inf', now_ms)
+local said_ms = -tonumber(redis.call('ZRANGE', members, 0, 0, 'WITHSCORES')[2] or 0)
+local back_ms = said_ms - now_ms
+if back_ms > 0 then
+  local ends = redis.call('ZRANGEBYSCORE', members, 0, '+inf', 'WITHSCORES')
+  for i = 1, #ends, 2 do
+    redis.call('ZADD', members, string.format('%.0f', ends[i + 1] - back_ms), ends[i])
+    local left_ms = redis.call('PTTL', ARGV[2] .. ends[i])
+    if left_ms >= 0 then
+      redis.call('PEXPIRE', ARGV[2] .. ends[i], string.format('%.0f', left_ms - back_ms))
+    end
+  end
+end
+if back_ms > 0 or back_ms < -STEP_MS then
+  redis.call('ZADD', members, -now_ms, '@clock')
+end
+redis.call('ZREMRANGEBYSCORE', members, 0, now_ms)
 
 if update[8] then
   redis.call('DEL', share)
   redis.call('ZREM', members, member)
+  if #redis.call('ZRANGEBYSCORE', members, 0, '+inf', 'LIMIT', 0, 1) == 0 then
+    redis.call('DEL', members)
+  end
   redis.call('PUBLISH', channel, payload)
   return {}
 end
@@ -105,7 +126,7 @@ for _, reservation in ipairs(reservations) do
     end
   end
 end
-for _, name in ipairs(redis.call('ZRANGE', members, 0, -1)) do
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', members, 0, '+inf')) do
   for first = 1, #endpoints, CHUNK do
     local last = math.min(first + CHUNK - 1, #endpoints)
     -- What is no share, or has no such row, is another member's damage: it counts nothing.

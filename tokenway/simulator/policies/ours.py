@@ -160,7 +160,7 @@ class LeastCompletion(StatefulPolicy):
             Demand(predictor.traffic((MODEL, MODEL)), view.now_s, len(view.keys) / view.gateways, *limits),
         )
 
-    def _prices(self, groups: Sequence[str]) -> tuple[Prices, ...]:
+    def _prices(self, groups: Sequence[str]) -> Sequence[Prices]:
         prices = self._predictor.row_prices(MODEL, groups)
         if self._bias == 1.0:
             return prices
