@@ -18,7 +18,6 @@ from extproc.errors import ConfigError
 from extproc.observing.printable import printable
 from metadata_center.addresses import Address, parse_port
 from metadata_center.errors import MetadataError
-from tokenway.cli.lean_imports import without_docstrings
 from tokenway.cli.picker_flags import add_picker_flags
 from tokenway.cli.pool_flags import add_pool_flags, pool_settings
 
@@ -113,8 +112,7 @@ def _serve_worker(options: argparse.Namespace) -> int:
     from extproc.server.cluster_encoder import ClusterEncoder
 
     with ClusterEncoder() as encoder:  # its process imports what it needs while this one imports the rest
-        with without_docstrings():
-            from tokenway.cli.serve import serve_worker
+        from tokenway.cli.serve import serve_worker
 
         return serve_worker(options.config, options.index, json.loads(options.settings), encoder)
 
@@ -127,10 +125,9 @@ def _serve(options: argparse.Namespace) -> int:
     from extproc.server.cluster_encoder import ClusterEncoder
 
     with ClusterEncoder() as encoder:  # as above
-        with without_docstrings():
-            from extproc.server.bootstrap import shipped
-            from tokenway.cli.picker_flags import picker_settings
-            from tokenway.cli.serve import serve
+        from extproc.server.bootstrap import shipped
+        from tokenway.cli.picker_flags import picker_settings
+        from tokenway.cli.serve import serve
 
         settings = {**picker_settings(options, is_wanted=options.config is None), **pods}
         return serve(options.config or shipped("etc/picker.yaml"), settings, encoder)

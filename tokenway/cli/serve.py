@@ -19,7 +19,6 @@ from extproc.server.parts import StoppedWhileStarting
 from extproc.server.supervisor import Supervisor
 from extproc.server.trimming import trim
 from extproc.server.worker import Worker
-from tokenway.cli.lean_imports import without_docstrings
 
 if TYPE_CHECKING:
     from extproc.server.building import Stalls
@@ -63,8 +62,7 @@ def serve(path: Path, settings: Settings = NO_SETTINGS, encoder: ClusterEncoder 
     if config.server.workers > 1:
         encoder.close()
         return _run(Supervisor(path, settings))
-    with without_docstrings():
-        from extproc.server.building import build_worker  # 10 MiB that a supervisor does without
+    from extproc.server.building import build_worker  # 10 MiB that a supervisor does without
 
     stalls: Stalls = Listeners()
     return _run(build_worker(path, stalls=stalls, settings=settings, encode=encoder.encode), stalls)
@@ -72,8 +70,7 @@ def serve(path: Path, settings: Settings = NO_SETTINGS, encoder: ClusterEncoder 
 
 def serve_worker(path: Path, index: int, settings: Settings, encoder: ClusterEncoder) -> int:
     """Run one of several workers; raises as `serve`."""
-    with without_docstrings():
-        from extproc.server.building import build_worker  # as above
+    from extproc.server.building import build_worker  # as above
 
     stalls: Stalls = Listeners()
     worker = build_worker(
