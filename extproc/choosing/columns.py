@@ -7,6 +7,7 @@ nothing ahead, and room.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import gt
 
 from extproc.choosing.rows import BLANK_PROMPT, backlog, batch_s, kv_s
 from extproc.predicting.ttft import STEP_TOKENS, TOKENS
@@ -59,9 +60,14 @@ def times_s(snapshot: Snapshot, learned: Learned) -> tuple[list[float], list[flo
     return waits_s, works_s
 
 
+def _is_any_full(snapshot: Snapshot) -> bool:
+    """Whether more run anywhere than may; also where it is unknown how many may."""
+    return any(map(gt, snapshot.requests, snapshot.max_num_seqs))
+
+
 def turns_s(snapshot: Snapshot) -> Sequence[float]:
     """From one end of a sequence to the next, 0 where no more run than may; empty if so everywhere."""
-    if not any(snapshot.max_num_seqs):
+    if not _is_any_full(snapshot):
         return ()
     found = [batch_s(snapshot, row)[1] for row in range(len(snapshot.keys))]
     return found if any(found) else ()
@@ -92,7 +98,7 @@ def rooms_s(snapshot: Snapshot, waits_s: Sequence[float]) -> list[float]:
                 uncached = max(BLANK_PROMPT, snapshot.prompt_tokens - cached)
                 if used is None or used + pending + uncached > kv_tokens:
                     found[row] = kv_s(snapshot, row, backlog(snapshot, row), uncached)
-    if any(snapshot.max_num_seqs):
+    if _is_any_full(snapshot):
         for row, wait_s in enumerate(waits_s):
             # Those ahead prefill while running sequences end: the longer of both waits is the whole.
             found[row] = max(found[row], batch_s(snapshot, row)[0] - wait_s, 0.0)

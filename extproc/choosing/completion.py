@@ -173,7 +173,7 @@ def decode_price(decode_tokens: float, tpot_limit_s: float, steps_s: Sequence[fl
         tpot_limit_s: The latter, > 0.
         steps_s: Time per output token of each endpoint, at least one.
     """
-    return price_at_pace(decode_tokens, tpot_limit_s, plain_sum(steps_s) / len(steps_s))
+    return decode_tokens * min(1.0, plain_sum(steps_s) / len(steps_s) / tpot_limit_s)
 
 
 def price_at_pace(decode_tokens: float, tpot_limit_s: float, pace_s: float) -> float:

@@ -47,8 +47,10 @@ def pick(
         rng: Drawn from at most `wanted` + 1 times, see Rule 2.
         weights: See Rule 3, > 0, one per row; empty if all are equal.
     """
-    if weights and _are_equal(weights):
-        weights = ()
+    if weights:
+        are_many = rows >= MANY_ROWS  # whose weights are looked at once
+        if weights_of(weights).each is None if are_many else weights.count(weights[0]) == rows:
+            weights = ()
     if scores is not None and candidates == 1:
         return (best if rows < MANY_ROWS else best_of_many)(scores, wanted, rng, weights)
     if scores is None:
@@ -121,12 +123,6 @@ def best_of_many(scores: Sequence[float], wanted: int, rng: Rng, weights: Sequen
             if len(picked) == wanted:
                 return tuple(picked)
         left[is_best] = _TAKEN
-
-
-def _are_equal(weights: Sequence[float]) -> bool:
-    if len(weights) < MANY_ROWS:
-        return weights.count(weights[0]) == len(weights)
-    return weights_of(weights).each is None
 
 
 def _draw(rng: Rng, options: int) -> int:

@@ -134,8 +134,7 @@ class Caches:
         if by_events is None:
             views = deepen(matched, running)
             cached = tokens_of(matched, block_bytes, prompt_bytes, prompt_tokens)
-            depths = cached if cached is _nothing(len(keys)) else matched
-            return Estimate(prompt_tokens, cached, depths, len(blocks), views)
+            return Estimate(prompt_tokens, cached, matched, len(blocks), views)
         spoke = [CacheSource.HISTORY] * len(keys)
         prompt_tokens = by_events.prompt_tokens
         cached = tokens_of(matched, block_bytes, prompt_bytes, prompt_tokens)
@@ -160,7 +159,7 @@ class Caches:
 def deepen(matched: list[int] | array[int], running: Sequence[int]) -> Sequence[CacheSource]:
     """Write into `matched` what runs beyond it; returns whether history or that spoke for each row."""
     count = len(matched)
-    if isinstance(matched, array) and isinstance(running, array):
+    if count >= MANY_ROWS and isinstance(matched, array) and isinstance(running, array):
         depths, in_use = np.frombuffer(matched, np.int64), np.frombuffer(running, np.int64)
         rows = (in_use > depths).nonzero()[0]
         if not rows.size:
@@ -185,6 +184,8 @@ def tokens_of(
     """Prompt tokens in matched blocks: their share of the bytes, at least one token recomputed."""
     most, block_tokens = prompt_tokens - 1, block_bytes * prompt_tokens
     if len(matched) < MANY_ROWS:
+        if not any(matched):
+            return [0] * len(matched)
         return [min(most, blocks * block_tokens // prompt_bytes) if blocks else 0 for blocks in matched]
     depths = np.array(matched, np.int64)
     rows = depths.nonzero()[0]

@@ -150,7 +150,11 @@ class RunningBlocks:
         it is good until the next call.
         """
         if len(endpoints) < MANY_ROWS or not isinstance(endpoints, tuple):
-            return list(map(self._distinct_ratio, endpoints))
+            of = self._running.get
+            return [
+                running.distinct / running.uses if running is not None and running.uses else 1.0
+                for running in map(of, endpoints)
+            ]
         column = self._columns.get(id(endpoints))
         if column is None:
             if len(self._columns) >= _MAX_COLUMNS:
