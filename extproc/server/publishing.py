@@ -80,7 +80,7 @@ class Publisher:
         """Send Envoy all that is different by this configuration."""
         self._publish(self._publications.configure(config))
         # What goes with the next configuration has requests that were decided by this one.
-        self._leaving.linger_s = max(LINGER_S, config.signals.first_byte_timeout_s)
+        self._leaving.configure(max(LINGER_S, config.signals.first_byte_timeout_s))
 
     def update(self, clusters: Iterable[str], *, came_or_went: bool = False) -> None:
         """Send Envoy what is different of these clusters; `came_or_went` if one of them is new or gone."""

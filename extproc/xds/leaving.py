@@ -26,14 +26,15 @@ class Leaving:
 
     Args:
         linger_s: How long each stays.
-
-    Attributes:
-        linger_s: For those that are to go from now on.
     """
 
     def __init__(self, linger_s: float) -> None:
-        self.linger_s = linger_s
+        self._linger_s = linger_s
         self._until_s: dict[str, float] = {}
+
+    def configure(self, linger_s: float) -> None:
+        """Those that are to go from now on stay so long."""
+        self._linger_s = linger_s
 
     def held_back(self, resources: Resources, now_s: float) -> Resources:
         """These without the clusters that stay for now."""
@@ -42,7 +43,7 @@ class Leaving:
             if body is not None:
                 self._until_s.pop(name, None)
             elif not name.startswith(MODEL_ALIAS_PREFIX) and len(self._until_s) < MAX_LEAVING:
-                self._until_s.setdefault(name, now_s + self.linger_s)
+                self._until_s.setdefault(name, now_s + self._linger_s)
         return {
             type_url: {n: body for n, body in bodies.items() if body is not None or n not in self._until_s}
             for type_url, bodies in resources.items()
