@@ -42,8 +42,8 @@ OPEN_STEPS: Final = 2.0
 """One step that runs and one that is ready when it ends: what is sent on the news of an end comes in time."""
 
 SHORT_FIRST: Final = 4.0
-"""The more, the sooner most have their first token past the knee, and the later the longest prompts have theirs
-(docs/adr/0034)."""
+"""The more, the sooner most have their first token past the knee, and the later the longest prompts have
+theirs (docs/adr/0034)."""
 
 REGRET: Final = 2.0
 """Predictions of a queue's length are off by less than this, so it ends few waits that would have paid."""

@@ -2,7 +2,7 @@
 
 Rules:
     1. Make before break: clusters of a configuration to come are introduced, and those that are there no more
-       stay for `LINGER_S`.
+       stay for `LINGER_S`, or as long as a first byte may take if that is longer.
 """
 
 from __future__ import annotations
@@ -79,6 +79,8 @@ class Publisher:
     def configure(self, config: Config) -> None:
         """Send Envoy all that is different by this configuration."""
         self._publish(self._publications.configure(config))
+        # What goes with the next configuration has requests that were decided by this one.
+        self._leaving.configure(max(LINGER_S, config.signals.first_byte_timeout_s))
 
     def update(self, clusters: Iterable[str], *, came_or_went: bool = False) -> None:
         """Send Envoy what is different of these clusters; `came_or_went` if one of them is new or gone."""

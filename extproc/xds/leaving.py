@@ -32,6 +32,10 @@ class Leaving:
         self._linger_s = linger_s
         self._until_s: dict[str, float] = {}
 
+    def configure(self, linger_s: float) -> None:
+        """Those that are to go from now on stay so long."""
+        self._linger_s = linger_s
+
     def held_back(self, resources: Resources, now_s: float) -> Resources:
         """These without the clusters that stay for now."""
         clusters = resources.get(CLUSTER_TYPE, {})

@@ -14,15 +14,18 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from aiohttp import web
 
 from tests.e2e.harness import (
     Load,
     Stack,
+    answer_chat,
     chat,
     cluster,
     eventually,
     key_of,
     post,
+    recording,
     running_stack,
     sample,
     simulators,
@@ -196,10 +199,11 @@ async def test_answers_outlast_the_cluster_that_they_run_on(
     """Envoy cuts none when the cluster leaves it, which is a minute early here."""
     (tmp_path / "sitecustomize.py").write_text(_SHORT_LINGER)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-    config = {"models": {"sim": {"rules": [{"cluster": "first"}]}}}
+    signals = {"first_byte_timeout_s": 3.0}  # as long as that a cluster stays
+    config = {"models": {"sim": {"rules": [{"cluster": "first"}]}}, "signals": signals}
     async with running_stack([cluster("first", map(key_of, replicas))], config) as stack:
         asked = [
-            asyncio.create_task(post(stack, chat("sim", f"long {number}", 300, stream=number % 2 == 0)))
+            asyncio.create_task(post(stack, chat("sim", f"long {number}", 600, stream=number % 2 == 0)))
             for number in range(8)
         ]
 
@@ -208,15 +212,44 @@ async def test_answers_outlast_the_cluster_that_they_run_on(
 
         await eventually(running, lambda count: count == 8)
         stack.write_clusters(cluster("second", map(key_of, replicas)))
-        stack.write_config({"models": {"sim": {"rules": [{"cluster": "second"}]}}})
+        stack.write_config({**config, "models": {"sim": {"rules": [{"cluster": "second"}]}}})
         await eventually(partial(stack.envoy_health, "first"), lambda found: not found)
         assert not any(task.done() for task in asked)
         assert (await post(stack, chat("sim", "meanwhile"))).status == 200
         replies = await asyncio.gather(*asked)
         assert [reply.status for reply in replies] == [200] * 8
-        assert all(reply.body.count(b'"delta":{"content":') == 300 for reply in replies[::2])
-        assert all(reply.json["usage"]["completion_tokens"] == 300 for reply in replies[1::2])
+        assert all(reply.body.count(b'"delta":{"content":') == 600 for reply in replies[::2])
+        assert all(reply.json["usage"]["completion_tokens"] == 600 for reply in replies[1::2])
         await stack.settled()
+
+
+async def test_a_slow_first_byte_is_followed_by_another_endpoint_of_a_cluster_that_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cluster stays as long as `signals.first_byte_timeout_s`, if that is longer than it stays anyway."""
+    (tmp_path / "sitecustomize.py").write_text(_SHORT_LINGER)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    async with recording() as one, recording() as other:
+
+        async def answer_the_second(request: web.Request) -> web.StreamResponse:
+            if len(one.received) + len(other.received) == 1:
+                await asyncio.sleep(30)
+            return await answer_chat(request)
+
+        one.behaviour = other.behaviour = answer_the_second
+        keys, signals = [one.key, other.key], {"first_byte_timeout_s": 6.0}
+        config = {"models": {"sim": {"rules": [{"cluster": "first"}]}}, "signals": signals}
+        async with running_stack([cluster("first", keys)], config) as stack:
+            asked = asyncio.create_task(post(stack, chat("sim", "hello", stream=True)))
+
+            async def arrived() -> int:
+                return len(one.received) + len(other.received)
+
+            await eventually(arrived, lambda count: count == 1)
+            stack.write_clusters(cluster("second", keys))
+            stack.write_config({**config, "models": {"sim": {"rules": [{"cluster": "second"}]}}})
+            assert (await asked).status == 200
+            assert await arrived() == 2
 
 
 @pytest.mark.parametrize("survives", ["with Envoy", "without"])

@@ -106,8 +106,10 @@ def test_those_without_an_id_are_one_while_others_wait() -> None:
 
 
 @given(st.dictionaries(st.sampled_from("abcd"), st.lists(WORKS, min_size=1, max_size=12), min_size=2))
-def test_what_is_done_for_each_differs_by_the_overtaking_of_one_request(asked: dict[str, list[float]]) -> None:
-    """While all still have some that wait: by what may go before the longest, whatever their sizes and number."""
+def test_what_is_done_for_each_differs_by_the_overtaking_of_one_request(
+    asked: dict[str, list[float]],
+) -> None:
+    """While all have some that wait: by what may go before the longest, whatever their sizes and number."""
     queue = HoldQueue()
     places = []
     for number, (name, works) in enumerate(asked.items()):

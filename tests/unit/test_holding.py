@@ -68,8 +68,9 @@ def test_a_full_endpoint_lets_it_wait() -> None:
     """Until the end of the longest hold, at a place by arrival and work."""
     queue = HoldQueue(max_hold_s=30.0)
     verdict = decide(queue, 1, [cost(20.0, 0.5), cost(30.0, 0.7)], arrived_s=5.0, now_s=6.0)
+    rank = 5.0 + SHORT_FIRST * 0.5
     assert verdict == Wait(
-        until_s=35.0, rank=5.0 + SHORT_FIRST * 0.5, row=0, closed=True, at_once_s=21.5, work_s=0.5, least_s=0.5
+        until_s=35.0, rank=rank, row=0, closed=True, at_once_s=21.5, work_s=0.5, least_s=0.5
     )
     assert queue.least_s == pytest.approx(0.5)
 
