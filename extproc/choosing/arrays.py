@@ -432,12 +432,12 @@ def negated(column: Sequence[float]) -> Sequence[float]:
 def most_cached_first(scores: Sequence[float], cached_tokens: Sequence[int]) -> Sequence[float]:
     """`least_completion.most_cached_first`."""
     values = _floats(scores)
-    best = float(values.max())
+    best = float(np.max(values))
     is_best = values == best
     if np.count_nonzero(is_best) == 1:
         return scores
     cached = _ints(cached_tokens)
-    most = int(cached[is_best].max())
+    most = int(np.max(cached[is_best]))
     if most == 0:
         return scores
     is_less = is_best & (cached < most)

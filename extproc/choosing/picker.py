@@ -104,7 +104,7 @@ def best_of_many(scores: Sequence[float], wanted: int, rng: Rng, weights: Sequen
     left = np.array(scores, np.float64)
     picked: list[int] = []
     while True:
-        first = int(left.argmax())
+        first = int(np.argmax(left))
         is_best = left == left[first]
         equals = int(np.count_nonzero(is_best))
         rows = [first] if equals == 1 else is_best.nonzero()[0]
