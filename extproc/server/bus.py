@@ -214,9 +214,10 @@ class Bus:
         """Answer a question: Envoys here have all the clusters, or refused these with these words.
 
         Returns:
-            Whether it is on its way: a worker that has just started is connected to a moment later.
+            Whether it is on its way: a worker that has just started is connected to a moment later, and
+            nothing is dropped when it is answered again then.
         """
-        return self._send(asker, _Answer(self._index, number, dict(refused)))
+        return asker in self._writers and self._send(asker, _Answer(self._index, number, dict(refused)))
 
     def _greet(self, peer: int) -> None:
         """Send a worker that starts anew what it missed, unless another one does."""

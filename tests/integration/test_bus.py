@@ -159,6 +159,8 @@ async def test_a_peer_that_is_away_costs_a_drop(tmp_path: Path) -> None:
     assert not alone.bus.hand_over("1.a", ENTRY)
     alone.bus.share(KEY, [1])
     assert alone.bus.dropped == 2
+    assert not alone.bus.answer(1, 7, {})  # whoever answers does so again until it is heard
+    assert alone.bus.dropped == 2
     await alone.bus.stop()
 
 
