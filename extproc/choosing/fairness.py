@@ -43,6 +43,10 @@ class FairShares:
         """Clocks that are kept."""
         return len(self._clocks)
 
+    def are_taking_turns(self, now_s: float) -> bool:
+        """Whether any id has more that waits than there was time for until `now_s`."""
+        return self._latest_s > now_s
+
     def lag_s(self, fairness_id: str | None, arrived_s: float) -> float:
         """How much later than its arrival a request's place counts, >= 0.
 

@@ -4,14 +4,16 @@ Rules:
     1. An endpoint is full while the prefill ahead there is more than `OPEN_STEPS` engine steps, or its KV
        cache has no room, or it runs `max_num_seqs` sequences (`extproc.choosing.max_num_seqs`). It never runs
        dry for being full, so what waits here loses nothing.
-    2. Order is by arrival plus `SHORT_FIRST` times the work: short work goes first, and no request is
-       overtaken by one that comes later than that many times as long as its own work takes. No request falls
-       back when work turns out longer than it was thought: so the first request sees none ahead. A request
-       waits for the endpoint that suits it best; those ahead that wait for the same one count as prefill
-       there, or as the ends of sequences that they wait for where those are longer, so a queue for one makes
-       others the better. Work of those that wait for a sequence to end is no backlog of prefill elsewhere. Of
-       two priorities the higher one goes first, however long the other has waited. Of fairness ids that have
-       more to do than there is time for each has its turn (`extproc.choosing.fairness`).
+    2. Order is by arrival plus work, the work counted `SHORT_FIRST` times more for each second of work that
+       waits per endpoint: short work goes first, the more so the longer all wait, and no request is overtaken
+       by one that comes later than its own work, so counted, takes. No request falls back when work turns out
+       longer than it was thought, or more waits: so the first request sees none ahead. A request waits for
+       the endpoint that suits it best; those ahead that wait for the same one count as prefill there, or as
+       the ends of sequences that they wait for where those are longer, so a queue for one makes others the
+       better. Work of those that wait for a sequence to end is no backlog of prefill elsewhere. Of two
+       priorities the higher one goes first, however long the other has waited. Of fairness ids that have more
+       to do than there is time for each has its turn (`extproc.choosing.fairness`); while they take turns
+       work counts once.
     3. While more waits than all endpoints do within the limit on TTFT, a request that can keep its limit
        nowhere any more goes behind those that can: its place is later by the limit, once.
     4. No request waits longer than `REGRET` times the time to first token that was foreseen when it came,
@@ -41,9 +43,12 @@ from metadata_center.types import value
 OPEN_STEPS: Final = 2.0
 """One step that runs and one that is ready when it ends: what is sent on the news of an end comes in time."""
 
-SHORT_FIRST: Final = 4.0
-"""The more, the sooner most have their first token past the knee, and the later the longest prompts have
-theirs (docs/adr/0034)."""
+SHORT_FIRST: Final = 3.0
+"""Per second. The more, the sooner most have their first token past the knee, and the later the longest
+prompts have theirs; where little waits the order is worth nothing (docs/adr/0034)."""
+
+_MOST_TIMES: Final = 100.0
+"""Beyond it the order is that of work alone, as good as; and priorities stay apart, see `_BAND_S`."""
 
 REGRET: Final = 2.0
 """Predictions of a queue's length are off by less than this, so it ends few waits that would have paid."""
@@ -228,10 +233,14 @@ class HoldQueue:
             elsewhere_s: Work that waits at others for time to prefill.
         """
         lag_s = self.shares.lag_s(fairness_id, arrived_s) if before is None else before.lag_s
-        rank, yields = _rank(arrived_s + lag_s, min(costs.works_s), priority), False
+        waits_s = self.least_s + elsewhere_s
+        times = 1.0
+        if not self.shares.are_taking_turns(arrived_s):
+            times = min(_MOST_TIMES, 1.0 + SHORT_FIRST * waits_s / len(costs))
+        rank, yields = _rank(arrived_s + lag_s, times * min(costs.works_s), priority), False
         if before is not None:
             rank, yields = min(rank, before.rank - before.yields_s), before.yields_s > 0.0
-        if not yields and self.least_s + elsewhere_s > limit_s * len(costs):
+        if not yields and waits_s > limit_s * len(costs):
             soonest_s = min(map(sum, zip(costs.waits_s, costs.rooms_s, costs.works_s, strict=True)))
             yields = now_s + soonest_s > arrived_s + limit_s
         yields_s = limit_s if yields else 0.0
@@ -334,7 +343,7 @@ class HoldQueue:
 
 
 def _rank(arrived_s: float, work_s: float, priority: int) -> float:
-    return arrived_s + SHORT_FIRST * work_s - max(-_MAX_PRIORITY, min(_MAX_PRIORITY, priority)) * _BAND_S
+    return arrived_s + work_s - max(-_MAX_PRIORITY, min(_MAX_PRIORITY, priority)) * _BAND_S
 
 
 class Waiting(Protocol):

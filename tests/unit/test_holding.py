@@ -34,10 +34,12 @@ def place(
     now_s: float = 0.0,
     limit_s: float = 5.0,
     before: Wait | None = None,
+    priority: int = 0,
+    elsewhere_s: float = 0.0,
 ) -> Place:
     """Where one stands that can go to one endpoint."""
     costs = Costs([wait_s], [0.0], [work_s], [0.0], [0.0], [0.0], [])
-    return queue.place(arrived_s, now_s, costs, limit_s, before)
+    return queue.place(arrived_s, now_s, costs, limit_s, before, priority, elsewhere_s=elsewhere_s)
 
 
 def decide(
@@ -68,9 +70,8 @@ def test_a_full_endpoint_lets_it_wait() -> None:
     """Until the end of the longest hold, at a place by arrival and work."""
     queue = HoldQueue(max_hold_s=30.0)
     verdict = decide(queue, 1, [cost(20.0, 0.5), cost(30.0, 0.7)], arrived_s=5.0, now_s=6.0)
-    rank = 5.0 + SHORT_FIRST * 0.5
     assert verdict == Wait(
-        until_s=35.0, rank=rank, row=0, closed=True, at_once_s=21.5, work_s=0.5, least_s=0.5
+        until_s=35.0, rank=5.5, row=0, closed=True, at_once_s=21.5, work_s=0.5, least_s=0.5
     )
     assert queue.least_s == pytest.approx(0.5)
 
@@ -110,10 +111,10 @@ def test_shorter_work_is_ahead() -> None:
 
 
 def test_no_request_is_overtaken_for_ever() -> None:
-    """One that comes later than so many times its own work goes behind, however short."""
+    """One that comes later than its own work takes goes behind, however short."""
     queue = HoldQueue()
     long = place(queue, 0.0, 1.0).rank
-    assert place(queue, SHORT_FIRST - 0.1, 0.0).rank < long < place(queue, SHORT_FIRST + 0.1, 0.0).rank
+    assert place(queue, 0.9, 0.0).rank < long < place(queue, 1.1, 0.0).rank
 
 
 def test_only_those_for_the_same_endpoint_are_ahead() -> None:
@@ -233,9 +234,10 @@ def test_while_more_waits_than_can_be_in_time_what_is_too_late_goes_behind() -> 
     for request_id in range(6):
         decide(queue, request_id, [cost(1.0, 1.0)])
     assert queue.least_s == pytest.approx(6.0)
-    assert place(queue, 0.0, 1.0, wait_s=3.0, now_s=0.5) == Place(SHORT_FIRST)
+    in_time_s = 1.0 + SHORT_FIRST * 6.0
+    assert place(queue, 0.0, 1.0, wait_s=3.0, now_s=0.5) == Place(in_time_s)
     late = place(queue, 0.0, 1.0, wait_s=4.0, now_s=0.5)
-    assert late == Place(SHORT_FIRST + 5.0, 5.0)
+    assert late == Place(in_time_s + 5.0, 5.0)
     waits = decide(queue, 9, [cost(4.0, 1.0)], now_s=0.5, place=late)
     assert isinstance(waits, Wait)
     assert place(queue, 0.0, 1.0, wait_s=4.0, now_s=1.0, before=waits) == late
@@ -247,9 +249,9 @@ def test_who_waits_for_a_sequence_to_end_is_no_backlog_of_prefill() -> None:
     full = Cost(0.0, 0.8, 0.5, 0.0, 0.0, turn_s=0.2)
     waits = decide(queue, 1, [full, cost(9.0, 2.0)])
     assert isinstance(waits, Wait)
-    assert waits.rank == SHORT_FIRST * 0.5
+    assert waits.rank == 0.5
     assert (len(queue), queue.least_s) == (1, 0.0)
-    assert queue.ahead_s(2, 10.0, 2) == [0.5, 0.0]
+    assert queue.ahead_s(2, 1.0, 2) == [0.5, 0.0]
     decide(queue, 1, [cost(9.0, 0.5), cost(9.0, 2.0)], before=waits)
     assert queue.least_s == pytest.approx(0.5)
 
@@ -259,7 +261,49 @@ def test_below_that_no_request_yields() -> None:
     queue = HoldQueue()
     for request_id in range(5):
         decide(queue, request_id, [cost(1.0, 1.0)])
-    assert place(queue, 0.0, 1.0, wait_s=9.0, now_s=0.5) == Place(SHORT_FIRST)
+    assert place(queue, 0.0, 1.0, wait_s=9.0, now_s=0.5).yields_s == 0.0
+
+
+def test_the_longer_all_wait_the_more_short_work_goes_first() -> None:
+    """With a second of work for each endpoint four times; what waits at other gateways counts as well."""
+    queue = HoldQueue()
+    assert place(queue, 7.0, 0.5).rank == 7.5
+    decide(queue, 1, [cost(9.0, 1.0)])
+    assert place(queue, 7.0, 0.5).rank == 7.0 + 0.5 * (1.0 + SHORT_FIRST)
+    assert place(queue, 7.0, 0.5, elsewhere_s=2.0).rank == 7.0 + 0.5 * (1.0 + 3.0 * SHORT_FIRST)
+    many = Costs([0.0] * 4, [0.0] * 4, [0.5] * 4, [0.0] * 4, [0.0] * 4, [0.0] * 4, [])
+    assert queue.place(7.0, 0.0, many, 5.0, None).rank == 7.0 + 0.5 * (1.0 + SHORT_FIRST / 4)
+
+
+def test_no_request_falls_back_for_what_waits_later() -> None:
+    """It keeps its place while more comes, and gains when less waits."""
+    queue = HoldQueue()
+    waits = decide(queue, 1, [cost(9.0, 1.0)], place=place(queue, 0.0, 1.0))
+    assert isinstance(waits, Wait)
+    decide(queue, 2, [cost(9.0, 1.0)])
+    queue.forget(1)
+    assert place(queue, 0.0, 1.0, before=waits).rank == waits.rank == 1.0
+    late = decide(queue, 3, [cost(9.0, 1.0)], place=place(queue, 0.0, 1.0))
+    assert isinstance(late, Wait)
+    assert late.rank == 1.0 + SHORT_FIRST
+    queue.forget(3)
+    queue.forget(2)
+    assert place(queue, 0.0, 1.0, before=late).rank == 1.0
+
+
+def test_while_ids_take_turns_work_counts_once() -> None:
+    """Or one with long prompts would have less than its share of what is done."""
+    queue = HoldQueue()
+    full = cost(9.0, 5.0)
+    queue.decide(1, 0.0, 0.0, [full], [OPEN_S], 0, fairness_id="a")
+    assert place(queue, 1.0, 0.5).rank == 1.5 + queue.shares.lag_s(None, 1.0)
+    assert place(queue, 6.0, 0.5).rank == 6.0 + 0.5 * (1.0 + 5.0 * SHORT_FIRST)  # its turn is over
+
+
+def test_however_much_waits_priorities_stay_apart() -> None:
+    """An hour for each endpoint, a minute's work: what is more important goes first all the same."""
+    more = place(HoldQueue(), 0.0, 60.0, priority=1, elsewhere_s=3_600.0)
+    assert more.rank < place(HoldQueue(), -3_600.0, 0.001, elsewhere_s=3_600.0).rank
 
 
 def test_one_that_fell_behind_does_not_end_the_round() -> None:
