@@ -6,7 +6,8 @@ Rules:
        that have a part of one; the clusters themselves only if one comes or goes.
     3. A model whose cluster no source has yet has no alias: Envoy would wait for its assignment. Where Envoy
        may serve `*`, it has one without endpoints, as have the names that Envoy may not serve.
-    4. Clusters of a configuration that is to come are introduced beside all others, and no model by them.
+    4. Clusters of a configuration that is to come are introduced beside all others, and no model by them. One
+       that is named like a model's alias comes with its configuration: the name may be the model's till then.
 """
 
 from __future__ import annotations
@@ -74,15 +75,15 @@ class Publications:
 
         Args:
             config: Says how their engines are reached.
-            clusters: Those that are published already are left as they are.
+            clusters: Those that are published already are left as they are, and stay until then; see Rule 4.
         """
         former = self._introduced & self._published[CLUSTER_TYPE] - self._clusters.keys()
+        self._introduced = {name for name in clusters if not name.startswith(MODEL_ALIAS_PREFIX)}
         new = {
-            name: endpoints
-            for name, endpoints in clusters.items()
+            name: clusters[name]
+            for name in self._introduced
             if name in former or name not in self._published[CLUSTER_TYPE]
         }
-        self._introduced = set(new)
         bodies = cluster_resources(new, {}, self._kinds.encoded, tls=_tls(config))
         concerned = {CLUSTER_TYPE: former, ASSIGNMENT_TYPE: former}
         return self._differing(bodies, load_assignments(new, self._state_of), concerned)
