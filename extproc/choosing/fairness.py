@@ -44,7 +44,7 @@ class FairShares:
         return len(self._clocks)
 
     def are_taking_turns(self, now_s: float) -> bool:
-        """Whether any id has more that waits than there was time for until `now_s`."""
+        """Whether any id has had more wait than there was time for until `now_s`, in monotonic seconds."""
         return self._latest_s > now_s
 
     def lag_s(self, fairness_id: str | None, arrived_s: float) -> float:

@@ -235,7 +235,7 @@ class HoldQueue:
         lag_s = self.shares.lag_s(fairness_id, arrived_s) if before is None else before.lag_s
         waits_s = self.least_s + elsewhere_s
         times = 1.0
-        if not self.shares.are_taking_turns(arrived_s):
+        if not self.shares.are_taking_turns(now_s):
             times = min(_MOST_TIMES, 1.0 + SHORT_FIRST * waits_s / len(costs))
         rank, yields = _rank(arrived_s + lag_s, times * min(costs.works_s), priority), False
         if before is not None:

@@ -80,9 +80,9 @@ class Publications:
         former = self._introduced & self._published[CLUSTER_TYPE] - self._clusters.keys()
         self._introduced = {name for name in clusters if not name.startswith(MODEL_ALIAS_PREFIX)}
         new = {
-            name: clusters[name]
-            for name in self._introduced
-            if name in former or name not in self._published[CLUSTER_TYPE]
+            name: endpoints
+            for name, endpoints in clusters.items()
+            if name in self._introduced and (name in former or name not in self._published[CLUSTER_TYPE])
         }
         bodies = cluster_resources(new, {}, self._kinds.encoded, tls=_tls(config))
         concerned = {CLUSTER_TYPE: former, ASSIGNMENT_TYPE: former}

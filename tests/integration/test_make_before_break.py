@@ -371,11 +371,7 @@ async def test_a_source_that_says_nothing_is_waited_for_so_long(
 
 async def test_a_source_is_asked_no_more_for_what_envoy_refuses(worker: Worker) -> None:
     """The rule does not lead there."""
-    envoy = Envoy(worker.ads)
-    await settled()
-    envoy.answers = False
-    worker.rename("new")
-    await settled()
+    envoy = await waited_for(worker)
     assert worker.source.asked is worker.asked[1][0]
     envoy.refuse("new: no")
     await settled()

@@ -296,8 +296,8 @@ def test_while_ids_take_turns_work_counts_once() -> None:
     queue = HoldQueue()
     full = cost(9.0, 5.0)
     queue.decide(1, 0.0, 0.0, [full], [OPEN_S], 0, fairness_id="a")
-    assert place(queue, 1.0, 0.5).rank == 1.5 + queue.shares.lag_s(None, 1.0)
-    assert place(queue, 6.0, 0.5).rank == 6.0 + 0.5 * (1.0 + 5.0 * SHORT_FIRST)  # its turn is over
+    assert place(queue, 1.0, 0.5, now_s=1.0).rank == 1.5 + queue.shares.lag_s(None, 1.0)
+    assert place(queue, 6.0, 0.5, now_s=6.0).rank == 6.0 + 0.5 * (1.0 + 5.0 * SHORT_FIRST)  # turns are over
 
 
 def test_however_much_waits_priorities_stay_apart() -> None:
