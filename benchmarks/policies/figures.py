@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import geometric_mean
 from typing import Any, Final
 
-from benchmarks.policies.cells import WORKLOADS, Cell, CellKind, Workload
+from benchmarks.policies.cells import LATE, WORKLOADS, Cell, CellKind, Workload
 
 Figures = Mapping[str, float | None]
 
@@ -196,6 +196,11 @@ def of_workload(rows: Sequence[Row], workload: Workload) -> list[Row]:
 def rival_names(rows: Sequence[Row]) -> set[str]:
     """Rivals among the policies that ran."""
     return {row.policy for row in rows if row.cell.kind is CellKind.RIVALS}
+
+
+def at_once_names(rows: Sequence[Row]) -> set[str]:
+    """Those of them that decide at once: rules that let requests wait are compared in tables of their own."""
+    return rival_names(rows).difference(LATE)
 
 
 def shown(value: float | None, column: Column) -> str:

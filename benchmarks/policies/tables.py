@@ -27,6 +27,7 @@ from benchmarks.policies.figures import (
     Column,
     Figures,
     Row,
+    at_once_names,
     best,
     is_compared,
     means,
@@ -112,10 +113,14 @@ def _seeds(rows: Sequence[Row]) -> frozenset[int]:
 def ratios(
     rows: Sequence[Row], workload: Workload, seeds: Iterable[int], policies: Sequence[str] = OWN
 ) -> dict[tuple[str, str, float], float]:
-    """Own figure over that of the column's best rival, by (policy, field, speed), of means over `seeds`."""
+    """Own figure over that of the column's best rival that decides at once, of means over `seeds`.
+
+    Returns:
+        Ratios by (policy, field, speed).
+    """
     chosen = frozenset(seeds)
     found = means(rows, chosen)
-    rivals = rival_names(rows)
+    rivals = at_once_names(rows)
     result: dict[tuple[str, str, float], float] = {}
     for speed in workload.speeds:
         against = rivals_at(found, speed, rivals)
@@ -167,8 +172,9 @@ def worst(rows: Sequence[Row]) -> list[str]:
             lines.append(line)
     return [
         "## Worst ratio to the best rival",
-        "Own figure over that of the column's best rival, geometric means over seeds; the worst workload,"
-        " and in brackets the worst single seed. Below 1 is better, for goodput above 1. Percentiles are of"
+        "Own figure over that of the column's best rival of those that decide at once (those that wait:"
+        " [below](#late-binding-beside-late-binding)), geometric means over seeds; the worst workload, and in"
+        " brackets the worst single seed. Below 1 is better, for goodput above 1. Percentiles are of"
         " what was answered: the last column is the most that was refused in any run.",
         table(["policy", "speed", *(column.title for column in JUDGED), "shed %"], lines),
     ]
@@ -213,7 +219,7 @@ def by_column(rows: Sequence[Row], column: Column) -> list[str]:
         if not seeds:
             continue
         found = means(own, seeds)
-        rivals = rival_names(own)
+        rivals = at_once_names(own)
         for speed in workload.speeds:
             top = best(rivals_at(found, speed, rivals), column)
             if top is None:

@@ -22,6 +22,7 @@ from benchmarks.policies.figures import (
     Column,
     Figures,
     Row,
+    at_once_names,
     best,
     means,
     of_workload,
@@ -84,7 +85,7 @@ def _rows(rows: Sequence[Row]) -> Iterator[_At]:
             found = means(of_row, seeds)
             against = rivals_at(found, speed, rival_names(of_row))
             late: dict[str, Figures] = {policy: against[policy] for policy in LATE if policy in against}
-            at_once = {policy: each for policy, each in against.items() if policy not in LATE}
+            at_once = rivals_at(found, speed, at_once_names(of_row))
             if late:
                 of_seeds = ", ".join(map(str, sorted(seeds)))
                 yield _At(workload, speed, found[speed, OWN_LATE], late, at_once, of_seeds)

@@ -215,6 +215,9 @@ def test_the_worst_ratio_is_the_least_favourable_of_all_workloads() -> None:
     assert "0.90 conversation (0.90)" in table
     assert "| `least_completion` | at the knee |" in table
     assert "(0.90) | 100 |" in table
+    rows += [row("quartz", seed, 0.1, 99.0) for seed in (3, 4)]  # it lets requests wait
+    assert ratios(rows, workload, [3, 4]) == found
+    assert worst(rows)[-1] == table
 
 
 def late(policy: str, p90_s: float, seed: int = 3, kind: CellKind = CellKind.RIVALS) -> Row:
