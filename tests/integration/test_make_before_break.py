@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import pytest
@@ -16,8 +17,10 @@ from extproc.discovery.resolution import Resolution
 from extproc.listeners import Listeners
 from extproc.observing.metrics.collector import Metrics
 from extproc.server import introducing
+from extproc.server.acknowledging import Acknowledgements
 from extproc.server.applying import Owners
 from extproc.server.introducing import Introductions
+from extproc.server.late_clusters import LateClusters
 from extproc.server.publishing import Publisher
 from extproc.transport.seam import Message, Status, joined
 from extproc.xds.ads import RECONNECT_S, AdsServer
@@ -36,6 +39,8 @@ class Envoy:
     Attributes:
         has: Clusters that it was sent and that were not taken away since.
         owed: Responses with clusters that it has not answered, by nonce.
+        assigned: Responses with endpoints, likewise.
+        takes_endpoints: It answers them by itself.
     """
 
     peer = "envoy"
@@ -43,6 +48,8 @@ class Envoy:
     def __init__(self, ads: AdsServer, has: Sequence[str] = (), *, answers: bool = True) -> None:
         self.has: set[str] = set(has)
         self.owed: dict[str, list[str]] = {}
+        self.assigned: list[str] = []
+        self.takes_endpoints = True
         self.answers = answers
         self.stream = ads.open(self)
         first = pb.DeltaDiscoveryRequest(
@@ -59,8 +66,13 @@ class Envoy:
             self.has |= set(names)
             self.has -= set(response.removed_resources)
             self.owed[response.nonce] = names
+            loop.call_soon(self._subscribe, names)
             if self.answers:
                 loop.call_soon(self.acknowledge)
+        else:
+            self.assigned.append(response.nonce)
+            if self.takes_endpoints:
+                loop.call_soon(self.acknowledge_endpoints)
         if sent is not None:
             loop.call_soon(sent)
 
@@ -74,6 +86,12 @@ class Envoy:
         """Everything it owes an answer for."""
         self._say("")
 
+    def acknowledge_endpoints(self) -> None:
+        """The same of endpoints."""
+        while self.assigned:
+            said = pb.DeltaDiscoveryRequest(type_url=ASSIGNMENT_TYPE, response_nonce=self.assigned.pop(0))
+            self.stream.on_message(said.SerializeToString())
+
     def refuse(self, words: str) -> None:
         """The same the other way round."""
         for names in self.owed.values():
@@ -83,6 +101,10 @@ class Envoy:
     def leave(self) -> None:
         """Its connection breaks."""
         self.stream.on_reset()
+
+    def _subscribe(self, names: list[str]) -> None:
+        wanted = pb.DeltaDiscoveryRequest(type_url=ASSIGNMENT_TYPE, resource_names_subscribe=names)
+        self.stream.on_message(wanted.SerializeToString())
 
     def _say(self, words: str) -> None:
         for nonce in list(self.owed):
@@ -101,14 +123,14 @@ class Wire:
         self.others: dict[int, Wire] = {}
         self.is_cut = False
         self.is_deaf = False
-        self.questions: Listeners[[int, int, list[str]]] = Listeners()
+        self.questions: Listeners[[int, int, list[str], list[str]]] = Listeners()
         self.answers: Listeners[[int, int, dict[str, str]]] = Listeners()
 
-    def ask(self, number: int, clusters: Sequence[str]) -> frozenset[int]:
+    def ask(self, number: int, clusters: Sequence[str], served: Sequence[str] = ()) -> frozenset[int]:
         """See `Bus`."""
         for other in self.others.values():
             if not self.is_cut and not other.is_cut:
-                other.questions.notify(self.index, number, list(clusters))
+                other.questions.notify(self.index, number, list(clusters), list(served))
         return frozenset(self.others)
 
     async def met(self) -> frozenset[int]:
@@ -152,22 +174,28 @@ class Worker:
 
     def __init__(self, wire: Wire | None = None) -> None:
         self.now_s = 0.0
+        self.shown: list[AbstractSet[str]] = []
         self.owners = Owners()
         self.source = Source(self.owners.report)
         heard: Listeners[[]] = Listeners()
         self.ads = AdsServer(lambda _: None, heard.notify, lambda: self.now_s)
+        self.wire = wire
+        self.acknowledgements = Acknowledgements(
+            self.ads,
+            wire,  # type: ignore[arg-type]
+            self.owners.fleet.clusters,
+            lambda: self.now_s,
+        )
+        self.late = LateClusters(
+            self.owners.routable, self.acknowledgements, self.shown.append, lambda: self.now_s
+        )
         publications = Publications(self.owners.fleet.clusters, lambda _: None, ClusterKinds(encode))
         self.publisher = Publisher(self.ads, publications, Metrics(CollectorRegistry(), "0"))
         self.introductions = Introductions(
-            self.ads,
-            self.publisher,
-            self.source,
-            wire,  # type: ignore[arg-type]
-            self._introduced,
-            self._spurned,
-            lambda: self.now_s,
+            self.acknowledgements, self.publisher, self.source, self._introduced, self._spurned
         )
-        heard.add(self.introductions.look_soon)
+        heard.add(self.acknowledgements.look_soon)
+        self.acknowledgements.looked.add(self.introductions.look, self.late.look)
         self._config = Config()
         self._generation = 0
         self.asked: dict[int, tuple[Config, Resolution]] = {}
@@ -178,7 +206,7 @@ class Worker:
         owners.read.add(self.introductions.applied)
         owners.add(self._configure)
         owners.changes.add(lambda it: self._update(it.clusters))
-        owners.settled.add(self._publish)
+        owners.settled.add(self._publish, self.late.settled)
 
     def start(self, cluster: str) -> None:
         """The first configuration, which waits for nobody."""
@@ -198,6 +226,7 @@ class Worker:
     def stop(self) -> None:
         """End its timers."""
         self.introductions.stop()
+        self.acknowledgements.stop()
         self.publisher.stop()
 
     def _introduced(self, generation: int) -> None:
@@ -521,7 +550,8 @@ async def test_tls_of_a_new_cluster_comes_with_it(worker: Worker, monkeypatch: p
 
     def listen(message: Message, done: Callable[[], None] | None = None) -> None:
         response = pb.DeltaDiscoveryResponse.FromString(bytes(joined(message)))
-        heard.extend((one.name, b"/ca.pem" in one.resource.value) for one in response.resources)
+        if response.type_url == CLUSTER_TYPE:
+            heard.extend((one.name, b"/ca.pem" in one.resource.value) for one in response.resources)
         plain(message, done)
 
     monkeypatch.setattr(envoy, "send", listen)
@@ -570,7 +600,7 @@ async def test_envoy_of_another_worker_refuses(pair: list[Worker], first: int) -
 
 async def test_a_worker_that_does_not_answer_is_waited_for(pair: list[Worker]) -> None:
     """It may be the one that Envoy is connected to."""
-    pair[1].introductions._bus.is_cut = True  # type: ignore[union-attr]
+    pair[1].wire.is_cut = True  # type: ignore[union-attr]
     pair[0].rename("new")
     await settled()
     assert pair[0].in_force == "old"
@@ -600,7 +630,7 @@ async def test_an_answer_waits_until_the_worker_that_starts_can_be_reached(pair:
     """It connects to the others before they connect to it."""
     Envoy(pair[0].ads)
     await settled()
-    wire = pair[1].introductions._bus
+    wire = pair[1].wire
     wire.is_deaf = True  # type: ignore[union-attr]
     starting = asyncio.create_task(pair[1].introductions.catch_up(pair[1].owners.led_to))
     await settled()
@@ -612,7 +642,7 @@ async def test_an_answer_waits_until_the_worker_that_starts_can_be_reached(pair:
 
 async def test_a_worker_that_starts_alone_waits_for_nobody(pair: list[Worker]) -> None:
     """The others are not there yet, or not any more."""
-    pair[1].introductions._bus.is_cut = True  # type: ignore[union-attr]
+    pair[1].wire.is_cut = True  # type: ignore[union-attr]
     async with asyncio.timeout(introducing.START_S / 2):
         await pair[1].introductions.catch_up(pair[1].owners.led_to)
 
