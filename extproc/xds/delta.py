@@ -127,7 +127,7 @@ class DeltaStream:
         self._clusters_sent = False
         self._had: set[str] = set()
         self._sent: dict[str, int] = {}
-        self._assigned: dict[str, int] = {}
+        self._assigned: dict[str, str] = {}
         self._refused: dict[str, str] = {}
 
     @property
@@ -192,7 +192,7 @@ class DeltaStream:
             self._judge(request.response_nonce, nack)
         else:
             nonce = request.response_nonce
-            for name in [name for name, number in self._assigned.items() if format(number, "x") == nonce]:
+            for name in [name for name, awaited in self._assigned.items() if awaited == nonce]:
                 del self._assigned[name]
         return nack
 
@@ -259,7 +259,7 @@ class DeltaStream:
         if type_url == CLUSTER_TYPE:
             self._await(changed, removed)
         else:
-            self._assigned.update(dict.fromkeys(changed, self._num_responses))
+            self._assigned.update(dict.fromkeys(changed, format(self._num_responses, "x")))
             for name in removed:
                 self._assigned.pop(name, None)
         if type_url == CLUSTER_TYPE and changed:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from extproc.config.schema import Config
 from extproc.discovery.listed import Listed
 from extproc.discovery.resolution import Resolution
+from extproc.server.introducing import START_S
 from extproc.server.late_clusters import HIDE_S
 from extproc.values.endpoints import Endpoint
 from extproc.xds.ads import RECONNECT_S
@@ -230,6 +231,21 @@ async def test_a_worker_that_does_not_answer(pair: list[Worker], caplog: pytest.
     await until(lambda: seen(pair[0]) == 1)
     (record,) = caplog.records
     assert vars(record)["silent_workers"] == [1]
+
+
+@pytest.mark.asyncio
+async def test_a_worker_that_starts_waits_for_first_endpoints(pair: list[Worker]) -> None:
+    """It was told of them, and the other one, whose Envoy has the cluster without endpoints, not yet."""
+    envoy = Envoy(pair[0].ads)
+    lists(pair[0], 0)
+    await settled()
+    lists(pair[1], 1)
+    starting = asyncio.create_task(pair[1].introductions.catch_up(pair[1].owners.led_to))
+    await settled()
+    assert not starting.done()
+    lists(pair[0], 1)
+    await asyncio.wait_for(starting, START_S / 2)
+    assert envoy.serves["far"] == 1
 
 
 @pytest.mark.asyncio
