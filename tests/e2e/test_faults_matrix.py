@@ -297,7 +297,8 @@ async def test_an_engine_is_killed_and_comes_back_empty(course: Course, table: F
     foreseen, count = course.notes["at_restarted"] = course.foreseen_at(victim, Phase.AFTER)
     assert count > 0
     # Requests that begin together with a common prefix, which the engine has no longer, may each be foreseen
-    # by what the other is about to leave; were old blocks remembered, hardly one would be right.
+    # by what the other is about to leave. Were old blocks remembered, that would hide it: 29 of 33 were right
+    # then, and a light load showed it, 31 of 42.
     assert foreseen >= 0.7 * count
     load, calm = await course.calm()
     foreseen, count = course.notes["at_restarted_calm"] = course.foreseen_at(victim, Phase.AFTER, load)
