@@ -60,11 +60,14 @@ class SendNow:
         choice: The order of endpoints.
         snapshot: What the choice was made from, those that wait included.
         costs: Of each endpoint; None where another policy than `least_completion` chose.
+        place: Where it stood in the order; None if no request waited, itself included, or it was no longer
+            asked who waits.
     """
 
     choice: Choice
     snapshot: Snapshot
     costs: Costs | None = None
+    place: Place | None = None
 
 
 @value
@@ -159,7 +162,7 @@ def _now_or_later(
     row = choice.order[0]
     wait_s = costs.waits_s[row]
     if costs.rooms_s[row] == 0.0 and (wait_s == 0.0 or wait_s <= row_open_until_s(snapshot, row)):
-        return SendNow(choice, snapshot, costs)  # as the queue would say, which asks for every row
+        return SendNow(choice, snapshot, costs, place)  # as the queue would say, which asks for every row
     opens_s = open_until_s(snapshot)
     verdict = queue.decide(
         ticket,
@@ -186,7 +189,7 @@ def _now_or_later(
         queue.forget(ticket)
     elif isinstance(verdict, TurnAway):
         return TurnDown(verdict.retry_after_s, verdict.foreseen_s, verdict.most_s)
-    return SendNow(choice, snapshot, costs)
+    return SendNow(choice, snapshot, costs, place)
 
 
 def _behind_others(

@@ -38,6 +38,7 @@ from typing import Final, Generic, Protocol, TypeVar
 from extproc.choosing.completion import Cost, Costs
 from extproc.choosing.fairness import FairShares
 from extproc.choosing.lines import OtherLines
+from extproc.values.decisions import WorkCount
 from metadata_center.types import value
 
 OPEN_STEPS: Final = 2.0
@@ -93,6 +94,7 @@ class Wait:
         rank: Order among those kept, lower first.
         row: The endpoint it waits for.
         closed: Every endpoint is full for those of higher rank too.
+        counted: How often its work counts in `rank`.
         at_once_s: From its arrival to its first token, as foreseen had it been sent when it first waited.
         yields_s: How much later its place is because it can keep its limit nowhere any more: see Rule 3.
         lag_s: How much later its place is because others of its fairness id go before it.
@@ -104,6 +106,7 @@ class Wait:
     rank: float
     row: int
     closed: bool
+    counted: WorkCount
     at_once_s: float = inf
     yields_s: float = 0.0
     lag_s: float = 0.0
@@ -135,11 +138,13 @@ class Place:
 
     Attributes:
         rank: Lower goes first.
+        counted: See `Wait`.
         yields_s: See `Wait`; part of `rank`.
         lag_s: See `Wait`; part of `rank`.
     """
 
     rank: float
+    counted: WorkCount
     yields_s: float = 0.0
     lag_s: float = 0.0
 
@@ -234,17 +239,18 @@ class HoldQueue:
         """
         lag_s = self.shares.lag_s(fairness_id, arrived_s) if before is None else before.lag_s
         waits_s = self.least_s + elsewhere_s
-        times = 1.0
-        if not self.shares.are_taking_turns(now_s):
-            times = min(_MOST_TIMES, 1.0 + SHORT_FIRST * waits_s / len(costs))
-        rank, yields = _rank(arrived_s + lag_s, times * min(costs.works_s), priority), False
+        waiting_s, are_turns = waits_s / len(costs), self.shares.are_taking_turns(now_s)
+        counted = WorkCount(times_of(waiting_s, are_turns), min(costs.works_s), waiting_s, are_turns)
+        rank, yields = _rank(arrived_s + lag_s, counted.times * counted.work_s, priority), False
         if before is not None:
-            rank, yields = min(rank, before.rank - before.yields_s), before.yields_s > 0.0
+            yields = before.yields_s > 0.0
+            if before.rank - before.yields_s < rank:
+                rank, counted = before.rank - before.yields_s, before.counted
         if not yields and waits_s > limit_s * len(costs):
             soonest_s = min(map(sum, zip(costs.waits_s, costs.rooms_s, costs.works_s, strict=True)))
             yields = now_s + soonest_s > arrived_s + limit_s
         yields_s = limit_s if yields else 0.0
-        return Place(rank + yields_s, yields_s, lag_s)
+        return Place(rank + yields_s, counted, yields_s, lag_s)
 
     def forget(self, request_id: int) -> None:
         """It was sent, refused, or its client left."""
@@ -302,7 +308,8 @@ class HoldQueue:
         least_s = min(cost.work_s for cost in costs)
         if place is None:
             lag_s = self.shares.lag_s(fairness_id, arrived_s)
-            place = Place(_rank(arrived_s + lag_s, least_s, priority), lag_s=lag_s)
+            counted = WorkCount(1.0, least_s, 0.0, self.shares.are_taking_turns(now_s))
+            place = Place(_rank(arrived_s + lag_s, least_s, priority), counted, lag_s=lag_s)
         if is_late or self._makes_room(request_id, place.rank, is_new=before is None):
             return Send(row)
         if before is None:
@@ -326,6 +333,7 @@ class HoldQueue:
             held.rank,
             held.row,
             closed,
+            place.counted,
             at_once_s,
             place.yields_s,
             place.lag_s,
@@ -342,8 +350,27 @@ class HoldQueue:
         return all((rank, request_id) < (other.rank, other_id) for other_id, other in self._held.items())
 
 
+def times_of(waiting_s: float, are_turns: bool) -> float:
+    """How often work counts, see Rule 2.
+
+    Args:
+        waiting_s: Work that waits for time to prefill, in seconds per endpoint.
+        are_turns: Fairness ids are taking turns.
+    """
+    return 1.0 if are_turns else min(_MOST_TIMES, 1.0 + SHORT_FIRST * waiting_s)
+
+
+def after_arrival_s(rank: float, arrived_s: float, priority: int) -> float:
+    """A place in seconds after the request's arrival, as among its own priority."""
+    return rank - arrived_s + _band_s(priority)
+
+
 def _rank(arrived_s: float, work_s: float, priority: int) -> float:
-    return arrived_s + work_s - max(-_MAX_PRIORITY, min(_MAX_PRIORITY, priority)) * _BAND_S
+    return arrived_s + work_s - _band_s(priority)
+
+
+def _band_s(priority: int) -> float:
+    return max(-_MAX_PRIORITY, min(_MAX_PRIORITY, priority)) * _BAND_S
 
 
 class Waiting(Protocol):

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
-from math import isfinite
 from typing import Any
 
 from extproc.choosing.choose import choose, terms_of
 from extproc.choosing.foreseen import foreseen_tpot_s, foreseen_ttft_s
 from extproc.choosing.replay import ReplayRng
+from extproc.observing.holds import hold_json, hold_lines, place_fault
 from extproc.observing.printable import printable
+from extproc.observing.wording import finite, in_ms
 from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.choices import Learned, Snapshot
 from extproc.values.decisions import DecisionRecord
@@ -54,10 +55,10 @@ def to_json(record: DecisionRecord) -> dict[str, Any]:
         "holder": record.holder,
         "views": None if record.snapshot is None else list(record.views),
         "filtered": [{"endpoint": key, "reason": reason} for key, reason in record.filtered],
-        "data_age_s": {name: _float(age_s) for name, age_s in record.data_age_s.items()},
+        "data_age_s": {name: finite(age_s) for name, age_s in record.data_age_s.items()},
         "decision_us": record.decision_us,
         "held_s": record.held_s,
-        "hold": _hold_json(record),
+        "hold": hold_json(record),
         "rejected": record.rejected,
         "standing": None if record.standing is None else asdict(record.standing),
         "outcome": None if record.outcome is None else asdict(record.outcome),
@@ -77,29 +78,30 @@ def recompute(record_json: Mapping[str, Any]) -> tuple[int, ...]:
     snapshot, settings = record_json["snapshot"], record_json["settings"]
     if snapshot is None or settings is None:
         raise ValueError("a rejected request has no choice to recompute")
-    rebuilt = Snapshot(
-        **{
-            **{name: snapshot[name] for name in _SNAPSHOT},
-            "keys": tuple(EndpointKey(key) for key in snapshot["keys"]),
-            "learned": None if snapshot["learned"] is None else _learned(snapshot["learned"]),
-        }
-    )
     lb = LoadBalancing(**{**settings, "algorithm": Algorithm(settings["algorithm"])})
-    return choose(rebuilt, lb, ReplayRng(record_json["draws"]), record_json["turn"]).order
+    return choose(_snapshot(snapshot), lb, ReplayRng(record_json["draws"]), record_json["turn"]).order
 
 
 def verdict(record_json: Mapping[str, Any]) -> str | None:
-    """Whether the decision comes out the same today; None for a rejected request."""
+    """Whether the decision, and the place in line of a held request, come out the same today.
+
+    None for a rejected request.
+    """
     if record_json["choice"] is None:
         return None
     try:
         order = recompute(record_json)
     except ValueError as exc:
         return f"recomputed: DIFFERENT ({exc})"
-    if order == tuple(record_json["choice"]["order"]):
+    if order != tuple(record_json["choice"]["order"]):
+        keys = record_json["snapshot"]["keys"]
+        return f"recomputed: DIFFERENT ({', '.join(keys[row] for row in order)})"
+    if record_json["hold"] is None:
         return "recomputed: same choice"
-    keys = record_json["snapshot"]["keys"]
-    return f"recomputed: DIFFERENT ({', '.join(keys[row] for row in order)})"
+    fault = place_fault(record_json["hold"], _snapshot(record_json["snapshot"]))
+    if fault is None:
+        return "recomputed: same choice, same place in line"
+    return f"recomputed: DIFFERENT ({fault})"
 
 
 def render(record_json: Mapping[str, Any]) -> str:
@@ -128,7 +130,7 @@ def _snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
     for name in _SNAPSHOT:
         value = getattr(snapshot, name)
         if not isinstance(value, int | float | Learned | None):
-            value = [_float(one) if isinstance(one, float) else one for one in value]
+            value = [finite(one) if isinstance(one, float) else one for one in value]
         made[name] = value
     learned = snapshot.learned
     if learned is not None:
@@ -138,28 +140,21 @@ def _snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
     return made
 
 
+def _snapshot(shown: Mapping[str, Any]) -> Snapshot:
+    """The snapshot of which `shown` is the JSON."""
+    return Snapshot(
+        **{
+            **{name: shown[name] for name in _SNAPSHOT},
+            "keys": tuple(EndpointKey(key) for key in shown["keys"]),
+            "learned": None if shown["learned"] is None else _learned(shown["learned"]),
+        }
+    )
+
+
 def _learned(learned: Mapping[str, Any]) -> Learned:
     prices_s = tuple(learned["prefill_prices_s"])
     row_prices_s = [tuple(row) for row in learned["row_prices_s"]]
     return Learned(**{**learned, "prefill_prices_s": prices_s, "row_prices_s": row_prices_s})
-
-
-def _hold_json(record: DecisionRecord) -> dict[str, Any] | None:
-    """What the request waited for, and its time to first token as foreseen without the wait and with it."""
-    hold, chosen = record.hold, record.chosen
-    if hold is None:
-        return None
-    row = None if chosen is None else record.row(chosen)
-    ttft_s = None if row is None else foreseen_ttft_s(record, row)
-    return {
-        "reason": hold.reason,
-        "endpoint": hold.endpoint,
-        "foreseen_at_once_s": _float(hold.at_once_s),
-        "foreseen_s": None if ttft_s is None else _float(record.held_s + ttft_s),
-        "yielded": hold.yielded,
-        "fairness_lag_s": _float(hold.lag_s),
-        "elsewhere_s": _float(hold.elsewhere_s),
-    }
 
 
 def _choice_json(record: DecisionRecord) -> dict[str, Any] | None:
@@ -184,11 +179,7 @@ def _predicted(
 
 
 def _floats(values: Sequence[float] | None) -> list[float | None] | None:
-    return None if values is None else [_float(value) for value in values]
-
-
-def _float(value: float) -> float | None:
-    return value if isfinite(value) else None
+    return None if values is None else [finite(value) for value in values]
 
 
 def _header(record: Mapping[str, Any]) -> list[str]:
@@ -215,22 +206,7 @@ def _header(record: Mapping[str, Any]) -> list[str]:
         f"prompt     {record['prompt_bytes']} bytes   ~{record['prompt_tokens']} tokens   "
         f"{record['num_blocks']} blocks of {record['block_bytes']} bytes",
         f"took       {record['decision_us']:.0f} us   held {record['held_s']:.3f} s",
-        *_hold_lines(record),
-    ]
-
-
-def _hold_lines(record: Mapping[str, Any]) -> list[str]:
-    hold = record["hold"]
-    if hold is None:
-        return []
-    yielded = "   behind those that could still be in time" if hold["yielded"] else ""
-    if hold["fairness_lag_s"]:
-        yielded += f"   its fairness id had its turn: {_ms(hold['fairness_lag_s'])} later"
-    if hold["elsewhere_s"]:
-        yielded += f"   behind {_ms(hold['elsewhere_s'])} of work that waited at other gateways or workers"
-    return [
-        f"waited for {hold['endpoint']}   short of {hold['reason']}{yielded}   TTFT foreseen on arrival, "
-        f"sent at once {_ms(hold['foreseen_at_once_s'])}; as it went {_ms(hold['foreseen_s'])}"
+        *hold_lines(record["hold"]),
     ]
 
 
@@ -308,8 +284,8 @@ def _outcome_lines(record: Mapping[str, Any]) -> list[str]:
         f"happened   {outcome['ended']}   status {_text(outcome['status'])}   served by "
         f"{outcome['endpoint'] or '-'}   attempts {outcome['attempts']}   flags {flags}   "
         f"details {outcome['details'] or '-'}",
-        f"TTFT       predicted {_ms(outcome['predicted_ttft_s'])}   actual {_ms(outcome['ttft_s'])}   "
-        f"whole answer {_ms(outcome['duration_s'])}",
+        f"TTFT       predicted {in_ms(outcome['predicted_ttft_s'])}   actual {in_ms(outcome['ttft_s'])}   "
+        f"whole answer {in_ms(outcome['duration_s'])}",
         f"tokens     prompt {_text(outcome['prompt_tokens'])} (estimated {record['prompt_tokens']})   "
         f"output {_text(outcome['completion_tokens'])}   cached: predicted "
         f"{_text(outcome['predicted_cached_tokens'])}, reported {_text(outcome['cached_tokens'])}",
@@ -329,10 +305,6 @@ def _cells(values: Sequence[float | None] | None, count: int, form: str = "d") -
 
 def _text(value: object) -> str:
     return "-" if value is None else str(value)
-
-
-def _ms(value_s: float | None) -> str:
-    return "-" if value_s is None else f"{value_s * 1e3:.1f} ms"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

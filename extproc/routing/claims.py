@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from extproc.choosing.deciding import Claim, WaitForRoom
-from extproc.choosing.holding import HoldQueue
+from extproc.choosing.holding import HoldQueue, Place, after_arrival_s
 from extproc.choosing.limits import limit_s_of
 from extproc.routing.parsing import ParsedRequest
 from extproc.values.decisions import Hold
@@ -25,13 +25,25 @@ class Queued:
     queue: HoldQueue
     later: WaitForRoom
 
-    @property
-    def hold(self) -> Hold:
-        """The same for the record."""
+    def hold(self, parsed: ParsedRequest, place: Place | None) -> Hold:
+        """The same for the record.
+
+        Args:
+            parsed: The request.
+            place: Where it stood when it was sent; None if that was as when it was last asked for.
+        """
         later = self.later
         wait = later.wait
+        last = wait if place is None else place
         return Hold(
-            later.reason, later.endpoint, wait.at_once_s, wait.yields_s > 0.0, wait.lag_s, later.elsewhere_s
+            later.reason,
+            later.endpoint,
+            wait.at_once_s,
+            after_arrival_s(last.rank, parsed.received_s, _priority(parsed)),
+            last.counted,
+            last.yields_s,
+            last.lag_s,
+            later.elsewhere_s,
         )
 
 
@@ -50,10 +62,14 @@ class Claims:
             is_fair: Fairness ids have their turns.
         """
         limit_s = limit_s_of(parsed.headers.headers.get(SLO_TTFT_HEADER))
-        standing = parsed.headers.standing
-        priority = 0 if standing is None else standing.priority
+        standing, priority = parsed.headers.standing, _priority(parsed)
         fairness_id = standing.fairness_id if is_fair and standing is not None else None
         if before is not None:
             return Claim(before.ticket, parsed.received_s, limit_s, before.later, priority, fairness_id)
         self._tickets += 1
         return Claim(self._tickets, parsed.received_s, limit_s, None, priority, fairness_id)
+
+
+def _priority(parsed: ParsedRequest) -> int:
+    standing = parsed.headers.standing
+    return 0 if standing is None else standing.priority

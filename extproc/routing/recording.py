@@ -133,7 +133,7 @@ class Recording:
             data_age_s=self._state.ages.of(look.now_s),
             decision_us=(decided_s - began_s) * 1e6,
             held_s=began_s - parsed.received_s,
-            hold=None if before is None else before.hold,
+            hold=None if before is None else before.hold(parsed, scheduled.now.place),
             standing=parsed.headers.standing,
         )
 

@@ -49,14 +49,37 @@ class HoldEnding(StrEnum):
 
 
 @value
+class WorkCount:
+    """How often a request's work counts in its place in line, and why.
+
+    Attributes:
+        times: How often, >= 1.
+        work_s: Its work where it has the least, in seconds of that endpoint.
+        waiting_s: Work that waited then for time to prefill, here and elsewhere, in seconds per endpoint.
+        are_turns: Fairness ids were taking turns, so that work counted once.
+    """
+
+    times: float
+    work_s: float
+    waiting_s: float
+    are_turns: bool
+
+
+@value
 class Hold:
     """How a request waited for an endpoint with room.
+
+    What decided its order is that of when it was sent: of the lowest place that it had until then.
 
     Attributes:
         reason: What its endpoint was short of last.
         endpoint: The one that it waited for last.
         at_once_s: From its arrival to its first token, as foreseen on arrival had it been sent at once.
-        yielded: It could keep its limit on TTFT nowhere any more, and let those go first that could.
+        place_s: Its place in the line, in seconds after its arrival: `yields_s`, `lag_s` and its work, as
+            often as it counted. Of two priorities the higher one goes first whatever their places.
+        counted: How often its work counted.
+        yields_s: How much later its place was because it could keep its limit on TTFT nowhere any more, and
+            let those go first that could; 0 if it did not.
         lag_s: How much later its place was because others of its fairness id went before it.
         elsewhere_s: The most work, in seconds of its endpoint, that waited at other gateways and workers and
             went before it.
@@ -65,7 +88,9 @@ class Hold:
     reason: HoldReason
     endpoint: EndpointKey
     at_once_s: float
-    yielded: bool
+    place_s: float
+    counted: WorkCount
+    yields_s: float = 0.0
     lag_s: float = 0.0
     elsewhere_s: float = 0.0
 

@@ -219,7 +219,7 @@ async def held_records(stack: Stack, model: str, count: int) -> list[dict[str, A
     """Those of the model's latest decisions that were held first; each can be recomputed."""
     records = [record for record in await stack.last(count) if record["model"] == model and record["held_s"]]
     assert all(record["hold"]["reason"] in ("prefill", "kv_cache") for record in records)
-    assert {verdict(record) for record in records} <= {"recomputed: same choice"}
+    assert {verdict(record) for record in records} <= {"recomputed: same choice, same place in line"}
     return records
 
 

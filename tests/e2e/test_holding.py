@@ -13,6 +13,7 @@ from typing import Final
 import pytest
 import pytest_asyncio
 
+from extproc.observing.explain import render
 from testbed.redis_server import running
 from tests.e2e.harness import (
     FAST_HEALTH,
@@ -173,6 +174,14 @@ async def test_short_work_goes_first(stack: Stack, gates: dict[str, GatedEngine]
     engine.open()
     await answered(asked)
     assert engine.arrived == ["full-0", "short", *longs]
+    records = await held_records(stack, "order", 6)
+    assert len(records) == 5
+    short = min(records, key=lambda record: int(record["prompt_tokens"]))
+    hold, counted = short["hold"], short["hold"]["counted"]
+    assert counted["times"] > 1.0
+    place_s = counted["times"] * counted["work_s"] + hold["yields_s"]
+    assert hold["place_s"] == pytest.approx(place_s, abs=1e-5)
+    assert f"counted {counted['times']:.2f} times" in render(short)
 
 
 async def test_no_request_starves(stack: Stack) -> None:

@@ -16,6 +16,7 @@ from extproc.choosing.holding import (
     TurnAway,
     Wait,
 )
+from extproc.values.decisions import WorkCount
 
 OPEN_S = 0.1
 
@@ -70,8 +71,9 @@ def test_a_full_endpoint_lets_it_wait() -> None:
     """Until the end of the longest hold, at a place by arrival and work."""
     queue = HoldQueue(max_hold_s=30.0)
     verdict = decide(queue, 1, [cost(20.0, 0.5), cost(30.0, 0.7)], arrived_s=5.0, now_s=6.0)
+    once = WorkCount(1.0, 0.5, 0.0, are_turns=False)
     assert verdict == Wait(
-        until_s=35.0, rank=5.5, row=0, closed=True, at_once_s=21.5, work_s=0.5, least_s=0.5
+        until_s=35.0, rank=5.5, row=0, closed=True, counted=once, at_once_s=21.5, work_s=0.5, least_s=0.5
     )
     assert queue.least_s == pytest.approx(0.5)
 
@@ -235,9 +237,10 @@ def test_while_more_waits_than_can_be_in_time_what_is_too_late_goes_behind() -> 
         decide(queue, request_id, [cost(1.0, 1.0)])
     assert queue.least_s == pytest.approx(6.0)
     in_time_s = 1.0 + SHORT_FIRST * 6.0
-    assert place(queue, 0.0, 1.0, wait_s=3.0, now_s=0.5) == Place(in_time_s)
+    counted = WorkCount(in_time_s, 1.0, 6.0, are_turns=False)
+    assert place(queue, 0.0, 1.0, wait_s=3.0, now_s=0.5) == Place(in_time_s, counted)
     late = place(queue, 0.0, 1.0, wait_s=4.0, now_s=0.5)
-    assert late == Place(in_time_s + 5.0, 5.0)
+    assert late == Place(in_time_s + 5.0, counted, 5.0)
     waits = decide(queue, 9, [cost(4.0, 1.0)], now_s=0.5, place=late)
     assert isinstance(waits, Wait)
     assert place(queue, 0.0, 1.0, wait_s=4.0, now_s=1.0, before=waits) == late
@@ -282,13 +285,16 @@ def test_no_request_falls_back_for_what_waits_later() -> None:
     assert isinstance(waits, Wait)
     decide(queue, 2, [cost(9.0, 1.0)])
     queue.forget(1)
-    assert place(queue, 0.0, 1.0, before=waits).rank == waits.rank == 1.0
+    kept = place(queue, 0.0, 1.0, before=waits)
+    assert kept.rank == waits.rank == 1.0
+    assert kept.counted == waits.counted == WorkCount(1.0, 1.0, 0.0, are_turns=False)
     late = decide(queue, 3, [cost(9.0, 1.0)], place=place(queue, 0.0, 1.0))
     assert isinstance(late, Wait)
     assert late.rank == 1.0 + SHORT_FIRST
+    assert late.counted == WorkCount(1.0 + SHORT_FIRST, 1.0, 1.0, are_turns=False)
     queue.forget(3)
     queue.forget(2)
-    assert place(queue, 0.0, 1.0, before=late).rank == 1.0
+    assert place(queue, 0.0, 1.0, before=late) == kept
 
 
 def test_while_ids_take_turns_work_counts_once() -> None:
@@ -296,7 +302,9 @@ def test_while_ids_take_turns_work_counts_once() -> None:
     queue = HoldQueue()
     full = cost(9.0, 5.0)
     queue.decide(1, 0.0, 0.0, [full], [OPEN_S], 0, fairness_id="a")
-    assert place(queue, 1.0, 0.5, now_s=1.0).rank == 1.5 + queue.shares.lag_s(None, 1.0)
+    turned = place(queue, 1.0, 0.5, now_s=1.0)
+    assert turned.rank == 1.5 + queue.shares.lag_s(None, 1.0)
+    assert turned.counted == WorkCount(1.0, 0.5, 5.0, are_turns=True)
     assert place(queue, 6.0, 0.5, now_s=6.0).rank == 6.0 + 0.5 * (1.0 + 5.0 * SHORT_FIRST)  # turns are over
 
 
@@ -312,7 +320,8 @@ def test_one_that_fell_behind_does_not_end_the_round() -> None:
     before = decide(queue, 1, [cost(1.0)])
     assert isinstance(before, Wait)
     assert before.closed
-    behind = decide(queue, 1, [cost(1.0)], place=Place(before.rank + 5.0, 5.0), before=before)
+    late = Place(before.rank + 5.0, before.counted, 5.0)
+    behind = decide(queue, 1, [cost(1.0)], place=late, before=before)
     assert isinstance(behind, Wait)
     assert not behind.closed
 

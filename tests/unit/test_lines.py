@@ -181,7 +181,7 @@ def test_a_request_lets_one_go_first_that_waits_elsewhere() -> None:
     assert record.hold is not None
     assert record.hold.elsewhere_s == pytest.approx(0.5)
     json = to_json(record)
-    assert verdict(json) == "recomputed: same choice"
+    assert verdict(json) == "recomputed: same choice, same place in line"
     assert json["hold"]["elsewhere_s"] == pytest.approx(0.5)
     assert "behind 500.0 ms of work that waited at other gateways or workers" in render(json)
 

@@ -9,6 +9,7 @@ import pytest
 from extproc.choosing.completion import Cost
 from extproc.choosing.holding import HoldQueue, Wait
 from extproc.errors import Reason, RouterError
+from extproc.observing.explain import to_json, verdict
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.deciding import Later
@@ -72,6 +73,11 @@ def test_the_higher_one_goes_first_though_it_came_last() -> None:
         gone = [name for name, promise in waits.items() if promise.done()]  # type: ignore[union-attr]
         order += [name for name in gone if name not in order]
     assert order == ["c", "d", "a", "b"]
+    for name in order:
+        record = busy.rig.record(name)
+        assert record.hold is not None
+        assert 0.0 < record.hold.place_s < 60.0
+        assert verdict(to_json(record)) == "recomputed: same choice, same place in line"
 
 
 @pytest.mark.parametrize(("is_fair", "expected"), [(True, "adbc"), (False, "abcd")])
@@ -91,6 +97,8 @@ def test_ids_take_turns(expected: str, *, is_fair: bool) -> None:
         record = busy.rig.record(name)
         assert record.hold is not None
         lags[name] = record.hold.lag_s
+        assert record.hold.counted.are_turns is (is_fair and name != "a")
+        assert verdict(to_json(record)) == "recomputed: same choice, same place in line"
     assert [lags[name] > 0.0 for name in "abcd"] == [False, is_fair, is_fair, False]
 
 

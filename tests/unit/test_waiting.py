@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from extproc.choosing.holding import POLL_S
+from extproc.choosing.holding import POLL_S, SHORT_FIRST
 from extproc.choosing.max_num_seqs import SURE_VISITS
 from extproc.errors import Reason, RouterError
 from extproc.observing.explain import render, to_json, verdict
@@ -129,17 +129,102 @@ def test_the_record_of_a_held_request_says_so_and_can_be_recomputed() -> None:
     assert record.held_s == pytest.approx(0.25)
     assert record.hold is not None
     assert (record.hold.reason, record.hold.endpoint) == (HoldReason.PREFILL, THREE[0].key)
-    assert not record.hold.yielded
+    assert record.hold.yields_s == 0.0
     assert record.snapshot is not None
     assert record.snapshot.held_s > 0.0
     json = to_json(record)
-    assert verdict(json) == "recomputed: same choice"
+    assert verdict(json) == "recomputed: same choice, same place in line"
     assert json["hold"]["reason"] == "prefill"
     assert json["hold"]["foreseen_at_once_s"] == pytest.approx(record.hold.at_once_s)
     assert json["hold"]["foreseen_s"] == pytest.approx(0.25 + json["predicted_ttft_s"][0])
     page = render(json)
     assert f"waited for {THREE[0].key}   short of prefill" in page
     assert f"sent at once {record.hold.at_once_s * 1e3:.1f} ms; as it went" in page
+    work = f"{record.hold.counted.work_s * 1e3:.1f} ms"
+    once = "counted once, for no work of others waited"
+    assert f"in line    {work} after its arrival   its work, {work}, {once}\n" in page
+
+
+def test_the_record_says_how_often_the_work_counted_and_that_is_recomputed() -> None:
+    """By the least that waited while it did: once for the first of all, and for the last."""
+    held = Held()
+    held.ask("a")
+    names = ["b", "c", "d"]
+    for name in names:
+        held.hold(name)
+    for name in ("a", "b", "c"):
+        held.first_token(name)
+    shown = [to_json(held.rig.record(name)) for name in names]
+    times = [json["hold"]["counted"]["times"] for json in shown]
+    assert times[0] == times[2] == 1.0 < times[1]
+    for json in shown:
+        hold, counted = json["hold"], json["hold"]["counted"]
+        assert verdict(json) == "recomputed: same choice, same place in line"
+        assert counted["times"] == 1.0 + SHORT_FIRST * counted["waiting_s"]
+        assert hold["place_s"] == pytest.approx(counted["times"] * counted["work_s"])
+        assert not counted["are_turns"]
+    assert "counted once, for no work of others waited" in render(shown[2])
+    waiting = f"{shown[1]['hold']['counted']['waiting_s'] * 1e3:.1f} ms"
+    assert f"counted {times[1]:.2f} times, for {waiting} of work waited per endpoint" in render(shown[1])
+
+
+def _altered(json: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    hold = {name: changes.get(name, each) for name, each in json["hold"].items()}
+    counted = {name: changes.get(name, each) for name, each in hold["counted"].items()}
+    return {**json, "hold": {**hold, "counted": counted}}
+
+
+def test_a_place_that_the_rules_do_not_give_is_reported() -> None:
+    """Another factor, another cause, another place, or one worse than the decision saw."""
+    held = Held()
+    held.ask("a")
+    held.hold("b")
+    held.hold("c")
+    held.hold("d")
+    held.first_token("a")
+    held.first_token("b")
+    json = to_json(held.rig.record("c"))
+    hold, counted = json["hold"], json["hold"]["counted"]
+    assert verdict(_altered(json, {})) == "recomputed: same choice, same place in line"
+    once = f"recomputed: DIFFERENT (work counts {counted['times']:.2f} times)"
+    assert verdict(_altered(json, {"times": counted["times"] + 1.0})) == once
+    for changes in (
+        {"are_turns": True},
+        {"waiting_s": counted["waiting_s"] + 1.0},
+        {"place_s": hold["place_s"] - 0.001},
+        {"yields_s": 5.0},
+        {"fairness_lag_s": 0.1},
+        {"work_s": 60.0, "place_s": 60.0 * counted["times"]},
+    ):
+        assert str(verdict(_altered(json, changes))).startswith("recomputed: DIFFERENT (")
+
+
+def test_the_place_of_one_that_is_sent_as_the_gateway_stops_is_that_of_when_it_was_last_asked_for() -> None:
+    """It is asked no more who waits, and its record can be recomputed all the same."""
+    held = Held()
+    held.ask("a")
+    held.hold("b")
+    held.hold("c")
+    held.waiting.close()
+    for name in "bc":
+        json = to_json(held.rig.record(name))
+        assert verdict(json) == "recomputed: same choice, same place in line"
+        assert json["hold"]["place_s"] > 0.0
+
+
+def test_the_record_of_one_that_yielded_says_by_how_much() -> None:
+    """More waits than can be in time, and this one has no time any more: it is later by its limit."""
+    held = Held()
+    held.ask("a")
+    for number in range(14):
+        held.hold(f"w{number}")
+    held.hold("late", **{"x-slo-ttft-ms": "1500"})
+    held.waiting.close()
+    json = to_json(held.rig.record("late"))
+    assert json["hold"]["yielded"]
+    assert json["hold"]["yields_s"] == 1.5
+    assert verdict(json) == "recomputed: same choice, same place in line"
+    assert "behind those that could still be in time: 1500.0 ms later" in render(json)
 
 
 def test_time_that_a_prefill_has_had_counts_as_done() -> None:
