@@ -30,6 +30,7 @@ def replay_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("trace", help="a trace file, `sample`, or gen:NAME[:requests=N]")
     _add_trace(parser.add_argument_group("trace").add_argument)
+    _add_clients(parser.add_argument_group("clients").add_argument)
     _add_fleet(parser.add_argument_group("fleet").add_argument)
     _add_policies(parser.add_argument_group("policies").add_argument)
     _add_figures(parser.add_argument_group("figures").add_argument)
@@ -95,6 +96,16 @@ def _add_trace(add: Callable[..., Any]) -> None:
         help="let the rate rise and fall as over a day, by DEPTH of its mean",
     )
     add("--duration-s", type=_number, metavar="S", help="let nothing arrive later")
+    add(
+        "--warmup-s",
+        type=_number,
+        default=RunSettings().warmup_s,
+        metavar="S",
+        help=f"do not count what arrives before {_DEFAULT_NUMBER}",
+    )
+
+
+def _add_clients(add: Callable[..., Any]) -> None:
     default = RunSettings()
     add(
         "--abandon-share",
@@ -118,13 +129,6 @@ def _add_trace(add: Callable[..., Any]) -> None:
         default=default.retries,
         metavar="N",
         help=f"refused clients come again after Retry-After, N times at most, 2 without a number {_DEFAULT}",
-    )
-    add(
-        "--warmup-s",
-        type=_number,
-        default=default.warmup_s,
-        metavar="S",
-        help=f"do not count what arrives before {_DEFAULT_NUMBER}",
     )
 
 
