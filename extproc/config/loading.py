@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -246,13 +247,13 @@ def _headers_that_never_arrive(config: Config) -> list[tuple[Location, str]]:
 
 
 def read_file(path: Path) -> str:
-    """The text of a file.
+    """The text of a file, without the byte order mark that Windows editors begin it with.
 
     Raises:
         ConfigError: It is missing, no file, closed to us, too large, or not UTF-8.
     """
     try:
-        return _content(path).decode()
+        return _content(path).removeprefix(BOM_UTF8).decode()
     except OSError as error:
         raise ConfigError(str(path), [f"cannot be read: {error.strerror or error}"]) from error
     except UnicodeDecodeError as error:

@@ -20,10 +20,11 @@ LINE_START: Final = b"\n"
 DATA: Final = b"\ndata:"
 
 _BEGINS_WITH_ERROR: Final = re.compile(
-    rb'\n(?:event: ?error\b|data: ?\{ ?"(?:error"|(?:type|object)": ?"error"))'
+    rb'\n(?:event: ?error\b|data: ?\{ ?"(?:error":(?! ?(?:null|""|\{ ?\}))|(?:type|object)": ?"error"))'
 )
 """An error event: OpenAI's and vLLM's `{"error": …}`, vLLM's older `{"object": "error", …}`, Anthropic's
-`event: error`. It is the first that matters here: an engine that fails at once has computed nothing."""
+`event: error`; null or empty it is none. It is the first that matters here: an engine that fails at once has
+computed nothing."""
 
 _MARKERS: Final = {Operation.RESPONSES: b"response.output_"}
 """What announces a token where not every event does: the Responses API sends `response.created` and

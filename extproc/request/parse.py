@@ -15,7 +15,9 @@ Rules:
 
 from __future__ import annotations
 
+import re
 import struct
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -38,6 +40,8 @@ _AUDIO_BYTES_PER_TOKEN = 320
 
 _SIDES = ("query", "queries", "text_1", "data_1", "documents", "items", "text_2", "data_2")
 """vLLM's names of what is compared in rerank and score requests, SGLang's `query` and `items` among them."""
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 _BETWEEN_TEXTS = b"\xff"  # in no UTF-8 text
 _NO_ID = 0xFFFFFFFF  # in no vocabulary: before each list of ids, the first as well, for ids are no text
@@ -133,13 +137,18 @@ def _decode(body: Body) -> dict[str, Any]:
 
 
 def _complaint(body: bytes, error: orjson.JSONDecodeError) -> str:
+    if body.startswith((BOM_UTF8, BOM_UTF16_LE, BOM_UTF16_BE)):  # Windows shells write files with one
+        return "the request body begins with a byte order mark; accepted: UTF-8 without it"
     try:
-        body.decode()
+        text = body.decode()
     except UnicodeDecodeError as undecodable:  # orjson places these at the start of the body
         before = body[: undecodable.start].decode()
         line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
         return f"the request body is not UTF-8 at line {line} column {column}"
-    return f"the request body is not valid JSON at line {error.lineno} column {error.colno}"
+    place = f"at line {error.lineno} column {error.colno}"
+    if _SURROGATE.match(text, error.pos):  # which JavaScript leaves where it cuts a text
+        return f"the request body has half of a character, a lone surrogate, {place}"
+    return f"the request body is not valid JSON {place}"
 
 
 def _max_tokens(fields: dict[str, Any], names: tuple[str, ...]) -> int | None:

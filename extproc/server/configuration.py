@@ -165,7 +165,10 @@ class Configuration:
             text = read_file(path)
             if not text.strip() and not is_first:
                 # A new installation may begin with nothing; one in use is being written just now.
-                raise ConfigError(str(path), ["the file is empty; accepted: at least `version: 1`"])
+                least = (
+                    '`{"clusters": []}`' if path != self._path or path.suffix == ".json" else "`version: 1`"
+                )
+                raise ConfigError(str(path), [f"the file is empty; accepted: at least {least}"])
             return text
 
         try:

@@ -224,6 +224,12 @@ CASES = {
     "half-of-json": Case(
         "chat/completions", written('{"choices": [{"message": {'), STREAM, "error_in_answer"
     ),
+    "long-message": Case(
+        "chat/completions",
+        whole(200, {"error": {"message": "gone " * 10_000, "code": 500}}),
+        STREAM,
+        "error_in_answer",
+    ),
     "redirect": Case("chat/completions", whole(302, {}), STREAM, "refused"),
     "not-modified": Case("chat/completions", whole(304, {}), STREAM, "refused"),
     "empty": Case("chat/completions", nothing, STREAM, "empty_answer"),
@@ -282,6 +288,14 @@ NO_ERRORS = {
     "null": (
         "chat/completions",
         (data({"error": None, "choices": [{"index": 0, "delta": {"content": "a"}}]}), TOKEN, DONE),
+    ),
+    "empty-text": (
+        "chat/completions",
+        (data({"error": "", "choices": [{"index": 0, "delta": {"content": "a"}}]}), TOKEN, DONE),
+    ),
+    "empty-object": (
+        "chat/completions",
+        (TOKEN, data({"choices": [{"index": 0, "delta": {"content": "a"}}], "error": {}}), DONE),
     ),
     "argument": (
         "messages",

@@ -126,6 +126,22 @@ async def test_name_without_address_stops_neither_the_start_nor_others(names: Na
         assert rig.applied[-1][2] == "192.0.2.3:80"
 
 
+@pytest.mark.parametrize(
+    ("file", "least"), [("clusters.json", '{"clusters": []}'), ("tokenway.yaml", "version: 1")]
+)
+async def test_an_empty_file_is_told_what_would_be_accepted(
+    rig: Rig, caplog: pytest.LogCaptureFixture, file: str, least: str
+) -> None:
+    """The words are those of the file that is empty, and following them mends it."""
+    async with following(rig):
+        rig.put(file, "")
+        await eventually(lambda: bool(caplog.records))
+        assert f"`{least}`" in vars(caplog.records[0])["problem"]
+        applied = len(rig.applied)
+        rig.put(file, least)
+        await eventually(lambda: len(rig.applied) > applied)
+
+
 async def test_failing_name_is_logged_once(names: Names, rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     """However often it is asked; and once more when it answers."""
     caplog.set_level(logging.INFO, "tokenway.configuration")

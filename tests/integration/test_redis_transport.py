@@ -337,6 +337,31 @@ async def test_keys_of_other_types_keep_no_member_out(transport: RedisTransport,
     assert await totals(transport) == {A: 2}
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        [("DEL", "{tokenway}:members"), ("SET", "{tokenway}:members", "text")],
+        [("DEL", f"{{tokenway}}:share:{ONE}"), ("SET", f"{{tokenway}}:share:{ONE}", "text")],
+        [("HSET", f"{{tokenway}}:share:{ONE}", "@newest", "junk", "@full", "junk")],
+        [("ZADD", "{tokenway}:members", "-inf", "a/0/a")],
+        [("ZADD", "{tokenway}:members", "-99999999999999", "a/0/a")],
+        [("ZADD", "{tokenway}:members", "-inf", "@clock")],
+    ],
+)
+async def test_what_no_other_would_mend_is_written_over(
+    transport: RedisTransport, server: RedisServer, damage: list[tuple[str, ...]]
+) -> None:
+    """Damage to what a member writes itself lasts until its next update; meanwhile nobody's call fails."""
+    await transport.publish(update(1, Row(A, 1), full=True))
+    for command in damage:
+        server.command(*command)
+    await transport.snapshot()
+    await transport.publish(update(2, Row(A, 2), full=True))
+    assert await totals(transport) == {A: 2}
+    await transport.reserve(update(3), [Reservation((Candidate(A, 1, 1, 1),))])
+    assert await totals(transport) == {A: 3}
+
+
 async def test_a_share_of_a_later_version_is_read_as_far_as_it_is_known(
     transport: RedisTransport, server: RedisServer
 ) -> None:

@@ -211,6 +211,29 @@ def test_a_trace_that_cannot_be_read_is_a_sentence(
     assert captured.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("rates", ["x1,nan", "inf", "x0", "-1", "x"])
+def test_a_replay_at_no_speed_is_refused(rates: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything is simulated."""
+    assert (
+        main(["replay", "sample", "--max-requests", "2", "--policies", "round_robin", "--rates", rates]) == 2
+    )
+    assert "rates are `auto` or factors above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flag", "place"), [("--json", "gone/results.json"), ("--plots", "a-file/plots")])
+def test_a_replay_finds_out_first_that_its_results_could_not_be_written(
+    flag: str, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not after the runs, which may have taken hours."""
+    runs: list[object] = []
+    monkeypatch.setattr("tokenway.cli.replay.run_all", lambda *words: runs.append(words))
+    (tmp_path / "a-file").touch()
+    words = ["replay", "sample", "--max-requests", "2", "--policies", "round_robin", "--rates", "x1"]
+    assert main([*words, flag, str(tmp_path / place)]) == 1
+    assert not runs
+    assert place.partition("/")[0] in capsys.readouterr().err
+
+
 def test_a_reader_that_leaves_is_no_error_of_ours() -> None:
     """`tokenway bootstrap ... | head` ends without a traceback."""
     words = [sys.executable, "-m", "tokenway.cli.main", "bootstrap", SAMPLE]

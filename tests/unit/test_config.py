@@ -553,3 +553,17 @@ def test_configuration_is_immutable() -> None:
 def test_what_may_be_listened_to(server: str) -> None:
     """Loopback, mutual TLS, or an operator who said so."""
     assert parse(f"server: {server}", "x").server.listen
+
+
+@pytest.mark.parametrize("file", ["tokenway.yaml", "clusters.json"])
+def test_a_byte_order_mark_is_no_mistake(file: str, tmp_path: Path) -> None:
+    """Editors of Windows write one."""
+    texts = {
+        "tokenway.yaml": "models: {m: {rules: [{cluster: c}]}}\n",
+        "clusters.json": '{"clusters": [{"name": "c", "endpoints": []}]}',
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text, encoding="utf-8-sig" if name == file else "utf-8")
+    config, clusters = load_all(tmp_path / "tokenway.yaml")
+    assert list(config.models) == ["m"]
+    assert [cluster.name for cluster in clusters] == ["c"]

@@ -277,6 +277,13 @@ def test_an_error_is_no_token(error: bytes) -> None:
     assert feed([COMMENT, error], ends=False) == [CONTINUE, Finish()]
 
 
+@pytest.mark.parametrize("nothing", [b"null", b" null", b'""', b"{}"])
+def test_an_error_of_nothing_is_none(nothing: bytes) -> None:
+    """Some servers write the field into every event, before what they say."""
+    text = b'data: {"error":%b,"choices":[{"delta":{"content":"a"}}]}\n\n' % nothing
+    assert feed([text], ends=False) == ON_TIME
+
+
 def test_words_of_an_answer_are_no_error() -> None:
     """A model that writes about errors, and a null error, are answers."""
     text = b'data: {"choices":[{"delta":{"content":"data: {\\"error\\": 1}"}}],"error":null}\n\n'

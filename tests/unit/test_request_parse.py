@@ -227,6 +227,42 @@ def test_a_prompt_of_the_wrong_type_is_refused(operation: Operation, prompt: obj
             '{"é":\n"éé'.encode() + b'\xff"}',
             (Reason.INVALID_JSON, "body", "the request body is not UTF-8 at line 2 column 4"),
         ),
+        (
+            CHAT,
+            b'\xef\xbb\xbf{"model":"m"}',
+            (
+                Reason.INVALID_JSON,
+                "body",
+                "the request body begins with a byte order mark; accepted: UTF-8 without it",
+            ),
+        ),
+        (
+            CHAT,
+            '{"model":"m"}'.encode("utf-16"),
+            (
+                Reason.INVALID_JSON,
+                "body",
+                "the request body begins with a byte order mark; accepted: UTF-8 without it",
+            ),
+        ),
+        (
+            CHAT,
+            '{"é":\n"é\\ud83d"}'.encode(),
+            (
+                Reason.INVALID_JSON,
+                "body",
+                "the request body has half of a character, a lone surrogate, at line 2 column 3",
+            ),
+        ),
+        (
+            CHAT,
+            b'{"a":"\\uDC00"}',
+            (
+                Reason.INVALID_JSON,
+                "body",
+                "the request body has half of a character, a lone surrogate, at line 1 column 7",
+            ),
+        ),
         (CHAT, b"[]", (Reason.INVALID_REQUEST, "body", "the request body must be a JSON object")),
         (CHAT, b"{}", (Reason.MISSING_MODEL, "model", "model must be a non-empty string")),
         (CHAT, b'{"model":""}', (Reason.MISSING_MODEL, "model", "model must be a non-empty string")),

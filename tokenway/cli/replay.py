@@ -64,6 +64,7 @@ class _ProfilesError(ValueError):
 
 def _replay(options: argparse.Namespace) -> int:
     fleet = _fleet(options)
+    rates = None if options.rates == "auto" else _speeds(options.rates)
     settings = _settings(options)
     entrants = parse_lineup(options.policies)
     slo = Slo(options.slo_ttft_ms / 1000.0, options.slo_tpot_ms / 1000.0)
@@ -72,20 +73,21 @@ def _replay(options: argparse.Namespace) -> int:
     first = traces[seeds[0]]
     if not first.requests:
         raise ValueError(f"{options.trace}: no request is left")
+    _check_writable(options)
 
     def job(entrant: Entrant, speed: float, seed: int) -> Job:
         return Job(entrant, traces[seed], fleet, replace(settings, speed=speed), seed, slo)
 
     with pool(options.jobs) as executor:
         knee = None
-        if options.rates == "auto":
+        if rates is None:
             judges = parse_lineup(options.knee_policies)
             start = full_speed(first, fleet)
             _say(f"looking for the knee around speed x{start:.2f}")
             knee = find_knee(lambda speed: [job(judge, speed, seeds[0]) for judge in judges], start, executor)
             speeds = [knee * factor for factor in AUTO_SPEEDS]
         else:
-            speeds = _speeds(options.rates)
+            speeds = rates
         jobs = [job(entrant, speed, seed) for speed in speeds for entrant in entrants for seed in seeds]
         with _Bar(len(jobs)) as bar:
             results = run_all(jobs, executor, bar.done)
@@ -202,9 +204,32 @@ def _fleet(options: argparse.Namespace) -> Fleet:
 def _speeds(text: str) -> list[float]:
     """Factors from a list such as `x2,2.5,x3`."""
     try:
-        return [float(part.strip().removeprefix("x")) for part in text.split(",")]
+        speeds = [float(part.strip().removeprefix("x")) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"rates are `auto` or factors such as x1,x2.5: {text!r}") from None
+        speeds = [inf]
+    if not all(isfinite(speed) and speed > 0 for speed in speeds):
+        raise ValueError(f"rates are `auto` or factors above 0 such as x1,x2.5: {text!r}")
+    return speeds
+
+
+def _check_writable(options: argparse.Namespace) -> None:
+    """Find out before the runs, which take long, that their results could not be written.
+
+    Raises:
+        OSError: A file or a folder cannot be made there.
+        ModuleNotFoundError: Pictures are wanted, and what draws them is not installed.
+    """
+    path = options.json
+    is_there = path is not None and path.exists()
+    if path is not None and not (is_there and path.is_fifo()):
+        with path.open("ab"):  # what an earlier run wrote stays until there are new results
+            pass
+        if not is_there:
+            path.unlink()
+    if options.plots is not None:
+        from tokenway.simulator.replay import plots  # noqa: F401 - whether it can be had
+
+        options.plots.mkdir(parents=True, exist_ok=True)
 
 
 def _heading(

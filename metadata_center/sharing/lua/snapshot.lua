@@ -9,8 +9,17 @@
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local shares = {}
-local said_ms = -tonumber(redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')[2] or 0)
-local back_ms = math.max(0, said_ms - now_ms)
+local early = redis.pcall('ZRANGEBYSCORE', KEYS[1], '-inf', '(0', 'WITHSCORES', 'LIMIT', 0, ARGV[2])
+if early.err then
+  return string.find(early.err, 'WRONGTYPE', 1, true) and {} or early   -- the next update makes it good
+end
+local back_ms = 0
+for i = 1, #early, 2 do
+  local said_ms = -tonumber(early[i + 1])
+  if early[i] == '@clock' and said_ms <= 9007199254740991 then
+    back_ms = math.max(0, said_ms - now_ms)
+  end
+end
 local first, most = '(' .. string.format('%.0f', now_ms + back_ms), ARGV[2]
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], first, '+inf', 'LIMIT', 0, most)) do
   local share = ARGV[1] .. member

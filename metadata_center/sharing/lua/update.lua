@@ -46,7 +46,23 @@ local function call_in_chunks(command, arguments)
   end
 end
 
-local said_ms = -tonumber(redis.call('ZRANGE', members, 0, 0, 'WITHSCORES')[2] or 0)
+local function is_of_other_type(answer)
+  return answer.err and string.find(answer.err, 'WRONGTYPE', 1, true)
+end
+
+-- What is no set of members, and whose lease ends before there was time, is damage: nobody else would ever mend it.
+local early = redis.pcall('ZRANGEBYSCORE', members, '-inf', '(0', 'WITHSCORES', 'LIMIT', 0, CHUNK)
+if is_of_other_type(early) then
+  redis.call('DEL', members)
+end
+local said_ms = 0
+for i = 1, #early, 2 do
+  if early[i] == '@clock' and -tonumber(early[i + 1]) <= MOST then
+    said_ms = -tonumber(early[i + 1])
+  else
+    redis.call('ZREM', members, early[i])
+  end
+end
 local back_ms = said_ms - now_ms
 if back_ms > 0 then
   local ends = redis.call('ZRANGEBYSCORE', members, 0, '+inf', 'WITHSCORES')
@@ -73,8 +89,11 @@ if update[8] then
   return {}
 end
 
-local known = redis.call('HMGET', share, '@newest', '@full')
-local newest, last_full = tonumber(known[1] or 0), tonumber(known[2] or 0)
+local known = redis.pcall('HMGET', share, '@newest', '@full')
+if is_of_other_type(known) then
+  redis.call('DEL', share)
+end
+local newest, last_full = tonumber(known[1] or 0) or 0, tonumber(known[2] or 0) or 0
 local in_order = sequence > newest
 
 if full and in_order then
