@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any, Self
 
