@@ -354,6 +354,34 @@ def admin_url(record: DecisionRecord) -> Iterator[str]:
     server.server_close()
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "idle", "said"),
+    [
+        (Algorithm.INFERENCE_LB, 0, "the best of 4"),
+        (Algorithm.INFERENCE_LB, 4, "drawn from 4 equal ones of 4"),
+        (Algorithm.ROUND_ROBIN, 0, "of 4"),
+    ],
+)
+def test_what_the_first_was_taken_from(algorithm: Algorithm, idle: int, said: str) -> None:
+    """Where endpoints are equal, the page says that one of them was drawn."""
+    snapshot = fixed_snapshot()
+    if idle:
+        nothing = [0] * idle
+        load = Load(nothing, nothing, nothing, nothing)
+        prompt = Prompt(1_000, nothing, nothing, 64)
+        snapshot = plain_snapshot(KEYS, (1.0,) * idle, load, prompt, (PRICES,), 200.0)
+    page = render(through_json(decided(snapshot, LoadBalancing(algorithm=algorithm))))
+    (chosen,) = [line for line in page.splitlines() if line.startswith("chosen ")]
+    assert chosen.split("   ")[-2] == said
+
+
+def test_the_best_few_are_drawn_from() -> None:
+    """AIGW's score takes one of its best five per cent, here one of two."""
+    settings = LoadBalancing(algorithm=Algorithm.INFERENCE_LB, candidate_percent=50)
+    page = render(through_json(decided(fixed_snapshot(), settings)))
+    assert "   drawn from the best 2 of 4   " in page
+
+
 def test_command_renders_one_record(
     admin_url: str, record: DecisionRecord, capsys: pytest.CaptureFixture[str]
 ) -> None:
