@@ -130,7 +130,7 @@ class Bus:
         index: int,
         workers: int,
         on_entry: Callable[[RequestEvent], None],
-        on_cached: Callable[[EndpointKey, list[int]], None],
+        on_cached: Callable[[EndpointKey, Sequence[int]], None],
         known: Callable[[], Mapping[EndpointKey, Sequence[int]]] = dict,
         on_line: Callable[[str, list[Waiter]], None] = _hear_nobody,
         clock: Callable[[], float] = time.monotonic,
