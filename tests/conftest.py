@@ -372,7 +372,7 @@ def build_rig(
         recorder=metrics,
         homes=Homes(),
         outside=Outside(
-            share=lambda key, blocks: shared.append((key, blocks)),
+            share=lambda key, blocks: shared.append((key, list(blocks))),
             processes=processes,
             freed=freed.notify,
             on_lost=lost.notify,

@@ -85,6 +85,7 @@ CORE = (
     "extproc/discovery/istio/*.py",
     "extproc/discovery/kubernetes/*.py",
     "extproc/discovery/resolution.py",
+    "extproc/discovery/routable.py",
     "extproc/xds/resources.py",
     "extproc/xds/cluster_encoding.py",
     "extproc/xds/cluster_kinds.py",

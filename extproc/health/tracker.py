@@ -22,7 +22,7 @@ One failure is one request's, never one attempt's: the caller settles that (`hea
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from extproc.health.doubts import Doubts
@@ -120,6 +120,10 @@ class HealthTracker:
         records.changed(touched)
         changes += self._floors.hold([cluster for cluster in touched if cluster in records.members], now_s)
         return tuple(changes)
+
+    def reconsider(self, clusters: Iterable[str]) -> None:
+        """What requests see of these clusters is another: pools are made anew."""
+        self._records.changed(clusters)
 
     # Probes.
 

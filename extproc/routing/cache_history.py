@@ -8,7 +8,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from extproc.values.decisions import CacheSource
@@ -35,7 +35,7 @@ class CacheHistory:
         self,
         history: PrefixStore,
         is_known: Callable[[EndpointKey], bool],
-        share: Callable[[EndpointKey, list[int]], None],
+        share: Callable[[EndpointKey, Sequence[int]], None],
     ) -> None:
         self._history = history
         self._is_known = is_known

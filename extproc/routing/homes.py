@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 
 from metadata_center.sharing.messages import RESPONSES_MARK
@@ -61,7 +62,7 @@ class Homes:
         self._homes[key] = found[0], now_s
         return found[0]
 
-    def hear(self, endpoint: EndpointKey, blocks: list[int], now_s: float) -> bool:
+    def hear(self, endpoint: EndpointKey, blocks: Sequence[int], now_s: float) -> bool:
         """Take what another worker or gateway sends, if it is about responses and not about blocks."""
         if not blocks or blocks[0] != RESPONSES_MARK:
             return False

@@ -7,6 +7,7 @@ Rules:
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import replace
 
 from xxhash import xxh3_64_intdigest
@@ -53,7 +54,7 @@ class ParsedRequest:
     request: InferenceRequest
     route: Route
     new_body: Pieces | None
-    blocks: list[int]
+    blocks: array[int]
     prompt_tokens: int
     received_s: float
     follows: Follows | None = None

@@ -44,7 +44,7 @@ from metadata_center.store import LoadStore
 from metadata_center.types import EndpointKey, Waiter
 
 
-def _share_nothing(_endpoint: EndpointKey, _blocks: list[int]) -> None:
+def _share_nothing(_endpoint: EndpointKey, _blocks: Sequence[int]) -> None:
     """A gateway of one worker has no other to share with."""
 
 
@@ -86,7 +86,7 @@ class Outside:
         tell_line: Tells the others who waits here, first in line first; None where there are none.
     """
 
-    share: Callable[[EndpointKey, list[int]], None] = _share_nothing
+    share: Callable[[EndpointKey, Sequence[int]], None] = _share_nothing
     processes: Callable[[], int] = _one
     load_age_s: Callable[[float], float] = _always_current
     freed: Callable[[], None] = _wake_none

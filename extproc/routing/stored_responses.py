@@ -8,7 +8,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from extproc.observing.records import RecordRing
 from extproc.routing.homes import Homes
@@ -33,7 +33,7 @@ class StoredResponses:
         homes: Homes,
         running: RunningRequests,
         records: RecordRing,
-        share: Callable[[EndpointKey, list[int]], None],
+        share: Callable[[EndpointKey, Sequence[int]], None],
     ) -> None:
         self._homes = homes
         self._running = running

@@ -18,6 +18,7 @@ from extproc.config.schema import Config
 from extproc.discovery.fleet import Difference, Fleet
 from extproc.discovery.listed import Listed
 from extproc.discovery.resolution import FILES, Resolution
+from extproc.discovery.routable import RoutableClusters
 from extproc.listeners import Listeners
 from extproc.values.endpoints import Endpoint
 from extproc.values.pool_policies import PoolPolicies
@@ -57,6 +58,7 @@ class Owners:
 
     Attributes:
         fleet: All endpoints.
+        routable: What requests see of it.
         read: Notified of each configuration that was read, whether it differs or not.
         changes: Notified of what is different of the fleet.
         coming: Notified of a configuration before it is in force.
@@ -69,6 +71,7 @@ class Owners:
         self._owners: list[Apply] = []
         self._read: Config | None = None
         self.fleet = Fleet()
+        self.routable = RoutableClusters(self.fleet.clusters)
         self.read: Listeners[[Config]] = Listeners()
         self.changes: Listeners[[Difference]] = Listeners()
         self.settled: Listeners[[]] = Listeners()
@@ -100,19 +103,21 @@ class Owners:
         if config != before:
             for owner in self._owners:
                 owner(config)
+            self.routable.configure(config.clusters_named())
         if config is not before:
             self._read = config
             self.read.notify(config)
-        self._settle(self.fleet.replace(FILES, resolution.clusters))
+        self._settle(self.fleet.replace(FILES, resolution.clusters), introduced=True)
 
     def report(self, source: str, clusters: Mapping[str, Sequence[Listed] | None]) -> None:
         """A source other than the files says what some of its clusters have now: see `Fleet.update`."""
         gone = frozenset(name for name, listed in clusters.items() if listed is None)
         if gone:
             self.leaving.notify(gone)
-        self._settle(self.fleet.update(source, clusters))
+        self._settle(self.fleet.update(source, clusters), introduced=False)
 
-    def _settle(self, difference: Difference) -> None:
+    def _settle(self, difference: Difference, *, introduced: bool) -> None:
         if difference:
+            self.routable.follow(difference, introduced=introduced)
             self.changes.notify(difference)
         self.settled.notify()

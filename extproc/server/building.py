@@ -39,6 +39,7 @@ from extproc.routing.gateway import Gateway
 from extproc.routing.listeners import endings_of
 from extproc.routing.router import Router
 from extproc.routing.waiting import RequestQueue
+from extproc.server.acknowledging import Acknowledgements
 from extproc.server.admin_answers import OneWorker
 from extproc.server.admin_port import AdminPort, TcpPlace
 from extproc.server.applying import Owners
@@ -53,6 +54,7 @@ from extproc.server.health_report import HealthReport
 from extproc.server.housekeeping import Housekeeping
 from extproc.server.introducing import Introductions
 from extproc.server.knowledge import Knowledge, News, Site, knowledge
+from extproc.server.late_clusters import LateClusters
 from extproc.server.live_sources import LiveSources, live_sources_of
 from extproc.server.metrics_ports import metrics_ports
 from extproc.server.parts import Part, Parts
@@ -150,13 +152,16 @@ def build_worker(
     prober = _prober(news, known, engines, config)
     heard: Listeners[[]] = Listeners()
     ads = AdsServer(lambda type_url: metrics.ads_refused(ADS_TYPES[type_url]), heard.notify)
+    acknowledgements = Acknowledgements(ads, known.bus, owners.fleet.clusters)
+    heard.add(acknowledgements.look_soon)
+    late = LateClusters(owners.routable, acknowledgements, scheduling.health.reconsider)
     publications = Publications(owners.fleet.clusters, scheduling.health.state, kinds)
     publisher = Publisher(ads, publications, metrics)
     sources = _sources(site)
     introductions = Introductions(
-        ads, publisher, sources, known.bus, configuration.introduced, configuration.spurned
+        acknowledgements, publisher, sources, configuration.introduced, configuration.spurned
     )
-    heard.add(introductions.look_soon)
+    acknowledgements.looked.add(introductions.look, late.look)
     owners.coming.add(introductions.begin)
     owners.read.add(introductions.applied)
     changes = FleetChanges(
@@ -195,14 +200,19 @@ def build_worker(
     admin = AdminPort(PAGES, answering, _admin_place(site))
     _follow_health(site, news, known, engines, changes)
     _follow_configuration(site, known, way, engines, prober, changes, sources)
+    owners.settled.add(late.settled)
     ports = [Part("admin", admin.start, admin.stop)]
     if not site.supervised:
         ports += metrics_ports(config, answering)
     publishing = [
         Part("publisher", stop=publisher.stop),
+        Part("acknowledgements", stop=acknowledgements.stop),
         Part("introductions", stop=introductions.stop),
     ]
-    catching_up = Part("clusters at Envoys", lambda: introductions.catch_up(owners.led_to))
+    catching_up = [
+        Part("clusters at Envoys", lambda: introductions.catch_up(owners.led_to)),
+        Part("late clusters", late.start, late.stop),
+    ]
     parts = _parts(
         site, known, way, configuration, sources, prober, server, picking, publishing, catching_up, ports
     )
@@ -230,7 +240,7 @@ def _request_way(site: Site, news: News, known: Knowledge) -> RequestWay:
     readers = BodyReaders()
     router = Router(
         scheduling,
-        routing_table(config, site.owners.fleet.clusters, scheduling.load.slots, time.time()),
+        routing_table(config, site.owners.routable.clusters, scheduling.load.slots, time.time()),
         router_settings(config),
         random.Random(),
         time.monotonic,
@@ -380,7 +390,7 @@ def _follow_configuration(
     """Connects what applies a configuration, in this order; what none of them reads needs a restart."""
     scheduling, base = known.state.scheduling, site.path.parent
     requests = RequestPath(
-        way.router, way.request_log, site.owners.fleet.clusters, scheduling.load.slots, time.time
+        way.router, way.request_log, site.owners.routable.clusters, scheduling.load.slots, time.time
     )
     site.owners.add(
         requests.follow,
@@ -411,7 +421,7 @@ def _parts(
     server: RpcServer,
     picking: Picking | None,
     publishing: list[Part],
-    catching_up: Part,
+    catching_up: list[Part],
     ports: list[Part],
 ) -> Parts:
     """What starts in this order and stops in the reverse one; no request comes before the configuration."""
@@ -430,7 +440,8 @@ def _parts(
         Part("discovery", sources.start, sources.stop),
     ]
     if known.bus is not None:
-        parts += [Part("bus", known.bus.start, known.bus.stop), catching_up]
+        parts.append(Part("bus", known.bus.start, known.bus.stop))
+    parts += catching_up
     if known.relay is not None:
         parts.append(Part("entries of other replicas", known.relay.start, known.relay.stop))
     parts.append(Part("server", server.listen, server.close))

@@ -61,6 +61,7 @@ class _Question(msgspec.Struct, tag="question", array_like=True, frozen=True):
     asker: int
     number: int
     clusters: list[str]
+    served: list[str]
 
 
 class _Answer(msgspec.Struct, tag="answer", array_like=True, frozen=True):
@@ -118,7 +119,8 @@ class Bus:
         clock: Monotonic seconds, of the ranks of those that wait.
 
     Attributes:
-        questions: Notified of who asks, under which number, whether Envoys have these clusters.
+        questions: Notified of who asks, under which number, whether Envoys have these clusters, and which of
+            them with endpoints.
         answers: Notified of who answers, which number, and of what an Envoy refused.
     """
 
@@ -128,7 +130,7 @@ class Bus:
         index: int,
         workers: int,
         on_entry: Callable[[RequestEvent], None],
-        on_cached: Callable[[EndpointKey, list[int]], None],
+        on_cached: Callable[[EndpointKey, Sequence[int]], None],
         known: Callable[[], Mapping[EndpointKey, Sequence[int]]] = dict,
         on_line: Callable[[str, list[Waiter]], None] = _hear_nobody,
         clock: Callable[[], float] = time.monotonic,
@@ -141,7 +143,7 @@ class Bus:
         self._known = known
         self._on_line = on_line
         self._clock = clock
-        self.questions: Listeners[[int, int, list[str]]] = Listeners()
+        self.questions: Listeners[[int, int, list[str], list[str]]] = Listeners()
         self.answers: Listeners[[int, int, dict[str, str]]] = Listeners()
         self._writers: dict[int, asyncio.StreamWriter] = {}
         self._served: set[asyncio.StreamWriter] = set()
@@ -204,10 +206,16 @@ class Bus:
             await tried.wait()
         return frozenset(self._writers)
 
-    def ask(self, number: int, clusters: Sequence[str]) -> frozenset[int]:
-        """Ask every other worker, connected or not, whether its Envoys have these clusters; who that is."""
+    def ask(self, number: int, clusters: Sequence[str], served: Sequence[str] = ()) -> frozenset[int]:
+        """Ask every other worker, connected or not, whether its Envoys have these clusters; who that is.
+
+        Args:
+            number: Of the question.
+            clusters: Which.
+            served: Those of them that must have endpoints, too.
+        """
         for peer in self._peers:
-            self._send(peer, _Question(self._index, number, list(clusters)))
+            self._send(peer, _Question(self._index, number, list(clusters), list(served)))
         return frozenset(self._peers)
 
     def answer(self, asker: int, number: int, refused: Mapping[str, str]) -> bool:
@@ -273,7 +281,7 @@ class Bus:
                 case _Cached():
                     self._on_cached(frame.endpoint, frame.blocks)
                 case _Question():
-                    self.questions.notify(frame.asker, frame.number, frame.clusters)
+                    self.questions.notify(frame.asker, frame.number, frame.clusters, frame.served)
                 case _Answer():
                     self.answers.notify(frame.answerer, frame.number, frame.refused)
                 case _Waits():

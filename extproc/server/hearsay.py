@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 
 from extproc.choosing.lines import OtherLines
@@ -39,14 +40,14 @@ class Hearsay:
         self._clock = clock
         self._freed = freed
 
-    def cached(self, endpoint: EndpointKey, blocks: list[int]) -> None:
+    def cached(self, endpoint: EndpointKey, blocks: Sequence[int]) -> None:
         """Another worker saw blocks cached, or says where responses live."""
         if self._homes.hear(endpoint, blocks, self._clock()):
             return
         if self._health.state(endpoint) is not None:
-            self._history.record(endpoint, blocks)
+            self._history.record(endpoint, array("Q", blocks))
 
-    def responses(self, endpoint: EndpointKey, chain: list[int]) -> None:
+    def responses(self, endpoint: EndpointKey, chain: Sequence[int]) -> None:
         """Another gateway says where responses live."""
         self._homes.hear(endpoint, chain, self._clock())
 

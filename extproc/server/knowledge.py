@@ -80,7 +80,7 @@ class News:
         transitions: An endpoint's health changed.
     """
 
-    cached: Listeners[[EndpointKey, list[int]]]
+    cached: Listeners[[EndpointKey, Sequence[int]]]
     entries: Listeners[[RequestEvent]]
     freed: Listeners[[]]
     lost: Listeners[[Inflight, float]]

@@ -68,7 +68,7 @@ def store_of(
     worker: int,
     counters: Counters,
     history: PrefixIndex,
-    on_responses: Callable[[EndpointKey, list[int]], None],
+    on_responses: Callable[[EndpointKey, Sequence[int]], None],
     known: Callable[[], Mapping[EndpointKey, Sequence[int]]],
     on_line: Callable[[MemberId, list[Waiter]], None],
 ) -> Alone | Shared:

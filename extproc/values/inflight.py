@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf
 
 from extproc.values.decisions import DecisionRecord
@@ -71,7 +72,7 @@ class Inflight:
         record: DecisionRecord,
         operation: Operation,
         endpoint: EndpointKey,
-        blocks: list[int],
+        blocks: Sequence[int],
         group: str,
         groups: tuple[str, ...],
         decided_s: float,

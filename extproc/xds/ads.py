@@ -20,7 +20,7 @@ from envoy.service.discovery.v3 import discovery_pb2 as pb
 
 from extproc.transport.seam import Call, Received, Rpc, Status
 from extproc.xds.delta import DeltaStream, ResourceStore, SubscriptionLimitError
-from extproc.xds.type_urls import CLUSTER_TYPE
+from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
 
 logger = logging.getLogger(__name__)
 
@@ -108,16 +108,31 @@ class AdsServer:
             subscriber.close()
         return subscriber
 
-    def word(self, clusters: Iterable[str]) -> Word:
-        """What Envoys say of these clusters; nothing is lacked where no Envoy is."""
-        names = frozenset(clusters)
-        now_s = self._clock()
-        self._lost = [(until_s, had) for until_s, had in self._lost if now_s < until_s]
+    @property
+    def has_envoys(self) -> bool:
+        """Whether some take clusters from here, or did until a moment ago."""
+        self._forget_lost()
+        return bool(self._lost) or any(one.stream.takes_clusters for one in self._subscribers)
+
+    def word(self, clusters: Iterable[str], served: Iterable[str] = ()) -> Word:
+        """What Envoys say of these clusters; nothing is lacked where no Envoy is.
+
+        Args:
+            clusters: Which.
+            served: Those of them whose latest endpoints they must have, too.
+        """
+        names, filled = frozenset(clusters), frozenset(served)
+        self._forget_lost()
         streams = [one.stream for one in self._subscribers if one.stream.takes_clusters]
         refused = {name: one.refused[name] for one in streams for name in names & one.refused.keys()}
-        having = [*(one.had for one in streams), *(had for _, had in self._lost)]
-        lacked = frozenset[str]().union(*(names - had for had in having)) - refused.keys()
-        return Word(lacked, refused)
+        having = [*(one.had for one in streams), *(had - filled for _, had in self._lost)]
+        lacked = {name for had in having for name in names - had}
+        lacked.update(name for one in streams for name in filled if not one.serves(name))
+        return Word(lacked - refused.keys(), refused)
+
+    def _forget_lost(self) -> None:
+        now_s = self._clock()
+        self._lost = [(until_s, had) for until_s, had in self._lost if now_s < until_s]
 
     def _left(self, subscriber: Subscriber) -> None:
         if subscriber not in self._subscribers:
@@ -144,7 +159,7 @@ class Subscriber:
         on_nack: See `AdsServer`.
         left: Called with it when it is over.
         taken: Called when it asks for clusters.
-        heard: Called after each of its messages about clusters.
+        heard: Called after each of its messages about clusters and their endpoints.
 
     Attributes:
         stream: See above.
@@ -188,7 +203,7 @@ class Subscriber:
         self.send()
         if not took_clusters and self.stream.takes_clusters:
             self._taken()
-        if request.type_url == CLUSTER_TYPE:
+        if request.type_url in (CLUSTER_TYPE, ASSIGNMENT_TYPE):
             self._heard()
 
     def on_half_close(self) -> None:

@@ -127,6 +127,7 @@ class DeltaStream:
         self._clusters_sent = False
         self._had: set[str] = set()
         self._sent: dict[str, int] = {}
+        self._assigned: dict[str, str] = {}
         self._refused: dict[str, str] = {}
 
     @property
@@ -138,6 +139,14 @@ class DeltaStream:
     def had(self) -> AbstractSet[str]:
         """Clusters that Envoy has, by what it acknowledged or said on connecting; a view."""
         return self._had
+
+    def serves(self, cluster: str) -> bool:
+        """Whether Envoy has answered the latest assignment of a cluster that it has."""
+        subscription = self._subscriptions.get(ASSIGNMENT_TYPE)
+        if subscription is None or cluster not in self._had or cluster in self._assigned:
+            return False
+        published = self._store.resources(ASSIGNMENT_TYPE).get(cluster)
+        return published is not None and subscription.known.get(cluster) == published.version
 
     @property
     def refused(self) -> Mapping[str, str]:
@@ -172,6 +181,8 @@ class DeltaStream:
             subscription.known.pop(name, None)
             if request.type_url == CLUSTER_TYPE:
                 self._had.discard(name)
+            else:
+                self._assigned.pop(name, None)
         if max(len(subscription.names), len(subscription.known)) > MAX_NAMES:
             raise SubscriptionLimitError(request.type_url)
         nack = None
@@ -179,6 +190,10 @@ class DeltaStream:
             nack = Nack(request.type_url, request.error_detail.message)
         if request.type_url == CLUSTER_TYPE:
             self._judge(request.response_nonce, nack)
+        else:
+            nonce = request.response_nonce
+            for name in [name for name, awaited in self._assigned.items() if awaited == nonce]:
+                del self._assigned[name]
         return nack
 
     def responses(self) -> list[pb.DeltaDiscoveryResponse]:
@@ -243,6 +258,10 @@ class DeltaStream:
         subscription.is_answered = True
         if type_url == CLUSTER_TYPE:
             self._await(changed, removed)
+        else:
+            self._assigned.update(dict.fromkeys(changed, format(self._num_responses, "x")))
+            for name in removed:
+                self._assigned.pop(name, None)
         if type_url == CLUSTER_TYPE and changed:
             self._clusters_sent = True
             if ASSIGNMENT_TYPE in self._subscriptions:

@@ -127,9 +127,9 @@ class PrefixIndex:
             run.hold(bit, sequence)
         if depth < len(kept):
             if run.mask == bit and not run.children:
-                run.blocks += kept[depth:]
+                run.blocks.extend(kept[depth:])
             else:
-                run = run.grow(list(kept[depth:]))
+                run = run.grow(kept, depth)
                 run.hold(bit, sequence)
             cache.size += len(kept) - depth
         if kept:

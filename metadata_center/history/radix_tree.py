@@ -17,7 +17,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 from metadata_center.errors import CapacityError
 from metadata_center.load.counters import MAX_ENDPOINTS
 from metadata_center.types import MANY_ROWS, EndpointKey
+
+_Blocks: TypeAlias = "list[int] | array[int]"
 
 _MAX_GROUPS: Final = 256  # keys tuples remembered: far more than a gateway has models
 _MAX_ADMITTING: Final = 16  # of them told of a new endpoint, which takes a look at all keys of each
@@ -35,7 +37,7 @@ class Run:
     """Blocks that follow each other, and their holders.
 
     Attributes:
-        blocks: At least one, but for the root's.
+        blocks: At least one, but for the root's; in an array where they came in one.
         parent: The run before; None for the root, and for a run that no endpoint holds any more.
         children: Runs that follow, by their first block.
         held: Bit of each holder to what its view of caches remembers of it; never 0.
@@ -45,7 +47,7 @@ class Run:
 
     __slots__ = ("blocks", "children", "held", "mask", "parent", "uses")
 
-    def __init__(self, blocks: list[int], parent: Run | None) -> None:
+    def __init__(self, blocks: _Blocks, parent: Run | None) -> None:
         self.blocks = blocks
         self.parent = parent
         self.children: dict[int, Run] = {}
@@ -64,9 +66,10 @@ class Run:
         self.parent = near
         return near
 
-    def grow(self, blocks: list[int]) -> Run:
-        """A new run of these blocks, at least one, behind this one."""
-        child = self.children[blocks[0]] = Run(blocks, self)
+    def grow(self, blocks: Sequence[int], depth: int) -> Run:
+        """A new run behind this one: the blocks of a chain from `depth` on, at least one."""
+        own = blocks[depth:]
+        child = self.children[own[0]] = Run(own if isinstance(own, array) else list(own), self)
         return child
 
     def hold(self, bit: int, what: int) -> None:
@@ -236,7 +239,7 @@ class RadixTree:
         return group
 
 
-def _common(run: list[int], blocks: Sequence[int], depth: int) -> int:
+def _common(run: _Blocks, blocks: Sequence[int], depth: int) -> int:
     """How many blocks of a run are those of a chain from `depth` on, where the first is (Rule 1)."""
     most = min(len(run), len(blocks) - depth)
     if run[most - 1] == blocks[depth + most - 1]:

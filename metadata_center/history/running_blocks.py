@@ -113,7 +113,7 @@ class RunningBlocks:
             else:
                 run.held[bit] = count + 1
         if depth < len(blocks):
-            run = run.grow(list(blocks[depth:]))
+            run = run.grow(blocks, depth)
             run.hold(bit, 1)
             run.uses = 1
             new += len(blocks) - depth

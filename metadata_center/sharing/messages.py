@@ -11,7 +11,10 @@ Rules:
 
 from __future__ import annotations
 
-from struct import pack, unpack
+import sys
+from array import array
+from collections.abc import Sequence
+from struct import pack
 from typing import Annotated, Final, NewType
 
 import msgspec
@@ -103,13 +106,15 @@ class Chain(msgspec.Struct, frozen=True, array_like=True, gc=False):
     packed: Annotated[bytes, msgspec.Meta(max_length=8 * MAX_SHARED_BLOCKS)]
 
     @classmethod
-    def of(cls, endpoint: EndpointKey, blocks: list[int]) -> Chain:
+    def of(cls, endpoint: EndpointKey, blocks: Sequence[int]) -> Chain:
         """Pack `blocks`, unsigned integers of 64 bits, of which the head alone is kept if they are too many.
 
         Raises:
             MessageError: A hash does not fit.
         """
         kept = blocks[:MAX_SHARED_BLOCKS]
+        if isinstance(kept, array) and kept.typecode == "Q" and sys.byteorder == "little":
+            return cls(endpoint, kept.tobytes())
         try:
             return cls(endpoint, pack(f"<{len(kept)}Q", *kept))
         except Exception as exc:  # struct.error is no subclass of ValueError
@@ -120,9 +125,12 @@ class Chain(msgspec.Struct, frozen=True, array_like=True, gc=False):
         """How many hashes."""
         return len(self.packed) // 8
 
-    def blocks(self) -> list[int]:
+    def blocks(self) -> array[int]:
         """The hashes, head first."""
-        return list(unpack(f"<{len(self.packed) // 8}Q", self.packed))
+        blocks = array("Q", self.packed)
+        if sys.byteorder == "big":
+            blocks.byteswap()
+        return blocks
 
 
 class Line(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -66,7 +66,7 @@ def _ignore_news() -> None:
     """No request waits for news yet."""
 
 
-def _ignore(_endpoint: EndpointKey, _chain: list[int]) -> None:
+def _ignore(_endpoint: EndpointKey, _chain: Sequence[int]) -> None:
     """No part asks where responses live."""
 
 
@@ -96,7 +96,7 @@ class SharedStore:
         share_lease_s: float = 5.0,
         optimistic: bool = True,
         bounds: LedgerBounds = _DEFAULTS,
-        on_responses: Callable[[EndpointKey, list[int]], None] = _ignore,
+        on_responses: Callable[[EndpointKey, Sequence[int]], None] = _ignore,
         known: Callable[[], Mapping[EndpointKey, Sequence[int]]] = dict,
         on_line: Callable[[MemberId, list[Waiter]], None] = _hear_nobody,
     ) -> None:
@@ -151,7 +151,7 @@ class SharedStore:
 
     def share(self, endpoint: EndpointKey, blocks: Sequence[int]) -> None:
         """Send other gateways what was just recorded in `prefixes`, as seen by this process itself."""
-        chain = Chain.of(endpoint, list(blocks))
+        chain = Chain.of(endpoint, blocks)
         if self._num_blocks + chain.num_blocks > MAX_SHARED_BLOCKS or len(self._chains) >= MAX_ENDPOINTS:
             self.dropped_blocks += chain.num_blocks
             return

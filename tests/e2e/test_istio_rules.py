@@ -1,4 +1,4 @@
-"""Tokenway's own Envoy before services of istiod's: rules that lead elsewhere, while requests run."""
+"""Tokenway's own Envoy before services of istiod's: rules that lead elsewhere, or before it is there."""
 
 from __future__ import annotations
 
@@ -59,3 +59,36 @@ async def test_a_rule_leads_to_another_service_under_load(
                 await eventually(clusters, {service}.__eq__)
                 await load.more(16)
     assert load.failures == [], f"{len(load.failures)} beside {load.answers} answers: {load.failures[:3]}"
+
+
+LATE: Final = tuple(f"outbound|8000||late-{number}.models.internal" for number in range(6))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("is_listed", [False, True], ids=["not-listed", "without-endpoints"])
+async def test_what_serves_a_rule_comes_under_load(
+    istiod: FakeIstiod, engines: list[SimulatorServer], workers: int, is_listed: bool
+) -> None:
+    """Until Envoy has the service and its endpoints, requests get what they got before: none fails there."""
+    models = {
+        f"sim-{number}": {"rules": [{"cluster": name, "model": "sim"}]} for number, name in enumerate(LATE)
+    }
+    if is_listed:
+        for service in LATE:
+            istiod.set(service)
+    config = {**_config(istiod, SERVICES[0]), "models": models}
+    answers, failures = 0, []
+    async with running_stack([], config, workers=workers) as stack:
+        for number, service in enumerate(LATE):
+            async with Load(stack, f"sim-{number}", clients=8, stream=False, max_tokens=4) as load:
+
+                async def asked(load: Load = load) -> int:
+                    return len(load.failures)
+
+                await eventually(asked, lambda count: count > 16)
+                istiod.set(service, *(lb_endpoint("127.0.0.1", engine.port) for engine in engines))
+                await load.more(32)
+            answers += load.answers
+            said = "No endpoint of model" if is_listed else "engines that serve it are not known yet"
+            failures += [failure for failure in load.failures if said not in failure.what]
+    assert failures == [], f"{len(failures)} beside {answers} answers: {failures[:3]}"

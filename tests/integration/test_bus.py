@@ -40,7 +40,7 @@ class Peer:
             index,
             workers,
             self.entries.append,
-            lambda key, blocks: self.cached.append((key, blocks)),
+            lambda key, blocks: self.cached.append((key, list(blocks))),
             lambda: self.known,
             lambda worker, line: self.lines.append((worker, line)),
         )

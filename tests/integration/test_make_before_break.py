@@ -3,244 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 from envoy.service.discovery.v3 import discovery_pb2 as pb
-from prometheus_client import CollectorRegistry
 
-from extproc.config.schema import Config
-from extproc.discovery.listed import Listed
-from extproc.discovery.resolution import Resolution
-from extproc.listeners import Listeners
-from extproc.observing.metrics.collector import Metrics
 from extproc.server import introducing
-from extproc.server.applying import Owners
-from extproc.server.introducing import Introductions
-from extproc.server.publishing import Publisher
-from extproc.transport.seam import Message, Status, joined
-from extproc.xds.ads import RECONNECT_S, AdsServer
-from extproc.xds.cluster_encoding import encode
-from extproc.xds.cluster_kinds import ClusterKinds
-from extproc.xds.publications import Publications
+from extproc.transport.seam import Message, joined
+from extproc.xds.ads import RECONNECT_S
 from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
-from metadata_center.addresses import Address
+from tests.workers_and_envoys import Envoy, Wire, Worker, configured, settled, until
 
 pytestmark = pytest.mark.asyncio
-
-
-class Envoy:
-    """A client of the ADS that says what a test has it say; a `Call`.
-
-    Attributes:
-        has: Clusters that it was sent and that were not taken away since.
-        owed: Responses with clusters that it has not answered, by nonce.
-    """
-
-    peer = "envoy"
-
-    def __init__(self, ads: AdsServer, has: Sequence[str] = (), *, answers: bool = True) -> None:
-        self.has: set[str] = set(has)
-        self.owed: dict[str, list[str]] = {}
-        self.answers = answers
-        self.stream = ads.open(self)
-        first = pb.DeltaDiscoveryRequest(
-            type_url=CLUSTER_TYPE, initial_resource_versions=dict.fromkeys(has, "of another time")
-        )
-        self.stream.on_message(first.SerializeToString())
-
-    def send(self, message: Message, sent: Callable[[], None] | None = None) -> None:
-        """See `Call`."""
-        response = pb.DeltaDiscoveryResponse.FromString(bytes(joined(message)))
-        loop = asyncio.get_running_loop()
-        if response.type_url == CLUSTER_TYPE:
-            names = [resource.name for resource in response.resources]
-            self.has |= set(names)
-            self.has -= set(response.removed_resources)
-            self.owed[response.nonce] = names
-            if self.answers:
-                loop.call_soon(self.acknowledge)
-        if sent is not None:
-            loop.call_soon(sent)
-
-    def finish(self, _last: Message | None = None) -> None:
-        """See `Call`."""
-
-    def abort(self, _status: Status, _detail: str) -> None:
-        """See `Call`."""
-
-    def acknowledge(self) -> None:
-        """Everything it owes an answer for."""
-        self._say("")
-
-    def refuse(self, words: str) -> None:
-        """The same the other way round."""
-        for names in self.owed.values():
-            self.has -= {name for name in names if name in words}
-        self._say(words)
-
-    def leave(self) -> None:
-        """Its connection breaks."""
-        self.stream.on_reset()
-
-    def _say(self, words: str) -> None:
-        for nonce in list(self.owed):
-            del self.owed[nonce]
-            said = pb.DeltaDiscoveryRequest(type_url=CLUSTER_TYPE, response_nonce=nonce)
-            if words:
-                said.error_detail.message = words
-            self.stream.on_message(said.SerializeToString())
-
-
-class Wire:
-    """In place of a bus."""
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-        self.others: dict[int, Wire] = {}
-        self.is_cut = False
-        self.is_deaf = False
-        self.questions: Listeners[[int, int, list[str]]] = Listeners()
-        self.answers: Listeners[[int, int, dict[str, str]]] = Listeners()
-
-    def ask(self, number: int, clusters: Sequence[str]) -> frozenset[int]:
-        """See `Bus`."""
-        for other in self.others.values():
-            if not self.is_cut and not other.is_cut:
-                other.questions.notify(self.index, number, list(clusters))
-        return frozenset(self.others)
-
-    async def met(self) -> frozenset[int]:
-        """See `Bus`."""
-        return frozenset() if self.is_cut else frozenset(self.others)
-
-    def answer(self, asker: int, number: int, refused: Mapping[str, str]) -> bool:
-        """See `Bus`."""
-        if not self.others[asker].is_deaf:
-            self.others[asker].answers.notify(self.index, number, dict(refused))
-        return not self.others[asker].is_deaf
-
-
-class Source:
-    """Lists a cluster once it was asked for it; a `Sources`."""
-
-    def __init__(self, report: Callable[[str, dict[str, list[Listed]]], None]) -> None:
-        self._report = report
-        self.lists: str | None = None
-        self.asked: Config | None = None
-        self.is_silent = False
-
-    def foresee(self, config: Config | None) -> None:
-        """See `LiveSource`."""
-        self.asked = config
-        self.is_silent = config is not None and self.lists in config.clusters_named()
-
-    def are_heard(self) -> bool:
-        """See `LiveSource`."""
-        return not self.is_silent
-
-    def say(self) -> None:
-        """What it was asked for."""
-        assert self.lists is not None
-        self.is_silent = False
-        self._report("mesh", {self.lists: [Listed("10.0.0.2:80", Address("10.0.0.2", 80))]})
-
-
-class Worker:
-    """What of a worker applies configurations, and which it may."""
-
-    def __init__(self, wire: Wire | None = None) -> None:
-        self.now_s = 0.0
-        self.owners = Owners()
-        self.source = Source(self.owners.report)
-        heard: Listeners[[]] = Listeners()
-        self.ads = AdsServer(lambda _: None, heard.notify, lambda: self.now_s)
-        publications = Publications(self.owners.fleet.clusters, lambda _: None, ClusterKinds(encode))
-        self.publisher = Publisher(self.ads, publications, Metrics(CollectorRegistry(), "0"))
-        self.introductions = Introductions(
-            self.ads,
-            self.publisher,
-            self.source,
-            wire,  # type: ignore[arg-type]
-            self._introduced,
-            self._spurned,
-            lambda: self.now_s,
-        )
-        heard.add(self.introductions.look_soon)
-        self._config = Config()
-        self._generation = 0
-        self.asked: dict[int, tuple[Config, Resolution]] = {}
-        self.in_force = ""
-        self.spurned: list[str] = []
-        owners = self.owners
-        owners.coming.add(self.introductions.begin)
-        owners.read.add(self.introductions.applied)
-        owners.add(self._configure)
-        owners.changes.add(lambda it: self._update(it.clusters))
-        owners.settled.add(self._publish)
-
-    def start(self, cluster: str) -> None:
-        """The first configuration, which waits for nobody."""
-        self.owners.apply(*configured(cluster))
-        self.in_force = cluster
-
-    def rename(self, cluster: str, *others: str, **settings: Any) -> None:
-        """A configuration with a cluster of that name, and a rule that leads to it."""
-        self._generation += 1
-        self.asked[self._generation] = configured(cluster, *others, **settings)
-        self.owners.introduce(self._generation, *self.asked[self._generation])
-
-    def time_is_over(self) -> None:
-        """What `Following` does after `introduce_s`."""
-        self._introduced(self._generation)
-
-    def stop(self) -> None:
-        """End its timers."""
-        self.introductions.stop()
-        self.publisher.stop()
-
-    def _introduced(self, generation: int) -> None:
-        assert generation == self._generation, "one that was replaced"
-        config, resolution = self.asked[generation]
-        self.owners.apply(config, resolution)
-        self.in_force = next(iter(resolution.clusters))
-
-    def _spurned(self, generation: int, problems: Sequence[str]) -> None:
-        assert generation == self._generation
-        self.spurned += problems
-
-    def _configure(self, config: Config) -> None:
-        self._config, self._is_published = config, False
-
-    def _update(self, clusters: frozenset[str]) -> None:
-        if self._is_published:
-            self.publisher.update(clusters, came_or_went=True)
-
-    def _publish(self) -> None:
-        if not self._is_published:
-            self._is_published = True
-            self.publisher.configure(self._config)
-
-
-def configured(cluster: str, *others: str, **settings: Any) -> tuple[Config, Resolution]:
-    """A model with one rule, its cluster, and clusters beside it."""
-    config = Config.model_validate({"models": {"m": {"rules": [{"cluster": cluster}]}}, **settings})
-    endpoints = (Listed("10.0.0.1:80", Address("10.0.0.1", 80)),)
-    return config, Resolution(dict.fromkeys((cluster, *others), endpoints))
-
-
-async def settled() -> None:
-    """All that follows has happened."""
-    for _ in range(20):
-        await asyncio.sleep(0)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what is looked for again and again."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - nothing announces it
-            await asyncio.sleep(0.01)
 
 
 @pytest.fixture
@@ -255,10 +29,7 @@ async def worker() -> AsyncIterator[Worker]:
 @pytest.fixture
 async def pair() -> AsyncIterator[list[Worker]]:
     """Two workers of one gateway, which serve the cluster `old`."""
-    wires = [Wire(0), Wire(1)]
-    for wire, other in (wires, wires[::-1]):
-        wire.others[other.index] = other
-    workers = [Worker(wire) for wire in wires]
+    workers = [Worker(wire) for wire in Wire.pair()]
     for one in workers:
         one.start("old")
     yield workers
@@ -521,7 +292,8 @@ async def test_tls_of_a_new_cluster_comes_with_it(worker: Worker, monkeypatch: p
 
     def listen(message: Message, done: Callable[[], None] | None = None) -> None:
         response = pb.DeltaDiscoveryResponse.FromString(bytes(joined(message)))
-        heard.extend((one.name, b"/ca.pem" in one.resource.value) for one in response.resources)
+        if response.type_url == CLUSTER_TYPE:
+            heard.extend((one.name, b"/ca.pem" in one.resource.value) for one in response.resources)
         plain(message, done)
 
     monkeypatch.setattr(envoy, "send", listen)
@@ -570,7 +342,7 @@ async def test_envoy_of_another_worker_refuses(pair: list[Worker], first: int) -
 
 async def test_a_worker_that_does_not_answer_is_waited_for(pair: list[Worker]) -> None:
     """It may be the one that Envoy is connected to."""
-    pair[1].introductions._bus.is_cut = True  # type: ignore[union-attr]
+    pair[1].wire.is_cut = True  # type: ignore[union-attr]
     pair[0].rename("new")
     await settled()
     assert pair[0].in_force == "old"
@@ -600,7 +372,7 @@ async def test_an_answer_waits_until_the_worker_that_starts_can_be_reached(pair:
     """It connects to the others before they connect to it."""
     Envoy(pair[0].ads)
     await settled()
-    wire = pair[1].introductions._bus
+    wire = pair[1].wire
     wire.is_deaf = True  # type: ignore[union-attr]
     starting = asyncio.create_task(pair[1].introductions.catch_up(pair[1].owners.led_to))
     await settled()
@@ -612,7 +384,7 @@ async def test_an_answer_waits_until_the_worker_that_starts_can_be_reached(pair:
 
 async def test_a_worker_that_starts_alone_waits_for_nobody(pair: list[Worker]) -> None:
     """The others are not there yet, or not any more."""
-    pair[1].introductions._bus.is_cut = True  # type: ignore[union-attr]
+    pair[1].wire.is_cut = True  # type: ignore[union-attr]
     async with asyncio.timeout(introducing.START_S / 2):
         await pair[1].introductions.catch_up(pair[1].owners.led_to)
 

@@ -82,8 +82,7 @@ async def worker(
     worker = building.build_worker(tmp_path / "tokenway.yaml")
     await worker.start()
     replicas = [Listed(key, address) for address, key in engines.items()]
-    owners.changes.notify(owners.fleet.replace("pods", {"pods": replicas}))
-    owners.settled.notify()
+    owners.report("pods", {"pods": replicas})
     yield worker
     await worker.stop()
 

@@ -19,7 +19,7 @@ class Kept:
         self.index = PrefixIndex(100, 100)
         self.shared: list[tuple[EndpointKey, list[int]]] = []
         self.history = CacheHistory(
-            self.index, lambda key: key == A, lambda key, blocks: self.shared.append((key, blocks))
+            self.index, lambda key: key == A, lambda key, blocks: self.shared.append((key, list(blocks)))
         )
 
 

@@ -21,15 +21,16 @@ def test_known_answers() -> None:
     assert root("tiny", None, None) == 2294013691713853846
     assert root("tiny", "ad1", None) == 1406889811070110975
     assert root("tiny", "ad1", "salt") == 12410819512067954592
-    assert block_hashes(PROMPT, 0) == [1177990759783856649, 578458272979759251]
-    assert block_hashes(PROMPT, root("tiny", None, None)) == [1555665736588026415, 13120741019552539674]
+    assert list(block_hashes(PROMPT, 0)) == [1177990759783856649, 578458272979759251]
+    with_root = block_hashes(PROMPT, root("tiny", None, None))
+    assert list(with_root) == [1555665736588026415, 13120741019552539674]
 
 
 def test_the_chain_is_xxh3_seeded_with_the_previous_hash() -> None:
     """Each block is hashed with its predecessor as the seed, the first with the root."""
     first = xxhash.xxh3_64(PROMPT[:512], seed=7).intdigest()
     second = xxhash.xxh3_64(PROMPT[512:1024], seed=first).intdigest()
-    assert block_hashes(PROMPT, 7) == [first, second]
+    assert list(block_hashes(PROMPT, 7)) == [first, second]
 
 
 def test_a_partial_tail_has_no_hash() -> None:
@@ -41,7 +42,13 @@ def test_the_number_of_blocks_is_bounded() -> None:
     """A prompt beyond the bound is known by its first blocks only."""
     assert len(block_hashes(bytes((MAX_BLOCKS + 2) * BLOCK_BYTES), 0)) == MAX_BLOCKS
     assert block_hashes(PROMPT, 0, max_blocks=1) == block_hashes(PROMPT, 0)[:1]
-    assert block_hashes(PROMPT, 0, max_blocks=0) == []
+    assert list(block_hashes(PROMPT, 0, max_blocks=0)) == []
+
+
+def test_hashes_take_8_bytes_each() -> None:
+    """With widths and without: a list of integers would take 56 for each."""
+    for hashes in (block_hashes(PROMPT, 0), block_hashes(PROMPT, 0, widths=((1, 512),))):
+        assert len(memoryview(hashes).tobytes()) == 8 * len(hashes) > 0
 
 
 @given(st.binary(max_size=200), st.binary(max_size=100), seeds, st.integers(1, 32))

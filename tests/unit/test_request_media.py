@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -202,7 +203,7 @@ def test_no_text_imitates_a_token() -> None:
 def test_a_prefix_with_media_has_the_hashes_of_a_prefix(before: list[str], after: list[str]) -> None:
     """What follows changes no block before it, widths included."""
 
-    def hashes(said: list[str]) -> list[int]:
+    def hashes(said: list[str]) -> Sequence[int]:
         turns = [
             {"role": "user", "content": [{"image_url": one} if one.startswith("data:") else one]}
             for one in said

@@ -287,6 +287,30 @@ def test_refused_version_is_not_sent_again() -> None:
     assert sent(stream) == [("ClusterLoadAssignment", ["a"], [])]
 
 
+def test_it_serves_a_cluster_by_the_latest_endpoints_that_it_answered() -> None:
+    """Not before it has the cluster, nor while something newer is to be sent or on its way."""
+    built = store(a=b"1")
+    stream = DeltaStream(built)
+    stream.receive(request(CLUSTER_TYPE))
+    (clusters,) = stream.responses()
+    stream.receive(request(ASSIGNMENT_TYPE, resource_names_subscribe=["a"]))
+    (first,) = stream.responses()
+    stream.receive(request(ASSIGNMENT_TYPE, response_nonce=first.nonce))
+    assert not stream.serves("a")
+    stream.receive(request(CLUSTER_TYPE, response_nonce=clusters.nonce))
+    assert stream.serves("a")
+    replaced(built, ASSIGNMENT_TYPE, {"a": b"2"})
+    assert not stream.serves("a")
+    (second,) = stream.responses()
+    assert not stream.serves("a")
+    stream.receive(request(ASSIGNMENT_TYPE, response_nonce=first.nonce))
+    assert not stream.serves("a"), "an answer to another one"
+    stream.receive(request(ASSIGNMENT_TYPE, response_nonce=second.nonce))
+    assert stream.serves("a")
+    replaced(built, ASSIGNMENT_TYPE, {})
+    assert not stream.serves("a")
+
+
 def test_unsubscribed_and_asked_again() -> None:
     """An unsubscribed name is left alone; a name subscribed to again is sent again."""
     built = store(a=b"1")

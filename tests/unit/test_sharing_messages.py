@@ -1,5 +1,6 @@
 """The bytes members exchange."""
 
+from array import array
 from contextlib import suppress
 
 import msgspec
@@ -52,6 +53,15 @@ updates = st.builds(
 def test_what_is_encoded_is_decoded(update: Update) -> None:
     """A valid update survives the wire unchanged."""
     assert decode(encode(update)) == update
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), max_size=9))
+def test_a_chain_in_an_array_is_sent_as_that_in_a_list(blocks: list[int]) -> None:
+    """8 bytes a hash, the least significant first, whatever the chain comes in; it arrives in an array."""
+    chain = Chain.of(A, array("Q", blocks))
+    assert chain == Chain.of(A, blocks)
+    assert chain.packed == b"".join(block.to_bytes(8, "little") for block in blocks)
+    assert chain.blocks() == array("Q", blocks)
 
 
 @settings(max_examples=200)

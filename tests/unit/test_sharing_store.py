@@ -441,7 +441,7 @@ def test_a_share_fits_into_a_message_whatever_still_runs_on_endpoints_that_left(
 def test_responses_are_not_blocks() -> None:
     """A chain that begins with the mark goes to the table of where responses live, not to the index."""
     heard: list[tuple[EndpointKey, list[int]]] = []
-    one = store(on_responses=lambda endpoint, chain: heard.append((endpoint, chain)))
+    one = store(on_responses=lambda endpoint, chain: heard.append((endpoint, list(chain))))
     chains = (Chain.of(A, [RESPONSES_MARK, 7]), Chain.of(A, [1, 2]))
     one.incoming(Update(TWO, 1, blocks=chains), 0.0)
     assert heard == [(A, [RESPONSES_MARK, 7])]

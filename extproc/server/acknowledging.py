@@ -1,0 +1,182 @@
+"""Have all Envoys acknowledged some clusters? This worker knows of its own, and asks other workers.
+
+Rules:
+    1. Envoys of other workers count as well: Envoy has one stream of clusters, to some worker, and asks all
+       of them about requests. A worker that does not answer is waited for.
+    2. Where no Envoy takes clusters from us (none is there; they are another house's), nothing is waited for.
+    3. How long at most is for those to decide who wait.
+    4. Another worker is answered when Envoys here have all that it asks for, or refused some, and not after
+       `ANSWER_S`. Of clusters that must have endpoints this worker has to know some, too: a control plane may
+       tell it of them later than the other one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+
+from extproc.listeners import Listeners
+from extproc.server.bus import Bus
+from extproc.values.endpoints import Endpoint
+from extproc.xds.ads import AdsServer, Word
+
+POLL_S = 0.05
+"""An Envoy that does not come back says nothing: that its time is over is looked for."""
+
+ANSWER_S = 5.0
+"""Longer than any worker waits for an answer."""
+
+
+@dataclass(eq=False, slots=True)
+class Asked:
+    """What is asked here.
+
+    Attributes:
+        clusters: Have all Envoys these?
+        served: Those of them that must have endpoints.
+        number: Of the question, as other workers have it.
+        unanswered: Workers that have not said so.
+        refused: Clusters that their Envoys refused, with the words.
+        answered: Set when an answer came and none is missing.
+    """
+
+    clusters: frozenset[str]
+    served: frozenset[str]
+    number: int
+    unanswered: set[int]
+    refused: dict[str, str] = field(default_factory=dict)
+    answered: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """The same by another worker."""
+
+    clusters: frozenset[str]
+    served: frozenset[str]
+    until_s: float
+
+
+class Acknowledgements:
+    """Asks and answers.
+
+    Args:
+        ads: Envoys of this worker.
+        bus: To other workers; None if there are none.
+        fleet: Cluster name to its endpoints: a view that follows the fleet.
+        clock: Monotonic seconds.
+
+    Attributes:
+        looked: Notified, while something is asked, when the answer may be another; and now and then.
+        former: Clusters that Envoys refused and that were taken away since, with the words: others get them
+            as the answer. Kept by what took them away.
+    """
+
+    def __init__(
+        self,
+        ads: AdsServer,
+        bus: Bus | None,
+        fleet: Mapping[str, Sequence[Endpoint]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ads = ads
+        self._bus = bus
+        self._fleet = fleet
+        self._clock = clock
+        self._number = 0
+        self._open: dict[int, Asked] = {}
+        self._questions: dict[tuple[int, int], _Question] = {}
+        self._timer: asyncio.Handle | None = None
+        self.looked: Listeners[[]] = Listeners()
+        self.former: dict[str, str] = {}
+        if bus is not None:
+            bus.questions.add(self._asked)
+            bus.answers.add(self._answered)
+
+    def ask(self, clusters: AbstractSet[str], served: Iterable[str] = ()) -> Asked:
+        """Ask; to be closed."""
+        self._number += 1
+        asked = Asked(frozenset(clusters), frozenset(served), self._number, set())
+        self._open[asked.number] = asked
+        if clusters and self._bus is not None:
+            asked.unanswered |= self._bus.ask(asked.number, sorted(clusters), sorted(asked.served))
+        self.look_soon()
+        return asked
+
+    def instead(self, asked: Asked | None, clusters: AbstractSet[str]) -> Asked:
+        """Ask in place of what was asked before, if anything was."""
+        if asked is not None:
+            self.close(asked)
+        return self.ask(clusters)
+
+    async def ask_those_there(self, clusters: Callable[[], AbstractSet[str]]) -> Asked | None:
+        """Ask the other workers that are there for these with their endpoints; None if nobody, or nothing."""
+        there = frozenset[int]() if self._bus is None else await self._bus.met()
+        needed = clusters()
+        if not there or not needed:
+            return None
+        asked = self.ask(needed, [name for name in needed if self._fleet.get(name)])
+        asked.unanswered &= there
+        return asked
+
+    def close(self, asked: Asked) -> None:
+        """The answer does not matter any more."""
+        self._open.pop(asked.number, None)
+
+    def word(self, asked: Asked) -> Word:
+        """What all Envoys say; those of workers that have not answered may lack anything."""
+        word = self._ads.word(asked.clusters, asked.served)
+        return Word(word.lacked, {**asked.refused, **word.refused})
+
+    def stop(self) -> None:
+        """Answer nobody any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._open.clear()
+        self._questions.clear()
+
+    def look_soon(self) -> None:
+        """Envoys may say something else than before: look in the next turn, if anything is waited for."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._open or self._questions:
+            self._timer = asyncio.get_running_loop().call_soon(self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        self._answer_others()
+        if self._open:
+            self.looked.notify()
+        if self._timer is None and (self._open or self._questions):
+            self._timer = asyncio.get_running_loop().call_later(POLL_S, self._look)
+
+    def _asked(self, asker: int, number: int, clusters: list[str], served: list[str]) -> None:
+        until_s = self._clock() + ANSWER_S
+        self._questions[asker, number] = _Question(frozenset(clusters), frozenset(served), until_s)
+        self.look_soon()
+
+    def _answered(self, answerer: int, number: int, refused: dict[str, str]) -> None:
+        asked = self._open.get(number)
+        if asked is not None:
+            asked.unanswered.discard(answerer)
+            asked.refused |= refused
+            if not asked.unanswered:
+                asked.answered.set()
+            self.look_soon()
+
+    def _answer_others(self) -> None:
+        """Answer those whose clusters all Envoys here have, or some refused; forget what is old."""
+        now_s = self._clock()
+        for (asker, number), question in list(self._questions.items()):
+            word = self._ads.word(question.clusters, question.served)
+            refused = {name: said for name, said in self.former.items() if name in question.clusters}
+            refused |= word.refused
+            is_unheard = self._ads.has_envoys and not all(map(self._fleet.get, question.served))
+            is_known = self._bus is not None and bool(refused or not (word.lacked or is_unheard))
+            is_said = is_known and self._bus is not None and self._bus.answer(asker, number, refused)
+            if is_said or now_s >= question.until_s:
+                del self._questions[asker, number]

@@ -1,0 +1,94 @@
+"""Clusters that a source lists after the rule that leads to them: requests see them once Envoy has them.
+
+Rules:
+    1. Which clusters are hidden, `discovery.routable` says. They are shown in the turn in which they came
+       where no Envoy has to acknowledge them, else when all have, and after `HIDE_S` in any case.
+    2. A worker that starts hides nothing: it takes no request before Envoys have what it starts with
+       (`introducing`).
+    3. What came in one turn is asked for, and shown, together.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+from extproc.discovery.routable import RoutableClusters
+from extproc.server.acknowledging import Acknowledgements, Asked
+
+_log = logging.getLogger("tokenway.fleet")
+
+HIDE_S = 3.0
+"""As long as a configuration waits for Envoys."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Late:
+    """What came in one turn."""
+
+    asked: Asked
+    until_s: float
+
+
+class LateClusters:
+    """Shows clusters that are hidden.
+
+    Args:
+        routable: Hides them.
+        acknowledgements: Say which Envoys have.
+        shown: Called with those that requests see from now on.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        routable: RoutableClusters,
+        acknowledgements: Acknowledgements,
+        shown: Callable[[AbstractSet[str]], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._routable = routable
+        self._acknowledgements = acknowledgements
+        self._shown = shown
+        self._clock = clock
+        self._late: list[_Late] = []
+
+    def start(self) -> None:
+        """Hide from now on what Envoy does not have."""
+        self._routable.hide()
+
+    def stop(self) -> None:
+        """Show nothing more."""
+        self._late.clear()
+
+    def settled(self) -> None:
+        """The fleet is another, and published: ask for what is newly hidden."""
+        hidden = self._routable.hidden
+        if not hidden and not self._late:
+            return
+        known = frozenset[str]().union(*(late.asked.clusters for late in self._late))
+        new = hidden - known
+        if new:
+            asked = self._acknowledgements.ask(new, served=new)
+            self._late.append(_Late(asked, self._clock() + HIDE_S))
+        self.look()
+
+    def look(self) -> None:
+        """Show what Envoys have by now, or had their time for."""
+        now_s = self._clock()
+        for late in list(self._late):
+            word = self._acknowledgements.word(late.asked)
+            is_over = now_s >= late.until_s
+            if (word.lacked or late.asked.unanswered) and not is_over:
+                continue
+            self._late.remove(late)
+            self._acknowledgements.close(late.asked)
+            names = self._routable.hidden & late.asked.clusters
+            if is_over and names:
+                extra = {"clusters": sorted(names), "silent_workers": sorted(late.asked.unanswered)}
+                _log.warning("an Envoy has not acknowledged clusters that requests go to now", extra=extra)
+            self._routable.show(names)
+            self._shown(names)
