@@ -425,8 +425,8 @@ async def test_how_full_an_engine_is() -> None:
 
 
 SGLANG = (
-    'sglang:num_running_reqs{{model_name="m",tp_rank="{tp}",dp_rank="{dp}",priority="{priority}"}} {running}\n'
-    'sglang:num_queue_reqs{{model_name="m",tp_rank="{tp}",dp_rank="{dp}",priority="{priority}"}} {waiting}\n'
+    'sglang:num_running_reqs{{tp_rank="{tp}",dp_rank="{dp}",priority="{priority}"}} {running}\n'
+    'sglang:num_queue_reqs{{tp_rank="{tp}",dp_rank="{dp}",priority="{priority}"}} {waiting}\n'
 )
 
 
