@@ -35,7 +35,7 @@ from benchmarks.policies.stamps import ROOT, sources, stamp
 from benchmarks.policies.tables import document, limit_said, reuse, worst
 from benchmarks.policies.waiting import late_binding
 from extproc.choosing.rivals.registry import LATE, RIVALS
-from tokenway.cli.replay import _parser
+from tokenway.cli.replay_options import replay_parser
 from tokenway.simulator.policies.registry import OWN
 from tokenway.simulator.replay.lineup import parse_lineup
 
@@ -55,7 +55,7 @@ def test_every_line_is_one_that_the_command_understands() -> None:
     every = every_cell()
     for cell in every:
         assert cell.argv[:2] == ("tokenway", "replay")
-        options = _parser().parse_args(cell.argv[2:])
+        options = replay_parser().parse_args(cell.argv[2:])
         assert len(parse_lineup(options.policies)) == len(cell.policies)
     assert len({cell.name for cell in every}) == len(every)
 
