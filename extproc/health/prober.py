@@ -10,24 +10,21 @@ Rules:
        holds, it is a reading or none, never a lost probe.
     3. `/metrics` is read only after a good probe: the first one, before an ejected endpoint
        recovers, and every few seconds. An engine that says it sleeps does not recover.
-    4. A number that no engine has is not believed: the reading it is part of is none (docs/adr/0018).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import re
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
 from errno import ECONNREFUSED
 from functools import partial
 from http import HTTPStatus
-from math import inf
 from typing import Any
 
 import aiohttp
 
+from extproc.health.facts import EngineFacts, Occupancy, engine_facts
 from extproc.health.settings import HealthSettings
 from extproc.health.states import HealthState, ProbeFailure, Transition
 from extproc.health.tracker import HealthTracker
@@ -57,140 +54,6 @@ late by both. A twentieth of the default interval, each."""
 
 _KEEP_ALIVE_S = 4.0
 """Idle connections older than this are not reused: vLLM closes them after 5.0 s (uvicorn's default)."""
-
-_MAX_LINE_BYTES = 16 * 1024
-_MAX_SERIES = 4096
-"""Of one name on one page, and the length of each: ranks times adapters, and vLLM's longest line is 1 KB."""
-
-_MAX_BLOCK_TOKENS = 1 << 20
-"""Tokens per cache block, as `kv_events.events.BlockSize` bounds them."""
-
-_MAX_KV_TOKENS = 1 << 40
-"""Of one endpoint: a thousand times what 1,000 GPUs hold of the smallest model (10 KB a token)."""
-
-_MAX_REQUESTS = float(1 << 20)
-"""Running or waiting at one rank: engines run some hundreds, and queue what clients keep open."""
-
-_MOST_UNIX_S = 1e11
-"""Of a process's start: some thousand years from now."""
-
-_CACHE_SERIES = (
-    (b"vllm:cache_config_info{", b"num_gpu_blocks", b"block_size"),
-    (b"sglang:cache_config_info{", b"num_pages", b"page_size"),
-)
-_SLEEP_SERIES = b"vllm:engine_sleep_state{"
-_RUNNING_SERIES = (b"vllm:num_requests_running{", b"sglang:num_running_reqs{")
-_WAITING_SERIES = (b"vllm:num_requests_waiting{", b"sglang:num_queue_reqs{")
-_STARTED_SERIES = b"process_start_time_seconds "
-"""Of vLLM's API server, which ends with its engine; SGLang has no such series."""
-
-_PROMPTS_SERIES = (b"vllm:prompt_tokens_total{", b"sglang:prompt_tokens_total{")
-_MOST_TOKENS = 1e18
-"""Of all prompts that an engine ever computed: beyond it a float counts by hundreds."""
-
-_USAGE_SERIES = (b"vllm:kv_cache_usage_perc{", b"sglang:token_usage{")
-
-
-@dataclass(frozen=True, slots=True)
-class Occupancy:
-    """How full an engine said it was, as of its last step; data-parallel ranks together.
-
-    Attributes:
-        running: Requests in its batch.
-        waiting: Requests in its queue.
-        kv_usage_ratio: Share of the KV cache that running requests hold, of the fullest rank, 0..1.
-        started_s: When its process began, Unix seconds; None if it does not say.
-        prompt_tokens: Of all prompts that it has computed since; None if it does not say.
-    """
-
-    running: int
-    waiting: int
-    kv_usage_ratio: float
-    started_s: float | None = None
-    prompt_tokens: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class EngineFacts:
-    """What `/metrics` says about an engine that requests do not.
-
-    Attributes:
-        kv_tokens: Capacity of the KV cache in tokens, all data-parallel ranks together, or None.
-        block_size: Tokens per cache block, or None; set exactly when `kv_tokens` is.
-        is_asleep: True if any engine behind the endpoint says it is not awake.
-        occupancy: How full it is, or None.
-    """
-
-    kv_tokens: int | None
-    block_size: int | None
-    is_asleep: bool
-    occupancy: Occupancy | None = None
-
-
-def engine_facts(exposition: bytes) -> EngineFacts:
-    """Find the few needed series in a Prometheus text exposition without parsing the rest.
-
-    Absent or malformed series give None and "awake". vLLM repeats the same block total, already
-    summed over data-parallel ranks, in each rank's series, so the largest one counts, not the sum.
-    """
-    kv_tokens = block_size = None
-    for prefix, count_label, size_label in _CACHE_SERIES:
-        for line in _lines(exposition, prefix):
-            count, size = _int_label(line, count_label), _int_label(line, size_label)
-            if not (count and size) or size > _MAX_BLOCK_TOKENS or count * size > _MAX_KV_TOKENS:
-                continue
-            if count * size > (kv_tokens or 0):
-                kv_tokens, block_size = count * size, size
-    is_asleep = any(
-        b'sleep_state="awake"' in line and line.rsplit(b" ", 1)[-1] in (b"0", b"0.0")
-        for line in _lines(exposition, _SLEEP_SERIES)
-    )
-    return EngineFacts(kv_tokens, block_size, is_asleep, _occupancy(exposition))
-
-
-def _occupancy(exposition: bytes) -> Occupancy | None:
-    running, waiting, usage, prompts = (
-        [_value(line, most) for prefix in series for line in _lines(exposition, prefix)]
-        for series, most in (
-            (_RUNNING_SERIES, _MAX_REQUESTS),
-            (_WAITING_SERIES, _MAX_REQUESTS),
-            (_USAGE_SERIES, inf),
-            (_PROMPTS_SERIES, _MOST_TOKENS),
-        )
-    )
-    if not (running and waiting and usage) or -1.0 in (*running, *waiting, *usage):
-        return None
-    started = [_value(line, _MOST_UNIX_S) for line in _lines(exposition, _STARTED_SERIES)]
-    started_s = started[0] if len(started) == 1 and started[0] > 0.0 else None
-    prompt_tokens = sum(prompts) if prompts and -1.0 not in prompts else None
-    return Occupancy(int(sum(running)), int(sum(waiting)), min(1.0, max(usage)), started_s, prompt_tokens)
-
-
-def _value(line: bytes, most: float) -> float:
-    """The value of a sample; -1 if it is no finite number of 0..`most`, which spoils the whole reading."""
-    try:
-        value = float(line.rsplit(b" ", 1)[-1])
-    except ValueError:
-        return -1.0
-    return value if 0.0 <= value <= most and value < inf else -1.0
-
-
-def _lines(text: bytes, prefix: bytes) -> Iterable[bytes]:
-    """Lines of `text` that start with `prefix`, without their line end; not those beyond any engine's."""
-    text, needle = b"\n" + text, b"\n" + prefix
-    at, left = text.find(needle), _MAX_SERIES
-    while at >= 0 and left:
-        end = text.find(b"\n", at + 1)
-        end = end if end >= 0 else len(text)
-        if end - at <= _MAX_LINE_BYTES:
-            yield text[at + 1 : end].rstrip()
-        at, left = text.find(needle, end), left - 1
-
-
-def _int_label(line: bytes, name: bytes) -> int | None:
-    """Value of a label that is a positive integer, else None ("None" before the cache exists)."""
-    found = re.search(rb'[{,]%b="([1-9][0-9]{0,15})"' % name, line)
-    return int(found[1]) if found else None
 
 
 class Prober:

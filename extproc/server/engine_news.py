@@ -6,7 +6,7 @@ import logging
 
 from extproc.choosing.max_num_seqs import LimitSource
 from extproc.config.schema import Config
-from extproc.health.prober import Occupancy
+from extproc.health.facts import Occupancy
 from extproc.health.states import HealthState, Transition
 from extproc.predicting.predictor import Predictor
 from extproc.predicting.tokens import TokensPerByte

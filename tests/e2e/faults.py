@@ -52,7 +52,15 @@ BUFFER_STEPS: Final = 1_000_000
 """Engines keep every batch of a run: with fewer, a gateway that comes late does not follow them any more."""
 
 LATEST: Final = 12
-"""Hits per engine of which all but one were foreseen once all is well again."""
+"""Hits per engine of which all but two were foreseen once all is well again."""
+
+CALM_CLIENTS: Final = 1
+"""Per gateway, to see whether every cache is foreseen to the token. Caches of the engines here are so small
+that on a busy machine `CLIENTS` turn them over within a second, sooner than a block is taken to be evicted
+(`extproc.routing.running.LINGER_S`), and evict between a decision and its prefill: then up to a sixth of the
+requests is foreseen wrongly, and no fault of any part has to do with it."""
+
+CALM_REQUESTS: Final = 110
 
 LONG_TOKENS: Final = 8_000
 """Some ten seconds of a stream."""
@@ -230,17 +238,18 @@ class PrefixLoad:
     """Clients of every gateway that ask again and again until the block ends.
 
     Attributes:
+        prompts: What they ask.
         phase: What requests that begin now belong to.
         answers: Whole, correct answers so far.
         failures: What every other request met.
     """
 
     def __init__(self, stacks: Sequence[Stack], prompts: Prompts, *, clients: int = CLIENTS) -> None:
+        self.prompts = prompts
         self.phase = Phase.BEFORE
         self.answers: list[Answer] = []
         self.failures: list[Failure] = []
         self._stacks = stacks
-        self._prompts = prompts
         self._clients = clients
         self._rng = random.Random(1)
         self._is_over = False
@@ -289,7 +298,7 @@ class PrefixLoad:
         async with aiohttp.ClientSession(timeout=timeout, headers=DEBUG_HEADERS) as session:
             while await self._may_ask.wait() and not self._is_over:
                 phase, started_s = self.phase, time.monotonic()
-                body = completion(self._prompts.draw(), self._rng.choice((1, 4, 16, 64)))
+                body = completion(self.prompts.draw(), self._rng.choice((1, 4, 16, 64)))
                 try:
                     async with session.post(f"{stack.url}/v1/completions", json=body) as reply:
                         answer = await reply.read()
@@ -391,7 +400,7 @@ class RequestLogs:
             if line["cached_tokens"] or line["predicted_cached_tokens"]:
                 at_engine = latest.setdefault(line["endpoint"], deque(maxlen=LATEST))
                 at_engine.append(line["predicted_cached_tokens"] == line["cached_tokens"])
-        return len(latest) == engines and all(sum(found) >= LATEST - 1 for found in latest.values())
+        return len(latest) == engines and all(sum(found) >= LATEST - 2 for found in latest.values())
 
     def quality(self, answers: Iterable[Answer], engines: int) -> Quality:
         """Of these answers."""
@@ -575,11 +584,19 @@ class Course:
         self.load.phase = Phase.AFTER
         await self.load.more(PHASE_REQUESTS)
 
-    def foreseen_at(self, engine: EngineProcess, phase: Phase) -> tuple[int, int]:
-        """Of the decided requests that one engine answered: how many were foreseen to the token, and all."""
+    def foreseen_at(
+        self, engine: EngineProcess, phase: Phase, load: PrefixLoad | None = None
+    ) -> tuple[int, int]:
+        """Of the decided requests that one engine answered: how many were foreseen to the token, and all.
+
+        Args:
+            engine: Which answered.
+            phase: When they were asked for.
+            load: Which asked; None is the one of the fault.
+        """
         lines = [
             self.logs.lines[answer.decision_id]
-            for answer in self.load.answers
+            for answer in (load or self.load).answers
             if answer.phase is phase and answer.decision_id in self.logs.lines
         ]
         found = [
@@ -588,6 +605,19 @@ class Course:
             if line["endpoint"] == engine.key
         ]
         return sum(found), len(found)
+
+    async def calm(self) -> tuple[PrefixLoad, Quality]:
+        """After the load: go on with its prompts, but so lightly that a cache which is known is foreseen."""
+        load = PrefixLoad(self.deployment.gateways, self.load.prompts, clients=CALM_CLIENTS)
+        load.phase = Phase.AFTER
+        async with load:
+            await load.more(CALM_REQUESTS)
+        assert load.failures == []
+        await all_settled(self.deployment.gateways, 10.0)
+        self.logs.read()
+        quality = self.logs.quality(load.answers, len(self.deployment.engines))
+        self.notes["calm"] = str(quality)
+        return load, quality
 
     async def settle(self) -> dict[Phase, Quality]:
         """After the load: every counter is exactly zero; the quality by phase."""

@@ -291,15 +291,19 @@ async def test_an_engine_is_killed_and_comes_back_empty(course: Course, table: F
     """Only what it was answering fails; afterwards its old blocks are forgotten and its new ones foreseen."""
     victim = course.deployment.engines[1]
 
-    quality = await run(course, table, "engine killed", inject=victim.kill, heal=victim.start, least_s=2.0)
+    await run(course, table, "engine killed", inject=victim.kill, heal=victim.start, least_s=2.0)
     assert len(course.load.failures) <= 2 * CLIENTS
     assert {failure.phase for failure in course.load.failures} <= {Phase.BEFORE, Phase.DURING}
     foreseen, count = course.notes["at_restarted"] = course.foreseen_at(victim, Phase.AFTER)
     assert count > 0
     # Requests that begin together with a common prefix, which the engine has no longer, may each be foreseen
-    # by what the other is about to leave; were old blocks remembered, hardly one would be right.
+    # by what the other is about to leave. Were old blocks remembered, that would hide it: 29 of 33 were right
+    # then, and a light load showed it, 31 of 42.
     assert foreseen >= 0.7 * count
-    assert quality[Phase.AFTER].exact_ratio >= LEAST_EXACT_RATIO - 0.05
+    load, calm = await course.calm()
+    foreseen, count = course.notes["at_restarted_calm"] = course.foreseen_at(victim, Phase.AFTER, load)
+    assert calm.exact_ratio >= LEAST_EXACT_RATIO
+    assert foreseen >= 0.9 * count > 0
 
 
 async def test_the_event_stream_of_an_engine_is_cut(course: Course, table: FaultTable) -> None:
@@ -330,7 +334,8 @@ async def test_the_event_stream_of_an_engine_is_cut(course: Course, table: Fault
     )
     check_unharmed(course, quality)
     course.notes["at_cut_off"] = course.foreseen_at(deployment.engines[0], Phase.DURING)
-    assert quality[Phase.AFTER].exact_ratio >= LEAST_EXACT_RATIO - 0.05
+    _, calm = await course.calm()
+    assert calm.exact_ratio >= LEAST_EXACT_RATIO
 
 
 async def test_an_unreachable_engine_does_not_announce(deployment: Deployment) -> None:
@@ -408,7 +413,8 @@ async def test_an_engine_floods_the_gateways_with_events(
     finally:
         await publisher.kill()
     check_unharmed(course, quality)
-    assert quality[Phase.AFTER].exact_ratio >= LEAST_EXACT_RATIO - 0.05
+    _, calm = await course.calm()
+    assert calm.exact_ratio >= LEAST_EXACT_RATIO
 
 
 async def test_the_wall_clock_jumps(

@@ -13,7 +13,8 @@ import pytest
 from aiohttp import web
 
 from extproc.health import prober
-from extproc.health.prober import EngineFacts, Occupancy, Prober, engine_facts
+from extproc.health.facts import EngineFacts, Occupancy, engine_facts
+from extproc.health.prober import Prober
 from extproc.health.settings import HealthSettings
 from extproc.health.states import HealthState, Transition
 from extproc.health.tracker import HealthTracker
@@ -421,6 +422,54 @@ async def test_how_full_an_engine_is() -> None:
         b'sglang:num_running_reqs{m="x"} 3\nsglang:num_queue_reqs{m="x"} 1\nsglang:token_usage{m="x"} 0.5'
     )
     assert engine_facts(sglang).occupancy == Occupancy(3, 1, 0.5)
+
+
+SGLANG = (
+    'sglang:num_running_reqs{{tp_rank="{tp}",dp_rank="{dp}",priority="{priority}"}} {running}\n'
+    'sglang:num_queue_reqs{{tp_rank="{tp}",dp_rank="{dp}",priority="{priority}"}} {waiting}\n'
+)
+
+
+def of_sglang(tp: int, dp: int, running: int, waiting: int, priority: str = "") -> bytes:
+    """Two lines of its page."""
+    return SGLANG.format(tp=tp, dp=dp, running=running, waiting=waiting, priority=priority).encode()
+
+
+async def test_sglang_counts_each_request_once() -> None:
+    """Its tensor-parallel ranks repeat each other, and what it says by priority is in the total already."""
+    text = (
+        b'sglang:token_usage{dp_rank="0",tp_rank="0"} 0.5\nsglang:token_usage{dp_rank="1",tp_rank="0"} 0.7\n'
+    )
+    for tp in range(2):
+        text += of_sglang(tp, 0, 3, 1) + of_sglang(tp, 0, 2, 1, "1") + of_sglang(tp, 0, 1, 0, "5")
+        text += of_sglang(tp, 1, 4, 0)
+    assert engine_facts(text).occupancy == Occupancy(7, 1, 0.7)
+    assert engine_facts(text + of_sglang(0, 1, -1, 0)).occupancy is None
+
+
+async def test_the_cache_of_sglang() -> None:
+    """In labels or, later, by gauges: of each data-parallel rank its own, however often it is said."""
+    labels, gauges = b"", b""
+    for dp in range(2):
+        for tp in range(2):
+            ranks = b'dp_rank="%d",tp_rank="%d"' % (dp, tp)
+            labels += b'sglang:cache_config_info{%b,page_size="16",num_pages="100"} 1.0\n' % ranks
+            gauges += b"sglang:num_pages{%b} 100.0\nsglang:page_size{%b} 16.0\n" % (ranks, ranks)
+    assert engine_facts(labels) == engine_facts(gauges) == EngineFacts(3200, 16, is_asleep=False)
+    for bad in (b"NaN", b"0.0", b"-1", b"1e300", b"64.0"):
+        text = gauges.replace(b"} 16.0", b"} " + bad, 1)
+        assert engine_facts(text) == EngineFacts(None, None, is_asleep=False), bad
+    assert engine_facts(gauges.replace(b"} 100.0", b"} NaN", 1)).kv_tokens is None
+
+
+async def test_a_time_behind_a_value_is_no_value() -> None:
+    """The format allows it; tabs and several spaces as well."""
+    text = b"process_start_time_seconds 7.0 1795228451530\n"
+    for line in FULL.splitlines():
+        text += line.replace(b"} ", b"}\t ") + b" 1795228451530\n" if line else b"\n"
+    assert engine_facts(text).occupancy == Occupancy(248, 7, 0.75, 7.0)
+    asleep = METRICS.replace(b'"awake"} 1.0', b'"awake"} 0.0 1795228451530')
+    assert engine_facts(asleep).is_asleep
 
 
 async def test_when_an_engine_began() -> None:

@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 
 from extproc.config.schema import Config
-from extproc.health.prober import Occupancy
+from extproc.health.facts import Occupancy
 from extproc.routing.engines import Engines
 from extproc.server.engine_news import EngineNews
 from metadata_center.types import EndpointKey
