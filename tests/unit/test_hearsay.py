@@ -11,9 +11,12 @@ from extproc.health.settings import HealthSettings
 from extproc.health.tracker import HealthTracker
 from extproc.routing.homes import Homes
 from extproc.server.hearsay import Hearsay
+from extproc.values.endpoints import Endpoint
+from metadata_center.addresses import Address
 from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.sharing.messages import RESPONSES_MARK
 from metadata_center.types import EndpointKey
+from tests.unit.ended import GROUP
 
 A, GONE = EndpointKey("10.0.0.1:1"), EndpointKey("10.0.0.2:1")
 BLOCKS = [2**64 - 2, 7, 2**63]
@@ -25,7 +28,7 @@ class Heard:
     def __init__(self) -> None:
         self.index, self.homes = PrefixIndex(100, 100), Homes()
         health = HealthTracker(HealthSettings())
-        health.update({A: []})
+        health.update({A: [Endpoint(A, GROUP, Address("10.0.0.1", 1))]})
         self.hearsay = Hearsay(self.homes, self.index, health, OtherLines(), lambda: 0.0, lambda: None)
 
 
