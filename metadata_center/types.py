@@ -28,9 +28,6 @@ EndpointKey = NewType("EndpointKey", str)
 RequestId = NewType("RequestId", str)
 """Identity of one client request; Envoy makes it at the edge (a UUID), clients cannot choose it."""
 
-BlockHash = NewType("BlockHash", int)
-"""Unsigned 64-bit chained hash of a prompt prefix that ends at a block boundary."""
-
 
 @value
 class Waiter:

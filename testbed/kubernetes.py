@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -41,7 +40,6 @@ NODE: Final = "node-1"
 
 FIELD_MANAGER: Final = "testbed"
 READY_POLL_S: Final = 0.1
-CONFLICT_TRIES: Final = 5
 
 
 def is_available() -> bool:
@@ -255,16 +253,6 @@ class Cluster:
         assert self._apiserver is not None
         await self._apiserver.kill()
         await self._close_session()
-
-    def pause_apiserver(self) -> None:
-        """It hangs: connections stay, nothing is answered."""
-        assert self._apiserver is not None
-        self._apiserver.signal(signal.SIGSTOP)
-
-    def resume_apiserver(self) -> None:
-        """It goes on."""
-        assert self._apiserver is not None
-        self._apiserver.signal(signal.SIGCONT)
 
     async def _start_controllers(self) -> None:
         self._controllers = await Subprocess.start(

@@ -77,11 +77,6 @@ class RedisServer:
             self._process.wait(START_S)
             self._process = None
 
-    def restart(self) -> None:
-        """Kill and start, with empty data."""
-        self.kill()
-        self.start()
-
     def pause(self) -> None:
         """It hangs: connections stay, nothing answers."""
         assert self._process is not None

@@ -21,7 +21,7 @@ from extproc.config.sections.edge import Away, Edge
 from extproc.request.parse import INFERENCE_PATHS, is_form
 from extproc.request.paths import ADMIN_PATHS
 from extproc.request.sanitize import STEERING_FIELDS, STEERING_HEADERS, STEERING_XARGS
-from extproc.server.bootstrap import CREDENTIAL_HEADERS, WORKER_CLUSTERS, as_yaml, fill, template, withheld
+from extproc.server.bootstrap import WORKER_CLUSTERS, as_yaml, fill, template, withheld
 from extproc.server.run_dir import SYSTEM_DIR
 from extproc.values.headers import DEBUG_HEADER, OWNER_HEADER
 
@@ -564,7 +564,7 @@ def removed(document: Mapping[str, Any]) -> list[str]:
 def test_engines_see_neither_our_headers_nor_credentials() -> None:
     """What is taken off on the way to an engine; a setting leaves the credentials in, and nothing else."""
     ours = [OWNER_HEADER, "x-tokenway-model", DEBUG_HEADER]
-    assert removed(template()) == [*ours, *CREDENTIAL_HEADERS]
+    assert removed(template()) == [*ours, *SECRET_HEADERS]
     assert removed(rendered(forward_credentials=True)) == ours
 
 

@@ -40,7 +40,8 @@ class Workload:
         speeds: Below, at and just past the knee of the best rival on seeds 1 and 2; of `EXTRA` one.
         run_s: CPU seconds of one run at the middle speed (`lmetric`, one core of a shared x86 server). For
             the estimate alone.
-        seeds: Of the strong; the first is everybody's.
+        seeds: Everybody's; the first alone is that of views that rivals ship with, of oracles nearby and of
+            what is beside the comparison.
     """
 
     name: str
@@ -102,7 +103,7 @@ class Cell:
 _CONVERSATION: Final = "mooncake_conversation.jsonl.gz"
 
 WORKLOADS: Final = (
-    Workload("conversation", "conversation, 8 engines", (_CONVERSATION,), (2.5, 2.75, 3.0), 16.0, (3, 4)),
+    Workload("conversation", "conversation, 8 engines", (_CONVERSATION,), (2.5, 2.75, 3.0), 16.0),
     Workload(
         "sessions",
         "agent sessions, 8 engines",
@@ -144,7 +145,6 @@ WORKLOADS: Final = (
         ("gen:multi-tenant:requests=6000", "--engines", "4"),
         (2.5, 2.75, 3.25),
         8.0,
-        (3,),
     ),
     Workload(
         "bursty",
@@ -152,16 +152,15 @@ WORKLOADS: Final = (
         ("gen:bursty:requests=6000", "--engines", "4"),
         (2.5, 2.75, 3.25),
         8.0,
-        (3,),
     ),
 )
 """Profile: an 8B model on an H100 (the command's default) unless the fleet says otherwise."""
 
 LATER: Final = frozenset({"multi-tenant", "bursty"})
-"""Made by generator and close to others: after all of the rest, and on one seed."""
+"""Made by generator and close to others: after all of the rest."""
 
 STRONG: Final = ("lmetric", "smetric", "dynamo_product", "dynamo_linear", "llmd_sticky", "llmd_predicted")
-"""Those that led while rules were shaped on seeds 1 and 2; all seeds are theirs."""
+"""Those that led while rules were shaped on seeds 1 and 2."""
 
 SIMPLE: Final = ("random", "round_robin", "least_request")
 
@@ -317,15 +316,20 @@ def cells() -> tuple[Cell, ...]:
     found += [_shipped(workload, group) for workload in first for group in ("shipped", "shipped-llmd")]
     found += _gateways()
     found += [cell for workload in later for cell in _seed(workload, workload.seeds[0])]
+    found += [cell for at in (1, 2) for workload in later for cell in _seeds_after(workload, at)]
     found += [_shipped(workload, group) for workload in later for group in ("shipped", "shipped-llmd")]
     found += _what_if()
     found += _pictures()
     found += _with_limit_said()
     found += _late(first, later)
     found += [cell for workload in EXTRA for cell in _extra(workload)]
-    for workload in (*first[1:], first[0]):  # the longest last; not for `later`, to save a quarter of an hour
-        found.append(_main(workload, "rest", CellKind.RIVALS, workload.seeds[0], REST))
-        found.append(_main(workload, "oracle-1", CellKind.ORACLES, workload.seeds[0], ORACLE_NEAR))
+    longest_last = (*first[1:], *later, first[0])
+    found += [_rest(workload, seed) for workload in longest_last[:-1] for seed in workload.seeds]
+    found += [
+        _main(workload, "oracle-1", CellKind.ORACLES, workload.seeds[0], ORACLE_NEAR)
+        for workload in longest_last
+    ]
+    found += [_rest(longest_last[-1], seed) for seed in longest_last[-1].seeds]
     return tuple(found)
 
 
@@ -377,6 +381,12 @@ def _seeds_after(workload: Workload, at: int) -> Iterator[Cell]:
         yield _main(workload, "oracle-4", CellKind.ORACLES, seed, ORACLE)
         yield _main(workload, "own", CellKind.OWN, seed, OWN)
         yield _main(workload, "simple", CellKind.RIVALS, seed, SIMPLE[-1:])
+
+
+def _rest(workload: Workload, seed: int) -> Cell:
+    """Rivals that no other cell of that seed has."""
+    policies = REST if seed == workload.seeds[0] else (*SIMPLE[:-1], *REST)
+    return _main(workload, "rest", CellKind.RIVALS, seed, policies)
 
 
 def _with_limit_said() -> list[Cell]:

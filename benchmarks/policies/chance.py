@@ -1,4 +1,4 @@
-"""Holding against deciding at once, with what chance does beside it, and several gateways against one.
+"""The held rule beside itself: deciding at once, by chance, with more known, and by several gateways.
 
 Rules:
     1. Runs of one workload differ from seed to seed, and two runs of one rule that differ by nothing that
@@ -14,9 +14,9 @@ from math import exp, log, sqrt
 from statistics import fmean, stdev
 from typing import Final
 
-from benchmarks.policies.cells import OWN, WORKLOADS
+from benchmarks.policies.cells import OWN, SAID, WORKLOADS
 from benchmarks.policies.figures import JUDGED, Column, Figures, Row, table
-from benchmarks.policies.questions import AT_KNEE, CHANCE, GATEWAYS, near_name
+from benchmarks.policies.questions import AT_KNEE, CHANCE, GATEWAYS, KNOWN, near_name
 
 _IMMEDIATE, _HELD = OWN[1:]
 
@@ -101,6 +101,34 @@ def holding(rows: Sequence[Row]) -> list[str]:
         f" explains (Student, one-sided, 5 %). `{CHANCE}` is `{_IMMEDIATE}` with predictions 1 % longer: how"
         " it differs is chance.",
         table(["workload", "speed", "policy", *(column.title for column in JUDGED), "seeds"], lines),
+    ]
+
+
+def knowing(rows: Sequence[Row]) -> list[str]:
+    """Holding with what it is late or wrong about known, over holding; nothing if none of that ran."""
+    lines = []
+    for workload in WORKLOADS:
+        for speed in workload.speeds[1:]:
+            without = by_seed(rows, workload.name, ["own", "held"], speed, _HELD)
+            for what in KNOWN:
+                runs = (
+                    by_seed(rows, workload.name, [f"known-{what}"], speed, policy)
+                    for policy in (_HELD, SAID[1])
+                )
+                known = next(filter(None, runs), {})
+                seeds = sorted(known.keys() & without)
+                if seeds:
+                    ratios = [ratio(logs(known, without, column), column) for column in JUDGED]
+                    lines.append([workload.title, f"×{speed:g}", what, *ratios, ", ".join(map(str, seeds))])
+    if not lines:
+        return []
+    return [
+        "## What knowing more would be worth",
+        f"`{_HELD}` with one thing known at once and exactly, over `{_HELD}`: what engines have cached (else"
+        " 50 ms late), how long prompts are in tokens (else 10 % off), how many sequences an engine runs"
+        " (else learned), and all of these. What is left of a gap then is not for want of knowledge. Means,"
+        " brackets and bold as above.",
+        table(["workload", "speed", "known", *(column.title for column in JUDGED), "seeds"], lines),
     ]
 
 

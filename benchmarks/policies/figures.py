@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import geometric_mean
 from typing import Any, Final
 
-from benchmarks.policies.cells import LATE, WORKLOADS, Cell, CellKind, Workload
+from benchmarks.policies.cells import LATE, OWN, STRONG, WORKLOADS, Cell, CellKind, Workload
 
 Figures = Mapping[str, float | None]
 
@@ -210,7 +210,7 @@ def shown(value: float | None, column: Column) -> str:
 
 def is_compared(cell: Cell) -> bool:
     """True for cells of the comparison itself, false for questions beside it."""
-    beside = cell.kind is CellKind.WHOLE or cell.group.startswith("shipped") or cell.group == "held"
+    beside = cell.kind is CellKind.WHOLE or cell.group.startswith(("shipped", "held", "known-"))
     return not beside and any(cell.workload == workload.name for workload in WORKLOADS)
 
 
@@ -218,3 +218,35 @@ def table(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     head = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
     return "\n".join([*head, *("| " + " | ".join(line) + " |" for line in lines)])
+
+
+def compared_seeds(rows: Sequence[Row]) -> frozenset[int]:
+    """Seeds of the strong rivals and, as far as they ran at all, of the product's own rules."""
+    ran = {row.policy for row in rows}
+    return shared_seeds(rows, [policy for policy in (*STRONG, *OWN) if policy in ran])
+
+
+def ratios(
+    rows: Sequence[Row], workload: Workload, seeds: Iterable[int], policies: Sequence[str] = OWN
+) -> dict[tuple[str, str, float], float]:
+    """Own figure over that of the column's best rival that decides at once, of means over `seeds`.
+
+    Returns:
+        Ratios by (policy, field, speed).
+    """
+    chosen = frozenset(seeds)
+    found = means(rows, chosen)
+    rivals = at_once_names(rows)
+    result: dict[tuple[str, str, float], float] = {}
+    for speed in workload.speeds:
+        against = rivals_at(found, speed, rivals)
+        for column in JUDGED:
+            top = best(against, column)
+            for policy in policies:
+                figures = found.get((speed, policy))
+                if top is None or figures is None:
+                    continue
+                ratio = column.ratio(figures[column.field], top[1])
+                if ratio is not None:
+                    result[policy, column.field, speed] = ratio
+    return result

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from benchmarks.policies.cells import OWN, SHORT, WORKLOADS, Cell, CellKind, cells
+from benchmarks.policies.cells import OWN, SAID, SHORT, WORKLOADS, Cell, CellKind, cells
 
 CHANCE: Final = "least_completion:bias=1.01"
 """The immediate rule with prefill thought 1 % dearer, a tenth of what it is off anyway: what differs between
@@ -30,9 +30,39 @@ AT_KNEE: Final[dict[str, float]] = {"azure": 16.0, "low-sharing": 1.55, "convers
 GATEWAYS: Final = (1, 2, 4)
 
 
+KNOWN: Final[dict[str, tuple[str, ...]]] = {
+    "caches": ("--event-lag-ms", "0"),
+    "lengths": ("--token-error", "0"),
+    "limits": (),
+    "all": ("--event-lag-ms", "0", "--token-error", "0"),
+}
+"""What a gateway is late or wrong about -> options with which it is not: what engines have cached, how many
+tokens a prompt has, how many sequences an engine runs (`max_num_seqs`, by the policy's parameter)."""
+
+
 def every_cell() -> tuple[Cell, ...]:
     """All cells: those of the comparison first."""
-    return (*cells(), *held_cells(), *near_cells())
+    return (*cells(), *held_cells(), *near_cells(), *known_cells())
+
+
+def known_cells() -> list[Cell]:
+    """Holding at and past the knee, with each thing known at once and exactly, and with all of them."""
+    return [
+        Cell(
+            workload.name,
+            f"known-{what}",
+            CellKind.OWN,
+            seed,
+            (SAID[1] if what in {"limits", "all"} else OWN[2],),
+            workload.speeds[1:],
+            (*workload.line, *options),
+        )
+        for at in range(len(SEEDS))
+        for workload in WORKLOADS
+        for seed in workload.seeds[at : at + 1]
+        for what, options in KNOWN.items()
+        if at == 0 or workload.name != "conversation"
+    ]
 
 
 def held_cells() -> list[Cell]:

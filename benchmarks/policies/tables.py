@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
+from benchmarks.policies.aims import aims
 from benchmarks.policies.cells import (
     EXTRA,
     ORACLE,
@@ -18,7 +19,7 @@ from benchmarks.policies.cells import (
     CellKind,
     Workload,
 )
-from benchmarks.policies.chance import gateways, holding
+from benchmarks.policies.chance import gateways, holding, knowing
 from benchmarks.policies.figures import (
     GOODPUT,
     JUDGED,
@@ -29,9 +30,11 @@ from benchmarks.policies.figures import (
     Row,
     at_once_names,
     best,
+    compared_seeds,
     is_compared,
     means,
     of_workload,
+    ratios,
     rival_names,
     rivals_at,
     shared_seeds,
@@ -73,11 +76,11 @@ def document(rows: Sequence[Row], lines: Sequence[Cell], stale: Collection[str] 
         stale: Names of those whose sources have changed since.
     """
     compared = [row for row in rows if is_compared(row.cell)]
-    parts = ["# Policies compared", *age(lines, stale), *worst(compared)]
+    parts = ["# Policies compared", *age(lines, stale), *worst(compared), *aims(compared)]
     for column in JUDGED:
         parts += by_column(compared, column)
     parts += limit_said(compared)
-    parts += [*holding(rows), *gateways(rows)]
+    parts += [*holding(rows), *knowing(rows), *gateways(rows)]
     extra = {workload.name for workload in EXTRA}
     parts += late_binding([*compared, *(row for row in rows if row.cell.workload in extra)])
     parts += reuse(rows)
@@ -104,45 +107,13 @@ def age(lines: Sequence[Cell], stale: Collection[str]) -> list[str]:
     ]
 
 
-def _seeds(rows: Sequence[Row]) -> frozenset[int]:
-    """Seeds of the strong rivals and, as far as they ran at all, of the product's own rules."""
-    ran = {row.policy for row in rows}
-    return shared_seeds(rows, [policy for policy in (*STRONG, *OWN) if policy in ran])
-
-
-def ratios(
-    rows: Sequence[Row], workload: Workload, seeds: Iterable[int], policies: Sequence[str] = OWN
-) -> dict[tuple[str, str, float], float]:
-    """Own figure over that of the column's best rival that decides at once, of means over `seeds`.
-
-    Returns:
-        Ratios by (policy, field, speed).
-    """
-    chosen = frozenset(seeds)
-    found = means(rows, chosen)
-    rivals = at_once_names(rows)
-    result: dict[tuple[str, str, float], float] = {}
-    for speed in workload.speeds:
-        against = rivals_at(found, speed, rivals)
-        for column in JUDGED:
-            top = best(against, column)
-            for policy in policies:
-                figures = found.get((speed, policy))
-                if top is None or figures is None:
-                    continue
-                ratio = column.ratio(figures[column.field], top[1])
-                if ratio is not None:
-                    result[policy, column.field, speed] = ratio
-    return result
-
-
 def worst(rows: Sequence[Row]) -> list[str]:
     """The least favourable ratio to the best rival of each column, over all workloads."""
     of_means: dict[tuple[str, str, int], dict[str, float]] = {}
     of_seeds: dict[tuple[str, str, int], list[float]] = {}
     for workload in WORKLOADS:
         own = of_workload(rows, workload)
-        seeds = _seeds(own)
+        seeds = compared_seeds(own)
         for (policy, field, speed), ratio in ratios(own, workload, seeds).items():
             at = workload.speeds.index(speed)
             of_means.setdefault((policy, field, at), {})[workload.name] = ratio
@@ -215,7 +186,7 @@ def by_column(rows: Sequence[Row], column: Column) -> list[str]:
     lines = []
     for workload in WORKLOADS:
         own = of_workload(rows, workload)
-        seeds = _seeds(own)
+        seeds = compared_seeds(own)
         if not seeds:
             continue
         found = means(own, seeds)

@@ -20,7 +20,10 @@ SECRET_HEADERS = (
     "x-amz-security-token",
     "cookie",
 )
-"""What clients prove themselves with, at the providers whose APIs are served here and at common proxies."""
+"""What clients prove themselves with, at the providers whose APIs are served here and at common proxies.
+
+No rule and no Tokenway sees them, and no engine unless `request.forward_credentials` says so.
+"""
 
 _HOP_BY_HOP = frozenset(
     {

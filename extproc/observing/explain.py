@@ -269,10 +269,20 @@ def _choice_lines(record: Mapping[str, Any]) -> list[str]:
         by = "compare-and-set" if rule is None else f"the rival {rule}"
         placed = [f"placed     {record['placed']}   by {by}"]
     return [
-        f"chosen     {keys[order[0]]}   among the best {record['choice']['candidates']} of {len(keys)}   "
-        f"fallbacks {fallbacks}",
+        f"chosen     {keys[order[0]]}   {_among(record['choice'], len(keys))}   fallbacks {fallbacks}",
         *placed,
     ]
+
+
+def _among(choice: Mapping[str, Any], rows: int) -> str:
+    """What the first was taken from: the one best, the best few, or those that are equal."""
+    scores, candidates = choice["scores"], choice["candidates"]
+    if scores is None:
+        return f"of {rows}"
+    if candidates > 1:
+        return f"drawn from the best {candidates} of {rows}"
+    equal = sum(score == scores[choice["order"][0]] for score in scores)
+    return f"the best of {rows}" if equal == 1 else f"drawn from {equal} equal ones of {rows}"
 
 
 def _outcome_lines(record: Mapping[str, Any]) -> list[str]:

@@ -21,9 +21,6 @@ PROCESSOR = "tokenway.ext_proc"
 
 SHIPPED = Path(__file__).parents[1] / "shipped"
 
-CREDENTIAL_HEADERS = ("authorization", "proxy-authorization", "x-api-key", "api-key", "cookie")
-"""What proves who a client is; no engine's business unless `request.forward_credentials` says so."""
-
 WORKER_CLUSTERS = ("tokenway-extproc", "tokenway-als", "tokenway-xds")
 
 _AWAY, _EDGE = Away(), Edge()
@@ -74,7 +71,7 @@ def fill(
         away: What goes on without Tokenway.
         edge: Bounds, TLS and CORS towards clients, and where Tokenway is.
         others: While Tokenway is away, paths that are no inference are `unknown` (404) or `refuse`d (503).
-        forward_credentials: Engines get the client's `CREDENTIAL_HEADERS`.
+        forward_credentials: Engines get the client's `SECRET_HEADERS`.
     """
     document["admin"]["address"]["socket_address"]["port_value"] = admin_port
     static = document["static_resources"]
@@ -120,7 +117,7 @@ def _set_headers(
     if forward_credentials:
         for host in manager["route_config"]["virtual_hosts"]:
             taken = host["request_headers_to_remove"]
-            taken[:] = [name for name in taken if name not in CREDENTIAL_HEADERS]
+            taken[:] = [name for name in taken if name not in SECRET_HEADERS]
     patterns = _withholding(document)
     patterns[:] = [
         pattern

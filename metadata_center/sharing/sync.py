@@ -72,7 +72,6 @@ class SyncStats:
         namesakes: Messages of another process with this gateway name and worker number; growing, two gateways
             have one name and do not count each other.
         dropped: Rows, members and block hashes that found no room.
-        last_received_s: When the last message was heard, on the clock given; None if never.
         round_trip_s: Of a message, moving average; 0 before the first.
         reserved: Charges placed by compare and set.
         reserve_timeouts: Charges that were to be but stayed local, for want of an answer in time.
@@ -87,7 +86,6 @@ class SyncStats:
     reconnects: int
     namesakes: int
     dropped: int
-    last_received_s: float | None
     round_trip_s: float
     reserved: int
     reserve_timeouts: int
@@ -168,7 +166,6 @@ class Sync:
             reconnects=max(0, self._connects - 1),
             namesakes=store.namesakes,
             dropped=store.peers.refused + store.dropped_blocks,
-            last_received_s=self._last_received_s,
             round_trip_s=self._round_trip_s,
             reserved=self._reserved,
             reserve_timeouts=self._reserve_timeouts,

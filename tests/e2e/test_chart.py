@@ -24,7 +24,7 @@ from testbed.documented import exec_commands
 from testbed.helm import binary, configuration, of_kind, rendered
 from testbed.processes import Subprocess, free_port
 from tests.e2e.harness import chat, cluster, envoy_binary, eventually, key_of, simulators
-from tokenway.cli.main import ADMIN_ENV
+from tokenway.cli.admin_url import ADMIN_ENV
 
 pytestmark = [
     pytest.mark.e2e,

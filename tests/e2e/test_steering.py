@@ -9,6 +9,7 @@ import re
 import pytest
 from aiohttp import web
 
+from extproc.config.rule_headers import SECRET_HEADERS
 from extproc.request.sanitize import STEERING_FIELDS, STEERING_HEADERS, STEERING_XARGS
 from tests.e2e.conftest import Shared
 from tests.e2e.harness import DEBUG_HEADERS, DECISION_HEADER, Recorder, answer_chat, chat, post, send
@@ -61,14 +62,7 @@ async def test_steering_headers_never_reach_the_engine(plain: Shared) -> None:
     assert received.headers["x-tenant"] == "a"
 
 
-CREDENTIALS = {
-    "authorization": "Bearer secret-1",
-    "proxy-authorization": "Basic secret-2",
-    "x-api-key": "secret-3",
-    "api-key": "secret-4",
-    "cookie": "session=secret-5",
-    "x-tokenway-debug": "secret-6",
-}
+CREDENTIALS = {name: f"secret-{number}" for number, name in enumerate((*SECRET_HEADERS, "x-tokenway-debug"))}
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/embeddings"])

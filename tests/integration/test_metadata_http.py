@@ -16,6 +16,7 @@ from typing import Any
 import aiohttp
 import orjson
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from metadata_center.service import http_server
 from metadata_center.service.calls import MAX_BODY_BYTES
@@ -152,6 +153,22 @@ async def test_a_fault_of_ours_is_the_documented_500(
     assert "NoneType" in caplog.text
     assert "NoneType" not in str(envelope)
     assert (await call(client, "POST", STATS, adding(1)))[0] == 200
+
+
+async def test_the_document_lists_the_metrics(client: aiohttp.ClientSession) -> None:
+    """All of them, each with its type and its labels."""
+    assert (await call(client, "GET", "/healthz"))[0] == 200
+    async with client.get("/metrics") as response:
+        families = list(text_string_to_metric_families(await response.text()))
+    labels = {
+        family.name: {name for sample in family.samples for name in sample.labels} for family in families
+    }
+    suffix = {"counter": "_total", "gauge": ""}
+    exposed = {
+        (f"{each.name}{suffix[each.type]}", each.type, frozenset(labels[each.name])) for each in families
+    }
+    rows = re.findall(r"^\| `(tokenway_metadata_\w+)` \| (\w+) \|(.*?)\|", DOCUMENT.read_text(), re.MULTILINE)
+    assert {(name, kind, frozenset(re.findall(r"`(\w+)`", named))) for name, kind, named in rows} == exposed
 
 
 async def test_metrics_show_answers_and_contents(server: HttpServer, client: aiohttp.ClientSession) -> None:

@@ -12,17 +12,30 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the benchmarks are not installed
 
 from benchmarks.policies import cells as declared
+from benchmarks.policies.aims import aims
 from benchmarks.policies.cells import Cell, CellKind, cells, named, selected
-from benchmarks.policies.chance import gateways, holding, is_loss, ratio
-from benchmarks.policies.figures import GOODPUT, KEPT, P90, Column, Row, best, compact, means, shared_seeds
+from benchmarks.policies.chance import gateways, holding, is_loss, knowing, ratio
+from benchmarks.policies.figures import (
+    GOODPUT,
+    KEPT,
+    P90,
+    Column,
+    Row,
+    best,
+    compact,
+    is_compared,
+    means,
+    ratios,
+    shared_seeds,
+)
 from benchmarks.policies.figures import kept as read_back
 from benchmarks.policies.questions import AT_KNEE, CHANCE, IN_QUESTION, SEEDS, every_cell, near_name
 from benchmarks.policies.running import differences, load, path_of, run_cells, verify
 from benchmarks.policies.stamps import ROOT, sources, stamp
-from benchmarks.policies.tables import document, limit_said, ratios, reuse, worst
+from benchmarks.policies.tables import document, limit_said, reuse, worst
 from benchmarks.policies.waiting import late_binding
 from extproc.choosing.rivals.registry import LATE, RIVALS
-from tokenway.cli.replay import _parser
+from tokenway.cli.replay_options import replay_parser
 from tokenway.simulator.policies.registry import OWN
 from tokenway.simulator.replay.lineup import parse_lineup
 
@@ -42,7 +55,7 @@ def test_every_line_is_one_that_the_command_understands() -> None:
     every = every_cell()
     for cell in every:
         assert cell.argv[:2] == ("tokenway", "replay")
-        options = _parser().parse_args(cell.argv[2:])
+        options = replay_parser().parse_args(cell.argv[2:])
         assert len(parse_lineup(options.policies)) == len(cell.policies)
     assert len({cell.name for cell in every}) == len(every)
 
@@ -233,8 +246,37 @@ def test_late_binding_is_compared_with_late_binding() -> None:
     page = "\n".join(late_binding(rows))
     assert "| conversation, 8 engines | ×2.75 | 3 | 2 | `quartz` | 1.50 | 8 | `lmetric` | 0.38 | 3 |" in page
     assert "were not run on: agent sessions, 8 engines ×1.75 (seed 3, 4, 5);" in page
-    assert "conversation, 8 engines ×3 (seed 4)" in page
+    assert "conversation, 8 engines ×3 (seed 4, 5)" in page
     assert late_binding(rows[2:]) == []
+
+
+def test_an_aim_names_the_rows_that_miss_it() -> None:
+    """At the conversation's knee p90 is to be at most that of the best rival, goodput no less."""
+    rows = [row("lmetric", 3, 2.0, 10.0), row("least_completion", 3, 2.1, 10.0, CellKind.OWN)]
+    page = aims(rows)[-1]
+    knee = (
+        "| `least_completion` | TTFT p90 s | below and at the knee | ≤ 1 | 0 of 1 | conversation ×2.75 1.05 |"
+    )
+    assert knee in page
+    assert "| `least_completion` | goodput requests/s | everywhere | ≥ 1 | 1 of 1 | – |" in page
+    assert "| `late_completion` | TTFT p99 s | everywhere | ≤ 1 | 0 of 0 | – |" in page
+    assert aims([]) == []
+
+
+def test_what_knowing_more_is_worth_is_over_the_rule_that_serves() -> None:
+    """A run with a thing known stands over one without, seed by seed; it is in no mean of the comparison."""
+    held = row("late_completion", 3, 2.0, 10.0, CellKind.OWN)
+    held = replace(held, cell=replace(held.cell, group="own"))
+    known = row("late_completion", 3, 1.0, 12.0, CellKind.OWN)
+    known = replace(known, cell=replace(known.cell, group="known-caches"))
+    said = replace(known, policy=declared.SAID[1], cell=replace(known.cell, group="known-all"))
+    page = knowing([held, known, said])[-1]
+    assert "| ×2.75 | caches | 1.00 | 1.00 | 0.50 | 1.00 | 1.00 | 1.20 | 3 |" in page
+    assert "| conversation, 8 engines | ×2.75 | all | 1.00 | 1.00 | 0.50 |" in page
+    assert "| limits |" not in page
+    assert is_compared(held.cell)
+    assert not is_compared(known.cell)
+    assert knowing([held]) == []
 
 
 def test_each_rival_that_waits_is_in_each_row() -> None:

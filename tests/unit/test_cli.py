@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -11,6 +13,7 @@ import pytest
 
 from extproc.build_kind import build_kind
 from extproc.server.modules import ROOT, python_module
+from tokenway.cli.admin_url import ADMIN_ENV
 from tokenway.cli.demo import own_command
 from tokenway.cli.main import main
 
@@ -86,6 +89,57 @@ def test_a_verbs_help_is_its_own(verb: str, capsys: pytest.CaptureFixture[str]) 
     assert ended.value.code == 0
     assert shown.startswith(f"usage: tokenway {verb}")
     assert verb == "replay" or "--admin" in shown
+
+
+@pytest.mark.parametrize("verb", [[verb] for verb in VERBS if verb != "render"] + [["render", "istio"]])
+def test_help_says_what_each_word_means(
+    verb: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside it, or below it where it is long; what has no default says no `None`."""
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        main([*verb, "--help"])
+    usage, _, described = capsys.readouterr().out.partition("\n\n")
+    words = re.findall(r"^  (-\S[^\n]*?|[a-z]\w*)(?:\n? {2,}((?!-)\S[^\n]*))?$", described, re.MULTILINE)
+    assert len(words) >= usage.count("[-")
+    assert [word for word, meaning in words if not meaning] == []
+    assert not any(said in described for said in ("None", "[]", "False"))
+
+
+def test_help_of_the_replayer_has_the_defaults(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that docs/replay.md has in its table, in the same words."""
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        main(["replay", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    table = re.findall(r"^\| (`--[^|]*) \|([^|]*)\|", (ROOT / "docs" / "replay.md").read_text(), re.MULTILINE)
+    documented = {
+        option: default
+        for options, defaults in table
+        for option, default in zip(options.split(", "), defaults.strip().split(", "), strict=True)
+        if default
+    }
+    assert "`--view`" in documented
+    for option, default in documented.items():
+        start = f"  {option.strip('`')} "
+        (described,) = [
+            line + after for line, after in itertools.pairwise([*lines, ""]) if line.startswith(start)
+        ]
+        assert f"(default {default.strip('`')})" in described
+
+
+@pytest.mark.parametrize("verb", [["explain"], ["top", "--once"]])
+def test_the_variable_says_whom_to_ask(
+    verb: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An option says it before the variable does."""
+    monkeypatch.setenv(ADMIN_ENV, "http://127.0.0.1:1")
+    assert main(verb) == 1
+    assert capsys.readouterr().err.startswith("admin port http://127.0.0.1:1 ")
+    assert main([*verb, "--admin", "http://127.0.0.1:2"]) == 1
+    assert capsys.readouterr().err.startswith("admin port http://127.0.0.1:2 ")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import shlex
 import pytest
 
 from testbed.documented import exec_commands
-from tokenway.cli.main import ADMIN_ENV, main
+from tokenway.cli.admin_url import ADMIN_ENV
+from tokenway.cli.main import main
 
 MISUSED = 2
 

@@ -354,11 +354,39 @@ def admin_url(record: DecisionRecord) -> Iterator[str]:
     server.server_close()
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "idle", "said"),
+    [
+        (Algorithm.INFERENCE_LB, 0, "the best of 4"),
+        (Algorithm.INFERENCE_LB, 4, "drawn from 4 equal ones of 4"),
+        (Algorithm.ROUND_ROBIN, 0, "of 4"),
+    ],
+)
+def test_what_the_first_was_taken_from(algorithm: Algorithm, idle: int, said: str) -> None:
+    """Where endpoints are equal, the page says that one of them was drawn."""
+    snapshot = fixed_snapshot()
+    if idle:
+        nothing = [0] * idle
+        load = Load(nothing, nothing, nothing, nothing)
+        prompt = Prompt(1_000, nothing, nothing, 64)
+        snapshot = plain_snapshot(KEYS, (1.0,) * idle, load, prompt, (PRICES,), 200.0)
+    page = render(through_json(decided(snapshot, LoadBalancing(algorithm=algorithm))))
+    (chosen,) = [line for line in page.splitlines() if line.startswith("chosen ")]
+    assert chosen.split("   ")[-2] == said
+
+
+def test_the_best_few_are_drawn_from() -> None:
+    """AIGW's score takes one of its best five per cent, here one of two."""
+    settings = LoadBalancing(algorithm=Algorithm.INFERENCE_LB, candidate_percent=50)
+    page = render(through_json(decided(fixed_snapshot(), settings)))
+    assert "   drawn from the best 2 of 4   " in page
+
+
 def test_command_renders_one_record(
     admin_url: str, record: DecisionRecord, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A request id is quoted into the path and its page printed."""
-    assert explain(["a/b"], admin_url) == 0
+    assert explain(["a/b", "--admin", admin_url]) == 0
     assert capsys.readouterr().out == render(to_json(record)) + "\n"
 
 
@@ -367,7 +395,7 @@ def test_command_renders_the_last_records(
     args: list[str], count: int, admin_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Without an id the most recent decisions are shown, one unless a number is given."""
-    assert explain(args, admin_url) == 0
+    assert explain([*args, "--admin", admin_url]) == 0
     assert capsys.readouterr().out.count("recomputed: same choice") == count
 
 
@@ -375,24 +403,25 @@ def test_command_passes_json_on(
     admin_url: str, record: DecisionRecord, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`--json` prints the record as the gateway holds it."""
-    assert explain(["a/b", "--json"], admin_url) == 0
+    assert explain(["a/b", "--json", "--admin", admin_url]) == 0
     assert json.loads(capsys.readouterr().out) == through_json(record)
 
 
 def test_command_says_when_nothing_is_held(admin_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     """An empty ring is a sentence, not an empty screen."""
-    assert explain(["--last", "9"], admin_url) == 0
-    assert capsys.readouterr().out == "no decisions are held\n"
+    assert explain(["--last", "9", "--admin", admin_url]) == 0
+    assert capsys.readouterr().out == "no decision is remembered\n"
 
 
 @pytest.mark.parametrize(
-    ("request_id", "message"), [("other", "no such request is held"), ("broken", "admin port: status 500")]
+    ("request_id", "message"),
+    [("other", "no decision of that id is remembered"), ("broken", "admin port: status 500")],
 )
 def test_command_fails_with_the_admin_ports_answer(
     request_id: str, message: str, admin_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An unknown id and a failing gateway are distinguished; both exit 1."""
-    assert explain([request_id], admin_url) == 1
+    assert explain([request_id, "--admin", admin_url]) == 1
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", f"{message}\n")
 
@@ -400,5 +429,5 @@ def test_command_fails_with_the_admin_ports_answer(
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "file:///etc/hosts"])
 def test_command_fails_without_an_admin_port(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A refused connection or an unsupported URL is one line on stderr and exit code 1."""
-    assert explain(["r"], url) == 1
+    assert explain(["r", "--admin", url]) == 1
     assert capsys.readouterr().err.startswith(f"admin port {url} does not answer")

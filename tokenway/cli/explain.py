@@ -15,17 +15,17 @@ import orjson
 
 from extproc.observing.explain import render
 from extproc.observing.printable import escaped_json
+from tokenway.cli.admin_url import ADMIN_HELP, default_admin
 
 # The answer is a few records from memory; a gateway that needs longer is not answering.
 _TIMEOUT_S = 5.0
 
 
-def explain(args: Sequence[str], admin_url: str) -> int:
+def explain(args: Sequence[str]) -> int:
     """Print one decision by request id, or the last few.
 
     Args:
         args: Command line after `explain`: a request id or `--last [N]`, `--json` and `--admin URL`.
-        admin_url: Base URL of the admin port, if `args` name none.
 
     Returns:
         Exit code: 0, or 1 if the gateway does not know the request or does not answer.
@@ -48,29 +48,29 @@ def explain(args: Sequence[str], admin_url: str) -> int:
         help="the N most recent decisions, newest first; one if N is left out",
     )
     parser.add_argument("--json", action="store_true", help="the record as the gateway holds it")
-    parser.add_argument(
-        "--admin", default=admin_url, metavar="URL", help="the gateway's admin port (default %(default)s)"
-    )
+    parser.add_argument("--admin", default=default_admin(), metavar="URL", help=ADMIN_HELP)
     options = parser.parse_args(args)
-    admin_url = options.admin
     if options.request_id is None:
         path = f"/explain?last={options.last or 1}"
     else:
         path = f"/explain/{quote(options.request_id, safe='')}"
     try:
-        answer = _get(admin_url.rstrip("/") + path)
+        answer = _get(options.admin.rstrip("/") + path)
     except HTTPError as exc:
         missing = exc.code == 404
-        print("no such request is held" if missing else f"admin port: status {exc.code}", file=sys.stderr)
+        print(
+            "no decision of that id is remembered" if missing else f"admin port: status {exc.code}",
+            file=sys.stderr,
+        )
         return 1
     except (OSError, ValueError, HTTPException) as exc:
-        print(f"admin port {admin_url} does not answer: {exc}", file=sys.stderr)
+        print(f"admin port {options.admin} does not answer: {exc}", file=sys.stderr)
         return 1
     if options.json:
         print(escaped_json(orjson.dumps(answer, option=orjson.OPT_INDENT_2)))
     else:
         records = answer["records"] if options.request_id is None else [answer]
-        print("\n".join(render(record) for record in records) or "no decisions are held")
+        print("\n".join(render(record) for record in records) or "no decision is remembered")
     return 0
 
 

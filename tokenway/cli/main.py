@@ -18,11 +18,9 @@ from extproc.errors import ConfigError
 from extproc.observing.printable import printable
 from metadata_center.addresses import Address, parse_port
 from metadata_center.errors import MetadataError
+from tokenway.cli.admin_url import ADMIN_HELP, default_admin
 from tokenway.cli.picker_flags import add_picker_flags
 from tokenway.cli.pool_flags import add_pool_flags, pool_settings
-
-ADMIN_ENV = "TOKENWAY_ADMIN"
-DEFAULT_ADMIN = "http://127.0.0.1:10080"
 
 OWN_WORDS = ("explain", "replay")
 """Verbs whose modules read their words, with parsers that refuse what they do not know."""
@@ -32,7 +30,10 @@ INTERRUPTED = 130
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 1 failed, 2 misused, 130 interrupted."""
+    """Run the command line; returns the exit code: 0 done, 1 failed, 2 misused, 130 interrupted.
+
+    What runs until it is stopped (`serve`, `metadata-center`, `top`, `demo`) is done when Ctrl-C stops it.
+    """
     words = sys.argv[1:] if argv is None else argv
     if not words:
         _parser().print_help(sys.stderr)
@@ -89,7 +90,7 @@ def _run(options: argparse.Namespace) -> int:
         case "explain":
             from tokenway.cli.explain import explain
 
-            return explain(options.words, _default_admin())
+            return explain(options.words)
         case "metadata-center":
             return _metadata_center(options)
         case "replay":
@@ -104,7 +105,7 @@ def _run(options: argparse.Namespace) -> int:
                 options.listen,
                 options.envoy_admin_port,
                 options.time_scale,
-                default_admin=_default_admin(),
+                default_admin=default_admin(),
             )
 
 
@@ -198,10 +199,6 @@ def _positive(text: str) -> float:
     return value
 
 
-def _default_admin() -> str:
-    return os.environ.get(ADMIN_ENV) or DEFAULT_ADMIN
-
-
 def _worker_parser() -> argparse.ArgumentParser:
     """For the processes that `serve` starts: no verb for people, so the other parser does not know it."""
     parser = argparse.ArgumentParser(prog="tokenway")
@@ -228,14 +225,14 @@ def _parser() -> argparse.ArgumentParser:
     add_pool_flags(serve)
 
     checking = commands.add_parser("check", help="say whether a configuration is usable")
-    checking.add_argument("file", type=Path)
+    checking.add_argument("file", type=Path, help="tokenway.yaml or clusters.json")
     checking.add_argument("--print-effective", action="store_true", help="print it with every default")
 
     envoy = _envoy_parser()
     rendering = commands.add_parser(
         "bootstrap", parents=[envoy], help="print Envoy's bootstrap for a configuration"
     )
-    rendering.add_argument("config", type=Path)
+    rendering.add_argument("config", type=Path, help="tokenway.yaml or clusters.json")
 
     _add_render(commands)
     commands.add_parser("explain", help="why a request went where it went")
@@ -246,9 +243,15 @@ def _parser() -> argparse.ArgumentParser:
     showing = commands.add_parser(
         "demo", parents=[envoy], help="Envoy, three simulated engines and the gateway, at once"
     )
-    showing.add_argument("--config", type=Path, help="tokenway.yaml (default: a copy of the shipped sample)")
     showing.add_argument(
-        "--time-scale", type=_positive, default=1.0, help="of the engines; 2 is half as fast"
+        "--config", type=Path, metavar="FILE", help="tokenway.yaml (default: a copy of the shipped sample)"
+    )
+    showing.add_argument(
+        "--time-scale",
+        type=_positive,
+        default=1.0,
+        metavar="FACTOR",
+        help="of the engines; 2 is half as fast (default %(default)g)",
     )
     return parser
 
@@ -292,12 +295,18 @@ def _add_top(commands: Any) -> None:
     watching = commands.add_parser("top", help="live endpoints")
     watching.add_argument(
         "--admin",
-        default=_default_admin(),
+        default=default_admin(),
         metavar="URL",
-        help=f"the gateway's admin port (default {DEFAULT_ADMIN}, or ${ADMIN_ENV})",
+        help=ADMIN_HELP,
     )
     watching.add_argument("--once", action="store_true", help="print one table and leave")
-    watching.add_argument("--interval", type=_positive, default=1.0, metavar="SECONDS")
+    watching.add_argument(
+        "--interval",
+        type=_positive,
+        default=1.0,
+        metavar="SECONDS",
+        help="between tables (default %(default)g)",
+    )
     watching.add_argument("--json", action="store_true", help="the gateway's JSON instead of the table")
 
 
@@ -318,14 +327,14 @@ def _add_metadata_center(commands: Any) -> None:
         type=float,
         default=660.0,
         metavar="SECONDS",
-        help="a request without a delete for so long is taken for lost (default 660)",
+        help="a request without a delete for so long is taken for lost (default %(default)g)",
     )
     center.add_argument(
         "--cache-expiry-s",
         type=float,
         default=3600.0,
         metavar="SECONDS",
-        help="a prompt without a save for so long is taken for evicted (default 3600)",
+        help="a prompt without a save for so long is taken for evicted (default %(default)g)",
     )
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from math import inf, isfinite
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 import orjson
 
 from extproc.observing.printable import printable
+from tokenway.cli.replay_options import replay_parser
 from tokenway.simulator.engine.profile import PROFILES
 from tokenway.simulator.replay.caches import ViewKind
 from tokenway.simulator.replay.fleet import Fleet, Member, parse_fleet, profiles_from, scaled_kv
@@ -30,8 +30,6 @@ from tokenway.simulator.replay.trace import Trace
 
 _DEFAULT_ENGINES = 8
 
-_MAX_DIGITS = 9
-
 _ENGINES = re.compile(r"[+-]?[0-9]{1,4}")
 
 
@@ -45,7 +43,7 @@ def replay(args: Sequence[str]) -> int:
         Exit code: 0; 1 if a file cannot be used; 2 if the words cannot.
     """
     try:
-        return _replay(_parser().parse_args(args))
+        return _replay(replay_parser().parse_args(args))
     except OSError as error:
         said = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         print(printable(f"tokenway replay: {said}"), file=sys.stderr)
@@ -270,140 +268,3 @@ def _command(options: argparse.Namespace) -> dict[str, Any]:
 def _say(text: str) -> None:
     if sys.stderr.isatty():
         print(text, file=sys.stderr)
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = inf
-    if not isfinite(value):
-        raise argparse.ArgumentTypeError(f"`{text}` is no number")
-    return value
-
-
-def _whole(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > _MAX_DIGITS:
-        raise argparse.ArgumentTypeError(f"`{text}` is no whole number of at most {_MAX_DIGITS} digits")
-    return int(text)
-
-
-def _several(text: str) -> int:
-    value = _whole(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"`{text}` is not 1 or more")
-    return value
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, as for what is found wrong later."""
-        self.exit(2, printable(f"tokenway replay: {message}") + "\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="tokenway replay",
-        description="Replay a trace through a simulated fleet, in virtual time, under each policy.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("trace", help="a trace file, `sample`, or gen:NAME[:requests=N]")
-    _add_trace(parser.add_argument_group("trace").add_argument)
-    _add_fleet(parser.add_argument_group("fleet").add_argument)
-    _add_policies(parser.add_argument_group("policies").add_argument)
-    _add_figures(parser.add_argument_group("figures").add_argument)
-    return parser
-
-
-def _add_trace(add: Callable[..., Any]) -> None:
-    add("--format", choices=[str(form) for form in Format], help="of the file; guessed if left out")
-    add("--rates", default="auto", metavar="LIST", help="speeds such as x1,x2.5, or auto: around the knee")
-    add(
-        "--knee-policies",
-        default="lmetric,inference_lb",
-        metavar="LIST",
-        help="the best of them has the knee",
-    )
-    add("--max-requests", type=_several, metavar="N", help="the first N alone")
-    add("--max-context", type=_several, default=131_072, metavar="TOKENS", help="drop what is longer")
-    add("--share", action="store_true", help="make up shared prefixes for a trace that names none")
-    add(
-        "--tide",
-        type=_number,
-        metavar="DEPTH",
-        help="let the rate rise and fall as over a day, by DEPTH of its mean",
-    )
-    add("--duration-s", type=_number, metavar="S", help="let nothing arrive later")
-    default = RunSettings()
-    add(
-        "--abandon-share",
-        type=_number,
-        default=default.abandon_share,
-        metavar="SHARE",
-        help="of the clients that leave",
-    )
-    add(
-        "--abandon-after-s",
-        type=_number,
-        default=default.abandon_after_s,
-        metavar="S",
-        help="without a first token",
-    )
-    add(
-        "--retry-refused",
-        type=_whole,
-        nargs="?",
-        const=2,
-        default=default.retries,
-        metavar="N",
-        help="refused clients come again after Retry-After, N times at most (2)",
-    )
-    add("--warmup-s", type=_number, default=0.0, metavar="S", help="do not count what arrives before")
-
-
-def _add_fleet(add: Callable[..., Any]) -> None:
-    add("--profile", default="llama8b-h100", help=f"one of {', '.join(PROFILES)}, or of --profiles")
-    add("--profiles", type=Path, metavar="FILE", help="JSON: more profiles by name")
-    add("--fleet", metavar="LIST", help="name:count[:weight],... instead of eight of --profile")
-    add(
-        "--engines",
-        action="append",
-        default=[],
-        metavar="N",
-        help="so many of --profile; +N or -N: so many more or fewer than there would be",
-    )
-    add("--kv-scale", type=_number, default=1.0, metavar="X", help="factor on every KV cache")
-
-
-def _add_policies(add: Callable[..., Any]) -> None:
-    default = RunSettings()
-    add(
-        "--policies",
-        default="all",
-        metavar="LIST",
-        help="names with parameters and a view, name:param=value@view, or all, rivals, late, own, oracles",
-    )
-    add("--view", default=str(default.view), choices=[str(kind) for kind in ViewKind])
-    add("--gateways", type=_several, default=default.gateways, metavar="N")
-    add("--spread", default=str(default.spread), choices=[str(spread) for spread in Spread])
-    add("--push-delay-ms", type=_number, default=default.push_delay_s * 1e3, metavar="MS")
-    add("--event-lag-ms", type=_number, default=default.event_lag_s * 1e3, metavar="MS")
-    add("--event-loss", type=_number, default=default.event_loss, metavar="SHARE", help="never arrive")
-    add("--metric-age-ms", type=_number, default=default.metric_age_s * 1e3, metavar="MS")
-    add("--no-first-token", action="store_true", help="gateways do not see the first token")
-    add("--router-block", type=_several, default=default.router_block_tokens, metavar="TOKENS")
-    add("--token-error", type=_number, default=default.token_error, metavar="SIGMA")
-    add("--max-hold-s", type=_number, default=default.max_hold_s, metavar="S")
-    add("--max-held", type=_whole, default=default.max_held, metavar="N")
-
-
-def _add_figures(add: Callable[..., Any]) -> None:
-    slo = Slo()
-    add("--slo-ttft-ms", type=_number, default=slo.ttft_s * 1e3, metavar="MS")
-    add("--slo-tpot-ms", type=_number, default=slo.tpot_s * 1e3, metavar="MS")
-    add("--seeds", type=_several, default=1, metavar="N", help="runs of each kind")
-    add("--first-seed", type=_whole, default=0, metavar="N")
-    add("--jobs", type=_several, default=os.cpu_count() or 1, metavar="N", help="processes")
-    add("--json", type=Path, metavar="FILE", help="write all figures")
-    add("--no-timings", action="store_true", help="leave real times out of the JSON: the rest is repeatable")
-    add("--plots", type=Path, metavar="DIR", help="write PNG pictures (needs tokenway[simulator])")

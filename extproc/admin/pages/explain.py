@@ -71,7 +71,7 @@ def _dated(records: list[dict[str, Any]]) -> Iterator[tuple[float, dict[str, Any
 
 
 def _not_held() -> PageResponse:
-    return json_answer({"error": "no such request is held"}, 404)
+    return json_answer({"error": "no decision of that id is remembered"}, 404)
 
 
 def _one_of_worker(source: Source, request: PageRequest) -> PageResponse:

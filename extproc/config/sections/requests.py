@@ -22,7 +22,7 @@ class RequestSection(Section):
     allow_headers: HeaderNames = ()
     """Request headers that steer routing or the engine and are kept."""
     forward_credentials: bool = False
-    """Engines see the client's `authorization`, `x-api-key`, `api-key`, `cookie`, `proxy-authorization`."""
+    """Engines see the client's `authorization`, `x-api-key`, `cookie` and other credentials."""
     usage_injection: bool = False
     """Ask engines for token usage in streams whose client did not; the client then sees it too."""
     block_bytes: int = Field(default=512, ge=64, le=65_536)

@@ -24,13 +24,13 @@ from tokenway.simulator.replay.ledger import Change, GatewayLedger
 from tokenway.simulator.replay.trace import TraceRequest
 
 PREFILL_DUE_FACTOR: Final = 1.2
-"""The product's `extproc.routing.router.PREFILL_DUE_FACTOR`."""
+"""The product's `extproc.routing.charging.PREFILL_DUE_FACTOR`."""
 
 PREFILL_DUE_FLOOR_S: Final = 0.1
-"""The product's `extproc.routing.router.PREFILL_DUE_FLOOR_S`."""
+"""The product's `extproc.routing.charging.PREFILL_DUE_FLOOR_S`."""
 
 _CACHED_TOLERANCE_TOKENS: Final = 128
-"""The product's `extproc.routing.outcomes.CACHED_TOLERANCE_TOKENS`."""
+"""The product's `extproc.routing.cache_history.CACHED_TOLERANCE_TOKENS`."""
 
 _MODEL: Final = "model"
 

@@ -1,0 +1,112 @@
+"""What the product's rules are to reach, and in which rows they do.
+
+A row is a workload at one speed. A figure is the rule's own over that of the row's best rival that decides at
+once, of geometric means over seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from benchmarks.policies.cells import OWN, WORKLOADS
+from benchmarks.policies.figures import (
+    GOODPUT,
+    P90,
+    P99,
+    TPOT,
+    Column,
+    Row,
+    compared_seeds,
+    of_workload,
+    ratios,
+    table,
+)
+
+_IMMEDIATE, _HELD = OWN[1:]
+
+_HUNDREDTH: Final = 0.005
+"""Ratios are shown to the hundredth, and reach an aim that they are shown to reach."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """One figure of one rule.
+
+    Attributes:
+        policy: The rule.
+        column: The figure.
+        positions: Of the speed: 0 below the knee, 1 at it, 2 past it.
+        ratio: At most so much of the best rival's; at least, where more is better.
+    """
+
+    policy: str
+    column: Column
+    positions: tuple[int, ...]
+    ratio: float
+
+    def is_reached(self, ratio: float) -> bool:
+        """Whether a row's ratio is within the aim."""
+        if self.column.more_is_better:
+            return ratio > self.ratio - _HUNDREDTH
+        return ratio < self.ratio + _HUNDREDTH
+
+
+_PLACES: Final = {(0, 1): "below and at the knee", (2,): "past the knee", (0, 1, 2): "everywhere"}
+
+AIMS: Final = (
+    Aim(_IMMEDIATE, P90, (0, 1), 1.0),
+    Aim(_IMMEDIATE, P90, (2,), 0.95),
+    Aim(_IMMEDIATE, P99, (0, 1, 2), 1.05),
+    Aim(_IMMEDIATE, GOODPUT, (0, 1, 2), 1.0),
+    Aim(_IMMEDIATE, TPOT, (0, 1, 2), 1.05),
+    Aim(_HELD, P90, (0, 1), 0.95),
+    Aim(_HELD, P90, (2,), 0.5),
+    Aim(_HELD, P99, (0, 1, 2), 1.0),
+    Aim(_HELD, GOODPUT, (0, 1), 1.0),
+    Aim(_HELD, GOODPUT, (2,), 1.15),
+    Aim(_HELD, TPOT, (0, 1, 2), 1.05),
+)
+
+
+def aims(rows: Sequence[Row]) -> list[str]:
+    """Each aim, in how many rows it is reached, and the others, worst first; nothing if nothing ran.
+
+    Args:
+        rows: Runs of the comparison.
+    """
+    found: dict[tuple[str, str, int], list[tuple[float, str]]] = {}
+    for workload in WORKLOADS:
+        own = of_workload(rows, workload)
+        for (policy, field, speed), ratio in ratios(own, workload, compared_seeds(own)).items():
+            of_place = found.setdefault((policy, field, workload.speeds.index(speed)), [])
+            of_place.append((ratio, f"{workload.name} ×{speed:g}"))
+    lines = [_line(aim, [each for at in aim.positions for each in _of(aim, found, at)]) for aim in AIMS]
+    if not found:
+        return []
+    return [
+        "## Aims",
+        "Own figure over that of the row's best rival of those that decide at once, geometric means over"
+        " seeds. A row misses an aim whatever its scatter.",
+        table(["policy", "figure", "speed", "aim", "rows that reach it", "the others, worst first"], lines),
+    ]
+
+
+def _of(
+    aim: Aim, found: dict[tuple[str, str, int], list[tuple[float, str]]], at: int
+) -> list[tuple[float, str]]:
+    return found.get((aim.policy, aim.column.field, at), [])
+
+
+def _line(aim: Aim, ratios_of_rows: Sequence[tuple[float, str]]) -> list[str]:
+    missed = [each for each in ratios_of_rows if not aim.is_reached(each[0])]
+    missed.sort(reverse=not aim.column.more_is_better)
+    return [
+        f"`{aim.policy}`",
+        aim.column.title,
+        _PLACES[aim.positions],
+        f"{'≥' if aim.column.more_is_better else '≤'} {aim.ratio:g}",
+        f"{len(ratios_of_rows) - len(missed)} of {len(ratios_of_rows)}",
+        ", ".join(f"{row} {ratio:.2f}" for ratio, row in missed) or "–",
+    ]
