@@ -25,6 +25,7 @@ from extproc.config.sections.models import RuleSection
 from extproc.istio_gateway.profile import Fragment, Profile, profile_of
 from extproc.istio_gateway.text import Manifest
 from extproc.istio_gateway.tls import client_tls, engine_tls
+from extproc.values.endpoints import SUBSET_LABEL
 from extproc.values.headers import CLUSTER_HEADER, OWNER_HEADER
 from extproc.values.mesh_names import MeshName
 from extproc.values.requests import ANY_MODEL
@@ -49,9 +50,6 @@ DECIDED: Final = "tokenway-decided"
 NOWHERE: Final = "tokenway-nowhere"
 FALLBACK: Final = "tokenway-fallback"
 """Names of routes; those of fallbacks have a number behind."""
-
-SUBSET_LABEL: Final = "subset"
-"""Label by which a rule names a subset of a DestinationRule."""
 
 ACCEPTED: Final = "`host:port`, with a dot in the host, or Istio's own `outbound|port||host`"
 

@@ -20,8 +20,8 @@ from extproc.values.decisions import CacheSource
 
 _IntT = TypeVar("_IntT", bound="int | None")
 
-MANY_ROWS: Final = 16
-"""From so many rows on an array is worth being made."""
+WORTH_AN_ARRAY: Final = 16
+"""From so many rows on an array of theirs is kept, not a tuple."""
 
 
 def ints(column: Sequence[_IntT]) -> Sequence[_IntT]:

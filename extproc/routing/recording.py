@@ -103,7 +103,7 @@ class Recording:
         parsed, before, look, order = scheduled.parsed, scheduled.before, scheduled.look, scheduled.order
         request, route, estimate = parsed.request, parsed.route, look.estimate
         snapshot, choice, views = scheduled.now.snapshot, scheduled.now.choice, estimate.views
-        if len(views) >= keeping.MANY_ROWS:
+        if len(views) >= keeping.WORTH_AN_ARRAY:
             snapshot, choice, views = keeping.kept(snapshot, choice, views)
         return DecisionRecord(
             request_id=parsed.request_id,

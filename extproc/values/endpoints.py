@@ -9,6 +9,9 @@ from typing import Final
 from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey
 
+SUBSET_LABEL: Final = "subset"
+"""The subsets of Istio's DestinationRule that an endpoint is in, sorted, joined by `,`."""
+
 MAX_NUM_SEQS_LABEL: Final = "max_num_seqs"
 """How many sequences the engine runs at once, all ranks behind its address together: vLLM's `--max-num-seqs`,
 SGLang's `--max-running-requests`."""

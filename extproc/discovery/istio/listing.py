@@ -15,10 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from extproc.discovery.istio.messages import Member, Members, Workload
 from extproc.discovery.listed import Listed
+from extproc.values.endpoints import SUBSET_LABEL
 from metadata_center.addresses import Address, ip_or_none
-
-SUBSET_LABEL = "subset"
-"""Names of the subsets that an endpoint is in, sorted, joined by `,`."""
 
 VERSION_LABEL = "version"
 """The canonical revision of its workload."""
