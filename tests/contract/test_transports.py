@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -113,8 +113,8 @@ async def test_where_responses_live_is_sent_to_all(transport: Transport) -> None
     """Over any rendezvous, beside prompts' blocks and apart from them; the teller hears nothing new."""
     known: dict[MemberId, list[tuple[EndpointKey, list[int]]]] = {ONE: [], TWO: []}
 
-    def hear(member: MemberId, endpoint: EndpointKey, chain: list[int]) -> None:
-        known[member].append((endpoint, chain))
+    def hear(member: MemberId, endpoint: EndpointKey, chain: Sequence[int]) -> None:
+        known[member].append((endpoint, list(chain)))
 
     stores = [
         SharedStore(member, Counters(capacity=8), PrefixIndex(10, 10), on_responses=partial(hear, member))
