@@ -85,7 +85,7 @@ async def test_unknown_id(plain: Shared) -> None:
     """Asking about a request that was never made fails and says so."""
     code, page = await _command(plain.stack, "explain", "11111111-1111-4111-8111-111111111111")
     assert code == 1
-    assert "no such request" in page
+    assert "no decision of that id is remembered" in page
 
 
 async def test_every_family_is_scraped(plain: Shared) -> None:
