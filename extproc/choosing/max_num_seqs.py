@@ -290,7 +290,7 @@ class SequenceLimits:
             found = together.replacements.limit, LimitSource.ALIKE
         if found == before:
             return
-        if found is _NONE:
+        if found == _NONE:  # a compiled tuple has no identity
             del self._limits[key]
         else:
             self._limits[key] = found
