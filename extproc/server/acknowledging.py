@@ -4,7 +4,7 @@ Rules:
     1. Envoys of other workers count as well: Envoy has one stream of clusters, to some worker, and asks all
        of them about requests. A worker that does not answer is waited for.
     2. Where no Envoy takes clusters from us (none is there; they are another house's), nothing is waited for.
-    3. How long at most is for those to decide who wait.
+    3. Nobody waits for longer than `MOST_WAIT_S`; those who wait see to that.
     4. Another worker is answered when Envoys here have all that it asks for, or refused some, and not after
        `ANSWER_S`. Of clusters that must have endpoints this worker has to know some, too: a control plane may
        tell it of them later than the other one.
@@ -25,6 +25,10 @@ from extproc.xds.ads import AdsServer, Word
 
 POLL_S = 0.05
 """An Envoy that does not come back says nothing: that its time is over is looked for."""
+
+MOST_WAIT_S = 3.0
+"""Longest that a configuration, a cluster that comes late or a worker that starts waits for Envoys. It takes
+some 10 ms where they answer."""
 
 ANSWER_S = 5.0
 """Longer than any worker waits for an answer."""

@@ -35,6 +35,7 @@ from extproc.discovery.resolution import Resolution
 from extproc.discovery.resolve import ResolveError, addresses_of
 from extproc.errors import ConfigError
 from extproc.observing.metrics.collector import Metrics
+from extproc.server.acknowledging import MOST_WAIT_S
 from extproc.server.publishing import Preparation
 
 _log = logging.getLogger("tokenway.configuration")
@@ -44,9 +45,6 @@ RESOLVE_INTERVAL_S = 5.0
 
 WAIT_S = 1.2
 """A change waits this long for names that are new; with two looks at the files it is in force within 2 s."""
-
-INTRODUCE_S = 3.0
-"""A change waits this long for Envoys to have its new clusters; that takes some 10 ms where they answer."""
 
 LOOK_UP_S = 30.0
 """Bound on a look-up: glibc asks three name servers twice, 5 s each (resolv.conf(5)). Nothing waits for it:
@@ -84,7 +82,7 @@ class Configuration:
         self._metrics = metrics
         self._apply = apply
         self._preparation = preparation
-        self._following = Following(interval_s=RESOLVE_INTERVAL_S, wait_s=WAIT_S, introduce_s=INTRODUCE_S)
+        self._following = Following(interval_s=RESOLVE_INTERVAL_S, wait_s=WAIT_S, introduce_s=MOST_WAIT_S)
         self._looks: dict[Path, Look] = {}
         self._first = self._latest = self._read(is_first=True)
         if isinstance(self._first, Refused):

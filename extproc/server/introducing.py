@@ -1,7 +1,7 @@
 """Make before break: a configuration is in force once every Envoy has the clusters that it leads to.
 
 Rules:
-    1. Who is waited for, `acknowledging` says; how long at most, `discovery.following`.
+    1. Who is waited for and how long at most, `acknowledging` says; `discovery.following` sees to it.
     2. Clusters that some Envoy refused leave the others at once, so that the next attempt is one.
     3. A worker that starts takes its first configuration as it is, but no request before the Envoys of those
        workers that are there have its clusters: they may not have read the files yet that it was started by.
@@ -18,15 +18,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from extproc.config.schema import Config
-from extproc.server.acknowledging import Acknowledgements, Asked
+from extproc.server.acknowledging import MOST_WAIT_S, Acknowledgements, Asked
 from extproc.server.applying import Coming
 from extproc.values.endpoints import Endpoint
 
 _log = logging.getLogger("tokenway.configuration")
-
-
-START_S = 3.0
-"""Longest that a worker that starts waits for answers: as long as a change does."""
 
 
 class Introducer(Protocol):
@@ -87,12 +83,12 @@ class Introductions:
         self._asked = self._acknowledgements.instead(self._asked, coming.needed)
 
     async def catch_up(self, clusters: Callable[[], frozenset[str]]) -> None:
-        """Return when Envoys of the other workers that are there have these clusters, or after `START_S`."""
+        """Return when Envoys of other workers that are there have these clusters, or after `MOST_WAIT_S`."""
         asked = await self._acknowledgements.ask_those_there(clusters)
         if asked is None:
             return
         try:
-            async with asyncio.timeout(START_S):
+            async with asyncio.timeout(MOST_WAIT_S):
                 await asked.answered.wait()
         except TimeoutError:
             extra = {"clusters": sorted(asked.clusters), "silent_workers": sorted(asked.unanswered)}

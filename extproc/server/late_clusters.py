@@ -2,7 +2,7 @@
 
 Rules:
     1. Which clusters are hidden, `discovery.routable` says. They are shown in the turn in which they came
-       where no Envoy has to acknowledge them, else when all have, and after `HIDE_S` in any case.
+       where no Envoy has to acknowledge them, else when all have, and after `MOST_WAIT_S` in any case.
     2. A worker that starts hides nothing: it takes no request before Envoys have what it starts with
        (`introducing`).
     3. What came in one turn is asked for, and shown, together.
@@ -17,12 +17,9 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from extproc.discovery.routable import RoutableClusters
-from extproc.server.acknowledging import Acknowledgements, Asked
+from extproc.server.acknowledging import MOST_WAIT_S, Acknowledgements, Asked
 
 _log = logging.getLogger("tokenway.fleet")
-
-HIDE_S = 3.0
-"""As long as a configuration waits for Envoys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +70,7 @@ class LateClusters:
         new = hidden - known
         if new:
             asked = self._acknowledgements.ask(new, served=new)
-            self._late.append(_Late(asked, self._clock() + HIDE_S))
+            self._late.append(_Late(asked, self._clock() + MOST_WAIT_S))
         self.look()
 
     def look(self) -> None:

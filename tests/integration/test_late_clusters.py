@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from extproc.config.schema import Config
 from extproc.discovery.listed import Listed
 from extproc.discovery.resolution import Resolution
-from extproc.server.introducing import START_S
-from extproc.server.late_clusters import HIDE_S
+from extproc.server.acknowledging import MOST_WAIT_S
 from extproc.values.endpoints import Endpoint
 from extproc.xds.ads import RECONNECT_S
 from metadata_center.addresses import Address
@@ -129,7 +128,7 @@ async def test_an_envoy_that_never_answers_is_waited_for_so_long(
     await silent(worker)
     lists(worker, 1)
     await settled()
-    worker.now_s += HIDE_S
+    worker.now_s += MOST_WAIT_S
     await until(lambda: seen(worker) == 1)
     (record,) = caplog.records
     assert record.message == "an Envoy has not acknowledged clusters that requests go to now"
@@ -227,7 +226,7 @@ async def test_a_worker_that_does_not_answer(pair: list[Worker], caplog: pytest.
     lists(pair[0], 1)
     await settled()
     assert seen(pair[0]) is None
-    pair[0].now_s += HIDE_S
+    pair[0].now_s += MOST_WAIT_S
     await until(lambda: seen(pair[0]) == 1)
     (record,) = caplog.records
     assert vars(record)["silent_workers"] == [1]
@@ -244,7 +243,7 @@ async def test_a_worker_that_starts_waits_for_first_endpoints(pair: list[Worker]
     await settled()
     assert not starting.done()
     lists(pair[0], 1)
-    await asyncio.wait_for(starting, START_S / 2)
+    await asyncio.wait_for(starting, MOST_WAIT_S / 2)
     assert envoy.serves["far"] == 1
 
 
@@ -304,9 +303,9 @@ async def _run(steps: list[str]) -> None:
                 worker.acknowledgements.look_soon()
         await settled()
         after, is_there = seen(worker), worker.owners.fleet.clusters.get("far")
-        if after and not before and worker.now_s - hidden_s < HIDE_S:
+        if after and not before and worker.now_s - hidden_s < MOST_WAIT_S:
             assert all(envoy.serves.get("far") for envoy in envoys), step
         if after or not is_there:
             hidden_s = worker.now_s
-        assert after or not is_there or worker.now_s - hidden_s <= HIDE_S
+        assert after or not is_there or worker.now_s - hidden_s <= MOST_WAIT_S
     worker.stop()

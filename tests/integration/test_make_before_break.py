@@ -9,6 +9,7 @@ import pytest
 from envoy.service.discovery.v3 import discovery_pb2 as pb
 
 from extproc.server import introducing
+from extproc.server.acknowledging import MOST_WAIT_S
 from extproc.transport.seam import Message, joined
 from extproc.xds.ads import RECONNECT_S
 from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
@@ -363,7 +364,7 @@ async def test_a_worker_that_starts_waits_for_the_envoy_of_another(pair: list[Wo
     await until(lambda: "new" in envoy.has)
     assert not starting.done()
     envoy.acknowledge()
-    async with asyncio.timeout(introducing.START_S / 2):
+    async with asyncio.timeout(MOST_WAIT_S / 2):
         await starting
     assert pair[0].in_force == "new"
 
@@ -378,14 +379,14 @@ async def test_an_answer_waits_until_the_worker_that_starts_can_be_reached(pair:
     await settled()
     assert not starting.done()
     wire.is_deaf = False  # type: ignore[union-attr]
-    async with asyncio.timeout(introducing.START_S / 2):
+    async with asyncio.timeout(MOST_WAIT_S / 2):
         await starting
 
 
 async def test_a_worker_that_starts_alone_waits_for_nobody(pair: list[Worker]) -> None:
     """The others are not there yet, or not any more."""
     pair[1].wire.is_cut = True  # type: ignore[union-attr]
-    async with asyncio.timeout(introducing.START_S / 2):
+    async with asyncio.timeout(MOST_WAIT_S / 2):
         await pair[1].introductions.catch_up(pair[1].owners.led_to)
 
 
@@ -393,7 +394,7 @@ async def test_a_worker_that_starts_waits_so_long_for_a_silent_one(
     pair: list[Worker], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Then it serves, and the log says so."""
-    monkeypatch.setattr(introducing, "START_S", 0.05)
+    monkeypatch.setattr(introducing, "MOST_WAIT_S", 0.05)
     Envoy(pair[0].ads)
     await settled()
     pair[1].start("new")
