@@ -150,10 +150,7 @@ def build_worker(
         scheduling.engines, known.history, scheduling.predictor, known.kv_event_follower, config
     )
     prober = _prober(news, known, engines, config)
-    heard: Listeners[[]] = Listeners()
-    ads = AdsServer(lambda type_url: metrics.ads_refused(ADS_TYPES[type_url]), heard.notify)
-    acknowledgements = Acknowledgements(ads, known.bus, owners.fleet.clusters)
-    heard.add(acknowledgements.look_soon)
+    ads, acknowledgements = _envoys(site, known)
     late = LateClusters(owners.routable, acknowledgements, scheduling.health.reconsider)
     publications = Publications(owners.fleet.clusters, scheduling.health.state, kinds)
     publisher = Publisher(ads, publications, metrics)
@@ -219,6 +216,20 @@ def build_worker(
     preparation.prepare(config)
     facts = {"socket": str(socket_path(site.folder, index)), "owner": site.owner, "build": build_kind()}
     return Worker(life, parts, draining.drain, configuration.reload, lambda: admin.port, facts)
+
+
+def _envoys(site: Site, known: Knowledge) -> tuple[AdsServer, Acknowledgements]:
+    """An Envoy whose worker dies comes to another one: they tell each other how many they have."""
+    heard: Listeners[[]] = Listeners()
+    ads = AdsServer(lambda type_url: site.metrics.ads_refused(ADS_TYPES[type_url]), heard.notify)
+    acknowledgements = Acknowledgements(ads, known.bus, site.owners.fleet.clusters)
+    heard.add(acknowledgements.look_soon)
+    bus = known.bus
+    if bus is not None:
+        bus.found.add(ads.found)
+        bus.lost.add(ads.expect)
+        heard.add(lambda: bus.tell_envoys(ads.num_envoys))
+    return ads, acknowledgements
 
 
 def _site(

@@ -70,6 +70,10 @@ class _Answer(msgspec.Struct, tag="answer", array_like=True, frozen=True):
     refused: dict[str, str]
 
 
+class _Envoys(msgspec.Struct, tag="envoys", array_like=True, frozen=True):
+    number: int
+
+
 class _Cached(msgspec.Struct, tag="cached", array_like=True, frozen=True):
     endpoint: EndpointKey
     blocks: list[int]
@@ -81,7 +85,7 @@ class _Waits(msgspec.Struct, tag="waits", array_like=True, frozen=True):
 
 
 EntryFrame = _Ended | _Alive | _Started | _Failed
-Frame = EntryFrame | _Cached | _Question | _Answer | _Waits
+Frame = EntryFrame | _Cached | _Question | _Answer | _Envoys | _Waits
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(Frame)
@@ -122,6 +126,8 @@ class Bus:
         questions: Notified of who asks, under which number, whether Envoys have these clusters, and which of
             them with endpoints.
         answers: Notified of who answers, which number, and of what an Envoy refused.
+        found: Notified of how many more Envoys another worker has.
+        lost: Notified of how many were at a worker that is gone.
     """
 
     def __init__(
@@ -145,6 +151,9 @@ class Bus:
         self._clock = clock
         self.questions: Listeners[[int, int, list[str], list[str]]] = Listeners()
         self.answers: Listeners[[int, int, dict[str, str]]] = Listeners()
+        self.found: Listeners[[int]] = Listeners()
+        self.lost: Listeners[[int]] = Listeners()
+        self._num_envoys = 0
         self._writers: dict[int, asyncio.StreamWriter] = {}
         self._served: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
@@ -200,6 +209,13 @@ class Bus:
         for peer in self._peers:
             self._send(peer, frame)
 
+    def tell_envoys(self, number: int) -> None:
+        """Tell every other worker how many Envoys take clusters from here, if they do not know."""
+        if number != self._num_envoys:
+            self._num_envoys = number
+            for peer in self._writers:
+                self._send(peer, _Envoys(number))
+
     async def met(self) -> frozenset[int]:
         """Those of the other workers that are there: each was tried once since the start."""
         for tried in self._tried.values():
@@ -228,7 +244,8 @@ class Bus:
         return asker in self._writers and self._send(asker, _Answer(self._index, number, dict(refused)))
 
     def _greet(self, peer: int) -> None:
-        """Send a worker that starts anew what it missed, unless another one does."""
+        """Tell a worker that starts anew of the Envoys here and, unless another one does, what it missed."""
+        self._send(peer, _Envoys(self._num_envoys))
         if self._index == (0 if peer else 1):
             for endpoint, blocks in self._known().items():
                 self._send(peer, _Cached(endpoint, list(blocks)))
@@ -263,19 +280,28 @@ class Bus:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._served.add(writer)
+        num_envoys = 0
         try:
             while True:
                 (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
                 if length > MAX_FRAME_BYTES:
                     return
-                self._take(_DECODER.decode(await reader.readexactly(length)))
+                frame = _DECODER.decode(await reader.readexactly(length))
+                if isinstance(frame, _Envoys):
+                    more, num_envoys = frame.number - num_envoys, frame.number
+                    if more > 0:
+                        self.found.notify(more)
+                else:
+                    self._take(frame)
         except (asyncio.IncompleteReadError, ConnectionError, msgspec.MsgspecError):
             return
         finally:
             self._served.discard(writer)
             writer.close()
+            if num_envoys:
+                self.lost.notify(num_envoys)
 
-    def _take(self, frame: Frame) -> None:
+    def _take(self, frame: EntryFrame | _Cached | _Question | _Answer | _Waits) -> None:
         try:
             match frame:
                 case _Cached():

@@ -5,7 +5,7 @@ Rules:
     2. Publishing reaches all streams and waits for none.
     3. However many publications happen while a stream sends, it then sends the latest state once.
     4. An Envoy whose stream ends is expected back: for `RECONNECT_S`, or until one comes, it counts as having
-       what it had.
+       what it had; one that another worker had when it died, as having nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RECONNECT_S = 2.0
 """Twice the longest pause that the bootstrap lets Envoy make between two attempts to connect."""
 
 MAX_LOST = 64
-"""Ended streams that are remembered, more than Envoys behind one gateway."""
+"""Envoys that are expected back at once, more than there are behind one gateway."""
 
 _SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 
@@ -44,6 +44,21 @@ class Word:
 
     lacked: AbstractSet[str]
     refused: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Lost:
+    """An Envoy that is expected back.
+
+    Attributes:
+        until_s: For how long.
+        had: Clusters that it had.
+        was_here: Its stream ended here, not at another worker.
+    """
+
+    until_s: float
+    had: frozenset[str]
+    was_here: bool
 
 
 class AdsServer:
@@ -65,7 +80,7 @@ class AdsServer:
         self._clock = clock
         self._store = ResourceStore()
         self._subscribers: set[Subscriber] = set()
-        self._lost: list[tuple[float, frozenset[str]]] = []
+        self._lost: list[_Lost] = []
         self._is_closing = False
         self._heard = heard
 
@@ -114,6 +129,23 @@ class AdsServer:
         self._forget_lost()
         return bool(self._lost) or any(one.stream.takes_clusters for one in self._subscribers)
 
+    @property
+    def num_envoys(self) -> int:
+        """How many take clusters from here, or did until a moment ago and have not been found elsewhere."""
+        self._forget_lost()
+        here = sum(one.stream.takes_clusters for one in self._subscribers)
+        return here + sum(lost.was_here for lost in self._lost)
+
+    def expect(self, number: int) -> None:
+        """So many Envoys were at a worker that is gone: they may come here."""
+        until_s = self._clock() + RECONNECT_S
+        self._remember([_Lost(until_s, frozenset(), was_here=False)] * min(number, MAX_LOST))
+
+    def found(self, number: int) -> None:
+        """So many came to another worker: of those that are expected, the first."""
+        del self._lost[:number]
+        self._heard()
+
     def word(self, clusters: Iterable[str], served: Iterable[str] = ()) -> Word:
         """What Envoys say of these clusters; nothing is lacked where no Envoy is.
 
@@ -125,25 +157,26 @@ class AdsServer:
         self._forget_lost()
         streams = [one.stream for one in self._subscribers if one.stream.takes_clusters]
         refused = {name: one.refused[name] for one in streams for name in names & one.refused.keys()}
-        having = [*(one.had for one in streams), *(had - filled for _, had in self._lost)]
+        having = [*(one.had for one in streams), *(lost.had - filled for lost in self._lost)]
         lacked = {name for had in having for name in names - had}
         lacked.update(name for one in streams for name in filled if not one.serves(name))
         return Word(lacked - refused.keys(), refused)
 
     def _forget_lost(self) -> None:
         now_s = self._clock()
-        self._lost = [(until_s, had) for until_s, had in self._lost if now_s < until_s]
+        self._lost = [lost for lost in self._lost if now_s < lost.until_s]
+
+    def _remember(self, lost: list[_Lost]) -> None:
+        self._lost = [*self._lost, *lost][-MAX_LOST:]
+        self._heard()
 
     def _left(self, subscriber: Subscriber) -> None:
         if subscriber not in self._subscribers:
             return
         self._subscribers.discard(subscriber)
         if subscriber.stream.takes_clusters and not self._is_closing:
-            self._lost = [
-                *self._lost[1 - MAX_LOST :],
-                (self._clock() + RECONNECT_S, frozenset(subscriber.stream.had)),
-            ]
-            self._heard()
+            until_s = self._clock() + RECONNECT_S
+            self._remember([_Lost(until_s, frozenset(subscriber.stream.had), was_here=True)])
 
     def _taken(self) -> None:
         """An Envoy asks for clusters: the first that was lost, or a new one."""

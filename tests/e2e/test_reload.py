@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
+from extproc.server.run_dir import counters_path
 from tests.e2e.harness import (
     Load,
     Stack,
@@ -252,6 +254,26 @@ async def test_a_slow_first_byte_is_followed_by_another_endpoint_of_a_cluster_th
             assert await arrived() == 2
 
 
+async def _stop_between_decisions(pid: int, run_dir: Path) -> None:
+    """Stop a worker that does not hold the lock of the counters: others would wait for it in the kernel."""
+    status = Path(f"/proc/{pid}/status")
+
+    async def state() -> str:
+        return await asyncio.to_thread(status.read_text)
+
+    with counters_path(run_dir).open("rb") as counters:
+        while True:
+            os.kill(pid, signal.SIGSTOP)
+            await eventually(state, lambda text: "T (stopped)" in text)
+            try:
+                fcntl.flock(counters, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # that one, or the other worker
+                os.kill(pid, signal.SIGCONT)
+                await asyncio.sleep(0.001)
+            else:
+                return
+
+
 @pytest.mark.parametrize("survives", ["with Envoy", "without"])
 async def test_a_worker_restarts_while_a_cluster_is_renamed(
     replicas: list[SimulatorServer], survives: str
@@ -283,7 +305,7 @@ async def test_a_worker_restarts_while_a_cluster_is_renamed(
         async with Load(stack, "sim", clients=8, stream=False, max_tokens=4) as load:
             await load.more(16)
             before = socket.stat().st_ctime_ns
-            os.kill(pids[stays], signal.SIGSTOP)
+            await _stop_between_decisions(pids[stays], stack.run_dir)
             pool, config = named("second")
             stack.write_clusters(pool)
             stack.write_config(config)

@@ -35,6 +35,8 @@ class Peer:
         self.cached: list[tuple[EndpointKey, list[int]]] = []
         self.known: dict[EndpointKey, list[int]] = {}
         self.lines: list[tuple[str, list[Waiter]]] = []
+        self.found = 0
+        self.lost = 0
         self.bus = Bus(
             run_dir,
             index,
@@ -44,6 +46,14 @@ class Peer:
             lambda: self.known,
             lambda worker, line: self.lines.append((worker, line)),
         )
+        self.bus.found.add(self._find)
+        self.bus.lost.add(self._lose)
+
+    def _find(self, number: int) -> None:
+        self.found += number
+
+    def _lose(self, number: int) -> None:
+        self.lost += number
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -289,4 +299,28 @@ async def test_a_worker_that_comes_is_informed(tmp_path: Path) -> None:
     assert again.cached == [(KEY, [2**64 - 1, 7])]
     assert len(third.cached) == 1
     for peer in (first, again, third):
+        await peer.bus.stop()
+
+
+async def test_envoys_of_a_worker_that_goes_are_told_of(pair: tuple[Peer, Peer]) -> None:
+    """How many more it has, and how many it had when it went: not those that had left it before."""
+    one, other = pair
+    for number in (2, 2, 3, 1):
+        one.bus.tell_envoys(number)
+    await until(lambda: other.found == 3)
+    one.bus.broadcast(ENTRY)
+    await until(lambda: other.entries == [ENTRY])
+    assert other.lost == 0
+    await one.bus.stop()
+    await until(lambda: other.lost == 1)
+
+
+async def test_a_worker_that_comes_is_told_of_envoys(tmp_path: Path) -> None:
+    """They came before it did."""
+    one, other = Peer(tmp_path, 0), Peer(tmp_path, 1)
+    await one.bus.start()
+    one.bus.tell_envoys(2)
+    await other.bus.start()
+    await until(lambda: other.found == 2)
+    for peer in (one, other):
         await peer.bus.stop()

@@ -281,6 +281,53 @@ async def test_an_envoy_that_does_not_come_back_is_forgotten(worker: Worker) -> 
             await asyncio.sleep(0.01)
 
 
+async def test_an_envoy_of_a_worker_that_died_is_expected(pair: list[Worker]) -> None:
+    """It may come here, with what it had: until it has what is asked for, nobody is told that all have it."""
+    dies, stays = pair
+    assert not dies.acknowledgements.word(dies.acknowledgements.ask({"old"})).lacked
+    stays.ads.expect(1)
+    assert stays.ads.has_envoys
+    assert stays.ads.word({"old", "new"}).lacked == {"old", "new"}
+    assert stays.ads.num_envoys == 0, "it would be expected for ever by workers that tell each other"
+    envoy = Envoy(stays.ads, ["old"], answers=False)
+    assert stays.ads.num_envoys == 1
+    assert stays.ads.word({"old", "new"}).lacked == {"new"}
+    envoy.leave()
+    assert stays.ads.num_envoys == 1, "it may come back, and this worker knows what it had"
+
+
+async def test_an_envoy_of_a_worker_that_died_goes_elsewhere(pair: list[Worker]) -> None:
+    """A third one has it: that one is asked."""
+    stays = pair[1]
+    stays.ads.expect(2)
+    stays.ads.found(1)
+    assert stays.ads.word({"new"}).lacked == {"new"}
+    stays.ads.found(1)
+    assert not stays.ads.word({"new"}).lacked
+    stays.ads.expect(1)
+    stays.now_s += RECONNECT_S
+    assert not stays.ads.word({"new"}).lacked, "it has had its time"
+
+
+@pytest.mark.parametrize("comes_back", [True, False], ids=["Envoy comes here", "Envoy stays away"])
+async def test_a_worker_that_starts_waits_for_the_envoy_of_the_one_that_died(
+    pair: list[Worker], comes_back: bool
+) -> None:
+    """No worker has one when it asks."""
+    starts, stays = pair
+    starts.start("new")
+    stays.start("new")
+    stays.ads.expect(1)
+    catching_up = asyncio.create_task(starts.introductions.catch_up(lambda: frozenset({"new"})))
+    await asyncio.sleep(0.1)
+    assert not catching_up.done()
+    if comes_back:
+        Envoy(stays.ads, ["old"])
+    else:
+        stays.now_s += RECONNECT_S
+    await asyncio.wait_for(catching_up, 2)
+
+
 async def test_tls_of_a_new_cluster_comes_with_it(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is introduced as it will be: Envoy is sent it once, and the one that goes is not changed before."""
     heard: list[tuple[str, bool]] = []
