@@ -47,7 +47,9 @@ _WAITING_SERIES: Final = (b"vllm:num_requests_waiting{", b"sglang:num_queue_reqs
 _USAGE_SERIES: Final = (b"vllm:kv_cache_usage_perc{", b"sglang:token_usage{")
 _FORMER_USAGE_SERIES: Final = b"vllm:gpu_cache_usage_perc{"
 """The same by its name before vLLM 0.9.2, which 0.9.2 to 0.10 have beside the new one. The other series
-that are read have had one name since vLLM 0.4, or since there is one. Source: vLLM, pull requests 18354, 24245, 29330."""
+that are read have had one name since vLLM 0.4, or since there is one.
+
+Source: vLLM, pull requests 18354, 24245, 29330."""
 _PROMPTS_SERIES: Final = (b"vllm:prompt_tokens_total{", b"sglang:prompt_tokens_total{")
 _STARTED_SERIES: Final = b"process_start_time_seconds "
 """Of vLLM's API server, which ends with its engine; SGLang has no such series."""
