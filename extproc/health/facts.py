@@ -139,7 +139,7 @@ def _occupancy(exposition: bytes) -> Occupancy | None:
             (_USAGE_SERIES, inf),
         )
     )
-    usage = usage or _by_rank(exposition, _FORMER_USAGE_SERIES, inf)
+    usage = usage or [*_by_rank(exposition, _FORMER_USAGE_SERIES, inf)]
     if not (running and waiting and usage) or -1.0 in (*running, *waiting, *usage):
         return None
     started = [_value(line, _MOST_UNIX_S) for line in _lines(exposition, _STARTED_SERIES)]
