@@ -437,6 +437,43 @@ async def test_how_full_an_engine_is() -> None:
     assert engine_facts(sglang).occupancy == Occupancy(3, 1, 0.5)
 
 
+OLDER = FULL.replace(b"kv_cache_usage_perc", b"gpu_cache_usage_perc")
+FORMER_ENGINE = b"""
+vllm:num_requests_running{model_name="m"} 3.0
+vllm:num_requests_swapped{model_name="m"} 0.0
+vllm:num_requests_waiting{model_name="m"} 1.0
+vllm:gpu_cache_usage_perc{model_name="m"} 0.4
+vllm:cpu_cache_usage_perc{model_name="m"} 0.9
+vllm:cache_config_info{block_size="16",num_cpu_blocks="2048",num_gpu_blocks="100",sliding_window="None"} 1.0
+vllm:prompt_tokens_total{model_name="m"} 71.0
+"""
+"""What the engine before V1 says, which had no rank and no sleep."""
+
+
+@pytest.mark.parametrize(
+    ("text", "facts"),
+    [
+        (OLDER, EngineFacts(None, None, is_asleep=False, occupancy=Occupancy(248, 7, 0.75))),
+        (
+            FORMER_ENGINE,
+            EngineFacts(1600, 16, is_asleep=False, occupancy=Occupancy(3, 1, 0.4, prompt_tokens=71.0)),
+        ),
+        (OLDER.replace(b" 0.25", b" NaN"), EngineFacts(None, None, is_asleep=False)),
+    ],
+)
+async def test_how_full_an_older_vllm_is(text: bytes, facts: EngineFacts) -> None:
+    """The usage by its former name, held to what the present one is held to; the rest has kept its names."""
+    assert engine_facts(text) == facts
+
+
+@pytest.mark.parametrize("former", [b"0.99", b"NaN"])
+async def test_the_former_name_says_nothing_beside_the_present_one(former: bytes) -> None:
+    """Versions between have both, and the help of the one that went names the other."""
+    help_line = b"# HELP vllm:gpu_cache_usage_perc DEPRECATED: use vllm:kv_cache_usage_perc{ instead\n"
+    both = FULL + help_line + b'vllm:gpu_cache_usage_perc{engine="0",model_name="m"} ' + former + b"\n"
+    assert engine_facts(both).occupancy == Occupancy(248, 7, 0.75)
+
+
 SGLANG = (
     'sglang:num_running_reqs{{tp_rank="{tp}",dp_rank="{dp}",priority="{priority}"}} {running}\n'
     'sglang:num_queue_reqs{{tp_rank="{tp}",dp_rank="{dp}",priority="{priority}"}} {waiting}\n'
