@@ -197,7 +197,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "metadata_center.cache_map": "metadata_center.types metadata_center.errors metadata_center.roots "
         "metadata_center.kv_events metadata_center.load",
         "metadata_center.sharing": "metadata_center.types metadata_center.errors metadata_center.load "
-        "metadata_center.store metadata_center.addresses metadata_center.backoff",
+        "metadata_center.store metadata_center.addresses metadata_center.backoff metadata_center.files",
         "metadata_center.service": "metadata_center.types metadata_center.errors metadata_center.load "
         "metadata_center.history metadata_center.sharing metadata_center.addresses",
         "tokenway.simulator.engine": "",

@@ -130,9 +130,12 @@ class Wire:
         self.index = index
         self.others: dict[int, Wire] = {}
         self.is_cut = False
+        self.is_away = False
         self.is_deaf = False
         self.questions: Listeners[[int, int, list[str], list[str]]] = Listeners()
         self.answers: Listeners[[int, int, dict[str, str]]] = Listeners()
+        self.came: Listeners[[int]] = Listeners()
+        self.away: Listeners[[int]] = Listeners()
 
     @classmethod
     def pair(cls) -> tuple[Wire, Wire]:
@@ -142,16 +145,19 @@ class Wire:
             wire.others[other.index] = other
         return wires
 
-    def ask(self, number: int, clusters: Sequence[str], served: Sequence[str] = ()) -> frozenset[int]:
+    def ask(
+        self, number: int, clusters: Sequence[str], served: Sequence[str] = (), worker: int | None = None
+    ) -> frozenset[int]:
         """See `Bus`."""
-        for other in self.others.values():
-            if not self.is_cut and not other.is_cut:
+        asked = [other for other in self.others.values() if worker in (other.index, None)]
+        for other in asked:
+            if not (self.is_cut or other.is_cut or self.is_away):
                 other.questions.notify(self.index, number, list(clusters), list(served))
-        return frozenset(self.others)
+        return frozenset() if self.is_away else frozenset(other.index for other in asked)
 
     async def met(self) -> frozenset[int]:
         """See `Bus`."""
-        return frozenset() if self.is_cut else frozenset(self.others)
+        return frozenset() if self.is_cut or self.is_away else frozenset(self.others)
 
     def answer(self, asker: int, number: int, refused: Mapping[str, str]) -> bool:
         """See `Bus`."""

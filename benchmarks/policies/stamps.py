@@ -2,7 +2,8 @@
 
 Rules:
     1. A stamp covers the command line, the trace file, the policies' parameters and the sources that the
-       cell's kind depends on. Equal stamps: the stored figures are those that a run would give.
+       cell's kind depends on, without their comments and docstrings. Equal stamps: the stored figures are
+       those that a run would give.
     2. Rivals and oracles are stamped without the event loop and what it hands to rules (`run.py`,
        `gateway.py`, `ledger.py`, `view.py`): they change for the product's rules and for several gateways,
        and a run of an hour would be thrown away each time.
@@ -11,7 +12,11 @@ Rules:
 
 from __future__ import annotations
 
+import ast
+import functools
 import hashlib
+import io
+import tokenize
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -93,5 +98,31 @@ def stamp(cell: Cell, traces: Path, root: Path = ROOT) -> str:
     if not trace.startswith("gen:"):
         add((traces / trace).read_bytes())
     for path in sources(cell.kind, root):
-        add(path.relative_to(root).as_posix().encode(), path.read_bytes())
+        add(path.relative_to(root).as_posix().encode(), code_of(path.read_bytes()))
     return digest.hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=512)
+def code_of(source: bytes) -> bytes:
+    """A module's lines without comments, strings that stand alone (docstrings) and what is empty then.
+
+    Raises:
+        SyntaxError: It is no module.
+    """
+    lines = [bytearray(line) for line in source.splitlines()]
+    for node in ast.walk(ast.parse(source)):
+        if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
+            continue
+        first, last = node.lineno - 1, node.value.end_lineno or node.lineno
+        for number in range(first, last):
+            start = node.col_offset if number == first else 0
+            end = node.value.end_col_offset if number == last - 1 else None
+            blank = len(lines[number][start:end])
+            lines[number][start:end] = b" " * blank
+    text = [line.decode() for line in lines]
+    plain = io.StringIO("\n".join(line.decode() for line in source.splitlines()))
+    for token in tokenize.generate_tokens(plain.readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            text[row - 1] = text[row - 1][:column]
+    return "\n".join(line.rstrip() for line in text if line.strip()).encode()

@@ -6,9 +6,7 @@ Only `load`, `load_all` and `read_file` read files. Everything else here is pure
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,9 +24,10 @@ from extproc.config.sections.models import Model, RuleSection
 from extproc.errors import ConfigError
 from extproc.values.mesh_names import MeshName
 from extproc.values.requests import ANY_MODEL
+from metadata_center.files import open_regular
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
-"""Bound on a file: a hundred thousand endpoints with labels have 20 MB. A device has no end."""
+"""Bound on a file: a hundred thousand endpoints with labels have 20 MB."""
 
 Settings = Mapping[str, Any]
 """A part of a tokenway.yaml, in plain data; what flags of the command say."""
@@ -250,7 +249,7 @@ def read_file(path: Path) -> str:
     """The text of a file, without the byte order mark that Windows editors begin it with.
 
     Raises:
-        ConfigError: It is missing, no file, closed to us, too large, or not UTF-8.
+        ConfigError: It is missing, no regular file, closed to us, too large, or not UTF-8.
     """
     try:
         return _content(path).removeprefix(BOM_UTF8).decode()
@@ -261,9 +260,7 @@ def read_file(path: Path) -> str:
 
 
 def _content(path: Path) -> bytes:
-    with path.open("rb") as file:
-        if stat.S_ISCHR(os.fstat(file.fileno()).st_mode):
-            raise OSError("a device, not a file")
+    with open_regular(path) as file:
         content = file.read(MAX_FILE_BYTES + 1)
     if len(content) > MAX_FILE_BYTES:
         raise OSError(f"larger than {MAX_FILE_BYTES} bytes")

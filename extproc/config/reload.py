@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from extproc.config.loading import MAX_FILE_BYTES
+from metadata_center.files import NOT_REGULAR, open_regular
 
 _log = logging.getLogger(__name__)
 
@@ -53,13 +54,13 @@ def look(path: Path, before: Look | None = None) -> Look:
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
-            return Look((found.st_mode, found.st_ino, found.st_dev), problem="not a regular file")
+            return Look((found.st_mode, found.st_ino, found.st_dev), problem=NOT_REGULAR)
         times = found.st_ctime_ns, found.st_mtime_ns
         fingerprint = (*times, found.st_size, found.st_ino, found.st_dev)
         is_old = time.time() - found.st_ctime_ns / 1e9 >= _YOUNG_S
         if before is not None and before.fingerprint == fingerprint and is_old:
             return before
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content = file.read(MAX_FILE_BYTES)
     except OSError as error:
         return Look(problem=error.strerror or str(error))

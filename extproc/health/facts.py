@@ -45,6 +45,11 @@ _SLEEP_SERIES: Final = b"vllm:engine_sleep_state{"
 _RUNNING_SERIES: Final = (b"vllm:num_requests_running{", b"sglang:num_running_reqs{")
 _WAITING_SERIES: Final = (b"vllm:num_requests_waiting{", b"sglang:num_queue_reqs{")
 _USAGE_SERIES: Final = (b"vllm:kv_cache_usage_perc{", b"sglang:token_usage{")
+_FORMER_USAGE_SERIES: Final = b"vllm:gpu_cache_usage_perc{"
+"""The same by its name before vLLM 0.9.2, which 0.9.2 to 0.10 have beside the new one. The other series
+that are read have had one name since vLLM 0.4, or since there is one.
+
+Source: vLLM, pull requests 18354, 24245, 29330."""
 _PROMPTS_SERIES: Final = (b"vllm:prompt_tokens_total{", b"sglang:prompt_tokens_total{")
 _STARTED_SERIES: Final = b"process_start_time_seconds "
 """Of vLLM's API server, which ends with its engine; SGLang has no such series."""
@@ -134,6 +139,7 @@ def _occupancy(exposition: bytes) -> Occupancy | None:
             (_USAGE_SERIES, inf),
         )
     )
+    usage = usage or [*_by_rank(exposition, _FORMER_USAGE_SERIES, inf)]
     if not (running and waiting and usage) or -1.0 in (*running, *waiting, *usage):
         return None
     started = [_value(line, _MOST_UNIX_S) for line in _lines(exposition, _STARTED_SERIES)]

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from extproc.rendering.prompt_text import Rendering, build_rendering
 from extproc.rendering.vocabulary import UnsupportedTokenizer
+from metadata_center.files import read_regular
 
 _MAX_FILE_BYTES: Final = 256 * 1024 * 1024
 """Of one file; the largest `tokenizer.json` today (262,144 entries) has 33 MB."""
@@ -37,4 +38,4 @@ def load(folder: Path, variables: Mapping[str, Any] | None = None) -> Rendering:
 def _read(path: Path) -> bytes:
     if path.stat().st_size > _MAX_FILE_BYTES:
         raise UnsupportedTokenizer(f"{path} is larger than {_MAX_FILE_BYTES} bytes")
-    return path.read_bytes()
+    return read_regular(path)

@@ -2,7 +2,8 @@
 
 Rules:
     1. Envoys of other workers count as well: Envoy has one stream of clusters, to some worker, and asks all
-       of them about requests. A worker that does not answer is waited for.
+       of them about requests. A worker that is there and does not answer is waited for. One that is gone is
+       not, its Envoys are expected here (`xds.ads`); one that comes meanwhile is asked, too.
     2. Where no Envoy takes clusters from us (none is there; they are another house's), nothing is waited for.
     3. Nobody waits for longer than `MOST_WAIT_S`; those who wait see to that.
     4. Another worker is answered when Envoys here have all that it asks for, or refused some, and not after
@@ -44,7 +45,7 @@ class Asked:
         number: Of the question, as other workers have it.
         unanswered: Workers that have not said so.
         refused: Clusters that their Envoys refused, with the words.
-        answered: Set when an answer came and none is missing.
+        answered: Set while no answer is missing.
     """
 
     clusters: frozenset[str]
@@ -99,6 +100,8 @@ class Acknowledgements:
         if bus is not None:
             bus.questions.add(self._asked)
             bus.answers.add(self._answered)
+            bus.came.add(self._came)
+            bus.away.add(self._away)
 
     def ask(self, clusters: AbstractSet[str], served: Iterable[str] = ()) -> Asked:
         """Ask; to be closed."""
@@ -107,6 +110,8 @@ class Acknowledgements:
         self._open[asked.number] = asked
         if clusters and self._bus is not None:
             asked.unanswered |= self._bus.ask(asked.number, sorted(clusters), sorted(asked.served))
+        if not asked.unanswered:
+            asked.answered.set()
         self.look_soon()
         return asked
 
@@ -122,9 +127,7 @@ class Acknowledgements:
         needed = clusters()
         if not there or not needed:
             return None
-        asked = self.ask(needed, [name for name in needed if self._fleet.get(name)])
-        asked.unanswered &= there
-        return asked
+        return self.ask(needed, [name for name in needed if self._fleet.get(name)])
 
     def close(self, asked: Asked) -> None:
         """The answer does not matter any more."""
@@ -166,11 +169,28 @@ class Acknowledgements:
     def _answered(self, answerer: int, number: int, refused: dict[str, str]) -> None:
         asked = self._open.get(number)
         if asked is not None:
-            asked.unanswered.discard(answerer)
             asked.refused |= refused
-            if not asked.unanswered:
-                asked.answered.set()
-            self.look_soon()
+            self._settle(asked, answerer)
+
+    def _came(self, worker: int) -> None:
+        assert self._bus is not None, "it says so"
+        for asked in self._open.values():
+            if asked.clusters:
+                clusters, served = sorted(asked.clusters), sorted(asked.served)
+                asked.unanswered |= self._bus.ask(asked.number, clusters, served, worker)
+                if asked.unanswered:
+                    asked.answered.clear()
+
+    def _away(self, worker: int) -> None:
+        for asked in self._open.values():
+            self._settle(asked, worker)
+
+    def _settle(self, asked: Asked, worker: int) -> None:
+        """Nothing is to come from this worker any more."""
+        asked.unanswered.discard(worker)
+        if not asked.unanswered:
+            asked.answered.set()
+        self.look_soon()
 
     def _answer_others(self) -> None:
         """Answer those whose clusters all Envoys here have, or some refused; forget what is old."""

@@ -13,6 +13,7 @@ import os
 import random
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -39,7 +40,6 @@ from extproc.routing.gateway import Gateway
 from extproc.routing.listeners import endings_of
 from extproc.routing.router import Router
 from extproc.routing.waiting import RequestQueue
-from extproc.server.acknowledging import Acknowledgements
 from extproc.server.admin_answers import OneWorker
 from extproc.server.admin_port import AdminPort, TcpPlace
 from extproc.server.applying import Owners
@@ -52,21 +52,20 @@ from extproc.server.fleet_changes import FleetChanges
 from extproc.server.forwarded_headers import ForwardedHeaders
 from extproc.server.health_report import HealthReport
 from extproc.server.housekeeping import Housekeeping
-from extproc.server.introducing import Introductions
 from extproc.server.knowledge import Knowledge, News, Site, knowledge
-from extproc.server.late_clusters import LateClusters
 from extproc.server.live_sources import LiveSources, live_sources_of
 from extproc.server.metrics_ports import metrics_ports
 from extproc.server.parts import Part, Parts
 from extproc.server.pending_settings import PendingSettings
 from extproc.server.picking import Picking, picking_of
-from extproc.server.publishing import ADS_TYPES, Encode, Preparation, Publisher
+from extproc.server.publishing import Encode, Preparation
 from extproc.server.request_settings import RequestPath, router_settings, routing_table
 from extproc.server.rpc_places import places_of
 from extproc.server.rpc_server import RpcServer, rpc_server
 from extproc.server.run_dir import Residence, admin_path, run_dir, socket_path
 from extproc.server.sharing import Shared, reserve_by
 from extproc.server.status import Status
+from extproc.server.told_envoys import ToldEnvoys, told_envoys
 from extproc.server.trimming import Trimmer
 from extproc.server.unpacking import Unpacking
 from extproc.server.worker import Life, Worker
@@ -74,7 +73,6 @@ from extproc.values.endings import RequestEvent
 from extproc.values.placements import Decision
 from extproc.xds.ads import AdsServer
 from extproc.xds.cluster_kinds import ClusterKinds
-from extproc.xds.publications import Publications
 
 _log = logging.getLogger("tokenway.worker")
 
@@ -144,92 +142,29 @@ def build_worker(
     site = _site(path, index, supervised, config, registry, metrics, owners)
     news = News(Listeners(), Listeners(), Listeners(), Listeners(), Listeners())
     known = knowledge(site, news)
-    scheduling = known.state.scheduling
+    state, follower = known.state, known.kv_event_follower
     way = _request_way(site, news, known)
     engines = EngineNews(
-        scheduling.engines, known.history, scheduling.predictor, known.kv_event_follower, config
+        state.scheduling.engines, known.history, state.scheduling.predictor, follower, config
     )
     prober = _prober(news, known, engines, config)
-    ads, acknowledgements = _envoys(site, known)
-    late = LateClusters(owners.routable, acknowledgements, scheduling.health.reconsider)
-    publications = Publications(owners.fleet.clusters, scheduling.health.state, kinds)
-    publisher = Publisher(ads, publications, metrics)
     sources = _sources(site)
-    introductions = Introductions(
-        acknowledgements, publisher, sources, configuration.introduced, configuration.spurned
-    )
-    acknowledgements.looked.add(introductions.look, late.look)
-    owners.coming.add(introductions.begin)
-    owners.read.add(introductions.applied)
-    changes = FleetChanges(
-        owners.fleet,
-        known.state,
-        prober,
-        known.kv_event_follower,
-        publisher,
-        metrics,
-        time.monotonic,
-    )
-    server = _server(site, way, ads)
-    picking = picking_of(
-        config,
-        index,
-        site.workers,
-        site.folder,
-        site.owner,
-        way.gateway,
-        news.entries.notify,
-        way.access_log.rpc,
-        lambda: life.is_ready() and sources.are_known(),
-        metrics.transport_fault,
-    )
-    draining = Draining(
-        server,
-        ads,
-        way.waiting,
-        way.access_log,
-        lambda: bool(way.processor.streams_active or scheduling.load.in_flight),
-        lambda: configuration.current.server.drain_s,
-        picking,
-        has_peers=known.relay is not None,
-    )
+    envoys = told_envoys(site, known, kinds, configuration, sources)
+    changes = FleetChanges(owners.fleet, state, prober, follower, envoys.publisher, metrics, time.monotonic)
+    server = _server(site, way, envoys.ads)
+    picking = _picking(site, news, way, lambda: life.is_ready() and sources.are_known())
+    draining = _draining(known, way, server, envoys.ads, configuration, picking)
     answering = OneWorker(_status(site, known, way, configuration, life, changes, sources))
     admin = AdminPort(PAGES, answering, _admin_place(site))
     _follow_health(site, news, known, engines, changes)
     _follow_configuration(site, known, way, engines, prober, changes, sources)
-    owners.settled.add(late.settled)
-    ports = [Part("admin", admin.start, admin.stop)]
-    if not site.supervised:
-        ports += metrics_ports(config, answering)
-    publishing = [
-        Part("publisher", stop=publisher.stop),
-        Part("acknowledgements", stop=acknowledgements.stop),
-        Part("introductions", stop=introductions.stop),
-    ]
-    catching_up = [
-        Part("clusters at Envoys", lambda: introductions.catch_up(owners.led_to)),
-        Part("late clusters", late.start, late.stop),
-    ]
-    parts = _parts(
-        site, known, way, configuration, sources, prober, server, picking, publishing, catching_up, ports
-    )
+    owners.settled.add(envoys.settled)
+    ports = [] if site.supervised else metrics_ports(config, answering)
+    ports = [Part("admin", admin.start, admin.stop), *ports]
+    parts = _parts(site, known, way, configuration, sources, prober, server, picking, envoys, ports)
     preparation.prepare(config)
     facts = {"socket": str(socket_path(site.folder, index)), "owner": site.owner, "build": build_kind()}
     return Worker(life, parts, draining.drain, configuration.reload, lambda: admin.port, facts)
-
-
-def _envoys(site: Site, known: Knowledge) -> tuple[AdsServer, Acknowledgements]:
-    """An Envoy whose worker dies comes to another one: they tell each other how many they have."""
-    heard: Listeners[[]] = Listeners()
-    ads = AdsServer(lambda type_url: site.metrics.ads_refused(ADS_TYPES[type_url]), heard.notify)
-    acknowledgements = Acknowledgements(ads, known.bus, site.owners.fleet.clusters)
-    heard.add(acknowledgements.look_soon)
-    bus = known.bus
-    if bus is not None:
-        bus.found.add(ads.found)
-        bus.lost.add(ads.expect)
-        heard.add(lambda: bus.tell_envoys(ads.num_envoys))
-    return ads, acknowledgements
 
 
 def _site(
@@ -302,6 +237,42 @@ def _server(site: Site, way: RequestWay, ads: AdsServer) -> RpcServer:
         places_of(config.server, socket_path(site.folder, site.index), site.index),
         config.request.max_body_bytes + _MESSAGE_OVERHEAD_BYTES,
         site.metrics.transport_fault,
+    )
+
+
+def _picking(site: Site, news: News, way: RequestWay, is_ready: Callable[[], bool]) -> Picking | None:
+    return picking_of(
+        site.config,
+        site.index,
+        site.workers,
+        site.folder,
+        site.owner,
+        way.gateway,
+        news.entries.notify,
+        way.access_log.rpc,
+        is_ready,
+        site.metrics.transport_fault,
+    )
+
+
+def _draining(
+    known: Knowledge,
+    way: RequestWay,
+    server: RpcServer,
+    ads: AdsServer,
+    configuration: Configuration,
+    picking: Picking | None,
+) -> Draining:
+    load = known.state.scheduling.load
+    return Draining(
+        server,
+        ads,
+        way.waiting,
+        way.access_log,
+        lambda: bool(way.processor.streams_active or load.in_flight),
+        lambda: configuration.current.server.drain_s,
+        picking,
+        has_peers=known.relay is not None,
     )
 
 
@@ -431,8 +402,7 @@ def _parts(
     prober: Prober,
     server: RpcServer,
     picking: Picking | None,
-    publishing: list[Part],
-    catching_up: list[Part],
+    envoys: ToldEnvoys,
     ports: list[Part],
 ) -> Parts:
     """What starts in this order and stops in the reverse one; no request comes before the configuration."""
@@ -446,13 +416,13 @@ def _parts(
         Part("readers", stop=way.readers.close),
         Part("prober", prober.start, prober.stop),
         Part("KV events", known.kv_event_follower.start, known.kv_event_follower.stop),
-        *publishing,
+        *envoys.publishing,
         Part("configuration", configuration.start, configuration.stop),
         Part("discovery", sources.start, sources.stop),
     ]
     if known.bus is not None:
         parts.append(Part("bus", known.bus.start, known.bus.stop))
-    parts += catching_up
+    parts += envoys.catching_up
     if known.relay is not None:
         parts.append(Part("entries of other replicas", known.relay.start, known.relay.stop))
     parts.append(Part("server", server.listen, server.close))

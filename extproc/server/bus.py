@@ -126,6 +126,8 @@ class Bus:
         questions: Notified of who asks, under which number, whether Envoys have these clusters, and which of
             them with endpoints.
         answers: Notified of who answers, which number, and of what an Envoy refused.
+        came: Notified of a worker that can be reached from now on.
+        away: Notified of one that cannot any more.
         found: Notified of how many more Envoys another worker has.
         lost: Notified of how many were at a worker that is gone.
     """
@@ -151,6 +153,8 @@ class Bus:
         self._clock = clock
         self.questions: Listeners[[int, int, list[str], list[str]]] = Listeners()
         self.answers: Listeners[[int, int, dict[str, str]]] = Listeners()
+        self.came: Listeners[[int]] = Listeners()
+        self.away: Listeners[[int]] = Listeners()
         self.found: Listeners[[int]] = Listeners()
         self.lost: Listeners[[int]] = Listeners()
         self._num_envoys = 0
@@ -222,17 +226,20 @@ class Bus:
             await tried.wait()
         return frozenset(self._writers)
 
-    def ask(self, number: int, clusters: Sequence[str], served: Sequence[str] = ()) -> frozenset[int]:
-        """Ask every other worker, connected or not, whether its Envoys have these clusters; who that is.
+    def ask(
+        self, number: int, clusters: Sequence[str], served: Sequence[str] = (), worker: int | None = None
+    ) -> frozenset[int]:
+        """Ask every other worker that is there whether its Envoys have these clusters; who that is.
 
         Args:
             number: Of the question.
             clusters: Which.
             served: Those of them that must have endpoints, too.
+            worker: Ask this one alone.
         """
-        for peer in self._peers:
-            self._send(peer, _Question(self._index, number, list(clusters), list(served)))
-        return frozenset(self._peers)
+        question = _Question(self._index, number, list(clusters), list(served))
+        asked = [peer for peer in self._writers if worker in (peer, None)]
+        return frozenset(peer for peer in asked if self._send(peer, question))
 
     def answer(self, asker: int, number: int, refused: Mapping[str, str]) -> bool:
         """Answer a question: Envoys here have all the clusters, or refused these with these words.
@@ -274,9 +281,11 @@ class Bus:
             self._writers[peer] = writer
             self._tried[peer].set()
             self._greet(peer)
+            self.came.notify(peer)
             with contextlib.suppress(OSError):
                 await reader.read()  # nothing is ever sent back: this returns when the peer is gone
             self._writers.pop(peer).close()
+            self.away.notify(peer)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._served.add(writer)

@@ -9,6 +9,7 @@ from typing import Any
 
 from extproc.config.sections.engines import EngineTls
 from extproc.discovery.fleet import Fleet
+from metadata_center.files import require_regular
 from metadata_center.types import EndpointKey
 
 _log = logging.getLogger("tokenway.engine_tls")
@@ -48,6 +49,7 @@ def _context(cluster: str, tls: EngineTls) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # checks certificate and name
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
+        require_regular(tls.ca_file, tls.cert_file, tls.key_file)
         context.load_verify_locations(tls.ca_file)
         if tls.cert_file is not None:
             context.load_cert_chain(tls.cert_file, tls.key_file)

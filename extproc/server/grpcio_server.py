@@ -11,6 +11,7 @@ from extproc.server.run_dir import closed_to_others
 from extproc.transport import grpc_aio
 from extproc.transport.listen_tls import TlsFiles
 from extproc.transport.seam import Rpc
+from metadata_center.files import read_regular
 
 
 def credentials_of(tls: TlsFiles | None) -> grpc.ServerCredentials | None:
@@ -21,9 +22,9 @@ def credentials_of(tls: TlsFiles | None) -> grpc.ServerCredentials | None:
     """
     if tls is None:
         return None
-    authority = None if tls.client_ca_file is None else tls.client_ca_file.read_bytes()
+    authority = None if tls.client_ca_file is None else read_regular(tls.client_ca_file)
     return grpc.ssl_server_credentials(
-        [(tls.key_file.read_bytes(), tls.cert_file.read_bytes())],
+        [(read_regular(tls.key_file), read_regular(tls.cert_file))],
         root_certificates=authority,
         require_client_auth=authority is not None,
     )

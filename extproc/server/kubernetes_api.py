@@ -28,6 +28,7 @@ from extproc.discovery.kubernetes.kinds import Collection
 from extproc.discovery.kubernetes.messages import MalformedMessageError, Page, page_of
 from extproc.discovery.kubernetes.reflector import TOO_LARGE, Failure, ListPage, Watch
 from extproc.errors import ConfigError
+from metadata_center.files import open_regular, require_regular
 
 MAX_PAGE_BYTES: Final = 16 * 1024 * 1024
 """Of a page: it is decoded at once, in some 50 ms. Objects have 1.5 MiB at most (etcd)."""
@@ -225,7 +226,7 @@ async def _body(response: aiohttp.ClientResponse, most: int) -> bytes:
 
 
 def _read(path: str) -> bytes:
-    with Path(path).open("rb") as file:
+    with open_regular(path) as file:
         content = file.read(MAX_FILE_BYTES + 1)
     if len(content) > MAX_FILE_BYTES:
         raise OSError(f"{path} is larger than {MAX_FILE_BYTES} bytes")
@@ -252,6 +253,7 @@ def _tls_context(access: Access) -> ssl.SSLContext:
 def _as_file(pem: Pem, stack: ExitStack) -> str:
     """OpenSSL reads certificates of a client from files alone: one for this user, gone after the reading."""
     if pem.file is not None:
+        require_regular(pem.file)
         return pem.file
     file = tempfile.NamedTemporaryFile(prefix="tokenway-")  # noqa: SIM115 - the stack closes it
     stack.callback(file.close)

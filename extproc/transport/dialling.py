@@ -16,10 +16,11 @@ import logging
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import grpc
+
+from metadata_center.files import open_regular
 
 _log = logging.getLogger("tokenway.dialling")
 
@@ -64,7 +65,7 @@ def content(path: str, limit_bytes: int) -> bytes:
     Raises:
         OSError: It cannot be read.
     """
-    with Path(path).open("rb") as file:
+    with open_regular(path) as file:
         return file.read(limit_bytes)
 
 

@@ -7,6 +7,8 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
+from metadata_center.files import require_regular
+
 _log = logging.getLogger("tokenway.transport")
 
 
@@ -63,6 +65,7 @@ def _context(files: TlsFiles) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["h2"])
+    require_regular(files.cert_file, files.key_file, files.client_ca_file)
     context.load_cert_chain(files.cert_file, files.key_file)
     if files.client_ca_file is not None:
         context.load_verify_locations(files.client_ca_file)

@@ -40,6 +40,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import MovedError, NoScriptError, ReadOnlyError, RedisError
 
+from metadata_center.files import require_regular
 from metadata_center.load.counters import MAX_ENDPOINTS
 from metadata_center.load.kinds import KINDS, NUM_KINDS, Adds
 from metadata_center.sharing.messages import (
@@ -286,6 +287,7 @@ class RedisTransport:
         tls: dict[str, Any] = {}
         if self._url.tls is not None:
             make = SSLConnection
+            require_regular(*(self._url.tls[f"ssl_{name}"] for name in ("ca_certs", "certfile", "keyfile")))
             tls = {**self._url.tls, "ssl_min_version": ssl.TLSVersion.TLSv1_2}
             if tls["ssl_ca_certs"] is not None:
                 # Python 3.13's default asks more of an authority than OpenSSL does, and than older Pythons: a

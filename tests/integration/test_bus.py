@@ -324,3 +324,25 @@ async def test_a_worker_that_comes_is_told_of_envoys(tmp_path: Path) -> None:
     await until(lambda: other.found == 2)
     for peer in (one, other):
         await peer.bus.stop()
+
+
+async def test_those_that_are_there_are_asked(pair: tuple[Peer, Peer], tmp_path: Path) -> None:
+    """A worker that is gone is not among them, and who comes is said."""
+    one, other = pair
+    came, away, asked = [list[int]() for _ in range(3)]
+    one.bus.came.add(came.append)
+    one.bus.away.add(away.append)
+    other.bus.questions.add(lambda _, number, *__: asked.append(number))
+    assert one.bus.ask(1, ["a"]) == {1}
+    await until(lambda: asked == [1])
+    await other.bus.stop()
+    await until(lambda: away == [1])
+    assert one.bus.ask(2, ["a"]) == frozenset()
+    again = Peer(tmp_path, 1)
+    again.bus.questions.add(lambda _, number, *__: asked.append(number))
+    await again.bus.start()
+    await until(lambda: came == [1])
+    assert one.bus.ask(3, ["a"], worker=0) == frozenset()
+    assert one.bus.ask(4, ["a"], worker=1) == {1}
+    await until(lambda: asked == [1, 4])
+    await again.bus.stop()

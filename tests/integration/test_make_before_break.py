@@ -398,6 +398,47 @@ async def test_a_worker_that_does_not_answer_is_waited_for(pair: list[Worker]) -
     assert pair[0].in_force == "new"
 
 
+async def test_a_worker_that_is_gone_is_not_waited_for(pair: list[Worker]) -> None:
+    """Neither where it is known to be, nor where it goes meanwhile; its Envoys are, if it had some."""
+    wire = pair[0].wire
+    assert wire is not None
+    wire.is_away = True
+    pair[0].rename("second")
+    await settled()
+    assert pair[0].in_force == "second"
+    wire.is_away, wire.is_cut = False, True
+    pair[0].rename("third")
+    await settled()
+    assert pair[0].in_force == "second"
+    pair[0].ads.expect(1)
+    wire.away.notify(1)
+    await settled()
+    assert pair[0].in_force == "second"
+    pair[0].ads.found(1)
+    await settled()
+    assert pair[0].in_force == "third"
+
+
+async def test_a_worker_that_comes_meanwhile_is_asked(pair: list[Worker]) -> None:
+    """Its Envoy may be the one that does not have the cluster yet."""
+    wire, envoy = pair[0].wire, Envoy(pair[0].ads, ["old"], answers=False)
+    assert wire is not None
+    wire.is_away = True
+    pair[0].rename("new")
+    await settled()
+    wire.is_away = False
+    other = Envoy(pair[1].ads, ["old"], answers=False)
+    wire.came.notify(1)
+    envoy.acknowledge()
+    await settled()
+    assert pair[0].in_force == "old"
+    pair[1].rename("new")
+    await settled()
+    other.acknowledge()
+    await settled()
+    assert [one.in_force for one in pair] == ["new", "new"]
+
+
 async def test_a_worker_that_starts_waits_for_the_envoy_of_another(pair: list[Worker]) -> None:
     """It read files that the other has not read yet, and whose cluster that one's Envoy does not have."""
     envoy = Envoy(pair[0].ads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from benchmarks.policies.figures import (
 from benchmarks.policies.figures import kept as read_back
 from benchmarks.policies.questions import AT_KNEE, CHANCE, IN_QUESTION, SEEDS, every_cell, near_name
 from benchmarks.policies.running import differences, load, path_of, run_cells, verify
-from benchmarks.policies.stamps import ROOT, sources, stamp
+from benchmarks.policies.stamps import ROOT, code_of, sources, stamp
 from benchmarks.policies.tables import document, limit_said, reuse, worst
 from benchmarks.policies.waiting import late_binding
 from extproc.choosing.rivals.registry import LATE, RIVALS
@@ -117,8 +118,33 @@ def test_a_change_makes_those_stale_that_depend_on_it(
     probes = {kind: replace(TINY, kind=kind) for kind in CellKind}
     before = {kind: stamp(cell, tmp_path, tmp_path) for kind, cell in probes.items()}
     with (tmp_path / changed).open("a", encoding="utf-8") as file:
-        file.write("# changed\n")
+        file.write("changed = True\n")
     assert {kind for kind, cell in probes.items() if stamp(cell, tmp_path, tmp_path) != before[kind]} == stale
+
+
+def test_words_make_nothing_stale(tmp_path: Path) -> None:
+    """Comments, docstrings and empty lines of every source may change; no figure depends on them."""
+    copied(tmp_path)
+    before = {kind: stamp(replace(TINY, kind=kind), tmp_path, tmp_path) for kind in CellKind}
+    for path in {path for kind in CellKind for path in sources(kind, tmp_path)}:
+        words = re.sub(r'^( *""")(?=\w)', r"\1Other words, ä. ", path.read_text(encoding="utf-8"), flags=re.M)
+        path.write_text(f'# A comment.\n\n{words}\n# Another: """\n', encoding="utf-8")
+    assert {kind: stamp(replace(TINY, kind=kind), tmp_path, tmp_path) for kind in CellKind} == before
+
+
+@pytest.mark.parametrize(
+    ("source", "code"),
+    [
+        (b"x = 1  # one\n", b"x = 1"),
+        (b'x = "# none"\n', b'x = "# none"'),
+        (b'def f():\n    """Text\n    # more\n    """\n    return 1\n', b"def f():\n    return 1"),
+        ('x = 1\n"""Größe."""  # ä\n\ny = """kept\n\n"""\n'.encode(), b'x = 1\ny = """kept\n"""'),
+        (b'"""a"""; x = 1\n', b"       ; x = 1"),
+    ],
+)
+def test_code_is_what_is_left(source: bytes, code: bytes) -> None:
+    """Strings that are values stay."""
+    assert code_of(source) == code
 
 
 def test_a_stamp_covers_line_trace_and_sources(tmp_path: Path) -> None:

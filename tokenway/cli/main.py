@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +17,7 @@ from extproc.errors import ConfigError
 from extproc.observing.printable import printable
 from metadata_center.addresses import Address, parse_port
 from metadata_center.errors import MetadataError
+from tokenway.cli import SERVING, hold_signals_back
 from tokenway.cli.admin_url import ADMIN_HELP, default_admin
 from tokenway.cli.picker_flags import add_picker_flags
 from tokenway.cli.pool_flags import add_pool_flags, pool_settings
@@ -62,10 +62,8 @@ def _options(words: list[str]) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.command in ("serve", "worker", "metadata-center"):
-        # SIGHUP means "reload" to these, and the others nothing, but they kill a process without a handler;
-        # imports alone take a second.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
+    if options.command in SERVING:  # of words that are not the process's own
+        hold_signals_back()
     match options.command:
         case "serve":
             return _serve(options)

@@ -15,6 +15,7 @@ from typing import Any, Self
 import orjson
 
 from extproc.observing.printable import printable
+from metadata_center.files import read_regular
 from tokenway.cli.replay_options import replay_parser
 from tokenway.simulator.engine.profile import PROFILES
 from tokenway.simulator.replay.caches import ViewKind
@@ -176,7 +177,7 @@ def _fleet(options: argparse.Namespace) -> Fleet:
     """The fleet asked for, what-ifs applied."""
     profiles = PROFILES
     if options.profiles is not None:
-        content = options.profiles.read_bytes()
+        content = read_regular(options.profiles)
         try:
             profiles = profiles_from(orjson.loads(content))
         except ValueError as error:

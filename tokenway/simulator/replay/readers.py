@@ -20,6 +20,7 @@ import gzip
 import lzma
 import zlib
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -28,6 +29,7 @@ from typing import Any, Final
 
 import orjson
 
+from metadata_center.files import open_regular
 from tokenway.simulator.replay.log_lines import EndedRequest, ended_request, request_records
 from tokenway.simulator.replay.trace import (
     Runs,
@@ -119,11 +121,10 @@ def read_trace(path: Path, form: Format | None = None) -> Trace:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    openers = {".gz": gzip.open, ".xz": lzma.open}
-    opener: Any = openers.get(path.suffix, open)
+    openers: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
     total = number = 0
     try:
-        with opener(path, "rb") as file:
+        with open_regular(path) as packed, openers.get(path.suffix, nullcontext)(packed) as file:
             while line := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
                 total += len(line)

@@ -1,0 +1,86 @@
+"""Makes what tells Envoys of clusters: before a configuration is in force, while it is, and late ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from extproc.listeners import Listeners
+from extproc.server.acknowledging import Acknowledgements
+from extproc.server.configuration import Configuration
+from extproc.server.introducing import Introductions
+from extproc.server.knowledge import Knowledge, Site
+from extproc.server.late_clusters import LateClusters
+from extproc.server.live_sources import LiveSources
+from extproc.server.parts import Part
+from extproc.server.publishing import ADS_TYPES, Publisher
+from extproc.xds.ads import AdsServer
+from extproc.xds.cluster_kinds import ClusterKinds
+from extproc.xds.publications import Publications
+
+
+@dataclass(frozen=True, slots=True)
+class ToldEnvoys:
+    """Envoys, and what they are told.
+
+    Attributes:
+        ads: Their streams.
+        publisher: Tells them of the fleet.
+        settled: Called when the fleet is another and published.
+        publishing: Parts that end after the configuration.
+        catching_up: Parts between the bus to other workers and the first request.
+    """
+
+    ads: AdsServer
+    publisher: Publisher
+    settled: Callable[[], None]
+    publishing: tuple[Part, ...]
+    catching_up: tuple[Part, ...]
+
+
+def told_envoys(
+    site: Site, known: Knowledge, kinds: ClusterKinds, configuration: Configuration, sources: LiveSources
+) -> ToldEnvoys:
+    """All of it, listening to what it needs but `settled`, which comes after what publishes.
+
+    Args:
+        site: Where the worker lives.
+        known: What it knows.
+        kinds: How clusters are encoded.
+        configuration: Waits for what it brings to be introduced.
+        sources: Asked for what they list of it.
+    """
+    owners, health = site.owners, known.state.scheduling.health
+    ads, acknowledgements = _envoys(site, known)
+    late = LateClusters(owners.routable, acknowledgements, health.reconsider)
+    publisher = Publisher(ads, Publications(owners.fleet.clusters, health.state, kinds), site.metrics)
+    introductions = Introductions(
+        acknowledgements, publisher, sources, configuration.introduced, configuration.spurned
+    )
+    acknowledgements.looked.add(introductions.look, late.look)
+    owners.coming.add(introductions.begin)
+    owners.read.add(introductions.applied)
+    publishing = (
+        Part("publisher", stop=publisher.stop),
+        Part("acknowledgements", stop=acknowledgements.stop),
+        Part("introductions", stop=introductions.stop),
+    )
+    catching_up = (
+        Part("clusters at Envoys", lambda: introductions.catch_up(owners.led_to)),
+        Part("late clusters", late.start, late.stop),
+    )
+    return ToldEnvoys(ads, publisher, late.settled, publishing, catching_up)
+
+
+def _envoys(site: Site, known: Knowledge) -> tuple[AdsServer, Acknowledgements]:
+    """An Envoy whose worker dies comes to another one: they tell each other how many they have."""
+    heard: Listeners[[]] = Listeners()
+    ads = AdsServer(lambda type_url: site.metrics.ads_refused(ADS_TYPES[type_url]), heard.notify)
+    acknowledgements = Acknowledgements(ads, known.bus, site.owners.fleet.clusters)
+    heard.add(acknowledgements.look_soon)
+    bus = known.bus
+    if bus is not None:
+        bus.found.add(ads.found)
+        bus.lost.add(ads.expect)
+        heard.add(lambda: bus.tell_envoys(ads.num_envoys))
+    return ads, acknowledgements

@@ -1,0 +1,65 @@
+"""Files that a user names, opened only if they are regular ones.
+
+Rules:
+    1. Opening a FIFO waits for a writer, reading a device may never end: either stops the event loop. What
+       a path leads to is looked at before it is opened, and again once it is open.
+    2. Symlinks are followed: Kubernetes mounts files as links to regular ones.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO, Final
+
+NOT_REGULAR: Final = "not a regular file"
+
+
+def open_regular(path: Path | str) -> BinaryIO:
+    """A regular file, opened for reading; the caller closes it.
+
+    Raises:
+        OSError: It cannot be opened, or is a FIFO, a device, a socket or a folder; its `strerror` says which.
+    """
+    _refuse(Path(path).stat(), path)
+    return open(path, "rb", opener=_without_waiting)
+
+
+def read_regular(path: Path | str) -> bytes:
+    """The whole of a regular file.
+
+    Raises:
+        OSError: As `open_regular`.
+    """
+    with open_regular(path) as file:
+        return file.read()
+
+
+def require_regular(*paths: Path | str | None) -> None:
+    """For files that a library opens by their paths, as OpenSSL does; None is no file.
+
+    Raises:
+        OSError: As `open_regular`, for the first of them.
+    """
+    for path in paths:
+        if path is not None:
+            open_regular(path).close()
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        _refuse(os.fstat(descriptor), path)  # it may have been replaced since it was looked at
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _refuse(found: os.stat_result, path: Path | str) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, NOT_REGULAR, str(path))

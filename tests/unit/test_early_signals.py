@@ -1,0 +1,98 @@
+"""Signals that come while the command is still importing, before any handler is there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from extproc.server.modules import ROOT
+
+SIGNALLING = """
+import os, signal, sys
+
+class Signalling:
+    def find_spec(self, name, path=None, target=None):
+        if name == "tokenway.cli.main" and SENT:
+            os.kill(os.getpid(), SENT.pop())
+
+SENT = [int(os.environ["SENT"])]
+sys.meta_path.insert(0, Signalling())
+"""
+"""A `sitecustomize`: the signal comes at the one moment when the command's first module is looked for."""
+
+SERVING = {
+    "serve": (["serve", "missing.yaml"], 1, "missing.yaml: cannot be read: No such file or directory"),
+    "worker": (["worker", "missing.yaml", "0"], 1, "missing.yaml: cannot be read: No such file or directory"),
+    "metadata-center": (["metadata-center", "--token-env", "UNSET"], 1, "variable UNSET holds no token"),
+}
+"""Verb -> words that cannot be served, the exit code and the end of the last line for them."""
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Mapping[str, str]:
+    """With the `sitecustomize` before any other."""
+    (tmp_path / "sitecustomize.py").write_text(SIGNALLING)
+    return {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+
+
+def ended(
+    module: str, words: list[str], number: signal.Signals, environment: Mapping[str, str]
+) -> tuple[int, str]:
+    """Exit code, negative for a signal, and the last line that a command said."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *words],
+        env={**environment, "SENT": str(int(number))},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return done.returncode, (done.stderr.splitlines() or [""])[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("verb", SERVING)
+def test_what_serves_outlives_a_signal_before_its_imports(
+    verb: str, number: signal.Signals, environment: Mapping[str, str]
+) -> None:
+    """It goes on to what is wrong with its words, and ends for that."""
+    words, code, problem = SERVING[verb]
+    found, line = ended("tokenway", words, number, environment)
+    assert (found, line.endswith(problem)) == (code, True), line
+
+
+@pytest.mark.parametrize("module", ["tokenway.cli.main", "extproc.cli.main"])
+def test_however_it_is_started(module: str, environment: Mapping[str, str]) -> None:
+    """As the supervisor starts its workers, and under the former name."""
+    words, code, _ = SERVING["serve"]
+    assert ended(module, words, signal.SIGHUP, environment)[0] == code
+
+
+def test_other_verbs_end_when_their_terminal_is_gone(environment: Mapping[str, str]) -> None:
+    """SIGHUP means nothing but that to a verb that answers and leaves."""
+    assert ended("tokenway", ["check", "missing.yaml"], signal.SIGHUP, environment)[0] == -signal.SIGHUP
+
+
+def test_a_process_that_ignores_the_signal_from_its_start_outlives_it_everywhere(
+    environment: Mapping[str, str], tmp_path: Path
+) -> None:
+    """The interpreter's own start is the shell's to cover: `trap '' HUP; exec tokenway serve`."""
+    (tmp_path / "sitecustomize.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGHUP)\n")
+    command = [sys.executable, "-m", "tokenway", *SERVING["serve"][0]]
+    codes = [
+        subprocess.run(
+            ["sh", "-c", f'{before} exec "$@"', "sh", *command],
+            env=environment,
+            capture_output=True,
+            timeout=120,
+            check=False,
+        ).returncode
+        for before in ("trap '' HUP;", "")
+    ]
+    assert codes == [1, -signal.SIGHUP]

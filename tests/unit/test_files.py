@@ -1,0 +1,158 @@
+"""A path that leads to no regular file is refused at once by whoever would open it.
+
+Without the refusal a FIFO has the reader wait for a writer, and the test for its time-out.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from extproc.config.loading import read_file
+from extproc.config.sections.engines import EngineTls
+from extproc.discovery.fleet import Fleet
+from extproc.discovery.kubernetes.access import Access, Pem
+from extproc.errors import ConfigError
+from extproc.rendering import loading
+from extproc.rendering.vocabulary import UnsupportedTokenizer
+from extproc.server.engine_tls import RequestTls
+from extproc.server.grpcio_server import credentials_of
+from extproc.server.kubernetes_api import _tls_context, access_of
+from extproc.transport import dialling
+from extproc.transport.listen_tls import ListenTls, TlsFiles
+from metadata_center.files import open_regular, read_regular, require_regular
+from metadata_center.sharing.redis_transport import RedisTransport
+from metadata_center.sharing.redis_url import parse_url
+from metadata_center.sharing.transport import TransportError
+from testbed.certificates import issued
+from tokenway.cli.main import main
+from tokenway.simulator.replay.readers import read_trace
+
+pytestmark = pytest.mark.timeout(60)
+
+NOT_REGULAR = "not a regular file"
+
+
+@pytest.fixture(params=["fifo", "device", "socket"])
+def odd(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A path that leads to no regular file, named like a configuration."""
+    path = tmp_path / "tokenway.yaml"
+    match request.param:
+        case "fifo":
+            os.mkfifo(path)
+        case "device":
+            path.symlink_to("/dev/null")
+        case _:
+            monkeypatch.chdir(tmp_path)  # the address of a socket has a hundred characters
+            with socket.socket(socket.AF_UNIX) as listening:
+                listening.bind(path.name)
+    return path
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "open_regular": open_regular,
+    "read_regular": read_regular,
+    "require_regular": lambda path: require_regular(None, path),
+    "trace": read_trace,
+    "packed trace": lambda path: read_trace(path.rename(path.with_suffix(".gz"))),
+    "listener": lambda path: ListenTls(TlsFiles(path, path)),
+    "listener by grpc.aio": lambda path: credentials_of(TlsFiles(path, path)),
+    "token": lambda path: dialling.content(str(path), 1024),
+    "certificate": lambda path: dialling.certificate_pair(str(path), str(path)),
+    "kubernetes authority": lambda path: _tls_context(Access("https://a", ca=Pem(file=str(path)))),
+    "kubernetes certificate": lambda path: _tls_context(
+        Access("https://a", certificate=Pem(file=str(path)), key=Pem(file=str(path)))
+    ),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_what_is_no_regular_file_is_refused(reader: str, odd: Path) -> None:
+    """Whoever reads a file that a user named says so, and what was named."""
+    with pytest.raises(OSError, match=NOT_REGULAR) as refused:
+        READERS[reader](odd)
+    assert refused.value.filename.startswith(str(odd.with_suffix("")))
+
+
+def test_a_configuration_is_refused(odd: Path) -> None:
+    """Configuration and kubeconfig, each as a configuration that cannot be read."""
+    with pytest.raises(ConfigError, match=f"cannot be read: {NOT_REGULAR}"):
+        read_file(odd)
+    with pytest.raises(ConfigError, match=f"cannot be read: {NOT_REGULAR}"):
+        access_of(odd.name, None, odd.parent)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["check", "FILE"],
+        ["bootstrap", "FILE"],
+        ["render", "istio", "--config", "FILE"],
+        ["demo", "--config", "FILE"],
+        ["replay", "FILE"],
+        ["replay", "sample", "--profiles", "FILE"],
+    ],
+    ids=" ".join,
+)
+def test_verbs_say_it_in_one_line(words: list[str], odd: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 1, and one line with the path."""
+    assert main([str(odd) if word == "FILE" else word for word in words]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert NOT_REGULAR in line
+    assert str(odd) in line
+
+
+def test_a_clusters_file_is_refused(odd: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The file that a configuration names, by the name of that file."""
+    clusters = odd.rename(odd.with_name("clusters.json"))
+    odd.write_text("version: 1\n")
+    assert main(["check", str(odd)]) == 1
+    assert capsys.readouterr().err == f"{clusters}: cannot be read: {NOT_REGULAR}\n"
+
+
+def test_a_tokenizer_is_refused(odd: Path) -> None:
+    """The file of a tokenizer folder: the model is matched by bytes, as where there is none."""
+    odd.rename(odd.with_name("tokenizer.json"))
+    with pytest.raises(UnsupportedTokenizer, match=NOT_REGULAR):
+        loading.load(odd.parent)
+
+
+def test_certificates_for_engines_are_named_in_the_log(odd: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Probes of the cluster fail, and the gateway serves the others."""
+    with caplog.at_level(logging.ERROR):
+        RequestTls(Fleet()).configure({"a": EngineTls(ca_file=str(odd), server_name="engine.internal")})
+    [record] = caplog.records
+    assert NOT_REGULAR in record.__dict__["reason"]
+
+
+async def test_certificates_for_redis_are_refused(odd: Path) -> None:
+    """The connection fails like one that is refused: the event loop does not wait for a writer."""
+    transport = RedisTransport(parse_url(f"rediss://127.0.0.1:1/?ca_certs={odd}"), prefix="tokenway")
+    try:
+        with pytest.raises(TransportError, match=NOT_REGULAR):
+            await transport.snapshot()
+    finally:
+        await transport.close()
+
+
+def test_a_link_to_a_regular_file_is_one(tmp_path: Path) -> None:
+    """As Kubernetes mounts them."""
+    issued(tmp_path, "gateway")
+    for name in ("pem", "key"):
+        (tmp_path / f"tls.{name}").symlink_to(tmp_path / f"gateway.{name}")
+    require_regular(tmp_path / "tls.pem", None, tmp_path / "tls.key")
+    assert read_regular(tmp_path / "tls.pem") == (tmp_path / "gateway.pem").read_bytes()
+    ListenTls(TlsFiles(tmp_path / "tls.pem", tmp_path / "tls.key")).context()
+
+
+def test_a_folder_and_a_missing_file_keep_their_words(tmp_path: Path) -> None:
+    """What the system says of them is said."""
+    with pytest.raises(IsADirectoryError):
+        read_regular(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        read_regular(tmp_path / "missing")
