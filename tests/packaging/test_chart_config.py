@@ -148,4 +148,4 @@ def test_null_is_no_wrong_type() -> None:
     """The gateway takes a key that is null for one that is not given."""
     assert parse(json.dumps(dict.fromkeys(json_schema()["properties"])), "tokenway.yaml") == Config()
     done = template("none", {"config": nulls()})
-    assert "schema" not in done.stderr, done.stderr
+    assert done.returncode == 0, done.stderr
