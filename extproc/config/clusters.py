@@ -18,7 +18,7 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from extproc.config.document import Location, read_json
-from extproc.config.sections.fields import Labels, Name, Section
+from extproc.config.sections.fields import ClusterName, Labels, Name, Section
 from extproc.values.endpoints import MAX_NUM_SEQS_LABEL, MOST_SEQUENCES
 from metadata_center.addresses import ip_or_none
 from metadata_center.load.counters import MAX_ENDPOINTS
@@ -27,9 +27,6 @@ _HOST_NAME = re.compile(
     r"(?=.{1,253}$)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 )
 """RFC 1123 labels, and underscores, which container networks put into service names."""
-
-OWN_CLUSTERS = frozenset(("tokenway-extproc", "tokenway-als", "tokenway-xds", "tokenway-none"))
-"""Names that envoy/bootstrap.yaml takes: Envoy would send requests for such a cluster to Tokenway itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +94,7 @@ class _Endpoint(Section):
 
 
 class _Cluster(Section):
-    name: Name
+    name: ClusterName
     model: Name | None = None
     labels: Labels = Field(default_factory=dict)
     max_num_seqs: int | None = Field(default=None, ge=1, le=MOST_SEQUENCES)
@@ -120,7 +117,7 @@ def parse_clusters(text: str, path: str) -> tuple[ClusterSpec, ...]:
     """
     document = read_json(text, path)
     clusters = document.validated(_ClustersFile).clusters
-    problems = [*_duplicates(clusters), *_taken(clusters), *_beyond_the_bound(clusters)]
+    problems = [*_duplicates(clusters), *_beyond_the_bound(clusters)]
     if problems:
         document.refuse(problems)
     return tuple(_spec(cluster) for cluster in clusters)
@@ -158,14 +155,6 @@ def _beyond_the_bound(clusters: tuple[_Cluster, ...]) -> list[tuple[Location, st
         return []
     text = f"{len(places)} endpoints in all; accepted: at most {MAX_ENDPOINTS}"
     return [(("clusters",), text)]
-
-
-def _taken(clusters: tuple[_Cluster, ...]) -> list[tuple[Location, str]]:
-    return [
-        (("clusters", i, "name"), f"the name `{cluster.name}` is one of Envoy's own; accepted: any other")
-        for i, cluster in enumerate(clusters)
-        if cluster.name in OWN_CLUSTERS
-    ]
 
 
 def _duplicates(clusters: tuple[_Cluster, ...]) -> list[tuple[Location, str]]:

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from extproc.config.sections.discovery import Discovery
 from extproc.config.sections.edge import Away, Edge
 from extproc.config.sections.engines import Cache, EngineTls, Health
-from extproc.config.sections.fields import AdminPath, Name, Section
+from extproc.config.sections.fields import AdminPath, ClusterName, Name, Section
 from extproc.config.sections.istio import IstioGateway
 from extproc.config.sections.listening import EndpointPicker, Server
 from extproc.config.sections.models import Model
@@ -34,7 +34,7 @@ class Config(Section):
     """Clusters and their endpoints; relative to this file. With `discovery`, read only if given here."""
     discovery: Discovery = Discovery()
     """Control planes that list endpoints as well."""
-    default_cluster: Name | None = None
+    default_cluster: ClusterName | None = None
     """Cluster for paths that are no inference API; null answers 404."""
     default_cluster_admin_paths: Annotated[tuple[AdminPath, ...], Field(strict=False)] = ()
     """Paths by which engines are administered (docs/security.md) that may pass to it after all."""

@@ -55,6 +55,7 @@ def evidence_of(
     response_bytes: int | None,
     attempts: int,
     generates: bool = True,
+    hears: bool = False,
 ) -> Evidence:
     """Judge an ending.
 
@@ -68,13 +69,14 @@ def evidence_of(
         response_bytes: Body bytes of the answer; None if nobody saw them.
         attempts: Upstream attempts made.
         generates: The operation answers with objects or events; others may do so with text or bytes.
+        hears: The operation is of audio: of silence its text, if the client asked for text alone, is empty.
     """
     if status != 200 or ended is not Ended.COMPLETED or error is not None or flags or not attempts:
         verdict = _of_what_went_wrong(status, ended, flags, error, attempts)
         if verdict is not None:
             return verdict
     least_bytes = LEAST_STREAM_BYTES if is_stream else LEAST_WHOLE_BYTES
-    if response_bytes is not None and response_bytes < least_bytes:
+    if response_bytes is not None and response_bytes < least_bytes and not (hears and _is_text(content_type)):
         return FailureKind.EMPTY_ANSWER
     if content_type is not None and not _may_answer(content_type, is_stream, generates):
         return FailureKind.WRONG_CONTENT
@@ -137,7 +139,19 @@ def _may_answer(content_type: str, is_stream: bool, generates: bool) -> bool:
 
     Of a whole answer that was generated a text says as little: a server that says `ok` to everything.
     """
-    kind = content_type.partition(";")[0].strip().lower()
+    kind = _kind(content_type)
     if is_stream:
         return kind in ("", "text/event-stream", "application/x-ndjson") or kind.endswith("json")
     return kind != "text/html" and not (generates and kind == "text/plain")
+
+
+def _is_text(content_type: str | None) -> bool:
+    """Words or subtitles without an object around them."""
+    kind = "" if content_type is None else _kind(content_type)
+    return (kind.startswith("text/") and kind not in ("text/html", "text/event-stream")) or (
+        kind == "application/x-subrip"
+    )
+
+
+def _kind(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()

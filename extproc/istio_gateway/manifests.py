@@ -20,6 +20,7 @@ from extproc.config.clusters import ClusterSpec, EndpointSpec
 from extproc.config.schema import Config
 from extproc.config.sections.edge import Cors, EdgeTls
 from extproc.config.sections.engines import EngineTls
+from extproc.config.sections.fields import MODEL_ALIAS_PREFIX
 from extproc.config.sections.istio import IstioGateway
 from extproc.config.sections.models import RuleSection
 from extproc.istio_gateway.profile import Fragment, Profile, profile_of
@@ -29,7 +30,7 @@ from extproc.values.endpoints import SUBSET_LABEL
 from extproc.values.headers import CLUSTER_HEADER, OWNER_HEADER
 from extproc.values.mesh_names import MeshName
 from extproc.values.requests import ANY_MODEL
-from extproc.xds.open_models import MODEL_ALIAS_PREFIX, open_models_and_any
+from extproc.xds.open_models import open_models_and_any
 from metadata_center.addresses import Address
 
 NETWORKING: Final = "networking.istio.io/v1"

@@ -35,6 +35,9 @@ GENERATING: Final = frozenset(
 )
 """Operations of one kind of model: it has all of them or none."""
 
+HEARING: Final = frozenset((Operation.TRANSCRIPTION, Operation.TRANSLATION))
+"""Operations on audio, whose answers may be text alone, and of silence none."""
+
 
 class Rewritable(Protocol):
     """A body that is edited without having been decoded; see `extproc.request.multipart.Form`."""

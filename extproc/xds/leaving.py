@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from extproc.xds.open_models import MODEL_ALIAS_PREFIX
+from extproc.config.sections.fields import MODEL_ALIAS_PREFIX
 from extproc.xds.publications import Resources
 from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
 

@@ -13,12 +13,10 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 
 from extproc.config.schema import Config
+from extproc.config.sections.fields import MODEL_ALIAS_PREFIX
 from extproc.config.sections.models import Model, RuleSection
 from extproc.values.endpoints import Endpoint
 from extproc.values.requests import ANY_MODEL
-
-MODEL_ALIAS_PREFIX = "model:"
-"""A cluster of this prefix and a model's name shares the endpoints of the cluster that serves it."""
 
 OpenModels = Mapping[str, RuleSection]
 """The default rule of each model that has one, by model name and alias."""

@@ -15,13 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from extproc.config.schema import Config
+from extproc.config.sections.fields import MODEL_ALIAS_PREFIX
 from extproc.config.sections.models import RuleSection
 from extproc.health.states import HealthState
 from extproc.values.endpoints import Endpoint
 from extproc.values.requests import ANY_MODEL
 from extproc.xds.cluster_kinds import ClusterKind, ClusterKinds, UpstreamTls
 from extproc.xds.open_models import (
-    MODEL_ALIAS_PREFIX,
     OpenModels,
     closed_names,
     open_models_and_any,

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 
+from extproc.config.sections.fields import MODEL_ALIAS_PREFIX
 from extproc.health.states import HealthState
 from extproc.values.endpoints import Endpoint
 from extproc.xds.cluster_kinds import ClusterKind, UpstreamTls
-from extproc.xds.open_models import MODEL_ALIAS_PREFIX
 from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey
 

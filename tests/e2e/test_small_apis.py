@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from aiohttp import web
 from openai import AsyncOpenAI
 
 from extproc.request.parse import INFERENCE_PATHS
@@ -142,6 +143,21 @@ async def test_a_chunked_form_is_a_form(plain: Shared) -> None:
     assert reply.status == 200
     (received,) = plain.recorder.received
     assert received.body == form("polite", b"RIFF")
+
+
+@pytest.mark.parametrize("text", ["", "ok"])
+async def test_the_text_of_silence_is_an_answer(plain: Shared, text: str) -> None:
+    """Where the client asked for text alone nothing, or next to nothing, is the whole answer."""
+
+    async def say(_: web.Request) -> web.Response:
+        return web.Response(text=text)
+
+    plain.recorder.behaviour = say
+    reply = await upload(plain, AUDIO_PATHS[0], form("recorded", b"RIFF", ("response_format", "text")))
+    assert (reply.status, reply.body) == (200, text.encode())
+    await plain.stack.settled()
+    (record,) = await plain.stack.last(1)
+    assert (record["operation"], record["outcome"]["ended"]) == ("transcription", "completed")
 
 
 async def test_the_official_client_is_heard(client: AsyncOpenAI, plain: Shared) -> None:

@@ -10,7 +10,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extproc.config.clusters import OWN_CLUSTERS, ClusterSpec, EndpointSpec, parse_clusters
+from extproc.config.clusters import ClusterSpec, EndpointSpec, parse_clusters
+from extproc.config.sections.fields import OWN_CLUSTERS
 from extproc.errors import ConfigError
 from metadata_center.load.counters import MAX_ENDPOINTS
 
@@ -270,3 +271,13 @@ def test_names_that_envoy_has_for_itself_are_refused() -> None:
             ConfigError, match=rf"clusters\[0\].name: the name `{name}` is one of Envoy's own"
         ):
             parse_clusters(json.dumps({"clusters": [{"name": name, "endpoints": []}]}), "clusters.json")
+
+
+@pytest.mark.parametrize("name", ["model:m", "model:", "model:tokenway-xds"])
+def test_names_of_models_aliases_are_refused(name: str) -> None:
+    """While Tokenway is away Envoy serves a model by a cluster of that name, whoever made it."""
+    with pytest.raises(
+        ConfigError, match=r"clusters\[0\].name: `model:` begins the names of Envoy's clusters"
+    ):
+        parse_clusters(json.dumps({"clusters": [{"name": name, "endpoints": []}]}), "clusters.json")
+    parse_clusters(json.dumps({"clusters": [{"name": "my-model:m", "endpoints": []}]}), "clusters.json")

@@ -127,6 +127,24 @@ def test_allowed_headers_are_kept_in_lower_case() -> None:
     assert config.request.allow_headers == ("x-session-token",)
 
 
+@pytest.mark.parametrize("name", ["model:m", "tokenway-xds"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "default_cluster: {name}",
+        "models: {{m: {{rules: [{{cluster: {name}}}]}}}}",
+        "discovery: {{kubernetes: {{pool: {{name: a, cluster: {name}}}}}}}",
+        "discovery: {{kubernetes: {{services: [{{name: a, cluster: {name}}}]}}}}",
+        "discovery: {{kubernetes: {{selectors: "
+        "[{{name: {name}, match_labels: {{a: b}}, target_ports: [80]}}]}}}}",
+    ],
+)
+def test_names_that_envoy_has_for_clusters_of_ours_are_refused(text: str, name: str) -> None:
+    """Whoever lists the cluster: while Tokenway is away Envoy would send there what asks for a model."""
+    problem = the_problem(text.format(name=f'"{name}"'))
+    assert "accepted: any other" in problem
+
+
 def test_rules_become_the_rule_table_of_the_request_path() -> None:
     """Every key of a rule arrives in the core's `Rule`, with header names in lower case."""
     text = """

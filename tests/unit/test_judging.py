@@ -27,6 +27,9 @@ def judged(**changes: Any) -> Evidence:
     return evidence_of(**{**good, **changes})
 
 
+SILENCE: dict[str, Any] = {"is_stream": False, "response_bytes": 0, "generates": False, "hears": True}
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -35,6 +38,14 @@ def judged(**changes: Any) -> Evidence:
         ({"content_type": "application/json"}, NoFailure.ANSWERED),
         ({"is_stream": False, "content_type": "text/plain"}, FailureKind.WRONG_CONTENT),
         ({"is_stream": False, "content_type": "text/plain", "generates": False}, NoFailure.ANSWERED),
+        ({**SILENCE, "content_type": "text/plain; charset=utf-8"}, NoFailure.ANSWERED),
+        ({**SILENCE, "content_type": "application/x-subrip"}, NoFailure.ANSWERED),
+        ({**SILENCE, "content_type": "text/plain", "response_bytes": len("ok")}, NoFailure.ANSWERED),
+        ({**SILENCE, "content_type": "text/plain", "hears": False}, FailureKind.EMPTY_ANSWER),
+        ({**SILENCE, "content_type": "application/json"}, FailureKind.EMPTY_ANSWER),
+        ({**SILENCE, "content_type": None}, FailureKind.EMPTY_ANSWER),
+        ({**SILENCE, "content_type": "text/html"}, FailureKind.EMPTY_ANSWER),
+        ({**SILENCE, "content_type": "text/plain", "error": "empty"}, FailureKind.EMPTY_ANSWER),
         ({"is_stream": False, "response_bytes": 3}, NoFailure.ANSWERED),
         ({"is_stream": False, "response_bytes": len(b"{}")}, FailureKind.EMPTY_ANSWER),
         ({"attempts": 0}, NoFailure.UNKNOWN),

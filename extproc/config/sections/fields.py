@@ -12,12 +12,36 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 DAY_S = 86_400
 """Upper bound of all times: what is longer is a mistake of unit."""
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 """AIGW bounds cluster and backend names to 1..256 as well."""
+
+OWN_CLUSTERS = frozenset(("tokenway-extproc", "tokenway-als", "tokenway-xds", "tokenway-none"))
+"""Names that envoy/bootstrap.yaml takes: Envoy would send requests for such a cluster to Tokenway itself."""
+
+MODEL_ALIAS_PREFIX = "model:"
+"""A cluster of this prefix and a model's name shares the endpoints of the cluster that serves it. While
+Tokenway is away clients reach it by that name."""
+
+
+def _not_envoys(name: str) -> str:
+    if name in OWN_CLUSTERS:
+        raise PydanticCustomError(
+            "own_cluster", "the name `{name}` is one of Envoy's own; accepted: any other", {"name": name}
+        )
+    if name.startswith(MODEL_ALIAS_PREFIX):
+        raise PydanticCustomError(
+            "alias", "`model:` begins the names of Envoy's clusters by model; accepted: any other beginning"
+        )
+    return name
+
+
+ClusterName = Annotated[Name, AfterValidator(_not_envoys)]
+"""Of a cluster that a source lists; names that Envoy has for clusters of ours are refused."""
 
 HeaderName = Annotated[
     str,

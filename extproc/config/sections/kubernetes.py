@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from extproc.config.sections.fields import FileName, Name, Section
+from extproc.config.sections.fields import ClusterName, FileName, Name, Section
 
 ObjectName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$", examples=["llama"])]
 """A DNS subdomain, as names of objects are."""
@@ -47,14 +47,14 @@ class PoolSource(Section):
         "inference.networking.k8s.io"
     )
     """API group of the pool: that of v1, or the one before it (v1alpha2)."""
-    cluster: Name | None = None
+    cluster: ClusterName | None = None
     """What the cluster is called; null is the pool's name."""
 
 
 class SelectorSource(Section):
     """Pods that have some labels are the endpoints of one cluster."""
 
-    name: Name
+    name: ClusterName
     """What the cluster is called."""
     namespace: Namespace | None = None
     """Of the pods; null is the gateway's own."""
@@ -78,7 +78,7 @@ class ServiceSource(Section):
     """Of the Service; null is the gateway's own."""
     port: Annotated[str, Field(min_length=1, max_length=63, examples=["http"])] | None = None
     """Name of its port, or the number where its pods serve; null takes the only one."""
-    cluster: Name | None = None
+    cluster: ClusterName | None = None
     """What the cluster is called; null is the Service's name."""
 
 

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, AliasChoices, ConfigDict, Field, field_vali
 from pydantic_core import PydanticCustomError
 
 from extproc.choosing.rivals.registry import make
-from extproc.config.sections.fields import HeaderName, HeaderValue, Labels, Name, Section
+from extproc.config.sections.fields import ClusterName, HeaderName, HeaderValue, Labels, Name, Section
 from extproc.request.rules import Backend
 from extproc.values.balancing import Algorithm, LoadBalancing
 
@@ -43,7 +43,7 @@ def _lower_names(headers: Mapping[str, str]) -> Mapping[str, str]:
 class RuleSection(Section):
     """One way to serve a model."""
 
-    cluster: Name
+    cluster: ClusterName
     """Cluster in clusters_file that serves it."""
     backend: Annotated[Backend, Field(strict=False)] = Backend.VLLM
     """Engine behind the cluster."""
