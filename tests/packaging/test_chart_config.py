@@ -12,7 +12,7 @@ import yaml
 
 from extproc.config.loading import effective, json_schema, parse
 from extproc.config.schema import Config
-from testbed.chart_schema import SCHEMA_FILE, definitions, written
+from testbed.chart_schema import definitions
 from testbed.helm import CHART, binary, configuration, helm, rendered, template, values_of
 from tokenway.cli.check import check
 
@@ -54,13 +54,6 @@ def nulls() -> dict[str, Any]:
         return None
 
     return of(schema) or {}
-
-
-def test_the_schema_is_that_of_the_configuration() -> None:
-    """`python -m testbed.chart_schema` would change nothing."""
-    text = SCHEMA_FILE.read_text(encoding="utf-8")
-    assert written(text) == text
-    assert json.loads(text)["properties"]["config"] == {"$ref": "#/definitions/config.Config"}
 
 
 def test_it_is_in_the_draft_that_every_helm_reads() -> None:
