@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import Any
 
 import orjson
 from xxhash import xxh3_64_intdigest
 
+from extproc.request.exact import written_anew
 from extproc.request.parse import is_form, parse
 from extproc.request.sanitize import encode, force_usage, sanitize
 from extproc.request.structure import check_structure
@@ -99,12 +101,23 @@ def read_body(order: ReadOrder, body: bytes) -> BodyRead:
     check_structure(body)
     request = parse(order.path, body)
     fields = request.body
-    is_changed = bool(sanitize(fields, order.allowed))
-    if order.usage_injection:
-        is_changed |= force_usage(fields, request.operation)
+    operation = request.operation
+
+    def edit(of: dict[str, Any]) -> bool:
+        changed = bool(sanitize(of, order.allowed))
+        if order.usage_injection:
+            changed |= force_usage(of, operation)
+        return changed
+
+    def edit_and_mark(of: dict[str, Any]) -> None:
+        edit(of)
+        of["model"] = orjson.Fragment(_MODEL_MARK)
+
+    is_changed = edit(fields)
     around_model = None
     if is_changed or _is_renamed(order, request):
-        encoded = encode({**fields, "model": orjson.Fragment(_MODEL_MARK)})
+        marked = {**fields, "model": orjson.Fragment(_MODEL_MARK)}
+        encoded = written_anew(marked, body, edit_and_mark)
         before, _, after = encoded.partition(_MODEL_MARK)
         around_model = (before, after)
     cut = max(0, len(request.prompt) - order.max_prompt_bytes)

@@ -128,7 +128,7 @@ def force_usage(body: dict[str, Any], operation: Operation) -> bool:
 def encode(value: object, param: str = "body") -> bytes:
     """JSON bytes of a decoded value, object keys in the order they came.
 
-    Integers beyond 64 bits were read as floats and come out as such.
+    Integers beyond 64 bits were read as floats and come out as such; see `extproc.request.exact`.
 
     Args:
         value: What orjson decoded, or a part of it.

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import replace
+from typing import Any
 
 from xxhash import xxh3_64_intdigest
 
 from extproc.errors import Reason, RouterError
 from extproc.predicting.predictor import Predictor
 from extproc.request.blocks import MAX_BLOCKS, block_hashes
+from extproc.request.exact import written_anew
 from extproc.request.parse import parse
 from extproc.request.reading import BodyRead, Pieces, ReadOrder
 from extproc.request.responses import Follows, follows
 from extproc.request.rules import Route
-from extproc.request.sanitize import encode, force_usage, rewrite_model, sanitize
+from extproc.request.sanitize import force_usage, rewrite_model, sanitize
 from extproc.routing.settings import RouterSettings
 from extproc.routing.table import RoutingTable
 from extproc.values.choices import Rng
@@ -90,7 +92,7 @@ def parse_request(
     request = said if asked is None else replace(said, model=asked)
     route = table.rules.match(request.model, headers.headers, rng)
     engine_model = route.upstream_model or asked
-    new_body = _new_body(request, engine_model, table, settings)
+    new_body = _new_body(request, body, engine_model, table, settings)
     fingerprint = xxh3_64_intdigest(body)
     renamed = _renamed(said, engine_model)
     return _parsed(headers, request, route, new_body, renamed, settings, predictor, now_s, fingerprint)
@@ -196,16 +198,23 @@ def _parsed(
 
 
 def _new_body(
-    request: InferenceRequest, engine_model: str | None, table: RoutingTable, settings: RouterSettings
+    request: InferenceRequest,
+    body: Body,
+    engine_model: str | None,
+    table: RoutingTable,
+    settings: RouterSettings,
 ) -> Pieces | None:
     """The body to send instead of the client's, or None if that one may go as it came."""
     if request.form is not None:
         rewritten = request.form.rewritten(engine_model, table.allowed_fields)
         return None if rewritten is None else (rewritten,)
-    body = request.body
-    changed = bool(sanitize(body, table.allowed_fields))
-    if engine_model is not None:
-        changed |= rewrite_model(body, engine_model)
-    if settings.usage_injection:
-        changed |= force_usage(body, request.operation)
-    return (encode(body),) if changed else None
+
+    def edit(fields: dict[str, Any]) -> bool:
+        changed = bool(sanitize(fields, table.allowed_fields))
+        if engine_model is not None:
+            changed |= rewrite_model(fields, engine_model)
+        if settings.usage_injection:
+            changed |= force_usage(fields, request.operation)
+        return changed
+
+    return (written_anew(request.body, body, edit),) if edit(request.body) else None

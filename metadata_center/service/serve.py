@@ -16,6 +16,9 @@ from metadata_center.service.http_server import HttpServer
 
 _LOGGER = logging.getLogger("metadata_center")
 
+_HANDLED = frozenset({signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
+"""They mean nothing here, and would end a process without a handler."""
+
 
 class SettingError(MetadataError):
     """A setting of the service that cannot be used; the message names it."""
@@ -50,7 +53,11 @@ def serve(listen: str, *, token_env: str | None, request_expiry_s: float, cache_
     if token is None and not (host == "localhost" or is_loopback(host)):
         _LOGGER.warning("open to the network without a token", extra={"host": host})
     limits = Limits(request_expiry_s=request_expiry_s, cache_expiry_s=cache_expiry_s)
-    asyncio.run(_until_signalled(HttpServer(limits, token=token), host, port))
+    with asyncio.Runner() as runner:
+        try:
+            runner.run(_until_signalled(HttpServer(limits, token=token), host, port))
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)  # the handlers go with the loop
     return 0
 
 
@@ -64,7 +71,7 @@ async def _until_signalled(server: HttpServer, host: str, port: int) -> None:
         loop.add_signal_handler(
             number, partial(_LOGGER.warning, "signal ignored", extra={"signal": number.name})
         )
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
     await server.start(host, port)
     await stopping.wait()
     await server.stop()

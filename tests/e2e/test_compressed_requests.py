@@ -93,6 +93,19 @@ async def test_what_is_not_taken_is_named(plain: Shared, coding: str) -> None:
     assert plain.recorder.received == []
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+@pytest.mark.parametrize("coding", ["gzip, chunked", "gzip", "identity"])
+async def test_compressed_on_the_way_is_refused_as_well(plain: Shared, path: str, coding: str) -> None:
+    """A coding of the transfer, which Envoy does not take: no 5xx, after which clients ask again."""
+    head = f"POST {path} HTTP/1.1\r\nhost: a\r\ntransfer-encoding: {coding}\r\n\r\n".encode()
+    packed = gzip.compress(SMALL)
+    reply = await exchange(plain.stack.port, head, b"%x\r\n%b\r\n0\r\n\r\n" % (len(packed), packed))
+    error = check(reply, 415, "unsupported_encoding")
+    assert reply.headers["accept-encoding"] == "gzip, deflate, zstd, br"
+    assert "accepted" in error["message"]
+    assert plain.recorder.received == []
+
+
 @pytest.mark.parametrize("body", [SMALL, gzip.compress(SMALL)[:-3], gzip.compress(LARGE)[:-3], b""])
 async def test_damaged_bodies_are_refused(plain: Shared, body: bytes) -> None:
     """400 that says what is wrong with the coding, not with JSON; an empty body is an empty body."""

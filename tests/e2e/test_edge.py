@@ -106,13 +106,15 @@ async def test_half_headers_end(edge: Stack) -> None:
     assert b" 200 " not in said
 
 
-async def test_a_slow_upload_ends(edge: Stack, engine: Recorder) -> None:
-    """A body that trickles in is given up as a whole, not byte by byte."""
-    head = HEAD + b"content-length: 100000\r\n\r\n"
+@pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/v1/messages"])
+async def test_a_slow_upload_ends(edge: Stack, engine: Recorder, path: bytes) -> None:
+    """A body that trickles in is given up as a whole, not byte by byte, in the words of its API."""
+    head = HEAD.replace(b"/v1/chat/completions", path) + b"content-length: 100000\r\n\r\n"
     took_s, said = await _closed_after(edge.port, head, *([b" " * 10] * 100), pause_s=0.1)
     assert UPLOAD_S * 0.9 <= took_s < 10
     assert said.startswith(b"HTTP/1.1 408")
-    assert b"request_timeout" in said
+    assert b"The request did not arrive in time." in said
+    assert (b"request_timeout" in said) == (path != b"/v1/messages")
     assert engine.received == []
 
 

@@ -75,14 +75,24 @@ async def test_duplicate_keys_last_wins(plain: Shared) -> None:
     assert plain.recorder.received[0].body == body
 
 
-async def test_huge_numbers_pass(plain: Shared) -> None:
-    """Numbers no machine word holds are the engine's business and reach it as they came."""
+@pytest.mark.parametrize("padding", [0, 3 * MEGABYTE])
+@pytest.mark.parametrize(
+    ("model", "priority"), [("recorded", b""), ("recorded", b'"priority": 1, '), ("tuned", b"")]
+)
+async def test_huge_numbers_pass(plain: Shared, model: str, priority: bytes, padding: int) -> None:
+    """Numbers no machine word holds are the engine's business and reach it as they came, rewritten or not."""
     body = (
-        b'{"model": "recorded", "seed": 123456789012345678901234567890, "max_tokens": 1e300, '
-        b'"messages": [{"role": "user", "content": "hi"}]}'
-    )
+        b'{"model": "%b", %b"seed": 123456789012345678901234567890, "max_tokens": 1e300, "user": "%b", '
+        b'"messages": [{"role": "user", "content": "[-123456789012345678901234567890]"}]}'
+    ) % (model.encode(), priority, b"x" * padding)
     assert (await post(plain.stack, body)).status == 200
-    assert plain.recorder.received[0].body == body
+    (received,) = plain.recorder.received
+    sent = json.loads(body) | {"model": "polite" if model == "tuned" else "recorded"}
+    sent.pop("priority", None)
+    assert json.loads(received.body) == sent
+    assert type(json.loads(received.body)["seed"]) is int
+    if model == "recorded" and not priority:
+        assert received.body == body
 
 
 @pytest.mark.parametrize("model", ["recorded", "tuned"])

@@ -143,6 +143,9 @@ async def test_the_account_may_read_what_it_needs_and_no_more(prepared: Cluster,
     is_picker_of_a_pool = case == "istio-inferencepool"
     pools = ("inferencepools", "inference.networking.k8s.io")
     objectives = ("inferenceobjectives", "llm-d.ai")
+    async with asyncio.timeout(60):  # what authorizes hears of a Role as any other does, some time later
+        while (await may("get", "pods", ""), await may("get", *pools)) != (True, is_picker_of_a_pool):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
     for verb in ("get", "list", "watch"):
         assert await may(verb, "pods", "")
         assert await may(verb, *pools) is is_picker_of_a_pool

@@ -30,6 +30,7 @@ from extproc.errors import ConfigError
 from extproc.health.settings import HealthSettings
 from extproc.request.rules import Backend, ModelRules, Rule, RuleTable
 from extproc.values.balancing import Algorithm, LoadBalancing
+from testbed.chart_schema import ROOT, SCHEMA_FILE, written
 
 ETC = Path(__file__).parents[2] / "etc"
 
@@ -471,6 +472,13 @@ def test_effective_configuration_parses_to_itself(config: Config) -> None:
 def test_published_schema_is_current() -> None:
     """etc/tokenway.schema.json is what the code generates."""
     assert json.loads((ETC / "tokenway.schema.json").read_text()) == json_schema()
+
+
+def test_the_chart_has_the_same_schema() -> None:
+    """`python -m testbed.chart_schema` would change nothing. What it refuses: test_chart_config.py."""
+    text = SCHEMA_FILE.read_text(encoding="utf-8")
+    assert written(text) == text
+    assert json.loads(text)["properties"]["config"] == {"$ref": f"#/definitions/{ROOT}"}
 
 
 def test_every_key_has_a_description_in_the_schema() -> None:

@@ -19,6 +19,7 @@ from extproc.server.parts import StoppedWhileStarting
 from extproc.server.supervisor import Supervisor
 from extproc.server.trimming import trim
 from extproc.server.worker import Worker
+from tokenway.cli import hold_signals_back
 
 if TYPE_CHECKING:
     from extproc.server.building import Stalls
@@ -88,7 +89,10 @@ def _run(server: Worker | Supervisor, stalls: Stalls | None = None) -> int:
     gc.disable()
     make_loop = None if stalls is None else lambda: watched_loop(stalls.notify)
     with asyncio.Runner(loop_factory=make_loop) as runner:
-        runner.run(_until_signalled(server))
+        try:
+            runner.run(_until_signalled(server))
+        finally:
+            hold_signals_back()  # the handlers go with the loop
     return 0
 
 

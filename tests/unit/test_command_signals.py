@@ -1,9 +1,10 @@
-"""Signals that come while the command is still importing, before any handler is there."""
+"""Signals that come before the command has handlers for them, and after it had."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -77,6 +78,38 @@ def test_however_it_is_started(module: str, environment: Mapping[str, str]) -> N
     """As the supervisor starts its workers, and under the former name."""
     words, code, _ = SERVING["serve"]
     assert ended(module, words, signal.SIGHUP, environment)[0] == code
+
+
+ENDING = """
+import asyncio, os, signal
+
+class Signalling(asyncio.Runner):
+    def close(self):
+        super().close()
+        os.kill(os.getpid(), int(os.environ["SENT"]))
+
+asyncio.Runner = asyncio.runners.Runner = Signalling
+"""
+"""A `sitecustomize`: the signal comes when the event loop is closed, and its handlers with it."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("verb", ["serve", "metadata-center"])
+def test_what_serves_outlives_a_signal_as_it_ends(
+    verb: str, number: signal.Signals, environment: Mapping[str, str], tmp_path: Path
+) -> None:
+    """It ends for its own reason, here a port that another has, with the exit code of that."""
+    (tmp_path / "sitecustomize.py").write_text(ENDING)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        words = [verb, "--listen", f"127.0.0.1:{port}"]
+        if verb == "serve":
+            path = tmp_path / "tokenway.yaml"
+            path.write_text(f"server: {{run_dir: {tmp_path}/run, admin: {{port: {port}}}}}\n")
+            path.with_name("clusters.json").write_text('{"clusters": []}')
+            words = [verb, str(path)]
+        code, line = ended("tokenway", words, number, environment)
+    assert (code, "in use" in line) == (1, True), line
 
 
 def test_other_verbs_end_when_their_terminal_is_gone(environment: Mapping[str, str]) -> None:
