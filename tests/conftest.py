@@ -74,7 +74,7 @@ WALL_S = 1.7e9
 
 @pytest.fixture(autouse=True)
 def _signals_as_before() -> Iterator[None]:
-    """What serves, run within a test, holds signals back at its end, and later tests' processes inherit that."""
+    """What serves, run within a test, holds signals back at its end; later tests' processes inherit that."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     yield
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
