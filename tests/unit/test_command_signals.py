@@ -7,12 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from extproc.server.modules import ROOT
+
+SIGNALS = [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
 
 SIGNALLING = """
 import os, signal, sys
@@ -36,10 +38,13 @@ SERVING = {
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> Mapping[str, str]:
-    """With the `sitecustomize` before any other."""
+def environment(tmp_path: Path) -> Iterator[Mapping[str, str]]:
+    """With the `sitecustomize` before any other, and no signal ignored, as under `nohup` SIGHUP is."""
     (tmp_path / "sitecustomize.py").write_text(SIGNALLING)
-    return {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
+    yield {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def ended(
@@ -57,7 +62,7 @@ def ended(
     return done.returncode, (done.stderr.splitlines() or [""])[-1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("verb", SERVING)
 def test_what_serves_outlives_a_signal_before_its_imports(
     verb: str, number: signal.Signals, environment: Mapping[str, str]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -76,7 +79,8 @@ def test_time_on_a_processor_is_that_of_children_as_well() -> None:
         assert processes.tree_rss_mib([parent.pid]) > processes.rss_mib(parent.pid)
     finally:
         for pid in reversed(processes.tree(parent.pid)):
-            subprocess.run(["kill", "-9", str(pid)], check=False)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         parent.wait()
 
 

@@ -21,6 +21,10 @@ from metadata_center.sharing.redis_url import RedisUrl, UrlError, parse_url
             ),
         ),
         ("redis+cluster://a:1,[::2]:3", RedisUrl("cluster", (("a", 1), ("::2", 3)))),
+        (
+            "redis+cluster://u:p@[::1],[::2]:3",
+            RedisUrl("cluster", (("::1", 6379), ("::2", 3)), username="u", password="p"),
+        ),
     ],
 )
 def test_what_a_url_says(url: str, expected: RedisUrl) -> None:

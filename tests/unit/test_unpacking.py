@@ -171,8 +171,8 @@ async def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         deciding = front.decide(gzipped(), packed)
         assert isinstance(deciding, Later)
         waiting.append(result_of(deciding.pending))
-    await asyncio.sleep(0)
-    refusal = await refused(front.decide(gzipped(), packed))
+    third = front.decide(gzipped(), packed)  # in the same turn, so neither is done, however quick its thread
+    refusal = await refused(third)
     assert (refusal.reason, refusal.retry_after_s) == (Reason.READERS_BUSY, 1)
     await asyncio.gather(*waiting)
     again = front.decide(gzipped(), packed)
@@ -180,6 +180,19 @@ async def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sent(await result_of(again.pending)) == LARGE
     monkeypatch.setattr(unpacking, "MAX_WAITING", 0)
     assert isinstance(front.decide(gzipped(), packed), Refusal)
+    front.close()
+
+
+async def test_a_client_that_leaves_at_once_leaves_its_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also before anything was begun for it."""
+    packed = gzip.compress(LARGE)
+    monkeypatch.setattr(unpacking, "MAX_WAITING", 1)
+    front = made(Decider())
+    for _ in range(3):
+        deciding = front.decide(gzipped(), packed)
+        assert isinstance(deciding, Later)
+        deciding.pending.cancel()
+        await asyncio.sleep(0.01)
     front.close()
 
 

@@ -57,6 +57,7 @@ def explain(args: Sequence[str]) -> int:
     try:
         answer = _get(options.admin.rstrip("/") + path)
     except HTTPError as exc:
+        exc.close()
         missing = exc.code == 404
         print(
             "no decision of that id is remembered" if missing else f"admin port: status {exc.code}",
