@@ -17,7 +17,7 @@ from metadata_center.load.table import LoadTable
 from metadata_center.types import Charge, EndpointKey, RequestId
 
 A, B = EndpointKey("10.0.0.1:8000"), EndpointKey("10.0.0.2:8000")
-fork = multiprocessing.get_context("fork")
+spawn = multiprocessing.get_context("spawn")
 
 
 @pytest.fixture
@@ -145,8 +145,8 @@ def test_decisions_of_two_processes_do_not_interleave(path: Path) -> None:
     """Two processes that take the least loaded endpoint under the lock never leave them two apart."""
     pipes, workers = [], []
     for worker in (0, 1):
-        ours, theirs = fork.Pipe()
-        process = fork.Process(target=_decide, args=(path, worker, 2000, theirs))
+        ours, theirs = spawn.Pipe()
+        process = spawn.Process(target=_decide, args=(path, worker, 2000, theirs))
         process.start()
         pipes.append(ours)
         workers.append(process)
@@ -173,8 +173,8 @@ def _hold(path: Path, ready: Connection) -> None:
 
 def test_a_killed_holder_releases_the_lock(path: Path) -> None:
     """The lock of a worker killed inside it is free at once; its load goes when its row is taken again."""
-    ours, theirs = fork.Pipe()
-    process = fork.Process(target=_hold, args=(path, theirs))
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=_hold, args=(path, theirs))
     process.start()
     assert ours.poll(20)
     assert process.pid is not None
