@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
+from math import fsum
 from typing import Any
 
 from tokenway.simulator.replay.summary import RunResult, Summary
@@ -42,7 +43,7 @@ def _means(summaries: Sequence[Summary]) -> dict[str, float | None]:
     for field in fields(Summary):
         values = [getattr(summary, field.name) for summary in summaries]
         known = [float(value) for value in values if value is not None]
-        means[field.name] = sum(known) / len(known) if known else None
+        means[field.name] = fsum(known) / len(known) if known else None
     return means
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import fsum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -204,7 +205,7 @@ def summarise(
         wasted_ratio=wasted / max(1, prompt),
         load_spread=max(loads) * len(loads) / max(1, sum(loads)),
         held_ratio=len(holds) / max(1, len(served)),
-        hold_mean_s=sum(holds) / max(1, len(holds)),
+        hold_mean_s=fsum(holds) / max(1, len(holds)),
         hold_max_s=max(holds, default=0.0),
         preemptions=outcome.preemptions,
         end_s=outcome.end_s,
