@@ -162,7 +162,7 @@ async def test_short_work_goes_first(stack: Stack, gates: dict[str, GatedEngine]
     """A short request that comes soon after long ones is sent before them; they follow as they came."""
     engine = gates["order"]
     asked = await fill(stack, "order", engine)
-    longs = ["long-0", "long-1"]  # no more: while they come, on a busy machine for seconds, the first grows old
+    longs = ["long-0", "long-1"]  # no more: on a busy machine the first grows old while others come
     for number, name in enumerate(longs, 1):
         asked.append(ask(stack, "order", name, 100_000))
         await held(stack, number)
