@@ -3,7 +3,7 @@
 Rules:
     1. Pure. What of the fleet differs comes in; requests see a view, which is changed then and not for them.
     2. A cluster that the configuration names and that had no endpoint is hidden with its first one: requests
-       see what they saw before, no such cluster or one without endpoints, until it is shown.
+       see what they saw before, no such cluster or one without endpoints, until it is shown or has none.
     3. Nothing is hidden before `hide`, nor what was introduced before it is there.
     4. Endpoints that join others are not hidden: Envoy serves by those that it has what it gets for one that
        it does not have yet.
@@ -63,11 +63,12 @@ class RoutableClusters:
             if endpoints is None:
                 self._hidden.discard(name)
                 self._clusters.pop(name, None)
-            elif name in self._hidden:
+            elif name in self._hidden and endpoints:
                 continue
             elif self._hides and name in self._named - exempt and endpoints and not self._clusters.get(name):
                 self._hidden.add(name)
             else:
+                self._hidden.discard(name)
                 self._clusters[name] = endpoints
 
     def show(self, names: Iterable[str]) -> None:

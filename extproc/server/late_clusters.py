@@ -5,7 +5,8 @@ Rules:
        where no Envoy has to acknowledge them, else when all have, and after `MOST_WAIT_S` in any case.
     2. A worker that starts hides nothing: it takes no request before Envoys have what it starts with
        (`introducing`).
-    3. What came in one turn is asked for, and shown, together.
+    3. What came in one turn is asked for, and shown, together. What goes meanwhile is asked for no more:
+       should it come again, it comes anew.
 """
 
 from __future__ import annotations
@@ -66,12 +67,21 @@ class LateClusters:
         hidden = self._routable.hidden
         if not hidden and not self._late:
             return
+        self._late = [kept for late in self._late if (kept := self._kept(late, hidden)) is not None]
         known = frozenset[str]().union(*(late.asked.clusters for late in self._late))
         new = hidden - known
         if new:
             asked = self._acknowledgements.ask(new, served=new)
             self._late.append(_Late(asked, self._clock() + MOST_WAIT_S))
         self.look()
+
+    def _kept(self, late: _Late, hidden: AbstractSet[str]) -> _Late | None:
+        """What of it is still hidden, for as long as before."""
+        left = late.asked.clusters & hidden
+        if left == late.asked.clusters:
+            return late
+        self._acknowledgements.close(late.asked)
+        return _Late(self._acknowledgements.ask(left, served=left), late.until_s) if left else None
 
     def look(self) -> None:
         """Show what Envoys have by now, or had their time for."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from extproc.config.schema import Config
@@ -271,6 +271,10 @@ STEPS = st.sampled_from(
 )
 
 
+@example(
+    ["one", "none", *["half a second"] * 5, "two", "half a second"]
+)  # it comes again, and has all its time
+@example(["one", "half a second", "empty", *["half a second"] * 3, "two", *["half a second"] * 2])
 @given(st.lists(STEPS, max_size=25))
 def test_requests_see_no_first_endpoint_before_all_envoys_have_it(steps: list[str]) -> None:
     """Whatever is listed, said and broken in whatever order; or not for longer than is waited."""
