@@ -55,7 +55,7 @@ def evidence_of(
     response_bytes: int | None,
     attempts: int,
     generates: bool = True,
-    hears: bool = False,
+    is_speech_to_text: bool = False,
 ) -> Evidence:
     """Judge an ending.
 
@@ -69,14 +69,15 @@ def evidence_of(
         response_bytes: Body bytes of the answer; None if nobody saw them.
         attempts: Upstream attempts made.
         generates: The operation answers with objects or events; others may do so with text or bytes.
-        hears: The operation is of audio: of silence its text, if the client asked for text alone, is empty.
+        is_speech_to_text: Of silence its text, if the client asked for text alone, is empty.
     """
     if status != 200 or ended is not Ended.COMPLETED or error is not None or flags or not attempts:
         verdict = _of_what_went_wrong(status, ended, flags, error, attempts)
         if verdict is not None:
             return verdict
     least_bytes = LEAST_STREAM_BYTES if is_stream else LEAST_WHOLE_BYTES
-    if response_bytes is not None and response_bytes < least_bytes and not (hears and _is_text(content_type)):
+    may_be_silence = is_speech_to_text and _is_text(content_type)
+    if response_bytes is not None and response_bytes < least_bytes and not may_be_silence:
         return FailureKind.EMPTY_ANSWER
     if content_type is not None and not _may_answer(content_type, is_stream, generates):
         return FailureKind.WRONG_CONTENT

@@ -4,7 +4,8 @@ orjson reads them as floats, engines as what they are: a seed, or a bound in a t
 texts while such a body is decoded, edited and encoded.
 
 Rules:
-    1. A body without so long a number costs a search, one that goes as it came nothing.
+    1. A body that goes as it came costs nothing; one without 19 digits in a row a search; one that has them
+       in texts alone (identifiers), or of a smaller number, a walk over its values.
     2. What a client writes in a text stays a text: the mark before numbers is a hash of all of the body. Who
        finds a body that holds its own gets a number in place of a text, in a request of his own.
 """
@@ -24,6 +25,8 @@ from extproc.values.exchange import Body
 _LONG: Final = b"0" * 19
 """The least that orjson takes for a float has 19 digits behind its sign: -2^63 - 1."""
 
+_LEAST_ROUNDED: Final = 2.0**63
+
 _DIGITS_AS_ZEROS: Final = bytes(ord("0") if chr(byte).isdecimal() else 0 for byte in range(256))
 
 _UP_TO_LONG: Final = re.compile(
@@ -40,7 +43,7 @@ _UP_TO_LONG: Final = re.compile(
 def written_anew(fields: dict[str, Any], body: Body, edit: Callable[[dict[str, Any]], object]) -> bytes:
     """The body to send in place of the client's, with all of its numbers.
 
-    Takes 1.6 ms per MB more than `encode`, and some four times as long where 19 digits follow each other.
+    Takes 1.3 ms per MB more than `encode`, and 10 to 12 where it has such a number (4 KB to 12 MB of text).
 
     Args:
         fields: The client's body, decoded and edited.
@@ -51,7 +54,7 @@ def written_anew(fields: dict[str, Any], body: Body, edit: Callable[[dict[str, A
         RouterError: INVALID_REQUEST: too deep, see `encode`.
     """
     came = bytes(body)
-    if _LONG not in came.translate(_DIGITS_AS_ZEROS):
+    if _LONG not in came.translate(_DIGITS_AS_ZEROS) or not _has_rounded(fields):
         return encode(fields)
     mark = xxh3_128_hexdigest(came).encode()
     marked = _marked(came, mark)
@@ -60,6 +63,20 @@ def written_anew(fields: dict[str, Any], body: Body, edit: Callable[[dict[str, A
     exact = orjson.loads(marked)
     edit(exact)
     return re.sub(rb'"%b(-?[0-9]+)"' % mark, rb"\1", encode(exact))
+
+
+def _has_rounded(fields: dict[str, Any]) -> bool:
+    """Whether it holds a float that orjson may have made of a whole number."""
+    left: list[Any] = [fields]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            left.extend(value.values())
+        elif isinstance(value, list):
+            left.extend(value)
+        elif isinstance(value, float) and abs(value) >= _LEAST_ROUNDED:
+            return True
+    return False
 
 
 def _marked(body: bytes, mark: bytes) -> bytes | None:

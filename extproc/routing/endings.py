@@ -30,7 +30,7 @@ from extproc.values.endings import (
 from extproc.values.evidence import FailureKind, NoFailure
 from extproc.values.inflight import Inflight
 from extproc.values.outcomes import Ended, Outcome
-from extproc.values.requests import GENERATING, HEARING
+from extproc.values.requests import GENERATING, SPEECH_TO_TEXT
 from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey
 
@@ -139,7 +139,7 @@ class Endings:
                 response_bytes=end.response_bytes,
                 attempts=end.attempts,
                 generates=record.operation in GENERATING,
-                hears=record.operation in HEARING,
+                is_speech_to_text=record.operation in SPEECH_TO_TEXT,
             )
             is_answered = evidence is NoFailure.ANSWERED and end.status == 200
         finally:

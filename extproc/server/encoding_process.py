@@ -8,19 +8,18 @@ Rules:
 
 from __future__ import annotations
 
-import signal
 import sys
 
 import msgspec
 
 from extproc.xds.cluster_encoding import encode
 from extproc.xds.cluster_kinds import ClusterKind
+from metadata_center import signals
 
 
 def main() -> None:
     """Answer standard input."""
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # meant for the gateway, which ends us with it
+    signals.ignore()  # they are meant for the gateway, which ends us with it
     encode(ClusterKind())  # the library's classes get ready while the gateway reads its configuration
     question = sys.stdin.buffer.read()
     if question:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import gc
 import mmap
 import os
-import signal
 import socket
 import struct
 import sys
@@ -24,6 +23,7 @@ from extproc.errors import Reason, RouterError
 from extproc.request.reading import BodyRead, ReadOrder, read_body
 from extproc.values.exchange import Body
 from extproc.values.requests import InferenceRequest, Operation
+from metadata_center import signals
 
 _HEAD: Final = struct.Struct("<IQQQ")  # bytes of the head, and of up to three raw pieces
 
@@ -191,8 +191,7 @@ def _exactly(channel: socket.socket, length: int) -> memoryview:
 
 def main() -> None:
     """Serve the socket whose file descriptor is the argument."""
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # meant for the gateway, which ends us with it
+    signals.ignore()  # they are meant for the gateway, which ends us with it
     os.nice(_NICENESS)
     gc.disable()  # decoded bodies have no cycles, and looking for some takes longer than decoding
     with socket.socket(fileno=int(sys.argv[1])) as channel:

@@ -19,6 +19,7 @@ from extproc.server.modules import python_module
 from extproc.server.parts import Part, Parts
 from extproc.server.rpc_server import check_free
 from extproc.server.run_dir import Residence, admin_path, counters_path, run_dir
+from metadata_center import signals
 from metadata_center.load import shared_counters
 
 _log = logging.getLogger("tokenway.supervisor")
@@ -38,7 +39,7 @@ def _signals_held_back() -> Iterator[None]:
 
     The mask is inherited. Ours is restored, and what was held back comes then. One block at a time.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
+    before = signals.hold_back()
     try:
         yield
     finally:

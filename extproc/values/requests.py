@@ -35,7 +35,7 @@ GENERATING: Final = frozenset(
 )
 """Operations of one kind of model: it has all of them or none."""
 
-HEARING: Final = frozenset((Operation.TRANSCRIPTION, Operation.TRANSLATION))
+SPEECH_TO_TEXT: Final = frozenset((Operation.TRANSCRIPTION, Operation.TRANSLATION))
 """Operations on audio, whose answers may be text alone, and of silence none."""
 
 

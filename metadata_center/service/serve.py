@@ -9,15 +9,13 @@ import signal
 from functools import partial
 from math import isfinite
 
+from metadata_center import signals
 from metadata_center.addresses import Address, is_loopback
 from metadata_center.errors import MetadataError
 from metadata_center.service.cluster_loads import Limits
 from metadata_center.service.http_server import HttpServer
 
 _LOGGER = logging.getLogger("metadata_center")
-
-_HANDLED = frozenset({signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
-"""They mean nothing here, and would end a process without a handler."""
 
 
 class SettingError(MetadataError):
@@ -57,7 +55,7 @@ def serve(listen: str, *, token_env: str | None, request_expiry_s: float, cache_
         try:
             runner.run(_until_signalled(HttpServer(limits, token=token), host, port))
         finally:
-            signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)  # the handlers go with the loop
+            signals.hold_back()  # the handlers go with the loop
     return 0
 
 
@@ -71,7 +69,7 @@ async def _until_signalled(server: HttpServer, host: str, port: int) -> None:
         loop.add_signal_handler(
             number, partial(_LOGGER.warning, "signal ignored", extra={"signal": number.name})
         )
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+    signals.release()
     await server.start(host, port)
     await stopping.wait()
     await server.stop()

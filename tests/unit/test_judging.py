@@ -27,7 +27,12 @@ def judged(**changes: Any) -> Evidence:
     return evidence_of(**{**good, **changes})
 
 
-SILENCE: dict[str, Any] = {"is_stream": False, "response_bytes": 0, "generates": False, "hears": True}
+SILENCE: dict[str, Any] = {
+    "is_stream": False,
+    "response_bytes": 0,
+    "generates": False,
+    "is_speech_to_text": True,
+}
 
 
 @pytest.mark.parametrize(
@@ -41,7 +46,7 @@ SILENCE: dict[str, Any] = {"is_stream": False, "response_bytes": 0, "generates":
         ({**SILENCE, "content_type": "text/plain; charset=utf-8"}, NoFailure.ANSWERED),
         ({**SILENCE, "content_type": "application/x-subrip"}, NoFailure.ANSWERED),
         ({**SILENCE, "content_type": "text/plain", "response_bytes": len("ok")}, NoFailure.ANSWERED),
-        ({**SILENCE, "content_type": "text/plain", "hears": False}, FailureKind.EMPTY_ANSWER),
+        ({**SILENCE, "content_type": "text/plain", "is_speech_to_text": False}, FailureKind.EMPTY_ANSWER),
         ({**SILENCE, "content_type": "application/json"}, FailureKind.EMPTY_ANSWER),
         ({**SILENCE, "content_type": None}, FailureKind.EMPTY_ANSWER),
         ({**SILENCE, "content_type": "text/html"}, FailureKind.EMPTY_ANSWER),

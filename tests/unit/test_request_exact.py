@@ -57,6 +57,17 @@ def test_numbers_of_any_length(before: str, after: str) -> None:
     assert anew(body) == expected
 
 
+def test_identifiers_in_texts_cost_no_second_reading() -> None:
+    """They are long, and no numbers; a number of 64 bits is none that orjson rounds."""
+
+    def refuse(_: object) -> None:
+        raise AssertionError("read again")
+
+    body = f'{{"model":"old","user":"{DIGITS}","seed":{LARGE - 1},"x":1.5}}'.encode()
+    fields = orjson.loads(body)
+    assert written_anew(fields, body, refuse) == body
+
+
 @given(
     st.dictionaries(
         st.text(max_size=3),

@@ -15,9 +15,10 @@ from typing import Any
 from extproc.build_kind import build_kind
 from extproc.errors import ConfigError
 from extproc.observing.printable import printable
+from metadata_center import signals
 from metadata_center.addresses import Address, parse_port
 from metadata_center.errors import MetadataError
-from tokenway.cli import SERVING, hold_signals_back
+from tokenway.cli import SERVING
 from tokenway.cli.admin_url import ADMIN_HELP, default_admin
 from tokenway.cli.picker_flags import add_picker_flags
 from tokenway.cli.pool_flags import add_pool_flags, pool_settings
@@ -63,7 +64,7 @@ def _options(words: list[str]) -> argparse.Namespace:
 
 def _run(options: argparse.Namespace) -> int:
     if options.command in SERVING:  # of words that are not the process's own
-        hold_signals_back()
+        signals.hold_back()
     match options.command:
         case "serve":
             return _serve(options)

@@ -19,7 +19,7 @@ from extproc.server.parts import StoppedWhileStarting
 from extproc.server.supervisor import Supervisor
 from extproc.server.trimming import trim
 from extproc.server.worker import Worker
-from tokenway.cli import hold_signals_back
+from metadata_center import signals
 
 if TYPE_CHECKING:
     from extproc.server.building import Stalls
@@ -92,7 +92,7 @@ def _run(server: Worker | Supervisor, stalls: Stalls | None = None) -> int:
         try:
             runner.run(_until_signalled(server))
         finally:
-            hold_signals_back()  # the handlers go with the loop
+            signals.hold_back()  # the handlers go with the loop
     return 0
 
 
@@ -106,7 +106,7 @@ async def _until_signalled(server: Worker | Supervisor) -> None:
         loop.add_signal_handler(
             number, partial(_log.warning, "signal ignored", extra={"signal": number.name})
         )
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
+    signals.release()
     starting = asyncio.create_task(server.start())
     stop = asyncio.create_task(stopping.wait())
     await asyncio.wait([starting, stop], return_when=asyncio.FIRST_COMPLETED)
