@@ -22,6 +22,7 @@ from extproc.routing.charging import PREFILL_DUE_FACTOR, PREFILL_DUE_FLOOR_S
 from extproc.routing.settings import RouterSettings
 from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.evidence import FailureKind
+from extproc.values.exchange import PassTo
 from extproc.values.headers import DEBUG_HEADER, REQUEST_ID_HEADER
 from extproc.values.outcomes import Ended
 from extproc.values.placements import Decision, Plan
@@ -517,7 +518,7 @@ def test_rules_see_the_headers_and_subsets_narrow_the_pool() -> None:
 
 def test_a_pass_is_routed_without_endpoints_or_charge(rig: Rig) -> None:
     """What is no inference goes to its cluster by Envoy's own policy."""
-    message = pb.ProcessingResponse.FromString(DIALECT.pass_to(Plan("other")))
+    message = pb.ProcessingResponse.FromString(DIALECT.pass_to(PassTo(Plan("other"))))
     metadata = MessageToDict(message.dynamic_metadata)
     assert message.request_headers.response.clear_route_cache
     assert message.request_headers.response.header_mutation.set_headers
