@@ -155,7 +155,7 @@ class Scheduler:
             order = _order(now.choice, found, picked)
             ttft_s = _expected_ttft_s(parsed, now, order[0], settings)
             placement = _placement(parsed, found, order[0], ttft_s, settings)
-            charged = charge(state.load, placement, now_s)
+            charged = _charged(state.load, placement, now_s)
             if not load.prefilling[order[0]]:
                 state.engines.prefill_begins(placement.endpoint, now_s)
             if placement.endpoint in found.pool.on_trial:
