@@ -25,6 +25,7 @@ from extproc.transport.seam import Message, Status, joined
 from extproc.xds.ads import AdsServer
 from extproc.xds.cluster_encoding import encode
 from extproc.xds.cluster_kinds import ClusterKinds
+from extproc.xds.leaving import FormerEndpoints
 from extproc.xds.publications import Publications
 from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
 from metadata_center.addresses import Address
@@ -132,7 +133,7 @@ class Wire:
         self.is_cut = False
         self.is_away = False
         self.is_deaf = False
-        self.questions: Listeners[[int, int, list[str], list[str]]] = Listeners()
+        self.questions: Listeners[[int, int, list[str], dict[str, list[str]]]] = Listeners()
         self.answers: Listeners[[int, int, dict[str, str]]] = Listeners()
         self.came: Listeners[[int]] = Listeners()
         self.away: Listeners[[int]] = Listeners()
@@ -146,13 +147,17 @@ class Wire:
         return wires
 
     def ask(
-        self, number: int, clusters: Sequence[str], served: Sequence[str] = (), worker: int | None = None
+        self,
+        number: int,
+        clusters: Sequence[str],
+        served: Mapping[str, list[str]],
+        worker: int | None = None,
     ) -> frozenset[int]:
         """See `Bus`."""
         asked = [other for other in self.others.values() if worker in (other.index, None)]
         for other in asked:
             if not (self.is_cut or other.is_cut or self.is_away):
-                other.questions.notify(self.index, number, list(clusters), list(served))
+                other.questions.notify(self.index, number, list(clusters), dict(served))
         return frozenset() if self.is_away else frozenset(other.index for other in asked)
 
     async def met(self) -> frozenset[int]:
@@ -208,11 +213,10 @@ class Worker:
             self.owners.fleet.clusters,
             lambda: self.now_s,
         )
-        self.late = LateClusters(
-            self.owners.routable, self.acknowledgements, self.shown.append, lambda: self.now_s
-        )
-        publications = Publications(self.owners.fleet.clusters, lambda _: None, ClusterKinds(encode))
-        self.publisher = Publisher(self.ads, publications, Metrics(CollectorRegistry(), "0"))
+        self.late = LateClusters(self.owners.routable, self.acknowledgements, self._shown, lambda: self.now_s)
+        former, kinds = FormerEndpoints(), ClusterKinds(encode)
+        publications = Publications(self.owners.fleet.clusters, lambda _: None, kinds, former.of)
+        self.publisher = Publisher(self.ads, publications, former, Metrics(CollectorRegistry(), "0"))
         self.introductions = Introductions(
             self.acknowledgements, self.publisher, self.source, self._introduced, self._spurned
         )
@@ -260,6 +264,10 @@ class Worker:
     def _spurned(self, generation: int, problems: Sequence[str]) -> None:
         assert generation == self._generation
         self.spurned += problems
+
+    def _shown(self, clusters: AbstractSet[str]) -> None:
+        self.shown.append(clusters)
+        self.owners.shown()
 
     def _configure(self, config: Config) -> None:
         self._config, self._is_published = config, False

@@ -135,6 +135,10 @@ class Fleet:
         """What a replica is, once per cluster it serves; empty if it is not there."""
         return tuple(self._members.get(key, {}).values())
 
+    def listed(self, source: str) -> Clusters:
+        """What a source listed last: a view."""
+        return MappingProxyType(self._listed.get(source, {}))
+
     def replace(self, source: str, clusters: Clusters) -> Difference:
         """A source lists all that it has."""
         gone = self._listed.get(source, {}).keys() - clusters.keys()
