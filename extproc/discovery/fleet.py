@@ -94,6 +94,12 @@ class Difference:
         """Replicas that have another address: what is known of the engine at the old one says nothing."""
         return frozenset(one.after.key for one in self.changed if one.before.address != one.after.address)
 
+    @property
+    def departed(self) -> tuple[Endpoint, ...]:
+        """Endpoints that are not in their clusters any more, or at another address, as they were."""
+        moved = (one.before for one in self.changed if one.before.address != one.after.address)
+        return (*self.removed, *moved)
+
 
 class Fleet:
     """All endpoints; owned by one event loop.

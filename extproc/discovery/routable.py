@@ -3,10 +3,10 @@
 Rules:
     1. Pure. What of the fleet differs comes in; requests see a view, which is changed then and not for them.
     2. An endpoint that comes to a cluster that the configuration names is hidden until it is shown. A cluster
-       all of whose endpoints are hidden is what it was before: none such, or one without endpoints.
+       all of whose endpoints are hidden is what it was before: none such, or one without usable ones.
     3. Nothing is hidden before `hide`, nor what was introduced before it is there.
-    4. Nor is an endpoint whose hiding would leave a cluster that had usable endpoints without: Envoy serves by
-       those that it has what it gets for one that it does not have yet. `swaps` sees to it that this is rare.
+    4. Nor is one whose hiding would leave a cluster that had usable endpoints without: Envoy serves what it
+       gets for it by those that it has. `swaps` sees to it that this is rare.
 """
 
 from __future__ import annotations

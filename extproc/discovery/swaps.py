@@ -1,8 +1,8 @@
 """Listings that bring endpoints to a cluster and take others away: they are brought first.
 
 Rules:
-    1. Pure. What a source lists comes in, what of it is taken now goes out; the rest is due once all endpoints
-       of the cluster are shown (`routable`), which is at once where no Envoy has to be told.
+    1. Pure. What a source lists comes in, what of it is taken now goes out. The rest is due once no endpoint
+       of the cluster is hidden (`routable`), which is at once where no Envoy has to be told.
     2. What requests see of a cluster and could use stays as it was until then: an endpoint that is no more
        listed, that drains, whose labels differ. One that moves does not: Envoy may have another there.
     3. The latest word on a cluster counts: what is due of an earlier one is not.

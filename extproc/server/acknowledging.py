@@ -7,8 +7,8 @@ Rules:
     2. Where no Envoy takes clusters from us (none is there; they are another house's), nothing is waited for.
     3. Nobody waits for longer than `MOST_WAIT_S`; those who wait see to that.
     4. Another worker is answered when Envoys here have all that it asks for, or refused some, and not after
-       `ANSWER_S`. Endpoints that it asks for this worker has to know, too: a control plane may tell it of them
-       later than the other one, and it may not have read the files yet.
+       `ANSWER_S`. Endpoints that it asks for this worker has to know, too: it may read the files, or hear of
+       them by a control plane, later than the other one.
 """
 
 from __future__ import annotations

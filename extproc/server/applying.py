@@ -6,8 +6,8 @@ Rules:
     2. What the files list is a source of the fleet like any other: it is the fleet's difference that is
        followed then, not the files.
     3. Make before break: clusters are made known before the configuration that brings them is in force, and
-       what waits for a cluster hears that it goes before it is gone. Endpoints are brought to a cluster that is
-       there before others are taken away (`discovery.swaps`).
+       what waits for a cluster hears that it goes before it is gone. A cluster gets endpoints before it loses
+       others (`discovery.swaps`).
 """
 
 from __future__ import annotations

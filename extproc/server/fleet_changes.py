@@ -103,8 +103,7 @@ class FleetChanges:
         self._kv_event_follower.update(changed)
         if difference.added or difference.removed or came_or_went:
             self._label()
-        moved = [one.before for one in difference.changed if one.before.address != one.after.address]
-        self._publisher.left([*difference.removed, *moved])
+        self._publisher.departed(difference.departed)
         if self._is_published:
             self._publisher.update(difference.clusters, came_or_went=came_or_went)
 

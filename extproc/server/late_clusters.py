@@ -1,4 +1,4 @@
-"""Endpoints that a source lists after the rule that leads to their cluster: requests see them once Envoy has them.
+"""Endpoints that come to clusters to which rules lead: requests see them once Envoy has them.
 
 Rules:
     1. Which are hidden, `discovery.routable` says. They are shown in the turn in which they came

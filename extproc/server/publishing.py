@@ -86,8 +86,8 @@ class Publisher:
         # What goes with the next configuration has requests that were decided by this one.
         self._leaving.configure(max(LINGER_S, config.signals.first_byte_timeout_s))
 
-    def left(self, endpoints: Iterable[Endpoint]) -> None:
-        """These are not where they were, in their clusters; to be published."""
+    def departed(self, endpoints: Iterable[Endpoint]) -> None:
+        """These are not where they were, in their clusters; it is published with what changed of these."""
         now_s = time.monotonic()
         for endpoint in endpoints:
             self._former.add(endpoint.cluster, endpoint.address, now_s)

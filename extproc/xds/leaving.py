@@ -1,4 +1,4 @@
-"""Clusters and endpoints that are there no more stay in Envoy a while: what was decided for them is on its way there.
+"""Clusters and endpoints that are gone stay in Envoy a while: what was decided for them is still on its way.
 
 Rules:
     1. Pure: publications come in, those that are due go out.
@@ -25,7 +25,7 @@ MAX_LEAVING: Final = 10_000
 
 FORMER_S: Final = 5.0
 """Other workers decide for an endpoint until they have read the same files (0.25 s, 1.2 s more for names) and
-Envoys have acknowledged what takes its place (3 s). A later attempt goes to another of the cluster without it."""
+Envoys have acknowledged what takes its place (3 s). A later attempt goes to another one when it has left."""
 
 MOST_FORMER: Final = 64
 """Envoy takes any host, draining or not, where less than 1 % are healthy: one endpoint that stays is more."""
