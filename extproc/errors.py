@@ -5,7 +5,8 @@ Rules:
     2. `Reason` is closed: it is the OpenAI `code`, the metric label and the explain field at once.
     3. A message never quotes prompt text, header values or secrets; it may quote names and positions.
     4. The shape of an error is that of the API it was asked by: `Shape.of` its path. Envoy's own answers are
-       shaped alike by `local_reply_config` of envoy/bootstrap.yaml.
+       shaped alike by `local_reply_config` of envoy/bootstrap.yaml; before it has read a path, they have both
+       shapes.
 """
 
 from __future__ import annotations

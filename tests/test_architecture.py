@@ -621,7 +621,7 @@ def test_without_tokenway_only_inference_has_a_route() -> None:
     for fallback in fallbacks:
         assert {"name": ":method", "string_match": {"exact": "POST"}} in fallback["match"]["headers"]
     served = re.compile("|".join(fallback["match"]["safe_regex"]["regex"] for fallback in fallbacks))
-    assert all(served.fullmatch(path) for path in paths)
+    assert all(served.fullmatch(path) and served.fullmatch(f"{path}/") for path in paths)
     assert not any(served.fullmatch(path) for path in ADMIN_PATHS)
     assert nowhere["route"]["cluster"] == "tokenway-none"
 

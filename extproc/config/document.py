@@ -46,6 +46,9 @@ _TOO_LONG = f"an integer without end; accepted: up to {_MAX_DIGITS} digits"
 _SHOWN_CHARS = 60
 """Longest part of a wrong value that a problem repeats: enough to recognise it in the file."""
 
+UNREADABLE = (yaml.YAMLError, ValueError, LookupError, AttributeError, ArithmeticError)
+"""What PyYAML raises for a scalar that is not what its tag or its form says: `!!bool maybe`, `!!int ""`."""
+
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MERGE_TAG = "tag:yaml.org,2002:merge"
 
@@ -307,7 +310,7 @@ class _YamlBuilder:
     def _scalar(self, node: yaml.ScalarNode, location: Location) -> Any:
         try:
             value = self._scalars.construct_object(node)
-        except (yaml.YAMLError, ValueError):
+        except UNREADABLE:
             self.problems.append((location, f"cannot be read as {node.tag.rpartition(':')[2]}: quote it"))
             return None
         if isinstance(value, int) and abs(value) >= 10**_MAX_DIGITS:

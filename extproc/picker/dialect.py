@@ -30,7 +30,7 @@ from extproc.protocol import wire
 from extproc.protocol.machine import MessageKind
 from extproc.request.sanitize import STEERING_HEADERS
 from extproc.transport.seam import Received
-from extproc.values.exchange import RequestHeaders
+from extproc.values.exchange import PassTo, RequestHeaders
 from extproc.values.headers import CONTENT_ENCODING, DEBUG_HEADER, OWNER_HEADER, REQUEST_ID_HEADER
 from extproc.values.placements import Decision, Plan
 from extproc.values.subsets import MAX_ENTRIES, Subset
@@ -195,13 +195,15 @@ class PickerDialect:
             decision: Says so.
             body: As it came; None if the request has none.
             trailers: They came.
-            is_envoy: The gateway is Envoy: with trailers, what goes is in one piece.
+            is_envoy: The gateway is Envoy: with trailers, what goes is in one piece; a path may be changed.
         """
         new = decision.new_body
         if new is not None:
             body = b"".join(new)
         num_bytes = len(body) if body is not None and not trailers else None
         headers = self._headers(decision.plan, num_bytes, drops_encoding=decision.drops_encoding)
+        if is_envoy and decision.new_path is not None:
+            headers += wire.new_path("request_headers", decision.new_path)
         if self._owner is not None:
             headers += _told_to_log(decision.request_id, self._owner)
         if body and trailers and is_envoy and len(body) <= REPLACED_BYTES:
@@ -217,9 +219,14 @@ class PickerDialect:
         if trailers:
             yield wire.CONTINUE[MessageKind.REQUEST_TRAILERS]
 
-    def pass_to(self, plan: Plan) -> bytes:
-        """To the headers: the request goes past us."""
-        return self._headers(plan, None) if plan.endpoints else _GO_ON
+    def pass_to(self, passes: PassTo, *, is_envoy: bool = False) -> bytes:
+        """To the headers: the request goes past us; `is_envoy` as in `decision`."""
+        if not passes.plan.endpoints:
+            return _GO_ON
+        headers = self._headers(passes.plan, None)
+        if is_envoy and passes.new_path is not None:
+            headers += wire.new_path("request_headers", passes.new_path)
+        return headers
 
     def echo(self, kind: MessageKind, body: bytes, *, end_of_stream: bool) -> Iterator[bytes]:
         """To a chunk of a request's or an answer's body: the same bytes, in as many chunks as they need."""

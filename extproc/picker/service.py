@@ -309,7 +309,7 @@ class PickExchange:
                 ):
                     call.send(answer)
             elif isinstance(effect, SendPass):
-                call.send(dialect.pass_to(effect.to.plan))
+                call.send(dialect.pass_to(effect.to, is_envoy=self._is_envoy))
             elif isinstance(effect, SendImmediate):
                 if effect.error is not None:
                     self._picker.decider.rejected(self._request, effect.error)

@@ -22,7 +22,7 @@ from google.protobuf import struct_pb2
 from extproc.protocol import wire
 from extproc.protocol.machine import MessageKind
 from extproc.transport.seam import Message
-from extproc.values.exchange import NO_OWNER
+from extproc.values.exchange import NO_OWNER, PassTo
 from extproc.values.headers import OWNER_HEADER, OWNER_TAG_HEADER
 from extproc.values.placements import Decision, Plan
 
@@ -108,9 +108,12 @@ class BootstrapDialect:
         """See `Dialect`."""
         return wire.CONTINUE[kind]
 
-    def pass_to(self, plan: Plan) -> bytes:
+    def pass_to(self, passes: PassTo) -> bytes:
         """See `Dialect`."""
-        return self._plan(plan, "request_headers")
+        answer = self._plan(passes.plan, "request_headers")
+        return (
+            answer if passes.new_path is None else answer + wire.new_path("request_headers", passes.new_path)
+        )
 
     def decision(self, decision: Decision, *, to_trailers: bool) -> Message:
         """See `Dialect`."""
@@ -121,6 +124,8 @@ class BootstrapDialect:
             answer = wire.WITHOUT_ENCODING + answer
         if decision.shows_id:
             answer += _debug(decision.request_id)
+        if decision.new_path is not None:
+            answer += wire.new_path("request_body", decision.new_path)
         new = decision.new_body
         if new is None:
             return answer

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from extproc.errors import RouterError
 from extproc.protocol.machine import MessageKind
 from extproc.transport.seam import Message, Received
-from extproc.values.exchange import RequestHeaders
-from extproc.values.placements import Decision, Plan
+from extproc.values.exchange import PassTo, RequestHeaders
+from extproc.values.placements import Decision
 
 
 class Dialect(Protocol):
@@ -35,7 +35,7 @@ class Dialect(Protocol):
         A large new body stays in pieces.
         """
 
-    def pass_to(self, plan: Plan) -> bytes:
+    def pass_to(self, passes: PassTo) -> bytes:
         """To the headers: the request goes past us."""
 
     def let_pass(self, kind: MessageKind) -> bytes:

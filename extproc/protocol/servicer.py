@@ -235,7 +235,7 @@ class Exchange:
                     decider.rejected(self._request, effect.error)
                 answer = dialect.immediate(effect.status, effect.body, effect.details, effect.error)
             elif isinstance(effect, SendPass):
-                answer = dialect.pass_to(effect.to.plan)
+                answer = dialect.pass_to(effect.to)
             elif isinstance(effect, Abandon):
                 self._end(Phase.DECIDING, StreamEnding.CLOSED)
                 self._call.finish(b"")

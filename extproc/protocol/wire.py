@@ -186,6 +186,12 @@ def new_body(pieces: Pieces) -> Pieces:
     return (bytes(message.SerializeToString()), head, *pieces)
 
 
+def new_path(field: str, path: str) -> bytes:
+    """What to append to an answer to the message that is called `field` so that the request has this path."""
+    mutation = pb.HeaderMutation(set_headers=[set_header(":path", path)])
+    return bytes(routed(field, pb.CommonResponse(header_mutation=mutation)).SerializeToString())
+
+
 def _without_encoding() -> bytes:
     mutation = pb.HeaderMutation(remove_headers=[CONTENT_ENCODING])
     response = pb.CommonResponse(header_mutation=mutation)

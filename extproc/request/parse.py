@@ -68,6 +68,17 @@ def is_form(path: str) -> bool:
     return api is not None and api.is_form
 
 
+def path_at_engines(path: str) -> str | None:
+    """What engines call the path of an inference request, its query string kept; None if it is that already.
+
+    They have no other spelling of it: vLLM answers a slash at the end with a redirection, others with 404.
+    """
+    if path in _BY_PATH:
+        return None
+    bare, mark, query = path.partition("?")
+    return None if bare in _BY_PATH else f"{as_engines_read(bare)}{mark}{query}"
+
+
 def _api_of(path: str) -> _Api | None:
     return _BY_PATH.get(path) or _BY_PATH.get(as_engines_read(path))
 

@@ -120,6 +120,12 @@ def as_engines_read(path: str) -> str:
     return path.removesuffix("/")
 
 
+def without_slash(path: str) -> str | None:
+    """The same path and query string without the slash at the path's end; None if there is none."""
+    bare, mark, query = path.partition("?")
+    return f"{bare[:-1]}{mark}{query}" if bare.endswith("/") else None
+
+
 def loosest(path: str) -> str | None:
     """What the path could be taken for: decoded to the end, lower case, no `;params`, dot segments, oddities.
 

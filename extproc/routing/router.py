@@ -16,7 +16,8 @@ from hmac import compare_digest
 from typing import Final, Protocol
 
 from extproc.errors import Reason, RouterError
-from extproc.request.parse import is_form
+from extproc.request.parse import is_form, path_at_engines
+from extproc.request.paths import without_slash
 from extproc.request.reading import BodyRead, ReadOrder
 from extproc.request.responses import Named, response_key
 from extproc.request.structure import HEAVY_BYTES, check_structure, is_heavy
@@ -199,7 +200,8 @@ class Router:
             holder = None if home is None else self.table.member(route.cluster, route.subset, home)
             if holder is not None:
                 others = [at for key, at in zip(pool.keys, pool.addresses, strict=True) if key != home]
-                return self._held(route.cluster, (str(holder.address), *others[:1]), named)
+                endpoints = (str(holder.address), *others[:1])
+                return self._held(route.cluster, endpoints, named, request.path)
             if any_of is None and pool.keys:
                 any_of = route.cluster, pool
         if any_of is None:
@@ -208,7 +210,8 @@ class Router:
                 RouterError(Reason.NO_HEALTHY_ENDPOINT, error, retry_after_s=self.settings.retry_after_s)
             )
         cluster, pool = any_of
-        return self._held(cluster, (pool.addresses[int(self._rng.random() * len(pool.keys))],), named)
+        endpoint = pool.addresses[int(self._rng.random() * len(pool.keys))]
+        return self._held(cluster, (endpoint,), named, request.path)
 
     def locate(self, passes: PassTo, request: RequestHeaders) -> LineVerdict:
         """The same with endpoints named, for a proxy that can choose none by itself.
@@ -228,11 +231,12 @@ class Router:
             retry_after_s = self.settings.retry_after_s
             error = "No endpoint is available that may be chosen for this path."
             return RefuseAtOnce(RouterError(Reason.NO_HEALTHY_ENDPOINT, error, retry_after_s=retry_after_s))
-        return PassTo(replace(plan, endpoints=tuple(left), charged=False, rendered={}))
+        return replace(passes, plan=replace(plan, endpoints=tuple(left), charged=False, rendered={}))
 
-    def _held(self, cluster: str, endpoints: tuple[str, ...], named: Named) -> PassTo:
+    def _held(self, cluster: str, endpoints: tuple[str, ...], named: Named, path: str) -> PassTo:
         tried = (endpoints[0], *endpoints)  # once more: its connection may have been stale
-        return PassTo(self._plan(cluster, tried, named.stream, len(endpoints), True, charged=False))
+        plan = self._plan(cluster, tried, named.stream, len(endpoints), True, charged=False)
+        return PassTo(plan, without_slash(path))
 
     def _read_elsewhere(self, readers: Readers, headers: RequestHeaders, body: Body) -> Later[Decision]:
         """Decide about a body that is read elsewhere; cancelled, it reads or charges nothing more."""
@@ -333,6 +337,7 @@ class Router:
             parsed.new_body,
             shows_id=shows_id,
             renamed=parsed.renamed,
+            new_path=path_at_engines(headers.path),
         )
 
     def _plan_of(self, cluster: str, pool: Pool, key: PlanKey) -> Plan:

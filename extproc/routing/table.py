@@ -16,7 +16,7 @@ import orjson
 
 from extproc.errors import Reason, RouterError
 from extproc.request.parse import operation_of
-from extproc.request.paths import as_engines_read, is_admin, loosest
+from extproc.request.paths import as_engines_read, is_admin, loosest, without_slash
 from extproc.request.responses import Named, named_in
 from extproc.request.rules import RuleTable
 from extproc.values.endpoints import Endpoint
@@ -231,7 +231,7 @@ class RoutingTable:
         reads = request.method in ("GET", "HEAD")
         if reads and _is_of_models(path) and engines is not None:
             if engines in self.clusters:
-                return PassTo(Plan(engines))
+                return PassTo(Plan(engines), without_slash(request.path))
             error = "The engines that serve models are not known yet."
             return RefuseAtOnce(RouterError(Reason.CLUSTER_NOT_LISTED, error, retry_after_s=1))
         if reads and path == "/v1/models":

@@ -64,9 +64,15 @@ NEED_BODY_AND_HEAD = NeedBody()
 
 @dataclass(frozen=True, slots=True)
 class PassTo(LineVerdict):
-    """Not an inference request: it goes there unseen, and is charged nowhere."""
+    """Not an inference request: it goes there unseen, and is charged nowhere.
+
+    Attributes:
+        plan: Where.
+        new_path: In place of the client's; None sends the client's own.
+    """
 
     plan: Plan
+    new_path: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,6 +93,7 @@ class Decision:
         drops_encoding: Its header `content-encoding` is true no more and goes.
         shows_id: The client gets the id of the decision.
         renamed: The engine is asked for the model by another name than the client's; None if by the same.
+        new_path: In place of the client's, in the engine's own spelling; None sends the client's own.
     """
 
     request_id: RequestId
@@ -103,3 +104,4 @@ class Decision:
     drops_encoding: bool = False
     shows_id: bool = False
     renamed: Renamed | None = None
+    new_path: str | None = None

@@ -578,6 +578,14 @@ def check(reply: Reply, status: int, code: str) -> dict[str, str]:
     return error
 
 
+def check_for_any_api(reply: Reply, status: int, code: str) -> dict[str, str]:
+    """The error object of an answer that clients of OpenAI's and of Anthropic's API parse alike."""
+    said = reply.json
+    assert (said.keys(), said["type"], said["request_id"]) == ({"type", "error", "request_id"}, "error", None)
+    body = json.dumps({"error": said["error"]}).encode()
+    return check(Reply(reply.status, reply.headers, body), status, code)
+
+
 async def post(stack: Served, body: object, headers: Mapping[str, str] | None = None) -> Reply:
     """POST to `/v1/chat/completions`: an object as JSON, bytes as they are."""
     return await send(stack, "POST", "/v1/chat/completions", body, headers)

@@ -394,6 +394,8 @@ async def without_tokenway_models_are_served(under: Under) -> None:
             assert (reply.status, reply.json["error"]["code"]) == (status, "model_not_found"), model
         reply = await post(under.stack, {**chat("recorded", "hello"), "priority": 1})
         assert (reply.status, reply.json["error"]["code"]) == (503, "gateway_unavailable")
+        reply = await send(under.stack, "POST", "/v1/chat/completions/", chat("sim", "hello"))
+        assert reply.status == 200
         reply = await send(under.stack, "POST", "/sleep", chat("recorded", "hello"))
         assert reply.status == 404
         assert (await send(under.stack, "GET", "/v1/models")).status == 503

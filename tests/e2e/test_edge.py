@@ -27,6 +27,7 @@ from tests.e2e.harness import (
     answer_chat,
     chat,
     check,
+    check_for_any_api,
     cluster,
     envoy_binary,
     eventually,
@@ -104,6 +105,11 @@ async def test_half_headers_end(edge: Stack) -> None:
     took_s, said = await _closed_after(edge.port, HEAD, *([b"x-a: b\r\n"] * 100), pause_s=0.2)
     assert took_s < 10
     assert b" 200 " not in said
+
+
+async def test_headers_that_never_end_are_told_so_in_words_for_any_api(edge: Stack) -> None:
+    """Envoy reads the path with the last of the headers; until then it cannot know whose client this is."""
+    check_for_any_api(await exchange(edge.port, HEAD), 408, "request_timeout")
 
 
 @pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/v1/messages"])

@@ -186,6 +186,15 @@ async def test_requests_arrive_byte_for_byte(picked: Picked, size: int) -> None:
         picked.recorder.reset()
 
 
+@pytest.mark.parametrize("end", ["/", "%2F", "/?x=1"])
+async def test_engines_are_asked_by_their_own_path(picked: Picked, end: str) -> None:
+    """A slash at the end of a path, escaped or not, is not theirs."""
+    reply = await picked.send("POST", PATH + end, json.dumps(chat("recorded", "x")).encode())
+    assert reply.status == 200
+    (received,) = picked.recorder.received
+    assert received.path == PATH + "".join(end.partition("?")[1:])
+
+
 async def test_the_header_alone_is_enough(picked: Picked) -> None:
     """For clusters of kind ORIGINAL_DST, which take one address."""
     only = key_of(picked.engines[0])

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from tests.e2e.conftest import Shared
-from tests.e2e.harness import Received, chat, check, exchange, send
+from tests.e2e.harness import Received, chat, check, check_for_any_api, exchange, send
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
@@ -103,21 +103,45 @@ async def test_upload_abandoned(plain: Shared) -> None:
     assert plain.recorder.received == []
 
 
-REFUSED_BY_ENVOY = {
+REFUSED_UNREAD = {
     "no_http": b"no http at all\r\n\r\n",
-    "no_host": b"GET /v1/models HTTP/1.1\r\n\r\n",
     "two_lengths": HEAD + b"content-length: 5\r\ncontent-length: 6\r\n\r\nhello!",
     "length_and_chunks": HEAD + b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
-    "bad_chunk": CHUNKED + b"zz\r\n",
+    "bad_length": HEAD + b"content-length: x\r\n\r\n",
+    "nul_in_header": HEAD + b"x-a: \0\r\n\r\n",
+    "underscore": HEAD + b"x_a: 1\r\ncontent-length: 2\r\n\r\n{}",
+    "many_headers": HEAD + b"".join(b"x-%d: 1\r\n" % number for number in range(120)) + b"\r\n",
+    "other_scheme": HEAD.replace(b"POST ", b"POST ftp://a") + b"content-length: 2\r\n\r\n{}",
     "huge_header": b"GET /v1/models HTTP/1.1\r\nhost: a\r\nx-huge: " + b"x" * 70_000 + b"\r\n\r\n",
 }
 
 
-@pytest.mark.parametrize("request_bytes", REFUSED_BY_ENVOY.values(), ids=REFUSED_BY_ENVOY.keys())
-async def test_refused_by_envoy(plain: Shared, request_bytes: bytes) -> None:
-    """What is not valid HTTP is Envoy's to refuse, shaped like every other error."""
-    reply = await exchange(plain.stack.port, request_bytes)
-    check(reply, 431 if len(request_bytes) > 60_000 else 400, "invalid_request")
+@pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/v1/messages"])
+@pytest.mark.parametrize("name", REFUSED_UNREAD)
+async def test_refused_by_envoy_before_it_knows_the_path(plain: Shared, name: str, path: bytes) -> None:
+    """Whose client it is cannot be known: the answer is one that clients of both kinds of APIs parse."""
+    reply = await exchange(plain.stack.port, REFUSED_UNREAD[name].replace(b"/v1/chat/completions", path))
+    status = 431 if name in ("huge_header", "many_headers") else 400
+    check_for_any_api(reply, status, "invalid_request")
+
+
+REFUSED_BY_ENVOY = {
+    "no_host": HEAD.replace(b"host: a\r\n", b"") + b"content-length: 2\r\n\r\n{}",
+    "bad_chunk": CHUNKED + b"zz\r\n",
+    "fragment": HEAD.replace(b" HTTP", b"#x HTTP") + b"content-length: 2\r\n\r\n{}",
+    "two_slashes": HEAD.replace(b" /", b" //").replace(b"host: a\r\n", b"") + b"content-length: 2\r\n\r\n{}",
+    "nul_in_path": HEAD.replace(b" HTTP", b"/%00 HTTP") + b"content-length: 2\r\n\r\n{}",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_BY_ENVOY)
+async def test_refused_by_envoy(plain: Shared, name: str) -> None:
+    """What is not valid HTTP is Envoy's to refuse, shaped like every other error of its API."""
+    check(await exchange(plain.stack.port, REFUSED_BY_ENVOY[name]), 400, "invalid_request")
+    asked = REFUSED_BY_ENVOY[name].replace(b"/v1/chat/completions", b"/v1/messages")
+    said = (await exchange(plain.stack.port, asked)).json
+    assert (said["type"], said["error"].keys()) == ("error", {"type", "message"})
+    assert said["error"]["type"] == "invalid_request_error"
 
 
 async def test_query_string(plain: Shared) -> None:

@@ -81,6 +81,28 @@ async def test_the_engine_is_asked_by_its_own_name(plain: Shared, path: str, bod
     assert json.loads(received.body) == {"model": "polite", **body, "truncate_prompt_tokens": 7}
 
 
+@pytest.mark.parametrize("end", ["/", "%2F", "/?x=1"])
+@pytest.mark.parametrize("path", [path for path in INFERENCE_PATHS if path not in AUDIO_PATHS])
+async def test_a_slash_at_the_end_of_a_path_is_no_matter(plain: Shared, path: str, end: str) -> None:
+    """Engines have none there: they would answer 404, or a redirection, and look as if they failed."""
+    body = json.dumps({"messages": MESSAGES, "prompt": "hi", **BODIES.get(path, {"input": "hi"})})
+    for model in ("sim", "tuned"):
+        sent = json.dumps({"model": model, "max_tokens": 3, **json.loads(body)}).encode()
+        head = f"POST {path}{end} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+        framed = f"{head}content-length: {len(sent)}\r\n\r\n".encode() + sent
+        assert (await exchange(plain.stack.port, framed)).status == 200
+    (received,) = plain.recorder.received
+    assert received.path == path + "".join(end.partition("?")[1:])
+    assert json.loads(received.body)["model"] == "polite"
+
+
+@pytest.mark.parametrize("path", AUDIO_PATHS)
+async def test_nor_is_it_where_forms_go(plain: Shared, path: str) -> None:
+    """Likewise."""
+    assert (await upload(plain, f"{path}/", form("recorded", b"RIFF"))).status == 200
+    assert plain.recorder.received[0].path == path
+
+
 @pytest.mark.parametrize("path", [*BODIES, *AUDIO_PATHS])
 async def test_an_unknown_model_reaches_no_engine(plain: Shared, path: str) -> None:
     """404 in the shape of the API."""

@@ -66,6 +66,7 @@ async def test_a_response_is_retrieved_listed_and_deleted(client: AsyncOpenAI, p
         assert (await client.responses.retrieve(response.id)).id == response.id
         items = await client.responses.input_items.list(response.id)
         assert len(items.data) == 1
+        assert (await send(plain.stack, "GET", f"/v1/responses/{response.id}/")).json["id"] == response.id
         await client.responses.delete(response.id)
         assert holders(plain.engines, response.id) == []
         with pytest.raises(openai.NotFoundError) as gone:

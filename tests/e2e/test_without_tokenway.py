@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
+from extproc.request.parse import INFERENCE_PATHS, is_form
 from extproc.request.paths import ADMIN_PATHS
 from extproc.request.sanitize import STEERING_FIELDS, STEERING_XARGS
 from testbed.processes import get
@@ -165,7 +166,8 @@ SPELLINGS = {
     "/v1%2F..%2Fsleep": 404,
     "/v1/chat/completions;/../../../sleep": 404,
     "/SLEEP": 404,
-    "/v1/chat/completions/": 404,
+    "/v1/chat/completions/x": 404,
+    "/v1/chat/completions/.x": 404,
     "/V1/chat/completions": 404,
     "/v1/chat/completion%2573": 404,
     "/v1/chat/completions%20": 404,
@@ -185,6 +187,37 @@ async def test_a_path_has_one_reading(away: Away, path: str, status: int) -> Non
     assert reply.status == status
     paths = [one.path.partition("?")[0] for one in away.engine.received]
     assert paths == (["/v1/chat/completions"] if status == 200 else [])
+
+
+SLASHED = ["/", "//", "%2F", "/?beta=true", "/./", "/x/../"]
+"""What Envoy makes one slash of, at the end of a path."""
+
+
+@pytest.mark.parametrize("end", SLASHED)
+async def test_a_slash_at_the_end_of_a_path_is_no_matter(away: Away, end: str) -> None:
+    """On every path of inference, as while Tokenway is there; forms alone wait for it."""
+    body = json.dumps({"model": "open", **BODIES["/v1/messages"], "prompt": "hi"}).encode()
+
+    async def status(path: str) -> int:
+        head = f"POST {path}{end} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+        sent = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+        return (await exchange(away.stack.port, sent)).status
+
+    statuses = await asyncio.gather(*map(status, INFERENCE_PATHS))
+    served = [path for path in INFERENCE_PATHS if not is_form(path)]
+    expected = {path: 200 if path in served else 503 for path in INFERENCE_PATHS}
+    assert dict(zip(INFERENCE_PATHS, statuses, strict=True)) == expected
+    query = "".join(end.partition("?")[1:])
+    assert sorted(one.path for one in away.engine.received) == sorted(f"{path}{query}" for path in served)
+
+
+@pytest.mark.parametrize("path", ["/v1/models/", "/v1/responses/resp_1/", "/v1/audio/transcriptions/"])
+async def test_nor_is_it_on_paths_that_wait_for_tokenway(away: Away, path: str) -> None:
+    """503 with and without it; what no path is with a slash is none without."""
+    assert (await send(away.stack, "GET", path)).status == 503
+    assert (await send(away.stack, "GET", "/v1/chat/completions/")).status == 405
+    assert (await send(away.stack, "POST", "/v1/audio/", b"{}")).status == 404
+    assert away.engine.received == []
 
 
 def with_text(text: str) -> bytes:

@@ -19,7 +19,7 @@ from extproc.protocol.bootstrap_dialect import (
     BootstrapDialect,
 )
 from extproc.server.bootstrap import template
-from extproc.values.exchange import NO_OWNER
+from extproc.values.exchange import NO_OWNER, PassTo
 from extproc.values.headers import OWNER_HEADER
 from extproc.values.placements import Decision, Plan
 from extproc.values.requests import Operation
@@ -44,9 +44,9 @@ def answer(made: Decision, *, to_trailers: bool = False) -> Any:
     return pb.ProcessingResponse.FromString(DIALECT.decision(made, to_trailers=to_trailers))
 
 
-def passed(made: Plan) -> Any:
+def passed(made: Plan, new_path: str | None = None) -> Any:
     """The answer to headers, as Envoy reads it."""
-    return pb.ProcessingResponse.FromString(DIALECT.pass_to(made))
+    return pb.ProcessingResponse.FromString(DIALECT.pass_to(PassTo(made, new_path)))
 
 
 def headers_of(mutation: Any) -> dict[str, str]:
@@ -73,6 +73,18 @@ def test_a_routing_answer_clears_the_route_and_mutates_a_header(field: str) -> N
     assert common.clear_route_cache
     assert headers_of(common.header_mutation) == ROUTED
     assert not common.HasField("body_mutation")
+
+
+def test_a_path_of_ours_replaces_the_clients() -> None:
+    """Beside the decision, which is otherwise what it was."""
+    for field, message in (
+        ("request_headers", passed(plan(), "/v1/responses/a")),
+        ("request_body", answer(decision(new_path="/v1/responses/a"))),
+    ):
+        common = getattr(message, field).response
+        assert common.clear_route_cache
+        assert headers_of(common.header_mutation) == {**ROUTED, ":path": "/v1/responses/a"}
+        assert metadata_of(message) == metadata_of(answer(decision()))
 
 
 def test_an_answer_to_trailers_carries_the_same_headers_and_metadata() -> None:

@@ -265,6 +265,16 @@ models:
             "line 1: load.lease_s: an anchor here contains itself or expands without end",
         ),
         ("load: {lease_s: 2001-99-99}", "line 1: load.lease_s: cannot be read as timestamp: quote it"),
+        *(
+            (f"load: {{lease_s: {text}}}", f"line 1: load.lease_s: cannot be read as {kind}: quote it")
+            for text, kind in {
+                "!!bool maybe": "bool",
+                "!!int ''": "int",
+                "!!float ''": "float",
+                "!!timestamp soon": "timestamp",
+                "1" + ":1" * 400 + ".5": "float",  # in base 60, beyond what a float can be
+            }.items()
+        ),
         ("<<: 1", "line 1: `<<` needs a mapping"),
         ("load: {lease_s: 0x" + "f" * 5_000 + "}", f"line 1: load.lease_s: {TOO_LONG}"),
     ],

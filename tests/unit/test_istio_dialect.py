@@ -10,6 +10,7 @@ from google.protobuf.json_format import MessageToDict
 
 from extproc.protocol.bootstrap_dialect import BootstrapDialect
 from extproc.protocol.istio_dialect import IstioDialect
+from extproc.values.exchange import PassTo
 from extproc.values.headers import CLUSTER_HEADER
 from extproc.values.placements import Decision, Plan
 from extproc.values.requests import Operation
@@ -50,7 +51,7 @@ def test_the_cluster_is_a_header_and_all_else_is_as_ever(changes: dict[str, Any]
 
 def test_what_goes_past_us_has_its_cluster_too() -> None:
     """Answers to headers alone, for requests without a body."""
-    raw = IstioDialect("0.a").pass_to(Plan(CLUSTER, charged=False))
+    raw = IstioDialect("0.a").pass_to(PassTo(Plan(CLUSTER, charged=False)))
     message = pb.ProcessingResponse.FromString(raw)
     assert headers(message, "request_headers")[CLUSTER_HEADER] == CLUSTER
 

@@ -101,6 +101,9 @@ def test_secrets_are_not_shown() -> None:
     ("text", "words"),
     [
         ("a: [", "not YAML"),
+        ("a: 2001-99-99", "not YAML"),
+        ("a: !!bool maybe", "not YAML"),
+        ("[" * 5_000, "not YAML"),
         ("[]", "no kubeconfig"),
         ("{}", "current-context"),
         ("current-context: x", "nothing is named `x`"),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.request.paths import ADMIN_PATHS, as_engines_read, is_admin, loosest
+from extproc.request.paths import ADMIN_PATHS, as_engines_read, is_admin, loosest, without_slash
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,22 @@ from extproc.request.paths import ADMIN_PATHS, as_engines_read, is_admin, looses
 def test_engines_decode_once(path: str, read: str) -> None:
     """Query string and one trailing slash aside; letter case, dots and double slashes are the path's own."""
     assert as_engines_read(path) == read
+
+
+@pytest.mark.parametrize(
+    ("path", "without"),
+    [
+        ("/a/", "/a"),
+        ("/a/?b=/", "/a?b=/"),
+        ("/a%2Fb/?", "/a%2Fb?"),
+        ("/a", None),
+        ("/a?b/", None),
+        ("/a%2F", None),
+    ],
+)
+def test_a_slash_at_the_end_goes_alone(path: str, without: str | None) -> None:
+    """All else is as it was."""
+    assert without_slash(path) == without
 
 
 @pytest.mark.parametrize(

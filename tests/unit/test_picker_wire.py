@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import orjson
 import pytest
@@ -17,7 +18,7 @@ from extproc.picker.health import NOT_SERVING, SERVING, Health
 from extproc.picker.machine import AnswerMode
 from extproc.picker.renaming import Renaming
 from extproc.protocol.machine import MessageKind
-from extproc.values.exchange import RequestHeaders
+from extproc.values.exchange import PassTo, RequestHeaders
 from extproc.values.placements import Decision, Plan, Renamed
 from extproc.values.requests import Operation
 from extproc.values.standing import Standing
@@ -99,6 +100,18 @@ def test_the_destination_is_said_twice_and_equal() -> None:
     removed = message.request_headers.response.header_mutation.remove_headers
     assert {"x-gateway-destination-endpoint-served", "x-session-token", "x-tokenway-debug"} <= set(removed)
     assert DESTINATION not in removed
+
+
+@pytest.mark.parametrize("is_envoy", [True, False])
+def test_envoy_alone_is_given_another_path(is_envoy: bool) -> None:
+    """Other gateways may take no path from an endpoint picker."""
+    made = replace(decision("10.0.0.1:80"), new_path="/v1/completions")
+    (message,) = answered(made, None, trailers=False, is_envoy=is_envoy)
+    said = {":path": "/v1/completions"} if is_envoy else {}
+    assert headers_set(message) == {DESTINATION: "10.0.0.1:80", **said}
+    passes = PassTo(made.plan, "/v1/responses/a")
+    (passed,) = [pb.ProcessingResponse.FromString(dialect().pass_to(passes, is_envoy=is_envoy))]
+    assert headers_set(passed).get(":path") == ("/v1/responses/a" if is_envoy else None)
 
 
 def test_a_rewritten_body_replaces_the_clients_and_has_its_length() -> None:
@@ -206,6 +219,16 @@ def test_usage_is_found_wherever_the_stream_is_cut(at: int) -> None:
         answer.add(chunk)
     assert answer.usage() == Usage(7, 10, 3)
     assert answer.num_bytes == 901 * len(NULL) + len(EVENT) + 14
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_usage_in_an_event_of_several_lines(end: bytes) -> None:
+    """Each of them begins with the name of its field."""
+    lines = orjson.dumps({"choices": [], "usage": USAGE}, option=orjson.OPT_INDENT_2).splitlines()
+    answer = PassingAnswer()
+    answer.add(b"".join(b"data: " + line + end for line in lines) + end)
+    answer.add(b"data: [DONE]" + end * 2)
+    assert answer.usage() == Usage(7, 10, 3)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from extproc.errors import Reason, RouterError
 from extproc.request.blocks import block_hashes
-from extproc.request.parse import INFERENCE_PATHS, operation_of, parse
+from extproc.request.parse import INFERENCE_PATHS, operation_of, parse, path_at_engines
 from extproc.values.requests import InferenceRequest, Operation
 
 PATHS = {
@@ -106,6 +106,16 @@ def test_each_path_has_its_operation(path: str, operation: Operation) -> None:
     assert operation_of(path + "/?x") is operation
     for other in (path + "//", path + "/x", path[1:], path.upper(), "/x" + path, ""):
         assert operation_of(other) is None
+
+
+@pytest.mark.parametrize("path", EVERY_PATH)
+def test_engines_are_asked_by_their_own_path(path: str) -> None:
+    """Whatever spelling an operation is asked by, and the query string as it came."""
+    for query in ("", "?", "?api-version=1/"):
+        assert path_at_engines(path + query) is None
+        for spelled in (path + "/", f"{path[:-1]}%{ord(path[-1]):x}", path.replace("/", "%2F") + "%2f"):
+            assert operation_of(spelled + query) is operation_of(path)
+            assert path_at_engines(spelled + query) == path + query
 
 
 def test_the_published_paths_are_all() -> None:

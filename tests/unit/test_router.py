@@ -22,6 +22,7 @@ from extproc.routing.charging import PREFILL_DUE_FACTOR, PREFILL_DUE_FLOOR_S
 from extproc.routing.settings import RouterSettings
 from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.evidence import FailureKind
+from extproc.values.exchange import PassTo
 from extproc.values.headers import DEBUG_HEADER, REQUEST_ID_HEADER
 from extproc.values.outcomes import Ended
 from extproc.values.placements import Decision, Plan
@@ -187,6 +188,19 @@ def test_without_an_endpoint_the_request_is_refused() -> None:
     with pytest.raises(RouterError) as refusal:
         rig.decide()
     assert (refusal.value.reason, refusal.value.retry_after_s) == (Reason.NO_HEALTHY_ENDPOINT, 4)
+
+
+def test_more_than_may_be_in_flight_are_refused() -> None:
+    """429 with `retry-after`, charged nowhere; there is room again when one ends."""
+    rig = build_rig(max_requests=2)
+    for number in range(2):
+        rig.decide(f"r{number}")
+    with pytest.raises(RouterError) as refusal:
+        rig.decide("r2")
+    assert (refusal.value.reason, refusal.value.retry_after_s) == (Reason.OVERLOADED, 1)
+    assert sum(requests for requests, _, _ in everything(rig)) == rig.scheduling.load.in_flight == 2
+    rig.end("r0")
+    rig.decide("r3")
 
 
 DEEP = b'{"model":"m","messages":[' + b"[" * 300 + b"]" * 300 + b"]}"
@@ -517,7 +531,7 @@ def test_rules_see_the_headers_and_subsets_narrow_the_pool() -> None:
 
 def test_a_pass_is_routed_without_endpoints_or_charge(rig: Rig) -> None:
     """What is no inference goes to its cluster by Envoy's own policy."""
-    message = pb.ProcessingResponse.FromString(DIALECT.pass_to(Plan("other")))
+    message = pb.ProcessingResponse.FromString(DIALECT.pass_to(PassTo(Plan("other"))))
     metadata = MessageToDict(message.dynamic_metadata)
     assert message.request_headers.response.clear_route_cache
     assert message.request_headers.response.header_mutation.set_headers

@@ -144,7 +144,7 @@ def test_requests_about_a_response_are_not_charged(rig: Rig) -> None:
     home = made(rig, "resp_1")
     verdict = line(rig, "resp_1")
     assert isinstance(verdict, PassTo)
-    message = MessageToDict(pb.ProcessingResponse.FromString(DIALECT.pass_to(verdict.plan)))
+    message = MessageToDict(pb.ProcessingResponse.FromString(DIALECT.pass_to(verdict)))
     assert identities(message["dynamicMetadata"]["envoy.lb"]["x-gateway-destination-endpoint"])[0] == home
     headers = message["requestHeaders"]["response"]["headerMutation"]["setHeaders"]
     assert OWNER not in str(headers)

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from extproc.config.document import UNREADABLE
 from extproc.discovery.kubernetes.fields import mapping_at
 from extproc.errors import ConfigError
 from metadata_center.addresses import in_brackets, ip_or_none, is_loopback
@@ -115,7 +116,7 @@ def of_kubeconfig(text: str, path: str, context: str | None = None) -> Access:
     """
     try:
         said = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (*UNREADABLE, RecursionError):
         raise ConfigError(path, ["not YAML"]) from None
     if not isinstance(said, dict):
         raise ConfigError(path, ["no kubeconfig: accepted: clusters, users, contexts, current-context"])
