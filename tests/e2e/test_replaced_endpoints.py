@@ -1,4 +1,4 @@
-"""Endpoints of a cluster replaced under load: every request goes where it was decided, by what Envoy reports."""
+"""Endpoints of a cluster are replaced under load: by what Envoy reports, requests go where it was decided."""
 
 from __future__ import annotations
 
