@@ -364,6 +364,7 @@ def build_rig(
     work_clock: Callable[[], float] | None = None,
     processes: Callable[[], int] = lambda: 1,
     tell_line: Callable[[Sequence[Waiter]], None] | None = None,
+    max_requests: int = 200_000,
 ) -> Rig:
     """A worker's request path over `endpoints`, serving model `m`, in blocks of 64 bytes."""
     clock = loop.clock if isinstance(loop, VirtualLoop) else ManualClock()
@@ -374,7 +375,9 @@ def build_rig(
     counters, history = Counters(), PrefixIndex(1_000, 1_000)
     transitions: list[Transition] = []
     state = make_routing_state(
-        load=LoadTable(counters, LedgerBounds(lease_s=LEASE_S, tombstone_s=TOMBSTONE_S)),
+        load=LoadTable(
+            counters, LedgerBounds(lease_s=LEASE_S, tombstone_s=TOMBSTONE_S, max_legs=max_requests)
+        ),
         caches=Caches(history),
         health=HealthTracker(health or HealthSettings()),
         records=RecordRing(256),

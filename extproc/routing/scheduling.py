@@ -34,7 +34,9 @@ from extproc.routing.table import Pool, RoutingTable
 from extproc.values.choices import Choice, Rng, Snapshot
 from extproc.values.headers import SLO_TPOT_HEADER, SLO_TTFT_HEADER
 from extproc.values.placements import Placement
+from metadata_center.errors import CapacityError
 from metadata_center.sharing.messages import MAX_CANDIDATES, Candidate
+from metadata_center.store import LoadStore
 from metadata_center.types import EndpointKey
 
 
@@ -135,7 +137,7 @@ class Scheduler:
             may_wait: False schedules it now, wherever it is best.
 
         Raises:
-            RouterError: No endpoint is available, or none will be in time.
+            RouterError: No endpoint is available, none will be in time, or as many are in flight as may be.
         """
         state, rng = self._state, RecordingRng(self._rng)
         if before is not None:
@@ -155,7 +157,7 @@ class Scheduler:
             order = _order(now.choice, found, picked)
             ttft_s = _expected_ttft_s(parsed, now, order[0], settings)
             placement = _placement(parsed, found, order[0], ttft_s, settings)
-            charged = charge(state.load, placement, now_s)
+            charged = _charged(state.load, placement, now_s, settings)
             if not load.prefilling[order[0]]:
                 state.engines.prefill_begins(placement.endpoint, now_s)
             if placement.endpoint in found.pool.on_trial:
@@ -299,6 +301,15 @@ def _expected_ttft_s(parsed: ParsedRequest, now: SendNow, row: int, settings: Ro
     if now.costs is not None:
         return expected_ttft_at_s(now.snapshot, row, now.costs)
     return None if _is_seen(parsed, settings) else expected_ttft_s(now.snapshot, row)
+
+
+def _charged(load: LoadStore, placement: Placement, now_s: float, settings: RouterSettings) -> bool:
+    """As `charge`. Raises RouterError where there is no room: what is counted nowhere is sent nowhere."""
+    try:
+        return charge(load, placement, now_s)
+    except CapacityError:
+        text = "The gateway has as many requests in flight as it may have; try again."
+        raise RouterError(Reason.OVERLOADED, text, retry_after_s=settings.retry_after_s) from None
 
 
 def _placement(

@@ -11,7 +11,8 @@ import aiohttp
 import orjson
 import pytest
 
-from extproc.admin.page import PageRequest, ProcessPage, json_answer
+from extproc.admin.page import PageRequest, PageResponse, ProcessPage, json_answer
+from extproc.admin.pages.endpoints import ENDPOINTS
 from extproc.admin.pages.explain import LAST
 from extproc.admin.table import PAGES
 from extproc.observing.records import RecordRing
@@ -196,3 +197,24 @@ async def test_the_newest_decisions_of_all_workers_though_the_clock_was_set_back
     request = PageRequest({}, {"last": "4"}, "/explain?last=4")
     records = orjson.loads(LAST.merge(request, answers).body)["records"]
     assert [record["time_unix_s"] - now_s for record in records] == [4.0, 3.0, 2.0, hour_s]
+
+
+async def test_totals_of_all_workers_whatever_order_each_has_its_clusters_in() -> None:
+    """A worker that started later heard of them in another one; an endpoint of two clusters counts once."""
+
+    def page(served: dict[str, int], *keys: str) -> PageResponse:
+        rows = [{"key": key, "served_total": served[key], "failures_total": 1} for key in keys]
+        return json_answer({"endpoints": rows, "sources": {}, "in_flight": 0, "held": 0})
+
+    answers = {
+        0: page({"a:1": 10, "b:1": 20}, "a:1", "b:1", "a:1"),
+        1: page({"a:1": 3, "b:1": 4}, "b:1", "a:1", "a:1"),
+        2: page({"a:1": 5}, "a:1"),
+    }
+    request = PageRequest({}, {}, "/endpoints")
+    rows = orjson.loads(ENDPOINTS.merge(request, answers).body)["endpoints"]
+    assert [(row["key"], row["served_total"], row["failures_total"]) for row in rows] == [
+        ("a:1", 18, 3),
+        ("b:1", 24, 2),
+        ("a:1", 18, 3),
+    ]

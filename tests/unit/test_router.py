@@ -190,6 +190,19 @@ def test_without_an_endpoint_the_request_is_refused() -> None:
     assert (refusal.value.reason, refusal.value.retry_after_s) == (Reason.NO_HEALTHY_ENDPOINT, 4)
 
 
+def test_more_than_may_be_in_flight_are_refused() -> None:
+    """429 with `retry-after`, charged nowhere; there is room again when one ends."""
+    rig = build_rig(max_requests=2)
+    for number in range(2):
+        rig.decide(f"r{number}")
+    with pytest.raises(RouterError) as refusal:
+        rig.decide("r2")
+    assert (refusal.value.reason, refusal.value.retry_after_s) == (Reason.OVERLOADED, 1)
+    assert sum(requests for requests, _, _ in everything(rig)) == rig.scheduling.load.in_flight == 2
+    rig.end("r0")
+    rig.decide("r3")
+
+
 DEEP = b'{"model":"m","messages":[' + b"[" * 300 + b"]" * 300 + b"]}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from extproc.admin.page import (
     PageRequest,
@@ -14,6 +14,8 @@ from extproc.admin.page import (
     json_answer,
     no_worker,
 )
+
+_TOTALS: Final = ("served_total", "failures_total")
 
 
 def _of_worker(source: Source, _: PageRequest) -> PageResponse:
@@ -40,14 +42,16 @@ def _of_all(_: PageRequest, answers: Mapping[int, PageResponse]) -> PageResponse
         for name in merged["sources"]
         if (of_workers := [body["sources"][name] for body in bodies if name in body["sources"]])
     }
-    for i, row in enumerate(merged["endpoints"]):
-        for total in ("served_total", "failures_total"):
-            row[total] = sum(
-                body["endpoints"][i][total]
-                for body in bodies
-                if i < len(body["endpoints"]) and body["endpoints"][i]["key"] == row["key"]
-            )
+    totals = [_totals(body) for body in bodies]
+    for row in merged["endpoints"]:
+        for name in _TOTALS:
+            row[name] = sum(of_worker[row["key"]][name] for of_worker in totals if row["key"] in of_worker)
     return json_answer(merged)
+
+
+def _totals(body: Mapping[str, Any]) -> dict[str, Mapping[str, int]]:
+    """What one worker counted, by endpoint: workers heard of clusters in orders of their own."""
+    return {row["key"]: row for row in body["endpoints"]}
 
 
 ENDPOINTS = WorkerPage("GET", "/endpoints", _of_worker, _of_all)

@@ -48,7 +48,7 @@ class Load(Section):
     tombstone_s: Seconds = 60.0
     """How long an end that came before its beginning is remembered, in seconds."""
     max_requests: int = Field(default=200_000, ge=1, le=10_000_000)
-    """Bound on requests in the table."""
+    """Bound on requests in flight, of each worker; what is beyond it gets 429 with Retry-After."""
     max_tombstones: int = Field(default=100_000, ge=1, le=10_000_000)
     """Bound on remembered early ends."""
 
