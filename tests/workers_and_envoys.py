@@ -12,6 +12,7 @@ from envoy.service.discovery.v3 import discovery_pb2 as pb
 from prometheus_client import CollectorRegistry
 
 from extproc.config.schema import Config
+from extproc.discovery.fleet import Difference
 from extproc.discovery.listed import Listed
 from extproc.discovery.resolution import Resolution
 from extproc.listeners import Listeners
@@ -25,6 +26,7 @@ from extproc.transport.seam import Message, Status, joined
 from extproc.xds.ads import AdsServer
 from extproc.xds.cluster_encoding import encode
 from extproc.xds.cluster_kinds import ClusterKinds
+from extproc.xds.leaving import FormerEndpoints
 from extproc.xds.publications import Publications
 from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
 from metadata_center.addresses import Address
@@ -39,6 +41,7 @@ class Envoy:
         assigned: Responses with endpoints, likewise.
         takes_endpoints: It answers them by itself.
         serves: Clusters to how many endpoints it has of them, of what it acknowledged.
+        places: The same to where these are.
     """
 
     peer = "envoy"
@@ -46,8 +49,8 @@ class Envoy:
     def __init__(self, ads: AdsServer, has: Sequence[str] = (), *, answers: bool = True) -> None:
         self.has: set[str] = set(has)
         self.owed: dict[str, list[str]] = {}
-        self.assigned: list[tuple[str, dict[str, int]]] = []
-        self.serves: dict[str, int] = {}
+        self.assigned: list[tuple[str, dict[str, frozenset[str]]]] = []
+        self.places: dict[str, frozenset[str]] = {}
         self.takes_endpoints = True
         self.answers = answers
         self.stream = ads.open(self)
@@ -55,6 +58,11 @@ class Envoy:
             type_url=CLUSTER_TYPE, initial_resource_versions=dict.fromkeys(has, "of another time")
         )
         self.stream.on_message(first.SerializeToString())
+
+    @property
+    def serves(self) -> dict[str, int]:
+        """See above."""
+        return {name: len(places) for name, places in self.places.items()}
 
     def send(self, message: Message, sent: Callable[[], None] | None = None) -> None:
         """See `Call`."""
@@ -65,7 +73,7 @@ class Envoy:
             self.has |= set(names)
             self.has -= set(response.removed_resources)
             for name in response.removed_resources:
-                self.serves.pop(name, None)
+                self.places.pop(name, None)
             self.owed[response.nonce] = names
             loop.call_soon(self._subscribe, names)
             if self.answers:
@@ -75,7 +83,14 @@ class Envoy:
                 endpoint_pb2.ClusterLoadAssignment.FromString(resource.resource.value)
                 for resource in response.resources
             ]
-            hosts = {one.cluster_name: sum(len(each.lb_endpoints) for each in one.endpoints) for one in told}
+            hosts = {
+                one.cluster_name: frozenset(
+                    host.endpoint.address.socket_address.address
+                    for locality in one.endpoints
+                    for host in locality.lb_endpoints
+                )
+                for one in told
+            }
             self.assigned.append((response.nonce, hosts))
             if self.takes_endpoints:
                 loop.call_soon(self.acknowledge_endpoints)
@@ -96,7 +111,7 @@ class Envoy:
         """The same of endpoints."""
         while self.assigned:
             nonce, hosts = self.assigned.pop(0)
-            self.serves |= hosts
+            self.places |= hosts
             said = pb.DeltaDiscoveryRequest(type_url=ASSIGNMENT_TYPE, response_nonce=nonce)
             self.stream.on_message(said.SerializeToString())
 
@@ -132,7 +147,7 @@ class Wire:
         self.is_cut = False
         self.is_away = False
         self.is_deaf = False
-        self.questions: Listeners[[int, int, list[str], list[str]]] = Listeners()
+        self.questions: Listeners[[int, int, list[str], dict[str, list[str]]]] = Listeners()
         self.answers: Listeners[[int, int, dict[str, str]]] = Listeners()
         self.came: Listeners[[int]] = Listeners()
         self.away: Listeners[[int]] = Listeners()
@@ -146,13 +161,17 @@ class Wire:
         return wires
 
     def ask(
-        self, number: int, clusters: Sequence[str], served: Sequence[str] = (), worker: int | None = None
+        self,
+        number: int,
+        clusters: Sequence[str],
+        served: Mapping[str, list[str]],
+        worker: int | None = None,
     ) -> frozenset[int]:
         """See `Bus`."""
         asked = [other for other in self.others.values() if worker in (other.index, None)]
         for other in asked:
             if not (self.is_cut or other.is_cut or self.is_away):
-                other.questions.notify(self.index, number, list(clusters), list(served))
+                other.questions.notify(self.index, number, list(clusters), dict(served))
         return frozenset() if self.is_away else frozenset(other.index for other in asked)
 
     async def met(self) -> frozenset[int]:
@@ -208,11 +227,10 @@ class Worker:
             self.owners.fleet.clusters,
             lambda: self.now_s,
         )
-        self.late = LateClusters(
-            self.owners.routable, self.acknowledgements, self.shown.append, lambda: self.now_s
-        )
-        publications = Publications(self.owners.fleet.clusters, lambda _: None, ClusterKinds(encode))
-        self.publisher = Publisher(self.ads, publications, Metrics(CollectorRegistry(), "0"))
+        self.late = LateClusters(self.owners.routable, self.acknowledgements, self._shown, lambda: self.now_s)
+        former, kinds = FormerEndpoints(), ClusterKinds(encode)
+        publications = Publications(self.owners.fleet.clusters, lambda _: None, kinds, former.of)
+        self.publisher = Publisher(self.ads, publications, former, Metrics(CollectorRegistry(), "0"))
         self.introductions = Introductions(
             self.acknowledgements, self.publisher, self.source, self._introduced, self._spurned
         )
@@ -227,7 +245,7 @@ class Worker:
         owners.coming.add(self.introductions.begin)
         owners.read.add(self.introductions.applied)
         owners.add(self._configure)
-        owners.changes.add(lambda it: self._update(it.clusters))
+        owners.changes.add(self._update)
         owners.settled.add(self._publish, self.late.settled)
 
     def start(self, cluster: str) -> None:
@@ -261,12 +279,17 @@ class Worker:
         assert generation == self._generation
         self.spurned += problems
 
+    def _shown(self, clusters: AbstractSet[str]) -> None:
+        self.shown.append(clusters)
+        self.owners.shown()
+
     def _configure(self, config: Config) -> None:
         self._config, self._is_published = config, False
 
-    def _update(self, clusters: frozenset[str]) -> None:
+    def _update(self, difference: Difference) -> None:
+        self.publisher.departed(difference.departed)
         if self._is_published:
-            self.publisher.update(clusters, came_or_went=True)
+            self.publisher.update(difference.clusters, came_or_went=True)
 
     def _publish(self) -> None:
         if not self._is_published:

@@ -4,7 +4,8 @@ Rules:
     1. Prompt tokens are all of the prompt, those from the prefix cache included; cached tokens are a part of
        them; completion tokens are all that was generated, reasoning included.
     2. Nothing is believed that makes no sense (negative, huge, textual): it is as if it were not there.
-    3. Any text gives a `Usage`. It comes from Envoy, which found it in the answer and did not parse it.
+    3. Any text gives a `Usage`. It comes from Envoy, which found it in the answer and did not parse it: in an
+       event of several `data:` lines it goes over some of them.
 
 How the APIs report it:
 
@@ -76,13 +77,21 @@ def read_usage(top: str, nested: str = "") -> Usage:
     return usage
 
 
+def joined(text: str) -> str:
+    """What the `data:` lines of a server-sent event say together: in JSON, line ends are between tokens."""
+    return text.replace("\ndata:", "\n")
+
+
 def _decoded(text: str) -> Mapping[str, Any]:
     if not text:
         return {}
     try:
         fields = orjson.loads(text)
     except orjson.JSONDecodeError:
-        return {}
+        try:
+            fields = orjson.loads(joined(text))
+        except orjson.JSONDecodeError:
+            return {}
     return fields if type(fields) is dict else {}
 
 

@@ -5,9 +5,10 @@ Rules:
        cache has no room, or it runs `max_num_seqs` sequences (`extproc.choosing.max_num_seqs`). It never runs
        dry for being full, so what waits here loses nothing.
     2. Order is by arrival plus work, the work counted `SHORT_FIRST` times more for each second of work that
-       waits per endpoint: short work goes first, the more so the longer all wait, and no request is overtaken
-       by one that comes later than its own work, so counted, takes. No request falls back when work turns out
-       longer than it was thought, or more waits: so the first request sees none ahead. A request waits for
+       waits per endpoint, and more again by the square of how often it is the mean (`LONG_LAST`): short work
+       goes first, the more so the longer all wait, and the few longest wait for the many. No request is
+       overtaken by one that comes later than its own work, so counted, takes. None falls back when work
+       turns out longer than it was thought, or more waits: so the first sees none ahead. A request waits for
        the endpoint that suits it best; those ahead that wait for the same one count as prefill there, or as
        the ends of sequences that they wait for where those are longer, so a queue for one makes others the
        better. Work of those that wait for a sequence to end is no backlog of prefill elsewhere. Of two
@@ -17,7 +18,8 @@ Rules:
     3. While more waits than all endpoints do within the limit on TTFT, a request that can keep its limit
        nowhere any more goes behind those that can: its place is later by the limit, once.
     4. No request waits longer than `REGRET` times the time to first token that was foreseen when it came,
-       had it been sent at once, and `REGRET_S`. Then it goes as the immediate rule sends it.
+       had it been sent at once, `REGRET_S`, and `STRETCH` times its work as it was then. Then it goes as the
+       immediate rule sends it.
     5. At most `max_held` requests wait, each `max_hold_s` at most, or while its own limit can be kept. One
        whose time is up goes as the immediate rule sends it, and so does the first in line from nine tenths of
        `max_held` on: were those sent that come, they would overtake all that wait. Where refusing is wanted,
@@ -48,6 +50,13 @@ SHORT_FIRST: Final = 3.0
 """Per second. The more, the sooner most have their first token past the knee, and the later the longest
 prompts have theirs; where little waits the order is worth nothing (docs/adr/0034)."""
 
+LONG_LAST: Final = 0.05
+"""Work of ten times the mean counts six times as often. A hundredth of the prompts is much of the work, and
+what these wait longer all others wait less (docs/adr/0034)."""
+
+MEAN_OF: Final = 200
+"""Requests whose work the mean is of, the latest the most: some seconds of them where much waits."""
+
 _MOST_TIMES: Final = 100.0
 """Beyond it the order is that of work alone, as good as; and priorities stay apart, see `_BAND_S`."""
 
@@ -56,6 +65,9 @@ REGRET: Final = 2.0
 
 REGRET_S: Final = 1.0
 """Short waits are mostly chance: twice nothing is nothing."""
+
+STRETCH: Final = 40.0
+"""Who has much to do may wait long for those with little: 0.1 s of work four seconds, a second of it 40."""
 
 POLL_S: Final = 0.02
 """Other workers and gateways free room without a word to us, and so does time: all that wait are asked for
@@ -96,6 +108,7 @@ class Wait:
         closed: Every endpoint is full for those of higher rank too.
         counted: How often its work counts in `rank`.
         at_once_s: From its arrival to its first token, as foreseen had it been sent when it first waited.
+        bound_s: How long after its arrival it goes at the latest, see Rule 4.
         yields_s: How much later its place is because it can keep its limit nowhere any more: see Rule 3.
         lag_s: How much later its place is because others of its fairness id go before it.
         work_s: What others of lower rank see ahead at `row` because of it.
@@ -108,6 +121,7 @@ class Wait:
     closed: bool
     counted: WorkCount
     at_once_s: float = inf
+    bound_s: float = inf
     yields_s: float = 0.0
     lag_s: float = 0.0
     work_s: float = 0.0
@@ -171,7 +185,7 @@ class HoldQueue:
         self,
         *,
         max_held: int = 1000,
-        max_hold_s: float = 30.0,
+        max_hold_s: float = 50.0,
         refuses: bool = False,
         others: OtherLines | None = None,
     ) -> None:
@@ -180,6 +194,8 @@ class HoldQueue:
         self.others = OtherLines() if others is None else others
         self._held: dict[int, _Held] = {}
         self._least_s = 0.0
+        self._mean_s = 0.0
+        self._in_mean = 0
 
     def bound(self, max_held: int, max_hold_s: float, *, refuses: bool) -> None:
         """Other bounds, as of now; those that wait meet them when they are next asked for.
@@ -240,7 +256,10 @@ class HoldQueue:
         lag_s = self.shares.lag_s(fairness_id, arrived_s) if before is None else before.lag_s
         waits_s = self.least_s + elsewhere_s
         waiting_s, are_turns = waits_s / len(costs), self.shares.are_taking_turns(now_s)
-        counted = WorkCount(times_of(waiting_s, are_turns), min(costs.works_s), waiting_s, are_turns)
+        work_s = min(costs.works_s)
+        mean_s = self._mean_with(work_s) if before is None else before.counted.mean_s
+        times = times_of(waiting_s, work_s, mean_s, are_turns=are_turns)
+        counted = WorkCount(times, work_s, waiting_s, mean_s, are_turns)
         rank, yields = _rank(arrived_s + lag_s, counted.times * counted.work_s, priority), False
         if before is not None:
             yields = before.yields_s > 0.0
@@ -291,11 +310,13 @@ class HoldQueue:
         self.forget(request_id)
         if best.wait_s <= opens_s[row] and best.room_s == 0.0:
             return Send(row)
+        least_s = min(cost.work_s for cost in costs)
         if before is None:
             at_once_s = now_s - arrived_s + best.wait_s + best.room_s + best.work_s
+            bound_s = REGRET * at_once_s + REGRET_S + STRETCH * least_s
         else:
-            at_once_s = before.at_once_s
-        due_s = arrived_s + REGRET * at_once_s + REGRET_S
+            at_once_s, bound_s = before.at_once_s, before.bound_s
+        due_s = arrived_s + bound_s
         latest_s = arrived_s + self._max_hold_s
         if limit_s is not None:
             latest_s = min(latest_s, arrived_s + limit_s - best.work_s)
@@ -305,10 +326,10 @@ class HoldQueue:
         is_late, is_full = now_s >= latest_s, len(self._held) >= self._max_held
         if self._refuses and (is_late or is_full or free_s > latest_s):
             return TurnAway(max(_LEAST_RETRY_S, free_s - latest_s), free_s - arrived_s, latest_s - arrived_s)
-        least_s = min(cost.work_s for cost in costs)
         if place is None:
             lag_s = self.shares.lag_s(fairness_id, arrived_s)
-            counted = WorkCount(1.0, least_s, 0.0, self.shares.are_taking_turns(now_s))
+            mean_s = self._mean_with(least_s) if before is None else before.counted.mean_s
+            counted = WorkCount(1.0, least_s, 0.0, mean_s, self.shares.are_taking_turns(now_s))
             place = Place(_rank(arrived_s + lag_s, least_s, priority), counted, lag_s=lag_s)
         if is_late or self._makes_room(request_id, place.rank, is_new=before is None):
             return Send(row)
@@ -321,25 +342,27 @@ class HoldQueue:
         )
         prefill_s = 0.0 if best.turn_s > 0.0 and best.room_s > 0.0 else least_s
         held = _Held(place.rank, row, max(best.work_s, best.turn_s), prefill_s)
-        return self._keep(request_id, held, place, closed, at_once_s, min(latest_s, due_s))
-
-    def _keep(
-        self, request_id: int, held: _Held, place: Place, closed: bool, at_once_s: float, until_s: float
-    ) -> Wait:
         self._held[request_id] = held
         self._least_s += held.least_s
         return Wait(
-            until_s,
+            min(latest_s, due_s),
             held.rank,
             held.row,
             closed,
             place.counted,
             at_once_s,
+            bound_s,
             place.yields_s,
             place.lag_s,
             held.work_s,
             held.least_s,
         )
+
+    def _mean_with(self, work_s: float) -> float:
+        """The mean work of requests that had to wait or came while others did, with one more."""
+        self._in_mean = min(MEAN_OF, self._in_mean + 1)
+        self._mean_s += (work_s - self._mean_s) / self._in_mean
+        return self._mean_s
 
     def _makes_room(self, request_id: int, rank: float, *, is_new: bool) -> bool:
         """Whether a request is sent because so many wait: the first in line, or one too many; see Rule 5."""
@@ -350,14 +373,19 @@ class HoldQueue:
         return all((rank, request_id) < (other.rank, other_id) for other_id, other in self._held.items())
 
 
-def times_of(waiting_s: float, are_turns: bool) -> float:
+def times_of(waiting_s: float, work_s: float, mean_s: float, *, are_turns: bool) -> float:
     """How often work counts, see Rule 2.
 
     Args:
         waiting_s: Work that waits for time to prefill, in seconds per endpoint.
+        work_s: The work in question.
+        mean_s: Of those that came lately; 0 if that is not known.
         are_turns: Fairness ids are taking turns.
     """
-    return 1.0 if are_turns else min(_MOST_TIMES, 1.0 + SHORT_FIRST * waiting_s)
+    if are_turns:
+        return 1.0
+    length = work_s / mean_s if mean_s > 0.0 else 0.0
+    return min(_MOST_TIMES, 1.0 + SHORT_FIRST * waiting_s * (1.0 + LONG_LAST * length * length))
 
 
 def after_arrival_s(rank: float, arrived_s: float, priority: int) -> float:

@@ -94,6 +94,12 @@ class Difference:
         """Replicas that have another address: what is known of the engine at the old one says nothing."""
         return frozenset(one.after.key for one in self.changed if one.before.address != one.after.address)
 
+    @property
+    def departed(self) -> tuple[Endpoint, ...]:
+        """Endpoints that are not in their clusters any more, or at another address, as they were."""
+        moved = (one.before for one in self.changed if one.before.address != one.after.address)
+        return (*self.removed, *moved)
+
 
 class Fleet:
     """All endpoints; owned by one event loop.
@@ -134,6 +140,10 @@ class Fleet:
     def of(self, key: EndpointKey) -> tuple[Endpoint, ...]:
         """What a replica is, once per cluster it serves; empty if it is not there."""
         return tuple(self._members.get(key, {}).values())
+
+    def listed(self, source: str) -> Clusters:
+        """What a source listed last: a view."""
+        return MappingProxyType(self._listed.get(source, {}))
 
     def replace(self, source: str, clusters: Clusters) -> Difference:
         """A source lists all that it has."""

@@ -42,6 +42,11 @@ class Listed:
     locality: str = ""
     ready: bool = True
 
+    @property
+    def usable(self) -> bool:
+        """Its source says that it takes new requests."""
+        return self.ready and not self.draining
+
 
 Clusters = Mapping[str, Sequence[Listed]]
 """Cluster name to its endpoints, best known first: of two at one place, the first counts."""

@@ -35,6 +35,7 @@ def hold_json(record: DecisionRecord) -> dict[str, Any] | None:
         "reason": hold.reason,
         "endpoint": hold.endpoint,
         "foreseen_at_once_s": finite(hold.at_once_s),
+        "bound_s": finite(hold.bound_s),
         "foreseen_s": None if ttft_s is None else finite(record.held_s + ttft_s),
         "place_s": hold.place_s,
         "counted": asdict(hold.counted),
@@ -53,16 +54,18 @@ def place_fault(hold: Mapping[str, Any], snapshot: Snapshot) -> str | None:
         snapshot: Of the decision that sent the request.
     """
     counted = hold["counted"]
-    times = times_of(counted["waiting_s"], counted["are_turns"])
+    work_s, mean_s = counted["work_s"], counted["mean_s"]
+    times = times_of(counted["waiting_s"], work_s, mean_s, are_turns=counted["are_turns"])
     if abs(times - counted["times"]) > _TOLERANCE_S:
         return f"work counts {times:.2f} times"
-    place_s = times * counted["work_s"] + hold["fairness_lag_s"] + hold["yields_s"]
+    place_s = times * work_s + hold["fairness_lag_s"] + hold["yields_s"]
     if abs(place_s - hold["place_s"]) > _TOLERANCE_S:
         return f"place in line {in_ms(place_s)} after its arrival"
     if not snapshot.ahead_s:  # it was sent without being asked for in the line
         return None
-    times = times_of(snapshot.held_s / len(snapshot.keys), are_turns=False)
-    most_s = times * min(completion_costs(snapshot).works_s) + hold["fairness_lag_s"] + hold["yields_s"]
+    work_s = min(completion_costs(snapshot).works_s)
+    times = times_of(snapshot.held_s / len(snapshot.keys), work_s, mean_s, are_turns=False)
+    most_s = times * work_s + hold["fairness_lag_s"] + hold["yields_s"]
     if hold["place_s"] > most_s + _TOLERANCE_S:
         return f"place in line {in_ms(most_s)} after its arrival at most"
     return None
@@ -77,7 +80,8 @@ def hold_lines(hold: Mapping[str, Any] | None) -> list[str]:
         elsewhere = f"   behind {in_ms(hold['elsewhere_s'])} of work that waited at other gateways or workers"
     return [
         f"waited for {hold['endpoint']}   short of {hold['reason']}{elsewhere}   TTFT foreseen on arrival, "
-        f"sent at once {in_ms(hold['foreseen_at_once_s'])}; as it went {in_ms(hold['foreseen_s'])}",
+        f"sent at once {in_ms(hold['foreseen_at_once_s'])}; as it went {in_ms(hold['foreseen_s'])}; "
+        f"at most {in_ms(hold['bound_s'])} here",
         _place_line(hold),
     ]
 
@@ -90,6 +94,8 @@ def _place_line(hold: Mapping[str, Any]) -> str:
         why = "once, for no work of others waited"
     else:
         why = f"{counted['times']:.2f} times, for {in_ms(counted['waiting_s'])} of work waited per endpoint"
+        if counted["mean_s"] > 0.0:
+            why += f" and the mean request had {in_ms(counted['mean_s'])}"
     line = (
         f"in line    {in_ms(hold['place_s'])} after its arrival   its work, {in_ms(counted['work_s'])}, "
         f"counted {why}"

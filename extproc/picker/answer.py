@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from typing import Final
 
-from extproc.accesslog.usage import UNKNOWN, Usage, read_usage
+from extproc.accesslog.usage import UNKNOWN, Usage, joined, read_usage
 
 TAIL_BYTES: Final = 16_384
 """Of an answer, to find its usage in: the last event of a stream, the last field of a whole answer."""
@@ -46,7 +46,7 @@ class PassingAnswer:
 
     def usage(self) -> Usage:
         """The tokens that the engine counted; asked once, at the end."""
-        text = self._tail[-TAIL_BYTES:].decode("utf-8", "replace")
+        text = joined(self._tail[-TAIL_BYTES:].decode("utf-8", "replace"))
         for fields in _objects(text):
             usage = read_usage(fields)
             if usage != UNKNOWN:

@@ -19,7 +19,7 @@ class HoldSettings:
     """
 
     max_requests: int = 1000
-    max_s: float = 30.0
+    max_s: float = 50.0
     is_fair: bool = True
     refuses: bool = False
 

@@ -7,18 +7,20 @@ Rules:
     2. Where no Envoy takes clusters from us (none is there; they are another house's), nothing is waited for.
     3. Nobody waits for longer than `MOST_WAIT_S`; those who wait see to that.
     4. Another worker is answered when Envoys here have all that it asks for, or refused some, and not after
-       `ANSWER_S`. Of clusters that must have endpoints this worker has to know some, too: a control plane may
-       tell it of them later than the other one.
+       `ANSWER_S`. Endpoints that it asks for this worker has to know, too: it may read the files, or hear of
+       them by a control plane, later than the other one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
+from extproc.discovery.routable import Places
 from extproc.listeners import Listeners
 from extproc.server.bus import Bus
 from extproc.values.endpoints import Endpoint
@@ -41,7 +43,7 @@ class Asked:
 
     Attributes:
         clusters: Have all Envoys these?
-        served: Those of them that must have endpoints.
+        served: Those of them that must have endpoints, and where: all of these, or any where none is said.
         number: Of the question, as other workers have it.
         unanswered: Workers that have not said so.
         refused: Clusters that their Envoys refused, with the words.
@@ -49,7 +51,7 @@ class Asked:
     """
 
     clusters: frozenset[str]
-    served: frozenset[str]
+    served: Places
     number: int
     unanswered: set[int]
     refused: dict[str, str] = field(default_factory=dict)
@@ -61,7 +63,7 @@ class _Question:
     """The same by another worker."""
 
     clusters: frozenset[str]
-    served: frozenset[str]
+    served: Mapping[str, frozenset[str]]
     until_s: float
 
 
@@ -103,13 +105,13 @@ class Acknowledgements:
             bus.came.add(self._came)
             bus.away.add(self._away)
 
-    def ask(self, clusters: AbstractSet[str], served: Iterable[str] = ()) -> Asked:
-        """Ask; to be closed."""
+    def ask(self, clusters: AbstractSet[str], served: Places = MappingProxyType({})) -> Asked:
+        """Ask; to be closed. Arguments as in `Asked`."""
         self._number += 1
-        asked = Asked(frozenset(clusters), frozenset(served), self._number, set())
+        asked = Asked(frozenset(clusters), served, self._number, set())
         self._open[asked.number] = asked
         if clusters and self._bus is not None:
-            asked.unanswered |= self._bus.ask(asked.number, sorted(clusters), sorted(asked.served))
+            asked.unanswered |= self._bus.ask(asked.number, sorted(clusters), _spelled(served))
         if not asked.unanswered:
             asked.answered.set()
         self.look_soon()
@@ -127,7 +129,7 @@ class Acknowledgements:
         needed = clusters()
         if not there or not needed:
             return None
-        return self.ask(needed, [name for name in needed if self._fleet.get(name)])
+        return self.ask(needed, {name: frozenset() for name in needed if self._fleet.get(name)})
 
     def close(self, asked: Asked) -> None:
         """The answer does not matter any more."""
@@ -161,9 +163,9 @@ class Acknowledgements:
         if self._timer is None and (self._open or self._questions):
             self._timer = asyncio.get_running_loop().call_later(POLL_S, self._look)
 
-    def _asked(self, asker: int, number: int, clusters: list[str], served: list[str]) -> None:
-        until_s = self._clock() + ANSWER_S
-        self._questions[asker, number] = _Question(frozenset(clusters), frozenset(served), until_s)
+    def _asked(self, asker: int, number: int, clusters: list[str], served: dict[str, list[str]]) -> None:
+        until_s, places = self._clock() + ANSWER_S, {name: frozenset(of) for name, of in served.items()}
+        self._questions[asker, number] = _Question(frozenset(clusters), places, until_s)
         self.look_soon()
 
     def _answered(self, answerer: int, number: int, refused: dict[str, str]) -> None:
@@ -176,7 +178,7 @@ class Acknowledgements:
         assert self._bus is not None, "it says so"
         for asked in self._open.values():
             if asked.clusters:
-                clusters, served = sorted(asked.clusters), sorted(asked.served)
+                clusters, served = sorted(asked.clusters), _spelled(asked.served)
                 asked.unanswered |= self._bus.ask(asked.number, clusters, served, worker)
                 if asked.unanswered:
                     asked.answered.clear()
@@ -199,8 +201,16 @@ class Acknowledgements:
             word = self._ads.word(question.clusters, question.served)
             refused = {name: said for name, said in self.former.items() if name in question.clusters}
             refused |= word.refused
-            is_unheard = self._ads.has_envoys and not all(map(self._fleet.get, question.served))
+            is_unheard = self._ads.has_envoys and not self._knows(question.served)
             is_known = self._bus is not None and bool(refused or not (word.lacked or is_unheard))
             is_said = is_known and self._bus is not None and self._bus.answer(asker, number, refused)
             if is_said or now_s >= question.until_s:
                 del self._questions[asker, number]
+
+    def _knows(self, served: Mapping[str, frozenset[str]]) -> bool:
+        here = {name: {str(endpoint.address) for endpoint in self._fleet.get(name, ())} for name in served}
+        return all(here[name] and here[name] >= places for name, places in served.items())
+
+
+def _spelled(places: Places) -> dict[str, list[str]]:
+    return {name: sorted(map(str, addresses)) for name, addresses in places.items()}

@@ -6,7 +6,8 @@ Rules:
     2. What the files list is a source of the fleet like any other: it is the fleet's difference that is
        followed then, not the files.
     3. Make before break: clusters are made known before the configuration that brings them is in force, and
-       what waits for a cluster hears that it goes before it is gone.
+       what waits for a cluster hears that it goes before it is gone. A cluster gets endpoints before it loses
+       others (`discovery.swaps`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from extproc.discovery.fleet import Difference, Fleet
 from extproc.discovery.listed import Listed
 from extproc.discovery.resolution import FILES, Resolution
 from extproc.discovery.routable import RoutableClusters
+from extproc.discovery.swaps import Swaps
 from extproc.listeners import Listeners
 from extproc.values.endpoints import Endpoint
 from extproc.values.pool_policies import PoolPolicies
@@ -72,6 +74,7 @@ class Owners:
         self._read: Config | None = None
         self.fleet = Fleet()
         self.routable = RoutableClusters(self.fleet.clusters)
+        self._swaps = Swaps(self.routable)
         self.read: Listeners[[Config]] = Listeners()
         self.changes: Listeners[[Difference]] = Listeners()
         self.settled: Listeners[[]] = Listeners()
@@ -107,14 +110,24 @@ class Owners:
         if config is not before:
             self._read = config
             self.read.notify(config)
-        self._settle(self.fleet.replace(FILES, resolution.clusters), introduced=True)
+        self._take(FILES, {**dict.fromkeys(gone), **resolution.clusters}, introduced=True)
 
     def report(self, source: str, clusters: Mapping[str, Sequence[Listed] | None]) -> None:
         """A source other than the files says what some of its clusters have now: see `Fleet.update`."""
         gone = frozenset(name for name, listed in clusters.items() if listed is None)
         if gone:
             self.leaving.notify(gone)
-        self._settle(self.fleet.update(source, clusters), introduced=False)
+        self._take(source, clusters, introduced=False)
+
+    def shown(self) -> None:
+        """Requests see more of some clusters, perhaps: what was to go of these, or to change, does now."""
+        for source, word in self._swaps.due().items():
+            self._settle(self.fleet.update(source, word), introduced=False)
+
+    def _take(self, source: str, word: Mapping[str, Sequence[Listed] | None], *, introduced: bool) -> None:
+        now = self._swaps.first(source, self.fleet.listed(source), word)
+        self._settle(self.fleet.update(source, now), introduced=introduced)
+        self.shown()
 
     def _settle(self, difference: Difference, *, introduced: bool) -> None:
         if difference:

@@ -20,6 +20,7 @@ import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
@@ -61,7 +62,7 @@ class _Question(msgspec.Struct, tag="question", array_like=True, frozen=True):
     asker: int
     number: int
     clusters: list[str]
-    served: list[str]
+    served: dict[str, list[str]]
 
 
 class _Answer(msgspec.Struct, tag="answer", array_like=True, frozen=True):
@@ -124,7 +125,7 @@ class Bus:
 
     Attributes:
         questions: Notified of who asks, under which number, whether Envoys have these clusters, and which of
-            them with endpoints.
+            them with endpoints, and where.
         answers: Notified of who answers, which number, and of what an Envoy refused.
         came: Notified of a worker that can be reached from now on.
         away: Notified of one that cannot any more.
@@ -151,7 +152,7 @@ class Bus:
         self._known = known
         self._on_line = on_line
         self._clock = clock
-        self.questions: Listeners[[int, int, list[str], list[str]]] = Listeners()
+        self.questions: Listeners[[int, int, list[str], dict[str, list[str]]]] = Listeners()
         self.answers: Listeners[[int, int, dict[str, str]]] = Listeners()
         self.came: Listeners[[int]] = Listeners()
         self.away: Listeners[[int]] = Listeners()
@@ -227,17 +228,21 @@ class Bus:
         return frozenset(self._writers)
 
     def ask(
-        self, number: int, clusters: Sequence[str], served: Sequence[str] = (), worker: int | None = None
+        self,
+        number: int,
+        clusters: Sequence[str],
+        served: Mapping[str, list[str]] = MappingProxyType({}),
+        worker: int | None = None,
     ) -> frozenset[int]:
         """Ask every other worker that is there whether its Envoys have these clusters; who that is.
 
         Args:
             number: Of the question.
             clusters: Which.
-            served: Those of them that must have endpoints, too.
+            served: Those of them that must have endpoints, too, and the addresses of these.
             worker: Ask this one alone.
         """
-        question = _Question(self._index, number, list(clusters), list(served))
+        question = _Question(self._index, number, list(clusters), dict(served))
         asked = [peer for peer in self._writers if worker in (peer, None)]
         return frozenset(peer for peer in asked if self._send(peer, question))
 

@@ -103,6 +103,7 @@ class FleetChanges:
         self._kv_event_follower.update(changed)
         if difference.added or difference.removed or came_or_went:
             self._label()
+        self._publisher.departed(difference.departed)
         if self._is_published:
             self._publisher.update(difference.clusters, came_or_went=came_or_went)
 

@@ -1,7 +1,7 @@
-"""Clusters that a source lists after the rule that leads to them: requests see them once Envoy has them.
+"""Endpoints that come to clusters to which rules lead: requests see them once Envoy has them.
 
 Rules:
-    1. Which clusters are hidden, `discovery.routable` says. They are shown in the turn in which they came
+    1. Which are hidden, `discovery.routable` says. They are shown in the turn in which they came
        where no Envoy has to acknowledge them, else when all have, and after `MOST_WAIT_S` in any case.
     2. A worker that starts hides nothing: it takes no request before Envoys have what it starts with
        (`introducing`).
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from extproc.discovery.routable import RoutableClusters
+from extproc.discovery.routable import Places, RoutableClusters, within, without
 from extproc.server.acknowledging import MOST_WAIT_S, Acknowledgements, Asked
 
 _log = logging.getLogger("tokenway.fleet")
@@ -32,12 +32,12 @@ class _Late:
 
 
 class LateClusters:
-    """Shows clusters that are hidden.
+    """Shows endpoints that are hidden.
 
     Args:
         routable: Hides them.
         acknowledgements: Say which Envoys have.
-        shown: Called with those that requests see from now on.
+        shown: Called with the clusters of those that requests see from now on.
         clock: Monotonic seconds.
     """
 
@@ -68,24 +68,22 @@ class LateClusters:
         if not hidden and not self._late:
             return
         self._late = [kept for late in self._late if (kept := self._kept(late, hidden)) is not None]
-        known = frozenset[str]().union(*(late.asked.clusters for late in self._late))
-        new = hidden - known
+        new = without(hidden, [late.asked.served for late in self._late])
         if new:
-            asked = self._acknowledgements.ask(new, served=new)
-            self._late.append(_Late(asked, self._clock() + MOST_WAIT_S))
+            self._late.append(_Late(self._acknowledgements.ask(new.keys(), new), self._clock() + MOST_WAIT_S))
         self.look()
 
-    def _kept(self, late: _Late, hidden: AbstractSet[str]) -> _Late | None:
+    def _kept(self, late: _Late, hidden: Places) -> _Late | None:
         """What of it is still hidden, for as long as before."""
-        left = late.asked.clusters & hidden
-        if left == late.asked.clusters:
+        left = within(late.asked.served, hidden)
+        if left == late.asked.served:
             return late
         self._acknowledgements.close(late.asked)
-        return _Late(self._acknowledgements.ask(left, served=left), late.until_s) if left else None
+        return _Late(self._acknowledgements.ask(left.keys(), left), late.until_s) if left else None
 
     def look(self) -> None:
         """Show what Envoys have by now, or had their time for."""
-        now_s = self._clock()
+        now_s, shown = self._clock(), set[str]()
         for late in list(self._late):
             word = self._acknowledgements.word(late.asked)
             is_over = now_s >= late.until_s
@@ -93,9 +91,11 @@ class LateClusters:
                 continue
             self._late.remove(late)
             self._acknowledgements.close(late.asked)
-            names = self._routable.hidden & late.asked.clusters
-            if is_over and names:
-                extra = {"clusters": sorted(names), "silent_workers": sorted(late.asked.unanswered)}
+            places = within(late.asked.served, self._routable.hidden)
+            if is_over and places:
+                extra = {"clusters": sorted(places), "silent_workers": sorted(late.asked.unanswered)}
                 _log.warning("an Envoy has not acknowledged clusters that requests go to now", extra=extra)
-            self._routable.show(names)
-            self._shown(names)
+            self._routable.show(places)
+            shown |= places.keys()
+        if shown:
+            self._shown(shown)  # which may settle the fleet anew

@@ -2,7 +2,7 @@
 
 Rules:
     1. Make before break: clusters of a configuration to come are introduced, and those that are there no more
-       stay for `LINGER_S`, or as long as a first byte may take if that is longer.
+       stay for `LINGER_S`, or as long as a first byte may take if that is longer. Endpoints stay for seconds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from extproc.observing.metrics.collector import Metrics
 from extproc.values.endpoints import Endpoint
 from extproc.xds.ads import AdsServer
 from extproc.xds.cluster_kinds import ClusterKind, ClusterKinds
-from extproc.xds.leaving import Leaving
+from extproc.xds.leaving import FormerEndpoints, Leaving
 from extproc.xds.publications import Publications, Resources, kinds_of
 from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
 
@@ -62,12 +62,16 @@ class Publisher:
     Args:
         ads: Envoy's subscriptions.
         publications: What Envoy is to have.
+        former: Endpoints that left, as `publications` has them.
         metrics: Count each publication.
     """
 
-    def __init__(self, ads: AdsServer, publications: Publications, metrics: Metrics) -> None:
+    def __init__(
+        self, ads: AdsServer, publications: Publications, former: FormerEndpoints, metrics: Metrics
+    ) -> None:
         self._ads = ads
         self._publications = publications
+        self._former = former
         self._metrics = metrics
         self._leaving = Leaving(LINGER_S)
         self._timer: asyncio.TimerHandle | None = None
@@ -81,6 +85,13 @@ class Publisher:
         self._publish(self._publications.configure(config))
         # What goes with the next configuration has requests that were decided by this one.
         self._leaving.configure(max(LINGER_S, config.signals.first_byte_timeout_s))
+
+    def departed(self, endpoints: Iterable[Endpoint]) -> None:
+        """These are not where they were, in their clusters; it is published with what changed of these."""
+        now_s = time.monotonic()
+        for endpoint in endpoints:
+            self._former.add(endpoint.cluster, endpoint.address, now_s)
+        self._wake(now_s)
 
     def update(self, clusters: Iterable[str], *, came_or_went: bool = False) -> None:
         """Send Envoy what is different of these clusters; `came_or_went` if one of them is new or gone."""
@@ -101,14 +112,20 @@ class Publisher:
         self._wake(now_s)
 
     def _wake(self, now_s: float) -> None:
-        next_s = self._leaving.next_s()
-        if self._timer is None and next_s is not None:
-            self._timer = asyncio.get_running_loop().call_later(max(0.0, next_s - now_s), self._end)
+        ends_s = [end_s for one in (self._leaving, self._former) if (end_s := one.next_s()) is not None]
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+        if ends_s:
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, min(ends_s) - now_s), self._end)
 
     def _end(self) -> None:
         """Take away what has been there long enough."""
         self._timer, now_s = None, time.monotonic()
         self._send(self._leaving.due(now_s))
+        changed = self._former.due(now_s)
+        if changed:
+            self._send(self._publications.update(changed, came_or_went=False))
         self._wake(now_s)
 
     def _send(self, resources: Resources) -> None:

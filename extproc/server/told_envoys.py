@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from extproc.listeners import Listeners
@@ -16,6 +17,7 @@ from extproc.server.parts import Part
 from extproc.server.publishing import ADS_TYPES, Publisher
 from extproc.xds.ads import AdsServer
 from extproc.xds.cluster_kinds import ClusterKinds
+from extproc.xds.leaving import FormerEndpoints
 from extproc.xds.publications import Publications
 
 
@@ -52,8 +54,15 @@ def told_envoys(
     """
     owners, health = site.owners, known.state.scheduling.health
     ads, acknowledgements = _envoys(site, known)
-    late = LateClusters(owners.routable, acknowledgements, health.reconsider)
-    publisher = Publisher(ads, Publications(owners.fleet.clusters, health.state, kinds), site.metrics)
+
+    def shown(clusters: AbstractSet[str]) -> None:
+        health.reconsider(clusters)
+        owners.shown()
+
+    late = LateClusters(owners.routable, acknowledgements, shown)
+    former = FormerEndpoints()
+    publications = Publications(owners.fleet.clusters, health.state, kinds, former.of)
+    publisher = Publisher(ads, publications, former, site.metrics)
     introductions = Introductions(
         acknowledgements, publisher, sources, configuration.introduced, configuration.spurned
     )

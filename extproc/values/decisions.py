@@ -56,12 +56,15 @@ class WorkCount:
         times: How often, >= 1.
         work_s: Its work where it has the least, in seconds of that endpoint.
         waiting_s: Work that waited then for time to prefill, here and elsewhere, in seconds per endpoint.
+        mean_s: Work of the mean request of those lately that had to wait or came while others did, itself
+            included.
         are_turns: Fairness ids were taking turns, so that work counted once.
     """
 
     times: float
     work_s: float
     waiting_s: float
+    mean_s: float
     are_turns: bool
 
 
@@ -75,6 +78,7 @@ class Hold:
         reason: What its endpoint was short of last.
         endpoint: The one that it waited for last.
         at_once_s: From its arrival to its first token, as foreseen on arrival had it been sent at once.
+        bound_s: How long after its arrival it would have gone at the latest.
         place_s: Its place in the line, in seconds after its arrival: `yields_s`, `lag_s` and its work, as
             often as it counted. Of two priorities the higher one goes first whatever their places.
         counted: How often its work counted.
@@ -88,6 +92,7 @@ class Hold:
     reason: HoldReason
     endpoint: EndpointKey
     at_once_s: float
+    bound_s: float
     place_s: float
     counted: WorkCount
     yields_s: float = 0.0

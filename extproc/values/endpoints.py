@@ -50,6 +50,11 @@ class Endpoint:
     source: str = ""
     ready: bool = True
 
+    @property
+    def usable(self) -> bool:
+        """Its source says that it takes new requests."""
+        return self.ready and not self.draining
+
     def carries(self, wanted: Mapping[str, str]) -> bool:
         """True if it has all these labels; one whose value lists several, joined by `,`, has each of them."""
         return all(

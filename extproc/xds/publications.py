@@ -29,6 +29,7 @@ from extproc.xds.open_models import (
 )
 from extproc.xds.resources import cluster_resources, load_assignments
 from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
+from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey
 
 Resources = dict[str, dict[str, bytes | None]]
@@ -52,6 +53,7 @@ class Publications:
         clusters: The fleet, by cluster; a view that follows it.
         state_of: Health of an endpoint; None counts as healthy.
         kinds: The bytes of kinds of cluster.
+        former: Where endpoints of a cluster were that left a moment ago.
     """
 
     def __init__(
@@ -59,10 +61,12 @@ class Publications:
         clusters: Mapping[str, Sequence[Endpoint]],
         state_of: Callable[[EndpointKey], HealthState | None],
         kinds: ClusterKinds,
+        former: Callable[[str], Iterable[Address]] = lambda _: (),
     ) -> None:
         self._clusters = clusters
         self._state_of = state_of
         self._kinds = kinds
+        self._former = former
         self._config = Config()
         self._models: OpenModels = {}
         self._models_of: dict[str, dict[str, RuleSection]] = {}
@@ -144,7 +148,8 @@ class Publications:
     def _assignments(self, names: Iterable[str]) -> dict[str, bytes | None]:
         """Assignments of clusters, and of models that have a part of one of them."""
         here = {name: self._clusters[name] for name in names if name in self._clusters}
-        return {**load_assignments({**subset_pools(self._of(here), here), **here}, self._state_of)}
+        subsets = load_assignments(subset_pools(self._of(here), here), self._state_of)
+        return {**subsets, **load_assignments(here, self._state_of, self._former)}
 
     def _differing(
         self,

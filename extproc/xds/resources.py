@@ -85,6 +85,7 @@ def cluster_resources(
 def load_assignments(
     clusters: Mapping[str, Sequence[Endpoint]],
     state_of: Callable[[EndpointKey], HealthState | None],
+    former: Callable[[str], Iterable[Address]] = lambda _: (),
 ) -> dict[str, bytes]:
     """One `ClusterLoadAssignment` per cluster, with weights and health.
 
@@ -92,12 +93,15 @@ def load_assignments(
         clusters: Cluster name to endpoints, keys distinct within a cluster. Those at one address are one host
             to Envoy, with their weights together, and as well as the best of them.
         state_of: `HealthTracker.state`; None (not tracked yet) counts as healthy.
+        former: Where endpoints of a cluster were that left; where none is now, a host that drains is.
 
     Returns:
         Resource name to serialised `envoy.config.endpoint.v3.ClusterLoadAssignment`, by sorted name.
         Unchanged clusters come from a cache: one endpoint's ejection costs one cluster's encoding.
     """
-    return {name: _assignment(name, _hosts(clusters[name], state_of)) for name in sorted(clusters)}
+    return {
+        name: _assignment(name, _hosts(clusters[name], state_of, former(name))) for name in sorted(clusters)
+    }
 
 
 _Host = tuple[Address, int, HealthState]
@@ -106,15 +110,19 @@ _BEST_FIRST = (HealthState.HEALTHY, HealthState.DRAINING, HealthState.EJECTED, H
 
 
 def _hosts(
-    endpoints: Iterable[Endpoint], state_of: Callable[[EndpointKey], HealthState | None]
+    endpoints: Iterable[Endpoint],
+    state_of: Callable[[EndpointKey], HealthState | None],
+    former: Iterable[Address],
 ) -> tuple[_Host, ...]:
     """Address, weight and health of each host, sorted."""
-    hosts: dict[Address, _Host] = {}
+    hosts: dict[Address, _Host] = {address: (address, 1, HealthState.DRAINING) for address in former}
+    left = set(hosts)
     for endpoint in endpoints:
         state = _state(endpoint, state_of(endpoint.key))
         weight, other = endpoint.weight, hosts.get(endpoint.address)
-        if other is not None:
+        if other is not None and endpoint.address not in left:
             weight, state = weight + other[1], min(state, other[2], key=_BEST_FIRST.index)
+        left.discard(endpoint.address)
         hosts[endpoint.address] = endpoint.address, weight, state
     return tuple(sorted(hosts.values()))
 

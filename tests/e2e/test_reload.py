@@ -84,7 +84,7 @@ async def _serving(stack: Stack, engines: list[SimulatorServer]) -> bool:
     envoy_keys = {
         line.split("::")[1]
         for line in envoy.splitlines()
-        if line.startswith("sim::127") and "::cx_active" in line
+        if line.startswith("sim::127") and "::health_flags::" in line and "draining" not in line
     }
     scrape = await stack.metrics()
     went_well = sample(scrape, CLUSTERS_SUCCESS) == sample(scrape, CONFIG_SUCCESS) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,6 +48,13 @@ def event(value: Any, *, compact: bool = False, end: bytes = b"\n") -> bytes:
     """A server-sent event, named if the value has a type."""
     name = b"event: " + value["type"].encode() + end if "type" in value else b""
     return name + b"data: " + dumped(value, compact=compact) + end + end
+
+
+def spread(value: Any, *, end: bytes = b"\n", indent: bytes = b" ") -> bytes:
+    """The same, its JSON over many lines: an event may have several of data."""
+    name = b"event: " + value["type"].encode() + end if "type" in value else b""
+    lines = re.sub(r"(?m)(: )([{\[])", r"\1\n\2", json.dumps(value, indent=1)).encode().splitlines()
+    return name + b"".join(b"data:" + indent + line + end for line in lines) + end
 
 
 def token(**more: Any) -> bytes:
@@ -245,6 +253,37 @@ STREAMS: dict[str, tuple[str, bytes, tuple[Any, ...]]] = {
         token().replace(b"\n", b"\r\n")
         + event({"choices": [], "usage": USAGE}, end=b"\r\n")
         + b"data: [DONE]\r\n\r\n",
+        REPORTED,
+    ),
+    "over_several_lines": (
+        CHAT,
+        token() * 3 + spread({"choices": [], "usage": USAGE}) + DONE,
+        REPORTED,
+    ),
+    "over_several_lines_crlf": (
+        CHAT,
+        spread({"choices": [], "usage": None}) * 9
+        + spread({"choices": [], "usage": USAGE}, end=b"\r\n", indent=b"")
+        + b"data: [DONE]\r\n\r\n",
+        REPORTED,
+    ),
+    "over_several_lines_messages": (
+        "/v1/messages",
+        spread(MESSAGES_START) + spread(MESSAGES_DELTA) + event({"type": "message_stop"}),
+        REPORTED,
+    ),
+    "over_several_lines_responses": (
+        "/v1/responses",
+        event({"type": "response.created", "response": {"usage": None}}) + spread(COMPLETED),
+        REPORTED,
+    ),
+    "said_over_several_lines": (
+        CHAT,
+        spread({"choices": [], "usage": USAGE})
+        + spread(
+            {"choices": [{"delta": {"tool": {"usage": LIE}, "content": '","usage":' + json.dumps(LIE)}}]}
+        )
+        + DONE,
         REPORTED,
     ),
     "comments_and_no_end": (

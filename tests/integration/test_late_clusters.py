@@ -1,9 +1,9 @@
-"""Clusters that a source lists after the rule that leads to them, and Envoys that have them or not."""
+"""Endpoints that come to clusters to which rules lead, and Envoys that have them or not."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 import pytest
 from hypothesis import example, given
@@ -95,7 +95,7 @@ async def test_without_an_envoy_it_is_seen_in_the_same_turn(worker: Worker) -> N
 
 @pytest.mark.asyncio
 async def test_the_first_endpoints_of_a_cluster_that_envoy_has(worker: Worker) -> None:
-    """They are seen once Envoy has them; those that follow at once."""
+    """They are seen once Envoy has them, and so are those that follow."""
     envoy = Envoy(worker.ads)
     lists(worker, 0)
     await settled()
@@ -109,7 +109,120 @@ async def test_the_first_endpoints_of_a_cluster_that_envoy_has(worker: Worker) -
     await settled()
     assert seen(worker) == 1
     lists(worker, 2)
+    await settled()
+    assert seen(worker) == 1
+    envoy.acknowledge_endpoints()
+    await settled()
     assert seen(worker) == 2
+
+
+def swaps(worker: Worker, *numbers: int) -> None:
+    """A source lists these endpoints of `old`."""
+    hosts = [f"10.0.0.{number}" for number in numbers]
+    worker.owners.report("mesh", {"old": [Listed(f"{host}:80", Address(host, 80)) for host in hosts]})
+
+
+def chosen_from(worker: Worker) -> list[int]:
+    """The numbers of the endpoints of `old` that requests see."""
+    return [int(one.key.split(":")[0].rpartition(".")[2]) for one in worker.owners.routable.clusters["old"]]
+
+
+@pytest.fixture
+async def meshed() -> AsyncIterator[list[Worker]]:
+    """Two workers; a source lists endpoints 1 and 2 of `old`, which no file does."""
+    workers = [Worker(wire) for wire in Wire.pair()]
+    for one in workers:
+        config = Config.model_validate({"models": {"old": {"rules": [{"cluster": "old"}]}}})
+        one.owners.apply(config, Resolution({}))
+        swaps(one, 1, 2)
+        one.late.start()
+    yield workers
+    for one in workers:
+        one.stop()
+
+
+@pytest.mark.asyncio
+async def test_all_endpoints_are_replaced(meshed: list[Worker]) -> None:
+    """Requests see the former ones until Envoy has the others; for a while it has both, then these alone."""
+    worker, other = meshed
+    envoy = await silent(worker)
+    swaps(other, 3)
+    await settled()
+    assert chosen_from(other) == [1, 2], "Envoy's worker does not know it yet"
+    swaps(worker, 3)
+    await settled()
+    assert chosen_from(worker) == chosen_from(other) == [1, 2]
+    envoy.acknowledge_endpoints()
+    await settled()
+    assert chosen_from(worker) == chosen_from(other) == [3]
+    assert [one.key for one in worker.owners.fleet.endpoints] == ["10.0.0.3:80"]
+    envoy.acknowledge_endpoints()
+    assert envoy.serves == {"old": 3}, "what was decided a moment ago finds them"
+
+
+@pytest.mark.asyncio
+async def test_a_later_word_counts_while_endpoints_are_replaced(meshed: list[Worker]) -> None:
+    """What was to go and is listed again stays; what came and is not listed any more never is seen."""
+    worker, other = meshed
+    envoy = await silent(worker)
+    for numbers in ((3,), (2, 4)):
+        for one in (worker, other):
+            swaps(one, *numbers)
+        await settled()
+    assert chosen_from(worker) == [2, 1], "until 4 is there"
+    for _ in range(2):
+        envoy.acknowledge_endpoints()
+        await settled()
+    assert chosen_from(worker) == chosen_from(other) == [2, 4]
+
+
+@pytest.mark.asyncio
+async def test_all_endpoints_are_replaced_where_no_envoy_is_ours(meshed: list[Worker]) -> None:
+    """Nothing is waited for but the other worker's word, however little that knows."""
+    worker, _ = meshed
+    swaps(worker, 3)
+    await settled()
+    assert chosen_from(worker) == [3]
+
+
+@pytest.mark.asyncio
+async def test_a_worker_alone_without_envoys_replaces_all_in_one_turn(worker: Worker) -> None:
+    """By the files as well."""
+    models = {name: {"rules": [{"cluster": name}]} for name in ("old", "far")}
+    other = Listed("10.0.0.2:80", Address("10.0.0.2", 80))
+    worker.owners.apply(Config.model_validate({"models": models}), Resolution({"old": (other,)}))
+    assert chosen_from(worker) == [2]
+    assert worker.owners.fleet.listed("files") == {"old": (other,)}
+
+
+@pytest.mark.asyncio
+async def test_all_endpoints_are_replaced_and_an_envoy_never_answers(
+    meshed: list[Worker], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Then the former ones go all the same, and the log names the cluster."""
+    worker, _ = meshed
+    await silent(worker)
+    swaps(worker, 3)
+    await settled()
+    assert chosen_from(worker) == [1, 2]
+    worker.now_s += MOST_WAIT_S
+    await until(lambda: chosen_from(worker) == [3])
+    (record,) = caplog.records
+    assert vars(record)["clusters"] == ["old"]
+
+
+@pytest.mark.asyncio
+async def test_a_worker_that_goes_is_not_waited_for(meshed: list[Worker]) -> None:
+    """The Envoy that it has is expected elsewhere."""
+    worker, other = meshed
+    await silent(other)
+    swaps(worker, 3)
+    await settled()
+    assert chosen_from(worker) == [1, 2]
+    assert worker.wire is not None
+    worker.wire.away.notify(other.wire.index)  # type: ignore[union-attr]
+    await settled()
+    assert chosen_from(worker) == [3]
 
 
 @pytest.mark.asyncio
@@ -266,17 +379,24 @@ async def test_two_at_once_of_one_worker(pair: list[Worker]) -> None:
     assert [seen(one) for one in pair] == [1, 1]
 
 
-STEPS = st.sampled_from(
-    ["none", "empty", "one", "two", "acknowledge", "endpoints", "connect", "leave", "half a second"]
-)
+LISTED: dict[str, tuple[int, ...] | None] = {
+    "none": None,
+    "empty": (),
+    "first": (1,),
+    "second": (2,),
+    "both": (1, 2),
+    "third": (3,),
+}
+STEPS = st.sampled_from([*LISTED, "acknowledge", "endpoints", "connect", "leave", "half a second"])
 
 
 @example(
-    ["one", "none", *["half a second"] * 5, "two", "half a second"]
+    ["first", "none", *["half a second"] * 5, "both", "half a second"]
 )  # it comes again, and has all its time
-@example(["one", "half a second", "empty", *["half a second"] * 3, "two", *["half a second"] * 2])
+@example(["first", "half a second", "empty", *["half a second"] * 3, "both", *["half a second"] * 2])
+@example(["first", "acknowledge", "endpoints", "second", "third", "first", "endpoints", "third"])
 @given(st.lists(STEPS, max_size=25))
-def test_requests_see_no_first_endpoint_before_all_envoys_have_it(steps: list[str]) -> None:
+def test_requests_see_no_endpoint_before_all_envoys_have_it(steps: list[str]) -> None:
     """Whatever is listed, said and broken in whatever order; or not for longer than is waited."""
     asyncio.run(_run(steps))
 
@@ -284,32 +404,45 @@ def test_requests_see_no_first_endpoint_before_all_envoys_have_it(steps: list[st
 async def _run(steps: list[str]) -> None:
     worker = started(Worker())
     envoys = [await silent(worker)]
-    listed: dict[str, int | None] = {"none": None, "empty": 0, "one": 1, "two": 2}
-    hidden_s = 0.0
+    hidden_since: dict[str, float] = {}
+    wanted: set[str] = set()
     for step in steps:
-        before = seen(worker)
-        match step:
-            case "none" | "empty" | "one" | "two":
-                lists(worker, listed[step])
-            case "acknowledge":
-                for envoy in envoys:
-                    envoy.acknowledge()
-            case "endpoints":
-                for envoy in envoys:
-                    envoy.acknowledge_endpoints()
-            case "connect":
-                envoys.append(Envoy(worker.ads, answers=False))
-                envoys[-1].takes_endpoints = False
-            case "leave" if envoys:
-                envoys.pop().leave()
-            case "half a second":
-                worker.now_s += 0.5
-                worker.acknowledgements.look_soon()
+        before = hosts_of(worker.owners.routable.clusters)
+        if step in LISTED:
+            numbers = LISTED[step]
+            far = [f"10.0.1.{number}" for number in numbers or ()]
+            wanted = set(far)
+            endpoints = [Listed(f"{host}:80", Address(host, 80)) for host in far]
+            worker.owners.report("mesh", {"far": None if numbers is None else endpoints})
+        elif step == "acknowledge":
+            for envoy in envoys:
+                envoy.acknowledge()
+        elif step == "endpoints":
+            for envoy in envoys:
+                envoy.acknowledge_endpoints()
+        elif step == "connect":
+            envoys.append(Envoy(worker.ads, answers=False))
+            envoys[-1].takes_endpoints = False
+        elif step == "leave" and envoys:
+            envoys.pop().leave()
+        elif step == "half a second":
+            worker.now_s += 0.5
+            worker.acknowledgements.look_soon()
         await settled()
-        after, is_there = seen(worker), worker.owners.fleet.clusters.get("far")
-        if after and not before and worker.now_s - hidden_s < MOST_WAIT_S:
-            assert all(envoy.serves.get("far") for envoy in envoys), step
-        if after or not is_there:
-            hidden_s = worker.now_s
-        assert after or not is_there or worker.now_s - hidden_s <= MOST_WAIT_S
+        seen_now, there = hosts_of(worker.owners.routable.clusters), hosts_of(worker.owners.fleet.clusters)
+        for host in seen_now - before:
+            waited_s = worker.now_s - hidden_since.get(host, worker.now_s)
+            assert waited_s >= MOST_WAIT_S or all(host in envoy.places.get("far", ()) for envoy in envoys)
+        hidden = there - seen_now
+        hidden_since = {host: hidden_since.get(host, worker.now_s) for host in hidden}
+        assert all(worker.now_s - since_s <= MOST_WAIT_S for since_s in hidden_since.values())
+        assert seen_now <= there
+        assert wanted <= there
+        assert hidden or there == wanted, "what was to go has gone"
+        assert seen_now or not (before and wanted), "there is no gap"
     worker.stop()
+
+
+def hosts_of(clusters: Mapping[str, Sequence[Endpoint]]) -> set[str]:
+    """Where endpoints of `far` are."""
+    return {endpoint.address.host for endpoint in clusters.get("far", ())}

@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from extproc.choosing.holding import POLL_S, REGRET, REGRET_S, HoldQueue
+from extproc.choosing.holding import POLL_S, REGRET, REGRET_S, STRETCH, HoldQueue
 from extproc.choosing.lines import LINE_S
 from extproc.errors import Reason, RouterError
 from extproc.predicting.ttft import IDLE
@@ -68,14 +68,14 @@ class Waiting:
         asked_s: When it came.
         until_s: Envoy waits for it no longer.
         limit_s: What its client bears, from then on.
-        at_once_s: Time to first token that was foreseen for it then, had it been sent at once.
+        bound_s: Of its wait, by what was foreseen for it then, had it been sent at once, and by its work.
     """
 
     promise: Promise
     asked_s: float
     until_s: float
     limit_s: float
-    at_once_s: float
+    bound_s: float
 
 
 class WaitingMachine(RuleBasedStateMachine):
@@ -132,9 +132,10 @@ class WaitingMachine(RuleBasedStateMachine):
         self.ever_held += 1
         now_s = self.loop.clock()
         limit_s = inf if limit_ms is None else limit_ms / 1000
-        at_once_s = self.queue._held[self.asked_ticket(request_id)].queued.later.wait.at_once_s
+        wait = self.queue._held[self.asked_ticket(request_id)].queued.later.wait
+        bound_s = REGRET * wait.at_once_s + REGRET_S + STRETCH * wait.counted.work_s
         self.waiting[request_id] = Waiting(
-            Promise(deciding.pending), now_s, now_s + deciding.patience_s, limit_s, at_once_s
+            Promise(deciding.pending), now_s, now_s + deciding.patience_s, limit_s, bound_s
         )
 
     @rule(several=st.integers(3, 8))
@@ -256,7 +257,7 @@ class WaitingMachine(RuleBasedStateMachine):
             assert len(self.waiting) <= hold.max_requests
         for request_id, waiting in self.waiting.items():
             assert hold is not None, f"{request_id} waits though no request has to"
-            limit_s = min(hold.max_s, waiting.limit_s, REGRET * waiting.at_once_s + REGRET_S)
+            limit_s = min(hold.max_s, waiting.limit_s, waiting.bound_s)
             assert self.loop.clock() - waiting.asked_s <= limit_s + POLL_S + 1e-9
             assert self.loop.clock() < waiting.until_s, f"Envoy has gone on with {request_id} by itself"
 
@@ -401,7 +402,7 @@ def test_no_wait_outlasts_what_was_foreseen_at_once_by_more_than_the_bound() -> 
         machine.rig.scheduling.engines.observe_kv_tokens(key, 1)
     machine.arrive(WORDS[1], stream=True, limit_ms=None)
     ((request_id, waiting),) = machine.waiting.items()
-    bound_s = REGRET * waiting.at_once_s + REGRET_S
+    bound_s = waiting.bound_s
     assert bound_s < HOLDS[-1].max_s
     machine.time_passes(bound_s - 2 * POLL_S)
     assert request_id in machine.waiting
@@ -416,7 +417,7 @@ def test_a_neighbour_that_says_on_and_on_that_it_is_first_holds_nobody_beyond_th
     machine.begin(HOLDS[1])
     machine.arrive(WORDS[1], stream=True, limit_ms=None)
     ((request_id, waiting),) = machine.waiting.items()
-    bound_s = REGRET * waiting.at_once_s + REGRET_S
+    bound_s = waiting.bound_s
     for key in KEYS:
         machine.others_wait(key, key, [30.0], 1e3)
     for other in list(machine.running):

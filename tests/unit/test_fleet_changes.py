@@ -67,6 +67,7 @@ class Follower:
     def __init__(self, update: Callable[..., None]) -> None:
         self.update: Any = update
         self.configure: Any = lambda _config: None
+        self.departed: Any = lambda _endpoints: None
 
 
 def listed(cluster: int, member: int, **changes: Any) -> Listed:

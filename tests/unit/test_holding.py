@@ -6,15 +6,19 @@ from hypothesis import strategies as st
 
 from extproc.choosing.completion import Cost, Costs
 from extproc.choosing.holding import (
+    LONG_LAST,
+    MEAN_OF,
     REGRET,
     REGRET_S,
     SHORT_FIRST,
+    STRETCH,
     HoldAnswer,
     HoldQueue,
     Place,
     Send,
     TurnAway,
     Wait,
+    times_of,
 )
 from extproc.values.decisions import WorkCount
 
@@ -71,9 +75,17 @@ def test_a_full_endpoint_lets_it_wait() -> None:
     """Until the end of the longest hold, at a place by arrival and work."""
     queue = HoldQueue(max_hold_s=30.0)
     verdict = decide(queue, 1, [cost(20.0, 0.5), cost(30.0, 0.7)], arrived_s=5.0, now_s=6.0)
-    once = WorkCount(1.0, 0.5, 0.0, are_turns=False)
+    once = WorkCount(1.0, 0.5, 0.0, 0.5, are_turns=False)
     assert verdict == Wait(
-        until_s=35.0, rank=5.5, row=0, closed=True, counted=once, at_once_s=21.5, work_s=0.5, least_s=0.5
+        until_s=35.0,
+        rank=5.5,
+        row=0,
+        closed=True,
+        counted=once,
+        at_once_s=21.5,
+        bound_s=REGRET * 21.5 + REGRET_S + STRETCH * 0.5,
+        work_s=0.5,
+        least_s=0.5,
     )
     assert queue.least_s == pytest.approx(0.5)
 
@@ -218,16 +230,24 @@ def test_what_cannot_be_in_time_waits_its_turn_and_is_sent_then() -> None:
 
 
 def test_no_wait_is_longer_than_the_immediate_rule_promised_by_more_than_its_bound() -> None:
-    """Foreseen 1.5 s; after four it goes as it would have gone at once, though nothing is open."""
+    """Foreseen 1.5 s, 0.1 of it work; after eight it goes as at once, though nothing is open."""
     queue = HoldQueue()
-    first = decide(queue, 1, [cost(1.0, 0.5)])
+    first = decide(queue, 1, [cost(1.4, 0.1)])
     assert isinstance(first, Wait)
-    assert first.until_s == pytest.approx(REGRET * 1.5 + REGRET_S)
-    again = decide(queue, 1, [cost(9.0, 0.5)], now_s=3.9, before=first)
+    assert first.until_s == first.bound_s == pytest.approx(REGRET * 1.5 + REGRET_S + STRETCH * 0.1) == 8.0
+    again = decide(queue, 1, [cost(9.0, 0.5)], now_s=7.9, before=first)
     assert isinstance(again, Wait)
-    assert (again.at_once_s, again.until_s) == (first.at_once_s, first.until_s)
-    assert decide(queue, 1, [cost(9.0, 0.5)], now_s=4.0, before=again) == Send(0)
+    assert (again.at_once_s, again.bound_s, again.until_s) == (first.at_once_s, first.bound_s, first.until_s)
+    assert decide(queue, 1, [cost(9.0, 0.5)], now_s=8.0, before=again) == Send(0)
     assert len(queue) == 0
+
+
+def test_long_work_may_wait_longer_than_short() -> None:
+    """As much more as `STRETCH` times what it has more to do, until no request waits."""
+    short, long = (decide(HoldQueue(), 1, [cost(1.0, work_s)]) for work_s in (0.1, 0.3))
+    assert isinstance(short, Wait)
+    assert isinstance(long, Wait)
+    assert long.until_s - short.until_s == pytest.approx((REGRET + STRETCH) * 0.2)
 
 
 def test_while_more_waits_than_can_be_in_time_what_is_too_late_goes_behind() -> None:
@@ -236,8 +256,8 @@ def test_while_more_waits_than_can_be_in_time_what_is_too_late_goes_behind() -> 
     for request_id in range(6):
         decide(queue, request_id, [cost(1.0, 1.0)])
     assert queue.least_s == pytest.approx(6.0)
-    in_time_s = 1.0 + SHORT_FIRST * 6.0
-    counted = WorkCount(in_time_s, 1.0, 6.0, are_turns=False)
+    in_time_s = 1.0 + SHORT_FIRST * 6.0 * (1.0 + LONG_LAST)
+    counted = WorkCount(in_time_s, 1.0, 6.0, 1.0, are_turns=False)
     assert place(queue, 0.0, 1.0, wait_s=3.0, now_s=0.5) == Place(in_time_s, counted)
     late = place(queue, 0.0, 1.0, wait_s=4.0, now_s=0.5)
     assert late == Place(in_time_s + 5.0, counted, 5.0)
@@ -270,12 +290,45 @@ def test_below_that_no_request_yields() -> None:
 def test_the_longer_all_wait_the_more_short_work_goes_first() -> None:
     """With a second of work for each endpoint four times; what waits at other gateways counts as well."""
     queue = HoldQueue()
-    assert place(queue, 7.0, 0.5).rank == 7.5
+    assert place(queue, 7.0, 1.0).rank == 8.0
     decide(queue, 1, [cost(9.0, 1.0)])
-    assert place(queue, 7.0, 0.5).rank == 7.0 + 0.5 * (1.0 + SHORT_FIRST)
-    assert place(queue, 7.0, 0.5, elsewhere_s=2.0).rank == 7.0 + 0.5 * (1.0 + 3.0 * SHORT_FIRST)
-    many = Costs([0.0] * 4, [0.0] * 4, [0.5] * 4, [0.0] * 4, [0.0] * 4, [0.0] * 4, [])
-    assert queue.place(7.0, 0.0, many, 5.0, None).rank == 7.0 + 0.5 * (1.0 + SHORT_FIRST / 4)
+    more = SHORT_FIRST * (1.0 + LONG_LAST)
+    assert place(queue, 7.0, 1.0).rank == 7.0 + 1.0 + more
+    assert place(queue, 7.0, 1.0, elsewhere_s=2.0).rank == 7.0 + 1.0 + 3.0 * more
+    many = Costs([0.0] * 4, [0.0] * 4, [1.0] * 4, [0.0] * 4, [0.0] * 4, [0.0] * 4, [])
+    assert queue.place(7.0, 0.0, many, 5.0, None).rank == 7.0 + 1.0 + more / 4
+
+
+def test_the_longest_wait_for_the_many() -> None:
+    """Work counts more by the square of how often it is the mean of those that came, the latest the most."""
+    queue = HoldQueue()
+    decide(queue, 0, [cost(9.0, 1.0)])
+    for _ in range(MEAN_OF):
+        place(queue, 0.0, 1.0)
+    long = place(queue, 0.0, 10.0).counted
+    assert long.mean_s == pytest.approx(1.0 + 9.0 / MEAN_OF)
+    length = 10.0 / long.mean_s
+    assert long.times == 1.0 + SHORT_FIRST * (1.0 + LONG_LAST * length * length)
+    for _ in range(10 * MEAN_OF):
+        place(queue, 0.0, 10.0)
+    assert place(queue, 0.0, 10.0).counted.times == pytest.approx(
+        1.0 + SHORT_FIRST * (1.0 + LONG_LAST), rel=1e-3
+    )
+
+
+def test_a_request_is_compared_with_those_that_came_when_it_did() -> None:
+    """Its place does not move for what comes later, longer or shorter."""
+    queue = HoldQueue()
+    waits = decide(queue, 1, [cost(9.0, 1.0)], place=place(queue, 0.0, 1.0))
+    assert isinstance(waits, Wait)
+    for _ in range(9):
+        place(queue, 0.0, 0.1)
+    assert place(queue, 0.0, 1.0, before=waits).counted.mean_s == waits.counted.mean_s == 1.0
+
+
+def test_no_work_counts_more_than_the_most() -> None:
+    """However long, and however much waits: two priorities stay apart."""
+    assert times_of(1e6, 1e3, 1e-3, are_turns=False) == times_of(1e3, 1.0, 0.0, are_turns=False) == 100.0
 
 
 def test_no_request_falls_back_for_what_waits_later() -> None:
@@ -287,11 +340,12 @@ def test_no_request_falls_back_for_what_waits_later() -> None:
     queue.forget(1)
     kept = place(queue, 0.0, 1.0, before=waits)
     assert kept.rank == waits.rank == 1.0
-    assert kept.counted == waits.counted == WorkCount(1.0, 1.0, 0.0, are_turns=False)
+    assert kept.counted == waits.counted == WorkCount(1.0, 1.0, 0.0, 1.0, are_turns=False)
     late = decide(queue, 3, [cost(9.0, 1.0)], place=place(queue, 0.0, 1.0))
     assert isinstance(late, Wait)
-    assert late.rank == 1.0 + SHORT_FIRST
-    assert late.counted == WorkCount(1.0 + SHORT_FIRST, 1.0, 1.0, are_turns=False)
+    times = 1.0 + SHORT_FIRST * (1.0 + LONG_LAST)
+    assert late.rank == times
+    assert late.counted == WorkCount(times, 1.0, 1.0, 1.0, are_turns=False)
     queue.forget(3)
     queue.forget(2)
     assert place(queue, 0.0, 1.0, before=late) == kept
@@ -304,8 +358,8 @@ def test_while_ids_take_turns_work_counts_once() -> None:
     queue.decide(1, 0.0, 0.0, [full], [OPEN_S], 0, fairness_id="a")
     turned = place(queue, 1.0, 0.5, now_s=1.0)
     assert turned.rank == 1.5 + queue.shares.lag_s(None, 1.0)
-    assert turned.counted == WorkCount(1.0, 0.5, 5.0, are_turns=True)
-    assert place(queue, 6.0, 0.5, now_s=6.0).rank == 6.0 + 0.5 * (1.0 + 5.0 * SHORT_FIRST)  # turns are over
+    assert turned.counted == WorkCount(1.0, 0.5, 5.0, turned.counted.mean_s, are_turns=True)
+    assert place(queue, 6.0, 0.5, now_s=6.0).rank > 6.0 + 0.5 * (1.0 + 5.0 * SHORT_FIRST)  # turns are over
 
 
 def test_however_much_waits_priorities_stay_apart() -> None:

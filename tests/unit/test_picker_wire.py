@@ -221,6 +221,16 @@ def test_usage_is_found_wherever_the_stream_is_cut(at: int) -> None:
     assert answer.num_bytes == 901 * len(NULL) + len(EVENT) + 14
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_usage_in_an_event_of_several_lines(end: bytes) -> None:
+    """Each of them begins with the name of its field."""
+    lines = orjson.dumps({"choices": [], "usage": USAGE}, option=orjson.OPT_INDENT_2).splitlines()
+    answer = PassingAnswer()
+    answer.add(b"".join(b"data: " + line + end for line in lines) + end)
+    answer.add(b"data: [DONE]" + end * 2)
+    assert answer.usage() == Usage(7, 10, 3)
+
+
 @pytest.mark.parametrize(
     "body",
     [b"", b"{}", NULL, b'{"usage": {', b'"usage": {"prompt_tokens": "x"}', b"\xff" * 100, b'"usage"' * 9],

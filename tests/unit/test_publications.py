@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from envoy.config.core.v3.health_check_pb2 import HealthStatus
 from envoy.config.endpoint.v3 import endpoint_pb2
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from extproc.health.states import HealthState
 from extproc.values.endpoints import Endpoint
 from extproc.xds.cluster_encoding import encode
 from extproc.xds.cluster_kinds import ClusterKinds
-from extproc.xds.leaving import MAX_LEAVING, Leaving
+from extproc.xds.leaving import FORMER_S, MAX_LEAVING, MOST_FORMER, FormerEndpoints, Leaving
 from extproc.xds.publications import Publications, Resources
 from extproc.xds.resources import load_assignments
 from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
@@ -185,3 +186,47 @@ def test_what_is_encoded_by_hand_is_read_by_the_library(
     assert found == {(host, port, weight) for host, port, weight, _ in hosts}
     read.DiscardUnknownFields()
     assert read.ByteSize() == len(body)
+
+
+def test_endpoints_that_left_drain_in_the_assignment_of_their_cluster_alone() -> None:
+    """Not in those of models that have a part of it, and not where another endpoint is now."""
+    former = {"b": [Address("10.0.0.1", 80), Address("10.0.0.9", 80)]}
+    config = Config.model_validate({"models": MODELS})
+    fleet = {"b": (endpoint("b", 1), endpoint("b", 2))}
+    publications = Publications(
+        fleet, lambda _: None, ClusterKinds(encode), lambda name: former.get(name, ())
+    )
+    published = applied({}, publications.configure(config))[ASSIGNMENT_TYPE]
+
+    def hosts(name: str) -> dict[str, str]:
+        body = published[name]
+        assert body is not None
+        (locality,) = endpoint_pb2.ClusterLoadAssignment.FromString(body).endpoints
+        return {
+            one.endpoint.address.socket_address.address: HealthStatus.Name(one.health_status)
+            for one in locality.lb_endpoints
+        }
+
+    assert hosts("b") == {"10.0.0.1": "HEALTHY", "10.0.0.2": "HEALTHY", "10.0.0.9": "DRAINING"}
+    assert hosts("model:two") == {"10.0.0.1": "HEALTHY"}
+
+
+def test_endpoints_that_left_stay_for_so_long() -> None:
+    """Each its own time, anew when it leaves again; and so many of a cluster."""
+    former = FormerEndpoints()
+    one, other = Address("10.0.0.1", 80), Address("10.0.0.2", 80)
+    former.add("a", one, 0.0)
+    former.add("a", other, 1.0)
+    former.add("b", one, 2.0)
+    assert former.next_s() == FORMER_S
+    former.add("a", one, 3.0)
+    assert former.next_s() == 1.0 + FORMER_S
+    assert former.due(0.5 + FORMER_S) == []
+    assert former.due(2.0 + FORMER_S) == ["a", "b"]
+    assert (set(former.of("a")), set(former.of("b"))) == ({one}, set())
+    for number in range(MOST_FORMER):
+        former.add("a", Address("10.0.1.1", number), 4.0)
+    assert len(former.of("a")) == MOST_FORMER
+    assert one not in former.of("a")
+    assert former.due(4.0 + FORMER_S) == ["a"]
+    assert former.next_s() is None

@@ -7,22 +7,25 @@ from hypothesis import strategies as st
 
 from extproc.discovery.fleet import Fleet
 from extproc.discovery.listed import Listed
-from extproc.discovery.routable import RoutableClusters
+from extproc.discovery.routable import RoutableClusters, within, without
 from metadata_center.addresses import Address
 
 NAMES = ("a", "b", "c")
 NAMED = frozenset(("a", "b"))
 
 
-def listed(count: int) -> list[Listed]:
-    """So many endpoints."""
-    return [Listed(f"10.0.0.{n}:80", Address(f"10.0.0.{n}", 80)) for n in range(count)]
+def listed(*numbers: int, draining: frozenset[int] = frozenset()) -> list[Listed]:
+    """Endpoints of these numbers."""
+    return [
+        Listed(f"10.0.0.{n}:80", Address(f"10.0.0.{n}", 80), draining=n in draining) for n in sorted(numbers)
+    ]
 
 
-def told(fleet: Fleet, routable: RoutableClusters, introduced: bool = False, **clusters: int | None) -> None:
-    """A source lists so many endpoints of these; None: no such cluster."""
-    words = {name: None if count is None else listed(count) for name, count in clusters.items()}
-    routable.follow(fleet.update("mesh", words), introduced=introduced)
+def told(
+    fleet: Fleet, routable: RoutableClusters, introduced: bool = False, **clusters: list[Listed] | None
+) -> None:
+    """A source lists these endpoints; None: no such cluster."""
+    routable.follow(fleet.update("mesh", clusters), introduced=introduced)
 
 
 def one() -> tuple[Fleet, RoutableClusters]:
@@ -33,62 +36,103 @@ def one() -> tuple[Fleet, RoutableClusters]:
     return fleet, routable
 
 
-WHAT = st.none() | st.integers(0, 2) | st.just("show")
-steps = st.lists(st.tuples(st.sampled_from(NAMES), WHAT, st.booleans()), max_size=30)
+def seen(routable: RoutableClusters, name: str) -> list[int] | None:
+    """The numbers of the endpoints that requests see."""
+    endpoints = routable.clusters.get(name)
+    return None if endpoints is None else [int(one.address.host.rpartition(".")[2]) for one in endpoints]
+
+
+def places(*numbers: int) -> frozenset[Address]:
+    """Where those of these numbers are."""
+    return frozenset(one.address for one in listed(*numbers))
+
+
+some = st.frozensets(st.integers(0, 3), max_size=4)
+words = st.none() | st.tuples(some, some)
+steps = st.lists(st.tuples(st.sampled_from(NAMES), words | some, st.booleans()), max_size=30)
 
 
 @given(steps)
-def test_requests_see_the_fleet_or_what_they_saw_before(
-    steps: list[tuple[str, int | str | None, bool]],
+def test_requests_see_what_they_saw_and_what_was_shown(
+    steps: list[tuple[str, tuple[frozenset[int], frozenset[int]] | frozenset[int] | None, bool]],
 ) -> None:
-    """What is hidden is named and was without endpoints; all else is the fleet's."""
+    """What is hidden is named and new; no cluster loses its last usable endpoint to hiding."""
     fleet, routable = one()
     routable.hide()
     for name, what, introduced in steps:
-        before = dict(routable.clusters)
-        was_hidden = set(routable.hidden)
-        if isinstance(what, str):
-            routable.show([name])
-            assert name not in routable.hidden
+        before = {each: tuple(of) for each, of in routable.clusters.items()}
+        was_hidden = dict(routable.hidden)
+        if isinstance(what, frozenset):
+            routable.show({name: places(*what)})
+            assert not routable.hidden.get(name, frozenset()) & places(*what)
+            assert routable.hidden.get(name, frozenset()) <= was_hidden.get(name, frozenset())
         else:
-            told(fleet, routable, introduced, **{name: what})
-        assert routable.hidden <= NAMED & fleet.clusters.keys()
+            endpoints = None if what is None else listed(*what[0], draining=what[1])
+            told(fleet, routable, introduced, **{name: endpoints})
+        assert routable.hidden.keys() <= NAMED & fleet.clusters.keys()
+        assert all(routable.hidden.values())
         for each in NAMES:
-            if each in routable.hidden:
-                assert not routable.clusters.get(each)
-                assert routable.clusters.get(each) == before.get(each)
-            else:
-                assert routable.clusters.get(each) == fleet.clusters.get(each)
-        if name in routable.hidden - was_hidden:
-            assert name in before or not introduced
-    routable.show(NAMES)
+            hidden = routable.hidden.get(each, frozenset())
+            there, are_seen = fleet.clusters.get(each), routable.clusters.get(each)
+            assert hidden <= {endpoint.address for endpoint in there or ()}
+            assert hidden.isdisjoint(endpoint.address for endpoint in before.get(each, ()))
+            assert tuple(are_seen or ()) == tuple(e for e in there or () if e.address not in hidden)
+            if are_seen is None or there is None:
+                assert are_seen is None
+                assert there is None or each not in before
+            if any(e.usable for e in before.get(each, ())) and any(e.usable for e in there or ()):
+                assert any(e.usable for e in are_seen or ()), "it had some and has some"
+    routable.show({name: places(*range(4)) for name in NAMES})
     assert routable.clusters == fleet.clusters
 
 
-def test_first_endpoints_are_hidden_and_others_are_not() -> None:
-    """A cluster that comes with endpoints, and one that had none; further ones join at once."""
+def test_endpoints_are_hidden_until_they_are_shown() -> None:
+    """The first ones of a cluster, those that join others, and one that comes meanwhile."""
     fleet, routable = one()
     routable.hide()
-    told(fleet, routable, a=1, b=0)
-    assert dict(routable.clusters) == {"b": ()}
-    told(fleet, routable, b=1)
-    assert routable.hidden == {"a", "b"}
-    assert dict(routable.clusters) == {"b": ()}
-    routable.show(["a"])
-    told(fleet, routable, a=2)
-    assert len(routable.clusters["a"]) == 2
-    assert routable.hidden == {"b"}
+    told(fleet, routable, a=listed(1), b=listed())
+    assert (seen(routable, "a"), seen(routable, "b")) == (None, [])
+    told(fleet, routable, b=listed(1))
+    assert routable.hidden == {"a": places(1), "b": places(1)}
+    assert (seen(routable, "a"), seen(routable, "b")) == (None, [])
+    routable.show({"a": places(1)})
+    told(fleet, routable, a=listed(1, 2, 3))
+    assert seen(routable, "a") == [1]
+    routable.show({"a": places(3)})
+    assert seen(routable, "a") == [1, 3]
+    assert routable.hidden == {"a": places(2), "b": places(1)}
+    told(fleet, routable, a=listed(1, 3))
+    assert routable.hidden == {"b": places(1)}
 
 
 def test_nothing_is_hidden_at_the_start_nor_what_was_introduced_nor_what_no_rule_names() -> None:
     """Of what was introduced the cluster is known, not endpoints that come later."""
     fleet, routable = one()
-    told(fleet, routable, a=1)
+    told(fleet, routable, a=listed(1))
     routable.hide()
-    told(fleet, routable, introduced=True, b=1)
-    told(fleet, routable, c=1)
+    told(fleet, routable, introduced=True, b=listed(1))
+    told(fleet, routable, c=listed(1))
+    told(fleet, routable, c=listed(1, 2))
     assert routable.clusters == fleet.clusters
     assert not routable.hidden
-    told(fleet, routable, b=0)
-    told(fleet, routable, introduced=True, b=1)
-    assert routable.hidden == {"b"}
+    told(fleet, routable, b=listed())
+    told(fleet, routable, introduced=True, b=listed(1))
+    assert routable.hidden == {"b": places(1)}
+
+
+def test_a_cluster_does_not_lose_its_last_usable_endpoint_to_hiding() -> None:
+    """Where those that requests see all go, or drain, those that come are seen at once."""
+    fleet, routable = one()
+    routable.hide()
+    told(fleet, routable, introduced=True, a=listed(1), b=listed(1))
+    told(fleet, routable, a=listed(2), b=listed(1, 2, draining=frozenset((1,))))
+    assert (seen(routable, "a"), seen(routable, "b")) == ([2], [1, 2])
+    assert not routable.hidden
+
+
+def test_places_with_and_without_others() -> None:
+    """No cluster is left of which nothing is."""
+    here = {"a": places(1, 2), "b": places(1)}
+    assert within(here, {"a": places(2, 3), "c": places(1)}) == {"a": places(2)}
+    assert without(here, [{"a": places(2)}, {"b": places(1, 2)}]) == {"a": places(1)}
+    assert without(here, []) == here

@@ -26,6 +26,16 @@ def read(top: object, nested: object = None) -> Usage:
     return read_usage("" if top is None else json.dumps(top), "" if nested is None else json.dumps(nested))
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("indent", ["", " ", "  "])
+def test_an_object_over_several_lines_of_an_event(end: str, indent: str) -> None:
+    """It comes with the name of the field that each line begins with."""
+    text = json.dumps(VLLM, indent=1).replace("\n", f"{end}data:{indent}")
+    assert read_usage(text) == Usage(100, 7, 64)
+    assert read_usage("", text) == Usage(100, 7, 64)
+    assert read_usage(text.replace("}", "")) == UNKNOWN
+
+
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from extproc.choosing.holding import POLL_S, SHORT_FIRST
+from extproc.choosing.holding import LONG_LAST, POLL_S, SHORT_FIRST
 from extproc.choosing.max_num_seqs import SURE_VISITS
 from extproc.errors import Reason, RouterError
 from extproc.observing.explain import render, to_json, verdict
@@ -160,12 +160,18 @@ def test_the_record_says_how_often_the_work_counted_and_that_is_recomputed() -> 
     for json in shown:
         hold, counted = json["hold"], json["hold"]["counted"]
         assert verdict(json) == "recomputed: same choice, same place in line"
-        assert counted["times"] == 1.0 + SHORT_FIRST * counted["waiting_s"]
+        length = counted["work_s"] / counted["mean_s"]
+        assert counted["times"] == 1.0 + SHORT_FIRST * counted["waiting_s"] * (
+            1.0 + LONG_LAST * length * length
+        )
         assert hold["place_s"] == pytest.approx(counted["times"] * counted["work_s"])
         assert not counted["are_turns"]
     assert "counted once, for no work of others waited" in render(shown[2])
     waiting = f"{shown[1]['hold']['counted']['waiting_s'] * 1e3:.1f} ms"
-    assert f"counted {times[1]:.2f} times, for {waiting} of work waited per endpoint" in render(shown[1])
+    assert (
+        f"counted {times[1]:.2f} times, for {waiting} of work waited per endpoint and the mean request had"
+        in render(shown[1])
+    )
 
 
 def _altered(json: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

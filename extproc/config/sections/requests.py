@@ -72,7 +72,7 @@ class Holding(Section):
     max_requests: int = Field(default=1_000, ge=1, le=100_000)
     """Most that wait per set of endpoints and worker. From nine tenths of it on the first in line is sent for
     each that comes, and one more than the whole at once."""
-    max_s: float = Field(default=30.0, gt=0, le=_MAX_HOLD_S)
+    max_s: float = Field(default=50.0, gt=0, le=_MAX_HOLD_S)
     """Longest wait, in seconds; then a request is sent."""
     refuse: bool = False
     """Instead of being sent, one too many and one that cannot be served within `max_s`, or within its own

@@ -292,7 +292,7 @@ class LateCompletion(LeastCompletion):
         learn: bool = True,
         bias: float = 1.0,
         max_num_seqs: int = 0,
-        max_hold_s: float = 30.0,
+        max_hold_s: float = 50.0,
         max_held: int = 1000,
         refuse: bool = False,
         listens: bool = True,
