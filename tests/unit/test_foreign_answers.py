@@ -9,7 +9,7 @@ import pytest
 from tokenway.cli import explain as explaining
 from tokenway.cli import top as topping
 
-ANSWERS = (
+ANSWERS: tuple[Any, ...] = (
     [],
     None,
     "x",
