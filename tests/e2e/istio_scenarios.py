@@ -29,6 +29,7 @@ from tests.e2e.harness import (
     Stack,
     answer_chat,
     chat,
+    check_for_any_api,
     cluster,
     eventually,
     key_of,
@@ -347,6 +348,21 @@ async def errors_are_in_the_apis_shape(under: Under) -> None:
     assert (reply.status, reply.json["error"]["code"]) == (404, "unknown_path")
 
 
+async def an_engine_that_switches_protocols_has_not_answered(under: Under) -> None:
+    """The client gets 502 in a shape that clients of every API parse."""
+
+    async def switch(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.write(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: h2c\r\n\r\n")
+        request.transport.close()
+        return web.Response()
+
+    under.recorder.behaviour = switch
+    reply = await post(under.stack, chat("recorded", "switch"))
+    check_for_any_api(reply, 502, "no_healthy_endpoint")
+    await under.stack.settled()
+
+
 async def a_tokenway_that_is_stopped_loses_nothing(under: Under) -> None:
     """Stopped under load it answers what it has; meanwhile Envoy serves alone, and then it is asked again."""
     stack = under.stack
@@ -424,6 +440,7 @@ SCENARIOS: tuple[Callable[[Under], Awaitable[None]], ...] = (
     a_stored_response_stays_where_it_was_made,
     large_bodies_pass,
     errors_are_in_the_apis_shape,
+    an_engine_that_switches_protocols_has_not_answered,
     a_tokenway_that_is_stopped_loses_nothing,
     without_tokenway_models_are_served,
 )

@@ -10,7 +10,7 @@ from aiohttp import web
 from openai import AsyncOpenAI, BadRequestError, NotFoundError
 
 from tests.e2e.conftest import TIMEOUT_S, Shared
-from tests.e2e.harness import chat, check, eventually, exchange, post, send
+from tests.e2e.harness import chat, check, check_for_any_api, eventually, exchange, post, sample, send
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
@@ -191,6 +191,44 @@ async def test_lasting_overload_passes_unchanged(plain: Shared, status: int) -> 
     reply = await post(plain.stack, chat("recorded", "hello"))
     assert (reply.status, reply.json) == (status, body)
     assert len(plain.recorder.received) == 2
+
+
+SWITCHES = {
+    "bare": b"\r\n",
+    "named": b"connection: upgrade\r\nupgrade: websocket\r\n\r\n",
+    "typed": b"content-type: text/event-stream\r\nupgrade: h2c\r\n\r\ndata: [DONE]\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("path", ["chat/completions", "responses", "messages"])
+async def test_an_engine_that_switches_protocols(plain: Shared, path: str, stream: bool, name: str) -> None:
+    """It was asked for none, whatever the client offers: that is no answer, and a failure of the engine."""
+    rest = SWITCHES[name]
+
+    async def switch(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.write(b"HTTP/1.1 101 Switching Protocols\r\n" + rest)
+        request.transport.close()
+        return web.Response()
+
+    async def failures() -> float:
+        series = f'tokenway_endpoint_failures_total{{endpoint="{plain.recorder.key}",kind="server_error"}}'
+        return sample(await plain.stack.metrics(), series) or 0.0
+
+    plain.recorder.behaviour = switch
+    before = await failures()
+    body = {**chat("recorded", f"{path} {stream} {name}", stream=stream), "input": "hi"}
+    reply = await send(
+        plain.stack, "POST", f"/v1/{path}", body, {"upgrade": "websocket", "connection": "upgrade"}
+    )
+    check_for_any_api(reply, 502, "no_healthy_endpoint")
+    assert reply.headers["retry-after"] == "1"
+    assert "upgrade" not in reply.headers
+    await plain.stack.settled()
+    assert (await plain.stack.last(1))[0]["outcome"]["ended"] == "upstream_error"
+    assert await failures() == before + 1
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
