@@ -30,6 +30,7 @@ from extproc.xds.leaving import FormerEndpoints
 from extproc.xds.publications import Publications
 from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
 from metadata_center.addresses import Address
+from metadata_center.types import EndpointKey
 
 
 class Envoy:
@@ -216,6 +217,7 @@ class Worker:
     def __init__(self, wire: Wire | None = None) -> None:
         self.now_s = 0.0
         self.shown: list[AbstractSet[str]] = []
+        self.ejected: set[str] = set()
         self.owners = Owners()
         self.source = Source(self.owners.report)
         heard: Listeners[[]] = Listeners()
@@ -227,7 +229,9 @@ class Worker:
             self.owners.fleet.clusters,
             lambda: self.now_s,
         )
-        self.late = LateClusters(self.owners.routable, self.acknowledgements, self._shown, lambda: self.now_s)
+        self.late = LateClusters(
+            self.owners.routable, self.acknowledgements, self._shown, self._is_available, lambda: self.now_s
+        )
         former, kinds = FormerEndpoints(), ClusterKinds(encode)
         publications = Publications(self.owners.fleet.clusters, lambda _: None, kinds, former.of)
         self.publisher = Publisher(self.ads, publications, former, Metrics(CollectorRegistry(), "0"))
@@ -282,6 +286,9 @@ class Worker:
     def _shown(self, clusters: AbstractSet[str]) -> None:
         self.shown.append(clusters)
         self.owners.shown()
+
+    def _is_available(self, key: EndpointKey) -> bool:
+        return key not in self.ejected
 
     def _configure(self, config: Config) -> None:
         self._config, self._is_published = config, False

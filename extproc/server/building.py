@@ -159,6 +159,7 @@ def build_worker(
     _follow_health(site, news, known, engines, changes)
     _follow_configuration(site, known, way, engines, prober, changes, sources)
     owners.settled.add(envoys.settled)
+    news.transitions.add(lambda _: envoys.look_soon())
     ports = [] if site.supervised else metrics_ports(config, answering)
     ports = [Part("admin", admin.start, admin.stop), *ports]
     parts = _parts(site, known, way, configuration, sources, prober, server, picking, envoys, ports)

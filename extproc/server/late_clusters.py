@@ -7,6 +7,8 @@ Rules:
        (`introducing`).
     3. What came in one turn is asked for, and shown, together. What goes meanwhile is asked for no more:
        should it come again, it comes anew.
+    4. Where none of a cluster's endpoints that requests see is available, those that are hidden are shown: by
+       waiting nothing is won.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 
 from extproc.discovery.routable import Places, RoutableClusters, within, without
 from extproc.server.acknowledging import MOST_WAIT_S, Acknowledgements, Asked
+from metadata_center.types import EndpointKey
 
 _log = logging.getLogger("tokenway.fleet")
 
@@ -38,6 +41,7 @@ class LateClusters:
         routable: Hides them.
         acknowledgements: Say which Envoys have.
         shown: Called with the clusters of those that requests see from now on.
+        is_available: Whether requests may be sent to an endpoint, by its health.
         clock: Monotonic seconds.
     """
 
@@ -46,11 +50,13 @@ class LateClusters:
         routable: RoutableClusters,
         acknowledgements: Acknowledgements,
         shown: Callable[[AbstractSet[str]], None],
+        is_available: Callable[[EndpointKey], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._routable = routable
         self._acknowledgements = acknowledgements
         self._shown = shown
+        self._is_available = is_available
         self._clock = clock
         self._late: list[_Late] = []
 
@@ -83,7 +89,9 @@ class LateClusters:
 
     def look(self) -> None:
         """Show what Envoys have by now, or had their time for."""
-        now_s, shown = self._clock(), set[str]()
+        now_s, missed = self._clock(), self._missed()
+        self._routable.show(missed)
+        shown = set(missed)
         for late in list(self._late):
             word = self._acknowledgements.word(late.asked)
             is_over = now_s >= late.until_s
@@ -99,3 +107,12 @@ class LateClusters:
             shown |= places.keys()
         if shown:
             self._shown(shown)  # which may settle the fleet anew
+
+    def _missed(self) -> Places:
+        """What is hidden of clusters that requests see endpoints of, and none that is available."""
+        return {
+            name: addresses
+            for name, addresses in self._routable.hidden.items()
+            if (seen := self._routable.clusters.get(name))
+            and not any(self._is_available(endpoint.key) for endpoint in seen)
+        }

@@ -29,6 +29,7 @@ class ToldEnvoys:
         ads: Their streams.
         publisher: Tells them of the fleet.
         settled: Called when the fleet is another and published.
+        look_soon: Called when the health of an endpoint is another.
         publishing: Parts that end after the configuration.
         catching_up: Parts between the bus to other workers and the first request.
     """
@@ -36,6 +37,7 @@ class ToldEnvoys:
     ads: AdsServer
     publisher: Publisher
     settled: Callable[[], None]
+    look_soon: Callable[[], None]
     publishing: tuple[Part, ...]
     catching_up: tuple[Part, ...]
 
@@ -59,7 +61,7 @@ def told_envoys(
         health.reconsider(clusters)
         owners.shown()
 
-    late = LateClusters(owners.routable, acknowledgements, shown)
+    late = LateClusters(owners.routable, acknowledgements, shown, health.is_available)
     former = FormerEndpoints()
     publications = Publications(owners.fleet.clusters, health.state, kinds, former.of)
     publisher = Publisher(ads, publications, former, site.metrics)
@@ -78,7 +80,7 @@ def told_envoys(
         Part("clusters at Envoys", lambda: introductions.catch_up(owners.led_to)),
         Part("late clusters", late.start, late.stop),
     )
-    return ToldEnvoys(ads, publisher, late.settled, publishing, catching_up)
+    return ToldEnvoys(ads, publisher, late.settled, acknowledgements.look_soon, publishing, catching_up)
 
 
 def _envoys(site: Site, known: Knowledge) -> tuple[AdsServer, Acknowledgements]:

@@ -212,6 +212,25 @@ async def test_all_endpoints_are_replaced_and_an_envoy_never_answers(
 
 
 @pytest.mark.asyncio
+async def test_endpoints_that_are_replaced_are_not_kept_once_all_are_ejected(meshed: list[Worker]) -> None:
+    """By waiting for Envoy nothing is won then."""
+    worker, _ = meshed
+    await silent(worker)
+    swaps(worker, 3)
+    worker.ejected |= {"10.0.0.1:80"}
+    worker.acknowledgements.look_soon()
+    await settled()
+    assert chosen_from(worker) == [1, 2]
+    worker.ejected |= {"10.0.0.2:80"}
+    worker.acknowledgements.look_soon()
+    await settled()
+    assert chosen_from(worker) == [3]
+    worker.ejected |= {"10.0.0.3:80"}
+    swaps(worker, 3, 4)
+    assert chosen_from(worker) == [3, 4]
+
+
+@pytest.mark.asyncio
 async def test_a_worker_that_goes_is_not_waited_for(meshed: list[Worker]) -> None:
     """The Envoy that it has is expected elsewhere."""
     worker, other = meshed
