@@ -34,7 +34,8 @@ Settings = Mapping[str, Any]
 
 NO_SETTINGS: Settings = MappingProxyType({})
 
-_PASSWORD = re.compile(r"(://[^/@:]*):[^/@]*@")
+_PASSWORD = re.compile(r"(://[^@:]*):.*@", re.DOTALL)
+"""To the last `@`: a password may have one itself, or a slash, by which the store's URL is none."""
 
 
 def load(path: Path) -> Config:

@@ -608,3 +608,20 @@ def test_a_byte_order_mark_is_no_mistake(file: str, tmp_path: Path) -> None:
     config, clusters = load_all(tmp_path / "tokenway.yaml")
     assert list(config.models) == ["m"]
     assert [cluster.name for cluster in clusters] == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://u:s3cret@h:6379/0", "redis://u:***@h:6379/0"),
+        ("redis://:s3@cret@h:6379", "redis://:***@h:6379"),
+        ("redis://u:s3/cret@h", "redis://u:***@h"),
+        ("redis+sentinel://u:s3cret@h1:1,h2:2/m", "redis+sentinel://u:***@h1:1,h2:2/m"),
+        ("redis://h:6379", "redis://h:6379"),
+    ],
+)
+def test_no_part_of_the_stores_password_is_shown(url: str, shown: str) -> None:
+    """Whatever characters it has."""
+    text = effective(parse(f"metadata_center: {{url: {url}}}", "x"))
+    assert f"url: {shown}\n" in text
+    assert "cret" not in text
