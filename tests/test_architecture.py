@@ -626,6 +626,14 @@ def test_without_tokenway_only_inference_has_a_route() -> None:
     assert nowhere["route"]["cluster"] == "tokenway-none"
 
 
+@pytest.mark.parametrize("seconds", [5e-324, 1e-9, 1e-5, 0.001, 0.0625, 86_400])
+def test_the_bootstrap_has_times_that_envoy_can_read(seconds: float) -> None:
+    """No exponent, and never 0, by which Envoy waits without end."""
+    http = manager(rendered(edge=Edge.model_validate({"headers_timeout_s": seconds})))
+    assert re.fullmatch(r"[0-9]+(\.[0-9]{1,9})?s", http["request_headers_timeout"])
+    assert float(http["request_headers_timeout"][:-1]) == max(0.001, seconds)
+
+
 def test_the_bootstrap_puts_the_edge_in_its_place() -> None:
     """Each setting of `edge` and `away` is where Envoy reads it."""
     edge = Edge.model_validate(

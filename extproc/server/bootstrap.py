@@ -251,8 +251,8 @@ def _add_cors(manager: dict[str, Any], cors: Cors) -> None:
 
 
 def _duration(seconds: float) -> str:
-    """Seconds as Envoy's YAML has them."""
-    return f"{seconds:g}s" if seconds < 1_000_000 else f"{seconds:.0f}s"
+    """Seconds as Envoy's YAML has them; a millisecond at least: Envoy counts them, and 0 is no end."""
+    return f"{max(0.001, seconds):g}s" if seconds < 1_000_000 else f"{seconds:.0f}s"
 
 
 class _NoAliases(yaml.SafeDumper):

@@ -348,6 +348,12 @@ async def errors_are_in_the_apis_shape(under: Under) -> None:
     assert (reply.status, reply.json["error"]["code"]) == (404, "unknown_path")
 
 
+async def what_calls_itself_grpc_is_refused_as_json(under: Under) -> None:
+    """415 with a body, where Envoy makes 200 of a refusal."""
+    grpc = {"content-type": "application/grpc"}
+    check_for_any_api(await post(under.stack, chat("unknown", "hello"), grpc), 415, "invalid_request")
+
+
 async def an_engine_that_switches_protocols_has_not_answered(under: Under) -> None:
     """The client gets 502 in a shape that clients of every API parse."""
 
@@ -440,6 +446,7 @@ SCENARIOS: tuple[Callable[[Under], Awaitable[None]], ...] = (
     a_stored_response_stays_where_it_was_made,
     large_bodies_pass,
     errors_are_in_the_apis_shape,
+    what_calls_itself_grpc_is_refused_as_json,
     an_engine_that_switches_protocols_has_not_answered,
     a_tokenway_that_is_stopped_loses_nothing,
     without_tokenway_models_are_served,

@@ -231,6 +231,40 @@ async def test_an_engine_that_switches_protocols(plain: Shared, path: str, strea
     assert await failures() == before + 1
 
 
+@pytest.mark.parametrize("kind", ["application/grpc", "application/grpc+proto", "application/grpc+json"])
+@pytest.mark.parametrize(
+    ("path", "model"),
+    [
+        ("/v1/chat/completions", "nope"),
+        ("/v1/chat/completions", "dead"),
+        ("/v1/messages", "nope"),
+        ("/v1/models", "nope"),
+        ("/nowhere", "sim"),
+    ],
+)
+async def test_what_calls_itself_grpc_is_refused_as_json(
+    plain: Shared, path: str, model: str, kind: str
+) -> None:
+    """Envoy by itself makes 200 of each refusal, without a body: to a client of JSON, an answer."""
+    reply = await send(plain.stack, "POST", path, chat(model, "hello"), {"content-type": kind})
+    error = check_for_any_api(reply, 415, "invalid_request")
+    assert "application/json" in error["message"]
+    assert not [name for name in reply.headers if name.startswith("grpc") or name == "retry-after"]
+
+
+async def test_what_calls_itself_grpc_and_is_served_is_the_engines_to_judge(plain: Shared) -> None:
+    """As any other content type is."""
+    for kind in ("application/grpc", "text/plain"):
+        reply = await send(
+            plain.stack, "POST", "/v1/chat/completions", chat("recorded", "hello"), {"content-type": kind}
+        )
+        assert (reply.status, reply.json["object"]) == (200, "chat.completion")
+    assert [each.headers["content-type"] for each in plain.recorder.received] == [
+        "application/grpc",
+        "text/plain",
+    ]
+
+
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
 async def test_wrong_method(plain: Shared, method: str) -> None:
     """An inference path takes POST only."""

@@ -21,6 +21,7 @@ from tests.e2e.harness import (
     Reply,
     Stack,
     chat,
+    check_for_any_api,
     cluster,
     eventually,
     exchange,
@@ -321,6 +322,14 @@ async def test_a_compressed_body_is_refused(away: Away, encoding: str) -> None:
     """Envoy cannot read it."""
     reply = await post(away.stack, with_text('"x": 1'), {"content-encoding": encoding})
     assert (reply.status, reply.json["error"]["code"]) == (503, "gateway_unavailable")
+    assert away.engine.received == []
+
+
+async def test_what_calls_itself_grpc_is_refused_as_json(away: Away) -> None:
+    """As with Tokenway: 415 with a body, not gRPC's 200."""
+    for path, model in (("/v1/chat/completions", "gated"), ("/sleep", "open"), ("/v1/models", "open")):
+        reply = await send(away.stack, "POST", path, chat(model, "hi"), {"content-type": "application/grpc"})
+        check_for_any_api(reply, 415, "invalid_request")
     assert away.engine.received == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -281,3 +282,13 @@ def test_names_of_models_aliases_are_refused(name: str) -> None:
     ):
         parse_clusters(json.dumps({"clusters": [{"name": name, "endpoints": []}]}), "clusters.json")
     parse_clusters(json.dumps({"clusters": [{"name": "my-model:m", "endpoints": []}]}), "clusters.json")
+
+
+@pytest.mark.parametrize("name", ["*", "xdstp:", "xdstp://authority/cluster"])
+def test_names_that_mean_something_else_to_envoy_are_refused(name: str) -> None:
+    """All resources of a type, and one of another server: Envoy refuses what it is told of such a cluster."""
+    with pytest.raises(
+        ConfigError, match=rf"clusters\[0\].name: the name `{re.escape(name)}` means something"
+    ):
+        parse_clusters(json.dumps({"clusters": [{"name": name, "endpoints": []}]}), "clusters.json")
+    parse_clusters(json.dumps({"clusters": [{"name": f"a{name}", "endpoints": []}]}), "clusters.json")

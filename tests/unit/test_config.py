@@ -128,7 +128,7 @@ def test_allowed_headers_are_kept_in_lower_case() -> None:
     assert config.request.allow_headers == ("x-session-token",)
 
 
-@pytest.mark.parametrize("name", ["model:m", "tokenway-xds"])
+@pytest.mark.parametrize("name", ["model:m", "tokenway-xds", "*"])
 @pytest.mark.parametrize(
     "text",
     [
@@ -274,6 +274,11 @@ models:
                 "!!timestamp soon": "timestamp",
                 "1" + ":1" * 400 + ".5": "float",  # in base 60, beyond what a float can be
             }.items()
+        ),
+        (
+            f"edge: {{max_heap_bytes: {2**63}}}",
+            f"line 1: edge.max_heap_bytes: out of range: {2**63}; "
+            f"accepted: an integer from 67108864 to {2**63 - 1}",
         ),
         ("<<: 1", "line 1: `<<` needs a mapping"),
         ("load: {lease_s: 0x" + "f" * 5_000 + "}", f"line 1: load.lease_s: {TOO_LONG}"),

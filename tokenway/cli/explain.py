@@ -15,7 +15,7 @@ import orjson
 
 from extproc.observing.explain import render
 from extproc.observing.printable import escaped_json
-from tokenway.cli.admin_url import ADMIN_HELP, default_admin
+from tokenway.cli.admin_url import ADMIN_HELP, UNREADABLE, default_admin, foreign
 
 # The answer is a few records from memory; a gateway that needs longer is not answering.
 _TIMEOUT_S = 5.0
@@ -69,9 +69,14 @@ def explain(args: Sequence[str]) -> int:
         return 1
     if options.json:
         print(escaped_json(orjson.dumps(answer, option=orjson.OPT_INDENT_2)))
-    else:
+        return 0
+    try:
         records = answer["records"] if options.request_id is None else [answer]
-        print("\n".join(render(record) for record in records) or "no decision is remembered")
+        page = "\n".join(render(record) for record in records)
+    except UNREADABLE:
+        print(foreign(options.admin), file=sys.stderr)
+        return 1
+    print(page or "no decision is remembered")
     return 0
 
 

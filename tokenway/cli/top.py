@@ -12,6 +12,7 @@ from urllib.request import urlopen
 import orjson
 
 from extproc.observing.printable import escaped_json, printable
+from tokenway.cli.admin_url import UNREADABLE, foreign
 
 # The answer is one table from memory; a gateway that needs longer is not answering.
 _TIMEOUT_S = 5.0
@@ -46,7 +47,7 @@ def top(admin_url: str, *, once: bool, interval_s: float, as_json: bool = False)
         as_json: Print the gateway's JSON, one object per line, instead of the table.
 
     Returns:
-        Exit code: 0, or 1 if the gateway does not answer.
+        Exit code: 0, or 1 if the gateway does not answer, or something else does.
     """
     previous: Mapping[str, Any] | None = None
     try:
@@ -56,11 +57,17 @@ def top(admin_url: str, *, once: bool, interval_s: float, as_json: bool = False)
             except (OSError, ValueError, HTTPException) as exc:
                 print(f"admin port {admin_url} does not answer: {exc}", file=sys.stderr)
                 return 1
-            if as_json:
-                print(escaped_json(orjson.dumps(current)), flush=True)
-            else:
-                clear = _HOME_AND_CLEAR if sys.stdout.isatty() and not once else ""
-                print(clear + render_endpoints(current, previous), end="", flush=True)
+            try:
+                page = (
+                    escaped_json(orjson.dumps(current)) + "\n"
+                    if as_json
+                    else render_endpoints(current, previous)
+                )
+            except UNREADABLE:
+                print(foreign(admin_url), file=sys.stderr)
+                return 1
+            clear = _HOME_AND_CLEAR if sys.stdout.isatty() and not once and not as_json else ""
+            print(clear + page, end="", flush=True)
             if once:
                 return 0
             previous = current

@@ -81,7 +81,7 @@ class Edge(Section):
 
     max_connections: int = Field(default=10_000, ge=1, le=10_000_000)
     """Bound on clients' connections; more are closed at once."""
-    max_heap_bytes: int = Field(default=2_147_483_648, ge=67_108_864)
+    max_heap_bytes: int = Field(default=2_147_483_648, ge=67_108_864, le=2**63 - 1)
     """Envoy's memory: at 95 % of it new requests are refused, from 90 % on the largest are reset."""
     headers_timeout_s: Seconds = 10.0
     """Bound on the arrival of a request's headers, in seconds."""

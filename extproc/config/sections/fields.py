@@ -27,6 +27,9 @@ MODEL_ALIAS_PREFIX = "model:"
 """A cluster of this prefix and a model's name shares the endpoints of the cluster that serves it. While
 Tokenway is away clients reach it by that name."""
 
+_XDSTP = "xdstp:"
+"""Begins names of resources that Envoy looks for elsewhere; `*` it takes for all resources of a type."""
+
 
 def _not_envoys(name: str) -> str:
     if name in OWN_CLUSTERS:
@@ -36,6 +39,10 @@ def _not_envoys(name: str) -> str:
     if name.startswith(MODEL_ALIAS_PREFIX):
         raise PydanticCustomError(
             "alias", "`model:` begins the names of Envoy's clusters by model; accepted: any other beginning"
+        )
+    if name == "*" or name.startswith(_XDSTP):
+        raise PydanticCustomError(
+            "xds_name", "the name `{name}` means something else in xDS; accepted: any other", {"name": name}
         )
     return name
 
