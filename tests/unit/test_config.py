@@ -622,6 +622,6 @@ def test_a_byte_order_mark_is_no_mistake(file: str, tmp_path: Path) -> None:
 )
 def test_no_part_of_the_stores_password_is_shown(url: str, shown: str) -> None:
     """Whatever characters it has."""
-    text = effective(parse(f"metadata_center: {{url: {url}}}", "x"))
+    text = effective(parse(f"metadata_center:\n  url: {url}", "x"))
     assert f"url: {shown}\n" in text
     assert "cret" not in text
