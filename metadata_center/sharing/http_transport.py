@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
-from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
@@ -32,6 +31,7 @@ from metadata_center.sharing.http_messages import (
     Deframer,
     encode_reserve,
 )
+from metadata_center.sharing.http_url import checked_http_url
 from metadata_center.sharing.messages import (
     MAX_CANDIDATES,
     MAX_RESERVATIONS,
@@ -86,7 +86,7 @@ class HttpTransport:
     """
 
     def __init__(self, url: str, *, token: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
-        self._url = _checked(url)
+        self._url = checked_http_url(url)
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._session: aiohttp.ClientSession | None = None
@@ -238,17 +238,6 @@ def _taken(deframer: Deframer) -> tuple[list[Update], int]:
     except MessageError as exc:
         raise TransportError("the metadata center sent no frames") from exc
     return updates, refused
-
-
-def _checked(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is none
-        good = False
-    if not good or "@" in parts.netloc or parts.query or parts.fragment:
-        raise TransportError("the metadata center's URL should be http://host:port or https://host:port")
-    return url.rstrip("/")
 
 
 def _check(response: aiohttp.ClientResponse, content_type: str | None) -> None:

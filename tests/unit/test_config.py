@@ -615,7 +615,6 @@ def test_a_byte_order_mark_is_no_mistake(file: str, tmp_path: Path) -> None:
     [
         ("redis://u:s3cret@h:6379/0", "redis://u:***@h:6379/0"),
         ("redis://:s3@cret@h:6379", "redis://:***@h:6379"),
-        ("redis://u:s3/cret@h", "redis://u:***@h"),
         ("redis+sentinel://u:s3cret@h1:1,h2:2/m", "redis+sentinel://u:***@h1:1,h2:2/m"),
         ("redis://h:6379", "redis://h:6379"),
     ],
@@ -625,3 +624,24 @@ def test_no_part_of_the_stores_password_is_shown(url: str, shown: str) -> None:
     text = effective(parse(f"metadata_center:\n  url: {url}", "x"))
     assert f"url: {shown}\n" in text
     assert "cret" not in text
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("redis://u:s3/cret@h", "redis://u:s3cret@h:99999", "redis://u:s3cret@a,b", "redis://u:s3cret@h/x"),
+        *(
+            "redis://u:s3cret@h?retry=1",
+            "redis+sentinel://u:s3cret@h",
+            "http://u:s3cret@h",
+            "https://h:0/s3cret",
+        ),
+    ],
+)
+def test_a_url_that_the_store_would_refuse_is_refused_by_a_check(url: str) -> None:
+    """By its key and line, and without a part of it, before anything starts by it."""
+    with pytest.raises(ConfigError) as caught:
+        parse(f"server: {{}}\nmetadata_center:\n  url: {url}", "x")
+    (problem,) = caught.value.problems
+    assert problem.startswith("line 3: metadata_center.url: ")
+    assert "cret" not in problem

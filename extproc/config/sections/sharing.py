@@ -4,11 +4,26 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from extproc.config.sections.fields import EnvironmentVariable, Name, Seconds, Section
+from metadata_center.errors import MetadataError
+from metadata_center.sharing.http_url import checked_http_url
+from metadata_center.sharing.redis_url import parse_url
 
 _STORE_URL = r"^(rediss?(\+sentinel|\+cluster)?|https?)://.+$"
+
+
+def _of_a_store(url: str) -> str:
+    try:
+        if url.startswith("http"):
+            checked_http_url(url)
+        else:
+            parse_url(url)
+    except MetadataError as error:
+        raise PydanticCustomError("store_url", "{why}", {"why": str(error)}) from None  # quotes no password
+    return url
 
 
 class MetadataCenter(Section):
@@ -22,6 +37,7 @@ class MetadataCenter(Section):
                 max_length=2_048,
                 examples=["redis://10.0.0.5:6379/0", "http://10.0.0.5:8080"],
             ),
+            AfterValidator(_of_a_store),
         ]
         | None
     ) = None
