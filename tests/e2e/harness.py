@@ -380,8 +380,8 @@ class Stack:
         return {row[1]: row[3] for row in rows if row[0] == cluster and row[2] == "health_flags"}
 
     def gateway_log(self) -> list[dict[str, Any]]:
-        """The gateway's log lines."""
-        lines = self.gateway.log.read_text().splitlines()
+        """The gateway's log lines, but for one that is being written."""
+        *lines, _ = self.gateway.log.read_text().split("\n")
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     async def logged(self, event: str, *, since: int) -> dict[str, Any]:
