@@ -14,7 +14,16 @@ from typing import Any, Final
 
 import yaml
 
-from testbed.processes import Subprocess, answers, envoy_binary, eventually, free_port, get, get_json
+from testbed.processes import (
+    SETTLE_TIMEOUT_S,
+    Subprocess,
+    answers,
+    envoy_binary,
+    eventually,
+    free_port,
+    get,
+    get_json,
+)
 
 STARTS: Final = 3
 """A port is lost to another process once in many runs; twice in a row there is another cause."""
@@ -157,7 +166,7 @@ class Proxy:
 
         await eventually(read, lambda found: found[0])
 
-    async def has_endpoints(self, cluster: str, *endpoints: str) -> None:
+    async def has_endpoints(self, cluster: str, *endpoints: str, timeout_s: float = SETTLE_TIMEOUT_S) -> None:
         """Wait until a cluster has exactly these endpoints, `ip:port`."""
 
         async def read() -> set[str]:
@@ -166,7 +175,7 @@ class Proxy:
             parts = [row.removeprefix(begin).split("::") for row in rows if row.startswith(begin)]
             return {part[0] for part in parts if part[1] == "cx_total"}
 
-        await eventually(read, lambda found: found == set(endpoints))
+        await eventually(read, lambda found: found == set(endpoints), timeout_s)
 
     async def follows(self) -> None:
         """Wait until it is connected to istiod, which it tries again after 30 s at most."""

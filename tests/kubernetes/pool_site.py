@@ -36,6 +36,11 @@ SERVICE: Final = f"{RELEASE}-tokenway"
 LABELS: Final = {"app": "vllm"}
 GATEWAY_LABELS: Final = {"gateway.networking.k8s.io/gateway-name": GATEWAY}
 NUM_ENGINES: Final = 3
+
+CONTROLLER_S: Final = 120.0
+"""Where an API server was away before, as tests of this stage have it, its controller that makes EndpointSlices
+asks again after up to a minute."""
+
 MODES: Final = {"plain": "FailClose", "self-signed": "FailOpen"}
 """What the picker listens with, and what a request is without a picker."""
 
@@ -103,7 +108,8 @@ class Site:
         (shadow,) = await eventually(read, bool, 60)
         assert shadow["spec"]["selector"] == LABELS
         host = f"{shadow['metadata']['name']}.{self.namespace}.svc.cluster.local"
-        await self.proxy.has_endpoints(f"outbound|54321||{host}", *map(self.place_of, self.engines))
+        places = map(self.place_of, self.engines)
+        await self.proxy.has_endpoints(f"outbound|54321||{host}", *places, timeout_s=CONTROLLER_S)
 
     async def status(self) -> int:
         """Of one request's answer."""
