@@ -38,8 +38,8 @@ GATEWAY_LABELS: Final = {"gateway.networking.k8s.io/gateway-name": GATEWAY}
 NUM_ENGINES: Final = 3
 
 CONTROLLER_S: Final = 120.0
-"""Where an API server was away before, as in a test of this stage, its controller of EndpointSlices asks again
-after up to a minute."""
+"""After an API server was away, as in a test of this stage, its controller of EndpointSlices is back in up to
+a minute."""
 
 MODES: Final = {"plain": "FailClose", "self-signed": "FailOpen"}
 """What the picker listens with, and what a request is without a picker."""
