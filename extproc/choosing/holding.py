@@ -67,7 +67,8 @@ REGRET_S: Final = 1.0
 """Short waits are mostly chance: twice nothing is nothing."""
 
 STRETCH: Final = 40.0
-"""Who has much to do may wait long for those with little: 0.1 s of work four seconds, a second of it 40."""
+"""Who has much to do may wait long for those with little: 0.1 s of work four seconds, a second of it 40. Half
+and twice of it are as good; without it `LONG_LAST` is worth little (docs/adr/0034)."""
 
 POLL_S: Final = 0.02
 """Other workers and gateways free room without a word to us, and so does time: all that wait are asked for
@@ -108,7 +109,7 @@ class Wait:
         closed: Every endpoint is full for those of higher rank too.
         counted: How often its work counts in `rank`.
         at_once_s: From its arrival to its first token, as foreseen had it been sent when it first waited.
-        bound_s: How long after its arrival it goes at the latest, see Rule 4.
+        bound_s: How long after its arrival it goes at the latest by Rule 4; Rule 5 may be sooner.
         yields_s: How much later its place is because it can keep its limit nowhere any more: see Rule 3.
         lag_s: How much later its place is because others of its fairness id go before it.
         work_s: What others of lower rank see ahead at `row` because of it.

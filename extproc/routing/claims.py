@@ -39,7 +39,7 @@ class Queued:
             later.reason,
             later.endpoint,
             wait.at_once_s,
-            wait.bound_s,
+            later.latest_s - parsed.received_s,
             after_arrival_s(last.rank, parsed.received_s, _priority(parsed)),
             last.counted,
             last.yields_s,

@@ -78,7 +78,7 @@ class Hold:
         reason: What its endpoint was short of last.
         endpoint: The one that it waited for last.
         at_once_s: From its arrival to its first token, as foreseen on arrival had it been sent at once.
-        bound_s: How long after its arrival it would have gone at the latest.
+        bound_s: How long after its arrival it would have gone at the latest, by all bounds on waits.
         place_s: Its place in the line, in seconds after its arrival: `yields_s`, `lag_s` and its work, as
             often as it counted. Of two priorities the higher one goes first whatever their places.
         counted: How often its work counted.

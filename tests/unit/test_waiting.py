@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from extproc.choosing.holding import LONG_LAST, POLL_S, SHORT_FIRST
+from extproc.choosing.holding import LONG_LAST, POLL_S, REGRET, REGRET_S, SHORT_FIRST, STRETCH
 from extproc.choosing.max_num_seqs import SURE_VISITS
 from extproc.errors import Reason, RouterError
 from extproc.observing.explain import render, to_json, verdict
@@ -136,13 +136,26 @@ def test_the_record_of_a_held_request_says_so_and_can_be_recomputed() -> None:
     assert verdict(json) == "recomputed: same choice, same place in line"
     assert json["hold"]["reason"] == "prefill"
     assert json["hold"]["foreseen_at_once_s"] == pytest.approx(record.hold.at_once_s)
+    assert json["hold"]["bound_s"] == pytest.approx(
+        REGRET * record.hold.at_once_s + REGRET_S + STRETCH * record.hold.counted.work_s
+    )
     assert json["hold"]["foreseen_s"] == pytest.approx(0.25 + json["predicted_ttft_s"][0])
     page = render(json)
     assert f"waited for {THREE[0].key}   short of prefill" in page
     assert f"sent at once {record.hold.at_once_s * 1e3:.1f} ms; as it went" in page
+    assert f"; at most {json['hold']['bound_s'] * 1e3:.1f} ms here\n" in page
     work = f"{record.hold.counted.work_s * 1e3:.1f} ms"
     once = "counted once, for no work of others waited"
     assert f"in line    {work} after its arrival   its work, {work}, {once}\n" in page
+
+
+def test_the_record_says_how_long_the_request_might_have_waited() -> None:
+    """By the least of its bounds."""
+    held = Held(max_s=0.3)
+    held.ask("a")
+    held.hold("b")
+    held.first_token("a")
+    assert to_json(held.rig.record("b"))["hold"]["bound_s"] == pytest.approx(0.3)
 
 
 def test_the_record_says_how_often_the_work_counted_and_that_is_recomputed() -> None:
