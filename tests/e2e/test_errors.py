@@ -231,6 +231,43 @@ async def test_an_engine_that_switches_protocols(plain: Shared, path: str, strea
     assert await failures() == before + 1
 
 
+NO_STATUSES = {
+    "600": (b"600", b"content-type: application/json\r\ncontent-length: 2\r\n\r\n{}"),
+    "999": (b"999", b"content-type: text/html\r\ncontent-length: 2\r\n\r\n{}"),
+    "four_digits": (b"1000", b"content-length: 2\r\n\r\n{}"),
+    "no_body": (b"600", b"content-length: 0\r\n\r\n"),
+    "two_chunks": (b"700", b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n2\r\n{}\r\n0\r\n\r\n"),
+    "compressed": (b"600", b"content-encoding: gzip\r\ncontent-length: 2\r\n\r\n{}"),
+    "stream": (b"600", b"content-type: text/event-stream\r\nconnection: close\r\n\r\ndata: [DONE]\r\n\r\n"),
+    "empty_chunks": (b"600", b"transfer-encoding: chunked\r\n\r\n0\r\n\r\n"),
+    "a_megabyte": (b"600", b"content-length: 1000000\r\n\r\n" + b" " * 1_000_000),
+}
+
+
+@pytest.mark.parametrize("name", NO_STATUSES)
+@pytest.mark.parametrize("path", ["chat/completions", "messages"])
+async def test_an_engine_whose_status_is_none(plain: Shared, path: str, name: str) -> None:
+    """Clients read three digits, and take 600 and more for no error: 502, and a failure of the engine."""
+    status, rest = NO_STATUSES[name]
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.write(b"HTTP/1.1 " + status + b" What\r\n" + rest)
+        request.transport.close()
+        return web.Response()
+
+    series = f'tokenway_endpoint_failures_total{{endpoint="{plain.recorder.key}",kind="server_error"}}'
+    before = sample(await plain.stack.metrics(), series) or 0.0
+    plain.recorder.behaviour = answer
+    reply = await send(plain.stack, "POST", f"/v1/{path}", chat("recorded", f"{path} {name}"))
+    check_for_any_api(reply, 502, "no_healthy_endpoint")
+    assert reply.headers["retry-after"] == "1"
+    await plain.stack.settled()
+    outcome = (await plain.stack.last(1))[0]["outcome"]
+    assert (outcome["ended"], outcome["status"]) == ("upstream_error", 502)
+    assert sample(await plain.stack.metrics(), series) == before + 1
+
+
 @pytest.mark.parametrize("kind", ["application/grpc", "application/grpc+proto", "application/grpc+json"])
 @pytest.mark.parametrize(
     ("path", "model"),
