@@ -86,7 +86,7 @@ def test_a_refused_connection_ejects_before_the_request_ends(judged: Judged) -> 
 def test_a_connection_that_is_not_made_in_time_speaks_against_its_endpoint(
     judged: Judged, is_over: bool
 ) -> None:
-    """Once, whatever becomes of the request: it is doubted beside a peer, not ejected as if it were refused."""
+    """Once, whatever becomes of the request: it is doubted beside a peer, not ejected as if refused."""
     request = sent()
     if not is_over:
         judged.failed(request, A, FailureKind.CONNECT_TIMEOUT)
