@@ -1,6 +1,6 @@
 """The product's rules beside one rival at a time: the question of somebody who has to pick one rule.
 
-A row of the comparison is a workload at one speed. `aims` compares with the best rival of each figure, another
+A row of the comparison is a workload at one speed. `aims` compares with the best rival of a figure, another
 one in each column; a rule that anybody can run is one of them, in all rows and columns.
 """
 
@@ -60,7 +60,7 @@ def one_by_one(rows: Sequence[Row]) -> list[str]:
         "Own figure over the rival's, geometric mean over the rows that the rival ran in on all seeds; in"
         f" brackets in how many of them the rival is ahead by {AHEAD:.0%} or more. Below 1 is better, for"
         " goodput above 1. *Ahead in all*: rows in which no own figure is better than the rival's; *behind in"
-        " all*: in which no figure of the rival is better than our own. The nearest in the mean stands first.",
+        " all*: in which no figure of the rival is better than our own. Nearest in the mean first.",
         table(titles, [_line(rival, policy, pairs) for _, rival, policy, pairs in lines]),
     ]
 
