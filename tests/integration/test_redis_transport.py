@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
+from redis.asyncio.connection import Connection
 
 from metadata_center.service.reservations import reserve
 from metadata_center.sharing import redis_transport
@@ -286,6 +287,9 @@ def write_share(server: RedisServer, *fields: str, member: str = BAD) -> None:
         (B, "9 1.5 0 0 0 0"),
         (B, "9 9007199254740992 0 0 0 0"),
         (B, f"{'9' * 5000} 0 0 0 0 0"),
+        (B, f"9 {'9' * 30} 0 0 0 0"),
+        (B, f"{'9' * 30} 1 0 0 0 0"),
+        ("@full", "9" * 30, B, "1 1 1 1 1 1"),
         (B, "9 " + "1 " * 200),
         (B, "nan inf 1 1 1 1"),
         ("", "1 1 1 1 1 1"),
@@ -543,6 +547,14 @@ async def test_cluster(tmp_path: Path) -> None:
                 reserved = await transport.reserve(update(2), [Reservation((Candidate(A, 1, 1, 1),))])
                 assert reserved == [Reserved(0, (1,))]
             assert await totals(transport) == {A: 2}
+
+            # As behind an address translation: where the slot is is said by the port alone.
+            first.command("CONFIG", "SET", "cluster-preferred-endpoint-type", "unknown-endpoint")
+            async with connected(f"redis+cluster://{nodes}") as other:
+                assert await totals(other) == {A: 2}
+                connection = other._connection
+                assert isinstance(connection, Connection)
+                assert connection.host == "127.0.0.1", "no host at all, which happens to be this machine"
 
             second.command("FLUSHALL")
             to = first.command("CLUSTER", "MYID").split(b"\r\n")[1].decode()
