@@ -50,6 +50,15 @@ def test_rules_on_headers_that_envoy_may_withhold_are_named(
     assert "tokenway bootstrap" in err
 
 
+def test_a_clusters_file_of_another_name_is_recognised(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its name is what tells it from a tokenway.yaml."""
+    config_file.write_text(CLUSTERS)
+    assert check(config_file) == 1
+    assert "clusters: this is a clusters file: give it a name that ends in .json" in capsys.readouterr().err
+
+
 def test_clusters_file_alone_is_checked_with_all_defaults(
     config_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from extproc.config.loading import load_all
+from extproc.config.loading import read_all, read_once
 from extproc.config.schema import Config
 from extproc.server.bootstrap import as_yaml, fill, template
 from extproc.server.run_dir import run_dir, socket_path
@@ -19,7 +19,7 @@ def bootstrap(path: Path, listen: str, envoy_admin_port: int) -> int:
         ConfigError: The configuration cannot be used.
         ValueError: `listen` is no address.
     """
-    config, _ = load_all(path)
+    config, _ = read_all(path, read_once)
     print(rendered(config, listen, envoy_admin_port), end="")
     return 0
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 from extproc.config.clusters import ClusterSpec
 from extproc.config.document import read_yaml
-from extproc.config.loading import effective, load_all, read_file, unlisted
+from extproc.config.loading import effective, read_all, read_once, unlisted
 from extproc.config.schema import Config
 from extproc.errors import ConfigError
 from extproc.observing.printable import printable
@@ -19,7 +20,7 @@ def check(path: Path, *, print_effective: bool = False) -> int:
     """Check a tokenway.yaml with its clusters file, or a clusters.json alone.
 
     Args:
-        path: The file; `.json` means a clusters.json.
+        path: The file, or an open pipe; `.json` means a clusters.json.
         print_effective: Write the configuration with every default to standard output instead of
             the summary.
 
@@ -27,7 +28,9 @@ def check(path: Path, *, print_effective: bool = False) -> int:
         Exit status: 0 if usable; 1 if not, with the problems on standard error, one per line.
     """
     try:
-        config, clusters = load_all(path)
+        read = cache(read_once)  # a pipe can be read but once
+        config, clusters = read_all(path, read)
+        warned = [*_unlisted(path, read, config, clusters), *warnings(config, clusters)]
     except ConfigError as error:
         for problem in error.problems:
             print(printable(f"{error.path}: {problem}"), file=sys.stderr)
@@ -46,15 +49,17 @@ def check(path: Path, *, print_effective: bool = False) -> int:
     print(f"  models:    {len(config.models)} ({', '.join(config.models) or 'none'})")
     print(f"  clusters:  {len(clusters)} ({', '.join(cluster.name for cluster in clusters) or 'none'})")
     print(f"  endpoints: {sum(len(cluster.endpoints) for cluster in clusters)}")
-    for warning in [*_unlisted(path, config, clusters), *warnings(config, clusters)]:
+    for warning in warned:
         print(f"{path}: warning: {warning}", file=sys.stderr)
     return 0
 
 
-def _unlisted(path: Path, config: Config, clusters: Sequence[ClusterSpec]) -> list[str]:
+def _unlisted(
+    path: Path, read: Callable[[Path], str], config: Config, clusters: Sequence[ClusterSpec]
+) -> list[str]:
     if path.suffix == ".json":
         return []
-    document = read_yaml(read_file(path), str(path))
+    document = read_yaml(read(path), str(path))
     consequence = "requests for it get 503 until a source lists it"
     return [f"{place}; {consequence}" for place in unlisted(config, clusters, document)]
 
