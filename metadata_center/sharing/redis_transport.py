@@ -214,7 +214,7 @@ class RedisTransport:
                         self._connection = await self._connect()
                     return await ask()
                 except MovedError as exc:
-                    # A node that does not say its host, as behind an address translation, means the one asked.
+                    # A node that does not say its host, as behind a NAT, means that of the one asked.
                     host = exc.host or getattr(self._connection, "host", "")
                     await self._drop()
                     self._moved = host, int(exc.port)

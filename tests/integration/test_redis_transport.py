@@ -548,14 +548,6 @@ async def test_cluster(tmp_path: Path) -> None:
                 assert reserved == [Reserved(0, (1,))]
             assert await totals(transport) == {A: 2}
 
-            # As behind an address translation: where the slot is is said by the port alone.
-            first.command("CONFIG", "SET", "cluster-preferred-endpoint-type", "unknown-endpoint")
-            async with connected(f"redis+cluster://{nodes}") as other:
-                assert await totals(other) == {A: 2}
-                connection = other._connection
-                assert isinstance(connection, Connection)
-                assert connection.host == "127.0.0.1", "no host at all, which happens to be this machine"
-
             second.command("FLUSHALL")
             to = first.command("CLUSTER", "MYID").split(b"\r\n")[1].decode()
             for one in (first, second):
@@ -563,6 +555,25 @@ async def test_cluster(tmp_path: Path) -> None:
             await transport.publish(update(3, Row(A, 5), full=True))
             assert await totals(transport) == {A: 5}
             assert first.command("DBSIZE") == b":2\r\n"
+
+
+async def test_a_node_that_says_no_host_means_its_own(server: RedisServer) -> None:
+    """Redis 7, `cluster-preferred-endpoint-type unknown-endpoint`, says where a slot is by its port alone."""
+
+    async def moved(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"EVALSHA")
+        writer.write(b"-MOVED 1 :%d\r\n" % server.port)
+        await writer.drain()
+        writer.close()
+
+    node = await asyncio.start_server(moved, "127.0.0.1")
+    port = node.sockets[0].getsockname()[1]
+    async with node, connected(f"redis+cluster://127.0.0.1:{port}") as transport:
+        await transport.publish(update(1, Row(A, 1), full=True))
+        assert await totals(transport) == {A: 1}
+        connection = transport._connection
+        assert isinstance(connection, Connection)
+        assert connection.host == "127.0.0.1", "none at all, which happens to be this machine"
 
 
 async def test_sentinel(tmp_path: Path) -> None:

@@ -266,7 +266,7 @@ def test_a_member_never_has_too_many_rows() -> None:
 
 
 def test_a_member_gets_no_more_rows_by_many_reservations() -> None:
-    """Each names few endpoints, all together more than a member may have: what newcomers get stays a message."""
+    """All together name more endpoints than it may have: what newcomers get stays a message."""
     service = Service()
     service.publish(Row(A, 1), full=True)
     for number in range(MAX_ENDPOINTS - 1):
