@@ -7,10 +7,10 @@ Rules:
        would not exclude its sharers.
     3. The kernel drops the locks of a killed holder. What such a worker charged stays counted until a
        worker attaches to its row again, which zeroes it.
-    4. Nobody waits longer than `PATIENCE_S` for a holder that is stopped. A decision then goes on without
-       the lock, on the view as it is, which another worker may change meanwhile: each charge is still
-       counted once, because a worker adds to its own row alone. Slots are never given out without a lock:
-       an endpoint that needs a new one has none for the moment.
+    4. Nobody waits longer than `PATIENCE_S` or `SLOTS_PATIENCE_S` for a holder that is stopped. A decision
+       then goes on without the lock, on the view as it is, which another worker may change meanwhile: each
+       charge is still counted once, because a worker adds to its own row alone. Slots are never given out
+       without a lock: an endpoint that needs a new one has none for the moment.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ _MAGIC: Final = b"TWLOAD02"
 
 PATIENCE_S: Final = 0.05
 """Five hundred decisions, and more than a holder waits for a processor where all are busy."""
+
+SLOTS_PATIENCE_S: Final = 1.0
+"""Longer, because without a slot an endpoint serves nobody, and seldom waited for: it takes a worker that is
+stopped within the 0.2 ms in which it takes slots."""
 
 _PAUSE_S: Final = 0.00005
 """Between two looks at a lock that another has: half a decision."""
@@ -107,7 +111,7 @@ class SharedCounters(Counters):
         return self._lock
 
     def slots_lock(self) -> AbstractContextManager[None]:
-        """See `Counters.slots_lock`; waits as `lock` does."""
+        """See `Counters.slots_lock`; waits as `lock` does, but at most `SLOTS_PATIENCE_S`."""
         return self._slots_lock
 
     def close(self) -> None:
@@ -163,7 +167,7 @@ class _DecisionLock:
         return True
 
     def _wait(self) -> bool:
-        if _in_time(self._take):
+        if _in_time(self._take, PATIENCE_S):
             return True
         self._is_stuck = True
         _LOGGER.warning("another worker does not go on: deciding beside it, not one after the other")
@@ -180,7 +184,7 @@ class _SlotsLock:
         self._is_stuck = False
 
     def __enter__(self) -> None:
-        if self._take() or (not self._is_stuck and _in_time(self._take)):
+        if self._take() or (not self._is_stuck and _in_time(self._take, SLOTS_PATIENCE_S)):
             return
         self._is_stuck = True
         raise CapacityError("another worker does not go on: no slots are given out")
@@ -199,9 +203,9 @@ class _SlotsLock:
         return True
 
 
-def _in_time(take: Callable[[], bool]) -> bool:
-    """Whether a lock that another worker has can be taken within `PATIENCE_S`."""
-    until_s = time.monotonic() + PATIENCE_S
+def _in_time(take: Callable[[], bool], patience_s: float) -> bool:
+    """Whether a lock that another worker has can be taken within that time."""
+    until_s = time.monotonic() + patience_s
     while time.monotonic() < until_s:
         time.sleep(_PAUSE_S)
         if take():
