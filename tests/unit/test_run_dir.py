@@ -121,16 +121,6 @@ def test_way_through_another_users_link_is_refused(folder: Path, tmp_path: Path)
     assert f"belongs to user {NOBODY}" in why(folder / "tokenway")
 
 
-def test_a_folder_whose_sockets_would_have_no_name_is_refused(folder: Path) -> None:
-    """Of $XDG_RUNTIME_DIR, say; the kernel's own word for it names neither folder nor setting."""
-    assert "too long a name; accepted: 94 bytes" in why(folder / ("r" * 90))
-
-
-def test_envoy_finds_the_sockets_wherever_it_is_started() -> None:
-    """A relative folder is the one seen from where the bootstrap was made."""
-    assert sockets_of(Config(server=Server(run_dir="run"))) == [f"{Path.cwd()}/run/gw0.sock"]
-
-
 @pytest.mark.parametrize("open_mode", [0o777, 0o757, 0o775])
 def test_folder_below_one_that_others_may_write_to_is_refused(folder: Path, open_mode: int) -> None:
     """Others, or a group; the sticky bit keeps them from renaming what is not theirs."""
