@@ -174,6 +174,21 @@ models:
         ),
         ("version: 2", "line 1: version: unknown value: 2; accepted: 1"),
         (
+            "health: {INTERVAL_S: 1}",
+            "line 1: health.INTERVAL_S: unknown key, did you mean `interval_s`?; accepted: path, interval_s, "
+            "recovery_interval_s, timeout_s, unhealthy_threshold, passive_threshold, ejection_s, "
+            "max_ejection_s, min_available_ratio",
+        ),
+        (
+            "health: {interval_s: 1e3}",
+            'line 1: health.interval_s: wrong type: "1e3" (YAML 1.1 takes it for text: without an exponent); '
+            "accepted: a number > 0 and <= 86400",
+        ),
+        (
+            'clusters_file: "a\\0b"',
+            "line 1: clusters_file: text with a NUL, which neither paths nor headers may have",
+        ),
+        (
             "\nlogging:\n  level: loud",
             'line 3: logging.level: unknown value: "loud"; accepted: debug, info, warning, error',
         ),

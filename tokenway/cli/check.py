@@ -14,6 +14,7 @@ from extproc.config.schema import Config
 from extproc.errors import ConfigError
 from extproc.observing.printable import printable
 from extproc.server.bootstrap import template, withheld
+from metadata_center.addresses import is_of_many, is_unspecified
 
 
 def check(path: Path, *, print_effective: bool = False) -> int:
@@ -46,7 +47,7 @@ def check(path: Path, *, print_effective: bool = False) -> int:
             file=sys.stderr,
         )
     print(f"{path}: ok")
-    print(f"  models:    {len(config.models)} ({', '.join(config.models) or 'none'})")
+    print(printable(f"  models:    {len(config.models)} ({', '.join(config.models) or 'none'})"))
     print(f"  clusters:  {len(clusters)} ({', '.join(cluster.name for cluster in clusters) or 'none'})")
     print(f"  endpoints: {sum(len(cluster.endpoints) for cluster in clusters)}")
     for warning in warned:
@@ -81,9 +82,21 @@ def warnings(config: Config, clusters: Sequence[ClusterSpec]) -> list[str]:
                 f"default_cluster: `{default}` is a model's engines: whatever path is no inference reaches "
                 "them as it came, but for those by which they are administered (docs/security.md)"
             )
+    found += _odd_addresses(clusters)
     if config.server.listen_insecure and config.server.listen_tls is None:
         found.append(
             "server.listen_insecure: hosts that reach server.listen steer traffic, read prompts and eject "
             "engines; use server.listen_tls"
         )
     return found
+
+
+def _odd_addresses(clusters: Sequence[ClusterSpec]) -> list[str]:
+    """Endpoints at addresses that are no engine's, such as what an engine prints that listens to all."""
+    return [
+        f"clusters: `{cluster.name}` has an endpoint at {endpoint.address}, which "
+        + ("is Tokenway's own machine" if is_unspecified(endpoint.address) else "no engine can have")
+        for cluster in clusters
+        for endpoint in cluster.endpoints
+        if is_unspecified(endpoint.address) or is_of_many(endpoint.address)
+    ]
