@@ -225,6 +225,18 @@ models:
             "accepted: text like `unix:/run/tokenway.sock`, `127.0.0.1:9000`, `[::]:9000`",
         ),
         (
+            f"server: {{run_dir: /{'r' * 94}}}",
+            "line 1: server.run_dir: too long for the sockets in it; accepted: 94 bytes",
+        ),
+        (
+            f"server: {{run_dir: /{'ü' * 47}}}",
+            "line 1: server.run_dir: too long for the sockets in it; accepted: 94 bytes",
+        ),
+        (
+            f"server: {{listen: ['unix:/{'s' * 107}']}}",
+            "line 1: server.listen[0]: too long for a Unix socket; accepted: a path of 107 bytes",
+        ),
+        (
             "server: {listen: ['0.0.0.0:9000']}",
             "line 1: server: listen has 0.0.0.0:9000, which others can reach in clear text: they could steer "
             "traffic and read prompts; accepted: loopback, listen_tls, or listen_insecure: true",
@@ -587,6 +599,7 @@ def test_configuration_is_immutable() -> None:
     "server",
     [
         "{listen: ['127.0.0.1:1', '[::1]:1', 'unix:/x']}",
+        f"{{listen: ['unix:/{'s' * 106}'], run_dir: /{'r' * 93}}}",
         "{listen: ['10.0.0.1:1'], listen_insecure: true}",
         "{listen: ['[::]:1'], listen_tls: {cert_file: a, key_file: b, client_ca_file: c}}",
     ],

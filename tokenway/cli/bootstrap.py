@@ -70,6 +70,6 @@ def document_of(config: Config, listen: str, envoy_admin_port: int) -> dict[str,
 
 
 def sockets_of(config: Config) -> list[str]:
-    """The Unix sockets of all workers."""
-    folder = run_dir(config.server)
+    """The Unix sockets of all workers, by names that lead there wherever Envoy is started."""
+    folder = run_dir(config.server).absolute()
     return [str(socket_path(folder, index)) for index in range(config.server.workers)]
