@@ -119,3 +119,10 @@ def test_a_404_of_another_program_is_no_word_of_a_decision(capsys: pytest.Captur
     with serving(lambda asked: asked.send_error(404)) as url:
         assert asked_of(url) == (1, 1)
     assert "answers with status 404; is it a gateway's?" in capsys.readouterr().err
+
+
+def test_why_there_is_no_answer_is_said_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the system, without those of a library."""
+    url = "http://127.0.0.1:1"
+    assert asked_of(url) == (1, 1)
+    assert capsys.readouterr().err == f"admin port {url} does not answer: Connection refused\n" * 2

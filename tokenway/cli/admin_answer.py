@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from typing import Any, Final
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import ProxyHandler, build_opener
+from urllib.request import OpenerDirector, ProxyHandler, build_opener
 
 import orjson
 
@@ -36,9 +37,20 @@ def fetch(url: str) -> Any:
     direct = (ProxyHandler({}),) if is_loopback(host) or host == "localhost" else ()
     until_s = time.monotonic() + TIMEOUT_S
     answer = bytearray()
-    with build_opener(*direct).open(url, timeout=TIMEOUT_S) as response:
+    with _opened(build_opener(*direct), url) as response:
         while piece := response.read1(_PIECE_BYTES):
             answer += piece
             if time.monotonic() > until_s or len(answer) > MAX_BYTES:
                 raise TimeoutError(f"no end of the answer within {TIMEOUT_S:g} s and {MAX_BYTES} bytes")
     return orjson.loads(bytes(answer))
+
+
+def _opened(opener: OpenerDirector, url: str) -> Any:
+    """The answer; why there is none in the system's own words, without the library's around them."""
+    try:
+        return opener.open(url, timeout=TIMEOUT_S)
+    except HTTPError:
+        raise
+    except URLError as error:
+        reason = error.reason
+        raise OSError(getattr(reason, "strerror", None) or str(reason)) from error
