@@ -45,6 +45,9 @@ def render_istio(path: Path, out: Path | None) -> int:
     for name, manifests in found.items():
         if manifests:
             (out / name).write_text(as_yaml(manifests), encoding="utf-8")
+        elif (out / name).exists():
+            left = f"{out / name}: warning: nothing goes there now; what it has is of before: delete it"
+            print(printable(f"{left} (`kubectl delete -f`), then the file"), file=sys.stderr)
     return 0
 
 
