@@ -284,7 +284,7 @@ def knee(rivals: Sequence[Setup], trace: Trace, until_s: float) -> float:
             lambda rate: [job(rival, trace, rate, until_s) for rival in rivals],
             full_speed(trace, fleet()),
             executor,
-        )
+        ).speed
 
 
 def moved(trace: Trace, rng: Random, by: float) -> Trace:

@@ -129,6 +129,15 @@ def is_unspecified(host: str) -> bool:
     return ip_or_none(host) in ("0.0.0.0", "::")  # noqa: S104 - recognised, not bound
 
 
+def is_of_many(host: str) -> bool:
+    """True for an IP address of several machines, multicast or broadcast: no connection leads there."""
+    try:
+        ip = ip_address(host)
+    except ValueError:
+        return False
+    return ip.is_multicast or host == "255.255.255.255"
+
+
 @lru_cache(maxsize=4096)
 def _canonical(host: str) -> str:
     return ip_or_none(host) or host

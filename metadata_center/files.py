@@ -4,6 +4,7 @@ Rules:
     1. Opening a FIFO waits for a writer, reading a device may never end: either stops the event loop. What
        a path leads to is looked at before it is opened, and again once it is open.
     2. Symlinks are followed: Kubernetes mounts files as links to regular ones.
+    3. A pipe that the caller opened, such as a shell's `<(...)`, may be read by who reads once and may wait.
 """
 
 from __future__ import annotations
@@ -35,6 +36,22 @@ def read_regular(path: Path | str) -> bytes:
     """
     with open_regular(path) as file:
         return file.read()
+
+
+def is_descriptor(path: Path | str) -> bool:
+    """True for the name of what is open already, as `<(...)` and standard input are: it is in no folder."""
+    return str(path) == "/dev/stdin" or str(Path(path).parent) in ("/dev/fd", "/proc/self/fd")
+
+
+def open_piped(path: Path | str) -> BinaryIO:
+    """A regular file or, of those that are open already, a pipe; the caller closes it.
+
+    Raises:
+        OSError: As `open_regular`, for all else.
+    """
+    if is_descriptor(path) and Path(path).is_fifo():
+        return Path(path).open("rb")
+    return open_regular(path)
 
 
 def require_regular(*paths: Path | str | None) -> None:

@@ -41,6 +41,7 @@ from benchmarks.policies.figures import (
     shown,
     table,
 )
+from benchmarks.policies.one_by_one import one_by_one
 from benchmarks.policies.waiting import late_binding
 from tokenway.simulator.engine.profile import PROFILES
 
@@ -76,7 +77,8 @@ def document(rows: Sequence[Row], lines: Sequence[Cell], stale: Collection[str] 
         stale: Names of those whose sources have changed since.
     """
     compared = [row for row in rows if is_compared(row.cell)]
-    parts = ["# Policies compared", *age(lines, stale), *worst(compared), *aims(compared)]
+    parts = ["# Policies compared", *age(lines, stale), *worst(compared), *one_by_one(compared)]
+    parts += aims(compared)
     for column in JUDGED:
         parts += by_column(compared, column)
     parts += limit_said(compared)

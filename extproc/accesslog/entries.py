@@ -56,11 +56,16 @@ def _duration_s(duration: object) -> float:
     return max(0.0, min(MAX_DURATION_S, seconds))
 
 
+def _is_refused(common: pb.AccessLogCommon) -> bool:
+    """Of a connection that was not made: somebody said no. Envoy has no reason where it timed out."""
+    return bool(common.upstream_transport_failure_reason)
+
+
 def failure_kind(common: pb.AccessLogCommon, status: int) -> FailureKind | None:
     """What an attempt's flags and status say about its endpoint; None if nothing bad."""
     flags = common.response_flags
     if flags.upstream_connection_failure:
-        return FailureKind.CONNECT_FAILURE
+        return FailureKind.CONNECT_FAILURE if _is_refused(common) else FailureKind.CONNECT_TIMEOUT
     if flags.upstream_request_timeout:
         return FailureKind.FIRST_BYTE_TIMEOUT
     if flags.upstream_connection_termination or flags.upstream_remote_reset or flags.upstream_protocol_error:
@@ -80,7 +85,12 @@ def translate(entry: pb.HTTPAccessLogEntry) -> RequestEvent | None:
     tags = common.custom_tags
     line = tags.get(LINE_TAG)
     if line is not None:
-        return read_line(line, entry.response.response_headers.get("content-type"))
+        event = read_line(line, entry.response.response_headers.get("content-type"))
+        if type(event) is not AttemptFailed or event.kind is not FailureKind.CONNECT_FAILURE:
+            return event
+        if _is_refused(common):
+            return event
+        return AttemptFailed(event.request_id, event.owner, event.address, FailureKind.CONNECT_TIMEOUT)
     request_id = RequestId(tags.get("rid", ""))
     if not request_id:
         return None

@@ -17,7 +17,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from extproc.config.document import Location, read_json
+from extproc.config.document import Location, read_json, shown
 from extproc.config.sections.fields import ClusterName, Labels, Name, Section
 from extproc.values.endpoints import MAX_NUM_SEQS_LABEL, MOST_SEQUENCES
 from metadata_center.addresses import ip_or_none
@@ -27,6 +27,10 @@ _HOST_NAME = re.compile(
     r"(?=.{1,253}$)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 )
 """RFC 1123 labels, and underscores, which container networks put into service names."""
+
+
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+"""The last label of what resolvers take for an IPv4 address in another spelling: `127.1`, `0x7f000001`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +80,11 @@ def _address(text: str) -> str:
     ip = ip_or_none(text)
     if ip is not None:
         return ip
-    if not _HOST_NAME.fullmatch(host) or host.rpartition(".")[2].isdigit():
+    if not _HOST_NAME.fullmatch(host) or _NUMBER.fullmatch(host.rpartition(".")[2]):
         raise PydanticCustomError(
-            "address", "not an address; accepted: IPv4, IPv6 without brackets and zone, or a host name"
+            "address",
+            "not an address: {text}; accepted: IPv4, IPv6 without brackets and zone, or a host name",
+            {"text": shown(text)},
         )
     return host
 

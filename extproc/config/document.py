@@ -52,6 +52,8 @@ UNREADABLE = (yaml.YAMLError, ValueError, LookupError, AttributeError, Arithmeti
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MERGE_TAG = "tag:yaml.org,2002:merge"
 
+_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
+
 _JSON_PIECE = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:\n]|[^\s{}\[\],:"]+')
 
 _JSON_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+"?|[{}\[\]]')
@@ -205,7 +207,9 @@ def dotted(location: Location) -> str:
 
 def unknown(name: str, accepted: Mapping[str, Any] | list[str]) -> str:
     """The end of a problem about a name that does not exist: a guess, and the names there are."""
+    by_folded = {each.casefold(): each for each in accepted}
     close = get_close_matches(name, accepted, n=1)
+    close = close or [by_folded[each] for each in get_close_matches(name.casefold(), by_folded, n=1)]
     hint = f", did you mean `{close[0]}`?" if close else ""
     return f"{hint}; accepted: {', '.join(accepted) or 'none'}"
 
@@ -313,6 +317,9 @@ class _YamlBuilder:
         except UNREADABLE:
             self.problems.append((location, f"cannot be read as {node.tag.rpartition(':')[2]}: quote it"))
             return None
+        if isinstance(value, str) and "\0" in value:
+            self.problems.append((location, "text with a NUL, which neither paths nor headers may have"))
+            return None
         if isinstance(value, int) and abs(value) >= 10**_MAX_DIGITS:
             self.problems.append((location, _TOO_LONG))
             return None
@@ -384,10 +391,16 @@ def _problem(schema: dict[str, Any], details: ErrorDetails) -> tuple[Location, s
         return location, f"the key is required; accepted: {_accepted(schema, node)}"
     if kind not in _WRONG:
         return location, details["msg"]
-    return location, f"{_WRONG[kind]}: {_shown(value)}; accepted: {_accepted(schema, node)}"
+    hint = " (YAML 1.1 takes it for text: without an exponent)" if _is_exponent(kind, value) else ""
+    return location, f"{_WRONG[kind]}: {shown(value)}{hint}; accepted: {_accepted(schema, node)}"
 
 
-def _shown(value: Any) -> str:
+def _is_exponent(kind: str, value: Any) -> bool:
+    """True for text in a number's place such as `1e3`, which YAML 1.2 and JSON take for a number."""
+    return kind in ("float_type", "int_type") and isinstance(value, str) and bool(_EXPONENT.fullmatch(value))
+
+
+def shown(value: Any) -> str:
     """The wrong value, short enough for one line."""
     if isinstance(value, list | dict):
         return f"a {'list' if isinstance(value, list) else 'mapping'} of {len(value)}"

@@ -1,7 +1,7 @@
 """tokenway.yaml and the clusters.json beside it: text to `Config`, and back.
 
-Only `load`, `load_all` and `read_file` read files. Everything else here is pure but for the reading that
-`read_all` is given.
+Only `load`, `load_all`, `read_file` and `read_once` read files. Everything else here is pure but for the
+reading that `read_all` is given.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -24,7 +24,7 @@ from extproc.config.sections.models import Model, RuleSection
 from extproc.errors import ConfigError
 from extproc.values.mesh_names import MeshName
 from extproc.values.requests import ANY_MODEL
-from metadata_center.files import open_regular
+from metadata_center.files import is_descriptor, open_piped, open_regular
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
 """Bound on a file: a hundred thousand endpoints with labels have 20 MB."""
@@ -100,6 +100,8 @@ def parse(text: str, path: str, settings: Settings = NO_SETTINGS) -> Config:
         ConfigError: With every problem, each as "line N: key: what is wrong; accepted: ...".
     """
     document = read_yaml(text, path).overlaid(settings)
+    if isinstance(document.data, dict) and list(document.data) == ["clusters"]:
+        document.refuse([(("clusters",), "this is a clusters file: give it a name that ends in .json")])
     config = document.validated(Config)
     problems = [*_names_given_twice(config), *_headers_that_never_arrive(config)]
     if problems:
@@ -108,8 +110,8 @@ def parse(text: str, path: str, settings: Settings = NO_SETTINGS) -> Config:
 
 
 def clusters_path(config: Config, path: Path) -> Path:
-    """Where `clusters_file` of the tokenway.yaml at `path` is."""
-    return path.parent / config.clusters_file
+    """Where `clusters_file` of the tokenway.yaml at `path` is; a piped one is in the working directory."""
+    return (Path() if is_descriptor(path) else path.parent) / config.clusters_file
 
 
 def unlisted(config: Config, clusters: Sequence[ClusterSpec], document: Document) -> list[str]:
@@ -252,17 +254,22 @@ def read_file(path: Path) -> str:
     Raises:
         ConfigError: It is missing, no regular file, closed to us, too large, or not UTF-8.
     """
+    return _text(path, open_regular)
+
+
+def read_once(path: Path) -> str:
+    """As `read_file`, and a pipe that is open already (`<(...)`, standard input) to its end; may wait."""
+    return _text(path, open_piped)
+
+
+def _text(path: Path, opened: Callable[[Path], BinaryIO]) -> str:
     try:
-        return _content(path).removeprefix(BOM_UTF8).decode()
+        with opened(path) as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise OSError(f"larger than {MAX_FILE_BYTES} bytes")
+        return content.removeprefix(BOM_UTF8).decode()
     except OSError as error:
         raise ConfigError(str(path), [f"cannot be read: {error.strerror or error}"]) from error
     except UnicodeDecodeError as error:
         raise ConfigError(str(path), [f"cannot be read: not UTF-8 at byte {error.start}"]) from error
-
-
-def _content(path: Path) -> bytes:
-    with open_regular(path) as file:
-        content = file.read(MAX_FILE_BYTES + 1)
-    if len(content) > MAX_FILE_BYTES:
-        raise OSError(f"larger than {MAX_FILE_BYTES} bytes")
-    return content

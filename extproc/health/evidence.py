@@ -3,7 +3,8 @@
 Rules:
     1. Evidence counts per request and once, however many attempts there were: what an endpoint fails at and
        another one answers speaks against the endpoint, what several fail at against the request.
-    2. Only a refused connection speaks at once: the request never arrived there.
+    2. Only a refused connection speaks at once: the request never arrived there. Nor did it where none was
+       made in time, which speaks against that endpoint whatever became of the request.
     3. A request that ended before all its failed attempts were reported is settled when the last one is.
 """
 
@@ -19,7 +20,7 @@ from extproc.health.poison import Poison
 from extproc.health.states import Transition
 from extproc.health.tracker import HealthTracker
 from extproc.values.endings import AttemptFailed, Ending
-from extproc.values.evidence import Evidence, FailureKind, NoFailure
+from extproc.values.evidence import NEVER_ARRIVED, Evidence, FailureKind, NoFailure
 from extproc.values.inflight import Inflight
 from metadata_center.types import EndpointKey, RequestId
 
@@ -140,6 +141,10 @@ class HealthEvidence:
             now_s: The time.
         """
         model, health, endpoint = request.served_model, self._health, request.endpoint
+        for key, kind in failed.items():
+            if kind is FailureKind.CONNECT_TIMEOUT:
+                self._on_failure(key, kind)
+                self._changed(health.attempt_failed(key, kind, now_s, model))
         if evidence is NoFailure.ANSWERED:
             if failed or len(self._poison):
                 # An endpoint that failed at what another one answers is to blame, now or for an earlier time.
@@ -152,7 +157,7 @@ class HealthEvidence:
             return  # it is not known whether another one would have answered what these failed at
         if not failed:
             return
-        counting = {key: kind for key, kind in failed.items() if kind is not FailureKind.CONNECT_FAILURE}
+        counting = {key: kind for key, kind in failed.items() if kind not in NEVER_ARRIVED}
         for key, kind in counting.items():
             self._on_failure(key, kind)
         if isinstance(evidence, FailureKind):

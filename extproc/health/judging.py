@@ -27,6 +27,9 @@ LEAST_WHOLE_BYTES: Final = 3
 
 _BROKEN_FLAGS: Final = frozenset({"UC", "UR", "UPE"})
 
+_CONNECTION_TIMEOUT: Final = "connection_timeout"
+"""Of a connection that was not made within the cluster's `connect_timeout`, in Envoy's details."""
+
 _CLIENTS_WORDS: Final = frozenset(
     {
         # OpenAI and vLLM
@@ -49,6 +52,7 @@ def evidence_of(
     status: int,
     ended: Ended,
     flags: Collection[str],
+    details: str,
     error: str | None,
     content_type: str | None,
     is_stream: bool,
@@ -63,6 +67,7 @@ def evidence_of(
         status: HTTP status the client saw; 0 if it left before any.
         ended: How.
         flags: Envoy's short response flags.
+        details: Envoy's words for the end.
         error: What `error_seen` gave.
         content_type: Of the answer, or None if it is not known.
         is_stream: The client asked for a stream.
@@ -72,7 +77,7 @@ def evidence_of(
         is_speech_to_text: Of silence its text, if the client asked for text alone, is empty.
     """
     if status != 200 or ended is not Ended.COMPLETED or error is not None or flags or not attempts:
-        verdict = _of_what_went_wrong(status, ended, flags, error, attempts)
+        verdict = _of_what_went_wrong(status, ended, flags, details, error, attempts)
         if verdict is not None:
             return verdict
     least_bytes = LEAST_STREAM_BYTES if is_stream else LEAST_WHOLE_BYTES
@@ -85,7 +90,7 @@ def evidence_of(
 
 
 def _of_what_went_wrong(
-    status: int, ended: Ended, flags: Collection[str], error: str | None, attempts: int
+    status: int, ended: Ended, flags: Collection[str], details: str, error: str | None, attempts: int
 ) -> Evidence | None:
     """The verdict by what is unusual in an ending; None if that says nothing."""
     if not attempts or ended in (Ended.REJECTED, Ended.LEASE_EXPIRED):
@@ -93,7 +98,7 @@ def _of_what_went_wrong(
     if ended is Ended.CLIENT_ABORT:
         return NoFailure.UNKNOWN if error in (None, TRUNCATED, EMPTY) else _of_error(error)
     if "UF" in flags:
-        return FailureKind.CONNECT_FAILURE
+        return FailureKind.CONNECT_TIMEOUT if _CONNECTION_TIMEOUT in details else FailureKind.CONNECT_FAILURE
     if "UT" in flags:
         return FailureKind.FIRST_BYTE_TIMEOUT
     if ended is Ended.TIMEOUT:

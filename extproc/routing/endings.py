@@ -133,6 +133,7 @@ class Endings:
                 status=end.status,
                 ended=end.ended,
                 flags=end.flags,
+                details=end.details,
                 error=end.error,
                 content_type=end.content_type,
                 is_stream=record.stream,

@@ -3,7 +3,8 @@
 Rules:
     1. A pool and its queue last until health or configuration changes; a request in an old queue is scheduled
        again in the new one.
-    2. Endpoints that are doubted for a model are in none of its pools while others are, but for those due for
+    2. A pool that lacks endpoints which cannot be counted just now is made anew for each request.
+    3. Endpoints that are doubted for a model are in none of its pools while others are, but for those due for
        a trial.
 """
 
@@ -60,10 +61,10 @@ class Pools:
         known = self._of_routes.get(id(route))
         if known is None:
             pool = self._compiled(route, table, None, frozenset())
-            known = self._of_routes[id(route)] = (
-                route,
-                pool,
-            )  # the route is held, so that its id stays its own
+            if pool.is_counted:
+                # The route is held, so that its id stays its own.
+                self._of_routes[id(route)] = route, pool
+            return pool
         return known[1]
 
     def of_model(self, route: Route, table: RoutingTable, served_model: str, now_s: float) -> Pool:
@@ -126,7 +127,9 @@ class Pools:
                     return health.doubt(endpoint, doubted_for)
                 return reason
 
-            pool = self._pools[key] = table.pool(route.cluster, route.subset, why_not, on_trial)
+            pool = table.pool(route.cluster, route.subset, why_not, on_trial)
+            if pool.is_counted:
+                self._pools[key] = pool
         return pool
 
     def _forget(self, table: RoutingTable) -> None:

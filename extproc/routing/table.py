@@ -37,6 +37,8 @@ from metadata_center.types import EndpointKey
 HARDWARE_LABEL: Final = "hardware"
 """Endpoints of a cluster with different values of this label have latency models of their own."""
 
+_NO_SLOT: Final = "no slot"
+
 PlanKey = tuple[tuple[int, ...], bool, bool, bool]
 """What a plan depends on: the order of rows; streamed, pinned, tried once only."""
 
@@ -69,6 +71,11 @@ class Pool:
     plans: dict[PlanKey, Plan] = field(default_factory=dict)
     on_trial: frozenset[EndpointKey] = frozenset()
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def is_counted(self) -> bool:
+        """Every endpoint that may be chosen can be counted; else the next pool may have more of them."""
+        return all(reason != _NO_SLOT for _, reason in self.filtered)
 
     def groups_of(self, group: str) -> tuple[str, ...]:
         """Endpoints that perform alike, within a route's group: one name for all rows, or one per row."""
@@ -186,7 +193,7 @@ class RoutingTable:
         try:
             self._slots_of((key,))
         except CapacityError:
-            return "no slot"
+            return _NO_SLOT
         return None
 
     def member(self, cluster: str, subset: Mapping[str, str], key: EndpointKey) -> Endpoint | None:

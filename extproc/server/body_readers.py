@@ -25,6 +25,7 @@ from extproc.server import reading_process
 from extproc.server.modules import python_module
 from extproc.values.exchange import Body
 from extproc.values.pending import Pending
+from metadata_center import signals
 
 _log = logging.getLogger("tokenway.body_readers")
 
@@ -95,7 +96,7 @@ class _Reader:
 
     def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, signals.kept_from_helper():
             self._process = subprocess.Popen(  # noqa: S603 - our own module
                 python_module("extproc.server.reading_process", str(theirs.fileno())),
                 pass_fds=[theirs.fileno()],

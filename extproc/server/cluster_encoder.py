@@ -18,6 +18,7 @@ import msgspec
 
 from extproc.server.modules import python_module
 from extproc.xds.cluster_kinds import ClusterKind
+from metadata_center import signals
 
 _log = logging.getLogger("tokenway.cluster_encoder")
 
@@ -72,9 +73,10 @@ class ClusterEncoder:
 
 
 def _process() -> subprocess.Popen[bytes]:
-    return subprocess.Popen(  # noqa: S603 - our own module
-        python_module("extproc.server.encoding_process"), stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    with signals.kept_from_helper():
+        return subprocess.Popen(  # noqa: S603 - our own module
+            python_module("extproc.server.encoding_process"), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
 
 
 def _answer(process: subprocess.Popen[bytes], kinds: list[ClusterKind]) -> list[bytes]:

@@ -20,7 +20,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from extproc.config.sections.listening import Server
+from extproc.config.sections.listening import MAX_RUN_DIR_BYTES, Server
 from extproc.errors import ConfigError
 
 SYSTEM_DIR = Path("/run/tokenway")
@@ -54,6 +54,10 @@ def prepare(folder: Path) -> None:
     Raises:
         ConfigError: It is not and cannot be made so; says why and what to do.
     """
+    if (
+        len(os.fsencode(folder)) > MAX_RUN_DIR_BYTES
+    ):  # of $XDG_RUNTIME_DIR: a configuration's is checked there
+        raise _refused(folder, f"its sockets would have too long a name; accepted: {MAX_RUN_DIR_BYTES} bytes")
     folder = folder.absolute()  # not resolved: a link in its place is refused, not followed
     try:
         with closed_to_others():  # `mode` is for the last folder, those above it follow the umask

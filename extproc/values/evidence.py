@@ -10,7 +10,9 @@ class FailureKind(StrEnum):
     """How an attempt of real traffic failed; a metric label. A client that left is no failure.
 
     Attributes:
-        CONNECT_FAILURE: Nothing listens there, or does not answer a SYN; the request never arrived.
+        CONNECT_FAILURE: Nothing listens there, or speaks no TLS; the request never arrived.
+        CONNECT_TIMEOUT: No connection was made in time: nobody answered, or either side had no processor; the
+            request never arrived.
         RESET: The connection broke after the request was sent, before or within the answer.
         SERVER_ERROR: A status of 500 or more.
         FIRST_BYTE_TIMEOUT: No response headers in time.
@@ -25,6 +27,7 @@ class FailureKind(StrEnum):
     """
 
     CONNECT_FAILURE = "connect_failure"
+    CONNECT_TIMEOUT = "connect_timeout"
     RESET = "reset"
     SERVER_ERROR = "server_error"
     FIRST_BYTE_TIMEOUT = "first_byte_timeout"
@@ -36,6 +39,10 @@ class FailureKind(StrEnum):
     OVERLOADED = "overloaded"
     REFUSED = "refused"
     MISSING_MODEL = "missing_model"
+
+
+NEVER_ARRIVED: Final = frozenset({FailureKind.CONNECT_FAILURE, FailureKind.CONNECT_TIMEOUT})
+"""Failures of the connection: no input is to blame for them, for none arrived."""
 
 
 class NoFailure(StrEnum):

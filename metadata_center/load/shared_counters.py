@@ -5,27 +5,48 @@ Rules:
        workers of an older gateway keep their own.
     2. A worker attaches after it was forked: `flock` belongs to the open file, and a shared open file
        would not exclude its sharers.
-    3. The kernel drops the lock of a killed holder. What such a worker charged stays counted until a
+    3. The kernel drops the locks of a killed holder. What such a worker charged stays counted until a
        worker attaches to its row again, which zeroes it.
+    4. Nobody waits longer than `PATIENCE_S` or `SLOTS_PATIENCE_S` for a holder that is stopped. A decision
+       then goes on without the lock, on the view as it is, which another worker may change meanwhile: each
+       charge is still counted once, because a worker adds to its own row alone. Slots are never given out
+       without a lock: an endpoint that needs a new one has none for the moment.
 """
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import mmap
 import os
 import secrets
 import struct
+import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from metadata_center.errors import LayoutError
+from metadata_center.errors import CapacityError, LayoutError
 from metadata_center.load.counters import MAX_SLOTS, Counters, num_bytes
 
 _HEADER: Final = struct.Struct("<8sqq40x")  # magic, workers, capacity; padded to one 64-byte cache line
 _MAGIC: Final = b"TWLOAD02"
+
+PATIENCE_S: Final = 0.05
+"""Five hundred decisions, and more than a holder waits for a processor where all are busy."""
+
+SLOTS_PATIENCE_S: Final = 1.0
+"""Longer, because without a slot an endpoint serves nobody, and seldom waited for: it takes a worker that is
+stopped within the 0.2 ms in which it takes slots."""
+
+_PAUSE_S: Final = 0.00005
+"""Between two looks at a lock that another has: half a decision."""
+
+_LOGGER: Final = logging.getLogger("tokenway.counters")
+_LOCKED: Final = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+_UNLOCKED: Final = struct.pack("hhqqi4x", fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0)
 
 
 def create(path: Path, workers: int, capacity: int = MAX_SLOTS) -> None:
@@ -77,19 +98,25 @@ class SharedCounters(Counters):
         except BaseException:
             os.close(fd)
             raise
-        self._lock = _FileLock(fd)
+        self._fd = fd
+        self._lock, self._slots_lock = _DecisionLock(fd), _SlotsLock(fd)
         super().__init__(workers=workers, worker=worker, capacity=capacity, buffer=memory)
 
     def lock(self) -> AbstractContextManager[None]:
         """Exclude the other workers until the block ends; re-entrant; never hold it across an await.
 
-        Blocks while another worker decides, which takes tens of microseconds.
+        Waits while another worker decides, which takes tens of microseconds, and at most `PATIENCE_S`; not
+        at all for one that was waited for in vain, until it has gone on.
         """
         return self._lock
 
+    def slots_lock(self) -> AbstractContextManager[None]:
+        """See `Counters.slots_lock`; waits as `lock` does, but at most `SLOTS_PATIENCE_S`."""
+        return self._slots_lock
+
     def close(self) -> None:
-        """Close the file; the counters stay mapped and counted, the lock is gone."""
-        self._lock.close()
+        """Close the file; the counters stay mapped and counted, the locks are gone."""
+        os.close(self._fd)
 
 
 def _map(path: Path, fd: int, worker: int) -> tuple[int, int, memoryview]:
@@ -105,26 +132,82 @@ def _map(path: Path, fd: int, worker: int) -> tuple[int, int, memoryview]:
     return workers, capacity, memoryview(mmap.mmap(fd, size))[_HEADER.size :]
 
 
-class _FileLock:
-    """A re-entrant exclusive `flock`; a class, because a generator-based one costs four times as much."""
+class _DecisionLock:
+    """A re-entrant exclusive `flock`, or none where its holder does not go on.
 
-    __slots__ = ("_depth", "_fd")
+    A class, because a generator-based one costs four times as much.
+    """
+
+    __slots__ = ("_depth", "_fd", "_is_held", "_is_stuck")
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._depth = 0
+        self._is_held = False
+        self._is_stuck = False
 
     def __enter__(self) -> None:
         if not self._depth:
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            self._is_held = self._take() or (not self._is_stuck and self._wait())
         self._depth += 1
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._depth -= 1
-        if not self._depth:
+        if not self._depth and self._is_held:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
 
-    def close(self) -> None:
-        os.close(self._fd)
+    def _take(self) -> bool:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        self._is_stuck = False
+        return True
+
+    def _wait(self) -> bool:
+        if _in_time(self._take, PATIENCE_S):
+            return True
+        self._is_stuck = True
+        _LOGGER.warning("another worker does not go on: deciding beside it, not one after the other")
+        return False
+
+
+class _SlotsLock:
+    """A lock of the open file's own (OFD) on its bytes, which `flock` knows nothing of; not re-entrant."""
+
+    __slots__ = ("_fd", "_is_stuck")
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._is_stuck = False
+
+    def __enter__(self) -> None:
+        if self._take() or (not self._is_stuck and _in_time(self._take, SLOTS_PATIENCE_S)):
+            return
+        self._is_stuck = True
+        raise CapacityError("another worker does not go on: no slots are given out")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _UNLOCKED)
+
+    def _take(self) -> bool:
+        try:
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _LOCKED)
+        except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: POSIX leaves it open
+            return False
+        self._is_stuck = False
+        return True
+
+
+def _in_time(take: Callable[[], bool], patience_s: float) -> bool:
+    """Whether a lock that another worker has can be taken within that time."""
+    until_s = time.monotonic() + patience_s
+    while time.monotonic() < until_s:
+        time.sleep(_PAUSE_S)
+        if take():
+            return True
+    return False

@@ -234,9 +234,12 @@ def encode(update: Update) -> bytes:
     """The bytes of an update.
 
     Raises:
-        MessageError: They are more than `MAX_MESSAGE_BYTES`.
+        MessageError: They are more than `MAX_MESSAGE_BYTES`, or a number is larger than any of ours.
     """
-    data = _ENCODER.encode(update)
+    try:
+        data = _ENCODER.encode(update)
+    except OverflowError as exc:
+        raise MessageError("a number of more than 64 bits") from exc
     if len(data) > MAX_MESSAGE_BYTES:
         raise MessageError(f"a message of {len(data)} bytes; accepted: {MAX_MESSAGE_BYTES}")
     return data

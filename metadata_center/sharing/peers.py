@@ -159,10 +159,11 @@ class Peers:
         """Add to one row of a member, as of its message of that sequence.
 
         Returns:
-            The row as it is now, no amount above `MAX_AMOUNT`; None if the member is not live.
+            The row as it is now, no amount above `MAX_AMOUNT`; None if the member is not live, or there is no
+            room for one more.
         """
         member = self._members.get(member_id)
-        if member is None or not member.live:
+        if member is None or not member.live or not self._has_room(member, endpoint):
             return None
         known, before = member.rows.get(endpoint, (0, NOTHING))
         after = least(_MOST, sum_of(before, amounts))
@@ -244,16 +245,21 @@ class Peers:
             if known[0] >= sequence:
                 return False
             before = known[1]
-        elif member.full >= sequence:
-            return False
-        elif len(member.rows) >= MAX_ENDPOINTS or (
-            row.endpoint not in self._totals and len(self._totals) >= self._max_endpoints
-        ):
-            self.refused += 1
+        elif member.full >= sequence or not self._has_room(member, row.endpoint):
             return False
         amounts = row.amounts
         member.rows[row.endpoint] = sequence, amounts
         return self._change(row.endpoint, before, amounts)
+
+    def _has_room(self, member: _Member, endpoint: EndpointKey) -> bool:
+        """Whether the member may have a row of this endpoint; counts that it may not."""
+        if endpoint in member.rows or (
+            len(member.rows) < MAX_ENDPOINTS
+            and (endpoint in self._totals or len(self._totals) < self._max_endpoints)
+        ):
+            return True
+        self.refused += 1
+        return False
 
     def _change(self, key: EndpointKey, before: Amounts, after: Amounts) -> bool:
         if before == after:

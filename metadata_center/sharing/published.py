@@ -24,15 +24,20 @@ class Published:
     def __init__(self, capacity: int) -> None:
         self._said: IntArray = np.zeros((NUM_KINDS, capacity), np.int64)
         self._names: dict[int, EndpointKey] = {}
+        self._slots: dict[EndpointKey, int] = {}  # of each that has one in `_names`
         self._gone: list[EndpointKey] = []
 
     def claimed(self, key: EndpointKey, slot: int) -> None:
-        """An endpoint got a slot, perhaps one that was another's when something was last said of it."""
-        before = self._names.get(slot, key)
-        if before != key and self._said[:, slot].any():
-            self._gone.append(before)
+        """An endpoint got a slot: one that was another's, or its own, when something was last said of it."""
+        former = self._slots.get(key, slot)
+        for each in {former, slot}:
+            name = self._names.pop(each, key)
+            if self._said[:, each].any():
+                self._gone.append(name)
+                self._said[:, each] = 0
+            self._slots.pop(name, None)
         self._names[slot] = key
-        self._said[:, slot] = 0
+        self._slots[key] = slot
 
     def add(self, slot: int, amounts: Amounts) -> None:
         """The rendezvous has added this to the share by itself."""

@@ -214,8 +214,10 @@ class RedisTransport:
                         self._connection = await self._connect()
                     return await ask()
                 except MovedError as exc:
+                    # A node that does not say its host, as behind a NAT, means that of the one asked.
+                    host = exc.host or getattr(self._connection, "host", "")
                     await self._drop()
-                    self._moved = exc.host, int(exc.port)
+                    self._moved = host, int(exc.port)
                 except (RedisError, OSError) as exc:
                     connection = self._connection
                     # A master that became a replica (Redis 6 says so in a sentence): ask which one is master.

@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
+from redis.asyncio.connection import Connection
 
 from metadata_center.service.reservations import reserve
 from metadata_center.sharing import redis_transport
@@ -286,6 +287,9 @@ def write_share(server: RedisServer, *fields: str, member: str = BAD) -> None:
         (B, "9 1.5 0 0 0 0"),
         (B, "9 9007199254740992 0 0 0 0"),
         (B, f"{'9' * 5000} 0 0 0 0 0"),
+        (B, f"9 {'9' * 30} 0 0 0 0"),
+        (B, f"{'9' * 30} 1 0 0 0 0"),
+        ("@full", "9" * 30, B, "1 1 1 1 1 1"),
         (B, "9 " + "1 " * 200),
         (B, "nan inf 1 1 1 1"),
         ("", "1 1 1 1 1 1"),
@@ -551,6 +555,25 @@ async def test_cluster(tmp_path: Path) -> None:
             await transport.publish(update(3, Row(A, 5), full=True))
             assert await totals(transport) == {A: 5}
             assert first.command("DBSIZE") == b":2\r\n"
+
+
+async def test_a_node_that_says_no_host_means_its_own(server: RedisServer) -> None:
+    """Redis 7, `cluster-preferred-endpoint-type unknown-endpoint`, says where a slot is by its port alone."""
+
+    async def moved(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"EVALSHA")
+        writer.write(b"-MOVED 1 :%d\r\n" % server.port)
+        await writer.drain()
+        writer.close()
+
+    node = await asyncio.start_server(moved, "127.0.0.1")
+    port = node.sockets[0].getsockname()[1]
+    async with node, connected(f"redis+cluster://127.0.0.1:{port}") as transport:
+        await transport.publish(update(1, Row(A, 1), full=True))
+        assert await totals(transport) == {A: 1}
+        connection = transport._connection
+        assert isinstance(connection, Connection)
+        assert connection.host == "127.0.0.1", "none at all, which happens to be this machine"
 
 
 async def test_sentinel(tmp_path: Path) -> None:

@@ -394,6 +394,12 @@ DO_NOT_GO_TOGETHER: list[tuple[str | None, Mapping[str, Any], str]] = [
     ("istio-inferencepool", {"picker": {"tls": {"mode": "secret"}}}, "set picker.tls.secret"),
     ("envoy-gateway", {"picker": {"tls": {"mode": "self-signed"}}}, "plain or secret"),
     ("envoy-gateway", {"picker": {"tls": {"mode": "secret", "secret": "s"}}}, "set picker.tls.ca"),
+    ("none", {"fullnameOverride": "1st"}, "a Service's name begins with a letter, `1st` does not"),
+    (
+        "none-everything",
+        {"autoscaling": {"enabled": True, "minReplicas": 5, "maxReplicas": 4}},
+        "autoscaling.minReplicas exceeds",
+    ),
     ("none", {"terminationGracePeriodSeconds": 70}, "terminationGracePeriodSeconds must exceed"),
     ("none", {"serviceMonitor": {"create": True}}, "networkPolicy.metrics"),
 ]

@@ -90,7 +90,7 @@ def test_one_request_takes_what_the_engine_takes() -> None:
         1.0 + alone_s + sum(H100.step_s(1, 0, context, 1) for context in (1025, 1026, 1027))
     )
     assert (served.row, served.cached_tokens, served.arrived_s, served.sent_s) == (0, 0, 1.0, 1.0)
-    assert sum(map(sum, outcome.computed_tokens)) == 1024 + 3
+    assert sum(row.total() for row in outcome.computed_tokens) == 1024 + 3
 
 
 def test_a_repeated_prompt_hits_and_elsewhere_it_is_waste() -> None:

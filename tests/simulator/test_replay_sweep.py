@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from concurrent.futures import Executor, Future
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +45,7 @@ def test_a_summary_of_five_requests_by_hand() -> None:
             _served(4, 16.0, 2.0, tpot_s=0.2),
             _served(5, 20.0, None),
         ],
-        computed_tokens=[[0] * 10 + [30], [0] * 10 + [10]],
+        computed_tokens=[Counter({10: 30}), Counter({10: 10})],
     )
     limits: list[tuple[float | None, float | None]] = [(None, None)] * 6
     summary = summarise(outcome, limits, Slo(2.5, 0.1), 5.0)
@@ -64,7 +65,7 @@ def test_a_summary_of_five_requests_by_hand() -> None:
 def test_a_run_without_answers_has_no_latencies() -> None:
     """Everything refused is not an error."""
     summary = summarise(
-        Replayed(served=[_served(0, 1.0, None)], computed_tokens=[[]]), [(None, None)], Slo(), 0.0
+        Replayed(served=[_served(0, 1.0, None)], computed_tokens=[Counter()]), [(None, None)], Slo(), 0.0
     )
     assert (summary.ttft_mean_s, summary.tpot_p99_s, summary.shed_ratio) == (None, None, 1.0)
 
@@ -109,7 +110,7 @@ def test_the_first_guess_of_the_knee_is_the_prefill_alone() -> None:
 
 
 class Pretended(Executor):
-    """Runs nothing: each policy is good up to a speed of its own, and half good beyond."""
+    """Runs nothing: each policy is good up to a speed of its own, and half good beyond; waits rise."""
 
     def __init__(self, limits: dict[str, float], like: RunResult) -> None:
         self._limits = limits
@@ -119,9 +120,11 @@ class Pretended(Executor):
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
         """The result at once."""
         (job,) = args
-        good_ratio = 0.95 if job.settings.speed <= self._limits[job.entrant.name] else 0.5
+        limit, speed = self._limits[job.entrant.name], job.settings.speed
+        good_ratio = 0.95 if speed <= limit else 0.5
+        summary = replace(self._like.summary, good_ratio=good_ratio, ttft_mean_s=speed if limit else 1.0)
         future: Future[Any] = Future()
-        future.set_result(replace(self._like, summary=replace(self._like.summary, good_ratio=good_ratio)))
+        future.set_result(replace(self._like, summary=summary))
         self.runs += 1
         return future
 
@@ -131,14 +134,45 @@ def test_the_knee_is_where_the_best_of_its_policies_ceases_to_be_good(knee: floa
     """Found from far off on either side, to within its precision, in a bounded number of runs."""
     executor = Pretended({"random": knee / 3, "lmetric": knee}, one)
     found = find_knee(lambda speed: [_job("random", speed), _job("lmetric", speed)], 1.0, executor)
-    assert knee / KNEE_PRECISION <= found <= knee
+    assert found.missing is None
+    assert knee / KNEE_PRECISION <= found.speed <= knee
     assert executor.runs <= 96
 
 
-def test_a_fleet_that_is_never_good_has_the_lowest_speed_tried(one: RunResult) -> None:
-    """The search ends all the same."""
-    found = find_knee(lambda speed: [_job("random", speed)], 1.0, Pretended({"random": 0.0}, one))
-    assert 0.0 < found < 0.01
+def test_where_slower_is_the_same_and_never_good_there_is_no_knee(one: RunResult) -> None:
+    """Nobody waits for anybody: four speeds say so, and none slower is tried."""
+    executor = Pretended({"random": 0.0}, one)
+    found = find_knee(lambda speed: [_job("random", speed)], 1.0, executor)
+    assert found.missing is not None
+    assert (found.speed, executor.runs) == (0.35, 4)
+
+
+def test_a_trace_too_short_to_fill_the_fleet_has_no_knee(one: RunResult) -> None:
+    """Where all requests come at once, none faster is tried; one request alone comes so at any speed."""
+    for fastest, runs in ((0.0, 1), (2.0, 5)):
+        executor = Pretended({"random": 1e9}, one)
+        found = find_knee(lambda speed: [_job("random", speed)], 1.0, executor, fastest=fastest)
+        assert found.missing is not None
+        assert (found.speed, executor.runs) == (max(fastest, 0.35), runs)
+
+
+def test_one_request_is_a_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without `--rates` it is replayed at one speed, and the report says that there is no knee."""
+    path = tmp_path / "one.jsonl"
+    path.write_text('{"time_s": 1764500000, "prompt_tokens": 1000, "completion_tokens": 10}\n')
+    assert not main(["replay", str(path), "--policies", "random", "--jobs", "1"])
+    out = capsys.readouterr().out
+    assert "no knee: all requests at once are no load for this fleet" in out
+    assert out.count("| random |") == 1
+
+
+def test_years_without_requests_cost_nothing() -> None:
+    """Readings of idle engines are not repeated, nor are idle seconds kept."""
+    requests = (TraceRequest(0.0, 1000, 10), TraceRequest(3e9, 1000, 10))
+    job = Job(Entrant("lmetric", "lmetric"), Trace("t", 128, requests), FLEET, RunSettings(), 0, Slo())
+    result = run_job(job)
+    assert result.summary.good_ratio == 1.0
+    assert len(result.heat[0]) <= 120
 
 
 @pytest.mark.parametrize(

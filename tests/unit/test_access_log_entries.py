@@ -131,7 +131,7 @@ def test_endings_are_kept_apart(status: int, flags: tuple[str, ...], details: st
         (429, (), FailureKind.OVERLOADED),
         (0, ("downstream_connection_termination",), None),
         (503, (), FailureKind.SERVER_ERROR),
-        (503, ("upstream_connection_failure",), FailureKind.CONNECT_FAILURE),
+        (503, ("upstream_connection_failure",), FailureKind.CONNECT_TIMEOUT),
         (0, ("upstream_connection_termination",), FailureKind.RESET),
         (200, ("upstream_remote_reset",), FailureKind.RESET),
         (502, ("upstream_protocol_error",), FailureKind.RESET),

@@ -162,6 +162,32 @@ def test_only_what_says_something_bad_of_an_endpoint_is_a_failure(
 
 
 @pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        ("delayed connect error: Connection refused", FailureKind.CONNECT_FAILURE),
+        (
+            "TLS_error:|268435703:SSL routines:OPENSSL_internal:WRONG_VERSION_NUMBER",
+            FailureKind.CONNECT_FAILURE,
+        ),
+        ("", FailureKind.CONNECT_TIMEOUT),
+    ],
+)
+def test_a_connection_that_was_refused_is_no_time_out(reason: str, expected: FailureKind) -> None:
+    """Envoy says why a connection was not made, unless nobody said so in time."""
+    entry = accesslog_pb2.HTTPAccessLogEntry()
+    common = entry.common_properties
+    common.access_log_type = accesslog_pb2.UpstreamEnd
+    common.custom_tags.update({"rid": "r", "owner": OWNER})
+    common.upstream_remote_address.socket_address.address = AT.host
+    common.upstream_remote_address.socket_address.port_value = AT.port
+    common.response_flags.upstream_connection_failure = True
+    common.upstream_transport_failure_reason = reason
+    assert translate(entry) == AttemptFailed(RequestId("r"), OWNER, AT, expected)
+    common.custom_tags[LINE_TAG] = line(kind="UpstreamEnd", status="503", flags="UF,URX")
+    assert translate(entry) == AttemptFailed(RequestId("r"), OWNER, AT, expected)
+
+
+@pytest.mark.parametrize(
     ("changes", "expected"),
     [
         ({"kind": "UpstreamPoolReady"}, AttemptStarted(RequestId("r"), OWNER, AT)),

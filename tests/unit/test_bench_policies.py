@@ -30,6 +30,7 @@ from benchmarks.policies.figures import (
     shared_seeds,
 )
 from benchmarks.policies.figures import kept as read_back
+from benchmarks.policies.one_by_one import one_by_one
 from benchmarks.policies.questions import AT_KNEE, CHANCE, IN_QUESTION, SEEDS, every_cell, near_name
 from benchmarks.policies.running import differences, load, path_of, run_cells, verify
 from benchmarks.policies.stamps import ROOT, code_of, sources, stamp
@@ -287,6 +288,21 @@ def test_an_aim_names_the_rows_that_miss_it() -> None:
     assert "| `least_completion` | goodput requests/s | everywhere | ≥ 1 | 1 of 1 | – |" in page
     assert "| `late_completion` | TTFT p99 s | everywhere | ≤ 1 | 0 of 0 | – |" in page
     assert aims([]) == []
+
+
+def test_each_rival_is_shown_by_itself_over_all_rows() -> None:
+    """In how many rows it is ahead, by figure and in all of them; the nearest in the mean stands first."""
+    own = [row(policy, 3, 1.0, 10.0, CellKind.OWN) for policy in ("least_completion", "late_completion")]
+    near = row("near", 3, 0.9, 10.2)
+    far = replace(row("far", 3, 2.0, 5.0), figures={**row("far", 3, 2.0, 5.0).figures, "ttft_mean_s": 4.0})
+    waits = row("quartz", 3, 0.1, 99.0)
+    *_, text = one_by_one([*own, near, far, waits])
+    lines = [line for line in text.splitlines() if "late_completion" in line]
+    assert [line.split("`late_completion` | ")[1] for line in lines] == [
+        "1 | 1.00 (0) | 1.00 (0) | 1.11 (1) | 1.00 (0) | 1.00 (0) | 0.98 (0) | 1 | 0 |",
+        "1 | 0.25 (0) | 1.00 (0) | 0.50 (0) | 1.00 (0) | 1.00 (0) | 2.00 (0) | 0 | 1 |",
+    ]
+    assert one_by_one([near]) == []
 
 
 def test_what_knowing_more_is_worth_is_over_the_rule_that_serves() -> None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extproc.config.clusters import ClusterSpec, EndpointSpec, parse_clusters
+from extproc.config.document import shown
 from extproc.config.sections.fields import OWN_CLUSTERS
 from extproc.errors import ConfigError
 from metadata_center.load.counters import MAX_ENDPOINTS
@@ -103,6 +104,8 @@ def test_addresses_have_one_form(written: str, address: str, is_host_name: bool)
         "-a",
         "a..b",
         "x.1",
+        "0x7f000001",
+        "a.0x",
         "a" * 64,
         "a." * 130,
     ],
@@ -110,8 +113,9 @@ def test_addresses_have_one_form(written: str, address: str, is_host_name: bool)
 def test_text_that_is_no_address_is_refused(address: str) -> None:
     """A mistyped IP, brackets, a zone, a URL or a port are errors that say what is accepted."""
     found = problems(cluster(json.dumps({"address": address, "port": 1})))
-    expected = "not an address; accepted: IPv4, IPv6 without brackets and zone, or a host name"
-    assert found == [f"line 3: clusters[0].endpoints[0].address: {expected}"]
+    expected = "accepted: IPv4, IPv6 without brackets and zone, or a host name"
+    value = shown(address)
+    assert found == [f"line 3: clusters[0].endpoints[0].address: not an address: {value}; {expected}"]
 
 
 @pytest.mark.parametrize(

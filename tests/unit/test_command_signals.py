@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from extproc.server.cluster_encoder import _process
 from extproc.server.modules import ROOT
 
 SIGNALS = [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
@@ -78,6 +79,23 @@ def test_however_it_is_started(module: str, environment: Mapping[str, str]) -> N
     """As the supervisor starts its workers, and under the former name."""
     words, code, _ = SERVING["serve"]
     assert ended(module, words, signal.SIGHUP, environment)[0] == code
+
+
+@pytest.mark.parametrize("verb", ["check", "serve", "worker", "explain"])
+def test_an_interrupt_before_the_imports_needs_no_traceback(
+    verb: str, environment: Mapping[str, str]
+) -> None:
+    """Ctrl-C at once: the process ends by the signal, as a shell wants it, and says nothing."""
+    words = SERVING.get(verb, ([verb],))[0]
+    assert ended("tokenway", words, signal.SIGINT, environment) == (-signal.SIGINT, "")
+
+
+def test_an_interrupt_before_a_helpers_imports_is_none() -> None:
+    """A terminal sends it to all; the helper is the gateway's to end."""
+    with _process() as helper:
+        helper.send_signal(signal.SIGINT)
+        assert helper.communicate(b"", timeout=120)[0] == b""
+    assert helper.returncode == 0
 
 
 ENDING = """

@@ -174,6 +174,21 @@ models:
         ),
         ("version: 2", "line 1: version: unknown value: 2; accepted: 1"),
         (
+            "health: {INTERVAL_S: 1}",
+            "line 1: health.INTERVAL_S: unknown key, did you mean `interval_s`?; accepted: path, interval_s, "
+            "recovery_interval_s, timeout_s, unhealthy_threshold, passive_threshold, ejection_s, "
+            "max_ejection_s, min_available_ratio",
+        ),
+        (
+            "health: {interval_s: 1e3}",
+            'line 1: health.interval_s: wrong type: "1e3" (YAML 1.1 takes it for text: without an exponent); '
+            "accepted: a number > 0 and <= 86400",
+        ),
+        (
+            'clusters_file: "a\\0b"',
+            "line 1: clusters_file: text with a NUL, which neither paths nor headers may have",
+        ),
+        (
             "\nlogging:\n  level: loud",
             'line 3: logging.level: unknown value: "loud"; accepted: debug, info, warning, error',
         ),
@@ -223,6 +238,18 @@ models:
             "server:\n  listen:\n    - unix:/a\n    - 127.0.0.1",
             "line 4: server.listen[1]: not an address; "
             "accepted: text like `unix:/run/tokenway.sock`, `127.0.0.1:9000`, `[::]:9000`",
+        ),
+        (
+            f"server: {{run_dir: /{'r' * 94}}}",
+            "line 1: server.run_dir: too long for the sockets in it; accepted: 94 bytes",
+        ),
+        (
+            f"server: {{run_dir: /{'ü' * 47}}}",
+            "line 1: server.run_dir: too long for the sockets in it; accepted: 94 bytes",
+        ),
+        (
+            f"server: {{listen: ['unix:/{'s' * 107}']}}",
+            "line 1: server.listen[0]: too long for a Unix socket; accepted: a path of 107 bytes",
         ),
         (
             "server: {listen: ['0.0.0.0:9000']}",
@@ -587,6 +614,7 @@ def test_configuration_is_immutable() -> None:
     "server",
     [
         "{listen: ['127.0.0.1:1', '[::1]:1', 'unix:/x']}",
+        f"{{listen: ['unix:/{'s' * 106}'], run_dir: /{'r' * 93}}}",
         "{listen: ['10.0.0.1:1'], listen_insecure: true}",
         "{listen: ['[::]:1'], listen_tls: {cert_file: a, key_file: b, client_ca_file: c}}",
     ],

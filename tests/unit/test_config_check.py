@@ -50,6 +50,15 @@ def test_rules_on_headers_that_envoy_may_withhold_are_named(
     assert "tokenway bootstrap" in err
 
 
+def test_a_clusters_file_of_another_name_is_recognised(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its name is what tells it from a tokenway.yaml."""
+    config_file.write_text(CLUSTERS)
+    assert check(config_file) == 1
+    assert "clusters: this is a clusters file: give it a name that ends in .json" in capsys.readouterr().err
+
+
 def test_clusters_file_alone_is_checked_with_all_defaults(
     config_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -144,3 +153,29 @@ def test_listening_in_the_open_is_a_warning(config_file: Path, capsys: pytest.Ca
     config_file.write_text(text + config_file.read_text())
     assert check(config_file) == 0
     assert "warning: server.listen_insecure" in capsys.readouterr().err
+
+
+def test_addresses_that_are_no_engines_are_named(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What an engine prints that listens to all (`0.0.0.0`), and what no connection leads to."""
+    endpoints = [
+        {"address": address, "port": 1} for address in ("0.0.0.0", "::", "224.0.0.1", "ff02::1", "10.0.0.1")
+    ]
+    file = config_file.with_name("clusters.json")
+    file.write_text(json.dumps({"clusters": [{"name": "a", "endpoints": endpoints}]}))
+    assert check(config_file) == 0
+    said = [line.partition("`a` has ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert said == [
+        "an endpoint at 0.0.0.0, which is Tokenway's own machine",
+        "an endpoint at ::, which is Tokenway's own machine",
+        "an endpoint at 224.0.0.1, which no engine can have",
+        "an endpoint at ff02::1, which no engine can have",
+    ]
+
+
+def test_names_do_not_reach_the_terminal(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Controls in a model's name are shown, not obeyed."""
+    config_file.write_text('models: {"a\\nb": {rules: [{cluster: a}]}}')
+    assert check(config_file) == 0
+    assert "(a\\x0ab)" in capsys.readouterr().out

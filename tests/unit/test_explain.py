@@ -415,7 +415,10 @@ def test_command_says_when_nothing_is_held(admin_url: str, capsys: pytest.Captur
 
 @pytest.mark.parametrize(
     ("request_id", "message"),
-    [("other", "no decision of that id is remembered"), ("broken", "admin port: status 500")],
+    [
+        ("other", "no decision of that id is remembered"),
+        ("broken", "admin port URL answers with status 500; is it a gateway's?"),
+    ],
 )
 def test_command_fails_with_the_admin_ports_answer(
     request_id: str, message: str, admin_url: str, capsys: pytest.CaptureFixture[str]
@@ -423,7 +426,7 @@ def test_command_fails_with_the_admin_ports_answer(
     """An unknown id and a failing gateway are distinguished; both exit 1."""
     assert explain([request_id, "--admin", admin_url]) == 1
     captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("", f"{message}\n")
+    assert (captured.out, captured.err) == ("", f"{message.replace('URL', admin_url)}\n")
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "file:///etc/hosts"])

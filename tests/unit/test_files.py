@@ -23,6 +23,7 @@ from extproc.rendering.vocabulary import UnsupportedTokenizer
 from extproc.server.engine_tls import RequestTls
 from extproc.server.grpcio_server import credentials_of
 from extproc.server.kubernetes_api import _tls_context, access_of
+from extproc.server.modules import ROOT
 from extproc.transport import dialling
 from extproc.transport.listen_tls import ListenTls, TlsFiles
 from metadata_center.files import open_regular, read_regular, require_regular
@@ -105,6 +106,57 @@ def test_verbs_say_it_in_one_line(words: list[str], odd: Path, capsys: pytest.Ca
     [line] = capsys.readouterr().err.splitlines()
     assert NOT_REGULAR in line
     assert str(odd) in line
+
+
+SHIPPED = dict.fromkeys(("check", "check --print-effective", "bootstrap"), "etc/tokenway.yaml")
+SHIPPED["render"] = "etc/istio/tokenway.yaml"
+
+PIPED: dict[str, list[str]] = {
+    "check": ["check"],
+    "check --print-effective": ["check", "--print-effective"],
+    "bootstrap": ["bootstrap"],
+    "render": ["render", "istio", "--config"],
+}
+
+
+@pytest.mark.parametrize("name", ["/dev/fd/N", "/proc/self/fd/N", "-"])
+@pytest.mark.parametrize("verb", PIPED)
+def test_what_is_read_once_may_be_a_pipe(
+    verb: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`tokenway check <(...)` and `... | tokenway check -`: as the file itself, but for its name."""
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / SHIPPED[verb]).read_text()
+    (tmp_path / "clusters.json").write_text((ROOT / "etc/clusters.json").read_text())
+    Path("tokenway.yaml").write_text(text)
+    ours, theirs = os.pipe()
+    os.write(theirs, text.encode())
+    os.close(theirs)
+    stdin = os.dup(0)
+    os.dup2(ours, 0)
+    try:
+        path = "/dev/stdin" if name == "-" else name.replace("N", str(ours))
+        by_pipe = main([*PIPED[verb], name.replace("N", str(ours))]), *capsys.readouterr()
+    finally:
+        os.dup2(stdin, 0)
+        os.close(stdin)
+        os.close(ours)
+    by_file = main([*PIPED[verb], "tokenway.yaml"]), *capsys.readouterr()
+    assert by_file[0] == 0
+    assert by_pipe == (0, *(said.replace("tokenway.yaml", path) for said in by_file[1:]))
+
+
+@pytest.mark.parametrize("words", [["serve"], ["demo", "--config"]], ids=" ".join)
+def test_what_is_read_again_may_be_none(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The sentence says why, and the words count as misuse."""
+    ours, theirs = os.pipe()
+    for name in (f"/dev/fd/{ours}", "-"):
+        with pytest.raises(SystemExit) as ended:
+            main([*words, name])
+        assert ended.value.code == 2
+        assert f"`{name}` is a pipe; accepted: a file, which is read again" in capsys.readouterr().err
+    os.close(ours)
+    os.close(theirs)
 
 
 def test_a_clusters_file_is_refused(odd: Path, capsys: pytest.CaptureFixture[str]) -> None:

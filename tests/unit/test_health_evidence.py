@@ -83,6 +83,38 @@ def test_a_refused_connection_ejects_before_the_request_ends(judged: Judged) -> 
 
 
 @pytest.mark.parametrize("is_over", [False, True])
+def test_a_connection_that_is_not_made_in_time_speaks_against_its_endpoint(
+    judged: Judged, is_over: bool
+) -> None:
+    """Once, whatever becomes of the request: it is doubted beside a peer, not ejected as if refused."""
+    request = sent()
+    if not is_over:
+        judged.failed(request, A, FailureKind.CONNECT_TIMEOUT)
+    assert judged.failures == []
+    request.endpoint = B
+    judged.evidence.ended(ending(request, attempts=2))
+    if is_over:
+        judged.failed(request, A, FailureKind.CONNECT_TIMEOUT, is_over=True)
+    assert judged.failures == [(A, FailureKind.CONNECT_TIMEOUT)]
+    assert (judged.transitions, judged.doubted()) == ([], {A})
+
+
+def test_connections_that_time_out_at_two_are_no_fault_of_the_request(judged: Judged) -> None:
+    """Each counts, also where the client left meanwhile; nothing arrived, so nothing is poison; both stay."""
+    request = sent()
+    judged.failed(request, A, FailureKind.CONNECT_TIMEOUT)
+    request.endpoint = B
+    judged.evidence.ended(ending(request, FailureKind.CONNECT_TIMEOUT, status=503, attempts=2))
+    assert judged.failures == [(A, FailureKind.CONNECT_TIMEOUT), (B, FailureKind.CONNECT_TIMEOUT)]
+    assert (judged.transitions, judged.poisoned, len(judged.poison), judged.doubted()) == ([], 0, 0, set())
+    request = sent()
+    judged.failed(request, A, FailureKind.CONNECT_TIMEOUT)
+    request.endpoint = B
+    judged.evidence.ended(ending(request, NoFailure.UNKNOWN, status=0, attempts=2))
+    assert judged.failures[2:] == [(A, FailureKind.CONNECT_TIMEOUT)]
+
+
+@pytest.mark.parametrize("is_over", [False, True])
 def test_what_another_endpoint_answers_speaks_against_the_first(judged: Judged, is_over: bool) -> None:
     """Whether its failure is reported before the end or after it."""
     request = sent()

@@ -115,6 +115,15 @@ def test_the_samples_are_what_is_rendered(tmp_path: Path) -> None:
     assert made == samples
 
 
+def test_a_file_of_an_earlier_rendering_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would be applied with the rest; its resources have to go as well."""
+    (tmp_path / "service.yaml").write_text("kind: ServiceEntry\n")
+    assert main(["render", "istio", "--config", str(SAMPLE), "--out", str(tmp_path)]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{tmp_path}/service.yaml: warning: nothing goes there now")
+    assert (tmp_path / "service.yaml").read_text() == "kind: ServiceEntry\n"
+
+
 def test_all_of_it_goes_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
     """One text of several documents, the same as the files'."""
     assert main(["render", "istio", "--config", str(SAMPLE)]) == 0

@@ -18,6 +18,7 @@ def judged(**changes: Any) -> Evidence:
         "status": 200,
         "ended": Ended.COMPLETED,
         "flags": (),
+        "details": "",
         "error": None,
         "content_type": "text/event-stream; charset=utf-8",
         "is_stream": True,
@@ -65,6 +66,15 @@ SILENCE: dict[str, Any] = {
         ({"error": "empty"}, FailureKind.EMPTY_ANSWER),
         ({"ended": Ended.CLIENT_ABORT, "error": "InternalServerError 500"}, FailureKind.ERROR_IN_ANSWER),
         ({"status": 503, "ended": Ended.UPSTREAM_ERROR, "flags": ("UF",)}, FailureKind.CONNECT_FAILURE),
+        (
+            {
+                "status": 503,
+                "ended": Ended.UPSTREAM_ERROR,
+                "flags": ("UF", "URX"),
+                "details": "upstream_reset_before_response_started{connection_timeout}",
+            },
+            FailureKind.CONNECT_TIMEOUT,
+        ),
         ({"status": 504, "ended": Ended.TIMEOUT, "flags": ("UT",)}, FailureKind.FIRST_BYTE_TIMEOUT),
         ({"ended": Ended.TIMEOUT, "flags": ("SI",)}, FailureKind.STALLED),
         ({"status": 408, "ended": Ended.TIMEOUT, "flags": ("SI",)}, NoFailure.UNKNOWN),

@@ -265,6 +265,21 @@ def test_a_member_never_has_too_many_rows() -> None:
     assert service.messages() == []
 
 
+def test_a_member_gets_no_more_rows_by_many_reservations() -> None:
+    """All together name more endpoints than it may have: what newcomers get stays a message."""
+    service = Service()
+    service.publish(Row(A, 1), full=True)
+    for number in range(MAX_ENDPOINTS - 1):
+        asked = Reservation((Candidate(EndpointKey(f"10.1.{number // 250}.{number % 250}:80"), 0, 0, 1),))
+        service.rendezvous.reserve(Update(ONE, 2), [asked], 0.0)
+    new = Reservation((Candidate(EndpointKey("10.2.0.1:80"), 0, 0, 1),))
+    with pytest.raises(CapacityError):
+        service.rendezvous.reserve(Update(ONE, 2), [new], 0.0)
+    service.rendezvous.reserve(Update(ONE, 2), [Reservation((Candidate(A, 9, 0, 1),))], 0.0)
+    assert [len(update.rows) for update in service.rendezvous.snapshot(0.0)][-1] == MAX_ENDPOINTS
+    assert service.rendezvous.shares.total(A)[0] == 2
+
+
 def test_endpoints_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one named longest ago makes room."""
     monkeypatch.setattr(rendezvous_module, "MAX_ENDPOINTS", 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import orjson
@@ -9,8 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from extproc.choosing.lines import OtherLines
 from extproc.errors import Reason, RouterError
+from extproc.health.settings import HealthSettings
+from extproc.health.tracker import HealthTracker
 from extproc.request.rules import ModelRules, Rule, RuleTable
+from extproc.routing.pools import Pools
 from extproc.routing.table import Retrieve, RoutingTable
 from extproc.values.endpoints import Endpoint
 from extproc.values.exchange import (
@@ -65,8 +70,17 @@ def test_an_endpoint_that_cannot_be_counted_is_left_out() -> None:
     pool = one.pool(CLUSTER, {}, lambda _key: None)
     assert (pool.keys, pool.slots) == (("uid/1", "uid/3"), (1, 3))
     assert pool.filtered == (("uid/2", "no slot"),)
+    health = HealthTracker(HealthSettings())
+    health.update({each.key: [each] for each in endpoints})
+    pools = Pools(health, OtherLines())
+    route = one.rules.match("m", {}, random.Random(1))
+    for _ in range(2):
+        assert pools.of_route(route, one).slots == (1, 3)
     room.add("uid/2")
     assert one.pool(CLUSTER, {}, lambda _key: None).slots == (1, 2, 3)
+    whole = pools.of_route(route, one)
+    assert whole.slots == (1, 2, 3), "the pool that lacked one is asked for no longer"
+    assert pools.of_route(route, one) is whole
 
 
 def judge(path: str, method: str = "GET", default_cluster: str | None = None) -> LineVerdict:

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from extproc.config.schema import Config
 from extproc.config.sections.listening import Server
 from extproc.errors import ConfigError
 from extproc.server import run_dir as module
 from extproc.server.run_dir import closed_to_others, lock, prepare, run_dir
+from tokenway.cli.bootstrap import sockets_of
 
 NOBODY = 65_534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
@@ -54,6 +56,16 @@ def test_missing_folder_is_made_private(folder: Path) -> None:
     """With those above it, and whatever the umask."""
     prepare(folder / "a" / "b")
     assert mode(folder) == mode(folder / "a") == mode(folder / "a" / "b") == 0o700
+
+
+def test_a_folder_whose_sockets_would_have_no_name_is_refused(folder: Path) -> None:
+    """Of $XDG_RUNTIME_DIR, say; the kernel's own word for it names neither folder nor setting."""
+    assert "too long a name; accepted: 94 bytes" in why(folder / ("r" * 90))
+
+
+def test_envoy_finds_the_sockets_wherever_it_is_started() -> None:
+    """A relative folder is the one seen from where the bootstrap was made."""
+    assert sockets_of(Config(server=Server(run_dir="run"))) == [f"{Path.cwd()}/run/gw0.sock"]
 
 
 @pytest.mark.parametrize("open_mode", [0o777, 0o770, 0o755, 0o701, 0o2770])

@@ -1,10 +1,13 @@
 """Counters shared by the worker processes of one gateway."""
 
+import contextlib
 import errno
 import multiprocessing
 import os
 import signal
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -163,29 +166,122 @@ def test_decisions_of_two_processes_do_not_interleave(path: Path) -> None:
     assert left.sum(axis=0).tolist() == [[2000, 2000]] * 4 + [[0, 0]]
 
 
-def _hold(path: Path, ready: Connection) -> None:
-    counters = SharedCounters(path, 1)
-    with counters.lock():
-        counters.put(leg(counters.place(A), 1, 1))
+def _stay(path: Path, where: str, ready: Connection) -> None:
+    """Charge one request and stay inside a lock until told to go on, or for good; then decide once more."""
+    table = LoadTable(SharedCounters(path, 1))
+    slots = table.slots([A])
+    counters = table._counters
+    with counters.lock() if where == "decision" else counters.slots_lock():
+        table.charge(Charge(RequestId("stays"), A, 1, 1), 0.0, None)
         ready.send(True)
-        signal.pause()
+        ready.recv()
+    with table.lock():
+        ready.send(table.view(slots).requests[0])
+        ready.recv()
+    table.release(RequestId("stays"), 1.0)
+    ready.send(True)
 
 
-def test_a_killed_holder_releases_the_lock(path: Path) -> None:
-    """The lock of a worker killed inside it is free at once; its load goes when its row is taken again."""
+@contextlib.contextmanager
+def _inside(path: Path, where: str) -> Iterator[tuple[Connection, BaseProcess]]:
+    """Worker 1, in that lock; killed with the block if it still runs."""
     ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=_hold, args=(path, theirs))
+    process = spawn.Process(target=_stay, args=(path, where, theirs))
     process.start()
-    assert ours.poll(20)
+    try:
+        assert ours.poll(20)
+        ours.recv()
+        yield ours, process
+    finally:
+        process.kill()
+        process.join(20)
+
+
+def _signal(process: BaseProcess, number: signal.Signals) -> None:
     assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
-    process.join(20)
+    os.kill(process.pid, number)
+
+
+@pytest.mark.parametrize("where", ["decision", "slots"])
+def test_a_killed_holder_releases_the_lock(path: Path, where: str) -> None:
+    """The lock of a worker killed inside it is free at once; its load goes when its row is taken again."""
+    with _inside(path, where) as (_, process):
+        _signal(process, signal.SIGKILL)
+        process.join(20)
 
     one = SharedCounters(path, 0)
     with one.lock(), one.lock():
+        assert one._lock._is_held
         assert one.totals(one.slots([A])) == [[1], [1], [1], [1], [0]]
     SharedCounters(path, 1)
     assert one.totals(one.slots([A])) == [[0]] * 5
+
+
+def _go_on(path: Path, pipe: Connection) -> None:
+    """Worker 0 charges and releases a request, as often as it is told to; sends what it saw."""
+    counters = SharedCounters(path, 0)
+    table = LoadTable(counters)
+    slots = table.slots([A, B])
+    pipe.send(True)
+    while pipe.recv():
+        with table.lock():
+            table.charge(Charge(RequestId("goes on"), B, 1, 1), 0.0, None)
+            seen = table.view(slots).requests
+        table.release(RequestId("goes on"), 1.0)
+        pipe.send((seen, counters._lock._is_held))
+
+
+def test_a_stopped_holder_does_not_stop_the_others(path: Path) -> None:
+    """While a worker is stopped inside its decision the others decide without the lock, and with it after.
+
+    They see what it charged, and nothing is counted twice or lost.
+    """
+    ours, theirs = spawn.Pipe()
+    other = spawn.Process(target=_go_on, args=(path, theirs))
+    other.start()
+    try:
+        assert ours.poll(20)
+        ours.recv()
+        with _inside(path, "decision") as (pipe, process):
+            _signal(process, signal.SIGSTOP)
+            for _ in range(100):
+                ours.send(True)
+                assert ours.poll(20), "it waits for one that does not go on"
+                assert ours.recv() == ([1, 1], False)
+            _signal(process, signal.SIGCONT)
+            pipe.send(True)
+            assert pipe.poll(20)
+            assert pipe.recv() == 1
+            pipe.send(True)
+            assert pipe.poll(20)
+            pipe.recv()
+            ours.send(True)
+            assert ours.poll(20)
+            assert ours.recv() == ([0, 1], True)
+    finally:
+        other.kill()
+        other.join(20)
+    left = np.memmap(path, np.int64, mode="r", offset=64, shape=(2, 5, 2))
+    assert not left.any()
+
+
+def test_slots_are_not_given_out_beside_a_stopped_worker(path: Path) -> None:
+    """Two that take a free slot at once would share it: a new endpoint has none for now, the others go on."""
+    one = SharedCounters(path, 0)
+    with _inside(path, "slots") as (pipe, process):
+        one._slots[B] = 1  # as if it had been claimed before
+        _signal(process, signal.SIGSTOP)
+        for _ in range(3):
+            with pytest.raises(CapacityError, match="does not go on"):
+                one.place(A)
+            with one.lock():
+                assert one._lock._is_held
+                assert one.totals(one.slots([B])) == [[0]] * 5
+        assert set(one._slots) == {B}
+        _signal(process, signal.SIGCONT)
+        pipe.send(True)
+        assert pipe.poll(20)
+        assert one.place(A) == 0
 
 
 def test_create_leaves_workers_of_an_older_gateway_alone(path: Path) -> None:

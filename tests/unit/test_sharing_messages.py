@@ -96,6 +96,13 @@ def test_values_out_of_their_range_are_refused(fields: list[object]) -> None:
         decode(msgspec.msgpack.encode([1, *fields]))
 
 
+def test_a_number_beyond_any_encoding_is_no_message() -> None:
+    """As another program may have left one where ours are read."""
+    for update in (Update(MEMBER, 1, (Row(A, 2**64),)), Update(MEMBER, 2**64)):
+        with pytest.raises(MessageError):
+            encode(update)
+
+
 def test_items_of_later_versions_are_ignored_and_other_versions_refused() -> None:
     """A message may grow at its end; a changed meaning gets another version number."""
     assert decode(msgspec.msgpack.encode([1, MEMBER, 7, [[A, 1, 2, 3, 4, 5, 6]]])).rows == (

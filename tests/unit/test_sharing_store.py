@@ -19,6 +19,8 @@ from metadata_center.sharing.messages import (
     Reserved,
     Row,
     Update,
+    decode,
+    encode,
     member_id,
 )
 from metadata_center.sharing.others import MAX_OTHERS_REQUESTS, MAX_OTHERS_TOKENS, OPTIMISM_S
@@ -107,6 +109,42 @@ def test_a_slot_that_changed_hands_says_so() -> None:
     one.load.retain(frozenset([B]))
     charge(one, "2", B)
     assert sent(one) == Update(ONE, 3, (Row(A), Row(B, 1, 1, 10, 20)))
+
+
+def test_an_endpoint_that_comes_back_to_another_slot_has_one_row() -> None:
+    """A message with two rows of an endpoint is refused whole."""
+    one = store()
+    charge(one, "1", A)
+    charge(one, "2", B)
+    assert sent(one) is not None
+    one.load.release(RequestId("1"), 0.0)
+    one.load.release(RequestId("2"), 0.0)
+    one.load.retain(frozenset())
+    charge(one, "3", B)
+    update = sent(one)
+    assert update is not None
+    assert decode(encode(update)).rows == (Row(A), Row(B, 1, 1, 10, 20))
+    charge(one, "4", A)
+    charge(one, "5", B)
+    update = sent(one)
+    assert update is not None
+    assert decode(encode(update)).rows == (Row(B, 2, 2, 20, 40), Row(A, 1, 1, 10, 20))
+
+
+def test_an_endpoint_that_comes_back_empty_is_said_to_be_empty() -> None:
+    """To the slot that it had, or to another."""
+    for keys in ([A, B], [B, A]):
+        one = store()
+        charge(one, "1", A)
+        charge(one, "2", B)
+        assert sent(one) is not None
+        one.load.release(RequestId("1"), 0.0)
+        one.load.release(RequestId("2"), 0.0)
+        one.load.retain(frozenset())
+        one.load.slots(keys)
+        update = sent(one)
+        assert update is not None
+        assert set(update.rows) == {Row(A), Row(B)}
 
 
 def test_views_add_what_other_gateways_count() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from extproc.config.loading import load_all
+from extproc.config.loading import read_all, read_once
 from extproc.config.schema import Config
 from extproc.server.bootstrap import as_yaml, fill, template
 from extproc.server.run_dir import run_dir, socket_path
@@ -19,7 +19,7 @@ def bootstrap(path: Path, listen: str, envoy_admin_port: int) -> int:
         ConfigError: The configuration cannot be used.
         ValueError: `listen` is no address.
     """
-    config, _ = load_all(path)
+    config, _ = read_all(path, read_once)
     print(rendered(config, listen, envoy_admin_port), end="")
     return 0
 
@@ -70,6 +70,6 @@ def document_of(config: Config, listen: str, envoy_admin_port: int) -> dict[str,
 
 
 def sockets_of(config: Config) -> list[str]:
-    """The Unix sockets of all workers."""
-    folder = run_dir(config.server)
+    """The Unix sockets of all workers, by names that lead there wherever Envoy is started."""
+    folder = run_dir(config.server).absolute()
     return [str(socket_path(folder, index)) for index in range(config.server.workers)]

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 from extproc.config.clusters import ClusterSpec
 from extproc.config.document import read_yaml
-from extproc.config.loading import effective, load_all, read_file, unlisted
+from extproc.config.loading import effective, read_all, read_once, unlisted
 from extproc.config.schema import Config
 from extproc.errors import ConfigError
 from extproc.observing.printable import printable
 from extproc.server.bootstrap import template, withheld
+from metadata_center.addresses import is_of_many, is_unspecified
 
 
 def check(path: Path, *, print_effective: bool = False) -> int:
     """Check a tokenway.yaml with its clusters file, or a clusters.json alone.
 
     Args:
-        path: The file; `.json` means a clusters.json.
+        path: The file, or an open pipe; `.json` means a clusters.json.
         print_effective: Write the configuration with every default to standard output instead of
             the summary.
 
@@ -27,7 +29,9 @@ def check(path: Path, *, print_effective: bool = False) -> int:
         Exit status: 0 if usable; 1 if not, with the problems on standard error, one per line.
     """
     try:
-        config, clusters = load_all(path)
+        read = cache(read_once)  # a pipe can be read but once
+        config, clusters = read_all(path, read)
+        warned = [*_unlisted(path, read, config, clusters), *warnings(config, clusters)]
     except ConfigError as error:
         for problem in error.problems:
             print(printable(f"{error.path}: {problem}"), file=sys.stderr)
@@ -43,18 +47,20 @@ def check(path: Path, *, print_effective: bool = False) -> int:
             file=sys.stderr,
         )
     print(f"{path}: ok")
-    print(f"  models:    {len(config.models)} ({', '.join(config.models) or 'none'})")
+    print(printable(f"  models:    {len(config.models)} ({', '.join(config.models) or 'none'})"))
     print(f"  clusters:  {len(clusters)} ({', '.join(cluster.name for cluster in clusters) or 'none'})")
     print(f"  endpoints: {sum(len(cluster.endpoints) for cluster in clusters)}")
-    for warning in [*_unlisted(path, config, clusters), *warnings(config, clusters)]:
+    for warning in warned:
         print(f"{path}: warning: {warning}", file=sys.stderr)
     return 0
 
 
-def _unlisted(path: Path, config: Config, clusters: Sequence[ClusterSpec]) -> list[str]:
+def _unlisted(
+    path: Path, read: Callable[[Path], str], config: Config, clusters: Sequence[ClusterSpec]
+) -> list[str]:
     if path.suffix == ".json":
         return []
-    document = read_yaml(read_file(path), str(path))
+    document = read_yaml(read(path), str(path))
     consequence = "requests for it get 503 until a source lists it"
     return [f"{place}; {consequence}" for place in unlisted(config, clusters, document)]
 
@@ -76,9 +82,21 @@ def warnings(config: Config, clusters: Sequence[ClusterSpec]) -> list[str]:
                 f"default_cluster: `{default}` is a model's engines: whatever path is no inference reaches "
                 "them as it came, but for those by which they are administered (docs/security.md)"
             )
+    found += _odd_addresses(clusters)
     if config.server.listen_insecure and config.server.listen_tls is None:
         found.append(
             "server.listen_insecure: hosts that reach server.listen steer traffic, read prompts and eject "
             "engines; use server.listen_tls"
         )
     return found
+
+
+def _odd_addresses(clusters: Sequence[ClusterSpec]) -> list[str]:
+    """Endpoints at addresses that are no engine's, such as what an engine prints that listens to all."""
+    return [
+        f"clusters: `{cluster.name}` has an endpoint at {endpoint.address}, which "
+        + ("is Tokenway's own machine" if is_unspecified(endpoint.address) else "no engine can have")
+        for cluster in clusters
+        for endpoint in cluster.endpoints
+        if is_unspecified(endpoint.address) or is_of_many(endpoint.address)
+    ]

@@ -6,19 +6,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from http.client import HTTPException
-from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import quote
-from urllib.request import urlopen
 
 import orjson
 
 from extproc.observing.explain import render
 from extproc.observing.printable import escaped_json
+from tokenway.cli.admin_answer import fetch
 from tokenway.cli.admin_url import ADMIN_HELP, UNREADABLE, default_admin, foreign
-
-# The answer is a few records from memory; a gateway that needs longer is not answering.
-_TIMEOUT_S = 5.0
 
 
 def explain(args: Sequence[str]) -> int:
@@ -55,14 +51,12 @@ def explain(args: Sequence[str]) -> int:
     else:
         path = f"/explain/{quote(options.request_id, safe='')}"
     try:
-        answer = _get(options.admin.rstrip("/") + path)
+        answer = fetch(options.admin.rstrip("/") + path)
     except HTTPError as exc:
         exc.close()
-        missing = exc.code == 404
-        print(
-            "no decision of that id is remembered" if missing else f"admin port: status {exc.code}",
-            file=sys.stderr,
-        )
+        is_missing = exc.code == 404 and options.request_id is not None
+        problem = f"admin port {options.admin} answers with status {exc.code}; is it a gateway's?"
+        print("no decision of that id is remembered" if is_missing else problem, file=sys.stderr)
         return 1
     except (OSError, ValueError, HTTPException) as exc:
         print(f"admin port {options.admin} does not answer: {exc}", file=sys.stderr)
@@ -85,10 +79,3 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0):
         raise argparse.ArgumentTypeError(f"`{text}` is no number of decisions; accepted: 1 or more")
     return int(text)
-
-
-def _get(url: str) -> Any:
-    if not url.startswith(("http://", "https://")):
-        raise ValueError("the admin URL must begin with http:// or https://")
-    with urlopen(url, timeout=_TIMEOUT_S) as response:  # noqa: S310 - the scheme is checked above
-        return orjson.loads(response.read())

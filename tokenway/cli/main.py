@@ -18,6 +18,7 @@ from extproc.observing.printable import printable
 from metadata_center import signals
 from metadata_center.addresses import Address, parse_port
 from metadata_center.errors import MetadataError
+from metadata_center.files import is_descriptor
 from tokenway.cli import SERVING
 from tokenway.cli.admin_url import ADMIN_HELP, default_admin
 from tokenway.cli.picker_flags import add_picker_flags
@@ -177,6 +178,21 @@ def _checked(parse: Callable[[str], object]) -> Callable[[str], str]:
     return read
 
 
+def _file_or_pipe(text: str) -> Path:
+    """For what is read once: `-` is standard input."""
+    return Path("/dev/stdin" if text == "-" else text)
+
+
+def _watched_file(text: str) -> Path:
+    """For what is read again when it changes, of which a pipe is not capable."""
+    path = Path(text)
+    if text == "-" or (is_descriptor(path) and path.is_fifo()):
+        raise argparse.ArgumentTypeError(
+            f"`{text}` is a pipe; accepted: a file, which is read again when it changes"
+        )
+    return path
+
+
 def _clients_address(text: str) -> str:
     from tokenway.cli.bootstrap import listen_address
 
@@ -216,7 +232,7 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="run the gateway")
     serve.add_argument(
         "config",
-        type=Path,
+        type=_watched_file,
         nargs="?",
         help="tokenway.yaml, or a clusters.json for defaults in all the rest; none if flags say the pods",
     )
@@ -224,14 +240,18 @@ def _parser() -> argparse.ArgumentParser:
     add_pool_flags(serve)
 
     checking = commands.add_parser("check", help="say whether a configuration is usable")
-    checking.add_argument("file", type=Path, help="tokenway.yaml or clusters.json")
+    checking.add_argument(
+        "file", type=_file_or_pipe, help="tokenway.yaml or clusters.json; - reads the first from a pipe"
+    )
     checking.add_argument("--print-effective", action="store_true", help="print it with every default")
 
     envoy = _envoy_parser()
     rendering = commands.add_parser(
         "bootstrap", parents=[envoy], help="print Envoy's bootstrap for a configuration"
     )
-    rendering.add_argument("config", type=Path, help="tokenway.yaml or clusters.json")
+    rendering.add_argument(
+        "config", type=_file_or_pipe, help="tokenway.yaml or clusters.json; - as for check"
+    )
 
     _add_render(commands)
     commands.add_parser("explain", help="why a request went where it went")
@@ -243,7 +263,10 @@ def _parser() -> argparse.ArgumentParser:
         "demo", parents=[envoy], help="Envoy, three simulated engines and the gateway, at once"
     )
     showing.add_argument(
-        "--config", type=Path, metavar="FILE", help="tokenway.yaml (default: a copy of the shipped sample)"
+        "--config",
+        type=_watched_file,
+        metavar="FILE",
+        help="tokenway.yaml (default: a copy of the shipped sample)",
     )
     showing.add_argument(
         "--time-scale",
@@ -281,7 +304,9 @@ def _add_render(commands: Any) -> None:
     istio = gateways.add_parser(
         "istio", help="resources that make an Istio gateway's Envoy do what ours does"
     )
-    istio.add_argument("--config", type=Path, required=True, metavar="FILE", help="tokenway.yaml")
+    istio.add_argument(
+        "--config", type=_file_or_pipe, required=True, metavar="FILE", help="tokenway.yaml; - reads a pipe"
+    )
     istio.add_argument(
         "--out",
         type=Path,

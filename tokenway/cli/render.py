@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from extproc.config.loading import load_all
+from extproc.config.loading import read_all, read_once
 from extproc.istio_gateway.manifests import RenderingError, files
 from extproc.istio_gateway.text import Manifest, as_yaml
 from extproc.observing.printable import printable
@@ -45,6 +45,9 @@ def render_istio(path: Path, out: Path | None) -> int:
     for name, manifests in found.items():
         if manifests:
             (out / name).write_text(as_yaml(manifests), encoding="utf-8")
+        elif (out / name).exists():
+            left = f"{out / name}: warning: nothing goes there now; what it has is of before: delete it"
+            print(printable(f"{left} (`kubectl delete -f`), then the file"), file=sys.stderr)
     return 0
 
 
@@ -55,7 +58,7 @@ def rendered(path: Path) -> dict[str, list[Manifest]]:
         ConfigError: The configuration cannot be used.
         RenderingError: A setting has no form in Istio.
     """
-    config, clusters = load_all(path)
+    config, clusters = read_all(path, read_once)
     replaced = yaml.safe_load(shipped("envoy/istio-proxy.yaml").read_text(encoding="utf-8"))
     return files(
         config, clusters, document_of(config, *_UNUSED), replaced["http_filters"], sockets_of(config)

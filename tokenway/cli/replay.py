@@ -26,7 +26,16 @@ from tokenway.simulator.replay.report import document, markdown
 from tokenway.simulator.replay.settings import RunSettings, Spread
 from tokenway.simulator.replay.sources import open_trace
 from tokenway.simulator.replay.summary import RunResult, Slo
-from tokenway.simulator.replay.sweep import AUTO_SPEEDS, Job, find_knee, full_speed, pool, run_all
+from tokenway.simulator.replay.sweep import (
+    AUTO_SPEEDS,
+    Job,
+    Knee,
+    find_knee,
+    full_speed,
+    pool,
+    run_all,
+    speed_at_once,
+)
 from tokenway.simulator.replay.trace import Trace
 
 _DEFAULT_ENGINES = 8
@@ -86,8 +95,13 @@ def _replay(options: argparse.Namespace) -> int:
             judges = parse_lineup(options.knee_policies)
             start = full_speed(first, fleet)
             _say(f"looking for the knee around speed x{start:.2f}")
-            knee = find_knee(lambda speed: [job(judge, speed, seeds[0]) for judge in judges], start, executor)
-            speeds = [knee * factor for factor in AUTO_SPEEDS]
+            knee = find_knee(
+                lambda speed: [job(judge, speed, seeds[0]) for judge in judges],
+                start,
+                executor,
+                fastest=speed_at_once(first),
+            )
+            speeds = [knee.speed * factor for factor in AUTO_SPEEDS] if knee.missing is None else [knee.speed]
         else:
             speeds = rates
         jobs = [job(entrant, speed, seed) for speed in speeds for entrant in entrants for seed in seeds]
@@ -96,7 +110,11 @@ def _replay(options: argparse.Namespace) -> int:
     print(_heading(first, fleet, settings, slo, len(seeds), knee))
     print(markdown(results))
     if options.json is not None:
-        command = {**_command(options), "knee_speed": knee, "dropped": first.dropped}
+        command = {
+            **_command(options),
+            "knee_speed": None if knee is None or knee.missing else knee.speed,
+            "dropped": first.dropped,
+        }
         content = document(command, results, timings=not options.no_timings)
         options.json.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
     if options.plots is not None:
@@ -235,7 +253,7 @@ def _check_writable(options: argparse.Namespace) -> None:
 
 
 def _heading(
-    trace: Trace, fleet: Fleet, settings: RunSettings, slo: Slo, seeds: int, knee: float | None
+    trace: Trace, fleet: Fleet, settings: RunSettings, slo: Slo, seeds: int, knee: Knee | None
 ) -> str:
     groups = Counter(f"{member.profile.name} ({member.profile.kv_tokens:,} KV tokens)" for member in fleet)
     lines = [
@@ -252,7 +270,8 @@ def _heading(
     if trace.dropped:
         lines.append(f"- dropped as too long: {trace.dropped:,} requests")
     if knee is not None:
-        lines.append(f"- knee: speed ×{knee:.3g}")
+        found = f"- knee: speed ×{knee.speed:.3g}"
+        lines.append(found if knee.missing is None else f"- no knee: {knee.missing}; `--rates` says speeds")
     return "\n".join([*lines, ""])
 
 

@@ -7,15 +7,13 @@ import time
 from collections.abc import Mapping
 from http.client import HTTPException
 from typing import Any
-from urllib.request import urlopen
 
 import orjson
 
 from extproc.observing.printable import escaped_json, printable
+from tokenway.cli.admin_answer import fetch
 from tokenway.cli.admin_url import UNREADABLE, foreign
 
-# The answer is one table from memory; a gateway that needs longer is not answering.
-_TIMEOUT_S = 5.0
 _HOME_AND_CLEAR = "\x1b[H\x1b[2J"
 _COLUMNS = (
     "endpoint",
@@ -143,8 +141,5 @@ def _sources(current: Mapping[str, Any]) -> list[str]:
 
 
 def _endpoints(admin_url: str) -> dict[str, Any]:
-    if not admin_url.startswith(("http://", "https://")):
-        raise ValueError("the admin URL must begin with http:// or https://")
-    with urlopen(f"{admin_url.rstrip('/')}/endpoints", timeout=_TIMEOUT_S) as response:  # noqa: S310 - scheme checked
-        answer: dict[str, Any] = orjson.loads(response.read())
-        return answer
+    answer: dict[str, Any] = fetch(f"{admin_url.rstrip('/')}/endpoints")
+    return answer

@@ -78,6 +78,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{/* What no schema can say: refuses values that do not go together. */}}
 {{- define "tokenway.validate" -}}
 {{- $provider := .Values.provider.name }}
+{{- if not (regexMatch "^[a-z]" (include "tokenway.fullname" .)) }}
+{{- fail (printf "a Service's name begins with a letter, `%s` does not: set fullnameOverride" (include "tokenway.fullname" .)) }}
+{{- end }}
+{{- if and .Values.autoscaling.enabled (gt (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas)) }}
+{{- fail "autoscaling.minReplicas exceeds autoscaling.maxReplicas" }}
+{{- end }}
 {{- $several := or (gt (int .Values.replicas) 1) .Values.autoscaling.enabled }}
 {{- if and $several (not .Values.metadataCenter.url) }}
 {{- fail "several replicas (replicas, autoscaling) share load and caches: set metadataCenter.url, such as redis://redis.default.svc:6379/0" }}

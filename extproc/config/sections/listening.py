@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Annotated, Final, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -12,10 +12,32 @@ from pydantic_core import PydanticCustomError
 from extproc.config.sections.fields import DAY_S, FileName, Name, Seconds, Section
 from metadata_center.addresses import Address, ip_or_none, is_loopback
 
+MAX_SOCKET_BYTES: Final = 107
+"""Of the path of a Unix socket: unix(7) has 108 with the NUL that ends it."""
+
+MAX_RUN_DIR_BYTES: Final = MAX_SOCKET_BYTES - len("/admin63.sock")
+"""The longest name of a socket in it: there are up to 64 workers."""
+
+
+def _run_dir(text: str) -> str:
+    if len(text.encode(errors="surrogatepass")) > MAX_RUN_DIR_BYTES:
+        raise PydanticCustomError(
+            "run_dir",
+            "too long for the sockets in it; accepted: {bytes} bytes",
+            {"bytes": MAX_RUN_DIR_BYTES},
+        )
+    return text
+
 
 def _listen_address(text: str) -> str:
     """`unix:/path` or `ip:port`, IPv6 in brackets."""
     if text.startswith("unix:/"):
+        if len(text.removeprefix("unix:").encode(errors="surrogatepass")) > MAX_SOCKET_BYTES:
+            raise PydanticCustomError(
+                "listen",
+                "too long for a Unix socket; accepted: a path of {bytes} bytes",
+                {"bytes": MAX_SOCKET_BYTES},
+            )
         return text
     try:
         usable = ip_or_none(Address.parse(text).host) is not None
@@ -104,7 +126,12 @@ class Server(Section):
 
     workers: int = Field(default=1, ge=1, le=64)
     """Worker processes sharing one load table; one serves about a core of Envoy traffic."""
-    run_dir: Annotated[str, Field(min_length=1, max_length=256, examples=["/run/tokenway"])] | None = None
+    run_dir: (
+        Annotated[
+            str, Field(min_length=1, max_length=256, examples=["/run/tokenway"]), AfterValidator(_run_dir)
+        ]
+        | None
+    ) = None
     """Directory of the Unix sockets, made at start, closed to others; null takes the user's own place."""
     listen: Annotated[tuple[Listen, ...], Field(strict=False)] = ()
     """Further gRPC addresses beside the socket in `run_dir`: `unix:/path` or `ip:port`."""

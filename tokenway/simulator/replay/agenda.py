@@ -21,6 +21,15 @@ class Agenda:
         self._made += 1
         heappush(self._heap, (time_s, self._made, happen, args))
 
+    @property
+    def next_s(self) -> float:
+        """When the next event is due.
+
+        Raises:
+            IndexError: There is none.
+        """
+        return self._heap[0][0]
+
     def next(self) -> float:
         """Let the next event happen; returns its time.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 
@@ -56,14 +57,14 @@ class Replayed:
 
     Attributes:
         served: In the order of their ends.
-        computed_tokens: Per endpoint, tokens computed in each second of the run.
+        computed_tokens: Per endpoint, tokens by the second in which they were computed, 0 the first.
         steps: Of all engines.
         preemptions: Of all engines.
         end_s: Last event.
     """
 
     served: list[Served] = field(default_factory=list)
-    computed_tokens: list[list[int]] = field(default_factory=list)
+    computed_tokens: list[Counter[int]] = field(default_factory=list)
     steps: int = 0
     preemptions: int = 0
     end_s: float = 0.0

@@ -14,6 +14,7 @@ Rules:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import exp
@@ -127,7 +128,7 @@ class Replay:
         self._held: list[dict[int, Held]] = [{} for _ in self._gateways]
         self._polled, self._woken = ([False] * len(self._gateways) for _ in range(2))
         self._open = 0
-        self._outcome = Replayed(computed_tokens=[[] for _ in fleet])
+        self._outcome = Replayed(computed_tokens=[Counter() for _ in fleet])
 
     def run(self) -> Replayed:
         """Play the trace to its last token."""
@@ -432,7 +433,11 @@ class Replay:
 
     def _scraped(self, now_s: float) -> None:
         self._read_metrics(now_s)
-        self._agenda.at(now_s + self._settings.metric_age_s, self._scraped)
+        age_s = self._settings.metric_age_s
+        due_s = now_s + age_s
+        if not self._truth.live:  # a night without requests: until something happens, all readings are alike
+            due_s += age_s * max(0.0, (self._agenda.next_s - due_s) // age_s)
+        self._agenda.at(due_s, self._scraped)
 
     def _read_metrics(self, now_s: float) -> None:
         scrape = self._scrape
@@ -458,10 +463,7 @@ class Replay:
         outcome = self._outcome
         outcome.steps += 1
         outcome.preemptions += len(step.preempted)
-        seconds, second = outcome.computed_tokens[row], int(now_s)
-        if len(seconds) <= second:
-            seconds += [0] * (second + 1 - len(seconds))
-        seconds[second] += step.scheduled_tokens
+        outcome.computed_tokens[row][int(now_s)] += step.scheduled_tokens
         self._agenda.at(step.end_s, self._step_ended, row, step)
 
     def _step_ended(self, now_s: float, row: int, step: StepResult) -> None:

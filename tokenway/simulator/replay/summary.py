@@ -183,7 +183,10 @@ def summarise(
     wasted = sum(max(0, each.best_tokens - each.cached_tokens) for each in answered)
     abandoned = sum(each.is_abandoned for each in served)
     holds = [each.held_s for each in served if each.decisions > each.tries]
-    loads = [sum(seconds[int(warmup_s) :]) for seconds in outcome.computed_tokens]
+    loads = [
+        sum(tokens for second, tokens in row.items() if second >= int(warmup_s))
+        for row in outcome.computed_tokens
+    ]
     return Summary(
         requests=len(served),
         offered_rps=len(served) / span_s,
