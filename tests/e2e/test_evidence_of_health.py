@@ -50,6 +50,7 @@ def typed(kind: str, **fields: Any) -> bytes:
 
 TOKEN = data({"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": "a"}}]})
 ERROR = {"error": {"message": "engine core is gone", "type": "InternalServerError", "code": 500}}
+LONG_ERROR = data({"error": {"message": "gone " * 5_000, "code": 500}})
 STREAM = (TOKEN, TOKEN, data({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 2}}), DONE)
 MESSAGES = (
     typed("message_start", message={"usage": {"input_tokens": 9, "output_tokens": 0}}),
@@ -164,6 +165,27 @@ class Case:
 CASES = {
     "chat": Case("chat/completions", events(data(ERROR), DONE), STREAM, "error_in_answer"),
     "late": Case("chat/completions", events(*[TOKEN] * 100, data(ERROR), DONE), STREAM, "error_in_answer"),
+    "next-line": Case(
+        "chat/completions",
+        events(TOKEN, b'data: {"error":\ndata: {"message": "gone",\ndata:  "code": 500}}\n\n'),
+        STREAM,
+        "error_in_answer",
+    ),
+    "long": Case("chat/completions", events(TOKEN, LONG_ERROR), STREAM, "error_in_answer"),
+    "long-in-pieces": Case(
+        "chat/completions",
+        events(
+            TOKEN, LONG_ERROR[:9], *(LONG_ERROR[at : at + 3_000] for at in range(9, len(LONG_ERROR), 3_000))
+        ),
+        STREAM,
+        "error_in_answer",
+    ),
+    "long-object": Case(
+        "chat/completions",
+        events(TOKEN, data({"object": "error", "message": "gone " * 5_000, "code": 500})),
+        STREAM,
+        "error_in_answer",
+    ),
     "messages": Case(
         "messages",
         events(MESSAGES[0], typed("error", error={"type": "api_error", "message": "gone"})),
@@ -284,6 +306,21 @@ NO_ERRORS = {
     "said": (
         "chat/completions",
         (TOKEN.replace(b'"a"', rb'"\n\nevent: error\ndata: {\"error\": {\"type\": \"x\"}}"'), DONE),
+    ),
+    "said-at-length": (
+        "chat/completions",
+        (TOKEN.replace(b'"a"', rb'"data: {\"error\": {\"' + b"a" * 40_000 + b'"'), TOKEN, DONE),
+    ),
+    "argument-at-length": (
+        "messages",
+        (
+            MESSAGES[0],
+            typed(
+                "content_block_start",
+                content_block={"type": "tool_use", "input": {"error": {"type": "a" * 40_000}}},
+            ),
+            *MESSAGES[2:],
+        ),
     ),
     "null": (
         "chat/completions",
