@@ -54,9 +54,7 @@ def prepare(folder: Path) -> None:
     Raises:
         ConfigError: It is not and cannot be made so; says why and what to do.
     """
-    if (
-        len(os.fsencode(folder)) > MAX_RUN_DIR_BYTES
-    ):  # of $XDG_RUNTIME_DIR: a configuration's is checked there
+    if len(os.fsencode(folder)) > MAX_RUN_DIR_BYTES:  # $XDG_RUNTIME_DIR's; a configuration's was looked at
         raise _refused(folder, f"its sockets would have too long a name; accepted: {MAX_RUN_DIR_BYTES} bytes")
     folder = folder.absolute()  # not resolved: a link in its place is refused, not followed
     try:

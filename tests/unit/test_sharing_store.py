@@ -111,8 +111,8 @@ def test_a_slot_that_changed_hands_says_so() -> None:
     assert sent(one) == Update(ONE, 3, (Row(A), Row(B, 1, 1, 10, 20)))
 
 
-def test_an_endpoint_that_comes_back_to_another_slot_has_one_row() -> None:
-    """A message with two rows of an endpoint is refused whole."""
+def left() -> SharedStore:
+    """A store whose two endpoints left, empty, after a message in which they were not."""
     one = store()
     charge(one, "1", A)
     charge(one, "2", B)
@@ -120,6 +120,12 @@ def test_an_endpoint_that_comes_back_to_another_slot_has_one_row() -> None:
     one.load.release(RequestId("1"), 0.0)
     one.load.release(RequestId("2"), 0.0)
     one.load.retain(frozenset())
+    return one
+
+
+def test_an_endpoint_that_comes_back_to_another_slot_has_one_row() -> None:
+    """A message with two rows of an endpoint is refused whole."""
+    one = left()
     charge(one, "3", B)
     update = sent(one)
     assert update is not None
@@ -134,13 +140,7 @@ def test_an_endpoint_that_comes_back_to_another_slot_has_one_row() -> None:
 def test_an_endpoint_that_comes_back_empty_is_said_to_be_empty() -> None:
     """To the slot that it had, or to another."""
     for keys in ([A, B], [B, A]):
-        one = store()
-        charge(one, "1", A)
-        charge(one, "2", B)
-        assert sent(one) is not None
-        one.load.release(RequestId("1"), 0.0)
-        one.load.release(RequestId("2"), 0.0)
-        one.load.retain(frozenset())
+        one = left()
         one.load.slots(keys)
         update = sent(one)
         assert update is not None
