@@ -102,6 +102,7 @@ def test_inference_takes_post_alone(method: str) -> None:
     verdict = judge("/v1/chat/completions", method, default_cluster="other")
     assert isinstance(verdict, RefuseAtOnce)
     assert (verdict.error.reason, verdict.error.status) == (Reason.METHOD_NOT_ALLOWED, 405)
+    assert verdict.error.allow == ("POST",)
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/", "/v1/models?limit=2"])
@@ -128,6 +129,7 @@ def test_the_models_are_read_alone(path: str) -> None:
     verdict = judge(path, "POST")
     assert isinstance(verdict, RefuseAtOnce)
     assert (verdict.error.reason, verdict.error.status) == (Reason.METHOD_NOT_ALLOWED, 405)
+    assert verdict.error.allow == ("GET", "HEAD")
     assert isinstance(judge(path, "POST", default_cluster="other"), PassTo)
 
 
