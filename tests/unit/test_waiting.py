@@ -232,7 +232,7 @@ def test_the_place_of_one_that_is_sent_as_the_gateway_stops_is_that_of_when_it_w
 
 
 def test_the_record_of_one_that_yielded_says_by_how_much() -> None:
-    """More waits than can be in time, and this one has no time any more: it is later by 5 s, for its own limit is shorter."""
+    """More waits than can be in time, and this one has no time any more: it is later by 5 s, not by 1.5."""
     held = Held()
     held.ask("a")
     for number in range(14):
