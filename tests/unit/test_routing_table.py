@@ -81,13 +81,13 @@ def test_an_endpoint_that_cannot_be_counted_is_left_out() -> None:
     asked.clear()
     assert pools.of_route(route, one, 1.0 + 0.9 * RECOUNT_S) is lacking, "it is not made for each request"
     assert not asked
-    again = pools.of_model(route, one, "m", 1.0 + RECOUNT_S)
+    again = pools.of_model(route, one, "m", 1.0 + 1.01 * RECOUNT_S)
     assert again.slots == (1, 3)
     assert again is not lacking
     room.add("uid/2")
     assert one.pool(CLUSTER, {}, lambda _key: None).slots == (1, 2, 3)
     assert pools.of_route(route, one, 1.0 + 1.9 * RECOUNT_S) is again
-    whole = pools.of_route(route, one, 1.0 + 2.0 * RECOUNT_S)
+    whole = pools.of_route(route, one, 1.0 + 2.1 * RECOUNT_S)
     assert whole.slots == (1, 2, 3), "the pool that lacked one is asked for no longer"
     assert pools.of_route(route, one, 1.0 + 9.0 * RECOUNT_S) is whole
 
@@ -111,6 +111,7 @@ def test_inference_takes_post_alone(method: str) -> None:
     verdict = judge("/v1/chat/completions", method, default_cluster="other")
     assert isinstance(verdict, RefuseAtOnce)
     assert (verdict.error.reason, verdict.error.status) == (Reason.METHOD_NOT_ALLOWED, 405)
+    assert verdict.error.allow == ("POST",)
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/", "/v1/models?limit=2"])
@@ -137,6 +138,7 @@ def test_the_models_are_read_alone(path: str) -> None:
     verdict = judge(path, "POST")
     assert isinstance(verdict, RefuseAtOnce)
     assert (verdict.error.reason, verdict.error.status) == (Reason.METHOD_NOT_ALLOWED, 405)
+    assert verdict.error.allow == ("GET", "HEAD")
     assert isinstance(judge(path, "POST", default_cluster="other"), PassTo)
 
 
