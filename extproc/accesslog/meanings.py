@@ -73,7 +73,8 @@ def refused_by_envoy(owner: str | None, status: int, details: str) -> Reason | N
     Args:
         owner: Who decided, if anybody did.
         status: The client saw.
-        details: Envoy's `response_code_details`: `via_upstream` of an engine's, `lua_response` of our script's.
+        details: Envoy's `response_code_details`: `via_upstream` of an engine's answer, `lua_response` of our
+            script's.
     """
     if owner is not None or not details or details.startswith(_TOKENWAYS):
         return None

@@ -383,7 +383,9 @@ async def test_what_looks_like_an_error_and_is_an_answer(plain: Shared, name: st
     assert (await eventually(read, lambda outcome: outcome is not None))["ended"] == "completed"
 
 
-@pytest.mark.parametrize("parts", [(PING, PING), (*MESSAGES[:2], PING), (*MESSAGES[:2], data({"type": "ping"}))])
+@pytest.mark.parametrize(
+    "parts", [(PING, PING), (*MESSAGES[:2], PING), (*MESSAGES[:2], data({"type": "ping"}))]
+)
 async def test_a_ping_is_no_end(plain: Shared, parts: tuple[bytes, ...]) -> None:
     """Nor an answer: what is missing before it is missing."""
     plain.recorder.behaviour = events(*parts)
