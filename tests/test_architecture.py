@@ -92,6 +92,7 @@ CORE = (
     "extproc/xds/open_models.py",
     "extproc/xds/delta.py",
     "extproc/istio_gateway/*.py",
+    "extproc/config/collisions.py",
     "extproc/config/schema.py",
     "extproc/config/sections/*.py",
     "extproc/config/taking_effect.py",

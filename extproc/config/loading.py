@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import yaml
 
 from extproc.config.clusters import ClusterSpec, parse_clusters
+from extproc.config.collisions import collisions
 from extproc.config.document import Document, Location, read_yaml, unknown
 from extproc.config.rule_headers import never_arrives
 from extproc.config.schema import Config
@@ -79,7 +80,7 @@ def read_all(
     if path.suffix == ".json":
         clusters = parse_clusters(read(path), str(path))
         alone = read_yaml("", str(path)).overlaid({**settings, "clusters_file": path.name})
-        return with_defaults(alone.validated(Config), clusters), clusters
+        return with_defaults(_valid(alone), clusters), clusters
     text = read(path)
     config = parse(text, str(path), settings)
     if not config.discovery.is_on or "clusters_file" in config.model_fields_set:
@@ -102,8 +103,16 @@ def parse(text: str, path: str, settings: Settings = NO_SETTINGS) -> Config:
     document = read_yaml(text, path).overlaid(settings)
     if isinstance(document.data, dict) and list(document.data) == ["clusters"]:
         document.refuse([(("clusters",), "this is a clusters file: give it a name that ends in .json")])
+    return _valid(document)
+
+
+def _valid(document: Document) -> Config:
     config = document.validated(Config)
-    problems = [*_names_given_twice(config), *_headers_that_never_arrive(config)]
+    problems = [
+        *_names_given_twice(config),
+        *_headers_that_never_arrive(config),
+        *collisions(config),
+    ]
     if problems:
         document.refuse(problems)
     return config

@@ -62,7 +62,7 @@ from extproc.server.publishing import Encode, Preparation
 from extproc.server.request_settings import RequestPath, router_settings, routing_table
 from extproc.server.rpc_places import places_of
 from extproc.server.rpc_server import RpcServer, rpc_server
-from extproc.server.run_dir import Residence, admin_path, run_dir, socket_path
+from extproc.server.run_dir import Residence, admin_path, home_of, socket_path
 from extproc.server.sharing import Shared, reserve_by
 from extproc.server.status import Status
 from extproc.server.told_envoys import ToldEnvoys, told_envoys
@@ -178,7 +178,7 @@ def _site(
     owners: Owners,
 ) -> Site:
     workers, owner = config.server.workers if supervised else 1, f"{index}.{secrets.token_hex(4)}"
-    folder = run_dir(config.server)
+    folder = home_of(config, path)
     return Site(path, index, workers, supervised, folder, owner, config, registry, metrics, owners)
 
 

@@ -25,7 +25,7 @@ from types import MappingProxyType
 import msgspec
 
 from extproc.listeners import Listeners
-from extproc.server.run_dir import closed_to_others
+from extproc.server.run_dir import bus_path, closed_to_others
 from extproc.values.endings import AttemptFailed, AttemptStarted, RequestAlive, RequestEnd, RequestEvent
 from metadata_center.sharing.lines import heard, told
 from metadata_center.sharing.messages import Line
@@ -167,7 +167,7 @@ class Bus:
         self.dropped = 0
 
     def _path(self, index: int) -> Path:
-        return self._run_dir / f"bus{index}.sock"
+        return bus_path(self._run_dir, index)
 
     async def start(self) -> None:
         """Listen, and keep connecting to the others."""

@@ -20,6 +20,9 @@ import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from extproc.config.collisions import in_folder
+from extproc.config.document import dotted
+from extproc.config.schema import Config
 from extproc.config.sections.listening import MAX_RUN_DIR_BYTES, Server
 from extproc.errors import ConfigError
 
@@ -46,6 +49,23 @@ def run_dir(server: Server, environment: Mapping[str, str] = os.environ) -> Path
     if user == 0 or _owner(SYSTEM_DIR) == user:
         return SYSTEM_DIR
     return Path(f"/tmp/tokenway-{user}")  # noqa: S108 - sticky, and held to the rules above
+
+
+def home_of(config: Config, path: Path) -> Path:
+    """`run_dir`, if nothing else is to be where its files are.
+
+    Args:
+        config: The configuration.
+        path: Where it came from, for messages.
+
+    Raises:
+        ConfigError: A Unix socket of the configuration's has the path of one of the gateway's own files.
+    """
+    folder = run_dir(config.server)
+    problems = in_folder(config, str(folder.absolute()))
+    if problems:
+        raise ConfigError(str(path), [f"{dotted(location)}: {text}" for location, text in problems])
+    return folder
 
 
 def prepare(folder: Path) -> None:
@@ -146,6 +166,11 @@ def socket_path(folder: Path, index: int) -> Path:
 def admin_path(folder: Path, index: int) -> Path:
     """The admin socket of a worker, for its supervisor."""
     return folder / f"admin{index}.sock"
+
+
+def bus_path(folder: Path, index: int) -> Path:
+    """The socket of a worker for the other workers."""
+    return folder / f"bus{index}.sock"
 
 
 def counters_path(folder: Path) -> Path:

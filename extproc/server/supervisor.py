@@ -18,7 +18,7 @@ from extproc.server.metrics_ports import metrics_ports
 from extproc.server.modules import python_module
 from extproc.server.parts import Part, Parts
 from extproc.server.rpc_server import check_free
-from extproc.server.run_dir import Residence, admin_path, counters_path, run_dir
+from extproc.server.run_dir import Residence, admin_path, counters_path, home_of
 from metadata_center import signals
 from metadata_center.load import shared_counters
 
@@ -61,7 +61,7 @@ class Supervisor:
         self._path = path
         self._settings = json.dumps(dict(settings))
         config, _ = load_all(path, settings)
-        folder, workers = run_dir(config.server), config.server.workers
+        folder, workers = home_of(config, path), config.server.workers
         self._workers = range(workers)
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._keepers: list[asyncio.Task[None]] = []

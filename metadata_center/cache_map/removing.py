@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+from msgspec import structs
+
 from metadata_center.cache_map.holders import Replica
 from metadata_center.cache_map.runs import FOLD
 from metadata_center.cache_map.tree import Tree
 from metadata_center.cache_map.values import Counts
-from metadata_center.kv_events.events import GPU, BlockRemoved
+from metadata_center.kv_events.events import ANYWHERE, GPU, BlockRemoved
+
+_SLOWER: Final = "CPU"
+"""Any value of `medium` that is not in `GPU`."""
 
 
 def remove(tree: Tree, counts: Counts, replica: Replica, event: BlockRemoved) -> None:
-    """Take one copy of each named block from `replica`."""
+    """Take one copy of each named block from `replica`; if it is not said from which memory, from each."""
+    if event.medium == ANYWHERE:
+        remove(tree, counts, replica, structs.replace(event, medium=_SLOWER))
+        event = structs.replace(event, medium=None)
     if replica.has_group and event.group is not None and event.group != replica.group:
         counts.ignored += len(event.hashes)
         return

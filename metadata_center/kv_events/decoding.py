@@ -3,9 +3,12 @@
 Rules:
     1. A batch is a msgpack array `[ts, events, rank]`; `rank` may be absent, and what follows is ignored.
     2. An event is a map with `type`, or an array that starts with it (vLLM before mid-2026, SGLang).
-       Unknown types and unknown fields are ignored, so a newer engine is still understood.
+       Unknown types and unknown fields are ignored, so a newer engine is still understood; so is whatever
+       stands in a field that nothing here reads, the time and the rank among them. Numbers may be text.
     3. Whatever the bytes, the result is a `Batch` or `DecodeError`. A payload and its number of events
        are bounded before anything is allocated for them.
+    4. A field that is read and cannot be spoils its event (`pieces` says what that costs), unless there is a
+       value that makes nothing up: an adapter that is not named, a copy that is gone from any memory.
 
 One pass of a typed decoder does all of the work for what vLLM sends by default; the rest (arrays, hashes as
 bytes or signed, unknown types) costs one more pass and a few Python operations for each event.
@@ -17,9 +20,11 @@ from math import isfinite
 from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
+from msgspec import structs
 
 from metadata_center.kv_events.errors import DecodeError
 from metadata_center.kv_events.events import (
+    ANYWHERE,
     MAX_EVENTS,
     AllBlocksCleared,
     Batch,
@@ -45,14 +50,12 @@ class _StoredMap(msgspec.Struct, gc=False, tag_field="type", tag="BlockStored"):
     parent_block_hash: _Hash | None
     token_ids: msgspec.Raw
     block_size: BlockSize
-    lora_id: int | None = None
+    lora_id: Any = None
     medium: str | None = None
     lora_name: str | None = None
     extra_keys: list[list[Any] | None] | None = None
     group_idx: int | None = None
     kv_cache_spec_kind: str | None = None
-    kv_cache_spec_sliding_window: int | None = None
-    session_id: str | None = None
 
     def event(self) -> BlockStored:
         """The value."""
@@ -61,14 +64,12 @@ class _StoredMap(msgspec.Struct, gc=False, tag_field="type", tag="BlockStored"):
             None if self.parent_block_hash is None else _unsigned(self.parent_block_hash),
             self.token_ids,
             self.block_size,
-            self.lora_id,
+            _adapter(self.lora_id),
             self.medium,
             self.lora_name,
             self.extra_keys,
             self.group_idx,
             self.kv_cache_spec_kind,
-            self.kv_cache_spec_sliding_window,
-            self.session_id,
         )
 
 
@@ -76,12 +77,12 @@ class _RemovedMap(msgspec.Struct, gc=False, tag_field="type", tag="BlockRemoved"
     """A removed event whose hashes may be bytes or negative."""
 
     block_hashes: list[_Hash]
-    medium: str | None = None
-    group_idx: int | None = None
+    medium: Any = None
+    group_idx: Any = None
 
     def event(self) -> BlockRemoved:
         """The value."""
-        return BlockRemoved(_all_unsigned(self.block_hashes), self.medium, self.group_idx)
+        return _removed(self.block_hashes, self.medium, self.group_idx)
 
 
 class _ClearedMap(msgspec.Struct, gc=False, tag_field="type", tag="AllBlocksCleared"):
@@ -116,7 +117,7 @@ class _StoredArray(msgspec.Struct, gc=False, array_like=True, tag_field="type", 
             None if self.parent_block_hash is None else _unsigned(self.parent_block_hash),
             self.token_ids,
             self.block_size,
-            self.lora_id if type(self.lora_id) is int else None,
+            _adapter(self.lora_id),
             self.medium,
             self.lora_name if type(self.lora_name) is str else None,
             extra_keys,
@@ -129,16 +130,12 @@ class _RemovedArray(msgspec.Struct, gc=False, array_like=True, tag_field="type",
     """A removed event by position."""
 
     block_hashes: list[_Hash]
-    medium: str | None = None
+    medium: Any = None
     group_idx: Any = None
 
     def event(self) -> BlockRemoved:
         """The value."""
-        return BlockRemoved(
-            _all_unsigned(self.block_hashes),
-            self.medium,
-            self.group_idx if type(self.group_idx) is int else None,
-        )
+        return _removed(self.block_hashes, self.medium, self.group_idx)
 
 
 class _ClearedArray(msgspec.Struct, gc=False, array_like=True, tag_field="type", tag="AllBlocksCleared"):
@@ -160,9 +157,19 @@ class _Arrays(msgspec.Struct, gc=False, array_like=True):
 
 
 class _Any(msgspec.Struct, gc=False, array_like=True):
-    ts: float
+    ts: Any
     events: Annotated[list[msgspec.Raw], msgspec.Meta(max_length=MAX_EVENTS)]
-    rank: int | None = None
+    rank: Any = None
+
+    @property
+    def ts_s(self) -> float:
+        """The time; 0 if there is none."""
+        return _time_s(self.ts)
+
+    @property
+    def checked_rank(self) -> int | None:
+        """The rank; None if there is none."""
+        return self.rank if type(self.rank) is int else None
 
 
 class _BareMap(msgspec.Struct, gc=False):
@@ -236,11 +243,11 @@ class _ArrayTag(msgspec.Struct, gc=False, array_like=True):
 _TYPED: Final = msgspec.msgpack.Decoder(Batch)
 _ARRAYS: Final = msgspec.msgpack.Decoder(_Arrays)
 _ANY: Final = msgspec.msgpack.Decoder(_Any)
-_MAP_EVENT: Final = msgspec.msgpack.Decoder(_MapEvent)
-_ARRAY_EVENT: Final = msgspec.msgpack.Decoder(_ArrayEvent)
+_MAP_EVENT: Final = msgspec.msgpack.Decoder(_MapEvent, strict=False)
+_ARRAY_EVENT: Final = msgspec.msgpack.Decoder(_ArrayEvent, strict=False)
 _PLAIN_EVENT: Final = msgspec.msgpack.Decoder(BlockStored | BlockRemoved | AllBlocksCleared)
-_BARE_MAP: Final = msgspec.msgpack.Decoder(_BareMap)
-_BARE_ARRAY: Final = msgspec.msgpack.Decoder(_BareArray)
+_BARE_MAP: Final = msgspec.msgpack.Decoder(_BareMap, strict=False)
+_BARE_ARRAY: Final = msgspec.msgpack.Decoder(_BareArray, strict=False)
 _MAP_HEADS: Final = msgspec.msgpack.Decoder(_MapHeads)
 _ARRAY_HEADS_OF: Final = msgspec.msgpack.Decoder(_ArrayHeads)
 _MAP_TAG: Final = msgspec.msgpack.Decoder(_MapTag)
@@ -275,9 +282,7 @@ def decode(payload: bytes) -> Batch:
         batch = _decode_arrays(payload) if _starts_with_array(payload) else _decode_maps(payload)
     except _MALFORMED as error:
         raise DecodeError(str(error)[:200]) from None
-    if not isfinite(batch.ts_s):
-        raise DecodeError("the time is not finite")
-    return batch
+    return batch if isfinite(batch.ts_s) else structs.replace(batch, ts_s=0.0)
 
 
 def scan(payload: bytes) -> tuple[float, list[msgspec.Raw], int | None]:
@@ -292,9 +297,16 @@ def scan(payload: bytes) -> tuple[float, list[msgspec.Raw], int | None]:
         batch = _ANY.decode(payload)
     except _MALFORMED as error:
         raise DecodeError(str(error)[:200]) from None
-    if not isfinite(batch.ts):
-        raise DecodeError("the time is not finite")
-    return batch.ts, batch.events, batch.rank
+    return batch.ts_s, batch.events, batch.checked_rank
+
+
+def is_stored(raw: msgspec.Raw) -> bool:
+    """True if an event is about stored blocks, whatever else is in it: it takes nothing away."""
+    is_array = memoryview(raw)[0] in _ARRAY_HEADS
+    try:
+        return (_ARRAY_TAG if is_array else _MAP_TAG).decode(raw).type == "BlockStored"
+    except _MALFORMED:
+        return False
 
 
 def heads_of(raw: msgspec.Raw) -> Heads:
@@ -395,7 +407,7 @@ def _decode_any(payload: bytes) -> Batch:
         event = _any_event(raw)
         if event is not None:
             events.append(event)
-    return Batch(batch.ts, events, batch.rank)
+    return Batch(batch.ts_s, events, batch.checked_rank)
 
 
 def _any_event(raw: msgspec.Raw) -> BlockStored | BlockRemoved | AllBlocksCleared | None:
@@ -412,6 +424,23 @@ def _any_event(raw: msgspec.Raw) -> BlockStored | BlockRemoved | AllBlocksCleare
 def _all_unsigned(hashes: list[_Hash]) -> list[int]:
     """As `_unsigned` says, without a call for each."""
     return [int.from_bytes(item[-8:], "big") if isinstance(item, bytes) else item & _MASK for item in hashes]
+
+
+def _removed(hashes: list[_Hash], medium: Any, group: Any) -> BlockRemoved:
+    """Where the rest cannot be read, what is removed is gone from wherever it may have been."""
+    where = medium if medium is None or type(medium) is str else ANYWHERE
+    return BlockRemoved(_all_unsigned(hashes), where, group if type(group) is int else None)
+
+
+def _adapter(lora_id: Any) -> int | None:
+    """The number of an adapter, of which only whether there is one is ever asked."""
+    return lora_id if lora_id is None or type(lora_id) is int else 0
+
+
+def _time_s(ts: Any) -> float:
+    if type(ts) not in (float, int) or not -1e300 < ts < 1e300:
+        return 0.0
+    return float(ts)
 
 
 def _unsigned(block_hash: _Hash) -> int:

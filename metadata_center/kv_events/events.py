@@ -21,7 +21,7 @@ import msgspec
 from metadata_center.kv_events.errors import DecodeError
 
 _TokenId = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
-_TOKENS: Final = msgspec.msgpack.Decoder(list[_TokenId])
+_TOKENS: Final = msgspec.msgpack.Decoder(list[_TokenId], strict=False)
 
 MAX_EVENTS: Final = 65_536
 """In one batch. SGLang with pages of one token names each evicted token in an event of its own."""
@@ -35,6 +35,9 @@ BlockSize = Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
 
 GPU: Final = frozenset({None, "GPU"})
 """Values of `medium` that mean the device's own memory, of whatever kind; all others are slower."""
+
+ANYWHERE: Final = "?"
+"""`medium` of a removed event that has something unreadable there: a copy is gone, of any kind of memory."""
 
 
 class BlockStored(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="BlockStored"):
@@ -51,8 +54,6 @@ class BlockStored(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="
         extra_keys: For each block what else its hash covers (adapter, cache salt on block 0, media), or None.
         group: Index of the KV cache group of a hybrid model, or None.
         kind: Attention kind of that group ("full_attention"), or None.
-        sliding_window: Its window in tokens, or None.
-        session_id: Session that the request named, or None.
     """
 
     hashes: list[Hash] = msgspec.field(name="block_hashes")
@@ -65,8 +66,6 @@ class BlockStored(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="
     extra_keys: list[list[Any] | None] | None = None
     group: int | None = msgspec.field(name="group_idx", default=None)
     kind: str | None = msgspec.field(name="kv_cache_spec_kind", default=None)
-    sliding_window: int | None = msgspec.field(name="kv_cache_spec_sliding_window", default=None)
-    session_id: str | None = None
 
     def token_ids(self) -> list[int]:
         """Decode the token ids, anew at each call.
@@ -92,7 +91,7 @@ class BlockRemoved(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag=
 
     Attributes:
         hashes: Of the blocks.
-        medium: Where they lay, or None if not said.
+        medium: Where they lay, or None if not said; `ANYWHERE` if it cannot be read.
         group: Index of the KV cache group, or None.
     """
 
@@ -112,7 +111,7 @@ class Batch(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What one engine step did to the cache; events in the order in which they must be applied.
 
     Attributes:
-        ts_s: Unix seconds on the engine's clock; finite.
+        ts_s: Unix seconds on the engine's clock, finite; 0 if it cannot be read, since nothing needs it.
         events: Known events; those of unknown types are left out.
         rank: Data-parallel rank, or None if not said.
     """

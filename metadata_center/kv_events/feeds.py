@@ -18,12 +18,11 @@ class Feed:
         replay: The task that asks for what was missed, or None.
         asked_s: When it last did.
         unverified: Its publisher may be another than before.
-        warned: A batch that cannot be decoded was logged.
         closed: It is no source any more: nothing of it is delivered.
         cut: There is no connection to its publisher.
     """
 
-    __slots__ = ("asked_s", "closed", "cut", "replay", "said", "sequencer", "source", "unverified", "warned")
+    __slots__ = ("asked_s", "closed", "cut", "replay", "said", "sequencer", "source", "unverified")
 
     def __init__(self, source: Source, sequencer: Sequencer) -> None:
         self.source = source
@@ -32,7 +31,6 @@ class Feed:
         self.replay: asyncio.Task[None] | None = None
         self.asked_s = float("-inf")
         self.unverified = True
-        self.warned = False
         self.closed = False
         self.cut = False
 

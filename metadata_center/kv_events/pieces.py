@@ -7,18 +7,30 @@ Rules:
     2. Between two steps of the iterator lie some milliseconds: `STEP_HASHES` blocks, or a pass over an event.
     3. What is larger than any engine's is refused before it is decoded, an event by its number of blocks. Of
        one with too many tokens or extra keys the text is unknown, and nothing else.
-    4. `DecodeError` may come after some pieces: what was missed is unknown, so all that was known is void.
+    4. An event that cannot be read costs no more than what it may have meant. One of stored blocks is left
+       out: they are unknown, and nothing that is known is made up. Any other may have taken blocks away: what
+       was known until there is void, and what comes after it counts.
+    5. `DecodeError` is for a payload that is no batch: what was missed is unknown, so all of it is void.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Final
 
 import msgspec
 from msgspec import structs
 
-from metadata_center.kv_events.decoding import decode, event_of, heads_of, scan, stored_without_text
+from metadata_center.kv_events.decoding import (
+    decode,
+    event_of,
+    heads_of,
+    is_stored,
+    scan,
+    stored_without_text,
+)
 from metadata_center.kv_events.errors import DecodeError
 from metadata_center.kv_events.events import (
     AllBlocksCleared,
@@ -49,34 +61,64 @@ STEP_TOKENS: Final = 16_384
 MAX_EXTRA_BYTES: Final = 64 * 1024
 """900 blocks of a picture's hash each, some 15,000 tokens of pictures; decoding takes at most 10 ms."""
 
+MAX_VOIDS: Final = 16
+"""Of one payload: what has more of them that may have taken blocks away is no batch of any engine's."""
+
 _NO_TOKENS: Final = msgspec.Raw(b"\xc0")
 
 
-def pieces(payload: bytes) -> Iterator[Batch | None]:
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Events that cannot be read.
+
+    Attributes:
+        why: What is wrong with the last of them, in 200 characters at most.
+        count: How many they are, >= 1.
+        voids: All that was known before is void: one of them may have taken some of that away.
+    """
+
+    why: str
+    count: int
+    voids: bool
+
+
+def pieces(payload: bytes) -> Iterator[Batch | Unreadable | None]:
     """Decode the last frame of a message, step by step.
 
     Args:
         payload: As received.
 
     Yields:
-        The next piece, or None where only time has passed.
+        The next piece, or None where only time has passed, or an event that is left out (Rule 4).
 
     Raises:
-        DecodeError: See `decode`, and Rule 3. Nothing else is ever raised.
+        DecodeError: The payload is no batch, see `scan` and `MAX_VOIDS`. Nothing else is ever raised.
     """
     if len(payload) <= SMALL_BYTES:
-        yield decode(payload)
-        return
+        with suppress(DecodeError):
+            yield decode(payload)
+            return
     ts_s, events, rank = scan(payload)
     yield None
     parts: list[Event] = []
-    num_hashes = 0
+    left_out: Unreadable | None = None
+    num_hashes = voids = 0
     for number, raw in enumerate(events):
         if not number % STEP_EVENTS:  # events of unknown types give no part
             yield None
-        for part in _parts(raw):
+        for part in _readable_parts(raw):
             if part is None:
                 yield None
+                continue
+            if isinstance(part, Unreadable):
+                if not part.voids:
+                    left_out = replace(part, count=part.count + (left_out.count if left_out else 0))
+                    continue
+                voids += 1
+                if voids > MAX_VOIDS:
+                    raise DecodeError(part.why)
+                parts, num_hashes = [], 0  # what they say is void with all before
+                yield part
                 continue
             parts.append(part)
             cleared = isinstance(part, AllBlocksCleared)
@@ -85,6 +127,15 @@ def pieces(payload: bytes) -> Iterator[Batch | None]:
                 yield Batch(ts_s, parts, rank)
                 parts, num_hashes = [], 0
     yield Batch(ts_s, parts, rank)
+    if left_out is not None:
+        yield left_out
+
+
+def _readable_parts(raw: msgspec.Raw) -> Iterator[Event | Unreadable | None]:
+    try:
+        yield from _parts(raw)
+    except DecodeError as error:
+        yield Unreadable(str(error), 1, voids=not is_stored(raw))
 
 
 def _parts(raw: msgspec.Raw) -> Iterator[Event | None]:

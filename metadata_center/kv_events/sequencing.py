@@ -276,8 +276,12 @@ class Sequencer:
         return []
 
     def spoiled(self) -> None:
-        """A delivered batch could not be decoded, so what it removed is unknown: the caller cleared."""
+        """What a delivered batch removed could not be read, so it is unknown: the caller cleared."""
         self.stats.losses += 1
+        self._settled = SyncState.INCOMPLETE
+
+    def lacking(self) -> None:
+        """Blocks that a delivered batch named could not be read: cached, and unknown."""
         self._settled = SyncState.INCOMPLETE
 
     def _ask(self, now_s: float, *, in_doubt: bool = False) -> list[Effect]:

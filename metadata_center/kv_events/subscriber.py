@@ -12,8 +12,9 @@ Rules:
     4. While there is no connection to an engine its view counts as behind. A new connection may mean a new
        engine: the sequencer verifies it. Where engines connect
        to us (bind), connections say nothing, so what learns of a restart calls `verify`.
-    5. Nothing an engine sends raises: a message without the frames of one is counted; a batch that cannot be
-       decoded is counted and clears its source, since what it removed is unknown.
+    5. Nothing an engine sends raises: a message without the frames of one is counted; so is an event or a
+       batch that cannot be decoded, which clears its source where it may have removed blocks, and is logged
+       once for each endpoint.
 
 A bound socket takes events from every host that can reach it: bind it to a private network.
 """
@@ -35,7 +36,7 @@ from zmq.utils.monitor import parse_monitor_message
 from metadata_center.kv_events.errors import DecodeError
 from metadata_center.kv_events.events import Batch
 from metadata_center.kv_events.feeds import Feed, Inlet, name_of
-from metadata_center.kv_events.pieces import SMALL_BYTES, pieces
+from metadata_center.kv_events.pieces import SMALL_BYTES, Unreadable, pieces
 from metadata_center.kv_events.sequencing import (
     REPLAY_TIMEOUT_S,
     RETRY_S,
@@ -114,6 +115,7 @@ class KvEventSubscriber:
         self._tasks: set[asyncio.Task[None]] = set()
         self._context: zmq.asyncio.Context | None = None
         self._counts = SubscriberStats()
+        self._warned: set[EndpointKey] = set()
 
     def start(self) -> None:
         """Begin receiving; sources may be set before or after.
@@ -188,6 +190,7 @@ class KvEventSubscriber:
             counts.batches,
             counts.malformed_messages,
             counts.malformed_batches,
+            counts.unreadable_events,
             counts.unknown_topics,
             counts.callback_errors,
             states,
@@ -217,6 +220,8 @@ class KvEventSubscriber:
             feed.replay.cancel()
         del self._inlets[source.events_address, source.bind].feeds[name_of(source)]
         self._call(self._on_clear, source)
+        if all(other.endpoint != source.endpoint for other in self._feeds):
+            self._warned.discard(source.endpoint)
 
     def _spawn(self, coroutine: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(coroutine, name=name)
@@ -390,7 +395,10 @@ class KvEventSubscriber:
     async def _deliver(self, feed: Feed, payload: bytes) -> None:
         try:
             for batch in pieces(payload):
-                if batch is not None:
+                if isinstance(batch, Unreadable):
+                    self._counts.unreadable_events += batch.count
+                    self._leave_out(feed, batch.why, voids=batch.voids)
+                elif batch is not None:
                     self._call(self._on_batch, feed.source, batch)
                 if self._is_turn_over() and len(payload) > SMALL_BYTES:
                     await asyncio.sleep(0)
@@ -399,16 +407,21 @@ class KvEventSubscriber:
                         return
         except DecodeError as error:
             self._counts.malformed_batches += 1
-            if not feed.warned:
-                feed.warned = True
-                logger.warning(
-                    "cache events that cannot be decoded",
-                    extra={"endpoint": feed.source.endpoint, "error": str(error)},
-                )
-            feed.sequencer.spoiled()
-            self._call(self._on_clear, feed.source)
+            self._leave_out(feed, str(error), voids=True)
             return
         self._counts.batches += 1
+
+    def _leave_out(self, feed: Feed, why: str, *, voids: bool) -> None:
+        """Something of a feed cannot be read; `voids` if it may have removed what is known."""
+        endpoint = feed.source.endpoint
+        if endpoint not in self._warned:
+            self._warned.add(endpoint)
+            logger.warning("cache events that cannot be decoded", extra={"endpoint": endpoint, "error": why})
+        if not voids:
+            feed.sequencer.lacking()
+            return
+        feed.sequencer.spoiled()
+        self._call(self._on_clear, feed.source)
 
     def _call(self, callback: Callable[[Unpack[_Args]], None], *args: *_Args) -> None:
         try:

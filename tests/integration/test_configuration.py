@@ -240,6 +240,24 @@ async def test_file_that_is_gone_is_reported_and_changes_nothing(rig: Rig, file:
         assert rig.applied[-1] == ["192.0.2.1:80"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "server: {listen: ['127.0.0.1:9000', '127.0.0.1:9000']}\n",
+        "cache: {kv_events: {listen: {'tcp://gw:5557': 'tcp://*:10080'}}}\n",
+    ],
+)
+async def test_sockets_that_collide_change_nothing(rig: Rig, text: str) -> None:
+    """Neither a setting that waits for a restart nor one that would come into force at once."""
+    async with following(rig) as current:
+        rig.put("tokenway.yaml", text)
+        await eventually(lambda: not current.files()["tokenway.yaml"])
+        assert len(rig.configs) == 1
+        assert current.current.server.listen == ()
+        rig.put("tokenway.yaml", "version: 1\n")
+        await eventually(lambda: current.files()["tokenway.yaml"])
+
+
 async def test_reload_by_hand_reads_and_asks_at_once(
     names: Names, rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

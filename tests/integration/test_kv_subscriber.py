@@ -403,6 +403,43 @@ async def test_malformed_messages_are_counted_and_change_nothing(caplog: pytest.
         assert [record.message for record in caplog.records] == ["cache events that cannot be decoded"]
 
 
+async def test_an_unreadable_store_clears_nothing_and_is_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Of an endpoint with two ranks: what is known stays, is known to be incomplete, and goes on growing."""
+    first, second = Engine(), Engine()
+    sources = [first.source(), second.source(rank=1)]
+    bad = msgspec.msgpack.encode([0.0, [["BlockStored", [1], None, [1, 2], 2, None, 7]], 0])
+    async with engines(first, second), subscribed(*sources) as view:
+        for engine in (first, second):
+            await engine.publish()
+        for source in sources:
+            await until(view.has(source, 0, 1))
+        for _ in range(3):
+            await first.publish_raw(bad)
+            await second.publish_raw(bad)
+        await until(lambda: view.subscriber.stats.unreadable_events == 6)
+        await first.publish()
+        await until(lambda: view.blocks.get(sources[0]) == [(0, 0), (0, 4)])
+        assert view.clears == []
+        assert view.subscriber.state(sources[0]) is SyncState.INCOMPLETE
+        assert view.subscriber.stats.malformed_batches == 0
+        assert [record.message for record in caplog.records] == ["cache events that cannot be decoded"]
+
+
+async def test_an_unreadable_removal_clears_what_was_before_it() -> None:
+    """And what the same batch says behind it counts."""
+    engine = Engine()
+    source = engine.source()
+    after = ["BlockStored", [77], None, [1, 2], 2, None, "GPU"]
+    async with engines(engine), subscribed(source) as view:
+        await engine.publish()
+        await until(view.has(source, 0, 1))
+        await engine.publish_raw(msgspec.msgpack.encode([0.0, [["BlockRemoved", "x"], after], 0]))
+        await until(lambda: len(view.blocks.get(source, ())) == 1 and view.clears == [source])
+        await until(lambda: [block for _, block in view.blocks[source]] == [77])
+
+
 async def test_callbacks_that_raise_end_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """It is counted and logged."""
     engine = Engine()
@@ -707,7 +744,7 @@ async def test_others_get_their_turn_within_a_large_message() -> None:
         assert len({at for at, _ in seen[2:30_002]}) > 1
         seen.clear()
         await engine.publish_raw(msgspec.msgpack.encode([0.0, [_blocks(1, 30_000), ["BlockRemoved"]], 0]))
-        await until(lambda: subscriber.stats.malformed_batches == 1)
+        await until(lambda: subscriber.stats.unreadable_events == 1)
         assert seen == []
         await until(lambda: subscriber.stats.sources[SyncState.INCOMPLETE] == 1)
     finally:

@@ -21,6 +21,7 @@ from metadata_center.cache_map.values import Matches
 from metadata_center.errors import CapacityError
 from metadata_center.kv_events.decoding import decode
 from metadata_center.kv_events.events import (
+    ANYWHERE,
     AllBlocksCleared,
     Batch,
     BlockRemoved,
@@ -221,6 +222,16 @@ def test_a_copy_in_a_slower_medium_counts_for_less() -> None:
     assert (found.blocks, found.tokens, found.gpu_tokens, found.worth_tokens) == ([2], [4], [2], [2.5])
     apply(cache_map, replica, removed(ids("abcd"), medium="STORAGE"))
     assert blocks(cache_map, "abcdefg") == [1]
+
+
+def test_a_copy_that_is_gone_from_somewhere_is_gone_from_everywhere() -> None:
+    """What cannot be read of a removal's memory makes no block up."""
+    cache_map, replica = one()
+    apply(cache_map, replica, stored(ids("abcd")))
+    hashes = names(ids("abcd"), 2)
+    apply(cache_map, replica, BlockStored(hashes, None, encoded_token_ids([]), 2, medium="CPU"))
+    apply(cache_map, replica, removed(ids("abcd"), medium=ANYWHERE))
+    assert blocks(cache_map, "abcdx") == [1]
 
 
 def test_a_slower_medium_adds_no_blocks() -> None:

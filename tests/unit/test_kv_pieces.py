@@ -12,14 +12,16 @@ from metadata_center.cache_map.cache_map import CacheMap
 from metadata_center.kv_events import pieces as module
 from metadata_center.kv_events.decoding import MAX_PAYLOAD_BYTES, decode
 from metadata_center.kv_events.errors import DecodeError
-from metadata_center.kv_events.events import MAX_EVENTS, AllBlocksCleared, Batch, BlockStored
+from metadata_center.kv_events.events import MAX_EVENTS, AllBlocksCleared, Batch, BlockRemoved, BlockStored
 from metadata_center.kv_events.pieces import (
     MAX_EVENT_HASHES,
     MAX_EVENT_TOKENS,
     MAX_EXTRA_BYTES,
+    MAX_VOIDS,
     SMALL_BYTES,
     STEP_EVENTS,
     STEP_HASHES,
+    Unreadable,
     pieces,
 )
 from metadata_center.roots import root
@@ -48,8 +50,18 @@ def batch(*events: Any) -> bytes:
 
 
 def parts(payload: bytes) -> list[Batch]:
-    """Its pieces."""
-    return [part for part in pieces(payload) if part is not None]
+    """Its pieces; all of it can be read."""
+    found = [part for part in pieces(payload) if part is not None]
+    assert not any(isinstance(part, Unreadable) for part in found)
+    return [part for part in found if isinstance(part, Batch)]
+
+
+def told(payload: bytes) -> list[Any]:
+    """The events of all pieces, and what cannot be read, in order."""
+    found: list[Any] = []
+    for part in pieces(payload):
+        found += part.events if isinstance(part, Batch) else [] if part is None else [part]
+    return found
 
 
 def weight(part: Batch) -> int:
@@ -120,20 +132,77 @@ def test_an_engine_that_clears_goes_on_in_another_piece() -> None:
 
 
 @pytest.mark.parametrize(
-    "event",
+    ("event", "voids"),
     [
-        stored(range(1, MAX_EVENT_HASHES + 2)),
-        {"type": "BlockRemoved", "block_hashes": [1] * (MAX_EVENT_HASHES + 1)},
-        stored(range(20_000), parent="no hash"),
-        {"type": "BlockStored", "block_hashes": [1] * 20_000},
-        "x" * 20_000,
-        {"block_hashes": [1] * 20_000},
+        (stored(range(1, MAX_EVENT_HASHES + 2)), False),
+        (stored(range(20_000), parent="no hash"), False),
+        ({"type": "BlockStored", "block_hashes": [1] * 20_000}, False),
+        ({"type": "BlockRemoved", "block_hashes": [1] * (MAX_EVENT_HASHES + 1)}, True),
+        ("x" * 20_000, True),
+        ({"block_hashes": [1] * 20_000}, True),
     ],
 )
-def test_events_beyond_any_engine_are_refused(event: Any) -> None:
+def test_events_beyond_any_engine_are_left_out(event: Any, voids: bool) -> None:
     """By their heads, before they are decoded; and those that are none."""
+    (found,) = [part for part in told(batch(event)) if isinstance(part, Unreadable)]
+    assert (found.count, found.voids) == (1, voids)
+
+
+STORED_ODDITIES: list[dict[str, Any]] = [
+    {"block_hashes": None},
+    {"block_hashes": [1, "one"]},
+    {"parent_block_hash": [1]},
+    {"block_size": "two"},
+    {"block_size": -1},
+    {"medium": 1},
+]
+REMOVED_ODDITIES: list[Any] = [
+    {"type": "BlockRemoved"},
+    {"type": "BlockRemoved", "block_hashes": [1, "one"]},
+    ["BlockRemoved", 7],
+    {"type": 3},
+    {},
+    [],
+    None,
+    5,
+]
+
+
+@pytest.mark.parametrize("form", [dict, as_array])
+@pytest.mark.parametrize("size", [1, SMALL_BYTES])
+@pytest.mark.parametrize("odd", STORED_ODDITIES, ids=repr)
+def test_an_unreadable_store_costs_its_own_blocks(odd: dict[str, Any], size: int, form: Any) -> None:
+    """What stands beside it counts, and nothing that was known is lost; in small and large payloads."""
+    plain = stored([1, 2]) | {"lora_id": None, "medium": "GPU", "lora_name": None}
+    before, after = stored([8, 9]), ["BlockRemoved", [8]]
+    found = told(batch(before, form(plain | odd), ["X", b"x" * size], after))
+    assert [type(part) for part in found] == [BlockStored, BlockRemoved, Unreadable]
+    assert (found[-1].count, found[-1].voids) == (1, False)
+
+
+@pytest.mark.parametrize("field", ["group_idx", "kv_cache_spec_kind", "lora_name", "extra_keys"])
+def test_a_store_whose_group_or_adapter_is_unreadable_is_left_out(field: str) -> None:
+    """Taken for the base model's, or for the group that is followed, its blocks would be made up."""
+    (found,) = told(batch(stored([1, 2]) | {field: {"a": 1}}))
+    assert (found.count, found.voids) == (1, False)
+
+
+@pytest.mark.parametrize("size", [1, SMALL_BYTES])
+@pytest.mark.parametrize("odd", REMOVED_ODDITIES, ids=repr)
+def test_an_unreadable_removal_voids_what_was_before_it_and_no_more(odd: Any, size: int) -> None:
+    """Events behind it in the same payload count."""
+    found = told(batch(stored([8, 9]), odd, ["X", b"x" * size], stored([5, 6])))
+    assert [type(part) for part in found] == [Unreadable, BlockStored]
+    assert (found[0].count, found[0].voids, found[1].hashes) == (1, True, [5, 6])
+
+
+def test_many_unreadable_events_cost_little() -> None:
+    """Stores are told of once; more removals than any engine's batch has end it."""
+    (found,) = told(batch(*[["BlockStored"]] * 1_000))
+    assert (found.count, found.voids) == (1_000, False)
+    assert len(told(batch(*[None] * MAX_VOIDS))) == MAX_VOIDS
     with pytest.raises(DecodeError):
-        parts(batch(event))
+        told(batch(*[None] * (MAX_VOIDS + 1)))
 
 
 @pytest.mark.parametrize(
@@ -145,12 +214,12 @@ def test_what_is_no_payload_is_refused(noise: bytes) -> None:
         parts(noise)
 
 
-def test_a_fault_after_some_pieces_is_a_fault() -> None:
+def test_a_fault_after_some_pieces_voids_them() -> None:
     """A reader that applied those has to forget them."""
-    steps = pieces(batch(stored(range(1, 5_000)), {"type": "BlockRemoved", "block_hashes": "x"}))
-    assert any(next(steps) is not None for _ in range(5))
-    with pytest.raises(DecodeError):
-        list(steps)
+    found = told(batch(stored(range(1, 5_000)), {"type": "BlockRemoved", "block_hashes": "x"}))
+    assert isinstance(found[0], BlockStored)
+    assert isinstance(found[-1], Unreadable)
+    assert found[-1].voids
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from extproc.config.schema import Config
 from extproc.errors import ConfigError
 from extproc.observing.printable import printable
 from extproc.server.bootstrap import template, withheld
+from extproc.server.run_dir import home_of
 from metadata_center.addresses import is_of_many, is_unspecified
 
 
@@ -31,6 +32,7 @@ def check(path: Path, *, print_effective: bool = False) -> int:
     try:
         read = cache(read_once)  # a pipe can be read but once
         config, clusters = read_all(path, read)
+        home_of(config, path)
         warned = [*_unlisted(path, read, config, clusters), *warnings(config, clusters)]
     except ConfigError as error:
         for problem in error.problems:

@@ -17,8 +17,8 @@ EVENT_BATCHES = Family("tokenway_kv_event_batches_total", MetricType.COUNTER, "B
 EVENT_FAULTS = Family(
     "tokenway_kv_event_faults_total",
     MetricType.COUNTER,
-    "What went wrong with KV events: `malformed` messages, `unknown_topic`, `gap` in the numbers, `restart` "
-    "of a publisher, `loss` of a view that no replay made whole.",
+    "What went wrong with KV events: `malformed` messages, `unreadable` events in others, `unknown_topic`, "
+    "`gap` in the numbers, `restart` of a publisher, `loss` of a view that no replay made whole.",
     ("fault",),
 )
 EVENT_REPLAYS = Family("tokenway_kv_event_replays_total", MetricType.COUNTER, "Replays asked of engines.")
@@ -62,6 +62,7 @@ def event_values(events: SubscriberStats, caches: CacheMapStats) -> Values:
         EVENT_BATCHES: {(): events.batches},
         EVENT_FAULTS: {
             ("malformed",): events.malformed_messages + events.malformed_batches,
+            ("unreadable",): events.unreadable_events,
             ("unknown_topic",): events.unknown_topics,
             ("gap",): events.sequence.gaps,
             ("restart",): events.sequence.restarts,
