@@ -262,6 +262,7 @@ def test_one_that_polls_finds_what_others_freed_by_the_next_poll() -> None:
     )
     first, ours = outcome.served
     polls = -(-(first.end_s + 0.001 - 0.005) // POLL_S)
+    assert ours.sent_s is not None
     assert ours.sent_s == pytest.approx(0.005 + polls * POLL_S)
     assert ours.sent_s > first.end_s + 0.002
 

@@ -6,8 +6,8 @@ Rules:
     2. A step's tokens, ends and cache events become known at its end; gateways hear of them when their
        settings say so.
     3. A held request is asked for again when anything frees capacity, as its gateway knows, and when its own
-       time is up. If it says so it is asked every `POLL_S` too, and what other gateways freed is found then, as
-       the product does it. News of one moment are all heard before anybody is asked. No request is held
+       time is up. If it says so it is asked every `POLL_S` too, and what other gateways freed is found then,
+       as the product does it. News of one moment are all heard before anybody is asked. No request is held
        longer than `max_hold_s`, and no gateway holds more than `max_held`.
     4. What clients do is `tokenway.simulator.replay.clients`: a request that is refused, or whose client
        leaves, gives up all that it held, and one that waited for it goes on as after an answer.
