@@ -38,6 +38,11 @@ class LoadStore(Protocol):
         """Within it, no other worker's charge falls between a `view` and the `charge` made from it."""
         ...
 
+    @property
+    def unlocked(self) -> int:
+        """Times that a block of `lock` did without, because the worker that has it does not go on."""
+        ...
+
     def slots(self, keys: Iterable[EndpointKey]) -> tuple[int, ...]:
         """Handles of `keys` for `view`, shape (n,), good while each key is in every `retain`."""
         ...

@@ -16,11 +16,13 @@ Rules:
        to do than there is time for each has its turn (`extproc.choosing.fairness`); while they take turns
        work counts once.
     3. While more waits than all endpoints do within the limit on TTFT, a request that can keep its limit
-       nowhere any more goes behind those that can: its place is later by the limit, once.
+       nowhere any more goes behind those that can: its place is later by the limit, once, and by no less than
+       that of one that says none: a limit that nobody can keep is no way to the front.
     4. No request waits longer than `REGRET` times the time to first token that was foreseen when it came,
        had it been sent at once, `REGRET_S`, and `STRETCH` times its work as it was then. Then it goes as the
        immediate rule sends it.
-    5. At most `max_held` requests wait, each `max_hold_s` at most, or while its own limit can be kept. One
+    5. At most `max_held` requests wait, each `max_hold_s` at most, or while its own limit can be kept, but
+       until its turn as foreseen when it came: clients say limits, and none goes first for what it says. One
        whose time is up goes as the immediate rule sends it, and so does the first in line from nine tenths of
        `max_held` on: were those sent that come, they would overtake all that wait. Where refusing is wanted,
        one too many is refused instead, and at once one that what is ahead of it leaves no time.
@@ -39,6 +41,7 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from extproc.choosing.completion import Cost, Costs
 from extproc.choosing.fairness import FairShares
+from extproc.choosing.limits import ASSUMED_TTFT_S
 from extproc.choosing.lines import OtherLines
 from extproc.values.decisions import WorkCount
 from metadata_center.types import value
@@ -269,7 +272,7 @@ class HoldQueue:
         if not yields and waits_s > limit_s * len(costs):
             soonest_s = min(map(sum, zip(costs.waits_s, costs.rooms_s, costs.works_s, strict=True)))
             yields = now_s + soonest_s > arrived_s + limit_s
-        yields_s = limit_s if yields else 0.0
+        yields_s = max(limit_s, ASSUMED_TTFT_S) if yields else 0.0
         return Place(rank + yields_s, counted, yields_s, lag_s)
 
     def forget(self, request_id: int) -> None:
@@ -320,7 +323,8 @@ class HoldQueue:
         due_s = arrived_s + bound_s
         latest_s = arrived_s + self._max_hold_s
         if limit_s is not None:
-            latest_s = min(latest_s, arrived_s + limit_s - best.work_s)
+            by_then_s = limit_s if self._refuses else max(limit_s, at_once_s)
+            latest_s = min(latest_s, arrived_s + by_then_s - best.work_s)
         if due_s <= now_s < latest_s:
             return Send(row)
         free_s = now_s + best.wait_s - opens_s[row] + best.room_s

@@ -38,6 +38,7 @@ from metadata_center.addresses import Address
 from metadata_center.cache_map.cache_map import CacheMap
 from metadata_center.cache_map.holders import Replica
 from metadata_center.errors import CapacityError
+from metadata_center.kv_events.claims import refused
 from metadata_center.kv_events.errors import DiscoveryError
 from metadata_center.kv_events.events import Batch
 from metadata_center.kv_events.sequencing import SyncState
@@ -135,6 +136,7 @@ class KvEventFollower:
         self._verdicts: dict[EndpointKey, CheckedRendering] = {}
         self._sources: dict[EndpointKey, tuple[Source, ...]] = {}
         self._replicas: dict[Source, Replica] = {}
+        self._refusals: dict[EndpointKey, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._session: aiohttp.ClientSession | None = None
         self._configuring: asyncio.Task[None] | None = None
@@ -359,11 +361,17 @@ class KvEventFollower:
 
     def _follow(self) -> None:
         """Bring replicas and the subscriber's sources in line with what is known."""
-        wanted = {source for sources in self._sources.values() for source in sources}
+        refusals = refused(self._sources, self._replicas.keys())
+        for key, problem in refusals.items():
+            if self._refusals.get(key) != problem:
+                _log.error("endpoint not followed", extra={"endpoint": key, "problem": problem})
+        self._refusals = refusals
+        followed = {key: sources for key, sources in self._sources.items() if key not in refusals}
+        wanted = {source for sources in followed.values() for source in sources}
         for source in self._replicas.keys() - wanted:
             # Here, because the subscriber's clear of what it removes finds no replica any more.
             self._caches.clear(self._replicas.pop(source))
-        for key, sources in self._sources.items():
+        for key, sources in followed.items():
             new = [source for source in sources if source not in self._replicas]
             space, vocabulary = self._known[key].space, self._verdicts[key].rendering.vocabulary
             try:

@@ -105,6 +105,7 @@ class Status:
             host_names=self._host_names(),
             clusters=self._clusters(),
             endpoints_left_out=self._fleet.left_out,
+            unlocked_decisions=self._scheduling.load.unlocked,
             ejections_withheld=self._scheduling.health.withheld,
         )
 

@@ -33,6 +33,7 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
+from metadata_center.kv_events.claims import MAX_SOURCES
 from metadata_center.kv_events.errors import DecodeError
 from metadata_center.kv_events.events import Batch
 from metadata_center.kv_events.feeds import Feed, Inlet, name_of
@@ -67,8 +68,6 @@ LIVE_QUEUE: Final = 1_000
 
 REPLAY_QUEUE: Final = 4_096
 """Messages queued during a replay, on top of the 1,000 of vLLM's ROUTER; more arrive in a second request."""
-
-MAX_SOURCES: Final = 1_024
 
 _TICK_S: Final = 0.25  # how late a time-out may be noticed
 _REOPEN_S: Final = 1.0  # between attempts to open an address that is in use or malformed

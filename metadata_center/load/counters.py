@@ -104,6 +104,11 @@ class Counters:
         """
         return _NO_LOCK
 
+    @property
+    def unlocked(self) -> int:
+        """Times that a block of `lock` ran though another worker kept the lock; a process alone has none."""
+        return 0
+
     def slots_lock(self) -> AbstractContextManager[None]:
         """Keep other workers from giving out slots, which takes some 0.2 ms; not re-entrant.
 

@@ -9,7 +9,8 @@ Rules:
        worker attaches to its row again, which zeroes it.
     4. Nobody waits longer than `PATIENCE_S` or `SLOTS_PATIENCE_S` for a holder that is stopped. A decision
        then goes on without the lock, on the view as it is, which another worker may change meanwhile: each
-       charge is still counted once, because a worker adds to its own row alone. Slots are never given out
+       charge is still counted once, because a worker adds to its own row alone; such decisions are counted,
+       and told in the log once in `QUIET_S`. Slots are never given out
        without a lock: an endpoint that needs a new one has none for the moment.
 """
 
@@ -40,6 +41,9 @@ PATIENCE_S: Final = 0.05
 SLOTS_PATIENCE_S: Final = 1.0
 """Longer, because without a slot an endpoint serves nobody, and seldom waited for: it takes a worker that is
 stopped within the 0.2 ms in which it takes slots."""
+
+QUIET_S: Final = 60.0
+"""Between two lines of the log about decisions without the lock."""
 
 _PAUSE_S: Final = 0.00005
 """Between two looks at a lock that another has: half a decision."""
@@ -114,6 +118,11 @@ class SharedCounters(Counters):
         """See `Counters.slots_lock`; waits as `lock` does, but at most `SLOTS_PATIENCE_S`."""
         return self._slots_lock
 
+    @property
+    def unlocked(self) -> int:
+        """See `Counters.unlocked`."""
+        return self._lock.unlocked
+
     def close(self) -> None:
         """Close the file; the counters stay mapped and counted, the locks are gone."""
         os.close(self._fd)
@@ -136,19 +145,26 @@ class _DecisionLock:
     """A re-entrant exclusive `flock`, or none where its holder does not go on.
 
     A class, because a generator-based one costs four times as much.
+
+    Attributes:
+        unlocked: Times that it was entered without being held.
     """
 
-    __slots__ = ("_depth", "_fd", "_is_held", "_is_stuck")
+    __slots__ = ("_depth", "_fd", "_is_held", "_is_stuck", "_quiet_until_s", "unlocked")
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._depth = 0
         self._is_held = False
         self._is_stuck = False
+        self._quiet_until_s = float("-inf")
+        self.unlocked = 0
 
     def __enter__(self) -> None:
         if not self._depth:
             self._is_held = self._take() or (not self._is_stuck and self._wait())
+            if not self._is_held:
+                self._miss()
         self._depth += 1
 
     def __exit__(
@@ -170,8 +186,19 @@ class _DecisionLock:
         if _in_time(self._take, PATIENCE_S):
             return True
         self._is_stuck = True
-        _LOGGER.warning("another worker does not go on: deciding beside it, not one after the other")
         return False
+
+    def _miss(self) -> None:
+        """Count a decision without the lock, and tell of it unless one was told of lately."""
+        self.unlocked += 1
+        now_s = time.monotonic()
+        if now_s < self._quiet_until_s:
+            return
+        self._quiet_until_s = now_s + QUIET_S
+        _LOGGER.warning(
+            "another worker does not go on: deciding beside it, not one after the other",
+            extra={"decisions": self.unlocked},
+        )
 
 
 class _SlotsLock:

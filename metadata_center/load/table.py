@@ -51,6 +51,11 @@ class LoadTable:
         """Legs of requests charged in this table."""
         return len(self._ledger)
 
+    @property
+    def unlocked(self) -> int:
+        """See `LoadStore`."""
+        return self._counters.unlocked
+
     def get(self, request_id: RequestId, leg: int = 0) -> Charge | None:
         """What a leg is charged now; None when it is not in flight."""
         entry = self._ledger.get(request_id, leg)

@@ -32,6 +32,11 @@ class SharedLoad:
         """See `LoadStore`."""
         return self._table.in_flight
 
+    @property
+    def unlocked(self) -> int:
+        """See `LoadStore`."""
+        return self._table.unlocked
+
     def lock(self) -> AbstractContextManager[None]:
         """See `LoadStore`."""
         return self._table.lock()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
 import time
@@ -25,6 +26,7 @@ from tests.e2e.harness import (
     post,
     recording,
     running_stack,
+    sample,
     send,
 )
 from tokenway.simulator.server.app import SimulatorServer
@@ -78,6 +80,28 @@ async def test_worker_killed_under_load(two_workers: Stack) -> None:
         await load.more(80)
     assert load.failures == []
     await eventually(two_workers.charged, lambda charged: not charged, 3 * LEASE_S)
+
+
+async def test_decisions_beside_a_worker_that_keeps_the_lock_are_counted(two_workers: Stack) -> None:
+    """As if one were stopped within its decision: all are answered and counted, and few are told of."""
+    (counters,) = two_workers.run_dir.rglob("load.counters")
+    known = len(two_workers.gateway_log())
+
+    async def unlocked() -> int:
+        scrape = await two_workers.metrics()
+        series = (f'tokenway_decisions_unlocked_total{{worker="{worker}"}}' for worker in (0, 1))
+        return sum(int(sample(scrape, each) or 0) for each in series)
+
+    before = await unlocked()
+    with counters.open("rb") as kept:
+        fcntl.flock(kept, fcntl.LOCK_EX)
+        for _ in range(20):
+            assert (await post(two_workers, chat("sim", "beside"))).status == 200
+    assert await unlocked() == before + 20
+    told = [entry for entry in two_workers.gateway_log()[known:] if "does not go on" in entry["event"]]
+    assert 1 <= len(told) <= 2
+    assert (await post(two_workers, chat("sim", "after"))).status == 200
+    assert await unlocked() == before + 20
 
 
 async def test_supervisor_killed(engines: list[SimulatorServer]) -> None:

@@ -88,6 +88,7 @@ class Engine:
         self.rendering = load(DATA / FAMILY)
         self.agrees = True
         self.named = [0]  # ranks that it says it has
+        self.claimed: list[dict[str, Any]] = []  # publishers of others that it says are its own
         self.asked = 0  # how often
         self.port = 0
         self._context = zmq.asyncio.Context()
@@ -126,7 +127,8 @@ class Engine:
 
     async def _sources(self, _: web.Request) -> web.Response:
         self.asked += 1
-        return web.json_response({str(number): self.ranks[number].answer for number in self.named})
+        answers = [*(self.ranks[number].answer for number in self.named), *self.claimed]
+        return web.json_response({str(number): answer for number, answer in enumerate(answers)})
 
     async def compute(self, text: str, *, rank: int = 0) -> int:
         """Compute a prompt and publish its blocks; returns how many of its tokens are cached for it now."""
@@ -296,6 +298,31 @@ async def test_a_rank_that_is_added_leaves_the_others_as_they_are(gateway: Gatew
         gateway.came_back(engine)
         await until(lambda: gateway.sources == 2 and gateway.is_announcing(engine))
         assert gateway.tokens(engine) == hit
+
+
+@pytest.mark.parametrize("liar_first", [False, True])
+async def test_an_engine_that_names_anothers_publisher_keeps_none_from_being_followed(
+    gateway: Gateway, caplog: pytest.LogCaptureFixture, liar_first: bool
+) -> None:
+    """The other one, or the one that comes after, goes on announcing; who is second is left to history."""
+    async with started() as honest, started() as liar, started() as later:
+        liar.claimed = [honest.ranks[0].answer]
+        first = liar if liar_first else honest
+        hit = await honest.compute(TEXT)
+        gateway.configure([first])
+        await until(lambda: gateway.is_announcing(first))
+        gateway.configure([honest, liar, later])
+        await until(lambda: gateway.is_announcing(later) and honest.asked > 0 and liar.asked > 0)
+        assert gateway.is_announcing(first)
+        second = honest if liar_first else liar
+        problem = f"it names a publisher of {first.endpoint.key}"
+        await until(lambda: problem in [getattr(each, "problem", "") for each in caplog.records])
+        assert not gateway.is_announcing(second)
+        assert await later.compute(TEXT) == hit
+        await until(lambda: gateway.tokens(later) == hit)
+        gateway.configure([second, later])
+        await until(lambda: gateway.is_announcing(second))
+        assert gateway.tokens(later) == hit
 
 
 async def test_what_a_rank_held_goes_with_it(gateway: Gateway) -> None:

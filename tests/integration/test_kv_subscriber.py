@@ -17,11 +17,12 @@ import zmq.asyncio
 from aiohttp import web
 
 from metadata_center.addresses import Address
+from metadata_center.kv_events.claims import MAX_SOURCES
 from metadata_center.kv_events.errors import DiscoveryError
 from metadata_center.kv_events.events import AllBlocksCleared, Batch, BlockRemoved, BlockStored
 from metadata_center.kv_events.sequencing import SyncState
 from metadata_center.kv_events.sources import MAX_ANSWER_BYTES, Source, configured, discover
-from metadata_center.kv_events.subscriber import MAX_SOURCES, KvEventSubscriber
+from metadata_center.kv_events.subscriber import KvEventSubscriber
 from metadata_center.types import EndpointKey
 from tokenway.simulator.engine.profile import PROFILES
 from tokenway.simulator.server.app import SimulatorServer, running

@@ -131,8 +131,8 @@ class WaitingMachine(RuleBasedStateMachine):
         assert deciding.patience_s is not None
         self.ever_held += 1
         now_s = self.loop.clock()
-        limit_s = inf if limit_ms is None else limit_ms / 1000
         wait = self.queue._held[self.asked_ticket(request_id)].queued.later.wait
+        limit_s = inf if limit_ms is None else max(limit_ms / 1000, wait.at_once_s)
         bound_s = REGRET * wait.at_once_s + REGRET_S + STRETCH * wait.counted.work_s
         self.waiting[request_id] = Waiting(
             Promise(deciding.pending), now_s, now_s + deciding.patience_s, limit_s, bound_s

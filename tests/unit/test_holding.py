@@ -224,9 +224,33 @@ def test_what_cannot_be_in_time_waits_its_turn_and_is_sent_then() -> None:
     assert waits.until_s == 30.0
     hurried = decide(queue, 2, [cost(1.7)], limit_s=2.0)
     assert isinstance(hurried, Wait)
-    assert hurried.until_s == 1.5
-    assert decide(queue, 2, [cost(1.7)], now_s=1.5, limit_s=2.0, before=hurried) == Send(0)
+    assert hurried.until_s == pytest.approx(1.7)  # 2.2 s were foreseen, half a second of them work
+    assert decide(queue, 2, [cost(1.7)], now_s=1.71, limit_s=2.0, before=hurried) == Send(0)
     assert decide(queue, 1, [cost(40.0)], now_s=30.0, before=waits) == Send(0)
+
+
+@pytest.mark.parametrize("limit_s", [1e-9, 0.001, 0.5, 4.0, 20.4])
+def test_a_limit_that_cannot_be_kept_is_no_way_to_the_front(limit_s: float) -> None:
+    """20 s ahead: whoever says that it bears less waits for its turn as foreseen, and is sent only then."""
+    queue = HoldQueue()
+    hurried = decide(queue, 1, [cost(20.0)], limit_s=limit_s)
+    assert isinstance(hurried, Wait)
+    assert hurried.until_s == pytest.approx(20.0)
+    again = decide(queue, 1, [cost(20.0)], now_s=19.9, limit_s=limit_s, before=hurried)
+    assert isinstance(again, Wait)
+    assert again.until_s == pytest.approx(20.0)
+    assert decide(queue, 1, [cost(20.0)], now_s=20.01, limit_s=limit_s, before=again) == Send(0)
+
+
+def test_a_limit_that_cannot_be_kept_yields_as_much_as_none() -> None:
+    """30 s of work wait for one endpoint: who says a millisecond stands no nearer than who says nothing."""
+    queue = HoldQueue()
+    for request_id in range(60):
+        assert isinstance(decide(queue, request_id, [cost(1.0)]), Wait)
+    usual = place(queue, 0.0, 0.5, wait_s=30.0)
+    hurried = place(queue, 0.0, 0.5, wait_s=30.0, limit_s=0.001)
+    assert usual.yields_s == hurried.yields_s == 5.0
+    assert place(queue, 0.0, 0.5, wait_s=30.0, limit_s=8.0).yields_s == 8.0
 
 
 def test_no_wait_is_longer_than_the_immediate_rule_promised_by_more_than_its_bound() -> None:

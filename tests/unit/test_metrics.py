@@ -287,6 +287,7 @@ def test_live_gauges_are_read_at_each_scrape(scraped: Scraped) -> None:
         streams_active=7,
         explain_records=9,
         endpoints_left_out=11,
+        unlocked_decisions=13,
         tokens_per_byte={"m": 0.25, "x": 1.0},
         calibrations=[
             (("m", "g"), KeyCalibration(summary, None)),
@@ -308,6 +309,7 @@ def test_live_gauges_are_read_at_each_scrape(scraped: Scraped) -> None:
     assert scraped.value("tokenway_streams_active") == 7
     assert scraped.value("tokenway_explain_records") == 9
     assert scraped.value("tokenway_endpoints_left_out") == 11
+    assert scraped.value("tokenway_decisions_unlocked_total") == 13
     live = LiveGauges(rows[:1])
     assert scraped.samples("tokenway_endpoint_available") == {("c", A): 1}
 

@@ -2,9 +2,11 @@
 
 import contextlib
 import errno
+import fcntl
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -14,8 +16,9 @@ import numpy as np
 import pytest
 
 from metadata_center.errors import CapacityError, LayoutError
+from metadata_center.load import shared_counters
 from metadata_center.load.ledger import Entry
-from metadata_center.load.shared_counters import SharedCounters, create
+from metadata_center.load.shared_counters import QUIET_S, SharedCounters, create
 from metadata_center.load.table import LoadTable
 from metadata_center.types import Charge, EndpointKey, RequestId
 
@@ -263,6 +266,37 @@ def test_a_stopped_holder_does_not_stop_the_others(path: Path) -> None:
         other.join(20)
     left = np.memmap(path, np.int64, mode="r", offset=64, shape=(2, 5, 2))
     assert not left.any()
+
+
+def test_decisions_without_the_lock_are_counted_and_told_of_seldom(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever has the lock keeps it, goes on, and keeps it again: each decision counts, one line a minute."""
+    table = LoadTable(SharedCounters(path, 0))
+    told = "another worker does not go on: deciding beside it, not one after the other"
+    with path.open("rb") as other:
+
+        def decide(times: int) -> None:
+            for _ in range(times):
+                with table.lock(), table.lock():
+                    pass
+
+        decide(1)
+        assert table.unlocked == 0
+        for round_ in (1, 2):
+            fcntl.flock(other, fcntl.LOCK_EX)
+            decide(3)
+            fcntl.flock(other, fcntl.LOCK_UN)
+            decide(2)
+            assert table.unlocked == 3 * round_
+        assert [record.message for record in caplog.records] == [told]
+        now_s = time.monotonic() + QUIET_S
+        monkeypatch.setattr(time, "monotonic", lambda: now_s)
+        monkeypatch.setattr(shared_counters, "PATIENCE_S", -1.0)
+        fcntl.flock(other, fcntl.LOCK_EX)
+        decide(1)
+        assert [record.message for record in caplog.records] == [told, told]
+        assert caplog.records[-1].__dict__["decisions"] == table.unlocked == 7
 
 
 def test_slots_are_not_given_out_beside_a_stopped_worker(path: Path) -> None:

@@ -232,7 +232,7 @@ def test_the_place_of_one_that_is_sent_as_the_gateway_stops_is_that_of_when_it_w
 
 
 def test_the_record_of_one_that_yielded_says_by_how_much() -> None:
-    """More waits than can be in time, and this one has no time any more: it is later by its limit."""
+    """More waits than can be in time, and this one has no time any more: it is later by 5 s, not by 1.5."""
     held = Held()
     held.ask("a")
     for number in range(14):
@@ -241,9 +241,9 @@ def test_the_record_of_one_that_yielded_says_by_how_much() -> None:
     held.waiting.close()
     json = to_json(held.rig.record("late"))
     assert json["hold"]["yielded"]
-    assert json["hold"]["yields_s"] == 1.5
+    assert json["hold"]["yields_s"] == 5.0
     assert verdict(json) == "recomputed: same choice, same place in line"
-    assert "behind those that could still be in time: 1500.0 ms later" in render(json)
+    assert "behind those that could still be in time: 5000.0 ms later" in render(json)
 
 
 def test_time_that_a_prefill_has_had_counts_as_done() -> None:
@@ -384,6 +384,20 @@ def test_what_cannot_be_answered_within_its_own_limit_is_refused_early() -> None
     with pytest.raises(RouterError) as refused:
         held.ask("b", x_slo_ttft_ms="700")
     assert refused.value.reason is Reason.OVERLOADED
+
+
+@pytest.mark.parametrize("limit_ms", ["0.0001", "1", "1e-300", "700"])
+def test_who_says_a_limit_that_nobody_can_keep_overtakes_nobody(limit_ms: str) -> None:
+    """The header is the client's own to write: what came before is sent before."""
+    held = Held()
+    held.ask("a")
+    before = [held.hold(f"before {number}") for number in range(4)]
+    hurried = held.hold("hurried", x_slo_ttft_ms=limit_ms)
+    for name in ("a", "before 0", "before 1"):
+        assert not hurried.done()
+        held.first_token(name)
+    assert [promise.done() for promise in before] == [True, True, True, False]
+    assert not hurried.done()
 
 
 def test_what_cannot_be_served_in_time_any_more_is_refused_then() -> None:

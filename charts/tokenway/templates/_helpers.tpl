@@ -3,14 +3,30 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 52 | trimSuffix "-" }}
 {{- end }}
 
+{{/* A name of at most so many characters, given as (name, most): what is cut ends with a hash of all of it. */}}
+{{- define "tokenway.cut" -}}
+{{- $name := index . 0 }}
+{{- if le (len $name) (index . 1) }}{{ $name | trimSuffix "-" }}
+{{- else }}{{ printf "%s-%s" ($name | trunc (sub (index . 1) 9 | int) | trimSuffix "-") (sha256sum $name | trunc 8) }}{{ end }}
+{{- end }}
+
 {{- define "tokenway.fullname" -}}
 {{- if .Values.fullnameOverride }}
-{{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" }}
+{{- include "tokenway.cut" (list .Values.fullnameOverride 52) }}
 {{- else if contains (include "tokenway.name" .) .Release.Name }}
-{{- .Release.Name | trunc 52 | trimSuffix "-" }}
+{{- include "tokenway.cut" (list .Release.Name 52) }}
 {{- else }}
-{{- printf "%s-%s" .Release.Name (include "tokenway.name" .) | trunc 52 | trimSuffix "-" }}
+{{- include "tokenway.cut" (list (printf "%s-%s" .Release.Name (include "tokenway.name" .)) 52) }}
 {{- end }}
+{{- end }}
+
+{{/* Of an object in the namespace that is given: elsewhere than the release, where a release of the same name in
+another namespace may have one as well, the release's namespace is in it. */}}
+{{- define "tokenway.nameIn" -}}
+{{- $root := index . 0 }}
+{{- $name := include "tokenway.fullname" $root }}
+{{- if eq (index . 1) $root.Release.Namespace }}{{ $name }}
+{{- else }}{{ include "tokenway.cut" (list (printf "%s-%s" $name $root.Release.Namespace) 63) }}{{ end }}
 {{- end }}
 
 {{- define "tokenway.selector" -}}

@@ -26,6 +26,12 @@ DECISION_SECONDS = Family(
     "From the whole request body to the decision.",
     buckets=_DECISION_BUCKETS,
 )
+UNLOCKED_DECISIONS = Family(
+    "tokenway_decisions_unlocked_total",
+    MetricType.COUNTER,
+    "Decisions, those to wait included, made without the lock of the counters that workers share, because "
+    "the worker that held it did not go on for 50 ms: two of them may have met at one endpoint.",
+)
 HELD = Family(
     "tokenway_held_requests",
     MetricType.GAUGE,
@@ -80,6 +86,7 @@ FALLBACKS = Family(
 FAMILIES: tuple[Family, ...] = (
     DECISIONS,
     DECISION_SECONDS,
+    UNLOCKED_DECISIONS,
     HELD,
     HOLDS,
     HOLD_SECONDS,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from extproc.observing.metrics import configuration, endpoints, predictions
-from extproc.observing.metrics.decisions import HELD
+from extproc.observing.metrics.decisions import HELD, UNLOCKED_DECISIONS
 from extproc.observing.metrics.endpoints import EndpointGauges
 from extproc.observing.metrics.family import Values
 from extproc.observing.metrics.health import EJECTIONS_WITHHELD
@@ -28,6 +28,7 @@ class LiveGauges:
         tokens_per_byte: Learned ratio by model; configured models only are shown.
         calibrations: How good predictions have been, by model and endpoint group.
         bus_dropped: Messages to other workers dropped so far.
+        unlocked_decisions: Made so far beside a worker that kept the lock.
         shared: Of other gateways (`sharing_values`) and of engines' KV events (`event_values`).
         files: Each configuration file that is needed: is it good? None shows the last attempts.
         host_names: Each host name in use: did its last look-up give an address?
@@ -43,6 +44,7 @@ class LiveGauges:
     tokens_per_byte: Mapping[str, float] = field(default_factory=dict)
     calibrations: Iterable[tuple[ModelKey, KeyCalibration]] = ()
     bus_dropped: int = 0
+    unlocked_decisions: int = 0
     shared: Values = field(default_factory=dict)
     files: Mapping[str, bool] | None = None
     host_names: Mapping[str, bool] = field(default_factory=dict)
@@ -62,6 +64,7 @@ class LiveGauges:
             EXPLAIN_RECORDS: {(): self.explain_records},
             HELD: {(reason,): count for reason, count in self.held.items()},
             BUS_DROPPED: {(): self.bus_dropped},
+            UNLOCKED_DECISIONS: {(): self.unlocked_decisions},
             EJECTIONS_WITHHELD: {(): self.ejections_withheld},
             **self.shared,
             **configuration.values(
