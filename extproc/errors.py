@@ -100,6 +100,7 @@ class RouterError(Exception):
         param: The offending request field (`messages`, `model`, `body.17`), or None.
         retry_after_s: Whole seconds for `Retry-After`, or None for no such header.
         held_s: How long the request waited for an endpoint before it was refused.
+        allow: Methods that the path takes, for `Allow` (405 must have it); empty for no such header.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class RouterError(Exception):
         param: str | None = None,
         retry_after_s: int | None = None,
         held_s: float = 0.0,
+        allow: tuple[str, ...] = (),
     ) -> None:
         super().__init__(message)
         self.reason = reason
@@ -117,6 +119,7 @@ class RouterError(Exception):
         self.param = param
         self.retry_after_s = retry_after_s
         self.held_s = held_s
+        self.allow = allow
 
     def untraced(self) -> RouterError:
         """This, as a value: without the frames it was raised in, which hold the request and its caller."""

@@ -582,6 +582,8 @@ def test_the_bootstrap_puts_each_setting_in_its_place() -> None:
     (listener,) = document["static_resources"]["listeners"]
     assert listener["address"]["socket_address"] == {"address": "::", "port_value": 80}
     assert listener["per_connection_buffer_limit_bytes"] == 4096
+    (host,) = listener["filter_chains"][0]["filters"][0]["typed_config"]["route_config"]["virtual_hosts"]
+    assert host["request_body_buffer_limit"] == 4096
     assert document["admin"]["address"]["socket_address"]["port_value"] == 9901
     clusters = {cluster["name"]: cluster for cluster in document["static_resources"]["clusters"]}
     assert set(WORKER_CLUSTERS) <= set(clusters)

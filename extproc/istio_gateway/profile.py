@@ -27,6 +27,9 @@ WORKER_CLUSTERS: Final = ("tokenway-extproc", "tokenway-als")
 
 _MATCHED: Final = "type.googleapis.com/envoy.extensions.common.matching.v3.ExtensionWithMatcher"
 
+_LEAST_WINDOW_BYTES: Final = 65_535
+"""Of HTTP/2, by Envoy."""
+
 _OF_ISTIO: Final = frozenset({"@type", "stat_prefix", "use_remote_address", "http_filters", "route_config"})
 """What istiod fills in of a connection manager, or what is no scalar and patched by itself."""
 
@@ -79,6 +82,9 @@ def profile_of(bootstrap: Mapping[str, Any], replaced: Mapping[str, Any], servic
     (host,) = manager["route_config"]["virtual_hosts"]
     pinned, nowhere = host["routes"][0], host["routes"][-1]
     _adapt(manager, service)
+    # What its Envoy buffers of an HTTP/2 request is a window of the stream: it has no limit of virtual hosts.
+    window = max(_LEAST_WINDOW_BYTES, listener["per_connection_buffer_limit_bytes"])
+    manager["http2_protocol_options"]["initial_stream_window_size"] = window
     filters = [_of_istio_proxy(each, replaced) for each in manager["http_filters"]]
     router = filters.pop()
     (worker,) = [each for each in static["clusters"] if each["name"] == WORKER_CLUSTERS[0]]

@@ -220,7 +220,7 @@ def immediate(status: int, body: bytes, details: str, error: RouterError | None)
         status: HTTP status code.
         body: JSON.
         details: Becomes `response_code_details` in the access log.
-        error: The refusal, for its `Retry-After`; None for an answer that is no refusal.
+        error: The refusal, for its `Retry-After` and `Allow`; None for an answer that is no refusal.
     """
     headers = [set_header("content-type", "application/json")]
     if error is not None and error.reason is Reason.UNSUPPORTED_ENCODING:
@@ -229,6 +229,8 @@ def immediate(status: int, body: bytes, details: str, error: RouterError | None)
         )  # RFC 9110 section 12.5.3: what a request may have
     if error is not None and error.retry_after_s is not None:
         headers.append(set_header("retry-after", str(error.retry_after_s)))
+    if error is not None and error.allow:
+        headers.append(set_header("allow", ", ".join(error.allow)))
     message = pb.ProcessingResponse()
     message.immediate_response.status.code = status
     message.immediate_response.headers.set_headers.extend(headers)

@@ -150,6 +150,8 @@ def _decode(body: Body) -> dict[str, Any]:
 def _complaint(body: bytes, error: orjson.JSONDecodeError) -> str:
     if body.startswith((BOM_UTF8, BOM_UTF16_LE, BOM_UTF16_BE)):  # Windows shells write files with one
         return "the request body begins with a byte order mark; accepted: UTF-8 without it"
+    if b"\0" in body[:4]:
+        return "the request body is UTF-16 or UTF-32; accepted: UTF-8"
     try:
         text = body.decode()
     except UnicodeDecodeError as undecodable:  # orjson places these at the start of the body
@@ -159,6 +161,10 @@ def _complaint(body: bytes, error: orjson.JSONDecodeError) -> str:
     place = f"at line {error.lineno} column {error.colno}"
     if _SURROGATE.match(text, error.pos):  # which JavaScript leaves where it cuts a text
         return f"the request body has half of a character, a lone surrogate, {place}"
+    if error.msg.startswith("depth limit"):
+        return f"the request body is nested too deeply {place}"
+    if error.msg.startswith("number is infinity"):
+        return f"the request body has a number {place} that no double-precision float can hold"
     return f"the request body is not valid JSON {place}"
 
 

@@ -193,10 +193,11 @@ class Router:
         One that is not known goes to any endpoint, whose own 404 the client is to see; so does one whose
         endpoint this request may not use. Neither is charged: nothing is computed for it.
         """
-        home = self._state.homes.find(response_key(named.response_id), self._clock())
+        now_s = self._clock()
+        home = self._state.homes.find(response_key(named.response_id), now_s)
         any_of: tuple[str, Pool] | None = None
         for route in self.table.rules.open_to(request.headers):
-            pool = self._scheduler.pools.of_route(route, self.table)
+            pool = self._scheduler.pools.of_route(route, self.table, now_s)
             holder = None if home is None else self.table.member(route.cluster, route.subset, home)
             if holder is not None:
                 others = [at for key, at in zip(pool.keys, pool.addresses, strict=True) if key != home]

@@ -225,15 +225,12 @@ class RoutingTable:
             return NEED_BODY_AND_HEAD if operation is Operation.RESPONSES else NEED_BODY
         path = as_engines_read(request.path)
         if operation is not None:
-            error = f"{path} takes POST, not {request.method}."
-            return RefuseAtOnce(RouterError(Reason.METHOD_NOT_ALLOWED, error, param="method"))
+            return _takes(("POST",), path, request.method)
         named = named_in(request.path)
         if named is not None:
             if request.method in named.methods:
                 return Retrieve(named)
-            takes = " and ".join(named.methods)
-            error = f"This path takes {takes}, not {request.method}."
-            return RefuseAtOnce(RouterError(Reason.METHOD_NOT_ALLOWED, error, param="method"))
+            return _takes(named.methods, "This path", request.method)
         engines = self._default_cluster if self.rules.serves_any else None  # they know what they serve
         reads = request.method in ("GET", "HEAD")
         if reads and _is_of_models(path) and engines is not None:
@@ -256,8 +253,7 @@ class RoutingTable:
                 return RefuseAtOnce(RouterError(Reason.CLUSTER_NOT_LISTED, error, retry_after_s=1))
             return PassTo(Plan(self._default_cluster))
         if _is_of_models(path):
-            error = f"{path} takes GET, not {request.method}."
-            return RefuseAtOnce(RouterError(Reason.METHOD_NOT_ALLOWED, error, param="method"))
+            return _takes(("GET", "HEAD"), path, request.method)
         return RefuseAtOnce(RouterError(Reason.UNKNOWN_PATH, "Nothing is served at this path."))
 
     def _may_pass(self, path: str) -> bool:
@@ -269,6 +265,11 @@ class RoutingTable:
         if could_be is None or operation_of(could_be) is not None:
             return False
         return not is_admin(could_be, self._admin_paths)
+
+
+def _takes(methods: tuple[str, ...], path: str, method: str) -> RefuseAtOnce:
+    error = f"{path} takes {' and '.join(methods)}, not {method}."
+    return RefuseAtOnce(RouterError(Reason.METHOD_NOT_ALLOWED, error, param="method", allow=methods))
 
 
 def _is_of_models(path: str) -> bool:

@@ -77,9 +77,11 @@ def fill(
     static = document["static_resources"]
     (listener,) = static["listeners"]
     listener["address"]["socket_address"] = {"address": listen[0], "port_value": listen[1]}
-    if max_body_bytes is not None:
-        listener["per_connection_buffer_limit_bytes"] = max_body_bytes
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    if max_body_bytes is not None:
+        (host,) = manager["route_config"]["virtual_hosts"]
+        listener["per_connection_buffer_limit_bytes"] = max_body_bytes
+        host["request_body_buffer_limit"] = max_body_bytes
     _set_headers(document, manager, allow_headers, rule_headers, forward_credentials=forward_credentials)
     _set_workers(static, sockets, edge.gateway)
     _set_away(manager, away, allow_fields, others)

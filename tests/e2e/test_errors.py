@@ -304,8 +304,26 @@ async def test_what_calls_itself_grpc_and_is_served_is_the_engines_to_judge(plai
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
 async def test_wrong_method(plain: Shared, method: str) -> None:
-    """An inference path takes POST only."""
-    check(await send(plain.stack, method, "/v1/chat/completions"), 405, "method_not_allowed")
+    """An inference path takes POST only, and the answer says so as HTTP does (RFC 9110, 15.5.6)."""
+    reply = await send(plain.stack, method, "/v1/chat/completions")
+    check(reply, 405, "method_not_allowed")
+    assert reply.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize(
+    ("path", "allow"),
+    [
+        ("/v1/models", "GET, HEAD"),
+        ("/v1/messages", "POST"),
+        ("/v1/audio/transcriptions", "POST"),
+        ("/v1/responses/resp_1", "GET, DELETE"),
+        ("/v1/responses/resp_1/cancel", "POST"),
+    ],
+)
+async def test_every_wrong_method_is_told_the_right_ones(plain: Shared, path: str, allow: str) -> None:
+    """Whatever the API."""
+    reply = await send(plain.stack, "PATCH", path)
+    assert (reply.status, reply.headers["allow"]) == (405, allow)
 
 
 @pytest.mark.parametrize("path", ["/", "/v2/chat/completions", "/v1/nothing", "/metrics", "/sim/state"])

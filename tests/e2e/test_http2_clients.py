@@ -1,4 +1,4 @@
-"""Clients that speak HTTP/2: one request that is none costs the others of its connection nothing."""
+"""Clients that speak HTTP/2: their bodies may be as large, and a request that is none costs no other."""
 
 from __future__ import annotations
 
@@ -68,6 +68,19 @@ class Client:
         self._writer.write(self._h2.data_to_send())
         return number
 
+    async def ask_at_length(self, headers: Headers, body: bytes) -> int:
+        """The same with any body, as the windows allow; stops when it is answered."""
+        number = self._h2.get_next_available_stream_id()
+        self._h2.send_headers(number, headers)
+        while body and number not in self.ended:
+            size = min(self._h2.local_flow_control_window(number), self._h2.max_outbound_frame_size)
+            if size:
+                self._h2.send_data(number, body[:size], end_stream=len(body) <= size)
+                body = body[size:]
+                self._writer.write(self._h2.data_to_send())
+            await asyncio.sleep(0)
+        return number
+
     async def _read(self) -> None:
         while said := await self._reader.read(65_536):
             for event in self._h2.receive_data(said):
@@ -126,3 +139,27 @@ async def test_a_malformed_request_costs_no_other(plain: Shared, name: str) -> N
         await eventually(ended, lambda ends: ends.get(later) == "answered")
         assert client.status[later] == b"200"
     await plain.stack.settled()
+
+
+@pytest.mark.parametrize("model", ["recorded", "tuned"])
+@pytest.mark.parametrize("size", [65_000, 70_000, 3_000_000])
+async def test_a_body_may_be_as_large_as_by_http_1(plain: Shared, size: int, model: str) -> None:
+    """However small the window of its stream is."""
+    async with Client(plain.stack.port) as client:
+
+        async def ended() -> dict[int, str]:
+            return client.ended
+
+        number = await client.ask_at_length(HEADERS, json.dumps(chat(model, "x" * size)).encode())
+        await eventually(ended, lambda ends: ends.get(number) == "answered")
+        assert client.status[number] == b"200"
+    (received,) = plain.recorder.received
+    assert len(json.loads(received.body)["messages"][0]["content"]) == size
+
+
+async def test_a_body_may_be_no_larger_than_by_http_1(plain: Shared) -> None:
+    """Beyond `request.max_body_bytes` it is 413."""
+    async with Client(plain.stack.port) as client:
+        number = await client.ask_at_length(HEADERS, b" " * (34 << 20))
+        assert client.status[number] == b"413"
+    assert plain.recorder.received == []

@@ -376,6 +376,15 @@ async def test_an_answer_beyond_every_buffer(plain: Shared) -> None:
     assert await reported(plain) == REPORTED
 
 
+@pytest.mark.parametrize("coding", ["", "identity", "Identity"])
+async def test_a_coding_that_is_none(plain: Shared, coding: str) -> None:
+    """A header that names no compression hides nothing."""
+    kind = {"content_type": "application/json", "content-encoding": coding}
+    plain.recorder.behaviour = answering(dumped({"usage": USAGE}), **kind)  # type: ignore[arg-type]
+    assert (await ask(plain)).status == 200
+    assert await reported(plain) == REPORTED
+
+
 @pytest.mark.parametrize(
     ("reason", "coding", "answer"),
     [

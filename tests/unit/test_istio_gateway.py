@@ -349,6 +349,7 @@ def test_each_setting_is_in_its_place(tmp_path: Path) -> None:
     (listener,) = patches(files, "LISTENER")
     assert listener["match"]["listener"] == {"portNumber": 8443}
     assert listener["patch"]["value"] == {"per_connection_buffer_limit_bytes": 4096}
+    assert manager(files)["http2_protocol_options"]["initial_stream_window_size"] == 65_535
     assert manager(files)["xff_num_trusted_hops"] == 2
     (virtual,) = of_kind(files, "VirtualService")
     assert all(

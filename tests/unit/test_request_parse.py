@@ -273,6 +273,30 @@ def test_a_prompt_of_the_wrong_type_is_refused(operation: Operation, prompt: obj
                 "the request body has half of a character, a lone surrogate, at line 1 column 7",
             ),
         ),
+        (
+            CHAT,
+            '{"model":"m"}'.encode("utf-16-le"),
+            (Reason.INVALID_JSON, "body", "the request body is UTF-16 or UTF-32; accepted: UTF-8"),
+        ),
+        (
+            CHAT,
+            '{"model":"m"}'.encode("utf-32-be"),
+            (Reason.INVALID_JSON, "body", "the request body is UTF-16 or UTF-32; accepted: UTF-8"),
+        ),
+        (
+            CHAT,
+            b'{"a":' + b"[" * 2000 + b"]" * 2000 + b"}",
+            (Reason.INVALID_JSON, "body", "the request body is nested too deeply at line 1 column 1030"),
+        ),
+        (
+            CHAT,
+            b'{"seed":\n' + b"9" * 400 + b"}",
+            (
+                Reason.INVALID_JSON,
+                "body",
+                "the request body has a number at line 2 column 1 that no double-precision float can hold",
+            ),
+        ),
         (CHAT, b"[]", (Reason.INVALID_REQUEST, "body", "the request body must be a JSON object")),
         (CHAT, b"{}", (Reason.MISSING_MODEL, "model", "model must be a non-empty string")),
         (CHAT, b'{"model":""}', (Reason.MISSING_MODEL, "model", "model must be a non-empty string")),

@@ -15,7 +15,7 @@ from extproc.errors import Reason, RouterError
 from extproc.health.settings import HealthSettings
 from extproc.health.tracker import HealthTracker
 from extproc.request.rules import ModelRules, Rule, RuleTable
-from extproc.routing.pools import Pools
+from extproc.routing.pools import RECOUNT_S, Pools
 from extproc.routing.table import Retrieve, RoutingTable
 from extproc.values.endpoints import Endpoint
 from extproc.values.exchange import (
@@ -58,8 +58,10 @@ def table(endpoints: Sequence[Endpoint] = (), default_cluster: str | None = None
 def test_an_endpoint_that_cannot_be_counted_is_left_out() -> None:
     """The others serve; when there is room again, so does it."""
     room = {"uid/1", "uid/3"}
+    asked: list[EndpointKey] = []
 
     def few(keys: Sequence[EndpointKey]) -> tuple[int, ...]:
+        asked.extend(keys)
         if not room.issuperset(keys):
             raise CapacityError("no room")
         return slots_of(keys)
@@ -74,13 +76,20 @@ def test_an_endpoint_that_cannot_be_counted_is_left_out() -> None:
     health.update({each.key: [each] for each in endpoints})
     pools = Pools(health, OtherLines())
     route = one.rules.match("m", {}, random.Random(1))
-    for _ in range(2):
-        assert pools.of_route(route, one).slots == (1, 3)
+    lacking = pools.of_route(route, one, 1.0)
+    assert lacking.slots == (1, 3)
+    asked.clear()
+    assert pools.of_route(route, one, 1.0 + 0.9 * RECOUNT_S) is lacking, "it is not made for each request"
+    assert not asked
+    again = pools.of_model(route, one, "m", 1.0 + 1.01 * RECOUNT_S)
+    assert again.slots == (1, 3)
+    assert again is not lacking
     room.add("uid/2")
     assert one.pool(CLUSTER, {}, lambda _key: None).slots == (1, 2, 3)
-    whole = pools.of_route(route, one)
+    assert pools.of_route(route, one, 1.0 + 1.9 * RECOUNT_S) is again
+    whole = pools.of_route(route, one, 1.0 + 2.1 * RECOUNT_S)
     assert whole.slots == (1, 2, 3), "the pool that lacked one is asked for no longer"
-    assert pools.of_route(route, one) is whole
+    assert pools.of_route(route, one, 1.0 + 9.0 * RECOUNT_S) is whole
 
 
 def judge(path: str, method: str = "GET", default_cluster: str | None = None) -> LineVerdict:
@@ -102,6 +111,7 @@ def test_inference_takes_post_alone(method: str) -> None:
     verdict = judge("/v1/chat/completions", method, default_cluster="other")
     assert isinstance(verdict, RefuseAtOnce)
     assert (verdict.error.reason, verdict.error.status) == (Reason.METHOD_NOT_ALLOWED, 405)
+    assert verdict.error.allow == ("POST",)
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/", "/v1/models?limit=2"])
@@ -128,6 +138,7 @@ def test_the_models_are_read_alone(path: str) -> None:
     verdict = judge(path, "POST")
     assert isinstance(verdict, RefuseAtOnce)
     assert (verdict.error.reason, verdict.error.status) == (Reason.METHOD_NOT_ALLOWED, 405)
+    assert verdict.error.allow == ("GET", "HEAD")
     assert isinstance(judge(path, "POST", default_cluster="other"), PassTo)
 
 
