@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
@@ -69,7 +70,7 @@ def block_key_of(config: Config) -> bytes | None:
     if not config.logging.prompt_blocks:
         return None
     variable = config.logging.prompt_blocks_key_env
-    key = secret(variable) or ""
+    key = os.environ.get(variable, "")
     if len(key) < MIN_KEY_CHARS:
         _log.warning("prompt blocks are not logged: no key", extra={"variable": variable})
         return None
