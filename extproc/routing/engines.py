@@ -153,6 +153,6 @@ def under_way_s(since_s: Sequence[float], prefilling: Sequence[int], now_s: floa
         found = np.where((counts > 0) & (since > 0.0), np.maximum(now_s - since, 0.0), 0.0)
         return array("d", found.tobytes())
     return [
-        max(0.0, now_s - since) if count and since else 0.0
+        now_s - since if count and 0.0 < since < now_s else 0.0
         for since, count in zip(since_s, prefilling, strict=True)
     ]

@@ -199,8 +199,7 @@ class Counters:
     def prefill_since_s(self, slots: tuple[int, ...]) -> Sequence[float]:
         """When that was last, by any worker, shape (n,); 0 where it never was. Many of them in an array."""
         if len(slots) < MANY_ROWS and len(self._since_s) == 1:
-            own = self._own_since_s
-            return [own[slot] for slot in slots]
+            return list(map(self._own_since_s.__getitem__, slots))
         group = self._groups.get(id(slots))
         index = self._group(slots) if group is None else group[1]
         last = np.max(self._since_s[:, index], axis=0)
