@@ -225,7 +225,8 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "extproc.observing": "extproc.build_kind extproc.values extproc.errors extproc.choosing "
         "extproc.predicting metadata_center",
         "extproc.admin": "extproc.observing metadata_center",
-        "extproc.accesslog": "extproc.values extproc.observing.recorder extproc.transport metadata_center",
+        "extproc.accesslog": "extproc.values extproc.errors extproc.observing.recorder extproc.transport "
+        "metadata_center",
         "extproc.config": "extproc.values extproc.errors extproc.health extproc.request "
         "extproc.choosing.rivals metadata_center",
         "extproc.discovery": "extproc.values extproc.config extproc.errors metadata_center",

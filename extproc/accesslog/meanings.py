@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from extproc.errors import Reason
 from extproc.values.outcomes import Ended
 
 MAX_DURATION_S = 86_400.0
@@ -23,6 +24,21 @@ _BROKEN_OFF = "upstream_reset_after_response_started"
 """Envoy documentation, response code details: the client got the beginning of an answer, status and all."""
 
 
+_TOKENWAYS = "tokenway_"
+_VIA_UPSTREAM = "via_upstream"
+
+_ENVOYS_REFUSALS = {
+    400: Reason.INVALID_REQUEST,
+    403: Reason.INVALID_REQUEST,
+    408: Reason.BODY_TIMEOUT,
+    413: Reason.BODY_TOO_LARGE,
+    431: Reason.INVALID_REQUEST,
+}
+"""What Envoy refuses by itself before anybody decides, by status; the codes of envoy/bootstrap.yaml."""
+
+_AFTER_THE_DECISION = "header_mutation_result_exceeds_limit"
+
+
 def seconds_of(tag: str | None) -> float | None:
     """Microseconds in text; Envoy writes "-" for what did not happen, and nothing takes longer than a day."""
     if tag is None or tag == "-":
@@ -42,8 +58,26 @@ def ended_how(flags: tuple[str, ...], status: int, details: str) -> Ended:
                 return ended
     if details.startswith(_BROKEN_OFF):
         return Ended.UPSTREAM_RESET
-    if details.startswith("tokenway_"):
+    if details.startswith(_TOKENWAYS):
         return Ended.COMPLETED if status < 400 else Ended.REJECTED
+    if details == _AFTER_THE_DECISION:
+        return Ended.REJECTED
     if status == 0:
         return Ended.CLIENT_ABORT
     return Ended.UPSTREAM_ERROR if status >= 500 else Ended.COMPLETED
+
+
+def refused_by_envoy(owner: str | None, status: int, details: str) -> Reason | None:
+    """Why Envoy refused a request of which Tokenway never said anything; None if it did not.
+
+    Args:
+        owner: Who decided, if anybody did.
+        status: The client saw.
+        details: Envoy's `response_code_details`: `via_upstream` of an engine's answer, `lua_response` of our
+            script's.
+    """
+    if owner is not None or not details or details.startswith(_TOKENWAYS):
+        return None
+    if details in (_VIA_UPSTREAM, "lua_response", _AFTER_THE_DECISION):
+        return None
+    return _ENVOYS_REFUSALS.get(status)

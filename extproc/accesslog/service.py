@@ -17,6 +17,7 @@ from typing import Final
 from envoy.service.accesslog.v3 import als_pb2
 
 from extproc.accesslog.entries import ended_unix_s, translate
+from extproc.accesslog.meanings import refused_by_envoy
 from extproc.observing.recorder import Recorder
 from extproc.transport.seam import Call, Received, Rpc
 from extproc.values.endings import AttemptFailed, AttemptStarted, RequestAlive, RequestEnd, RequestEvent
@@ -149,6 +150,10 @@ class AccessLog:
             if lag_s is None and type(entry) is RequestEnd:  # the oldest of the batch
                 lag_s = self._wall_clock() - ended_unix_s(logged)
                 self._metrics.access_log_lag(lag_s)
+            if type(entry) is RequestEnd:
+                refusal = refused_by_envoy(entry.owner, entry.status, entry.details)
+                if refusal is not None:
+                    self._metrics.rejected(refusal, "", entry.status)
             self._metrics.access_log_entry(_KINDS[type(entry)])
             try:
                 self._dispatch(entry)

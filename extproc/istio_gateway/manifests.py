@@ -266,7 +266,7 @@ def _cors(cors: Cors) -> Manifest:
     origins = [{"regex": ".*"}] if "*" in cors.origins else [{"exact": origin} for origin in cors.origins]
     return {
         "allowOrigins": origins,
-        "allowMethods": ["GET", "POST"],
+        "allowMethods": ["GET", "HEAD", "POST", "DELETE"],
         "allowHeaders": list(cors.headers),
         "exposeHeaders": list(cors.expose_headers),
         "maxAge": f"{cors.max_age_s}s",

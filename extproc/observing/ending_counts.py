@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from extproc.observing.recorder import Recorder
 from extproc.values.endings import Ending
+from extproc.values.requests import COMPUTING_NOTHING
 
 
 class EndingCounts:
@@ -25,6 +26,7 @@ class EndingCounts:
             return
         if outcome.attempts and outcome.endpoint != record.chosen:
             recorder.fell_back(record.cluster or "")
-        if outcome.prompt_tokens is None and outcome.completion_tokens is None and ending.is_answered:
+        says_nothing = outcome.prompt_tokens is None and outcome.completion_tokens is None
+        if says_nothing and ending.is_answered and request.operation not in COMPUTING_NOTHING:
             recorder.usage_unknown(record.model, ending.usage_unseen or "absent")
         recorder.observe_end(request.operation, record.model, outcome, record.held_s)

@@ -236,7 +236,7 @@ def _add_cors(manager: dict[str, Any], cors: Cors) -> None:
         "envoy.filters.http.cors": {
             "@type": "type.googleapis.com/envoy.extensions.filters.http.cors.v3.CorsPolicy",
             "allow_origin_string_match": matchers,
-            "allow_methods": "GET, POST",
+            "allow_methods": "GET, HEAD, POST, DELETE",
             "allow_headers": ", ".join(cors.headers),
             "expose_headers": ", ".join(cors.expose_headers),
             "max_age": str(cors.max_age_s),

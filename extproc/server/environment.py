@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
+
+_log = logging.getLogger("tokenway.configuration")
 
 
 def secret(variable: str | None) -> str | None:
-    """The value of a variable; None where none is named, or it is not set."""
-    return None if variable is None else os.environ.get(variable)
+    """The value of a variable; None where none is named, or it is not set, which the log says."""
+    if variable is None:
+        return None
+    value = os.environ.get(variable)
+    if not value:
+        _log.warning("an environment variable that is named is not set", extra={"variable": variable})
+    return value

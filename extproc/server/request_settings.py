@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
@@ -49,8 +50,6 @@ def routing_table(config: Config, clusters: Clusters, slots_of: SlotsOf, now_uni
 def router_settings(config: Config, policies: PoolPolicies = NO_POLICIES) -> RouterSettings:
     """What one request is understood and answered by."""
     holding = config.holding
-    is_alone = config.server.workers == 1 and config.metadata_center.url is None
-    holds = is_alone if holding.enabled is None else holding.enabled
     return RouterSettings(
         first_chunk=config.signals.first_chunk,
         timeout_s=config.signals.timeout_s,
@@ -60,7 +59,7 @@ def router_settings(config: Config, policies: PoolPolicies = NO_POLICIES) -> Rou
         max_body_bytes=config.request.max_body_bytes,
         debug_token=secret(config.explain.debug_token_env) or None,
         hold=HoldSettings(holding.max_requests, holding.max_s, holding.fairness, holding.refuse)
-        if holds
+        if holding.enabled
         else None,
         policies=policies,
     )
@@ -71,7 +70,7 @@ def block_key_of(config: Config) -> bytes | None:
     if not config.logging.prompt_blocks:
         return None
     variable = config.logging.prompt_blocks_key_env
-    key = secret(variable) or ""
+    key = os.environ.get(variable, "")
     if len(key) < MIN_KEY_CHARS:
         _log.warning("prompt blocks are not logged: no key", extra={"variable": variable})
         return None

@@ -35,6 +35,9 @@ GENERATING: Final = frozenset(
 )
 """Operations of one kind of model: it has all of them or none."""
 
+COMPUTING_NOTHING: Final = frozenset((Operation.COUNT_TOKENS, Operation.TOKENIZE, Operation.DETOKENIZE))
+"""Operations whose answers have no usage, for no model runs."""
+
 SPEECH_TO_TEXT: Final = frozenset((Operation.TRANSCRIPTION, Operation.TRANSLATION))
 """Operations on audio, whose answers may be text alone, and of silence none."""
 

@@ -147,4 +147,9 @@ async def test_the_smallest_bomb_makes_little(plain: Shared) -> None:
     fits = json.dumps(chat("recorded", "a" * (ALWAYS_BYTES - 1000))).encode()
     assert (await ask(plain, zstd.compress(fits), "zstd")).status == 200
     over = json.dumps(chat("recorded", "a" * ALWAYS_BYTES)).encode()
-    check(await ask(plain, zstd.compress(over), "zstd"), 413, "body_too_large")
+    error = check(await ask(plain, zstd.compress(over), "zstd"), 413, "body_too_large")
+    assert (
+        "decompresse" in error["message"]
+    )  # Tokenway's words, not Envoy's for what is too large as it comes
+    said = (await ask(plain, zstd.compress(over), "zstd", "/v1/messages")).json["error"]
+    assert (said["type"], said["message"]) == ("request_too_large", error["message"])

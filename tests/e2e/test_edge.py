@@ -35,6 +35,7 @@ from tests.e2e.harness import (
     post,
     recording,
     running_stack,
+    sample,
     send,
 )
 from tokenway.cli.bootstrap import rendered
@@ -123,6 +124,14 @@ async def test_a_slow_upload_ends(edge: Stack, engine: Recorder, path: bytes) ->
     assert (b"request_timeout" in said) == (path != b"/v1/messages")
     assert engine.received == []
 
+    async def counted() -> bool:
+        scrape = await edge.metrics()
+        series = 'tokenway_requests_total{model="other",outcome="rejected",status_class="4xx"}'
+        refused = sample(scrape, 'tokenway_rejections_total{reason="body_timeout"}') or 0
+        return 0 < refused <= (sample(scrape, series) or 0)
+
+    await eventually(counted, bool)
+
 
 async def test_a_long_wait_for_the_answer_is_no_slow_upload(edge: Stack, engine: Recorder) -> None:
     """The bound on uploads ends with the upload: an inference may take its time."""
@@ -177,6 +186,8 @@ async def test_headers_that_leave_no_room_for_ours(edge: Stack, engine: Recorder
     assert reply.json["error"]["type"] == "invalid_request_error"
     assert engine.received == []
     await edge.settled()
+    outcome = (await edge.last(1))[0]["outcome"]
+    assert (outcome["ended"], outcome["status"]) == ("rejected", 431)
 
 
 async def test_connections_are_bounded(edge: Stack) -> None:
@@ -275,7 +286,7 @@ async def test_cors_preflight(edge: Stack, engine: Recorder) -> None:
     reply = await send(edge, "OPTIONS", "/v1/chat/completions", None, {"origin": ORIGIN, **PREFLIGHT})
     assert reply.status == 200
     assert reply.headers["access-control-allow-origin"] == ORIGIN
-    assert "POST" in reply.headers["access-control-allow-methods"]
+    assert {"GET", "POST", "DELETE"} <= set(reply.headers["access-control-allow-methods"].split(", "))
     assert "authorization" in reply.headers["access-control-allow-headers"]
     other = await send(edge, "OPTIONS", "/v1/chat/completions", None, {"origin": f"{ORIGIN}.e", **PREFLIGHT})
     assert "access-control-allow-origin" not in other.headers

@@ -121,9 +121,16 @@ async def test_too_large_body(plain: Shared) -> None:
     """A body above 32 MiB is refused by Envoy with our error."""
     body = json.dumps(chat("recorded", "x" * 34 * MEGABYTE)).encode()
     head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+    series = 'tokenway_rejections_total{reason="body_too_large"}'
+    before = sample(await plain.stack.metrics(), series) or 0
     reply = await exchange(plain.stack.port, head + b"content-length: %d\r\n\r\n" % len(body), body)
     check(reply, 413, "body_too_large")
     assert plain.recorder.received == []
+
+    async def counted() -> float:
+        return sample(await plain.stack.metrics(), series) or 0
+
+    await eventually(counted, lambda count: count == before + 1)
 
 
 async def test_no_engine_answers(plain: Shared) -> None:

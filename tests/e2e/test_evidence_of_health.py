@@ -58,6 +58,7 @@ MESSAGES = (
     typed("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 1}),
     typed("message_stop"),
 )
+PING = typed("ping")
 RESPONSES = (
     typed("response.created", response={"id": "r", "error": None}),
     typed("response.output_text.delta", delta="a"),
@@ -343,6 +344,16 @@ NO_ERRORS = {
         ),
     ),
     "no-stop-event": ("messages", MESSAGES[:3]),
+    "pinged-to-the-end": ("messages", (*MESSAGES, PING)),
+    "pinged-without-a-name": ("messages", (*MESSAGES[:3], data({"type": "ping"}), PING)),
+    "speaks-of-pings": (
+        "messages",
+        (
+            MESSAGES[0],
+            typed("content_block_delta", delta={"text": '{"type": "ping"}\nevent: ping\ndata: '}),
+            *MESSAGES[2:],
+        ),
+    ),
     "a-tool-failed": (
         "responses",
         (
@@ -370,6 +381,20 @@ async def test_what_looks_like_an_error_and_is_an_answer(plain: Shared, name: st
         return (await plain.stack.last(1))[0]["outcome"]
 
     assert (await eventually(read, lambda outcome: outcome is not None))["ended"] == "completed"
+
+
+@pytest.mark.parametrize(
+    "parts", [(PING, PING), (*MESSAGES[:2], PING), (*MESSAGES[:2], data({"type": "ping"}))]
+)
+async def test_a_ping_is_no_end(plain: Shared, parts: tuple[bytes, ...]) -> None:
+    """Nor an answer: what is missing before it is missing."""
+    plain.recorder.behaviour = events(*parts)
+    await send(plain.stack, "POST", "/v1/messages", conversation(0) | {"model": "recorded"})
+
+    async def read() -> Any:
+        return (await plain.stack.last(1))[0]["outcome"]
+
+    assert (await eventually(read, lambda outcome: outcome is not None))["ended"] == "upstream_error"
 
 
 @pytest.mark.parametrize("status", [400, 404])

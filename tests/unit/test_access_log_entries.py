@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from extproc.accesslog.entries import failure_kind, translate
+from extproc.accesslog.meanings import ended_how, refused_by_envoy
 from extproc.accesslog.service import Dispatcher
+from extproc.errors import Reason
 from extproc.observing.metrics.collector import Metrics
 from extproc.values.endings import AttemptFailed, AttemptStarted, RequestAlive, RequestEnd, RequestEvent
 from extproc.values.evidence import FailureKind
@@ -335,3 +337,31 @@ def test_an_entry_goes_to_the_worker_that_decided(
     assert dispatched.went == [(where, entry) for where in expected]
     assert dispatched.count("tokenway_access_log_unmatched_total") == (0.0 if expected else 1.0)
     assert dispatched.count("tokenway_handovers_total") == float(expected == ["1.b"])
+
+
+@pytest.mark.parametrize(
+    ("owner", "status", "details", "expected"),
+    [
+        (None, 413, "request_payload_too_large", Reason.BODY_TOO_LARGE),
+        (None, 408, "request_overall_timeout", Reason.BODY_TIMEOUT),
+        (None, 431, "http1.trailers_too_large", Reason.INVALID_REQUEST),
+        (None, 413, "tokenway_body_too_large", None),
+        (None, 400, "lua_response", None),
+        (None, 413, "via_upstream", None),
+        (OWNER, 413, "request_payload_too_large", None),
+        (None, 431, "header_mutation_result_exceeds_limit", None),
+        (None, 0, "downstream_remote_disconnect", None),
+        (None, 404, "cluster_not_found", None),
+        (None, 413, "", None),
+    ],
+)
+def test_what_envoy_refuses_by_itself(
+    owner: str | None, status: int, details: str, expected: Reason | None
+) -> None:
+    """Before anybody decides: what Tokenway said, a script of ours or an engine, is counted elsewhere."""
+    assert refused_by_envoy(owner, status, details) is expected
+
+
+def test_a_decision_that_envoy_cannot_add_is_no_completed_request() -> None:
+    """It reached no engine."""
+    assert ended_how((), 431, "header_mutation_result_exceeds_limit") is Ended.REJECTED

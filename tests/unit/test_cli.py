@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import subprocess
 import sys
+from errno import EADDRINUSE, ENOENT
 from importlib.metadata import version
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from extproc.build_kind import build_kind
+from extproc.server.environment import secret
 from extproc.server.modules import ROOT, python_module
 from tokenway.cli.admin_url import ADMIN_ENV
 from tokenway.cli.demo import own_command
@@ -274,3 +278,36 @@ def test_the_banner_names_a_command_that_exists(tmp_path: Path, monkeypatch: pyt
     assert own_command(Path("/x/tokenway/cli/main.py")) == f"{sys.executable} -m tokenway"
     monkeypatch.setenv("PYTHONPATH", f"/x:{ROOT}")
     assert own_command(script) == f"PYTHONPATH={ROOT} tokenway"
+
+
+def test_an_error_of_the_system_is_said_in_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the file that it is about, without its number, and exit code 1."""
+    gone = FileNotFoundError(ENOENT, os.strerror(ENOENT), "/no/cert.pem")
+    taken = OSError(
+        EADDRINUSE, "error while attempting to bind on address ('::1', 1): address already in use"
+    )
+    for error, said in (
+        (gone, "/no/cert.pem: No such file or directory"),
+        (taken, "error while attempting to bind on address ('::1', 1): address already in use"),
+        (OSError("no Envoy"), "no Envoy"),
+    ):
+        monkeypatch.setattr("tokenway.cli.check.check", Mock(side_effect=error))
+        assert main(["check", SAMPLE]) == 1
+        assert capsys.readouterr().err == f"tokenway: {said}\n"
+
+
+def test_a_variable_that_is_named_and_not_set_is_in_the_log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its name, where it is empty as well; a password is not left out in silence."""
+    monkeypatch.delenv("NO_SUCH", raising=False)
+    monkeypatch.setenv("EMPTY", "")
+    monkeypatch.setenv("SET", "x")
+    values = [secret(name) for name in ("NO_SUCH", "EMPTY", "SET", None)]
+    assert values == [None, "", "x", None]
+    said = [(record.getMessage(), record.__dict__["variable"]) for record in caplog.records]
+    assert said == [
+        ("an environment variable that is named is not set", name) for name in ("NO_SUCH", "EMPTY")
+    ]

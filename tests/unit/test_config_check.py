@@ -155,6 +155,37 @@ def test_listening_in_the_open_is_a_warning(config_file: Path, capsys: pytest.Ca
     assert "warning: server.listen_insecure" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("section", "files", "place"),
+    [
+        ("engine_tls: {{a: {{server_name: e, {}}}}}", "ca_file, cert_file, key_file", "engine_tls.a"),
+        ("server: {{listen_tls: {{{}}}}}", "client_ca_file, key_file, cert_file", "server.listen_tls"),
+        (
+            "endpoint_picker: {{listen: ['127.0.0.1:1'], listen_tls: {{{}}}}}",
+            "cert_file, key_file",
+            "endpoint_picker.listen_tls",
+        ),
+        (
+            "discovery: {{istio: {{address: 'i:1', tls: {{{}}}}}}}",
+            "token_file, ca_file",
+            "discovery.istio.tls",
+        ),
+    ],
+)
+def test_a_certificate_that_cannot_be_read_is_a_warning(
+    config_file: Path, section: str, files: str, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its setting and the reason, once; of files that can be read nothing is said."""
+    gone = config_file.with_name("gone.pem")
+    *there, missing = files.split(", ")
+    named = ", ".join([*(f"{name}: {config_file}" for name in there), f"{missing}: {gone}"])
+    text = f"{section.format(named)}\nclusters_file: clusters.json\n"
+    config_file.write_text(text + config_file.read_text())
+    assert check(config_file) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{config_file}: warning: {place}.{missing}: {gone}: No such file or directory; ")
+
+
 def test_addresses_that_are_no_engines_are_named(
     config_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 from unittest.mock import create_autospec
 
+import pytest
+
 from extproc.errors import Reason
 from extproc.observing.ending_counts import EndingCounts
 from extproc.observing.recorder import Recorder
@@ -41,6 +43,14 @@ def test_an_answer_without_usage_is_counted_with_the_reason() -> None:
     assert counted(ending(sent(), **nothing))["usage_unknown"] == (MODEL, "absent")
     assert counted(ending(sent(), usage_unseen="encoded", **nothing))["usage_unknown"] == (MODEL, "encoded")
     assert "usage_unknown" not in counted(ending(sent(), FailureKind.RESET, **nothing))
+
+
+@pytest.mark.parametrize("operation", [Operation.COUNT_TOKENS, Operation.TOKENIZE, Operation.DETOKENIZE])
+def test_no_usage_is_missed_where_no_model_runs(operation: Operation) -> None:
+    """Their answers have none in any API."""
+    request = sent()
+    request.operation = operation
+    assert "usage_unknown" not in counted(ending(request, prompt_tokens=None, completion_tokens=None))
 
 
 def test_a_refusal_is_counted_as_one() -> None:

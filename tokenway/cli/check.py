@@ -11,11 +11,13 @@ from extproc.config.clusters import ClusterSpec
 from extproc.config.document import read_yaml
 from extproc.config.loading import effective, read_all, read_once, unlisted
 from extproc.config.schema import Config
+from extproc.config.sections.fields import Section
 from extproc.errors import ConfigError
 from extproc.observing.printable import printable
 from extproc.server.bootstrap import template, withheld
 from extproc.server.run_dir import home_of
 from metadata_center.addresses import is_of_many, is_unspecified
+from metadata_center.files import require_regular
 
 
 def check(path: Path, *, print_effective: bool = False) -> int:
@@ -90,6 +92,26 @@ def warnings(config: Config, clusters: Sequence[ClusterSpec]) -> list[str]:
             "server.listen_insecure: hosts that reach server.listen steer traffic, read prompts and eject "
             "engines; use server.listen_tls"
         )
+    return [*found, *_unreadable(config)]
+
+
+def _unreadable(config: Config) -> list[str]:
+    """Files of TLS that Tokenway itself reads, and cannot here; Envoy's own may be on another machine."""
+    sections: dict[str, Section | None] = {
+        "server.listen_tls": config.server.listen_tls,
+        "endpoint_picker.listen_tls": config.endpoint_picker and config.endpoint_picker.listen_tls,
+        "discovery.istio.tls": config.discovery.istio and config.discovery.istio.tls,
+        **{f"engine_tls.{cluster}": tls for cluster, tls in config.engine_tls.items()},
+    }
+    found: list[str] = []
+    for name, section in sections.items():
+        for key, value in () if section is None else section:
+            try:
+                require_regular(value if key.endswith("_file") else None)
+            except OSError as error:
+                found.append(
+                    f"{name}.{key}: {value}: {error.strerror}; Tokenway has to read it where it runs"
+                )
     return found
 
 

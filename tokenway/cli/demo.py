@@ -70,6 +70,7 @@ def demo(
     folder = Path(tempfile.mkdtemp(prefix="tokenway-demo-"))
     path = path or _samples(folder)
     with contextlib.ExitStack() as stack:
+        clearing = stack.enter_context(contextlib.ExitStack())  # when all that is started has ended
         print(f"Starting {len(specs)} simulated engines and the gateway ...", flush=True)
         engines = [
             _start_engine(stack, number, spec.port, models, time_scale, folder)
@@ -90,6 +91,7 @@ def demo(
         editable = clusters_path(config, path) if path.suffix != ".json" else path
         command = own_command(Path(sys.argv[0]))
         print(_banner(listen, model, pids, admin, folder, command, asking, editable), flush=True)
+        clearing.callback(shutil.rmtree, folder)  # what says why a start failed is kept
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()
     print("\nstopped")
@@ -231,5 +233,5 @@ Try it:
   edit {clusters_file}
       takes effect within 2 s
 
-Ctrl-C stops everything.
+Ctrl-C stops everything and removes the folder of logs.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -49,10 +50,17 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `tokenway bootstrap ... | head`: no process reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, MetadataError) as error:  # a port in use, a name that does not resolve, no Envoy
-        print(printable(f"tokenway: {error}"), file=sys.stderr)
+        print(printable(f"tokenway: {_said(error)}"), file=sys.stderr)
     except KeyboardInterrupt:
         return INTERRUPTED
     return 1
+
+
+def _said(error: Exception) -> str:
+    """An error in words, without the number that the system has for it."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return re.sub(r"^\[Errno -?[0-9]+\] ", "", str(error))
 
 
 def _options(words: list[str]) -> argparse.Namespace:

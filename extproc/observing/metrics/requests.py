@@ -76,7 +76,7 @@ REQUESTS = Family(
 REJECTIONS = Family(
     "tokenway_rejections_total",
     MetricType.COUNTER,
-    "Requests the gateway refused itself, by error code.",
+    "Requests the gateway refused itself, Tokenway or its Envoy (a body too large, too slow), by error code.",
     ("reason",),
     start=closed(Reason),
 )
