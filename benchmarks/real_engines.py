@@ -256,7 +256,10 @@ class _Clocks:
         pressure = Path("/proc/pressure/cpu").read_text().split("\n", 1)[0]
         return cls(
             time.monotonic(),
-            {role: sum(map(processes.cpu_s, each)) for role, each in pids.items()},
+            {
+                role: sum(processes.cpu_s(each) for pid in started for each in processes.tree(pid))
+                for role, started in pids.items()
+            },
             (user + nice + system + irq + soft) / processes.TICKS_PER_S,
             int(pressure.rpartition("total=")[2]) / 1e6,
         )

@@ -94,6 +94,9 @@ PAST_KNEE: Final = 1.1
 KNEE_REQUESTS: Final = 4_000
 """As many as come in the longest run at any speed that the search may try."""
 
+WORKERS_NEWS_S: Final = 0.000_05
+"""From one worker to another: counters are one memory, and a frame on a Unix socket takes about so long."""
+
 SCRAPE_S: Final = 5.0
 """Tokenway's default `health.interval_s`."""
 
@@ -107,6 +110,7 @@ class Setup:
         algorithm: `load_balancing.algorithm` of the model.
         replayed: Name of the same rule in `tokenway.simulator.replay`.
         is_rival: It sets the knee.
+        workers: Of Tokenway, all of which choose among the same engines.
         sections: Further sections of tokenway.yaml.
     """
 
@@ -114,6 +118,7 @@ class Setup:
     algorithm: str
     replayed: str
     is_rival: bool = True
+    workers: int = 1
     sections: Mapping[str, Any] = field(default_factory=dict)
 
     @asynccontextmanager
@@ -128,7 +133,10 @@ class Setup:
         config = run_dir / "tokenway.yaml"
         config.write_text(gateway_config(self, str(run_dir), admin_port, str(tokenizer.parent)))
         bootstrap = run_dir / "envoy.yaml"
-        bootstrap.write_text(envoy_config("tokenway", port, envoy_admin_port, str(run_dir / "gw0.sock"), []))
+        sockets = [str(run_dir / f"gw{worker}.sock") for worker in range(self.workers)]
+        bootstrap.write_text(
+            envoy_config("tokenway", port, envoy_admin_port, sockets[0], [], other_sockets=sockets[1:])
+        )
         url, admin_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin_port}"
         quiet = ("--concurrency", "1", "--use-dynamic-base-id", "-l", "off")
         timeout = aiohttp.ClientTimeout(total=5.0)
@@ -168,6 +176,22 @@ SETUPS: Final = (
         is_rival=False,
         sections={"holding": {"enabled": True}},
     ),
+    Setup(
+        "least_completion (2 workers)",
+        "least_completion",
+        "least_completion",
+        is_rival=False,
+        workers=2,
+        sections={"holding": {"enabled": False}},
+    ),
+    Setup(
+        "least_completion + holding (2 workers)",
+        "least_completion",
+        "late_completion",
+        is_rival=False,
+        workers=2,
+        sections={"holding": {"enabled": True}},
+    ),
 )
 
 
@@ -182,7 +206,12 @@ def gateway_config(setup: Setup, run_dir: str, admin_port: int, tokenizer: str) 
     """
     return yaml.safe_dump(
         {
-            "server": {"run_dir": run_dir, "admin": {"port": admin_port}, "drain_s": 0},
+            "server": {
+                "run_dir": run_dir,
+                "admin": {"port": admin_port},
+                "drain_s": 0,
+                "workers": setup.workers,
+            },
             "logging": {"requests": False, "level": "warning"},
             "models": {
                 MODEL: {
@@ -273,6 +302,8 @@ def job(setup: Setup, trace: Trace, rate: float, until_s: float) -> Job:
         token_error=0.0,
         warmup_s=WARMUP_S,
         duration_s=until_s,
+        gateways=setup.workers,
+        push_delay_s=WORKERS_NEWS_S,
     )
     return Job(Entrant(setup.name, setup.replayed), trace, fleet(), settings, SEED, SLO)
 

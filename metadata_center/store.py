@@ -59,6 +59,14 @@ class LoadStore(Protocol):
         """Requests of one endpoint that are known to be prefilled, of all that share it; 0 if unknown."""
         ...
 
+    def prefill_turned(self, key: EndpointKey, now_s: float) -> None:
+        """A prefill ended at an endpoint, or came where there was none: the next one begins."""
+        ...
+
+    def prefill_since_s(self, slots: tuple[int, ...]) -> Sequence[float]:
+        """When that was last, of all that share it, shape (n,), monotonic; 0 where it never was."""
+        ...
+
     def get(self, request_id: RequestId, leg: int = 0) -> Charge | None:
         """The present charge of a leg in flight, else None."""
         ...

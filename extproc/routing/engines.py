@@ -1,7 +1,7 @@
 """What is known of each engine beside its load: how much it holds at once, and what it is at.
 
 Rules:
-    1. What an engine reports of itself comes by `observe_*`; what its answers show, by `prefill_*`.
+    1. What an engine reports of itself comes by `observe_*`; what its answers show, by the other calls.
     2. Empty columns mean that nothing is known of anybody: most fleets are never full.
 """
 
@@ -30,7 +30,6 @@ class Engines:
         self._kv_tokens: dict[EndpointKey, int] = {}
         self._kv_columns = KeptColumns(lambda key: self._kv_tokens.get(key, 0))
         self._sequence_limits = SequenceLimits()
-        self._prefill_since_s: dict[EndpointKey, float] = {}
         self._readings: dict[EndpointKey, Reading] = {}
         self._started_s: dict[EndpointKey, float] = {}
 
@@ -82,14 +81,6 @@ class Engines:
         """A request that had its first token is over; see `Replacements.ended`."""
         self._sequence_limits.ended(key, decoding, now_s)
 
-    def prefill_begins(self, key: EndpointKey, now_s: float) -> None:
-        """A request came to an endpoint without any to prefill."""
-        self._prefill_since_s[key] = now_s
-
-    def prefill_ended(self, key: EndpointKey, now_s: float) -> None:
-        """A prefill is over, or taken to be: the next one begins."""
-        self._prefill_since_s[key] = now_s
-
     def restarted(self, key: EndpointKey) -> None:
         """It may be another process, with other limits."""
         self._sequence_limits.restarted(key)
@@ -99,10 +90,6 @@ class Engines:
         """What its metrics last said of how full it is; all zero if they have not."""
         return self._readings.get(key, NOTHING_READ)
 
-    def prefill_since_s(self, key: EndpointKey) -> float | None:
-        """When a prefill last ended there, or the first of those that wait came; None before any."""
-        return self._prefill_since_s.get(key)
-
     def forget(self, keys: Iterable[EndpointKey]) -> None:
         """They left the configuration."""
         for key in keys:
@@ -110,12 +97,11 @@ class Engines:
             self._readings.pop(key, None)
             if self._kv_tokens.pop(key, None) is not None:
                 self._kv_columns.changed()
-            self._prefill_since_s.pop(key, None)
             self._started_s.pop(key, None)
 
     def retain(self, keys: AbstractSet[EndpointKey]) -> None:
         """Keep these alone: news of requests that outlived their endpoint is kept no longer than this."""
-        known = self._kv_tokens.keys() | self._readings.keys() | self._prefill_since_s.keys()
+        known = self._kv_tokens.keys() | self._readings.keys()
         known |= self._started_s.keys() | set(self._sequence_limits.keys)
         self.forget(known - keys)
 
@@ -136,36 +122,37 @@ class Engines:
         self,
         keys: tuple[EndpointKey, ...],
         distinct_ratios: Callable[[Sequence[EndpointKey]], Sequence[float]],
-        prefilling: Sequence[int],
-        now_s: float,
+        under_way_s: Sequence[float],
     ) -> EnginesView:
         """All of it, as policies take it.
 
         Args:
             keys: Whose.
             distinct_ratios: Which part of the prompts that run at each endpoint is there once, 0..1.
-            prefilling: Requests not known to be prefilled, one per key; empty leaves out what is under way.
-            now_s: The time.
+            under_way_s: See `under_way_s`; empty where nobody asks.
         """
         sizes = self._kv_tokens
         return EnginesView(
             kv_tokens=self._kv_columns.of(keys) if sizes else (),
             max_num_seqs=self.max_num_seqs(keys),
             distinct_ratios=distinct_ratios(keys) if sizes else (),
-            under_way_s=self.under_way_s(keys, prefilling, now_s) if prefilling else (),
+            under_way_s=under_way_s,
         )
 
-    def under_way_s(
-        self, keys: Sequence[EndpointKey], prefilling: Sequence[int], now_s: float
-    ) -> Sequence[float]:
-        """For how long each endpoint has been at the prefill at the head of its queue; 0 where none is."""
-        since_s = self._prefill_since_s
-        if len(keys) >= MANY_ROWS:
-            found = array("d", bytes(8 * len(keys)))
-            for row in np.array(prefilling, np.int64).nonzero()[0].tolist():
-                found[row] = now_s - since_s.get(keys[row], now_s)
-            return found
-        return [
-            now_s - since_s.get(key, now_s) if count else 0.0
-            for key, count in zip(keys, prefilling, strict=True)
-        ]
+
+def under_way_s(since_s: Sequence[float], prefilling: Sequence[int], now_s: float) -> Sequence[float]:
+    """For how long each endpoint has been at the prefill at the head of its queue; 0 where none is.
+
+    Args:
+        since_s: See `LoadStore.prefill_since_s`, shape (n,); another process may have said it after `now_s`.
+        prefilling: Requests not known to be prefilled, shape (n,).
+        now_s: The time.
+    """
+    if len(since_s) >= MANY_ROWS:
+        since, counts = np.array(since_s), np.array(prefilling, np.int64)
+        found = np.where((counts > 0) & (since > 0.0), np.maximum(now_s - since, 0.0), 0.0)
+        return array("d", found.tobytes())
+    return [
+        now_s - since if count and 0.0 < since < now_s else 0.0
+        for since, count in zip(since_s, prefilling, strict=True)
+    ]

@@ -11,6 +11,7 @@ from extproc.choosing.sunk import crowded_ratios
 from extproc.errors import Reason, RouterError
 from extproc.predicting.traffic import Traffic
 from extproc.routing.caches import Estimate
+from extproc.routing.engines import under_way_s
 from extproc.routing.parsing import ParsedRequest
 from extproc.routing.pools import Pools, health_model
 from extproc.routing.settings import RouterSettings
@@ -124,7 +125,11 @@ def snapshot_of(
         ),
         found.prices,
         state.engines.view(
-            pool.keys, running.distinct_ratios, load.prefilling if is_patient else (), found.now_s
+            pool.keys,
+            running.distinct_ratios,
+            under_way_s(state.load.prefill_since_s(pool.slots), load.prefilling, found.now_s)
+            if is_patient
+            else (),
         ),
         Demand(traffic, found.now_s, len(pool.keys) / processes, *decode_limits_of(slo_ttft, slo_tpot)),
     )

@@ -67,11 +67,18 @@ class Rivals:
 
     Args:
         engines: What is known of each engine.
+        since_s: When the prefill at the head of each endpoint's queue began, 0 where none did.
         processes: How many processes schedule requests on these endpoints, of all gateways.
     """
 
-    def __init__(self, engines: Engines, processes: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        engines: Engines,
+        since_s: Callable[[Sequence[EndpointKey]], Sequence[float]],
+        processes: Callable[[], int],
+    ) -> None:
         self._engines = engines
+        self._since_s = since_s
         self._processes = processes
         self._policies: OrderedDict[tuple[str, tuple[EndpointKey, ...]], StatefulPolicy] = OrderedDict()
         self._placed: dict[RequestId, Picked] = {}
@@ -160,7 +167,6 @@ class Rivals:
         readings = list(map(engines.reading, keys))
         sizes = engines.kv_tokens
         self._asked += 1
-        since_s = map(engines.prefill_since_s, keys)
         units = max(1, prompt.num_units)
         return FleetView(
             now_s=now_s,
@@ -194,5 +200,5 @@ class Rivals:
             kv_usage=[reading.kv_usage_ratio for reading in readings],
             scraped_s=[float(reading.number) for reading in readings],
             matched_blocks=[matched * len(blocks) // units for matched in prompt.matched],
-            since_s=[now_s if since is None else since for since in since_s],
+            since_s=[since or now_s for since in self._since_s(keys)],
         )

@@ -172,5 +172,5 @@ class RunningRequests:
 
     def _prefill_ended(self, endpoint: EndpointKey, now_s: float) -> None:
         """A prefill is over at an endpoint, or taken to be: the next one begins."""
-        self._engines.prefill_ended(endpoint, now_s)
+        self._load.prefill_turned(endpoint, now_s)
         self._freed()

@@ -159,7 +159,7 @@ class Scheduler:
             placement = _placement(parsed, found, order[0], ttft_s, settings)
             charged = _charged(state.load, placement, now_s, settings)
             if not load.prefilling[order[0]]:
-                state.engines.prefill_begins(placement.endpoint, now_s)
+                state.load.prefill_turned(placement.endpoint, now_s)
             if placement.endpoint in found.pool.on_trial:
                 state.health.trial_began(placement.endpoint, found.served_model, now_s)
         scheduled = Scheduled(parsed, before, found, now, order, placement, charged, rng.draws, ttft_s)

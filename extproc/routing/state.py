@@ -219,7 +219,7 @@ def make_routing_state(
         records=records,
         recorder=recorder,
         ages=Ages(outside.load_age_s),
-        rivals=Rivals(engines, outside.processes),
+        rivals=Rivals(engines, lambda keys: load.prefill_since_s(load.slots(keys)), outside.processes),
         processes=outside.processes,
         lines=outside.lines,
         tell_line=outside.tell_line,

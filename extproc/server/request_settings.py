@@ -50,8 +50,6 @@ def routing_table(config: Config, clusters: Clusters, slots_of: SlotsOf, now_uni
 def router_settings(config: Config, policies: PoolPolicies = NO_POLICIES) -> RouterSettings:
     """What one request is understood and answered by."""
     holding = config.holding
-    is_alone = config.server.workers == 1 and config.metadata_center.url is None
-    holds = is_alone if holding.enabled is None else holding.enabled
     return RouterSettings(
         first_chunk=config.signals.first_chunk,
         timeout_s=config.signals.timeout_s,
@@ -61,7 +59,7 @@ def router_settings(config: Config, policies: PoolPolicies = NO_POLICIES) -> Rou
         max_body_bytes=config.request.max_body_bytes,
         debug_token=secret(config.explain.debug_token_env) or None,
         hold=HoldSettings(holding.max_requests, holding.max_s, holding.fairness, holding.refuse)
-        if holds
+        if holding.enabled
         else None,
         policies=policies,
     )

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metadata_center.errors import CapacityError
-from metadata_center.load.kinds import NUM_KINDS
+from metadata_center.load.kinds import NUM_KINDS, PREFILL_REQUESTS
 from metadata_center.load.ledger import Entry
 from metadata_center.types import MANY_ROWS, EndpointKey
 
@@ -41,8 +41,8 @@ _add_up: Any = np.add.reduce  # whose types in numpy 2.5 have none for arrays of
 
 
 def num_bytes(workers: int, capacity: int) -> int:
-    """Size of the buffer behind `workers` rows of `capacity` slots: rows, names, claims."""
-    return capacity * (workers * (NUM_KINDS * 8 + 1) + KEY_BYTES)
+    """Size of the buffer behind `workers` rows of `capacity` slots: rows, times, names, claims."""
+    return capacity * (workers * (NUM_KINDS * 8 + 8 + 1) + KEY_BYTES)
 
 
 class Counters:
@@ -69,9 +69,12 @@ class Counters:
         memory = np.frombuffer(
             bytearray(num_bytes(workers, capacity)) if buffer is None else buffer, np.uint8
         )
-        names_at = workers * NUM_KINDS * 8 * capacity
+        since_at = workers * NUM_KINDS * 8 * capacity
+        names_at = since_at + workers * 8 * capacity
         claims_at = names_at + KEY_BYTES * capacity
-        self._rows: IntArray = memory[:names_at].view(np.int64).reshape(workers, NUM_KINDS, capacity)
+        self._rows: IntArray = memory[:since_at].view(np.int64).reshape(workers, NUM_KINDS, capacity)
+        self._since_s = memory[since_at:names_at].view(np.float64).reshape(workers, capacity)
+        self._own_since_s: memoryview[float] = memoryview(self._since_s[worker])
         self._names = memory[names_at:claims_at].view(f"S{KEY_BYTES}")
         self._claims = memory[claims_at:].view(np.bool_).reshape(workers, capacity)
         self.capacity = capacity
@@ -173,6 +176,35 @@ class Counters:
         if self._others is not None:
             count += int(self._others[0, slot] - self._others[1, slot])
         return count
+
+    def prefilling(self, key: EndpointKey) -> int:
+        """Requests of an endpoint that are not known to be prefilled, of all workers and others."""
+        slot = self._slots.get(key)
+        if slot is None:
+            return 0
+        count = sum(prefills[slot] for _, prefills in self._decoding)
+        return count if self._others is None else count + int(self._others[PREFILL_REQUESTS, slot])
+
+    def prefill_turned(self, key: EndpointKey, now_s: float) -> None:
+        """At this endpoint a prefill ended, or came where there was none: the next one begins.
+
+        Args:
+            key: Which; ignored if it is unknown.
+            now_s: Monotonic seconds, which all processes of a host have in common.
+        """
+        slot = self._slots.get(key)
+        if slot is not None:
+            self._own_since_s[slot] = now_s
+
+    def prefill_since_s(self, slots: tuple[int, ...]) -> Sequence[float]:
+        """When that was last, by any worker, shape (n,); 0 where it never was. Many of them in an array."""
+        if len(slots) < MANY_ROWS and len(self._since_s) == 1:
+            return list(map(self._own_since_s.__getitem__, slots))
+        group = self._groups.get(id(slots))
+        index = self._group(slots) if group is None else group[1]
+        last = np.max(self._since_s[:, index], axis=0)
+        since_s: list[float] = last.tolist()
+        return since_s if len(slots) < MANY_ROWS else array("d", last.tobytes())
 
     def put(self, entry: Entry[Any, Any, int]) -> None:
         """Add all that a leg is charged to this worker's row."""

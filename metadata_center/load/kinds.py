@@ -110,6 +110,7 @@ NUM_KINDS: Final = len(KINDS)
 
 NAMES: Final = tuple(kind.name for kind in KINDS)
 
+PREFILL_REQUESTS: Final = NAMES.index("prefill_requests")
 PREFILL_TOKENS: Final = NAMES.index("prefill_tokens")
 """Where an `Amounts` has them."""
 

@@ -33,7 +33,7 @@ from metadata_center.errors import CapacityError, LayoutError
 from metadata_center.load.counters import MAX_SLOTS, Counters, num_bytes
 
 _HEADER: Final = struct.Struct("<8sqq40x")  # magic, workers, capacity; padded to one 64-byte cache line
-_MAGIC: Final = b"TWLOAD02"
+_MAGIC: Final = b"TWLOAD03"
 
 PATIENCE_S: Final = 0.05
 """Five hundred decisions, and more than a holder waits for a processor where all are busy."""

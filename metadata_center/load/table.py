@@ -87,6 +87,14 @@ class LoadTable:
         """Requests of one endpoint that are known to be prefilled, as every worker has them now."""
         return self._counters.decoding(key)
 
+    def prefill_turned(self, key: EndpointKey, now_s: float) -> None:
+        """A prefill ended at an endpoint, or came where there was none: the next one begins."""
+        self._counters.prefill_turned(key, now_s)
+
+    def prefill_since_s(self, slots: tuple[int, ...]) -> Sequence[float]:
+        """When that last was at `slots`, by any worker or gateway; 0 where it never was."""
+        return self._counters.prefill_since_s(slots)
+
     def charge(self, charge: Charge, now_s: float, prefill_due_s: float | None) -> bool:
         """Put one leg of a request on its endpoint; False if it is there already, or its end came first.
 

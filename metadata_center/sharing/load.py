@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 
 from metadata_center.load.ledger import Expired
@@ -52,6 +52,14 @@ class SharedLoad:
     def decoding(self, key: EndpointKey) -> int:
         """See `LoadStore`."""
         return self._table.decoding(key)
+
+    def prefill_turned(self, key: EndpointKey, now_s: float) -> None:
+        """See `LoadStore`."""
+        self._table.prefill_turned(key, now_s)
+
+    def prefill_since_s(self, slots: tuple[int, ...]) -> Sequence[float]:
+        """See `LoadStore`."""
+        return self._table.prefill_since_s(slots)
 
     def get(self, request_id: RequestId, leg: int = 0) -> Charge | None:
         """See `LoadStore`."""

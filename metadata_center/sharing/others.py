@@ -8,6 +8,9 @@ Rules:
        accepted before it was heard, the charge counts once per live gateway (vLLM's data-parallel
        coordinator scales by its API servers in the same way). At most `OPTIMISM_S`: if no message comes
        back the transport is down, and then leases say which member is alive.
+    3. A share that has fewer prefills than before says that one ended, and one that has more where there was
+       none that one began: the prefill at the head of the endpoint's queue is under way from when that was
+       heard.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from collections import deque
 from typing import Final
 
 from metadata_center.load.counters import Counters
-from metadata_center.load.kinds import Amounts, difference, each, least, of_charge, sum_of
+from metadata_center.load.kinds import PREFILL_REQUESTS, Amounts, difference, each, least, of_charge, sum_of
 from metadata_center.sharing.messages import Update
 from metadata_center.sharing.peers import Peers
 from metadata_center.types import Charge, EndpointKey
@@ -51,12 +54,14 @@ class Others:
         self._counters = counters
         self._optimistic = optimistic
         self._sequence = 0
+        self._prefills: dict[EndpointKey, int] = {}
         self._ahead: dict[EndpointKey, Amounts] = {}
         self._unheard: deque[tuple[int, float, EndpointKey, Amounts]] = deque()
 
     def apply(self, update: Update, now_s: float) -> None:
         """A member said something."""
         for key in self.peers.apply(update, now_s):
+            self._note_prefills(key, now_s)
             self._show(key)
 
     def charged(self, charge: Charge, now_s: float) -> None:
@@ -83,6 +88,7 @@ class Others:
     def advance(self, now_s: float) -> None:
         """End shares and increments that are over by `now_s`; O(1) when none is."""
         for key in self.peers.advance(now_s):
+            self._note_prefills(key, now_s)
             self._show(key)
         while self._unheard and self._unheard[0][1] <= now_s:
             self._forget()
@@ -94,6 +100,15 @@ class Others:
         amounts = shares if ahead is None else sum_of(shares, ahead)
         # Nearly always: one look at the largest costs a fifth of five comparisons.
         return amounts if max(amounts) <= MAX_OTHERS_REQUESTS else least(_MOST, amounts)
+
+    def _note_prefills(self, key: EndpointKey, now_s: float) -> None:
+        before, now = self._prefills.get(key, 0), self.peers.total(key)[PREFILL_REQUESTS]
+        if now < before or (now > before and not self._counters.prefilling(key)):
+            self._counters.prefill_turned(key, now_s)
+        if now:
+            self._prefills[key] = now
+        else:
+            self._prefills.pop(key, None)
 
     def _show(self, key: EndpointKey) -> None:
         self._counters.set_others(key, self.amounts(key))

@@ -89,7 +89,7 @@ class Both:
         load = state.load.view(state.load.slots(self.keys))
         parsed = self.parsed
         assert parsed is not None
-        since_s = state.engines._prefill_since_s
+        since_s = state.load.prefill_since_s(state.load.slots(self.keys))
         return FleetView(
             now_s=now_s,
             rng=ReplayRng(draws),
@@ -112,7 +112,7 @@ class Both:
             kv_usage=[0.0] * rows,
             scraped_s=[0.0] * rows,
             matched_blocks=snapshot.cached_tokens,
-            since_s=[since_s.get(key, now_s) for key in self.keys] if self.hold else (),
+            since_s=[since or now_s for since in since_s] if self.hold else (),
         )
 
     def decide(self, snapshot: Snapshot, settings: LoadBalancing, rng: RecordingRng, *rest: Any) -> Any:

@@ -144,15 +144,16 @@ async def test_a_burst_beyond_what_engines_take_is_held_and_answered(stack: Stac
 
 
 async def test_requests_wait_without_a_word_of_it_in_the_configuration() -> None:
-    """Holding is on, and one that cannot keep its own limit is sent instead of refused."""
+    """Holding is on, and one that cannot keep its own limit is sent in its turn instead of refused."""
     async with gated() as engine:
         config = {"models": {"plain": served_by("plain")}}
         async with running_stack([cluster("plain", [engine.key])], config) as stack:
             asked = await fill(stack, "plain", engine)
             asked.append(ask(stack, "plain", "hasty", headers={"x-slo-ttft-ms": "500"}))
-            await engine.has(2)
-            asked.append(ask(stack, "plain", "waits"))
             await held(stack, 1)
+            asked.append(ask(stack, "plain", "waits"))
+            await held(stack, 2)
+            await engine.has(2)
             engine.open()
             await answered(asked)
             assert engine.arrived == ["full-0", "hasty", "waits"]

@@ -252,6 +252,21 @@ def test_news_of_one_moment_are_heard_before_anybody_is_asked() -> None:
     assert held.views[1]["now_s"] == first.end_s + 0.05
 
 
+def test_one_that_polls_finds_what_others_freed_by_the_next_poll() -> None:
+    """An answer of the other gateway ends between two polls: as in the product, nobody is woken by it."""
+    held = Scripted(lambda view: 0 if not sum(view.requests) else Hold(30.0, polls=True))
+    policies = iter((Scripted(0), held))
+    settings = replace(EXACT, gateways=2, push_delay_s=0.001)
+    outcome = _run(
+        _trace(_request(0.0, output=1), _request(0.005, first=50)), lambda _: next(policies), settings
+    )
+    first, ours = outcome.served
+    polls = -(-(first.end_s + 0.001 - 0.005) // POLL_S)
+    assert ours.sent_s is not None
+    assert ours.sent_s == pytest.approx(0.005 + polls * POLL_S)
+    assert ours.sent_s > first.end_s + 0.002
+
+
 def test_a_hold_that_ends_now_does_not_stop_the_clock() -> None:
     """A policy that always wants one more moment runs into `max_hold_s`."""
     settings = replace(EXACT, max_hold_s=0.05)

@@ -22,10 +22,12 @@ from extproc.choosing.snapshots import Engines, Load
 from extproc.choosing.weights import MAX_KEPT, weights_of
 from extproc.predicting.sums import plain_sum
 from extproc.routing import caches
-from extproc.routing.engines import Engines as EngineFacts
+from extproc.routing.engines import under_way_s
 from extproc.values.by_kind import ByKind, Kinds
 from extproc.values.choices import Learned, Snapshot
 from extproc.values.prices import Prices
+from metadata_center.load.counters import Counters
+from metadata_center.load.table import LoadTable
 from metadata_center.types import MANY_ROWS, EndpointKey
 
 seconds = st.one_of(st.just(0.0), st.floats(0.0, 100.0))
@@ -286,11 +288,14 @@ def test_views(seed: int) -> None:
 def test_what_is_under_way(rows: int) -> None:
     """Since the last prefill ended, where one waits; nothing where none does, or where none ended yet."""
     keys = tuple(EndpointKey(str(row)) for row in range(rows))
-    engines = EngineFacts()
-    engines.prefill_begins(keys[0], 3.0)
-    engines.prefill_begins(keys[1], 4.0)
-    found = engines.under_way_s(keys, [1, 0, *[1] * (rows - 2)], 5.0)
-    assert list(found) == [2.0] + [0.0] * (rows - 1)
+    table = LoadTable(Counters())
+    slots = table.slots(keys)
+    table.prefill_turned(keys[0], 3.0)
+    table.prefill_turned(keys[1], 4.0)
+    prefilling = [1, 0, *[1] * (rows - 2)]
+    assert list(under_way_s(table.prefill_since_s(slots), prefilling, 5.0)) == [2.0] + [0.0] * (rows - 1)
+    # Another worker said it after this one had looked at the clock.
+    assert list(under_way_s(table.prefill_since_s(slots), prefilling, 2.5)) == [0.0] * rows
 
 
 def test_weights_are_looked_at_once() -> None:

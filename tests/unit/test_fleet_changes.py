@@ -192,10 +192,9 @@ def test_what_requests_showed_of_endpoints_that_left_is_forgotten() -> None:
             run = running.add(left, [generation])
             assert run is not None
             running.remove(left, run)
-            engines.prefill_ended(left, 1.0)
-            assert engines.prefill_since_s(left) is not None
+            engines.observe_kv_tokens(left, 1)
     changes.apply(fleet.replace("file", {"c0": [listed(0, 99)]}))
-    assert engines._prefill_since_s == {}
+    assert engines.kv_tokens == {}
     assert running._running == {}
     assert state.scheduling.load.slots(fleet.keys)
 

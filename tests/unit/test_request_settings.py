@@ -21,17 +21,14 @@ def test_requests_wait_by_default_and_none_is_refused_for_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sections", "by_itself"),
-    [
-        ({}, True),
-        ({"server": {"workers": 2}}, False),
-        ({"metadata_center": {"url": "redis://10.0.0.5:6379/0"}}, False),
-    ],
+    "sections",
+    [{}, {"server": {"workers": 2}}, {"metadata_center": {"url": "redis://10.0.0.5:6379/0"}}],
+    ids=["by-itself", "workers", "gateways"],
 )
-def test_where_others_send_to_the_same_endpoints_requests_wait_only_if_that_is_said(
-    sections: dict[str, Any], *, by_itself: bool
+def test_requests_wait_unless_that_is_switched_off_whoever_else_sends_to_the_same_endpoints(
+    sections: dict[str, Any],
 ) -> None:
-    """Each holds its own, and those that wait with one are overtaken by those of another."""
-    for enabled, holds in ((None, by_itself), (True, True), (False, False)):
-        config = Config.model_validate({**sections, "holding": {"enabled": enabled}})
+    """Several keep one order; nothing said, and null, are the default."""
+    for holding, holds in (({}, True), ({"enabled": True}, True), ({"enabled": False}, False)):
+        config = Config.model_validate({**sections, "holding": holding})
         assert (router_settings(config).hold is not None) is holds

@@ -106,8 +106,7 @@ def test_a_rival_sees_what_its_own_gateway_would(made: list[Noting]) -> None:
     engines = Engines()
     engines.observe_kv_tokens(KEYS[0], 40_000)
     engines.observe_occupancy(KEYS[1], running=3, waiting=2, kv_usage_ratio=0.5)
-    engines.prefill_begins(KEYS[0], 4.5)
-    picked = choose(Rivals(engines, lambda: 3))
+    picked = choose(Rivals(engines, lambda _: [4.5, 0.0], lambda: 3))
     assert picked is not None
     assert picked.row == 1
     (view,) = made[0].views
@@ -124,7 +123,7 @@ def test_a_rival_sees_what_its_own_gateway_would(made: list[Noting]) -> None:
 
 def test_it_is_notified_of_each_request_once(made: list[Noting]) -> None:
     """Sent, first token, usage, end; afterwards nothing is left of the request."""
-    rivals = Rivals(Engines(), lambda: 1)
+    rivals = Rivals(Engines(), lambda keys: [0.0] * len(keys), lambda: 1)
     picked = choose(rivals)
     assert picked is not None
     rivals.sent(ONE, picked)
@@ -140,7 +139,7 @@ def test_it_is_notified_of_each_request_once(made: list[Noting]) -> None:
 @pytest.mark.parametrize("bad", [{"evidence": FailureKind.SERVER_ERROR}, {"status": 400}])
 def test_what_failed_has_no_output(made: list[Noting], bad: dict[str, Any]) -> None:
     """As in the replayer: 0 tokens, and no usage."""
-    rivals = Rivals(Engines(), lambda: 1)
+    rivals = Rivals(Engines(), lambda keys: [0.0] * len(keys), lambda: 1)
     picked = choose(rivals)
     assert picked is not None
     rivals.sent(ONE, picked)
@@ -150,7 +149,7 @@ def test_what_failed_has_no_output(made: list[Noting], bad: dict[str, Any]) -> N
 
 def test_rows_never_change_under_it(made: list[Noting]) -> None:
     """Each rule and set of endpoints has an object of its own, and there is a bound."""
-    rivals = Rivals(Engines(), lambda: 1)
+    rivals = Rivals(Engines(), lambda keys: [0.0] * len(keys), lambda: 1)
     for _ in range(2):
         choose(rivals)
         choose(rivals, KEYS[:1])
@@ -168,13 +167,13 @@ def test_one_that_would_wait_leaves_the_choice_to_us(
 ) -> None:
     """Nothing waits here on a rival's behalf."""
     monkeypatch.setattr(Noting, "answer", Hold(7.0))
-    assert choose(Rivals(Engines(), lambda: 1)) is None
+    assert choose(Rivals(Engines(), lambda keys: [0.0] * len(keys), lambda: 1)) is None
 
 
 @pytest.mark.parametrize("rule", RIVALS)
 def test_every_rival_can_decide_live(rule: str) -> None:
     """With what a gateway has: each chooses a row, and takes its notifications."""
-    rivals = Rivals(Engines(), lambda: 1)
+    rivals = Rivals(Engines(), lambda keys: [0.0] * len(keys), lambda: 1)
     seen: set[int] = set()
     for number in range(40):
         picked = choose(rivals, rule=rule)

@@ -93,7 +93,7 @@ def test_a_prefill_that_is_due_is_taken_to_be_over(course: Course) -> None:
     course.running.advance(2.0)
     assert course.prefilled == [request]
     assert course.counted() == ([1, 0], [0, 0], [3, 0])
-    assert course.engines.under_way_s([A], [1], 3.0) == [2.0]
+    assert course.load.prefill_since_s(course.load.slots([A])) == [1.0]
 
 
 @pytest.mark.parametrize("completed", [True, False])

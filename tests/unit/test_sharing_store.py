@@ -8,6 +8,7 @@ import pytest
 from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import MAX_ENDPOINTS, Counters
 from metadata_center.load.shared_counters import SharedCounters, create
+from metadata_center.load.table import LoadTable
 from metadata_center.sharing.lines import told
 from metadata_center.sharing.messages import (
     MAX_SHARED_BLOCKS,
@@ -435,6 +436,39 @@ def test_siblings_share_memory_and_say_each_their_own(tmp_path: Path) -> None:
     assert message.rows == (Row(A, 1, 1, 10, 20),)
     two.incoming(message, 0.0)
     assert requests(two) == [6, 1]
+
+
+def test_workers_know_of_each_others_prefills(tmp_path: Path) -> None:
+    """Since when the one at the head of a queue is under way, whichever worker saw the one before end."""
+    create(tmp_path / "load", workers=2)
+    one, two = (LoadTable(SharedCounters(tmp_path / "load", worker)) for worker in (0, 1))
+    slots = [load.slots([A, B]) for load in (one, two)]
+    assert list(two.prefill_since_s(slots[1])) == [0.0, 0.0]
+    one.prefill_turned(A, 7.0)
+    two.prefill_turned(A, 5.0)
+    two.prefill_turned(B, 6.0)
+    for load, at in zip((one, two), slots, strict=True):
+        assert list(load.prefill_since_s(at)) == [7.0, 6.0]
+    one.prefill_turned(EndpointKey("unknown"), 9.0)  # it left, and a request still runs there
+
+
+def test_gateways_know_of_each_others_prefills() -> None:
+    """One that ended, or began where there was none, is under way from when that was heard."""
+    one = store()
+    slots = one.load.slots([A, B])
+
+    def since_s(now_s: float, sequence: int, prefills: int, at: EndpointKey = A) -> list[float]:
+        one.incoming(Update(TWO, sequence, (Row(at, prefills, prefills),)), now_s)
+        return list(one.load.prefill_since_s(slots))
+
+    assert since_s(1.0, 1, 1) == [1.0, 0.0]
+    assert since_s(2.0, 2, 3) == [1.0, 0.0]  # two more wait behind it
+    assert since_s(3.0, 3, 2) == [3.0, 0.0]
+    one.load.advance(9.0)  # its lease is over, and so are its prefills
+    assert list(one.load.prefill_since_s(slots)) == [9.0, 0.0]
+    charge(one, "own", B)
+    one.load.prefill_turned(B, 9.5)
+    assert since_s(10.0, 4, 1, B) == [9.0, 9.5]  # it waits behind ours
 
 
 def test_both_kinds_are_metadata_stores() -> None:

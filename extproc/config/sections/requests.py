@@ -65,10 +65,9 @@ class Responses(Section):
 class Holding(Section):
     """Late binding: requests wait here while their endpoint is full (`least_completion` only)."""
 
-    enabled: bool | None = None
+    enabled: bool = True
     """True lets requests wait; false sends each at once, and it waits at its engine, first come first served.
-    Null is true for a gateway of one worker by itself, and false where several send to the same endpoints
-    (`server.workers`, `metadata_center.url`)."""
+    Gateways that send to the same endpoints say the same."""
     max_requests: int = Field(default=1_000, ge=1, le=100_000)
     """Most that wait per set of endpoints and worker. From nine tenths of it on the first in line is sent for
     each that comes, and one more than the whole at once."""

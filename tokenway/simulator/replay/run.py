@@ -6,8 +6,9 @@ Rules:
     2. A step's tokens, ends and cache events become known at its end; gateways hear of them when their
        settings say so.
     3. A held request is asked for again when anything frees capacity, as its gateway knows, and when its own
-       time is up; if it says so, every `POLL_S` too. News of one moment are all heard before anybody is
-       asked. No request is held longer than `max_hold_s`, and no gateway holds more than `max_held`.
+       time is up. If it says so it is asked every `POLL_S` too, and what other gateways freed is found then,
+       as the product does it. News of one moment are all heard before anybody is asked. No request is held
+       longer than `max_hold_s`, and no gateway holds more than `max_held`.
     4. What clients do is `tokenway.simulator.replay.clients`: a request that is refused, or whose client
        leaves, gives up all that it held, and one that waited for it goes on as after an answer.
 """
@@ -370,7 +371,8 @@ class Replay:
 
     def _hear_change(self, now_s: float, gateway: ReplayGateway, entry: Change) -> None:
         gateway.ledger.apply(entry, now_s)
-        if entry.prefilling < 0 or entry.requests < 0:
+        is_less = entry.prefilling < 0 or entry.requests < 0
+        if is_less and not self._polled[gateway.index]:
             self._wake_held(now_s, gateway)
 
     def _hear_sent(
