@@ -70,7 +70,7 @@ class Budgets:
         """Streams that end before we have answered anything, by the peer's doing."""
 
         self.left = Budget(FaultReason.RESET_FLOOD, 20_000, 4_000.0, 1.0, now_s)
-        """Streams that end in the middle: a proxy's clients leave while they send or wait, any number of them.
+        """Streams that end in the middle: a proxy's clients leave while they send or wait, as they like.
         One of them is not to end all others' calls, and a thread of Envoy brings no more than this."""
 
         self.pings = Budget(FaultReason.PING_FLOOD, 1_000, 100.0, 1.0, now_s)
