@@ -15,7 +15,6 @@ import socket
 import struct
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -27,8 +26,6 @@ from extproc.values.requests import InferenceRequest, Operation
 from metadata_center import signals
 
 _HEAD: Final = struct.Struct("<IQQQ")  # bytes of the head, and of up to three raw pieces
-
-_READY: Final = b"!"
 
 _LARGE_BYTES: Final = 1024 * 1024
 
@@ -117,12 +114,6 @@ def ask(channel: socket.socket, order: ReadOrder, body: Body) -> BodyRead:
     return BodyRead(request, answer.is_changed, around_model, answer.fingerprint, answer.is_form)
 
 
-def await_ready(channel: socket.socket) -> None:
-    """Wait until the other end takes orders, or has died, as the first order finds; raises TimeoutError."""
-    with suppress(ConnectionError):
-        channel.recv(len(_READY))
-
-
 def answer_all(channel: socket.socket) -> None:
     """Answer orders until the other end is gone."""
     while True:
@@ -205,7 +196,6 @@ def main() -> None:
     gc.disable()  # decoded bodies have no cycles, and looking for some takes longer than decoding
     with socket.socket(fileno=int(sys.argv[1])) as channel:
         channel.setblocking(True)
-        channel.sendall(_READY)
         answer_all(channel)
 
 
