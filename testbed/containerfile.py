@@ -1,13 +1,14 @@
 """The Containerfile without a builder of images: read, and its commands run in a plain folder.
 
-    python -m testbed.containerfile FOLDER
+    python -m testbed.containerfile FOLDER [PYTHON] [NAME=VALUE]...
 
 leaves in FOLDER/opt/tokenway what the image has there, by the very commands, with the folder before their
-absolute paths.
+absolute paths. PYTHON is the builder's, else the one that runs this.
 
 Rules:
     1. Only what the Containerfile uses is understood; anything else is refused.
     2. COPY takes what .containerignore leaves of the repository, as a builder would.
+    3. NAME=VALUE is a builder's `--build-arg`; what is not given has the default of its ARG.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -113,18 +114,41 @@ def sources(copying: Instruction) -> Iterator[tuple[Path, str]]:
             yield path, str(Path(destination) / below)
 
 
-def make(folder: Path) -> None:
-    """Carry out the first stage below `folder`.
+def arguments(stage: Sequence[Instruction], given: Mapping[str, str]) -> dict[str, str]:
+    """What a stage's ARGs are; by name.
 
     Raises:
+        ValueError: Something is given that the stage does not ask for.
+    """
+    asked = (each.words.partition("=") for each in stage if each.name == "ARG")
+    defaults = {name: default for name, _, default in asked}
+    unknown = given.keys() - defaults.keys()
+    if unknown:
+        raise ValueError(f"no ARG of the first stage: {', '.join(sorted(unknown))}")
+    return {**defaults, **given}
+
+
+def make(folder: Path, python: Path, given: Mapping[str, str]) -> None:
+    """Carry out the first stage below `folder`.
+
+    Args:
+        folder: A new one.
+        python: What the builder has as `python`.
+        given: Its arguments, by name.
+
+    Raises:
+        ValueError: See `arguments`.
         subprocess.CalledProcessError: A command failed.
     """
+    stage = stages(instructions(CONTAINERFILE.read_text()))[0]
     folder = folder.resolve()
-    environment = {**os.environ, "PATH": f"{folder / 'bin'}:/usr/bin:/bin"}
+    environment = {
+        **os.environ, **arguments(stage, given), "PATH": f"{folder / 'bin'}:/usr/bin:/bin",
+    }  # fmt: skip
     (folder / "bin").mkdir(parents=True)
-    (folder / "bin" / "python").symlink_to(Path(sys.executable).resolve())
+    (folder / "bin" / "python").symlink_to(python.resolve())
     at = folder
-    for each in stages(instructions(CONTAINERFILE.read_text()))[0]:
+    for each in stage:
         if each.name == "ENV":
             for word in shlex.split(each.words):
                 name, _, value = word.partition("=")
@@ -142,5 +166,13 @@ def make(folder: Path) -> None:
             subprocess.run(["/bin/sh", "-ec", command], cwd=at, env=environment, check=True)
 
 
+def main(words: Sequence[str]) -> None:
+    """See above."""
+    folder, *others = words
+    given = dict(word.split("=", 1) for word in others if "=" in word)
+    python = next((word for word in others if "=" not in word), sys.executable)
+    make(Path(folder), Path(python), given)
+
+
 if __name__ == "__main__":
-    make(Path(sys.argv[1]))
+    main(sys.argv[1:])

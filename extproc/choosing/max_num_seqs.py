@@ -12,8 +12,9 @@ Rules:
     5. First tokens show it as well, and sooner, see `extproc.choosing.replacements`. They count what this
        gateway knows of, so an engine that was read running more has no such limit.
     6. Engines of one cluster on the same hardware were most likely started alike: what they show is also
-       taken together, and says what the limit is of those that did not show their own. What was said by the
-       operator goes first, then what an engine's own readings show, then its own first tokens.
+       taken together, and says what the limit is of those that did not show their own. A small one none
+       shows alone: an engine that lies, or was started otherwise, would have all others stand idle. What was
+       said by the operator goes first, then what an engine's own readings show, then its own first tokens.
     7. A limit that was lowered is not noticed: what an engine's own readings showed is forgotten when its
        process ends. That its counter of prompt tokens went back shows that too.
 
@@ -29,12 +30,15 @@ from enum import StrEnum
 from typing import Final
 
 from extproc.choosing.kept_columns import KeptColumns
-from extproc.choosing.replacements import Replacements
+from extproc.choosing.replacements import LEAST_ALONE, MOST_OF_ONE, Replacements
 from metadata_center.types import EndpointKey, value
 
 SURE_VISITS: Final = 3
 """Readings are seconds apart, so one says nothing of the next. With a number that is bound by something else,
 three that all meet the largest yet were seen in none of 14 runs of seven workloads; two were in one."""
+
+_MOST_VISITS_OF_ONE: Final = SURE_VISITS - 1
+"""That count towards a small limit which several show together, see `replacements.LEAST_ALONE`."""
 
 FORGET_READINGS: Final = 32
 """Two minutes of an engine that is busy all the time, at a reading each 4 s."""
@@ -76,11 +80,17 @@ class Reading:
 
 
 class SequenceLimit:
-    """What readings show of one limit on sequences, of one endpoint or of several alike."""
+    """What readings show of one limit on sequences, of one endpoint or of several alike.
 
-    __slots__ = ("_at", "_below", "_most", "_most_below", "_visits")
+    Args:
+        most_of_one: Visits of one endpoint that count if the limit is below `LEAST_ALONE`.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_at", "_below", "_most", "_most_below", "_most_of_one", "_of_each", "_visits")
+
+    def __init__(self, most_of_one: int = SURE_VISITS) -> None:
+        self._most_of_one = most_of_one
+        self._of_each: dict[EndpointKey, int] = {}
         self._most = 0
         self._visits = 0
         self._at: dict[EndpointKey, float | None] = {}
@@ -90,7 +100,9 @@ class SequenceLimit:
     @property
     def limit(self) -> int:
         """Most sequences at once; 0 while it is unknown."""
-        return self._most if self._visits >= SURE_VISITS else 0
+        if self._visits < SURE_VISITS:
+            return 0
+        return self._most if self._most >= LEAST_ALONE or sum(self._of_each.values()) >= SURE_VISITS else 0
 
     @property
     def most(self) -> int:
@@ -108,11 +120,13 @@ class SequenceLimit:
         if running > self._most:
             self._most, self._visits, self._below, self._most_below = running, 0, 0, 0
             self._at.clear()
+            self._of_each.clear()
         is_full = reading.waiting > 0 and reading.kv_usage_ratio < FULL_CACHE_RATIO
         if is_full and running == self._most:
             if key not in self._at or prompts != self._at[key]:
                 self._visits += 1
                 self._at[key] = prompts
+                self._of_each[key] = min(self._most_of_one, self._of_each.get(key, 0) + 1)
             return
         self._at.pop(key, None)
         if is_full and not self._visits:
@@ -121,9 +135,14 @@ class SequenceLimit:
             if self._below >= FORGET_READINGS:
                 self._most, self._below, self._most_below = self._most_below, 0, 0
 
-    def forget(self, key: EndpointKey) -> None:
-        """An endpoint is another process, or gone."""
+    def restarted(self, key: EndpointKey) -> None:
+        """An endpoint is another process, which counts no more for it."""
         self._at.pop(key, None)
+
+    def forget(self, key: EndpointKey) -> None:
+        """An endpoint is gone."""
+        self._at.pop(key, None)
+        self._of_each.pop(key, None)
 
 
 class _Known:
@@ -146,12 +165,17 @@ class _Alike:
     __slots__ = ("members", "readings", "replacements")
 
     def __init__(self) -> None:
-        self.readings = SequenceLimit()
-        self.replacements = Replacements()
+        self.readings = SequenceLimit(_MOST_VISITS_OF_ONE)
+        self.replacements = Replacements(MOST_OF_ONE)
         self.members: set[EndpointKey] = set()
 
+    def restarted(self, key: EndpointKey) -> None:
+        """An endpoint is another process."""
+        self.readings.restarted(key)
+        self.replacements.restarted(key)
+
     def forget(self, key: EndpointKey) -> None:
-        """An endpoint is another process, or gone."""
+        """An endpoint is gone."""
         self.readings.forget(key)
         self.replacements.forget(key)
 
@@ -231,7 +255,7 @@ class SequenceLimits:
             known.own, known.replacements = SequenceLimit(), Replacements()
             known.most, known.prompt_tokens = 0, None
             if known.alike is not None:
-                self._alike[known.alike].forget(key)
+                self._alike[known.alike].restarted(key)
             self._settle(key)
 
     def forget(self, key: EndpointKey) -> None:

@@ -12,7 +12,7 @@ Rules:
        and needs no reading. Answers that show no first token (they are not streamed) are taken to decode
        when they are expected to, so beside many of them the most is seldom met again, and no limit is found.
     5. Several engines that were started alike show one limit: their replacements at the most of all count
-       together.
+       together. A small limit none of them shows alone: an engine says when its first tokens come.
 """
 
 from __future__ import annotations
@@ -25,17 +25,30 @@ SURE_REPLACEMENTS: Final = 8
 """Where an engine has room, each is chance, as a walk that stays at its highest point: six in a row were the
 most seen where no engine was full. A full engine of 128 shows eight within two seconds."""
 
+MOST_OF_ONE: Final = SURE_REPLACEMENTS // 2
+"""That count towards a small limit which several show together."""
+
+LEAST_ALONE: Final = 32
+"""Engines are seldom started with less, and by less all others would stand idle; where one alone is
+full, as with a prefix that many ask for, its number is worth having at once (docs/adr/0047)."""
+
 MOST_PREFILL_RATIO: Final = 0.75
 """Of the time from one first token to the next, most that prefill took there: an engine that has had time to
 begin, and a request that waited, was full."""
 
 
 class Replacements:
-    """What first tokens show of one limit on sequences, of one endpoint or of several alike."""
+    """What first tokens show of one limit on sequences, of one endpoint or of several alike.
 
-    __slots__ = ("_count", "_full_until_s", "_last_s", "_most")
+    Args:
+        most_of_one: Replacements of one endpoint that count if the limit is below `LEAST_ALONE`.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_count", "_full_until_s", "_last_s", "_most", "_most_of_one", "_of_each")
+
+    def __init__(self, most_of_one: int = SURE_REPLACEMENTS) -> None:
+        self._most_of_one = most_of_one
+        self._of_each: dict[EndpointKey, int] = {}
         self._most = 0
         self._count = 0
         self._full_until_s: dict[EndpointKey, float] = {}
@@ -44,7 +57,10 @@ class Replacements:
     @property
     def limit(self) -> int:
         """Most sequences at once; 0 while it is unknown."""
-        return self._most if self._count >= SURE_REPLACEMENTS else 0
+        if self._count < SURE_REPLACEMENTS:
+            return 0
+        is_shown = self._most >= LEAST_ALONE or sum(self._of_each.values()) >= SURE_REPLACEMENTS
+        return self._most if is_shown else 0
 
     def first_token(
         self, key: EndpointKey, decoding: int, sent_s: float, now_s: float, prefill_s: float
@@ -65,14 +81,17 @@ class Replacements:
         began_s = max(sent_s, self._last_s.get(key, sent_s))
         self._last_s[key] = now_s
         if decoding > self._most:
-            was_limit = self._count >= SURE_REPLACEMENTS
+            was_limit = self.limit > 0
             self._most, self._count = decoding, 0
             self._full_until_s.clear()
+            self._of_each.clear()
             return was_limit
         has_replaced = decoding == self._most and sent_s < self._full_until_s.pop(key, sent_s)
         if has_replaced and prefill_s <= MOST_PREFILL_RATIO * (now_s - began_s):
+            before = self.limit
             self._count += 1
-            return self._count == SURE_REPLACEMENTS
+            self._of_each[key] = min(self._most_of_one, self._of_each.get(key, 0) + 1)
+            return self.limit != before
         return False
 
     def ended(self, key: EndpointKey, decoding: int, now_s: float) -> None:
@@ -86,7 +105,12 @@ class Replacements:
         if decoding + 1 == self._most:
             self._full_until_s[key] = now_s
 
-    def forget(self, key: EndpointKey) -> None:
-        """An endpoint is another process, or gone."""
+    def restarted(self, key: EndpointKey) -> None:
+        """An endpoint is another process; it counts no more for it."""
         self._full_until_s.pop(key, None)
         self._last_s.pop(key, None)
+
+    def forget(self, key: EndpointKey) -> None:
+        """An endpoint is gone."""
+        self.restarted(key)
+        self._of_each.pop(key, None)

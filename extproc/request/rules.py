@@ -126,7 +126,7 @@ class RuleTable:
         ValueError: A name is served twice.
     """
 
-    __slots__ = ("_any", "_by_name", "_of_any", "rewritten")
+    __slots__ = ("_any", "_by_name", "_of_any", "closed", "rewritten")
 
     def __init__(self, models: Iterable[ModelRules]) -> None:
         models = tuple(models)
@@ -140,6 +140,11 @@ class RuleTable:
             name for name, compiled in self._by_name.items() if any(map(_rewrites, _routes(compiled)))
         )
         """Names in whose place some rule has the engine's; `ANY_MODEL` if that may be so of any other."""
+
+        self.closed = frozenset(
+            name for name, compiled in self._by_name.items() if not any(_default_of(compiled))
+        )
+        """Names that only requests with certain headers may ask for."""
         self._any = next((model for model in models if model.name == ANY_MODEL), None)
         self._of_any: dict[str, Route | _Tiers] = {}
 
@@ -176,6 +181,13 @@ class RuleTable:
             Reason.ROUTE_NOT_FOUND,
             f"No route of the model `{quoted}` matches the headers of this request.",
             param="model",
+        )
+
+    def may_ask_for(self, name: str, headers: Mapping[str, str]) -> bool:
+        """Whether a request with these headers may ask for one of the names in `closed`, or of the others."""
+        compiled = self._by_name.get(name, ())
+        return isinstance(compiled, Route) or any(
+            candidate.matches(headers) for tier in compiled for candidate in tier
         )
 
     @property
@@ -221,6 +233,14 @@ def _compile(model: ModelRules, name: str) -> Route | _Tiers:
     if len(candidates) == 1 and not candidates[0].headers:
         return candidates[0].route
     return tuple(tuple(tier) for _, tier in groupby(candidates, key=lambda candidate: len(candidate.headers)))
+
+
+def _default_of(compiled: Route | _Tiers) -> Iterator[bool]:
+    """For each rule, whether it takes requests of any headers."""
+    if isinstance(compiled, Route):
+        yield True
+        return
+    yield from (not candidate.headers for tier in compiled for candidate in tier)
 
 
 def _routes(compiled: Route | _Tiers) -> list[Route]:

@@ -8,7 +8,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -105,7 +105,8 @@ class RoutingTable:
     Args:
         rules: Compiled model rules.
         clusters: Endpoints by cluster name: the fleet's view, not a copy.
-        models: Names listed by `/v1/models`, with the time they were configured.
+        models: Names listed by `/v1/models` for requests that may ask for them, with the time they were
+            configured.
         default_cluster: Where requests go that are no inference; None refuses them with 404.
         admin_paths: Engines' admin paths that may go there too.
         allowed_fields: Body fields that clients may steer by.
@@ -135,7 +136,7 @@ class RoutingTable:
             for name in models
             if name != ANY_MODEL
         }
-        self._models_body = orjson.dumps({"object": "list", "data": list(self._model_list.values())})
+        self._models_body = _listing(self._model_list.values())
 
     def pool(
         self,
@@ -239,10 +240,11 @@ class RoutingTable:
             error = "The engines that serve models are not known yet."
             return RefuseAtOnce(RouterError(Reason.CLUSTER_NOT_LISTED, error, retry_after_s=1))
         if reads and path == "/v1/models":
-            return AnswerAtOnce(200, self._models_body)
+            return AnswerAtOnce(200, self._models_for(request.headers))
         if reads and path.startswith("/v1/models/"):
-            model = self._model_list.get(path.removeprefix("/v1/models/"))
-            if model is not None:
+            name = path.removeprefix("/v1/models/")
+            model = self._model_list.get(name)
+            if model is not None and self.rules.may_ask_for(name, request.headers):
                 return AnswerAtOnce(200, orjson.dumps(model))
             return RefuseAtOnce(
                 RouterError(Reason.MODEL_NOT_FOUND, "This model is not served here.", param="model")
@@ -255,6 +257,14 @@ class RoutingTable:
         if _is_of_models(path):
             return _takes(("GET", "HEAD"), path, request.method)
         return RefuseAtOnce(RouterError(Reason.UNKNOWN_PATH, "Nothing is served at this path."))
+
+    def _models_for(self, headers: Mapping[str, str]) -> bytes:
+        """The list of models for a request with these headers: of those that it may ask for."""
+        may_ask_for, closed = self.rules.may_ask_for, self.rules.closed
+        if not closed:
+            return self._models_body
+        models = self._model_list.items()
+        return _listing(each for name, each in models if name not in closed or may_ask_for(name, headers))
 
     def _may_pass(self, path: str) -> bool:
         """True if no engine behind us could take `path` for inference or an engine's administration.
@@ -270,6 +280,10 @@ class RoutingTable:
 def _takes(methods: tuple[str, ...], path: str, method: str) -> RefuseAtOnce:
     error = f"{path} takes {' and '.join(methods)}, not {method}."
     return RefuseAtOnce(RouterError(Reason.METHOD_NOT_ALLOWED, error, param="method", allow=methods))
+
+
+def _listing(models: Iterable[Mapping[str, object]]) -> bytes:
+    return orjson.dumps({"object": "list", "data": list(models)})
 
 
 def _is_of_models(path: str) -> bool:

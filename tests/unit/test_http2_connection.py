@@ -619,6 +619,38 @@ def test_a_busy_peer_is_no_flood() -> None:
     assert served.faults == []
 
 
+def _left(number: int) -> bytes:
+    stream_id = 2 * number + 1
+    call = opening(stream_id) + data(stream_id, framed(b"x"))
+    return call + frames.rst_stream(stream_id, ErrorCode.CANCEL)
+
+
+class _AnswersFirst(Echo):
+    """Asks for more, as for a request's body."""
+
+    def on_message(self, message: Received) -> None:
+        self.call.send(bytes(message))
+
+
+def test_clients_that_leave_are_no_flood_of_their_proxys() -> None:
+    """Ten seconds of three thousand half requests each by some end no call of the others."""
+    served = Served(_AnswersFirst)
+    served.receive(WIDE)
+    served.receive(opening(1))
+    for number in range(1, 10 * 3_000):
+        served.receive(_left(number), now_s=number / 3_000)
+    assert served.faults == []
+    assert kinds(served.receive(data(1, framed(b"y")), now_s=10.0)) == [frames.HEADERS, frames.DATA]
+
+
+def test_calls_that_are_left_have_a_bound_as_well() -> None:
+    """No thread of Envoy brings thirty thousand at once."""
+    served = Served(_AnswersFirst)
+    served.receive(WIDE)
+    served.connection.receive(b"".join(map(_left, range(30_000))), 0.0)
+    assert served.faults == [(FaultReason.RESET_FLOOD, True)]
+
+
 # The end.
 
 

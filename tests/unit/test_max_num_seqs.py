@@ -13,7 +13,7 @@ from extproc.choosing.max_num_seqs import (
     SequenceLimit,
     SequenceLimits,
 )
-from extproc.choosing.replacements import SURE_REPLACEMENTS
+from extproc.choosing.replacements import LEAST_ALONE, MOST_OF_ONE, SURE_REPLACEMENTS
 from metadata_center.types import EndpointKey
 
 A, B, C = (EndpointKey(name) for name in "abc")
@@ -146,6 +146,34 @@ def test_what_one_engine_showed_is_likely_for_those_alike() -> None:
     assert limits.limit(A) == (128, LimitSource.LEARNED)
     assert limits.limit(B) == (128, LimitSource.ALIKE)
     assert limits.column((A, B, C)) == (128, 128, 0)
+
+
+@given(st.lists(st.tuples(st.integers(1, LEAST_ALONE - 1), st.integers(1, 9), st.booleans()), max_size=200))
+def test_one_that_lies_has_no_others_stand_idle(said: list[tuple[int, int, bool]]) -> None:
+    """Whatever small number it says runs while others wait, and however often it is another process."""
+    limits = alike(A, B, C)
+    for number, (running, times, is_another) in enumerate(said):
+        if is_another:
+            limits.restarted(A)
+        for each in range(times):
+            limits.observe(A, reading(running, prompt_tokens=1e4 * number + each))
+        replace(limits, A, running, times)
+        limits.observe(B, reading(1, 0))
+        assert not any(limits.column((B, C)))
+
+
+def test_two_that_show_a_small_limit_are_believed() -> None:
+    """Operators do start engines with four."""
+    limits = alike(A, B, C)
+    learn(limits, A, 4)
+    assert limits.column((A, B, C)) == (4, 0, 0)
+    limits.observe(B, reading(4))
+    assert limits.limit(C) == (4, LimitSource.ALIKE)
+    limits = alike(A, B, C)
+    replace(limits, A, 4)
+    assert limits.column((A, B, C)) == (4, 0, 0)
+    replace(limits, B, 4, times=MOST_OF_ONE)
+    assert limits.limit(C) == (4, LimitSource.ALIKE)
 
 
 def test_one_reading_of_each_is_enough() -> None:

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from extproc.choosing.replacements import SURE_REPLACEMENTS, Replacements
+from extproc.choosing.replacements import MOST_OF_ONE, SURE_REPLACEMENTS, Replacements
 from metadata_center.types import EndpointKey
 
 A, B = EndpointKey("a"), EndpointKey("b")
@@ -99,12 +99,25 @@ def test_several_that_are_alike_show_it_together() -> None:
     assert known.limit == 128
 
 
+def test_none_of_several_shows_a_small_one_alone() -> None:
+    """However often it replaces, and however often it says that it is another process."""
+    known = Replacements(MOST_OF_ONE)
+    for _ in range(5):
+        replaced(known, 4 * SURE_REPLACEMENTS, 2)
+        known.restarted(A)
+    assert known.limit == 0
+    replaced(known, SURE_REPLACEMENTS - MOST_OF_ONE - 1, 2, key=B)
+    assert known.limit == 0
+    replaced(known, 1, 2, key=B)
+    assert known.limit == 2
+
+
 def test_what_ended_in_another_process_is_nobodys_place() -> None:
     """A first token of the new process is no replacement."""
     known = Replacements()
     replaced(known, SURE_REPLACEMENTS - 1)
     known.ended(A, 127, 50.0)
-    known.forget(A)
+    known.restarted(A)
     known.first_token(A, 128, 10.0, LATER_S, NO_PREFILL_S)
     assert known.limit == 0
 

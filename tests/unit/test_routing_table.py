@@ -150,6 +150,33 @@ def test_a_model_is_found_by_its_name(path: str) -> None:
     assert orjson.loads(verdict.body)["id"] == "org/m"
 
 
+@pytest.mark.parametrize(("tenant", "names"), [(None, ["m", "alias"]), ("b", ["m", "alias"]), ("a", None)])
+def test_a_model_of_others_is_not_listed(tenant: str | None, names: list[str] | None) -> None:
+    """One whose rules all want a header is listed to those that send it, under all its names."""
+    everybody = ModelRules("m", (Rule(CLUSTER), Rule("other", headers={"x-tenant": "a"})), aliases=("alias",))
+    ours = ModelRules("a/secret", (Rule(CLUSTER, headers={"x-tenant": "a"}),), aliases=("a/alias",))
+    all_names = ["m", "alias", "a/secret", "a/alias"]
+    rules = RuleTable([everybody, ours])
+    of_both = RoutingTable(rules, {CLUSTER: ()}, all_names, None, frozenset(), slots_of, loaded_unix_s=0.0)
+
+    def asked(path: str) -> LineVerdict:
+        headers = {} if tenant is None else {"x-tenant": tenant}
+        return of_both.judge(RequestHeaders("GET", path, headers, end_of_stream=True))
+
+    listed = asked("/v1/models")
+    assert isinstance(listed, AnswerAtOnce)
+    names = all_names if names is None else names
+    assert [model["id"] for model in orjson.loads(listed.body)["data"]] == names
+    for name in all_names:
+        verdict = asked(f"/v1/models/{name}")
+        assert isinstance(verdict, AnswerAtOnce if name in names else RefuseAtOnce)
+        if isinstance(verdict, RefuseAtOnce):
+            assert verdict.error.reason is Reason.MODEL_NOT_FOUND
+            unknown = asked("/v1/models/nope")
+            assert isinstance(unknown, RefuseAtOnce)
+            assert str(verdict.error) == str(unknown.error)
+
+
 def test_a_model_that_is_not_served_is_not_found() -> None:
     """An unknown name is 404, even where other paths are passed on."""
     verdict = judge("/v1/models/x", default_cluster="other")

@@ -63,11 +63,15 @@ class Budgets:
         now_s: When it began.
     """
 
-    __slots__ = ("empty", "late", "pings", "resets", "settings", "windows")
+    __slots__ = ("empty", "late", "left", "pings", "resets", "settings", "windows")
 
     def __init__(self, now_s: float) -> None:
         self.resets = Budget(FaultReason.RESET_FLOOD, 5_000, 500.0, 1.0, now_s)
-        """Streams that end before we have answered, by the peer's doing."""
+        """Streams that end before we have answered anything, by the peer's doing."""
+
+        self.left = Budget(FaultReason.RESET_FLOOD, 20_000, 4_000.0, 1.0, now_s)
+        """Streams that end in the middle: a proxy's clients leave while they send or wait, as they like.
+        One of them is not to end all others' calls, and a thread of Envoy brings no more than this."""
 
         self.pings = Budget(FaultReason.PING_FLOOD, 1_000, 100.0, 1.0, now_s)
         self.settings = Budget(FaultReason.SETTINGS_FLOOD, 100, 1.0, 0.0, now_s)

@@ -265,8 +265,10 @@ class Calls:
         stream = self._streams.get(stream_id)
         if stream is None:
             self.late(stream_id, now_s)
-        elif self._forget(stream):
-            self._budgets.resets.spend(now_s, self.served)
+            return
+        budget = self._budgets.left if stream.has_begun else self._budgets.resets
+        if self._forget(stream):
+            budget.spend(now_s, self.served)
 
     def break_off(self, stream_id: int, fault: StreamFault, now_s: float) -> None:
         """End a stream for what the peer did.
