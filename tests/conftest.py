@@ -53,6 +53,7 @@ from metadata_center.history.prefix_index import PrefixIndex
 from metadata_center.load.counters import Counters
 from metadata_center.load.ledger import LedgerBounds
 from metadata_center.load.table import LoadTable
+from metadata_center.store import LoadStore
 from metadata_center.types import EndpointKey, RequestId, Waiter
 
 # An example that takes long on a busy machine, or under coverage, is no failure.
@@ -365,6 +366,7 @@ def build_rig(
     processes: Callable[[], int] = lambda: 1,
     tell_line: Callable[[Sequence[Waiter]], None] | None = None,
     max_requests: int = 200_000,
+    load_of: Callable[[Counters, PrefixIndex], LoadStore] | None = None,
 ) -> Rig:
     """A worker's request path over `endpoints`, serving model `m`, in blocks of 64 bytes."""
     clock = loop.clock if isinstance(loop, VirtualLoop) else ManualClock()
@@ -374,10 +376,9 @@ def build_rig(
     freed, lost = Listeners[[]](), Listeners[[Inflight, float]]()
     counters, history = Counters(), PrefixIndex(1_000, 1_000)
     transitions: list[Transition] = []
+    bounds = LedgerBounds(lease_s=LEASE_S, tombstone_s=TOMBSTONE_S, max_legs=max_requests)
     state = make_routing_state(
-        load=LoadTable(
-            counters, LedgerBounds(lease_s=LEASE_S, tombstone_s=TOMBSTONE_S, max_legs=max_requests)
-        ),
+        load=LoadTable(counters, bounds) if load_of is None else load_of(counters, history),
         caches=Caches(history),
         health=HealthTracker(health or HealthSettings()),
         records=RecordRing(256),
