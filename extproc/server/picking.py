@@ -17,7 +17,7 @@ from extproc.picker.service import Picker
 from extproc.routing.gateway import Gateway
 from extproc.server.rpc_places import Places, health_places, picker_places
 from extproc.server.rpc_server import RpcServer, rpc_server
-from extproc.server.self_signed import make_self_signed, self_signed_files
+from extproc.server.self_signed import make_self_signed, remove, self_signed_files
 from extproc.transport.http2.faults import FaultReason
 from extproc.transport.listen_tls import TlsFiles
 from extproc.transport.seam import Rpc
@@ -99,6 +99,8 @@ class Picking:
         if self._health_server is not None:
             self._probed.close()
             await self._health_server.close()
+        if self._made is not None:
+            remove(self._made)
 
     def _review(self) -> None:
         self._health.review()

@@ -21,14 +21,19 @@ def self_signed_files(folder: Path, index: int) -> TlsFiles:
     return TlsFiles(folder / f"picker{index}.crt", folder / f"picker{index}.key")
 
 
+def remove(files: TlsFiles) -> None:
+    """Take both away, if they are there."""
+    files.cert_file.unlink(missing_ok=True)
+    files.key_file.unlink(missing_ok=True)
+
+
 def make_self_signed(files: TlsFiles) -> None:
     """Make a certificate that says nothing but a name, and its key, readable by this user alone.
 
     Raises:
         OSError: There is no openssl, or it fails; says what else is accepted.
     """
-    files.cert_file.unlink(missing_ok=True)
-    files.key_file.unlink(missing_ok=True)
+    remove(files)
     where = ("-keyout", str(files.key_file), "-out", str(files.cert_file))
     try:
         subprocess.run(  # noqa: S603 - a constant command

@@ -41,6 +41,7 @@ class ListenTls:
         self._files = files
         self._seen = self._stamps()
         self._context = _context(files)
+        self._problem: str | None = None
 
     def context(self) -> ssl.SSLContext:
         """What the files say; what they said before while they are being replaced."""
@@ -49,14 +50,25 @@ class ListenTls:
             if stamps != self._seen:
                 self._context = _context(self._files)
                 self._seen = stamps
+                self._problem = None
                 _log.info("certificates read again", extra={"file": str(self._files.cert_file)})
         except OSError as error:
-            _log.warning("certificates cannot be read", extra={"error": str(error)})
+            self._report(str(error))
         return self._context
 
+    def _report(self, problem: str) -> None:
+        """Say what is wrong once, not with each connection."""
+        if problem != self._problem:
+            files = [str(path) for path in self._paths()]
+            _log.warning("certificates cannot be read", extra={"files": files, "error": problem})
+            self._problem = problem
+
+    def _paths(self) -> list[Path]:
+        named = (self._files.cert_file, self._files.key_file, self._files.client_ca_file)
+        return [path for path in named if path is not None]
+
     def _stamps(self) -> list[tuple[int, int, int]]:
-        paths = (self._files.cert_file, self._files.key_file, self._files.client_ca_file)
-        stats = [path.stat() for path in paths if path is not None]
+        stats = [path.stat() for path in self._paths()]
         return [(stat.st_mtime_ns, stat.st_ino, stat.st_size) for stat in stats]
 
 

@@ -520,8 +520,10 @@ async def test_tls_for_clients_that_can_show_a_certificate(tmp_path: Path) -> No
         assert FaultReason.TLS in {reason for reason, _ in made.faults}
 
 
-async def test_certificates_are_read_again_when_they_change(tmp_path: Path) -> None:
-    """Without a restart, authority and all; what cannot be read leaves the old ones in force."""
+async def test_certificates_are_read_again_when_they_change(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a restart, authority and all; what cannot be read changes nothing, and is said once."""
     for name, authority in (
         ("ca", None),
         ("new", None),
@@ -540,6 +542,9 @@ async def test_certificates_are_read_again_when_they_change(tmp_path: Path) -> N
         assert await echoed(port, old) is grpc.StatusCode.OK
         named.cert_file.write_text("half a certificate")
         assert await echoed(port, old) is grpc.StatusCode.OK
+        assert await echoed(port, old) is grpc.StatusCode.OK
+        (said,) = [record for record in caplog.records if record.msg == "certificates cannot be read"]
+        assert str(named.cert_file) in said.__dict__["files"]
         for target, source in (
             (named.cert_file, "renewed.pem"),
             (named.key_file, "renewed.key"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -114,5 +115,8 @@ async def test_a_gateway_runs_by_flags(tmp_path: Path, workers: int) -> None:
             for channel in (tls, plain):
                 check = channel.unary_unary("/grpc.health.v1.Health/Check")
                 assert await check(b"\x0a\x09readiness", timeout=20) == b"\x08\x01"
+        gateway.signal(signal.SIGTERM)
+        assert await gateway.ended() == 0
+        assert [path.name for path in (tmp_path / "run").glob("picker*")] == []
     finally:
         await gateway.kill()

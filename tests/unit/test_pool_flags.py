@@ -110,8 +110,8 @@ def test_bad_names_are_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_neither_file_nor_pods(capsys: pytest.CaptureFixture[str]) -> None:
-    """There is nothing to serve."""
-    assert main(["serve"]) == 1
+    """There is nothing to serve: words that cannot be used, which is 2."""
+    assert main(["serve"]) == 2
     assert "--pool-name" in capsys.readouterr().err
 
 

@@ -23,10 +23,13 @@ from metadata_center.files import is_descriptor
 from tokenway.cli import SERVING
 from tokenway.cli.admin_url import ADMIN_HELP, default_admin
 from tokenway.cli.picker_flags import add_picker_flags
-from tokenway.cli.pool_flags import add_pool_flags, pool_settings
+from tokenway.cli.pool_flags import SERVE_WORDS, add_pool_flags, pool_settings
 
 OWN_WORDS = ("explain", "replay")
 """Verbs whose modules read their words, with parsers that refuse what they do not know."""
+
+MISUSED = 2
+"""Exit code for words that cannot be used, as argparse has it."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 and the number of SIGINT, as shells have it."""
@@ -40,13 +43,15 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     if not words:
         _parser().print_help(sys.stderr)
-        return 2
+        return MISUSED
     options = _options(words)
     try:
         return _run(options)
     except ConfigError as error:
         for problem in error.problems:
             print(printable(f"{error.path}: {problem}"), file=sys.stderr)
+        if error.path == SERVE_WORDS:
+            return MISUSED
     except BrokenPipeError:  # `tokenway bootstrap ... | head`: no process reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, MetadataError) as error:  # a port in use, a name that does not resolve, no Envoy
@@ -130,7 +135,7 @@ def _serve(options: argparse.Namespace) -> int:
     pods = pool_settings(options)
     if options.config is None and not pods:
         problem = "accepted: a tokenway.yaml, a clusters.json, --pool-name or --endpoint-selector"
-        raise ConfigError("tokenway serve", [problem])
+        raise ConfigError(SERVE_WORDS, [problem])
     from extproc.server.cluster_encoder import ClusterEncoder
 
     with ClusterEncoder() as encoder:  # as above

@@ -18,6 +18,9 @@ from metadata_center.addresses import parse_port
 SELECTED: Final = "endpoints"
 """What the cluster is called that a selector makes."""
 
+SERVE_WORDS = "tokenway serve"
+"""In place of a file's name: what is wrong is in the words of the command."""
+
 _SELECTOR: Final = "--endpoint-selector"
 _PORTS: Final = "--endpoint-target-ports"
 
@@ -55,11 +58,11 @@ def pool_settings(options: argparse.Namespace) -> dict[str, Any]:
     name, namespace, group = options.pool_name, options.pool_namespace, options.pool_group
     labels, ports = options.endpoint_selector, options.endpoint_target_ports
     if name is not None and (labels is not None or ports is not None):
-        raise ConfigError("tokenway serve", [f"accepted: --pool-name, or {_SELECTOR} with {_PORTS}"])
+        raise ConfigError(SERVE_WORDS, [f"accepted: --pool-name, or {_SELECTOR} with {_PORTS}"])
     if name is None and group is not None:
-        raise ConfigError("tokenway serve", ["accepted: --pool-group with --pool-name only"])
+        raise ConfigError(SERVE_WORDS, ["accepted: --pool-group with --pool-name only"])
     if (labels is None) is not (ports is None):
-        raise ConfigError("tokenway serve", [f"accepted: {_SELECTOR} and {_PORTS}, or neither"])
+        raise ConfigError(SERVE_WORDS, [f"accepted: {_SELECTOR} and {_PORTS}, or neither"])
     where = {} if namespace is None else {"namespace": namespace}
     reached = {} if options.kubeconfig is None else {"kubeconfig": str(options.kubeconfig.absolute())}
     if name is not None:
@@ -70,7 +73,7 @@ def pool_settings(options: argparse.Namespace) -> dict[str, Any]:
         return _discovery({"selectors": [selector], **reached})
     if namespace is not None or reached:
         problem = f"accepted: --pool-namespace and --kubeconfig with --pool-name or {_SELECTOR}"
-        raise ConfigError("tokenway serve", [problem])
+        raise ConfigError(SERVE_WORDS, [problem])
     return {}
 
 

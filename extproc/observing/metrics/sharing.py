@@ -25,7 +25,9 @@ SHARING_MESSAGES = Family(
     ("direction",),
 )
 SHARING_FAILURES = Family(
-    "tokenway_sharing_failures_total", MetricType.COUNTER, "Times that the shared metadata center was lost."
+    "tokenway_sharing_failures_total",
+    MetricType.COUNTER,
+    "Times that the shared metadata center was lost, or not reached at an attempt.",
 )
 SHARING_DROPPED = Family(
     "tokenway_sharing_dropped_total",
