@@ -39,6 +39,8 @@ MAX_WAIT_S: Final = 15.0
 MAX_READ_S: Final = 10.0
 """Longest reading; the worst 32 MiB take some two seconds of an idle core."""
 
+MAX_START_S: Final = 10.0
+"""Longest start of a process, 0.4 s of an idle core: one that takes longer says nothing of the body."""
 
 _QUICK_BYTES: Final = 8 * 1024 * 1024
 _ROOMS: Final = (None, _QUICK_BYTES)
@@ -69,7 +71,13 @@ class _Reader:
 
     def read(self, order: ReadOrder, body: Body) -> BodyRead:
         """Have a body read; blocks. Raises RouterError if it is refused."""
-        channel = self._channel or self._start()
+        try:
+            channel = self._channel or self._start()
+        except TimeoutError:
+            self.stop()
+            _log.warning("a process that reads bodies does not start", extra={"waited_s": MAX_START_S})
+            text = "Too many large request bodies are being read."
+            raise RouterError(Reason.READERS_BUSY, text, param="body", retry_after_s=1) from None
         try:
             return reading_process.ask(channel, order, body)
         except RouterError:
@@ -102,8 +110,10 @@ class _Reader:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )
-        ours.settimeout(MAX_READ_S)
         self._channel = ours
+        ours.settimeout(MAX_START_S)
+        reading_process.await_ready(ours)
+        ours.settimeout(MAX_READ_S)
         return ours
 
 

@@ -15,6 +15,7 @@ import socket
 import struct
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -26,6 +27,8 @@ from extproc.values.requests import InferenceRequest, Operation
 from metadata_center import signals
 
 _HEAD: Final = struct.Struct("<IQQQ")  # bytes of the head, and of up to three raw pieces
+
+_READY: Final = b"!"
 
 _LARGE_BYTES: Final = 1024 * 1024
 
@@ -114,6 +117,12 @@ def ask(channel: socket.socket, order: ReadOrder, body: Body) -> BodyRead:
     return BodyRead(request, answer.is_changed, around_model, answer.fingerprint, answer.is_form)
 
 
+def await_ready(channel: socket.socket) -> None:
+    """Wait until the other end takes orders, or has died, as the first order finds; raises TimeoutError."""
+    with suppress(ConnectionError):
+        channel.recv(len(_READY))
+
+
 def answer_all(channel: socket.socket) -> None:
     """Answer orders until the other end is gone."""
     while True:
@@ -196,6 +205,7 @@ def main() -> None:
     gc.disable()  # decoded bodies have no cycles, and looking for some takes longer than decoding
     with socket.socket(fileno=int(sys.argv[1])) as channel:
         channel.setblocking(True)
+        channel.sendall(_READY)
         answer_all(channel)
 
 

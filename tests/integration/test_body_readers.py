@@ -159,6 +159,19 @@ async def test_a_process_that_hangs_is_replaced(
     assert (await result_of(readers.read(ORDER, large()))).request.model == "m"
 
 
+async def test_a_process_that_does_not_start_says_nothing_of_the_body(
+    readers: BodyReaders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that is too busy for it: 503 with Retry-After, where 413 would end the client's tries."""
+    monkeypatch.setattr(body_readers, "MAX_START_S", 1e-6)
+    with pytest.raises(RouterError) as raised:
+        await result_of(readers.read(ORDER, large()))
+    assert (raised.value.reason, raised.value.retry_after_s) == (Reason.READERS_BUSY, 1)
+    assert readers.pids == []
+    monkeypatch.setattr(body_readers, "MAX_START_S", 30.0)
+    assert (await result_of(readers.read(ORDER, large()))).request.model == "m"
+
+
 async def test_more_than_may_wait_is_refused_at_once(
     readers: BodyReaders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
