@@ -362,6 +362,8 @@ def test_a_client_that_left_is_never_charged() -> None:
     assert held.rig.scheduling.records.get(RequestId("gone")) is None
     assert held.rig.scheduling.load.in_flight == 2
     assert held.rig.metric("tokenway_hold_seconds_count", model="m", ending="gone") == 1
+    left = {"outcome": "client_abort", "status_class": "none"}
+    assert held.rig.metric("tokenway_requests_total", model="m", **left) == 1
     assert len(held.waiting) == 0
 
 
