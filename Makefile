@@ -79,7 +79,7 @@ test-vllm: vllm envoy
 # The oldest Envoy that there is as a wheel, 1.36, which is istio-proxy 1.28. Our own bootstrap has more than it can load, so
 # all of it runs by what is rendered for an Istio gateway: behind a real istiod, and what streams, bodies and a dying gateway do.
 OLDEST := TOKENWAY_ENVOY=$(CURDIR)/.tools/envoy-1.36/envoy/_bin/envoy TOKENWAY_ISTIO_PROXY=1.28.0 TOKENWAY_PROFILE=istio
-OLDEST_TESTS := $(addprefix e2e/test_,istio_profile streams answers framing large_bodies transport gateway_failures) \
+OLDEST_TESTS := $(addprefix e2e/test_,istio_profile streams answers framing http2_clients large_bodies transport gateway_failures) \
 	istio/test_gateway istio/test_one_source
 .PHONY: test-envoy-oldest envoy-oldest
 test-envoy-oldest: install envoy-oldest

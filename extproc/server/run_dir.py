@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,6 +31,8 @@ SYSTEM_DIR = Path("/run/tokenway")
 """For a system service: systemd makes it (`RuntimeDirectory=tokenway`), root may."""
 
 _LOCK_FILE = "lock"
+
+_SOCKET_NAME = re.compile(r"(?:gw|admin|bus)\d+\.sock")
 _PRIVATE = 0o700
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
@@ -152,9 +155,10 @@ class Residence:
         prepare(self._folder)
         if self._is_alone:
             self._held.enter_context(lock(self._folder))
+            self._held.callback(_clear, self._folder)
 
     def stop(self) -> None:
-        """Leave."""
+        """Leave; nothing but the lock stays, also of workers that were killed."""
         self._held.close()
 
 
@@ -176,6 +180,13 @@ def bus_path(folder: Path, index: int) -> Path:
 def counters_path(folder: Path) -> Path:
     """The load of all workers, in shared memory."""
     return folder / "load.counters"
+
+
+def _clear(folder: Path) -> None:
+    """Take away what processes of ours made; whoever calls has the lock, and they have ended."""
+    for path in folder.iterdir():
+        if path == counters_path(folder) or _SOCKET_NAME.fullmatch(path.name):
+            path.unlink()
 
 
 def _check_parents(folder: Path) -> None:

@@ -115,6 +115,7 @@ class KvEventSubscriber:
         self._context: zmq.asyncio.Context | None = None
         self._counts = SubscriberStats()
         self._warned: set[EndpointKey] = set()
+        self._is_stopping = False
 
     def start(self) -> None:
         """Begin receiving; sources may be set before or after.
@@ -132,6 +133,7 @@ class KvEventSubscriber:
 
     async def stop(self) -> None:
         """End all tasks and close all sockets. Idempotent; cannot be started again."""
+        self._is_stopping = True
         for feed in self._feeds.values():
             feed.closed = True
         tasks = tuple(self._tasks)
@@ -250,8 +252,11 @@ class KvEventSubscriber:
                     await self._wake.wait()
 
     async def _read(self, context: zmq.asyncio.Context, inlet: Inlet) -> None:
-        """Keep one SUB socket open."""
-        while True:
+        """Keep one SUB socket open, until the inlet is none of ours any more.
+
+        A `TaskGroup` that has an error of a child to raise does not raise the cancellation that came with it.
+        """
+        while not self._is_stopping and self._inlets.get((inlet.address, inlet.bind)) is inlet:
             try:
                 with context.socket(zmq.SUB) as socket:
                     open_live(socket, inlet.address, bind=inlet.bind, messages=self._live_queue)
@@ -266,7 +271,8 @@ class KvEventSubscriber:
                 )
             except* Exception:  # a bug here must not end the subscription
                 logger.exception("receiving cache events failed", extra={"address": inlet.address})
-            await asyncio.sleep(_REOPEN_S)
+            if not self._is_stopping:
+                await asyncio.sleep(_REOPEN_S)
 
     async def _watch(self, socket: zmq.asyncio.Socket, inlet: Inlet) -> None:
         """Have the source verified after each handshake with its publisher; behind while there is none."""

@@ -8,7 +8,8 @@ Rules:
        first change leaves at once. Between two messages lies a pause in proportion to the live members, so
        that what all of them receive is bounded by `MESSAGES_PER_S` at any number of them.
     3. A member that does not hear itself for a lease was cut off, whatever its connections say.
-    4. Every wait has a bound.
+    4. Every wait has a bound. A stop that meets a fault is a stop: a `TaskGroup` that has an error of a child
+       to raise does not raise the cancellation that came with it (up to Python 3.12), so `_run` looks itself.
     5. A joined member has been heard: the first accepted message makes it so. Until then each reason is
        logged once, so a fault that lasts is a line and not a line for each attempt.
 """
@@ -118,6 +119,7 @@ class Sync:
         self._news = asyncio.Event()
         self._urgent = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._is_stopping = False
         self._connected = False
         self._has_read = False
         self._writable = True
@@ -138,6 +140,7 @@ class Sync:
 
     async def stop(self) -> None:
         """Say goodbye if that is possible in `timeout_s`, and close the transport."""
+        self._is_stopping = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -209,7 +212,7 @@ class Sync:
     async def _run(self) -> None:
         most_s = self._settings.backoff_s
         backoff = Backoff(self._rng, first_s=_FIRST_BACKOFF_S, most_s=most_s, steady_s=most_s)
-        while True:
+        while not self._is_stopping:
             self._has_read = False
             try:
                 await self._follow()
@@ -225,7 +228,8 @@ class Sync:
             self._writable |= not self._has_read
             stood_s = self._clock() - self._connected_s if self._connected else 0.0
             self._connected = False
-            await asyncio.sleep(backoff.after(stood_s))
+            if not self._is_stopping:
+                await asyncio.sleep(backoff.after(stood_s))
 
     def _is_news(self, reason: str) -> bool:
         """Whether a fault is to be logged: once each until the next time of being joined."""

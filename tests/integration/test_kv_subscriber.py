@@ -441,6 +441,25 @@ async def test_an_unreadable_removal_clears_what_was_before_it() -> None:
         await until(lambda: [block for _, block in view.blocks[source]] == [77])
 
 
+async def test_a_stop_that_meets_a_broken_socket_is_still_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It breaks as it is closed: the error is raised, the cancellation is not."""
+    reading = asyncio.Event()
+
+    async def breaks(*_: object) -> None:
+        reading.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise zmq.ZMQError(zmq.ENOTSOCK) from None
+
+    monkeypatch.setattr(KvEventSubscriber, "_receive", breaks)
+    engine = Engine()
+    async with engines(engine), subscribed(engine.source()) as view:
+        await reading.wait()
+        async with asyncio.timeout(WITHIN_S):
+            await view.subscriber.stop()
+
+
 async def test_callbacks_that_raise_end_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """It is counted and logged."""
     engine = Engine()

@@ -180,6 +180,7 @@ class Site:
     async def die(self) -> None:
         """It is killed: not a word to anybody."""
         assert self.sync._task is not None
+        self.sync._is_stopping = True
         self.sync._task.cancel()
         await asyncio.wait([self.sync._task])
         await self._transport.close()

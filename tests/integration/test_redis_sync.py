@@ -413,6 +413,28 @@ async def test_a_member_that_does_not_hear_itself_reconnects() -> None:
         assert sync.stats.failures >= 1
 
 
+async def test_a_stop_that_meets_a_fault_is_still_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that breaks as it is cancelled: the error is raised, the cancellation is not."""
+    async with stubbed(PATIENT) as (store, sync, stub):
+        under_way = asyncio.Event()
+
+        async def publish(update: Update) -> None:
+            stub.published.append(update)
+            if update.leaving:
+                return
+            under_way.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                raise TransportError("it broke") from None
+
+        monkeypatch.setattr(stub, "publish", publish)
+        store.load.charge(Charge(RequestId("1"), A, 10, 20), 0.0, None)
+        await under_way.wait()
+        async with asyncio.timeout(DEADLINE_S):
+            await sync.stop()
+
+
 async def test_a_fault_of_ours_does_not_end_the_sharing() -> None:
     """An unexpected exception is logged, and the member comes back."""
     async with stubbed(SyncSettings(backoff_s=0.05)) as (_, sync, stub):

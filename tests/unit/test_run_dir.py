@@ -16,7 +16,17 @@ from extproc.config.schema import Config
 from extproc.config.sections.listening import Server
 from extproc.errors import ConfigError
 from extproc.server import run_dir as module
-from extproc.server.run_dir import closed_to_others, lock, prepare, run_dir
+from extproc.server.run_dir import (
+    Residence,
+    admin_path,
+    bus_path,
+    closed_to_others,
+    counters_path,
+    lock,
+    prepare,
+    run_dir,
+    socket_path,
+)
 from tokenway.cli.bootstrap import sockets_of
 
 NOBODY = 65_534
@@ -163,6 +173,23 @@ def test_lock_is_not_opened_through_a_link(folder: Path, tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="its lock cannot be opened"), lock(folder):
         pass
     assert not (tmp_path / "victim").exists()
+
+
+def test_a_gateway_that_leaves_takes_its_files_along(folder: Path) -> None:
+    """Those of its workers too; not what another made, nor as one that found the folder taken."""
+    first, second = Residence(folder, is_alone=True), Residence(folder, is_alone=True)
+    first.start()
+    made = [socket_path(folder, 0), admin_path(folder, 12), bus_path(folder, 1), counters_path(folder)]
+    others = {"lock", "other.sock", "gw.sock"}
+    for path in (*made, *(folder / name for name in others)):
+        path.touch()
+    with pytest.raises(ConfigError):
+        second.start()
+    second.stop()
+    Residence(folder, is_alone=False).stop()
+    assert all(path.exists() for path in made)
+    first.stop()
+    assert {path.name for path in folder.iterdir()} == others
 
 
 def test_umask_closes_what_is_made_and_is_put_back(tmp_path: Path) -> None:

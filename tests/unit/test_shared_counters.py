@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from metadata_center.errors import CapacityError, LayoutError
-from metadata_center.load import shared_counters
 from metadata_center.load.ledger import Entry
 from metadata_center.load.shared_counters import QUIET_S, SharedCounters, create
 from metadata_center.load.table import LoadTable
@@ -290,9 +289,8 @@ def test_decisions_without_the_lock_are_counted_and_told_of_seldom(
             decide(2)
             assert table.unlocked == 3 * round_
         assert [record.message for record in caplog.records] == [told]
-        now_s = time.monotonic() + QUIET_S
-        monkeypatch.setattr(time, "monotonic", lambda: now_s)
-        monkeypatch.setattr(shared_counters, "PATIENCE_S", -1.0)
+        real = time.monotonic
+        monkeypatch.setattr(time, "monotonic", lambda: real() + QUIET_S)
         fcntl.flock(other, fcntl.LOCK_EX)
         decide(1)
         assert [record.message for record in caplog.records] == [told, told]

@@ -249,6 +249,7 @@ def test_the_record_of_one_that_yielded_says_by_how_much() -> None:
 def test_time_that_a_prefill_has_had_counts_as_done() -> None:
     """A request goes when the prefill ahead must be almost over, in time for the end of it."""
     held = Held()
+    held.loop.run(1.0)  # a host's clock is never at 0, which says that nothing was ever computed
     held.ask("a")
     promise = held.hold("b")
     held.loop.run(1.0)
@@ -362,6 +363,8 @@ def test_a_client_that_left_is_never_charged() -> None:
     assert held.rig.scheduling.records.get(RequestId("gone")) is None
     assert held.rig.scheduling.load.in_flight == 2
     assert held.rig.metric("tokenway_hold_seconds_count", model="m", ending="gone") == 1
+    left = {"outcome": "client_abort", "status_class": "none"}
+    assert held.rig.metric("tokenway_requests_total", model="m", **left) == 1
     assert len(held.waiting) == 0
 
 

@@ -138,6 +138,8 @@ class Metrics(Collector):
         """Count the end of one wait."""
         labels = (model if model in self._models else OTHER, ending)
         self._histograms[HOLD_SECONDS][labels].observe(held_s)
+        if ending is HoldEnding.GONE:  # it was sent nowhere, so no end of it is observed
+            self._requests[labels[0], STATUS_CLASSES[None], Ended.CLIENT_ABORT] += 1
 
     def observe_end(self, operation: Operation, model: str, outcome: Outcome, held_s: float = 0.0) -> None:
         """Count one ended request, with all it shows about our predictions; arguments as `Recorder` says."""
