@@ -73,6 +73,16 @@ WALL_S = 1.7e9
 """Unix time at which every manual clock reads zero."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> Iterator[None]:
+    """SIGINT is ignored in what a script starts in the background, and by all that this starts in turn."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(autouse=True)
 def _signals_as_before() -> Iterator[None]:
     """What serves, run within a test, holds signals back at its end; later tests' processes inherit that."""

@@ -40,13 +40,9 @@ SERVING = {
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Iterator[Mapping[str, str]]:
-    """With the `sitecustomize` before any other, and no signal ignored.
-
-    Under `nohup` SIGHUP is, and SIGINT in what a script starts in the background.
-    """
+    """With the `sitecustomize` before any other, and no signal ignored, as under `nohup` SIGHUP is."""
     (tmp_path / "sitecustomize.py").write_text(SIGNALLING)
     before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
-    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     for number, handler in before.items():
         signal.signal(number, handler)
