@@ -169,7 +169,7 @@ async def test_short_work_goes_first(stack: Stack, gates: dict[str, GatedEngine]
         await held(stack, number)
     asked.append(ask(stack, "order", "short", SHORT_TOKENS))
     await held(stack, 3)
-    await asyncio.sleep(1.0)  # so long, by its tokens, work is said to take as soon as the first has answered
+    await asyncio.sleep(4.0)  # so long, by its tokens, work is said to take as soon as the first has answered
     for count in range(2, 5):
         engine.let_go()
         await engine.has(count)
