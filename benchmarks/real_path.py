@@ -158,39 +158,24 @@ async def _announcing(session: aiohttp.ClientSession, admin_url: str) -> bool:
     return len(rows) == ENGINES and all(row["announcing"] for row in rows)
 
 
+def _ours(name: str, replayed: str, *, holds: bool, workers: int) -> Setup:
+    """Our own rule, sent at once or held."""
+    more = "" if workers == 1 else f" ({workers} workers)"
+    sections = {"holding": {"enabled": holds}}
+    return Setup(
+        name + more, "least_completion", replayed, is_rival=False, workers=workers, sections=sections
+    )
+
+
 SETUPS: Final = (
-    Setup("round_robin", "round_robin", "round_robin"),
-    Setup("least_request", "least_request", "least_request"),
-    Setup("inference_lb", "inference_lb", "inference_lb"),
-    Setup(
-        "least_completion",
-        "least_completion",
-        "least_completion",
-        is_rival=False,
-        sections={"holding": {"enabled": False}},
-    ),
-    Setup(
-        "least_completion + holding",
-        "least_completion",
-        "late_completion",
-        is_rival=False,
-        sections={"holding": {"enabled": True}},
-    ),
-    Setup(
-        "least_completion (2 workers)",
-        "least_completion",
-        "least_completion",
-        is_rival=False,
-        workers=2,
-        sections={"holding": {"enabled": False}},
-    ),
-    Setup(
-        "least_completion + holding (2 workers)",
-        "least_completion",
-        "late_completion",
-        is_rival=False,
-        workers=2,
-        sections={"holding": {"enabled": True}},
+    *(Setup(name, name, name) for name in ("round_robin", "least_request", "inference_lb")),
+    *(
+        setup
+        for workers in (1, 2)
+        for setup in (
+            _ours("least_completion", "least_completion", holds=False, workers=workers),
+            _ours("least_completion + holding", "late_completion", holds=True, workers=workers),
+        )
     ),
 )
 
