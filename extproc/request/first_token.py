@@ -2,7 +2,7 @@
 
 Rules:
     1. Streams are server-sent events: a token is in a `data:` line, never in a comment or another field,
-       wherever chunks are cut.
+       wherever chunks are cut, whether lines end by CR, LF or both, and behind a byte order mark.
     2. What is no stream of events, and what begins with an error event, has no token.
 
 Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
@@ -20,11 +20,15 @@ LINE_START: Final = b"\n"
 DATA: Final = b"\ndata:"
 
 _BEGINS_WITH_ERROR: Final = re.compile(
-    rb'\n(?:event: ?error\b|data: ?\{ ?"(?:error":(?! ?(?:null|""|\{ ?\}))|(?:type|object)": ?"error"))'
+    rb"\n(?:event: ?error\b|error: *\{|"
+    rb'data: *\{ ?"(?:error":(?! ?(?:null|""|\{ ?\}))|(?:type|object)": ?"error"))'
 )
 """An error event: OpenAI's and vLLM's `{"error": …}`, vLLM's older `{"object": "error", …}`, Anthropic's
-`event: error`; null or empty it is none. It is the first that matters here: an engine that fails at once has
-computed nothing."""
+`event: error`, llama.cpp's `error: {…}`; null or empty it is none. It is the first that matters here: an
+engine that fails at once has computed nothing."""
+
+_MARK: Final = b"\xef\xbb\xbf"
+"""UTF-8's byte order mark, which may stand before the first line."""
 
 _MARKERS: Final = {Operation.RESPONSES: b"response.output_"}
 """What announces a token where not every event does: the Responses API sends `response.created` and
@@ -48,6 +52,10 @@ class FirstTokenDetector:
     def look(self, chunk: bytes, *, end_of_stream: bool) -> Sight:
         """What the next chunk says; nothing is to be looked at after any answer but `NOT_YET`."""
         is_first = self._carry == LINE_START
+        if b"\r" in chunk:
+            chunk = chunk.replace(b"\r", b"\n")
+        if is_first:
+            chunk = chunk.removeprefix(_MARK)
         chunk = self._carry + chunk
         if self._marker in chunk:
             if _BEGINS_WITH_ERROR.search(chunk) is not None:

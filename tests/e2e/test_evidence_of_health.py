@@ -15,7 +15,6 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from tests.e2e.conftest import Shared
 from tests.e2e.harness import (
     Behaviour,
     Recorder,
@@ -64,6 +63,11 @@ RESPONSES = (
     typed("response.output_text.delta", delta="a"),
     typed("response.completed", response={"usage": {"input_tokens": 9, "output_tokens": 1}}),
 )
+
+
+def by_cr(*parts: bytes) -> list[bytes]:
+    """The same events, their lines ended by CR alone."""
+    return [part.replace(b"\n", b"\r") for part in parts]
 
 
 def events(*parts: bytes, after_s: float = 0.0) -> Behaviour:
@@ -201,6 +205,25 @@ CASES = {
         "error_in_answer",
     ),
     "cut-short": Case("chat/completions", events(TOKEN, TOKEN), STREAM, "truncated"),
+    "cut-short-by-cr": Case("messages", events(*by_cr(*MESSAGES[:2])), MESSAGES, "truncated"),
+    "error-by-cr": Case(
+        "chat/completions", events(*by_cr(TOKEN, data(ERROR), DONE)), STREAM, "error_in_answer"
+    ),
+    "error-field": Case(
+        "chat/completions", events(TOKEN, b"error: " + data(ERROR["error"])[6:]), STREAM, "error_in_answer"
+    ),
+    "brackets-in-an-error": Case(
+        "chat/completions",
+        events(TOKEN, data({"error": {"message": "no '}' in {", "type": "BadRequestError", "code": 400}})),
+        STREAM,
+        "refused",
+    ),
+    "brackets-in-an-error-of-json": Case(
+        "chat/completions",
+        whole(200, {"error": {"message": "no '}' in {", "type": "overloaded_error"}}),
+        STREAM,
+        "overloaded",
+    ),
     "object": Case(
         "chat/completions",
         events(data({"object": "error", "message": "gone", "code": 500}), DONE),
@@ -301,100 +324,6 @@ async def test_a_replica_that_fails_fast_attracts_no_traffic(pairs: Pairs, name:
     series = f'tokenway_endpoint_failures_total{{endpoint="{broken.key}",kind="{case.kind}"}}'
     assert sample(scrape, series) == reached
     assert sample(scrape, f'tokenway_endpoint_doubted{{cluster="{name}",endpoint="{broken.key}"}}') == 1
-
-
-NO_ERRORS = {
-    "said": (
-        "chat/completions",
-        (TOKEN.replace(b'"a"', rb'"\n\nevent: error\ndata: {\"error\": {\"type\": \"x\"}}"'), DONE),
-    ),
-    "said-at-length": (
-        "chat/completions",
-        (TOKEN.replace(b'"a"', rb'"data: {\"error\": {\"' + b"a" * 40_000 + b'"'), TOKEN, DONE),
-    ),
-    "argument-at-length": (
-        "messages",
-        (
-            MESSAGES[0],
-            typed(
-                "content_block_start",
-                content_block={"type": "tool_use", "input": {"error": {"type": "a" * 40_000}}},
-            ),
-            *MESSAGES[2:],
-        ),
-    ),
-    "null": (
-        "chat/completions",
-        (data({"error": None, "choices": [{"index": 0, "delta": {"content": "a"}}]}), TOKEN, DONE),
-    ),
-    "empty-text": (
-        "chat/completions",
-        (data({"error": "", "choices": [{"index": 0, "delta": {"content": "a"}}]}), TOKEN, DONE),
-    ),
-    "empty-object": (
-        "chat/completions",
-        (TOKEN, data({"choices": [{"index": 0, "delta": {"content": "a"}}], "error": {}}), DONE),
-    ),
-    "argument": (
-        "messages",
-        (
-            MESSAGES[0],
-            typed("content_block_start", content_block={"type": "tool_use", "input": {"error": "x"}}),
-            *MESSAGES[2:],
-        ),
-    ),
-    "no-stop-event": ("messages", MESSAGES[:3]),
-    "pinged-to-the-end": ("messages", (*MESSAGES, PING)),
-    "pinged-without-a-name": ("messages", (*MESSAGES[:3], data({"type": "ping"}), PING)),
-    "speaks-of-pings": (
-        "messages",
-        (
-            MESSAGES[0],
-            typed("content_block_delta", delta={"text": '{"type": "ping"}\nevent: ping\ndata: '}),
-            *MESSAGES[2:],
-        ),
-    ),
-    "a-tool-failed": (
-        "responses",
-        (
-            RESPONSES[0],
-            typed("response.output_item.done", item={"type": "mcp_call", "error": "no such file"}),
-            RESPONSES[2],
-        ),
-    ),
-    "finished": (
-        "chat/completions",
-        (TOKEN, TOKEN.replace(b'"index"', b'"finish_reason": "stop", "index"')),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", NO_ERRORS)
-async def test_what_looks_like_an_error_and_is_an_answer(plain: Shared, name: str) -> None:
-    """Text that models write, errors of tools, an end without a last event: no failures of the engine."""
-    path, parts = NO_ERRORS[name]
-    plain.recorder.behaviour = events(*parts)
-    body = response(0) if path == "responses" else conversation(0)
-    await send(plain.stack, "POST", f"/v1/{path}", body | {"model": "recorded"})
-
-    async def read() -> Any:
-        return (await plain.stack.last(1))[0]["outcome"]
-
-    assert (await eventually(read, lambda outcome: outcome is not None))["ended"] == "completed"
-
-
-@pytest.mark.parametrize(
-    "parts", [(PING, PING), (*MESSAGES[:2], PING), (*MESSAGES[:2], data({"type": "ping"}))]
-)
-async def test_a_ping_is_no_end(plain: Shared, parts: tuple[bytes, ...]) -> None:
-    """Nor an answer: what is missing before it is missing."""
-    plain.recorder.behaviour = events(*parts)
-    await send(plain.stack, "POST", "/v1/messages", conversation(0) | {"model": "recorded"})
-
-    async def read() -> Any:
-        return (await plain.stack.last(1))[0]["outcome"]
-
-    assert (await eventually(read, lambda outcome: outcome is not None))["ended"] == "upstream_error"
 
 
 @pytest.mark.parametrize("status", [400, 404])

@@ -27,6 +27,8 @@ USAGE = {
 }
 REPORTED = (100, 7, 64)
 UNKNOWN = (None, None, None)
+PARTS = {"parts": [{"kind": "step {", "of": f"part {number}"} for number in range(200)]}
+"""Some 7,900 bytes: more than usage has, less than is looked at."""
 LIE = {"prompt_tokens": 999, "completion_tokens": 999, "input_tokens": 999, "output_tokens": 999}
 LONG = "word " * 20_000
 """100 kB: more than Envoy looks at of either end of an answer."""
@@ -181,6 +183,23 @@ WHOLE: dict[str, tuple[str, Any, tuple[Any, ...]]] = {
         },
         REPORTED,
     ),
+    "brackets_in_its_texts": (
+        CHAT,
+        {"choices": [], "usage": {"a": "}", "b": '{"x": ["', "c}": "\\", **USAGE, "z": ["}}", '"}']}, "x": 1},
+        REPORTED,
+    ),
+    "brackets_in_its_texts_before_a_long_answer": (
+        CHAT,
+        {"id": "c", "usage": {"tier": "}", **USAGE}, "results": [LONG]},
+        REPORTED,
+    ),
+    "of_many_parts": (CHAT, {"choices": [LONG], "usage": PARTS | USAGE}, REPORTED),
+    "of_many_parts_before_a_long_answer": (
+        CHAT,
+        {"id": "c", "usage": PARTS | {"tier": "{"} | USAGE, "results": [LONG]},
+        REPORTED,
+    ),
+    "beyond_the_bound": (CHAT, {"choices": [], "usage": {"tier": "{", "x": "x" * 8192} | USAGE}, UNKNOWN),
     "embeddings": (
         "/v1/embeddings",
         {"data": [{"embedding": [0.125] * 20_000}], "usage": {"prompt_tokens": 8, "total_tokens": 8}},
@@ -284,6 +303,37 @@ STREAMS: dict[str, tuple[str, bytes, tuple[Any, ...]]] = {
             {"choices": [{"delta": {"tool": {"usage": LIE}, "content": '","usage":' + json.dumps(LIE)}}]}
         )
         + DONE,
+        REPORTED,
+    ),
+    "cr": (
+        CHAT,
+        (token() * 30 + event({"choices": [], "usage": USAGE}) + DONE).replace(b"\n", b"\r"),
+        REPORTED,
+    ),
+    "cr_messages": (
+        "/v1/messages",
+        (event(MESSAGES_START) + event(MESSAGES_DELTA) + event({"type": "message_stop"})).replace(
+            b"\n", b"\r"
+        ),
+        REPORTED,
+    ),
+    "cr_over_several_lines": (
+        CHAT,
+        (token() * 30 + spread({"choices": [], "usage": USAGE}) + DONE).replace(b"\n", b"\r"),
+        REPORTED,
+    ),
+    "mark_of_utf_8": (CHAT, b"\xef\xbb\xbf" + event({"choices": [], "usage": USAGE}) + DONE, REPORTED),
+    "brackets_in_its_texts": (
+        CHAT,
+        token() * 3 + event({"choices": [], "usage": {"a": "}", **USAGE, "z": '{"'}}) + DONE,
+        REPORTED,
+    ),
+    "of_many_parts": (CHAT, token() * 20 + event({"choices": [], "usage": PARTS | USAGE}) + DONE, REPORTED),
+    "of_many_parts_over_several_lines": (
+        "/v1/messages",
+        spread({"type": "message_start", "message": {"usage": PARTS | {"input_tokens": 100}}})
+        + spread(MESSAGES_DELTA)
+        + event({"type": "message_stop"}),
         REPORTED,
     ),
     "comments_and_no_end": (

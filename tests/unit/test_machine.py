@@ -256,7 +256,10 @@ def test_the_first_data_is_the_first_token_and_is_not_answered() -> None:
     assert feed([DATA], ends=False) == ON_TIME
 
 
-@pytest.mark.parametrize("before", [b"", b"event: message_start\n", b"id: 1\r\n", COMMENT])
+@pytest.mark.parametrize(
+    "before",
+    [b"", b"event: message_start\n", b"event: message_start\r", b"id: 1\r\n", b"\xef\xbb\xbf", COMMENT],
+)
 def test_the_marker_is_found_at_the_start_of_any_line(before: bytes) -> None:
     """Comments and other fields in the same chunk do not hide the data line."""
     assert feed([before + DATA], ends=False) == ON_TIME
@@ -269,6 +272,9 @@ def test_the_marker_is_found_at_the_start_of_any_line(before: bytes) -> None:
         b'data:{"error":{"message":"gone"}}\n\n',
         b'data: {"object":"error","message":"gone"}\n\n',
         b'event: error\ndata: {"type":"error","error":{}}\n\n',
+        b'event: error\rdata: {"type":"error","error":{}}\r\r',
+        b'error: {"code":500,"message":"gone"}\ndata: {}\n\n',
+        b'data:  {"error":{"message":"gone"}}\n\n',
     ],
 )
 def test_an_error_is_no_token(error: bytes) -> None:
@@ -300,11 +306,13 @@ def test_an_empty_chunk_is_nothing() -> None:
     assert feed([b"", DATA], ends=False) == [CONTINUE, *ON_TIME]
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
 @pytest.mark.parametrize("cut", range(1, len(COMMENT + DATA)))
-def test_the_marker_is_found_wherever_chunks_are_cut(cut: int) -> None:
+def test_the_marker_is_found_wherever_chunks_are_cut(cut: int, end: bytes) -> None:
     """Split at any byte, the token is seen as soon as its marker is complete and never before."""
-    text = COMMENT + DATA
-    complete = len(COMMENT) + len(b"data:")
+    comment, data = COMMENT.replace(b"\n", end), DATA.replace(b"\n", end)
+    text = comment + data
+    complete = len(comment) + len(b"data:")
     expected = ON_TIME if cut >= complete else [CONTINUE, *LATE]
     assert feed([text[:cut], text[cut:]], ends=False) == expected
 
