@@ -8,7 +8,7 @@ Rules:
        may serve `*`, it has one without endpoints, as have the names that Envoy may not serve.
     4. Clusters of a configuration that is to come are introduced beside all others, and no model by them. One
        that is named like a model's alias comes with its configuration: the name may be the model's till then.
-    5. Once every model that Envoy may serve has its alias there is one of no name as well, `ALL_NAMES`: what
+    5. Once every model that Envoy may serve has an alias there is one of no name as well, `ALL_NAMES`: what
        Envoy does not find then is unknown. Where it is missing, nobody can know yet.
 """
 
@@ -137,7 +137,8 @@ class Publications:
         return [MODEL_ALIAS_PREFIX + name for name in closed_names(self._config, here)]
 
     def _all_names(self) -> dict[str, bytes]:
-        if any(rule.cluster not in self._clusters for rule in self._models.values()):
+        listed = {name for name, rule in self._models.items() if rule.cluster in self._clusters}
+        if listed != self._models.keys() and ANY_MODEL not in listed:
             return {}
         return {ALL_NAMES: static_cluster(ALL_NAMES)}
 

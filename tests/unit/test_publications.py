@@ -135,6 +135,9 @@ def test_the_alias_of_no_name_is_there_while_every_model_has_its_own() -> None:
     assert went[CLUSTER_TYPE][ALL_NAMES] is None
     assert Leaving(60.0).held_back(went, 0.0)[CLUSTER_TYPE][ALL_NAMES] is None
     assert ALL_NAMES in publications.configure(Config())[CLUSTER_TYPE]
+    fleet["c"] = [endpoint("c", 3)]  # `*`: all other names have aliases then
+    with_any = Config.model_validate({"models": {**MODELS, **ANY}})
+    assert ALL_NAMES in publications.configure(with_any)[CLUSTER_TYPE]
 
 
 def test_a_cluster_that_goes_stays_a_while() -> None:
