@@ -33,7 +33,8 @@ from tokenizers import Tokenizer
 from benchmarks.conversations import conversations, one_token_words, prompts
 from benchmarks.peer_routers import add_only, chosen
 from benchmarks.real_engines import WARMUP_S, Gateway, Real, measure_together
-from benchmarks.real_path import KNEE_REQUESTS, SETUPS, machine, schedule
+from benchmarks.real_path import KNEE_REQUESTS, machine, schedule
+from benchmarks.real_path_setups import SETUPS
 from testbed.tokenizer_folder import write_tokenizer
 
 OURS: Final = "least_completion"

@@ -68,12 +68,16 @@ class Front:
         admin_url: Of Tokenway; None of others.
         pids: Processes by role; those of one role count together, with their children.
         envoy_admin_url: Of its Envoy; None where there is none.
+        other_urls: Of further gateways before the same engines; clients take turns.
+        other_admin_urls: Of those that are Tokenway's.
     """
 
     url: str
     admin_url: str | None
     pids: Mapping[str, tuple[int, ...]]
     envoy_admin_url: str | None = None
+    other_urls: tuple[str, ...] = ()
+    other_admin_urls: tuple[str, ...] = ()
 
 
 class Gateway(Protocol):
@@ -215,6 +219,15 @@ def held_requests(exposition: str) -> int:
     return int(sum(_by_label(exposition, "tokenway_holds_total", "reason").values()))
 
 
+def value_of(exposition: str, name: str) -> float | None:
+    """The first sample of a name in a scrape; None without one."""
+    for family in text_string_to_metric_families(exposition):
+        for sample in family.samples:
+            if sample.name == name:
+                return sample.value
+    return None
+
+
 def _by_label(exposition: str, name: str, label: str) -> dict[str, float]:
     """Values of a counter by one of its labels, summed over the others."""
     found: dict[str, float] = {}
@@ -349,22 +362,24 @@ async def _run(served: Served, asked: Sequence[ScheduledRequest], began_s: float
         "engines": tuple(engine.pid for engine in served.engines),
         "client": (os.getpid(),),
     }
-    loop = asyncio.create_task(open_loop(f"{served.front.url}/v1/completions", asked, began_s))
+    urls = [f"{url}/v1/completions" for url in (served.front.url, *served.front.other_urls)]
+    loop = asyncio.create_task(open_loop(urls, asked, began_s))
     await asyncio.sleep(began_s + WARMUP_S - time.monotonic())
     before = _Clocks.read(pids)
     await asyncio.sleep(began_s + until_s - time.monotonic())
     used = _Clocks.read(pids).since(before)
     answers = await loop
     drained_s = time.monotonic() - began_s - until_s
-    exposition = ""
+    exposition = ""  # of all gateways, one after the other: counts are summed
     async with aiohttp.ClientSession() as session:
         counts = []
         for engine in served.engines:
             async with session.get(f"{engine.url}/sim/state") as reply:
                 counts.append(len((await reply.json())["served"]))
-        if served.front.admin_url is not None:
-            async with session.get(f"{served.front.admin_url}/metrics") as reply:
-                exposition = await reply.text()
+        for admin_url in (served.front.admin_url, *served.front.other_admin_urls):
+            if admin_url is not None:
+                async with session.get(f"{admin_url}/metrics") as reply:
+                    exposition += await reply.text()
     errors = [answer.error for answer in answers if answer.error is not None and not answer.is_refused]
     return Real(
         figures(answers, WARMUP_S),

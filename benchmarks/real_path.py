@@ -31,40 +31,21 @@ import os
 import platform
 import statistics
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
 from typing import Any, Final
 
-import aiohttp
 import orjson
-import yaml
 from tokenizers import Tokenizer
 
 from benchmarks import processes
 from benchmarks.conversations import conversations, one_token_words, prompts
-from benchmarks.real_engines import (
-    ENGINES,
-    MODEL,
-    PROFILE,
-    SLOWDOWN,
-    START_TIMEOUT_S,
-    WARMUP_S,
-    Engine,
-    Front,
-    Real,
-    measure,
-    until_answers,
-    until_completes,
-)
-from benchmarks.setups import ENVOY, envoy_config, python_module
+from benchmarks.real_engines import ENGINES, MODEL, PROFILE, SLOWDOWN, WARMUP_S, Real, measure
+from benchmarks.real_path_setups import SETUPS, Setup, refusal
 from benchmarks.streaming import ScheduledRequest
-from extproc.config.loading import parse
-from extproc.errors import ConfigError
-from testbed.processes import free_port
 from testbed.tokenizer_folder import write_tokenizer
 from tokenway.simulator.engine.profile import PROFILES, EngineProfile
 from tokenway.simulator.replay.fleet import Fleet, Member
@@ -73,8 +54,6 @@ from tokenway.simulator.replay.settings import RunSettings
 from tokenway.simulator.replay.summary import Slo, Summary
 from tokenway.simulator.replay.sweep import Job, find_knee, full_speed, pool, run_all
 from tokenway.simulator.replay.trace import Trace
-
-CLUSTER: Final = "engines"
 
 SEED: Final = 1
 SIM_RUNS: Final = 20
@@ -97,126 +76,11 @@ KNEE_REQUESTS: Final = 4_000
 WORKERS_NEWS_S: Final = 0.000_05
 """From one worker to another: counters are one memory, and a frame on a Unix socket takes about so long."""
 
+GATEWAYS_NEWS_S: Final = 0.000_3
+"""From one gateway to another by Redis: the product's median (docs/adr/0015)."""
+
 SCRAPE_S: Final = 5.0
 """Tokenway's default `health.interval_s`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """One line of the comparison.
-
-    Attributes:
-        name: For reports.
-        algorithm: `load_balancing.algorithm` of the model.
-        replayed: Name of the same rule in `tokenway.simulator.replay`.
-        is_rival: It sets the knee.
-        workers: Of Tokenway, all of which choose among the same engines.
-        sections: Further sections of tokenway.yaml.
-    """
-
-    name: str
-    algorithm: str
-    replayed: str
-    is_rival: bool = True
-    workers: int = 1
-    sections: Mapping[str, Any] = field(default_factory=dict)
-
-    @asynccontextmanager
-    async def serving(
-        self, engines: Sequence[Engine], run_dir: Path, tokenizer: Path
-    ) -> AsyncIterator[Front]:
-        """Tokenway and Envoy; see `Gateway`. Every engine's announcements are followed before it is there."""
-        port, envoy_admin_port, admin_port = free_port(), free_port(), free_port()
-        endpoints = [{"address": "127.0.0.1", "port": engine.port} for engine in engines]
-        clusters = {"clusters": [{"name": CLUSTER, "endpoints": endpoints}]}
-        (run_dir / "clusters.json").write_text(json.dumps(clusters))
-        config = run_dir / "tokenway.yaml"
-        config.write_text(gateway_config(self, str(run_dir), admin_port, str(tokenizer.parent)))
-        bootstrap = run_dir / "envoy.yaml"
-        sockets = [str(run_dir / f"gw{worker}.sock") for worker in range(self.workers)]
-        bootstrap.write_text(
-            envoy_config("tokenway", port, envoy_admin_port, sockets[0], [], other_sockets=sockets[1:])
-        )
-        url, admin_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin_port}"
-        quiet = ("--concurrency", "1", "--use-dynamic-base-id", "-l", "off")
-        timeout = aiohttp.ClientTimeout(total=5.0)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
-            with (
-                python_module("tokenway.cli.main", "serve", str(config)) as gateway_pid,
-                processes.running(str(ENVOY), "-c", str(bootstrap), *quiet) as envoy_pid,
-            ):
-                await until_answers(session, f"{admin_url}/readyz", "tokenway")
-                await until_completes(session, url, "envoy")
-                await processes.until(lambda: _announcing(session, admin_url), "events", START_TIMEOUT_S)
-                pids = {"tokenway": (gateway_pid,), "envoy": (envoy_pid,)}
-                yield Front(url, admin_url, pids, f"http://127.0.0.1:{envoy_admin_port}")
-
-
-async def _announcing(session: aiohttp.ClientSession, admin_url: str) -> bool:
-    async with session.get(f"{admin_url}/endpoints") as reply:
-        rows = (await reply.json())["endpoints"]
-    return len(rows) == ENGINES and all(row["announcing"] for row in rows)
-
-
-def _ours(name: str, replayed: str, *, holds: bool, workers: int) -> Setup:
-    """Our own rule, sent at once or held."""
-    more = "" if workers == 1 else f" ({workers} workers)"
-    sections = {"holding": {"enabled": holds}}
-    return Setup(
-        name + more, "least_completion", replayed, is_rival=False, workers=workers, sections=sections
-    )
-
-
-SETUPS: Final = (
-    *(Setup(name, name, name) for name in ("round_robin", "least_request", "inference_lb")),
-    *(
-        setup
-        for workers in (1, 2)
-        for setup in (
-            _ours("least_completion", "least_completion", holds=False, workers=workers),
-            _ours("least_completion + holding", "late_completion", holds=True, workers=workers),
-        )
-    ),
-)
-
-
-def gateway_config(setup: Setup, run_dir: str, admin_port: int, tokenizer: str) -> str:
-    """tokenway.yaml of a set-up.
-
-    Args:
-        setup: Which.
-        run_dir: For its socket.
-        admin_port: On 127.0.0.1.
-        tokenizer: Folder of the model's tokenizer.
-    """
-    return yaml.safe_dump(
-        {
-            "server": {
-                "run_dir": run_dir,
-                "admin": {"port": admin_port},
-                "drain_s": 0,
-                "workers": setup.workers,
-            },
-            "logging": {"requests": False, "level": "warning"},
-            "models": {
-                MODEL: {
-                    "rules": [{"cluster": CLUSTER}],
-                    "tokenizer": tokenizer,
-                    "load_balancing": {"algorithm": setup.algorithm},
-                }
-            },
-            **setup.sections,
-        }
-    )
-
-
-def refusal(setup: Setup) -> str | None:
-    """Why Tokenway does not take a set-up's configuration, or None."""
-    try:
-        parse(gateway_config(setup, "/run", 1, "/tokenizer"), setup.name)
-    except ConfigError as error:
-        return str(error)
-    return None
 
 
 def slowed(profile: EngineProfile, factor: float) -> EngineProfile:
@@ -287,8 +151,8 @@ def job(setup: Setup, trace: Trace, rate: float, until_s: float) -> Job:
         token_error=0.0,
         warmup_s=WARMUP_S,
         duration_s=until_s,
-        gateways=setup.workers,
-        push_delay_s=WORKERS_NEWS_S,
+        gateways=setup.workers * setup.gateways,
+        push_delay_s=WORKERS_NEWS_S if setup.gateways == 1 else GATEWAYS_NEWS_S,
     )
     return Job(Entrant(setup.name, setup.replayed), trace, fleet(), settings, SEED, SLO)
 

@@ -36,7 +36,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks import processes
 from benchmarks.real_engines import ENGINES, MODEL, Engine, Front, engine_command, until_answers
-from benchmarks.real_path import CLUSTER, SETUPS, machine
+from benchmarks.real_path import machine
+from benchmarks.real_path_setups import CLUSTER, SETUPS
 from testbed.processes import free_port
 from testbed.tokenizer_folder import write_tokenizer
 

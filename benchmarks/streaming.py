@@ -13,6 +13,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Final
 
 import aiohttp
@@ -138,11 +139,13 @@ class Reading:
         )
 
 
-async def open_loop(url: str, requests: Sequence[ScheduledRequest], began_s: float) -> list[StreamedAnswer]:
+async def open_loop(
+    urls: Sequence[str], requests: Sequence[ScheduledRequest], began_s: float
+) -> list[StreamedAnswer]:
     """Send every request when it is due, whatever became of those before; the answers in the same order.
 
     Args:
-        url: Of the completions API.
+        urls: Of completions APIs; requests take turns.
         requests: With their times.
         began_s: `time.monotonic()` of the start.
     """
@@ -152,7 +155,8 @@ async def open_loop(url: str, requests: Sequence[ScheduledRequest], began_s: flo
         connector=aiohttp.TCPConnector(limit=0),
         headers={"content-type": "application/json"},
     ) as session:
-        return list(await asyncio.gather(*(_ask(session, url, each, began_s) for each in requests)))
+        asked = zip(requests, cycle(urls), strict=False)
+        return list(await asyncio.gather(*(_ask(session, url, each, began_s) for each, url in asked)))
 
 
 async def _ask(

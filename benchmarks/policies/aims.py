@@ -6,7 +6,7 @@ once, of geometric means over seeds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,9 +18,13 @@ from benchmarks.policies.figures import (
     TPOT,
     Column,
     Row,
+    at_once_names,
+    best,
     compared_seeds,
+    means,
     of_workload,
     ratios,
+    rivals_at,
     table,
 )
 
@@ -79,18 +83,35 @@ def aims(rows: Sequence[Row]) -> list[str]:
     found: dict[tuple[str, str, int], list[tuple[float, str]]] = {}
     for workload in WORKLOADS:
         own = of_workload(rows, workload)
-        for (policy, field, speed), ratio in ratios(own, workload, compared_seeds(own)).items():
+        seeds = compared_seeds(own)
+        most = _most_goodput(own, seeds)
+        for (policy, field, speed), ratio in ratios(own, workload, seeds).items():
             of_place = found.setdefault((policy, field, workload.speeds.index(speed)), [])
-            of_place.append((ratio, f"{workload.name} ×{speed:g}"))
+            bound = f" (of {most[speed]:.2f})" if field == GOODPUT.field and speed in most else ""
+            of_place.append((ratio, f"{workload.name} ×{speed:g}{bound}"))
     lines = [_line(aim, [each for at in aim.positions for each in _of(aim, found, at)]) for aim in AIMS]
     if not found:
         return []
     return [
         "## Aims",
         "Own figure over that of the row's best rival of those that decide at once, geometric means over"
-        " seeds. A row misses an aim whatever its scatter.",
+        " seeds. A row misses an aim whatever its scatter. In brackets what goodput would be over the best"
+        " rival's if the most that any rule was offered were all good.",
         table(["policy", "figure", "speed", "aim", "rows that reach it", "the others, worst first"], lines),
     ]
+
+
+def _most_goodput(rows: Sequence[Row], seeds: Collection[int]) -> dict[float, float]:
+    """The most that any rule was offered over the goodput of the best rival that decides at once, by speed.
+
+    Rules are offered alike, but where a turn of a session comes only after the answer to the last one.
+    """
+    found, rivals = means(rows, seeds), at_once_names(rows)
+    offered: dict[float, float] = {}
+    for (speed, _), figures in found.items():
+        offered[speed] = max(offered.get(speed, 0.0), figures["offered_rps"] or 0.0)
+    tops = {speed: best(rivals_at(found, speed, rivals), GOODPUT) for speed in offered}
+    return {speed: offered[speed] / top[1] for speed, top in tops.items() if top is not None and top[1] > 0.0}
 
 
 def _of(

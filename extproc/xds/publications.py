@@ -8,11 +8,14 @@ Rules:
        may serve `*`, it has one without endpoints, as have the names that Envoy may not serve.
     4. Clusters of a configuration that is to come are introduced beside all others, and no model by them. One
        that is named like a model's alias comes with its configuration: the name may be the model's till then.
+    5. Once every model that Envoy may serve has an alias there is one of no name as well, `ALL_NAMES`: what
+       Envoy does not find then is unknown. Where it is missing, nobody can know yet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
 
 from extproc.config.schema import Config
 from extproc.config.sections.fields import MODEL_ALIAS_PREFIX
@@ -27,13 +30,16 @@ from extproc.xds.open_models import (
     open_models_and_any,
     subset_pools,
 )
-from extproc.xds.resources import cluster_resources, load_assignments
+from extproc.xds.resources import cluster_resources, load_assignments, static_cluster
 from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
 from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey
 
 Resources = dict[str, dict[str, bytes | None]]
 """Type URL to (name to serialised message, or None for a resource that is there no more)."""
+
+ALL_NAMES: Final = MODEL_ALIAS_PREFIX
+"""The alias of no name: no model has it, and no cluster may. The bootstrap's script looks for it."""
 
 
 def kinds_of(config: Config) -> frozenset[ClusterKind]:
@@ -115,12 +121,13 @@ class Publications:
         hides_alias = any(name.startswith(MODEL_ALIAS_PREFIX) for name in names)
         if ANY_MODEL in self._models or hides_alias or not aliases.isdisjoint(self._clusters):
             return self._everything()  # which names are closed may be another
-        concerned = {CLUSTER_TYPE: names | aliases, ASSIGNMENT_TYPE: names | aliases}
-        return self._differing(self._cluster_resources(names), self._assignments(names), concerned)
+        concerned = {CLUSTER_TYPE: names | aliases | {ALL_NAMES}, ASSIGNMENT_TYPE: names | aliases}
+        clusters = {**self._cluster_resources(names), **self._all_names()}
+        return self._differing(clusters, self._assignments(names), concerned)
 
     def _everything(self) -> Resources:
         closed = self._closed()
-        clusters = self._cluster_resources(self._clusters, closed)
+        clusters = {**self._cluster_resources(self._clusters, closed), **self._all_names()}
         no_endpoints = load_assignments(dict.fromkeys(closed, ()), self._state_of)
         assignments = {**no_endpoints, **self._assignments(self._clusters)}
         return self._differing(clusters, assignments, {name: set(of) for name, of in self._published.items()})
@@ -128,6 +135,12 @@ class Publications:
     def _closed(self) -> list[str]:
         here = {name for name, rule in self._models.items() if rule.cluster in self._clusters}
         return [MODEL_ALIAS_PREFIX + name for name in closed_names(self._config, here)]
+
+    def _all_names(self) -> dict[str, bytes]:
+        listed = {name for name, rule in self._models.items() if rule.cluster in self._clusters}
+        if listed != self._models.keys() and ANY_MODEL not in listed:
+            return {}
+        return {ALL_NAMES: static_cluster(ALL_NAMES)}
 
     def _cluster_resources(self, names: Iterable[str], closed: Iterable[str] = ()) -> dict[str, bytes]:
         """Clusters, those of them that are there, and the aliases of their models."""

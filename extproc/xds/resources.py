@@ -82,6 +82,11 @@ def cluster_resources(
     }
 
 
+def static_cluster(name: str) -> bytes:
+    """A serialised `envoy.config.cluster.v3.Cluster` without endpoints, which waits for no assignment."""
+    return _embedded(_CLUSTER_NAME_FIELD, name.encode())
+
+
 def load_assignments(
     clusters: Mapping[str, Sequence[Endpoint]],
     state_of: Callable[[EndpointKey], HealthState | None],

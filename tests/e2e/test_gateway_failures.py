@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import shutil
 import signal
+import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from testbed.processes import START_TIMEOUT_S
 from tests.e2e.harness import (
+    IS_ISTIO_PROFILE,
     LEASE_S,
     Load,
     Recorder,
@@ -189,3 +193,51 @@ async def test_gateway_terminated(alone: Stack) -> None:
     assert load.failures == []
     assert not [line for line in alone.gateway_log() if line["level"] == "ERROR"]
     await alone.settled()
+
+
+@pytest.mark.skipif(IS_ISTIO_PROFILE, reason="a gateway's routes know all models themselves")
+async def test_envoy_that_was_told_of_no_models(other: Recorder) -> None:
+    """No model is unknown to an Envoy that Tokenway never told of them, nor while one has no cluster yet."""
+    models = {"open": {"rules": [{"cluster": "c"}]}}
+    run_dir = Path(tempfile.mkdtemp(prefix="tw", dir="/tmp"))
+    stack = Stack(run_dir, workers=1)
+    try:
+        stack.write_config({"models": models})
+        stack.write_clusters()
+        await stack.start_envoy()
+        await _later(stack)
+        await stack.start_gateway()
+        listed = _cluster_names(stack)
+        assert "model:" not in await listed()
+        await stack.gateway.kill()
+        await _later(stack)
+        stack.write_clusters(cluster("c", [other.key]))
+        await stack.start_gateway()
+        await eventually(listed, lambda names: {"model:open", "model:"} <= names)
+        await stack.gateway.kill()
+        assert (await post(stack, chat("open", "hi"))).status == 200
+        unknown = await post(stack, chat("unknown", "hi"))
+        assert (unknown.status, unknown.json["error"]["code"]) == (404, "model_not_found")
+    finally:
+        await stack.stop()
+        shutil.rmtree(run_dir, ignore_errors=True)
+
+
+async def _later(stack: Stack) -> None:
+    for model in ("open", "unknown"):
+        reply = await post(stack, chat(model, "hi"))
+        assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+        assert reply.json["error"]["code"] == "no_healthy_endpoint"
+        messages = await send(stack, "POST", "/v1/messages", {**chat(model, "hi"), "max_tokens": 8})
+        assert (messages.status, messages.headers["retry-after"]) == (503, "1")
+        assert messages.json["error"]["type"] == "overloaded_error"
+
+
+def _cluster_names(stack: Stack) -> Callable[[], Awaitable[set[str]]]:
+    """Clusters that Envoy has, those without endpoints too."""
+
+    async def names() -> set[str]:
+        text = await stack.envoy_clusters()
+        return {line.partition("::default_priority")[0] for line in text.splitlines()}
+
+    return names

@@ -59,11 +59,11 @@ async def test_a_renamed_cluster_is_in_force_once_it_is_acknowledged(worker: Wor
     """Envoy has both until then, and both for a while after."""
     envoy = await waited_for(worker)
     assert worker.in_force == "old"
-    assert envoy.has == {"old", "new", "model:m"}
+    assert envoy.has == {"old", "new", "model:m", "model:"}
     envoy.acknowledge()
     await settled()
     assert worker.in_force == "new"
-    assert envoy.has == {"old", "new", "model:m"}
+    assert envoy.has == {"old", "new", "model:m", "model:"}
 
 
 async def test_what_brings_no_cluster_waits_for_nothing(worker: Worker) -> None:
@@ -199,7 +199,7 @@ async def test_a_refused_cluster_does_not_come_into_force(worker: Worker) -> Non
         assert len(worker.spurned) == attempt
         assert "`new`" in worker.spurned[-1]
         assert "/nowhere/ca.pem" in worker.spurned[-1]
-        assert envoy.has == {"old", "model:m"}
+        assert envoy.has == {"old", "model:m", "model:"}
         envoy.acknowledge()
     worker.rename("new")
     await settled()

@@ -290,6 +290,16 @@ def test_an_aim_names_the_rows_that_miss_it() -> None:
     assert aims([]) == []
 
 
+def test_an_aim_of_goodput_says_how_much_there_is_to_be_had() -> None:
+    """Over a rival that answers 10 of 10.4 offered in time nobody has more than 1.04."""
+    rows = [row("lmetric", 3, 2.0, 10.0), row("least_completion", 3, 2.1, 9.5, CellKind.OWN)]
+    rows = [replace(each, figures={**each.figures, "offered_rps": 10.4}) for each in rows]
+    assert (
+        "| goodput requests/s | everywhere | ≥ 1 | 0 of 1 | conversation ×2.75 (of 1.04) 0.95 |"
+        in aims(rows)[-1]
+    )
+
+
 def test_each_rival_is_shown_by_itself_over_all_rows() -> None:
     """In how many rows it is ahead, by figure and in all of them; the nearest in the mean stands first."""
     own = [row(policy, 3, 1.0, 10.0, CellKind.OWN) for policy in ("least_completion", "late_completion")]

@@ -112,9 +112,9 @@ def config(kind: SetupKind) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("kind", "clusters"),
     [
-        ("alone", {"bench", "tokenway-none"}),
-        ("floor", {"tokenway-extproc", "tokenway-als", "bench", "tokenway-none"}),
-        ("tokenway", {"tokenway-extproc", "tokenway-als", "tokenway-xds"}),
+        ("alone", {"bench", "tokenway-none", "tokenway-nobody"}),
+        ("floor", {"tokenway-extproc", "tokenway-als", "bench", "tokenway-none", "tokenway-nobody"}),
+        ("tokenway", {"tokenway-extproc", "tokenway-als", "tokenway-xds", "tokenway-nobody"}),
     ],
 )
 def test_set_ups_differ_in_their_clusters(kind: SetupKind, clusters: set[str]) -> None:

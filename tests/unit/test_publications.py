@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.core.v3.health_check_pb2 import HealthStatus
 from envoy.config.endpoint.v3 import endpoint_pb2
 from hypothesis import given
@@ -16,7 +17,7 @@ from extproc.values.endpoints import Endpoint
 from extproc.xds.cluster_encoding import encode
 from extproc.xds.cluster_kinds import ClusterKinds
 from extproc.xds.leaving import FORMER_S, MAX_LEAVING, MOST_FORMER, FormerEndpoints, Leaving
-from extproc.xds.publications import Publications, Resources
+from extproc.xds.publications import ALL_NAMES, Publications, Resources
 from extproc.xds.resources import load_assignments
 from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
 from metadata_center.addresses import Address
@@ -115,6 +116,28 @@ def test_what_is_introduced_is_there_beside_all_else_until_it_is_replaced(
         assert {n: body for n, body in have[CLUSTER_TYPE].items() if n in alone[CLUSTER_TYPE]} == alone[
             CLUSTER_TYPE
         ]
+
+
+def test_the_alias_of_no_name_is_there_while_every_model_has_its_own() -> None:
+    """It comes with the last cluster that an open model waits for, and goes at once with the first."""
+    config = Config.model_validate({"models": MODELS})
+    fleet: dict[str, Sequence[Endpoint]] = {}
+    publications = Publications(fleet, lambda _: None, ClusterKinds(encode))
+    assert ALL_NAMES not in publications.configure(config)[CLUSTER_TYPE]
+    fleet["a"] = [endpoint("a", 1)]
+    assert ALL_NAMES not in publications.update(["a"], came_or_went=True)[CLUSTER_TYPE]
+    fleet["b"] = [endpoint("b", 2)]
+    came = publications.update(["b"], came_or_went=True)[CLUSTER_TYPE][ALL_NAMES]
+    assert came is not None
+    assert cluster_pb2.Cluster.FromString(came) == cluster_pb2.Cluster(name=ALL_NAMES)
+    del fleet["a"]
+    went = publications.update(["a"], came_or_went=True)
+    assert went[CLUSTER_TYPE][ALL_NAMES] is None
+    assert Leaving(60.0).held_back(went, 0.0)[CLUSTER_TYPE][ALL_NAMES] is None
+    assert ALL_NAMES in publications.configure(Config())[CLUSTER_TYPE]
+    fleet["c"] = [endpoint("c", 3)]  # `*`: all other names have aliases then
+    with_any = Config.model_validate({"models": {**MODELS, **ANY}})
+    assert ALL_NAMES in publications.configure(with_any)[CLUSTER_TYPE]
 
 
 def test_a_cluster_that_goes_stays_a_while() -> None:

@@ -16,19 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # the benchmarks are not ins
 
 from benchmarks.conversations import conversations
 from benchmarks.real_engines import ENGINES, PROFILE, SLOWDOWN, Real, Used, announced_ratio, held_requests
-from benchmarks.real_path import (
-    SETUPS,
-    Setup,
-    both_row,
-    fleet,
-    job,
-    moved,
-    real_row,
-    refusal,
-    replayed,
-    schedule,
-    slowed,
-)
+from benchmarks.real_path import both_row, fleet, job, moved, real_row, replayed, schedule, slowed
+from benchmarks.real_path_setups import SETUPS, Setup, refusal
 from benchmarks.streaming import Reading, ScheduledRequest, StreamedAnswer, figures
 from tokenway.simulator.engine.profile import PROFILES
 from tokenway.simulator.replay.sweep import run_job

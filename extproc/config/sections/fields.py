@@ -20,7 +20,9 @@ DAY_S = 86_400
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 """AIGW bounds cluster and backend names to 1..256 as well."""
 
-OWN_CLUSTERS = frozenset(("tokenway-extproc", "tokenway-als", "tokenway-xds", "tokenway-none"))
+OWN_CLUSTERS = frozenset(
+    ("tokenway-extproc", "tokenway-als", "tokenway-xds", "tokenway-none", "tokenway-nobody")
+)
 """Names that envoy/bootstrap.yaml takes: Envoy would send requests for such a cluster to Tokenway itself."""
 
 MODEL_ALIAS_PREFIX = "model:"
