@@ -1,4 +1,4 @@
-"""Answers that are whole, however servers write their events: no failures of the engine, on the real Envoy."""
+"""Whole answers, however servers write their events, are no failures of the engine: on the real Envoy."""
 
 from __future__ import annotations
 
