@@ -13,6 +13,7 @@ import asyncio
 import logging
 import socket
 import subprocess
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -38,6 +39,12 @@ MAX_WAIT_S: Final = 15.0
 
 MAX_READ_S: Final = 10.0
 """Longest reading; the worst 32 MiB take some two seconds of an idle core."""
+
+OWN_SHARE: Final = 0.5
+"""Of `MAX_READ_S`, what a process that was given a body too large for it has worked at least."""
+
+_CPU_CLOCK: Final = 2
+"""Linux's number for the clock of a process (`clock_getcpuclockid`), whose owner is in the bits above."""
 
 MAX_START_S: Final = 10.0
 """Longest start of a process, 0.4 s of an idle core: one that takes longer says nothing of the body."""
@@ -76,14 +83,19 @@ class _Reader:
         except TimeoutError:
             self.stop()
             _log.warning("a process that reads bodies does not start", extra={"waited_s": MAX_START_S})
-            text = "Too many large request bodies are being read."
-            raise RouterError(Reason.READERS_BUSY, text, param="body", retry_after_s=1) from None
+            raise self._busy_error() from None
+        began_s = self._worked_s()
         try:
             return reading_process.ask(channel, order, body)
         except RouterError:
             raise
         except TimeoutError:
+            worked_s = self._worked_s() - began_s
             self.stop()
+            if worked_s < OWN_SHARE * MAX_READ_S:  # no processor, or it hangs: not the body's fault
+                said = {"body_bytes": len(body), "worked_s": round(worked_s, 3), "waited_s": MAX_READ_S}
+                _log.warning("a process that reads bodies does not get on", extra=said)
+                raise self._busy_error() from None
             raise RouterError(
                 Reason.BODY_TOO_LARGE, "The request body takes too long to read.", param="body"
             ) from None
@@ -91,6 +103,19 @@ class _Reader:
             self.stop()
             _log.warning("a process that reads bodies died", extra={"body_bytes": len(body)})
             raise RouterError(Reason.INTERNAL, "The request body could not be read.", param="body") from None
+
+    @staticmethod
+    def _busy_error() -> RouterError:
+        text = "Too many large request bodies are being read."
+        return RouterError(Reason.READERS_BUSY, text, param="body", retry_after_s=1)
+
+    def _worked_s(self) -> float:
+        """Processor time of the process since it was started."""
+        assert self._process is not None
+        try:
+            return time.clock_gettime(~self._process.pid << 3 | _CPU_CLOCK)
+        except OSError:  # it is gone
+            return 0.0
 
     def stop(self) -> None:
         """End the process, if there is one."""

@@ -4,7 +4,8 @@ Rules:
     1. A request without `content-encoding` passes through at the price of one look-up.
     2. What may take longer than a few milliseconds is decoded in a thread, and Envoy is asked to wait for it;
        the decoders give up the interpreter's lock. No other request waits.
-    3. What waits for a thread is bounded in number and bytes; beyond that it is refused at once.
+    3. What waits for a thread is bounded in number and bytes; beyond that it is refused at once. The smallest
+       waits the shortest: a client with large bodies cannot make others' wait for them.
     4. The decoded body replaces the client's, unless the decision has a body of its own, and the header
        `content-encoding` goes.
 """
@@ -13,8 +14,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from extproc.errors import Reason, RouterError
@@ -22,6 +23,7 @@ from extproc.request.compression import ALWAYS_BYTES, MAX_RATIO, codings_of, dec
 from extproc.routing.gateway import Decide
 from extproc.routing.settings import RouterSettings
 from extproc.server.background import Background
+from extproc.server.turns import Turns
 from extproc.values.deciding import Deciding, Later, Now, Refusal, settle
 from extproc.values.exchange import Body, RequestHeaders
 from extproc.values.headers import CONTENT_ENCODING
@@ -35,8 +37,9 @@ MAX_WAITING: Final = 256
 MAX_WAITING_BYTES: Final = 256 * 1024 * 1024
 """Compressed bytes that wait for a thread or are in one."""
 
-_THREADS: Final = 2
-"""One large body does not hold up all others."""
+_SMALL_BYTES: Final = 256 * 1024
+_ROOMS: Final = (None, _SMALL_BYTES)
+"""Most compressed bytes of a body per thread: one takes all, one is kept for small ones."""
 
 _PATIENCE_S: Final = 59.0
 """A second less than `max_message_timeout` of envoy/bootstrap.yaml, beyond which Envoy does not wait."""
@@ -74,7 +77,7 @@ class Unpacking:
         self._decide = decide
         self._settings = settings
         self._background = Background()
-        self._threads = ThreadPoolExecutor(_THREADS, "decode")
+        self._turns = Turns(_ROOMS, "decode")
         self._waiting = 0
         self._waiting_bytes = 0
 
@@ -90,7 +93,7 @@ class Unpacking:
 
     def close(self) -> None:
         """Begin nothing more; what is being decoded is finished for no one."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._turns.close()
 
     def _decode_and_decide(self, request: RequestHeaders, body: Body, header: str) -> Deciding[Decision]:
         codings = codings_of(header)
@@ -130,8 +133,8 @@ class Unpacking:
         held_s = 0.0 if settings.hold is None else settings.hold.max_s
         try:
             async with asyncio.timeout(min(_MAX_WAIT_S, _PATIENCE_S - held_s)):
-                return await asyncio.get_running_loop().run_in_executor(
-                    self._threads, decode, body, codings, settings.max_body_bytes
+                return await self._turns.work(
+                    len(body), partial(decode, body, codings, settings.max_body_bytes)
                 )
         except TimeoutError:
             raise _busy() from None

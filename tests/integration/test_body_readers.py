@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 import orjson
 import pytest
@@ -146,17 +148,46 @@ async def test_a_process_that_dies_fails_its_body_and_is_replaced(readers: BodyR
 async def test_a_process_that_hangs_is_replaced(
     readers: BodyReaders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its body takes too long to read, says the answer; the next one is read."""
+    """It got no processor, and says nothing of the body: 503 with Retry-After; the next one is read."""
     await result_of(readers.read(ORDER, large()))
     (pid,) = readers.pids
     os.kill(pid, signal.SIGSTOP)
     monkeypatch.setattr(body_readers, "MAX_READ_S", 0.2)
     with pytest.raises(RouterError) as raised:
         await result_of(readers.read(ORDER, large()))
-    assert raised.value.reason is Reason.BODY_TOO_LARGE
+    assert (raised.value.reason, raised.value.retry_after_s) == (Reason.READERS_BUSY, 1)
     assert readers.pids == []
     monkeypatch.setattr(body_readers, "MAX_READ_S", 30.0)
     assert (await result_of(readers.read(ORDER, large()))).request.model == "m"
+
+
+WORKS_ON: Final = """
+import socket, sys
+channel = socket.socket(fileno=int(sys.argv[1]))
+channel.sendall(b"!")
+channel.recv(1)
+while True:
+    pass
+"""
+
+
+async def test_a_body_that_a_process_works_on_too_long_is_too_large(
+    readers: BodyReaders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process had the processor all the time: 413, for another try would go the same way."""
+    command = partial(_command, WORKS_ON)
+    monkeypatch.setattr(body_readers, "python_module", command)
+    monkeypatch.setattr(body_readers, "MAX_READ_S", 1.0)
+    monkeypatch.setattr(body_readers, "OWN_SHARE", 0.05)  # others want the processor as well
+    with pytest.raises(RouterError) as raised:
+        await result_of(readers.read(ORDER, large()))
+    assert raised.value.reason is Reason.BODY_TOO_LARGE
+    assert readers.pids == []
+
+
+def _command(program: str, _module: str, *words: str) -> list[str]:
+    """What runs a program in place of a module of ours."""
+    return [sys.executable, "-c", program, *words]
 
 
 async def test_a_process_that_does_not_start_says_nothing_of_the_body(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from extproc.errors import Reason, RouterError
+from extproc.request.compression import decode
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.server import unpacking
 from extproc.server.unpacking import INLINE_BYTES, Unpacking
@@ -180,6 +182,35 @@ async def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sent(await result_of(again.pending)) == LARGE
     monkeypatch.setattr(unpacking, "MAX_WAITING", 0)
     assert isinstance(front.decide(gzipped(), packed), Refusal)
+    front.close()
+
+
+async def test_a_small_body_waits_for_no_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many of them came before it: one thread is for small ones."""
+    large, small = gzip.compress(Random(1).randbytes(400_000)), gzip.compress(LARGE)
+    assert len(small) < 256 * 1024 < len(large)
+    may_end = threading.Event()
+
+    def slowly(body: bytes, codings: Sequence[str], most: int) -> bytes:
+        if body == large:
+            may_end.wait(30.0)
+        return decode(body, codings, most)
+
+    monkeypatch.setattr(unpacking, "decode", slowly)
+    front = made(Decider())
+    waiting = []
+    for _ in range(3):
+        deciding = front.decide(gzipped(), large)
+        assert isinstance(deciding, Later)
+        waiting.append(result_of(deciding.pending))
+    await asyncio.sleep(0.05)
+    last = front.decide(gzipped(), small)
+    assert isinstance(last, Later)
+    try:
+        assert sent(await asyncio.wait_for(result_of(last.pending), 20.0)) == LARGE
+    finally:
+        may_end.set()
+    await asyncio.gather(*waiting)
     front.close()
 
 
