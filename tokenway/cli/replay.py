@@ -252,15 +252,19 @@ def _check_writable(options: argparse.Namespace) -> None:
         options.plots.mkdir(parents=True, exist_ok=True)
 
 
+def _many(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def _heading(
     trace: Trace, fleet: Fleet, settings: RunSettings, slo: Slo, seeds: int, knee: Knee | None
 ) -> str:
     groups = Counter(f"{member.profile.name} ({member.profile.kv_tokens:,} KV tokens)" for member in fleet)
     lines = [
-        f"## {trace.name}: {len(trace.requests):,} requests, {seeds} seeds",
+        f"## {trace.name}: {_many(len(trace.requests), 'request')}, {_many(seeds, 'seed')}",
         "",
         "- engines: " + ", ".join(f"{count} × {group}" for group, count in groups.items()),
-        f"- {settings.gateways} gateways, cache view {settings.view},"
+        f"- {_many(settings.gateways, 'gateway')}, cache view {settings.view},"
         f" events {settings.event_lag_s * 1e3:.0f} ms late,"
         f" metrics up to {settings.metric_age_s * 1e3:.0f} ms old,"
         f" first token {'seen' if settings.first_token else 'not seen'},"
@@ -268,7 +272,7 @@ def _heading(
         f"- good: TTFT ≤ {slo.ttft_s:g} s and TPOT ≤ {slo.tpot_s * 1e3:g} ms",
     ]
     if trace.dropped:
-        lines.append(f"- dropped as too long: {trace.dropped:,} requests")
+        lines.append(f"- dropped as too long: {_many(trace.dropped, 'request')}")
     if knee is not None:
         found = f"- knee: speed ×{knee.speed:.3g}"
         lines.append(found if knee.missing is None else f"- no knee: {knee.missing}; `--rates` says speeds")
