@@ -154,7 +154,7 @@ def build_worker(
     server = _server(site, way, envoys.ads)
     picking = _picking(site, news, way, lambda: life.is_ready() and sources.are_known())
     draining = _draining(known, way, server, envoys.ads, configuration, picking)
-    answering = OneWorker(_status(site, known, way, configuration, life, changes, sources))
+    answering = OneWorker(_status(site, known, way, configuration, life, changes, sources, envoys.ads))
     admin = AdminPort(PAGES, answering, _admin_place(site))
     _follow_health(site, news, known, engines, changes)
     _follow_configuration(site, known, way, engines, prober, changes, sources)
@@ -319,6 +319,7 @@ def _status(
     life: Life,
     changes: FleetChanges,
     sources: LiveSources,
+    ads: AdsServer,
 ) -> Status:
     bus, met = known.bus, known.met
 
@@ -334,6 +335,7 @@ def _status(
         site.owners.fleet,
         lambda: way.processor.streams_active,
         lambda: sum(wire.dropped for wire in (bus, known.relay) if wire is not None),
+        lambda: len(ads.kept),
         shared_values,
         known.event_caches.is_announcing,
         way.waiting.by_reason,

@@ -31,6 +31,7 @@ class Status:
         fleet: All endpoints.
         streams_active: Open ext_proc streams.
         bus_dropped: Messages to other workers dropped so far.
+        clusters_kept: That Envoys have as they were, for they refused what came since.
         shared: Series about other gateways and KV events.
         is_announcing: Does an endpoint publish what it has cached?
         held: Requests that wait here, by reason.
@@ -49,6 +50,7 @@ class Status:
         fleet: Fleet,
         streams_active: Callable[[], int],
         bus_dropped: Callable[[], int],
+        clusters_kept: Callable[[], int],
         shared: Callable[[], Values],
         is_announcing: Callable[[EndpointKey], bool],
         held: Callable[[], Mapping[HoldReason, int]],
@@ -65,6 +67,7 @@ class Status:
         self._fleet = fleet
         self._streams_active = streams_active
         self._bus_dropped = bus_dropped
+        self._clusters_kept = clusters_kept
         self._shared = shared
         self._is_announcing = is_announcing
         self._held = held
@@ -100,6 +103,7 @@ class Status:
             tokens_per_byte=dict(predictor.token_ratios()),
             calibrations=list(predictor.calibrations()),
             bus_dropped=self._bus_dropped(),
+            clusters_kept=self._clusters_kept(),
             shared={**self._shared(), **discovery_values(self._sources())},
             files=self._files(),
             host_names=self._host_names(),

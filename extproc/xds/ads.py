@@ -136,6 +136,11 @@ class AdsServer:
         here = sum(one.stream.takes_clusters for one in self._subscribers)
         return here + sum(lost.was_here for lost in self._lost)
 
+    @property
+    def kept(self) -> AbstractSet[str]:
+        """Clusters that some Envoy that is here has as they were, for it refused what came since."""
+        return frozenset().union(*(one.stream.kept for one in self._subscribers))
+
     def expect(self, number: int) -> None:
         """So many Envoys were at a worker that is gone: they may come here."""
         until_s = self._clock() + RECONNECT_S

@@ -129,6 +129,7 @@ class DeltaStream:
         self._sent: dict[str, int] = {}
         self._assigned: dict[str, str] = {}
         self._refused: dict[str, str] = {}
+        self._kept: set[str] = set()
 
     @property
     def takes_clusters(self) -> bool:
@@ -152,6 +153,11 @@ class DeltaStream:
     def refused(self) -> Mapping[str, str]:
         """Clusters that Envoy refused and has no version of, with Envoy's words; a view."""
         return self._refused
+
+    @property
+    def kept(self) -> AbstractSet[str]:
+        """Clusters that Envoy has as they were, for it refused what came since; a view."""
+        return self._kept
 
     def receive(self, request: pb.DeltaDiscoveryRequest) -> Nack | None:
         """Take one request: subscriptions, and Envoy's refusal of a response if there was one.
@@ -181,6 +187,7 @@ class DeltaStream:
             subscription.known.pop(name, None)
             if request.type_url == CLUSTER_TYPE:
                 self._had.discard(name)
+                self._kept.discard(name)
             else:
                 self._assigned.pop(name, None)
         if max(len(subscription.names), len(subscription.known)) > MAX_NAMES:
@@ -213,6 +220,7 @@ class DeltaStream:
             self._refused.pop(name, None)
         for name in removed:
             self._had.discard(name)
+            self._kept.discard(name)
             self._sent.pop(name, None)
             self._refused.pop(name, None)
 
@@ -224,8 +232,11 @@ class DeltaStream:
             del self._sent[name]
             if nack is None or (named and name not in named):
                 self._had.add(name)
+                self._kept.discard(name)
             elif name not in self._had:
                 self._refused[name] = nack.detail
+            else:
+                self._kept.add(name)
 
     def _open(self, request: pb.DeltaDiscoveryRequest) -> _Subscription:
         """First request of a type: no names means every cluster, and Envoy says what it has."""

@@ -346,6 +346,25 @@ async def test_a_cluster_that_envoy_refuses_takes_no_requests(
     assert (await stack.last(1))[0]["cluster"] == "refused"
 
 
+async def test_a_change_that_envoy_refuses_is_shown_for_as_long_as_it_goes_on_by_what_it_had(
+    stack: Stack,
+) -> None:
+    """TLS for a cluster that it has, by a CA file that is not there: a gauge says that it goes on as before."""
+    models = {"sim": {"rules": [{"cluster": "sim"}]}}
+
+    async def kept() -> float | None:
+        return sample(await stack.metrics(), "tokenway_ads_kept_clusters")
+
+    assert await kept() == 0
+    stack.write_config(
+        {"models": models, "engine_tls": {"sim": {"ca_file": "/nowhere/ca.pem", "server_name": "e"}}}
+    )
+    await eventually(kept, lambda value: value == 1)
+    stack.write_config({"models": models})
+    await eventually(kept, lambda value: value == 0)
+    assert (await post(stack, chat("sim", "repaired"))).status == 200
+
+
 BROKEN_CLUSTERS = {
     "port": (lambda text, port: text.replace(f'"port": {port}', '"port": 99999', 1), "port"),
     "key": (lambda text, port: text.replace('"address"', '"adress"', 1), "adress"),

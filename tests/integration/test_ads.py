@@ -314,6 +314,28 @@ async def test_invalid_resource_is_refused_and_counted(world: World) -> None:
     assert world.nacks == {CLUSTER_TYPE: 1}
 
 
+async def test_a_cluster_that_envoy_keeps_as_it_was_is_known(world: World) -> None:
+    """It refused the change and goes on by what it had, until the next good version, or its end."""
+    bad = cluster_v3.Cluster(name="m", type=cluster_v3.ClusterDiscoveryType.EDS)  # names no source
+
+    async def kept() -> set[str]:
+        return set(world.ads.kept)
+
+    world.publish({"m": ["a"], "n": ["b"]})
+    await eventually(lambda: world.ask("m"), "a")
+    assert await kept() == set()
+    for _ in range(2):
+        world.ads.publish({CLUSTER_TYPE: {"m": bytes(bad)}})
+        await eventually(kept, {"m"})
+        assert await world.ask("m") == "a"
+        world.publish({"m": ["a"], "n": ["b"]})
+        await eventually(kept, set())
+    world.ads.publish({CLUSTER_TYPE: {"m": bytes(bad)}})
+    await eventually(kept, {"m"})
+    world.ads.publish({CLUSTER_TYPE: {"m": None}})
+    await eventually(kept, set())
+
+
 @contextlib.asynccontextmanager
 async def client(ads: AdsServer, tmp_path: Path) -> AsyncIterator[Any]:
     """A delta stream of a client that can do what Envoy does not."""

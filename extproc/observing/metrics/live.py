@@ -11,7 +11,7 @@ from extproc.observing.metrics.endpoints import EndpointGauges
 from extproc.observing.metrics.family import Values
 from extproc.observing.metrics.health import EJECTIONS_WITHHELD
 from extproc.observing.metrics.process import EXPLAIN_RECORDS
-from extproc.observing.metrics.streams import BUS_DROPPED, STREAMS_ACTIVE
+from extproc.observing.metrics.streams import ADS_KEPT_CLUSTERS, BUS_DROPPED, STREAMS_ACTIVE
 from extproc.predicting.predictor import KeyCalibration, ModelKey
 from extproc.values.decisions import HoldReason
 
@@ -28,6 +28,7 @@ class LiveGauges:
         tokens_per_byte: Learned ratio by model; configured models only are shown.
         calibrations: How good predictions have been, by model and endpoint group.
         bus_dropped: Messages to other workers dropped so far.
+        clusters_kept: That Envoys have as they were, for they refused what came since.
         unlocked_decisions: Made so far beside a worker that kept the lock.
         shared: Of other gateways (`sharing_values`) and of engines' KV events (`event_values`).
         files: Each configuration file that is needed: is it good? None shows the last attempts.
@@ -44,6 +45,7 @@ class LiveGauges:
     tokens_per_byte: Mapping[str, float] = field(default_factory=dict)
     calibrations: Iterable[tuple[ModelKey, KeyCalibration]] = ()
     bus_dropped: int = 0
+    clusters_kept: int = 0
     unlocked_decisions: int = 0
     shared: Values = field(default_factory=dict)
     files: Mapping[str, bool] | None = None
@@ -64,6 +66,7 @@ class LiveGauges:
             EXPLAIN_RECORDS: {(): self.explain_records},
             HELD: {(reason,): count for reason, count in self.held.items()},
             BUS_DROPPED: {(): self.bus_dropped},
+            ADS_KEPT_CLUSTERS: {(): self.clusters_kept},
             UNLOCKED_DECISIONS: {(): self.unlocked_decisions},
             EJECTIONS_WITHHELD: {(): self.ejections_withheld},
             **self.shared,

@@ -61,6 +61,12 @@ ADS_NACKS = Family(
     "Discovery responses Envoy refused, by resource type.",
     ("type",),
 )
+ADS_KEPT_CLUSTERS = Family(
+    "tokenway_ads_kept_clusters",
+    MetricType.GAUGE,
+    "Clusters that some connected Envoy has as they were, with or without TLS, for it refused what came "
+    "since; `envoy refused resources` in the log says why.",
+)
 TRANSPORT_FAULTS = Family(
     "tokenway_transport_faults_total",
     MetricType.COUNTER,
@@ -80,5 +86,6 @@ FAMILIES: tuple[Family, ...] = (
     BUS_DROPPED,
     ADS_UPDATES,
     ADS_NACKS,
+    ADS_KEPT_CLUSTERS,
     TRANSPORT_FAULTS,
 )
