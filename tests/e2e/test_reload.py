@@ -349,7 +349,7 @@ async def test_a_cluster_that_envoy_refuses_takes_no_requests(
 async def test_a_change_that_envoy_refuses_is_shown_for_as_long_as_it_goes_on_by_what_it_had(
     stack: Stack,
 ) -> None:
-    """TLS for a cluster that it has, by a CA file that is not there: a gauge says that it goes on as before."""
+    """TLS for a cluster that it has, by a CA file that is missing: a gauge says that it goes on as before."""
     models = {"sim": {"rules": [{"cluster": "sim"}]}}
 
     async def kept() -> float | None:
