@@ -13,12 +13,16 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
-from typing import TypeVar
+from typing import Final, TypeVar
 
 T = TypeVar("T")
 """What comes of the work."""
+
+
+LEAST_SWEPT: Final = 64
+"""Turns in line before those who left are looked for; then twice as many as wait, and so many more."""
 
 
 class Turns:
@@ -34,6 +38,7 @@ class Turns:
         self._is_busy = [False] * len(self._rooms)
         self._tickets = count()
         self._waiting: list[tuple[int, int, asyncio.Future[int]]] = []
+        self._most = LEAST_SWEPT
         self._threads = ThreadPoolExecutor(len(self._rooms), name)
 
     async def work(self, num_bytes: int, work: Callable[[], T]) -> T:
@@ -45,6 +50,10 @@ class Turns:
         """
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[int] = loop.create_future()
+        if len(self._waiting) >= self._most:  # who left stays until it is met, which a large one may never be
+            self._waiting = [waits for waits in self._waiting if not waits[2].done()]
+            heapify(self._waiting)
+            self._most = 2 * len(self._waiting) + LEAST_SWEPT
         heappush(self._waiting, (num_bytes, next(self._tickets), turn))
         self._assign()
         try:
@@ -57,6 +66,10 @@ class Turns:
         working.add_done_callback(lambda _: self._done(loop, room))
         # Shielded: a thread cannot be stopped, and its room is not free before it ends.
         return await asyncio.shield(asyncio.wrap_future(working))
+
+    def __len__(self) -> int:
+        """Turns in line, those who left and were not met yet included."""
+        return len(self._waiting)
 
     def close(self) -> None:
         """Begin nothing more; what is being done is finished for no one."""

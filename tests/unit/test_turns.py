@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from extproc.server.turns import Turns
+from extproc.server.turns import LEAST_SWEPT, Turns
 
 SMALL = 10
 
@@ -113,6 +113,23 @@ async def test_a_room_is_busy_until_its_work_ends_whoever_left(works: Works) -> 
     await works.have("left")
     works.end("left")
     await works.have("left", "next")
+
+
+async def test_those_who_left_take_no_room_for_good(works: Works) -> None:
+    """Large ones behind which smaller ones always come are never at the head of the line."""
+    works.ask("first", 500)
+    await works.have("first")
+    waiting = works.ask("waiting", 600)
+    for number in range(500):
+        left = works.ask(f"left {number}", 700)
+        await asyncio.sleep(0)
+        left.cancel()
+        await asyncio.sleep(0)
+        assert len(works.turns) <= LEAST_SWEPT + 4
+    works.end("first")
+    await works.have("first", "waiting")
+    works.end("waiting")
+    assert await waiting == "waiting"
 
 
 async def test_what_work_raises_is_raised(works: Works) -> None:
