@@ -32,6 +32,11 @@ from testbed.processes import free_port
 CLUSTER: Final = "engines"
 
 
+def folder_of(run_dir: Path, number: int = 0) -> Path:
+    """Where a gateway's files are: `tokenway.yaml`, `clusters.json`, its bootstrap and sockets."""
+    return run_dir / str(number)
+
+
 @dataclass(frozen=True, slots=True)
 class Setup:
     """One line of the comparison.
@@ -74,7 +79,7 @@ class Setup:
             )
             running = []
             for number in range(self.gateways):
-                folder = run_dir / str(number)
+                folder = folder_of(run_dir, number)
                 folder.mkdir()
                 (folder / "clusters.json").write_text(json.dumps(clusters))
                 running.append(_start(stack, self, folder, tokenizer, store))

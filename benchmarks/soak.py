@@ -37,7 +37,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks import processes
 from benchmarks.real_engines import ENGINES, MODEL, Engine, Front, engine_command, until_answers
 from benchmarks.real_path import machine
-from benchmarks.real_path_setups import CLUSTER, SETUPS
+from benchmarks.real_path_setups import CLUSTER, SETUPS, folder_of
 from testbed.processes import free_port
 from testbed.tokenizer_folder import write_tokenizer
 
@@ -310,7 +310,7 @@ async def soak(seconds: float, rate: float, seed: int) -> tuple[dict[str, Any], 
                 await until_answers(session, f"{engine.url}/health", "engine")
         gateway = next(setup for setup in SETUPS if setup.name == "least_completion")
         front = await stack.enter_async_context(gateway.serving(engines.all, run_dir, tokenizer))
-        trouble, clients = Trouble(engines, run_dir, rng), Clients(front.url, Random(rng.random()))
+        trouble, clients = Trouble(engines, folder_of(run_dir), rng), Clients(front.url, Random(rng.random()))
         until_s = time.monotonic() + seconds
         memory, _, _ = await asyncio.gather(
             sample(front.pids, until_s), clients.send(rate, until_s), trouble.make(until_s - AWAY_S[1] - 5.0)
