@@ -33,7 +33,7 @@ CLUSTER: Final = "engines"
 
 
 def folder_of(run_dir: Path, number: int = 0) -> Path:
-    """Where a gateway's files are: `tokenway.yaml`, `clusters.json`, its bootstrap and sockets."""
+    """Where a gateway's configuration, clusters, bootstrap and sockets are."""
     return run_dir / str(number)
 
 
