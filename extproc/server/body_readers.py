@@ -41,7 +41,8 @@ MAX_READ_S: Final = 10.0
 """Longest reading; the worst 32 MiB take some two seconds of an idle core."""
 
 OWN_SHARE: Final = 0.5
-"""Of `MAX_READ_S`, what a process that was given a body too large for it has worked at least."""
+"""Of `MAX_READ_S`, what a process that was given a body too large for it has worked at least: one that shares
+its core with another gets so much."""
 
 _CPU_CLOCK: Final = 2
 """Linux's number for the clock of a process (`clock_getcpuclockid`), whose owner is in the bits above."""
@@ -52,6 +53,11 @@ MAX_START_S: Final = 10.0
 _QUICK_BYTES: Final = 8 * 1024 * 1024
 _ROOMS: Final = (None, _QUICK_BYTES)
 """Most bytes of a body per process: one takes all, one is kept for what is read within a second."""
+
+
+def _busy_error(retry_after_s: int = 1) -> RouterError:
+    text = "Too many large request bodies are being read."
+    return RouterError(Reason.READERS_BUSY, text, param="body", retry_after_s=retry_after_s)
 
 
 @dataclass(order=True, slots=True)
@@ -83,7 +89,7 @@ class _Reader:
         except TimeoutError:
             self.stop()
             _log.warning("a process that reads bodies does not start", extra={"waited_s": MAX_START_S})
-            raise self._busy_error() from None
+            raise _busy_error() from None
         began_s = self._worked_s()
         try:
             return reading_process.ask(channel, order, body)
@@ -95,7 +101,7 @@ class _Reader:
             if worked_s < OWN_SHARE * MAX_READ_S:  # no processor, or it hangs: not the body's fault
                 said = {"body_bytes": len(body), "worked_s": round(worked_s, 3), "waited_s": MAX_READ_S}
                 _log.warning("a process that reads bodies does not get on", extra=said)
-                raise self._busy_error() from None
+                raise _busy_error() from None
             raise RouterError(
                 Reason.BODY_TOO_LARGE, "The request body takes too long to read.", param="body"
             ) from None
@@ -103,11 +109,6 @@ class _Reader:
             self.stop()
             _log.warning("a process that reads bodies died", extra={"body_bytes": len(body)})
             raise RouterError(Reason.INTERNAL, "The request body could not be read.", param="body") from None
-
-    @staticmethod
-    def _busy_error() -> RouterError:
-        text = "Too many large request bodies are being read."
-        return RouterError(Reason.READERS_BUSY, text, param="body", retry_after_s=1)
 
     def _worked_s(self) -> float:
         """Processor time of the process since it was started."""
@@ -185,7 +186,7 @@ class BodyReaders:
         if not self._is_open:
             raise self._stopping_error()
         if self._num_waiting >= MAX_WAITING or self._num_bytes + len(body) > MAX_WAITING_BYTES:
-            raise self._busy_error()
+            raise _busy_error(self._retry_after_s())
         self._tickets += 1
         read: Pending[BodyRead] = Pending(lambda: self._left(job))
         job = _Job(len(body), self._tickets, order, body, read)
@@ -212,21 +213,13 @@ class BodyReaders:
             reader.stop()
         self._threads.shutdown()
 
-    def _busy_error(self) -> RouterError:
-        return RouterError(
-            Reason.READERS_BUSY,
-            "Too many large request bodies are being read.",
-            param="body",
-            retry_after_s=self._retry_after_s(),
-        )
-
     @staticmethod
     def _stopping_error() -> RouterError:
         return RouterError(Reason.SHUTTING_DOWN, "Tokenway is stopping.", retry_after_s=1)
 
     def _time_up(self, job: _Job) -> None:
         self._left(job)
-        job.read.fail(self._busy_error())
+        job.read.fail(_busy_error(self._retry_after_s()))
 
     def _left(self, job: _Job) -> None:
         """A job waits no more: it is being read, or is not wanted any more."""
