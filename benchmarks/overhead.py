@@ -15,8 +15,9 @@ answers at once, and a closed- or open-loop client on loopback:
 
 CPU is what the scheduler says of the Python process, over a phase, divided by its requests; access logs
 are included. Latencies are medians and 99th percentiles at the client, minus those of `alone` in the same
-rounds; rounds of the set-ups alternate, so that what else the machine does falls on all of them alike. What
-is left out: TLS, HTTP/2 clients, more than one Envoy thread.
+rounds; rounds of the set-ups alternate, so that what else the machine does falls on all of them alike; with
+`--real-time` nothing else has a processor meanwhile. What is left out: TLS, HTTP/2 clients, more than one
+Envoy thread.
 
 The last line is a JSON object.
 """
@@ -38,7 +39,7 @@ from typing import Any
 from benchmarks import processes
 from benchmarks.decision import decisions
 from benchmarks.setups import Setup, python_module, setup
-from benchmarks.traffic import closed_loop, open_loop, quantile, requests
+from benchmarks.traffic import closed_loop, open_loop, quantile, requests, run
 from extproc.values.balancing import Algorithm
 from testbed.processes import free_port
 
@@ -281,9 +282,12 @@ def main() -> None:
         help="steady rates of the latency phases, requests a second (default: %(default)s)",
     )
     parser.add_argument("--workers", type=int, default=1, help="saturation with so many workers as well")
+    parser.add_argument("--real-time", action="store_true", help="go before all other processes")
     options = parser.parse_args()
+    if options.real_time:
+        processes.go_first()
     measuring = measure(options.seconds, options.rounds, options.rates, options.workers)
-    print(json.dumps(asyncio.run(measuring)))
+    print(json.dumps(run(measuring)))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from typing import Any, Final
 
 from benchmarks import processes
 from benchmarks.setups import Setup, python_module, setup
-from benchmarks.traffic import closed_loop, open_loop, quantile, requests
+from benchmarks.traffic import closed_loop, open_loop, quantile, requests, run
 from testbed.processes import free_port
 
 PROMPTS_BYTES: Final = {"4kb": 4_096, "220kb": 220_000, "800kb": 800_000, "3400kb": 3_400_000}
@@ -153,13 +153,16 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=1500, help="per case of own work; 0 leaves that out")
     parser.add_argument("--rates", type=float, nargs="*", default=[300.0, 500.0], metavar="PER_S")
     parser.add_argument("--own-work-only", action="store_true", help="no Envoy")
+    parser.add_argument("--real-time", action="store_true", help="go before all other processes")
     options = parser.parse_args()
+    if options.real_time:
+        processes.go_first()
     here, before = Path(__file__).parents[1], options.before.resolve()
     figures: dict[str, Any] = {}
     if options.requests:
         figures["own work"] = own_work((before, here), options.rounds, options.requests)
     if not options.own_work_only:
-        figures |= asyncio.run(whole(before, options.seconds, options.rounds, options.rates))
+        figures |= run(whole(before, options.seconds, options.rounds, options.rates))
     for name, found in sorted(figures.items()):
         print(f"{name}: {found}")
     figures["machine"] = {
