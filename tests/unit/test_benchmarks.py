@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # the benchmarks are not ins
 from benchmarks import floor, processes, traffic
 from benchmarks.processes import cpu_s, cpu_ticks, resident_kib, rss_mib
 from benchmarks.setups import SetupKind, envoy_config
-from benchmarks.traffic import LAST_EVENTS, TOKEN, Target, quantile, request, requests
+from benchmarks.traffic import LAST_EVENTS, TOKEN, Target, quantile, request, requests, typical
 
 VALUES = st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=50)
 FRACTION = st.floats(0, 1)
@@ -198,3 +198,10 @@ def test_going_first_is_of_the_real_time_class(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(os, "sched_setscheduler", ask)
     processes.go_first()
     assert asked == [(0, os.SCHED_RR, 10)]
+
+
+def test_one_bad_round_does_not_make_the_99th_percentile() -> None:
+    """As it does where all rounds are taken together."""
+    good, bad = [*[1.0] * 99, 3.0], [*[1.0] * 90, *[20.0] * 10]
+    assert typical([good, bad, good], 0.99) == 3.0
+    assert quantile(good + bad + good, 0.99) == 20.0
