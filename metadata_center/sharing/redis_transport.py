@@ -56,6 +56,7 @@ from metadata_center.sharing.messages import (
     encode,
 )
 from metadata_center.sharing.peers import MAX_MEMBERS, share
+from metadata_center.sharing.redis_faults import explained
 from metadata_center.sharing.redis_url import RedisUrl, UrlError
 from metadata_center.sharing.transport import TransportError
 from metadata_center.types import EndpointKey
@@ -282,7 +283,9 @@ class RedisTransport:
             finally:
                 await sentinel.disconnect(nowait=True)
             if not answer:
-                raise TransportError("a sentinel that does not know the service")
+                raise TransportError(
+                    "a sentinel does not know the master that the path of metadata_center.url names"
+                )
             return answer[0].decode(), int(answer[1])
 
         return await self._first(ask)
@@ -336,10 +339,7 @@ class RedisTransport:
         return connection
 
     def _error(self, exc: Exception) -> TransportError:
-        text = f"{type(exc).__name__}: {exc}"
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return TransportError(text[:300])
+        return TransportError(explained(exc, self._secrets))
 
 
 class _Script:

@@ -18,6 +18,7 @@ from extproc.server.bootstrap import template, withheld
 from extproc.server.run_dir import home_of
 from metadata_center.addresses import is_of_many, is_unspecified
 from metadata_center.files import require_regular
+from metadata_center.sharing.redis_url import parse_url
 
 
 def check(path: Path, *, print_effective: bool = False) -> int:
@@ -109,10 +110,25 @@ def _unreadable(config: Config) -> list[str]:
             try:
                 require_regular(value if key.endswith("_file") else None)
             except OSError as error:
-                found.append(
-                    f"{name}.{key}: {value}: {error.strerror}; Tokenway has to read it where it runs"
-                )
+                found.append(_unread(f"{name}.{key}", value, error))
+    return [*found, *_unread_of_store(config.metadata_center.url)]
+
+
+def _unread_of_store(url: str | None) -> list[str]:
+    """The same of the files in the store's URL."""
+    if url is None or not url.startswith("rediss"):
+        return []
+    found: list[str] = []
+    for name, value in (parse_url(url).tls or {}).items():
+        try:
+            require_regular(value if isinstance(value, str) else None)
+        except OSError as error:
+            found.append(_unread(f"metadata_center.url, {name.removeprefix('ssl_')}", value, error))
     return found
+
+
+def _unread(where: str, path: str, error: OSError) -> str:
+    return f"{where}: {path}: {error.strerror}; Tokenway has to read it where it runs"
 
 
 def _odd_addresses(clusters: Sequence[ClusterSpec]) -> list[str]:
