@@ -186,6 +186,19 @@ def test_a_certificate_that_cannot_be_read_is_a_warning(
     assert line.startswith(f"{config_file}: warning: {place}.{missing}: {gone}: No such file or directory; ")
 
 
+def test_a_certificate_in_the_stores_url_that_cannot_be_read_is_a_warning(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the option of the URL; without a part of the URL, which may have a password."""
+    gone = config_file.with_name("gone.pem")
+    url = f"rediss://:s3cret@h?certfile={config_file}&keyfile={config_file}&ca_certs={gone}"
+    config_file.write_text(f"metadata_center: {{url: '{url}'}}\n{config_file.read_text()}")
+    assert check(config_file) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    place = f"{config_file}: warning: metadata_center.url, ca_certs: {gone}: No such file or directory; "
+    assert line.startswith(place)
+
+
 def test_addresses_that_are_no_engines_are_named(
     config_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
