@@ -25,6 +25,27 @@ def issued(folder: Path, name: str, authority: str | None = None, *, who: str = 
     subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=60)
 
 
+def expired(folder: Path, name: str, authority: str, *, who: str) -> None:
+    """As `issued`, of a certificate whose time was over before it was made."""
+    issued(folder, name, authority, who=who)
+    (folder / "names").write_text(f"subjectAltName={who}\n")
+    asked = ["openssl", "req", "-new", "-key", f"{name}.key", "-subj", f"/CN={name}", "-out", f"{name}.csr"]
+    signed = [
+        "openssl",
+        "x509",
+        "-req",
+        "-in",
+        f"{name}.csr",
+        "-CA",
+        f"{authority}.pem",
+        "-CAkey",
+        f"{authority}.key",
+    ]
+    signed += ["-CAcreateserial", "-days", "-1", "-extfile", "names", "-out", f"{name}.pem"]
+    for words in (asked, signed):
+        subprocess.run(words, cwd=folder, check=True, capture_output=True, timeout=60)
+
+
 def trusting(authority: Path) -> ssl.SSLContext:
     """A client that trusts an authority which says no key usage: Python 3.13's default does not."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

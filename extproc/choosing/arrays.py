@@ -27,6 +27,7 @@ from extproc.choosing.completion import (
     mean_backlog_s,
     price_at_pace,
 )
+from extproc.choosing.places import LEAST_S, squarings
 from extproc.choosing.rows import BLANK_PROMPT
 from extproc.choosing.weights import Weights, weights_of
 from extproc.predicting.priced_terms import CEILING_S
@@ -329,10 +330,11 @@ def _taken_ratios(snapshot: Snapshot) -> _Floats:
 def completion_costs(snapshot: Snapshot, learned: Learned) -> Costs:
     """`least_completion.completion_costs`, but for those that wait."""
     endpoints, steps = len(snapshot.keys), _floats(snapshot.steps_s)
-    followers_per_s = learned.followers_per_s
+    followers_per_s, taken = learned.followers_per_s, None
     if snapshot.max_num_seqs:
-        taken = _sum(_taken_ratios(snapshot)) / endpoints
-        followers_per_s = max(followers_per_s, learned.rate_per_s / (1.0 - min(MOST_TAKEN, taken)))
+        taken = _taken_ratios(snapshot)
+        in_use = _sum(taken) / endpoints
+        followers_per_s = max(followers_per_s, learned.rate_per_s / (1.0 - min(MOST_TAKEN, in_use)))
     waits, works = _times_s(snapshot, learned)
     turns = turns_s(snapshot)
     rooms = _rooms_s(snapshot, waits, turns)
@@ -340,7 +342,43 @@ def completion_costs(snapshot: Snapshot, learned: Learned) -> Costs:
     price = price_at_pace(learned.decode_tokens, learned.tpot_limit_s, pace_s)
     stalled = _stalled(snapshot, pace_s)
     columns = waits, works, rooms, steps
-    return _costs(*columns, followers_per_s, price, snapshot.held_s, turns, stalled, snapshot.sunk_ratios)
+    held_s, sunk = snapshot.held_s, snapshot.sunk_ratios
+    places = _places_s(taken, snapshot.max_num_seqs, learned.place_s)
+    return _costs(*columns, followers_per_s, price, held_s, turns, stalled, sunk, places)
+
+
+def places_s(taken: Sequence[float], limits: Sequence[int], worth_s: float) -> Sequence[float]:
+    """`places.places_s`."""
+    found = _places_s(_floats(taken), limits, worth_s)
+    return () if found is None else _given(found)
+
+
+def _places_s(taken: _Floats | None, limits: Sequence[int], worth_s: float) -> _Floats | None:
+    """None if they cost nothing, or if nobody knows how many there are."""
+    if taken is None or worth_s < LEAST_S:
+        return None
+    chances, counts = taken.copy(), _ints(limits)
+    least, most = squarings(int(counts.min())), squarings(int(counts.max()))
+    for _ in range(least):
+        chances *= chances
+    if least != most:
+        times = np.zeros(len(chances), np.int64)
+        for limit in np.unique(counts).tolist():
+            times[counts == limit] = squarings(limit)
+        for done in range(least, most):
+            np.multiply(chances, chances, out=chances, where=times > done)
+    worth_s *= 1.0 - float(np.min(chances))
+    chances *= worth_s
+    return chances
+
+
+def saved_s(costs: Costs, row: int) -> float:
+    """`places.saved_s`, of at least two rows."""
+    found = _floats(costs.works_s) + _floats(costs.others_s)
+    found += _floats(costs.stalls_s)
+    own_s = float(found[row])
+    found[row] = np.inf
+    return max(0.0, float(np.min(found)) - own_s)
 
 
 def _stalled(snapshot: Snapshot, pace_s: float) -> _Floats | float:
@@ -364,11 +402,13 @@ def cost_columns(
     turns_s: Sequence[float] = (),
     stalled: Sequence[float] = (),
     sunk_ratios: Sequence[float] = (),
+    places_s: Sequence[float] = (),
 ) -> Costs:
     """`completion.cost_columns`."""
     columns = _floats(waits_s), _floats(works_s), _floats(rooms_s), _floats(steps_s)
     stalls = _floats(stalled) if stalled else 0.0
-    return _costs(*columns, followers_per_s, pace_price, held_s, turns_s, stalls, sunk_ratios)
+    places = _floats(places_s) if places_s else None
+    return _costs(*columns, followers_per_s, pace_price, held_s, turns_s, stalls, sunk_ratios, places)
 
 
 def _costs(
@@ -382,6 +422,7 @@ def _costs(
     turns_s: Sequence[float],
     stalled: _Floats | float,
     sunk_ratios: Sequence[float],
+    places: _Floats | None,
 ) -> Costs:
     endpoints = len(waits)
     backlogs = waits if rooms is None else waits + rooms
@@ -398,6 +439,8 @@ def _costs(
     totals += others
     totals += stalls
     totals += decodes
+    if places is not None:
+        totals += places
     return Costs(
         _read_by_row(waits),
         _read_by_row(np.zeros(endpoints) if rooms is None else rooms),
@@ -407,6 +450,7 @@ def _costs(
         _read_by_row(decodes),
         turns_s,
         _read_by_row(totals),
+        () if places is None else _read_by_row(places),
     )
 
 

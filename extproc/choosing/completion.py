@@ -22,7 +22,8 @@ Rules:
        prefill takes longer and stalls fewer, is not charged twice.
     6. Others pay for a prefix that crowds the endpoints that have it, whoever is first to compute it
        elsewhere: that share of own prefill is neither delay of later requests nor stall.
-    7. Of equal costs where most of the prompt is cached; what is equal in that too is drawn among.
+    7. The last places of an engine that is nearly full cost those who come later, see `places`.
+    8. Of equal costs where most of the prompt is cached; what is equal in that too is drawn among.
 
 Source of the relative value: E. Hyytia, A. Penttinen, S. Aalto, "Size- and state-aware dispatching problem
 with queue-specific job sizes", EJOR 217 (2012): v(u) = rate * u^2 / (2 * (1 - utilisation)).
@@ -60,6 +61,7 @@ class Cost:
         decode_s: Time per output token, weighed by Rule 4.
         turn_s: Time from one end of a sequence to the next; 0 where fewer run than may. Part of `room_s`.
         stall_s: What its own prefill costs the sequences that decode, see Rule 5.
+        place_s: What its place there costs later requests, see Rule 7.
     """
 
     wait_s: float
@@ -69,10 +71,11 @@ class Cost:
     decode_s: float
     turn_s: float = 0.0
     stall_s: float = 0.0
+    place_s: float = 0.0
 
 
 class Costs(Sequence[Cost]):
-    """What each endpoint would cost, kept in columns: a decision over a thousand endpoints makes seven lists.
+    """What each endpoint would cost, kept in columns: a decision over a thousand endpoints makes eight lists.
 
     Args:
         waits_s: See `Cost`; shape (n,) like all others.
@@ -82,10 +85,21 @@ class Costs(Sequence[Cost]):
         stalls_s: See `Cost`.
         decodes_s: See `Cost`.
         turns_s: See `Cost`; empty for zeros.
-        totals_s: Sums of the first six; None has them made.
+        totals_s: Sums of all but `turns_s`; None has them made.
+        places_s: See `Cost`; empty for zeros.
     """
 
-    __slots__ = ("decodes_s", "others_s", "rooms_s", "stalls_s", "totals_s", "turns_s", "waits_s", "works_s")
+    __slots__ = (
+        "decodes_s",
+        "others_s",
+        "places_s",
+        "rooms_s",
+        "stalls_s",
+        "totals_s",
+        "turns_s",
+        "waits_s",
+        "works_s",
+    )
 
     def __init__(
         self,
@@ -97,6 +111,7 @@ class Costs(Sequence[Cost]):
         decodes_s: Sequence[float],
         turns_s: Sequence[float],
         totals_s: Sequence[float] | None = None,
+        places_s: Sequence[float] = (),
     ) -> None:
         self.waits_s = waits_s
         self.rooms_s = rooms_s
@@ -105,12 +120,17 @@ class Costs(Sequence[Cost]):
         self.stalls_s = stalls_s
         self.decodes_s = decodes_s
         self.turns_s = turns_s
-        self.totals_s = totals_s or [
-            wait_s + room_s + work_s + other_s + stall_s + decode_s
-            for wait_s, room_s, work_s, other_s, stall_s, decode_s in zip(
-                waits_s, rooms_s, works_s, others_s, stalls_s, decodes_s, strict=True
-            )
-        ]
+        self.places_s = places_s
+        if totals_s is None:
+            totals_s = [
+                wait_s + room_s + work_s + other_s + stall_s + decode_s
+                for wait_s, room_s, work_s, other_s, stall_s, decode_s in zip(
+                    waits_s, rooms_s, works_s, others_s, stalls_s, decodes_s, strict=True
+                )
+            ]
+            if places_s:
+                totals_s = list(map(add, totals_s, places_s))
+        self.totals_s = totals_s
 
     def __len__(self) -> int:
         return len(self.waits_s)
@@ -132,6 +152,7 @@ class Costs(Sequence[Cost]):
             self.decodes_s[row],
             self.turns_s[row] if self.turns_s else 0.0,
             self.stalls_s[row],
+            self.places_s[row] if self.places_s else 0.0,
         )
 
     def behind(self, ahead_s: Sequence[float]) -> Costs:
@@ -144,6 +165,7 @@ class Costs(Sequence[Cost]):
             self.stalls_s,
             self.decodes_s,
             self.turns_s,
+            places_s=self.places_s,
         )
 
 
@@ -207,6 +229,7 @@ def cost_columns(
     turns_s: Sequence[float] = (),
     stalled: Sequence[float] = (),
     sunk_ratios: Sequence[float] = (),
+    places_s: Sequence[float] = (),
 ) -> Costs:
     """What each endpoint would cost.
 
@@ -221,6 +244,7 @@ def cost_columns(
         turns_s: See `Cost.turn_s`; empty if every endpoint runs fewer sequences than it may.
         stalled: Seconds that a second of prefill costs the sequences that decode, Rule 5; empty for zeros.
         sunk_ratios: Of own prefill, what others pay in any case, Rule 6; empty for zeros.
+        places_s: See `Cost.place_s`; empty for zeros.
     """
     endpoints = len(waits_s)
     backlog_s = mean_backlog_s(sorted(map(add, waits_s, rooms_s)), held_s)
@@ -239,4 +263,6 @@ def cost_columns(
         stalls_s.append(stall_s)
         decodes_s.append(decode_s)
         totals_s.append(wait_s + room_s + work_s + other_s + stall_s + decode_s)
-    return Costs(waits_s, rooms_s, works_s, others_s, stalls_s, decodes_s, turns_s, totals_s)
+    if places_s:
+        totals_s = list(map(add, totals_s, places_s))
+    return Costs(waits_s, rooms_s, works_s, others_s, stalls_s, decodes_s, turns_s, totals_s, places_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from operator import neg
 
-from extproc.choosing import arrays, columns
+from extproc.choosing import arrays, columns, places
 from extproc.choosing.completion import (
     DECODE_TOKENS,
     MOST_TAKEN,
@@ -31,30 +31,38 @@ def completion_costs(snapshot: Snapshot) -> Costs:
         found = arrays.completion_costs(snapshot, learned)
     else:
         waits_s, works_s = columns.times_s(snapshot, learned)
+        taken = columns.taken_ratios(snapshot) if snapshot.max_num_seqs else ()
         found = cost_columns(
             waits_s,
             works_s,
             columns.rooms_s(snapshot, waits_s),
             snapshot.steps_s,
-            max(learned.followers_per_s, _followers_per_s(snapshot, learned)),
+            max(learned.followers_per_s, _followers_per_s(taken, learned)),
             decode_price(learned.decode_tokens, learned.tpot_limit_s, snapshot.steps_s),
             snapshot.held_s,
             columns.turns_s(snapshot),
             _stalled(snapshot),
             snapshot.sunk_ratios,
+            places.places_s(taken, snapshot.max_num_seqs, learned.place_s) if taken else (),
         )
     return found.behind(snapshot.ahead_s) if snapshot.ahead_s else found
 
 
-def _followers_per_s(snapshot: Snapshot, learned: Learned) -> float:
+def saved_s(costs: Costs, row: int) -> float:
+    """`places.saved_s`."""
+    if len(costs) >= MANY_ROWS:
+        return arrays.saved_s(costs, row)
+    return places.saved_s(costs, row)
+
+
+def _followers_per_s(taken: Sequence[float], learned: Learned) -> float:
     """As `Traffic.followers_per_s`, by the share of `max_num_seqs` in use; 0 where it is unknown.
 
     It is counted, not estimated, and still believed no further than `MOST_TAKEN`: the idle share says how
     long a backlog lasts, and of a fleet that is full nobody knows how long it stays so.
     """
-    if not snapshot.max_num_seqs:
+    if not taken:
         return 0.0
-    taken = columns.taken_ratios(snapshot)
     return learned.rate_per_s / (1.0 - min(MOST_TAKEN, plain_sum(taken) / len(taken)))
 
 
@@ -74,7 +82,7 @@ def _stalled(snapshot: Snapshot) -> Sequence[float]:
 
 
 def completion_terms(snapshot: Snapshot) -> dict[str, list[float]]:
-    """Terms `wait`, `room`, `work`, `others`, `stall` and `decode`: seconds, negated."""
+    """Terms `wait`, `room`, `work`, `others`, `stall`, `decode` and `place`: seconds, negated."""
     found = completion_costs(snapshot)
     return {
         "wait": list(map(neg, found.waits_s)),
@@ -83,4 +91,5 @@ def completion_terms(snapshot: Snapshot) -> dict[str, list[float]]:
         "others": list(map(neg, found.others_s)),
         "stall": list(map(neg, found.stalls_s)),
         "decode": list(map(neg, found.decodes_s)),
+        "place": list(map(neg, found.places_s or [0.0] * len(found))),
     }

@@ -162,6 +162,7 @@ def completion_snapshot(
             rate_per_s,
             _row_prices_s(prices),
             demand.tpot_limit_s,
+            traffic.place_s,
         ),
         max_num_seqs=engines.max_num_seqs,
         kv_used=kv_used(load, engines, output_tokens),

@@ -14,6 +14,9 @@ minutes in which load changes."""
 MOST_BUSY: Final = 0.9
 """Utilisation is not believed above this: the estimate's own error exceeds the idle share that it leaves."""
 
+FEW_REQUESTS: Final = 20.0
+"""Fewer than so many say little of what a place is worth: the others are taken to have saved nothing."""
+
 FIRST_OUTPUT_TOKENS: Final = 200.0
 """Expected length of an answer before any was seen: public conversation traces have means of 200 to 350."""
 
@@ -21,13 +24,14 @@ FIRST_OUTPUT_TOKENS: Final = 200.0
 class Traffic:
     """What one group of endpoints is asked for."""
 
-    __slots__ = ("_at_s", "_lengths", "_requests", "_work_s")
+    __slots__ = ("_at_s", "_lengths", "_requests", "_saved_s", "_work_s")
 
     def __init__(self) -> None:
         self._lengths = AnswerLength(FIRST_OUTPUT_TOKENS)
         self._at_s: float | None = None
         self._requests = 0.0
         self._work_s = 0.0
+        self._saved_s = 0.0
 
     @property
     def output_tokens(self) -> float:
@@ -38,11 +42,23 @@ class Traffic:
         """An answer of `endpoint` had so many tokens, > 0."""
         self._lengths.learn(endpoint, float(output_tokens))
 
-    def placed(self, now_s: float, work_s: float) -> None:
-        """A request was placed; it is `work_s` seconds of prefill where it went."""
+    @property
+    def place_s(self) -> float:
+        """What the next best endpoint would have cost more, mean over what was placed."""
+        return self._saved_s / max(FEW_REQUESTS, self._requests)
+
+    def placed(self, now_s: float, work_s: float, saved_s: float) -> None:
+        """A request was placed.
+
+        Args:
+            now_s: The time.
+            work_s: Seconds of prefill that it is where it went.
+            saved_s: What it would have cost more at the next best endpoint, >= 0.
+        """
         self._forget(now_s)
         self._requests += 1.0
         self._work_s += work_s
+        self._saved_s += saved_s
 
     def followers_per_s(self, now_s: float, endpoints: float) -> float:
         """Requests that come to one endpoint while a second of backlog per endpoint is worked off.
@@ -69,4 +85,5 @@ class Traffic:
             kept = exp((self._at_s - now_s) / MEMORY_S)
             self._requests *= kept
             self._work_s *= kept
+            self._saved_s *= kept
         self._at_s = now_s

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from extproc.choosing.deciding import SendNow, TurnDown, WaitForRoom, decide
 from extproc.choosing.holding import HoldQueue
+from extproc.choosing.least_completion import saved_s
 from extproc.choosing.limits import limit_s_of
 from extproc.choosing.policies.registry import POLICIES
 from extproc.choosing.replay import RecordingRng
@@ -218,7 +219,7 @@ class Scheduler:
             raise _crowded(route.model, decided, 0.0 if before is None else now_s - parsed.received_s)
         first = decided.choice.order[0]
         if decided.costs is not None:
-            found.traffic.placed(now_s, decided.costs.works_s[first])
+            found.traffic.placed(now_s, decided.costs.works_s[first], saved_s(decided.costs, first))
         if rotation is not None:
             rotation.served(decided.snapshot.owed, first)
         return decided

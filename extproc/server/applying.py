@@ -24,6 +24,7 @@ from extproc.discovery.swaps import Swaps
 from extproc.listeners import Listeners
 from extproc.values.endpoints import Endpoint
 from extproc.values.pool_policies import PoolPolicies
+from extproc.xds.publications import trial_of
 
 Apply = Callable[[Config], None]
 """Makes one owner follow. It neither awaits nor fails: a change is in force as a whole. The first one alone
@@ -40,6 +41,7 @@ class Coming:
         clusters: Those that the fleet gets by it.
         here: Those that the fleet has: a view that follows it, for other sources may list some meanwhile.
         led_to: Those of them that the one in force leads to.
+        tried: Those that are listed and get other TLS by it than Envoy may have, or the same by other files.
     """
 
     generation: int
@@ -47,12 +49,16 @@ class Coming:
     clusters: Mapping[str, Sequence[Endpoint]]
     here: Mapping[str, Sequence[Endpoint]]
     led_to: frozenset[str]
+    tried: frozenset[str] = frozenset()
 
     @property
     def needed(self) -> frozenset[str]:
-        """Those of all clusters that are listed now that it leads to, and the one in force does not."""
+        """Those of all clusters that are listed now that it leads to, and the one in force does not.
+
+        And the trials of those that get other TLS.
+        """
         listed = self.here.keys() | self.clusters.keys()
-        return (self.config.clusters_named() & listed) - self.led_to
+        return (self.config.clusters_named() & listed) - self.led_to | set(map(trial_of, self.tried))
 
 
 class Owners:
@@ -95,7 +101,16 @@ class Owners:
     def introduce(self, generation: int, config: Config, resolution: Resolution) -> None:
         """Make known what a configuration will bring; it is not in force yet."""
         clusters = self.fleet.foreseen(FILES, resolution.clusters)
-        self.coming.notify(Coming(generation, config, clusters, self.fleet.clusters, self.led_to()))
+        led_to = self.led_to()
+        listed = self.fleet.clusters.keys() | clusters.keys()
+        tried = frozenset(name for name in listed if self._gets_other_tls(name, config, led_to))
+        self.coming.notify(Coming(generation, config, clusters, self.fleet.clusters, led_to, tried))
+
+    def _gets_other_tls(self, cluster: str, config: Config, led_to: frozenset[str]) -> bool:
+        """One that no rule led to may be there all the same, for it left a moment ago."""
+        now = self._read.engine_tls.get(cluster) if self._read is not None and cluster in led_to else None
+        coming = config.engine_tls.get(cluster)
+        return coming is not None and coming != now
 
     def apply(self, config: Config, resolution: Resolution) -> None:
         """Make a configuration the one in force, with what its files list."""

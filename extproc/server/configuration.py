@@ -3,7 +3,7 @@
 Rules:
     1. All decisions are `Following`'s. Here are its eyes (files, the resolver, the clock) and its hands.
     2. Watched are the files that the last reading needed, good or not: a clusters file that is missing is
-       taken when it comes.
+       taken when it comes. So are certificates for engines: their rotation is a reload.
     3. What a configuration needs is prepared off the loop before it is applied; a later reading takes its
        place.
 """
@@ -17,6 +17,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from extproc.config.document import read_yaml
+from extproc.config.engine_files import EngineFiles
 from extproc.config.loading import NO_SETTINGS, Settings, read_all, read_file
 from extproc.config.reload import FileWatcher, Look, look
 from extproc.config.schema import Config
@@ -84,11 +86,12 @@ class Configuration:
         self._preparation = preparation
         self._following = Following(interval_s=RESOLVE_INTERVAL_S, wait_s=WAIT_S, introduce_s=MOST_WAIT_S)
         self._looks: dict[Path, Look] = {}
+        self._engine_files = EngineFiles()
         self._first = self._latest = self._read(is_first=True)
         if isinstance(self._first, Refused):
             raise ConfigError(self._first.path, list(self._first.problems))
         self.current = self._first.config
-        self._watcher = FileWatcher(self._looks, self.reload)
+        self._watcher = FileWatcher(self._watched(), self.reload)
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._applied: asyncio.Future[None] | None = None
@@ -114,7 +117,7 @@ class Configuration:
         if self._applied is None or not self._applied.done():
             return  # the start reads them
         self._latest = reading = self._read(is_first=False)
-        self._watcher.watch(self._looks)
+        self._watcher.watch(self._watched())
         preparation = self._preparation
         if preparation is not None and isinstance(reading, Version) and preparation.is_needed(reading.config):
             self._keep(asyncio.create_task(self._prepared(preparation, reading), name="preparation"))
@@ -154,6 +157,7 @@ class Configuration:
     def _read(self, *, is_first: bool) -> Version | Refused:
         """Read the files, and keep what their paths led to before."""
         looks: dict[Path, Look] = {}
+        texts: dict[Path, str] = {}
 
         def read(path: Path) -> str:
             looks[path] = look(path)
@@ -167,17 +171,25 @@ class Configuration:
                     '`{"clusters": []}`' if path != self._path or path.suffix == ".json" else "`version: 1`"
                 )
                 raise ConfigError(str(path), [f"the file is empty; accepted: at least {least}"])
+            texts[path] = text
             return text
 
         try:
             config, clusters = read_all(self._path, read, self._settings)
+            problems = self._engine_files.read(config)
+            if problems:
+                path = str(self._path)
+                raise ConfigError(path, read_yaml(texts[self._path], path).located(problems))
         except ConfigError as error:
             if len(looks) == 1:  # it does not say which clusters file: the one before
                 looks = {**self._looks, **looks}
             self._looks = looks
             return Refused(error.path, tuple(error.problems), Path(error.path).name, _names(looks))
         self._looks = looks
-        return Version(config, clusters, _names(looks))
+        return Version(self._engine_files.filled(config), clusters, _names(looks))
+
+    def _watched(self) -> dict[Path, Look]:
+        return {**self._engine_files.looks, **self._looks}
 
     def _carry_out(self, effects: Sequence[Effect]) -> None:
         due = deque(effects)

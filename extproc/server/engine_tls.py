@@ -52,7 +52,7 @@ def _context(cluster: str, tls: EngineTls) -> ssl.SSLContext:
         require_regular(tls.ca_file, tls.cert_file, tls.key_file)
         context.load_verify_locations(tls.ca_file)
         if tls.cert_file is not None:
-            context.load_cert_chain(tls.cert_file, tls.key_file)
-    except OSError as error:  # ssl.SSLError is one
+            context.load_cert_chain(tls.cert_file, tls.key_file, password="")  # none, and no question for one
+    except (OSError, ValueError) as error:  # ssl.SSLError is one; a NUL in a name is the other
         _log.error("engine_tls cannot be used", extra={"cluster": cluster, "reason": str(error)})
     return context

@@ -8,19 +8,21 @@ Rules:
     4. Of clusters that the configuration names, other sources than the files may list some only when asked:
        they are asked first, and what they list has to be in Envoy as well. What they list later still is
        hidden from requests meanwhile (`late_clusters`).
+    5. Other TLS for a cluster that Envoy has is tried by a cluster beside it, which it may refuse as well.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from extproc.config.schema import Config
 from extproc.server.acknowledging import MOST_WAIT_S, Acknowledgements, Asked
 from extproc.server.applying import Coming
 from extproc.values.endpoints import Endpoint
+from extproc.xds.publications import tried_by
 
 _log = logging.getLogger("tokenway.configuration")
 
@@ -28,8 +30,10 @@ _log = logging.getLogger("tokenway.configuration")
 class Introducer(Protocol):
     """What sends Envoy clusters before they are in force; `Publisher`."""
 
-    def introduce(self, config: Config, clusters: Mapping[str, Sequence[Endpoint]]) -> None:
-        """Send them, in place of those sent so before."""
+    def introduce(
+        self, config: Config, clusters: Mapping[str, Sequence[Endpoint]], tried: Iterable[str] = ()
+    ) -> None:
+        """Send them, in place of those sent so before, and trials of the TLS of others."""
 
     def hurry(self, clusters: Sequence[str]) -> None:
         """Take away at once those that are to go."""
@@ -79,7 +83,7 @@ class Introductions:
         self._are_heard = self._sources.are_heard()
         self._coming = coming
         self._acknowledgements.former.clear()
-        self._publisher.introduce(coming.config, coming.clusters)
+        self._publisher.introduce(coming.config, coming.clusters, coming.tried)
         self._asked = self._acknowledgements.instead(self._asked, coming.needed)
 
     async def catch_up(self, clusters: Callable[[], frozenset[str]]) -> None:
@@ -109,7 +113,7 @@ class Introductions:
             _log.warning("a source has not said what it lists of clusters that are named now", extra=extra)
             return
         assert asked is not None, "it is coming"
-        lacked = sorted(self._acknowledgements.word(asked).lacked)
+        lacked = sorted({tried_by(name) for name in self._acknowledgements.word(asked).lacked})
         extra = {"clusters": lacked, "silent_workers": sorted(asked.unanswered)}
         _log.warning("an Envoy has not acknowledged clusters that requests go to now", extra=extra)
 
@@ -145,5 +149,6 @@ class Introductions:
         self._publisher.introduce(coming.config, {})
         self._sources.foresee(None)
         self._publisher.hurry(list(refused))
-        problems = [f"Envoy refuses the cluster `{name}`: {words}" for name, words in refused.items()]
+        words_of = {tried_by(name): words for name, words in refused.items()}
+        problems = [f"Envoy refuses the cluster `{name}`: {words}" for name, words in words_of.items()]
         self._spurned(coming.generation, problems)

@@ -246,7 +246,8 @@ def _tls_context(access: Access) -> ssl.SSLContext:
         context.verify_mode = ssl.CERT_NONE
     if access.certificate:
         with ExitStack() as stack:
-            context.load_cert_chain(_as_file(access.certificate, stack), _as_file(access.key, stack))
+            certificate, key = _as_file(access.certificate, stack), _as_file(access.key, stack)
+            context.load_cert_chain(certificate, key, password="")  # none, and no question for one
     return context
 
 

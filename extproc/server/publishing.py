@@ -76,9 +76,11 @@ class Publisher:
         self._leaving = Leaving(LINGER_S)
         self._timer: asyncio.TimerHandle | None = None
 
-    def introduce(self, config: Config, clusters: Mapping[str, Sequence[Endpoint]]) -> None:
+    def introduce(
+        self, config: Config, clusters: Mapping[str, Sequence[Endpoint]], tried: Iterable[str] = ()
+    ) -> None:
         """Send Envoy clusters of a configuration to come, in place of those sent so before."""
-        self._publish(self._publications.introduce(config, clusters))
+        self._publish(self._publications.introduce(config, clusters, tried))
 
     def configure(self, config: Config) -> None:
         """Send Envoy all that is different by this configuration."""

@@ -78,7 +78,7 @@ def _context(files: TlsFiles) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["h2"])
     require_regular(files.cert_file, files.key_file, files.client_ca_file)
-    context.load_cert_chain(files.cert_file, files.key_file)
+    context.load_cert_chain(files.cert_file, files.key_file, password="")  # none, and no question for one
     if files.client_ca_file is not None:
         context.load_verify_locations(files.client_ca_file)
         context.verify_mode = ssl.CERT_REQUIRED

@@ -31,6 +31,7 @@ class Learned:
         rate_per_s: Requests that come to one endpoint.
         row_prices_s: Prices of each row, where rows differ in more than their weight; else empty.
         tpot_limit_s: The request's limit on the time per output token.
+        place_s: What a place at an engine is worth to whom it is best for, see `extproc.choosing.places`.
     """
 
     prefill_prices_s: tuple[float, ...]
@@ -39,6 +40,7 @@ class Learned:
     rate_per_s: float = 0.0
     row_prices_s: Sequence[tuple[float, ...]] = ()
     tpot_limit_s: float = 0.1
+    place_s: float = 0.0
 
 
 @value

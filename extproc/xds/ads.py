@@ -235,7 +235,13 @@ class Subscriber:
         if nack is not None:
             logger.error(
                 "envoy refused resources",
-                extra={"peer": self._call.peer, "type_url": nack.type_url, "detail": nack.detail},
+                extra={
+                    "peer": self._call.peer,
+                    "type_url": nack.type_url,
+                    "clusters": list(nack.clusters),
+                    "kept": [name for name in nack.clusters if name in self.stream.kept],
+                    "detail": nack.detail,
+                },
             )
             self._on_nack(nack.type_url)
         self.send()

@@ -91,8 +91,15 @@ def encode(kind: ClusterKind) -> bytes:
                 healthy_panic_threshold=type_v3.Percent(value=1.0),
             ),
             outlier_detection=_outlier_detection(),
+            metadata=None if tls is None or not tls.contents else _files(tls.contents),
         )
     )
+
+
+def _files(contents: str) -> core_v3.Metadata:
+    """What makes a cluster another when its files are: Envoy reads them for it, and never again."""
+    value = protobuf.Value(string_value=contents)
+    return core_v3.Metadata(filter_metadata={"tokenway": protobuf.Struct(fields={"engine_tls": value})})
 
 
 def _transport_socket(tls: UpstreamTls) -> core_v3.TransportSocket:

@@ -22,12 +22,14 @@ class UpstreamTls:
         server_name: In those certificates; also sent as SNI.
         cert_file: To show to the engines, or None.
         key_file: Its private key.
+        contents: Of the files, in short: Envoy reads them again for a cluster that is another by this alone.
     """
 
     ca_file: str
     server_name: str
     cert_file: str | None = None
     key_file: str | None = None
+    contents: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from envoy.service.discovery.v3 import discovery_pb2 as pb
@@ -49,10 +49,12 @@ class Nack:
 
     Attributes:
         detail: Envoy's words; they name the resource.
+        clusters: Those that it refused, as far as they are known.
     """
 
     type_url: str
     detail: str
+    clusters: tuple[str, ...] = ()
 
 
 class ResourceStore:
@@ -196,7 +198,8 @@ class DeltaStream:
         if request.HasField("error_detail"):
             nack = Nack(request.type_url, request.error_detail.message)
         if request.type_url == CLUSTER_TYPE:
-            self._judge(request.response_nonce, nack)
+            refused = self._judge(request.response_nonce, nack)
+            nack = None if nack is None else replace(nack, clusters=refused)
         else:
             nonce = request.response_nonce
             for name in [name for name, awaited in self._assigned.items() if awaited == nonce]:
@@ -224,19 +227,23 @@ class DeltaStream:
             self._sent.pop(name, None)
             self._refused.pop(name, None)
 
-    def _judge(self, nonce: str, nack: Nack | None) -> None:
-        """Envoy's word on one response; what it does not name in a refusal it took."""
+    def _judge(self, nonce: str, nack: Nack | None) -> tuple[str, ...]:
+        """Envoy's word on one response, and what it refused; what it does not name in a refusal it took."""
         answered = [name for name, number in self._sent.items() if format(number, "x") == nonce]
-        named = set() if nack is None else {name for name in answered if f"{name}: " in nack.detail}
+        named = set() if nack is None else {name for name in answered if _is_named(name, nack.detail)}
+        refused = []
         for name in answered:
             del self._sent[name]
             if nack is None or (named and name not in named):
                 self._had.add(name)
                 self._kept.discard(name)
-            elif name not in self._had:
+                continue
+            refused.append(name)
+            if name not in self._had:
                 self._refused[name] = nack.detail
             else:
                 self._kept.add(name)
+        return tuple(refused)
 
     def _open(self, request: pb.DeltaDiscoveryRequest) -> _Subscription:
         """First request of a type: no names means every cluster, and Envoy says what it has."""
@@ -283,6 +290,11 @@ class DeltaStream:
             resources=[_resource(type_url, name, published[name]) for name in changed],
             removed_resources=removed,
         )
+
+
+def _is_named(name: str, detail: str) -> bool:
+    """Whether Envoy's words are of this cluster, and not of one whose name ends like it."""
+    return f" {name}: " in f" {detail}"
 
 
 def _resource(type_url: str, name: str, resource: StoredResource) -> pb.Resource:

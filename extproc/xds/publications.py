@@ -8,6 +8,8 @@ Rules:
        may serve `*`, it has one without endpoints, as have the names that Envoy may not serve.
     4. Clusters of a configuration that is to come are introduced beside all others, and no model by them. One
        that is named like a model's alias comes with its configuration: the name may be the model's till then.
+       Other TLS for a cluster that is there is introduced by a cluster without endpoints, its trial: what
+       Envoy refuses of a cluster that it has leaves that as it was, perhaps in clear text.
     5. Once every model that Envoy may serve has an alias there is one of no name as well, `ALL_NAMES`: what
        Envoy does not find then is unknown. Where it is missing, nobody can know yet.
 """
@@ -15,6 +17,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Final
 
 from extproc.config.schema import Config
@@ -41,6 +44,18 @@ Resources = dict[str, dict[str, bytes | None]]
 ALL_NAMES: Final = MODEL_ALIAS_PREFIX
 """The alias of no name: no model has it, and no cluster may. The bootstrap's script looks for it."""
 
+_TRIAL_PREFIX: Final = "engine_tls:"
+
+
+def trial_of(cluster: str) -> str:
+    """The name of the cluster by which Envoy is asked whether it takes other TLS for this one."""
+    return _TRIAL_PREFIX + cluster
+
+
+def tried_by(name: str) -> str:
+    """The cluster that one of this name is a trial of; itself, if it is none."""
+    return name.removeprefix(_TRIAL_PREFIX)
+
 
 def kinds_of(config: Config) -> frozenset[ClusterKind]:
     """All kinds of cluster that Envoy may be told of by a configuration."""
@@ -49,7 +64,10 @@ def kinds_of(config: Config) -> frozenset[ClusterKind]:
 
 
 def _tls(config: Config) -> dict[str, UpstreamTls]:
-    return {name: UpstreamTls(**tls.model_dump()) for name, tls in config.engine_tls.items()}
+    return {
+        name: UpstreamTls(**tls.model_dump(), contents=tls.contents)
+        for name, tls in config.engine_tls.items()
+    }
 
 
 class Publications:
@@ -79,22 +97,30 @@ class Publications:
         self._tls: Mapping[str, UpstreamTls] = {}
         self._published: dict[str, set[str]] = {CLUSTER_TYPE: set(), ASSIGNMENT_TYPE: set()}
         self._introduced: set[str] = set()
+        self._trials: AbstractSet[str] = frozenset()
 
-    def introduce(self, config: Config, clusters: Mapping[str, Sequence[Endpoint]]) -> Resources:
+    def introduce(
+        self, config: Config, clusters: Mapping[str, Sequence[Endpoint]], tried: Iterable[str] = ()
+    ) -> Resources:
         """Clusters before the configuration that brings them; in place of those introduced before.
 
         Args:
             config: Says how their engines are reached.
             clusters: Those that are published already are left as they are, and stay until then; see Rule 4.
+            tried: Those whose TLS is another than what is published.
         """
         former = self._introduced & self._published[CLUSTER_TYPE] - self._clusters.keys()
-        self._introduced = {name for name in clusters if not name.startswith(MODEL_ALIAS_PREFIX)}
+        tls = _tls(config)
+        trials = {trial_of(name): tls[name] for name in tried if name in tls}
+        self._trials = trials.keys() - self._clusters.keys() - clusters.keys()
+        brought: dict[str, Sequence[Endpoint]] = {**clusters, **dict.fromkeys(self._trials, ())}
+        self._introduced = {name for name in brought if not name.startswith(MODEL_ALIAS_PREFIX)}
         new = {
             name: endpoints
-            for name, endpoints in clusters.items()
+            for name, endpoints in brought.items()
             if name in self._introduced and (name in former or name not in self._published[CLUSTER_TYPE])
         }
-        bodies = cluster_resources(new, {}, self._kinds.encoded, tls=_tls(config))
+        bodies = cluster_resources(new, {}, self._kinds.encoded, tls={**trials, **tls})
         concerned = {CLUSTER_TYPE: former, ASSIGNMENT_TYPE: former}
         return self._differing(bodies, load_assignments(new, self._state_of), concerned)
 
@@ -105,6 +131,7 @@ class Publications:
         for name, rule in self._models.items():
             self._models_of.setdefault(rule.cluster, {})[name] = rule
         self._tls = _tls(config)
+        self._introduced -= self._trials
         return self._everything()
 
     def update(self, changed: Iterable[str], *, came_or_went: bool) -> Resources:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import struct
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import pytest
 
 from tests.e2e.event_streams import DONE, TOKEN
-from tests.e2e.harness import Stack
+from tests.e2e.harness import Stack, chat, cluster, running_stack
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 

@@ -346,20 +346,32 @@ async def test_a_cluster_that_envoy_refuses_takes_no_requests(
     assert (await stack.last(1))[0]["cluster"] == "refused"
 
 
-async def test_a_change_that_envoy_refuses_is_shown_for_as_long_as_it_goes_on_by_what_it_had(
+async def test_a_change_that_envoy_refuses_late_is_shown_for_as_long_as_it_goes_on_by_what_it_had(
     stack: Stack,
 ) -> None:
-    """TLS for a cluster that it has, by a CA file that is missing: a gauge says that it goes on as before."""
+    """An Envoy that hangs is waited for 3 s; what it then refuses of a cluster that it has is as before."""
     models = {"sim": {"rules": [{"cluster": "sim"}]}}
+    tls = {"sim": {"ca_file": "/nowhere/ca.pem", "server_name": "e"}}
 
     async def kept() -> float | None:
         return sample(await stack.metrics(), "tokenway_ads_kept_clusters")
 
+    async def unacknowledged() -> list[Any]:
+        event = "an Envoy has not acknowledged clusters that requests go to now"
+        return [one["clusters"] for one in stack.gateway_log()[known:] if one["event"] == event]
+
     assert await kept() == 0
-    stack.write_config(
-        {"models": models, "engine_tls": {"sim": {"ca_file": "/nowhere/ca.pem", "server_name": "e"}}}
-    )
-    await eventually(kept, bool)  # the cluster and the alias of its model
+    known = len(stack.gateway_log())
+    assert stack._envoy is not None
+    stack._envoy.signal(signal.SIGSTOP)
+    try:
+        stack.write_config({"models": models, "engine_tls": tls})
+        assert await eventually(unacknowledged, bool) == [["sim"]]
+    finally:
+        stack._envoy.signal(signal.SIGCONT)
+    await eventually(kept, lambda value: value == 2)  # the cluster and the alias of its model
+    refused = [one for one in stack.gateway_log()[known:] if one["event"] == "envoy refused resources"]
+    assert {name for one in refused for name in one["kept"]} == {"model:sim", "sim"}
     stack.write_config({"models": models})
     await eventually(kept, lambda value: value == 0)
     assert (await post(stack, chat("sim", "repaired"))).status == 200

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.choosing import arrays, completion, picker, snapshots, weights
+from extproc.choosing import arrays, completion, picker, places, snapshots, weights
 from extproc.choosing import columns as columns_of
 from extproc.choosing.completion import Costs
 from extproc.choosing.kept_columns import MAX_COLUMNS, KeptColumns
@@ -39,7 +39,7 @@ def columns(data: st.DataObject, count: int, number: int) -> list[list[float]]:
     return [data.draw(st.lists(seconds, min_size=count, max_size=count)) for _ in range(number)]
 
 
-@given(st.data(), rows, seconds, seconds, seconds, st.booleans(), st.booleans())
+@given(st.data(), rows, seconds, seconds, seconds, st.booleans(), st.booleans(), st.booleans())
 def test_costs(
     data: st.DataObject,
     count: int,
@@ -48,15 +48,16 @@ def test_costs(
     held_s: float,
     is_stalled: bool,
     is_sunk: bool,
+    is_full: bool,
 ) -> None:
-    """Each column and the totals; without stalled sequences and crowded prefixes as well."""
-    waits_s, works_s, rooms_s, steps_s, stalled = columns(data, count, 5)
+    """Each column and the totals; without stalled sequences, crowded prefixes and dear places as well."""
+    waits_s, works_s, rooms_s, steps_s, stalled, places_s = columns(data, count, 6)
     sunk = data.draw(st.lists(st.floats(0.0, 1.0), min_size=count, max_size=count))
     of = (waits_s, works_s, rooms_s, steps_s, followers_per_s, price, held_s, ())
-    more = (stalled if is_stalled else (), sunk if is_sunk else ())
+    more = (stalled if is_stalled else (), sunk if is_sunk else (), places_s if is_full else ())
     few, many = completion.cost_columns(*of, *more), arrays.cost_columns(*of, *more)
-    for name in ("others_s", "stalls_s", "decodes_s", "totals_s"):
-        assert list(getattr(many, name)) == getattr(few, name)
+    for name in ("others_s", "stalls_s", "decodes_s", "places_s", "totals_s"):
+        assert list(getattr(many, name)) == list(getattr(few, name))
 
 
 def snapshot_of(rng: random.Random) -> Snapshot:
@@ -87,6 +88,9 @@ def snapshot_of(rng: random.Random) -> Snapshot:
     rows_s: Sequence[tuple[float, ...]] = column(prices, may_be_absent=True)
     if rng.random() < 0.3:
         rows_s = ByKind([prices(), prices()], array("q", column(lambda: rng.randrange(2))))
+    learned = Learned(
+        prices_s, rng.random() * 9, rng.random() * 99, rng.random() * 9, rows_s, 0.1, rng.choice([0.0, 1.0])
+    )
     return Snapshot(
         keys=tuple(EndpointKey(str(row)) for row in range(rows)),
         requests=as_given(column(lambda: rng.randrange(9))),
@@ -101,7 +105,7 @@ def snapshot_of(rng: random.Random) -> Snapshot:
         kv_tokens=kv_tokens,
         prompt_tokens=prompt_tokens,
         output_tokens=rng.choice([0.0, 7.0, 333.3]),
-        learned=Learned(prices_s, rng.random() * 9, rng.random() * 99, rng.random() * 9, rows_s, 0.1),
+        learned=learned,
         held_s=rng.choice([0.0, rng.random()]),
         max_num_seqs=column(lambda: rng.randrange(9), may_be_absent=True),
         kv_used=used if None in used else array("q", [each or 0 for each in used]),
@@ -118,6 +122,17 @@ def test_whole_costs(seed: int) -> None:
         few, many = completion_costs(seen), arrays.completion_costs(seen, learned_of(seen))
         for name in Costs.__slots__:
             assert [each.hex() for each in getattr(many, name)] == [each.hex() for each in getattr(few, name)]
+        if len(few) > 1:
+            row = rng.randrange(len(few))
+            assert arrays.saved_s(many, row).hex() == places.saved_s(few, row).hex()
+
+
+@pytest.mark.parametrize("limits", [[128] * 50, [0, 8, 128, 256, 1024] * 10])
+def test_places(limits: list[int]) -> None:
+    """Of engines of one kind, and of several, of which one has a limit that nobody knows."""
+    taken = [(row % 7) / 6 if limit else 0.0 for row, limit in enumerate(limits)]
+    few, many = places.places_s(taken, limits, 0.7), arrays.places_s(taken, limits, 0.7)
+    assert [each.hex() for each in many] == [each.hex() for each in few]
 
 
 @pytest.mark.parametrize("seed", range(50))

@@ -46,14 +46,14 @@ def test_followers_are_rate_over_idle_share() -> None:
     """Steady traffic of 4 requests of 0.1 s a second on two endpoints: 2 per second, 80 % idle."""
     traffic = Traffic()
     for index in range(4 * 600):
-        traffic.placed(index / 4, 0.1)
+        traffic.placed(index / 4, 0.1, 0.02)
     assert traffic.followers_per_s(600.0, 2) == pytest.approx(2.0 / 0.8, rel=0.02)
 
 
 def test_traffic_is_forgotten() -> None:
     """After one time constant of silence 1/e of it is left, and none in the end."""
     traffic = Traffic()
-    traffic.placed(0.0, 0.0)
+    traffic.placed(0.0, 0.0, 0.0)
     assert traffic.followers_per_s(MEMORY_S, 1) == pytest.approx(0.3679 / MEMORY_S, rel=1e-3)
     assert traffic.followers_per_s(1e6, 1) == pytest.approx(0.0, abs=1e-12)
 
@@ -62,7 +62,7 @@ def test_an_overloaded_fleet_does_not_divide_by_nothing() -> None:
     """Utilisation beyond 1 counts as `MOST_BUSY`; time running back changes nothing."""
     traffic = Traffic()
     for _ in range(100):
-        traffic.placed(5.0, 100.0)
+        traffic.placed(5.0, 100.0, 0.0)
     expected = 100 / MEMORY_S / (1.0 - MOST_BUSY)
     assert traffic.followers_per_s(5.0, 1) == pytest.approx(expected)
     assert traffic.followers_per_s(4.0, 1) == pytest.approx(expected)

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from extproc.config.loading import parse
 from metadata_center.load.counters import MAX_ENDPOINTS
+from testbed.certificates import issued
 from tokenway.cli.check import check
+
+FILES = {
+    "ca_file": "ca.pem",
+    "client_ca_file": "ca.pem",
+    "cert_file": "own.pem",
+    "key_file": "own.key",
+    "token_file": "token",
+}
+"""Setting -> the file in `pki` that is what it should be."""
 
 CLUSTERS = '{"clusters": [{"name": "a", "endpoints": [{"address": "10.0.0.1", "port": 8000}]}]}'
 
@@ -21,6 +32,20 @@ def config_file(tmp_path: Path) -> Path:
     path = tmp_path / "tokenway.yaml"
     path.write_text("models:\n  llama:\n    rules: [{cluster: a}]\n")
     return path
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CA, a certificate of it, one whose key has a passphrase, and a text that is none."""
+    folder = tmp_path_factory.mktemp("pki")
+    issued(folder, "ca")
+    issued(folder, "own", "ca")
+    issued(folder, "locked", "ca")
+    words = ["openssl", "pkcs8", "-topk8", "-in", "locked.key", "-out", "new.key", "-passout", "pass:secret"]
+    subprocess.run(words, cwd=folder, check=True, capture_output=True, timeout=60)
+    (folder / "new.key").replace(folder / "locked.key")
+    (folder / "token").write_text("no certificate\n")
+    return folder
 
 
 def test_good_file_is_summed_up(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,17 +198,69 @@ def test_listening_in_the_open_is_a_warning(config_file: Path, capsys: pytest.Ca
     ],
 )
 def test_a_certificate_that_cannot_be_read_is_a_warning(
-    config_file: Path, section: str, files: str, place: str, capsys: pytest.CaptureFixture[str]
+    config_file: Path, pki: Path, section: str, files: str, place: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By its setting and the reason, once; of files that can be read nothing is said."""
+    """By its setting and the reason, once; of files that can be used nothing is said."""
     gone = config_file.with_name("gone.pem")
     *there, missing = files.split(", ")
-    named = ", ".join([*(f"{name}: {config_file}" for name in there), f"{missing}: {gone}"])
+    named = ", ".join([*(f"{name}: {pki / FILES[name]}" for name in there), f"{missing}: {gone}"])
     text = f"{section.format(named)}\nclusters_file: clusters.json\n"
     config_file.write_text(text + config_file.read_text())
     assert check(config_file) == 0
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{config_file}: warning: {place}.{missing}: {gone}: No such file or directory; ")
+
+
+def test_a_certificate_in_the_stores_url_that_cannot_be_used_is_a_warning(
+    config_file: Path, pki: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the option of the URL; without another part of the URL, which may have a password."""
+    gone, token = config_file.with_name("gone.pem"), pki / "token"
+    url = f"rediss://:s3cret@h?certfile={token}&keyfile={pki / FILES['key_file']}&ca_certs={gone}"
+    config_file.write_text(f"metadata_center: {{url: '{url}'}}\n{config_file.read_text()}")
+    assert check(config_file) == 0
+    said = capsys.readouterr().err
+    unread, none = said.splitlines()
+    place = f"{config_file}: warning: metadata_center.url: "
+    assert unread.startswith(f"{place}ca_certs={gone}: No such file or directory; ")
+    assert none.startswith(f"{place}certfile={token}, ")
+    assert "s3cret" not in said
+
+
+@pytest.mark.parametrize(
+    ("files", "key", "words"),
+    [
+        ({"ca_file": "token"}, "ca_file", "no certificate of a CA, in PEM"),
+        ({"key_file": "ca.key"}, "cert_file", "no certificate and its key, without a passphrase: KEY_VALUES"),
+        ({"cert_file": "token"}, "cert_file", "no certificate and its key"),
+        ({"cert_file": "locked.pem", "key_file": "locked.key"}, "cert_file", "without a passphrase"),
+    ],
+)
+def test_a_certificate_that_is_none_is_a_problem_of_engines_and_else_a_warning(
+    config_file: Path,
+    pki: Path,
+    files: dict[str, str],
+    key: str,
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A reload refuses `engine_tls` for it; what listens may be on another machine."""
+    named = {name: str(pki / file) for name, file in {**FILES, **files}.items()}
+    pair = f"cert_file: {named['cert_file']}, key_file: {named['key_file']}"
+    listening = f"server: {{listen_tls: {{{pair}, client_ca_file: {named['ca_file']}}}}}\n"
+    before = config_file.read_text()
+    config_file.write_text(listening + before)
+    assert check(config_file) == 0
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert f"warning: server.listen_tls.{'client_' * (key == 'ca_file')}{key}: {named[key]}" in warning
+    assert words in warning
+    config_file.write_text(
+        f"engine_tls: {{a: {{server_name: e, ca_file: {named['ca_file']}, {pair}}}}}\n{before}"
+    )
+    assert check(config_file) == 1
+    (problem,) = capsys.readouterr().err.splitlines()
+    assert problem.startswith(f"{config_file}: line 1: engine_tls.a.{key}: {named[key]}")
+    assert words in problem
 
 
 def test_addresses_that_are_no_engines_are_named(

@@ -261,7 +261,9 @@ def test_a_decision_is_recorded_with_all_it_was_made_from() -> None:
     json = to_json(record)
     assert verdict(json) == "recomputed: same choice"
     page = render(json)
-    assert all(f"{term} term" in page for term in ("wait", "room", "work", "others", "stall", "decode"))
+    assert all(
+        f"{term} term" in page for term in ("wait", "room", "work", "others", "stall", "decode", "place")
+    )
 
 
 def test_first_tokens_and_answers_are_learned_from() -> None:

@@ -6,9 +6,12 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Final
 
+from extproc.config.certificates import find_problems, unreadable
 from extproc.config.clusters import ClusterSpec
-from extproc.config.document import read_yaml
+from extproc.config.document import Location, read_yaml
+from extproc.config.engine_files import problems_of
 from extproc.config.loading import effective, read_all, read_once, unlisted
 from extproc.config.schema import Config
 from extproc.config.sections.fields import Section
@@ -17,7 +20,9 @@ from extproc.observing.printable import printable
 from extproc.server.bootstrap import template, withheld
 from extproc.server.run_dir import home_of
 from metadata_center.addresses import is_of_many, is_unspecified
-from metadata_center.files import require_regular
+from metadata_center.sharing.redis_url import parse_url
+
+_TO_READ: Final = "Tokenway has to read it where it runs"
 
 
 def check(path: Path, *, print_effective: bool = False) -> int:
@@ -34,6 +39,7 @@ def check(path: Path, *, print_effective: bool = False) -> int:
     try:
         read = cache(read_once)  # a pipe can be read but once
         config, clusters = read_all(path, read)
+        _refuse_certificates(path, read, config)
         home_of(config, path)
         warned = [*_unlisted(path, read, config, clusters), *warnings(config, clusters)]
     except ConfigError as error:
@@ -92,11 +98,23 @@ def warnings(config: Config, clusters: Sequence[ClusterSpec]) -> list[str]:
             "server.listen_insecure: hosts that reach server.listen steer traffic, read prompts and eject "
             "engines; use server.listen_tls"
         )
-    return [*found, *_unreadable(config)]
+    return [*found, *_unusable(config)]
 
 
-def _unreadable(config: Config) -> list[str]:
-    """Files of TLS that Tokenway itself reads, and cannot here; Envoy's own may be on another machine."""
+def _refuse_certificates(path: Path, read: Callable[[Path], str], config: Config) -> None:
+    """Raise ConfigError for files of `engine_tls` that are here and not what they should be."""
+    found: list[tuple[Location, str]] = [
+        (("engine_tls", cluster, problem.key), problem.text)
+        for cluster, tls in config.engine_tls.items()
+        for problem in problems_of(tls)
+        if not problem.is_unreadable
+    ]
+    if found:
+        raise ConfigError(str(path), read_yaml(read(path), str(path)).located(found))
+
+
+def _unusable(config: Config) -> list[str]:
+    """Files of TLS that Tokenway itself reads, and cannot use here; Envoy's own may be on another machine."""
     sections: dict[str, Section | None] = {
         "server.listen_tls": config.server.listen_tls,
         "endpoint_picker.listen_tls": config.endpoint_picker and config.endpoint_picker.listen_tls,
@@ -105,14 +123,27 @@ def _unreadable(config: Config) -> list[str]:
     }
     found: list[str] = []
     for name, section in sections.items():
-        for key, value in () if section is None else section:
-            try:
-                require_regular(value if key.endswith("_file") else None)
-            except OSError as error:
-                found.append(
-                    f"{name}.{key}: {value}: {error.strerror}; Tokenway has to read it where it runs"
-                )
-    return found
+        files = {key: value for key, value in section or () if key.endswith("_file")}
+        pair = files.pop("cert_file", None), files.pop("key_file", None)
+        token = files.pop("token_file", None)
+        problems = find_problems([*files.items()], *pair)
+        if token is not None and (unread := unreadable("token_file", token)) is not None:
+            problems.append(unread)
+        found += [f"{name}.{problem.key}: {problem.text}; {_TO_READ}" for problem in problems]
+    return [*found, *_unusable_of_store(config.metadata_center.url)]
+
+
+def _unusable_of_store(url: str | None) -> list[str]:
+    """The same of the files in the store's URL; nothing else of it is shown."""
+    if url is None or not url.startswith("rediss"):
+        return []
+    tls = parse_url(url).tls or {}
+    authority, certificate, key = (tls[f"ssl_{name}"] for name in ("ca_certs", "certfile", "keyfile"))
+    options = {"cert_file": "certfile", "key_file": "keyfile"}
+    return [
+        f"metadata_center.url: {options.get(problem.key, problem.key)}={problem.text}; {_TO_READ}"
+        for problem in find_problems([("ca_certs", authority)], certificate, key)
+    ]
 
 
 def _odd_addresses(clusters: Sequence[ClusterSpec]) -> list[str]:

@@ -24,7 +24,7 @@ class LeastCompletion:
     takes_turns = False
 
     def terms(self, snapshot: Snapshot, settings: LoadBalancing) -> Terms:  # noqa: ARG002
-        """`wait`, `room`, `work`, `others`, `stall` and `decode`: seconds, negated."""
+        """`wait`, `room`, `work`, `others`, `stall`, `decode` and `place`: seconds, negated."""
         return completion_terms(snapshot)
 
     def choose(self, snapshot: Snapshot, settings: LoadBalancing, rng: Rng, turn: int) -> Choice:  # noqa: ARG002

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
 from extproc.config.sections.fields import FileName, Seconds, Section
@@ -83,13 +83,29 @@ class EngineTls(Section):
     """TLS to the engines of one cluster, for Envoy and for Tokenway's own probes."""
 
     ca_file: FileName
-    """PEM file of the CA that signed the engines' certificates; the same path at Envoy and Tokenway."""
+    """PEM file of the CA that signed the engines' certificates; the same path at Envoy and Tokenway, which
+    has Envoy read it again when it changes."""
     server_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,253}$", examples=["engine.internal"])]
     """DNS name in the engines' certificates, also sent as SNI."""
     cert_file: FileName | None = None
     """PEM file of a certificate to show to the engines; with key_file."""
     key_file: FileName | None = None
     """PEM file of its private key."""
+    _contents: str = PrivateAttr(default="")
+
+    @property
+    def contents(self) -> str:
+        """Of CA and certificate, as they were read last, in short; empty if Tokenway cannot read them.
+
+        Settings whose files have changed are others: they compare as different.
+        """
+        return self._contents
+
+    def with_contents(self, contents: str) -> Self:
+        """The same settings with files of these contents."""
+        made = self.model_copy()
+        made._contents = contents  # noqa: SLF001 - our own
+        return made
 
     @model_validator(mode="after")
     def _pair(self) -> Self:

@@ -15,6 +15,7 @@ from extproc.choosing.completion import DECODE_TOKENS, TPOT_LIMIT_S
 from extproc.choosing.deciding import Claim, SendNow, TurnDown, WaitForRoom, decide
 from extproc.choosing.holding import HoldQueue
 from extproc.choosing.learning import Learner, Lesson
+from extproc.choosing.least_completion import saved_s
 from extproc.choosing.max_num_seqs import Reading, SequenceLimits
 from extproc.choosing.snapshots import Demand, Engines, Load, Prompt, completion_snapshot
 from extproc.choosing.stateful import (
@@ -189,7 +190,7 @@ class LeastCompletion(StatefulPolicy):
         work_s = inf
         if decided.costs is not None:
             work_s = decided.costs.works_s[row]
-            self._predictor.traffic((MODEL, MODEL)).placed(view.now_s, work_s)
+            self._predictor.traffic((MODEL, MODEL)).placed(view.now_s, work_s, saved_s(decided.costs, row))
         self._lesson = _Lesson(
             decided.snapshot, row, view.groups[row], view.keys[row], work_s * view.gateways
         )
