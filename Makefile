@@ -120,7 +120,8 @@ bench-own-work: install
 bench-versions: install envoy
 	$(BIN)/python -m benchmarks.versions $(BEFORE)
 
-# Ten minutes of traffic, scrapes, reloads, merges and uploads: turns of the event loop that took over 5 ms.
+# Ten minutes of traffic, scrapes, reloads, merges and uploads: turns of the event loop that took over 5 ms, and
+# pauses of the machine in a loop that does nothing.
 bench-stalls: install envoy
 	$(BIN)/python -m benchmarks.stalls
 

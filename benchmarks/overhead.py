@@ -14,9 +14,10 @@ answers at once, and a closed- or open-loop client on loopback:
     grpcio        the same with `server.transport: grpcio`
 
 CPU is what the scheduler says of the Python process, over a phase, divided by its requests; access logs
-are included. Latencies are medians and 99th percentiles at the client, minus those of `alone` in the same
-rounds; rounds of the set-ups alternate, so that what else the machine does falls on all of them alike. What
-is left out: TLS, HTTP/2 clients, more than one Envoy thread.
+are included. Latencies are medians and 99th percentiles at the client, of each round and of those the median,
+minus those of `alone`; rounds of the set-ups alternate, so that what else the machine does falls on all of
+them alike; with `--real-time` nothing else has a processor meanwhile. What is left out: TLS, HTTP/2 clients,
+more than one Envoy thread.
 
 The last line is a JSON object.
 """
@@ -38,7 +39,7 @@ from typing import Any
 from benchmarks import processes
 from benchmarks.decision import decisions
 from benchmarks.setups import Setup, python_module, setup
-from benchmarks.traffic import closed_loop, open_loop, quantile, requests
+from benchmarks.traffic import closed_loop, open_loop, requests, run, typical
 from extproc.values.balancing import Algorithm
 from testbed.processes import free_port
 
@@ -181,14 +182,14 @@ async def _latency(
     }
     figures: Figures = {}
     for label, load in loads.items():
-        latencies_ms: dict[str, list[float]] = {}
+        latencies_ms: dict[str, list[list[float]]] = {}
         for _ in range(rounds):
             for target in (alone, *others):
-                latencies_ms.setdefault(target.name, []).extend(await load(target))
+                latencies_ms.setdefault(target.name, []).append(await load(target))
         for q, name in ((0.5, "p50"), (0.99, "p99")):
-            base_ms = quantile(latencies_ms["alone"], q)
+            base_ms = typical(latencies_ms["alone"], q)
             for target in others:
-                added_ms = quantile(latencies_ms[target.name], q) - base_ms
+                added_ms = typical(latencies_ms[target.name], q) - base_ms
                 figures[f"{_PREFIXES.get(target.name, '')}added_{name}_ms_{label}"] = round(added_ms, 3)
     return figures
 
@@ -281,9 +282,12 @@ def main() -> None:
         help="steady rates of the latency phases, requests a second (default: %(default)s)",
     )
     parser.add_argument("--workers", type=int, default=1, help="saturation with so many workers as well")
+    parser.add_argument("--real-time", action="store_true", help="go before all other processes")
     options = parser.parse_args()
+    if options.real_time:
+        processes.go_first()
     measuring = measure(options.seconds, options.rounds, options.rates, options.workers)
-    print(json.dumps(asyncio.run(measuring)))
+    print(json.dumps(run(measuring)))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from benchmarks import peer_environment, processes
 from benchmarks.peer_routers import Router, add_only, chosen
 from benchmarks.real_path import machine
 from benchmarks.setups import Setup, python_module, setup
-from benchmarks.traffic import Target, closed_loop, open_loop, quantile, requests
+from benchmarks.traffic import Target, closed_loop, open_loop, quantile, requests, run
 from testbed.processes import free_port
 
 OURS: Final = "tokenway"
@@ -266,7 +266,7 @@ def main() -> None:
     add_only(parser)
     options = parser.parse_args()
     routers = chosen(parser, options.only)
-    print(json.dumps(asyncio.run(compare(routers, options.seconds, options.rounds))))
+    print(json.dumps(run(compare(routers, options.seconds, options.rounds))))
 
 
 if __name__ == "__main__":

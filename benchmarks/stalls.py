@@ -6,7 +6,9 @@ A Tokenway behind an Envoy, with a hundred endpoints, streams chats at a steady 
 scrapes of its metrics, /explain and /endpoints, reloads of clusters that come and go, prompts of 220 KB and
 0.8 MB, JSON of 3 MB and forms of 25 MB. Every turn over 5 ms is taken from `tokenway_loop_stall_seconds`,
 and what of it was processor time from `tokenway_loop_stall_cpu_seconds`: `own` is what took more than 5 ms of
-that, which Tokenway is to blame for; `waiting` what other processes made long. `--callbacks` names the
+that; `waiting` what other processes made long. On a virtual machine the host's pauses are in `own` as well:
+`machine_pauses` are those that a loop that does nothing found meanwhile at the lowest priority, in `cpu_s` of
+its own; what `own` has beyond as many per second of Tokenway's `cpu_s` is Tokenway's. `--callbacks` names the
 callbacks that took more than 5 ms of processor time by themselves, and asks for it twice per callback.
 Latencies of the chats are at the client. The last line is a JSON object.
 """
@@ -32,7 +34,7 @@ import aiohttp
 
 from benchmarks import processes
 from benchmarks.setups import CLUSTER, SERVE, Setup, python_module, setup
-from benchmarks.traffic import Client, open_loop, quantile, requests
+from benchmarks.traffic import Client, open_loop, quantile, requests, run
 from extproc.server import loop_turns
 from testbed.processes import free_port
 from tokenway.cli.serve import serve
@@ -45,8 +47,6 @@ _STALL: Final = re.compile(
     r'^tokenway_loop_stall_(cpu_)?seconds_(bucket|sum|count){cause="(\w+)"(?:,le="(\S+)")?} (\S+)$',
     re.MULTILINE,
 )
-_NUMBERS: Final = re.compile(r" at 0x[0-9a-f]+|\d+")
-"""What tells objects apart that are alike."""
 
 
 def upload(num_bytes: int) -> bytes:
@@ -115,6 +115,8 @@ async def _run(target: Setup, run_dir: Path, seconds: float) -> dict[str, Any]:
         ):
             jobs[name] = _asks(target.port, pause_s, message, name, done)
         before, slow_before = _stalls(await get("/metrics")), _slow(run_dir)
+        cpu_before_s = target.cpu_s()
+        looking = asyncio.create_task(_machine_pauses(seconds))
         tasks = [asyncio.create_task(job) for job in jobs.values()]
         try:
             chats = requests(64, 4096, stream_tokens=10)
@@ -123,6 +125,7 @@ async def _run(target: Setup, run_dir: Path, seconds: float) -> dict[str, Any]:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        cpu_s = target.cpu_s() - cpu_before_s
         found = _stalls(await get("/metrics")) - before
     return {
         "own": found["other of cpu"] + found["gc of cpu"],
@@ -134,7 +137,22 @@ async def _run(target: Setup, run_dir: Path, seconds: float) -> dict[str, Any]:
         "chats_p99_ms": round(quantile(latencies_ms, 0.99), 2),
         "done": done,
         "rss_mib": round(target.rss_mib(), 1),
+        "cpu_s": round(cpu_s, 1),
+        "machine_pauses": await looking,
     }
+
+
+async def _machine_pauses(seconds: float) -> dict[str, Any]:
+    """What `benchmarks.pauses` finds."""
+    command = (sys.executable, "-m", "benchmarks.pauses", "--seconds", str(seconds))
+    child = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    try:
+        said, _ = await child.communicate()
+    except asyncio.CancelledError:
+        child.kill()
+        raise
+    found: dict[str, Any] = json.loads(said)
+    return found
 
 
 def _stalls(metrics: str) -> Counter[str]:
@@ -159,16 +177,27 @@ def _slow(run_dir: Path) -> Counter[str]:
 
 def _timed(path: Path) -> Callable[[asyncio.Handle], None]:
     """In place of `asyncio.Handle._run`: writes down which took long."""
-    run = asyncio.Handle._run  # noqa: SLF001 - what the loop calls
+    usual = asyncio.Handle._run  # noqa: SLF001 - what the loop calls
 
     def timed(handle: asyncio.Handle) -> None:
         began_s = time.thread_time()
-        run(handle)
+        usual(handle)
         if time.thread_time() - began_s > loop_turns.STALL_S:
             with path.open("a") as log:
-                log.write(_NUMBERS.sub("", repr(handle)) + "\n")
+                log.write(_named(handle) + "\n")
 
     return timed
+
+
+def _named(handle: asyncio.Handle) -> str:
+    """What it calls. Its `repr` has what the call gets: 3 MB of a body took 10 ms of the turn to write."""
+    call = handle._callback  # type: ignore[attr-defined]  # noqa: SLF001 - there is no other way
+    if call is None:
+        return "cancelled meanwhile"
+    task = getattr(call, "__self__", None)
+    if isinstance(task, asyncio.Task):
+        return f"task {getattr(task.get_coro(), '__qualname__', '')}"
+    return getattr(call, "__qualname__", None) or type(call).__qualname__
 
 
 def _list(path: Path, count: int) -> None:
@@ -216,7 +245,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--callbacks", action="store_true", help="name the callbacks that take long")
     options = parser.parse_args()
-    figures = asyncio.run(measure(options.seconds, watched=options.callbacks))
+    figures = run(measure(options.seconds, watched=options.callbacks))
     figures["machine"] = {"cpu": processes.cpu_name(), "load_average": round(os.getloadavg()[0], 2)}
     print(json.dumps(figures))
 

@@ -6,8 +6,10 @@ FOLDER is a checkout of the version to compare with (`git worktree add FOLDER CO
 Python, so its dependencies have to be these. Own work is what `benchmarks.own_work` of either checkout
 prints, the least of its rounds. The whole is each version behind an Envoy of its own, and Envoy alone and a
 bare servicer beside them; CPU is what the scheduler says of all threads, over a phase, divided by its
-requests, the median of the rounds. Each round goes through all set-ups, so that what else the machine does
-falls on all alike: ratios hold on a busy machine, microseconds do not. The last line is a JSON object.
+requests, the median of the rounds. Of quantiles of latency it is the median too, with the worst round's p99
+beside it. Each round goes through all set-ups, so that what else the machine does falls on all alike: ratios
+hold on a busy machine, microseconds do not; with `--real-time` nothing else has a processor meanwhile. The
+last line is a JSON object.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from typing import Any, Final
 
 from benchmarks import processes
 from benchmarks.setups import Setup, python_module, setup
-from benchmarks.traffic import closed_loop, open_loop, quantile, requests
+from benchmarks.traffic import closed_loop, open_loop, quantile, requests, run, typical
 from testbed.processes import free_port
 
 PROMPTS_BYTES: Final = {"4kb": 4_096, "220kb": 220_000, "800kb": 800_000, "3400kb": 3_400_000}
@@ -39,6 +41,9 @@ LAST_LOGS_S: Final = 0.1
 
 Samples = dict[str, list[float]]
 """Values by what they are of."""
+
+Rounds = dict[str, list[list[float]]]
+"""The same, each round apart."""
 
 
 def own_work(checkouts: Sequence[Path], rounds: int, count: int) -> dict[str, Any]:
@@ -88,7 +93,7 @@ async def whole(before: Path, seconds: float, rounds: int, rates_per_s: Sequence
     """
     engines = [free_port() for _ in range(3)]
     samples: Samples = {}
-    latencies_ms: Samples = {}
+    latencies_ms: Rounds = {}
     with tempfile.TemporaryDirectory(prefix="twv", ignore_cleanup_errors=True) as folder:
         root = Path(folder)
         with python_module("benchmarks.traffic", "127.0.0.1", *map(str, engines)):
@@ -106,7 +111,8 @@ async def whole(before: Path, seconds: float, rounds: int, rates_per_s: Sequence
                 memory = {target.name: round(target.rss_mib(), 1) for target in (old, new)}
     figures: dict[str, Any] = {name: round(statistics.median(values), 1) for name, values in samples.items()}
     for name, values in latencies_ms.items():
-        figures[name] = {f"p{q * 100:g}": round(quantile(values, q), 3) for q in (0.5, 0.99)}
+        figures[name] = {f"p{q * 100:g}": round(typical(values, q), 3) for q in (0.5, 0.99)}
+        figures[name]["worst p99"] = round(max(quantile(each, 0.99) for each in values), 3)
     return figures | {"rss_mib": memory}
 
 
@@ -130,16 +136,16 @@ async def _cpu(targets: Sequence[Setup], seconds: float, samples: Samples) -> No
 
 
 async def _latency(
-    targets: Sequence[Setup], seconds: float, rates_per_s: Sequence[float], latencies_ms: Samples
+    targets: Sequence[Setup], seconds: float, rates_per_s: Sequence[float], latencies_ms: Rounds
 ) -> None:
     messages = requests(64, PROMPTS_BYTES["4kb"])
     for target in targets:
         name = f"{target.name}: ms, one at a time"
-        latencies_ms.setdefault(name, []).extend(await closed_loop(target, messages, 1, seconds))
+        latencies_ms.setdefault(name, []).append(await closed_loop(target, messages, 1, seconds))
     for rate_per_s in rates_per_s:
         for target in targets:
             found_ms = await open_loop(target, messages, rate_per_s, seconds)
-            latencies_ms.setdefault(f"{target.name}: ms, {rate_per_s:.0f}/s", []).extend(found_ms)
+            latencies_ms.setdefault(f"{target.name}: ms, {rate_per_s:.0f}/s", []).append(found_ms)
 
 
 def main() -> None:
@@ -153,13 +159,16 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=1500, help="per case of own work; 0 leaves that out")
     parser.add_argument("--rates", type=float, nargs="*", default=[300.0, 500.0], metavar="PER_S")
     parser.add_argument("--own-work-only", action="store_true", help="no Envoy")
+    parser.add_argument("--real-time", action="store_true", help="go before all other processes")
     options = parser.parse_args()
+    if options.real_time:
+        processes.go_first()
     here, before = Path(__file__).parents[1], options.before.resolve()
     figures: dict[str, Any] = {}
     if options.requests:
         figures["own work"] = own_work((before, here), options.rounds, options.requests)
     if not options.own_work_only:
-        figures |= asyncio.run(whole(before, options.seconds, options.rounds, options.rates))
+        figures |= run(whole(before, options.seconds, options.rounds, options.rates))
     for name, found in sorted(figures.items()):
         print(f"{name}: {found}")
     figures["machine"] = {

@@ -38,6 +38,8 @@ NO_SETTINGS: Settings = MappingProxyType({})
 _PASSWORD = re.compile(r"(://[^@:]*):.*@", re.DOTALL)
 """To the last `@`: a password may have one itself, or a slash, by which the store's URL is none."""
 
+_SENTINELS = re.compile(r"([?&]sentinel_password=)[^&]*")
+
 
 def load(path: Path) -> Config:
     """Read a tokenway.yaml.
@@ -213,12 +215,12 @@ def with_full_names(config: Config, clusters: Sequence[ClusterSpec]) -> Config:
 def effective(config: Config) -> str:
     """The configuration as YAML with every default written out; `parse` gives the same back.
 
-    But for a password in the store's URL, which is not shown.
+    But for the passwords in the store's URL, which are not shown.
     """
     document = config.model_dump(mode="json")
     url = config.metadata_center.url
     if url is not None:
-        document["metadata_center"]["url"] = _PASSWORD.sub(r"\1:***@", url)
+        document["metadata_center"]["url"] = _SENTINELS.sub(r"\1***", _PASSWORD.sub(r"\1:***@", url))
     text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
     return text
 

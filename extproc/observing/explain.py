@@ -260,18 +260,18 @@ def _choice_lines(record: Mapping[str, Any]) -> list[str]:
     if record["choice"] is None:
         return [f"rejected   {record['rejected'] or '-'}"]
     keys, order = record["snapshot"]["keys"], record["choice"]["order"]
+    chosen = f"chosen     {keys[order[0]]}   {_among(record['choice'], len(keys))}"
+    holder = record["holder"]
+    if holder is not None:  # what was chosen is tried where it is the holder, or as the one other
+        other = next((keys[row] for row in order if keys[row] != holder), "none")
+        return [chosen, f"placed     {holder}   which holds the response it builds on   fallbacks {other}"]
     fallbacks = ", ".join(keys[row] for row in order[1:]) or "none"
     placed = []
-    if record["holder"] is not None:
-        placed = [f"placed     {record['holder']}   which holds the response it builds on"]
-    elif record["placed"] is not None:
+    if record["placed"] is not None:
         rule = record["settings"]["rival"]
         by = "compare-and-set" if rule is None else f"the rival {rule}"
         placed = [f"placed     {record['placed']}   by {by}"]
-    return [
-        f"chosen     {keys[order[0]]}   {_among(record['choice'], len(keys))}   fallbacks {fallbacks}",
-        *placed,
-    ]
+    return [f"{chosen}   fallbacks {fallbacks}", *placed]
 
 
 def _among(choice: Mapping[str, Any], rows: int) -> str:

@@ -236,6 +236,11 @@ def _responses(fields: dict[str, Any]) -> _Prompt:
     return _conversation(head, turns, "input")
 
 
+def _compacted(fields: dict[str, Any]) -> _Prompt:
+    """A conversation that is made shorter; all of it may be in the stored response that it builds on."""
+    return _responses(fields) if fields.get("input") else _Prompt(b"")
+
+
 def _flat_tools(tools: Any, schema: str) -> Any:
     """Tools of Anthropic's or of Responses: name, description and schema first, as engines render them."""
     if type(tools) is not list:
@@ -323,7 +328,7 @@ def _counted(fields: dict[str, Any]) -> _Prompt:
 
 
 def _unread(_fields: dict[str, Any]) -> _Prompt:
-    """Text or tokens that are translated into each other: likewise, and the engine judges the fields."""
+    """What is translated into tokens, or back, or counted: likewise, and the engine judges the fields."""
     return _UNREAD
 
 
@@ -413,6 +418,8 @@ _APIS = (
     ),
     _Api(Operation.TEXT_COMPLETION, ("/v1/completions",), _completion, ("max_tokens",), can_stream=True),
     _Api(Operation.RESPONSES, ("/v1/responses",), _responses, ("max_output_tokens",), can_stream=True),
+    _Api(Operation.COMPACT, ("/v1/responses/compact",), _compacted),
+    _Api(Operation.INPUT_TOKENS, ("/v1/responses/input_tokens",), _unread),
     _Api(Operation.MESSAGES, ("/v1/messages",), _anthropic, ("max_tokens",), can_stream=True),
     _Api(Operation.EMBEDDINGS, ("/v1/embeddings",), _embedding),
     _Api(Operation.COUNT_TOKENS, ("/v1/messages/count_tokens",), _counted),

@@ -28,7 +28,7 @@ from extproc.values.choices import Rng
 from extproc.values.exchange import Body, RequestHeaders
 from extproc.values.headers import REQUEST_ID_HEADER
 from extproc.values.placements import Renamed
-from extproc.values.requests import InferenceRequest, Operation
+from extproc.values.requests import CONTINUING, InferenceRequest
 from metadata_center.roots import root
 from metadata_center.types import RequestId, value
 
@@ -181,7 +181,7 @@ def _parsed(
     if prompt_tokens is None:
         prompt_tokens = predictor.prompt_tokens(route.model, request.prompt_bytes)
     request_id = RequestId(headers.headers.get(REQUEST_ID_HEADER, ""))
-    builds_on = follows(request.body) if request.operation is Operation.RESPONSES else None
+    builds_on = follows(request.body) if request.operation in CONTINUING else None
     return ParsedRequest(
         request_id,
         headers,

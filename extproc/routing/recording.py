@@ -14,7 +14,7 @@ from extproc.routing.state import SchedulingState
 from extproc.values.decisions import DecisionRecord
 from extproc.values.inflight import Inflight
 from extproc.values.placements import Placement
-from extproc.values.requests import InferenceRequest
+from extproc.values.requests import InferenceRequest, Operation
 from metadata_center.types import value
 
 
@@ -162,6 +162,6 @@ class Recording:
             tried_once=tried_once,
             builds_on=parsed.follows is not None and parsed.follows != (None, None),
         )
-        if parsed.follows is not None:
+        if parsed.follows is not None and parsed.request.operation is Operation.RESPONSES:
             inflight.conversation = parsed.follows.conversation
         return inflight

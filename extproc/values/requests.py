@@ -19,7 +19,9 @@ class Operation(StrEnum):
     RESPONSES = "responses"
     MESSAGES = "messages"
     EMBEDDINGS = "embeddings"
+    COMPACT = "compact"
     COUNT_TOKENS = "count_tokens"
+    INPUT_TOKENS = "input_tokens"
     TOKENIZE = "tokenize"
     DETOKENIZE = "detokenize"
     RERANK = "rerank"
@@ -35,8 +37,13 @@ GENERATING: Final = frozenset(
 )
 """Operations of one kind of model: it has all of them or none."""
 
-COMPUTING_NOTHING: Final = frozenset((Operation.COUNT_TOKENS, Operation.TOKENIZE, Operation.DETOKENIZE))
+COMPUTING_NOTHING: Final = frozenset(
+    (Operation.COUNT_TOKENS, Operation.INPUT_TOKENS, Operation.TOKENIZE, Operation.DETOKENIZE)
+)
 """Operations whose answers have no usage, for no model runs."""
+
+CONTINUING: Final = frozenset((Operation.RESPONSES, Operation.COMPACT, Operation.INPUT_TOKENS))
+"""Operations that may build on a stored response or a conversation, which one endpoint alone has."""
 
 SPEECH_TO_TEXT: Final = frozenset((Operation.TRANSCRIPTION, Operation.TRANSLATION))
 """Operations on audio, whose answers may be text alone, and of silence none."""

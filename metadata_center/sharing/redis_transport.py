@@ -38,7 +38,7 @@ from msgspec import structs
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import MovedError, NoScriptError, ReadOnlyError, RedisError
+from redis.exceptions import ClusterDownError, MovedError, NoScriptError, ReadOnlyError, RedisError
 
 from metadata_center.files import require_regular
 from metadata_center.load.counters import MAX_ENDPOINTS
@@ -56,6 +56,7 @@ from metadata_center.sharing.messages import (
     encode,
 )
 from metadata_center.sharing.peers import MAX_MEMBERS, share
+from metadata_center.sharing.redis_faults import explained
 from metadata_center.sharing.redis_url import RedisUrl, UrlError
 from metadata_center.sharing.transport import TransportError
 from metadata_center.types import EndpointKey
@@ -81,6 +82,8 @@ class RedisTransport:
 
     One connection for all commands, which follow each other, and one per subscription. All keys are on one
     server, so neither Sentinel nor Cluster need more; where that server is is found out at each connect.
+    Callers bound their calls, so a node whose host is gone ends a call by its cancellation: the next call
+    begins with the next node, else the first one, gone, would keep all from ever being asked.
 
     Args:
         url: From `redis_url.parse_url`.
@@ -99,6 +102,7 @@ class RedisTransport:
         self._scripts = {name: _Script(name) for name in ("update", "snapshot")}
         self._connection: AbstractConnection | None = None
         self._moved: tuple[str, int] | None = None
+        self._asked_first = 0
         self._turn = asyncio.Lock()
         self.refused = 0
         """Messages and shares received that were none, and skipped."""
@@ -157,7 +161,11 @@ class RedisTransport:
                 for _ in channels:
                     await connection.read_response(timeout=inf)
             except (RedisError, OSError) as exc:
+                self._turn_to_next()
                 raise self._error(exc) from exc
+            except asyncio.CancelledError:
+                self._turn_to_next()
+                raise
             yield self._payloads(connection)
         finally:
             if connection is not None:
@@ -222,20 +230,29 @@ class RedisTransport:
                     connection = self._connection
                     # A master that became a replica (Redis 6 says so in a sentence): ask which one is master.
                     is_demoted = "READONLY" in str(exc) or isinstance(exc, ReadOnlyError)
-                    if is_demoted or connection is None or not connection.is_connected:
-                        await self._drop()
+                    is_apart = isinstance(exc, ClusterDownError)  # others may be in the larger part
+                    if is_demoted or is_apart or connection is None or not connection.is_connected:
+                        await self._leave()
                     raise self._error(exc) from exc
+                except (TransportError, asyncio.CancelledError):
+                    await self._leave()  # an answer that is still to come would be taken for the next one's
+                    raise
         raise TransportError("the cluster moves the slot around")
 
     async def _ask(self, *command: Any) -> Any:
         connection = self._connection
         assert connection is not None
-        try:
-            await connection.send_command(*command)
-            return await connection.read_response(timeout=inf)
-        except asyncio.CancelledError:
-            await self._drop()  # the answer to this would be taken for the next one's
-            raise
+        await connection.send_command(*command)
+        return await connection.read_response(timeout=inf)
+
+    def _turn_to_next(self) -> None:
+        """The next connection begins with another node, and not where a node said that the slot is."""
+        self._moved = None
+        self._asked_first = (self._asked_first + 1) % len(self._url.nodes)
+
+    async def _leave(self) -> None:
+        self._turn_to_next()
+        await self._drop()
 
     async def _drop(self) -> None:
         connection, self._connection, self._moved = self._connection, None, None
@@ -249,7 +266,7 @@ class RedisTransport:
             return await self._server(*await self._master())
         if self._moved is not None:
             return await self._server(*self._moved)
-        return await self._first([partial(self._server, *node) for node in url.nodes])
+        return await self._first(self._server)
 
     async def _server(self, host: str, port: int) -> AbstractConnection:
         url = self._url
@@ -266,20 +283,22 @@ class RedisTransport:
             finally:
                 await sentinel.disconnect(nowait=True)
             if not answer:
-                raise TransportError("a sentinel that does not know the service")
+                raise TransportError(
+                    "a sentinel does not know the master that the path of metadata_center.url names"
+                )
             return answer[0].decode(), int(answer[1])
 
-        return await self._first([partial(ask, *node) for node in url.nodes])
+        return await self._first(ask)
 
-    @staticmethod
-    async def _first(attempts: Sequence[Callable[[], Awaitable[_T]]]) -> _T:
-        """The result of the first attempt that has one."""
+    async def _first(self, attempt: Callable[[str, int], Awaitable[_T]]) -> _T:
+        """The result of the first node that has one."""
         failure: Exception = TransportError("no server is named")
-        for attempt in attempts:
+        for _ in self._url.nodes:
             try:
-                return await attempt()
+                return await attempt(*self._url.nodes[self._asked_first])
             except (RedisError, OSError, TransportError) as exc:
                 failure = exc
+                self._turn_to_next()
         raise failure
 
     async def _open(
@@ -320,10 +339,7 @@ class RedisTransport:
         return connection
 
     def _error(self, exc: Exception) -> TransportError:
-        text = f"{type(exc).__name__}: {exc}"
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return TransportError(text[:300])
+        return TransportError(explained(exc, self._secrets))
 
 
 class _Script:

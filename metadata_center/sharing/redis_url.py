@@ -14,6 +14,7 @@ from metadata_center.errors import MetadataError
 _DEFAULT_PORT: Final = 6379
 _DEFAULT_SENTINEL_PORT: Final = 26379
 _TLS_OPTIONS: Final = ("ca_certs", "certfile", "keyfile", "check_hostname")
+_ENCODED: Final = "a user or password has / as %2F, ? as %3F, # as %23, % as %25"
 _OPTIONS: Final = (*_TLS_OPTIONS, "sentinel_username", "sentinel_password")
 
 
@@ -70,10 +71,15 @@ def parse_url(url: str, *, username: str | None = None, password: str | None = N
     scheme, _, kind = parts.scheme.partition("+")
     kind = kind or "redis"
     if scheme not in ("redis", "rediss") or kind not in ("redis", "sentinel", "cluster"):
-        raise UrlError("the scheme is none of redis, rediss, redis+sentinel, redis+cluster (or rediss+...)")
+        raise UrlError(
+            "the scheme is none of redis, rediss, redis+sentinel, redis+cluster (or rediss+...); "
+            "Unix sockets are not supported"
+        )
+    if parts.fragment:
+        raise UrlError(f"it has no part after a #; {_ENCODED}")
     unknown = [name for name in query if name not in _OPTIONS]
     if unknown or any(len(values) != 1 for values in query.values()):
-        raise UrlError(f"options are, each once: {', '.join(_OPTIONS)}")
+        raise UrlError(f"options are, each once: {', '.join(_OPTIONS)}; {_ENCODED}")
     options = {name: values[0] for name, values in query.items()}
     login, _, hosts = servers.rpartition("@")
     user, _, secret = login.partition(":")
@@ -117,7 +123,7 @@ def _path(kind: str, text: str) -> tuple[str, int]:
             raise UrlError("the path names the service that the sentinels watch")
         service = unquote(path.pop(0))
     if len(path) > 1 or (path and (kind == "cluster" or not (path[0].isascii() and path[0].isdigit()))):
-        raise UrlError("the path ends with the number of a database, which a cluster has not")
+        raise UrlError(f"the path ends with the number of a database, which a cluster has not; {_ENCODED}")
     return service, int(path[0]) if path else 0
 
 
@@ -144,5 +150,5 @@ def _node(address: str, default_port: int) -> tuple[str, int]:
         return Address.parse(address, lowest_port=1, default_port=default_port)
     except ValueError:  # which quotes what was written, and that may be a secret in the wrong place
         raise UrlError(
-            "a server is host or host:port, an IPv6 address in brackets, the port 1..65535"
+            f"a server is host or host:port, an IPv6 address in brackets, the port 1..65535; {_ENCODED}"
         ) from None

@@ -328,4 +328,6 @@ def _reason(group: BaseExceptionGroup[BaseException]) -> str:
     first: BaseException = group
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]
+    if isinstance(first, TimeoutError) and not str(first):
+        return "no answer within metadata_center.timeout_s"
     return str(first) or type(first).__name__

@@ -18,6 +18,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 BODIES: dict[str, dict[str, Any]] = {
+    "/v1/responses/compact": {"input": MESSAGES},
+    "/v1/responses/input_tokens": {"input": "hello"},
     "/v1/messages/count_tokens": {"messages": MESSAGES},
     "/tokenize": {"prompt": "hello"},
     "/v1/tokenize": {"prompt": "hello"},

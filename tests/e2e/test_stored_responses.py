@@ -18,6 +18,7 @@ from tests.e2e.harness import (
     FAST_HEALTH,
     Reply,
     Stack,
+    answer_chat,
     cluster,
     eventually,
     key_of,
@@ -88,6 +89,72 @@ async def test_a_background_response_is_cancelled(client: AsyncOpenAI, plain: Sh
         return plain.engines[home].engine.num_running
 
     await eventually(still_running, lambda number: number == 0)
+
+
+async def test_a_response_is_counted_and_compacted_where_it_is(client: AsyncOpenAI, plain: Shared) -> None:
+    """What is asked of eight engines and only one of them can answer; the answers are no responses."""
+    for number in range(8):
+        first = await client.responses.create(model="sim", input=f"number {number}", max_output_tokens=2)
+        counted = await client.responses.input_tokens.count(
+            model="sim", input="and more", previous_response_id=first.id
+        )
+        assert (
+            counted.input_tokens
+            > (await client.responses.input_tokens.count(model="sim", input="x")).input_tokens
+        )
+        compacted = await client.responses.compact(model="sim", previous_response_id=first.id)
+        assert [item.type for item in compacted.output] == ["message", "compaction"]
+        await plain.stack.settled()
+        compact, *_, count = await plain.stack.last(3)
+        assert (compact["operation"], count["operation"]) == ("compact", "input_tokens")
+        assert compact["holder"] == count["holder"] is not None
+        with pytest.raises(openai.NotFoundError):
+            await client.responses.retrieve(compacted.id)
+
+
+async def test_counting_and_compacting_that_engines_lack_costs_nothing_else() -> None:
+    """Neither is in vLLM as yet: its own 405 is heard, and chat goes on at every engine."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.path.startswith("/v1/responses/"):
+            error = {
+                "message": "Method Not Allowed",
+                "type": "Method Not Allowed",
+                "param": None,
+                "code": 405,
+            }
+            return web.json_response({"error": error}, status=405)
+        return await answer_chat(request)
+
+    async with recording() as a, recording() as b:
+        a.behaviour = b.behaviour = answer
+        async with running_stack([cluster("c", [a.key, b.key])], CONFIG) as stack, stack.client() as client:
+            for _ in range(10):
+                for asked in (client.responses.input_tokens.count, client.responses.compact):
+                    with pytest.raises(openai.APIStatusError) as refused:
+                        await asked(model="m", input="hello")
+                    assert refused.value.status_code == 405
+            rows = (await stack.rows()).values()
+            assert [row["state"] for row in rows] == ["healthy", "healthy"]
+            assert (
+                await client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}])
+            ).id
+            await stack.settled()
+
+
+async def test_a_counted_conversation_has_no_home_yet(client: AsyncOpenAI, plain: Shared) -> None:
+    """Where its tokens were counted says nothing of where its first turn is to be answered."""
+    for name in ("conv_a", "conv_b"):
+        await client.responses.input_tokens.count(model="sim", input="hello", conversation=name)
+        await plain.stack.settled()
+        await client.responses.create(model="sim", input="hello", conversation=name, max_output_tokens=2)
+        await plain.stack.settled()
+        (first,) = await plain.stack.last(1)
+        assert first["holder"] is None
+        await client.responses.create(model="sim", input="hello", conversation=name, max_output_tokens=2)
+        await plain.stack.settled()
+        (second,) = await plain.stack.last(1)
+        assert second["holder"] is not None
 
 
 async def test_an_unknown_response_is_the_engines_404(engines: list[SimulatorServer]) -> None:

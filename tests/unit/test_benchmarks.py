@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import json
 import os
+import selectors
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,10 +19,10 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the benchmarks are not installed
 
-from benchmarks import floor
+from benchmarks import floor, processes, traffic
 from benchmarks.processes import cpu_s, cpu_ticks, resident_kib, rss_mib
 from benchmarks.setups import SetupKind, envoy_config
-from benchmarks.traffic import LAST_EVENTS, TOKEN, quantile, request, requests
+from benchmarks.traffic import LAST_EVENTS, TOKEN, Target, quantile, request, requests, typical
 
 VALUES = st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=50)
 FRACTION = st.floats(0, 1)
@@ -137,3 +140,68 @@ def test_envoy_alone_calls_no_worker() -> None:
         config("floor")["static_resources"]["listeners"]
         == config("tokenway")["static_resources"]["listeners"]
     )
+
+
+class _AtOnce:
+    """A client whose requests are answered at once."""
+
+    @classmethod
+    async def connect(cls, _port: int) -> _AtOnce:
+        return cls()
+
+    async def ask(self, _message: bytes) -> int:
+        return 200
+
+    def close(self) -> None:
+        pass
+
+
+async def test_the_open_loop_counts_the_time_by_which_it_was_late_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A client that was kept from a core for half a second says so of each request that was due in it."""
+    now_s, naps, usual = 100.0, 0, asyncio.sleep
+
+    async def nap(pause_s: float) -> None:
+        nonlocal now_s, naps
+        naps += 1
+        now_s += pause_s + (0.5 if naps == 20 else 0.0)
+        await usual(0)
+
+    monkeypatch.setattr(traffic, "Client", _AtOnce)
+    monkeypatch.setattr("benchmarks.traffic.time", SimpleNamespace(perf_counter=lambda: now_s))
+    monkeypatch.setattr(asyncio, "sleep", nap)
+    latencies_ms = await traffic.open_loop(Target("x", 1), [b"x"], 100.0, 2.0)
+    monkeypatch.undo()
+
+    late_ms = [each_ms for each_ms in latencies_ms if each_ms > 100.0]
+    assert max(late_ms) == pytest.approx(500.0, abs=20.0)
+    assert 20 < len(late_ms) < 60  # of some 40 that were due in the first 400 ms of it
+
+
+def test_the_precise_loop_does_not_wait_by_epoll() -> None:
+    """Whose waits are whole milliseconds."""
+    loop = traffic.precise_loop()
+    try:
+        assert type(vars(loop)["_selector"]) is selectors.SelectSelector
+    finally:
+        loop.close()
+
+
+def test_going_first_is_of_the_real_time_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which children inherit."""
+    asked: list[tuple[int, int, int]] = []
+
+    def ask(pid: int, policy: int, param: os.sched_param) -> None:
+        asked.append((pid, policy, param.sched_priority))
+
+    monkeypatch.setattr(os, "sched_setscheduler", ask)
+    processes.go_first()
+    assert asked == [(0, os.SCHED_RR, 10)]
+
+
+def test_one_bad_round_does_not_make_the_99th_percentile() -> None:
+    """As it does where all rounds are taken together."""
+    good, bad = [*[1.0] * 99, 3.0], [*[1.0] * 90, *[20.0] * 10]
+    assert typical([good, bad, good], 0.99) == 3.0
+    assert quantile(good + bad + good, 0.99) == 20.0

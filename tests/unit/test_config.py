@@ -645,6 +645,10 @@ def test_a_byte_order_mark_is_no_mistake(file: str, tmp_path: Path) -> None:
         ("redis://:s3@cret@h:6379", "redis://:***@h:6379"),
         ("redis+sentinel://u:s3cret@h1:1,h2:2/m", "redis+sentinel://u:***@h1:1,h2:2/m"),
         ("redis://h:6379", "redis://h:6379"),
+        (
+            "redis+sentinel://h:1/m?sentinel_password=s3%2Fcret&sentinel_username=u",
+            "redis+sentinel://h:1/m?sentinel_password=***&sentinel_username=u",
+        ),
     ],
 )
 def test_no_part_of_the_stores_password_is_shown(url: str, shown: str) -> None:
@@ -663,6 +667,10 @@ def test_no_part_of_the_stores_password_is_shown(url: str, shown: str) -> None:
             "redis+sentinel://u:s3cret@h",
             "http://u:s3cret@h",
             "https://h:0/s3cret",
+            "reddis://u:s3cret@h",
+            "unix:///s3cret.sock",
+            "redis://:s3cret@h/0#x",
+            f"redis://:s3cret@{'h' * 2_048}",
         ),
     ],
 )

@@ -211,6 +211,22 @@ def test_a_certificate_that_cannot_be_read_is_a_warning(
     assert line.startswith(f"{config_file}: warning: {place}.{missing}: {gone}: No such file or directory; ")
 
 
+def test_a_certificate_in_the_stores_url_that_cannot_be_used_is_a_warning(
+    config_file: Path, pki: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the option of the URL; without another part of the URL, which may have a password."""
+    gone, token = config_file.with_name("gone.pem"), pki / "token"
+    url = f"rediss://:s3cret@h?certfile={token}&keyfile={pki / FILES['key_file']}&ca_certs={gone}"
+    config_file.write_text(f"metadata_center: {{url: '{url}'}}\n{config_file.read_text()}")
+    assert check(config_file) == 0
+    said = capsys.readouterr().err
+    unread, none = said.splitlines()
+    place = f"{config_file}: warning: metadata_center.url: "
+    assert unread.startswith(f"{place}ca_certs={gone}: No such file or directory; ")
+    assert none.startswith(f"{place}certfile={token}, ")
+    assert "s3cret" not in said
+
+
 @pytest.mark.parametrize(
     ("files", "key", "words"),
     [

@@ -12,7 +12,7 @@ from extproc.observing.ending_counts import EndingCounts
 from extproc.observing.recorder import Recorder
 from extproc.values.endings import Ending
 from extproc.values.evidence import FailureKind
-from extproc.values.requests import Operation
+from extproc.values.requests import COMPUTING_NOTHING, Operation
 from tests.unit.ended import GROUP, MODEL, B, ending, refusal, sent
 
 
@@ -45,7 +45,7 @@ def test_an_answer_without_usage_is_counted_with_the_reason() -> None:
     assert "usage_unknown" not in counted(ending(sent(), FailureKind.RESET, **nothing))
 
 
-@pytest.mark.parametrize("operation", [Operation.COUNT_TOKENS, Operation.TOKENIZE, Operation.DETOKENIZE])
+@pytest.mark.parametrize("operation", sorted(COMPUTING_NOTHING))
 def test_no_usage_is_missed_where_no_model_runs(operation: Operation) -> None:
     """Their answers have none in any API."""
     request = sent()

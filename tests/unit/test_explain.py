@@ -382,6 +382,19 @@ def test_the_best_few_are_drawn_from() -> None:
     assert "   drawn from the best 2 of 4   " in page
 
 
+@pytest.mark.parametrize("row", range(4))
+def test_a_response_is_tried_at_its_holder_and_one_other(row: int) -> None:
+    """The page names no fallbacks that are none: the policy's others are not tried."""
+    made = decided(fixed_snapshot(), AIGW)
+    assert made.choice is not None
+    made.holder = KEYS[row]
+    page = render(through_json(made))
+    other = next(KEYS[each] for each in made.choice.order if each != row)
+    (placed,) = [line for line in page.splitlines() if "fallbacks" in line]
+    assert placed.startswith(f"placed     {KEYS[row]} ")
+    assert placed.endswith(f"fallbacks {other}")
+
+
 def test_command_renders_one_record(
     admin_url: str, record: DecisionRecord, capsys: pytest.CaptureFixture[str]
 ) -> None:

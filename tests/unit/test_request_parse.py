@@ -23,6 +23,8 @@ PATHS = {
     Operation.EMBEDDINGS: "/v1/embeddings",
 }
 OTHER_PATHS = {
+    "/v1/responses/compact": Operation.COMPACT,
+    "/v1/responses/input_tokens": Operation.INPUT_TOKENS,
     "/v1/messages/count_tokens": Operation.COUNT_TOKENS,
     "/tokenize": Operation.TOKENIZE,
     "/v1/tokenize": Operation.TOKENIZE,
@@ -606,6 +608,8 @@ def test_the_data_of_a_plugin_has_no_prompt() -> None:
     ("path", "fields"),
     [
         ("/v1/messages/count_tokens", {"messages": HI, "system": "x" * 1000}),
+        ("/v1/responses/input_tokens", {"input": "x" * 1000, "instructions": "y"}),
+        ("/v1/responses/input_tokens", {"previous_response_id": "resp_1"}),
         ("/tokenize", {"prompt": "x" * 1000}),
         ("/tokenize", {"messages": HI}),
         ("/detokenize", {"tokens": [1, 2, 3]}),

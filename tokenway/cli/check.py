@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Final
 
 from extproc.config.certificates import find_problems, unreadable
 from extproc.config.clusters import ClusterSpec
@@ -19,6 +20,9 @@ from extproc.observing.printable import printable
 from extproc.server.bootstrap import template, withheld
 from extproc.server.run_dir import home_of
 from metadata_center.addresses import is_of_many, is_unspecified
+from metadata_center.sharing.redis_url import parse_url
+
+_TO_READ: Final = "Tokenway has to read it where it runs"
 
 
 def check(path: Path, *, print_effective: bool = False) -> int:
@@ -125,9 +129,21 @@ def _unusable(config: Config) -> list[str]:
         problems = find_problems([*files.items()], *pair)
         if token is not None and (unread := unreadable("token_file", token)) is not None:
             problems.append(unread)
-        consequence = "Tokenway has to read it where it runs"
-        found += [f"{name}.{problem.key}: {problem.text}; {consequence}" for problem in problems]
-    return found
+        found += [f"{name}.{problem.key}: {problem.text}; {_TO_READ}" for problem in problems]
+    return [*found, *_unusable_of_store(config.metadata_center.url)]
+
+
+def _unusable_of_store(url: str | None) -> list[str]:
+    """The same of the files in the store's URL; nothing else of it is shown."""
+    if url is None or not url.startswith("rediss"):
+        return []
+    tls = parse_url(url).tls or {}
+    authority, certificate, key = (tls[f"ssl_{name}"] for name in ("ca_certs", "certfile", "keyfile"))
+    options = {"cert_file": "certfile", "key_file": "keyfile"}
+    return [
+        f"metadata_center.url: {options.get(problem.key, problem.key)}={problem.text}; {_TO_READ}"
+        for problem in find_problems([("ca_certs", authority)], certificate, key)
+    ]
 
 
 def _odd_addresses(clusters: Sequence[ClusterSpec]) -> list[str]:

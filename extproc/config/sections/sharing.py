@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
@@ -13,9 +14,19 @@ from metadata_center.sharing.http_url import checked_http_url
 from metadata_center.sharing.redis_url import parse_url
 
 _STORE_URL = r"^(rediss?(\+sentinel|\+cluster)?|https?)://.+$"
+_NO_STORE = (
+    "no store's URL; accepted: redis://, rediss://, redis+sentinel://, redis+cluster:// (or rediss+...), "
+    "http://, https://, in 2048 characters; Unix sockets are not supported"
+)
+"""Which quotes nothing: there may be a password in it."""
+
+
+_MAX_CHARS = 2_048
 
 
 def _of_a_store(url: str) -> str:
+    if len(url) > _MAX_CHARS or not re.match(_STORE_URL, url):
+        raise PydanticCustomError("store_url", _NO_STORE)
     try:
         if url.startswith("http"):
             checked_http_url(url)
@@ -33,9 +44,8 @@ class MetadataCenter(Section):
         Annotated[
             str,
             Field(
-                pattern=_STORE_URL,
-                max_length=2_048,
                 examples=["redis://10.0.0.5:6379/0", "http://10.0.0.5:8080"],
+                json_schema_extra={"pattern": _STORE_URL, "maxLength": _MAX_CHARS},
             ),
             AfterValidator(_of_a_store),
         ]

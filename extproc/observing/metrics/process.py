@@ -29,7 +29,8 @@ LOOP_STALLS = Family(
 STALL_CPU = Family(
     "tokenway_loop_stall_cpu_seconds",
     MetricType.HISTOGRAM,
-    "Processor time of those of them that took more than 5 ms of it.",
+    "Processor time of those of them that took more than 5 ms of it; on a virtual machine it may have "
+    "pauses of the host, where that does not report them.",
     ("cause",),
     _STALL_BUCKETS,
 )

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from tokenway.simulator.engine.engine import Rejection
 from tokenway.simulator.server.answers import ApiError, decode_object, json_response
+from tokenway.simulator.server.compaction import Compaction
 from tokenway.simulator.server.dialects import (
     BadRequestError,
     Chat,
@@ -77,6 +78,8 @@ class GenerationApi:
             web.post("/v1/chat/completions", generation(Chat)),
             web.post("/v1/completions", generation(Completions)),
             web.post("/v1/responses", generation(Responses)),
+            web.post("/v1/responses/compact", generation(Compaction)),
+            web.post("/v1/responses/input_tokens", self._input_tokens),
             web.post("/v1/messages", generation(Messages)),
             *(web.post(path, pooling(api)) for path, api in POOLED.items()),
             web.post("/v1/messages/count_tokens", self._count_tokens),
@@ -115,7 +118,7 @@ class GenerationApi:
     ) -> web.StreamResponse:
         asked = decode_object(await request.read())
         model = self._replica.model(asked)
-        body = self._responses.continued(asked) if dialect is Responses else asked
+        body = self._responses.continued(asked) if issubclass(dialect, Responses) else asked
         prompt = self._replica.prompt(dialect, body)
         max_tokens = self._bound_output(len(prompt), dialect.max_tokens(body), dialect.default_max_tokens)
         number = next(self._numbers)
@@ -134,7 +137,7 @@ class GenerationApi:
         reply = dialect(dialect.id_prefix + suffix, int(time.time()), generation, body)
         echo = (request_id or suffix) if self._replica.settings.request_id_headers else None
         self._submit(generation)
-        if isinstance(reply, Responses) and body.get("background") is True:
+        if type(reply) is Responses and body.get("background") is True:
             stored = self._responses.keep(body, asked, reply.pending("queued"))
             if stored is None:
                 raise BadRequestError("background can only be used when `store` is true", "background")
@@ -144,13 +147,13 @@ class GenerationApi:
             task.add_done_callback(self._background.discard)
             return json_response(reply.pending("queued"))
         try:
-            if body.get("stream") is True:
+            if body.get("stream") is True and dialect is not Compaction:
                 stream = EventStream(request, self._replica.settings.sse_keep_alive_s, reset_after)
                 return await self._stream(stream, reply, generation, echo)
             await generation.done
         finally:
             self._replica.driver.abort(generation)
-            if isinstance(reply, Responses) and generation.served.finish_reason in ("stop", "length"):
+            if type(reply) is Responses and generation.served.finish_reason in ("stop", "length"):
                 self._responses.keep(body, asked, reply.whole())
         response = json_response(reply.whole())
         if echo is not None:
@@ -248,6 +251,12 @@ class GenerationApi:
         body = decode_object(await request.read())
         self._replica.model(body)
         return json_response({"input_tokens": len(Messages.prompt(body))})
+
+    async def _input_tokens(self, request: web.Request) -> web.Response:
+        body = decode_object(await request.read())
+        self._replica.model(body)
+        num_tokens = len(Responses.prompt(self._responses.continued(body)))
+        return json_response({"object": "response.input_tokens", "input_tokens": num_tokens})
 
     def _bound_output(self, prompt_tokens: int, max_tokens: int | None, default: int) -> int:
         limit = self._replica.settings.max_model_len
