@@ -311,3 +311,21 @@ def test_a_variable_that_is_named_and_not_set_is_in_the_log(
     assert said == [
         ("an environment variable that is named is not set", name) for name in ("NO_SUCH", "EMPTY")
     ]
+
+
+def test_a_bootstrap_by_secret_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They name certificates and hold nothing of them; the bootstrap names them by their whole paths."""
+    config = tmp_path / "tokenway.yaml"
+    pair = "cert_file: /a.pem, key_file: /a.key"
+    gateway = f"{{addresses: ['10.0.0.1:1'], {pair}, ca_file: /b.pem, server_name: g}}"
+    config.write_text(f"edge: {{tls: {{{pair}}}, gateway: {gateway}}}")
+    (tmp_path / "clusters.json").write_text('{"clusters": []}')
+    folder = tmp_path / "deep" / "sds"
+    assert main(["bootstrap", str(config), "--sds", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert sorted(path.name for path in folder.iterdir()) == ["edge.yaml", "gateway-ca.yaml", "gateway.yaml"]
+    for path in folder.iterdir():
+        assert str(path) in printed
+    assert "/a.pem" not in printed
+    assert "/a.key" in (folder / "edge.yaml").read_text()
+    assert "/b.pem" in (folder / "gateway-ca.yaml").read_text()

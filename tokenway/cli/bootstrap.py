@@ -9,19 +9,45 @@ from extproc.config.loading import read_all, read_once
 from extproc.config.schema import Config
 from extproc.server.bootstrap import as_yaml, fill, template
 from extproc.server.run_dir import run_dir, socket_path
+from extproc.server.secret_files import by_secret_files
 from metadata_center.addresses import ACCEPTED, Address, ip_or_none
 
 
-def bootstrap(path: Path, listen: str, envoy_admin_port: int) -> int:
+def bootstrap(path: Path, listen: str, envoy_admin_port: int, sds: Path | None = None) -> int:
     """Print it.
+
+    Args:
+        path: The configuration.
+        listen: Where clients connect, `ip:port`.
+        envoy_admin_port: Of Envoy's own admin surface.
+        sds: Folder that gets the files by which Envoy follows its certificates; None has it read them once.
 
     Raises:
         ConfigError: The configuration cannot be used.
+        OSError: A file cannot be written.
         ValueError: `listen` is no address.
     """
     config, _ = read_all(path, read_once)
-    print(rendered(config, listen, envoy_admin_port), end="")
+    document = document_of(config, listen, envoy_admin_port)
+    if sds is not None:
+        write_secret_files(document, sds)
+    print(as_yaml(document), end="")
     return 0
+
+
+def write_secret_files(document: dict[str, Any], folder: Path) -> None:
+    """Have a bootstrap's certificates followed by Envoy: files in a folder, made if need be, name theirs.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
+    place = folder.absolute()
+    files = by_secret_files(document, place)
+    place.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        new = place / f".{name}.new"
+        new.write_text(as_yaml(content), encoding="utf-8")
+        new.replace(place / name)
 
 
 def listen_address(text: str) -> Address:

@@ -91,7 +91,7 @@ def _run(options: argparse.Namespace) -> int:
         case "bootstrap":
             from tokenway.cli.bootstrap import bootstrap
 
-            return bootstrap(options.config, options.listen, options.envoy_admin_port)
+            return bootstrap(options.config, options.listen, options.envoy_admin_port, options.sds)
         case "render":
             from tokenway.cli.render import render_istio
 
@@ -264,6 +264,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     rendering.add_argument(
         "config", type=_file_or_pipe, help="tokenway.yaml or clusters.json; - as for check"
+    )
+    rendering.add_argument(
+        "--sds",
+        type=Path,
+        metavar="FOLDER",
+        help="write files there by which Envoy follows its certificates; without it Envoy reads them once",
     )
 
     _add_render(commands)

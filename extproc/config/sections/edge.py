@@ -31,7 +31,7 @@ class Away(Section):
 
 
 class EdgeTls(Section):
-    """TLS for clients. The files are read by Envoy, on its host."""
+    """TLS for clients. The files are read by Envoy, on its host, once unless `tokenway bootstrap --sds`."""
 
     cert_file: FileName
     """PEM file of the certificate, with its chain."""

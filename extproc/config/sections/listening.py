@@ -212,7 +212,8 @@ class GatewayAddress(Section):
     addresses: Annotated[tuple[Listen, ...], Field(strict=False, min_length=1)]
     """`ip:port` of each gateway process."""
     cert_file: FileName | None = None
-    """PEM file at Envoy of the certificate that it shows; with key_file, ca_file and server_name."""
+    """PEM file at Envoy of the certificate that it shows; with key_file, ca_file and server_name. It
+    reads all of them once unless `tokenway bootstrap --sds`."""
     key_file: FileName | None = None
     """PEM file of its private key."""
     ca_file: FileName | None = None
