@@ -24,6 +24,7 @@ SHIPPED = Path(__file__).parents[1] / "shipped"
 WORKER_CLUSTERS = ("tokenway-extproc", "tokenway-als", "tokenway-xds")
 
 _AWAY, _EDGE = Away(), Edge()
+_TLS_INSPECTOR = "type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector"
 _TLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3"
 
 
@@ -86,8 +87,9 @@ def fill(
     _set_workers(static, sockets, edge.gateway)
     _set_away(manager, away, allow_fields, others)
     _set_bounds(document, manager, edge)
+    listener["listener_filters_timeout"] = _duration(edge.headers_timeout_s)
     if edge.tls is not None:
-        listener["filter_chains"][0]["transport_socket"] = _client_tls(edge.tls)
+        _add_tls(listener, edge)
     if edge.cors is not None:
         _add_cors(manager, edge.cors)
 
@@ -184,6 +186,20 @@ def _set_bounds(document: dict[str, Any], manager: dict[str, Any], edge: Edge) -
     manager["xff_num_trusted_hops"] = edge.trusted_hops
     if edge.keep_request_id:
         manager["preserve_external_request_id"] = True
+
+
+def _add_tls(listener: dict[str, Any], edge: Edge) -> None:
+    """TLS for clients; a handshake that stops half way ends as half headers do."""
+    assert edge.tls is not None
+    listener["listener_filters"] = [
+        {
+            "name": "envoy.filters.listener.tls_inspector",
+            "typed_config": {"@type": _TLS_INSPECTOR},
+        }
+    ]
+    (chain,) = listener["filter_chains"]
+    chain["transport_socket_connect_timeout"] = _duration(edge.headers_timeout_s)
+    chain["transport_socket"] = _client_tls(edge.tls)
 
 
 def _client_tls(tls: EdgeTls) -> dict[str, Any]:

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import Shared
-from tests.e2e.harness import eventually, send
-from tests.e2e.test_evidence_of_health import (
+from tests.e2e.event_streams import (
     DONE,
     MESSAGES,
     PING,
@@ -22,6 +21,7 @@ from tests.e2e.test_evidence_of_health import (
     response,
     typed,
 )
+from tests.e2e.harness import eventually, send
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 

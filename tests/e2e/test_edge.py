@@ -429,7 +429,8 @@ async def test_mutual_tls_between_envoy_and_tokenway(engine: Recorder, pki: Path
 async def test_tls_for_clients(engine: Recorder, pki: Path) -> None:
     """Clients speak TLS; where a CA is named only those with a certificate of it."""
     ca = str(pki / "ca.pem")
-    config = {"models": MODELS, "edge": {"tls": _files(pki, "server", client_ca_file=ca)}}
+    tls = _files(pki, "server", client_ca_file=ca)
+    config = {"models": MODELS, "edge": {"tls": tls, "headers_timeout_s": 1.0}}
     async with running_stack([cluster("c", [engine.key])], config) as stack:
         url = f"https://127.0.0.1:{stack.port}/v1/chat/completions"
 
@@ -451,6 +452,13 @@ async def test_tls_for_clients(engine: Recorder, pki: Path) -> None:
         assert await status("client") == 200
         assert await status(None) == 0
         assert await status("outsider") == 0
+        hello = ssl.MemoryBIO()
+        shaking = trusting(pki / "ca.pem").wrap_bio(ssl.MemoryBIO(), hello, server_hostname="server.test")
+        with suppress(ssl.SSLWantReadError):
+            shaking.do_handshake()
+        said = hello.read()
+        for part in (b"", said[: len(said) // 2], said):  # each would be open for `idle_timeout_s`
+            await _closed_after(stack.port, part, pause_s=60)
         with pytest.raises((aiohttp.ClientError, AssertionError, asyncio.IncompleteReadError)):
             await exchange(stack.port, HEAD + b"content-length: 2\r\n\r\n{}")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -15,6 +14,19 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
+from tests.e2e.event_streams import (
+    DONE,
+    MESSAGES,
+    RESPONSES,
+    STREAM,
+    TOKEN,
+    by_cr,
+    conversation,
+    data,
+    events,
+    response,
+    typed,
+)
 from tests.e2e.harness import (
     Behaviour,
     Recorder,
@@ -34,55 +46,10 @@ pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 REQUESTS = 60
 AT_A_TIME = 6
 MODELS = {"models": {"m": {"rules": [{"cluster": "c"}]}}}
-DONE = b"data: [DONE]\n\n"
 
 
-def data(value: Any) -> bytes:
-    """One server-sent event."""
-    return b"data: " + json.dumps(value).encode() + b"\n\n"
-
-
-def typed(kind: str, **fields: Any) -> bytes:
-    """One event as the Messages and the Responses API send it."""
-    return f"event: {kind}\n".encode() + data({"type": kind, **fields})
-
-
-TOKEN = data({"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": "a"}}]})
 ERROR = {"error": {"message": "engine core is gone", "type": "InternalServerError", "code": 500}}
 LONG_ERROR = data({"error": {"message": "gone " * 5_000, "code": 500}})
-STREAM = (TOKEN, TOKEN, data({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 2}}), DONE)
-MESSAGES = (
-    typed("message_start", message={"usage": {"input_tokens": 9, "output_tokens": 0}}),
-    typed("content_block_delta", index=0, delta={"type": "text_delta", "text": "a"}),
-    typed("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 1}),
-    typed("message_stop"),
-)
-PING = typed("ping")
-RESPONSES = (
-    typed("response.created", response={"id": "r", "error": None}),
-    typed("response.output_text.delta", delta="a"),
-    typed("response.completed", response={"usage": {"input_tokens": 9, "output_tokens": 1}}),
-)
-
-
-def by_cr(*parts: bytes) -> list[bytes]:
-    """The same events, their lines ended by CR alone."""
-    return [part.replace(b"\n", b"\r") for part in parts]
-
-
-def events(*parts: bytes, after_s: float = 0.0) -> Behaviour:
-    """Answers with these events."""
-
-    async def behave(request: web.Request) -> web.StreamResponse:
-        await asyncio.sleep(after_s)
-        answer = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
-        await answer.prepare(request)
-        for part in parts:
-            await answer.write(part)
-        await answer.write_eof()
-        return answer
-
-    return behave
 
 
 def whole(status: int, body: object) -> Behaviour:
@@ -137,17 +104,6 @@ async def many(stack: Stack, path: str, body: Callable[[int], dict[str, Any]]) -
                 await reply.read()
 
         await asyncio.gather(*map(ask, range(REQUESTS)))
-
-
-def conversation(number: int) -> dict[str, Any]:
-    """A streamed request for Chat or Messages, unlike all others."""
-    text = f"{number} " + "w " * 500
-    return {"model": "m", "stream": True, "max_tokens": 9, "messages": [{"role": "user", "content": text}]}
-
-
-def response(number: int) -> dict[str, Any]:
-    """The same for Responses."""
-    return {"model": "m", "stream": True, "input": f"{number} " + "w " * 500}
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,7 @@ class Edge(Section):
     max_heap_bytes: int = Field(default=2_147_483_648, ge=67_108_864, le=2**63 - 1)
     """Envoy's memory: at 95 % of it new requests are refused, from 90 % on the largest are reset."""
     headers_timeout_s: Seconds = 10.0
-    """Bound on the arrival of a request's headers, in seconds."""
+    """Bound on the arrival of headers, a connection's first line, and TLS handshakes, in seconds."""
     upload_timeout_s: Seconds = 300.0
     """Bound on the arrival of a whole request, in seconds; waiting for the answer does not count."""
     idle_timeout_s: Seconds = 600.0
