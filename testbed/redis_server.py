@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import signal
 import socket
 import subprocess
@@ -14,6 +15,9 @@ from testbed.processes import REPOSITORY
 
 START_S = 15.0
 
+BUS = 10_000
+"""A node of a cluster listens to the others at its port plus this."""
+
 
 def binary() -> str:
     """The redis-server in the repository's tools folder."""
@@ -21,12 +25,15 @@ def binary() -> str:
 
 
 def free_port() -> int:
-    """A loopback port that no process uses now, small enough for a cluster bus beside it (port + 10000)."""
+    """A loopback port that no process uses now, with room for a cluster bus beside it (port + 10000).
+
+    Both lie below those that the kernel gives to connections, which come and go meanwhile.
+    """
     while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port < 55_000:
+        port = random.randrange(11_000, 22_000)
+        with socket.socket() as probe, socket.socket() as bus_probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            bus_probe.bind(("127.0.0.1", port + BUS))
             return port
 
 
