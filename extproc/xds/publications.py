@@ -21,7 +21,7 @@ from collections.abc import Set as AbstractSet
 from typing import Final
 
 from extproc.config.schema import Config
-from extproc.config.sections.fields import MODEL_ALIAS_PREFIX
+from extproc.config.sections.fields import MODEL_ALIAS_PREFIX, TRIAL_PREFIX
 from extproc.config.sections.models import RuleSection
 from extproc.health.states import HealthState
 from extproc.values.endpoints import Endpoint
@@ -44,17 +44,15 @@ Resources = dict[str, dict[str, bytes | None]]
 ALL_NAMES: Final = MODEL_ALIAS_PREFIX
 """The alias of no name: no model has it, and no cluster may. The bootstrap's script looks for it."""
 
-_TRIAL_PREFIX: Final = "engine_tls:"
-
 
 def trial_of(cluster: str) -> str:
     """The name of the cluster by which Envoy is asked whether it takes other TLS for this one."""
-    return _TRIAL_PREFIX + cluster
+    return TRIAL_PREFIX + cluster
 
 
 def tried_by(name: str) -> str:
     """The cluster that one of this name is a trial of; itself, if it is none."""
-    return name.removeprefix(_TRIAL_PREFIX)
+    return name.removeprefix(TRIAL_PREFIX)
 
 
 def kinds_of(config: Config) -> frozenset[ClusterKind]:

@@ -128,7 +128,7 @@ def test_allowed_headers_are_kept_in_lower_case() -> None:
     assert config.request.allow_headers == ("x-session-token",)
 
 
-@pytest.mark.parametrize("name", ["model:m", "tokenway-xds", "*"])
+@pytest.mark.parametrize("name", ["model:m", "engine_tls:m", "tokenway-xds", "*"])
 @pytest.mark.parametrize(
     "text",
     [

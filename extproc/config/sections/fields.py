@@ -29,6 +29,9 @@ MODEL_ALIAS_PREFIX = "model:"
 """A cluster of this prefix and a model's name shares the endpoints of the cluster that serves it. While
 Tokenway is away clients reach it by that name."""
 
+TRIAL_PREFIX = "engine_tls:"
+"""A cluster of this prefix and another's name asks Envoy whether it takes other TLS for that one."""
+
 _XDSTP = "xdstp:"
 """Begins names of resources that Envoy looks for elsewhere; `*` it takes for all resources of a type."""
 
@@ -41,6 +44,10 @@ def _not_envoys(name: str) -> str:
     if name.startswith(MODEL_ALIAS_PREFIX):
         raise PydanticCustomError(
             "alias", "`model:` begins the names of Envoy's clusters by model; accepted: any other beginning"
+        )
+    if name.startswith(TRIAL_PREFIX):
+        raise PydanticCustomError(
+            "trial", "`engine_tls:` begins the names of trials of TLS; accepted: any other beginning"
         )
     if name == "*" or name.startswith(_XDSTP):
         raise PydanticCustomError(
