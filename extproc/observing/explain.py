@@ -18,7 +18,7 @@ from extproc.choosing.foreseen import foreseen_tpot_s, foreseen_ttft_s
 from extproc.choosing.replay import ReplayRng
 from extproc.observing.holds import hold_json, hold_lines, place_fault
 from extproc.observing.printable import printable
-from extproc.observing.wording import finite, in_ms
+from extproc.observing.wording import counted, finite, in_ms
 from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.choices import Learned, Snapshot
 from extproc.values.decisions import DecisionRecord
@@ -203,8 +203,9 @@ def _header(record: Mapping[str, Any]) -> list[str]:
         f"asked for  {record['operation'] or '-'}   model {model}   stream {stream}",
         f"routed by  {route}   cluster {cluster}   algorithm {algorithm}",
         *whose,
-        f"prompt     {record['prompt_bytes']} bytes   ~{record['prompt_tokens']} tokens   "
-        f"{record['num_blocks']} blocks of {record['block_bytes']} bytes",
+        f"prompt     {counted(record['prompt_bytes'], 'byte')}   "
+        f"~{counted(record['prompt_tokens'], 'token')}   "
+        f"{counted(record['num_blocks'], 'block')} of {record['block_bytes']} bytes",
         f"took       {record['decision_us']:.0f} us   held {record['held_s']:.3f} s",
         *hold_lines(record["hold"]),
     ]

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from urllib.request import ProxyHandler, build_opener
 
 from extproc.config.loading import clusters_path, load_all
+from extproc.observing.wording import counted
 from extproc.server.bootstrap import shipped
 from extproc.server.modules import ROOT, python_module
 from metadata_center.addresses import Address
@@ -71,7 +72,7 @@ def demo(
     path = path or _samples(folder)
     with contextlib.ExitStack() as stack:
         clearing = stack.enter_context(contextlib.ExitStack())  # when all that is started has ended
-        print(f"Starting {len(specs)} simulated engines and the gateway ...", flush=True)
+        print(f"Starting {counted(len(specs), 'simulated engine')} and the gateway ...", flush=True)
         engines = [
             _start_engine(stack, number, spec.port, models, time_scale, folder)
             for number, spec in enumerate(specs)

@@ -15,6 +15,7 @@ from typing import Any, Self
 import orjson
 
 from extproc.observing.printable import printable
+from extproc.observing.wording import counted
 from metadata_center.files import read_regular
 from tokenway.cli.replay_options import replay_parser
 from tokenway.simulator.engine.profile import PROFILES
@@ -252,19 +253,15 @@ def _check_writable(options: argparse.Namespace) -> None:
         options.plots.mkdir(parents=True, exist_ok=True)
 
 
-def _many(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
 def _heading(
     trace: Trace, fleet: Fleet, settings: RunSettings, slo: Slo, seeds: int, knee: Knee | None
 ) -> str:
     groups = Counter(f"{member.profile.name} ({member.profile.kv_tokens:,} KV tokens)" for member in fleet)
     lines = [
-        f"## {trace.name}: {_many(len(trace.requests), 'request')}, {_many(seeds, 'seed')}",
+        f"## {trace.name}: {counted(len(trace.requests), 'request')}, {counted(seeds, 'seed')}",
         "",
         "- engines: " + ", ".join(f"{count} × {group}" for group, count in groups.items()),
-        f"- {_many(settings.gateways, 'gateway')}, cache view {settings.view},"
+        f"- {counted(settings.gateways, 'gateway')}, cache view {settings.view},"
         f" events {settings.event_lag_s * 1e3:.0f} ms late,"
         f" metrics up to {settings.metric_age_s * 1e3:.0f} ms old,"
         f" first token {'seen' if settings.first_token else 'not seen'},"
@@ -272,7 +269,7 @@ def _heading(
         f"- good: TTFT ≤ {slo.ttft_s:g} s and TPOT ≤ {slo.tpot_s * 1e3:g} ms",
     ]
     if trace.dropped:
-        lines.append(f"- dropped as too long: {_many(trace.dropped, 'request')}")
+        lines.append(f"- dropped as too long: {counted(trace.dropped, 'request')}")
     if knee is not None:
         found = f"- knee: speed ×{knee.speed:.3g}"
         lines.append(found if knee.missing is None else f"- no knee: {knee.missing}; `--rates` says speeds")
