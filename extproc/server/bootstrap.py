@@ -24,7 +24,6 @@ SHIPPED = Path(__file__).parents[1] / "shipped"
 WORKER_CLUSTERS = ("tokenway-extproc", "tokenway-als", "tokenway-xds")
 
 _AWAY, _EDGE = Away(), Edge()
-_TLS_INSPECTOR = "type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector"
 _TLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3"
 
 
@@ -191,12 +190,6 @@ def _set_bounds(document: dict[str, Any], manager: dict[str, Any], edge: Edge) -
 def _add_tls(listener: dict[str, Any], edge: Edge) -> None:
     """TLS for clients; a handshake that stops half way ends as half headers do."""
     assert edge.tls is not None
-    listener["listener_filters"] = [
-        {
-            "name": "envoy.filters.listener.tls_inspector",
-            "typed_config": {"@type": _TLS_INSPECTOR},
-        }
-    ]
     (chain,) = listener["filter_chains"]
     chain["transport_socket_connect_timeout"] = _duration(edge.headers_timeout_s)
     chain["transport_socket"] = _client_tls(edge.tls)

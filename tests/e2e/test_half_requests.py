@@ -74,10 +74,18 @@ async def _said_until_closed(port: int, said: bytes) -> bytes:
     return heard
 
 
-@pytest.mark.parametrize("said", [b"", b"POST /v1", b"PRI * HT"])
-async def test_a_connection_without_a_first_line_ends(stack: Stack, said: bytes) -> None:
-    """Not as an idle one does, which is one that had a request."""
+@pytest.mark.parametrize("said", [b"", b"P"])
+async def test_a_connection_that_says_nothing_ends(stack: Stack, said: bytes) -> None:
+    """Not as an idle one does, which is one that had a request. One byte does not say what it speaks."""
     assert await _said_until_closed(stack.port, said) == b""
+
+
+@pytest.mark.parametrize("said", [b"POST /v1", b"PRI * HT"])
+async def test_half_a_first_line_is_refused(stack: Stack, said: bytes) -> None:
+    """As half headers are, and the connection ends."""
+    answer = await _said_until_closed(stack.port, said)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"code":"request_timeout"' in answer
 
 
 @pytest.mark.parametrize("said", [b"", HEAD, HEAD + b"content-length: 9\r\n\r\n{"])

@@ -36,7 +36,7 @@ def test_a_connection_that_says_nothing_is_bounded_as_headers_are(tls: EdgeTls |
     """Its first line, or its first word of TLS and then the handshake."""
     listener = _listener(Edge(headers_timeout_s=3, tls=tls))
     (inspector,) = listener["listener_filters"]
-    assert inspector["name"].endswith(".http_inspector" if tls is None else ".tls_inspector")
+    assert inspector["name"].endswith(".tls_inspector")
     assert listener["listener_filters_timeout"] == "3s"
     handshake = listener["filter_chains"][0].get("transport_socket_connect_timeout")
     assert handshake == (None if tls is None else "3s")
