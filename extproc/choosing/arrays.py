@@ -372,13 +372,18 @@ def _places_s(taken: _Floats | None, limits: Sequence[int], worth_s: float) -> _
     return chances
 
 
-def saved_s(costs: Costs, row: int) -> float:
+def saved_s(costs: Costs, row: int, cached_tokens: Sequence[int]) -> float:
     """`places.saved_s`, of at least two rows."""
+    if cached_tokens[row] == 0:
+        return 0.0
     found = _floats(costs.works_s) + _floats(costs.others_s)
     found += _floats(costs.stalls_s)
     own_s = float(found[row])
     found[row] = np.inf
-    return max(0.0, float(np.min(found)) - own_s)
+    next_row = int(np.argmin(found))
+    if cached_tokens[row] <= cached_tokens[next_row]:
+        return 0.0
+    return max(0.0, float(found[next_row]) - own_s)
 
 
 def _stalled(snapshot: Snapshot, pace_s: float) -> _Floats | float:

@@ -48,11 +48,11 @@ def completion_costs(snapshot: Snapshot) -> Costs:
     return found.behind(snapshot.ahead_s) if snapshot.ahead_s else found
 
 
-def saved_s(costs: Costs, row: int) -> float:
+def saved_s(costs: Costs, row: int, cached_tokens: Sequence[int]) -> float:
     """`places.saved_s`."""
     if len(costs) >= MANY_ROWS:
-        return arrays.saved_s(costs, row)
-    return places.saved_s(costs, row)
+        return arrays.saved_s(costs, row, cached_tokens)
+    return places.saved_s(costs, row, cached_tokens)
 
 
 def _followers_per_s(taken: Sequence[float], learned: Learned) -> float:

@@ -3,7 +3,8 @@
 Rules:
     1. Who is kept from a place goes to the next best endpoint, and the place is free again for all who come
        then: so it is worth at most what that one loses there. It is learned, as the mean over what was placed
-       lately.
+       lately of what the next best would have cost more, where less was cached there: what else endpoints
+       differ by is no reason to keep a place for anyone.
     2. It is worth that if the places run out while the request is there. The chance is `taken^sqrt(2 limit)`,
        the share of places in use raised to a power: about `exp(-free / sqrt(limit / 2))`, for what runs
        scatters by the root of it.
@@ -51,14 +52,18 @@ def places_s(taken: Sequence[float], limits: Sequence[int], worth_s: float) -> S
     return [worth_s * chance for chance in chances]
 
 
-def saved_s(costs: Costs, row: int) -> float:
+def saved_s(costs: Costs, row: int, cached_tokens: Sequence[int]) -> float:
     """What a request costs more at the next best row than at its own, but for queues, places and decoding.
 
     Args:
         costs: Of the decision.
         row: Where it goes.
+        cached_tokens: Of each row.
+
+    Returns:
+        0 if no more is cached at its own, or if there is no other.
     """
-    own_s, next_s = 0.0, None
+    own_s, next_s, next_row = 0.0, None, row
     for each, (work_s, other_s, stall_s) in enumerate(
         zip(costs.works_s, costs.others_s, costs.stalls_s, strict=True)
     ):
@@ -66,5 +71,7 @@ def saved_s(costs: Costs, row: int) -> float:
         if each == row:
             own_s = cost_s
         elif next_s is None or cost_s < next_s:
-            next_s = cost_s
-    return 0.0 if next_s is None else max(0.0, next_s - own_s)
+            next_s, next_row = cost_s, each
+    if next_s is None or cached_tokens[row] <= cached_tokens[next_row]:
+        return 0.0
+    return max(0.0, next_s - own_s)

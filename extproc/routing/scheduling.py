@@ -219,7 +219,8 @@ class Scheduler:
             raise _crowded(route.model, decided, 0.0 if before is None else now_s - parsed.received_s)
         first = decided.choice.order[0]
         if decided.costs is not None:
-            found.traffic.placed(now_s, decided.costs.works_s[first], saved_s(decided.costs, first))
+            more_s = saved_s(decided.costs, first, decided.snapshot.cached_tokens)
+            found.traffic.placed(now_s, decided.costs.works_s[first], more_s)
         if rotation is not None:
             rotation.served(decided.snapshot.owed, first)
         return decided

@@ -49,9 +49,16 @@ def test_saved_is_the_difference_to_the_next_best() -> None:
     costs = Costs(
         [9.0, 0.0, 0.0], [0.0, 9.0, 0.0], [0.1, 0.4, 0.5], [0.2, 0.2, 0.2], [0.0, 0.1, 0.0], [0.0] * 3, []
     )
-    assert saved_s(costs, 0) == pytest.approx(0.7 - 0.3)
-    assert saved_s(costs, 1) == 0.0
-    assert saved_s(Costs([0.0], [0.0], [1.0], [0.0], [0.0], [0.0], []), 0) == 0.0
+    assert saved_s(costs, 0, [900, 0, 0]) == pytest.approx(0.7 - 0.3)
+    assert saved_s(costs, 1, [900, 950, 0]) == 0.0
+    assert saved_s(Costs([0.0], [0.0], [1.0], [0.0], [0.0], [0.0], []), 0, [900]) == 0.0
+
+
+def test_what_is_quicker_with_no_more_cached_saves_nothing() -> None:
+    """Endpoints differ by what decodes there as well: that is gone with the next request."""
+    costs = Costs([0.0] * 2, [0.0] * 2, [0.1, 0.5], [0.2, 0.2], [0.0, 0.0], [0.0] * 2, [])
+    assert saved_s(costs, 0, [500, 500]) == saved_s(costs, 0, [0, 0]) == 0.0
+    assert saved_s(costs, 0, [500, 400]) == pytest.approx(0.4)
 
 
 def test_the_worth_of_a_place_is_learned_and_forgotten() -> None:

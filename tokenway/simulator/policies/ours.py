@@ -190,7 +190,8 @@ class LeastCompletion(StatefulPolicy):
         work_s = inf
         if decided.costs is not None:
             work_s = decided.costs.works_s[row]
-            self._predictor.traffic((MODEL, MODEL)).placed(view.now_s, work_s, saved_s(decided.costs, row))
+            more_s = saved_s(decided.costs, row, decided.snapshot.cached_tokens)
+            self._predictor.traffic((MODEL, MODEL)).placed(view.now_s, work_s, more_s)
         self._lesson = _Lesson(
             decided.snapshot, row, view.groups[row], view.keys[row], work_s * view.gateways
         )
