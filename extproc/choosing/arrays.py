@@ -358,7 +358,7 @@ def _places_s(taken: _Floats | None, limits: Sequence[int], worth_s: float) -> _
     if taken is None or worth_s < LEAST_S:
         return None
     chances, counts = taken.copy(), _ints(limits)
-    least, most = squarings(int(counts.min())), squarings(int(counts.max()))
+    least, most = squarings(int(np.min(counts))), squarings(int(np.max(counts)))
     for _ in range(least):
         chances *= chances
     if least != most:
