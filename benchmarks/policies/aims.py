@@ -50,6 +50,11 @@ class Aim:
     positions: tuple[int, ...]
     ratio: float
 
+    @property
+    def bound(self) -> str:
+        """As tables have it."""
+        return f"{'≥' if self.column.more_is_better else '≤'} {self.ratio:g}"
+
     def is_reached(self, ratio: float) -> bool:
         """Whether a row's ratio is within the aim."""
         if self.column.more_is_better:
@@ -127,7 +132,7 @@ def _line(aim: Aim, ratios_of_rows: Sequence[tuple[float, str]]) -> list[str]:
         f"`{aim.policy}`",
         aim.column.title,
         _PLACES[aim.positions],
-        f"{'≥' if aim.column.more_is_better else '≤'} {aim.ratio:g}",
+        aim.bound,
         f"{len(ratios_of_rows) - len(missed)} of {len(ratios_of_rows)}",
         ", ".join(f"{row} {ratio:.2f}" for ratio, row in missed) or "–",
     ]

@@ -41,6 +41,7 @@ from benchmarks.policies.figures import (
     shown,
     table,
 )
+from benchmarks.policies.missed import missed
 from benchmarks.policies.one_by_one import one_by_one
 from benchmarks.policies.waiting import late_binding
 from tokenway.simulator.engine.profile import PROFILES
@@ -79,6 +80,7 @@ def document(rows: Sequence[Row], lines: Sequence[Cell], stale: Collection[str] 
     compared = [row for row in rows if is_compared(row.cell)]
     parts = ["# Policies compared", *age(lines, stale), *worst(compared), *one_by_one(compared)]
     parts += aims(compared)
+    parts += missed(compared)
     for column in JUDGED:
         parts += by_column(compared, column)
     parts += limit_said(compared)

@@ -30,6 +30,7 @@ from benchmarks.policies.figures import (
     shared_seeds,
 )
 from benchmarks.policies.figures import kept as read_back
+from benchmarks.policies.missed import missed
 from benchmarks.policies.one_by_one import one_by_one
 from benchmarks.policies.questions import AT_KNEE, CHANCE, IN_QUESTION, SEEDS, every_cell, near_name
 from benchmarks.policies.running import differences, load, path_of, run_cells, verify
@@ -288,6 +289,23 @@ def test_an_aim_names_the_rows_that_miss_it() -> None:
     assert "| `least_completion` | goodput requests/s | everywhere | ≥ 1 | 1 of 1 | – |" in page
     assert "| `late_completion` | TTFT p99 s | everywhere | ≤ 1 | 0 of 0 | – |" in page
     assert aims([]) == []
+
+
+def test_a_missed_aim_shows_what_the_rival_ahead_pays() -> None:
+    """One is ahead by half its goodput, another for nothing; a third is not ahead, and nobody where none is missed."""
+    own = row("least_completion", 3, 2.1, 10.0, CellKind.OWN)
+    page = missed(
+        [row("lmetric", 3, 1.0, 5.0), row("smetric", 3, 2.0, 10.0), row("dynamo", 3, 2.09, 9.0), own]
+    )
+    assert "none in 0 of 1" in page[1]
+    assert page[-1].splitlines()[2:] == [
+        "| `least_completion` | conversation ×2.75 | TTFT p90 s ≤ 1 | `lmetric`"
+        " | 1.00 | 1.00 | **2.10** | 1.00 | 1.00 | 2.00 | `smetric` |"
+    ]
+    costly = missed([row("lmetric", 3, 1.0, 5.0), own])
+    assert "none in 1 of 1" in costly[1]
+    assert costly[-1].endswith("| 2.00 | – |")
+    assert missed([row("lmetric", 3, 3.0, 10.0), own]) == missed([]) == []
 
 
 def test_an_aim_of_goodput_says_how_much_there_is_to_be_had() -> None:
