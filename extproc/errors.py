@@ -101,6 +101,9 @@ class RouterError(Exception):
         retry_after_s: Whole seconds for `Retry-After`, or None for no such header.
         held_s: How long the request waited for an endpoint before it was refused.
         allow: Methods that the path takes, for `Allow` (405 must have it); empty for no such header.
+
+    Attributes:
+        model: As the routing table has it, of a request that was understood; empty for any other.
     """
 
     def __init__(
@@ -120,6 +123,7 @@ class RouterError(Exception):
         self.retry_after_s = retry_after_s
         self.held_s = held_s
         self.allow = allow
+        self.model = ""
 
     def untraced(self) -> RouterError:
         """This, as a value: without the frames it was raised in, which hold the request and its caller."""

@@ -338,7 +338,7 @@ class HoldQueue:
             place = Place(_rank(arrived_s + lag_s, least_s, priority), counted, lag_s=lag_s)
         if is_late or self._makes_room(request_id, place.rank, is_new=before is None):
             return Send(row)
-        if before is None:
+        if before is None and priority >= 0:  # below 0 the caller refuses it, see `Scheduler`: on no clock
             self.shares.waits(fairness_id, arrived_s, place.lag_s, least_s / len(costs))
         # One that fell behind others has counted them as ahead, though they are still to be asked for.
         closed = (before is None or place.yields_s == before.yields_s) and all(

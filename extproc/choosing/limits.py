@@ -14,14 +14,12 @@ _MOST_DECODE_TOKENS: Final = 100_000.0
 
 
 def limit_s_of(ttft_ms: str | None) -> float | None:
-    """The request's own limit on the time to its first token, in seconds; None if it has none."""
-    if ttft_ms is None:
-        return None
-    try:
-        limit_ms = float(ttft_ms)
-    except ValueError:
-        return None
-    return limit_ms / 1000.0 if 0.0 < limit_ms < inf else None
+    """The request's own limit on the time to its first token, in seconds; None if it has none.
+
+    What is not a decimal number of milliseconds over 0 sets no limit: no request is refused for it.
+    """
+    limit_ms = _limit_ms(ttft_ms)
+    return None if limit_ms is None else limit_ms / 1000.0
 
 
 def decode_limits_of(ttft_ms: str | None, tpot_ms: str | None) -> tuple[float, float]:
@@ -29,12 +27,17 @@ def decode_limits_of(ttft_ms: str | None, tpot_ms: str | None) -> tuple[float, f
 
     The request's own limit on TTFT over that on TPOT, and the latter, if it has both; else the defaults.
     """
-    usual = DECODE_TOKENS, TPOT_LIMIT_S
-    if ttft_ms is None or tpot_ms is None:
-        return usual
+    first_ms, each_ms = _limit_ms(ttft_ms), _limit_ms(tpot_ms)
+    if first_ms is None or each_ms is None or not 0.0 < first_ms / each_ms <= _MOST_DECODE_TOKENS:
+        return DECODE_TOKENS, TPOT_LIMIT_S
+    return first_ms / each_ms, each_ms / 1000.0
+
+
+def _limit_ms(text: str | None) -> float | None:
+    if text is None or not text.isascii() or "_" in text:  # `float` takes other scripts' digits, and 1_000
+        return None
     try:
-        limit_ms = float(tpot_ms)
-        ratio = float(ttft_ms) / limit_ms
-    except (ValueError, ZeroDivisionError):
-        return usual
-    return (ratio, limit_ms / 1000.0) if 0.0 < ratio <= _MOST_DECODE_TOKENS and limit_ms > 0.0 else usual
+        limit_ms = float(text)
+    except ValueError:
+        return None
+    return limit_ms if 0.0 < limit_ms < inf else None

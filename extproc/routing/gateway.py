@@ -88,6 +88,7 @@ class Gateway:
             request_id=request_id,
             time_unix_s=self._wall_clock(),
             data_age_s={},
+            model=error.model,
             rejected=error.reason,
             held_s=error.held_s,
             standing=None if request is None else request.standing,

@@ -284,7 +284,11 @@ class Router:
         self, parsed: ParsedRequest, before: Queued | None, *, may_wait: bool = True
     ) -> Chosen | Queued:
         may_wait = may_wait and self.waiting is not None and self.waiting.takes(before)
-        return self._scheduler.schedule(parsed, self.table, self.settings, before, may_wait=may_wait)
+        try:
+            return self._scheduler.schedule(parsed, self.table, self.settings, before, may_wait=may_wait)
+        except RouterError as error:
+            error.model = parsed.route.model
+            raise
 
     def _charged(self, parsed: ParsedRequest, chosen: Chosen) -> Now[Decision] | Later[Decision]:
         if self._reserve is None or not chosen.charged or chosen.pinned or chosen.by_rival:

@@ -292,7 +292,7 @@ def test_an_aim_names_the_rows_that_miss_it() -> None:
 
 
 def test_a_missed_aim_shows_what_the_rival_ahead_pays() -> None:
-    """One is ahead by half its goodput, another for nothing; a third is not ahead, and nobody where none is missed."""
+    """One is ahead by half its goodput, another for nothing; a third is not."""
     own = row("least_completion", 3, 2.1, 10.0, CellKind.OWN)
     page = missed(
         [row("lmetric", 3, 1.0, 5.0), row("smetric", 3, 2.0, 10.0), row("dynamo", 3, 2.09, 9.0), own]

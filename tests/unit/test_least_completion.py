@@ -15,7 +15,7 @@ from extproc.choosing.deciding import Claim, SendNow, decide
 from extproc.choosing.foreseen import foreseen_ttft_s
 from extproc.choosing.holding import OPEN_STEPS, HoldQueue, Send
 from extproc.choosing.least_completion import completion_costs, completion_terms
-from extproc.choosing.limits import decode_limits_of
+from extproc.choosing.limits import decode_limits_of, limit_s_of
 from extproc.choosing.replay import ReplayRng
 from extproc.choosing.rows import backlog, has_room, learned_of, open_until_s, row_times_s
 from extproc.choosing.snapshots import Load, steps_s
@@ -376,8 +376,19 @@ def test_limits_of_the_request_weigh_decoding() -> None:
         ("2000", "0"),
         ("-1", "5"),
         ("nan", "1"),
+        ("2000", "inf"),
+        ("2_000", "20"),
+        ("٢٠٠٠", "20"),
+        ("1e9", "1"),
     ):
         assert decode_limits_of(ttft_ms, tpot_ms) == (DECODE_TOKENS, TPOT_LIMIT_S)
+
+
+def test_a_limit_is_a_number_of_milliseconds() -> None:
+    """Anything else is none; `1_000` and other scripts' digits, which Python takes, as well."""
+    assert limit_s_of("1500") == limit_s_of(" 1500.0 ") == 1.5
+    for nothing in (None, "", "soon", "0", "-1", "inf", "nan", "1_000", "٢٠٠٠", "1e400"):
+        assert limit_s_of(nothing) is None
 
 
 @pytest.mark.parametrize("algorithm", list(Algorithm))

@@ -17,6 +17,7 @@ from extproc.values.placements import Decision
 from extproc.values.standing import Standing
 from tests.conftest import (
     BLOCK_BYTES,
+    MODEL,
     THREE,
     Promise,
     VirtualLoop,
@@ -122,6 +123,20 @@ def test_below_0_none_waits_and_none_is_waited_for(hold: HoldSettings | None) ->
         busy.prefilled("first")
     busy.prefilled("normal")
     assert isinstance(busy.ask("low again", -1), Decision)
+
+
+def test_those_refused_take_no_turns_of_their_id() -> None:
+    """What an id had refused for its low priority does not set back what it asks for besides."""
+    busy = Busy(HoldSettings(is_fair=True))
+    for number in range(10):
+        with pytest.raises(RouterError, match="priority of this request is too low") as refused:
+            busy.ask(f"low {number}", -1, "tenant")
+        busy.rig.gateway.rejected(request_line(f"low {number}"), refused.value)
+        assert busy.rig.record(f"low {number}").model == MODEL
+    asked = (("a", "tenant"), ("b", "other"))
+    waits = {name: busy.ask(name, 0, fairness_id) for name, fairness_id in asked}
+    busy.prefilled("first")
+    assert [promise.done() for promise in waits.values()] == [True, False]  # type: ignore[union-attr]
 
 
 def rank(priority: int, arrived_s: float = 0.0) -> float:
