@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from math import inf
 from typing import Any
 
 import pytest
 
+from extproc.choosing.deciding import TurnDown
 from extproc.choosing.holding import LONG_LAST, POLL_S, REGRET, REGRET_S, SHORT_FIRST, STRETCH
 from extproc.choosing.max_num_seqs import SURE_VISITS
 from extproc.errors import Reason, RouterError
 from extproc.observing.explain import render, to_json, verdict
 from extproc.request.rules import ModelRules, Rule, RuleTable
 from extproc.routing.caches import Caches
+from extproc.routing.scheduling import _crowded
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.routing.table import RoutingTable
 from extproc.routing.waiting import RequestQueue
@@ -287,6 +290,14 @@ def test_a_refusal_says_how_long_the_wait_would_have_been() -> None:
     assert refused.value.reason is Reason.OVERLOADED
     assert re.search(r"the wait would be \d+\.\d s, and 0\.3 s is the most", refused.value.message)
     assert refused.value.retry_after_s == 1
+
+
+@pytest.mark.parametrize(
+    ("foreseen_s", "said_s"), [(0.2, 1), (19.2, 20), (119.5, 120), (3_555.0, 120), (inf, 120)]
+)
+def test_a_refusal_asks_for_no_longer_wait_than_clients_heed(foreseen_s: float, said_s: int) -> None:
+    """Whole seconds, two minutes at most."""
+    assert _crowded("m", TurnDown(foreseen_s, foreseen_s, 1.0), 0.0).retry_after_s == said_s
 
 
 def test_an_engine_full_by_number_is_full() -> None:
