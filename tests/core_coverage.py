@@ -2,7 +2,7 @@
 
     make coverage
 
-Prints lines and branches by package of the core, as `tests/test_architecture.py` names it. Exit code 1 below
+Prints lines and branches by package of the core, as `tests/source_tree.py` names it. Exit code 1 below
 the floor. Last line: one JSON object.
 """
 
@@ -16,7 +16,7 @@ from typing import Final
 
 from coverage import Coverage
 
-from tests.test_architecture import CORE_FILES, ROOT
+from tests.source_tree import CORE_FILES, ROOT
 
 FLOOR: Final = 0.95
 """Of lines and branches together: what is not covered today is defence against what cannot happen."""

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from extproc.config.loading import json_schema
-from tests.test_architecture import ROOT
-from tests.test_documents import is_setting
+from tests.setting_names import is_setting
+from tests.source_tree import ROOT
 
 ROOTS = ("extproc", "metadata_center", "tokenway", "benchmarks", "testbed", "compiling", "tests")
 NO_MODULES = frozenset({"tokenway.request"})

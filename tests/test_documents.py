@@ -17,7 +17,8 @@ from extproc.config.clusters import parse_clusters
 from extproc.config.loading import json_schema, parse
 from extproc.config.schema import Config
 from extproc.observing.metrics.table import FAMILIES
-from tests.test_architecture import MAY_IMPORT, MODULES, ROOT, name_of
+from tests.setting_names import is_setting
+from tests.source_tree import MAY_IMPORT, MODULES, ROOT, name_of
 from tokenway.cli.main import main
 from tokenway.simulator.replay.lineup import parse_lineup
 
@@ -128,18 +129,6 @@ def test_every_decision_is_listed() -> None:
     for path in sorted(folder.glob("0*.md")):
         number, _, title = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ").partition(". ")
         assert f"| {number} | [{title}]({path.name}) |" in listed, path.name
-
-
-def is_setting(node: dict[str, Any], schema: dict[str, Any], names: list[str]) -> bool:
-    """True if a dotted name, in parts, leads somewhere in the schema of tokenway.yaml from here."""
-    if "$ref" in node:
-        node = schema["$defs"][node["$ref"].rpartition("/")[2]]
-    if not names:
-        return True
-    if any(is_setting(one, schema, names) for one in node.get("anyOf", ())):
-        return True
-    inner = node.get("properties", {}).get(names[0], node.get("additionalProperties"))
-    return isinstance(inner, dict) and is_setting(inner, schema, names[1:])
 
 
 @pytest.mark.parametrize("path", FOR_USERS, ids=name_of)

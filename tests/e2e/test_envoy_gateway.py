@@ -20,7 +20,7 @@ from testbed.helm import HTTP_LISTENER, NAMESPACE, binary, rendered
 from testbed.processes import free_ports
 from tests.e2e.harness import Load, chat, envoy_binary, post, simulators
 from tests.e2e.pair import all_settled
-from tests.e2e.test_replicas import CLIENTS, running_replicas
+from tests.e2e.replicas import CLIENTS, running_replicas
 from tokenway.simulator.server.app import SimulatorServer
 
 pytestmark = [

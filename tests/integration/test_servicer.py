@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,12 @@ from extproc.values.headers import REQUEST_ID_HEADER
 from extproc.values.placements import Decision
 from metadata_center.types import RequestId
 from tests.conftest import CHAT, DIALECT, OWNER, Rig, build_rig, chat, endpoint
+from tests.integration.exchanges import body, chunk, headers, until
 
 pytestmark = pytest.mark.asyncio
 
 KEYS = tuple(endpoint(number).key for number in range(3))
-DEADLINE_S = 5.0
 STREAM_ACCESS_LOGS = "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs"
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that the server does."""
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition():  # noqa: ASYNC110 - the server wakes no task
-            await asyncio.sleep(0.002)
 
 
 class Served:
@@ -93,25 +86,6 @@ class Served:
     def endings(self, phase: str, how: str) -> float:
         """Streams that ended like this."""
         return self.rig.metric("tokenway_stream_endings_total", phase=phase, how=how)
-
-
-def headers(request_id: str, path: str = CHAT, method: str = "POST", **fields: Any) -> pb.ProcessingRequest:
-    """The request headers message."""
-    message = pb.ProcessingRequest(request_headers=pb.HttpHeaders(**fields))
-    values = {":method": method, ":path": path, REQUEST_ID_HEADER: request_id}
-    for name, value in values.items():
-        message.request_headers.headers.headers.add(key=name, raw_value=value.encode())
-    return message
-
-
-def body(text: bytes) -> pb.ProcessingRequest:
-    """The request body message."""
-    return pb.ProcessingRequest(request_body=pb.HttpBody(body=text, end_of_stream=True))
-
-
-def chunk(text: bytes) -> pb.ProcessingRequest:
-    """A response body message."""
-    return pb.ProcessingRequest(response_body=pb.HttpBody(body=text))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from extproc.choosing.rivals.quartz import Quartz
 from extproc.choosing.rivals.registry import LATE, RIVALS, make
 from extproc.choosing.rivals.smg_priority import SmgPriority
 from extproc.choosing.stateful import Decision, FleetView, Hold, PolicyRequest, Sent, Shed, StatefulPolicy
-from tests.simulator.test_policies import request, view
+from tests.simulator.asking import request, view
 
 
 def asked(name: int, arrived_s: float = 0.0, tokens: int = 160, session: str | None = None) -> PolicyRequest:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from extproc.choosing.stateful import FleetView, Hold, PolicyRequest, Shed
-from tests.simulator.test_policies import request, view
-from tests.simulator.test_replay_run import EXACT, H100, Scripted, _request, _run, _trace
+from tests.simulator.asking import request, view
+from tests.simulator.replaying import EXACT, H100, Scripted, asking_at, replayed, trace_of
 from tokenway.simulator.policies.ours import LeastCompletion
 from tokenway.simulator.policies.registry import make
 from tokenway.simulator.replay.clients import Clients
@@ -35,8 +35,8 @@ class Leaving(Scripted):
 def test_a_client_that_leaves_an_engine_gives_up_its_room() -> None:
     """A prompt of two seconds is cut off after one: charge released, prefill wasted, and no token counted."""
     policy = Leaving(0)
-    trace = _trace(_request(0.0, blocks=1600), _request(1.1, first=9000))
-    outcome = _run(trace, lambda _: policy, IMPATIENT)
+    trace = trace_of(asking_at(0.0, blocks=1600), asking_at(1.1, first=9000))
+    outcome = replayed(trace, lambda _: policy, IMPATIENT)
     left, served = outcome.served
     assert (left.index, left.is_abandoned, left.first_s, left.end_s) == (0, True, None, 1.0)
     assert served.first_s is not None
@@ -51,15 +51,15 @@ def test_a_client_that_leaves_an_engine_gives_up_its_room() -> None:
 
 def test_a_client_that_has_its_first_token_stays() -> None:
     """However long the answer takes."""
-    (served,) = _run(_trace(_request(0.0, output=400)), lambda _: Scripted(0), IMPATIENT).served
+    (served,) = replayed(trace_of(asking_at(0.0, output=400)), lambda _: Scripted(0), IMPATIENT).served
     assert (served.is_abandoned, served.end_s > 2.0) == (False, True)
 
 
 def test_a_client_that_leaves_while_held_is_in_nobodys_way() -> None:
     """The rule hears of it, and a turn that waited for the answer comes."""
     policy = Leaving(Hold(99.0), 0)
-    trace = _trace(_request(0.0), _request(0.0, after=0, think_s=0.5))
-    left, served = _run(trace, lambda _: policy, IMPATIENT).served
+    trace = trace_of(asking_at(0.0), asking_at(0.0, after=0, think_s=0.5))
+    left, served = replayed(trace, lambda _: policy, IMPATIENT).served
     assert (left.is_abandoned, left.row, left.held_s, served.arrived_s) == (True, None, 1.0, 1.5)
     assert policy.notified[0] == ("left", 0)
 
@@ -68,10 +68,10 @@ def test_a_client_that_leaves_while_held_is_in_nobodys_way() -> None:
 def test_rules_that_hold_go_on_when_clients_leave(name: str) -> None:
     """All is over at the end, those that left included, though a line was blocked by them before."""
     rng = Random(4)
-    requests = [_request(0.02 * at, rng.randrange(50, 900), 40, first=1000 * at) for at in range(120)]
+    requests = [asking_at(0.02 * at, rng.randrange(50, 900), 40, first=1000 * at) for at in range(120)]
     one = (Member(replace(H100, max_num_seqs=4)),)
     settings = replace(IMPATIENT, abandon_share=0.5)
-    outcome = _run(_trace(*requests), lambda _: make(name), settings, one)
+    outcome = replayed(trace_of(*requests), lambda _: make(name), settings, one)
     assert len(outcome.served) == 120
     left = [each for each in outcome.served if each.is_abandoned]
     assert 20 < len(left) < 70
@@ -81,7 +81,7 @@ def test_rules_that_hold_go_on_when_clients_leave(name: str) -> None:
 def test_a_refused_client_comes_again_after_whole_seconds() -> None:
     """`Retry-After: 3` for 2.5 s; the request is one, and its time began when it first came."""
     policy = Scripted(Shed(2.5), Shed(0.2), 0)
-    outcome = _run(_trace(_request(1.0)), lambda _: policy, replace(EXACT, retries=2))
+    outcome = replayed(trace_of(asking_at(1.0)), lambda _: policy, replace(EXACT, retries=2))
     (served,) = outcome.served
     assert [view["now_s"] for view in policy.views] == [1.0, 4.0, 5.0]
     assert (served.arrived_s, served.sent_s, served.tries, served.decisions) == (1.0, 5.0, 3, 3)
@@ -93,23 +93,23 @@ def test_a_refused_client_comes_again_after_whole_seconds() -> None:
 
 def test_it_gives_up_in_the_end() -> None:
     """Two more tries, then the turn after it comes."""
-    trace = _trace(_request(1.0), _request(0.0, after=0, think_s=0.5))
+    trace = trace_of(asking_at(1.0), asking_at(0.0, after=0, think_s=0.5))
     settings = replace(EXACT, retries=2)
     policy = Scripted(Shed(1.0), Shed(1.0), Shed(1.0), 0)
-    refused, served = _run(trace, lambda _: policy, settings).served
+    refused, served = replayed(trace, lambda _: policy, settings).served
     assert (refused.tries, refused.end_s, served.arrived_s) == (3, 3.0, 3.5)
 
 
 def test_one_that_waits_to_come_again_may_leave() -> None:
     """It does not come again."""
     policy = Leaving(Shed(5.0), 0)
-    (left,) = _run(_trace(_request(0.0)), lambda _: policy, replace(IMPATIENT, retries=2)).served
+    (left,) = replayed(trace_of(asking_at(0.0)), lambda _: policy, replace(IMPATIENT, retries=2)).served
     assert (left.is_abandoned, left.end_s, len(policy.views)) == (True, 1.0, 1)
 
 
 def test_who_is_impatient_depends_on_the_seed_alone() -> None:
     """A fifth of them, the same for every rule."""
-    trace = _trace(*(_request(float(at)) for at in range(1000)))
+    trace = trace_of(*(asking_at(float(at)) for at in range(1000)))
     settings = RunSettings(abandon_share=0.2)
 
     def impatient(seed: int) -> list[int]:
@@ -141,8 +141,8 @@ def test_what_was_ever_seen_is_found_to_the_block() -> None:
 
 def test_reuse_available_foreseen_and_obtained() -> None:
     """The second prompt goes where nothing is, the others where all is."""
-    trace = _trace(_request(0.0), _request(10.0), _request(20.0), _request(20.001))
-    first, second, third, fourth = _run(trace, lambda _: Scripted(0, 1, 0, 1)).served
+    trace = trace_of(asking_at(0.0), asking_at(10.0), asking_at(20.0), asking_at(20.001))
+    first, second, third, fourth = replayed(trace, lambda _: Scripted(0, 1, 0, 1)).served
     assert (first.available_tokens, first.foreseen_tokens, first.cached_tokens) == (0, 0, 0)
     assert (second.available_tokens, second.foreseen_tokens, second.cached_tokens) == (1008, 0, 0)
     for each in (third, fourth):
@@ -152,7 +152,7 @@ def test_reuse_available_foreseen_and_obtained() -> None:
 def test_foreseen_counts_real_tokens() -> None:
     """A prompt whose length is estimated a tenth off is foreseen to the same share."""
     policy = Scripted(0)
-    trace = _trace(_request(0.0), _request(10.0))
+    trace = trace_of(asking_at(0.0), asking_at(10.0))
     seen: list[int] = []
 
     def answer(view: FleetView) -> int:
@@ -160,14 +160,14 @@ def test_foreseen_counts_real_tokens() -> None:
         return 0
 
     policy.answers = [answer]
-    outcome = _run(trace, lambda _: policy, replace(EXACT, token_error=0.1))
+    outcome = replayed(trace, lambda _: policy, replace(EXACT, token_error=0.1))
     assert seen[1] != 1024
     assert outcome.served[1].foreseen_tokens == pytest.approx(1024, abs=8)
 
 
 def test_a_tide_lets_requests_come_by_day() -> None:
     """Of 1,000 in a day of even rate a quarter of the day has 250 - 1000·0.6·sin(2π/4)/2π = 154.5 by dawn."""
-    even = _trace(*(_request(float(at)) for at in range(1001)), _request(0.0, after=0))
+    even = trace_of(*(asking_at(float(at)) for at in range(1001)), asking_at(0.0, after=0))
     tidal = with_tide(even, 0.6)
     came = [request.arrival_s for request in tidal.requests[:-1]]
     assert came == sorted(came)
@@ -185,7 +185,7 @@ def test_a_tide_lets_requests_come_by_day() -> None:
 
 def test_lost_events_are_never_heard() -> None:
     """With all of them lost nothing is known to be cached once a request has ended."""
-    trace = _trace(_request(0.0), _request(10.0))
+    trace = trace_of(asking_at(0.0), asking_at(10.0))
     for loss, matched in ((0.0, [16, 0]), (1.0, [0, 0])):
         policies: list[Scripted] = []
 
@@ -193,7 +193,7 @@ def test_lost_events_are_never_heard() -> None:
             made.append(Scripted(0))
             return made[-1]
 
-        outcome = _run(trace, make_one, replace(EXACT, event_loss=loss))
+        outcome = replayed(trace, make_one, replace(EXACT, event_loss=loss))
         assert policies[0].views[1]["matched_blocks"] == matched
         assert outcome.served[1].cached_tokens == 1008  # the engine knows
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -10,79 +9,21 @@ from typing import Any
 import pytest
 
 from extproc.choosing.holding import POLL_S
-from extproc.choosing.stateful import Decision, FleetView, Hold, Sent, Shed, StatefulPolicy
+from extproc.choosing.stateful import Decision, FleetView, Hold, Shed, StatefulPolicy
+from tests.simulator.replaying import EXACT, H100, Scripted, asking_at, replayed, trace_of
 from tokenway.simulator.engine.engine import EngineRequest
-from tokenway.simulator.engine.profile import PROFILES, EngineProfile
+from tokenway.simulator.engine.profile import EngineProfile
 from tokenway.simulator.policies.registry import make
 from tokenway.simulator.replay.caches import ViewKind
-from tokenway.simulator.replay.fleet import Fleet, Member, parse_fleet, profiles_from, scaled_kv
+from tokenway.simulator.replay.fleet import Member, parse_fleet, profiles_from, scaled_kv
 from tokenway.simulator.replay.oracle import Oracle, prefill_s, time_to_first_token
-from tokenway.simulator.replay.outcome import Replayed
 from tokenway.simulator.replay.replica import QueuedPrompt, Replica
-from tokenway.simulator.replay.run import Replay, Truth
 from tokenway.simulator.replay.settings import RunSettings, Spread
-from tokenway.simulator.replay.trace import Trace, TraceRequest
-
-H100 = PROFILES["llama8b-h100"]
-FLEET: Fleet = (Member(H100),) * 2
-EXACT = RunSettings(token_error=0.0, event_lag_s=0.0, push_delay_s=0.0)
-
-
-def _draws(use: str) -> Random:
-    return Random(use)
-
-
-def _trace(*requests: TraceRequest) -> Trace:
-    return Trace("t", 64, requests)
-
-
-def _request(
-    arrival_s: float, blocks: int = 16, output: int = 4, first: int = 0, **more: Any
-) -> TraceRequest:
-    return TraceRequest(arrival_s, blocks * 64, output, ((first, blocks),), blocks * 64, **more)
-
-
-def _run(
-    trace: Trace,
-    policy: Callable[[Truth], StatefulPolicy],
-    settings: RunSettings = EXACT,
-    fleet: Fleet = FLEET,
-) -> Replayed:
-    return Replay(trace, fleet, policy, settings, _draws, lambda: 0.0).run()
-
-
-class Scripted(StatefulPolicy):
-    """Answers from a list, the last for ever, and keeps its views and notifications."""
-
-    def __init__(self, *answers: Decision | Callable[[FleetView], Decision]) -> None:
-        self.answers = list(answers)
-        self.views: list[dict[str, Any]] = []
-        self.notified: list[tuple[Any, ...]] = []
-
-    def choose(self, view: FleetView) -> Decision:
-        """Copy what is shown, give the next answer."""
-        columns = ("requests", "prefilling", "prefill_tokens", "context_tokens", "matched_blocks", "waiting")
-        seen = {name: list(getattr(view, name)) for name in columns}
-        self.views.append({"now_s": view.now_s, "id": view.request.request_id, **seen})
-        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        return answer(view) if callable(answer) else answer
-
-    def on_sent(self, sent: Sent) -> None:
-        """Note it."""
-        self.notified.append(("sent", sent.request.request_id, sent.row))
-
-    def on_first_token(self, sent: Sent, now_s: float) -> None:
-        """Note it."""
-        self.notified.append(("first", sent.request.request_id))
-
-    def on_finished(self, sent: Sent, now_s: float, output_tokens: int) -> None:
-        """Note it."""
-        self.notified.append(("finished", sent.request.request_id, output_tokens))
 
 
 def test_one_request_takes_what_the_engine_takes() -> None:
     """TTFT is front-end latency and one step; each further token is one step."""
-    outcome = _run(_trace(_request(1.0)), lambda _: Scripted(0))
+    outcome = replayed(trace_of(asking_at(1.0)), lambda _: Scripted(0))
     (served,) = outcome.served
     alone_s = (H100.alpha0_ms + 1000 * H100.step_s(1024, 1024 * 512, 0, 1)) / 1000
     assert served.first_s == pytest.approx(1.0 + alone_s)
@@ -95,26 +36,29 @@ def test_one_request_takes_what_the_engine_takes() -> None:
 
 def test_a_repeated_prompt_hits_and_elsewhere_it_is_waste() -> None:
     """The second finds all but its last block; sent to the other engine it finds nothing that is there."""
-    trace = _trace(_request(0.0), _request(10.0))
-    hit = _run(trace, lambda _: Scripted(0)).served[1]
+    trace = trace_of(asking_at(0.0), asking_at(10.0))
+    hit = replayed(trace, lambda _: Scripted(0)).served[1]
     assert (hit.cached_tokens, hit.best_tokens) == (1008, 896)  # best at a precision of 128 tokens
-    missed = _run(trace, lambda _: Scripted(0, 1)).served[1]
+    missed = replayed(trace, lambda _: Scripted(0, 1)).served[1]
     assert (missed.cached_tokens, missed.best_tokens) == (0, 896)
 
 
 def test_a_turn_waits_for_the_answer_and_its_think_time() -> None:
     """Closed loop inside a session; a refused turn counts as answered at once."""
-    trace = _trace(_request(1.0), _request(0.0, after=0, think_s=2.5))
-    first, second = _run(trace, lambda _: Scripted(0)).served
+    trace = trace_of(asking_at(1.0), asking_at(0.0, after=0, think_s=2.5))
+    first, second = replayed(trace, lambda _: Scripted(0)).served
     assert second.arrived_s == pytest.approx(first.end_s + 2.5)
-    first, second = _run(trace, lambda _: Scripted(Shed(1.0), 0)).served
+    first, second = replayed(trace, lambda _: Scripted(Shed(1.0), 0)).served
     assert (first.row, first.first_s, first.end_s, second.arrived_s) == (None, None, 1.0, 3.5)
 
 
 def test_the_ledger_and_matches_and_observers_follow_a_request() -> None:
     """Charged at once, prefill off at the first token, gone at the end; matches count what is sent."""
     policy = Scripted(0)
-    _run(_trace(_request(0.0, output=200), _request(0.001), _request(0.5), _request(9.0)), lambda _: policy)
+    replayed(
+        trace_of(asking_at(0.0, output=200), asking_at(0.001), asking_at(0.5), asking_at(9.0)),
+        lambda _: policy,
+    )
     views = policy.views
     assert views[0]["requests"] == [0, 0]
     assert (views[1]["requests"], views[1]["prefill_tokens"]) == ([1, 0], [1024, 0])
@@ -145,7 +89,7 @@ def test_views_learn_when_production_would(kind: ViewKind, soon: int, later: int
     """A millisecond after sending, and well after the end."""
     policy = Scripted(0)
     settings = replace(EXACT, view=kind, event_lag_s=0.05)
-    _run(_trace(_request(0.0), _request(0.001), _request(9.0)), lambda _: policy, settings)
+    replayed(trace_of(asking_at(0.0), asking_at(0.001), asking_at(9.0)), lambda _: policy, settings)
     assert [view["matched_blocks"][0] for view in policy.views] == [0, soon, later]
 
 
@@ -154,16 +98,16 @@ def test_events_come_late_by_their_lag() -> None:
     for lag_s, matched in ((0.1, 16), (5.0, 0)):
         policy = Scripted(0)
         settings = replace(EXACT, view=ViewKind.EVENTS, event_lag_s=lag_s)
-        _run(_trace(_request(0.0), _request(1.0)), lambda _, p=policy: p, settings)  # type: ignore[misc]
+        replayed(trace_of(asking_at(0.0), asking_at(1.0)), lambda _, p=policy: p, settings)  # type: ignore[misc]
         assert policy.views[1]["matched_blocks"] == [matched, 0]
 
 
 def test_metrics_are_as_old_as_the_last_scrape() -> None:
     """The queue of the moment shows only where engines are read directly."""
-    trace = _trace(*(_request(0.001 * i, first=100 * i) for i in range(4)))
+    trace = trace_of(*(asking_at(0.001 * i, first=100 * i) for i in range(4)))
     for age_s, waiting in ((0.0, [3, 0]), (1.0, [0, 0])):
         policy = Scripted(0)
-        _run(trace, lambda _, p=policy: p, replace(EXACT, metric_age_s=age_s))  # type: ignore[misc]
+        replayed(trace, lambda _, p=policy: p, replace(EXACT, metric_age_s=age_s))  # type: ignore[misc]
         assert policy.views[3]["waiting"] == waiting
 
 
@@ -173,7 +117,7 @@ def test_other_gateways_are_known_after_the_push(delay_s: float, seen: list[int]
     policies = [Scripted(0), Scripted(0)]
     making = iter(policies)
     settings = replace(EXACT, gateways=2, push_delay_s=delay_s)
-    _run(_trace(_request(0.0, output=100), _request(0.001)), lambda _: next(making), settings)
+    replayed(trace_of(asking_at(0.0, output=100), asking_at(0.001)), lambda _: next(making), settings)
     (view,) = policies[1].views
     assert (view["requests"], view["matched_blocks"]) == (seen, [16 * row for row in seen])
 
@@ -182,9 +126,9 @@ def test_other_gateways_are_known_after_the_push(delay_s: float, seen: list[int]
 def test_ledgers_and_views_of_every_gateway_come_to_rest(kind: ViewKind) -> None:
     """With four gateways, delays and no first tokens, nothing stays charged and all prompts are served."""
     rng = Random(2)
-    requests = [_request(rng.random() * 5, blocks=1 + int(rng.random() * 30), first=0) for _ in range(60)]
+    requests = [asking_at(rng.random() * 5, blocks=1 + int(rng.random() * 30), first=0) for _ in range(60)]
     settings = RunSettings(gateways=4, view=kind, first_token=False, spread=Spread.RANDOM, push_delay_s=0.3)
-    requests.append(_request(60.0))  # long after: every push has arrived
+    requests.append(asking_at(60.0))  # long after: every push has arrived
     views: list[FleetView] = []
 
     class Watching(StatefulPolicy):
@@ -192,7 +136,7 @@ def test_ledgers_and_views_of_every_gateway_come_to_rest(kind: ViewKind) -> None
             views.append(view)
             return int(view.rng.random() * 2)
 
-    outcome = _run(_trace(*requests), lambda _: Watching(), settings)
+    outcome = replayed(trace_of(*requests), lambda _: Watching(), settings)
     assert len(outcome.served) == 61
     assert all(served.first_s is not None for served in outcome.served)
     last = views[-1]
@@ -205,8 +149,8 @@ def test_a_prefill_without_first_token_is_taken_off_when_predicted() -> None:
     """The ledger shows it before the deadline of 100 ms and no more after it, though the stream goes on."""
     policy = Scripted(0)
     settings = replace(EXACT, first_token=False)
-    requests = (_request(0.0, output=400), _request(0.09, first=50), _request(0.5, first=90))
-    _run(_trace(*requests), lambda _: policy, settings)
+    requests = (asking_at(0.0, output=400), asking_at(0.09, first=50), asking_at(0.5, first=90))
+    replayed(trace_of(*requests), lambda _: policy, settings)
     assert policy.views[1]["prefilling"] == [1, 0]
     assert (policy.views[2]["requests"], policy.views[2]["prefilling"]) == ([1, 0], [0, 0])
     assert not [notified for notified in policy.notified if notified[0] == "first"]
@@ -215,7 +159,7 @@ def test_a_prefill_without_first_token_is_taken_off_when_predicted() -> None:
 def test_a_held_request_is_asked_again_when_something_frees() -> None:
     """Held at its arrival, sent at the first token of the one before; the hold is part of its TTFT."""
     policy = Scripted(0, Hold(30.0), 1)
-    outcome = _run(_trace(_request(0.0), _request(0.001, first=90)), lambda _: policy)
+    outcome = replayed(trace_of(asking_at(0.0), asking_at(0.001, first=90)), lambda _: policy)
     by_index = {served.index: served for served in outcome.served}
     assert by_index[1].sent_s == by_index[0].first_s
     assert by_index[1].decisions == 2
@@ -225,17 +169,17 @@ def test_a_held_request_is_asked_again_when_something_frees() -> None:
 def test_a_held_request_is_asked_again_when_its_time_is_up() -> None:
     """With nothing else going on the timer wakes it; forever is `max_hold_s`, then it is refused."""
     policy = Scripted(Hold(2.0), 0)
-    (served,) = _run(_trace(_request(1.0)), lambda _: policy).served
+    (served,) = replayed(trace_of(asking_at(1.0)), lambda _: policy).served
     assert served.sent_s == 2.0
     settings = replace(EXACT, max_hold_s=5.0)
-    (served,) = _run(_trace(_request(1.0)), lambda _: Scripted(Hold(float("inf"))), settings).served
+    (served,) = replayed(trace_of(asking_at(1.0)), lambda _: Scripted(Hold(float("inf"))), settings).served
     assert (served.first_s, served.end_s) == (None, 6.0)
 
 
 def test_a_held_request_that_polls_is_asked_again_every_so_often() -> None:
     """Nothing ends, and yet it is sent at the fifth poll."""
     policy = Scripted(*(Hold(9.0, polls=True),) * 5, 0)
-    (served,) = _run(_trace(_request(1.0)), lambda _: policy).served
+    (served,) = replayed(trace_of(asking_at(1.0)), lambda _: policy).served
     assert served.sent_s == pytest.approx(1.0 + 5 * POLL_S)
 
 
@@ -244,8 +188,8 @@ def test_news_of_one_moment_are_heard_before_anybody_is_asked() -> None:
     held = Scripted(Hold(30.0), 0)
     policies = iter((Scripted(0), held))
     settings = replace(EXACT, gateways=2, push_delay_s=0.05)
-    requests = (_request(0.0, output=1), _request(0.0, first=50), _request(0.0, first=90, output=1))
-    outcome = _run(_trace(*requests), lambda _: next(policies), settings)
+    requests = (asking_at(0.0, output=1), asking_at(0.0, first=50), asking_at(0.0, first=90, output=1))
+    outcome = replayed(trace_of(*requests), lambda _: next(policies), settings)
     first, other = (served for served in outcome.served if served.index != 1)
     assert first.end_s == other.end_s
     assert [view["requests"] for view in held.views] == [[0, 0], [0, 0]]
@@ -257,8 +201,8 @@ def test_one_that_polls_finds_what_others_freed_by_the_next_poll() -> None:
     held = Scripted(lambda view: 0 if not sum(view.requests) else Hold(30.0, polls=True))
     policies = iter((Scripted(0), held))
     settings = replace(EXACT, gateways=2, push_delay_s=0.001)
-    outcome = _run(
-        _trace(_request(0.0, output=1), _request(0.005, first=50)), lambda _: next(policies), settings
+    outcome = replayed(
+        trace_of(asking_at(0.0, output=1), asking_at(0.005, first=50)), lambda _: next(policies), settings
     )
     first, ours = outcome.served
     polls = -(-(first.end_s + 0.001 - 0.005) // POLL_S)
@@ -271,7 +215,7 @@ def test_a_hold_that_ends_now_does_not_stop_the_clock() -> None:
     """A policy that always wants one more moment runs into `max_hold_s`."""
     settings = replace(EXACT, max_hold_s=0.05)
     policy = Scripted(lambda view: Hold(view.now_s))
-    (served,) = _run(_trace(_request(0.0)), lambda _: policy, settings).served
+    (served,) = replayed(trace_of(asking_at(0.0)), lambda _: policy, settings).served
     assert served.end_s == pytest.approx(0.05)
     assert served.decisions <= 52
 
@@ -279,8 +223,8 @@ def test_a_hold_that_ends_now_does_not_stop_the_clock() -> None:
 def test_no_gateway_holds_more_than_its_bound() -> None:
     """The third of three held requests is refused at once."""
     settings = replace(EXACT, max_held=2, max_hold_s=1.0)
-    trace = _trace(*(_request(0.1 * i, first=90 * i) for i in range(3)))
-    outcome = _run(trace, lambda _: Scripted(Hold(float("inf"))), settings)
+    trace = trace_of(*(asking_at(0.1 * i, first=90 * i) for i in range(3)))
+    outcome = replayed(trace, lambda _: Scripted(Hold(float("inf"))), settings)
     assert {s.index: s.end_s for s in outcome.served} == pytest.approx({2: 0.2, 0: 1.0, 1: 1.1})
 
 
@@ -298,7 +242,7 @@ def test_held_requests_are_asked_by_rank_up_to_a_closed_one() -> None:
                 return 1
             return Hold(4.0 + index, rank=-index, closed=index == 2)
 
-    _run(_trace(*(_request(0.001 * i, first=90 * i, output=1) for i in range(4))), lambda _: ByRank())
+    replayed(trace_of(*(asking_at(0.001 * i, first=90 * i, output=1) for i in range(4))), lambda _: ByRank())
     # Arrivals; the end of 0 asks 3 and 2 and no further; the timer asks 1, and its end 3 and 2 again.
     assert order == [1, 2, 3, 3, 2, 1, 3, 2]
 
@@ -307,8 +251,8 @@ def test_an_engine_that_refuses_leaves_no_trace() -> None:
     """A full queue sheds; ledgers go back to zero and nothing counts as cached."""
     full = replace(H100, max_num_queued_reqs=1)
     policy = Scripted(0)
-    trace = _trace(*(_request(0.0001 * i, first=90 * i) for i in range(3)), _request(9.0, first=180))
-    outcome = _run(trace, lambda _: policy, fleet=(Member(full),))
+    trace = trace_of(*(asking_at(0.0001 * i, first=90 * i) for i in range(3)), asking_at(9.0, first=180))
+    outcome = replayed(trace, lambda _: policy, fleet=(Member(full),))
     refused = [served.index for served in outcome.served if served.first_s is None]
     assert refused == [1, 2]
     assert ("finished", 2, 0) in policy.notified
@@ -317,8 +261,10 @@ def test_an_engine_that_refuses_leaves_no_trace() -> None:
 
 def test_nothing_arrives_after_the_duration() -> None:
     """Late requests, and all that wait for them, do not come."""
-    trace = _trace(_request(1.0), _request(7.0), _request(0.0, after=1, think_s=0.1), _request(2.0, first=50))
-    outcome = _run(trace, lambda _: Scripted(0), replace(EXACT, duration_s=5.0))
+    trace = trace_of(
+        asking_at(1.0), asking_at(7.0), asking_at(0.0, after=1, think_s=0.1), asking_at(2.0, first=50)
+    )
+    outcome = replayed(trace, lambda _: Scripted(0), replace(EXACT, duration_s=5.0))
     assert sorted(served.index for served in outcome.served) == [0, 3]
 
 
@@ -331,8 +277,8 @@ def test_estimates_are_off_but_proportional() -> None:
             seen.append((view.request.prompt_tokens, view.matched_tokens()[0]))
             return 0
 
-    trace = _trace(*(_request(0.5 * i) for i in range(50)))
-    _run(trace, lambda _: Reading(), replace(EXACT, token_error=0.2))
+    trace = trace_of(*(asking_at(0.5 * i) for i in range(50)))
+    replayed(trace, lambda _: Reading(), replace(EXACT, token_error=0.2))
     assert len({tokens for tokens, _ in seen}) > 30
     assert sum(tokens for tokens, _ in seen) / 50 == pytest.approx(1024, rel=0.1)
     assert all(matched == tokens - 1 or matched / tokens > 0.98 for tokens, matched in seen[1:])
@@ -341,14 +287,14 @@ def test_estimates_are_off_but_proportional() -> None:
 def test_a_request_that_fits_no_cache_is_refused_before_the_run() -> None:
     """The replay does not begin."""
     with pytest.raises(ValueError, match="fit"):
-        _run(_trace(_request(0.0, blocks=8000)), lambda _: Scripted(0))
+        replayed(trace_of(asking_at(0.0, blocks=8000)), lambda _: Scripted(0))
 
 
 def test_fleets_of_two_block_sizes_are_refused() -> None:
     """One trace id is one number of blocks everywhere."""
     mixed = (Member(H100), Member(replace(H100, block_size=32)))
     with pytest.raises(ValueError, match="block size"):
-        _run(_trace(_request(0.0)), lambda _: Scripted(0), fleet=mixed)
+        replayed(trace_of(asking_at(0.0)), lambda _: Scripted(0), fleet=mixed)
 
 
 def test_every_registered_rule_serves_every_request() -> None:
@@ -357,12 +303,12 @@ def test_every_registered_rule_serves_every_request() -> None:
 
     rng = Random(4)
     requests = [
-        _request(rng.random() * 2, blocks=2 + int(rng.random() * 40), first=1000 * int(rng.random() * 3))
+        asking_at(rng.random() * 2, blocks=2 + int(rng.random() * 40), first=1000 * int(rng.random() * 3))
         for _ in range(40)
     ]
     fleet = parse_fleet("llama8b-h100:2,llama8b-a100:1:0.4")
     for name in REGISTRY:
-        outcome = _run(_trace(*requests), lambda _, n=name: make(n), RunSettings(gateways=2), fleet)  # type: ignore[misc]
+        outcome = replayed(trace_of(*requests), lambda _, n=name: make(n), RunSettings(gateways=2), fleet)  # type: ignore[misc]
         assert len(outcome.served) == 40, name
         assert all(served.first_s is not None for served in outcome.served), name
 
@@ -413,17 +359,17 @@ def test_looking_ahead_ends_at_its_limit_and_changes_nothing() -> None:
 
 def test_the_selfish_oracle_queues_where_it_is_soonest_and_the_other_where_it_costs_least() -> None:
     """A long prompt cached on a busy engine: the time is better elsewhere, the work is not."""
-    hot = _request(0.0, blocks=300, output=1)
-    busy = [_request(20.0 + 0.0001 * i, blocks=100, first=10_000 * (i + 1)) for i in range(6)]
-    asked = _request(20.01, blocks=310, output=2)
-    trace = _trace(hot, *busy, asked)
+    hot = asking_at(0.0, blocks=300, output=1)
+    busy = [asking_at(20.0 + 0.0001 * i, blocks=100, first=10_000 * (i + 1)) for i in range(6)]
+    asked = asking_at(20.01, blocks=310, output=2)
+    trace = trace_of(hot, *busy, asked)
 
     def row(work: float) -> int | None:
         class Until(Oracle):
             def choose(self, view: FleetView) -> int:
                 return super().choose(view) if view.request.request_id == 7 else 0
 
-        served = _run(trace, lambda truth: Until(truth, work)).served
+        served = replayed(trace, lambda truth: Until(truth, work)).served
         return next(each.row for each in served if each.index == 7)
 
     assert (row(0.0), row(8.0)) == (1, 0)

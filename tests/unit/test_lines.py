@@ -14,7 +14,7 @@ from metadata_center.sharing.lines import MAX_WAITERS, heard, told
 from metadata_center.sharing.messages import Line, MessageError
 from metadata_center.types import EndpointKey, Waiter
 from tests.conftest import THREE, VirtualLoop
-from tests.unit.test_waiting import Held
+from tests.unit.held import Held
 
 A, B, C = (EndpointKey(f"10.0.0.{number}:8000") for number in range(3))
 

@@ -30,7 +30,7 @@ from metadata_center.sharing.lines import heard
 from metadata_center.sharing.messages import MessageError, decode
 from metadata_center.types import EndpointKey
 from tests.conftest import MODEL, OWNER, build_rig, decided, endpoint, request_line
-from tests.unit.test_access_log_lines import line
+from tests.unit.log_lines import line
 
 KEY = endpoint(0).key
 

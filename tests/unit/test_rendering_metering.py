@@ -17,7 +17,7 @@ from extproc.rendering.metering import CHARS, CHARS_PER_BYTE, OUTPUT_CHARS, OUTP
 from extproc.rendering.prompt_text import build_rendering
 from extproc.rendering.template import ChatTemplate
 from extproc.request.parse import parse
-from tests.unit.test_rendering_prompt_text import CHAT, DATA, prompt
+from tests.unit.prompts import CHAT, DATA, prompt
 
 NOW_UNIX_S = 1_782_777_600.0
 MESSAGES: list[dict[str, Any]] = [

@@ -1,7 +1,5 @@
 """Requests as prompt text: replayed against what a real engine tokenized, and where there is no answer."""
 
-from copy import deepcopy
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,38 +11,20 @@ from extproc.rendering.prompt_text import (
     MAX_PROMPT_BYTES,
     MAX_TURNS,
     Feature,
-    PromptText,
     Rendering,
     build_rendering,
 )
 from extproc.rendering.vocabulary import UnsupportedTemplate, UnsupportedTokenizer
 from extproc.request.parse import parse
+from tests.unit.prompts import CHAT, COMPLETION, DATA, NOW_UNIX_S, prompt, rendering
 
-DATA = Path(__file__).parents[1] / "data" / "rendering"
 FAMILIES = ("chatml", "llama3", "instruct", "parts")
-CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
-NOW_UNIX_S = 1_782_777_600.0
 HI = [{"role": "user", "content": "hi"}]
-
-
-@cache
-def rendering(family: str = "chatml") -> Rendering:
-    """One of the small tokenizers."""
-    return load(DATA / family)
 
 
 def captures(family: str) -> list[dict[str, Any]]:
     """Requests and what vLLM 0.32 tokenized for them."""
     return [orjson.loads(line) for line in (DATA / family / "captures.jsonl").read_bytes().splitlines()]
-
-
-def prompt(path: str, using: Rendering | None = None, **body: Any) -> PromptText | None:
-    """The prompt of a request; its body stays as it was."""
-    request = parse(path, orjson.dumps({"model": "m", **body}))
-    before = deepcopy(request.body)
-    found = (using or rendering()).prompt_text(request, NOW_UNIX_S)
-    assert request.body == before
-    return found
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,0 +1,40 @@
+"""Messages of one ext_proc exchange."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+
+from extproc.values.headers import REQUEST_ID_HEADER
+from tests.conftest import CHAT
+
+DEADLINE_S = 5.0
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that the server does."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():  # noqa: ASYNC110 - the server wakes no task
+            await asyncio.sleep(0.002)
+
+
+def headers(request_id: str, path: str = CHAT, method: str = "POST", **fields: Any) -> pb.ProcessingRequest:
+    """The request headers message."""
+    message = pb.ProcessingRequest(request_headers=pb.HttpHeaders(**fields))
+    values = {":method": method, ":path": path, REQUEST_ID_HEADER: request_id}
+    for name, value in values.items():
+        message.request_headers.headers.headers.add(key=name, raw_value=value.encode())
+    return message
+
+
+def body(text: bytes) -> pb.ProcessingRequest:
+    """The request body message."""
+    return pb.ProcessingRequest(request_body=pb.HttpBody(body=text, end_of_stream=True))
+
+
+def chunk(text: bytes) -> pb.ProcessingRequest:
+    """A response body message."""
+    return pb.ProcessingRequest(response_body=pb.HttpBody(body=text))
