@@ -276,12 +276,15 @@ class RedisTransport:
         url = self._url
 
         async def ask(host: str, port: int) -> tuple[str, int]:
-            sentinel = await self._open(host, port, url.sentinel_username, url.sentinel_password, 0)
             try:
-                await sentinel.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", url.service)
-                answer = await sentinel.read_response(timeout=CONNECT_S)
-            finally:
-                await sentinel.disconnect(nowait=True)
+                sentinel = await self._open(host, port, url.sentinel_username, url.sentinel_password, 0)
+                try:
+                    await sentinel.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", url.service)
+                    answer = await sentinel.read_response(timeout=CONNECT_S)
+                finally:
+                    await sentinel.disconnect(nowait=True)
+            except (RedisError, OSError) as exc:
+                raise TransportError(explained(exc, self._secrets, by_sentinel=True)) from exc
             if not answer:
                 raise TransportError(
                     "a sentinel does not know the master that the path of metadata_center.url names"

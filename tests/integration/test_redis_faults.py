@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from ssl import SSLCertVerificationError
 
 import pytest
+from redis.exceptions import AuthenticationError, ClusterDownError, ResponseError
 
 from metadata_center.sharing.messages import Row, Update, member_id
+from metadata_center.sharing.redis_faults import explained
 from metadata_center.sharing.redis_transport import RedisTransport
 from metadata_center.sharing.redis_url import parse_url
 from metadata_center.sharing.transport import TransportError
@@ -22,6 +25,7 @@ SET_UP: dict[str, Sequence[Sequence[str]]] = {
     "open": (),
     "closed": (("CONFIG", "SET", "requirepass", "s3cret"),),
     "full": (("CONFIG", "SET", "maxmemory", "1000"),),
+    "replica": (("REPLICAOF", "127.0.0.1", "1"),),
     "mute": (("ACL", "SETUSER", "gw", *WEAK),),
     "by script": (("ACL", "SETUSER", "gw", *WEAK, "+evalsha", "+eval", "+publish"),),
 }
@@ -46,6 +50,17 @@ def server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[RedisServ
         ("open", "redis://{}/99", "the number at the end of metadata_center.url"),
         ("open", "redis+sentinel://{}/main", "metadata_center.url names a server where a sentinel should be"),
         ("open", "rediss://{}?ca_certs=/none.pem", "ca_certs, certfile and keyfile in metadata_center.url"),
+        (
+            "closed",
+            "redis+sentinel://{}/main?sentinel_password=wr0ng",
+            "see sentinel_username and sentinel_p",
+        ),
+        (
+            "open",
+            "redis+sentinel://{}/main?sentinel_password=wr0ng",
+            "the sentinel has no password: see sentinel_u",
+        ),
+        ("replica", "redis://{}", "for the master, or for sentinels"),
         ("full", "redis://{}", "raise maxmemory"),
         ("mute", "redis://gw:s3cret@{}", "the rights that docs/metadata-center.md lists"),
         ("by script", "redis://gw:s3cret@{}", "the rights that docs/metadata-center.md lists"),
@@ -64,3 +79,40 @@ async def test_a_refusal_says_what_to_do(server: RedisServer, url: str, says: st
     assert says in str(refused.value)
     assert "s3cret" not in str(refused.value)
     assert "wr0ng" not in str(refused.value)
+
+
+FAILED = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: "
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (
+            SSLCertVerificationError(1, FAILED + "Hostname mismatch, certificate is not valid for 'a'."),
+            "other names",
+        ),
+        (
+            SSLCertVerificationError(1, FAILED + "IP address mismatch, certificate is not valid for '::1'."),
+            "names",
+        ),
+        (SSLCertVerificationError(1, FAILED + "certificate has expired (_ssl.c:1006)"), "a new certificate"),
+        (SSLCertVerificationError(1, FAILED + "self-signed certificate"), "against ca_certs"),
+        (
+            ResponseError("Error running script: attempted to access a non local key in a cluster node"),
+            "moves",
+        ),
+        (ClusterDownError("The cluster is down"), "when the cluster is whole"),
+    ],
+)
+def test_what_a_cluster_or_tls_says_has_a_hint_of_its_own(fault: Exception, says: str) -> None:
+    """In the words that they were seen to use."""
+    assert says in explained(fault, ())
+
+
+def test_a_sentinel_has_a_login_of_its_own() -> None:
+    """One that wants a password is not given that of the server, and the hint names which."""
+    fault = AuthenticationError("Authentication required.")
+    assert "the sentinel wants a login: sentinel_username and sentinel_password in" in explained(
+        fault, (), by_sentinel=True
+    )
+    assert "metadata_center.password_env" in explained(fault, ())
