@@ -131,7 +131,12 @@ def transport_of(section: MetadataCenter, path: str) -> HttpTransport | RedisTra
     try:
         if section.url.startswith("http"):
             return HttpTransport(section.url, token=password, timeout_s=section.timeout_s)
-        url = parse_url(section.url, username=section.username, password=password)
+        url = parse_url(
+            section.url,
+            username=section.username,
+            password=password,
+            sentinel_password=secret(section.sentinel_password_env),
+        )
         from metadata_center.sharing.redis_transport import RedisTransport  # 6 MiB that most do without
 
         return RedisTransport(url, prefix=section.key_prefix)

@@ -10,7 +10,10 @@ _MAX_CHARS: Final = 400
 _LOGIN: Final = (
     "metadata_center.username and what metadata_center.password_env names, or the login in the URL"
 )
-_SENTINELS_LOGIN: Final = "sentinel_username and sentinel_password in metadata_center.url"
+_SENTINELS_LOGIN: Final = (
+    "sentinel_username in metadata_center.url and what metadata_center.sentinel_password_env names,"
+    " or sentinel_password in the URL"
+)
 _MOVES: Final = "the cluster moves the slot: sharing goes on when it is done"
 _RIGHTS: Final = "the rights that docs/metadata-center.md lists, for metadata_center.username"
 

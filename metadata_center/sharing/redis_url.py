@@ -49,7 +49,13 @@ class RedisUrl:
     tls: Mapping[str, Any] | None = None
 
 
-def parse_url(url: str, *, username: str | None = None, password: str | None = None) -> RedisUrl:
+def parse_url(
+    url: str,
+    *,
+    username: str | None = None,
+    password: str | None = None,
+    sentinel_password: str | None = None,
+) -> RedisUrl:
     """Read a URL.
 
     Args:
@@ -59,6 +65,7 @@ def parse_url(url: str, *, username: str | None = None, password: str | None = N
             `sentinel_username`, `sentinel_password`.
         username: Instead of the one in the URL.
         password: Instead of the one in the URL, as from the environment.
+        sentinel_password: Likewise, of the sentinels.
 
     Raises:
         UrlError: It has another form.
@@ -96,7 +103,7 @@ def parse_url(url: str, *, username: str | None = None, password: str | None = N
         username or unquote(user) or None,
         password or unquote(secret) or None,
         options.get("sentinel_username"),
-        options.get("sentinel_password"),
+        sentinel_password or options.get("sentinel_password"),
         _tls(options, secured=scheme == "rediss"),
     )
 

@@ -10,6 +10,8 @@ from ssl import SSLCertVerificationError
 import pytest
 from redis.exceptions import AuthenticationError, ClusterDownError, ResponseError
 
+from extproc.config.sections.sharing import MetadataCenter
+from extproc.server.sharing import transport_of
 from metadata_center.sharing.messages import Row, Update, member_id
 from metadata_center.sharing.redis_faults import explained
 from metadata_center.sharing.redis_transport import RedisTransport
@@ -53,12 +55,12 @@ def server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[RedisServ
         (
             "closed",
             "redis+sentinel://{}/main?sentinel_password=wr0ng",
-            "see sentinel_username and sentinel_p",
+            "see sentinel_username in",
         ),
         (
             "open",
             "redis+sentinel://{}/main?sentinel_password=wr0ng",
-            "the sentinel has no password: see sentinel_u",
+            "sentinel_password_env",
         ),
         ("replica", "redis://{}", "for the master, or for sentinels"),
         ("full", "redis://{}", "raise maxmemory"),
@@ -109,10 +111,36 @@ def test_what_a_cluster_or_tls_says_has_a_hint_of_its_own(fault: Exception, says
     assert says in explained(fault, ())
 
 
+async def test_the_sentinels_password_is_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of real ones that ask for it; without it the hint names the setting."""
+    monkeypatch.setenv("OF_SENTINELS", "s3cret")
+    folder = tmp_path / "sentinel"
+    folder.mkdir()
+    with running(tmp_path) as master:
+        (folder / "sentinel.conf").write_text(f"sentinel monitor main 127.0.0.1 {master.port} 1\n")
+        with running(folder, sentinel=True) as sentinel:
+            assert sentinel.command("ACL", "SETUSER", "default", "resetpass", ">s3cret") == b"+OK\r\n"
+            url = f"redis+sentinel://127.0.0.1:{sentinel.port}/main"
+            told = transport_of(MetadataCenter(url=url, sentinel_password_env="OF_SENTINELS"), "x")
+            untold = transport_of(MetadataCenter(url=url), "x")
+            try:
+                async with asyncio.timeout(10):
+                    await told.publish(UPDATE)
+                    with pytest.raises(
+                        TransportError, match="what metadata_center.sentinel_password_env names"
+                    ):
+                        await untold.publish(UPDATE)
+            finally:
+                await told.close()
+                await untold.close()
+
+
 def test_a_sentinel_has_a_login_of_its_own() -> None:
     """One that wants a password is not given that of the server, and the hint names which."""
     fault = AuthenticationError("Authentication required.")
-    assert "the sentinel wants a login: sentinel_username and sentinel_password in" in explained(
+    assert "the sentinel wants a login: sentinel_username in metadata_center.url and" in explained(
         fault, (), by_sentinel=True
     )
     assert "metadata_center.password_env" in explained(fault, ())

@@ -56,6 +56,8 @@ class MetadataCenter(Section):
     """Redis ACL user."""
     password_env: EnvironmentVariable | None = None
     """Environment variable with the Redis password, or the bearer token of the HTTP service."""
+    sentinel_password_env: EnvironmentVariable | None = None
+    """Environment variable with the password of the sentinels; their user stands in the URL."""
     gateway: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,128}$", examples=["gw-1"])] | None = None
     """This gateway's name, distinct among those that share; null takes the host name and the admin port."""
     key_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,64}$", examples=["tokenway"])] = "tokenway"
