@@ -128,9 +128,7 @@ async def test_the_sentinels_password_is_in_the_environment(
             try:
                 async with asyncio.timeout(10):
                     await told.publish(UPDATE)
-                    with pytest.raises(
-                        TransportError, match="what metadata_center.sentinel_password_env names"
-                    ):
+                    with pytest.raises(TransportError, match="sentinel_password_env names"):
                         await untold.publish(UPDATE)
             finally:
                 await told.close()
