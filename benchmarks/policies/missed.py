@@ -40,8 +40,11 @@ def missed(rows: Sequence[Row]) -> list[str]:
             rivals = rivals_at(found, speed, names)
             for aim in AIMS:
                 own = found.get((speed, aim.policy))
-                if position in aim.positions and own is not None:
-                    lines += _lines(f"{workload.name} ×{speed:g}", aim, own, rivals)
+                if position not in aim.positions or own is None:
+                    continue
+                line = _line(f"{workload.name} ×{speed:g}", aim, own, rivals)
+                if line is not None:
+                    lines.append(line)
     if not lines:
         return []
     free = sum(line[-1] != "–" for line in lines)
@@ -56,10 +59,11 @@ def missed(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _lines(row: str, aim: Aim, own: Figures, rivals: Mapping[str, Figures]) -> list[list[str]]:
+def _line(row: str, aim: Aim, own: Figures, rivals: Mapping[str, Figures]) -> list[str] | None:
+    """None where the aim is reached."""
     top = best(rivals, aim.column)
-    if top is None or (ratio := _ratio(own, rivals[top[0]], aim.column)) is None or aim.is_reached(ratio):
-        return []
+    if top is None or _reaches(aim, own, rivals[top[0]]):
+        return None
     figures = rivals[top[0]]
     cells = [f"`{aim.policy}`", row, f"{aim.column.title} {aim.bound}", f"`{top[0]}`"]
     for column in JUDGED:
@@ -72,7 +76,7 @@ def _lines(row: str, aim: Aim, own: Figures, rivals: Mapping[str, Figures]) -> l
     }
     cheapest = best(without_loss, aim.column)
     cells.append("–" if cheapest is None else f"`{cheapest[0]}`")
-    return [cells]
+    return cells
 
 
 def _reaches(aim: Aim, own: Figures, rival: Figures) -> bool:
